@@ -1,0 +1,26 @@
+# make demo    instances on a photo, with Detectron's R-50-C4 weights
+# make test    the tests
+# Both set up .venv first, if it is not current.  PYTHON picks the interpreter (3.10 to 3.13), EXTRAS the GPU
+# libraries (auto, none, cuda12, cuda13).
+
+PYTHON ?= python3
+EXTRAS ?= auto
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup demo test test-slow clean
+
+setup:
+	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
+
+demo: setup
+	@$(RUN) scripts/run_demo.py
+
+test: setup
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: setup
+	$(RUN) -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build *.egg-info

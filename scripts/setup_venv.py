@@ -1,0 +1,117 @@
+"""Make or update the virtual environment that ``make demo`` and ``make test`` use.
+
+    python3 scripts/setup_venv.py [--venv .venv] [--extras auto|none|cuda12|cuda13]
+
+Needs Python 3.10 to 3.13 with venv and pip, nothing else.  An environment that is current is left as it
+is; one that is not is made anew.
+"""
+
+from __future__ import print_function
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+INPUTS = ('pyproject.toml', 'constraints.txt', os.path.join('scripts', 'setup_venv.py'))
+
+#: Chainer's and ChainerCV's source archives need an old setuptools, and ChainerCV's C extension must not
+#: be compiled (it fails on Python 3.11 and newer): mask_rcnn.compat brings that one function.
+CHAINER = ['chainer==7.8.1', 'chainercv==0.13.1']
+
+
+class SetupError(Exception):
+    """Something is missing; the message says what to do."""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--venv', default=os.path.join(ROOT, '.venv'))
+    parser.add_argument('--extras', default='auto', choices=['auto', 'none', 'cuda12', 'cuda13'],
+                        help='GPU libraries to install (default: what the NVIDIA driver supports, if any)')
+    args = parser.parse_args()
+    try:
+        check_python()
+        extras = driver_extras() if args.extras == 'auto' else args.extras
+        key = environment_key(extras)
+        if read_text(os.path.join(args.venv, '.ready')) != key:
+            make_environment(args.venv, extras)
+            with open(os.path.join(args.venv, '.ready'), 'w') as stamp:
+                stamp.write(key)
+    except SetupError as error:
+        sys.exit('setup: %s' % error)
+
+
+def check_python():
+    """Raise unless this interpreter can make the environment."""
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        raise SetupError('Python %d.%d is not supported; name one of 3.10 to 3.13, as in '
+                         '"make setup PYTHON=python3.12"' % sys.version_info[:2])
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        raise SetupError('this Python has no venv or no pip; install them '
+                         '(on Debian and Ubuntu: apt install python3-venv python3-pip)')
+
+
+def driver_extras():
+    """Return the extra that fits the NVIDIA driver, 'none' without one."""
+    try:
+        banner = subprocess.check_output(['nvidia-smi'], stderr=subprocess.DEVNULL).decode()
+    except (OSError, subprocess.CalledProcessError):
+        return 'none'
+    version = re.search(r'CUDA Version:\s*(\d+)', banner)
+    if not version or int(version.group(1)) < 12:
+        return 'none'
+    return 'cuda12' if int(version.group(1)) == 12 else 'cuda13'
+
+
+def environment_key(extras):
+    """Return a text that changes whenever the environment must be made anew."""
+    digest = hashlib.sha256()
+    for name in INPUTS:
+        with open(os.path.join(ROOT, name), 'rb') as f:
+            digest.update(f.read())
+    return '%s %s %s %s %s\n' % (sys.version.split()[0], sys.prefix, extras, ROOT, digest.hexdigest())
+
+
+def make_environment(folder, extras):
+    """Make the environment from nothing."""
+    print('Setting up %s with Python %s (extras: %s); this takes a minute or two.'
+          % (folder, sys.version.split()[0], extras))
+    sys.stdout.flush()
+    shutil.rmtree(folder, ignore_errors=True)
+    run([sys.executable, '-m', 'venv', folder], 'the virtual environment could not be made')
+    python = os.path.join(folder, 'Scripts' if os.name == 'nt' else 'bin', 'python')
+    pip = [python, '-m', 'pip', '--disable-pip-version-check', 'install', '-q',
+           '-c', os.path.join(ROOT, 'constraints.txt')]
+    advice = 'pip could not install the packages; check the network (and the proxy), then run it again'
+    run(pip + ['setuptools', 'wheel'], advice)
+    run(pip + ['--no-build-isolation', '--no-deps'] + CHAINER, advice,
+        environment={'CC': 'true', 'LDSHARED': 'true'})
+    wanted = 'test' if extras == 'none' else 'test,' + extras
+    run(pip + ['--no-build-isolation', '-e', '%s[%s]' % (ROOT, wanted)], advice)
+
+
+def run(command, advice, environment=None):
+    try:
+        subprocess.check_call(command, env=dict(os.environ, **(environment or {})))
+    except (OSError, subprocess.CalledProcessError):
+        raise SetupError(advice)
+
+
+def read_text(path):
+    try:
+        with open(path) as f:
+            return f.read()
+    except OSError:
+        return None
+
+
+if __name__ == '__main__':
+    main()
