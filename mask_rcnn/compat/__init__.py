@@ -1,0 +1,27 @@
+"""Chainer 7.8.1 and ChainerCV 0.13.1 on today's Python, NumPy and CuPy.
+
+The only place of the project that patches anything.  :func:`install` imports both libraries with what
+they miss put in place and takes away again what they need only while they are imported: after it,
+NumPy, :data:`sys.modules` and the warning filters are as before for everybody else in the process.
+Nothing happens twice, and where Chainer is already imported (by a user who patched it) only the
+lasting patches are applied.
+
+=====================================  ===============================================  ==================
+patch                                  why                                              needed since
+=====================================  ===============================================  ==================
+``numpy.sctypes`` (while importing)    ``chainer.functions.array.as_strided`` reads it  NumPy 2.0
+``numpy.distutils.system_info``        ``chainer._environment_check`` asks it for BLAS  Python 3.12
+(while importing)
+``pkg_resources`` (while importing)    ChainerCV's version, ``chainer.testing``         setuptools 82
+``numpy.sctypes`` for one function     ``chainer.functions.as_strided``, backward       NumPy 2.0
+``numpy.float`` for one function       ``chainer.functions.resize_images``              NumPy 1.24
+``numpy.int`` for two functions        ChainerCV's FCIS, when it is trained             NumPy 1.24
+``chainercv...bbox._nms_gpu_post``     the C extension does not compile                 Python 3.11
+``cupy.cuda.cublas`` (while importing) ``chainer.backends.cuda`` binds it               CuPy 14
+"cuDNN is not enabled" (silenced)      CuPy has no cuDNN bindings any more              CuPy 14
+=====================================  ===============================================  ==================
+"""
+
+from mask_rcnn.compat._install import install
+
+__all__ = ['install']

@@ -1,0 +1,134 @@
+"""What mask_rcnn.compat promises; each check runs in a fresh interpreter, as patches are per process."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mask_rcnn.compat import _pkg_resources
+from mask_rcnn.compat._nms_gpu_post import _nms_gpu_post
+
+
+def python(code: str, *options: str) -> str:
+    """Run code in a fresh interpreter and return what it prints."""
+    result = subprocess.run([sys.executable, *options, '-c', code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_numpy_is_as_before():
+    out = python('''
+import sys
+import numpy as np
+names, modules = set(dir(np)), set(sys.modules)
+import mask_rcnn.compat
+mask_rcnn.compat.install()
+assert set(dir(np)) - names <= {'ma', 'random', 'fft', 'linalg', 'testing', 'polynomial', 'ctypeslib', 'char',
+                                'rec', 'strings', 'dtypes', 'exceptions', 'lib', 'core', 'typing', 'f2py'}
+assert not {'pkg_resources', 'numpy.distutils', 'numpy.distutils.system_info'} & set(sys.modules)
+for name in ('sctypes', 'float', 'int', 'distutils'):
+    try:
+        value = vars(np).get(name)
+    except AttributeError:
+        value = None
+    assert value is None, name
+print('clean')
+''')
+    assert out == 'clean'
+
+
+def test_importing_warns_of_nothing():
+    assert python('import mask_rcnn.compat; mask_rcnn.compat.install(); import chainer, chainercv; print(1)',
+                  '-W', 'error') == '1'
+
+
+def test_warning_filters_and_environment_are_as_before():
+    assert python('''
+import os, warnings
+import numpy, matplotlib, cv2
+before = list(warnings.filters), dict(os.environ)
+import mask_rcnn.compat
+mask_rcnn.compat.install()
+print([f for f in warnings.filters if f not in before[0]], dict(os.environ) == before[1])
+''') == '[] True'
+
+
+def test_chainer_imported_by_somebody_else_first_is_accepted():
+    assert python('''
+import sys, types
+import numpy as np
+np.sctypes = {'int': [np.int8, np.int16, np.int32, np.int64], 'float': [np.float16, np.float32, np.float64]}
+for name in ('numpy.distutils', 'numpy.distutils.system_info'):
+    sys.modules[name] = types.ModuleType(name)
+import chainer
+import mask_rcnn.compat
+mask_rcnn.compat.install()
+mask_rcnn.compat.install()
+import chainercv.links
+print('sctypes' in vars(np))
+''') == 'True'
+
+
+def test_names_that_functions_use_when_they_run():
+    import chainer
+    import chainer.functions as F
+    x = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
+    resized = F.resize_images(chainer.Variable(x), (7, 7))
+    # with corners aligned, every other pixel is one of the input
+    np.testing.assert_allclose(resized.array[:, :, ::2, ::2], x, rtol=1e-6)
+    variable = chainer.Variable(x.ravel())
+    windows = F.as_strided(variable, (3, 2), (1, 1), 0)
+    windows.grad = np.ones((3, 2), np.float32)
+    windows.backward()
+    np.testing.assert_array_equal(variable.grad[:5], [1, 2, 2, 1, 0])
+    assert 'float' not in vars(np) and 'sctypes' not in vars(np)
+
+
+def test_chainercv_version_and_parts():
+    import chainercv
+    assert chainercv.__version__ == '0.13.1'
+    assert len(chainercv.datasets.coco_instance_segmentation_label_names) == 80
+    boxes = np.array([[0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]], np.float32)
+    kept = chainercv.utils.non_maximum_suppression(boxes, 0.5, np.array([0.1, 0.9, 0.5], np.float32))
+    np.testing.assert_array_equal(kept, [1, 2])
+
+
+def test_pkg_resources_stand_in():
+    assert _pkg_resources.get_distribution('chainer').version == '7.8.1'
+    _pkg_resources.require('numpy>=2.0')
+    _pkg_resources.WorkingSet().require('numpy>=2.0', 'chainer==7.8.1')
+    with pytest.raises(_pkg_resources.VersionConflict, match='chainer 7.8.1 is installed'):
+        _pkg_resources.require('chainer<7')
+    with pytest.raises(_pkg_resources.DistributionNotFound):
+        _pkg_resources.require('no-such-distribution-as-this')
+
+
+def test_nms_gpu_post_follows_the_bit_mask(rng):
+    n, bits = 150, 64
+    words = -(-n // bits)
+    suppresses = np.triu(rng.rand(n, n) < 0.02, 1)
+    mask = np.zeros((n, words), np.uint64)
+    for i, j in zip(*np.nonzero(suppresses)):
+        mask[i, j // bits] |= np.uint64(1 << int(j % bits))
+    expected, removed = [], np.zeros(n, bool)
+    for i in range(n):
+        if not removed[i]:
+            expected.append(i)
+            removed |= suppresses[i]
+    selection, count = _nms_gpu_post(mask.ravel(), n, bits, words)
+    assert selection.dtype == np.int32 and selection.shape == (n,)
+    np.testing.assert_array_equal(selection[:count], expected)
+
+
+def test_missing_chainercv_is_told():
+    out = python('''
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == 'chainercv' else find_spec(name, *rest)
+try:
+    import mask_rcnn.compat
+except ImportError as error:
+    print(error)
+''')
+    assert 'ChainerCV is not installed' in out
