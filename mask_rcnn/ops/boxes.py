@@ -1,0 +1,109 @@
+"""Box arithmetic: sizes, overlaps, coding as deltas, clipping.
+
+Everywhere ``extent`` is what a box's width exceeds ``x_max - x_min`` by: 1 in Detectron, where both
+corners are pixels of the box, and 0 where corners are coordinates.
+"""
+
+from __future__ import annotations
+
+from chainer.backend import get_array_module
+
+
+def box_area(boxes, *, extent: float = 1.0):
+    """Return the areas ``(R,)`` of boxes ``(R, 4)``."""
+    return (boxes[:, 2] - boxes[:, 0] + extent) * (boxes[:, 3] - boxes[:, 1] + extent)
+
+
+def box_iou(boxes_a, boxes_b, *, extent: float = 1.0):
+    """Return the pairwise intersection over union.
+
+    Args:
+        boxes_a: ``(R, 4)`` boxes.
+        boxes_b: ``(K, 4)`` boxes.
+        extent: See the module.
+
+    Returns:
+        array: ``(R, K)`` of the boxes' dtype; 0 where two boxes do not meet.
+    """
+    xp = get_array_module(boxes_a)
+    low = xp.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
+    high = xp.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
+    sides = xp.maximum(high - low + extent, 0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = (box_area(boxes_a, extent=extent)[:, None] + box_area(boxes_b, extent=extent)[None]
+             - intersection)
+    return xp.where(intersection > 0, intersection / xp.where(intersection > 0, union, 1), 0)
+
+
+def encode_boxes(boxes, targets, *, weights=(1.0, 1.0, 1.0, 1.0), extent: float = 1.0):
+    """Return the deltas that :func:`decode_boxes` turns into ``targets``.
+
+    R-CNN's parametrisation (Girshick et al. 2014, appendix C), ``detectron/utils/boxes.py``
+    ``bbox_transform_inv``.
+
+    Args:
+        boxes: ``(R, 4)`` float boxes (anchors, RoIs).
+        targets: ``(R, 4)`` float boxes.
+        weights: Factors of ``(dy, dx, dh, dw)``.
+        extent: See the module.
+
+    Returns:
+        array: ``(R, 4)`` deltas ``(dy, dx, dh, dw)``.
+    """
+    xp = get_array_module(boxes)
+    centre, side = _centre_and_side(boxes, extent)
+    target_centre, target_side = _centre_and_side(targets, extent)
+    weights = xp.asarray(weights, boxes.dtype)
+    return xp.concatenate([weights[:2] * (target_centre - centre) / side,
+                           weights[2:] * xp.log(target_side / side)], axis=1)
+
+
+def decode_boxes(boxes, deltas, *, weights=(1.0, 1.0, 1.0, 1.0), extent: float = 1.0, clip=None):
+    """Move and scale boxes by deltas.
+
+    ``detectron/utils/boxes.py`` ``bbox_transform``, in its order of operations.
+
+    Args:
+        boxes: ``(R, 4)`` float boxes (anchors, RoIs).
+        deltas: ``(R, 4 * K)`` floats: ``K`` times ``(dy, dx, dh, dw)`` for each box.
+        weights: Factors that the deltas carry.
+        extent: See the module.
+        clip: Upper limit of ``dh`` and ``dw`` after the weights are taken off.
+
+    Returns:
+        array: ``(R, 4 * K)`` boxes of the deltas' dtype.
+    """
+    xp = get_array_module(deltas)
+    centre, side = _centre_and_side(boxes.astype(deltas.dtype, copy=False)[:, None], extent)
+    deltas = deltas.reshape(len(deltas), -1, 4)
+    # Divided one by one, not times the reciprocal: Detectron's bits.
+    shift = deltas[..., :2] / xp.asarray(weights[:2], deltas.dtype)
+    growth = deltas[..., 2:] / xp.asarray(weights[2:], deltas.dtype)
+    if clip is not None:
+        growth = xp.minimum(growth, xp.asarray(clip, deltas.dtype))
+    half = xp.exp(growth) * side * xp.asarray(0.5, deltas.dtype)
+    middle = shift * side + centre
+    decoded = xp.concatenate([middle - half, middle + half - xp.asarray(extent, deltas.dtype)], axis=2)
+    return decoded.reshape(len(deltas), -1)
+
+
+def clip_boxes(boxes, size, *, extent: float = 1.0):
+    """Move corners that are outside an image onto its border.
+
+    Args:
+        boxes: ``(R, 4 * K)`` boxes.
+        size: Height and width of the image.
+        extent: See the module; corners end up in ``[0, side - extent]``.
+
+    Returns:
+        array: New array of the same shape and dtype.
+    """
+    xp = get_array_module(boxes)
+    limit = xp.asarray([size[0], size[1]] * 2, boxes.dtype) - xp.asarray(extent, boxes.dtype)
+    clipped = xp.clip(boxes.reshape(len(boxes), -1, 4), 0, limit)
+    return clipped.astype(boxes.dtype, copy=False).reshape(boxes.shape)
+
+
+def _centre_and_side(boxes, extent):
+    side = boxes[..., 2:] - boxes[..., :2] + boxes.dtype.type(extent)
+    return boxes[..., :2] + boxes.dtype.type(0.5) * side, side

@@ -1,0 +1,37 @@
+"""Fixtures that tests of several rooms share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mask_rcnn  # noqa: F401  (makes Chainer importable before any test module asks for it)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def data() -> Path:
+    """The folder of the tests' own small golden arrays."""
+    return ROOT / 'tests' / 'data'
+
+
+@pytest.fixture(scope='session')
+def shared() -> Path:
+    """The reference outputs and data that are not part of the project."""
+    folder = ROOT.parent / 'shared'
+    if not (folder / 'golden').is_dir():
+        pytest.skip('the reference outputs are not on this machine')
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.RandomState:
+    """Random numbers that are the same in every run."""
+    return np.random.RandomState(0)

@@ -1,0 +1,25 @@
+import numpy as np
+import pytest
+
+from mask_rcnn.ops.anchors import cell_anchors, shift_anchors
+
+
+@pytest.mark.parametrize('name, stride, sizes', [
+    ('c4', 16, (32, 64, 128, 256, 512)),
+    *[(f'fpn{k}', 2 ** k, (2 ** (k + 3),)) for k in range(2, 7)],
+])
+def test_cell_anchors_equal_detectron(data, name, stride, sizes):
+    golden = np.load(data / 'ops_boxes.npz')[f'anchors_{name}']
+    anchors = cell_anchors(stride, sizes, (0.5, 1, 2))
+    np.testing.assert_array_equal(anchors[:, [1, 0, 3, 2]], golden)
+
+
+def test_shift_anchors_order():
+    cell = np.array([[0, 0, 1, 1], [-1, -2, 3, 4]], np.float64)
+    anchors = shift_anchors(cell, 8, 3, 4)
+    assert anchors.shape == (24, 4) and anchors.dtype == np.float32
+    for y in range(3):
+        for x in range(4):
+            for a in range(2):
+                expected = cell[a] + [8 * y, 8 * x, 8 * y, 8 * x]
+                np.testing.assert_array_equal(anchors[(y * 4 + x) * 2 + a], expected)

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+from mask_rcnn.ops.boxes import box_area, box_iou, clip_boxes, decode_boxes, encode_boxes
+
+CLIP = np.log(1000 / 16)
+XY = [1, 0, 3, 2]  # x1 y1 x2 y2 <-> y1 x1 y2 x2
+
+
+@pytest.fixture(scope='module')
+def golden(data):
+    return np.load(data / 'ops_boxes.npz')
+
+
+def swap(boxes):
+    """Swap x and y in (R, 4 * K) boxes or deltas."""
+    return boxes.reshape(len(boxes), -1, 4)[..., XY].reshape(boxes.shape)
+
+
+@pytest.mark.parametrize('name, weights', [('w1', (1, 1, 1, 1)), ('w10', (10, 10, 5, 5))])
+def test_decode_boxes_equals_detectron(golden, name, weights):
+    decoded = decode_boxes(swap(golden['box_boxes']), swap(golden[f'box_deltas_{name}']),
+                           weights=weights, clip=CLIP)
+    assert decoded.dtype == np.float32
+    # exp differs by one unit in the last place between math libraries: 2 ** -15 for sides from 256.
+    np.testing.assert_allclose(swap(decoded), golden[f'box_decode_{name}'], rtol=3e-7, atol=4e-5)
+
+
+@pytest.mark.parametrize('name, weights', [('w1', (1, 1, 1, 1)), ('w10', (10, 10, 5, 5))])
+def test_encode_boxes_equals_detectron(golden, name, weights):
+    encoded = encode_boxes(swap(golden['box_boxes']), swap(golden['box_gt']), weights=weights)
+    np.testing.assert_allclose(swap(encoded), golden[f'box_encode_{name}'], rtol=1e-5, atol=2e-6)
+
+
+def test_decode_boxes_inverts_encode_boxes(rng):
+    corners = rng.uniform(0, 50, (40, 2, 2))
+    boxes, targets = np.concatenate([corners, corners + rng.uniform(1, 60, (40, 2, 2))], axis=2).transpose(1, 0, 2)
+    for extent in (0.0, 1.0):
+        deltas = encode_boxes(boxes, targets, weights=(10, 10, 5, 5), extent=extent)
+        decoded = decode_boxes(boxes, deltas, weights=(10, 10, 5, 5), extent=extent)
+        np.testing.assert_allclose(decoded, targets, rtol=1e-12, atol=1e-11)
+
+
+def test_decode_boxes_limits_growth():
+    box = np.array([[10, 10, 19, 19]], np.float32)
+    decoded = decode_boxes(box, np.array([[0, 0, 100, 0]], np.float32), clip=CLIP)
+    np.testing.assert_allclose(decoded[0, 2] - decoded[0, 0] + 1, 10 * 1000 / 16, rtol=1e-6)
+
+
+def test_clip_boxes_equals_detectron(golden):
+    clipped = clip_boxes(swap(golden['box_clip_in']), golden['box_clip_shape'])
+    np.testing.assert_array_equal(swap(clipped), golden['box_clip_out'])
+
+
+def test_clip_boxes_of_every_class():
+    boxes = np.array([[-5, -5, 200, 300, 1, 2, 3, 4]], np.float32)
+    np.testing.assert_array_equal(clip_boxes(boxes, (100, 150)), [[0, 0, 99, 149, 1, 2, 3, 4]])
+    np.testing.assert_array_equal(clip_boxes(boxes, (100, 150), extent=0), [[0, 0, 100, 150, 1, 2, 3, 4]])
+
+
+def test_box_iou_equals_detectron(golden):
+    iou = box_iou(swap(golden['box_boxes']), swap(golden['box_gt']))
+    np.testing.assert_allclose(iou, golden['box_iou'], rtol=1e-6, atol=1e-7)
+
+
+def test_box_iou_by_counting_pixels(rng):
+    low = rng.randint(0, 12, (20, 2))
+    boxes = np.concatenate([low, low + rng.randint(0, 8, (20, 2))], axis=1).astype(np.float32)
+    covered = np.zeros((20, 20, 20), bool)
+    for mask, (y0, x0, y1, x1) in zip(covered, boxes.astype(int)):
+        mask[y0:y1 + 1, x0:x1 + 1] = True
+    both = (covered[:, None] & covered[None]).sum(axis=(2, 3))
+    either = (covered[:, None] | covered[None]).sum(axis=(2, 3))
+    np.testing.assert_allclose(box_iou(boxes, boxes), both / either, rtol=1e-6)
+    np.testing.assert_array_equal(box_area(boxes), covered.sum(axis=(1, 2)))
+
+
+def test_box_iou_of_empty_boxes_is_zero():
+    empty = np.array([[3, 3, 3, 3]], np.float32)
+    assert box_iou(empty, empty, extent=0.0)[0, 0] == 0
