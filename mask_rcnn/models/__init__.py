@@ -1,0 +1,13 @@
+"""The network, in the order in which the data flows through it."""
+
+from mask_rcnn.models.box_head import Res5BoxHead
+from mask_rcnn.models.builder import build, cuda_device_count, load
+from mask_rcnn.models.mask_head import MaskHead
+from mask_rcnn.models.mask_rcnn import MaskRCNN
+from mask_rcnn.models.normalization import AffineChannel2D, affine_to_bn, bn_to_affine
+from mask_rcnn.models.resnet import ResNetC4
+from mask_rcnn.models.rpn import RPN
+
+__all__ = ['AffineChannel2D', 'MaskHead', 'MaskRCNN', 'RPN', 'Res5BoxHead', 'ResNetC4', 'affine_to_bn',
+           'bn_to_affine', 'build',
+           'cuda_device_count', 'load']

@@ -1,0 +1,184 @@
+"""Mask R-CNN (He et al. 2017) put together: image, extractor, RPN, box head, mask head, detections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import chainer
+import chainer.functions as F
+import numpy as np
+
+from mask_rcnn.datasets.image_io import to_image_array
+from mask_rcnn.detections import Detections
+from mask_rcnn.ops.boxes import clip_boxes, decode_boxes
+from mask_rcnn.ops.proposals import select_detections
+from mask_rcnn.ops.resize import centre_and_resize
+
+#: RoIs that go through a head at once when nothing has to be kept for a backward pass: enough to keep
+#: every core busy, few enough that res5's activations (0.4 MB a RoI and layer) stay near the caches.
+_ROIS_AT_ONCE = 64
+
+
+class MaskRCNN(chainer.Chain):
+    """Mask R-CNN, composed from parts that are handed in.
+
+    Args:
+        extractor: Link from images ``(N, 3, H, W)`` to a feature map ``(N, C, h, w)``.
+        rpn: Link with ``forward`` and ``propose`` like :class:`~mask_rcnn.models.rpn.RPN`.
+        box_head: Link with ``features`` and ``forward`` like
+            :class:`~mask_rcnn.models.box_head.Res5BoxHead`.
+        mask_head: Link from RoI features to mask logits.
+        config (mask_rcnn.config.Config): Sizes, thresholds and the dialect.
+        class_names: Names of the ``n_fg_class`` classes, or ``None``.
+        category_ids: Numbers of the classes in COCO files, or ``None`` for 1, 2 ...
+    """
+
+    def __init__(self, extractor, rpn, box_head, mask_head, *, config, class_names=None,
+                 category_ids=None):
+        super().__init__()
+        for name, values in (('class_names', class_names), ('category_ids', category_ids)):
+            if values is not None and len(values) != config.n_fg_class:
+                raise ValueError(f'{len(values)} {name} for {config.n_fg_class} classes')
+        with self.init_scope():
+            self.extractor = extractor
+            self.rpn = rpn
+            self.box_head = box_head
+            self.mask_head = mask_head
+        self.config = config
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.category_ids = None if category_ids is None else tuple(category_ids)
+
+    def detect(self, images: Iterable) -> list[Detections]:
+        """Find the objects in images.
+
+        Args:
+            images: File names, ``(3, H, W)`` float arrays (RGB, 0 to 255) or ``(H, W, 3)`` uint8
+                arrays (RGB); see :func:`mask_rcnn.datasets.image_io.to_image_array`.
+
+        Returns:
+            list of mask_rcnn.Detections: One for each image, best detection first.
+        """
+        with chainer.using_config('train', False), chainer.no_backprop_mode():
+            return [self._detect_one(to_image_array(image)) for image in images]
+
+    def predict(self, imgs):
+        """Find the objects in images: the interface of ChainerCV's instance segmentation links.
+
+        Args:
+            imgs: Iterable of what :meth:`detect` takes.
+
+        Returns:
+            tuple of three lists: For each image, masks ``(R, H, W)`` bool, labels ``(R,)`` int32 (0 is
+            the first foreground class) and scores ``(R,)`` float32.
+        """
+        detections = self.detect(imgs)
+        return ([d.masks for d in detections], [d.labels for d in detections],
+                [d.scores for d in detections])
+
+    def _detect_one(self, image: np.ndarray) -> Detections:
+        size = image.shape[1:]
+        x, scale = self.prepare(image)
+        features = self.extract(x)
+        rois = self.propose(features, x.shape[2:], scale)
+        boxes, labels, scores = self.classify(features, rois, size, scale)
+        mask_probs = self.segment(features, boxes, labels, scale)
+        return self.assemble(boxes, labels, scores, mask_probs, size)
+
+    # The stages of _detect_one; scripts/benchmark.py times them one by one.
+
+    def prepare(self, image: np.ndarray):
+        """Make the network's input of an image.
+
+        ``detectron/utils/blob.py`` ``prep_im_for_blob``: the mean goes before the image is resized.
+
+        Args:
+            image: ``(3, H, W)`` float32, RGB, 0 to 255.
+
+        Returns:
+            tuple: ``(1, 3, h, w)`` float32 array on the model's device, and the scale ``h / H``.
+        """
+        dialect = self.config.dialect
+        channels = image[::-1] if dialect.channel_order == 'BGR' else image
+        scale = self.input_scale(image.shape[1:])
+        return self.xp.asarray(centre_and_resize(channels, dialect.pixel_mean, scale)[None]), scale
+
+    def input_scale(self, size) -> float:
+        """Return by what factor an image of ``size`` (height, width) is resized."""
+        short, long = min(size), max(size)
+        scale = self.config.min_size / short
+        if np.round(scale * long) > self.config.max_size:
+            scale = self.config.max_size / long
+        return float(scale)
+
+    def extract(self, x):
+        """Return the feature map array of an input ``(1, 3, h, w)``."""
+        return self.extractor(x).array
+
+    def propose(self, features, size, scale: float):
+        """Return the proposals ``(K, 4)`` float32 of a feature map, in the network input.
+
+        Args:
+            features: ``(1, C, h, w)`` float32 array.
+            size: Height and width of the network input.
+            scale: The scale that :meth:`prepare` returned.
+        """
+        logits, deltas = self.rpn(features)
+        return self.rpn.propose(logits.array[0], deltas.array[0], size, scale)[0]
+
+    def classify(self, features, rois, size, scale: float):
+        """Return the detections among proposals.
+
+        Args:
+            features: ``(1, C, h, w)`` float32 array.
+            rois: ``(K, 4)`` float32 boxes in the network input.
+            size: Height and width of the original image.
+            scale: The scale that :meth:`prepare` returned.
+
+        Returns:
+            tuple: Boxes ``(R, 4)`` float32 in the original image, labels ``(R,)`` int32 and scores
+            ``(R,)`` float32, best first.
+        """
+        config, dialect = self.config, self.config.dialect
+        probs, deltas = self._in_parts(self._name_rois, features, rois)
+        boxes = decode_boxes(rois / rois.dtype.type(scale), deltas, weights=dialect.box_delta_weights,
+                             extent=dialect.box_extent, clip=dialect.delta_clip)
+        boxes = clip_boxes(boxes, size, extent=dialect.box_extent)
+        return select_detections(
+            probs, boxes, score_threshold=config.score_threshold, nms_threshold=config.nms_threshold,
+            max_detections=config.max_detections, extent=dialect.box_extent)
+
+    def segment(self, features, boxes, labels, scale: float):
+        """Return the mask probabilities ``(R, M, M)`` float32 of detections, each for its class.
+
+        Args:
+            features: ``(1, C, h, w)`` float32 array.
+            boxes: ``(R, 4)`` float32 in the original image.
+            labels: ``(R,)`` int32.
+            scale: The scale that :meth:`prepare` returned.
+        """
+        rois = boxes * boxes.dtype.type(scale)
+        logits, = self._in_parts(self._draw_rois, features, rois)
+        chosen = logits[self.xp.arange(len(labels)), labels]
+        return F.sigmoid(chosen).array
+
+    def assemble(self, boxes, labels, scores, mask_probs, size) -> Detections:
+        """Return detections on the host; their masks are pasted when somebody asks for them."""
+        to_cpu = chainer.backends.cuda.to_cpu
+        return Detections(
+            boxes=to_cpu(boxes), labels=to_cpu(labels), scores=to_cpu(scores),
+            mask_probs=to_cpu(mask_probs), size=tuple(size), class_names=self.class_names,
+            category_ids=self.category_ids, dialect=self.config.dialect)
+
+    def _name_rois(self, features, rois, indices):
+        scores, deltas = self.box_head(self.box_head.features(features, rois, indices))
+        return F.softmax(scores).array, deltas.array
+
+    def _draw_rois(self, features, rois, indices):
+        return self.mask_head(self.box_head.features(features, rois, indices)).array,
+
+    def _in_parts(self, head, features, rois):
+        """Run a head on some RoIs at a time and join its outputs."""
+        starts = range(0, max(len(rois), 1), _ROIS_AT_ONCE)
+        parts = [rois[start:start + _ROIS_AT_ONCE] for start in starts]
+        outputs = [head(features, part, self.xp.zeros(len(part), np.int32)) for part in parts]
+        return [self.xp.concatenate(output) for output in zip(*outputs)]

@@ -1,0 +1,96 @@
+"""Batch normalisation and its frozen form, the affine channel, and the way from one to the other."""
+
+from __future__ import annotations
+
+import chainer
+import chainer.links as L
+import numpy as np
+
+from mask_rcnn.ops.affine_channel import affine_channel_2d
+
+#: Epsilon of the Caffe ResNets' batch normalisation.
+BN_EPS = 1e-5
+
+
+class AffineChannel2D(chainer.Link):
+    """``y = x * scale + bias`` with one scale and one bias a channel.
+
+    Caffe2's ``AffineChannel``: a batch normalisation with fixed statistics, folded.
+
+    Args:
+        n_channel (int): Channels of the ``(N, C, H, W)`` input.
+
+    Attributes:
+        scale, bias (chainer.Parameter): ``(C,)`` float32; 1 and 0 at first.
+    """
+
+    def __init__(self, n_channel: int):
+        super().__init__()
+        with self.init_scope():
+            self.scale = chainer.Parameter(1, (n_channel,))
+            self.bias = chainer.Parameter(0, (n_channel,))
+
+    def forward(self, x):
+        return affine_channel_2d(x, self.scale, self.bias)
+
+
+def make_norm(norm: str, n_channel: int) -> chainer.Link:
+    """Return a new normalisation link: ``'affine'`` or ``'bn'``."""
+    if norm == 'affine':
+        return AffineChannel2D(n_channel)
+    return L.BatchNormalization(n_channel, eps=BN_EPS)
+
+
+def bn_to_affine(chain: chainer.Chain) -> int:
+    """Replace every batch normalisation below a chain by the affine channel that equals it.
+
+    The output is that of the batch normalisation in test mode (Ioffe and Szegedy 2015, section 3.1,
+    with the running statistics): scale ``gamma / sqrt(var + eps)``, bias ``beta - mean * scale``.
+
+    Args:
+        chain: Changed in place.
+
+    Returns:
+        int: Number of links replaced.
+    """
+    return _replace(chain, L.BatchNormalization, _folded)
+
+
+def affine_to_bn(chain: chainer.Chain) -> int:
+    """Inverse of :func:`bn_to_affine`: statistics 0 and ``1 - eps``, so that the output is the same."""
+    return _replace(chain, AffineChannel2D, _unfolded)
+
+
+def _folded(bn: L.BatchNormalization) -> AffineChannel2D:
+    std = bn.xp.sqrt(bn.avg_var.astype(np.float64) + bn.eps)
+    gamma = 1 if bn.gamma is None else bn.gamma.array.astype(np.float64)
+    beta = 0 if bn.beta is None else bn.beta.array.astype(np.float64)
+    affine = AffineChannel2D(bn.avg_mean.size)
+    affine.to_device(bn.device)
+    scale = gamma / std
+    affine.scale.array[...] = scale
+    affine.bias.array[...] = beta - bn.avg_mean * scale
+    return affine
+
+
+def _unfolded(affine: AffineChannel2D) -> L.BatchNormalization:
+    bn = L.BatchNormalization(affine.scale.size, eps=BN_EPS)
+    bn.to_device(affine.device)
+    bn.gamma.array[...] = affine.scale.array
+    bn.beta.array[...] = affine.bias.array
+    bn.avg_mean[...] = 0
+    bn.avg_var[...] = 1 - bn.eps
+    return bn
+
+
+def _replace(chain, old_type, convert) -> int:
+    count = 0
+    for parent in [link for link in chain.links() if isinstance(link, chainer.Chain)]:
+        for child in list(parent.children()):
+            if isinstance(child, old_type):
+                name = child.name
+                delattr(parent, name)
+                with parent.init_scope():
+                    setattr(parent, name, convert(child))
+                count += 1
+    return count

@@ -1,0 +1,60 @@
+import chainer
+import chainer.functions as F
+import numpy as np
+import pytest
+
+from mask_rcnn.config import Config
+from mask_rcnn.models.box_head import Res5BoxHead
+from mask_rcnn.ops.roi_align import roi_align
+from mask_rcnn.ops.roi_max_pooling import roi_max_pooling
+
+ROIS = np.array([[3, 5, 190, 260], [40, 30, 90, 120], [0, 0, 255, 319]], np.float32)
+INDICES = np.array([0, 1, 1], np.int32)
+
+
+def strided_res5(head, pooled):
+    """res5 as it is defined: on the whole RoI grid, with stride 2 in the first block's 1x1 convolutions."""
+    first = head.res5.block0
+    for link in (first.conv1.conv, first.shortcut.conv):
+        link.stride = (2, 2)
+    out = head.res5(pooled)
+    for link in (first.conv1.conv, first.shortcut.conv):
+        link.stride = (1, 1)
+    return out
+
+
+@pytest.mark.parametrize('align, pooling', [(True, roi_align), (False, roi_max_pooling)])
+def test_unused_bins_are_left_out_without_a_trace(rng, align, pooling):
+    """Features and gradients equal those of the 14 x 14 grid with stride 2."""
+    head = Res5BoxHead(8, stride=16, config=Config(n_fg_class=2, roi_align=align))
+    x = chainer.Parameter(rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32))
+    pooled = pooling(x, ROIS, INDICES, output_size=14, spatial_scale=1 / 16)
+    expected = strided_res5(head, pooled)
+    gy = rng.uniform(-1, 1, expected.shape).astype(np.float32)
+    expected.grad = gy
+    expected.backward()
+    expected_gradient = x.grad
+    x.cleargrad()
+    features = head.features(x, ROIS, INDICES)
+    assert features.shape == (3, 2048, 7, 7)
+    np.testing.assert_allclose(features.array, expected.array, rtol=1e-4, atol=1e-5 * expected.array.std())
+    features.grad = gy
+    features.backward()
+    np.testing.assert_allclose(x.grad, expected_gradient, rtol=1e-3, atol=1e-5 * expected_gradient.std())
+
+
+@pytest.mark.parametrize('align, pooling', [(True, roi_align), (False, roi_max_pooling)])
+def test_roi_size_7_pools_every_bin(rng, align, pooling):
+    head = Res5BoxHead(8, stride=16, config=Config(n_fg_class=2, roi_size=7, roi_align=align))
+    x = rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32)
+    expected = head.res5(pooling(x, ROIS, INDICES, output_size=7, spatial_scale=1 / 16))
+    np.testing.assert_array_equal(head.features(x, ROIS, INDICES).array, expected.array)
+
+
+def test_outputs(rng):
+    head = Res5BoxHead(8, stride=16, config=Config(n_fg_class=5))
+    features = rng.uniform(-1, 1, (4, 2048, 7, 7)).astype(np.float32)
+    scores, deltas = head(features)
+    assert scores.shape == (4, 6) and deltas.shape == (4, 24)
+    mean = F.linear(features.mean(axis=(2, 3)), head.score.W, head.score.b)
+    np.testing.assert_allclose(scores.array, mean.array, atol=1e-6)

@@ -1,0 +1,88 @@
+import chainer
+import numpy as np
+import pytest
+
+import mask_rcnn
+from mask_rcnn.models.builder import get_device
+from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
+
+
+@pytest.fixture(scope='module')
+def weight_file(small_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp('models') / 'small.npz'
+    arrays = {name.lstrip('/'): param.array for name, param in small_model.namedparams()}
+    write_weights(path, arrays, ModelMeta(
+        kind='model', config=small_model.config, class_names=small_model.class_names, category_ids=(7, 8, 9)))
+    return path
+
+
+@pytest.fixture(scope='module')
+def image():
+    return np.random.RandomState(1).uniform(0, 255, (3, 48, 60)).astype(np.float32)
+
+
+def test_load_gives_the_model_back(small_model, weight_file, image):
+    model = mask_rcnn.load(weight_file)
+    assert model.config == small_model.config
+    assert model.class_names == ('square', 'circle', 'triangle') and model.category_ids == (7, 8, 9)
+    expected, found = small_model.detect([image])[0], model.detect([image])[0]
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    np.testing.assert_array_equal(found.masks, expected.masks)
+
+
+@pytest.mark.parametrize('options, norm', [({'bn2affine': True}, 'affine'), ({'norm': 'bn'}, 'bn')])
+def test_load_converts_the_normalisation(small_model, weight_file, image, options, norm):
+    model = mask_rcnn.load(weight_file, **options)
+    has_bn = any(isinstance(link, chainer.links.BatchNormalization) for link in model.links())
+    assert has_bn == (norm == 'bn') and model.config.norm == norm
+    expected, found = small_model.detect([image])[0], model.detect([image])[0]
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.05)
+
+
+def test_load_changes_what_the_arrays_leave_open(weight_file):
+    model = mask_rcnn.load(weight_file, roi_size=7, roi_align=False, min_size=32)
+    assert (model.config.roi_size, model.config.roi_align, model.config.min_size) == (7, False, 32)
+    assert model.box_head.config == model.rpn.config == model.config
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'extractor': 'resnet101'}, "small.npz: its extractor is 'resnet50', not 'resnet101'"),
+    ({'n_fg_class': 80}, 'small.npz: its n_fg_class is 3, not 80'),
+    ({'roi_size': 9}, 'roi_size must be 7 or 14'),
+    ({'norm': 'group'}, "norm must be 'affine' or 'bn'"),
+    ({'min_size': 2000}, 'need 0 < min_size <= max_size'),
+])
+def test_load_refuses_contradictions(weight_file, changes, message):
+    with pytest.raises(ValueError, match=message):
+        mask_rcnn.load(weight_file, **changes)
+
+
+def test_load_refuses_a_backbone(tmp_path, small_model):
+    path = tmp_path / 'backbone.npz'
+    write_weights(path, {'extractor/conv1/conv/W': np.zeros(3, np.float32)},
+                  ModelMeta(kind='backbone', config=mask_rcnn.PRESETS['resnet50']))
+    with pytest.raises(WeightFileError, match='backbone.npz: holds a backbone'):
+        mask_rcnn.load(path)
+
+
+def test_load_names_a_missing_array(tmp_path, small_model):
+    arrays = {name.lstrip('/'): param.array for name, param in small_model.namedparams()}
+    del arrays['rpn/conv/b']
+    path = tmp_path / 'part.npz'
+    write_weights(path, arrays, ModelMeta(kind='model', config=small_model.config,
+                                          class_names=('a', 'b', 'c'), category_ids=(1, 2, 3)))
+    with pytest.raises(WeightFileError, match='part.npz: .*missing rpn/conv/b'):
+        mask_rcnn.load(path)
+
+
+def test_gpu_that_is_not_there():
+    assert get_device(-1) == chainer.get_device('@numpy')
+    with pytest.raises(ValueError, match='GPU 99 is not there'):
+        get_device(99)
+
+
+def test_unknown_preset_and_field():
+    with pytest.raises(ValueError, match="unknown preset 'resnet34'; there are resnet50, resnet101"):
+        mask_rcnn.build('resnet34')
+    with pytest.raises(TypeError, match='n_classes'):
+        mask_rcnn.build('resnet50', n_classes=3)

@@ -1,0 +1,46 @@
+import chainer
+import numpy as np
+import pytest
+
+from mask_rcnn.models.resnet import Bottleneck, ResNetC4
+
+
+@pytest.mark.parametrize('name, n_conv', [('resnet50', 1 + 3 * 13 + 3), ('resnet101', 1 + 3 * 30 + 3)])
+def test_depth(name, n_conv):
+    convolutions = [link for link in ResNetC4(name, norm='affine').links()
+                    if isinstance(link, chainer.links.Convolution2D)]
+    assert len(convolutions) == n_conv
+
+
+def test_stride_is_in_the_first_convolution_of_a_stage():
+    net = ResNetC4('resnet50', norm='affine')
+    for stage, stride in ((net.res2, 1), (net.res3, 2), (net.res4, 2)):
+        block = stage.block0
+        assert [conv.conv.stride[0] for conv in (block.conv1, block.conv2, block.conv3)] == [stride, 1, 1]
+        assert block.shortcut.conv.stride[0] == stride
+        assert stage.block1.conv1.conv.stride[0] == 1
+
+
+@pytest.mark.parametrize('size', [(64, 96), (65, 33), (1, 1)])
+def test_map_size_rounds_up(size):
+    with chainer.no_backprop_mode():
+        features = ResNetC4('resnet50', norm='affine')(np.zeros((1, 3, *size), np.float32))
+    assert features.shape == (1, 1024, -(-size[0] // 16), -(-size[1] // 16))
+
+
+def test_bottleneck_is_the_sum_of_its_two_ways(rng):
+    block = Bottleneck(4, 2, stride=2, project=True, norm='affine')
+    x = rng.uniform(-1, 1, (1, 4, 5, 5)).astype(np.float32)
+
+    def convolve(conv, x, pad=0):
+        weights = conv.W.array
+        side = weights.shape[2]
+        padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))[:, :, ::1]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(2, 3))
+        step = conv.stride[0]
+        return np.einsum('nchwij,ocij->nohw', windows[:, :, ::step, ::step], weights)
+
+    h = np.maximum(convolve(block.conv1.conv, x), 0)
+    h = np.maximum(convolve(block.conv2.conv, h, 1), 0)
+    expected = np.maximum(convolve(block.conv3.conv, h) + convolve(block.shortcut.conv, x), 0)
+    np.testing.assert_allclose(block(x).array, expected, rtol=1e-5, atol=1e-6)
