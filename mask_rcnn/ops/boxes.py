@@ -75,7 +75,8 @@ def decode_boxes(boxes, deltas, *, weights=(1.0, 1.0, 1.0, 1.0), extent: float =
     """
     xp = get_array_module(deltas)
     centre, side = _centre_and_side(boxes.astype(deltas.dtype, copy=False)[:, None], extent)
-    deltas = deltas.reshape(len(deltas), -1, 4)
+    n_class = deltas.shape[1] // 4
+    deltas = deltas.reshape(len(deltas), n_class, 4)
     # Divided one by one, not times the reciprocal: Detectron's bits.
     shift = deltas[..., :2] / xp.asarray(weights[:2], deltas.dtype)
     growth = deltas[..., 2:] / xp.asarray(weights[2:], deltas.dtype)
@@ -84,7 +85,7 @@ def decode_boxes(boxes, deltas, *, weights=(1.0, 1.0, 1.0, 1.0), extent: float =
     half = xp.exp(growth) * side * xp.asarray(0.5, deltas.dtype)
     middle = shift * side + centre
     decoded = xp.concatenate([middle - half, middle + half - xp.asarray(extent, deltas.dtype)], axis=2)
-    return decoded.reshape(len(deltas), -1)
+    return decoded.reshape(len(deltas), 4 * n_class)
 
 
 def clip_boxes(boxes, size, *, extent: float = 1.0):
@@ -100,7 +101,7 @@ def clip_boxes(boxes, size, *, extent: float = 1.0):
     """
     xp = get_array_module(boxes)
     limit = xp.asarray([size[0], size[1]] * 2, boxes.dtype) - xp.asarray(extent, boxes.dtype)
-    clipped = xp.clip(boxes.reshape(len(boxes), -1, 4), 0, limit)
+    clipped = xp.clip(boxes.reshape(len(boxes), boxes.shape[1] // 4, 4), 0, limit)
     return clipped.astype(boxes.dtype, copy=False).reshape(boxes.shape)
 
 

@@ -35,7 +35,7 @@ def generate_proposals(scores, deltas, anchors, size, scale, *, pre_nms: int, po
     n_anchor = len(scores)
     scores = scores.transpose(1, 2, 0).ravel()
     best = _best_first(scores, pre_nms)
-    deltas = deltas.reshape(n_anchor, 4, -1).transpose(2, 0, 1).reshape(-1, 4)
+    deltas = deltas.reshape(n_anchor, 4, len(anchors) // n_anchor).transpose(2, 0, 1).reshape(-1, 4)
     boxes = decode_boxes(anchors[best], deltas[best], weights=weights, extent=extent, clip=clip)
     boxes, scores = clip_boxes(boxes, size, extent=extent), scores[best]
     large = _at_least(boxes, max(min_size, 1.0), size, scale, extent)
@@ -67,7 +67,7 @@ def select_detections(probs, boxes, *, score_threshold: float, nms_threshold: fl
     # Class by class, so that equal scores come out by class and then by RoI.
     labels, rois = xp.nonzero(probs[:, 1:].T > score_threshold)
     scores = probs[rois, labels + 1]
-    boxes = boxes.reshape(len(probs), -1, 4)[rois, labels + 1]
+    boxes = boxes.reshape(*probs.shape, 4)[rois, labels + 1]
     keep = nms(boxes, scores, nms_threshold, extent=extent, groups=labels)
     if len(keep) > max_detections:
         kept_scores = scores[keep]  # falling

@@ -34,7 +34,8 @@ def test_encode_boxes_equals_detectron(golden, name, weights):
 
 def test_decode_boxes_inverts_encode_boxes(rng):
     corners = rng.uniform(0, 50, (40, 2, 2))
-    boxes, targets = np.concatenate([corners, corners + rng.uniform(1, 60, (40, 2, 2))], axis=2).transpose(1, 0, 2)
+    corners = np.concatenate([corners, corners + rng.uniform(1, 60, (40, 2, 2))], axis=2)
+    boxes, targets = corners[:, 0], corners[:, 1]
     for extent in (0.0, 1.0):
         deltas = encode_boxes(boxes, targets, weights=(10, 10, 5, 5), extent=extent)
         decoded = decode_boxes(boxes, deltas, weights=(10, 10, 5, 5), extent=extent)

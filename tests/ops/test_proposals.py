@@ -17,7 +17,8 @@ def swap_channels(deltas):
 def test_proposals_equal_detectron(shared, case):
     golden = np.load(shared / 'golden' / 'ops' / 'ops_proposals.npz')
     scores, deltas = golden[f'{case}_scores'][0], swap_channels(golden[f'{case}_deltas'][0])
-    anchors = shift_anchors(golden[f'{case}_anchors'][:, XY], int(golden[f'{case}_stride']), *scores.shape[1:])
+    stride = int(golden[f'{case}_stride'])
+    anchors = shift_anchors(golden[f'{case}_anchors'][:, XY], stride, *scores.shape[1:])
     height, width, scale = golden[f'{case}_im_info'][0]
     boxes, probs = generate_proposals(
         scores, deltas, anchors, (height, width), scale, pre_nms=int(golden[f'{case}_pre_nms']),

@@ -1,0 +1,68 @@
+"""What the functions that pool regions of interest share: their arguments, checked, and bin ranges."""
+
+from __future__ import annotations
+
+import chainer
+import numpy as np
+
+
+def as_pair(size: int | tuple[int, int], name: str = 'output_size') -> tuple[int, int]:
+    """Return ``size`` as ``(height, width)``; an int stands for both."""
+    height, width = (size, size) if np.ndim(size) == 0 else size
+    if height < 1 or width < 1:
+        raise ValueError(f'{name} must be at least 1, not {size!r}')
+    return int(height), int(width)
+
+
+def check_arguments(x, rois, roi_indices, bin_step: int):
+    """Check what every RoI pooling takes and return ``rois`` and ``roi_indices`` as plain arrays.
+
+    Args:
+        x: Feature maps (N, C, H, W), floating point, variable or array.
+        rois: (R, 4).
+        roi_indices: (R,).  Looking at their values would make the GPU wait for them: only on the CPU do
+            indices outside the batch raise an error.
+        bin_step: At least 1.
+
+    Returns:
+        ``rois`` float32 and ``roi_indices`` int32, both contiguous.
+
+    Raises:
+        ValueError: If a shape, a type or an index is wrong.
+    """
+    if x.ndim != 4 or x.dtype.kind != 'f' or 0 in x.shape[1:]:
+        raise ValueError(f'x must be floating-point feature maps (N, C, H, W), not {x.dtype} {x.shape}')
+    if bin_step < 1:
+        raise ValueError(f'bin_step must be at least 1, not {bin_step!r}')
+    rois = rois.array if isinstance(rois, chainer.Variable) else rois
+    if rois.ndim != 2 or rois.shape[1] != 4:
+        raise ValueError(f'rois must have the shape (R, 4), not {rois.shape}')
+    if roi_indices.shape != rois.shape[:1]:
+        raise ValueError(f'roi_indices must have the shape ({len(rois)},), not {roi_indices.shape}')
+    xp = chainer.backend.get_array_module(rois)
+    if xp is np and len(rois) and not (0 <= roi_indices.min() and roi_indices.max() < x.shape[0]):
+        raise ValueError(f'roi_indices must be in [0, {x.shape[0]}), '
+                         f'got {roi_indices.min()} to {roi_indices.max()}')
+    return (xp.ascontiguousarray(rois, dtype=np.float32),
+            xp.ascontiguousarray(roi_indices, dtype=np.int32))
+
+
+def compute_dtype(dtype) -> np.dtype:
+    """Return the type to calculate in: float64 for float64, else float32 (float16 only stores)."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def pixel_range(xp, first, count, size: int):
+    """Return the pixels of one axis that any bin of a RoI reads, ``[begin, end)``, both int32 (R,).
+
+    Args:
+        xp: NumPy or CuPy.
+        first: First pixel of each bin (R, P) int32.
+        count: Number of pixels of each bin (R, P) int32; 0 for an empty bin.
+        size: Length of the axis.
+    """
+    if len(first) == 0:  # CuPy refuses to reduce an empty array
+        return xp.empty((0,), np.int32), xp.empty((0,), np.int32)
+    begin = xp.where(count > 0, first, size).min(axis=1).astype(np.int32)
+    end = xp.where(count > 0, first + count, 0).max(axis=1).astype(np.int32)
+    return begin, end

@@ -1,0 +1,51 @@
+"""The forms of an operation, so that one test covers them all."""
+
+from __future__ import annotations
+
+import shutil
+
+import chainer
+import numpy as np
+import pytest
+from chainer.backends import cuda
+from cuda_emulator import CudaEmulator
+
+from mask_rcnn.ops import _cuda, nms, paste_masks, roi_align, roi_max_pooling
+
+
+class Form:
+    """One form of the operations: where its arrays live."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.xp = cuda.cupy if name == 'cuda' else np
+
+    def array(self, values):
+        """Return a NumPy array (or None) as this form's array."""
+        return None if values is None else self.xp.asarray(values)
+
+    def numpy(self, values) -> np.ndarray:
+        """Return this form's array or variable as a NumPy array."""
+        return cuda.to_cpu(values.array if isinstance(values, chainer.Variable) else values)
+
+
+@pytest.fixture(scope='session')
+def emulator(tmp_path_factory) -> CudaEmulator:
+    if shutil.which('g++') is None:
+        pytest.skip('no g++ to compile the kernels for the CPU')
+    return CudaEmulator(tmp_path_factory.mktemp('kernels'))
+
+
+@pytest.fixture(params=['cpu', 'emulated', pytest.param('cuda', marks=pytest.mark.gpu)])
+def form(request, monkeypatch) -> Form:
+    """The CPU form; the GPU form with its kernels on the CPU; the GPU form on a GPU."""
+    if request.param == 'cuda' and not cuda.available:
+        pytest.skip('no CUDA device')
+    if request.param == 'emulated':
+        monkeypatch.setattr(_cuda, 'kernel', request.getfixturevalue('emulator').kernel)
+        for function in (roi_align._RoIAlign, roi_align._RoIAlignGrad,
+                         roi_max_pooling._RoIMaxPooling, roi_max_pooling._RoIMaxPoolingGrad):
+            monkeypatch.setattr(function, 'forward_cpu', function.forward_gpu)
+        monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
+        monkeypatch.setattr(paste_masks, 'paste_cpu', paste_masks.paste_gpu)
+    return Form(request.param)

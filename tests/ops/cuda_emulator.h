@@ -1,0 +1,49 @@
+// Enough of CUDA's language to run a kernel on the CPU: a launch becomes a loop over blocks and threads.
+// Kernels that synchronise run the threads of a block as real threads, one block after the other.
+
+#include <barrier>
+#include <cmath>
+#include <thread>
+#include <vector>
+
+#define __global__
+#define __device__ static
+#define __shared__ static
+#define __syncthreads() block_barrier->arrive_and_wait()
+#define __popcll __builtin_popcountll
+
+using std::isfinite;
+
+struct dim3_t { unsigned x, y, z; };
+
+static dim3_t gridDim, blockDim;
+static thread_local dim3_t blockIdx, threadIdx;
+static std::barrier<>* block_barrier;
+
+template <typename Body>
+void emulate(const unsigned* grid, const unsigned* block, bool synchronises, Body body)
+{
+    gridDim = {grid[0], grid[1], 1};
+    blockDim = {block[0], 1, 1};
+    auto run_blocks = [&](unsigned first, unsigned end) {
+        for (unsigned y = 0; y < grid[1]; ++y)
+            for (unsigned x = 0; x < grid[0]; ++x) {
+                blockIdx = {x, y, 0};
+                for (unsigned t = first; t < end; ++t) {
+                    threadIdx = {t, 0, 0};
+                    body();
+                }
+                if (synchronises)
+                    block_barrier->arrive_and_wait();
+            }
+    };
+    if (!synchronises)
+        return run_blocks(0, block[0]);
+    std::barrier<> barrier(block[0]);
+    block_barrier = &barrier;
+    std::vector<std::thread> threads;
+    for (unsigned t = 0; t < block[0]; ++t)
+        threads.emplace_back(run_blocks, t, t + 1);
+    for (auto& thread : threads)
+        thread.join();
+}

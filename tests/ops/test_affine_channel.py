@@ -1,0 +1,89 @@
+import chainer
+import numpy as np
+import pytest
+from chainer import gradient_check
+from chainer.backends import cuda
+from chainer.utils import type_check
+
+from mask_rcnn.ops.affine_channel import affine_channel_2d
+
+
+@pytest.fixture(scope='module')
+def golden(data):
+    return np.load(data / 'ops_affine_pool.npz')
+
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def to_device(request):
+    if request.param == 'cpu':
+        return np.asarray
+    if not cuda.available:
+        pytest.skip('no CUDA device')
+    return cuda.to_gpu
+
+
+def test_equals_caffe2(golden, to_device):
+    x = chainer.Variable(to_device(golden['affine_x']))
+    y = affine_channel_2d(x, to_device(golden['affine_scale']), to_device(golden['affine_bias']))
+    y.grad = to_device(golden['affine_dy'])
+    y.backward()
+    # One unit in the last place where a GPU fuses the multiplication with the addition.
+    np.testing.assert_allclose(cuda.to_cpu(y.array), golden['affine_y'], rtol=1.2e-7, atol=1e-6)
+    np.testing.assert_allclose(cuda.to_cpu(x.grad), golden['affine_dx'], rtol=1.2e-7)
+    assert y.dtype == x.grad.dtype == np.float32
+
+
+def random_problem(rng, to_device):
+    return [to_device(rng.standard_normal(shape)) for shape in ((2, 3, 4, 5), (3,), (3,))]
+
+
+def test_gradients(rng, to_device):
+    inputs = random_problem(rng, to_device)
+    gy, ggx = (to_device(rng.standard_normal((2, 3, 4, 5))) for _ in range(2))
+    ggs = (ggx, *(to_device(rng.standard_normal(3)) for _ in range(2)))
+    gradient_check.check_backward(affine_channel_2d, inputs, gy, dtype=np.float64, atol=1e-7, rtol=1e-7)
+    gradient_check.check_double_backward(affine_channel_2d, inputs, gy, ggs, dtype=np.float64,
+                                         atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize('trained', [0, 1, 2])
+def test_gradient_of_one_input_alone(rng, trained):
+    x, scale, bias = random_problem(rng, np.asarray)
+    gy = rng.standard_normal(x.shape)
+    inputs = [x, scale, bias]
+    inputs[trained] = chainer.Variable(inputs[trained])
+    y = affine_channel_2d(*inputs)
+    y.grad = gy
+    y.backward()
+    expected = gy * scale[:, None, None], (gy * x).sum(axis=(0, 2, 3)), gy.sum(axis=(0, 2, 3))
+    np.testing.assert_allclose(inputs[trained].grad, expected[trained], rtol=1e-12)
+
+
+def test_frozen_scale_does_not_keep_x(rng):
+    x, scale, bias = random_problem(rng, np.asarray)
+    assert affine_channel_2d(chainer.Variable(x), scale, bias).creator.inputs[0].data is None
+    y = affine_channel_2d(chainer.Variable(x), chainer.Variable(scale), bias)
+    assert y.creator.inputs[0].data is x
+
+
+def test_views(rng):
+    x, scale, bias = random_problem(rng, np.asarray)
+    y = affine_channel_2d(x[:, ::-1, ::2], scale[::-1], bias[::-1])
+    np.testing.assert_array_equal(y.array, affine_channel_2d(x, scale, bias).array[:, ::-1, ::2])
+
+
+def test_empty():
+    y = affine_channel_2d(np.zeros((0, 3, 4, 5), 'f'), np.ones(3, 'f'), np.ones(3, 'f'))
+    assert y.shape == (0, 3, 4, 5)
+
+
+@pytest.mark.parametrize('x, scale, bias', [((2, 3, 4), (3,), (3,)), ((2, 3, 4, 5), (4,), (3,)),
+                                            ((2, 3, 4, 5), (3,), (1,)), ((2, 3, 4, 5), (3, 1), (3,))])
+def test_wrong_shapes(x, scale, bias):
+    with pytest.raises(type_check.InvalidType):
+        affine_channel_2d(np.zeros(x, 'f'), np.zeros(scale, 'f'), np.zeros(bias, 'f'))
+
+
+def test_wrong_types():
+    with pytest.raises(type_check.InvalidType):
+        affine_channel_2d(np.zeros((2, 3, 4, 5), 'f'), np.zeros(3), np.zeros(3, 'f'))

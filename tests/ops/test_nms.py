@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from mask_rcnn.ops.nms import nms
+
+XY = [1, 0, 3, 2]
+
+
+@pytest.fixture(scope='module')
+def golden(data):
+    return np.load(data / 'ops_boxes.npz')
+
+
+def reference_nms(boxes, scores, threshold, extent=1, groups=None, limit=None, inclusive=True):
+    """The definition, box by box."""
+    one = np.float32(extent)
+    area = (boxes[:, 2] - boxes[:, 0] + one) * (boxes[:, 3] - boxes[:, 1] + one)
+    kept = []
+    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
+        for j in kept:
+            if groups is not None and groups[i] != groups[j]:
+                continue
+            sides = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2]) + one
+            overlap = np.prod(np.maximum(sides, 0), dtype=np.float32)
+            iou = overlap / (area[i] + area[j] - overlap)
+            if iou > np.float32(threshold) or inclusive and iou == np.float32(threshold):
+                break
+        else:
+            kept.append(i)
+    return kept[:limit]
+
+
+def random_boxes(rng, n, side=60.):
+    corners = rng.uniform(0, 200, (n, 2))
+    return np.concatenate((corners, corners + rng.uniform(0, side, (n, 2))), axis=1).astype(np.float32)
+
+
+def run(form, boxes, scores, threshold, groups=None, **kwargs):
+    kept = nms(form.array(boxes), form.array(scores), threshold, groups=form.array(groups), **kwargs)
+    assert kept.dtype == np.int32 and isinstance(kept, form.xp.ndarray)
+    return form.numpy(kept).tolist()
+
+
+@pytest.mark.parametrize('name', ['nms', 'nms_exact'])
+@pytest.mark.parametrize('threshold', [3, 5, 7])
+def test_equals_detectron(form, golden, name, threshold):
+    dets = golden[f'{name}_dets']
+    kept = run(form, dets[:, XY], dets[:, 4], threshold / 10)
+    assert sorted(kept) == golden[f'{name}_keep_0{threshold}'].tolist()
+
+
+def test_ties_keep_the_first(form, golden):
+    dets = golden['nms_ties_dets']
+    kept = run(form, dets[:, XY], dets[:, 4], 0.5)
+    np.testing.assert_array_equal(dets[kept], golden['nms_ties_keep_boxes'])
+    assert kept == reference_nms(dets[:, XY], dets[:, 4], 0.5)
+
+
+@pytest.mark.parametrize('n', [1, 63, 64, 65, 128, 300])
+@pytest.mark.parametrize('extent', [0, 1])
+def test_equals_the_definition(form, rng, n, extent):
+    boxes = random_boxes(rng, n)
+    scores = np.round(rng.uniform(size=n), 2).astype(np.float32)  # with ties
+    kept = run(form, boxes, scores, 0.4, extent=extent)
+    assert kept == reference_nms(boxes, scores, 0.4, extent)
+
+
+@pytest.mark.parametrize('limit', [None, 0, 1, 10, 64, 1000])
+def test_groups_and_limit(form, rng, limit):
+    boxes, scores = random_boxes(rng, 200), rng.uniform(size=200).astype(np.float32)
+    groups = rng.randint(-2, 5, 200)
+    kept = run(form, boxes, scores, 0.3, groups=groups, limit=limit)
+    assert kept == reference_nms(boxes, scores, 0.3, groups=groups, limit=limit)
+
+
+@pytest.mark.parametrize('limit', [1, 10, 64])
+def test_limit_without_groups(form, rng, limit):
+    boxes, scores = random_boxes(rng, 200), rng.uniform(size=200).astype(np.float32)
+    assert run(form, boxes, scores, 0.7, limit=limit) == reference_nms(boxes, scores, 0.7, limit=limit)
+
+
+def test_ties_between_groups_keep_the_order_of_the_input(form):
+    boxes = np.float32([[0, 0, 9, 9], [50, 50, 59, 59], [0, 0, 9, 9]])
+    assert run(form, boxes, np.float32([.5, .5, .5]), 0.5, groups=np.array([2, 0, 1])) == [0, 1, 2]
+
+
+def test_threshold_is_inclusive_or_not(form):
+    boxes = np.float32([[0, 0, 1, 1], [0, 0, 1, 3]])  # with extent 1: 4 of 8 pixels
+    scores = np.float32([.9, .8])
+    assert run(form, boxes, scores, 0.5) == [0]
+    assert run(form, boxes, scores, 0.5, inclusive=False) == [0, 1]
+
+
+def test_empty_boxes_do_not_overlap(form):
+    boxes = np.zeros((3, 4), np.float32)
+    assert run(form, boxes, np.float32([.1, .3, .2]), 0.5, extent=0) == [1, 2, 0]
+
+
+def test_no_boxes(form):
+    assert run(form, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), 0.5) == []
+
+
+def test_views_and_other_types(form, rng):
+    boxes, scores = random_boxes(rng, 100), rng.uniform(size=100)
+    assert run(form, boxes[::2].astype(np.float64), scores[::2], 0.5) == reference_nms(
+        boxes[::2], scores[::2], 0.5)
+
+
+@pytest.mark.parametrize('boxes, scores, groups', [((3, 5), (3,), None), ((3, 4), (2,), None),
+                                                   ((3, 4), (3,), (2,)), ((12,), (3,), None)])
+def test_wrong_shapes(boxes, scores, groups):
+    groups = None if groups is None else np.zeros(groups, int)
+    with pytest.raises(ValueError, match='must have the shape'):
+        nms(np.zeros(boxes, np.float32), np.zeros(scores, np.float32), 0.5, groups=groups)
+
+
+def test_negative_limit():
+    with pytest.raises(ValueError, match='limit'):
+        nms(np.zeros((3, 4), np.float32), np.zeros(3, np.float32), 0.5, limit=-1)

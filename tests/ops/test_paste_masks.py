@@ -1,0 +1,127 @@
+import cv2
+import numpy as np
+import pytest
+
+from mask_rcnn.ops.paste_masks import paste_into, paste_masks
+
+XY = [1, 0, 3, 2]
+
+
+@pytest.fixture(scope='module')
+def golden(data):
+    return np.load(data / 'ops_masks.npz')
+
+
+def reference_paste(prob, box, size, extent, padding, threshold):
+    """``segm_results`` of Detectron, whose resize is OpenCV's."""
+    mask = np.pad(prob, padding)
+    centre, half = (box[2:] + box[:2]) * np.float32(.5), (box[2:] - box[:2]) * np.float32(.5)
+    half = half * np.float32(len(mask) / len(prob))
+    top, left, bottom, right = np.concatenate((centre - half, centre + half)).astype(np.int32)
+    height, width = max(bottom - top + extent, 1), max(right - left + extent, 1)
+    resized = cv2.resize(mask, (int(width), int(height))) > np.float32(threshold)
+    out = np.zeros(size, bool)
+    y0, y1 = max(top, 0), min(top + height, size[0])
+    x0, x1 = max(left, 0), min(left + width, size[1])
+    if y0 < y1 and x0 < x1:
+        out[y0:y1, x0:x1] = resized[y0 - top:y1 - top, x0 - left:x1 - left]
+    return out
+
+
+def smooth_masks(rng, n, side):
+    """Probabilities as a network gives them: some bits of every mask are on, with curved borders."""
+    return np.stack([cv2.GaussianBlur(m, (0, 0), 2, borderType=cv2.BORDER_REFLECT) for m in
+                     rng.uniform(-1.5, 2.5, (n, side, side)).astype(np.float32)])
+
+
+def random_boxes(rng, n, size):
+    corners = rng.uniform(-0.2, 0.8, (n, 2)) * size
+    sides = rng.uniform(0, 1, (n, 2)) ** 2 * size
+    return np.concatenate((corners, corners + sides), axis=1).astype(np.float32)
+
+
+def run(form, probs, boxes, *args, **kwargs):
+    out = paste_masks(form.array(probs), form.array(boxes), *args, **kwargs)
+    assert out.dtype == np.bool_ and isinstance(out, form.xp.ndarray)
+    return form.numpy(out)
+
+
+@pytest.mark.parametrize('side', [14, 28])
+def test_equals_detectron_to_the_pixel(form, golden, side):
+    size = tuple(map(int, golden[f'm{side}_image_size']))
+    out = run(form, golden[f'm{side}_probs'], golden[f'm{side}_boxes'][:, XY], size)
+    expected = np.unpackbits(golden[f'm{side}_packed'], axis=-1)[..., :size[1]]
+    np.testing.assert_array_equal(out, expected.astype(bool))
+
+
+@pytest.mark.parametrize('extent, padding, threshold', [(1, 1, .5), (0, 0, .5), (1, 2, .3)])
+def test_equals_opencv(form, rng, extent, padding, threshold):
+    size = (90, 120)
+    probs, boxes = smooth_masks(rng, 30, 14), random_boxes(rng, 30, size)
+    out = run(form, probs, boxes, size, extent=extent, padding=padding, threshold=threshold)
+    expected = np.stack([reference_paste(p, b, size, extent, padding, threshold)
+                         for p, b in zip(probs, boxes)])
+    assert 0.02 < expected.mean() < 0.5
+    # OpenCV's vector code may fuse a multiplication with an addition: one unit in the last place.
+    assert np.count_nonzero(out != expected) <= 2
+
+
+def test_box_of_the_masks_own_size_copies_it(form, rng):
+    probs = rng.uniform(size=(1, 14, 14)).astype(np.float32)
+    out = run(form, probs, np.float32([[3, 5, 16, 18]]), (30, 30), padding=0)
+    np.testing.assert_array_equal(out[0, 3:17, 5:19], probs[0] > 0.5)
+    assert np.count_nonzero(out) == np.count_nonzero(probs > 0.5)
+
+
+@pytest.mark.parametrize('box', [[-50, -50, -20, -20], [40, 0, 60, 10], [0, 40, 10, 60], [-90, 3, -80, 9]])
+def test_boxes_outside_of_the_image(form, box):
+    out = run(form, np.ones((1, 14, 14), np.float32), np.float32([box]), (20, 20))
+    assert out.shape == (1, 20, 20) and not out.any()
+
+
+def test_boxes_that_cover_the_image(form):
+    out = run(form, np.ones((1, 14, 14), np.float32), np.float32([[-500, -500, 500, 500]]), (20, 20))
+    assert out.all()
+
+
+def test_reversed_and_infinite_boxes_do_no_harm(form):
+    boxes = np.float32([[9, 9, 3, 3], [np.inf, 0, np.inf, 9], [np.nan, 0, 9, 9], [-np.inf, 0, 9, 9]])
+    assert run(form, np.ones((4, 14, 14), np.float32), boxes, (20, 20)).shape == (4, 20, 20)
+
+
+def test_no_masks(form):
+    out = run(form, np.zeros((0, 14, 14), np.float32), np.zeros((0, 4), np.float32), (20, 30))
+    assert out.shape == (0, 20, 30)
+
+
+def test_paste_into_overwrites_and_takes_slices(form, rng):
+    size = (40, 50)
+    probs, boxes = smooth_masks(rng, 5, 14), random_boxes(rng, 5, size)
+    whole = run(form, probs, boxes, size)
+    out = form.xp.ones((5, *size), bool)
+    for part in (slice(0, 2), slice(2, 5)):
+        assert paste_into(out[part], form.array(probs[part]), form.array(boxes[part])).base is not None
+    np.testing.assert_array_equal(form.numpy(out), whole)
+
+
+def test_views_and_other_types(form, rng):
+    size = (40, 50)
+    probs, boxes = smooth_masks(rng, 4, 14), random_boxes(rng, 4, size)
+    view = np.concatenate((probs, probs), axis=2)[::2, :, :14].astype(np.float64)
+    np.testing.assert_array_equal(run(form, view, boxes[::2].astype(np.float64), size),
+                                  run(form, probs[::2].copy(), boxes[::2].copy(), size))
+
+
+@pytest.mark.parametrize('probs, boxes, out', [
+    ((2, 14), (2, 4), (2, 9, 9)), ((2, 14, 14), (3, 4), (2, 9, 9)),
+    ((2, 14, 14), (2, 4), (3, 9, 9)), ((2, 0, 0), (2, 4), (2, 9, 9))])
+def test_wrong_shapes(probs, boxes, out):
+    with pytest.raises(ValueError, match='must'):
+        paste_into(np.zeros(out, bool), np.zeros(probs, np.float32), np.zeros(boxes, np.float32))
+
+
+def test_wrong_out():
+    probs, boxes = np.zeros((2, 14, 14), np.float32), np.zeros((2, 4), np.float32)
+    for out in (np.zeros((2, 9, 9), np.uint8), np.zeros((2, 9, 18), bool)[:, :, ::2]):
+        with pytest.raises(ValueError, match='out must be contiguous bool'):
+            paste_into(out, probs, boxes)
