@@ -1,0 +1,168 @@
+"""Fetching weight files: resumable, checked by size, complete or not there."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import pathlib
+import re
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from tqdm import tqdm
+
+from mask_rcnn.weights.errors import printable
+
+#: Detectron's model zoo, "R-50-C4 Mask, 1x" (model 35858791, December 2017).
+DETECTRON_R50_C4_MASK = (
+    'https://dl.fbaipublicfiles.com/detectron/35858791/12_2017_baselines/'
+    'e2e_mask_rcnn_R-50-C4_1x.yaml.01_45_57.ZgkA7hPB/output/train/'
+    'coco_2014_train%3Acoco_2014_valminusminival/generalized_rcnn/model_final.pkl')
+
+_BLOCK = 1 << 18
+
+
+class DownloadError(Exception):
+    """A file could not be fetched; the message is one line that names the address and the reason."""
+
+
+def fetch(url: str, path: str | os.PathLike, *, attempts: int = 3, timeout: float = 30.0,
+          pause: float = 1.0) -> pathlib.Path:
+    """Fetch a file unless it is there.
+
+    The bytes go to ``path`` + ``'.part'``, which becomes ``path`` when it has the size that the server
+    announced.  What an interrupted run left there is continued, not fetched again.  A progress bar is
+    shown where the standard error is a terminal.
+
+    Args:
+        url: Address, ``http`` or ``https``.
+        path: File to write; its folder is made if need be.
+        attempts: How often to connect before giving up; each one continues the last.
+        timeout: Seconds to wait for the server at any time.
+        pause: Seconds between attempts.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        DownloadError: The server cannot be reached, refuses, or sends something else than the file, or
+            the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    if urllib.parse.urlsplit(url).scheme not in ('http', 'https'):
+        raise DownloadError(f'{url}: is not an http or https address')
+    if path.exists():
+        return path
+    part = path.with_name(path.name + '.part')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(attempts):
+            try:
+                _fetch_rest(url, part, timeout)
+                break
+            except _Interrupted as error:
+                if attempt == attempts - 1:
+                    raise DownloadError(f'{url}: {error}') from error
+                time.sleep(pause)
+        os.replace(part, path)
+    except OSError as error:
+        raise DownloadError(f'{error.filename or path}: cannot be written: {error.strerror}') from error
+    return path
+
+
+class _Interrupted(Exception):
+    """The connection failed in a way that another attempt may mend."""
+
+
+def _fetch_rest(url: str, part: pathlib.Path, timeout: float) -> None:
+    """Append what ``part`` lacks; returns when it is complete."""
+    start = part.stat().st_size if part.exists() else 0
+    response = _open(url, start, timeout)
+    if response.status == 416:      # the server has nothing from `start` on
+        response.close()
+        if response.headers.get('Content-Range') == f'bytes */{start}':
+            return                  # because that is the end
+        part.unlink()
+        start, response = 0, _open(url, 0, timeout)
+    with response:
+        start, total = _range_of(url, response, start)
+        with open(part, 'r+b' if start else 'wb') as file:
+            file.truncate(start)
+            file.seek(start)
+            size = start + _copy(response, file, start, total, label=part.stem)
+    if size != total:
+        raise _Interrupted(f'the connection ended after {size} of {total} bytes; run again to continue')
+
+
+def _open(url: str, start: int, timeout: float) -> http.client.HTTPResponse:
+    """Ask for the bytes from ``start`` on; the answer's status is 200, 206 or, after a ``start``, 416."""
+    headers = {'User-Agent': 'mask-rcnn', 'Accept-Encoding': 'identity'}
+    if start:
+        headers['Range'] = f'bytes={start}-'
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if start and error.code == 416:
+            return error
+        error.close()
+        reason = f'the server answers {error.code} {printable(str(error.reason))}'
+        if error.code >= 500:
+            raise _Interrupted(reason) from error
+        raise DownloadError(f'{url}: {reason}') from error
+    except urllib.error.URLError as error:
+        reason = getattr(error.reason, 'strerror', None) or error.reason
+        raise _Interrupted(f'cannot be reached: {printable(str(reason))}') from error
+    except (http.client.HTTPException, OSError) as error:
+        raise _Interrupted(f'cannot be reached: {printable(str(error)) or type(error).__name__}') from error
+
+
+def _range_of(url: str, response: http.client.HTTPResponse, start: int) -> tuple[int, int]:
+    """Return where the answer's bytes begin and how long the whole file is."""
+    if response.headers.get_content_type() == 'text/html':
+        raise DownloadError(f'{url}: the server sends a web page instead of the file')
+    if response.status == 206:
+        match = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', response.headers.get('Content-Range', ''))
+        if not match or int(match[1]) != start:
+            raise DownloadError(f'{url}: the server sends another part of the file than was asked for')
+        return start, int(match[2])
+    length = response.headers.get('Content-Length', '')
+    if not re.fullmatch(r'\d{1,15}', length):
+        raise DownloadError(f"{url}: the server does not tell the file's size")
+    return 0, int(length)       # a server without ranges sends everything again
+
+
+def _copy(response: http.client.HTTPResponse, file, start: int, total: int, label: str) -> int:
+    """Copy at most the announced bytes; returns how many came."""
+    count = 0
+    # `disable=None`: no bar where the standard error is not a terminal.
+    with tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=label, disable=None,
+              file=sys.stderr) as bar:
+        while start + count < total:
+            try:
+                block = response.read(min(_BLOCK, total - start - count))
+            except (http.client.HTTPException, OSError):
+                break
+            if not block:
+                break
+            file.write(block)
+            count += len(block)
+            bar.update(len(block))
+    return count
+
+
+def main(folder: str | os.PathLike, url: str = DETECTRON_R50_C4_MASK, **options) -> int:
+    """Fetch Detectron's R-50-C4 Mask R-CNN into a folder as ``model_final.pkl``.
+
+    Returns:
+        The exit status: 0, or 1 with one line on the standard error that says where to put which file.
+    """
+    path = pathlib.Path(folder) / 'model_final.pkl'
+    try:
+        fetch(url, path, **options)
+    except DownloadError as error:
+        sys.stderr.write(f'error: {error}; fetch that file elsewhere and put it at {path}\n')
+        return 1
+    return 0

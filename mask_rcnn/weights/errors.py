@@ -1,0 +1,28 @@
+"""The one error of this room."""
+
+from __future__ import annotations
+
+import os
+
+
+class WeightFileError(ValueError):
+    """A file that cannot be used as weights; ``str()`` is one line, ``path: reason``.
+
+    Args:
+        path: The file, as the caller named it.
+        reason: What is wrong with it, without the name.
+    """
+
+    def __init__(self, path: str | os.PathLike, reason: str):
+        super().__init__(os.fspath(path), reason)
+        self.path = os.fspath(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f'{self.path}: {self.reason}'
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """Return foreign text as at most ``limit`` printable ASCII characters of one line."""
+    shown = ascii(text[:limit + 1])[1:-1]
+    return shown if len(shown) <= limit else shown[:limit - 3] + '...'

@@ -1,0 +1,330 @@
+"""Detectron's weight files: recognition, translation, configuration."""
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mask_rcnn
+from mask_rcnn.config import EXTRACTORS, Config
+from mask_rcnn.weights import WeightFileError, detectron, detectron_cfg, load_arrays, safe_pickle
+
+# A network of zeros: the shapes below are written down from Detectron's definitions, and the small heads
+# hold numbers that tell where each of them went.
+
+
+def resnet_shapes(n_res4):
+    shapes = {'conv1_w': (64, 3, 7, 7), 'res_conv1_bn_s': (64,), 'res_conv1_bn_b': (64,)}
+    width_in = 64
+    for stage, (count, width) in {2: (3, 64), 3: (4, 128), 4: (n_res4, 256), 5: (3, 512)}.items():
+        for i in range(count):
+            convs = {'2a': (width, width_in, 1, 1), '2b': (width, width, 3, 3),
+                     '2c': (4 * width, width, 1, 1)}
+            if i == 0:
+                convs['1'] = (4 * width, width_in, 1, 1)
+            for branch, shape in convs.items():
+                name = f'res{stage}_{i}_branch{branch}'
+                shapes |= {f'{name}_w': shape, f'{name}_bn_s': shape[:1], f'{name}_bn_b': shape[:1]}
+            width_in = 4 * width
+    return shapes
+
+
+def head_shapes(n_class, n_anchor=15):
+    shapes = {'conv_rpn': (1024, 1024, 3, 3), 'rpn_cls_logits': (n_anchor, 1024, 1, 1),
+              'rpn_bbox_pred': (4 * n_anchor, 1024, 1, 1), 'cls_score': (n_class, 2048),
+              'bbox_pred': (4 * n_class, 2048), 'mask_fcn_logits': (n_class, 256, 1, 1)}
+    weights = {f'{name}_w': shape for name, shape in shapes.items()}
+    biases = {f'{name}_b': shape[:1] for name, shape in shapes.items()}
+    return weights | biases | {'conv5_mask_w': (2048, 256, 2, 2), 'conv5_mask_b': (256,)}
+
+
+def zeros(shapes):
+    """Arrays that take no memory."""
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+
+def model_blobs(n_class=3, n_res4=6, **changes):
+    blobs = zeros(resnet_shapes(n_res4) | head_shapes(n_class)) | changes
+    return {name: blob for name, blob in blobs.items() if blob is not None}
+
+
+@pytest.fixture
+def read(monkeypatch, tmp_path):
+    """Reads what the pickle reader would have returned for a file."""
+    path = tmp_path / 'model_final.pkl'
+    path.write_bytes(b'content')
+
+    def read_data(data):
+        monkeypatch.setattr(safe_pickle, 'load', lambda _: data)
+        return detectron.read(path)
+    return read_data
+
+
+def rows(shape):
+    """Every row (output channel) filled with its number."""
+    numbers = np.arange(shape[0], dtype=np.float32)
+    return np.broadcast_to(numbers.reshape(-1, *[1] * (len(shape) - 1)), shape)
+
+
+def test_orders_of_the_heads(read):
+    shapes = head_shapes(3)
+    file = read({'blobs': model_blobs(3, **{name: rows(shape) for name, shape in shapes.items()})})
+    assert file.kind == 'model' and file.config == Config(n_fg_class=2)
+    arrays = file.arrays
+    # Detectron's rows of each anchor or class are dx, dy, dw, dh = 4k, 4k + 1, 4k + 2, 4k + 3.
+    yxhw = [4 * k + i for k in range(15) for i in (1, 0, 3, 2)]
+    for name in 'Wb':
+        width = shapes['rpn_bbox_pred_w'] if name == 'W' else (60,)
+        assert arrays[f'rpn/delta/{name}'].shape == width
+        assert arrays[f'rpn/delta/{name}'].reshape(60, -1)[:, 0].tolist() == yxhw
+        assert arrays[f'box_head/delta/{name}'].reshape(12, -1)[:, 0].tolist() == yxhw[:12]
+        assert arrays[f'mask_head/score/{name}'].reshape(2, -1)[:, 0].tolist() == [1, 2]
+        assert arrays[f'box_head/score/{name}'].reshape(3, -1)[:, 0].tolist() == [0, 1, 2]
+        assert arrays[f'rpn/objectness/{name}'].reshape(15, -1)[:, 0].tolist() == list(range(15))
+    assert arrays['mask_head/score/W'].shape == (2, 256, 1, 1)
+    assert (arrays['mask_head/deconv/W'] == rows((2048, 256, 2, 2))).all()
+    assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays.values())
+
+
+@pytest.mark.parametrize('extractor', EXTRACTORS)
+def test_the_result_fits_our_network(read, extractor):
+    n_res4 = EXTRACTORS[extractor][2]
+    file = read({'blobs': model_blobs(4, n_res4)})
+    assert file.config == Config(extractor=extractor, n_fg_class=3)
+    assert detectron.default_name(file) == f'e2e_mask_rcnn_R-{extractor[6:]}-C4_1x_d2c.npz'
+    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
+
+
+@pytest.mark.parametrize('extractor, wrapped', [('resnet50', True), ('resnet101', False)])
+def test_imagenet_files_become_backbones(read, extractor, wrapped):
+    n_res4 = EXTRACTORS[extractor][2]
+    extra = zeros({'conv1_b': (64,), 'res2_0_branch2a_b': (64,), 'fc1000_w': (1000, 2048),
+                   'fc1000_b': (1000,)})
+    blobs = zeros(resnet_shapes(n_res4)) | extra
+    file = read({'blobs': blobs} if wrapped else blobs)
+    assert file.kind == 'backbone' and file.config == Config(extractor=extractor)
+    assert file.report.left == {'unused convolution biases': ('conv1_b', 'res2_0_branch2a_b'),
+                                'ImageNet classifier': ('fc1000_b', 'fc1000_w')}
+    assert detectron.default_name(file) == f'R-{extractor[6:]}_d2c.npz'
+    assert {path.split('/')[0] for path in file.arrays} == {'extractor', 'box_head'}
+    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file', partial=True)
+
+
+def test_report(read):
+    more = zeros({'conv_rpn_w_momentum': (1,), 'a\nb': (1,)})
+    file = read({'blobs': model_blobs(**more) | {'none': None, 5: 6}})
+    assert set(file.report.taken) == set(model_blobs())
+    assert file.report.left == {'momentum': ('conv_rpn_w_momentum',), 'unknown': ('a\\nb',)}
+    assert file.report.warnings == ("no 'cfg' in the file; Detectron's defaults are used",)
+    assert file.sha256 == 'ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73'
+    broken = np.full(3, np.nan, np.float32)
+    assert 'cls_score_b' in read({'blobs': model_blobs(cls_score_b=broken)}).report.warnings[-1]
+
+
+@pytest.mark.parametrize('blobs, reason', [
+    (model_blobs(fpn_res2_2_sum_w=np.zeros(1)), 'with FPN, which is not supported yet'),
+    (model_blobs(conv_rpn_fpn2_w=np.zeros(1), kps_score_w=np.zeros(1)), 'with FPN and a keypoint head'),
+    (model_blobs(retnet_cls_pred_fpn3_w=np.zeros(1)), 'with FPN and a RetinaNet head'),
+    (model_blobs(res2_0_branch2b_w=np.zeros((256, 8, 3, 3))), 'with a ResNeXt body'),
+    (model_blobs(conv1_gn_s=np.zeros(64)), 'with group normalisation'),
+    ({'_[mask]_res5_0_branch2a_w': np.zeros(1)} | model_blobs(), 'with a separate res5 for masks'),
+    ({'conv1_1_w': np.zeros((64, 3, 3, 3))}, 'with a VGG body'),
+    (model_blobs(mask_fcn_logits_w=None), 'with no mask head'),
+    (model_blobs(cls_score_w=None, mask_fcn_logits_w=None), 'with no box head and no mask head'),
+    (model_blobs(conv_rpn_w=None), 'with no RPN'),
+    (model_blobs(n_res4=36), 'ResNet with 36 blocks in res4'),
+    ({}, 'not a Detectron weight file: the blobs of a ResNet'),
+    (model_blobs(conv1_w=None), 'not a Detectron weight file'),
+    (model_blobs(cls_score_w=np.zeros(3, np.float32)), r'cls_score_w has the shape \(3,\)'),
+    (model_blobs(conv1_w=np.zeros((64, 4, 7, 7), np.float32), bbox_pred_b=np.zeros(8, np.float32)),
+     r'conv1_w is float32 \(64, 4, 7, 7\), not float32 \(64, 3, 7, 7\); bbox_pred_b is float32 \(8,\)'),
+    (model_blobs(conv1_w=np.zeros((64, 3, 7, 7), int)), 'conv1_w is int64'),
+    (model_blobs(conv5_mask_w=None, res3_1_branch2c_bn_s=None),
+     'missing blobs: res3_1_branch2c_bn_s, conv5_mask_w$'),
+    ([1], 'holds a list'),
+    ({'blobs': [1]}, "'blobs' are no dictionary"),
+    ({'blobs': {}, 'cfg': [1]}, "'cfg' is damaged: not text"),
+    ({'blobs': {}, 'cfg': 'a: ]'}, "'cfg' is damaged"),
+])
+def test_what_is_refused(read, blobs, reason):
+    with pytest.raises(WeightFileError, match=reason) as caught:
+        read(blobs)
+    assert str(caught.value).isprintable()
+
+
+# cfg
+
+
+def test_python_tags_never_become_objects():
+    cfg = detectron_cfg.parse(
+        '!!python/object/new:utils.collections.AttrDict\n'
+        'dictitems:\n'
+        '  A: !!python/object/apply:os.system ["touch executed"]\n'
+        '  B: !!python/name:os.system ""\n'
+        '  C: !!python/object/new:os.system {args: ["touch executed"]}\n'
+        '  D: !!python/tuple [1, !!python/long 2, !!python/unicode "x", !!python/none ~]\n'
+        '  E: {on: true, f: 1.5, s: !!python/str 7}\n'
+        'state: {}\n')
+    assert cfg == {'A': None, 'B': None, 'C': None, 'D': [1, 2, 'x', None],
+                   'E': {True: True, 'f': 1.5, 's': '7'}}
+
+
+LAUGHS = 'a0: &a0 [x, x]\n' + ''.join(f'a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n' for i in range(1, 30))
+
+
+@pytest.mark.parametrize('text, reason', [
+    ('', 'not a mapping'),
+    ('[1]', 'not a mapping'),
+    ('a: [', 'line 1'),
+    ('a: *b', 'undefined alias'),
+    (LAUGHS, 'nested too deeply or too large'),
+    ('[' * 5000, 'nested too deeply'),
+    ('a: &a {b: *a}', 'nested too deeply'),
+    ('x' * 300_000, '300000 characters'),
+    ('a: !!int x', 'is no int'),
+    ('a: !!binary x', 'is no binary'),
+    ('{[1]: 2}', 'a key that is not text'),
+    ('a: \x00', 'special characters|not YAML'),
+])
+def test_bad_yaml(text, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        detectron_cfg.parse(text)
+    assert str(caught.value).isprintable()
+
+
+def test_numbers_of_cfg_reach_the_configuration():
+    config, warnings = detectron_cfg.apply(detectron_cfg.parse("""
+        TEST: {SCALE: 600, MAX_SIZE: 1000, RPN_PRE_NMS_TOP_N: 7, RPN_POST_NMS_TOP_N: 8, RPN_NMS_THRESH: 0.6,
+               RPN_MIN_SIZE: 16, SCORE_THRESH: 0.1, NMS: 0.4, DETECTIONS_PER_IM: 50}
+        RPN: {SIZES: !!python/tuple [16, 24.5], ASPECT_RATIOS: !!python/tuple [1, 2], STRIDE: 16}
+        FAST_RCNN: {ROI_XFORM_RESOLUTION: 7, ROI_XFORM_METHOD: RoIPoolF, ROI_XFORM_SAMPLING_RATIO: 2}
+        """), Config())
+    assert warnings == []
+    assert config == Config(
+        min_size=600, max_size=1000, rpn_pre_nms=7, rpn_post_nms=8, rpn_nms_threshold=0.6, rpn_min_size=16,
+        score_threshold=0.1, nms_threshold=0.4, max_detections=50, anchor_sizes=(16, 24.5),
+        anchor_ratios=(1, 2), roi_size=7, roi_align=False, sampling_ratio=2)
+
+
+def test_old_name_of_the_scale():
+    config, _ = detectron_cfg.apply({'TEST': {'SCALES': [480]}}, Config())
+    assert config.min_size == 480
+
+
+@pytest.mark.parametrize('text, warning', [
+    ('TEST: {NMS: high}', 'TEST.NMS is high, which is not supported; 0.5 is used'),
+    ('TEST: {SCALE: 5000}', 'its sizes and thresholds do not fit together'),
+    ('TEST: {SOFT_NMS: {ENABLED: true}}',
+     'TEST.SOFT_NMS.ENABLED is True, which is not supported; False is used'),
+    ('RPN: {STRIDE: 8}', 'RPN.STRIDE is 8'), ('RESNETS: {STRIDE_1X1: false}', 'RESNETS.STRIDE_1X1 is False'),
+    ('PIXEL_MEANS: [1.0, 2.0, 3.0]', 'PIXEL_MEANS'), ('BBOX_XFORM_CLIP: 5.0', 'BBOX_XFORM_CLIP'),
+    ('FAST_RCNN: {ROI_XFORM_RESOLUTION: 9}', 'FAST_RCNN.ROI_XFORM_RESOLUTION is 9'),
+    ('{FAST_RCNN: {ROI_XFORM_SAMPLING_RATIO: 2}, MRCNN: {ROI_XFORM_SAMPLING_RATIO: 0}}',
+     'MRCNN.ROI_XFORM_SAMPLING_RATIO is 0, which is not supported; 2 is used'),
+])
+def test_what_cannot_be_honoured_is_a_warning(text, warning):
+    config, warnings = detectron_cfg.apply(detectron_cfg.parse(text), Config())
+    assert len(warnings) == 1 and warnings[0].startswith(warning), warnings
+
+
+@pytest.mark.parametrize('cfg, factors', [
+    ('MODEL: {BBOX_REG_WEIGHTS: !!python/tuple [10.0, 10.0, 5.0, 5.0]}', (1, 1, 1, 1)),
+    ('MODEL: {BBOX_REG_WEIGHTS: !!python/tuple [5.0, 20.0, 1.0, 10.0]}', (0.5, 2, 0.5, 5)),
+    ('MODEL: {}', (10, 10, 5, 5)),      # before Detectron knew the setting: weights 1
+])
+def test_box_weights_are_folded_into_the_deltas(read, cfg, factors):
+    rng = np.random.RandomState(0)
+    bias = rng.rand(12).astype(np.float32)
+    file = read({'blobs': model_blobs(bbox_pred_b=bias), 'cfg': cfg})
+    want = bias.reshape(3, 4)[:, [1, 0, 3, 2]] * np.float32(factors)
+    np.testing.assert_allclose(file.arrays['box_head/delta/b'].reshape(3, 4), want, rtol=1e-6)
+    assert bool(file.report.notes) == (factors != (1, 1, 1, 1))
+
+
+# The rebuilt R-50-C4 file
+
+
+@pytest.fixture(scope='module')
+def golden(shared, tmp_path_factory):
+    """``(path, blobs)`` of the reference weights, written as Python 2.7 writes them."""
+    source = shared / 'golden' / 'detectron_weights.py'
+    spec = importlib.util.spec_from_file_location('detectron_weights', source)
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    blobs, meta = writer.load(shared / 'golden' / 'detectron' / 'recipe_R-50-C4_seed0.npz')
+    path = tmp_path_factory.mktemp('golden') / 'model_final.pkl'
+    writer.write_pkl(blobs, meta['cfg'], path)
+    yield path, blobs
+    path.unlink()
+
+
+def our_names(blob):
+    """Detectron's name to ours, blob by blob."""
+    kind = {'_bn_s': 'norm/scale', '_bn_b': 'norm/bias', '_w': 'conv/W'}
+    suffix = next(s for s in kind if blob.endswith(s))
+    stem = blob.removesuffix(suffix)
+    if stem in ('conv1', 'res_conv1'):
+        return f'extractor/conv1/{kind[suffix]}'
+    stage, block, branch = stem.split('_')
+    conv = {'branch2a': 'conv1', 'branch2b': 'conv2', 'branch2c': 'conv3', 'branch1': 'shortcut'}[branch]
+    return f'{"box_head" if stage == "res5" else "extractor"}/{stage}/block{block}/{conv}/{kind[suffix]}'
+
+
+def test_golden_conversion(golden):
+    path, blobs = golden
+    file = detectron.read(path)
+    assert file.kind == 'model' and file.config == Config()
+    assert file.report.warnings == () and file.report.notes == ()
+    assert {group: len(names) for group, names in file.report.left.items()} == {
+        'momentum': 56, 'unused convolution biases': 1, 'ImageNet classifier': 2}
+    arrays = dict(file.arrays)
+    for blob in [name for name in blobs if name in resnet_shapes(6)]:
+        np.testing.assert_array_equal(arrays.pop(our_names(blob)), blobs[blob], err_msg=blob)
+    for theirs, ours in (('conv_rpn', 'rpn/conv'), ('rpn_cls_logits', 'rpn/objectness'),
+                         ('cls_score', 'box_head/score'), ('conv5_mask', 'mask_head/deconv')):
+        np.testing.assert_array_equal(arrays.pop(f'{ours}/W'), blobs[f'{theirs}_w'])
+        np.testing.assert_array_equal(arrays.pop(f'{ours}/b'), blobs[f'{theirs}_b'])
+    for letter, name in ('Ww', 'bb'):
+        np.testing.assert_array_equal(arrays.pop(f'mask_head/score/{letter}'),
+                                      blobs[f'mask_fcn_logits_{name}'][1:])
+        for theirs, ours in ('rpn_bbox_pred', 'rpn/delta'), ('bbox_pred', 'box_head/delta'):
+            array, blob = arrays.pop(f'{ours}/{letter}'), blobs[f'{theirs}_{name}']
+            for our_row, their_row in enumerate((1, 0, 3, 2)):
+                np.testing.assert_array_equal(array[our_row::4], blob[their_row::4])
+    assert not arrays
+
+
+def test_golden_conversion_takes_little_memory(golden, root, tmp_path):
+    """Command line, whole process: at most three times the file (it holds the arrays once)."""
+    path, _ = golden
+    script = ('import json, runpy, sys\n'
+              f'sys.argv = ["x", "--input", {str(path)!r}, "--output", {str(tmp_path / "o.npz")!r}]\n'
+              'try:\n    runpy.run_path("utils/detectron_parser.py", run_name="__main__")\n'
+              'except SystemExit as end:\n    assert not end.code\n'
+              'line = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))\n'
+              'print(json.dumps(int(line.split()[1]) * 1024))\n')
+    done = subprocess.run([sys.executable, '-c', script], cwd=root, capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) < 2 * path.stat().st_size
+
+
+@pytest.mark.parametrize('name, parts', [
+    ('R-50-FPN_seed0', 'FPN'), ('keypoint_R-50-FPN_seed0', 'FPN and a keypoint head')])
+def test_golden_networks_that_are_not_supported(shared, read, name, parts):
+    with np.load(shared / 'golden' / 'detectron' / f'recipe_{name}.npz') as recipe:
+        meta = json.loads(str(recipe['meta']))
+    blobs = zeros({blob: tuple(shape) for blob, shape in meta['params'] + meta['momentum'] + meta['extra']})
+    with pytest.raises(WeightFileError, match=f'with {parts}, which is not supported yet'):
+        read({'blobs': blobs, 'cfg': meta['cfg']})
+
+
+def test_a_small_file_through_the_pickle_reader(tmp_path):
+    path = tmp_path / 'x.pkl'
+    path.write_bytes(pickle.dumps({'blobs': {'conv1_1_w': np.zeros(3, np.float32)}, 'cfg': 'MODEL: {}'}, 4))
+    with pytest.raises(WeightFileError, match='a VGG body'):
+        detectron.read(path)

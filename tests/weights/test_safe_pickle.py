@@ -1,0 +1,422 @@
+"""The restricted pickle reader: what it reads, what it refuses, and that nothing ever runs."""
+
+import collections
+import copyreg
+import functools
+import json
+import os
+import pickle
+import random
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mask_rcnn.weights import WeightFileError, safe_pickle
+
+PROTOCOLS = range(6)
+
+ARRAYS = {
+    'float32': np.arange(12, dtype=np.float32).reshape(3, 4) / 7,
+    'fortran': np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+    'strided': np.arange(20, dtype=np.int16)[::3],
+    'big endian': np.arange(5, dtype='>f4'),
+    'every byte': np.arange(256, dtype=np.uint8),
+    'bool': np.array([[True, False]]),
+    'half': np.array([1.5, -2], np.float16),
+    'int64': np.array([-1, 2**62]),
+    'no axes': np.array(2.5, np.float32),
+    'no items': np.empty((3, 0), np.float32),
+}
+
+PLAIN = {
+    'text': 'Gr\xfc\xdfe, \u4e16\u754c \U0001f600\n\\', 'long': 'x' * 300,
+    'bytes': bytes(range(256)), 'empty': b'',
+    'numbers': [0, -1, 255, 65535, -2**31, 2**70, -2**70, 1.5, float('inf')],
+    'constants': (None, True, False), 'tuples': ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+    'nested': {'a': [{'b': {}}, []]}, 'set': {1, 'b', None}, 7: 'integer key',
+}
+
+#: What Python 2.7's cPickle writes for ``{'a': numpy.array([1, 2], 'f4')}`` with protocols 0 and 2.
+PYTHON2 = {
+    0: (b"(dp1\nS'a'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n(I0\ntS'b'\ntRp5\n"
+        b"(I1\n(I2\ntcnumpy\ndtype\np6\n(S'f4'\nI0\nI1\ntRp7\n(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\n"
+        b"S'\\x00\\x00\\x80?\\x00\\x00\\x00@'\ntbs."),
+    2: (b'\x80\x02}q\x01U\x01aq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85'
+        b'U\x01b\x87Rq\x05(K\x01K\x02\x85cnumpy\ndtype\nq\x06U\x02f4K\x00K\x01\x87Rq\x07(K\x03U\x01<NNN'
+        b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08\x00\x00\x80?\x00\x00\x00@tbs.'),
+}
+
+
+def load_bytes(tmp_path, data):
+    path = tmp_path / 'file.pkl'
+    path.write_bytes(data)
+    return safe_pickle.load(path)
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+@pytest.mark.parametrize('name', ARRAYS)
+def test_arrays_of_every_protocol(tmp_path, protocol, name):
+    array = ARRAYS[name]
+    got = load_bytes(tmp_path, pickle.dumps({'x': array, 'again': array}, protocol))
+    assert got['x'].dtype == array.dtype and got['x'].shape == array.shape
+    np.testing.assert_array_equal(got['x'], array)
+    assert got['again'] is got['x']
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+def test_plain_data_of_every_protocol(tmp_path, protocol):
+    assert load_bytes(tmp_path, pickle.dumps(PLAIN, protocol)) == PLAIN
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+def test_numpy_scalars_and_ordered_dictionaries(tmp_path, protocol):
+    data = collections.OrderedDict([('b', np.float32(0.1)), ('a', np.int64(-3)), ('c', np.bool_(True))])
+    got = load_bytes(tmp_path, pickle.dumps(data, protocol))
+    assert list(got.items()) == list(data.items()) and type(got) is dict
+    assert [type(v) for v in got.values()] == [type(v) for v in data.values()]
+
+
+@pytest.mark.parametrize('protocol', PYTHON2)
+def test_python_2_strings_are_latin_1_text(tmp_path, protocol):
+    got = load_bytes(tmp_path, PYTHON2[protocol])
+    assert list(got) == ['a'] and got['a'].dtype == '<f4' and got['a'].tolist() == [1, 2]
+    assert load_bytes(tmp_path, b"S'caf\\xe9'\n.") == 'caf\xe9'
+
+
+def test_python_2_ordered_dictionary(tmp_path):
+    data = b"ccollections\nOrderedDict\n((l(lS'b'\naI1\naa(lS'a'\naI2\naatR."
+    assert list(load_bytes(tmp_path, data).items()) == [('b', 1), ('a', 2)]
+
+
+# Hostile files
+
+
+class Calls:
+    """Pickles to a call of ``function(*arguments)``."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+class Slots:
+    pass
+
+
+def global_(name):
+    module, _, name = name.rpartition('.')
+    return f'c{module}\n{name}\n'.encode()
+
+
+def text(value):
+    return b'X' + struct.pack('<I', len(value)) + value.encode()
+
+
+def wide_text(length):
+    """Text that takes four bytes a character because of its first one."""
+    data = ('\U0001f600' + 'x' * length).encode()
+    return b'X' + struct.pack('<I', len(data)) + data + b'.'
+
+
+def array_bytes(shape=b'K\x02\x85', code=b'f4', data=b'U\x08\x00\x00\x80?\x00\x00\x00@', state=b'NNN'):
+    """A protocol 2 array of two float32, with one part exchanged."""
+    return (b'\x80\x02' + global_('numpy.core.multiarray._reconstruct') + global_('numpy.ndarray')
+            + b'K\x00\x85U\x01b\x87R(K\x01' + shape + global_('numpy.dtype')
+            + b'U' + bytes([len(code)]) + code + b'K\x00K\x01\x87R(K\x03U\x01<' + state
+            + b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89' + data + b'tb.')
+
+
+#: A hostile file that is executed creates this file in the current folder.
+MARKER = 'executed'
+
+
+@functools.cache
+def hostile():
+    """Name -> (bytes, regular expression of the reason)."""
+    command = f'touch {MARKER}'
+    system = Calls(os.system, command)
+    shell = text(command) + b'\x85R.'
+    nested = {'blobs': {'conv1_w': [ARRAYS['float32'], (1, system)]}}
+    popen = Calls(subprocess.Popen, ['touch', MARKER])
+    files = {}
+    for p in PROTOCOLS:
+        files[f'system, protocol {p}'] = pickle.dumps(system, p), 'asks for posix.system'
+        files[f'nested, protocol {p}'] = pickle.dumps(nested, p), 'asks for posix.system'
+        objects = np.array([system], object)
+        files[f'object array, protocol {p}'] = pickle.dumps(objects, p), 'posix.system|arrays of'
+        files[f'Popen, protocol {p}'] = pickle.dumps(popen, p), 'asks for (subprocess|commands).Popen'
+    for p in (0, 1):
+        files[f'copyreg, protocol {p}'] = pickle.dumps(Slots(), p), 'asks for copy_?reg._reconstructor'
+    for name in ('os.system', 'os.popen', 'builtins.eval', '__builtin__.eval', 'builtins.getattr',
+                 'builtins.exec', 'numpy.load', 'numpy.core.multiarray.fromfile', 'numpy.ndarray.tofile',
+                 'numpy.frombuffer', 'numpy.ma.core._mareconstruct', 'pickle.loads',
+                 'importlib.import_module', 'functools.partial', 'copyreg.__newobj__', '_codecs.decode',
+                 'torch._utils._rebuild_tensor'):
+        files[name] = global_(name) + shell, f'asks for {name}$'
+        module, _, attribute = name.rpartition('.')
+        files[f'{name} from the stack'] = (b'\x80\x04' + text(module) + text(attribute) + b'\x93' + shell,
+                                           f'asks for {name}$')
+    return files | opcode_tricks(command) | bad_arrays() | bombs() | broken_files()
+
+
+def opcode_tricks(command):
+    shell = text(command) + b'\x85R'
+    return {
+        'INST': (b"(S'" + command.encode() + b"'\nios\nsystem\n.", 'object of os.system'),
+        'OBJ': (b'(' + global_('os.system') + shell + b'o.', 'asks for os.system'),
+        'OBJ of a known name': (b'(' + global_('numpy.dtype') + b'o.', 'opcode OBJ'),
+        'NEWOBJ': (b'\x80\x02' + global_('numpy.ndarray') + b')\x81.', 'opcode NEWOBJ'),
+        'NEWOBJ_EX': (b'\x80\x04' + global_('numpy.dtype') + b')}\x92.', 'opcode NEWOBJ_EX'),
+        'EXT1': (b'\x80\x02\x82\x01.', 'opcode EXT1'),
+        'EXT2': (b'\x80\x02\x83\x01\x00.', 'opcode EXT2'),
+        'EXT4': (b'\x80\x02\x84\x01\x00\x00\x00.', 'opcode EXT4'),
+        'PERSID': (b'Pabc\n.', 'opcode PERSID'),
+        'BINPERSID': (b'U\x01aQ.', 'opcode BINPERSID'),
+        'NEXT_BUFFER': (b'\x80\x05\x97.', 'opcode NEXT_BUFFER'),
+        'READONLY_BUFFER': (b'\x80\x05N\x98.', 'opcode READONLY_BUFFER'),
+        'protocol 9': (b'\x80\x09N.', 'protocol 9'),
+        'BUILD of a dictionary': (b'}}b.', 'sets the state of a value'),
+        'BUILD of OrderedDict': (global_('collections.OrderedDict') + b')R}b.', 'sets the state of a value'),
+        'BUILD of a name': (global_('numpy.ndarray') + b'}b.', 'sets the state of a value'),
+        'BUILD of an array, twice': (array_bytes()[:-1] + b'Nb.', 'sets the state of a value'),
+        'call of a value': (b'K\x01)R.', r'calls a value \(int\)'),
+        'call of ndarray': (global_('numpy.ndarray') + b')R.', 'calls numpy.ndarray'),
+        'bytes(n)': (global_('builtins.bytes') + b'J\xff\xff\xff\x7f\x85R.', 'builtins.bytes with arguments'),
+        'other codec': (global_('_codecs.encode') + text('a') + text('zip') + b'\x86R.', '_codecs.encode'),
+        'a name as data': (b'}' + text('a') + global_('numpy.ndarray') + b'\x85s.', 'holds a class'),
+        'control characters': (b'cos\x1b[31m\r\nsystem\x00\n)R.', r'asks for os\\x1b\[31m\\r.system\\x00$'),
+    }
+
+
+def bad_arrays():
+    reconstruct = global_('numpy.core.multiarray._reconstruct')
+    enormous = b'\x8a\x06\x00\x00\x00\x00\x00\x40'
+    return {
+        'subclass of array': (reconstruct + b'NK\x00\x85U\x01b\x87R.', 'unknown class'),
+        'array without data': (array_bytes().split(b'(K\x01')[0] + b'\x85.', 'before its data'),
+        'object array': (array_bytes(code=b'O8', data=b'](K\x01K\x02e'), "arrays of type 'O8'"),
+        'void array': (array_bytes(code=b'V4'), "arrays of type 'V4'"),
+        'text array': (array_bytes(code=b'S4'), "arrays of type 'S4'"),
+        'type by expression': (array_bytes(code=b'f4,O'), "arrays of type 'f4,O'"),
+        'structured array': (array_bytes(state=b'N' + text('f0') + b'\x85}'), 'structured'),
+        'data as list': (array_bytes(data=b'](K\x01K\x02e'), 'array of Python objects'),
+        'huge shape': (array_bytes(enormous + b'\x85'), 'needs .* bytes, not 8'),
+        'overflowing shape': (array_bytes(b'J\x00\x00\x00\x40J\x00\x00\x00\x40K\x10\x87'), 'needs .* bytes'),
+        'negative shape': (array_bytes(b'J\xff\xff\xff\xffJ\xfe\xff\xff\xff\x86'), 'proper shape'),
+        'empty but huge shape': (array_bytes(enormous + enormous + b'K\x00\x87', data=b'U\x00'), 'damaged'),
+    }
+
+
+def bombs():
+    puts = b''.join(b'r' + struct.pack('<I', i) for i in range(600_000))
+    encode = global_('_codecs.encode') + b'h\x00' + text('latin1') + b'\x86R'
+    ordered = global_('collections.OrderedDict') + b'h\x00\x85R'
+    return {
+        'BINBYTES8': (b'\x80\x04\x8e' + struct.pack('<Q', 1 << 60) + b'abc.', 'truncated or damaged'),
+        'BINUNICODE8': (b'\x80\x04\x8d' + struct.pack('<Q', 1 << 63) + b'abc.', 'truncated or damaged'),
+        'BYTEARRAY8': (b'\x80\x05\x96' + struct.pack('<Q', 1 << 40) + b'abc.', 'truncated or damaged'),
+        'BINSTRING': (b'T' + struct.pack('<i', 2**31 - 1) + b'abc.', 'truncated or damaged'),
+        'negative BINSTRING': (b'T' + struct.pack('<i', -1) + b'abc.', 'truncated or damaged'),
+        'LONG4': (b'\x8b' + struct.pack('<i', 2**31 - 1) + b'abc.', 'integer of'),
+        'negative LONG4': (b'\x8b' + struct.pack('<i', -5) + b'abc.', 'integer of'),
+        'digits': (b'L' + b'9' * 100_000 + b'L\n.', 'line does not end'),
+        'FRAME': (b'\x80\x04\x95' + struct.pack('<Q', 1 << 62) + b'N.', 'frame'),
+        'memo index': (b'Np' + b'9' * 30 + b'\n.', 'memo index'),
+        'memo': (b'N' + puts + b'.', 'more than'),
+        'marks': (b'(' * 600_000 + b'.', 'more than'),
+        'lists': (b']' * 600_000 + b'.', 'more than'),
+        'encode': (text('x' * 500_000) + b'q\x000' + encode * 1000 + b'.', 'twice its size'),
+        'dictionaries': (b'](' + b'](NNe' * 20_000 + b'eq\x000' + ordered * 1000 + b'.', 'twice its size'),
+        'wide text': (wide_text(2_000_000), 'twice its size'),
+        'tuple key': (b'}' + b')' + b'\x85' * 100_000 + b'Ns.', 'key or set element of type tuple'),
+        'float key': (b'}G' + struct.pack('>d', 0.5) + b'Ns.', 'type float'),
+        'large integer key': (b'}\x8a\x10' + b'\xff' * 15 + b'\x7f' + b'Ns.', 'type int'),
+    }
+
+
+def broken_files():
+    return {
+        'no memo entry': (b'h\x05.', 'memo entry 5'),
+        'odd items': (b'}(Nu.', 'key without a value'),
+        'items of a list': (b']NNs.', 'a dictionary expected'),
+        'append to a number': (b'K\x01Na.', 'a list expected'),
+        'stack underflow': (b'a.', 'value is missing'),
+        'below the mark': (b']K\x01(a.', 'value is missing'),
+        'no mark': (b'e.', 'mark is missing'),
+        'nothing': (b'.', 'value is missing'),
+        'left over': (b'NN.', 'left over'),
+        'after the end': (b'N.N.', '2 bytes follow'),
+        'bad float': (b'Fabc\n.', 'damaged at byte 0'),
+        'bad utf-8': (b'X\x01\x00\x00\x00\xff.', 'damaged at byte 0'),
+        'bad escape': (b"S'\\xZZ'\n.", 'damaged at byte 0'),
+        'no quotes': (b'Sabc\n.', 'without quotes'),
+    }
+
+
+@pytest.mark.parametrize('name', hostile())
+def test_hostile_files_get_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    data, reason = hostile()[name]
+    with pytest.raises(WeightFileError, match=reason) as caught:
+        load_bytes(tmp_path, data)
+    assert str(caught.value) == f'{tmp_path / "file.pkl"}: {caught.value.reason}'
+    assert str(caught.value).isprintable() and len(caught.value.reason) < 300
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_extension_registry_is_not_used(tmp_path):
+    copyreg.add_extension('os', 'system', 240)
+    try:
+        with pytest.raises(WeightFileError, match='EXT1'):
+            load_bytes(tmp_path, b'\x80\x02\x82\xf0' + text('true') + b'\x85R.')
+    finally:
+        copyreg.remove_extension('os', 'system', 240)
+
+
+NESTED = {
+    'lists': b']' * 200_000 + b'a' * 199_999 + b'.',
+    'tuples': b')' + b'\x85' * 400_000 + b'.',
+    'dictionaries': b'}' + (b'K\x01}' * 100_000) + b's' * 100_000 + b'.',
+    'billion laughs': b']q\x00' + (b'0](' + b'h\x00' * 10 + b'eq\x00') * 100 + b'.',
+    'itself': b']q\x00h\x00a.',
+}
+
+
+@pytest.mark.parametrize('data', NESTED.values(), ids=NESTED)
+def test_deep_and_shared_nesting_is_harmless(tmp_path, data):
+    assert isinstance(load_bytes(tmp_path, data), (list, tuple, dict))
+
+
+@pytest.mark.parametrize('start, reason', [
+    (b'', 'is empty'),
+    (b'\x1f\x8b\x08', 'gzip'),
+    (b'PK\x03\x04\x14', 'zip archive'),
+    (b'\x89HDF\r\n', 'HDF5'),
+    (b'\x93NUMPY\x01', 'NumPy array'),
+    (b'BZh9', 'bzip2'),
+    (b'\xfd7zXZ\x00', 'xz'),
+    (b'<!DOCTYPE html>', 'web page'),
+    (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS'),
+    (b'\xff\xd8\xff\xe0', 'unknown opcode'),
+    (bytes(1000), 'unknown opcode'),
+])
+def test_other_files_are_named(tmp_path, start, reason):
+    with pytest.raises(WeightFileError, match=reason):
+        load_bytes(tmp_path, start)
+
+
+def test_paths_that_are_no_files(tmp_path):
+    with pytest.raises(WeightFileError, match='No such file'):
+        safe_pickle.load(tmp_path / 'missing.pkl')
+    with pytest.raises(WeightFileError, match='is a folder'):
+        safe_pickle.load(tmp_path)
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(WeightFileError, match='not a regular file'):
+        safe_pickle.load(tmp_path / 'pipe')
+
+
+# Damaged files, in a process that watches itself
+
+
+#: Loads every file of a folder and prints what came of each, what the interpreter was asked to do
+#: meanwhile, and how much memory that took.
+WATCHED = """
+import json, pathlib, sys
+from mask_rcnn.weights import WeightFileError, safe_pickle
+folder = pathlib.Path(sys.argv[1])
+for path in sorted(folder.glob('good*')):      # codecs and lazy imports of the reader itself
+    safe_pickle.load(path)
+def peak():
+    return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))
+ALLOWED = {'open', 'builtins.id', 'object.__getattr__', 'object.__setattr__', 'object.__delattr__'}
+bad = sorted(folder.glob('bad*'))
+events, outcomes, watching = [], {}, True
+def hook(event, arguments):
+    if watching and (event not in ALLOWED or event == 'open' and arguments[1] not in ('r', 'rb')):
+        events.append(event)
+sys.addaudithook(hook)
+before = peak()
+for path in bad:
+    try:
+        value = safe_pickle.load(path)
+        outcomes[path.name] = 'loaded ' + type(value).__name__
+    except WeightFileError as error:
+        outcomes[path.name] = str(error)
+watching = False
+print(json.dumps([events, outcomes, peak() - before]))
+"""
+
+
+def run_script(script, folder, root):
+    return subprocess.run([sys.executable, '-c', script, str(folder)], capture_output=True, text=True,
+                          timeout=120, cwd=folder, env={**os.environ, 'PYTHONPATH': str(root)})
+
+
+def watch(folder, root):
+    """Run WATCHED on a folder; returns ``(outcomes, kilobytes)``; nothing else may have happened."""
+    done = run_script(WATCHED, folder, root)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    events, outcomes, kilobytes = json.loads(done.stdout)
+    assert events == []
+    assert all(outcome.isprintable() for outcome in outcomes.values())
+    return outcomes, kilobytes
+
+
+def small_files():
+    """Valid files of every protocol, about 1 to 4 kB each."""
+    data = {'cfg': 'MODEL: {}', 'blobs': {name: array for name, array in ARRAYS.items()}, 'more': PLAIN}
+    files = {f'protocol {p}': pickle.dumps(data, p) for p in PROTOCOLS}
+    return files | {f'Python 2, protocol {p}': data for p, data in PYTHON2.items()}
+
+
+def write_numbered(folder, good, bad):
+    for kind, files in (('good', good), ('bad', bad)):
+        for i, data in enumerate(files):
+            (folder / f'{kind}{i:05}.pkl').write_bytes(data)
+
+
+def test_truncated_files(tmp_path, root):
+    good = list(small_files().values())
+    bad = [data[:len(data) * i // 50] for data in good for i in range(50)]
+    write_numbered(tmp_path, good, bad)
+    outcomes, _ = watch(tmp_path, root)
+    assert len(outcomes) == len(bad)
+    assert not [o for o in outcomes.values() if o.startswith('loaded')]
+
+
+def test_bit_flipped_files(tmp_path, root):
+    good, generator = list(small_files().values()), random.Random(0)
+    bad = []
+    for data in good:
+        for _ in range(200):
+            flipped = bytearray(data)
+            flipped[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+            bad.append(bytes(flipped))
+    write_numbered(tmp_path, good, bad)
+    outcomes, kilobytes = watch(tmp_path, root)
+    assert len(outcomes) == len(bad)
+    refused = [o for o in outcomes.values() if not o.startswith('loaded')]
+    assert 0 < len(refused) < len(bad)      # a flipped bit of an array's data cannot be noticed
+    assert kilobytes < 20_000
+
+
+def test_hostile_files_do_nothing(tmp_path, root):
+    bad = [data for data, _ in hostile().values()]
+    write_numbered(tmp_path, small_files().values(), bad)
+    outcomes, kilobytes = watch(tmp_path, root)
+    assert len(outcomes) == len(bad) and not [o for o in outcomes.values() if o.startswith('loaded')]
+    assert not (tmp_path / MARKER).exists()
+    assert kilobytes < 150_000      # the operation bombs' own 600,000 opcodes
+
+
+def test_the_watch_notices(tmp_path, root):
+    """The audit hook above would see a reader that executes."""
+    (tmp_path / 'bad.pkl').write_bytes(pickle.dumps(Calls(os.system, f'touch {MARKER}')))
+    careless = WATCHED.replace('safe_pickle.load(path)', "__import__('pickle').load(open(path, 'rb'))")
+    done = run_script(careless, tmp_path, root)
+    assert (tmp_path / MARKER).exists() and 'os.system' in json.loads(done.stdout)[0]
