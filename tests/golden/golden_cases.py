@@ -1,0 +1,116 @@
+"""The reference outputs of the original programs, and the rules by which ours are held against them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+XY = [1, 0, 3, 2]  # Detectron's x1 y1 x2 y2 <-> our y1 x1 y2 x2
+
+#: Suggested in the reference outputs' own notes for a port whose resize differs a little.
+MIN_BOX_IOU = 0.99
+MAX_SCORE_DIFFERENCE = 5e-3
+
+
+def rebuild_pickle(golden: Path, recipe: str, folder: Path) -> Path:
+    """Write the Detectron pickle of a recipe as Detectron's own Python 2 would have."""
+    spec = importlib.util.spec_from_file_location('detectron_weights', golden / 'detectron_weights.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path = folder / Path(recipe).with_suffix('.pkl').name
+    blobs, meta = module.load(str(golden / 'detectron' / recipe))
+    module.write_pkl(blobs, meta['cfg'], str(path))
+    return path
+
+
+@dataclass(frozen=True)
+class Case:
+    """One photo and what Detectron found on it, with samples of every blob on the way."""
+
+    golden: Path
+    name: str
+
+    @property
+    def arrays(self) -> np.lib.npyio.NpzFile:
+        return np.load(self.golden / 'detectron' / f'case_{self.name}.npz')
+
+    @property
+    def settings(self) -> dict:
+        return json.loads(str(self.arrays['config']))
+
+    @property
+    def photo(self) -> Path:
+        return self.golden / 'photos' / self.settings['image']
+
+    @property
+    def config_changes(self) -> dict:
+        """The fields of :class:`mask_rcnn.Config` that the case was run with."""
+        names = {'scale': 'min_size', 'max_size': 'max_size', 'rpn_pre_nms': 'rpn_pre_nms',
+                 'rpn_post_nms': 'rpn_post_nms', 'rpn_nms': 'rpn_nms_threshold',
+                 'rpn_min_size': 'rpn_min_size', 'score_thresh': 'score_threshold',
+                 'nms': 'nms_threshold', 'detections_per_im': 'max_detections'}
+        return {ours: self.settings[theirs] for theirs, ours in names.items()}
+
+    def masks(self) -> np.ndarray:
+        """The pasted masks, (n, H, W) bool."""
+        width = int(self.arrays['im_shape'][1])
+        return np.unpackbits(self.arrays['masks_packed'], axis=-1)[..., :width].astype(bool)
+
+    def compare_blob(self, name: str, values: np.ndarray, *, rows=None) -> float:
+        """Return the largest difference from a blob's samples in units of the blob's deviation.
+
+        Args:
+            name: Caffe2's name.
+            values: The blob, or those ``rows`` of it.
+            rows: Sorted indices into the blob's first axis.
+        """
+        arrays = self.arrays
+        shape = tuple(arrays[f'blob/{name}/shape'])
+        index = np.array(np.unravel_index(arrays[f'blob/{name}/index'], shape))
+        if rows is not None:
+            index[0] = np.searchsorted(rows, index[0])
+            shape = (len(rows), *shape[1:])
+        assert values.shape == shape, name
+        difference = np.abs(values[tuple(index)] - arrays[f'blob/{name}/value'])
+        return float(difference.max() / arrays[f'blob/{name}/stat'][1])
+
+    def rows_of(self, name: str) -> np.ndarray:
+        """Return which rows of a blob have samples."""
+        shape = tuple(self.arrays[f'blob/{name}/shape'])
+        return np.unique(np.unravel_index(self.arrays[f'blob/{name}/index'], shape)[0])
+
+
+def match(case: Case, detections, *, min_iou: float, max_score_difference: float) -> np.ndarray:
+    """Match detections one to one with a case's stable ones and return their indices, in its order.
+
+    Asserts that every stable detection is found, with its class, score and box, and that there are no
+    more others than the disturbed runs of Detectron itself had.
+    """
+    from mask_rcnn.ops.boxes import box_iou
+    arrays = case.arrays
+    iou = box_iou(arrays['boxes'][:, XY], detections.boxes)
+    same_class = arrays['classes'][:, None] == detections.labels[None] + 1
+    close = np.abs(arrays['scores'][:, None] - detections.scores[None]) <= max_score_difference
+    fits = np.where(same_class & close, iou, 0)
+    partners, free = [], np.ones(len(detections), bool)
+    for i in np.flatnonzero(arrays['stable']):
+        j = int(np.argmax(fits[i] * free))
+        assert fits[i, j] > min_iou and free[j], (
+            f'class {arrays["classes"][i]}, score {arrays["scores"][i]:.4f}, box {arrays["boxes"][i]}: '
+            f'best IoU {fits[i, j]:.5f}')
+        free[j] = False
+        partners.append(j)
+    others = int(arrays['unmatched_1e-5']) + int((~arrays['stable']).sum())
+    assert free.sum() <= others, f'{free.sum()} detections that Detectron has not'
+    return np.array(partners)
+
+
+def mask_iou(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the IoU of each mask with the other of its index."""
+    both = (masks & others).sum(axis=(1, 2))
+    either = (masks | others).sum(axis=(1, 2))
+    return np.where(either > 0, both / np.maximum(either, 1), 1)

@@ -1,0 +1,153 @@
+"""R-50-C4 against Detectron itself: every stage alone, and the detections."""
+
+import chainer
+import chainer.functions as F
+import numpy as np
+import pytest
+from golden_cases import MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, XY, mask_iou, match
+
+from mask_rcnn.datasets.image_io import read_image
+from mask_rcnn.ops.roi_align import roi_align
+
+SMALL = 'R-50-C4_seed0_scale300'
+FAST = 'R-50-C4_seed0_scale300_rois300'
+FULL = 'R-50-C4_seed0'
+
+#: Of a blob's standard deviation.  Float32 sums in another order stay below it; a wrong layer does not.
+BODY = 5e-5
+
+#: Absolute, of what the heads give from the golden input: one stage's 1e-5 and the body's rounding.
+HEADS = 2e-5
+
+
+@pytest.fixture(scope='module', autouse=True)
+def inference():
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        yield
+
+
+@pytest.fixture(scope='module')
+def small(load_model):
+    """The model, its case and its stages' outputs from the golden network input."""
+    model, case = load_model(SMALL)
+    x = np.load(case.golden / 'detectron' / 'input_scale300.npz')['data']
+    return model, case, x, model.extract(x)
+
+
+def as_detectron(deltas):
+    """(N, 4 * K, ...): our (dy, dx, dh, dw) to (dx, dy, dw, dh)."""
+    return deltas.reshape(len(deltas), -1, 4, *deltas.shape[2:])[:, :, XY].reshape(deltas.shape)
+
+
+def golden_rois(case, rows=slice(None)):
+    rois = case.arrays['rois'][rows]
+    return rois[:, 1:][:, XY], rois[:, 0].astype(np.int32)
+
+
+def test_extractor(small):
+    model, case, x, features = small
+    extractor = model.extractor
+    h = F.relu(extractor.conv1(x))
+    assert case.compare_blob('conv1', h.array) < BODY
+    h = F.max_pooling_2d(h, 3, 2, 1, cover_all=False)
+    assert case.compare_blob('pool1', h.array) < BODY
+    for stage, blob in (('res2', 'res2_2_sum'), ('res3', 'res3_3_sum'), ('res4', 'res4_5_sum')):
+        h = extractor[stage](h)
+        assert case.compare_blob(blob, h.array) < BODY, blob
+    np.testing.assert_array_equal(h.array, features)
+
+
+def test_rpn(small):
+    model, case, _, features = small
+    rpn = model.rpn
+    assert case.compare_blob('conv_rpn', F.relu(rpn.conv(features)).array) < BODY
+    logits, deltas = rpn(features)
+    assert case.compare_blob('rpn_cls_logits', logits.array) < BODY
+    assert case.compare_blob('rpn_cls_probs', F.sigmoid(logits).array) < BODY
+    assert case.compare_blob('rpn_bbox_pred', as_detectron(deltas.array)) < BODY
+
+
+def test_proposals(small):
+    model, case, x, features = small
+    rois = model.propose(features, x.shape[2:], float(case.arrays['im_scale']))
+    np.testing.assert_allclose(rois[:, XY], case.arrays['rois'][:, 1:], rtol=0, atol=0.01)
+
+
+def test_roi_features(small):
+    model, case, _, features = small
+    rows = case.rows_of('pool5')
+    rois, indices = golden_rois(case, rows)
+    pooled = roi_align(features, rois, indices, output_size=14, spatial_scale=1 / 16)
+    assert case.compare_blob('pool5', pooled.array, rows=rows) < BODY
+    rows = case.rows_of('res5_2_sum')
+    res5 = model.box_head.features(features, *golden_rois(case, rows))
+    assert case.compare_blob('res5_2_sum', res5.array, rows=rows) < BODY
+
+
+def test_box_head(small):
+    model, case, _, features = small
+    scores, deltas = model.box_head(model.box_head.features(features, *golden_rois(case, slice(32))))
+    np.testing.assert_allclose(F.softmax(scores).array, case.arrays['cls_prob_first32'], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(as_detectron(deltas.array), case.arrays['bbox_pred_first32'], rtol=0, atol=HEADS)
+
+
+def test_box_head_of_every_sampled_roi(small):
+    model, case, _, features = small
+    for blob in ('res5_pool', 'cls_score', 'bbox_pred', 'cls_prob'):
+        rows = case.rows_of(blob)
+        h = model.box_head.features(features, *golden_rois(case, rows))
+        scores, deltas = model.box_head(h)
+        values = {'res5_pool': lambda: F.mean(h, axis=(2, 3), keepdims=True).array,
+                  'cls_score': lambda: scores.array,
+                  'bbox_pred': lambda: as_detectron(deltas.array),
+                  'cls_prob': lambda: F.softmax(scores).array}[blob]()
+        assert case.compare_blob(blob, values, rows=rows) < BODY, blob
+
+
+def test_mask_head(small):
+    model, case, _, features = small
+    arrays = case.arrays
+    rois = arrays['mask_rois'][:, 1:][:, XY]
+    h = model.box_head.features(features, rois, np.zeros(len(rois), np.int32))
+    assert case.compare_blob('_[mask]_res5_2_sum', h.array) < BODY
+    up = F.relu(model.mask_head.deconv(h))
+    assert case.compare_blob('conv5_mask', up.array) < BODY
+    logits = model.mask_head(h).array[np.arange(len(rois)), arrays['classes'] - 1]
+    np.testing.assert_allclose(F.sigmoid(logits).array, arrays['mask_probs'], rtol=0, atol=HEADS)
+
+
+@pytest.mark.parametrize('name', [FAST, SMALL, FULL])
+def test_detections(load_model, name):
+    """From the photo, by the suggested rule and by a stricter one that an exact input allows."""
+    model, case = load_model(name)
+    detections, = model.detect([case.photo])
+    match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
+    partners = match(case, detections, min_iou=0.9995, max_score_difference=2e-4)
+    arrays, stable = case.arrays, case.arrays['stable']
+    found = detections[partners]
+    np.testing.assert_allclose(found.boxes[:, XY], arrays['boxes'][stable], rtol=0, atol=0.01)
+    np.testing.assert_allclose(found.mask_probs, arrays['mask_probs'][stable], rtol=0, atol=2e-3)
+    iou = mask_iou(found.masks, case.masks()[stable])
+    assert (iou >= arrays['mask_iou_1e-4'][stable] - 0.02).all()
+    assert iou.min() > 0.999
+    assert len(detections) == len(arrays['boxes'])
+
+
+def test_detections_from_the_golden_input(small):
+    model, case, x, features = small
+    size, scale = case.arrays['im_shape'][:2], float(case.arrays['im_scale'])
+    rois = model.propose(features, x.shape[2:], scale)
+    boxes, labels, scores = model.classify(features, rois, size, scale)
+    probs = model.segment(features, boxes, labels, scale)
+    detections = model.assemble(boxes, labels, scores, probs, size)
+    match(case, detections, min_iou=0.999, max_score_difference=1e-3)
+
+
+def test_batch_normalisation_and_affine_channels_agree(load_model):
+    affine, case = load_model(FAST, bn2affine=True)
+    bn, _ = load_model(FAST, norm='bn')
+    assert not any(isinstance(link, chainer.links.BatchNormalization) for link in affine.links())
+    assert sum(isinstance(link, chainer.links.BatchNormalization) for link in bn.links()) == 53
+    image = read_image(case.photo)
+    for model in (affine, bn):
+        match(case, *model.detect([image]), min_iou=0.9995, max_score_difference=2e-4)
