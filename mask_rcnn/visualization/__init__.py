@@ -1,0 +1,6 @@
+"""Pictures of what a model found."""
+
+from mask_rcnn.visualization.drawing import BACKGROUNDS, draw_detections
+from mask_rcnn.visualization.labels import load_font
+
+__all__ = ['BACKGROUNDS', 'draw_detections', 'load_font']

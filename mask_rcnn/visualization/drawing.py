@@ -1,0 +1,246 @@
+"""Detections as a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from mask_rcnn.visualization.colors import instance_colors, text_color
+from mask_rcnn.visualization.labels import Placed, draw_label, font_size_for, place_labels, variants
+
+if TYPE_CHECKING:
+    from mask_rcnn.detections import Detections
+
+#: What a picture is drawn on: the image, the image in pale grey, or a plain black or white ground.
+BACKGROUNDS = ('image', 'grey', 'black', 'white')
+
+_FILL = {'image': 0.45, 'grey': 0.6, 'black': 0.85, 'white': 0.85}  # opacity of the masks
+_FILL_IN_CONTOUR = 0.6  # by which it is multiplied where the masks have outlines
+_BOX = 0.9  # opacity of the boxes
+_BAND_PIXELS = 2 ** 17  # of a mask are blended at a time, so that the numbers stay in the cache
+_MAP_SIDE = 512  # longer side of the map of importance, pixels
+_SHIFT = 4  # OpenCV's drawing functions take coordinates as multiples of 1 / 16
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """The part of a mask that has something in it.
+
+    Args:
+        top, left: The upper left pixel in the picture.
+        mask: uint8, 0 or 1.
+        area: Number of ones.
+    """
+
+    top: int
+    left: int
+    mask: np.ndarray
+    area: int
+
+
+def draw_detections(image: np.ndarray, detections: Detections, *, contour: bool = False,
+                    background: str = 'image', boxes: bool = True, labels: bool = True, scores: bool = True,
+                    font: str | os.PathLike | None = None) -> np.ndarray:
+    """Draw masks, boxes and labels of detections.
+
+    Every instance has a colour of its own, unlike its neighbours'; large ones are drawn first, so that
+    small ones lie on top.  Lines and letters grow with the picture.  Labels go where they hide the
+    least; in a picture too crowded for all of them, those without a place are left out.
+
+    Args:
+        image: float32 ``(3, H, W)`` in [0, 255] or uint8 ``(H, W, 3)``, RGB.  It is not changed.
+        detections: What was found in it.
+        contour: Draw an outline around each mask (and fill the mask more lightly).
+        background: One of :data:`BACKGROUNDS`.
+        boxes: Draw the boxes.
+        labels: Write the names of the classes ...
+        scores: ... with the scores.
+        font: TrueType or OpenType file for the labels, needed for scripts that DejaVu Sans lacks
+            (Chinese, Japanese, Korean, ...).
+
+    Returns:
+        A uint8 array of shape ``(H, W, 3)``, RGB.
+
+    Raises:
+        ValueError: The image has another form or another size than ``detections.size``, or there is no
+            such background.
+        OSError: ``font`` cannot be read.
+    """
+    canvas = _canvas(image, detections.size, background)
+    ordered = detections[_largest_first(detections.boxes)]
+    frames = _clipped(ordered.boxes, ordered.size, ordered.dialect.box_extent)
+    colors = instance_colors(frames, ordered.size)
+    importance = _ImportanceMap(ordered.size)
+    opacity = _FILL[background] * (_FILL_IN_CONTOUR if contour else 1)
+    outlines = []
+    for cutout, frame, color in zip(_cutouts(ordered), frames, colors):
+        importance.add(cutout, frame)
+        if cutout is not None:
+            _fill(canvas, cutout, color, opacity)
+            if contour:
+                outlines.append((_outline(cutout, canvas.shape), color))
+    for curves, color in outlines:
+        _draw_curves(canvas, curves, color)
+    if boxes:
+        for frame, color in zip(frames, colors):
+            _draw_box(canvas, frame, color)
+    if labels:
+        forms = [variants(name, float(score) if scores else None, ordered.size, font)
+                 for name, score in zip(ordered.names, ordered.scores)]
+        places = place_labels(forms, frames, importance.values, ordered.size)
+        _draw_labels(canvas, places, frames, colors, font)
+    return canvas
+
+
+def _canvas(image: np.ndarray, size: tuple[int, int], background: str) -> np.ndarray:
+    """Return a new uint8 ``(H, W, 3)`` array with the background in it."""
+    if background not in BACKGROUNDS:
+        raise ValueError(f'background must be one of {", ".join(BACKGROUNDS)}, not {background!r}')
+    height, width = size
+    if image.dtype == np.uint8 and image.shape == (height, width, 3):
+        canvas = image.copy()
+    elif image.dtype == np.float32 and image.shape == (3, height, width):
+        canvas = np.ascontiguousarray(np.rint(image.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
+    else:
+        raise ValueError(f'these detections belong to an image of {height} x {width} pixels, float32 '
+                         f'(3, H, W) or uint8 (H, W, 3), not to {image.dtype} of shape {image.shape}')
+    if background == 'grey':
+        grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
+        canvas = cv2.cvtColor(cv2.addWeighted(grey, 0.7, grey, 0, 0.3 * 235), cv2.COLOR_GRAY2RGB)
+    elif background != 'image':
+        canvas[...] = 0 if background == 'black' else 255
+    return canvas
+
+
+def _largest_first(boxes: np.ndarray) -> np.ndarray:
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return np.argsort(-sides[:, 0] * sides[:, 1], kind='stable')
+
+
+def _clipped(boxes: np.ndarray, size: tuple[int, int], extent: float) -> np.ndarray:
+    """Boxes as float64 ``(y_min, x_min, y_max, x_max)`` in corner coordinates, inside the picture."""
+    boxes = boxes.astype(np.float64)
+    boxes[:, 2:] += extent
+    return np.clip(boxes, 0, np.tile(size, 2))
+
+
+def _cutouts(detections: Detections) -> Iterator[Cutout | None]:
+    """Yield what there is of each mask; ``None`` for an empty mask and for a model without masks."""
+    if not detections.has_masks:
+        yield from [None] * len(detections)
+        return
+    for mask in detections.iter_masks():
+        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+        part = np.ascontiguousarray(mask[top:top + height, left:left + width]).view(np.uint8)
+        yield Cutout(top, left, part, cv2.countNonZero(part)) if part.size else None
+
+
+class _ImportanceMap:
+    """A small map of what must not be hidden: over each instance's pixels the values sum up to 1."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = np.array(size)
+        shape = np.maximum(1, np.rint(self.size * min(1, _MAP_SIDE / self.size.max()))).astype(int)
+        self.values = np.zeros(shape, np.float32)
+        self._scale = shape / self.size
+
+    def add(self, cutout: Cutout | None, frame: np.ndarray) -> None:
+        """Add an instance by its mask, or by its box where there is no mask."""
+        if cutout is None:
+            region = self._region(frame[:2], frame[2:])
+            region += 1 / region.size
+            return
+        start = np.array((cutout.top, cutout.left))
+        region = self._region(start, start + cutout.mask.shape)
+        share = cv2.resize(cutout.mask * np.uint8(255), region.shape[::-1], interpolation=cv2.INTER_AREA)
+        region += share / np.float32(max(int(share.sum()), 1))
+
+    def _region(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        shape = np.array(self.values.shape)
+        low = np.minimum(np.floor(start * self._scale).astype(int), shape - 1)
+        high = np.clip(np.ceil(stop * self._scale).astype(int), low + 1, shape)
+        return self.values[low[0]:high[0], low[1]:high[1]]
+
+
+def _fill(canvas: np.ndarray, cutout: Cutout, color: np.ndarray, opacity: float) -> None:
+    """Lay a translucent colour over a mask, with edges one pixel soft."""
+    height, width = cutout.mask.shape
+    region = canvas[cutout.top:cutout.top + height, cutout.left:cutout.left + width]
+    alpha = cv2.blur(cutout.mask * np.uint8(round(255 * opacity)), (3, 3), borderType=cv2.BORDER_REPLICATE)
+    step = max(1, _BAND_PIXELS // width)
+    for row in range(0, height, step):
+        band = region[row:row + step]
+        band[...] = _blend(band, color, alpha[row:row + step, :, None])
+
+
+def _blend(below: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """``below + (color - below) * alpha / 255`` in integers, rounded; ``alpha`` is uint8."""
+    change = (color.astype(np.int32) - below) * alpha
+    return (below + (change + 127) // 255).astype(np.uint8)
+
+
+def _outline(cutout: Cutout, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Return the closed curves around a mask, ``(P, 1, 2)`` int32 in sixteenths of a pixel, (x, y)."""
+    framed = cv2.copyMakeBorder(cutout.mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    found = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+    origin = np.array((cutout.left - 1, cutout.top - 1))
+    reach = 1 + _line_width(shape)
+    return [np.rint((_smoothed(points[:, 0], reach) + origin) * 2 ** _SHIFT).astype(np.int32)[:, None]
+            for points in found]
+
+
+def _smoothed(points: np.ndarray, reach: int) -> np.ndarray:
+    """Average a closed curve along itself, which turns the stairs of its pixels into lines."""
+    reach = min(reach, len(points) // 8)
+    if reach < 1:
+        return points.astype(np.float64)
+    around = np.concatenate([points[-reach:], points, points[:reach]]).astype(np.float64)
+    sums = np.cumsum(np.concatenate([np.zeros((1, 2)), around]), axis=0)
+    return (sums[2 * reach + 1:] - sums[:-2 * reach - 1]) / (2 * reach + 1)
+
+
+def _line_width(shape: tuple[int, ...]) -> int:
+    return max(1, round(float(np.sqrt(shape[0] * shape[1])) / 450))
+
+
+def _draw_curves(canvas: np.ndarray, curves: list[np.ndarray], color: np.ndarray) -> None:
+    width = max(1, round(float(np.sqrt(canvas.shape[0] * canvas.shape[1])) / 400))
+    cv2.polylines(canvas, curves, True, color.tolist(), width, cv2.LINE_AA, _SHIFT)
+
+
+def _draw_box(canvas: np.ndarray, frame: np.ndarray, color: np.ndarray) -> None:
+    """Draw a rectangle whose lines lie just inside the box."""
+    top, left, bottom, right = np.rint(frame).astype(int)
+    width = _line_width(canvas.shape)
+    alpha = np.full((1, 1, 1), round(255 * _BOX), np.uint8)
+    inner_top, inner_bottom = min(top + width, bottom), max(bottom - width, top)
+    sides = (canvas[top:inner_top, left:right], canvas[max(inner_bottom, inner_top):bottom, left:right],
+             canvas[inner_top:inner_bottom, left:min(left + width, right)],
+             canvas[inner_top:inner_bottom, max(right - width, left + width):right])
+    for side in sides:
+        side[...] = _blend(side, color, alpha)
+
+
+def _draw_labels(canvas: np.ndarray, labels: list[Placed | None], frames: np.ndarray, colors: np.ndarray,
+                 font: str | os.PathLike | None) -> None:
+    found = [(label, frame, color)
+             for label, frame, color in zip(labels, frames, colors) if label is not None]
+    for label, frame, color in found:  # all of them before any label, so that none crosses another's letters
+        _draw_leader(canvas, label, frame, color)
+    for label, _, color in found:
+        draw_label(canvas, label, color, text_color(color), font)
+
+
+def _draw_leader(canvas: np.ndarray, label: Placed, frame: np.ndarray, color: np.ndarray) -> None:
+    """Join a label with its box by a line where the two lie apart."""
+    top, left, bottom, right = label.box
+    start = np.clip((frame[:2] + frame[2:]) / 2, (top, left), (bottom, right))
+    end = np.clip(start, frame[:2], frame[2:])
+    if np.hypot(*(end - start)) > font_size_for(canvas.shape[:2]) / 3:
+        ends = [tuple(np.rint(point[::-1] * 2 ** _SHIFT).astype(int).tolist()) for point in (start, end)]
+        cv2.line(canvas, *ends, color.tolist(), _line_width(canvas.shape), cv2.LINE_AA, _SHIFT)
