@@ -1,7 +1,7 @@
 # make demo    instances on a photo, with Detectron's R-50-C4 weights
 # make test    the tests
 # Both set up .venv first, if it is not current.  PYTHON picks the interpreter (3.10 to 3.13), EXTRAS the GPU
-# libraries (auto, none, cuda12, cuda13).
+# libraries (auto, none, cuda12, cuda13), IMAGE the photo of the demo.
 
 PYTHON ?= python3
 EXTRAS ?= auto
@@ -14,7 +14,7 @@ setup:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
 
 demo: setup
-	@$(RUN) scripts/run_demo.py
+	@$(RUN) scripts/run_demo.py $(if $(IMAGE),--image '$(IMAGE)')
 
 test: setup
 	$(RUN) -m pytest -m "not slow"
