@@ -12,6 +12,7 @@ patch                                  why                                      
 ``numpy.sctypes`` (while importing)    ``chainer.functions.array.as_strided`` reads it  NumPy 2.0
 ``numpy.distutils.system_info``        ``chainer._environment_check`` asks it for BLAS  Python 3.12
 (while importing)
+``distutils.util`` (while importing)   ChainerCV's downloads use ``strtobool``          Python 3.12
 ``pkg_resources`` (while importing)    ChainerCV's version, ``chainer.testing``         setuptools 82
 ``numpy.sctypes`` for one function     ``chainer.functions.as_strided``, backward       NumPy 2.0
 ``numpy.float`` for one function       ``chainer.functions.resize_images``              NumPy 1.24

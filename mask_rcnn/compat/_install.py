@@ -48,7 +48,7 @@ def install() -> None:
     if _installed:
         return
     with contextlib.ExitStack() as stack:
-        for patch in (_numpy_sctypes, _numpy_distutils, _without_pkg_resources, _cupy_cublas,
+        for patch in (_numpy_sctypes, _numpy_distutils, _distutils, _without_pkg_resources, _cupy_cublas,
                       _no_version_warnings):
             stack.enter_context(patch())
         importlib.import_module('chainer')
@@ -80,6 +80,25 @@ def _numpy_distutils():
     with _module('numpy.distutils.system_info', system_info), _module('numpy.distutils', distutils), \
             _attribute(np, 'distutils', distutils):
         yield
+
+
+@contextlib.contextmanager
+def _distutils():
+    """ChainerCV takes ``strtobool`` from ``distutils``, which left the standard library."""
+    util = types.ModuleType('distutils.util')
+    util.strtobool = _strtobool
+    distutils = types.ModuleType('distutils')
+    distutils.util = util
+    with _module('distutils.util', util), _module('distutils', distutils):
+        yield
+
+
+def _strtobool(text: str) -> int:
+    """Return 1 for y, yes, t, true, on and 1, 0 for n, no, f, false, off and 0."""
+    for value, words in ((1, ('y', 'yes', 't', 'true', 'on', '1')), (0, ('n', 'no', 'f', 'false', 'off', '0'))):
+        if text.lower() in words:
+            return value
+    raise ValueError(f'invalid truth value {text!r}')
 
 
 @contextlib.contextmanager

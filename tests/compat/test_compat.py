@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from mask_rcnn.compat import _install as install
 from mask_rcnn.compat import _pkg_resources
 from mask_rcnn.compat._nms_gpu_post import _nms_gpu_post
 
@@ -26,7 +27,7 @@ import mask_rcnn.compat
 mask_rcnn.compat.install()
 assert set(dir(np)) - names <= {'ma', 'random', 'fft', 'linalg', 'testing', 'polynomial', 'ctypeslib', 'char',
                                 'rec', 'strings', 'dtypes', 'exceptions', 'lib', 'core', 'typing', 'f2py'}
-assert not {'pkg_resources', 'numpy.distutils', 'numpy.distutils.system_info'} & set(sys.modules)
+assert not {'pkg_resources', 'numpy.distutils', 'numpy.distutils.system_info', 'distutils.util'} & set(sys.modules)
 for name in ('sctypes', 'float', 'int', 'distutils'):
     try:
         value = vars(np).get(name)
@@ -59,9 +60,16 @@ def test_chainer_imported_by_somebody_else_first_is_accepted():
 import sys, types
 import numpy as np
 np.sctypes = {'int': [np.int8, np.int16, np.int32, np.int64], 'float': [np.float16, np.float32, np.float64]}
-for name in ('numpy.distutils', 'numpy.distutils.system_info'):
+for name in ('numpy.distutils', 'numpy.distutils.system_info', 'pkg_resources'):
     sys.modules[name] = types.ModuleType(name)
+class DistributionNotFound(Exception):
+    pass
+def require(name):
+    raise DistributionNotFound
+sys.modules['pkg_resources'].require = require
+sys.modules['pkg_resources'].DistributionNotFound = DistributionNotFound
 import chainer
+del sys.modules['pkg_resources']
 import mask_rcnn.compat
 mask_rcnn.compat.install()
 mask_rcnn.compat.install()
@@ -119,6 +127,13 @@ def test_nms_gpu_post_follows_the_bit_mask(rng):
     selection, count = _nms_gpu_post(mask.ravel(), n, bits, words)
     assert selection.dtype == np.int32 and selection.shape == (n,)
     np.testing.assert_array_equal(selection[:count], expected)
+
+
+def test_strtobool_is_that_of_distutils():
+    words = ('Y', 'yes', 'On', '1', 'no', 'FALSE', '0')
+    assert [install._strtobool(word) for word in words] == [1, 1, 1, 1, 0, 0, 0]
+    with pytest.raises(ValueError, match="invalid truth value 'maybe'"):
+        install._strtobool('maybe')
 
 
 def test_missing_chainercv_is_told():
