@@ -14,8 +14,8 @@ compat.install()
 
 from mask_rcnn.config import DETECTRON, PRESETS, Config, Dialect  # noqa: E402
 from mask_rcnn.detections import Detections  # noqa: E402
-from mask_rcnn.models import MaskRCNN, build, load  # noqa: E402
+from mask_rcnn.models import MaskRCNN, build, load, save  # noqa: E402
 
 __version__ = '0.1.0'
 
-__all__ = ['Config', 'DETECTRON', 'Detections', 'Dialect', 'MaskRCNN', 'PRESETS', 'build', 'load']
+__all__ = ['Config', 'DETECTRON', 'Detections', 'Dialect', 'MaskRCNN', 'PRESETS', 'build', 'load', 'save']

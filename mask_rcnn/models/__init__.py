@@ -7,7 +7,8 @@ from mask_rcnn.models.mask_rcnn import MaskRCNN
 from mask_rcnn.models.normalization import AffineChannel2D, affine_to_bn, bn_to_affine
 from mask_rcnn.models.resnet import ResNetC4
 from mask_rcnn.models.rpn import RPN
+from mask_rcnn.models.saving import save
 
 __all__ = ['AffineChannel2D', 'MaskHead', 'MaskRCNN', 'RPN', 'Res5BoxHead', 'ResNetC4', 'affine_to_bn',
            'bn_to_affine', 'build',
-           'cuda_device_count', 'load']
+           'cuda_device_count', 'load', 'save']

@@ -4,6 +4,8 @@
   :func:`load_arrays`, :class:`ModelMeta`.
 - :mod:`~mask_rcnn.weights.detectron`: Detectron's ``.pkl`` translated (on top of
   :mod:`~mask_rcnn.weights.safe_pickle` and :mod:`~mask_rcnn.weights.detectron_cfg`).
+- :mod:`~mask_rcnn.weights.pretrained`: ImageNet weights and models to start from, of every format (with
+  :mod:`~mask_rcnn.weights.caffemodel`).
 - :mod:`~mask_rcnn.weights.download`: fetching files from a model zoo.
 """
 

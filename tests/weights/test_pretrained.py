@@ -1,0 +1,448 @@
+"""Starting weights: one ResNet in every format, each against a forward pass over the raw arrays."""
+
+import dataclasses
+import pickle
+
+import chainer
+import chainer.functions as F
+import numpy as np
+import pytest
+
+import mask_rcnn
+from mask_rcnn.config import DETECTRON, Config
+from mask_rcnn.models.saving import arrays_of, save
+from mask_rcnn.weights import ModelMeta, WeightFileError, pretrained, write_weights
+from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
+
+EPS = 1e-5
+
+#: Blocks of the two ResNets as Caffe calls them.
+BLOCKS = {
+    'resnet50': '2a 2b 2c 3a 3b 3c 3d 4a 4b 4c 4d 4e 4f 5a 5b 5c'.split(),
+    'resnet101': ['2a', '2b', '2c', '3a', *[f'3b{i}' for i in range(1, 4)],
+                  '4a', *[f'4b{i}' for i in range(1, 23)], '5a', '5b', '5c'],
+}
+
+
+def conv_shapes(extractor):
+    """Shape of each convolution by Caffe's name, from table 1 of He et al. 2016."""
+    shapes, width_in = {'conv1': (64, 3, 7, 7)}, 64
+    for block in BLOCKS[extractor]:
+        width = 64 << int(block[0]) - 2
+        if block[1:] == 'a':
+            shapes[f'res{block}_branch1'] = (4 * width, width_in, 1, 1)
+        shapes |= {f'res{block}_branch2a': (width, width_in, 1, 1),
+                   f'res{block}_branch2b': (width, width, 3, 3),
+                   f'res{block}_branch2c': (4 * width, width, 1, 1)}
+        width_in = 4 * width
+    return shapes
+
+
+def bn_name(conv):
+    return 'bn_conv1' if conv == 'conv1' else conv.replace('res', 'bn')
+
+
+@pytest.fixture(scope='module')
+def raw():
+    """A ResNet-50 with random weights under Caffe's names, its conv1 with a bias."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for conv, shape in conv_shapes('resnet50').items():
+        bn, deviation = bn_name(conv), np.sqrt(2 / np.prod(shape[1:]))
+        arrays[f'{conv}/W'] = rng.standard_normal(shape, np.float32) * np.float32(deviation)
+        for name, low, high in (('gamma', 0.2, 0.8), ('beta', -0.5, 0.5), ('mean', -0.5, 0.5),
+                                ('var', 0.5, 2)):
+            arrays[f'{bn}/{name}'] = rng.uniform(low, high, shape[0]).astype(np.float32)
+    arrays['conv1/b'] = rng.uniform(-1, 1, 64).astype(np.float32)
+    arrays['fc1000/W'] = np.zeros((1000, 2048), np.float32)
+    return arrays
+
+
+def pool(x):
+    return F.max_pooling_2d(x, 3, 2, 1, cover_all=False)
+
+
+def forward(raw, x, pool=pool):
+    """He et al. 2016 over the raw arrays: res4 and res5 as arrays."""
+    def conv_bn(x, conv, stride=1, pad=0):
+        y = F.convolution_2d(x, raw[f'{conv}/W'], raw.get(f'{conv}/b'), stride, pad).array
+        gamma, beta, mean, var = (raw[f'{bn_name(conv)}/{name}'].reshape(-1, 1, 1)
+                                  for name in ('gamma', 'beta', 'mean', 'var'))
+        return gamma * (y - mean) / np.sqrt(var + EPS) + beta
+
+    with chainer.no_backprop_mode():
+        x = np.maximum(conv_bn(x, 'conv1', 2, 3), 0)
+        x = pool(x).array
+        for block in BLOCKS['resnet50']:
+            first, res4 = block[1] == 'a', x
+            stride = 2 if first and block != '2a' else 1
+            h = np.maximum(conv_bn(x, f'res{block}_branch2a', stride), 0)
+            h = np.maximum(conv_bn(h, f'res{block}_branch2b', pad=1), 0)
+            h = conv_bn(h, f'res{block}_branch2c')
+            x = np.maximum(h + (conv_bn(x, f'res{block}_branch1', stride) if first else x), 0)
+            if block == '5a':
+                features = res4
+    return features, x
+
+
+def model_forward(model, x):
+    """The same from a model, whose res5 has stride 1 and gets every second feature."""
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        features = model.extractor(x).array
+        return features, model.box_head.res5(features[:, :, ::2, ::2]).array
+
+
+@pytest.fixture(scope='module')
+def image():
+    return np.random.RandomState(1).uniform(-100, 100, (1, 3, 64, 64)).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def expected(raw, image):
+    return forward(raw, image)
+
+
+@pytest.fixture(scope='module')
+def models():
+    """A model of each normalisation."""
+    return {norm: mask_rcnn.build('resnet50', n_fg_class=2, norm=norm) for norm in ('affine', 'bn')}
+
+
+# Writers of each format
+
+
+def write_caffe_npz(path, raw):
+    np.savez(path, **raw)
+
+
+def write_caffemodel(path, raw):
+    """As test_caffemodel.py has checked against the protocol buffer library."""
+    def varint(value):
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+    def field(number, data):
+        return varint(number << 3 | 2) + varint(len(data)) + data
+
+    def layer(name, *arrays):
+        blobs = [field(7, field(7, field(1, b''.join(map(varint, array.shape)))) + field(5, array.tobytes()))
+                 for array in arrays]
+        return field(100, field(1, name.encode()) + b''.join(blobs))
+
+    with open(path, 'wb') as file:
+        for conv in conv_shapes('resnet50'):
+            bn, factor = bn_name(conv), np.float32([8])
+            bias = [raw[f'{conv}/b']] if f'{conv}/b' in raw else []
+            file.write(layer(conv, raw[f'{conv}/W'], *bias))
+            file.write(layer(bn, raw[f'{bn}/mean'] * 8, raw[f'{bn}/var'] * 8, factor))
+            file.write(layer(bn.replace('bn', 'scale'), raw[f'{bn}/gamma'], raw[f'{bn}/beta']))
+
+
+def write_chainer_npz(path, raw):
+    """What ``chainer.links.ResNet50Layers`` itself serializes."""
+    network = chainer.links.ResNet50Layers(pretrained_model=None)
+    network.conv1.b.array[...] = raw['conv1/b']
+    stages = {'conv1': (network.conv1, network.bn1)}
+    for block in BLOCKS['resnet50']:
+        stage = network[f'res{block[0]}']
+        link = stage.a if block[1] == 'a' else stage[f'b{ord(block[1]) - ord("a")}']
+        for branch, number in (('2a', 1), ('2b', 2), ('2c', 3), ('1', 4)):
+            if f'res{block}_branch{branch}/W' in raw:
+                stages[f'res{block}_branch{branch}'] = link[f'conv{number}'], link[f'bn{number}']
+    for conv, (conv_link, bn_link) in stages.items():
+        conv_link.W.array[...] = raw[f'{conv}/W']
+        bn_link.gamma.array[...] = raw[f'{bn_name(conv)}/gamma']
+        bn_link.beta.array[...] = raw[f'{bn_name(conv)}/beta']
+        bn_link.avg_mean[...] = raw[f'{bn_name(conv)}/mean']
+        bn_link.avg_var[...] = raw[f'{bn_name(conv)}/var']
+    chainer.serializers.save_npz(path, network, compression=False)
+
+
+def folded(raw):
+    """Convolution, scale and bias by Caffe's name of the convolution."""
+    for conv in conv_shapes('resnet50'):
+        gamma, beta, mean, var = (raw[f'{bn_name(conv)}/{name}'] for name in ('gamma', 'beta', 'mean', 'var'))
+        scale = gamma / np.sqrt(var + EPS)
+        yield conv, raw[f'{conv}/W'], scale, beta + (raw.get(f'{conv}/b', 0) - mean) * scale
+
+
+def write_detectron_pkl(path, raw):
+    blobs = {}
+    for conv, weight, scale, bias in folded(raw):
+        name = conv
+        if conv != 'conv1':
+            block, branch = conv.removeprefix('res').split('_')
+            name = f'res{block[0]}_{ord(block[1]) - ord("a")}_{branch}'
+        bn = 'res_conv1_bn' if conv == 'conv1' else f'{name}_bn'
+        blobs |= {f'{name}_w': weight, f'{bn}_s': scale, f'{bn}_b': bias}
+    path.write_bytes(pickle.dumps({'blobs': blobs | {'fc1000_b': np.zeros(1000, np.float32)}}, protocol=2))
+
+
+def write_our_backbone(path, raw):
+    names = {'branch2a': 'conv1', 'branch2b': 'conv2', 'branch2c': 'conv3', 'branch1': 'shortcut'}
+    arrays = {}
+    for conv, weight, scale, bias in folded(raw):
+        ours = 'extractor/conv1'
+        if conv != 'conv1':
+            block, branch = conv.removeprefix('res').split('_')
+            room = 'box_head' if block[0] == '5' else 'extractor'
+            ours = f'{room}/res{block[0]}/block{ord(block[1]) - ord("a")}/{names[branch]}'
+        arrays |= {f'{ours}/conv/W': weight, f'{ours}/norm/scale': scale, f'{ours}/norm/bias': bias}
+    write_weights(path, arrays, ModelMeta('backbone', Config()))
+
+
+FORMATS = {
+    'caffe.npz': (write_caffe_npz, 'Caffe resnet50'),
+    'ResNet-50-model.caffemodel': (write_caffemodel, 'Caffe resnet50'),
+    'ResNet-50-model.npz': (write_chainer_npz, "Chainer's resnet50"),
+    'R-50.pkl': (write_detectron_pkl, "Detectron's ImageNet weights (resnet50)"),
+    'R-50_d2c.npz': (write_our_backbone, 'a backbone (resnet50)'),
+}
+
+HEADS = ('rpn/conv', 'rpn/objectness', 'rpn/delta', 'box_head/score', 'box_head/delta', 'mask_head/deconv',
+         'mask_head/score')
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_every_format_gives_the_network_its_arrays_describe(tmp_path, raw, models, image, expected, name):
+    write, what = FORMATS[name]
+    write(tmp_path / name, raw)
+    both = name in ('caffe.npz', 'R-50.pkl')        # a file with batch normalisation and one without
+    for norm, model in models.items() if both else [('affine', models['affine'])]:
+        for param in model.extractor.params():
+            param.array[...] = 0.1
+        report = load_pretrained(model, tmp_path / name)
+        for got, wanted in zip(model_forward(model, image), expected):
+            assert wanted.std() > 0.1
+            np.testing.assert_allclose(got, wanted, atol=2e-5 * wanted.max(), rtol=1e-4)
+        assert report.what == what and report.n_taken == {'affine': 159, 'bn': 265}[norm]
+        assert report.anew == () and set(report.missing) == set(HEADS) and report.notes == ()
+        assert str(report).startswith(f'{tmp_path / name}: {what}, ')
+        assert 'not in the file): ' in str(report)
+
+
+def test_chainers_own_network_agrees(tmp_path, raw, image):
+    """The reference itself against an implementation that is not ours, with its pooling and epsilon."""
+    write_chainer_npz(tmp_path / 'c.npz', raw)
+    network = chainer.links.ResNet50Layers(pretrained_model=str(tmp_path / 'c.npz'))
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        got = network(image, layers=['res4', 'res5'])
+    expected = forward(raw, image, pool=lambda x: F.max_pooling_2d(x, 3, 2))
+    for name, wanted in zip(('res4', 'res5'), expected):
+        np.testing.assert_allclose(got[name].array, wanted, atol=1e-4 * wanted.max())
+
+
+def test_resnet101(tmp_path, models):
+    """Every convolution filled with its number: each must arrive at its place."""
+    numbers = {conv: i for i, conv in enumerate(conv_shapes('resnet101'))}
+    arrays = {}
+    for conv, shape in conv_shapes('resnet101').items():
+        arrays[f'{conv}/W'] = np.broadcast_to(np.float32(numbers[conv]), shape)
+        for name in ('gamma', 'beta', 'mean', 'var'):
+            arrays[f'{bn_name(conv)}/{name}'] = np.broadcast_to(np.float32(numbers[conv]), shape[:1])
+    np.savez(tmp_path / 'r101.npz', **arrays)
+    model = mask_rcnn.build('resnet101', n_fg_class=1, norm='bn')
+    load_pretrained(model, tmp_path / 'r101.npz')
+    for conv, room, block, name in [
+            ('res3a_branch1', 'res3', 0, 'shortcut'), ('res3b3_branch2c', 'res3', 3, 'conv3'),
+            ('res4b1_branch2a', 'res4', 1, 'conv1'), ('res4b22_branch2b', 'res4', 22, 'conv2'),
+            ('res2c_branch2a', 'res2', 2, 'conv1')]:
+        link = model.extractor[room][f'block{block}'][name]
+        for array in (link.conv.W.array, link.norm.gamma.array, link.norm.avg_var):
+            assert (array == numbers[conv]).all(), conv
+    assert (model.box_head.res5.block2.conv3.conv.W.array == numbers['res5c_branch2c']).all()
+    with pytest.raises(WeightFileError, match='holds a resnet101, but the model is to have a resnet50'):
+        load_pretrained(models['affine'], tmp_path / 'r101.npz')
+
+
+def test_the_public_imagenet_weights_recognise_photos(shared, models):
+    """The whole chain on real weights: a wrong channel order or stride would show here."""
+    cv2 = pytest.importorskip('cv2')
+    path = shared / 'weights' / 'resnet50_imagenet.npz'
+    model = models['affine']
+    load_pretrained(model, path)
+    with np.load(path) as file:
+        weight, bias = file['fc1000/W'], file['fc1000/b']
+    # ImageNet's classes: 294 brown bear, 954 banana, 385 Indian elephant, 340 zebra.
+    for name, (left, top, width, height), label in [
+            ('000000000285', (1, 69, 585, 564), 294), ('000000003661', (61, 0, 492, 349), 954),
+            ('000000006894', (0, 86, 639, 389), 385), ('000000001818', (0, 1, 638, 424), 340)]:
+        photo = cv2.imread(str(shared / 'coco-mini' / 'val2017' / f'{name}.jpg'))
+        crop = cv2.resize(photo[top:top + height, left:left + width], (224, 224))
+        x = (crop.astype(np.float32) - np.float32(DETECTRON.pixel_mean)).transpose(2, 0, 1)[None]
+        pooled = model_forward(model, x)[1].mean((2, 3))
+        assert (pooled @ weight.T + bias).argmax() == label, name
+
+
+# Models
+
+
+def make_model(seed, n_fg_class=3, **changes):
+    np.random.seed(seed)
+    return mask_rcnn.build('resnet50', n_fg_class=n_fg_class, **changes)
+
+
+@pytest.fixture(scope='module')
+def model_file(tmp_path_factory):
+    """A model of three classes, as training leaves it."""
+    model = make_model(1, class_names=('square', 'circle', 'triangle'), norm='bn')
+    rng = np.random.RandomState(0)
+    for array in arrays_of(model).values():
+        if array.ndim == 1:
+            array[...] = rng.uniform(0.5, 1.5, array.shape)
+    path = tmp_path_factory.mktemp('model') / 'm.npz'
+    save(path, model)
+    return path, arrays_of(model)
+
+
+def test_a_model_with_another_number_of_classes_starts_its_heads_anew(model_file):
+    path, arrays = model_file
+    model = make_model(2, n_fg_class=5, norm='bn')
+    before = {name: array.copy() for name, array in arrays_of(model).items()}
+    report = load_pretrained(model, path)
+    assert report.anew == ('box_head/delta', 'box_head/score', 'mask_head/score')
+    assert report.missing == () and report.notes == ()
+    assert 'start anew (they have another shape in the file): box_head/delta, box_head/score' in str(report)
+    for name, array in arrays_of(model).items():
+        wanted = before if name.rpartition('/')[0] in report.anew else arrays
+        np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+    assert report.n_taken == len(arrays) - 6
+
+
+def test_a_model_with_the_same_classes_is_taken_whole(model_file):
+    path, arrays = model_file
+    model = make_model(2, class_names=('square', 'circle', 'triangle'), norm='bn')
+    report = load_pretrained(model, path)
+    assert (report.anew, report.missing, report.notes) == ((), (), ())
+    for name, array in arrays_of(model).items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+
+
+def test_other_classes_and_other_anchors_are_told(model_file):
+    model = make_model(2, class_names=('square', 'star', 'triangle'), anchor_sizes=(32, 64), norm='affine')
+    report = load_pretrained(model, model_file[0])
+    assert report.anew == ('rpn/delta', 'rpn/objectness')
+    assert report.notes == ("the file has as many classes, but other ones ('circle' where the model has "
+                            "'star'): their weights were taken",)
+
+
+def test_normalisations_become_each_other(model_file, tmp_path, image):
+    path, _ = model_file
+    affine, bn = make_model(2, norm='affine'), make_model(3, norm='bn')
+    load_pretrained(affine, path)
+    expected = model_forward(mask_rcnn.load(path), image)
+    for got, wanted in zip(model_forward(affine, image), expected):
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
+    save(tmp_path / 'affine.npz', affine)
+    load_pretrained(bn, tmp_path / 'affine.npz')
+    for got, wanted in zip(model_forward(bn, image), expected):
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
+
+
+def test_a_dialect_with_rgb_input_gets_its_channels_turned(tmp_path, raw, models, monkeypatch):
+    write_caffe_npz(tmp_path / 'c.npz', raw)
+    model = models['bn']
+    rgb = dataclasses.replace(DETECTRON, name='rgb', channel_order='RGB')
+    monkeypatch.setattr(model, 'config', model.config.replace(dialect=rgb))
+    load_pretrained(model, tmp_path / 'c.npz')
+    np.testing.assert_array_equal(model.extractor.conv1.conv.W.array, raw['conv1/W'][:, ::-1])
+
+
+# Finding files
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """The folder in which Chainer keeps its models."""
+    monkeypatch.setattr(chainer.dataset.download, '_dataset_root', str(tmp_path))
+    folder = tmp_path / 'pfnet' / 'chainer' / 'models'
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_imagenet_weights_are_found_best_first(zoo):
+    with pytest.raises(WeightFileError, match='--pretrained none') as caught:
+        find_pretrained('imagenet')
+    message = str(caught.value)
+    assert message.startswith(f'{zoo}: has no ImageNet weights for resnet50') and '\n' not in message
+    for part in ('ResNet-50-model.caffemodel', 'github.com/KaimingHe', 'R-50.pkl', 'dl.fbaipublicfiles.com',
+                 '--pretrained FILE'):
+        assert part in message
+    for name in ('ResNet-50-model.npz', 'resnet50_imagenet.npz', 'R-50_d2c.npz', 'R-50.pkl',
+                 'ResNet-50-model.caffemodel'):
+        (zoo / name).touch()
+        assert find_pretrained('imagenet') == zoo / name
+    with pytest.raises(WeightFileError, match='R-101.pkl'):
+        find_pretrained('imagenet', 'resnet101')
+    (zoo / 'R-101.pkl').touch()
+    assert find_pretrained('imagenet', 'resnet101') == zoo / 'R-101.pkl'
+
+
+def test_a_path_is_itself(tmp_path):
+    (tmp_path / 'w.npz').touch()
+    assert find_pretrained(str(tmp_path / 'w.npz')) == tmp_path / 'w.npz'
+    with pytest.raises(WeightFileError, match='no.npz: No such file'):
+        find_pretrained(tmp_path / 'no.npz')
+
+
+# Files that are of no use
+
+
+def test_useless_files_are_named_and_change_nothing(tmp_path, models):
+    def npz(name, **arrays):
+        np.savez(tmp_path / name, **{key.replace('__', '/'): array for key, array in arrays.items()})
+
+    npz('other.npz', a=np.zeros(3))
+    npz('little.npz', res2a_branch2a__W=np.zeros((2, 2)))
+    npz('objects.npz', res2a_branch2a__W=np.array([print], object))
+    (tmp_path / 'text.npz').write_text('weights')
+    (tmp_path / 'cut.npz').write_bytes((tmp_path / 'other.npz').read_bytes()[:-30])
+    (tmp_path / 'w.pth').write_text('weights')
+    model = models['affine']
+    before = {name: array.copy() for name, array in arrays_of(model).items()}
+    for name, reason in [
+            ('other.npz', 'holds neither a model of this program nor a ResNet'),
+            ('little.npz', r'holds a ResNet of 1 \+ 0 \+ 0 \+ 0 blocks'),
+            ('objects.npz', 'is not a weight file, or damaged: Object arrays cannot be loaded'),
+            ('text.npz', 'is no weight file that can be read'), ('cut.npz', 'damaged: File is not a zip'),
+            ('w.pth', r'\.caffemodel, \.pkl \(Detectron\) and \.npz can'), ('no.npz', 'No such file')]:
+        with pytest.raises(WeightFileError, match=reason) as caught:
+            load_pretrained(model, tmp_path / name)
+        assert str(caught.value).isprintable()
+    for name, array in arrays_of(model).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize('changes, reason', [
+    ({'conv1/W': None}, 'lacks conv1/W'),
+    ({f'bn2a_branch{b}/var': None for b in ('1', '2a', '2b', '2c')} | {'bn_conv1/var': None, 'conv1/W': None},
+     'lacks conv1/W, bn_conv1/var, .* and 1 more'),
+    ({'res2a_branch2a/W': np.zeros((64, 32, 1, 1), np.float32)},
+     r'shape \(64, 32, 1, 1\), not \(64, 64, 1, 1\)'),
+    ({'bn_conv1/var': np.zeros(63, np.float32)}, r'its extractor/conv1/norm/\.\.\. are damaged'),
+    ({'bn_conv1/var': np.full(64, -1, np.float32)}, 'undefined numbers in extractor/conv1/norm/scale'),
+    ({'conv1/W': np.full((64, 3, 7, 7), np.nan, np.float32)}, 'did the training diverge'),
+    ({'conv1/b': np.zeros(63, np.float32)}, r'conv1/b has the shape \(63,\)'),
+    ({'conv1/W': np.zeros((64, 3, 7, 7), np.int32)}, 'lacks conv1/W'),
+])
+def test_arrays_that_are_missing_or_wrong(tmp_path, raw, models, changes, reason, monkeypatch):
+    arrays = {name: array for name, array in (raw | changes).items() if array is not None}
+    np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})     # the format is told by a name
+    monkeypatch.setattr(pretrained, '_read_members', lambda path, wanted: {
+        name: array for name, array in arrays.items() if array.dtype.kind == 'f'})
+    with pytest.raises(WeightFileError, match=reason):
+        load_pretrained(models['affine'], tmp_path / 'names.npz')
+
+
+def test_an_archive_that_unfolds_to_any_size(tmp_path, models, monkeypatch):
+    monkeypatch.setattr(pretrained, '_MAX_UNPACKED', 1000)
+    np.savez_compressed(tmp_path / 'bomb.npz', **{'res2a_branch2a/W': np.zeros(10000)})
+    with pytest.raises(WeightFileError, match='larger than any network when unpacked'):
+        load_pretrained(models['affine'], tmp_path / 'bomb.npz')
+
+
+def test_a_model_of_ours_without_its_body(tmp_path, models):
+    config = Config(n_fg_class=2)
+    write_weights(tmp_path / 'm.npz', {'rpn/conv/b': np.zeros(1024, np.float32)},
+                  ModelMeta('model', config, ('a', 'b'), (1, 2)))
+    with pytest.raises(WeightFileError, match='lacks box_head/res5/block0/conv1/conv, .* and 101 more'):
+        load_pretrained(models['affine'], tmp_path / 'm.npz')
