@@ -1,5 +1,13 @@
 """Images and data sets."""
 
-from mask_rcnn.datasets.image_io import ImageFileError, list_images, read_image, to_image_array
+from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
+from mask_rcnn.datasets.example import Annotations, Example, TrainingExample
+from mask_rcnn.datasets.image_io import (
+    ImageFileError, list_images, read_image, read_image_size, to_image_array)
+from mask_rcnn.datasets.shapes import ShapesDataset
+from mask_rcnn.datasets.transforms import TrainingTransform
 
-__all__ = ['ImageFileError', 'list_images', 'read_image', 'to_image_array']
+__all__ = [
+    'AnnotationFileError', 'Annotations', 'COCODataset', 'Example', 'ImageFileError', 'ShapesDataset',
+    'TrainingExample', 'TrainingTransform', 'list_images', 'read_image', 'read_image_size',
+    'to_image_array']

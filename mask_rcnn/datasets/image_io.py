@@ -13,6 +13,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -28,6 +29,10 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.tif', '.tiff', '.we
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM', 'JPEG2000')
 _JPEG_FORMATS = ('JPEG', 'MPO')  # MPO: several JPEGs in one file, as some cameras write them
 _JPEG_END = b'\xff\xd9'
+_JPEG_TAIL = 4096  # bytes at a file's end among which the end marker must be, padding aside
+_SIZE_THREADS = 16
+_EXIF_ORIENTATION = 0x0112
+_EXIF_QUARTER_TURNS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 class ImageFileError(ValueError):
@@ -67,6 +72,58 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         if image_format in _JPEG_FORMATS and not data.rstrip(b'\0').endswith(_JPEG_END):
             _decode_with_pillow(path, data)
     return _to_chw(rgb)
+
+
+def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Return the height and width that :func:`read_image` will give, without decoding the image.
+
+    Made for looking through a whole data set: it reads the header and the last bytes.  Only a JPEG file
+    that does not end as it should is decoded, to see whether it is damaged.
+
+    Args:
+        path: See :func:`read_image`.
+
+    Raises:
+        ImageFileError: The file is missing, unreadable, no image, a truncated JPEG or too large.
+    """
+    try:
+        with open(path, 'rb') as file:
+            with _pillow_errors(path), Image.open(file, formats=_FORMATS) as header:
+                image_format, (width, height) = header.format, header.size
+                turned = header.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
+            file.seek(-min(_JPEG_TAIL, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            complete = image_format not in _JPEG_FORMATS or file.read().rstrip(b'\0').endswith(_JPEG_END)
+    except ImageFileError:
+        if os.path.isfile(path) and not os.path.getsize(path):
+            raise ImageFileError(path, 'the file is empty') from None
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise ImageFileError(path, _os_reason(error)) from error
+    if not complete:
+        return read_image(path).shape[1:]
+    return (width, height) if turned else (height, width)
+
+
+def read_image_sizes(paths: Iterable[str | os.PathLike]) -> list[tuple[int, int] | ImageFileError]:
+    """Call :func:`read_image_size` for many files, several at a time.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        Sizes in the order of ``paths``; in the place of a file that cannot be read, its error.
+    """
+    # The threads, which mostly wait for the disk, silence warnings and OpenCV each for itself and may undo
+    # one another's restoring.  The blocks around them restore both in the end.
+    with warnings.catch_warnings(), _quiet_opencv(), ThreadPoolExecutor(_SIZE_THREADS) as pool:
+        return list(pool.map(_size_or_error, paths))
+
+
+def _size_or_error(path: str | os.PathLike) -> tuple[int, int] | ImageFileError:
+    try:
+        return read_image_size(path)
+    except ImageFileError as error:
+        return error
 
 
 def to_image_array(image: str | os.PathLike | np.ndarray) -> np.ndarray:

@@ -9,10 +9,10 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.datasets.image_io import to_image_array
+from mask_rcnn.datasets.transforms import prepare_image
 from mask_rcnn.detections import Detections
 from mask_rcnn.ops.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.proposals import select_detections
-from mask_rcnn.ops.resize import centre_and_resize
 
 #: RoIs that go through a head at once when nothing has to be kept for a backward pass: enough to keep
 #: every core busy, few enough that res5's activations (0.4 MB a RoI and layer) stay near the caches.
@@ -89,26 +89,15 @@ class MaskRCNN(chainer.Chain):
     def prepare(self, image: np.ndarray):
         """Make the network's input of an image.
 
-        ``detectron/utils/blob.py`` ``prep_im_for_blob``: the mean goes before the image is resized.
-
         Args:
             image: ``(3, H, W)`` float32, RGB, 0 to 255.
 
         Returns:
-            tuple: ``(1, 3, h, w)`` float32 array on the model's device, and the scale ``h / H``.
+            tuple: ``(1, 3, h, w)`` float32 array on the model's device, and the scale ``h / H``; see
+            :func:`mask_rcnn.datasets.transforms.prepare_image`.
         """
-        dialect = self.config.dialect
-        channels = image[::-1] if dialect.channel_order == 'BGR' else image
-        scale = self.input_scale(image.shape[1:])
-        return self.xp.asarray(centre_and_resize(channels, dialect.pixel_mean, scale)[None]), scale
-
-    def input_scale(self, size) -> float:
-        """Return by what factor an image of ``size`` (height, width) is resized."""
-        short, long = min(size), max(size)
-        scale = self.config.min_size / short
-        if np.round(scale * long) > self.config.max_size:
-            scale = self.config.max_size / long
-        return float(scale)
+        x, scale = prepare_image(image, self.config)
+        return self.xp.asarray(x[None]), scale
 
     def extract(self, x):
         """Return the feature map array of an input ``(1, 3, h, w)``."""

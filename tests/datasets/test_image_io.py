@@ -1,5 +1,6 @@
 import io
 import os
+import warnings
 import zlib
 
 import cv2
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn.datasets.image_io import ImageFileError, list_images, read_image, to_image_array
+from mask_rcnn.datasets.image_io import (
+    ImageFileError, list_images, read_image, read_image_size, read_image_sizes, to_image_array)
 
 
 def picture(height=37, width=53):
@@ -208,3 +210,58 @@ def test_list_images_names_what_is_missing_or_empty(tmp_path):
         list_images([tmp_path])
     with pytest.raises(ValueError, match='no image'):
         list_images([])
+
+
+@pytest.mark.parametrize('image_format, options', [
+    ('JPEG', {}), ('JPEG', {'progressive': True}), ('PNG', {}), ('TIFF', {}), ('WEBP', {}), ('GIF', {})])
+def test_size_is_known_without_decoding(tmp_path, image_format, options, monkeypatch):
+    path = write(tmp_path, 'a', Image.fromarray(picture()), image_format, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr('mask_rcnn.datasets.image_io.read_image', None)
+        assert read_image_size(path) == (37, 53)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_size_is_that_of_the_turned_image(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = write(tmp_path, 'a.jpg', Image.fromarray(picture()), 'JPEG', exif=exif)
+    assert read_image_size(path) == read_image(path).shape[1:]
+
+
+def test_size_of_a_jpeg_with_something_behind_it(tmp_path):
+    path = write(tmp_path, 'a.jpg', Image.fromarray(picture()), 'JPEG')
+    path.write_bytes(path.read_bytes() + b'more')
+    assert read_image_size(path) == (37, 53)
+
+
+@pytest.mark.parametrize('content', [None, b'', b'no image', 'truncated', 'folder'])
+def test_size_of_what_cannot_be_read(tmp_path, content):
+    path = tmp_path / 'a.jpg'
+    if content == 'folder':
+        path.mkdir()
+    elif content == 'truncated':
+        path.write_bytes(encode(Image.fromarray(picture(200, 300)), 'JPEG')[:-300])
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ImageFileError) as error:
+        read_image_size(path)
+    with pytest.raises(ImageFileError) as full:
+        read_image(path)
+    assert str(error.value).startswith(f'{path}: ') and '\n' not in str(error.value)
+    if content != 'folder':
+        assert str(error.value) == str(full.value)
+
+
+def test_sizes_of_many_files_leave_no_trace(tmp_path):
+    """In threads: whatever they silence is as before afterwards."""
+    level = getattr(cv2.utils, 'logging', cv2).getLogLevel
+    before, filters = level(), list(warnings.filters)
+    whole = encode(Image.fromarray(picture(200, 300)), 'JPEG')
+    for i in range(40):
+        (tmp_path / f'{i}.jpg').write_bytes(whole if i % 2 else whole[:-300])
+    results = read_image_sizes(tmp_path / f'{i}.jpg' for i in range(40))
+    assert results[1::2] == [(200, 300)] * 20
+    assert all(isinstance(error, ImageFileError) for error in results[::2])
+    assert [error.path.name for error in results[::2]] == [f'{i}.jpg' for i in range(0, 40, 2)]
+    assert level() == before and warnings.filters == filters

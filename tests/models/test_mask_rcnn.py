@@ -88,18 +88,6 @@ def test_chainercv_draws_it(small_model, image):
     assert len(axes[0].texts if isinstance(axes, tuple) else axes.texts) == len(masks)
 
 
-@pytest.mark.parametrize('size, scale', [
-    ((600, 1116), 1333 / 1116),  # the longer side limits
-    ((480, 640), 800 / 480),     # the shorter side decides
-    ((800, 1333), 1.0),
-    ((600, 1000), 800 / 600),    # 1333.3 rounds to 1333: still allowed
-])
-def test_input_scale(size, scale):
-    class Model:
-        config = mask_rcnn.PRESETS['resnet50']
-    assert mask_rcnn.MaskRCNN.input_scale(Model, size) == scale
-
-
 def test_names_must_fit_the_classes():
     with pytest.raises(ValueError, match='2 class_names for 3 classes'):
         mask_rcnn.build('resnet50', n_fg_class=3, class_names=['a', 'b'])

@@ -1,0 +1,281 @@
+import json
+import logging
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
+from mask_rcnn.datasets.image_io import ImageFileError, read_image
+
+HEIGHT, WIDTH = 30, 40
+TRIANGLE = [5.0, 5.0, 20.5, 5.0, 5.0, 17.25]
+
+
+def annotation(**changes):
+    return {'id': 1, 'image_id': 7, 'category_id': 3, 'iscrowd': 0, 'area': 100.0, 'bbox': [5, 5, 16, 13],
+            'segmentation': [TRIANGLE], **changes}
+
+
+def rle_of(mask):
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {'size': rle['size'], 'counts': rle['counts'].decode()}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write a data set with the given annotations and open it; image 7 is there, image 9 is, too."""
+    def make_dataset(annotations, edit=None, images=('a.png', 'b.png'), **options):
+        content = {
+            'images': [{'id': i, 'file_name': name, 'height': HEIGHT, 'width': WIDTH}
+                       for i, name in zip((7, 9), ('a.png', 'b.png'))],
+            'annotations': annotations,
+            'categories': [{'id': 5, 'name': 'dog'}, {'id': 3, 'name': 'cat'}]}
+        if edit:
+            edit(content)
+        for name in images:
+            cv2.imwrite(str(tmp_path / name), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+        (tmp_path / 'annotations.json').write_text(json.dumps(content))
+        return COCODataset(tmp_path / 'annotations.json', tmp_path, **options)
+    return make_dataset
+
+
+def test_example_has_image_and_objects(make, tmp_path):
+    dataset = make([annotation(), annotation(id=2, category_id=5, bbox=[0, 1, 10.5, 4])])
+    assert dataset.class_names == ('cat', 'dog') and dataset.category_ids == (3, 5)
+    assert dataset.image_ids == (7,) and len(dataset) == 1 and dataset.size_of(0) == (HEIGHT, WIDTH)
+    example = dataset[0]
+    assert example.name == str(tmp_path / 'a.png') and example.image_id == 7
+    np.testing.assert_array_equal(example.image, read_image(tmp_path / 'a.png'))
+    objects = example.annotations
+    np.testing.assert_array_equal(objects.boxes, np.float32([[5, 5, 17, 20], [1, 0, 4, 9.5]]))
+    assert objects.boxes.dtype == np.float32
+    np.testing.assert_array_equal(objects.labels, np.int32([0, 1]))
+    assert objects.labels.dtype == np.int32
+    np.testing.assert_array_equal(objects.crowd, [False, False])
+    (polygon,), _ = objects.segmentations
+    np.testing.assert_array_equal(polygon, TRIANGLE)
+
+
+@pytest.mark.parametrize('bbox, expected', [
+    ([30, 20, 100, 100], [20, 30, 29, 39]),        # beyond the image: clipped
+    ([-5, -6, 20, 20], [0, 0, 13, 14]),
+    ([4, 4, 1, 9], None),                          # one pixel wide: x2 = x1
+    ([4, 4, 0, 9], None),
+    ([4, 4, -3, 9], None),                         # max(0, w - 1)
+    ([39, 4, 9, 9], None),                         # only the last column is in the image
+    ([60, 4, 9, 9], None)])
+def test_boxes_are_cleaned_as_detectron_does(make, bbox, expected):
+    dataset = make([annotation(bbox=bbox), annotation(id=2, bbox=[1, 1, 5, 5])])
+    boxes = dataset[0].annotations.boxes.tolist()
+    assert boxes == ([] if expected is None else [expected]) + [[1, 1, 5, 5]]
+
+
+@pytest.mark.parametrize('changes', [
+    {'area': 0}, {'ignore': 1}, {'segmentation': []}, {'segmentation': [[1, 1, 5, 5]]}])
+def test_objects_to_leave_out(make, changes):
+    dataset = make([annotation(**changes), annotation(id=2, bbox=[1, 1, 5, 5])])
+    assert dataset[0].annotations.boxes.tolist() == [[1, 1, 5, 5]]
+    assert dataset.n_skipped == 0
+
+
+def test_polygons_of_two_points_are_dropped(make):
+    dataset = make([annotation(segmentation=[[1, 2, 3, 4], TRIANGLE, TRIANGLE])])
+    shape, = dataset[0].annotations.segmentations
+    assert [polygon.tolist() for polygon in shape] == [TRIANGLE, TRIANGLE]
+
+
+def test_run_lengths_in_both_forms(make, rng):
+    mask = rng.rand(HEIGHT, WIDTH) < 0.5
+    mask[:, :20] = False  # begins with a long run
+    runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[2], mask.T.ravel(), [2]]))))
+    assert not mask[0, 0]
+    dataset = make([annotation(segmentation={'size': [HEIGHT, WIDTH], 'counts': runs.tolist()}),
+                    annotation(id=2, segmentation=rle_of(mask), iscrowd=1)])
+    objects = dataset[0].annotations
+    assert objects.crowd.tolist() == [False, True]
+    for shape in objects.segmentations:
+        np.testing.assert_array_equal(coco_mask.decode(shape), mask)
+
+
+@pytest.mark.parametrize('segmentation', [
+    {'size': [HEIGHT, WIDTH], 'counts': [10, 5]},
+    {'size': [HEIGHT, WIDTH], 'counts': [-5, HEIGHT * WIDTH + 5]},
+    {'size': [HEIGHT, WIDTH], 'counts': ''}, {'size': [HEIGHT, WIDTH], 'counts': '000000'},
+    {'size': [HEIGHT, WIDTH], 'counts': 'zzz'},
+    {'size': [HEIGHT, WIDTH], 'counts': 'PPPPPPPPPPPPPPPPPPPPPP0'},
+    {'size': [HEIGHT, WIDTH], 'counts': '\u00e4'}, {'size': [HEIGHT, WIDTH], 'counts': ['a']},
+    {'size': [HEIGHT, WIDTH]}, {'size': [WIDTH, HEIGHT], 'counts': [HEIGHT * WIDTH]}, 'polygon', TRIANGLE,
+    [[1, 2, 3, 4, 5, 6, 7]], [['a'] * 6], [[[1, 2], [3, 4], [5, 6], [1, 2], [3, 4], [5, 6]]],
+    [[float('nan')] * 6]])
+def test_malformed_segmentation_is_named(make, segmentation):
+    message = r"annotations\.json: the 'segmentation' of annotation 4 "
+    with pytest.raises(AnnotationFileError, match=message) as error:
+        make([annotation(), annotation(id=4, segmentation=segmentation)])
+    assert '\n' not in str(error.value)
+    assert make([annotation(), annotation(id=4, segmentation=segmentation)], skip_broken=True).n_skipped == 1
+
+
+def test_run_lengths_are_checked_as_pycocotools_writes_them(make, rng):
+    """All forms of numbers occur: negative differences, many characters."""
+    masks = [rng.rand(HEIGHT, WIDTH) < p for p in (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 1.0)]
+    dataset = make([annotation(id=i, segmentation=rle_of(mask)) for i, mask in enumerate(masks, 1)])
+    for shape, mask in zip(dataset[0].annotations.segmentations, masks):
+        np.testing.assert_array_equal(coco_mask.decode(shape), mask)
+
+
+def test_images_without_objects(make):
+    objects = [annotation(), annotation(id=2, image_id=9, iscrowd=1)]
+    assert make(objects).image_ids == (7,)  # a crowd is nothing to learn from
+    assert make(objects, only_annotated=False).image_ids == (7, 9)
+    dataset = make([annotation(image_id=9)], only_annotated=False)
+    empty = dataset[0].annotations
+    assert dataset.image_ids == (7, 9) and len(empty) == 0
+    assert empty.boxes.shape == (0, 4) and empty.boxes.dtype == np.float32 and empty.labels.dtype == np.int32
+    assert empty.crowd.dtype == bool and empty.segmentations == ()
+
+
+def test_classes_can_be_chosen(make):
+    objects = [annotation(), annotation(id=2, category_id=5, image_id=9)]
+    dataset = make(objects, class_names=['dog'])
+    assert dataset.category_ids == (5,) and dataset.image_ids == (9,)
+    assert dataset[0].annotations.labels.tolist() == [0]
+    assert make(objects, class_names=['dog', 'cat'])[0].annotations.labels.tolist() == [1]
+    with pytest.raises(AnnotationFileError, match="there is no class 'cow'"):
+        make(objects, class_names=['cow'])
+
+
+def test_sizes_and_flags_may_be_absent(make):
+    def edit(content):
+        for image in content['images']:
+            del image['height'], image['width']
+    bare = {key: value for key, value in annotation().items() if key not in ('id', 'area', 'iscrowd')}
+    dataset = make([bare, bare], edit)
+    assert dataset.size_of(0) == (HEIGHT, WIDTH) and len(dataset[0].annotations) == 2
+    truth = dataset.ground_truth()
+    assert truth['images'] == [{'id': 7, 'file_name': 'a.png', 'height': HEIGHT, 'width': WIDTH}]
+    assert [(a['id'], a['area'], a['iscrowd']) for a in truth['annotations']] == [(1, 208, 0), (2, 208, 0)]
+
+
+def test_ground_truth_is_the_file(shared):
+    file = shared / 'coco-mini/annotations/instances_val2017.json'
+    dataset = COCODataset(file, shared / 'coco-mini/val2017', only_annotated=False)
+    content, truth = json.loads(file.read_text()), dataset.ground_truth()
+    assert all(truth[key] == content[key] for key in ('images', 'annotations', 'categories'))
+    assert len(dataset) == 100 and len(dataset.class_names) == 80
+
+
+def test_ground_truth_leaves_out_what_has_no_outline(make):
+    truth = make([annotation(segmentation=[[1, 2, 3, 4], TRIANGLE]), annotation(id=2, segmentation=[])]
+                 ).ground_truth()
+    assert [a['segmentation'] for a in truth['annotations']] == [[TRIANGLE]]
+
+
+def test_survives_pickling_in_little_space(make):
+    dataset = make([annotation(), annotation(id=2, image_id=9, segmentation=rle_of(np.eye(HEIGHT, WIDTH)))])
+    copy = pickle.loads(pickle.dumps(dataset))
+    for a, b in zip(dataset, copy):
+        np.testing.assert_array_equal(a.annotations.boxes, b.annotations.boxes)
+        assert repr(a.annotations.segmentations) == repr(b.annotations.segmentations)
+
+
+@pytest.mark.parametrize('changes, text', [
+    ({'image_id': 99}, 'belongs to the image 99, which is not in the file'),
+    ({'image_id': None}, 'belongs to the image None, which is not in the file'),
+    ({'category_id': 99}, 'has the category 99, which is not in the file'),
+    ({'bbox': [1, 2, 3]}, 'not a list of four numbers'), ({'bbox': ['a', 2, 3, 4]}, 'four numbers'),
+    ({'bbox': None}, 'four numbers'), ({'area': 'large'}, "the 'area' of annotation 2 is not a number")])
+def test_annotation_that_fits_nothing(make, changes, text, caplog):
+    objects = [annotation(), annotation(id=2, **changes)]
+    with pytest.raises(AnnotationFileError, match=text) as error:
+        make(objects)
+    assert 'annotations.json: ' in str(error.value) and 'annotation 2' in str(error.value)
+    assert '\n' not in str(error.value)
+    with caplog.at_level(logging.WARNING):
+        dataset = make(objects, skip_broken=True)
+    assert dataset.n_skipped == 1 and len(dataset[0].annotations) == 1 and text in caplog.text
+    assert len(dataset.ground_truth()['annotations']) == 1
+
+
+def test_missing_image(make, tmp_path, caplog):
+    objects = [annotation(), annotation(id=2, image_id=9)]
+    with pytest.raises(ImageFileError, match=r'b\.png: no such file or directory$'):
+        make(objects, images=['a.png'])
+    with caplog.at_level(logging.WARNING):
+        dataset = make(objects, images=['a.png'], skip_broken=True)
+    assert dataset.image_ids == (7,) and dataset.n_skipped == 1 and 'b.png' in caplog.text
+    (tmp_path / 'a.png').unlink()
+    with pytest.raises(ImageFileError, match=r'a\.png: .*\(1 more images cannot be used either\)'):
+        make(objects, images=[])
+
+
+def test_broken_image(make, tmp_path):
+    objects = [annotation(), annotation(id=2, image_id=9)]
+    (tmp_path / 'b.png').write_bytes(b'not an image')
+    with pytest.raises(ImageFileError, match=r'b\.png: not an image'):
+        make(objects, images=['a.png'])
+    cv2.imwrite(str(tmp_path / 'b.png'), np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8))
+    with pytest.raises(ImageFileError, match=r'30 x 41 pixels .* annotation file says 30 x 40'):
+        make(objects, images=['a.png'])
+
+
+def test_image_that_changes_after_the_scan(make, tmp_path):
+    dataset = make([annotation()])
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ImageFileError, match=r'a\.png: the image has 8 x 8 pixels'):
+        dataset[0]
+
+
+@pytest.mark.parametrize('text, message', [
+    ('{"images": [', 'not a JSON file'), ('\xff', 'not a JSON file'), ('[1]', "there is no list 'images'"),
+    ('[' * 100_000, 'not a JSON file'),
+    ('{"images": []}', "there is no list 'annotations'"),
+    ('{"images": [1], "annotations": [], "categories": []}', "no list 'images'"),
+    ('{"images": [{"id": 1}], "annotations": [], "categories": []}',
+     "'images' has no 'id' or no 'file_name'"),
+    ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "'categories' has no 'id' or no 'name'"),
+    ('{"images": [], "annotations": [], "categories": []}', 'there is no category'),
+    ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', 'no image'),
+    ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+     "two entries of 'categories' have the same 'id'"),
+    ('{"images": [{"id": 1, "file_name": "a", "width": "4"}], "annotations": [], "categories": []}',
+     'the size of image 1 is not a number')])
+def test_broken_annotation_file(tmp_path, text, message):
+    path = tmp_path / 'broken.json'
+    path.write_text(text, encoding='latin1')
+    with pytest.raises(AnnotationFileError, match=message) as error:
+        COCODataset(path, tmp_path)
+    assert str(error.value).startswith(str(path)) and '\n' not in str(error.value)
+
+
+def test_missing_annotation_file(tmp_path):
+    with pytest.raises(AnnotationFileError, match=r'none\.json: no such file or directory'):
+        COCODataset(tmp_path / 'none.json', tmp_path)
+
+
+def test_prints_nothing(make, capsys):
+    make([annotation()]).ground_truth()
+    assert capsys.readouterr() == ('', '')
+
+
+def test_coco_mini_like_pycocotools(shared):
+    """Every object against pycocotools' own reading of the file."""
+    from pycocotools.coco import COCO
+    file = shared / 'coco-mini/annotations/instances_train2017.json'
+    dataset, reference = COCODataset(file, shared / 'coco-mini/train2017'), COCO(file)
+    assert len(dataset) == 98 and dataset.category_ids == tuple(reference.getCatIds())
+    for i in range(len(dataset)):
+        objects = dataset._objects.of_image(i)  # without decoding the images
+        theirs = [a for a in reference.loadAnns(reference.getAnnIds(dataset.image_ids[i]))
+                  if a['bbox'][2] > 1 and a['bbox'][3] > 1]
+        categories = [dataset.category_ids[label] for label in objects.labels]
+        assert categories == [a['category_id'] for a in theirs]
+        assert objects.crowd.tolist() == [bool(a['iscrowd']) for a in theirs]
+        for box, shape, a in zip(objects.boxes, objects.segmentations, theirs):
+            x, y, w, h = a['bbox']
+            np.testing.assert_allclose(box, [y, x, y + h - 1, x + w - 1], rtol=1e-6, atol=1e-3)
+            rle = shape if isinstance(shape, dict) else coco_mask.merge(
+                coco_mask.frPyObjects([p.tolist() for p in shape], *dataset.size_of(i)))
+            assert rle['counts'] == reference.annToRLE(a)['counts']

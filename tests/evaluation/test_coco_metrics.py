@@ -1,0 +1,312 @@
+import json
+
+import chainer
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import mask_rcnn
+from mask_rcnn.datasets.coco import COCODataset
+from mask_rcnn.datasets.shapes import ShapesDataset
+from mask_rcnn.detections import Detections
+from mask_rcnn.evaluation import METRIC_NAMES, COCOEvaluator, Metrics, evaluate_model
+from mask_rcnn.weights import WeightFileError
+
+SHAPES = ShapesDataset(4, size=64)
+SMALL = dict(min_size=64, max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_threshold=0.01,
+             max_detections=5)
+
+
+def masks_of(annotations, size):
+    rles = [shape if isinstance(shape, dict) else coco_mask.merge(
+        coco_mask.frPyObjects([polygon.tolist() for polygon in shape], *size))
+        for shape in annotations.segmentations]
+    return np.array([coco_mask.decode(rle) for rle in rles], bool).reshape(-1, *size)
+
+
+def perfect(annotations, size):
+    return Detections(boxes=annotations.boxes, labels=annotations.labels, size=size,
+                      scores=np.linspace(0.9, 0.5, len(annotations), dtype=np.float32),
+                      masks=masks_of(annotations, size))
+
+
+def noisy(annotations, size, rng):
+    """The truth with moved boxes and masks, some objects missed, some classes wrong, some found twice."""
+    chosen = np.repeat(np.arange(len(annotations)), rng.randint(0, 3, len(annotations)))
+    boxes = annotations.boxes[chosen] + rng.normal(0, 3, (len(chosen), 4)).astype(np.float32)
+    wrong = rng.rand(len(chosen)) < 0.1
+    labels = np.where(wrong, rng.randint(0, 80, len(chosen)), annotations.labels[chosen])
+    masks = masks_of(annotations, size)[chosen]
+    for mask, shift in zip(masks, rng.randint(-3, 4, (len(chosen), 2))):
+        mask[...] = np.roll(mask, shift, axis=(0, 1))
+    scores = rng.randint(1, 100, len(chosen)) / 100  # with ties
+    return Detections(boxes=boxes, labels=labels.astype(np.int32), scores=scores.astype(np.float32),
+                      size=size, masks=masks)
+
+
+def by_hand(annotation_file, results_file, kind):
+    """What a user of pycocotools would do."""
+    truth = COCO(str(annotation_file))
+    evaluation = COCOeval(truth, truth.loadRes(str(results_file)), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation
+
+
+def test_numbers_are_those_of_pycocotools_on_the_written_files(shared, tmp_path, rng):
+    file = shared / 'coco-mini/annotations/instances_val2017.json'
+    dataset = COCODataset(file, shared / 'coco-mini/val2017', only_annotated=False)
+    evaluator = COCOEvaluator(dataset.ground_truth(), class_names=dataset.class_names,
+                              category_ids=dataset.category_ids)
+    for i, image_id in enumerate(dataset.image_ids):
+        evaluator.add(image_id, noisy(dataset._objects.of_image(i), dataset.size_of(i), rng))
+    metrics = evaluator.evaluate()
+    files = evaluator.write_results(tmp_path / 'found.json')
+    assert [path.name for path in files] == ['found.bbox.json', 'found.segm.json']
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    for path, kind, values, per_class in zip(
+            files, ('bbox', 'segm'), (metrics.boxes, metrics.masks),
+            (metrics.box_ap_per_class, metrics.mask_ap_per_class)):
+        reference = by_hand(file, path, kind)
+        assert values == tuple(reference.stats)
+        assert 0.1 < values[0] < 0.9 and values[0] != values[3]
+        precision = reference.eval['precision'][:, :, :, 0, 2]
+        for label, category in enumerate(dataset.category_ids):
+            k = reference.params.catIds.index(category)
+            theirs = precision[:, :, k]
+            assert per_class[label] == (theirs[theirs > -1].mean() if (theirs > -1).any() else -1)
+    classes = [ap for ap in metrics.box_ap_per_class if ap >= 0]
+    assert np.mean(classes) == pytest.approx(metrics.boxes[0])
+
+
+def evaluator_of_shapes(**options):
+    return COCOEvaluator(SHAPES.ground_truth(), class_names=SHAPES.class_names,
+                         category_ids=SHAPES.category_ids, **options)
+
+
+def test_perfect_detections():
+    evaluator = evaluator_of_shapes()
+    for example in SHAPES:
+        evaluator.add(example.image_id, perfect(example.annotations, (64, 64)))
+    metrics = evaluator.evaluate()
+    for values in (metrics.boxes, metrics.masks):
+        assert values[:3] == pytest.approx([1] * 3) and values[8] == 1
+    assert metrics.summary()['segm/AP'] == pytest.approx(1)
+
+
+def test_nothing_found():
+    evaluator = evaluator_of_shapes()
+    nothing = Detections(boxes=np.zeros((0, 4)), labels=np.zeros(0, int), scores=np.zeros(0), size=(64, 64),
+                         masks=np.zeros((0, 64, 64), bool))
+    for image_id in SHAPES.image_ids:
+        evaluator.add(image_id, nothing)
+    metrics = evaluator.evaluate()
+    assert metrics.boxes[0] == 0 and metrics.masks[8] == 0 and evaluator.results() == []
+
+
+def test_masks_are_large_or_small_by_their_own_area():
+    """A thin diagonal mask in a large box: small by its area, large by its box."""
+    thin = np.zeros((128, 128), bool)
+    np.fill_diagonal(thin, True)
+    rle = coco_mask.encode(np.asfortranarray(thin, np.uint8))
+    truth = {'images': [{'id': 1, 'height': 128, 'width': 128}], 'categories': [{'id': 1, 'name': 'line'}],
+             'annotations': [{'id': 1, 'image_id': 1, 'category_id': 1, 'iscrowd': 0, 'area': 128,
+                              'bbox': [0, 0, 128, 128], 'segmentation': rle}]}
+    evaluator = COCOEvaluator(truth, class_names=['line'], category_ids=[1])
+    masks = np.stack([thin, np.roll(thin, 64, axis=1)])  # the second one is wrong, and as thin
+    evaluator.add(1, Detections(boxes=np.float32([[0, 0, 127, 127]] * 2), labels=np.int32([0, 0]),
+                                scores=np.float32([0.5, 0.9]), size=(128, 128), masks=masks))
+    small = METRIC_NAMES.index('APs')
+    assert evaluator.evaluate().masks[small] == pytest.approx(0.5)  # the wrong one, of a small mask, counts
+
+
+def test_only_the_images_that_were_added_count():
+    evaluator = evaluator_of_shapes()
+    example = SHAPES[1]
+    evaluator.add(example.image_id, perfect(example.annotations, (64, 64)))
+    assert evaluator.evaluate().boxes[0] == pytest.approx(1)
+
+
+def test_evaluating_twice_gives_the_same():
+    evaluator = evaluator_of_shapes()
+    for example in SHAPES:
+        evaluator.add(example.image_id, perfect(example.annotations, (64, 64)))
+    before = json.dumps(evaluator.results())
+    assert evaluator.evaluate() == evaluator.evaluate()
+    assert json.dumps(evaluator.results()) == before
+
+
+def test_results_have_the_data_sets_categories():
+    truth = SHAPES.ground_truth()
+    for entry in truth['categories']:
+        entry['id'] += 40
+    for entry in truth['annotations']:
+        entry['category_id'] += 40
+    evaluator = COCOEvaluator(truth, class_names=SHAPES.class_names, category_ids=(41, 42, 43))
+    for example in SHAPES:
+        evaluator.add(example.image_id, perfect(example.annotations, (64, 64)))
+    assert {result['category_id'] for result in evaluator.results()} <= {41, 42, 43}
+    assert evaluator.evaluate().masks[0] == pytest.approx(1)
+
+
+def test_classes_are_matched_by_name():
+    """A model that knows more classes, in another order."""
+    evaluator = evaluator_of_shapes(
+        model_class_names=('triangle', 'star', 'circle', 'square'), n_model_class=4)
+    to_model = np.int32([3, 2, 0])
+    for example in SHAPES:
+        found = perfect(example.annotations, (64, 64))
+        found.labels = to_model[found.labels]
+        found.labels[-1:] = 1 if example.image_id == 1 else found.labels[-1:]  # one star
+        evaluator.add(example.image_id, found)
+    n_objects = sum(len(example.annotations) for example in SHAPES)
+    assert len(evaluator.results()) == n_objects - 1
+    assert 0.8 < evaluator.evaluate().boxes[0] <= 1
+
+
+def test_classes_are_matched_by_order_otherwise(caplog):
+    evaluator = evaluator_of_shapes(model_class_names=('a', 'b', 'c'), n_model_class=3)
+    assert 'matching by their order' in caplog.text
+    evaluator.add(1, perfect(SHAPES[0].annotations, (64, 64)))
+    assert evaluator.evaluate().boxes[0] == pytest.approx(1)
+
+
+def test_classes_that_do_not_fit():
+    message = "the model has 2 classes, the data set 3; it does not know 'circle'"
+    with pytest.raises(ValueError, match=message):
+        evaluator_of_shapes(model_class_names=('square', 'triangle'), n_model_class=2)
+    with pytest.raises(ValueError, match='the model has 80 classes, the data set 3$'):
+        evaluator_of_shapes(n_model_class=80)
+
+
+def test_wrong_images_and_detections():
+    evaluator = evaluator_of_shapes()
+    found = perfect(SHAPES[0].annotations, (64, 64))
+    with pytest.raises(ValueError, match='no image was added'):
+        evaluator.evaluate()
+    with pytest.raises(ValueError, match='image 77 is not in the ground truth'):
+        evaluator.add(77, found)
+    with pytest.raises(ValueError, match='have no masks'):
+        evaluator.add(1, Detections(boxes=found.boxes, labels=found.labels, scores=found.scores,
+                                    size=(64, 64)))
+    found.labels[:] = 3
+    with pytest.raises(ValueError, match='label 3 of image 1 is beyond the 3 classes'):
+        evaluator.add(1, found)
+    evaluator.add(1, perfect(SHAPES[0].annotations, (64, 64)))
+    with pytest.raises(ValueError, match='image 1 has been added before'):
+        evaluator.add(1, perfect(SHAPES[0].annotations, (64, 64)))
+
+
+def test_results_that_cannot_be_written(tmp_path):
+    evaluator = evaluator_of_shapes()
+    with pytest.raises(WeightFileError, match='no.such.folder.*found.bbox.json: cannot be written'):
+        evaluator.write_results(tmp_path / 'no such folder' / 'found.json')
+
+
+def test_table_and_summary():
+    metrics = Metrics(boxes=tuple(i / 100 for i in range(12)), masks=(0.5,) * 11 + (-1.0,),
+                      class_names=('cat', 'hot dog'), box_ap_per_class=(0.25, -1.0),
+                      mask_ap_per_class=(0.125, 1.0))
+    lines = metrics.table().splitlines()
+    assert lines[0].split() == list(METRIC_NAMES)
+    assert lines[1].split() == ['boxes'] + [f'{i}.0' for i in range(12)]
+    assert lines[2].split() == ['masks'] + ['50.0'] * 11 + ['-']
+    assert [line.split() for line in lines[4:]] == [
+        ['class', 'box', 'AP', 'mask', 'AP'], ['cat', '25.0', '12.5'], ['hot', 'dog', '-', '100.0']]
+    assert len({len(line) for line in lines[4:]}) == len({len(line) for line in lines[:3]}) == 1
+    summary = metrics.summary()
+    assert summary['bbox/AP75'] == 0.02 and summary['segm/AR1'] == 0.5
+    assert 'segm/ARl' not in summary and len(summary) == 23
+
+
+# evaluate_model, with a network that has not learned anything.
+
+def make_model(norm):
+    np.random.seed(0)
+    model = mask_rcnn.build('resnet50', n_fg_class=3, class_names=SHAPES.class_names, norm=norm, **SMALL)
+    for path, param in model.namedparams():
+        if path.endswith(('conv3/norm/scale', 'conv3/norm/gamma')):
+            param.array[...] = 0.2  # else 16 residual sums grow until every score is 1
+    return model
+
+
+@pytest.fixture(scope='module')
+def model():
+    return make_model('affine')
+
+
+def state_of(model):
+    state = {path: param.array.copy() for path, param in model.namedparams()}
+    for path, link in model.namedlinks():
+        state.update({f'{path}/{name}': np.copy(getattr(link, name)) for name in link._persistent})
+    return state
+
+
+def test_evaluating_changes_nothing():
+    model = make_model('bn')  # the one that has something to change: running statistics
+    before, numbers = state_of(model), np.random.get_state()[1].copy()
+    with chainer.using_config('train', True):  # as in the middle of a training
+        evaluate_model(model, SHAPES, progress=False, indices=[0])
+        assert chainer.config.train and chainer.config.enable_backprop
+    after = state_of(model)
+    assert before.keys() == after.keys() and len(before) > 150
+    for path in before:
+        assert before[path].tobytes() == after[path].tobytes(), path
+    assert all(param.grad is None or np.isnan(param.grad).all() for param in model.params())
+    np.testing.assert_array_equal(np.random.get_state()[1], numbers)
+
+
+def test_results_are_the_models_detections(model, tmp_path, capfd):
+    evaluate_model(model, SHAPES, indices=[2, 3], results_file=tmp_path / 'results.json')
+    output, progress = capfd.readouterr()
+    assert output == '' and 'evaluating' in progress and '2/2' in progress
+    boxes = json.loads((tmp_path / 'results.bbox.json').read_text())
+    masks = json.loads((tmp_path / 'results.segm.json').read_text())
+    expected = []
+    for i in (2, 3):
+        found, = model.detect([SHAPES[i].image])
+        expected += found.to_coco(SHAPES.image_ids[i])
+    assert len(expected) > 0
+    assert boxes == [{k: v for k, v in result.items() if k != 'segmentation'} for result in expected]
+    assert masks == [{k: v for k, v in result.items() if k != 'bbox'} for result in expected]
+
+
+class FakeCommunicator:
+    """Process ``rank`` of two, for processes that run one after the other, the main one last."""
+
+    size = 2
+
+    def __init__(self, rank, shared):
+        self.rank, self._shared = rank, shared
+
+    def gather(self, value):
+        self._shared.append(value)
+        return self._shared[::-1] if self.rank == 0 else None
+
+    def share(self, value):
+        return value
+
+
+def test_several_processes(model, tmp_path, capfd):
+    indices, shared = [0, 1, 2], []
+    alone = evaluate_model(model, SHAPES, progress=False, results_file=tmp_path / 'one.json', indices=indices)
+    for rank in (1, 0):
+        together = evaluate_model(model, SHAPES, results_file=tmp_path / 'two.json', indices=indices,
+                                  comm=FakeCommunicator(rank, shared))
+        assert ('evaluating' in capfd.readouterr().err) == (rank == 0)
+    assert together == alone
+    for kind in ('bbox', 'segm'):
+        assert (tmp_path / f'one.{kind}.json').read_text() == (tmp_path / f'two.{kind}.json').read_text()
+
+
+def test_evaluation_needs_images_and_fitting_classes(model):
+    with pytest.raises(ValueError, match='no image to evaluate'):
+        evaluate_model(model, SHAPES, indices=[])
+
+    class Other(ShapesDataset):
+        class_names, category_ids = ('square', 'circle', 'cat', 'triangle'), (1, 2, 3, 4)
+    with pytest.raises(ValueError, match="the model has 3 classes, the data set 4; it does not know 'cat'"):
+        evaluate_model(model, Other(1, size=64))
