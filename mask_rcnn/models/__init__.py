@@ -1,7 +1,7 @@
 """The network, in the order in which the data flows through it."""
 
 from mask_rcnn.models.box_head import Res5BoxHead
-from mask_rcnn.models.builder import build, cuda_device_count, load
+from mask_rcnn.models.builder import build, load
 from mask_rcnn.models.mask_head import MaskHead
 from mask_rcnn.models.mask_rcnn import MaskRCNN
 from mask_rcnn.models.normalization import AffineChannel2D, affine_to_bn, bn_to_affine
@@ -11,4 +11,4 @@ from mask_rcnn.models.saving import save
 
 __all__ = ['AffineChannel2D', 'MaskHead', 'MaskRCNN', 'RPN', 'Res5BoxHead', 'ResNetC4', 'affine_to_bn',
            'bn_to_affine', 'build',
-           'cuda_device_count', 'load', 'save']
+           'load', 'save']

@@ -41,6 +41,39 @@ def make_norm(norm: str, n_channel: int) -> chainer.Link:
     return L.BatchNormalization(n_channel, eps=BN_EPS)
 
 
+def fixed_batch_normalization(bn: L.BatchNormalization, x) -> chainer.Variable:
+    """Normalise with the running statistics, whatever ``chainer.config.train`` is; they stay as they are.
+
+    Computed as the affine channel that it is, whose backward pass needs no activations; the gradient is that
+    of ``x`` alone.
+
+    Args:
+        bn: Its ``gamma`` and ``beta`` are taken as constants.
+        x: ``(N, C, H, W)`` floats.
+    """
+    scale, bias = scale_and_bias(bn)
+    return affine_channel_2d(x, scale.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False))
+
+
+def is_fixed(norm: chainer.Link) -> bool:
+    """Whether a link now normalises with given numbers, not with those of the batch."""
+    return isinstance(norm, AffineChannel2D) or not chainer.config.train
+
+
+def scale_and_bias(norm: chainer.Link):
+    """Return the scale and the bias, two ``(C,)`` float32 arrays, that a link of :func:`make_norm` applies.
+
+    Of a batch normalisation: in test mode.
+    """
+    if isinstance(norm, AffineChannel2D):
+        return norm.scale.array, norm.bias.array
+    std = norm.xp.sqrt(norm.avg_var.astype(np.float64) + norm.eps)
+    gamma = 1 if norm.gamma is None else norm.gamma.array.astype(np.float64)
+    beta = 0 if norm.beta is None else norm.beta.array.astype(np.float64)
+    scale = gamma / std
+    return scale.astype(np.float32), (beta - norm.avg_mean * scale).astype(np.float32)
+
+
 def bn_to_affine(chain: chainer.Chain) -> int:
     """Replace every batch normalisation below a chain by the affine channel that equals it.
 
@@ -62,14 +95,9 @@ def affine_to_bn(chain: chainer.Chain) -> int:
 
 
 def _folded(bn: L.BatchNormalization) -> AffineChannel2D:
-    std = bn.xp.sqrt(bn.avg_var.astype(np.float64) + bn.eps)
-    gamma = 1 if bn.gamma is None else bn.gamma.array.astype(np.float64)
-    beta = 0 if bn.beta is None else bn.beta.array.astype(np.float64)
     affine = AffineChannel2D(bn.avg_mean.size)
     affine.to_device(bn.device)
-    scale = gamma / std
-    affine.scale.array[...] = scale
-    affine.bias.array[...] = beta - bn.avg_mean * scale
+    affine.scale.array[...], affine.bias.array[...] = scale_and_bias(bn)
     return affine
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import chainer
 import chainer.functions as F
-import chainer.links as L
 
+from mask_rcnn.models.convolution import Convolution2D
 from mask_rcnn.ops.anchors import cell_anchors, shift_anchors
 from mask_rcnn.ops.proposals import generate_proposals
 
@@ -28,9 +28,9 @@ class RPN(chainer.Chain):
         n_anchor = len(self.cell_anchors)
         init = chainer.initializers.Normal(0.01)
         with self.init_scope():
-            self.conv = L.Convolution2D(in_channels, in_channels, 3, pad=1, initialW=init)
-            self.objectness = L.Convolution2D(in_channels, n_anchor, 1, initialW=init)
-            self.delta = L.Convolution2D(in_channels, 4 * n_anchor, 1, initialW=init)
+            self.conv = Convolution2D(in_channels, in_channels, 3, pad=1, initialW=init)
+            self.objectness = Convolution2D(in_channels, n_anchor, 1, initialW=init)
+            self.delta = Convolution2D(in_channels, 4 * n_anchor, 1, initialW=init)
 
     def forward(self, features):
         """Look at a feature map.
@@ -42,7 +42,7 @@ class RPN(chainer.Chain):
             tuple: Logits ``(N, A, H, W)`` and deltas ``(N, 4 * A, H, W)``, both
             :class:`chainer.Variable`; channels ``4 * a`` ... are anchor ``a``'s ``(dy, dx, dh, dw)``.
         """
-        h = F.relu(self.conv(features))
+        h = self.conv(features, relu=True)
         return self.objectness(h), self.delta(h)
 
     def anchors(self, height: int, width: int):

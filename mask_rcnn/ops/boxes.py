@@ -17,6 +17,9 @@ def box_area(boxes, *, extent: float = 1.0):
 def box_iou(boxes_a, boxes_b, *, extent: float = 1.0):
     """Return the pairwise intersection over union.
 
+    For float32 boxes with Detectron's bits: its C code (``detectron/utils/cython_bbox.pyx``) has the areas
+    in double precision and rounds the second one and the union.
+
     Args:
         boxes_a: ``(R, 4)`` boxes.
         boxes_b: ``(K, 4)`` boxes.
@@ -26,13 +29,26 @@ def box_iou(boxes_a, boxes_b, *, extent: float = 1.0):
         array: ``(R, K)`` of the boxes' dtype; 0 where two boxes do not meet.
     """
     xp = get_array_module(boxes_a)
-    low = xp.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
-    high = xp.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
-    sides = xp.maximum(high - low + extent, 0)
-    intersection = sides[..., 0] * sides[..., 1]
-    union = (box_area(boxes_a, extent=extent)[:, None] + box_area(boxes_b, extent=extent)[None]
-             - intersection)
-    return xp.where(intersection > 0, intersection / xp.where(intersection > 0, union, 1), 0)
+    # Made as (K, R): where time matters, a are anchors or proposals, and inner loops should be long.
+    intersection = _shared_side(boxes_a, boxes_b, 0, extent) * _shared_side(boxes_a, boxes_b, 1, extent)
+    area_a, area_b = (_exact_area(boxes, extent) for boxes in (boxes_a, boxes_b))
+    area_b = area_b.astype(boxes_b.dtype).astype(area_b.dtype)
+    union = (area_a + area_b[:, None] - intersection).astype(intersection.dtype)
+    return (intersection / xp.where(intersection > 0, union, union.dtype.type(1))).T
+
+
+def _shared_side(boxes_a, boxes_b, axis, extent):
+    """Return by how much each two boxes overlap along an axis, ``(K, R)``."""
+    xp = get_array_module(boxes_a)
+    side = xp.minimum(xp.ascontiguousarray(boxes_a[:, axis + 2]), boxes_b[:, axis + 2, None])
+    side -= xp.maximum(xp.ascontiguousarray(boxes_a[:, axis]), boxes_b[:, axis, None])
+    side += boxes_a.dtype.type(extent)
+    return xp.maximum(side, 0, out=side)
+
+
+def _exact_area(boxes, extent):
+    sides = (boxes[:, 2:] - boxes[:, :2]).astype('f8') + extent
+    return sides[:, 0] * sides[:, 1]
 
 
 def encode_boxes(boxes, targets, *, weights=(1.0, 1.0, 1.0, 1.0), extent: float = 1.0):

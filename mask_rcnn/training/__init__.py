@@ -1,0 +1,1 @@
+"""Learning: what is frozen, the losses, the train chain, and what drives it."""

@@ -1,0 +1,213 @@
+"""The network with its losses: what an optimizer's target is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import chainer
+import chainer.functions as F
+import numpy as np
+
+from mask_rcnn.datasets.example import TrainingExample
+from mask_rcnn.ops.anchors import shift_anchors
+from mask_rcnn.ops.proposals import generate_proposals
+from mask_rcnn.targets import (IGNORED, RPNTargets, SampledRoIs, Sampling, mask_targets, rpn_targets,
+                               sample_rois)
+from mask_rcnn.training.losses import (ROI_BETA, RPN_BETA, image_weights, sigmoid_cross_entropy, smooth_l1,
+                                       softmax_cross_entropy)
+
+#: Joined to an example's seed, so that what is drawn here has nothing to do with what made the example.
+_SAMPLING_STREAM = 1
+
+
+class MaskRCNNTrainChain(chainer.Chain):
+    """Mask R-CNN's losses, as Detectron has them.
+
+    Calling it reports, all as means over the images:
+
+    - ``rpn_cls_loss``, ``rpn_loc_loss``: whether an anchor is an object, and where that is;
+    - ``roi_cls_loss``, ``roi_loc_loss``: which object a RoI is, and where;
+    - ``roi_mask_loss``: which of the RoI's pixels belong to it (before it is multiplied by ``gamma``);
+    - ``loss``: the sum of the five, the last times ``gamma``;
+    - ``n_positive_anchor``, ``n_foreground_roi``: how many learned to be an object;
+    - ``roi_accuracy``: part of the RoIs whose class is found.
+
+    Every image counts the same (see :mod:`mask_rcnn.training.losses`), what is drawn for it comes from its
+    own seed, and no image is padded to the size of another: images of one size go through the network
+    together, others by themselves.  So a batch has the loss and gradient of its parts, however one divides
+    it, to rounding; unless batch normalisations learn, whose statistics are those of the images of one size.
+
+    Args:
+        model (mask_rcnn.models.MaskRCNN): The network; see :func:`mask_rcnn.training.freezing.freeze`.
+        sampling: How many anchors and RoIs learn, and from which overlaps on.
+        gamma: Weight of the mask loss.
+    """
+
+    def __init__(self, model, *, sampling: Sampling = Sampling(), gamma: float = 1.0):
+        super().__init__()
+        self.sampling = sampling
+        self.gamma = gamma
+        with self.init_scope():
+            self.model = model
+
+    def forward(self, examples: Sequence[TrainingExample]) -> chainer.Variable:
+        """Return the loss of some examples, a float32 scalar.
+
+        Args:
+            examples: At least one, of any sizes; they may have no objects, or crowds only.
+        """
+        means: dict = {}
+        for group in group_by_size(examples):
+            share = len(group) / len(examples)
+            for name, value in self._learn(group).items():
+                means[name] = means.get(name, 0) + value * share
+        loss = (means['rpn_cls_loss'] + means['rpn_loc_loss'] + means['roi_cls_loss'] + means['roi_loc_loss']
+                + self.gamma * means['roi_mask_loss'])
+        reported = {name: chainer.as_array(value) for name, value in {**means, 'loss': loss}.items()}
+        chainer.report(reported, self)
+        return loss
+
+    def _learn(self, examples: Sequence[TrainingExample]) -> dict:
+        """Return the reported means, losses as variables, of images of one size."""
+        randoms = [np.random.RandomState([example.seed, _SAMPLING_STREAM]) for example in examples]
+        x = np.stack([example.x for example in examples])
+        features = self.model.extractor(self.xp.asarray(x, next(self.model.extractor.params()).dtype))
+        logits, deltas = self.model.rpn(features)
+        anchors = self.anchor_targets(examples, logits.shape[2:], randoms)
+        rois = self.roi_targets(examples, logits.array, deltas.array, randoms)
+        return {**self.rpn_losses(logits, deltas, anchors), **self.roi_losses(features, rois, examples)}
+
+    def anchor_targets(self, examples, map_size, randoms) -> list[RPNTargets]:
+        """Return what the anchors of every image learn.
+
+        Args:
+            examples: Images of one size.
+            map_size: Height and width of the feature map.
+            randoms: A :class:`numpy.random.RandomState` for each image.
+        """
+        rpn = self.model.rpn
+        anchors = shift_anchors(rpn.cell_anchors, rpn.stride, *map_size)
+        targets = []
+        for example, random in zip(examples, randoms):
+            objects = example.annotations.boxes[~example.annotations.crowd]
+            targets.append(rpn_targets(anchors, objects * np.float32(example.scale), example.x.shape[1:],
+                                       sampling=self.sampling, dialect=self.model.config.dialect,
+                                       random=random))
+        return targets
+
+    def roi_targets(self, examples, logits, deltas, randoms) -> list[SampledRoIs]:
+        """Return the RoIs that learn: drawn from the RPN's proposals, which are constants to the losses.
+
+        Args:
+            examples: Images of one size.
+            logits: ``(N, A, h, w)`` array.
+            deltas: ``(N, 4 * A, h, w)`` array.
+            randoms: A :class:`numpy.random.RandomState` for each image.
+        """
+        targets = []
+        for example, random, *maps in zip(examples, randoms, logits, deltas):
+            proposals = chainer.backends.cuda.to_cpu(self._propose(*maps, example))
+            targets.append(sample_rois(proposals, example.annotations, example.scale, sampling=self.sampling,
+                                       dialect=self.model.config.dialect, random=random))
+        return targets
+
+    def _propose(self, logits, deltas, example):
+        config, sampling = self.model.config, self.sampling
+        scores = F.sigmoid(logits.astype(np.float32, copy=False)).array
+        boxes, _ = generate_proposals(
+            scores, deltas.astype(np.float32, copy=False), self.model.rpn.anchors(*logits.shape[1:]),
+            example.x.shape[1:], example.scale, pre_nms=sampling.train_pre_nms,
+            post_nms=sampling.train_post_nms, nms_threshold=config.rpn_nms_threshold,
+            min_size=config.rpn_min_size, weights=config.dialect.rpn_delta_weights,
+            extent=config.dialect.box_extent, clip=config.dialect.delta_clip)
+        return boxes
+
+    def rpn_losses(self, logits, deltas, targets: Sequence[RPNTargets]) -> dict:
+        """Return the RPN's losses and counts.
+
+        Args:
+            logits: ``(N, A, h, w)`` variable.
+            deltas: ``(N, 4 * A, h, w)`` variable.
+            targets: For each image.
+        """
+        xp, n = self.xp, len(targets)
+        maps = [target.as_maps(*logits.shape[2:]) for target in targets]
+        labels, delta_targets = (np.stack(values) for values in zip(*maps))
+        images = np.repeat(np.arange(n), labels[0].size)
+        weights = image_weights(labels.ravel() != IGNORED, images, n).reshape(labels.shape)
+        delta_weights = np.repeat(weights * (labels == 1), 4, axis=1)
+        return {
+            'rpn_cls_loss': sigmoid_cross_entropy(logits, xp.asarray(labels), xp.asarray(weights)),
+            'rpn_loc_loss': smooth_l1(deltas, xp.asarray(delta_targets), xp.asarray(delta_weights),
+                                      beta=RPN_BETA),
+            'n_positive_anchor': np.count_nonzero(labels == 1) / n,
+        }
+
+    def roi_losses(self, features, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample]) -> dict:
+        """Return the heads' losses and counts.
+
+        Both heads look at the same features, those of res5; the mask head at the foreground's alone (and at
+        one RoI that it ignores, if there is no foreground, as in Detectron: a head cannot do with none).
+
+        Args:
+            features: ``(N, C, h, w)`` variable.
+            rois: For each image.
+            examples: The images, for the objects' shapes.
+        """
+        xp, n = self.xp, len(rois)
+        batch, images, labels, n_foreground = _foreground_first(rois)
+        learners = max(n_foreground, 1)  # RoIs whose box and mask are looked at
+        h = self.model.box_head.features(features, xp.asarray(batch), xp.asarray(images))
+        scores, deltas = self.model.box_head(h)
+        logits = self.model.mask_head(h[:learners])
+        # Drawn while a GPU is still busy with the heads.
+        masks = self._draw_masks(rois, examples, logits.shape[2])
+
+        own_class = xp.asarray(np.maximum(labels[:learners], 1))
+        own_deltas = F.reshape(deltas[:learners], (learners, -1, 4))[xp.arange(learners), own_class]
+        own_logits = logits[xp.arange(learners), own_class - 1]
+        delta_targets = np.zeros((learners, 4), np.float32)
+        delta_targets[:n_foreground] = np.concatenate([r.deltas for r in rois])
+        weights = image_weights(labels != IGNORED, images, n)
+        delta_weights = (weights * (labels > 0))[:learners, None]
+        mask_weights = image_weights(masks.ravel() != IGNORED, np.repeat(images[:learners], masks[0].size), n)
+        correct = scores.array.argmax(axis=1) == xp.asarray(labels)
+        return {
+            'roi_cls_loss': softmax_cross_entropy(scores, xp.asarray(labels), xp.asarray(weights)),
+            'roi_loc_loss': smooth_l1(own_deltas, xp.asarray(delta_targets), xp.asarray(delta_weights),
+                                      beta=ROI_BETA),
+            'roi_mask_loss': sigmoid_cross_entropy(own_logits, xp.asarray(masks),
+                                                   xp.asarray(mask_weights.reshape(masks.shape))),
+            'n_foreground_roi': n_foreground / n,
+            'roi_accuracy': (correct * xp.asarray(weights)).sum(),
+        }
+
+    def _draw_masks(self, rois, examples, size: int) -> np.ndarray:
+        """Return the mask targets ``(F, size, size)`` of all foreground, or one that is ignored."""
+        extent = self.model.config.dialect.box_extent
+        masks = np.concatenate([
+            mask_targets(r.boxes[:r.n_foreground], example.annotations, size, extent=extent)
+            for r, example in zip(rois, examples)])
+        return masks if len(masks) else np.full((1, size, size), IGNORED, np.int32)
+
+
+def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
+    """Put examples whose network input has the same size together, keeping their order."""
+    groups: dict = {}
+    for example in examples:
+        groups.setdefault(example.x.shape, []).append(example)
+    return list(groups.values())
+
+
+def _foreground_first(rois: Sequence[SampledRoIs]):
+    """Join the RoIs of all images: the foreground of all, then the rest.
+
+    Returns:
+        tuple: RoIs ``(R, 4)`` float32, their images ``(R,)`` int32, their labels ``(R,)`` int32, and how many
+        of them are foreground.
+    """
+    boxes = np.concatenate([r.rois for r in rois])
+    images = np.repeat(np.arange(len(rois), dtype=np.int32), [len(r.rois) for r in rois])
+    labels = np.concatenate([r.labels for r in rois])
+    order = np.argsort(labels <= 0, kind='stable')
+    return boxes[order], images[order], labels[order], int(np.count_nonzero(labels > 0))

@@ -1,0 +1,107 @@
+"""What the anchors learn, against Detectron's own targets."""
+
+import numpy as np
+import pytest
+
+from mask_rcnn.config import DETECTRON
+from mask_rcnn.ops.anchors import cell_anchors, shift_anchors
+from mask_rcnn.targets import IGNORED, RPNTargets, Sampling, rpn_targets
+from mask_rcnn.targets.rpn import anchors_inside, label_anchors, match_anchors
+
+XY = [1, 0, 3, 2]
+
+#: (stride, sizes, side of the field) of the golden's levels.
+C4 = [(16, (32, 64, 128, 256, 512), 32)]
+FPN = [(2 ** level, (2 ** level * 8,), 512 >> level) for level in range(2, 7)]
+
+#: So many that nothing is drawn at random.
+ALL = {'rpn_batch': 10 ** 6}
+
+CASES = [
+    ('rpn_c4_all', C4, ALL),
+    ('rpn_c4_all_noborder', C4, {**ALL, 'rpn_straddle': -1}),
+    ('rpn_c4_sampled', C4, {}),
+    ('rpn_fpn_all', FPN, ALL),
+    ('rpn_fpn_all_noborder', FPN, {**ALL, 'rpn_straddle': -1}),
+    ('rpn_fpn_sampled', FPN, {}),
+]
+
+
+@pytest.fixture(scope='module')
+def golden(data):
+    return np.load(data / 'ops_targets.npz')
+
+
+def targets_of(golden, levels, changes, seed=3):
+    """Targets of all levels together, as maps of each."""
+    anchors = [shift_anchors(cell_anchors(stride, sizes, (0.5, 1, 2)), stride, side, side)
+               for stride, sizes, side in levels]
+    targets = rpn_targets(
+        np.concatenate(anchors), golden['rpn_gt_boxes'][:, XY], golden['rpn_image_size'],
+        sampling=Sampling(**changes), dialect=DETECTRON, random=np.random.RandomState(seed))
+    bounds = np.cumsum([0] + [len(a) for a in anchors])
+    return [RPNTargets(targets.labels[a:b], targets.deltas[a:b]).as_maps(side, side)
+            for a, b, (_, _, side) in zip(bounds, bounds[1:], levels)]
+
+
+@pytest.mark.parametrize('name, levels, changes', CASES)
+def test_targets_equal_detectrons(golden, name, levels, changes):
+    maps = targets_of(golden, levels, changes)
+    counted = sum(np.count_nonzero(labels != IGNORED) for labels, _ in maps)
+    for i, (labels, deltas) in enumerate(maps):
+        key = name if levels is C4 else f'{name}_level{i + 2}'
+        np.testing.assert_array_equal(labels, golden[f'{key}_labels'], err_msg=key)
+        a, y, x = golden[f'{key}_positive'].T
+        np.testing.assert_array_equal(np.argwhere(labels == 1), golden[f'{key}_positive'])
+        found = deltas.reshape(-1, 4, *labels.shape[1:])[a, :, y, x]
+        np.testing.assert_allclose(found[:, XY], golden[f'{key}_positive_targets'], rtol=0, atol=2e-7)
+        assert np.count_nonzero(deltas) == np.count_nonzero(found)
+        weight = 1 / counted if (labels != IGNORED).any() else 0
+        np.testing.assert_allclose(weight, golden[f'{key}_outside_weight'], rtol=1e-6)
+
+
+def test_no_more_than_the_batch_learn():
+    best_iou = np.linspace(0, 1, 5000, dtype=np.float32)
+    labels = label_anchors(best_iou, np.zeros(5000, bool), Sampling(), np.random.RandomState(0))
+    assert np.count_nonzero(labels == 1) == 128
+    assert 120 < np.count_nonzero(labels == 0) <= 128  # drawn with replacement
+    assert (best_iou[labels == 1] >= 0.7).all() and (best_iou[labels == 0] < 0.3).all()
+
+
+def test_what_is_drawn_depends_on_the_random_numbers_alone(golden):
+    first, again, other = (targets_of(golden, C4, {}, seed)[0][0] for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_an_object_that_no_anchor_touches_has_no_positives():
+    iou = np.array([[0.4, 0], [0.2, 0], [0, 0]], np.float32)
+    best_iou, best_gt, is_best = match_anchors(iou)
+    np.testing.assert_array_equal(is_best, [True, False, False])
+    np.testing.assert_array_equal(best_gt, [0, 0, 0])
+    np.testing.assert_array_equal(best_iou, iou[:, 0])
+
+
+def test_ties_are_all_best():
+    iou = np.array([[0.4, 0.1], [0.4, 0.2], [0.3, 0.2]], np.float32)
+    np.testing.assert_array_equal(match_anchors(iou)[2], [True, True, True])
+
+
+@pytest.mark.parametrize('size', [(100, 160), (10, 10)])
+def test_without_objects_all_are_background(size):
+    anchors = shift_anchors(cell_anchors(16, (32, 64), (0.5, 1, 2)), 16, 7, 10)
+    targets = rpn_targets(anchors, np.zeros((0, 4), np.float32), size, sampling=Sampling(), dialect=DETECTRON,
+                          random=np.random.RandomState(0))
+    inside = anchors_inside(anchors, size, 0)
+    assert (len(inside) == 0) == (size == (10, 10))
+    assert set(inside) == set(np.flatnonzero(targets.labels == 0)) | set(
+        inside[targets.labels[inside] == IGNORED])
+    assert not (targets.labels == 1).any() and not targets.deltas.any()
+    assert np.count_nonzero(targets.labels == 0) <= 256
+
+
+def test_inside_is_by_pixels_of_the_image():
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 10, 9], [-1, 0, 9, 9], [0, -0.5, 9, 9]], np.float32)
+    np.testing.assert_array_equal(anchors_inside(boxes, (10, 10), 0), [0])
+    np.testing.assert_array_equal(anchors_inside(boxes, (10, 10), 1), [0, 1, 2, 3])
+    np.testing.assert_array_equal(anchors_inside(boxes, (10, 10), -1), [0, 1, 2, 3])

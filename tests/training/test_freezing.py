@@ -1,0 +1,145 @@
+"""What is frozen neither learns nor takes part in the backward pass."""
+
+import copy
+import pickle
+
+import chainer
+import chainer.links as L
+import numpy as np
+import pytest
+
+import mask_rcnn
+from mask_rcnn.models.resnet import ConvNorm, ResNetC4
+from mask_rcnn.training.freezing import FrozenParameter, freeze
+
+
+class Model(chainer.Chain):
+    """The part of a model that has something to freeze."""
+
+    def __init__(self, norm):
+        super().__init__()
+        with self.init_scope():
+            self.extractor = ResNetC4('resnet50', norm=norm)
+            self.head = ConvNorm(1024, 4, 1, norm=norm)
+
+    def forward(self, x):
+        return self.head(self.extractor(x))
+
+
+@pytest.fixture(params=['affine', 'bn'])
+def norm(request):
+    return request.param
+
+
+@pytest.fixture
+def x(rng):
+    return rng.randn(1, 3, 64, 96).astype(np.float32)
+
+
+def state(model):
+    values = {}
+    model.serialize(chainer.serializers.DictionarySerializer(values))
+    return {path: None if value is None else np.array(value) for path, value in values.items()}
+
+
+def is_frozen_stage(path):
+    return path.startswith(('extractor/conv1/', 'extractor/res2/'))
+
+
+def train_once(model, x):
+    """One step of SGD; returns the paths of what changed."""
+    optimizer = chainer.optimizers.SGD(0.1).setup(model)
+    before = state(model)
+    for param in model.params():
+        if not param.requires_grad:
+            param.update_rule.enabled = False
+    model.cleargrads()
+    y = model(x)
+    # A batch normalisation makes simple functions of the whole batch constant.
+    chainer.functions.sum(y * np.random.RandomState(1).randn(*y.shape).astype(np.float32)).backward()
+    grads = {path[1:]: param.grad is not None for path, param in model.namedparams()}
+    optimizer.update()
+    after = state(model)
+    return {path for path in after if (after[path] != before[path]).any()}, grads
+
+
+@pytest.mark.parametrize('freeze_bn', [False, True])
+def test_what_changes_in_a_step(norm, freeze_bn, x):
+    model = Model(norm)
+    freeze(model, freeze_bn=freeze_bn)
+    changed, grads = train_once(model, x)
+    for path in state(model):
+        is_norm = '/norm/' in path
+        learns = not is_frozen_stage(path) and not (is_norm and (norm == 'affine' or freeze_bn))
+        assert (path in changed) == (learns and not path.endswith('/N')), path  # N counts fine-tuning only
+        if path in grads:
+            assert grads[path] == learns, path
+
+
+def test_frozen_stages_keep_nothing_for_the_backward_pass(norm, x):
+    model = Model(norm)
+    freeze(model)
+    seen = []
+    model.extractor.res3.add_hook(Spy(seen))
+    model.extractor(x)
+    (h,), = seen
+    assert h.creator is None and not h.requires_grad
+
+
+class Spy(chainer.LinkHook):
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward_preprocess(self, args):
+        if isinstance(args.link, mask_rcnn.models.resnet.ResNetStage):
+            self.seen.append(args.args)
+
+
+def test_freezing_does_not_change_what_is_computed(norm, x):
+    model = Model(norm)
+    for link in model.links():
+        if isinstance(link, L.BatchNormalization):
+            link.avg_mean[...] = np.linspace(-0.1, 0.1, link.avg_mean.size)
+            link.avg_var[...] = np.linspace(0.9, 1.3, link.avg_var.size)
+    with chainer.using_config('train', False):
+        expected = model(x).array
+    freeze(model, freeze_bn=True)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(model(x).array, expected, rtol=0, atol=1e-5 * scale)
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        np.testing.assert_allclose(model(x).array, expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_batch_normalisations_that_are_not_frozen_use_the_batch(x):
+    model = Model('bn')
+    freeze(model)
+    y = model(x).array
+    np.testing.assert_allclose(y.mean(axis=(0, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.var(axis=(0, 2, 3)), 1, atol=1e-2)
+
+
+def test_nothing_but_affine_channels_is_frozen_from_scratch(norm, x):
+    model = Model(norm)
+    freeze(model, stages=0)
+    _, grads = train_once(model, x)
+    for path, has_gradient in grads.items():
+        assert has_gradient == (norm == 'bn' or '/norm/' not in path), path
+
+
+def test_names_and_values_stay(norm):
+    model = Model(norm)
+    before = state(model)
+    freeze(model, freeze_bn=True)
+    after = state(model)
+    assert list(before) == list(after)
+    assert all(np.array_equal(before[path], after[path]) for path in before)
+    freeze(model, freeze_bn=True)  # once more does no harm
+    assert list(state(model)) == list(before)
+
+
+def test_copies_are_frozen_too():
+    param = FrozenParameter(np.arange(3, dtype=np.float32), name='W')
+    for other in (copy.copy(param), copy.deepcopy(param), pickle.loads(pickle.dumps(param))):
+        assert not other.requires_grad and other.name == 'W'
+        np.testing.assert_array_equal(other.array, param.array)

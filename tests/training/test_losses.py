@@ -1,0 +1,97 @@
+"""The losses and their gradients, against Detectron's."""
+
+import chainer
+import numpy as np
+import pytest
+
+from mask_rcnn.training.losses import (ROI_BETA, RPN_BETA, image_weights, sigmoid_cross_entropy, smooth_l1,
+                                       softmax_cross_entropy)
+
+
+@pytest.fixture(scope='module')
+def golden(data):
+    return np.load(data / 'ops_losses.npz')
+
+
+def check(golden, name, predicted, loss, atol=1e-8):
+    """Compare a loss and its gradient; ``atol`` is the gradient's."""
+    np.testing.assert_allclose(loss.array, golden[f'{name}_loss'], rtol=5e-7)
+    assert loss.dtype == np.float32
+    loss.backward()
+    np.testing.assert_allclose(predicted.grad, golden[f'{name}_grad'], rtol=2e-6, atol=atol)
+
+
+def one_image(counted):
+    weights = image_weights(counted.ravel(), np.zeros(counted.size, int), 1)
+    return weights.reshape(counted.shape)
+
+
+def test_objectness(golden):
+    logits = chainer.Variable(golden['rpn_cls_logits'])
+    labels = golden['rpn_cls_labels']
+    check(golden, 'rpn_cls', logits, sigmoid_cross_entropy(logits, labels, one_image(labels >= 0)))
+
+
+def test_anchor_deltas(golden):
+    predicted = chainer.Variable(golden['rpn_bbox_pred'])
+    inside = golden['rpn_bbox_inside']
+    assert set(np.unique(inside)) == {0, 1}  # so that it can be a factor of the weights
+    weights = golden['rpn_bbox_outside'] * inside
+    loss = smooth_l1(predicted, golden['rpn_bbox_targets'], weights, beta=RPN_BETA)
+    check(golden, 'rpn_bbox', predicted, loss)
+
+
+def test_classes(golden):
+    scores = chainer.Variable(golden['cls_score'])
+    labels = golden['cls_labels']
+    check(golden, 'cls', scores, softmax_cross_entropy(scores, labels, one_image(labels >= 0)))
+
+
+def test_roi_deltas(golden):
+    predicted = chainer.Variable(golden['bbox_pred'])
+    inside = golden['bbox_inside']
+    assert set(np.unique(inside)) == {0, 1}
+    loss = smooth_l1(predicted, golden['bbox_targets'], inside / np.float32(len(inside)), beta=ROI_BETA)
+    check(golden, 'bbox', predicted, loss)
+
+
+def test_masks(golden):
+    logits = chainer.Variable(golden['mask_logits'])
+    labels = golden['mask_targets'].astype(np.int32)
+    check(golden, 'mask', logits, sigmoid_cross_entropy(logits, labels, one_image(labels >= 0)))
+
+
+def test_float16_is_summed_in_float32(golden):
+    scores = golden['cls_score'].astype(np.float16)
+    labels = golden['cls_labels']
+    weights = one_image(labels >= 0)
+    variable = chainer.Variable(scores)
+    loss = softmax_cross_entropy(variable, labels, weights)
+    np.testing.assert_array_equal(
+        loss.array, softmax_cross_entropy(scores.astype(np.float32), labels, weights).array)
+    loss.backward()
+    assert loss.dtype == np.float32 and variable.grad.dtype == np.float16
+
+
+def test_smooth_l1_is_continuous_where_it_turns():
+    for beta in (RPN_BETA, ROI_BETA):
+        x = np.array([0.999999, 1, 1.000001], np.float32) * np.float32(beta)
+        values = [float(smooth_l1(v, np.zeros_like(v), np.ones_like(v), beta=beta).array)
+                  for v in x.reshape(3, 1)]
+        np.testing.assert_allclose(values, beta / 2, rtol=3e-6)
+
+
+def test_every_image_has_the_same_weight():
+    counted = np.array([True, True, False, True, False, True, True])
+    images = np.array([0, 0, 0, 1, 1, 3, 3])
+    weights = image_weights(counted, images, 4)
+    np.testing.assert_allclose(weights, [1 / 8, 1 / 8, 0, 1 / 4, 0, 1 / 8, 1 / 8], rtol=1e-7)
+    assert weights.dtype == np.float32
+
+
+def test_nothing_counted_is_no_loss():
+    labels = np.full((2, 3), -1, np.int32)
+    logits = chainer.Variable(np.ones((2, 3), np.float32))
+    loss = sigmoid_cross_entropy(logits, labels, one_image(labels >= 0))
+    loss.backward()
+    assert float(loss.array) == 0 and not logits.grad.any()
