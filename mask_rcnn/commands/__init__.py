@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 #: What each subcommand does; its module is only imported when it is called, so that help comes at once.
 COMMANDS = {
+    'train': 'train, fine-tune, go on; on COCO, data of one\'s own or drawn shapes',
+    'evaluate': "evaluate a model with COCO's metrics",
     'demo': 'find the objects in images; write pictures and COCO results',
     'convert': "convert Detectron's weights (.pkl) to weights of this program (.npz)",
 }

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 import mask_rcnn
+from mask_rcnn.commands.common import UsageError, choose_device, fail, gpu_number, say
 from mask_rcnn.config import EXTRACTORS
 from mask_rcnn.datasets.image_io import ImageFileError, list_images, read_image
 from mask_rcnn.detections import Detections
@@ -46,10 +47,6 @@ exit status:
 """
 
 
-class _UsageError(Exception):
-    """Arguments that contradict each other, the machine or the files."""
-
-
 def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')) -> None:
     """Add the command's description and options to a parser.
 
@@ -64,7 +61,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
         help='image files, or folders of them')
     add('--modelfile', type=Path, default=folder / DEFAULT_MODEL, metavar='FILE',
         help='weights, .npz (default: %(default)s)')
-    add('--gpu', type=_gpu, metavar='ID',
+    add('--gpu', type=gpu_number, metavar='ID',
         help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)')
     add('--output', default='output.png', metavar='PATH',
         help='picture, or folder for pictures; see below (default: %(default)s)')
@@ -89,12 +86,12 @@ def run(args: argparse.Namespace) -> int:
     """Detect; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
     try:
         return _run(args)
-    except _UsageError as error:
-        return _fail(str(error), 2)
+    except UsageError as error:
+        return fail(str(error), 2)
     except (WeightFileError, OSError) as error:
-        return _fail(str(error))
+        return fail(str(error))
     except KeyboardInterrupt:
-        return _fail('interrupted', 130)
+        return fail('interrupted', 130)
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles')) -> int:
@@ -128,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
             detections = _process(model, image, picture, args)
         except (ValueError, OSError, MemoryError) as error:
             n_failed += 1
-            _say(f'error: {_reason(image, error)}', sys.stderr)
+            say(f'error: {_reason(image, error)}', sys.stderr)
         else:
             if args.json is not None:
                 results += detections.to_coco(image_id(image))
@@ -146,7 +143,7 @@ def _find_images(paths: Sequence[Path]) -> tuple[list[Path], int]:
             images += list_images([path])
         except ImageFileError as error:
             n_failed += 1
-            _fail(str(error))
+            fail(str(error))
     return images, n_failed
 
 
@@ -188,25 +185,26 @@ def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argpa
     for picture in pictures:
         if not picture.suffix or not cv2.haveImageWriter(picture.name):
             kind = picture.suffix or 'a file without a suffix'
-            raise _UsageError(f'--output {args.output}: no picture can be written as {kind} (use .png or .jpg)')
+            raise UsageError(f'--output {args.output}: no picture can be written as {kind} (use .png or '
+                             '.jpg)')
         if picture.resolve() in inputs:
-            raise _UsageError(f'--output {args.output}: {picture} is one of the images')
+            raise UsageError(f'--output {args.output}: {picture} is one of the images')
     if args.json is None:
         return
     if args.json.is_dir() or not args.json.absolute().parent.is_dir():
-        raise _UsageError(f'--json {args.json}: not a file in an existing folder')
+        raise UsageError(f'--json {args.json}: not a file in an existing folder')
     if args.json.resolve() in inputs | {picture.resolve() for picture in pictures}:
-        raise _UsageError(f'--json {args.json}: that is an image')
+        raise UsageError(f'--json {args.json}: that is an image')
     for number, count in Counter(map(image_id, images)).most_common(1):
         if count > 1:
-            raise _UsageError(f'--json {args.json}: {count} images have the image_id {number!r}')
+            raise UsageError(f'--json {args.json}: {count} images have the image_id {number!r}')
 
 
 def _check_font(font: Path | None) -> None:
     try:
         load_font(font, 10)
     except OSError as error:
-        raise _UsageError(f'--font {error}') from error
+        raise UsageError(f'--font {error}') from error
 
 
 def _load(args: argparse.Namespace):
@@ -216,43 +214,13 @@ def _load(args: argparse.Namespace):
     if not os.path.lexists(args.modelfile):
         raise WeightFileError(args.modelfile, 'no such file; "make demo" fetches Detectron\'s weights, and '
                                               'utils/detectron_parser.py makes them from model_final.pkl')
-    gpu = _choose_device(args.gpu)
+    gpu = choose_device(args.gpu)
     try:
         return mask_rcnn.load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine, **overrides)
     except WeightFileError:
         raise
     except ValueError as error:
-        raise _UsageError(str(error)) from error
-
-
-def _choose_device(gpu: int | None) -> int:
-    """Return the GPU to use, -1 for the CPU; an explicit one must work."""
-    if gpu == -1:
-        return -1
-    fault = _gpu_fault(gpu or 0)
-    if fault is None:
-        return gpu or 0
-    if gpu is not None:
-        raise _UsageError(f'--gpu {gpu}: {fault}')
-    _say(f'running on the CPU: {fault}', sys.stderr)
-    return -1
-
-
-def _gpu_fault(gpu: int) -> str | None:
-    """Say why a GPU cannot be used; ``None`` if it can."""
-    try:
-        import cupy
-    except Exception:  # a CuPy that does not fit the driver fails with many kinds of errors
-        return 'CuPy is not installed or does not work here'
-    try:
-        n_gpu = cupy.cuda.runtime.getDeviceCount()
-        if gpu >= n_gpu:
-            return f'there {"is" if n_gpu == 1 else "are"} only {n_gpu} CUDA device{"s" if n_gpu > 1 else ""}'
-        with cupy.cuda.Device(gpu):
-            int((cupy.arange(2) + 1).sum())  # compiles and runs a kernel
-    except Exception as error:
-        return f'CUDA does not work ({" ".join(str(error).split())[:100]})'
-    return None
+        raise UsageError(str(error)) from error
 
 
 def _process(model, image: Path, picture: Path, args: argparse.Namespace) -> Detections:
@@ -263,7 +231,7 @@ def _process(model, image: Path, picture: Path, args: argparse.Namespace) -> Det
     drawn = shown.draw(pixels, contour=args.contour, background=args.background, font=args.font)
     _write_picture(picture, drawn)
     counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
-    _say(f'{image}: {counts or "nothing found"} -> {picture}', sys.stdout)
+    say(f'{image}: {counts or "nothing found"} -> {picture}', sys.stdout)
     return detections
 
 
@@ -286,13 +254,6 @@ def _reason(image: Path, error: Exception) -> str:
     return f'{image}: {" ".join(str(error).split())}'
 
 
-def _gpu(text: str) -> int:
-    gpu = int(text)
-    if gpu < -1:
-        raise argparse.ArgumentTypeError(f'{gpu} is neither a GPU nor -1')
-    return gpu
-
-
 def _score(text: str) -> float:
     score = float(text)
     if not 0 <= score <= 1:
@@ -300,14 +261,4 @@ def _score(text: str) -> float:
     return score
 
 
-_gpu.__name__, _score.__name__ = 'integer', 'number'  # argparse names the type in its messages
-
-
-def _say(line: str, stream) -> None:
-    """Write a line without breaking a progress bar."""
-    tqdm.write(line, file=stream)
-
-
-def _fail(message: str, status: int = 1) -> int:
-    sys.stderr.write(f'error: {message}\n')
-    return status
+_score.__name__ = 'number'  # argparse names the type in its messages

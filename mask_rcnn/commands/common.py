@@ -1,0 +1,71 @@
+"""What several commands share: errors in one line, and the choice of the device."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tqdm import tqdm
+
+
+class UsageError(Exception):
+    """Arguments that contradict each other, the machine or the files; exit status 2."""
+
+
+def fail(message: str, status: int = 1) -> int:
+    """Write an error line; returns the exit status."""
+    sys.stderr.write(f'error: {message}\n')
+    return status
+
+
+def say(line: str, stream) -> None:
+    """Write a line without breaking a progress bar."""
+    tqdm.write(line, file=stream)
+
+
+def gpu_number(text: str) -> int:
+    """Parse ``--gpu``."""
+    gpu = int(text)
+    if gpu < -1:
+        raise argparse.ArgumentTypeError(f'{gpu} is neither a GPU nor -1')
+    return gpu
+
+
+gpu_number.__name__ = 'integer'  # argparse names the type in its messages
+
+
+def choose_device(gpu: int | None) -> int:
+    """Return the GPU to use, -1 for the CPU.
+
+    Args:
+        gpu: What ``--gpu`` says, or ``None``: GPU 0 where CUDA works, else the CPU, with a line that says so.
+
+    Raises:
+        UsageError: A GPU that is named explicitly does not work.
+    """
+    if gpu == -1:
+        return -1
+    fault = gpu_fault(gpu or 0)
+    if fault is None:
+        return gpu or 0
+    if gpu is not None:
+        raise UsageError(f'--gpu {gpu}: {fault}')
+    say(f'running on the CPU: {fault}', sys.stderr)
+    return -1
+
+
+def gpu_fault(gpu: int) -> str | None:
+    """Say why a GPU cannot be used; ``None`` if it can."""
+    try:
+        import cupy
+    except Exception:  # a CuPy that does not fit the driver fails with many kinds of errors
+        return 'CuPy is not installed or does not work here'
+    try:
+        n_gpu = cupy.cuda.runtime.getDeviceCount()
+        if gpu >= n_gpu:
+            return f'there {"is" if n_gpu == 1 else "are"} only {n_gpu} CUDA device{"s" if n_gpu > 1 else ""}'
+        with cupy.cuda.Device(gpu):
+            int((cupy.arange(2) + 1).sum())  # compiles and runs a kernel
+    except Exception as error:
+        return f'CUDA does not work ({" ".join(str(error).split())[:100]})'
+    return None

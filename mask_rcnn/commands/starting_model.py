@@ -1,0 +1,129 @@
+"""The model that a run starts from: new, from a model file, or of a snapshot."""
+
+from __future__ import annotations
+
+import argparse
+
+import mask_rcnn
+from mask_rcnn.commands import data_sets
+from mask_rcnn.commands.common import UsageError
+from mask_rcnn.commands.evaluate import listed
+from mask_rcnn.config import PRESETS
+from mask_rcnn.models.builder import convert_norm
+from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_snapshot
+from mask_rcnn.training.trainer import say
+from mask_rcnn.weights import WeightFileError, load_arrays
+from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
+
+
+def make_model(args: argparse.Namespace, train_set, *, is_main: bool):
+    """Return the model of a run, on the CPU, and the snapshot to restore.
+
+    Args:
+        args: The command's arguments.
+        train_set: The data, for the classes.
+        is_main: Whether this process says what it took.
+
+    Returns:
+        tuple: :class:`~mask_rcnn.MaskRCNN`, and a :class:`~mask_rcnn.training.snapshot.Snapshot` or ``None``.
+
+    Raises:
+        UsageError: The flags or the classes do not fit the file.
+        mask_rcnn.weights.WeightFileError: A file cannot be used.
+    """
+    if args.resume is None:
+        return _new_model(args, train_set, is_main), None
+    snapshot = None
+    if is_snapshot(args.resume):
+        snapshot = read_snapshot(args.resume)
+        model = _model_of(snapshot, args)
+    else:
+        model = load_model(args)
+    _check_classes(model, data_sets.name_of('train', args), train_set)
+    return model, snapshot
+
+
+def _new_model(args: argparse.Namespace, train_set, is_main: bool):
+    kind = data_sets.kind(args)
+    size = dict(zip(('min_size', 'max_size'), data_sets.SIZES[kind]))
+    if args.min_size is not None and args.max_size is None:     # keep the proportion
+        size['max_size'] = round(args.min_size * size['max_size'] / size['min_size'])
+    # Without trained statistics there is nothing that an affine channel could stand for.
+    norm = args.norm or ('bn' if args.freeze_bn or args.pretrained == 'none' else 'affine')
+    changes = {'anchor_sizes': data_sets.ANCHOR_SIZES[kind], **size, **_overrides(args),
+               'norm': 'affine' if args.bn2affine else norm, 'n_fg_class': len(train_set.class_names)}
+    try:
+        config = PRESETS[args.extractor or 'resnet50'].replace(**changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    model = mask_rcnn.build(config, class_names=train_set.class_names,
+                            category_ids=train_set.category_ids)
+    if args.pretrained != 'none':
+        report = load_pretrained(model, find_pretrained(args.pretrained, config.extractor))
+        if is_main:
+            say(str(report))
+    return model
+
+
+def _overrides(args: argparse.Namespace) -> dict:
+    given = {'extractor': args.extractor, 'roi_align': args.roialign, 'roi_size': args.roi_size,
+             'min_size': args.min_size, 'max_size': args.max_size,
+             'anchor_sizes': tuple(args.anchor_sizes) if args.anchor_sizes else None}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def load_model(args: argparse.Namespace):
+    """Return the model of ``--resume``, on the CPU, in the normalisation that the flags ask for.
+
+    Args:
+        args: The command's arguments; the file may be a snapshot, too.
+
+    Raises:
+        UsageError: The flags do not fit the file.
+        mask_rcnn.weights.WeightFileError: The file cannot be used.
+    """
+    if is_snapshot(args.resume):
+        snapshot = read_snapshot(args.resume)
+        model = _model_of(snapshot, args)
+        prefix = 'updater/model:main/model/'
+        arrays = {name.removeprefix(prefix): array for name, array in snapshot.arrays.items()
+                  if name.startswith(prefix)}
+        load_arrays(model, arrays, what=args.resume)
+        return model
+    overrides = _overrides(args)
+    if args.norm:
+        overrides['norm'] = args.norm
+    try:
+        model = mask_rcnn.load(args.resume, bn2affine=args.bn2affine, **overrides)
+    except WeightFileError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if args.freeze_bn and not args.bn2affine and model.config.norm == 'affine':
+        convert_norm(model, 'bn')
+    return model
+
+
+def _model_of(snapshot: Snapshot, args: argparse.Namespace):
+    """Return the network of a snapshot; flags must not ask for another."""
+    config = snapshot.model.config
+    asked = _overrides(args)
+    norm = 'affine' if args.bn2affine else args.norm
+    if norm is not None:
+        asked['norm'] = norm
+    for name, value in asked.items():
+        if getattr(config, name) != value:
+            raise UsageError(f'{snapshot.path}: its {name} is {getattr(config, name)!r}, not {value!r}')
+    return mask_rcnn.build(config, class_names=snapshot.model.class_names,
+                           category_ids=snapshot.model.category_ids)
+
+
+def _check_classes(model, name: str, data_set) -> None:
+    """The model's classes must be the data's, in their order."""
+    ours, theirs = model.class_names, data_set.class_names
+    if len(ours) != len(theirs):
+        raise UsageError(f'{name} has {len(theirs)} classes ({listed(theirs)}), but the model has '
+                         f'{len(ours)} ({listed(ours)}); --pretrained takes a model with other classes')
+    for i, (our, their) in enumerate(zip(ours, theirs)):
+        if our != their:
+            raise UsageError(f'{name}: its class {i + 1} is {their!r}, but that of the model is {our!r}')

@@ -1,0 +1,112 @@
+"""The curves of a run as PNG: losses with the learning rate, and AP."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+from mask_rcnn.weights.files import open_for_writing
+
+#: What the loss figure shows: (key in the log, label, colour), the sum first.
+LOSSES = (
+    ('main/loss', 'sum', '#222222'),
+    ('main/rpn_cls_loss', 'RPN objectness', '#0072b2'),
+    ('main/rpn_loc_loss', 'RPN boxes', '#56b4e9'),
+    ('main/roi_cls_loss', 'class', '#d55e00'),
+    ('main/roi_loc_loss', 'boxes', '#e69f00'),
+    ('main/roi_mask_loss', 'masks', '#009e73'),
+)
+
+_SIZE, _DPI = (8, 4.8), 120
+_FAINT = '#999999'
+
+
+def plot_losses(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None:
+    """Draw the losses of a log, faint as they were and strong smoothed, above the learning rate.
+
+    Args:
+        path: The PNG to write.
+        log: Entries of the log, with ``iteration``.
+    """
+    from matplotlib.ticker import LogLocator
+    figure, (axes, rate_axes) = _figure(2, height_ratios=(4, 1))
+    for key, label, colour in LOSSES:
+        x, y = _curve(log, key)
+        if not x:
+            continue
+        axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(x, smooth(y), color=colour, linewidth=2 if label == 'sum' else 1.3,
+                  marker='.' if len(x) == 1 else None, label=f'{label}  {smooth(y)[-1]:.3f}')
+    if axes.has_data():
+        axes.set_yscale('log')
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter('{x:g}')
+        axes.yaxis.set_minor_formatter('')
+        axes.legend(loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.set_ylabel('loss')
+    axes.tick_params(labelbottom=False)
+    x, y = _curve(log, 'lr')
+    rate_axes.step(x, y, where='post', color=_FAINT, linewidth=1.3)
+    rate_axes.set_ylim(bottom=0)
+    rate_axes.set_ylabel('rate')
+    rate_axes.set_xlabel('iteration')
+    _write(path, figure)
+
+
+def plot_ap(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None:
+    """Draw COCO's AP and AP50 of boxes and masks of a log's evaluations.
+
+    Args:
+        path: The PNG to write; left alone if there was no evaluation.
+        log: Entries of the log, with ``iteration``.
+    """
+    figure, (axes,) = _figure(1)
+    for kind, label, colour in (('bbox', 'box', '#d55e00'), ('segm', 'mask', '#009e73')):
+        for metric, style in (('AP', '-'), ('AP50', ':')):
+            x, y = _curve(log, f'validation/{kind}/{metric}')
+            if x:
+                axes.plot(x, y, style, color=colour, marker='o', markersize=4, linewidth=1.6,
+                          label=f'{label} {metric}  {y[-1]:.3f}')
+    if not axes.has_data():
+        return
+    axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
+    axes.set_ylabel('average precision')
+    axes.set_xlabel('iteration')
+    axes.legend(loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False)
+    _write(path, figure)
+
+
+def smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
+    """Return an exponential moving average over about this share of the values, unbiased at the start."""
+    keep = 1 - 1 / max(share * len(values), 1)
+    total = weight = 0.0
+    smoothed = []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        smoothed.append(total / weight)
+    return smoothed
+
+
+def _curve(log, key: str) -> tuple[list[float], list[float]]:
+    points = [(entry['iteration'], entry[key]) for entry in log if math.isfinite(entry.get(key, math.nan))]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _figure(n_rows: int, **grid):
+    # Without pyplot: it keeps figures alive and picks a backend that may want a display.
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=_SIZE, dpi=_DPI, layout='constrained')
+    rows = figure.subplots(n_rows, 1, sharex=True, squeeze=False, gridspec_kw=grid)[:, 0]
+    for axes in rows:
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.grid(True, color=_FAINT, alpha=0.25, linewidth=0.6)
+    return figure, rows
+
+
+def _write(path, figure) -> None:
+    data = io.BytesIO()
+    figure.savefig(data, format='png')
+    with open_for_writing(path) as file:
+        file.write(data.getvalue())

@@ -1,0 +1,222 @@
+"""Snapshots: everything that a run needs to go on as if it had never stopped, in one file.
+
+A snapshot is an uncompressed ``.npz`` of plain arrays, as Chainer's serializers name them, and one JSON text
+(member ``snapshot``) that says what network it is for.  Reading never unpickles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import chainer
+import numpy as np
+from chainer import serializers, training
+
+from mask_rcnn.models.saving import save
+from mask_rcnn.weights import ModelMeta, WeightFileError
+from mask_rcnn.weights.errors import printable
+from mask_rcnn.weights.files import open_for_reading, open_for_writing
+
+FORMAT_VERSION = 1
+
+_HEADER = 'snapshot'
+_NAME = re.compile(r'snapshot_iter_(\d+)\.npz')
+
+#: What reading a damaged archive raises.
+_DAMAGE = (ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError, RuntimeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The content of a snapshot.
+
+    Args:
+        path: Its file.
+        model: The network that it is for.
+        options: The options of the run that wrote it.
+        arrays: The trainer's state by name; ``None`` where a value was ``None``.
+    """
+
+    path: Path
+    model: ModelMeta
+    options: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def iteration(self) -> int:
+        """Number of updates that had been made."""
+        return int(self.arrays['updater/iteration'])
+
+    def restore(self, trainer: training.Trainer) -> None:
+        """Put a trainer, its model, optimizer, iterator and extensions into the state of the snapshot.
+
+        Raises:
+            WeightFileError: The snapshot is of another network or program.
+        """
+        try:
+            serializers.NpzDeserializer(self.arrays).load(trainer)
+        except KeyError as error:
+            raise WeightFileError(self.path, f'lacks {error.args[0]}: not a snapshot of this network or '
+                                             'of this version') from error
+        except (ValueError, TypeError) as error:
+            reason = ' '.join(str(error).split())
+            raise WeightFileError(self.path, f'does not fit this run: {reason}') from error
+
+
+def write_snapshot(path: str | os.PathLike, trainer: training.Trainer, model: ModelMeta,
+                   options: Mapping[str, Any]) -> None:
+    """Write a trainer's state; the file appears under its name when it is complete.
+
+    Args:
+        path: The file, ``*.npz``.
+        trainer: The trainer.
+        model: What network it trains.
+        options: Options of the run, as JSON takes them.
+
+    Raises:
+        WeightFileError: The file cannot be written; an older one stays as it was.
+    """
+    serializer = serializers.DictionarySerializer()
+    serializer.save(trainer)
+    # NumPy holds None only in pickled arrays.
+    nones = [name for name, array in serializer.target.items() if np.asarray(array).dtype == object]
+    header = {'format_version': FORMAT_VERSION, 'model': json.loads(model.to_json()),
+              'options': dict(options), 'nones': nones}
+    members = {_HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)}
+    members.update((name, array) for name, array in serializer.target.items() if name not in nones)
+    with open_for_writing(path) as file:
+        with zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name, array in members.items():
+                with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+
+
+def is_snapshot(path: str | os.PathLike) -> bool:
+    """Return whether a file is a snapshot, and not a model (or anything else)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f'{_HEADER}.npy' in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_snapshot(path: str | os.PathLike) -> Snapshot:
+    """Read a file that :func:`write_snapshot` wrote.
+
+    Raises:
+        WeightFileError: The file cannot be read, is damaged or is something else.
+    """
+    with open_for_reading(path) as (file, _):
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            header = json.loads(arrays.pop(_HEADER).tobytes())
+            if header['format_version'] > FORMAT_VERSION:
+                raise ValueError('it was written by a newer version')
+            model = ModelMeta.from_json(json.dumps(header['model']))
+            arrays.update((name, np.asarray(None)) for name in header['nones'])
+            int(arrays['updater/iteration'])
+            return Snapshot(Path(path), model, header['options'], arrays)
+        except _DAMAGE as error:
+            raise _damaged(path, error) from None
+
+
+def read_options(path: str | os.PathLike) -> Mapping[str, Any]:
+    """Return the options of the run that wrote a snapshot, without reading the rest.
+
+    Raises:
+        WeightFileError: The file cannot be read, is damaged or is something else.
+    """
+    with open_for_reading(path) as (file, _):
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return dict(json.loads(archive[_HEADER].tobytes())['options'])
+        except _DAMAGE as error:
+            raise _damaged(path, error) from None
+
+
+def _damaged(path, error: Exception) -> WeightFileError:
+    return WeightFileError(path, 'is not a snapshot of this program, or damaged: '
+                                 f'{printable(str(error), 300) or type(error).__name__}')
+
+
+def list_snapshots(folder: str | os.PathLike) -> list[tuple[int, Path]]:
+    """Return the snapshots in a folder with their iterations, oldest first."""
+    found = [(int(match[1]), path) for path in Path(folder).glob('snapshot_iter_*.npz')
+             if (match := _NAME.fullmatch(path.name))]
+    return sorted(found)
+
+
+class Snapshots(training.Extension):
+    """Trainer extension: write snapshots and models, and remove old ones.
+
+    ``snapshot_iter_N.npz`` is the whole state after ``N`` updates, ``model_iter_N.npz`` the model alone;
+    ``model_best.npz`` is the model that evaluated best so far.  Where a file cannot be written, a line says
+    so and the run goes on; nothing older is removed for a file that is not complete.
+
+    Args:
+        meta (ModelMeta): What network is trained.
+        options (dict): Options of the run that a snapshot remembers.
+        keep (int): How many snapshots, with their models, are kept.
+        warn (callable): Takes a line about a file that could not be written.
+    """
+
+    name = 'snapshots'
+    priority = -100         # after everything that changes the state of an iteration
+
+    def __init__(self, meta: ModelMeta, options: Mapping[str, Any], *, keep: int, warn):
+        self._meta, self._options, self._keep, self._warn = meta, options, keep, warn
+        self._best = -np.inf
+        #: The last snapshot of this run, or ``None``.
+        self.last: Path | None = None
+
+    def __call__(self, trainer):
+        self.write(trainer)
+
+    def write(self, trainer: training.Trainer) -> bool:
+        """Write snapshot and model of the current iteration; returns whether that went well."""
+        folder, iteration = Path(trainer.out), trainer.updater.iteration
+        path = folder / f'snapshot_iter_{iteration}.npz'
+        if path == self.last:
+            return True
+        try:
+            save(folder / f'model_iter_{iteration}.npz', _model(trainer))
+            write_snapshot(path, trainer, self._meta, self._options)
+            self.last = path
+            self._remove_old(folder, iteration)
+        except (WeightFileError, OSError) as error:
+            self._warn(f'no snapshot of iteration {iteration}: {error}')
+            return False
+        return True
+
+    def offer_best(self, trainer: training.Trainer, score: float) -> None:
+        """Write ``model_best.npz`` if a model scores higher than all before."""
+        if not score > self._best:
+            return
+        try:
+            save(Path(trainer.out) / 'model_best.npz', _model(trainer),
+                 notes=[f'iteration {trainer.updater.iteration}, AP {score:.4f}'])
+            self._best = score
+        except (WeightFileError, OSError) as error:
+            self._warn(f'the best model is not saved: {error}')
+
+    def serialize(self, serializer):
+        self._best = float(serializer('best', self._best))
+
+    def _remove_old(self, folder: Path, iteration: int) -> None:
+        """Keep the newest; what has a higher number than this iteration is not of this run's past."""
+        past = [(number, path) for number, path in list_snapshots(folder) if number <= iteration]
+        for number, path in past[:-self._keep]:
+            path.unlink(missing_ok=True)
+            (folder / f'model_iter_{number}.npz').unlink(missing_ok=True)
+
+
+def _model(trainer) -> chainer.Chain:
+    return trainer.updater.get_optimizer('main').target.model

@@ -1,0 +1,180 @@
+"""A run put together: data, train chain, optimizer, updater and what happens between the updates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from chainer import training
+from tqdm import tqdm
+
+from mask_rcnn.datasets.transforms import TrainingTransform
+from mask_rcnn.models import MaskRCNN
+from mask_rcnn.targets.sampling import Sampling
+from mask_rcnn.training.distributed import Communicator
+from mask_rcnn.training.extensions import Evaluation, Every, Interruption, Log, Rate, Stop, Table
+from mask_rcnn.training.freezing import FROZEN_STAGES, freeze
+from mask_rcnn.training.iterator import ExampleIterator
+from mask_rcnn.training.optimizer import make_optimizer
+from mask_rcnn.training.schedule import Schedule
+from mask_rcnn.training.snapshot import Snapshots
+from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
+from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+from mask_rcnn.training.updater import SubdivisionUpdater
+from mask_rcnn.weights import ModelMeta
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train.
+
+    Args:
+        out: Folder of everything that the run writes.
+        iterations: Updates of the whole run, those before a snapshot included.
+        schedule: The learning rates.
+        batch_size: Images of an update in each process.
+        subdivisions: Passes in which they go through the network.
+        seed: Of the order of the images, the flips and the sampling of anchors and RoIs.
+        workers: Processes that read images; 0 reads them in this one.
+        gamma: Weight of the mask loss.
+        sampling: How many anchors and RoIs learn.
+        freeze_bn: Batch normalisation uses its running statistics and learns nothing.
+        frozen_stages: How many of conv1, res2, res3 and res4 do not learn.
+        clip: Largest L2 norm of the gradient, or ``None``.
+        snapshot: Iterations between snapshots; 0 writes none, not even at the end.
+        keep: How many of them are kept.
+        validation: Iterations between evaluations; 0 never evaluates.
+        log: Iterations of an entry of the log.
+        tensorboard: Whether to write TensorBoard's files.
+    """
+
+    out: str
+    iterations: int
+    schedule: Schedule
+    batch_size: int = 8
+    subdivisions: int = 1
+    seed: int = 0
+    workers: int = 0
+    gamma: float = 1.0
+    sampling: Sampling = Sampling()
+    freeze_bn: bool = False
+    frozen_stages: int = FROZEN_STAGES
+    clip: float | None = None
+    snapshot: int = 4000
+    keep: int = 3
+    validation: int = 0
+    log: int = 20
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trainer and those of its parts that decide how it ends."""
+
+    options: Options
+    trainer: training.Trainer
+    stop: Stop
+    snapshots: Snapshots
+    interruption: Interruption
+
+    def start(self) -> None:
+        """Train until the end, or until SIGTERM or Ctrl-C; ``stop.interrupted`` tells which.
+
+        Raises:
+            mask_rcnn.training.updater.NonFiniteLossError: The loss is not finite.
+        """
+        # Numbers that overflow are found in the losses, with the images that they came from.
+        with self.interruption.listening(), np.errstate(over='ignore', invalid='ignore'):
+            self.trainer.run(show_loop_exception_msg=False)
+
+
+def say(line: str) -> None:
+    """Write a line to the standard output without breaking a progress bar."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def warn(line: str) -> None:
+    """Write a warning line to the standard error."""
+    tqdm.write(f'warning: {line}', file=sys.stderr)
+
+
+def make_run(model: MaskRCNN, train_set, options: Options, *, evaluate: Callable | None = None,
+             examples=(), communicator: Communicator | None = None) -> Run:
+    """Put a run together.
+
+    Args:
+        model: What is trained, on its device.
+        train_set: Data set of :class:`~mask_rcnn.datasets.example.Example`.
+        options: How to train.
+        evaluate: See :class:`~mask_rcnn.training.extensions.Evaluation`; needed if
+            ``options.validation`` is not 0.
+        examples: Pairs of a name and an image whose detections TensorBoard shows after evaluations.
+        communicator: How this process talks to the others; ``None``: there are none.
+
+    Returns:
+        Run: Ready to start, or to be restored from a snapshot first.
+    """
+    communicator = communicator or Communicator()
+    freeze(model, freeze_bn=options.freeze_bn, stages=options.frozen_stages)
+    chain = MaskRCNNTrainChain(model, sampling=options.sampling, gamma=options.gamma)
+    chain.to_device(model.device)
+    communicator.broadcast(chain)
+    optimizer = make_optimizer(chain, clip=options.clip)
+    iterator = ExampleIterator(
+        train_set, TrainingTransform(model.config), options.batch_size, seed=options.seed,
+        workers=options.workers, shard=(communicator.rank, communicator.size))
+    updater = SubdivisionUpdater(iterator, optimizer, subdivisions=options.subdivisions,
+                                 communicator=communicator)
+    interruption = Interruption()
+    stop = Stop(options.iterations, interruption, communicator)
+    trainer = training.Trainer(updater, stop_trigger=stop, out=options.out)
+    snapshots = _extend(trainer, model, options, stop, evaluate, examples, communicator, interruption)
+    return Run(options, trainer, stop, snapshots, interruption)
+
+
+def _extend(trainer, model, options, stop, evaluate, examples, communicator, interruption) -> Snapshots:
+    """Add the extensions; every process has those with a state, so that a snapshot fits all of them."""
+    main, optimizer = communicator.is_main, trainer.updater.get_optimizer('main')
+    evaluating, saving = Every(options.validation), Every(options.snapshot, also=stop)
+    log = Log(trigger=Every(options.log, also=lambda t: t.updater.iteration == options.iterations),
+              plot_trigger=Every(10 * options.log, also=stop), write=main, warn=warn)
+    snapshots = Snapshots(_meta(model), remembered(options, communicator), keep=options.keep, warn=warn)
+    trainer.extend(Rate(options.schedule, optimizer))
+    trainer.extend(log, trigger=(1, 'iteration'))
+    if communicator.size > 1 and model.config.norm == 'bn' and not options.freeze_bn:
+        trainer.extend(lambda trainer: communicator.mean_persistents(model), name='statistics', priority=350,
+                       trigger=lambda trainer: evaluating(trainer) or saving(trainer))
+    if options.validation:
+        trainer.extend(Evaluation(evaluate, snapshots, interruption=interruption, communicator=communicator,
+                                  say=say, warn=warn), trigger=evaluating)
+    if main:
+        trainer.extend(Table(log, iterations=options.iterations, say=say))
+    if main and options.tensorboard:
+        tensorboard = TensorBoard(log)
+        trainer.extend(tensorboard)
+        trainer.extend(ExampleDetections(tensorboard, model, examples),
+                       trigger=lambda t: evaluating(t) and interruption.signal is None)
+    # In the processes that do not write it is never called, but its state is in the snapshot.
+    trainer.extend(snapshots, trigger=saving if main and options.snapshot else Every(0))
+    return snapshots
+
+
+def remembered(options: Options, communicator: Communicator) -> Mapping[str, Any]:
+    """Return what a snapshot remembers of the options, as JSON has it: those that change the losses."""
+    fields = dataclasses.asdict(options)
+    kept = {name: fields[name] for name in (
+        'seed', 'gamma', 'sampling', 'freeze_bn', 'frozen_stages', 'clip', 'schedule')}
+    return json.loads(json.dumps({**kept, 'batch_size': options.batch_size * communicator.size}))
+
+
+def _meta(model: MaskRCNN) -> ModelMeta:
+    numbers = range(1, model.config.n_fg_class + 1)
+    return ModelMeta(kind='model', config=model.config,
+                     class_names=tuple(model.class_names or (f'class_{i}' for i in numbers)),
+                     category_ids=tuple(int(i) for i in model.category_ids or numbers))

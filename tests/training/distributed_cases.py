@@ -1,0 +1,171 @@
+"""What test_distributed.py runs in each of several processes: ``distributed_cases.py CASE OUTPUT_FOLDER``."""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+
+import numpy as np
+
+import mask_rcnn  # noqa: F401  (makes Chainer importable)
+import chainer
+import chainer.functions as F
+import chainer.links as L
+
+from mask_rcnn.training.distributed import DistributedError, create
+
+
+class Network(chainer.Chain):
+    """A frozen, two trained and one seldom used layer, and running statistics."""
+
+    def __init__(self, seed):
+        super().__init__()
+        rng = np.random.RandomState(seed)
+
+        def init(array):
+            array[...] = rng.normal(size=array.shape)
+
+        with self.init_scope():
+            self.frozen = L.Convolution2D(3, 4, 3, initialW=init)
+            self.norm = L.BatchNormalization(4)
+            self.linear = L.Linear(16, 5, initialW=init)
+            self.rare = L.Linear(5, 1, initialW=init)
+        self.norm.avg_mean[...] = rng.normal(size=4)
+        self.norm.N = seed
+
+    def forward(self, images, use_rare=False):
+        with chainer.using_config('train', False):
+            y = self.linear(self.norm(self.frozen(images)))
+        return F.mean(F.sum(y ** 2, axis=1)) + (F.mean(self.rare(y)) if use_rare else 0)
+
+
+def make_optimizer(network):
+    optimizer = chainer.optimizers.MomentumSGD(lr=1e-4).setup(network)
+    network.frozen.disable_update()
+    return optimizer
+
+
+def learn(network, communicator, batches):
+    """Some updates, each process with its part of every batch; the parameters after them."""
+    optimizer = make_optimizer(network)
+    losses = []
+    for batch in batches:
+        part = len(batch) // communicator.size
+        images = batch[communicator.rank * part:(communicator.rank + 1) * part]
+        loss = network(images)
+        network.cleargrads()
+        loss.backward()
+        communicator.mean_gradients(network)
+        optimizer.update()
+        losses.append(communicator.mean({'loss': loss})['loss'])
+    return {path: param.array.tolist() for path, param in network.namedparams()}, losses
+
+
+def batches():
+    return np.random.RandomState(7).normal(size=(3, 4, 3, 4, 4)).astype(np.float32)
+
+
+def gradients(communicator):
+    network = Network(communicator.rank)        # different ones, until process 0's is shared
+    communicator.broadcast(network)
+    params, losses = learn(network, communicator, batches())
+    return {'params': params, 'losses': losses, 'N': network.norm.N,
+            'avg_mean': network.norm.avg_mean.tolist()}
+
+
+def odd_gradients(communicator):
+    """A gradient that is not C-contiguous, and one that only process 1 has."""
+    network = Network(0)
+    make_optimizer(network)
+    network.cleargrads()
+    network(batches()[0], use_rare=communicator.rank == 1).backward()
+    network.frozen.W.grad = np.full_like(network.frozen.W.array, communicator.rank)
+    W = network.linear.W
+    W.grad = np.asfortranarray(np.arange(W.size, dtype=np.float32).reshape(W.shape) + 2 * communicator.rank)
+    rare = network.rare.W.grad if network.rare.W.grad is None else network.rare.W.grad.copy()
+    communicator.mean_gradients(network)
+    return {'linear': W.grad.tolist(), 'rare': network.rare.W.grad.tolist(),
+            'frozen': network.frozen.W.grad.mean().item(),
+            'own_rare': None if rare is None else rare.tolist()}
+
+
+def collectives(communicator):
+    rank = communicator.rank
+    network = Network(rank)
+    network.norm.avg_var[...] = rank + 1
+    before = network.linear.W.array.copy()
+    communicator.mean_persistents(network)
+    communicator.barrier()
+    return {
+        'who': [rank, communicator.size, communicator.intra_rank, communicator.is_main],
+        'mean': communicator.mean({'a': np.float32(rank), 'b': chainer.Variable(np.array(4.0 * rank)),
+                                   **({'c': 5} if rank else {})}),
+        'any': [communicator.any(rank == 1), communicator.any(False)],
+        'gather': communicator.gather({'rank': rank, 'scores': [0.5] * rank}),
+        'share': [communicator.share(f'from {rank}'), communicator.share(None)],
+        'avg_var': network.norm.avg_var.tolist(), 'N': network.norm.N,
+        'untouched': bool((network.linear.W.array == before).all()),
+    }
+
+
+def different_models(communicator):
+    network = Network(0) if communicator.is_main else L.Linear(2, 2)
+    communicator.broadcast(network)
+
+
+def raises(communicator):
+    if communicator.rank == 1:
+        raise OSError('the disk is on fire')
+    communicator.barrier()
+
+
+def exits(communicator):
+    if communicator.rank == 1:
+        raise SystemExit(3)
+    communicator.barrier()
+
+
+def killed(communicator):
+    if communicator.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    communicator.barrier()
+
+
+def one_gpu(communicator):
+    """NCCL with a single process: the mean over it."""
+    network = Network(0)
+    network.to_device(chainer.get_device('@cupy:0'))
+    network.device.use()
+    make_optimizer(network)
+    network.cleargrads()
+    network(network.xp.asarray(batches()[0])).backward()
+    before = network.linear.W.grad.copy()
+    communicator.broadcast(network)
+    communicator.mean_gradients(network)
+    return {'linear': network.linear.W.grad.tolist(), 'before': before.tolist(),
+            'rare': network.rare.W.grad.tolist()}
+
+
+def refusal(folder, name):
+    """What create says where it cannot work."""
+    try:
+        create(name)
+    except DistributedError as error:
+        (pathlib.Path(folder) / f'{os.getpid()}.txt').write_text(str(error))
+
+
+def main(case, folder):
+    if case in ('no_name', 'no_gpu', 'other_mpi'):
+        if case == 'other_mpi':
+            os.environ['PMI_SIZE'] = '2'        # as MPICH's launcher would say, which Open MPI does not heed
+        refusal(folder, {'no_name': None, 'no_gpu': 'pure_nccl', 'other_mpi': 'naive'}[case])
+        return
+    communicator = create('pure_nccl' if case == 'one_gpu' else 'naive')
+    with communicator.guard():
+        result = globals()[case](communicator)
+    (pathlib.Path(folder) / f'{communicator.rank}.json').write_text(json.dumps(result))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,192 @@
+"""Several processes: their gradients and values, and that none of them waits for a dead one."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import chainer
+import chainer.links as L
+import distributed_cases
+import numpy as np
+import pytest
+
+from mask_rcnn.training.distributed import Communicator, DistributedError, _MPICommunicator, create
+
+#: Seconds that processes may take (they need three) before they count as hanging.
+_PATIENCE = 60
+
+
+@pytest.fixture(scope='session')
+def mpiexec():
+    """The command that starts two processes."""
+    beside_python = pathlib.Path(sys.executable).with_name('mpiexec')
+    program = str(beside_python) if beside_python.exists() else shutil.which('mpiexec')
+    if program is None or importlib.util.find_spec('mpi4py') is None:
+        pytest.skip('needs mpi4py and mpiexec')
+    version = subprocess.run([program, '--version'], capture_output=True, text=True).stdout
+    if 'Open MPI' not in version and 'PRRTE' not in version and 'OpenRTE' not in version:
+        pytest.skip('needs the mpiexec of Open MPI')
+    return [program, '--allow-run-as-root', '--oversubscribe', '--bind-to', 'none']
+
+
+@pytest.fixture
+def run(mpiexec, tmp_path, root):
+    """Run a case of distributed_cases.py in several processes; returns the finished launcher."""
+    def run_case(case, n_process=2):
+        environment = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1',
+                       'TMPDIR': '/tmp'}      # Open MPI's sockets need short paths
+        command = [*mpiexec, '-n', str(n_process), sys.executable, distributed_cases.__file__, case,
+                   str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   env=environment, start_new_session=True)
+        try:
+            output, errors = process.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            pytest.fail(f'{case}: the processes hang')
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+    return run_case
+
+
+@pytest.fixture
+def results(run, tmp_path):
+    """Run a case that must succeed; returns each process's result."""
+    def run_case(case):
+        done = run(case)
+        assert done.returncode == 0, done.stderr
+        return [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in (0, 1)]
+    return run_case
+
+
+def test_two_processes_learn_what_one_learns(results):
+    alone, losses = distributed_cases.learn(distributed_cases.Network(0), create(None),
+                                            distributed_cases.batches())
+    start = {path: param.array for path, param in distributed_cases.Network(0).namedparams()}
+    for result in results('gradients'):
+        np.testing.assert_allclose(result['losses'], losses, rtol=1e-6)
+        for path, values in alone.items():
+            np.testing.assert_allclose(result['params'][path], values, rtol=1e-5, atol=1e-7, err_msg=path)
+        # Of the frozen layer and the statistics, process 0's went to both.
+        np.testing.assert_array_equal(np.float32(result['params']['/frozen/W']), start['/frozen/W'])
+        np.testing.assert_array_equal(np.float32(result['avg_mean']),
+                                      distributed_cases.Network(0).norm.avg_mean)
+        assert result['N'] == 0
+    assert not np.allclose(alone['/linear/W'], start['/linear/W'], rtol=1e-3)
+
+
+def test_gradients_that_are_not_contiguous_or_in_one_process_only(results):
+    first, second = results('odd_gradients')
+    expected = np.arange(80).reshape(5, 16) + 1
+    for result in (first, second):
+        np.testing.assert_array_equal(result['linear'], expected)
+        np.testing.assert_allclose(result['rare'], np.array(second['own_rare']) / 2, rtol=1e-6)
+    assert first['own_rare'] is None
+    assert (first['frozen'], second['frozen']) == (0, 1)      # left alone
+
+
+def test_values_and_objects(results):
+    first, second = results('collectives')
+    assert first['who'] == [0, 2, 0, True] and second['who'] == [1, 2, 1, False]
+    assert first['mean'] == second['mean'] == {'a': 0.5, 'b': 2.0, 'c': 5.0}
+    assert first['any'] == second['any'] == [True, False]
+    assert first['gather'] == [{'rank': 0, 'scores': []}, {'rank': 1, 'scores': [0.5]}]
+    assert second['gather'] is None
+    assert first['share'] == second['share'] == ['from 0', None]
+    assert first['avg_var'] == second['avg_var'] == [1.5] * 4
+    assert (first['N'], second['N']) == (0, 1) and first['untouched'] and second['untouched']
+
+
+@pytest.mark.parametrize('case, status, message', [
+    ('raises', 1, 'the disk is on fire'), ('exits', 3, 'process 1 of 2 failed'), ('killed', None, ''),
+    ('different_models', 1, 'the processes have different models')])
+def test_a_process_that_fails_ends_the_others(run, case, status, message):
+    done = run(case)
+    assert done.returncode == status if status else done.returncode != 0
+    assert message in done.stderr
+
+
+@pytest.mark.skipif(chainer.backends.cuda.available, reason='needs a machine without CUDA')
+def test_nccl_needs_gpus(run, tmp_path):
+    assert run('no_gpu').returncode == 0
+    message, = {path.read_text() for path in tmp_path.glob('*.txt')}
+    assert message.startswith('communicator pure_nccl needs CUDA, CuPy and NCCL, which do not work on ')
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not chainer.backends.cuda.available, reason='needs CuPy and a CUDA device')
+def test_nccl_on_one_gpu(run, tmp_path):
+    done = run('one_gpu', n_process=1)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / '0.json').read_text())
+    np.testing.assert_allclose(result['linear'], result['before'], rtol=1e-6)
+    assert not np.any(result['rare'])
+
+
+def test_several_processes_need_a_name(run, tmp_path):
+    run('no_name')
+    messages = {path.read_text() for path in tmp_path.glob('*.txt')}
+    assert messages == {'2 processes were started, but no communicator is named: add --communicator naive '
+                        '(CPUs) or pure_nccl (GPUs)'}
+
+
+def test_a_launcher_of_another_mpi(run, tmp_path):
+    done = run('other_mpi', n_process=1)
+    assert done.returncode == 0, done.stderr
+    message, = [path.read_text() for path in tmp_path.glob('*.txt')]
+    assert message.startswith('2 processes were started, but MPI sees 1: the launcher and the library')
+
+
+def test_models_on_the_wrong_device():
+    communicator = object.__new__(_MPICommunicator)
+    link = L.Linear(2, 2)
+    communicator._name = 'pure_nccl'
+    with pytest.raises(DistributedError, match='pure_nccl does not serve models on CPUs; take naive'):
+        communicator.mean_gradients(link)
+
+
+# One process
+
+
+def test_one_process_talks_to_itself():
+    communicator = create(None)
+    assert type(communicator) is Communicator and communicator.is_main
+    assert (communicator.rank, communicator.size, communicator.intra_rank) == (0, 1, 0)
+    link = L.Linear(2, 2)
+    link.W.grad = np.ones((2, 2), np.float32)
+    communicator.broadcast(link)
+    communicator.mean_gradients(link)
+    communicator.mean_persistents(link)
+    communicator.barrier()
+    np.testing.assert_array_equal(link.W.grad, 1)
+    assert communicator.mean({'a': np.float32(2), 'b': link.b[0]}) == {'a': 2.0, 'b': 0.0}
+    assert communicator.any(True) is True and communicator.any(False) is False
+    assert communicator.gather('x') == ['x'] and communicator.share('x') == 'x'
+    with pytest.raises(OSError, match='passes'), communicator.guard():
+        raise OSError('passes')
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="naive, pure_nccl, not 'mpi'"):
+        create('mpi')
+
+
+def test_without_mpi4py(monkeypatch):
+    for name in [name for name in sys.modules if name.split('.')[0] == 'chainermn']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'mpi4py', None)
+    with pytest.raises(DistributedError, match='need mpi4py and MPI.*README') as caught:
+        create('naive')
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('variable', ['OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE'])
+def test_launchers_are_noticed(monkeypatch, variable):
+    monkeypatch.setenv(variable, '3')
+    with pytest.raises(DistributedError, match='3 processes were started'):
+        create(None)

@@ -1,0 +1,293 @@
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+
+import cv2
+import pytest
+from tiny_training import META, make_trainer
+
+from mask_rcnn.training import plots
+from mask_rcnn.training.distributed import Communicator
+from mask_rcnn.training.extensions import Evaluation, Every, Interruption, Log, Rate, Stop, Table, duration
+from mask_rcnn.training.schedule import Schedule
+from mask_rcnn.training.snapshot import Snapshots
+from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
+from mask_rcnn.weights import WeightFileError
+
+
+def optimizer_of(trainer):
+    return trainer.updater.get_optimizer('main')
+
+
+def test_every_iteration_has_its_rate(tmp_path):
+    trainer = make_trainer(tmp_path, rate=0, stop=(6, 'iteration'))
+    schedule = Schedule(peak=0.1, start=0.01, warmup=2, steps=(4,))
+    used = []
+    update = optimizer_of(trainer).update
+    optimizer_of(trainer).update = lambda: (used.append(optimizer_of(trainer).lr), update())
+    reported = []
+    trainer.extend(Rate(schedule, optimizer_of(trainer)))
+    trainer.extend(lambda t: reported.append(t.observation['lr']), name='reader')
+    trainer.run()
+    assert used == reported == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_triggers():
+    def at(iteration, trigger):
+        return trigger(type('Trainer', (), {'updater': type('Updater', (), {'iteration': iteration})}))
+    assert [i for i in range(1, 10) if at(i, Every(3))] == [3, 6, 9]
+    assert not any(at(i, Every(0)) for i in range(1, 10))
+    also = Every(4, also=lambda trainer: trainer.updater.iteration == 7)
+    assert [i for i in range(1, 10) if at(i, also)] == [4, 7, 8]
+
+
+def log_of(trainer, *, every=2, plot=0, warn=pytest.fail, write=True):
+    log = Log(trigger=Every(every), plot_trigger=Every(plot), write=write, warn=warn)
+    trainer.extend(log, trigger=(1, 'iteration'))
+    return log
+
+
+def test_the_log_holds_means(tmp_path):
+    trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
+    losses = []
+    trainer.extend(lambda t: losses.append(t.observation['main/loss']), name='losses', priority=500)
+    log_of(trainer)
+    trainer.run()
+    entries = json.loads((tmp_path / 'log').read_text())
+    assert [entry['iteration'] for entry in entries] == [2, 4]
+    assert entries[0]['main/loss'] == pytest.approx((losses[0] + losses[1]) / 2)
+    assert entries[1]['main/loss'] == pytest.approx((losses[2] + losses[3]) / 2)
+    assert {'main/twice', 'grad_norm', 'epoch', 'elapsed_time'} <= set(entries[0])
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatch):
+    lines = []
+    trainer = make_trainer(tmp_path, stop=(6, 'iteration'))
+    log = log_of(trainer, plot=6, warn=lines.append)
+
+    @contextlib.contextmanager
+    def full(path):
+        raise WeightFileError(path, 'cannot be written: No space left on device')
+        yield
+    for module in ('extensions', 'plots'):
+        monkeypatch.setattr(f'mask_rcnn.training.{module}.open_for_writing', full)
+    trainer.run(show_loop_exception_msg=False)
+    assert len(log.log) == 3 and len(lines) == 4        # loss.png, too; of AP there is nothing to draw
+    assert all('No space left' in line for line in lines)
+
+
+def test_other_processes_keep_the_log_but_write_nothing(tmp_path):
+    trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
+    log = log_of(trainer, plot=2, write=False)
+    trainer.run()
+    assert len(log.log) == 2 and not os.listdir(tmp_path)
+
+
+def test_the_table(tmp_path):
+    lines = []
+    trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
+    trainer.extend(Table(log_of(trainer), iterations=4, say=lines.append))
+    trainer.run()
+    assert len(lines) == 3
+    heading, first, last = lines
+    assert heading.split()[:4] == ['iteration', 'epoch', 'rate', 'loss'] and heading.endswith('time left')
+    assert first.split()[:3] == ['2', '0', '1.00e-01'] or first.split()[0] == '2'
+    assert re.search(r'\d\.\d\d +\d+:\d\d$', first) and last.endswith('0:00')
+
+
+@pytest.mark.parametrize('seconds, text', [(4.6, '0:05'), (65, '1:05'), (7800, '2:10:00'),
+                                           (274000, '3 d 4 h')])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def history(n=40):
+    """A log with losses that fall, a step of the rate and four evaluations."""
+    entries = []
+    for i in range(1, n + 1):
+        entry = {'iteration': 100 * i, 'lr': 0.02 if i < 30 else 0.002}
+        for j, (key, _, _) in enumerate(plots.LOSSES):
+            entry[key] = (6 - j) * (0.1 + 1 / i) * (1 + 0.2 * (-1) ** i)
+        if i % 10 == 0:
+            entry.update({'validation/bbox/AP': 0.01 * i, 'validation/bbox/AP50': 0.018 * i,
+                          'validation/segm/AP': 0.008 * i, 'validation/segm/AP50': 0.016 * i})
+        entries.append(entry)
+    return entries
+
+
+def test_the_curves_are_pictures(tmp_path):
+    plots.plot_losses(tmp_path / 'loss.png', history())
+    plots.plot_ap(tmp_path / 'ap.png', history())
+    for name in ('loss.png', 'ap.png'):
+        picture = cv2.imread(str(tmp_path / name))
+        assert picture.shape[0] > 400 and picture.shape[1] > 800
+        assert len({tuple(c) for c in picture.reshape(-1, 3)[::7]}) > 20
+    assert sorted(os.listdir(tmp_path)) == ['ap.png', 'loss.png']
+
+
+def test_curves_of_next_to_nothing(tmp_path):
+    """One entry; numbers that are not finite; no evaluation, no losses."""
+    plots.plot_losses(tmp_path / 'loss.png', [{'iteration': 1, 'lr': 0.1, 'main/loss': 2.0}])
+    plots.plot_losses(tmp_path / 'loss.png', [{'iteration': 1, 'lr': 0.1, 'main/loss': float('nan')}])
+    plots.plot_ap(tmp_path / 'ap.png', [{'iteration': 1}])
+    assert os.listdir(tmp_path) == ['loss.png']
+
+
+def test_smoothing_is_unbiased():
+    assert plots.smooth([3.0] * 50) == pytest.approx([3] * 50)
+    values = [float(i % 2) for i in range(200)]
+    assert all(abs(value - 0.5) < 0.1 for value in plots.smooth(values)[20:])
+    assert plots.smooth([1.0, 5.0]) == [1.0, 5.0]
+
+
+class Metrics:
+    def __init__(self, ap):
+        self.ap = ap
+
+    def summary(self):
+        return {'bbox/AP': self.ap + 0.1, 'segm/AP': self.ap}
+
+    def table(self):
+        return f'AP {self.ap}'
+
+
+def evaluation(trainer, evaluate, interruption=None, lines=None, warn=pytest.fail):
+    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
+    trainer.extend(
+        Evaluation(evaluate, snapshots, interruption=interruption or Interruption(), warn=warn,
+                   communicator=Communicator(), say=(lines if lines is not None else []).append),
+        trigger=Every(2))
+
+
+def test_evaluations_are_reported_and_the_best_is_kept(tmp_path):
+    trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
+    log, lines, files, scores = log_of(trainer), [], [], iter([0.3, 0.2])
+    evaluation(trainer, lambda file: (files.append(file), Metrics(next(scores)))[1], lines=lines)
+    trainer.run()
+    assert [entry['validation/segm/AP'] for entry in log.log] == [0.3, 0.2]
+    assert [entry['validation/bbox/AP'] for entry in log.log] == pytest.approx([0.4, 0.3])
+    assert files == [tmp_path / 'results_iter_2.json', tmp_path / 'results_iter_4.json']
+    assert lines[1] == 'AP 0.3' and (tmp_path / 'model_best.npz').exists()
+
+
+def test_results_that_cannot_be_written_do_not_stop_the_run(tmp_path):
+    def evaluate(file):
+        raise WeightFileError(file, 'cannot be written: No space left on device')
+    trainer, lines = make_trainer(tmp_path, stop=(4, 'iteration')), []
+    evaluation(trainer, evaluate, warn=lines.append)
+    trainer.run(show_loop_exception_msg=False)
+    assert trainer.updater.iteration == 4 and len(lines) == 2 and 'No space left' in lines[0]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_the_run_behind_its_iteration(tmp_path, number):
+    trainer = make_trainer(tmp_path)
+    interruption = Interruption()
+    trainer.stop_trigger = stop = Stop(100, interruption, Communicator())
+    trainer.extend(lambda t: os.kill(os.getpid(), number), name='sender', trigger=Every(3))
+    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
+    trainer.extend(snapshots, trigger=Every(0, also=stop))
+    before = signal.getsignal(number)
+    with interruption.listening():
+        trainer.run()
+    assert trainer.updater.iteration == 3 and stop.interrupted and interruption.signal == number
+    assert snapshots.last == tmp_path / 'snapshot_iter_3.npz'
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_stops_at_once():
+    interruption = Interruption()
+    with interruption.listening(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(5)
+
+
+def test_a_signal_ends_an_evaluation_and_then_the_run(tmp_path):
+    interruption = Interruption()
+
+    def evaluate(file):
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(5)
+        pytest.fail('the evaluation went on')
+    trainer = make_trainer(tmp_path)
+    trainer.stop_trigger = Stop(100, interruption, Communicator())
+    evaluation(trainer, evaluate, interruption)
+    with interruption.listening():
+        trainer.run()
+    assert trainer.updater.iteration == 2 and not any('validation' in key for key in trainer.observation)
+
+
+def test_the_end_is_not_an_interruption(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.stop_trigger = stop = Stop(3, Interruption(), Communicator())
+    trainer.run()
+    assert trainer.updater.iteration == 3 and not stop.interrupted
+
+
+def test_all_processes_stop_together(tmp_path):
+    class Partner(Communicator):
+        calls = 0
+
+        def any(self, flag):
+            self.calls += 1
+            return self.calls > 2       # the other process gets the signal in the second iteration
+    trainer = make_trainer(tmp_path)
+    communicator = Partner()
+    trainer.stop_trigger = stop = Stop(100, Interruption(), communicator)
+    trainer.extend(lambda t: None, name='asks', trigger=lambda t: stop(t))
+    trainer.run()
+    assert trainer.updater.iteration == 2 and stop.interrupted
+    assert communicator.calls == 3      # once an iteration, however many ask
+
+
+class Writer:
+    def __init__(self, folder, purge_step):
+        self.folder, self.purge_step = folder, purge_step
+        self.scalars, self.pictures, self.closed = [], [], False
+
+    def add_scalar(self, name, value, step):
+        self.scalars.append((name, step))
+
+    def add_image(self, name, picture, step, dataformats):
+        self.pictures.append((name, picture, step, dataformats))
+
+    def close(self):
+        self.closed = True
+
+
+def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+    class Found:
+        def above(self, threshold):
+            assert threshold == 0.5
+            return self
+
+        def draw(self, image):
+            return f'drawn {image}'
+
+    class Model:
+        def detect(self, images):
+            return [Found()]
+    writers = []
+    trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
+    tensorboard = TensorBoard(log_of(trainer),
+                              lambda *args, **kwargs: writers.append(Writer(*args, **kwargs)) or writers[-1])
+    trainer.extend(tensorboard)
+    trainer.extend(ExampleDetections(tensorboard, Model(), [('cat', 'pixels')]), trigger=Every(4))
+    trainer.run()
+    writer, = writers
+    assert writer.folder == str(tmp_path / 'tensorboard') and writer.purge_step == 1 and writer.closed
+    assert {('main/loss', 2), ('main/loss', 4), ('grad_norm', 4)} <= set(writer.scalars)
+    assert writer.pictures == [('detections/cat', 'drawn pixels', 4, 'HWC')]
+
+
+def test_tensorboards_files_can_be_read(tmp_path):
+    pytest.importorskip('tensorboardX')
+    trainer = make_trainer(tmp_path, stop=(2, 'iteration'))
+    trainer.extend(TensorBoard(log_of(trainer)))
+    trainer.run()
+    file, = (tmp_path / 'tensorboard').iterdir()
+    assert b'main/loss' in file.read_bytes() and b'grad_norm' in file.read_bytes()

@@ -1,0 +1,105 @@
+import chainer
+import chainer.links as L
+import numpy as np
+import pytest
+
+from mask_rcnn.models.normalization import AffineChannel2D
+from mask_rcnn.training.freezing import FrozenParameter
+from mask_rcnn.training.optimizer import gradient_norm, make_optimizer, set_rate
+
+
+class Net(chainer.Chain):
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.conv = L.Convolution2D(2, 3, 1, initial_bias=1)
+            self.norm = AffineChannel2D(3)
+            self.bn = L.BatchNormalization(3)
+            self.frozen = L.Linear(2, 2)
+        for name in ('W', 'b'):
+            with self.frozen.init_scope():
+                setattr(self.frozen, name, FrozenParameter(getattr(self.frozen, name).array, name=name))
+
+
+@pytest.fixture
+def net():
+    net = Net()
+    rng = np.random.RandomState(0)
+    for param in net.params():
+        if param.requires_grad:
+            param.array[...] = rng.randn(*param.shape)
+            param.grad = rng.randn(*param.shape).astype('f')
+    return net
+
+
+def state(net):
+    return {path: (param.array.copy(), None if param.grad is None else param.grad.copy())
+            for path, param in net.namedparams()}
+
+
+def test_the_update_is_detectrons(net):
+    """Weights decay; biases learn twice as fast and do not; normalisation neither; frozen ones stay."""
+    optimizer = make_optimizer(net, weight_decay=0.01)
+    set_rate(optimizer, 0.1)
+    before = state(net)
+    optimizer.update()
+    after = {path: param.array for path, param in net.namedparams()}
+    factor = {'W': 1, 'b': 2}
+    decay = {'W': 0.01}
+    for path, (array, gradient) in before.items():
+        name = path.rsplit('/', 1)[1]
+        step = 0 if 'frozen' in path else 0.1 * (factor.get(name, 1) * gradient + decay.get(name, 0) * array)
+        np.testing.assert_allclose(after[path], array - step, rtol=0, atol=1e-6, err_msg=path)
+
+
+def test_momentum(net):
+    optimizer = make_optimizer(net, momentum=0.5, weight_decay=0)
+    set_rate(optimizer, 0.1)
+    param = net.norm.scale
+    start, gradient = param.array.copy(), param.grad.copy()
+    for _ in range(2):
+        param.grad = gradient.copy()
+        optimizer.update()
+    np.testing.assert_allclose(param.array, start - 0.1 * gradient * (1 + 1.5), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('rate, scale', [(0.2, 2), (0.01, 0.1), (0.105, 1), (0.1, 1)])
+def test_the_momentum_follows_a_jump_of_the_rate(net, rate, scale):
+    """Momentum correction: after the jump the update is as if all past gradients had had the new rate."""
+    optimizer = make_optimizer(net)
+    set_rate(optimizer, 0.1)
+    optimizer.update()
+    before = net.conv.W.update_rule.state['v'].copy()
+    set_rate(optimizer, rate)
+    np.testing.assert_allclose(net.conv.W.update_rule.state['v'], scale * before, rtol=1e-6)
+    assert optimizer.lr == rate
+
+
+def test_the_gradients_norm(net):
+    flat = np.concatenate([p.grad.ravel() for p in net.params() if p.requires_grad])
+    assert gradient_norm(net) == pytest.approx(np.linalg.norm(flat.astype('d')), rel=1e-6)
+    net.conv.b.grad[0] = np.inf
+    assert not np.isfinite(gradient_norm(net))
+
+
+def test_the_norm_of_float16_gradients_does_not_overflow():
+    link = L.Linear(2, 2)
+    for param in link.params():
+        param.array = param.array.astype(np.float16)
+        param.grad = np.full(param.shape, 300, np.float16)
+    assert gradient_norm(link) == pytest.approx(300 * 6 ** 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize('loss_scale', [None, 64.0])
+def test_clipping(net, loss_scale):
+    gradients = {path: param.grad.copy() for path, param in net.namedparams() if param.requires_grad}
+    norm = gradient_norm(net)
+    for threshold, factor in ((norm / 4, 0.25), (norm * 4, 1)):
+        optimizer = make_optimizer(net, clip=threshold)
+        if loss_scale:
+            optimizer.set_loss_scale(loss_scale)
+        for path, param in net.namedparams():
+            if param.requires_grad:
+                param.grad = gradients[path] * np.float32(loss_scale or 1)
+        optimizer.call_hooks('pre')
+        assert gradient_norm(net) == pytest.approx(norm * factor * (loss_scale or 1), rel=1e-5)

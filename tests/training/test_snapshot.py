@@ -1,0 +1,208 @@
+import builtins
+import errno
+import json
+import os
+import zipfile
+
+import chainer
+import numpy as np
+import pytest
+from tiny_training import META, TinyTrainChain, arrays, make_trainer
+
+from mask_rcnn.training import snapshot as snapshot_module
+from mask_rcnn.training.extensions import Every, Log
+from mask_rcnn.training.snapshot import (Snapshots, is_snapshot, list_snapshots, read_options, read_snapshot,
+                                         write_snapshot)
+from mask_rcnn.weights import WeightFileError, read_weights
+
+OPTIONS = {'seed': 0, 'batch_size': 4}
+
+
+def run(out, n, *, resume=None, every=0, keep=2, warn=pytest.fail, data=None):
+    """Train a tiny chain for n iterations in all; returns the trainer, its snapshots and its log."""
+    trainer = make_trainer(out, stop=(n, 'iteration'), data=data)
+    log = Log(trigger=Every(3), plot_trigger=Every(0), write=True, warn=warn)
+    snapshots = Snapshots(META, OPTIONS, keep=keep, warn=warn)
+    trainer.extend(log, trigger=(1, 'iteration'))
+    trainer.extend(snapshots, trigger=Every(every))
+    if resume:
+        read_snapshot(resume).restore(trainer)
+    trainer.run(show_loop_exception_msg=False)
+    return trainer, snapshots, log
+
+
+def chain_of(trainer):
+    return trainer.updater.get_optimizer('main').target
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    """Also the momentum, the place in the data and what the log had gathered since its last entry."""
+    whole, _, whole_log = run(tmp_path / 'whole', 12)
+    run(tmp_path / 'first', 7, every=7)
+    resumed, _, log = run(tmp_path / 'second', 12, resume=tmp_path / 'first' / 'snapshot_iter_7.npz')
+    expected = arrays(chain_of(whole))
+    for path, array in arrays(chain_of(resumed)).items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
+    assert resumed.updater.iteration == 12 and resumed.updater.epoch == whole.updater.epoch
+    def without_time(entries):
+        return [{name: value for name, value in entry.items() if name != 'elapsed_time'} for entry in entries]
+    assert without_time(log.log) == without_time(whole_log.log) and len(log.log) == 4
+    assert json.loads((tmp_path / 'second' / 'log').read_text()) == log.log
+
+
+def test_a_snapshot_knows_its_network_and_needs_no_pickle(tmp_path):
+    run(tmp_path, 4, every=4)
+    path = tmp_path / 'snapshot_iter_4.npz'
+    assert is_snapshot(path) and not is_snapshot(tmp_path / 'model_iter_4.npz')
+    found = read_snapshot(path)
+    assert (found.iteration, found.model, found.options) == (4, META, OPTIONS)
+    assert read_options(path) == OPTIONS
+    with np.load(path, allow_pickle=False) as archive:
+        assert all(archive[name].dtype != object for name in archive.files)
+    model = read_weights(tmp_path / 'model_iter_4.npz')
+    assert model.meta.class_names == ('a', 'b')
+    for name, array in model.arrays.items():
+        np.testing.assert_array_equal(array, found.arrays[f'updater/model:main/model/{name}'])
+
+
+def test_the_last_ones_are_kept_and_strangers_left_alone(tmp_path):
+    for name in ('snapshot_iter_99.npz', 'snapshot_iter_x.npz', 'other.npz'):
+        (tmp_path / name).write_bytes(b'')
+    run(tmp_path, 9, every=2, keep=2)
+    assert {path.name for path in tmp_path.glob('*.npz')} == {
+        'snapshot_iter_6.npz', 'snapshot_iter_8.npz', 'model_iter_6.npz', 'model_iter_8.npz',
+        'snapshot_iter_99.npz', 'snapshot_iter_x.npz', 'other.npz'}
+    assert [n for n, _ in list_snapshots(tmp_path)] == [6, 8, 99]
+
+
+def test_the_best_model_is_kept_also_after_resuming(tmp_path):
+    trainer, snapshots, _ = run(tmp_path, 1)
+    for score, is_better in ((0.2, True), (0.1, False), (float('nan'), False), (0.3, True)):
+        chain_of(trainer).model.out.b.array[0] = score
+        snapshots.offer_best(trainer, score)
+        stored = read_weights(tmp_path / 'model_best.npz').arrays['out/b'][0]
+        assert (stored == np.float32(score)) == is_better
+    snapshots.write(trainer)
+    resumed, after, _ = run(tmp_path / 'more', 2, resume=tmp_path / 'snapshot_iter_1.npz')
+    after.offer_best(resumed, 0.25)
+    assert not (tmp_path / 'more' / 'model_best.npz').exists()
+    after.offer_best(resumed, 0.35)
+    assert (tmp_path / 'more' / 'model_best.npz').exists()
+
+
+class FullDisk:
+    """Opens files for writing on a disk that has room for a number of bytes."""
+
+    def __init__(self, room):
+        self.room, self.open = room, builtins.open
+
+    def __call__(self, path, mode='r', *args, **kwargs):
+        file = self.open(path, mode, *args, **kwargs)
+        if 'w' in mode and str(path).endswith('.part'):
+            write = file.write
+
+            class Limited:
+                def __getattr__(_, name):
+                    return getattr(file, name)
+
+                def __enter__(_):
+                    return _
+
+                def __exit__(_, *error):
+                    file.close()
+
+                def write(_, data):
+                    self.room -= len(data)
+                    if self.room < 0:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    return write(data)
+            return Limited()
+        return file
+
+
+@pytest.mark.parametrize('room', [0, 2000, 12000])
+def test_a_full_disk_costs_nothing_but_the_new_snapshot(tmp_path, monkeypatch, room):
+    """With room for nothing, for a part of the model, and for the model but not the snapshot."""
+    trainer, _, _ = run(tmp_path, 4, every=2, keep=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    lines = []
+    snapshots = Snapshots(META, OPTIONS, keep=1, warn=lines.append)
+    trainer.updater.iteration = 5
+    monkeypatch.setattr(builtins, 'open', FullDisk(room))
+    assert not snapshots.write(trainer)
+    monkeypatch.undo()
+    assert len(lines) == 1 and 'No space left on device' in lines[0] and '\n' not in lines[0]
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    after.pop('model_iter_5.npz', None)
+    assert after == before and snapshots.last is None
+    assert snapshots.write(trainer) and snapshots.last == tmp_path / 'snapshot_iter_5.npz'
+    assert not (tmp_path / 'snapshot_iter_4.npz').exists()
+
+
+def test_a_snapshot_is_not_written_twice(tmp_path):
+    trainer, snapshots, _ = run(tmp_path, 2, every=2)
+    stamp = os.stat(snapshots.last).st_mtime_ns
+    assert snapshots.write(trainer)
+    assert os.stat(snapshots.last).st_mtime_ns == stamp
+
+
+def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
+    run(tmp_path, 2, every=2)
+    good = (tmp_path / 'snapshot_iter_2.npz').read_bytes()
+    path = tmp_path / 'bad.npz'
+    for content in (b'', good[:-100], good[:len(good) // 2], b'PK' + bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(WeightFileError) as error:
+            read_snapshot(path)
+        assert str(error.value).startswith(f'{path}: is not a snapshot') and '\n' not in str(error.value)
+    with pytest.raises(WeightFileError, match='is not a snapshot'):
+        read_snapshot(tmp_path / 'model_iter_2.npz')
+    with pytest.raises(WeightFileError, match='No such file'):
+        read_snapshot(tmp_path / 'none.npz')
+    assert not is_snapshot(tmp_path / 'none.npz') and not is_snapshot(path)
+    np.savez(path, snapshot=np.array([{}], object))
+    with pytest.raises(WeightFileError, match='is not a snapshot'):
+        read_snapshot(path)
+
+
+def test_a_snapshot_of_another_network_is_refused(tmp_path):
+    class Wider(TinyTrainChain):
+        def __init__(self):
+            super().__init__()
+            with self.model.init_scope():
+                self.model.more = chainer.links.Linear(2, 2)
+    run(tmp_path, 2, every=2)
+    trainer = make_trainer(tmp_path, chain=Wider())
+    with pytest.raises(WeightFileError, match='model/more'):
+        read_snapshot(tmp_path / 'snapshot_iter_2.npz').restore(trainer)
+
+
+def test_values_that_are_none_come_back_as_none(tmp_path):
+    class Memory(chainer.training.Extension):
+        value = None
+
+        def __call__(self, trainer):
+            pass
+
+        def serialize(self, serializer):
+            self.value = serializer('value', self.value)
+    trainer = make_trainer(tmp_path, stop=(1, 'iteration'))
+    trainer.extend(Memory(), name='memory')
+    trainer.run()
+    write_snapshot(tmp_path / 'x.npz', trainer, META, OPTIONS)
+    resumed = make_trainer(tmp_path)
+    memory = Memory()
+    memory.value = 3
+    resumed.extend(memory, name='memory')
+    read_snapshot(tmp_path / 'x.npz').restore(resumed)
+    assert memory.value is None
+
+
+def test_newer_snapshots_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot_module, 'FORMAT_VERSION', 2)
+    run(tmp_path, 2, every=2)
+    monkeypatch.undo()
+    with pytest.raises(WeightFileError, match='newer'):
+        read_snapshot(tmp_path / 'snapshot_iter_2.npz')
+    with zipfile.ZipFile(tmp_path / 'snapshot_iter_2.npz') as archive:
+        assert all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())

@@ -1,0 +1,228 @@
+"""Whole runs of a small network on drawn shapes, killed and resumed for real."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_train import ARGUMENTS, SMALL
+
+import mask_rcnn
+from mask_rcnn.commands import train
+from mask_rcnn.config import EXTRACTORS
+from mask_rcnn.training.snapshot import read_options, read_snapshot
+
+N_ITERATION = 3
+
+#: Frozen normalisation: batch statistics would be those of each part and each process.
+FROZEN = ('--norm', 'affine', '--lr', '1e-7')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_network():
+    before, EXTRACTORS['resnet50'] = EXTRACTORS['resnet50'], SMALL
+    yield
+    EXTRACTORS['resnet50'] = before
+
+
+def arguments(out, *more, iteration=N_ITERATION, workers=0):
+    return [*ARGUMENTS, '--out', str(out), '--iteration', str(iteration), '--workers', str(workers),
+            '--snapshot', '2', *map(str, more)]
+
+
+def losses(out):
+    """Return iteration and all losses of every entry of a log."""
+    return [{name: value for name, value in entry.items() if name != 'elapsed_time'}
+            for entry in json.loads((out / 'log').read_text())]
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp('uninterrupted')
+    assert train.main(arguments(out)) == 0
+    return out
+
+
+def test_a_run_writes_what_it_says(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names == {'log', 'loss.png', 'snapshot_iter_2.npz', 'snapshot_iter_3.npz',
+                     'model_iter_2.npz', 'model_iter_3.npz'}
+    entries = losses(uninterrupted)
+    assert [entry['iteration'] for entry in entries] == [1, 2, 3]
+    assert {'main/loss', 'main/rpn_cls_loss', 'main/rpn_loc_loss', 'main/roi_cls_loss', 'main/roi_loc_loss',
+            'main/roi_mask_loss', 'main/n_positive_anchor', 'main/n_foreground_roi', 'main/roi_accuracy',
+            'lr', 'grad_norm'} <= set(entries[0])
+    for entry in entries:
+        names = 'rpn_cls', 'rpn_loc', 'roi_cls', 'roi_loc', 'roi_mask'
+        parts = [entry[f'main/{name}_loss'] for name in names]
+        assert entry['main/loss'] == pytest.approx(sum(parts), rel=1e-5)
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_ended_and_resumed_has_the_losses_of_one_that_was_not(tmp_path, uninterrupted, number):
+    """Ended from outside in a process of its own, with a worker process reading the pictures."""
+    command = [sys.executable, str(Path(__file__).with_name('small_train.py')),
+               *arguments(tmp_path, iteration=399, workers=1)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path / 'snapshot_iter_2.npz', process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -number, errors
+        snapshot = tmp_path / 'snapshot_iter_2.npz'
+    else:
+        assert process.returncode == 128 + number, errors
+        last, = errors.splitlines()
+        snapshot = Path(last.rsplit(' ', 1)[1])
+        assert last.startswith('error: stopped by SIGTERM after iteration ') and snapshot.exists()
+    done = read_snapshot(snapshot).iteration
+    iterations = max(done + 1, N_ITERATION)
+    assert train.main(arguments(tmp_path / 'more', '--resume', snapshot, iteration=iterations)) == 0
+    resumed = losses(tmp_path / 'more')
+    expected = losses(uninterrupted)
+    assert resumed[:N_ITERATION] == expected[:len(resumed)] and len(resumed) == iterations
+    if iterations == N_ITERATION:
+        ours, theirs = (read_snapshot(out / f'snapshot_iter_{N_ITERATION}.npz').arrays
+                        for out in (tmp_path / 'more', uninterrupted))
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            if name.startswith('updater/'):
+                np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def wait_for(path, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_subdivisions_change_nothing_but_the_memory(tmp_path, uninterrupted):
+    """With frozen normalisation, whose statistics do not depend on the parts."""
+    logs = []
+    for k in (1, 2):
+        out = tmp_path / str(k)
+        assert train.main(arguments(out, '--subdivisions', k, *FROZEN, '--snapshot', '0', iteration=2)) == 0
+        logs.append(losses(out))
+    for one, other in zip(*logs):
+        assert other == pytest.approx(one, rel=1e-5)
+
+
+def test_going_on_from_a_model_starts_at_the_first_iteration(tmp_path, uninterrupted, capsys):
+    model = uninterrupted / 'model_iter_3.npz'
+    assert train.main([argument for argument in arguments(tmp_path, '--resume', model, iteration=1)
+                       if argument not in ('--pretrained', 'none')]) == 0
+    assert [entry['iteration'] for entry in losses(tmp_path)] == [1]
+
+
+def test_a_change_of_what_the_losses_depend_on_is_said(tmp_path, uninterrupted, capsys):
+    resume = '--resume', uninterrupted / 'snapshot_iter_2.npz'
+    assert train.main(arguments(tmp_path / 'same', *resume)) == 0
+    assert capsys.readouterr().err == ''
+    assert train.main(arguments(tmp_path / 'other', *resume, '--gamma', '2')) == 0
+    assert capsys.readouterr().err == 'warning: gamma was 1.0, and is 2.0 from now on\n'
+
+
+def test_what_is_resumed_must_fit(tmp_path, uninterrupted, capsys):
+    def refused(*more, resume='snapshot_iter_3.npz', **options):
+        given = arguments(tmp_path, '--resume', uninterrupted / resume, *more, **options)
+        status = train.main([argument for argument in given if argument not in ('--pretrained', 'none')])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith('error: ')
+        return status, error
+    status, error = refused()
+    assert status == 2 and '3 iterations are done' in error
+    status, error = refused('--roi_size', '7', iteration=9)
+    assert status == 2 and 'its roi_size is 14, not 7' in error
+    status, error = refused('--seed', '1', iteration=9)
+    assert status == 2 and '--seed 1' in error and 'has the seed 0' in error
+    status, error = refused('--norm', 'affine', iteration=9)
+    assert status == 2 and "its norm is 'bn', not 'affine'" in error
+    broken = uninterrupted / 'broken.npz'
+    broken.write_bytes((uninterrupted / 'snapshot_iter_3.npz').read_bytes()[:100000])
+    status, error = refused(resume='broken.npz', iteration=9)
+    assert status == 1 and str(broken) in error
+    broken.unlink()
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(uninterrupted, capsys):
+    before = os.stat(uninterrupted / 'log').st_mtime_ns
+    assert train.main(arguments(uninterrupted)) == 2
+    error = capsys.readouterr().err
+    assert f'--resume {uninterrupted / "snapshot_iter_3.npz"}' in error and error.count('\n') == 1
+    assert os.stat(uninterrupted / 'log').st_mtime_ns == before
+
+
+def test_a_run_that_diverges_names_the_images_and_the_last_good_state(tmp_path, capfd):
+    assert train.main(arguments(tmp_path, '--lr', '1e30', '--lr_initialchange', '0', '--snapshot', '1',
+                                iteration=9)) == 1
+    error = capfd.readouterr().err.splitlines()
+    assert len(error) == 1 and 'images: ' in error[0] and 'shapes picture' in error[0]
+    assert 'is nan' in error[0] or 'is inf' in error[0]
+    last = Path(error[0].rsplit(' ', 1)[1])
+    assert read_snapshot(last).iteration == int(error[0].split()[2].rstrip(':')) - 1
+
+
+def mpiexec():
+    """The command that starts two processes, or a skipped test."""
+    beside_python = Path(sys.executable).with_name('mpiexec')
+    program = str(beside_python) if beside_python.exists() else shutil.which('mpiexec')
+    if program is None or importlib.util.find_spec('mpi4py') is None:
+        pytest.skip('needs mpi4py and mpiexec')
+    if 'Open MPI' not in subprocess.run([program, '--version'], capture_output=True, text=True).stdout:
+        pytest.skip('needs the mpiexec of Open MPI')
+    return [program, '--allow-run-as-root', '--oversubscribe', '--bind-to', 'none', '-n', '2', sys.executable,
+            str(Path(__file__).with_name('small_train.py'))]
+
+
+def run_in_two(*more):
+    """Run the small program in two processes of one image each; returns status and errors."""
+    # Open MPI's sockets need short paths.
+    variables = {**os.environ, 'OMP_NUM_THREADS': '1', 'TMPDIR': '/tmp'}
+    with subprocess.Popen([*mpiexec(), *more, '--communicator', 'naive', '--batchsize', '1'], env=variables,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
+        try:
+            _, errors = process.communicate(timeout=150)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail('the processes hang')
+    return process.returncode, errors
+
+
+def test_two_processes_have_the_losses_of_one_and_a_snapshot_for_both(tmp_path):
+    assert train.main(arguments(tmp_path / 'one', *FROZEN)) == 0
+    status, errors = run_in_two(*arguments(tmp_path / 'two', *FROZEN, iteration=2))
+    assert status == 0, errors
+    status, errors = run_in_two(*arguments(tmp_path / 'more', *FROZEN, '--resume',
+                                           tmp_path / 'two' / 'snapshot_iter_2.npz'))
+    assert status == 0, errors
+    one, two = losses(tmp_path / 'one'), losses(tmp_path / 'more')
+    assert [entry['iteration'] for entry in two] == [1, 2, 3]
+    for entry, expected in zip(two, one):
+        assert entry == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert not any(name.startswith('.') for name in os.listdir(tmp_path / 'more'))
+
+
+def test_a_bad_argument_ends_both_processes(tmp_path):
+    status, errors = run_in_two(*arguments(tmp_path, '--min-size', '64', '--max-size', '32'))
+    assert status == 2 and 'min_size' in errors and 'Traceback' not in errors
+
+
+def test_what_was_never_learned_is_not_frozen(tmp_path):
+    """From random numbers all stages learn; a resumed run remembers that without being told again."""
+    assert train.main(arguments(tmp_path, iteration=1)) == 0
+    snapshot = tmp_path / 'snapshot_iter_1.npz'
+    assert read_options(snapshot)['frozen_stages'] == 0
+    given = arguments(tmp_path, '--resume', snapshot, iteration=2)
+    assert train.main([argument for argument in given if argument not in ('--pretrained', 'none')]) == 0
+    before, after = (mask_rcnn.load(tmp_path / f'model_iter_{i}.npz') for i in (1, 2))
+    assert (before.extractor.conv1.conv.W.array != after.extractor.conv1.conv.W.array).any()

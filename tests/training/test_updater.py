@@ -1,0 +1,194 @@
+import chainer
+import numpy as np
+import pytest
+from tiny_training import TinyTrainChain, arrays, make_trainer, rows
+
+from mask_rcnn.training.optimizer import make_optimizer
+from mask_rcnn.training.updater import NonFiniteLossError, split
+
+
+def gradients(out, **options):
+    """Return the gradients and the reports of one update at rate 0, and the sizes of its passes."""
+    optimizer = make_optimizer(TinyTrainChain(), weight_decay=0)
+    trainer = make_trainer(out, rate=0, stop=(1, 'iteration'), optimizer=optimizer, **options)
+    trainer.run()
+    chain = trainer.updater.get_optimizer('main').target
+    return {path: param.grad for path, param in chain.namedparams()}, trainer.observation, chain.sizes
+
+
+@pytest.mark.parametrize('subdivisions, sizes', [(1, [6]), (2, [3, 3]), (4, [1, 2, 1, 2]), (6, [1] * 6),
+                                                 (9, [1] * 6)])
+def test_a_subdivided_batch_has_the_gradient_of_the_whole(tmp_path, subdivisions, sizes):
+    whole, reported, _ = gradients(tmp_path, batch_size=6)
+    parts, of_parts, seen = gradients(tmp_path, batch_size=6, subdivisions=subdivisions)
+    assert seen == sizes
+    for path in whole:
+        np.testing.assert_allclose(parts[path], whole[path], rtol=1e-5, atol=1e-6, err_msg=path)
+    assert of_parts == pytest.approx(reported, rel=1e-5)
+
+
+def test_one_pass_is_chainers_own_update(tmp_path):
+    """Against an independent loop: the loss of the batch, backward, momentum SGD."""
+    trainer = make_trainer(tmp_path, batch_size=6, optimizer=make_optimizer(TinyTrainChain(), weight_decay=0))
+    trainer.run()
+    expected = TinyTrainChain()
+    velocity = {path: 0 for path, _ in expected.namedparams()}
+    data = rows()
+    reporter = chainer.Reporter()
+    reporter.add_observer('main', expected)
+    for i in range(5):
+        expected.cleargrads()
+        with reporter:
+            expected([data[j % 12] for j in range(6 * i, 6 * i + 6)]).backward()
+        for path, param in expected.namedparams():
+            step = 0.1 * (2 if path.endswith('/b') else 1) * param.grad
+            velocity[path] = 0.9 * velocity[path] - step
+            param.array += velocity[path]
+    after = arrays(trainer.updater.get_optimizer('main').target)
+    for path, array in arrays(expected).items():
+        np.testing.assert_allclose(after[path], array, rtol=0, atol=2e-6, err_msg=path)
+    assert trainer.updater.epoch == 2 and trainer.updater.iteration == 5
+
+
+def test_reports_are_means_over_the_images(tmp_path):
+    """Also with parts of unequal size."""
+    _, reported, _ = gradients(tmp_path, batch_size=5, subdivisions=2)
+    chain = TinyTrainChain()
+    reporter = chainer.Reporter()
+    reporter.add_observer('main', chain)
+    with reporter:
+        losses = [float(chain([row]).array) for row in rows()[:5]]
+    assert reported['main/loss'] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert reported['main/twice'] == pytest.approx(2 * np.mean(losses), rel=1e-6)
+    assert set(reported) == {'main/loss', 'main/twice', 'grad_norm'}
+
+
+@pytest.mark.parametrize('loss_scale', [None, 128.0, 'dynamic'])
+def test_loss_scaling_changes_nothing_in_float32(tmp_path, loss_scale):
+    plain = make_trainer(tmp_path, subdivisions=2)
+    scaled = make_trainer(tmp_path, subdivisions=2, loss_scale=loss_scale)
+    for trainer in (plain, scaled):
+        trainer.run()
+    expected = arrays(plain.updater.get_optimizer('main').target)
+    for path, array in arrays(scaled.updater.get_optimizer('main').target).items():
+        np.testing.assert_allclose(array, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+    assert scaled.observation['grad_norm'] == pytest.approx(plain.observation['grad_norm'], rel=1e-5)
+
+
+def float16_optimizer(chain=None):
+    chain = chain or TinyTrainChain(np.float16)
+    optimizer = make_optimizer(chain, weight_decay=0)
+    for param in chain.params():
+        param.update_rule.use_fp32_update()
+    return optimizer
+
+
+def test_mixed_precision_learns_from_gradients_that_float16_cannot_hold(tmp_path):
+    """Below 3e-8 a float16 is 0; the loss scale saves such gradients, and the update undoes it in float32."""
+    class Chain(TinyTrainChain):
+        def forward(self, rows):
+            return super().forward(rows) * 1e-8
+    velocity = {}
+    for scale in (None, 2.0 ** 16):
+        chain = Chain(np.float16)
+        trainer = make_trainer(tmp_path, optimizer=float16_optimizer(chain), loss_scale=scale,
+                               subdivisions=2, stop=(1, 'iteration'))
+        trainer.run()
+        velocity[scale] = chain.model.out.W.update_rule.state['v']
+    wanted = make_trainer(tmp_path, optimizer=make_optimizer(Chain(), weight_decay=0),
+                          stop=(1, 'iteration'))
+    wanted.run()
+    expected = wanted.updater.get_optimizer('main').target.model.out.W.update_rule.state['v']
+    assert (velocity[None] == 0).all() and (expected != 0).all()
+    np.testing.assert_allclose(velocity[2.0 ** 16], expected, rtol=0.02)
+
+
+def test_mixed_precision_follows_float32(tmp_path):
+    single = make_trainer(tmp_path, subdivisions=2, rate=0.01,
+                          optimizer=make_optimizer(TinyTrainChain(), weight_decay=0))
+    half = make_trainer(tmp_path, optimizer=float16_optimizer(), loss_scale=64.0, subdivisions=2, rate=0.01)
+    for trainer in (single, half):
+        trainer.run()
+    expected = arrays(single.updater.get_optimizer('main').target)
+    for path, array in arrays(half.updater.get_optimizer('main').target).items():
+        assert array.dtype == np.float16
+        np.testing.assert_allclose(array, expected[path], rtol=0, atol=5e-3, err_msg=path)
+
+
+@pytest.mark.filterwarnings('ignore:Non finite number')
+def test_dynamic_scaling_skips_what_overflows(tmp_path):
+    trainer = make_trainer(tmp_path, optimizer=float16_optimizer(), loss_scale='dynamic', rate=0.001,
+                           stop=(30, 'iteration'))
+    before = arrays(trainer.updater.get_optimizer('main').target)
+    trainer.run()
+    after = arrays(trainer.updater.get_optimizer('main').target)
+    assert all(np.isfinite(array).all() for array in after.values())
+    assert any((after[path] != before[path]).any() for path in after)
+    assert 1 < trainer.updater.get_optimizer('main')._loss_scale < 65504
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_images(tmp_path, bad):
+    data = rows()
+    data[6] = data[6]._replace(t=np.array([bad, 0]))
+    trainer = make_trainer(tmp_path, data=data, subdivisions=2)
+    chain = trainer.updater.get_optimizer('main').target
+    states = []
+    trainer.extend(lambda t: states.append(arrays(chain)), name='states')
+    with pytest.raises(NonFiniteLossError) as error, np.errstate(all='ignore'):
+        trainer.run(show_loop_exception_msg=False)
+    assert error.value.iteration == 2
+    assert error.value.names == ('row4.jpg', 'row5.jpg', 'row6.jpg', 'row7.jpg')
+    assert 'iteration 2: twice is' not in str(error.value)
+    assert 'iteration 2: loss is' in str(error.value) and '\n' not in str(error.value)
+    assert 'row6.jpg' in str(error.value)
+    after = arrays(chain)
+    assert all((after[path] == states[-1][path]).all() for path in after)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(tmp_path):
+    class Chain(TinyTrainChain):
+        def forward(self, rows):
+            loss = super().forward(rows)
+            return loss + chainer.functions.sum(chainer.functions.sqrt(self.model.out.b * 0))
+    trainer = make_trainer(tmp_path, chain=Chain())
+    before = arrays(trainer.updater.get_optimizer('main').target)
+    with pytest.raises(NonFiniteLossError, match='the gradient is'), np.errstate(all='ignore'):
+        trainer.run(show_loop_exception_msg=False)
+    after = arrays(trainer.updater.get_optimizer('main').target)
+    assert all((after[path] == before[path]).all() for path in after)
+
+
+class TwoProcesses:
+    """What a communicator does, seen from one process whose partner has all its numbers doubled."""
+
+    def __init__(self):
+        self.calls = []
+
+    def mean_gradients(self, link):
+        self.calls.append('gradients')
+        for param in link.params():
+            param.grad *= np.float32(1.5)
+
+    def mean(self, values):
+        self.calls.append('reports')
+        return {name: 1.5 * float(value) for name, value in values.items()}
+
+
+def test_processes_average_once_an_update(tmp_path):
+    alone, reported, _ = gradients(tmp_path, subdivisions=2)
+    communicator = TwoProcesses()
+    together, of_both, _ = gradients(tmp_path, subdivisions=2, communicator=communicator)
+    assert communicator.calls == ['gradients', 'reports']
+    for path in alone:
+        np.testing.assert_allclose(together[path], 1.5 * alone[path], rtol=1e-6)
+    assert of_both['main/loss'] == pytest.approx(1.5 * float(reported['main/loss']))
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 5, 8])
+def test_parts_are_even_and_complete(n):
+    parts = split(list(range(5)), n)
+    assert sum(parts, []) == list(range(5)) and all(parts)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    with pytest.raises(ValueError, match='subdivisions'):
+        make_trainer('.', subdivisions=0)

@@ -1,0 +1,70 @@
+"""A model of a few numbers that trains like a large one, for tests of what goes on around it."""
+
+from collections import namedtuple
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+from chainer import training
+
+from mask_rcnn.config import Config
+from mask_rcnn.training.optimizer import make_optimizer, set_rate
+from mask_rcnn.training.updater import SubdivisionUpdater
+from mask_rcnn.weights import ModelMeta
+
+Row = namedtuple('Row', 'x t name')
+
+META = ModelMeta(kind='model', config=Config(n_fg_class=2), class_names=('a', 'b'), category_ids=(1, 2))
+
+
+class TinyModel(chainer.Chain):
+    config, class_names, category_ids = META.config, META.class_names, META.category_ids
+
+    def __init__(self, dtype=np.float32):
+        super().__init__()
+        rng = np.random.RandomState(0)
+        with self.init_scope():
+            self.hidden = L.Linear(4, 6, initialW=rng.randn(6, 4), initial_bias=rng.randn(6))
+            self.out = L.Linear(6, 2, initialW=rng.randn(2, 6))
+        for param in self.params():
+            param.array = param.array.astype(dtype)
+
+    def forward(self, x):
+        return self.out(F.tanh(self.hidden(x)))
+
+
+class TinyTrainChain(chainer.Chain):
+    """The mean over the rows of a squared error; keeps the sizes of the batches it saw."""
+
+    def __init__(self, dtype=np.float32):
+        super().__init__()
+        self.dtype = dtype
+        self.sizes = []
+        with self.init_scope():
+            self.model = TinyModel(dtype)
+
+    def forward(self, rows):
+        self.sizes.append(len(rows))
+        x, t = (np.stack([getattr(row, name) for row in rows]).astype(self.dtype) for name in 'xt')
+        loss = F.mean(F.sum(F.cast((self.model(x) - t) ** 2, np.float32), axis=1))
+        chainer.report({'loss': loss, 'twice': 2 * loss}, self)
+        return loss
+
+
+def rows(n=12, seed=1):
+    rng = np.random.RandomState(seed)
+    return [Row(rng.randn(4), rng.randn(2), f'row{i}.jpg') for i in range(n)]
+
+
+def make_trainer(out, *, data=None, batch_size=4, rate=0.1, chain=None, optimizer=None, stop=(5, 'iteration'),
+                 **updater):
+    """Return a trainer of a tiny chain; its rate stays as it is."""
+    iterator = chainer.iterators.SerialIterator(data or rows(), batch_size, shuffle=False)
+    optimizer = optimizer or make_optimizer(chain or TinyTrainChain())
+    set_rate(optimizer, rate)
+    return training.Trainer(SubdivisionUpdater(iterator, optimizer, **updater), stop, out=str(out))
+
+
+def arrays(link):
+    return {name: param.array.copy() for name, param in link.namedparams()}
