@@ -1,9 +1,10 @@
 # make demo    instances on a photo, with Detectron's R-50-C4 weights
 # make test    the tests
 # Both set up .venv first, if it is not current.  PYTHON picks the interpreter (3.10 to 3.13), EXTRAS the GPU
-# libraries (auto, none, cuda12, cuda13), IMAGE the photo of the demo.
+# libraries (auto, none, cuda12, cuda13), IMAGE the photo of the demo, JOBS the processes that test side by side.
 
 PYTHON ?= python3
+JOBS ?= 2
 EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -16,8 +17,9 @@ setup:
 demo: setup
 	@$(RUN) scripts/run_demo.py $(if $(IMAGE),--image '$(IMAGE)')
 
+# One thread of the matrix product for each process: two processes with two threads wait for each other.
 test: setup
-	$(RUN) -m pytest -m "not slow"
+	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: setup
 	$(RUN) -m pytest -m slow

@@ -229,6 +229,7 @@ needs_proc = pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs /
 
 PROGRAM = textwrap.dedent('''
     import multiprocessing
+    import signal
     import sys
     import time
 
@@ -238,6 +239,7 @@ PROGRAM = textwrap.dedent('''
     from mask_rcnn.training.iterator import ExampleIterator
 
     if __name__ == '__main__':
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         config = mask_rcnn.PRESETS['resnet50'].replace(min_size=32, max_size=64)
         iterator = ExampleIterator(ShapesDataset(9, size=32), TrainingTransform(config), 4, workers=2)
         if 'at once' not in sys.argv[1]:
