@@ -91,7 +91,7 @@ def make_environment(folder, extras):
     pip = [python, '-m', 'pip', '--disable-pip-version-check', 'install', '-q',
            '-c', os.path.join(ROOT, 'constraints.txt')]
     advice = 'pip could not install the packages; check the network (and the proxy), then run it again'
-    run(pip + ['setuptools', 'wheel'], advice)
+    run(pip + ['setuptools', 'wheel', 'numpy'], advice)  # ChainerCV's setup.py asks for NumPy
     run(pip + ['--no-build-isolation', '--no-deps'] + CHAINER, advice,
         environment={'CC': 'true', 'LDSHARED': 'true'})
     wanted = 'test' if extras == 'none' else 'test,' + extras
