@@ -77,7 +77,8 @@ def environment_key(extras):
     for name in INPUTS:
         with open(os.path.join(ROOT, name), 'rb') as f:
             digest.update(f.read())
-    return '%s %s %s %s %s\n' % (sys.version.split()[0], sys.prefix, extras, ROOT, digest.hexdigest())
+    # base_prefix: the same inside an activated environment as outside it
+    return '%s %s %s %s %s\n' % (sys.version.split()[0], sys.base_prefix, extras, ROOT, digest.hexdigest())
 
 
 def make_environment(folder, extras):
@@ -86,7 +87,9 @@ def make_environment(folder, extras):
           % (folder, sys.version.split()[0], extras))
     sys.stdout.flush()
     shutil.rmtree(folder, ignore_errors=True)
-    run([sys.executable, '-m', 'venv', folder], 'the virtual environment could not be made')
+    # Not sys.executable, which is inside the folder just removed if that environment is activated.
+    interpreter = getattr(sys, '_base_executable', None) or sys.executable
+    run([interpreter, '-m', 'venv', folder], 'the virtual environment could not be made')
     python = os.path.join(folder, 'Scripts' if os.name == 'nt' else 'bin', 'python')
     pip = [python, '-m', 'pip', '--disable-pip-version-check', 'install', '-q',
            '-c', os.path.join(ROOT, 'constraints.txt')]

@@ -1,0 +1,92 @@
+"""``make setup``, but for the installing itself, which running the tests shows."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def setup_venv(root):
+    spec = importlib.util.spec_from_file_location('setup_venv', root / 'scripts' / 'setup_venv.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def made(setup_venv, monkeypatch):
+    """Environments that would have been made."""
+    made = []
+
+    def make_environment(folder, extras):
+        made.append(extras)
+        os.makedirs(folder, exist_ok=True)
+    monkeypatch.setattr(setup_venv, 'make_environment', make_environment)
+    return made
+
+
+def main(setup_venv, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['setup_venv.py', *map(str, arguments)])
+    setup_venv.main()
+
+
+def test_an_environment_is_made_once_and_anew_for_other_extras(setup_venv, made, monkeypatch, tmp_path):
+    for extras in ('none', 'none', 'cuda12', 'cuda12', 'none'):
+        main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', extras)
+    assert made == ['none', 'cuda12', 'none']
+
+
+def test_it_stays_current_when_it_is_activated(setup_venv, made, monkeypatch, tmp_path):
+    main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
+    monkeypatch.setattr(sys, 'prefix', str(tmp_path / 'env'))
+    main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
+    assert made == ['none']
+
+
+def test_a_failed_attempt_is_repeated(setup_venv, monkeypatch, tmp_path):
+    def fail(folder, extras):
+        raise setup_venv.SetupError('no network')
+    monkeypatch.setattr(setup_venv, 'make_environment', fail)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match='^setup: no network$'):
+            main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
+
+
+def test_an_activated_environment_does_not_remake_itself(setup_venv, monkeypatch, tmp_path):
+    """Its interpreter goes with its folder."""
+    commands = []
+    monkeypatch.setattr(setup_venv, 'run', lambda command, *rest, **options: commands.append(command))
+    monkeypatch.setattr(sys, 'executable', str(tmp_path / 'env' / 'bin' / 'python'))
+    setup_venv.make_environment(str(tmp_path / 'env'), 'none')
+    assert commands[0][0] == sys._base_executable and commands[0][1:3] == ['-m', 'venv']
+    assert not any('cuda' in word for command in commands for word in command)
+
+
+@pytest.mark.parametrize('version, fits', [((3, 9, 1), False), ((3, 10, 0), True), ((3, 13, 4), True),
+                                           ((3, 14, 0), False), ((2, 7, 18), False)])
+def test_python_versions(setup_venv, monkeypatch, version, fits):
+    monkeypatch.setattr(sys, 'version_info', version)
+    if fits:
+        setup_venv.check_python()
+    else:
+        with pytest.raises(setup_venv.SetupError, match='make setup PYTHON=python3.12'):
+            setup_venv.check_python()
+
+
+@pytest.mark.parametrize('banner, extras', [
+    (b'| Driver Version: 570.1  CUDA Version: 12.8  |', 'cuda12'),
+    (b'| Driver Version: 580.9  CUDA Version: 13.0  |', 'cuda13'),
+    (b'| Driver Version: 470.1  CUDA Version: 11.4  |', 'none'),
+    (b'something else', 'none'),
+    (OSError('no nvidia-smi'), 'none'),
+    (subprocess.CalledProcessError(9, 'nvidia-smi'), 'none')])
+def test_extras_are_those_of_the_driver(setup_venv, monkeypatch, banner, extras):
+    def check_output(command, **options):
+        if isinstance(banner, Exception):
+            raise banner
+        return banner
+    monkeypatch.setattr(subprocess, 'check_output', check_output)
+    assert setup_venv.driver_extras() == extras
