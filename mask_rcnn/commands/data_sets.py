@@ -15,6 +15,9 @@ DATASETS = ('coco2017', 'shapes')
 SIZES = {'coco2017': (800, 1333), 'shapes': (128, 128)}
 ANCHOR_SIZES = {'coco2017': (32, 64, 128, 256, 512), 'shapes': (8, 16, 32, 64, 128)}
 
+#: Proposals that a new network looks at: the small pictures have few objects.
+PROPOSALS = {'coco2017': 1000, 'shapes': 100}
+
 #: Pictures of the synthetic set.
 N_SHAPES = {'train': 1000, 'val': 100}
 #: Far from any seed of a training set that somebody would choose, so that validation pictures are unseen.

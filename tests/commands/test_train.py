@@ -117,6 +117,7 @@ def test_the_defaults_are_the_readmes(made):
     ('--min-size 96', lambda run: (run.model.config.min_size, run.model.config.max_size), (96, 96)),
     ('--min-size 96 --max-size 192', lambda run: (run.train_set.size_of(0), run.model.config.max_size),
      ((96, 96), 192)),
+    ('--dataset shapes', lambda run: (run.model.config.rpn_post_nms, run.model.config.min_size), (100, 128)),
     ('--anchor-sizes 16 32 48', lambda run: run.model.config.anchor_sizes, (16, 32, 48)),
     ('--tensorboard', lambda run: (run.options.tensorboard, len(run.examples)), (True, 4)),
     ('-g -1', lambda run: run.model.xp, np)])
