@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -16,6 +17,25 @@ def fail(message: str, status: int = 1) -> int:
     """Write an error line; returns the exit status."""
     sys.stderr.write(f'error: {message}\n')
     return status
+
+
+def guarded(body: Callable[[], int], errors: tuple[type[Exception], ...]) -> int:
+    """Turn the errors that a user can do something about into one line and an exit status.
+
+    Args:
+        body: The command's work; returns the status where nothing goes wrong.
+        errors: Types whose messages say everything in one line.
+    """
+    try:
+        return body()
+    except UsageError as error:
+        return fail(str(error), 2)
+    except errors as error:
+        return fail(str(error))
+    except OSError as error:
+        return fail(f'{error.filename}: {error.strerror}' if error.filename else str(error))
+    except KeyboardInterrupt:
+        return fail('interrupted', 130)
 
 
 def say(line: str, stream) -> None:

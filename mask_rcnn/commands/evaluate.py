@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mask_rcnn
 from mask_rcnn.commands import data_sets
-from mask_rcnn.commands.common import UsageError, choose_device, fail, gpu_number
+from mask_rcnn.commands.common import UsageError, choose_device, gpu_number, guarded
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.datasets.image_io import ImageFileError
 from mask_rcnn.evaluation.coco import evaluate_model
@@ -42,19 +42,14 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
-    try:
-        data_sets.check(args)
-        model = mask_rcnn.load(args.modelfile, gpu=choose_device(args.gpu), bn2affine=args.bn2affine)
-        data_set = data_sets.open_data('val', args, size=model.config.min_size)
-        evaluate_to_folder(model, data_set, args.out, name=data_sets.name_of('val', args))
-    except UsageError as error:
-        return fail(str(error), 2)
-    except (WeightFileError, AnnotationFileError, ImageFileError) as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(f'{error.filename}: {error.strerror}' if error.filename else str(error))
-    except KeyboardInterrupt:
-        return fail('interrupted', 130)
+    return guarded(lambda: _run(args), (WeightFileError, AnnotationFileError, ImageFileError))
+
+
+def _run(args: argparse.Namespace) -> int:
+    data_sets.check(args)
+    model = mask_rcnn.load(args.modelfile, gpu=choose_device(args.gpu), bn2affine=args.bn2affine)
+    data_set = data_sets.open_data('val', args, size=model.config.min_size)
+    evaluate_to_folder(model, data_set, args.out, name=data_sets.name_of('val', args))
     return 0
 
 

@@ -50,7 +50,8 @@ def _new_model(args: argparse.Namespace, train_set, is_main: bool):
         size['max_size'] = round(args.min_size * size['max_size'] / size['min_size'])
     # Without trained statistics there is nothing that an affine channel could stand for.
     norm = args.norm or ('bn' if args.freeze_bn or args.pretrained == 'none' else 'affine')
-    changes = {'anchor_sizes': data_sets.ANCHOR_SIZES[kind], 'rpn_post_nms': data_sets.PROPOSALS[kind], **size, **_overrides(args),
+    changes = {'anchor_sizes': data_sets.ANCHOR_SIZES[kind], 'rpn_post_nms': data_sets.PROPOSALS[kind],
+               **size, **_overrides(args),
                'norm': 'affine' if args.bn2affine else norm, 'n_fg_class': len(train_set.class_names)}
     try:
         config = PRESETS[args.extractor or 'resnet50'].replace(**changes)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn.commands import data_sets
-from mask_rcnn.commands.common import UsageError, choose_device, fail, gpu_number
+from mask_rcnn.commands.common import UsageError, choose_device, fail, gpu_number, guarded
 from mask_rcnn.commands.evaluate import check_classes, evaluate_to_folder
 from mask_rcnn.commands.starting_model import load_model, make_model
 from mask_rcnn.config import EXTRACTORS
@@ -191,20 +191,12 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('.')) -> int:
 def _guarded(body: Callable[[], int]) -> int:
     """Turn the errors that a user can do something about into a line and a status."""
     try:
-        return body()
-    except UsageError as error:
-        return fail(str(error), 2)
-    except (WeightFileError, AnnotationFileError, ImageFileError, DistributedError, TensorBoardMissingError,
-            ExampleError, WorkerError) as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(f'{error.filename}: {error.strerror}' if error.filename else str(error))
+        return guarded(body, (WeightFileError, AnnotationFileError, ImageFileError, DistributedError,
+                              TensorBoardMissingError, ExampleError, WorkerError))
     except MemoryError as error:
         reason = ' '.join(str(error).split())[:100]
         return fail('not enough memory (more --subdivisions or a smaller --min-size need less)'
                     + f': {reason}' * bool(reason))
-    except KeyboardInterrupt:
-        return fail('interrupted', 130)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -9,11 +9,6 @@ from __future__ import annotations
 from chainer.backend import get_array_module
 
 
-def box_area(boxes, *, extent: float = 1.0):
-    """Return the areas ``(R,)`` of boxes ``(R, 4)``."""
-    return (boxes[:, 2] - boxes[:, 0] + extent) * (boxes[:, 3] - boxes[:, 1] + extent)
-
-
 def box_iou(boxes_a, boxes_b, *, extent: float = 1.0):
     """Return the pairwise intersection over union.
 

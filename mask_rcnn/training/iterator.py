@@ -361,9 +361,9 @@ def _close_workers(processes: list, threads: list[threading.Thread], tasks: queu
 def _signals_held_back() -> Iterator[None]:
     """Start processes that signals to stop do not reach.
 
-    Terminals, schedulers and ``mpiexec`` send them to all processes of a run.  The parent decides what they mean; its
-    workers, which inherit the blocked signals, must neither die nor write tracebacks meanwhile.  One that
-    arrives for the parent during the block is delivered at its end.
+    Terminals, schedulers and ``mpiexec`` send them to all processes of a run.  The parent decides what they
+    mean; its workers, which inherit the blocked signals, must neither die nor write tracebacks meanwhile.
+    One that arrives for the parent during the block is delivered at its end.
     """
     if not hasattr(signal, 'pthread_sigmask'):
         yield
