@@ -37,4 +37,4 @@ def test_parser_and_demo_find_what_detectron_found(golden, root, tmp_path):
         masks=np.stack([np.asarray(coco_mask.decode(entry['segmentation'])).astype(bool) for entry in found]))
     partners = match(case, detections, min_iou=0.9995, max_score_difference=2e-4)
     assert len(detections) == len(case.arrays['boxes'])
-    assert mask_iou(detections.masks[partners], case.masks()[case.arrays['stable']]).min() > 0.999
+    assert mask_iou(detections.masks[partners], case.masks()[case.arrays['stable']]).min() > 0.998

@@ -129,7 +129,7 @@ def test_detections(load_model, name):
     np.testing.assert_allclose(found.mask_probs, arrays['mask_probs'][stable], rtol=0, atol=2e-3)
     iou = mask_iou(found.masks, case.masks()[stable])
     assert (iou >= arrays['mask_iou_1e-4'][stable] - 0.02).all()
-    assert iou.min() > 0.999
+    assert iou.min() > 0.998  # a few pixels at the threshold, by the BLAS: 0.9998 and 0.9986 with two of them
     assert len(detections) == len(arrays['boxes'])
 
 
