@@ -20,6 +20,8 @@ class Dialect:
         name: The name under which weight files refer to the dialect.
         channel_order: Order of the network input's colour channels, ``'RGB'`` or ``'BGR'``.
         pixel_mean: Subtracted from the input before it is resized, in ``channel_order``.
+        pixel_std: The input is divided by it, in ``channel_order``.
+        bn_eps: Added to the variance in batch normalisation.
         box_extent: A box from ``x1`` to ``x2`` is ``x2 - x1 + box_extent`` wide: 1 where corners are
             pixels that belong to the box, 0 where they are coordinates.
         delta_clip: Upper limit of the predicted ``dh`` and ``dw`` (the logarithm of a growth factor).
@@ -32,6 +34,8 @@ class Dialect:
     name: str
     channel_order: str
     pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    bn_eps: float
     box_extent: float
     delta_clip: float
     rpn_delta_weights: tuple[float, float, float, float]
@@ -45,6 +49,8 @@ DETECTRON = Dialect(
     name='detectron',
     channel_order='BGR',
     pixel_mean=(102.9801, 115.9465, 122.7717),
+    pixel_std=(1.0, 1.0, 1.0),
+    bn_eps=1e-5,
     box_extent=1.0,
     delta_clip=math.log(1000.0 / 16.0),
     rpn_delta_weights=(1.0, 1.0, 1.0, 1.0),
@@ -53,7 +59,17 @@ DETECTRON = Dialect(
     mask_threshold=0.5,
 )
 
-DIALECTS = {dialect.name: dialect for dialect in (DETECTRON,)}
+#: Detectron's with the input of TensorFlow's MobileNets (``slim/preprocessing``) and their epsilon.
+MOBILENET = dataclasses.replace(
+    DETECTRON,
+    name='mobilenet',
+    channel_order='RGB',
+    pixel_mean=(128.0, 128.0, 128.0),
+    pixel_std=(128.0, 128.0, 128.0),
+    bn_eps=1e-3,
+)
+
+DIALECTS = {dialect.name: dialect for dialect in (DETECTRON, MOBILENET)}
 
 
 @dataclass(frozen=True)
@@ -61,19 +77,29 @@ class Config:
     """One network: its parts, its sizes and the dialect it speaks.
 
     Args:
-        extractor: ``'resnet50'`` or ``'resnet101'``: the C4 network of that depth.
+        extractor: One of :data:`EXTRACTORS`: a body (``'resnet50'``), which makes a C4 network, or a body
+            with a feature pyramid (``'resnet50_fpn'``).
         n_fg_class: Number of classes without the background.
         dialect: The conventions of the program whose weights the network takes.
         norm: ``'affine'`` for frozen per-channel scale and bias, ``'bn'`` for batch normalisation.
-        roi_size: Side of the RoI grid in bins, 14 or 7; the res5 head sees 7 x 7 bins either way.
+        masks: Whether the network draws masks.
+        n_keypoint: How many keypoints the network finds on an instance; 0 for a network without.
+        width: Multiplies a MobileNet's numbers of channels.
+        fpn_channels: Channels of the feature pyramid's maps.
+        rpn_channels: Channels of the RPN's 3x3 convolution; 0 takes as many as its input has.
+        head_channels: Channels of the two linear layers of the feature pyramid's box head.
+        mask_channels: Channels of the mask head.
+        roi_size: Side of the RoI grid in bins, 14 or 7; the box head sees 7 x 7 bins either way.
+        mask_roi_size: The same for the feature pyramid's mask and keypoint heads.
         roi_align: RoIAlign if true, RoI max pooling otherwise.
         sampling_ratio: RoIAlign's samples per bin and axis; 0 takes as many as the bin has pixels.
         min_size: The image's shorter side is resized to this many pixels ...
         max_size: ... unless the longer side would exceed this many.
-        anchor_sizes: Side of the anchors in input pixels (square root of their area).
+        anchor_sizes: Side of the anchors in input pixels (square root of their area): all on the one map of
+            a C4 network, one on each map of a pyramid.
         anchor_ratios: Height / width of the anchors.
-        rpn_pre_nms: Best anchors that enter the proposals' NMS.
-        rpn_post_nms: Proposals that leave it.
+        rpn_pre_nms: Best anchors of each feature map that enter the proposals' NMS.
+        rpn_post_nms: Proposals that leave it, of each map and of all.
         rpn_nms_threshold: IoU from which on a proposal suppresses a worse one.
         rpn_min_size: Proposals with a side below it (pixels of the original image) are dropped.
         score_threshold: Detections must score above it.
@@ -85,7 +111,15 @@ class Config:
     n_fg_class: int = 80
     dialect: Dialect = DETECTRON
     norm: str = 'affine'
+    masks: bool = True
+    n_keypoint: int = 0
+    width: float = 1.0
+    fpn_channels: int = 256
+    rpn_channels: int = 0
+    head_channels: int = 1024
+    mask_channels: int = 256
     roi_size: int = 14
+    mask_roi_size: int = 14
     roi_align: bool = True
     sampling_ratio: int = 0
     min_size: int = 800
@@ -109,8 +143,28 @@ class Config:
             raise ValueError(f'roi_size must be 7 or 14, not {self.roi_size!r}')
         if self.n_fg_class < 1:
             raise ValueError(f'n_fg_class must be at least 1, not {self.n_fg_class!r}')
+        if self.has_fpn and len(self.anchor_sizes) != len(FPN_STRIDES):
+            raise ValueError(f'{self.extractor} has {len(FPN_STRIDES)} maps and needs an anchor size for each, '
+                             f'not {len(self.anchor_sizes)}')
+        if self.n_keypoint and not self.has_fpn:
+            raise ValueError(f'keypoints need a feature pyramid, which {self.extractor} has not')
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(f'need 0 < min_size <= max_size, got {self.min_size} and {self.max_size}')
+
+    @property
+    def body(self) -> str:
+        """The extractor without its feature pyramid: ``'resnet50'`` of ``'resnet50_fpn'``."""
+        return self.extractor.removesuffix('_fpn')
+
+    @property
+    def has_fpn(self) -> bool:
+        """Whether the network has a feature pyramid."""
+        return self.extractor.endswith('_fpn')
+
+    @property
+    def size_divisor(self) -> int:
+        """The network's input is padded to a multiple of it (Detectron's ``FPN.COARSEST_STRIDE``)."""
+        return 32 if self.has_fpn else 1
 
     def replace(self, **changes) -> Config:
         """Return a copy with some fields changed (unknown names raise ``TypeError``)."""
@@ -137,10 +191,27 @@ class Config:
 
 
 #: Depth of each ResNet: bottleneck blocks in res2 ... res5.
-EXTRACTORS = {
+RESNET_BLOCKS = {
     'resnet50': (3, 4, 6, 3),
     'resnet101': (3, 4, 23, 3),
 }
 
+#: Strides of a feature pyramid's maps, P2 ... P6.
+FPN_STRIDES = (4, 8, 16, 32, 64)
+
+EXTRACTORS = ('resnet50', 'resnet101', 'resnet50_fpn', 'resnet101_fpn', 'mobilenet_v1_fpn')
+
+#: What Detectron's ``e2e_mask_rcnn_*-FPN_*.yaml`` say otherwise than the C4 networks' files.
+_FPN = {'rpn_channels': 256, 'roi_size': 7, 'sampling_ratio': 2, 'rpn_pre_nms': 1000}
+
 #: What :func:`mask_rcnn.build` knows by name.
-PRESETS = {name: Config(extractor=name) for name in EXTRACTORS}
+PRESETS = {
+    'resnet50': Config(),
+    'resnet101': Config(extractor='resnet101'),
+    'resnet50_fpn': Config(extractor='resnet50_fpn', **_FPN),
+    'resnet101_fpn': Config(extractor='resnet101_fpn', **_FPN),
+    'mobilenet_v1_fpn': Config(extractor='mobilenet_v1_fpn', dialect=MOBILENET, norm='bn', **_FPN),
+    'keypoint_resnet50_fpn': Config(extractor='resnet50_fpn', n_fg_class=1, masks=False, n_keypoint=17, **_FPN),
+    'keypoint_resnet101_fpn': Config(extractor='resnet101_fpn', n_fg_class=1, masks=False, n_keypoint=17,
+                                     **_FPN),
+}

@@ -70,7 +70,7 @@ class TrainingExample:
 
     Args:
         x: ``(3, h, w)`` float32: the network's input, see
-            :func:`mask_rcnn.datasets.transforms.prepare_image`.
+            :func:`mask_rcnn.datasets.transforms.prepare_image`; perhaps padded.
         scale: By what factor ``x`` is larger than the original.
         size: ``(H, W)`` of the original.
         annotations: The objects, in pixels of the original (flipped if ``x`` is).
@@ -87,3 +87,9 @@ class TrainingExample:
     name: str
     image_id: int | str
     seed: int
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """``(h, w)`` of the image in the network's input, without what was padded."""
+        height, width = (max(int(np.rint(side * self.scale)), 1) for side in self.size)
+        return height, width

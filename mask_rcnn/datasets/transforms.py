@@ -38,11 +38,13 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
 def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, float]:
     """Make the network's input of an image.
 
-    ``detectron/utils/blob.py`` ``prep_im_for_blob``: the mean goes before the image is resized.
+    ``detectron/utils/blob.py`` ``prep_im_for_blob``: the mean goes before the image is resized; and
+    ``im_list_to_blob``: a network with a feature pyramid gets zeros below and to the right, up to multiples
+    of its coarsest stride.
 
     Args:
         image: ``(3, H, W)`` float32, RGB, 0 to 255.
-        config: Gives the sizes and, with its dialect, the mean and the order of the channels.
+        config: Gives the sizes and, with its dialect, the order, mean and deviation of the channels.
 
     Returns:
         tuple: ``(3, h, w)`` float32 array, and the scale ``h / H`` (before rounding).
@@ -50,7 +52,11 @@ def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, float]
     dialect = config.dialect
     channels = image[::-1] if dialect.channel_order == 'BGR' else image
     scale = input_scale(image.shape[1:], config)
-    return centre_and_resize(channels, dialect.pixel_mean, scale), scale
+    x = centre_and_resize(channels, dialect.pixel_mean, scale)
+    if any(std != 1 for std in dialect.pixel_std):
+        x /= np.array(dialect.pixel_std, np.float32)[:, None, None]
+    padding = [(0, -side % config.size_divisor) for side in x.shape[1:]]
+    return np.pad(x, ((0, 0), *padding)) if np.any(padding) else x, scale
 
 
 @dataclasses.dataclass(frozen=True)

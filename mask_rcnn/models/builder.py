@@ -7,11 +7,14 @@ import os
 import chainer
 
 from mask_rcnn.config import PRESETS, Config
-from mask_rcnn.models.box_head import Res5BoxHead
+from mask_rcnn.models.box_head import LinearBoxHead, Res5BoxHead
+from mask_rcnn.models.fpn import FPN
 from mask_rcnn.models.mask_head import MaskHead
 from mask_rcnn.models.mask_rcnn import MaskRCNN
-from mask_rcnn.models.normalization import affine_to_bn, bn_to_affine
-from mask_rcnn.models.resnet import ResNetC4
+from mask_rcnn.models.mobilenet_v1 import MobileNetV1
+from mask_rcnn.models.normalization import affine_to_bn, bn_to_affine, set_epsilon
+from mask_rcnn.models.resnet import ResNet
+from mask_rcnn.models.roi_pooling import RoIPooling
 from mask_rcnn.models.rpn import RPN
 from mask_rcnn.weights import WeightFileError, load_arrays, read_weights
 
@@ -42,12 +45,38 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
             raise ValueError(f'unknown preset {preset!r}; there are {", ".join(PRESETS)}')
         preset = PRESETS[preset]
     config = preset.replace(**changes)
-    extractor = ResNetC4(config.extractor, norm=config.norm)
-    rpn = RPN(extractor.out_channels, stride=extractor.stride, config=config)
-    box_head = Res5BoxHead(extractor.out_channels, stride=extractor.stride, config=config)
-    mask_head = MaskHead(box_head.out_channels, config=config)
-    return MaskRCNN(extractor, rpn, box_head, mask_head, config=config, class_names=class_names,
-                    category_ids=category_ids)
+    extractor = _extractor(config)
+    rpn = RPN(extractor.out_channels[0], strides=extractor.strides, config=config)
+    heads = (_fpn_heads if config.has_fpn else _c4_heads)(extractor, config)
+    model = MaskRCNN(extractor, rpn, *heads, config=config, class_names=class_names,
+                     category_ids=category_ids)
+    set_epsilon(model, config.dialect.bn_eps)
+    return model
+
+
+def _extractor(config: Config):
+    if not config.has_fpn:
+        return ResNet(config.body, norm=config.norm, outputs=(4,))
+    if config.body == 'mobilenet_v1':
+        body = MobileNetV1(width=config.width, norm=config.norm)
+    else:
+        body = ResNet(config.body, norm=config.norm, outputs=(2, 3, 4, 5))
+    return FPN(body, config.fpn_channels)
+
+
+def _c4_heads(extractor, config: Config):
+    """Both look at res5's output (He et al. 2017, figure 4, left)."""
+    box_head = Res5BoxHead(extractor.out_channels[0], strides=extractor.strides, config=config)
+    return box_head, MaskHead(box_head.out_channels, config=config) if config.masks else None
+
+
+def _fpn_heads(extractor, config: Config):
+    """Each pools for itself (He et al. 2017, figure 4, right)."""
+    box_head = LinearBoxHead(config.fpn_channels, strides=extractor.strides, config=config)
+    if not config.masks:
+        return box_head, None
+    pool = RoIPooling(extractor.strides, config.mask_roi_size, config=config)
+    return box_head, MaskHead(config.fpn_channels, n_conv=4, pool=pool, config=config)
 
 
 def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **changes) -> MaskRCNN:
@@ -90,7 +119,10 @@ def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **c
 def convert_norm(model: MaskRCNN, norm: str) -> None:
     """Turn all normalisation links of a model into ``'affine'`` or ``'bn'`` ones with equal output."""
     model.config = model.config.replace(norm=norm)  # refuses anything else
-    (bn_to_affine if norm == 'affine' else affine_to_bn)(model)
+    if norm == 'affine':
+        bn_to_affine(model)
+    else:
+        affine_to_bn(model, eps=model.config.dialect.bn_eps)
 
 
 def get_device(gpu: int) -> chainer.backend.Device:

@@ -14,20 +14,17 @@ from mask_rcnn.detections import Detections
 from mask_rcnn.ops.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.proposals import select_detections
 
-#: RoIs that go through a head at once when nothing has to be kept for a backward pass: enough to keep
-#: every core busy, few enough that res5's activations (0.4 MB a RoI and layer) stay near the caches.
-_ROIS_AT_ONCE = 64
-
 
 class MaskRCNN(chainer.Chain):
     """Mask R-CNN, composed from parts that are handed in.
 
     Args:
-        extractor: Link from images ``(N, 3, H, W)`` to a feature map ``(N, C, h, w)``.
+        extractor: Link from images ``(N, 3, H, W)`` to a tuple of feature maps ``(N, C, h, w)``.
         rpn: Link with ``forward`` and ``propose`` like :class:`~mask_rcnn.models.rpn.RPN`.
         box_head: Link with ``features`` and ``forward`` like
             :class:`~mask_rcnn.models.box_head.Res5BoxHead`.
-        mask_head: Link from RoI features to mask logits.
+        mask_head: Link like :class:`~mask_rcnn.models.mask_head.MaskHead`, or ``None`` for a network that draws
+            no masks.
         config (mask_rcnn.config.Config): Sizes, thresholds and the dialect.
         class_names: Names of the ``n_fg_class`` classes, or ``None``.
         category_ids: Numbers of the classes in COCO files, or ``None`` for 1, 2 ...
@@ -43,7 +40,8 @@ class MaskRCNN(chainer.Chain):
             self.extractor = extractor
             self.rpn = rpn
             self.box_head = box_head
-            self.mask_head = mask_head
+            if mask_head is not None:
+                self.mask_head = mask_head
         self.config = config
         self.class_names = None if class_names is None else tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(category_ids)
@@ -78,10 +76,10 @@ class MaskRCNN(chainer.Chain):
     def _detect_one(self, image: np.ndarray) -> Detections:
         size = image.shape[1:]
         x, scale = self.prepare(image)
-        features = self.extract(x)
-        rois = self.propose(features, x.shape[2:], scale)
-        boxes, labels, scores = self.classify(features, rois, size, scale)
-        mask_probs = self.segment(features, boxes, labels, scale)
+        maps = self.extract(x)
+        rois = self.propose(maps, x.shape[2:], scale)
+        boxes, labels, scores = self.classify(maps, rois, size, scale)
+        mask_probs = self.segment(maps, boxes, labels, scale) if self.config.masks else None
         return self.assemble(boxes, labels, scores, mask_probs, size)
 
     # The stages of _detect_one; scripts/benchmark.py times them one by one.
@@ -100,25 +98,25 @@ class MaskRCNN(chainer.Chain):
         return self.xp.asarray(x[None]), scale
 
     def extract(self, x):
-        """Return the feature map array of an input ``(1, 3, h, w)``."""
-        return self.extractor(x).array
+        """Return the feature maps, a tuple of arrays, of an input ``(1, 3, h, w)``."""
+        return tuple(features.array for features in self.extractor(x))
 
-    def propose(self, features, size, scale: float):
-        """Return the proposals ``(K, 4)`` float32 of a feature map, in the network input.
+    def propose(self, maps, size, scale: float):
+        """Return the proposals ``(K, 4)`` float32 of an image, in the network input.
 
         Args:
-            features: ``(1, C, h, w)`` float32 array.
+            maps: What :meth:`extract` returned.
             size: Height and width of the network input.
             scale: The scale that :meth:`prepare` returned.
         """
-        logits, deltas = self.rpn(features)
-        return self.rpn.propose(logits.array[0], deltas.array[0], size, scale)[0]
+        logits, deltas = ([own.array[0] for own in outputs] for outputs in self.rpn(maps))
+        return self.rpn.propose(logits, deltas, size, scale)[0]
 
-    def classify(self, features, rois, size, scale: float):
+    def classify(self, maps, rois, size, scale: float):
         """Return the detections among proposals.
 
         Args:
-            features: ``(1, C, h, w)`` float32 array.
+            maps: What :meth:`extract` returned.
             rois: ``(K, 4)`` float32 boxes in the network input.
             size: Height and width of the original image.
             scale: The scale that :meth:`prepare` returned.
@@ -128,7 +126,7 @@ class MaskRCNN(chainer.Chain):
             ``(R,)`` float32, best first.
         """
         config, dialect = self.config, self.config.dialect
-        probs, deltas = self._in_parts(self._name_rois, features, rois)
+        probs, deltas = self._in_parts(self._name_rois, maps, rois, self.box_head.rois_at_once)
         boxes = decode_boxes(rois / rois.dtype.type(scale), deltas, weights=dialect.box_delta_weights,
                              extent=dialect.box_extent, clip=dialect.delta_clip)
         boxes = clip_boxes(boxes, size, extent=dialect.box_extent)
@@ -136,38 +134,53 @@ class MaskRCNN(chainer.Chain):
             probs, boxes, score_threshold=config.score_threshold, nms_threshold=config.nms_threshold,
             max_detections=config.max_detections, extent=dialect.box_extent)
 
-    def segment(self, features, boxes, labels, scale: float):
+    def segment(self, maps, boxes, labels, scale: float):
         """Return the mask probabilities ``(R, M, M)`` float32 of detections, each for its class.
 
         Args:
-            features: ``(1, C, h, w)`` float32 array.
+            maps: What :meth:`extract` returned.
             boxes: ``(R, 4)`` float32 in the original image.
             labels: ``(R,)`` int32.
             scale: The scale that :meth:`prepare` returned.
         """
         rois = boxes * boxes.dtype.type(scale)
-        logits, = self._in_parts(self._draw_rois, features, rois)
+        logits, = self._in_parts(self._draw_rois, maps, rois, self.mask_head.rois_at_once)
         chosen = logits[self.xp.arange(len(labels)), labels]
         return F.sigmoid(chosen).array
 
     def assemble(self, boxes, labels, scores, mask_probs, size) -> Detections:
         """Return detections on the host; their masks are pasted when somebody asks for them."""
-        to_cpu = chainer.backends.cuda.to_cpu
+        def to_cpu(array):
+            return None if array is None else chainer.backends.cuda.to_cpu(array)
+
         return Detections(
             boxes=to_cpu(boxes), labels=to_cpu(labels), scores=to_cpu(scores),
             mask_probs=to_cpu(mask_probs), size=tuple(size), class_names=self.class_names,
             category_ids=self.category_ids, dialect=self.config.dialect)
 
-    def _name_rois(self, features, rois, indices):
-        scores, deltas = self.box_head(self.box_head.features(features, rois, indices))
+    def mask_features(self, maps, rois, indices, box_features=None):
+        """Return the RoI features at which the mask head looks.
+
+        Args:
+            maps: The feature maps.
+            rois: ``(R, 4)`` float32 boxes in the network input.
+            indices: ``(R,)`` int32: the image of each RoI.
+            box_features: Those of the box head for the same RoIs, where somebody has them already.
+        """
+        if self.mask_head.pool is not None:
+            return self.mask_head.pool(maps, rois, indices)
+        return self.box_head.features(maps, rois, indices) if box_features is None else box_features
+
+    def _name_rois(self, maps, rois, indices):
+        scores, deltas = self.box_head(self.box_head.features(maps, rois, indices))
         return F.softmax(scores).array, deltas.array
 
-    def _draw_rois(self, features, rois, indices):
-        return self.mask_head(self.box_head.features(features, rois, indices)).array,
+    def _draw_rois(self, maps, rois, indices):
+        return self.mask_head(self.mask_features(maps, rois, indices)).array,
 
-    def _in_parts(self, head, features, rois):
+    def _in_parts(self, head, maps, rois, at_once):
         """Run a head on some RoIs at a time and join its outputs."""
-        starts = range(0, max(len(rois), 1), _ROIS_AT_ONCE)
-        parts = [rois[start:start + _ROIS_AT_ONCE] for start in starts]
-        outputs = [head(features, part, self.xp.zeros(len(part), np.int32)) for part in parts]
+        starts = range(0, max(len(rois), 1), at_once)
+        parts = [rois[start:start + at_once] for start in starts]
+        outputs = [head(maps, part, self.xp.zeros(len(part), np.int32)) for part in parts]
         return [self.xp.concatenate(output) for output in zip(*outputs)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import chainer
 import chainer.links as L
 import numpy as np
@@ -89,9 +91,16 @@ def bn_to_affine(chain: chainer.Chain) -> int:
     return _replace(chain, L.BatchNormalization, _folded)
 
 
-def affine_to_bn(chain: chainer.Chain) -> int:
+def affine_to_bn(chain: chainer.Chain, *, eps: float = BN_EPS) -> int:
     """Inverse of :func:`bn_to_affine`: statistics 0 and ``1 - eps``, so that the output is the same."""
-    return _replace(chain, AffineChannel2D, _unfolded)
+    return _replace(chain, AffineChannel2D, functools.partial(_unfolded, eps=eps))
+
+
+def set_epsilon(chain: chainer.Chain, eps: float) -> None:
+    """Set what every batch normalisation below a chain adds to the variance."""
+    for link in chain.links():
+        if isinstance(link, L.BatchNormalization):
+            link.eps = eps
 
 
 def _folded(bn: L.BatchNormalization) -> AffineChannel2D:
@@ -101,8 +110,8 @@ def _folded(bn: L.BatchNormalization) -> AffineChannel2D:
     return affine
 
 
-def _unfolded(affine: AffineChannel2D) -> L.BatchNormalization:
-    bn = L.BatchNormalization(affine.scale.size, eps=BN_EPS)
+def _unfolded(affine: AffineChannel2D, *, eps: float) -> L.BatchNormalization:
+    bn = L.BatchNormalization(affine.scale.size, eps=eps)
     bn.to_device(affine.device)
     bn.gamma.array[...] = affine.scale.array
     bn.beta.array[...] = affine.bias.array

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import chainer
 import chainer.functions as F
+import numpy as np
 
 from mask_rcnn.models.convolution import Convolution2D
 from mask_rcnn.ops.anchors import cell_anchors, shift_anchors
@@ -13,62 +14,77 @@ from mask_rcnn.ops.proposals import generate_proposals
 class RPN(chainer.Chain):
     """Objectness and deltas for the anchors of every location, and proposals from them.
 
+    One set of weights looks at all feature maps (Lin et al. 2017, section 4.1).
+
     Args:
-        in_channels (int): Channels of the feature map.
-        stride (int): Input pixels per location.
+        in_channels (int): Channels of the feature maps.
+        strides: Input pixels per location of each map.
         config (mask_rcnn.config.Config): Anchors, limits and thresholds (``anchor_*``, ``rpn_*``).
     """
 
-    def __init__(self, in_channels, *, stride, config):
+    def __init__(self, in_channels, *, strides, config):
         super().__init__()
-        self.stride = stride
+        self.strides = tuple(strides)
         self.config = config
-        self.cell_anchors = cell_anchors(stride, config.anchor_sizes, config.anchor_ratios)
+        sizes = [config.anchor_sizes] if len(strides) == 1 else [(size,) for size in config.anchor_sizes]
+        self.cell_anchors = [cell_anchors(stride, own, config.anchor_ratios)
+                             for stride, own in zip(self.strides, sizes)]
         self._anchors = {}
-        n_anchor = len(self.cell_anchors)
+        n_anchor = len(self.cell_anchors[0])
+        channels = config.rpn_channels or in_channels
         init = chainer.initializers.Normal(0.01)
         with self.init_scope():
-            self.conv = Convolution2D(in_channels, in_channels, 3, pad=1, initialW=init)
-            self.objectness = Convolution2D(in_channels, n_anchor, 1, initialW=init)
-            self.delta = Convolution2D(in_channels, 4 * n_anchor, 1, initialW=init)
+            self.conv = Convolution2D(in_channels, channels, 3, pad=1, initialW=init)
+            self.objectness = Convolution2D(channels, n_anchor, 1, initialW=init)
+            self.delta = Convolution2D(channels, 4 * n_anchor, 1, initialW=init)
 
-    def forward(self, features):
-        """Look at a feature map.
+    def forward(self, maps):
+        """Look at feature maps.
 
         Args:
-            features: ``(N, C, H, W)`` float32.
+            maps: ``(N, C, H, W)`` float32 each.
 
         Returns:
-            tuple: Logits ``(N, A, H, W)`` and deltas ``(N, 4 * A, H, W)``, both
-            :class:`chainer.Variable`; channels ``4 * a`` ... are anchor ``a``'s ``(dy, dx, dh, dw)``.
+            tuple: For each map, the logits ``(N, A, H, W)``; and the deltas ``(N, 4 * A, H, W)``, whose
+            channels ``4 * a`` ... are anchor ``a``'s ``(dy, dx, dh, dw)``: two lists of
+            :class:`chainer.Variable`.
         """
-        h = self.conv(features, relu=True)
-        return self.objectness(h), self.delta(h)
+        hidden = [self.conv(features, relu=True) for features in maps]
+        return [self.objectness(h) for h in hidden], [self.delta(h) for h in hidden]
 
-    def anchors(self, height: int, width: int):
-        """Return the anchors ``(height * width * A, 4)`` float32 of a map, on the link's device."""
-        key = height, width, self.device
+    def anchors(self, sizes):
+        """Return the anchors of each map, ``(H * W * A, 4)`` float32, on the link's device.
+
+        Args:
+            sizes: Height and width of each map.
+        """
+        key = tuple(map(tuple, sizes)), self.device
         if key not in self._anchors:
-            anchors = shift_anchors(self.cell_anchors, self.stride, height, width)
-            self._anchors = {key: self.xp.asarray(anchors)}  # of the last size only
+            anchors = [self.xp.asarray(shift_anchors(cell, stride, *size))
+                       for cell, stride, size in zip(self.cell_anchors, self.strides, sizes)]
+            self._anchors = {key: anchors}  # of the last size only
         return self._anchors[key]
 
-    def propose(self, logits, deltas, size, scale):
+    def propose(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None):
         """Return the proposals of one image.
 
         Args:
-            logits: ``(A, H, W)`` float32 array.
-            deltas: ``(4 * A, H, W)`` float32 array.
+            logits: For each map, ``(A, H, W)`` array of floats.
+            deltas: For each map, ``(4 * A, H, W)`` array of floats.
             size: Height and width of the network input.
             scale: Network input pixels per pixel of the original image.
+            pre_nms: Best anchors of a map to look at, instead of the configuration's.
+            post_nms: Proposals to return, instead of the configuration's.
 
         Returns:
             tuple: Boxes ``(K, 4)`` float32 in the network input and objectness ``(K,)``, falling.
         """
         config = self.config
+        scores = [F.sigmoid(own.astype(np.float32, copy=False)).array for own in logits]
+        deltas = [own.astype(np.float32, copy=False) for own in deltas]
         return generate_proposals(
-            F.sigmoid(logits).array, deltas, self.anchors(*logits.shape[1:]), size, scale,
-            pre_nms=config.rpn_pre_nms, post_nms=config.rpn_post_nms,
+            scores, deltas, self.anchors([own.shape[1:] for own in logits]), size, scale,
+            pre_nms=pre_nms or config.rpn_pre_nms, post_nms=post_nms or config.rpn_post_nms,
             nms_threshold=config.rpn_nms_threshold, min_size=config.rpn_min_size,
             weights=config.dialect.rpn_delta_weights, extent=config.dialect.box_extent,
             clip=config.dialect.delta_clip)

@@ -13,18 +13,20 @@ def generate_proposals(scores, deltas, anchors, size, scale, *, pre_nms: int, po
                        extent: float = 1.0, clip=None):
     """Turn the RPN's maps of one image into its best proposals.
 
-    ``detectron/ops/generate_proposals.py``: the best anchors, decoded, clipped, without the small
-    ones, after NMS.
+    ``detectron/ops/generate_proposals.py``: the best anchors of each map, decoded, clipped, without the small
+    ones, after NMS; then, as in ``detectron/ops/collect_and_distribute_fpn_rpn_proposals.py``, the best of
+    all maps.
 
     Args:
-        scores: ``(A, H, W)`` float32 objectness, of any rising scale.
-        deltas: ``(4 * A, H, W)`` float32; channels ``4 * a`` ... are anchor ``a``'s ``(dy, dx, dh, dw)``.
-        anchors: ``(H * W * A, 4)`` float32 boxes (:func:`mask_rcnn.ops.anchors.shift_anchors`).
+        scores: For each map, ``(A, H, W)`` float32 objectness, of any rising scale.
+        deltas: For each map, ``(4 * A, H, W)`` float32; channels ``4 * a`` ... are anchor ``a``'s
+            ``(dy, dx, dh, dw)``.
+        anchors: For each map, ``(H * W * A, 4)`` float32 boxes (:func:`mask_rcnn.ops.anchors.shift_anchors`).
         size: Height and width of the network input.
         scale: Network input pixels per pixel of the original image.
-        pre_nms: Best anchors to look at.
+        pre_nms: Best anchors of a map to look at.
         post_nms: Proposals to return at most.
-        nms_threshold: IoU from which on a proposal suppresses a worse one.
+        nms_threshold: IoU from which on a proposal suppresses a worse one of its map.
         min_size: Proposals with a side below it, in pixels of the original image, are dropped (and
             below one pixel in any case).
         weights: See :func:`mask_rcnn.ops.boxes.decode_boxes`, as for ``extent`` and ``clip``.
@@ -32,16 +34,28 @@ def generate_proposals(scores, deltas, anchors, size, scale, *, pre_nms: int, po
     Returns:
         tuple: Boxes ``(K, 4)`` float32 in the network input and their scores ``(K,)``, falling.
     """
+    xp = get_array_module(scores[0])
+    found = []
+    for own_scores, own_deltas, own_anchors in zip(scores, deltas, anchors):
+        candidates = _best_anchors(own_scores, own_deltas, own_anchors, pre_nms)
+        boxes = decode_boxes(*candidates[:2], weights=weights, extent=extent, clip=clip)
+        boxes, own_scores = clip_boxes(boxes, size, extent=extent), candidates[2]
+        large = _at_least(boxes, max(min_size, 1.0), size, scale, extent)
+        boxes, own_scores = boxes[large], own_scores[large]
+        keep = nms(boxes, own_scores, nms_threshold, extent=extent, limit=post_nms)
+        found.append((boxes[keep], own_scores[keep]))
+    boxes, scores = (xp.concatenate(parts) for parts in zip(*found))
+    best = _falling(scores)[:post_nms]
+    return boxes[best], scores[best]
+
+
+def _best_anchors(scores, deltas, anchors, limit: int):
+    """Return the anchors of a map with the largest scores, their deltas and their scores, falling."""
     n_anchor = len(scores)
     scores = scores.transpose(1, 2, 0).ravel()
-    best = _best_first(scores, pre_nms)
+    best = _best_first(scores, limit)
     deltas = deltas.reshape(n_anchor, 4, len(anchors) // n_anchor).transpose(2, 0, 1).reshape(-1, 4)
-    boxes = decode_boxes(anchors[best], deltas[best], weights=weights, extent=extent, clip=clip)
-    boxes, scores = clip_boxes(boxes, size, extent=extent), scores[best]
-    large = _at_least(boxes, max(min_size, 1.0), size, scale, extent)
-    boxes, scores = boxes[large], scores[large]
-    keep = nms(boxes, scores, nms_threshold, extent=extent, limit=post_nms)
-    return boxes[keep], scores[keep]
+    return anchors[best], deltas[best], scores[best]
 
 
 def select_detections(probs, boxes, *, score_threshold: float, nms_threshold: float,

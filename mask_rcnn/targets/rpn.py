@@ -23,15 +23,6 @@ class RPNTargets:
     labels: np.ndarray
     deltas: np.ndarray
 
-    def as_maps(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return labels ``(A, height, width)`` and deltas ``(4 * A, height, width)``, as the RPN's outputs.
-
-        The anchors must be those of a map of this size, in the order of
-        :func:`mask_rcnn.ops.anchors.shift_anchors`.
-        """
-        labels = self.labels.reshape(height, width, -1).transpose(2, 0, 1)
-        return labels, self.deltas.reshape(height, width, -1).transpose(2, 0, 1)
-
 
 def rpn_targets(anchors: np.ndarray, gt_boxes: np.ndarray, size, *, sampling: Sampling, dialect: Dialect,
                 random: np.random.RandomState) -> RPNTargets:
@@ -40,7 +31,7 @@ def rpn_targets(anchors: np.ndarray, gt_boxes: np.ndarray, size, *, sampling: Sa
     Args:
         anchors: ``(K, 4)`` float32 boxes in the network input.
         gt_boxes: ``(G, 4)`` float32 boxes of the objects (no crowds), in the network input.
-        size: Height and width of the network input.
+        size: Height and width of the image in the network input, without padding.
         sampling: How many, from which overlaps on.
         dialect: Its ``box_extent`` and ``rpn_delta_weights``.
         random: Draws among too many.

@@ -6,7 +6,7 @@ import chainer
 import chainer.links as L
 
 from mask_rcnn.models.normalization import AffineChannel2D
-from mask_rcnn.models.resnet import ConvNorm
+from mask_rcnn.models.conv_norm import ConvNorm
 
 #: Detectron's ``TRAIN.FREEZE_AT`` (``detectron/modeling/ResNet.py``): conv1 and res2.
 FROZEN_STAGES = 2
@@ -45,7 +45,7 @@ def freeze(model, *, freeze_bn: bool = False, stages: int = FROZEN_STAGES) -> No
     Args:
         model (mask_rcnn.models.MaskRCNN): Changed in place.
         freeze_bn: Also freeze the batch normalisations behind these stages.
-        stages: How many of conv1, res2, res3 and res4 do not learn.
+        stages: How many of the body's stages (conv1, res2, res3 ...) do not learn.
     """
     model.extractor.frozen_stages = stages
     for stage in model.extractor.stages[:stages]:

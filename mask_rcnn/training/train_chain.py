@@ -9,8 +9,6 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.datasets.example import TrainingExample
-from mask_rcnn.ops.anchors import shift_anchors
-from mask_rcnn.ops.proposals import generate_proposals
 from mask_rcnn.targets import (IGNORED, RPNTargets, SampledRoIs, Sampling, mask_targets, rpn_targets,
                                sample_rois)
 from mask_rcnn.training.losses import (ROI_BETA, RPN_BETA, image_weights, sigmoid_cross_entropy, smooth_l1,
@@ -71,26 +69,27 @@ class MaskRCNNTrainChain(chainer.Chain):
         """Return the reported means, losses as variables, of images of one size."""
         randoms = [np.random.RandomState([example.seed, _SAMPLING_STREAM]) for example in examples]
         x = np.stack([example.x for example in examples])
-        features = self.model.extractor(self.xp.asarray(x, next(self.model.extractor.params()).dtype))
-        logits, deltas = self.model.rpn(features)
-        anchors = self.anchor_targets(examples, logits.shape[2:], randoms)
-        rois = self.roi_targets(examples, logits.array, deltas.array, randoms)
-        return {**self.rpn_losses(logits, deltas, anchors), **self.roi_losses(features, rois, examples)}
+        maps = self.model.extractor(self.xp.asarray(x, next(self.model.extractor.params()).dtype))
+        logits, deltas = self.model.rpn(maps)
+        anchors = self.anchor_targets(examples, [own.shape[2:] for own in logits], randoms)
+        rois = self.roi_targets(examples, *([own.array for own in outputs] for outputs in (logits, deltas)),
+                                randoms)
+        return {**self.rpn_losses(logits, deltas, anchors), **self.roi_losses(maps, rois, examples)}
 
-    def anchor_targets(self, examples, map_size, randoms) -> list[RPNTargets]:
+    def anchor_targets(self, examples, map_sizes, randoms) -> list[RPNTargets]:
         """Return what the anchors of every image learn.
 
         Args:
             examples: Images of one size.
-            map_size: Height and width of the feature map.
+            map_sizes: Height and width of each feature map.
             randoms: A :class:`numpy.random.RandomState` for each image.
         """
-        rpn = self.model.rpn
-        anchors = shift_anchors(rpn.cell_anchors, rpn.stride, *map_size)
+        to_cpu = chainer.backends.cuda.to_cpu
+        anchors = np.concatenate([to_cpu(own) for own in self.model.rpn.anchors(map_sizes)])
         targets = []
         for example, random in zip(examples, randoms):
             objects = example.annotations.boxes[~example.annotations.crowd]
-            targets.append(rpn_targets(anchors, objects * np.float32(example.scale), example.x.shape[1:],
+            targets.append(rpn_targets(anchors, objects * np.float32(example.scale), example.input_size,
                                        sampling=self.sampling, dialect=self.model.config.dialect,
                                        random=random))
         return targets
@@ -100,66 +99,64 @@ class MaskRCNNTrainChain(chainer.Chain):
 
         Args:
             examples: Images of one size.
-            logits: ``(N, A, h, w)`` array.
-            deltas: ``(N, 4 * A, h, w)`` array.
+            logits: For each feature map, ``(N, A, h, w)`` array.
+            deltas: For each feature map, ``(N, 4 * A, h, w)`` array.
             randoms: A :class:`numpy.random.RandomState` for each image.
         """
         targets = []
-        for example, random, *maps in zip(examples, randoms, logits, deltas):
-            proposals = chainer.backends.cuda.to_cpu(self._propose(*maps, example))
-            targets.append(sample_rois(proposals, example.annotations, example.scale, sampling=self.sampling,
-                                       dialect=self.model.config.dialect, random=random))
+        for i, (example, random) in enumerate(zip(examples, randoms)):
+            proposals, _ = self.model.rpn.propose(
+                [own[i] for own in logits], [own[i] for own in deltas], example.input_size, example.scale,
+                pre_nms=self.sampling.train_pre_nms, post_nms=self.sampling.train_post_nms)
+            targets.append(sample_rois(
+                chainer.backends.cuda.to_cpu(proposals), example.annotations, example.scale,
+                sampling=self.sampling, dialect=self.model.config.dialect, random=random))
         return targets
-
-    def _propose(self, logits, deltas, example):
-        config, sampling = self.model.config, self.sampling
-        scores = F.sigmoid(logits.astype(np.float32, copy=False)).array
-        boxes, _ = generate_proposals(
-            scores, deltas.astype(np.float32, copy=False), self.model.rpn.anchors(*logits.shape[1:]),
-            example.x.shape[1:], example.scale, pre_nms=sampling.train_pre_nms,
-            post_nms=sampling.train_post_nms, nms_threshold=config.rpn_nms_threshold,
-            min_size=config.rpn_min_size, weights=config.dialect.rpn_delta_weights,
-            extent=config.dialect.box_extent, clip=config.dialect.delta_clip)
-        return boxes
 
     def rpn_losses(self, logits, deltas, targets: Sequence[RPNTargets]) -> dict:
         """Return the RPN's losses and counts.
 
         Args:
-            logits: ``(N, A, h, w)`` variable.
-            deltas: ``(N, 4 * A, h, w)`` variable.
+            logits: For each feature map, ``(N, A, h, w)`` variable.
+            deltas: For each feature map, ``(N, 4 * A, h, w)`` variable.
             targets: For each image.
         """
         xp, n = self.xp, len(targets)
-        maps = [target.as_maps(*logits.shape[2:]) for target in targets]
-        labels, delta_targets = (np.stack(values) for values in zip(*maps))
-        images = np.repeat(np.arange(n), labels[0].size)
-        weights = image_weights(labels.ravel() != IGNORED, images, n).reshape(labels.shape)
-        delta_weights = np.repeat(weights * (labels == 1), 4, axis=1)
+        labels = np.stack([target.labels for target in targets])
+        delta_targets = np.stack([target.deltas for target in targets])
+        weights = image_weights(labels.ravel() != IGNORED, np.repeat(np.arange(n), labels.shape[1]), n)
+        weights = loc_weights = weights.reshape(labels.shape)
+        if len(logits) > 1:
+            # ``detectron/modeling/FPN.py`` ``add_fpn_rpn_losses`` divides by the number of anchors that it asked
+            # for, which may be more than there are.
+            weights = (labels != IGNORED) * np.float32(1 / (self.sampling.rpn_batch * n))
         return {
-            'rpn_cls_loss': sigmoid_cross_entropy(logits, xp.asarray(labels), xp.asarray(weights)),
-            'rpn_loc_loss': smooth_l1(deltas, xp.asarray(delta_targets), xp.asarray(delta_weights),
-                                      beta=RPN_BETA),
+            'rpn_cls_loss': sigmoid_cross_entropy(_by_anchor(logits, 1)[:, :, 0], xp.asarray(labels),
+                                                  xp.asarray(weights)),
+            'rpn_loc_loss': smooth_l1(_by_anchor(deltas, 4), xp.asarray(delta_targets),
+                                      xp.asarray((loc_weights * (labels == 1))[:, :, None]), beta=RPN_BETA),
             'n_positive_anchor': np.count_nonzero(labels == 1) / n,
         }
 
-    def roi_losses(self, features, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample]) -> dict:
+    def roi_losses(self, maps, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample]) -> dict:
         """Return the heads' losses and counts.
 
-        Both heads look at the same features, those of res5; the mask head at the foreground's alone (and at
-        one RoI that it ignores, if there is no foreground, as in Detectron: a head cannot do with none).
+        The mask head looks at the foreground alone (and at one RoI that it ignores, if there is no foreground,
+        as in Detectron: a head cannot do with none).
 
         Args:
-            features: ``(N, C, h, w)`` variable.
+            maps: ``(N, C, h, w)`` variables.
             rois: For each image.
             examples: The images, for the objects' shapes.
         """
         xp, n = self.xp, len(rois)
         batch, images, labels, n_foreground = _foreground_first(rois)
         learners = max(n_foreground, 1)  # RoIs whose box and mask are looked at
-        h = self.model.box_head.features(features, xp.asarray(batch), xp.asarray(images))
+        batch, indices = xp.asarray(batch), xp.asarray(images)
+        h = self.model.box_head.features(maps, batch, indices)
         scores, deltas = self.model.box_head(h)
-        logits = self.model.mask_head(h[:learners])
+        logits = self.model.mask_head(
+            self.model.mask_features(maps, batch[:learners], indices[:learners], h[:learners]))
         # Drawn while a GPU is still busy with the heads.
         masks = self._draw_masks(rois, examples, logits.shape[2])
 
@@ -197,6 +194,13 @@ def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExam
     for example in examples:
         groups.setdefault(example.x.shape, []).append(example)
     return list(groups.values())
+
+
+def _by_anchor(maps, n_number: int) -> chainer.Variable:
+    """Join the RPN's outputs ``(N, A * n_number, h, w)`` to ``(N, K, n_number)``, in the order of the anchors."""
+    return F.concat([
+        F.reshape(F.transpose(F.reshape(h, (len(h), -1, n_number, *h.shape[2:])), (0, 3, 4, 1, 2)),
+                  (len(h), -1, n_number)) for h in maps], axis=1)
 
 
 def _foreground_first(rois: Sequence[SampledRoIs]):

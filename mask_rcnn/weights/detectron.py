@@ -1,9 +1,9 @@
 """Detectron's ``.pkl`` weight files: recognising them and translating names, shapes and orders.
 
-Two kinds are read: C4 Mask R-CNN models with a ResNet-50 or ResNet-101 body (``model_final.pkl``), and
-the ImageNet files that Detectron starts its training from (``R-50.pkl``, ``R-101.pkl``).  Blob names are
-those of ``detectron/modeling/ResNet.py``, ``rpn_heads.py``, ``fast_rcnn_heads.py`` and
-``mask_rcnn_heads.py``.  See :mod:`mask_rcnn.weights.npz` for where the result goes.
+Two kinds are read: Mask R-CNN and Keypoint R-CNN models with a ResNet-50 or ResNet-101 body, C4 (masks only)
+or FPN (``model_final.pkl``), and the ImageNet files that Detectron starts its training from (``R-50.pkl``,
+``R-101.pkl``).  Blob names are those of ``detectron/modeling/ResNet.py``, ``FPN.py``, ``rpn_heads.py``,
+``fast_rcnn_heads.py``, ``mask_rcnn_heads.py`` and ``keypoint_rcnn_heads.py``.
 
 Detectron's orders and ours:
 
@@ -12,8 +12,11 @@ Detectron's orders and ours:
                                         ``(dy, dx, dh, dw)``
 ``mask_fcn_logits``                     the first channel is the background's, which is never used; we
                                         drop it
-``conv5_mask_w``                        ``(in, out, kh, kw)``, as Chainer's deconvolution
+``conv5_mask_w``, ``kps_score_..._w``   ``(in, out, kh, kw)``, as Chainer's deconvolution
+``fc6_w``                               inputs in C, H, W order, as ours
 ``conv1_w``                             takes BGR, as the Detectron dialect's input is
+``.._fpn2``                             the RPN's weights, shared by all levels under the finest one's name
+``kps_score_w``                         fixed bilinear upsampling, which our keypoint head does without it
 ======================================  ===============================================================
 """
 
@@ -22,66 +25,34 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mask_rcnn.config import DETECTRON, EXTRACTORS, Config
+from mask_rcnn.config import DETECTRON, PRESETS, RESNET_BLOCKS, Config
 from mask_rcnn.weights import detectron_cfg, safe_pickle
 from mask_rcnn.weights.errors import WeightFileError, printable
 from mask_rcnn.weights.files import sha256
+from mask_rcnn.weights.translated import (Report, TranslatedFile, Translation, body_name, network_name,
+                                          translate)
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'detectron-pickle'
 
-_SUPPORTED = 'Mask R-CNN with R-50-C4 or R-101-C4, and their ImageNet files'
+_SUPPORTED = 'Mask R-CNN with R-50 or R-101, C4 or FPN; Keypoint R-CNN with FPN; their ImageNet files'
 
 _Path = str | os.PathLike
+_Blobs = Mapping[str, np.ndarray]
 
 #: What Detectron takes when a file's ``cfg`` does not know the setting yet (``utils/net.py``,
 #: ``configure_bbox_reg_weights``).
 _OLD_BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
-
-@dataclass(frozen=True)
-class Report:
-    """What became of a file's blobs.
-
-    Args:
-        taken: Blobs that were translated, in the network's order.
-        left: Blobs that were not, by what they are: ``'momentum'``, ``'ImageNet classifier'``,
-            ``'unused convolution biases'``, ``'unknown'``.
-        notes: Lines about things that were adapted and need no action.
-        warnings: Lines about things that could not be honoured and may change results.
-    """
-
-    taken: tuple[str, ...]
-    left: Mapping[str, tuple[str, ...]]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
+#: Detectron's keypoint models know one class (``NUM_CLASSES: 2``): COCO's first.
+_KEYPOINT_CLASS = {'class_names': ('person',), 'category_ids': (1,)}
 
 
-@dataclass(frozen=True)
-class DetectronFile:
-    """A translated file.
-
-    Args:
-        kind: ``'model'`` or ``'backbone'``.
-        config: The network and its numbers.
-        arrays: Arrays by parameter path, float32; some are read-only views into the file's data.
-        report: What was taken and left.
-        sha256: Of the source file.
-    """
-
-    kind: str
-    config: Config
-    arrays: Mapping[str, np.ndarray]
-    report: Report
-    sha256: str
-
-
-def read(path: _Path) -> DetectronFile:
+def read(path: _Path) -> TranslatedFile:
     """Read and translate a weight file of Detectron.  Nothing in the file is executed.
 
     Args:
@@ -93,36 +64,35 @@ def read(path: _Path) -> DetectronFile:
     """
     blobs, cfg, warnings = _contents(path, safe_pickle.load(path))
     kind = _recognise(path, blobs)
-    config = Config(extractor=_extractor(path, blobs))
+    config = _network(path, blobs)
     if cfg is not None:
         config, cfg_warnings = detectron_cfg.apply(cfg, config)
         warnings += cfg_warnings
     translations = _backbone(config)
     notes: list[str] = []
     if kind == 'model':
-        config = config.replace(n_fg_class=_n_fg_class(path, blobs))
         box_weights = _box_weights(cfg)
-        translations += _heads(config, box_weights)
+        translations += (_fpn_heads if config.has_fpn else _c4_heads)(config, box_weights)
         if box_weights != DETECTRON.box_delta_weights:
             notes.append(f'MODEL.BBOX_REG_WEIGHTS {box_weights}: bbox_pred was rescaled to '
                          f'{DETECTRON.box_delta_weights}, which gives the same boxes')
-    _check(path, blobs, translations)
-    arrays = {t.path: t.apply(blobs[t.blob]) for t in translations}
-    broken = [t.blob for t in translations if not np.isfinite(arrays[t.path]).all()]
-    if broken:
-        warnings.append(f'infinite or undefined numbers in {", ".join(broken)}: did the training diverge?')
-    taken = tuple(t.blob for t in translations)
+    arrays, taken, broken = translate(path, blobs, translations, noun='blobs')
+    warnings += broken + _upsampling_warnings(blobs)
     report = Report(taken, _sort_left(set(blobs) - set(taken)), tuple(notes), tuple(warnings))
-    return DetectronFile(kind, config, arrays, report, sha256(path))
+    classes = _KEYPOINT_CLASS if kind == 'model' and config.n_keypoint and config.n_fg_class == 1 else {}
+    return TranslatedFile(kind, FORMAT, config, arrays, report, sha256(path), **classes)
 
 
-def default_name(file: DetectronFile) -> str:
+def default_name(file: TranslatedFile) -> str:
     """Return the file name for the converted weights, after Detectron's names for its own.
 
-    Models: ``e2e_mask_rcnn_R-50-C4_1x_d2c.npz`` (or ``R-101-C4``); ImageNet files: ``R-50_d2c.npz``.
+    Models: ``e2e_mask_rcnn_R-50-C4_1x_d2c.npz``, ``e2e_keypoint_rcnn_R-101-FPN_1x_d2c.npz``; ImageNet
+    files: ``R-50_d2c.npz``.
     """
-    depth = file.config.extractor.removeprefix('resnet')
-    return f'e2e_mask_rcnn_R-{depth}-C4_1x_d2c.npz' if file.kind == 'model' else f'R-{depth}_d2c.npz'
+    if file.kind == 'backbone':
+        return f'{body_name(file.config)}_d2c.npz'
+    body, heads = network_name(file.config).split(maxsplit=1)
+    return f'e2e_{heads.lower().replace(" ", "_").replace("r-cnn", "rcnn")}_{body}_1x_d2c.npz'
 
 
 # What is in the file
@@ -149,7 +119,7 @@ def _contents(path: _Path, data: Any) -> tuple[dict[str, np.ndarray], dict | Non
         raise WeightFileError(path, f"its 'cfg' is damaged: {error}") from None
 
 
-def _recognise(path: _Path, blobs: Mapping[str, np.ndarray]) -> str:
+def _recognise(path: _Path, blobs: _Blobs) -> str:
     """Return ``'model'`` or ``'backbone'``; name what is not supported."""
     parts = _unsupported_parts(blobs)
     if parts:
@@ -161,43 +131,62 @@ def _recognise(path: _Path, blobs: Mapping[str, np.ndarray]) -> str:
     return 'model' if 'cls_score_w' in blobs else 'backbone'
 
 
-def _unsupported_parts(blobs: Mapping[str, np.ndarray]) -> list[str]:
-    """What the network has, or lacks, beyond a C4 Mask R-CNN and its body."""
-    def has(pattern: str) -> bool:
-        return any(re.match(pattern, name) for name in blobs)
-
+def _unsupported_parts(blobs: _Blobs) -> list[str]:
+    """What the network has, or lacks, beyond those that we know."""
     conv = blobs.get('res2_0_branch2b_w')
+    keypoints, fpn = _has_keypoints(blobs), _has_fpn(blobs)
     parts = {
-        'a VGG body': has('conv1_1_w'),
+        'a VGG body': _has(blobs, 'conv1_1_w'),
         'a ResNeXt body': conv is not None and conv.ndim == 4 and conv.shape[0] != conv.shape[1],
-        'group normalisation': has(r'.*_gn_[sb]$'),
-        'FPN': has(r'fpn_|.*_fpn\d'),
-        'a RetinaNet head': has('retnet_'),
-        'a keypoint head': has(r'kps_score|conv_fcn\d'),
-        'a separate res5 for masks': has(r'_\[mask\]_res5'),
+        'group normalisation': _has(blobs, r'.*_gn_[sb]$'),
+        'a RetinaNet head': _has(blobs, 'retnet_'),
+        'a keypoint head but no FPN': keypoints and not fpn,
+        'a separate res5 for masks': _has(blobs, r'_\[mask\]_res5'),
     }
     found = [name for name, present in parts.items() if present]
-    if not found and has('conv_rpn_w|cls_score_w|mask_fcn_logits_w'):
-        wanted = {'box head': 'cls_score_w', 'RPN': 'conv_rpn_w', 'mask head': 'mask_fcn_logits_w'}
+    if not found and _has(blobs, 'conv_rpn|cls_score_w|mask_fcn_logits_w|kps_score|fpn_'):
+        wanted = {'box head': 'cls_score_w', 'RPN': 'conv_rpn_fpn2_w' if fpn else 'conv_rpn_w'}
+        if not keypoints:
+            wanted['mask or keypoint head' if fpn else 'mask head'] = 'mask_fcn_logits_w'
         found = [f'no {name}' for name, blob in wanted.items() if blob not in blobs]
     return found
 
 
-def _extractor(path: _Path, blobs: Mapping[str, np.ndarray]) -> str:
-    """Tell the depth of the body by its res4 blocks."""
+def _has(blobs: _Blobs, pattern: str) -> bool:
+    return any(re.match(pattern, name) for name in blobs)
+
+
+def _has_fpn(blobs: _Blobs) -> bool:
+    return _has(blobs, r'fpn_|.*_fpn\d')
+
+
+def _has_keypoints(blobs: _Blobs) -> bool:
+    return _has(blobs, r'kps_score|conv_fcn\d')
+
+
+def _network(path: _Path, blobs: _Blobs) -> Config:
+    """Tell the network by its blobs: the body by its res4 blocks, the others by their presence."""
     count = len({match[1] for name in blobs if (match := re.fullmatch(r'res4_(\d+)_branch2a_w', name))})
-    for name, blocks in EXTRACTORS.items():
-        if blocks[2] == count:
-            return name
-    raise WeightFileError(path, f'has a ResNet with {count} blocks in res4, which is not supported yet '
-                                f'(supported: {_SUPPORTED})')
+    body = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
+    if body is None:
+        raise WeightFileError(path, f'has a ResNet with {count} blocks in res4, which is not supported yet '
+                                    f'(supported: {_SUPPORTED})')
+    config = PRESETS[f'{body}_fpn' if _has_fpn(blobs) else body]
+    if 'cls_score_w' not in blobs:
+        return config
+    n_keypoint = _size(path, blobs, 'kps_score_lowres_w', 1) if _has_keypoints(blobs) else 0
+    return config.replace(n_fg_class=_size(path, blobs, 'cls_score_w', 0) - 1,
+                          masks='mask_fcn_logits_w' in blobs, n_keypoint=n_keypoint)
 
 
-def _n_fg_class(path: _Path, blobs: Mapping[str, np.ndarray]) -> int:
-    shape = blobs['cls_score_w'].shape
-    if len(shape) != 2 or shape[0] < 2:
-        raise WeightFileError(path, f'cls_score_w has the shape {shape}, not (classes + 1, 2048)')
-    return shape[0] - 1
+def _size(path: _Path, blobs: _Blobs, name: str, axis: int) -> int:
+    """Return a size that only the file knows."""
+    if name not in blobs:
+        raise WeightFileError(path, f'missing blobs: {name}')
+    shape = blobs[name].shape
+    if len(shape) < 2 or shape[axis] < 2 - axis:
+        raise WeightFileError(path, f'{name} has the shape {shape}, which is not that of such a layer')
+    return shape[axis]
 
 
 def _box_weights(cfg: dict | None) -> tuple[float, ...]:
@@ -213,18 +202,6 @@ def _box_weights(cfg: dict | None) -> tuple[float, ...]:
 
 
 # How each blob is translated
-
-
-@dataclass(frozen=True)
-class _Translation:
-    blob: str
-    path: str
-    shape: tuple[int, ...]
-    convert: Callable[[np.ndarray], np.ndarray] | None = None
-
-    def apply(self, blob: np.ndarray) -> np.ndarray:
-        array = blob if self.convert is None else self.convert(blob)
-        return np.ascontiguousarray(array, np.float32)
 
 
 def _swap_xy(array: np.ndarray) -> np.ndarray:
@@ -246,32 +223,31 @@ def _drop_background(array: np.ndarray) -> np.ndarray:
     return array[1:]
 
 
-def _affine_conv(blob: str, norm: str, path: str, conv: str, shape: tuple[int, ...]) -> list[_Translation]:
+def _affine_conv(blob: str, norm: str, path: str, shape: tuple[int, ...]) -> list[Translation]:
     """A convolution without bias and its AffineChannel."""
-    norm_path = f'{path}/{conv}/norm' if conv else f'{path}/norm'
-    conv_path = f'{path}/{conv}/conv' if conv else f'{path}/conv'
     return [
-        _Translation(f'{blob}_w', f'{conv_path}/W', shape),
-        _Translation(f'{norm}_s', f'{norm_path}/scale', shape[:1]),
-        _Translation(f'{norm}_b', f'{norm_path}/bias', shape[:1]),
+        Translation(f'{path}/conv/W', {f'{blob}_w': shape}),
+        Translation(f'{path}/norm/scale', {f'{norm}_s': shape[:1]}),
+        Translation(f'{path}/norm/bias', {f'{norm}_b': shape[:1]}),
     ]
 
 
-def _backbone(config: Config) -> list[_Translation]:
-    """conv1 to res5: Detectron's ``res5_*`` belong to our box head."""
-    translations = _affine_conv('conv1', 'res_conv1_bn', 'extractor/conv1', '', (64, 3, 7, 7))
+def _backbone(config: Config) -> list[Translation]:
+    """conv1 to res5; in a C4 network, ``res5_*`` belong to our box head."""
+    body = 'extractor/body' if config.has_fpn else 'extractor'
+    translations = _affine_conv('conv1', 'res_conv1_bn', f'{body}/conv1', (64, 3, 7, 7))
     width_in = 64
-    for stage, n_block in enumerate(EXTRACTORS[config.extractor], start=2):
+    for stage, n_block in enumerate(RESNET_BLOCKS[config.body], start=2):
+        room = 'box_head' if stage == 5 and not config.has_fpn else body
         width = 64 << stage - 2
         for block in range(n_block):
-            room = 'box_head' if stage == 5 else 'extractor'
             translations += _bottleneck(f'res{stage}_{block}', f'{room}/res{stage}/block{block}',
                                         width_in, width, shortcut=block == 0)
             width_in = 4 * width
     return translations
 
 
-def _bottleneck(blob: str, path: str, width_in: int, width: int, *, shortcut: bool) -> list[_Translation]:
+def _bottleneck(blob: str, path: str, width_in: int, width: int, *, shortcut: bool) -> list[Translation]:
     convs = [
         ('branch2a', 'conv1', (width, width_in, 1, 1)),
         ('branch2b', 'conv2', (width, width, 3, 3)),
@@ -280,44 +256,102 @@ def _bottleneck(blob: str, path: str, width_in: int, width: int, *, shortcut: bo
     if shortcut:
         convs.append(('branch1', 'shortcut', (4 * width, width_in, 1, 1)))
     return [translation for branch, conv, shape in convs
-            for translation in _affine_conv(f'{blob}_{branch}', f'{blob}_{branch}_bn', path, conv, shape)]
+            for translation in _affine_conv(f'{blob}_{branch}', f'{blob}_{branch}_bn', f'{path}/{conv}', shape)]
 
 
-def _heads(config: Config, box_weights: tuple[float, ...]) -> list[_Translation]:
-    """RPN, box head and mask head."""
+def _layer(blob: str, path: str, shape: tuple[int, ...], convert: Callable | None = None, *,
+           out: int = 0) -> list[Translation]:
+    """A layer with a weight and a bias; ``out`` is the axis of the weight's output channels."""
+    return [Translation(f'{path}/W', {f'{blob}_w': shape}, convert),
+            Translation(f'{path}/b', {f'{blob}_b': (shape[out],)}, convert)]
+
+
+def _c4_heads(config: Config, box_weights: tuple[float, ...]) -> list[Translation]:
+    """RPN, box head and mask head on res4 and res5."""
     n_anchor = len(config.anchor_sizes) * len(config.anchor_ratios)
+    return [
+        *_rpn(n_anchor, 1024, 1024, ''),
+        *_box_outputs(config, 2048, box_weights),
+        *_mask_outputs(config, 2048),
+    ]
+
+
+def _fpn_heads(config: Config, box_weights: tuple[float, ...]) -> list[Translation]:
+    """Feature pyramid, RPN, box head and the heads for masks and keypoints."""
+    dim, hidden = config.fpn_channels, config.head_channels
+    return [
+        *_pyramid(config),
+        *_rpn(len(config.anchor_ratios), dim, config.rpn_channels, '_fpn2'),
+        *_layer('fc6', 'box_head/fc6', (hidden, dim * config.roi_size ** 2)),
+        *_layer('fc7', 'box_head/fc7', (hidden, hidden)),
+        *_box_outputs(config, hidden, box_weights),
+        *(_fpn_mask_head(config) if config.masks else ()),
+        *(_keypoint_head(config) if config.n_keypoint else ()),
+    ]
+
+
+def _pyramid(config: Config) -> list[Translation]:
+    """The 1x1 laterals, named after the sums that they go into, and the 3x3 outputs."""
+    translations = []
+    for stage, n_block in enumerate(RESNET_BLOCKS[config.body], start=2):
+        name = f'res{stage}_{n_block - 1}_sum'
+        lateral = f'fpn_inner_{name}' if stage == 5 else f'fpn_inner_{name}_lateral'
+        dim = config.fpn_channels
+        translations += _layer(lateral, f'extractor/lateral{stage}', (dim, 64 << stage, 1, 1))
+        translations += _layer(f'fpn_{name}', f'extractor/output{stage}', (dim, dim, 3, 3))
+    return translations
+
+
+def _rpn(n_anchor: int, width_in: int, width: int, suffix: str) -> list[Translation]:
+    return [
+        *_layer(f'conv_rpn{suffix}', 'rpn/conv', (width, width_in, 3, 3)),
+        *_layer(f'rpn_cls_logits{suffix}', 'rpn/objectness', (n_anchor, width, 1, 1)),
+        *_layer(f'rpn_bbox_pred{suffix}', 'rpn/delta', (4 * n_anchor, width, 1, 1), _swap_xy),
+    ]
+
+
+def _box_outputs(config: Config, width: int, box_weights: tuple[float, ...]) -> list[Translation]:
     n_class = config.n_fg_class + 1
 
     def box_deltas(array: np.ndarray) -> np.ndarray:
         return _rescaled(array, box_weights)
 
-    layers = (
-        ('conv_rpn', 'rpn/conv', (1024, 1024, 3, 3), 1024, None),
-        ('rpn_cls_logits', 'rpn/objectness', (n_anchor, 1024, 1, 1), n_anchor, None),
-        ('rpn_bbox_pred', 'rpn/delta', (4 * n_anchor, 1024, 1, 1), 4 * n_anchor, _swap_xy),
-        ('cls_score', 'box_head/score', (n_class, 2048), n_class, None),
-        ('bbox_pred', 'box_head/delta', (4 * n_class, 2048), 4 * n_class, box_deltas),
-        ('conv5_mask', 'mask_head/deconv', (2048, 256, 2, 2), 256, None),
-        ('mask_fcn_logits', 'mask_head/score', (n_class, 256, 1, 1), n_class, _drop_background),
-    )
-    return [translation for blob, path, shape, n_out, convert in layers for translation in (
-        _Translation(f'{blob}_w', f'{path}/W', shape, convert),
-        _Translation(f'{blob}_b', f'{path}/b', (n_out,), convert),
-    )]
+    return [*_layer('cls_score', 'box_head/score', (n_class, width)),
+            *_layer('bbox_pred', 'box_head/delta', (4 * n_class, width), box_deltas)]
 
 
-def _check(path: _Path, blobs: Mapping[str, np.ndarray], translations: Iterable[_Translation]) -> None:
-    """Every blob must be there, hold numbers and have its shape."""
-    problems = []
-    missing = [t.blob for t in translations if t.blob not in blobs]
-    if missing:
-        problems.append(f'missing blobs: {", ".join(missing)}')
-    for t in translations:
-        blob = blobs.get(t.blob)
-        if blob is not None and (blob.shape != t.shape or blob.dtype.kind != 'f'):
-            problems.append(f'{t.blob} is {blob.dtype.name} {blob.shape}, not float32 {t.shape}')
-    if problems:
-        raise WeightFileError(path, '; '.join(problems))
+def _mask_outputs(config: Config, width: int) -> list[Translation]:
+    n_class, dim = config.n_fg_class + 1, config.mask_channels
+    return [*_layer('conv5_mask', 'mask_head/deconv', (width, dim, 2, 2), out=1),
+            *_layer('mask_fcn_logits', 'mask_head/score', (n_class, dim, 1, 1), _drop_background)]
+
+
+def _fpn_mask_head(config: Config) -> list[Translation]:
+    """Four convolutions (``mask_rcnn_fcn_head_v1up4convs``) before what C4 has, too."""
+    widths = [config.fpn_channels] + 4 * [config.mask_channels]
+    convs = [translation for i in range(1, 5) for translation in
+             _layer(f'_[mask]_fcn{i}', f'mask_head/conv{i}', (widths[i], widths[i - 1], 3, 3))]
+    return convs + _mask_outputs(config, config.mask_channels)
+
+
+def _keypoint_head(config: Config) -> list[Translation]:
+    """Eight convolutions and a deconvolution (``add_roi_pose_head_v1convX``)."""
+    widths = [config.fpn_channels] + 8 * [512]
+    convs = [translation for i in range(1, 9) for translation in
+             _layer(f'conv_fcn{i}', f'keypoint_head/conv{i}', (widths[i], widths[i - 1], 3, 3))]
+    return convs + _layer('kps_score_lowres', 'keypoint_head/deconv', (512, config.n_keypoint, 4, 4), out=1)
+
+
+def _upsampling_warnings(blobs: _Blobs) -> list[str]:
+    """Detectron never trains ``kps_score_w``, a bilinear interpolation; a file may say otherwise."""
+    weight, bias = blobs.get('kps_score_w'), blobs.get('kps_score_b')
+    if weight is None:
+        return []
+    row = np.array([0.25, 0.75, 0.75, 0.25], np.float32)
+    usual = np.eye(len(weight), dtype=np.float32)[:, :, None, None] * np.outer(row, row)
+    if weight.shape == usual.shape and (weight == usual).all() and (bias is None or not bias.any()):
+        return []
+    return ['kps_score_w is no bilinear upsampling, which is what is used instead']
 
 
 def _sort_left(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -328,6 +362,8 @@ def _sort_left(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
             group = 'momentum'
         elif re.fullmatch(r'(fc1000|pred)_[wb]', name):
             group = 'ImageNet classifier'
+        elif re.fullmatch(r'kps_score_[wb]', name):
+            group = 'fixed upsampling'
         elif re.fullmatch(r'conv1_b|res\d+_\d+_branch\w+_b', name):
             group = 'unused convolution biases'
         else:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mask_rcnn.config import DETECTRON, Config
+from mask_rcnn.config import DETECTRON, FPN_STRIDES, Config
 from mask_rcnn.weights.errors import printable
 
 _MAX_TEXT = 1 << 18         # Detectron's own are about 12 kB
@@ -166,13 +166,20 @@ def _is_roi_align(value: Any) -> bool:
     return value == 'RoIAlign'
 
 
-#: ``cfg`` name, field of :class:`~mask_rcnn.config.Config`, check.  The first name that exists counts.
-_TAKEN: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+def _start_size(value: Any) -> tuple[int, ...]:
+    """The anchor size of the finest level; each next one's is twice as large."""
+    return tuple(_positive(value) << level for level in range(len(FPN_STRIDES)))
+
+
+_Taken = tuple[str, str, Callable[[Any], Any]]
+_Fixed = tuple[str, Any]
+
+#: ``cfg`` name, field of :class:`~mask_rcnn.config.Config`, check.  Of two names for a field the last one
+#: that exists counts.
+_TAKEN: tuple[_Taken, ...] = (
     ('TEST.SCALES', 'min_size', _positive),
     ('TEST.SCALE', 'min_size', _positive),
     ('TEST.MAX_SIZE', 'max_size', _positive),
-    ('RPN.SIZES', 'anchor_sizes', _numbers),
-    ('RPN.ASPECT_RATIOS', 'anchor_ratios', _numbers),
     ('TEST.RPN_PRE_NMS_TOP_N', 'rpn_pre_nms', _positive),
     ('TEST.RPN_POST_NMS_TOP_N', 'rpn_post_nms', _positive),
     ('TEST.RPN_NMS_THRESH', 'rpn_nms_threshold', _number),
@@ -185,11 +192,20 @@ _TAKEN: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ('FAST_RCNN.ROI_XFORM_SAMPLING_RATIO', 'sampling_ratio', _integer),
 )
 
+_TAKEN_C4: tuple[_Taken, ...] = (
+    ('RPN.SIZES', 'anchor_sizes', _numbers),
+    ('RPN.ASPECT_RATIOS', 'anchor_ratios', _numbers),
+)
+
+_TAKEN_FPN: tuple[_Taken, ...] = (
+    ('FPN.RPN_ANCHOR_START_SIZE', 'anchor_sizes', _start_size),
+    ('FPN.RPN_ASPECT_RATIOS', 'anchor_ratios', _numbers),
+)
+
 #: What our network does, whatever ``cfg`` says.
-_FIXED: tuple[tuple[str, Any], ...] = (
+_FIXED: tuple[_Fixed, ...] = (
     ('PIXEL_MEANS', list(DETECTRON.pixel_mean)),
     ('BBOX_XFORM_CLIP', DETECTRON.delta_clip),
-    ('RPN.STRIDE', 16),
     ('RESNETS.NUM_GROUPS', 1),
     ('RESNETS.WIDTH_PER_GROUP', 64),
     ('RESNETS.STRIDE_1X1', True),
@@ -198,19 +214,49 @@ _FIXED: tuple[tuple[str, Any], ...] = (
     ('RESNETS.STEM_FUNC', 'basic_bn_stem'),
     ('RESNETS.SHORTCUT_FUNC', 'basic_bn_shortcut'),
     ('MODEL.CLS_AGNOSTIC_BBOX_REG', False),
-    ('MRCNN.CLS_SPECIFIC_MASK', True),
-    ('MRCNN.UPSAMPLE_RATIO', 1),
-    ('MRCNN.RESOLUTION', 14),
-    ('MRCNN.THRESH_BINARIZE', DETECTRON.mask_threshold),
     ('TEST.BBOX_REG', True),
     ('TEST.BBOX_AUG.ENABLED', False),
-    ('TEST.MASK_AUG.ENABLED', False),
     ('TEST.BBOX_VOTE.ENABLED', False),
     ('TEST.SOFT_NMS.ENABLED', False),
 )
 
-#: The mask branch pools as the box branch does (``MRCNN.x`` follows ``FAST_RCNN.x``).
-_SHARED = ('ROI_XFORM_METHOD', 'ROI_XFORM_RESOLUTION', 'ROI_XFORM_SAMPLING_RATIO')
+_FIXED_C4: tuple[_Fixed, ...] = (
+    ('RPN.STRIDE', FPN_STRIDES[2]),
+)
+
+_FIXED_FPN: tuple[_Fixed, ...] = (
+    ('FPN.COARSEST_STRIDE', FPN_STRIDES[3]),
+    ('FPN.EXTRA_CONV_LEVELS', False),
+    ('FPN.MULTILEVEL_ROIS', True),
+    ('FPN.MULTILEVEL_RPN', True),
+    ('FPN.ROI_CANONICAL_LEVEL', 4),
+    ('FPN.ROI_CANONICAL_SCALE', 224),
+    ('FPN.ROI_MIN_LEVEL', 2),
+    ('FPN.ROI_MAX_LEVEL', 5),
+    ('FPN.RPN_MIN_LEVEL', 2),
+    ('FPN.RPN_MAX_LEVEL', 6),
+)
+
+_FIXED_MASK: tuple[_Fixed, ...] = (
+    ('MRCNN.CLS_SPECIFIC_MASK', True),
+    ('MRCNN.UPSAMPLE_RATIO', 1),
+    ('MRCNN.THRESH_BINARIZE', DETECTRON.mask_threshold),
+    ('TEST.MASK_AUG.ENABLED', False),
+)
+
+_FIXED_KEYPOINT: tuple[_Fixed, ...] = (
+    ('KRCNN.UP_SCALE', 2),
+    ('KRCNN.USE_DECONV', False),
+    ('KRCNN.USE_DECONV_OUTPUT', True),
+    ('KRCNN.DILATION', 1),
+    ('KRCNN.KEYPOINT_CONFIDENCE', 'bbox'),
+    ('KRCNN.NMS_OKS', False),
+    ('KRCNN.INFERENCE_MIN_SIZE', 0),
+    ('TEST.KPS_AUG.ENABLED', False),
+)
+
+#: All heads pool in the same way (``MRCNN.x`` and ``KRCNN.x`` follow ``FAST_RCNN.x``).
+_SHARED = ('ROI_XFORM_METHOD', 'ROI_XFORM_SAMPLING_RATIO')
 
 
 def apply(cfg: dict[str, Any], config: Config) -> tuple[Config, list[str]]:
@@ -218,14 +264,14 @@ def apply(cfg: dict[str, Any], config: Config) -> tuple[Config, list[str]]:
 
     Args:
         cfg: Result of :func:`parse`.
-        config: Supplies what ``cfg`` does not say.
+        config: Says which network it is, and supplies what ``cfg`` does not say.
 
     Returns:
         The configuration, and one line for every setting that changes results and cannot be honoured.
     """
     changes: dict[str, Any] = {}
     warnings: list[str] = []
-    for name, field, check in _TAKEN:
+    for name, field, check in _taken(config):
         value = lookup(cfg, name)
         if value is None:
             continue
@@ -237,21 +283,43 @@ def apply(cfg: dict[str, Any], config: Config) -> tuple[Config, list[str]]:
         config = config.replace(**changes)
     except ValueError as error:
         warnings.append(f'its sizes and thresholds do not fit together and are not used: {error}')
-    warnings.extend(_departures(cfg))
+    warnings.extend(_departures(cfg, config))
     return config, warnings
 
 
-def _departures(cfg: dict[str, Any]) -> list[str]:
+def _taken(config: Config) -> tuple[_Taken, ...]:
+    """The settings that mean something to this network."""
+    if not config.has_fpn:
+        return _TAKEN + _TAKEN_C4
+    sizes = tuple((f'{head}.ROI_XFORM_RESOLUTION', 'mask_roi_size', _resolution) for head in _heads(config))
+    return _TAKEN + _TAKEN_FPN + sizes
+
+
+def _heads(config: Config) -> tuple[str, ...]:
+    """``cfg``'s sections for the heads beside the box head."""
+    return ('MRCNN',) * config.masks + ('KRCNN',) * bool(config.n_keypoint)
+
+
+def _fixed(config: Config) -> tuple[_Fixed, ...]:
+    mask_size = 2 * config.mask_roi_size
+    masks = (*_FIXED_MASK, ('MRCNN.RESOLUTION', mask_size if config.has_fpn else 14))
+    keypoints = (*_FIXED_KEYPOINT, ('KRCNN.HEATMAP_SIZE', 2 * mask_size), ('KRCNN.NUM_KEYPOINTS', config.n_keypoint))
+    return (_FIXED + (_FIXED_FPN if config.has_fpn else _FIXED_C4)
+            + masks * config.masks + keypoints * bool(config.n_keypoint))
+
+
+def _departures(cfg: dict[str, Any], config: Config) -> list[str]:
     """Settings that ask for something else than what our network does."""
     lines = []
-    for name, used in _FIXED:
+    for name, used in _fixed(config):
         value = lookup(cfg, name)
         if value is not None and not _same(value, used):
             lines.append(_not_supported(name, value, used))
-    for name in _SHARED:
-        box, mask = lookup(cfg, f'FAST_RCNN.{name}'), lookup(cfg, f'MRCNN.{name}')
-        if None not in (box, mask) and box != mask:
-            lines.append(_not_supported(f'MRCNN.{name}', mask, box))
+    for name in _SHARED if config.has_fpn else (*_SHARED, 'ROI_XFORM_RESOLUTION'):
+        for head in _heads(config):
+            box, other = lookup(cfg, f'FAST_RCNN.{name}'), lookup(cfg, f'{head}.{name}')
+            if None not in (box, other) and box != other:
+                lines.append(_not_supported(f'{head}.{name}', other, box))
     return lines
 
 

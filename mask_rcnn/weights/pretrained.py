@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import chainer
 import numpy as np
 
-from mask_rcnn.config import EXTRACTORS
+from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.weights import caffemodel, detectron
 from mask_rcnn.weights.errors import WeightFileError, printable
 from mask_rcnn.weights.files import open_for_reading
@@ -248,7 +248,7 @@ def _from_caffe(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> _C
                                    if re.match(rf'res{stage}[a-z]\d*_', name)}) for stage in range(2, 6)])
     long_names = any(re.match(r'res\d[a-z]\d', name) for name in arrays)
     pairs = [('conv1', 'bn_conv1', 'extractor/conv1')]
-    for stage, n_block in enumerate(EXTRACTORS[extractor], start=2):
+    for stage, n_block in enumerate(RESNET_BLOCKS[extractor], start=2):
         for i in range(n_block):
             numbered = long_names and i and stage in (3, 4)
             block = f'{stage}b{i}' if numbered else f'{stage}{"abcdef"[i]}'
@@ -263,7 +263,7 @@ def _from_chainer(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
     extractor = _depth(path, [len({name.split('/')[1] for name in arrays if name.startswith(f'res{stage}/')})
                               for stage in range(2, 6)])
     pairs = [('conv1', 'bn1', 'extractor/conv1')]
-    for stage, n_block in enumerate(EXTRACTORS[extractor], start=2):
+    for stage, n_block in enumerate(RESNET_BLOCKS[extractor], start=2):
         for i in range(n_block):
             block = f'res{stage}/{f"b{i}" if i else "a"}'
             pairs += [(f'{block}/conv{number}', f'{block}/bn{number}', f'{_block_path(stage, i)}/{conv}')
@@ -283,11 +283,11 @@ def _block_path(stage: int, block: int) -> str:
 
 
 def _depth(path: str | os.PathLike, n_blocks: list[int]) -> str:
-    for extractor, expected in EXTRACTORS.items():
+    for extractor, expected in RESNET_BLOCKS.items():
         if list(expected) == n_blocks:
             return extractor
     raise WeightFileError(path, f'holds a ResNet of {" + ".join(map(str, n_blocks))} blocks, which is '
-                                f'none of {", ".join(EXTRACTORS)}')
+                                f'none of {", ".join(RESNET_BLOCKS)}')
 
 
 def _from_resnet(path: str | os.PathLike, arrays: Mapping[str, np.ndarray],

@@ -10,7 +10,7 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.commands import common, evaluate, train
-from mask_rcnn.config import EXTRACTORS
+from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.datasets.shapes import ShapesDataset
 from mask_rcnn.models import builder, saving
 from mask_rcnn.training import distributed
@@ -22,8 +22,8 @@ SHAPES = ['--dataset', 'shapes', '--pretrained', 'none', '--gpu', '-1']
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch, tmp_path):
-    monkeypatch.setitem(EXTRACTORS, 'resnet50', (1, 1, 1, 1))
-    monkeypatch.setitem(EXTRACTORS, 'resnet101', (1, 1, 2, 1))
+    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    monkeypatch.setitem(RESNET_BLOCKS, 'resnet101', (1, 1, 2, 1))
     monkeypatch.chdir(tmp_path)
 
 

@@ -28,7 +28,7 @@ def inference():
 
 @pytest.fixture(scope='module')
 def small(load_model):
-    """The model, its case and its stages' outputs from the golden network input."""
+    """The model, its case and its feature maps from the golden network input."""
     model, case = load_model(SMALL)
     x = np.load(case.golden / 'detectron' / 'input_scale300.npz')['data']
     return model, case, x, model.extract(x)
@@ -45,7 +45,7 @@ def golden_rois(case, rows=slice(None)):
 
 
 def test_extractor(small):
-    model, case, x, features = small
+    model, case, x, (features,) = small
     extractor = model.extractor
     h = F.relu(extractor.conv1(x))
     assert case.compare_blob('conv1', h.array) < BODY
@@ -58,44 +58,44 @@ def test_extractor(small):
 
 
 def test_rpn(small):
-    model, case, _, features = small
+    model, case, _, (features,) = small
     rpn = model.rpn
     assert case.compare_blob('conv_rpn', F.relu(rpn.conv(features)).array) < BODY
-    logits, deltas = rpn(features)
+    (logits,), (deltas,) = rpn((features,))
     assert case.compare_blob('rpn_cls_logits', logits.array) < BODY
     assert case.compare_blob('rpn_cls_probs', F.sigmoid(logits).array) < BODY
     assert case.compare_blob('rpn_bbox_pred', as_detectron(deltas.array)) < BODY
 
 
 def test_proposals(small):
-    model, case, x, features = small
-    rois = model.propose(features, x.shape[2:], float(case.arrays['im_scale']))
+    model, case, x, maps = small
+    rois = model.propose(maps, x.shape[2:], float(case.arrays['im_scale']))
     np.testing.assert_allclose(rois[:, XY], case.arrays['rois'][:, 1:], rtol=0, atol=0.01)
 
 
 def test_roi_features(small):
-    model, case, _, features = small
+    model, case, _, maps = small
     rows = case.rows_of('pool5')
     rois, indices = golden_rois(case, rows)
-    pooled = roi_align(features, rois, indices, output_size=14, spatial_scale=1 / 16)
+    pooled = roi_align(*maps, rois, indices, output_size=14, spatial_scale=1 / 16)
     assert case.compare_blob('pool5', pooled.array, rows=rows) < BODY
     rows = case.rows_of('res5_2_sum')
-    res5 = model.box_head.features(features, *golden_rois(case, rows))
+    res5 = model.box_head.features(maps, *golden_rois(case, rows))
     assert case.compare_blob('res5_2_sum', res5.array, rows=rows) < BODY
 
 
 def test_box_head(small):
-    model, case, _, features = small
-    scores, deltas = model.box_head(model.box_head.features(features, *golden_rois(case, slice(32))))
+    model, case, _, maps = small
+    scores, deltas = model.box_head(model.box_head.features(maps, *golden_rois(case, slice(32))))
     np.testing.assert_allclose(F.softmax(scores).array, case.arrays['cls_prob_first32'], rtol=0, atol=1e-5)
     np.testing.assert_allclose(as_detectron(deltas.array), case.arrays['bbox_pred_first32'], rtol=0, atol=HEADS)
 
 
 def test_box_head_of_every_sampled_roi(small):
-    model, case, _, features = small
+    model, case, _, maps = small
     for blob in ('res5_pool', 'cls_score', 'bbox_pred', 'cls_prob'):
         rows = case.rows_of(blob)
-        h = model.box_head.features(features, *golden_rois(case, rows))
+        h = model.box_head.features(maps, *golden_rois(case, rows))
         scores, deltas = model.box_head(h)
         values = {'res5_pool': lambda: F.mean(h, axis=(2, 3), keepdims=True).array,
                   'cls_score': lambda: scores.array,
@@ -105,10 +105,10 @@ def test_box_head_of_every_sampled_roi(small):
 
 
 def test_mask_head(small):
-    model, case, _, features = small
+    model, case, _, maps = small
     arrays = case.arrays
     rois = arrays['mask_rois'][:, 1:][:, XY]
-    h = model.box_head.features(features, rois, np.zeros(len(rois), np.int32))
+    h = model.box_head.features(maps, rois, np.zeros(len(rois), np.int32))
     assert case.compare_blob('_[mask]_res5_2_sum', h.array) < BODY
     up = F.relu(model.mask_head.deconv(h))
     assert case.compare_blob('conv5_mask', up.array) < BODY

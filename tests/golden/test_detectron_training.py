@@ -110,17 +110,17 @@ def learned(step, weight_file):
     freeze(model)
     chain = MaskRCNNTrainChain(model, sampling=step.sampling)
     chain.cleargrads()
-    features = model.extractor(step.x)
-    logits, deltas = model.rpn(features)
+    maps = model.extractor(step.x)
+    logits, deltas = model.rpn(maps)
     values = {**chain.rpn_losses(logits, deltas, [step.anchors]),
-              **chain.roi_losses(features, [step.rois], [step.example])}
+              **chain.roi_losses(maps, [step.rois], [step.example])}
     sum(value for name, value in values.items() if name.endswith('loss')).backward(retain_grad=True)
-    return chain, values, features, logits, deltas
+    return chain, values, maps[0], logits[0], deltas[0]
 
 
 def test_anchor_targets(step, learned):
     chain, _, _, logits, _ = learned
-    found, = chain.anchor_targets([step.example], logits.shape[2:],
+    found, = chain.anchor_targets([step.example], [logits.shape[2:]],
                                   [np.random.RandomState(step.settings['seed'])])
     np.testing.assert_array_equal(found.labels, step.anchors.labels)
     np.testing.assert_allclose(found.deltas, step.anchors.deltas, rtol=0, atol=1e-6)
@@ -128,7 +128,9 @@ def test_anchor_targets(step, learned):
 
 def test_proposals(step, learned):
     chain, _, _, logits, deltas = learned
-    proposals = chain._propose(logits.array[0], deltas.array[0], step.example)
+    proposals, _ = chain.model.rpn.propose(
+        [logits.array[0]], [deltas.array[0]], step.example.input_size, step.scale,
+        pre_nms=step.sampling.train_pre_nms, post_nms=step.sampling.train_post_nms)
     assert len(proposals) == len(step['rpn_rois'])
     np.testing.assert_allclose(proposals[:, XY], step['rpn_rois'][:, 1:], rtol=0, atol=0.01)
 

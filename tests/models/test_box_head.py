@@ -26,7 +26,7 @@ def strided_res5(head, pooled):
 @pytest.mark.parametrize('align, pooling', [(True, roi_align), (False, roi_max_pooling)])
 def test_unused_bins_are_left_out_without_a_trace(rng, align, pooling):
     """Features and gradients equal those of the 14 x 14 grid with stride 2."""
-    head = Res5BoxHead(8, stride=16, config=Config(n_fg_class=2, roi_align=align))
+    head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_align=align))
     x = chainer.Parameter(rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32))
     pooled = pooling(x, ROIS, INDICES, output_size=14, spatial_scale=1 / 16)
     expected = strided_res5(head, pooled)
@@ -35,7 +35,7 @@ def test_unused_bins_are_left_out_without_a_trace(rng, align, pooling):
     expected.backward()
     expected_gradient = x.grad
     x.cleargrad()
-    features = head.features(x, ROIS, INDICES)
+    features = head.features((x,), ROIS, INDICES)
     assert features.shape == (3, 2048, 7, 7)
     np.testing.assert_allclose(features.array, expected.array, rtol=1e-4, atol=1e-5 * expected.array.std())
     features.grad = gy
@@ -45,14 +45,14 @@ def test_unused_bins_are_left_out_without_a_trace(rng, align, pooling):
 
 @pytest.mark.parametrize('align, pooling', [(True, roi_align), (False, roi_max_pooling)])
 def test_roi_size_7_pools_every_bin(rng, align, pooling):
-    head = Res5BoxHead(8, stride=16, config=Config(n_fg_class=2, roi_size=7, roi_align=align))
+    head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_size=7, roi_align=align))
     x = rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32)
     expected = head.res5(pooling(x, ROIS, INDICES, output_size=7, spatial_scale=1 / 16))
-    np.testing.assert_array_equal(head.features(x, ROIS, INDICES).array, expected.array)
+    np.testing.assert_array_equal(head.features((x,), ROIS, INDICES).array, expected.array)
 
 
 def test_outputs(rng):
-    head = Res5BoxHead(8, stride=16, config=Config(n_fg_class=5))
+    head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=5))
     features = rng.uniform(-1, 1, (4, 2048, 7, 7)).astype(np.float32)
     scores, deltas = head(features)
     assert scores.shape == (4, 6) and deltas.shape == (4, 24)

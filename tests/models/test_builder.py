@@ -42,7 +42,7 @@ def test_load_converts_the_normalisation(small_model, weight_file, image, option
 def test_load_changes_what_the_arrays_leave_open(weight_file):
     model = mask_rcnn.load(weight_file, roi_size=7, roi_align=False, min_size=32)
     assert (model.config.roi_size, model.config.roi_align, model.config.min_size) == (7, False, 32)
-    assert model.box_head.config == model.rpn.config == model.config
+    assert model.box_head.pool.config == model.rpn.config == model.config
 
 
 @pytest.mark.parametrize('changes, message', [

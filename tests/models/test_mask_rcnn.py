@@ -35,7 +35,8 @@ def test_every_image_is_seen_alone(small_model, image, rng):
 
 def test_rois_in_parts_are_as_all_at_once(small_model, image, monkeypatch):
     at_once, = small_model.detect([image])
-    monkeypatch.setattr('mask_rcnn.models.mask_rcnn._ROIS_AT_ONCE', 3)
+    for head in (small_model.box_head, small_model.mask_head):
+        monkeypatch.setattr(head, 'rois_at_once', 3, raising=True)
     in_parts, = small_model.detect([image])
     np.testing.assert_allclose(in_parts.boxes, at_once.boxes, atol=1e-3)
     np.testing.assert_array_equal(in_parts.labels, at_once.labels)

@@ -21,7 +21,7 @@ def test_proposals_equal_detectron(shared, case):
     anchors = shift_anchors(golden[f'{case}_anchors'][:, XY], stride, *scores.shape[1:])
     height, width, scale = golden[f'{case}_im_info'][0]
     boxes, probs = generate_proposals(
-        scores, deltas, anchors, (height, width), scale, pre_nms=int(golden[f'{case}_pre_nms']),
+        [scores], [deltas], [anchors], (height, width), scale, pre_nms=int(golden[f'{case}_pre_nms']),
         post_nms=int(golden[f'{case}_post_nms']), nms_threshold=0.7,
         min_size=float(golden[f'{case}_min_size']), clip=CLIP)
     assert boxes.dtype == probs.dtype == np.float32
@@ -31,7 +31,7 @@ def test_proposals_equal_detectron(shared, case):
 
 def test_proposals_of_an_empty_map():
     boxes, probs = generate_proposals(
-        np.zeros((3, 0, 5), np.float32), np.zeros((12, 0, 5), np.float32), np.zeros((0, 4), np.float32),
+        [np.zeros((3, 0, 5), np.float32)], [np.zeros((12, 0, 5), np.float32)], [np.zeros((0, 4), np.float32)],
         (0, 80), 1.0, pre_nms=10, post_nms=5, nms_threshold=0.7)
     assert boxes.shape == (0, 4) and probs.shape == (0,)
 
@@ -39,7 +39,7 @@ def test_proposals_of_an_empty_map():
 def test_equal_scores_keep_the_first_anchors():
     anchors = np.array([[0, 20 * i, 9, 20 * i + 9] for i in range(6)], np.float32)
     boxes, _ = generate_proposals(
-        np.zeros((1, 1, 6), np.float32), np.zeros((4, 1, 6), np.float32), anchors, (50, 200), 1.0,
+        [np.zeros((1, 1, 6), np.float32)], [np.zeros((4, 1, 6), np.float32)], [anchors], (50, 200), 1.0,
         pre_nms=4, post_nms=3, nms_threshold=0.7)
     np.testing.assert_array_equal(boxes, anchors[:3])
 

@@ -5,7 +5,7 @@ import pytest
 
 from mask_rcnn.config import DETECTRON
 from mask_rcnn.ops.anchors import cell_anchors, shift_anchors
-from mask_rcnn.targets import IGNORED, RPNTargets, Sampling, rpn_targets
+from mask_rcnn.targets import IGNORED, Sampling, rpn_targets
 from mask_rcnn.targets.rpn import anchors_inside, label_anchors, match_anchors
 
 XY = [1, 0, 3, 2]
@@ -32,6 +32,11 @@ def golden(data):
     return np.load(data / 'ops_targets.npz')
 
 
+def as_map(values, side):
+    """Numbers of each anchor -> maps like the RPN's outputs."""
+    return values.reshape(side, side, -1).transpose(2, 0, 1)
+
+
 def targets_of(golden, levels, changes, seed=3):
     """Targets of all levels together, as maps of each."""
     anchors = [shift_anchors(cell_anchors(stride, sizes, (0.5, 1, 2)), stride, side, side)
@@ -40,7 +45,7 @@ def targets_of(golden, levels, changes, seed=3):
         np.concatenate(anchors), golden['rpn_gt_boxes'][:, XY], golden['rpn_image_size'],
         sampling=Sampling(**changes), dialect=DETECTRON, random=np.random.RandomState(seed))
     bounds = np.cumsum([0] + [len(a) for a in anchors])
-    return [RPNTargets(targets.labels[a:b], targets.deltas[a:b]).as_maps(side, side)
+    return [(as_map(targets.labels[a:b], side), as_map(targets.deltas[a:b], side))
             for a, b, (_, _, side) in zip(bounds, bounds[1:], levels)]
 
 

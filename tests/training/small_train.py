@@ -14,8 +14,8 @@ ARGUMENTS = ['--dataset', 'shapes', '--min-size', '64', '--roi-batch', '16', '--
 
 def main(argv):
     from mask_rcnn.commands import train
-    from mask_rcnn.config import EXTRACTORS
-    EXTRACTORS['resnet50'] = SMALL
+    from mask_rcnn.config import RESNET_BLOCKS
+    RESNET_BLOCKS['resnet50'] = SMALL
     return train.main(argv)
 
 

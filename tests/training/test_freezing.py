@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.models.resnet import ConvNorm, ResNetC4
+from mask_rcnn.models.conv_norm import ConvNorm
+from mask_rcnn.models.resnet import ResNet
 from mask_rcnn.training.freezing import FrozenParameter, freeze
 
 
@@ -19,11 +20,11 @@ class Model(chainer.Chain):
     def __init__(self, norm):
         super().__init__()
         with self.init_scope():
-            self.extractor = ResNetC4('resnet50', norm=norm)
+            self.extractor = ResNet('resnet50', norm=norm)
             self.head = ConvNorm(1024, 4, 1, norm=norm)
 
     def forward(self, x):
-        return self.head(self.extractor(x))
+        return self.head(*self.extractor(x))
 
 
 @pytest.fixture(params=['affine', 'bn'])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import EXTRACTORS, Config
+from mask_rcnn.config import RESNET_BLOCKS, Config
 from mask_rcnn.datasets.example import Annotations, TrainingExample
 from mask_rcnn.targets import IGNORED, Sampling
 from mask_rcnn.training.freezing import freeze
@@ -21,8 +21,8 @@ def chain():
     """A network with random weights: of ResNet's stages one block each, for speed."""
     np.random.seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(EXTRACTORS, 'resnet14', (1, 1, 1, 1))
-        model = mask_rcnn.build(Config(extractor='resnet14', n_fg_class=3, anchor_sizes=(16, 32)))
+        patch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+        model = mask_rcnn.build(Config(n_fg_class=3, anchor_sizes=(16, 32)))
     freeze(model)
     return MaskRCNNTrainChain(model, sampling=SAMPLING)
 
@@ -162,16 +162,16 @@ def test_gradients_are_differences(chain, path):
     """Along the gradient, with fixed targets."""
     model, batch = chain.model, [example(seed=4)]
     with chainer.no_backprop_mode():
-        features = model.extractor(batch[0].x[None])
-    logits, deltas = model.rpn(features.array)
+        maps = [features.array for features in model.extractor(batch[0].x[None])]
+    logits, deltas = ([own.array for own in outputs] for outputs in model.rpn(maps))
     randoms = [np.random.RandomState(0)]
-    anchors = chain.anchor_targets(batch, logits.shape[2:], randoms)
-    rois = chain.roi_targets(batch, logits.array, deltas.array, randoms)
+    anchors = chain.anchor_targets(batch, [logits[0].shape[2:]], randoms)
+    rois = chain.roi_targets(batch, logits, deltas, randoms)
 
     def loss():
-        logits, deltas = model.rpn(features.array)
+        logits, deltas = model.rpn(maps)
         values = chain.rpn_losses(logits, deltas, anchors)
-        values.update(chain.roi_losses(features.array, rois, batch))
+        values.update(chain.roi_losses(maps, rois, batch))
         return sum(value for name, value in values.items() if name in LOSSES)
 
     param = dict(model.namedparams())['/' + path]
@@ -192,7 +192,9 @@ def test_proposals_are_those_of_training(chain):
     """More than a detector looks at, and inside of the image."""
     one = example()
     logits, deltas = chain.model.rpn(chain.model.extractor(one.x[None]))
-    boxes = chain._propose(logits.array[0], deltas.array[0], one)
+    boxes, _ = chain.model.rpn.propose(
+        [logits[0].array[0]], [deltas[0].array[0]], one.input_size, one.scale, pre_nms=SAMPLING.train_pre_nms,
+        post_nms=SAMPLING.train_post_nms)
     assert 0 < len(boxes) <= SAMPLING.train_post_nms
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [63, 79]).all()
 
@@ -205,25 +207,24 @@ def test_groups_keep_the_order():
 def test_labels_that_are_ignored_have_no_weight(chain):
     one = example(**CROWD)
     logits, deltas = chain.model.rpn(chain.model.extractor(one.x[None]))
-    targets = chain.anchor_targets([one], logits.shape[2:], [np.random.RandomState(0)])
-    logits = chainer.Variable(logits.array)
-    chain.rpn_losses(logits, deltas, targets)['rpn_cls_loss'].backward()
-    labels, _ = targets[0].as_maps(*logits.shape[2:])
-    np.testing.assert_array_equal(logits.grad[0] != 0, labels != IGNORED)
+    targets = chain.anchor_targets([one], [logits[0].shape[2:]], [np.random.RandomState(0)])
+    logits = chainer.Variable(logits[0].array)
+    chain.rpn_losses([logits], deltas, targets)['rpn_cls_loss'].backward()
+    np.testing.assert_array_equal(logits.grad[0].transpose(1, 2, 0).ravel() != 0, targets[0].labels != IGNORED)
 
 
 def test_float16_maps_have_float32_losses_and_proposals(chain):
     one = example()
-    maps = [v.array for v in chain.model.rpn(chain.model.extractor(one.x[None]))]
-    halves = [chainer.Variable(array.astype(np.float16)) for array in maps]
-    targets = chain.anchor_targets([one], maps[0].shape[2:], [np.random.RandomState(0)])
+    maps = [[v.array for v in outputs] for outputs in chain.model.rpn(chain.model.extractor(one.x[None]))]
+    halves = [[chainer.Variable(own.astype(np.float16)) for own in outputs] for outputs in maps]
+    targets = chain.anchor_targets([one], [maps[0][0].shape[2:]], [np.random.RandomState(0)])
     expected, found = chain.rpn_losses(*maps, targets), chain.rpn_losses(*halves, targets)
     for name in ('rpn_cls_loss', 'rpn_loc_loss'):
         assert found[name].dtype == np.float32
         np.testing.assert_allclose(found[name].array, chainer.as_array(expected[name]), rtol=2e-3)
     found['rpn_cls_loss'].backward()
-    assert halves[0].grad.dtype == np.float16 and halves[0].grad.any()
-    rois, = chain.roi_targets([one], *(v.array for v in halves), [np.random.RandomState(0)])
+    assert halves[0][0].grad.dtype == np.float16 and halves[0][0].grad.any()
+    rois, = chain.roi_targets([one], *([v.array for v in outputs] for outputs in halves), [np.random.RandomState(0)])
     assert rois.rois.dtype == np.float32
 
 

@@ -16,7 +16,7 @@ from small_train import ARGUMENTS, SMALL
 
 import mask_rcnn
 from mask_rcnn.commands import train
-from mask_rcnn.config import EXTRACTORS
+from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.training.snapshot import read_options, read_snapshot
 
 N_ITERATION = 3
@@ -27,9 +27,9 @@ FROZEN = ('--norm', 'affine', '--lr', '1e-7')
 
 @pytest.fixture(scope='module', autouse=True)
 def small_network():
-    before, EXTRACTORS['resnet50'] = EXTRACTORS['resnet50'], SMALL
+    before, RESNET_BLOCKS['resnet50'] = RESNET_BLOCKS['resnet50'], SMALL
     yield
-    EXTRACTORS['resnet50'] = before
+    RESNET_BLOCKS['resnet50'] = before
 
 
 def arguments(out, *more, iteration=N_ITERATION, workers=0):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import EXTRACTORS, Config
+from mask_rcnn.config import PRESETS, RESNET_BLOCKS, Config
 from mask_rcnn.weights import WeightFileError, detectron, detectron_cfg, load_arrays, safe_pickle
 
 # A network of zeros: the shapes below are written down from Detectron's definitions, and the small heads
@@ -42,6 +42,26 @@ def head_shapes(n_class, n_anchor=15):
     return weights | biases | {'conv5_mask_w': (2048, 256, 2, 2), 'conv5_mask_b': (256,)}
 
 
+def fpn_shapes(n_class, n_res4=6, heads=('mask',)):
+    """Beside the body: golden/README.md's list, whose layouts are (out, in, kh, kw) or (in, out, kh, kw)."""
+    layers = {'fpn_inner_res5_2_sum': (256, 2048, 1, 1), 'fpn_res5_2_sum': (256, 256, 3, 3)}
+    for name, width in ('res2_2', 256), ('res3_3', 512), (f'res4_{n_res4 - 1}', 1024):
+        layers |= {f'fpn_inner_{name}_sum_lateral': (256, width, 1, 1), f'fpn_{name}_sum': (256, 256, 3, 3)}
+    layers |= {'conv_rpn_fpn2': (256, 256, 3, 3), 'rpn_cls_logits_fpn2': (3, 256, 1, 1),
+               'rpn_bbox_pred_fpn2': (12, 256, 1, 1), 'fc6': (1024, 256 * 7 * 7), 'fc7': (1024, 1024),
+               'cls_score': (n_class, 1024), 'bbox_pred': (4 * n_class, 1024)}
+    biases = {}
+    if 'mask' in heads:
+        layers |= {f'_[mask]_fcn{i}': (256, 256, 3, 3) for i in range(1, 5)}
+        layers |= {'conv5_mask': (256, 256, 2, 2), 'mask_fcn_logits': (n_class, 256, 1, 1)}
+    if 'keypoint' in heads:
+        layers |= {f'conv_fcn{i}': (512, 512 if i > 1 else 256, 3, 3) for i in range(1, 9)}
+        layers |= {'kps_score_lowres': (512, 17, 4, 4), 'kps_score': (17, 17, 4, 4)}
+        biases = {'kps_score_lowres_b': (17,)}
+    return ({f'{name}_w': shape for name, shape in layers.items()}
+            | {f'{name}_b': shape[:1] for name, shape in layers.items()} | biases)
+
+
 def zeros(shapes):
     """Arrays that take no memory."""
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
@@ -50,6 +70,19 @@ def zeros(shapes):
 def model_blobs(n_class=3, n_res4=6, **changes):
     blobs = zeros(resnet_shapes(n_res4) | head_shapes(n_class)) | changes
     return {name: blob for name, blob in blobs.items() if blob is not None}
+
+
+def fpn_blobs(n_class=3, n_res4=6, heads=('mask',), **changes):
+    blobs = zeros(resnet_shapes(n_res4) | fpn_shapes(n_class, n_res4, heads)) | changes
+    return {name: blob for name, blob in blobs.items() if blob is not None}
+
+
+def bilinear():
+    """Detectron's upsampling by 2 (``BilinearInterpolation``): weights fall linearly with the distance."""
+    distance = np.abs(np.arange(4) - 1.5)
+    kernel = np.zeros((17, 17, 4, 4), np.float32)
+    kernel[range(17), range(17)] = np.multiply.outer(1 - distance / 2, 1 - distance / 2)
+    return kernel
 
 
 @pytest.fixture
@@ -90,18 +123,49 @@ def test_orders_of_the_heads(read):
     assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays.values())
 
 
-@pytest.mark.parametrize('extractor', EXTRACTORS)
+@pytest.mark.parametrize('extractor', RESNET_BLOCKS)
 def test_the_result_fits_our_network(read, extractor):
-    n_res4 = EXTRACTORS[extractor][2]
+    n_res4 = RESNET_BLOCKS[extractor][2]
     file = read({'blobs': model_blobs(4, n_res4)})
     assert file.config == Config(extractor=extractor, n_fg_class=3)
     assert detectron.default_name(file) == f'e2e_mask_rcnn_R-{extractor[6:]}-C4_1x_d2c.npz'
     load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
 
 
+def test_orders_of_the_heads_of_a_pyramid(read):
+    shapes = fpn_shapes(3)
+    arrays = read({'blobs': fpn_blobs(3, **{name: rows(shape) for name, shape in shapes.items()})}).arrays
+    assert arrays['rpn/delta/b'].tolist() == [4 * k + i for k in range(3) for i in (1, 0, 3, 2)]
+    assert arrays['box_head/delta/W'][:, 5].tolist() == [4 * k + i for k in range(3) for i in (1, 0, 3, 2)]
+    assert arrays['mask_head/score/b'].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize('preset, heads, name', [
+    ('resnet50_fpn', ('mask',), 'e2e_mask_rcnn_R-50-FPN_1x_d2c.npz'),
+    ('resnet101_fpn', ('mask',), 'e2e_mask_rcnn_R-101-FPN_1x_d2c.npz'),
+    ('keypoint_resnet50_fpn', ('keypoint',), 'e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz'),
+    ('keypoint_resnet101_fpn', ('mask', 'keypoint'), 'e2e_mask_and_keypoint_rcnn_R-101-FPN_1x_d2c.npz'),
+])
+def test_pyramids_fit_our_networks(read, preset, heads, name):
+    config = PRESETS[preset]
+    n_class = 2 if 'keypoint' in heads else 4
+    file = read({'blobs': fpn_blobs(n_class, RESNET_BLOCKS[config.body][2], heads)})
+    assert file.config == config.replace(n_fg_class=n_class - 1, masks='mask' in heads)
+    assert detectron.default_name(file) == name
+    assert file.class_names == (('person',) if 'keypoint' in heads else ())
+    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
+
+
+@pytest.mark.parametrize('kernel, fixed', [(bilinear(), True), (bilinear() / 2, False), (np.zeros(3), False)])
+def test_upsampling_that_is_not_bilinear(read, kernel, fixed):
+    report = read({'blobs': fpn_blobs(2, heads=('keypoint',), kps_score_w=kernel)}).report
+    assert report.left == {'fixed upsampling': ('kps_score_b', 'kps_score_w')}
+    assert ('kps_score_w is no bilinear upsampling, which is what is used instead' in report.warnings) != fixed
+
+
 @pytest.mark.parametrize('extractor, wrapped', [('resnet50', True), ('resnet101', False)])
 def test_imagenet_files_become_backbones(read, extractor, wrapped):
-    n_res4 = EXTRACTORS[extractor][2]
+    n_res4 = RESNET_BLOCKS[extractor][2]
     extra = zeros({'conv1_b': (64,), 'res2_0_branch2a_b': (64,), 'fc1000_w': (1000, 2048),
                    'fc1000_b': (1000,)})
     blobs = zeros(resnet_shapes(n_res4)) | extra
@@ -126,9 +190,14 @@ def test_report(read):
 
 
 @pytest.mark.parametrize('blobs, reason', [
-    (model_blobs(fpn_res2_2_sum_w=np.zeros(1)), 'with FPN, which is not supported yet'),
-    (model_blobs(conv_rpn_fpn2_w=np.zeros(1), kps_score_w=np.zeros(1)), 'with FPN and a keypoint head'),
-    (model_blobs(retnet_cls_pred_fpn3_w=np.zeros(1)), 'with FPN and a RetinaNet head'),
+    (model_blobs(kps_score_w=np.zeros(1)), 'with a keypoint head but no FPN, which is not supported yet'),
+    (fpn_blobs(retnet_cls_pred_fpn3_w=np.zeros(1)), 'with a RetinaNet head'),
+    (fpn_blobs(conv_rpn_fpn2_w=None), 'with no RPN'),
+    (fpn_blobs(cls_score_w=None), 'with no box head'),
+    (fpn_blobs(mask_fcn_logits_w=None), 'with no mask or keypoint head'),
+    (fpn_blobs(heads=('keypoint',), kps_score_lowres_w=None), 'missing blobs: kps_score_lowres_w'),
+    (fpn_blobs(fc6_w=np.zeros((1024, 256 * 14 * 14), np.float32)), r'fc6_w is float32 \(1024, 50176\)'),
+    (fpn_blobs(fpn_inner_res5_2_sum_w=None), 'missing blobs: fpn_inner_res5_2_sum_w'),
     (model_blobs(res2_0_branch2b_w=np.zeros((256, 8, 3, 3))), 'with a ResNeXt body'),
     (model_blobs(conv1_gn_s=np.zeros(64)), 'with group normalisation'),
     ({'_[mask]_res5_0_branch2a_w': np.zeros(1)} | model_blobs(), 'with a separate res5 for masks'),
@@ -210,6 +279,19 @@ def test_numbers_of_cfg_reach_the_configuration():
         anchor_ratios=(1, 2), roi_size=7, roi_align=False, sampling_ratio=2)
 
 
+def test_a_pyramids_numbers_have_their_own_names():
+    config, warnings = detectron_cfg.apply(detectron_cfg.parse("""
+        RPN: {SIZES: !!python/tuple [1, 2], ASPECT_RATIOS: !!python/tuple [1], STRIDE: 8}
+        FPN: {RPN_ANCHOR_START_SIZE: 16, RPN_ASPECT_RATIOS: !!python/tuple [0.5, 2]}
+        FAST_RCNN: {ROI_XFORM_RESOLUTION: 7, ROI_XFORM_SAMPLING_RATIO: 2}
+        MRCNN: {ROI_XFORM_RESOLUTION: 7, ROI_XFORM_SAMPLING_RATIO: 2, RESOLUTION: 14}
+        KRCNN: {ROI_XFORM_RESOLUTION: 7}
+        """), PRESETS['resnet50_fpn'])
+    assert warnings == []
+    assert config == PRESETS['resnet50_fpn'].replace(
+        anchor_sizes=(16, 32, 64, 128, 256), anchor_ratios=(0.5, 2), mask_roi_size=7)
+
+
 def test_old_name_of_the_scale():
     config, _ = detectron_cfg.apply({'TEST': {'SCALES': [480]}}, Config())
     assert config.min_size == 480
@@ -231,6 +313,20 @@ def test_what_cannot_be_honoured_is_a_warning(text, warning):
     assert len(warnings) == 1 and warnings[0].startswith(warning), warnings
 
 
+@pytest.mark.parametrize('preset, text, warning', [
+    ('resnet50_fpn', 'FPN: {EXTRA_CONV_LEVELS: true}', 'FPN.EXTRA_CONV_LEVELS is True'),
+    ('resnet50_fpn', 'FPN: {RPN_ANCHOR_START_SIZE: -1}', 'FPN.RPN_ANCHOR_START_SIZE is -1'),
+    ('resnet50_fpn', 'MRCNN: {RESOLUTION: 14}', 'MRCNN.RESOLUTION is 14, which is not supported; 28 is used'),
+    ('keypoint_resnet50_fpn', 'KRCNN: {HEATMAP_SIZE: 28}', 'KRCNN.HEATMAP_SIZE is 28'),
+    ('keypoint_resnet50_fpn',
+     '{FAST_RCNN: {ROI_XFORM_SAMPLING_RATIO: 2}, KRCNN: {ROI_XFORM_SAMPLING_RATIO: 0}}',
+     'KRCNN.ROI_XFORM_SAMPLING_RATIO is 0, which is not supported; 2 is used'),
+])
+def test_what_cannot_be_honoured_of_a_pyramids(preset, text, warning):
+    _, warnings = detectron_cfg.apply(detectron_cfg.parse(text), PRESETS[preset])
+    assert len(warnings) == 1 and warnings[0].startswith(warning), warnings
+
+
 @pytest.mark.parametrize('cfg, factors', [
     ('MODEL: {BBOX_REG_WEIGHTS: !!python/tuple [10.0, 10.0, 5.0, 5.0]}', (1, 1, 1, 1)),
     ('MODEL: {BBOX_REG_WEIGHTS: !!python/tuple [5.0, 20.0, 1.0, 10.0]}', (0.5, 2, 0.5, 5)),
@@ -245,16 +341,48 @@ def test_box_weights_are_folded_into_the_deltas(read, cfg, factors):
     assert bool(file.report.notes) == (factors != (1, 1, 1, 1))
 
 
-# The rebuilt R-50-C4 file
+# The rebuilt files
 
 
 @pytest.fixture(scope='module')
-def golden(shared, tmp_path_factory):
-    """``(path, blobs)`` of the reference weights, written as Python 2.7 writes them."""
+def writer(shared):
+    """The module that rebuilds the reference weights."""
     source = shared / 'golden' / 'detectron_weights.py'
     spec = importlib.util.spec_from_file_location('detectron_weights', source)
-    writer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(writer)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('name', ['R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'])
+def test_golden_pyramids(read, writer, shared, name):
+    blobs, meta = writer.load(shared / 'golden' / 'detectron' / f'recipe_{name}.npz')
+    file = read({'blobs': blobs, 'cfg': meta['cfg']})
+    keypoints = name.startswith('keypoint')
+    assert file.config == PRESETS['keypoint_resnet50_fpn' if keypoints else 'resnet50_fpn']
+    assert file.report.warnings == () and file.report.notes == ()
+    assert {group: len(names) for group, names in file.report.left.items()} == {
+        'momentum': len(meta['momentum']), 'unused convolution biases': 1, 'ImageNet classifier': 2,
+        **({'fixed upsampling': 2} if keypoints else {})}
+    same = {'extractor/body/res5/block2/conv3/conv/W': 'res5_2_branch2c_w',
+            'extractor/body/res2/block0/shortcut/norm/bias': 'res2_0_branch1_bn_b',
+            'extractor/lateral5/W': 'fpn_inner_res5_2_sum_w', 'extractor/output5/W': 'fpn_res5_2_sum_w',
+            'extractor/lateral4/W': 'fpn_inner_res4_5_sum_lateral_w', 'extractor/output2/b': 'fpn_res2_2_sum_b',
+            'rpn/conv/W': 'conv_rpn_fpn2_w', 'rpn/objectness/b': 'rpn_cls_logits_fpn2_b',
+            'box_head/fc6/W': 'fc6_w', 'box_head/fc7/b': 'fc7_b', 'box_head/score/W': 'cls_score_w'}
+    if keypoints:
+        same |= {'keypoint_head/conv1/W': 'conv_fcn1_w', 'keypoint_head/conv8/b': 'conv_fcn8_b',
+                 'keypoint_head/deconv/W': 'kps_score_lowres_w', 'keypoint_head/deconv/b': 'kps_score_lowres_b'}
+    else:
+        same |= {'mask_head/conv1/W': '_[mask]_fcn1_w', 'mask_head/conv4/b': '_[mask]_fcn4_b',
+                 'mask_head/deconv/W': 'conv5_mask_w'}
+    for ours, theirs in same.items():
+        np.testing.assert_array_equal(file.arrays[ours], blobs[theirs], err_msg=ours)
+
+
+@pytest.fixture(scope='module')
+def golden(shared, writer, tmp_path_factory):
+    """``(path, blobs)`` of the reference C4 weights, written as Python 2.7 writes them."""
     blobs, meta = writer.load(shared / 'golden' / 'detectron' / 'recipe_R-50-C4_seed0.npz')
     path = tmp_path_factory.mktemp('golden') / 'model_final.pkl'
     writer.write_pkl(blobs, meta['cfg'], path)

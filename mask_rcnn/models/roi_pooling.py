@@ -1,0 +1,87 @@
+"""From feature maps to the features of RoIs."""
+
+from __future__ import annotations
+
+import math
+
+import chainer.functions as F
+import numpy as np
+from chainer.backend import get_array_module
+
+from mask_rcnn.ops.roi_align import roi_align
+from mask_rcnn.ops.roi_max_pooling import roi_max_pooling
+
+#: A RoI of this size (square root of the area, pixels) belongs to the map of stride 2 ** 4 (Lin et al. 2017,
+#: section 4.2).
+_CANONICAL_SIZE, _CANONICAL_LEVEL = 224, 4
+
+
+class RoIPooling:
+    """Pools every RoI to a grid of bins, from the one map of a C4 network or the fitting one of a pyramid.
+
+    Args:
+        strides: Input pixels per location of each map.
+        roi_size (int): Side of the grid in bins.
+        config (mask_rcnn.config.Config): ``roi_align``, ``sampling_ratio`` and the dialect.
+        bin_step (int): Return every so many bins of the grid only.
+    """
+
+    #: RoIs do not look at P6, which is there for the RPN's largest anchors (Lin et al. 2017, section 4.1).
+    MAX_STRIDE = 32
+
+    def __init__(self, strides, roi_size, *, config, bin_step=1):
+        self.strides = tuple(stride for stride in strides if stride <= self.MAX_STRIDE)
+        self.roi_size = roi_size
+        self.bin_step = bin_step
+        self.config = config
+
+    def __call__(self, maps, rois, roi_indices):
+        """Return the RoIs' features.
+
+        Args:
+            maps: The extractor's maps, ``(N, C, H, W)`` float32 each.
+            rois: ``(R, 4)`` float32 boxes in the network input.
+            roi_indices: ``(R,)`` int32: the image of each RoI.
+
+        Returns:
+            chainer.Variable: ``(R, C, roi_size / bin_step, roi_size / bin_step)``.
+        """
+        if len(self.strides) == 1:
+            return self._pool(maps[0], rois, roi_indices, self.strides[0])
+        xp = get_array_module(rois)
+        levels = assign_levels(rois, self.strides, extent=self.config.dialect.box_extent)
+        parts, order = [], []
+        for level, stride in enumerate(self.strides):
+            own = xp.flatnonzero(levels == level)
+            if len(own):
+                parts.append(self._pool(maps[level], rois[own], roi_indices[own], stride))
+                order.append(own)
+        if len(parts) < 2:
+            return parts[0] if parts else self._pool(maps[0], rois, roi_indices, self.strides[0])
+        return F.permutate(F.concat(parts, axis=0), xp.concatenate(order).astype(np.int32), inv=True)
+
+    def _pool(self, feature_map, rois, roi_indices, stride):
+        grid = {'output_size': self.roi_size, 'spatial_scale': 1 / stride, 'bin_step': self.bin_step}
+        if self.config.roi_align:
+            return roi_align(feature_map, rois, roi_indices, sampling_ratio=self.config.sampling_ratio, **grid)
+        return roi_max_pooling(feature_map, rois, roi_indices, **grid)
+
+
+def assign_levels(rois, strides, *, extent: float):
+    """Return the index of the map to which each RoI belongs.
+
+    Lin et al. 2017, equation 1; ``detectron/utils/fpn.py`` ``map_rois_to_fpn_levels``.
+
+    Args:
+        rois: ``(R, 4)`` float32 boxes in the network input.
+        strides: Of the maps, each twice the one before.
+        extent: See :mod:`mask_rcnn.ops.boxes`.
+
+    Returns:
+        ``(R,)`` integers.
+    """
+    xp = get_array_module(rois)
+    sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(extent)
+    sizes = xp.sqrt(sides[:, 0] * sides[:, 1])
+    levels = xp.floor(_CANONICAL_LEVEL + xp.log2(sizes / _CANONICAL_SIZE + 1e-6))
+    return xp.clip(levels - math.log2(strides[0]), 0, len(strides) - 1).astype(np.int32)
