@@ -89,8 +89,11 @@ class Config:
         rpn_channels: Channels of the RPN's 3x3 convolution; 0 takes as many as its input has.
         head_channels: Channels of the two linear layers of the feature pyramid's box head.
         mask_channels: Channels of the mask head.
+        mask_convs: 3x3 convolutions of the feature pyramid's mask head.
         roi_size: Side of the RoI grid in bins, 14 or 7; the box head sees 7 x 7 bins either way.
         mask_roi_size: The same for the feature pyramid's mask and keypoint heads.
+        roi_canonical_size: A RoI of this size (square root of the area, pixels) is pooled from the map of stride
+            16, one of half the size from that of stride 8 (Lin et al. 2017, section 4.2).
         roi_align: RoIAlign if true, RoI max pooling otherwise.
         sampling_ratio: RoIAlign's samples per bin and axis; 0 takes as many as the bin has pixels.
         min_size: The image's shorter side is resized to this many pixels ...
@@ -118,8 +121,10 @@ class Config:
     rpn_channels: int = 0
     head_channels: int = 1024
     mask_channels: int = 256
+    mask_convs: int = 4
     roi_size: int = 14
     mask_roi_size: int = 14
+    roi_canonical_size: float = 224
     roi_align: bool = True
     sampling_ratio: int = 0
     min_size: int = 800

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 
 import mask_rcnn
 from mask_rcnn.commands import data_sets
 from mask_rcnn.commands.common import UsageError
 from mask_rcnn.commands.evaluate import listed
-from mask_rcnn.config import PRESETS
+from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.models.builder import convert_norm
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_snapshot
 from mask_rcnn.training.trainer import say
 from mask_rcnn.weights import WeightFileError, load_arrays
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
+
+#: Fields that flags of their own, or the data, decide.
+_OTHER_FLAGS_SET = ('extractor', 'n_fg_class', 'dialect', 'norm', 'roi_size', 'roi_align', 'min_size', 'max_size',
+                    'anchor_sizes')
 
 
 def make_model(args: argparse.Namespace, train_set, *, is_main: bool):
@@ -52,10 +58,11 @@ def _new_model(args: argparse.Namespace, train_set, is_main: bool):
     norm = args.norm or ('bn' if args.freeze_bn or args.pretrained == 'none' else 'affine')
     changes = {'anchor_sizes': data_sets.ANCHOR_SIZES[kind], 'rpn_post_nms': data_sets.PROPOSALS[kind],
                **size, **_overrides(args),
-               'norm': 'affine' if args.bn2affine else norm, 'n_fg_class': len(train_set.class_names)}
+               'norm': 'affine' if args.bn2affine else norm, 'n_fg_class': len(train_set.class_names),
+               **dict(args.fields)}
     try:
         config = PRESETS[args.extractor or 'resnet50'].replace(**changes)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     model = mask_rcnn.build(config, class_names=train_set.class_names,
                             category_ids=train_set.category_ids)
@@ -64,6 +71,28 @@ def _new_model(args: argparse.Namespace, train_set, is_main: bool):
         if is_main:
             say(str(report))
     return model
+
+
+def config_field(text: str) -> tuple[str, object]:
+    """Parse an argument ``FIELD=VALUE`` of ``--set``.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no such field, another flag sets it, or the value is of another type
+            than the field's.
+    """
+    name, _, value = text.partition('=')
+    defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in _OTHER_FLAGS_SET}
+    if name not in defaults:
+        raise argparse.ArgumentTypeError(f'no field {name!r} to set; there are {", ".join(defaults)}')
+    try:
+        value = json.loads(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r}: the value is no number, true, false or list') from None
+    value, default = tuple(value) if isinstance(value, list) else value, defaults[name]
+    fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+    if not fits or (isinstance(value, tuple) and not all(type(v) in (int, float) for v in value)):
+        raise argparse.ArgumentTypeError(f'{text!r}: {name} is like {json.dumps(default)}')
+    return name, value
 
 
 def _overrides(args: argparse.Namespace) -> dict:

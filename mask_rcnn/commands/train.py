@@ -15,8 +15,8 @@ import numpy as np
 from mask_rcnn.commands import data_sets
 from mask_rcnn.commands.common import UsageError, choose_device, fail, gpu_number, guarded
 from mask_rcnn.commands.evaluate import check_classes, evaluate_to_folder
-from mask_rcnn.commands.starting_model import load_model, make_model
-from mask_rcnn.config import EXTRACTORS
+from mask_rcnn.commands.starting_model import config_field, load_model, make_model
+from mask_rcnn.config import EXTRACTORS, Config
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.datasets.image_io import ImageFileError
 from mask_rcnn.evaluation.coco import evaluate_model
@@ -96,13 +96,15 @@ def _add_network(group) -> None:
     add('--bn2affine', action='store_true', help='turn batch normalisation into affine channels first')
     add('--roialign', action=argparse.BooleanOptionalAction,
         help='RoIAlign, or RoI max pooling (default: RoIAlign)')
-    add('--roi_size', '-r', type=int, choices=(7, 14), help='bins of a RoI (default: 14)')
+    add('--roi_size', '-r', type=int, choices=(7, 14), help='bins of a RoI (default: 14; with a feature pyramid: 7)')
     add('--min-size', type=_count, metavar='N', help='images are resized to this short side (default: 800; '
                                                      'shapes: 128) ...')
     add('--max-size', type=_count, metavar='N', help='... or to this long side (default: 1333; shapes: 128)')
     add('--anchor-sizes', type=_positive, nargs='+', metavar='N',
         help='sides of the anchors in pixels of the resized image (default: 32 64 128 256 512; shapes: 8 16 '
              '32 64 128)')
+    add('--set', type=config_field, nargs='+', default=[], metavar='FIELD=VALUE', dest='fields',
+        help='other fields of mask_rcnn.Config of a new network, such as width=0.5 or anchor_ratios=[1,2]')
 
 
 def _add_start(group) -> None:
@@ -135,6 +137,8 @@ def _add_learning(group) -> None:
              '%(default)s)')
     add('--roi-batch', type=_count, default=Sampling.roi_batch, metavar='N',
         help='RoIs of an image that learn (default: %(default)s)')
+    add('--train-proposals', type=_count, default=Sampling.train_post_nms, metavar='N',
+        help='proposals of an image from which these are drawn (default: %(default)s)')
     add('--gamma', type=_not_negative, default=1.0, help='weight of the mask loss (default: 1)')
     add('--clip-gradient', type=_positive, metavar='NORM', help='shorten longer gradients to this L2 norm')
     add('--seed', '-s', type=_number, metavar='N', help='of all random choices (default: 0)')
@@ -254,6 +258,7 @@ def _refuse_pairs(args: argparse.Namespace) -> None:
         # The run of a snapshot started somewhere, too: it goes on with the command that started it.
         (args.resume and args.pretrained and not is_snapshot(args.resume), 'resume', 'pretrained',
          'both say where to start'),
+        (args.fields and args.resume, 'set', 'resume', 'the network is that of the file'),
         (args.norm == 'bn' and args.bn2affine, 'norm', 'bn2affine',
          'either batch normalisation or affine channels'),
         (args.norm == 'affine' and args.freeze_bn, 'norm', 'freeze_bn', 'affine channels are frozen anyway'),
@@ -302,7 +307,7 @@ def _run(args: argparse.Namespace, communicator: Communicator) -> int:
             say(f'{name}: {len(data_set)} images, {len(data_set.class_names)} classes'
                 + f' ({skipped} broken images and annotations left out)' * bool(skipped))
     model.to_device(device)
-    training = make_run(model, train_set, _options(args, communicator), communicator=communicator,
+    training = make_run(model, train_set, _options(args, communicator, model.config), communicator=communicator,
                         evaluate=_evaluator(model, val_set, communicator),
                         examples=_examples(val_set, args))
     if snapshot is not None:
@@ -342,7 +347,7 @@ def _choose_gpu(args: argparse.Namespace, communicator: Communicator) -> int:
     return -1 if args.communicator else choose_device(args.gpu)
 
 
-def _options(args: argparse.Namespace, communicator: Communicator) -> Options:
+def _options(args: argparse.Namespace, communicator: Communicator, config: Config) -> Options:
     batch_size = args.batchsize * communicator.size
     if args.schedule:
         schedule, iterations = detectron_schedule(args.schedule, batch_size)
@@ -354,10 +359,18 @@ def _options(args: argparse.Namespace, communicator: Communicator) -> Options:
     return Options(
         out=os.fspath(args.out), iterations=iterations, schedule=schedule, batch_size=args.batchsize,
         subdivisions=args.subdivisions, seed=args.seed, workers=_n_worker(args), gamma=args.gamma,
-        sampling=Sampling(roi_batch=args.roi_batch), freeze_bn=args.freeze_bn,
+        sampling=_sampling(args, config), freeze_bn=args.freeze_bn,
         frozen_stages=args.frozen_stages, clip=args.clip_gradient,
         snapshot=args.snapshot, keep=args.keep, validation=args.validation,
         log=max(1, min(100, iterations // 200)), tensorboard=args.tensorboard)
+
+
+def _sampling(args: argparse.Namespace, config: Config) -> Sampling:
+    """Detectron's, whose FPN files look at 2000 anchors of each of their maps (``RPN_PRE_NMS_TOP_N``)."""
+    share = args.train_proposals / Sampling.train_post_nms
+    pre_nms = Sampling.train_post_nms if config.has_fpn else Sampling.train_pre_nms
+    return Sampling(roi_batch=args.roi_batch, train_pre_nms=math.ceil(pre_nms * share),
+                    train_post_nms=args.train_proposals)
 
 
 def _n_worker(args: argparse.Namespace) -> int:

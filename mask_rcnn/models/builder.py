@@ -76,7 +76,7 @@ def _fpn_heads(extractor, config: Config):
     if not config.masks:
         return box_head, None
     pool = RoIPooling(extractor.strides, config.mask_roi_size, config=config)
-    return box_head, MaskHead(config.fpn_channels, n_conv=4, pool=pool, config=config)
+    return box_head, MaskHead(config.fpn_channels, n_conv=config.mask_convs, pool=pool, config=config)
 
 
 def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **changes) -> MaskRCNN:

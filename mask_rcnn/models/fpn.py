@@ -54,13 +54,14 @@ class FPN(chainer.Chain):
         maps, above = [], None
         for level, h in reversed(list(enumerate(self.body(x), start=2))):
             h = self[f'lateral{level}'](h)
-            above = h if above is None else h + enlarge(above)
+            above = h if above is None else add_enlarged(h, above)
             maps.insert(0, self[f'output{level}'](above))
         return *maps, maps[-1][:, :, ::2, ::2]
 
 
-def enlarge(x):
-    """Repeat every number of ``(N, C, H, W)`` twice in both directions: ``(N, C, 2 * H, 2 * W)``."""
-    n, c, height, width = x.shape
-    repeated = F.broadcast_to(F.reshape(x, (n, c, height, 1, width, 1)), (n, c, height, 2, width, 2))
-    return F.reshape(repeated, (n, c, 2 * height, 2 * width))
+def add_enlarged(x, coarse):
+    """Add to ``(N, C, 2 * H, 2 * W)`` every number of ``(N, C, H, W)`` four times: at 2 x 2 locations."""
+    n, c, height, width = coarse.shape
+    pairs = (n, c, height, 2, width, 2)
+    repeated = F.broadcast_to(F.reshape(coarse, (n, c, height, 1, width, 1)), pairs)
+    return F.reshape(F.reshape(x, pairs) + repeated, x.shape)

@@ -11,9 +11,8 @@ from chainer.backend import get_array_module
 from mask_rcnn.ops.roi_align import roi_align
 from mask_rcnn.ops.roi_max_pooling import roi_max_pooling
 
-#: A RoI of this size (square root of the area, pixels) belongs to the map of stride 2 ** 4 (Lin et al. 2017,
-#: section 4.2).
-_CANONICAL_SIZE, _CANONICAL_LEVEL = 224, 4
+#: A RoI of ``roi_canonical_size`` belongs to the map of stride 2 ** 4 (Lin et al. 2017, section 4.2).
+_CANONICAL_LEVEL = 4
 
 
 class RoIPooling:
@@ -22,7 +21,8 @@ class RoIPooling:
     Args:
         strides: Input pixels per location of each map.
         roi_size (int): Side of the grid in bins.
-        config (mask_rcnn.config.Config): ``roi_align``, ``sampling_ratio`` and the dialect.
+        config (mask_rcnn.config.Config): ``roi_align``, ``roi_canonical_size``, ``sampling_ratio`` and the
+            dialect.
         bin_step (int): Return every so many bins of the grid only.
     """
 
@@ -49,7 +49,8 @@ class RoIPooling:
         if len(self.strides) == 1:
             return self._pool(maps[0], rois, roi_indices, self.strides[0])
         xp = get_array_module(rois)
-        levels = assign_levels(rois, self.strides, extent=self.config.dialect.box_extent)
+        levels = assign_levels(rois, self.strides, canonical_size=self.config.roi_canonical_size,
+                               extent=self.config.dialect.box_extent)
         parts, order = [], []
         for level, stride in enumerate(self.strides):
             own = xp.flatnonzero(levels == level)
@@ -67,7 +68,7 @@ class RoIPooling:
         return roi_max_pooling(feature_map, rois, roi_indices, **grid)
 
 
-def assign_levels(rois, strides, *, extent: float):
+def assign_levels(rois, strides, *, canonical_size: float, extent: float):
     """Return the index of the map to which each RoI belongs.
 
     Lin et al. 2017, equation 1; ``detectron/utils/fpn.py`` ``map_rois_to_fpn_levels``.
@@ -75,6 +76,7 @@ def assign_levels(rois, strides, *, extent: float):
     Args:
         rois: ``(R, 4)`` float32 boxes in the network input.
         strides: Of the maps, each twice the one before.
+        canonical_size: Size (square root of the area, pixels) of a RoI that belongs to the map of stride 16.
         extent: See :mod:`mask_rcnn.ops.boxes`.
 
     Returns:
@@ -83,5 +85,5 @@ def assign_levels(rois, strides, *, extent: float):
     xp = get_array_module(rois)
     sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(extent)
     sizes = xp.sqrt(sides[:, 0] * sides[:, 1])
-    levels = xp.floor(_CANONICAL_LEVEL + xp.log2(sizes / _CANONICAL_SIZE + 1e-6))
+    levels = xp.floor(_CANONICAL_LEVEL + xp.log2(sizes / canonical_size + 1e-6))
     return xp.clip(levels - math.log2(strides[0]), 0, len(strides) - 1).astype(np.int32)

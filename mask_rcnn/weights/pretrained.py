@@ -11,6 +11,7 @@ These files are read, whatever they are called (``.caffemodel`` and ``.pkl`` by 
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import re
@@ -44,15 +45,12 @@ _MAX_UNPACKED = 1 << 31
 _DAMAGE = (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OverflowError,
            MemoryError)
 
-#: Epsilon of Caffe's batch normalisation and of our networks'.
-_EPS = caffemodel.EPS
-
 #: Parameters that the number of classes or anchors shapes; all others must fit.
 _HEADS = re.compile(r'(rpn/(objectness|delta)|box_head/(score|delta)|mask_head/score)/[Wb]')
 
-
-#: Where the ResNet's parameters are: a file without one of them is of no use.
-_BACKBONE = ('extractor/', 'box_head/res5/')
+#: Where the body's parameters are in a C4 network and in one with a feature pyramid.
+_C4_BODY = re.compile(r'(?:extractor|box_head(?=/res5/))/(.*)')
+_FPN_BODY = re.compile(r'extractor/body/(.*)')
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,7 @@ class _Contents:
     extractor: str
     channel_order: str
     arrays: Mapping[str, np.ndarray]
+    eps: float = caffemodel.EPS
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -116,7 +115,7 @@ def find_pretrained(name_or_path: str | os.PathLike, extractor: str = 'resnet50'
         with open_for_reading(name_or_path):
             return pathlib.Path(name_or_path)
     folder = pathlib.Path(chainer.dataset.get_dataset_root(), 'pfnet', 'chainer', 'models')
-    depth = extractor.removeprefix('resnet')
+    depth = extractor.removeprefix('resnet').removesuffix('_fpn')
     names = [name.format(depth=depth) for name in _IMAGENET_FILES]
     for name in names:
         if (folder / name).is_file():
@@ -146,15 +145,19 @@ def load_pretrained(model: chainer.Chain, path: str | os.PathLike) -> Pretrained
         WeightFileError: The file cannot be read, is none of these, or its network is another one.
     """
     config, contents = model.config, _read(path)
-    if contents.extractor != config.extractor:
+    if contents.extractor.removesuffix('_fpn') != config.body:
         raise WeightFileError(path, f'holds a {contents.extractor}, but the model is to have a '
                                     f'{config.extractor}')
-    arrays = _with_norm(path, contents.arrays, config.norm)
+    arrays = contents.arrays
+    if contents.extractor != config.extractor:
+        arrays = _body_moved(arrays, to_fpn=config.has_fpn)
+    arrays = _with_norm(path, arrays, config.norm, contents.eps, config.dialect.bn_eps)
     params = {name.lstrip('/'): param for name, param in model.namedparams()}
     missing = tuple(dict.fromkeys(_layer(name) for name in params if name not in arrays))
-    _check(path, arrays, missing)
+    _check(path, arrays, missing, _FPN_BODY if config.has_fpn else _C4_BODY)
     if contents.channel_order != config.dialect.channel_order:
-        arrays['extractor/conv1/conv/W'] = arrays['extractor/conv1/conv/W'][:, ::-1]
+        first = 'extractor/body/conv1/conv/W' if config.has_fpn else 'extractor/conv1/conv/W'
+        arrays[first] = arrays[first][:, ::-1]
     anew = _layers_with_other_shape(params, arrays)
     taken = {name: array for name, array in arrays.items() if _layer(name) not in anew}
     load_arrays(model, taken, what=path, partial=True)
@@ -163,9 +166,21 @@ def load_pretrained(model: chainer.Chain, path: str | os.PathLike) -> Pretrained
         contents.notes + _note_on_classes(contents.class_names, model.class_names))
 
 
-def _check(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], missing: tuple[str, ...]) -> None:
-    """The ResNet must be complete, and all numbers finite."""
-    gaps = [layer for layer in missing if layer.startswith(_BACKBONE)]
+def _body_moved(arrays: Mapping[str, np.ndarray], *, to_fpn: bool) -> dict[str, np.ndarray]:
+    """Return the arrays of the body alone, under the paths of a network of the other kind."""
+    pattern = _C4_BODY if to_fpn else _FPN_BODY
+    moved = {}
+    for name, array in arrays.items():
+        if match := pattern.fullmatch(name):
+            room = 'extractor/body' if to_fpn else 'box_head' if match[1].startswith('res5/') else 'extractor'
+            moved[f'{room}/{match[1]}'] = array
+    return moved
+
+
+def _check(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], missing: tuple[str, ...],
+           body: re.Pattern) -> None:
+    """The body must be complete, and all numbers finite."""
+    gaps = [layer for layer in missing if body.match(layer)]
     if gaps:
         raise WeightFileError(path, f'lacks {_some(gaps)}')
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
@@ -229,7 +244,8 @@ def _from_our_own(path: str | os.PathLike) -> _Contents:
     meta = weights.meta
     what = 'a backbone' if meta.kind == 'backbone' else f'a model of {meta.config.n_fg_class} classes'
     return _Contents(f'{what} ({meta.config.extractor})', meta.config.extractor,
-                     meta.config.dialect.channel_order, weights.arrays, meta.class_names)
+                     meta.config.dialect.channel_order, weights.arrays, meta.config.dialect.bn_eps,
+                     meta.class_names)
 
 
 def _from_detectron(path: str | os.PathLike) -> _Contents:
@@ -352,11 +368,23 @@ def _damaged(path: str | os.PathLike, error: Exception) -> WeightFileError:
 # From one normalisation to the other
 
 
-def _with_norm(path: str | os.PathLike, arrays: Mapping[str, np.ndarray],
-               norm: str) -> dict[str, np.ndarray]:
-    """Return the arrays for a network with the given normalisation and the same output."""
+def _with_norm(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], norm: str, eps: float,
+               new_eps: float) -> dict[str, np.ndarray]:
+    """Return the arrays for a network with the given normalisation and the same output.
+
+    Args:
+        eps: What the batch normalisations in the file add to the variance.
+        new_eps: What those of the network do.
+    """
     converted = dict(arrays)
-    old_name, convert = ('gamma', _folded) if norm == 'affine' else ('scale', _unfolded)
+    if norm == 'affine':
+        old_name, convert = 'gamma', functools.partial(_folded, eps=eps)
+    elif any(name.endswith('/norm/scale') for name in arrays):
+        old_name, convert = 'scale', functools.partial(_unfolded, eps=new_eps)
+    elif eps != new_eps:
+        old_name, convert = 'gamma', functools.partial(_with_epsilon, eps=eps, new_eps=new_eps)
+    else:
+        return converted
     for name in arrays:
         if name.endswith(f'/norm/{old_name}'):
             prefix = name.removesuffix(old_name)
@@ -371,14 +399,23 @@ def _with_norm(path: str | os.PathLike, arrays: Mapping[str, np.ndarray],
 _NORM_ARRAYS = ('gamma', 'beta', 'avg_mean', 'avg_var', 'N', 'scale', 'bias')
 
 
-def _folded(gamma, beta, avg_mean, avg_var, N=None) -> dict[str, np.ndarray]:
+def _folded(gamma, beta, avg_mean, avg_var, N=None, *, eps) -> dict[str, np.ndarray]:
     """Ioffe and Szegedy 2015, algorithm 2, line 11: the normalisation as one scale and one bias."""
     with np.errstate(invalid='ignore'):         # _check finds what a negative variance leads to
-        scale = gamma / np.sqrt(avg_var.astype(np.float64) + _EPS)
+        scale = gamma / np.sqrt(avg_var.astype(np.float64) + eps)
     return {'scale': scale, 'bias': beta - avg_mean * scale}
 
 
-def _unfolded(scale, bias) -> dict[str, np.ndarray]:
+def _unfolded(scale, bias, *, eps) -> dict[str, np.ndarray]:
     """A batch normalisation with mean 0 and standard deviation 1."""
     zeros = np.zeros_like(scale)
-    return {'gamma': scale, 'beta': bias, 'avg_mean': zeros, 'avg_var': zeros + (1 - _EPS)}
+    return {'gamma': scale, 'beta': bias, 'avg_mean': zeros, 'avg_var': zeros + (1 - eps)}
+
+
+def _with_epsilon(gamma, beta, avg_mean, avg_var, N=None, *, eps, new_eps) -> dict[str, np.ndarray]:
+    """The same output with another epsilon."""
+    variance = avg_var.astype(np.float64)
+    with np.errstate(invalid='ignore'):
+        gamma = gamma * np.sqrt((variance + new_eps) / (variance + eps))
+    same = {'gamma': gamma, 'beta': beta, 'avg_mean': avg_mean, 'avg_var': avg_var}
+    return same if N is None else {**same, 'N': N}

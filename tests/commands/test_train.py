@@ -76,6 +76,10 @@ def test_the_defaults_are_the_readmes(made):
     assert run.model.class_names == ('square', 'circle', 'triangle')
 
 
+def pre_and_post_nms(run):
+    return run.options.sampling.train_pre_nms, run.options.sampling.train_post_nms
+
+
 @pytest.mark.parametrize('flags, read, expected', [
     ('--iteration 7', lambda run: run.options.iterations, 7),
     ('-i 7', lambda run: run.options.iterations, 7),
@@ -94,6 +98,9 @@ def test_the_defaults_are_the_readmes(made):
     ('-b 2', lambda run: run.options.batch_size, 2),
     ('--subdivisions 4', lambda run: run.options.subdivisions, 4),
     ('--roi-batch 64', lambda run: run.options.sampling.roi_batch, 64),
+    ('--train-proposals 300', lambda run: pre_and_post_nms(run), (1800, 300)),
+    ('--train-proposals 300 --extractor resnet50_fpn', lambda run: pre_and_post_nms(run), (300, 300)),
+    ('--extractor resnet101_fpn', lambda run: pre_and_post_nms(run), (2000, 2000)),
     ('--gamma 0.5', lambda run: run.options.gamma, 0.5),
     ('--clip-gradient 35', lambda run: run.options.clip, 35),
     ('--seed 3', lambda run: run.options.seed, 3),
@@ -106,6 +113,11 @@ def test_the_defaults_are_the_readmes(made):
     ('--validation 6', lambda run: run.options.validation, 6),
     ('--validation 0', lambda run: run.options.validation, 0),
     ('--extractor resnet101', lambda run: run.model.config.extractor, 'resnet101'),
+    ('--extractor resnet50_fpn', lambda run: (run.model.config.extractor, run.model.config.roi_size),
+     ('resnet50_fpn', 7)),
+    ('--extractor mobilenet_v1_fpn --set width=0.5 fpn_channels=8 anchor_ratios=[1,2.5]',
+     lambda run: (run.model.config.width, run.model.config.fpn_channels, run.model.config.anchor_ratios),
+     (0.5, 8, (1, 2.5))),
     ('--norm affine', lambda run: run.model.config.norm, 'affine'),
     ('--norm bn', lambda run: run.model.config.norm, 'bn'),
     ('--freeze_bn', lambda run: (run.options.freeze_bn, run.model.config.norm), (True, 'bn')),
@@ -147,6 +159,7 @@ def refused(capsys, *arguments, given=SHAPES):
     ('--norm affine --freeze_bn', ('--norm', '--freeze_bn')),
     ('--snapshot 0 --keep 2', ('--snapshot', '--keep')),
     ('--resume model.npz', ('--resume', '--pretrained')),
+    ('--extractor resnet50_fpn --anchor-sizes 8 16', ('resnet50_fpn', '5 maps')),
     ('--data-dir x', ('--dataset shapes', '--data-dir')),
     ('--skip-broken', ('--dataset shapes', '--skip-broken')),
     ('--train-annotations a.json --train-images b', ('--dataset', '--train-annotations')),
@@ -165,6 +178,22 @@ def test_contradictions_name_both_flags(made, capsys, flags, named):
     error = refused(capsys, *flags.split(), given=given)
     assert all(name in error for name in named), error
     assert not made
+
+
+def test_the_network_of_a_file_cannot_be_set(made, capsys):
+    error = refused(capsys, '--resume', 'm.npz', '--set', 'width=0.5', given=['--dataset', 'shapes'])
+    assert '--set and --resume contradict each other' in error
+
+
+@pytest.mark.parametrize('field, words', [
+    ('height=1', "no field 'height' to set"), ('extractor="resnet50"', "no field 'extractor'"),
+    ('width', 'the value is no number'), ('width=wide', 'the value is no number'),
+    ('width=true', 'width is like 1.0'), ('anchor_ratios=["a"]', 'anchor_ratios is like [0.5, 1, 2]'),
+    ('mask_convs=1.5', 'mask_convs is like 4')])
+def test_fields_that_cannot_be_set(field, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(['--set', field])
+    assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_what_own_data_lack(made, capsys):

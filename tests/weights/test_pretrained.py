@@ -88,8 +88,41 @@ def forward(raw, x, pool=pool):
 def model_forward(model, x):
     """The same from a model, whose res5 has stride 1 and gets every second feature."""
     with chainer.using_config('train', False), chainer.no_backprop_mode():
-        features = model.extractor(x).array
+        features = model.extractor(x)[0].array
         return features, model.box_head.res5(features[:, :, ::2, ::2]).array
+
+
+@pytest.mark.parametrize('norm', ['affine', 'bn'])
+def test_a_feature_pyramid_takes_its_body(raw, image, expected, tmp_path, norm):
+    """Also with another epsilon, and from a whole C4 model; and a C4 model takes that of a pyramid."""
+    write_caffe_npz(tmp_path / 'caffe.npz', raw)
+    dialect = dataclasses.replace(DETECTRON, bn_eps=1e-3)
+    pyramid = mask_rcnn.build('resnet50_fpn', n_fg_class=2, norm=norm, dialect=dialect)
+    report = load_pretrained(pyramid, tmp_path / 'caffe.npz')
+    assert 'extractor/lateral2' in report.missing and not report.anew
+
+    def outputs():
+        with chainer.using_config('train', False), chainer.no_backprop_mode():
+            return [features.array for features in pyramid.extractor.body(image)[2:]]
+
+    for got, wanted in zip(outputs(), expected):
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
+    c4 = mask_rcnn.build('resnet50', n_fg_class=3, norm='affine')
+    load_pretrained(c4, tmp_path / 'caffe.npz')
+    save(tmp_path / 'c4.npz', c4)
+    for param in pyramid.params():
+        param.array[...] = 0.1
+    load_pretrained(pyramid, tmp_path / 'c4.npz')
+    for got, wanted in zip(outputs(), expected):
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
+    pyramid.config = pyramid.config.replace(dialect=DETECTRON)     # the file knows dialects by their names
+    if norm == 'affine':
+        save(tmp_path / 'pyramid.npz', pyramid)
+        for param in c4.params():
+            param.array[...] = 0.1
+        load_pretrained(c4, tmp_path / 'pyramid.npz')
+        for got, wanted in zip(model_forward(c4, image), expected):
+            np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,92 @@
+"""The feature pyramid against its definition, and which map a RoI belongs to."""
+
+import chainer
+import numpy as np
+import pytest
+
+from mask_rcnn.config import PRESETS
+from mask_rcnn.models.body import Body
+from mask_rcnn.models.fpn import FPN
+from mask_rcnn.models.roi_pooling import RoIPooling, assign_levels
+from mask_rcnn.ops.roi_align import roi_align
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Pixels(Body):
+    """A body without weights: means of ever more pixels."""
+
+    outputs = (1, 2, 3, 4)
+    strides = STRIDES
+    out_channels = (3, 3, 3, 3)
+
+    @property
+    def stages(self):
+        return 4, 2, 2, 2
+
+    def run(self, stage, x):
+        return chainer.functions.average_pooling_2d(x, stage, stage)
+
+
+def correlate(x, weights, bias):
+    """A convolution by its definition, padded so that the size stays."""
+    pad = weights.shape[2] // 2
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))), weights.shape[2:], axis=(2, 3))
+    return np.einsum('nchwij,ocij->nohw', windows, weights) + bias[:, None, None]
+
+
+def test_the_pyramid_is_lateral_plus_enlarged_coarser_map(rng):
+    """Lin et al. 2017, figure 3, written with NumPy alone."""
+    fpn = FPN(Pixels(), 5)
+    for param in fpn.params():
+        param.array[...] = rng.uniform(-1, 1, param.shape)
+    x = rng.uniform(-1, 1, (2, 3, 64, 96)).astype(np.float32)
+    maps = [features.array for features in fpn(x)]
+    above, expected = None, []
+    for level, stride in reversed(list(enumerate(STRIDES, start=2))):
+        pixels = x.reshape(2, 3, 64 // stride, stride, 96 // stride, stride).mean(axis=(3, 5))
+        lateral, output = fpn[f'lateral{level}'], fpn[f'output{level}']
+        merged = correlate(pixels, lateral.W.array, lateral.b.array)
+        above = merged if above is None else merged + above.repeat(2, axis=2).repeat(2, axis=3)
+        expected.insert(0, correlate(above, output.W.array, output.b.array))
+    expected.append(expected[-1][:, :, ::2, ::2])
+    assert [features.shape[2:] for features in maps] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    for found, wanted in zip(maps, expected):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize('side, level', [
+    (10, 0), (111, 0), (112, 1), (223, 1), (224, 2), (447, 2), (448, 3), (896, 3), (2000, 3)])
+def test_level_of_a_roi(side, level):
+    """A width of 224 pixels, corners included, is the first that belongs to the map of stride 16."""
+    roi = np.array([[0, 0, side - 1, side - 1]], np.float32)
+    assert assign_levels(roi, STRIDES, canonical_size=224, extent=1) == [level]
+    half = np.array([[0, 0, side / 2 - 1, side / 2 - 1]], np.float32)
+    assert assign_levels(half, STRIDES, canonical_size=112, extent=1) == [level]
+
+
+def test_rois_come_out_in_their_order(rng):
+    """Whatever maps they are pooled from; P6 is none of them, and gradients find their way back."""
+    config = PRESETS['resnet50_fpn']
+    pool = RoIPooling((*STRIDES, 64), 7, config=config)
+    maps = [chainer.Parameter(rng.uniform(-1, 1, (2, 3, 512 // s, 512 // s)).astype(np.float32))
+            for s in (*STRIDES, 64)]
+    sides = rng.permutation([20, 500, 130, 300, 60, 240, 480, 150])
+    rois = np.stack([0 * sides, 0 * sides, sides, sides], axis=1).astype(np.float32)
+    indices = (np.arange(8) % 2).astype(np.int32)
+    found = pool(maps, rois, indices)
+    for i, level in enumerate(assign_levels(rois, STRIDES, canonical_size=224, extent=1)):
+        alone = roi_align(maps[level].array, rois[i:i + 1], indices[i:i + 1], output_size=7,
+                          spatial_scale=1 / STRIDES[level], sampling_ratio=2)
+        np.testing.assert_array_equal(found.array[i:i + 1], alone.array)
+    chainer.functions.sum(found[sides == 500]).backward()
+    assert maps[3].grad.any() and not any(features.grad.any() for features in maps[:3])
+
+
+@pytest.mark.parametrize('count', [0, 1])
+def test_few_rois(rng, count):
+    pool = RoIPooling((*STRIDES, 64), 7, config=PRESETS['resnet50_fpn'])
+    maps = [rng.uniform(-1, 1, (1, 3, 64 // s, 64 // s)).astype(np.float32) for s in (*STRIDES, 64)]
+    rois = np.array([[0, 0, 50, 60]], np.float32)[:count]
+    assert pool(maps, rois, np.zeros(count, np.int32)).shape == (count, 3, 7, 7)
