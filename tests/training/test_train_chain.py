@@ -240,3 +240,62 @@ def test_the_network_is_fed_in_its_own_precision(chain, monkeypatch):
     monkeypatch.setattr(first, 'array', first.array.astype(np.float16))
     with pytest.raises(Fed, match='float16'):
         chain([example()])
+
+
+@pytest.fixture(scope='module')
+def pyramid():
+    np.random.seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+        model = mask_rcnn.build('resnet50_fpn', n_fg_class=3, anchor_sizes=(8, 16, 32, 64, 128), fpn_channels=8,
+                                head_channels=16, mask_channels=8, rpn_channels=0)
+    freeze(model)
+    return MaskRCNNTrainChain(model, sampling=SAMPLING)
+
+
+def test_losses_of_a_pyramids_anchors(pyramid):
+    """Detectron's, level by level: cross entropy over the anchors asked for, smooth L1 over those there are."""
+    batch = [example(64, 96, seed=1), example(64, 96, boxes=((0, 0, 60, 60),), crowd=(False,), seed=2)]
+    rpn = pyramid.model.rpn
+    logits, deltas = rpn(pyramid.model.extractor(np.stack([one.x for one in batch])))
+    targets = pyramid.anchor_targets(batch, [own.shape[2:] for own in logits],
+                                     [np.random.RandomState(i) for i in range(2)])
+    found = pyramid.rpn_losses(logits, deltas, targets)
+    entropy = distance = 0.
+    for i, target in enumerate(targets):
+        start, counted = 0, (target.labels != IGNORED).sum()
+        assert counted < SAMPLING.rpn_batch or (target.labels == 1).any()
+        for own_logits, own_deltas in zip(logits, deltas):
+            n_anchor, height, width = own_logits.shape[1:]
+            for y, x, a in np.ndindex(height, width, n_anchor):
+                label, wanted = target.labels[start], target.deltas[start]
+                start += 1
+                if label != IGNORED:
+                    value = float(own_logits.array[i, a, y, x])
+                    entropy += np.log1p(np.exp(value if label == 0 else -value)) / SAMPLING.rpn_batch / 2
+                if label == 1:
+                    d = np.abs(own_deltas.array[i, 4 * a:4 * a + 4, y, x].astype(np.float64) - wanted)
+                    distance += np.where(d < 1 / 9, 4.5 * d * d, d - 1 / 18).sum() / counted / 2
+        assert start == len(target.labels)
+    np.testing.assert_allclose(found['rpn_cls_loss'].array, entropy, rtol=1e-5)
+    np.testing.assert_allclose(found['rpn_loc_loss'].array, distance, rtol=1e-5)
+
+
+def test_every_layer_of_a_pyramid_learns(pyramid):
+    batch = [example(128, 192, boxes=((4, 6, 35, 37), (10, 20, 110, 120)), seed=1), example(128, 192, seed=2)]
+    _, reported, grads = learn(pyramid, batch)
+    assert np.isfinite(list(reported.values())).all()
+    silent = [path for path, grad in grads.items() if not grad.any()]
+    assert not silent and not any('/norm/' in path for path in grads)
+    assert not any(path.startswith(('/model/extractor/body/conv1', '/model/extractor/body/res2')) for path in grads)
+    trained = {path.split('/')[3] for path in grads if path.startswith('/model/extractor/')}
+    assert trained == {'body', *(f'{name}{level}' for name in ('lateral', 'output') for level in (2, 3, 4, 5))}
+
+
+def test_a_pyramids_batch_has_the_gradient_of_its_parts(pyramid):
+    batch = [example(64, 96, seed=1), example(64, 96, seed=2)]
+    _, _, expected = learn(pyramid, batch)
+    pyramid.cleargrads()
+    for one in batch:
+        _, _, found = learn(pyramid, [one], weight=0.5, clear=False)
+    assert_same_gradients(found, expected)
