@@ -1,7 +1,8 @@
-# make demo    instances on a photo, with Detectron's R-50-C4 weights
-# make test    the tests
-# Both set up .venv first, if it is not current.  PYTHON picks the interpreter (3.10 to 3.13), EXTRAS the GPU
-# libraries (auto, none, cuda12, cuda13), IMAGE the photo of the demo, JOBS the processes that test side by side.
+# make demo         the small model that comes along, on scenes drawn on the spot
+# make demo-coco    Detectron's R-50-C4 on a photo; fetches its weights
+# make test         the tests
+# All set up .venv first, if it is not current.  PYTHON picks the interpreter (3.10 to 3.13), EXTRAS the GPU
+# libraries (auto, none, cuda12, cuda13), IMAGE the picture of a demo, JOBS the processes that test side by side.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -9,13 +10,16 @@ EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo test test-slow clean
+.PHONY: setup demo demo-coco test test-slow clean
 
 setup:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
 
 demo: setup
 	@$(RUN) scripts/run_demo.py $(if $(IMAGE),--image '$(IMAGE)')
+
+demo-coco: setup
+	@$(RUN) scripts/run_demo.py --coco $(if $(IMAGE),--image '$(IMAGE)')
 
 # One thread of the matrix product for each process: two processes with two threads wait for each other.
 test: setup

@@ -12,7 +12,7 @@ from mask_rcnn import compat
 
 compat.install()
 
-from mask_rcnn.config import DETECTRON, PRESETS, Config, Dialect  # noqa: E402
+from mask_rcnn.config import DETECTRON, MATTERPORT, PRESETS, Config, Dialect  # noqa: E402
 from mask_rcnn.detections import Detections  # noqa: E402
 from mask_rcnn.models import MaskRCNN, build, load, save  # noqa: E402
 

@@ -17,7 +17,7 @@ _NAMED_IN_REPR = 5
 
 
 class Detections:
-    """The instances found in one image: boxes, classes, scores and masks.
+    """The instances found in one image: boxes, classes, scores, masks and keypoints.
 
     Behaves as a sequence: ``len``, iteration (instance by instance) and indexing, always with
     :class:`Detections` as the result; an index is an integer, a slice, a boolean array or an array of
@@ -32,6 +32,11 @@ class Detections:
         mask_probs: Instead of ``masks``: ``(R, M, M)`` float32, the probability of each instance's class
             on a grid over its box.  They are pasted into the image when :attr:`masks` is first asked for.
             A model without masks gives neither.
+        keypoints: ``(R, K, 4)`` float32, ``(y, x, logit, probability)`` of each keypoint, ``y`` and ``x`` in
+            pixels of the image; the logit says how sure the model is, the probability how sharply it sees the
+            place among all pixels of the box.  COCO's 17 are named in
+            :data:`mask_rcnn.datasets.coco_keypoints.COCO_KEYPOINT_NAMES`.  A model without keypoints gives
+            none.
         class_names: Name of each label.
         category_ids: Number of each label in the data set's own terms (COCO's 80 classes have numbers
             up to 90).  ``label + 1`` if not given.
@@ -43,8 +48,8 @@ class Detections:
 
     def __init__(self, *, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, size: tuple[int, int],
                  masks: np.ndarray | None = None, mask_probs: np.ndarray | None = None,
-                 class_names: Sequence[str] | None = None, category_ids: Sequence[int] | None = None,
-                 dialect: Dialect = DETECTRON):
+                 keypoints: np.ndarray | None = None, class_names: Sequence[str] | None = None,
+                 category_ids: Sequence[int] | None = None, dialect: Dialect = DETECTRON):
         count = len(boxes)
         self.size = _checked_size(size)
         self.boxes = _checked('boxes', boxes, np.float32, (count, 4))
@@ -58,6 +63,10 @@ class Detections:
             side = np.shape(mask_probs)[-1] if np.ndim(mask_probs) == 3 else 'M'
             mask_probs = _checked('mask_probs', mask_probs, np.float32, (count, side, side))
         self.mask_probs = mask_probs
+        if keypoints is not None:
+            number = np.shape(keypoints)[1] if np.ndim(keypoints) == 3 else 'K'
+            keypoints = _checked('keypoints', keypoints, np.float32, (count, number, 4))
+        self.keypoints = keypoints
         self.class_names = None if class_names is None else tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(int(i) for i in category_ids)
         self._check_labels()
@@ -90,6 +99,7 @@ class Detections:
             boxes=self.boxes[index], labels=self.labels[index], scores=self.scores[index], size=self.size,
             masks=None if self._masks is None else self._masks[index],
             mask_probs=None if self._masks is not None or self.mask_probs is None else self.mask_probs[index],
+            keypoints=None if self.keypoints is None else self.keypoints[index],
             class_names=self.class_names, category_ids=self.category_ids, dialect=self.dialect)
 
     def __repr__(self) -> str:
@@ -127,7 +137,8 @@ class Detections:
 
     def _paste(self, part: slice) -> np.ndarray:
         return paste_masks(self.mask_probs[part], self.boxes[part], self.size, extent=self.dialect.box_extent,
-                           padding=self.dialect.mask_padding, threshold=self.dialect.mask_threshold)
+                           padding=self.dialect.mask_padding, margin=self.dialect.mask_margin,
+                           threshold=self.dialect.mask_threshold, inclusive=self.dialect.mask_inclusive)
 
     @property
     def names(self) -> list[str]:
@@ -171,6 +182,8 @@ class Detections:
 
         ``bbox`` is ``[x, y, width, height]`` with the dialect's ``box_extent`` in width and height, as
         Detectron's ``boxes.xyxy_to_xywh`` has it; ``segmentation`` is absent where there are no masks.
+        ``keypoints``, where there are some, is ``[x, y, 1, x, y, 1, ...]``: COCO does not look at the third
+        number, and Detectron gives 1.
         """
         height, width = (self.boxes[:, 2:] - self.boxes[:, :2] + np.float32(self.dialect.box_extent)).T
         boxes = np.stack([self.boxes[:, 1], self.boxes[:, 0], width, height], axis=1).tolist()
@@ -180,6 +193,10 @@ class Detections:
         if self.has_masks:
             for result, rle in zip(results, self.rles()):
                 result['segmentation'] = rle
+        if self.keypoints is not None:
+            ones = np.ones((*self.keypoints.shape[:2], 1))
+            for result, own in zip(results, np.concatenate([self.keypoints[:, :, 1::-1], ones], axis=2)):
+                result['keypoints'] = own.ravel().tolist()
         return results
 
     def _categories(self) -> list[int]:

@@ -247,3 +247,34 @@ def test_the_reference_masks(shared):
     assert [rle['counts'].encode() for rle in found.rles()] == case['mask_rle'].tolist()
     x, y, w, h = np.array([result['bbox'] for result in found.to_coco(1)]).T
     np.testing.assert_allclose(np.stack([x, y, x + w - 1, y + h - 1], axis=1), case['boxes'], atol=1e-4)
+
+
+# Keypoints.
+
+def with_keypoints(rng, **changes):
+    return make(rng, mask_probs=None, keypoints=rng.uniform(0, 60, (7, 17, 4)).astype(np.float32), **changes)
+
+
+def test_keypoints_go_with_their_instances(rng):
+    found = with_keypoints(rng)
+    np.testing.assert_array_equal(found[[4, 0]].keypoints, found.keypoints[[4, 0]])
+    np.testing.assert_array_equal(found.sorted_by_score().keypoints, found.keypoints[np.argsort(-found.scores)])
+    assert found[3].keypoints.shape == (1, 17, 4) and found[[]].keypoints.shape == (0, 17, 4)
+    assert make(rng)[0].keypoints is None and not found.has_masks
+
+
+def test_keypoints_in_cocos_format(rng):
+    found = with_keypoints(rng)
+    results = json.loads(json.dumps(found.to_coco(5)))
+    assert set(results[0]) == {'image_id', 'category_id', 'bbox', 'score', 'keypoints'}
+    for result, points in zip(results, found.keypoints):
+        np.testing.assert_array_equal(np.float32(result['keypoints'][0::3]), points[:, 1])
+        np.testing.assert_array_equal(np.float32(result['keypoints'][1::3]), points[:, 0])
+        assert result['keypoints'][2::3] == 17 * [1]
+    assert found[[]].to_coco(5) == [] and 'keypoints' not in make(rng).to_coco(5)[0]
+
+
+@pytest.mark.parametrize('shape', [(6, 17, 4), (7, 17, 2), (7, 68)])
+def test_keypoints_of_the_wrong_shape(rng, shape):
+    with pytest.raises(ValueError, match='keypoints must have the shape'):
+        make(rng, keypoints=np.zeros(shape, np.float32))

@@ -16,7 +16,8 @@ COMMANDS = {
     'train': 'train, fine-tune, go on; on COCO, data of one\'s own or drawn shapes',
     'evaluate': "evaluate a model with COCO's metrics",
     'demo': 'find the objects in images; write pictures and COCO results',
-    'convert': "convert Detectron's weights (.pkl) to weights of this program (.npz)",
+    'convert': "convert Detectron's, Matterport's, PyTorch's or MindSpore's weights to .npz",
+    'info': 'say what a weight file is',
 }
 
 

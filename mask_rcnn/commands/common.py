@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from mask_rcnn.ops.cudnn import PRECISIONS, is_available, precision_fault
+
 
 class UsageError(Exception):
     """Arguments that contradict each other, the machine or the files; exit status 2."""
@@ -72,6 +74,39 @@ def choose_device(gpu: int | None) -> int:
         raise UsageError(f'--gpu {gpu}: {fault}')
     say(f'running on the CPU: {fault}', sys.stderr)
     return -1
+
+
+def add_precision(add: Callable) -> None:
+    """Add ``--precision`` to the options of a command; ``add`` is a parser's or a group's
+    ``add_argument``."""
+    add('--precision', choices=tuple(PRECISIONS), default='fp32',
+        help='in which numbers a GPU multiplies; it adds up in fp32 always, and the CPU knows fp32 only '
+             '(default: %(default)s)')
+
+
+def check_precision(name: str, gpu: int) -> None:
+    """Refuse a precision that a device does not have.
+
+    Args:
+        name: What ``--precision`` says.
+        gpu: What :func:`choose_device` returned.
+
+    Raises:
+        UsageError: It needs another device, or cuDNN.
+    """
+    if name == 'fp32':
+        return
+    fault = precision_fault(name, None if gpu < 0 else capability(gpu))
+    if fault is None and not is_available():
+        fault = 'it needs cuDNN 9 and the package nvidia-cudnn-frontend'
+    if fault is not None:
+        raise UsageError(f'--precision {name}: {fault}')
+
+
+def capability(gpu: int) -> int:
+    """Return a GPU's compute capability times ten."""
+    import cupy
+    return int(cupy.cuda.Device(gpu).compute_capability)
 
 
 def gpu_fault(gpu: int) -> str | None:

@@ -7,19 +7,22 @@ from pathlib import Path
 
 from mask_rcnn.commands.common import UsageError
 from mask_rcnn.datasets.coco import COCODataset
+from mask_rcnn.datasets.rich_shapes import RichShapesDataset
 from mask_rcnn.datasets.shapes import ShapesDataset
 
-DATASETS = ('coco2017', 'shapes')
+#: The data sets that are drawn; they have no files.
+DRAWN = {'shapes': ShapesDataset, 'shapes-rich': RichShapesDataset}
+DATASETS = ('coco2017', *DRAWN)
 
 #: Short and long side of the network input, and sides of the anchors, unless flags say otherwise.
-SIZES = {'coco2017': (800, 1333), 'shapes': (128, 128)}
-ANCHOR_SIZES = {'coco2017': (32, 64, 128, 256, 512), 'shapes': (8, 16, 32, 64, 128)}
+SIZES = {'coco2017': (800, 1333), 'shapes': (128, 128), 'shapes-rich': (160, 160)}
+ANCHOR_SIZES = {'coco2017': (32, 64, 128, 256, 512), **dict.fromkeys(DRAWN, (8, 16, 32, 64, 128))}
 
 #: Proposals that a new network looks at: the small pictures have few objects.
-PROPOSALS = {'coco2017': 1000, 'shapes': 100}
+PROPOSALS = {'coco2017': 1000, **dict.fromkeys(DRAWN, 100)}
 
-#: Pictures of the synthetic set.
-N_SHAPES = {'train': 1000, 'val': 100}
+#: Pictures of the drawn sets.
+N_DRAWN = {'shapes': {'train': 1000, 'val': 100}, 'shapes-rich': {'train': 100000, 'val': 200}}
 #: Far from any seed of a training set that somebody would choose, so that validation pictures are unseen.
 _UNSEEN_SEED = 1_000_000
 
@@ -36,7 +39,8 @@ def add_arguments(parser, folder: Path, *, parts=('train', 'val')) -> None:
     """
     add = parser.add_argument
     add('--dataset', choices=DATASETS,
-        help='coco2017, or shapes: drawn squares, circles and triangles (default: coco2017)')
+        help='coco2017; shapes: drawn squares, circles and triangles; shapes-rich: drawn scenes of eight '
+             'kinds of things (default: coco2017)')
     add('--data-dir', type=Path, metavar='DIR',
         help=f'folder of coco2017, with annotations/, train2017/ and val2017/ (default: {folder / "COCO"})')
     for part in parts:
@@ -65,8 +69,9 @@ def check(args: argparse.Namespace) -> None:
             raise UsageError(f'{flag(name)} and {flag(own[0])} contradict each other: the data are either of '
                              "a known data set or one's own")
     for name in ('data_dir', 'skip_broken'):
-        if args.dataset == 'shapes' and getattr(args, name) is not None:
-            raise UsageError(f'--dataset shapes and {flag(name)} contradict each other: shapes has no files')
+        if args.dataset in DRAWN and getattr(args, name) is not None:
+            raise UsageError(f'--dataset {args.dataset} and {flag(name)} contradict each other: '
+                             f'{args.dataset} has no files')
 
 
 def flag(name: str) -> str:
@@ -88,27 +93,34 @@ def has(part: str, args: argparse.Namespace) -> bool:
     return not own or getattr(args, _FILE_FLAGS[part][0], None) is not None
 
 
-def open_data(part: str, args: argparse.Namespace, *, size: int, seed: int = 0):
+def open_data(part: str, args: argparse.Namespace, *, size: int, seed: int = 0, keypoints: bool = False):
     """Return a data set.
 
     Args:
         part: ``'train'`` or ``'val'``.
         args: The command's arguments.
-        size: Side of the pictures of shapes.
-        seed: Of the pictures of shapes for training.
+        size: Side of the pictures that are drawn.
+        seed: Of the pictures that are drawn for training.
+        keypoints: Whether the objects have COCO's 17 keypoints.
 
     Raises:
+        UsageError: Keypoints are wanted of pictures that are drawn.
         mask_rcnn.datasets.coco.AnnotationFileError: The annotations cannot be used.
         mask_rcnn.datasets.image_io.ImageFileError: An image cannot.
     """
     training = part == 'train'
-    if args.dataset == 'shapes':
-        return ShapesDataset(N_SHAPES[part], size=max(size, 32), seed=seed if training else _UNSEEN_SEED)
+    if args.dataset in DRAWN:
+        if keypoints:
+            raise UsageError(f'--dataset {args.dataset} has no keypoints')
+        return DRAWN[args.dataset](N_DRAWN[args.dataset][part], size=max(size, 32),
+                                   seed=seed if training else _UNSEEN_SEED)
     annotations, images = (getattr(args, name, None) for name in _FILE_FLAGS[part])
     if annotations is None:
         folder = args.data_dir or args.coco_folder
-        annotations, images = folder / 'annotations' / f'instances_{part}2017.json', folder / f'{part}2017'
-    return COCODataset(annotations, images, skip_broken=bool(args.skip_broken), only_annotated=training)
+        name = f'{"person_keypoints" if keypoints else "instances"}_{part}2017.json'
+        annotations, images = folder / 'annotations' / name, folder / f'{part}2017'
+    return COCODataset(annotations, images, skip_broken=bool(args.skip_broken), only_annotated=training,
+                       keypoints=keypoints)
 
 
 def name_of(part: str, args: argparse.Namespace) -> str:

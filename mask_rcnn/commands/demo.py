@@ -15,10 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 import mask_rcnn
-from mask_rcnn.commands.common import UsageError, choose_device, fail, gpu_number, say
+from mask_rcnn.commands.common import (UsageError, add_precision, check_precision, choose_device, fail,
+                                       gpu_number, say)
 from mask_rcnn.config import EXTRACTORS
 from mask_rcnn.datasets.image_io import ImageFileError, list_images, read_image
 from mask_rcnn.detections import Detections
+from mask_rcnn.ops.cudnn import using_precision
+from mask_rcnn.ops.derived import constant_parameters
 from mask_rcnn.visualization import BACKGROUNDS, load_font
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.files import open_for_writing
@@ -63,6 +66,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
         help='weights, .npz (default: %(default)s)')
     add('--gpu', type=gpu_number, metavar='ID',
         help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)')
+    add_precision(add)
     add('--output', default='output.png', metavar='PATH',
         help='picture, or folder for pictures; see below (default: %(default)s)')
     add('--json', type=Path, metavar='FILE', help='write the results in COCO format, too')
@@ -120,15 +124,16 @@ def _run(args: argparse.Namespace) -> int:
     for folder in {picture.parent for picture in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
     results = []
-    for image, picture in tqdm(list(zip(images, pictures)), unit='image', disable=len(images) < 2):
-        try:
-            detections = _process(model, image, picture, args)
-        except (ValueError, OSError, MemoryError) as error:
-            n_failed += 1
-            say(f'error: {_reason(image, error)}', sys.stderr)
-        else:
-            if args.json is not None:
-                results += detections.to_coco(image_id(image))
+    with using_precision(args.precision), constant_parameters():
+        for image, picture in tqdm(list(zip(images, pictures)), unit='image', disable=len(images) < 2):
+            try:
+                detections = _process(model, image, picture, args)
+            except (ValueError, OSError, MemoryError) as error:
+                n_failed += 1
+                say(f'error: {_reason(image, error)}', sys.stderr)
+            else:
+                if args.json is not None:
+                    results += detections.to_coco(image_id(image))
     if args.json is not None:
         with open_for_writing(args.json) as file:
             file.write(json.dumps(results).encode('ascii'))
@@ -215,6 +220,7 @@ def _load(args: argparse.Namespace):
         raise WeightFileError(args.modelfile, 'no such file; "make demo" fetches Detectron\'s weights, and '
                                               'utils/detectron_parser.py makes them from model_final.pkl')
     gpu = choose_device(args.gpu)
+    check_precision(args.precision, gpu)
     try:
         return mask_rcnn.load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine, **overrides)
     except WeightFileError:

@@ -9,18 +9,21 @@ from pathlib import Path
 
 import mask_rcnn
 from mask_rcnn.commands import data_sets
-from mask_rcnn.commands.common import UsageError, choose_device, gpu_number, guarded
+from mask_rcnn.commands.common import (UsageError, add_precision, check_precision, choose_device, gpu_number,
+                                       guarded)
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.datasets.image_io import ImageFileError
 from mask_rcnn.evaluation.coco import evaluate_model
+from mask_rcnn.ops.cudnn import using_precision
 from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.training.trainer import say
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.files import open_for_writing
 
 _DESCRIPTION = """\
-Evaluate a model with COCO's metrics, boxes and masks. The folder --out gets results.bbox.json and
-results.segm.json, the detections in COCO's format, and metrics.json."""
+Evaluate a model with COCO's metrics: boxes, and masks and keypoints where the model finds them. The folder
+--out gets the detections in COCO's format, results.bbox.json, results.segm.json and results.keypoints.json,
+and metrics.json. For a model with keypoints, coco2017 is person_keypoints_val2017.json."""
 
 
 def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None:
@@ -37,6 +40,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     add('--out', type=Path, default=Path('result'), metavar='DIR', help='(default: %(default)s)')
     add('--gpu', type=gpu_number, metavar='ID',
         help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)')
+    add_precision(add)
     add('--bn2affine', action='store_true', help='turn batch normalisation into affine channels first')
 
 
@@ -47,9 +51,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     data_sets.check(args)
-    model = mask_rcnn.load(args.modelfile, gpu=choose_device(args.gpu), bn2affine=args.bn2affine)
-    data_set = data_sets.open_data('val', args, size=model.config.min_size)
-    evaluate_to_folder(model, data_set, args.out, name=data_sets.name_of('val', args))
+    gpu = choose_device(args.gpu)
+    check_precision(args.precision, gpu)
+    model = mask_rcnn.load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine)
+    data_set = data_sets.open_data('val', args, size=model.config.min_size,
+                                   keypoints=model.config.n_keypoint > 0)
+    with using_precision(args.precision):
+        evaluate_to_folder(model, data_set, args.out, name=data_sets.name_of('val', args))
     return 0
 
 
@@ -110,11 +118,12 @@ def evaluate_to_folder(model, data_set, folder: Path, *, name: str, communicator
     folder.mkdir(parents=True, exist_ok=True)
     metrics = evaluate_model(model, data_set, results_file=folder / 'results.json', comm=communicator)
     if communicator.is_main:
-        per_class = {class_name: {'bbox/AP': box, 'segm/AP': mask} for class_name, box, mask in
-                     zip(metrics.class_names, metrics.box_ap_per_class, metrics.mask_ap_per_class)}
+        kinds = metrics.ap_per_class()
+        per_class = {class_name: {f'{kind}/AP': aps[i] for kind, aps in kinds.items()}
+                     for i, class_name in enumerate(metrics.class_names)}
         with open_for_writing(folder / 'metrics.json') as file:
             file.write(json.dumps({**metrics.summary(), 'classes': per_class}, indent=1).encode())
-        say(f'{name}, {len(data_set)} images; {folder} has results.bbox.json, results.segm.json and '
-            'metrics.json')
+        files = ', '.join(f'results.{kind}.json' for kind in kinds)
+        say(f'{name}, {len(data_set)} images; {folder} has {files} and metrics.json')
         say(metrics.table())
     return metrics

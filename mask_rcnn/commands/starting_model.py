@@ -11,15 +11,17 @@ from mask_rcnn.commands import data_sets
 from mask_rcnn.commands.common import UsageError
 from mask_rcnn.commands.evaluate import listed
 from mask_rcnn.config import PRESETS, Config
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.models.builder import convert_norm
-from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_snapshot
+from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
 from mask_rcnn.training.trainer import say
-from mask_rcnn.weights import WeightFileError, load_arrays
+from mask_rcnn.weights import WeightFileError, formats, load_arrays, read_weights
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
+from mask_rcnn.weights.translated import TranslatedFile
 
 #: Fields that flags of their own, or the data, decide.
-_OTHER_FLAGS_SET = ('extractor', 'n_fg_class', 'dialect', 'norm', 'roi_size', 'roi_align', 'min_size', 'max_size',
-                    'anchor_sizes')
+_OTHER_FLAGS_SET = ('extractor', 'n_fg_class', 'n_keypoint', 'dialect', 'norm', 'roi_size', 'roi_align',
+                    'min_size', 'max_size', 'anchor_sizes')
 
 
 def make_model(args: argparse.Namespace, train_set, *, is_main: bool):
@@ -49,28 +51,66 @@ def make_model(args: argparse.Namespace, train_set, *, is_main: bool):
     return model, snapshot
 
 
+def finds_keypoints(args: argparse.Namespace) -> bool:
+    """Return whether a run's network finds keypoints, as ``--keypoints`` or the file of ``--resume`` says.
+
+    Raises:
+        UsageError: ``--keypoints`` does not fit the file.
+        mask_rcnn.weights.WeightFileError: The file cannot be used.
+    """
+    if args.resume is None:
+        return args.keypoints
+    meta = read_model_meta(args.resume) if is_snapshot(args.resume) else read_weights(args.resume).meta
+    if args.keypoints and not meta.config.n_keypoint:
+        raise UsageError(f'--keypoints and --resume {args.resume} contradict each other: its network finds '
+                         'none')
+    return meta.config.n_keypoint > 0
+
+
 def _new_model(args: argparse.Namespace, train_set, is_main: bool):
-    kind = data_sets.kind(args)
-    size = dict(zip(('min_size', 'max_size'), data_sets.SIZES[kind]))
-    if args.min_size is not None and args.max_size is None:     # keep the proportion
-        size['max_size'] = round(args.min_size * size['max_size'] / size['min_size'])
-    # Without trained statistics there is nothing that an affine channel could stand for.
-    norm = args.norm or ('bn' if args.freeze_bn or args.pretrained == 'none' else 'affine')
-    changes = {'anchor_sizes': data_sets.ANCHOR_SIZES[kind], 'rpn_post_nms': data_sets.PROPOSALS[kind],
-               **size, **_overrides(args),
-               'norm': 'affine' if args.bn2affine else norm, 'n_fg_class': len(train_set.class_names),
-               **dict(args.fields)}
-    try:
-        config = PRESETS[args.extractor or 'resnet50'].replace(**changes)
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
-    model = mask_rcnn.build(config, class_names=train_set.class_names,
-                            category_ids=train_set.category_ids)
+    path = file = None
     if args.pretrained != 'none':
-        report = load_pretrained(model, find_pretrained(args.pretrained, config.extractor))
+        path = find_pretrained(args.pretrained, _preset(args))
+        file = formats.read(path)
+    model = mask_rcnn.build(_new_config(args, file, len(train_set.class_names)),
+                            class_names=train_set.class_names, category_ids=train_set.category_ids)
+    if file is not None:
+        report = load_pretrained(model, path, file)
         if is_main:
             say(str(report))
     return model
+
+
+def _new_config(args: argparse.Namespace, file: TranslatedFile | None, n_fg_class: int) -> Config:
+    """Return what the flags, the data and the file with the starting weights make of a network."""
+    kind, base = data_sets.kind(args), _base(args, file)
+    changes = {}
+    if kind in data_sets.DRAWN:
+        changes = {'min_size': data_sets.SIZES[kind][0], 'max_size': data_sets.SIZES[kind][1],
+                   'anchor_sizes': data_sets.ANCHOR_SIZES[kind], 'rpn_post_nms': data_sets.PROPOSALS[kind]}
+    if args.min_size is not None and args.max_size is None:     # keep the proportion
+        before = base.replace(**changes)
+        changes['max_size'] = round(args.min_size * before.max_size / before.min_size)
+    # Without trained statistics there is nothing that an affine channel could stand for.
+    norm = args.norm or ('bn' if args.freeze_bn or args.pretrained == 'none' else 'affine')
+    try:
+        return base.replace(**{
+            **changes, **_overrides(args), 'norm': 'affine' if args.bn2affine else norm,
+            'n_fg_class': n_fg_class, 'masks': not args.keypoints,
+            'n_keypoint': len(COCO_KEYPOINT_NAMES) if args.keypoints else 0, **dict(args.fields)})
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _base(args: argparse.Namespace, file: TranslatedFile | None) -> Config:
+    """Return the network of a model file with its dialect, unless the flags ask for another; else a preset."""
+    if file is None or file.kind != 'model' or args.extractor not in (None, file.config.extractor):
+        return PRESETS[_preset(args)]
+    return file.config if file.config.has_fpn or not args.keypoints else PRESETS[_preset(args)]
+
+
+def _preset(args: argparse.Namespace) -> str:
+    return args.extractor or ('resnet50_fpn' if args.keypoints else 'resnet50')
 
 
 def config_field(text: str) -> tuple[str, object]:
@@ -137,7 +177,7 @@ def load_model(args: argparse.Namespace):
 def _model_of(snapshot: Snapshot, args: argparse.Namespace):
     """Return the network of a snapshot; flags must not ask for another."""
     config = snapshot.model.config
-    asked = _overrides(args)
+    asked = {**_overrides(args), **dict(args.fields)}
     norm = 'affine' if args.bn2affine else args.norm
     if norm is not None:
         asked['norm'] = norm

@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn.commands import data_sets
-from mask_rcnn.commands.common import UsageError, choose_device, fail, gpu_number, guarded
+from mask_rcnn.commands.common import (UsageError, add_precision, check_precision, choose_device, fail,
+                                       gpu_number, guarded)
 from mask_rcnn.commands.evaluate import check_classes, evaluate_to_folder
-from mask_rcnn.commands.starting_model import config_field, load_model, make_model
+from mask_rcnn.commands.starting_model import config_field, finds_keypoints, load_model, make_model
 from mask_rcnn.config import EXTRACTORS, Config
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.datasets.image_io import ImageFileError
 from mask_rcnn.evaluation.coco import evaluate_model
 from mask_rcnn.models.builder import get_device
+from mask_rcnn.ops.cudnn import using_precision
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
 from mask_rcnn.training.distributed import Communicator, DistributedError
@@ -55,12 +57,12 @@ what is written to the folder --out:
   loss.png, ap.png         the same as curves
   snapshot_iter_N.npz      everything needed to go on after iteration N
   model_iter_N.npz         the model alone, for the demo
-  model_best.npz           the model with the best AP of the masks so far
-  results_iter_N.*.json    detections in the evaluation data, COCO's format (.bbox and .segm)
+  model_best.npz           the model with the best AP so far: of the keypoints, or the masks
+  results_iter_N.*.json    detections in the evaluation data, COCO's format (.bbox and .segm or .keypoints)
 
 evaluating:
   --lr 0 --iteration 1 --validation 1 --resume MODEL trains nothing, needs no training data and writes
-  results.bbox.json, results.segm.json and metrics.json.
+  results.bbox.json, results.segm.json (or results.keypoints.json) and metrics.json.
 
 exit status:
   0; 1 if something failed; 2 for bad arguments; 128 + N after signal N: Ctrl-C, SIGTERM and SIGUSR1 finish
@@ -87,7 +89,10 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
 
 def _add_network(group) -> None:
     add = group.add_argument
-    add('--extractor', choices=EXTRACTORS, help='(default: resnet50)')
+    add('--extractor', choices=EXTRACTORS, help='(default: resnet50; with --keypoints: resnet50_fpn)')
+    add('--keypoints', action='store_true',
+        help="find objects and COCO's 17 keypoints of each instead of masks; coco2017 is then "
+             'person_keypoints_*2017.json')
     add('--norm', choices=('affine', 'bn'),
         help='affine channels, which are frozen, or batch normalisation (default: affine as Detectron; bn '
              'with --freeze_bn or --pretrained none; with --resume, that of the file)')
@@ -148,6 +153,7 @@ def _add_run(group) -> None:
     add = group.add_argument
     add('--gpu', '-g', type=gpu_number, metavar='ID',
         help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)')
+    add_precision(add)
     add('--communicator', choices=distributed.NAMES,
         help='several processes, started by mpiexec: naive on CPUs, pure_nccl on a GPU each')
     add('--out', '-o', type=Path, default=Path('result'), metavar='DIR', help='(default: %(default)s)')
@@ -258,7 +264,8 @@ def _refuse_pairs(args: argparse.Namespace) -> None:
         # The run of a snapshot started somewhere, too: it goes on with the command that started it.
         (args.resume and args.pretrained and not is_snapshot(args.resume), 'resume', 'pretrained',
          'both say where to start'),
-        (args.fields and args.resume, 'set', 'resume', 'the network is that of the file'),
+        (args.fields and args.resume and not is_snapshot(args.resume), 'set', 'resume',
+         'the network is that of the file'),
         (args.norm == 'bn' and args.bn2affine, 'norm', 'bn2affine',
          'either batch normalisation or affine channels'),
         (args.norm == 'affine' and args.freeze_bn, 'norm', 'freeze_bn', 'affine channels are frozen anyway'),
@@ -292,13 +299,18 @@ def _run(args: argparse.Namespace, communicator: Communicator) -> int:
     _check_out(args)
     if args.tensorboard and communicator.is_main:
         writer_class()      # that it is missing is better said now than after the data are read
-    device = get_device(_choose_gpu(args, communicator))
+    gpu = _choose_gpu(args, communicator)
+    check_precision(args.precision, gpu)
+    device = get_device(gpu)
     random.seed(args.seed)
     np.random.seed(args.seed)
     size = args.min_size or data_sets.SIZES[data_sets.kind(args)][0]
-    train_set = data_sets.open_data('train', args, size=size, seed=args.seed)
-    val_set = data_sets.open_data('val', args, size=size) if args.validation else None
+    keypoints = finds_keypoints(args)
+    train_set = data_sets.open_data('train', args, size=size, seed=args.seed, keypoints=keypoints)
+    val_set = data_sets.open_data('val', args, size=size, keypoints=keypoints) if args.validation else None
     model, snapshot = make_model(args, train_set, is_main=communicator.is_main)
+    if args.gamma != 1 and not model.config.masks:
+        raise UsageError(f'--gamma {args.gamma:g}: the network draws no masks')
     if val_set is not None:
         check_classes(model, val_set, data_sets.name_of('val', args))
     for name, data_set in (('training', train_set), ('evaluation', val_set)):
@@ -313,7 +325,8 @@ def _run(args: argparse.Namespace, communicator: Communicator) -> int:
     if snapshot is not None:
         _restore(training, snapshot, args, communicator)
     try:
-        training.start()
+        with using_precision(args.precision):
+            training.start()
     except NonFiniteLossError as error:
         last = training.snapshots.last or args.resume
         return fail(f'{error}; ' + (f'the last good state is {last}' if last else 'there is no snapshot yet'))
@@ -324,11 +337,14 @@ def _run(args: argparse.Namespace, communicator: Communicator) -> int:
 def _evaluate(args: argparse.Namespace, communicator: Communicator) -> int:
     """Evaluate a model, and do nothing else."""
     gpu = _choose_gpu(args, communicator)
+    check_precision(args.precision, gpu)
     model = load_model(args)
     model.to_device(get_device(gpu))
-    val_set = data_sets.open_data('val', args, size=model.config.min_size)
-    evaluate_to_folder(model, val_set, args.out, name=data_sets.name_of('val', args),
-                       communicator=communicator)
+    val_set = data_sets.open_data('val', args, size=model.config.min_size,
+                                  keypoints=model.config.n_keypoint > 0)
+    with using_precision(args.precision):
+        evaluate_to_folder(model, val_set, args.out, name=data_sets.name_of('val', args),
+                           communicator=communicator)
     return 0
 
 
@@ -361,6 +377,8 @@ def _options(args: argparse.Namespace, communicator: Communicator, config: Confi
         subdivisions=args.subdivisions, seed=args.seed, workers=_n_worker(args), gamma=args.gamma,
         sampling=_sampling(args, config), freeze_bn=args.freeze_bn,
         frozen_stages=args.frozen_stages, clip=args.clip_gradient,
+        # Gradients in float16 would lose their small numbers; bfloat16 has the range of float32.
+        loss_scale='dynamic' if args.precision == 'fp16' else None,
         snapshot=args.snapshot, keep=args.keep, validation=args.validation,
         log=max(1, min(100, iterations // 200)), tensorboard=args.tensorboard)
 
@@ -395,7 +413,7 @@ def _examples(val_set, args: argparse.Namespace, n: int = 4):
 
 def _restore(training: Run, snapshot: Snapshot, args: argparse.Namespace,
              communicator: Communicator) -> None:
-    options = _options(args, communicator)
+    options = training.options
     if snapshot.iteration >= options.iterations:
         raise UsageError(f'--resume {snapshot.path} and --iteration {options.iterations} contradict each '
                          f'other: {snapshot.iteration} iterations are done')

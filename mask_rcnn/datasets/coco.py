@@ -18,6 +18,7 @@ import chainer
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation
 from mask_rcnn.datasets.image_io import ImageFileError, read_image, read_image_sizes
 
@@ -51,6 +52,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
             ``n_skipped`` counts them.  Otherwise the first is an error.
         only_annotated: Leave out images without any object to learn from (crowds do not count), as
             Detectron does for training.  For evaluation all images must take part: give ``False``.
+        keypoints: Read COCO's 17 keypoints of each object (none of them visible where the file has none).
+            Then objects need no outline, and there is something to learn from only where a keypoint is visible.
         class_names: Take only these classes, in this order.  By default all, sorted by their number.
 
     Attributes:
@@ -61,26 +64,30 @@ class COCODataset(chainer.dataset.DatasetMixin):
 
     Raises:
         AnnotationFileError: The file is missing, no JSON, or not COCO's format; an annotation belongs to
-            no image or no category, or is not well formed; no image is left; there is no class of a name.
+            no image or no category, or is not well formed; no image is left; there is no class of a name;
+            keypoints are wanted, and no class has COCO's.
         ImageFileError: An image is missing, broken, or of another size than the file says.
     """
 
     def __init__(self, annotation_file: str | os.PathLike, image_folder: str | os.PathLike, *,
-                 skip_broken: bool = False, only_annotated: bool = True,
+                 skip_broken: bool = False, only_annotated: bool = True, keypoints: bool = False,
                  class_names: Sequence[str] | None = None):
         self.annotation_file = Path(annotation_file)
         self.image_folder = Path(image_folder)
         self.n_skipped = 0
         self._skip_broken = skip_broken
+        self._keypoints = keypoints
         content = read_coco_json(self.annotation_file)
         self.category_ids, self.class_names = _choose_categories(self.annotation_file, content, class_names)
+        if keypoints:
+            _check_keypoint_names(self.annotation_file, content['categories'])
         images = self._scan(content['images'])
         objects = self._read_objects(content, images)
         if only_annotated:
-            images = [image for image in images
-                      if not all(crowd for _, _, crowd, _ in objects[image.image_id])]
+            images = [image for image in images if any(map(_teaches, objects[image.image_id]))]
         if not images:
-            what = ' with an object to learn from (with a class, a box and a mask, and no crowd)'
+            what = (' with an object to learn from (with a class, a box and a '
+                    f'{"visible keypoint" if keypoints else "mask"}, and no crowd)')
             raise AnnotationFileError(self.annotation_file, 'no image' + only_annotated * what)
         self._images = tuple(images)
         self.image_ids = tuple(image.image_id for image in images)
@@ -114,22 +121,37 @@ class COCODataset(chainer.dataset.DatasetMixin):
     def ground_truth(self) -> dict:
         """Return what :class:`mask_rcnn.evaluation.COCOEvaluator` compares with: the file's content.
 
-        The objects are as the file has them, not cleaned; only those without an outline are left out, which
-        cannot be compared.  The file is read again: during a training the memory that its Python objects
-        take is better used otherwise.
+        The objects are as the file has them, not cleaned; only those are left out that cannot be compared:
+        without an outline, unless keypoints are wanted.  The file is read again: during a training the memory
+        that its Python objects take is better used otherwise.
         """
         content = read_coco_json(self.annotation_file)
         size_of = {image.image_id: image.size for image in self._images}
         images = [{'height': size_of[image['id']][0], 'width': size_of[image['id']][1], **image}
                   for image in content['images'] if image['id'] in size_of]
         annotations = [
-            {**_completed(annotation), 'segmentation': _drop_short_polygons(annotation['segmentation'])}
-            for annotation, fault in _checked_annotations(content)
+            truth for annotation, fault in _checked_annotations(content)
             if fault is None and annotation['image_id'] in size_of
-            and _has_outline(annotation, size_of[annotation['image_id']])]
+            and (truth := self._truth(annotation, size_of[annotation['image_id']])) is not None]
         if len({annotation.get('id') for annotation in annotations} - {None}) < len(annotations):
             annotations = [{**annotation, 'id': i} for i, annotation in enumerate(annotations, 1)]
         return {'images': images, 'annotations': annotations, 'categories': content['categories']}
+
+    def _truth(self, annotation: dict, size: tuple[int, int]) -> dict | None:
+        """Return an annotation with all that pycocotools looks at; ``None`` if it cannot be compared."""
+        truth = {key: value for key, value in _completed(annotation).items() if key != 'segmentation'}
+        try:
+            if _read_segmentation(annotation, size):
+                truth['segmentation'] = _drop_short_polygons(annotation['segmentation'])
+            elif not self._keypoints:
+                return None
+            if self._keypoints:
+                points = _read_keypoints(annotation)
+                truth = {'keypoints': points[:, [1, 0, 2]].ravel().tolist(),
+                         'num_keypoints': int(np.count_nonzero(points[:, 2])), **truth}
+        except _BadAnnotation:
+            return None
+        return truth
 
     def _scan(self, records: list[dict]) -> list[_Image]:
         """Look for every image and at its header."""
@@ -152,7 +174,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         return images
 
     def _read_objects(self, content: dict, images: list[_Image]) -> dict[int | str, list[tuple]]:
-        """Return, for each image, its cleaned objects: box, label, crowd and segmentation."""
+        """Return, for each image, its cleaned objects."""
         label_of = {category: label for label, category in enumerate(self.category_ids)}
         size_of = {image.image_id: image.size for image in images}
         objects, n_empty = defaultdict(list), 0
@@ -164,15 +186,14 @@ class COCODataset(chainer.dataset.DatasetMixin):
             if label is None or size is None:  # another class, or an image that was skipped
                 continue
             try:
-                cleaned = _clean_object(annotation, size)
+                cleaned = _clean_object(annotation, label, size, keypoints=self._keypoints)
             except _BadAnnotation as error:
                 self._report(str(error))
                 continue
             if cleaned is None:
                 n_empty += 1
             else:
-                box, crowd, segmentation = cleaned
-                objects[annotation['image_id']].append((box, label, crowd, segmentation))
+                objects[annotation['image_id']].append(cleaned)
         if n_empty:
             _logger.info('%s: left out %d objects without area or outline', self.annotation_file, n_empty)
         return objects
@@ -240,6 +261,31 @@ def _choose_categories(path: Path, content: dict, names: Sequence[str] | None):
             tuple(category['name'] for category in categories))
 
 
+def _check_keypoint_names(path: Path, categories: list[dict]) -> None:
+    names = [category['keypoints'] for category in categories if 'keypoints' in category]
+    if not names:
+        raise AnnotationFileError(path, "no category has 'keypoints' (COCO's are in person_keypoints_*.json)")
+    if any(own != list(COCO_KEYPOINT_NAMES) for own in names):
+        raise AnnotationFileError(path, "the keypoints of a category are not COCO's 17")
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A cleaned annotation; ``keypoints`` is ``(17, 3)`` or ``(0, 3)``."""
+
+    box: np.ndarray
+    label: int
+    crowd: bool
+    segmentation: Segmentation
+    keypoints: np.ndarray
+
+
+def _teaches(an_object: _Object) -> bool:
+    """Whether an image is worth looking at in a training because of an object."""
+    keypoints = an_object.keypoints
+    return not an_object.crowd and (len(keypoints) == 0 or bool((keypoints[:, 2] > 0).any()))
+
+
 @dataclass(frozen=True)
 class _Image:
     image_id: int | str
@@ -291,20 +337,35 @@ def _completed(annotation: dict) -> dict:
     return {'iscrowd': 0, 'area': width * height, **annotation}
 
 
-def _clean_object(annotation: dict, size: tuple[int, int]):
-    """Return box, crowd flag and segmentation; ``None`` for what Detectron leaves out.
+def _clean_object(annotation: dict, label: int, size: tuple[int, int], *, keypoints: bool) -> _Object | None:
+    """Return an object; ``None`` for what Detectron leaves out.
 
     ``detectron/datasets/json_dataset.py`` ``_add_gt_annotations``.  An object none of whose polygons has
-    three points goes as well; Detectron would stop at it.
+    three points goes as well, unless it is its keypoints that are wanted; Detectron would stop at it.
     """
     annotation = _completed(annotation)
     box = _clean_box(annotation['bbox'], size)
     if annotation['area'] <= 0 or annotation.get('ignore') == 1 or not (box[2:] > box[:2]).all():
         return None
     segmentation = _read_segmentation(annotation, size)
-    if not segmentation:
+    if not segmentation and not keypoints:
         return None
-    return box, bool(annotation['iscrowd']), segmentation
+    points = _read_keypoints(annotation) if keypoints else np.zeros((0, 3), np.float32)
+    return _Object(box, label, bool(annotation['iscrowd']), segmentation, points)
+
+
+def _read_keypoints(annotation: dict) -> np.ndarray:
+    """Return ``(17, 3)`` float32 ``(y, x, visibility)``; zeros where an annotation has no keypoints."""
+    count = len(COCO_KEYPOINT_NAMES)
+    numbers = annotation.get('keypoints')
+    if numbers is None:
+        return np.zeros((count, 3), np.float32)
+    if not isinstance(numbers, list) or len(numbers) != 3 * count or not all(map(_is_number, numbers)):
+        name = annotation.get('id', 'without id')
+        raise _BadAnnotation(f"the 'keypoints' of annotation {name} are not a list of {3 * count} numbers")
+    points = np.array(numbers, np.float32).reshape(count, 3)[:, [1, 0, 2]]
+    points[points[:, 2] <= 0] = 0
+    return points
 
 
 def _clean_box(bbox: list[float], size: tuple[int, int]) -> np.ndarray:
@@ -331,13 +392,6 @@ def _read_segmentation(annotation: dict, size: tuple[int, int]) -> Segmentation:
         if polygon.ndim != 1 or polygon.size % 2 or not np.isfinite(polygon).all():
             raise _BadAnnotation(f'{name} has a polygon that is not a list x, y, x, y, ...')
     return polygons
-
-
-def _has_outline(annotation: dict, size: tuple[int, int]) -> bool:
-    try:
-        return bool(_read_segmentation(annotation, size))
-    except _BadAnnotation:
-        return False
 
 
 def _drop_short_polygons(segmentation: list | dict) -> list | dict:
@@ -401,6 +455,7 @@ class _ObjectTable:
         number_start: ``(P + 1,)`` int64, coordinates of each polygon.
         numbers: All coordinates, float64.
         run_lengths: The objects that have run lengths instead of polygons.
+        keypoints: ``(M, 17, 3)`` float32, or ``(M, 0, 3)`` where there are none.
     """
 
     start: np.ndarray
@@ -411,24 +466,30 @@ class _ObjectTable:
     number_start: np.ndarray
     numbers: np.ndarray
     run_lengths: dict[int, dict]
+    keypoints: np.ndarray
 
     @classmethod
-    def pack(cls, images: list[list[tuple]]) -> _ObjectTable:
+    def pack(cls, images: list[list[_Object]]) -> _ObjectTable:
         objects = [an_object for image in images for an_object in image]
-        boxes, labels, crowd, segmentations = zip(*objects) if objects else ((), (), (), ())
+        segmentations = [an_object.segmentation for an_object in objects]
         shapes = [() if isinstance(shape, dict) else shape for shape in segmentations]
         polygons = [polygon for shape in shapes for polygon in shape]
         return cls(
-            start=_starts(images), boxes=np.array(boxes, np.float32).reshape(-1, 4),
-            labels=np.array(labels, np.int32), crowd=np.array(crowd, bool), polygon_start=_starts(shapes),
+            start=_starts(images),
+            boxes=np.array([an_object.box for an_object in objects], np.float32).reshape(-1, 4),
+            labels=np.array([an_object.label for an_object in objects], np.int32),
+            crowd=np.array([an_object.crowd for an_object in objects], bool), polygon_start=_starts(shapes),
             number_start=_starts(polygons), numbers=np.concatenate(polygons) if polygons else np.zeros(0),
-            run_lengths={i: shape for i, shape in enumerate(segmentations) if isinstance(shape, dict)})
+            run_lengths={i: shape for i, shape in enumerate(segmentations) if isinstance(shape, dict)},
+            keypoints=np.array([an_object.keypoints for an_object in objects], np.float32).reshape(
+                len(objects), -1, 3))
 
     def of_image(self, i: int) -> Annotations:
         part = slice(*self.start[i:i + 2])
         return Annotations(
             boxes=self.boxes[part].copy(), labels=self.labels[part].copy(), crowd=self.crowd[part].copy(),
-            segmentations=tuple(map(self._segmentation, range(part.start, part.stop))))
+            segmentations=tuple(map(self._segmentation, range(part.start, part.stop))),
+            keypoints=self.keypoints[part].copy() if self.keypoints.shape[1] else None)
 
     def _segmentation(self, i: int) -> Segmentation:
         if i in self.run_lengths:

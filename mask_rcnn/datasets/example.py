@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mask_rcnn.datasets.placement import Placement
+
 #: One object's shape: polygons (flat arrays ``x, y, x, y, ...``) or COCO's run lengths.
 Segmentation = tuple | dict
 
@@ -27,6 +29,8 @@ class Annotations:
         segmentations: One for each object: a tuple of polygons, each a flat float array
             ``x, y, x, y, ...`` of at least three points; or run lengths as pycocotools takes them,
             ``{'size': [H, W], 'counts': bytes}``.
+        keypoints: ``(G, K, 3)`` float32, ``(y, x, visibility)`` as COCO has them: 0 not labelled (then ``y``
+            and ``x`` are 0), 1 hidden, 2 to be seen; ``None`` where the data have no keypoints.
 
     Raises:
         ValueError: Shapes do not fit each other.
@@ -36,12 +40,16 @@ class Annotations:
     labels: np.ndarray
     crowd: np.ndarray
     segmentations: tuple[Segmentation, ...]
+    keypoints: np.ndarray | None = None
 
     def __post_init__(self):
         count = len(self.segmentations)
         shapes = np.shape(self.boxes), np.shape(self.labels), np.shape(self.crowd)
         if shapes != ((count, 4), (count,), (count,)):
             raise ValueError(f'{count} segmentations, but boxes, labels and crowd of the shapes {shapes}')
+        shape = np.shape(self.keypoints)
+        if self.keypoints is not None and shape != (count, *shape[1:2], 3):
+            raise ValueError(f'{count} segmentations, but keypoints of the shape {shape}')
 
     def __len__(self) -> int:
         return len(self.segmentations)
@@ -71,8 +79,7 @@ class TrainingExample:
     Args:
         x: ``(3, h, w)`` float32: the network's input, see
             :func:`mask_rcnn.datasets.transforms.prepare_image`; perhaps padded.
-        scale: By what factor ``x`` is larger than the original.
-        size: ``(H, W)`` of the original.
+        placement: Where the image lies in ``x``.
         annotations: The objects, in pixels of the original (flipped if ``x`` is).
         name: What messages call it.
         image_id: Its number (or name) in the data set's own terms.
@@ -81,15 +88,8 @@ class TrainingExample:
     """
 
     x: np.ndarray
-    scale: float
-    size: tuple[int, int]
+    placement: Placement
     annotations: Annotations
     name: str
     image_id: int | str
     seed: int
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """``(h, w)`` of the image in the network's input, without what was padded."""
-        height, width = (max(int(np.rint(side * self.scale)), 1) for side in self.size)
-        return height, width

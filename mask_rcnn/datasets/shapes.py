@@ -51,6 +51,7 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
 
     class_names = ('square', 'circle', 'triangle')
     category_ids = (1, 2, 3)
+    kind = 'shapes'     # in the names of pictures
 
     def __init__(self, n: int, *, size: int | tuple[int, int] = 128, seed: int = 0):
         height, width = (size, size) if isinstance(size, int) else size
@@ -73,7 +74,7 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
 
     def name_of(self, i: int) -> str:
         """Return what messages call picture ``i``."""
-        return f'shapes picture {i} of seed {self._seed}'
+        return f'{self.kind} picture {i} of seed {self._seed}'
 
     def get_example(self, i: int) -> Example:
         """Draw a picture; ``dataset[i]`` calls it."""
@@ -182,7 +183,7 @@ def _annotate(shapes: list[_Shape], coverages: list[np.ndarray]) -> Annotations:
             continue
         segmentation = (coco_mask.encode(np.asfortranarray(visible, np.uint8)) if hidden
                         else (_clip_outline(shape.outline, drawn.shape).ravel(),))
-        boxes.append(_box_around(coco_mask.decode(_to_rle(segmentation, drawn.shape))))
+        boxes.append(box_around(coco_mask.decode(_to_rle(segmentation, drawn.shape))))
         labels.append(shape.label)
         segmentations.append(segmentation)
     return Annotations(
@@ -215,7 +216,8 @@ def _clip_side(outline: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.array(points).reshape(-1, 2)
 
 
-def _box_around(mask: np.ndarray) -> tuple[int, int, int, int]:
+def box_around(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the box ``(y_min, x_min, y_max, x_max)`` whose corners are pixels of a mask that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return rows[0], columns[0], rows[-1], columns[-1]
 

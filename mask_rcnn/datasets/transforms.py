@@ -11,8 +11,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mask_rcnn.config import Config
+from mask_rcnn.datasets.coco_keypoints import COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation, TrainingExample
-from mask_rcnn.ops.resize import centre_and_resize
+from mask_rcnn.datasets.placement import Placement, centred, rounded_sides, scaled
+from mask_rcnn.ops.resize import centre_and_resize, resize_truncated
 
 # Tells the random numbers of the flip from those of the sampling, which come from the same seed.
 _FLIP_STREAM = 1
@@ -22,7 +24,8 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
     """Return by what factor an image is resized.
 
     ``detectron/utils/blob.py`` ``get_target_size``: the shorter side becomes ``config.min_size`` unless
-    the longer one would exceed ``config.max_size``.
+    the longer one would exceed ``config.max_size``.  In a dialect that only enlarges (Matterport's
+    ``utils.resize_image``), a larger image stays as it is, within that limit.
 
     Args:
         size: ``(H, W)`` of the image.
@@ -30,33 +33,51 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
     """
     short, long = min(size), max(size)
     scale = config.min_size / short
+    if config.dialect.enlarge_only:
+        scale = max(scale, 1.0)
     if np.round(scale * long) > config.max_size:
         scale = config.max_size / long
     return float(scale)
 
 
-def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, float]:
+def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, Placement]:
     """Make the network's input of an image.
 
     ``detectron/utils/blob.py`` ``prep_im_for_blob``: the mean goes before the image is resized; and
     ``im_list_to_blob``: a network with a feature pyramid gets zeros below and to the right, up to multiples
-    of its coarsest stride.
+    of its coarsest stride.  Matterport's ``utils.resize_image`` and ``mold_image`` do it the other way round.
 
     Args:
         image: ``(3, H, W)`` float32, RGB, 0 to 255.
         config: Gives the sizes and, with its dialect, the order, mean and deviation of the channels.
 
     Returns:
-        tuple: ``(3, h, w)`` float32 array, and the scale ``h / H`` (before rounding).
+        tuple: ``(3, h, w)`` float32 array, and where the image lies in it.
     """
-    dialect = config.dialect
+    dialect, size = config.dialect, image.shape[1:]
     channels = image[::-1] if dialect.channel_order == 'BGR' else image
-    scale = input_scale(image.shape[1:], config)
-    x = centre_and_resize(channels, dialect.pixel_mean, scale)
+    scale = input_scale(size, config)
+    placement = centred(size, scale, config.max_size) if dialect.centred else scaled(size, scale)
+    if dialect.resize == 'float':
+        x = _pad(centre_and_resize(channels, dialect.pixel_mean, scale), placement, config)
+    else:
+        x = _pad(resize_truncated(channels, rounded_sides(size, scale)), placement, config)
+        # In double precision, as NumPy subtracts Matterport's means; rounded once.
+        np.subtract(x, np.array(dialect.pixel_mean)[:, None, None], out=x, casting='same_kind')
     if any(std != 1 for std in dialect.pixel_std):
         x /= np.array(dialect.pixel_std, np.float32)[:, None, None]
-    padding = [(0, -side % config.size_divisor) for side in x.shape[1:]]
-    return np.pad(x, ((0, 0), *padding)) if np.any(padding) else x, scale
+    return x, placement
+
+
+def _pad(x: np.ndarray, placement: Placement, config: Config) -> np.ndarray:
+    """Put zeros around an image: what a placement wants, and below and to the right up to multiples."""
+    top, left = (int(first) for first in placement.window[:2])
+    height, width = (side + -side % config.size_divisor for side in placement.input_size)
+    if (height, width) == x.shape[1:]:
+        return x
+    padded = np.zeros((len(x), height, width), np.float32)
+    padded[:, top:top + x.shape[1], left:left + x.shape[2]] = x
+    return padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,17 +101,17 @@ class TrainingTransform:
         """
         if self.flip and np.random.RandomState([seed, _FLIP_STREAM]).rand() < 0.5:
             example = flip_horizontal(example)
-        x, scale = prepare_image(example.image, self.config)
-        return TrainingExample(
-            x=x, scale=scale, size=example.image.shape[1:], annotations=example.annotations,
-            name=example.name, image_id=example.image_id, seed=seed)
+        x, placement = prepare_image(example.image, self.config)
+        return TrainingExample(x=x, placement=placement, annotations=example.annotations, name=example.name,
+                               image_id=example.image_id, seed=seed)
 
 
 def flip_horizontal(example: Example) -> Example:
     """Return the mirror image.
 
     Coordinates go as in Detectron's ``datasets/roidb.py`` ``extend_with_flipped_entries``:
-    ``x' = W - x - 1``, for boxes and for polygons.
+    ``x' = W - x - 1``, for boxes, polygons and COCO's keypoints, of which left and right ones change their
+    places (``detectron/utils/keypoints.py`` ``flip_keypoints``).
     """
     image = np.ascontiguousarray(example.image[:, :, ::-1])
     return dataclasses.replace(
@@ -102,7 +123,14 @@ def _flip_annotations(annotations: Annotations, width: int) -> Annotations:
     boxes[:, 1] = width - annotations.boxes[:, 3] - 1
     boxes[:, 3] = width - annotations.boxes[:, 1] - 1
     segmentations = tuple(_flip_segmentation(shape, width) for shape in annotations.segmentations)
-    return dataclasses.replace(annotations, boxes=boxes, segmentations=segmentations)
+    keypoints = None if annotations.keypoints is None else _flip_keypoints(annotations.keypoints, width)
+    return dataclasses.replace(annotations, boxes=boxes, segmentations=segmentations, keypoints=keypoints)
+
+
+def _flip_keypoints(keypoints: np.ndarray, width: int) -> np.ndarray:
+    flipped = keypoints[:, COCO_MIRRORED_KEYPOINTS]
+    flipped[:, :, 1] = np.where(flipped[:, :, 2] > 0, width - flipped[:, :, 1] - 1, 0)
+    return flipped
 
 
 def _flip_segmentation(segmentation: Segmentation, width: int) -> Segmentation:

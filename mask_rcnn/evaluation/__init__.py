@@ -1,5 +1,6 @@
 """How good detections are: COCO's metrics."""
 
-from mask_rcnn.evaluation.coco import METRIC_NAMES, COCOEvaluator, Metrics, evaluate_model
+from mask_rcnn.evaluation.coco import (KEYPOINT_METRIC_NAMES, METRIC_NAMES, COCOEvaluator, Metrics,
+                                       evaluate_model)
 
-__all__ = ['COCOEvaluator', 'METRIC_NAMES', 'Metrics', 'evaluate_model']
+__all__ = ['COCOEvaluator', 'KEYPOINT_METRIC_NAMES', 'METRIC_NAMES', 'Metrics', 'evaluate_model']

@@ -1,4 +1,4 @@
-"""COCO's detection metrics for boxes and masks, computed by pycocotools, which is their reference."""
+"""COCO's metrics for boxes, masks and keypoints, computed by pycocotools, which is their reference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.detections import Detections
+from mask_rcnn.ops.derived import constant_parameters
 from mask_rcnn.weights.files import open_for_writing
 
 _logger = logging.getLogger(__name__)
@@ -26,15 +28,41 @@ _logger = logging.getLogger(__name__)
 #: image, of small, medium and large objects.
 METRIC_NAMES = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'AR1', 'AR10', 'AR100', 'ARs', 'ARm', 'ARl')
 
-#: COCO's names of what is compared: boxes or masks.
-_KINDS = ('bbox', 'segm')
+#: COCO's ten numbers for keypoints, all with 20 detections an image; OKS (how near the keypoints are, for the
+#: size of the object) stands for IoU, and there are no small objects.
+KEYPOINT_METRIC_NAMES = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Something that is compared.
+
+    Args:
+        name: COCO's: pycocotools' ``iouType``.
+        key: Where a result or an annotation has it.
+        singular, plural: In words; the plural is the field of :class:`Metrics`, too.
+        metrics: Names of its numbers.
+    """
+
+    name: str
+    key: str
+    singular: str
+    plural: str
+    metrics: tuple[str, ...] = METRIC_NAMES
+
+
+_BOXES = _Kind('bbox', 'bbox', 'box', 'boxes')
+_MASKS = _Kind('segm', 'segmentation', 'mask', 'masks')
+_KEYPOINTS = _Kind('keypoints', 'keypoints', 'keypoint', 'keypoints', KEYPOINT_METRIC_NAMES)
+_KINDS = _BOXES, _MASKS, _KEYPOINTS
 
 
 @dataclass(frozen=True)
 class Metrics:
     """What COCO's evaluation found.
 
-    Numbers are between 0 and 1, and -1 (as pycocotools has it) where there is no object to find.
+    Numbers are between 0 and 1, and -1 (as pycocotools has it) where there is no object to find.  What the
+    model does not find at all, masks or keypoints, has no numbers: its tuples are empty.
 
     Args:
         boxes: The twelve numbers of :data:`METRIC_NAMES` for boxes.
@@ -42,6 +70,8 @@ class Metrics:
         class_names: Names of the classes.
         box_ap_per_class: AP of each class for boxes.
         mask_ap_per_class: The same for masks.
+        keypoints: The ten numbers of :data:`KEYPOINT_METRIC_NAMES`.
+        keypoint_ap_per_class: AP of each class for keypoints.
     """
 
     boxes: tuple[float, ...]
@@ -49,25 +79,41 @@ class Metrics:
     class_names: tuple[str, ...]
     box_ap_per_class: tuple[float, ...]
     mask_ap_per_class: tuple[float, ...]
+    keypoints: tuple[float, ...] = ()
+    keypoint_ap_per_class: tuple[float, ...] = ()
+
+    def ap_per_class(self) -> dict[str, tuple[float, ...]]:
+        """Return the AP of each class for ``'bbox'``, ``'segm'`` and ``'keypoints'``, as far as measured."""
+        return {kind.name: getattr(self, f'{kind.singular}_ap_per_class') for kind in self._kinds()}
+
+    def _kinds(self) -> list[_Kind]:
+        return [kind for kind in _KINDS if getattr(self, kind.plural)]
 
     def summary(self) -> dict[str, float]:
-        """Return the numbers for a log, as ``'bbox/AP50'`` or ``'segm/ARs'``.
+        """Return the numbers for a log, as ``'bbox/AP50'``, ``'segm/ARs'`` or ``'keypoints/AP'``.
 
         What has no objects is left out: -1 is no measurement.
         """
-        return {f'{kind}/{name}': value
-                for kind, values in zip(_KINDS, (self.boxes, self.masks))
-                for name, value in zip(METRIC_NAMES, values) if value >= 0}
+        return {f'{kind.name}/{name}': value for kind in self._kinds()
+                for name, value in zip(kind.metrics, getattr(self, kind.plural)) if value >= 0}
 
     def table(self) -> str:
-        """Return all numbers in percent as text: the twelve of boxes and masks, then each class's AP."""
-        lines = ['      ' + ''.join(f'{name:>7}' for name in METRIC_NAMES)]
-        for kind, values in (('boxes', self.boxes), ('masks', self.masks)):
-            lines.append(f'{kind:6}' + ''.join(map(_percent, values)))
+        """Return all numbers in percent as text: of boxes, masks and keypoints, then each class's AP."""
+        kinds, lines, names = self._kinds(), [], ()
+        margin = max(6, *(len(kind.plural) + 1 for kind in kinds))
+        for kind in kinds:
+            if kind.metrics != names:
+                names = kind.metrics
+                lines.append(' ' * margin + ''.join(f'{name:>7}' for name in names))
+            lines.append(f'{kind.plural:{margin}}' + ''.join(map(_percent, getattr(self, kind.plural))))
         width = max(map(len, ('class', *self.class_names)))
-        lines += ['', f'{"class":{width}}' + ''.join(f'{name:>10}' for name in ('box AP', 'mask AP'))]
-        for name, box, mask in zip(self.class_names, self.box_ap_per_class, self.mask_ap_per_class):
-            lines.append(f'{name:{width}}   {_percent(box)}   {_percent(mask)}')
+        columns = [(f'{kind.singular} AP', aps) for kind, aps in zip(kinds, self.ap_per_class().values())]
+        widths = [max(10, len(heading) + 3) for heading, _ in columns]
+        headings = ''.join(f'{heading:>{w}}' for w, (heading, _) in zip(widths, columns))
+        lines += ['', f'{"class":{width}}{headings}']
+        for i, name in enumerate(self.class_names):
+            lines.append(f'{name:{width}}' + ''.join(
+                f'{_percent(aps[i]):>{w}}' for w, (_, aps) in zip(widths, columns)))
         return '\n'.join(lines)
 
 
@@ -89,13 +135,20 @@ class COCOEvaluator:
             set are among them, labels are matched by name and other detections are left out; otherwise by
             their order.
         n_model_class: Number of the model's classes, if it differs from the data set's.
+        masks: Compare masks.
+        keypoints: Compare COCO's 17 keypoints; the ground truth must have them.
 
     Raises:
-        ValueError: The model's classes cannot be matched with the data set's.
+        ValueError: The model's classes cannot be matched with the data set's, or the ground truth has no
+            keypoints.
     """
 
     def __init__(self, ground_truth: dict, *, class_names: Sequence[str], category_ids: Sequence[int],
-                 model_class_names: Sequence[str] | None = None, n_model_class: int | None = None):
+                 model_class_names: Sequence[str] | None = None, n_model_class: int | None = None,
+                 masks: bool = True, keypoints: bool = False):
+        if keypoints and not all('num_keypoints' in annotation for annotation in ground_truth['annotations']):
+            raise ValueError('the model finds keypoints, but the data have none')
+        self._kinds = [kind for kind, wanted in zip(_KINDS, (True, masks, keypoints)) if wanted]
         self._ground_truth = ground_truth
         self._known_images = {image['id'] for image in ground_truth['images']}
         self.class_names = tuple(class_names)
@@ -109,17 +162,20 @@ class COCOEvaluator:
 
         Args:
             image_id: Its number in the ground truth.
-            detections: With masks.  Their own ``category_ids`` are not used.
+            detections: With the masks and keypoints that are compared.  Their own ``category_ids`` are not
+                used.
 
         Raises:
-            ValueError: The image is unknown or was added before, or there are no masks.
+            ValueError: The image is unknown or was added before, or there are no masks or keypoints.
         """
         if image_id not in self._known_images:
             raise ValueError(f'image {image_id!r} is not in the ground truth')
         if image_id in self._results:
             raise ValueError(f'image {image_id!r} has been added before')
-        if not detections.has_masks:
+        if _MASKS in self._kinds and not detections.has_masks:
             raise ValueError(f'the detections of image {image_id!r} have no masks')
+        if _KEYPOINTS in self._kinds:
+            _check_keypoints(image_id, detections)
         if detections.labels.size and detections.labels.max() >= len(self._categories):
             raise ValueError(f'label {detections.labels.max()} of image {image_id!r} is beyond the '
                              f'{len(self._categories)} classes')
@@ -141,7 +197,7 @@ class COCOEvaluator:
                          if image['id'] in merged}
 
     def results(self) -> list[dict]:
-        """Return all detections in COCO's result format, with boxes and masks."""
+        """Return all detections in COCO's result format, with all that the model finds."""
         return [result for results in self._results.values() for result in results]
 
     def evaluate(self) -> Metrics:
@@ -156,16 +212,18 @@ class COCOEvaluator:
         """
         if not self._results:
             raise ValueError('there is nothing to evaluate: no image was added')
-        (boxes, box_ap), (masks, mask_ap) = (self._evaluate_kind(kind) for kind in _KINDS)
-        return Metrics(boxes=boxes, masks=masks, class_names=self.class_names, box_ap_per_class=box_ap,
-                       mask_ap_per_class=mask_ap)
+        numbers = {}
+        for kind in _KINDS:
+            numbers[kind.plural], numbers[f'{kind.singular}_ap_per_class'] = (
+                self._evaluate_kind(kind) if kind in self._kinds else ((), ()))
+        return Metrics(class_names=self.class_names, **numbers)
 
-    def write_results(self, path: str | os.PathLike) -> tuple[Path, Path]:
-        """Write the detections as two JSON files: ``results.json`` becomes ``results.bbox.json`` and
-        ``results.segm.json``.
+    def write_results(self, path: str | os.PathLike) -> tuple[Path, ...]:
+        """Write the detections as JSON files: ``results.json`` becomes ``results.bbox.json``,
+        ``results.segm.json`` and ``results.keypoints.json``, those of them that are compared.
 
-        Two, because pycocotools (and COCO's server) measures boxes and masks by themselves; see
-        :meth:`evaluate`.  From each, ``COCOeval`` gives the numbers of :meth:`evaluate`.
+        Not as one, because pycocotools (and COCO's server) measures boxes, masks and keypoints by themselves;
+        see :meth:`evaluate`.  From each, ``COCOeval`` gives the numbers of :meth:`evaluate`.
 
         Args:
             path: Says the folder and the beginning of the names.
@@ -177,26 +235,27 @@ class COCOEvaluator:
             WeightFileError: A file cannot be written; then an older one is as it was.
         """
         path = Path(path)
-        paths = tuple(path.with_name(f'{path.stem}.{kind}.json') for kind in _KINDS)
-        for kind, file in zip(_KINDS, paths):
+        paths = tuple(path.with_name(f'{path.stem}.{kind.name}.json') for kind in self._kinds)
+        for kind, file in zip(self._kinds, paths):
             with open_for_writing(file) as stream:
                 stream.write(json.dumps(_of_kind(self.results(), kind)).encode('utf-8'))
         return paths
 
-    def _evaluate_kind(self, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return COCO's twelve numbers and the AP of each class."""
+    def _evaluate_kind(self, kind: _Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return COCO's numbers and the AP of each class."""
         with _silence():
-            truth = _to_coco(self._ground_truth, self._ground_truth['annotations'])
+            truth = _to_coco(self._ground_truth, [
+                annotation for annotation in self._ground_truth['annotations'] if kind.key in annotation])
             results = _of_kind(self.results(), kind)
             found = truth.loadRes(results) if results else _to_coco(self._ground_truth, [])
-            evaluation = COCOeval(truth, found, kind)
+            evaluation = COCOeval(truth, found, kind.name)
             evaluation.params.imgIds = sorted(self._results)
             evaluation.params.catIds = list(self.category_ids)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         order = [evaluation.params.catIds.index(category) for category in self.category_ids]
-        # precision: IoU threshold, recall, class, size (0 is all), number of detections (last is 100)
+        # precision: IoU threshold, recall, class, size (0 is all), number of detections (-1: the most)
         per_class = [_mean_of_valid(evaluation.eval['precision'][:, :, k, 0, -1]) for k in order]
         return tuple(evaluation.stats.tolist()), tuple(per_class)
 
@@ -219,7 +278,7 @@ def evaluate_model(model, dataset, *, progress: bool = True, results_file: str |
         Metrics: The same in all processes.
 
     Raises:
-        ValueError: The model's classes do not fit the data set's, or ``indices`` is empty.
+        ValueError: The model's classes or keypoints do not fit the data set's, or ``indices`` is empty.
         mask_rcnn.datasets.ImageFileError: An image cannot be read.
         mask_rcnn.weights.WeightFileError: ``results_file`` cannot be written.
     """
@@ -229,12 +288,14 @@ def evaluate_model(model, dataset, *, progress: bool = True, results_file: str |
         raise ValueError('there is no image to evaluate')
     evaluator = COCOEvaluator(
         dataset.ground_truth(), class_names=dataset.class_names, category_ids=dataset.category_ids,
-        model_class_names=model.class_names, n_model_class=model.config.n_fg_class)
+        model_class_names=model.class_names, n_model_class=model.config.n_fg_class, masks=model.config.masks,
+        keypoints=model.config.n_keypoint > 0)
     own = indices[rank::size]
-    for i in tqdm(own, desc='evaluating', unit='image', disable=not progress or rank != 0):
-        example = dataset[i]
-        detections, = model.detect([example.image])
-        evaluator.add(example.image_id, detections)
+    with constant_parameters():
+        for i in tqdm(own, desc='evaluating', unit='image', disable=not progress or rank != 0):
+            example = dataset[i]
+            detections, = model.detect([example.image])
+            evaluator.add(example.image_id, detections)
     if comm is None:
         return _finish(evaluator, results_file)
     parts = comm.gather(evaluator.partial_results())
@@ -267,10 +328,19 @@ def _match_categories(class_names: tuple[str, ...], category_ids: tuple[int, ...
     return list(category_ids)
 
 
-def _of_kind(results: list[dict], kind: str) -> list[dict]:
-    """Return copies with only the box or only the mask."""
-    other = {'bbox': 'segmentation', 'segm': 'bbox'}[kind]
-    return [{key: value for key, value in result.items() if key != other} for result in results]
+def _check_keypoints(image_id: int | str, detections: Detections) -> None:
+    if detections.keypoints is None:
+        raise ValueError(f'the detections of image {image_id!r} have no keypoints')
+    count = detections.keypoints.shape[1]
+    if count != len(COCO_KEYPOINT_NAMES):
+        raise ValueError(f"the detections of image {image_id!r} have {count} keypoints; COCO's metrics are for "
+                         f'its {len(COCO_KEYPOINT_NAMES)}')
+
+
+def _of_kind(results: list[dict], kind: _Kind) -> list[dict]:
+    """Return copies with only the box, only the mask or only the keypoints."""
+    others = {other.key for other in _KINDS if other != kind}
+    return [{key: value for key, value in result.items() if key not in others} for result in results]
 
 
 def _to_coco(content: dict, annotations: list[dict]) -> COCO:

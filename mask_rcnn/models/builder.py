@@ -9,6 +9,7 @@ import chainer
 from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.models.box_head import LinearBoxHead, Res5BoxHead
 from mask_rcnn.models.fpn import FPN
+from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.models.mask_head import MaskHead
 from mask_rcnn.models.mask_rcnn import MaskRCNN
 from mask_rcnn.models.mobilenet_v1 import MobileNetV1
@@ -56,11 +57,12 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
 
 def _extractor(config: Config):
     if not config.has_fpn:
-        return ResNet(config.body, norm=config.norm, outputs=(4,))
+        return ResNet(config.body, norm=config.norm, outputs=(4,), pool_pad=config.dialect.stem_pool_pad)
     if config.body == 'mobilenet_v1':
         body = MobileNetV1(width=config.width, norm=config.norm)
     else:
-        body = ResNet(config.body, norm=config.norm, outputs=(2, 3, 4, 5))
+        body = ResNet(config.body, norm=config.norm, outputs=(2, 3, 4, 5),
+                      pool_pad=config.dialect.stem_pool_pad, stride_in_3x3=config.dialect.stride_in_3x3)
     return FPN(body, config.fpn_channels)
 
 
@@ -73,10 +75,13 @@ def _c4_heads(extractor, config: Config):
 def _fpn_heads(extractor, config: Config):
     """Each pools for itself (He et al. 2017, figure 4, right)."""
     box_head = LinearBoxHead(config.fpn_channels, strides=extractor.strides, config=config)
-    if not config.masks:
-        return box_head, None
     pool = RoIPooling(extractor.strides, config.mask_roi_size, config=config)
-    return box_head, MaskHead(config.fpn_channels, n_conv=config.mask_convs, pool=pool, config=config)
+    mask_head = keypoint_head = None
+    if config.masks:
+        mask_head = MaskHead(config.fpn_channels, n_conv=config.mask_convs, pool=pool, config=config)
+    if config.n_keypoint:
+        keypoint_head = KeypointHead(config.fpn_channels, pool=pool, config=config)
+    return box_head, mask_head, keypoint_head
 
 
 def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **changes) -> MaskRCNN:

@@ -8,7 +8,9 @@ import chainer.functions as F
 from mask_rcnn.models.convolution import Convolution2D, is_forward_only
 from mask_rcnn.models.normalization import (fixed_batch_normalization, is_fixed, make_norm,
                                             scale_and_bias)
-from mask_rcnn.ops.convolution import convolve
+from mask_rcnn.ops import cudnn
+from mask_rcnn.ops.convolution import convolve, finish_channels
+from mask_rcnn.ops.derived import derived
 
 
 class ConvNorm(chainer.Chain):
@@ -33,20 +35,44 @@ class ConvNorm(chainer.Chain):
                 initialW=chainer.initializers.HeNormal(fan_option='fan_out'))
             self.norm = make_norm(norm, out_channels)
 
-    def forward(self, x, *, relu=False, residual=None):
-        """Convolve and normalise; then add ``residual`` and cut off what is negative, if asked to."""
+    def forward(self, x, *, relu=False, residual=None, pool=None):
+        """Convolve and normalise; then add ``residual`` and cut off what is negative, if asked to.
+
+        Args:
+            x: ``(N, C, H, W)`` floats.
+            relu (bool): Whether to cut off.
+            residual: What to add, or ``None``.
+            pool: Called between convolution and normalisation, or ``None``.  As a linear function it gives
+                what it would give before a 1x1 convolution, which may have less to do this way.
+        """
         if is_forward_only(x) and (self.bn_frozen or is_fixed(self.norm)):
-            return self._fused(chainer.as_array(x), relu, residual)
-        h = self.conv(x)
+            return self._fused(chainer.as_array(x), relu, residual, pool)
+        if pool is None and self._is_constant() and cudnn.takes(x):
+            return cudnn.convolution_affine(x, self.conv.W, *scale_and_bias(self.norm), residual, relu=relu,
+                                            stride=self.conv.stride[0], pad=self.conv.pad[0])
+        h = self.conv(x) if pool is None else pool(self.conv(x))
         h = fixed_batch_normalization(self.norm, h) if self.bn_frozen else self.norm(h)
         if residual is not None:
             h = h + residual
         return F.relu(h) if relu else h
 
-    def _fused(self, x, relu, residual):
+    def _is_constant(self) -> bool:
+        """Whether the normalisation neither looks at the batch nor learns."""
+        return self.bn_frozen or (is_fixed(self.norm)
+                                  and not any(parameter.requires_grad for parameter in self.norm.params()))
+
+    def _fused(self, x, relu, residual, pool):
         """The same with the scale folded into the filters, in one pass over the result."""
-        scale, bias = scale_and_bias(self.norm)
-        filters = self.conv.W.array * scale[:, None, None, None]
+        filters, bias = derived(folded, self.conv.W.array, self.norm)
         residual = None if residual is None else chainer.as_array(residual)
-        return chainer.as_variable(convolve(x, filters, bias, stride=self.conv.stride[0],
-                                            pad=self.conv.pad[0], relu=relu, residual=residual))
+        geometry = {'stride': self.conv.stride[0], 'pad': self.conv.pad[0]}
+        finish = {'b': bias, 'relu': relu, 'residual': residual}
+        if pool is None:
+            return chainer.as_variable(convolve(x, filters, **geometry, **finish))
+        return chainer.as_variable(finish_channels(pool(convolve(x, filters, **geometry)).array, **finish))
+
+
+def folded(filters, norm):
+    """Return filters ``(O, I, kh, kw)`` times the scale of their normalisation, and its bias ``(O,)``."""
+    scale, bias = scale_and_bias(norm)
+    return filters * scale[:, None, None, None], bias

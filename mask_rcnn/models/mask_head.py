@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import chainer
-import chainer.functions as F
-import chainer.links as L
 
-from mask_rcnn.models.convolution import Convolution2D
+from mask_rcnn.models.convolution import Convolution2D, Deconvolution2D
 
 
 class MaskHead(chainer.Chain):
@@ -20,8 +18,8 @@ class MaskHead(chainer.Chain):
         config (mask_rcnn.config.Config): ``n_fg_class`` and ``mask_channels``.
     """
 
-    #: As in the box head of the C4 networks.
-    rois_at_once = 64
+    #: As in the box head of the C4 networks: all detections of an image at once.
+    rois_at_once = 128
 
     def __init__(self, in_channels, *, n_conv=0, pool=None, config):
         super().__init__()
@@ -35,7 +33,7 @@ class MaskHead(chainer.Chain):
             for i in range(1, n_conv + 1):
                 setattr(self, f'conv{i}', Convolution2D(in_channels, channels, 3, pad=1, initialW=init))
                 in_channels = channels
-            self.deconv = L.Deconvolution2D(in_channels, channels, 2, stride=2, initialW=init)
+            self.deconv = Deconvolution2D(in_channels, channels, 2, stride=2, initialW=init)
             self.score = Convolution2D(channels, config.n_fg_class, 1,
                                        initialW=chainer.initializers.Normal(0.001))
 
@@ -44,4 +42,4 @@ class MaskHead(chainer.Chain):
         h = roi_features
         for i in range(1, self.n_conv + 1):
             h = self[f'conv{i}'](h, relu=True)
-        return self.score(F.relu(self.deconv(h)))
+        return self.score(self.deconv(h, relu=True))

@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al. 2017) put together: image, extractor, RPN, box head, mask head, detections."""
+"""Mask R-CNN (He et al. 2017) put together: image, extractor, RPN, the heads, detections."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.datasets.image_io import to_image_array
+from mask_rcnn.datasets.placement import Placement
 from mask_rcnn.datasets.transforms import prepare_image
 from mask_rcnn.detections import Detections
+from mask_rcnn.models.convolution import as_float32
 from mask_rcnn.ops.boxes import clip_boxes, decode_boxes
+from mask_rcnn.ops.keypoints import decode_heatmaps
 from mask_rcnn.ops.proposals import select_detections
 
 
@@ -25,13 +28,15 @@ class MaskRCNN(chainer.Chain):
             :class:`~mask_rcnn.models.box_head.Res5BoxHead`.
         mask_head: Link like :class:`~mask_rcnn.models.mask_head.MaskHead`, or ``None`` for a network that draws
             no masks.
+        keypoint_head: Link like :class:`~mask_rcnn.models.keypoint_head.KeypointHead`, or ``None`` for a
+            network that finds no keypoints.
         config (mask_rcnn.config.Config): Sizes, thresholds and the dialect.
         class_names: Names of the ``n_fg_class`` classes, or ``None``.
         category_ids: Numbers of the classes in COCO files, or ``None`` for 1, 2 ...
     """
 
-    def __init__(self, extractor, rpn, box_head, mask_head, *, config, class_names=None,
-                 category_ids=None):
+    def __init__(self, extractor, rpn, box_head, mask_head=None, keypoint_head=None, *, config,
+                 class_names=None, category_ids=None):
         super().__init__()
         for name, values in (('class_names', class_names), ('category_ids', category_ids)):
             if values is not None and len(values) != config.n_fg_class:
@@ -42,6 +47,8 @@ class MaskRCNN(chainer.Chain):
             self.box_head = box_head
             if mask_head is not None:
                 self.mask_head = mask_head
+            if keypoint_head is not None:
+                self.keypoint_head = keypoint_head
         self.config = config
         self.class_names = None if class_names is None else tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(category_ids)
@@ -62,25 +69,28 @@ class MaskRCNN(chainer.Chain):
     def predict(self, imgs):
         """Find the objects in images: the interface of ChainerCV's instance segmentation links.
 
+        A network without a mask head is one of ChainerCV's detection links: it returns boxes instead of
+        masks.
+
         Args:
             imgs: Iterable of what :meth:`detect` takes.
 
         Returns:
-            tuple of three lists: For each image, masks ``(R, H, W)`` bool, labels ``(R,)`` int32 (0 is
-            the first foreground class) and scores ``(R,)`` float32.
+            tuple of three lists: For each image, masks ``(R, H, W)`` bool (or boxes ``(R, 4)`` float32),
+            labels ``(R,)`` int32 (0 is the first foreground class) and scores ``(R,)`` float32.
         """
         detections = self.detect(imgs)
-        return ([d.masks for d in detections], [d.labels for d in detections],
+        return ([d.masks if d.has_masks else d.boxes for d in detections], [d.labels for d in detections],
                 [d.scores for d in detections])
 
     def _detect_one(self, image: np.ndarray) -> Detections:
-        size = image.shape[1:]
-        x, scale = self.prepare(image)
+        x, placement = self.prepare(image)
         maps = self.extract(x)
-        rois = self.propose(maps, x.shape[2:], scale)
-        boxes, labels, scores = self.classify(maps, rois, size, scale)
-        mask_probs = self.segment(maps, boxes, labels, scale) if self.config.masks else None
-        return self.assemble(boxes, labels, scores, mask_probs, size)
+        rois = self.propose(maps, x.shape[2:], placement.scale)
+        boxes, labels, scores = self.classify(maps, rois, placement)
+        mask_probs = self.segment(maps, boxes, labels, placement) if self.config.masks else None
+        keypoints = self.locate(maps, boxes, placement) if self.config.n_keypoint else None
+        return self.assemble(boxes, labels, scores, mask_probs, placement, keypoints)
 
     # The stages of _detect_one; scripts/benchmark.py times them one by one.
 
@@ -91,11 +101,12 @@ class MaskRCNN(chainer.Chain):
             image: ``(3, H, W)`` float32, RGB, 0 to 255.
 
         Returns:
-            tuple: ``(1, 3, h, w)`` float32 array on the model's device, and the scale ``h / H``; see
+            tuple: ``(1, 3, h, w)`` float32 array on the model's device, and the image's
+            :class:`~mask_rcnn.datasets.placement.Placement` in it; see
             :func:`mask_rcnn.datasets.transforms.prepare_image`.
         """
-        x, scale = prepare_image(image, self.config)
-        return self.xp.asarray(x[None]), scale
+        x, placement = prepare_image(image, self.config)
+        return self.xp.asarray(x[None]), placement
 
     def extract(self, x):
         """Return the feature maps, a tuple of arrays, of an input ``(1, 3, h, w)``."""
@@ -107,56 +118,102 @@ class MaskRCNN(chainer.Chain):
         Args:
             maps: What :meth:`extract` returned.
             size: Height and width of the network input.
-            scale: The scale that :meth:`prepare` returned.
+            scale: Network input pixels per pixel of the original image.
         """
         logits, deltas = ([own.array[0] for own in outputs] for outputs in self.rpn(maps))
-        return self.rpn.propose(logits, deltas, size, scale)[0]
+        return self.rpn.propose(logits, deltas, size, scale, padded=self._padded)[0]
 
-    def classify(self, maps, rois, size, scale: float):
+    def classify(self, maps, rois, placement: Placement):
         """Return the detections among proposals.
 
         Args:
             maps: What :meth:`extract` returned.
             rois: ``(K, 4)`` float32 boxes in the network input.
-            size: Height and width of the original image.
-            scale: The scale that :meth:`prepare` returned.
+            placement: What :meth:`prepare` returned.
 
         Returns:
-            tuple: Boxes ``(R, 4)`` float32 in the original image, labels ``(R,)`` int32 and scores
-            ``(R,)`` float32, best first.
+            tuple: Boxes ``(R, 4)`` float32, in the original image or in the network input as the dialect has it
+            (``detect_in_input``), labels ``(R,)`` int32 and scores ``(R,)`` float32, best first.
         """
         config, dialect = self.config, self.config.dialect
         probs, deltas = self._in_parts(self._name_rois, maps, rois, self.box_head.rois_at_once)
-        boxes = decode_boxes(rois / rois.dtype.type(scale), deltas, weights=dialect.box_delta_weights,
-                             extent=dialect.box_extent, clip=dialect.delta_clip)
-        boxes = clip_boxes(boxes, size, extent=dialect.box_extent)
+        boxes = decode_boxes(rois if dialect.detect_in_input else placement.to_image(rois), deltas,
+                             weights=dialect.box_delta_weights, extent=dialect.box_extent,
+                             clip=dialect.delta_clip)
+        boxes = self._clip(boxes, placement)
+        if self._padded:  # RoIs of nothing are nothing
+            probs = self.xp.where(self.xp.isnan(rois[:, :1]), np.float32(0), probs)
         return select_detections(
             probs, boxes, score_threshold=config.score_threshold, nms_threshold=config.nms_threshold,
-            max_detections=config.max_detections, extent=dialect.box_extent)
+            max_detections=config.max_detections, extent=dialect.box_extent, inclusive=dialect.nms_inclusive,
+            best_class_only=dialect.best_class_only, score_inclusive=dialect.score_inclusive,
+            limit_ties=dialect.limit_ties, padded=self._padded)
 
-    def segment(self, maps, boxes, labels, scale: float):
+    @property
+    def _padded(self) -> bool:
+        """Whether arrays between the stages are padded (:mod:`mask_rcnn.ops.proposals`).
+
+        On a GPU: until the results arrive on the host, it waits for nothing, and every image of a size runs the
+        same kernels on the same shapes.
+        """
+        return self.xp is not np
+
+    def _clip(self, boxes, placement: Placement):
+        """Clip boxes to the image, wherever it lies."""
+        if not self.config.dialect.detect_in_input:
+            return clip_boxes(boxes, placement.size, extent=self.config.dialect.clip_extent)
+        low, high = placement.window[:2], placement.window[2:]
+        return clip_boxes(boxes, [end - start for start, end in zip(low, high)], extent=0.0, origin=low)
+
+    def segment(self, maps, boxes, labels, placement: Placement):
         """Return the mask probabilities ``(R, M, M)`` float32 of detections, each for its class.
 
         Args:
             maps: What :meth:`extract` returned.
-            boxes: ``(R, 4)`` float32 in the original image.
+            boxes: ``(R, 4)`` float32, as :meth:`classify` returned them.
             labels: ``(R,)`` int32.
-            scale: The scale that :meth:`prepare` returned.
+            placement: What :meth:`prepare` returned.
         """
-        rois = boxes * boxes.dtype.type(scale)
+        rois = boxes if self.config.dialect.detect_in_input else placement.to_input(boxes)
         logits, = self._in_parts(self._draw_rois, maps, rois, self.mask_head.rois_at_once)
-        chosen = logits[self.xp.arange(len(labels)), labels]
-        return F.sigmoid(chosen).array
+        chosen = chainer.as_variable(logits[self.xp.arange(len(labels)), labels])
+        return F.sigmoid(as_float32(chosen)).array
 
-    def assemble(self, boxes, labels, scores, mask_probs, size) -> Detections:
+    def locate(self, maps, boxes, placement: Placement):
+        """Return the keypoints ``(R, K, 4)`` of detections: :func:`~mask_rcnn.ops.keypoints.decode_heatmaps`.
+
+        Args:
+            maps: What :meth:`extract` returned.
+            boxes: ``(R, 4)`` float32, as :meth:`classify` returned them.
+            placement: What :meth:`prepare` returned.
+        """
+        in_input = self.config.dialect.detect_in_input
+        rois, boxes = (boxes, placement.to_image(boxes)) if in_input else (placement.to_input(boxes), boxes)
+        heatmaps, = self._in_parts(self._locate_in_rois, maps, rois, self.keypoint_head.rois_at_once)
+        if self._padded:
+            boxes = self.xp.nan_to_num(boxes)
+        return decode_heatmaps(heatmaps, boxes)
+
+    def assemble(self, boxes, labels, scores, mask_probs, placement: Placement, keypoints=None) -> Detections:
         """Return detections on the host; their masks are pasted when somebody asks for them."""
-        def to_cpu(array):
-            return None if array is None else chainer.backends.cuda.to_cpu(array)
-
-        return Detections(
-            boxes=to_cpu(boxes), labels=to_cpu(labels), scores=to_cpu(scores),
-            mask_probs=to_cpu(mask_probs), size=tuple(size), class_names=self.class_names,
-            category_ids=self.category_ids, dialect=self.config.dialect)
+        to_cpu = chainer.backends.cuda.to_cpu
+        results = {'boxes': boxes, 'labels': labels, 'scores': scores, 'mask_probs': mask_probs,
+                   'keypoints': keypoints}
+        results = {name: to_cpu(array) for name, array in results.items() if array is not None}
+        if self._padded:
+            found = np.isfinite(results['scores'])
+            results = {name: array[found] for name, array in results.items()}
+        dialect = self.config.dialect
+        boxes = results['boxes']
+        if dialect.detect_in_input:
+            boxes = placement.to_image(boxes)
+        if dialect.integer_boxes:
+            boxes = np.rint(boxes + np.float32([0, 0, 1, 1]))
+        detections = Detections(**{**results, 'boxes': boxes}, size=placement.size,
+                                class_names=self.class_names, category_ids=self.category_ids, dialect=dialect)
+        if dialect.integer_boxes:
+            detections = detections[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
+        return detections
 
     def mask_features(self, maps, rois, indices, box_features=None):
         """Return the RoI features at which the mask head looks.
@@ -173,13 +230,17 @@ class MaskRCNN(chainer.Chain):
 
     def _name_rois(self, maps, rois, indices):
         scores, deltas = self.box_head(self.box_head.features(maps, rois, indices))
-        return F.softmax(scores).array, deltas.array
+        return F.softmax(as_float32(scores)).array, as_float32(deltas).array
 
     def _draw_rois(self, maps, rois, indices):
         return self.mask_head(self.mask_features(maps, rois, indices)).array,
 
+    def _locate_in_rois(self, maps, rois, indices):
+        return as_float32(self.keypoint_head(self.keypoint_head.pool(maps, rois, indices))).array,
+
     def _in_parts(self, head, maps, rois, at_once):
-        """Run a head on some RoIs at a time and join its outputs."""
+        """Run a head on some RoIs at a time, on a GPU on all of them, and join its outputs."""
+        at_once = at_once if self.xp is np else max(len(rois), 1)
         starts = range(0, max(len(rois), 1), at_once)
         parts = [rois[start:start + at_once] for start in starts]
         outputs = [head(maps, part, self.xp.zeros(len(part), np.int32)) for part in parts]

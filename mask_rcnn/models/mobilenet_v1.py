@@ -1,7 +1,7 @@
 """MobileNetV1 (Howard et al. 2017) as TensorFlow's weights want it (``slim/nets/mobilenet_v1.py``).
 
-Every convolution is padded as TensorFlow's ``'SAME'`` does it: one of stride 2 looks one pixel beyond the lower
-and the right border of an image of even size, and beyond no other.
+Every convolution is padded as TensorFlow's ``'SAME'`` does it: one of stride 2 looks one pixel beyond the
+lower and the right border of an image of even size, and beyond no other.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.models.body import Body
-from mask_rcnn.models.conv_norm import ConvNorm
+from mask_rcnn.models.conv_norm import ConvNorm, folded
 from mask_rcnn.models.convolution import is_forward_only
-from mask_rcnn.models.normalization import fixed_batch_normalization, is_fixed, scale_and_bias
+from mask_rcnn.models.normalization import fixed_batch_normalization, is_fixed
 from mask_rcnn.ops.depthwise_convolution import (depthwise_convolution_2d, depthwise_convolve,
                                                  same_padding)
+from mask_rcnn.ops.derived import derived
 
 #: Channels behind the pointwise convolution and stride of each block (Howard et al. 2017, table 1).
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1), (512, 1),
@@ -50,7 +51,8 @@ class MobileNetV1(Body):
             self.conv0 = ReLU6ConvNorm(3, scaled(_STEM, width), 3, stride=2, norm=norm)
             in_channels = scaled(_STEM, width)
             for number, (out_channels, (_, stride)) in enumerate(zip(sizes, BLOCKS), start=1):
-                setattr(self, f'block{number}', SeparableBlock(in_channels, out_channels, stride=stride, norm=norm))
+                block = SeparableBlock(in_channels, out_channels, stride=stride, norm=norm)
+                setattr(self, f'block{number}', block)
                 in_channels = out_channels
 
     @property
@@ -117,8 +119,7 @@ class DepthwiseConvNorm(ConvNorm):
     def forward(self, x):
         geometry = {'stride': self.conv.stride[0], 'pad': same_paddings(x, self.conv.stride[0])}
         if is_forward_only(x) and (self.bn_frozen or is_fixed(self.norm)):
-            scale, bias = scale_and_bias(self.norm)
-            filters = self.conv.W.array * scale[:, None, None, None]
+            filters, bias = derived(folded, self.conv.W.array, self.norm)
             return chainer.as_variable(depthwise_convolve(chainer.as_array(x), filters, bias, limit=_LIMIT,
                                                           **geometry))
         h = depthwise_convolution_2d(x, self.conv.W, **geometry)

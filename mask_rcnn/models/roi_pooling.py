@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import chainer
 import chainer.functions as F
 import numpy as np
 from chainer.backend import get_array_module
 
+from mask_rcnn.config import Dialect
+from mask_rcnn.ops.crop_and_resize import crop_and_resize
 from mask_rcnn.ops.roi_align import roi_align
 from mask_rcnn.ops.roi_max_pooling import roi_max_pooling
 
@@ -49,8 +52,10 @@ class RoIPooling:
         if len(self.strides) == 1:
             return self._pool(maps[0], rois, roi_indices, self.strides[0])
         xp = get_array_module(rois)
-        levels = assign_levels(rois, self.strides, canonical_size=self.config.roi_canonical_size,
-                               extent=self.config.dialect.box_extent)
+        levels = assign_levels(rois, self.strides, canonical_size=self._canonical_size(maps[0]),
+                               dialect=self.config.dialect)
+        if xp is not np and not chainer.config.enable_backprop:
+            return self._pool_everywhere(maps, rois, roi_indices, levels)
         parts, order = [], []
         for level, stride in enumerate(self.strides):
             own = xp.flatnonzero(levels == level)
@@ -61,29 +66,55 @@ class RoIPooling:
             return parts[0] if parts else self._pool(maps[0], rois, roi_indices, self.strides[0])
         return F.permutate(F.concat(parts, axis=0), xp.concatenate(order).astype(np.int32), inv=True)
 
+    def _pool_everywhere(self, maps, rois, roi_indices, levels):
+        """Pool all RoIs from every map, those of other maps as zeros, and add the results up.
+
+        For a GPU, whose host would wait to hear how many RoIs a map has; an image that is none costs the kernel
+        no more than writing zeros.
+        """
+        xp = get_array_module(rois)
+        pooled = [self._pool(maps[level], rois, xp.where(levels == level, roi_indices, -1).astype(np.int32), stride)
+                  for level, stride in enumerate(self.strides)]
+        return sum(pooled[1:], pooled[0])
+
+    def _canonical_size(self, finest) -> float:
+        """``roi_canonical_size`` as boxes are measured in the dialect.
+
+        Where clipped boxes are narrower than the input they cover (by ``lost``), it shrinks like them.
+        """
+        lost = self.config.dialect.clip_extent - self.config.dialect.box_extent
+        side = math.sqrt(finest.shape[2] * finest.shape[3]) * self.strides[0]
+        return self.config.roi_canonical_size * (side - lost) / side
+
     def _pool(self, feature_map, rois, roi_indices, stride):
+        if self.config.dialect.roi_grid == 'corners':
+            last = tuple(side * stride - 1 for side in feature_map.shape[2:])
+            return crop_and_resize(feature_map, rois, roi_indices, output_size=self.roi_size, last=last)
         grid = {'output_size': self.roi_size, 'spatial_scale': 1 / stride, 'bin_step': self.bin_step}
         if self.config.roi_align:
             return roi_align(feature_map, rois, roi_indices, sampling_ratio=self.config.sampling_ratio, **grid)
         return roi_max_pooling(feature_map, rois, roi_indices, **grid)
 
 
-def assign_levels(rois, strides, *, canonical_size: float, extent: float):
+def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
     """Return the index of the map to which each RoI belongs.
 
-    Lin et al. 2017, equation 1; ``detectron/utils/fpn.py`` ``map_rois_to_fpn_levels``.
+    Lin et al. 2017, equation 1; ``detectron/utils/fpn.py`` ``map_rois_to_fpn_levels``; Matterport's
+    ``PyramidROIAlign``.
 
     Args:
         rois: ``(R, 4)`` float32 boxes in the network input.
         strides: Of the maps, each twice the one before.
         canonical_size: Size (square root of the area, pixels) of a RoI that belongs to the map of stride 16.
-        extent: See :mod:`mask_rcnn.ops.boxes`.
+        dialect: Its ``box_extent`` and ``level_*``.
 
     Returns:
         ``(R,)`` integers.
     """
     xp = get_array_module(rois)
-    sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(extent)
+    sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(dialect.box_extent)
     sizes = xp.sqrt(sides[:, 0] * sides[:, 1])
-    levels = xp.floor(_CANONICAL_LEVEL + xp.log2(sizes / canonical_size + 1e-6))
-    return xp.clip(levels - math.log2(strides[0]), 0, len(strides) - 1).astype(np.int32)
+    with np.errstate(divide='ignore', invalid='ignore'):  # empty RoIs, and those of nothing, belong anywhere
+        levels = _CANONICAL_LEVEL + xp.log2(sizes / canonical_size + dialect.level_epsilon)
+        levels = xp.rint(levels) if dialect.level_rounding == 'nearest' else xp.floor(levels)
+        return xp.clip(levels - math.log2(strides[0]), 0, len(strides) - 1).astype(np.int32)

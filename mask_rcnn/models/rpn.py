@@ -7,7 +7,7 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.models.convolution import Convolution2D
-from mask_rcnn.ops.anchors import cell_anchors, shift_anchors
+from mask_rcnn.ops.anchors import cell_anchors, corner_anchors, shift_anchors
 from mask_rcnn.ops.proposals import generate_proposals
 
 
@@ -27,7 +27,8 @@ class RPN(chainer.Chain):
         self.strides = tuple(strides)
         self.config = config
         sizes = [config.anchor_sizes] if len(strides) == 1 else [(size,) for size in config.anchor_sizes]
-        self.cell_anchors = [cell_anchors(stride, own, config.anchor_ratios)
+        self.cell_anchors = [cell_anchors(stride, own, config.anchor_ratios) if config.dialect.anchors_rounded
+                             else corner_anchors(own, config.anchor_ratios)
                              for stride, own in zip(self.strides, sizes)]
         self._anchors = {}
         n_anchor = len(self.cell_anchors[0])
@@ -65,7 +66,7 @@ class RPN(chainer.Chain):
             self._anchors = {key: anchors}  # of the last size only
         return self._anchors[key]
 
-    def propose(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None):
+    def propose(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None, padded=False):
         """Return the proposals of one image.
 
         Args:
@@ -75,16 +76,18 @@ class RPN(chainer.Chain):
             scale: Network input pixels per pixel of the original image.
             pre_nms: Best anchors of a map to look at, instead of the configuration's.
             post_nms: Proposals to return, instead of the configuration's.
+            padded: See :mod:`mask_rcnn.ops.proposals`.
 
         Returns:
             tuple: Boxes ``(K, 4)`` float32 in the network input and objectness ``(K,)``, falling.
         """
-        config = self.config
+        config, dialect = self.config, self.config.dialect
         scores = [F.sigmoid(own.astype(np.float32, copy=False)).array for own in logits]
         deltas = [own.astype(np.float32, copy=False) for own in deltas]
         return generate_proposals(
             scores, deltas, self.anchors([own.shape[1:] for own in logits]), size, scale,
             pre_nms=pre_nms or config.rpn_pre_nms, post_nms=post_nms or config.rpn_post_nms,
             nms_threshold=config.rpn_nms_threshold, min_size=config.rpn_min_size,
-            weights=config.dialect.rpn_delta_weights, extent=config.dialect.box_extent,
-            clip=config.dialect.delta_clip)
+            weights=dialect.rpn_delta_weights, extent=dialect.box_extent, clip_extent=dialect.clip_extent,
+            clip=dialect.delta_clip, inclusive=dialect.nms_inclusive, by_map=dialect.proposals_by_map,
+            padded=padded)

@@ -28,6 +28,26 @@ def cell_anchors(stride: int, sizes, ratios) -> np.ndarray:
     return np.concatenate([centre - half_sides, centre + half_sides], axis=1)
 
 
+def corner_anchors(sizes, ratios) -> np.ndarray:
+    """Return the anchors of a feature map's first location, as Matterport makes them.
+
+    Not rounded, around the location's first pixel (``utils.generate_anchors``).  Matterport gives its boxes'
+    second corners behind the last pixel and moves them onto it where it divides by the image's size less one
+    (``utils.norm_boxes``): so they are here.
+
+    Args:
+        sizes: Square roots of the anchors' areas in pixels.
+        ratios: Heights divided by widths (Matterport's own ratios are the inverse).
+
+    Returns:
+        numpy.ndarray: ``(len(ratios) * len(sizes), 4)`` float64 boxes, ratios the outer loop.
+    """
+    roots = np.sqrt(np.asarray(ratios, np.float64))
+    sides = np.stack([roots, 1 / roots], axis=1)[:, None] * np.asarray(sizes, np.float64)[:, None]
+    half_sides = sides.reshape(-1, 2) / 2
+    return np.concatenate([-half_sides, half_sides - 1], axis=1)
+
+
 def shift_anchors(cell: np.ndarray, stride: int, height: int, width: int) -> np.ndarray:
     """Repeat cell anchors over a feature map.
 

@@ -99,20 +99,22 @@ def decode_boxes(boxes, deltas, *, weights=(1.0, 1.0, 1.0, 1.0), extent: float =
     return decoded.reshape(len(deltas), 4 * n_class)
 
 
-def clip_boxes(boxes, size, *, extent: float = 1.0):
+def clip_boxes(boxes, size, *, extent: float = 1.0, origin=(0.0, 0.0)):
     """Move corners that are outside an image onto its border.
 
     Args:
         boxes: ``(R, 4 * K)`` boxes.
         size: Height and width of the image.
         extent: See the module; corners end up in ``[0, side - extent]``.
+        origin: The image's first row and column, from which that is counted.
 
     Returns:
         array: New array of the same shape and dtype.
     """
     xp = get_array_module(boxes)
-    limit = xp.asarray([size[0], size[1]] * 2, boxes.dtype) - xp.asarray(extent, boxes.dtype)
-    clipped = xp.clip(boxes.reshape(len(boxes), boxes.shape[1] // 4, 4), 0, limit)
+    low = xp.asarray([*origin, *origin], boxes.dtype)
+    high = low + xp.asarray([size[0], size[1]] * 2, boxes.dtype) - xp.asarray(extent, boxes.dtype)
+    clipped = xp.clip(boxes.reshape(len(boxes), boxes.shape[1] // 4, 4), low, high)
     return clipped.astype(boxes.dtype, copy=False).reshape(boxes.shape)
 
 

@@ -1,7 +1,8 @@
 """From a mask's probabilities inside its box to the mask of the whole image.
 
 Source: Detectron ``detectron/core/test.py`` (``segm_results``), ``detectron/utils/boxes.py``
-(``expand_boxes``); OpenCV ``modules/imgproc/src/resize.cpp`` (bilinear, float).
+(``expand_boxes``); OpenCV ``modules/imgproc/src/resize.cpp`` (bilinear, float); with a margin: Matterport's
+``utils.unmold_mask`` and scikit-image's ``transform.resize`` (order 1, mode ``'constant'``, clip).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mask_rcnn.ops import _cuda, _parallel
 _ONE = np.float32(1)
 
 
-def paste_masks(probs, boxes, size, *, extent=1.0, padding=1, threshold=0.5):
+def paste_masks(probs, boxes, size, *, extent=1.0, padding=1, margin=0, threshold=0.5, inclusive=False):
     """Resize each mask into its box and cut it at a threshold.
 
     A mask of M x M is padded with zeros and its box grows by as much around its centre, by
@@ -33,7 +34,10 @@ def paste_masks(probs, boxes, size, *, extent=1.0, padding=1, threshold=0.5):
         extent: A box from pixel ``x_min`` to ``x_max`` is ``x_max - x_min + extent`` pixels wide: Detectron's
             1, or 0.  A box turned inside out covers nothing.
         padding: Pixels of zeros around a mask; Detectron's 1, or 0.
-        threshold: A pixel belongs to the mask if its probability is above it.
+        margin: Pixels of zeros beyond the box, 0 or 1: with 1 the mask's border fades into them, though not
+            below the mask's least probability (scikit-image); with 0 it is repeated (OpenCV).
+        threshold: A pixel belongs to the mask if its probability is above it ...
+        inclusive: ... or equal to it, if this is true.
 
     Returns:
         (R, H, W) bool.
@@ -43,10 +47,11 @@ def paste_masks(probs, boxes, size, *, extent=1.0, padding=1, threshold=0.5):
     """
     xp = chainer.backend.get_array_module(probs)
     out = xp.empty((len(probs), *size), np.bool_)
-    return paste_into(out, probs, boxes, extent=extent, padding=padding, threshold=threshold)
+    return paste_into(out, probs, boxes, extent=extent, padding=padding, margin=margin, threshold=threshold,
+                      inclusive=inclusive)
 
 
-def paste_into(out, probs, boxes, *, extent=1.0, padding=1, threshold=0.5):
+def paste_into(out, probs, boxes, *, extent=1.0, padding=1, margin=0, threshold=0.5, inclusive=False):
     """Fill ``out`` (R, H, W), a contiguous bool array, with what :func:`paste_masks` returns; return it."""
     if probs.ndim != 3 or 0 in probs.shape[1:]:
         raise ValueError(f'probs must have the shape (R, M, M), not {probs.shape}')
@@ -58,8 +63,18 @@ def paste_into(out, probs, boxes, *, extent=1.0, padding=1, threshold=0.5):
     rows, columns = (_place(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], extent, padding)
                      for axis in (0, 1))
     form = paste_cpu if xp is np else paste_gpu
-    form(xp.ascontiguousarray(probs, np.float32), *rows, *columns, int(padding), np.float32(threshold), out)
+    probs = xp.ascontiguousarray(probs, np.float32)
+    form(probs, *rows, *columns, int(padding), int(margin), _least(probs, margin), np.float32(threshold),
+         bool(inclusive), out)
     return out
+
+
+def _least(probs, margin: int):
+    """Return what a mask's pixels do not fall below (R,) float32."""
+    xp = chainer.backend.get_array_module(probs)
+    if margin and len(probs):
+        return probs.min(axis=(1, 2))
+    return xp.full((len(probs),), -np.inf, np.float32)
 
 
 def _place(xp, low, high, mask_size: int, extent: float, padding: int):
@@ -79,11 +94,13 @@ def _place(xp, low, high, mask_size: int, extent: float, padding: int):
     return first, count, 1.0 / (xp.maximum(count, 1) / float(padded))
 
 
-def paste_gpu(probs, top, height, y_scale, left, width, x_scale, padding, threshold, out):
+def paste_gpu(probs, top, height, y_scale, left, width, x_scale, padding, margin, least, threshold, inclusive,
+              out):
     """The GPU form: CuPy arrays; ``top`` ... ``x_scale`` from :func:`_place`."""
     _cuda.launch(_cuda.kernel('paste_masks.cu', 'paste_masks'), out.size, (
         probs, top, height, y_scale, left, width, x_scale, np.int64(out.size),
-        *map(np.int32, (*out.shape[1:], *probs.shape[1:], padding)), threshold, out))
+        *map(np.int32, (*out.shape[1:], *probs.shape[1:], padding, margin)), least, threshold,
+        np.int32(inclusive), out))
 
 
 def paste_cpu(*arguments):
@@ -92,30 +109,33 @@ def paste_cpu(*arguments):
 
 
 @_parallel.jit
-def _paste_range(probs, top, height, y_scale, left, width, x_scale, padding, threshold, out, start, stop):
+def _paste_range(probs, top, height, y_scale, left, width, x_scale, padding, margin, least, threshold,
+                 inclusive, out, start, stop):
     """Paste masks ``start`` to ``stop``."""
-    padded = np.zeros((probs.shape[1] + 2 * padding, probs.shape[2] + 2 * padding), np.float32)
+    frame = padding + margin
+    padded = np.zeros((probs.shape[1] + 2 * frame, probs.shape[2] + 2 * frame), np.float32)
     lines = np.empty((padded.shape[0], out.shape[2]), np.float32)
     for r in range(start, stop):
-        padded[padding:padding + probs.shape[1], padding:padding + probs.shape[2]] = probs[r]
+        padded[frame:frame + probs.shape[1], frame:frame + probs.shape[2]] = probs[r]
         out[r] = False
         begin, end = max(left[r], 0), min(left[r] + width[r], out.shape[2])
-        _resize_columns(padded, left[r], x_scale[r], begin, end, lines)
+        _resize_columns(padded, left[r], x_scale[r], margin, begin, end, lines)
         for i in range(max(top[r], 0), min(top[r] + height[r], out.shape[1])):
-            row, fraction = _source(i - top[r], y_scale[r])
+            row, fraction = _source(i - top[r], y_scale[r], margin)
             upper = min(max(row, 0), padded.shape[0] - 1)
             lower = min(max(row + 1, 0), padded.shape[0] - 1)
             for j in range(begin, end):
                 value = lines[upper, j] * (_ONE - fraction) + lines[lower, j] * fraction
-                out[r, i, j] = value > threshold
+                value = max(value, least[r])
+                out[r, i, j] = (value > threshold) | (inclusive & (value == threshold))
 
 
 @_parallel.jit
-def _resize_columns(padded, left, scale, begin, end, lines):
+def _resize_columns(padded, left, scale, margin, begin, end, lines):
     """Resize the rows of a padded mask to columns ``begin`` to ``end`` of the image."""
     last = padded.shape[1] - 1
     for j in range(begin, end):
-        column, fraction = _source(j - left, scale)
+        column, fraction = _source(j - left, scale, margin)
         if column < 0:
             column, fraction = 0, np.float32(0)
         if column >= last:
@@ -126,8 +146,8 @@ def _resize_columns(padded, left, scale, begin, end, lines):
 
 
 @_parallel.jit
-def _source(pixel, scale):
+def _source(pixel, scale, margin):
     """Return the source pixel left of a target pixel's centre and the fraction of its right neighbour."""
     position = np.float32((pixel + 0.5) * scale - 0.5)
     source = math.floor(position)
-    return source, position - np.float32(source)
+    return source + margin, position - np.float32(source)

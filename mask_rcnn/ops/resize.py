@@ -1,9 +1,12 @@
-"""The network's input: an image without its mean, resized to the last bit as Detectron did it."""
+"""The network's input: images resized to the last bit as Detectron did it, and as Matterport did."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from mask_rcnn.ops._fitted_zoom import fitted_zoom
 from mask_rcnn.ops._parallel import jit, parallel_for
 
 
@@ -66,3 +69,55 @@ def _resize_rows(image, mean, left, x_weights, top, y_weights, out, start, stop)
                 u = u0 * (one - a) + u1 * a
                 v = v0 * (one - a) + v1 * a
                 out[c, i, j] = u * (one - b) + v * b
+
+
+def resize_truncated(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image of whole numbers bilinearly and cut off what is behind the point.
+
+    What scikit-image 0.17's ``transform.resize`` (order 1, mode ``'constant'``, clip, no anti-aliasing) gave
+    on uint8 images, converted to uint8: in double precision, with zeros beyond the image, into which an enlarged
+    image's border fades, though not below the image's least number.  An image of that size stays as it is.
+
+    Args:
+        image: ``(C, H, W)`` real array.
+        size: Height and width of the result.
+
+    Returns:
+        numpy.ndarray: ``(C, *size)`` float32, whole numbers.
+    """
+    if image.shape[1:] == tuple(size):
+        return np.floor(image).astype(np.float32)
+    out = np.empty((len(image), *size), np.float32)
+    by_row, by_column = fitted_zoom(tuple(image.shape[1:]), tuple(size))
+    top, y_weights = _zoom_points(size[0], *by_row)
+    left, x_weights = _zoom_points(size[1], *by_column)
+    framed = np.pad(image.astype(np.float64), ((0, 0), (1, 1), (1, 1)))
+    least, most = float(image.min()), float(image.max())
+
+    def rows(start, stop):
+        _zoom_rows(framed, left + 1, x_weights, top + 1, y_weights, least, most, out, start, stop)
+
+    parallel_for(rows, size[0])
+    return out
+
+
+def _zoom_points(n_out: int, factor: float, offset: float):
+    """Like :func:`_sample_points`, in double precision, of given positions."""
+    position = factor * np.arange(n_out) + offset
+    before = np.floor(position)
+    return before.astype(np.int64), position - before
+
+
+@jit
+def _zoom_rows(framed, left, x_weights, top, y_weights, least, most, out, start, stop):
+    for c in range(framed.shape[0]):
+        for i in range(start, stop):
+            upper, lower = framed[c, top[i]], framed[c, min(top[i] + 1, framed.shape[1] - 1)]
+            b = y_weights[i]
+            for j in range(len(left)):
+                x0 = left[j]
+                x1 = min(x0 + 1, framed.shape[2] - 1)
+                a = x_weights[j]
+                u = (1 - a) * upper[x0] + a * upper[x1]
+                v = (1 - a) * lower[x0] + a * lower[x1]
+                out[c, i, j] = math.floor(min(max((1 - b) * u + b * v, least), most))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import Annotations
+from mask_rcnn.datasets.placement import Placement
 from mask_rcnn.ops.boxes import box_iou, encode_boxes
 from mask_rcnn.targets.sampling import IGNORED, Sampling
+
+if TYPE_CHECKING:
+    from mask_rcnn.targets.keypoints import KeypointRoIs
 
 
 @dataclass(frozen=True)
@@ -22,12 +27,14 @@ class SampledRoIs:
         labels: ``(R,)`` int32: 0 background, 1 + label for an object, -1 for the one RoI of an image in which
             there is nothing to learn.
         deltas: ``(F, 4)`` float32 ``(dy, dx, dh, dw)`` of the foreground.
+        keypoints: The RoIs whose keypoints learn, which are others; ``None`` for a network without.
     """
 
     rois: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     deltas: np.ndarray
+    keypoints: KeypointRoIs | None = None
 
     @property
     def n_foreground(self) -> int:
@@ -52,21 +59,20 @@ class Candidates:
     labels: np.ndarray
 
 
-def sample_rois(proposals: np.ndarray, annotations: Annotations, scale: float, *, sampling: Sampling,
+def sample_rois(proposals: np.ndarray, annotations: Annotations, placement: Placement, *, sampling: Sampling,
                 dialect: Dialect, random: np.random.RandomState) -> SampledRoIs:
     """Choose the RoIs of one image that learn, and what.
 
     Args:
         proposals: ``(P, 4)`` float32 boxes in the network input.
         annotations: The image's objects.
-        scale: Network input pixels per pixel of the original image.
+        placement: Where the image lies in the network input.
         sampling: How many, from which overlaps on.
         dialect: Its ``box_extent`` and ``box_delta_weights``.
         random: Draws among too many.
     """
-    # Detectron keeps the scale in float32 and multiplies by the inverse: its bits.
-    scale = np.float32(scale)
-    candidates = match_rois(proposals * np.float32(1 / float(scale)), annotations, extent=dialect.box_extent)
+    candidates = match_rois(placement.to_image(proposals, by_inverse=True), annotations,
+                            extent=dialect.box_extent)
     foreground, background = _draw(candidates, ~annotations.crowd, sampling, random)
     if len(foreground) + len(background) == 0:
         return _nothing_to_learn()
@@ -75,7 +81,7 @@ def sample_rois(proposals: np.ndarray, annotations: Annotations, scale: float, *
     labels = candidates.labels[chosen]
     labels[len(foreground):] = 0
     deltas = box_targets(boxes[:len(foreground)], annotations.boxes[~annotations.crowd], dialect=dialect)
-    return SampledRoIs(boxes * scale, boxes, labels, deltas)
+    return SampledRoIs(placement.to_input(boxes), boxes, labels, deltas)
 
 
 def match_rois(boxes: np.ndarray, annotations: Annotations, *, extent: float) -> Candidates:

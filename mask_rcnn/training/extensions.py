@@ -120,7 +120,12 @@ class Table(training.Extension):
         ('loss', 7, 'main/loss', '.3f'), ('rpn cls', 7, 'main/rpn_cls_loss', '.3f'),
         ('rpn box', 7, 'main/rpn_loc_loss', '.3f'), ('class', 7, 'main/roi_cls_loss', '.3f'),
         ('box', 7, 'main/roi_loc_loss', '.3f'), ('mask', 7, 'main/roi_mask_loss', '.3f'),
-        ('box AP', 6, 'validation/bbox/AP', '.3f'), ('mask AP', 7, 'validation/segm/AP', '.3f'))
+        ('keypts', 7, 'main/roi_keypoint_loss', '.3f'), ('box AP', 6, 'validation/bbox/AP', '.3f'),
+        ('mask AP', 7, 'validation/segm/AP', '.3f'), ('keypt AP', 8, 'validation/keypoints/AP', '.3f'))
+    #: Columns of what not every network finds: they are shown if its loss is in the log.
+    _SOMETIMES = {'main/roi_mask_loss': 'main/roi_mask_loss', 'validation/segm/AP': 'main/roi_mask_loss',
+                  'main/roi_keypoint_loss': 'main/roi_keypoint_loss',
+                  'validation/keypoints/AP': 'main/roi_keypoint_loss'}
     _REPEAT_HEADING = 30
 
     def __init__(self, log: Log, *, iterations: int, say: Callable[[str], None]):
@@ -135,15 +140,18 @@ class Table(training.Extension):
     def __call__(self, trainer):
         for entry in self._log.log[self._n_shown:]:
             if self._n_line % self._REPEAT_HEADING == 0:
-                heading = '  '.join(f'{title:>{width}}' for title, width, _, _ in self._COLUMNS)
+                heading = '  '.join(f'{title:>{width}}' for title, width, _, _ in self._columns(entry))
                 self._say(f'{heading}  s/iter  time left')
             self._say(self._line(entry))
             self._n_line += 1
         self._n_shown = len(self._log.log)
 
+    def _columns(self, entry) -> list[tuple]:
+        return [column for column in self._COLUMNS if self._SOMETIMES.get(column[2], 'iteration') in entry]
+
     def _line(self, entry) -> str:
         cells = [f'{entry[key]:{width}{form if entry[key] < 1e4 or form == "d" else ".1e"}}'
-                 if key in entry else ' ' * width for _, width, key, form in self._COLUMNS]
+                 if key in entry else ' ' * width for _, width, key, form in self._columns(entry)]
         start, started_at = self._since
         seconds = (time.monotonic() - started_at) / max(entry['iteration'] - start, 1)
         left = seconds * max(self._iterations - entry['iteration'], 0)
@@ -227,12 +235,17 @@ class Stop:
         return self.interrupted or iteration >= self._iterations
 
 
+#: What a model is judged by: the first of these that is measured.
+_SCORES = ('keypoints/AP', 'segm/AP', 'bbox/AP')
+
+
 class Evaluation(training.Extension):
     """Trainer extension: evaluate the model and report ``validation/bbox/AP`` and so on.
 
     Args:
         evaluate: Takes the file for the results and returns :class:`~mask_rcnn.evaluation.Metrics`.
-        snapshots: Told the AP of the masks, to keep the best model.
+        snapshots: Told the AP of the keypoints, masks or boxes, the first of these that the model finds, to
+            keep the best model.
         interruption: An evaluation under way is given up when a signal comes.
         communicator: Only the first process writes and reports.
         say: Takes the table of the metrics.
@@ -257,7 +270,8 @@ class Evaluation(training.Extension):
         if self._communicator.is_main:
             self._say(f'evaluation after {trainer.updater.iteration} iterations: {results.stem}.*.json')
             self._say(metrics.table())
-            self._snapshots.offer_best(trainer, summary.get('segm/AP', -1))
+            scores = [summary[name] for name in _SCORES if name in summary]
+            self._snapshots.offer_best(trainer, scores[0] if scores else -1)
 
     def _measure(self, results: Path):
         """Return the metrics, or ``None`` if there are none."""

@@ -3,7 +3,8 @@
 Detectron's normalisations are weights (:func:`image_weights`): what is counted of one image has the weight
 1 together, and the loss of a batch is the mean over its images.  So the loss of a batch is that of its
 parts, weighted with their numbers of images, however one divides it.  (Detectron divides objectness,
-classes and masks by what is counted on a whole GPU: the same where a GPU has one image.)
+classes and masks by what is counted on a whole GPU, Matterport all losses: the same where a GPU has one
+image.)
 """
 
 from __future__ import annotations
@@ -11,11 +12,6 @@ from __future__ import annotations
 import chainer
 import chainer.functions as F
 import numpy as np
-
-#: Where the smooth L1 losses turn from quadratic to linear (``SmoothL1Loss``'s ``beta`` in
-#: ``detectron/modeling/rpn_heads.py`` and ``fast_rcnn_heads.py``).
-RPN_BETA, ROI_BETA = 1 / 9, 1.0
-
 
 def image_weights(counted: np.ndarray, images: np.ndarray, n_image: int) -> np.ndarray:
     """Return weights with which a sum is a mean over what is counted of an image, and over the images.

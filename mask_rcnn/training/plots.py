@@ -17,6 +17,7 @@ LOSSES = (
     ('main/roi_cls_loss', 'class', '#d55e00'),
     ('main/roi_loc_loss', 'boxes', '#e69f00'),
     ('main/roi_mask_loss', 'masks', '#009e73'),
+    ('main/roi_keypoint_loss', 'keypoints', '#cc79a7'),
 )
 
 _SIZE, _DPI = (8, 4.8), 120
@@ -56,14 +57,15 @@ def plot_losses(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> 
 
 
 def plot_ap(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None:
-    """Draw COCO's AP and AP50 of boxes and masks of a log's evaluations.
+    """Draw COCO's AP and AP50 of boxes, masks and keypoints of a log's evaluations.
 
     Args:
         path: The PNG to write; left alone if there was no evaluation.
         log: Entries of the log, with ``iteration``.
     """
     figure, (axes,) = _figure(1)
-    for kind, label, colour in (('bbox', 'box', '#d55e00'), ('segm', 'mask', '#009e73')):
+    kinds = ('bbox', 'box', '#d55e00'), ('segm', 'mask', '#009e73'), ('keypoints', 'keypoint', '#cc79a7')
+    for kind, label, colour in kinds:
         for metric, style in (('AP', '-'), ('AP50', ':')):
             x, y = _curve(log, f'validation/{kind}/{metric}')
             if x:

@@ -134,10 +134,25 @@ def read_options(path: str | os.PathLike) -> Mapping[str, Any]:
     Raises:
         WeightFileError: The file cannot be read, is damaged or is something else.
     """
+    return dict(_read_header(path)['options'])
+
+
+def read_model_meta(path: str | os.PathLike) -> ModelMeta:
+    """Return what network a snapshot is of, without reading the rest.
+
+    Raises:
+        WeightFileError: The file cannot be read, is damaged or is something else.
+    """
+    return ModelMeta.from_json(json.dumps(_read_header(path)['model']))
+
+
+def _read_header(path: str | os.PathLike) -> dict:
     with open_for_reading(path) as (file, _):
         try:
             with np.load(file, allow_pickle=False) as archive:
-                return dict(json.loads(archive[_HEADER].tobytes())['options'])
+                header = json.loads(archive[_HEADER].tobytes())
+            dict(header['options']), ModelMeta.from_json(json.dumps(header['model']))
+            return header
         except _DAMAGE as error:
             raise _damaged(path, error) from None
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import chainer
 import chainer.functions as F
 import numpy as np
 
+from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import TrainingExample
-from mask_rcnn.targets import (IGNORED, RPNTargets, SampledRoIs, Sampling, mask_targets, rpn_targets,
-                               sample_rois)
-from mask_rcnn.training.losses import (ROI_BETA, RPN_BETA, image_weights, sigmoid_cross_entropy, smooth_l1,
+from mask_rcnn.targets import (IGNORED, KeypointRoIs, RPNTargets, SampledRoIs, Sampling, mask_targets,
+                               rpn_targets, sample_keypoint_rois, sample_rois)
+from mask_rcnn.training.losses import (image_weights, sigmoid_cross_entropy, smooth_l1,
                                        softmax_cross_entropy)
 
 #: Joined to an example's seed, so that what is drawn here has nothing to do with what made the example.
@@ -19,14 +21,16 @@ _SAMPLING_STREAM = 1
 
 
 class MaskRCNNTrainChain(chainer.Chain):
-    """Mask R-CNN's losses, as Detectron has them.
+    """Mask R-CNN's losses, as Detectron has them, or another dialect.
 
     Calling it reports, all as means over the images:
 
     - ``rpn_cls_loss``, ``rpn_loc_loss``: whether an anchor is an object, and where that is;
     - ``roi_cls_loss``, ``roi_loc_loss``: which object a RoI is, and where;
-    - ``roi_mask_loss``: which of the RoI's pixels belong to it (before it is multiplied by ``gamma``);
-    - ``loss``: the sum of the five, the last times ``gamma``;
+    - ``roi_mask_loss``: which of the RoI's pixels belong to it (before it is multiplied by ``gamma``), of a
+      network with masks;
+    - ``roi_keypoint_loss``: where its keypoints are, of a network with keypoints;
+    - ``loss``: the sum of these, that of the masks times ``gamma``;
     - ``n_positive_anchor``, ``n_foreground_roi``: how many learned to be an object;
     - ``roi_accuracy``: part of the RoIs whose class is found.
 
@@ -59,8 +63,8 @@ class MaskRCNNTrainChain(chainer.Chain):
             share = len(group) / len(examples)
             for name, value in self._learn(group).items():
                 means[name] = means.get(name, 0) + value * share
-        loss = (means['rpn_cls_loss'] + means['rpn_loc_loss'] + means['roi_cls_loss'] + means['roi_loc_loss']
-                + self.gamma * means['roi_mask_loss'])
+        loss = sum(value * (self.gamma if name == 'roi_mask_loss' else 1.0)
+                   for name, value in means.items() if name.endswith('_loss'))
         reported = {name: chainer.as_array(value) for name, value in {**means, 'loss': loss}.items()}
         chainer.report(reported, self)
         return loss
@@ -89,9 +93,9 @@ class MaskRCNNTrainChain(chainer.Chain):
         targets = []
         for example, random in zip(examples, randoms):
             objects = example.annotations.boxes[~example.annotations.crowd]
-            targets.append(rpn_targets(anchors, objects * np.float32(example.scale), example.input_size,
-                                       sampling=self.sampling, dialect=self.model.config.dialect,
-                                       random=random))
+            targets.append(rpn_targets(anchors, example.placement.to_input(objects),
+                                       example.placement.input_size, sampling=self.sampling,
+                                       dialect=self.model.config.dialect, random=random))
         return targets
 
     def roi_targets(self, examples, logits, deltas, randoms) -> list[SampledRoIs]:
@@ -106,12 +110,23 @@ class MaskRCNNTrainChain(chainer.Chain):
         targets = []
         for i, (example, random) in enumerate(zip(examples, randoms)):
             proposals, _ = self.model.rpn.propose(
-                [own[i] for own in logits], [own[i] for own in deltas], example.input_size, example.scale,
-                pre_nms=self.sampling.train_pre_nms, post_nms=self.sampling.train_post_nms)
-            targets.append(sample_rois(
-                chainer.backends.cuda.to_cpu(proposals), example.annotations, example.scale,
-                sampling=self.sampling, dialect=self.model.config.dialect, random=random))
+                [own[i] for own in logits], [own[i] for own in deltas], example.placement.input_size,
+                example.placement.scale, pre_nms=self.sampling.train_pre_nms,
+                post_nms=self.sampling.train_post_nms)
+            targets.append(self._sample(chainer.backends.cuda.to_cpu(proposals), example, random))
         return targets
+
+    def _sample(self, proposals, example: TrainingExample, random) -> SampledRoIs:
+        """Return the RoIs of one image that learn."""
+        config = self.model.config
+        rois = sample_rois(proposals, example.annotations, example.placement, sampling=self.sampling,
+                           dialect=config.dialect, random=random)
+        if not config.n_keypoint:
+            return rois
+        head = self.model.keypoint_head
+        return dataclasses.replace(rois, keypoints=sample_keypoint_rois(
+            proposals, example.annotations, example.placement, head.enlargement * head.pool.roi_size,
+            sampling=self.sampling, extent=config.dialect.box_extent, random=random))
 
     def rpn_losses(self, logits, deltas, targets: Sequence[RPNTargets]) -> dict:
         """Return the RPN's losses and counts.
@@ -121,12 +136,14 @@ class MaskRCNNTrainChain(chainer.Chain):
             deltas: For each feature map, ``(N, 4 * A, h, w)`` variable.
             targets: For each image.
         """
-        xp, n = self.xp, len(targets)
+        xp, n, dialect = self.xp, len(targets), self.model.config.dialect
         labels = np.stack([target.labels for target in targets])
         delta_targets = np.stack([target.deltas for target in targets])
-        weights = image_weights(labels.ravel() != IGNORED, np.repeat(np.arange(n), labels.shape[1]), n)
-        weights = loc_weights = weights.reshape(labels.shape)
-        if len(logits) > 1:
+        images = np.repeat(np.arange(n), labels.shape[1])
+        weights = image_weights(labels.ravel() != IGNORED, images, n)
+        loc_weights = localisation_weights(weights, labels.ravel() == 1, images, n, dialect)
+        weights, loc_weights = weights.reshape(labels.shape), loc_weights.reshape(labels.shape)
+        if len(logits) > 1 and dialect.fpn_loss_over_batch:
             # ``detectron/modeling/FPN.py`` ``add_fpn_rpn_losses`` divides by the number of anchors that it asked
             # for, which may be more than there are.
             weights = (labels != IGNORED) * np.float32(1 / (self.sampling.rpn_batch * n))
@@ -134,7 +151,7 @@ class MaskRCNNTrainChain(chainer.Chain):
             'rpn_cls_loss': sigmoid_cross_entropy(_by_anchor(logits, 1)[:, :, 0], xp.asarray(labels),
                                                   xp.asarray(weights)),
             'rpn_loc_loss': smooth_l1(_by_anchor(deltas, 4), xp.asarray(delta_targets),
-                                      xp.asarray((loc_weights * (labels == 1))[:, :, None]), beta=RPN_BETA),
+                                      xp.asarray(loc_weights[:, :, None]), beta=dialect.rpn_loss_beta),
             'n_positive_anchor': np.count_nonzero(labels == 1) / n,
         }
 
@@ -142,42 +159,75 @@ class MaskRCNNTrainChain(chainer.Chain):
         """Return the heads' losses and counts.
 
         The mask head looks at the foreground alone (and at one RoI that it ignores, if there is no foreground,
-        as in Detectron: a head cannot do with none).
+        as in Detectron: a head cannot do with none); the keypoint head at RoIs of its own.
 
         Args:
             maps: ``(N, C, h, w)`` variables.
             rois: For each image.
             examples: The images, for the objects' shapes.
         """
-        xp, n = self.xp, len(rois)
+        xp, n, dialect = self.xp, len(rois), self.model.config.dialect
         batch, images, labels, n_foreground = _foreground_first(rois)
         learners = max(n_foreground, 1)  # RoIs whose box and mask are looked at
         batch, indices = xp.asarray(batch), xp.asarray(images)
         h = self.model.box_head.features(maps, batch, indices)
         scores, deltas = self.model.box_head(h)
-        logits = self.model.mask_head(
-            self.model.mask_features(maps, batch[:learners], indices[:learners], h[:learners]))
-        # Drawn while a GPU is still busy with the heads.
-        masks = self._draw_masks(rois, examples, logits.shape[2])
+        other_losses = {}
+        if self.model.config.masks:
+            logits = self.model.mask_head(
+                self.model.mask_features(maps, batch[:learners], indices[:learners], h[:learners]))
+            other_losses['roi_mask_loss'] = self._mask_loss(logits, labels[:learners], images[:learners],
+                                                            rois, examples)
+        if self.model.config.n_keypoint:
+            other_losses['roi_keypoint_loss'] = self.keypoint_loss(maps, [r.keypoints for r in rois])
 
         own_class = xp.asarray(np.maximum(labels[:learners], 1))
         own_deltas = F.reshape(deltas[:learners], (learners, -1, 4))[xp.arange(learners), own_class]
-        own_logits = logits[xp.arange(learners), own_class - 1]
         delta_targets = np.zeros((learners, 4), np.float32)
         delta_targets[:n_foreground] = np.concatenate([r.deltas for r in rois])
         weights = image_weights(labels != IGNORED, images, n)
-        delta_weights = (weights * (labels > 0))[:learners, None]
-        mask_weights = image_weights(masks.ravel() != IGNORED, np.repeat(images[:learners], masks[0].size), n)
+        delta_weights = localisation_weights(weights, labels > 0, images, n, dialect)[:learners, None]
         correct = scores.array.argmax(axis=1) == xp.asarray(labels)
         return {
             'roi_cls_loss': softmax_cross_entropy(scores, xp.asarray(labels), xp.asarray(weights)),
             'roi_loc_loss': smooth_l1(own_deltas, xp.asarray(delta_targets), xp.asarray(delta_weights),
-                                      beta=ROI_BETA),
-            'roi_mask_loss': sigmoid_cross_entropy(own_logits, xp.asarray(masks),
-                                                   xp.asarray(mask_weights.reshape(masks.shape))),
+                                      beta=dialect.box_loss_beta),
+            **other_losses,
             'n_foreground_roi': n_foreground / n,
             'roi_accuracy': (correct * xp.asarray(weights)).sum(),
         }
+
+    def _mask_loss(self, logits, labels, images, rois, examples) -> chainer.Variable:
+        """Return the loss of the masks' logits ``(F, C, M, M)`` of the foreground's classes ``labels``."""
+        xp = self.xp
+        # Drawn while a GPU is still busy with the heads.
+        masks = self._draw_masks(rois, examples, logits.shape[2])
+        weights = image_weights(masks.ravel() != IGNORED, np.repeat(images, masks[0].size), len(rois))
+        own_logits = logits[xp.arange(len(labels)), xp.asarray(np.maximum(labels, 1) - 1)]
+        return sigmoid_cross_entropy(own_logits, xp.asarray(masks), xp.asarray(weights.reshape(masks.shape)))
+
+    def keypoint_loss(self, maps, rois: Sequence[KeypointRoIs]) -> chainer.Variable:
+        """Return the loss of the keypoints' places: a softmax over each heat map (He et al. 2017, section 5).
+
+        What counts is a visible keypoint (``KRCNN.NORMALIZE_BY_VISIBLE_KEYPOINTS``, ``LOSS_WEIGHT`` 1).
+        Where there is none, the head looks at one RoI that is ignored.
+
+        Args:
+            maps: ``(N, C, h, w)`` variables.
+            rois: For each image.
+        """
+        xp, head = self.xp, self.model.keypoint_head
+        boxes = np.concatenate([r.rois for r in rois])
+        locations = np.concatenate([r.locations for r in rois])
+        images = np.repeat(np.arange(len(rois), dtype=np.int32), [len(r.rois) for r in rois])
+        if not len(boxes):
+            boxes, images = np.float32([[0, 0, 15, 15]]), np.zeros(1, np.int32)
+            locations = np.full((1, self.model.config.n_keypoint), IGNORED, np.int32)
+        heatmaps = head(head.pool(maps, xp.asarray(boxes), xp.asarray(images)))
+        images, locations = np.repeat(images, locations.shape[1]), locations.ravel()
+        weights = image_weights(locations != IGNORED, images, len(rois))
+        return softmax_cross_entropy(F.reshape(heatmaps, (len(locations), -1)), xp.asarray(locations),
+                                     xp.asarray(weights))
 
     def _draw_masks(self, rois, examples, size: int) -> np.ndarray:
         """Return the mask targets ``(F, size, size)`` of all foreground, or one that is ignored."""
@@ -186,6 +236,25 @@ class MaskRCNNTrainChain(chainer.Chain):
             mask_targets(r.boxes[:r.n_foreground], example.annotations, size, extent=extent)
             for r, example in zip(rois, examples)])
         return masks if len(masks) else np.full((1, size, size), IGNORED, np.int32)
+
+
+def localisation_weights(weights: np.ndarray, positive: np.ndarray, images: np.ndarray, n_image: int,
+                         dialect: Dialect) -> np.ndarray:
+    """Return the weights of anchors or RoIs in the loss of where they are.
+
+    Args:
+        weights: ``(K,)`` float32: those in the loss of what they are.
+        positive: ``(K,)`` bool: which are objects.
+        images: ``(K,)`` int: the image of each.
+        n_image: Images of the batch.
+        dialect: Its ``loc_loss_over``.
+
+    Returns:
+        numpy.ndarray: ``(K,)`` float32, 0 where nothing is an object.
+    """
+    if dialect.loc_loss_over == 'sampled':
+        return weights * positive
+    return image_weights(positive, images, n_image) / np.float32(4)
 
 
 def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:

@@ -46,6 +46,7 @@ class Options:
         freeze_bn: Batch normalisation uses its running statistics and learns nothing.
         frozen_stages: How many of conv1, res2, res3 and res4 do not learn.
         clip: Largest L2 norm of the gradient, or ``None``.
+        loss_scale: See :class:`~mask_rcnn.training.updater.SubdivisionUpdater`.
         snapshot: Iterations between snapshots; 0 writes none, not even at the end.
         keep: How many of them are kept.
         validation: Iterations between evaluations; 0 never evaluates.
@@ -65,6 +66,7 @@ class Options:
     freeze_bn: bool = False
     frozen_stages: int = FROZEN_STAGES
     clip: float | None = None
+    loss_scale: float | str | None = None
     snapshot: int = 4000
     keep: int = 3
     validation: int = 0
@@ -130,7 +132,7 @@ def make_run(model: MaskRCNN, train_set, options: Options, *, evaluate: Callable
         train_set, TrainingTransform(model.config), options.batch_size, seed=options.seed,
         workers=options.workers, shard=(communicator.rank, communicator.size))
     updater = SubdivisionUpdater(iterator, optimizer, subdivisions=options.subdivisions,
-                                 communicator=communicator)
+                                 loss_scale=options.loss_scale, communicator=communicator)
     interruption = Interruption()
     stop = Stop(options.iterations, interruption, communicator)
     trainer = training.Trainer(updater, stop_trigger=stop, out=options.out)

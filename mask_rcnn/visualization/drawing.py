@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON
 from mask_rcnn.visualization.colors import instance_colors, text_color
 from mask_rcnn.visualization.labels import Placed, draw_label, font_size_for, place_labels, variants
 
@@ -25,6 +26,8 @@ _BOX = 0.9  # opacity of the boxes
 _BAND_PIXELS = 2 ** 17  # of a mask are blended at a time, so that the numbers stay in the cache
 _MAP_SIDE = 512  # longer side of the map of importance, pixels
 _SHIFT = 4  # OpenCV's drawing functions take coordinates as multiples of 1 / 16
+#: Keypoints with a lower logit are not drawn (``kp_thresh`` in ``detectron/utils/vis.py``).
+_SURE = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,10 @@ class Cutout:
 
 
 def draw_detections(image: np.ndarray, detections: Detections, *, contour: bool = False,
-                    background: str = 'image', boxes: bool = True, labels: bool = True, scores: bool = True,
+                    background: str = 'image', boxes: bool = True, keypoints: bool = True,
+                    labels: bool = True, scores: bool = True,
                     font: str | os.PathLike | None = None) -> np.ndarray:
-    """Draw masks, boxes and labels of detections.
+    """Draw masks, boxes, keypoints and labels of detections.
 
     Every instance has a colour of its own, unlike its neighbours'; large ones are drawn first, so that
     small ones lie on top.  Lines and letters grow with the picture.  Labels go where they hide the
@@ -58,6 +62,7 @@ def draw_detections(image: np.ndarray, detections: Detections, *, contour: bool 
         contour: Draw an outline around each mask (and fill the mask more lightly).
         background: One of :data:`BACKGROUNDS`.
         boxes: Draw the boxes.
+        keypoints: Draw the keypoints of which the model is sure, COCO's 17 with the bones between them.
         labels: Write the names of the classes ...
         scores: ... with the scores.
         font: TrueType or OpenType file for the labels, needed for scripts that DejaVu Sans lacks
@@ -89,6 +94,9 @@ def draw_detections(image: np.ndarray, detections: Detections, *, contour: bool 
     if boxes:
         for frame, color in zip(frames, colors):
             _draw_box(canvas, frame, color)
+    if keypoints and ordered.keypoints is not None:
+        for points, color in zip(ordered.keypoints, colors):
+            _draw_keypoints(canvas, points, color)
     if labels:
         forms = [variants(name, float(score) if scores else None, ordered.size, font)
                  for name, score in zip(ordered.names, ordered.scores)]
@@ -224,6 +232,21 @@ def _draw_box(canvas: np.ndarray, frame: np.ndarray, color: np.ndarray) -> None:
              canvas[inner_top:inner_bottom, max(right - width, left + width):right])
     for side in sides:
         side[...] = _blend(side, color, alpha)
+
+
+def _draw_keypoints(canvas: np.ndarray, keypoints: np.ndarray, color: np.ndarray) -> None:
+    """Draw the keypoints ``(K, 4)`` of one instance: white dots with a rim, and bones on a dark edge."""
+    places = np.rint((keypoints[:, 1::-1] - 0.5) * 2 ** _SHIFT).astype(int).tolist()
+    sure = keypoints[:, 2] > _SURE
+    width = _line_width(canvas.shape)
+    bones = COCO_SKELETON if len(keypoints) == len(COCO_KEYPOINT_NAMES) else ()
+    bones = [(a, b) for a, b in bones if sure[a] and sure[b]]
+    for thickness, ink in ((2 * width + 2, (0, 0, 0)), (2 * width, color.tolist())):
+        for a, b in bones:
+            cv2.line(canvas, places[a], places[b], ink, thickness, cv2.LINE_AA, _SHIFT)
+    for k in np.flatnonzero(sure):
+        for radius, ink in ((2 * width + 1, color.tolist()), (1.5 * width, (255, 255, 255))):
+            cv2.circle(canvas, places[k], round(radius * 2 ** _SHIFT), ink, -1, cv2.LINE_AA, _SHIFT)
 
 
 def _draw_labels(canvas: np.ndarray, labels: list[Placed | None], frames: np.ndarray, colors: np.ndarray,

@@ -36,9 +36,9 @@ def test_stages_add_up_and_are_written(benchmark, tmp_path, capsys):
 def test_random_weights_give_as_many_proposals_as_asked_for(benchmark, rng):
     model = benchmark.random_model('resnet50', rpn_post_nms=50)
     with chainer.using_config('train', False), chainer.no_backprop_mode():
-        x, scale = model.prepare(rng.uniform(0, 255, (3, 64, 96)).astype(np.float32))
+        x, placement = model.prepare(rng.uniform(0, 255, (3, 64, 96)).astype(np.float32))
         maps = model.extract(x)
-        assert len(model.propose(maps, x.shape[2:], scale)) == 50
+        assert len(model.propose(maps, x.shape[2:], placement.scale)) == 50
     assert 0.1 < maps[0].std() < 100
 
 

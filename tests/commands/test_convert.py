@@ -1,7 +1,10 @@
-"""``mask-rcnn convert`` and ``utils/detectron_parser.py``."""
+"""``mask-rcnn convert`` and ``utils/*_parser.py``."""
 
+import dataclasses
+import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -11,28 +14,38 @@ import pytest
 from mask_rcnn.commands import convert
 from mask_rcnn.config import Config
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
-from mask_rcnn.weights import Source, WeightFileError, detectron, read_weights
+from mask_rcnn.weights import Source, WeightFileError, detectron, formats, read_weights
+from mask_rcnn.weights.translated import Report, TranslatedFile
 
 
 @pytest.fixture
 def source(monkeypatch, tmp_path):
     """Makes the reader return a file of the given kind; returns the path to convert."""
-    def make(kind='model', n_fg_class=80, extractor='resnet50', notes=(), warnings=()):
-        report = detectron.Report(('conv1_w', 'cls_score_w'), {'momentum': ('a', 'b'), 'unknown': ('x',)},
-                                  notes, warnings)
+    def make(kind='model', n_fg_class=80, extractor='resnet50', notes=(), warnings=(), **more):
+        report = Report(('conv1_w', 'cls_score_w'), {'momentum': ('a', 'b'), 'unknown': ('x',)}, notes,
+                        warnings)
         config = Config(n_fg_class=n_fg_class, extractor=extractor)
-        file = detectron.DetectronFile(kind, config, {'a/W': np.ones(3, np.float32)}, report, '0' * 64)
-        monkeypatch.setattr(detectron, 'read', lambda path: file)
-        return tmp_path / 'in.pkl'
+        arrays = {'a/W': np.ones(3, np.float32)}
+        file = TranslatedFile(kind, detectron.FORMAT, config, arrays, report, '0' * 64, **more)
+        read_as(monkeypatch, lambda path: file)
+        path = tmp_path / 'in.pkl'
+        path.write_bytes(b'weights')
+        return path
     return make
+
+
+def read_as(monkeypatch, read, **changes):
+    """Let every file be one of Detectron's that is read by a function."""
+    format = dataclasses.replace(formats.BY_NAME[detectron.FORMAT], read=read, **changes)
+    monkeypatch.setattr(formats, 'recognise', lambda path: format)
 
 
 def test_report_and_metadata(source, tmp_path, capsys):
     path, output = source(notes=('n1',), warnings=('w1',)), tmp_path / 'out.npz'
     assert convert.main(['--input', str(path), '--output', str(output)]) == 0
     printed = capsys.readouterr().out
-    for part in ('R-50-C4 Mask R-CNN, 80 classes (person ... toothbrush)', 'took     2 blobs',
-                 'left     2 of momentum', 'left     1 of unknown: x', 'missing  nothing', 'note     n1',
+    for part in ('R-50-C4 Mask R-CNN, 80 classes (person ... toothbrush)', 'took     2 arrays',
+                 'left     2 of momentum', 'left     1 of unknown: x', 'note     n1', 'SHA-256  000000',
                  'WARNING  w1', f'wrote {output}'):
         assert part in printed
     meta = read_weights(output).meta
@@ -72,9 +85,50 @@ def test_class_names(source, tmp_path, capsys):
     assert capsys.readouterr().err == f'error: {tmp_path / "no"}: No such file or directory\n'
 
 
+def test_a_file_may_know_its_classes(source, tmp_path):
+    path, output = source(n_fg_class=1, class_names=('person',), category_ids=(17,)), tmp_path / 'out.npz'
+    assert convert.main([str(path), '--output', str(output)]) == 0
+    meta = read_weights(output).meta
+    assert (meta.class_names, meta.category_ids) == (('person',), (17,))
+
+
+def test_numbers_from_the_command_line(source, tmp_path):
+    path, output = source(), tmp_path / 'out.npz'
+    assert convert.main([str(path), '--output', str(output), '--min-size', '300', '--max-size', '500',
+                         '--anchor-sizes', '16', '32', '--score-threshold', '0.2']) == 0
+    assert read_weights(output).meta.config == Config(min_size=300, max_size=500, anchor_sizes=(16.0, 32.0),
+                                                      score_threshold=0.2)
+
+
+def test_what_matterports_files_cannot_say(source, monkeypatch, tmp_path, capsys):
+    path, output, settings = source(), tmp_path / 'out.npz', tmp_path / 'config.json'
+    file, given = formats.read(path), []
+
+    def read(path, settings):
+        given.append(settings)
+        return file
+    read_as(monkeypatch, read, takes_settings=True)
+    settings.write_text(json.dumps({'IMAGE_MAX_DIM': 512, 'IMAGE_MIN_DIM': 256}))
+    arguments = [str(path), '--output', str(output)]
+    assert convert.main([*arguments, '--config', str(settings), '--min-size', '300']) == 0
+    assert given == [{'IMAGE_MAX_DIM': 512, 'IMAGE_MIN_DIM': 300}]
+    source()
+    assert convert.main([*arguments, '--config', str(settings)]) == 1
+    assert 'takes no settings (IMAGE_MAX_DIM, IMAGE_MIN_DIM)' in capsys.readouterr().err
+
+
+def test_our_own_files_need_no_conversion(source, monkeypatch, tmp_path, capsys):
+    path = source()
+    read_as(monkeypatch, formats.read, suffix=None)
+    assert convert.main([str(path), '--output', str(tmp_path / 'out.npz')]) == 1
+    assert 'there is nothing to convert' in capsys.readouterr().err
+
+
 def test_bad_arguments_end_with_2(source, tmp_path, capsys):
     path = source()
     path.write_text('weights')
+    assert convert.main([str(path), '--input', str(path)]) == 2
+    assert convert.main([str(path), '--min-size', '5000', '--output', str(tmp_path / 'out.npz')]) == 2
     assert convert.main(['--input', str(path), '--output', str(path)]) == 2
     assert convert.main(['--input', str(path), '--output', str(tmp_path)]) == 2
     with pytest.raises(SystemExit) as end:
@@ -92,11 +146,21 @@ def test_failures_end_with_1_and_one_line(source, monkeypatch, tmp_path, capsys)
 
     def refuse(path):
         raise WeightFileError(path, 'is refused')
-    monkeypatch.setattr(detectron, 'read', refuse)
+    read_as(monkeypatch, refuse)
     assert convert.main(['--input', 'x.pkl', '--output', str(tmp_path / 'out.npz')]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith('error: ') for line in lines)
     assert lines[-1] == 'error: x.pkl: is refused'
+
+
+@pytest.mark.parametrize('script, default', [
+    ('pytorch', 'mask_rcnn_coco.pth'), ('mindspore', 'maskrcnn.ckpt')])
+def test_parser_scripts_of_other_programs(root, tmp_path, script, default, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['parser', '--help'])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(root / 'utils' / f'{script}_parser.py'), run_name='__main__')
+    assert f'default:{root}/modelfiles/{default}' in ''.join(capsys.readouterr().out.split())
 
 
 def test_parser_script_from_any_folder(root, tmp_path):

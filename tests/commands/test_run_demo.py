@@ -1,4 +1,4 @@
-"""``make demo`` with the servers of the model zoo and of COCO played by one on this machine."""
+"""``make demo``; and ``make demo-coco``, with one server in the place of the model zoo's and of COCO's."""
 
 import functools
 import http.server
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.weights import download
 
 
@@ -61,7 +62,7 @@ def test_photo_is_fetched_and_looked_at(run_demo, server, ready_model, tmp_path,
     served, address = server
     cv2.imwrite(str(served / '000000000139.jpg'), np.full((40, 50, 3), 128, np.uint8))
     output = tmp_path / 'seen.png'
-    assert run_demo.main(['--output', str(output)], ready_model, f'{address}/000000000139.jpg') == 0
+    assert run_demo.main(['--coco', '--output', str(output)], ready_model, f'{address}/000000000139.jpg') == 0
     assert cv2.imread(str(output)).shape == (40, 50, 3)
     result, = json.loads(output.with_suffix('.json').read_text())
     assert result['image_id'] == 139 and result['category_id'] == 17
@@ -70,9 +71,10 @@ def test_photo_is_fetched_and_looked_at(run_demo, server, ready_model, tmp_path,
 
 def test_without_a_photo_it_asks_for_one(run_demo, server, ready_model, tmp_path, capsys):
     _, address = server
-    assert run_demo.main(['--output', str(tmp_path / 'o.png')], ready_model, f'{address}/no.jpg') == 1
+    output = str(tmp_path / 'o.png')
+    assert run_demo.main(['--coco', '--output', output], ready_model, f'{address}/no.jpg') == 1
     message = capsys.readouterr().err
-    assert 'make demo IMAGE=photo.jpg' in message and message.count('\n') == 1
+    assert 'make demo-coco IMAGE=photo.jpg' in message and message.count('\n') == 1
 
 
 def test_without_weights_and_network_it_says_where_to_put_them(run_demo, tmp_path, monkeypatch, capsys):
@@ -80,13 +82,47 @@ def test_without_weights_and_network_it_says_where_to_put_them(run_demo, tmp_pat
         raise download.DownloadError(f'{url}: no network')
     monkeypatch.setattr(download, 'fetch', no_network)
     folder = tmp_path / 'modelfiles'
-    assert run_demo.main([], folder) == 1
+    assert run_demo.main(['--coco'], folder) == 1
     message = capsys.readouterr().err
     assert str(folder / 'model_final.pkl') in message and message.count('\n') == 1
 
 
 def test_damaged_weights_are_named(run_demo, tmp_path, capsys):
     (tmp_path / 'model_final.pkl').write_bytes(b'nonsense')
-    assert run_demo.main([], tmp_path) == 1
+    assert run_demo.main(['--coco'], tmp_path) == 1
     message = capsys.readouterr().err
     assert 'model_final.pkl' in message and message.count('\n') == 1
+
+
+@pytest.fixture
+def box_model(run_demo, tmp_path):
+    """A folder with a network of the box model's kind that knows nothing."""
+    model = mask_rcnn.build('mobilenet_v1_fpn', width=0.25, fpn_channels=8, rpn_channels=8, head_channels=8,
+                            mask_channels=8, min_size=64, max_size=64, anchor_sizes=(8, 16, 32, 64, 128),
+                            n_fg_class=8, class_names=RichShapesDataset.class_names, score_threshold=0.0)
+    mask_rcnn.save(tmp_path / run_demo.BOX_MODEL, model)
+    return tmp_path
+
+
+def test_scenes_are_drawn_and_looked_at(run_demo, box_model, tmp_path, capsys):
+    output = tmp_path / 'seen.png'
+    assert run_demo.main(['--scenes', '2', '--output', str(output)], box_model) == 0
+    for number in (1, 2):
+        assert cv2.imread(str(tmp_path / f'seen_scene_{number}.png')).shape == (512, 512, 3)
+    results = json.loads((tmp_path / 'seen.json').read_text())
+    assert {result['image_id'] for result in results} == {'scene_1', 'scene_2'}
+    assert capsys.readouterr().out.count('scene_') == 4     # what each is, and where its picture went
+    assert not list(tmp_path.glob('scene_*'))
+
+
+def test_the_box_model_looks_at_a_picture_of_ones_own(run_demo, box_model, tmp_path):
+    cv2.imwrite(str(tmp_path / 'own.png'), np.full((40, 50, 3), 128, np.uint8))
+    output = tmp_path / 'seen.png'
+    assert run_demo.main(['--image', str(tmp_path / 'own.png'), '--output', str(output)], box_model) == 0
+    assert cv2.imread(str(output)).shape == (40, 50, 3)
+
+
+def test_scenes_are_those_of_the_data_set(run_demo, tmp_path):
+    run_demo.draw_scenes(tmp_path, 2, 5, size=64)
+    written = cv2.imread(str(tmp_path / 'scene_2.png'))[:, :, ::-1].transpose(2, 0, 1)
+    np.testing.assert_array_equal(written, RichShapesDataset(2, size=64, seed=5)[1].image)

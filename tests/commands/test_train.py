@@ -10,7 +10,7 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.commands import common, evaluate, train
-from mask_rcnn.config import RESNET_BLOCKS
+from mask_rcnn.config import DETECTRON, MATTERPORT, RESNET_BLOCKS
 from mask_rcnn.datasets.shapes import ShapesDataset
 from mask_rcnn.models import builder, saving
 from mask_rcnn.training import distributed
@@ -130,6 +130,8 @@ def pre_and_post_nms(run):
     ('--min-size 96 --max-size 192', lambda run: (run.train_set.size_of(0), run.model.config.max_size),
      ((96, 96), 192)),
     ('--dataset shapes', lambda run: (run.model.config.rpn_post_nms, run.model.config.min_size), (100, 128)),
+    ('--dataset shapes-rich', lambda run: (run.model.config.n_fg_class, run.train_set.size_of(0), len(run.train_set)),
+     (8, (160, 160), 100000)),
     ('--anchor-sizes 16 32 48', lambda run: run.model.config.anchor_sizes, (16, 32, 48)),
     ('--tensorboard', lambda run: (run.options.tensorboard, len(run.examples)), (True, 4)),
     ('-g -1', lambda run: run.model.xp, np)])
@@ -162,6 +164,7 @@ def refused(capsys, *arguments, given=SHAPES):
     ('--extractor resnet50_fpn --anchor-sizes 8 16', ('resnet50_fpn', '5 maps')),
     ('--data-dir x', ('--dataset shapes', '--data-dir')),
     ('--skip-broken', ('--dataset shapes', '--skip-broken')),
+    ('--dataset shapes-rich --skip-broken', ('--dataset shapes-rich', '--skip-broken')),
     ('--train-annotations a.json --train-images b', ('--dataset', '--train-annotations')),
     ('--train-annotations a.json', ('--train-annotations', '--train-images')),
     ('--val-images a', ('--val-images', '--val-annotations')),
@@ -319,6 +322,28 @@ def test_fine_tuning_a_model_of_other_classes(made, capsys):
     assert 'start anew' in capsys.readouterr().out
 
 
+def test_fine_tuning_keeps_the_network_and_the_dialect_of_a_model(made, capsys):
+    """So a model of Matterport's for other classes goes on with its own anchors and deltas; flags go before."""
+    start = builder.build('resnet50_fpn', n_fg_class=2, dialect=MATTERPORT, norm='bn', rpn_channels=8,
+                          fpn_channels=8, head_channels=16, mask_channels=8, max_size=1344)
+    mask_rcnn.save('m.npz', start)
+    config = run_of(made, '--pretrained', 'm.npz').model.config
+    assert (config.extractor, config.dialect, config.rpn_channels) == ('resnet50_fpn', MATTERPORT, 8)
+    assert (config.n_fg_class, config.min_size, config.norm) == (3, 128, 'affine')
+    assert 'box_head/score' in capsys.readouterr().out
+    config = run_of(made, '--pretrained', 'm.npz', '--extractor', 'resnet50').model.config
+    assert (config.extractor, config.dialect) == ('resnet50', DETECTRON)
+
+
+def test_heads_that_are_not_wanted_are_left(made, capsys):
+    """A network for keypoints becomes one for masks."""
+    start = builder.build('keypoint_resnet50_fpn', fpn_channels=8, rpn_channels=8, head_channels=16)
+    mask_rcnn.save('k.npz', start)
+    model = run_of(made, '--pretrained', 'k.npz').model
+    assert model.config.masks and not model.config.n_keypoint and model.config.has_fpn
+    assert 'has no keypoint_head' in capsys.readouterr().out
+
+
 def test_the_seed_decides_the_new_weights(made, monkeypatch):
     monkeypatch.setattr(mask_rcnn, 'build', build_once.__wrapped__)
     first, second, other = (run_of(made, '--seed', seed).model.rpn.conv.W.array for seed in (1, 1, 2))
@@ -330,7 +355,7 @@ def test_evaluating_measures_and_changes_nothing(capsys, tmp_path, monkeypatch):
     """The README's command on a model file: its bytes stay, the metrics are those of the written results."""
     small_model('m.npz')
     before = (tmp_path / 'm.npz').read_bytes()
-    monkeypatch.setitem(train.data_sets.N_SHAPES, 'val', 3)
+    monkeypatch.setitem(train.data_sets.N_DRAWN['shapes'], 'val', 3)
     command = ['--dataset', 'shapes', '--lr', '0', '--iteration', '1', '--validation', '1', '--resume',
                'm.npz', '--gpu', '-1', '--out', 'out']
     assert train.main(command) == 0

@@ -8,6 +8,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.image_io import ImageFileError, read_image
 
 HEIGHT, WIDTH = 30, 40
@@ -279,3 +280,67 @@ def test_coco_mini_like_pycocotools(shared):
             rle = shape if isinstance(shape, dict) else coco_mask.merge(
                 coco_mask.frPyObjects([p.tolist() for p in shape], *dataset.size_of(i)))
             assert rle['counts'] == reference.annToRLE(a)['counts']
+
+
+# Keypoints.
+
+def keypoint_names(content, names=COCO_KEYPOINT_NAMES):
+    content['categories'][1]['keypoints'] = list(names)
+
+
+def keypoints(*visible):
+    """COCO's 51 numbers: keypoint ``i`` at x = i, y = 2 * i where it is visible."""
+    return [number for i in range(17) for number in ((i, 2 * i, 2) if i in visible else (0, 0, 0))]
+
+
+def test_keypoints(make):
+    dataset = make([annotation(keypoints=keypoints(1, 16)), annotation(id=2)], keypoint_names, keypoints=True)
+    found = dataset[0].annotations.keypoints
+    assert found.shape == (2, 17, 3) and found.dtype == np.float32
+    assert np.flatnonzero(found[0].any(axis=1)).tolist() == [1, 16] and not found[1].any()
+    np.testing.assert_array_equal(found[0, [1, 16]], [[2, 1, 2], [32, 16, 2]])
+    assert make([annotation()], keypoint_names)[0].annotations.keypoints is None
+
+
+def test_unlabelled_keypoints_are_zero(make):
+    numbers = keypoints(1)
+    numbers[:3] = 5, 6, 0
+    dataset = make([annotation(keypoints=numbers)], keypoint_names, keypoints=True)
+    assert not dataset[0].annotations.keypoints[0, 0].any()
+
+
+def test_images_without_visible_keypoints_teach_nothing(make):
+    annotations = [annotation(keypoints=keypoints()), annotation(id=2, image_id=9, keypoints=keypoints(3))]
+    assert make(annotations, keypoint_names, keypoints=True).image_ids == (9,)
+    assert make(annotations, keypoint_names, keypoints=True, only_annotated=False).image_ids == (7, 9)
+    with pytest.raises(AnnotationFileError, match='no image with an object to learn from .*visible keypoint'):
+        make(annotations[:1], keypoint_names, keypoints=True)
+
+
+def test_keypoints_need_no_outline(make):
+    bare = annotation(segmentation=[], keypoints=keypoints(3))
+    dataset = make([bare], keypoint_names, keypoints=True)
+    assert dataset[0].annotations.segmentations == ((),)
+    truth, = dataset.ground_truth()['annotations']
+    assert truth['num_keypoints'] == 1 and truth['keypoints'] == bare['keypoints']
+    assert 'segmentation' not in truth
+    dataset = make([annotation()], keypoint_names, keypoints=True, only_annotated=False)
+    truth, = dataset.ground_truth()['annotations']
+    assert truth['num_keypoints'] == 0 and truth['keypoints'] == 51 * [0]
+    assert truth['segmentation'] == [TRIANGLE]
+
+
+@pytest.mark.parametrize('numbers', [[1, 2, 2], 17 * [1, 2, 'x'], 'none'])
+def test_broken_keypoints(make, numbers):
+    with pytest.raises(AnnotationFileError, match="'keypoints' of annotation 1 are not a list of 51 numbers"):
+        make([annotation(keypoints=numbers)], keypoint_names, keypoints=True)
+    dataset = make([annotation(keypoints=numbers), annotation(id=2, keypoints=keypoints(0))], keypoint_names,
+                   keypoints=True, skip_broken=True)
+    assert dataset.n_skipped == 1 and len(dataset[0].annotations) == 1
+
+
+def test_files_without_cocos_keypoints(make):
+    with pytest.raises(AnnotationFileError, match=r"no category has 'keypoints' .*person_keypoints_\*.json"):
+        make([annotation()], keypoints=True)
+    with pytest.raises(AnnotationFileError, match="the keypoints of a category are not COCO's 17"):
+        make([annotation()], lambda content: keypoint_names(content, ['tail']), keypoints=True)

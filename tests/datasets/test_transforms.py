@@ -6,6 +6,7 @@ from pycocotools import mask as coco_mask
 
 import mask_rcnn
 from mask_rcnn.config import PRESETS
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.transforms import TrainingTransform, flip_horizontal, input_scale, prepare_image
 
@@ -34,9 +35,9 @@ def test_input_scale(size, expected):
 
 def test_prepare_image_is_what_the_model_does(example):
     model = mask_rcnn.build('resnet50', n_fg_class=1, min_size=40, max_size=60)
-    x, scale = prepare_image(example.image, CONFIG)
-    theirs, their_scale = model.prepare(example.image)
-    assert x.dtype == np.float32 and x.shape == (3, 39, 60) and scale == their_scale
+    x, placement = prepare_image(example.image, CONFIG)
+    theirs, their_placement = model.prepare(example.image)
+    assert x.dtype == np.float32 and x.shape == (3, 39, 60) and placement == their_placement
     np.testing.assert_array_equal(x, theirs[0])
 
 
@@ -91,8 +92,8 @@ def test_transform_follows_from_the_seed(example):
     transform = TrainingTransform(CONFIG)
     a, b = transform(example, 5), transform(example, 5)
     np.testing.assert_array_equal(a.x, b.x)
-    assert (a.seed, a.size, a.name, a.image_id) == (5, (20, 31), 'a.jpg', 3)
-    assert a.x.shape == (3, 39, 60) and a.scale == pytest.approx(60 / 31)
+    assert (a.seed, a.placement.size, a.name, a.image_id) == (5, (20, 31), 'a.jpg', 3)
+    assert a.x.shape == (3, 39, 60) and a.placement.scale == pytest.approx(60 / 31)
 
 
 def test_half_of_the_examples_are_flipped(example):
@@ -119,3 +120,38 @@ def test_flip_can_be_left_out(example):
 def test_annotations_must_fit_each_other():
     with pytest.raises(ValueError, match='1 segmentations'):
         Annotations(np.zeros((2, 4), np.float32), np.zeros(1, np.int32), np.zeros(1, bool), ((),))
+
+
+def test_flip_of_keypoints(example):
+    """Left and right change their places; x' = W - x - 1 where a keypoint is labelled, 0 elsewhere."""
+    names = list(COCO_KEYPOINT_NAMES)
+    nose, left_ear, right_ear, left_ankle = map(names.index, ('nose', 'left_ear', 'right_ear', 'left_ankle'))
+    keypoints = np.zeros((2, 17, 3), np.float32)
+    keypoints[0, nose] = 4, 10, 2
+    keypoints[0, left_ear] = 3, 0, 1
+    keypoints[1, left_ankle] = 19, 30, 2
+    example = with_keypoints(example, keypoints)
+    flipped = flip_horizontal(example).annotations.keypoints
+    expected = np.zeros((2, 17, 3), np.float32)
+    expected[0, nose] = 4, 20, 2
+    expected[0, right_ear] = 3, 30, 1
+    expected[1, names.index('right_ankle')] = 19, 0, 2
+    np.testing.assert_array_equal(flipped, expected)
+    np.testing.assert_array_equal(flip_horizontal(flip_horizontal(example)).annotations.keypoints, keypoints)
+
+
+def test_mirrored_keypoints_are_those_of_the_other_side():
+    for name, mirrored in zip(COCO_KEYPOINT_NAMES, COCO_MIRRORED_KEYPOINTS):
+        other = {'left': 'right', 'right': 'left'}.get(name.split('_')[0])
+        assert COCO_KEYPOINT_NAMES[mirrored] == (name if other is None else f'{other}_{name.split("_")[1]}')
+
+
+def with_keypoints(example, keypoints):
+    annotations = dataclasses.replace(example.annotations, keypoints=keypoints)
+    return dataclasses.replace(example, annotations=annotations)
+
+
+@pytest.mark.parametrize('shape', [(3, 17, 3), (2, 17, 2), (2, 51)])
+def test_keypoints_must_fit_the_objects(example, shape):
+    with pytest.raises(ValueError, match='2 segmentations, but keypoints of the shape'):
+        with_keypoints(example, np.zeros(shape, np.float32))

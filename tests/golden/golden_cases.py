@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import chainer
 import numpy as np
 
 XY = [1, 0, 3, 2]  # Detectron's x1 y1 x2 y2 <-> our y1 x1 y2 x2
@@ -82,6 +83,36 @@ class Case:
         """Return which rows of a blob have samples."""
         shape = tuple(self.arrays[f'blob/{name}/shape'])
         return np.unique(np.unravel_index(self.arrays[f'blob/{name}/index'], shape)[0])
+
+
+def as_detectron(deltas: np.ndarray) -> np.ndarray:
+    """(N, 4 * K, ...): our (dy, dx, dh, dw) to (dx, dy, dw, dh)."""
+    return deltas.reshape(len(deltas), -1, 4, *deltas.shape[2:])[:, :, XY].reshape(deltas.shape)
+
+
+def golden_rois(case: Case, rows=slice(None)) -> tuple[np.ndarray, np.ndarray]:
+    """A case's proposals as our RoIs and their images."""
+    rois = case.arrays['rois'][rows]
+    return rois[:, 1:][:, XY], rois[:, 0].astype(np.int32)
+
+
+class Recorder(chainer.LinkHook):
+    """Copies what some links take and give, by their paths, in the order of the calls."""
+
+    name = 'Recorder'
+
+    def __init__(self, model: chainer.Link, *paths: str):
+        self._paths = {id(link): path[1:] for path, link in model.namedlinks() if path[1:] in paths}
+        self.inputs: dict[str, list[np.ndarray]] = {path: [] for path in paths}
+        self.outputs: dict[str, list[np.ndarray]] = {path: [] for path in paths}
+
+    def forward_preprocess(self, args):
+        if id(args.link) in self._paths:
+            self.inputs[self._paths[id(args.link)]].append(chainer.as_array(args.args[0]).copy())
+
+    def forward_postprocess(self, args):
+        if id(args.link) in self._paths:
+            self.outputs[self._paths[id(args.link)]].append(chainer.as_array(args.out).copy())
 
 
 def match(case: Case, detections, *, min_iou: float, max_score_difference: float) -> np.ndarray:

@@ -4,7 +4,7 @@ import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
-from golden_cases import MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, XY, mask_iou, match
+from golden_cases import MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, XY, as_detectron, golden_rois, mask_iou, match
 
 from mask_rcnn.datasets.image_io import read_image
 from mask_rcnn.ops.roi_align import roi_align
@@ -16,8 +16,9 @@ FULL = 'R-50-C4_seed0'
 #: Of a blob's standard deviation.  Float32 sums in another order stay below it; a wrong layer does not.
 BODY = 5e-5
 
-#: Absolute, of what the heads give from the golden input: one stage's 1e-5 and the body's rounding.
-HEADS = 2e-5
+#: Absolute, of what the heads give from the golden input: one stage's 1e-5 and the rounding of the body and of
+#: minimal filtering (measured: 2.5e-5 of numbers up to 3).
+HEADS = 4e-5
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -32,16 +33,6 @@ def small(load_model):
     model, case = load_model(SMALL)
     x = np.load(case.golden / 'detectron' / 'input_scale300.npz')['data']
     return model, case, x, model.extract(x)
-
-
-def as_detectron(deltas):
-    """(N, 4 * K, ...): our (dy, dx, dh, dw) to (dx, dy, dw, dh)."""
-    return deltas.reshape(len(deltas), -1, 4, *deltas.shape[2:])[:, :, XY].reshape(deltas.shape)
-
-
-def golden_rois(case, rows=slice(None)):
-    rois = case.arrays['rois'][rows]
-    return rois[:, 1:][:, XY], rois[:, 0].astype(np.int32)
 
 
 def test_extractor(small):
@@ -136,9 +127,9 @@ def test_detections(load_model, name):
 def test_the_photo_gives_the_golden_input(small):
     """So what is found on the photo (test_detections) is what is found from the golden input."""
     model, case, x, _ = small
-    prepared, scale = model.prepare(read_image(case.photo))
+    prepared, placement = model.prepare(read_image(case.photo))
     np.testing.assert_array_equal(prepared, x)
-    assert scale == float(case.arrays['im_scale'])
+    assert placement.scale == float(case.arrays['im_scale'])
 
 
 def test_batch_normalisation_and_affine_channels_agree(load_model):

@@ -12,6 +12,24 @@ ROIS = np.array([[3, 5, 190, 260], [40, 30, 90, 120], [0, 0, 255, 319]], np.floa
 INDICES = np.array([0, 1, 1], np.int32)
 
 
+class Spy:
+    """Pools, and notes of how many channels."""
+
+    def __init__(self, pool, seen):
+        self.pool, self.seen, self.config = pool, seen, pool.config
+
+    def __call__(self, maps, rois, roi_indices):
+        self.seen.append(maps[0].shape[1])
+        return self.pool(maps, rois, roi_indices)
+
+
+def randomise_norms(head, rng):
+    """Give every affine channel a scale and a bias, so that their place in the order of things shows."""
+    for path, parameter in head.namedparams():
+        if path.endswith(('norm/scale', 'norm/bias')):
+            parameter.array[...] = rng.uniform(0.5, 1.5, parameter.shape)
+
+
 def strided_res5(head, pooled):
     """res5 as it is defined: on the whole RoI grid, with stride 2 in the first block's 1x1 convolutions."""
     first = head.res5.block0
@@ -23,11 +41,13 @@ def strided_res5(head, pooled):
     return out
 
 
+@pytest.mark.parametrize('map_size', [(16, 20), (8, 9)], ids=['more locations than bins', 'fewer'])
 @pytest.mark.parametrize('align, pooling', [(True, roi_align), (False, roi_max_pooling)])
-def test_unused_bins_are_left_out_without_a_trace(rng, align, pooling):
-    """Features and gradients equal those of the 14 x 14 grid with stride 2."""
+def test_less_work_leaves_no_trace(rng, align, pooling, map_size):
+    """Features and gradients equal those of the 14 x 14 grid with stride 2, pooled before res5."""
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_align=align))
-    x = chainer.Parameter(rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32))
+    randomise_norms(head, rng)
+    x = chainer.Parameter(rng.uniform(-1, 1, (2, 8, *map_size)).astype(np.float32))
     pooled = pooling(x, ROIS, INDICES, output_size=14, spatial_scale=1 / 16)
     expected = strided_res5(head, pooled)
     gy = rng.uniform(-1, 1, expected.shape).astype(np.float32)
@@ -41,6 +61,18 @@ def test_unused_bins_are_left_out_without_a_trace(rng, align, pooling):
     features.grad = gy
     features.backward()
     np.testing.assert_allclose(x.grad, expected_gradient, rtol=1e-3, atol=1e-5 * expected_gradient.std())
+    with chainer.no_backprop_mode():
+        fused = head.features((x,), ROIS, INDICES)
+    np.testing.assert_allclose(fused.array, expected.array, rtol=1e-4, atol=1e-5 * expected.array.std())
+
+
+@pytest.mark.parametrize('map_size, pooled_channels', [((16, 20), [8]), ((8, 9), [512, 2048])])
+def test_small_maps_are_convolved_before_pooling(rng, monkeypatch, map_size, pooled_channels):
+    head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2))
+    seen = []
+    monkeypatch.setattr(head, 'pool', Spy(head.pool, seen))
+    head.features((rng.uniform(-1, 1, (2, 8, *map_size)).astype(np.float32),), ROIS, INDICES)
+    assert seen == pooled_channels
 
 
 @pytest.mark.parametrize('align, pooling', [(True, roi_align), (False, roi_max_pooling)])
@@ -48,7 +80,8 @@ def test_roi_size_7_pools_every_bin(rng, align, pooling):
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_size=7, roi_align=align))
     x = rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32)
     expected = head.res5(pooling(x, ROIS, INDICES, output_size=7, spatial_scale=1 / 16))
-    np.testing.assert_array_equal(head.features((x,), ROIS, INDICES).array, expected.array)
+    np.testing.assert_allclose(head.features((x,), ROIS, INDICES).array, expected.array, rtol=1e-4,
+                               atol=1e-5 * expected.array.std())
 
 
 def test_outputs(rng):

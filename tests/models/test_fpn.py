@@ -4,7 +4,7 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.config import PRESETS
+from mask_rcnn.config import DETECTRON, PRESETS
 from mask_rcnn.models.body import Body
 from mask_rcnn.models.fpn import FPN
 from mask_rcnn.models.roi_pooling import RoIPooling, assign_levels
@@ -61,9 +61,9 @@ def test_the_pyramid_is_lateral_plus_enlarged_coarser_map(rng):
 def test_level_of_a_roi(side, level):
     """A width of 224 pixels, corners included, is the first that belongs to the map of stride 16."""
     roi = np.array([[0, 0, side - 1, side - 1]], np.float32)
-    assert assign_levels(roi, STRIDES, canonical_size=224, extent=1) == [level]
+    assert assign_levels(roi, STRIDES, canonical_size=224, dialect=DETECTRON) == [level]
     half = np.array([[0, 0, side / 2 - 1, side / 2 - 1]], np.float32)
-    assert assign_levels(half, STRIDES, canonical_size=112, extent=1) == [level]
+    assert assign_levels(half, STRIDES, canonical_size=112, dialect=DETECTRON) == [level]
 
 
 def test_rois_come_out_in_their_order(rng):
@@ -76,7 +76,7 @@ def test_rois_come_out_in_their_order(rng):
     rois = np.stack([0 * sides, 0 * sides, sides, sides], axis=1).astype(np.float32)
     indices = (np.arange(8) % 2).astype(np.int32)
     found = pool(maps, rois, indices)
-    for i, level in enumerate(assign_levels(rois, STRIDES, canonical_size=224, extent=1)):
+    for i, level in enumerate(assign_levels(rois, STRIDES, canonical_size=224, dialect=DETECTRON)):
         alone = roi_align(maps[level].array, rois[i:i + 1], indices[i:i + 1], output_size=7,
                           spatial_scale=1 / STRIDES[level], sampling_ratio=2)
         np.testing.assert_array_equal(found.array[i:i + 1], alone.array)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.ops.anchors import cell_anchors, shift_anchors
+from mask_rcnn.ops.anchors import cell_anchors, corner_anchors, shift_anchors
 
 
 @pytest.mark.parametrize('name, stride, sizes', [
@@ -23,3 +23,18 @@ def test_shift_anchors_order():
             for a in range(2):
                 expected = cell[a] + [8 * y, 8 * x, 8 * y, 8 * x]
                 np.testing.assert_array_equal(anchors[(y * 4 + x) * 2 + a], expected)
+
+
+@pytest.mark.parametrize('case, image, sizes', [
+    ('coco_resnet50', 1024, (32, 64, 128, 256, 512)), ('shapes_resnet50_shapes7', 128, (8, 16, 32, 64, 128))])
+def test_corner_anchors_equal_matterport(shared, case, image, sizes):
+    """The first are those of the finest map's first locations, the last those of the coarsest's last."""
+    golden = np.load(shared / 'golden' / 'matterport' / f'case_{case}.npz')
+    ratios = [1 / r for r in (0.5, 1, 2)]
+    levels = [shift_anchors(corner_anchors((size,), ratios), 2 ** k, *[image // 2 ** k] * 2)
+              for k, size in enumerate(sizes, start=2)]
+    anchors = np.concatenate(levels)
+    assert len(anchors) == golden['anchors_count']
+    ends = np.concatenate([anchors[:12], anchors[-12:]])
+    np.testing.assert_allclose(ends + [0, 0, 1, 1], golden['anchors_first_last'], rtol=1e-7, atol=1e-4)
+    np.testing.assert_allclose(ends / (image - 1), golden['anchors_norm_first_last'], rtol=1e-6, atol=1e-7)

@@ -78,3 +78,9 @@ def test_box_iou_by_counting_pixels(rng):
 def test_box_iou_of_empty_boxes_is_zero():
     empty = np.array([[3, 3, 3, 3]], np.float32)
     assert box_iou(empty, empty, extent=0.0)[0, 0] == 0
+
+
+def test_clip_to_a_part_of_an_image():
+    boxes = np.float32([[-5, 3, 99, 99], [20, 20, 25, 25]])
+    clipped = clip_boxes(boxes, (30, 40), extent=0, origin=(10, 5))
+    np.testing.assert_array_equal(clipped, [[10, 5, 40, 45], [20, 20, 25, 25]])

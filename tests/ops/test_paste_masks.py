@@ -66,6 +66,33 @@ def test_equals_opencv(form, rng, extent, padding, threshold):
     assert np.count_nonzero(out != expected) <= 2
 
 
+@pytest.mark.parametrize('case', ['coco_resnet50', 'shapes_resnet50_shapes7'])
+def test_equals_matterport_to_the_pixel(form, shared, case):
+    golden = np.load(shared / 'golden' / 'matterport' / f'case_{case}.npz')
+    height, width, _ = golden['masks_shape'].tolist()
+    out = run(form, golden['mask28'], golden['rois'].astype(np.float32), (height, width), extent=0, padding=0,
+              margin=1, inclusive=True)
+    expected = np.unpackbits(golden['masks_packed'], axis=-1)[..., :width]
+    np.testing.assert_array_equal(out, expected.astype(bool))
+
+
+def test_margin_fades_the_border_but_not_below_the_least_probability(form):
+    probs, boxes = np.full((2, 4, 4), 0.6, np.float32), np.float32([[2, 2, 10, 10]] * 2)
+    probs[1, 1, 1] = 0
+    kwargs = dict(extent=0, padding=0, margin=1)
+    masks = run(form, probs, boxes, (12, 12), **kwargs)
+    assert masks[0, 2:10, 2:10].all() and np.count_nonzero(masks[0]) == 64
+    assert not masks[1, 2, 2:10].any() and masks[1, 7:9, 7:9].all()  # 0.75 * 0.6 < 0.5 at the border
+    np.testing.assert_array_equal(run(form, probs, boxes, (12, 12), extent=0, padding=0)[0], masks[0])
+
+
+@pytest.mark.parametrize('inclusive', [True, False])
+def test_inclusive_takes_the_threshold_itself(form, inclusive):
+    probs = np.full((1, 4, 4), 0.5, np.float32)
+    out = run(form, probs, np.float32([[0, 0, 4, 4]]), (4, 4), extent=0, padding=0, inclusive=inclusive)
+    assert out.all() if inclusive else not out.any()
+
+
 def test_box_of_the_masks_own_size_copies_it(form, rng):
     probs = rng.uniform(size=(1, 14, 14)).astype(np.float32)
     out = run(form, probs, np.float32([[3, 5, 16, 18]]), (30, 30), padding=0)

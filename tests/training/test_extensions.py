@@ -110,7 +110,7 @@ def history(n=40):
     for i in range(1, n + 1):
         entry = {'iteration': 100 * i, 'lr': 0.02 if i < 30 else 0.002}
         for j, (key, _, _) in enumerate(plots.LOSSES):
-            entry[key] = (6 - j) * (0.1 + 1 / i) * (1 + 0.2 * (-1) ** i)
+            entry[key] = (7 - j) * (0.1 + 1 / i) * (1 + 0.2 * (-1) ** i)
         if i % 10 == 0:
             entry.update({'validation/bbox/AP': 0.01 * i, 'validation/bbox/AP50': 0.018 * i,
                           'validation/segm/AP': 0.008 * i, 'validation/segm/AP50': 0.016 * i})
@@ -144,11 +144,11 @@ def test_smoothing_is_unbiased():
 
 
 class Metrics:
-    def __init__(self, ap):
-        self.ap = ap
+    def __init__(self, ap, kind='segm'):
+        self.ap, self.kind = ap, kind
 
     def summary(self):
-        return {'bbox/AP': self.ap + 0.1, 'segm/AP': self.ap}
+        return {'bbox/AP': self.ap + 0.1, f'{self.kind}/AP': self.ap}
 
     def table(self):
         return f'AP {self.ap}'
@@ -171,6 +171,17 @@ def test_evaluations_are_reported_and_the_best_is_kept(tmp_path):
     assert [entry['validation/bbox/AP'] for entry in log.log] == pytest.approx([0.4, 0.3])
     assert files == [tmp_path / 'results_iter_2.json', tmp_path / 'results_iter_4.json']
     assert lines[1] == 'AP 0.3' and (tmp_path / 'model_best.npz').exists()
+
+
+@pytest.mark.parametrize('kind', ['keypoints', 'segm', 'bbox'])
+def test_the_best_is_that_of_the_hardest(tmp_path, kind):
+    trainer, offered = make_trainer(tmp_path, stop=(2, 'iteration')), []
+    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
+    snapshots.offer_best = lambda trainer, score: offered.append(score)
+    trainer.extend(Evaluation(lambda file: Metrics(0.25, kind), snapshots, interruption=Interruption(),
+                              communicator=Communicator(), say=str, warn=pytest.fail), trigger=Every(2))
+    trainer.run()
+    assert offered == [0.25]
 
 
 def test_results_that_cannot_be_written_do_not_stop_the_run(tmp_path):

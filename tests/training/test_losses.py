@@ -4,7 +4,8 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.training.losses import (ROI_BETA, RPN_BETA, image_weights, sigmoid_cross_entropy, smooth_l1,
+from mask_rcnn.config import DETECTRON
+from mask_rcnn.training.losses import (image_weights, sigmoid_cross_entropy, smooth_l1,
                                        softmax_cross_entropy)
 
 
@@ -37,7 +38,7 @@ def test_anchor_deltas(golden):
     inside = golden['rpn_bbox_inside']
     assert set(np.unique(inside)) == {0, 1}  # so that it can be a factor of the weights
     weights = golden['rpn_bbox_outside'] * inside
-    loss = smooth_l1(predicted, golden['rpn_bbox_targets'], weights, beta=RPN_BETA)
+    loss = smooth_l1(predicted, golden['rpn_bbox_targets'], weights, beta=DETECTRON.rpn_loss_beta)
     check(golden, 'rpn_bbox', predicted, loss)
 
 
@@ -51,7 +52,7 @@ def test_roi_deltas(golden):
     predicted = chainer.Variable(golden['bbox_pred'])
     inside = golden['bbox_inside']
     assert set(np.unique(inside)) == {0, 1}
-    loss = smooth_l1(predicted, golden['bbox_targets'], inside / np.float32(len(inside)), beta=ROI_BETA)
+    loss = smooth_l1(predicted, golden['bbox_targets'], inside / np.float32(len(inside)), beta=DETECTRON.box_loss_beta)
     check(golden, 'bbox', predicted, loss)
 
 
@@ -59,6 +60,18 @@ def test_masks(golden):
     logits = chainer.Variable(golden['mask_logits'])
     labels = golden['mask_targets'].astype(np.int32)
     check(golden, 'mask', logits, sigmoid_cross_entropy(logits, labels, one_image(labels >= 0)))
+
+
+def test_keypoints(golden):
+    logits = chainer.Variable(golden['kps_logits_f16'].astype(np.float32))
+    visible = golden['kps_weights'].ravel() > 0
+    labels = np.where(visible, golden['kps_locations'].ravel(), -1).astype(np.int32)
+    loss = softmax_cross_entropy(logits, labels, one_image(visible))
+    np.testing.assert_allclose(loss.array, golden['kps_loss'], rtol=5e-7)
+    loss.backward()
+    np.testing.assert_allclose(np.abs(logits.grad).sum(axis=1), golden['kps_grad_abs_sum'], rtol=2e-5)
+    at_location = logits.grad[np.arange(len(labels)), golden['kps_locations'].ravel()]
+    np.testing.assert_allclose(at_location, golden['kps_grad_at_location'], rtol=2e-6)
 
 
 def test_float16_is_summed_in_float32(golden):
@@ -74,7 +87,7 @@ def test_float16_is_summed_in_float32(golden):
 
 
 def test_smooth_l1_is_continuous_where_it_turns():
-    for beta in (RPN_BETA, ROI_BETA):
+    for beta in (DETECTRON.rpn_loss_beta, DETECTRON.box_loss_beta):
         x = np.array([0.999999, 1, 1.000001], np.float32) * np.float32(beta)
         values = [float(smooth_l1(v, np.zeros_like(v), np.ones_like(v), beta=beta).array)
                   for v in x.reshape(3, 1)]

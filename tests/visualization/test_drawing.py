@@ -6,6 +6,7 @@ import pytest
 from mask_rcnn.config import DETECTRON
 from mask_rcnn.detections import Detections
 from mask_rcnn.visualization import draw_detections
+from mask_rcnn.visualization.colors import instance_colors
 from mask_rcnn.visualization.drawing import _draw_leader
 from mask_rcnn.visualization.labels import Placed, Text
 
@@ -169,3 +170,47 @@ def test_an_image_that_does_not_belong_is_refused(image):
 def test_an_unknown_background_is_refused():
     with pytest.raises(ValueError, match="image, grey, black, white, not 'pink'"):
         draw_detections(np.zeros((*SIZE, 3), np.uint8), rectangles([]), background='pink')
+
+
+def figure(count=17, logit=5.0, **places):
+    """Detections of one instance whose keypoints lie at (10, 10) but for those given as ``k3=(y, x)``."""
+    keypoints = np.zeros((1, count, 4), np.float32)
+    keypoints[:, :, :2] = 10
+    keypoints[:, :, 2] = -1
+    for name, (y, x) in places.items():
+        keypoints[0, int(name[1:])] = y, x, logit, 0.5
+    return rectangles([[4, 4, 100, 150]], masks=None, keypoints=keypoints)
+
+
+def keypoints_drawn(found):
+    """Where a picture differs for the keypoints, and the picture."""
+    black = np.zeros((*SIZE, 3), np.uint8)
+    with_them, without = (draw_detections(black, found, labels=False, keypoints=on) for on in (True, False))
+    return (with_them != without).any(axis=2), with_them
+
+
+def test_keypoints_and_bones():
+    """COCO's shoulders, 5 and 6, have a bone; shoulder 5 and wrist 10 have none."""
+    drawn, picture = keypoints_drawn(figure(k5=(30.5, 40.5), k6=(30.5, 80.5), k10=(90.5, 60.5)))
+    for y, x in ((30, 40), (30, 80), (90, 60)):
+        np.testing.assert_array_equal(picture[y, x], [255, 255, 255])
+    assert drawn[30, 40:81].all() and not drawn[60].any()
+    color = instance_colors(np.array([[4, 4, 100, 150]]), SIZE)[0]
+    np.testing.assert_array_equal(picture[30, 60], color)
+    assert not drawn[5:16, 5:16].any()  # keypoints that are not sure
+
+
+def test_unsure_keypoints_are_not_drawn():
+    drawn, _ = keypoints_drawn(figure(logit=2.0, k5=(30, 40), k6=(30, 80)))
+    assert not drawn.any()
+
+
+def test_keypoints_that_are_not_cocos_have_no_bones():
+    drawn, picture = keypoints_drawn(figure(count=7, k5=(30.5, 40.5), k6=(30.5, 80.5)))
+    np.testing.assert_array_equal(picture[30, 40], [255, 255, 255])
+    assert not drawn[:, 50:70].any()
+
+
+def test_keypoints_outside_of_the_picture():
+    drawn, _ = keypoints_drawn(figure(k5=(30, -50), k6=(30, 500)))
+    assert drawn[30, 4:150].all()

@@ -1,0 +1,85 @@
+"""Where an image lies in the network's input, and so where boxes of the one lie in the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chainer.backend import get_array_module
+
+
+@dataclass(frozen=True)
+class Placement:
+    """An image, resized and perhaps moved, in the network's input.
+
+    Args:
+        size: ``(H, W)`` of the image.
+        scale: By what factor it was resized (before its sides were rounded).
+        factors: ``(y, x)``: the network's pixels per pixel of the image, as boxes are converted.
+        window: ``(y_min, x_min, y_max, x_max)``: the centres of the image's corner pixels in the network's
+            input.
+        input_size: Height and width of the part of the network's input in which anchors and proposals may
+            lie when the network is trained.
+    """
+
+    size: tuple[int, int]
+    scale: float
+    factors: tuple[float, float]
+    window: tuple[float, float, float, float]
+    input_size: tuple[int, int]
+
+    def to_input(self, boxes):
+        """Return boxes ``(R, 4)`` of the image in the network's input."""
+        factors, origin = self._as_arrays(boxes)
+        return boxes * factors + origin
+
+    def to_image(self, boxes, *, by_inverse: bool = False):
+        """Inverse of :meth:`to_input`.
+
+        Detectron divides by the scale where it detects (``core/test.py``), and where it trains it multiplies
+        by the inverse, which rounds otherwise (``roi_data/fast_rcnn.py``): ``by_inverse``.
+        """
+        factors, origin = self._as_arrays(boxes)
+        if by_inverse:
+            return (boxes - origin) * (1 / factors.astype('f8')).astype(boxes.dtype)
+        return (boxes - origin) / factors
+
+    def _as_arrays(self, boxes):
+        xp = get_array_module(boxes)
+        return tuple(xp.asarray([*pair, *pair], boxes.dtype) for pair in (self.factors, self.window[:2]))
+
+
+def scaled(size: tuple[int, int], scale: float) -> Placement:
+    """Return the placement of an image that is resized from its upper left corner on (Detectron).
+
+    Args:
+        size: ``(H, W)`` of the image.
+        scale: By what factor it is resized; its sides are rounded to whole pixels.
+    """
+    height, width = rounded_sides(size, scale)
+    return Placement(size=tuple(size), scale=scale, factors=(scale, scale),
+                     window=(0.0, 0.0, height - 1.0, width - 1.0), input_size=(height, width))
+
+
+def centred(size: tuple[int, int], scale: float, side: int) -> Placement:
+    """Return the placement of an image that is resized and put into the middle of a square (Matterport).
+
+    The centres of its corner pixels go to those of the resized image (``model.py``, ``unmold_detections``).
+
+    Args:
+        size: ``(H, W)`` of the image.
+        scale: By what factor it is resized; its sides are rounded to whole pixels.
+        side: Of the square, at least that of the resized image.
+    """
+    sides = rounded_sides(size, scale)
+    low = [(side - own) // 2 for own in sides]
+    high = [first + own - 1 for first, own in zip(low, sides)]
+    # An image of one pixel's height has no distance to measure.
+    factors = tuple(max(new - 1, 1) / max(old - 1, 1) for new, old in zip(sides, size))
+    return Placement(size=tuple(size), scale=scale, factors=factors,
+                     window=tuple(map(float, (*low, *high))), input_size=(side, side))
+
+
+def rounded_sides(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return the sides of a resized image in whole pixels: halves go to even, nothing below 1."""
+    height, width = (max(round(side * scale), 1) for side in size)
+    return height, width

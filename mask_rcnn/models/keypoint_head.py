@@ -1,0 +1,58 @@
+"""The head that finds the keypoints (He et al. 2017, section 5)."""
+
+from __future__ import annotations
+
+import chainer
+import chainer.functions as F
+import numpy as np
+
+from mask_rcnn.models.convolution import Convolution2D, Deconvolution2D
+
+
+class KeypointHead(chainer.Chain):
+    """Eight 3x3 convolutions, a deconvolution to twice the size and a bilinear enlargement to four times.
+
+    ``detectron/modeling/keypoint_rcnn_heads.py`` ``add_roi_pose_head_v1convX``, ``add_keypoint_outputs``.
+
+    Args:
+        in_channels (int): Channels of the feature maps.
+        pool (mask_rcnn.models.roi_pooling.RoIPooling): Makes the RoI features.
+        config (mask_rcnn.config.Config): ``n_keypoint``.
+    """
+
+    #: Detectron's ``KRCNN.NUM_STACKED_CONVS`` and ``CONV_HEAD_DIM``.
+    n_conv, channels = 8, 512
+    #: Side of the heat maps in bins of the RoI grid.
+    enlargement = 4
+    #: As in the box head of the C4 networks.
+    rois_at_once = 64
+
+    def __init__(self, in_channels, *, pool, config):
+        super().__init__()
+        self.pool = pool
+        init = chainer.initializers.HeNormal(fan_option='fan_out')
+        with self.init_scope():
+            for i in range(1, self.n_conv + 1):
+                setattr(self, f'conv{i}', Convolution2D(in_channels, self.channels, 3, pad=1, initialW=init))
+                in_channels = self.channels
+            self.deconv = Deconvolution2D(in_channels, config.n_keypoint, 4, stride=2, pad=1, initialW=init)
+
+    def forward(self, roi_features):
+        """Return the heat maps' logits ``(R, n_keypoint, 4 * h, 4 * w)`` for ``(R, C, h, w)``."""
+        h = roi_features
+        for i in range(1, self.n_conv + 1):
+            h = self[f'conv{i}'](h, relu=True)
+        return enlarge_bilinearly(self.deconv(h))
+
+
+def enlarge_bilinearly(x):
+    """Interpolate ``(R, K, H, W)`` to ``(R, K, 2 * H, 2 * W)``, with zeros around the maps.
+
+    ``BilinearInterpolation`` of ``detectron/modeling/detector.py``: a deconvolution that never learns, every
+    channel by itself.
+    """
+    n, k, height, width = x.shape
+    row = np.array([0.25, 0.75, 0.75, 0.25], x.dtype)
+    weights = chainer.backend.get_array_module(x).asarray(np.outer(row, row)[None, None])
+    y = F.deconvolution_2d(F.reshape(x, (n * k, 1, height, width)), weights, stride=2, pad=1)
+    return F.reshape(y, (n, k, 2 * height, 2 * width))

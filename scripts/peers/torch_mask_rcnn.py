@@ -1,0 +1,399 @@
+"""Mask R-CNN in plain PyTorch: what ``benchmark.py --against`` measures us with.
+
+    python torch_mask_rcnn.py FOLDER [--network torch|torchvision] [--device cpu] [--threads 2] [--precision
+    fp32]
+
+``FOLDER`` holds ``image.npy`` ((3, H, W) float32, RGB, 0 to 255), ``weights.npz`` (our arrays) and
+``setup.json``. ``torch`` is the network of the weights, C4 or FPN, as Detectron and detectron2 compute it:
+weights in channels-last order, normalisations folded, RoIs in one batch, no gradients; RoIAlign and NMS are
+torchvision's where it is installed, else a sparse matrix product and a loop.  ``torchvision`` is its
+``maskrcnn_resnet50_fpn`` with random weights.
+
+Every line on the standard input is a prediction, for which a line of JSON comes back: seconds of wall-clock
+and CPU time, and the number of detections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+try:
+    from torchvision import ops as vision_ops
+except ImportError:
+    vision_ops = None
+
+#: ``log(1000 / 16)``, Detectron's limit of a predicted growth.
+_MAX_GROWTH = 4.135166556742356
+
+
+class Network(nn.Module):
+    """The parts that both networks share, and the weights.
+
+    Args:
+        arrays: Our weights by path.
+        setup: Our configuration, and the anchors of each map.
+    """
+
+    def __init__(self, arrays, setup):
+        super().__init__()
+        self.arrays, self.setup = arrays, setup
+        self.rpn_conv = self.conv('rpn/conv', pad=1)
+        self.objectness = self.conv('rpn/objectness')
+        self.rpn_delta = self.conv('rpn/delta')
+        self.score = self.linear('box_head/score')
+        self.delta = self.linear('box_head/delta')
+        self.mask_deconv = self.deconv('mask_head/deconv')
+        self.mask_score = self.conv('mask_head/score')
+
+    def conv(self, path, *, stride=1, pad=0):
+        """Return a convolution, with its normalisation folded into it where it has one."""
+        plain = f'{path}/W' in self.arrays
+        weight = self.arrays[f'{path}/W' if plain else f'{path}/conv/W']
+        bias = self.arrays[f'{path}/b'] if plain else self.arrays[f'{path}/norm/bias']
+        if not plain:
+            weight = weight * self.arrays[f'{path}/norm/scale'][:, None, None, None]
+        module = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], stride, pad)
+        return _filled(module, weight, bias)
+
+    def deconv(self, path):
+        weight = self.arrays[f'{path}/W']
+        module = nn.ConvTranspose2d(*weight.shape[:2], weight.shape[2], 2)
+        return _filled(module, weight, self.arrays[f'{path}/b'])
+
+    def linear(self, path):
+        weight = self.arrays[f'{path}/W']
+        return _filled(nn.Linear(weight.shape[1], weight.shape[0]), weight, self.arrays[f'{path}/b'])
+
+    def stage(self, path, n_block, stride):
+        """Return a ResNet's stage."""
+        return nn.Sequential(*(Bottleneck(self, f'{path}/block{i}', stride if i == 0 else 1)
+                               for i in range(n_block)))
+
+    def forward(self, image):
+        """Return boxes, labels, scores and masks of an image ``(3, H, W)``, on the host."""
+        x, scale = self.prepare(image)
+        maps = self.extract(x)
+        rois = self.propose(maps, x.shape[2:])
+        boxes, labels, scores = self.classify(maps, rois, scale, image.shape[1:])
+        logits = self.masks(maps, boxes * scale)
+        probs = logits[torch.arange(len(labels), device=labels.device), labels].float().sigmoid()
+        boxes, labels, scores, probs = (part.cpu() for part in (boxes, labels, scores, probs))
+        return boxes, labels, scores, paste(probs, boxes, image.shape[1:])
+
+    def prepare(self, image):
+        mean = torch.tensor(self.setup['pixel_mean'], device=image.device)[:, None, None]
+        x = (image.flip(0) - mean)[None]
+        height, width = image.shape[1:]
+        scale = min(self.setup['min_size'] / min(height, width), self.setup['max_size'] / max(height, width))
+        size = round(height * scale), round(width * scale)
+        x = F.interpolate(x, size, mode='bilinear', align_corners=False)
+        divisor = self.setup['size_divisor']
+        x = F.pad(x, (0, -size[1] % divisor, 0, -size[0] % divisor))
+        return x.to(memory_format=torch.channels_last), scale
+
+    def propose(self, maps, size):
+        """Return the proposals ``(K, 4)`` as ``(x1, y1, x2, y2)``; the best of each map, after NMS."""
+        boxes, scores, levels = [], [], []
+        anchors = self.setup['cell_anchors'], self.setup['strides']
+        for level, (x, cell, stride) in enumerate(zip(maps, *anchors)):
+            h = F.relu_(self.rpn_conv(x))
+            logits = self.objectness(h)[0].permute(1, 2, 0).reshape(-1).float()
+            deltas = self.rpn_delta(h)[0].permute(1, 2, 0).reshape(-1, 4).float()[:, [1, 0, 3, 2]]
+            best = logits.topk(min(self.setup['rpn_pre_nms'], len(logits))).indices
+            own = decode(all_anchors(cell, stride, x.shape[2:], x.device)[best], deltas[best], 1.0)
+            boxes.append(clip(own, size))
+            scores.append(logits[best])
+            levels.append(torch.full_like(best, level))
+        boxes, scores, levels = map(torch.cat, (boxes, scores, levels))
+        keep = grouped_nms(boxes, scores, levels, self.setup['rpn_nms_threshold'], self.setup['rpn_post_nms'])
+        return boxes[keep]
+
+    def classify(self, maps, rois, scale, size):
+        scores, deltas = self.name(maps, rois)
+        probs = scores.float().softmax(1)
+        deltas = deltas.float().reshape(len(rois), -1, 4)[..., [1, 0, 3, 2]]
+        weights = torch.tensor([10.0, 10.0, 5.0, 5.0], device=rois.device)
+        boxes = clip(decode((rois / scale)[:, None], deltas, weights), size)
+        chosen, labels = (probs[:, 1:] > self.setup['score_threshold']).nonzero().unbind(1)
+        boxes, scores = boxes[chosen, labels + 1], probs[chosen, labels + 1]
+        keep = grouped_nms(boxes, scores, labels, self.setup['nms_threshold'], len(boxes))
+        keep = keep[:self.setup['max_detections']]
+        return boxes[keep], labels[keep], scores[keep]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 and a shortcut, with the stride in the first, as in the Caffe ResNets."""
+
+    def __init__(self, network, path, stride):
+        super().__init__()
+        self.conv1 = network.conv(f'{path}/conv1', stride=stride)
+        self.conv2 = network.conv(f'{path}/conv2', pad=1)
+        self.conv3 = network.conv(f'{path}/conv3')
+        has_shortcut = f'{path}/shortcut/conv/W' in network.arrays
+        self.shortcut = network.conv(f'{path}/shortcut', stride=stride) if has_shortcut else None
+
+    def forward(self, x):
+        h = F.relu_(self.conv2(F.relu_(self.conv1(x))))
+        return F.relu_(self.conv3(h).add_(x if self.shortcut is None else self.shortcut(x)))
+
+
+class C4(Network):
+    """res4's map, RoIs of 14 x 14, res5 on each of them."""
+
+    def __init__(self, arrays, setup):
+        super().__init__(arrays, setup)
+        blocks = setup['blocks']
+        self.conv1 = self.conv('extractor/conv1', stride=2, pad=3)
+        self.body = nn.Sequential(*(self.stage(f'extractor/res{n}', blocks[n - 2], 1 if n == 2 else 2)
+                                    for n in (2, 3, 4)))
+        self.res5 = self.stage('box_head/res5', blocks[3], 2)
+
+    def extract(self, x):
+        return [self.body(F.max_pool2d(F.relu_(self.conv1(x)), 3, 2, 1))]
+
+    def features(self, maps, rois):
+        return self.res5(roi_align(maps[0], rois, 14, 1 / 16, self.setup['sampling_ratio']))
+
+    def name(self, maps, rois):
+        h = self.features(maps, rois).mean((2, 3))
+        return self.score(h), self.delta(h)
+
+    def masks(self, maps, rois):
+        return self.mask_score(F.relu_(self.mask_deconv(self.features(maps, rois))))
+
+
+class FPN(Network):
+    """The feature pyramid on res2 to res5, two linear layers, four convolutions for the masks."""
+
+    def __init__(self, arrays, setup):
+        super().__init__(arrays, setup)
+        body = 'extractor/body'
+        self.conv1 = self.conv(f'{body}/conv1', stride=2, pad=3)
+        self.stages = nn.ModuleList(self.stage(f'{body}/res{n}', setup['blocks'][n - 2], 1 if n == 2 else 2)
+                                    for n in (2, 3, 4, 5))
+        self.laterals = nn.ModuleList(self.conv(f'extractor/lateral{n}') for n in (2, 3, 4, 5))
+        self.outputs = nn.ModuleList(self.conv(f'extractor/output{n}', pad=1) for n in (2, 3, 4, 5))
+        self.fc6, self.fc7 = self.linear('box_head/fc6'), self.linear('box_head/fc7')
+        self.mask_convs = nn.ModuleList(self.conv(f'mask_head/conv{i}', pad=1) for i in (1, 2, 3, 4))
+
+    def extract(self, x):
+        x = F.max_pool2d(F.relu_(self.conv1(x)), 3, 2, 1)
+        bottom_up = []
+        for stage in self.stages:
+            x = stage(x)
+            bottom_up.append(x)
+        maps, above = [], None
+        for x, lateral, output in reversed(list(zip(bottom_up, self.laterals, self.outputs))):
+            h = lateral(x)
+            above = h if above is None else h.add_(F.interpolate(above, scale_factor=2.0, mode='nearest'))
+            maps.insert(0, output(above))
+        return [*maps, maps[-1][:, :, ::2, ::2]]
+
+    def pool(self, maps, rois, size):
+        sides = rois[:, 2:] - rois[:, :2] + 1
+        levels = (4 + ((sides[:, 0] * sides[:, 1]).sqrt() / 224 + 1e-6).log2()).floor().clamp(2, 5).long()
+        pooled = rois.new_empty((len(rois), maps[0].shape[1], size, size), dtype=maps[0].dtype)
+        pooled = pooled.to(memory_format=torch.channels_last)
+        for level in (2, 3, 4, 5):
+            own = (levels == level).nonzero()[:, 0]
+            if len(own):
+                pooled[own] = roi_align(maps[level - 2], rois[own], size, 1 / 2 ** level,
+                                        self.setup['sampling_ratio'])
+        return pooled
+
+    def name(self, maps, rois):
+        h = self.pool(maps, rois, 7).flatten(1)
+        h = F.relu_(self.fc7(F.relu_(self.fc6(h))))
+        return self.score(h), self.delta(h)
+
+    def masks(self, maps, rois):
+        h = self.pool(maps, rois, 14)
+        for conv in self.mask_convs:
+            h = F.relu_(conv(h))
+        return self.mask_score(F.relu_(self.mask_deconv(h)))
+
+
+def _filled(module, weight, bias):
+    module.weight.data, module.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
+    return module
+
+
+# Boxes are (x1, y1, x2, y2), and x2 - x1 + 1 wide.
+
+def all_anchors(cell, stride, size, device):
+    """Return the anchors ``(H * W * A, 4)`` of a map; ``cell`` is ours, ``(y1, x1, y2, x2)``."""
+    cell = torch.tensor(cell, dtype=torch.float32, device=device)[:, [1, 0, 3, 2]]
+    y, x = torch.meshgrid(*(torch.arange(side, device=device) * stride for side in size), indexing='ij')
+    return (torch.stack([x, y, x, y], -1).reshape(-1, 1, 4) + cell).reshape(-1, 4)
+
+
+def decode(boxes, deltas, weights):
+    sides = boxes[..., 2:] - boxes[..., :2] + 1
+    deltas = deltas / weights
+    centres = boxes[..., :2] + 0.5 * sides + deltas[..., :2] * sides
+    half = 0.5 * sides * deltas[..., 2:].clamp(max=_MAX_GROWTH).exp()
+    return torch.cat([centres - half, centres + half - 1], -1)
+
+
+def clip(boxes, size):
+    limit = torch.tensor([size[1] - 1, size[0] - 1] * 2, dtype=boxes.dtype, device=boxes.device)
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def grouped_nms(boxes, scores, groups, threshold, limit):
+    """Return the kept boxes' indices, at most ``limit`` of each group before the best ``limit`` of all."""
+    boxes = boxes.clone()
+    boxes[:, 2:] += 1
+    # Groups are moved apart, as in torchvision's batched_nms.
+    boxes += (groups.to(boxes) * (boxes.max() + 1 if len(boxes) else 1))[:, None]
+    if vision_ops is not None:
+        keep = vision_ops.nms(boxes, scores, threshold)
+    else:
+        keep = torch.from_numpy(_nms(boxes.cpu().numpy(), scores.cpu().numpy(), threshold)).to(boxes.device)
+    return keep[:limit]
+
+
+def _nms(boxes, scores, threshold):
+    order = np.argsort(-scores, kind='stable')
+    x1, y1, x2, y2 = (np.ascontiguousarray(side) for side in boxes[order].T)
+    areas = (x2 - x1) * (y2 - y1)
+    kept, left = [], np.arange(len(order))
+    while len(left):
+        i, left = left[0], left[1:]
+        kept.append(order[i])
+        width = np.minimum(x2[i], x2[left]) - np.maximum(x1[i], x1[left])
+        height = np.minimum(y2[i], y2[left]) - np.maximum(y1[i], y1[left])
+        overlap = np.maximum(width, 0) * np.maximum(height, 0)
+        left = left[overlap <= threshold * (areas[i] + areas[left] - overlap)]
+    return np.array(kept, np.int64)
+
+
+def roi_align(x, rois, size, scale, samples):
+    """Return ``(R, C, size, size)``, channels last; not "aligned", ``samples`` squared points a bin."""
+    if vision_ops is not None:
+        batch = torch.cat([rois.new_zeros((len(rois), 1)), rois], 1).to(x.dtype)
+        pooled = vision_ops.roi_align(x, batch, (size, size), scale, samples)
+        return pooled.to(memory_format=torch.channels_last)
+    # A bin is a weighted sum of pixels, all channels alike: one sparse matrix times the map's pixels.
+    samples = samples or 2
+    x_points = _sample_points(rois[:, 0] * scale, rois[:, 2] * scale, size, samples, x.shape[3])
+    y_points = _sample_points(rois[:, 1] * scale, rois[:, 3] * scale, size, samples, x.shape[2])
+    n, taps = len(rois), 2 * samples
+    pixels = (y_points[0].view(n, size, 1, taps, 1) * x.shape[3] + x_points[0].view(n, 1, size, 1, taps))
+    factors = y_points[1].view(n, size, 1, taps, 1) * x_points[1].view(n, 1, size, 1, taps)
+    rows = n * size * size
+    matrix = torch.sparse_csr_tensor(
+        torch.arange(0, rows * taps * taps + 1, taps * taps, device=x.device), pixels.reshape(-1),
+        factors.reshape(-1), (rows, x.shape[2] * x.shape[3]))
+    pooled = matrix @ x[0].permute(1, 2, 0).reshape(-1, x.shape[1]).float()
+    return pooled.view(n, size, size, -1).permute(0, 3, 1, 2).to(x.dtype)
+
+
+def _sample_points(low, high, size, samples, length):
+    """Return the pixels and the weights, ``(R, size, 2 * samples)``, of one axis."""
+    bin_size = (high - low).clamp(min=1.0) / size
+    steps = (torch.arange(size * samples, device=low.device) + 0.5) / samples
+    position = low[:, None] + steps * bin_size[:, None]
+    inside = ((position >= -1) & (position <= length)).float() / samples
+    position = position.clamp(min=0)
+    pixel = position.floor().clamp(max=length - 1)
+    position = torch.where(pixel >= length - 1, pixel, position)
+    fraction = position - pixel
+    pixels = torch.stack([pixel, (pixel + 1).clamp(max=length - 1)], -1).long()
+    weights = torch.stack([1 - fraction, fraction], -1) * inside[..., None]
+    return pixels.view(len(low), size, -1), weights.view(len(low), size, -1)
+
+
+def paste(probs, boxes, size):
+    """Return the masks ``(R, H, W)`` bool; each is resized in its own box (the CPU's way in detectron2)."""
+    masks = torch.zeros((len(probs), *size), dtype=torch.bool)
+    padded = F.pad(probs, (1, 1, 1, 1))
+    growth = padded.shape[1] / probs.shape[1] if len(probs) else 1.0
+    centres, half = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * growth
+    grown = torch.cat([centres - half, centres + half], 1).int().tolist()
+    for mask, prob, (left, top, right, bottom) in zip(masks, padded, grown):
+        resized = F.interpolate(prob[None, None], (max(bottom - top + 1, 1), max(right - left + 1, 1)),
+                                mode='bilinear', align_corners=False)[0, 0] > 0.5
+        y, x, y_end, x_end = max(top, 0), max(left, 0), min(bottom + 1, size[0]), min(right + 1, size[1])
+        mask[y:y_end, x:x_end] = resized[y - top:y_end - top, x - left:x_end - left]
+    return masks
+
+
+def load(args):
+    """Return a function without arguments that looks at the image and returns boxes, labels, scores and
+    masks."""
+    setup = json.loads((args.folder / 'setup.json').read_text())
+    image = torch.from_numpy(np.load(args.folder / 'image.npy')).to(args.device)
+    if args.network == 'torchvision':
+        model, images = torchvision_model(setup), [image / 255]
+    else:
+        arrays = dict(np.load(args.folder / 'weights.npz'))
+        model, images = (FPN if setup['fpn'] else C4)(arrays, setup), image
+    model = model.eval().to(args.device, memory_format=torch.channels_last)
+    dtype = {'fp16': torch.float16, 'bf16': torch.bfloat16}.get(args.precision)
+
+    def predict():
+        autocast = torch.autocast(args.device.split(':')[0], dtype, enabled=dtype is not None)
+        with torch.inference_mode(), autocast:
+            found = model(images)
+        if args.network == 'torchvision':
+            found = [found[0][name].cpu() for name in ('boxes', 'labels', 'scores', 'masks')]
+        return found
+
+    return predict
+
+
+def torchvision_model(setup):
+    """Return torchvision's network, random, for images and proposals of our sizes."""
+    from torchvision.models.detection import maskrcnn_resnet50_fpn
+    return maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, min_size=setup['min_size'], max_size=setup['max_size'],
+        rpn_pre_nms_top_n_test=setup['rpn_pre_nms'], rpn_post_nms_top_n_test=setup['rpn_post_nms'],
+        box_score_thresh=0.0)  # random scores are low: let it draw as many masks as we do
+
+
+def serve(predict, device: str) -> None:
+    """Predict once for every line on the standard input."""
+    print(json.dumps({'torch': torch.__version__, 'torchvision': vision_ops is not None}), flush=True)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = predict()
+        print(json.dumps({
+            'wall': time.perf_counter() - wall, 'cpu': time.process_time() - cpu, 'detections': len(found[0]),
+            'host_peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            'gpu_peak': 0 if device == 'cpu' else torch.cuda.max_memory_allocated()}), flush=True)
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('--network', choices=('torch', 'torchvision'), default='torch')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--precision', choices=('fp32', 'tf32', 'fp16', 'bf16'), default='fp32')
+    parser.add_argument('--dump', type=Path, metavar='FILE.npz', help='write one prediction, and end')
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.precision == 'tf32'
+    torch.backends.cudnn.benchmark = True
+    predict = load(args)
+    if args.dump:
+        names = ('boxes', 'labels', 'scores', 'masks')
+        np.savez(args.dump, **{name: part.numpy() for name, part in zip(names, predict())})
+    else:
+        serve(predict, args.device)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""R-50-FPN, masks and keypoints, against Detectron itself: every stage alone, and the detections."""
+
+import zlib
+
+import chainer
+import chainer.functions as F
+import numpy as np
+import pytest
+from golden_cases import (MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, XY, Recorder, as_detectron, golden_rois,
+                          mask_iou, match)
+
+from mask_rcnn.datasets.image_io import read_image
+from mask_rcnn.ops.keypoints import decode_heatmaps
+
+MASKS, KEYPOINTS = 'R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'
+
+#: Of a blob's standard deviation: float32 sums in another order, in the body and the pyramid.
+MAPS = 1e-4
+
+#: The same of the heads of four and eight convolutions, each of which adds its rounding.
+DEEP = 5e-4
+
+#: Absolute, of what the box head gives for given RoIs.
+HEADS = 5e-5
+
+#: Last blocks of res2 ... res5, after which Detectron names the pyramid's maps.
+BLOCKS = 'res2_2_sum', 'res3_3_sum', 'res4_5_sum', 'res5_2_sum'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def inference():
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        yield
+
+
+class Look:
+    """A model's first stages on its case's photo, with what every link on the way took and gave."""
+
+    def __init__(self, model, case):
+        self.model, self.case = model, case
+        self.x, _ = model.prepare(read_image(case.photo))
+        self.links = Recorder(
+            model, 'rpn/conv',
+            *(f'extractor/body/{stage}' for stage in ('conv1', 'res2', 'res3', 'res4', 'res5')),
+            *(f'extractor/{kind}{level}' for kind in ('lateral', 'output') for level in range(2, 6)))
+        with self.links:
+            self.maps = model.extract(self.x)
+            self.logits, self.deltas = model.rpn(self.maps)
+
+    def boxes_in_input(self, name):
+        """The golden RoIs of the mask or keypoint head, which are the boxes of the detections."""
+        rois = self.case.arrays[name][:, 1:][:, XY]
+        return rois, np.zeros(len(rois), np.int32)
+
+
+@pytest.fixture(scope='module')
+def masks(load_model):
+    return Look(*load_model(MASKS))
+
+
+@pytest.fixture(scope='module')
+def keypoints(load_model):
+    return Look(*load_model(KEYPOINTS))
+
+
+@pytest.fixture(params=['masks', 'keypoints'])
+def look(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_the_photo_gives_the_golden_input(look):
+    """To the last bit, so that what follows from it is what follows from the golden one."""
+    assert zlib.crc32(np.ascontiguousarray(look.x)) == int(look.case.arrays['data_crc32'])
+    assert look.x.shape[2:] == tuple(look.case.arrays['im_info'][0, :2])
+
+
+def test_body(look):
+    body = 'extractor/body'
+    conv1, = look.links.outputs[f'{body}/conv1']
+    assert look.case.compare_blob('conv1', conv1) < MAPS
+    pooled, = look.links.inputs[f'{body}/res2']
+    assert look.case.compare_blob('pool1', pooled) < MAPS
+    for stage, blob in zip(('res2', 'res3', 'res4', 'res5'), BLOCKS):
+        out, = look.links.outputs[f'{body}/{stage}']
+        assert look.case.compare_blob(blob, out) < MAPS, blob
+
+
+def test_pyramid(look):
+    case, links = look.case, look.links
+    top, = links.outputs['extractor/lateral5']
+    assert case.compare_blob('fpn_inner_res5_2_sum', top) < MAPS
+    for level, blob in enumerate(BLOCKS[:3], start=2):
+        lateral, = links.outputs[f'extractor/lateral{level}']
+        above, = links.inputs[f'extractor/output{level + 1}']
+        summed, = links.inputs[f'extractor/output{level}']
+        assert case.compare_blob(f'fpn_inner_{blob}_lateral', lateral) < MAPS
+        enlarged = above.repeat(2, axis=2).repeat(2, axis=3)
+        assert case.compare_blob(f'fpn_inner_{blob}_topdown', enlarged) < MAPS
+        assert case.compare_blob(f'fpn_inner_{blob}', summed) < MAPS
+    names = [f'fpn_{blob}' for blob in BLOCKS] + ['fpn_res5_2_sum_subsampled_2x']
+    for name, features in zip(names, look.maps):
+        assert case.compare_blob(name, features) < MAPS, name
+
+
+def test_rpn(look):
+    for level, hidden, logits, deltas in zip(range(2, 7), look.links.outputs['rpn/conv'], look.logits,
+                                             look.deltas):
+        blobs = {'conv_rpn': hidden, 'rpn_cls_logits': logits.array, 'rpn_cls_probs': F.sigmoid(logits).array,
+                 'rpn_bbox_pred': as_detectron(deltas.array)}
+        for name, values in blobs.items():
+            assert look.case.compare_blob(f'{name}_fpn{level}', values) < MAPS, (name, level)
+
+
+def test_proposals(look):
+    """Up to a few whose order, or whose IoU of 0.7 with a better one, hangs by the last bits."""
+    arrays = look.case.arrays
+    rois = look.model.propose(look.maps, look.x.shape[2:], float(arrays['im_scale']))[:, XY]
+    assert rois.shape == (1000, 4)
+    nearest = np.abs(rois[:, None] - arrays['rois'][None, :, 1:]).max(axis=2).min(axis=0)
+    assert np.count_nonzero(nearest > 0.01) <= 2, nearest.max()
+    assert nearest[arrays['rois_stable_1e-5']].max() < 0.05
+
+
+def test_box_head(look):
+    model, case = look.model, look.case
+    for blob in ('roi_feat', 'fc6', 'fc7', 'cls_score', 'cls_prob', 'bbox_pred'):
+        rows = case.rows_of(blob)
+        features = model.box_head.features(look.maps, *golden_rois(case, rows))
+        fc6 = F.relu(model.box_head.fc6(features))
+        scores, deltas = model.box_head(features)
+        values = {'roi_feat': lambda: features.array, 'fc6': lambda: fc6.array,
+                  'fc7': lambda: F.relu(model.box_head.fc7(fc6)).array, 'cls_score': lambda: scores.array,
+                  'cls_prob': lambda: F.softmax(scores).array,
+                  'bbox_pred': lambda: as_detectron(deltas.array)}[blob]()
+        values = values.reshape(len(rows), *case.arrays[f'blob/{blob}/shape'][1:])
+        assert case.compare_blob(blob, values, rows=rows) < MAPS, blob
+
+
+def test_box_head_of_the_first_rois(look):
+    model, case = look.model, look.case
+    scores, deltas = model.box_head(model.box_head.features(look.maps, *golden_rois(case, slice(32))))
+    values = {'cls_prob': F.softmax(scores).array, 'bbox_pred': as_detectron(deltas.array)}
+    for name, value in values.items():
+        np.testing.assert_allclose(value, case.arrays[f'{name}_first32'], rtol=0, atol=HEADS, err_msg=name)
+
+
+def test_mask_head(masks):
+    model, case = masks.model, masks.case
+    rois = masks.boxes_in_input('mask_rois')
+    links = Recorder(model, 'mask_head/deconv', *(f'mask_head/conv{i}' for i in range(1, 5)))
+    with links:
+        features = model.mask_features(masks.maps, *rois)
+        logits = model.mask_head(features).array
+    assert case.compare_blob('_[mask]_roi_feat', features.array) < MAPS
+    for i in range(1, 5):
+        hidden, = links.outputs[f'mask_head/conv{i}']
+        if f'blob/_[mask]_fcn{i}/index' in case.arrays:
+            assert case.compare_blob(f'_[mask]_fcn{i}', hidden) < MAPS, i
+    up, = links.outputs['mask_head/deconv']
+    assert case.compare_blob('conv5_mask', F.relu(up).array) < MAPS
+    own = logits[np.arange(len(logits)), case.arrays['classes'] - 1]
+    np.testing.assert_allclose(F.sigmoid(own).array, case.arrays['mask_probs'], rtol=0, atol=2e-4)
+
+
+def test_keypoint_head(keypoints):
+    model, case = keypoints.model, keypoints.case
+    head, rois = model.keypoint_head, keypoints.boxes_in_input('keypoint_rois')
+    links = Recorder(model, *(f'keypoint_head/{name}' for name in ('conv1', 'conv8', 'deconv')))
+    with links:
+        features = head.pool(keypoints.maps, *rois)
+        heatmaps = head(features).array
+    assert case.compare_blob('_[pose]_roi_feat', features.array) < MAPS
+    for name in ('conv1', 'conv8'):
+        hidden, = links.outputs[f'keypoint_head/{name}']
+        assert case.compare_blob(name.replace('conv', 'conv_fcn'), hidden) < DEEP, name
+    small, = links.outputs['keypoint_head/deconv']
+    assert case.compare_blob('kps_score_lowres', small) < DEEP
+    assert case.compare_blob('kps_score', heatmaps) < DEEP
+    found = decode_heatmaps(heatmaps, case.arrays['boxes'][:, XY])
+    compare_keypoints(case, found, np.arange(len(found)), tolerance=5e-3)
+
+
+def compare_keypoints(case, found, rows, *, tolerance):
+    """Hold keypoints against those of some of a case's detections.
+
+    Args:
+        tolerance: Of the logits, absolute, and of the probabilities, relative.
+    """
+    expected = case.arrays['keypoints'][rows][:, [1, 0, 2, 3]].transpose(0, 2, 1)
+    distance = np.hypot(*np.moveaxis(found[:, :, :2] - expected[:, :, :2], 2, 0))
+    stable = case.arrays['keypoints_stable_1e-5'][rows]
+    assert distance[stable].max() < 0.2
+    assert np.median(distance) < 0.01 and (distance < 1).mean() > 0.99
+    np.testing.assert_allclose(found[stable][:, 2], expected[stable][:, 2], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(found[stable][:, 3], expected[stable][:, 3], rtol=tolerance)
+
+
+def test_mask_detections(masks):
+    """From the photo, by the suggested rule and by a stricter one that an exact input allows."""
+    model, case = masks.model, masks.case
+    detections, = model.detect([case.photo])
+    match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
+    partners = match(case, detections, min_iou=0.9995, max_score_difference=5e-4)
+    arrays, stable = case.arrays, case.arrays['stable']
+    found = detections[partners]
+    np.testing.assert_allclose(found.boxes[:, XY], arrays['boxes'][stable], rtol=0, atol=0.1)
+    np.testing.assert_allclose(found.mask_probs, arrays['mask_probs'][stable], rtol=0, atol=2e-2)
+    # Of a detection that was not found again in the stronger noise, only the weaker one says something.
+    iou = mask_iou(found.masks, case.masks()[stable])
+    disturbed = np.minimum(arrays['mask_iou_1e-4'], arrays['mask_iou_1e-5'])[stable]
+    assert (iou >= disturbed - 0.02).all()
+    assert iou[disturbed > 0.99].min() > 0.99 and np.median(iou) > 0.999
+    assert len(detections) == len(arrays['boxes'])
+
+
+def test_keypoint_detections(keypoints):
+    model, case = keypoints.model, keypoints.case
+    detections, = model.detect([case.photo])
+    match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
+    partners = match(case, detections, min_iou=0.9995, max_score_difference=5e-4)
+    arrays, stable = case.arrays, case.arrays['stable']
+    found = detections[partners]
+    np.testing.assert_allclose(found.boxes[:, XY], arrays['boxes'][stable], rtol=0, atol=0.1)
+    compare_keypoints(case, found.keypoints, np.flatnonzero(stable), tolerance=0.1)
+    assert len(detections) == len(arrays['boxes'])
+    assert not detections.has_masks and detections.names == ['person'] * len(detections)

@@ -1,0 +1,303 @@
+"""Matterport's network against Matterport itself: every stage alone, the detections, one training step."""
+
+import json
+import zlib
+
+import chainer
+import chainer.functions as F
+import h5py
+import numpy as np
+import pytest
+from golden_cases import MIN_BOX_IOU, mask_iou
+from matterport_cases import MatterportCase, load_h5, match, rebuild_h5
+
+from mask_rcnn.datasets.example import Annotations, TrainingExample
+from mask_rcnn.datasets.transforms import prepare_image
+from mask_rcnn.ops.boxes import box_iou
+from mask_rcnn.targets import RPNTargets, SampledRoIs
+from mask_rcnn.training.freezing import freeze
+from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+
+SHAPES, COCO = 'shapes_resnet50_shapes7', 'coco_resnet50'
+CASES = (SHAPES, COCO)
+STEP = 'train_shapes_resnet50'
+
+#: Of a blob's standard deviation: float32 sums in another order, through up to 50 layers.
+BLOB = 2e-4
+
+
+@pytest.fixture(scope='module')
+def h5_file(golden, tmp_path_factory):
+    """Recipe name -> Keras' ``.h5``, written once."""
+    folder = tmp_path_factory.mktemp('matterport')
+    made = {}
+
+    def get(recipe):
+        if recipe not in made:
+            made[recipe] = rebuild_h5(golden, recipe, folder)
+        return made[recipe]
+    return get
+
+
+@pytest.fixture(scope='module', params=CASES)
+def looked_at(request, golden, h5_file):
+    """A model, its case and what its extractor makes of the golden input."""
+    case = MatterportCase(golden, request.param)
+    model = load_h5(h5_file(case.settings['recipe']), case.settings['matterport'])
+    x, placement = model.prepare(case.image)
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        return model, case, x, placement, model.extract(x)
+
+
+@pytest.fixture
+def seen(looked_at):
+    """The same, for a test that only looks."""
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        yield looked_at
+
+
+def nhwc(features):
+    return chainer.as_array(features)[0].transpose(1, 2, 0)
+
+
+def corners(features):
+    """The 3 x 3 corners of the first 8 channels, as the case has them."""
+    features = features[..., :8]
+    n = min(3, len(features))
+    rows = slice(None, n), slice(-n, None)
+    return np.stack([features[row, column] for row in rows for column in rows])
+
+
+def all_anchors(maps):
+    """The RPN's outputs of all maps, ``(K, n)``, anchor by anchor."""
+    return np.concatenate([own.array[0].reshape(3, -1, *own.shape[2:]).transpose(2, 3, 0, 1).reshape(
+        -1, own.shape[1] // 3) for own in maps])
+
+
+def indices(rois):
+    return np.zeros(len(rois), np.int32)
+
+
+def test_input(seen):
+    """The picture gives the golden input, to the bit."""
+    model, case, x, placement, _ = seen
+    assert case.differences('molded', nhwc(x)).max() == 0
+    assert zlib.crc32(np.ascontiguousarray(nhwc(x)).tobytes()) == case.arrays['molded_crc32']
+    top, left, bottom, right = case.arrays['window']
+    assert placement.window == (top, left, bottom - 1, right - 1)
+
+
+def test_body_and_pyramid(seen):
+    """Of the large picture the pyramid alone, which has all of the body in it."""
+    model, case, x, _, maps = seen
+    body = model.extractor.body
+    stem = body.conv1(x)
+    blobs = {'bn_conv1': stem, 'feat_C1': body.run(body.conv1, x)}
+    if case.name == SHAPES:
+        blobs |= {f'feat_C{i}': features for i, features in enumerate(body(x), start=2)}
+    blobs |= {f'feat_P{i}': features for i, features in enumerate(maps, start=2)}
+    for name, features in blobs.items():
+        assert case.differences(name, nhwc(features)).max() < BLOB, name
+        scale = case.arrays[f'blob/{name}/stat'][1]
+        np.testing.assert_allclose(corners(nhwc(features)), case.arrays[f'corner/{name}'], rtol=0,
+                                   atol=BLOB * scale, err_msg=name)
+
+
+def test_rpn(seen):
+    model, case, _, _, maps = seen
+    logits, deltas = model.rpn(maps)
+    probs = F.sigmoid(all_anchors(logits)).array
+    deltas = all_anchors(deltas)
+    assert case.differences('rpn_class', np.concatenate([1 - probs, probs], axis=1)).max() < BLOB
+    assert case.differences('rpn_bbox', deltas).max() < BLOB
+    best = case.arrays['rpn_top200_index']
+    np.testing.assert_allclose(probs[best, 0], case.arrays['rpn_top200_prob'], rtol=0, atol=5e-5)
+    np.testing.assert_allclose(deltas[best], case.arrays['rpn_top200_bbox'], rtol=0, atol=1e-4)
+
+
+def test_proposals(seen):
+    """Each has its partner; nearly equal scores may change places."""
+    model, case, x, placement, maps = seen
+    found = model.propose(maps, x.shape[2:], placement.scale)
+    expected = case.in_pixels(case.arrays['proposals'])
+    assert found.shape == expected.shape
+    iou = box_iou(expected, found, extent=0)
+    assert iou.max(axis=1).min() > 0.9999 and iou.max(axis=0).min() > 0.9999
+    assert (np.abs(found - expected).max(axis=1) < 0.01).mean() > 0.9
+
+
+def test_roi_features(seen):
+    model, case, _, _, maps = seen
+    arrays = case.arrays
+    detected = arrays['detections'][:, :4]
+    detected = np.concatenate([detected, np.zeros((100 - len(detected), 4), np.float32)])
+    for name, pool, boxes in (('roi_align_classifier', model.box_head.pool, arrays['proposals']),
+                              ('roi_align_mask', model.mask_head.pool, detected)):
+        rows = case.rows_of(name)
+        rois = case.in_pixels(boxes[rows])
+        pooled = pool(maps, rois, indices(rois)).array.transpose(0, 2, 3, 1)
+        differences = case.differences(name, pooled, rows=rows)
+        # A sample on the border of the map is in or out by the last bit of the box.
+        assert (differences < BLOB).mean() > 0.98, name
+
+
+def test_box_head(seen):
+    model, case, _, _, maps = seen
+    for name in ('mrcnn_class_logits', 'mrcnn_class', 'mrcnn_bbox'):
+        rows = case.rows_of(name)
+        rois = case.in_pixels(case.arrays['proposals'][rows])
+        scores, deltas = model.box_head(model.box_head.features(maps, rois, indices(rois)))
+        values = {'mrcnn_class_logits': scores.array, 'mrcnn_class': F.softmax(scores).array,
+                  'mrcnn_bbox': deltas.array.reshape(len(rows), -1, 4)}[name]
+        assert case.differences(name, values, rows=rows).max() < BLOB, name
+    rois = case.in_pixels(case.arrays['proposals'][:32])
+    scores, deltas = model.box_head(model.box_head.features(maps, rois, indices(rois)))
+    probs = F.softmax(scores).array
+    np.testing.assert_allclose(probs, case.arrays['mrcnn_class_first32'], rtol=0, atol=5e-5)
+    own = deltas.array.reshape(32, -1, 4)[np.arange(32), probs.argmax(axis=1)]
+    np.testing.assert_allclose(own, case.arrays['mrcnn_bbox_first32_best'], rtol=0, atol=1e-4)
+
+
+def test_mask_head(seen):
+    model, case, _, _, maps = seen
+    rois = case.in_pixels(case.arrays['detections'][:, :4])
+    logits = model.mask_head(model.mask_features(maps, rois, indices(rois))).array
+    own = logits[np.arange(len(rois)), case.arrays['class_ids'] - 1]
+    np.testing.assert_allclose(F.sigmoid(own).array, case.arrays['mask28'], rtol=0, atol=3e-4)
+
+
+def test_detections(seen):
+    """From the picture, whose input is the golden one (test_input): by the suggested rule, and closer."""
+    model, case, x, placement, maps = seen
+    rois = model.propose(maps, x.shape[2:], placement.scale)
+    boxes, labels, scores = model.classify(maps, rois, placement)
+    probs = model.segment(maps, boxes, labels, placement)
+    detections = model.assemble(boxes, labels, scores, probs, placement)
+    partners = match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=1e-3)
+    arrays, stable = case.arrays, case.arrays['stable']
+    found = detections[partners]
+    assert np.abs(found.boxes - arrays['rois'][stable]).max() <= 1  # a rounded coordinate
+    exact = (found.boxes == arrays['rois'][stable]).all(axis=1)
+    assert exact.mean() > 0.9
+    np.testing.assert_allclose(found.mask_probs, arrays['mask28'][stable], rtol=0, atol=0.02)
+    iou = mask_iou(found.masks, case.masks()[stable])
+    kept = arrays['stable_1e-4'][stable]  # the others have no mask_iou_1e-4
+    assert (iou[kept] >= arrays['mask_iou_1e-4'][stable][kept] - 0.02).all()
+    assert iou[exact].min() > 0.999 and iou.min() > 0.95
+    assert len(detections) == len(arrays['rois'])
+
+
+# One training step
+
+
+class Step:
+    """The golden step, in our terms: two pictures with given RoIs and targets."""
+
+    def __init__(self, golden, config):
+        self.arrays = np.load(golden / 'matterport' / f'{STEP}.npz')
+        self.config = config
+
+    def __getitem__(self, key):
+        return self.arrays[key]
+
+    @property
+    def settings(self):
+        return json.loads(str(self['config']))
+
+    def example(self, i):
+        image = self['images_uint8'][i].transpose(2, 0, 1).astype(np.float32)
+        x, placement = prepare_image(image, self.config)
+        nothing = Annotations(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), ())
+        return TrainingExample(x, placement, nothing, STEP, i, i)
+
+    def anchors(self, i):
+        match = self['rpn_match'][i, :, 0].astype(np.int32)
+        labels = np.where(match == 0, -1, np.maximum(match, 0)).astype(np.int32)
+        deltas = np.zeros((len(labels), 4), np.float32)
+        deltas[labels == 1] = self['rpn_bbox'][i, :np.count_nonzero(labels == 1)]
+        return RPNTargets(labels, deltas)
+
+    def rois(self, i):
+        labels = self['target_class_ids'][i]
+        n_foreground = np.count_nonzero(labels)
+        assert (labels[:n_foreground] > 0).all()
+        rois = self['target_rois'][i] * np.float32(127)
+        return SampledRoIs(rois, rois, labels, self['target_bbox'][i, :n_foreground])
+
+    def masks(self, i):
+        return self['target_mask'][i, :np.count_nonzero(self['target_class_ids'][i])].astype(np.int32)
+
+
+@pytest.fixture(scope='module')
+def learned(golden, h5_file):
+    """The step, the model after a backward pass, and Matterport's names with our losses.
+
+    Matterport divides by what is counted in a whole batch, we by what is counted in an image: so the pictures
+    are looked at one by one, and weighted with what there is of each.
+    """
+    settings = json.loads(str(np.load(golden / 'matterport' / f'{STEP}.npz')['config']))
+    model = load_h5(h5_file(settings['recipe']), settings['matterport'])
+    freeze(model, freeze_bn=True, stages=0)
+    chain = MaskRCNNTrainChain(model)
+    chain.cleargrads()
+    step = Step(golden, model.config)
+    losses = {}
+    for i in range(2):
+        example, anchors, rois = step.example(i), step.anchors(i), step.rois(i)
+        shares = {name: len(counted[i]) / sum(map(len, counted)) for name, counted in {
+            'rpn_cls_loss': [np.flatnonzero(step.anchors(k).labels >= 0) for k in range(2)],
+            'rpn_loc_loss': [np.flatnonzero(step.anchors(k).labels == 1) for k in range(2)],
+            'roi_cls_loss': [step.rois(k).labels for k in range(2)],
+            'roi_loc_loss': [step.rois(k).deltas for k in range(2)],
+            'roi_mask_loss': [step.masks(k) for k in range(2)]}.items()}
+        maps = model.extractor(example.x[None])
+        chain._draw_masks = lambda *_, own=step.masks(i): own
+        values = {**chain.rpn_losses(*model.rpn(maps), [anchors]),
+                  **chain.roi_losses(maps, [rois], [example])}
+        for name, share in shares.items():
+            losses[name] = losses.get(name, 0) + values[name] * share
+    sum(losses.values()).backward()
+    return step, model, losses
+
+
+@pytest.mark.parametrize('ours, theirs', [
+    ('rpn_cls_loss', 'rpn_class_loss'), ('rpn_loc_loss', 'rpn_bbox_loss'),
+    ('roi_cls_loss', 'mrcnn_class_loss'), ('roi_loc_loss', 'mrcnn_bbox_loss'),
+    ('roi_mask_loss', 'mrcnn_mask_loss')])
+def test_losses(learned, ours, theirs):
+    step, _, losses = learned
+    np.testing.assert_allclose(float(losses[ours].array), step[f'loss/{theirs}'], rtol=1e-5)
+
+
+#: The heads' kernels, our paths, and the normalisations that these have taken in.  In front of the heads
+#: Matterport has another gradient: it derives the box loss by the box targets, and these by the proposals.
+KERNELS = {
+    'mrcnn_class_conv1': ('box_head/fc6', 'mrcnn_class_bn1'),
+    'mrcnn_class_conv2': ('box_head/fc7', 'mrcnn_class_bn2'),
+    'mrcnn_class_logits': ('box_head/score', None),
+    'mrcnn_bbox_fc': ('box_head/delta', None),
+    'mrcnn_mask_conv1': ('mask_head/conv1', 'mrcnn_mask_bn1'),
+    'mrcnn_mask_conv4': ('mask_head/conv4', 'mrcnn_mask_bn4'),
+    'mrcnn_mask_deconv': ('mask_head/deconv', None)}
+
+
+def test_gradients(learned, h5_file):
+    """The norm, to 1e-4, and single numbers, to 1 % of the largest: ReLUs flip.  Theirs is of the total loss,
+    in which every kernel has 1e-4 times the mean of its squares."""
+    step, model, _ = learned
+    params = dict(model.namedparams())
+    with h5py.File(h5_file(step.settings['recipe'])) as file:
+        for layer, (path, norm) in KERNELS.items():
+            kernel = file[f'{layer}/{layer}/kernel:0'][()]
+            grad = params[f'/{path}/W'].grad
+            if norm:
+                gamma, var = (file[f'{norm}/{norm}/{name}:0'][()] for name in ('gamma', 'moving_variance'))
+                grad = grad * (gamma / np.sqrt(var + 1e-3)).reshape(-1, *[1] * (grad.ndim - 1))
+            height, width = kernel.shape[:2] if kernel.ndim == 4 else (1, 1)
+            grad = grad.reshape(len(grad), -1, height, width).transpose(2, 3, 1, 0).reshape(kernel.shape)
+            grad = grad + 2e-4 / kernel.size * kernel
+            name = f'grad/{layer}/kernel:0'
+            norm_of_grad = np.linalg.norm(grad.ravel().astype(np.float64))
+            np.testing.assert_allclose(norm_of_grad, step[f'{name}/stat'][-1], rtol=1e-4, err_msg=layer)
+            np.testing.assert_allclose(grad.ravel()[step[f'{name}/index']], step[f'{name}/value'], rtol=0,
+                                       atol=0.01 * np.abs(grad).max(), err_msg=layer)

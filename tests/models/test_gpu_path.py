@@ -1,0 +1,173 @@
+"""The way through the network that a GPU takes, on the CPU: padded arrays, cuDNN's stand-in, emulated
+kernels."""
+
+import sys
+from pathlib import Path
+
+import chainer
+import numpy as np
+import pytest
+
+import mask_rcnn
+from mask_rcnn.models import conv_norm, convolution, mobilenet_v1, roi_pooling
+from mask_rcnn.models.mask_rcnn import MaskRCNN
+from mask_rcnn.ops import cudnn, nms, roi_align, top_k
+from mask_rcnn.ops.derived import constant_parameters
+from mask_rcnn.training.freezing import _freeze_parameters
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'ops'))
+import cudnn_stand_in  # noqa: E402
+from cuda_emulator import CudaEmulator  # noqa: E402
+
+
+class ArrayModule:
+    """NumPy under another name: it is not the CPU's array module."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+
+@pytest.fixture(scope='module')
+def kernels(tmp_path_factory):
+    return CudaEmulator(tmp_path_factory.mktemp('kernels'))
+
+
+@pytest.fixture
+def on_gpu(monkeypatch, kernels):
+    """NumPy's arrays go the way of CuPy's."""
+    module = ArrayModule()
+    with cudnn_stand_in.installed(monkeypatch, kernels.kernel) as stand_in:
+        monkeypatch.setattr(cudnn, 'takes', lambda *arrays: True)
+        for name in ('convolve', 'is_forward_only'):
+            ours = {'convolve': cudnn.convolve,
+                    'is_forward_only': lambda x: not chainer.config.enable_backprop}
+            for owner in (conv_norm, convolution, mobilenet_v1):
+                if hasattr(owner, name):
+                    monkeypatch.setattr(owner, name, ours[name])
+        monkeypatch.setattr(
+            mobilenet_v1, 'depthwise_convolve', lambda x, W, b, *, stride, pad, limit: cudnn.convolve(
+                x, W, b, stride=stride, pad=pad, relu=True, limit=limit))
+        monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *_: module)
+        monkeypatch.setattr(roi_align, 'check_arguments', lambda x, rois, indices, step: (
+            np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')))
+        monkeypatch.setattr(roi_align._RoIAlign, 'forward_cpu', roi_align._RoIAlign.forward_gpu)
+        monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
+        monkeypatch.setattr(top_k, 'best_first_cpu', top_k.best_first_gpu)
+        monkeypatch.setattr(MaskRCNN, '_padded', True)
+        yield stand_in
+
+
+@pytest.fixture(params=['resnet50', 'resnet50_fpn', 'mobilenet_v1_fpn'])
+def model(request):
+    np.random.seed(0)
+    model = mask_rcnn.build(request.param, n_fg_class=3, min_size=64, max_size=96, rpn_pre_nms=50,
+                            rpn_post_nms=5, max_detections=3,
+                            width=0.25 if 'mobile' in request.param else 1.0)
+    for path, parameter in model.namedparams():
+        if path.endswith('conv3/norm/scale'):
+            parameter.array[...] = 0.2
+    model.rpn.delta.W.array[...] *= 0.1
+    return model
+
+
+def test_detections_are_those_of_the_cpu(model, rng, request):
+    images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]
+    expected = model.detect(images)
+    stand_in = request.getfixturevalue('on_gpu')
+    with constant_parameters():
+        found = model.detect(images)
+    for ours, theirs in zip(found, expected):
+        assert len(ours) == len(theirs) > 0
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=2e-3)
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+        np.testing.assert_allclose(ours.mask_probs, theirs.mask_probs, atol=1e-3)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+    # The second image ran the graphs of the first: no shape depends on what is found.
+    assert len(stand_in.runs) == 2 * len(stand_in.runs[:len(stand_in.runs) // 2])
+    assert len(stand_in.graphs) <= len(stand_in.runs) // 2
+
+
+@pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
+def test_half_precision_stays_half_until_the_end(model, rng, request, on_gpu):
+    image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
+    full, = model.detect([image])
+    with cudnn.using_precision('fp16'):
+        x, placement = model.prepare(image)
+        with chainer.using_config('train', False), chainer.no_backprop_mode():
+            maps = model.extract(x)
+        half, = model.detect([image])
+    assert {features.dtype for features in maps} == {np.dtype('f2')}
+    assert half.boxes.dtype == half.scores.dtype == half.mask_probs.dtype == np.float32
+    np.testing.assert_allclose(np.sort(half.scores)[-2:], np.sort(full.scores)[-2:], atol=0.02)
+
+
+@pytest.mark.parametrize('precision,tolerance', [('fp32', 1e-4), ('fp16', 2e-2), ('bf16', 0.2)])
+def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
+    """Parameters and gradients stay float32 in every precision."""
+    from mask_rcnn.ops import convolution as ops_convolution
+    for node in (ops_convolution._Convolution2D, ops_convolution._ConvolutionGradX,
+                 ops_convolution._ConvolutionGradW):
+        monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
+    x = rng.uniform(-1, 1, (2, 4, 4, 4)).astype('f')
+    layers = [convolution.Convolution2D(4, 6, 3, pad=1), convolution.Deconvolution2D(4, 6, 2, stride=2),
+              convolution.Linear(64, 6)]
+    plain = [chainer.links.Convolution2D, chainer.links.Deconvolution2D, chainer.links.Linear]
+    for layer, kind in zip(layers, plain):
+        gradients = []
+        for forward in (layer.forward, lambda v: chainer.functions.relu(kind.forward(layer, v))):
+            layer.cleargrads()
+            image = chainer.Variable(x)
+            with cudnn.using_precision(precision):
+                y = layer(image, relu=True) if forward == layer.forward else forward(image)
+                y.grad = np.ones_like(y.array)
+                y.backward()
+            assert y.dtype == image.grad.dtype == layer.W.grad.dtype == np.float32
+            gradients.append((y.array, image.grad, layer.W.grad, layer.b.grad))
+        for ours, expected in zip(*gradients):
+            np.testing.assert_allclose(ours, expected, atol=tolerance * max(1, np.abs(expected).max()))
+        with chainer.no_backprop_mode(), cudnn.using_precision(precision):
+            np.testing.assert_allclose(layer(x, relu=True).array, gradients[1][0],
+                                       atol=tolerance * np.abs(gradients[1][0]).max())
+
+
+@pytest.mark.parametrize('norm,residual,relu', [('affine', True, True), ('affine', False, False),
+                                                ('bn', True, True), ('bn', False, True)])
+def test_a_frozen_normalisation_is_part_of_the_convolution(rng, request, norm, residual, relu):
+    """Forward and backward in one node each; the same numbers as link after link."""
+    link = conv_norm.ConvNorm(4, 6, 3, stride=2, pad=1, norm=norm)
+    for parameter in link.norm.params():
+        parameter.array[...] = rng.uniform(0.5, 1.5, parameter.shape)
+    _freeze_parameters(link.norm)
+    if norm == 'bn':
+        link.norm.avg_mean[...], link.norm.avg_var[...] = rng.uniform(0.5, 1.5, (2, 6))
+        link.bn_frozen = True
+    inputs = [rng.uniform(-1, 1, shape).astype('f') for shape in ((2, 4, 5, 6), (2, 6, 3, 3))]
+    gy = rng.uniform(-1, 1, (2, 6, 3, 3)).astype('f')
+
+    def run():
+        link.cleargrads()
+        x, other = map(chainer.Variable, inputs)
+        y = link(x, relu=relu, residual=other if residual else None)
+        y.grad = gy
+        y.backward()
+        return [y.array, x.grad, link.conv.W.grad] + [other.grad] * residual
+
+    expected = run()
+    stand_in = request.getfixturevalue('on_gpu')
+    for ours, theirs in zip(run(), expected):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert stand_in.runs == [['conv'] + ['add'] * residual + ['bias'] + ['relu'] * relu, ['dgrad'], ['wgrad']]
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_cpu_finds(model, rng):
+    if not cudnn.is_available():
+        pytest.skip('no CUDA device with cuDNN Frontend')
+    images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]
+    expected = model.detect(images)
+    model.to_device('@cupy:0')
+    for ours, theirs in zip(model.detect(images), expected):
+        assert len(ours) == len(theirs) > 0
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=2e-4)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)

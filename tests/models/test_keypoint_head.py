@@ -1,0 +1,112 @@
+import chainer
+import chainer.functions as F
+import numpy as np
+import pytest
+from chainercv.utils import assert_is_detection_link
+
+import mask_rcnn
+from mask_rcnn.config import PRESETS, RESNET_BLOCKS
+from mask_rcnn.models.keypoint_head import KeypointHead, enlarge_bilinearly
+
+SMALL = dict(fpn_channels=8, rpn_channels=8, head_channels=8, min_size=64, max_size=96, rpn_pre_nms=50,
+             rpn_post_nms=8, score_threshold=0.01, max_detections=5)
+
+
+@pytest.fixture
+def small_head(monkeypatch):
+    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    monkeypatch.setattr(KeypointHead, 'channels', 8)
+
+
+@pytest.fixture
+def model(small_head):
+    np.random.seed(0)
+    return mask_rcnn.build('keypoint_resnet50_fpn', class_names=('person',), **SMALL)
+
+
+@pytest.fixture
+def image(rng):
+    return rng.uniform(0, 255, (3, 48, 60)).astype(np.float32)
+
+
+def test_the_layers_are_detectrons():
+    head = KeypointHead(256, pool=None, config=PRESETS['keypoint_resnet50_fpn'])
+    shapes = {path: param.shape for path, param in head.namedparams()}
+    assert shapes.pop('/conv1/W') == (512, 256, 3, 3)
+    assert shapes.pop('/deconv/W') == (512, 17, 4, 4) and shapes.pop('/deconv/b') == (17,)
+    assert shapes == {f'/conv{i}/{kind}': (512, 512, 3, 3)[:4 if kind == 'W' else 1]
+                      for i in range(1, 9) for kind in 'Wb' if (i, kind) != (1, 'W')}
+
+
+def test_heat_maps_are_four_times_as_large(model, rng):
+    heatmaps = model.keypoint_head(rng.randn(2, 8, 14, 14).astype(np.float32))
+    assert heatmaps.shape == (2, 17, 56, 56) and heatmaps.dtype == np.float32
+
+
+def test_enlarging_is_detectrons_deconvolution(rng):
+    """By the weights that Detectron makes: (K, K, 4, 4), the kernel on the diagonal."""
+    x = rng.randn(2, 3, 5, 7).astype(np.float32)
+    row = 1 - np.abs(np.arange(4) - 1.5) / 2
+    weights = np.eye(3)[:, :, None, None] * np.outer(row, row)
+    expected = F.deconvolution_2d(x, weights.astype(np.float32), stride=2, pad=1).array
+    np.testing.assert_allclose(enlarge_bilinearly(x).array, expected, rtol=0, atol=1e-6)
+
+
+def test_enlarging_can_be_learned_through(rng):
+    x = chainer.Variable(rng.randn(1, 2, 3, 3))
+    dy = rng.randn(1, 2, 6, 6)
+    F.sum(enlarge_bilinearly(x) * dy).backward()
+    numeric = np.zeros(x.shape)
+    for index in np.ndindex(*x.shape):      # linear: the gradient is the answer to a unit
+        unit = np.zeros(x.shape)
+        unit[index] = 1
+        numeric[index] = (enlarge_bilinearly(unit).array * dy).sum()
+    np.testing.assert_allclose(x.grad, numeric, rtol=1e-10)
+
+
+def test_detections_have_keypoints_near_their_boxes(model, image):
+    found, = model.detect([image])
+    assert len(found) >= 2 and found.keypoints.shape == (len(found), 17, 4)
+    assert found.keypoints.dtype == np.float32
+    assert not found.has_masks and found.masks is None
+    low, high = found.boxes[:, None, :2], found.boxes[:, None, 2:]
+    points = found.keypoints[:, :, :2]
+    assert (points >= low).all() and (points <= np.maximum(high, low + 1)).all()
+    assert (found.keypoints[:, :, 3] > 0).all() and (found.keypoints[:, :, 3] <= 1).all()
+
+
+def test_rois_in_parts_are_as_all_at_once(model, image, monkeypatch):
+    at_once, = model.detect([image])
+    monkeypatch.setattr(KeypointHead, 'rois_at_once', 2)
+    in_parts, = model.detect([image])
+    np.testing.assert_allclose(in_parts.keypoints[..., 2], at_once.keypoints[..., 2], atol=1e-5)
+
+
+def test_nothing_found(model, image):
+    nothing, = mask_rcnn.build(model.config, score_threshold=1.0).detect([image])
+    assert nothing.keypoints.shape == (0, 17, 4) and nothing.to_coco(1) == []
+
+
+def test_without_masks_it_is_a_chainercv_detection_link(model, image):
+    assert_is_detection_link(model, 1)
+    (boxes,), _, _ = model.predict([image])
+    np.testing.assert_array_equal(boxes, model.detect([image])[0].boxes)
+
+
+def test_masks_and_keypoints_together(small_head, image):
+    np.random.seed(0)
+    found, = mask_rcnn.build('keypoint_resnet50_fpn', masks=True, **SMALL).detect([image])
+    assert len(found) >= 2 and len(found.masks) == len(found.keypoints) == len(found)
+    assert {'segmentation', 'keypoints'} <= set(found.to_coco(1)[0])
+
+
+def test_saved_and_loaded(model, image, tmp_path):
+    mask_rcnn.save(tmp_path / 'model.npz', model)
+    again = mask_rcnn.load(tmp_path / 'model.npz')
+    assert again.config == model.config and again.class_names == ('person',)
+    np.testing.assert_array_equal(again.detect([image])[0].keypoints, model.detect([image])[0].keypoints)
+
+
+def test_keypoints_need_a_pyramid():
+    with pytest.raises(ValueError, match='keypoints need a feature pyramid, which resnet50 has not'):
+        PRESETS['resnet50'].replace(n_keypoint=17)

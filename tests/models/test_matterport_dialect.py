@@ -1,0 +1,132 @@
+"""What Matterport's dialect changes in the network, each thing alone."""
+
+import chainer
+import numpy as np
+import pytest
+
+import mask_rcnn
+from mask_rcnn.config import DETECTRON, FPN_STRIDES, MATTERPORT, PRESETS
+from mask_rcnn.datasets.example import Annotations, Example
+from mask_rcnn.datasets.placement import centred
+from mask_rcnn.datasets.transforms import TrainingTransform
+from mask_rcnn.models.resnet import ResNet
+from mask_rcnn.models.roi_pooling import RoIPooling, assign_levels
+from mask_rcnn.ops.boxes import decode_boxes
+from mask_rcnn.ops.crop_and_resize import crop_and_resize
+from mask_rcnn.targets import Sampling, sample_rois
+from mask_rcnn.training.train_chain import MaskRCNNTrainChain, localisation_weights
+
+CONFIG = PRESETS['resnet50_fpn'].replace(dialect=MATTERPORT, n_fg_class=2, min_size=64, max_size=64,
+                                          rpn_post_nms=20, max_detections=5)
+STRIDES = (4, 8, 16, 32)
+
+
+@pytest.fixture(scope='module')
+def model():
+    np.random.seed(0)
+    return mask_rcnn.build(CONFIG, norm='bn')
+
+
+def test_the_epsilon_is_kerass(model):
+    epsilons = {link.eps for link in model.links() if isinstance(link, chainer.links.BatchNormalization)}
+    assert epsilons == {1e-3}
+
+
+def test_the_stem_pools_below_and_to_the_right(rng):
+    """TensorFlow's SAME: of an even number of rows the first window begins at the first."""
+    body = ResNet('resnet50', norm='affine', outputs=(2,), pool_pad=0)
+    x = rng.standard_normal((1, 3, 32, 32)).astype(np.float32)
+    h = body.conv1(x, relu=True).array
+    padded = np.pad(h, ((0, 0), (0, 0), (0, 1), (0, 1)))
+    expected = np.max([padded[:, :, i:i + 16:2, j:j + 16:2] for i in range(3) for j in range(3)], axis=0)
+    np.testing.assert_array_equal(body.run(body.conv1, x).array, expected)
+
+
+def test_anchors_are_centred_on_the_first_pixels(model):
+    finest, *_ = model.rpn.anchors([(2, 3)] * 5)
+    height, width = 32 * np.sqrt(0.5), 32 / np.sqrt(0.5)  # ratio 0.5: twice as wide as high
+    np.testing.assert_allclose(finest[0], [-height / 2, -width / 2, height / 2 - 1, width / 2 - 1], rtol=1e-6)
+    np.testing.assert_array_equal(finest[4 * 3] - finest[0], [4, 4, 4, 4])
+
+
+@pytest.mark.parametrize('side, level', [
+    (1, 0), (79, 0), (80, 1), (158, 1), (159, 2), (316, 2), (317, 3), (1000, 3)])
+def test_levels_are_rounded(side, level):
+    """The nearest level: the border lies at 224 times a power of two and of its root, 79.2, 158.4, 316.8."""
+    roi = np.float32([[0, 0, side, side]])
+    assert assign_levels(roi, STRIDES, canonical_size=224, dialect=MATTERPORT) == [level]
+
+
+def test_an_empty_roi_belongs_to_the_finest_map():
+    assert assign_levels(np.zeros((1, 4), np.float32), STRIDES, canonical_size=224, dialect=MATTERPORT) == [0]
+
+
+def test_rois_are_cropped_and_resized(rng):
+    """At the level that normalised boxes have: sides of (x2 - x1) / (S - 1), sizes relative to S."""
+    pool = RoIPooling((*STRIDES, 64), 7, config=CONFIG)
+    maps = [rng.standard_normal((1, 2, 1024 // s, 1024 // s)).astype(np.float32) for s in (*STRIDES, 64)]
+    rois = np.zeros((40, 4), np.float32)
+    rois[:, 2:] = np.exp(rng.uniform(3, 6.8, (40, 2)))
+    pooled = pool(maps, rois, np.zeros(40, np.int32)).array
+    normalised = rois / np.float32(1023)
+    sizes = np.sqrt(np.prod(normalised[:, 2:], axis=1))
+    levels = np.clip(np.rint(np.log2(sizes * 1024 / 224)), -2, 1).astype(int) + 2
+    assert len(set(levels)) == 4
+    for i, level in enumerate(levels):
+        alone = crop_and_resize(maps[level], normalised[i:i + 1], np.zeros(1, np.int32), output_size=7)
+        np.testing.assert_allclose(pooled[i:i + 1], alone.array, rtol=0, atol=1e-5)
+
+
+def test_detections_are_whole_pixels_and_not_empty(model):
+    """A box covers its pixels, the second corner lies behind them; what rounds to nothing is dropped."""
+    placement = centred((32, 64), 1.0, 64)
+    boxes = np.float32([[16, 0, 47, 63], [20.2, 3.1, 20.4, 9.4], [17, 5.4, 16.4, 6]])
+    found = model.assemble(boxes, np.int32([0, 1, 0]), np.float32([.9, .8, .7]), None, placement)
+    np.testing.assert_array_equal(found.boxes, [[0, 0, 32, 64], [4, 3, 5, 10]])
+    np.testing.assert_array_equal(found.scores, np.float32([.9, .8]))
+    assert found.to_coco(1)[0]['bbox'] == [0, 0, 64, 32]
+
+
+def test_boxes_are_clipped_to_the_window(model):
+    placement = centred((32, 64), 1.0, 64)
+    clipped = model._clip(np.float32([[0, -5, 63, 70]]), placement)
+    np.testing.assert_array_equal(clipped, [[16, 0, 47, 63]])
+
+
+def test_detecting_runs(model, rng):
+    image = rng.uniform(0, 255, (3, 40, 60)).astype(np.float32)
+    found, = model.detect([image])
+    assert found.size == (40, 60) and found.masks.shape == (len(found), 40, 60)
+
+
+def test_localisation_losses_are_means_over_the_objects_numbers():
+    weights = np.full(5, 0.1, np.float32)
+    positive, images = np.array([True, False, True, False, True]), np.array([0, 0, 0, 1, 1])
+    found = localisation_weights(weights, positive, images, 2, DETECTRON)
+    np.testing.assert_array_equal(found, weights * positive)
+    found = localisation_weights(weights, positive, images, 2, MATTERPORT)
+    np.testing.assert_allclose(found, np.array([1 / 2, 0, 1 / 2, 0, 1]) / 2 / 4)
+
+
+def test_what_is_learned_leads_back_to_the_objects(model):
+    """Anchors and RoIs of a picture in the middle of its square, moved by their targets, are the objects."""
+    chain = MaskRCNNTrainChain(model, sampling=Sampling(rpn_straddle=-1))
+    boxes = np.float32([[3, 4, 20, 30], [10, 30, 29, 58]])
+    annotations = Annotations(boxes, np.int32([0, 1]), np.zeros(2, bool), ((), ()))
+    image = np.zeros((3, 32, 61), np.float32)
+    one = TrainingTransform(CONFIG, flip=False)(Example(image, annotations, 'a.png', 1), 0)
+    objects = one.placement.to_input(boxes)
+    assert (objects[:, [0, 2]] > 16).all()  # moved down
+    random = [np.random.RandomState(0)]
+    sizes = [(64 // s, 64 // s) for s in FPN_STRIDES]
+    targets, = chain.anchor_targets([one], sizes, random)
+    positive = targets.labels == 1
+    decoded = decode_boxes(np.concatenate(model.rpn.anchors(sizes))[positive], targets.deltas[positive],
+                           weights=MATTERPORT.rpn_delta_weights, extent=0)
+    distance = np.abs(decoded[:, None] - objects[None]).max(axis=2)
+    assert distance.min(axis=1).max() < 1e-3 and (distance.min(axis=0) < 1e-3).all()
+    rois = sample_rois(objects + np.float32([1, -1, 2, 0]), annotations, one.placement,
+                       sampling=chain.sampling, dialect=MATTERPORT, random=random[0])
+    foreground = slice(rois.n_foreground)
+    decoded = decode_boxes(rois.rois[foreground], rois.deltas, weights=MATTERPORT.box_delta_weights, extent=0)
+    np.testing.assert_allclose(decoded, objects[rois.labels[foreground] - 1], rtol=0, atol=1e-3)

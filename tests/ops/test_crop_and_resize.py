@@ -1,0 +1,158 @@
+import chainer
+import numpy as np
+import pytest
+from chainer import gradient_check
+
+from mask_rcnn.ops.crop_and_resize import crop_and_resize
+
+
+def axis_matrix(low, high, size, bins):
+    """Weights (bins, size) of one RoI along one axis: hat functions around the points, in float64."""
+    points = np.linspace(low, high, bins) if bins > 1 else np.array([(low + high) / 2])
+    points = points * (size - 1)
+    inside = (points >= 0) & (points <= size - 1)
+    return np.maximum(1 - np.abs(points[:, None] - np.arange(size)), 0) * inside[:, None]
+
+
+def reference(x, rois, indices, output_size, last=(1, 1)):
+    """Crop and resize as two matrix products per RoI."""
+    result = []
+    for roi, index in zip(rois.astype(np.float64) / [*last, *last], indices):
+        rows, columns = (axis_matrix(roi[axis], roi[axis + 2], x.shape[2 + axis], output_size[axis])
+                         for axis in (0, 1))
+        result.append(np.einsum('ip,cpq,jq->cij', rows, x[index].astype(np.float64), columns))
+    return np.stack(result)
+
+
+def random_problem(rng, n=12, channels=5, size=(17, 23), dtype=np.float32):
+    """Two maps; RoIs of all sizes, inside and over the border, an empty and a reversed one among them."""
+    x = rng.standard_normal((2, channels, *size)).astype(dtype)
+    centre, side = rng.uniform(0, 1, (n, 2)), rng.uniform(0.01, 1.2, (n, 2))
+    side[0], side[1] = 0, -0.3
+    rois = np.concatenate((centre - side / 2, centre + side / 2), axis=1).astype(np.float32)
+    return x, rois, rng.randint(0, 2, n).astype(np.int32)
+
+
+def run(form, x, rois, indices, **kwargs):
+    return crop_and_resize(form.array(x), form.array(rois), form.array(indices), **kwargs)
+
+
+def gradient(form, x, rois, indices, gy, **kwargs):
+    x = chainer.Variable(form.array(x))
+    y = crop_and_resize(x, form.array(rois), form.array(indices), **kwargs)
+    y.grad = form.array(gy)
+    y.backward()
+    assert x.grad.dtype == x.dtype
+    return form.numpy(x.grad)
+
+
+@pytest.mark.parametrize('output_size', [(7, 7), (14, 14), (5, 8), (2, 2), (1, 3)])
+def test_equals_the_matrix_products(form, rng, output_size):
+    x, rois, indices = random_problem(rng)
+    y = run(form, x, rois, indices, output_size=output_size)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(form.numpy(y), reference(x, rois, indices, output_size), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('output_size', [(7, 7), (1, 3)])
+def test_gradient_is_the_transposed_map(form, rng, output_size):
+    """``<gy, A x> = <A^T gy, x>`` for random ``x`` and ``gy``, RoI by RoI."""
+    x, rois, indices = random_problem(rng)
+    gy = rng.standard_normal((len(rois), 5, *output_size)).astype(np.float32)
+    gx = gradient(form, x, rois, indices, gy, output_size=output_size)
+    other = rng.standard_normal(x.shape)
+    expected = (reference(other, rois, indices, output_size) * gy).sum()
+    np.testing.assert_allclose((gx * other).sum(), expected, rtol=1e-5)
+
+
+def test_the_whole_map_with_its_own_size_is_the_map(form, rng):
+    x = rng.standard_normal((1, 3, 9, 11)).astype(np.float32)
+    y = run(form, x, np.float32([[0, 0, 8, 10]]), np.int32([0]), output_size=(9, 11), last=(8, 10))
+    np.testing.assert_allclose(form.numpy(y), x, rtol=0, atol=3e-6)
+
+
+def test_points_outside_are_zero(form):
+    x = np.ones((1, 1, 5, 5), np.float32)
+    y = run(form, x, np.float32([[-0.25, 0, 1.25, 1]]), np.int32([0]), output_size=7)
+    expected = np.ones((7, 7))
+    expected[[0, -1]] = 0
+    np.testing.assert_array_equal(form.numpy(y)[0, 0], expected)
+
+
+def test_last_gives_the_unit_of_the_rois(form, rng):
+    x, rois, indices = random_problem(rng)
+    last = np.float32([127, 255])
+    y = run(form, x, rois * [*last, *last], indices, output_size=7, last=tuple(last))
+    np.testing.assert_allclose(form.numpy(y), form.numpy(run(form, x, rois, indices, output_size=7)),
+                               rtol=0, atol=2e-5)
+
+
+def test_gradients(form, rng):
+    x, rois, indices = random_problem(rng, n=5, channels=2, size=(6, 7), dtype=np.float64)
+    rois, indices = form.array(rois), form.array(indices)
+
+    def function(x):
+        return crop_and_resize(x, rois, indices, output_size=(3, 4))
+
+    gy = rng.standard_normal(function(form.array(x)).shape)
+    ggx = rng.standard_normal(x.shape)
+    x, gy, ggx = map(form.array, (x, gy, ggx))
+    gradient_check.check_backward(function, x, gy, dtype=np.float64, atol=1e-6, rtol=1e-6)
+    gradient_check.check_double_backward(function, x, gy, ggx, dtype=np.float64, atol=1e-6, rtol=1e-6)
+
+
+def test_gradient_is_the_same_in_every_run(form, rng):
+    x, rois, indices = random_problem(rng, n=40, channels=33)
+    gy = rng.standard_normal((40, 33, 7, 7)).astype(np.float32)
+    runs = [gradient(form, x, rois, indices, gy, output_size=7) for _ in range(3)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    np.testing.assert_array_equal(runs[0], runs[2])
+
+
+def test_float16_is_calculated_in_float32(form, rng):
+    x, rois, indices = random_problem(rng, dtype=np.float16)
+    y = run(form, x, rois, indices, output_size=7)
+    expected = run(form, x.astype(np.float32), rois, indices, output_size=7)
+    assert y.dtype == np.float16
+    np.testing.assert_array_equal(form.numpy(y), form.numpy(expected).astype(np.float16))
+    gy = rng.standard_normal(y.shape).astype(np.float16)
+    np.testing.assert_array_equal(
+        gradient(form, x, rois, indices, gy, output_size=7),
+        gradient(form, x.astype(np.float32), rois, indices, gy.astype(np.float32), output_size=7).astype('e'))
+
+
+def test_no_rois(form):
+    x, rois, indices = np.ones((1, 3, 5, 5), np.float32), np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
+    assert run(form, x, rois, indices, output_size=7).shape == (0, 3, 7, 7)
+    gx = gradient(form, x, rois, indices, np.zeros((0, 3, 7, 7), np.float32), output_size=7)
+    np.testing.assert_array_equal(gx, np.zeros_like(x))
+
+
+def test_rois_outside_and_not_finite_are_zero(form):
+    rois = np.float32([[2, 2, 3, 3], [-3, 0, -2, 1], [np.nan, 0, 1, 1], [0, -np.inf, 1, np.inf]])
+    x, indices = np.ones((1, 3, 9, 9), np.float32), np.zeros(4, np.int32)
+    assert not form.numpy(run(form, x, rois, indices, output_size=3)).any()
+    assert not gradient(form, x, rois, indices, np.ones((4, 3, 3, 3), np.float32), output_size=3).any()
+
+
+def test_index_outside_the_batch(form):
+    x, rois = np.ones((1, 3, 9, 9), np.float32), np.float32([[0, 0, 1, 1]] * 2)
+    for index in (-1, 1):
+        indices = np.int32([0, index])
+        if form.name == 'cuda':
+            y = form.numpy(run(form, x, rois, indices, output_size=3))
+            assert y[0].all() and not y[1].any()
+        else:
+            with pytest.raises(ValueError, match=r'roi_indices must be in \[0, 1\)'):
+                run(form, x, rois, indices, output_size=3)
+
+
+@pytest.mark.parametrize('x, rois, indices, kwargs, message', [
+    ((1, 3, 9), (2, 4), (2,), {}, 'x must be'), ((1, 3, 9, 9), (2, 5), (2,), {}, 'rois must have'),
+    ((1, 3, 9, 9), (2, 4), (3,), {}, 'roi_indices must have'),
+    ((1, 3, 9, 9), (2, 4), (2,), {'output_size': 0}, 'output_size'),
+    ((1, 3, 9, 9), (2, 4), (2,), {'last': (5, 0)}, 'last must be')])
+def test_wrong_arguments(x, rois, indices, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        crop_and_resize(np.zeros(x, np.float32), np.zeros(rois, np.float32), np.zeros(indices, np.int32),
+                        **{'output_size': 7, **kwargs})
