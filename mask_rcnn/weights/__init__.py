@@ -2,8 +2,12 @@
 
 - :mod:`~mask_rcnn.weights.npz`: our own files, :func:`read_weights`, :func:`write_weights`,
   :func:`load_arrays`, :class:`ModelMeta`.
-- :mod:`~mask_rcnn.weights.detectron`: Detectron's ``.pkl`` translated (on top of
-  :mod:`~mask_rcnn.weights.safe_pickle` and :mod:`~mask_rcnn.weights.detectron_cfg`).
+- :mod:`~mask_rcnn.weights.formats`: the table of all formats; files are recognised by their contents.
+- Files of other programs translated (:mod:`~mask_rcnn.weights.translated`): Detectron's ``.pkl``
+  (:mod:`~mask_rcnn.weights.detectron` on top of :mod:`~mask_rcnn.weights.safe_pickle`), Matterport's ``.h5``
+  (:mod:`~mask_rcnn.weights.matterport`) and its network in PyTorch's ``.pth``
+  (:mod:`~mask_rcnn.weights.pytorch` on top of :mod:`~mask_rcnn.weights.torch_file`), MindSpore's ``.ckpt``
+  (:mod:`~mask_rcnn.weights.mindspore`).
 - :mod:`~mask_rcnn.weights.pretrained`: ImageNet weights and models to start from, of every format (with
   :mod:`~mask_rcnn.weights.caffemodel`).
 - :mod:`~mask_rcnn.weights.download`: fetching files from a model zoo.

@@ -1,7 +1,7 @@
 """Caffe's ``.caffemodel`` of the ResNets (He et al. 2016), read without Caffe or protocol buffer code.
 
-The file is one ``NetParameter`` message of ``caffe/proto/caffe.proto`` in protocol buffer wire format: a
-sequence of fields, each a key (number and wire type) and a value.  Only these are looked at:
+The file is one ``NetParameter`` message of ``caffe/proto/caffe.proto`` (:mod:`mask_rcnn.weights.protobuf`).
+Only these fields are looked at:
 
 =====================  ==========================================================================
 ``NetParameter``       ``layers`` = 2 (before 2015: ``V1LayerParameter``), ``layer`` = 100
@@ -21,13 +21,15 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from mask_rcnn.weights.errors import WeightFileError, printable
 from mask_rcnn.weights.files import open_for_reading
+from mask_rcnn.weights.protobuf import (FIXED32, FIXED64, LENGTH, VARINT, Budget, Damaged, fields, numbers,
+                                        packed)
 
 #: Caffe's default ``eps`` of batch normalisation, and that of our networks.
 EPS = 1e-5
@@ -35,28 +37,7 @@ EPS = 1e-5
 #: Protocol buffers end there; the ResNets have at most 240 MB.
 _MAX_SIZE = 1 << 31
 
-#: The ResNets' files have some thousand fields.
-_MAX_FIELDS = 1_000_000
-
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-
 _CONV = re.compile(r'conv1|res\d[a-z]\d{0,2}_branch\d[a-c]?')
-
-
-class _Damaged(ValueError):
-    """The bytes are no such message."""
-
-
-@dataclass
-class _Budget:
-    """How many fields may still be read: tiny fields by the million would take minutes."""
-
-    left: int = _MAX_FIELDS
-
-    def spend(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise _Damaged(f'more than {_MAX_FIELDS} fields')
 
 
 @dataclass(frozen=True)
@@ -88,13 +69,13 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if size > _MAX_SIZE:
             raise WeightFileError(path, f'is larger ({size / 1e9:.1f} GB) than any .caffemodel')
         data = file.read()
-    budget = _Budget()
+    budget = Budget()
     try:
         layers = _layers(memoryview(data), budget)
         arrays: dict[str, np.ndarray] = {}
         for name in filter(_CONV.fullmatch, layers):
             arrays |= _convolution(name, layers, budget)
-    except (_Damaged, struct.error, UnicodeDecodeError) as error:
+    except (Damaged, struct.error, UnicodeDecodeError) as error:
         raise WeightFileError(path, f'is not a .caffemodel, or damaged: {error}') from None
     if not arrays:
         raise WeightFileError(path, 'holds no ResNet of He et al.: no layers conv1, res2a_branch2a, ...')
@@ -104,7 +85,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 # The network
 
 
-def _convolution(name: str, layers: Mapping[str, _Layer], budget: _Budget) -> dict[str, np.ndarray]:
+def _convolution(name: str, layers: Mapping[str, _Layer], budget: Budget) -> dict[str, np.ndarray]:
     """Return a convolution's weights and its batch normalisation."""
     suffix = '_conv1' if name == 'conv1' else name.removeprefix('res')
     weight, *bias = _blobs(name, layers, budget, (1, 2))
@@ -115,7 +96,7 @@ def _convolution(name: str, layers: Mapping[str, _Layer], budget: _Budget) -> di
     mean, var, factor = _blobs(bn, layers, budget, (3,))
     gamma, beta = _blobs(f'scale{suffix}', layers, budget, (2,))
     if factor.size != 1:
-        raise _Damaged(f'{bn} has {factor.size} scale factors')
+        raise Damaged(f'{bn} has {factor.size} scale factors')
     # BatchNormLayer::Forward_cpu: the blobs are sums; a factor of 0 says that nothing was summed.
     factor = np.float64(factor.item())
     share = 1 / factor if factor else 0.0
@@ -126,150 +107,86 @@ def _convolution(name: str, layers: Mapping[str, _Layer], budget: _Budget) -> di
     }
 
 
-def _blobs(name: str, layers: Mapping[str, _Layer], budget: _Budget,
+def _blobs(name: str, layers: Mapping[str, _Layer], budget: Budget,
            counts: tuple[int, ...]) -> list[np.ndarray]:
     if name not in layers:
-        raise _Damaged(f'the layer {name} is missing')
+        raise Damaged(f'the layer {name} is missing')
     blobs = layers[name].blobs
     if len(blobs) not in counts:
-        raise _Damaged(f'{name} has {len(blobs)} blobs, not {" or ".join(map(str, counts))}')
+        raise Damaged(f'{name} has {len(blobs)} blobs, not {" or ".join(map(str, counts))}')
     return [_blob(name, blob, budget) for blob in blobs]
 
 
 # The messages
 
 
-def _layers(data: memoryview, budget: _Budget) -> dict[str, _Layer]:
+def _layers(data: memoryview, budget: Budget) -> dict[str, _Layer]:
     """NetParameter: the layers that have blobs, by name."""
     layers = {}
-    for number, wire, value in _fields(data, budget):
-        if wire == _LENGTH and number == 100:
+    for number, wire, value in fields(data, budget):
+        if wire == LENGTH and number == 100:
             name, layer = _layer(value, budget, name_field=1, blobs_field=7)
-        elif wire == _LENGTH and number == 2:
+        elif wire == LENGTH and number == 2:
             name, layer = _layer(value, budget, name_field=4, blobs_field=6)
         else:
             continue
         if layer.blobs:
             if name in layers:
-                raise _Damaged(f'two layers {printable(name)}')
+                raise Damaged(f'two layers {printable(name)}')
             layers[name] = layer
     return layers
 
 
-def _layer(data: memoryview, budget: _Budget, name_field: int, blobs_field: int) -> tuple[str, _Layer]:
+def _layer(data: memoryview, budget: Budget, name_field: int, blobs_field: int) -> tuple[str, _Layer]:
     name, blobs, eps = '', [], EPS
-    for number, wire, value in _fields(data, budget):
-        if wire == _LENGTH and number == name_field:
+    for number, wire, value in fields(data, budget):
+        if wire == LENGTH and number == name_field:
             name = bytes(value[:1000]).decode()
-        elif wire == _LENGTH and number == blobs_field:
+        elif wire == LENGTH and number == blobs_field:
             blobs.append(value)
-        elif wire == _LENGTH and number == 139:
+        elif wire == LENGTH and number == 139:
             eps = _batch_norm_eps(value, budget)
     return name, _Layer(tuple(blobs), eps)
 
 
-def _batch_norm_eps(data: memoryview, budget: _Budget) -> float:
+def _batch_norm_eps(data: memoryview, budget: Budget) -> float:
     eps = EPS
-    for number, wire, value in _fields(data, budget):
-        if wire == _FIXED32 and number == 3:
+    for number, wire, value in fields(data, budget):
+        if wire == FIXED32 and number == 3:
             stored = np.frombuffer(value, '<f4')[-1]
             eps = EPS if stored == np.float32(EPS) else float(stored)
     return eps
 
 
-def _blob(name: str, data: memoryview, budget: _Budget) -> np.ndarray:
+def _blob(name: str, data: memoryview, budget: Budget) -> np.ndarray:
     """BlobProto: a float32 array."""
     old_shape, shape, parts = {1: 1, 2: 1, 3: 1, 4: 1}, None, []
     n_old = 0
-    for number, wire, value in _fields(data, budget):
-        if wire == _VARINT and number in old_shape:
+    for number, wire, value in fields(data, budget):
+        if wire == VARINT and number in old_shape:
             old_shape[number] = value
             n_old += 1
-        elif wire == _LENGTH and number == 7:
+        elif wire == LENGTH and number == 7:
             shape = _blob_shape(value, budget)
-        elif number == 5 and wire in (_LENGTH, _FIXED32):
-            parts.append(_numbers(value, '<f4'))
-        elif number == 8 and wire in (_LENGTH, _FIXED64):
-            parts.append(_numbers(value, '<f8').astype('<f4'))
+        elif number == 5 and wire in (LENGTH, FIXED32):
+            parts.append(numbers(value, '<f4'))
+        elif number == 8 and wire in (LENGTH, FIXED64):
+            parts.append(numbers(value, '<f8').astype('<f4'))
     array = np.concatenate([np.empty(0, '<f4'), *parts]).astype(np.float32, copy=False)
     if shape is None:
         shape = tuple(old_shape.values()) if n_old else array.shape
     # math.prod has no overflow; the sizes of huge shapes just differ.
     if len(shape) > 8 or math.prod(shape) != array.size:
-        raise _Damaged(f'a blob of {name} has {array.size} numbers, which is not the shape {shape[:8]}')
+        raise Damaged(f'a blob of {name} has {array.size} numbers, which is not the shape {shape[:8]}')
     return array.reshape(shape)
 
 
-def _blob_shape(data: memoryview, budget: _Budget) -> tuple[int, ...]:
+def _blob_shape(data: memoryview, budget: Budget) -> tuple[int, ...]:
     """BlobShape: the sizes, packed or one by one."""
     dims: list[int] = []
-    for number, wire, value in _fields(data, budget):
-        if number == 1 and wire == _VARINT:
+    for number, wire, value in fields(data, budget):
+        if number == 1 and wire == VARINT:
             dims.append(value)
-        elif number == 1 and wire == _LENGTH:
-            at = 0
-            while at < len(value):
-                budget.spend()
-                dim, at = _varint(value, at)
-                dims.append(dim)
+        elif number == 1 and wire == LENGTH:
+            dims.extend(packed(value, budget))
     return tuple(dims)
-
-
-def _numbers(data: memoryview | bytes, dtype: str) -> np.ndarray:
-    if len(data) % np.dtype(dtype).itemsize:
-        raise _Damaged('a list of numbers ends within one')
-    return np.frombuffer(data, dtype)
-
-
-# The wire format
-
-
-def _fields(data: memoryview, budget: _Budget) -> Iterator[tuple[int, int, int | memoryview | bytes]]:
-    """Yield ``(number, wire type, value)``; neighbouring numbers of one field come together."""
-    at = 0
-    while at < len(data):
-        budget.spend()
-        start = at
-        key, at = _varint(data, at)
-        number, wire = key >> 3, key & 7
-        if wire == _VARINT:
-            value, at = _varint(data, at)
-        elif wire == _LENGTH:
-            length, at = _varint(data, at)
-            if length > len(data) - at:
-                raise _Damaged(f'a field of {length} bytes where {len(data) - at} are left')
-            value, at = data[at:at + length], at + length
-        elif wire in (_FIXED32, _FIXED64):
-            value, at = _fixed(data, start, at, 4 if wire == _FIXED32 else 8)
-        else:
-            raise _Damaged(f'unknown wire type {wire}')
-        yield number, wire, value
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Return a number of at most 64 bits, seven in each byte, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise _Damaged('it ends within a field')
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7f) << shift
-        if byte < 0x80:
-            return value, at
-    raise _Damaged('a number of more than 64 bits')
-
-
-def _fixed(data: memoryview, start: int, at: int, width: int) -> tuple[bytes, int]:
-    """Return a fixed-width number at ``at``, with those that follow under the same key.
-
-    A list that is not packed repeats the key, which begins at ``start``, before each number.
-    """
-    step = at - start + width
-    count = min((len(data) - start) // step, 4096)
-    if count == 0:
-        raise _Damaged('it ends within a field')
-    records = np.frombuffer(data, np.uint8, count * step, start).reshape(count, step)
-    same = (records[:, :at - start] == records[0, :at - start]).all(axis=1)
-    n_same = count if same.all() else int(same.argmin())
-    return records[:n_same, at - start:].tobytes(), start + n_same * step

@@ -24,17 +24,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, PRESETS, RESNET_BLOCKS, Config
 from mask_rcnn.weights import detectron_cfg, safe_pickle
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError
 from mask_rcnn.weights.files import sha256
-from mask_rcnn.weights.translated import (Report, TranslatedFile, Translation, body_name, network_name,
-                                          translate)
+from mask_rcnn.weights.translated import (Report, TranslatedFile, Translation, drop_background, grouped,
+                                          swap_xy, translate)
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'detectron-pickle'
@@ -78,21 +78,9 @@ def read(path: _Path) -> TranslatedFile:
                          f'{DETECTRON.box_delta_weights}, which gives the same boxes')
     arrays, taken, broken = translate(path, blobs, translations, noun='blobs')
     warnings += broken + _upsampling_warnings(blobs)
-    report = Report(taken, _sort_left(set(blobs) - set(taken)), tuple(notes), tuple(warnings))
+    report = Report(taken, grouped(set(blobs) - set(taken), _group_of), tuple(notes), tuple(warnings))
     classes = _KEYPOINT_CLASS if kind == 'model' and config.n_keypoint and config.n_fg_class == 1 else {}
     return TranslatedFile(kind, FORMAT, config, arrays, report, sha256(path), **classes)
-
-
-def default_name(file: TranslatedFile) -> str:
-    """Return the file name for the converted weights, after Detectron's names for its own.
-
-    Models: ``e2e_mask_rcnn_R-50-C4_1x_d2c.npz``, ``e2e_keypoint_rcnn_R-101-FPN_1x_d2c.npz``; ImageNet
-    files: ``R-50_d2c.npz``.
-    """
-    if file.kind == 'backbone':
-        return f'{body_name(file.config)}_d2c.npz'
-    body, heads = network_name(file.config).split(maxsplit=1)
-    return f'e2e_{heads.lower().replace(" ", "_").replace("r-cnn", "rcnn")}_{body}_1x_d2c.npz'
 
 
 # What is in the file
@@ -204,23 +192,13 @@ def _box_weights(cfg: dict | None) -> tuple[float, ...]:
 # How each blob is translated
 
 
-def _swap_xy(array: np.ndarray) -> np.ndarray:
-    """``(dx, dy, dw, dh)`` to ``(dy, dx, dh, dw)`` within each four rows."""
-    fours = array.reshape(-1, 4, *array.shape[1:])
-    return fours[:, [1, 0, 3, 2]].reshape(array.shape)
-
-
 def _rescaled(array: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     """Box deltas for ``weights`` as deltas for the dialect's weights: both decode ``delta / weight``."""
-    array = _swap_xy(array)
+    array = swap_xy(array)
     factors = np.divide(DETECTRON.box_delta_weights, weights)
     if (factors == 1).all():
         return array
     return array * np.tile(factors, len(array) // 4).reshape(-1, *[1] * (array.ndim - 1))
-
-
-def _drop_background(array: np.ndarray) -> np.ndarray:
-    return array[1:]
 
 
 def _affine_conv(blob: str, norm: str, path: str, shape: tuple[int, ...]) -> list[Translation]:
@@ -255,8 +233,8 @@ def _bottleneck(blob: str, path: str, width_in: int, width: int, *, shortcut: bo
     ]
     if shortcut:
         convs.append(('branch1', 'shortcut', (4 * width, width_in, 1, 1)))
-    return [translation for branch, conv, shape in convs
-            for translation in _affine_conv(f'{blob}_{branch}', f'{blob}_{branch}_bn', f'{path}/{conv}', shape)]
+    return [translation for branch, conv, shape in convs for translation in
+            _affine_conv(f'{blob}_{branch}', f'{blob}_{branch}_bn', f'{path}/{conv}', shape)]
 
 
 def _layer(blob: str, path: str, shape: tuple[int, ...], convert: Callable | None = None, *,
@@ -306,7 +284,7 @@ def _rpn(n_anchor: int, width_in: int, width: int, suffix: str) -> list[Translat
     return [
         *_layer(f'conv_rpn{suffix}', 'rpn/conv', (width, width_in, 3, 3)),
         *_layer(f'rpn_cls_logits{suffix}', 'rpn/objectness', (n_anchor, width, 1, 1)),
-        *_layer(f'rpn_bbox_pred{suffix}', 'rpn/delta', (4 * n_anchor, width, 1, 1), _swap_xy),
+        *_layer(f'rpn_bbox_pred{suffix}', 'rpn/delta', (4 * n_anchor, width, 1, 1), swap_xy),
     ]
 
 
@@ -323,7 +301,7 @@ def _box_outputs(config: Config, width: int, box_weights: tuple[float, ...]) -> 
 def _mask_outputs(config: Config, width: int) -> list[Translation]:
     n_class, dim = config.n_fg_class + 1, config.mask_channels
     return [*_layer('conv5_mask', 'mask_head/deconv', (width, dim, 2, 2), out=1),
-            *_layer('mask_fcn_logits', 'mask_head/score', (n_class, dim, 1, 1), _drop_background)]
+            *_layer('mask_fcn_logits', 'mask_head/score', (n_class, dim, 1, 1), drop_background)]
 
 
 def _fpn_mask_head(config: Config) -> list[Translation]:
@@ -354,19 +332,12 @@ def _upsampling_warnings(blobs: _Blobs) -> list[str]:
     return ['kps_score_w is no bilinear upsampling, which is what is used instead']
 
 
-def _sort_left(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Group the blobs that are not taken by what they are."""
-    groups: dict[str, list[str]] = {}
-    for name in sorted(names):
-        if name.endswith('_momentum'):
-            group = 'momentum'
-        elif re.fullmatch(r'(fc1000|pred)_[wb]', name):
-            group = 'ImageNet classifier'
-        elif re.fullmatch(r'kps_score_[wb]', name):
-            group = 'fixed upsampling'
-        elif re.fullmatch(r'conv1_b|res\d+_\d+_branch\w+_b', name):
-            group = 'unused convolution biases'
-        else:
-            group, name = 'unknown', printable(name)
-        groups.setdefault(group, []).append(name)
-    return {group: tuple(members) for group, members in groups.items()}
+def _group_of(name: str) -> str:
+    """What a blob is that is not taken."""
+    if name.endswith('_momentum'):
+        return 'momentum'
+    if re.fullmatch(r'(fc1000|pred)_[wb]', name):
+        return 'ImageNet classifier'
+    if re.fullmatch(r'kps_score_[wb]', name):
+        return 'fixed upsampling'
+    return 'unused convolution biases' if re.fullmatch(r'conv1_b|res\d+_\d+_branch\w+_b', name) else 'unknown'

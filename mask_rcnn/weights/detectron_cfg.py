@@ -303,7 +303,8 @@ def _heads(config: Config) -> tuple[str, ...]:
 def _fixed(config: Config) -> tuple[_Fixed, ...]:
     mask_size = 2 * config.mask_roi_size
     masks = (*_FIXED_MASK, ('MRCNN.RESOLUTION', mask_size if config.has_fpn else 14))
-    keypoints = (*_FIXED_KEYPOINT, ('KRCNN.HEATMAP_SIZE', 2 * mask_size), ('KRCNN.NUM_KEYPOINTS', config.n_keypoint))
+    keypoints = (*_FIXED_KEYPOINT, ('KRCNN.HEATMAP_SIZE', 2 * mask_size),
+                 ('KRCNN.NUM_KEYPOINTS', config.n_keypoint))
     return (_FIXED + (_FIXED_FPN if config.has_fpn else _FIXED_C4)
             + masks * config.masks + keypoints * bool(config.n_keypoint))
 

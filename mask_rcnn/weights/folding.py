@@ -65,7 +65,8 @@ def softmax_pair_to_logit(array: np.ndarray) -> np.ndarray:
     ``exp(f) / (exp(b) + exp(f)) = 1 / (1 + exp(-(f - b)))``.
 
     Args:
-        array: ``(2 * A, ...)``: rows ``2 * a`` and ``2 * a + 1`` are anchor ``a``'s background and foreground.
+        array: ``(2 * A, ...)``: rows ``2 * a`` and ``2 * a + 1`` are background and foreground of anchor
+            ``a``.
 
     Returns:
         ``(A, ...)`` float32.

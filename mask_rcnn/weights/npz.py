@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import Config
+from mask_rcnn.weights.archives import DAMAGE, open_stored
 from mask_rcnn.weights.errors import WeightFileError, printable
 from mask_rcnn.weights.files import open_for_reading, open_for_writing
 
@@ -36,9 +36,6 @@ _META = 'meta'
 _HEADER = re.compile(
     rb"\{'descr': '(?P<dtype>[<|](?:[iu][1248]|f[248]))', 'fortran_order': False, "
     rb"'shape': \((?P<shape>(?:\d{1,18}, ?){0,32}(?:\d{1,18})?)\), \} *\n")
-
-#: What reading a damaged archive raises (``RuntimeError``: encrypted or of unknown compression).
-_DAMAGE = (ValueError, zipfile.BadZipFile, EOFError, RuntimeError, struct.error, OverflowError, MemoryError)
 
 _DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64')
 
@@ -217,25 +214,18 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
     with open_for_reading(path) as (file, size):
         try:
             return _read_archive(file, size)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise WeightFileError(path, f'is not a weight file of this program, or damaged: '
                                         f'{printable(str(error), 300) or type(error).__name__}') from None
 
 
 def _read_archive(file: BinaryIO, size: int) -> WeightFile:
-    with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        names = [member.filename.removesuffix('.npy') for member in members]
-        if _META not in names:
-            raise ValueError('an .npz needs the member meta that mask-rcnn convert writes')
-        if len(set(names)) != len(names):
-            raise ValueError('it has two members of one name')
-        # Compressed or overlapping members could unfold to any size.
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError('its members are compressed')
-        if sum(member.file_size for member in members) > size:
-            raise ValueError('its members are larger than the file')
-        arrays = {name: _read_member(archive, member) for name, member in zip(names, members)}
+    archive, members = open_stored(file, size)
+    if f'{_META}.npy' not in members:
+        raise ValueError('an .npz needs the member meta that mask-rcnn convert writes')
+    arrays = {name.removesuffix('.npy'): _read_member(archive, member) for name, member in members.items()}
+    if len(arrays) != len(members):
+        raise ValueError('it has two members of one name')
     meta = arrays.pop(_META)
     if meta.dtype != np.uint8:
         raise ValueError('its member meta is no text')

@@ -2,14 +2,15 @@
 
 Python's own unpickler is an interpreter: a pickle may import any module and call anything in it.  This
 one is a second, much smaller interpreter of the same opcodes (``pickletools`` documents them).  It
-builds plain containers, text and numbers, and knows a dozen *names* (:data:`_GLOBALS`), for each of
+builds plain containers, text and numbers, and knows a dozen *names* (:attr:`Machine.names`), for each of
 which a function of this module does what the real one would have done to an array.  No name is looked
-up, nothing is imported, and every other name is refused.
+up, nothing is imported, and every other name is refused.  A format that stores more than plain pickles do
+derives its own :class:`Machine` (:mod:`mask_rcnn.weights.torch_file`).
 
 What a hostile file could still do is to exhaust the machine.  Therefore
 
 - a length or an array's shape is believed only if the file still has that many bytes;
-- text, bytes and array data together may take twice the size of the file (:meth:`_Machine._spend`);
+- text, bytes and array data together may take twice the size of the file (:meth:`Machine._spend`);
 - a file may hold :data:`MAX_OPERATIONS` opcodes, which bounds time, containers and memo;
 - keys are text, bytes and small integers, whose hashes neither nest nor collide at will;
 - nothing here recurses.
@@ -23,7 +24,7 @@ import codecs
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -45,7 +46,7 @@ _OTHER_FORMATS = (
     (b'\x93NUMPY', 'is a single NumPy array (.npy), not a pickle'),
     (b'BZh', 'is bzip2-compressed; unpack it first'),
     (b'\xfd7zXZ', 'is xz-compressed; unpack it first'),
-    (b'<', 'is a web page or XML, not a pickle; was the download refused?'),
+    (b'<', 'is a web page or XML, no weights; was the download refused?'),
     (b'version https://git-lfs', 'is a Git LFS pointer; the file itself has not been downloaded'),
 )
 
@@ -67,31 +68,39 @@ def load(path: str | os.PathLike) -> Any:
     with open_for_reading(path) as (file, size):
         try:
             _refuse_other_formats(file, size)
-            return _Machine(file, size).run()
-        except _Refused as error:
+            return Machine(file, size).run()
+        except Refused as error:
             raise WeightFileError(path, str(error)) from None
         except MemoryError:
             raise WeightFileError(path, 'does not fit into memory') from None
 
 
-class _Refused(Exception):
-    """Why the file is not read; the message is one line."""
+class Refused(Exception):
+    """Why a file is not read; the message is one line."""
+
+
+class UnknownName(Refused):
+    """It asks for a name that is not on the list."""
 
 
 def _refuse_other_formats(file: BinaryIO, size: int) -> None:
-    if size == 0:
-        raise _Refused('is empty')
-    start = file.read(32)
+    reason = other_format(file.read(32))
     file.seek(0)
-    for signature, reason in _OTHER_FORMATS:
-        if start.startswith(signature):
-            raise _Refused(reason)
+    if reason is not None:
+        raise Refused(reason)
 
 
-class _Global:
+def other_format(start: bytes) -> str | None:
+    """Say what a file that begins like this is, if it is often mistaken for weights and cannot be read."""
+    if not start:
+        return 'is empty'
+    return next((reason for signature, reason in _OTHER_FORMATS if start.startswith(signature)), None)
+
+
+class Name:
     """A known name on the stack: neither a value nor something that can be called."""
 
-    def __init__(self, name: str, apply: Callable[[_Machine, tuple], Any] | None):
+    def __init__(self, name: str, apply: Callable[[Machine, tuple], Any] | None):
         self.name = name
         self.apply = apply
 
@@ -104,14 +113,14 @@ class _Dtype:
     def __init__(self, code: Any):
         if not (isinstance(code, str) and self._CODE.fullmatch(code)):
             shown = printable(code) if isinstance(code, str) else type(code).__name__
-            raise _Refused(f"is refused: it holds arrays of type '{shown}', not of numbers")
+            raise Refused(f"is refused: it holds arrays of type '{shown}', not of numbers")
         self.value = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
         """``(version, byte order, subdtype, names, fields, itemsize, alignment, flags)``."""
         if not (isinstance(state, tuple) and len(state) == 8 and state[1] in ('<', '>', '|', '=')
                 and state[2:5] == (None, None, None) and state[5:] == (-1, -1, 0)):
-            raise _Refused('is refused: it holds structured arrays')
+            raise Refused('is refused: it holds structured arrays')
         self.value = self.value.newbyteorder(state[1])
 
 
@@ -122,8 +131,19 @@ class _Array:
         self.value: np.ndarray | None = None
 
 
-class _Machine:
-    """The stack, the memo and the opcodes of one pickle."""
+class Machine:
+    """The stack, the memo and the opcodes of one pickle.
+
+    Args:
+        file: Opened where the pickle begins.
+        size: Of the file in bytes.
+
+    Attributes:
+        names: What may be asked for by name, and what is done instead of calling it: a function that takes
+            the machine and the tuple of arguments (``None``: the name is only an argument itself).
+    """
+
+    names: Mapping[str, Callable[[Machine, tuple], Any] | None]
 
     def __init__(self, file: BinaryIO, size: int):
         self._file = file
@@ -133,30 +153,38 @@ class _Machine:
         self._marks: list[int] = []      # heights of the stack at which a mark lies
         self._memo: dict[int, Any] = {}
 
-    def run(self) -> Any:
+    def run(self, *, alone: bool = True) -> Any:
+        """Return what the pickle holds.
+
+        Args:
+            alone: Whether the file ends with it.
+
+        Raises:
+            Refused: The pickle is damaged or asks for more than plain data.
+        """
         for _ in range(MAX_OPERATIONS):
             position = self._file.tell()
             opcode = self._take(1)
             if opcode == b'.':
-                return self._finish()
+                return self._finish(alone)
             operation = _OPERATIONS.get(opcode)
             if operation is None:
-                raise _Refused(f'is damaged or not a pickle: unknown opcode {opcode!r} at byte {position}')
+                raise Refused(f'is damaged or not a pickle: unknown opcode {opcode!r} at byte {position}')
             try:
                 operation(self)
             except (ValueError, OverflowError, struct.error, Warning) as error:
                 # Numbers and text that do not parse; a decoder's message may quote the file.
                 reason = printable(str(error))
-                raise _Refused(f'is damaged at byte {position}: {reason}') from None
-        raise _Refused(f'holds more than {MAX_OPERATIONS} pickle operations')
+                raise Refused(f'is damaged at byte {position}: {reason}') from None
+        raise Refused(f'holds more than {MAX_OPERATIONS} pickle operations')
 
-    def _finish(self) -> Any:
+    def _finish(self, alone: bool) -> Any:
         result = self._pop()
         if self._stack or self._marks:
-            raise _Refused('is damaged: values are left over at its end')
+            raise Refused('is damaged: values are left over at its end')
         rest = self._size - self._file.tell()
-        if rest:
-            raise _Refused(f'is damaged: {rest} bytes follow the end of the pickle')
+        if rest and alone:
+            raise Refused(f'is damaged: {rest} bytes follow the end of the pickle')
         _check_plain(result)
         return result
 
@@ -164,10 +192,10 @@ class _Machine:
 
     def _take(self, count: int) -> bytes:
         if not 0 <= count <= self._size - self._file.tell():
-            raise _Refused(f'is truncated or damaged: {count} bytes expected at byte {self._file.tell()}')
+            raise Refused(f'is truncated or damaged: {count} bytes expected at byte {self._file.tell()}')
         data = self._file.read(count)
         if len(data) != count:
-            raise _Refused('became shorter while it was read')
+            raise Refused('became shorter while it was read')
         return data
 
     def _number(self, layout: str) -> Any:
@@ -176,7 +204,7 @@ class _Machine:
     def _line(self, limit: int = _MAX_LINE) -> bytes:
         line = self._file.readline(limit + 1)
         if not line.endswith(b'\n'):
-            raise _Refused('is truncated or damaged: a line does not end')
+            raise Refused('is truncated or damaged: a line does not end')
         return line[:-1]
 
     def _long_line(self) -> bytes:
@@ -186,7 +214,7 @@ class _Machine:
         """Account for ``count`` bytes that are about to be allocated."""
         self._budget -= count
         if self._budget < 0:
-            raise _Refused('is damaged: it unfolds to more than twice its size')
+            raise Refused('is damaged: it unfolds to more than twice its size')
 
     # The stack
 
@@ -195,7 +223,7 @@ class _Machine:
 
     def _top(self) -> Any:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise _Refused('is damaged: a value is missing')
+            raise Refused('is damaged: a value is missing')
         return self._stack[-1]
 
     def _pop(self) -> Any:
@@ -205,7 +233,7 @@ class _Machine:
 
     def _pop_mark(self) -> list[Any]:
         if not self._marks:
-            raise _Refused('is damaged: a mark is missing')
+            raise Refused('is damaged: a mark is missing')
         start = self._marks.pop()
         values = [_complete(value) for value in self._stack[start:]]
         del self._stack[start:]
@@ -214,7 +242,7 @@ class _Machine:
     def _pop_kind(self, kind: type, what: str) -> Any:
         value = self._pop()
         if not isinstance(value, kind):
-            raise _Refused(f'is damaged: {what} expected')
+            raise Refused(f'is damaged: {what} expected')
         return value
 
     # Opcodes: numbers and text
@@ -222,12 +250,12 @@ class _Machine:
     def proto(self) -> None:
         version = self._number('B')
         if version > 5:
-            raise _Refused(f'is damaged or too new: pickle protocol {version}')
+            raise Refused(f'is damaged or too new: pickle protocol {version}')
 
     def frame(self) -> None:
         length = self._number('<Q')
         if length > self._size - self._file.tell():
-            raise _Refused('is truncated or damaged: a frame is longer than the file')
+            raise Refused('is truncated or damaged: a frame is longer than the file')
 
     def int_line(self) -> None:
         line = self._line()
@@ -239,7 +267,7 @@ class _Machine:
     def long_bytes(self, layout: str) -> None:
         count = self._number(layout)
         if not 0 <= count <= _MAX_LINE:
-            raise _Refused(f'is damaged: an integer of {count} bytes')
+            raise Refused(f'is damaged: an integer of {count} bytes')
         self._push(int.from_bytes(self._take(count), 'little', signed=True))
 
     def float_line(self) -> None:
@@ -248,7 +276,7 @@ class _Machine:
     def string_line(self) -> None:
         line = self._long_line()
         if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
-            raise _Refused('is damaged: a string without quotes')
+            raise Refused('is damaged: a string without quotes')
         self._spend(len(line))
         self._push(codecs.escape_decode(line[1:-1])[0].decode('latin-1'))
 
@@ -324,7 +352,7 @@ class _Machine:
 
     def _set_items(self, values: list[Any]) -> None:
         if len(values) % 2:
-            raise _Refused('is damaged: a key without a value')
+            raise Refused('is damaged: a key without a value')
         target = self._pop_kind(dict, 'a dictionary')
         target.update(zip(map(_key, values[::2]), values[1::2]))
         self._push(target)
@@ -333,12 +361,12 @@ class _Machine:
 
     def get(self, index: int) -> None:
         if index not in self._memo:
-            raise _Refused(f'is damaged: memo entry {index} does not exist')
+            raise Refused(f'is damaged: memo entry {index} does not exist')
         self._push(self._memo[index])
 
     def put(self, index: int) -> None:
         if not 0 <= index < 1 << 32:
-            raise _Refused('is damaged: a memo index out of range')
+            raise Refused('is damaged: a memo index out of range')
         self._memo[index] = self._top()
 
     # Opcodes: names and what they make
@@ -352,20 +380,20 @@ class _Machine:
 
     def inst(self) -> None:
         module, name = (printable(self._line().decode('utf-8', 'replace')) for _ in range(2))
-        raise _Refused(f'is refused: it makes an object of {module}.{name}')
+        raise Refused(f'is refused: it makes an object of {module}.{name}')
 
     def _find(self, module: str, name: str) -> None:
         name = f'{module}.{name}'
-        if name not in _GLOBALS:
-            raise _Refused(f'is refused: it asks for {name}')
-        self._push(_Global(name, _GLOBALS[name]))
+        if name not in self.names:
+            raise UnknownName(f'is refused: it asks for {name}')
+        self._push(Name(name, self.names[name]))
 
     def reduce(self) -> None:
         arguments = self._pop_kind(tuple, 'a tuple of arguments')
         function = self._pop()
-        if not isinstance(function, _Global) or function.apply is None:
+        if not isinstance(function, Name) or function.apply is None:
             called = getattr(function, 'name', f'a value ({type(function).__name__})')
-            raise _Refused(f'is refused: it calls {called}')
+            raise Refused(f'is refused: it calls {called}')
         self._push(function.apply(self, arguments))
 
     def build(self) -> None:
@@ -376,52 +404,63 @@ class _Machine:
         elif isinstance(target, _Dtype):
             target.set_state(state)
         else:
-            raise _Refused(f'is refused: it sets the state of a value ({type(target).__name__})')
+            self.set_state(target, state)
+
+    def set_state(self, target: Any, state: Any) -> None:
+        """Give a finished value more attributes; plain data have none."""
+        raise Refused(f'is refused: it sets the state of a value ({type(target).__name__})')
+
+    def persistent(self) -> None:
+        self._push(self.find(self._pop()))
+
+    def find(self, reference: Any) -> Any:
+        """Return what a reference to something outside of the pickle means; plain data have none."""
+        raise Refused('is refused: it refers to an object outside of the file (opcode BINPERSID)')
 
     # What the known names do (arguments come from the file, so each one is checked)
 
     def make_empty_array(self, arguments: tuple) -> _Array:
-        if not arguments or not isinstance(arguments[0], _Global) or arguments[0].name != 'numpy.ndarray':
-            raise _Refused('is refused: it makes an array of an unknown class')
+        if not arguments or not isinstance(arguments[0], Name) or arguments[0].name != 'numpy.ndarray':
+            raise Refused('is refused: it makes an array of an unknown class')
         return _Array()
 
     def make_array(self, arguments: tuple) -> np.ndarray:
         """``_frombuffer(data, dtype, shape, order)`` of protocol 5."""
         if len(arguments) != 4 or arguments[3] not in ('C', 'F'):
-            raise _Refused('is damaged: an array without data, type, shape and order')
+            raise Refused('is damaged: an array without data, type, shape and order')
         data, dtype, shape, order = arguments
         return self._array(data, dtype, shape, order)
 
     def _array_from_state(self, state: Any) -> np.ndarray:
         """``(version, shape, dtype, is Fortran order, data)``."""
         if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[3], (bool, int))):
-            raise _Refused('is damaged: an array without shape, type and data')
+            raise Refused('is damaged: an array without shape, type and data')
         _, shape, dtype, fortran, data = state
         return self._array(data, dtype, shape, 'F' if fortran else 'C')
 
     def _array(self, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
         data = self._buffer(data)
         if not isinstance(dtype, _Dtype):
-            raise _Refused('is damaged: an array without a type')
+            raise Refused('is damaged: an array without a type')
         if not (isinstance(shape, tuple) and len(shape) <= _MAX_DIMENSIONS
                 and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)):
-            raise _Refused('is damaged: an array without a proper shape')
+            raise Refused('is damaged: an array without a proper shape')
         expected = dtype.value.itemsize
         for n in shape:
             expected *= n
         if expected != len(data):
-            raise _Refused(f'is damaged: an array of shape {printable(str(shape))} needs {expected} bytes, '
+            raise Refused(f'is damaged: an array of shape {printable(str(shape))} needs {expected} bytes, '
                            f'not {len(data)}')
         return np.ndarray(shape, dtype.value, buffer=data, order=order)
 
     def make_scalar(self, arguments: tuple) -> np.generic:
         if len(arguments) != 2:
-            raise _Refused('is damaged: a number without type and data')
+            raise Refused('is damaged: a number without type and data')
         return self._array(arguments[1], arguments[0], (), 'C')[()]
 
     def make_dtype(self, arguments: tuple) -> _Dtype:
         if not 1 <= len(arguments) <= 3:
-            raise _Refused('is damaged: an array type without a code')
+            raise Refused('is damaged: an array type without a code')
         return _Dtype(arguments[0])
 
     def make_dict(self, arguments: tuple) -> dict:
@@ -429,7 +468,7 @@ class _Machine:
         pairs = arguments[0] if arguments else []
         if not (len(arguments) <= 1 and isinstance(pairs, list)
                 and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs)):
-            raise _Refused('is damaged: a dictionary without pairs')
+            raise Refused('is damaged: a dictionary without pairs')
         self._spend(100 * len(pairs))       # the list may be a shared one: it is copied each time
         return {_key(key): value for key, value in pairs}
 
@@ -437,21 +476,21 @@ class _Machine:
         """``set([...])`` of protocols 0 to 3."""
         values = arguments[0] if len(arguments) == 1 else None
         if not isinstance(values, list):
-            raise _Refused('is damaged: a set without a list of elements')
+            raise Refused('is damaged: a set without a list of elements')
         self._spend(100 * len(values))
         return {_key(value) for value in values}
 
     def make_bytes(self, arguments: tuple) -> bytes:
         """``bytes()``: how Python 3 writes empty bytes for Python 2."""
         if arguments:
-            raise _Refused('is refused: it calls builtins.bytes with arguments')
+            raise Refused('is refused: it calls builtins.bytes with arguments')
         return b''
 
     def encode(self, arguments: tuple) -> bytes:
         """``_codecs.encode(text, 'latin1')``: how Python 3 writes bytes for Python 2."""
         text, encoding = arguments if len(arguments) == 2 else (None, None)
         if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
-            raise _Refused('is refused: it calls _codecs.encode for something else than Latin-1 text')
+            raise Refused('is refused: it calls _codecs.encode for something else than Latin-1 text')
         return self._buffer(text)
 
     def _buffer(self, data: Any) -> bytes:
@@ -459,7 +498,7 @@ class _Machine:
         if isinstance(data, bytes):
             return data
         if not isinstance(data, str):
-            raise _Refused('is refused: it holds an array of Python objects')
+            raise Refused('is refused: it holds an array of Python objects')
         self._spend(len(data))
         return data.encode('latin-1')
 
@@ -469,7 +508,7 @@ def _complete(value: Any) -> Any:
     if not isinstance(value, _Array):
         return value
     if value.value is None:
-        raise _Refused('is damaged: an array is used before its data')
+        raise Refused('is damaged: an array is used before its data')
     return value.value
 
 
@@ -479,7 +518,7 @@ def _key(value: Any) -> Any:
         return value
     if type(value) is int and -1 << 63 <= value < 1 << 64:
         return value
-    raise _Refused(f'is refused: a dictionary key or set element of type {type(value).__name__}')
+    raise Refused(f'is refused: a dictionary key or set element of type {type(value).__name__}')
 
 
 def _check_plain(root: Any) -> None:
@@ -487,58 +526,57 @@ def _check_plain(root: Any) -> None:
     seen, waiting = set(), [root]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, (_Global, _Dtype)):
-            raise _Refused('is refused: it holds a class or an array type as data')
+        if isinstance(value, (Name, _Dtype)):
+            raise Refused('is refused: it holds a class or an array type as data')
         if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
             waiting.extend(value.values() if isinstance(value, dict) else value)
 
 
-def _refuse_opcode(what: str) -> Callable[[_Machine], None]:
-    def refuse(machine: _Machine) -> None:
-        raise _Refused(f'is refused: it {what}')
+def _refuse_opcode(what: str) -> Callable[[Machine], None]:
+    def refuse(machine: Machine) -> None:
+        raise Refused(f'is refused: it {what}')
     return refuse
 
 
-#: What may be asked for by name, and what is done instead of calling it (``None``: only as argument).
-_GLOBALS: dict[str, Callable[[_Machine, tuple], Any] | None] = {
+Machine.names = {
     'numpy.ndarray': None,
-    'numpy.dtype': _Machine.make_dtype,
-    'numpy.core.multiarray._reconstruct': _Machine.make_empty_array,
-    'numpy._core.multiarray._reconstruct': _Machine.make_empty_array,
-    'numpy.core.multiarray.scalar': _Machine.make_scalar,
-    'numpy._core.multiarray.scalar': _Machine.make_scalar,
-    'numpy.core.numeric._frombuffer': _Machine.make_array,
-    'numpy._core.numeric._frombuffer': _Machine.make_array,
-    'collections.OrderedDict': _Machine.make_dict,
-    '__builtin__.set': _Machine.make_set,
-    'builtins.set': _Machine.make_set,
-    '_codecs.encode': _Machine.encode,
-    '__builtin__.bytes': _Machine.make_bytes,
-    'builtins.bytes': _Machine.make_bytes,
+    'numpy.dtype': Machine.make_dtype,
+    'numpy.core.multiarray._reconstruct': Machine.make_empty_array,
+    'numpy._core.multiarray._reconstruct': Machine.make_empty_array,
+    'numpy.core.multiarray.scalar': Machine.make_scalar,
+    'numpy._core.multiarray.scalar': Machine.make_scalar,
+    'numpy.core.numeric._frombuffer': Machine.make_array,
+    'numpy._core.numeric._frombuffer': Machine.make_array,
+    'collections.OrderedDict': Machine.make_dict,
+    '__builtin__.set': Machine.make_set,
+    'builtins.set': Machine.make_set,
+    '_codecs.encode': Machine.encode,
+    '__builtin__.bytes': Machine.make_bytes,
+    'builtins.bytes': Machine.make_bytes,
 }
 
-_OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
-    b'\x80': _Machine.proto,
-    b'\x95': _Machine.frame,
+_OPERATIONS: dict[bytes, Callable[[Machine], None]] = {
+    b'\x80': Machine.proto,
+    b'\x95': Machine.frame,
     # Numbers
     b'N': lambda m: m._push(None),
     b'\x88': lambda m: m._push(True),
     b'\x89': lambda m: m._push(False),
-    b'I': _Machine.int_line,
+    b'I': Machine.int_line,
     b'J': lambda m: m._push(m._number('<i')),
     b'K': lambda m: m._push(m._number('<B')),
     b'M': lambda m: m._push(m._number('<H')),
-    b'L': _Machine.long_line,
+    b'L': Machine.long_line,
     b'\x8a': lambda m: m.long_bytes('<B'),
     b'\x8b': lambda m: m.long_bytes('<i'),
-    b'F': _Machine.float_line,
+    b'F': Machine.float_line,
     b'G': lambda m: m._push(m._number('>d')),
     # Text and bytes
-    b'S': _Machine.string_line,
+    b'S': Machine.string_line,
     b'T': lambda m: m.string_bytes('<i'),
     b'U': lambda m: m.string_bytes('<B'),
-    b'V': _Machine.unicode_line,
+    b'V': Machine.unicode_line,
     b'X': lambda m: m.unicode_bytes('<I'),
     b'\x8c': lambda m: m.unicode_bytes('<B'),
     b'\x8d': lambda m: m.unicode_bytes('<Q'),
@@ -547,8 +585,8 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
     b'\x8e': lambda m: m.raw_bytes('<Q'),
     b'\x96': lambda m: m.raw_bytes('<Q'),
     # Containers
-    b'(': _Machine.mark,
-    b'0': _Machine.pop,
+    b'(': Machine.mark,
+    b'0': Machine.pop,
     b'1': lambda m: m._pop_mark(),
     b'2': lambda m: m._push(m._top()),
     b')': lambda m: m._push(()),
@@ -558,15 +596,15 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
     b'\x87': lambda m: m.build_tuple(3),
     b']': lambda m: m._push([]),
     b'l': lambda m: m._push(m._pop_mark()),
-    b'a': _Machine.append,
-    b'e': _Machine.appends,
+    b'a': Machine.append,
+    b'e': Machine.appends,
     b'}': lambda m: m._push({}),
-    b'd': _Machine.build_dict,
-    b's': _Machine.set_item,
-    b'u': _Machine.set_items,
+    b'd': Machine.build_dict,
+    b's': Machine.set_item,
+    b'u': Machine.set_items,
     b'\x8f': lambda m: m._push(set()),
-    b'\x90': _Machine.add_items,
-    b'\x91': _Machine.frozen_set,
+    b'\x90': Machine.add_items,
+    b'\x91': Machine.frozen_set,
     # Memo
     b'g': lambda m: m.get(int(m._line())),
     b'h': lambda m: m.get(m._number('<B')),
@@ -576,11 +614,11 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
     b'r': lambda m: m.put(m._number('<I')),
     b'\x94': lambda m: m.put(len(m._memo)),
     # Names
-    b'c': _Machine.global_line,
-    b'\x93': _Machine.stack_global,
-    b'R': _Machine.reduce,
-    b'b': _Machine.build,
-    b'i': _Machine.inst,
+    b'c': Machine.global_line,
+    b'\x93': Machine.stack_global,
+    b'R': Machine.reduce,
+    b'b': Machine.build,
+    b'i': Machine.inst,
     b'o': _refuse_opcode('makes an object (opcode OBJ)'),
     b'\x81': _refuse_opcode('makes an object (opcode NEWOBJ)'),
     b'\x92': _refuse_opcode('makes an object (opcode NEWOBJ_EX)'),
@@ -588,7 +626,7 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
     b'\x83': _refuse_opcode('uses the extension registry (opcode EXT2)'),
     b'\x84': _refuse_opcode('uses the extension registry (opcode EXT4)'),
     b'P': _refuse_opcode('refers to an object outside of the file (opcode PERSID)'),
-    b'Q': _refuse_opcode('refers to an object outside of the file (opcode BINPERSID)'),
+    b'Q': Machine.persistent,
     b'\x97': _refuse_opcode('refers to a buffer outside of the file (opcode NEXT_BUFFER)'),
     b'\x98': _refuse_opcode('refers to a buffer outside of the file (opcode READONLY_BUFFER)'),
 }

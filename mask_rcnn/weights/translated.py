@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_rcnn.config import Config
-from mask_rcnn.weights.errors import WeightFileError
+from mask_rcnn.weights.errors import WeightFileError, printable
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Translation:
 
     Args:
         path: Ours, such as ``'extractor/conv1/conv/W'``.
-        inputs: Shape of each of the file's arrays that it is made of, by name.
+        inputs: Shape of each of the file's arrays that it is made of, by name; none for a constant.
         convert: Takes them in that order and returns ours; ``None`` where there is one and it stays as it is.
     """
 
@@ -76,7 +76,7 @@ class Translation:
     def apply(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return our array from the file's."""
         inputs = [arrays[name] for name in self.inputs]
-        return np.ascontiguousarray(self.convert(*inputs) if self.convert else inputs[0], np.float32)
+        return np.asarray(self.convert(*inputs) if self.convert else inputs[0], np.float32, order='C')
 
 
 def translate(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], translations: Iterable[Translation],
@@ -127,6 +127,39 @@ def _check(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], shapes: Ma
             problems.append(f'{name} is {array.dtype.name} {array.shape}, not float32 {shape}')
     if problems:
         raise WeightFileError(path, '; '.join(problems))
+
+
+def grouped(names: Iterable[str], group_of: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
+    """Sort names for :attr:`Report.left`.
+
+    Args:
+        names: Of arrays that were not taken.
+        group_of: Says what an array is by its name, such as ``'momentum'`` or ``'unknown'``.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(group_of(name), []).append(printable(name))
+    return {group: tuple(members) for group, members in groups.items()}
+
+
+def swap_xy(array: np.ndarray) -> np.ndarray:
+    """Turn ``(dx, dy, dw, dh)`` into ``(dy, dx, dh, dw)`` within each four rows."""
+    fours = array.reshape(-1, 4, *array.shape[1:])
+    return fours[:, [1, 0, 3, 2]].reshape(array.shape)
+
+
+def drop_background(array: np.ndarray) -> np.ndarray:
+    """Return a layer of masks without its first output, the background's, which is never used."""
+    return array[1:]
+
+
+def batch_counter(path: str) -> Translation:
+    """Return Chainer's count of the batches behind a running mean, which means something only without one.
+
+    Args:
+        path: Of the batch normalisation.
+    """
+    return Translation(f'{path}/N', {}, lambda: np.zeros((), np.float32))
 
 
 _BODIES = {'resnet50': 'R-50', 'resnet101': 'R-101', 'mobilenet_v1': 'MobileNetV1'}

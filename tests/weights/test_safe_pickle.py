@@ -9,10 +9,11 @@ import pickle
 import random
 import struct
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+
+from watching import WATCHED, run_script, watch, write_numbered
 
 from mask_rcnn.weights import WeightFileError, safe_pickle
 
@@ -323,61 +324,11 @@ def test_paths_that_are_no_files(tmp_path):
 # Damaged files, in a process that watches itself
 
 
-#: Loads every file of a folder and prints what came of each, what the interpreter was asked to do
-#: meanwhile, and how much memory that took.
-WATCHED = """
-import json, pathlib, sys
-from mask_rcnn.weights import WeightFileError, safe_pickle
-folder = pathlib.Path(sys.argv[1])
-for path in sorted(folder.glob('good*')):      # codecs and lazy imports of the reader itself
-    safe_pickle.load(path)
-def peak():
-    return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))
-ALLOWED = {'open', 'builtins.id', 'object.__getattr__', 'object.__setattr__', 'object.__delattr__'}
-bad = sorted(folder.glob('bad*'))
-events, outcomes, watching = [], {}, True
-def hook(event, arguments):
-    if watching and (event not in ALLOWED or event == 'open' and arguments[1] not in ('r', 'rb')):
-        events.append(event)
-sys.addaudithook(hook)
-before = peak()
-for path in bad:
-    try:
-        value = safe_pickle.load(path)
-        outcomes[path.name] = 'loaded ' + type(value).__name__
-    except WeightFileError as error:
-        outcomes[path.name] = str(error)
-watching = False
-print(json.dumps([events, outcomes, peak() - before]))
-"""
-
-
-def run_script(script, folder, root):
-    return subprocess.run([sys.executable, '-c', script, str(folder)], capture_output=True, text=True,
-                          timeout=120, cwd=folder, env={**os.environ, 'PYTHONPATH': str(root)})
-
-
-def watch(folder, root):
-    """Run WATCHED on a folder; returns ``(outcomes, kilobytes)``; nothing else may have happened."""
-    done = run_script(WATCHED, folder, root)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    events, outcomes, kilobytes = json.loads(done.stdout)
-    assert events == []
-    assert all(outcome.isprintable() for outcome in outcomes.values())
-    return outcomes, kilobytes
-
-
 def small_files():
     """Valid files of every protocol, about 1 to 4 kB each."""
     data = {'cfg': 'MODEL: {}', 'blobs': {name: array for name, array in ARRAYS.items()}, 'more': PLAIN}
     files = {f'protocol {p}': pickle.dumps(data, p) for p in PROTOCOLS}
     return files | {f'Python 2, protocol {p}': data for p, data in PYTHON2.items()}
-
-
-def write_numbered(folder, good, bad):
-    for kind, files in (('good', good), ('bad', bad)):
-        for i, data in enumerate(files):
-            (folder / f'{kind}{i:05}.pkl').write_bytes(data)
 
 
 def test_truncated_files(tmp_path, root):
@@ -417,6 +368,7 @@ def test_hostile_files_do_nothing(tmp_path, root):
 def test_the_watch_notices(tmp_path, root):
     """The audit hook above would see a reader that executes."""
     (tmp_path / 'bad.pkl').write_bytes(pickle.dumps(Calls(os.system, f'touch {MARKER}')))
-    careless = WATCHED.replace('safe_pickle.load(path)', "__import__('pickle').load(open(path, 'rb'))")
+    careless = WATCHED.replace('READER.LOAD(path)', "__import__('pickle').load(open(path, 'rb'))")
+    careless = careless.replace('READER', 'safe_pickle')
     done = run_script(careless, tmp_path, root)
     assert (tmp_path / MARKER).exists() and 'os.system' in json.loads(done.stdout)[0]

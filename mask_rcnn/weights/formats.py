@@ -1,0 +1,170 @@
+"""Every kind of weight file that can be read: one table, which tells them apart by their contents.
+
+File names say nothing: a ``.pth`` may be a zip archive or a pickle, and so may a ``.pkl``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mask_rcnn.weights import (archives, detectron, imagenet, matterport, mindspore, pytorch, safe_pickle,
+                               torch_file)
+from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.files import open_for_reading, sha256
+from mask_rcnn.weights.npz import read_weights
+from mask_rcnn.weights.translated import Report, TranslatedFile, body_name, network_name
+
+#: Format name of this program's own files.
+OWN = 'mask-rcnn-npz'
+
+#: So many bytes from the beginning of a file are looked at.
+_START = 4096
+
+_Path = str | os.PathLike
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of weight file.
+
+    Args:
+        name: For programs, such as ``'detectron-pickle'``.
+        title: For people.
+        recognise: Tells whether a file may be of this kind by its first bytes and, of a zip archive, the
+            names of its members.
+        read: Reads and translates a file of this kind.
+        suffix: What the default name of a converted file ends with; ``None`` where there is nothing to
+            convert.
+        takes_settings: Whether ``read`` takes what the file cannot say by the names of Matterport's
+            ``Config`` (:mod:`mask_rcnn.weights.matterport_cfg`) as its second argument.
+    """
+
+    name: str
+    title: str
+    recognise: Callable[[bytes, frozenset[str]], bool]
+    read: Callable[..., TranslatedFile]
+    suffix: str | None = None
+    takes_settings: bool = False
+
+
+def recognise(path: _Path) -> Format:
+    """Return the format of a file.
+
+    Raises:
+        WeightFileError: The file cannot be read, or is of no kind that is known.
+    """
+    with open_for_reading(path) as (file, size):
+        start = file.read(_START)
+        names: frozenset[str] = frozenset()
+        if start.startswith(b'PK'):
+            try:
+                names = archives.member_names(file, size)
+            except archives.DAMAGE as error:
+                reason = printable(str(error), 200)
+                raise WeightFileError(path, f'is a damaged zip archive: {reason}') from None
+    for format in FORMATS:
+        if format.recognise(start, names):
+            return format
+    reason = None if names else safe_pickle.other_format(start)
+    if reason is None:
+        kind = 'zip archive' if names else 'file'
+        reason = f'is no {kind} of weights that is known ({", ".join(format.title for format in FORMATS)})'
+    raise WeightFileError(path, reason)
+
+
+def read(path: _Path, settings: Mapping[str, Any] | None = None) -> TranslatedFile:
+    """Read a weight file of any kind.  Nothing in the file is executed.
+
+    Args:
+        path: The file.
+        settings: What files of Matterport's network cannot say; empty for others.
+
+    Raises:
+        WeightFileError: The file is of no kind that is known, is damaged or not supported, or the settings
+            contradict it, or it takes none.
+        ValueError: A setting has no valid value.
+    """
+    format = recognise(path)
+    if format.takes_settings:
+        return format.read(path, settings or {})
+    if settings:
+        raise WeightFileError(path, f'takes no settings ({", ".join(map(printable, settings))}): it is '
+                                    f'{format.title}')
+    return format.read(path)
+
+
+def default_name(file: TranslatedFile) -> str:
+    """Return the file name for converted weights, after Detectron's names for its own.
+
+    Such as ``e2e_mask_rcnn_R-50-C4_1x_d2c.npz`` for Detectron's R-50-C4, ``R-50_d2c.npz`` for its ImageNet
+    weights, ``mask_rcnn_R-101-FPN_m2c.npz`` for Matterport's.
+    """
+    suffix = BY_NAME[file.format].suffix
+    if file.kind == 'backbone':
+        return f'{body_name(file.config)}_{suffix}.npz'
+    body, heads = network_name(file.config).split(maxsplit=1)
+    kind = heads.lower().replace(' ', '_').replace('r-cnn', 'rcnn')
+    if file.format == detectron.FORMAT:
+        return f'e2e_{kind}_{body}_1x_{suffix}.npz'
+    return f'{kind}_{body}_{suffix}.npz'
+
+
+def _read_own(path: _Path) -> TranslatedFile:
+    weights = read_weights(path)
+    meta = weights.meta
+    origin = (f'converted from {meta.source.file} ({meta.source.format})',) if meta.source else ()
+    report = Report(tuple(weights.arrays), {}, origin + meta.notes)
+    return TranslatedFile(meta.kind, OWN, meta.config, weights.arrays, report, sha256(path), meta.class_names,
+                          meta.category_ids)
+
+
+# What files begin with
+
+
+def _has_member(*names: str) -> Callable[[bytes, frozenset[str]], bool]:
+    return lambda start, members: any(name in members for name in names)
+
+
+def _is_torch(start: bytes, members: frozenset[str]) -> bool:
+    return start.startswith(torch_file.LEGACY_START) or any(name.endswith('/data.pkl') for name in members)
+
+
+def _is_hdf5(start: bytes, members: frozenset[str]) -> bool:
+    return start.startswith(b'\x89HDF\r\n\x1a\n')
+
+
+def _is_mindspore(start: bytes, members: frozenset[str]) -> bool:
+    return mindspore.is_checkpoint(start)
+
+
+def _is_pickle(start: bytes, members: frozenset[str]) -> bool:
+    """Protocol 2 and above, or a dictionary or a name in the older ones."""
+    return re.match(rb'\x80[\x02-\x05]|\(d|\(l|\}q|c[\w.]+\n', start) is not None
+
+
+def _is_caffe(start: bytes, members: frozenset[str]) -> bool:
+    """``NetParameter``: a name, or a layer (fields 1, 2 and 100)."""
+    return re.match(rb'\n[\x01-\x7f][ -~]|\x12[\x80-\xff]|\xa2\x06', start) is not None
+
+
+#: The kinds of files, the most telling first.
+FORMATS = (
+    Format(OWN, "this program's .npz", _has_member('meta.npy'), _read_own),
+    Format(imagenet.CAFFE_NPZ, "a Caffe ResNet's .npz", _has_member('res2a_branch2a/W.npy'),
+           imagenet.read_caffe_npz),
+    Format(imagenet.CHAINER_NPZ, "a Chainer ResNet's .npz", _has_member('res2/a/conv1/W.npy'),
+           imagenet.read_chainer_npz),
+    Format(imagenet.MOBILENET_NPZ, "a MobileNetV1's .npz", _has_member('Conv2d_0/weights.npy'),
+           imagenet.read_mobilenet_npz),
+    Format(pytorch.FORMAT, "PyTorch's .pth", _is_torch, pytorch.read, 'p2c', takes_settings=True),
+    Format(matterport.FORMAT, "Matterport's .h5", _is_hdf5, matterport.read, 'm2c', takes_settings=True),
+    Format(mindspore.FORMAT, "MindSpore's .ckpt", _is_mindspore, mindspore.read, 'ms2c'),
+    Format(imagenet.CAFFEMODEL, "Caffe's .caffemodel", _is_caffe, imagenet.read_caffemodel),
+    Format(detectron.FORMAT, "Detectron's .pkl", _is_pickle, detectron.read, 'd2c'),
+)
+
+BY_NAME = {format.name: format for format in FORMATS}

@@ -1,0 +1,117 @@
+"""The table of formats: files are told apart by their contents, whatever they are called."""
+
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch_bytes
+
+from mask_rcnn.config import MATTERPORT, PRESETS, Config
+from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
+from mask_rcnn.weights.translated import Report, TranslatedFile
+
+
+def archive(*names, compression=zipfile.ZIP_STORED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w', compression) as opened:
+        for name in names:
+            opened.writestr(name, b'x')
+    return file.getvalue()
+
+
+#: The beginning of a file, or the whole of a small one, and its format.
+FILES = {
+    'mask-rcnn-npz': archive('meta.npy', 'extractor/conv1/conv/W.npy'),
+    'caffe-npz': archive('conv1/W.npy', 'res2a_branch2a/W.npy', compression=zipfile.ZIP_DEFLATED),
+    'chainer-npz': archive('res2/a/conv1/W.npy'),
+    'mobilenet-npz': archive('Conv2d_0/weights.npy'),
+    'pytorch': torch_bytes.state_dict({'a': np.ones(2, np.float32)}),
+    'pytorch, legacy': torch_bytes.state_dict({'a': np.ones(2, np.float32)}, True),
+    'matterport-h5': b'\x89HDF\r\n\x1a\n' + bytes(88),
+    'mindspore': b'\n\x19\n\x0bbackbone.bn\x12\x0a\x08\x01\x12\x07Float32',
+    'caffemodel': b'\n\x09ResNet-50\xa2\x06\x10',
+    'caffemodel, without a name': b'\xa2\x06\x10',
+    'caffemodel, before 2015': b'\x12\xe3\x01',
+    **{f'detectron-pickle, {protocol}': pickle.dumps({'blobs': {}}, protocol) for protocol in range(6)},
+    'detectron-pickle, runs': b'cposix\nsystem\n(S"true"\ntR.',
+}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_files_are_told_apart_by_their_contents(tmp_path, name):
+    path = tmp_path / 'weights.txt'
+    path.write_bytes(FILES[name])
+    assert formats.recognise(path).name == name.split(',')[0]
+
+
+@pytest.mark.parametrize('data, reason', [
+    (b'', 'is empty$'), (b'\x1f\x8b\x08', 'gzip-compressed'), (b'<html>', 'web page'),
+    (b'\x93NUMPY', 'single NumPy array'),
+    (b'version https://git-lfs', 'Git LFS pointer'),
+    (b'\xff\xd8\xff\xe0', "is no file of weights that is known .*PyTorch's .pth"),
+    (b'PK\x03\x04' + bytes(50), 'is a damaged zip archive'),
+    (archive('a.txt'), 'is no zip archive of weights that is known'),
+    (b'{"IMAGE_MAX_DIM": 512}', 'is no file of weights'), (bytes(100), 'is no file of weights'),
+])
+def test_other_files_get_one_line(tmp_path, data, reason):
+    path = tmp_path / 'weights.pkl'
+    path.write_bytes(data)
+    with pytest.raises(WeightFileError, match=reason) as caught:
+        formats.recognise(path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_mislabelled_files_get_one_line(tmp_path, name):
+    """What begins like a format, but is not a file of it."""
+    path = tmp_path / 'weights.npz'
+    path.write_bytes(FILES[name])
+    with pytest.raises(WeightFileError) as caught:
+        formats.read(path)
+    assert str(caught.value).isprintable()
+
+
+def test_paths_that_are_no_files(tmp_path):
+    for path, reason in ((tmp_path, 'is a folder'), (tmp_path / 'missing', 'No such file')):
+        with pytest.raises(WeightFileError, match=reason):
+            formats.recognise(path)
+
+
+def test_our_own_files(tmp_path):
+    path = tmp_path / 'model.npz'
+    meta = ModelMeta('model', Config(n_fg_class=2), ('cat', 'dog'), (17, 18),
+                     Source('x.pkl', '0' * 64, 'detectron-pickle'), notes=('a note',))
+    write_weights(path, {'a/W': np.ones((2, 3), np.float32)}, meta)
+    file = formats.read(path)
+    assert (file.kind, file.format, file.config) == ('model', 'mask-rcnn-npz', Config(n_fg_class=2))
+    assert (file.class_names, file.category_ids) == (('cat', 'dog'), (17, 18))
+    assert file.report.notes == ('converted from x.pkl (detectron-pickle)', 'a note')
+    assert file.report.taken == ('a/W',) and file.arrays['a/W'].shape == (2, 3)
+    with pytest.raises(WeightFileError, match=r'takes no settings \(X\): it is this program'):
+        formats.read(path, {'X': 1})
+
+
+def test_imagenet_bodies(shared):
+    for name, format, extractor in (('resnet50_imagenet', 'caffe-npz', 'resnet50'),
+                                    ('mobilenet_v1_imagenet', 'mobilenet-npz', 'mobilenet_v1_fpn')):
+        file = formats.read(shared / 'weights' / f'{name}.npz')
+        assert (file.kind, file.format, file.config.extractor) == ('backbone', format, extractor)
+        assert sum(array.size for array in file.arrays.values()) > 3e6
+
+
+@pytest.mark.parametrize('format, kind, config, name', [
+    ('detectron-pickle', 'model', PRESETS['resnet50'], 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'),
+    ('detectron-pickle', 'model', PRESETS['keypoint_resnet101_fpn'],
+     'e2e_keypoint_rcnn_R-101-FPN_1x_d2c.npz'),
+    ('detectron-pickle', 'model', PRESETS['keypoint_resnet50_fpn'].replace(masks=True),
+     'e2e_mask_and_keypoint_rcnn_R-50-FPN_1x_d2c.npz'),
+    ('detectron-pickle', 'backbone', PRESETS['resnet101'], 'R-101_d2c.npz'),
+    ('matterport-h5', 'model', PRESETS['resnet101_fpn'].replace(dialect=MATTERPORT, max_size=1024),
+     'mask_rcnn_R-101-FPN_m2c.npz'),
+    ('pytorch', 'model', PRESETS['resnet50_fpn'], 'mask_rcnn_R-50-FPN_p2c.npz'),
+    ('mindspore', 'model', PRESETS['mobilenet_v1_fpn'], 'mask_rcnn_MobileNetV1-FPN_ms2c.npz'),
+])
+def test_names_for_converted_files(format, kind, config, name):
+    assert formats.default_name(TranslatedFile(kind, format, config, {}, Report((), {}), '')) == name

@@ -1,0 +1,84 @@
+"""PyTorch's files written by hand, opcode by opcode, as ``torch.save`` writes them (protocol 2)."""
+
+import io
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+
+KINDS = {'f4': 'FloatStorage', 'f8': 'DoubleStorage', 'f2': 'HalfStorage', 'i8': 'LongStorage',
+         'b1': 'BoolStorage'}
+
+MAGIC = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'       # pickle.dumps(0x1950a86a20f9469cfc6c, 2)
+
+ORDERED_DICT = b'ccollections\nOrderedDict\n)R'
+
+
+def integer(value):
+    return b'J' + struct.pack('<i', value)
+
+
+def text(value):
+    return b'X' + struct.pack('<I', len(value.encode())) + value.encode()
+
+
+def sequence(*parts):
+    return b'(' + b''.join(parts) + b't'
+
+
+def storage(kind, key, length, legacy=False):
+    parts = [text('storage'), f'ctorch\n{kind}\n'.encode(), text(key), text('cpu'), integer(length)]
+    return sequence(*parts, *[b'N'] * legacy) + b'Q'
+
+
+def tensor(stored, offset, shape, strides, rebuild='_rebuild_tensor_v2'):
+    return (f'ctorch._utils\n{rebuild}\n'.encode()
+            + sequence(stored, integer(offset), sequence(*map(integer, shape)),
+                       sequence(*map(integer, strides)), b'\x89', ORDERED_DICT) + b'R')
+
+
+def of_array(array, key, legacy=False):
+    """A whole array as a tensor of its own storage."""
+    strides = [stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides]
+    return tensor(storage(KINDS[array.dtype.str[1:]], key, array.size, legacy), 0, array.shape, strides)
+
+
+def dictionary(items, metadata=True):
+    """A pickled state dict of values that are opcodes already."""
+    body = b''.join(text(name) + value for name, value in items.items())
+    state = b'}' + text('_metadata') + ORDERED_DICT + b'sb' if metadata else b''
+    return b'\x80\x02' + ORDERED_DICT + b'(' + body + b'u' + state + b'.'
+
+
+def zipped(pickled, storages, name='archive', **more):
+    """The newer format: ``storages`` are bytes by key."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w', more.pop('compression', zipfile.ZIP_STORED)) as archive:
+        archive.writestr(f'{name}/data.pkl', pickled)
+        archive.writestr(f'{name}/byteorder', more.pop('byteorder', 'little'))
+        for key, data in storages.items():
+            archive.writestr(f'{name}/data/{key}', data)
+        archive.writestr(f'{name}/version', '3\n')
+    return file.getvalue()
+
+
+def legacy(pickled, storages, lengths):
+    """The older format: ``lengths`` are the storages' numbers of items."""
+    system = {'protocol_version': 1001, 'little_endian': True,
+              'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
+    parts = [MAGIC, pickle.dumps(1001, 2), pickle.dumps(system, 2), pickled, pickle.dumps(list(storages), 2)]
+    for key, data in storages.items():
+        parts += [struct.pack('<q', lengths[key]), data]
+    return b''.join(parts)
+
+
+def state_dict(arrays, as_legacy=False):
+    """A file of arrays by name."""
+    arrays = {name: np.asarray(array, order='C') for name, array in arrays.items()}
+    keys = {name: str(i) for i, name in enumerate(arrays)}
+    pickled = dictionary({name: of_array(array, keys[name], as_legacy) for name, array in arrays.items()})
+    data = {keys[name]: array.tobytes() for name, array in arrays.items()}
+    if as_legacy:
+        return legacy(pickled, data, {keys[name]: array.size for name, array in arrays.items()})
+    return zipped(pickled, data)
