@@ -10,7 +10,7 @@ from __future__ import annotations
 import chainer
 import numpy as np
 
-from mask_rcnn.ops import _cuda, _parallel
+from mask_rcnn.ops import _cuda, _parallel, cudnn
 from mask_rcnn.ops._rois import compute_dtype
 
 _TAPS = 3
@@ -58,13 +58,16 @@ def depthwise_convolve(x, W, bias, *, stride: int, pad, limit: float):
     """Convolve every channel, add a bias and cut the result off, in one pass and without a graph.
 
     Args:
-        x, W, stride, pad: As for :func:`depthwise_convolution_2d`, NumPy arrays.
+        x, W, stride, pad: As for :func:`depthwise_convolution_2d`, arrays: NumPy's, or what
+            :func:`mask_rcnn.ops.cudnn.takes`.
         bias: ``(C,)``.
         limit: The result is cut off below 0 and above this.
 
     Returns:
         numpy.ndarray: ``min(max(convolution + bias, 0), limit)``.
     """
+    if chainer.backend.get_array_module(x) is not np:
+        return cudnn.convolve(x, W, bias, stride=stride, pad=pad, relu=True, limit=limit)
     return _forward_cpu(x, W, stride, pad, bias, 0.0, limit)
 
 

@@ -10,6 +10,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops import _cuda, _parallel
+from mask_rcnn.ops.top_k import best_first
 
 #: Boxes whose suppression one machine word holds; also threads per block.
 _WORD = 64
@@ -24,9 +25,8 @@ def nms(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None, inclus
     In falling order of score, a box is kept unless a kept one overlaps it.  IoU and threshold are compared in
     float32, with the same rounding on the CPU and on the GPU.
 
-    On the GPU everything happens on the device; ``(R, R / 64)`` words of memory hold the overlaps.  The one
-    number that is read back is the count of kept boxes, which the result's shape needs: the call returns
-    when the device has finished.
+    On the GPU everything happens on the device; ``(R, R / 64)`` words of memory hold the overlaps.  The host
+    waits for the number of kept boxes, which the result's shape needs; :func:`nms_padded` does not wait.
 
     Args:
         boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)``.
@@ -42,6 +42,18 @@ def nms(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None, inclus
 
     Raises:
         ValueError: If a shape is wrong.
+    """
+    kept = nms_padded(boxes, scores, threshold, extent=extent, groups=groups, limit=limit,
+                      inclusive=inclusive)
+    return kept[kept >= 0]
+
+
+def nms_padded(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None, inclusive=True):
+    """Do what :func:`nms` does, with a result whose shape is known before: the host waits for nothing.
+
+    Returns:
+        Indices of the kept boxes in falling order of score, (``limit``,) int32 (or (R,) if that is less); -1
+        in the places that no box takes.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f'boxes must have the shape (R, 4), not {boxes.shape}')
@@ -60,11 +72,11 @@ def nms(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None, inclus
 
 
 def nms_gpu(boxes, scores, threshold, extent, groups, limit, inclusive):
-    """The GPU form: CuPy arrays, not empty; all arguments of :func:`nms` in their final types."""
+    """The GPU form: CuPy arrays, not empty; all arguments of :func:`nms_padded` in their final types."""
     xp = chainer.backend.get_array_module(boxes)
     n = len(boxes)
     words = -(-n // _WORD)
-    order = xp.argsort(-scores, kind='stable').astype(np.int32)
+    order = best_first(scores, n).astype(np.int32, copy=False)
     groups = xp.zeros((n,), np.int32) if groups is None else groups[order].astype(np.int32, copy=False)
 
     overlaps = xp.empty((n, words), np.uint64)
@@ -72,16 +84,15 @@ def nms_gpu(boxes, scores, threshold, extent, groups, limit, inclusive):
         xp.ascontiguousarray(boxes[order]), groups, np.int32(n), threshold, extent, np.int32(inclusive),
         overlaps))
 
-    kept = xp.empty((limit,), np.int32)
-    count = xp.empty((1,), np.int32)
+    kept = xp.full((limit,), -1, np.int32)
     suppressed = xp.zeros((words,), np.uint64)
     _cuda.kernel('nms.cu', 'nms_reduce')((1,), (_REDUCE_THREADS,), (
-        overlaps, order, np.int32(n), np.int32(limit), suppressed, kept, count))
-    return kept[:int(count[0])]
+        overlaps, order, np.int32(n), np.int32(limit), suppressed, kept))
+    return kept
 
 
 def nms_cpu(boxes, scores, threshold, extent, groups, limit, inclusive):
-    """The CPU form: NumPy arrays; all arguments of :func:`nms` in their final types.
+    """The CPU form: NumPy arrays; all arguments of :func:`nms_padded` in their final types.
 
     Groups are laid side by side, so that a box meets only boxes of its own.
     """
@@ -96,7 +107,9 @@ def nms_cpu(boxes, scores, threshold, extent, groups, limit, inclusive):
     kept = order[keep]
     if len(starts) > 1:
         kept = kept[np.lexsort((kept, -scores[kept]))]
-    return kept[:limit].astype(np.int32)
+    padded = np.full(limit, -1, np.int32)
+    padded[:len(kept)] = kept[:limit]
+    return padded
 
 
 @_parallel.jit

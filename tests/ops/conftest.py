@@ -10,7 +10,8 @@ import pytest
 from chainer.backends import cuda
 from cuda_emulator import CudaEmulator
 
-from mask_rcnn.ops import _cuda, nms, paste_masks, roi_align, roi_max_pooling
+from mask_rcnn.ops import (_cuda, crop_and_resize, depthwise_convolution, keypoints, nms, paste_masks,
+                           roi_align, roi_max_pooling, top_k)
 
 
 class Form:
@@ -43,9 +44,14 @@ def form(request, monkeypatch) -> Form:
         pytest.skip('no CUDA device')
     if request.param == 'emulated':
         monkeypatch.setattr(_cuda, 'kernel', request.getfixturevalue('emulator').kernel)
-        for function in (roi_align._RoIAlign, roi_align._RoIAlignGrad,
+        for function in (crop_and_resize._CropAndResize, crop_and_resize._CropAndResizeGrad,
+                         depthwise_convolution._Depthwise, depthwise_convolution._DepthwiseGradX,
+                         depthwise_convolution._DepthwiseGradW,
+                         roi_align._RoIAlign, roi_align._RoIAlignGrad,
                          roi_max_pooling._RoIMaxPooling, roi_max_pooling._RoIMaxPoolingGrad):
             monkeypatch.setattr(function, 'forward_cpu', function.forward_gpu)
+        monkeypatch.setattr(keypoints, 'decode_cpu', keypoints.decode_gpu)
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
+        monkeypatch.setattr(top_k, 'best_first_cpu', top_k.best_first_gpu)
         monkeypatch.setattr(paste_masks, 'paste_cpu', paste_masks.paste_gpu)
     return Form(request.param)

@@ -11,6 +11,7 @@
 #define __shared__ static
 #define __syncthreads() block_barrier->arrive_and_wait()
 #define __popcll __builtin_popcountll
+#define atomicAdd(address, value) __atomic_fetch_add(address, value, __ATOMIC_RELAXED)
 
 using std::isfinite;
 

@@ -19,7 +19,7 @@ _HEADER = Path(__file__).with_name('cuda_emulator.h')
 _FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-pthread')
 _KERNEL = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)\s*\{(.*?)\n\}', re.DOTALL)
 _TYPES = {'float': np.float32, 'double': np.float64, 'int': np.int32, 'long long': np.int64,
-          'word': np.uint64, 'bool': np.bool_}
+          'word': np.uint64, 'bool': np.bool_, 'unsigned short': np.uint16}
 
 
 class CudaEmulator:

@@ -73,3 +73,45 @@ def test_background_is_never_detected():
     boxes, labels, scores = select_detections(
         probs, np.zeros((1, 12), np.float32), score_threshold=0.05, nms_threshold=0.5, max_detections=9)
     assert boxes.shape == (0, 4) and labels.shape == scores.shape == (0,)
+
+
+def test_proposals_of_all_maps_together():
+    """The best of all anchors, one NMS; else the best of each map, and an NMS for each."""
+    box = np.float32([[10, 10, 49, 49]])
+    anchors = [np.concatenate([box, box + 60]), box + 1]
+    scores = [np.float32([0.9, 0.2]).reshape(1, 1, 2), np.float32([0.8]).reshape(1, 1, 1)]
+    deltas = [np.zeros((4, 1, 2), np.float32), np.zeros((4, 1, 1), np.float32)]
+    options = {'pre_nms': 2, 'post_nms': 10, 'nms_threshold': 0.7}
+    _, found = generate_proposals(scores, deltas, anchors, (200, 200), 1.0, **options)
+    np.testing.assert_array_equal(found, np.float32([0.9, 0.8, 0.2]))
+    _, found = generate_proposals(scores, deltas, anchors, (200, 200), 1.0, by_map=False, **options)
+    np.testing.assert_array_equal(found, np.float32([0.9]))  # 0.8 is suppressed, 0.2 is not among the best two
+
+
+def test_the_best_class_only():
+    probs = np.float32([[0.1, 0.5, 0.4], [0.6, 0.4, 0.0]])
+    boxes = np.tile(np.float32([[0, 0, 9, 9], [50, 50, 59, 59]]), (1, 3))
+    options = {'score_threshold': 0.05, 'nms_threshold': 0.5, 'max_detections': 10}
+    assert len(select_detections(probs, boxes, **options)[0]) == 3
+    _, labels, scores = select_detections(probs, boxes, best_class_only=True, **options)
+    np.testing.assert_array_equal(labels, [0])
+    np.testing.assert_array_equal(scores, np.float32([0.5]))
+
+
+def test_scores_and_overlaps_of_just_the_threshold():
+    probs = np.float32([[0.25, 0.75], [0.5, 0.5]])
+    boxes = np.float32([[0, 0, 4, 8] * 2, [0, 0, 4, 4] * 2])  # an IoU of 1 / 2 where corners are coordinates
+    options = {'nms_threshold': 0.5, 'max_detections': 10, 'extent': 0}
+    for score_inclusive in (False, True):
+        for inclusive in (False, True):
+            found = select_detections(probs, boxes, score_threshold=0.5, score_inclusive=score_inclusive,
+                                      inclusive=inclusive, **options)
+            assert len(found[0]) == (2 if score_inclusive and not inclusive else 1)
+
+
+def test_ties_at_the_limit_may_be_cut_off():
+    probs = np.float32([[0.2, 0.8]] * 3)
+    boxes = np.float32([[50 * i, 0, 50 * i + 9, 9] * 2 for i in range(3)])
+    options = {'score_threshold': 0.5, 'nms_threshold': 0.5, 'max_detections': 2}
+    assert len(select_detections(probs, boxes, **options)[0]) == 3
+    assert len(select_detections(probs, boxes, limit_ties=False, **options)[0]) == 2

@@ -2,6 +2,10 @@
 
 typedef unsigned long long word;  // one bit for each of 64 boxes
 
+struct alignas(16) box_of {  // one load
+    float y_min, x_min, y_max, x_max;
+};
+
 // Bit j of overlaps[i][w] says whether box i, if kept, suppresses box 64 w + j (only boxes after i).
 // A block of 64 threads fills one word of each of 64 rows; words left of the diagonal stay undefined.
 extern "C" __global__ void nms_overlaps(
@@ -12,20 +16,20 @@ extern "C" __global__ void nms_overlaps(
     const int first = blockIdx.x * 64;
     if (i >= n || blockIdx.x < blockIdx.y)
         return;
-    const float y_min = boxes[4 * i], x_min = boxes[4 * i + 1];
-    const float y_max = boxes[4 * i + 2], x_max = boxes[4 * i + 3];
-    const float area = (y_max - y_min + extent) * (x_max - x_min + extent);
+    const box_of box = ((const box_of*)boxes)[i];
+    const float area = (box.y_max - box.y_min + extent) * (box.x_max - box.x_min + extent);
+    const int group = groups[i];
     const int size = n - first < 64 ? n - first : 64;
     word bits = 0;
     for (int bit = i >= first ? i - first + 1 : 0; bit < size; ++bit) {
         const int j = first + bit;
-        const float* other = boxes + 4 * j;
-        if (groups[i] != groups[j])
+        if (group != groups[j])
             continue;
-        const float height = fminf(y_max, other[2]) - fmaxf(y_min, other[0]) + extent;
-        const float width = fminf(x_max, other[3]) - fmaxf(x_min, other[1]) + extent;
+        const box_of other = ((const box_of*)boxes)[j];  // the same for all threads: a broadcast
+        const float height = fminf(box.y_max, other.y_max) - fmaxf(box.y_min, other.y_min) + extent;
+        const float width = fminf(box.x_max, other.x_max) - fmaxf(box.x_min, other.x_min) + extent;
         const float overlap = fmaxf(height, 0.0f) * fmaxf(width, 0.0f);
-        const float other_area = (other[2] - other[0] + extent) * (other[3] - other[1] + extent);
+        const float other_area = (other.y_max - other.y_min + extent) * (other.x_max - other.x_min + extent);
         const float iou = overlap / (area + other_area - overlap);
         if (iou > threshold || (inclusive && iou == threshold))
             bits |= (word)1 << bit;
@@ -36,7 +40,7 @@ extern "C" __global__ void nms_overlaps(
 // One block walks over the boxes, 64 at a time: one thread decides which of them stay, then all threads mark
 // what these suppress further down.  `suppressed` (one bit per box) is zero on entry.
 extern "C" __global__ void nms_reduce(
-    const word* overlaps, const int* order, int n, int limit, word* suppressed, int* kept, int* kept_count)
+    const word* overlaps, const int* order, int n, int limit, word* suppressed, int* kept)
 {
     __shared__ word among_us[64];
     __shared__ word staying;
@@ -78,6 +82,4 @@ extern "C" __global__ void nms_reduce(
         count += __popcll(stay);
         __syncthreads();  // suppressed, staying and among_us are read and written again
     }
-    if (me == 0)
-        *kept_count = count < limit ? count : limit;
 }

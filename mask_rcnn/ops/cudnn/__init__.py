@@ -1,0 +1,18 @@
+"""Convolution on the GPU through cuDNN 9 and NVIDIA's cuDNN Frontend (the Python package ``cudnn``).
+
+CuPy 14 has no cuDNN bindings any more, and Chainer without them multiplies im2col matrices.  Here every
+convolution is a small graph that cuDNN compiles once per shape (:mod:`~mask_rcnn.ops.cudnn.graphs`): the
+product, the residual sum, the bias and ReLU run as one kernel.  Arrays keep Chainer's shapes ``(N, C, H,
+W)``, but their channels lie innermost in memory (NHWC), which is what the tensor cores want; an array that
+comes out of one convolution goes into the next one as it is (:mod:`~mask_rcnn.ops.cudnn.convolution`).
+"""
+
+from mask_rcnn.ops.cudnn.convolution import (convolve, convolve_backward_data, convolve_backward_filter,
+                                             deconvolve, takes)
+from mask_rcnn.ops.cudnn.functions import convolution_affine
+from mask_rcnn.ops.cudnn.library import is_available
+from mask_rcnn.ops.cudnn.precision import PRECISIONS, current_precision, precision_fault, using_precision
+
+__all__ = ['PRECISIONS', 'convolution_affine', 'convolve', 'convolve_backward_data',
+           'convolve_backward_filter', 'current_precision', 'deconvolve', 'is_available', 'precision_fault',
+           'takes', 'using_precision']

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+from chainer import gradient_check
+from chainer.utils.type_check import InvalidType
+
+from mask_rcnn.ops import _cuda
+from mask_rcnn.ops.depthwise_convolution import (_grad_w_cpu, _grad_w_gpu, _grad_x_cpu, _grad_x_gpu,
+                                                 depthwise_convolution_2d, depthwise_convolve, same_padding)
+
+GEOMETRIES = [  # size, stride, pad
+    ((5, 8), 1, ((1, 1), (1, 1))),
+    ((8, 6), 2, ((0, 1), (0, 1))),
+    ((7, 9), 2, ((1, 1), (1, 1))),
+    ((8, 7), 2, ((0, 1), (1, 1))),
+    ((1, 1), 2, ((1, 1), (1, 1))),
+    ((3, 4), 1, ((0, 0), (0, 0))),
+    ((9, 8), 3, ((2, 0), (0, 2))),
+]
+
+
+def reference(x, W, stride, pad):
+    """The definition: windows of the padded images times the channel's filter."""
+    padded = np.pad(x, ((0, 0), (0, 0), *pad))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::stride, ::stride]
+    return np.einsum('nchwij,cij->nchw', windows, W[:, 0])
+
+
+def arrays(rng, size, dtype=np.float32, n=3, channels=5):
+    return (rng.uniform(-1, 1, (n, channels, *size)).astype(dtype),
+            rng.uniform(-1, 1, (channels, 1, 3, 3)).astype(dtype))
+
+
+@pytest.mark.parametrize('size, stride, pad', GEOMETRIES)
+@pytest.mark.parametrize('dtype, tolerance', [(np.float64, 1e-14), (np.float32, 1e-6), (np.float16, 4e-3)])
+def test_equals_the_definition(form, rng, size, stride, pad, dtype, tolerance):
+    x, W = arrays(rng, size, dtype)
+    y = depthwise_convolution_2d(form.array(x), form.array(W), stride=stride, pad=pad)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(form.numpy(y), reference(x.astype('d'), W.astype('d'), stride, pad), rtol=0,
+                               atol=tolerance)
+
+
+@pytest.mark.parametrize('size, stride, pad', GEOMETRIES[::2])
+def test_gradients(form, rng, size, stride, pad):
+    inputs = [form.array(a) for a in arrays(rng, size, np.float64, n=2, channels=2)]
+
+    def function(x, W):
+        return depthwise_convolution_2d(x, W, stride=stride, pad=pad)
+
+    gy = form.array(rng.uniform(-1, 1, function(*inputs).shape))
+    gradient_check.check_backward(function, inputs, gy, rtol=1e-6, atol=1e-7)
+    ggs = tuple(form.array(rng.uniform(-1, 1, a.shape)) for a in inputs)
+    gradient_check.check_double_backward(function, inputs, gy, ggs, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_many_pixels(rng, emulator, monkeypatch):
+    """More of them than a block of the GPU's sums has threads."""
+    x, W = arrays(rng, (12, 13), n=3, channels=2)
+    gy, pad = rng.uniform(-1, 1, x.shape).astype(np.float32), ((1, 1), (1, 1))
+    on_cpu = _grad_x_cpu(gy, W, 1, pad, x.shape), _grad_w_cpu(x, gy, 1, pad)
+    monkeypatch.setattr(_cuda, 'kernel', emulator.kernel)
+    on_gpu = _grad_x_gpu(gy, W, 1, pad, x.shape), _grad_w_gpu(x, gy, 1, pad)
+    padded = np.pad(x.astype('d'), ((0, 0), (0, 0), *pad))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    turned = W[:, :, ::-1, ::-1]
+    for grad_x, grad_w in (on_cpu, on_gpu):
+        # At stride 1 the gradient of the images is the convolution of the outputs' with the turned filter.
+        np.testing.assert_allclose(grad_x, reference(gy.astype('d'), turned, 1, pad), rtol=0, atol=2e-6)
+        expected = np.einsum('nchwij,nchw->cij', windows, gy)
+        np.testing.assert_allclose(grad_w[:, 0], expected, rtol=0, atol=5e-5)
+
+
+def test_bias_and_limits_in_the_same_pass(rng):
+    x, W = arrays(rng, (8, 6), np.float64)
+    bias, pad = rng.uniform(-1, 1, 5), ((0, 1), (0, 1))
+    y = depthwise_convolve(x, W, bias, stride=2, pad=pad, limit=0.7)
+    expected = np.clip(reference(x, W, 2, pad) + bias[:, None, None], 0, 0.7)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-14)
+    assert (y == 0).any() and (y == 0.7).any() and ((y > 0) & (y < 0.7)).any()
+
+
+@pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3), (2, 3, 0, 1)])
+def test_any_memory_layout(form, rng, layout):
+    x, W = arrays(rng, (6, 5))
+    stored = np.ascontiguousarray(x.transpose(layout)).transpose(np.argsort(layout))
+    y, expected = (depthwise_convolution_2d(form.array(a), form.array(W), pad=((1, 1), (1, 1)))
+                   for a in (stored, x))
+    np.testing.assert_array_equal(form.numpy(y), form.numpy(expected))
+
+
+@pytest.mark.parametrize('size, stride, padding', [
+    (8, 1, (1, 1)), (7, 1, (1, 1)), (1, 1, (1, 1)), (8, 2, (0, 1)), (7, 2, (1, 1)), (2, 2, (0, 1)),
+    (1, 2, (1, 1)), (224, 2, (0, 1)), (9, 3, (0, 0)), (8, 4, (0, 0))])
+def test_tensorflows_padding(size, stride, padding):
+    """One pixel all around at stride 1; at stride 2 the windows of an even size end one pixel behind it."""
+    assert same_padding(size, stride) == padding
+
+
+@pytest.mark.parametrize('x, W', [((2, 3, 4), (3, 1, 3, 3)), ((2, 3, 4, 5), (4, 1, 3, 3)),
+                                  ((2, 3, 4, 5), (3, 3, 3, 3)), ((2, 3, 4, 5), (3, 1, 5, 5))])
+def test_wrong_shapes(x, W):
+    with pytest.raises(InvalidType):
+        depthwise_convolution_2d(np.zeros(x, 'f'), np.zeros(W, 'f'), pad=((1, 1), (1, 1)))
+
+
+def test_wrong_types():
+    with pytest.raises(InvalidType):
+        depthwise_convolution_2d(np.zeros((1, 2, 4, 4), 'f'), np.zeros((2, 1, 3, 3)), pad=((1, 1), (1, 1)))
