@@ -38,7 +38,7 @@ def main(argv=None, folder: Path = ROOT / 'modelfiles', photo_address: str = PHO
     add('--output', default='output.png',
         help='picture to write; scenes add their names to it (default: %(default)s)')
     add('--scenes', type=int, default=6, help='how many scenes to draw (default: %(default)s)')
-    add('--seed', type=int, default=2_000_000, help='other numbers draw others (default: %(default)s)')
+    add('--seed', type=int, default=2_000_016, help='other numbers draw others (default: %(default)s)')
     args = parser.parse_args(argv)
     if args.coco:
         return _look_at_photo(args, folder, photo_address)
