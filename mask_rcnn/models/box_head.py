@@ -16,11 +16,11 @@ from mask_rcnn.ops.convolution import fast_products
 class Res5BoxHead(chainer.Chain):
     """RoI pooling, res5 and two linear layers: the head of the C4 networks.
 
-    Two ways of saving work change neither numbers nor gradients.  Of a 14 x 14 RoI grid, res5's first convolutions
-    (1x1, stride 2) read every second bin of every second row: only those are computed, and res5 runs on
-    the 7 x 7 that result with stride 1.  And RoIAlign is linear, as these convolutions are: where the bins are
-    more than the map's locations, the map is convolved, once, and then pooled (1000 RoIs on a map of 50 x 84: 22
-    instead of 257 GFLOP).
+    Two ways of saving work change neither numbers nor gradients.  Of a 14 x 14 RoI grid, res5's first
+    convolutions (1x1, stride 2) read every second bin of every second row: only those are computed, and res5
+    runs on the 7 x 7 that result with stride 1.  And RoIAlign is linear, as these convolutions are: where the
+    bins are more than the map's locations, the map is convolved, once, and then pooled (1000 RoIs on a map of
+    50 x 84: 22 instead of 257 GFLOP).
 
     Args:
         in_channels (int): Channels of the feature map.
@@ -29,8 +29,8 @@ class Res5BoxHead(chainer.Chain):
     """
 
     out_channels = 2048
-    #: Where nothing is kept for a backward pass: the more at once, the less often the map is convolved and the
-    #: 3x3 filters are transformed; the activations take up to 1 MB a RoI.
+    #: Where nothing is kept for a backward pass: the more at once, the less often the map is convolved and
+    #: the 3x3 filters are transformed; the activations take up to 1 MB a RoI.
     rois_at_once = 500
 
     def __init__(self, in_channels, *, strides, config):

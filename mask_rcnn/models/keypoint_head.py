@@ -7,6 +7,7 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.models.convolution import Convolution2D, Deconvolution2D
+from mask_rcnn.ops.convolution import fast_products
 
 
 class KeypointHead(chainer.Chain):
@@ -40,8 +41,9 @@ class KeypointHead(chainer.Chain):
     def forward(self, roi_features):
         """Return the heat maps' logits ``(R, n_keypoint, 4 * h, 4 * w)`` for ``(R, C, h, w)``."""
         h = roi_features
-        for i in range(1, self.n_conv + 1):
-            h = self[f'conv{i}'](h, relu=True)
+        with fast_products():
+            for i in range(1, self.n_conv + 1):
+                h = self[f'conv{i}'](h, relu=True)
         return enlarge_bilinearly(self.deconv(h))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import chainer
 
 from mask_rcnn.models.convolution import Convolution2D, Deconvolution2D
+from mask_rcnn.ops.convolution import fast_products
 
 
 class MaskHead(chainer.Chain):
@@ -40,6 +41,7 @@ class MaskHead(chainer.Chain):
     def forward(self, roi_features):
         """Return mask logits ``(R, n_fg_class, 2 * h, 2 * w)`` for ``(R, C, h, w)``."""
         h = roi_features
-        for i in range(1, self.n_conv + 1):
-            h = self[f'conv{i}'](h, relu=True)
+        with fast_products():
+            for i in range(1, self.n_conv + 1):
+                h = self[f'conv{i}'](h, relu=True)
         return self.score(self.deconv(h, relu=True))

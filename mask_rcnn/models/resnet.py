@@ -37,7 +37,7 @@ class Bottleneck(chainer.Chain):
         self.project = project
 
     def forward(self, x, pool=None):
-        """Return the block's output; ``pool`` is for its first convolutions, see :class:`~.conv_norm.ConvNorm`."""
+        """Return the block's output; ``pool`` is for its first convolutions, as in :class:`ConvNorm`."""
         h = self.conv1(x, relu=True, pool=pool)
         h = self.conv2(h, relu=True)
         return self.conv3(h, relu=True, residual=self.shortcut(x, pool=pool) if self.project else x)
@@ -99,4 +99,5 @@ class ResNet(Body):
     def run(self, stage, x):
         if stage is not self.conv1:
             return stage(x)
-        return max_pooling_2d(stage(x, relu=True), 3, stride=2, pad=self.pool_pad, cover_all=self.pool_pad == 0)
+        return max_pooling_2d(stage(x, relu=True), 3, stride=2, pad=self.pool_pad,
+                              cover_all=self.pool_pad == 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numba
 
@@ -43,25 +43,40 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def parallel_for(function: Callable[[int, int], None], n: int) -> None:
+def parallel_for(function: Callable[[int, int], None], n: int, *, least: int = 1) -> None:
     """Call ``function(start, stop)`` for ranges that together cover ``range(n)``, on all CPUs at once.
 
     Args:
         function: Must release the interpreter's lock to gain anything, and write nothing that another range
             writes.
         n: Length of the whole range.
+        least: Indices that are worth a thread; waking one takes some 30 microseconds.
 
-    Called from inside one of its own threads it runs ``function(0, n)`` there: waiting for a thread while
+    Called from inside ``function`` it runs its own function there, as one range: waiting for a thread while
     occupying one could wait for ever.  An exception of ``function`` is passed on.
     """
-    threads = min(n, cpu_count())
+    threads = min(n // max(least, 1), cpu_count())
     if threads <= 1 or getattr(_worker, 'active', False):
         if n > 0:
             function(0, n)
         return
     ranges = min(n, threads * _RANGES_PER_THREAD)
-    bounds = [n * i // ranges for i in range(ranges + 1)]
-    list(_get_pool().map(function, bounds[:-1], bounds[1:]))
+    bounds = [(n * i // ranges, n * (i + 1) // ranges) for i in range(ranges)]
+    left = iter(bounds)  # a list's iterator: no other thread interrupts it while it gives the next range
+
+    def work():
+        for start, stop in left:
+            function(start, stop)
+
+    others = [_get_pool().submit(work) for _ in range(threads - 1)]
+    _worker.active = True
+    try:
+        work()
+    finally:
+        _worker.active = False
+        wait(others)
+    for other in others:
+        other.result()
 
 
 def _get_pool() -> ThreadPoolExecutor:

@@ -1,11 +1,14 @@
-"""Two-dimensional convolution on the CPU, as one matrix product without transposes.
+"""Two-dimensional convolution on the CPU, as matrix products without transposes.
 
 A convolution is ``W @ columns``: the filters as rows of a matrix, times a matrix whose columns are the
 input windows.  Chainer lays the columns out image by image and moves the result's axes afterwards, which
 costs as much as the product where channels are few or maps are small.  Here activations keep their
-channels outermost in memory, ``(C, N, H, W)``, behind the usual shape ``(N, C, H, W)``: then the columns of all
-images stand side by side, the product already has the layout of the result, and a 1x1 convolution needs
-no columns at all.  On the GPU the convolution is Chainer's.
+channels outermost in memory, ``(C, N, H, W)``, behind the usual shape ``(N, C, H, W)``: then the columns of
+all images stand side by side, the product already has the layout of the result, and a 1x1 convolution needs
+no columns at all.  Every thread gathers, multiplies and finishes tiles that fit into its cache (1x1: 85 to
+95 % of the bare product's rate).  3x3 convolutions take a quarter of the multiplications
+(:mod:`mask_rcnn.ops._winograd`).  On the GPU the convolution is cuDNN's (:mod:`mask_rcnn.ops.cudnn`), or
+Chainer's without it.
 """
 
 from __future__ import annotations
@@ -14,12 +17,34 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
+from mask_rcnn.ops import _winograd, cudnn
+from mask_rcnn.ops._blas import parallel_products, sum_in_order
+from mask_rcnn.ops._epilogue import finish
 from mask_rcnn.ops._parallel import jit, parallel_for
 
-#: Bytes of columns that are made and multiplied at a time.  Smaller tiles would stay in the caches, but each
-#: change between our threads and those of the matrix product costs more than that gains (measured: 3x3
-#: convolutions of a C4 network run at 145 of 210 GFLOP/s with 32 MB, at 60 with 4 MB).
-_TILE_BYTES = 32 << 20
+#: Bytes of columns that are made and multiplied at a time: they stay in the second-level cache ...
+_TILE_BYTES = 1 << 20
+#: ... but at least so many columns, because each product reads all filters.
+_LEAST_COLUMNS = 256
+#: Bytes of columns that are added to images at a time, in the gradient of strided convolutions.
+_SCATTER_BYTES = 32 << 20
+#: Multiplications below which waking the other threads costs more than it gains.
+_LEAST_WORK = 1 << 21
+
+
+#: Whether 3x3 convolutions on the CPU, where no gradient is wanted, are as exact as plain sums of products.
+chainer.global_config.exact_products = True
+
+
+def fast_products():
+    """Return a context for 3x3 convolutions that need not be as exact as plain sums of float32 products.
+
+    Minimal filtering magnifies the rounding of its products some five times
+    (:mod:`mask_rcnn.ops._winograd`).  They are made in float64, at twice the cost, unless gradients are wanted
+    or this context is open: around heads, whose results are final.  What moves feature maps moves proposals,
+    and these move everything.
+    """
+    return chainer.using_config('exact_products', False)
 
 
 def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
@@ -44,11 +69,32 @@ def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Va
     return _Convolution2D(stride, pad).apply(arrays)[0]
 
 
+def deconvolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
+    """Convolve the transposed way; differentiable with respect to all arrays.
+
+    Args:
+        x: ``(N, I, h, w)`` floats.
+        W: ``(I, O, kh, kw)`` filters.
+        b: ``(O,)`` bias, or ``None``.
+        stride: Step of the windows in both directions.
+        pad: Zeros around the images that the convolution would have had.
+
+    Returns:
+        chainer.Variable: ``(N, O, stride (h - 1) + kh - 2 pad, ...)``.
+    """
+    if not cudnn.takes(x, W, b):
+        return F.deconvolution_2d(x, W, b, stride, pad)
+    sides = (stride * (side - 1) + window - 2 * pad for side, window in zip(x.shape[2:], W.shape[2:]))
+    y = _ConvolutionGradX(stride, pad, (len(x), W.shape[1], *sides)).apply((x, W))[0]
+    return y if b is None else F.bias(y, b)
+
+
 def _is_ours(arrays) -> bool:
-    """Whether all arrays are NumPy's and of one type that the matrix product knows."""
+    """Whether all arrays are NumPy's and of one type that the matrix product knows, or cuDNN takes them."""
+    if chainer.backend.get_array_module(*arrays) is not np:
+        return cudnn.takes(*arrays)
     dtypes = {array.dtype for array in arrays}
-    return (len(dtypes) == 1 and dtypes <= {np.dtype('f4'), np.dtype('f8')}
-            and chainer.backend.get_array_module(*arrays) is np)
+    return len(dtypes) == 1 and dtypes <= {np.dtype('f4'), np.dtype('f8')}
 
 
 class _Convolution2D(chainer.FunctionNode):
@@ -62,9 +108,14 @@ class _Convolution2D(chainer.FunctionNode):
         if len(in_types) == 3:
             expect(in_types[2].ndim == 1, in_types[2].shape[0] == W.shape[0])
 
-    def forward(self, inputs):
+    def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
         return convolve(*inputs, stride=self.stride, pad=self.pad),
+
+    def forward_gpu(self, inputs):
+        self.retain_inputs((0, 1))
+        y = cudnn.convolve(*inputs, stride=self.stride, pad=self.pad)
+        return y.astype(inputs[0].dtype, order='K', copy=False),
 
     def backward(self, indexes, grad_outputs):
         x, W = self.get_retained_inputs()
@@ -85,9 +136,13 @@ class _ConvolutionGradX(chainer.FunctionNode):
     def __init__(self, stride, pad, shape):
         self.stride, self.pad, self.shape = stride, pad, shape
 
-    def forward(self, inputs):
+    def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
         return _convolve_transposed(*inputs, self.stride, self.pad, self.shape),
+
+    def forward_gpu(self, inputs):
+        self.retain_inputs((0, 1))
+        return cudnn.convolve_backward_data(*inputs, self.shape, stride=self.stride, pad=self.pad),
 
     def backward(self, indexes, grad_outputs):
         gy, W = self.get_retained_inputs()
@@ -106,9 +161,13 @@ class _ConvolutionGradW(chainer.FunctionNode):
     def __init__(self, stride, pad, shape):
         self.stride, self.pad, self.shape = stride, pad, shape
 
-    def forward(self, inputs):
+    def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
         return _correlate(*inputs, self.stride, self.pad, self.shape),
+
+    def forward_gpu(self, inputs):
+        self.retain_inputs((0, 1))
+        return cudnn.convolve_backward_filter(*inputs, self.shape, stride=self.stride, pad=self.pad),
 
     def backward(self, indexes, grad_outputs):
         x, gy = self.get_retained_inputs()
@@ -127,7 +186,8 @@ def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False,
     ``relu(convolution + b + residual)``; no part of it is kept for a backward pass.
 
     Args:
-        x: ``(N, C, H, W)`` float32 or float64 NumPy array, fastest with the channels outermost in memory.
+        x: ``(N, C, H, W)`` float32 or float64 NumPy array, fastest with the channels outermost in memory; or
+            what :func:`mask_rcnn.ops.cudnn.takes`, of which the result has the layout and the type.
         W: ``(O, C, kh, kw)`` of the same type.
         b: ``(O,)``, or ``None``.
         stride: Step of the windows in both directions.
@@ -138,51 +198,99 @@ def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False,
     Returns:
         numpy.ndarray: ``(N, O, oh, ow)`` with the channels outermost in memory.
     """
+    if chainer.backend.get_array_module(x) is not np:
+        return cudnn.convolve(x, W, b, stride=stride, pad=pad, relu=relu, residual=residual)
     geometry = _Geometry(x.shape, W.shape, stride, pad)
     images = _channels_first(x)
-    filters = W.reshape(len(W), -1)
-    y = np.empty((len(W), geometry.n_row * geometry.out_width), x.dtype)
     bias = np.zeros(len(W), x.dtype) if b is None else b
-    other = None if residual is None else _channels_first(residual).reshape(y.shape)
-    for start, stop, columns in geometry.tiles(images):
-        part = slice(start * geometry.out_width, stop * geometry.out_width)
-        np.matmul(filters, columns, out=y[:, part])
-        if b is not None or relu or residual is not None:
-            _finish(y[:, part], bias, y[:, part][:, :0] if other is None else other[:, part], relu)
+    if residual is None:
+        other = np.empty((len(W), len(x), geometry.out_height, 0), x.dtype)
+    else:
+        other = _channels_first(residual)
+    is_exact = chainer.config.exact_products and not chainer.config.enable_backprop
+    dtype = np.dtype(np.float64) if is_exact else x.dtype
+    if _winograd.is_worth_it(x.shape, W.shape, stride, pad, dtype):
+        return _as_images(_winograd.convolve(images, W, pad, bias, other, relu, dtype))
+    filters = W.reshape(len(W), -1)
+    y = np.empty((len(W), geometry.n_column), x.dtype)
+    other = other.reshape(len(W), -1)
+    is_plain = b is None and residual is None and not relu
+
+    def work(first, last):
+        for part, columns in geometry.tiles(images, first, last):
+            np.matmul(filters, columns, out=y[:, part])
+            if not is_plain:
+                _finish_part(y, part.start, part.stop, bias, other, relu)
+
+    geometry.share(work, len(W))
     return geometry.as_images(y)
 
 
+def finish_channels(x, b=None, *, relu: bool = False, residual=None):
+    """Do to an array what :func:`convolve` does to its result, for one that is not finished at once.
+
+    Args:
+        x: ``(N, C, H, W)`` floats, overwritten where their layout allows it.
+        b, relu, residual: As for :func:`convolve`.
+
+    Returns:
+        NumPy or CuPy array: ``relu(x + b + residual)``.
+    """
+    if chainer.backend.get_array_module(x) is not np:
+        x += 0 if b is None else b.astype(x.dtype, copy=False)[:, None, None]
+        x += 0 if residual is None else residual
+        return x.clip(0, None) if relu else x
+    channels = _channels_first(x)
+    bias = np.zeros(len(channels), x.dtype) if b is None else b
+    other = channels[..., :0] if residual is None else _channels_first(residual)
+    y, other = (array.reshape(len(channels), -1) for array in (channels, np.ascontiguousarray(other)))
+    parallel_for(lambda first, last: _finish_part(
+        y[first:last], 0, y.shape[1], bias[first:last], other[first:last], relu), len(y))
+    return _as_images(channels)
+
+
 def _convolve_transposed(gy, W, stride, pad, shape):
+    """Return the gradient with respect to images of a ``shape``."""
+    turned_pad = W.shape[2] - 1 - pad
+    if stride == 1 and W.shape[2] == W.shape[3] and turned_pad >= 0:
+        # The transposed convolution of stride 1 is one with the filters turned by half a turn.
+        return convolve(gy, np.ascontiguousarray(W[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)), pad=turned_pad)
     geometry = _Geometry(shape, W.shape, stride, pad)
     gradient = _channels_first(gy).reshape(len(W), -1)
     filters = W.reshape(len(W), -1).T
-    if geometry.is_pointwise:
-        columns = filters @ gradient
-        if stride == 1:
-            return columns.reshape(shape[1], shape[0], *shape[2:]).transpose(1, 0, 2, 3)
     images = np.zeros((shape[1], shape[0], *shape[2:]), gy.dtype)
-    if geometry.is_pointwise:
-        images[:, :, ::stride, ::stride] = columns.reshape(
-            shape[1], shape[0], geometry.out_height, geometry.out_width)
-        return images.transpose(1, 0, 2, 3)
     for start, stop in geometry.row_ranges(gy.itemsize):
         part = slice(start * geometry.out_width, stop * geometry.out_width)
         geometry.scatter(filters @ gradient[:, part], images, start, stop)
-    return images.transpose(1, 0, 2, 3)
+    return _as_images(images)
 
 
 def _correlate(x, gy, stride, pad, shape):
+    """Return the gradient with respect to filters of a ``shape``."""
     geometry = _Geometry(x.shape, shape, stride, pad)
-    gradient = _channels_first(gy).reshape(shape[0], -1)
-    total = np.zeros((shape[0], geometry.n_tap), x.dtype)
-    for start, stop, columns in geometry.tiles(_channels_first(x)):
-        total += gradient[:, start * geometry.out_width:stop * geometry.out_width] @ columns.T
-    return total.reshape(shape)
+    images, gradient = _channels_first(x), _channels_first(gy)
+    if _winograd.is_worth_it(x.shape, shape, stride, pad, x.dtype):
+        return _winograd.correlate(images, gradient, pad)
+    gradient = gradient.reshape(shape[0], -1)
+    parts = {}
+
+    def work(first, last):
+        parts[first] = total = np.zeros((shape[0], geometry.n_tap), x.dtype)
+        for part, columns in geometry.tiles(images, first, last):
+            total += gradient[:, part] @ columns.T
+
+    geometry.share(work, shape[0])
+    return sum_in_order(parts, shape, x.dtype)
 
 
 def _channels_first(x):
     """Return ``(N, C, H, W)`` as a contiguous ``(C, N, H, W)``, copying only what is laid out otherwise."""
     return np.ascontiguousarray(x.transpose(1, 0, 2, 3))
+
+
+def _as_images(channels):
+    """Return ``(C, N, H, W)`` as ``(N, C, H, W)``, without a copy."""
+    return channels.transpose(1, 0, 2, 3)
 
 
 class _Geometry:
@@ -195,33 +303,50 @@ class _Geometry:
         self.out_height = (self.height + 2 * pad - self.kernel[0]) // stride + 1
         self.out_width = (self.width + 2 * pad - self.kernel[1]) // stride + 1
         self.n_row = self.n_image * self.out_height
+        self.n_column = self.n_row * self.out_width
         self.n_tap = self.n_channel * self.kernel[0] * self.kernel[1]
-        self.is_pointwise = self.kernel == (1, 1) and pad == 0
+        #: Whether the images are the columns themselves.
+        self.is_plain = self.kernel == (1, 1) and pad == 0 and stride == 1
+        #: Columns that belong together in a tile.
+        self.unit = 1 if self.is_plain else self.out_width
 
     def as_images(self, y):
         """Return ``(O, rows * columns)`` as ``(N, O, oh, ow)``, without a copy."""
-        return y.reshape(len(y), self.n_image, self.out_height, self.out_width).transpose(1, 0, 2, 3)
+        return _as_images(y.reshape(len(y), self.n_image, self.out_height, self.out_width))
+
+    def share(self, work, out_channels: int):
+        """Call ``work(first, last)``, for :meth:`tiles`, in all threads."""
+        parallel_products(work, self.n_column // max(self.unit, 1),
+                          least=_LEAST_WORK // max(self.unit * self.n_tap * out_channels, 1) + 1)
+
+    def tiles(self, images, first: int, last: int):
+        """Yield slices of the output's columns and the windows there, ``(taps, columns)``.
+
+        Args:
+            images: ``(C, N, H, W)`` contiguous.
+            first, last: Range of units; a tile is some of them.
+        """
+        bytes_a_column = self.n_tap * images.itemsize
+        step = max(max(_TILE_BYTES // bytes_a_column, _LEAST_COLUMNS) // self.unit, 1)
+        room = np.empty(0 if self.is_plain else (self.n_tap * min(step, last - first) * self.unit), images.dtype)
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            part = slice(start * self.unit, stop * self.unit)
+            if self.is_plain:
+                yield part, images.reshape(self.n_channel, -1)[:, part]
+                continue
+            columns = room[:self.n_tap * (part.stop - part.start)].reshape(self.n_tap, -1)
+            _gather(images, columns, *self.kernel, self.stride, self.pad, self.out_height, self.out_width, start, stop,
+                    0, self.n_channel)
+            yield part, columns
 
     def row_ranges(self, itemsize: int):
-        """Yield ranges of output rows whose columns make one tile."""
-        step = max(_TILE_BYTES // max(self.n_tap * self.out_width * itemsize, 1), 1)
+        """Yield ranges of output rows for :meth:`scatter`: large ones, whose products use BLAS's own threads."""
+        step = max(_SCATTER_BYTES // max(self.n_tap * self.out_width * itemsize, 1), 1)
         for start in range(0, self.n_row, step):
             yield start, min(start + step, self.n_row)
 
-    def tiles(self, images):
-        """Yield ranges of output rows and their windows as columns ``(taps, rows * out_width)``."""
-        if self.is_pointwise:
-            points = np.ascontiguousarray(images[:, :, ::self.stride, ::self.stride])
-            yield 0, self.n_row, points.reshape(self.n_channel, -1)
-            return
-        for start, stop in self.row_ranges(images.itemsize):
-            columns = np.empty((self.n_tap, (stop - start) * self.out_width), images.dtype)
-            parallel_for(lambda first, last: _gather(
-                images, columns, *self.kernel, self.stride, self.pad, self.out_height, self.out_width, start, stop,
-                first, last), self.n_channel)
-            yield start, stop, columns
-
-    def scatter(self, columns, images, start, stop):
+    def scatter(self, columns, images, start: int, stop: int):
         """Add the windows of some output rows to the images they came from."""
         parallel_for(lambda first, last: _scatter(
             columns, images, *self.kernel, self.stride, self.pad, self.out_height, self.out_width, start, stop,
@@ -229,18 +354,10 @@ class _Geometry:
 
 
 @jit
-def _finish_rows(y, bias, residual, relu, start, stop):
-    zero = y.dtype.type(0)
-    for i in range(start, stop):
-        for j in range(y.shape[1]):
-            value = y[i, j] + bias[i]
-            if residual.shape[1] > 0:
-                value += residual[i, j]
-            y[i, j] = max(value, zero) if relu else value
-
-
-def _finish(y, bias, residual, relu):
-    parallel_for(lambda start, stop: _finish_rows(y, bias, residual, relu, start, stop), len(y))
+def _finish_part(y, start, stop, bias, residual, relu):
+    """Finish columns ``start`` to ``stop`` of all channels."""
+    for i in range(len(y)):
+        finish(y[i, start:stop], bias[i], residual[i, start:stop], relu)
 
 
 @jit

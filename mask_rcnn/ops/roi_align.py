@@ -137,29 +137,40 @@ class _RoIAlignGrad(chainer.FunctionNode):
 # On the GPU
 
 def forward_gpu(x, rois, roi_indices, grid: _Grid):
-    """Return the pooled RoIs (R, C, ...); CuPy arrays in and out."""
+    """Return the pooled RoIs (R, C, ...), channels innermost in memory; CuPy arrays in and out."""
     xp = chainer.backend.get_array_module(x)
     dtype = compute_dtype(x.dtype)
-    n_images, channels, height, width = x.shape
-    y = xp.empty((len(rois), channels, grid.bins(0), grid.bins(1)), dtype)
+    source = xp.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype)
+    y = xp.empty((len(rois), grid.bins(0), grid.bins(1), x.shape[1]), dtype)
     rows, columns = (_axis_weights_gpu(rois, axis, grid, x.shape[2 + axis]) for axis in (0, 1))
-    _cuda.launch(_cuda.kernel('roi_align.cu', 'roi_align_forward', dtype), y.size, (
-        xp.ascontiguousarray(x, dtype), roi_indices, *_fields(rows), *_fields(columns),
-        np.int64(y.size), *map(np.int32, (n_images, channels, height, width, *y.shape[2:])), y))
-    return y.astype(x.dtype, copy=False)
+    kernel, n = _by_lanes('roi_align_forward', y)
+    _cuda.launch(kernel, n, (
+        source, roi_indices, *_fields(rows), *_fields(columns), np.int64(n),
+        *map(np.int32, (*x.shape, *y.shape[1:3])), y))
+    return y.transpose(0, 3, 1, 2).astype(x.dtype, order='K', copy=False)
 
 
 def backward_gpu(gy, rois, roi_indices, grid: _Grid, shape):
-    """Return the gradient of the maps, whose shape is ``shape``; CuPy arrays in and out."""
+    """Return the gradient of the maps, whose shape is ``shape``; CuPy arrays in and out, as in the forward
+    pass."""
     xp = chainer.backend.get_array_module(gy)
     dtype = compute_dtype(gy.dtype)
-    gx = xp.empty(shape, dtype)
+    source = xp.ascontiguousarray(gy.transpose(0, 2, 3, 1), dtype)
+    n_images, channels, height, width = shape
+    gx = xp.empty((n_images, height, width, channels), dtype)
     rows, columns = (_axis_weights_gpu(rois, axis, grid, shape[2 + axis]) for axis in (0, 1))
-    _cuda.launch(_cuda.kernel('roi_align.cu', 'roi_align_backward', dtype), gx.size, (
-        xp.ascontiguousarray(gy, dtype), roi_indices, *_fields(rows), *rows.range(),
-        *_fields(columns), *columns.range(), np.int64(gx.size), np.int32(len(rois)),
-        *map(np.int32, (*shape[1:], *gy.shape[2:])), gx))
-    return gx.astype(gy.dtype, copy=False)
+    kernel, n = _by_lanes('roi_align_backward', gx)
+    _cuda.launch(kernel, n, (
+        source, roi_indices, *_fields(rows), *rows.range(), *_fields(columns), *columns.range(), np.int64(n),
+        *map(np.int32, (len(rois), *shape[1:], *gy.shape[2:])), gx))
+    return gx.transpose(0, 3, 1, 2).astype(gy.dtype, order='K', copy=False)
+
+
+def _by_lanes(name: str, out):
+    """Return the kernel that takes as many channels at a time as fit, and the number of its threads'
+    tasks."""
+    lanes = 4 if out.shape[3] % 4 == 0 else 1
+    return _cuda.kernel('roi_align.cu', f'{name}_{lanes}', out.dtype), out.size // lanes
 
 
 def _axis_weights_gpu(rois, axis: int, grid: _Grid, size: int) -> _AxisWeights:
@@ -174,20 +185,20 @@ def _axis_weights_gpu(rois, axis: int, grid: _Grid, size: int) -> _AxisWeights:
 # On the CPU
 
 def forward_cpu(x, rois, roi_indices, grid: _Grid):
-    """Return the pooled RoIs (R, C, ...); NumPy arrays in and out."""
+    """Return the pooled RoIs (R, C, ...), in memory as convolutions want them; NumPy arrays in and out."""
     source = np.ascontiguousarray(x, compute_dtype(x.dtype))
-    y = np.empty((len(rois), x.shape[1], grid.bins(0), grid.bins(1)), source.dtype)
+    y = np.empty((x.shape[1], len(rois), grid.bins(0), grid.bins(1)), source.dtype)
     rows, columns = (_axis_weights_cpu(rois, axis, grid, x.shape[2 + axis]) for axis in (0, 1))
     _parallel.parallel_for(
         lambda start, stop: _forward_blocks(source, roi_indices, *_fields(rows), *_fields(columns),
                                             *columns.range(), start, stop, y),
         count_blocks(x.shape[1]))
-    return y.astype(x.dtype, copy=False)
+    return y.transpose(1, 0, 2, 3).astype(x.dtype, copy=False)
 
 
 def backward_cpu(gy, rois, roi_indices, grid: _Grid, shape):
     """Return the gradient of the maps, whose shape is ``shape``; NumPy arrays in and out."""
-    source = np.ascontiguousarray(gy, compute_dtype(gy.dtype))
+    source = np.ascontiguousarray(gy.transpose(1, 0, 2, 3), compute_dtype(gy.dtype))
     gx = np.empty(shape, source.dtype)
     rows, columns = (_axis_weights_cpu(rois, axis, grid, shape[2 + axis]) for axis in (0, 1))
     _parallel.parallel_for(
@@ -270,8 +281,8 @@ def _fill_bin_weights(bin_start, bin_size, grid, weight):
 @_parallel.jit
 def _forward_blocks(x, roi_indices, y_first, y_count, y_weight, y_samples,
                     x_first, x_count, x_weight, x_samples, x_begin, x_end, start, stop, out):
-    """Pool the channels of blocks ``start`` to ``stop`` from all RoIs."""
-    n_rois, channels, rows, columns = out.shape
+    """Pool the channels of blocks ``start`` to ``stop`` from all RoIs to ``out`` (C, R, ...)."""
+    n_rois, rows, columns = out.shape[1:]
     maps = np.empty((x.shape[0], x.shape[2], x.shape[3] * BLOCK), x.dtype)
     row = np.empty(x.shape[3] * BLOCK, x.dtype)
     pooled = np.empty((rows * columns, BLOCK), x.dtype)
@@ -289,14 +300,14 @@ def _forward_blocks(x, roi_indices, y_first, y_count, y_weight, y_samples,
                         _add_scaled(x_weight[r, j, q], row[q * BLOCK:(q + 1) * BLOCK],
                                     pooled[i * columns + j])
             pooled /= x.dtype.type(y_samples[r] * x_samples[r])
-            scatter_bins(pooled, block * BLOCK, out[r])
+            scatter_bins(pooled, block * BLOCK, out[:, r])
 
 
 @_parallel.jit
 def _backward_blocks(gy, roi_indices, y_first, y_count, y_weight, y_samples,
                      x_first, x_count, x_weight, x_samples, x_begin, x_end, start, stop, gx):
-    """Add up the gradient of the channels of blocks ``start`` to ``stop``: forward, transposed."""
-    n_rois, channels, rows, columns = gy.shape
+    """Add up the gradient, from ``gy`` (C, R, ...), of blocks ``start`` to ``stop``: forward, transposed."""
+    n_rois, rows, columns = gy.shape[1:]
     maps = np.empty((gx.shape[0], gx.shape[2], gx.shape[3] * BLOCK), gx.dtype)
     row = np.empty(gx.shape[3] * BLOCK, gx.dtype)
     pooled = np.zeros((rows * columns, BLOCK), gx.dtype)
@@ -304,7 +315,7 @@ def _backward_blocks(gy, roi_indices, y_first, y_count, y_weight, y_samples,
         maps[:] = 0
         for r in range(n_rois):
             part = slice(x_begin[r] * BLOCK, x_end[r] * BLOCK)
-            gather_bins(gy[r], block * BLOCK, pooled)
+            gather_bins(gy[:, r], block * BLOCK, pooled)
             pooled /= gy.dtype.type(y_samples[r] * x_samples[r])
             for i in range(rows):
                 row[part] = 0

@@ -5,8 +5,8 @@ import pytest
 from chainer import gradient_check
 from chainer.utils.type_check import InvalidType
 
-from mask_rcnn.ops import convolution
-from mask_rcnn.ops.convolution import convolution_2d, convolve
+from mask_rcnn.ops import _winograd, convolution
+from mask_rcnn.ops.convolution import convolution_2d, convolve, fast_products, finish_channels
 
 GEOMETRIES = [  # kernel, stride, pad, size
     ((1, 1), 1, 0, (5, 7)),
@@ -21,9 +21,23 @@ GEOMETRIES = [  # kernel, stride, pad, size
 ]
 
 
-@pytest.fixture(params=[1 << 22, 1], ids=['one tile', 'a row a tile'])
-def tile_bytes(request, monkeypatch):
-    monkeypatch.setattr(convolution, '_TILE_BYTES', request.param)
+@pytest.fixture(params=['one tile', 'small tiles', 'minimal filtering', 'minimal filtering in blocks',
+                        'minimal filtering by images', 'minimal filtering by images in blocks'])
+def way(request, monkeypatch):
+    """Every way to compute a convolution, for small ones, too."""
+    for module in (convolution, _winograd):
+        monkeypatch.setattr(module, '_LEAST_WORK', 0)  # all threads
+    if 'tile' in request.param:
+        monkeypatch.setattr(_winograd, 'is_worth_it', lambda *args: False)
+    else:
+        monkeypatch.setattr(_winograd, '_LEAST_CHANNELS', 1)
+        monkeypatch.setattr(_winograd, '_LEAST_LANES', 1)
+        monkeypatch.setattr(_winograd, '_LEAST_IMAGES', 1 if 'images' in request.param else 1000)
+    if request.param == 'small tiles' or 'blocks' in request.param:
+        for module, name in ((convolution, '_TILE_BYTES'), (convolution, '_LEAST_COLUMNS'),
+                             (convolution, '_SCATTER_BYTES'), (_winograd, '_BLOCK_BYTES'),
+                             (_winograd, '_LEAST_BLOCK_LANES')):
+            monkeypatch.setattr(module, name, 1)
 
 
 def arrays(rng, kernel, size, dtype=np.float32, n=3):
@@ -32,7 +46,7 @@ def arrays(rng, kernel, size, dtype=np.float32, n=3):
 
 
 @pytest.mark.parametrize('kernel, stride, pad, size', GEOMETRIES)
-def test_equals_chainers(rng, tile_bytes, kernel, stride, pad, size):
+def test_equals_chainers(rng, way, kernel, stride, pad, size):
     x, W, b = arrays(rng, kernel, size)
     expected = F.convolution_2d(x, W, b, stride, pad).array
     y = convolution_2d(x, W, b, stride=stride, pad=pad)
@@ -41,7 +55,7 @@ def test_equals_chainers(rng, tile_bytes, kernel, stride, pad, size):
 
 
 @pytest.mark.parametrize('kernel, stride, pad, size', GEOMETRIES)
-def test_gradients(rng, tile_bytes, kernel, stride, pad, size):
+def test_gradients(rng, way, kernel, stride, pad, size):
     inputs = arrays(rng, kernel, size, np.float64, n=2)
 
     def function(x, W, b):
@@ -69,7 +83,7 @@ def test_layout_lets_the_next_one_read_without_a_copy(rng):
 @pytest.mark.parametrize('kernel, pad', [((1, 1), 0), ((3, 3), 1)])
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('with_bias', [False, True])
-def test_fused_sum_and_relu(rng, tile_bytes, kernel, pad, relu, with_bias):
+def test_fused_sum_and_relu(rng, way, kernel, pad, relu, with_bias):
     x, W, b = arrays(rng, kernel, (6, 5))
     residual = rng.uniform(-1, 1, (3, 5, 6, 5)).astype(np.float32)
     expected = F.convolution_2d(x, W, b if with_bias else None, 1, pad).array + residual
@@ -77,6 +91,50 @@ def test_fused_sum_and_relu(rng, tile_bytes, kernel, pad, relu, with_bias):
     y = convolve(x, W, b if with_bias else None, pad=pad, relu=relu, residual=residual)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
     assert (y < 0).any() != relu
+
+
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('with_bias', [False, True])
+@pytest.mark.parametrize('with_residual', [False, True])
+def test_finishing_later_is_the_same(rng, relu, with_bias, with_residual):
+    x, W, b = arrays(rng, (1, 1), (6, 5))
+    finish = {'b': b if with_bias else None, 'relu': relu,
+              'residual': rng.uniform(-1, 1, (3, 5, 6, 5)).astype(np.float32) if with_residual else None}
+    np.testing.assert_array_equal(finish_channels(convolve(x, W), **finish), convolve(x, W, **finish))
+
+
+def error_of_minimal_filtering(rng, monkeypatch):
+    """Root mean square error of a 3x3 convolution in units of its result's deviation."""
+    monkeypatch.setattr(_winograd, '_LEAST_LANES', 1)
+    x = np.maximum(rng.standard_normal((2, 256, 7, 7)), 0).astype(np.float32)
+    W = rng.standard_normal((32, 256, 3, 3)).astype(np.float32)
+    expected = F.convolution_2d(x.astype(np.float64), W.astype(np.float64), pad=1).array
+    return np.sqrt(((convolve(x, W, pad=1) - expected) ** 2).mean()) / expected.std()
+
+
+def test_precision_of_minimal_filtering(rng, monkeypatch):
+    """Float32's 6e-8 in float64 products; a few 1e-6 in heads, where they are float32."""
+    with chainer.no_backprop_mode():
+        assert error_of_minimal_filtering(rng, monkeypatch) < 6e-8
+        with fast_products():
+            assert 1e-7 < error_of_minimal_filtering(rng, monkeypatch) < 2e-6
+
+
+def test_every_run_gives_the_same_bits(rng, way):
+    x, W, _ = arrays(rng, (3, 3), (17, 14))
+    gy = rng.uniform(-1, 1, (3, 5, 17, 14)).astype(np.float32)
+
+    def gradients():
+        image, filters = chainer.Variable(x), chainer.Variable(W)
+        y = convolution_2d(image, filters, pad=1)
+        y.grad = gy
+        y.backward()
+        return y.array, image.grad, filters.grad
+
+    first = gradients()
+    for _ in range(3):
+        for again, before in zip(gradients(), first):
+            np.testing.assert_array_equal(again, before)
 
 
 def test_no_images(rng):

@@ -35,6 +35,14 @@ def test_ranges_run_at_the_same_time(two_cpus):
     _parallel.parallel_for(lambda start, stop: meeting.wait(), 2)
 
 
+def test_little_work_wakes_nobody(two_cpus):
+    ranges = []
+    _parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 15, least=8)
+    assert ranges == [(0, 15)]
+    _parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 16, least=8)
+    assert len(ranges) > 2
+
+
 def test_errors_are_passed_on(two_cpus):
     with pytest.raises(ZeroDivisionError):
         _parallel.parallel_for(lambda start, stop: 1 / (start - start), 8)
