@@ -15,13 +15,14 @@ def max_pooling_2d(x, ksize: int, *, stride: int, pad: int, cover_all: bool) -> 
     On the CPU and without a graph a tenth of its time (64 maps of 400 x 667: 0.24 s).
 
     Args:
-        x: ``(N, C, H, W)`` floats.
+        x: ``(N, C, H, W)`` floats; half precision, which no compiler for the CPU takes, goes to Chainer's.
         ksize: Side of the windows.
         stride: Step of the windows in both directions.
         pad: Rows and columns of minus infinity around the images.
         cover_all: Whether a last window that is only partly inside counts.
     """
-    if chainer.config.enable_backprop or chainer.backend.get_array_module(x) is not np:
+    on_cpu = chainer.backend.get_array_module(x) is np and x.dtype in (np.float32, np.float64)
+    if chainer.config.enable_backprop or not on_cpu:
         return F.max_pooling_2d(x, ksize, stride=stride, pad=pad, cover_all=cover_all)
     images = chainer.as_array(x)
     size = [chainer.utils.conv.get_conv_outsize(side, ksize, stride, pad, cover_all)

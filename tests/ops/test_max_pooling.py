@@ -18,6 +18,15 @@ def test_equals_chainers(rng, ksize, stride, pad, cover_all, size):
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
+def test_keeps_the_dtype(rng, dtype):
+    x = rng.uniform(-1, 1, (1, 2, 5, 6)).astype(dtype)
+    with chainer.no_backprop_mode():
+        y = max_pooling_2d(x, 3, stride=2, pad=1, cover_all=False).array
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y[0, :, 1, 1], x[0, :, 1:4, 1:4].max(axis=(1, 2)))
+
+
 def test_has_a_gradient_where_one_is_wanted(rng):
     x = chainer.Variable(rng.uniform(-1, 1, (1, 1, 4, 4)).astype(np.float32))
     y = max_pooling_2d(x, 2, stride=2, pad=0, cover_all=False)
