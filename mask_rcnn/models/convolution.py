@@ -8,7 +8,7 @@ import chainer.links as L
 import numpy as np
 
 from mask_rcnn.ops import cudnn
-from mask_rcnn.ops.convolution import convolution_2d, convolve, deconvolution_2d
+from mask_rcnn.ops.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve
 from mask_rcnn.ops.derived import derived
 
 
@@ -28,14 +28,13 @@ class Convolution2D(L.Convolution2D):
 
 
 class Deconvolution2D(L.Deconvolution2D):
-    """:class:`chainer.links.Deconvolution2D` (square stride and padding), through cuDNN where it can be
-    used."""
+    """:class:`chainer.links.Deconvolution2D` (square stride and padding), as :class:`Convolution2D` has it."""
 
     def forward(self, x, *, relu=False):
         """Convolve the transposed way and, if asked to, cut off what is negative."""
-        if is_forward_only(x) and cudnn.takes(x):
-            return chainer.as_variable(cudnn.deconvolve(chainer.as_array(x), self.W.array, _array(self.b),
-                                                        stride=self.stride[0], pad=self.pad[0], relu=relu))
+        if is_forward_only(x):
+            return chainer.as_variable(deconvolve(chainer.as_array(x), self.W.array, _array(self.b),
+                                                  stride=self.stride[0], pad=self.pad[0], relu=relu))
         y = deconvolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0])
         return F.relu(y) if relu else y
 

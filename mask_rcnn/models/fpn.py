@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import chainer
-import chainer.functions as F
 
 from mask_rcnn.config import FPN_STRIDES
 from mask_rcnn.models.convolution import Convolution2D
+from mask_rcnn.ops.add_enlarged import add_enlarged
+from mask_rcnn.ops.convolution import fast_products
 
 
 class FPN(chainer.Chain):
@@ -52,16 +53,9 @@ class FPN(chainer.Chain):
 
     def forward(self, x):
         maps, above = [], None
-        for level, h in reversed(list(enumerate(self.body(x), start=2))):
-            h = self[f'lateral{level}'](h)
-            above = h if above is None else add_enlarged(h, above)
-            maps.insert(0, self[f'output{level}'](above))
+        with fast_products():
+            for level, h in reversed(list(enumerate(self.body(x), start=2))):
+                h = self[f'lateral{level}'](h)
+                above = h if above is None else add_enlarged(h, above)
+                maps.insert(0, self[f'output{level}'](above))
         return *maps, maps[-1][:, :, ::2, ::2]
-
-
-def add_enlarged(x, coarse):
-    """Add to ``(N, C, 2 * H, 2 * W)`` every number of ``(N, C, H, W)`` four times: at 2 x 2 locations."""
-    n, c, height, width = coarse.shape
-    pairs = (n, c, height, 2, width, 2)
-    repeated = F.broadcast_to(F.reshape(coarse, (n, c, height, 1, width, 1)), pairs)
-    return F.reshape(F.reshape(x, pairs) + repeated, x.shape)

@@ -41,7 +41,7 @@ _LEAST_WORK = 1 << 17
 _LEAST_FILTERS = 1 << 14
 #: Tiles that a product must have, and bytes of a tap of all filters for which there must be one more tile: or
 #: transforming the filters costs more than it saves.
-_LEAST_LANES, _FILTER_BYTES = 16, 1 << 13
+_LEAST_LANES, _FILTER_BYTES = 32, 1 << 14
 #: Images from which on, and tiles of an image up to which, an image is a lane.
 _LEAST_IMAGES, _MOST_TILES = 32, 16
 #: Channels, in and out, from which on the products outweigh the transforms.
@@ -63,7 +63,7 @@ _F_A, _F_A2, _F_A3, _F_B, _F_B2, _F_B3, _F_PRODUCT, _F_SUM = map(
 
 
 def is_worth_it(x_shape, w_shape, stride: int, pad: int, dtype) -> bool:
-    """Whether a convolution, with products of a ``dtype``, is one of those that are faster in this way."""
+    """Whether a convolution of ``dtype`` is one of those that are faster in this way."""
     if w_shape[2:] != (3, 3) or stride != 1 or min(w_shape[:2]) < _LEAST_CHANNELS:
         return False
     n_image, height, width = x_shape[0], x_shape[2] + 2 * pad - 2, x_shape[3] + 2 * pad - 2
@@ -87,7 +87,7 @@ def _count_tiles(size: int) -> int:
     return -(-size // _OUT)
 
 
-def convolve(images, filters, pad: int, bias, residual, relu: bool, dtype):
+def convolve(images, filters, pad: int, bias, residual, relu: bool):
     """Convolve, and finish the result in the same pass.
 
     Args:
@@ -97,7 +97,6 @@ def convolve(images, filters, pad: int, bias, residual, relu: bool, dtype):
         bias: ``(O,)`` to add.
         residual: ``(O, N, oh, ow)`` to add, contiguous; for none ``(O, N, oh, 0)``.
         relu: Whether to replace negative numbers by zero.
-        dtype: Type of the transformed numbers and their products, that of ``images`` or float64.
 
     Returns:
         numpy.ndarray: ``(O, N, oh, ow)``.
@@ -105,12 +104,12 @@ def convolve(images, filters, pad: int, bias, residual, relu: bool, dtype):
     is_small = _is_many_small(images.shape, pad)
     transform_input = _transform_small_input if is_small else _transform_input
     transform_output = _transform_small_output if is_small else _transform_output
-    grid = _Grid(images.shape, len(filters), pad, np.dtype(dtype).itemsize, by_image=is_small)
-    transformed = _transform_filters(filters.astype(dtype, copy=False))
+    grid = _Grid(images.shape, len(filters), pad, images.itemsize, by_image=is_small)
+    transformed = _transform_filters(filters)
     y = np.empty((len(filters), *grid.out_shape), images.dtype)
 
     def work(first, last):
-        data, result = grid.workspace(len(images), dtype), grid.workspace(len(y), dtype)
+        data, result = grid.workspace(len(images), images.dtype), grid.workspace(len(y), images.dtype)
         for part, lanes in grid.blocks(first, last):
             tiles, sums = data[:, :, :lanes], result[:, :, :lanes]
             grid.each(len(images), lambda a, b: transform_input(images, pad, grid.tiles, *part, tiles, a, b))

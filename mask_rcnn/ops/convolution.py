@@ -24,27 +24,31 @@ from mask_rcnn.ops._parallel import jit, parallel_for
 
 #: Bytes of columns that are made and multiplied at a time: they stay in the second-level cache ...
 _TILE_BYTES = 1 << 20
-#: ... but at least so many columns, because each product reads all filters.
+#: ... but at least so many columns, because each product reads all filters ...
 _LEAST_COLUMNS = 256
+#: ... and so many where the images are the columns (res5's 1x1 on 500 RoIs: 87 and 99 GFLOP/s instead of 83 and
+#: 91).
+_PLAIN_COLUMNS = 2048
 #: Bytes of columns that are added to images at a time, in the gradient of strided convolutions.
 _SCATTER_BYTES = 32 << 20
 #: Multiplications below which waking the other threads costs more than it gains.
 _LEAST_WORK = 1 << 21
 
 
-#: Whether 3x3 convolutions on the CPU, where no gradient is wanted, are as exact as plain sums of products.
-chainer.global_config.exact_products = True
+#: Whether 3x3 convolutions on the CPU, where no gradient is wanted, are plain sums of products.
+chainer.global_config.plain_products = True
 
 
 def fast_products():
     """Return a context for 3x3 convolutions that need not be as exact as plain sums of float32 products.
 
-    Minimal filtering magnifies the rounding of its products some five times
-    (:mod:`mask_rcnn.ops._winograd`).  They are made in float64, at twice the cost, unless gradients are wanted
-    or this context is open: around heads, whose results are final.  What moves feature maps moves proposals,
-    and these move everything.
+    Minimal filtering takes a quarter of the multiplications and magnifies their rounding some four times
+    (:mod:`mask_rcnn.ops._winograd`).  It is used where gradients are wanted, and in this context: in every head
+    and in feature pyramids, whose detections it leaves as near to the reference outputs as plain sums do (boxes
+    0.011 and 0.012 px).  Not in the body of a C4 network, which has res5 behind its proposals and where it moved a
+    box by 0.0115 instead of 0.007 px.
     """
-    return chainer.using_config('exact_products', False)
+    return chainer.using_config('plain_products', False)
 
 
 def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
@@ -81,11 +85,13 @@ def deconvolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.
 
     Returns:
         chainer.Variable: ``(N, O, stride (h - 1) + kh - 2 pad, ...)``.
+
+    Raises:
+        chainer.utils.type_check.InvalidType: Shapes or types do not fit.
     """
-    if not cudnn.takes(x, W, b):
+    if not _is_ours([array for array in (x, W, b) if array is not None]):
         return F.deconvolution_2d(x, W, b, stride, pad)
-    sides = (stride * (side - 1) + window - 2 * pad for side, window in zip(x.shape[2:], W.shape[2:]))
-    y = _ConvolutionGradX(stride, pad, (len(x), W.shape[1], *sides)).apply((x, W))[0]
+    y = _ConvolutionGradX(stride, pad, _deconvolved_shape(x, W, stride, pad)).apply((x, W))[0]
     return y if b is None else F.bias(y, b)
 
 
@@ -135,6 +141,10 @@ class _ConvolutionGradX(chainer.FunctionNode):
 
     def __init__(self, stride, pad, shape):
         self.stride, self.pad, self.shape = stride, pad, shape
+
+    def check_type_forward(self, in_types):
+        expect, gy, W = chainer.utils.type_check.expect, *in_types
+        expect(gy.ndim == 4, W.ndim == 4, gy.shape[1] == W.shape[0])
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
@@ -207,10 +217,9 @@ def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False,
         other = np.empty((len(W), len(x), geometry.out_height, 0), x.dtype)
     else:
         other = _channels_first(residual)
-    is_exact = chainer.config.exact_products and not chainer.config.enable_backprop
-    dtype = np.dtype(np.float64) if is_exact else x.dtype
-    if _winograd.is_worth_it(x.shape, W.shape, stride, pad, dtype):
-        return _as_images(_winograd.convolve(images, W, pad, bias, other, relu, dtype))
+    is_plain_wanted = chainer.config.plain_products and not chainer.config.enable_backprop
+    if not is_plain_wanted and _winograd.is_worth_it(x.shape, W.shape, stride, pad, x.dtype):
+        return _as_images(_winograd.convolve(images, W, pad, bias, other, relu))
     filters = W.reshape(len(W), -1)
     y = np.empty((len(W), geometry.n_column), x.dtype)
     other = other.reshape(len(W), -1)
@@ -224,6 +233,29 @@ def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False,
 
     geometry.share(work, len(W))
     return geometry.as_images(y)
+
+
+def deconvolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False):
+    """Convolve the transposed way; no part of it is kept for a backward pass.
+
+    Args:
+        x: As for :func:`convolve`, ``(N, I, h, w)``.
+        W: ``(I, O, kh, kw)`` of the same type.
+        b, stride, pad: As for :func:`deconvolution_2d`.
+        relu: Whether to replace negative numbers by zero.
+
+    Returns:
+        NumPy or CuPy array: ``(N, O, stride (h - 1) + kh - 2 pad, ...)``.
+    """
+    if chainer.backend.get_array_module(x) is not np:
+        return cudnn.deconvolve(x, W, b, stride=stride, pad=pad, relu=relu)
+    y = _convolve_transposed(x, W, stride, pad, _deconvolved_shape(x, W, stride, pad))
+    return finish_channels(y, b, relu=relu)
+
+
+def _deconvolved_shape(x, W, stride, pad):
+    return (len(x), W.shape[1],
+            *(stride * (side - 1) + window - 2 * pad for side, window in zip(x.shape[2:], W.shape[2:])))
 
 
 def finish_channels(x, b=None, *, relu: bool = False, residual=None):
@@ -258,6 +290,15 @@ def _convolve_transposed(gy, W, stride, pad, shape):
     geometry = _Geometry(shape, W.shape, stride, pad)
     gradient = _channels_first(gy).reshape(len(W), -1)
     filters = W.reshape(len(W), -1).T
+    if geometry.is_tiling:
+        images = np.empty((shape[1], shape[0], *shape[2:]), gy.dtype)
+
+        def work(first, last):
+            for start, stop, part in geometry.tile_ranges(first, last, gy.itemsize):
+                _interleave(filters @ gradient[:, part], images, stride, geometry.out_height, start, stop)
+
+        geometry.share(work, len(W))
+        return _as_images(images)
     images = np.zeros((shape[1], shape[0], *shape[2:]), gy.dtype)
     for start, stop in geometry.row_ranges(gy.itemsize):
         part = slice(start * geometry.out_width, stop * geometry.out_width)
@@ -307,6 +348,9 @@ class _Geometry:
         self.n_tap = self.n_channel * self.kernel[0] * self.kernel[1]
         #: Whether the images are the columns themselves.
         self.is_plain = self.kernel == (1, 1) and pad == 0 and stride == 1
+        #: Whether the windows cover the images, and none overlaps another.
+        self.is_tiling = (self.kernel == (stride, stride) and pad == 0
+                          and (self.height, self.width) == (stride * self.out_height, stride * self.out_width))
         #: Columns that belong together in a tile.
         self.unit = 1 if self.is_plain else self.out_width
 
@@ -319,6 +363,15 @@ class _Geometry:
         parallel_products(work, self.n_column // max(self.unit, 1),
                           least=_LEAST_WORK // max(self.unit * self.n_tap * out_channels, 1) + 1)
 
+    def tile_ranges(self, first: int, last: int, itemsize: int):
+        """Yield the range of units of every tile, all of nearly the same size, and the slice of the columns."""
+        columns = max(_TILE_BYTES // (self.n_tap * itemsize), _LEAST_COLUMNS)
+        step = max((_PLAIN_COLUMNS if self.is_plain else columns) // self.unit, 1)
+        n = -(-(last - first) // step)
+        for i in range(n):
+            start, stop = (first + (last - first) * end // n for end in (i, i + 1))
+            yield start, stop, slice(start * self.unit, stop * self.unit)
+
     def tiles(self, images, first: int, last: int):
         """Yield slices of the output's columns and the windows there, ``(taps, columns)``.
 
@@ -326,16 +379,14 @@ class _Geometry:
             images: ``(C, N, H, W)`` contiguous.
             first, last: Range of units; a tile is some of them.
         """
-        bytes_a_column = self.n_tap * images.itemsize
-        step = max(max(_TILE_BYTES // bytes_a_column, _LEAST_COLUMNS) // self.unit, 1)
-        room = np.empty(0 if self.is_plain else (self.n_tap * min(step, last - first) * self.unit), images.dtype)
-        for start in range(first, last, step):
-            stop = min(start + step, last)
-            part = slice(start * self.unit, stop * self.unit)
+        room = np.empty(0, images.dtype)
+        for start, stop, part in self.tile_ranges(first, last, images.itemsize):
             if self.is_plain:
                 yield part, images.reshape(self.n_channel, -1)[:, part]
                 continue
-            columns = room[:self.n_tap * (part.stop - part.start)].reshape(self.n_tap, -1)
+            size = self.n_tap * (part.stop - part.start)
+            room = room if room.size >= size else np.empty(size, images.dtype)
+            columns = room[:size].reshape(self.n_tap, -1)
             _gather(images, columns, *self.kernel, self.stride, self.pad, self.out_height, self.out_width, start, stop,
                     0, self.n_channel)
             yield part, columns
@@ -391,6 +442,19 @@ def _gather(images, columns, kh, kw, stride, pad, out_height, out_width, start, 
                     else:
                         for x in range(left, right):
                             line[x] = source[x * stride + j - pad]
+
+
+@jit
+def _interleave(columns, images, stride, out_height, start, stop):
+    """Write the windows of output rows ``start`` to ``stop`` where each has pixels of its own."""
+    out_width = columns.shape[1] // (stop - start)
+    for tap in range(len(columns)):
+        c, i, j = tap // stride ** 2, tap // stride % stride, tap % stride
+        for row in range(start, stop):
+            line = columns[tap, (row - start) * out_width:(row - start + 1) * out_width]
+            target = images[c, row // out_height, row % out_height * stride + i]
+            for x in range(out_width):
+                target[x * stride + j] = line[x]
 
 
 @jit

@@ -38,12 +38,11 @@ def on_gpu(monkeypatch, kernels):
     module = ArrayModule()
     with cudnn_stand_in.installed(monkeypatch, kernels.kernel) as stand_in:
         monkeypatch.setattr(cudnn, 'takes', lambda *arrays: True)
-        for name in ('convolve', 'is_forward_only'):
-            ours = {'convolve': cudnn.convolve,
-                    'is_forward_only': lambda x: not chainer.config.enable_backprop}
+        for name, ours in (('convolve', cudnn.convolve), ('deconvolve', cudnn.deconvolve),
+                           ('is_forward_only', lambda x: not chainer.config.enable_backprop)):
             for owner in (conv_norm, convolution, mobilenet_v1):
                 if hasattr(owner, name):
-                    monkeypatch.setattr(owner, name, ours[name])
+                    monkeypatch.setattr(owner, name, ours)
         monkeypatch.setattr(
             mobilenet_v1, 'depthwise_convolve', lambda x, W, b, *, stride, pad, limit: cudnn.convolve(
                 x, W, b, stride=stride, pad=pad, relu=True, limit=limit))

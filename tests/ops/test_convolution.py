@@ -6,7 +6,8 @@ from chainer import gradient_check
 from chainer.utils.type_check import InvalidType
 
 from mask_rcnn.ops import _winograd, convolution
-from mask_rcnn.ops.convolution import convolution_2d, convolve, fast_products, finish_channels
+from mask_rcnn.ops.convolution import (convolution_2d, convolve, deconvolution_2d, deconvolve, fast_products,
+                                       finish_channels)
 
 GEOMETRIES = [  # kernel, stride, pad, size
     ((1, 1), 1, 0, (5, 7)),
@@ -35,7 +36,8 @@ def way(request, monkeypatch):
         monkeypatch.setattr(_winograd, '_LEAST_IMAGES', 1 if 'images' in request.param else 1000)
     if request.param == 'small tiles' or 'blocks' in request.param:
         for module, name in ((convolution, '_TILE_BYTES'), (convolution, '_LEAST_COLUMNS'),
-                             (convolution, '_SCATTER_BYTES'), (_winograd, '_BLOCK_BYTES'),
+                             (convolution, '_PLAIN_COLUMNS'), (convolution, '_SCATTER_BYTES'),
+                             (_winograd, '_BLOCK_BYTES'),
                              (_winograd, '_LEAST_BLOCK_LANES')):
             monkeypatch.setattr(module, name, 1)
 
@@ -103,7 +105,49 @@ def test_finishing_later_is_the_same(rng, relu, with_bias, with_residual):
     np.testing.assert_array_equal(finish_channels(convolve(x, W), **finish), convolve(x, W, **finish))
 
 
-def error_of_minimal_filtering(rng, monkeypatch):
+DECONVOLUTIONS = [  # side of the kernel, stride, pad
+    (2, 2, 0), (3, 3, 0), (1, 1, 0), (4, 2, 1), (3, 1, 1), (3, 2, 0), (2, 3, 0)]
+
+
+def deconvolution_arrays(rng, kernel, dtype, n=3):
+    shapes = (n, 4, 5, 7), (4, 6, kernel, kernel), (6,)
+    return [rng.uniform(-1, 1, shape).astype(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize('kernel, stride, pad', DECONVOLUTIONS)
+@pytest.mark.parametrize('relu', [False, True])
+def test_deconvolution_equals_chainers(rng, way, kernel, stride, pad, relu):
+    x, W, b = deconvolution_arrays(rng, kernel, np.float32)
+    expected = F.deconvolution_2d(x, W, b, stride, pad).array
+    y = deconvolution_2d(x, W, b, stride=stride, pad=pad).array
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+    y = deconvolve(x, W, b, stride=stride, pad=pad, relu=relu)
+    np.testing.assert_allclose(y, np.maximum(expected, 0) if relu else expected, rtol=0, atol=1e-5)
+    assert y.dtype == np.float32 and (y < 0).any() != relu
+
+
+@pytest.mark.parametrize('kernel, stride, pad', DECONVOLUTIONS)
+def test_gradients_of_deconvolution(rng, way, kernel, stride, pad):
+    inputs = deconvolution_arrays(rng, kernel, np.float64, n=2)
+
+    def function(x, W, b):
+        return deconvolution_2d(x, W, b, stride=stride, pad=pad)
+
+    gy = rng.uniform(-1, 1, function(*inputs).shape)
+    gradient_check.check_backward(function, inputs, gy, rtol=1e-6, atol=1e-7)
+    gradient_check.check_double_backward(
+        function, inputs, gy, tuple(rng.uniform(-1, 1, a.shape) for a in inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_deconvolution_of_nothing_and_of_what_does_not_fit(rng):
+    x, W, b = deconvolution_arrays(rng, 2, np.float32)
+    assert deconvolve(x[:0], W, b, stride=2).shape == (0, 6, 10, 14)
+    assert deconvolution_2d(x.astype(np.float16), W.astype(np.float16), stride=2).dtype == np.float16
+    with pytest.raises(InvalidType):
+        deconvolution_2d(x, W[:3], b, stride=2)
+
+
+def error_of_3x3(rng, monkeypatch):
     """Root mean square error of a 3x3 convolution in units of its result's deviation."""
     monkeypatch.setattr(_winograd, '_LEAST_LANES', 1)
     x = np.maximum(rng.standard_normal((2, 256, 7, 7)), 0).astype(np.float32)
@@ -112,12 +156,13 @@ def error_of_minimal_filtering(rng, monkeypatch):
     return np.sqrt(((convolve(x, W, pad=1) - expected) ** 2).mean()) / expected.std()
 
 
-def test_precision_of_minimal_filtering(rng, monkeypatch):
-    """Float32's 6e-8 in float64 products; a few 1e-6 in heads, where they are float32."""
+def test_precision_of_3x3(rng, monkeypatch):
+    """That of plain sums unless minimal filtering is allowed, and then up to a few times the error."""
     with chainer.no_backprop_mode():
-        assert error_of_minimal_filtering(rng, monkeypatch) < 6e-8
+        plain = error_of_3x3(rng, monkeypatch)
+        assert 1e-8 < plain < 4e-7
         with fast_products():
-            assert 1e-7 < error_of_minimal_filtering(rng, monkeypatch) < 2e-6
+            assert 1.2 * plain < error_of_3x3(rng, monkeypatch) < 1.5e-6
 
 
 def test_every_run_gives_the_same_bits(rng, way):
