@@ -36,7 +36,7 @@ from mask_rcnn.commands.common import UsageError, add_precision, check_precision
 from mask_rcnn.datasets.image_io import read_image  # noqa: E402
 from mask_rcnn.models.builder import get_device  # noqa: E402
 from mask_rcnn.ops.cudnn import current_precision, using_precision  # noqa: E402
-from mask_rcnn.ops.derived import constant_parameters  # noqa: E402
+from mask_rcnn.ops.derived import constant_parameters, one_image  # noqa: E402
 from peer import Peer, PeerError  # noqa: E402
 
 STAGES = ('prepare', 'extractor', 'RPN', 'box head', 'mask head', 'paste')
@@ -67,19 +67,20 @@ class StageClock:
 def detect_by_stages(model, image, clock: StageClock):
     """Do what ``model.detect`` does, timing each stage; return the detections and number of proposals."""
     size = image.shape[1:]
-    with clock.stage('prepare'):
-        x, placement = model.prepare(image)
-    with clock.stage('extractor'):
-        features = model.extract(x)
-    with clock.stage('RPN'):
-        rois = model.propose(features, x.shape[2:], placement.scale)
-    with clock.stage('box head'):
-        boxes, labels, scores = model.classify(features, rois, placement)
-    with clock.stage('mask head'):
-        probs = model.segment(features, boxes, labels, placement)
-    with clock.stage('paste'):
-        detections = model.assemble(boxes, labels, scores, probs, placement)
-        assert detections.masks.shape == (len(detections), *size)
+    with one_image():
+        with clock.stage('prepare'):
+            x, placement = model.prepare(image)
+        with clock.stage('extractor'):
+            features = model.extract(x)
+        with clock.stage('RPN'):
+            rois = model.propose(features, x.shape[2:], placement.scale)
+        with clock.stage('box head'):
+            boxes, labels, scores = model.classify(features, rois, placement)
+        with clock.stage('mask head'):
+            probs = model.segment(features, boxes, labels, placement)
+        with clock.stage('paste'):
+            detections = model.assemble(boxes, labels, scores, probs, placement)
+            assert detections.masks.shape == (len(detections), *size)
     return detections, len(rois)
 
 

@@ -43,7 +43,8 @@ class ConvNorm(chainer.Chain):
             relu (bool): Whether to cut off.
             residual: What to add, or ``None``.
             pool: Called between convolution and normalisation, or ``None``.  As a linear function it gives
-                what it would give before a 1x1 convolution, which may have less to do this way.
+                what it would give before a 1x1 convolution, which may have less to do this way: once an image
+                (:func:`mask_rcnn.ops.derived.one_image`), whatever is pooled.
         """
         if is_forward_only(x) and (self.bn_frozen or is_fixed(self.norm)):
             return self._fused(chainer.as_array(x), relu, residual, pool)
@@ -69,7 +70,12 @@ class ConvNorm(chainer.Chain):
         finish = {'b': bias, 'relu': relu, 'residual': residual}
         if pool is None:
             return chainer.as_variable(convolve(x, filters, **geometry, **finish))
-        return chainer.as_variable(finish_channels(pool(convolve(x, filters, **geometry)).array, **finish))
+        h = derived(_convolve_plainly, x, filters, *geometry.values(), of_image=True)
+        return chainer.as_variable(finish_channels(pool(h).array, **finish))
+
+
+def _convolve_plainly(x, filters, stride, pad):
+    return convolve(x, filters, stride=stride, pad=pad)
 
 
 def folded(filters, norm):

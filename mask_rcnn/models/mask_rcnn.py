@@ -14,6 +14,7 @@ from mask_rcnn.datasets.transforms import prepare_image
 from mask_rcnn.detections import Detections
 from mask_rcnn.models.convolution import as_float32
 from mask_rcnn.ops.boxes import clip_boxes, decode_boxes
+from mask_rcnn.ops.derived import constant_parameters, one_image
 from mask_rcnn.ops.keypoints import decode_heatmaps
 from mask_rcnn.ops.proposals import select_detections
 
@@ -63,8 +64,14 @@ class MaskRCNN(chainer.Chain):
         Returns:
             list of mask_rcnn.Detections: One for each image, best detection first.
         """
-        with chainer.using_config('train', False), chainer.no_backprop_mode():
-            return [self._detect_one(to_image_array(image)) for image in images]
+        detections, last = [], None
+        with chainer.using_config('train', False), chainer.no_backprop_mode(), constant_parameters():
+            for image in images:
+                found = self._find(to_image_array(image))  # a GPU is still busy with it ...
+                if last is not None:
+                    detections.append(self.assemble(*last))  # ... while the image before is waited for
+                last = found
+            return detections if last is None else [*detections, self.assemble(*last)]
 
     def predict(self, imgs):
         """Find the objects in images: the interface of ChainerCV's instance segmentation links.
@@ -83,16 +90,18 @@ class MaskRCNN(chainer.Chain):
         return ([d.masks if d.has_masks else d.boxes for d in detections], [d.labels for d in detections],
                 [d.scores for d in detections])
 
-    def _detect_one(self, image: np.ndarray) -> Detections:
-        x, placement = self.prepare(image)
-        maps = self.extract(x)
-        rois = self.propose(maps, x.shape[2:], placement.scale)
-        boxes, labels, scores = self.classify(maps, rois, placement)
-        mask_probs = self.segment(maps, boxes, labels, placement) if self.config.masks else None
-        keypoints = self.locate(maps, boxes, placement) if self.config.n_keypoint else None
-        return self.assemble(boxes, labels, scores, mask_probs, placement, keypoints)
+    def _find(self, image: np.ndarray) -> tuple:
+        """Return what :meth:`assemble` takes."""
+        with one_image():
+            x, placement = self.prepare(image)
+            maps = self.extract(x)
+            rois = self.propose(maps, x.shape[2:], placement.scale)
+            boxes, labels, scores = self.classify(maps, rois, placement)
+            mask_probs = self.segment(maps, boxes, labels, placement) if self.config.masks else None
+            keypoints = self.locate(maps, boxes, placement) if self.config.n_keypoint else None
+        return boxes, labels, scores, mask_probs, placement, keypoints
 
-    # The stages of _detect_one; scripts/benchmark.py times them one by one.
+    # The stages of detect; scripts/benchmark.py times them one by one.
 
     def prepare(self, image: np.ndarray):
         """Make the network's input of an image.

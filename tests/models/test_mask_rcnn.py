@@ -5,6 +5,7 @@ import pytest
 from chainercv.utils import apply_to_iterator, assert_is_instance_segmentation_link
 
 import mask_rcnn
+from mask_rcnn.models import conv_norm
 
 
 @pytest.fixture
@@ -40,6 +41,31 @@ def test_rois_in_parts_are_as_all_at_once(small_model, image, monkeypatch):
     in_parts, = small_model.detect([image])
     np.testing.assert_allclose(in_parts.boxes, at_once.boxes, atol=1e-3)
     np.testing.assert_array_equal(in_parts.labels, at_once.labels)
+
+
+def test_the_map_is_convolved_once_an_image(small_model, image, monkeypatch):
+    """For all parts of the box head and for the mask head, by res5's two first convolutions."""
+    for head in (small_model.box_head, small_model.mask_head):
+        monkeypatch.setattr(head, 'rois_at_once', 4)
+    before, = small_model.detect([image])
+    sizes = []
+    convolve = conv_norm._convolve_plainly
+    monkeypatch.setattr(conv_norm, '_convolve_plainly',
+                        lambda x, *rest: sizes.append(x.shape) or convolve(x, *rest))
+    for after in small_model.detect([image, image]):
+        np.testing.assert_array_equal(after.mask_probs, before.mask_probs)
+    assert sizes == [(1, 1024, 4, 5)] * 4
+
+
+def test_the_next_image_is_begun_before_the_last_is_waited_for(small_model, image, monkeypatch):
+    events = []
+    for name in ('prepare', 'assemble'):
+        method = getattr(small_model, name)
+        monkeypatch.setattr(small_model, name,
+                            lambda *args, name=name, method=method: events.append(name) or method(*args))
+    assert len(small_model.detect(image for _ in range(3))) == 3
+    assert events == ['prepare', 'prepare', 'assemble', 'prepare', 'assemble', 'assemble']
+    assert small_model.detect([]) == []
 
 
 def test_nothing_found(small_model, image):
