@@ -1,7 +1,8 @@
 """Show that learning generalises: drawn squares, circles and triangles, tested on 100 unseen pictures.
 
-Pictures have 128 pixels; trains with ``train.py``'s own code and exits with status 0 if box AP50 is at least
-0.90.
+Pictures have 128 pixels, objects from 10 pixels on; trains with ``train.py``'s own code and exits with status 0
+if box AP50 is at least 0.90.  The network is R-50-FPN: at 128 pixels a C4 network's map has 8 x 8 locations, and
+its box AP50 reaches 0.72.
 
     python scripts/learn_shapes.py --pretrained resnet50_imagenet.npz
 """
@@ -25,7 +26,7 @@ def main(argv=None) -> int:
     add = parser.add_argument
     add('--pretrained', required=True)
     add('--out', type=pathlib.Path, default=pathlib.Path('result_shapes'))
-    add('--iterations', type=int, default=600)
+    add('--iterations', type=int, default=1800)
     add('--gpu', type=int, default=-1)
     args = parser.parse_args(argv)
     from mask_rcnn.commands import train
@@ -39,11 +40,10 @@ def main(argv=None) -> int:
 
 def training_arguments(args: argparse.Namespace) -> list[str]:
     n = args.iterations
-    return ['--dataset', 'shapes', '--min-size', '128', '--pretrained', args.pretrained,
-            '--gpu', str(args.gpu), '--out', str(args.out), '--batchsize', '4', '--roi-batch', '32',
-            '--lr', '0.0005', '--lr_initialchange', str(n // 20), '--step_size', str(n * 3 // 4),
-            '--lr_step', str(n * 9 // 10),
-            '--clip-gradient', '10', '--iteration', str(n), '--validation', str(n),
+    return ['--dataset', 'shapes', '--extractor', 'resnet50_fpn', '--min-size', '128', '--pretrained',
+            args.pretrained, '--gpu', str(args.gpu), '--out', str(args.out), '--batchsize', '4', '--roi-batch',
+            '32', '--lr', '0.0005', '--lr_initialchange', str(n // 20), '--step_size', str(n * 3 // 4),
+            '--lr_step', str(n * 9 // 10), '--clip-gradient', '10', '--iteration', str(n), '--validation', str(n),
             '--snapshot', str(max(n // 4, 1)), '--keep', '1']
 
 

@@ -42,8 +42,9 @@ _LEAST_FILTERS = 1 << 14
 #: Tiles that a product must have, and bytes of a tap of all filters for which there must be one more tile: or
 #: transforming the filters costs more than it saves.
 _LEAST_LANES, _FILTER_BYTES = 32, 1 << 14
-#: Images from which on, and tiles of an image up to which, an image is a lane.
-_LEAST_IMAGES, _MOST_TILES = 32, 16
+#: Images from which on, and tiles of an image up to which, an image is a lane (14 x 14 pixels, which have 16 tiles,
+#: take 0.17 s in this way and 0.13 s row by row).
+_LEAST_IMAGES, _MOST_TILES = 32, 9
 #: Channels, in and out, from which on the products outweigh the transforms.
 _LEAST_CHANNELS = 16
 

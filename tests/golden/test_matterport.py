@@ -173,13 +173,13 @@ def test_detections(seen):
     boxes, labels, scores = model.classify(maps, rois, placement)
     probs = model.segment(maps, boxes, labels, placement)
     detections = model.assemble(boxes, labels, scores, probs, placement)
-    partners = match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=1e-3)
+    partners = match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=2e-4)
     arrays, stable = case.arrays, case.arrays['stable']
     found = detections[partners]
     assert np.abs(found.boxes - arrays['rois'][stable]).max() <= 1  # a rounded coordinate
     exact = (found.boxes == arrays['rois'][stable]).all(axis=1)
     assert exact.mean() > 0.9
-    np.testing.assert_allclose(found.mask_probs, arrays['mask28'][stable], rtol=0, atol=0.02)
+    np.testing.assert_allclose(found.mask_probs, arrays['mask28'][stable], rtol=0, atol=4e-3)
     iou = mask_iou(found.masks, case.masks()[stable])
     kept = arrays['stable_1e-4'][stable]  # the others have no mask_iou_1e-4
     assert (iou[kept] >= arrays['mask_iou_1e-4'][stable][kept] - 0.02).all()
