@@ -218,7 +218,7 @@ def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False,
     else:
         other = _channels_first(residual)
     is_plain_wanted = chainer.config.plain_products and not chainer.config.enable_backprop
-    if not is_plain_wanted and _winograd.is_worth_it(x.shape, W.shape, stride, pad, x.dtype):
+    if not is_plain_wanted and _winograd.is_worth_it(x.shape, W.shape, stride, pad):
         return _as_images(_winograd.convolve(images, W, pad, bias, other, relu))
     filters = W.reshape(len(W), -1)
     y = np.empty((len(W), geometry.n_column), x.dtype)
@@ -310,7 +310,7 @@ def _correlate(x, gy, stride, pad, shape):
     """Return the gradient with respect to filters of a ``shape``."""
     geometry = _Geometry(x.shape, shape, stride, pad)
     images, gradient = _channels_first(x), _channels_first(gy)
-    if _winograd.is_worth_it(x.shape, shape, stride, pad, x.dtype):
+    if _winograd.is_worth_it(x.shape, shape, stride, pad):
         return _winograd.correlate(images, gradient, pad)
     gradient = gradient.reshape(shape[0], -1)
     parts = {}
