@@ -12,13 +12,22 @@ from mask_rcnn.ops._parallel import jit, parallel_for
 def add_enlarged(x, coarse) -> chainer.Variable:
     """Add every number of a coarse map to 2 x 2 locations of a map; differentiable.
 
-    On the CPU and without a graph the sum takes the place of ``x``, whose memory is passed over once (0.02 instead
-    of 0.1 s for the pyramid of an 800 x 1333 image).
+    On the CPU and without a graph the sum overwrites the array of ``x``, whose memory is passed over once (0.02
+    instead of 0.1 s for the pyramid of an 800 x 1333 image).
 
     Args:
         x: ``(N, C, 2 * H, 2 * W)`` floats.
         coarse: ``(N, C, H, W)`` of the same type.
+
+    Returns:
+        chainer.Variable: ``(N, C, 2 * H, 2 * W)``.
+
+    Raises:
+        ValueError: Shapes or types do not fit.
     """
+    if x.shape != (*coarse.shape[:2], 2 * coarse.shape[2], 2 * coarse.shape[3]) or x.dtype != coarse.dtype:
+        raise ValueError(f'a map must be twice as large as the coarser one, {coarse.shape} {coarse.dtype}, but is '
+                         f'{x.shape} {x.dtype}')
     on_cpu = chainer.backend.get_array_module(x) is np and x.dtype in (np.float32, np.float64)
     if chainer.config.enable_backprop or not on_cpu:
         n, c, height, width = coarse.shape

@@ -26,3 +26,12 @@ def test_adds_every_number_four_times(rng, dtype, layout, with_graph):
 def test_gradients(rng):
     x, coarse = maps(rng, np.float64)
     gradient_check.check_backward(add_enlarged, (x, coarse), rng.uniform(-1, 1, x.shape), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('with_graph', [False, True])
+def test_only_a_map_twice_as_large_will_do(rng, with_graph):
+    x, coarse = maps(rng, np.float32)
+    with chainer.using_config('enable_backprop', with_graph):
+        for wrong in (x[:, :, :3], x[:, :, :, :5], x[:1], x.astype(np.float64)):
+            with pytest.raises(ValueError, match='twice as large'):
+                add_enlarged(chainer.Variable(wrong.copy()), chainer.Variable(coarse))
