@@ -82,8 +82,9 @@ def test_detections_are_those_of_the_cpu(model, rng, request):
         np.testing.assert_allclose(ours.mask_probs, theirs.mask_probs, atol=1e-3)
         np.testing.assert_array_equal(ours.labels, theirs.labels)
     # The second image ran the graphs of the first: no shape depends on what is found.
-    assert len(stand_in.runs) == 2 * len(stand_in.runs[:len(stand_in.runs) // 2])
-    assert len(stand_in.graphs) <= len(stand_in.runs) // 2
+    half = len(stand_in.runs) // 2
+    assert half > 0 and stand_in.runs[:half] == stand_in.runs[half:]
+    assert len(stand_in.graphs) <= half
 
 
 @pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
@@ -97,7 +98,10 @@ def test_half_precision_stays_half_until_the_end(model, rng, request, on_gpu):
         half, = model.detect([image])
     assert {features.dtype for features in maps} == {np.dtype('f2')}
     assert half.boxes.dtype == half.scores.dtype == half.mask_probs.dtype == np.float32
-    np.testing.assert_allclose(np.sort(half.scores)[-2:], np.sort(full.scores)[-2:], atol=0.02)
+    assert len(half) == len(full) > 0
+    np.testing.assert_array_equal(half.labels, full.labels)
+    np.testing.assert_allclose(half.scores, full.scores, atol=3e-3)
+    np.testing.assert_allclose(half.boxes, full.boxes, atol=0.05)
 
 
 @pytest.mark.parametrize('precision,tolerance', [('fp32', 1e-4), ('fp16', 2e-2), ('bf16', 0.2)])
