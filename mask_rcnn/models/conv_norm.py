@@ -35,19 +35,24 @@ class ConvNorm(chainer.Chain):
                 initialW=chainer.initializers.HeNormal(fan_option='fan_out'))
             self.norm = make_norm(norm, out_channels)
 
-    def forward(self, x, *, relu=False, residual=None, pool=None):
+    def forward(self, x, *, relu=False, residual=None, pool=None, overwrite_residual=False):
         """Convolve and normalise; then add ``residual`` and cut off what is negative, if asked to.
 
         Args:
             x: ``(N, C, H, W)`` floats.
             relu (bool): Whether to cut off.
-            residual: What to add, or ``None``.
+            residual: What to add, ``(N, O, oh, ow)``, or ``None``.
             pool: Called between convolution and normalisation, or ``None``.  As a linear function it gives
                 what it would give before a 1x1 convolution, which may have less to do this way: once an image
                 (:func:`mask_rcnn.ops.derived.one_image`), whatever is pooled.
+            overwrite_residual (bool): Whether the result may take the place of ``residual``, where no gradient is
+                wanted.
+
+        Returns:
+            chainer.Variable: ``(N, O, oh, ow)``.
         """
         if is_forward_only(x) and (self.bn_frozen or is_fixed(self.norm)):
-            return self._fused(chainer.as_array(x), relu, residual, pool)
+            return self._fused(chainer.as_array(x), relu, residual, pool, overwrite_residual)
         if pool is None and self._is_constant() and cudnn.takes(x):
             return cudnn.convolution_affine(x, self.conv.W, *scale_and_bias(self.norm), residual, relu=relu,
                                             stride=self.conv.stride[0], pad=self.conv.pad[0])
@@ -62,14 +67,15 @@ class ConvNorm(chainer.Chain):
         return self.bn_frozen or (is_fixed(self.norm)
                                   and not any(parameter.requires_grad for parameter in self.norm.params()))
 
-    def _fused(self, x, relu, residual, pool):
+    def _fused(self, x, relu, residual, pool, overwrite_residual):
         """The same with the scale folded into the filters, in one pass over the result."""
         filters, bias = derived(folded, self.conv.W.array, self.norm)
         residual = None if residual is None else chainer.as_array(residual)
         geometry = {'stride': self.conv.stride[0], 'pad': self.conv.pad[0]}
         finish = {'b': bias, 'relu': relu, 'residual': residual}
         if pool is None:
-            return chainer.as_variable(convolve(x, filters, **geometry, **finish))
+            return chainer.as_variable(convolve(x, filters, **geometry, **finish,
+                                                overwrite_residual=overwrite_residual))
         h = derived(_convolve_plainly, x, filters, *geometry.values(), of_image=True)
         return chainer.as_variable(finish_channels(pool(h).array, **finish))
 

@@ -36,11 +36,18 @@ class Bottleneck(chainer.Chain):
                 self.shortcut = ConvNorm(in_channels, 4 * mid_channels, 1, stride=stride, norm=norm)
         self.project = project
 
-    def forward(self, x, pool=None):
-        """Return the block's output; ``pool`` is for its first convolutions, as in :class:`ConvNorm`."""
+    def forward(self, x, pool=None, *, overwrite=False):
+        """Return the block's output.
+
+        Args:
+            x: ``(N, C, H, W)`` floats.
+            pool: For the first convolutions, as in :class:`ConvNorm`.
+            overwrite (bool): Whether the output may take the place of ``x``, where no gradient is wanted.
+        """
         h = self.conv1(x, relu=True, pool=pool)
         h = self.conv2(h, relu=True)
-        return self.conv3(h, relu=True, residual=self.shortcut(x, pool=pool) if self.project else x)
+        residual = self.shortcut(x, pool=pool) if self.project else x
+        return self.conv3(h, relu=True, residual=residual, overwrite_residual=overwrite or self.project)
 
 
 class ResNetStage(chainer.Chain):
@@ -64,7 +71,7 @@ class ResNetStage(chainer.Chain):
         """Return the last block's output; ``pool`` is for the first, see :class:`Bottleneck`."""
         x = self.block0(x, pool)
         for i in range(1, self.n_block):
-            x = self[f'block{i}'](x)
+            x = self[f'block{i}'](x, overwrite=True)
         return x
 
 

@@ -11,6 +11,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops import _cuda, _parallel, cudnn
+from mask_rcnn.ops._layout import as_images, channels_first
 from mask_rcnn.ops._rois import compute_dtype
 
 _TAPS = 3
@@ -64,7 +65,8 @@ def depthwise_convolve(x, W, bias, *, stride: int, pad, limit: float):
         limit: The result is cut off below 0 and above this.
 
     Returns:
-        numpy.ndarray: ``min(max(convolution + bias, 0), limit)``.
+        NumPy or CuPy array: ``min(max(convolution + bias, 0), limit)``, of the shape and layout that
+        :func:`depthwise_convolution_2d` gives.
     """
     if chainer.backend.get_array_module(x) is not np:
         return cudnn.convolve(x, W, bias, stride=stride, pad=pad, relu=True, limit=limit)
@@ -192,26 +194,26 @@ def _geometry(shape, out_shape, stride, pad):
 # On the CPU
 
 def _forward_cpu(x, W, stride, pad, bias=None, low=-np.inf, high=np.inf):
-    images, filters = _channels_first(x), _plain(W)
+    images, filters = channels_first(x, compute_dtype(x.dtype)), _plain(W)
     n_channel, n_image = images.shape[:2]
     y = np.empty((n_channel, n_image, *_out_size(x.shape[2:], stride, pad)), images.dtype)
     bias = np.zeros(n_channel, y.dtype) if bias is None else _plain(bias)
     low, high = y.dtype.type(low), y.dtype.type(high)
     _parallel.parallel_for(lambda start, stop: _forward_channels(
         images, filters, bias, stride, pad, low, high, y, start, stop), n_channel)
-    return y.transpose(1, 0, 2, 3).astype(x.dtype, copy=False)
+    return as_images(y).astype(x.dtype, copy=False)
 
 
 def _grad_x_cpu(gy, W, stride, pad, shape):
-    gradients, filters = _channels_first(gy), _plain(W)
+    gradients, filters = channels_first(gy, compute_dtype(gy.dtype)), _plain(W)
     gx = np.empty((shape[1], shape[0], *shape[2:]), gradients.dtype)
     _parallel.parallel_for(lambda start, stop: _grad_x_channels(
         gradients, filters, stride, pad, gx, start, stop), shape[1])
-    return gx.transpose(1, 0, 2, 3).astype(gy.dtype, copy=False)
+    return as_images(gx).astype(gy.dtype, copy=False)
 
 
 def _grad_w_cpu(x, gy, stride, pad):
-    images, gradients = _channels_first(x), _channels_first(gy)
+    images, gradients = (channels_first(array, compute_dtype(array.dtype)) for array in (x, gy))
     gw = np.empty((x.shape[1], 1, _TAPS, _TAPS), images.dtype)
     _parallel.parallel_for(lambda start, stop: _grad_w_channels(
         images, gradients, stride, pad, gw, start, stop), x.shape[1])
@@ -220,11 +222,6 @@ def _grad_w_cpu(x, gy, stride, pad):
 
 def _plain(array):
     return np.ascontiguousarray(array, compute_dtype(array.dtype))
-
-
-def _channels_first(x):
-    """Return ``(N, C, H, W)`` as a contiguous ``(C, N, H, W)``, copying only what is laid out otherwise."""
-    return _plain(x.transpose(1, 0, 2, 3))
 
 
 @_parallel.jit

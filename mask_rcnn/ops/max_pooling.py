@@ -6,6 +6,7 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
+from mask_rcnn.ops._layout import as_images, channels_first
 from mask_rcnn.ops._parallel import jit, parallel_for
 
 
@@ -20,6 +21,9 @@ def max_pooling_2d(x, ksize: int, *, stride: int, pad: int, cover_all: bool) -> 
         stride: Step of the windows in both directions.
         pad: Rows and columns of minus infinity around the images.
         cover_all: Whether a last window that is only partly inside counts.
+
+    Returns:
+        chainer.Variable: ``(N, C, oh, ow)`` of the type of ``x``.
     """
     on_cpu = chainer.backend.get_array_module(x) is np and x.dtype in (np.float32, np.float64)
     if chainer.config.enable_backprop or not on_cpu:
@@ -27,10 +31,10 @@ def max_pooling_2d(x, ksize: int, *, stride: int, pad: int, cover_all: bool) -> 
     images = chainer.as_array(x)
     size = [chainer.utils.conv.get_conv_outsize(side, ksize, stride, pad, cover_all)
             for side in images.shape[2:]]
-    channels = np.ascontiguousarray(images.transpose(1, 0, 2, 3))
+    channels = channels_first(images)
     y = np.empty((*channels.shape[:2], *size), images.dtype)
     parallel_for(lambda start, stop: _pool_channels(channels, ksize, stride, pad, y, start, stop), len(y))
-    return chainer.as_variable(y.transpose(1, 0, 2, 3))
+    return chainer.as_variable(as_images(y))
 
 
 @jit

@@ -23,6 +23,7 @@ import numpy as np
 from mask_rcnn.ops import _cuda, _parallel
 from mask_rcnn.ops._channel_blocks import (BLOCK, count_blocks, gather_bins, gather_maps, scatter_bins,
                                            scatter_maps)
+from mask_rcnn.ops._layout import as_images, channels_first
 from mask_rcnn.ops._rois import as_pair, check_arguments, compute_dtype, pixel_range
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -193,12 +194,12 @@ def forward_cpu(x, rois, roi_indices, grid: _Grid):
         lambda start, stop: _forward_blocks(source, roi_indices, *_fields(rows), *_fields(columns),
                                             *columns.range(), start, stop, y),
         count_blocks(x.shape[1]))
-    return y.transpose(1, 0, 2, 3).astype(x.dtype, copy=False)
+    return as_images(y).astype(x.dtype, copy=False)
 
 
 def backward_cpu(gy, rois, roi_indices, grid: _Grid, shape):
     """Return the gradient of the maps, whose shape is ``shape``; NumPy arrays in and out."""
-    source = np.ascontiguousarray(gy.transpose(1, 0, 2, 3), compute_dtype(gy.dtype))
+    source = channels_first(gy, compute_dtype(gy.dtype))
     gx = np.empty(shape, source.dtype)
     rows, columns = (_axis_weights_cpu(rois, axis, grid, shape[2 + axis]) for axis in (0, 1))
     _parallel.parallel_for(

@@ -44,3 +44,19 @@ def test_bottleneck_is_the_sum_of_its_two_ways(rng):
     h = np.maximum(convolve(block.conv2.conv, h, 1), 0)
     expected = np.maximum(convolve(block.conv3.conv, h) + convolve(block.shortcut.conv, x), 0)
     np.testing.assert_allclose(block(x).array, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_map_is_overwritten_that_somebody_needs(rng):
+    """Without a graph blocks write over the maps before them, but over neither inputs nor stages' outputs."""
+    net = ResNet('resnet50', norm='affine', outputs=(2, 3, 4, 5))
+    x = rng.uniform(-1, 1, (2, 3, 64, 32)).astype(np.float32)
+    expected = [features.array for features in net(x)]
+    with chainer.no_backprop_mode():
+        image = x.copy()
+        maps = net(image)
+        np.testing.assert_array_equal(image, x)
+        for features, wanted in zip(maps, expected):
+            np.testing.assert_allclose(features.array, wanted, rtol=1e-4, atol=1e-4 * wanted.std())
+        before = maps[0].array.copy()
+        net.res2.block1(maps[0])
+        np.testing.assert_array_equal(maps[0].array, before)

@@ -6,6 +6,7 @@ from chainer import gradient_check
 from chainer.utils.type_check import InvalidType
 
 from mask_rcnn.ops import _winograd, convolution
+from mask_rcnn.ops._layout import channels_first
 from mask_rcnn.ops.convolution import (convolution_2d, convolve, deconvolution_2d, deconvolve, fast_products,
                                        finish_channels)
 
@@ -36,7 +37,8 @@ def way(request, monkeypatch):
         monkeypatch.setattr(_winograd, '_LEAST_IMAGES', 1 if 'images' in request.param else 1000)
     if request.param == 'small tiles' or 'blocks' in request.param:
         for module, name in ((convolution, '_TILE_BYTES'), (convolution, '_LEAST_COLUMNS'),
-                             (convolution, '_PLAIN_COLUMNS'), (convolution, '_SCATTER_BYTES'),
+                             (convolution, '_PLAIN_COLUMNS'), (convolution, '_FINISHED_CHANNELS'),
+                             (convolution, '_SCATTER_BYTES'),
                              (_winograd, '_BLOCK_BYTES'),
                              (_winograd, '_LEAST_BLOCK_LANES')):
             monkeypatch.setattr(module, name, 1)
@@ -79,7 +81,7 @@ def test_any_memory_layout(rng, layout):
 def test_layout_lets_the_next_one_read_without_a_copy(rng):
     x, W, _ = arrays(rng, (1, 1), (6, 5))
     y = convolve(x, W)
-    assert np.shares_memory(convolution._channels_first(y), y)
+    assert np.shares_memory(channels_first(y), y)
 
 
 @pytest.mark.parametrize('kernel, pad', [((1, 1), 0), ((3, 3), 1)])
@@ -93,6 +95,17 @@ def test_fused_sum_and_relu(rng, way, kernel, pad, relu, with_bias):
     y = convolve(x, W, b if with_bias else None, pad=pad, relu=relu, residual=residual)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
     assert (y < 0).any() != relu
+
+
+@pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3)])
+def test_result_in_place_of_the_residual(rng, way, layout):
+    x, W, b = arrays(rng, (1, 1), (6, 5))
+    residual = rng.uniform(-1, 1, (3, 5, 6, 5)).astype(np.float32)
+    expected = convolve(x, W, b, relu=True, residual=residual)
+    spent = np.ascontiguousarray(residual.transpose(layout)).transpose(layout)
+    y = convolve(x, W, b, relu=True, residual=spent, overwrite_residual=True)
+    np.testing.assert_array_equal(y, expected)
+    assert np.shares_memory(y, spent) == (layout == (1, 0, 2, 3))
 
 
 @pytest.mark.parametrize('relu', [False, True])
@@ -163,6 +176,20 @@ def test_precision_of_3x3(rng, monkeypatch):
         assert 1e-8 < plain < 4e-7
         with fast_products():
             assert 1.2 * plain < error_of_3x3(rng, monkeypatch) < 1.5e-6
+
+
+def test_gradients_take_fast_products(rng, monkeypatch):
+    """With respect to the images, too, though nothing of a backward pass is differentiated again."""
+    x, W, _ = arrays(rng, (3, 3), (9, 9))
+    monkeypatch.setattr(_winograd, '_LEAST_CHANNELS', 1)
+    monkeypatch.setattr(_winograd, '_LEAST_LANES', 1)
+    calls = []
+    for name in ('convolve', 'correlate'):
+        monkeypatch.setattr(_winograd, name, lambda *args, name=name, own=getattr(_winograd, name): (
+            calls.append(name), own(*args))[1])
+    image, filters = chainer.Variable(x), chainer.Variable(W)
+    chainer.functions.sum(convolution_2d(image, filters, pad=1)).backward()
+    assert sorted(calls) == ['convolve', 'convolve', 'correlate']
 
 
 def test_every_run_gives_the_same_bits(rng, way):

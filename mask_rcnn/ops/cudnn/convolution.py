@@ -59,7 +59,7 @@ def convolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False, limit:
             raise
         product = _task('forward', x.shape, W.shape, stride, pad, precision)
         y = _run(product, {uid: inputs[uid] for uid in (graphs.X, graphs.W)})
-        y = _finish(_widen(y), b, residual, relu)
+        y = finish(_widen(y), b, residual, relu)
     y = _result(y, precision.result)
     if not math.isinf(limit):  # as a part of the graph it would leave cuDNN a single, slow engine
         cuda.get_array_module(y).minimum(y, limit, out=y)
@@ -115,7 +115,7 @@ def deconvolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False,
     task = _task('data', shape, W.shape, stride, pads, precision)
     y = _run(task, {graphs.Y: _channels_last(x, precision), graphs.W: derived(_channels_last, W, precision)})
     if b is not None or relu:
-        y = _finish(_widen(y), b, None, relu)
+        y = finish(_widen(y), b, None, relu)
     return _result(y, precision.result)
 
 
@@ -203,8 +203,15 @@ def _result(y, dtype):
     return _widen(y).astype(dtype, order='K', copy=False)
 
 
-def _finish(y, b, residual, relu: bool):
-    """Do in place what could not be part of the graph."""
+def finish(y, b, residual, relu: bool):
+    """Do in place what could not be part of the graph: return ``relu(y + residual + b)``.
+
+    Args:
+        y: ``(N, O, oh, ow)``, float32 or float16, in any layout; overwritten.
+        b: ``(O,)``, or ``None``.
+        residual: ``(N, O, oh, ow)``, or ``None``.
+        relu: Whether to replace negative numbers by zero.
+    """
     if residual is not None:
         y += residual.astype(y.dtype, copy=False)
     if b is not None:
