@@ -20,7 +20,7 @@ import numpy as np
 from chainer import serializers, training
 
 from mask_rcnn.models.saving import save
-from mask_rcnn.weights import ModelMeta, WeightFileError
+from mask_rcnn.weights import ModelMeta, WeightFileError, archives
 from mask_rcnn.weights.errors import printable
 from mask_rcnn.weights.files import open_for_reading, open_for_writing
 
@@ -28,9 +28,6 @@ FORMAT_VERSION = 1
 
 _HEADER = 'snapshot'
 _NAME = re.compile(r'snapshot_iter_(\d+)\.npz')
-
-#: What reading a damaged archive raises.
-_DAMAGE = (ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,9 @@ def write_snapshot(path: str | os.PathLike, trainer: training.Trainer, model: Mo
 def is_snapshot(path: str | os.PathLike) -> bool:
     """Return whether a file is a snapshot, and not a model (or anything else)."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return f'{_HEADER}.npy' in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+        with open_for_reading(path) as (file, size):
+            return f'{_HEADER}.npy' in archives.member_names(file, size)
+    except archives.DAMAGE:     # WeightFileError is one of them
         return False
 
 
@@ -113,18 +110,16 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
     Raises:
         WeightFileError: The file cannot be read, is damaged or is something else.
     """
-    with open_for_reading(path) as (file, _):
+    with open_for_reading(path) as (file, size):
         try:
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = json.loads(arrays.pop(_HEADER).tobytes())
-            if header['format_version'] > FORMAT_VERSION:
-                raise ValueError('it was written by a newer version')
-            model = ModelMeta.from_json(json.dumps(header['model']))
-            arrays.update((name, np.asarray(None)) for name in header['nones'])
+            archive, members = archives.open_stored(file, size)
+            header = _parse_header(archives.read_array(archive, members.pop(f'{_HEADER}.npy')))
+            arrays = {name.removesuffix('.npy'): archives.read_array(archive, member)
+                      for name, member in members.items()}
+            arrays.update((name, np.asarray(None)) for name in header.nones)
             int(arrays['updater/iteration'])
-            return Snapshot(Path(path), model, header['options'], arrays)
-        except _DAMAGE as error:
+            return Snapshot(Path(path), header.model, header.options, arrays)
+        except archives.DAMAGE as error:
             raise _damaged(path, error) from None
 
 
@@ -134,7 +129,7 @@ def read_options(path: str | os.PathLike) -> Mapping[str, Any]:
     Raises:
         WeightFileError: The file cannot be read, is damaged or is something else.
     """
-    return dict(_read_header(path)['options'])
+    return _read_header(path).options
 
 
 def read_model_meta(path: str | os.PathLike) -> ModelMeta:
@@ -143,18 +138,33 @@ def read_model_meta(path: str | os.PathLike) -> ModelMeta:
     Raises:
         WeightFileError: The file cannot be read, is damaged or is something else.
     """
-    return ModelMeta.from_json(json.dumps(_read_header(path)['model']))
+    return _read_header(path).model
 
 
-def _read_header(path: str | os.PathLike) -> dict:
-    with open_for_reading(path) as (file, _):
+@dataclass(frozen=True)
+class _Header:
+    """What the JSON text says; ``nones`` are the names of the values that are ``None``."""
+
+    model: ModelMeta
+    options: dict[str, Any]
+    nones: list[str]
+
+
+def _read_header(path: str | os.PathLike) -> _Header:
+    with open_for_reading(path) as (file, size):
         try:
-            with np.load(file, allow_pickle=False) as archive:
-                header = json.loads(archive[_HEADER].tobytes())
-            dict(header['options']), ModelMeta.from_json(json.dumps(header['model']))
-            return header
-        except _DAMAGE as error:
+            archive, members = archives.open_stored(file, size)
+            return _parse_header(archives.read_array(archive, members[f'{_HEADER}.npy']))
+        except archives.DAMAGE as error:
             raise _damaged(path, error) from None
+
+
+def _parse_header(array: np.ndarray) -> _Header:
+    header = json.loads(array.tobytes())
+    if header['format_version'] > FORMAT_VERSION:
+        raise ValueError('it was written by a newer version')
+    model = ModelMeta.from_json(json.dumps(header['model']))
+    return _Header(model, dict(header['options']), list(header['nones']))
 
 
 def _damaged(path, error: Exception) -> WeightFileError:

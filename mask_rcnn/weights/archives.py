@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import struct
+import tokenize
 import zipfile
+import zlib
 from typing import BinaryIO
 
-#: What reading a damaged archive raises (``RuntimeError``: encrypted or of unknown compression).
-DAMAGE = (ValueError, KeyError, zipfile.BadZipFile, EOFError, RuntimeError, struct.error, OverflowError,
-          MemoryError)
+import numpy as np
+
+#: What reading a damaged archive raises (``RuntimeError``: encrypted or of unknown compression; the last four:
+#: NumPy's parser, for the header of a damaged array).
+DAMAGE = (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, OverflowError,
+          MemoryError, SyntaxError, tokenize.TokenError, TypeError, IndexError)
 
 #: Bytes of an archive's directory; that of a network of 2000 arrays has about 200 kB.
 _MAX_DIRECTORY = 1 << 22
@@ -31,16 +36,46 @@ def open_stored(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, dict[str, z
         zipfile.BadZipFile: It is no zip archive, or damaged.
         ValueError: It has compressed, overlapping or double members, or a huge directory.
     """
-    archive = _open(file, size)
+    return _checked(_open(file, size), (zipfile.ZIP_STORED,), size)
+
+
+def open_deflated(file: BinaryIO, size: int, growth: float) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """Open an archive whose members may be deflated, the one compression that is unpacked piece by piece.
+
+    Of bzip2 and LZMA a single piece can unfold to any size, whatever the archive says.
+
+    Args:
+        file: The archive.
+        size: Its size in bytes.
+        growth: Its unpacked members may be larger by this factor.
+
+    Returns:
+        As :func:`open_stored`.
+
+    Raises:
+        zipfile.BadZipFile: It is no zip archive, or damaged.
+        ValueError: It has members of another compression, too large or double ones, or a huge directory.
+    """
+    return _checked(_open(file, size), (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), growth * size)
+
+
+def _checked(archive: zipfile.ZipFile, methods: tuple[int, ...],
+             limit: float) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     members = archive.infolist()
     by_name = {member.filename: member for member in members}
     if len(by_name) != len(members):
         raise ValueError('it has two members of one name')
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError('its members are compressed')
-    if sum(member.file_size for member in members) > size:
-        raise ValueError('its members are larger than the file')
+    if any(member.compress_type not in methods for member in members):
+        raise ValueError('its members are compressed in a way that is not read')
+    if sum(member.file_size for member in members) > limit:
+        raise ValueError('its members are larger than the file can hold')
     return archive, by_name
+
+
+def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read a member ``.npy`` of any form that NumPy writes; nothing is unpickled.  Raises :data:`DAMAGE`."""
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def member_names(file: BinaryIO, size: int) -> frozenset[str]:

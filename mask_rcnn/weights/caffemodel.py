@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,7 +33,7 @@ from mask_rcnn.weights.protobuf import (FIXED32, FIXED64, LENGTH, VARINT, Budget
 #: Caffe's default ``eps`` of batch normalisation, and that of our networks.
 EPS = 1e-5
 
-#: Protocol buffers end there; the ResNets have at most 240 MB.
+#: Bytes of a file and sides of a blob; protocol buffers end there, and the ResNets have at most 240 MB.
 _MAX_SIZE = 1 << 31
 
 _CONV = re.compile(r'conv1|res\d[a-z]\d{0,2}_branch\d[a-c]?')
@@ -75,7 +74,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for name in filter(_CONV.fullmatch, layers):
             arrays |= _convolution(name, layers, budget)
-    except (Damaged, struct.error, UnicodeDecodeError) as error:
+    except (Damaged, UnicodeDecodeError) as error:
         raise WeightFileError(path, f'is not a .caffemodel, or damaged: {error}') from None
     if not arrays:
         raise WeightFileError(path, 'holds no ResNet of He et al.: no layers conv1, res2a_branch2a, ...')
@@ -175,8 +174,8 @@ def _blob(name: str, data: memoryview, budget: Budget) -> np.ndarray:
     array = np.concatenate([np.empty(0, '<f4'), *parts]).astype(np.float32, copy=False)
     if shape is None:
         shape = tuple(old_shape.values()) if n_old else array.shape
-    # math.prod has no overflow; the sizes of huge shapes just differ.
-    if len(shape) > 8 or math.prod(shape) != array.size:
+    # A side of 0 goes with any other one, also with those that NumPy cannot count.
+    if len(shape) > 8 or any(n >= _MAX_SIZE for n in shape) or math.prod(shape) != array.size:
         raise Damaged(f'a blob of {name} has {array.size} numbers, which is not the shape {shape[:8]}')
     return array.reshape(shape)
 

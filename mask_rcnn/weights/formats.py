@@ -125,8 +125,8 @@ def _read_own(path: _Path) -> TranslatedFile:
 # What files begin with
 
 
-def _has_member(*names: str) -> Callable[[bytes, frozenset[str]], bool]:
-    return lambda start, members: any(name in members for name in names)
+def _has_member(name: str) -> Callable[[bytes, frozenset[str]], bool]:
+    return lambda start, members: name in members
 
 
 def _is_torch(start: bytes, members: frozenset[str]) -> bool:
@@ -134,7 +134,7 @@ def _is_torch(start: bytes, members: frozenset[str]) -> bool:
 
 
 def _is_hdf5(start: bytes, members: frozenset[str]) -> bool:
-    return start.startswith(b'\x89HDF\r\n\x1a\n')
+    return start.startswith(matterport.SIGNATURE)
 
 
 def _is_mindspore(start: bytes, members: frozenset[str]) -> bool:

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, MOBILENET, RESNET_BLOCKS, Config, Dialect
 from mask_rcnn.weights import archives, caffemodel
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError, printable, some
 from mask_rcnn.weights.files import open_for_reading, sha256
 from mask_rcnn.weights.folding import fold_bias_into_mean
 from mask_rcnn.weights.translated import Report, TranslatedFile
@@ -128,8 +126,7 @@ def _translated(path: _Path, format: str, arrays: Mapping[str, np.ndarray], pair
               for theirs, name in statistics.items()}
     missing = [name for name in names if name not in arrays]
     if missing:
-        more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
-        raise WeightFileError(path, f'lacks {", ".join(missing[:5])}{more}')
+        raise WeightFileError(path, f'lacks {some(missing)}')
     renamed = {ours: np.asarray(arrays[theirs], np.float32) for theirs, ours in names.items()}
     for conv, _, ours in pairs:
         bias, mean = arrays.get(f'{conv}/b'), f'{ours}/norm/avg_mean'
@@ -142,17 +139,13 @@ def _translated(path: _Path, format: str, arrays: Mapping[str, np.ndarray], pair
 
 
 def _read_members(path: _Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """Read the arrays of floats in an ``.npz``, compressed or not."""
+    """Read the arrays of floats in an ``.npz``, as ``numpy.savez`` or ``savez_compressed`` writes it."""
     with open_for_reading(path) as (file, size):
         try:
-            with zipfile.ZipFile(file) as archive:
-                if sum(member.file_size for member in archive.infolist()) > _MAX_GROWTH * size:
-                    raise ValueError('it is much larger than the file when unpacked')
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                read = {name: arrays[name] for name in arrays.files if wanted(name)}
-        except (*archives.DAMAGE, zlib.error) as error:
+            archive, members = archives.open_deflated(file, size, _MAX_GROWTH)
+            names = [member.removesuffix('.npy') for member in members if member.endswith('.npy')]
+            read = {name: archives.read_array(archive, members[f'{name}.npy']) for name in names if wanted(name)}
+        except archives.DAMAGE as error:
             reason = printable(str(error), 200) or type(error).__name__
             raise WeightFileError(path, f'is not a weight file, or damaged: {reason}') from None
-    return {name: array for name, array in read.items()
-            if isinstance(array, np.ndarray) and array.dtype.kind == 'f'}
+    return {name: array for name, array in read.items() if array.dtype.kind == 'f'}

@@ -31,10 +31,11 @@ FORMAT = 'matterport-h5'
 
 _Path = str | os.PathLike
 
-_SIGNATURE = b'\x89HDF\r\n\x1a\n'
+#: What an HDF5 file begins with.
+SIGNATURE = b'\x89HDF\r\n\x1a\n'
 
-#: Objects and levels of groups that are looked at: Keras' own files have about 1000 and 5.
-_MAX_OBJECTS, _MAX_DEPTH = 20_000, 16
+#: Objects, levels of groups and characters of a path that are looked at: Keras' own files have about 1000, 5 and 100.
+_MAX_OBJECTS, _MAX_DEPTH, _MAX_PATH = 20_000, 16, 1000
 
 #: Filters of the format itself (``H5Zpublic.h``): deflate, shuffle, checksum.  Others would be loaded as
 #: plugins.
@@ -87,7 +88,7 @@ def _name_of(layer: str, kind: str) -> str:
 def _contents(path: _Path) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """Return the arrays by layer and kind, in our order of axes; and what else there is, by what it is."""
     with open_for_reading(path) as (file, size):
-        if file.read(len(_SIGNATURE)) != _SIGNATURE:
+        if file.read(len(SIGNATURE)) != SIGNATURE:
             raise WeightFileError(path, 'is not an HDF5 file')
         try:
             with h5py.File(file, 'r') as opened:
@@ -146,6 +147,9 @@ class _Reader:
                 raise WeightFileError(self._path, 'has more groups than a network needs')
             for child in node:
                 below = f'{name}/{child}'
+                if len(below) > _MAX_PATH:
+                    raise WeightFileError(self._path, f'has a path of more than {_MAX_PATH} characters: '
+                                                      f'{printable(below)}')
                 if not isinstance(node.get(child, getlink=True), h5py.HardLink):
                     left['links'].append(printable(below))
                 elif node.get(child, getclass=True) in (h5py.Group, h5py.Dataset):

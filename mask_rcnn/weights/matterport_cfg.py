@@ -7,7 +7,6 @@ of our :class:`~mask_rcnn.config.Config`.  Names that only concern training are 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +17,9 @@ from mask_rcnn.config import MATTERPORT, Config
 from mask_rcnn.weights.errors import WeightFileError, printable
 
 _MAX_TEXT = 1 << 20
+
+#: Between these are sizes, ratios and deviations that one can calculate with.
+_LEAST, _MOST = 1e-6, 1e6
 
 #: ``RPN_ANCHOR_RATIOS`` of Matterport's own models, as heights divided by widths.
 RATIOS = (2.0, 1.0, 0.5)
@@ -58,9 +60,9 @@ def _fraction(value: Any) -> float:
 
 def _numbers(value: Any) -> tuple[float, ...]:
     valid = isinstance(value, (list, tuple)) and len(value) > 0 and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf for v in value)
+        isinstance(v, (int, float)) and not isinstance(v, bool) and _LEAST < v < _MOST for v in value)
     if not valid:
-        raise ValueError('a list of positive numbers')
+        raise ValueError(f'a list of positive numbers between {_LEAST:g} and {_MOST:g}')
     return tuple(value)
 
 

@@ -53,7 +53,7 @@ _DTYPES = {'Float16': '<f2', 'Float32': '<f4', 'Float64': '<f8', 'Int8': '|i1', 
            'Int32': '<i4', 'Int64': '<i8', 'UInt8': '|u1', 'UInt16': '<u2', 'UInt32': '<u4', 'UInt64': '<u8',
            'Bool': '|b1'}
 
-#: Protocol buffers end there.
+#: Bytes of a file and sides of a tensor; protocol buffers end there.
 _MAX_SIZE = 1 << 31
 
 _MAX_DIMENSIONS = 8
@@ -173,7 +173,9 @@ def _tensor(name: str, data: memoryview, budget: Budget) -> np.ndarray:
     dtype = np.dtype(_DTYPES[kind])
     if dims == [0] and len(content) == dtype.itemsize:
         dims = []                                           # how MindSpore writes a single number
-    if len(dims) > _MAX_DIMENSIONS or math.prod(dims) * dtype.itemsize != len(content):
+    # A side of 0 goes with any other one, also with those that NumPy cannot count.
+    if (len(dims) > _MAX_DIMENSIONS or any(n >= _MAX_SIZE for n in dims)
+            or math.prod(dims) * dtype.itemsize != len(content)):
         raise Damaged(f'{printable(name)} has {len(content)} bytes, which is not the shape {tuple(dims[:8])}')
     return np.frombuffer(content, dtype).reshape(dims)
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import chainer
 import numpy as np
 
+from mask_rcnn.config import Config
 from mask_rcnn.weights import formats
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError, printable, some
 from mask_rcnn.weights.files import open_for_reading
 from mask_rcnn.weights.npz import load_arrays
 from mask_rcnn.weights.translated import TranslatedFile, body_name, network_name
@@ -119,9 +120,10 @@ def load_pretrained(model: chainer.Chain, path: str | os.PathLike,
     """Put the weights of a file into a model, as far as it has them and they fit.
 
     The layers whose shape depends on the number of classes or anchors keep their weights if that number
-    is another in the file; heads that the model has not are left; everything else has to fit.  Batch normalisation in the file becomes an
-    affine channel in a model with ``norm='affine'``, and the other way round, with the same output.
-    Nothing in the file is executed, and the model is unchanged if there is an error.
+    is another in the file; heads that the model does not have are left out; everything else has to fit.  Batch
+    normalisation in the file becomes an affine channel in a model with ``norm='affine'``, and the other way
+    round, with the same output.  Nothing in the file is executed, and the model is unchanged if there is an
+    error.
 
     Args:
         model (mask_rcnn.MaskRCNN): The model, on any device.
@@ -149,8 +151,9 @@ def load_pretrained(model: chainer.Chain, path: str | os.PathLike,
     missing = tuple(dict.fromkeys(_layer(name) for name in params if name not in arrays))
     _check(path, arrays, missing, _FPN_BODY if config.has_fpn else _C4_BODY)
     if file.config.dialect.channel_order != config.dialect.channel_order:
-        first = 'extractor/body/conv1/conv/W' if config.has_fpn else 'extractor/conv1/conv/W'
-        arrays[first] = arrays[first][:, ::-1]
+        first = _first_filters(config)
+        if arrays[first].ndim == 4:     # else load_arrays says what is wrong
+            arrays[first] = arrays[first][:, ::-1]
     anew = _layers_with_other_shape(params, arrays)
     taken = {name: array for name, array in arrays.items() if _layer(name) not in anew}
     load_arrays(model, taken, what=path, partial=True)
@@ -159,6 +162,12 @@ def load_pretrained(model: chainer.Chain, path: str | os.PathLike,
                    if any(name.startswith(f'{head}/') for name in file.arrays))
     return PretrainedReport(os.fspath(path), _what(file), len(taken), anew, missing,
                             notes + _note_on_classes(file.class_names, model.class_names))
+
+
+def _first_filters(config: Config) -> str:
+    """Return the path of the filters that see the image's channels."""
+    layer = 'conv0' if config.body == 'mobilenet_v1' else 'conv1'
+    return f'extractor/{"body/" if config.has_fpn else ""}{layer}/conv/W'
 
 
 def _what(file: TranslatedFile) -> str:
@@ -182,16 +191,11 @@ def _check(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], missing: t
     """The body must be complete, and all numbers finite."""
     gaps = [layer for layer in missing if body.match(layer)]
     if gaps:
-        raise WeightFileError(path, f'lacks {_some(gaps)}')
+        raise WeightFileError(path, f'lacks {some(gaps)}')
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
-        raise WeightFileError(path, f'holds infinite or undefined numbers in {_some(broken)}: did the '
+        raise WeightFileError(path, f'holds infinite or undefined numbers in {some(broken)}: did the '
                                     'training diverge?')
-
-
-def _some(names: list[str]) -> str:
-    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    return ', '.join(map(printable, names[:5])) + more
 
 
 def _layers_with_other_shape(params: Mapping[str, chainer.Parameter],

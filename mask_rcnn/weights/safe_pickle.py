@@ -43,7 +43,7 @@ _OTHER_FORMATS = (
     (b'\x1f\x8b', 'is gzip-compressed; unpack it first'),
     (b'PK\x03\x04', 'is a zip archive (.npz or PyTorch .pth), not a pickle'),
     (b'\x89HDF', 'is an HDF5 file, not a pickle'),
-    (b'\x93NUMPY', 'is a single NumPy array (.npy), not a pickle'),
+    (b'\x93NUMPY', 'is a single NumPy array (.npy), not the weights of a network'),
     (b'BZh', 'is bzip2-compressed; unpack it first'),
     (b'\xfd7zXZ', 'is xz-compressed; unpack it first'),
     (b'<', 'is a web page or XML, no weights; was the download refused?'),

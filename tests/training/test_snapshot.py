@@ -11,8 +11,8 @@ from tiny_training import META, TinyTrainChain, arrays, make_trainer
 
 from mask_rcnn.training import snapshot as snapshot_module
 from mask_rcnn.training.extensions import Every, Log
-from mask_rcnn.training.snapshot import (Snapshots, is_snapshot, list_snapshots, read_options, read_snapshot,
-                                         write_snapshot)
+from mask_rcnn.training.snapshot import (Snapshots, is_snapshot, list_snapshots, read_model_meta, read_options,
+                                         read_snapshot, write_snapshot)
 from mask_rcnn.weights import WeightFileError, read_weights
 
 OPTIONS = {'seed': 0, 'batch_size': 4}
@@ -56,7 +56,7 @@ def test_a_snapshot_knows_its_network_and_needs_no_pickle(tmp_path):
     assert is_snapshot(path) and not is_snapshot(tmp_path / 'model_iter_4.npz')
     found = read_snapshot(path)
     assert (found.iteration, found.model, found.options) == (4, META, OPTIONS)
-    assert read_options(path) == OPTIONS
+    assert read_options(path) == OPTIONS and read_model_meta(path) == META
     with np.load(path, allow_pickle=False) as archive:
         assert all(archive[name].dtype != object for name in archive.files)
     model = read_weights(tmp_path / 'model_iter_4.npz')
@@ -165,6 +165,41 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
         read_snapshot(path)
 
 
+@pytest.mark.parametrize('header', [
+    "{'descr': '<f4', 'shape': (2,", "{'descr': '<,f4', 'fortran_order': False, 'shape': (2, )}",
+    "{'descr': (), 'fortran_order': False, 'shape': (2, )}", "{1: 2, 'a': 3}"])
+def test_damaged_headers_of_arrays_get_one_line(tmp_path, header):
+    path = tmp_path / 'bad.npz'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('snapshot.npy', b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header.encode())
+    assert is_snapshot(path)
+    for read in (read_snapshot, read_options, read_model_meta):
+        with pytest.raises(WeightFileError, match='is not a snapshot') as error:
+            read(path)
+        assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize('compression', [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_archives_are_refused(tmp_path, compression):
+    run(tmp_path, 2, every=2)
+    with (zipfile.ZipFile(tmp_path / 'snapshot_iter_2.npz') as archive,
+          zipfile.ZipFile(tmp_path / 'packed.npz', 'w', compression) as packed):
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    for read in (read_snapshot, read_options, read_model_meta):
+        with pytest.raises(WeightFileError, match='its members are compressed'):
+            read(tmp_path / 'packed.npz')
+
+
+def test_archives_of_an_unknown_version_are_no_snapshots(tmp_path):
+    run(tmp_path, 2, every=2)
+    path = tmp_path / 'snapshot_iter_2.npz'
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b'PK\x01\x02') + 6] = 99      # needed to extract
+    path.write_bytes(data)
+    assert not is_snapshot(path)
+
+
 def test_a_snapshot_of_another_network_is_refused(tmp_path):
     class Wider(TinyTrainChain):
         def __init__(self):
@@ -202,7 +237,8 @@ def test_newer_snapshots_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot_module, 'FORMAT_VERSION', 2)
     run(tmp_path, 2, every=2)
     monkeypatch.undo()
-    with pytest.raises(WeightFileError, match='newer'):
-        read_snapshot(tmp_path / 'snapshot_iter_2.npz')
+    for read in (read_snapshot, read_options, read_model_meta):
+        with pytest.raises(WeightFileError, match='newer'):
+            read(tmp_path / 'snapshot_iter_2.npz')
     with zipfile.ZipFile(tmp_path / 'snapshot_iter_2.npz') as archive:
         assert all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())

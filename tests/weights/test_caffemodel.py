@@ -172,6 +172,8 @@ DAMAGED = {
     'twice': (layer('conv1', ONE) * 2, 'two layers conv1'),
     'shape too large': (layer('conv1', field(7, field(1, varint(1 << 62) * 3)) + ONE),
                         'has 1 numbers, which is not the shape'),
+    'nothing, with a side that no array has': (
+        layer('conv1', field(7, field(1, varint(0) + varint(1 << 63)))), r'0 numbers, .* \(0, 9223372036854775808\)'),
     'many axes': (layer('conv1', field(7, field(1, b'\x01' * 5000)) + ONE), 'which is not the shape'),
     'broken float': (layer('conv1', field(5, b'abc')), 'ends within one'),
     'group': (b'\x0b', 'unknown wire type 3'),

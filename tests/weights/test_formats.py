@@ -48,7 +48,7 @@ def test_files_are_told_apart_by_their_contents(tmp_path, name):
 
 @pytest.mark.parametrize('data, reason', [
     (b'', 'is empty$'), (b'\x1f\x8b\x08', 'gzip-compressed'), (b'<html>', 'web page'),
-    (b'\x93NUMPY', 'single NumPy array'),
+    (b'\x93NUMPY', r'is a single NumPy array \(.npy\), not the weights of a network$'),
     (b'version https://git-lfs', 'Git LFS pointer'),
     (b'\xff\xd8\xff\xe0', "is no file of weights that is known .*PyTorch's .pth"),
     (b'PK\x03\x04' + bytes(50), 'is a damaged zip archive'),

@@ -197,10 +197,20 @@ def test_deviations_are_multiplied_in(path, file):
     ('IMAGE_MAX_DIM', '512', 'IMAGE_MAX_DIM must be a positive integer'),
     ('IMAGE_MAX_DIM', 500, 'multiple of 64'), ('RPN_ANCHOR_SCALES', [32, 64], '5 maps'),
     ('RPN_ANCHOR_SCALES', [1, 2, 3, 4, 'x'], 'list of positive numbers'),
+    *(('RPN_ANCHOR_SCALES', [1, 2, 3, 4, number], 'RPN_ANCHOR_SCALES must be .* between 1e-06 and 1e[+]06, not')
+      for number in (0, -1, float('inf'), float('nan'), 10 ** 400, 1e6, 1e300)),
+    ('RPN_ANCHOR_RATIOS', [1, 2, 1e-320], 'RPN_ANCHOR_RATIOS must be a list'),
+    ('BBOX_STD_DEV', [1, 1, 1, 1e-30], 'BBOX_STD_DEV must be a list'),
     ('DETECTION_MIN_CONFIDENCE', 7, 'number from 0 to 1'), ('BBOX_STD_DEV', [1, 2], 'four numbers')])
 def test_settings_that_make_no_sense(path, name, value, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         matterport.read(path, {**SETTINGS, name: value})
+    assert str(caught.value).isprintable()
+
+
+def test_thresholds_may_be_zero(path):
+    file = matterport.read(path, {**SETTINGS, 'DETECTION_MIN_CONFIDENCE': 0, 'DETECTION_NMS_THRESHOLD': 0})
+    assert (file.config.score_threshold, file.config.nms_threshold) == (0, 0)
 
 
 @pytest.mark.parametrize('name, value', [('NUM_CLASSES', 81), ('BACKBONE', 'resnet101'), ('POOL_SIZE', 14)])
@@ -340,6 +350,15 @@ def test_groups_in_circles_and_in_masses(small, monkeypatch):
         for i in range(60):
             file.create_group(f'many/{i}')
     refused(small, 'more groups than a network needs')
+
+
+def test_paths_of_any_length(small):
+    with h5py.File(small, 'a') as file:
+        file.create_group('/'.join(['a' * 400] * 2))
+    refused(small, 'fourth stage')
+    with h5py.File(small, 'a') as file:
+        file.create_group('/'.join(['a' * 400] * 3))
+    refused(small, 'has a path of more than 1000 characters: /aaaa')
 
 
 def test_an_array_that_is_there_twice(small):

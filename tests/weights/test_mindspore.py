@@ -218,6 +218,8 @@ HOSTILE = {
     'shape is larger': (value('a', ONE, dims=(1 << 40,)), 'a has 4 bytes, which is not the shape'),
     'shape is smaller': (value('a', np.ones(2, np.float32), dims=(1,)), 'a has 8 bytes'),
     'shape overflows': (value('a', ONE, dims=(1 << 63, 4, 1 << 63)), 'a has 4 bytes'),
+    'nothing, with a side that no array has': (
+        value('a', np.ones(0, np.float32), dims=(0, 1 << 63)), r'a has 0 bytes, .* \(0, 9223372036854775808\)'),
     'many axes': (value('a', ONE, dims=(1,) * 9), 'a has 4 bytes'),
     'another type': (value('a', ONE, kind='Pickle\n'), r'a is of the unknown type Pickle\\n'),
     'a name twice': (value('a', ONE) * 2, 'two tensors are called a'),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import zipfile
 
 import chainer
 import chainer.functions as F
@@ -380,6 +381,16 @@ def test_a_dialect_with_rgb_input_gets_its_channels_turned(tmp_path, raw, models
     np.testing.assert_array_equal(model.extractor.conv1.conv.W.array, raw['conv1/W'][:, ::-1])
 
 
+def test_channels_are_turned_only_of_filters(tmp_path, raw, models, monkeypatch):
+    np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})     # the format is told by a name
+    monkeypatch.setattr(imagenet, '_read_members', lambda path, wanted: raw | {'conv1/W': np.zeros(64, np.float32)})
+    model = models['bn']
+    rgb = dataclasses.replace(DETECTRON, name='rgb', channel_order='RGB')
+    monkeypatch.setattr(model, 'config', model.config.replace(dialect=rgb))
+    with pytest.raises(WeightFileError, match=r'extractor/conv1/conv/W has the shape \(64,\), not \(64, 3, 7, 7\)'):
+        load_pretrained(model, tmp_path / 'names.npz')
+
+
 # Finding files
 
 
@@ -469,8 +480,53 @@ def test_arrays_that_are_missing_or_wrong(tmp_path, raw, models, changes, reason
 
 def test_an_archive_that_unfolds_to_any_size(tmp_path, models):
     np.savez_compressed(tmp_path / 'bomb.npz', **{'res2a_branch2a/W': np.zeros(10000)})
-    with pytest.raises(WeightFileError, match='much larger than the file when unpacked'):
+    with pytest.raises(WeightFileError, match='its members are larger than the file can hold'):
         load_pretrained(models['affine'], tmp_path / 'bomb.npz')
+
+
+def write_member(path, content, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, 'w', compression) as archive:
+        archive.writestr('res2a_branch2a/W.npy', content)
+
+
+@pytest.mark.parametrize('compression', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressions_that_unfold_at_once(tmp_path, rng, compression):
+    write_member(tmp_path / 'c.npz', rng.bytes(1000), compression)
+    with pytest.raises(WeightFileError, match='its members are compressed in a way that is not read'):
+        imagenet.read_caffe_npz(tmp_path / 'c.npz')
+
+
+def test_archives_with_a_huge_directory(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'many.npz', 'w') as archive:
+        for i in range(70):
+            member = zipfile.ZipInfo(f'{i}.npy')
+            member.comment = bytes(65535)
+            archive.writestr(member, b'')
+    with pytest.raises(WeightFileError, match='its directory is too large'):
+        imagenet.read_caffe_npz(tmp_path / 'many.npz')
+
+
+def test_deflated_arrays_in_any_order_are_read(tmp_path, rng):
+    arrays = {'a/W': rng.rand(30, 20).astype(np.float32).T, 'b/W': rng.rand(3), 'c/W': np.arange(3),
+              'fc/W': rng.rand(3)}
+    np.savez_compressed(tmp_path / 'a.npz', **arrays)
+    read = imagenet._read_members(tmp_path / 'a.npz', lambda name: not name.startswith('fc'))
+    assert set(read) == {'a/W', 'b/W'}
+    for name, array in read.items():
+        np.testing.assert_array_equal(array, arrays[name], strict=True)
+
+
+#: What makes NumPy's parser stumble, each in another way.
+HEADERS = ["{'descr': '<f4', 'shape': (2,", "{'descr': '<,f4', 'fortran_order': False, 'shape': (2, )}",
+           "{'descr': (), 'fortran_order': False, 'shape': (2, )}", "{1: 2, 'a': 3}", '[' * 5000, '-' * 5000 + '1', '']
+
+
+@pytest.mark.parametrize('header', HEADERS)
+def test_damaged_headers_get_one_line(tmp_path, header):
+    write_member(tmp_path / 'h.npz', b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header.encode())
+    with pytest.raises(WeightFileError, match='is not a weight file, or damaged') as caught:
+        imagenet.read_caffe_npz(tmp_path / 'h.npz')
+    assert str(caught.value).isprintable()
 
 
 def test_a_model_of_ours_without_its_body(tmp_path, models):

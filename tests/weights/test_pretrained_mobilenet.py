@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.config import DETECTRON
 from mask_rcnn.datasets import read_image
 from mask_rcnn.models.saving import arrays_of, save
 from mask_rcnn.weights import WeightFileError
@@ -83,6 +84,16 @@ def test_our_own_model_starts_another(raw, tmp_path):
     assert set(report.anew) == {'box_head/score', 'box_head/delta', 'mask_head/score'}
     np.testing.assert_array_equal(other.extractor.body.block9.depthwise.conv.W.array,
                                   raw['Conv2d_9_depthwise/depthwise_weights'])
+
+
+@pytest.mark.parametrize('norm', ['bn', 'affine'])
+def test_a_dialect_with_bgr_input_gets_its_channels_turned(raw, tmp_path, norm):
+    np.savez(tmp_path / 'mobilenet.npz', **raw)
+    model = mask_rcnn.build('mobilenet_v1_fpn', dialect=DETECTRON, norm=norm, **NARROW)
+    load_pretrained(model, tmp_path / 'mobilenet.npz')
+    body = model.extractor.body
+    np.testing.assert_array_equal(body.conv0.conv.W.array, raw['Conv2d_0/weights'][:, ::-1])
+    np.testing.assert_array_equal(body.block3.pointwise.conv.W.array, raw['Conv2d_3_pointwise/weights'])
 
 
 def test_where_imagenets_weights_are_looked_for(tmp_path, monkeypatch):
