@@ -122,8 +122,9 @@ class COCODataset(chainer.dataset.DatasetMixin):
         """Return what :class:`mask_rcnn.evaluation.COCOEvaluator` compares with: the file's content.
 
         The objects are as the file has them, not cleaned; only those are left out that cannot be compared:
-        without an outline, unless keypoints are wanted.  The file is read again: during a training the memory
-        that its Python objects take is better used otherwise.
+        without an outline, unless keypoints are wanted.  Then each has its keypoints, zeros where they are not
+        visible, and ``num_keypoints`` counts the visible ones.  The file is read again: during a training the
+        memory that its Python objects take is better used otherwise.
         """
         content = read_coco_json(self.annotation_file)
         size_of = {image.image_id: image.size for image in self._images}
@@ -147,8 +148,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
                 return None
             if self._keypoints:
                 points = _read_keypoints(annotation)
-                truth = {'keypoints': points[:, [1, 0, 2]].ravel().tolist(),
-                         'num_keypoints': int(np.count_nonzero(points[:, 2])), **truth}
+                truth |= {'keypoints': points[:, [1, 0, 2]].ravel().tolist(),
+                          'num_keypoints': int(np.count_nonzero(points[:, 2]))}
         except _BadAnnotation:
             return None
         return truth
@@ -271,7 +272,7 @@ def _check_keypoint_names(path: Path, categories: list[dict]) -> None:
 
 @dataclass(frozen=True)
 class _Object:
-    """A cleaned annotation; ``keypoints`` is ``(17, 3)`` or ``(0, 3)``."""
+    """A cleaned annotation; ``keypoints`` is ``(17, 3)`` or ``(0, 3)``, float64 as in the file."""
 
     box: np.ndarray
     label: int
@@ -328,7 +329,8 @@ def _is_id(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and np.isfinite(value)
+    """Finite, and no integer beyond all floats."""
+    return isinstance(value, (int, float)) and abs(value) < 1e30
 
 
 def _completed(annotation: dict) -> dict:
@@ -350,20 +352,20 @@ def _clean_object(annotation: dict, label: int, size: tuple[int, int], *, keypoi
     segmentation = _read_segmentation(annotation, size)
     if not segmentation and not keypoints:
         return None
-    points = _read_keypoints(annotation) if keypoints else np.zeros((0, 3), np.float32)
+    points = _read_keypoints(annotation) if keypoints else np.zeros((0, 3))
     return _Object(box, label, bool(annotation['iscrowd']), segmentation, points)
 
 
 def _read_keypoints(annotation: dict) -> np.ndarray:
-    """Return ``(17, 3)`` float32 ``(y, x, visibility)``; zeros where an annotation has no keypoints."""
+    """Return ``(17, 3)`` float64 ``(y, x, visibility)``; zeros where an annotation has no keypoints."""
     count = len(COCO_KEYPOINT_NAMES)
     numbers = annotation.get('keypoints')
     if numbers is None:
-        return np.zeros((count, 3), np.float32)
+        return np.zeros((count, 3))
     if not isinstance(numbers, list) or len(numbers) != 3 * count or not all(map(_is_number, numbers)):
         name = annotation.get('id', 'without id')
         raise _BadAnnotation(f"the 'keypoints' of annotation {name} are not a list of {3 * count} numbers")
-    points = np.array(numbers, np.float32).reshape(count, 3)[:, [1, 0, 2]]
+    points = np.array(numbers, np.float64).reshape(count, 3)[:, [1, 0, 2]]
     points[points[:, 2] <= 0] = 0
     return points
 
@@ -386,7 +388,7 @@ def _read_segmentation(annotation: dict, size: tuple[int, int]) -> Segmentation:
         raise _BadAnnotation(f'{name} is neither a list of polygons nor run lengths')
     try:
         polygons = tuple(np.array(polygon, np.float64) for polygon in _drop_short_polygons(segmentation))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise _BadAnnotation(f'{name} has a polygon that is not a list of numbers') from error
     for polygon in polygons:
         if polygon.ndim != 1 or polygon.size % 2 or not np.isfinite(polygon).all():

@@ -67,7 +67,8 @@ def test_example_has_image_and_objects(make, tmp_path):
     ([4, 4, 0, 9], None),
     ([4, 4, -3, 9], None),                         # max(0, w - 1)
     ([39, 4, 9, 9], None),                         # only the last column is in the image
-    ([60, 4, 9, 9], None)])
+    ([60, 4, 9, 9], None),
+    ([10 ** 25, 4, 9, 9], None), ([4, 4, 10 ** 25, 9], [4, 4, 12, 39])])
 def test_boxes_are_cleaned_as_detectron_does(make, bbox, expected):
     dataset = make([annotation(bbox=bbox), annotation(id=2, bbox=[1, 1, 5, 5])])
     boxes = dataset[0].annotations.boxes.tolist()
@@ -110,7 +111,8 @@ def test_run_lengths_in_both_forms(make, rng):
     {'size': [HEIGHT, WIDTH], 'counts': '\u00e4'}, {'size': [HEIGHT, WIDTH], 'counts': ['a']},
     {'size': [HEIGHT, WIDTH]}, {'size': [WIDTH, HEIGHT], 'counts': [HEIGHT * WIDTH]}, 'polygon', TRIANGLE,
     [[1, 2, 3, 4, 5, 6, 7]], [['a'] * 6], [[[1, 2], [3, 4], [5, 6], [1, 2], [3, 4], [5, 6]]],
-    [[float('nan')] * 6]])
+    [[float('nan')] * 6], [[10 ** 400] * 6], {'size': [HEIGHT, WIDTH], 'counts': [10 ** 400]},
+    {'size': [10 ** 400, WIDTH], 'counts': ''}])
 def test_malformed_segmentation_is_named(make, segmentation):
     message = r"annotations\.json: the 'segmentation' of annotation 4 "
     with pytest.raises(AnnotationFileError, match=message) as error:
@@ -187,7 +189,9 @@ def test_survives_pickling_in_little_space(make):
     ({'image_id': None}, 'belongs to the image None, which is not in the file'),
     ({'category_id': 99}, 'has the category 99, which is not in the file'),
     ({'bbox': [1, 2, 3]}, 'not a list of four numbers'), ({'bbox': ['a', 2, 3, 4]}, 'four numbers'),
-    ({'bbox': None}, 'four numbers'), ({'area': 'large'}, "the 'area' of annotation 2 is not a number")])
+    ({'bbox': None}, 'four numbers'), ({'area': 'large'}, "the 'area' of annotation 2 is not a number"),
+    ({'bbox': [1, 2, 3, 10 ** 400]}, 'four numbers'), ({'bbox': [1, 2, 3, float('nan')]}, 'four numbers'),
+    ({'area': 10 ** 400}, "the 'area' of annotation 2"), ({'area': float('-inf')}, "the 'area' of annotation 2")])
 def test_annotation_that_fits_nothing(make, changes, text, caplog):
     objects = [annotation(), annotation(id=2, **changes)]
     with pytest.raises(AnnotationFileError, match=text) as error:
@@ -242,6 +246,8 @@ def test_image_that_changes_after_the_scan(make, tmp_path):
     ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
      "two entries of 'categories' have the same 'id'"),
     ('{"images": [{"id": 1, "file_name": "a", "width": "4"}], "annotations": [], "categories": []}',
+     'the size of image 1 is not a number'),
+    (f'{{"images": [{{"id": 1, "file_name": "a", "width": {10 ** 400}}}], "annotations": [], "categories": []}}',
      'the size of image 1 is not a number')])
 def test_broken_annotation_file(tmp_path, text, message):
     path = tmp_path / 'broken.json'
@@ -330,7 +336,16 @@ def test_keypoints_need_no_outline(make):
     assert truth['segmentation'] == [TRIANGLE]
 
 
-@pytest.mark.parametrize('numbers', [[1, 2, 2], 17 * [1, 2, 'x'], 'none'])
+def test_ground_truth_has_the_cleaned_keypoints(make):
+    numbers = [1.1, 2, 2, 5, 6, 0, *keypoints()[6:]]
+    objects = [annotation(keypoints=None, num_keypoints=None),
+               annotation(id=2, keypoints=numbers, num_keypoints='many')]
+    truth = make(objects, keypoint_names, keypoints=True).ground_truth()['annotations']
+    assert [own['num_keypoints'] for own in truth] == [0, 1]
+    assert [own['keypoints'] for own in truth] == [51 * [0], [1.1, 2, 2, *48 * [0]]]
+
+
+@pytest.mark.parametrize('numbers', [[1, 2, 2], 17 * [1, 2, 'x'], 17 * [1, 2, 10 ** 400], 'none'])
 def test_broken_keypoints(make, numbers):
     with pytest.raises(AnnotationFileError, match="'keypoints' of annotation 1 are not a list of 51 numbers"):
         make([annotation(keypoints=numbers)], keypoint_names, keypoints=True)
