@@ -27,8 +27,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Report on each file; returns the exit status (0, 1 if one of them cannot be used)."""
-    return max([guarded(lambda: _report(path, args.json), (WeightFileError,)) for path in args.files])
+    """Report on each file; returns the exit status (0, 1 if one of them cannot be used, 130 if interrupted)."""
+    status = 0
+    for path in args.files:
+        status = max(status, guarded(lambda: _report(path, args.json), (WeightFileError,)))
+        if status == 130:       # Ctrl-C means all of them
+            break
+    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:

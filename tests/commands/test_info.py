@@ -62,6 +62,25 @@ def test_bad_files_get_one_line_each(model, tmp_path, capsys):
     assert len(lines) == 2 and all(line.startswith('error: ') for line in lines)
 
 
+def test_ctrl_c_stops_all_files(model, monkeypatch, capsys):
+    seen = []
+
+    def read(path):
+        seen.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(formats, 'read', read)
+    assert info.main([str(model)] * 3) == 130
+    assert len(seen) == 1 and capsys.readouterr().err == 'error: interrupted\n'
+
+
+def test_a_single_array_is_not_taken_for_a_pickle(tmp_path, capsys):
+    np.save(tmp_path / 'a.npy', np.zeros(3))
+    assert info.main([str(tmp_path / 'a.npy')]) == 1
+    assert capsys.readouterr().err == (
+        f'error: {tmp_path / "a.npy"}: is a single NumPy array (.npy), not the weights of a network\n')
+
+
 def test_imagenet_weights(shared, capsys):
     assert info.main([str(shared / 'weights' / 'resnet50_imagenet.npz')]) == 0
     printed = capsys.readouterr().out
