@@ -29,11 +29,12 @@ class Dialect:
         bn_eps: Added to the variance in batch normalisation.
         stem_pool_pad: Rows and columns that the pooling behind conv1 adds on all sides; with 0 it adds them
             below and to the right, where they are needed (TensorFlow's ``SAME``).
-        stride_in_3x3: Whether a ResNet's stages have their stride in the first 3x3 convolution, or in the 1x1
-            before it.
+        stride_in_3x3: Whether the stages of a feature pyramid's ResNet have their stride in the first 3x3
+            convolution, or in the 1x1 before it, as C4 networks always have it.
         box_extent: A box from ``x1`` to ``x2`` is ``x2 - x1 + box_extent`` wide: 1 where corners are
             pixels that belong to the box, 0 where they are coordinates.
-        clip_extent: Corners are clipped to ``[0, side - clip_extent]``.
+        clip_extent: Corners are clipped to ``[0, side - clip_extent]``; detections with ``detect_in_input`` to the
+            centres of the image's corner pixels.
         anchors_rounded: Whether anchors have whole sides (:func:`mask_rcnn.ops.anchors.cell_anchors`) or not
             (:func:`mask_rcnn.ops.anchors.corner_anchors`).
         delta_clip: Upper limit of the predicted ``dh`` and ``dw`` (the logarithm of a growth factor).
@@ -43,7 +44,7 @@ class Dialect:
         nms_inclusive: Whether a box is suppressed at an IoU of just the threshold, too.
         roi_grid: Where the bins of a RoI read the feature map: ``'bins'`` for samples inside each (RoIAlign),
             ``'corners'`` for one on each point of a grid from border to border (TensorFlow's
-            ``crop_and_resize``).
+            ``crop_and_resize``), whatever ``Config.roi_align`` and ``sampling_ratio`` say.
         level_rounding: Of the number of a RoI's feature map: ``'floor'`` or ``'nearest'`` (halves to even).
         level_epsilon: Added to the RoI's relative size, of which that number is the logarithm.
         detect_in_input: Whether detections are decoded, clipped and compared in the network's input, or in
@@ -221,13 +222,13 @@ class Config:
         head_channels: Channels of the two linear layers of the feature pyramid's box head.
         mask_channels: Channels of the mask head.
         mask_convs: 3x3 convolutions of the feature pyramid's mask head.
-        roi_size: Side of the RoI grid in bins, 14 or 7; the box head sees 7 x 7 bins either way.
-        mask_roi_size: The same for the feature pyramid's mask and keypoint heads.
+        roi_size: Side of the RoI grid in bins, 14 or 7; the head of a C4 network sees 7 x 7 bins either way.
+        mask_roi_size: Side of the RoI grid of the feature pyramid's mask and keypoint heads.
         roi_canonical_size: A RoI of this size (square root of the area, pixels) is pooled from the map of stride
             16, one of half the size from that of stride 8 (Lin et al. 2017, section 4.2).
-        roi_align: RoIAlign if true, RoI max pooling otherwise.
+        roi_align: RoIAlign if true, RoI max pooling otherwise; where the dialect's ``roi_grid`` is ``'bins'``.
         sampling_ratio: RoIAlign's samples per bin and axis; 0 takes as many as the bin has pixels.
-        min_size: The image's shorter side is resized to this many pixels ...
+        min_size: The image's shorter side is resized (in some dialects: enlarged) to this many pixels ...
         max_size: ... unless the longer side would exceed this many; and the side of the square in which some
             dialects put the image.
         anchor_sizes: Side of the anchors in input pixels (square root of their area): all on the one map of
@@ -236,11 +237,12 @@ class Config:
         rpn_pre_nms: Best anchors of each feature map (in some dialects: of all) that enter the proposals'
             NMS.
         rpn_post_nms: Proposals that leave it, of each map and of all.
-        rpn_nms_threshold: IoU from which on a proposal suppresses a worse one.
+        rpn_nms_threshold: IoU from which on (in some dialects: above which) a proposal suppresses a worse one.
         rpn_min_size: Proposals with a side below it (pixels of the original image) are dropped.
-        score_threshold: Detections must score above it.
-        nms_threshold: IoU from which on a detection suppresses a worse one of its class.
-        max_detections: Detections kept per image (ties with the last one are kept, too).
+        score_threshold: Detections must score above it (in some dialects: or just as much).
+        nms_threshold: IoU from which on (in some dialects: above which) a detection suppresses a worse one of
+            its class.
+        max_detections: Detections kept per image (in some dialects: ties with the last one, too).
     """
 
     extractor: str = 'resnet50'

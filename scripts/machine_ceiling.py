@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-import chainer
 import numpy as np
 
+import mask_rcnn  # noqa: F401  (before Chainer, which it makes importable)
+import chainer
 from mask_rcnn.ops import cudnn
 from mask_rcnn.ops.convolution import convolve
 

@@ -15,10 +15,10 @@ class Placement:
         size: ``(H, W)`` of the image.
         scale: By what factor it was resized (before its sides were rounded).
         factors: ``(y, x)``: the network's pixels per pixel of the image, as boxes are converted.
-        window: ``(y_min, x_min, y_max, x_max)``: the centres of the image's corner pixels in the network's
-            input.
-        input_size: Height and width of the part of the network's input in which anchors and proposals may
-            lie when the network is trained.
+        window: ``(y_min, x_min, y_max, x_max)``: the centres of the resized image's corner pixels in the
+            network's input.
+        input_size: Height and width of the network's input before its sides are padded to multiples
+            (``Config.size_divisor``); within them anchors and proposals lie when the network is trained.
     """
 
     size: tuple[int, int]
@@ -28,15 +28,28 @@ class Placement:
     input_size: tuple[int, int]
 
     def to_input(self, boxes):
-        """Return boxes ``(R, 4)`` of the image in the network's input."""
+        """Return where boxes of the image lie in the network's input.
+
+        Args:
+            boxes: ``(R, 4)`` floats, NumPy or CuPy, in pixels of the image.
+
+        Returns:
+            ``(R, 4)`` of the same type.
+        """
         factors, origin = self._as_arrays(boxes)
         return boxes * factors + origin
 
     def to_image(self, boxes, *, by_inverse: bool = False):
-        """Inverse of :meth:`to_input`.
+        """Return where boxes of the network's input lie in the image: the inverse of :meth:`to_input`.
 
-        Detectron divides by the scale where it detects (``core/test.py``), and where it trains it multiplies
-        by the inverse, which rounds otherwise (``roi_data/fast_rcnn.py``): ``by_inverse``.
+        Args:
+            boxes: ``(R, 4)`` floats, NumPy or CuPy, in pixels of the network's input.
+            by_inverse: Multiply by the inverse of the factors, as Detectron does where it trains
+                (``roi_data/fast_rcnn.py``), instead of dividing by them, as it does where it detects
+                (``core/test.py``): the two round differently.
+
+        Returns:
+            ``(R, 4)`` of the same type.
         """
         factors, origin = self._as_arrays(boxes)
         if by_inverse:

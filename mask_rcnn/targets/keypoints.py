@@ -41,6 +41,10 @@ def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, placem
         extent: See :mod:`mask_rcnn.ops.boxes`.
         random: Draws among too many.
 
+    Returns:
+        KeypointRoIs: ``sampling.roi_batch * sampling.roi_foreground_fraction`` RoIs at most; none where no
+        foreground shows a keypoint.
+
     Raises:
         ValueError: The annotations have no keypoints.
     """
