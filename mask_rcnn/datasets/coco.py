@@ -243,6 +243,8 @@ def _check_entries(path: str | os.PathLike, key: str, entries: list[dict], text:
                                             f'{text!r}')
         if not all(_is_number(entry.get(side, 0)) for side in ('height', 'width')):
             raise AnnotationFileError(path, f'the size of image {entry["id"]} is not a number')
+    if len({isinstance(entry['id'], str) for entry in entries}) > 1:  # nobody could sort them
+        raise AnnotationFileError(path, f"the ids of {key!r} are partly numbers, partly texts")
     if len({entry['id'] for entry in entries}) < len(entries):
         raise AnnotationFileError(path, f"two entries of {key!r} have the same 'id'")
 
@@ -321,6 +323,8 @@ def _checked_annotations(content: dict) -> Iterator[tuple[dict, str | None]]:
             fault = f"the 'bbox' of {name} is not a list of four numbers"
         elif not _is_number(annotation.get('area', 0)):
             fault = f"the 'area' of {name} is not a number"
+        elif annotation.get('iscrowd', 0) not in (0, 1):
+            fault = f"the 'iscrowd' of {name} is neither 0 nor 1"
         yield annotation, fault
 
 

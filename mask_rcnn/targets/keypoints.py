@@ -50,7 +50,7 @@ def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, placem
     """
     if annotations.keypoints is None:
         raise ValueError('keypoints are to be learned, but the data have none')
-    candidates = match_rois(placement.to_image(proposals), annotations, extent=extent)
+    candidates = match_rois(placement.to_image(proposals, by_inverse=True), annotations, extent=extent)
     shows = np.zeros(len(candidates.boxes), bool)
     near = np.flatnonzero((candidates.iou >= sampling.roi_foreground_iou) & (candidates.gt_index >= 0))
     keypoints = annotations.keypoints[candidates.gt_index[near]]

@@ -189,7 +189,7 @@ def test_survives_pickling_in_little_space(make):
     ({'image_id': None}, 'belongs to the image None, which is not in the file'),
     ({'category_id': 99}, 'has the category 99, which is not in the file'),
     ({'bbox': [1, 2, 3]}, 'not a list of four numbers'), ({'bbox': ['a', 2, 3, 4]}, 'four numbers'),
-    ({'bbox': None}, 'four numbers'), ({'area': 'large'}, "the 'area' of annotation 2 is not a number"),
+    ({'iscrowd': None}, "the 'iscrowd' of annotation 2"), ({'bbox': None}, 'four numbers'), ({'area': 'large'}, "the 'area' of annotation 2 is not a number"),
     ({'bbox': [1, 2, 3, 10 ** 400]}, 'four numbers'), ({'bbox': [1, 2, 3, float('nan')]}, 'four numbers'),
     ({'area': 10 ** 400}, "the 'area' of annotation 2"), ({'area': float('-inf')}, "the 'area' of annotation 2")])
 def test_annotation_that_fits_nothing(make, changes, text, caplog):
@@ -245,6 +245,8 @@ def test_image_that_changes_after_the_scan(make, tmp_path):
     ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', 'no image'),
     ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
      "two entries of 'categories' have the same 'id'"),
+    ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": "2", "name": "b"}]}',
+     "the ids of 'categories' are partly numbers, partly texts"),
     ('{"images": [{"id": 1, "file_name": "a", "width": "4"}], "annotations": [], "categories": []}',
      'the size of image 1 is not a number'),
     (f'{{"images": [{{"id": 1, "file_name": "a", "width": {10 ** 400}}}], "annotations": [], "categories": []}}',
