@@ -10,7 +10,6 @@ from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.models.convolution import Linear, as_float32
 from mask_rcnn.models.resnet import ResNetStage
 from mask_rcnn.models.roi_pooling import RoIPooling
-from mask_rcnn.ops.convolution import fast_products
 
 
 class Res5BoxHead(chainer.Chain):
@@ -29,8 +28,8 @@ class Res5BoxHead(chainer.Chain):
     """
 
     out_channels = 2048
-    #: Where nothing is kept for a backward pass: the more at once, the less often the map is convolved and
-    #: the 3x3 filters are transformed; the activations take up to 1 MB a RoI.
+    #: RoIs that pass at once on the CPU where no gradient is wanted: the more, the less often the 3x3 filters are
+    #: transformed; the activations take up to 0.8 MB a RoI.
     rois_at_once = 500
 
     def __init__(self, in_channels, *, strides, config):
@@ -57,10 +56,9 @@ class Res5BoxHead(chainer.Chain):
         """
         feature_map, = maps
         bins, locations = len(rois) * 7 * 7, feature_map.size // feature_map.shape[1]
-        with fast_products():
-            if not self.pool.config.roi_align or bins < locations:
-                return self.res5(self.pool(maps, rois, roi_indices))
-            return self.res5(feature_map, lambda h: self.pool((h,), rois, roi_indices))
+        if not self.pool.config.roi_align or bins < locations:
+            return self.res5(self.pool(maps, rois, roi_indices))
+        return self.res5(feature_map, lambda h: self.pool((h,), rois, roi_indices))
 
     def forward(self, roi_features):
         """Return what the RoIs are and where their objects lie.
@@ -87,7 +85,7 @@ class LinearBoxHead(chainer.Chain):
         config (mask_rcnn.config.Config): ``n_fg_class``, ``head_channels``, ``roi_*`` and ``sampling_ratio``.
     """
 
-    #: The linear layers' weights are read once for all of them.
+    #: As above; the linear layers' weights are read once for all of them.
     rois_at_once = 1024
 
     def __init__(self, in_channels, *, strides, config):

@@ -7,7 +7,6 @@ import chainer
 from mask_rcnn.config import FPN_STRIDES
 from mask_rcnn.models.convolution import Convolution2D
 from mask_rcnn.ops.add_enlarged import add_enlarged
-from mask_rcnn.ops.convolution import fast_products
 
 
 class FPN(chainer.Chain):
@@ -53,9 +52,8 @@ class FPN(chainer.Chain):
 
     def forward(self, x):
         maps, above = [], None
-        with fast_products():
-            for level, h in reversed(list(enumerate(self.body(x), start=2))):
-                h = self[f'lateral{level}'](h)
-                above = h if above is None else add_enlarged(h, above)
-                maps.insert(0, self[f'output{level}'](above))
+        for level, h in reversed(list(enumerate(self.body(x), start=2))):
+            h = self[f'lateral{level}'](h)
+            above = h if above is None else add_enlarged(h, above)
+            maps.insert(0, self[f'output{level}'](above))
         return *maps, maps[-1][:, :, ::2, ::2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import chainer
 
 from mask_rcnn.models.convolution import Convolution2D, Deconvolution2D
-from mask_rcnn.ops.convolution import fast_products
 
 
 class MaskHead(chainer.Chain):
@@ -19,7 +18,7 @@ class MaskHead(chainer.Chain):
         config (mask_rcnn.config.Config): ``n_fg_class`` and ``mask_channels``.
     """
 
-    #: As in the box head of the C4 networks: all detections of an image at once.
+    #: RoIs that pass at once on the CPU where no gradient is wanted: most often all detections of an image.
     rois_at_once = 128
 
     def __init__(self, in_channels, *, n_conv=0, pool=None, config):
@@ -41,7 +40,6 @@ class MaskHead(chainer.Chain):
     def forward(self, roi_features):
         """Return mask logits ``(R, n_fg_class, 2 * h, 2 * w)`` for ``(R, C, h, w)``."""
         h = roi_features
-        with fast_products():
-            for i in range(1, self.n_conv + 1):
-                h = self[f'conv{i}'](h, relu=True)
+        for i in range(1, self.n_conv + 1):
+            h = self[f'conv{i}'](h, relu=True)
         return self.score(self.deconv(h, relu=True))

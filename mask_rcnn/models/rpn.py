@@ -8,7 +8,6 @@ import numpy as np
 
 from mask_rcnn.models.convolution import Convolution2D
 from mask_rcnn.ops.anchors import cell_anchors, corner_anchors, shift_anchors
-from mask_rcnn.ops.convolution import fast_products
 from mask_rcnn.ops.proposals import generate_proposals
 
 
@@ -51,8 +50,7 @@ class RPN(chainer.Chain):
             channels ``4 * a`` ... are anchor ``a``'s ``(dy, dx, dh, dw)``: two lists of
             :class:`chainer.Variable`.
         """
-        with fast_products():
-            hidden = [self.conv(features, relu=True) for features in maps]
+        hidden = [self.conv(features, relu=True) for features in maps]
         return [self.objectness(h) for h in hidden], [self.delta(h) for h in hidden]
 
     def anchors(self, sizes):

@@ -9,6 +9,7 @@ summed over the channels by 36 matrix products, are transformed back to 4x4 outp
 The polynomials of the scheme are evaluated at 0, 5/8, -5/8, 3/2, -3/2 and infinity instead of 0, 1, -1, 2,
 -2 and infinity: half the error (measured in float32, 512 channels of half-normal numbers: 1.2e-6 of the
 output's deviation against 2.6e-6; sums without a transform 2e-7), and the factors of B and A are exact.
+Boxes of the reference outputs are met within 0.02 px so, as they are by plain sums.
 
 Measured in CPU time against the bare matrix product of the plain convolution: with 64 channels, a batch of 8
 and 48 x 48 pixels, forward and each gradient take 0.75 to 0.95 of it, a fifth of what columns in memory took;

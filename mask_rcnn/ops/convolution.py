@@ -38,22 +38,6 @@ _SCATTER_BYTES = 32 << 20
 _LEAST_WORK = 1 << 21
 
 
-#: Whether 3x3 convolutions on the CPU, where no gradient is wanted, are plain sums of products.
-chainer.global_config.plain_products = True
-
-
-def fast_products():
-    """Return a context for 3x3 convolutions that need not be as exact as plain sums of float32 products.
-
-    Minimal filtering takes a quarter of the multiplications and magnifies their rounding some four times
-    (:mod:`mask_rcnn.ops._winograd`).  It is used where gradients are wanted, and in this context: in every head
-    and in feature pyramids, whose detections it leaves as near to the reference outputs as plain sums do (boxes
-    0.011 and 0.012 px).  Not in the body of a C4 network, which has res5 behind its proposals and where it moved a
-    box by 0.0115 instead of 0.007 px.
-    """
-    return chainer.using_config('plain_products', False)
-
-
 def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
     """Convolve images; differentiable with respect to all arrays.
 
@@ -95,7 +79,7 @@ def deconvolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.
     if not _is_ours([array for array in (x, W, b) if array is not None]):
         return F.deconvolution_2d(x, W, b, stride, pad)
     y = _ConvolutionGradX(stride, pad, _deconvolved_shape(x, W, stride, pad)).apply((x, W))[0]
-    return y if b is None else F.bias(y, b)
+    return y if b is None else F.bias(y, F.cast(b, y.dtype))
 
 
 def _is_ours(arrays) -> bool:
@@ -107,6 +91,7 @@ def _is_ours(arrays) -> bool:
 
 
 class _Convolution2D(chainer.FunctionNode):
+    """The convolution.  On a GPU images may be float16 and parameters float32: gradients have each their type."""
 
     def __init__(self, stride, pad):
         self.stride, self.pad = stride, pad
@@ -119,10 +104,12 @@ class _Convolution2D(chainer.FunctionNode):
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
+        self.bias_dtype = inputs[-1].dtype
         return convolve(*inputs, stride=self.stride, pad=self.pad),
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
+        self.bias_dtype = inputs[-1].dtype
         y = cudnn.convolve(*inputs, stride=self.stride, pad=self.pad)
         return y.astype(inputs[0].dtype, order='K', copy=False),
 
@@ -133,9 +120,9 @@ class _Convolution2D(chainer.FunctionNode):
         if 0 in indexes:
             gradients.append(_ConvolutionGradX(self.stride, self.pad, x.shape).apply((gy, W))[0])
         if 1 in indexes:
-            gradients.append(_ConvolutionGradW(self.stride, self.pad, W.shape).apply((x, gy))[0])
+            gradients.append(_ConvolutionGradW(self.stride, self.pad, W).apply((x, gy))[0])
         if 2 in indexes:
-            gradients.append(F.sum(gy, axis=(0, 2, 3)))
+            gradients.append(F.cast(F.sum(gy, axis=(0, 2, 3)), self.bias_dtype))
         return gradients
 
 
@@ -151,8 +138,7 @@ class _ConvolutionGradX(chainer.FunctionNode):
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
-        with fast_products():  # a backward pass has no graph, but is part of one
-            return _convolve_transposed(*inputs, self.stride, self.pad, self.shape),
+        return _convolve_transposed(*inputs, self.stride, self.pad, self.shape),
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
@@ -165,15 +151,15 @@ class _ConvolutionGradX(chainer.FunctionNode):
         if 0 in indexes:
             gradients.append(convolution_2d(ggx, W, stride=self.stride, pad=self.pad))
         if 1 in indexes:
-            gradients.append(_ConvolutionGradW(self.stride, self.pad, W.shape).apply((ggx, gy))[0])
+            gradients.append(_ConvolutionGradW(self.stride, self.pad, W).apply((ggx, gy))[0])
         return gradients
 
 
 class _ConvolutionGradW(chainer.FunctionNode):
-    """The gradient with respect to the filters."""
+    """The gradient with respect to the filters, in their shape and type."""
 
-    def __init__(self, stride, pad, shape):
-        self.stride, self.pad, self.shape = stride, pad, shape
+    def __init__(self, stride, pad, W):
+        self.stride, self.pad, self.shape, self.dtype = stride, pad, W.shape, W.dtype
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
@@ -181,7 +167,8 @@ class _ConvolutionGradW(chainer.FunctionNode):
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
-        return cudnn.convolve_backward_filter(*inputs, self.shape, stride=self.stride, pad=self.pad),
+        gradient = cudnn.convolve_backward_filter(*inputs, self.shape, stride=self.stride, pad=self.pad)
+        return gradient.astype(self.dtype, copy=False),
 
     def backward(self, indexes, grad_outputs):
         x, gy = self.get_retained_inputs()
@@ -224,8 +211,7 @@ def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False,
         other = np.empty((len(W), len(x), geometry.out_height, 0), x.dtype)
     else:
         other = channels_first(residual)
-    sums_plainly = chainer.config.plain_products and not chainer.config.enable_backprop
-    if not sums_plainly and _winograd.is_worth_it(x.shape, W.shape, stride, pad):
+    if _winograd.is_worth_it(x.shape, W.shape, stride, pad):
         return as_images(_winograd.convolve(images, W, pad, bias, other, relu))
     filters, other = W.reshape(len(W), -1), other.reshape(len(W), -1)
     y = other if overwrite_residual and residual is not None else np.empty((len(W), geometry.n_column), x.dtype)

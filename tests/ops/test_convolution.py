@@ -1,5 +1,6 @@
 import chainer
 import chainer.functions as F
+import cudnn_stand_in
 import numpy as np
 import pytest
 from chainer import gradient_check
@@ -7,8 +8,8 @@ from chainer.utils.type_check import InvalidType
 
 from mask_rcnn.ops import _winograd, convolution
 from mask_rcnn.ops._layout import channels_first
-from mask_rcnn.ops.convolution import (convolution_2d, convolve, deconvolution_2d, deconvolve, fast_products,
-                                       finish_channels)
+from mask_rcnn.ops.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve, finish_channels
+from mask_rcnn.ops.cudnn import using_precision
 
 GEOMETRIES = [  # kernel, stride, pad, size
     ((1, 1), 1, 0, (5, 7)),
@@ -160,9 +161,8 @@ def test_deconvolution_of_nothing_and_of_what_does_not_fit(rng):
         deconvolution_2d(x, W[:3], b, stride=2)
 
 
-def error_of_3x3(rng, monkeypatch):
+def error_of_3x3(rng):
     """Root mean square error of a 3x3 convolution in units of its result's deviation."""
-    monkeypatch.setattr(_winograd, '_LEAST_LANES', 1)
     x = np.maximum(rng.standard_normal((2, 256, 7, 7)), 0).astype(np.float32)
     W = rng.standard_normal((32, 256, 3, 3)).astype(np.float32)
     expected = F.convolution_2d(x.astype(np.float64), W.astype(np.float64), pad=1).array
@@ -170,16 +170,15 @@ def error_of_3x3(rng, monkeypatch):
 
 
 def test_precision_of_3x3(rng, monkeypatch):
-    """That of plain sums unless minimal filtering is allowed, and then up to a few times the error."""
-    with chainer.no_backprop_mode():
-        plain = error_of_3x3(rng, monkeypatch)
-        assert 1e-8 < plain < 4e-7
-        with fast_products():
-            assert 1.2 * plain < error_of_3x3(rng, monkeypatch) < 1.5e-6
+    """Minimal filtering errs up to a few times as much as plain sums."""
+    plain = error_of_3x3(rng)
+    assert 1e-8 < plain < 4e-7
+    monkeypatch.setattr(_winograd, '_LEAST_LANES', 1)
+    assert 1.2 * plain < error_of_3x3(rng) < 1.5e-6
 
 
-def test_gradients_take_fast_products(rng, monkeypatch):
-    """With respect to the images, too, though nothing of a backward pass is differentiated again."""
+def test_gradients_take_a_quarter_of_the_multiplications(rng, monkeypatch):
+    """Those with respect to images and to filters, as the convolution itself."""
     x, W, _ = arrays(rng, (3, 3), (9, 9))
     monkeypatch.setattr(_winograd, '_LEAST_CHANNELS', 1)
     monkeypatch.setattr(_winograd, '_LEAST_LANES', 1)
@@ -190,6 +189,27 @@ def test_gradients_take_fast_products(rng, monkeypatch):
     image, filters = chainer.Variable(x), chainer.Variable(W)
     chainer.functions.sum(convolution_2d(image, filters, pad=1)).backward()
     assert sorted(calls) == ['convolve', 'convolve', 'correlate']
+
+
+@pytest.mark.parametrize('transposed', [False, True])
+def test_half_precision_images_meet_float32_parameters(rng, monkeypatch, emulator, transposed):
+    """As behind frozen layers on a GPU: every gradient has the type of what it is the gradient of."""
+    for node in (convolution._Convolution2D, convolution._ConvolutionGradX, convolution._ConvolutionGradW):
+        monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
+    monkeypatch.setattr(convolution, '_is_ours', lambda arrays: True)
+    function, shape = (deconvolution_2d, (3, 5, 2, 2)) if transposed else (convolution_2d, (5, 3, 2, 2))
+    arrays = [rng.uniform(-1, 1, (2, 3, 4, 6)), rng.uniform(-1, 1, shape), rng.uniform(-1, 1, 5)]
+    plain = F.deconvolution_2d if transposed else F.convolution_2d
+    exact = [chainer.Variable(array) for array in arrays]
+    F.sum(plain(*exact, stride=2)).backward()
+    half, *parameters = [chainer.Variable(array.astype(dtype)) for array, dtype in zip(arrays, ('f2', 'f4', 'f4'))]
+    with cudnn_stand_in.installed(monkeypatch, emulator.kernel), using_precision('fp16'):
+        y = function(half, *parameters, stride=2)
+        F.sum(F.cast(y, np.float32)).backward()
+    assert y.dtype == half.grad.dtype == np.float16
+    for ours, expected in zip((half, *parameters), exact):
+        assert ours.grad.dtype == ours.dtype
+        np.testing.assert_allclose(ours.grad, expected.grad, atol=2e-3 * np.abs(expected.grad).max())
 
 
 def test_every_run_gives_the_same_bits(rng, way):
