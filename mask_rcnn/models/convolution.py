@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -23,6 +25,8 @@ class Convolution2D(L.Convolution2D):
         if is_forward_only(x):
             return chainer.as_variable(convolve(chainer.as_array(x), self.W.array, _array(self.b),
                                                 stride=self.stride[0], pad=self.pad[0], relu=relu))
+        if cudnn.takes(x):
+            return cudnn.convolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0], relu=relu)
         y = convolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0])
         return F.relu(y) if relu else y
 
@@ -35,16 +39,17 @@ class Deconvolution2D(L.Deconvolution2D):
         if is_forward_only(x):
             return chainer.as_variable(deconvolve(chainer.as_array(x), self.W.array, _array(self.b),
                                                   stride=self.stride[0], pad=self.pad[0], relu=relu))
+        if cudnn.takes(x):
+            return cudnn.deconvolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0], relu=relu)
         y = deconvolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0])
         return F.relu(y) if relu else y
 
 
 class Linear(L.Linear):
-    """:class:`chainer.links.Linear`; on a GPU with cuDNN the convolution that has one window, the whole
-    input.
+    """:class:`chainer.links.Linear`; on a GPU with cuDNN a 1x1 convolution of one location for each row.
 
-    So it multiplies in the same precision as the convolutions, and RoI features whose channels are innermost
-    in memory need not be copied.
+    So it multiplies in the same precision as the convolutions.  RoI features are rows as they lie in memory: where
+    their channels are innermost, the filters are put into that order, which are fewer and stay.
     """
 
     def forward(self, x, *, relu=False):
@@ -53,14 +58,14 @@ class Linear(L.Linear):
         if not cudnn.takes(x):
             y = super().forward(x)
             return F.relu(y) if relu else y
-        window = x.shape[1:] if x.ndim == 4 else (x.shape[1], 1, 1)
-        x = x if x.ndim == 4 else F.reshape(x, (*x.shape, 1, 1))
+        innermost = x.shape[1:] if _has_channels_innermost(x) else None
         if is_forward_only(x):
-            filters = derived(_as_filters, self.W.array, window)
-            y = convolve(chainer.as_array(x), filters, _array(self.b), relu=relu)
+            filters = derived(_as_filters, self.W.array, innermost)
+            y = convolve(_as_rows(chainer.as_array(x), innermost), filters, _array(self.b), relu=relu)
             return chainer.as_variable(y[:, :, 0, 0])
-        y = convolution_2d(x, F.reshape(self.W, (len(self.W), *window)), self.b)[:, :, 0, 0]
-        return F.relu(y) if relu else y
+        y = cudnn.convolution_2d(_as_rows(chainer.as_variable(x), innermost), _as_filters(self.W, innermost), self.b,
+                                 relu=relu)
+        return F.reshape(y, y.shape[:2])
 
 
 def is_forward_only(x) -> bool:
@@ -82,5 +87,17 @@ def _array(parameter):
     return None if parameter is None else parameter.array
 
 
-def _as_filters(W, window):
-    return W.reshape(len(W), *window)
+def _has_channels_innermost(x) -> bool:
+    array = chainer.as_array(x)
+    return array.ndim == 4 and not array.flags.c_contiguous and array.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def _as_rows(x, innermost):
+    """Return an array or a variable, ``(R, ...)``, as ``(R, C, 1, 1)``, in the order of its memory."""
+    x = x if innermost is None else x.transpose(0, 2, 3, 1)
+    return x.reshape(len(x), math.prod(x.shape[1:]), 1, 1)
+
+
+def _as_filters(W, innermost):
+    """Return weights ``(O, C)`` as filters for such rows: ``innermost`` is the features' ``(C, H, W)``, or ``None``."""
+    return _as_rows(W if innermost is None else W.reshape(len(W), *innermost), innermost)

@@ -2,7 +2,8 @@
 
 It has the names that the project uses, with the contract of cuDNN Frontend 1.10 to 1.32: tensors have shapes,
 strides and types; a graph must be validated, planned and built in that order; buffers are addresses by tensor
-number.  Sums are float64, so that a result differs from the exact one by the rounding of its type alone.
+number.  Sums are float64, so that a result differs from the exact one by the rounding of its type alone.  All
+engines (:class:`Engine`) compute the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import enum
 import types
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from mask_rcnn.ops.cudnn import convolution, library
 data_type = enum.Enum('data_type', 'NOT_SET FLOAT HALF BFLOAT16')
 heur_mode = enum.Enum('heur_mode', 'A B FALLBACK')
 numerical_note = enum.Enum('numerical_note', 'TENSOR_CORE DOWN_CONVERT_INPUTS REDUCED_PRECISION_REDUCTION '
-                           'WINOGRAD WINOGRAD_TILE_4x4 WINOGRAD_TILE_6x6 WINOGRAD_TILE_13x13')
+                           'NONDETERMINISTIC WINOGRAD WINOGRAD_TILE_4x4 WINOGRAD_TILE_6x6 WINOGRAD_TILE_13x13')
 
 _DTYPES = {data_type.FLOAT: np.float32, data_type.HALF: np.float16, data_type.BFLOAT16: np.uint16}
 
@@ -74,14 +76,30 @@ class Tensor:
         return array.astype(np.float64)
 
 
+@dataclass(frozen=True)
+class Engine:
+    """One that the heuristics know.
+
+    Args:
+        number: Its name.
+        notes: ``numerical_note`` of what it does.
+        milliseconds: What a run takes.
+        is_known: Whether it can be asked for by number and settings (Frontend 1.32 cannot ask for all).
+    """
+
+    number: int
+    notes: frozenset = frozenset()
+    milliseconds: float = 1.0
+    is_known: bool = True
+
+
 class Pygraph:
-    """``cudnn.pygraph``."""
+    """``cudnn.pygraph`` of Frontend 1.10."""
 
     def __init__(self, *, io_data_type, intermediate_data_type, compute_data_type, handle):
         assert intermediate_data_type is compute_data_type is data_type.FLOAT
         assert isinstance(handle, Handle)
-        self.tensors, self.steps, self.notes, self.state = [], [], [], []
-        STAND_IN.graphs.append(self)
+        self.tensors, self.steps, self.notes, self.state, self.plans, self.engine = [], [], [], [], [], None
 
     def tensor(self, *, name, dim, stride, data_type):
         tensor = Tensor(dim, stride, data_type)
@@ -123,37 +141,47 @@ class Pygraph:
         self._advance('validate')
 
     def build_operation_graph(self):
-        self._advance('build_operation_graph')
+        self._advance('build_operation_graph', 'validate')
 
     def create_execution_plans(self, heuristics):
         assert heuristics == [heur_mode.A, heur_mode.FALLBACK]
-        self._advance('create_execution_plans')
+        self._advance('create_execution_plans', 'build_operation_graph')
+        self.plans = list(STAND_IN.engines)
+        STAND_IN.asked.append(self)
 
     def deselect_numeric_notes(self, notes):
         assert self.state[-1] == 'create_execution_plans'
         self.notes += notes
 
     def deselect_workspace_greater_than(self, size):
-        assert self.state[-1] == 'create_execution_plans' and size >= STAND_IN.workspace
+        assert self.state[-1].startswith('create_execution_plan') and size >= STAND_IN.workspace
 
     def check_support(self):
-        if STAND_IN.unsupported(self.steps):
-            raise cudnnGraphNotSupportedError('No valid engine configs')
-        self._advance('check_support')
+        self._possible()
+        self._advance('check_support', 'create_execution_plans')
 
     def build_plans(self):
-        self._advance('build_plans')
+        self.engine = self._possible()[0]
+        self._advance('build_plans', 'check_support', 'create_execution_plan')
+        STAND_IN.graphs.append(self)
 
-    def _advance(self, name):
-        order = ['validate', 'build_operation_graph', 'create_execution_plans', 'check_support',
-                 'build_plans']
+    def _possible(self):
+        possible = [engine for engine in self.plans if not engine.notes & set(self.notes)]
+        if STAND_IN.unsupported(self.steps) or not possible:
+            raise cudnnGraphNotSupportedError('No valid engine configs')
+        return possible
+
+    def _advance(self, name, *after):
+        assert (self.state[-1] in after) if after else not self.state
         self.state.append(name)
-        assert self.state == order[:len(self.state)]
 
     def get_workspace_size(self):
         return STAND_IN.workspace
 
     def execute(self, pointers, workspace, handle):
+        self._execute(pointers, workspace, handle)
+
+    def _execute(self, pointers, workspace, handle):
         assert self.state[-1] == 'build_plans' and isinstance(handle, Handle)
         assert handle.stream == STAND_IN.stream
         assert all(type(value) is int for value in (*pointers, *pointers.values(), workspace))
@@ -168,6 +196,40 @@ class Pygraph:
         else:
             memory[...] = values
         STAND_IN.runs.append(self.steps)
+
+
+class NewPygraph(Pygraph):
+    """``cudnn.pygraph`` of Frontend 1.32: its engines have names, and shapes may be overridden."""
+
+    select_plan = None  # has a name
+
+    def get_execution_plan_count(self):
+        return len(self.plans)
+
+    def build_plan_at_index(self, index):
+        assert self.state[-1] == 'create_execution_plans'
+        if self.plans[index] not in self._possible():
+            raise cudnnGraphNotSupportedError('Deselecting execution plan')
+
+    def get_engine_and_knobs_at_index(self, index):
+        return self.plans[index].number, {'tile': index}
+
+    def create_execution_plan(self, number, knobs):
+        self.plans = [engine for engine in STAND_IN.engines if engine.number == number]
+        if knobs != {'tile': STAND_IN.engines.index(self.plans[0])} or not self.plans[0].is_known:
+            raise RuntimeError('convert_to_backend_knob_type failed')
+        self._advance('create_execution_plan', 'build_operation_graph')
+
+    def execute(self, pointers, workspace=None, handle=None, override_uids=None, override_shapes=None,
+                override_strides=None):
+        assert override_uids == override_shapes == override_strides == []  # else 1.32 takes twice as long
+        self._execute(pointers, workspace, handle)
+
+
+def finish(residual, b, least, most, y):
+    """The kernel of the same name; ``y`` is ``(N, H, W, O)``."""
+    values = y.astype(np.float32) + residual + b
+    y[...] = np.where(values < least, least, np.where(values > most, most, values))
 
 
 def pad_image(x, pre_padding, post_padding):
@@ -224,40 +286,49 @@ class StandIn:
     """What the tests look at and decide.
 
     Attributes:
-        graphs, runs: All graphs made; the steps of each one run.
+        graphs, asked, runs: All graphs built; those that asked the heuristics; the steps of each one run.
         workspace, stream: What graphs need; CuPy's current stream.
+        engines: What the heuristics know, the best first.
         unsupported: Whether a list of steps has no engine.
     """
 
     def __init__(self):
-        self.graphs, self.runs = [], []
+        self.graphs, self.asked, self.runs = [], [], []
         self.workspace, self.stream, self.device = 1000, 77, 0
+        self.engines = [Engine(5)]
         self.unsupported = lambda steps: False
 
 
 STAND_IN = StandIn()
 
 
-def module() -> types.SimpleNamespace:
+def module(pygraph=NewPygraph) -> types.SimpleNamespace:
     """Return the stand-in for ``import cudnn``."""
     def set_stream(*, handle, stream):
         handle.stream = stream
     return types.SimpleNamespace(
-        backend_version=lambda: 92800, create_handle=Handle, set_stream=set_stream, pygraph=Pygraph,
+        backend_version=lambda: 92800, create_handle=Handle, set_stream=set_stream, pygraph=pygraph,
         data_type=data_type, heur_mode=heur_mode, numerical_note=numerical_note,
         cudnnGraphNotSupportedError=cudnnGraphNotSupportedError)
 
 
+def milliseconds(run, graph) -> float:
+    """What takes the time of the events."""
+    run(graph)
+    return graph._graph.engine.milliseconds
+
+
 @contextmanager
-def installed(monkeypatch, kernel):
+def installed(monkeypatch, kernel, pygraph=NewPygraph):
     """Let the project compute NumPy arrays as it does CuPy's.
 
     Args:
         monkeypatch: Pytest's.
         kernel: Stands in for ``mask_rcnn.ops._cuda.kernel``.
+        pygraph: Of which Frontend.
     """
     from mask_rcnn.ops import _cuda
-    stand_in = module()
+    stand_in = module(pygraph)
     STAND_IN.__init__()
     for owner in (library, ours.graphs):
         monkeypatch.setattr(owner, 'library', lambda: stand_in)
@@ -267,5 +338,7 @@ def installed(monkeypatch, kernel):
     monkeypatch.setattr(convolution, '_allocate', lambda size: size)
     monkeypatch.setattr(convolution, '_pointer', lambda memory: int(memory))
     monkeypatch.setattr(convolution, '_address', lambda array: array.ctypes.data)
+    monkeypatch.setattr(convolution, '_finish_kernel', lambda: finish)
+    monkeypatch.setattr(convolution, '_milliseconds', milliseconds)
     monkeypatch.setattr(_cuda, 'kernel', kernel)
     yield STAND_IN

@@ -8,11 +8,10 @@ comes out of one convolution goes into the next one as it is (:mod:`~mask_rcnn.o
 """
 
 from mask_rcnn.ops.cudnn.convolution import (convolve, convolve_backward_data, convolve_backward_filter,
-                                             deconvolve, finish, takes)
-from mask_rcnn.ops.cudnn.functions import convolution_affine
-from mask_rcnn.ops.cudnn.library import is_available
+                                             deconvolve, finish, is_available, takes)
+from mask_rcnn.ops.cudnn.functions import convolution_2d, convolution_affine, deconvolution_2d
 from mask_rcnn.ops.cudnn.precision import PRECISIONS, current_precision, precision_fault, using_precision
 
-__all__ = ['PRECISIONS', 'convolution_affine', 'convolve', 'convolve_backward_data',
-           'convolve_backward_filter', 'current_precision', 'deconvolve', 'finish', 'is_available', 'precision_fault',
-           'takes', 'using_precision']
+__all__ = ['PRECISIONS', 'convolution_2d', 'convolution_affine', 'convolve', 'convolve_backward_data',
+           'convolve_backward_filter', 'current_precision', 'deconvolution_2d', 'deconvolve', 'finish',
+           'is_available', 'precision_fault', 'takes', 'using_precision']

@@ -1,5 +1,9 @@
 """Convolutions of CuPy arrays.
 
+Where cuDNN's heuristics choose the engine, the same call has the same bits in every run.  With
+``chainer.config.autotune`` (and not ``cudnn_deterministic``) the few best by the heuristics are timed once for each
+shape instead; which of them wins, and with it the last bits, may change from run to run.
+
 Everywhere: ``x`` is ``(N, C, H, W)`` and ``W`` is ``(O, C / groups, kh, kw)``, float32 or float16, in any
 memory layout, fastest with the channels innermost; ``stride`` is one step for both directions; ``pad`` is the
 number of zeros on every side, or ``((above, below), (left, right))``; ``precision`` is a
@@ -8,8 +12,12 @@ number of zeros on every side, or ``((above, below), (left, right))``; ``precisi
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 
+import chainer
+import chainer.functions as F
 import numpy as np
 from chainer.backends import cuda
 
@@ -20,15 +28,38 @@ from mask_rcnn.ops.cudnn.precision import Precision, current_precision
 from mask_rcnn.ops.derived import derived
 
 
-class UnsupportedError(Exception):
-    """cuDNN has no engine for a convolution on this device."""
+logger = logging.getLogger(__name__)
+
+#: Engines that are timed for a shape, and how often each.
+_MAX_TIMED, _TIMED_RUNS = 4, 3
+
+
+def is_available() -> bool:
+    """Whether CuPy works and cuDNN 9 convolves on its device; warns once if only the latter is missing."""
+    return cuda.available and library.library() is not None and _works()
+
+
+@functools.lru_cache(maxsize=None)
+def _works() -> bool:
+    """Convolve once: a library that is missing is often opened no sooner than that."""
+    try:
+        task = Convolution('forward', 'float32', (1, 8, 4, 4), (8, 8, 1, 1), tensor_cores=False)
+        x, w = (_empty(cuda.cupy, shape, np.float32) for shape in (task.x, task.w))
+        x[...] = w[...] = 1
+        y = _run(task, {graphs.X: x, graphs.W: w})
+        if y is None or not (cuda.to_cpu(y) == 8).all():
+            raise RuntimeError('cuDNN cannot convolve a small image')
+    except Exception as error:
+        library.warn_of(error)
+        return False
+    return True
 
 
 def takes(*arrays) -> bool:
     """Whether arrays (``None`` for absent ones) are CuPy's and of types known here, and cuDNN can be used."""
     arrays = [array for array in arrays if array is not None]
     return (all(array.dtype.str[1:] in ('f2', 'f4') for array in arrays)
-            and cuda.get_array_module(*arrays) is not np and library.is_available())
+            and cuda.get_array_module(*arrays) is not np and is_available())
 
 
 def convolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False, limit: float = math.inf,
@@ -48,22 +79,18 @@ def convolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False, limit:
     precision = precision or current_precision()
     task = _task('forward', x.shape, W.shape, stride, pad, precision, bias=b is not None,
                  residual=residual is not None, relu=relu)
-    inputs = {graphs.X: _channels_last(x, precision), graphs.W: derived(_channels_last, W, precision),
-              graphs.B: None if b is None else derived(_narrow, b, precision),
-              graphs.RESIDUAL: None if residual is None else _channels_last(residual, precision)}
+    inputs = {graphs.X: _channels_last(x, precision.storage), graphs.W: derived(_channels_last, W, precision.storage),
+              graphs.B: None if b is None else derived(_narrow, b, precision.storage),
+              graphs.RESIDUAL: None if residual is None else _channels_last(residual, precision.storage)}
     inputs = {uid: array for uid, array in inputs.items() if array is not None}
-    try:
-        y = _run(task, inputs)
-    except UnsupportedError:
-        if not (task.bias or task.residual or task.relu):
-            raise
+    y = _run(task, inputs)
+    if y is None:
         product = _task('forward', x.shape, W.shape, stride, pad, precision)
-        y = _run(product, {uid: inputs[uid] for uid in (graphs.X, graphs.W)})
-        y = finish(_widen(y), b, residual, relu)
-    y = _result(y, precision.result)
-    if not math.isinf(limit):  # as a part of the graph it would leave cuDNN a single, slow engine
-        cuda.get_array_module(y).minimum(y, limit, out=y)
-    return y
+        y = _compute(product, {uid: inputs[uid] for uid in (graphs.X, graphs.W)})
+        y = finish(_widen(y), b, residual, relu, limit)
+    elif not math.isinf(limit):  # as a part of the graph it would leave cuDNN a single, slow engine
+        y = finish(_widen(y), limit=limit)
+    return _result(y, precision.result)
 
 
 def convolve_backward_data(gy, W, x_shape, *, stride: int = 1, pad=0, precision: Precision | None = None):
@@ -76,8 +103,8 @@ def convolve_backward_data(gy, W, x_shape, *, stride: int = 1, pad=0, precision:
     """
     precision = precision or current_precision()
     task = _task('data', x_shape, W.shape, stride, pad, precision)
-    inputs = {graphs.Y: _channels_last(gy, precision), graphs.W: derived(_channels_last, W, precision)}
-    return _result(_run(task, inputs), gy.dtype)
+    inputs = {graphs.Y: _channels_last(gy, precision.storage), graphs.W: derived(_channels_last, W, precision.storage)}
+    return _result(_compute(task, inputs), gy.dtype)
 
 
 def convolve_backward_filter(x, gy, w_shape, *, stride: int = 1, pad=0, precision: Precision | None = None):
@@ -90,7 +117,8 @@ def convolve_backward_filter(x, gy, w_shape, *, stride: int = 1, pad=0, precisio
     """
     precision = precision or current_precision()
     task = _task('filter', x.shape, w_shape, stride, pad, precision)
-    gradient = _run(task, {graphs.X: _channels_last(x, precision), graphs.Y: _channels_last(gy, precision)})
+    gradient = _compute(task, {graphs.X: _channels_last(x, precision.storage),
+                               graphs.Y: _channels_last(gy, precision.storage)})
     gradient = _result(gradient, gy.dtype)
     return cuda.get_array_module(gradient).ascontiguousarray(gradient)
 
@@ -113,9 +141,10 @@ def deconvolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False,
     shape = (x.shape[0], W.shape[1], *(stride * (side - 1) + window - sum(zeros) for side, window, zeros
                                        in zip(x.shape[2:], W.shape[2:], pads)))
     task = _task('data', shape, W.shape, stride, pads, precision)
-    y = _run(task, {graphs.Y: _channels_last(x, precision), graphs.W: derived(_channels_last, W, precision)})
+    y = _compute(task, {graphs.Y: _channels_last(x, precision.storage),
+                        graphs.W: derived(_channels_last, W, precision.storage)})
     if b is not None or relu:
-        y = finish(_widen(y), b, None, relu)
+        y = finish(_widen(y), b, relu=relu)
     return _result(y, precision.result)
 
 
@@ -130,28 +159,87 @@ def _pads(pad):
     return tuple((int(before), int(after)) for before, after in pad)
 
 
+def _compute(task: Convolution, inputs: dict):
+    """Compute a task without an epilogue as :func:`_run` does, by matrix products if cuDNN has no engine for it."""
+    y = _run(task, inputs)
+    return _multiply(task, inputs) if y is None else y
+
+
 def _run(task: Convolution, inputs: dict):
     """Compute a task; takes and returns arrays in the storage type with the channels innermost.
 
-    Raises:
-        UnsupportedError: cuDNN has no engine for it on this device.
+    Returns:
+        CuPy array: ``None`` if cuDNN has no engine for it on this device.
     """
     first = next(iter(inputs.values()))
     out = _empty(cuda.get_array_module(first), task.out, first.dtype)
     if out.size == 0 or first.size == 0:  # no images: cuDNN has no graphs of nothing
         out[...] = 0
         return out
+    pointers = {uid: _address(array) for uid, array in inputs.items()}
+    pointers[graphs.OUTPUT[task.kind]] = _address(out)
     with cuda.get_device_from_array(first):
         session = library.session()
-        graph = session.graph(task, graphs.build)
+
+        def run(graph):
+            # The workspace goes back to CuPy's pool at once: the pool hands it only to later work of this stream.
+            workspace = _allocate(graph.workspace_size)
+            graph.run(pointers, _pointer(workspace), session.handle)
+
+        is_timed = chainer.config.autotune and not chainer.config.cudnn_deterministic
+        build = functools.partial(_build_fastest, task, session, run) if is_timed else functools.partial(
+            graphs.build, task, session.handle, session.engines)
+        graph = session.graph((task, is_timed), build)
         if graph is None:
-            raise UnsupportedError(f'cuDNN cannot compute {task}')
-        workspace = _allocate(graph.workspace_size)
-        pointers = {uid: _address(array) for uid, array in inputs.items()}
-        pointers[graphs.OUTPUT[task.kind]] = _address(out)
-        # The workspace goes back to CuPy's pool at once: the pool hands it only to later work of this stream.
-        graph.run(pointers, _pointer(workspace), session.handle)
+            return None
+        run(graph)
     return out
+
+
+def _build_fastest(task, session, run):
+    """Return the graph of the engine that takes the least time, or ``None``."""
+    built = [graphs.build_with(engine, task, session.handle)
+             for engine in graphs.find_engines(task, session.handle, _MAX_TIMED)]
+    if not built or None in built:
+        built.append(graphs.build_whole(task, session.handle))
+    built = [graph for graph in built if graph is not None]
+    for graph in built:
+        run(graph)  # what a kernel does the first time does not count
+    return min(built, key=lambda graph: min(_milliseconds(run, graph) for _ in range(_TIMED_RUNS)), default=None)
+
+
+def _milliseconds(run, graph) -> float:
+    start, stop = cuda.Event(), cuda.Event()
+    start.record()
+    run(graph)
+    stop.record()
+    stop.synchronize()
+    return cuda.cupy.cuda.get_elapsed_time(start, stop)
+
+
+def _multiply(task: Convolution, inputs: dict):
+    """Compute a task as Chainer does without cuDNN: windows side by side, times the filters, in float32."""
+    _warn_once(task)
+    first = next(iter(inputs.values()))
+    xp = cuda.get_array_module(first)
+    given = {uid: _widen(array).astype(np.float32, copy=False) for uid, array in inputs.items()}
+    x, w = (chainer.Variable(given[uid] if uid in given else xp.zeros(shape, np.float32))
+            for uid, shape in ((graphs.X, task.x), (graphs.W, task.w)))
+    with chainer.using_config('use_cudnn', 'never'), chainer.force_backprop_mode():
+        y = F.convolution_2d(F.pad(x, [(0, 0), (0, 0), *task.pad], 'constant'), w, stride=task.stride,
+                             groups=task.groups)
+        if task.kind == 'forward':
+            out = y.array
+        else:
+            y.grad = given[graphs.Y]
+            y.backward()
+            out = {'data': x, 'filter': w}[task.kind].grad
+    return _channels_last(out, first.dtype)
+
+
+@functools.lru_cache(maxsize=None)
+def _warn_once(task):
+    logger.warning('cuDNN has no engine on this device, so that matrix products take its place, for %s', task)
 
 
 def _allocate(size: int):
@@ -173,16 +261,16 @@ def _empty(xp, shape, dtype):
     return xp.empty((n, height, width, channels), dtype).transpose(0, 3, 1, 2)
 
 
-def _channels_last(x, precision: Precision):
-    """Return ``(N, C, H, W)`` in the storage type, channels innermost; copies only what is not so yet."""
-    return _narrow(x.transpose(0, 2, 3, 1), precision).transpose(0, 3, 1, 2)
+def _channels_last(x, storage: np.dtype):
+    """Return ``(N, C, H, W)`` in a storage type, channels innermost; copies only what is not so yet."""
+    return _narrow(x.transpose(0, 2, 3, 1), storage).transpose(0, 3, 1, 2)
 
 
-def _narrow(x, precision: Precision):
-    """Return a contiguous copy, or ``x`` itself, in the storage type."""
+def _narrow(x, storage: np.dtype):
+    """Return a contiguous copy, or ``x`` itself, in a storage type."""
     xp = cuda.get_array_module(x)
-    if precision.storage != np.uint16:
-        return xp.ascontiguousarray(x, dtype=precision.storage)
+    if storage != np.uint16:
+        return xp.ascontiguousarray(x, dtype=storage)
     x = xp.ascontiguousarray(x, dtype=np.float32)
     bits = xp.empty(x.shape, np.uint16)
     _cuda.launch(_cuda.kernel('bfloat16.cu', 'float_to_bfloat16'), x.size, (x, np.int64(x.size), bits))
@@ -200,22 +288,35 @@ def _widen(y):
 
 
 def _result(y, dtype):
-    return _widen(y).astype(dtype, order='K', copy=False)
+    return in_memory_order(_widen(y)).astype(dtype, copy=False).transpose(0, 3, 1, 2)
 
 
-def finish(y, b, residual, relu: bool):
-    """Do in place what could not be part of the graph: return ``relu(y + residual + b)``.
+def in_memory_order(x):
+    """Return ``(N, C, H, W)`` with the channels innermost as ``(N, H, W, C)``.
+
+    CuPy's kernels run through an array in the order of its axes, whatever its strides: neighbouring threads would
+    touch numbers ``C`` apart, and results have the channels outermost.
+    """
+    return x.transpose(0, 2, 3, 1)
+
+
+def finish(y, b=None, residual=None, relu: bool = False, limit: float = math.inf):
+    """Do in place, in one pass, what could not be part of the graph: return ``relu(y + residual + b)``.
 
     Args:
-        y: ``(N, O, oh, ow)``, float32 or float16, in any layout; overwritten.
+        y: ``(N, O, oh, ow)``, float32 or float16, fastest with the channels innermost in memory; overwritten.
         b: ``(O,)``, or ``None``.
         residual: ``(N, O, oh, ow)``, or ``None``.
         relu: Whether to replace negative numbers by zero.
+        limit: Larger numbers are replaced by it.
     """
-    if residual is not None:
-        y += residual.astype(y.dtype, copy=False)
-    if b is not None:
-        y += b.astype(y.dtype, copy=False)[:, None, None]
-    if relu:
-        cuda.get_array_module(y).maximum(y, 0, out=y)
+    residual, b = (0.0 if residual is None else in_memory_order(residual)), (0.0 if b is None else b)
+    _finish_kernel()(residual, b, 0.0 if relu else -math.inf, limit, in_memory_order(y))
     return y
+
+
+def _finish_kernel():
+    return cuda.elementwise('R residual, B b, float32 least, float32 most', 'T y', '''
+        const float sum = (float)y + (float)residual + (float)b;
+        y = (T)(sum < least ? least : sum > most ? most : sum);
+    ''', 'finish_convolution')

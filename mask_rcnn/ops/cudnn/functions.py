@@ -1,63 +1,118 @@
-"""A convolution, its fixed normalisation, a sum and ReLU as one differentiable function."""
+"""A convolution and what follows it as one differentiable function: of all that is computed only the result is kept."""
 
 from __future__ import annotations
 
 import chainer
-from chainer.backend import get_array_module
 
-from mask_rcnn.ops.cudnn.convolution import convolve, convolve_backward_data, convolve_backward_filter
+from mask_rcnn.ops.cudnn.convolution import (convolve, convolve_backward_data, convolve_backward_filter,
+                                             deconvolve, in_memory_order)
 
 
-def convolution_affine(x, W, scale, bias, residual=None, *, stride: int = 1, pad: int = 0,
-                       relu: bool = False) -> chainer.Variable:
-    """Return ``relu(convolution * scale + bias + residual)``, one kernel forward.
-
-    Differentiable once, with respect to ``x``, ``W`` and ``residual``.  Of all that is computed only the
-    result is kept for the backward pass, which a chain of functions would keep four times.
+def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False) -> chainer.Variable:
+    """Return ``relu(convolution + b)``, one kernel forward; differentiable once, with respect to all arrays.
 
     Args:
         x: ``(N, C, H, W)`` array or variable of CuPy, float32 or float16.
         W: ``(O, C, kh, kw)``.
-        scale, bias: ``(O,)`` arrays, constants.
-        residual: ``(N, O, oh, ow)`` to add, or ``None``.
+        b: ``(O,)``, or ``None``.
         stride, pad: Of the convolution, the same for all sides.
         relu: Whether to replace negative numbers by zero.
 
     Returns:
         chainer.Variable: ``(N, O, oh, ow)`` of ``x``'s type, channels innermost in memory.
     """
-    inputs = (x, W) if residual is None else (x, W, residual)
-    return _ConvolutionAffine(scale, bias, stride, pad, relu).apply(inputs)[0]
+    return _apply(_Convolution(None, relu, stride=stride, pad=pad), x=x, W=W, b=b)
 
 
-class _ConvolutionAffine(chainer.FunctionNode):
+def convolution_affine(x, W, scale, bias, residual=None, *, stride: int = 1, pad: int = 0,
+                       relu: bool = False) -> chainer.Variable:
+    """Return ``relu(convolution * scale + bias + residual)``, one kernel forward.
 
-    def __init__(self, scale, bias, stride, pad, relu):
-        self.scale, self.bias, self.relu = scale[:, None, None, None], bias, relu
-        self.geometry = {'stride': stride, 'pad': pad}
+    Differentiable once, with respect to ``x``, ``W`` and ``residual``; a chain of functions would keep four
+    arrays for the backward pass.
+
+    Args:
+        x, W, stride, pad, relu: As for :func:`convolution_2d`.
+        scale, bias: ``(O,)`` arrays, constants.
+        residual: ``(N, O, oh, ow)`` to add, or ``None``.
+
+    Returns:
+        chainer.Variable: As of :func:`convolution_2d`.
+    """
+    node = _Convolution(scale[:, None, None, None], relu, stride=stride, pad=pad)
+    return _apply(node, x=x, W=W, b=bias, residual=residual)
+
+
+def deconvolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False) -> chainer.Variable:
+    """Return the transposed convolution ``relu(deconvolution + b)``; differentiable once, like :func:`convolution_2d`.
+
+    Args:
+        x, b, stride, pad, relu: As for :func:`convolution_2d`.
+        W: ``(C, O, kh, kw)``.
+
+    Returns:
+        chainer.Variable: ``(N, O, stride * (H - 1) + kh - 2 * pad, ...)`` of ``x``'s type, channels innermost.
+    """
+    return _apply(_Deconvolution(relu, stride=stride, pad=pad), x=x, W=W, b=b)
+
+
+def _apply(node, **inputs):
+    node.names = [name for name, array in inputs.items() if array is not None]
+    return node.apply([inputs[name] for name in node.names])[0]
+
+
+class _Product(chainer.FunctionNode):
+    """What the functions have in common; ``names`` are those of the inputs."""
+
+    def __init__(self, relu, **geometry):
+        self.relu, self.geometry = relu, geometry
 
     def forward(self, inputs):
-        x, W, *residual = inputs
         self.retain_inputs((0, 1))
         if self.relu:
             self.retain_outputs((0,))
-        y = convolve(x, W * self.scale, self.bias, relu=self.relu, residual=residual[0] if residual else None,
-                     **self.geometry)
-        return y.astype(x.dtype, order='K', copy=False),
+        x, W, *rest = inputs
+        y = self.product(x, W, relu=self.relu, **dict(zip(self.names[2:], rest)), **self.geometry)
+        return in_memory_order(y).astype(x.dtype, copy=False).transpose(0, 3, 1, 2),
 
     def backward(self, indexes, grad_outputs):
         x, W = (variable.array for variable in self.get_retained_inputs())
         g = grad_outputs[0].array
         if self.relu:
             y = self.get_retained_outputs()[0].array
-            # Written in the layout of y, in which the two products below want it.
-            xp = get_array_module(y)
-            g = xp.multiply(g, y > 0, out=xp.empty_like(y))
-        gradients = []
-        if 0 in indexes:
-            gradients.append(convolve_backward_data(g, W * self.scale, x.shape, **self.geometry))
-        if 1 in indexes:
-            gradients.append(convolve_backward_filter(x, g, W.shape, **self.geometry) * self.scale)
-        if 2 in indexes:
-            gradients.append(g)
-        return [chainer.as_variable(gradient) for gradient in gradients]
+            g = (in_memory_order(g) * (in_memory_order(y) > 0)).transpose(0, 3, 1, 2)
+        gradients = {'x': lambda: self.gradient_x(g, x, W), 'W': lambda: self.gradient_w(g, x, W),
+                     'b': lambda: in_memory_order(g).sum(axis=(0, 1, 2)), 'residual': lambda: g}
+        return [chainer.as_variable(gradients[self.names[index]]().astype(self.inputs[index].dtype, copy=False))
+                for index in indexes]
+
+
+class _Convolution(_Product):
+
+    def __init__(self, scale, relu, **geometry):
+        super().__init__(relu, **geometry)
+        self.scale = scale
+
+    def product(self, x, W, **rest):
+        return convolve(x, self._scaled(W), **rest)
+
+    def gradient_x(self, g, x, W):
+        return convolve_backward_data(g, self._scaled(W), x.shape, **self.geometry)
+
+    def gradient_w(self, g, x, W):
+        return self._scaled(convolve_backward_filter(x, g, W.shape, **self.geometry))
+
+    def _scaled(self, W):
+        return W if self.scale is None else W * self.scale
+
+
+class _Deconvolution(_Product):
+
+    def product(self, x, W, **rest):
+        return deconvolve(x, W, **rest)
+
+    def gradient_x(self, g, x, W):
+        return convolve(g, W, **self.geometry)
+
+    def gradient_w(self, g, x, W):
+        return convolve_backward_filter(g, x, W.shape, **self.geometry)

@@ -1,12 +1,21 @@
-"""From the description of a convolution to a compiled cuDNN graph."""
+"""From the description of a convolution to a compiled cuDNN graph.
+
+cuDNN's heuristics name the engines that may compute a graph, the fastest first by their estimate.  To ask them
+takes 5 to 20 ms, and the graph that asked keeps the whole answer, up to 1.9 MB.  So they are asked once for all
+sizes that are near one another, and each graph is made of one engine: 1 ms and 0.1 MB (Frontend 1.32, cuDNN 9.28).
+Which engine that is depends on the description alone, not on what was computed before, and so do the last bits.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import functools
+import inspect
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mask_rcnn.ops.cudnn.library import library
+from mask_rcnn.ops.cudnn.library import library, names_engines
 
 #: Numbers by which a graph knows its tensors.
 X, W, B, RESIDUAL, Y = 1, 2, 3, 4, 5
@@ -55,6 +64,23 @@ class Convolution:
         """Shape of what is computed."""
         return {'forward': self.y, 'data': self.x, 'filter': self.w}[self.kind]
 
+    @property
+    def groups(self) -> int:
+        return self.x[1] // self.w[1]
+
+    def rounded(self) -> Convolution:
+        """Return the convolution of the next larger round size, which stands for all that are near it.
+
+        Rows and columns get four significant bits and so grow by less than an eighth; RoIs get a multiple of eight.
+        """
+        n, channels, height, width = self.x
+        return replace(self, x=(_round_up(n, 8 if n > 8 else 1), channels, *(
+            _round_up(side, 1 << max(0, side.bit_length() - 4)) for side in (height, width))))
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
 
 class Graph:
     """A compiled graph.
@@ -68,27 +94,105 @@ class Graph:
 
     def __init__(self, graph):
         self._graph = graph
+        self._no_overrides = {}
+        # Frontend 1.32 takes addresses as they are only where shapes may be overridden, be it none: half the time.
+        if _can_override(type(graph)) and getattr(graph, 'selected_engine', None) is None:
+            self._no_overrides = {'override_uids': [], 'override_shapes': [], 'override_strides': []}
         self.workspace_size = graph.get_workspace_size()
 
     def run(self, pointers: dict[int, int], workspace: int, handle) -> None:
         """Start it on the handle's stream; device addresses by tensor number."""
-        self._graph.execute(pointers, workspace, handle=handle)
+        self._graph.execute(pointers, workspace, handle=handle, **self._no_overrides)
 
 
-def build(convolution: Convolution, handle) -> Graph | None:
-    """Compile a graph; ``None`` if no engine computes it on the handle's device."""
+@functools.lru_cache(maxsize=None)
+def _can_override(graph_type) -> bool:
+    return 'override_uids' in inspect.signature(graph_type.execute).parameters
+
+
+def build(convolution: Convolution, handle, engines: dict) -> Graph | None:
+    """Compile a graph, with the engine that comes first for the rounded size or, if it cannot, for this one.
+
+    Args:
+        convolution: What is computed.
+        handle: Of the device.
+        engines: What the heuristics have answered for rounded sizes, which is added to.
+
+    Returns:
+        Graph: ``None`` if no engine computes it on the handle's device.
+    """
+    rounded = convolution.rounded()
+    if rounded not in engines:
+        engines[rounded] = find_engines(rounded, handle)
+    known = (build_with(engine, convolution, handle) for engine in engines[rounded])
+    return next(known, None) or build_whole(convolution, handle)
+
+
+def find_engines(convolution: Convolution, handle, most: int = 1) -> list[tuple]:
+    """Return up to ``most`` engines that compute a convolution, by cuDNN's heuristics the fastest first.
+
+    Returns:
+        list: Pairs of an engine's number and its settings; nothing where this Frontend names none.
+    """
+    cudnn, found = library(), []
+    if not names_engines(cudnn):
+        return found
+    for unwanted in _unwanted_notes(cudnn, convolution):
+        graph = _plan(convolution, cudnn, handle, unwanted)
+        for index in range(0 if graph is None else graph.get_execution_plan_count()):
+            with contextlib.suppress(cudnn.cudnnGraphNotSupportedError):  # what is unwanted, among others
+                graph.build_plan_at_index(index)
+                found.append(graph.get_engine_and_knobs_at_index(index))
+            if len(found) == most:
+                return found
+        if found:
+            return found
+    return []
+
+
+def build_with(engine: tuple, convolution: Convolution, handle) -> Graph | None:
+    """Compile a graph with one of :func:`find_engines`; ``None`` if that cannot compute it.
+
+    Frontend 1.32 cannot ask again for some engines that it has named (for three channels: a RuntimeError).
+    """
     cudnn = library()
     graph = describe(convolution, cudnn, handle=handle)
     try:
         graph.build_operation_graph()
-        graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-        graph.deselect_numeric_notes(_unwanted_notes(cudnn, convolution.tensor_cores))
+        # Else Frontend 1.32 asks the heuristics, too, and keeps their answer; to others the name means nothing.
+        graph._cpp_plans_created = True
+        graph.create_execution_plan(*engine)
         graph.deselect_workspace_greater_than(_MAX_WORKSPACE)
-        graph.check_support()
         graph.build_plans()
-    except cudnn.cudnnGraphNotSupportedError:
+    except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
         return None
     return Graph(graph)
+
+
+def build_whole(convolution: Convolution, handle) -> Graph | None:
+    """Compile a graph with the heuristics' first engine, even if it cannot be asked for by name; or ``None``."""
+    cudnn = library()
+    for unwanted in _unwanted_notes(cudnn, convolution):
+        graph = _plan(convolution, cudnn, handle, unwanted)
+        with contextlib.suppress(cudnn.cudnnGraphNotSupportedError):
+            if graph is not None:
+                graph.check_support()
+                graph.build_plans()
+                return Graph(graph)
+    return None
+
+
+def _plan(convolution, cudnn, handle, unwanted):
+    """Return a graph that has asked the heuristics, or ``None`` if they know no engine."""
+    graph = describe(convolution, cudnn, handle=handle)
+    try:
+        graph.build_operation_graph()
+        graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    except cudnn.cudnnGraphNotSupportedError:
+        return None
+    graph.deselect_numeric_notes(unwanted)
+    graph.deselect_workspace_greater_than(_MAX_WORKSPACE)
+    return graph
 
 
 def describe(convolution: Convolution, cudnn, **options):
@@ -149,18 +253,19 @@ def _filter(graph, convolution, tensor):
                             **_geometry(convolution))
 
 
-def _unwanted_notes(cudnn, tensor_cores: bool) -> list:
-    """What an engine must not do to the numbers.
+def _unwanted_notes(cudnn, convolution):
+    """Return what an engine must not do to the numbers, and what it must not do even if no other is left.
 
     Products in less than the storage's precision and sums in less than float32 never; without tensor cores
     no TF32 (PyTorch sorts engines by the same notes, ``aten/src/ATen/native/cudnn/Conv_v8.cpp``) and no
     Winograd transform of large tiles, which amplifies rounding errors (Lavin and Gray 2016, section 5.3).
+    Sums in an order that changes from run to run only where there is no other way.
     """
     note = cudnn.numerical_note
     unwanted = [note.DOWN_CONVERT_INPUTS, note.REDUCED_PRECISION_REDUCTION]
-    if not tensor_cores:
+    if not convolution.tensor_cores:
         unwanted += [note.TENSOR_CORE, note.WINOGRAD_TILE_6x6, note.WINOGRAD_TILE_13x13]
-    return unwanted
+    return [unwanted + [note.NONDETERMINISTIC], unwanted]
 
 
 def dtype_name(storage: np.dtype) -> str:
