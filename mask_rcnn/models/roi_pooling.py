@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import chainer
 import chainer.functions as F
@@ -11,7 +12,7 @@ from chainer.backend import get_array_module
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.ops.crop_and_resize import crop_and_resize
-from mask_rcnn.ops.roi_align import roi_align
+from mask_rcnn.ops.roi_align import roi_align, roi_align_pyramid
 from mask_rcnn.ops.roi_max_pooling import roi_max_pooling
 
 #: A RoI of ``roi_canonical_size`` belongs to the map of stride 2 ** 4 (Lin et al. 2017, section 4.2).
@@ -51,11 +52,27 @@ class RoIPooling:
         """
         if len(self.strides) == 1:
             return self._pool(maps[0], rois, roi_indices, self.strides[0])
-        xp = get_array_module(rois)
         levels = assign_levels(rois, self.strides, canonical_size=self._canonical_size(maps[0]),
                                dialect=self.config.dialect)
-        if xp is not np and not chainer.config.enable_backprop:
+        maps = maps[:len(self.strides)]
+        if self._aligns:
+            return roi_align_pyramid(maps, rois, roi_indices, levels, sampling_ratio=self.config.sampling_ratio,
+                                     spatial_scales=[1 / stride for stride in self.strides], **self._grid)
+        if get_array_module(rois) is not np and not chainer.config.enable_backprop:
             return self._pool_everywhere(maps, rois, roi_indices, levels)
+        return self._pool_by_level(maps, rois, roi_indices, levels)
+
+    @property
+    def _aligns(self) -> bool:
+        return self.config.roi_align and self.config.dialect.roi_grid != 'corners'
+
+    @property
+    def _grid(self) -> dict:
+        return {'output_size': self.roi_size, 'bin_step': self.bin_step}
+
+    def _pool_by_level(self, maps, rois, roi_indices, levels):
+        """Pool from every map its RoIs, and put the results in the RoIs' order."""
+        xp = get_array_module(rois)
         parts, order = [], []
         for level, stride in enumerate(self.strides):
             own = xp.flatnonzero(levels == level)
@@ -90,10 +107,8 @@ class RoIPooling:
         if self.config.dialect.roi_grid == 'corners':
             last = tuple(side * stride - 1 for side in feature_map.shape[2:])
             return crop_and_resize(feature_map, rois, roi_indices, output_size=self.roi_size, last=last)
-        grid = {'output_size': self.roi_size, 'spatial_scale': 1 / stride, 'bin_step': self.bin_step}
-        if self.config.roi_align:
-            return roi_align(feature_map, rois, roi_indices, sampling_ratio=self.config.sampling_ratio, **grid)
-        return roi_max_pooling(feature_map, rois, roi_indices, **grid)
+        pool = partial(roi_align, sampling_ratio=self.config.sampling_ratio) if self._aligns else roi_max_pooling
+        return pool(feature_map, rois, roi_indices, spatial_scale=1 / stride, **self._grid)
 
 
 def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
@@ -113,8 +128,9 @@ def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
     """
     xp = get_array_module(rois)
     sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(dialect.box_extent)
-    sizes = xp.sqrt(sides[:, 0] * sides[:, 1])
     with np.errstate(divide='ignore', invalid='ignore'):  # empty RoIs, and those of nothing, belong anywhere
+        sizes = xp.sqrt(sides[:, 0] * sides[:, 1])
         levels = _CANONICAL_LEVEL + xp.log2(sizes / canonical_size + dialect.level_epsilon)
         levels = xp.rint(levels) if dialect.level_rounding == 'nearest' else xp.floor(levels)
-        return xp.clip(levels - math.log2(strides[0]), 0, len(strides) - 1).astype(np.int32)
+        levels = xp.fmax(levels - math.log2(strides[0]), 0)  # 0 for NaN
+        return xp.minimum(levels, len(strides) - 1).astype(np.int32)

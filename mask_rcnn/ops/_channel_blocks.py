@@ -19,25 +19,25 @@ def count_blocks(channels: int) -> int:
 
 @jit
 def gather_maps(x, first, maps):
-    """Copy channels ``first``, ... of ``x`` (N, C, H, W) to ``maps`` (N, H, W * BLOCK)."""
-    n_channels = min(BLOCK, x.shape[1] - first)
+    """Copy channels ``first``, ... of ``x`` (C, N, H, W) to ``maps`` (N, H, W * BLOCK)."""
+    n_channels = min(BLOCK, x.shape[0] - first)
     if n_channels < BLOCK:
         maps[:] = 0
-    for n in range(x.shape[0]):
+    for n in range(x.shape[1]):
         for i in range(x.shape[2]):
             for c in range(n_channels):
                 for j in range(x.shape[3]):
-                    maps[n, i, j * BLOCK + c] = x[n, first + c, i, j]
+                    maps[n, i, j * BLOCK + c] = x[first + c, n, i, j]
 
 
 @jit
 def scatter_maps(maps, first, x):
-    """Copy ``maps`` (N, H, W * BLOCK) to channels ``first``, ... of ``x`` (N, C, H, W)."""
-    for n in range(x.shape[0]):
-        for c in range(min(BLOCK, x.shape[1] - first)):
+    """Copy ``maps`` (N, H, W * BLOCK) to channels ``first``, ... of ``x`` (C, N, H, W)."""
+    for n in range(x.shape[1]):
+        for c in range(min(BLOCK, x.shape[0] - first)):
             for i in range(x.shape[2]):
                 for j in range(x.shape[3]):
-                    x[n, first + c, i, j] = maps[n, i, j * BLOCK + c]
+                    x[first + c, n, i, j] = maps[n, i, j * BLOCK + c]
 
 
 @jit

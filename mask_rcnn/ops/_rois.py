@@ -1,9 +1,14 @@
-"""What the functions that pool regions of interest share: their arguments, checked, and bin ranges."""
+"""What the functions that pool regions of interest share: their arguments, checked, memory layouts, bin ranges."""
 
 from __future__ import annotations
 
 import chainer
 import numpy as np
+
+#: Threads of a block that computes a row of a RoI's bins.
+BIN_THREADS = 128
+#: Height of the tile of pixels that a block of a backward kernel owns, and its threads; the sources have them, too.
+TILE_ROWS, TILE_THREADS = 4, 256
 
 
 def as_pair(size: int | tuple[int, int], name: str = 'output_size') -> tuple[int, int]:
@@ -66,3 +71,53 @@ def pixel_range(xp, first, count, size: int):
     begin = xp.where(count > 0, first, size).min(axis=1).astype(np.int32)
     end = xp.where(count > 0, first + count, 0).max(axis=1).astype(np.int32)
     return begin, end
+
+
+# For the kernels, which take several channels of a pixel or bin at once
+
+def channels_last(x, dtype=None):
+    """Return ``(N, C, H, W)`` as a contiguous ``(N, H, W, C)``, copying only what is laid out otherwise.
+
+    Args:
+        x: CuPy array.
+        dtype: Type of the result; by default that of ``x``.
+    """
+    xp = chainer.backend.get_array_module(x)
+    return xp.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype)
+
+
+def common_lanes(most: int, *arrays) -> int:
+    """Return how many channels a thread can load at once: ``most`` or 1.
+
+    Args:
+        most: A power of two.
+        arrays: What is loaded, channels last.
+    """
+    size = min(most * arrays[0].itemsize, 16)
+    fits = all(array.shape[-1] % most == 0 and _address(array) % size == 0 for array in arrays)
+    return most if fits else 1
+
+
+def tile_columns(groups: int) -> int:
+    """Return how wide a backward kernel's tiles of pixels are, so that few of its threads have no channels.
+
+    Args:
+        groups: Number of threads that share a pixel's channels.
+    """
+    return 4 if groups > 32 else 8 if groups > 16 else 16
+
+
+def tile_grid(shape, groups: int, columns: int) -> tuple[int, int]:
+    """Return a backward kernel's grid: a block for every tile of every map, and for as many channels as it can.
+
+    Args:
+        shape: Of the maps (N, C, H, W).
+        groups: Number of threads that share a pixel's channels.
+        columns: What :func:`tile_columns` says, or less.
+    """
+    n_images, _, height, width = shape
+    return (n_images * -(-height // TILE_ROWS) * -(-width // columns), -(-groups // (TILE_THREADS // columns)))
+
+
+def _address(array) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr

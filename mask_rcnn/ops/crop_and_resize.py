@@ -16,20 +16,25 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops import _cuda, _parallel
-from mask_rcnn.ops._rois import as_pair, check_arguments, compute_dtype, pixel_range
+from mask_rcnn.ops._layout import as_images
+from mask_rcnn.ops._rois import (BIN_THREADS, TILE_THREADS, as_pair, channels_last, check_arguments, common_lanes,
+                                 compute_dtype, pixel_range, tile_columns, tile_grid)
 
 _ONE = np.float32(1)
+#: The most channels that a thread of a kernel takes at once.
+_LANES = 4
 
 
 def crop_and_resize(x, rois, roi_indices, *, output_size, last=(1.0, 1.0)) -> chainer.Variable:
     """Sample every RoI at the points of a grid that reaches from border to border.
 
     Differentiable with respect to ``x`` (twice).  Forward and backward write every number from one thread,
-    in a fixed order, without atomic operations: on one machine, CPU or GPU, the same arguments give the same
-    bits in every run.
+    in a fixed order, without atomic additions of numbers: on one machine, CPU or GPU, the same arguments give the
+    same bits in every run.  What is float16 is calculated in float32.
 
     Args:
-        x: Feature maps (N, C, H, W), float16, float32 or float64, array or variable.
+        x: Feature maps (N, C, H, W), float16, float32 or float64, array or variable.  On the GPU those whose
+            channels are innermost in memory are not copied, on the CPU none but those in float16.
         rois: (R, 4) float32 ``(y_min, x_min, y_max, x_max)``.
         roi_indices: (R,) int32, the map of each RoI.  An index outside the batch raises an error on the CPU;
             on the GPU, where looking would cost a synchronisation, such a RoI is zero.
@@ -122,36 +127,51 @@ class _CropAndResizeGrad(chainer.FunctionNode):
 # On the GPU
 
 def forward_gpu(x, roi_indices, rows: _Points, columns: _Points):
-    """Return the samples (R, C, ...); CuPy arrays in and out."""
+    """Return the samples (R, C, ...), channels innermost in memory; CuPy arrays in and out."""
     xp = chainer.backend.get_array_module(x)
-    dtype = compute_dtype(x.dtype)
-    y = xp.empty((len(roi_indices), x.shape[1], rows.first.shape[1], columns.first.shape[1]), dtype)
-    _cuda.launch(_cuda.kernel('crop_and_resize.cu', 'crop_and_resize_forward', dtype), y.size, (
-        xp.ascontiguousarray(x, dtype), roi_indices, rows.first, rows.fraction, columns.first,
-        columns.fraction, np.int64(y.size), *map(np.int32, (*x.shape, *y.shape[2:])), y))
-    return y.astype(x.dtype, copy=False)
+    source = channels_last(x)
+    shape = (len(roi_indices), rows.first.shape[1], columns.first.shape[1], x.shape[1])
+    y = xp.empty(shape, x.dtype)
+    if y.size:
+        kernel, view = _variant('forward', x.dtype)
+        kernel((shape[0] * shape[1],), (BIN_THREADS,), (
+            view(source), roi_indices, rows.first, rows.fraction, columns.first, columns.fraction,
+            *map(np.int32, (*x.shape, *shape[1:3], common_lanes(_LANES, source))), view(y)))
+    return y.transpose(0, 3, 1, 2)
 
 
 def backward_gpu(gy, roi_indices, rows: _Points, columns: _Points, shape):
-    """Return the gradient of the maps, of the given shape; CuPy arrays in and out."""
+    """Return the gradient of the maps, of the given shape; CuPy arrays in and out, as in the forward pass."""
     xp = chainer.backend.get_array_module(gy)
-    dtype = compute_dtype(gy.dtype)
-    gx = xp.empty(shape, dtype)
-    _cuda.launch(_cuda.kernel('crop_and_resize.cu', 'crop_and_resize_backward', dtype), gx.size, (
-        xp.ascontiguousarray(gy, dtype), roi_indices,
-        rows.first, rows.fraction, *rows.range(shape[2]),
-        columns.first, columns.fraction, *columns.range(shape[3]),
-        np.int64(gx.size), *map(np.int32, (len(roi_indices), *shape[1:], *gy.shape[2:])), gx))
-    return gx.astype(gy.dtype, copy=False)
+    source = channels_last(gy)
+    n_images, channels, height, width = shape
+    gx = xp.empty((n_images, height, width, channels), gy.dtype)
+    if gx.size:
+        kernel, view = _variant('backward', gy.dtype)
+        lanes = common_lanes(_LANES, source)
+        tile_width = tile_columns(channels // lanes)
+        kernel(tile_grid(shape, channels // lanes, tile_width), (TILE_THREADS,), (
+            view(source), roi_indices, rows.first, rows.fraction, *rows.range(height),
+            columns.first, columns.fraction, *columns.range(width),
+            *map(np.int32, (len(roi_indices), *shape[1:], *gy.shape[2:], tile_width, lanes)), view(gx)))
+    return gx.transpose(0, 3, 1, 2)
+
+
+def _variant(direction: str, dtype):
+    """Return the kernel for a type of maps and how it wants to see them."""
+    name = f'crop_and_resize_{direction}'
+    if dtype == np.float16:
+        return _cuda.kernel('crop_and_resize.cu', f'{name}_half'), lambda array: array.view(np.uint16)
+    return _cuda.kernel('crop_and_resize.cu', name, dtype), lambda array: array
 
 
 # On the CPU
 
 def forward_cpu(x, roi_indices, rows: _Points, columns: _Points):
-    """Return the samples (R, C, ...); NumPy arrays in and out."""
+    """Return the samples (R, C, ...), in memory as convolutions want them; NumPy arrays in and out."""
     dtype = compute_dtype(x.dtype)
     maps = x.astype(dtype, copy=False)
-    y = np.empty((len(roi_indices), x.shape[1], rows.first.shape[1], columns.first.shape[1]), dtype)
+    y = as_images(np.empty((x.shape[1], len(roi_indices), rows.first.shape[1], columns.first.shape[1]), dtype))
     _parallel.parallel_for(lambda start, stop: _forward_channels(
         maps, roi_indices, rows.first, rows.fraction, columns.first, columns.fraction, start, stop, y),
         x.shape[1])
@@ -162,7 +182,7 @@ def backward_cpu(gy, roi_indices, rows: _Points, columns: _Points, shape):
     """Return the gradient of the maps, of the given shape; NumPy arrays in and out."""
     dtype = compute_dtype(gy.dtype)
     gradients = gy.astype(dtype, copy=False)
-    gx = np.zeros(shape, dtype)
+    gx = as_images(np.zeros((shape[1], shape[0], *shape[2:]), dtype))
     _parallel.parallel_for(lambda start, stop: _backward_channels(
         gradients, roi_indices, rows.first, rows.fraction, columns.first, columns.fraction, start, stop, gx),
         shape[1])

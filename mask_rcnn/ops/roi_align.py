@@ -8,25 +8,32 @@ of map row ``p``, and ``wx[q]`` the same for columns,
 
     y[bin] = sum_p wy[p] * sum_q wx[q] * x[p, q] / (sample rows * sample columns).
 
-Both forms tabulate ``wy`` and ``wx`` once per RoI.  The CPU sums over rows first, for all columns of the RoI
-at once, then over columns.
+Both forms tabulate ``wy`` and ``wx``.  The CPU does it once per RoI, and sums over rows first, for all columns of
+the RoI at once, then over columns.  On the GPU every block tabulates what it needs: forward, a row of a RoI's bins;
+backward, the RoIs that touch a tile of the map.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import chainer
 import numpy as np
 
 from mask_rcnn.ops import _cuda, _parallel
-from mask_rcnn.ops._channel_blocks import (BLOCK, count_blocks, gather_bins, gather_maps, scatter_bins,
-                                           scatter_maps)
+from mask_rcnn.ops._channel_blocks import BLOCK, count_blocks, gather_bins, gather_maps, scatter_bins, scatter_maps
 from mask_rcnn.ops._layout import as_images, channels_first
-from mask_rcnn.ops._rois import as_pair, check_arguments, compute_dtype, pixel_range
+from mask_rcnn.ops._rois import (BIN_THREADS, TILE_ROWS, TILE_THREADS, as_pair, channels_last, check_arguments,
+                                 common_lanes, compute_dtype, pixel_range, tile_columns, tile_grid)
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+
+#: Maps that the forward kernel takes, and bins of a row that one of its blocks computes.
+_MOST_MAPS, _MOST_COLUMNS = 4, 32
+#: Weights for which a block of the backward kernel has room, and bins of an axis for which that is enough.
+_TABLE, _MOST_BINS = 2048, 256
 
 
 def roi_align(x, rois, roi_indices, *, output_size, spatial_scale, sampling_ratio=0, aligned=False,
@@ -34,11 +41,12 @@ def roi_align(x, rois, roi_indices, *, output_size, spatial_scale, sampling_rati
     """Pool every RoI to a grid of bins, each the mean of bilinear samples.
 
     Differentiable with respect to ``x`` (twice).  Forward and backward write every number from one thread,
-    in a fixed order, without atomic operations: on one machine, CPU or GPU, the same arguments give the same
-    bits in every run.
+    in a fixed order, without atomic additions of numbers: on one machine, CPU or GPU, the same arguments give the
+    same bits in every run.  What is float16 is read and written as such, and calculated in float32.
 
     Args:
-        x: Feature maps (N, C, H, W), float16, float32 or float64, array or variable.
+        x: Feature maps (N, C, H, W), float16, float32 or float64, array or variable.  On the GPU those whose
+            channels are innermost in memory are not copied, on the CPU those whose channels are outermost.
         rois: (R, 4) float32 ``(y_min, x_min, y_max, x_max)`` in pixels of the network's input.
         roi_indices: (R,) int32, the map of each RoI.  An index outside the batch raises an error on the CPU;
             on the GPU, where looking would cost a synchronisation, such a RoI is zero.
@@ -48,7 +56,8 @@ def roi_align(x, rois, roi_indices, *, output_size, spatial_scale, sampling_rati
         aligned: False is Caffe2's form: coordinates are scaled only, and a RoI is at least one pixel of the
             map high and wide.  True is detectron2's: RoIs are moved by half a pixel, and may be smaller.
         bin_step: Return only every ``bin_step``-th bin of each axis, starting with the first: the same as
-            ``[:, :, ::bin_step, ::bin_step]`` of the result, at the cost of what is returned.
+            ``[:, :, ::bin_step, ::bin_step]`` of the result, at the cost of what is returned.  At most 256
+            bins of an axis are returned.
 
     Returns:
         Variable (R, C, ceil(height / bin_step), ceil(width / bin_step)) of ``x``'s type.  Samples that are
@@ -57,27 +66,83 @@ def roi_align(x, rois, roi_indices, *, output_size, spatial_scale, sampling_rati
     Raises:
         ValueError: If a shape or a parameter is wrong.
     """
-    rois, roi_indices = check_arguments(x, rois, roi_indices, bin_step)
+    xp = chainer.backend.get_array_module(roi_indices)
+    return roi_align_pyramid((x,), rois, roi_indices, xp.zeros(roi_indices.shape, np.int32), output_size=output_size,
+                             spatial_scales=(spatial_scale,), sampling_ratio=sampling_ratio, aligned=aligned,
+                             bin_step=bin_step)
+
+
+def roi_align_pyramid(maps: Sequence, rois, roi_indices, levels, *, output_size, spatial_scales: Sequence[float],
+                      sampling_ratio=0, aligned=False, bin_step=1) -> chainer.Variable:
+    """Pool every RoI from one of several maps; :func:`roi_align` otherwise, which documents what is not said here.
+
+    On the GPU it is one launch that writes every number once, and the host waits for nothing.
+
+    Args:
+        maps: One to four feature maps (N, C, H, W) of one type, which differ in their size only.
+        rois: (R, 4) float32.
+        roi_indices: (R,) int32: which of the ``N`` images each RoI is part of.
+        levels: (R,) int32: the index in ``maps`` of the one each RoI is pooled from.  One outside raises an error
+            on the CPU; on the GPU such a RoI is zero.
+        output_size: Bins of the grid.
+        spatial_scales: Of each map, its size divided by the size of the input.
+        sampling_ratio: Samples per bin and axis.
+        aligned: How coordinates become the maps'.
+        bin_step: Which bins to return.
+
+    Returns:
+        Variable (R, C, ...), the RoIs in their order; differentiable with respect to all maps (twice).
+
+    Raises:
+        ValueError: If a shape or a parameter is wrong.
+    """
+    if not 0 < len(maps) == len(spatial_scales) <= _MOST_MAPS:
+        raise ValueError(f'maps must be 1 to {_MOST_MAPS}, with a scale each, not {len(maps)} with '
+                         f'{len(spatial_scales)} scales')
+    for x in maps[1:]:
+        if x.ndim != 4 or x.shape[:2] != maps[0].shape[:2] or x.dtype != maps[0].dtype or 0 in x.shape:
+            raise ValueError(f'maps must differ in their size only, not {maps[0].dtype} {maps[0].shape} and '
+                             f'{x.dtype} {x.shape}')
+    rois, roi_indices = check_arguments(maps[0], rois, roi_indices, bin_step)
+    if levels.shape != roi_indices.shape:
+        raise ValueError(f'levels must have the shape {roi_indices.shape}, not {levels.shape}')
     if sampling_ratio < 0:
         raise ValueError(f'sampling_ratio must be 0 or more, not {sampling_ratio!r}')
-    grid = _Grid(as_pair(output_size), float(spatial_scale), int(sampling_ratio), bool(aligned),
-                 int(bin_step))
-    return _RoIAlign(rois, roi_indices, grid).apply((x,))[0]
+    levels = chainer.backend.get_array_module(levels).ascontiguousarray(levels, np.int32)
+    regions = _Regions(rois, roi_indices, levels, tuple(map(float, spatial_scales)), as_pair(output_size),
+                       int(sampling_ratio), bool(aligned), int(bin_step))
+    if max(regions.bins) > _MOST_BINS:
+        raise ValueError(f'output_size must give at most {_MOST_BINS} bins of an axis, not {regions.bins}')
+    return _RoIAlign(regions).apply(tuple(maps))[0]
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """How RoIs are divided; the fields are :func:`roi_align`'s arguments."""
+class _Regions:
+    """RoIs and how they are divided; the fields are :func:`roi_align_pyramid`'s arguments."""
 
+    rois: np.ndarray
+    roi_indices: np.ndarray
+    levels: np.ndarray
+    spatial_scales: tuple[float, ...]
     output_size: tuple[int, int]
-    spatial_scale: float
     sampling_ratio: int
     aligned: bool
     bin_step: int
 
-    def bins(self, axis: int) -> int:
-        """Number of bins that are computed along one axis."""
-        return -(-self.output_size[axis] // self.bin_step)
+    @property
+    def bins(self) -> tuple[int, int]:
+        """Number of bins that are computed along each axis."""
+        rows, columns = (-(-bins // self.bin_step) for bins in self.output_size)
+        return rows, columns
+
+    @property
+    def division(self) -> tuple:
+        """What the GPU must know besides the RoIs and the scales, in the types that it takes."""
+        return tuple(map(np.int32, (*self.output_size, self.sampling_ratio, self.aligned, self.bin_step)))
+
+    def members(self, level: int):
+        """Numbers of the RoIs that belong to one map (CPU)."""
+        return np.flatnonzero(self.levels == level)
 
 
 @dataclass(frozen=True)
@@ -96,138 +161,166 @@ class _AxisWeights:
     weight: np.ndarray
     samples: np.ndarray
 
+    def fields(self) -> tuple:
+        """All of them."""
+        return self.first, self.count, self.weight, self.samples
+
     def range(self):
         """Pixels that the whole RoI reads, ``[begin, end)``, two int32 arrays (R,)."""
-        xp = chainer.backend.get_array_module(self.first)
-        return pixel_range(xp, self.first, self.count, self.weight.shape[2])
+        return pixel_range(np, self.first, self.count, self.weight.shape[2])
 
 
 class _RoIAlign(chainer.FunctionNode):
     """Maps to pooled RoIs."""
 
-    def __init__(self, rois, roi_indices, grid: _Grid):
-        self._rois, self._roi_indices, self._grid = rois, roi_indices, grid
+    def __init__(self, regions: _Regions):
+        self._regions = regions
 
     def forward_cpu(self, inputs):
-        return forward_cpu(inputs[0], self._rois, self._roi_indices, self._grid),
+        return forward_cpu(inputs, self._regions),
 
     def forward_gpu(self, inputs):
-        return forward_gpu(inputs[0], self._rois, self._roi_indices, self._grid),
+        return forward_gpu(inputs, self._regions),
 
     def backward(self, indexes, grad_outputs):
-        shape = self.inputs[0].shape
-        return _RoIAlignGrad(self._rois, self._roi_indices, self._grid, shape).apply(grad_outputs)
+        gradients = _RoIAlignGrad(self._regions, [x.shape for x in self.inputs]).apply(grad_outputs)
+        return tuple(gradients[i] for i in indexes)
 
 
 class _RoIAlignGrad(chainer.FunctionNode):
     """The transposed map: gradients of pooled RoIs to gradients of the maps."""
 
-    def __init__(self, rois, roi_indices, grid: _Grid, shape):
-        self._rois, self._roi_indices, self._grid, self._shape = rois, roi_indices, grid, shape
+    def __init__(self, regions: _Regions, shapes):
+        self._regions, self._shapes = regions, shapes
 
     def forward_cpu(self, inputs):
-        return backward_cpu(inputs[0], self._rois, self._roi_indices, self._grid, self._shape),
+        return backward_cpu(inputs[0], self._regions, self._shapes)
 
     def forward_gpu(self, inputs):
-        return backward_gpu(inputs[0], self._rois, self._roi_indices, self._grid, self._shape),
+        return backward_gpu(inputs[0], self._regions, self._shapes)
 
     def backward(self, indexes, grad_outputs):
-        return _RoIAlign(self._rois, self._roi_indices, self._grid).apply(grad_outputs)
+        given = next(gradient for gradient in grad_outputs if gradient is not None)
+        maps = [given.xp.zeros(shape, given.dtype) if gradient is None else gradient
+                for gradient, shape in zip(grad_outputs, self._shapes)]
+        return _RoIAlign(self._regions).apply(maps)
 
 
 # On the GPU
 
-def forward_gpu(x, rois, roi_indices, grid: _Grid):
+def forward_gpu(maps, regions: _Regions):
     """Return the pooled RoIs (R, C, ...), channels innermost in memory; CuPy arrays in and out."""
-    xp = chainer.backend.get_array_module(x)
-    dtype = compute_dtype(x.dtype)
-    source = xp.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype)
-    y = xp.empty((len(rois), grid.bins(0), grid.bins(1), x.shape[1]), dtype)
-    rows, columns = (_axis_weights_gpu(rois, axis, grid, x.shape[2 + axis]) for axis in (0, 1))
-    kernel, n = _by_lanes('roi_align_forward', y)
-    _cuda.launch(kernel, n, (
-        source, roi_indices, *_fields(rows), *_fields(columns), np.int64(n),
-        *map(np.int32, (*x.shape, *y.shape[1:3])), y))
-    return y.transpose(0, 3, 1, 2).astype(x.dtype, order='K', copy=False)
+    xp = chainer.backend.get_array_module(*maps)
+    n_images, channels = maps[0].shape[:2]
+    rows, columns = regions.bins
+    sources = [channels_last(x) for x in maps]
+    y = xp.empty((len(regions.rois), rows, columns, channels), maps[0].dtype)
+    if y.size:
+        kernel, most, view = _variant('forward', y.dtype)
+        heights, widths = ([x.shape[axis] for x in sources] for axis in (1, 2))
+        kernel((len(y) * rows, -(-columns // _MOST_COLUMNS)), (BIN_THREADS,), (
+            *_repeat(map(view, sources)), *_repeat(map(np.int32, heights)), *_repeat(map(np.int32, widths)),
+            *_repeat(map(np.float32, regions.spatial_scales)), np.int32(len(maps)),
+            regions.rois, regions.roi_indices, regions.levels, np.int32(n_images), np.int32(channels),
+            *regions.division, np.int32(common_lanes(most, *sources)), view(y)))
+    return y.transpose(0, 3, 1, 2)
 
 
-def backward_gpu(gy, rois, roi_indices, grid: _Grid, shape):
-    """Return the gradient of the maps, whose shape is ``shape``; CuPy arrays in and out, as in the forward
-    pass."""
+def backward_gpu(gy, regions: _Regions, shapes):
+    """Return the gradients of the maps, of the given shapes; CuPy arrays in and out, as in the forward pass."""
+    source = channels_last(gy)
+    return tuple(_backward_level_gpu(source, regions, level, shape).transpose(0, 3, 1, 2)
+                 for level, shape in enumerate(shapes))
+
+
+def _backward_level_gpu(gy, regions: _Regions, level: int, shape):
+    """Return the gradient of one map, channels last, as ``gy``."""
     xp = chainer.backend.get_array_module(gy)
-    dtype = compute_dtype(gy.dtype)
-    source = xp.ascontiguousarray(gy.transpose(0, 2, 3, 1), dtype)
     n_images, channels, height, width = shape
-    gx = xp.empty((n_images, height, width, channels), dtype)
-    rows, columns = (_axis_weights_gpu(rois, axis, grid, shape[2 + axis]) for axis in (0, 1))
-    kernel, n = _by_lanes('roi_align_backward', gx)
-    _cuda.launch(kernel, n, (
-        source, roi_indices, *_fields(rows), *rows.range(), *_fields(columns), *columns.range(), np.int64(n),
-        *map(np.int32, (len(rois), *shape[1:], *gy.shape[2:])), gx))
-    return gx.transpose(0, 3, 1, 2).astype(gy.dtype, order='K', copy=False)
+    gx = xp.empty((n_images, height, width, channels), gy.dtype)
+    if gx.size:
+        kernel, most, view = _variant('backward', gx.dtype)
+        lanes = common_lanes(most, gy)
+        groups = channels // lanes
+        rows, columns = regions.bins
+        tile_width = tile_columns(groups)
+        while TILE_ROWS * rows + tile_width * columns > _TABLE:
+            tile_width //= 2
+        kernel(tile_grid(shape, groups, tile_width), (TILE_THREADS,), (
+            view(gy), regions.rois, regions.roi_indices, regions.levels, np.int32(len(regions.rois)), np.int32(level),
+            np.float32(regions.spatial_scales[level]), *map(np.int32, shape[1:]), *regions.division,
+            np.int32(tile_width), np.int32(lanes), view(gx)))
+    return gx
 
 
-def _by_lanes(name: str, out):
-    """Return the kernel that takes as many channels at a time as fit, and the number of its threads'
-    tasks."""
-    lanes = 4 if out.shape[3] % 4 == 0 else 1
-    return _cuda.kernel('roi_align.cu', f'{name}_{lanes}', out.dtype), out.size // lanes
+def _variant(direction: str, dtype):
+    """Return a type's kernel, the most channels that its threads take at once, and how it wants to see arrays."""
+    if dtype != np.float16:
+        return _cuda.kernel('roi_align.cu', f'roi_align_{direction}_4', dtype), 4, lambda array: array
+    lanes = 8 if direction == 'forward' else 4
+    kernel = _cuda.kernel('roi_align.cu', f'roi_align_{direction}_half_{lanes}')
+    return kernel, lanes, lambda array: array.view(np.uint16)
 
 
-def _axis_weights_gpu(rois, axis: int, grid: _Grid, size: int) -> _AxisWeights:
-    xp = chainer.backend.get_array_module(rois)
-    weights = _empty_weights(xp, len(rois), grid.bins(axis), size)
-    _cuda.launch(_cuda.kernel('roi_align.cu', 'roi_align_weights'), weights.first.size, (
-        rois, np.int32(len(rois)), np.int32(axis), *_parameters(grid, axis), np.int32(size),
-        np.int32(grid.bins(axis)), *_fields(weights)))
-    return weights
+def _repeat(values) -> list:
+    """Return a value for each map that the kernel takes."""
+    values = list(values)
+    return values + values[:1] * (_MOST_MAPS - len(values))
 
 
 # On the CPU
 
-def forward_cpu(x, rois, roi_indices, grid: _Grid):
+def forward_cpu(maps, regions: _Regions):
     """Return the pooled RoIs (R, C, ...), in memory as convolutions want them; NumPy arrays in and out."""
-    source = np.ascontiguousarray(x, compute_dtype(x.dtype))
-    y = np.empty((x.shape[1], len(rois), grid.bins(0), grid.bins(1)), source.dtype)
-    rows, columns = (_axis_weights_cpu(rois, axis, grid, x.shape[2 + axis]) for axis in (0, 1))
-    _parallel.parallel_for(
-        lambda start, stop: _forward_blocks(source, roi_indices, *_fields(rows), *_fields(columns),
-                                            *columns.range(), start, stop, y),
-        count_blocks(x.shape[1]))
-    return as_images(y).astype(x.dtype, copy=False)
+    levels = regions.levels
+    if len(levels) and not (0 <= levels.min() and levels.max() < len(maps)):
+        raise ValueError(f'levels must be in [0, {len(maps)}), got {levels.min()} to {levels.max()}')
+    dtype = compute_dtype(maps[0].dtype)
+    y = np.empty((maps[0].shape[1], len(levels), *regions.bins), dtype)
+    for level, x in enumerate(maps):
+        members = regions.members(level)
+        if len(members):
+            _forward_level_cpu(channels_first(x, dtype), regions, level, members, y)
+    return as_images(y).astype(maps[0].dtype, copy=False)
 
 
-def backward_cpu(gy, rois, roi_indices, grid: _Grid, shape):
-    """Return the gradient of the maps, whose shape is ``shape``; NumPy arrays in and out."""
+def backward_cpu(gy, regions: _Regions, shapes):
+    """Return the gradients of the maps, of the given shapes; NumPy arrays in and out, as in the forward pass."""
     source = channels_first(gy, compute_dtype(gy.dtype))
-    gx = np.empty(shape, source.dtype)
-    rows, columns = (_axis_weights_cpu(rois, axis, grid, shape[2 + axis]) for axis in (0, 1))
+    return tuple(as_images(_backward_level_cpu(source, regions, level, shape)).astype(gy.dtype, copy=False)
+                 for level, shape in enumerate(shapes))
+
+
+def _forward_level_cpu(x, regions: _Regions, level: int, members, y):
+    """Pool the RoIs ``members`` from one map (C, N, H, W) to their places in ``y`` (C, R, ...)."""
+    rows, columns = (_axis_weights_cpu(regions, level, members, axis, x.shape[2 + axis]) for axis in (0, 1))
     _parallel.parallel_for(
-        lambda start, stop: _backward_blocks(source, roi_indices, *_fields(rows), *_fields(columns),
+        lambda start, stop: _forward_blocks(x, members, regions.roi_indices, *rows.fields(), *columns.fields(),
+                                            *columns.range(), start, stop, y),
+        count_blocks(x.shape[0]))
+
+
+def _backward_level_cpu(gy, regions: _Regions, level: int, shape):
+    """Return the gradient (C, N, H, W) of one map, whose shape is ``shape``, from ``gy`` (C, R, ...)."""
+    n_images, channels, *size = shape
+    members = regions.members(level)
+    gx = np.empty((channels, n_images, *size), gy.dtype)
+    rows, columns = (_axis_weights_cpu(regions, level, members, axis, size[axis]) for axis in (0, 1))
+    _parallel.parallel_for(
+        lambda start, stop: _backward_blocks(gy, members, regions.roi_indices, *rows.fields(), *columns.fields(),
                                              *columns.range(), start, stop, gx),
-        count_blocks(shape[1]))
-    return gx.astype(gy.dtype, copy=False)
+        count_blocks(channels))
+    return gx
 
 
-def _axis_weights_cpu(rois, axis: int, grid: _Grid, size: int) -> _AxisWeights:
-    weights = _empty_weights(np, len(rois), grid.bins(axis), size)
-    _fill_axis_weights(rois[:, axis], rois[:, axis + 2], *_parameters(grid, axis), *_fields(weights))
+def _axis_weights_cpu(regions: _Regions, level: int, members, axis: int, size: int) -> _AxisWeights:
+    rois, bins = regions.rois[members], regions.bins[axis]
+    weights = _AxisWeights(np.empty((len(rois), bins), np.int32), np.empty((len(rois), bins), np.int32),
+                           np.empty((len(rois), bins, size), np.float32), np.empty((len(rois),), np.float32))
+    _fill_axis_weights(rois[:, axis], rois[:, axis + 2], np.float32(regions.spatial_scales[level]),
+                       np.int32(regions.output_size[axis]), np.int32(regions.sampling_ratio),
+                       np.int32(regions.aligned), np.int32(regions.bin_step), *weights.fields())
     return weights
-
-
-def _empty_weights(xp, n_rois: int, bins: int, size: int) -> _AxisWeights:
-    return _AxisWeights(xp.empty((n_rois, bins), np.int32), xp.empty((n_rois, bins), np.int32),
-                        xp.empty((n_rois, bins, size), np.float32), xp.empty((n_rois,), np.float32))
-
-
-def _fields(weights: _AxisWeights) -> tuple:
-    return weights.first, weights.count, weights.weight, weights.samples
-
-
-def _parameters(grid: _Grid, axis: int) -> tuple:
-    """What the tables depend on besides the RoIs, in the types that the compiled code takes."""
-    return (np.float32(grid.spatial_scale), np.int32(grid.output_size[axis]),
-            np.int32(grid.sampling_ratio), np.int32(grid.aligned), np.int32(grid.bin_step))
 
 
 @_parallel.jit
@@ -280,43 +373,46 @@ def _fill_bin_weights(bin_start, bin_size, grid, weight):
 
 
 @_parallel.jit
-def _forward_blocks(x, roi_indices, y_first, y_count, y_weight, y_samples,
+def _forward_blocks(x, members, roi_indices, y_first, y_count, y_weight, y_samples,
                     x_first, x_count, x_weight, x_samples, x_begin, x_end, start, stop, out):
-    """Pool the channels of blocks ``start`` to ``stop`` from all RoIs to ``out`` (C, R, ...)."""
-    n_rois, rows, columns = out.shape[1:]
-    maps = np.empty((x.shape[0], x.shape[2], x.shape[3] * BLOCK), x.dtype)
+    """Pool the channels of blocks ``start`` to ``stop`` for the RoIs ``members`` to ``out`` (C, R, ...).
+
+    The tables have a line for each member.
+    """
+    rows, columns = out.shape[2:]
+    maps = np.empty((x.shape[1], x.shape[2], x.shape[3] * BLOCK), x.dtype)
     row = np.empty(x.shape[3] * BLOCK, x.dtype)
     pooled = np.empty((rows * columns, BLOCK), x.dtype)
     for block in range(start, stop):
         gather_maps(x, block * BLOCK, maps)
-        for r in range(n_rois):
+        for r in range(members.size):
             part = slice(x_begin[r] * BLOCK, x_end[r] * BLOCK)
             pooled[:] = 0
             for i in range(rows):
                 row[part] = 0
                 for p in range(y_first[r, i], y_first[r, i] + y_count[r, i]):
-                    _add_scaled(y_weight[r, i, p], maps[roi_indices[r], p, part], row[part])
+                    _add_scaled(y_weight[r, i, p], maps[roi_indices[members[r]], p, part], row[part])
                 for j in range(columns):
                     for q in range(x_first[r, j], x_first[r, j] + x_count[r, j]):
                         _add_scaled(x_weight[r, j, q], row[q * BLOCK:(q + 1) * BLOCK],
                                     pooled[i * columns + j])
             pooled /= x.dtype.type(y_samples[r] * x_samples[r])
-            scatter_bins(pooled, block * BLOCK, out[:, r])
+            scatter_bins(pooled, block * BLOCK, out[:, members[r]])
 
 
 @_parallel.jit
-def _backward_blocks(gy, roi_indices, y_first, y_count, y_weight, y_samples,
+def _backward_blocks(gy, members, roi_indices, y_first, y_count, y_weight, y_samples,
                      x_first, x_count, x_weight, x_samples, x_begin, x_end, start, stop, gx):
     """Add up the gradient, from ``gy`` (C, R, ...), of blocks ``start`` to ``stop``: forward, transposed."""
-    n_rois, rows, columns = gy.shape[1:]
-    maps = np.empty((gx.shape[0], gx.shape[2], gx.shape[3] * BLOCK), gx.dtype)
+    rows, columns = gy.shape[2:]
+    maps = np.empty((gx.shape[1], gx.shape[2], gx.shape[3] * BLOCK), gx.dtype)
     row = np.empty(gx.shape[3] * BLOCK, gx.dtype)
     pooled = np.zeros((rows * columns, BLOCK), gx.dtype)
     for block in range(start, stop):
         maps[:] = 0
-        for r in range(n_rois):
+        for r in range(members.size):
             part = slice(x_begin[r] * BLOCK, x_end[r] * BLOCK)
-            gather_bins(gy[:, r], block * BLOCK, pooled)
+            gather_bins(gy[:, members[r]], block * BLOCK, pooled)
             pooled /= gy.dtype.type(y_samples[r] * x_samples[r])
             for i in range(rows):
                 row[part] = 0
@@ -325,7 +421,7 @@ def _backward_blocks(gy, roi_indices, y_first, y_count, y_weight, y_samples,
                         _add_scaled(x_weight[r, j, q], pooled[i * columns + j],
                                     row[q * BLOCK:(q + 1) * BLOCK])
                 for p in range(y_first[r, i], y_first[r, i] + y_count[r, i]):
-                    _add_scaled(y_weight[r, i, p], row[part], maps[roi_indices[r], p, part])
+                    _add_scaled(y_weight[r, i, p], row[part], maps[roi_indices[members[r]], p, part])
         scatter_maps(maps, block * BLOCK, gx)
 
 

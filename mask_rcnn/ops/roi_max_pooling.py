@@ -12,10 +12,14 @@ import numpy as np
 
 from mask_rcnn.ops import _cuda, _parallel
 from mask_rcnn.ops._channel_blocks import BLOCK, count_blocks, gather_maps, scatter_bins
-from mask_rcnn.ops._rois import as_pair, check_arguments, compute_dtype, pixel_range
+from mask_rcnn.ops._layout import channels_first
+from mask_rcnn.ops._rois import (BIN_THREADS, TILE_THREADS, as_pair, channels_last, check_arguments, common_lanes,
+                                 compute_dtype, pixel_range, tile_columns, tile_grid)
 
 #: What an element must exceed to be a bin's maximum (Caffe2: ``-FLT_MAX``).
 _LOWEST = np.finfo(np.float32).min
+#: The most channels that a thread of a kernel takes at once.
+_LANES = 4
 
 
 def roi_max_pooling(x, rois, roi_indices, *, output_size, spatial_scale, bin_step=1) -> chainer.Variable:
@@ -23,11 +27,13 @@ def roi_max_pooling(x, rois, roi_indices, *, output_size, spatial_scale, bin_ste
 
     A RoI's corners are rounded to pixels, both belong to it; bins overlap where they do not divide the RoI
     evenly.  Differentiable with respect to ``x`` (once); the first of equal values gets the gradient.
-    Forward and backward write every number from one thread, in a fixed order, without atomic operations: on
-    one machine, CPU or GPU, the same arguments give the same bits in every run.
+    Forward and backward write every number from one thread, in a fixed order, without atomic additions of numbers:
+    on one machine, CPU or GPU, the same arguments give the same bits in every run.
 
     Args:
-        x: Feature maps (N, C, H, W), float16, float32 or float64, array or variable.
+        x: Feature maps (N, C, H, W), float16, float32 or float64, array or variable.  On the GPU those whose
+            channels are innermost in memory are not copied, on the CPU those whose channels are outermost; those in
+            float16 are.
         rois: (R, 4) float32 ``(y_min, x_min, y_max, x_max)`` in pixels of the network's input.
         roi_indices: (R,) int32, the map of each RoI.  An index outside the batch raises an error on the CPU;
             on the GPU, where looking would cost a synchronisation, such a RoI is zero.
@@ -130,34 +136,44 @@ class _RoIMaxPoolingGrad(chainer.FunctionNode):
 # On the GPU
 
 def forward_gpu(x, roi_indices, rows: _AxisBins, columns: _AxisBins):
-    """Return the maxima and their index in the map (int32, -1 in empty bins); CuPy arrays in and out."""
+    """Return the maxima (R, C, ...), channels innermost in memory, and their index in the map; CuPy arrays.
+
+    The indices are (R, ..., C) int32; -1 in empty bins.
+    """
     xp = chainer.backend.get_array_module(x)
-    dtype = compute_dtype(x.dtype)
-    y = xp.empty((len(roi_indices), x.shape[1], rows.first.shape[1], columns.first.shape[1]), dtype)
+    source = channels_last(x, compute_dtype(x.dtype))
+    y = xp.empty((len(roi_indices), rows.first.shape[1], columns.first.shape[1], x.shape[1]), source.dtype)
     argmax = xp.empty(y.shape, np.int32)
-    _cuda.launch(_cuda.kernel('roi_max_pooling.cu', 'roi_max_pooling_forward', dtype), y.size, (
-        xp.ascontiguousarray(x, dtype), roi_indices, rows.first, rows.count, columns.first, columns.count,
-        np.int64(y.size), *map(np.int32, (*x.shape, *y.shape[2:])), y, argmax))
-    return y.astype(x.dtype, copy=False), argmax
+    if y.size:
+        kernel = _cuda.kernel('roi_max_pooling.cu', 'roi_max_pooling_forward', y.dtype)
+        kernel((y.shape[0] * y.shape[1],), (BIN_THREADS,), (
+            source, roi_indices, rows.first, rows.count, columns.first, columns.count,
+            *map(np.int32, (*x.shape, *y.shape[1:3], common_lanes(_LANES, source))), y, argmax))
+    return y.transpose(0, 3, 1, 2).astype(x.dtype, order='K', copy=False), argmax
 
 
 def backward_gpu(gy, argmax, roi_indices, rows: _AxisBins, columns: _AxisBins, shape):
-    """Return the gradient of the maps, whose shape is ``shape``; CuPy arrays in and out."""
+    """Return the gradient of the maps, of the given shape; CuPy arrays in and out, as in the forward pass."""
     xp = chainer.backend.get_array_module(gy)
-    dtype = compute_dtype(gy.dtype)
-    gx = xp.empty(shape, dtype)
-    _cuda.launch(_cuda.kernel('roi_max_pooling.cu', 'roi_max_pooling_backward', dtype), gx.size, (
-        xp.ascontiguousarray(gy, dtype), argmax, roi_indices,
-        rows.first, rows.count, *rows.range(), columns.first, columns.count, *columns.range(),
-        np.int64(gx.size), np.int32(len(roi_indices)), *map(np.int32, (*shape[1:], *gy.shape[2:])), gx))
-    return gx.astype(gy.dtype, copy=False)
+    source = channels_last(gy, compute_dtype(gy.dtype))
+    n_images, channels, height, width = shape
+    gx = xp.empty((n_images, height, width, channels), source.dtype)
+    if gx.size:
+        kernel = _cuda.kernel('roi_max_pooling.cu', 'roi_max_pooling_backward', gx.dtype)
+        lanes = common_lanes(_LANES, source)
+        tile_width = tile_columns(channels // lanes)
+        kernel(tile_grid(shape, channels // lanes, tile_width), (TILE_THREADS,), (
+            source, argmax, roi_indices, rows.first, rows.count, *rows.range(),
+            columns.first, columns.count, *columns.range(),
+            *map(np.int32, (len(roi_indices), *shape[1:], *gy.shape[2:], tile_width, lanes)), gx))
+    return gx.transpose(0, 3, 1, 2).astype(gy.dtype, order='K', copy=False)
 
 
 # On the CPU
 
 def forward_cpu(x, roi_indices, rows: _AxisBins, columns: _AxisBins):
     """Return the maxima and their index in the map (int32, -1 in empty bins); NumPy arrays in and out."""
-    source = np.ascontiguousarray(x, compute_dtype(x.dtype))
+    source = channels_first(x, compute_dtype(x.dtype))
     y = np.empty((len(roi_indices), x.shape[1], rows.first.shape[1], columns.first.shape[1]), source.dtype)
     argmax = np.empty(y.shape, np.int32)
     _parallel.parallel_for(
@@ -180,7 +196,7 @@ def backward_cpu(gy, argmax, roi_indices, shape):
 def _forward_blocks(x, roi_indices, y_first, y_count, x_first, x_count, start, stop, y, argmax):
     """Pool the channels of blocks ``start`` to ``stop`` from all RoIs."""
     n_rois, _, rows, columns = y.shape
-    maps = np.empty((x.shape[0], x.shape[2], x.shape[3] * BLOCK), x.dtype)
+    maps = np.empty((x.shape[1], x.shape[2], x.shape[3] * BLOCK), x.dtype)
     best = np.empty((rows * columns, BLOCK), x.dtype)
     index = np.empty((rows * columns, BLOCK), np.int32)
     for block in range(start, stop):

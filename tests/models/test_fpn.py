@@ -1,14 +1,24 @@
 """The feature pyramid against its definition, and which map a RoI belongs to."""
 
+import shutil
+import sys
+from pathlib import Path
+
 import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.config import DETECTRON, PRESETS
+from mask_rcnn.config import DETECTRON, MATTERPORT, PRESETS
+from mask_rcnn.models import roi_pooling
 from mask_rcnn.models.body import Body
 from mask_rcnn.models.fpn import FPN
 from mask_rcnn.models.roi_pooling import RoIPooling, assign_levels
+from mask_rcnn.ops import _cuda, crop_and_resize, roi_max_pooling
+from mask_rcnn.ops import roi_align as roi_align_module
 from mask_rcnn.ops.roi_align import roi_align
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'ops'))
+from cuda_emulator import CudaEmulator  # noqa: E402
 
 STRIDES = (4, 8, 16, 32)
 
@@ -90,3 +100,60 @@ def test_few_rois(rng, count):
     maps = [rng.uniform(-1, 1, (1, 3, 64 // s, 64 // s)).astype(np.float32) for s in (*STRIDES, 64)]
     rois = np.array([[0, 0, 50, 60]], np.float32)[:count]
     assert pool(maps, rois, np.zeros(count, np.int32)).shape == (count, 3, 7, 7)
+
+
+def test_maps_without_rois_get_zero_gradients(rng):
+    pool = RoIPooling((*STRIDES, 64), 7, config=PRESETS['resnet50_fpn'])
+    maps = [chainer.Variable(rng.uniform(-1, 1, (1, 3, 64 // s, 64 // s)).astype(np.float32)) for s in (*STRIDES, 64)]
+    y = pool(maps, np.float32([[0, 0, 50, 60]]), np.zeros(1, np.int32))
+    y.grad = np.ones_like(y.array)
+    y.backward()
+    assert maps[0].grad.any() and not any(features.grad.any() for features in maps[1:4]) and maps[4].grad is None
+
+
+def test_rois_without_a_size_belong_to_the_finest_map():
+    """Those that are empty, the wrong way round in one direction, or no numbers."""
+    rois = np.float32([[5, 5, 4, 4], [9, 0, 0, 9], [np.nan] * 4, [0, 0, np.nan, 5]])
+    levels = assign_levels(rois, STRIDES, canonical_size=224, dialect=DETECTRON)
+    assert levels.dtype == np.int32 and levels.tolist() == [0] * 4
+
+
+class OtherModule:
+    """NumPy under another name: it is not the CPU's array module."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch, tmp_path):
+    """RoIs are pooled as on a GPU, by kernels on the CPU."""
+    if shutil.which('g++') is None:
+        pytest.skip('no g++ to compile the kernels for the CPU')
+    module, kernels = OtherModule(), CudaEmulator(tmp_path)
+    monkeypatch.setattr(_cuda, 'kernel', kernels.kernel)
+    monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *_: module)
+    for ops, node in ((roi_align_module, '_RoIAlign'), (roi_max_pooling, '_RoIMaxPooling'),
+                      (crop_and_resize, '_CropAndResize')):
+        monkeypatch.setattr(ops, 'check_arguments', lambda x, rois, indices, step: (
+            np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')))
+        monkeypatch.setattr(getattr(ops, node), 'forward_cpu', getattr(ops, node).forward_gpu)
+
+
+@pytest.mark.parametrize('changes', [{}, {'roi_align': False}, {'dialect': MATTERPORT, 'max_size': 1024}],
+                         ids=['align', 'max', 'crop'])
+def test_a_gpu_pools_what_the_cpu_pools(rng, request, changes):
+    """And zeros where an array is padded: RoIs of no image, or that are no numbers."""
+    pool = RoIPooling((*STRIDES, 64), 7, config=PRESETS['resnet50_fpn'].replace(**changes))
+    maps = [rng.uniform(-1, 1, (2, 8, 512 // s, 512 // s)).astype(np.float32) for s in (*STRIDES, 64)]
+    sides = rng.permutation([20, 500, 130, 300, 60, 240, 480, 150])
+    rois = np.stack([0 * sides, 0 * sides, sides, sides], axis=1).astype(np.float32)
+    indices = (np.arange(8) % 2).astype(np.int32)
+    expected = pool(maps, rois, indices).array
+    request.getfixturevalue('on_gpu')
+    rois[2], indices[[3, 6]] = np.nan, -1
+    with chainer.no_backprop_mode():
+        found = pool(maps, rois, indices).array
+    padding = [2, 3, 6]
+    assert not found[padding].any()
+    np.testing.assert_allclose(np.delete(found, padding, 0), np.delete(expected, padding, 0), rtol=0, atol=1e-5)

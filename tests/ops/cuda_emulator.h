@@ -2,18 +2,23 @@
 // Kernels that synchronise run the threads of a block as real threads, one block after the other.
 
 #include <barrier>
+#include <bit>
 #include <cmath>
 #include <thread>
 #include <vector>
 
 #define __global__
-#define __device__ static
+#define __device__ inline
 #define __shared__ static
 #define __syncthreads() block_barrier->arrive_and_wait()
 #define __popcll __builtin_popcountll
 #define atomicAdd(address, value) __atomic_fetch_add(address, value, __ATOMIC_RELAXED)
+#define atomicOr(address, value) __atomic_fetch_or(address, value, __ATOMIC_RELAXED)
 
 using std::isfinite;
+
+static float half_to_float(unsigned short bits) { return (float)std::bit_cast<_Float16>(bits); }
+static unsigned short float_to_half(float value) { return std::bit_cast<unsigned short>((_Float16)value); }
 
 struct dim3_t { unsigned x, y, z; };
 

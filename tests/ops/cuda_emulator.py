@@ -16,8 +16,9 @@ import numpy as np
 from mask_rcnn.ops import _cuda
 
 _HEADER = Path(__file__).with_name('cuda_emulator.h')
-_FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-pthread')
+_FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-pthread', '-fno-gnu-unique')
 _KERNEL = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)\s*\{(.*?)\n\}', re.DOTALL)
+_FUNCTION = re.compile(r'^__device__ [\w ]+?(\w+)\([^;{]*\)\s*\{\n(.*?)\n\}', re.DOTALL | re.MULTILINE)
 _TYPES = {'float': np.float32, 'double': np.float64, 'int': np.int32, 'long long': np.int64,
           'word': np.uint64, 'bool': np.bool_, 'unsigned short': np.uint16}
 
@@ -60,14 +61,25 @@ class CudaEmulator:
 
 def _launchers(text: str) -> str:
     """Return a C function for every kernel of a source that runs it for all threads of a launch."""
-    result = []
+    result, synchronising = [], _synchronising(text)
     for name, parameters, body in _KERNEL.findall(text):
         names = ', '.join(re.search(r'(\w+)$', p)[1] for p in _parameters(parameters))
-        synchronises = 'true' if '__syncthreads' in body else 'false'
+        synchronises = 'true' if synchronising.search(body) else 'false'
         result.append(f'extern "C" void launch_{name}(const unsigned* grid_, const unsigned* block_, '
                       f'{parameters}) {{\n    emulate(grid_, block_, {synchronises}, '
                       f'[&] {{ {name}({names}); }});\n}}\n')
     return '\n'.join(result)
+
+
+def _synchronising(text: str) -> re.Pattern:
+    """Return what finds, in a function's body, that it synchronises or calls a function of the source that does."""
+    functions, found = _FUNCTION.findall(text), {'__syncthreads'}
+    while True:
+        pattern = re.compile(rf'\b({"|".join(sorted(found))})\b')
+        more = {name for name, body in functions if pattern.search(body)}
+        if more <= found:
+            return pattern
+        found |= more
 
 
 def _parameters(text: str) -> list[str]:

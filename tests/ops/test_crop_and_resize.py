@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from chainer import gradient_check
 
+from mask_rcnn.ops import crop_and_resize as module
 from mask_rcnn.ops.crop_and_resize import crop_and_resize
 
 
@@ -109,8 +110,9 @@ def test_gradient_is_the_same_in_every_run(form, rng):
     np.testing.assert_array_equal(runs[0], runs[2])
 
 
-def test_float16_is_calculated_in_float32(form, rng):
-    x, rois, indices = random_problem(rng, dtype=np.float16)
+@pytest.mark.parametrize('channels', [5, 8])
+def test_float16_is_calculated_in_float32(form, rng, channels):
+    x, rois, indices = random_problem(rng, channels=channels, dtype=np.float16)
     y = run(form, x, rois, indices, output_size=7)
     expected = run(form, x.astype(np.float32), rois, indices, output_size=7)
     assert y.dtype == np.float16
@@ -119,6 +121,58 @@ def test_float16_is_calculated_in_float32(form, rng):
     np.testing.assert_array_equal(
         gradient(form, x, rois, indices, gy, output_size=7),
         gradient(form, x.astype(np.float32), rois, indices, gy.astype(np.float32), output_size=7).astype('e'))
+
+
+@pytest.mark.parametrize('channels', [1, 4, 65, 260])
+def test_any_number_of_channels(form, rng, channels):
+    x, rois, indices = random_problem(rng, channels=channels)
+    y = run(form, x, rois, indices, output_size=3)
+    np.testing.assert_allclose(form.numpy(y), reference(x, rois, indices, (3, 3)), rtol=0, atol=2e-5)
+    gx = gradient(form, x, rois, indices, np.ones(y.shape, np.float32), output_size=3)
+    for c in {0, channels // 2, channels - 1}:  # every channel has the same gradient as one alone
+        alone = gradient(form, x[:, :1], rois, indices, np.ones((len(rois), 1, 3, 3), np.float32), output_size=3)
+        np.testing.assert_array_equal(gx[:, c], alone[:, 0])
+
+
+def test_more_rois_than_a_block_lists(form, rng):
+    x, rois = np.zeros((2, 4, 3, 3), np.float32), np.tile(np.float32([0.5, 0.5, 0.5, 0.5]), (2600, 1))
+    rois[rng.permutation(2600)[:100]] += 5  # outside
+    indices = rng.randint(0, 2, 2600).astype(np.int32)
+    gy = rng.standard_normal((2600, 4, 1, 1)).astype(np.float32)
+    expected = np.zeros_like(x)  # every sample lies on pixel (1, 1)
+    for i in np.flatnonzero(rois[:, 0] < 1):
+        expected[indices[i], :, 1, 1] += gy[i, :, 0, 0]
+    np.testing.assert_array_equal(gradient(form, x, rois, indices, gy, output_size=1), expected)
+
+
+def test_memory_layouts(form, rng):
+    """As the convolutions around want them, channels innermost on the GPU, outermost on the CPU; other maps pass."""
+    order = (1, 0, 2, 3) if form.name == 'cpu' else (0, 2, 3, 1)
+    x, rois, indices = random_problem(rng, channels=8)
+    expected = form.numpy(run(form, x, rois, indices, output_size=3))
+    x = chainer.Variable(form.xp.ascontiguousarray(form.array(x).transpose(order)).transpose(np.argsort(order)))
+    y = crop_and_resize(x, form.array(rois), form.array(indices), output_size=3)
+    np.testing.assert_array_equal(form.numpy(y), expected)
+    y.grad = form.xp.ones_like(y.array)
+    y.backward()
+    assert y.array.transpose(order).flags.c_contiguous and x.grad.transpose(order).flags.c_contiguous
+
+
+@pytest.mark.parametrize('dtype, name', [('f', 'crop_and_resize_forward'), ('e', 'crop_and_resize_forward_half')])
+def test_the_kernel_gets_the_maps_as_they_are(emulator, monkeypatch, rng, dtype, name):
+    launched = []
+
+    def kernel(source, name, *args):
+        launch = emulator.kernel(source, name, *args)
+        return lambda grid, block, arguments: (launched.append((name, arguments)), launch(grid, block, arguments))
+
+    monkeypatch.setattr(module._cuda, 'kernel', kernel)
+    x, rois, indices = random_problem(rng, channels=8, dtype=dtype)
+    x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    points = [module._sample_points(rois[:, axis], rois[:, axis + 2], x.shape[2 + axis], 7) for axis in (0, 1)]
+    y = module.forward_gpu(x, indices, *points)
+    (found, arguments), = launched
+    assert found == name and np.may_share_memory(arguments[0], x) and np.may_share_memory(arguments[-1], y)
 
 
 def test_no_rois(form):

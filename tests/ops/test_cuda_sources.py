@@ -7,8 +7,8 @@ from chainer.backends import cuda
 
 from mask_rcnn.ops import _cuda
 
-SOURCES = ('bfloat16.cu', 'crop_and_resize.cu', 'depthwise_convolution.cu', 'keypoints.cu', 'nms.cu',
-           'paste_masks.cu', 'roi_align.cu', 'roi_max_pooling.cu', 'top_k.cu')
+SOURCES = ('bfloat16.cu', 'crop_and_resize.cu', 'depthwise_convolution.cu', 'keypoints.cu', 'max_pooling.cu',
+           'nms.cu', 'paste_masks.cu', 'roi_align.cu', 'roi_max_pooling.cu', 'top_k.cu')
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
@@ -66,6 +66,7 @@ def test_cupy_compiles(source):
         pytest.skip('no CUDA device')
     names = {'bfloat16.cu': 'float_to_bfloat16', 'crop_and_resize.cu': 'crop_and_resize_forward',
              'depthwise_convolution.cu': 'depthwise_forward', 'keypoints.cu': 'decode_heatmaps',
-             'nms.cu': 'nms_reduce', 'paste_masks.cu': 'paste_masks', 'roi_align.cu': 'roi_align_forward_4',
-             'roi_max_pooling.cu': 'roi_max_pooling_forward', 'top_k.cu': 'top_k_select'}
+             'max_pooling.cu': 'max_pooling_4', 'nms.cu': 'nms_reduce', 'paste_masks.cu': 'paste_masks',
+             'roi_align.cu': 'roi_align_forward_4', 'roi_max_pooling.cu': 'roi_max_pooling_forward',
+             'top_k.cu': 'top_k_count'}
     assert _cuda.kernel(source, names[source]).attributes['max_threads_per_block'] >= 256

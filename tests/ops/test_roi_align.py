@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 from chainer import gradient_check
 
-from mask_rcnn.ops.roi_align import roi_align
+from mask_rcnn.ops import roi_align as module
+from mask_rcnn.ops._rois import channels_last, common_lanes
+from mask_rcnn.ops.roi_align import roi_align, roi_align_pyramid
 
 
 @pytest.fixture(scope='module')
@@ -107,7 +109,7 @@ def test_bin_step_skips_bins(form, rng, bin_step):
     np.testing.assert_array_equal(form.numpy(part), form.numpy(full)[:, :, ::bin_step, ::bin_step])
 
 
-@pytest.mark.parametrize('channels', [1, 63, 64, 65, 130])
+@pytest.mark.parametrize('channels', [1, 63, 64, 65, 130, 260])
 def test_any_number_of_channels(form, rng, channels):
     x, rois, indices = random_problem(rng, channels=channels)
     kwargs = dict(output_size=(3, 3), spatial_scale=1 / 16)
@@ -137,6 +139,16 @@ def test_gradients(form, rng, ratio, aligned, bin_step):
     gradient_check.check_double_backward(function, x, gy, ggx, dtype=np.float64, atol=1e-7, rtol=1e-7)
 
 
+@pytest.mark.parametrize('channels, ratio, aligned', [(4, 0, False), (5, 2, True), (20, 3, False)])
+def test_kernels_give_the_gradient_of_the_cpu_bit_by_bit(emulator, monkeypatch, rng, channels, ratio, aligned):
+    monkeypatch.setattr(module._cuda, 'kernel', emulator.kernel)
+    maps, rois, indices, levels, scales = pyramid_problem(rng, 2, channels)
+    regions = module._Regions(rois, indices, levels, tuple(scales), (5, 7), ratio, aligned, 1)
+    gy, shapes = rng.standard_normal((20, channels, 5, 7)).astype(np.float32), [x.shape for x in maps]
+    for ours, expected in zip(module.backward_gpu(gy, regions, shapes), module.backward_cpu(gy, regions, shapes)):
+        np.testing.assert_array_equal(ours, expected)
+
+
 def test_gradient_is_the_same_in_every_run(form, rng):
     x, rois, indices = random_problem(rng, n=40, channels=130)
     gy = rng.standard_normal((40, 130, 7, 7)).astype(np.float32)
@@ -145,8 +157,9 @@ def test_gradient_is_the_same_in_every_run(form, rng):
     np.testing.assert_array_equal(runs[0], runs[2])
 
 
-def test_float16_is_calculated_in_float32(form, rng):
-    x, rois, indices = random_problem(rng, dtype=np.float16)
+@pytest.mark.parametrize('channels', [5, 4, 24])
+def test_float16_is_calculated_in_float32(form, rng, channels):
+    x, rois, indices = random_problem(rng, channels=channels, dtype=np.float16)
     kwargs = dict(output_size=(7, 7), spatial_scale=1 / 16)
     y = run(form, x, rois, indices, **kwargs)
     expected = run(form, x.astype(np.float32), rois, indices, **kwargs)
@@ -204,11 +217,200 @@ def test_index_outside_the_batch(form):
     ((1, 3, 9, 9), (2, 4), (3,), {}, 'roi_indices must have'),
     ((1, 3, 9, 9), (2, 4), (2,), {'output_size': 0}, 'output_size'),
     ((1, 3, 9, 9), (2, 4), (2,), {'sampling_ratio': -1}, 'sampling_ratio'),
+    ((1, 3, 9, 9), (2, 4), (2,), {'output_size': (7, 257)}, 'at most 256 bins'),
     ((1, 3, 9, 9), (2, 4), (2,), {'bin_step': 0}, 'bin_step')])
 def test_wrong_arguments(x, rois, indices, kwargs, message):
     kwargs = {'output_size': 7, 'spatial_scale': 1, **kwargs}
     with pytest.raises(ValueError, match=message):
         roi_align(np.zeros(x, np.float32), np.zeros(rois, np.float32), np.zeros(indices, np.int32), **kwargs)
+
+
+@pytest.mark.parametrize('output_size, ratio', [((1, 1), 0), ((1, 2), 2), ((40, 3), 0), ((1, 250), 2)])
+def test_wide_rois_and_many_bins(form, rng, output_size, ratio):
+    """More pixels of a bin than a block's table holds, more columns than a block computes."""
+    x = rng.standard_normal((1, 4, 5, 600)).astype(np.float32)
+    rois = np.float32([[0, 0, 5, 600], [-1, 3, 3, 590]])
+    indices, kwargs = np.zeros(2, np.int32), dict(output_size=output_size, spatial_scale=1, sampling_ratio=ratio)
+    y = run(form, x, rois, indices, **kwargs)
+    np.testing.assert_allclose(form.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=5e-4)
+    gy = rng.standard_normal(y.shape).astype(np.float32)
+    gx, other = gradient(form, x, rois, indices, gy, **kwargs), rng.standard_normal(x.shape)
+    np.testing.assert_allclose((gx * other).sum(), (reference(other, rois, indices, **kwargs) * gy).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_more_rois_than_a_block_lists(form, rng, channels):
+    x, rois = np.zeros((2, channels, 3, 3), np.float32), np.tile(np.float32([0, 0, 2, 2]), (2600, 1))
+    rois[rng.permutation(2600)[:100]] += 50  # outside
+    indices = rng.randint(0, 2, 2600).astype(np.int32)
+    gy = rng.standard_normal((2600, channels, 1, 1)).astype(np.float32)
+    regions = module._Regions(*map(form.array, (rois, indices, 0 * indices)), (1.0,), (1, 1), 1, False, 1)
+    gx, = module._RoIAlignGrad(regions, [x.shape]).apply((form.array(gy),))
+    expected = np.zeros_like(x)  # every sample lies on pixel (1, 1)
+    for i in np.flatnonzero(rois[:, 0] == 0):
+        expected[indices[i], :, 1, 1] += gy[i, :, 0, 0]
+    np.testing.assert_array_equal(form.numpy(gx), expected)
+
+
+def test_nan_stays_where_it_is_read(form):
+    """A gradient that is NaN reaches the pixels of its bin only."""
+    gy = np.zeros((1, 4, 2, 2), np.float32)
+    gy[0, :, 0, 0] = np.nan
+    x = np.zeros((1, 4, 8, 8), np.float32)
+    gx = gradient(form, x, np.float32([[0, 0, 8, 8]]), np.int32([0]), gy, output_size=2, spatial_scale=1)
+    assert np.isnan(gx[:, :, :4, :4]).all() and not np.isnan(gx[:, :, 5:]).any() and not np.isnan(gx[..., 5:]).any()
+
+
+def test_memory_layouts(form, rng):
+    """As the convolutions around want them, channels innermost on the GPU, outermost on the CPU; other maps pass."""
+    order = (1, 0, 2, 3) if form.name == 'cpu' else (0, 2, 3, 1)
+    x, rois, indices = random_problem(rng, channels=8)
+    kwargs = dict(output_size=(3, 4), spatial_scale=1 / 16)
+    expected = form.numpy(run(form, x, rois, indices, **kwargs))
+    x = chainer.Variable(form.xp.ascontiguousarray(form.array(x).transpose(order)).transpose(np.argsort(order)))
+    y = roi_align(x, form.array(rois), form.array(indices), **kwargs)
+    np.testing.assert_array_equal(form.numpy(y), expected)
+    y.grad = form.xp.ones_like(y.array)
+    y.backward()
+    assert y.array.transpose(order).flags.c_contiguous and x.grad.transpose(order).flags.c_contiguous
+    if form.name != 'cpu':
+        assert form.xp.may_share_memory(channels_last(x.array), x.array)
+
+
+def test_lanes_need_aligned_multiples(form):
+    aligned = form.xp.zeros(1024, np.float32)
+    for channels, offset, lanes in ((8, 0, 4), (6, 0, 1), (8, 1, 1), (8, 4, 4)):
+        part = aligned[offset:offset + channels * 6].reshape(1, 2, 3, channels)
+        assert common_lanes(4, part) == common_lanes(4, aligned.reshape(1, 2, 64, 8), part) == lanes
+
+
+def test_maps_that_are_not_aligned(form, rng):
+    x, rois, indices = random_problem(rng, channels=8)
+    flat = form.xp.zeros(x.size + 1, np.float32)
+    shifted = flat[1:].reshape(2, 17, 23, 8).transpose(0, 3, 1, 2)
+    shifted[...] = form.array(x)
+    kwargs = dict(output_size=3, spatial_scale=1 / 16)
+    y = roi_align(shifted, form.array(rois), form.array(indices), **kwargs)
+    np.testing.assert_array_equal(form.numpy(y), form.numpy(run(form, x, rois, indices, **kwargs)))
+
+
+def pyramid_problem(rng, n_maps, channels=5, dtype=np.float32):
+    """Maps of two images, RoIs with their images and levels, and the maps' scales."""
+    scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32][:n_maps]
+    maps = [rng.standard_normal((2, channels, int(70 * s) + 1, int(90 * s))).astype(dtype) for s in scales]
+    rois = rng.uniform(-10, 90, (20, 4)).astype(np.float32)
+    rois[:, 2:] = rois[:, :2] + rng.uniform(0, 60, (20, 2))
+    return maps, rois, rng.randint(0, 2, 20).astype(np.int32), rng.randint(0, n_maps, 20).astype(np.int32), scales
+
+
+@pytest.mark.parametrize('n_maps, channels, dtype', [(1, 5, 'f'), (2, 8, 'f'), (4, 5, 'e'), (4, 16, 'e'), (4, 4, 'f')])
+def test_pyramid_is_roi_align_of_every_rois_map(form, rng, n_maps, channels, dtype):
+    maps, rois, indices, levels, scales = pyramid_problem(rng, n_maps, channels, dtype)
+    maps = [chainer.Variable(form.array(x)) for x in maps]
+    kwargs = dict(output_size=(3, 4), sampling_ratio=2)
+    y = roi_align_pyramid(maps, form.array(rois), form.array(indices), form.array(levels), spatial_scales=scales,
+                          **kwargs)
+    gy = rng.standard_normal(y.shape).astype(dtype)
+    y.grad = form.array(gy)
+    y.backward()
+    for level, x in enumerate(maps):
+        own = np.flatnonzero(levels == level)
+        alone = chainer.Variable(x.array)
+        expected = roi_align(alone, form.array(rois[own]), form.array(indices[own]), spatial_scale=scales[level],
+                             **kwargs)
+        expected.grad = form.array(gy[own])
+        expected.backward()
+        np.testing.assert_array_equal(form.numpy(y)[own], form.numpy(expected))
+        np.testing.assert_array_equal(form.numpy(x.grad), form.numpy(alone.grad))
+        assert y.dtype == x.grad.dtype == dtype
+
+
+def test_gradients_of_a_pyramid(form, rng):
+    maps, rois, indices, levels, scales = pyramid_problem(rng, 2, 2, np.float64)
+    rois, indices, levels = map(form.array, (rois, indices, levels))
+
+    def function(*maps):
+        return roi_align_pyramid(maps, rois, indices, levels, output_size=2, spatial_scales=scales)
+
+    gy, ggx = rng.standard_normal((20, 2, 2, 2)), [form.array(rng.standard_normal(x.shape)) for x in maps]
+    maps = tuple(map(form.array, maps))
+    gradient_check.check_double_backward(function, maps, form.array(gy), tuple(ggx), dtype=np.float64, atol=1e-7,
+                                         rtol=1e-7)
+
+
+def test_second_derivative_of_one_map(form, rng):
+    """The other maps' gradients need not be used."""
+    maps, rois, indices, levels, scales = pyramid_problem(rng, 3)
+    maps = [chainer.Variable(form.array(x)) for x in maps]
+    y = roi_align_pyramid(maps, *map(form.array, (rois, indices, levels)), output_size=2, spatial_scales=scales)
+    gy = chainer.Variable(form.array(rng.standard_normal(y.shape).astype(np.float32)))
+    gx, = chainer.grad([y], [maps[1]], [gy], enable_double_backprop=True)
+    ggy, = chainer.grad([gx], [gy], [maps[1]])
+    expected = form.numpy(y) * (levels == 1)[:, None, None, None]
+    np.testing.assert_allclose(form.numpy(ggy), expected, rtol=0, atol=1e-6)
+
+
+def test_level_outside_the_pyramid(form):
+    maps, rois = [np.ones((1, 3, 9 // n, 9 // n), np.float32) for n in (1, 2)], np.float32([[0, 0, 5, 5]] * 2)
+    for level in (-1, 2):
+        arguments = [*map(form.array, (rois, np.zeros(2, np.int32), np.int32([1, level])))]
+        kwargs = dict(output_size=3, spatial_scales=(1, 1 / 2))
+        if form.name == 'cpu':
+            with pytest.raises(ValueError, match=r'levels must be in \[0, 2\)'):
+                roi_align_pyramid(maps, *arguments, **kwargs)
+        else:
+            y = form.numpy(roi_align_pyramid([*map(form.array, maps)], *arguments, **kwargs))
+            assert y[0].all() and not y[1].any()
+
+
+@pytest.mark.parametrize('channels', [3, 4, 8])
+@pytest.mark.parametrize('dtype', ['f', 'e'])
+def test_emulated_kernels_skip_what_is_padding(emulator, monkeypatch, rng, channels, dtype):
+    """RoIs of no image, or not finite, are zero and give nothing, whatever they claim to be."""
+    monkeypatch.setattr(module._cuda, 'kernel', emulator.kernel)
+    maps, rois, indices, levels, scales = pyramid_problem(rng, 3, channels, dtype)
+    indices[::3], rois[1::3] = -1, np.nan
+    regions = module._Regions(rois, indices, levels, tuple(scales), (3, 3), 2, False, 1)
+    gy = rng.standard_normal((20, channels, 3, 3)).astype(dtype)
+    y, gx = module.forward_gpu(maps, regions), module.backward_gpu(gy, regions, [x.shape for x in maps])
+    kept = slice(2, None, 3)
+    regions = module._Regions(*(array[kept].copy() for array in (rois, indices, levels)), tuple(scales), (3, 3), 2,
+                              False, 1)
+    assert not y[::3].any() and not y[1::3].any()
+    np.testing.assert_array_equal(y[kept], module.forward_gpu(maps, regions))
+    for ours, expected in zip(gx, module.backward_gpu(gy[kept], regions, [x.shape for x in maps])):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_pyramid_is_one_launch(emulator, monkeypatch, rng):
+    """Of a kernel that gets the maps as they are."""
+    launched = []
+
+    def kernel(source, name, *args):
+        launch = emulator.kernel(source, name, *args)
+        return lambda grid, block, arguments: (launched.append((name, arguments)), launch(grid, block, arguments))
+
+    monkeypatch.setattr(module._cuda, 'kernel', kernel)
+    maps, rois, indices, levels, scales = pyramid_problem(rng, 4, 8, np.float16)
+    maps = [np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for x in maps]
+    y = module.forward_gpu(maps, module._Regions(rois, indices, levels, tuple(scales), (7, 7), 2, False, 1))
+    (name, arguments), = launched
+    assert name == 'roi_align_forward_half_8' and y.dtype == np.float16
+    assert all(map(np.may_share_memory, arguments[:4], maps)) and np.may_share_memory(arguments[-1], y)
+
+
+@pytest.mark.parametrize('maps, scales, levels, message', [
+    ([], [], (2,), 'maps must be 1 to 4'),
+    ([(1, 3, 9, 9)] * 5, [1] * 5, (2,), 'maps must be 1 to 4'),
+    ([(1, 3, 9, 9)] * 2, [1], (2,), 'maps must be 1 to 4, with a scale each'),
+    ([(1, 3, 9, 9), (1, 4, 5, 5)], [1, 0.5], (2,), 'maps must differ in their size only'),
+    ([(1, 3, 9, 9), (1, 3, 5, 0)], [1, 0.5], (2,), 'maps must differ in their size only'),
+    ([(1, 3, 9, 9), (1, 3, 5, 5)], [1, 0.5], (3,), 'levels must have the shape')])
+def test_wrong_pyramids(maps, scales, levels, message):
+    maps = [np.zeros(shape, np.float32) for shape in maps]
+    with pytest.raises(ValueError, match=message):
+        roi_align_pyramid(maps, np.zeros((2, 4), np.float32), np.zeros(2, np.int32), np.zeros(levels, np.int32),
+                          output_size=7, spatial_scales=scales)
 
 
 def test_integer_maps():

@@ -80,7 +80,7 @@ def test_gradient_goes_to_caffe2s_argmax(form, golden, size):
 
 
 @pytest.mark.parametrize('output_size', [(7, 7), (5, 8), (1, 1)])
-@pytest.mark.parametrize('channels', [1, 64, 65])
+@pytest.mark.parametrize('channels', [1, 4, 65, 260])
 def test_equals_the_definition(form, rng, output_size, channels):
     x, rois, indices = random_problem(rng, channels=channels)
     kwargs = dict(output_size=output_size, spatial_scale=1 / 16)
@@ -124,6 +124,34 @@ def test_gradient_is_the_same_in_every_run(form, rng):
     runs = [gradient(form, x, rois, indices, gy, output_size=7, spatial_scale=1 / 16) for _ in range(3)]
     np.testing.assert_array_equal(runs[0], runs[1])
     np.testing.assert_array_equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize('channels', [3, 4])
+def test_more_rois_than_a_block_lists(form, rng, channels):
+    x, rois = np.zeros((2, channels, 3, 3), np.float32), np.tile(np.float32([1, 1, 1, 1]), (2600, 1))
+    rois[rng.permutation(2600)[:100]] += 50  # outside
+    indices = rng.randint(0, 2, 2600).astype(np.int32)
+    gy = rng.standard_normal((2600, channels, 1, 1)).astype(np.float32)
+    expected = np.zeros_like(x)  # every RoI is pixel (1, 1)
+    for i in np.flatnonzero(rois[:, 0] == 1):
+        expected[indices[i], :, 1, 1] += gy[i, :, 0, 0]
+    gx = gradient(form, x, rois, indices, gy, output_size=1, spatial_scale=1)
+    np.testing.assert_array_equal(gx, expected)
+
+
+def test_memory_layouts(form, rng):
+    """Maps may lie in any order; on the GPU channels come out innermost."""
+    x, rois, indices = random_problem(rng, channels=8)
+    kwargs = dict(output_size=3, spatial_scale=1 / 16)
+    expected = form.numpy(run(form, x, rois, indices, **kwargs))
+    for order in ((1, 0, 2, 3), (0, 2, 3, 1)):
+        maps = chainer.Variable(form.xp.ascontiguousarray(form.array(x).transpose(order)).transpose(np.argsort(order)))
+        y = roi_max_pooling(maps, form.array(rois), form.array(indices), **kwargs)
+        np.testing.assert_array_equal(form.numpy(y), expected)
+        y.grad = form.xp.ones_like(y.array)
+        y.backward()
+        for array in (y.array, maps.grad):
+            assert form.name == 'cpu' or array.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 def test_no_second_derivative(form, rng):

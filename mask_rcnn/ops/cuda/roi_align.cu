@@ -1,8 +1,10 @@
-// RoIAlign, forward and backward; see mask_rcnn/ops/roi_align.py for the formula and the tables.
+// RoIAlign, forward and backward; see mask_rcnn/ops/roi_align.py for the formula.
 //
-// Tables of one axis (R RoIs, P bins, S pixels along the axis):
-//   first, count (R, P): the pixels that a bin reads;  weight (R, P, S): their weights, defined only there;
-//   samples (R): samples per bin, at least 1.
+// Maps, pooled RoIs and their gradients have their channels innermost, (N, H, W, C) and (R, rows, columns, C): the
+// threads of a warp read neighbours in memory, with the same weights.  The number in a kernel's name says how many
+// channels a thread takes at once if "lanes" is that number, too (which needs a multiple of them, and 16-byte
+// alignment); if it is 1, it takes one.  "half" kernels read and write the bits of float16, and calculate as the
+// others do.
 
 #ifndef REAL
 #define REAL float
@@ -10,198 +12,503 @@
 
 typedef REAL real;
 
-// One thread fills the entries of one bin of one RoI.
-extern "C" __global__ void roi_align_weights(
-    const float* rois, int n_rois, int axis, float scale, int bins, int ratio, int aligned, int step,
-    int size, int computed_bins, int* first, int* count, float* weight, float* samples)
-{
-    const int n = n_rois * computed_bins;
-    for (int index = blockIdx.x * blockDim.x + threadIdx.x; index < n; index += gridDim.x * blockDim.x) {
-        const int r = index / computed_bins;
-        const int bin = index % computed_bins;
-        const float offset = aligned ? 0.5f : 0.0f;
-        const float start = rois[4 * r + axis] * scale - offset;
-        float length = rois[4 * r + axis + 2] * scale - offset - start;
-        if (!aligned && !(length >= 1.0f))
-            length = 1.0f;
-        const float bin_size = length / (float)bins;
-        int grid = 0;
-        if (isfinite(start) && isfinite(length))
-            grid = ratio > 0 ? ratio : (int)ceilf(bin_size);
+struct half_bits { unsigned short bits; };
 
-        float* bin_weight = weight + (long long)index * size;
-        const float bin_start = start + (float)(bin * step) * bin_size;
-        int begin = 0, end = 0;
-        for (int i = 0; i < grid; ++i) {
-            // Caffe2's expression, operation by operation: which pixel a sample falls on depends on it.
-            float position = bin_start + ((float)i + 0.5f) * bin_size / (float)grid;
-            if (position < -1.0f || position > (float)size)
-                continue;
-            position = fmaxf(position, 0.0f);
-            int pixel = (int)position;
-            if (pixel >= size - 1) {
-                pixel = size - 1;
-                position = (float)pixel;
-            }
-            const int upper = pixel < size - 1 ? pixel + 1 : pixel;
-            if (begin == end)
-                begin = end = pixel;
-            while (begin > pixel)  // the samples of a reversed RoI go down
-                bin_weight[--begin] = 0.0f;
-            while (end <= upper)
-                bin_weight[end++] = 0.0f;
-            const float fraction = position - (float)pixel;
-            bin_weight[pixel] += 1.0f - fraction;
-            bin_weight[upper] += fraction;
-        }
-        first[index] = begin;
-        count[index] = end - begin;
-        if (bin == 0)
-            samples[r] = (float)(grid > 1 ? grid : 1);
-    }
+#ifdef __CUDACC__  // elsewhere whoever emulates CUDA brings these two
+__device__ float half_to_float(unsigned short bits)
+{
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
 }
 
-// Maps and pooled RoIs have their channels innermost, (N, H, W, C) and (R, rows, columns, C): the threads of
-// a warp read neighbours in memory, with the same weights.  Each takes LANES channels, in one load of 16
-// bytes where there are four of float.
-template <int LANES>
-struct alignas(LANES == 4 ? 16 : sizeof(real)) lanes_of {
-    real value[LANES];
+__device__ unsigned short float_to_half(float value)
+{
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#endif
+
+__device__ real load(real stored) { return stored; }
+__device__ real load(half_bits stored) { return half_to_float(stored.bits); }
+__device__ void store(real value, real& place) { place = value; }
+__device__ void store(real value, half_bits& place) { place.bits = float_to_half((float)value); }
+
+template <typename element, int LANES>
+struct alignas(LANES * sizeof(element) < 16 ? LANES * sizeof(element) : 16) pack {
+    element value[LANES];
 };
 
-// One thread computes one bin of LANES channels; n counts them.
-template <int LANES>
-__device__ void forward(
-    const lanes_of<LANES>* x, const int* roi_indices,
-    const int* y_first, const int* y_count, const float* y_weight, const float* y_samples,
-    const int* x_first, const int* x_count, const float* x_weight, const float* x_samples,
-    long long n, int n_images, int channels, int height, int width, int rows, int columns, lanes_of<LANES>* y)
+// How RoIs are divided along one axis; the arguments of roi_align.
+struct division {
+    float scale;
+    int bins, ratio, aligned, step;
+
+    __device__ int computed_bins() const { return (bins + step - 1) / step; }
+};
+
+// One RoI along one axis of its map.
+struct axis {
+    float start, length, bin_size;
+    int grid;  // samples per bin; none if the RoI is not finite
+    int size, step;
+
+    __device__ float samples() const { return (float)(grid > 1 ? grid : 1); }
+    __device__ float bin_start(int bin) const { return start + (float)(bin * step) * bin_size; }
+};
+
+__device__ axis divide(float low, float high, const division& by, int size)
 {
-    const int groups = channels / LANES;
-    long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    for (; index < n; index += (long long)gridDim.x * blockDim.x) {
-        const int group = index % groups;
-        const int column = index / groups % columns;
-        const int row = index / groups / columns % rows;
-        const int r = index / groups / columns / rows;
-        const int image = roi_indices[r];
-        lanes_of<LANES> sum = {};
-        if (image >= 0 && image < n_images) {
-            const lanes_of<LANES>* map = x + (long long)image * height * width * groups + group;
-            const int y_bin = r * rows + row;
-            const int x_bin = r * columns + column;
-            const float* wy = y_weight + (long long)y_bin * height;
-            const float* wx = x_weight + (long long)x_bin * width;
-            const int x_end = x_first[x_bin] + x_count[x_bin];
-            for (int p = y_first[y_bin]; p < y_first[y_bin] + y_count[y_bin]; ++p) {
-                lanes_of<LANES> line = {};
-                for (int q = x_first[x_bin]; q < x_end; ++q) {
-                    const lanes_of<LANES> pixel = map[(long long)(p * width + q) * groups];
-                    for (int lane = 0; lane < LANES; ++lane)
-                        line.value[lane] += wx[q] * pixel.value[lane];
-                }
-                for (int lane = 0; lane < LANES; ++lane)
-                    sum.value[lane] += wy[p] * line.value[lane];
-            }
-        }
-        for (int lane = 0; lane < LANES; ++lane)
-            sum.value[lane] /= (real)(y_samples[r] * x_samples[r]);
-        y[index] = sum;
+    const float offset = by.aligned ? 0.5f : 0.0f;
+    axis result;
+    result.start = low * by.scale - offset;
+    result.length = high * by.scale - offset - result.start;
+    if (!by.aligned && !(result.length >= 1.0f))
+        result.length = 1.0f;
+    result.bin_size = result.length / (float)by.bins;
+    result.grid = 0;
+    if (isfinite(result.start) && isfinite(result.length))
+        result.grid = by.ratio > 0 ? by.ratio : (int)ceilf(result.bin_size);
+    result.size = size;
+    result.step = by.step;
+    return result;
+}
+
+// Returns the pixel at or before a bin's i-th sample, -1 outside of the map, and the weight of the one behind it.
+__device__ int locate(const axis& along, int bin, int i, float* fraction)
+{
+    // Caffe2's expression, operation by operation: which pixel a sample falls on depends on it.
+    float position = along.bin_start(bin) + ((float)i + 0.5f) * along.bin_size / (float)along.grid;
+    if (position < -1.0f || position > (float)along.size)
+        return -1;
+    position = fmaxf(position, 0.0f);
+    int pixel = (int)position;
+    if (pixel >= along.size - 1) {
+        pixel = along.size - 1;
+        position = (float)pixel;
+    }
+    *fraction = position - (float)pixel;
+    return pixel;
+}
+
+// The weight of a pixel in a bin: what the bin's samples give it, added up in their order.
+__device__ float weigh(const axis& along, int bin, int pixel)
+{
+    float weight = 0.0f, fraction;
+    for (int i = 0; i < along.grid; ++i) {
+        const int lower = locate(along, bin, i, &fraction);
+        if (lower >= 0 && lower == pixel)
+            weight += 1.0f - fraction;
+        else if (lower >= 0 && lower + 1 == pixel)
+            weight += fraction;
+    }
+    return weight;
+}
+
+// Whether what lies from a position for a length may touch a pixel from begin to end; never a wrong no.
+__device__ bool may_touch(float position, float length, int begin, int end)
+{
+    return fmaxf(position, position + length) + 2.0f > (float)begin
+        && fminf(position, position + length) - 2.0f < (float)end;
+}
+
+// Forward.  A block computes one row of bins of one RoI, or MOST_COLUMNS of them, in all channels.
+
+const int MOST_COLUMNS = 32;
+const int FORWARD_TABLE = 512;
+
+// The pixels of the block's bins and their weights.  The bin behind the columns is the row.
+struct bin_table {
+    int first[MOST_COLUMNS + 1], count[MOST_COLUMNS + 1];
+    float weight[FORWARD_TABLE];
+};
+
+// The block's share of the work.
+struct row_of_bins {
+    axis rows, columns;
+    int row, first_column, n_columns;
+    int slots;  // weights of a bin that the table has room for
+
+    __device__ bool fits(const bin_table& table) const
+    {
+        bool result = true;
+        for (int bin = 0; bin <= n_columns; ++bin)
+            result = result && table.count[bin] <= slots;
+        return result;
+    }
+
+    // The weight of a bin's i-th pixel.
+    __device__ float weight(const bin_table& table, int bin, int i) const
+    {
+        const int pixel = table.first[bin] + i;
+        return bin < n_columns ? weigh(columns, first_column + bin, pixel) : weigh(rows, row, pixel);
+    }
+};
+
+__device__ void find_pixels(const row_of_bins& mine, bool is_somewhere, bin_table& table)
+{
+    const int bin = threadIdx.x;
+    if (bin > mine.n_columns)
+        return;
+    const bool is_column = bin < mine.n_columns;
+    const axis& along = is_column ? mine.columns : mine.rows;
+    int begin = along.size, end = 0;
+    for (int i = 0; is_somewhere && i < along.grid; ++i) {
+        float fraction;
+        const int pixel = locate(along, is_column ? mine.first_column + bin : mine.row, i, &fraction);
+        if (pixel < 0)
+            continue;
+        const int upper = pixel < along.size - 1 ? pixel + 1 : pixel;
+        begin = pixel < begin ? pixel : begin;
+        end = upper >= end ? upper + 1 : end;
+    }
+    table.first[bin] = begin;
+    table.count[bin] = end > begin ? end - begin : 0;
+}
+
+__device__ void fill_weights(const row_of_bins& mine, bin_table& table)
+{
+    for (int entry = threadIdx.x; entry < (mine.n_columns + 1) * mine.slots; entry += blockDim.x) {
+        const int bin = entry / mine.slots, i = entry % mine.slots;
+        if (i < table.count[bin])
+            table.weight[entry] = mine.weight(table, bin, i);
     }
 }
 
-// One thread owns one pixel of LANES channels and walks over the RoIs in order: no atomic operation, and the
-// same bits in every run.
-template <int LANES>
-__device__ void backward(
-    const lanes_of<LANES>* gy, const int* roi_indices,
-    const int* y_first, const int* y_count, const float* y_weight, const float* y_samples,
-    const int* y_begin, const int* y_end,
-    const int* x_first, const int* x_count, const float* x_weight, const float* x_samples,
-    const int* x_begin, const int* x_end,
-    long long n, int n_rois, int channels, int height, int width, int rows, int columns, lanes_of<LANES>* gx)
+// map: the RoI's image; y: the block's first bin; IS_TABLED: every weight is in the table.
+template <typename element, int LANES, bool IS_TABLED>
+__device__ void pool(const row_of_bins& mine, const bin_table& table, const element* map, int channels, element* y)
 {
     const int groups = channels / LANES;
-    long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    for (; index < n; index += (long long)gridDim.x * blockDim.x) {
-        const int group = index % groups;
-        const int q = index / groups % width;
-        const int p = index / groups / width % height;
-        const int image = index / groups / width / height;
-        lanes_of<LANES> sum = {};
-        for (int r = 0; r < n_rois; ++r) {
-            if (roi_indices[r] != image
-                    || p < y_begin[r] || p >= y_end[r] || q < x_begin[r] || q >= x_end[r])
+    const int first_row = table.first[mine.n_columns], n_rows = table.count[mine.n_columns];
+    const real samples = (real)(mine.rows.samples() * mine.columns.samples());
+    for (int item = threadIdx.x; item < mine.n_columns * groups; item += blockDim.x) {
+        const int column = item / groups, group = item % groups;
+        const int n_pixels = table.count[column];
+        const pack<element, LANES>* first_pixel = (const pack<element, LANES>*)map + group
+            + ((long long)first_row * mine.columns.size + table.first[column]) * groups;
+        real sum[LANES] = {};
+        for (int i = 0; i < n_rows; ++i) {
+            const float row_weight = IS_TABLED ? table.weight[mine.n_columns * mine.slots + i]
+                : mine.weight(table, mine.n_columns, i);
+            if (row_weight == 0.0f)  // between samples that are far apart
                 continue;
-            const lanes_of<LANES>* bins = gy + (long long)r * rows * columns * groups + group;
-            lanes_of<LANES> roi_sum = {};
-            for (int row = 0; row < rows; ++row) {
-                const int y_bin = r * rows + row;
-                if (p < y_first[y_bin] || p >= y_first[y_bin] + y_count[y_bin])
-                    continue;
-                lanes_of<LANES> line = {};
-                for (int column = 0; column < columns; ++column) {
-                    const int x_bin = r * columns + column;
-                    if (q < x_first[x_bin] || q >= x_first[x_bin] + x_count[x_bin])
-                        continue;
-                    const lanes_of<LANES> bin = bins[(long long)(row * columns + column) * groups];
-                    const float weight = x_weight[(long long)x_bin * width + q];
-                    for (int lane = 0; lane < LANES; ++lane)
-                        line.value[lane] += weight * bin.value[lane];
-                }
-                const float weight = y_weight[(long long)y_bin * height + p];
+            const pack<element, LANES>* pixels = first_pixel + (long long)i * mine.columns.size * groups;
+            real line[LANES] = {};
+#pragma unroll 2
+            for (int j = 0; j < n_pixels; ++j) {
+                const pack<element, LANES> pixel = pixels[(long long)j * groups];
+                const float weight = IS_TABLED ? table.weight[column * mine.slots + j] : mine.weight(table, column, j);
                 for (int lane = 0; lane < LANES; ++lane)
-                    roi_sum.value[lane] += weight * line.value[lane];
+                    line[lane] += weight * load(pixel.value[lane]);
             }
             for (int lane = 0; lane < LANES; ++lane)
-                sum.value[lane] += roi_sum.value[lane] / (real)(y_samples[r] * x_samples[r]);
+                sum[lane] += row_weight * line[lane];
         }
-        gx[index] = sum;
+        pack<element, LANES> bin;
+        for (int lane = 0; lane < LANES; ++lane)
+            store(sum[lane] / samples, bin.value[lane]);
+        ((pack<element, LANES>*)y)[item] = bin;
     }
 }
 
-extern "C" __global__ void roi_align_forward_1(
-    const real* x, const int* roi_indices,
-    const int* y_first, const int* y_count, const float* y_weight, const float* y_samples,
-    const int* x_first, const int* x_count, const float* x_weight, const float* x_samples,
-    long long n, int n_images, int channels, int height, int width, int rows, int columns, real* y)
+template <typename T>
+__device__ T choose(int level, T a, T b, T c, T d)
 {
-    forward<1>((const lanes_of<1>*)x, roi_indices, y_first, y_count, y_weight, y_samples, x_first, x_count,
-        x_weight, x_samples, n, n_images, channels, height, width, rows, columns, (lanes_of<1>*)y);
+    return level == 0 ? a : level == 1 ? b : level == 2 ? c : d;
+}
+
+// Grid: RoIs x rows of bins, columns / MOST_COLUMNS.
+template <typename element, int LANES>
+__device__ void forward(
+    const element* map, int height, int width, division by_row, division by_column, const float* roi, int image,
+    bool is_somewhere, int lanes, int channels, element* y)
+{
+    __shared__ bin_table table;
+    __shared__ row_of_bins mine;
+    const int columns = by_column.computed_bins();
+    if (threadIdx.x == 0) {
+        mine.rows = divide(roi[0], roi[2], by_row, height);
+        mine.columns = divide(roi[1], roi[3], by_column, width);
+        mine.row = blockIdx.x % by_row.computed_bins();
+        mine.first_column = blockIdx.y * MOST_COLUMNS;
+        mine.n_columns = columns - mine.first_column < MOST_COLUMNS ? columns - mine.first_column : MOST_COLUMNS;
+        mine.slots = FORWARD_TABLE / (mine.n_columns + 1);
+    }
+    __syncthreads();
+    find_pixels(mine, is_somewhere, table);
+    __syncthreads();
+    fill_weights(mine, table);
+    __syncthreads();
+    map += (long long)(is_somewhere ? image : 0) * height * width * channels;
+    y += ((long long)blockIdx.x * columns + mine.first_column) * channels;
+    if (!mine.fits(table))
+        pool<element, 1, false>(mine, table, map, channels, y);
+    else if (lanes == LANES)
+        pool<element, LANES, true>(mine, table, map, channels, y);
+    else
+        pool<element, 1, true>(mine, table, map, channels, y);
 }
 
 extern "C" __global__ void roi_align_forward_4(
-    const real* x, const int* roi_indices,
-    const int* y_first, const int* y_count, const float* y_weight, const float* y_samples,
-    const int* x_first, const int* x_count, const float* x_weight, const float* x_samples,
-    long long n, int n_images, int channels, int height, int width, int rows, int columns, real* y)
+    const real* map0, const real* map1, const real* map2, const real* map3,
+    int height0, int height1, int height2, int height3, int width0, int width1, int width2, int width3,
+    float scale0, float scale1, float scale2, float scale3, int n_levels, const float* rois, const int* roi_indices,
+    const int* levels, int n_images, int channels, int row_bins, int column_bins, int ratio, int aligned, int step,
+    int lanes, real* y)
 {
-    forward<4>((const lanes_of<4>*)x, roi_indices, y_first, y_count, y_weight, y_samples, x_first, x_count,
-        x_weight, x_samples, n, n_images, channels, height, width, rows, columns, (lanes_of<4>*)y);
+    const int r = blockIdx.x / ((row_bins + step - 1) / step);
+    const int level = levels[r], image = roi_indices[r];
+    const float scale = choose(level, scale0, scale1, scale2, scale3);
+    forward<real, 4>(
+        choose(level, map0, map1, map2, map3), choose(level, height0, height1, height2, height3),
+        choose(level, width0, width1, width2, width3), {scale, row_bins, ratio, aligned, step},
+        {scale, column_bins, ratio, aligned, step}, rois + 4LL * r, image,
+        level >= 0 && level < n_levels && image >= 0 && image < n_images, lanes, channels, y);
 }
 
-extern "C" __global__ void roi_align_backward_1(
-    const real* gy, const int* roi_indices,
-    const int* y_first, const int* y_count, const float* y_weight, const float* y_samples,
-    const int* y_begin, const int* y_end,
-    const int* x_first, const int* x_count, const float* x_weight, const float* x_samples,
-    const int* x_begin, const int* x_end,
-    long long n, int n_rois, int channels, int height, int width, int rows, int columns, real* gx)
+extern "C" __global__ void roi_align_forward_half_8(
+    const unsigned short* map0, const unsigned short* map1, const unsigned short* map2, const unsigned short* map3,
+    int height0, int height1, int height2, int height3, int width0, int width1, int width2, int width3,
+    float scale0, float scale1, float scale2, float scale3, int n_levels, const float* rois, const int* roi_indices,
+    const int* levels, int n_images, int channels, int row_bins, int column_bins, int ratio, int aligned, int step,
+    int lanes, unsigned short* y)
 {
-    backward<1>((const lanes_of<1>*)gy, roi_indices, y_first, y_count, y_weight, y_samples, y_begin, y_end,
-        x_first, x_count, x_weight, x_samples, x_begin, x_end, n, n_rois, channels, height, width, rows,
-        columns, (lanes_of<1>*)gx);
+    const int r = blockIdx.x / ((row_bins + step - 1) / step);
+    const int level = levels[r], image = roi_indices[r];
+    const float scale = choose(level, scale0, scale1, scale2, scale3);
+    forward<half_bits, 8>(
+        (const half_bits*)choose(level, map0, map1, map2, map3), choose(level, height0, height1, height2, height3),
+        choose(level, width0, width1, width2, width3), {scale, row_bins, ratio, aligned, step},
+        {scale, column_bins, ratio, aligned, step}, rois + 4LL * r, image,
+        level >= 0 && level < n_levels && image >= 0 && image < n_images, lanes, channels, (half_bits*)y);
+}
+
+// Backward.  A block owns a tile of one image's pixels, TILE_ROWS high: it lists the RoIs that may touch the tile, in
+// their order, and tabulates, for a batch of them at a time, the weights of the tile's pixels.  A thread owns one
+// column of the tile, LANES channels.  It adds up what the listed RoIs give to it, in their order: no sum depends on
+// the order in which threads run, and the same bits come out in every run.
+
+const int THREADS = 256;
+const int TILE_ROWS = 4;
+const int MOST_TILE_COLUMNS = 16;
+const int LOOKED_AT = 4 * THREADS;  // RoIs at once
+const int MOST_LISTED = 2 * LOOKED_AT;
+const int MOST_IN_BATCH = 32;
+const int BACKWARD_TABLE = 2048;
+
+struct tile {
+    int image, top, left, columns;
+};
+
+// All RoIs; those of one level pool from the map.
+struct regions {
+    const float* rois;
+    const int* roi_indices;
+    const int* levels;
+    int n, level;
+    division by_row, by_column;
+    int height, width;
+
+    __device__ axis along(int r, bool vertically) const
+    {
+        const float* corner = rois + 4LL * r + (vertically ? 0 : 1);
+        const division by = {by_row.scale, vertically ? by_row.bins : by_column.bins, by_row.ratio, by_row.aligned,
+                             by_row.step};
+        return divide(corner[0], corner[2], by, vertically ? height : width);
+    }
+
+    __device__ bool may_touch_tile(int r, const tile& in) const
+    {
+        if (roi_indices[r] != in.image || levels[r] != level)
+            return false;
+        const axis y = along(r, true), x = along(r, false);
+        return y.grid > 0 && x.grid > 0 && may_touch(y.start, y.length, in.top, in.top + TILE_ROWS)
+            && may_touch(x.start, x.length, in.left, in.left + in.columns);
+    }
+};
+
+// Lists RoIs from number "next" on, until all are looked at or the list may have no room for more; returns their
+// number.  Every thread of the block looks at some of them; setting bits has the same result in any order.
+__device__ int list_rois(const regions& from, const tile& in, int& next, int* listed)
+{
+    const int words = LOOKED_AT / 64;
+    __shared__ unsigned long long touching[words];
+    int n = 0;
+    for (; next < from.n && n <= MOST_LISTED - LOOKED_AT; next += LOOKED_AT) {
+        if (threadIdx.x < words)
+            touching[threadIdx.x] = 0;
+        __syncthreads();
+        for (int i = threadIdx.x; i < LOOKED_AT && next + i < from.n; i += THREADS)
+            if (from.may_touch_tile(next + i, in))
+                atomicOr(&touching[i / 64], 1ULL << i % 64);
+        __syncthreads();
+        const int bit = threadIdx.x % 64;
+#pragma unroll 1  // for its registers a third block fits beside two
+        for (int word = 0; word < words; ++word) {
+            const unsigned long long bits = touching[word];
+            if (word % (THREADS / 64) == threadIdx.x / 64 && (bits >> bit & 1))
+                listed[n + __popcll(bits & ((1ULL << bit) - 1))] = next + 64 * word + bit;
+            n += __popcll(bits);
+        }
+        __syncthreads();
+    }
+    return n;
+}
+
+// A batch of RoIs and the pixels of the tile: its rows, then its columns.
+struct batch_table {
+    int listed[MOST_LISTED];  // all RoIs, of which the batch is a part
+    int begin[MOST_IN_BATCH][TILE_ROWS + MOST_TILE_COLUMNS];  // the bins that touch a pixel, from begin to end
+    int end[MOST_IN_BATCH][TILE_ROWS + MOST_TILE_COLUMNS];
+    float samples[MOST_IN_BATCH];
+    float weight[BACKWARD_TABLE];  // (RoI, pixel, bin)
+};
+
+// Where the table has the weights of a RoI.
+struct table_layout {
+    int rows, columns;  // bins
+    int roi_size;
+
+    __device__ int of_row(int b, int row) const { return b * roi_size + row * rows; }
+    __device__ int of_column(int b, int column) const
+    {
+        return b * roi_size + TILE_ROWS * rows + column * columns;
+    }
+};
+
+__device__ void tabulate(
+    const regions& from, const tile& in, const table_layout& layout, const int* listed, int n, batch_table& table)
+{
+    const int pixels = TILE_ROWS + in.columns;
+    for (int entry = threadIdx.x; entry < n * pixels; entry += THREADS) {
+        const int b = entry / pixels, k = entry % pixels;
+        const bool is_row = k < TILE_ROWS;
+        const axis along = from.along(listed[b], is_row);
+        const int n_bins = is_row ? layout.rows : layout.columns;
+        const int pixel = is_row ? in.top + k : in.left + k - TILE_ROWS;
+        float* weights = table.weight + (is_row ? layout.of_row(b, k) : layout.of_column(b, k - TILE_ROWS));
+        int begin = n_bins, end = 0;
+        for (int bin = 0; bin < n_bins; ++bin) {
+            float weight = 0.0f;
+            if (may_touch(along.bin_start(bin), along.bin_size, pixel, pixel))
+                weight = weigh(along, bin, pixel);
+            weights[bin] = weight;
+            if (weight != 0.0f) {
+                begin = bin < begin ? bin : begin;
+                end = bin + 1;
+            }
+        }
+        table.begin[b][k] = begin;
+        table.end[b][k] = end;
+        if (k == 0)
+            table.samples[b] = along.samples() * from.along(listed[b], false).samples();
+    }
+}
+
+// Adds what RoI number b of the batch, listed as r, gives to a column of the tile, in the order of the CPU's form.
+template <typename element, int LANES>
+__device__ void add_roi(
+    const table_layout& layout, const batch_table& table, int b, int r, int column,
+    const pack<element, LANES>* gy, int groups, real (&sum)[TILE_ROWS][LANES])
+{
+    const int x_begin = table.begin[b][TILE_ROWS + column], x_end = table.end[b][TILE_ROWS + column];
+    if (x_begin >= x_end)
+        return;
+    int y_begin = layout.rows, y_end = 0;
+    for (int p = 0; p < TILE_ROWS; ++p) {
+        y_begin = table.begin[b][p] < y_begin ? table.begin[b][p] : y_begin;
+        y_end = table.end[b][p] > y_end ? table.end[b][p] : y_end;
+    }
+    const real samples = (real)table.samples[b];
+    for (int row = y_begin; row < y_end; ++row) {
+        const pack<element, LANES>* bins = gy + ((long long)r * layout.rows + row) * layout.columns * groups;
+        real line[LANES] = {};
+#pragma unroll 2
+        for (int j = x_begin; j < x_end; ++j) {
+            const pack<element, LANES> bin = bins[(long long)j * groups];
+            const float weight = table.weight[layout.of_column(b, column) + j];
+            for (int lane = 0; lane < LANES; ++lane)
+                line[lane] += weight * (load(bin.value[lane]) / samples);
+        }
+        for (int p = 0; p < TILE_ROWS; ++p) {
+            const float weight = table.weight[layout.of_row(b, p) + row];
+            if (weight == 0.0f)  // what the row does not read must not become NaN
+                continue;
+            for (int lane = 0; lane < LANES; ++lane)
+                sum[p][lane] += weight * line[lane];
+        }
+    }
+}
+
+// Grid: images x tiles, groups of channels / (THREADS / tile_columns).
+template <typename element, int LANES>
+__device__ void backward(
+    const element* gy, const regions& from, int channels, int tile_columns, batch_table& table, element* gx)
+{
+    const int tiles_x = (from.width + tile_columns - 1) / tile_columns;
+    const int tiles_y = (from.height + TILE_ROWS - 1) / TILE_ROWS;
+    const int tile_row = blockIdx.x / tiles_x;
+    const tile mine = {tile_row / tiles_y, tile_row % tiles_y * TILE_ROWS, (int)blockIdx.x % tiles_x * tile_columns,
+                       tile_columns};
+    const int groups = channels / LANES, groups_of_block = THREADS / tile_columns;
+    const int column = threadIdx.x / groups_of_block;
+    const int group = blockIdx.y * groups_of_block + threadIdx.x % groups_of_block;
+    const bool has_pixels = group < groups && mine.left + column < from.width;
+    table_layout layout;
+    layout.rows = from.by_row.computed_bins();
+    layout.columns = from.by_column.computed_bins();
+    layout.roi_size = TILE_ROWS * layout.rows + tile_columns * layout.columns;
+    const int room = BACKWARD_TABLE / layout.roi_size;
+    const int in_batch = room < MOST_IN_BATCH ? room : MOST_IN_BATCH;
+
+    real sum[TILE_ROWS][LANES] = {};
+    for (int next = 0; next < from.n;) {
+        const int n_listed = list_rois(from, mine, next, table.listed);
+        for (int i = 0; i < n_listed; i += in_batch) {
+            const int n = n_listed - i < in_batch ? n_listed - i : in_batch;
+            tabulate(from, mine, layout, table.listed + i, n, table);
+            __syncthreads();
+            for (int b = 0; has_pixels && b < n; ++b)
+                add_roi<element, LANES>(layout, table, b, table.listed[i + b], column,
+                                        (const pack<element, LANES>*)gy + group, groups, sum);
+            __syncthreads();
+        }
+    }
+    for (int p = 0; has_pixels && p < TILE_ROWS && mine.top + p < from.height; ++p) {
+        const long long pixel = ((long long)mine.image * from.height + mine.top + p) * from.width + mine.left + column;
+        pack<element, LANES> gradient;
+        for (int lane = 0; lane < LANES; ++lane)
+            store(sum[p][lane], gradient.value[lane]);
+        ((pack<element, LANES>*)gx)[pixel * groups + group] = gradient;
+    }
 }
 
 extern "C" __global__ void roi_align_backward_4(
-    const real* gy, const int* roi_indices,
-    const int* y_first, const int* y_count, const float* y_weight, const float* y_samples,
-    const int* y_begin, const int* y_end,
-    const int* x_first, const int* x_count, const float* x_weight, const float* x_samples,
-    const int* x_begin, const int* x_end,
-    long long n, int n_rois, int channels, int height, int width, int rows, int columns, real* gx)
+    const real* gy, const float* rois, const int* roi_indices, const int* levels, int n_rois, int level, float scale,
+    int channels, int height, int width, int row_bins, int column_bins, int ratio, int aligned, int step,
+    int tile_columns, int lanes, real* gx)
 {
-    backward<4>((const lanes_of<4>*)gy, roi_indices, y_first, y_count, y_weight, y_samples, y_begin, y_end,
-        x_first, x_count, x_weight, x_samples, x_begin, x_end, n, n_rois, channels, height, width, rows,
-        columns, (lanes_of<4>*)gx);
+    __shared__ batch_table table;
+    const regions from = {rois, roi_indices, levels, n_rois, level, {scale, row_bins, ratio, aligned, step},
+                          {scale, column_bins, ratio, aligned, step}, height, width};
+    if (lanes == 4)
+        backward<real, 4>(gy, from, channels, tile_columns, table, gx);
+    else
+        backward<real, 1>(gy, from, channels, tile_columns, table, gx);
+}
+
+extern "C" __global__ void roi_align_backward_half_4(
+    const unsigned short* gy, const float* rois, const int* roi_indices, const int* levels, int n_rois, int level,
+    float scale, int channels, int height, int width, int row_bins, int column_bins, int ratio, int aligned, int step,
+    int tile_columns, int lanes, unsigned short* gx)
+{
+    __shared__ batch_table table;
+    const regions from = {rois, roi_indices, levels, n_rois, level, {scale, row_bins, ratio, aligned, step},
+                          {scale, column_bins, ratio, aligned, step}, height, width};
+    if (lanes == 4)
+        backward<half_bits, 4>((const half_bits*)gy, from, channels, tile_columns, table, (half_bits*)gx);
+    else
+        backward<half_bits, 1>((const half_bits*)gy, from, channels, tile_columns, table, (half_bits*)gx);
 }

@@ -1,6 +1,10 @@
 // RoI max pooling, forward and backward; see mask_rcnn/ops/roi_max_pooling.py.
 //
 // first, count (R, P): the pixels of every bin along one axis, cut to the map.
+//
+// Maps, maxima, their indices and gradients have their channels innermost, (N, H, W, C) and (R, rows, columns, C): the
+// threads of a warp read neighbours in memory.  Each takes "lanes" channels at once: 4 (which needs a multiple of
+// them, aligned to as many) or 1.
 
 #ifndef REAL
 #define REAL float
@@ -8,71 +12,187 @@
 
 typedef REAL real;
 
-// One thread computes one bin of one channel.
-extern "C" __global__ void roi_max_pooling_forward(
-    const real* x, const int* roi_indices,
-    const int* y_first, const int* y_count, const int* x_first, const int* x_count,
-    long long n, int n_images, int channels, int height, int width, int rows, int columns,
-    real* y, int* argmax)
+template <typename element, int LANES>
+struct alignas(LANES * sizeof(element) < 16 ? LANES * sizeof(element) : 16) pack {
+    element value[LANES];
+};
+
+struct bins {
+    const int* first;
+    const int* count;
+
+    __device__ bool has(int bin, int pixel) const { return pixel >= first[bin] && pixel < first[bin] + count[bin]; }
+};
+
+// A block computes one row of bins of one RoI.
+template <int LANES>
+__device__ void forward(
+    const real* x, const int* roi_indices, bins vertical, bins horizontal, int n_images, int channels, int height,
+    int width, int rows, int columns, real* y, int* argmax)
 {
-    long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    for (; index < n; index += (long long)gridDim.x * blockDim.x) {
-        const int column = index % columns;
-        const int row = index / columns % rows;
-        const int channel = index / columns / rows % channels;
-        const int r = index / columns / rows / channels;
-        const int image = roi_indices[r];
-        const int y_bin = r * rows + row;
-        const int x_bin = r * columns + column;
-        real best = 0;
-        int best_pixel = -1;
-        if (image >= 0 && image < n_images && y_count[y_bin] > 0 && x_count[x_bin] > 0) {
-            const real* map = x + ((long long)image * channels + channel) * height * width;
-            best = -3.402823466e38f;
-            for (int p = y_first[y_bin]; p < y_first[y_bin] + y_count[y_bin]; ++p)
-                for (int q = x_first[x_bin]; q < x_first[x_bin] + x_count[x_bin]; ++q)
-                    if (map[p * width + q] > best) {
-                        best_pixel = p * width + q;
-                        best = map[best_pixel];
-                    }
+    const int r = blockIdx.x / rows, image = roi_indices[r];
+    const int groups = channels / LANES;
+    const int top = vertical.first[blockIdx.x], bottom = top + vertical.count[blockIdx.x];
+    for (int item = threadIdx.x; item < columns * groups; item += blockDim.x) {
+        const int column = r * columns + item / groups, group = item % groups;
+        const int left = horizontal.first[column], right = left + horizontal.count[column];
+        pack<real, LANES> best;
+        pack<int, LANES> best_pixel;
+        const bool has_pixels = image >= 0 && image < n_images && top < bottom && left < right;
+        for (int lane = 0; lane < LANES; ++lane) {
+            best.value[lane] = has_pixels ? -3.402823466e38f : 0.0f;
+            best_pixel.value[lane] = -1;
         }
-        y[index] = best;
-        argmax[index] = best_pixel;
+        const pack<real, LANES>* map = (const pack<real, LANES>*)x + (long long)image * height * width * groups + group;
+        for (int p = top; has_pixels && p < bottom; ++p)
+            for (int q = left; q < right; ++q) {
+                const pack<real, LANES> pixel = map[(long long)(p * width + q) * groups];
+                for (int lane = 0; lane < LANES; ++lane)
+                    if (pixel.value[lane] > best.value[lane]) {
+                        best_pixel.value[lane] = p * width + q;
+                        best.value[lane] = pixel.value[lane];
+                    }
+            }
+        const long long place = (long long)blockIdx.x * columns * groups + item;
+        ((pack<real, LANES>*)y)[place] = best;
+        ((pack<int, LANES>*)argmax)[place] = best_pixel;
     }
 }
 
-// One thread owns one pixel of one channel and walks over the RoIs in order: no atomic operation, and the
-// same bits in every run.
-extern "C" __global__ void roi_max_pooling_backward(
-    const real* gy, const int* argmax, const int* roi_indices,
-    const int* y_first, const int* y_count, const int* y_begin, const int* y_end,
-    const int* x_first, const int* x_count, const int* x_begin, const int* x_end,
-    long long n, int n_rois, int channels, int height, int width, int rows, int columns, real* gx)
+extern "C" __global__ void roi_max_pooling_forward(
+    const real* x, const int* roi_indices, const int* y_first, const int* y_count, const int* x_first,
+    const int* x_count, int n_images, int channels, int height, int width, int rows, int columns, int lanes, real* y,
+    int* argmax)
 {
-    long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    for (; index < n; index += (long long)gridDim.x * blockDim.x) {
-        const int q = index % width;
-        const int p = index / width % height;
-        const int channel = index / width / height % channels;
-        const int image = index / width / height / channels;
-        real sum = 0;
-        for (int r = 0; r < n_rois; ++r) {
-            if (roi_indices[r] != image
-                    || p < y_begin[r] || p >= y_end[r] || q < x_begin[r] || q >= x_end[r])
-                continue;
-            const long long bins = ((long long)r * channels + channel) * rows * columns;
-            for (int row = 0; row < rows; ++row) {
-                const int y_bin = r * rows + row;
-                if (p < y_first[y_bin] || p >= y_first[y_bin] + y_count[y_bin])
-                    continue;
-                for (int column = 0; column < columns; ++column) {
-                    const int x_bin = r * columns + column;
-                    if (q >= x_first[x_bin] && q < x_first[x_bin] + x_count[x_bin]
-                            && argmax[bins + row * columns + column] == p * width + q)
-                        sum += gy[bins + row * columns + column];
-                }
-            }
-        }
-        gx[index] = sum;
+    const bins vertical = {y_first, y_count}, horizontal = {x_first, x_count};
+    if (lanes == 4)
+        forward<4>(x, roi_indices, vertical, horizontal, n_images, channels, height, width, rows, columns, y, argmax);
+    else
+        forward<1>(x, roi_indices, vertical, horizontal, n_images, channels, height, width, rows, columns, y, argmax);
+}
+
+// Backward.  A block owns a tile of one image's pixels, TILE_ROWS high: it lists the RoIs that touch the tile, in
+// their order.  A thread owns one column of the tile, LANES channels, and adds up what the listed RoIs give to it, in
+// their order: no sum depends on the order in which threads run, and the same bits come out in every run.
+
+const int THREADS = 256;
+const int TILE_ROWS = 4;
+const int LOOKED_AT = 4 * THREADS;  // RoIs at once
+const int MOST_LISTED = 2 * LOOKED_AT;
+
+struct tile {
+    int image, top, left, columns;
+};
+
+// Pixels that a RoI reads, from begin to end (R) along each axis.
+struct regions {
+    const int* roi_indices;
+    const int* y_begin;
+    const int* y_end;
+    const int* x_begin;
+    const int* x_end;
+    int n;
+
+    __device__ bool touch(int r, const tile& in) const
+    {
+        return roi_indices[r] == in.image && y_begin[r] < in.top + TILE_ROWS && y_end[r] > in.top
+            && x_begin[r] < in.left + in.columns && x_end[r] > in.left;
     }
+};
+
+// Lists RoIs from number "next" on, until all are looked at or the list may have no room for more; returns their
+// number.  Every thread of the block looks at some of them; setting bits has the same result in any order.
+__device__ int list_rois(const regions& from, const tile& in, int& next, int* listed)
+{
+    const int words = LOOKED_AT / 64;
+    __shared__ unsigned long long touching[words];
+    int n = 0;
+    for (; next < from.n && n <= MOST_LISTED - LOOKED_AT; next += LOOKED_AT) {
+        if (threadIdx.x < words)
+            touching[threadIdx.x] = 0;
+        __syncthreads();
+        for (int i = threadIdx.x; i < LOOKED_AT && next + i < from.n; i += THREADS)
+            if (from.touch(next + i, in))
+                atomicOr(&touching[i / 64], 1ULL << i % 64);
+        __syncthreads();
+        const int bit = threadIdx.x % 64;
+        for (int word = 0; word < words; ++word) {
+            const unsigned long long bits = touching[word];
+            if (word % (THREADS / 64) == threadIdx.x / 64 && (bits >> bit & 1))
+                listed[n + __popcll(bits & ((1ULL << bit) - 1))] = next + 64 * word + bit;
+            n += __popcll(bits);
+        }
+        __syncthreads();
+    }
+    return n;
+}
+
+// Adds what RoI r gives to the pixels (top, left) to (top + TILE_ROWS - 1, left).
+template <int LANES>
+__device__ void add_roi(
+    const pack<real, LANES>* gy, const pack<int, LANES>* argmax, int r, int groups, bins vertical, bins horizontal,
+    int rows, int columns, int width, int top, int left, real (&sum)[TILE_ROWS][LANES])
+{
+    for (int row = r * rows; row < (r + 1) * rows; ++row) {
+        const int first = vertical.first[row];
+        if (first >= top + TILE_ROWS || first + vertical.count[row] <= top)
+            continue;
+        for (int column = 0; column < columns; ++column) {
+            if (!horizontal.has(r * columns + column, left))
+                continue;
+            const long long place = ((long long)row * columns + column) * groups;
+            const pack<real, LANES> gradient = gy[place];
+            const pack<int, LANES> pixel = argmax[place];
+            for (int p = 0; p < TILE_ROWS; ++p)
+                for (int lane = 0; lane < LANES; ++lane)
+                    if (pixel.value[lane] == (top + p) * width + left)
+                        sum[p][lane] += gradient.value[lane];
+        }
+    }
+}
+
+// Grid: images x tiles, groups of channels / (THREADS / tile_columns).
+template <int LANES>
+__device__ void backward(
+    const real* gy, const int* argmax, const regions& from, bins vertical, bins horizontal, int channels, int height,
+    int width, int rows, int columns, int tile_columns, real* gx)
+{
+    __shared__ int listed[MOST_LISTED];
+    const int tiles_x = (width + tile_columns - 1) / tile_columns, tiles_y = (height + TILE_ROWS - 1) / TILE_ROWS;
+    const int tile_row = blockIdx.x / tiles_x;
+    const tile mine = {tile_row / tiles_y, tile_row % tiles_y * TILE_ROWS, (int)blockIdx.x % tiles_x * tile_columns,
+                       tile_columns};
+    const int groups = channels / LANES, groups_of_block = THREADS / tile_columns;
+    const int left = mine.left + threadIdx.x / groups_of_block;
+    const int group = blockIdx.y * groups_of_block + threadIdx.x % groups_of_block;
+    const bool has_pixels = group < groups && left < width;
+    real sum[TILE_ROWS][LANES] = {};
+    for (int next = 0; next < from.n;) {
+        const int n = list_rois(from, mine, next, listed);
+        for (int i = 0; has_pixels && i < n; ++i)
+            add_roi<LANES>((const pack<real, LANES>*)gy + group, (const pack<int, LANES>*)argmax + group, listed[i],
+                           groups, vertical, horizontal, rows, columns, width, mine.top, left, sum);
+        __syncthreads();
+    }
+    for (int p = 0; has_pixels && p < TILE_ROWS && mine.top + p < height; ++p) {
+        const long long pixel = ((long long)mine.image * height + mine.top + p) * width + left;
+        pack<real, LANES> gradient;
+        for (int lane = 0; lane < LANES; ++lane)
+            gradient.value[lane] = sum[p][lane];
+        ((pack<real, LANES>*)gx)[pixel * groups + group] = gradient;
+    }
+}
+
+extern "C" __global__ void roi_max_pooling_backward(
+    const real* gy, const int* argmax, const int* roi_indices, const int* y_first, const int* y_count,
+    const int* y_begin, const int* y_end, const int* x_first, const int* x_count, const int* x_begin,
+    const int* x_end, int n_rois, int channels, int height, int width, int rows, int columns, int tile_columns,
+    int lanes, real* gx)
+{
+    const regions from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
+    const bins vertical = {y_first, y_count}, horizontal = {x_first, x_count};
+    if (lanes == 4)
+        backward<4>(gy, argmax, from, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
+    else
+        backward<1>(gy, argmax, from, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
 }
