@@ -1,4 +1,7 @@
-"""How activations lie in memory on the CPU: channels outermost, behind the usual shape ``(N, C, H, W)``."""
+"""How activations lie in memory behind the usual shape ``(N, C, H, W)``.
+
+On the CPU with the channels outermost, on a GPU innermost.
+"""
 
 from __future__ import annotations
 
@@ -18,3 +21,12 @@ def channels_first(x, dtype=None):
 def as_images(channels):
     """Return ``(C, N, H, W)`` as ``(N, C, H, W)``, without a copy."""
     return channels.transpose(1, 0, 2, 3)
+
+
+def along_memory(x) -> list[int]:
+    """Return the axes of an array as its memory runs, the longest stride first.
+
+    CuPy's element-wise kernels walk through an array in the order of its axes: transposed this way they read
+    neighbours, and make their results alike.
+    """
+    return sorted(range(x.ndim), key=lambda axis: -x.strides[axis])

@@ -2,7 +2,7 @@
 
 On the CPU a thread takes whole channels.  It copies an image's channel into a buffer with its border of zeros,
 columns sorted by their place in a stride: then every tap reads numbers that lie side by side, whatever the
-stride, and no loop asks where the image ends.
+stride, and no loop asks where the image ends.  On the GPU channels are innermost in memory, as for cuDNN.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from mask_rcnn.ops._layout import as_images, channels_first
 from mask_rcnn.ops._rois import compute_dtype
 
 _TAPS = 3
-#: Threads of a block of ``depthwise_grad_w``.
-_THREADS = 256
+#: Threads of a block on the GPU; filters of which one adds up the gradients, and shares that are added up afterwards.
+_THREADS, _SUMMED_FILTERS, _MAX_SHARES = 256, 32, 256
 
 
 def same_padding(size: int, stride: int) -> tuple[int, int]:
@@ -46,8 +46,8 @@ def depthwise_convolution_2d(x, W, *, stride: int = 1,
         pad: Zeros ``((above, below), (left, right))`` of the images; see :func:`same_padding`.
 
     Returns:
-        chainer.Variable: ``(N, C, (H + above + below - 3) // stride + 1, ...)``; on the CPU with the channels
-        outermost in memory, as :mod:`mask_rcnn.ops.convolution` wants its input.
+        chainer.Variable: ``(N, C, (H + above + below - 3) // stride + 1, ...)``, with the channels outermost in
+        memory, as :mod:`mask_rcnn.ops.convolution` wants its input; on a GPU innermost.
 
     Raises:
         chainer.utils.type_check.InvalidType: Shapes or types do not fit.
@@ -160,30 +160,42 @@ def _out_size(size, stride, pad) -> tuple[int, int]:
 # On the GPU
 
 def _forward_gpu(x, W, stride, pad):
-    xp, dtype = chainer.backend.get_array_module(x), compute_dtype(x.dtype)
-    y = xp.empty((*x.shape[:2], *_out_size(x.shape[2:], stride, pad)), dtype)
-    _cuda.launch(_cuda.kernel('depthwise_convolution.cu', 'depthwise_forward', dtype), y.size, (
-        xp.ascontiguousarray(x, dtype), xp.ascontiguousarray(W, dtype), np.int64(y.size),
-        *_geometry(x.shape, y.shape, stride, pad), y))
-    return y.astype(x.dtype, copy=False)
+    y_shape = (*x.shape[:2], *_out_size(x.shape[2:], stride, pad))
+    return _map_gpu('depthwise_forward', x, W, y_shape, _geometry(x.shape, y_shape, stride, pad))
 
 
 def _grad_x_gpu(gy, W, stride, pad, shape):
-    xp, dtype = chainer.backend.get_array_module(gy), compute_dtype(gy.dtype)
-    gx = xp.empty(shape, dtype)
-    _cuda.launch(_cuda.kernel('depthwise_convolution.cu', 'depthwise_grad_x', dtype), gx.size, (
-        xp.ascontiguousarray(gy, dtype), xp.ascontiguousarray(W, dtype), np.int64(gx.size),
-        *_geometry(shape, gy.shape, stride, pad), gx))
-    return gx.astype(gy.dtype, copy=False)
+    return _map_gpu('depthwise_grad_x', gy, W, shape, _geometry(shape, gy.shape, stride, pad))
+
+
+def _map_gpu(name, x, W, shape, geometry):
+    """Launch a kernel whose threads fill an array of a ``shape``, row by row; return it."""
+    xp, dtype = chainer.backend.get_array_module(x), compute_dtype(x.dtype)
+    n_image, n_channel, height, width = shape
+    y = xp.empty((n_image, height, width, n_channel), dtype)
+    if y.size:
+        grid = n_image * height, -(-width * n_channel // _THREADS)
+        filters = xp.ascontiguousarray(W.reshape(n_channel, _TAPS ** 2).T, dtype)
+        _cuda.kernel('depthwise_convolution.cu', name, dtype)(grid, (_THREADS,), (
+            _channels_last(x, dtype), filters, *geometry, y))
+    return y.transpose(0, 3, 1, 2).astype(x.dtype, order='K', copy=False)
 
 
 def _grad_w_gpu(x, gy, stride, pad):
     xp, dtype = chainer.backend.get_array_module(x), compute_dtype(x.dtype)
-    gw = xp.empty((x.shape[1], 1, _TAPS, _TAPS), dtype)
-    _cuda.kernel('depthwise_convolution.cu', 'depthwise_grad_w', dtype)((gw.size,), (_THREADS,), (
-        xp.ascontiguousarray(x, dtype), xp.ascontiguousarray(gy, dtype), np.int32(x.shape[0]),
-        *_geometry(x.shape, gy.shape, stride, pad), gw))
-    return gw.astype(x.dtype, copy=False)
+    n_image, n_channel, out_height = gy.shape[:3]
+    grid = -(-n_channel // _SUMMED_FILTERS), max(min(n_image * out_height, _MAX_SHARES), 1)
+    shares = xp.empty((grid[1], _TAPS ** 2, n_channel), dtype)
+    _cuda.kernel('depthwise_convolution.cu', 'depthwise_grad_w', dtype)(grid, (_THREADS,), (
+        _channels_last(x, dtype), _channels_last(gy, dtype), np.int32(n_image),
+        *_geometry(x.shape, gy.shape, stride, pad), shares))
+    gw = xp.ascontiguousarray(shares.sum(axis=0).T, x.dtype)
+    return gw.reshape(n_channel, 1, _TAPS, _TAPS)
+
+
+def _channels_last(x, dtype):
+    """Return ``(N, C, H, W)`` as a contiguous ``(N, H, W, C)``, copying only what is laid out otherwise."""
+    return chainer.backend.get_array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1), dtype)
 
 
 def _geometry(shape, out_shape, stride, pad):

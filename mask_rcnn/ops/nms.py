@@ -15,6 +15,8 @@ from mask_rcnn.ops.top_k import best_first
 #: Boxes whose suppression one machine word holds; also threads per block.
 _WORD = 64
 _REDUCE_THREADS = 256
+#: Boxes that fit into what the threads of a block share on the GPU; their overlaps take 8 GiB.
+_MAX_BOXES = 4096 * _WORD
 
 _ZERO = np.float32(0)
 
@@ -30,7 +32,8 @@ def nms(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None, inclus
 
     Args:
         boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)``.
-        scores: (R,) float32.  The first of equal scores counts as the better one.
+        scores: (R,) float32.  The first of equal scores counts as the better one.  A box that scores minus infinity
+            is nothing: it is not kept, and suppresses none.
         threshold: IoU from which on a box suppresses a worse one.
         extent: A box from ``x_min`` to ``x_max`` is ``x_max - x_min + extent`` wide: Detectron's 1, or 0.
         groups: (R,) ints; boxes suppress only boxes of their own group (their class, or level).
@@ -41,7 +44,7 @@ def nms(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None, inclus
         Indices of the kept boxes, (K,) int32, in falling order of score.
 
     Raises:
-        ValueError: If a shape is wrong.
+        ValueError: If a shape is wrong, or there are more than 262,144 boxes on a GPU.
     """
     kept = nms_padded(boxes, scores, threshold, extent=extent, groups=groups, limit=limit,
                       inclusive=inclusive)
@@ -75,19 +78,21 @@ def nms_gpu(boxes, scores, threshold, extent, groups, limit, inclusive):
     """The GPU form: CuPy arrays, not empty; all arguments of :func:`nms_padded` in their final types."""
     xp = chainer.backend.get_array_module(boxes)
     n = len(boxes)
+    if n > _MAX_BOXES:
+        raise ValueError(f'a GPU takes at most {_MAX_BOXES} boxes, not {n}')
     words = -(-n // _WORD)
+    scores = xp.ascontiguousarray(scores, np.float32)
     order = best_first(scores, n).astype(np.int32, copy=False)
-    groups = xp.zeros((n,), np.int32) if groups is None else groups[order].astype(np.int32, copy=False)
+    has_groups = groups is not None
+    groups = xp.ascontiguousarray(groups, np.int32) if has_groups else order
 
-    overlaps = xp.empty((n, words), np.uint64)
+    overlaps = xp.empty((words * _WORD, words), np.uint64)
     _cuda.kernel('nms.cu', 'nms_overlaps')((words, words), (_WORD,), (
-        xp.ascontiguousarray(boxes[order]), groups, np.int32(n), threshold, extent, np.int32(inclusive),
-        overlaps))
-
-    kept = xp.full((limit,), -1, np.int32)
-    suppressed = xp.zeros((words,), np.uint64)
+        xp.ascontiguousarray(boxes), scores, groups, np.int32(has_groups), order, np.int32(n), threshold, extent,
+        np.int32(inclusive), overlaps))
+    kept = xp.empty((limit,), np.int32)
     _cuda.kernel('nms.cu', 'nms_reduce')((1,), (_REDUCE_THREADS,), (
-        overlaps, order, np.int32(n), np.int32(limit), suppressed, kept))
+        overlaps, order, np.int32(n), np.int32(limit), kept))
     return kept
 
 
@@ -97,6 +102,7 @@ def nms_cpu(boxes, scores, threshold, extent, groups, limit, inclusive):
     Groups are laid side by side, so that a box meets only boxes of its own.
     """
     order = np.argsort(-scores, kind='stable')
+    order = order[scores[order] > -np.inf]
     starts = np.zeros(1, np.int64)
     if groups is not None:
         order = order[np.argsort(groups[order], kind='stable')]

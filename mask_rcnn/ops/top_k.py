@@ -10,8 +10,12 @@ from mask_rcnn.ops import _cuda
 #: Sorting on the device compares every pair; beyond this many, CuPy's sort is faster (it makes the host
 #: wait).
 _MAX_SORTED = 1 << 14
-#: Threads of a block; ``top_k_sort`` keeps as many keys.
-_SELECT_THREADS, _SORT_THREADS = 1024, 256
+#: Up to so many scores are all sorted, however few are wanted: one launch instead of five.
+_MAX_SORTED_WHOLE = 1 << 13
+#: Threads of a block, and what a block of each kernel takes.
+_THREADS, _COUNTED_SCORES, _SORTED_SCORES = 256, 1024, 32
+#: Digits of a score's rank, and values of each; the last has fewer.
+_DIGITS, _VALUES, _LAST_VALUES = 3, 2048, 1024
 
 
 def best_first(scores, limit: int):
@@ -49,15 +53,27 @@ def best_first_gpu(scores, limit: int):
     if limit > _MAX_SORTED:
         return _falling(scores)[:limit].astype(np.int32)
     scores = xp.ascontiguousarray(scores, np.float32)
-    chosen, order = xp.empty((limit,), np.int32), xp.empty((limit,), np.int32)
-    if limit < len(scores):
-        _cuda.kernel('top_k.cu', 'top_k_select')((1,), (_SELECT_THREADS,), (
-            scores, np.int32(len(scores)), np.int32(limit), chosen))
-    else:
-        chosen = xp.arange(limit, dtype=np.int32)
-    _cuda.kernel('top_k.cu', 'top_k_sort')((-(-limit // _SORT_THREADS),), (_SORT_THREADS,), (
-        scores, chosen, np.int32(limit), order))
+    is_chosen = limit < len(scores) > _MAX_SORTED_WHOLE
+    chosen = _choose(scores, limit) if is_chosen else None
+    n, order = limit if is_chosen else len(scores), xp.empty((limit,), np.int32)
+    _cuda.kernel('top_k.cu', 'top_k_sort')((-(-n // _SORTED_SCORES),), (_THREADS,), (
+        scores, chosen if is_chosen else order, np.int32(is_chosen), np.int32(n), np.int32(limit), order))
     return order
+
+
+def _choose(scores, limit: int):
+    """Return the indices that :func:`best_first_gpu` does, in another order."""
+    xp = get_array_module(scores)
+    n, grid = len(scores), (-(-len(scores) // _COUNTED_SCORES),)
+    counts, n_above = xp.split(xp.zeros((_DIGITS * _VALUES + 1,), np.int32), [_DIGITS * _VALUES])
+    counts_of_blocks = xp.empty((*grid, _LAST_VALUES), np.int32)
+    for digit in range(_DIGITS):
+        _cuda.kernel('top_k.cu', 'top_k_count')(grid, (_THREADS,), (
+            scores, np.int32(n), np.int32(limit), np.int32(digit), counts, counts_of_blocks))
+    chosen = xp.empty((limit,), np.int32)
+    _cuda.kernel('top_k.cu', 'top_k_collect')(grid, (_THREADS,), (
+        scores, np.int32(n), np.int32(limit), counts, counts_of_blocks, n_above, chosen))
+    return chosen
 
 
 def _falling(scores):

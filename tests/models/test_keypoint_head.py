@@ -1,5 +1,6 @@
 import chainer
 import chainer.functions as F
+import cv2
 import numpy as np
 import pytest
 from chainercv.utils import assert_is_detection_link
@@ -75,11 +76,30 @@ def test_detections_have_keypoints_near_their_boxes(model, image):
     assert (found.keypoints[:, :, 3] > 0).all() and (found.keypoints[:, :, 3] <= 1).all()
 
 
+def test_keypoints_are_the_highest_points_of_the_heat_maps(model, image, monkeypatch):
+    """Of the head's maps as OpenCV resizes them to the boxes, with the probability of a softmax."""
+    maps, forward = [], KeypointHead.forward
+    monkeypatch.setattr(KeypointHead, 'forward', lambda *args: maps.append(forward(*args)) or maps[-1])
+    found, = model.detect([image])
+    heatmaps, = maps
+    assert heatmaps.shape[:2] == found.keypoints.shape[:2]
+    for r, k in np.ndindex(heatmaps.shape[:2]):
+        sides = np.maximum(found.boxes[r, 2:] - found.boxes[r, :2], 1)
+        height, width = map(int, np.ceil(sides))
+        resized = cv2.resize(heatmaps.array[r, k], (width, height), interpolation=cv2.INTER_CUBIC)
+        point = np.array(np.unravel_index(resized.argmax(), resized.shape)) + 0.5
+        y, x = point * sides / (height, width) + found.boxes[r, :2]
+        expected = y, x, resized.max(), 1 / np.exp(resized.astype(np.float64) - resized.max()).sum()
+        np.testing.assert_allclose(found.keypoints[r, k], expected, rtol=1e-5)
+
+
 def test_rois_in_parts_are_as_all_at_once(model, image, monkeypatch):
     at_once, = model.detect([image])
     monkeypatch.setattr(KeypointHead, 'rois_at_once', 2)
     in_parts, = model.detect([image])
-    np.testing.assert_allclose(in_parts.keypoints[..., 2], at_once.keypoints[..., 2], atol=1e-5)
+    np.testing.assert_array_equal(in_parts.keypoints[..., :2], at_once.keypoints[..., :2])
+    np.testing.assert_allclose(in_parts.keypoints[..., 2], at_once.keypoints[..., 2], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(in_parts.keypoints[..., 3], at_once.keypoints[..., 3], rtol=2e-5)
 
 
 def test_nothing_found(model, image):

@@ -5,6 +5,7 @@ from chainer import gradient_check
 from chainer.backends import cuda
 from chainer.utils import type_check
 
+from mask_rcnn.ops import affine_channel
 from mask_rcnn.ops.affine_channel import affine_channel_2d
 
 
@@ -59,6 +60,23 @@ def test_gradient_of_one_input_alone(rng, trained):
     np.testing.assert_allclose(inputs[trained].grad, expected[trained], rtol=1e-12)
 
 
+def test_half_precision_maps_meet_float32_parameters(rng):
+    """As behind frozen layers on a GPU: every gradient has the type of what it is the gradient of."""
+    inputs = [chainer.Variable(array.astype(dtype)) for array, dtype in zip(
+        random_problem(rng, np.asarray), ('f2', 'f4', 'f4'))]
+    y = affine_channel_2d(*inputs)
+    y.grad = np.ones_like(y.array)
+    y.backward()
+    x, scale, bias = (variable.array.astype(np.float64) for variable in inputs)
+    assert y.dtype == np.float16 and all(variable.grad.dtype == variable.dtype for variable in inputs)
+    np.testing.assert_allclose(y.array, x * scale[:, None, None] + bias[:, None, None], rtol=2e-3, atol=2e-3)
+    for variable, expected in zip(inputs, (np.broadcast_to(scale[:, None, None], x.shape), x.sum(axis=(0, 2, 3)),
+                                           np.full(3, 40.))):
+        np.testing.assert_allclose(variable.grad, expected, rtol=2e-3, atol=2e-2)
+    with pytest.raises(type_check.InvalidType):  # nowhere else
+        affine_channel_2d(x, scale.astype(np.float32), bias.astype(np.float32))
+
+
 def test_frozen_scale_does_not_keep_x(rng):
     x, scale, bias = random_problem(rng, np.asarray)
     assert affine_channel_2d(chainer.Variable(x), scale, bias).creator.inputs[0].data is None
@@ -70,6 +88,22 @@ def test_views(rng):
     x, scale, bias = random_problem(rng, np.asarray)
     y = affine_channel_2d(x[:, ::-1, ::2], scale[::-1], bias[::-1])
     np.testing.assert_array_equal(y.array, affine_channel_2d(x, scale, bias).array[:, ::-1, ::2])
+
+
+@pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)])
+def test_the_gpu_form_keeps_the_layout(rng, monkeypatch, layout):
+    """Though CuPy's kernels make contiguous arrays, and walk through memory only if the axes do."""
+    def kernel(x, scale, bias):
+        assert x.flags.c_contiguous
+        return np.ascontiguousarray(x * scale + bias)
+
+    monkeypatch.setattr(affine_channel, '_affine_kernel', lambda: kernel)
+    monkeypatch.setattr(affine_channel._AffineChannel2D, 'forward_cpu', affine_channel._AffineChannel2D.forward_gpu)
+    x, scale, bias = random_problem(rng, np.asarray)
+    stored = np.ascontiguousarray(x.transpose(layout)).transpose(np.argsort(layout))
+    y = affine_channel_2d(stored, scale, bias).array
+    np.testing.assert_array_equal(y, x * scale[:, None, None] + bias[:, None, None])
+    assert y.strides == stored.strides
 
 
 def test_empty():

@@ -1,10 +1,11 @@
+import chainer
 import numpy as np
 import pytest
 from chainer import gradient_check
 from chainer.utils.type_check import InvalidType
 
 from mask_rcnn.ops import _cuda
-from mask_rcnn.ops.depthwise_convolution import (_grad_w_cpu, _grad_w_gpu, _grad_x_cpu, _grad_x_gpu,
+from mask_rcnn.ops.depthwise_convolution import (_forward_gpu, _grad_w_cpu, _grad_w_gpu, _grad_x_cpu, _grad_x_gpu,
                                                  depthwise_convolution_2d, depthwise_convolve, same_padding)
 
 GEOMETRIES = [  # size, stride, pad
@@ -53,9 +54,10 @@ def test_gradients(form, rng, size, stride, pad):
     gradient_check.check_double_backward(function, inputs, gy, ggs, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_of_many_pixels(rng, emulator, monkeypatch):
-    """More of them than a block of the GPU's sums has threads."""
-    x, W = arrays(rng, (12, 13), n=3, channels=2)
+@pytest.mark.parametrize('n, channels', [(3, 2), (22, 33)])
+def test_gradients_of_many_pixels(rng, emulator, monkeypatch, n, channels):
+    """More filters than a block of the GPU's sums takes, more rows than there are shares."""
+    x, W = arrays(rng, (12, 13), n=n, channels=channels)
     gy, pad = rng.uniform(-1, 1, x.shape).astype(np.float32), ((1, 1), (1, 1))
     on_cpu = _grad_x_cpu(gy, W, 1, pad, x.shape), _grad_w_cpu(x, gy, 1, pad)
     monkeypatch.setattr(_cuda, 'kernel', emulator.kernel)
@@ -79,13 +81,34 @@ def test_bias_and_limits_in_the_same_pass(rng):
     assert (y == 0).any() and (y == 0.7).any() and ((y > 0) & (y < 0.7)).any()
 
 
-@pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3), (2, 3, 0, 1)])
+@pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1), (2, 3, 0, 1)])
 def test_any_memory_layout(form, rng, layout):
     x, W = arrays(rng, (6, 5))
     stored = np.ascontiguousarray(x.transpose(layout)).transpose(np.argsort(layout))
     y, expected = (depthwise_convolution_2d(form.array(a), form.array(W), pad=((1, 1), (1, 1)))
                    for a in (stored, x))
     np.testing.assert_array_equal(form.numpy(y), form.numpy(expected))
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+def test_the_gpu_form_has_channels_innermost(emulator, monkeypatch, rng, dtype):
+    monkeypatch.setattr(_cuda, 'kernel', emulator.kernel)
+    x, W = arrays(rng, (6, 5), dtype)
+    pad = ((0, 1), (0, 1))
+    y, gw = _forward_gpu(x, W, 2, pad), _grad_w_gpu(x, _forward_gpu(x, W, 2, pad), 2, pad)
+    gx = _grad_x_gpu(y, W, 2, pad, x.shape)
+    assert y.transpose(0, 2, 3, 1).flags.c_contiguous and gx.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert gw.flags.c_contiguous and y.dtype == gx.dtype == gw.dtype == dtype
+
+
+def test_no_images(form):
+    x, W = np.zeros((0, 5, 6, 7), np.float32), np.ones((5, 1, 3, 3), np.float32)
+    variables = [chainer.Variable(form.array(a)) for a in (x, W)]
+    y = depthwise_convolution_2d(*variables, stride=2, pad=((0, 1), (1, 1)))
+    y.grad = form.array(np.zeros(y.shape, np.float32))
+    y.backward()
+    assert y.shape == (0, 5, 3, 4) and variables[0].grad.shape == x.shape
+    assert not form.numpy(variables[1].grad).any()
 
 
 @pytest.mark.parametrize('size, stride, padding', [

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from mask_rcnn.ops import nms as nms_module
 from mask_rcnn.ops.nms import nms
 
 XY = [1, 0, 3, 2]
@@ -94,6 +95,52 @@ def test_threshold_is_inclusive_or_not(form):
 def test_empty_boxes_do_not_overlap(form):
     boxes = np.zeros((3, 4), np.float32)
     assert run(form, boxes, np.float32([.1, .3, .2]), 0.5, extent=0) == [1, 2, 0]
+
+
+@pytest.mark.parametrize('n, n_real', [(200, 0), (200, 1), (200, 63), (200, 64), (200, 129), (3, 2)])
+@pytest.mark.parametrize('limit', [None, 20])
+@pytest.mark.parametrize('grouped', [False, True])
+def test_scores_of_minus_infinity_are_nothing(form, rng, n, n_real, limit, grouped):
+    """Whatever their boxes are: among them such as would suppress the others."""
+    boxes, scores, groups = random_boxes(rng, n), np.full(n, -np.inf, 'f'), rng.randint(0, 3, n)
+    real = np.sort(rng.permutation(n)[:n_real])
+    scores[real] = rng.uniform(size=n_real)
+    boxes[np.setdiff1d(np.arange(n), real)[::2]] = np.nan
+    groups = groups if grouped else None
+    expected = reference_nms(boxes[real], scores[real], 0.3, groups=groups if groups is None else groups[real],
+                             limit=limit)
+    assert run(form, boxes, scores, 0.3, groups=groups, limit=limit) == real[expected].tolist()
+
+
+def test_boxes_of_nan_overlap_none(form, rng):
+    boxes, scores = random_boxes(rng, 150), rng.uniform(size=150).astype('f')
+    boxes[::3] = np.nan
+    boxes[1::30, 2] = np.nan
+    kept = run(form, boxes, scores, 0.3)
+    assert kept == reference_nms(boxes, scores, 0.3)
+    assert set(kept) > set(range(0, 150, 3)) | set(range(1, 150, 30))
+
+
+def test_a_long_chain_of_suppression(form):
+    """Every box overlaps the next one only, across the borders of words: every other one stays."""
+    corners = np.arange(300)[:, None] * np.float32([3, 0])
+    boxes = np.concatenate((corners, corners + np.float32([8, 9])), axis=1).astype('f')
+    scores = np.linspace(1, 0.5, 300).astype('f')
+    assert run(form, boxes, scores, 0.5) == list(range(0, 300, 2))
+
+
+def test_all_boxes_stay(form, rng):
+    """And fill every word, more of them than a warp marks at a time."""
+    boxes = (np.arange(2200)[:, None] * np.float32(20) + np.float32([0, 0, 9, 9])).astype('f')
+    scores = rng.uniform(size=2200).astype('f')
+    assert run(form, boxes, scores, 0.5) == np.argsort(-scores, kind='stable').tolist()
+
+
+def test_more_boxes_than_a_gpu_takes(monkeypatch, rng):
+    monkeypatch.setattr(nms_module, 'nms_cpu', nms_module.nms_gpu)
+    monkeypatch.setattr(nms_module, '_MAX_BOXES', 64)
+    with pytest.raises(ValueError, match='at most 64 boxes, not 65'):
+        nms(random_boxes(rng, 65), np.ones(65, 'f'), 0.5)
 
 
 def test_no_boxes(form):

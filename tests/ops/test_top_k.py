@@ -15,11 +15,42 @@ def scores(request, rng):
     }[request.param].astype('f')
 
 
+@pytest.fixture
+def chooses(monkeypatch):
+    """Few scores are chosen before they are sorted, as many are."""
+    monkeypatch.setattr(top_k, '_MAX_SORTED_WHOLE', 0)
+
+
+def is_as_a_stable_sort(form, scores, limit):
+    order = form.numpy(best_first(form.array(scores), limit))
+    return order.tolist() == np.argsort(-scores, kind='stable')[:limit].tolist()
+
+
 @pytest.mark.parametrize('limit', [1, 50, 300, 699, 700, 5000])
 def test_order_is_that_of_a_stable_sort(form, scores, limit):
-    order = form.numpy(best_first(form.array(scores), limit))
-    expected = sorted(range(700), key=lambda i: (-scores[i], i))[:limit]
-    assert order.tolist() == expected
+    assert is_as_a_stable_sort(form, scores, limit)
+
+
+@pytest.mark.parametrize('limit', [1, 50, 300, 699])
+def test_order_of_what_was_chosen(form, chooses, scores, limit):
+    assert is_as_a_stable_sort(form, scores, limit)
+
+
+@pytest.mark.parametrize('limit', [1, 30, 700])
+@pytest.mark.parametrize('kind', ['sigmoid', 'near each other', 'equal', 'few candidates', 'one block'])
+def test_scores_of_many_blocks(form, chooses, rng, kind, limit):
+    numbers = rng.uniform(0, 1, 3003).astype('f')
+    scores = {
+        'sigmoid': 1 / (1 + np.exp(20 * numbers)), 'near each other': np.float32(1) + numbers * np.float32(2e-6),
+        'equal': np.full(3003, -2, 'f'), 'few candidates': np.where(numbers < 0.98, -np.inf, numbers),
+        'one block': np.where(np.arange(3003) // 1024 == 2, numbers, 0),
+    }[kind].astype('f')
+    assert is_as_a_stable_sort(form, scores, limit)
+
+
+def test_scores_in_a_view(form, rng):
+    scores = rng.uniform(0, 1, (30, 40)).astype('f')
+    assert is_as_a_stable_sort(form, scores[::2, ::3].T[3], 9)
 
 
 def test_one_score_and_none(form):
