@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import chainer
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from mask_rcnn.config import DETECTRON, Dialect
-from mask_rcnn.ops.paste_masks import paste_masks
+from mask_rcnn.ops.paste_masks import mask_runs, paste_masks, paste_to_host
+from mask_rcnn.ops.transfer import beside
 
 # Masks of whole images are pasted in portions of about this many bytes where all at once are not needed.
 _CHUNK_BYTES = 2 ** 26
@@ -41,6 +43,8 @@ class Detections:
         category_ids: Number of each label in the data set's own terms (COCO's 80 classes have numbers
             up to 90).  ``label + 1`` if not given.
         dialect: Says how wide a box is and how a mask is pasted into it.
+        device: The GPU that pastes ``mask_probs``, or ``None`` for the CPU; the pixels are the same.  Copied or
+            pickled detections, which another machine may open, are pasted by the CPU.
 
     Raises:
         ValueError: Shapes or types do not fit each other, or a label has no name or category.
@@ -49,7 +53,8 @@ class Detections:
     def __init__(self, *, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, size: tuple[int, int],
                  masks: np.ndarray | None = None, mask_probs: np.ndarray | None = None,
                  keypoints: np.ndarray | None = None, class_names: Sequence[str] | None = None,
-                 category_ids: Sequence[int] | None = None, dialect: Dialect = DETECTRON):
+                 category_ids: Sequence[int] | None = None, dialect: Dialect = DETECTRON,
+                 device: chainer.backend.Device | None = None):
         count = len(boxes)
         self.size = _checked_size(size)
         self.boxes = _checked('boxes', boxes, np.float32, (count, 4))
@@ -71,6 +76,7 @@ class Detections:
         self.category_ids = None if category_ids is None else tuple(int(i) for i in category_ids)
         self._check_labels()
         self.dialect = dialect
+        self.device = device
         self._masks = masks
 
     def _check_labels(self) -> None:
@@ -100,7 +106,11 @@ class Detections:
             masks=None if self._masks is None else self._masks[index],
             mask_probs=None if self._masks is not None or self.mask_probs is None else self.mask_probs[index],
             keypoints=None if self.keypoints is None else self.keypoints[index],
-            class_names=self.class_names, category_ids=self.category_ids, dialect=self.dialect)
+            class_names=self.class_names, category_ids=self.category_ids, dialect=self.dialect,
+            device=self.device)
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), 'device': None}
 
     def __repr__(self) -> str:
         best = self.sorted_by_score()[:_NAMED_IN_REPR]
@@ -136,9 +146,17 @@ class Detections:
             yield from self._paste(slice(start, start + step))
 
     def _paste(self, part: slice) -> np.ndarray:
-        return paste_masks(self.mask_probs[part], self.boxes[part], self.size, extent=self.dialect.box_extent,
-                           padding=self.dialect.mask_padding, margin=self.dialect.mask_margin,
-                           threshold=self.dialect.mask_threshold, inclusive=self.dialect.mask_inclusive)
+        return self._on_device(paste_masks if self.device is None else paste_to_host, part)
+
+    def _on_device(self, operation: Callable, part: slice):
+        """Return what an operation of :mod:`mask_rcnn.ops.paste_masks` makes of some masks."""
+        arrays, dialect = (self.mask_probs[part], self.boxes[part]), self.dialect
+        options = {'extent': dialect.box_extent, 'padding': dialect.mask_padding, 'margin': dialect.mask_margin,
+                   'threshold': dialect.mask_threshold, 'inclusive': dialect.mask_inclusive}
+        if self.device is None:
+            return operation(*arrays, self.size, **options)
+        with beside(self.device):
+            return operation(*map(self.device.send, arrays), self.size, **options)
 
     @property
     def names(self) -> list[str]:
@@ -175,7 +193,9 @@ class Detections:
         """
         if not self.has_masks:
             raise ValueError('these detections have no masks')
-        return [mask_to_rle(mask) for mask in self.iter_masks()]
+        if self._masks is not None:
+            return [mask_to_rle(mask) for mask in self._masks]
+        return [_encode(*runs.T, self.size) for runs in self._on_device(mask_runs, slice(None))]
 
     def to_coco(self, image_id: int | str) -> list[dict]:
         """Return COCO's result format: plain Python data that :mod:`json` can write.
@@ -234,30 +254,36 @@ def mask_to_rle(mask: np.ndarray) -> dict:
     Returns:
         ``{'size': [H, W], 'counts': str}``, counts in COCO's compressed form.
     """
-    height, width = mask.shape
-    rle = coco_mask.frPyObjects({'size': [height, width], 'counts': _run_lengths(mask)}, height, width)
-    return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
+    return _encode(*_runs(mask), mask.shape)
 
 
-def _run_lengths(mask: np.ndarray) -> list[int]:
-    """Lengths of the runs of 0, 1, 0, ... down the columns, one column after the other."""
-    height, width = mask.shape
+def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the runs of a mask's pixels start and end down the columns: :func:`mask_runs` of a mask."""
     rows = np.flatnonzero(mask.any(axis=1))
     if not rows.size:
-        return [height * width]
+        return rows, rows
     top, bottom = rows[0], rows[-1] + 1
     columns = np.flatnonzero(mask[top:bottom].any(axis=0))
     left, right = columns[0], columns[-1] + 1
     framed = np.zeros((right - left, bottom - top + 2), np.int8)
     framed[:, 1:-1] = mask[top:bottom, left:right].T
     change = np.diff(framed, axis=1)
-    starts, ends = ((x + left) * height + y + top
-                    for x, y in (np.nonzero(change == 1), np.nonzero(change == -1)))
+    return tuple((x + left) * len(mask) + y + top
+                 for x, y in (np.nonzero(change == 1), np.nonzero(change == -1)))
+
+
+def _encode(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> dict:
+    """Return what :func:`mask_to_rle` does for runs of pixels that are counted down the columns."""
     # A run that reaches the bottom of its column goes on at the top of the next one.
     apart = starts[1:] != ends[:-1]
-    starts, ends = starts[np.append(True, apart)], ends[np.append(apart, True)]
-    lengths = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0, append=height * width).tolist()
-    return lengths if lengths[-1] else lengths[:-1]
+    first, last = (np.append(*flags) for flags in ((True, apart), (apart, True)))
+    edges = np.stack([starts[first[:len(starts)]], ends[last[:len(ends)]]], axis=1).ravel()
+    height, width = size
+    # The lengths of the runs of 0, 1, 0 ...
+    lengths = np.diff(edges, prepend=0, append=height * width).tolist()
+    rle = coco_mask.frPyObjects({'size': [height, width], 'counts': lengths if lengths[-1] else lengths[:-1]},
+                                height, width)
+    return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
 
 
 def _checked(name: str, array: np.ndarray, dtype: type, shape: tuple) -> np.ndarray:

@@ -1,6 +1,9 @@
+import copy
 import dataclasses
 import json
+import pickle
 
+import chainer
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -194,6 +197,38 @@ def test_mask_to_rle_is_cocos_encoding(rng):
     for mask in random_masks(rng):
         expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         assert mask_to_rle(mask) == {'size': list(mask.shape), 'counts': expected['counts'].decode()}
+
+
+def test_rles_need_no_masks(rng, monkeypatch):
+    """Those of the masks, to the byte; of an image whose columns the masks fill, too."""
+    found = make(rng, boxes=np.concatenate([make(rng).boxes[:5], [[-9, 3, 70, 20], [0, 0, 59, 79]]]))
+    expected = [mask_to_rle(mask) for mask in found.iter_masks()]
+    monkeypatch.setattr(mask_rcnn.detections, 'paste_masks', None)
+    assert found.rles() == expected
+
+
+def test_where_masks_are_pasted(rng):
+    """What is chosen from detections stays with their GPU; copies and pickles may go where there is none."""
+    device, found = chainer.get_device('@numpy'), make(rng)
+    there = make(np.random.RandomState(0), device=device)
+    assert found.device is None and there[2:].device is there.sorted_by_score().device is device
+    sent = []
+
+    class Recording:
+        xp = np
+
+        def send(self, array):
+            sent.append(array.shape)
+            return array
+
+    there.device = Recording()
+    assert there.rles() == found.rles()
+    np.testing.assert_array_equal(list(there.iter_masks()), found.masks)
+    np.testing.assert_array_equal(there.masks, found.masks)
+    assert sent == [(7, 14, 14), (7, 4)] * 3
+    for other in (copy.copy(there), copy.deepcopy(there), pickle.loads(pickle.dumps(there))):
+        assert other.device is None
+        assert_same(other, found)
 
 
 def test_to_coco(rng):

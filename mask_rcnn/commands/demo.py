@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -29,6 +30,9 @@ from mask_rcnn.weights.files import open_for_writing
 DEFAULT_MODEL = 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
 #: What a picture shows unless --score-thresh says otherwise.
 PICTURE_THRESHOLD = 0.7
+
+#: What one image may fail with while the others go on.
+_FAILURES = ValueError, OSError, MemoryError
 
 _DESCRIPTION = 'Find the objects in images and write them as pictures and, with --json, as COCO results.'
 
@@ -124,16 +128,20 @@ def _run(args: argparse.Namespace) -> int:
     for folder in {picture.parent for picture in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
     results = []
-    with using_precision(args.precision), constant_parameters():
-        for image, picture in tqdm(list(zip(images, pictures)), unit='image', disable=len(images) < 2):
+    with using_precision(args.precision), constant_parameters(), \
+            tqdm(total=len(images), unit='image', disable=len(images) < 2) as bar:
+        for job in _detect(model, images, pictures):
             try:
-                detections = _process(model, image, picture, args)
-            except (ValueError, OSError, MemoryError) as error:
-                n_failed += 1
-                say(f'error: {_reason(image, error)}', sys.stderr)
-            else:
+                if job.error is not None:
+                    raise job.error
+                _show(job, args)
                 if args.json is not None:
-                    results += detections.to_coco(image_id(image))
+                    results += job.detections.to_coco(image_id(job.image))
+            except _FAILURES as error:
+                n_failed += 1
+                say(f'error: {_reason(job.image, error)}', sys.stderr)
+            bar.update()
+            del job  # and its pixels, before the next ones are read
     if args.json is not None:
         with open_for_writing(args.json) as file:
             file.write(json.dumps(results).encode('ascii'))
@@ -229,16 +237,67 @@ def _load(args: argparse.Namespace):
         raise UsageError(str(error)) from error
 
 
-def _process(model, image: Path, picture: Path, args: argparse.Namespace) -> Detections:
-    """Detect in one image, write its picture and say what there was."""
-    pixels = read_image(image)
-    detections, = model.detect([pixels])
-    shown = detections.above(PICTURE_THRESHOLD if args.score_thresh is None else args.score_thresh)
-    drawn = shown.draw(pixels, contour=args.contour, background=args.background, font=args.font)
-    _write_picture(picture, drawn)
+@dataclass
+class _Job:
+    """An image on its way to a picture, or to the error that prevents it."""
+
+    image: Path
+    picture: Path
+    pixels: np.ndarray | None = None
+    detections: Detections | None = None
+    error: Exception | None = None
+
+
+def _detect(model, images: Sequence[Path], pictures: Sequence[Path]) -> Iterator[_Job]:
+    """Detect in images, several at a time where the model does; yield each with its detections or its error."""
+    left = map(_Job, images, pictures)
+    begun = deque()
+
+    def read():
+        for job in left:
+            begun.append(job)
+            try:
+                job.pixels = read_image(job.image)
+            except _FAILURES as error:
+                job.error = error
+            else:
+                yield job.pixels
+
+    def failed():
+        while begun and begun[0].error is not None:
+            yield begun.popleft()
+
+    while True:
+        try:
+            for detections in model.iter_detections(read()):
+                yield from failed()
+                job = begun.popleft()
+                job.detections = detections
+                yield job
+                del job, detections
+            yield from begun  # what failed behind the last detections
+            return
+        except _FAILURES:  # of one of those that are begun: which one?
+            while begun:
+                yield _detect_alone(model, begun.popleft())
+
+
+def _detect_alone(model, job: _Job) -> _Job:
+    if job.error is None:
+        try:
+            job.detections, = model.detect([job.pixels], batch_size=1)
+        except _FAILURES as error:
+            job.error = error
+    return job
+
+
+def _show(job: _Job, args: argparse.Namespace) -> None:
+    """Write an image's picture and say what there was."""
+    shown = job.detections.above(PICTURE_THRESHOLD if args.score_thresh is None else args.score_thresh)
+    drawn = shown.draw(job.pixels, contour=args.contour, background=args.background, font=args.font)
+    _write_picture(job.picture, drawn)
     counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
-    say(f'{image}: {counts or "nothing found"} -> {picture}', sys.stdout)
-    return detections
+    say(f'{job.image}: {counts or "nothing found"} -> {job.picture}', sys.stdout)
 
 
 def _write_picture(path: Path, rgb: np.ndarray) -> None:

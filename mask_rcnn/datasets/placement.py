@@ -36,8 +36,10 @@ class Placement:
         Returns:
             ``(R, 4)`` of the same type.
         """
-        factors, origin = self._as_arrays(boxes)
-        return boxes * factors + origin
+        number, moved = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
+        for axis, (factor, first) in enumerate(zip(self.factors, self.window)):
+            moved[:, axis::2] = boxes[:, axis::2] * number(factor) + number(first)
+        return moved
 
     def to_image(self, boxes, *, by_inverse: bool = False):
         """Return where boxes of the network's input lie in the image: the inverse of :meth:`to_input`.
@@ -51,14 +53,11 @@ class Placement:
         Returns:
             ``(R, 4)`` of the same type.
         """
-        factors, origin = self._as_arrays(boxes)
-        if by_inverse:
-            return (boxes - origin) * (1 / factors.astype('f8')).astype(boxes.dtype)
-        return (boxes - origin) / factors
-
-    def _as_arrays(self, boxes):
-        xp = get_array_module(boxes)
-        return tuple(xp.asarray([*pair, *pair], boxes.dtype) for pair in (self.factors, self.window[:2]))
+        number, moved = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
+        for axis, (factor, first) in enumerate(zip(self.factors, self.window)):
+            from_first, factor = boxes[:, axis::2] - number(first), number(factor)
+            moved[:, axis::2] = from_first * number(1 / float(factor)) if by_inverse else from_first / factor
+        return moved
 
 
 def scaled(size: tuple[int, int], scale: float) -> Placement:

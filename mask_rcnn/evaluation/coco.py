@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,12 +291,18 @@ def evaluate_model(model, dataset, *, progress: bool = True, results_file: str |
         dataset.ground_truth(), class_names=dataset.class_names, category_ids=dataset.category_ids,
         model_class_names=model.class_names, n_model_class=model.config.n_fg_class, masks=model.config.masks,
         keypoints=model.config.n_keypoint > 0)
-    own = indices[rank::size]
-    with constant_parameters():
-        for i in tqdm(own, desc='evaluating', unit='image', disable=not progress or rank != 0):
+    own, seen = indices[rank::size], deque()
+
+    def images():
+        for i in own:
             example = dataset[i]
-            detections, = model.detect([example.image])
-            evaluator.add(example.image_id, detections)
+            seen.append(example.image_id)
+            yield example.image
+
+    with constant_parameters():
+        for detections in tqdm(model.iter_detections(images()), desc='evaluating', unit='image', total=len(own),
+                               disable=not progress or rank != 0):
+            evaluator.add(seen.popleft(), detections)
     if comm is None:
         return _finish(evaluator, results_file)
     parts = comm.gather(evaluator.partial_results())

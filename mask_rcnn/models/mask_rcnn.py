@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import chainer
 import chainer.functions as F
@@ -17,6 +19,23 @@ from mask_rcnn.ops.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.derived import constant_parameters, one_image
 from mask_rcnn.ops.keypoints import decode_heatmaps
 from mask_rcnn.ops.proposals import select_detections
+from mask_rcnn.ops.transfer import HostCopy
+
+#: Images that a GPU looks at together unless somebody says otherwise.  1000 RoIs of a C4 network take about
+#: 2 GB in float32.
+GPU_BATCH_SIZE = 4
+
+
+def _for_images(stage: Callable) -> Callable:
+    """Let a stage, whose arguments besides the maps are lists with an entry for each image, and whose results
+    are such lists, take and return the entries themselves where there is one image."""
+    @functools.wraps(stage)
+    def wrapper(self, maps, *entries):
+        if isinstance(entries[-1], list):
+            return stage(self, maps, *entries)
+        results = stage(self, maps, *([entry] for entry in entries))
+        return tuple(own for own, in results) if isinstance(results, tuple) else results[0]
+    return wrapper
 
 
 class MaskRCNN(chainer.Chain):
@@ -54,26 +73,91 @@ class MaskRCNN(chainer.Chain):
         self.class_names = None if class_names is None else tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(category_ids)
 
-    def detect(self, images: Iterable) -> list[Detections]:
+    def detect(self, images: Iterable, *, batch_size: int | None = None) -> list[Detections]:
         """Find the objects in images.
 
         Args:
             images: File names, ``(3, H, W)`` float arrays (RGB, 0 to 255) or ``(H, W, 3)`` uint8
                 arrays (RGB); see :func:`mask_rcnn.datasets.image_io.to_image_array`.
+            batch_size: See :meth:`iter_detections`.
 
         Returns:
             list of mask_rcnn.Detections: One for each image, best detection first.
-        """
-        detections, last = [], None
-        with chainer.using_config('train', False), chainer.no_backprop_mode(), constant_parameters():
-            for image in images:
-                found = self._find(to_image_array(image))  # a GPU is still busy with it ...
-                if last is not None:
-                    detections.append(self.assemble(*last))  # ... while the image before is waited for
-                last = found
-            return detections if last is None else [*detections, self.assemble(*last)]
 
-    def predict(self, imgs):
+        Raises:
+            ValueError: ``batch_size`` is below 1, or an image is none; see
+                :func:`~mask_rcnn.datasets.image_io.to_image_array` for the types.
+        """
+        with constant_parameters():
+            return list(self.iter_detections(images, batch_size=batch_size))
+
+    def iter_detections(self, images: Iterable, *, batch_size: int | None = None) -> Iterator[Detections]:
+        """Find the objects in images, as they come.
+
+        Images that follow one another and give network inputs of one size go through the network together.
+        They are taken from ``images`` as they are needed: while a GPU looks at a batch, the next one is
+        prepared, and then what was found in the first is returned.  A batch for which there is no memory is halved.
+
+        Around a loop over many images, open :func:`~mask_rcnn.ops.derived.constant_parameters`.
+
+        Args:
+            images: See :meth:`detect`.
+            batch_size: Images to look at together, at most.  By default 1 on the CPU, where more are no faster
+                and take more memory, and :data:`GPU_BATCH_SIZE` on a GPU.
+
+        Returns:
+            iterator of mask_rcnn.Detections: In the order of the images.
+
+        Raises:
+            ValueError: As for :meth:`detect`; that of an image when it is its turn to be prepared, before the
+                detections of the images that wait with it.
+        """
+        if batch_size is None:
+            batch_size = GPU_BATCH_SIZE if self._padded else 1
+        if batch_size < 1:
+            raise ValueError(f'batch_size must be at least 1, not {batch_size}')
+        return self._iter_detections(images, batch_size)
+
+    def _iter_detections(self, images: Iterable, batch_size: int) -> Iterator[Detections]:
+        begun = deque()
+        for xs, placements in self._batches(images, batch_size):
+            begun.extend(self._begin(xs, placements))  # a GPU is still busy with it ...
+            while len(begun) > self._padded:
+                yield from self._collect(*begun.popleft())  # ... while the batch before is waited for
+        while begun:
+            yield from self._collect(*begun.popleft())
+
+    def _begin(self, xs: list, placements: list[Placement]) -> list[tuple]:
+        """Return what :meth:`_collect` takes, of a batch at once or, where there is no memory for it, of its
+        halves."""
+        try:
+            return [(self._find(xs, placements), placements)]
+        except MemoryError:
+            if len(xs) == 1:
+                raise
+        half = len(xs) // 2
+        return [*self._begin(xs[:half], placements[:half]), *self._begin(xs[half:], placements[half:])]
+
+    def _batches(self, images: Iterable, batch_size: int) -> Iterator[tuple]:
+        """Yield lists of network inputs of one size and of their placements; images are asked for one by
+        one."""
+        xs, placements = [], []
+        for image in images:
+            x, placement = self.prepare(to_image_array(image))
+            del image
+            if xs and x.shape != xs[0].shape:
+                yield xs, placements
+                xs, placements = [], []
+            xs.append(x)
+            placements.append(placement)
+            del x
+            if len(xs) == batch_size:
+                yield xs, placements
+                xs, placements = [], []
+        if xs:
+            yield xs, placements
+
+    def predict(self, imgs, *, batch_size: int | None = None):
         """Find the objects in images: the interface of ChainerCV's instance segmentation links.
 
         A network without a mask head is one of ChainerCV's detection links: it returns boxes instead of
@@ -81,27 +165,51 @@ class MaskRCNN(chainer.Chain):
 
         Args:
             imgs: Iterable of what :meth:`detect` takes.
+            batch_size: See :meth:`iter_detections`.
 
         Returns:
-            tuple of three lists: For each image, masks ``(R, H, W)`` bool (or boxes ``(R, 4)`` float32),
-            labels ``(R,)`` int32 (0 is the first foreground class) and scores ``(R,)`` float32.
+            tuple of three lists: For each image, ``(R, H, W)`` bool masks (or ``(R, 4)`` float32 boxes),
+            ``(R,)`` int32 labels (0 is the first foreground class) and ``(R,)`` float32 scores.
         """
-        detections = self.detect(imgs)
+        detections = self.detect(imgs, batch_size=batch_size)
         return ([d.masks if d.has_masks else d.boxes for d in detections], [d.labels for d in detections],
                 [d.scores for d in detections])
 
-    def _find(self, image: np.ndarray) -> tuple:
-        """Return what :meth:`assemble` takes."""
-        with one_image():
-            x, placement = self.prepare(image)
-            maps = self.extract(x)
-            rois = self.propose(maps, x.shape[2:], placement.scale)
-            boxes, labels, scores = self.classify(maps, rois, placement)
-            mask_probs = self.segment(maps, boxes, labels, placement) if self.config.masks else None
-            keypoints = self.locate(maps, boxes, placement) if self.config.n_keypoint else None
-        return boxes, labels, scores, mask_probs, placement, keypoints
+    def _find(self, xs: list, placements: list[Placement]):
+        """Look at a batch.
 
-    # The stages of detect; scripts/benchmark.py times them one by one.
+        Args:
+            xs: The network inputs, of one size.
+            placements: Where the images lie in them.
+
+        Returns:
+            What :meth:`assemble` takes, for each argument a list with an entry for each image; of a GPU a
+            :class:`~mask_rcnn.ops.transfer.HostCopy` of it.
+        """
+        # Not around what yields, lest the caller's own work goes on in it.
+        with chainer.using_config('train', False), chainer.no_backprop_mode(), constant_parameters(), one_image():
+            x = xs[0] if len(xs) == 1 else self.xp.concatenate(xs)
+            maps = self.extract(x)
+            rois = self.propose(maps, [x.shape[2:]] * len(xs), [placement.scale for placement in placements])
+            boxes, labels, scores = self.classify(maps, rois, placements)
+            nothing = [None] * len(xs)
+            mask_probs = self.segment(maps, boxes, labels, placements) if self.config.masks else nothing
+            keypoints = self.locate(maps, boxes, placements) if self.config.n_keypoint else nothing
+        found = [boxes, labels, scores, mask_probs, keypoints]
+        if not self._padded:
+            return found
+        return HostCopy([None if parts is nothing else self.xp.stack(parts) for parts in found])
+
+    def _collect(self, found, placements: list[Placement]) -> Iterator[Detections]:
+        """Yield the detections of a batch's images, from what :meth:`_find` returned."""
+        if isinstance(found, HostCopy):
+            found = [[None] * len(placements) if parts is None else parts for parts in found.wait()]
+        for boxes, labels, scores, mask_probs, keypoints, placement in zip(*found, placements):
+            yield self.assemble(boxes, labels, scores, mask_probs, placement, keypoints)
+
+    # The stages of detect; scripts/benchmark.py times them one by one.  prepare and assemble are for one image.
+    # The others are for a batch: of all but the maps, arguments and results are lists with an entry for each
+    # image; or for one image, whose entries may be given, and come back, without lists.
 
     def prepare(self, image: np.ndarray):
         """Make the network's input of an image.
@@ -118,34 +226,42 @@ class MaskRCNN(chainer.Chain):
         return self.xp.asarray(x[None]), placement
 
     def extract(self, x):
-        """Return the feature maps, a tuple of arrays, of an input ``(1, 3, h, w)``."""
+        """Return the feature maps, a tuple of arrays, of inputs ``(N, 3, h, w)``."""
         return tuple(features.array for features in self.extractor(x))
 
-    def propose(self, maps, size, scale: float):
-        """Return the proposals ``(K, 4)`` float32 of an image, in the network input.
+    @_for_images
+    def propose(self, maps, sizes, scales):
+        """Return the proposals of each image, ``(K, 4)`` float32 in the network input.
 
         Args:
             maps: What :meth:`extract` returned.
-            size: Height and width of the network input.
-            scale: Network input pixels per pixel of the original image.
+            sizes: Height and width of each network input.
+            scales: Network input pixels per pixel of each original image.
         """
-        logits, deltas = ([own.array[0] for own in outputs] for outputs in self.rpn(maps))
-        return self.rpn.propose(logits, deltas, size, scale, padded=self._padded)[0]
+        logits, deltas = ([own.array for own in outputs] for outputs in self.rpn(maps))
+        return [self.rpn.propose([own[i] for own in logits], [own[i] for own in deltas], size, scale,
+                                 padded=self._padded)[0] for i, (size, scale) in enumerate(zip(sizes, scales))]
 
-    def classify(self, maps, rois, placement: Placement):
-        """Return the detections among proposals.
+    @_for_images
+    def classify(self, maps, rois, placements):
+        """Return the detections among the proposals of each image.
 
         Args:
             maps: What :meth:`extract` returned.
             rois: ``(K, 4)`` float32 boxes in the network input.
-            placement: What :meth:`prepare` returned.
+            placements: Where each image lies in it; see :meth:`prepare`.
 
         Returns:
             tuple: Boxes ``(R, 4)`` float32, in the original image or in the network input as the dialect has it
             (``detect_in_input``), labels ``(R,)`` int32 and scores ``(R,)`` float32, best first.
         """
-        config, dialect = self.config, self.config.dialect
         probs, deltas = self._in_parts(self._name_rois, maps, rois, self.box_head.rois_at_once)
+        found = [self._select(*own) for own in zip(rois, _split(probs, rois), _split(deltas, rois), placements)]
+        return tuple(map(list, zip(*found)))
+
+    def _select(self, rois, probs, deltas, placement: Placement):
+        """Return the detections of one image."""
+        config, dialect = self.config, self.config.dialect
         boxes = decode_boxes(rois if dialect.detect_in_input else placement.to_image(rois), deltas,
                              weights=dialect.box_delta_weights, extent=dialect.box_extent,
                              clip=dialect.delta_clip)
@@ -174,37 +290,53 @@ class MaskRCNN(chainer.Chain):
         low, high = placement.window[:2], placement.window[2:]
         return clip_boxes(boxes, [end - start for start, end in zip(low, high)], extent=0.0, origin=low)
 
-    def segment(self, maps, boxes, labels, placement: Placement):
-        """Return the mask probabilities ``(R, M, M)`` float32 of detections, each for its class.
+    @_for_images
+    def segment(self, maps, boxes, labels, placements):
+        """Return the mask probabilities ``(R, M, M)`` float32 of each image's detections, each for its class.
 
         Args:
             maps: What :meth:`extract` returned.
             boxes: ``(R, 4)`` float32, as :meth:`classify` returned them.
             labels: ``(R,)`` int32.
-            placement: What :meth:`prepare` returned.
+            placements: Where each image lies in the network input.
         """
-        rois = boxes if self.config.dialect.detect_in_input else placement.to_input(boxes)
+        in_input = self.config.dialect.detect_in_input
+        rois = boxes if in_input else [place.to_input(own) for place, own in zip(placements, boxes)]
         logits, = self._in_parts(self._draw_rois, maps, rois, self.mask_head.rois_at_once)
-        chosen = chainer.as_variable(logits[self.xp.arange(len(labels)), labels])
-        return F.sigmoid(as_float32(chosen)).array
+        chosen = chainer.as_variable(logits[self.xp.arange(len(logits)), self.xp.concatenate(labels)])
+        return _split(F.sigmoid(as_float32(chosen)).array, boxes)
 
-    def locate(self, maps, boxes, placement: Placement):
-        """Return the keypoints ``(R, K, 4)`` of detections: :func:`~mask_rcnn.ops.keypoints.decode_heatmaps`.
+    @_for_images
+    def locate(self, maps, boxes, placements):
+        """Return the keypoints ``(R, K, 4)`` of each image's detections; see
+        :func:`~mask_rcnn.ops.keypoints.decode_heatmaps`.
 
         Args:
             maps: What :meth:`extract` returned.
             boxes: ``(R, 4)`` float32, as :meth:`classify` returned them.
-            placement: What :meth:`prepare` returned.
+            placements: Where each image lies in the network input.
         """
-        in_input = self.config.dialect.detect_in_input
-        rois, boxes = (boxes, placement.to_image(boxes)) if in_input else (placement.to_input(boxes), boxes)
+        if self.config.dialect.detect_in_input:
+            rois, boxes = boxes, [place.to_image(own) for place, own in zip(placements, boxes)]
+        else:
+            rois = [place.to_input(own) for place, own in zip(placements, boxes)]
         heatmaps, = self._in_parts(self._locate_in_rois, maps, rois, self.keypoint_head.rois_at_once)
-        if self._padded:
-            boxes = self.xp.nan_to_num(boxes)
-        return decode_heatmaps(heatmaps, boxes)
+        joined = self.xp.concatenate(boxes)
+        return _split(decode_heatmaps(heatmaps, self.xp.nan_to_num(joined) if self._padded else joined), boxes)
 
     def assemble(self, boxes, labels, scores, mask_probs, placement: Placement, keypoints=None) -> Detections:
-        """Return detections on the host; their masks are pasted when somebody asks for them."""
+        """Put together what was found in one image; its masks are pasted when somebody asks for them.
+
+        Args:
+            boxes, labels, scores: What :meth:`classify` returned for it.
+            mask_probs: What :meth:`segment` returned, or ``None`` where the network draws no masks.
+            placement: Where the image lies in the network input.
+            keypoints: What :meth:`locate` returned, or ``None`` where the network finds no keypoints.
+
+        Returns:
+            mask_rcnn.Detections: On the host, in pixels of the image, without rows of nothing.  A model on a
+            GPU pastes the masks there.
+        """
         to_cpu = chainer.backends.cuda.to_cpu
         results = {'boxes': boxes, 'labels': labels, 'scores': scores, 'mask_probs': mask_probs,
                    'keypoints': keypoints}
@@ -219,7 +351,8 @@ class MaskRCNN(chainer.Chain):
         if dialect.integer_boxes:
             boxes = np.rint(boxes + np.float32([0, 0, 1, 1]))
         detections = Detections(**{**results, 'boxes': boxes}, size=placement.size,
-                                class_names=self.class_names, category_ids=self.category_ids, dialect=dialect)
+                                class_names=self.class_names, category_ids=self.category_ids, dialect=dialect,
+                                device=self.device if self._padded else None)
         if dialect.integer_boxes:
             detections = detections[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
         return detections
@@ -248,9 +381,27 @@ class MaskRCNN(chainer.Chain):
         return as_float32(self.keypoint_head(self.keypoint_head.pool(maps, rois, indices))).array,
 
     def _in_parts(self, head, maps, rois, at_once):
-        """Run a head on some RoIs at a time, on a GPU on all of them, and join its outputs."""
-        at_once = at_once if self.xp is np else max(len(rois), 1)
-        starts = range(0, max(len(rois), 1), at_once)
-        parts = [rois[start:start + at_once] for start in starts]
-        outputs = [head(maps, part, self.xp.zeros(len(part), np.int32)) for part in parts]
-        return [self.xp.concatenate(output) for output in zip(*outputs)]
+        """Run a head on the RoIs of all images.
+
+        Args:
+            head: Takes maps, RoIs and the image of each RoI, and returns arrays.
+            maps: The feature maps.
+            rois: ``(R, 4)`` for each image.
+            at_once: How many RoIs to look at at a time; a GPU looks at all of them.
+
+        Returns:
+            list: The head's outputs for the RoIs of all images, one after the other.
+        """
+        xp = self.xp
+        indices = xp.concatenate([xp.full((len(own),), i, np.int32) for i, own in enumerate(rois)])
+        rois = xp.concatenate(rois)
+        at_once = at_once if xp is np else max(len(rois), 1)
+        parts = [slice(start, start + at_once) for start in range(0, max(len(rois), 1), at_once)]
+        outputs = [head(maps, rois[part], indices[part]) for part in parts]
+        return [output[0] if len(output) == 1 else xp.concatenate(output) for output in zip(*outputs)]
+
+
+def _split(joined, parts: Sequence) -> list:
+    """Return the rows of an array for each of the parts that were joined."""
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    return [joined[start:end] for start, end in zip([0, *ends], ends)]

@@ -88,15 +88,24 @@ def decode_boxes(boxes, deltas, *, weights=(1.0, 1.0, 1.0, 1.0), extent: float =
     centre, side = _centre_and_side(boxes.astype(deltas.dtype, copy=False)[:, None], extent)
     n_class = deltas.shape[1] // 4
     deltas = deltas.reshape(len(deltas), n_class, 4)
+    number = deltas.dtype.type
     # Divided one by one, not times the reciprocal: Detectron's bits.
-    shift = deltas[..., :2] / xp.asarray(weights[:2], deltas.dtype)
-    growth = deltas[..., 2:] / xp.asarray(weights[2:], deltas.dtype)
+    shift = deltas[..., :2] / _pair(weights[:2], deltas)
+    growth = deltas[..., 2:] / _pair(weights[2:], deltas)
     if clip is not None:
-        growth = xp.minimum(growth, xp.asarray(clip, deltas.dtype))
-    half = xp.exp(growth) * side * xp.asarray(0.5, deltas.dtype)
+        growth = xp.minimum(growth, number(clip))
+    half = xp.exp(growth) * side * number(0.5)
     middle = shift * side + centre
-    decoded = xp.concatenate([middle - half, middle + half - xp.asarray(extent, deltas.dtype)], axis=2)
+    decoded = xp.concatenate([middle - half, middle + half - number(extent)], axis=2)
     return decoded.reshape(len(deltas), 4 * n_class)
+
+
+def _pair(values, like):
+    """Return a factor of both axes in an array's type: as one number where it is the same, which a GPU need not
+    be sent."""
+    if values[0] == values[1]:
+        return like.dtype.type(values[0])
+    return get_array_module(like).asarray(values, like.dtype)
 
 
 def clip_boxes(boxes, size, *, extent: float = 1.0, origin=(0.0, 0.0)):
@@ -111,11 +120,13 @@ def clip_boxes(boxes, size, *, extent: float = 1.0, origin=(0.0, 0.0)):
     Returns:
         array: New array of the same shape and dtype.
     """
-    xp = get_array_module(boxes)
-    low = xp.asarray([*origin, *origin], boxes.dtype)
-    high = low + xp.asarray([size[0], size[1]] * 2, boxes.dtype) - xp.asarray(extent, boxes.dtype)
-    clipped = xp.clip(boxes.reshape(len(boxes), boxes.shape[1] // 4, 4), low, high)
-    return clipped.astype(boxes.dtype, copy=False).reshape(boxes.shape)
+    xp, number = get_array_module(boxes), boxes.dtype.type
+    clipped = xp.empty_like(boxes)
+    for axis in (0, 1):
+        low = number(origin[axis])
+        high = low + number(size[axis]) - number(extent)
+        xp.clip(boxes[:, axis::2], low, high, out=clipped[:, axis::2])
+    return clipped
 
 
 def _centre_and_side(boxes, extent):

@@ -167,8 +167,8 @@ def _rows(keep, boxes, scores):
 
 def _at_least(boxes, min_size, size, scale, extent):
     """Return which boxes have sides of ``min_size`` original pixels and their centre inside."""
+    number = boxes.dtype.type
     sides = boxes[:, 2:] - boxes[:, :2]
     centres = boxes[:, :2] + (sides + extent) / 2
-    xp = get_array_module(boxes)
-    limit = xp.asarray(size, boxes.dtype)
-    return ((sides / boxes.dtype.type(scale) + extent >= min_size) & (centres < limit)).all(axis=1)
+    large = sides / number(scale) + extent >= min_size
+    return large[:, 0] & large[:, 1] & (centres[:, 0] < number(size[0])) & (centres[:, 1] < number(size[1]))

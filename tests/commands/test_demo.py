@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 
 import cv2
 import numpy as np
@@ -22,9 +23,18 @@ class FakeModel:
         self.config = Config(score_threshold=score_threshold)
         self.seen = []
 
-    def detect(self, images):
-        self.seen += images
-        return [self._detect_one(image) for image in images]
+    def detect(self, images, *, batch_size=None):
+        return list(self.iter_detections(images, batch_size=batch_size))
+
+    def iter_detections(self, images, *, batch_size=None):
+        """Two images at a time, as a GPU does; what was found comes when the next ones have been asked for."""
+        found = []
+        for image in images:
+            self.seen.append(image)
+            found.append(self._detect_one(image))
+            if len(found) > 2:
+                yield found.pop(0)
+        yield from found
 
     def _detect_one(self, image):
         if image.max() == 0:
@@ -147,6 +157,57 @@ def test_a_broken_image_is_named_and_the_others_go_on(calls, tmp_path, capsys):
     assert (tmp_path / 'output_good.png').exists() and not (tmp_path / 'output_broken.png').exists()
 
 
+def test_failures_among_images_that_are_detected_together(calls, tmp_path, capsys):
+    """Each is told by its name, in its turn; the others get their own pictures, whatever was begun with them."""
+    kinds = ['good', 'broken', 'good', 'good', 'black', 'broken', 'good', 'good', 'good', 'broken', 'broken']
+    for i, kind in enumerate(kinds):
+        path = tmp_path / 'in' / f'{i:02}_{kind}.png'
+        write_image(path, value=100 + i if kind == 'good' else 0)
+        if kind == 'broken':
+            path.write_bytes(b'nothing of an image')
+    assert call('--image', 'in', '--json', 'found.json', '--background', 'image') == 1
+    captured = capsys.readouterr()
+    good = [f'{i:02}_good' for i, kind in enumerate(kinds) if kind == 'good']
+    assert [line.split(':')[0] for line in captured.out.splitlines()] == [f'in/{name}.png' for name in good]
+    failed = [line.split(': ')[1] for line in captured.err.splitlines() if line.startswith('error: ')]
+    assert failed == [f'in/{i:02}_{kind}.png' for i, kind in enumerate(kinds) if kind != 'good']
+    assert '11/11' in captured.err
+    assert [r['image_id'] for r in json.loads((tmp_path / 'found.json').read_text())] == [
+        name for name in good for _ in range(2)]
+    for name in good:  # its own pixels
+        assert abs(int(cv2.imread(f'output_{name}.png')[-1, 0, 0]) - 100 - int(name[:2])) <= 1
+
+
+def test_few_images_are_in_memory(calls, tmp_path, monkeypatch):
+    """Images are read as the model asks for them, and forgotten when their pictures are written."""
+    class Pixels(np.ndarray):
+        pass
+
+    given, most, read_image = [], [], demo.read_image
+
+    def read(path):
+        pixels = read_image(path).view(Pixels)
+        given.append(weakref.ref(pixels))
+        most.append(sum(reference() is not None for reference in given))
+        return pixels
+
+    def one_behind(self, images):
+        last = None
+        for image in images:
+            if last is not None:
+                yield last
+            last = self._detect_one(image)
+            del image
+        yield last
+
+    monkeypatch.setattr(demo, 'read_image', read)
+    monkeypatch.setattr(FakeModel, 'iter_detections', one_behind)
+    for i in range(9):
+        write_image(tmp_path / 'in' / f'{i}.png')
+    assert call('--image', 'in') == 0
+    assert len(most) == 9 and max(most) == 2
+
+
 def test_no_image_at_all(calls, tmp_path, capsys):
     assert call('--image', 'missing.jpg') == 1
     assert not calls and capsys.readouterr().err == 'error: missing.jpg: no such file or folder\n'
@@ -211,14 +272,14 @@ def test_weights_that_do_not_serve(calls, tmp_path, monkeypatch, capsys, error, 
 def test_an_interruption_leaves_nothing_half_written(calls, tmp_path, monkeypatch, capsys):
     write_image(tmp_path / 'in' / 'a.png')
     write_image(tmp_path / 'in' / 'b.png')
-    detect = FakeModel.detect
+    def interrupted(self, images, *, batch_size=None):
+        for image in images:
+            if self.seen:
+                raise KeyboardInterrupt
+            self.seen.append(image)
+            yield self._detect_one(image)
 
-    def interrupted(self, images):
-        if self.seen:
-            raise KeyboardInterrupt
-        return detect(self, images)
-
-    monkeypatch.setattr(FakeModel, 'detect', interrupted)
+    monkeypatch.setattr(FakeModel, 'iter_detections', interrupted)
     assert call('--image', 'in', '--json', 'found.json') == 130
     assert sorted(os.listdir(tmp_path)) == ['in', 'model.npz', 'output_a.png']
     assert capsys.readouterr().err.endswith('error: interrupted\n')

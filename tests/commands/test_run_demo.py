@@ -48,11 +48,12 @@ def ready_model(tmp_path, monkeypatch):
     (folder / 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz').write_bytes(b'')
 
     class Model:
-        def detect(self, images):
-            size = images[0].shape[1:]
-            return [mask_rcnn.Detections(
-                boxes=np.array([[2, 3, 20, 30]]), labels=[0], scores=[0.9], size=size,
-                masks=np.ones((1, *size), bool), class_names=('cat',), category_ids=(17,))]
+        def iter_detections(self, images):
+            for image in images:
+                size = image.shape[1:]
+                yield mask_rcnn.Detections(
+                    boxes=np.array([[2, 3, 20, 30]]), labels=[0], scores=[0.9], size=size,
+                    masks=np.ones((1, *size), bool), class_names=('cat',), category_ids=(17,))
 
     monkeypatch.setattr(mask_rcnn, 'load', lambda path, **options: Model())
     return folder

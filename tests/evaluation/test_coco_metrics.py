@@ -274,6 +274,33 @@ def test_results_are_the_models_detections(model, tmp_path, capfd):
     assert masks == [{k: v for k, v in result.items() if k != 'bbox'} for result in expected]
 
 
+def test_images_go_through_the_model_as_a_stream(model, tmp_path, monkeypatch):
+    """In batches where the model takes them, each result to its image, and no image before it is needed."""
+    evaluate_model(model, SHAPES, progress=False, indices=[2, 0, 1], results_file=tmp_path / 'alone.json')
+    read, iter_detections = [], model.iter_detections
+
+    def watched(self, i):
+        read.append(i)
+        return get(self, i)
+
+    def in_pairs(images):
+        read.clear()  # what the annotations needed
+        for i, found in enumerate(iter_detections(images, batch_size=2)):
+            assert len(read) == (2, 2, 3)[i]
+            yield found
+
+    get = ShapesDataset.__getitem__
+    monkeypatch.setattr(ShapesDataset, '__getitem__', watched)
+    monkeypatch.setattr(model, 'iter_detections', in_pairs)
+    evaluate_model(model, SHAPES, progress=False, indices=[2, 0, 1], results_file=tmp_path / 'pairs.json')
+    assert read == [2, 0, 1]
+    alone, pairs = (json.loads((tmp_path / f'{name}.bbox.json').read_text()) for name in ('alone', 'pairs'))
+    for key in ('image_id', 'category_id'):
+        assert [result[key] for result in alone] == [result[key] for result in pairs]
+    np.testing.assert_allclose([result['bbox'] for result in alone], [result['bbox'] for result in pairs],
+                               rtol=0, atol=1e-3)
+
+
 class FakeCommunicator:
     """Process ``rank`` of two, for processes that run one after the other, the main one last."""
 

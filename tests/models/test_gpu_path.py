@@ -1,6 +1,8 @@
 """The way through the network that a GPU takes, on the CPU: padded arrays, cuDNN's stand-in, emulated
 kernels."""
 
+import copy
+import pickle
 import sys
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 import mask_rcnn
 from mask_rcnn.models import conv_norm, convolution, mobilenet_v1, roi_pooling
 from mask_rcnn.models.mask_rcnn import MaskRCNN
-from mask_rcnn.ops import cudnn, nms, roi_align, top_k
+from mask_rcnn.ops import cudnn, nms, paste_masks, roi_align, top_k
 from mask_rcnn.ops.derived import constant_parameters
+from mask_rcnn.ops.transfer import HostCopy
 from mask_rcnn.training.freezing import _freeze_parameters
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'ops'))
@@ -38,7 +41,8 @@ def on_gpu(monkeypatch, kernels):
     module = ArrayModule()
     with cudnn_stand_in.installed(monkeypatch, kernels.kernel) as stand_in:
         monkeypatch.setattr(cudnn, 'takes', lambda *arrays: True)
-        for name, ours in (('convolve', cudnn.convolve), ('deconvolve', cudnn.deconvolve),
+        for name, ours in (('convolve', lambda *args, overwrite_residual=False, **options: cudnn.convolve(
+                               *args, **options)), ('deconvolve', cudnn.deconvolve),
                            ('is_forward_only', lambda x: not chainer.config.enable_backprop)):
             for owner in (conv_norm, convolution, mobilenet_v1):
                 if hasattr(owner, name):
@@ -74,17 +78,104 @@ def test_detections_are_those_of_the_cpu(model, rng, request):
     expected = model.detect(images)
     stand_in = request.getfixturevalue('on_gpu')
     with constant_parameters():
-        found = model.detect(images)
+        found = model.detect(images, batch_size=1)
     for ours, theirs in zip(found, expected):
-        assert len(ours) == len(theirs) > 0
-        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=2e-3)
-        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
-        np.testing.assert_allclose(ours.mask_probs, theirs.mask_probs, atol=1e-3)
-        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        assert_same(ours, theirs)
     # The second image ran the graphs of the first: no shape depends on what is found.
     half = len(stand_in.runs) // 2
     assert half > 0 and stand_in.runs[:half] == stand_in.runs[half:]
     assert len(stand_in.graphs) <= half
+
+
+def assert_same(ours, theirs):
+    """Hold the stand-in's detections, whose convolutions are exact, against those of float32 sums.
+
+    Measured with five kinds of BLAS: 2.5e-5 pixels, 4.5e-6 and 3e-7.
+    """
+    assert len(ours) == len(theirs) > 0 and ours.size == theirs.size
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
+    for name, tolerance in (('boxes', 1e-4), ('scores', 1e-5), ('mask_probs', 1e-6), ('keypoints', 2e-3)):
+        own, other = getattr(ours, name), getattr(theirs, name)
+        assert (own is None) == (other is None)
+        if own is not None:
+            assert own.dtype == other.dtype == np.float32
+            np.testing.assert_allclose(own, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize('model', ['resnet50', 'resnet50_fpn', pytest.param(
+    'mobilenet_v1_fpn', marks=pytest.mark.slow)], indirect=True)
+def test_batches_are_those_of_the_cpu(model, rng, request, monkeypatch):
+    """Images of one size run through each graph together; all that is found comes back at once."""
+    images = [rng.uniform(0, 255, (3, 64, side)).astype('f') for side in (90, 90, 50)]
+    expected = model.detect(images)
+    stand_in = request.getfixturevalue('on_gpu')
+    waits, wait = [], HostCopy.wait
+    monkeypatch.setattr(HostCopy, 'wait', lambda self: waits.append(len(self._rows)) or wait(self))
+    found = model.detect(images, batch_size=2)
+    assert waits == [2, 1]
+    n_runs = len(stand_in.runs)
+    for ours, theirs in zip(found, expected):
+        assert_same(ours, theirs)
+    model.detect(images[:1])
+    assert 2 * (len(stand_in.runs) - n_runs) == n_runs
+
+
+def test_keypoints_come_back_too(rng, request):
+    np.random.seed(0)
+    model = mask_rcnn.build('keypoint_resnet50_fpn', min_size=64, max_size=96, rpn_pre_nms=50, rpn_post_nms=5,
+                            max_detections=3)
+    for path, parameter in model.namedparams():
+        if path.endswith('conv3/norm/scale'):
+            parameter.array[...] = 0.2
+    model.rpn.delta.W.array[...] *= 0.1
+    images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]
+    expected = model.detect(images)
+    request.getfixturevalue('on_gpu')
+    for ours, theirs in zip(model.detect(images), expected):
+        assert ours.mask_probs is None
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
+def test_the_next_batch_is_begun_before_the_last_is_waited_for(model, rng, on_gpu, monkeypatch):
+    """And no image is taken before it is needed for that."""
+    events = []
+    image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
+    for owner, name in ((model, 'extract'), (model, 'assemble'), (HostCopy, 'wait')):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name,
+                            lambda *args, name=name, method=method: events.append(name) or method(*args))
+
+    def images():
+        for _ in range(5):
+            events.append('image')
+            yield image
+
+    assert len(model.detect(images(), batch_size=2)) == 5
+    begin, finish = ['image', 'image', 'extract'], ['wait', 'assemble', 'assemble']
+    assert events == [*begin, *begin, *finish, 'image', 'extract', *finish, 'wait', 'assemble']
+    events.clear()
+    assert len(model.detect(images())) == 5
+    assert events == ['image'] * 4 + ['extract', 'image', 'extract', 'wait'] + ['assemble'] * 4 + [
+        'wait', 'assemble']
+
+
+@pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
+def test_masks_are_pasted_where_the_model_is(model, rng, on_gpu, monkeypatch):
+    """By the GPU's kernels, as long as the detections stay with it."""
+    image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
+    found, = model.detect([image])
+    assert found.device == model.device
+    kept = pickle.loads(pickle.dumps(found))
+    assert kept.device is None and copy.copy(found).device is None
+    expected = kept.masks, kept[:0].rles(), kept.rles()
+    used = []
+    for ours, theirs in (('paste_cpu', paste_masks.paste_gpu), ('runs_cpu', paste_masks.runs_gpu)):
+        monkeypatch.setattr(paste_masks, ours, lambda *args, theirs=theirs: used.append(len(args[0])) or theirs(*args))
+    assert found[1:].device == found.device
+    for ours, theirs in zip((found.masks, found[:0].rles(), model.detect([image])[0].rles()), expected):
+        np.testing.assert_array_equal(ours, theirs)
+    assert used == [len(found)] * 2
 
 
 @pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
@@ -100,17 +191,20 @@ def test_half_precision_stays_half_until_the_end(model, rng, request, on_gpu):
     assert half.boxes.dtype == half.scores.dtype == half.mask_probs.dtype == np.float32
     assert len(half) == len(full) > 0
     np.testing.assert_array_equal(half.labels, full.labels)
-    np.testing.assert_allclose(half.scores, full.scores, atol=3e-3)
-    np.testing.assert_allclose(half.boxes, full.boxes, atol=0.05)
+    # Measured: 9e-4, 0.008 and 2e-4.
+    np.testing.assert_allclose(half.scores, full.scores, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(half.boxes, full.boxes, rtol=0, atol=0.02)
+    np.testing.assert_allclose(half.mask_probs, full.mask_probs, rtol=0, atol=5e-4)
 
 
-@pytest.mark.parametrize('precision,tolerance', [('fp32', 1e-4), ('fp16', 2e-2), ('bf16', 0.2)])
+@pytest.mark.parametrize('precision,tolerance', [('fp32', 5e-7), ('fp16', 1.2e-3), ('bf16', 1e-2)])
 def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
-    """Parameters and gradients stay float32 in every precision."""
+    """Parameters and gradients stay float32 in every precision (measured, of the largest number: 2e-7, 5e-4, 4e-3)."""
     from mask_rcnn.ops import convolution as ops_convolution
     for node in (ops_convolution._Convolution2D, ops_convolution._ConvolutionGradX,
                  ops_convolution._ConvolutionGradW):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
+    np.random.seed(0)
     x = rng.uniform(-1, 1, (2, 4, 4, 4)).astype('f')
     layers = [convolution.Convolution2D(4, 6, 3, pad=1), convolution.Deconvolution2D(4, 6, 2, stride=2),
               convolution.Linear(64, 6)]
@@ -124,12 +218,12 @@ def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
                 y = layer(image, relu=True) if forward == layer.forward else forward(image)
                 y.grad = np.ones_like(y.array)
                 y.backward()
-            assert y.dtype == image.grad.dtype == layer.W.grad.dtype == np.float32
             gradients.append((y.array, image.grad, layer.W.grad, layer.b.grad))
+            assert {array.dtype for array in (layer.W.array, *gradients[-1])} == {np.dtype('f4')}
         for ours, expected in zip(*gradients):
-            np.testing.assert_allclose(ours, expected, atol=tolerance * max(1, np.abs(expected).max()))
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance * np.abs(expected).max())
         with chainer.no_backprop_mode(), cudnn.using_precision(precision):
-            np.testing.assert_allclose(layer(x, relu=True).array, gradients[1][0],
+            np.testing.assert_allclose(layer(x, relu=True).array, gradients[1][0], rtol=0,
                                        atol=tolerance * np.abs(gradients[1][0]).max())
 
 
@@ -137,6 +231,7 @@ def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
                                                 ('bn', True, True), ('bn', False, True)])
 def test_a_frozen_normalisation_is_part_of_the_convolution(rng, request, norm, residual, relu):
     """Forward and backward in one node each; the same numbers as link after link."""
+    np.random.seed(0)
     link = conv_norm.ConvNorm(4, 6, 3, stride=2, pad=1, norm=norm)
     for parameter in link.norm.params():
         parameter.array[...] = rng.uniform(0.5, 1.5, parameter.shape)
@@ -174,3 +269,4 @@ def test_a_gpu_finds_what_the_cpu_finds(model, rng):
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
         np.testing.assert_allclose(ours.scores, theirs.scores, atol=2e-4)
         np.testing.assert_array_equal(ours.labels, theirs.labels)
+        np.testing.assert_allclose(ours.mask_probs, theirs.mask_probs, atol=1e-4)

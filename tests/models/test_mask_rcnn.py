@@ -7,6 +7,9 @@ from chainercv.utils import apply_to_iterator, assert_is_instance_segmentation_l
 import mask_rcnn
 from mask_rcnn.models import conv_norm
 
+SMALL = dict(n_fg_class=3, min_size=64, max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_threshold=0.01,
+             max_detections=5)
+
 
 @pytest.fixture
 def image(rng):
@@ -57,15 +60,91 @@ def test_the_map_is_convolved_once_an_image(small_model, image, monkeypatch):
     assert sizes == [(1, 1024, 4, 5)] * 4
 
 
-def test_the_next_image_is_begun_before_the_last_is_waited_for(small_model, image, monkeypatch):
-    events = []
-    for name in ('prepare', 'assemble'):
-        method = getattr(small_model, name)
-        monkeypatch.setattr(small_model, name,
-                            lambda *args, name=name, method=method: events.append(name) or method(*args))
-    assert len(small_model.detect(image for _ in range(3))) == 3
-    assert events == ['prepare', 'prepare', 'assemble', 'prepare', 'assemble', 'assemble']
+@pytest.fixture(scope='module')
+def small_pyramid():
+    np.random.seed(0)
+    model = mask_rcnn.build('resnet50_fpn', **SMALL)
+    for path, param in model.namedparams():
+        if path.endswith('conv3/norm/scale'):
+            param.array[...] = 0.2
+    return model
+
+
+@pytest.mark.parametrize('name', ['small_model', 'small_pyramid'])
+def test_images_of_one_size_go_together(name, rng, request, monkeypatch):
+    """As many as asked for, while they follow one another; what is found is what is found in each alone."""
+    model = request.getfixturevalue(name)
+    sizes = [(48, 60), (48, 60), (48, 60), (70, 50), (24, 30), (48, 60), (48, 61)]
+    images = [rng.uniform(0, 255, (3, *size)).astype(np.float32) for size in sizes]
+    alone = [model.detect([image])[0] for image in images]
+    batches, extract = [], model.extract
+    monkeypatch.setattr(model, 'extract', lambda x: batches.append(len(x)) or extract(x))
+    together = model.detect(images, batch_size=2)
+    assert batches == [2, 1, 1, 2, 1]  # 24 x 30 is enlarged to what 48 x 60 is; 48 x 61 is not
+    assert [found.size for found in together] == sizes and len(alone[0]) > 0
+    for one, other in zip(together, alone):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_allclose(one.boxes, other.boxes, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=5e-5)
+        np.testing.assert_allclose(one.mask_probs, other.mask_probs, rtol=0, atol=5e-5)
+    masks, labels, scores = model.predict(images[:3], batch_size=3)
+    assert [len(own) for own in masks] == [len(own) for own in labels] == [len(own) for own in alone[:3]]
+
+
+def test_batches_are_halved_where_there_is_no_memory(small_model, image, monkeypatch):
+    expected = small_model.detect([image])[0]
+    tried, extract = [], small_model.extract
+
+    def limited(x, most=1):
+        tried.append(len(x))
+        if len(x) > most:
+            raise MemoryError('no memory')
+        return extract(x)
+
+    monkeypatch.setattr(small_model, 'extract', limited)
+    for found in small_model.detect([image] * 4, batch_size=3):
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+    assert tried == [3, 1, 2, 1, 1, 1]
+    monkeypatch.setattr(small_model, 'extract', lambda x: limited(x, 0))
+    with pytest.raises(MemoryError, match='no memory'):
+        small_model.detect([image])
+
+
+def test_images_are_asked_for_as_they_are_needed(small_model, image):
+    """By default the CPU looks at one at a time, and what it finds need not wait for another."""
+    for batch_size, expected in ((None, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4, 5]), (9, [5] * 5)):
+        given = []
+        detections = small_model.iter_detections((given.append(i) or image for i in range(5)),
+                                                 batch_size=batch_size)
+        assert given == [] and [len(given) for _ in detections] == expected
     assert small_model.detect([]) == []
+
+
+def test_the_caller_of_the_iterator_keeps_its_settings(small_model, image):
+    for _ in small_model.iter_detections([image, image]):
+        assert chainer.config.train and chainer.config.enable_backprop
+
+
+def test_a_batch_has_an_image(small_model, image):
+    for method in (small_model.detect, small_model.iter_detections, small_model.predict):
+        with pytest.raises(ValueError, match='batch_size must be at least 1, not 0'):
+            method([image], batch_size=0)
+
+
+def test_stages_take_an_image_or_several(small_model, image):
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        x, placement = small_model.prepare(image)
+        maps = small_model.extract(np.concatenate([x, x]))
+        several = small_model.propose(maps, [x.shape[2:]] * 2, [placement.scale] * 2)
+        one = small_model.propose(maps, x.shape[2:], placement.scale)
+        found = small_model.classify(maps, several, [placement] * 2)
+        found_in_one = small_model.classify(maps, one, placement)
+        probs = small_model.segment(maps, *found[:2], [placement] * 2)
+        probs_of_one = small_model.segment(maps, *found_in_one[:2], placement)
+    np.testing.assert_array_equal(several[0], one)
+    for parts, own in zip((*found, probs), (*found_in_one, probs_of_one)):
+        assert len(parts) == 2
+        np.testing.assert_allclose(parts[1], own, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_found(small_model, image):

@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
 
+from mask_rcnn.datasets import placement
+from mask_rcnn.datasets.placement import centred, scaled
+from mask_rcnn.ops import boxes as boxes_module
+from mask_rcnn.ops import proposals
 from mask_rcnn.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes
 
 CLIP = np.log(1000 / 16)
@@ -84,3 +88,40 @@ def test_clip_to_a_part_of_an_image():
     boxes = np.float32([[-5, 3, 99, 99], [20, 20, 25, 25]])
     clipped = clip_boxes(boxes, (30, 40), extent=0, origin=(10, 5))
     np.testing.assert_array_equal(clipped, [[10, 5, 40, 45], [20, 20, 25, 25]])
+
+
+def test_decode_boxes_with_other_factors_along_x(rng):
+    """Each axis by its own, in the order (dy, dx, dh, dw)."""
+    boxes, deltas = np.float32([[10, 20, 29, 59]]), rng.normal(0, 1, (1, 4)).astype('f')
+    weights = np.float32([10, 5, 4, 2])
+    np.testing.assert_array_equal(decode_boxes(boxes, deltas, weights=tuple(weights)),
+                                  decode_boxes(boxes, deltas / weights))
+
+
+def test_a_gpu_is_sent_no_constants(rng, monkeypatch):
+    """Each would be a copy of its own; numbers go with the kernels."""
+    class Device:
+        """NumPy without the functions that send something."""
+
+        def __getattr__(self, name):
+            assert name not in ('asarray', 'array', 'ascontiguousarray'), name
+            return getattr(np, name)
+
+    corner = rng.uniform(0, 60, (6, 2))
+    rois = np.concatenate([corner, corner + rng.uniform(1, 30, (6, 2))], axis=1).astype('f')
+    deltas = rng.normal(0, .3, (6, 8)).astype('f')
+    places = scaled((80, 90), 1.3), centred((80, 90), 1.3, 128)
+
+    def calculate():
+        yield clip_boxes(decode_boxes(rois, deltas, weights=(10, 10, 5, 5), clip=CLIP), (50, 60), origin=(3, 4))
+        yield proposals._at_least(rois, 8, (50, 60), 1.5, 1.0)
+        for place in places:
+            yield place.to_input(rois)
+            yield place.to_image(rois)
+            yield place.to_image(rois, by_inverse=True)
+
+    expected = list(calculate())
+    for module in (boxes_module, placement, proposals):
+        monkeypatch.setattr(module, 'get_array_module', lambda *_: Device())
+    for ours, theirs in zip(calculate(), expected):
+        np.testing.assert_array_equal(ours, theirs)

@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mask_rcnn.ops.paste_masks import paste_into, paste_masks
+from mask_rcnn.ops import paste_masks as paste_module
+from mask_rcnn.ops.paste_masks import mask_runs, paste_into, paste_masks, paste_to_host
 
 XY = [1, 0, 3, 2]
 
@@ -152,3 +153,68 @@ def test_wrong_out():
     for out in (np.zeros((2, 9, 9), np.uint8), np.zeros((2, 9, 18), bool)[:, :, ::2]):
         with pytest.raises(ValueError, match='out must be contiguous bool'):
             paste_into(out, probs, boxes)
+
+
+@pytest.fixture
+def runs_form(form, monkeypatch):
+    """The forms, of which the emulated one counts runs by the GPU's kernel, too."""
+    if form.name == 'emulated':
+        monkeypatch.setattr(paste_module, 'runs_cpu', paste_module.runs_gpu)
+    return form
+
+
+def fill(runs, size):
+    """Return the mask that runs down the columns stand for."""
+    pixels = np.zeros(size[0] * size[1], bool)
+    for start, end in runs:
+        assert 0 <= start < end and start // size[0] == (end - 1) // size[0]
+        pixels[start:end] = True
+    return pixels.reshape(size[::-1]).T
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'extent': 0, 'padding': 0, 'margin': 1, 'inclusive': True}, {'padding': 2, 'threshold': .3}])
+@pytest.mark.parametrize('size', [(90, 120), (3, 300)])
+def test_runs_are_those_of_the_pasted_masks(runs_form, rng, options, size):
+    probs, boxes = smooth_masks(rng, 20, 14), random_boxes(rng, 20, size)
+    boxes[:3] = [[-50, -50, -20, -20], [-500, -500, 500, 500], [9, 9, 3, 3]]
+    probs[3] = 0
+    masks = run(runs_form, probs, boxes, size, **options)
+    runs = mask_runs(runs_form.array(probs), runs_form.array(boxes), size, **options)
+    assert len(runs) == 20 and masks.any(axis=(1, 2)).sum() > 4
+    for own, mask in zip(runs, masks):
+        assert isinstance(own, np.ndarray) and own.dtype == np.int32 and own.shape[1:] == (2,)
+        assert (np.diff(own.ravel()) >= 0).all()
+        np.testing.assert_array_equal(fill(own, size), mask)
+
+
+def test_runs_of_no_masks_and_of_empty_ones(runs_form):
+    boxes = runs_form.array(np.zeros((2, 4), np.float32))
+    nothing = mask_runs(runs_form.array(np.zeros((2, 14, 14), np.float32)), boxes, (20, 30))
+    assert [own.shape for own in nothing] == [(0, 2)] * 2
+    assert mask_runs(runs_form.array(np.zeros((0, 14, 14), np.float32)), boxes[:0], (20, 30)) == []
+    with pytest.raises(ValueError, match='boxes must'):
+        mask_runs(runs_form.array(np.zeros((3, 14, 14), np.float32)), boxes, (20, 30))
+
+
+def test_to_the_host_in_portions(form, rng, monkeypatch):
+    size = (41, 53)
+    probs, boxes = smooth_masks(rng, 5, 14), random_boxes(rng, 5, size)
+    expected = run(form, probs, boxes, size, threshold=.3)
+    monkeypatch.setattr(paste_module, '_PORTION_BYTES', 2 * 41 * 53 + 1)
+    for n in (5, 0):
+        masks = paste_to_host(form.array(probs[:n]), form.array(boxes[:n]), size, threshold=.3)
+        assert isinstance(masks, np.ndarray) and masks.dtype == bool
+        np.testing.assert_array_equal(masks, expected[:n])
+
+
+def test_more_masks_than_a_grid_has_rows_and_wide_images(runs_form, rng, monkeypatch):
+    """Blocks take several masks, and a row has more pixels than a block has threads."""
+    monkeypatch.setattr(paste_module, '_MAX_BLOCKS_Y', 3)
+    size = (5, 600)
+    probs, boxes = smooth_masks(rng, 8, 14), random_boxes(rng, 8, size)
+    masks = run(runs_form, probs, boxes, size)
+    np.testing.assert_array_equal(masks, np.concatenate([
+        run(runs_form, probs[i:i + 1], boxes[i:i + 1], size) for i in range(8)]))
+    for own, mask in zip(mask_runs(runs_form.array(probs), runs_form.array(boxes), size), masks):
+        np.testing.assert_array_equal(fill(own, size), mask)

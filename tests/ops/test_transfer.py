@@ -1,0 +1,115 @@
+"""Copies to the host, with a stand-in for CuPy whose stream works only when somebody waits for it."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import chainer
+import numpy as np
+import pytest
+
+from mask_rcnn.ops import transfer
+from mask_rcnn.ops.transfer import HostCopy, beside
+
+
+class Queue:
+    """A stream: what it was asked for, and how many events wait in it."""
+
+    def __init__(self):
+        self.asked, self.done = [], 0
+
+    def run_to(self, end):
+        for work in self.asked[self.done:end]:
+            work()
+        self.done = max(self.done, end)
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    queue = Queue()
+
+    class Array(np.ndarray):
+        def get(self, *, out, blocking):
+            assert not blocking and out.flags.c_contiguous
+            queue.asked.append(lambda: np.copyto(out, self))
+
+    class Event:
+        def __init__(self, disable_timing):
+            assert disable_timing
+
+        def record(self):
+            self.end = len(queue.asked)
+
+        def synchronize(self):
+            queue.run_to(self.end)
+
+    module = SimpleNamespace(concatenate=lambda parts, axis: np.concatenate(parts, axis).view(Array))
+    cuda = SimpleNamespace(alloc_pinned_memory=bytearray, Event=Event)
+    monkeypatch.setattr(transfer, 'cuda', SimpleNamespace(cupy=SimpleNamespace(cuda=cuda)))
+    monkeypatch.setattr(transfer.chainer.backend, 'get_array_module', lambda *_: module)
+    return queue
+
+
+def some_arrays(rng):
+    return [rng.normal(size=(3, 5, 4)).astype('f'), rng.randint(0, 1 << 24, (3, 5)).astype(np.int32), None,
+            rng.normal(size=(3, 5, 2, 2)).astype('f'), rng.normal(size=3).astype('f2')]
+
+
+def assert_arrays(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        if theirs is None:
+            assert ours is None
+        else:
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_all_come_in_one_copy_when_they_are_waited_for(queue, rng):
+    first, second = some_arrays(rng), some_arrays(rng)
+    copies = HostCopy(first), HostCopy(second)
+    assert len(queue.asked) == 2 and queue.done == 0
+    assert_arrays(copies[0].wait(), first)
+    assert queue.done == 1  # nobody has waited for the second
+    assert_arrays(copies[1].wait(), second)
+    assert_arrays(copies[0].wait(), first)
+
+
+def test_on_the_host_they_are_there(rng):
+    arrays = some_arrays(rng)
+    assert_arrays(HostCopy(arrays).wait(), arrays)
+
+
+def test_minus_infinity_and_nan_stay(rng):
+    rows = np.float32([[np.nan, -np.inf], [0, np.inf]])
+    np.testing.assert_array_equal(HostCopy([rows]).wait()[0], rows)
+
+
+def test_work_beside_other_work_has_its_own_stream(monkeypatch):
+    used, current = [], []
+
+    class Stream:
+        def __init__(self, non_blocking):
+            assert non_blocking and current  # made for the current device
+
+        def __enter__(self):
+            used.append(self)
+
+        def __exit__(self, *_):
+            pass
+
+    @contextmanager
+    def using_device(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    gpu = [SimpleNamespace(xp='cupy', device=SimpleNamespace(id=number)) for number in (90, 91)]
+    monkeypatch.setattr(transfer, 'cuda', SimpleNamespace(cupy=SimpleNamespace(cuda=SimpleNamespace(
+        Stream=Stream))))
+    monkeypatch.setattr(transfer.chainer, 'using_device', using_device)
+    for device in (gpu[0], gpu[1], gpu[0]):
+        with beside(device):
+            assert current == [device]
+    assert used[0] is used[2] is not used[1]
+    transfer._side_stream.cache_clear()
+    with beside(chainer.get_device('@numpy')):
+        assert len(used) == 3 and not current
