@@ -64,6 +64,10 @@ evaluating:
   --lr 0 --iteration 1 --validation 1 --resume MODEL trains nothing, needs no training data and writes
   results.bbox.json, results.segm.json (or results.keypoints.json) and metrics.json.
 
+memory of a GPU:
+  CuPy keeps what is free for what comes next, and gives it all back and tries again before an allocation fails;
+  so nothing is limited here. For a GPU that others use, too, CUPY_GPU_MEMORY_LIMIT=60% (or bytes) does that.
+
 exit status:
   0; 1 if something failed; 2 for bad arguments; 128 + N after signal N: Ctrl-C, SIGTERM and SIGUSR1 finish
   the iteration and write a snapshot (a second one stops at once). mpiexec ends its processes itself on the

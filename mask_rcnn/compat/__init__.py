@@ -4,7 +4,7 @@ The only place of the project that patches anything.  :func:`install` imports bo
 they miss put in place and takes away again what they need only while they are imported: after it,
 NumPy, :data:`sys.modules` and the warning filters are as before for everybody else in the process.
 Nothing happens twice, and where Chainer is already imported (by a user who patched it) only the
-lasting patches are applied.
+lasting patches are applied.  What ChainerMN misses :func:`mend_chainermn` puts in place, when it is used.
 
 =====================================  ===============================================  ==================
 patch                                  why                                              needed since
@@ -20,9 +20,11 @@ patch                                  why                                      
 ``chainercv...bbox._nms_gpu_post``     the C extension does not compile                 Python 3.11
 ``cupy.cuda.cublas`` (while importing) ``chainer.backends.cuda`` binds it               CuPy 14
 "cuDNN is not enabled" (silenced)      CuPy has no cuDNN bindings any more              CuPy 14
+``cuda_fp16.h`` for two kernels of     ``<cupy/carray.cuh>`` does not include it any    CuPy 14
+ChainerMN                              more, and they use ``half``
 =====================================  ===============================================  ==================
 """
 
-from mask_rcnn.compat._install import install
+from mask_rcnn.compat._install import install, mend_chainermn
 
-__all__ = ['install']
+__all__ = ['install', 'mend_chainermn']

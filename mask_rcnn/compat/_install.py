@@ -35,6 +35,9 @@ _NAMES_USED_LATER = (
     (f'{_FCIS}.utils.proposal_target_creator', 'ProposalTargetCreator.__call__', 'np', {'int': int}),
 )
 
+#: Functions of ChainerMN that make kernels of ``half``, whose header CuPy's own no longer includes.
+_KERNELS_OF_HALF = ('_cupy_batched_pack_params', '_cupy_batched_unpack_params')
+
 _installed = False
 
 
@@ -57,6 +60,28 @@ def install() -> None:
     _lend_numpy_names()
     _silence_cudnn_warning()
     _installed = True
+
+
+def mend_chainermn() -> None:
+    """Let ChainerMN's ``pure_nccl`` compile its kernels; idempotent.
+
+    Not a part of :func:`install`, because importing ChainerMN starts MPI.
+
+    Raises:
+        ImportError: ChainerMN or mpi4py does not work.
+    """
+    owner = importlib.import_module('chainermn.communicators._memory_utility')
+    for name in _KERNELS_OF_HALF:
+        function = getattr(owner, name)
+        if not hasattr(function, '__wrapped__'):
+            view = {**function.__globals__, 'chainer': types.SimpleNamespace(
+                cuda=types.SimpleNamespace(raw=_raw_with_half))}
+            setattr(owner, name, _with_globals(function, view))
+
+
+def _raw_with_half(code: str, name: str):
+    """Stand in for ``chainer.cuda.raw``; the kernel knows the type ``half``."""
+    return sys.modules['chainer.backends.cuda'].raw(f'#include <cuda_fp16.h>\n{code}', name)
 
 
 @contextlib.contextmanager

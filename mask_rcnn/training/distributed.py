@@ -29,6 +29,8 @@ from typing import Any
 import chainer
 import numpy as np
 
+from mask_rcnn.compat import mend_chainermn
+from mask_rcnn.models.builder import cuda_device_count
 from mask_rcnn.models.saving import arrays_of
 from mask_rcnn.weights import WeightFileError, load_arrays
 
@@ -157,6 +159,7 @@ def _import_chainermn():
     try:
         import mpi4py.MPI  # noqa: F401  (starts MPI: not before somebody asks for it)
         import chainermn
+        mend_chainermn()
     except (ImportError, RuntimeError) as error:    # RuntimeError: mpi4py finds no MPI library
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DistributedError(f'several processes need mpi4py and MPI, which do not work here ({reason}); '
@@ -167,7 +170,7 @@ def _import_chainermn():
 def _check_all(name: str, chainermn) -> None:
     """All processes learn whether one lacks NCCL: if that one just left, the others would wait for it."""
     from mpi4py import MPI
-    lacks_nccl = name == 'pure_nccl' and not (chainer.backends.cuda.available and chainermn.nccl._available)
+    lacks_nccl = name == 'pure_nccl' and not (cuda_device_count() and chainermn.nccl._available)
     hosts = MPI.COMM_WORLD.allgather(MPI.Get_processor_name() if lacks_nccl else None)
     for host in filter(None, hosts):
         raise DistributedError('communicator pure_nccl needs CUDA, CuPy and NCCL, which do not work on '

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import chainer
 from chainer import optimizers
 
@@ -14,8 +16,57 @@ _CORRECTION_THRESHOLD = 1.1
 _CORRECTION_MIN_RATE = 1e-7
 
 
+class MomentumSGD(optimizers.MomentumSGD):
+    """Chainer's, which looks at all gradients of an update at once.
+
+    Chainer, to skip an update whose float16 gradients have overflown, waits for the GPU once for each parameter
+    and warns of each.
+    """
+
+    _norm = None
+    _loss_scaling_isnan = False
+
+    def measure(self) -> float:
+        """Return the L2 norm of the gradient, without the loss scale; not finite if a part of it is not.
+
+        It is remembered until :meth:`update`, so that a GPU is waited for once; no gradient may change until then.
+        """
+        self._norm = gradient_norm(self.target) / (self._loss_scale or 1)
+        return self._norm
+
+    @property
+    def norm(self) -> float:
+        """What :meth:`measure` returned for this update, or would return."""
+        return self.measure() if self._norm is None else self._norm
+
+    @property
+    def skips(self) -> bool:
+        """Whether the last update was skipped, because of gradients too large for their type."""
+        return not self.is_safe_to_update()
+
+    def check_nan_in_grads(self):
+        self._loss_scaling_isnan = self._loss_scaling_is_dynamic and not math.isfinite(self.norm)
+        if self._loss_scaling_isnan:
+            self._loss_scaling_isnan_ever = True
+
+    def serialize(self, serializer):
+        super().serialize(serializer)
+        if self._loss_scaling_is_dynamic:
+            try:
+                self._loss_scale = float(serializer('loss_scale', self._loss_scale))
+                self._loss_scaling_isnan_ever = bool(serializer('has_overflown', self._loss_scaling_isnan_ever))
+            except KeyError:
+                pass    # the snapshot is of a run in another precision: the search begins anew
+
+    def update(self, lossfun=None, *args, **kwds):
+        try:
+            super().update(lossfun, *args, **kwds)
+        finally:
+            self._norm = None
+
+
 def make_optimizer(link: chainer.Link, *, momentum: float = 0.9, weight_decay: float = 1e-4,
-                   clip: float | None = None) -> optimizers.MomentumSGD:
+                   clip: float | None = None) -> MomentumSGD:
     """Return an optimizer for a link, with the rate 0 (see :func:`set_rate`).
 
     Biases (``b``) learn at twice the rate and do not decay; scales and shifts of normalisations do not decay
@@ -26,7 +77,7 @@ def make_optimizer(link: chainer.Link, *, momentum: float = 0.9, weight_decay: f
         momentum, weight_decay: Detectron's ``SOLVER.MOMENTUM`` and ``SOLVER.WEIGHT_DECAY``.
         clip: Largest L2 norm of the gradient of all parameters together; longer ones are shortened to it.
     """
-    optimizer = optimizers.MomentumSGD(lr=0.0, momentum=momentum)
+    optimizer = MomentumSGD(lr=0.0, momentum=momentum)
     optimizer.setup(link)
     for path, param in link.namedparams():
         rule, name = param.update_rule, path.rsplit('/', 1)[1]
@@ -76,6 +127,8 @@ class ClipGradient:
 
     Unlike Chainer's ``GradientClipping`` it knows of loss scaling and leaves frozen parameters alone.
 
+    It is for :class:`MomentumSGD`, whose norm it takes.
+
     Args:
         threshold: The largest norm.
     """
@@ -87,7 +140,7 @@ class ClipGradient:
         self.threshold = threshold
 
     def __call__(self, optimizer):
-        norm = gradient_norm(optimizer.target) / (optimizer._loss_scale or 1)
+        norm = optimizer.norm
         if norm <= self.threshold:
             return
         for param in optimizer.target.params():

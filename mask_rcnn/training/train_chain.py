@@ -11,6 +11,7 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import TrainingExample
+from mask_rcnn.ops import cudnn
 from mask_rcnn.targets import (IGNORED, KeypointRoIs, RPNTargets, SampledRoIs, Sampling, mask_targets,
                                rpn_targets, sample_keypoint_rois, sample_rois)
 from mask_rcnn.training.losses import (image_weights, sigmoid_cross_entropy, smooth_l1,
@@ -72,13 +73,21 @@ class MaskRCNNTrainChain(chainer.Chain):
     def _learn(self, examples: Sequence[TrainingExample]) -> dict:
         """Return the reported means, losses as variables, of images of one size."""
         randoms = [np.random.RandomState([example.seed, _SAMPLING_STREAM]) for example in examples]
-        x = np.stack([example.x for example in examples])
-        maps = self.model.extractor(self.xp.asarray(x, next(self.model.extractor.params()).dtype))
+        maps = self.model.extractor(self._input(examples))
         logits, deltas = self.model.rpn(maps)
         anchors = self.anchor_targets(examples, [own.shape[2:] for own in logits], randoms)
         rois = self.roi_targets(examples, *([own.array for own in outputs] for outputs in (logits, deltas)),
                                 randoms)
         return {**self.rpn_losses(logits, deltas, anchors), **self.roi_losses(maps, rois, examples)}
+
+    def _input(self, examples: Sequence[TrainingExample]):
+        """Return images of one size on the device; in float16 if that is how cuDNN multiplies.
+
+        A layer's result has the type of its input: so are all activations, also where no frozen stage makes them so.
+        """
+        x = self.xp.asarray(np.stack([example.x for example in examples]))
+        is_half = cudnn.takes(x) and cudnn.current_precision().result == np.float16
+        return x.astype(np.float16 if is_half else next(self.model.extractor.params()).dtype, copy=False)
 
     def anchor_targets(self, examples, map_sizes, randoms) -> list[RPNTargets]:
         """Return what the anchors of every image learn.

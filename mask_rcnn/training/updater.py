@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import chainer
@@ -9,7 +10,8 @@ import numpy as np
 from chainer import training
 
 from mask_rcnn.training.distributed import Communicator
-from mask_rcnn.training.optimizer import gradient_norm
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -44,10 +46,11 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
 
     Args:
         iterator (chainer.dataset.Iterator): Gives lists of examples; their ``name`` appears in errors.
-        optimizer (chainer.Optimizer): Its target takes a list of examples and returns the mean loss.
+        optimizer (mask_rcnn.training.optimizer.MomentumSGD): Its target takes a list of examples and returns the
+            mean loss.
         subdivisions (int): Number of parts; at most one for each example of a batch is used.
         loss_scale: Factor of the loss in the backward pass, for float16 gradients; ``'dynamic'`` looks for
-            the largest that works, skipping the updates where it was too large.
+            the largest that works, skipping the updates where it was too large, with a line of log for each.
         communicator (mask_rcnn.training.distributed.Communicator): Averages gradients and reports over
             processes; ``None`` for one process.
         device: Device to move the target to, or ``None`` to leave it.
@@ -74,11 +77,14 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         optimizer.target.cleargrads()
         reports = self._accumulate(batch, optimizer)
         self.communicator.mean_gradients(optimizer.target)
-        reports['grad_norm'] = gradient_norm(optimizer.target) / (optimizer._loss_scale or 1)
+        reports['grad_norm'] = optimizer.measure()
         reports = self.communicator.mean(reports)
         self._check(reports, batch, dynamic=optimizer._loss_scaling_is_dynamic)
         chainer.report(reports)
         optimizer.update()
+        if optimizer.skips and self.communicator.is_main:
+            logger.warning('iteration %d is skipped: its gradient has overflown; the loss scale is %g from now on',
+                           self.iteration + 1, optimizer._loss_scale)
         if iterator.is_new_epoch:
             optimizer.new_epoch(auto=True)
 

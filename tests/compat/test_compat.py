@@ -1,5 +1,7 @@
 """What mask_rcnn.compat promises; each check runs in a fresh interpreter, as patches are per process."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -147,3 +149,44 @@ except ImportError as error:
     print(error)
 ''')
     assert 'ChainerCV is not installed' in out
+
+
+@pytest.fixture
+def mended_kernels():
+    """The sources of ChainerMN's kernels by name, as the patched functions give them to CuPy."""
+    pytest.importorskip('mpi4py', exc_type=ImportError)
+    return json.loads(python('''
+import json
+import mask_rcnn.compat
+from chainermn.communicators import _memory_utility as owner
+import chainer.backends.cuda as cuda
+before = dict(vars(owner))
+for _ in range(2):
+    mask_rcnn.compat.mend_chainermn()
+assert {name for name in before if vars(owner)[name] is not before[name]} == {
+    '_cupy_batched_pack_params', '_cupy_batched_unpack_params'}
+raw, sources = cuda.raw, {}
+cuda.raw = lambda code, name: sources.update({name: code})
+owner._cupy_batched_pack_params(), owner._cupy_batched_unpack_params()
+assert owner.chainer.cuda is cuda and set(owner.chainer.__dict__) >= {'Chain', 'cuda'}
+print(json.dumps(sources))
+'''))
+
+
+def test_kernels_of_chainermn_know_half(mended_kernels):
+    assert set(mended_kernels) == {'cupy_batched_pack_params', 'cupy_batched_unpack_params'}
+    for name, code in mended_kernels.items():
+        assert code.startswith('#include <cuda_fp16.h>\n') and code.count('cuda_fp16') == 1 and f'{name}(' in code
+
+
+@pytest.mark.skipif(shutil.which('nvcc') is None, reason='no nvcc')
+def test_kernels_of_chainermn_compile_without_cupys_header(mended_kernels, tmp_path):
+    """CuPy 14's header brings nothing that they use; without ours they do not compile."""
+    def compile_source(code):
+        path = tmp_path / 'kernel.cu'
+        path.write_text(code.replace('#include <cupy/carray.cuh>', ''))
+        command = ['nvcc', '-fatbin', '-arch=sm_80', '-o', str(tmp_path / 'kernel.fatbin'), str(path)]
+        return subprocess.run(command, capture_output=True, text=True)
+    for code in mended_kernels.values():
+        assert compile_source(code).returncode == 0
+        assert '"half" is undefined' in compile_source(code.replace('#include <cuda_fp16.h>', '')).stderr

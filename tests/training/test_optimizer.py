@@ -1,3 +1,5 @@
+import copy
+
 import chainer
 import chainer.links as L
 import numpy as np
@@ -103,3 +105,40 @@ def test_clipping(net, loss_scale):
                 param.grad = gradients[path] * np.float32(loss_scale or 1)
         optimizer.call_hooks('pre')
         assert gradient_norm(net) == pytest.approx(norm * factor * (loss_scale or 1), rel=1e-5)
+
+
+@pytest.mark.parametrize('bad', [np.inf, np.nan, None])
+def test_an_update_whose_gradient_overflowed_is_skipped_and_halves_the_scale(net, bad):
+    optimizer = make_optimizer(net)
+    set_rate(optimizer, 0.1)
+    optimizer.loss_scaling()
+    optimizer._loss_scale = 64.0
+    if bad is not None:
+        net.conv.W.grad[0, 1] = bad
+    before = state(net)
+    optimizer.update()
+    after = state(net)
+    changed = [path for path in before if (before[path][0] != after[path][0]).any()]
+    assert optimizer.skips == (bad is not None) and optimizer._loss_scale == (128 if bad is None else 32)
+    assert bool(changed) == (bad is None)
+
+
+def test_the_loss_scale_goes_on_where_it_was(net):
+    """As everything else of a run that is resumed; one that did not scale before looks for its scale."""
+    def saved(optimizer):
+        serializer = chainer.serializers.DictionarySerializer()
+        serializer.save(optimizer)
+        return serializer.target
+
+    plain, first, second = optimizers = [make_optimizer(copy.deepcopy(net)) for _ in range(3)]
+    for optimizer in optimizers:
+        optimizer.update()
+    first.loss_scaling()
+    second.loss_scaling()
+    first._loss_scale, first._loss_scaling_isnan_ever = 4096.0, True
+    chainer.serializers.NpzDeserializer(saved(first)).load(second)
+    assert second._loss_scale == 4096 and second._loss_scaling_isnan_ever is True
+    second.loss_scaling()
+    chainer.serializers.NpzDeserializer(saved(plain)).load(second)
+    assert second._loss_scale == 1 and second._loss_scaling_isnan_ever is False
+    assert 'loss_scale' not in saved(plain)

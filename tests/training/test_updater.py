@@ -1,8 +1,11 @@
+import re
+
 import chainer
 import numpy as np
 import pytest
 from tiny_training import TinyTrainChain, arrays, make_trainer, rows
 
+from mask_rcnn.training import optimizer as optimizer_module
 from mask_rcnn.training.optimizer import make_optimizer
 from mask_rcnn.training.updater import NonFiniteLossError, split
 
@@ -115,8 +118,8 @@ def test_mixed_precision_follows_float32(tmp_path):
         np.testing.assert_allclose(array, expected[path], rtol=0, atol=5e-3, err_msg=path)
 
 
-@pytest.mark.filterwarnings('ignore:Non finite number')
-def test_dynamic_scaling_skips_what_overflows(tmp_path):
+@pytest.mark.filterwarnings('error:Non finite number')
+def test_dynamic_scaling_skips_what_overflows(tmp_path, caplog):
     trainer = make_trainer(tmp_path, optimizer=float16_optimizer(), loss_scale='dynamic', rate=0.001,
                            stop=(30, 'iteration'))
     before = arrays(trainer.updater.get_optimizer('main').target)
@@ -125,6 +128,21 @@ def test_dynamic_scaling_skips_what_overflows(tmp_path):
     assert all(np.isfinite(array).all() for array in after.values())
     assert any((after[path] != before[path]).any() for path in after)
     assert 1 < trainer.updater.get_optimizer('main')._loss_scale < 65504
+    # A line for each update that was skipped, whatever the number of parameters.
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines and len(set(lines)) == len(lines) < 30
+    assert all(re.fullmatch(r'iteration \d+ is skipped: .* the loss scale is [\d.]+ from now on', line)
+               for line in lines)
+
+
+@pytest.mark.parametrize('loss_scale', [None, 128.0, 'dynamic'])
+def test_gradients_are_looked_at_once_an_update(tmp_path, monkeypatch, loss_scale):
+    """On a GPU every look waits for it: report, overflow check and clipping share one."""
+    looks, look = [], optimizer_module.gradient_norm
+    monkeypatch.setattr(optimizer_module, 'gradient_norm', lambda link: looks.append(1) or look(link))
+    trainer = make_trainer(tmp_path, optimizer=make_optimizer(TinyTrainChain(), clip=0.5), loss_scale=loss_scale)
+    trainer.run()
+    assert len(looks) == trainer.updater.iteration == 5
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])

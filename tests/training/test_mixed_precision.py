@@ -1,0 +1,98 @@
+"""Training in half precision, the way that a GPU takes it: on the CPU, with cuDNN's stand-in and emulated kernels."""
+
+import sys
+from pathlib import Path
+
+import chainer
+import numpy as np
+import pytest
+from test_train_chain import SAMPLING, example
+
+import mask_rcnn
+from mask_rcnn.config import RESNET_BLOCKS
+from mask_rcnn.ops import convolution as ops_convolution
+from mask_rcnn.ops import cudnn, roi_align
+from mask_rcnn.training.freezing import freeze
+from mask_rcnn.training.optimizer import make_optimizer, set_rate
+from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+from mask_rcnn.training.updater import SubdivisionUpdater
+
+sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in ('models', 'ops')]
+from test_gpu_path import kernels, on_gpu  # noqa: E402, F401  (fixtures)
+
+
+@pytest.fixture
+def learning_on_gpu(on_gpu, monkeypatch):  # noqa: F811
+    """NumPy's arrays go the way of CuPy's backward, too."""
+    monkeypatch.setattr(ops_convolution, '_is_ours', lambda arrays: True)
+    for node in (ops_convolution._Convolution2D, ops_convolution._ConvolutionGradX,
+                 ops_convolution._ConvolutionGradW, roi_align._RoIAlignGrad):
+        monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
+    return on_gpu
+
+
+def make_chain(extractor, monkeypatch, *, stages, **changes):
+    """Return a network with one block in each of ResNet's stages, whose first ``stages`` do not learn."""
+    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    np.random.seed(0)
+    model = mask_rcnn.build(extractor, n_fg_class=3, rpn_pre_nms=100, rpn_post_nms=20, **changes)
+    freeze(model, stages=stages)
+    return MaskRCNNTrainChain(model, sampling=SAMPLING)
+
+
+def update(chain, precision, loss_scale=None):
+    """Make one update of two images; returns the optimizer, and all parameters as they were."""
+    optimizer = make_optimizer(chain)
+    set_rate(optimizer, 0.001)
+    iterator = chainer.iterators.SerialIterator([example(64, 64, seed=seed) for seed in (1, 2)], 2, shuffle=False)
+    updater = SubdivisionUpdater(iterator, optimizer, loss_scale=loss_scale)
+    before = {path: param.array.copy() for path, param in chain.namedparams()}
+    reporter = chainer.Reporter()
+    reporter.add_observer('main', chain)
+    with cudnn.using_precision(precision), reporter:
+        if loss_scale == 'dynamic':
+            optimizer._loss_scale = 2.0 ** 15   # after some iterations
+        updater.update()
+    return optimizer, before
+
+
+@pytest.mark.parametrize('extractor,norm,stages,tolerance', [
+    ('resnet50', 'affine', 2, 0.3), pytest.param('resnet50', 'bn', 0, 0.7, marks=pytest.mark.slow),
+    pytest.param('resnet50_fpn', 'affine', 2, 0.3, marks=pytest.mark.slow),
+    pytest.param('resnet50_fpn', 'bn', 0, 0.7, marks=pytest.mark.slow)])
+def test_an_update_is_that_of_float32(extractor, norm, stages, tolerance, monkeypatch, learning_on_gpu):
+    """Nearly: rounded scores choose other RoIs to learn from, and the statistics of few locations magnify rounding."""
+    single, half = (make_chain(extractor, monkeypatch, stages=stages, norm=norm) for _ in range(2))
+    _, before = update(single, 'fp32')
+    update(half, 'fp16', loss_scale=128.0)
+    expected = dict(single.namedparams())
+    for path, param in half.namedparams():
+        change, wanted = param.array - before[path], expected[path].array - before[path]
+        assert param.dtype == np.float32, path
+        assert np.linalg.norm(change - wanted) <= tolerance * np.linalg.norm(wanted), path
+        if param.requires_grad:
+            assert param.grad.dtype == np.float32, path
+        else:
+            assert not change.any(), path
+    assert any((param.array != before[path]).any() for path, param in half.namedparams())
+
+
+@pytest.mark.parametrize('stages', [0, 2])
+def test_activations_are_half_whatever_is_frozen(stages, monkeypatch, learning_on_gpu):
+    chain = make_chain('resnet50_fpn', monkeypatch, stages=stages)
+    images = [example(64, 64)]
+    for precision, dtype in (('fp16', np.float16), ('bf16', np.float32), ('tf32', np.float32)):
+        with cudnn.using_precision(precision):
+            assert {features.dtype for features in chain.model.extractor(chain._input(images))} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize('extractor', ['resnet50', 'resnet50_fpn'])
+def test_an_overflow_skips_the_update_and_halves_the_scale(extractor, monkeypatch, caplog, learning_on_gpu):
+    chain = make_chain(extractor, monkeypatch, stages=2)
+    chain.gamma = 1e4       # times the scale: more than float16 holds
+    with np.errstate(all='ignore'):
+        optimizer, before = update(chain, 'fp16', loss_scale='dynamic')
+    assert optimizer.skips and optimizer._loss_scale == 2.0 ** 14
+    assert all((param.array == before[path]).all() for path, param in chain.namedparams())
+    line, = [record.getMessage() for record in caplog.records]
+    assert line == 'iteration 1 is skipped: its gradient has overflown; the loss scale is 16384 from now on'
