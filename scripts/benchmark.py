@@ -4,8 +4,12 @@
     python scripts/benchmark.py --against torch [--peer-python PYTHON] [--extractor resnet50_fpn]
 
 Without a weight file the network has random weights: the work is the same up to the number of detections,
-which the table gives.  "Of ceiling" is the share of what the machine can do at best, measured just before: of
-a matrix product's rate, or for "prepare" and "paste", which multiply little, of the rate of a copy.
+which the table gives.  "Total" is one call of ``model.detect``, from the image on the host to the pasted masks there.
+The stages are timed by themselves, in turn with it; on a GPU each waits until it has finished, so that they may take
+longer than the whole.  "Of ceiling" is the share of what the machine can do at best, measured just after: of a
+matrix product's rate, or for "prepare" and "paste", which multiply little, of the rate of a copy.  "GPU used" is what
+``cudaMemGetInfo`` has less, since before the network was made, without CUDA's own context: everybody's, so let nobody
+else use the GPU.
 
 A peer runs in a process of its own, on the same image and as many CPUs, ours and its predictions taking
 turns: what else happens on the machine then hits both.  ``torch`` is our network with our weights in plain
@@ -19,10 +23,12 @@ import contextlib
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
@@ -35,9 +41,9 @@ from machine_ceiling import WorkCounter, copy_bandwidth, product_rate  # noqa: E
 from mask_rcnn.commands.common import UsageError, add_precision, check_precision  # noqa: E402
 from mask_rcnn.datasets.image_io import read_image  # noqa: E402
 from mask_rcnn.models.builder import get_device  # noqa: E402
-from mask_rcnn.ops.cudnn import current_precision, using_precision  # noqa: E402
+from mask_rcnn.ops.cudnn import current_precision, library, using_precision  # noqa: E402
 from mask_rcnn.ops.derived import constant_parameters, one_image  # noqa: E402
-from peer import Peer, PeerError  # noqa: E402
+from peer import Peer, PeerError, check  # noqa: E402
 
 STAGES = ('prepare', 'extractor', 'RPN', 'box head', 'mask head', 'paste')
 
@@ -47,21 +53,26 @@ class StageClock:
 
     def __init__(self, device):
         self.device = device
-        self.wall = {stage: [] for stage in STAGES}
-        self.cpu = {stage: [] for stage in STAGES}
+        self.wall = {stage: [] for stage in (*STAGES, 'total')}
+        self.cpu = {stage: [] for stage in (*STAGES, 'total')}
         self.operations = dict.fromkeys(STAGES, 0)
 
     @contextlib.contextmanager
     def stage(self, name: str):
+        """Time a block and count its operations."""
+        with self.timed(name), WorkCounter() as counter:
+            yield
+        self.operations[name] = counter.operations
+
+    @contextlib.contextmanager
+    def timed(self, name: str):
         """Time a block; on a GPU, until it has finished what the block asked of it."""
         wall, cpu = time.perf_counter(), time.process_time()
-        with WorkCounter() as counter:
-            yield
+        yield
         if self.device.xp is not np:
             self.device.xp.cuda.get_current_stream().synchronize()
         self.wall[name].append(time.perf_counter() - wall)
         self.cpu[name].append(time.process_time() - cpu)
-        self.operations[name] = counter.operations
 
 
 def detect_by_stages(model, image, clock: StageClock):
@@ -84,39 +95,60 @@ def detect_by_stages(model, image, clock: StageClock):
     return detections, len(rois)
 
 
+def detect_at_once(model, image, clock: StageClock):
+    """Find the objects of an image and paste their masks, as a user would, without waiting between the stages."""
+    with clock.timed('total'):
+        detections, = model.detect([image])
+        assert detections.masks.shape == (len(detections), *image.shape[1:])
+    return detections
+
+
 def summarise(seconds: list[float]) -> dict[str, float]:
     """Return median, minimum and maximum in seconds."""
     return {'median': statistics.median(seconds), 'min': min(seconds), 'max': max(seconds)}
 
 
-def benchmark(model, image, *, runs: int, warmup: int, peer: Peer | None = None) -> dict:
-    """Return the timings and what they were measured on, as plain data."""
+def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, against=None) -> dict:
+    """Return the timings and what they were measured on, as plain data.
+
+    Args:
+        model: The network, on its device.
+        image: ``(3, H, W)`` float32, RGB, on the host.
+        runs, warmup: How often everything is timed, after how many times that it is not.
+        free: What :func:`free_memory` returned before there was a network.
+        against: Makes a :class:`~peer.Peer`; ``None``: there is none.
+    """
     device = model.device
     clock, turns = StageClock(device), []
-    ceiling = {'product': product_rate(device.xp), 'copy': copy_bandwidth(device.xp)}
-    with chainer.using_config('train', False), chainer.no_backprop_mode(), constant_parameters():
+    with contextlib.ExitStack() as stack:
+        for context in (chainer.using_config('train', False), chainer.no_backprop_mode(), constant_parameters()):
+            stack.enter_context(context)
         for _ in range(warmup):
             detect_by_stages(model, image, StageClock(device))
-            if peer is not None:
-                peer.run()
-        for _ in range(runs):
-            detections, n_roi = detect_by_stages(model, image, clock)
-            if peer is not None:
+            detect_at_once(model, image, StageClock(device))
+        # Made now, and first in every turn: what it takes of the GPU is then not mixed with what we take.
+        peer = None if against is None else stack.enter_context(against())
+        if peer is not None:
+            turns = [peer.run() for _ in range(warmup + 1)][warmup:]
+        for i in range(runs):
+            if peer is not None and i > 0:
                 turns.append(peer.run())
-    whole = [sum(run) for run in zip(*clock.wall.values())]
-    whole_cpu = [sum(run) for run in zip(*clock.cpu.values())]
+            detections = detect_at_once(model, image, clock)
+            _, n_roi = detect_by_stages(model, image, clock)
+    taken = memory(device, free)    # without the peer, which has ended
+    ceiling = {'product': product_rate(device.xp), 'copy': copy_bandwidth(device.xp)}
     result = {
         'stages': stage_results(clock, ceiling, image, len(detections)),
-        'total': {**summarise(whole), 'cpu_median': statistics.median(whole_cpu)},
+        'total': {**summarise(clock.wall['total']), 'cpu_median': statistics.median(clock.cpu['total'])},
         'ceiling': ceiling, 'precision': current_precision().name, 'runs': runs, 'warmup': warmup,
         'image': {'height': image.shape[1], 'width': image.shape[2]},
         'proposals': n_roi, 'detections': len(detections),
         'network': model.config.to_dict(),
-        'memory': memory(device),
+        'memory': taken,
         'machine': machine(device),
     }
     if peer is not None:
-        result['peer'] = {**peer.versions, **peer_results(turns, whole)}
+        result['peer'] = {**peer.versions, **peer_results(turns, clock.wall['total'])}
     return result
 
 
@@ -130,7 +162,7 @@ def stage_results(clock: StageClock, ceiling: dict, image, n_detection: int) -> 
             row['of_ceiling'] = copied[stage] / row['median'] / ceiling['copy']
         else:
             row['operations'] = clock.operations[stage]
-            row['of_ceiling'] = row['operations'] / row['median'] / ceiling['product']
+            row['of_ceiling'] = row['operations'] / row['median'] / ceiling['product'] if ceiling['product'] else None
         stages[stage] = row
     return stages
 
@@ -141,21 +173,34 @@ def peer_results(turns: list[dict], ours: list[float]) -> dict:
         **summarise([turn['wall'] for turn in turns]),
         'cpu_median': statistics.median(turn['cpu'] for turn in turns),
         'detections': turns[-1]['detections'],
-        'memory': {name: turns[-1][name] for name in ('host_peak', 'gpu_peak')},
+        'memory': {'host_peak': turns[-1]['host_peak'], **{name: turns[0][name] for name in ('gpu_pool', 'gpu_used')
+                                                           if name in turns[0]}},
         'ratio': summarise([turn['wall'] / own for turn, own in zip(turns, ours)]),
     }
 
 
-def memory(device) -> dict[str, int]:
-    """Return the peak memory in bytes: of the process, and what CuPy's pool has taken of the GPU."""
+def free_memory(device) -> int | None:
+    """Return the bytes of a GPU's memory that nobody uses; ``None`` for the CPU."""
+    return None if device.xp is np else device.xp.cuda.runtime.memGetInfo()[0]
+
+
+def memory(device, free: int | None = None) -> dict[str, int]:
+    """Return the memory in bytes: the process's peak, and of the GPU what CuPy's pool holds and all that is used.
+
+    Args:
+        device: The network's.
+        free: What :func:`free_memory` returned before there was a network.
+    """
     unit = 1 if sys.platform == 'darwin' else 1024
-    peak = {'host_peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    taken = {'host_peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.xp is not np:
-        peak['gpu_pool'] = device.xp.get_default_memory_pool().total_bytes()
-    return peak
+        taken['gpu_pool'] = device.xp.get_default_memory_pool().total_bytes()
+        if free is not None:
+            taken['gpu_used'] = free - free_memory(device)
+    return taken
 
 
-def machine(device) -> dict[str, str | int]:
+def machine(device) -> dict[str, str | int | None]:
     """Return what the figures depend on besides the program."""
     import cv2
     import numba
@@ -165,11 +210,27 @@ def machine(device) -> dict[str, str | int]:
         'chainer': chainer.__version__, 'opencv': cv2.__version__, 'mask_rcnn': mask_rcnn.__version__,
         'date': time.strftime('%Y-%m-%d'),
     }
-    if device.xp is not np:
-        runtime = device.xp.cuda.runtime
-        facts.update(gpu=runtime.getDeviceProperties(device.device.id)['name'].decode(),
-                     cuda=runtime.runtimeGetVersion(), cupy=device.xp.__version__)
-    return facts
+    return facts if device.xp is np else {**facts, **gpu_facts(device)}
+
+
+def gpu_facts(device) -> dict[str, str | int | None]:
+    """Return the GPU's name and the versions of all that stands between it and us, ``None`` for what is not there."""
+    runtime = device.xp.cuda.runtime
+    cudnn = library.library()
+    return {
+        'gpu': runtime.getDeviceProperties(device.device.id)['name'].decode(), 'driver': driver_version(),
+        'cuda_of_driver': runtime.driverGetVersion(), 'cuda': runtime.runtimeGetVersion(),
+        'cupy': device.xp.__version__, 'cudnn': None if cudnn is None else cudnn.backend_version(),
+        'cudnn_frontend': getattr(cudnn, '__version__', None),
+    }
+
+
+def driver_version(path: Path = Path('/proc/driver/nvidia/version')) -> str | None:
+    """Return the version of NVIDIA's kernel module, as in ``'570.124.06'``; ``None`` where it does not say."""
+    with contextlib.suppress(OSError):
+        found = re.search(r'\b\d{3,}\.[\d.]+', path.read_text())
+        return found[0] if found else None
+    return None
 
 
 def processor_name() -> str:
@@ -191,23 +252,36 @@ def table(result: dict) -> str:
         f'{result["detections"]} detections',
         f'{facts.get("gpu", facts["processor"])}, {facts["cpus"]} CPUs, Python {facts["python"]}, '
         f'NumPy {facts["numpy"]}, {facts["date"]}; {result["runs"]} runs after {result["warmup"]}',
+        *gpu_lines(facts),
         '',
         f'{"stage":<12}{"median s":>10}{"min":>10}{"max":>10}{"CPU s":>10}{"share":>8}'
         f'{"of ceiling":>12}',
     ]
     total = result['total']
     for name, row in (*result['stages'].items(), ('total', total)):
+        of_ceiling = row.get('of_ceiling')
         lines.append(f'{name:<12}{row["median"]:>10.4f}{row["min"]:>10.4f}{row["max"]:>10.4f}'
                      f'{row["cpu_median"]:>10.4f}{row["median"] / total["median"]:>8.1%}'
-                     + (f'{row["of_ceiling"]:>12.1%}' if 'of_ceiling' in row else ''))
+                     + ('' if name == 'total' else f'{"n/a" if of_ceiling is None else f"{of_ceiling:.1%}":>12}'))
     ceiling = result['ceiling']
-    lines += ['', f'ceiling: matrix product {ceiling["product"] / 1e9:.0f} GFLOP/s, copy '
-                  f'{ceiling["copy"] / 1e9:.1f} GB/s (read and written)']
-    lines += [f'{name.replace("_", " ")}: {value / 2 ** 20:.0f} MiB'
-              for name, value in result['memory'].items()]
+    product = 'n/a' if ceiling['product'] is None else f'{ceiling["product"] / 1e9:.0f} GFLOP/s'
+    lines += ['', f'ceiling: matrix product {product}, copy {ceiling["copy"] / 1e9:.1f} GB/s (read and written)']
+    lines += [f'{name}: {value}' for name, value in sizes(result['memory']).items()]
     if 'peer' in result:
         lines += ['', *peer_lines(result['peer'], total)]
     return '\n'.join(lines)
+
+
+def gpu_lines(facts: dict) -> list[str]:
+    """Return the versions that a GPU's figures depend on as text."""
+    names = {'driver': 'driver', 'cuda': 'CUDA', 'cupy': 'CuPy', 'cudnn': 'cuDNN', 'cudnn_frontend': 'cuDNN Frontend'}
+    return [', '.join(f'{title} {facts[name]}' for name, title in names.items())] if 'gpu' in facts else []
+
+
+def sizes(memory: dict[str, int]) -> dict[str, str]:
+    """Return bytes as text for people."""
+    return {name.replace('_', ' ').replace('gpu', 'GPU'): f'{value / 2 ** 20:.0f} MiB'
+            for name, value in memory.items()}
 
 
 def peer_lines(peer: dict, ours: dict) -> list[str]:
@@ -216,8 +290,8 @@ def peer_lines(peer: dict, ours: dict) -> list[str]:
     rows = [f'{name:<12}{row["median"]:>10.4f}{row["min"]:>10.4f}{row["max"]:>10.4f}'
             f'{row["cpu_median"]:>10.4f}' for name, row in (('ours', ours), ('peer', peer))]
     ratio = peer['ratio']
-    return [f'in turns with torch {peer["torch"]} {vision} ({peer["detections"]} detections, host peak '
-            f'{peer["memory"]["host_peak"] / 2 ** 20:.0f} MiB)', *rows,
+    taken = ', '.join(f'{name} {value}' for name, value in sizes(peer['memory']).items())
+    return [f'in turns with torch {peer["torch"]} {vision} ({peer["detections"]} detections, {taken})', *rows,
             f'the peer takes {ratio["median"]:.2f} times as long ({ratio["min"]:.2f} to {ratio["max"]:.2f})']
 
 
@@ -267,18 +341,18 @@ def make_model(args: argparse.Namespace):
 def run(args: argparse.Namespace) -> dict:
     """Do what the arguments say; returns the result."""
     check_precision(args.precision, args.gpu)
+    free = free_memory(get_device(args.gpu))
     model = make_model(args)
     if args.image:
         image = read_image(args.image)
     else:
         image = np.random.RandomState(0).uniform(0, 255, (3, *args.size)).astype(np.float32)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(using_precision(args.precision))
-        peer = None
-        if args.against:
-            peer = stack.enter_context(Peer(args.peer_python, args.against, model, image,
-                                            precision=args.precision))
-        return benchmark(model, image, runs=args.runs, warmup=args.warmup, peer=peer)
+    against = None
+    if args.against:
+        check(args.against, model)
+        against = partial(Peer, args.peer_python, args.against, model, image, precision=args.precision)
+    with using_precision(args.precision):
+        return benchmark(model, image, runs=args.runs, warmup=args.warmup, free=free, against=against)
 
 
 def main(argv=None) -> int:

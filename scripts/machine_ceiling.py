@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 import mask_rcnn  # noqa: F401  (before Chainer, which it makes importable)
 import chainer
-from mask_rcnn.ops import cudnn
-from mask_rcnn.ops.convolution import convolve
+from mask_rcnn.ops.cudnn import current_precision
+from mask_rcnn.ops.cudnn.precision import Precision
 
 #: Side of the square matrices that are multiplied: large enough for full speed.
 _CPU_SIDE, _GPU_SIDE = 2048, 8192
@@ -44,34 +47,68 @@ class WorkCounter(chainer.LinkHook):
         self.operations += 2 * numbers.size * (weights.size // len(weights))
 
 
-def product_rate(xp) -> float:
-    """Return the operations a second of a large matrix product, in the current precision."""
+def product_rate(xp) -> float | None:
+    """Return the operations a second of a large matrix product, in the current precision.
+
+    Its operands are of that type already, and on a GPU it is cuBLAS's.  ``None`` where there is no such product:
+    CuPy knows bfloat16 from version 14 on, with the package ml_dtypes.
+    """
     side = _CPU_SIDE if xp is np else _GPU_SIDE
-    matrices = [xp.asarray(np.random.RandomState(i).uniform(-1, 1, (side, side)).astype(np.float32))
-                for i in (0, 1)]
-    if xp is not np and cudnn.is_available():   # cuBLAS's precision is not ours to choose
-        x, filters = matrices[0].T.reshape(1, side, 1, side), matrices[1].reshape(side, side, 1, 1)
-        return 2 * side ** 3 / _fastest(xp, lambda: convolve(x, filters))
-    return 2 * side ** 3 / _fastest(xp, lambda: xp.matmul(*matrices))
+    with _factors(xp, current_precision()) as dtype:
+        if dtype is None:
+            return None
+        matrices = [xp.asarray(np.random.RandomState(i).uniform(-1, 1, (side, side)).astype(np.float32))
+                    .astype(dtype) for i in (0, 1)]
+        return 2 * side ** 3 / fastest(xp, lambda: xp.matmul(*matrices))
+
+
+@contextlib.contextmanager
+def _factors(xp, precision: Precision):
+    """Return a context in which matrices are multiplied in a precision: the type of its factors, or ``None``."""
+    if xp is np:
+        yield np.dtype(np.float32)
+    elif precision.name == 'bf16':
+        known = int(xp.__version__.split('.')[0]) >= 14 and importlib.util.find_spec('ml_dtypes')
+        yield np.dtype(importlib.import_module('ml_dtypes').bfloat16) if known else None
+    else:
+        blas = xp._core._routines_linalg    # CuPy has no public switch
+        before = blas.get_compute_type(precision.storage)
+        blas.set_compute_type(precision.storage, blas.COMPUTE_TYPE_TF32 if precision.name == 'tf32'
+                              else blas.COMPUTE_TYPE_DEFAULT)
+        try:
+            yield precision.storage
+        finally:
+            blas.set_compute_type(precision.storage, before)
 
 
 def copy_bandwidth(xp) -> float:
-    """Return the bytes a second, read and written, of a large copy."""
+    """Return the bytes a second, read and written, of a large copy; on a GPU from the device to itself."""
     source = xp.ones(_COPIED // 4, np.float32)
     target = xp.empty_like(source)
-
-    def copy():
-        target[...] = source
-
-    return 2 * source.nbytes / _fastest(xp, copy)
+    return 2 * source.nbytes / fastest(xp, lambda: xp.copyto(target, source))
 
 
-def _fastest(xp, work) -> float:
-    seconds = []
-    for _ in range(_REPEATS):
+def fastest(xp, work: Callable[[], object], repeats: int = _REPEATS) -> float:
+    """Return the seconds that a function takes at best; on a GPU those between two events of its stream.
+
+    Args:
+        xp: NumPy or CuPy.
+        work: What is timed.
+        repeats: How often, after one time that is not.
+    """
+    work()
+    return min(seconds(xp, work) for _ in range(repeats))
+
+
+def seconds(xp, work: Callable[[], object]) -> float:
+    """Return the seconds that a function takes, once; on a GPU those between two events of its stream."""
+    if xp is np:
         start = time.perf_counter()
         work()
-        if xp is not np:
-            xp.cuda.get_current_stream().synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+        return time.perf_counter() - start
+    first, last = (xp.cuda.Event() for _ in range(2))
+    first.record()
+    work()
+    last.record()
+    last.synchronize()
+    return xp.cuda.get_elapsed_time(first, last) / 1000

@@ -54,7 +54,12 @@ class Peer:
         self.versions = self._read()
 
     def run(self) -> dict:
-        """Predict once; returns seconds of ``wall`` and ``cpu`` time, and the number of ``detections``."""
+        """Predict once.
+
+        Returns:
+            dict: Seconds of ``wall`` and ``cpu`` time, the number of ``detections``, and bytes: ``host_peak``, and on
+            a GPU ``gpu_pool`` and ``gpu_used``.
+        """
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write('predict\n')
             self._process.stdin.flush()

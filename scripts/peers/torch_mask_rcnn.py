@@ -9,8 +9,9 @@ weights in channels-last order, normalisations folded, RoIs in one batch, no gra
 torchvision's where it is installed, else a sparse matrix product and a loop.  ``torchvision`` is its
 ``maskrcnn_resnet50_fpn`` with random weights.
 
-Every line on the standard input is a prediction, for which a line of JSON comes back: seconds of wall-clock
-and CPU time, and the number of detections.
+Every line on the standard input is a prediction, from the image on the host to the masks there, for which a line of
+JSON comes back: seconds of wall-clock and CPU time, the number of detections, and the memory in bytes; of a GPU what
+PyTorch's allocator has reserved at most, and all that is used (``cudaMemGetInfo``) since before the network was made.
 """
 
 from __future__ import annotations
@@ -333,16 +334,17 @@ def load(args):
     """Return a function without arguments that looks at the image and returns boxes, labels, scores and
     masks."""
     setup = json.loads((args.folder / 'setup.json').read_text())
-    image = torch.from_numpy(np.load(args.folder / 'image.npy')).to(args.device)
+    on_host = torch.from_numpy(np.load(args.folder / 'image.npy'))
     if args.network == 'torchvision':
-        model, images = torchvision_model(setup), [image / 255]
+        model = torchvision_model(setup)
     else:
-        arrays = dict(np.load(args.folder / 'weights.npz'))
-        model, images = (FPN if setup['fpn'] else C4)(arrays, setup), image
+        model = (FPN if setup['fpn'] else C4)(dict(np.load(args.folder / 'weights.npz')), setup)
     model = model.eval().to(args.device, memory_format=torch.channels_last)
     dtype = {'fp16': torch.float16, 'bf16': torch.bfloat16}.get(args.precision)
 
     def predict():
+        image = on_host.to(args.device)
+        images = [image / 255] if args.network == 'torchvision' else image
         autocast = torch.autocast(args.device.split(':')[0], dtype, enabled=dtype is not None)
         with torch.inference_mode(), autocast:
             found = model(images)
@@ -362,16 +364,23 @@ def torchvision_model(setup):
         box_score_thresh=0.0)  # random scores are low: let it draw as many masks as we do
 
 
-def serve(predict, device: str) -> None:
-    """Predict once for every line on the standard input."""
-    print(json.dumps({'torch': torch.__version__, 'torchvision': vision_ops is not None}), flush=True)
+def serve(predict, device: str, free: int) -> None:
+    """Predict once for every line on the standard input; ``free`` is :func:`free_memory` before the network."""
+    print(json.dumps({'torch': torch.__version__, 'torchvision': vision_ops is not None,
+                      'torch_cuda': torch.version.cuda, 'torch_cudnn': torch.backends.cudnn.version()}), flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         found = predict()
-        print(json.dumps({
-            'wall': time.perf_counter() - wall, 'cpu': time.process_time() - cpu, 'detections': len(found[0]),
-            'host_peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            'gpu_peak': 0 if device == 'cpu' else torch.cuda.max_memory_allocated()}), flush=True)
+        turn = {'wall': time.perf_counter() - wall, 'cpu': time.process_time() - cpu, 'detections': len(found[0]),
+                'host_peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        if device != 'cpu':
+            turn |= {'gpu_pool': torch.cuda.max_memory_reserved(device), 'gpu_used': free - free_memory(device)}
+        print(json.dumps(turn), flush=True)
+
+
+def free_memory(device: str) -> int:
+    """Return the bytes of a GPU's memory that nobody uses; 0 for the CPU."""
+    return 0 if device == 'cpu' else torch.cuda.mem_get_info(device)[0]
 
 
 def main(argv=None) -> int:
@@ -386,12 +395,13 @@ def main(argv=None) -> int:
     torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.precision == 'tf32'
     torch.backends.cudnn.benchmark = True
+    free = free_memory(args.device)
     predict = load(args)
     if args.dump:
         names = ('boxes', 'labels', 'scores', 'masks')
         np.savez(args.dump, **{name: part.numpy() for name, part in zip(names, predict())})
     else:
-        serve(predict, args.device)
+        serve(predict, args.device, free)
     return 0
 
 

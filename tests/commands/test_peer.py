@@ -15,7 +15,8 @@ STAND_IN = '''
 import json, sys
 print(json.dumps({'torch': '0.0', 'torchvision': False}), flush=True)
 for number, line in enumerate(sys.stdin):
-    turn = {'wall': 2.0 + number, 'cpu': 3.0, 'detections': 7, 'host_peak': 2 ** 20, 'gpu_peak': 0}
+    turn = {'wall': 2.0 + number, 'cpu': 3.0, 'detections': 7, 'host_peak': 2 ** 20,
+            'gpu_pool': 2 ** 20 * (number + 5), 'gpu_used': 2 ** 20 * (number + 6)}
     print(json.dumps(turn), flush=True)
 '''
 
@@ -58,6 +59,9 @@ def test_turns_are_taken_and_compared(benchmark, stand_in, tmp_path, capsys):
     assert found['ratio']['min'] <= found['ratio']['median'] <= found['ratio']['max']
     assert 2 < found['ratio']['median'] * result['total']['median'] < 6
     assert 'the peer takes' in text and 'torch 0.0 without torchvision (7 detections' in text
+    # The turn before ours: later ones may hold what we have taken meanwhile.
+    assert found['memory'] == {'host_peak': 2 ** 20, 'gpu_pool': 6 * 2 ** 20, 'gpu_used': 7 * 2 ** 20}
+    assert 'GPU used 7 MiB' in text
 
 
 def test_shares_of_the_ceiling(benchmark, stand_in, tmp_path, capsys):
