@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from golden_cases import GoldenCase
 
 import mask_rcnn
 from mask_rcnn.datasets.image_io import to_image_array
@@ -35,20 +34,10 @@ def load_h5(path: Path, settings: dict):
     return model
 
 
-@dataclass(frozen=True)
-class MatterportCase:
-    """One picture and what Matterport's program found on it, with samples of every blob on the way."""
+class MatterportCase(GoldenCase):
+    """A picture and what Matterport's program found on it; blobs have their channels last."""
 
-    golden: Path
-    name: str
-
-    @property
-    def arrays(self) -> np.lib.npyio.NpzFile:
-        return np.load(self.golden / 'matterport' / f'case_{self.name}.npz')
-
-    @property
-    def settings(self) -> dict:
-        return json.loads(str(self.arrays['config']))
+    program, size = 'matterport', 'masks_shape'
 
     @property
     def image(self) -> np.ndarray:
@@ -60,34 +49,6 @@ class MatterportCase:
     def in_pixels(self, boxes: np.ndarray) -> np.ndarray:
         """Normalised boxes in pixels of the network's input, as our network has them."""
         return boxes * np.float32(self.settings['matterport']['IMAGE_MAX_DIM'] - 1)
-
-    def masks(self) -> np.ndarray:
-        """The pasted masks, (n, H, W) bool."""
-        width = int(self.arrays['masks_shape'][1])
-        return np.unpackbits(self.arrays['masks_packed'], axis=-1)[..., :width].astype(bool)
-
-    def rows_of(self, name: str) -> np.ndarray:
-        """Return which rows of a blob have samples."""
-        shape = tuple(self.arrays[f'blob/{name}/shape'])
-        return np.unique(np.unravel_index(self.arrays[f'blob/{name}/index'], shape)[0])
-
-    def differences(self, name: str, values: np.ndarray, *, rows=None) -> np.ndarray:
-        """Return the differences from a blob's samples in units of the blob's deviation.
-
-        Args:
-            name: Of the blob.
-            values: The blob, channels last, or those ``rows`` of it.
-            rows: Sorted indices into its first axis.
-        """
-        arrays = self.arrays
-        shape = tuple(arrays[f'blob/{name}/shape'])
-        index = np.array(np.unravel_index(arrays[f'blob/{name}/index'], shape))
-        if rows is not None:
-            index[0] = np.searchsorted(rows, index[0])
-            shape = (len(rows), *shape[1:])
-        assert values.shape == shape, name
-        difference = np.abs(values[tuple(index)] - arrays[f'blob/{name}/value'])
-        return difference / arrays[f'blob/{name}/stat'][1]
 
 
 def match(case: MatterportCase, detections, *, min_iou: float, max_score_difference: float) -> np.ndarray:

@@ -6,8 +6,8 @@ import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
-from golden_cases import (MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, XY, Recorder, as_detectron, golden_rois,
-                          mask_iou, match)
+from golden_cases import (MAX_SCORE_DIFFERENCE, MAX_SCORE_ROUNDING, MIN_BOX_IOU, XY, Recorder, as_detectron,
+                          compare_boxes, compare_masks, golden_rois, match)
 
 from mask_rcnn.datasets.image_io import read_image
 from mask_rcnn.ops.keypoints import decode_heatmaps
@@ -18,7 +18,7 @@ MASKS, KEYPOINTS = 'R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'
 MAPS = 1e-4
 
 #: The same of the heads of four and eight convolutions, each of which adds its rounding.
-DEEP = 5e-4
+DEEP = 4e-4
 
 #: Absolute, of what the box head gives for given RoIs.
 HEADS = 5e-5
@@ -159,7 +159,7 @@ def test_mask_head(masks):
     up, = links.outputs['mask_head/deconv']
     assert case.compare_blob('conv5_mask', F.relu(up).array) < MAPS
     own = logits[np.arange(len(logits)), case.arrays['classes'] - 1]
-    np.testing.assert_allclose(F.sigmoid(own).array, case.arrays['mask_probs'], rtol=0, atol=2e-4)
+    np.testing.assert_allclose(F.sigmoid(own).array, case.arrays['mask_probs'], rtol=0, atol=1.2e-4)
 
 
 def test_keypoint_head(keypoints):
@@ -177,22 +177,25 @@ def test_keypoint_head(keypoints):
     assert case.compare_blob('kps_score_lowres', small) < DEEP
     assert case.compare_blob('kps_score', heatmaps) < DEEP
     found = decode_heatmaps(heatmaps, case.arrays['boxes'][:, XY])
-    compare_keypoints(case, found, np.arange(len(found)), tolerance=5e-3)
+    # Measured with five kinds of BLAS: 2.8e-4 and 1.5e-4.
+    compare_keypoints(case, found, np.arange(len(found)), pixels=1e-3, logit=7e-4, probability=4e-4)
 
 
-def compare_keypoints(case, found, rows, *, tolerance):
+def compare_keypoints(case, found, rows, *, pixels, logit, probability, jumps=0):
     """Hold keypoints against those of some of a case's detections.
 
     Args:
-        tolerance: Of the logits, absolute, and of the probabilities, relative.
+        pixels: Largest distance.
+        logit, probability: Tolerances, the first one absolute, the second one relative.
+        jumps: How many of the stable keypoints may be at another maximum of nearly the same height.
     """
     expected = case.arrays['keypoints'][rows][:, [1, 0, 2, 3]].transpose(0, 2, 1)
     distance = np.hypot(*np.moveaxis(found[:, :, :2] - expected[:, :, :2], 2, 0))
     stable = case.arrays['keypoints_stable_1e-5'][rows]
-    assert distance[stable].max() < 0.2
-    assert np.median(distance) < 0.01 and (distance < 1).mean() > 0.99
-    np.testing.assert_allclose(found[stable][:, 2], expected[stable][:, 2], rtol=0, atol=tolerance)
-    np.testing.assert_allclose(found[stable][:, 3], expected[stable][:, 3], rtol=tolerance)
+    assert np.count_nonzero(distance[stable] > pixels) <= jumps, np.sort(distance[stable])[-jumps - 1]
+    assert np.median(distance) < 2e-3 and (distance < 1).mean() > 0.99
+    np.testing.assert_allclose(found[stable][:, 2], expected[stable][:, 2], rtol=0, atol=logit)
+    np.testing.assert_allclose(found[stable][:, 3], expected[stable][:, 3], rtol=probability)
 
 
 def test_mask_detections(masks):
@@ -200,27 +203,20 @@ def test_mask_detections(masks):
     model, case = masks.model, masks.case
     detections, = model.detect([case.photo])
     match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
-    partners = match(case, detections, min_iou=0.9995, max_score_difference=5e-4)
-    arrays, stable = case.arrays, case.arrays['stable']
-    found = detections[partners]
-    np.testing.assert_allclose(found.boxes[:, XY], arrays['boxes'][stable], rtol=0, atol=0.1)
-    np.testing.assert_allclose(found.mask_probs, arrays['mask_probs'][stable], rtol=0, atol=1e-2)
-    # Of a detection that was not found again in the stronger noise, only the weaker one says something.
-    iou = mask_iou(found.masks, case.masks()[stable])
-    disturbed = np.minimum(arrays['mask_iou_1e-4'], arrays['mask_iou_1e-5'])[stable]
-    assert (iou >= disturbed - 0.02).all()
-    assert iou[disturbed > 0.99].min() > 0.99 and np.median(iou) > 0.999
-    assert len(detections) == len(arrays['boxes'])
+    found = detections[match(case, detections, min_iou=0.9995, max_score_difference=MAX_SCORE_ROUNDING)]
+    compare_boxes(case, found)
+    compare_masks(case, found)
+    assert len(detections) == len(case.arrays['boxes'])
 
 
 def test_keypoint_detections(keypoints):
     model, case = keypoints.model, keypoints.case
     detections, = model.detect([case.photo])
     match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
-    partners = match(case, detections, min_iou=0.9995, max_score_difference=5e-4)
-    arrays, stable = case.arrays, case.arrays['stable']
-    found = detections[partners]
-    np.testing.assert_allclose(found.boxes[:, XY], arrays['boxes'][stable], rtol=0, atol=0.1)
-    compare_keypoints(case, found.keypoints, np.flatnonzero(stable), tolerance=0.1)
-    assert len(detections) == len(arrays['boxes'])
+    found = detections[match(case, detections, min_iou=0.9995, max_score_difference=MAX_SCORE_ROUNDING)]
+    compare_boxes(case, found)
+    # Measured with five kinds of BLAS: 0.026, 0.028, 0.021, and with one of them a jump.
+    compare_keypoints(case, found.keypoints, np.flatnonzero(case.arrays['stable']), pixels=0.06, logit=0.07,
+                      probability=0.05, jumps=2)
+    assert len(detections) == len(case.arrays['boxes'])
     assert not detections.has_masks and detections.names == ['person'] * len(detections)

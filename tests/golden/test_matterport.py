@@ -25,6 +25,10 @@ STEP = 'train_shapes_resnet50'
 #: Of a blob's standard deviation: float32 sums in another order, through up to 50 layers.
 BLOB = 2e-4
 
+#: Of mask probabilities behind detections of our own, whose boxes differ in the last bits: three times what was
+#: measured with OpenBLAS's kernels for five kinds of processors (6e-5, 2.8e-3).
+MASK_PROBS = {SHAPES: 2e-4, COCO: 8e-3}
+
 
 @pytest.fixture(scope='module')
 def h5_file(golden, tmp_path_factory):
@@ -111,8 +115,8 @@ def test_rpn(seen):
     assert case.differences('rpn_class', np.concatenate([1 - probs, probs], axis=1)).max() < BLOB
     assert case.differences('rpn_bbox', deltas).max() < BLOB
     best = case.arrays['rpn_top200_index']
-    np.testing.assert_allclose(probs[best, 0], case.arrays['rpn_top200_prob'], rtol=0, atol=5e-5)
-    np.testing.assert_allclose(deltas[best], case.arrays['rpn_top200_bbox'], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(probs[best, 0], case.arrays['rpn_top200_prob'], rtol=0, atol=4e-5)
+    np.testing.assert_allclose(deltas[best], case.arrays['rpn_top200_bbox'], rtol=0, atol=2e-4)
 
 
 def test_proposals(seen):
@@ -136,9 +140,7 @@ def test_roi_features(seen):
         rows = case.rows_of(name)
         rois = case.in_pixels(boxes[rows])
         pooled = pool(maps, rois, indices(rois)).array.transpose(0, 2, 3, 1)
-        differences = case.differences(name, pooled, rows=rows)
-        # A sample on the border of the map is in or out by the last bit of the box.
-        assert (differences < BLOB).mean() > 0.98, name
+        assert case.differences(name, pooled, rows=rows).max() < BLOB, name
 
 
 def test_box_head(seen):
@@ -163,7 +165,7 @@ def test_mask_head(seen):
     rois = case.in_pixels(case.arrays['detections'][:, :4])
     logits = model.mask_head(model.mask_features(maps, rois, indices(rois))).array
     own = logits[np.arange(len(rois)), case.arrays['class_ids'] - 1]
-    np.testing.assert_allclose(F.sigmoid(own).array, case.arrays['mask28'], rtol=0, atol=3e-4)
+    np.testing.assert_allclose(F.sigmoid(own).array, case.arrays['mask28'], rtol=0, atol=2.5e-4)
 
 
 def test_detections(seen):
@@ -179,7 +181,7 @@ def test_detections(seen):
     assert np.abs(found.boxes - arrays['rois'][stable]).max() <= 1  # a rounded coordinate
     exact = (found.boxes == arrays['rois'][stable]).all(axis=1)
     assert exact.mean() > 0.9
-    np.testing.assert_allclose(found.mask_probs, arrays['mask28'][stable], rtol=0, atol=4e-3)
+    np.testing.assert_allclose(found.mask_probs, arrays['mask28'][stable], rtol=0, atol=MASK_PROBS[case.name])
     iou = mask_iou(found.masks, case.masks()[stable])
     kept = arrays['stable_1e-4'][stable]  # the others have no mask_iou_1e-4
     assert (iou[kept] >= arrays['mask_iou_1e-4'][stable][kept] - 0.02).all()
@@ -266,7 +268,7 @@ def learned(golden, h5_file):
     ('roi_mask_loss', 'mrcnn_mask_loss')])
 def test_losses(learned, ours, theirs):
     step, _, losses = learned
-    np.testing.assert_allclose(float(losses[ours].array), step[f'loss/{theirs}'], rtol=1e-5)
+    np.testing.assert_allclose(float(losses[ours].array), step[f'loss/{theirs}'], rtol=2e-5)
 
 
 #: The heads' kernels, our paths, and the normalisations that these have taken in.  In front of the heads
@@ -282,7 +284,7 @@ KERNELS = {
 
 
 def test_gradients(learned, h5_file):
-    """The norm, to 1e-4, and single numbers, to 1 % of the largest: ReLUs flip.  Theirs is of the total loss,
+    """The norm, to 2e-4, and single numbers, to 0.2 % of the largest: ReLUs flip.  Theirs is of the total loss,
     in which every kernel has 1e-4 times the mean of its squares."""
     step, model, _ = learned
     params = dict(model.namedparams())
@@ -298,6 +300,6 @@ def test_gradients(learned, h5_file):
             grad = grad + 2e-4 / kernel.size * kernel
             name = f'grad/{layer}/kernel:0'
             norm_of_grad = np.linalg.norm(grad.ravel().astype(np.float64))
-            np.testing.assert_allclose(norm_of_grad, step[f'{name}/stat'][-1], rtol=1e-4, err_msg=layer)
+            np.testing.assert_allclose(norm_of_grad, step[f'{name}/stat'][-1], rtol=2e-4, err_msg=layer)
             np.testing.assert_allclose(grad.ravel()[step[f'{name}/index']], step[f'{name}/value'], rtol=0,
-                                       atol=0.01 * np.abs(grad).max(), err_msg=layer)
+                                       atol=2e-3 * np.abs(grad).max(), err_msg=layer)
