@@ -21,6 +21,8 @@ a block of them are the columns of the products, called lanes.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from mask_rcnn.ops._blas import parallel_products, sum_in_order
@@ -184,10 +186,14 @@ class _Grid:
             self._n_unit, self._unit_lanes = n_image, self.tiles[0] * self.tiles[1]
         bytes_a_lane = _IN * _IN * (channels + out_channels) * itemsize
         lanes = max(_BLOCK_BYTES // bytes_a_lane, _LEAST_BLOCK_LANES)
-        self._step = max(lanes // self._unit_lanes, 1)
+        n_block = -(-self._n_unit // max(lanes // self._unit_lanes, 1))
+        # As many for every thread; where they are too few for that, one block, in which channels are shared.
+        n_block = 1 if n_block < cpu_count() else -(-n_block // cpu_count()) * cpu_count()
+        self._step = -(-self._n_unit // n_block)
+        whole = _LANES // math.gcd(_LANES, self._unit_lanes)  # units: 252 lanes take a tenth longer than 256
+        if self._step > whole:
+            self._step = -(-self._step // whole) * whole
         self._n_block = -(-self._n_unit // self._step)
-        if self._n_block < cpu_count():  # too few to share: one block, in which channels are shared
-            self._n_block, self._step = 1, self._n_unit
         work = channels * out_channels * self._n_unit * self._unit_lanes
         self._is_small = work < _LEAST_WORK
 

@@ -220,8 +220,10 @@ def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False,
     def work(first, last):
         room = np.empty(0, x.dtype)
         for part, columns in geometry.tiles(images, first, last):
-            if is_finished:
+            if residual is None:
                 np.matmul(filters, columns, out=y[:, part])
+                if not is_finished:
+                    _finish_lines(y[:, part], bias, other, relu)
                 continue
             n_channel, n_column = min(_FINISHED_CHANNELS, len(W)), columns.shape[1]
             room = room if room.size >= n_channel * n_column else np.empty(n_channel * n_column, x.dtype)

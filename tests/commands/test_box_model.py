@@ -31,9 +31,13 @@ def test_its_size_and_its_classes(script, box_model):
 
 
 def test_it_finds_what_is_in_unseen_scenes(script, box_model):
-    """A tenth of the pictures of the whole measurement, which ``scripts/train_box_model.py`` makes."""
+    """A tenth of the pictures of the whole measurement, which ``scripts/train_box_model.py`` makes.
+
+    These are a bit harder than all 200 (0.660): 0.6367 with OpenBLAS's kernels for three kinds of processors and with
+    two NumPys; the last digits are for single pixels and boxes that other sums might move.
+    """
     pictures = RichShapesDataset(20, size=script.PICTURE_SIZE, seed=script.UNSEEN_SEED)
-    assert evaluate_model(mask_rcnn.load(box_model), pictures, progress=False).summary()['segm/AP'] > 0.5
+    assert evaluate_model(mask_rcnn.load(box_model), pictures, progress=False).summary()['segm/AP'] > 0.63
 
 
 def test_the_arguments_are_train_pys_and_make_the_network_of_the_file(script, box_model):
@@ -62,12 +66,19 @@ def test_the_stored_file_is_that_model_in_half_precision(script, tmp_path):
         np.testing.assert_allclose(theirs.array, ours.array, rtol=5e-4, atol=1e-7, err_msg=path)
 
 
-@pytest.mark.parametrize('ap, seconds, status', [(0.7, 0.5, 0), (0.5, 0.5, 1), (0.7, 1.5, 1)])
-def test_all_goals_must_be_reached(script, box_model, tmp_path, monkeypatch, capsys, ap, seconds, status):
+@pytest.mark.parametrize('ap, megabytes, seconds, status', [
+    (0.61, 11.9, 0.9, 0), (0.59, 11.9, 0.9, 1), (0.61, 12.1, 0.9, 1), (0.61, 11.9, 1.1, 1)])
+def test_all_goals_must_be_reached(script, tmp_path, monkeypatch, capsys, ap, megabytes, seconds, status):
     class Metrics:
         def summary(self):
             return {'segm/AP': ap}
+    model_file = tmp_path / 'model.npz'
+    with open(model_file, 'wb') as file:
+        file.truncate(int(megabytes * 1e6))
+    monkeypatch.setattr(mask_rcnn, 'load', lambda path, gpu: None)
     monkeypatch.setattr(evaluate, 'evaluate_to_folder', lambda *arguments, name: Metrics())
     monkeypatch.setattr(script, 'seconds_of_a_prediction', lambda model, image: seconds)
-    assert script.measure(box_model, tmp_path, -1) == status
-    assert f'mask AP {ap:.3f}, goal 0.60' in capsys.readouterr().out
+    assert script.measure(model_file, tmp_path, -1) == status
+    out = capsys.readouterr().out
+    assert f'mask AP {ap:.3f}, goal 0.60' in out and f'megabytes {megabytes:.3f}, goal 12.00' in out
+    assert out.count(': not reached') == status

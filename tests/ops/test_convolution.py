@@ -254,3 +254,12 @@ def test_frozen_filters_get_no_gradient(rng):
     y.grad = np.ones_like(y.array)
     y.backward()
     assert image.grad is not None and filters.grad is None
+
+
+def test_every_thread_filters_as_much(monkeypatch):
+    """A C4 network's RPN, 13 rows of tiles, is 7 and 6 of them for two threads, not 12 and 1."""
+    monkeypatch.setattr(_winograd, 'cpu_count', lambda: 2)
+    grid = _winograd._Grid((1024, 1, 50, 84), 1024, 1, 4)
+    assert [stop - start for (start, stop), _ in grid.blocks(0, 2)] == [7, 6]
+    roi_grids = _winograd._Grid((512, 500, 7, 7), 512, 1, 4, by_image=True)
+    assert [lanes for _, lanes in roi_grids.blocks(0, 8)] == 7 * [256] + [208]
