@@ -189,7 +189,8 @@ def test_survives_pickling_in_little_space(make):
     ({'image_id': None}, 'belongs to the image None, which is not in the file'),
     ({'category_id': 99}, 'has the category 99, which is not in the file'),
     ({'bbox': [1, 2, 3]}, 'not a list of four numbers'), ({'bbox': ['a', 2, 3, 4]}, 'four numbers'),
-    ({'iscrowd': None}, "the 'iscrowd' of annotation 2"), ({'bbox': None}, 'four numbers'), ({'area': 'large'}, "the 'area' of annotation 2 is not a number"),
+    ({'iscrowd': None}, "the 'iscrowd' of annotation 2"),
+    ({'bbox': None}, 'four numbers'), ({'area': 'large'}, "the 'area' of annotation 2 is not a number"),
     ({'bbox': [1, 2, 3, 10 ** 400]}, 'four numbers'), ({'bbox': [1, 2, 3, float('nan')]}, 'four numbers'),
     ({'area': 10 ** 400}, "the 'area' of annotation 2"), ({'area': float('-inf')}, "the 'area' of annotation 2")])
 def test_annotation_that_fits_nothing(make, changes, text, caplog):
