@@ -138,7 +138,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument('--gpu', type=gpu_number, metavar='ID', help='(default: 0 where CUDA works, else the CPU)')
     parser.add_argument('--precisions', nargs='+', choices=tuple(PRECISIONS), default=['tf32', 'fp16', 'bf16'],
                         help='what is compared with fp32 (default: all others)')
-    parser.add_argument('--images', type=int, metavar='N', help='look only at so many (default: at all)')
+    parser.add_argument('--images', type=int, metavar='N', help='look at so many only (default: all)')
     parser.add_argument('--min-score', type=float, default=0.5, metavar='S',
                         help='detections of fp32 from this score on are the truth (default: %(default)s)')
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the result to this file')
