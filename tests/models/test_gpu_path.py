@@ -102,8 +102,8 @@ def assert_same(ours, theirs):
             np.testing.assert_allclose(own, other, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize('model', ['resnet50', 'resnet50_fpn', pytest.param(
-    'mobilenet_v1_fpn', marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize('model', ['resnet50_fpn', *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    'resnet50', 'mobilenet_v1_fpn'))], indirect=True)
 def test_batches_are_those_of_the_cpu(model, rng, request, monkeypatch):
     """Images of one size run through each graph together; all that is found comes back at once."""
     images = [rng.uniform(0, 255, (3, 64, side)).astype('f') for side in (90, 90, 50)]
@@ -120,6 +120,7 @@ def test_batches_are_those_of_the_cpu(model, rng, request, monkeypatch):
     assert 2 * (len(stand_in.runs) - n_runs) == n_runs
 
 
+@pytest.mark.slow
 def test_keypoints_come_back_too(rng, request):
     np.random.seed(0)
     model = mask_rcnn.build('keypoint_resnet50_fpn', min_size=64, max_size=96, rpn_pre_nms=50, rpn_post_nms=5,
@@ -136,6 +137,7 @@ def test_keypoints_come_back_too(rng, request):
         assert_same(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
 def test_the_next_batch_is_begun_before_the_last_is_waited_for(model, rng, on_gpu, monkeypatch):
     """And no image is taken before it is needed for that."""

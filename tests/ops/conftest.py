@@ -30,6 +30,14 @@ class Form:
         return cuda.to_cpu(values.array if isinstance(values, chainer.Variable) else values)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A thread of the system for each of CUDA's takes its time: what other tests cover, too, is for ``-m slow``."""
+    for item in items:
+        if item.get_closest_marker('slow_emulated') and 'emulated' in item.name:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope='session')
 def emulator(tmp_path_factory) -> CudaEmulator:
     if shutil.which('g++') is None:

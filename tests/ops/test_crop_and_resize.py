@@ -102,6 +102,7 @@ def test_gradients(form, rng):
     gradient_check.check_double_backward(function, x, gy, ggx, dtype=np.float64, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow_emulated
 def test_gradient_is_the_same_in_every_run(form, rng):
     x, rois, indices = random_problem(rng, n=40, channels=33)
     gy = rng.standard_normal((40, 33, 7, 7)).astype(np.float32)
@@ -123,6 +124,7 @@ def test_float16_is_calculated_in_float32(form, rng, channels):
         gradient(form, x.astype(np.float32), rois, indices, gy.astype(np.float32), output_size=7).astype('e'))
 
 
+@pytest.mark.slow_emulated
 @pytest.mark.parametrize('channels', [1, 4, 65, 260])
 def test_any_number_of_channels(form, rng, channels):
     x, rois, indices = random_problem(rng, channels=channels)

@@ -129,6 +129,7 @@ def test_a_long_chain_of_suppression(form):
     assert run(form, boxes, scores, 0.5) == list(range(0, 300, 2))
 
 
+@pytest.mark.slow_emulated
 def test_all_boxes_stay(form, rng):
     """And fill every word, more of them than a warp marks at a time."""
     boxes = (np.arange(2200)[:, None] * np.float32(20) + np.float32([0, 0, 9, 9])).astype('f')

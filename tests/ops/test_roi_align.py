@@ -80,6 +80,7 @@ def test_equals_caffe2(form, golden, size, ratio):
     check_against_caffe2(form, golden, size, ratio)
 
 
+@pytest.mark.slow_emulated
 @pytest.mark.parametrize('size', [7, 14])
 @pytest.mark.parametrize('ratio', [0, 2])
 def test_equals_caffe2_on_all_channels(form, shared, size, ratio):
@@ -109,6 +110,7 @@ def test_bin_step_skips_bins(form, rng, bin_step):
     np.testing.assert_array_equal(form.numpy(part), form.numpy(full)[:, :, ::bin_step, ::bin_step])
 
 
+@pytest.mark.slow_emulated
 @pytest.mark.parametrize('channels', [1, 63, 64, 65, 130, 260])
 def test_any_number_of_channels(form, rng, channels):
     x, rois, indices = random_problem(rng, channels=channels)
@@ -149,6 +151,7 @@ def test_kernels_give_the_gradient_of_the_cpu_bit_by_bit(emulator, monkeypatch, 
         np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.slow_emulated
 def test_gradient_is_the_same_in_every_run(form, rng):
     x, rois, indices = random_problem(rng, n=40, channels=130)
     gy = rng.standard_normal((40, 130, 7, 7)).astype(np.float32)
@@ -157,6 +160,7 @@ def test_gradient_is_the_same_in_every_run(form, rng):
     np.testing.assert_array_equal(runs[0], runs[2])
 
 
+@pytest.mark.slow_emulated
 @pytest.mark.parametrize('channels', [5, 4, 24])
 def test_float16_is_calculated_in_float32(form, rng, channels):
     x, rois, indices = random_problem(rng, channels=channels, dtype=np.float16)

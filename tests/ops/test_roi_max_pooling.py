@@ -118,6 +118,7 @@ def test_gradients(form, rng, bin_step):
                                   atol=1e-7, rtol=1e-7)
 
 
+@pytest.mark.slow_emulated
 def test_gradient_is_the_same_in_every_run(form, rng):
     x, rois, indices = random_problem(rng, n=40, channels=70)
     gy = rng.standard_normal((40, 70, 7, 7)).astype(np.float32)
