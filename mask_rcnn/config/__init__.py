@@ -1,0 +1,12 @@
+"""Configuration: frozen dataclasses of plain data, and the named dialects and presets.
+
+A :class:`Dialect` holds the conventions of one original program.  A :class:`Config` holds the architecture and the
+sizes of one network together with its dialect.  A weight file stores both (:mod:`mask_rcnn.weights.npz`): the fields
+of the configuration, and the dialect by its name.
+"""
+
+from mask_rcnn.config.dialects import DETECTRON, DIALECTS, MATTERPORT, MINDSPORE, MOBILENET, Dialect
+from mask_rcnn.config.network import EXTRACTORS, FPN_STRIDES, PRESETS, RESNET_BLOCKS, Config
+
+__all__ = ['Config', 'DETECTRON', 'DIALECTS', 'Dialect', 'EXTRACTORS', 'FPN_STRIDES', 'MATTERPORT', 'MINDSPORE',
+           'MOBILENET', 'PRESETS', 'RESNET_BLOCKS']
