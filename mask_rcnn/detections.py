@@ -151,8 +151,8 @@ class Detections:
     def _on_device(self, operation: Callable, part: slice):
         """Return what an operation of :mod:`mask_rcnn.ops.paste_masks` makes of some masks."""
         arrays, dialect = (self.mask_probs[part], self.boxes[part]), self.dialect
-        options = {'extent': dialect.box_extent, 'padding': dialect.mask_padding, 'margin': dialect.mask_margin,
-                   'threshold': dialect.mask_threshold, 'inclusive': dialect.mask_inclusive}
+        options = {'extent': dialect.boxes.offset, 'padding': dialect.masks.padding, 'margin': dialect.masks.margin,
+                   'threshold': dialect.masks.threshold, 'inclusive': dialect.masks.threshold_inclusive}
         if self.device is None:
             return operation(*arrays, self.size, **options)
         with beside(self.device):
@@ -200,12 +200,12 @@ class Detections:
     def to_coco(self, image_id: int | str) -> list[dict]:
         """Return COCO's result format: plain Python data that :mod:`json` can write.
 
-        ``bbox`` is ``[x, y, width, height]`` with the dialect's ``box_extent`` in width and height, as
+        ``bbox`` is ``[x, y, width, height]`` with the dialect's ``boxes.offset`` in width and height, as
         Detectron's ``boxes.xyxy_to_xywh`` has it; ``segmentation`` is absent where there are no masks.
         ``keypoints``, where there are some, is ``[x, y, 1, x, y, 1, ...]``: COCO does not look at the third
         number, and Detectron gives 1.
         """
-        height, width = (self.boxes[:, 2:] - self.boxes[:, :2] + np.float32(self.dialect.box_extent)).T
+        height, width = (self.boxes[:, 2:] - self.boxes[:, :2] + np.float32(self.dialect.boxes.offset)).T
         boxes = np.stack([self.boxes[:, 1], self.boxes[:, 0], width, height], axis=1).tolist()
         results = [
             {'image_id': image_id, 'category_id': category, 'bbox': box, 'score': score}

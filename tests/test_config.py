@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mask_rcnn.config import DETECTRON, DIALECTS, PRESETS, Config
+from mask_rcnn.config import DETECTRON, DIALECTS, MATTERPORT, PRESETS, Config
 
 
 def test_dict_round_trip_through_json():
@@ -28,6 +28,23 @@ def test_defaults_are_detectrons():
 def test_bad_values(change, message):
     with pytest.raises(ValueError, match=message):
         Config(**change)
+
+
+def test_dialects_differ_in_single_conventions():
+    changed = DETECTRON.replace(name='other', boxes={'offset': 0.0}, masks={'padding': 0, 'threshold': 0.3})
+    assert (changed.name, changed.boxes.offset, changed.masks.padding, changed.masks.threshold) == ('other', 0, 0, 0.3)
+    assert (changed.boxes.clip_offset, changed.input, DETECTRON.boxes.offset) == (1, DETECTRON.input, 1)
+
+
+@pytest.mark.parametrize('change', [{'box': {'offset': 0.0}}, {'boxes': {'extent': 0.0}}, {'title': 'x'}])
+def test_unknown_conventions(change):
+    with pytest.raises(TypeError, match='unexpected keyword argument'):
+        DETECTRON.replace(**change)
+
+
+def test_a_letterbox_has_a_side_of_whole_strides():
+    with pytest.raises(ValueError, match="max_size, the side of the matterport dialect's square input, must be a"):
+        Config(dialect=MATTERPORT, max_size=1000)
 
 
 def test_bad_dicts():

@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import json
 import pickle
 
@@ -43,7 +42,7 @@ def assert_same(a, b):
 
 
 def test_masks_are_pasted_as_the_dialect_says_and_only_once(rng):
-    dialect = dataclasses.replace(DETECTRON, box_extent=0.0, mask_padding=0, mask_threshold=0.3)
+    dialect = DETECTRON.replace(boxes={'offset': 0.0}, masks={'padding': 0, 'threshold': 0.3})
     found = make(rng, dialect=dialect)
     expected = paste_masks(found.mask_probs, found.boxes, SIZE, extent=0.0, padding=0, threshold=0.3)
     assert found.masks.shape == (7, *SIZE) and found.masks.dtype == bool
@@ -246,7 +245,7 @@ def test_to_coco(rng):
 
 
 def test_to_coco_without_category_ids_and_with_box_coordinates(rng):
-    dialect = dataclasses.replace(DETECTRON, box_extent=0.0)
+    dialect = DETECTRON.replace(boxes={'offset': 0.0})
     found = make(rng, count=1, labels=np.array([2]), category_ids=None, dialect=dialect,
                  boxes=np.array([[10, 20, 29, 59]], np.float32))
     result, = found.to_coco('street')

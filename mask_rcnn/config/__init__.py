@@ -5,8 +5,11 @@ sizes of one network together with its dialect.  A weight file stores both (:mod
 of the configuration, and the dialect by its name.
 """
 
-from mask_rcnn.config.dialects import DETECTRON, DIALECTS, MATTERPORT, MINDSPORE, MOBILENET, Dialect
+from mask_rcnn.config.dialects import (DETECTRON, DIALECTS, MATTERPORT, MINDSPORE, MOBILENET, BackboneConventions,
+                                       BoxConventions, DetectionConventions, Dialect, InputConventions,
+                                       LossConventions, MaskConventions, RoIConventions, RPNConventions)
 from mask_rcnn.config.network import EXTRACTORS, FPN_STRIDES, PRESETS, RESNET_BLOCKS, Config
 
-__all__ = ['Config', 'DETECTRON', 'DIALECTS', 'Dialect', 'EXTRACTORS', 'FPN_STRIDES', 'MATTERPORT', 'MINDSPORE',
-           'MOBILENET', 'PRESETS', 'RESNET_BLOCKS']
+__all__ = ['BackboneConventions', 'BoxConventions', 'Config', 'DETECTRON', 'DIALECTS', 'DetectionConventions', 'Dialect',
+           'EXTRACTORS', 'FPN_STRIDES', 'InputConventions', 'LossConventions', 'MATTERPORT', 'MINDSPORE', 'MOBILENET',
+           'MaskConventions', 'PRESETS', 'RESNET_BLOCKS', 'RPNConventions', 'RoIConventions']

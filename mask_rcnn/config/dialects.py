@@ -1,10 +1,189 @@
-"""The dialects: every convention in which one original program differs from another."""
+"""Dialects: the conventions in which the original programs differ from one another.
+
+A converted weight file reproduces the detections of its program only under the conventions of that program.  One
+:class:`Dialect` holds all conventions of one program, in one group for each part of the network.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class InputConventions:
+    """Conversion of an image into the network input (:func:`mask_rcnn.datasets.transforms.prepare_image`).
+
+    Args:
+        channel_order: Order of the colour channels: ``'BGR'`` (Detectron) or ``'RGB'`` (all others).
+        pixel_mean: Mean of each channel, which is subtracted from the pixels; in ``channel_order``.
+        pixel_std: Standard deviation of each channel, by which the pixels are divided; in ``channel_order``.
+        resize: Resampling of the image.  ``'opencv_float32'`` subtracts the mean first and resizes float32 pixels as
+            OpenCV does (Detectron).  ``'skimage_uint8'`` resizes as scikit-image does, truncates the result to whole
+            numbers and subtracts the mean afterwards (Matterport).
+        upscale_only: Whether ``Config.min_size`` only enlarges images (Matterport), or also reduces them (Detectron).
+            ``Config.max_size`` reduces images in either case.
+        letterbox: Whether the image is centred in a zero-padded square with a side of ``Config.max_size`` pixels
+            (Matterport), or placed in the upper left corner of an input that fits the image (Detectron).
+    """
+
+    channel_order: Literal['RGB', 'BGR']
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    resize: Literal['opencv_float32', 'skimage_uint8']
+    upscale_only: bool
+    letterbox: bool
+
+
+@dataclass(frozen=True)
+class BackboneConventions:
+    """Layers of the backbone.
+
+    Args:
+        bn_eps: Number that batch normalisation adds to the variance: 1e-5 (Detectron, MindSpore) or 1e-3 (Keras,
+            TensorFlow).
+        stem_pool_pad: Padding of the max pooling after conv1.  1 pads every border by one pixel (Detectron).  0 pads
+            only the bottom and the right border, as far as the last window needs it (TensorFlow's ``SAME``).
+        stride_in_3x3: Whether the 3x3 convolution of an FPN ResNet's bottleneck block has the stride (MindSpore,
+            torchvision), or the first 1x1 convolution (Detectron, Matterport).  C4 networks always have the stride
+            in the 1x1 convolution.
+    """
+
+    bn_eps: float
+    stem_pool_pad: int
+    stride_in_3x3: bool
+
+
+@dataclass(frozen=True)
+class BoxConventions:
+    """Box arithmetic (:mod:`mask_rcnn.ops.boxes`, :mod:`mask_rcnn.ops.nms`).
+
+    Args:
+        offset: Number that is added to ``x2 - x1`` to get the width of a box.  1 if both corners are pixels of the
+            box (Detectron), 0 if corners are coordinates (Matterport).
+        clip_offset: Boxes are clipped to ``[0, side - clip_offset]``: 1 in all programs.  Detections of a dialect
+            with ``detections.postprocess_in_input_space`` are clipped to the centres of the corner pixels instead.
+        max_log_scale: Upper limit of the predicted ``dh`` and ``dw``, the logarithms of the scale factors:
+            Detectron's ``BBOX_XFORM_CLIP``, or infinity (Matterport).
+        rpn_delta_weights: Weights of ``(dy, dx, dh, dw)`` in the RPN's regression targets.  Matterport calls the
+            reciprocals ``RPN_BBOX_STD_DEV``.
+        box_delta_weights: Weights of ``(dy, dx, dh, dw)`` in the box head's regression targets: Detectron's
+            ``MODEL.BBOX_REG_WEIGHTS``.  Matterport calls the reciprocals ``BBOX_STD_DEV``.
+        nms_suppress_equal: Whether NMS suppresses a box at an IoU equal to the threshold (Detectron), or only above
+            the threshold (Matterport).
+    """
+
+    offset: float
+    clip_offset: float
+    max_log_scale: float
+    rpn_delta_weights: tuple[float, float, float, float]
+    box_delta_weights: tuple[float, float, float, float]
+    nms_suppress_equal: bool
+
+
+@dataclass(frozen=True)
+class RPNConventions:
+    """Anchors and proposals.
+
+    Args:
+        round_anchors: Whether the sides of the anchors are rounded to whole pixels
+            (:func:`mask_rcnn.ops.anchors.detectron_cell_anchors`) or not
+            (:func:`mask_rcnn.ops.anchors.matterport_cell_anchors`).
+        proposals_per_level: Whether each level of the feature pyramid has its own top-k selection and NMS
+            (Detectron), or all levels share one (Matterport).
+    """
+
+    round_anchors: bool
+    proposals_per_level: bool
+
+
+@dataclass(frozen=True)
+class RoIConventions:
+    """Pooling of RoI features (:mod:`mask_rcnn.models.roi_pooling`).
+
+    Args:
+        op: Pooling operator.  ``'roi_align'`` averages samples inside each bin (Detectron); ``Config.roi_align`` can
+            replace it by RoI max pooling.  ``'crop_and_resize'`` takes one sample at each point of a grid that
+            reaches from border to border (Matterport, with TensorFlow's operator); it ignores ``Config.roi_align``
+            and ``Config.sampling_ratio``.
+        level_rounding: Rounding of the pyramid level of a RoI: ``'floor'`` (Detectron) or ``'nearest'``, which rounds
+            halves to even (Matterport).
+        level_epsilon: Number that is added to the relative size of a RoI before the logarithm that gives the level:
+            1e-6 (Detectron) or 0 (Matterport).
+    """
+
+    op: Literal['roi_align', 'crop_and_resize']
+    level_rounding: Literal['floor', 'nearest']
+    level_epsilon: float
+
+
+@dataclass(frozen=True)
+class DetectionConventions:
+    """Postprocessing of the box head's output (:func:`mask_rcnn.ops.proposals.select_detections`).
+
+    Args:
+        postprocess_in_input_space: Whether boxes are decoded, clipped and suppressed in pixels of the network input
+            (Matterport), or in pixels of the original image (Detectron).
+        integer_boxes: Whether the corners of detections are rounded to whole pixels, where the second corner
+            is the first pixel after the box, and empty boxes are dropped (Matterport).
+        best_class_only: Whether a RoI is a candidate only for its best class (Matterport), or for every class
+            (Detectron).
+        score_threshold_inclusive: Whether a score equal to the threshold passes (Matterport), or only a score above
+            the threshold (Detectron).
+        keep_ties: Whether detections with the same score as the last detection within the limit are kept
+            beyond the limit (Detectron), or dropped (Matterport).
+    """
+
+    postprocess_in_input_space: bool
+    integer_boxes: bool
+    best_class_only: bool
+    score_threshold_inclusive: bool
+    keep_ties: bool
+
+
+@dataclass(frozen=True)
+class MaskConventions:
+    """Pasting of predicted masks into the image (:func:`mask_rcnn.ops.paste_masks.paste_masks`).
+
+    Args:
+        padding: Width of the zero border around a predicted mask, in mask pixels; the box grows in proportion before
+            the mask is resized into it: 1 (Detectron) or 0 (Matterport).
+        margin: Width of the zero border outside the box, 0 or 1.  1 interpolates between the mask and the zeros at
+            the border (Matterport, with scikit-image); 0 repeats the border (Detectron, with OpenCV).
+        threshold: Probability above which a pixel belongs to the mask.
+        threshold_inclusive: Whether a pixel with a probability equal to the threshold belongs to the mask
+            (Matterport) or not (Detectron).
+    """
+
+    padding: int
+    margin: int
+    threshold: float
+    threshold_inclusive: bool
+
+
+@dataclass(frozen=True)
+class LossConventions:
+    """Losses of training (:mod:`mask_rcnn.training.train_chain`).
+
+    Args:
+        rpn_smooth_l1_beta: Error at which the smooth L1 loss of the RPN changes from quadratic to linear: 1/9
+            (Detectron) or 1 (Matterport).
+        box_smooth_l1_beta: Error at which the smooth L1 loss of the box head changes from quadratic to linear: 1.
+        box_loss_normalizer: Divisor of both smooth L1 losses.  ``'sampled'`` is the number of sampled anchors or RoIs
+            (Detectron).  ``'positive'`` is the number of coordinates, four for each positive anchor or RoI
+            (Matterport).
+        rpn_loss_divides_by_batch_size: Whether an FPN's objectness loss is divided by the requested number of
+            anchors, which can exceed the number of sampled anchors (Detectron), or by the number of sampled
+            anchors (Matterport).
+    """
+
+    rpn_smooth_l1_beta: float
+    box_smooth_l1_beta: float
+    box_loss_normalizer: Literal['sampled', 'positive']
+    rpn_loss_divides_by_batch_size: bool
 
 
 @dataclass(frozen=True)
@@ -12,188 +191,138 @@ class Dialect:
     """The conventions of one original program.
 
     Args:
-        name: The name under which weight files refer to the dialect.
-        channel_order: Order of the network input's colour channels, ``'RGB'`` or ``'BGR'``.
-        pixel_mean: Subtracted from the input, in ``channel_order``.
-        pixel_std: The input is divided by it, in ``channel_order``.
-        resize: How an image is resized: ``'float'``, without its mean, as OpenCV resizes floats; or
-            ``'uint8'``, before the mean is subtracted, as scikit-image does it, cut off to whole numbers.
-        enlarge_only: Whether no image is made smaller to bring its shorter side to ``Config.min_size``.
-        centred: Whether the image lies in the middle of a square of zeros (before the mean is subtracted), of
-            ``Config.max_size`` pixels a side; else in the upper left corner of what its own size needs.
-        bn_eps: Added to the variance in batch normalisation.
-        stem_pool_pad: Rows and columns that the pooling behind conv1 adds on all sides; with 0 it adds them
-            below and to the right, where they are needed (TensorFlow's ``SAME``).
-        stride_in_3x3: Whether the stages of a feature pyramid's ResNet have their stride in the first 3x3
-            convolution, or in the 1x1 before it, as C4 networks always have it.
-        box_extent: A box from ``x1`` to ``x2`` is ``x2 - x1 + box_extent`` wide: 1 where corners are
-            pixels that belong to the box, 0 where they are coordinates.
-        clip_extent: Corners are clipped to ``[0, side - clip_extent]``; detections with ``detect_in_input`` to the
-            centres of the image's corner pixels.
-        anchors_rounded: Whether anchors have whole sides (:func:`mask_rcnn.ops.anchors.cell_anchors`) or not
-            (:func:`mask_rcnn.ops.anchors.corner_anchors`).
-        delta_clip: Upper limit of the predicted ``dh`` and ``dw`` (the logarithm of a growth factor).
-        rpn_delta_weights: Factors of ``(dy, dx, dh, dw)`` in the RPN's regression targets.
-        box_delta_weights: The same for the box head.
-        proposals_by_map: Whether each feature map has its own limit and NMS of proposals, or all together.
-        nms_inclusive: Whether a box is suppressed at an IoU of just the threshold, too.
-        roi_grid: Where the bins of a RoI read the feature map: ``'bins'`` for samples inside each (RoIAlign),
-            ``'corners'`` for one on each point of a grid from border to border (TensorFlow's
-            ``crop_and_resize``), whatever ``Config.roi_align`` and ``sampling_ratio`` say.
-        level_rounding: Of the number of a RoI's feature map: ``'floor'`` or ``'nearest'`` (halves to even).
-        level_epsilon: Added to the RoI's relative size, of which that number is the logarithm.
-        detect_in_input: Whether detections are decoded, clipped and compared in the network's input, or in
-            the original image.
-        integer_boxes: Whether the detections' corners are rounded to pixels, the second ones to those behind
-            the box, and empty boxes dropped.
-        best_class_only: Whether a RoI can only become a detection of its best class, or of several.
-        score_inclusive: Whether a detection may score just the threshold.
-        limit_ties: Whether detections that score as much as the last one within the limit are kept, too.
-        mask_padding: Pixels of zeros around a predicted mask before it is resized into its box.
-        mask_margin: Pixels of zeros beyond the box (:func:`mask_rcnn.ops.paste_masks.paste_masks`).
-        mask_threshold: A pixel belongs to the mask if its probability is above this value ...
-        mask_inclusive: ... or equal to it.
-        rpn_loss_beta: Where the smooth L1 loss of the RPN turns from quadratic to linear.
-        box_loss_beta: The same for the box head.
-        loc_loss_over: What these two losses are divided by: ``'sampled'``, all anchors or RoIs that are
-            looked at; or ``'positive'``, the numbers (four each) of those that are objects.
-        fpn_loss_over_batch: Whether a feature pyramid's RPN divides its loss of objectness by the number of
-            anchors that it asked for, which may be more than there are.
+        name: Name that weight files store for the dialect; a key of :data:`DIALECTS`.
+        input: Conversion of an image into the network input.
+        backbone: Layers of the backbone.
+        boxes: Box arithmetic.
+        rpn: Anchors and proposals.
+        rois: Pooling of RoI features.
+        detections: Postprocessing of the box head's output.
+        masks: Pasting of predicted masks into the image.
+        losses: Losses of training.
     """
 
     name: str
-    channel_order: str
-    pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[float, float, float]
-    resize: str
-    enlarge_only: bool
-    centred: bool
-    bn_eps: float
-    stem_pool_pad: int
-    stride_in_3x3: bool
-    box_extent: float
-    clip_extent: float
-    anchors_rounded: bool
-    delta_clip: float
-    rpn_delta_weights: tuple[float, float, float, float]
-    box_delta_weights: tuple[float, float, float, float]
-    proposals_by_map: bool
-    nms_inclusive: bool
-    roi_grid: str
-    level_rounding: str
-    level_epsilon: float
-    detect_in_input: bool
-    integer_boxes: bool
-    best_class_only: bool
-    score_inclusive: bool
-    limit_ties: bool
-    mask_padding: int
-    mask_margin: int
-    mask_threshold: float
-    mask_inclusive: bool
-    rpn_loss_beta: float
-    box_loss_beta: float
-    loc_loss_over: str
-    fpn_loss_over_batch: bool
+    input: InputConventions
+    backbone: BackboneConventions
+    boxes: BoxConventions
+    rpn: RPNConventions
+    rois: RoIConventions
+    detections: DetectionConventions
+    masks: MaskConventions
+    losses: LossConventions
+
+    def replace(self, **changes) -> Dialect:
+        """Return a copy with some conventions changed.
+
+        ``DETECTRON.replace(name='other', boxes={'offset': 0.0})`` changes the name and one field of one group.
+
+        Args:
+            **changes: New values of fields; a mapping as the value of a group changes only the fields in the mapping.
+
+        Returns:
+            Dialect: The changed copy.
+
+        Raises:
+            TypeError: A field of the dialect or of a group does not exist.
+        """
+        groups = {name: dataclasses.replace(getattr(self, name), **change) for name, change in changes.items()
+                  if isinstance(change, Mapping) and hasattr(self, name)}
+        return dataclasses.replace(self, **{**changes, **groups})
 
 
-#: Detectron (Caffe2), ``detectron/core/config.py`` and ``detectron/utils/boxes.py``.
+#: Detectron (Caffe2): ``detectron/core/config.py`` and ``detectron/utils/boxes.py``.
 DETECTRON = Dialect(
     name='detectron',
-    channel_order='BGR',
-    pixel_mean=(102.9801, 115.9465, 122.7717),
-    pixel_std=(1.0, 1.0, 1.0),
-    resize='float',
-    enlarge_only=False,
-    centred=False,
-    bn_eps=1e-5,
-    stem_pool_pad=1,
-    stride_in_3x3=False,
-    box_extent=1.0,
-    clip_extent=1.0,
-    anchors_rounded=True,
-    delta_clip=math.log(1000.0 / 16.0),
-    rpn_delta_weights=(1.0, 1.0, 1.0, 1.0),
-    box_delta_weights=(10.0, 10.0, 5.0, 5.0),
-    proposals_by_map=True,
-    nms_inclusive=True,
-    roi_grid='bins',
-    level_rounding='floor',
-    level_epsilon=1e-6,
-    detect_in_input=False,
-    integer_boxes=False,
-    best_class_only=False,
-    score_inclusive=False,
-    limit_ties=True,
-    mask_padding=1,
-    mask_margin=0,
-    mask_threshold=0.5,
-    mask_inclusive=False,
-    rpn_loss_beta=1 / 9,
-    box_loss_beta=1.0,
-    loc_loss_over='sampled',
-    fpn_loss_over_batch=True,
+    input=InputConventions(
+        channel_order='BGR',
+        pixel_mean=(102.9801, 115.9465, 122.7717),
+        pixel_std=(1.0, 1.0, 1.0),
+        resize='opencv_float32',
+        upscale_only=False,
+        letterbox=False,
+    ),
+    backbone=BackboneConventions(bn_eps=1e-5, stem_pool_pad=1, stride_in_3x3=False),
+    boxes=BoxConventions(
+        offset=1.0,
+        clip_offset=1.0,
+        max_log_scale=math.log(1000.0 / 16.0),
+        rpn_delta_weights=(1.0, 1.0, 1.0, 1.0),
+        box_delta_weights=(10.0, 10.0, 5.0, 5.0),
+        nms_suppress_equal=True,
+    ),
+    rpn=RPNConventions(round_anchors=True, proposals_per_level=True),
+    rois=RoIConventions(op='roi_align', level_rounding='floor', level_epsilon=1e-6),
+    detections=DetectionConventions(
+        postprocess_in_input_space=False,
+        integer_boxes=False,
+        best_class_only=False,
+        score_threshold_inclusive=False,
+        keep_ties=True,
+    ),
+    masks=MaskConventions(padding=1, margin=0, threshold=0.5, threshold_inclusive=False),
+    losses=LossConventions(
+        rpn_smooth_l1_beta=1 / 9,
+        box_smooth_l1_beta=1.0,
+        box_loss_normalizer='sampled',
+        rpn_loss_divides_by_batch_size=True,
+    ),
 )
 
-#: Matterport's Mask R-CNN (TensorFlow 1, Keras), ``mrcnn/model.py`` and ``mrcnn/utils.py``.  It divides boxes
-#: by the size of its square input, less one.  Ours stay pixels, ``(y_min, x_min, y_max - 1, x_max - 1)`` of its
-#: boxes in pixels, which is what it divides.
+#: Matterport's Mask R-CNN (TensorFlow 1, Keras): ``mrcnn/model.py`` and ``mrcnn/utils.py``.  Matterport normalises a
+#: box in pixels to ``(y_min, x_min, y_max - 1, x_max - 1) / (side - 1)``.  Boxes here are the numerators: they stay in
+#: pixels.
 MATTERPORT = Dialect(
     name='matterport',
-    channel_order='RGB',
-    pixel_mean=(123.7, 116.8, 103.9),
-    pixel_std=(1.0, 1.0, 1.0),
-    resize='uint8',
-    enlarge_only=True,
-    centred=True,
-    bn_eps=1e-3,
-    stem_pool_pad=0,
-    stride_in_3x3=False,
-    box_extent=0.0,
-    clip_extent=1.0,
-    anchors_rounded=False,
-    delta_clip=math.inf,
-    rpn_delta_weights=(10.0, 10.0, 5.0, 5.0),
-    box_delta_weights=(10.0, 10.0, 5.0, 5.0),
-    proposals_by_map=False,
-    nms_inclusive=False,
-    roi_grid='corners',
-    level_rounding='nearest',
-    level_epsilon=0.0,
-    detect_in_input=True,
-    integer_boxes=True,
-    best_class_only=True,
-    score_inclusive=True,
-    limit_ties=False,
-    mask_padding=0,
-    mask_margin=1,
-    mask_threshold=0.5,
-    mask_inclusive=True,
-    rpn_loss_beta=1.0,
-    box_loss_beta=1.0,
-    loc_loss_over='positive',
-    fpn_loss_over_batch=False,
+    input=InputConventions(
+        channel_order='RGB',
+        pixel_mean=(123.7, 116.8, 103.9),
+        pixel_std=(1.0, 1.0, 1.0),
+        resize='skimage_uint8',
+        upscale_only=True,
+        letterbox=True,
+    ),
+    backbone=BackboneConventions(bn_eps=1e-3, stem_pool_pad=0, stride_in_3x3=False),
+    boxes=BoxConventions(
+        offset=0.0,
+        clip_offset=1.0,
+        max_log_scale=math.inf,
+        rpn_delta_weights=(10.0, 10.0, 5.0, 5.0),
+        box_delta_weights=(10.0, 10.0, 5.0, 5.0),
+        nms_suppress_equal=False,
+    ),
+    rpn=RPNConventions(round_anchors=False, proposals_per_level=False),
+    rois=RoIConventions(op='crop_and_resize', level_rounding='nearest', level_epsilon=0.0),
+    detections=DetectionConventions(
+        postprocess_in_input_space=True,
+        integer_boxes=True,
+        best_class_only=True,
+        score_threshold_inclusive=True,
+        keep_ties=False,
+    ),
+    masks=MaskConventions(padding=0, margin=1, threshold=0.5, threshold_inclusive=True),
+    losses=LossConventions(
+        rpn_smooth_l1_beta=1.0,
+        box_smooth_l1_beta=1.0,
+        box_loss_normalizer='positive',
+        rpn_loss_divides_by_batch_size=False,
+    ),
 )
 
-#: Detectron's with the input of TensorFlow's MobileNets (``slim/preprocessing``) and their epsilon.
-MOBILENET = dataclasses.replace(
-    DETECTRON,
+#: Detectron's conventions with the input (``slim/preprocessing``) and the epsilon of TensorFlow's MobileNets.
+MOBILENET = DETECTRON.replace(
     name='mobilenet',
-    channel_order='RGB',
-    pixel_mean=(128.0, 128.0, 128.0),
-    pixel_std=(128.0, 128.0, 128.0),
-    bn_eps=1e-3,
+    input={'channel_order': 'RGB', 'pixel_mean': (128.0, 128.0, 128.0), 'pixel_std': (128.0, 128.0, 128.0)},
+    backbone={'bn_eps': 1e-3},
 )
 
-#: MindSpore's model zoo, ``maskrcnn`` and ``maskrcnn_mobilenetv1``: boxes as Detectron's, other pixels.
-MINDSPORE = dataclasses.replace(
-    DETECTRON,
+#: MindSpore's model zoo, ``maskrcnn`` and ``maskrcnn_mobilenetv1``: Detectron's boxes with another input and another
+#: stem and stride.
+MINDSPORE = DETECTRON.replace(
     name='mindspore',
-    channel_order='RGB',
-    pixel_mean=(123.675, 116.28, 103.53),
-    pixel_std=(58.395, 57.12, 57.375),
-    stem_pool_pad=0,
-    stride_in_3x3=True,
+    input={'channel_order': 'RGB', 'pixel_mean': (123.675, 116.28, 103.53), 'pixel_std': (58.395, 57.12, 57.375)},
+    backbone={'stem_pool_pad': 0, 'stride_in_3x3': True},
 )
 
+#: All dialects by name.
 DIALECTS = {dialect.name: dialect for dialect in (DETECTRON, MATTERPORT, MINDSPORE, MOBILENET)}

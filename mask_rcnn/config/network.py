@@ -10,43 +10,47 @@ from mask_rcnn.config.dialects import DETECTRON, DIALECTS, MOBILENET, Dialect
 
 @dataclass(frozen=True)
 class Config:
-    """One network: its parts, its sizes and the dialect it speaks.
+    """Architecture, sizes and dialect of one network.
+
+    Weight files and snapshots store the names of the fields.
 
     Args:
-        extractor: One of :data:`EXTRACTORS`: a body (``'resnet50'``), which makes a C4 network, or a body
-            with a feature pyramid (``'resnet50_fpn'``).
+        extractor: One of :data:`EXTRACTORS`: a backbone (``'resnet50'``) for a C4 network, or a backbone with a feature
+            pyramid (``'resnet50_fpn'``).
         n_fg_class: Number of classes without the background.
-        dialect: The conventions of the program whose weights the network takes.
-        norm: ``'affine'`` for frozen per-channel scale and bias, ``'bn'`` for batch normalisation.
-        masks: Whether the network draws masks.
-        n_keypoint: How many keypoints the network finds on an instance; 0 for a network without.
-        width: Multiplies a MobileNet's numbers of channels.
-        fpn_channels: Channels of the feature pyramid's maps.
-        rpn_channels: Channels of the RPN's 3x3 convolution; 0 takes as many as its input has.
-        head_channels: Channels of the two linear layers of the feature pyramid's box head.
+        dialect: Conventions of the program that trained the weights.
+        norm: ``'affine'`` for a frozen scale and bias per channel, ``'bn'`` for batch normalisation.
+        masks: Whether the network has a mask head.
+        n_keypoint: Number of keypoints per instance; 0 for a network without a keypoint head.
+        width: Width multiplier of a MobileNet (Howard et al. 2017, section 3.3): factor of the numbers of channels.
+        fpn_channels: Channels of each level of the feature pyramid.
+        rpn_channels: Channels of the RPN's 3x3 convolution; 0 for the number of its input channels.
+        head_channels: Channels of the two fully connected layers of an FPN's box head.
         mask_channels: Channels of the mask head.
-        mask_convs: 3x3 convolutions of the feature pyramid's mask head.
-        roi_size: Side of the RoI grid in bins, 14 or 7; the head of a C4 network sees 7 x 7 bins either way.
-        mask_roi_size: Side of the RoI grid of the feature pyramid's mask and keypoint heads.
-        roi_canonical_size: A RoI of this size (square root of the area, pixels) is pooled from the map of stride
-            16, one of half the size from that of stride 8 (Lin et al. 2017, section 4.2).
-        roi_align: RoIAlign if true, RoI max pooling otherwise; where the dialect's ``roi_grid`` is ``'bins'``.
-        sampling_ratio: RoIAlign's samples per bin and axis; 0 takes as many as the bin has pixels.
-        min_size: The image's shorter side is resized (in some dialects: enlarged) to this many pixels ...
-        max_size: ... unless the longer side would exceed this many; and the side of the square in which some
-            dialects put the image.
-        anchor_sizes: Side of the anchors in input pixels (square root of their area): all on the one map of
-            a C4 network, one on each map of a pyramid.
-        anchor_ratios: Height / width of the anchors.
-        rpn_pre_nms: Best anchors of each feature map (in some dialects: of all) that enter the proposals'
-            NMS.
-        rpn_post_nms: Proposals that leave it, of each map and of all.
-        rpn_nms_threshold: IoU from which on (in some dialects: above which) a proposal suppresses a worse one.
-        rpn_min_size: Proposals with a side below it (pixels of the original image) are dropped.
-        score_threshold: Detections must score above it (in some dialects: or just as much).
-        nms_threshold: IoU from which on (in some dialects: above which) a detection suppresses a worse one of
-            its class.
-        max_detections: Detections kept per image (in some dialects: ties with the last one, too).
+        mask_convs: Number of 3x3 convolutions in an FPN's mask head.
+        roi_size: Side of the pooled RoI features in bins, 14 or 7.  The box head of a C4 network processes 7 x 7 bins
+            in both cases.
+        mask_roi_size: Side of the pooled RoI features of an FPN's mask and keypoint heads in bins.
+        roi_canonical_size: Size (square root of the area in pixels) of a RoI that is pooled from the level of stride
+            16.  A RoI of half the size is pooled from the level of stride 8 (Lin et al. 2017, section 4.2).
+        roi_align: True for RoIAlign, false for RoI max pooling.  Applies to dialects with ``rois.op='roi_align'``.
+        sampling_ratio: RoIAlign's number of samples per bin and axis; 0 for as many samples as the bin has pixels.
+        min_size: Target length of the image's shorter side in pixels.
+        max_size: Upper limit of the image's longer side in pixels; also the side of a letterbox dialect's square input.
+        anchor_sizes: Sizes (square root of the area in input pixels) of the anchors: all sizes on the single level of
+            a C4 network, one size on each level of a feature pyramid.
+        anchor_ratios: Aspect ratios of the anchors, height / width.
+        rpn_pre_nms: Number of highest-scoring anchors before NMS, per level or in total
+            (``dialect.rpn.proposals_per_level``).
+        rpn_post_nms: Number of proposals after NMS, in total; also the limit of each level.
+        rpn_nms_threshold: IoU threshold of the proposals' NMS (``dialect.boxes.nms_suppress_equal``).
+        rpn_min_size: Minimum side of a proposal in pixels of the original image; smaller proposals are dropped.
+        score_threshold: Minimum score of a detection (``dialect.detections.score_threshold_inclusive``).
+        nms_threshold: IoU threshold of the detections' NMS within a class (``dialect.boxes.nms_suppress_equal``).
+        max_detections: Maximum number of detections per image (``dialect.detections.keep_ties``).
+
+    Raises:
+        ValueError: A value is not allowed, or two values contradict each other.
     """
 
     extractor: str = 'resnet50'
@@ -88,44 +92,65 @@ class Config:
         if self.n_fg_class < 1:
             raise ValueError(f'n_fg_class must be at least 1, not {self.n_fg_class!r}')
         if self.has_fpn and len(self.anchor_sizes) != len(FPN_STRIDES):
-            raise ValueError(f'{self.extractor} has {len(FPN_STRIDES)} maps and needs an anchor size for each, '
+            raise ValueError(f'{self.extractor} has {len(FPN_STRIDES)} levels and needs one anchor size for each, '
                              f'not {len(self.anchor_sizes)}')
         if self.n_keypoint and not self.has_fpn:
-            raise ValueError(f'keypoints need a feature pyramid, which {self.extractor} has not')
+            raise ValueError(f'keypoint networks need an FPN extractor, not {self.extractor!r}')
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(f'need 0 < min_size <= max_size, got {self.min_size} and {self.max_size}')
-        if self.dialect.centred and self.max_size % FPN_STRIDES[-1]:
-            raise ValueError(f"max_size, the {self.dialect.name} dialect's square, must be a multiple of "
-                             f'{FPN_STRIDES[-1]}, not {self.max_size}')
+        if self.dialect.input.letterbox and self.max_size % FPN_STRIDES[-1]:
+            raise ValueError(f"max_size, the side of the {self.dialect.name} dialect's square input, must be "
+                             f'a multiple of {FPN_STRIDES[-1]}, not {self.max_size}')
 
     @property
     def body(self) -> str:
-        """The extractor without its feature pyramid: ``'resnet50'`` of ``'resnet50_fpn'``."""
+        """Name of the backbone: ``'resnet50'`` for the extractor ``'resnet50_fpn'``."""
         return self.extractor.removesuffix('_fpn')
 
     @property
     def has_fpn(self) -> bool:
-        """Whether the network has a feature pyramid."""
+        """Whether the extractor has a feature pyramid."""
         return self.extractor.endswith('_fpn')
 
     @property
     def size_divisor(self) -> int:
-        """The network's input is padded to a multiple of it (Detectron's ``FPN.COARSEST_STRIDE``)."""
+        """Number of pixels to a multiple of which the network input is padded (Detectron's ``FPN.COARSEST_STRIDE``)."""
         return 32 if self.has_fpn else 1
 
     def replace(self, **changes) -> Config:
-        """Return a copy with some fields changed (unknown names raise ``TypeError``)."""
+        """Return a copy with some fields changed.
+
+        Args:
+            **changes: New values by field name.
+
+        Returns:
+            Config: The changed copy.
+
+        Raises:
+            TypeError: A field does not exist.
+            ValueError: A value is not allowed.
+        """
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict:
-        """Return plain data (numbers, strings, lists) for JSON; the dialect goes by its name."""
+        """Return the fields as plain data for JSON: numbers, strings and lists, and the dialect's name."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields['dialect'] = self.dialect.name
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     @classmethod
     def from_dict(cls, data: dict) -> Config:
-        """Inverse of :meth:`to_dict`; raises ``ValueError`` for unknown fields, dialects and values."""
+        """Return the configuration of which :meth:`to_dict` returned the fields.
+
+        Args:
+            data: Plain data; missing fields get their defaults.
+
+        Returns:
+            Config: The configuration.
+
+        Raises:
+            ValueError: A field or a dialect is unknown, or a value is not allowed.
+        """
         known = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(data) - set(known))
         if unknown:
@@ -137,21 +162,22 @@ class Config:
         return cls(**fields)
 
 
-#: Depth of each ResNet: bottleneck blocks in res2 ... res5.
+#: Number of bottleneck blocks in the stages res2 to res5 of each ResNet.
 RESNET_BLOCKS = {
     'resnet50': (3, 4, 6, 3),
     'resnet101': (3, 4, 23, 3),
 }
 
-#: Strides of a feature pyramid's maps, P2 ... P6.
+#: Strides of the feature pyramid's levels P2 to P6.
 FPN_STRIDES = (4, 8, 16, 32, 64)
 
+#: Names of the extractors: a backbone alone (C4 network), or with a feature pyramid (``_fpn``).
 EXTRACTORS = ('resnet50', 'resnet101', 'resnet50_fpn', 'resnet101_fpn', 'mobilenet_v1_fpn')
 
-#: What Detectron's ``e2e_mask_rcnn_*-FPN_*.yaml`` say otherwise than the C4 networks' files.
+#: Settings in Detectron's ``e2e_mask_rcnn_*-FPN_*.yaml`` that differ from the defaults, which are those of C4.
 _FPN = {'rpn_channels': 256, 'roi_size': 7, 'sampling_ratio': 2, 'rpn_pre_nms': 1000}
 
-#: What :func:`mask_rcnn.build` knows by name.
+#: Configurations that :func:`mask_rcnn.build` accepts by name.
 PRESETS = {
     'resnet50': Config(),
     'resnet101': Config(extractor='resnet101'),

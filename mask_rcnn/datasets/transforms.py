@@ -33,7 +33,7 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
     """
     short, long = min(size), max(size)
     scale = config.min_size / short
-    if config.dialect.enlarge_only:
+    if config.dialect.input.upscale_only:
         scale = max(scale, 1.0)
     if np.round(scale * long) > config.max_size:
         scale = config.max_size / long
@@ -55,17 +55,17 @@ def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, Placem
         tuple: ``(3, h, w)`` float32 array, and where the image lies in it.
     """
     dialect, size = config.dialect, image.shape[1:]
-    channels = image[::-1] if dialect.channel_order == 'BGR' else image
+    channels = image[::-1] if dialect.input.channel_order == 'BGR' else image
     scale = input_scale(size, config)
-    placement = centred(size, scale, config.max_size) if dialect.centred else scaled(size, scale)
-    if dialect.resize == 'float':
-        x = _pad(centre_and_resize(channels, dialect.pixel_mean, scale), placement, config)
+    placement = centred(size, scale, config.max_size) if dialect.input.letterbox else scaled(size, scale)
+    if dialect.input.resize == 'opencv_float32':
+        x = _pad(centre_and_resize(channels, dialect.input.pixel_mean, scale), placement, config)
     else:
         x = _pad(resize_truncated(channels, rounded_sides(size, scale)), placement, config)
         # In double precision, as NumPy subtracts Matterport's means; rounded once.
-        np.subtract(x, np.array(dialect.pixel_mean)[:, None, None], out=x, casting='same_kind')
-    if any(std != 1 for std in dialect.pixel_std):
-        x /= np.array(dialect.pixel_std, np.float32)[:, None, None]
+        np.subtract(x, np.array(dialect.input.pixel_mean)[:, None, None], out=x, casting='same_kind')
+    if any(std != 1 for std in dialect.input.pixel_std):
+        x /= np.array(dialect.input.pixel_std, np.float32)[:, None, None]
     return x, placement
 
 

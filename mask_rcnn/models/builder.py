@@ -51,18 +51,19 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
     heads = (_fpn_heads if config.has_fpn else _c4_heads)(extractor, config)
     model = MaskRCNN(extractor, rpn, *heads, config=config, class_names=class_names,
                      category_ids=category_ids)
-    set_epsilon(model, config.dialect.bn_eps)
+    set_epsilon(model, config.dialect.backbone.bn_eps)
     return model
 
 
 def _extractor(config: Config):
     if not config.has_fpn:
-        return ResNet(config.body, norm=config.norm, outputs=(4,), pool_pad=config.dialect.stem_pool_pad)
+        return ResNet(config.body, norm=config.norm, outputs=(4,), pool_pad=config.dialect.backbone.stem_pool_pad)
     if config.body == 'mobilenet_v1':
         body = MobileNetV1(width=config.width, norm=config.norm)
     else:
         body = ResNet(config.body, norm=config.norm, outputs=(2, 3, 4, 5),
-                      pool_pad=config.dialect.stem_pool_pad, stride_in_3x3=config.dialect.stride_in_3x3)
+                      pool_pad=config.dialect.backbone.stem_pool_pad,
+                      stride_in_3x3=config.dialect.backbone.stride_in_3x3)
     return FPN(body, config.fpn_channels)
 
 
@@ -127,7 +128,7 @@ def convert_norm(model: MaskRCNN, norm: str) -> None:
     if norm == 'affine':
         bn_to_affine(model)
     else:
-        affine_to_bn(model, eps=model.config.dialect.bn_eps)
+        affine_to_bn(model, eps=model.config.dialect.backbone.bn_eps)
 
 
 def get_device(gpu: int) -> chainer.backend.Device:

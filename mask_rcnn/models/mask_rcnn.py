@@ -252,8 +252,9 @@ class MaskRCNN(chainer.Chain):
             placements: Where each image lies in it; see :meth:`prepare`.
 
         Returns:
-            tuple: Boxes ``(R, 4)`` float32, in the original image or in the network input as the dialect has it
-            (``detect_in_input``), labels ``(R,)`` int32 and scores ``(R,)`` float32, best first.
+            tuple: Boxes ``(R, 4)`` float32, labels ``(R,)`` int32 and scores ``(R,)`` float32, best first.  The boxes
+            are in pixels of the network input if the dialect has ``detections.postprocess_in_input_space``, otherwise
+            in pixels of the original image.
         """
         probs, deltas = self._in_parts(self._name_rois, maps, rois, self.box_head.rois_at_once)
         found = [self._select(*own) for own in zip(rois, _split(probs, rois), _split(deltas, rois), placements)]
@@ -262,17 +263,19 @@ class MaskRCNN(chainer.Chain):
     def _select(self, rois, probs, deltas, placement: Placement):
         """Return the detections of one image."""
         config, dialect = self.config, self.config.dialect
-        boxes = decode_boxes(rois if dialect.detect_in_input else placement.to_image(rois), deltas,
-                             weights=dialect.box_delta_weights, extent=dialect.box_extent,
-                             clip=dialect.delta_clip)
+        if not dialect.detections.postprocess_in_input_space:
+            rois = placement.to_image(rois)
+        boxes = decode_boxes(rois, deltas, weights=dialect.boxes.box_delta_weights, extent=dialect.boxes.offset,
+                             clip=dialect.boxes.max_log_scale)
         boxes = self._clip(boxes, placement)
         if self._padded:  # RoIs of nothing are nothing
             probs = self.xp.where(self.xp.isnan(rois[:, :1]), np.float32(0), probs)
         return select_detections(
             probs, boxes, score_threshold=config.score_threshold, nms_threshold=config.nms_threshold,
-            max_detections=config.max_detections, extent=dialect.box_extent, inclusive=dialect.nms_inclusive,
-            best_class_only=dialect.best_class_only, score_inclusive=dialect.score_inclusive,
-            limit_ties=dialect.limit_ties, padded=self._padded)
+            max_detections=config.max_detections, extent=dialect.boxes.offset,
+            inclusive=dialect.boxes.nms_suppress_equal, best_class_only=dialect.detections.best_class_only,
+            score_inclusive=dialect.detections.score_threshold_inclusive,
+            limit_ties=dialect.detections.keep_ties, padded=self._padded)
 
     @property
     def _padded(self) -> bool:
@@ -285,8 +288,8 @@ class MaskRCNN(chainer.Chain):
 
     def _clip(self, boxes, placement: Placement):
         """Clip boxes to the image, wherever it lies."""
-        if not self.config.dialect.detect_in_input:
-            return clip_boxes(boxes, placement.size, extent=self.config.dialect.clip_extent)
+        if not self.config.dialect.detections.postprocess_in_input_space:
+            return clip_boxes(boxes, placement.size, extent=self.config.dialect.boxes.clip_offset)
         low, high = placement.window[:2], placement.window[2:]
         return clip_boxes(boxes, [end - start for start, end in zip(low, high)], extent=0.0, origin=low)
 
@@ -300,7 +303,7 @@ class MaskRCNN(chainer.Chain):
             labels: ``(R,)`` int32.
             placements: Where each image lies in the network input.
         """
-        in_input = self.config.dialect.detect_in_input
+        in_input = self.config.dialect.detections.postprocess_in_input_space
         rois = boxes if in_input else [place.to_input(own) for place, own in zip(placements, boxes)]
         logits, = self._in_parts(self._draw_rois, maps, rois, self.mask_head.rois_at_once)
         chosen = chainer.as_variable(logits[self.xp.arange(len(logits)), self.xp.concatenate(labels)])
@@ -316,7 +319,7 @@ class MaskRCNN(chainer.Chain):
             boxes: ``(R, 4)`` float32, as :meth:`classify` returned them.
             placements: Where each image lies in the network input.
         """
-        if self.config.dialect.detect_in_input:
+        if self.config.dialect.detections.postprocess_in_input_space:
             rois, boxes = boxes, [place.to_image(own) for place, own in zip(placements, boxes)]
         else:
             rois = [place.to_input(own) for place, own in zip(placements, boxes)]
@@ -346,14 +349,14 @@ class MaskRCNN(chainer.Chain):
             results = {name: array[found] for name, array in results.items()}
         dialect = self.config.dialect
         boxes = results['boxes']
-        if dialect.detect_in_input:
+        if dialect.detections.postprocess_in_input_space:
             boxes = placement.to_image(boxes)
-        if dialect.integer_boxes:
+        if dialect.detections.integer_boxes:
             boxes = np.rint(boxes + np.float32([0, 0, 1, 1]))
         detections = Detections(**{**results, 'boxes': boxes}, size=placement.size,
                                 class_names=self.class_names, category_ids=self.category_ids, dialect=dialect,
                                 device=self.device if self._padded else None)
-        if dialect.integer_boxes:
+        if dialect.detections.integer_boxes:
             detections = detections[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
         return detections
 

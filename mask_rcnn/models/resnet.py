@@ -22,7 +22,7 @@ class Bottleneck(chainer.Chain):
         stride (int): Stride of the block: of the shortcut and, unless ``stride_in_3x3``, the first convolution.
         project (bool): Whether the shortcut has a convolution.
         norm (str): ``'affine'`` or ``'bn'``.
-        stride_in_3x3 (bool): As the dialect's.
+        stride_in_3x3 (bool): The dialect's ``backbone.stride_in_3x3``.
     """
 
     def __init__(self, in_channels, mid_channels, *, stride=1, project=False, norm, stride_in_3x3=False):
@@ -83,8 +83,8 @@ class ResNet(Body):
         norm (str): ``'affine'`` or ``'bn'``.
         outputs: Numbers of the stages whose outputs are returned: ``(4,)`` for a C4 network, ``(2, 3, 4, 5)``
             for a feature pyramid.
-        pool_pad (int): The dialect's ``stem_pool_pad``.
-        stride_in_3x3 (bool): As the dialect's.
+        pool_pad (int): The dialect's ``backbone.stem_pool_pad``.
+        stride_in_3x3 (bool): The dialect's ``backbone.stride_in_3x3``.
     """
 
     def __init__(self, name, *, norm, outputs=(4,), pool_pad=1, stride_in_3x3=False):

@@ -64,7 +64,7 @@ class RoIPooling:
 
     @property
     def _aligns(self) -> bool:
-        return self.config.roi_align and self.config.dialect.roi_grid != 'corners'
+        return self.config.roi_align and self.config.dialect.rois.op == 'roi_align'
 
     @property
     def _grid(self) -> dict:
@@ -99,12 +99,12 @@ class RoIPooling:
 
         Where clipped boxes are narrower than the input they cover (by ``lost``), it shrinks like them.
         """
-        lost = self.config.dialect.clip_extent - self.config.dialect.box_extent
+        lost = self.config.dialect.boxes.clip_offset - self.config.dialect.boxes.offset
         side = math.sqrt(finest.shape[2] * finest.shape[3]) * self.strides[0]
         return self.config.roi_canonical_size * (side - lost) / side
 
     def _pool(self, feature_map, rois, roi_indices, stride):
-        if self.config.dialect.roi_grid == 'corners':
+        if self.config.dialect.rois.op == 'crop_and_resize':
             last = tuple(side * stride - 1 for side in feature_map.shape[2:])
             return crop_and_resize(feature_map, rois, roi_indices, output_size=self.roi_size, last=last)
         pool = partial(roi_align, sampling_ratio=self.config.sampling_ratio) if self._aligns else roi_max_pooling
@@ -121,16 +121,16 @@ def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
         rois: ``(R, 4)`` float32 boxes in the network input.
         strides: Of the maps, each twice the one before.
         canonical_size: Size (square root of the area, pixels) of a RoI that belongs to the map of stride 16.
-        dialect: Its ``box_extent`` and ``level_*``.
+        dialect: Gives ``boxes.offset``, ``rois.level_rounding`` and ``rois.level_epsilon``.
 
     Returns:
         ``(R,)`` integers.
     """
     xp = get_array_module(rois)
-    sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(dialect.box_extent)
+    sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(dialect.boxes.offset)
     with np.errstate(divide='ignore', invalid='ignore'):  # empty RoIs, and those of nothing, belong anywhere
         sizes = xp.sqrt(sides[:, 0] * sides[:, 1])
-        levels = _CANONICAL_LEVEL + xp.log2(sizes / canonical_size + dialect.level_epsilon)
-        levels = xp.rint(levels) if dialect.level_rounding == 'nearest' else xp.floor(levels)
+        levels = _CANONICAL_LEVEL + xp.log2(sizes / canonical_size + dialect.rois.level_epsilon)
+        levels = xp.rint(levels) if dialect.rois.level_rounding == 'nearest' else xp.floor(levels)
         levels = xp.fmax(levels - math.log2(strides[0]), 0)  # 0 for NaN
         return xp.minimum(levels, len(strides) - 1).astype(np.int32)

@@ -27,7 +27,7 @@ class RPN(chainer.Chain):
         self.strides = tuple(strides)
         self.config = config
         sizes = [config.anchor_sizes] if len(strides) == 1 else [(size,) for size in config.anchor_sizes]
-        self.cell_anchors = [cell_anchors(stride, own, config.anchor_ratios) if config.dialect.anchors_rounded
+        self.cell_anchors = [cell_anchors(stride, own, config.anchor_ratios) if config.dialect.rpn.round_anchors
                              else corner_anchors(own, config.anchor_ratios)
                              for stride, own in zip(self.strides, sizes)]
         self._anchors = {}
@@ -88,6 +88,6 @@ class RPN(chainer.Chain):
             scores, deltas, self.anchors([own.shape[1:] for own in logits]), size, scale,
             pre_nms=pre_nms or config.rpn_pre_nms, post_nms=post_nms or config.rpn_post_nms,
             nms_threshold=config.rpn_nms_threshold, min_size=config.rpn_min_size,
-            weights=dialect.rpn_delta_weights, extent=dialect.box_extent, clip_extent=dialect.clip_extent,
-            clip=dialect.delta_clip, inclusive=dialect.nms_inclusive, by_map=dialect.proposals_by_map,
-            padded=padded)
+            weights=dialect.boxes.rpn_delta_weights, extent=dialect.boxes.offset,
+            clip_extent=dialect.boxes.clip_offset, clip=dialect.boxes.max_log_scale,
+            inclusive=dialect.boxes.nms_suppress_equal, by_map=dialect.rpn.proposals_per_level, padded=padded)

@@ -68,11 +68,11 @@ def sample_rois(proposals: np.ndarray, annotations: Annotations, placement: Plac
         annotations: The image's objects.
         placement: Where the image lies in the network input.
         sampling: How many, from which overlaps on.
-        dialect: Its ``box_extent`` and ``box_delta_weights``.
+        dialect: Gives ``boxes.offset`` and ``boxes.box_delta_weights``.
         random: Draws among too many.
     """
     candidates = match_rois(placement.to_image(proposals, by_inverse=True), annotations,
-                            extent=dialect.box_extent)
+                            extent=dialect.boxes.offset)
     foreground, background = _draw(candidates, ~annotations.crowd, sampling, random)
     if len(foreground) + len(background) == 0:
         return _nothing_to_learn()
@@ -116,12 +116,12 @@ def box_targets(boxes: np.ndarray, gt_boxes: np.ndarray, *, dialect: Dialect) ->
     Args:
         boxes: ``(R, 4)`` float32.
         gt_boxes: ``(G, 4)`` float32; at least one, unless there are no boxes.
-        dialect: Its ``box_extent`` and ``box_delta_weights``.
+        dialect: Gives ``boxes.offset`` and ``boxes.box_delta_weights``.
     """
     if len(boxes) == 0:
         return np.zeros((0, 4), np.float32)
-    best = box_iou(boxes, gt_boxes, extent=dialect.box_extent).argmax(axis=1)
-    return encode_boxes(boxes, gt_boxes[best], weights=dialect.box_delta_weights, extent=dialect.box_extent)
+    best = box_iou(boxes, gt_boxes, extent=dialect.boxes.offset).argmax(axis=1)
+    return encode_boxes(boxes, gt_boxes[best], weights=dialect.boxes.box_delta_weights, extent=dialect.boxes.offset)
 
 
 def _draw(candidates, is_object, sampling, random):

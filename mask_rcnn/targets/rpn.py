@@ -33,19 +33,19 @@ def rpn_targets(anchors: np.ndarray, gt_boxes: np.ndarray, size, *, sampling: Sa
         gt_boxes: ``(G, 4)`` float32 boxes of the objects (no crowds), in the network input.
         size: Height and width of the image in the network input, without padding.
         sampling: How many, from which overlaps on.
-        dialect: Its ``box_extent`` and ``rpn_delta_weights``.
+        dialect: Gives ``boxes.offset`` and ``boxes.rpn_delta_weights``.
         random: Draws among too many.
     """
     labels = np.full(len(anchors), IGNORED, np.int32)
     deltas = np.zeros((len(anchors), 4), np.float32)
     inside = anchors_inside(anchors, size, sampling.rpn_straddle)
     candidates = anchors[inside]
-    best_iou, best_gt, is_best = match_anchors(box_iou(candidates, gt_boxes, extent=dialect.box_extent))
+    best_iou, best_gt, is_best = match_anchors(box_iou(candidates, gt_boxes, extent=dialect.boxes.offset))
     labels[inside] = label_anchors(best_iou, is_best, sampling, random)
     positive = np.flatnonzero(labels[inside] == 1)
     deltas[inside[positive]] = encode_boxes(
-        candidates[positive], gt_boxes[best_gt[positive]], weights=dialect.rpn_delta_weights,
-        extent=dialect.box_extent)
+        candidates[positive], gt_boxes[best_gt[positive]], weights=dialect.boxes.rpn_delta_weights,
+        extent=dialect.boxes.offset)
     return RPNTargets(labels, deltas)
 
 

@@ -135,7 +135,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         head = self.model.keypoint_head
         return dataclasses.replace(rois, keypoints=sample_keypoint_rois(
             proposals, example.annotations, example.placement, head.enlargement * head.pool.roi_size,
-            sampling=self.sampling, extent=config.dialect.box_extent, random=random))
+            sampling=self.sampling, extent=config.dialect.boxes.offset, random=random))
 
     def rpn_losses(self, logits, deltas, targets: Sequence[RPNTargets]) -> dict:
         """Return the RPN's losses and counts.
@@ -152,7 +152,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         weights = image_weights(labels.ravel() != IGNORED, images, n)
         loc_weights = localisation_weights(weights, labels.ravel() == 1, images, n, dialect)
         weights, loc_weights = weights.reshape(labels.shape), loc_weights.reshape(labels.shape)
-        if len(logits) > 1 and dialect.fpn_loss_over_batch:
+        if len(logits) > 1 and dialect.losses.rpn_loss_divides_by_batch_size:
             # ``detectron/modeling/FPN.py`` ``add_fpn_rpn_losses`` divides by the number of anchors that it asked
             # for, which may be more than there are.
             weights = (labels != IGNORED) * np.float32(1 / (self.sampling.rpn_batch * n))
@@ -160,7 +160,7 @@ class MaskRCNNTrainChain(chainer.Chain):
             'rpn_cls_loss': sigmoid_cross_entropy(_by_anchor(logits, 1)[:, :, 0], xp.asarray(labels),
                                                   xp.asarray(weights)),
             'rpn_loc_loss': smooth_l1(_by_anchor(deltas, 4), xp.asarray(delta_targets),
-                                      xp.asarray(loc_weights[:, :, None]), beta=dialect.rpn_loss_beta),
+                                      xp.asarray(loc_weights[:, :, None]), beta=dialect.losses.rpn_smooth_l1_beta),
             'n_positive_anchor': np.count_nonzero(labels == 1) / n,
         }
 
@@ -200,7 +200,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         return {
             'roi_cls_loss': softmax_cross_entropy(scores, xp.asarray(labels), xp.asarray(weights)),
             'roi_loc_loss': smooth_l1(own_deltas, xp.asarray(delta_targets), xp.asarray(delta_weights),
-                                      beta=dialect.box_loss_beta),
+                                      beta=dialect.losses.box_smooth_l1_beta),
             **other_losses,
             'n_foreground_roi': n_foreground / n,
             'roi_accuracy': (correct * xp.asarray(weights)).sum(),
@@ -240,7 +240,7 @@ class MaskRCNNTrainChain(chainer.Chain):
 
     def _draw_masks(self, rois, examples, size: int) -> np.ndarray:
         """Return the mask targets ``(F, size, size)`` of all foreground, or one that is ignored."""
-        extent = self.model.config.dialect.box_extent
+        extent = self.model.config.dialect.boxes.offset
         masks = np.concatenate([
             mask_targets(r.boxes[:r.n_foreground], example.annotations, size, extent=extent)
             for r, example in zip(rois, examples)])
@@ -256,12 +256,12 @@ def localisation_weights(weights: np.ndarray, positive: np.ndarray, images: np.n
         positive: ``(K,)`` bool: which are objects.
         images: ``(K,)`` int: the image of each.
         n_image: Images of the batch.
-        dialect: Its ``loc_loss_over``.
+        dialect: Gives ``losses.box_loss_normalizer``.
 
     Returns:
         numpy.ndarray: ``(K,)`` float32, 0 where nothing is an object.
     """
-    if dialect.loc_loss_over == 'sampled':
+    if dialect.losses.box_loss_normalizer == 'sampled':
         return weights * positive
     return image_weights(positive, images, n_image) / np.float32(4)
 

@@ -78,7 +78,7 @@ def draw_detections(image: np.ndarray, detections: Detections, *, contour: bool 
     """
     canvas = _canvas(image, detections.size, background)
     ordered = detections[_largest_first(detections.boxes)]
-    frames = _clipped(ordered.boxes, ordered.size, ordered.dialect.box_extent)
+    frames = _clipped(ordered.boxes, ordered.size, ordered.dialect.boxes.offset)
     colors = instance_colors(frames, ordered.size)
     importance = _ImportanceMap(ordered.size)
     opacity = _FILL[background] * (_FILL_IN_CONTOUR if contour else 1)

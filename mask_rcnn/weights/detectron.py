@@ -73,9 +73,9 @@ def read(path: _Path) -> TranslatedFile:
     if kind == 'model':
         box_weights = _box_weights(cfg)
         translations += (_fpn_heads if config.has_fpn else _c4_heads)(config, box_weights)
-        if box_weights != DETECTRON.box_delta_weights:
+        if box_weights != DETECTRON.boxes.box_delta_weights:
             notes.append(f'MODEL.BBOX_REG_WEIGHTS {box_weights}: bbox_pred was rescaled to '
-                         f'{DETECTRON.box_delta_weights}, which gives the same boxes')
+                         f'{DETECTRON.boxes.box_delta_weights}, which gives the same boxes')
     arrays, taken, broken = translate(path, blobs, translations, noun='blobs')
     warnings += broken + _upsampling_warnings(blobs)
     report = Report(taken, grouped(set(blobs) - set(taken), _group_of), tuple(notes), tuple(warnings))
@@ -180,7 +180,7 @@ def _size(path: _Path, blobs: _Blobs, name: str, axis: int) -> int:
 def _box_weights(cfg: dict | None) -> tuple[float, ...]:
     """Return ``BBOX_REG_WEIGHTS`` in our order ``(y, x, h, w)``."""
     if cfg is None:
-        return DETECTRON.box_delta_weights
+        return DETECTRON.boxes.box_delta_weights
     weights = detectron_cfg.lookup(cfg, 'MODEL.BBOX_REG_WEIGHTS')
     if (isinstance(weights, list) and len(weights) == 4
             and all(isinstance(w, (int, float)) and 0 < w < 1e6 for w in weights)):
@@ -195,7 +195,7 @@ def _box_weights(cfg: dict | None) -> tuple[float, ...]:
 def _rescaled(array: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     """Box deltas for ``weights`` as deltas for the dialect's weights: both decode ``delta / weight``."""
     array = swap_xy(array)
-    factors = np.divide(DETECTRON.box_delta_weights, weights)
+    factors = np.divide(DETECTRON.boxes.box_delta_weights, weights)
     if (factors == 1).all():
         return array
     return array * np.tile(factors, len(array) // 4).reshape(-1, *[1] * (array.ndim - 1))

@@ -204,8 +204,8 @@ _TAKEN_FPN: tuple[_Taken, ...] = (
 
 #: What our network does, whatever ``cfg`` says.
 _FIXED: tuple[_Fixed, ...] = (
-    ('PIXEL_MEANS', list(DETECTRON.pixel_mean)),
-    ('BBOX_XFORM_CLIP', DETECTRON.delta_clip),
+    ('PIXEL_MEANS', list(DETECTRON.input.pixel_mean)),
+    ('BBOX_XFORM_CLIP', DETECTRON.boxes.max_log_scale),
     ('RESNETS.NUM_GROUPS', 1),
     ('RESNETS.WIDTH_PER_GROUP', 64),
     ('RESNETS.STRIDE_1X1', True),
@@ -240,7 +240,7 @@ _FIXED_FPN: tuple[_Fixed, ...] = (
 _FIXED_MASK: tuple[_Fixed, ...] = (
     ('MRCNN.CLS_SPECIFIC_MASK', True),
     ('MRCNN.UPSAMPLE_RATIO', 1),
-    ('MRCNN.THRESH_BINARIZE', DETECTRON.mask_threshold),
+    ('MRCNN.THRESH_BINARIZE', DETECTRON.masks.threshold),
     ('TEST.MASK_AUG.ENABLED', False),
 )
 

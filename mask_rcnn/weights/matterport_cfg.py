@@ -89,7 +89,7 @@ _TAKEN: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
 _FIXED: tuple[tuple[str, Any], ...] = (
     ('IMAGE_RESIZE_MODE', 'square'),
     ('IMAGE_MIN_SCALE', 0),
-    ('MEAN_PIXEL', list(MATTERPORT.pixel_mean)),
+    ('MEAN_PIXEL', list(MATTERPORT.input.pixel_mean)),
     ('BACKBONE_STRIDES', [4, 8, 16, 32, 64]),
     ('RPN_ANCHOR_STRIDE', 1),
     ('USE_RPN_ROIS', True),
@@ -106,8 +106,8 @@ _DECIDED: tuple[tuple[str, Callable[[Config], Any]], ...] = (
 
 #: Standard deviations by which predicted deltas are multiplied, the layer that predicts them, and ours.
 _DEVIATIONS = (
-    ('RPN_BBOX_STD_DEV', 'rpn/delta', MATTERPORT.rpn_delta_weights),
-    ('BBOX_STD_DEV', 'box_head/delta', MATTERPORT.box_delta_weights),
+    ('RPN_BBOX_STD_DEV', 'rpn/delta', MATTERPORT.boxes.rpn_delta_weights),
+    ('BBOX_STD_DEV', 'box_head/delta', MATTERPORT.boxes.box_delta_weights),
 )
 
 

@@ -124,7 +124,7 @@ def translations(config: Config, name_of: NameOf) -> list[Translation]:
         config: As :func:`network` returns it.
         name_of: Maps names.
     """
-    layers = _Layers(name_of, config.dialect.bn_eps)
+    layers = _Layers(name_of, config.dialect.backbone.bn_eps)
     made = [*_body(config, layers), *_pyramid(config, layers)]
     dim, hidden, width = config.fpn_channels, config.head_channels, config.rpn_channels
     n_anchor, n_class = len(config.anchor_ratios), config.n_fg_class + 1

@@ -144,13 +144,13 @@ def load_pretrained(model: chainer.Chain, path: str | os.PathLike,
     arrays = file.arrays
     if file.config.extractor != config.extractor:
         arrays = _body_moved(arrays, to_fpn=config.has_fpn)
-    arrays = _with_norm(path, arrays, config.norm, file.config.dialect.bn_eps, config.dialect.bn_eps)
+    arrays = _with_norm(path, arrays, config.norm, file.config.dialect.backbone.bn_eps, config.dialect.backbone.bn_eps)
     params = {name.lstrip('/'): param for name, param in model.namedparams()}
     left = tuple(head for head in _OPTIONAL_HEADS if not any(name.startswith(f'{head}/') for name in params))
     arrays = {name: array for name, array in arrays.items() if name.partition('/')[0] not in left}
     missing = tuple(dict.fromkeys(_layer(name) for name in params if name not in arrays))
     _check(path, arrays, missing, _FPN_BODY if config.has_fpn else _C4_BODY)
-    if file.config.dialect.channel_order != config.dialect.channel_order:
+    if file.config.dialect.input.channel_order != config.dialect.input.channel_order:
         first = _first_filters(config)
         if arrays[first].ndim == 4:     # else load_arrays says what is wrong
             arrays[first] = arrays[first][:, ::-1]

@@ -104,7 +104,7 @@ def refused(capsys, persons, *arguments):
 def test_contradictions(persons, capsys):
     new = ['--keypoints', '--pretrained', 'none', '--validation', '0']
     assert '--dataset shapes has no keypoints' in refused(capsys, persons, *new, '--dataset', 'shapes')
-    assert 'keypoints need a feature pyramid' in refused(capsys, persons, *new, '--extractor', 'resnet50')
+    assert 'keypoint networks need an FPN extractor' in refused(capsys, persons, *new, '--extractor', 'resnet50')
     assert '--gamma 2: the network draws no masks' in refused(capsys, persons, *new, *TINY, '--gamma', '2')
     mask_rcnn.save('masks.npz', mask_rcnn.build('resnet50', n_fg_class=1))
     error = refused(capsys, persons, '--keypoints', '--resume', 'masks.npz', '--validation', '0')

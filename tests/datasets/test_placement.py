@@ -55,7 +55,7 @@ def test_centred_input():
     assert x.shape == (3, 128, 128) and x.dtype == np.float32
     top, left, bottom, right = map(int, placement.window)
     assert (top, left, bottom, right) == (21, 0, 105, 127)  # 85 rows of 128
-    mean = np.array(MATTERPORT.pixel_mean)
+    mean = np.array(MATTERPORT.input.pixel_mean)
     inside = x[:, top:bottom + 1, left:right + 1]
     np.testing.assert_array_equal(inside.max(axis=(1, 2)), (200 - mean).astype(np.float32))
     outside = x.copy()

@@ -45,7 +45,7 @@ def test_prepare_image_of_one_colour():
     image = np.empty((3, 20, 30), np.float32)
     image[:] = np.float32([10, 20, 30])[:, None, None]  # R, G, B
     x, _ = prepare_image(image, CONFIG)
-    b, g, r = CONFIG.dialect.pixel_mean
+    b, g, r = CONFIG.dialect.input.pixel_mean
     np.testing.assert_allclose(x.mean(axis=(1, 2)), [30 - b, 20 - g, 10 - r], rtol=1e-5)
 
 

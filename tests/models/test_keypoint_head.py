@@ -129,5 +129,5 @@ def test_saved_and_loaded(model, image, tmp_path):
 
 
 def test_keypoints_need_a_pyramid():
-    with pytest.raises(ValueError, match='keypoints need a feature pyramid, which resnet50 has not'):
+    with pytest.raises(ValueError, match="keypoint networks need an FPN extractor, not 'resnet50'"):
         PRESETS['resnet50'].replace(n_keypoint=17)

@@ -42,7 +42,7 @@ def test_input_is_detectrons_to_the_bit(shared, case):
     golden = np.load(shared / 'golden' / 'detectron' / f'case_{case}.npz')
     photo = shared / 'golden' / 'photos' / '17790319373_bd19b24cfc_k.jpg'
     image = cv2.imread(str(photo)).transpose(2, 0, 1)
-    x = centre_and_resize(image, DETECTRON.pixel_mean, float(golden['im_scale']))
+    x = centre_and_resize(image, DETECTRON.input.pixel_mean, float(golden['im_scale']))
     assert zlib.crc32(x.tobytes()) == int(golden['data_crc32'])
 
 

@@ -38,7 +38,7 @@ def test_anchor_deltas(golden):
     inside = golden['rpn_bbox_inside']
     assert set(np.unique(inside)) == {0, 1}  # so that it can be a factor of the weights
     weights = golden['rpn_bbox_outside'] * inside
-    loss = smooth_l1(predicted, golden['rpn_bbox_targets'], weights, beta=DETECTRON.rpn_loss_beta)
+    loss = smooth_l1(predicted, golden['rpn_bbox_targets'], weights, beta=DETECTRON.losses.rpn_smooth_l1_beta)
     check(golden, 'rpn_bbox', predicted, loss)
 
 
@@ -52,7 +52,8 @@ def test_roi_deltas(golden):
     predicted = chainer.Variable(golden['bbox_pred'])
     inside = golden['bbox_inside']
     assert set(np.unique(inside)) == {0, 1}
-    loss = smooth_l1(predicted, golden['bbox_targets'], inside / np.float32(len(inside)), beta=DETECTRON.box_loss_beta)
+    loss = smooth_l1(predicted, golden['bbox_targets'], inside / np.float32(len(inside)),
+                     beta=DETECTRON.losses.box_smooth_l1_beta)
     check(golden, 'bbox', predicted, loss)
 
 
@@ -87,7 +88,7 @@ def test_float16_is_summed_in_float32(golden):
 
 
 def test_smooth_l1_is_continuous_where_it_turns():
-    for beta in (DETECTRON.rpn_loss_beta, DETECTRON.box_loss_beta):
+    for beta in (DETECTRON.losses.rpn_smooth_l1_beta, DETECTRON.losses.box_smooth_l1_beta):
         x = np.array([0.999999, 1, 1.000001], np.float32) * np.float32(beta)
         values = [float(smooth_l1(v, np.zeros_like(v), np.ones_like(v), beta=beta).array)
                   for v in x.reshape(3, 1)]

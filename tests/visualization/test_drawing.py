@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,7 @@ from mask_rcnn.visualization.drawing import _draw_leader
 from mask_rcnn.visualization.labels import Placed, Text
 
 SIZE = 120, 160
-EXACT = dataclasses.replace(DETECTRON, box_extent=0.0)
+EXACT = DETECTRON.replace(boxes={'offset': 0.0})
 
 
 def picture(rng, size=SIZE):

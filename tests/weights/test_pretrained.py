@@ -1,6 +1,5 @@
 """Starting weights: one ResNet in every format, each against a forward pass over the raw arrays."""
 
-import dataclasses
 import pickle
 import zipfile
 
@@ -97,7 +96,7 @@ def model_forward(model, x):
 def test_a_feature_pyramid_takes_its_body(raw, image, expected, tmp_path, norm):
     """Also with another epsilon, and from a whole C4 model; and a C4 model takes that of a pyramid."""
     write_caffe_npz(tmp_path / 'caffe.npz', raw)
-    dialect = dataclasses.replace(DETECTRON, bn_eps=1e-3)
+    dialect = DETECTRON.replace(backbone={'bn_eps': 1e-3})
     pyramid = mask_rcnn.build('resnet50_fpn', n_fg_class=2, norm=norm, dialect=dialect)
     report = load_pretrained(pyramid, tmp_path / 'caffe.npz')
     assert 'extractor/lateral2' in report.missing and not report.anew
@@ -302,7 +301,7 @@ def test_the_public_imagenet_weights_recognise_photos(shared, models):
             ('000000006894', (0, 86, 639, 389), 385), ('000000001818', (0, 1, 638, 424), 340)]:
         photo = cv2.imread(str(shared / 'coco-mini' / 'val2017' / f'{name}.jpg'))
         crop = cv2.resize(photo[top:top + height, left:left + width], (224, 224))
-        x = (crop.astype(np.float32) - np.float32(DETECTRON.pixel_mean)).transpose(2, 0, 1)[None]
+        x = (crop.astype(np.float32) - np.float32(DETECTRON.input.pixel_mean)).transpose(2, 0, 1)[None]
         pooled = model_forward(model, x)[1].mean((2, 3))
         assert (pooled @ weight.T + bias).argmax() == label, name
 
@@ -375,7 +374,7 @@ def test_normalisations_become_each_other(model_file, tmp_path, image):
 def test_a_dialect_with_rgb_input_gets_its_channels_turned(tmp_path, raw, models, monkeypatch):
     write_caffe_npz(tmp_path / 'c.npz', raw)
     model = models['bn']
-    rgb = dataclasses.replace(DETECTRON, name='rgb', channel_order='RGB')
+    rgb = DETECTRON.replace(name='rgb', input={'channel_order': 'RGB'})
     monkeypatch.setattr(model, 'config', model.config.replace(dialect=rgb))
     load_pretrained(model, tmp_path / 'c.npz')
     np.testing.assert_array_equal(model.extractor.conv1.conv.W.array, raw['conv1/W'][:, ::-1])
@@ -385,7 +384,7 @@ def test_channels_are_turned_only_of_filters(tmp_path, raw, models, monkeypatch)
     np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})     # the format is told by a name
     monkeypatch.setattr(imagenet, '_read_members', lambda path, wanted: raw | {'conv1/W': np.zeros(64, np.float32)})
     model = models['bn']
-    rgb = dataclasses.replace(DETECTRON, name='rgb', channel_order='RGB')
+    rgb = DETECTRON.replace(name='rgb', input={'channel_order': 'RGB'})
     monkeypatch.setattr(model, 'config', model.config.replace(dialect=rgb))
     with pytest.raises(WeightFileError, match=r'extractor/conv1/conv/W has the shape \(64,\), not \(64, 3, 7, 7\)'):
         load_pretrained(model, tmp_path / 'names.npz')

@@ -122,8 +122,8 @@ def test_it_knows_imagenets_classes(shared, photo, label):
     middle = image[:, top:top + side, left:left + side].transpose(1, 2, 0)
     small = cv2.resize(middle, (224, 224), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
     dialect = model.config.dialect
-    assert dialect.channel_order == 'RGB'
-    x = (small - np.reshape(dialect.pixel_mean, (3, 1, 1))) / np.reshape(dialect.pixel_std, (3, 1, 1))
+    assert dialect.input.channel_order == 'RGB'
+    x = (small - np.reshape(dialect.input.pixel_mean, (3, 1, 1))) / np.reshape(dialect.input.pixel_std, (3, 1, 1))
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         features = model.extractor.body(x[None].astype(np.float32))[-1].array.mean(axis=(2, 3))
     with np.load(file) as raw:
