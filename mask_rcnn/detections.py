@@ -151,8 +151,8 @@ class Detections:
     def _on_device(self, operation: Callable, part: slice):
         """Return what an operation of :mod:`mask_rcnn.ops.paste_masks` makes of some masks."""
         arrays, dialect = (self.mask_probs[part], self.boxes[part]), self.dialect
-        options = {'extent': dialect.boxes.offset, 'padding': dialect.masks.padding, 'margin': dialect.masks.margin,
-                   'threshold': dialect.masks.threshold, 'inclusive': dialect.masks.threshold_inclusive}
+        options = {'offset': dialect.boxes.offset, 'padding': dialect.masks.padding, 'margin': dialect.masks.margin,
+                   'threshold': dialect.masks.threshold, 'threshold_inclusive': dialect.masks.threshold_inclusive}
         if self.device is None:
             return operation(*arrays, self.size, **options)
         with beside(self.device):

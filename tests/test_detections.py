@@ -44,7 +44,7 @@ def assert_same(a, b):
 def test_masks_are_pasted_as_the_dialect_says_and_only_once(rng):
     dialect = DETECTRON.replace(boxes={'offset': 0.0}, masks={'padding': 0, 'threshold': 0.3})
     found = make(rng, dialect=dialect)
-    expected = paste_masks(found.mask_probs, found.boxes, SIZE, extent=0.0, padding=0, threshold=0.3)
+    expected = paste_masks(found.mask_probs, found.boxes, SIZE, offset=0.0, padding=0, threshold=0.3)
     assert found.masks.shape == (7, *SIZE) and found.masks.dtype == bool
     np.testing.assert_array_equal(found.masks, expected)
     assert found.masks is found.masks

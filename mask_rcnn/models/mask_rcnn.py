@@ -265,17 +265,17 @@ class MaskRCNN(chainer.Chain):
         config, dialect = self.config, self.config.dialect
         if not dialect.detections.postprocess_in_input_space:
             rois = placement.to_image(rois)
-        boxes = decode_boxes(rois, deltas, weights=dialect.boxes.box_delta_weights, extent=dialect.boxes.offset,
-                             clip=dialect.boxes.max_log_scale)
+        boxes = decode_boxes(rois, deltas, weights=dialect.boxes.box_delta_weights, offset=dialect.boxes.offset,
+                             max_log_scale=dialect.boxes.max_log_scale)
         boxes = self._clip(boxes, placement)
         if self._padded:  # RoIs of nothing are nothing
             probs = self.xp.where(self.xp.isnan(rois[:, :1]), np.float32(0), probs)
         return select_detections(
             probs, boxes, score_threshold=config.score_threshold, nms_threshold=config.nms_threshold,
-            max_detections=config.max_detections, extent=dialect.boxes.offset,
-            inclusive=dialect.boxes.nms_suppress_equal, best_class_only=dialect.detections.best_class_only,
-            score_inclusive=dialect.detections.score_threshold_inclusive,
-            limit_ties=dialect.detections.keep_ties, padded=self._padded)
+            max_detections=config.max_detections, offset=dialect.boxes.offset,
+            suppress_equal=dialect.boxes.nms_suppress_equal, best_class_only=dialect.detections.best_class_only,
+            score_threshold_inclusive=dialect.detections.score_threshold_inclusive,
+            keep_ties=dialect.detections.keep_ties, padded=self._padded)
 
     @property
     def _padded(self) -> bool:
@@ -289,9 +289,9 @@ class MaskRCNN(chainer.Chain):
     def _clip(self, boxes, placement: Placement):
         """Clip boxes to the image, wherever it lies."""
         if not self.config.dialect.detections.postprocess_in_input_space:
-            return clip_boxes(boxes, placement.size, extent=self.config.dialect.boxes.clip_offset)
+            return clip_boxes(boxes, placement.size, offset=self.config.dialect.boxes.clip_offset)
         low, high = placement.window[:2], placement.window[2:]
-        return clip_boxes(boxes, [end - start for start, end in zip(low, high)], extent=0.0, origin=low)
+        return clip_boxes(boxes, [end - start for start, end in zip(low, high)], offset=0.0, origin=low)
 
     @_for_images
     def segment(self, maps, boxes, labels, placements):

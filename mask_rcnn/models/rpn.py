@@ -7,7 +7,7 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.models.convolution import Convolution2D
-from mask_rcnn.ops.anchors import cell_anchors, corner_anchors, shift_anchors
+from mask_rcnn.ops.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
 from mask_rcnn.ops.proposals import generate_proposals
 
 
@@ -27,9 +27,10 @@ class RPN(chainer.Chain):
         self.strides = tuple(strides)
         self.config = config
         sizes = [config.anchor_sizes] if len(strides) == 1 else [(size,) for size in config.anchor_sizes]
-        self.cell_anchors = [cell_anchors(stride, own, config.anchor_ratios) if config.dialect.rpn.round_anchors
-                             else corner_anchors(own, config.anchor_ratios)
-                             for stride, own in zip(self.strides, sizes)]
+        self.cell_anchors = [
+            detectron_cell_anchors(stride, level_sizes, config.anchor_ratios) if config.dialect.rpn.round_anchors
+            else matterport_cell_anchors(level_sizes, config.anchor_ratios)
+            for stride, level_sizes in zip(self.strides, sizes)]
         self._anchors = {}
         n_anchor = len(self.cell_anchors[0])
         channels = config.rpn_channels or in_channels
@@ -88,6 +89,6 @@ class RPN(chainer.Chain):
             scores, deltas, self.anchors([own.shape[1:] for own in logits]), size, scale,
             pre_nms=pre_nms or config.rpn_pre_nms, post_nms=post_nms or config.rpn_post_nms,
             nms_threshold=config.rpn_nms_threshold, min_size=config.rpn_min_size,
-            weights=dialect.boxes.rpn_delta_weights, extent=dialect.boxes.offset,
-            clip_extent=dialect.boxes.clip_offset, clip=dialect.boxes.max_log_scale,
-            inclusive=dialect.boxes.nms_suppress_equal, by_map=dialect.rpn.proposals_per_level, padded=padded)
+            weights=dialect.boxes.rpn_delta_weights, offset=dialect.boxes.offset,
+            clip_offset=dialect.boxes.clip_offset, max_log_scale=dialect.boxes.max_log_scale,
+            suppress_equal=dialect.boxes.nms_suppress_equal, per_level=dialect.rpn.proposals_per_level, padded=padded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def cell_anchors(stride: int, sizes, ratios) -> np.ndarray:
+def detectron_cell_anchors(stride: int, sizes, ratios) -> np.ndarray:
     """Return the anchors of a feature map's first location, as Detectron makes them.
 
     Widths and heights are rounded to whole pixels at the size of one stride and then scaled
@@ -28,7 +28,7 @@ def cell_anchors(stride: int, sizes, ratios) -> np.ndarray:
     return np.concatenate([centre - half_sides, centre + half_sides], axis=1)
 
 
-def corner_anchors(sizes, ratios) -> np.ndarray:
+def matterport_cell_anchors(sizes, ratios) -> np.ndarray:
     """Return the anchors of a feature map's first location, as Matterport makes them.
 
     Not rounded, around the location's first pixel (``utils.generate_anchors``).  Matterport gives its boxes'

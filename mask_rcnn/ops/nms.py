@@ -21,7 +21,7 @@ _MAX_BOXES = 4096 * _WORD
 _ZERO = np.float32(0)
 
 
-def nms(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None, inclusive=True):
+def nms(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppress_equal=True):
     """Keep the best boxes of which no two overlap too much.
 
     In falling order of score, a box is kept unless a kept one overlaps it.  IoU and threshold are compared in
@@ -35,10 +35,10 @@ def nms(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None, inclus
         scores: (R,) float32.  The first of equal scores counts as the better one.  A box that scores minus infinity
             is nothing: it is not kept, and suppresses none.
         threshold: IoU from which on a box suppresses a worse one.
-        extent: A box from ``x_min`` to ``x_max`` is ``x_max - x_min + extent`` wide: Detectron's 1, or 0.
+        offset: A box from ``x_min`` to ``x_max`` is ``x_max - x_min + offset`` wide: Detectron's 1, or 0.
         groups: (R,) ints; boxes suppress only boxes of their own group (their class, or level).
         limit: Keep no more than so many: the best.
-        inclusive: Suppress at IoU = ``threshold``, too (Detectron); false: only above it.
+        suppress_equal: Suppress at IoU = ``threshold``, too (Detectron); false: only above it.
 
     Returns:
         Indices of the kept boxes, (K,) int32, in falling order of score.
@@ -46,12 +46,12 @@ def nms(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None, inclus
     Raises:
         ValueError: If a shape is wrong, or there are more than 262,144 boxes on a GPU.
     """
-    kept = nms_padded(boxes, scores, threshold, extent=extent, groups=groups, limit=limit,
-                      inclusive=inclusive)
+    kept = nms_padded(boxes, scores, threshold, offset=offset, groups=groups, limit=limit,
+                      suppress_equal=suppress_equal)
     return kept[kept >= 0]
 
 
-def nms_padded(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None, inclusive=True):
+def nms_padded(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppress_equal=True):
     """Do what :func:`nms` does, with a result whose shape is known before: the host waits for nothing.
 
     Returns:
@@ -70,11 +70,11 @@ def nms_padded(boxes, scores, threshold, *, extent=1.0, groups=None, limit=None,
     if limit == 0:
         return xp.empty((0,), np.int32)
     form = nms_cpu if xp is np else nms_gpu
-    return form(boxes.astype(np.float32, copy=False), scores, np.float32(threshold), np.float32(extent),
-                groups, limit, bool(inclusive))
+    return form(boxes.astype(np.float32, copy=False), scores, np.float32(threshold), np.float32(offset),
+                groups, limit, bool(suppress_equal))
 
 
-def nms_gpu(boxes, scores, threshold, extent, groups, limit, inclusive):
+def nms_gpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
     """The GPU form: CuPy arrays, not empty; all arguments of :func:`nms_padded` in their final types."""
     xp = chainer.backend.get_array_module(boxes)
     n = len(boxes)
@@ -88,15 +88,15 @@ def nms_gpu(boxes, scores, threshold, extent, groups, limit, inclusive):
 
     overlaps = xp.empty((words * _WORD, words), np.uint64)
     _cuda.kernel('nms.cu', 'nms_overlaps')((words, words), (_WORD,), (
-        xp.ascontiguousarray(boxes), scores, groups, np.int32(has_groups), order, np.int32(n), threshold, extent,
-        np.int32(inclusive), overlaps))
+        xp.ascontiguousarray(boxes), scores, groups, np.int32(has_groups), order, np.int32(n), threshold, offset,
+        np.int32(suppress_equal), overlaps))
     kept = xp.empty((limit,), np.int32)
     _cuda.kernel('nms.cu', 'nms_reduce')((1,), (_REDUCE_THREADS,), (
         overlaps, order, np.int32(n), np.int32(limit), kept))
     return kept
 
 
-def nms_cpu(boxes, scores, threshold, extent, groups, limit, inclusive):
+def nms_cpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
     """The CPU form: NumPy arrays; all arguments of :func:`nms_padded` in their final types.
 
     Groups are laid side by side, so that a box meets only boxes of its own.
@@ -108,8 +108,8 @@ def nms_cpu(boxes, scores, threshold, extent, groups, limit, inclusive):
         order = order[np.argsort(groups[order], kind='stable')]
         starts = np.append(starts, np.flatnonzero(np.diff(groups[order])) + 1)
     keep = np.zeros(len(order), np.bool_)
-    _suppress(np.ascontiguousarray(boxes[order].T), np.append(starts, len(order)), threshold, extent,
-              inclusive, limit, keep)
+    _suppress(np.ascontiguousarray(boxes[order].T), np.append(starts, len(order)), threshold, offset,
+              suppress_equal, limit, keep)
     kept = order[keep]
     if len(starts) > 1:
         kept = kept[np.lexsort((kept, -scores[kept]))]
@@ -119,7 +119,7 @@ def nms_cpu(boxes, scores, threshold, extent, groups, limit, inclusive):
 
 
 @_parallel.jit
-def _suppress(corners, bounds, threshold, extent, inclusive, limit, keep):
+def _suppress(corners, bounds, threshold, offset, suppress_equal, limit, keep):
     """Mark the kept boxes of every group.
 
     Args:
@@ -127,7 +127,7 @@ def _suppress(corners, bounds, threshold, extent, inclusive, limit, keep):
         bounds: Where each group begins, and the end of the last.
         keep: (R,) bool, false on entry; written.
     """
-    areas = (corners[2] - corners[0] + extent) * (corners[3] - corners[1] + extent)
+    areas = (corners[2] - corners[0] + offset) * (corners[3] - corners[1] + offset)
     gone = np.zeros(areas.size, np.bool_)
     for group in range(bounds.size - 1):
         left = limit
@@ -140,17 +140,17 @@ def _suppress(corners, bounds, threshold, extent, inclusive, limit, keep):
                 break
             rest = slice(i + 1, bounds[group + 1])
             _mark_overlapping(corners[:, i], areas[i], corners[0, rest], corners[1, rest],
-                              corners[2, rest], corners[3, rest], areas[rest], threshold, extent,
-                              inclusive, gone[rest])
+                              corners[2, rest], corners[3, rest], areas[rest], threshold, offset,
+                              suppress_equal, gone[rest])
 
 
 @_parallel.jit
-def _mark_overlapping(box, area, y_min, x_min, y_max, x_max, areas, threshold, extent, inclusive, gone):
+def _mark_overlapping(box, area, y_min, x_min, y_max, x_max, areas, threshold, offset, suppress_equal, gone):
     """Mark which of many boxes one box suppresses.  A loop over whole arrays is one that LLVM vectorises."""
     top, left, bottom, right = box[0], box[1], box[2], box[3]
     for j in range(gone.size):
-        height = min(bottom, y_max[j]) - max(top, y_min[j]) + extent
-        width = min(right, x_max[j]) - max(left, x_min[j]) + extent
+        height = min(bottom, y_max[j]) - max(top, y_min[j]) + offset
+        width = min(right, x_max[j]) - max(left, x_min[j]) + offset
         overlap = max(height, _ZERO) * max(width, _ZERO)
         iou = overlap / (area + areas[j] - overlap)
-        gone[j] |= (iou > threshold) | (inclusive & (iou == threshold))
+        gone[j] |= (iou > threshold) | (suppress_equal & (iou == threshold))

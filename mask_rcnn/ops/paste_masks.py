@@ -23,7 +23,7 @@ _PORTION_BYTES = 1 << 26
 _ONE = np.float32(1)
 
 
-def paste_masks(probs, boxes, size, *, extent=1.0, padding=1, margin=0, threshold=0.5, inclusive=False):
+def paste_masks(probs, boxes, size, *, offset=1.0, padding=1, margin=0, threshold=0.5, threshold_inclusive=False):
     """Resize each mask into its box and cut it at a threshold.
 
     A mask of M x M is padded with zeros and its box grows by as much around its centre, by
@@ -37,13 +37,13 @@ def paste_masks(probs, boxes, size, *, extent=1.0, padding=1, margin=0, threshol
         probs: (R, M, M) float32, each mask's probabilities.
         boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
         size: Height and width of the image.
-        extent: A box from pixel ``x_min`` to ``x_max`` is ``x_max - x_min + extent`` pixels wide: Detectron's
+        offset: A box from pixel ``x_min`` to ``x_max`` is ``x_max - x_min + offset`` pixels wide: Detectron's
             1, or 0.  A box turned inside out covers nothing.
         padding: Pixels of zeros around a mask; Detectron's 1, or 0.
         margin: Pixels of zeros beyond the box, 0 or 1: with 1 the mask's border fades into them, though not
             below the mask's least probability (scikit-image); with 0 it is repeated (OpenCV).
         threshold: A pixel belongs to the mask if its probability is above it ...
-        inclusive: ... or equal to it, if this is true.
+        threshold_inclusive: ... or equal to it, if this is true.
 
     Returns:
         (R, H, W) bool.
@@ -53,16 +53,16 @@ def paste_masks(probs, boxes, size, *, extent=1.0, padding=1, margin=0, threshol
     """
     xp = chainer.backend.get_array_module(probs)
     out = xp.empty((len(probs), *size), np.bool_)
-    return paste_into(out, probs, boxes, extent=extent, padding=padding, margin=margin, threshold=threshold,
-                      inclusive=inclusive)
+    return paste_into(out, probs, boxes, offset=offset, padding=padding, margin=margin, threshold=threshold,
+                      threshold_inclusive=threshold_inclusive)
 
 
-def paste_into(out, probs, boxes, *, extent=1.0, padding=1, margin=0, threshold=0.5, inclusive=False):
+def paste_into(out, probs, boxes, *, offset=1.0, padding=1, margin=0, threshold=0.5, threshold_inclusive=False):
     """Fill ``out`` (R, H, W), a contiguous bool array, with what :func:`paste_masks` returns; return it."""
     if out.ndim != 3 or len(out) != len(probs) or out.dtype != np.bool_ or not out.flags.c_contiguous:
         raise ValueError(f'out must be contiguous bool ({len(probs)}, H, W), not {out.dtype} {out.shape}')
     form = paste_cpu if chainer.backend.get_array_module(probs) is np else paste_gpu
-    form(*_arguments(probs, boxes, extent, padding, margin, threshold, inclusive), out)
+    form(*_arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclusive), out)
     return out
 
 
@@ -85,14 +85,14 @@ def paste_to_host(probs, boxes, size, **options):
     return out
 
 
-def mask_runs(probs, boxes, size, *, extent=1.0, padding=1, margin=0, threshold=0.5, inclusive=False):
+def mask_runs(probs, boxes, size, *, offset=1.0, padding=1, margin=0, threshold=0.5, threshold_inclusive=False):
     """Return which pixels :func:`paste_masks` would give, without giving them: as run lengths need them.
 
     Nothing is as large as the image: only the boxes' pixels are looked at, and of them the runs are kept, which
     is all that leaves a GPU.
 
     Args:
-        probs, boxes, size, extent, padding, margin, threshold, inclusive: See :func:`paste_masks`.
+        probs, boxes, size, offset, padding, margin, threshold, threshold_inclusive: See :func:`paste_masks`.
 
     Returns:
         list of numpy.ndarray: For each mask (K, 2) int32: the first pixel of each run and the one behind its
@@ -102,22 +102,22 @@ def mask_runs(probs, boxes, size, *, extent=1.0, padding=1, margin=0, threshold=
         ValueError: If a shape is wrong.
     """
     form = runs_cpu if chainer.backend.get_array_module(probs) is np else runs_gpu
-    arguments = _arguments(probs, boxes, extent, padding, margin, threshold, inclusive)
+    arguments = _arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclusive)
     return form(*arguments, *map(int, size)) if len(probs) else []
 
 
-def _arguments(probs, boxes, extent, padding, margin, threshold, inclusive):
+def _arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclusive):
     """Check and return what both forms take, but for the result."""
     if probs.ndim != 3 or 0 in probs.shape[1:]:
         raise ValueError(f'probs must have the shape (R, M, M), not {probs.shape}')
     if boxes.shape != (len(probs), 4):
         raise ValueError(f'boxes must have the shape ({len(probs)}, 4), not {boxes.shape}')
     xp = chainer.backend.get_array_module(probs)
-    rows, columns = (_place(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], extent, padding)
+    rows, columns = (_place(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], offset, padding)
                      for axis in (0, 1))
     probs = xp.ascontiguousarray(probs, np.float32)
     return (probs, *rows, *columns, int(padding), int(margin), _least(probs, margin), np.float32(threshold),
-            bool(inclusive))
+            bool(threshold_inclusive))
 
 
 def _least(probs, margin: int):
@@ -128,7 +128,7 @@ def _least(probs, margin: int):
     return xp.full((len(probs),), -np.inf, np.float32)
 
 
-def _place(xp, low, high, mask_size: int, extent: float, padding: int):
+def _place(xp, low, high, mask_size: int, offset: float, padding: int):
     """Find the pixels of one axis that padded masks cover.
 
     Returns:
@@ -141,7 +141,7 @@ def _place(xp, low, high, mask_size: int, extent: float, padding: int):
     half = (high - low) * np.float32(0.5) * np.float32(padded / mask_size)
     centre = (high + low) * np.float32(0.5)
     first, last = (centre - half).astype(np.int32), (centre + half).astype(np.int32)
-    count = xp.maximum(last - first + np.int32(extent), 0).astype(np.int32)
+    count = xp.maximum(last - first + np.int32(offset), 0).astype(np.int32)
     return first, count, 1.0 / (xp.maximum(count, 1) / float(padded))
 
 
@@ -169,12 +169,12 @@ def runs_gpu(*arguments):
 
 
 def _launch(name: str, blocks: int, probs, top, height, y_scale, left, width, x_scale, padding, margin, least,
-            threshold, inclusive, out_height, out_width, *others):
+            threshold, threshold_inclusive, out_height, out_width, *others):
     """Launch a kernel that shares each mask among so many blocks."""
     _cuda.kernel('paste_masks.cu', name)((blocks, min(len(probs), _MAX_BLOCKS_Y)), (_THREADS,), (
         probs, top, height, y_scale, left, width, x_scale,
         *map(np.int32, (len(probs), out_height, out_width, *probs.shape[1:], padding, margin)), least, threshold,
-        np.int32(inclusive), *others))
+        np.int32(threshold_inclusive), *others))
 
 
 def paste_cpu(*arguments):
@@ -197,7 +197,7 @@ def runs_cpu(probs, top, height, y_scale, left, width, x_scale, padding, margin,
 
 @_parallel.jit
 def _paste_range(probs, top, height, y_scale, left, width, x_scale, padding, margin, least, threshold,
-                 inclusive, out, start, stop):
+                 threshold_inclusive, out, start, stop):
     """Paste masks ``start`` to ``stop``."""
     for r in range(start, stop):
         out[r] = False
@@ -205,11 +205,11 @@ def _paste_range(probs, top, height, y_scale, left, width, x_scale, padding, mar
         x_begin, x_end = max(left[r], 0), min(left[r] + width[r], out.shape[2])
         if y_begin < y_end and x_begin < x_end:
             _fill(probs[r], y_begin - top[r], y_scale[r], x_begin - left[r], x_scale[r], padding, margin,
-                  least[r], threshold, inclusive, out[r, y_begin:y_end, x_begin:x_end])
+                  least[r], threshold, threshold_inclusive, out[r, y_begin:y_end, x_begin:x_end])
 
 
 @_parallel.jit
-def _find_runs(prob, top, height, y_scale, left, width, x_scale, padding, margin, least, threshold, inclusive,
+def _find_runs(prob, top, height, y_scale, left, width, x_scale, padding, margin, least, threshold, threshold_inclusive,
                out_height, out_width):
     """Return the runs of one mask."""
     y_begin, y_end = max(top, 0), min(top + height, out_height)
@@ -217,7 +217,7 @@ def _find_runs(prob, top, height, y_scale, left, width, x_scale, padding, margin
     if y_begin >= y_end or x_begin >= x_end:
         return np.empty((0, 2), np.int32)
     part = np.empty((y_end - y_begin, x_end - x_begin), np.bool_)
-    _fill(prob, y_begin - top, y_scale, x_begin - left, x_scale, padding, margin, least, threshold, inclusive,
+    _fill(prob, y_begin - top, y_scale, x_begin - left, x_scale, padding, margin, least, threshold, threshold_inclusive,
           part)
     runs = np.empty((_scan(part, y_begin, x_begin, out_height, np.empty((0, 2), np.int32)), 2), np.int32)
     _scan(part, y_begin, x_begin, out_height, runs)
@@ -241,7 +241,7 @@ def _scan(part, y_begin, x_begin, out_height, runs):
 
 
 @_parallel.jit
-def _fill(prob, y_first, y_scale, x_first, x_scale, padding, margin, least, threshold, inclusive, out):
+def _fill(prob, y_first, y_scale, x_first, x_scale, padding, margin, least, threshold, threshold_inclusive, out):
     """Paste one mask from its pixel ``(y_first, x_first)``, counted from its own corner, on."""
     frame = padding + margin
     padded = np.zeros((prob.shape[0] + 2 * frame, prob.shape[1] + 2 * frame), np.float32)
@@ -255,7 +255,7 @@ def _fill(prob, y_first, y_scale, x_first, x_scale, padding, margin, least, thre
         for j in range(out.shape[1]):
             value = lines[upper, j] * (_ONE - fraction) + lines[lower, j] * fraction
             value = max(value, least)
-            out[i, j] = (value > threshold) | (inclusive & (value == threshold))
+            out[i, j] = (value > threshold) | (threshold_inclusive & (value == threshold))
 
 
 @_parallel.jit

@@ -26,8 +26,8 @@ _NOWHERE, _NONE = np.float32(np.nan), np.float32(-np.inf)
 
 def generate_proposals(scores, deltas, anchors, size, scale, *, pre_nms: int, post_nms: int,
                        nms_threshold: float, min_size: float = 0.0, weights=(1.0, 1.0, 1.0, 1.0),
-                       extent: float = 1.0, clip_extent: float = 1.0, clip=None, inclusive: bool = True,
-                       by_map: bool = True, padded: bool = False):
+                       offset: float = 1.0, clip_offset: float = 1.0, max_log_scale=None, suppress_equal: bool = True,
+                       per_level: bool = True, padded: bool = False):
     """Turn the RPN's maps of one image into its best proposals.
 
     ``detectron/ops/generate_proposals.py``: the best anchors of each map, decoded, clipped, without the small
@@ -45,10 +45,10 @@ def generate_proposals(scores, deltas, anchors, size, scale, *, pre_nms: int, po
         post_nms: Proposals to return at most.
         nms_threshold: IoU from which on a proposal suppresses a worse one of its map.
         min_size: Proposals with a side below it, in pixels of the original image, are dropped.
-        weights: See :func:`mask_rcnn.ops.boxes.decode_boxes`, as for ``extent`` and ``clip``.
-        clip_extent: The same for :func:`mask_rcnn.ops.boxes.clip_boxes`.
-        inclusive: See :func:`mask_rcnn.ops.nms.nms`.
-        by_map: Look at the maps one by one; else at the ``pre_nms`` best anchors of all together.
+        weights: See :func:`mask_rcnn.ops.boxes.decode_boxes`, as for ``offset`` and ``max_log_scale``.
+        clip_offset: The same for :func:`mask_rcnn.ops.boxes.clip_boxes`.
+        suppress_equal: See :func:`mask_rcnn.ops.nms.nms`.
+        per_level: Look at the maps one by one; else at the ``pre_nms`` best anchors of all together.
         padded: See the module.
 
     Returns:
@@ -56,14 +56,14 @@ def generate_proposals(scores, deltas, anchors, size, scale, *, pre_nms: int, po
     """
     xp = get_array_module(scores[0])
     candidates = [_best_anchors(*own, pre_nms) for own in zip(scores, deltas, anchors)]
-    if not by_map:
+    if not per_level:
         candidates = [_best_of_all(candidates, pre_nms)]
     found = []
     for own_anchors, own_deltas, own_scores in candidates:
-        boxes = decode_boxes(own_anchors, own_deltas, weights=weights, extent=extent, clip=clip)
-        boxes = clip_boxes(boxes, size, extent=clip_extent)
-        large = _at_least(boxes, min_size, size, scale, extent)
-        options = {'extent': extent, 'limit': post_nms, 'inclusive': inclusive}
+        boxes = decode_boxes(own_anchors, own_deltas, weights=weights, offset=offset, max_log_scale=max_log_scale)
+        boxes = clip_boxes(boxes, size, offset=clip_offset)
+        large = _at_least(boxes, min_size, size, scale, offset)
+        options = {'offset': offset, 'limit': post_nms, 'suppress_equal': suppress_equal}
         if padded:
             own_scores = xp.where(large, own_scores, _NONE)
             keep = nms_padded(boxes, own_scores, nms_threshold, **options)
@@ -93,8 +93,8 @@ def _best_anchors(scores, deltas, anchors, limit: int):
 
 
 def select_detections(probs, boxes, *, score_threshold: float, nms_threshold: float,
-                      max_detections: int, extent: float = 1.0, inclusive: bool = True,
-                      best_class_only: bool = False, score_inclusive: bool = False, limit_ties: bool = True,
+                      max_detections: int, offset: float = 1.0, suppress_equal: bool = True,
+                      best_class_only: bool = False, score_threshold_inclusive: bool = False, keep_ties: bool = True,
                       padded: bool = False):
     """Choose the detections of one image among its RoIs' classes.
 
@@ -108,11 +108,11 @@ def select_detections(probs, boxes, *, score_threshold: float, nms_threshold: fl
         score_threshold: Candidates must score above it.
         nms_threshold: IoU from which on a candidate suppresses a worse one of its class.
         max_detections: Number to return.
-        extent: See :mod:`mask_rcnn.ops.boxes`.
-        inclusive: See :func:`mask_rcnn.ops.nms.nms`.
+        offset: See :mod:`mask_rcnn.ops.boxes`.
+        suppress_equal: See :func:`mask_rcnn.ops.nms.nms`.
         best_class_only: A RoI is a candidate of its best class only, and of none if that is the background.
-        score_inclusive: Candidates may score just the threshold.
-        limit_ties: Ties with the last one within the limit are returned, too.
+        score_threshold_inclusive: Candidates may score just the threshold.
+        keep_ties: Ties with the last one within the limit are returned, too.
         padded: See the module.  There are ``max_detections`` rows, and a few for ties.
 
     Returns:
@@ -121,14 +121,14 @@ def select_detections(probs, boxes, *, score_threshold: float, nms_threshold: fl
     """
     xp = get_array_module(probs)
     # Class by class, so that equal scores come out by class and then by RoI.
-    candidates = probs >= score_threshold if score_inclusive else probs > score_threshold
+    candidates = probs >= score_threshold if score_threshold_inclusive else probs > score_threshold
     if best_class_only:
         candidates &= xp.arange(probs.shape[1]) == probs.argmax(axis=1)[:, None]
     boxes = boxes.reshape(*probs.shape, 4)
-    nms_options = {'threshold': nms_threshold, 'extent': extent, 'inclusive': inclusive}
+    nms_options = {'threshold': nms_threshold, 'offset': offset, 'suppress_equal': suppress_equal}
     if padded:
         scores = xp.where(candidates, probs, _NONE)
-        return _select_padded(scores, boxes, max_detections, limit_ties, nms_options)
+        return _select_padded(scores, boxes, max_detections, keep_ties, nms_options)
     labels, rois = xp.nonzero(candidates[:, 1:].T)
     scores = probs[rois, labels + 1]
     boxes = boxes[rois, labels + 1]
@@ -136,11 +136,11 @@ def select_detections(probs, boxes, *, score_threshold: float, nms_threshold: fl
     if len(keep) > max_detections:
         kept_scores = scores[keep]  # falling
         within = kept_scores >= kept_scores[max_detections - 1]
-        keep = keep[within] if limit_ties else keep[:max_detections]
+        keep = keep[within] if keep_ties else keep[:max_detections]
     return boxes[keep], labels[keep].astype(xp.int32), scores[keep]
 
 
-def _select_padded(scores, boxes, max_detections: int, limit_ties: bool, nms_options: dict):
+def _select_padded(scores, boxes, max_detections: int, keep_ties: bool, nms_options: dict):
     """Do the rest of :func:`select_detections`; what is no candidate has the score of nothing."""
     xp = get_array_module(scores)
     n_roi = len(scores)
@@ -148,7 +148,7 @@ def _select_padded(scores, boxes, max_detections: int, limit_ties: bool, nms_opt
     best = best_first(by_class, _MAX_CANDIDATES)
     labels, rois = best // n_roi, best % n_roi
     scores, boxes = by_class[best], boxes[rois, labels + 1]
-    rows = max_detections + _MAX_TIES * limit_ties
+    rows = max_detections + _MAX_TIES * keep_ties
     keep = nms_padded(boxes, scores, groups=labels, limit=rows, **nms_options)
     boxes, scores = _rows(keep, boxes, scores)
     last = scores[max_detections - 1:max_detections]
@@ -165,10 +165,10 @@ def _rows(keep, boxes, scores):
     return xp.where((scores == _NONE)[:, None], _NOWHERE, boxes[keep]), scores
 
 
-def _at_least(boxes, min_size, size, scale, extent):
+def _at_least(boxes, min_size, size, scale, offset):
     """Return which boxes have sides of ``min_size`` original pixels and their centre inside."""
     number = boxes.dtype.type
     sides = boxes[:, 2:] - boxes[:, :2]
-    centres = boxes[:, :2] + (sides + extent) / 2
-    large = sides / number(scale) + extent >= min_size
+    centres = boxes[:, :2] + (sides + offset) / 2
+    large = sides / number(scale) + offset >= min_size
     return large[:, 0] & large[:, 1] & (centres[:, 0] < number(size[0])) & (centres[:, 1] < number(size[1]))

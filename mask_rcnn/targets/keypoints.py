@@ -27,7 +27,7 @@ class KeypointRoIs:
 
 
 def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, placement: Placement, size: int, *,
-                         sampling: Sampling, extent: float, random: np.random.RandomState) -> KeypointRoIs:
+                         sampling: Sampling, offset: float, random: np.random.RandomState) -> KeypointRoIs:
     """Choose the RoIs of one image whose keypoints learn: foreground that shows one at least.
 
     They are drawn for themselves, not from the foreground whose boxes learn, but are as many at most.
@@ -38,7 +38,7 @@ def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, placem
         placement: Where the image lies in the network input.
         size: Side of the heat maps.
         sampling: How many, from which overlap on.
-        extent: See :mod:`mask_rcnn.ops.boxes`.
+        offset: See :mod:`mask_rcnn.ops.boxes`.
         random: Draws among too many.
 
     Returns:
@@ -50,7 +50,7 @@ def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, placem
     """
     if annotations.keypoints is None:
         raise ValueError('keypoints are to be learned, but the data have none')
-    candidates = match_rois(placement.to_image(proposals, by_inverse=True), annotations, extent=extent)
+    candidates = match_rois(placement.to_image(proposals, by_inverse=True), annotations, offset=offset)
     shows = np.zeros(len(candidates.boxes), bool)
     near = np.flatnonzero((candidates.iou >= sampling.roi_foreground_iou) & (candidates.gt_index >= 0))
     keypoints = annotations.keypoints[candidates.gt_index[near]]

@@ -10,7 +10,7 @@ from mask_rcnn.ops.boxes import box_iou
 from mask_rcnn.targets.sampling import IGNORED
 
 
-def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, extent: float) -> np.ndarray:
+def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, offset: float) -> np.ndarray:
     """Draw, for every foreground RoI, the object in it.
 
     A RoI's object is the one whose shape's bounding box overlaps it most; crowds are none.
@@ -19,7 +19,7 @@ def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, exte
         boxes: ``(F, 4)`` float32 RoIs in pixels of the original image.
         annotations: The image's objects; at least one that is no crowd, unless there are no RoIs.
         size: Side M of the masks.
-        extent: See :mod:`mask_rcnn.ops.boxes`.
+        offset: See :mod:`mask_rcnn.ops.boxes`.
 
     Returns:
         numpy.ndarray: ``(F, M, M)`` int32: 1 the object, 0 not; -1 everywhere if its shape is not known.
@@ -30,7 +30,7 @@ def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, exte
     objects = np.flatnonzero(~annotations.crowd)
     shape_boxes = np.stack([
         segmentation_box(annotations.segmentations[i], annotations.boxes[i]) for i in objects])
-    chosen = objects[box_iou(boxes, shape_boxes, extent=extent).argmax(axis=1)]
+    chosen = objects[box_iou(boxes, shape_boxes, offset=offset).argmax(axis=1)]
     for i in np.unique(chosen):
         rows = np.flatnonzero(chosen == i)
         targets[rows] = draw_in_boxes(annotations.segmentations[i], boxes[rows], size)

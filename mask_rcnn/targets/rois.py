@@ -72,7 +72,7 @@ def sample_rois(proposals: np.ndarray, annotations: Annotations, placement: Plac
         random: Draws among too many.
     """
     candidates = match_rois(placement.to_image(proposals, by_inverse=True), annotations,
-                            extent=dialect.boxes.offset)
+                            offset=dialect.boxes.offset)
     foreground, background = _draw(candidates, ~annotations.crowd, sampling, random)
     if len(foreground) + len(background) == 0:
         return _nothing_to_learn()
@@ -84,7 +84,7 @@ def sample_rois(proposals: np.ndarray, annotations: Annotations, placement: Plac
     return SampledRoIs(placement.to_input(boxes), boxes, labels, deltas)
 
 
-def match_rois(boxes: np.ndarray, annotations: Annotations, *, extent: float) -> Candidates:
+def match_rois(boxes: np.ndarray, annotations: Annotations, *, offset: float) -> Candidates:
     """Put the objects' own boxes in front of some RoIs and find everybody's object.
 
     Crowds take part: a RoI that overlaps a crowd most has its class (``detectron/datasets/json_dataset.py``,
@@ -93,13 +93,13 @@ def match_rois(boxes: np.ndarray, annotations: Annotations, *, extent: float) ->
     Args:
         boxes: ``(P, 4)`` float32 RoIs in pixels of the original image.
         annotations: The image's objects.
-        extent: See :mod:`mask_rcnn.ops.boxes`.
+        offset: See :mod:`mask_rcnn.ops.boxes`.
     """
     crowd, own_labels = annotations.crowd, annotations.labels + np.int32(1)
     own_iou = np.where(crowd, -1, 1).astype(np.float32)
     iou, gt_index = np.zeros(len(boxes), np.float32), np.full(len(boxes), -1)
     if len(crowd) and len(boxes):
-        overlaps = box_iou(boxes, annotations.boxes, extent=extent)
+        overlaps = box_iou(boxes, annotations.boxes, offset=offset)
         iou = overlaps.max(axis=1)
         gt_index = np.where(iou > 0, overlaps.argmax(axis=1), -1)
     labels = np.append(own_labels, np.int32(0))[gt_index]  # -1 takes the 0
@@ -120,8 +120,8 @@ def box_targets(boxes: np.ndarray, gt_boxes: np.ndarray, *, dialect: Dialect) ->
     """
     if len(boxes) == 0:
         return np.zeros((0, 4), np.float32)
-    best = box_iou(boxes, gt_boxes, extent=dialect.boxes.offset).argmax(axis=1)
-    return encode_boxes(boxes, gt_boxes[best], weights=dialect.boxes.box_delta_weights, extent=dialect.boxes.offset)
+    best = box_iou(boxes, gt_boxes, offset=dialect.boxes.offset).argmax(axis=1)
+    return encode_boxes(boxes, gt_boxes[best], weights=dialect.boxes.box_delta_weights, offset=dialect.boxes.offset)
 
 
 def _draw(candidates, is_object, sampling, random):

@@ -40,12 +40,12 @@ def rpn_targets(anchors: np.ndarray, gt_boxes: np.ndarray, size, *, sampling: Sa
     deltas = np.zeros((len(anchors), 4), np.float32)
     inside = anchors_inside(anchors, size, sampling.rpn_straddle)
     candidates = anchors[inside]
-    best_iou, best_gt, is_best = match_anchors(box_iou(candidates, gt_boxes, extent=dialect.boxes.offset))
+    best_iou, best_gt, is_best = match_anchors(box_iou(candidates, gt_boxes, offset=dialect.boxes.offset))
     labels[inside] = label_anchors(best_iou, is_best, sampling, random)
     positive = np.flatnonzero(labels[inside] == 1)
     deltas[inside[positive]] = encode_boxes(
         candidates[positive], gt_boxes[best_gt[positive]], weights=dialect.boxes.rpn_delta_weights,
-        extent=dialect.boxes.offset)
+        offset=dialect.boxes.offset)
     return RPNTargets(labels, deltas)
 
 

@@ -135,7 +135,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         head = self.model.keypoint_head
         return dataclasses.replace(rois, keypoints=sample_keypoint_rois(
             proposals, example.annotations, example.placement, head.enlargement * head.pool.roi_size,
-            sampling=self.sampling, extent=config.dialect.boxes.offset, random=random))
+            sampling=self.sampling, offset=config.dialect.boxes.offset, random=random))
 
     def rpn_losses(self, logits, deltas, targets: Sequence[RPNTargets]) -> dict:
         """Return the RPN's losses and counts.
@@ -240,9 +240,9 @@ class MaskRCNNTrainChain(chainer.Chain):
 
     def _draw_masks(self, rois, examples, size: int) -> np.ndarray:
         """Return the mask targets ``(F, size, size)`` of all foreground, or one that is ignored."""
-        extent = self.model.config.dialect.boxes.offset
+        offset = self.model.config.dialect.boxes.offset
         masks = np.concatenate([
-            mask_targets(r.boxes[:r.n_foreground], example.annotations, size, extent=extent)
+            mask_targets(r.boxes[:r.n_foreground], example.annotations, size, offset=offset)
             for r, example in zip(rois, examples)])
         return masks if len(masks) else np.full((1, size, size), IGNORED, np.int32)
 

@@ -130,10 +130,10 @@ def _largest_first(boxes: np.ndarray) -> np.ndarray:
     return np.argsort(-sides[:, 0] * sides[:, 1], kind='stable')
 
 
-def _clipped(boxes: np.ndarray, size: tuple[int, int], extent: float) -> np.ndarray:
+def _clipped(boxes: np.ndarray, size: tuple[int, int], offset: float) -> np.ndarray:
     """Boxes as float64 ``(y_min, x_min, y_max, x_max)`` in corner coordinates, inside the picture."""
     boxes = boxes.astype(np.float64)
-    boxes[:, 2:] += extent
+    boxes[:, 2:] += offset
     return np.clip(boxes, 0, np.tile(size, 2))
 
 

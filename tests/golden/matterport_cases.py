@@ -58,7 +58,7 @@ def match(case: MatterportCase, detections, *, min_iou: float, max_score_differe
     more others than the disturbed runs of Matterport itself had.
     """
     arrays = case.arrays
-    iou = box_iou(arrays['rois'].astype(np.float32), detections.boxes, extent=0)
+    iou = box_iou(arrays['rois'].astype(np.float32), detections.boxes, offset=0)
     same_class = arrays['class_ids'][:, None] == detections.labels[None] + 1
     close = np.abs(arrays['scores'][:, None] - detections.scores[None]) <= max_score_difference
     fits = np.where(same_class & close, iou, 0)

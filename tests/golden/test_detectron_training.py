@@ -159,7 +159,7 @@ def test_box_and_mask_targets_of_the_golden_rois(step, learned):
     foreground = rois.boxes[:rois.n_foreground]
     deltas = box_targets(foreground, step.annotations.boxes, dialect=DETECTRON)
     np.testing.assert_allclose(deltas, rois.deltas, rtol=0, atol=2e-5)
-    masks = mask_targets(foreground, step.annotations, 14, extent=1)
+    masks = mask_targets(foreground, step.annotations, 14, offset=1)
     np.testing.assert_array_equal(masks, step['mask_targets'])
 
 

@@ -125,7 +125,7 @@ def test_proposals(seen):
     found = model.propose(maps, x.shape[2:], placement.scale)
     expected = case.in_pixels(case.arrays['proposals'])
     assert found.shape == expected.shape
-    iou = box_iou(expected, found, extent=0)
+    iou = box_iou(expected, found, offset=0)
     assert iou.max(axis=1).min() > 0.9999 and iou.max(axis=0).min() > 0.9999
     assert (np.abs(found - expected).max(axis=1) < 0.01).mean() > 0.9
 

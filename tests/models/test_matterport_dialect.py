@@ -122,11 +122,11 @@ def test_what_is_learned_leads_back_to_the_objects(model):
     targets, = chain.anchor_targets([one], sizes, random)
     positive = targets.labels == 1
     decoded = decode_boxes(np.concatenate(model.rpn.anchors(sizes))[positive], targets.deltas[positive],
-                           weights=MATTERPORT.boxes.rpn_delta_weights, extent=0)
+                           weights=MATTERPORT.boxes.rpn_delta_weights, offset=0)
     distance = np.abs(decoded[:, None] - objects[None]).max(axis=2)
     assert distance.min(axis=1).max() < 1e-3 and (distance.min(axis=0) < 1e-3).all()
     rois = sample_rois(objects + np.float32([1, -1, 2, 0]), annotations, one.placement,
                        sampling=chain.sampling, dialect=MATTERPORT, random=random[0])
     foreground = slice(rois.n_foreground)
-    decoded = decode_boxes(rois.rois[foreground], rois.deltas, weights=MATTERPORT.boxes.box_delta_weights, extent=0)
+    decoded = decode_boxes(rois.rois[foreground], rois.deltas, weights=MATTERPORT.boxes.box_delta_weights, offset=0)
     np.testing.assert_allclose(decoded, objects[rois.labels[foreground] - 1], rtol=0, atol=1e-3)

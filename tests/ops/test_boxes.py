@@ -7,7 +7,7 @@ from mask_rcnn.ops import boxes as boxes_module
 from mask_rcnn.ops import proposals
 from mask_rcnn.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes
 
-CLIP = np.log(1000 / 16)
+MAX_LOG_SCALE = np.log(1000 / 16)
 XY = [1, 0, 3, 2]  # x1 y1 x2 y2 <-> y1 x1 y2 x2
 
 
@@ -24,7 +24,7 @@ def swap(boxes):
 @pytest.mark.parametrize('name, weights', [('w1', (1, 1, 1, 1)), ('w10', (10, 10, 5, 5))])
 def test_decode_boxes_equals_detectron(golden, name, weights):
     decoded = decode_boxes(swap(golden['box_boxes']), swap(golden[f'box_deltas_{name}']),
-                           weights=weights, clip=CLIP)
+                           weights=weights, max_log_scale=MAX_LOG_SCALE)
     assert decoded.dtype == np.float32
     # exp differs by one unit in the last place between math libraries: 2 ** -15 for sides from 256.
     np.testing.assert_allclose(swap(decoded), golden[f'box_decode_{name}'], rtol=3e-7, atol=4e-5)
@@ -40,15 +40,15 @@ def test_decode_boxes_inverts_encode_boxes(rng):
     corners = rng.uniform(0, 50, (40, 2, 2))
     corners = np.concatenate([corners, corners + rng.uniform(1, 60, (40, 2, 2))], axis=2)
     boxes, targets = corners[:, 0], corners[:, 1]
-    for extent in (0.0, 1.0):
-        deltas = encode_boxes(boxes, targets, weights=(10, 10, 5, 5), extent=extent)
-        decoded = decode_boxes(boxes, deltas, weights=(10, 10, 5, 5), extent=extent)
+    for offset in (0.0, 1.0):
+        deltas = encode_boxes(boxes, targets, weights=(10, 10, 5, 5), offset=offset)
+        decoded = decode_boxes(boxes, deltas, weights=(10, 10, 5, 5), offset=offset)
         np.testing.assert_allclose(decoded, targets, rtol=1e-12, atol=1e-11)
 
 
 def test_decode_boxes_limits_growth():
     box = np.array([[10, 10, 19, 19]], np.float32)
-    decoded = decode_boxes(box, np.array([[0, 0, 100, 0]], np.float32), clip=CLIP)
+    decoded = decode_boxes(box, np.array([[0, 0, 100, 0]], np.float32), max_log_scale=MAX_LOG_SCALE)
     np.testing.assert_allclose(decoded[0, 2] - decoded[0, 0] + 1, 10 * 1000 / 16, rtol=1e-6)
 
 
@@ -60,7 +60,7 @@ def test_clip_boxes_equals_detectron(golden):
 def test_clip_boxes_of_every_class():
     boxes = np.array([[-5, -5, 200, 300, 1, 2, 3, 4]], np.float32)
     np.testing.assert_array_equal(clip_boxes(boxes, (100, 150)), [[0, 0, 99, 149, 1, 2, 3, 4]])
-    np.testing.assert_array_equal(clip_boxes(boxes, (100, 150), extent=0), [[0, 0, 100, 150, 1, 2, 3, 4]])
+    np.testing.assert_array_equal(clip_boxes(boxes, (100, 150), offset=0), [[0, 0, 100, 150, 1, 2, 3, 4]])
 
 
 def test_box_iou_equals_detectron(golden):
@@ -81,12 +81,12 @@ def test_box_iou_by_counting_pixels(rng):
 
 def test_box_iou_of_empty_boxes_is_zero():
     empty = np.array([[3, 3, 3, 3]], np.float32)
-    assert box_iou(empty, empty, extent=0.0)[0, 0] == 0
+    assert box_iou(empty, empty, offset=0.0)[0, 0] == 0
 
 
 def test_clip_to_a_part_of_an_image():
     boxes = np.float32([[-5, 3, 99, 99], [20, 20, 25, 25]])
-    clipped = clip_boxes(boxes, (30, 40), extent=0, origin=(10, 5))
+    clipped = clip_boxes(boxes, (30, 40), offset=0, origin=(10, 5))
     np.testing.assert_array_equal(clipped, [[10, 5, 40, 45], [20, 20, 25, 25]])
 
 
@@ -113,7 +113,8 @@ def test_a_gpu_is_sent_no_constants(rng, monkeypatch):
     places = scaled((80, 90), 1.3), centred((80, 90), 1.3, 128)
 
     def calculate():
-        yield clip_boxes(decode_boxes(rois, deltas, weights=(10, 10, 5, 5), clip=CLIP), (50, 60), origin=(3, 4))
+        decoded = decode_boxes(rois, deltas, weights=(10, 10, 5, 5), max_log_scale=MAX_LOG_SCALE)
+        yield clip_boxes(decoded, (50, 60), origin=(3, 4))
         yield proposals._at_least(rois, 8, (50, 60), 1.5, 1.0)
         for place in places:
             yield place.to_input(rois)

@@ -12,9 +12,9 @@ def golden(data):
     return np.load(data / 'ops_boxes.npz')
 
 
-def reference_nms(boxes, scores, threshold, extent=1, groups=None, limit=None, inclusive=True):
+def reference_nms(boxes, scores, threshold, offset=1, groups=None, limit=None, suppress_equal=True):
     """The definition, box by box."""
-    one = np.float32(extent)
+    one = np.float32(offset)
     area = (boxes[:, 2] - boxes[:, 0] + one) * (boxes[:, 3] - boxes[:, 1] + one)
     kept = []
     for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
@@ -24,7 +24,7 @@ def reference_nms(boxes, scores, threshold, extent=1, groups=None, limit=None, i
             sides = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2]) + one
             overlap = np.prod(np.maximum(sides, 0), dtype=np.float32)
             iou = overlap / (area[i] + area[j] - overlap)
-            if iou > np.float32(threshold) or inclusive and iou == np.float32(threshold):
+            if iou > np.float32(threshold) or suppress_equal and iou == np.float32(threshold):
                 break
         else:
             kept.append(i)
@@ -58,12 +58,12 @@ def test_ties_keep_the_first(form, golden):
 
 
 @pytest.mark.parametrize('n', [1, 63, 64, 65, 128, 300])
-@pytest.mark.parametrize('extent', [0, 1])
-def test_equals_the_definition(form, rng, n, extent):
+@pytest.mark.parametrize('offset', [0, 1])
+def test_equals_the_definition(form, rng, n, offset):
     boxes = random_boxes(rng, n)
     scores = np.round(rng.uniform(size=n), 2).astype(np.float32)  # with ties
-    kept = run(form, boxes, scores, 0.4, extent=extent)
-    assert kept == reference_nms(boxes, scores, 0.4, extent)
+    kept = run(form, boxes, scores, 0.4, offset=offset)
+    assert kept == reference_nms(boxes, scores, 0.4, offset)
 
 
 @pytest.mark.parametrize('limit', [None, 0, 1, 10, 64, 1000])
@@ -86,15 +86,15 @@ def test_ties_between_groups_keep_the_order_of_the_input(form):
 
 
 def test_threshold_is_inclusive_or_not(form):
-    boxes = np.float32([[0, 0, 1, 1], [0, 0, 1, 3]])  # with extent 1: 4 of 8 pixels
+    boxes = np.float32([[0, 0, 1, 1], [0, 0, 1, 3]])  # with offset 1: 4 of 8 pixels
     scores = np.float32([.9, .8])
     assert run(form, boxes, scores, 0.5) == [0]
-    assert run(form, boxes, scores, 0.5, inclusive=False) == [0, 1]
+    assert run(form, boxes, scores, 0.5, suppress_equal=False) == [0, 1]
 
 
 def test_empty_boxes_do_not_overlap(form):
     boxes = np.zeros((3, 4), np.float32)
-    assert run(form, boxes, np.float32([.1, .3, .2]), 0.5, extent=0) == [1, 2, 0]
+    assert run(form, boxes, np.float32([.1, .3, .2]), 0.5, offset=0) == [1, 2, 0]
 
 
 @pytest.mark.parametrize('n, n_real', [(200, 0), (200, 1), (200, 63), (200, 64), (200, 129), (3, 2)])

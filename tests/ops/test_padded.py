@@ -80,15 +80,15 @@ def proposals(inputs, **options):
     return generate_proposals(*inputs, (64, 80), 1.0, pre_nms=100, nms_threshold=0.5, min_size=8.0, **options)
 
 
-@pytest.mark.parametrize('by_map', [True, False])
+@pytest.mark.parametrize('per_level', [True, False])
 @pytest.mark.parametrize('post_nms', [10, 500])
-def test_proposals(form, rng, by_map, post_nms):
+def test_proposals(form, rng, per_level, post_nms):
     inputs = proposal_inputs(rng)
     there = [[form.array(values) for values in part] for part in inputs]
-    boxes, scores = proposals(inputs, post_nms=post_nms, by_map=by_map)
-    padded = [form.numpy(part) for part in proposals(there, post_nms=post_nms, by_map=by_map, padded=True)]
+    boxes, scores = proposals(inputs, post_nms=post_nms, per_level=per_level)
+    padded = [form.numpy(part) for part in proposals(there, post_nms=post_nms, per_level=per_level, padded=True)]
     n = len(boxes)
-    assert len(padded[0]) == (10 if post_nms == 10 else 100 if not by_map else 136) >= n
+    assert len(padded[0]) == (10 if post_nms == 10 else 100 if not per_level else 136) >= n
     np.testing.assert_array_equal(padded[1][:n], scores)
     np.testing.assert_allclose(padded[0][:n], boxes, rtol=1e-6)
     assert np.isnan(padded[0][n:]).all() and (padded[1][n:] == -np.inf).all()
@@ -100,17 +100,17 @@ def detection_inputs(rng, n_roi=40, n_class=4):
     return probs, random_boxes(rng, n_roi, 1 + n_class).reshape(n_roi, -1)
 
 
-@pytest.mark.parametrize('limit_ties,best_class_only', [(True, False), (False, True)])
+@pytest.mark.parametrize('keep_ties,best_class_only', [(True, False), (False, True)])
 @pytest.mark.parametrize('max_detections', [1, 12, 100])
-def test_detections(form, rng, limit_ties, best_class_only, max_detections):
+def test_detections(form, rng, keep_ties, best_class_only, max_detections):
     inputs = detection_inputs(rng)
     options = dict(score_threshold=0.05, nms_threshold=0.3, max_detections=max_detections,
-                   limit_ties=limit_ties, best_class_only=best_class_only)
+                   keep_ties=keep_ties, best_class_only=best_class_only)
     expected = select_detections(*inputs, **options)
     padded = select_detections(*map(form.array, inputs), **options, padded=True)
     padded = [form.numpy(part) for part in padded]
     n = len(expected[0])
-    assert len(padded[0]) == max_detections + 4 * limit_ties >= n
+    assert len(padded[0]) == max_detections + 4 * keep_ties >= n
     for ours, theirs in zip(padded, expected):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours[:n], theirs)

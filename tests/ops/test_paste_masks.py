@@ -13,13 +13,13 @@ def golden(data):
     return np.load(data / 'ops_masks.npz')
 
 
-def reference_paste(prob, box, size, extent, padding, threshold):
+def reference_paste(prob, box, size, offset, padding, threshold):
     """``segm_results`` of Detectron, whose resize is OpenCV's."""
     mask = np.pad(prob, padding)
     centre, half = (box[2:] + box[:2]) * np.float32(.5), (box[2:] - box[:2]) * np.float32(.5)
     half = half * np.float32(len(mask) / len(prob))
     top, left, bottom, right = np.concatenate((centre - half, centre + half)).astype(np.int32)
-    height, width = max(bottom - top + extent, 1), max(right - left + extent, 1)
+    height, width = max(bottom - top + offset, 1), max(right - left + offset, 1)
     resized = cv2.resize(mask, (int(width), int(height))) > np.float32(threshold)
     out = np.zeros(size, bool)
     y0, y1 = max(top, 0), min(top + height, size[0])
@@ -55,12 +55,12 @@ def test_equals_detectron_to_the_pixel(form, golden, side):
     np.testing.assert_array_equal(out, expected.astype(bool))
 
 
-@pytest.mark.parametrize('extent, padding, threshold', [(1, 1, .5), (0, 0, .5), (1, 2, .3)])
-def test_equals_opencv(form, rng, extent, padding, threshold):
+@pytest.mark.parametrize('offset, padding, threshold', [(1, 1, .5), (0, 0, .5), (1, 2, .3)])
+def test_equals_opencv(form, rng, offset, padding, threshold):
     size = (90, 120)
     probs, boxes = smooth_masks(rng, 30, 14), random_boxes(rng, 30, size)
-    out = run(form, probs, boxes, size, extent=extent, padding=padding, threshold=threshold)
-    expected = np.stack([reference_paste(p, b, size, extent, padding, threshold)
+    out = run(form, probs, boxes, size, offset=offset, padding=padding, threshold=threshold)
+    expected = np.stack([reference_paste(p, b, size, offset, padding, threshold)
                          for p, b in zip(probs, boxes)])
     assert 0.02 < expected.mean() < 0.5
     # OpenCV's vector code may fuse a multiplication with an addition: one unit in the last place.
@@ -71,8 +71,8 @@ def test_equals_opencv(form, rng, extent, padding, threshold):
 def test_equals_matterport_to_the_pixel(form, shared, case):
     golden = np.load(shared / 'golden' / 'matterport' / f'case_{case}.npz')
     height, width, _ = golden['masks_shape'].tolist()
-    out = run(form, golden['mask28'], golden['rois'].astype(np.float32), (height, width), extent=0, padding=0,
-              margin=1, inclusive=True)
+    out = run(form, golden['mask28'], golden['rois'].astype(np.float32), (height, width), offset=0, padding=0,
+              margin=1, threshold_inclusive=True)
     expected = np.unpackbits(golden['masks_packed'], axis=-1)[..., :width]
     np.testing.assert_array_equal(out, expected.astype(bool))
 
@@ -80,18 +80,19 @@ def test_equals_matterport_to_the_pixel(form, shared, case):
 def test_margin_fades_the_border_but_not_below_the_least_probability(form):
     probs, boxes = np.full((2, 4, 4), 0.6, np.float32), np.float32([[2, 2, 10, 10]] * 2)
     probs[1, 1, 1] = 0
-    kwargs = dict(extent=0, padding=0, margin=1)
+    kwargs = dict(offset=0, padding=0, margin=1)
     masks = run(form, probs, boxes, (12, 12), **kwargs)
     assert masks[0, 2:10, 2:10].all() and np.count_nonzero(masks[0]) == 64
     assert not masks[1, 2, 2:10].any() and masks[1, 7:9, 7:9].all()  # 0.75 * 0.6 < 0.5 at the border
-    np.testing.assert_array_equal(run(form, probs, boxes, (12, 12), extent=0, padding=0)[0], masks[0])
+    np.testing.assert_array_equal(run(form, probs, boxes, (12, 12), offset=0, padding=0)[0], masks[0])
 
 
-@pytest.mark.parametrize('inclusive', [True, False])
-def test_inclusive_takes_the_threshold_itself(form, inclusive):
+@pytest.mark.parametrize('threshold_inclusive', [True, False])
+def test_the_threshold_is_inclusive_or_not(form, threshold_inclusive):
     probs = np.full((1, 4, 4), 0.5, np.float32)
-    out = run(form, probs, np.float32([[0, 0, 4, 4]]), (4, 4), extent=0, padding=0, inclusive=inclusive)
-    assert out.all() if inclusive else not out.any()
+    out = run(form, probs, np.float32([[0, 0, 4, 4]]), (4, 4), offset=0, padding=0,
+              threshold_inclusive=threshold_inclusive)
+    assert out.all() if threshold_inclusive else not out.any()
 
 
 def test_box_of_the_masks_own_size_copies_it(form, rng):
@@ -173,7 +174,7 @@ def fill(runs, size):
 
 
 @pytest.mark.parametrize('options', [
-    {}, {'extent': 0, 'padding': 0, 'margin': 1, 'inclusive': True}, {'padding': 2, 'threshold': .3}])
+    {}, {'offset': 0, 'padding': 0, 'margin': 1, 'threshold_inclusive': True}, {'padding': 2, 'threshold': .3}])
 @pytest.mark.parametrize('size', [(90, 120), (3, 300)])
 def test_runs_are_those_of_the_pasted_masks(runs_form, rng, options, size):
     probs, boxes = smooth_masks(rng, 20, 14), random_boxes(rng, 20, size)

@@ -4,7 +4,7 @@ import pytest
 from mask_rcnn.ops.anchors import shift_anchors
 from mask_rcnn.ops.proposals import generate_proposals, select_detections
 
-CLIP = np.log(1000 / 16)
+MAX_LOG_SCALE = np.log(1000 / 16)
 XY = [1, 0, 3, 2]
 
 
@@ -23,7 +23,7 @@ def test_proposals_equal_detectron(shared, case):
     boxes, probs = generate_proposals(
         [scores], [deltas], [anchors], (height, width), scale, pre_nms=int(golden[f'{case}_pre_nms']),
         post_nms=int(golden[f'{case}_post_nms']), nms_threshold=0.7,
-        min_size=float(golden[f'{case}_min_size']), clip=CLIP)
+        min_size=float(golden[f'{case}_min_size']), max_log_scale=MAX_LOG_SCALE)
     assert boxes.dtype == probs.dtype == np.float32
     np.testing.assert_array_equal(probs, golden[f'{case}_probs'][:, 0])
     np.testing.assert_allclose(boxes[:, XY], golden[f'{case}_rois'][:, 1:], rtol=0, atol=1e-4)
@@ -84,7 +84,7 @@ def test_proposals_of_all_maps_together():
     options = {'pre_nms': 2, 'post_nms': 10, 'nms_threshold': 0.7}
     _, found = generate_proposals(scores, deltas, anchors, (200, 200), 1.0, **options)
     np.testing.assert_array_equal(found, np.float32([0.9, 0.8, 0.2]))
-    _, found = generate_proposals(scores, deltas, anchors, (200, 200), 1.0, by_map=False, **options)
+    _, found = generate_proposals(scores, deltas, anchors, (200, 200), 1.0, per_level=False, **options)
     np.testing.assert_array_equal(found, np.float32([0.9]))  # 0.8 is suppressed, 0.2 is not among the best two
 
 
@@ -101,12 +101,12 @@ def test_the_best_class_only():
 def test_scores_and_overlaps_of_just_the_threshold():
     probs = np.float32([[0.25, 0.75], [0.5, 0.5]])
     boxes = np.float32([[0, 0, 4, 8] * 2, [0, 0, 4, 4] * 2])  # an IoU of 1 / 2 where corners are coordinates
-    options = {'nms_threshold': 0.5, 'max_detections': 10, 'extent': 0}
-    for score_inclusive in (False, True):
-        for inclusive in (False, True):
-            found = select_detections(probs, boxes, score_threshold=0.5, score_inclusive=score_inclusive,
-                                      inclusive=inclusive, **options)
-            assert len(found[0]) == (2 if score_inclusive and not inclusive else 1)
+    options = {'nms_threshold': 0.5, 'max_detections': 10, 'offset': 0}
+    for inclusive in (False, True):
+        for suppress_equal in (False, True):
+            found = select_detections(probs, boxes, score_threshold=0.5, score_threshold_inclusive=inclusive,
+                                      suppress_equal=suppress_equal, **options)
+            assert len(found[0]) == (2 if inclusive and not suppress_equal else 1)
 
 
 def test_ties_at_the_limit_may_be_cut_off():
@@ -114,4 +114,4 @@ def test_ties_at_the_limit_may_be_cut_off():
     boxes = np.float32([[50 * i, 0, 50 * i + 9, 9] * 2 for i in range(3)])
     options = {'score_threshold': 0.5, 'nms_threshold': 0.5, 'max_detections': 2}
     assert len(select_detections(probs, boxes, **options)[0]) == 3
-    assert len(select_detections(probs, boxes, limit_ties=False, **options)[0]) == 2
+    assert len(select_detections(probs, boxes, keep_ties=False, **options)[0]) == 2

@@ -36,7 +36,7 @@ def annotations(golden):
 
 def sample(proposals, annotations, scale=1.0, seed=0, size=56, **changes):
     return sample_keypoint_rois(np.asarray(proposals, np.float32).reshape(-1, 4), annotations,
-                                scaled((400, 400), scale), size, sampling=Sampling(**changes), extent=1.0,
+                                scaled((400, 400), scale), size, sampling=Sampling(**changes), offset=1.0,
                                 random=np.random.RandomState(seed))
 
 
@@ -68,7 +68,7 @@ def test_the_rois_and_their_locations_are_detectrons(golden, annotations):
 
 
 def test_candidates_are_those_of_the_box_head(golden, annotations):
-    found = match_rois(golden['kp_all_boxes'][4:, XY], annotations, extent=1)
+    found = match_rois(golden['kp_all_boxes'][4:, XY], annotations, offset=1)
     np.testing.assert_allclose(found.iou, golden['kp_all_max_overlaps'], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found.gt_index, golden['kp_all_gt_index'])
 

@@ -67,15 +67,15 @@ def test_a_roi_takes_the_object_that_it_overlaps_most_and_no_crowd():
     other = (SQUARE[0] + 100,)
     gt = annotations(SQUARE, SQUARE, other, crowd=[True, False, False])
     boxes = np.array([[118, 108, 162, 152], [20, 10, 60, 50]], np.float32)
-    masks = mask_targets(boxes, gt, 14, extent=1)
+    masks = mask_targets(boxes, gt, 14, offset=1)
     np.testing.assert_array_equal(masks[0], draw_in_boxes(other, boxes[:1], 14)[0])
     assert masks[1].all() and 0 < masks[0].mean() < 1
 
 
 def test_an_object_without_a_shape_is_ignored():
-    masks = mask_targets(np.array([[0, 0, 5, 5]], np.float32), annotations(()), 14, extent=1)
+    masks = mask_targets(np.array([[0, 0, 5, 5]], np.float32), annotations(()), 14, offset=1)
     assert masks.shape == (1, 14, 14) and (masks == IGNORED).all()
 
 
 def test_no_rois_no_masks():
-    assert mask_targets(np.zeros((0, 4), np.float32), annotations(), 14, extent=1).shape == (0, 14, 14)
+    assert mask_targets(np.zeros((0, 4), np.float32), annotations(), 14, offset=1).shape == (0, 14, 14)

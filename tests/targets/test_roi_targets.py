@@ -37,7 +37,7 @@ def objects(boxes, labels, crowd, polygons=None):
 
 def test_every_candidate_has_detectrons_object(golden, annotations):
     inverse = np.float32(1 / golden['frcn_scale'])
-    candidates = match_rois(golden['frcn_proposals'][:, 1:][:, XY] * inverse, annotations, extent=1)
+    candidates = match_rois(golden['frcn_proposals'][:, 1:][:, XY] * inverse, annotations, offset=1)
     np.testing.assert_array_equal(candidates.boxes[:, XY], golden['frcn_all_boxes'])
     np.testing.assert_array_equal(candidates.iou, golden['frcn_all_max_overlaps'])
     np.testing.assert_array_equal(candidates.labels, golden['frcn_all_max_classes'])
@@ -67,7 +67,7 @@ def test_the_masks_of_the_sampled_rois_are_detectrons(golden, annotations, size)
                   roi_batch=64)
     boxes = rois.boxes[:rois.n_foreground]
     np.testing.assert_array_equal(rois.rois[:rois.n_foreground, XY], golden[f'frcn_mask_rois_{size}'][:, 1:])
-    masks = mask_targets(boxes, annotations, size, extent=1)
+    masks = mask_targets(boxes, annotations, size, offset=1)
     np.testing.assert_array_equal(masks, golden[f'frcn_mask_targets_{size}'])
 
 

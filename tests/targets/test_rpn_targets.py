@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.ops.anchors import cell_anchors, shift_anchors
+from mask_rcnn.ops.anchors import detectron_cell_anchors, shift_anchors
 from mask_rcnn.targets import IGNORED, Sampling, rpn_targets
 from mask_rcnn.targets.rpn import anchors_inside, label_anchors, match_anchors
 
@@ -39,7 +39,7 @@ def as_map(values, side):
 
 def targets_of(golden, levels, changes, seed=3):
     """Targets of all levels together, as maps of each."""
-    anchors = [shift_anchors(cell_anchors(stride, sizes, (0.5, 1, 2)), stride, side, side)
+    anchors = [shift_anchors(detectron_cell_anchors(stride, sizes, (0.5, 1, 2)), stride, side, side)
                for stride, sizes, side in levels]
     targets = rpn_targets(
         np.concatenate(anchors), golden['rpn_gt_boxes'][:, XY], golden['rpn_image_size'],
@@ -94,7 +94,7 @@ def test_ties_are_all_best():
 
 @pytest.mark.parametrize('size', [(100, 160), (10, 10)])
 def test_without_objects_all_are_background(size):
-    anchors = shift_anchors(cell_anchors(16, (32, 64), (0.5, 1, 2)), 16, 7, 10)
+    anchors = shift_anchors(detectron_cell_anchors(16, (32, 64), (0.5, 1, 2)), 16, 7, 10)
     targets = rpn_targets(anchors, np.zeros((0, 4), np.float32), size, sampling=Sampling(), dialect=DETECTRON,
                           random=np.random.RandomState(0))
     inside = anchors_inside(anchors, size, 0)

@@ -17,7 +17,7 @@ __device__ bool is_nothing(float score)
 // but for the diagonal, and columns of nothing stay undefined.
 extern "C" __global__ void nms_overlaps(
     const float* boxes, const float* scores, const int* groups, int has_groups, const int* order, int n,
-    float threshold, float extent, int inclusive, word* overlaps)
+    float threshold, float offset, int suppress_equal, word* overlaps)
 {
     __shared__ box_of others[64];
     __shared__ float other_areas[64];
@@ -31,7 +31,7 @@ extern "C" __global__ void nms_overlaps(
         const int other = order[first + me];
         const box_of box = ((const box_of*)boxes)[other];
         others[me] = box;
-        other_areas[me] = (box.y_max - box.y_min + extent) * (box.x_max - box.x_min + extent);
+        other_areas[me] = (box.y_max - box.y_min + offset) * (box.x_max - box.x_min + offset);
         other_groups[me] = has_groups ? groups[other] : 0;
     }
     __syncthreads();
@@ -44,18 +44,18 @@ extern "C" __global__ void nms_overlaps(
         bits = (word)1 << me;
     } else {
         const box_of box = ((const box_of*)boxes)[order[i]];
-        const float area = (box.y_max - box.y_min + extent) * (box.x_max - box.x_min + extent);
+        const float area = (box.y_max - box.y_min + offset) * (box.x_max - box.x_min + offset);
         const int group = has_groups ? groups[order[i]] : 0;
         const int size = n - first < 64 ? n - first : 64;
         for (int j = on_diagonal ? me + 1 : 0; j < size; ++j) {
             if (group != other_groups[j])
                 continue;
             const box_of other = others[j];
-            const float height = fminf(box.y_max, other.y_max) - fmaxf(box.y_min, other.y_min) + extent;
-            const float width = fminf(box.x_max, other.x_max) - fmaxf(box.x_min, other.x_min) + extent;
+            const float height = fminf(box.y_max, other.y_max) - fmaxf(box.y_min, other.y_min) + offset;
+            const float width = fminf(box.x_max, other.x_max) - fmaxf(box.x_min, other.x_min) + offset;
             const float overlap = fmaxf(height, 0.0f) * fmaxf(width, 0.0f);
             const float iou = overlap / (area + other_areas[j] - overlap);
-            if (iou > threshold || (inclusive && iou == threshold))
+            if (iou > threshold || (suppress_equal && iou == threshold))
                 bits |= (word)1 << j;
         }
     }

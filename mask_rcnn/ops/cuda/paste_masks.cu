@@ -24,7 +24,7 @@ struct Mask {
     const float* probs;
     int rows, columns, frame;
     float least, threshold;
-    int inclusive;
+    int threshold_inclusive;
 };
 
 __device__ float framed_at(const Mask& mask, int row, int column)
@@ -51,7 +51,7 @@ __device__ bool covers(const Mask& mask, Source y, Source x)
             + framed_at(mask, row, right) * x.fraction;
     }
     const float value = fmaxf(lines[0] * (1.0f - y.fraction) + lines[1] * y.fraction, mask.least);
-    return value > mask.threshold || (mask.inclusive && value == mask.threshold);
+    return value > mask.threshold || (mask.threshold_inclusive && value == mask.threshold);
 }
 
 // A block decides a row of the image, blockIdx.x, for the masks blockIdx.y, blockIdx.y + gridDim.y ...
@@ -59,12 +59,12 @@ extern "C" __global__ void paste_masks(
     const float* probs, const int* top, const int* height, const double* y_scale,
     const int* left, const int* width, const double* x_scale,
     int n, int out_height, int out_width, int rows, int columns, int padding, int margin,
-    const float* least, float threshold, int inclusive, bool* out)
+    const float* least, float threshold, int threshold_inclusive, bool* out)
 {
     const int frame = padding + margin;
     for (int r = blockIdx.y; r < n; r += gridDim.y) {
         const Mask mask = {probs + (long long)r * rows * columns, rows, columns, frame, least[r], threshold,
-                           inclusive};
+                           threshold_inclusive};
         const int y = (int)blockIdx.x - top[r];
         const bool crosses = y >= 0 && y < height[r];
         const Source row = source_of(y, y_scale[r], margin);
@@ -84,7 +84,7 @@ extern "C" __global__ void mask_runs(
     const float* probs, const int* top, const int* height, const double* y_scale,
     const int* left, const int* width, const double* x_scale,
     int n, int out_height, int out_width, int rows, int columns, int padding, int margin,
-    const float* least, float threshold, int inclusive, int write, const int* ends, int* out)
+    const float* least, float threshold, int threshold_inclusive, int write, const int* ends, int* out)
 {
     const int frame = padding + margin;
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -96,7 +96,7 @@ extern "C" __global__ void mask_runs(
         const bool crosses = x >= 0 && x < width[r];
         const Source column = column_of(x, x_scale[r], margin, columns + 2 * frame - 1);
         const Mask mask = {probs + (long long)r * rows * columns, rows, columns, frame, least[r], threshold,
-                           inclusive};
+                           threshold_inclusive};
         const int first = top[r] < 0 ? 0 : top[r];
         const int bottom = top[r] + height[r] < out_height ? top[r] + height[r] : out_height;
         int* runs = write ? out + (index > 0 ? 2 * (long long)ends[index - 1] : 0) : out;
