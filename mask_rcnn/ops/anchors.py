@@ -1,4 +1,4 @@
-"""Anchors: the boxes from which the RPN measures its proposals."""
+"""Anchors: the boxes relative to which the RPN predicts its proposals."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def detectron_cell_anchors(stride: int, sizes, ratios) -> np.ndarray:
-    """Return the anchors of a feature map's first location, as Detectron makes them.
+    """Return Detectron's anchors of the first location of a feature map.
 
-    Widths and heights are rounded to whole pixels at the size of one stride and then scaled
-    (``detectron/modeling/generate_anchors.py``); ratios are the outer, sizes the inner loop.
+    Widths and heights are rounded to whole pixels for an anchor of the size of one stride, and then scaled.  Source:
+    ``detectron/modeling/generate_anchors.py``.
 
     Args:
         stride: Input pixels per location.
@@ -17,7 +17,8 @@ def detectron_cell_anchors(stride: int, sizes, ratios) -> np.ndarray:
         ratios: Heights divided by widths.
 
     Returns:
-        numpy.ndarray: ``(len(ratios) * len(sizes), 4)`` float64 boxes around ``(stride - 1) / 2``.
+        numpy.ndarray: ``(len(ratios) * len(sizes), 4)`` float64 boxes with the centre ``(stride - 1) / 2``; ratios are
+        the outer loop, sizes the inner loop.
     """
     widths = np.round(np.sqrt(stride * stride / np.asarray(ratios, np.float64)))
     heights = np.round(widths * ratios)
@@ -29,18 +30,18 @@ def detectron_cell_anchors(stride: int, sizes, ratios) -> np.ndarray:
 
 
 def matterport_cell_anchors(sizes, ratios) -> np.ndarray:
-    """Return the anchors of a feature map's first location, as Matterport makes them.
+    """Return Matterport's anchors of the first location of a feature map.
 
-    Not rounded, around the location's first pixel (``utils.generate_anchors``).  Matterport gives its boxes'
-    second corners behind the last pixel and moves them onto it where it divides by the image's size less one
-    (``utils.norm_boxes``): so they are here.
+    Sides are not rounded.  The centre is the first pixel of the location.  The second corner of Matterport's anchors
+    (``utils.generate_anchors``) is the first pixel after the box; ``utils.norm_boxes`` subtracts 1 from it, as this
+    function does.
 
     Args:
         sizes: Square roots of the anchors' areas in pixels.
-        ratios: Heights divided by widths (Matterport's own ratios are the inverse).
+        ratios: Heights divided by widths; Matterport's ratios are the inverse.
 
     Returns:
-        numpy.ndarray: ``(len(ratios) * len(sizes), 4)`` float64 boxes, ratios the outer loop.
+        numpy.ndarray: ``(len(ratios) * len(sizes), 4)`` float64 boxes; ratios are the outer loop, sizes the inner loop.
     """
     roots = np.sqrt(np.asarray(ratios, np.float64))
     sides = np.stack([roots, 1 / roots], axis=1)[:, None] * np.asarray(sizes, np.float64)[:, None]
@@ -49,7 +50,7 @@ def matterport_cell_anchors(sizes, ratios) -> np.ndarray:
 
 
 def shift_anchors(cell: np.ndarray, stride: int, height: int, width: int) -> np.ndarray:
-    """Repeat cell anchors over a feature map.
+    """Repeat the anchors of the first location at all locations of a feature map.
 
     Args:
         cell: ``(A, 4)`` anchors of the first location.
@@ -58,7 +59,7 @@ def shift_anchors(cell: np.ndarray, stride: int, height: int, width: int) -> np.
         width: Columns of the map.
 
     Returns:
-        numpy.ndarray: ``(height * width * A, 4)`` float32 boxes; anchors are the inner loop.
+        numpy.ndarray: ``(height * width * A, 4)`` float32 boxes; the anchors of a location are the inner loop.
     """
     y, x = np.meshgrid(np.arange(height) * stride, np.arange(width) * stride, indexing='ij')
     shifts = np.stack([y, x, y, x], axis=2).reshape(-1, 1, 4)

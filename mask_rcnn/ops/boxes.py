@@ -1,7 +1,7 @@
-"""Box arithmetic: sizes, overlaps, coding as deltas, clipping.
+"""Box arithmetic: overlaps, encoding as deltas, clipping.
 
-Everywhere ``offset`` is what a box's width exceeds ``x_max - x_min`` by: 1 in Detectron, where both
-corners are pixels of the box, and 0 where corners are coordinates.
+A box ``(y_min, x_min, y_max, x_max)`` has the width ``x_max - x_min + offset``.  ``offset`` is 1 if both corners are
+pixels of the box (Detectron), and 0 if corners are coordinates.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from chainer.backend import get_array_module
 def box_iou(boxes_a, boxes_b, *, offset: float = 1.0):
     """Return the pairwise intersection over union.
 
-    For float32 boxes with Detectron's bits: its C code (``detectron/utils/cython_bbox.pyx``) has the areas
-    in double precision and rounds the second one and the union.
+    For float32 boxes, the result equals that of Detectron's C code (``detectron/utils/cython_bbox.pyx``) bit by bit:
+    the areas have double precision, and the second area and the union are rounded to single precision.
 
     Args:
         boxes_a: ``(R, 4)`` boxes.
         boxes_b: ``(K, 4)`` boxes.
-        offset: See the module.
+        offset: 1 or 0; see the module.
 
     Returns:
-        array: ``(R, K)`` of the boxes' dtype; 0 where two boxes do not meet.
+        array: ``(R, K)`` of the boxes' dtype; 0 for two boxes that do not overlap.
     """
     xp = get_array_module(boxes_a)
-    # Made as (K, R): where time matters, a are anchors or proposals, and inner loops should be long.
-    intersection = _shared_side(boxes_a, boxes_b, 0, offset) * _shared_side(boxes_a, boxes_b, 1, offset)
+    # Computed as (K, R): boxes_a are anchors or proposals in the slow cases, and long inner loops are fast.
+    intersection = _overlap_1d(boxes_a, boxes_b, 0, offset) * _overlap_1d(boxes_a, boxes_b, 1, offset)
     area_a, area_b = (_exact_area(boxes, offset) for boxes in (boxes_a, boxes_b))
     area_b = area_b.astype(boxes_b.dtype).astype(area_b.dtype)
     union = (area_a + area_b[:, None] - intersection).astype(intersection.dtype)
     return (intersection / xp.where(intersection > 0, union, union.dtype.type(1))).T
 
 
-def _shared_side(boxes_a, boxes_b, axis, offset):
-    """Return by how much each two boxes overlap along an axis, ``(K, R)``."""
+def _overlap_1d(boxes_a, boxes_b, axis, offset):
+    """Return the lengths of the pairwise overlaps along an axis, ``(K, R)``."""
     xp = get_array_module(boxes_a)
     side = xp.minimum(xp.ascontiguousarray(boxes_a[:, axis + 2]), boxes_b[:, axis + 2, None])
     side -= xp.maximum(xp.ascontiguousarray(boxes_a[:, axis]), boxes_b[:, axis, None])
@@ -47,16 +47,16 @@ def _exact_area(boxes, offset):
 
 
 def encode_boxes(boxes, targets, *, weights=(1.0, 1.0, 1.0, 1.0), offset: float = 1.0):
-    """Return the deltas that :func:`decode_boxes` turns into ``targets``.
+    """Encode target boxes as deltas relative to boxes; :func:`decode_boxes` is the inverse.
 
-    R-CNN's parametrisation (Girshick et al. 2014, appendix C), ``detectron/utils/boxes.py``
-    ``bbox_transform_inv``.
+    The deltas have R-CNN's parametrisation (Girshick et al. 2014, appendix C).  Source: Detectron
+    ``detectron/utils/boxes.py`` ``bbox_transform_inv``.
 
     Args:
         boxes: ``(R, 4)`` float boxes (anchors, RoIs).
         targets: ``(R, 4)`` float boxes.
-        weights: Factors of ``(dy, dx, dh, dw)``.
-        offset: See the module.
+        weights: Factors by which ``(dy, dx, dh, dw)`` are multiplied.
+        offset: 1 or 0; see the module.
 
     Returns:
         array: ``(R, 4)`` deltas ``(dy, dx, dh, dw)``.
@@ -70,16 +70,17 @@ def encode_boxes(boxes, targets, *, weights=(1.0, 1.0, 1.0, 1.0), offset: float 
 
 
 def decode_boxes(boxes, deltas, *, weights=(1.0, 1.0, 1.0, 1.0), offset: float = 1.0, max_log_scale=None):
-    """Move and scale boxes by deltas.
+    """Decode deltas relative to boxes into boxes.
 
-    ``detectron/utils/boxes.py`` ``bbox_transform``, in its order of operations.
+    Source: Detectron ``detectron/utils/boxes.py`` ``bbox_transform``, with the same order of operations.
 
     Args:
         boxes: ``(R, 4)`` float boxes (anchors, RoIs).
         deltas: ``(R, 4 * K)`` floats: ``K`` times ``(dy, dx, dh, dw)`` for each box.
-        weights: Factors that the deltas carry.
-        offset: See the module.
-        max_log_scale: Upper limit of ``dh`` and ``dw`` after the weights are taken off.
+        weights: Factors by which the deltas were multiplied when they were encoded.
+        offset: 1 or 0; see the module.
+        max_log_scale: Upper limit of ``dh`` and ``dw`` after the division by the weights (Detectron's
+            ``BBOX_XFORM_CLIP``); ``None`` for no limit.
 
     Returns:
         array: ``(R, 4 * K)`` boxes of the deltas' dtype.
@@ -88,43 +89,45 @@ def decode_boxes(boxes, deltas, *, weights=(1.0, 1.0, 1.0, 1.0), offset: float =
     centre, side = _centre_and_side(boxes.astype(deltas.dtype, copy=False)[:, None], offset)
     n_class = deltas.shape[1] // 4
     deltas = deltas.reshape(len(deltas), n_class, 4)
-    number = deltas.dtype.type
-    # Divided one by one, not times the reciprocal: Detectron's bits.
+    scalar = deltas.dtype.type
+    # A division, not a multiplication by the reciprocal, rounds as Detectron does.
     shift = deltas[..., :2] / _pair(weights[:2], deltas)
-    growth = deltas[..., 2:] / _pair(weights[2:], deltas)
+    log_scale = deltas[..., 2:] / _pair(weights[2:], deltas)
     if max_log_scale is not None:
-        growth = xp.minimum(growth, number(max_log_scale))
-    half = xp.exp(growth) * side * number(0.5)
-    middle = shift * side + centre
-    decoded = xp.concatenate([middle - half, middle + half - number(offset)], axis=2)
+        log_scale = xp.minimum(log_scale, scalar(max_log_scale))
+    half_side = xp.exp(log_scale) * side * scalar(0.5)
+    new_centre = shift * side + centre
+    decoded = xp.concatenate([new_centre - half_side, new_centre + half_side - scalar(offset)], axis=2)
     return decoded.reshape(len(deltas), 4 * n_class)
 
 
 def _pair(values, like):
-    """Return a factor of both axes in an array's type: as one number where it is the same, which a GPU need not
-    be sent."""
+    """Return the factors of both axes in the type of an array.
+
+    Two equal factors become one scalar, which saves a copy to the GPU.
+    """
     if values[0] == values[1]:
         return like.dtype.type(values[0])
     return get_array_module(like).asarray(values, like.dtype)
 
 
 def clip_boxes(boxes, size, *, offset: float = 1.0, origin=(0.0, 0.0)):
-    """Move corners that are outside an image onto its border.
+    """Clip boxes to an image.
 
     Args:
         boxes: ``(R, 4 * K)`` boxes.
         size: Height and width of the image.
-        offset: See the module; corners end up in ``[0, side - offset]``.
-        origin: The image's first row and column, from which that is counted.
+        offset: Corners are clipped to ``[0, side - offset]`` relative to ``origin``.
+        origin: Coordinates ``(y, x)`` of the image's upper left corner.
 
     Returns:
         array: New array of the same shape and dtype.
     """
-    xp, number = get_array_module(boxes), boxes.dtype.type
+    xp, scalar = get_array_module(boxes), boxes.dtype.type
     clipped = xp.empty_like(boxes)
     for axis in (0, 1):
-        low = number(origin[axis])
-        high = low + number(size[axis]) - number(offset)
+        low = scalar(origin[axis])
+        high = low + scalar(size[axis]) - scalar(offset)
         xp.clip(boxes[:, axis::2], low, high, out=clipped[:, axis::2])
     return clipped
 

@@ -1,7 +1,7 @@
 """Non-maximum suppression.
 
-Source: Detectron ``detectron/utils/cython_nms.pyx``; the bit mask of the GPU form follows the design of
-Faster R-CNN's ``nms_kernel.cu``.
+Source: Detectron ``detectron/utils/cython_nms.pyx``.  The bit mask of the GPU implementation follows Faster R-CNN's
+``nms_kernel.cu``.
 """
 
 from __future__ import annotations
@@ -12,39 +12,38 @@ import numpy as np
 from mask_rcnn.ops import _cuda, _parallel
 from mask_rcnn.ops.top_k import best_first
 
-#: Boxes whose suppression one machine word holds; also threads per block.
+#: Boxes per 64-bit mask word; also the number of threads per block.
 _WORD = 64
 _REDUCE_THREADS = 256
-#: Boxes that fit into what the threads of a block share on the GPU; their overlaps take 8 GiB.
+#: Maximum number of boxes on a GPU: one bit per box fits into shared memory.  Their overlaps take 8 GiB.
 _MAX_BOXES = 4096 * _WORD
 
 _ZERO = np.float32(0)
 
 
 def nms(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppress_equal=True):
-    """Keep the best boxes of which no two overlap too much.
+    """Suppress every box that overlaps a kept box with a higher score.
 
-    In falling order of score, a box is kept unless a kept one overlaps it.  IoU and threshold are compared in
-    float32, with the same rounding on the CPU and on the GPU.
+    IoU and threshold are compared in float32, with the same rounding on the CPU and on the GPU.
 
-    On the GPU everything happens on the device; ``(R, R / 64)`` words of memory hold the overlaps.  The host
-    waits for the number of kept boxes, which the result's shape needs; :func:`nms_padded` does not wait.
+    The GPU implementation runs on the device and stores the overlaps in ``(R, R / 64)`` words.  The host waits for
+    the number of kept boxes, which is the length of the result; :func:`nms_padded` does not wait.
 
     Args:
         boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)``.
-        scores: (R,) float32.  The first of equal scores counts as the better one.  A box that scores minus infinity
-            is nothing: it is not kept, and suppresses none.
-        threshold: IoU from which on a box suppresses a worse one.
-        offset: A box from ``x_min`` to ``x_max`` is ``x_max - x_min + offset`` wide: Detectron's 1, or 0.
-        groups: (R,) ints; boxes suppress only boxes of their own group (their class, or level).
-        limit: Keep no more than so many: the best.
-        suppress_equal: Suppress at IoU = ``threshold``, too (Detectron); false: only above it.
+        scores: (R,) float32.  Of boxes with equal scores, the first takes precedence.  A box with a score of minus
+            infinity is padding: it is not kept and does not suppress other boxes.
+        threshold: IoU threshold of suppression.
+        offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes`.
+        groups: (R,) ints, the class or level of each box; boxes of different groups do not suppress each other.
+        limit: Maximum number of kept boxes, or ``None``; the boxes with the highest scores are kept.
+        suppress_equal: Whether a box is suppressed at an IoU equal to the threshold (Detectron), or only above it.
 
     Returns:
-        Indices of the kept boxes, (K,) int32, in falling order of score.
+        Indices of the kept boxes, (K,) int32, in descending order of score.
 
     Raises:
-        ValueError: If a shape is wrong, or there are more than 262,144 boxes on a GPU.
+        ValueError: A shape is wrong, ``limit`` is negative, or a GPU gets more than 262,144 boxes.
     """
     kept = nms_padded(boxes, scores, threshold, offset=offset, groups=groups, limit=limit,
                       suppress_equal=suppress_equal)
@@ -52,11 +51,13 @@ def nms(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppre
 
 
 def nms_padded(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppress_equal=True):
-    """Do what :func:`nms` does, with a result whose shape is known before: the host waits for nothing.
+    """Suppress boxes as :func:`nms` does, and return a padded result.
+
+    The shape of the result does not depend on the values of the boxes, so that the host does not wait for a GPU.
+    Arguments and errors are those of :func:`nms`.
 
     Returns:
-        Indices of the kept boxes in falling order of score, (``limit``,) int32 (or (R,) if that is less); -1
-        in the places that no box takes.
+        Indices of the kept boxes in descending order of score, followed by -1, ``(min(limit, R),)`` int32.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f'boxes must have the shape (R, 4), not {boxes.shape}')
@@ -69,13 +70,13 @@ def nms_padded(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None,
     xp = chainer.backend.get_array_module(boxes)
     if limit == 0:
         return xp.empty((0,), np.int32)
-    form = nms_cpu if xp is np else nms_gpu
-    return form(boxes.astype(np.float32, copy=False), scores, np.float32(threshold), np.float32(offset),
-                groups, limit, bool(suppress_equal))
+    implementation = nms_cpu if xp is np else nms_gpu
+    return implementation(boxes.astype(np.float32, copy=False), scores, np.float32(threshold), np.float32(offset),
+                          groups, limit, bool(suppress_equal))
 
 
 def nms_gpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
-    """The GPU form: CuPy arrays, not empty; all arguments of :func:`nms_padded` in their final types."""
+    """Suppress boxes on a GPU; takes the arguments of :func:`nms_padded` in their final types, and at least one box."""
     xp = chainer.backend.get_array_module(boxes)
     n = len(boxes)
     if n > _MAX_BOXES:
@@ -97,9 +98,9 @@ def nms_gpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
 
 
 def nms_cpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
-    """The CPU form: NumPy arrays; all arguments of :func:`nms_padded` in their final types.
+    """Suppress boxes on the CPU; takes the arguments of :func:`nms_padded` in their final types.
 
-    Groups are laid side by side, so that a box meets only boxes of its own.
+    The boxes of a group are contiguous, so that a box is compared only with boxes of its group.
     """
     order = np.argsort(-scores, kind='stable')
     order = order[scores[order] > -np.inf]
@@ -123,9 +124,9 @@ def _suppress(corners, bounds, threshold, offset, suppress_equal, limit, keep):
     """Mark the kept boxes of every group.
 
     Args:
-        corners: (4, R) float32, group after group, within a group in falling order of score.
-        bounds: Where each group begins, and the end of the last.
-        keep: (R,) bool, false on entry; written.
+        corners: (4, R) float32, group after group, within a group in descending order of score.
+        bounds: Index of the first box of each group, and the number of boxes.
+        keep: (R,) bool, initially false; receives the result.
     """
     areas = (corners[2] - corners[0] + offset) * (corners[3] - corners[1] + offset)
     gone = np.zeros(areas.size, np.bool_)
@@ -146,7 +147,7 @@ def _suppress(corners, bounds, threshold, offset, suppress_equal, limit, keep):
 
 @_parallel.jit
 def _mark_overlapping(box, area, y_min, x_min, y_max, x_max, areas, threshold, offset, suppress_equal, gone):
-    """Mark which of many boxes one box suppresses.  A loop over whole arrays is one that LLVM vectorises."""
+    """Mark the boxes that one box suppresses; LLVM vectorises a loop over whole arrays."""
     top, left, bottom, right = box[0], box[1], box[2], box[3]
     for j in range(gone.size):
         height = min(bottom, y_max[j]) - max(top, y_min[j]) + offset

@@ -1,4 +1,4 @@
-"""From a mask's probabilities inside its box to the mask of the whole image.
+"""Pasting of predicted masks into the image.
 
 Source: Detectron ``detectron/core/test.py`` (``segm_results``), ``detectron/utils/boxes.py``
 (``expand_boxes``); OpenCV ``modules/imgproc/src/resize.cpp`` (bilinear, float); with a margin: Matterport's
@@ -24,26 +24,26 @@ _ONE = np.float32(1)
 
 
 def paste_masks(probs, boxes, size, *, offset=1.0, padding=1, margin=0, threshold=0.5, threshold_inclusive=False):
-    """Resize each mask into its box and cut it at a threshold.
+    """Resize each mask into its box and binarise it.
 
-    A mask of M x M is padded with zeros and its box grows by as much around its centre, by
-    (M + 2 padding) / M; corners are truncated to integers; the padded mask is resized to the box as OpenCV
-    resizes; pixels above the threshold belong to the mask.
+    A mask of M x M pixels is padded with zeros, and its box is enlarged by the factor (M + 2 padding) / M.  The
+    corners of the box are truncated to integers.  The padded mask is resized to the box as OpenCV does it, and the
+    threshold is applied.
 
-    The result takes R H W bytes.  Paste slices of the masks, or :func:`paste_into` an array again and again,
-    where that is too much; :func:`mask_runs` gives only where masks begin and end.
+    The result has R H W bytes.  To save memory, paste slices of the masks, reuse an array with :func:`paste_into`, or
+    take the run lengths from :func:`mask_runs`.
 
     Args:
-        probs: (R, M, M) float32, each mask's probabilities.
+        probs: (R, M, M) float32 probabilities.
         boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
         size: Height and width of the image.
-        offset: A box from pixel ``x_min`` to ``x_max`` is ``x_max - x_min + offset`` pixels wide: Detectron's
-            1, or 0.  A box turned inside out covers nothing.
-        padding: Pixels of zeros around a mask; Detectron's 1, or 0.
-        margin: Pixels of zeros beyond the box, 0 or 1: with 1 the mask's border fades into them, though not
-            below the mask's least probability (scikit-image); with 0 it is repeated (OpenCV).
-        threshold: A pixel belongs to the mask if its probability is above it ...
-        threshold_inclusive: ... or equal to it, if this is true.
+        offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes`.  A box with a negative width or height
+            covers no pixels.
+        padding: Width of the zero border around a mask in mask pixels: 1 (Detectron) or 0.
+        margin: Width of the zero border outside the box, 0 or 1.  1 interpolates between the mask and the zeros, but
+            not below the minimum of the mask (scikit-image); 0 repeats the border (OpenCV).
+        threshold: Probability above which a pixel belongs to the mask.
+        threshold_inclusive: Whether a pixel with a probability equal to the threshold belongs to the mask.
 
     Returns:
         (R, H, W) bool.

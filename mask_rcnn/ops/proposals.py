@@ -1,8 +1,8 @@
-"""Which boxes come out: proposals of the RPN, and the detections of the whole network.
+"""Selection of boxes: the proposals of the RPN and the detections of the network.
 
-How many there are depends on the numbers.  A GPU's host would have to wait for it, once for every choice;
-where it need not know, results are ``padded``: they have as many rows as there may be, those that nothing
-fills come last, with boxes of NaN and scores of minus infinity.
+The number of selected boxes depends on the values; reading it after each selection would synchronise the host with
+the GPU.  With ``padded=True``, a result has the maximum number of rows instead.  Padding rows come last and have boxes
+of NaN and scores of minus infinity.
 """
 
 from __future__ import annotations
@@ -14,69 +14,74 @@ from mask_rcnn.ops.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.nms import nms, nms_padded
 from mask_rcnn.ops.top_k import best_first
 
-#: Candidates for detections that the padded form looks at: the best.  1000 RoIs have hardly as many that score
-#: above 0.05; where there are more, it matters only if NMS leaves fewer than the limit of the best of them.
+#: Maximum number of candidates for padded detections; the candidates with the highest scores are used.  1000 RoIs
+#: rarely have as many scores above 0.05.  A larger number changes the result only if NMS keeps fewer boxes than the
+#: limit allows.
 _MAX_CANDIDATES = 8192
-#: Rows of the padded form for detections that score as much as the last one within the limit.
+#: Additional rows of padded detections for ties with the last detection within the limit.
 _MAX_TIES = 4
 
-#: A box's corner and a score of nothing.
-_NOWHERE, _NONE = np.float32(np.nan), np.float32(-np.inf)
+#: Coordinate and score of padding rows.
+_PAD_BOX, _PAD_SCORE = np.float32(np.nan), np.float32(-np.inf)
 
 
 def generate_proposals(scores, deltas, anchors, size, scale, *, pre_nms: int, post_nms: int,
                        nms_threshold: float, min_size: float = 0.0, weights=(1.0, 1.0, 1.0, 1.0),
                        offset: float = 1.0, clip_offset: float = 1.0, max_log_scale=None, suppress_equal: bool = True,
                        per_level: bool = True, padded: bool = False):
-    """Turn the RPN's maps of one image into its best proposals.
+    """Select the proposals of one image from the outputs of the RPN.
 
-    ``detectron/ops/generate_proposals.py``: the best anchors of each map, decoded, clipped, without the small
-    ones, after NMS; then, as in ``detectron/ops/collect_and_distribute_fpn_rpn_proposals.py``, the best of
-    all maps.  Matterport's ``ProposalLayer`` knows one list of all maps' anchors.
+    The anchors with the highest scores of each level are decoded, clipped, filtered by size and suppressed by NMS
+    (``detectron/ops/generate_proposals.py``).  The proposals with the highest scores of all levels are returned
+    (``detectron/ops/collect_and_distribute_fpn_rpn_proposals.py``).  Matterport's ``ProposalLayer`` joins the levels
+    before the first step.
 
     Args:
-        scores: For each map, ``(A, H, W)`` float32 objectness, of any rising scale.
-        deltas: For each map, ``(4 * A, H, W)`` float32; channels ``4 * a`` ... are anchor ``a``'s
-            ``(dy, dx, dh, dw)``.
-        anchors: For each map, ``(H * W * A, 4)`` float32 boxes (:func:`mask_rcnn.ops.anchors.shift_anchors`).
+        scores: For each level, ``(A, H, W)`` float32 objectness, on any increasing scale.
+        deltas: For each level, ``(4 * A, H, W)`` float32; channels ``4 * a`` to ``4 * a + 3`` are the
+            ``(dy, dx, dh, dw)`` of anchor ``a``.
+        anchors: For each level, ``(H * W * A, 4)`` float32 boxes (:func:`mask_rcnn.ops.anchors.shift_anchors`).
         size: Height and width of the network input.
         scale: Network input pixels per pixel of the original image.
-        pre_nms: Best anchors of a map to look at.
-        post_nms: Proposals to return at most.
-        nms_threshold: IoU from which on a proposal suppresses a worse one of its map.
-        min_size: Proposals with a side below it, in pixels of the original image, are dropped.
-        weights: See :func:`mask_rcnn.ops.boxes.decode_boxes`, as for ``offset`` and ``max_log_scale``.
-        clip_offset: The same for :func:`mask_rcnn.ops.boxes.clip_boxes`.
-        suppress_equal: See :func:`mask_rcnn.ops.nms.nms`.
-        per_level: Look at the maps one by one; else at the ``pre_nms`` best anchors of all together.
-        padded: See the module.
+        pre_nms: Maximum number of anchors before NMS, per level or in total.
+        post_nms: Maximum number of proposals.
+        nms_threshold: IoU threshold of NMS.
+        min_size: Minimum side of a proposal in pixels of the original image; smaller proposals are dropped.
+        weights: Weights of the deltas; see :func:`mask_rcnn.ops.boxes.decode_boxes`.
+        offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes`.
+        clip_offset: ``offset`` of :func:`mask_rcnn.ops.boxes.clip_boxes`.
+        max_log_scale: Upper limit of ``dh`` and ``dw``; see :func:`mask_rcnn.ops.boxes.decode_boxes`.
+        suppress_equal: Whether NMS suppresses at an IoU equal to the threshold; see :func:`mask_rcnn.ops.nms.nms`.
+        per_level: Whether the selection before NMS, and NMS, run per level (Detectron) or on all levels together
+            (Matterport).
+        padded: Whether the result is padded; see the module.
 
     Returns:
-        tuple: Boxes ``(K, 4)`` float32 in the network input and their scores ``(K,)``, falling.
+        tuple: Boxes ``(K, 4)`` float32 in the network input and their scores ``(K,)`` in descending order.
     """
     xp = get_array_module(scores[0])
-    candidates = [_best_anchors(*own, pre_nms) for own in zip(scores, deltas, anchors)]
+    candidates = [_best_anchors(*level, pre_nms) for level in zip(scores, deltas, anchors)]
     if not per_level:
         candidates = [_best_of_all(candidates, pre_nms)]
-    found = []
-    for own_anchors, own_deltas, own_scores in candidates:
-        boxes = decode_boxes(own_anchors, own_deltas, weights=weights, offset=offset, max_log_scale=max_log_scale)
+    proposals = []
+    for level_anchors, level_deltas, level_scores in candidates:
+        boxes = decode_boxes(level_anchors, level_deltas, weights=weights, offset=offset, max_log_scale=max_log_scale)
         boxes = clip_boxes(boxes, size, offset=clip_offset)
         large = _at_least(boxes, min_size, size, scale, offset)
         options = {'offset': offset, 'limit': post_nms, 'suppress_equal': suppress_equal}
         if padded:
-            own_scores = xp.where(large, own_scores, _NONE)
-            keep = nms_padded(boxes, own_scores, nms_threshold, **options)
-            found.append(_rows(keep, boxes, own_scores))
+            level_scores = xp.where(large, level_scores, _PAD_SCORE)
+            keep = nms_padded(boxes, level_scores, nms_threshold, **options)
+            proposals.append(_rows(keep, boxes, level_scores))
         else:
-            boxes, own_scores = boxes[large], own_scores[large]
-            keep = nms(boxes, own_scores, nms_threshold, **options)
-            found.append((boxes[keep], own_scores[keep]))
-    return _best_of_all(found, post_nms)
+            boxes, level_scores = boxes[large], level_scores[large]
+            keep = nms(boxes, level_scores, nms_threshold, **options)
+            proposals.append((boxes[keep], level_scores[keep]))
+    return _best_of_all(proposals, post_nms)
 
 
 def _best_of_all(parts, limit: int):
-    """Join the maps' arrays, scores last; return the rows of the ``limit`` largest scores, falling."""
+    """Join tuples of arrays, of which the last has the scores; return the rows with the ``limit`` highest scores."""
     xp = get_array_module(parts[0][-1])
     joined = [xp.concatenate(arrays) for arrays in zip(*parts)]
     best = best_first(joined[-1], limit)
@@ -84,7 +89,7 @@ def _best_of_all(parts, limit: int):
 
 
 def _best_anchors(scores, deltas, anchors, limit: int):
-    """Return the anchors of a map with the largest scores, their deltas and their scores, falling."""
+    """Return the anchors, deltas and scores with the ``limit`` highest scores of a level, in descending order."""
     n_anchor = len(scores)
     scores = scores.transpose(1, 2, 0).ravel()
     best = best_first(scores, limit)
@@ -96,52 +101,55 @@ def select_detections(probs, boxes, *, score_threshold: float, nms_threshold: fl
                       max_detections: int, offset: float = 1.0, suppress_equal: bool = True,
                       best_class_only: bool = False, score_threshold_inclusive: bool = False, keep_ties: bool = True,
                       padded: bool = False):
-    """Choose the detections of one image among its RoIs' classes.
+    """Select the detections of one image from the classes of its RoIs.
 
-    ``detectron/core/test.py`` ``box_results_with_nms_and_limit``: every class of every RoI is a
-    candidate; each class has its own NMS, all classes share one limit.  In Matterport's
-    ``refine_detections_graph`` only the best class of a RoI is.
+    Every class of every RoI is a candidate; NMS runs per class, and all classes share one limit
+    (``detectron/core/test.py`` ``box_results_with_nms_and_limit``).  In Matterport's ``refine_detections_graph``,
+    only the best class of a RoI is a candidate.
 
     Args:
         probs: ``(R, 1 + C)`` float32 class probabilities; class 0 is the background.
         boxes: ``(R, 4 * (1 + C))`` float32 boxes of every class.
-        score_threshold: Candidates must score above it.
-        nms_threshold: IoU from which on a candidate suppresses a worse one of its class.
-        max_detections: Number to return.
-        offset: See :mod:`mask_rcnn.ops.boxes`.
-        suppress_equal: See :func:`mask_rcnn.ops.nms.nms`.
-        best_class_only: A RoI is a candidate of its best class only, and of none if that is the background.
-        score_threshold_inclusive: Candidates may score just the threshold.
-        keep_ties: Ties with the last one within the limit are returned, too.
-        padded: See the module.  There are ``max_detections`` rows, and a few for ties.
+        score_threshold: Minimum score of a candidate.
+        nms_threshold: IoU threshold of NMS.
+        max_detections: Maximum number of detections.
+        offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes`.
+        suppress_equal: Whether NMS suppresses at an IoU equal to the threshold; see :func:`mask_rcnn.ops.nms.nms`.
+        best_class_only: Whether a RoI is a candidate only for its best class.  A RoI with the background as its best
+            class is not a candidate then.
+        score_threshold_inclusive: Whether a score equal to the threshold passes, or only a score above it.
+        keep_ties: Whether detections with the same score as the last detection within the limit are returned beyond
+            the limit.
+        padded: Whether the result is padded; see the module.  It has ``max_detections`` rows, and four more with
+            ``keep_ties``.
 
     Returns:
-        tuple: Boxes ``(K, 4)`` float32, labels ``(K,)`` int32 (0 is the first foreground class) and
-        scores ``(K,)`` float32, best first.
+        tuple: Boxes ``(K, 4)`` float32, labels ``(K,)`` int32 (0 is the first foreground class) and scores ``(K,)``
+        float32, in descending order of score.
     """
     xp = get_array_module(probs)
-    # Class by class, so that equal scores come out by class and then by RoI.
+    # The transpose below sorts candidates with equal scores by class and then by RoI.
     candidates = probs >= score_threshold if score_threshold_inclusive else probs > score_threshold
     if best_class_only:
         candidates &= xp.arange(probs.shape[1]) == probs.argmax(axis=1)[:, None]
     boxes = boxes.reshape(*probs.shape, 4)
     nms_options = {'threshold': nms_threshold, 'offset': offset, 'suppress_equal': suppress_equal}
     if padded:
-        scores = xp.where(candidates, probs, _NONE)
+        scores = xp.where(candidates, probs, _PAD_SCORE)
         return _select_padded(scores, boxes, max_detections, keep_ties, nms_options)
     labels, rois = xp.nonzero(candidates[:, 1:].T)
     scores = probs[rois, labels + 1]
     boxes = boxes[rois, labels + 1]
     keep = nms(boxes, scores, groups=labels, **nms_options)
     if len(keep) > max_detections:
-        kept_scores = scores[keep]  # falling
+        kept_scores = scores[keep]  # in descending order
         within = kept_scores >= kept_scores[max_detections - 1]
         keep = keep[within] if keep_ties else keep[:max_detections]
     return boxes[keep], labels[keep].astype(xp.int32), scores[keep]
 
 
 def _select_padded(scores, boxes, max_detections: int, keep_ties: bool, nms_options: dict):
-    """Do the rest of :func:`select_detections`; what is no candidate has the score of nothing."""
+    """Select detections with a static shape; rows that are not candidates have the padding score."""
     xp = get_array_module(scores)
     n_roi = len(scores)
     by_class = scores[:, 1:].T.ravel()
@@ -154,21 +162,21 @@ def _select_padded(scores, boxes, max_detections: int, keep_ties: bool, nms_opti
     last = scores[max_detections - 1:max_detections]
     if len(last):
         beyond = scores < last
-        boxes, scores = xp.where(beyond[:, None], _NOWHERE, boxes), xp.where(beyond, _NONE, scores)
-    return boxes, xp.where(scores == _NONE, 0, labels[keep]).astype(np.int32), scores
+        boxes, scores = xp.where(beyond[:, None], _PAD_BOX, boxes), xp.where(beyond, _PAD_SCORE, scores)
+    return boxes, xp.where(scores == _PAD_SCORE, 0, labels[keep]).astype(np.int32), scores
 
 
 def _rows(keep, boxes, scores):
-    """Return the rows that :func:`nms_padded` chose, those of nothing last."""
+    """Return the boxes and scores that :func:`nms_padded` kept, followed by padding rows."""
     xp = get_array_module(boxes)
-    scores = xp.where(keep < 0, _NONE, scores[keep])
-    return xp.where((scores == _NONE)[:, None], _NOWHERE, boxes[keep]), scores
+    scores = xp.where(keep < 0, _PAD_SCORE, scores[keep])
+    return xp.where((scores == _PAD_SCORE)[:, None], _PAD_BOX, boxes[keep]), scores
 
 
 def _at_least(boxes, min_size, size, scale, offset):
-    """Return which boxes have sides of ``min_size`` original pixels and their centre inside."""
-    number = boxes.dtype.type
+    """Return which boxes have sides of at least ``min_size`` original pixels and a centre inside the input."""
+    scalar = boxes.dtype.type
     sides = boxes[:, 2:] - boxes[:, :2]
     centres = boxes[:, :2] + (sides + offset) / 2
-    large = sides / number(scale) + offset >= min_size
-    return large[:, 0] & large[:, 1] & (centres[:, 0] < number(size[0])) & (centres[:, 1] < number(size[1]))
+    large = sides / scalar(scale) + offset >= min_size
+    return large[:, 0] & large[:, 1] & (centres[:, 0] < scalar(size[0])) & (centres[:, 1] < scalar(size[1]))
