@@ -8,6 +8,7 @@ outcome on the CPU and on the GPU.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from importlib import resources
 
@@ -41,8 +42,12 @@ def kernel(source: str, name: str, dtype=np.dtype(np.float32)) -> Callable:
 
 
 def read_source(source: str) -> str:
-    """Return the text of one file of ``mask_rcnn/ops/cuda``."""
-    return (resources.files(__package__) / 'cuda' / source).read_text(encoding='utf-8')
+    """Return the text of one file of ``mask_rcnn/ops/cuda``, with those that it includes in their places.
+
+    So the compiler needs no folder, and CuPy's cache of compiled kernels sees what has changed.
+    """
+    text = (resources.files(__package__) / 'cuda' / source).read_text(encoding='utf-8')
+    return re.sub(r'^#include "(\w+\.cuh)"$', lambda match: read_source(match[1]), text, flags=re.MULTILINE)
 
 
 def c_type(dtype) -> str:

@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 
@@ -19,7 +20,9 @@ def supported_architectures():
 
 def test_every_source_is_tested(root):
     folder = root / 'mask_rcnn' / 'ops' / 'cuda'
-    assert sorted(path.name for path in folder.iterdir()) == list(SOURCES)
+    assert sorted(path.name for path in folder.glob('*.cu')) == list(SOURCES)
+    included = {name for source in SOURCES for name in re.findall(r'"(\w+\.cuh)"', (folder / source).read_text())}
+    assert sorted(path.name for path in folder.glob('*.cuh')) == sorted(included)
 
 
 @pytest.mark.skipif(shutil.which('nvcc') is None, reason='no nvcc')
@@ -40,7 +43,7 @@ def test_nvcc_compiles_for_every_architecture(root, tmp_path, source, dtype):
 
 
 @pytest.mark.parametrize('source', SOURCES)
-def test_sources_include_nothing(source):
+def test_what_a_source_includes_is_put_in_its_place(source):
     assert '#include' not in _cuda.read_source(source)
 
 

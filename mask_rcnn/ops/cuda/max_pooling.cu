@@ -7,12 +7,7 @@
 typedef REAL real;
 typedef unsigned short half_bits;
 
-// A thread takes LANES channels, in loads of 16 bytes where there are several: the threads of a warp read
-// neighbours in memory.
-template <typename number, int LANES>
-struct alignas(LANES > 1 ? 16 : sizeof(number)) lanes_of {
-    number value[LANES];
-};
+#include "pack.cuh"
 
 // NaN is larger than nothing.
 __device__ bool is_larger(real a, real b)
@@ -36,7 +31,7 @@ __device__ void pool(
     const number* x, int channels, int height, int width, int rows, int columns, int ksize, int stride, int pad,
     number lowest, number* y)
 {
-    typedef lanes_of<number, LANES> lanes;
+    typedef pack<number, LANES> lanes;
     const int groups = channels / LANES;
     const int place = (int)(blockIdx.y * blockDim.x + threadIdx.x);
     if (place >= columns * groups)

@@ -12,33 +12,9 @@
 
 typedef REAL real;
 
-struct half_bits { unsigned short bits; };
-
-#ifdef __CUDACC__  // elsewhere whoever emulates CUDA brings these two
-__device__ float half_to_float(unsigned short bits)
-{
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-}
-
-__device__ unsigned short float_to_half(float value)
-{
-    unsigned short bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
-}
-#endif
-
-__device__ real load(real stored) { return stored; }
-__device__ real load(half_bits stored) { return half_to_float(stored.bits); }
-__device__ void store(real value, real& place) { place = value; }
-__device__ void store(real value, half_bits& place) { place.bits = float_to_half((float)value); }
-
-template <typename element, int LANES>
-struct alignas(LANES * sizeof(element) < 16 ? LANES * sizeof(element) : 16) pack {
-    element value[LANES];
-};
+#include "half.cuh"
+#include "pack.cuh"
+#include "tiles.cuh"
 
 // How RoIs are divided along one axis; the arguments of roi_align.
 struct division {
@@ -285,22 +261,11 @@ extern "C" __global__ void roi_align_forward_half_8(
         level >= 0 && level < n_levels && image >= 0 && image < n_images, lanes, channels, (half_bits*)y);
 }
 
-// Backward.  A block owns a tile of one image's pixels, TILE_ROWS high: it lists the RoIs that may touch the tile, in
-// their order, and tabulates, for a batch of them at a time, the weights of the tile's pixels.  A thread owns one
-// column of the tile, LANES channels.  It adds up what the listed RoIs give to it, in their order: no sum depends on
-// the order in which threads run, and the same bits come out in every run.
+// Backward: see tiles.cuh.  For a batch of the listed RoIs at a time a block tabulates the weights of the tile's pixels.
 
-const int THREADS = 256;
-const int TILE_ROWS = 4;
 const int MOST_TILE_COLUMNS = 16;
-const int LOOKED_AT = 4 * THREADS;  // RoIs at once
-const int MOST_LISTED = 2 * LOOKED_AT;
 const int MOST_IN_BATCH = 32;
 const int BACKWARD_TABLE = 2048;
-
-struct tile {
-    int image, top, left, columns;
-};
 
 // All RoIs; those of one level pool from the map.
 struct regions {
@@ -319,43 +284,15 @@ struct regions {
         return divide(corner[0], corner[2], by, vertically ? height : width);
     }
 
-    __device__ bool may_touch_tile(int r, const tile& in) const
+    __device__ bool may_touch(int r, const tile& in) const
     {
         if (roi_indices[r] != in.image || levels[r] != level)
             return false;
         const axis y = along(r, true), x = along(r, false);
-        return y.grid > 0 && x.grid > 0 && may_touch(y.start, y.length, in.top, in.top + TILE_ROWS)
-            && may_touch(x.start, x.length, in.left, in.left + in.columns);
+        return y.grid > 0 && x.grid > 0 && ::may_touch(y.start, y.length, in.top, in.top + TILE_ROWS)
+            && ::may_touch(x.start, x.length, in.left, in.left + in.columns);
     }
 };
-
-// Lists RoIs from number "next" on, until all are looked at or the list may have no room for more; returns their
-// number.  Every thread of the block looks at some of them; setting bits has the same result in any order.
-__device__ int list_rois(const regions& from, const tile& in, int& next, int* listed)
-{
-    const int words = LOOKED_AT / 64;
-    __shared__ unsigned long long touching[words];
-    int n = 0;
-    for (; next < from.n && n <= MOST_LISTED - LOOKED_AT; next += LOOKED_AT) {
-        if (threadIdx.x < words)
-            touching[threadIdx.x] = 0;
-        __syncthreads();
-        for (int i = threadIdx.x; i < LOOKED_AT && next + i < from.n; i += THREADS)
-            if (from.may_touch_tile(next + i, in))
-                atomicOr(&touching[i / 64], 1ULL << i % 64);
-        __syncthreads();
-        const int bit = threadIdx.x % 64;
-#pragma unroll 1  // for its registers a third block fits beside two
-        for (int word = 0; word < words; ++word) {
-            const unsigned long long bits = touching[word];
-            if (word % (THREADS / 64) == threadIdx.x / 64 && (bits >> bit & 1))
-                listed[n + __popcll(bits & ((1ULL << bit) - 1))] = next + 64 * word + bit;
-            n += __popcll(bits);
-        }
-        __syncthreads();
-    }
-    return n;
-}
 
 // A batch of RoIs and the pixels of the tile: its rows, then its columns.
 struct batch_table {
@@ -442,16 +379,11 @@ __device__ void add_roi(
     }
 }
 
-// Grid: images x tiles, groups of channels / (THREADS / tile_columns).
 template <typename element, int LANES>
 __device__ void backward(
     const element* gy, const regions& from, int channels, int tile_columns, batch_table& table, element* gx)
 {
-    const int tiles_x = (from.width + tile_columns - 1) / tile_columns;
-    const int tiles_y = (from.height + TILE_ROWS - 1) / TILE_ROWS;
-    const int tile_row = blockIdx.x / tiles_x;
-    const tile mine = {tile_row / tiles_y, tile_row % tiles_y * TILE_ROWS, (int)blockIdx.x % tiles_x * tile_columns,
-                       tile_columns};
+    const tile mine = tile_of_block(from.height, from.width, tile_columns);
     const int groups = channels / LANES, groups_of_block = THREADS / tile_columns;
     const int column = threadIdx.x / groups_of_block;
     const int group = blockIdx.y * groups_of_block + threadIdx.x % groups_of_block;

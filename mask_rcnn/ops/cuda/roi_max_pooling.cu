@@ -12,10 +12,8 @@
 
 typedef REAL real;
 
-template <typename element, int LANES>
-struct alignas(LANES * sizeof(element) < 16 ? LANES * sizeof(element) : 16) pack {
-    element value[LANES];
-};
+#include "pack.cuh"
+#include "tiles.cuh"
 
 struct bins {
     const int* first;
@@ -71,61 +69,8 @@ extern "C" __global__ void roi_max_pooling_forward(
         forward<1>(x, roi_indices, vertical, horizontal, n_images, channels, height, width, rows, columns, y, argmax);
 }
 
-// Backward.  A block owns a tile of one image's pixels, TILE_ROWS high: it lists the RoIs that touch the tile, in
-// their order.  A thread owns one column of the tile, LANES channels, and adds up what the listed RoIs give to it, in
-// their order: no sum depends on the order in which threads run, and the same bits come out in every run.
+// Backward: see tiles.cuh.
 
-const int THREADS = 256;
-const int TILE_ROWS = 4;
-const int LOOKED_AT = 4 * THREADS;  // RoIs at once
-const int MOST_LISTED = 2 * LOOKED_AT;
-
-struct tile {
-    int image, top, left, columns;
-};
-
-// Pixels that a RoI reads, from begin to end (R) along each axis.
-struct regions {
-    const int* roi_indices;
-    const int* y_begin;
-    const int* y_end;
-    const int* x_begin;
-    const int* x_end;
-    int n;
-
-    __device__ bool touch(int r, const tile& in) const
-    {
-        return roi_indices[r] == in.image && y_begin[r] < in.top + TILE_ROWS && y_end[r] > in.top
-            && x_begin[r] < in.left + in.columns && x_end[r] > in.left;
-    }
-};
-
-// Lists RoIs from number "next" on, until all are looked at or the list may have no room for more; returns their
-// number.  Every thread of the block looks at some of them; setting bits has the same result in any order.
-__device__ int list_rois(const regions& from, const tile& in, int& next, int* listed)
-{
-    const int words = LOOKED_AT / 64;
-    __shared__ unsigned long long touching[words];
-    int n = 0;
-    for (; next < from.n && n <= MOST_LISTED - LOOKED_AT; next += LOOKED_AT) {
-        if (threadIdx.x < words)
-            touching[threadIdx.x] = 0;
-        __syncthreads();
-        for (int i = threadIdx.x; i < LOOKED_AT && next + i < from.n; i += THREADS)
-            if (from.touch(next + i, in))
-                atomicOr(&touching[i / 64], 1ULL << i % 64);
-        __syncthreads();
-        const int bit = threadIdx.x % 64;
-        for (int word = 0; word < words; ++word) {
-            const unsigned long long bits = touching[word];
-            if (word % (THREADS / 64) == threadIdx.x / 64 && (bits >> bit & 1))
-                listed[n + __popcll(bits & ((1ULL << bit) - 1))] = next + 64 * word + bit;
-            n += __popcll(bits);
-        }
-        __syncthreads();
-    }
-    return n;
-}
 
 // Adds what RoI r gives to the pixels (top, left) to (top + TILE_ROWS - 1, left).
 template <int LANES>
@@ -151,17 +96,13 @@ __device__ void add_roi(
     }
 }
 
-// Grid: images x tiles, groups of channels / (THREADS / tile_columns).
 template <int LANES>
 __device__ void backward(
-    const real* gy, const int* argmax, const regions& from, bins vertical, bins horizontal, int channels, int height,
+    const real* gy, const int* argmax, const rois_with_ranges& from, bins vertical, bins horizontal, int channels, int height,
     int width, int rows, int columns, int tile_columns, real* gx)
 {
     __shared__ int listed[MOST_LISTED];
-    const int tiles_x = (width + tile_columns - 1) / tile_columns, tiles_y = (height + TILE_ROWS - 1) / TILE_ROWS;
-    const int tile_row = blockIdx.x / tiles_x;
-    const tile mine = {tile_row / tiles_y, tile_row % tiles_y * TILE_ROWS, (int)blockIdx.x % tiles_x * tile_columns,
-                       tile_columns};
+    const tile mine = tile_of_block(height, width, tile_columns);
     const int groups = channels / LANES, groups_of_block = THREADS / tile_columns;
     const int left = mine.left + threadIdx.x / groups_of_block;
     const int group = blockIdx.y * groups_of_block + threadIdx.x % groups_of_block;
@@ -189,7 +130,7 @@ extern "C" __global__ void roi_max_pooling_backward(
     const int* x_end, int n_rois, int channels, int height, int width, int rows, int columns, int tile_columns,
     int lanes, real* gx)
 {
-    const regions from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
+    const rois_with_ranges from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
     const bins vertical = {y_first, y_count}, horizontal = {x_first, x_count};
     if (lanes == 4)
         backward<4>(gy, argmax, from, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
