@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn.config import DETECTRON, Dialect
 from mask_rcnn.ops.paste_masks import mask_runs, paste_masks, paste_to_host
-from mask_rcnn.ops.transfer import beside
+from mask_rcnn.ops.transfer import side_stream
 
 # Masks of whole images are pasted in portions of about this many bytes where all at once are not needed.
 _CHUNK_BYTES = 2 ** 26
@@ -43,7 +43,7 @@ class Detections:
         category_ids: Number of each label in the data set's own terms (COCO's 80 classes have numbers
             up to 90).  ``label + 1`` if not given.
         dialect: Says how wide a box is and how a mask is pasted into it.
-        device: The GPU that pastes ``mask_probs``, or ``None`` for the CPU; the pixels are the same.  Copied or
+        paste_device: The GPU that pastes ``mask_probs``, or ``None`` for the CPU; the pixels are the same.  Copied or
             pickled detections, which another machine may open, are pasted by the CPU.
 
     Raises:
@@ -54,7 +54,7 @@ class Detections:
                  masks: np.ndarray | None = None, mask_probs: np.ndarray | None = None,
                  keypoints: np.ndarray | None = None, class_names: Sequence[str] | None = None,
                  category_ids: Sequence[int] | None = None, dialect: Dialect = DETECTRON,
-                 device: chainer.backend.Device | None = None):
+                 paste_device: chainer.backend.Device | None = None):
         count = len(boxes)
         self.size = _checked_size(size)
         self.boxes = _checked('boxes', boxes, np.float32, (count, 4))
@@ -76,7 +76,7 @@ class Detections:
         self.category_ids = None if category_ids is None else tuple(int(i) for i in category_ids)
         self._check_labels()
         self.dialect = dialect
-        self.device = device
+        self.paste_device = paste_device
         self._masks = masks
 
     def _check_labels(self) -> None:
@@ -107,10 +107,10 @@ class Detections:
             mask_probs=None if self._masks is not None or self.mask_probs is None else self.mask_probs[index],
             keypoints=None if self.keypoints is None else self.keypoints[index],
             class_names=self.class_names, category_ids=self.category_ids, dialect=self.dialect,
-            device=self.device)
+            paste_device=self.paste_device)
 
     def __getstate__(self) -> dict:
-        return {**vars(self), 'device': None}
+        return {**vars(self), 'paste_device': None}
 
     def __repr__(self) -> str:
         best = self.sorted_by_score()[:_NAMED_IN_REPR]
@@ -146,17 +146,17 @@ class Detections:
             yield from self._paste(slice(start, start + step))
 
     def _paste(self, part: slice) -> np.ndarray:
-        return self._on_device(paste_masks if self.device is None else paste_to_host, part)
+        return self._on_device(paste_masks if self.paste_device is None else paste_to_host, part)
 
     def _on_device(self, operation: Callable, part: slice):
         """Return what an operation of :mod:`mask_rcnn.ops.paste_masks` makes of some masks."""
         arrays, dialect = (self.mask_probs[part], self.boxes[part]), self.dialect
         options = {'offset': dialect.boxes.offset, 'padding': dialect.masks.padding, 'margin': dialect.masks.margin,
                    'threshold': dialect.masks.threshold, 'threshold_inclusive': dialect.masks.threshold_inclusive}
-        if self.device is None:
+        if self.paste_device is None:
             return operation(*arrays, self.size, **options)
-        with beside(self.device):
-            return operation(*map(self.device.send, arrays), self.size, **options)
+        with side_stream(self.paste_device):
+            return operation(*map(self.paste_device.send, arrays), self.size, **options)
 
     @property
     def names(self) -> list[str]:
@@ -169,7 +169,7 @@ class Detections:
         """Return the instances whose score is greater than ``score``."""
         return self[self.scores > score]
 
-    def of_class(self, label: int | str) -> Detections:
+    def select_class(self, label: int | str) -> Detections:
         """Return the instances of one class, given by its label or its name.
 
         Raises:
@@ -185,7 +185,7 @@ class Detections:
         """Return the instances, best first; equal scores keep their order."""
         return self[np.argsort(-self.scores, kind='stable')]
 
-    def rles(self) -> list[dict]:
+    def encode_masks(self) -> list[dict]:
         """Return each mask as COCO's compressed run lengths, ``{'size': [H, W], 'counts': str}``.
 
         Raises:
@@ -211,7 +211,7 @@ class Detections:
             {'image_id': image_id, 'category_id': category, 'bbox': box, 'score': score}
             for category, box, score in zip(self._categories(), boxes, self.scores.tolist())]
         if self.has_masks:
-            for result, rle in zip(results, self.rles()):
+            for result, rle in zip(results, self.encode_masks()):
                 result['segmentation'] = rle
         if self.keypoints is not None:
             ones = np.ones((*self.keypoints.shape[:2], 1))

@@ -37,12 +37,12 @@ import numpy as np  # noqa: E402
 
 import mask_rcnn  # noqa: E402  (before Chainer, which it makes importable)
 import chainer  # noqa: E402
-from machine_ceiling import WorkCounter, copy_bandwidth, product_rate  # noqa: E402
+from machine_ceiling import WorkCounter, copy_bandwidth, matmul_flops  # noqa: E402
 from mask_rcnn.commands.common import UsageError, add_precision, check_precision  # noqa: E402
 from mask_rcnn.datasets.image_io import read_image  # noqa: E402
 from mask_rcnn.models.builder import get_device  # noqa: E402
 from mask_rcnn.ops.cudnn import current_precision, library, using_precision  # noqa: E402
-from mask_rcnn.ops.derived import constant_parameters, one_image  # noqa: E402
+from mask_rcnn.ops.derived import cache_features, cache_weights  # noqa: E402
 from peer import Peer, PeerError, check  # noqa: E402
 
 STAGES = ('prepare', 'extractor', 'RPN', 'box head', 'mask head', 'paste')
@@ -78,19 +78,19 @@ class StageClock:
 def detect_by_stages(model, image, clock: StageClock):
     """Do what ``model.detect`` does, timing each stage; return the detections and number of proposals."""
     size = image.shape[1:]
-    with one_image():
+    with cache_features():
         with clock.stage('prepare'):
-            x, placement = model.prepare(image)
+            x, transform = model.prepare(image)
         with clock.stage('extractor'):
             features = model.extract(x)
         with clock.stage('RPN'):
-            rois = model.propose(features, x.shape[2:], placement.scale)
+            rois = model.propose(features, x.shape[2:], transform.scale)
         with clock.stage('box head'):
-            boxes, labels, scores = model.classify(features, rois, placement)
+            boxes, labels, scores = model.detect_boxes(features, rois, transform)
         with clock.stage('mask head'):
-            probs = model.segment(features, boxes, labels, placement)
+            probs = model.predict_masks(features, boxes, labels, transform)
         with clock.stage('paste'):
-            detections = model.assemble(boxes, labels, scores, probs, placement)
+            detections = model.postprocess(boxes, labels, scores, probs, transform)
             assert detections.masks.shape == (len(detections), *size)
     return detections, len(rois)
 
@@ -121,7 +121,7 @@ def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, 
     device = model.device
     clock, turns = StageClock(device), []
     with contextlib.ExitStack() as stack:
-        for context in (chainer.using_config('train', False), chainer.no_backprop_mode(), constant_parameters()):
+        for context in (chainer.using_config('train', False), chainer.no_backprop_mode(), cache_weights()):
             stack.enter_context(context)
         for _ in range(warmup):
             detect_by_stages(model, image, StageClock(device))
@@ -136,7 +136,7 @@ def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, 
             detections = detect_at_once(model, image, clock)
             _, n_roi = detect_by_stages(model, image, clock)
     taken = memory(device, free)    # without the peer, which has ended
-    ceiling = {'product': product_rate(device.xp), 'copy': copy_bandwidth(device.xp)}
+    ceiling = {'product': matmul_flops(device.xp), 'copy': copy_bandwidth(device.xp)}
     result = {
         'stages': stage_results(clock, ceiling, image, len(detections)),
         'total': {**summarise(clock.wall['total']), 'cpu_median': statistics.median(clock.cpu['total'])},
@@ -216,7 +216,7 @@ def machine(device) -> dict[str, str | int | None]:
 def gpu_facts(device) -> dict[str, str | int | None]:
     """Return the GPU's name and the versions of all that stands between it and us, ``None`` for what is not there."""
     runtime = device.xp.cuda.runtime
-    cudnn = library.library()
+    cudnn = library.load_frontend()
     return {
         'gpu': runtime.getDeviceProperties(device.device.id)['name'].decode(), 'driver': driver_version(),
         'cuda_of_driver': runtime.driverGetVersion(), 'cuda': runtime.runtimeGetVersion(),

@@ -33,7 +33,7 @@ from mask_rcnn.models.builder import get_device  # noqa: E402
 from mask_rcnn.ops.nms import nms_padded  # noqa: E402
 from mask_rcnn.ops.paste_masks import paste_into  # noqa: E402
 from mask_rcnn.ops.roi_align import roi_align  # noqa: E402
-from mask_rcnn.ops.top_k import best_first  # noqa: E402
+from mask_rcnn.ops.top_k import top_k_indices  # noqa: E402
 
 #: Sets of inputs that take turns, so that a cache does not hold what the call before has read ...
 _SETS = 4
@@ -100,7 +100,7 @@ def cases(xp, sizes: Sizes) -> Iterator[Case]:
     yield _case(f'NMS, {sizes.boxes} boxes', lambda *own: nms_padded(*own, 0.7, limit=sizes.kept), inputs)
     n = 3 * sum((sizes.image[0] // stride) * (sizes.image[1] // stride) for stride in (4, 8, 16, 32, 64))
     inputs = [(_uniform(xp, random, n),) for _ in range(_SETS)]
-    yield _case(f'best {sizes.best} of {n}', lambda scores: best_first(scores, sizes.best), inputs)
+    yield _case(f'best {sizes.best} of {n}', lambda scores: top_k_indices(scores, sizes.best), inputs)
     out = xp.empty((sizes.masks, *sizes.image), np.bool_)
     inputs = [(_uniform(xp, random, sizes.masks, 28, 28), xp.asarray(_boxes(random, sizes.masks, sizes.image)))
               for _ in range(_SETS)]

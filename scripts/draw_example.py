@@ -1,4 +1,4 @@
-"""Make the README's picture: scenes that the model in the box has never seen, and what it finds in them.
+"""Make the README's picture: scenes that the bundled model has never seen, and what it finds in them.
 
     python scripts/draw_example.py docs/example.jpg
 """

@@ -47,7 +47,7 @@ class WorkCounter(chainer.LinkHook):
         self.operations += 2 * numbers.size * (weights.size // len(weights))
 
 
-def product_rate(xp) -> float | None:
+def matmul_flops(xp) -> float | None:
     """Return the operations a second of a large matrix product, in the current precision.
 
     Its operands are of that type already, and on a GPU it is cuBLAS's.  ``None`` where there is no such product:

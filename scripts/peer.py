@@ -97,7 +97,7 @@ class Peer:
 def check(network: str, model) -> None:
     """Refuse a model that the peer cannot be."""
     config = model.config
-    if network == 'torch' and (config.body not in RESNET_BLOCKS or config.norm != 'affine' or not config.masks
+    if network == 'torch' and (config.backbone not in RESNET_BLOCKS or config.norm != 'affine' or not config.masks
                                or config.n_keypoint or config.dialect.name != 'detectron'):
         raise PeerError("--against torch knows Detectron's ResNets with affine channels, boxes and masks")
 
@@ -108,7 +108,7 @@ def write_task(folder: Path, model, image) -> None:
     names = ('min_size', 'max_size', 'size_divisor', 'rpn_pre_nms', 'rpn_post_nms', 'rpn_nms_threshold',
              'score_threshold', 'nms_threshold', 'max_detections', 'sampling_ratio')
     setup = {**{name: getattr(config, name) for name in names}, 'fpn': config.has_fpn,
-             'blocks': RESNET_BLOCKS.get(config.body), 'pixel_mean': config.dialect.input.pixel_mean,
+             'blocks': RESNET_BLOCKS.get(config.backbone), 'pixel_mean': config.dialect.input.pixel_mean,
              'strides': model.rpn.strides, 'cell_anchors': [cell.tolist() for cell in model.rpn.cell_anchors]}
     (folder / 'setup.json').write_text(json.dumps(setup))
     np.save(folder / 'image.npy', image)

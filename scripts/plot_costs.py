@@ -25,7 +25,7 @@ from benchmark import STAGES, StageClock, detect_by_stages, machine, random_mode
 import chainer  # noqa: E402
 import mask_rcnn  # noqa: E402
 from mask_rcnn.models.builder import get_device  # noqa: E402
-from mask_rcnn.ops.derived import constant_parameters  # noqa: E402
+from mask_rcnn.ops.derived import cache_weights  # noqa: E402
 
 #: Detectron's image: the longer side in units of the shorter, and the shorter in pixels.
 _ASPECT, _SIDE = 1333 / 800, 800
@@ -59,16 +59,16 @@ SWEEPS = (Sweep('proposals', 'proposals', (100, 250, 500, 1000, 1500, 2000)),
 
 def measure(extractor: str, sweep: Sweep, value: int, *, runs: int, gpu: int) -> dict[str, float]:
     """Return the seconds of every stage, summed over the images: of the fastest of some runs."""
-    changes, n_image = sweep.settings(value)
+    changes, n_images = sweep.settings(value)
     model = random_model(extractor, **changes)
     model.to_device(get_device(gpu))
     image = np.random.RandomState(0).uniform(0, 255, (3, _SIDE, round(_SIDE * _ASPECT))).astype(np.float32)
     totals = []
-    with chainer.using_config('train', False), chainer.no_backprop_mode(), constant_parameters():
+    with chainer.using_config('train', False), chainer.no_backprop_mode(), cache_weights():
         detect_by_stages(model, image, StageClock(model.device))
         for _ in range(runs):
             clock = StageClock(model.device)
-            for _ in range(n_image):
+            for _ in range(n_images):
                 detect_by_stages(model, image, clock)
             seconds = clock.cpu if model.xp is np else clock.wall
             totals.append({stage: sum(seconds[stage]) for stage in STAGES})

@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask  # noqa: E402
 
 import mask_rcnn  # noqa: E402
 from mask_rcnn.commands import data_sets  # noqa: E402
-from mask_rcnn.commands.common import check_precision, choose_device, gpu_number, guarded  # noqa: E402
+from mask_rcnn.commands.common import check_precision, choose_device, gpu_number, run_and_report_errors  # noqa: E402
 from mask_rcnn.commands.evaluate import check_classes  # noqa: E402
 from mask_rcnn.datasets.coco import AnnotationFileError  # noqa: E402
 from mask_rcnn.datasets.image_io import ImageFileError  # noqa: E402
@@ -87,17 +87,17 @@ def _as_annotation(result: dict, number: int) -> dict:
     return annotation
 
 
-def compare(model, data_set, precisions, *, n_image: int | None = None, min_score: float = 0.5) -> dict:
+def compare(model, data_set, precisions, *, n_images: int | None = None, min_score: float = 0.5) -> dict:
     """Return what each precision finds, as plain data.
 
     Args:
         model (mask_rcnn.MaskRCNN): The model, on its device.
         data_set: The data.
         precisions: What is compared with fp32.
-        n_image: Look only at so many images, spread over the data.
+        n_images: Look only at so many images, spread over the data.
         min_score: See :func:`agreement`.
     """
-    n = len(data_set) if n_image is None else min(n_image, len(data_set))
+    n = len(data_set) if n_images is None else min(n_images, len(data_set))
     indices = [i * len(data_set) // n for i in range(n)]
     metrics, truth = find(model, data_set, 'fp32', indices)
     rows = {'fp32': {'ap': metrics.summary(), 'detections': len(truth)}}
@@ -127,8 +127,8 @@ def table(result: dict) -> str:
     return '\n'.join(lines)
 
 
-def _percent(value: float | None, form: str = '.2f') -> str:
-    return '-' if value is None else f'{100 * value:{form}}'
+def _percent(value: float | None, format_spec: str = '.2f') -> str:
+    return '-' if value is None else f'{100 * value:{format_spec}}'
 
 
 def parse_arguments(argv=None) -> argparse.Namespace:
@@ -156,8 +156,8 @@ def run(args: argparse.Namespace) -> int:
         check_precision(precision, gpu)
     model = mask_rcnn.load(args.modelfile, gpu=gpu)
     data_set = data_sets.open_data('val', args, size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
-    check_classes(model, data_set, data_sets.name_of('val', args))
-    result = compare(model, data_set, args.precisions, n_image=args.images, min_score=args.min_score)
+    check_classes(model, data_set, data_sets.dataset_name('val', args))
+    result = compare(model, data_set, args.precisions, n_images=args.images, min_score=args.min_score)
     print(table(result))
     if args.json:
         partial = args.json.with_name(args.json.name + '.part')
@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv=None) -> int:
     args = parse_arguments(argv)
-    return guarded(lambda: run(args), (WeightFileError, AnnotationFileError, ImageFileError))
+    return run_and_report_errors(lambda: run(args), (WeightFileError, AnnotationFileError, ImageFileError))
 
 
 if __name__ == '__main__':

@@ -18,12 +18,12 @@ sys.path.insert(0, str(ROOT))
 import cv2  # noqa: E402
 
 from mask_rcnn.commands import convert, demo  # noqa: E402
-from mask_rcnn.commands.common import fail  # noqa: E402
+from mask_rcnn.commands.common import print_error  # noqa: E402
 from mask_rcnn.datasets import RichShapesDataset  # noqa: E402
 from mask_rcnn.weights import download  # noqa: E402
 
-#: The model in the box; see ``scripts/train_box_model.py``.
-BOX_MODEL = 'shapes_mobilenet_v1_fpn.npz'
+#: The bundled model; see ``scripts/train_box_model.py``.
+DEMO_MODEL = 'shapes_mobilenet_v1_fpn.npz'
 #: A photo of COCO's val2017, used where none is named.
 PHOTO = 'http://images.cocodataset.org/val2017/000000000139.jpg'
 
@@ -43,10 +43,10 @@ def main(argv=None, folder: Path = ROOT / 'modelfiles', photo_address: str = PHO
     if args.coco:
         return _look_at_photo(args, folder, photo_address)
     if args.image:
-        return _look(folder / BOX_MODEL, args.image, args.output)
+        return _look(folder / DEMO_MODEL, args.image, args.output)
     with tempfile.TemporaryDirectory() as temporary:
         draw_scenes(Path(temporary), args.scenes, args.seed)
-        return _look(folder / BOX_MODEL, temporary, args.output)
+        return _look(folder / DEMO_MODEL, temporary, args.output)
 
 
 def _look_at_photo(args: argparse.Namespace, folder: Path, photo_address: str) -> int:
@@ -60,7 +60,7 @@ def _look_at_photo(args: argparse.Namespace, folder: Path, photo_address: str) -
     try:
         image = args.image or download.fetch(photo_address, folder / Path(photo_address).name)
     except download.DownloadError as error:
-        return fail(f'{error}; name a photo of your own: make demo-coco IMAGE=photo.jpg')
+        return print_error(f'{error}; name a photo of your own: make demo-coco IMAGE=photo.jpg')
     return _look(weights, image, args.output)
 
 

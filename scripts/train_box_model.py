@@ -1,4 +1,4 @@
-"""Make the model in the box: a MobileNetV1 FPN network that knows eight kinds of things in drawn scenes.
+"""Make the bundled model: a MobileNetV1 FPN network that knows eight kinds of things in drawn scenes.
 
 Trains with ``train.py``'s own code from ImageNet's weights, on pictures that are drawn as they are needed;
 stores the result in half precision; measures the stored file on 200 unseen pictures, and its speed.  Exits
@@ -36,7 +36,7 @@ def main(argv=None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--pretrained', default='imagenet', help="MobileNetV1's ImageNet weights (default: %(default)s)")
-    add('--out', type=pathlib.Path, default=pathlib.Path('result_box_model'), help='(default: %(default)s)')
+    add('--out', type=pathlib.Path, default=pathlib.Path('result_demo_model'), help='(default: %(default)s)')
     add('--modelfile', type=pathlib.Path, default=ROOT / 'modelfiles' / MODEL, help='(default: %(default)s)')
     add('--iterations', type=int, default=ITERATIONS, help='(default: %(default)s)')
     add('--gpu', type=int, default=-1)

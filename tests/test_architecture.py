@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-#: Rooms from the top down; a module imports only from rooms below its own.
-ROOMS = ('commands', 'training', 'models', 'targets', 'evaluation', 'detections', 'visualization', 'datasets',
-         'weights', 'ops', 'config', 'compat')
+#: Subpackages from the top down; a module imports only from those below its own.
+PACKAGES = ('commands', 'training', 'models', 'targets', 'evaluation', 'detections', 'visualization', 'datasets',
+            'weights', 'ops', 'config', 'compat')
 
 
 def modules(root):
@@ -16,7 +16,7 @@ def modules(root):
 
 
 def imports(path):
-    """Yield the rooms of mask_rcnn that a module imports from, with the line; not those for type hints."""
+    """Yield the subpackages of mask_rcnn that a module imports from, with the line; not those for type hints."""
     tree = ast.parse(path.read_text(encoding='utf-8'))
     for_hints = {inner for node in ast.walk(tree)
                  if isinstance(node, ast.If) and getattr(node.test, 'id', '') == 'TYPE_CHECKING'
@@ -31,24 +31,24 @@ def imports(path):
             names = [alias.name for alias in node.names]
         for name in names:
             match = re.match(r'mask_rcnn\.(\w+)', name)
-            if match and match[1] in ROOMS:
+            if match and match[1] in PACKAGES:
                 yield match[1], node.lineno
 
 
 def test_data_flows_one_way(root):
     wrong = []
     for path in modules(root):
-        room = path.relative_to(root / 'mask_rcnn').parts[0].removesuffix('.py')
-        if room not in ROOMS:
-            continue  # mask_rcnn/__init__.py gathers from all rooms
+        package = path.relative_to(root / 'mask_rcnn').parts[0].removesuffix('.py')
+        if package not in PACKAGES:
+            continue  # mask_rcnn/__init__.py gathers from all subpackages
         wrong += [f'{path.relative_to(root)}:{line} imports {other}' for other, line in imports(path)
-                  if ROOMS.index(other) < ROOMS.index(room)]
+                  if PACKAGES.index(other) < PACKAGES.index(package)]
     assert wrong == []
 
 
 def test_every_module_has_a_room(root):
     found = {path.relative_to(root / 'mask_rcnn').parts[0].removesuffix('.py') for path in modules(root)}
-    assert found == {*ROOMS, '__init__'}
+    assert found == {*PACKAGES, '__init__'}
 
 
 def test_operations_know_no_network(root):

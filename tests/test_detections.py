@@ -114,10 +114,10 @@ def test_above_is_strict(rng):
 
 def test_of_class_by_label_and_by_name(rng):
     found = make(rng, count=4, labels=np.array([0, 2, 0, 1]))
-    assert_same(found.of_class(0), found[[0, 2]])
-    assert_same(found.of_class('car'), found[[1]])
+    assert_same(found.select_class(0), found[[0, 2]])
+    assert_same(found.select_class('car'), found[[1]])
     with pytest.raises(ValueError, match="'cat'"):
-        found.of_class('cat')
+        found.select_class('cat')
 
 
 def test_sorted_by_score_keeps_the_order_of_equals(rng):
@@ -145,14 +145,14 @@ def test_without_masks(rng):
     assert not found[:2].has_masks
     assert all('segmentation' not in result for result in found.to_coco(1))
     with pytest.raises(ValueError, match='no masks'):
-        found.rles()
+        found.encode_masks()
     assert found.draw(np.zeros((*SIZE, 3), np.uint8)).shape == (*SIZE, 3)
 
 
 def test_nothing_found(rng):
     found = make(rng, count=0)
     assert len(found) == 0 and found.masks.shape == (0, *SIZE)
-    assert found.to_coco(1) == [] and found.rles() == [] and list(found) == []
+    assert found.to_coco(1) == [] and found.encode_masks() == [] and list(found) == []
     empty = Detections(boxes=np.zeros((0, 4)), labels=[], scores=[], size=SIZE)
     assert len(empty.sorted_by_score()) == 0
 
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused(rng, changes, message):
 
 def test_rles_decode_to_the_masks(rng):
     found = make(rng)
-    np.testing.assert_array_equal([decode(rle) for rle in found.rles()], found.masks)
+    np.testing.assert_array_equal([decode(rle) for rle in found.encode_masks()], found.masks)
 
 
 def random_masks(rng):
@@ -203,14 +203,14 @@ def test_rles_need_no_masks(rng, monkeypatch):
     found = make(rng, boxes=np.concatenate([make(rng).boxes[:5], [[-9, 3, 70, 20], [0, 0, 59, 79]]]))
     expected = [mask_to_rle(mask) for mask in found.iter_masks()]
     monkeypatch.setattr(mask_rcnn.detections, 'paste_masks', None)
-    assert found.rles() == expected
+    assert found.encode_masks() == expected
 
 
 def test_where_masks_are_pasted(rng):
     """What is chosen from detections stays with their GPU; copies and pickles may go where there is none."""
     device, found = chainer.get_device('@numpy'), make(rng)
-    there = make(np.random.RandomState(0), device=device)
-    assert found.device is None and there[2:].device is there.sorted_by_score().device is device
+    there = make(np.random.RandomState(0), paste_device=device)
+    assert found.paste_device is None and there[2:].paste_device is there.sorted_by_score().paste_device is device
     sent = []
 
     class Recording:
@@ -220,13 +220,13 @@ def test_where_masks_are_pasted(rng):
             sent.append(array.shape)
             return array
 
-    there.device = Recording()
-    assert there.rles() == found.rles()
+    there.paste_device = Recording()
+    assert there.encode_masks() == found.encode_masks()
     np.testing.assert_array_equal(list(there.iter_masks()), found.masks)
     np.testing.assert_array_equal(there.masks, found.masks)
     assert sent == [(7, 14, 14), (7, 4)] * 3
     for other in (copy.copy(there), copy.deepcopy(there), pickle.loads(pickle.dumps(there))):
-        assert other.device is None
+        assert other.paste_device is None
         assert_same(other, found)
 
 
@@ -278,7 +278,7 @@ def test_the_reference_masks(shared):
                        scores=case['scores'], size=(height, width), mask_probs=case['mask_probs'])
     expected = np.unpackbits(case['masks_packed'], axis=-1)[..., :width].astype(bool)
     np.testing.assert_array_equal(found.masks, expected)
-    assert [rle['counts'].encode() for rle in found.rles()] == case['mask_rle'].tolist()
+    assert [rle['counts'].encode() for rle in found.encode_masks()] == case['mask_rle'].tolist()
     x, y, w, h = np.array([result['bbox'] for result in found.to_coco(1)]).T
     np.testing.assert_allclose(np.stack([x, y, x + w - 1, y + h - 1], axis=1), case['boxes'], atol=1e-4)
 

@@ -8,20 +8,20 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from mask_rcnn.ops.cudnn import PRECISIONS, is_available, precision_fault
+from mask_rcnn.ops.cudnn import PRECISIONS, is_available, precision_error
 
 
 class UsageError(Exception):
     """Arguments that contradict each other, the machine or the files; exit status 2."""
 
 
-def fail(message: str, status: int = 1) -> int:
+def print_error(message: str, status: int = 1) -> int:
     """Write an error line; returns the exit status."""
     sys.stderr.write(f'error: {message}\n')
     return status
 
 
-def guarded(body: Callable[[], int], errors: tuple[type[Exception], ...]) -> int:
+def run_and_report_errors(body: Callable[[], int], errors: tuple[type[Exception], ...]) -> int:
     """Turn the errors that a user can do something about into one line and an exit status.
 
     Args:
@@ -31,16 +31,16 @@ def guarded(body: Callable[[], int], errors: tuple[type[Exception], ...]) -> int
     try:
         return body()
     except UsageError as error:
-        return fail(str(error), 2)
+        return print_error(str(error), 2)
     except errors as error:
-        return fail(str(error))
+        return print_error(str(error))
     except OSError as error:
-        return fail(f'{error.filename}: {error.strerror}' if error.filename else str(error))
+        return print_error(f'{error.filename}: {error.strerror}' if error.filename else str(error))
     except KeyboardInterrupt:
-        return fail('interrupted', 130)
+        return print_error('interrupted', 130)
 
 
-def say(line: str, stream) -> None:
+def write_line(line: str, stream) -> None:
     """Write a line without breaking a progress bar."""
     tqdm.write(line, file=stream)
 
@@ -67,12 +67,12 @@ def choose_device(gpu: int | None) -> int:
     """
     if gpu == -1:
         return -1
-    fault = gpu_fault(gpu or 0)
-    if fault is None:
+    reason = gpu_error(gpu or 0)
+    if reason is None:
         return gpu or 0
     if gpu is not None:
-        raise UsageError(f'--gpu {gpu}: {fault}')
-    say(f'running on the CPU: {fault}', sys.stderr)
+        raise UsageError(f'--gpu {gpu}: {reason}')
+    write_line(f'running on the CPU: {reason}', sys.stderr)
     return -1
 
 
@@ -96,11 +96,11 @@ def check_precision(name: str, gpu: int) -> None:
     """
     if name == 'fp32':
         return
-    fault = precision_fault(name, None if gpu < 0 else capability(gpu))
-    if fault is None and not is_available():
-        fault = 'it needs cuDNN 9 and the package nvidia-cudnn-frontend'
-    if fault is not None:
-        raise UsageError(f'--precision {name}: {fault}')
+    reason = precision_error(name, None if gpu < 0 else capability(gpu))
+    if reason is None and not is_available():
+        reason = 'it needs cuDNN 9 and the package nvidia-cudnn-frontend'
+    if reason is not None:
+        raise UsageError(f'--precision {name}: {reason}')
 
 
 def capability(gpu: int) -> int:
@@ -109,7 +109,7 @@ def capability(gpu: int) -> int:
     return int(cupy.cuda.Device(gpu).compute_capability)
 
 
-def gpu_fault(gpu: int) -> str | None:
+def gpu_error(gpu: int) -> str | None:
     """Say why a GPU cannot be used; ``None`` if it can."""
     try:
         import cupy

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mask_rcnn.commands.common import UsageError, guarded
-from mask_rcnn.commands.weight_report import classes_of, facts, lines
+from mask_rcnn.commands.common import UsageError, run_and_report_errors
+from mask_rcnn.commands.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, matterport_cfg, write_weights
-from mask_rcnn.weights.translated import TranslatedFile
+from mask_rcnn.weights.translated import ConvertedWeights
 
 DEFAULT_INPUT = 'model_final.pkl'
 
@@ -63,7 +63,7 @@ def configure(parser: argparse.ArgumentParser, folder: pathlib.Path = pathlib.Pa
 
 def run(args: argparse.Namespace) -> int:
     """Convert; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
-    return guarded(lambda: _convert(args), (WeightFileError,))
+    return run_and_report_errors(lambda: _convert(args), (WeightFileError,))
 
 
 def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path('modelfiles'),
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path(
     return run(parser.parse_args(argv))
 
 
-def make_meta(path: str | os.PathLike, file: TranslatedFile,
+def make_meta(path: str | os.PathLike, file: ConvertedWeights,
               class_names_file: str | os.PathLike | None = None) -> ModelMeta:
     """Return the metadata of converted weights.
 
@@ -99,7 +99,7 @@ def make_meta(path: str | os.PathLike, file: TranslatedFile,
     return ModelMeta(
         kind=file.kind, config=file.config, class_names=names, category_ids=ids,
         source=Source(pathlib.Path(path).name, file.sha256, file.format),
-        left={group: len(members) for group, members in file.report.left.items()},
+        skipped={group: len(members) for group, members in file.report.skipped.items()},
         notes=file.report.notes + file.report.warnings)
 
 
@@ -113,7 +113,7 @@ def _convert(args: argparse.Namespace) -> int:
         args.folder.mkdir(parents=True, exist_ok=True)
         output = args.folder / formats.default_name(file)
     write_weights(output, file.arrays, meta)
-    sys.stdout.write(lines(facts(path, file, meta.class_names)) + f'wrote {output}\n')
+    sys.stdout.write(format_description(describe_file(path, file, meta.class_names)) + f'wrote {output}\n')
     return 0
 
 
@@ -136,11 +136,11 @@ def _check_output(path: pathlib.Path, output: pathlib.Path | None) -> None:
         raise UsageError(f'--output {output} is a folder; name a file in it')
 
 
-def _read(path: pathlib.Path, args: argparse.Namespace) -> TranslatedFile:
+def _read(path: pathlib.Path, args: argparse.Namespace) -> ConvertedWeights:
     """Read the input, with what the command line says about it."""
     given = {name: getattr(args, name) for name in _FLAGS if getattr(args, name) is not None}
     settings = matterport_cfg.read_settings(args.config) if args.config is not None else {}
-    format = formats.recognise(path)
+    format = formats.detect_format(path)
     if format.suffix is None:
         raise WeightFileError(path, f'is {format.title}, which is used as it is: there is nothing to convert')
     try:
@@ -154,7 +154,7 @@ def _read(path: pathlib.Path, args: argparse.Namespace) -> TranslatedFile:
         raise UsageError(str(error)) from None
 
 
-def _with_changes(file: TranslatedFile, given: Mapping[str, Any]) -> TranslatedFile:
+def _with_changes(file: ConvertedWeights, given: Mapping[str, Any]) -> ConvertedWeights:
     """Return a file with some numbers of its network replaced."""
     changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return dataclasses.replace(file, config=file.config.replace(**changes))

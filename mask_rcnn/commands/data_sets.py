@@ -123,7 +123,7 @@ def open_data(part: str, args: argparse.Namespace, *, size: int, seed: int = 0, 
                        keypoints=keypoints)
 
 
-def name_of(part: str, args: argparse.Namespace) -> str:
+def dataset_name(part: str, args: argparse.Namespace) -> str:
     """Return what messages call a data set."""
     own = getattr(args, _FILE_FLAGS[part][0], None)
     return str(own) if own is not None else f'{kind(args)} ({part})'

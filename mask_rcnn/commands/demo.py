@@ -16,13 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 import mask_rcnn
-from mask_rcnn.commands.common import (UsageError, add_precision, check_precision, choose_device, fail,
-                                       gpu_number, say)
+from mask_rcnn.commands.common import (UsageError, add_precision, check_precision, choose_device, gpu_number,
+                                       print_error, write_line)
 from mask_rcnn.config import EXTRACTORS
 from mask_rcnn.datasets.image_io import ImageFileError, list_images, read_image
 from mask_rcnn.detections import Detections
 from mask_rcnn.ops.cudnn import using_precision
-from mask_rcnn.ops.derived import constant_parameters
+from mask_rcnn.ops.derived import cache_weights
 from mask_rcnn.visualization import BACKGROUNDS, load_font
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.files import open_for_writing
@@ -95,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except UsageError as error:
-        return fail(str(error), 2)
+        return print_error(str(error), 2)
     except (WeightFileError, OSError) as error:
-        return fail(str(error))
+        return print_error(str(error))
     except KeyboardInterrupt:
-        return fail('interrupted', 130)
+        return print_error('interrupted', 130)
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles')) -> int:
@@ -128,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
     for folder in {picture.parent for picture in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
     results = []
-    with using_precision(args.precision), constant_parameters(), \
+    with using_precision(args.precision), cache_weights(), \
             tqdm(total=len(images), unit='image', disable=len(images) < 2) as bar:
         for job in _detect(model, images, pictures):
             try:
@@ -139,7 +139,7 @@ def _run(args: argparse.Namespace) -> int:
                     results += job.detections.to_coco(image_id(job.image))
             except _FAILURES as error:
                 n_failed += 1
-                say(f'error: {_reason(job.image, error)}', sys.stderr)
+                write_line(f'error: {_reason(job.image, error)}', sys.stderr)
             bar.update()
             del job  # and its pixels, before the next ones are read
     if args.json is not None:
@@ -156,7 +156,7 @@ def _find_images(paths: Sequence[Path]) -> tuple[list[Path], int]:
             images += list_images([path])
         except ImageFileError as error:
             n_failed += 1
-            fail(str(error))
+            print_error(str(error))
     return images, n_failed
 
 
@@ -297,7 +297,7 @@ def _show(job: _Job, args: argparse.Namespace) -> None:
     drawn = shown.draw(job.pixels, contour=args.contour, background=args.background, font=args.font)
     _write_picture(job.picture, drawn)
     counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
-    say(f'{job.image}: {counts or "nothing found"} -> {job.picture}', sys.stdout)
+    write_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}', sys.stdout)
 
 
 def _write_picture(path: Path, rgb: np.ndarray) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import mask_rcnn
 from mask_rcnn.commands import data_sets
 from mask_rcnn.commands.common import (UsageError, add_precision, check_precision, choose_device, gpu_number,
-                                       guarded)
+                                       run_and_report_errors)
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.datasets.image_io import ImageFileError
 from mask_rcnn.evaluation.coco import evaluate_model
 from mask_rcnn.ops.cudnn import using_precision
 from mask_rcnn.training.distributed import Communicator
-from mask_rcnn.training.trainer import say
+from mask_rcnn.training.trainer import print_line
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.files import open_for_writing
 
@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
-    return guarded(lambda: _run(args), (WeightFileError, AnnotationFileError, ImageFileError))
+    return run_and_report_errors(lambda: _run(args), (WeightFileError, AnnotationFileError, ImageFileError))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     data_set = data_sets.open_data('val', args, size=model.config.min_size,
                                    keypoints=model.config.n_keypoint > 0)
     with using_precision(args.precision):
-        evaluate_to_folder(model, data_set, args.out, name=data_sets.name_of('val', args))
+        evaluate_to_folder(model, data_set, args.out, name=data_sets.dataset_name('val', args))
     return 0
 
 
@@ -124,6 +124,6 @@ def evaluate_to_folder(model, data_set, folder: Path, *, name: str, communicator
         with open_for_writing(folder / 'metrics.json') as file:
             file.write(json.dumps({**metrics.summary(), 'classes': per_class}, indent=1).encode())
         files = ', '.join(f'results.{kind}.json' for kind in kinds)
-        say(f'{name}, {len(data_set)} images; {folder} has {files} and metrics.json')
-        say(metrics.table())
+        print_line(f'{name}, {len(data_set)} images; {folder} has {files} and metrics.json')
+        print_line(metrics.table())
     return metrics

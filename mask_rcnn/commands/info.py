@@ -8,8 +8,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from mask_rcnn.commands.common import guarded
-from mask_rcnn.commands.weight_report import classes_of, facts, lines
+from mask_rcnn.commands.common import run_and_report_errors
+from mask_rcnn.commands.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.weights import WeightFileError, formats
 
 _DESCRIPTION = """\
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Report on each file; returns the exit status (0, 1 if one of them cannot be used, 130 if interrupted)."""
     status = 0
     for path in args.files:
-        status = max(status, guarded(lambda: _report(path, args.json), (WeightFileError,)))
+        status = max(status, run_and_report_errors(lambda: _report(path, args.json), (WeightFileError,)))
         if status == 130:       # Ctrl-C means all of them
             break
     return status
@@ -52,6 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(path: pathlib.Path, as_json: bool) -> int:
     file = formats.read(path)
-    known = facts(path, file, classes_of(file)[0])
-    sys.stdout.write(json.dumps(known) + '\n' if as_json else lines(known))
+    known = describe_file(path, file, classes_of(file)[0])
+    sys.stdout.write(json.dumps(known) + '\n' if as_json else format_description(known))
     return 0

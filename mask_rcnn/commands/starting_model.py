@@ -14,10 +14,10 @@ from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.models.builder import convert_norm
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
-from mask_rcnn.training.trainer import say
+from mask_rcnn.training.trainer import print_line
 from mask_rcnn.weights import WeightFileError, formats, load_arrays, read_weights
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
-from mask_rcnn.weights.translated import TranslatedFile
+from mask_rcnn.weights.translated import ConvertedWeights
 
 #: Fields that flags of their own, or the data, decide.
 _OTHER_FLAGS_SET = ('extractor', 'n_fg_class', 'n_keypoint', 'dialect', 'norm', 'roi_size', 'roi_align',
@@ -47,11 +47,11 @@ def make_model(args: argparse.Namespace, train_set, *, is_main: bool):
         model = _model_of(snapshot, args)
     else:
         model = load_model(args)
-    _check_classes(model, data_sets.name_of('train', args), train_set)
+    _check_classes(model, data_sets.dataset_name('train', args), train_set)
     return model, snapshot
 
 
-def finds_keypoints(args: argparse.Namespace) -> bool:
+def uses_keypoints(args: argparse.Namespace) -> bool:
     """Return whether a run's network finds keypoints, as ``--keypoints`` or the file of ``--resume`` says.
 
     Raises:
@@ -77,13 +77,13 @@ def _new_model(args: argparse.Namespace, train_set, is_main: bool):
     if file is not None:
         report = load_pretrained(model, path, file)
         if is_main:
-            say(str(report))
+            print_line(str(report))
     return model
 
 
-def _new_config(args: argparse.Namespace, file: TranslatedFile | None, n_fg_class: int) -> Config:
+def _new_config(args: argparse.Namespace, file: ConvertedWeights | None, n_fg_class: int) -> Config:
     """Return what the flags, the data and the file with the starting weights make of a network."""
-    kind, base = data_sets.kind(args), _base(args, file)
+    kind, base = data_sets.kind(args), _base_config(args, file)
     changes = {}
     if kind in data_sets.DRAWN:
         changes = {'min_size': data_sets.SIZES[kind][0], 'max_size': data_sets.SIZES[kind][1],
@@ -102,7 +102,7 @@ def _new_config(args: argparse.Namespace, file: TranslatedFile | None, n_fg_clas
         raise UsageError(str(error)) from error
 
 
-def _base(args: argparse.Namespace, file: TranslatedFile | None) -> Config:
+def _base_config(args: argparse.Namespace, file: ConvertedWeights | None) -> Config:
     """Return the network of a model file with its dialect, unless the flags ask for another; else a preset."""
     if file is None or file.kind != 'model' or args.extractor not in (None, file.config.extractor):
         return PRESETS[_preset(args)]
@@ -190,10 +190,12 @@ def _model_of(snapshot: Snapshot, args: argparse.Namespace):
 
 def _check_classes(model, name: str, data_set) -> None:
     """The model's classes must be the data's, in their order."""
-    ours, theirs = model.class_names, data_set.class_names
-    if len(ours) != len(theirs):
-        raise UsageError(f'{name} has {len(theirs)} classes ({listed(theirs)}), but the model has '
-                         f'{len(ours)} ({listed(ours)}); --pretrained takes a model with other classes')
-    for i, (our, their) in enumerate(zip(ours, theirs)):
-        if our != their:
-            raise UsageError(f'{name}: its class {i + 1} is {their!r}, but that of the model is {our!r}')
+    model_classes, dataset_classes = model.class_names, data_set.class_names
+    if len(model_classes) != len(dataset_classes):
+        raise UsageError(f'{name} has {len(dataset_classes)} classes ({listed(dataset_classes)}), but the model '
+                         f'has {len(model_classes)} ({listed(model_classes)}); --pretrained takes a model with '
+                         'other classes')
+    for i, (model_class, dataset_class) in enumerate(zip(model_classes, dataset_classes)):
+        if model_class != dataset_class:
+            raise UsageError(f'{name}: its class {i + 1} is {dataset_class!r}, but that of the model is '
+                             f'{model_class!r}')

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn.commands import data_sets
-from mask_rcnn.commands.common import (UsageError, add_precision, check_precision, choose_device, fail,
-                                       gpu_number, guarded)
+from mask_rcnn.commands.common import (UsageError, add_precision, check_precision, choose_device, gpu_number,
+                                       print_error, run_and_report_errors)
 from mask_rcnn.commands.evaluate import check_classes, evaluate_to_folder
-from mask_rcnn.commands.starting_model import config_field, finds_keypoints, load_model, make_model
+from mask_rcnn.commands.starting_model import config_field, load_model, make_model, uses_keypoints
 from mask_rcnn.config import EXTRACTORS, Config
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.datasets.image_io import ImageFileError
@@ -31,7 +31,8 @@ from mask_rcnn.training.iterator import ExampleError, WorkerError
 from mask_rcnn.training.schedule import DETECTRON_SCHEDULES, detectron_schedule, step_schedule
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, list_snapshots, read_options
 from mask_rcnn.training.tensorboard import TensorBoardMissingError, writer_class
-from mask_rcnn.training.trainer import Options, Run, make_run, remembered, say, warn
+from mask_rcnn.training.trainer import (TrainingOptions, TrainingRun, build_training_run, options_to_store,
+                                        print_line, print_warning)
 from mask_rcnn.training.updater import NonFiniteLossError
 from mask_rcnn.weights import WeightFileError
 
@@ -175,13 +176,13 @@ def run(args: argparse.Namespace) -> int:
     """Train; returns the exit status (see the command's help)."""
     try:
         check(args)
-        communicator = distributed.create(args.communicator)
+        communicator = distributed.create_communicator(args.communicator)
     except UsageError as error:
-        return fail(str(error), 2)
+        return print_error(str(error), 2)
     except DistributedError as error:
-        return fail(str(error))
+        return print_error(str(error))
     with communicator.guard():
-        status = _guarded(lambda: _run(args, communicator))
+        status = _run_and_report_errors(lambda: _run(args, communicator))
         if status in (1, 2) and communicator.size > 1:
             raise SystemExit(status)    # the others may be waiting for this process: end them, too
     return status
@@ -202,15 +203,15 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('.')) -> int:
     return run(parser.parse_args(argv))
 
 
-def _guarded(body: Callable[[], int]) -> int:
+def _run_and_report_errors(body: Callable[[], int]) -> int:
     """Turn the errors that a user can do something about into a line and a status."""
     try:
-        return guarded(body, (WeightFileError, AnnotationFileError, ImageFileError, DistributedError,
-                              TensorBoardMissingError, ExampleError, WorkerError))
+        return run_and_report_errors(body, (WeightFileError, AnnotationFileError, ImageFileError, DistributedError,
+                                            TensorBoardMissingError, ExampleError, WorkerError))
     except MemoryError as error:
         reason = ' '.join(str(error).split())[:100]
-        return fail('not enough memory (more --subdivisions or a smaller --min-size need less)'
-                    + f': {reason}' * bool(reason))
+        return print_error('not enough memory (more --subdivisions or a smaller --min-size need less)'
+                           + f': {reason}' * bool(reason))
 
 
 def check(args: argparse.Namespace) -> None:
@@ -220,7 +221,7 @@ def check(args: argparse.Namespace) -> None:
         UsageError: They do; it names both.
     """
     data_sets.check(args)
-    _refuse_pairs(args)
+    _check_conflicts(args)
     if args.lr == 0:
         _check_evaluation(args)
     elif not data_sets.has('train', args):
@@ -233,7 +234,7 @@ def check(args: argparse.Namespace) -> None:
     # What nothing was learned for has to learn as a whole.
     args.frozen_stages = 0 if args.pretrained == 'none' else FROZEN_STAGES
     if args.resume and args.lr != 0 and is_snapshot(args.resume):
-        _take_beginning(args)
+        _inherit_from_snapshot(args)
     for name, value in DEFAULTS.items():
         if getattr(args, name) is None and not (args.schedule and name in (*_SCHEDULE_FLAGS, 'iteration')):
             setattr(args, name, value)
@@ -245,7 +246,7 @@ def check(args: argparse.Namespace) -> None:
                          'each other: a pass needs at least one image')
 
 
-def _take_beginning(args: argparse.Namespace) -> None:
+def _inherit_from_snapshot(args: argparse.Namespace) -> None:
     """The order of the images, all that is drawn for them, and what is frozen go on as they began."""
     try:
         options = read_options(args.resume)
@@ -259,7 +260,7 @@ def _take_beginning(args: argparse.Namespace) -> None:
     args.seed = seed
 
 
-def _refuse_pairs(args: argparse.Namespace) -> None:
+def _check_conflicts(args: argparse.Namespace) -> None:
     on_gpu = args.gpu is not None and args.gpu >= 0
     # (whether it is so, one flag, the other, why not both)
     pairs = [
@@ -278,8 +279,8 @@ def _refuse_pairs(args: argparse.Namespace) -> None:
          'pure_nccl gives every process its own GPU'),
         (args.communicator == 'naive' and on_gpu, 'communicator', 'gpu', 'naive runs on CPUs'),
     ]
-    for is_so, first, second, why in pairs:
-        if is_so:
+    for applies, first, second, why in pairs:
+        if applies:
             flags = f'{data_sets.flag(first)} and {data_sets.flag(second)}'
             raise UsageError(f'{flags} contradict each other: {why}')
 
@@ -300,7 +301,7 @@ def _check_evaluation(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, communicator: Communicator) -> int:
     if args.lr == 0:
         return _evaluate(args, communicator)
-    _check_out(args)
+    _check_output_dir(args)
     if args.tensorboard and communicator.is_main:
         writer_class()      # that it is missing is better said now than after the data are read
     gpu = _choose_gpu(args, communicator)
@@ -309,23 +310,23 @@ def _run(args: argparse.Namespace, communicator: Communicator) -> int:
     random.seed(args.seed)
     np.random.seed(args.seed)
     size = args.min_size or data_sets.SIZES[data_sets.kind(args)][0]
-    keypoints = finds_keypoints(args)
+    keypoints = uses_keypoints(args)
     train_set = data_sets.open_data('train', args, size=size, seed=args.seed, keypoints=keypoints)
     val_set = data_sets.open_data('val', args, size=size, keypoints=keypoints) if args.validation else None
     model, snapshot = make_model(args, train_set, is_main=communicator.is_main)
     if args.gamma != 1 and not model.config.masks:
         raise UsageError(f'--gamma {args.gamma:g}: the network draws no masks')
     if val_set is not None:
-        check_classes(model, val_set, data_sets.name_of('val', args))
+        check_classes(model, val_set, data_sets.dataset_name('val', args))
     for name, data_set in (('training', train_set), ('evaluation', val_set)):
         if data_set is not None and communicator.is_main:
             skipped = getattr(data_set, 'n_skipped', 0)
-            say(f'{name}: {len(data_set)} images, {len(data_set.class_names)} classes'
-                + f' ({skipped} broken images and annotations left out)' * bool(skipped))
+            print_line(f'{name}: {len(data_set)} images, {len(data_set.class_names)} classes'
+                       + f' ({skipped} broken images and annotations left out)' * bool(skipped))
     model.to_device(device)
-    training = make_run(model, train_set, _options(args, communicator, model.config), communicator=communicator,
-                        evaluate=_evaluator(model, val_set, communicator),
-                        examples=_examples(val_set, args))
+    training = build_training_run(
+        model, train_set, _options(args, communicator, model.config), communicator=communicator,
+        evaluate=_evaluator(model, val_set, communicator), examples=_examples(val_set, args))
     if snapshot is not None:
         _restore(training, snapshot, args, communicator)
     try:
@@ -333,7 +334,7 @@ def _run(args: argparse.Namespace, communicator: Communicator) -> int:
             training.start()
     except NonFiniteLossError as error:
         last = training.snapshots.last or args.resume
-        return fail(f'{error}; ' + (f'the last good state is {last}' if last else 'there is no snapshot yet'))
+        return print_error(f'{error}; ' + (f'the last good state is {last}' if last else 'there is no snapshot yet'))
     communicator.barrier()      # the first process may still be writing
     return _report(training, args, communicator)
 
@@ -347,12 +348,12 @@ def _evaluate(args: argparse.Namespace, communicator: Communicator) -> int:
     val_set = data_sets.open_data('val', args, size=model.config.min_size,
                                   keypoints=model.config.n_keypoint > 0)
     with using_precision(args.precision):
-        evaluate_to_folder(model, val_set, args.out, name=data_sets.name_of('val', args),
+        evaluate_to_folder(model, val_set, args.out, name=data_sets.dataset_name('val', args),
                            communicator=communicator)
     return 0
 
 
-def _check_out(args: argparse.Namespace) -> None:
+def _check_output_dir(args: argparse.Namespace) -> None:
     """A new run must not overwrite the snapshots of an earlier one."""
     earlier = list_snapshots(args.out)
     if earlier and args.snapshot and not (args.resume and is_snapshot(args.resume)):
@@ -367,7 +368,7 @@ def _choose_gpu(args: argparse.Namespace, communicator: Communicator) -> int:
     return -1 if args.communicator else choose_device(args.gpu)
 
 
-def _options(args: argparse.Namespace, communicator: Communicator, config: Config) -> Options:
+def _options(args: argparse.Namespace, communicator: Communicator, config: Config) -> TrainingOptions:
     batch_size = args.batchsize * communicator.size
     if args.schedule:
         schedule, iterations = detectron_schedule(args.schedule, batch_size)
@@ -376,22 +377,22 @@ def _options(args: argparse.Namespace, communicator: Communicator, config: Confi
                                  second_decay=args.lr_step)
         iterations = args.iteration
     iterations = args.iteration or iterations
-    return Options(
+    return TrainingOptions(
         out=os.fspath(args.out), iterations=iterations, schedule=schedule, batch_size=args.batchsize,
         subdivisions=args.subdivisions, seed=args.seed, workers=_n_worker(args), gamma=args.gamma,
         sampling=_sampling(args, config), freeze_bn=args.freeze_bn,
         frozen_stages=args.frozen_stages, clip=args.clip_gradient,
         # Gradients in float16 would lose their small numbers; bfloat16 has the range of float32.
         loss_scale='dynamic' if args.precision == 'fp16' else None,
-        snapshot=args.snapshot, keep=args.keep, validation=args.validation,
-        log=max(1, min(100, iterations // 200)), tensorboard=args.tensorboard)
+        snapshot_interval=args.snapshot, keep=args.keep, eval_interval=args.validation,
+        log_interval=max(1, min(100, iterations // 200)), tensorboard=args.tensorboard)
 
 
 def _sampling(args: argparse.Namespace, config: Config) -> Sampling:
     """Detectron's, whose FPN files look at 2000 anchors of each of their maps (``RPN_PRE_NMS_TOP_N``)."""
-    share = args.train_proposals / Sampling.train_post_nms
+    fraction = args.train_proposals / Sampling.train_post_nms
     pre_nms = Sampling.train_post_nms if config.has_fpn else Sampling.train_pre_nms
-    return Sampling(roi_batch=args.roi_batch, train_pre_nms=math.ceil(pre_nms * share),
+    return Sampling(roi_batch=args.roi_batch, train_pre_nms=math.ceil(pre_nms * fraction),
                     train_post_nms=args.train_proposals)
 
 
@@ -415,7 +416,7 @@ def _examples(val_set, args: argparse.Namespace, n: int = 4):
     return [(Path(example.name).stem, example.image) for example in examples]
 
 
-def _restore(training: Run, snapshot: Snapshot, args: argparse.Namespace,
+def _restore(training: TrainingRun, snapshot: Snapshot, args: argparse.Namespace,
              communicator: Communicator) -> None:
     options = training.options
     if snapshot.iteration >= options.iterations:
@@ -424,33 +425,33 @@ def _restore(training: Run, snapshot: Snapshot, args: argparse.Namespace,
     snapshot.restore(training.trainer)
     if not communicator.is_main:
         return
-    for name, value in remembered(options, communicator).items():
+    for name, value in options_to_store(options, communicator).items():
         before = snapshot.options.get(name)
         if before != value:
-            warn(f'{name} was {before}, and is {value} from now on')
-    say(f'going on after iteration {snapshot.iteration}')
+            print_warning(f'{name} was {before}, and is {value} from now on')
+    print_line(f'going on after iteration {snapshot.iteration}')
 
 
-def _report(training: Run, args: argparse.Namespace, communicator: Communicator) -> int:
+def _report(training: TrainingRun, args: argparse.Namespace, communicator: Communicator) -> int:
     """Say how the run ended; returns the exit status."""
     iteration, last = training.trainer.updater.iteration, training.snapshots.last
     missing = args.snapshot and communicator.is_main and (
         last is None or last.name != f'snapshot_iter_{iteration}.npz')
-    if training.stop.interrupted:
+    if training.stop_trigger.interrupted:
         # Another process may have got the signal.
-        number = training.interruption.signal or signal.SIGTERM
+        number = training.signal_handler.signal or signal.SIGTERM
         if communicator.is_main:
             advice = f'go on with --resume {last}' if last else 'no snapshot was written'
             if iteration >= training.options.iterations:
                 advice = 'this was the last one, only its evaluation is missing (--lr 0 makes up for it)'
-            fail(f'stopped by {signal.Signals(number).name} after iteration {iteration}; {advice}')
+            print_error(f'stopped by {signal.Signals(number).name} after iteration {iteration}; {advice}')
         return 128 + number
     if missing:
-        return fail('the last state is not saved; '
-                    + (f'go on with --resume {last}' if last else 'no snapshot was written'))
+        return print_error('the last state is not saved; '
+                           + (f'go on with --resume {last}' if last else 'no snapshot was written'))
     if communicator.is_main:
-        say(f'done after {iteration} iterations' + f'; the model is {args.out}/model_iter_{iteration}.npz'
-            * bool(args.snapshot))
+        print_line(f'done after {iteration} iterations' + f'; the model is {args.out}/model_iter_{iteration}.npz'
+                   * bool(args.snapshot))
     return 0
 
 

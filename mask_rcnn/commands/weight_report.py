@@ -9,13 +9,13 @@ from typing import Any
 
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.weights import WeightFileError, formats
-from mask_rcnn.weights.translated import TranslatedFile, body_name, network_name
+from mask_rcnn.weights.translated import ConvertedWeights, backbone_name, network_name
 
 #: So many names of a group are listed; of what is unknown, all.
 _LISTED = 5
 
 
-def classes_of(file: TranslatedFile, names_file: str | os.PathLike | None = None,
+def classes_of(file: ConvertedWeights, names_file: str | os.PathLike | None = None,
                ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return the names of a file's classes and their numbers in the data set.
 
@@ -57,14 +57,14 @@ def _read_names(path, n_class: int) -> tuple[str, ...]:
     return names
 
 
-def what(file: TranslatedFile) -> str:
+def network_title(file: ConvertedWeights) -> str:
     """Return what a file holds, such as ``'R-50-FPN Mask R-CNN'``."""
     if file.kind == 'backbone':
-        return f'{body_name(file.config)} body (ImageNet weights)'
+        return f'{backbone_name(file.config)} backbone (ImageNet weights)'
     return network_name(file.config)
 
 
-def facts(path: str | os.PathLike, file: TranslatedFile, class_names: tuple[str, ...]) -> dict[str, Any]:
+def describe_file(path: str | os.PathLike, file: ConvertedWeights, class_names: tuple[str, ...]) -> dict[str, Any]:
     """Return what there is to know about a file as plain data, for JSON.
 
     Args:
@@ -77,7 +77,7 @@ def facts(path: str | os.PathLike, file: TranslatedFile, class_names: tuple[str,
         'format': file.format,
         'title': formats.BY_NAME[file.format].title,
         'kind': file.kind,
-        'network': what(file),
+        'network': network_title(file),
         'class_names': list(class_names),
         'dialect': file.config.dialect.name,
         'config': file.config.to_dict(),
@@ -85,29 +85,29 @@ def facts(path: str | os.PathLike, file: TranslatedFile, class_names: tuple[str,
         'file_size': os.stat(path).st_size,
         'sha256': file.sha256,
         'n_taken': len(file.report.taken),
-        'left': {group: list(members) for group, members in file.report.left.items()},
+        'left': {group: list(members) for group, members in file.report.skipped.items()},
         'notes': list(file.report.notes),
         'warnings': list(file.report.warnings),
     }
 
 
-def lines(facts: Mapping[str, Any]) -> str:
+def format_description(description: Mapping[str, Any]) -> str:
     """Return the same as lines of text for people."""
-    names = facts['class_names']
+    names = description['class_names']
     classes = f', {len(names)} classes ({_some_names(names)})' if names else ''
     rows = [
-        ('format', facts['title']),
-        ('dialect', facts['dialect']),
-        ('size', f'{facts["n_parameter"] / 1e6:.1f} million numbers, {facts["file_size"] / 1e6:.1f} MB'),
-        ('input', _input(facts['config']) if names else ''),
-        ('SHA-256', facts['sha256']),
-        ('took', f'{facts["n_taken"]} arrays'),
+        ('format', description['title']),
+        ('dialect', description['dialect']),
+        ('size', f'{description["n_parameter"] / 1e6:.1f} million numbers, {description["file_size"] / 1e6:.1f} MB'),
+        ('input', _input(description['config']) if names else ''),
+        ('SHA-256', description['sha256']),
+        ('took', f'{description["n_taken"]} arrays'),
         *(('left', f'{len(members)} of {group}{_listed(group, members)}')
-          for group, members in facts['left'].items()),
-        *(('note', note) for note in facts['notes']),
-        *(('WARNING', warning) for warning in facts['warnings']),
+          for group, members in description['left'].items()),
+        *(('note', note) for note in description['notes']),
+        *(('WARNING', warning) for warning in description['warnings']),
     ]
-    text = [f'{facts["file"]}: {facts["network"]}{classes}']
+    text = [f'{description["file"]}: {description["network"]}{classes}']
     text += [f'  {head:8} {value}' for head, value in rows if value]
     return '\n'.join(map(_shown, text)) + '\n'
 

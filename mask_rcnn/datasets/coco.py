@@ -84,23 +84,23 @@ class COCODataset(chainer.dataset.DatasetMixin):
         images = self._scan(content['images'])
         objects = self._read_objects(content, images)
         if only_annotated:
-            images = [image for image in images if any(map(_teaches, objects[image.image_id]))]
+            images = [image for image in images if any(map(_is_trainable, objects[image.image_id]))]
         if not images:
             what = (' with an object to learn from (with a class, a box and a '
                     f'{"visible keypoint" if keypoints else "mask"}, and no crowd)')
             raise AnnotationFileError(self.annotation_file, 'no image' + only_annotated * what)
         self._images = tuple(images)
         self.image_ids = tuple(image.image_id for image in images)
-        self._objects = _ObjectTable.pack([objects[image_id] for image_id in self.image_ids])
+        self._objects = _PackedAnnotations.pack([objects[image_id] for image_id in self.image_ids])
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def size_of(self, i: int) -> tuple[int, int]:
+    def image_size(self, i: int) -> tuple[int, int]:
         """Return the height and width of image ``i``."""
         return self._images[i].size
 
-    def name_of(self, i: int) -> str:
+    def image_name(self, i: int) -> str:
         """Return the file name of image ``i``."""
         return str(self.image_folder / self._images[i].file_name)
 
@@ -110,12 +110,12 @@ class COCODataset(chainer.dataset.DatasetMixin):
         Raises:
             ImageFileError: The image cannot be read or has changed its size.
         """
-        name = self.name_of(i)
+        name = self.image_name(i)
         image = read_image(name)
-        error = _size_error(name, image.shape[1:], self.size_of(i))
+        error = _size_error(name, image.shape[1:], self.image_size(i))
         if error:
             raise error
-        return Example(image=image, annotations=self._objects.of_image(i), name=name,
+        return Example(image=image, annotations=self._objects.annotations_of(i), name=name,
                        image_id=self.image_ids[i])
 
     def ground_truth(self) -> dict:
@@ -127,20 +127,20 @@ class COCODataset(chainer.dataset.DatasetMixin):
         memory that its Python objects take is better used otherwise.
         """
         content = read_coco_json(self.annotation_file)
-        size_of = {image.image_id: image.size for image in self._images}
-        images = [{'height': size_of[image['id']][0], 'width': size_of[image['id']][1], **image}
-                  for image in content['images'] if image['id'] in size_of]
+        sizes = {image.image_id: image.size for image in self._images}
+        images = [{'height': sizes[image['id']][0], 'width': sizes[image['id']][1], **image}
+                  for image in content['images'] if image['id'] in sizes]
         annotations = [
-            truth for annotation, fault in _checked_annotations(content)
-            if fault is None and annotation['image_id'] in size_of
-            and (truth := self._truth(annotation, size_of[annotation['image_id']])) is not None]
+            truth for annotation, problem in _checked_annotations(content)
+            if problem is None and annotation['image_id'] in sizes
+            and (truth := self._as_ground_truth(annotation, sizes[annotation['image_id']])) is not None]
         if len({annotation.get('id') for annotation in annotations} - {None}) < len(annotations):
             annotations = [{**annotation, 'id': i} for i, annotation in enumerate(annotations, 1)]
         return {'images': images, 'annotations': annotations, 'categories': content['categories']}
 
-    def _truth(self, annotation: dict, size: tuple[int, int]) -> dict | None:
+    def _as_ground_truth(self, annotation: dict, size: tuple[int, int]) -> dict | None:
         """Return an annotation with all that pycocotools looks at; ``None`` if it cannot be compared."""
-        truth = {key: value for key, value in _completed(annotation).items() if key != 'segmentation'}
+        truth = {key: value for key, value in _with_defaults(annotation).items() if key != 'segmentation'}
         try:
             if _read_segmentation(annotation, size):
                 truth['segmentation'] = _drop_short_polygons(annotation['segmentation'])
@@ -177,13 +177,13 @@ class COCODataset(chainer.dataset.DatasetMixin):
     def _read_objects(self, content: dict, images: list[_Image]) -> dict[int | str, list[tuple]]:
         """Return, for each image, its cleaned objects."""
         label_of = {category: label for label, category in enumerate(self.category_ids)}
-        size_of = {image.image_id: image.size for image in images}
+        sizes = {image.image_id: image.size for image in images}
         objects, n_empty = defaultdict(list), 0
-        for annotation, fault in _checked_annotations(content):
-            if fault is not None:
-                self._report(fault)
+        for annotation, problem in _checked_annotations(content):
+            if problem is not None:
+                self._report(problem)
                 continue
-            label, size = label_of.get(annotation['category_id']), size_of.get(annotation['image_id'])
+            label, size = label_of.get(annotation['category_id']), sizes.get(annotation['image_id'])
             if label is None or size is None:  # another class, or an image that was skipped
                 continue
             try:
@@ -199,8 +199,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
             _logger.info('%s: left out %d objects without area or outline', self.annotation_file, n_empty)
         return objects
 
-    def _report(self, fault: str) -> None:
-        error = AnnotationFileError(self.annotation_file, fault)
+    def _report(self, problem: str) -> None:
+        error = AnnotationFileError(self.annotation_file, problem)
         if not self._skip_broken:
             raise error
         _logger.warning('skipped %s', error)
@@ -283,10 +283,10 @@ class _Object:
     keypoints: np.ndarray
 
 
-def _teaches(an_object: _Object) -> bool:
+def _is_trainable(obj: _Object) -> bool:
     """Whether an image is worth looking at in a training because of an object."""
-    keypoints = an_object.keypoints
-    return not an_object.crowd and (len(keypoints) == 0 or bool((keypoints[:, 2] > 0).any()))
+    keypoints = obj.keypoints
+    return not obj.crowd and (len(keypoints) == 0 or bool((keypoints[:, 2] > 0).any()))
 
 
 @dataclass(frozen=True)
@@ -314,18 +314,18 @@ def _checked_annotations(content: dict) -> Iterator[tuple[dict, str | None]]:
     for i, annotation in enumerate(content['annotations']):
         name = f'annotation {annotation.get("id", f"number {i}")}'
         box = annotation.get('bbox')
-        fault = None
+        problem = None
         if not _is_id(annotation.get('image_id')) or annotation['image_id'] not in images:
-            fault = f'{name} belongs to the image {annotation.get("image_id")!r}, which is not in the file'
+            problem = f'{name} belongs to the image {annotation.get("image_id")!r}, which is not in the file'
         elif not _is_id(annotation.get('category_id')) or annotation['category_id'] not in categories:
-            fault = f'{name} has the category {annotation.get("category_id")!r}, which is not in the file'
+            problem = f'{name} has the category {annotation.get("category_id")!r}, which is not in the file'
         elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            fault = f"the 'bbox' of {name} is not a list of four numbers"
+            problem = f"the 'bbox' of {name} is not a list of four numbers"
         elif not _is_number(annotation.get('area', 0)):
-            fault = f"the 'area' of {name} is not a number"
+            problem = f"the 'area' of {name} is not a number"
         elif annotation.get('iscrowd', 0) not in (0, 1):
-            fault = f"the 'iscrowd' of {name} is neither 0 nor 1"
-        yield annotation, fault
+            problem = f"the 'iscrowd' of {name} is neither 0 nor 1"
+        yield annotation, problem
 
 
 def _is_id(value) -> bool:
@@ -337,7 +337,7 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and abs(value) < 1e30
 
 
-def _completed(annotation: dict) -> dict:
+def _with_defaults(annotation: dict) -> dict:
     """Add what pycocotools' evaluation needs and what data sets of one's own often leave out."""
     _, _, width, height = annotation['bbox']
     return {'iscrowd': 0, 'area': width * height, **annotation}
@@ -349,7 +349,7 @@ def _clean_object(annotation: dict, label: int, size: tuple[int, int], *, keypoi
     ``detectron/datasets/json_dataset.py`` ``_add_gt_annotations``.  An object none of whose polygons has
     three points goes as well, unless it is its keypoints that are wanted; Detectron would stop at it.
     """
-    annotation = _completed(annotation)
+    annotation = _with_defaults(annotation)
     box = _clean_box(annotation['bbox'], size)
     if annotation['area'] <= 0 or annotation.get('ignore') == 1 or not (box[2:] > box[:2]).all():
         return None
@@ -447,7 +447,7 @@ def _decode_counts(counts: str | bytes) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _ObjectTable:
+class _PackedAnnotations:
     """The objects of all images in flat arrays; ``*_start[i]:*_start[i + 1]`` are the parts of ``i``.
 
     Python lists of a million polygons would take gigabytes and minutes to hand to worker processes.
@@ -475,22 +475,22 @@ class _ObjectTable:
     keypoints: np.ndarray
 
     @classmethod
-    def pack(cls, images: list[list[_Object]]) -> _ObjectTable:
-        objects = [an_object for image in images for an_object in image]
-        segmentations = [an_object.segmentation for an_object in objects]
+    def pack(cls, images: list[list[_Object]]) -> _PackedAnnotations:
+        objects = [obj for image in images for obj in image]
+        segmentations = [obj.segmentation for obj in objects]
         shapes = [() if isinstance(shape, dict) else shape for shape in segmentations]
         polygons = [polygon for shape in shapes for polygon in shape]
         return cls(
             start=_starts(images),
-            boxes=np.array([an_object.box for an_object in objects], np.float32).reshape(-1, 4),
-            labels=np.array([an_object.label for an_object in objects], np.int32),
-            crowd=np.array([an_object.crowd for an_object in objects], bool), polygon_start=_starts(shapes),
+            boxes=np.array([obj.box for obj in objects], np.float32).reshape(-1, 4),
+            labels=np.array([obj.label for obj in objects], np.int32),
+            crowd=np.array([obj.crowd for obj in objects], bool), polygon_start=_starts(shapes),
             number_start=_starts(polygons), numbers=np.concatenate(polygons) if polygons else np.zeros(0),
             run_lengths={i: shape for i, shape in enumerate(segmentations) if isinstance(shape, dict)},
-            keypoints=np.array([an_object.keypoints for an_object in objects], np.float32).reshape(
+            keypoints=np.array([obj.keypoints for obj in objects], np.float32).reshape(
                 len(objects), -1, 3))
 
-    def of_image(self, i: int) -> Annotations:
+    def annotations_of(self, i: int) -> Annotations:
         part = slice(*self.start[i:i + 2])
         return Annotations(
             boxes=self.boxes[part].copy(), labels=self.labels[part].copy(), crowd=self.crowd[part].copy(),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_rcnn.datasets.placement import Placement
+from mask_rcnn.datasets.placement import ImageTransform
 
 #: One object's shape: polygons (flat arrays ``x, y, x, y, ...``) or COCO's run lengths.
 Segmentation = tuple | dict
@@ -79,7 +79,7 @@ class TrainingExample:
     Args:
         x: ``(3, h, w)`` float32: the network's input, see
             :func:`mask_rcnn.datasets.transforms.prepare_image`; perhaps padded.
-        placement: Where the image lies in ``x``.
+        image_transform: Where the image lies in ``x``.
         annotations: The objects, in pixels of the original (flipped if ``x`` is).
         name: What messages call it.
         image_id: Its number (or name) in the data set's own terms.
@@ -88,7 +88,7 @@ class TrainingExample:
     """
 
     x: np.ndarray
-    placement: Placement
+    image_transform: ImageTransform
     annotations: Annotations
     name: str
     image_id: int | str

@@ -8,7 +8,7 @@ from chainer.backend import get_array_module
 
 
 @dataclass(frozen=True)
-class Placement:
+class ImageTransform:
     """An image, resized and perhaps moved, in the network's input.
 
     Args:
@@ -27,7 +27,7 @@ class Placement:
     window: tuple[float, float, float, float]
     input_size: tuple[int, int]
 
-    def to_input(self, boxes):
+    def apply_boxes(self, boxes):
         """Return where boxes of the image lie in the network's input.
 
         Args:
@@ -36,59 +36,59 @@ class Placement:
         Returns:
             ``(R, 4)`` of the same type.
         """
-        number, moved = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
+        scalar, moved = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
         for axis, (factor, first) in enumerate(zip(self.factors, self.window)):
-            moved[:, axis::2] = boxes[:, axis::2] * number(factor) + number(first)
+            moved[:, axis::2] = boxes[:, axis::2] * scalar(factor) + scalar(first)
         return moved
 
-    def to_image(self, boxes, *, by_inverse: bool = False):
-        """Return where boxes of the network's input lie in the image: the inverse of :meth:`to_input`.
+    def invert_boxes(self, boxes, *, reciprocal: bool = False):
+        """Return where boxes of the network's input lie in the image: the inverse of :meth:`apply_boxes`.
 
         Args:
             boxes: ``(R, 4)`` floats, NumPy or CuPy, in pixels of the network's input.
-            by_inverse: Multiply by the inverse of the factors, as Detectron does where it trains
+            reciprocal: Multiply by the reciprocals of the factors, as Detectron does where it trains
                 (``roi_data/fast_rcnn.py``), instead of dividing by them, as it does where it detects
                 (``core/test.py``): the two round differently.
 
         Returns:
             ``(R, 4)`` of the same type.
         """
-        number, moved = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
+        scalar, moved = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
         for axis, (factor, first) in enumerate(zip(self.factors, self.window)):
-            from_first, factor = boxes[:, axis::2] - number(first), number(factor)
-            moved[:, axis::2] = from_first * number(1 / float(factor)) if by_inverse else from_first / factor
+            from_first, factor = boxes[:, axis::2] - scalar(first), scalar(factor)
+            moved[:, axis::2] = from_first * scalar(1 / float(factor)) if reciprocal else from_first / factor
         return moved
 
+    @classmethod
+    def top_left(cls, size: tuple[int, int], scale: float) -> ImageTransform:
+        """Return the transform of an image that is resized from its upper left corner on (Detectron).
 
-def scaled(size: tuple[int, int], scale: float) -> Placement:
-    """Return the placement of an image that is resized from its upper left corner on (Detectron).
+        Args:
+            size: ``(H, W)`` of the image.
+            scale: By what factor it is resized; its sides are rounded to whole pixels.
+        """
+        height, width = rounded_sides(size, scale)
+        return cls(size=tuple(size), scale=scale, factors=(scale, scale),
+                   window=(0.0, 0.0, height - 1.0, width - 1.0), input_size=(height, width))
 
-    Args:
-        size: ``(H, W)`` of the image.
-        scale: By what factor it is resized; its sides are rounded to whole pixels.
-    """
-    height, width = rounded_sides(size, scale)
-    return Placement(size=tuple(size), scale=scale, factors=(scale, scale),
-                     window=(0.0, 0.0, height - 1.0, width - 1.0), input_size=(height, width))
+    @classmethod
+    def letterbox(cls, size: tuple[int, int], scale: float, side: int) -> ImageTransform:
+        """Return the transform of an image that is resized and put into the middle of a square (Matterport).
 
+        The centres of its corner pixels go to those of the resized image (``model.py``, ``unmold_detections``).
 
-def centred(size: tuple[int, int], scale: float, side: int) -> Placement:
-    """Return the placement of an image that is resized and put into the middle of a square (Matterport).
-
-    The centres of its corner pixels go to those of the resized image (``model.py``, ``unmold_detections``).
-
-    Args:
-        size: ``(H, W)`` of the image.
-        scale: By what factor it is resized; its sides are rounded to whole pixels.
-        side: Of the square, at least that of the resized image.
-    """
-    sides = rounded_sides(size, scale)
-    low = [(side - own) // 2 for own in sides]
-    high = [first + own - 1 for first, own in zip(low, sides)]
-    # An image of one pixel's height has no distance to measure.
-    factors = tuple(max(new - 1, 1) / max(old - 1, 1) for new, old in zip(sides, size))
-    return Placement(size=tuple(size), scale=scale, factors=factors,
-                     window=tuple(map(float, (*low, *high))), input_size=(side, side))
+        Args:
+            size: ``(H, W)`` of the image.
+            scale: By what factor it is resized; its sides are rounded to whole pixels.
+            side: Of the square, at least that of the resized image.
+        """
+        sides = rounded_sides(size, scale)
+        low = [(side - own) // 2 for own in sides]
+        high = [first + own - 1 for first, own in zip(low, sides)]
+        # An image of one pixel's height has no distance to measure.
+        factors = tuple(max(new - 1, 1) / max(old - 1, 1) for new, old in zip(sides, size))
+        return cls(size=tuple(size), scale=scale, factors=factors,
+                   window=tuple(map(float, (*low, *high))), input_size=(side, side))
 
 
 def rounded_sides(size: tuple[int, int], scale: float) -> tuple[int, int]:

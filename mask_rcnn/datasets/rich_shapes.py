@@ -69,7 +69,7 @@ class RichShapesDataset(ShapesDataset):
         things = _place_things(rng, self._size)
         for thing in things:
             _paint_thing(rng, image, thing, light)
-        return Example(image=np.rint(_photograph(rng, image) * 255), name=self.name_of(i),
+        return Example(image=np.rint(_photograph(rng, image) * 255), name=self.image_name(i),
                        annotations=_annotate(things, self._size), image_id=self.image_ids[i])
 
 

@@ -68,11 +68,11 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def size_of(self, i: int) -> tuple[int, int]:
+    def image_size(self, i: int) -> tuple[int, int]:
         """Return the height and width of picture ``i``."""
         return self._size
 
-    def name_of(self, i: int) -> str:
+    def image_name(self, i: int) -> str:
         """Return what messages call picture ``i``."""
         return f'{self.kind} picture {i} of seed {self._seed}'
 
@@ -85,7 +85,7 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
         for coverage in coverages:
             _paint(rng, image, coverage)
         image += rng.normal(0, rng.uniform(0, _MAX_NOISE), image.shape)
-        return Example(image=np.rint(image.clip(0, 255)).astype(np.float32), name=self.name_of(i),
+        return Example(image=np.rint(image.clip(0, 255)).astype(np.float32), name=self.image_name(i),
                        annotations=_annotate(shapes, coverages), image_id=self.image_ids[i])
 
     def ground_truth(self) -> dict:
@@ -96,7 +96,7 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
             for annotation in self._coco_annotations(self[i].annotations):
                 annotations.append({'id': len(annotations) + 1, 'image_id': image_id, **annotation})
         return {
-            'images': [{'id': image_id, 'file_name': self.name_of(i), 'height': height, 'width': width}
+            'images': [{'id': image_id, 'file_name': self.image_name(i), 'height': height, 'width': width}
                        for i, image_id in enumerate(self.image_ids)],
             'annotations': annotations,
             'categories': [{'id': category, 'name': name}

@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from mask_rcnn.config import Config
 from mask_rcnn.datasets.coco_keypoints import COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation, TrainingExample
-from mask_rcnn.datasets.placement import Placement, centred, rounded_sides, scaled
-from mask_rcnn.ops.resize import centre_and_resize, resize_truncated
+from mask_rcnn.datasets.placement import ImageTransform, rounded_sides
+from mask_rcnn.ops.resize import resize_uint8_skimage, subtract_mean_and_resize
 
 # Tells the random numbers of the flip from those of the sampling, which come from the same seed.
 _FLIP_STREAM = 1
@@ -40,7 +40,7 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
     return float(scale)
 
 
-def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, Placement]:
+def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, ImageTransform]:
     """Make the network's input of an image.
 
     ``detectron/utils/blob.py`` ``prep_im_for_blob``: the mean goes before the image is resized; and
@@ -57,22 +57,22 @@ def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, Placem
     dialect, size = config.dialect, image.shape[1:]
     channels = image[::-1] if dialect.input.channel_order == 'BGR' else image
     scale = input_scale(size, config)
-    placement = centred(size, scale, config.max_size) if dialect.input.letterbox else scaled(size, scale)
+    image_transform = ImageTransform.letterbox(size, scale, config.max_size) if dialect.input.letterbox else ImageTransform.top_left(size, scale)
     if dialect.input.resize == 'opencv_float32':
-        x = _pad(centre_and_resize(channels, dialect.input.pixel_mean, scale), placement, config)
+        x = _pad(subtract_mean_and_resize(channels, dialect.input.pixel_mean, scale), image_transform, config)
     else:
-        x = _pad(resize_truncated(channels, rounded_sides(size, scale)), placement, config)
+        x = _pad(resize_uint8_skimage(channels, rounded_sides(size, scale)), image_transform, config)
         # In double precision, as NumPy subtracts Matterport's means; rounded once.
         np.subtract(x, np.array(dialect.input.pixel_mean)[:, None, None], out=x, casting='same_kind')
     if any(std != 1 for std in dialect.input.pixel_std):
         x /= np.array(dialect.input.pixel_std, np.float32)[:, None, None]
-    return x, placement
+    return x, image_transform
 
 
-def _pad(x: np.ndarray, placement: Placement, config: Config) -> np.ndarray:
-    """Put zeros around an image: what a placement wants, and below and to the right up to multiples."""
-    top, left = (int(first) for first in placement.window[:2])
-    height, width = (side + -side % config.size_divisor for side in placement.input_size)
+def _pad(x: np.ndarray, image_transform: ImageTransform, config: Config) -> np.ndarray:
+    """Put zeros around an image: what its transform wants, and below and to the right up to multiples."""
+    top, left = (int(first) for first in image_transform.window[:2])
+    height, width = (side + -side % config.size_divisor for side in image_transform.input_size)
     if (height, width) == x.shape[1:]:
         return x
     padded = np.zeros((len(x), height, width), np.float32)
@@ -101,8 +101,8 @@ class TrainingTransform:
         """
         if self.flip and np.random.RandomState([seed, _FLIP_STREAM]).rand() < 0.5:
             example = flip_horizontal(example)
-        x, placement = prepare_image(example.image, self.config)
-        return TrainingExample(x=x, placement=placement, annotations=example.annotations, name=example.name,
+        x, image_transform = prepare_image(example.image, self.config)
+        return TrainingExample(x=x, image_transform=image_transform, annotations=example.annotations, name=example.name,
                                image_id=example.image_id, seed=seed)
 
 

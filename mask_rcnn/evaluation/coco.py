@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.detections import Detections
-from mask_rcnn.ops.derived import constant_parameters
+from mask_rcnn.ops.derived import cache_weights
 from mask_rcnn.weights.files import open_for_writing
 
 _logger = logging.getLogger(__name__)
@@ -299,7 +299,7 @@ def evaluate_model(model, dataset, *, progress: bool = True, results_file: str |
             seen.append(example.image_id)
             yield example.image
 
-    with constant_parameters():
+    with cache_weights():
         for detections in tqdm(model.iter_detections(images()), desc='evaluating', unit='image', total=len(own),
                                disable=not progress or rank != 0):
             evaluator.add(seen.popleft(), detections)
@@ -310,7 +310,7 @@ def evaluate_model(model, dataset, *, progress: bool = True, results_file: str |
     if rank == 0:
         evaluator.merge(parts)
         metrics = _finish(evaluator, results_file)
-    return comm.share(metrics)
+    return comm.broadcast_object(metrics)
 
 
 def _finish(evaluator: COCOEvaluator, results_file: str | os.PathLike | None) -> Metrics:

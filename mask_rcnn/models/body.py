@@ -1,11 +1,11 @@
-"""What the extractors' bodies have in common: stages, some of which are frozen, some of whose outputs are seen."""
+"""What the backbones have in common: stages, some of which are frozen, some of whose outputs are seen."""
 
 from __future__ import annotations
 
 import chainer
 
 
-class Body(chainer.Chain):
+class Backbone(chainer.Chain):
     """A chain of stages.
 
     A subclass has the attributes below and the links that :attr:`stages` returns.
@@ -28,22 +28,22 @@ class Body(chainer.Chain):
 
     @property
     def stages(self) -> tuple[chainer.Link, ...]:
-        """The links that :meth:`run` takes, in the order in which they work."""
+        """The links that :meth:`run_stage` takes, in the order in which they work."""
         return tuple(self.children())
 
-    def run(self, stage: chainer.Link, x):
+    def run_stage(self, stage: chainer.Link, x):
         """Return a stage's output."""
         return stage(x)
 
     def forward(self, x):
-        maps = []
+        features = []
         for number, stage in enumerate(self.stages, start=1):
             if number <= self.frozen_stages:
                 with chainer.no_backprop_mode():
-                    x = self.run(stage, x)
+                    x = self.run_stage(stage, x)
                 x = chainer.as_variable(x.array)  # an input like any other: nobody derives by it
             else:
-                x = self.run(stage, x)
+                x = self.run_stage(stage, x)
             if number in self.outputs:
-                maps.append(x)
-        return tuple(maps)
+                features.append(x)
+        return tuple(features)

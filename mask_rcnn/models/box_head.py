@@ -30,41 +30,41 @@ class Res5BoxHead(chainer.Chain):
     out_channels = 2048
     #: RoIs that pass at once on the CPU where no gradient is wanted: the more, the less often the 3x3 filters are
     #: transformed; the activations take up to 0.8 MB a RoI.
-    rois_at_once = 500
+    cpu_chunk_size = 500
 
     def __init__(self, in_channels, *, strides, config):
         super().__init__()
         self.pool = RoIPooling(strides, config.roi_size, config=config, bin_step=config.roi_size // 7)
         n_class = config.n_fg_class + 1
         with self.init_scope():
-            self.res5 = ResNetStage(RESNET_BLOCKS[config.body][3], in_channels, 512, stride=1,
+            self.res5 = ResNetStage(RESNET_BLOCKS[config.backbone][3], in_channels, 512, stride=1,
                                     norm=config.norm)
             self.score = L.Linear(self.out_channels, n_class, initialW=chainer.initializers.Normal(0.01))
             self.delta = L.Linear(self.out_channels, 4 * n_class,
                                   initialW=chainer.initializers.Normal(0.001))
 
-    def features(self, maps, rois, roi_indices):
+    def roi_features(self, features, rois, roi_indices):
         """Return the RoIs' features after res5.
 
         Args:
-            maps: The feature map ``(N, C, H, W)`` float32, in a tuple.
+            features: The feature map ``(N, C, H, W)`` float32, in a tuple.
             rois: ``(R, 4)`` float32 boxes in the network input.
             roi_indices: ``(R,)`` int32: the image of each RoI.
 
         Returns:
             chainer.Variable: ``(R, 2048, 7, 7)``.
         """
-        feature_map, = maps
+        feature_map, = features
         bins, locations = len(rois) * 7 * 7, feature_map.size // feature_map.shape[1]
         if not self.pool.config.roi_align or bins < locations:
-            return self.res5(self.pool(maps, rois, roi_indices))
+            return self.res5(self.pool(features, rois, roi_indices))
         return self.res5(feature_map, lambda h: self.pool((h,), rois, roi_indices))
 
     def forward(self, roi_features):
         """Return what the RoIs are and where their objects lie.
 
         Args:
-            roi_features: ``(R, 2048, 7, 7)`` from :meth:`features`.
+            roi_features: ``(R, 2048, 7, 7)`` from :meth:`roi_features`.
 
         Returns:
             tuple: Logits ``(R, 1 + C)`` and deltas ``(R, 4 * (1 + C))``, both
@@ -86,7 +86,7 @@ class LinearBoxHead(chainer.Chain):
     """
 
     #: As above; the linear layers' weights are read once for all of them.
-    rois_at_once = 1024
+    cpu_chunk_size = 1024
 
     def __init__(self, in_channels, *, strides, config):
         super().__init__()
@@ -99,9 +99,9 @@ class LinearBoxHead(chainer.Chain):
             self.score = L.Linear(channels, n_class, initialW=chainer.initializers.Normal(0.01))
             self.delta = L.Linear(channels, 4 * n_class, initialW=chainer.initializers.Normal(0.001))
 
-    def features(self, maps, rois, roi_indices):
+    def roi_features(self, features, rois, roi_indices):
         """Return the RoIs' features ``(R, C, roi_size, roi_size)``; see :class:`~.roi_pooling.RoIPooling`."""
-        return self.pool(maps, rois, roi_indices)
+        return self.pool(features, rois, roi_indices)
 
     def forward(self, roi_features):
         """Return what the RoIs are and where their objects lie, as :meth:`Res5BoxHead.forward`."""

@@ -57,14 +57,14 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
 
 def _extractor(config: Config):
     if not config.has_fpn:
-        return ResNet(config.body, norm=config.norm, outputs=(4,), pool_pad=config.dialect.backbone.stem_pool_pad)
-    if config.body == 'mobilenet_v1':
-        body = MobileNetV1(width=config.width, norm=config.norm)
+        return ResNet(config.backbone, norm=config.norm, outputs=(4,), pool_pad=config.dialect.backbone.stem_pool_pad)
+    if config.backbone == 'mobilenet_v1':
+        backbone = MobileNetV1(width=config.width, norm=config.norm)
     else:
-        body = ResNet(config.body, norm=config.norm, outputs=(2, 3, 4, 5),
-                      pool_pad=config.dialect.backbone.stem_pool_pad,
-                      stride_in_3x3=config.dialect.backbone.stride_in_3x3)
-    return FPN(body, config.fpn_channels)
+        backbone = ResNet(config.backbone, norm=config.norm, outputs=(2, 3, 4, 5),
+                          pool_pad=config.dialect.backbone.stem_pool_pad,
+                          stride_in_3x3=config.dialect.backbone.stride_in_3x3)
+    return FPN(backbone, config.fpn_channels)
 
 
 def _c4_heads(extractor, config: Config):

@@ -1,4 +1,4 @@
-"""A convolution and its normalisation: what the bodies are made of."""
+"""A convolution and its normalisation: what the backbones are made of."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from mask_rcnn.models.convolution import Convolution2D, is_forward_only
 from mask_rcnn.models.normalization import (fixed_batch_normalization, is_fixed, make_norm,
                                             scale_and_bias)
 from mask_rcnn.ops import cudnn
-from mask_rcnn.ops.convolution import convolve, finish_channels
-from mask_rcnn.ops.derived import derived
+from mask_rcnn.ops.convolution import apply_epilogue, convolve
+from mask_rcnn.ops.derived import cached
 
 
 class ConvNorm(chainer.Chain):
@@ -36,15 +36,15 @@ class ConvNorm(chainer.Chain):
             self.norm = make_norm(norm, out_channels)
 
     def forward(self, x, *, relu=False, residual=None, pool=None, overwrite_residual=False):
-        """Convolve and normalise; then add ``residual`` and cut off what is negative, if asked to.
+        """Convolve and normalise; then add ``residual`` and apply ReLU, if asked to.
 
         Args:
             x: ``(N, C, H, W)`` floats.
-            relu (bool): Whether to cut off.
+            relu (bool): Whether to apply ReLU.
             residual: What to add, ``(N, O, oh, ow)``, or ``None``.
             pool: Called between convolution and normalisation, or ``None``.  As a linear function it gives
                 what it would give before a 1x1 convolution, which may have less to do this way: once an image
-                (:func:`mask_rcnn.ops.derived.one_image`), whatever is pooled.
+                (:func:`mask_rcnn.ops.derived.cache_features`), whatever is pooled.
             overwrite_residual (bool): Whether the result may take the place of ``residual``, where no gradient is
                 wanted.
 
@@ -53,7 +53,7 @@ class ConvNorm(chainer.Chain):
         """
         if is_forward_only(x) and (self.bn_frozen or is_fixed(self.norm)):
             return self._fused(chainer.as_array(x), relu, residual, pool, overwrite_residual)
-        if pool is None and self._is_constant() and cudnn.takes(x):
+        if pool is None and self._is_constant() and cudnn.supports(x):
             return cudnn.convolution_affine(x, self.conv.W, *scale_and_bias(self.norm), residual, relu=relu,
                                             stride=self.conv.stride[0], pad=self.conv.pad[0])
         h = self.conv(x) if pool is None else pool(self.conv(x))
@@ -69,15 +69,15 @@ class ConvNorm(chainer.Chain):
 
     def _fused(self, x, relu, residual, pool, overwrite_residual):
         """The same with the scale folded into the filters, in one pass over the result."""
-        filters, bias = derived(folded, self.conv.W.array, self.norm)
+        filters, bias = cached(folded, self.conv.W.array, self.norm)
         residual = None if residual is None else chainer.as_array(residual)
         geometry = {'stride': self.conv.stride[0], 'pad': self.conv.pad[0]}
-        finish = {'b': bias, 'relu': relu, 'residual': residual}
+        epilogue = {'b': bias, 'relu': relu, 'residual': residual}
         if pool is None:
-            return chainer.as_variable(convolve(x, filters, **geometry, **finish,
+            return chainer.as_variable(convolve(x, filters, **geometry, **epilogue,
                                                 overwrite_residual=overwrite_residual))
-        h = derived(_convolve_plainly, x, filters, *geometry.values(), of_image=True)
-        return chainer.as_variable(finish_channels(pool(h).array, **finish))
+        h = cached(_convolve_plainly, x, filters, *geometry.values(), scope='features')
+        return chainer.as_variable(apply_epilogue(pool(h).array, **epilogue))
 
 
 def _convolve_plainly(x, filters, stride, pad):

@@ -11,7 +11,7 @@ import numpy as np
 
 from mask_rcnn.ops import cudnn
 from mask_rcnn.ops.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve
-from mask_rcnn.ops.derived import derived
+from mask_rcnn.ops.derived import cached
 
 
 class Convolution2D(L.Convolution2D):
@@ -21,11 +21,11 @@ class Convolution2D(L.Convolution2D):
     """
 
     def forward(self, x, *, relu=False):
-        """Convolve and, if asked to, cut off what is negative."""
+        """Convolve and, if asked to, apply ReLU."""
         if is_forward_only(x):
             return chainer.as_variable(convolve(chainer.as_array(x), self.W.array, _array(self.b),
                                                 stride=self.stride[0], pad=self.pad[0], relu=relu))
-        if cudnn.takes(x):
+        if cudnn.supports(x):
             return cudnn.convolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0], relu=relu)
         y = convolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0])
         return F.relu(y) if relu else y
@@ -35,11 +35,11 @@ class Deconvolution2D(L.Deconvolution2D):
     """:class:`chainer.links.Deconvolution2D` (square stride and padding), as :class:`Convolution2D` has it."""
 
     def forward(self, x, *, relu=False):
-        """Convolve the transposed way and, if asked to, cut off what is negative."""
+        """Convolve the transposed way and, if asked to, apply ReLU."""
         if is_forward_only(x):
             return chainer.as_variable(deconvolve(chainer.as_array(x), self.W.array, _array(self.b),
                                                   stride=self.stride[0], pad=self.pad[0], relu=relu))
-        if cudnn.takes(x):
+        if cudnn.supports(x):
             return cudnn.deconvolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0], relu=relu)
         y = deconvolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0])
         return F.relu(y) if relu else y
@@ -53,17 +53,18 @@ class Linear(L.Linear):
     """
 
     def forward(self, x, *, relu=False):
-        """Multiply and, if asked to, cut off what is negative; ``(R, C)`` or ``(R, C, H, W)`` to ``(R,
+        """Multiply and, if asked to, apply ReLU; ``(R, C)`` or ``(R, C, H, W)`` to ``(R,
         O)``."""
-        if not cudnn.takes(x):
+        if not cudnn.supports(x):
             y = super().forward(x)
             return F.relu(y) if relu else y
-        innermost = x.shape[1:] if _has_channels_innermost(x) else None
+        chw_shape = x.shape[1:] if _is_channels_last(x) else None
         if is_forward_only(x):
-            filters = derived(_as_filters, self.W.array, innermost)
-            y = convolve(_as_rows(chainer.as_array(x), innermost), filters, _array(self.b), relu=relu)
+            filters = cached(_as_1x1_filters, self.W.array, chw_shape)
+            y = convolve(_as_rows(chainer.as_array(x), chw_shape), filters, _array(self.b), relu=relu)
             return chainer.as_variable(y[:, :, 0, 0])
-        y = cudnn.convolution_2d(_as_rows(chainer.as_variable(x), innermost), _as_filters(self.W, innermost), self.b,
+        y = cudnn.convolution_2d(_as_rows(chainer.as_variable(x), chw_shape), _as_1x1_filters(self.W, chw_shape),
+                                 self.b,
                                  relu=relu)
         return F.reshape(y, y.shape[:2])
 
@@ -73,7 +74,7 @@ def is_forward_only(x) -> bool:
     if chainer.config.enable_backprop:
         return False
     if chainer.backend.get_array_module(x) is not np:
-        return cudnn.takes(x)
+        return cudnn.supports(x)
     return x.dtype.kind == 'f' and x.dtype.itemsize >= 4
 
 
@@ -87,17 +88,17 @@ def _array(parameter):
     return None if parameter is None else parameter.array
 
 
-def _has_channels_innermost(x) -> bool:
+def _is_channels_last(x) -> bool:
     array = chainer.as_array(x)
     return array.ndim == 4 and not array.flags.c_contiguous and array.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
-def _as_rows(x, innermost):
+def _as_rows(x, chw_shape):
     """Return an array or a variable, ``(R, ...)``, as ``(R, C, 1, 1)``, in the order of its memory."""
-    x = x if innermost is None else x.transpose(0, 2, 3, 1)
+    x = x if chw_shape is None else x.transpose(0, 2, 3, 1)
     return x.reshape(len(x), math.prod(x.shape[1:]), 1, 1)
 
 
-def _as_filters(W, innermost):
-    """Return weights ``(O, C)`` as filters for such rows: ``innermost`` is the features' ``(C, H, W)``, or ``None``."""
-    return _as_rows(W if innermost is None else W.reshape(len(W), *innermost), innermost)
+def _as_1x1_filters(W, chw_shape):
+    """Return weights ``(O, C)`` as filters for such rows: ``chw_shape`` is the features' ``(C, H, W)``, or ``None``."""
+    return _as_rows(W if chw_shape is None else W.reshape(len(W), *chw_shape), chw_shape)

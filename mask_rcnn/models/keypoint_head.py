@@ -7,7 +7,7 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.models.convolution import Convolution2D, Deconvolution2D
-from mask_rcnn.ops.derived import derived
+from mask_rcnn.ops.derived import cached
 
 
 class KeypointHead(chainer.Chain):
@@ -24,9 +24,9 @@ class KeypointHead(chainer.Chain):
     #: Detectron's ``KRCNN.NUM_STACKED_CONVS`` and ``CONV_HEAD_DIM``.
     n_conv, channels = 8, 512
     #: Side of the heat maps in bins of the RoI grid.
-    enlargement = 4
+    upsample_factor = 4
     #: RoIs that pass at once on the CPU where no gradient is wanted; between two convolutions one takes 0.4 MB.
-    rois_at_once = 64
+    cpu_chunk_size = 64
 
     def __init__(self, in_channels, *, pool, config):
         super().__init__()
@@ -43,22 +43,22 @@ class KeypointHead(chainer.Chain):
         h = roi_features
         for i in range(1, self.n_conv + 1):
             h = self[f'conv{i}'](h, relu=True)
-        return enlarge_bilinearly(self.deconv(h))
+        return upsample_bilinear_2x(self.deconv(h))
 
 
-def enlarge_bilinearly(x):
+def upsample_bilinear_2x(x):
     """Interpolate ``(R, K, H, W)`` to ``(R, K, 2 * H, 2 * W)``, with zeros around the maps.
 
     ``BilinearInterpolation`` of ``detectron/modeling/detector.py``: a deconvolution that never learns, every
     channel by itself.
     """
     n, k, height, width = x.shape
-    weights = derived(_bilinear_filter, chainer.backend.get_array_module(x), x.dtype)
+    weights = cached(_bilinear_filter, chainer.backend.get_array_module(x), x.dtype)
     y = F.deconvolution_2d(F.reshape(x, (n * k, 1, height, width)), weights, stride=2, pad=1)
     return F.reshape(y, (n, k, 2 * height, 2 * width))
 
 
 def _bilinear_filter(xp, dtype):
-    """Return the weights ``(1, 1, 4, 4)`` of :func:`enlarge_bilinearly`."""
+    """Return the weights ``(1, 1, 4, 4)`` of :func:`upsample_bilinear_2x`."""
     row = np.array([0.25, 0.75, 0.75, 0.25], dtype)
     return xp.asarray(np.outer(row, row)[None, None])

@@ -19,7 +19,7 @@ class MaskHead(chainer.Chain):
     """
 
     #: RoIs that pass at once on the CPU where no gradient is wanted: most often all detections of an image.
-    rois_at_once = 128
+    cpu_chunk_size = 128
 
     def __init__(self, in_channels, *, n_conv=0, pool=None, config):
         super().__init__()

@@ -10,13 +10,13 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.models.body import Body
+from mask_rcnn.models.body import Backbone
 from mask_rcnn.models.conv_norm import ConvNorm, folded
 from mask_rcnn.models.convolution import is_forward_only
 from mask_rcnn.models.normalization import fixed_batch_normalization, is_fixed
 from mask_rcnn.ops.depthwise_convolution import (depthwise_convolution_2d, depthwise_convolve,
                                                  same_padding)
-from mask_rcnn.ops.derived import derived
+from mask_rcnn.ops.derived import cached
 
 #: Channels behind the pointwise convolution and stride of each block (Howard et al. 2017, table 1).
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1), (512, 1),
@@ -28,11 +28,11 @@ _STEM = 32
 _MIN_CHANNELS = 8
 #: The last block of each resolution from stride 4 on: what a feature pyramid stands on.
 _LAST_BLOCKS = (3, 5, 11, 13)
-#: ReLU6 cuts off above this (Krizhevsky 2010).
-_LIMIT = 6.0
+#: ReLU6 clips at this (Krizhevsky 2010).
+_RELU6_MAX = 6.0
 
 
-class MobileNetV1(Body):
+class MobileNetV1(Backbone):
     """``conv0`` and ``block1`` to ``block13``; blocks 3, 5, 11 and 13 are seen, strides 4 to 32.
 
     Args:
@@ -97,8 +97,8 @@ class ReLU6ConvNorm(ConvNorm):
             x = F.pad(x, ((0, 0), (0, 0), *same_paddings(x, self.conv.stride[0])), 'constant')
         h = super().forward(x)
         if not is_forward_only(h):
-            return F.clipped_relu(h, _LIMIT)
-        np.clip(h.array, 0, _LIMIT, out=h.array)    # nobody else has seen what was just made
+            return F.clipped_relu(h, _RELU6_MAX)
+        np.clip(h.array, 0, _RELU6_MAX, out=h.array)    # nobody else has seen what was just made
         return h
 
 
@@ -108,23 +108,23 @@ class DepthwiseConvNorm(ConvNorm):
     Its filters ``conv/W``, ``(C, 1, 3, 3)``, are those of a convolution of one channel with ``C`` outputs.
 
     Args:
-        n_channel (int): Channels of input and output.
+        n_channels (int): Channels of input and output.
         stride, norm: As for :class:`~mask_rcnn.models.conv_norm.ConvNorm`.
     """
 
-    def __init__(self, n_channel, *, stride, norm):
-        super().__init__(1, n_channel, 3, stride=stride, norm=norm)
+    def __init__(self, n_channels, *, stride, norm):
+        super().__init__(1, n_channels, 3, stride=stride, norm=norm)
         chainer.initializers.HeNormal()(self.conv.W.array)  # each filter has nine inputs and one output
 
     def forward(self, x):
         geometry = {'stride': self.conv.stride[0], 'pad': same_paddings(x, self.conv.stride[0])}
         if is_forward_only(x) and (self.bn_frozen or is_fixed(self.norm)):
-            filters, bias = derived(folded, self.conv.W.array, self.norm)
-            return chainer.as_variable(depthwise_convolve(chainer.as_array(x), filters, bias, limit=_LIMIT,
+            filters, bias = cached(folded, self.conv.W.array, self.norm)
+            return chainer.as_variable(depthwise_convolve(chainer.as_array(x), filters, bias, clip_max=_RELU6_MAX,
                                                           **geometry))
         h = depthwise_convolution_2d(x, self.conv.W, **geometry)
         h = fixed_batch_normalization(self.norm, h) if self.bn_frozen else self.norm(h)
-        return F.clipped_relu(h, _LIMIT)
+        return F.clipped_relu(h, _RELU6_MAX)
 
 
 def same_paddings(x, stride: int):

@@ -20,27 +20,27 @@ class AffineChannel2D(chainer.Link):
     Caffe2's ``AffineChannel``: a batch normalisation with fixed statistics, folded.
 
     Args:
-        n_channel (int): Channels of the ``(N, C, H, W)`` input.
+        n_channels (int): Channels of the ``(N, C, H, W)`` input.
 
     Attributes:
         scale, bias (chainer.Parameter): ``(C,)`` float32; 1 and 0 at first.
     """
 
-    def __init__(self, n_channel: int):
+    def __init__(self, n_channels: int):
         super().__init__()
         with self.init_scope():
-            self.scale = chainer.Parameter(1, (n_channel,))
-            self.bias = chainer.Parameter(0, (n_channel,))
+            self.scale = chainer.Parameter(1, (n_channels,))
+            self.bias = chainer.Parameter(0, (n_channels,))
 
     def forward(self, x):
         return affine_channel_2d(x, self.scale, self.bias)
 
 
-def make_norm(norm: str, n_channel: int) -> chainer.Link:
+def make_norm(norm: str, n_channels: int) -> chainer.Link:
     """Return a new normalisation link: ``'affine'`` or ``'bn'``."""
     if norm == 'affine':
-        return AffineChannel2D(n_channel)
-    return L.BatchNormalization(n_channel, eps=BN_EPS)
+        return AffineChannel2D(n_channels)
+    return L.BatchNormalization(n_channels, eps=BN_EPS)
 
 
 def fixed_batch_normalization(bn: L.BatchNormalization, x) -> chainer.Variable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import chainer
 
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.models.body import Body
+from mask_rcnn.models.body import Backbone
 from mask_rcnn.models.conv_norm import ConvNorm
 from mask_rcnn.ops.max_pooling import max_pooling_2d
 
@@ -75,7 +75,7 @@ class ResNetStage(chainer.Chain):
         return x
 
 
-class ResNet(Body):
+class ResNet(Backbone):
     """conv1 with its pooling, and res2, res3 ... up to the last stage whose output is wanted.
 
     Args:
@@ -103,7 +103,7 @@ class ResNet(Body):
                                                           stride_in_3x3=stride_in_3x3))
                 width = 4 * mid
 
-    def run(self, stage, x):
+    def run_stage(self, stage, x):
         if stage is not self.conv1:
             return stage(x)
         return max_pooling_2d(stage(x, relu=True), 3, stride=2, pad=self.pool_pad,

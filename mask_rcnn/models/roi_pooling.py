@@ -39,11 +39,11 @@ class RoIPooling:
         self.bin_step = bin_step
         self.config = config
 
-    def __call__(self, maps, rois, roi_indices):
+    def __call__(self, features, rois, roi_indices):
         """Return the RoIs' features.
 
         Args:
-            maps: The extractor's maps, ``(N, C, H, W)`` float32 each.
+            features: The extractor's maps, ``(N, C, H, W)`` float32 each.
             rois: ``(R, 4)`` float32 boxes in the network input.
             roi_indices: ``(R,)`` int32: the image of each RoI.
 
@@ -51,16 +51,16 @@ class RoIPooling:
             chainer.Variable: ``(R, C, roi_size / bin_step, roi_size / bin_step)``.
         """
         if len(self.strides) == 1:
-            return self._pool(maps[0], rois, roi_indices, self.strides[0])
-        levels = assign_levels(rois, self.strides, canonical_size=self._canonical_size(maps[0]),
+            return self._pool(features[0], rois, roi_indices, self.strides[0])
+        levels = assign_levels(rois, self.strides, canonical_size=self._canonical_size(features[0]),
                                dialect=self.config.dialect)
-        maps = maps[:len(self.strides)]
+        features = features[:len(self.strides)]
         if self._aligns:
-            return roi_align_pyramid(maps, rois, roi_indices, levels, sampling_ratio=self.config.sampling_ratio,
+            return roi_align_pyramid(features, rois, roi_indices, levels, sampling_ratio=self.config.sampling_ratio,
                                      spatial_scales=[1 / stride for stride in self.strides], **self._grid)
         if get_array_module(rois) is not np and not chainer.config.enable_backprop:
-            return self._pool_everywhere(maps, rois, roi_indices, levels)
-        return self._pool_by_level(maps, rois, roi_indices, levels)
+            return self._pool_all_levels_masked(features, rois, roi_indices, levels)
+        return self._pool_by_level(features, rois, roi_indices, levels)
 
     @property
     def _aligns(self) -> bool:
@@ -70,27 +70,27 @@ class RoIPooling:
     def _grid(self) -> dict:
         return {'output_size': self.roi_size, 'bin_step': self.bin_step}
 
-    def _pool_by_level(self, maps, rois, roi_indices, levels):
+    def _pool_by_level(self, features, rois, roi_indices, levels):
         """Pool from every map its RoIs, and put the results in the RoIs' order."""
         xp = get_array_module(rois)
         parts, order = [], []
         for level, stride in enumerate(self.strides):
             own = xp.flatnonzero(levels == level)
             if len(own):
-                parts.append(self._pool(maps[level], rois[own], roi_indices[own], stride))
+                parts.append(self._pool(features[level], rois[own], roi_indices[own], stride))
                 order.append(own)
         if len(parts) < 2:
-            return parts[0] if parts else self._pool(maps[0], rois, roi_indices, self.strides[0])
+            return parts[0] if parts else self._pool(features[0], rois, roi_indices, self.strides[0])
         return F.permutate(F.concat(parts, axis=0), xp.concatenate(order).astype(np.int32), inv=True)
 
-    def _pool_everywhere(self, maps, rois, roi_indices, levels):
+    def _pool_all_levels_masked(self, features, rois, roi_indices, levels):
         """Pool all RoIs from every map, those of other maps as zeros, and add the results up.
 
         For a GPU, whose host would wait to hear how many RoIs a map has; an image that is none costs the kernel
         no more than writing zeros.
         """
         xp = get_array_module(rois)
-        pooled = [self._pool(maps[level], rois, xp.where(levels == level, roi_indices, -1).astype(np.int32), stride)
+        pooled = [self._pool(features[level], rois, xp.where(levels == level, roi_indices, -1).astype(np.int32), stride)
                   for level, stride in enumerate(self.strides)]
         return sum(pooled[1:], pooled[0])
 
@@ -128,7 +128,7 @@ def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
     """
     xp = get_array_module(rois)
     sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(dialect.boxes.offset)
-    with np.errstate(divide='ignore', invalid='ignore'):  # empty RoIs, and those of nothing, belong anywhere
+    with np.errstate(divide='ignore', invalid='ignore'):  # empty and padding RoIs belong anywhere
         sizes = xp.sqrt(sides[:, 0] * sides[:, 1])
         levels = _CANONICAL_LEVEL + xp.log2(sizes / canonical_size + dialect.rois.level_epsilon)
         levels = xp.rint(levels) if dialect.rois.level_rounding == 'nearest' else xp.floor(levels)

@@ -40,18 +40,18 @@ class RPN(chainer.Chain):
             self.objectness = Convolution2D(channels, n_anchor, 1, initialW=init)
             self.delta = Convolution2D(channels, 4 * n_anchor, 1, initialW=init)
 
-    def forward(self, maps):
+    def forward(self, features):
         """Look at feature maps.
 
         Args:
-            maps: ``(N, C, H, W)`` float32 each.
+            features: ``(N, C, H, W)`` float32 each.
 
         Returns:
             tuple: For each map, the logits ``(N, A, H, W)``; and the deltas ``(N, 4 * A, H, W)``, whose
             channels ``4 * a`` ... are anchor ``a``'s ``(dy, dx, dh, dw)``: two lists of
             :class:`chainer.Variable`.
         """
-        hidden = [self.conv(features, relu=True) for features in maps]
+        hidden = [self.conv(x, relu=True) for x in features]
         return [self.objectness(h) for h in hidden], [self.delta(h) for h in hidden]
 
     def anchors(self, sizes):

@@ -27,7 +27,7 @@ _users = 0
 _threads_before = 1
 
 
-def parallel_products(function: Callable[[int, int], None], n: int, *, least: int = 1) -> None:
+def parallel_matmul(function: Callable[[int, int], None], n: int, *, min_per_thread: int = 1) -> None:
     """:func:`~mask_rcnn.ops._parallel.parallel_for` for a function that calls ``np.matmul``.
 
     With a BLAS whose threads cannot be set (any but OpenBLAS) the ranges run one after the other, and each
@@ -37,8 +37,8 @@ def parallel_products(function: Callable[[int, int], None], n: int, *, least: in
         if n > 0:
             function(0, n)
         return
-    with _one_thread_a_product():
-        parallel_for(function, n, least=least)
+    with _single_threaded_blas():
+        parallel_for(function, n, min_per_thread=min_per_thread)
 
 
 def sum_in_order(parts: dict[int, np.ndarray], shape, dtype) -> np.ndarray:
@@ -50,7 +50,7 @@ def sum_in_order(parts: dict[int, np.ndarray], shape, dtype) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _one_thread_a_product() -> Iterator[None]:
+def _single_threaded_blas() -> Iterator[None]:
     """Let products take one thread until the last of those who want it has left."""
     global _users, _threads_before
     set_threads, get_threads = _find_functions()

@@ -6,21 +6,21 @@ from mask_rcnn.ops._parallel import jit
 
 
 @jit
-def finish(line, bias, residual, relu):
-    """Add a number and another line, and cut off what is negative, in place.
+def bias_residual_relu(row, bias, residual, relu):
+    """Add a bias and a residual to a row, and apply ReLU, in place.
 
     Args:
-        line: 1-D, some numbers of one channel.
+        row: 1-D, some numbers of one channel.
         bias: The channel's bias.
         residual: As many numbers to add, or none at all.
         relu: Whether to replace negative numbers by zero.
     """
-    zero = line.dtype.type(0)
+    zero = row.dtype.type(0)
     if residual.size > 0:
-        for i in range(line.size):
-            value = line[i] + bias + residual[i]
-            line[i] = max(value, zero) if relu else value
+        for i in range(row.size):
+            value = row[i] + bias + residual[i]
+            row[i] = max(value, zero) if relu else value
     else:
-        for i in range(line.size):
-            value = line[i] + bias
-            line[i] = max(value, zero) if relu else value
+        for i in range(row.size):
+            value = row[i] + bias
+            row[i] = max(value, zero) if relu else value

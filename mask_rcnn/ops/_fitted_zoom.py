@@ -22,7 +22,7 @@ import numpy as np
 
 
 @functools.lru_cache(maxsize=1024)
-def fitted_zoom(size_in: tuple[int, int], size_out: tuple[int, int]):
+def skimage_affine(size_in: tuple[int, int], size_out: tuple[int, int]):
     """Return how positions in an image follow from those in a resized one: ``factor * i + offset``.
 
     Args:

@@ -23,7 +23,7 @@ def as_images(channels):
     return channels.transpose(1, 0, 2, 3)
 
 
-def along_memory(x) -> list[int]:
+def memory_axis_order(x) -> list[int]:
     """Return the axes of an array as its memory runs, the longest stride first.
 
     CuPy's element-wise kernels walk through an array in the order of its axes: transposed this way they read

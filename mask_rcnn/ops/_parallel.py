@@ -43,19 +43,19 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def parallel_for(function: Callable[[int, int], None], n: int, *, least: int = 1) -> None:
+def parallel_for(function: Callable[[int, int], None], n: int, *, min_per_thread: int = 1) -> None:
     """Call ``function(start, stop)`` for ranges that together cover ``range(n)``, on all CPUs at once.
 
     Args:
         function: Must release the interpreter's lock to gain anything, and write nothing that another range
             writes.
         n: Length of the whole range.
-        least: Indices that are worth a thread; waking one takes some 30 microseconds.
+        min_per_thread: Indices that are worth a thread; waking one takes some 30 microseconds.
 
     Called from inside ``function`` it runs its own function there, as one range: waiting for a thread while
     occupying one could wait for ever.  An exception of ``function`` is passed on.
     """
-    threads = min(n // max(least, 1), cpu_count())
+    threads = min(n // max(min_per_thread, 1), cpu_count())
     if threads <= 1 or getattr(_worker, 'active', False):
         if n > 0:
             function(0, n)

@@ -86,16 +86,16 @@ def channels_last(x, dtype=None):
     return xp.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype)
 
 
-def common_lanes(most: int, *arrays) -> int:
-    """Return how many channels a thread can load at once: ``most`` or 1.
+def common_lanes(max_lanes: int, *arrays) -> int:
+    """Return how many channels a thread can load at once: ``max_lanes`` or 1.
 
     Args:
-        most: A power of two.
+        max_lanes: A power of two.
         arrays: What is loaded, channels last.
     """
-    size = min(most * arrays[0].itemsize, 16)
-    fits = all(array.shape[-1] % most == 0 and _address(array) % size == 0 for array in arrays)
-    return most if fits else 1
+    size = min(max_lanes * arrays[0].itemsize, 16)
+    fits = all(array.shape[-1] % max_lanes == 0 and _address(array) % size == 0 for array in arrays)
+    return max_lanes if fits else 1
 
 
 def tile_columns(groups: int) -> int:

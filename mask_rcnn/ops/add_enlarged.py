@@ -6,11 +6,11 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.ops._layout import along_memory
+from mask_rcnn.ops._layout import memory_axis_order
 from mask_rcnn.ops._parallel import jit, parallel_for
 
 
-def add_enlarged(x, coarse) -> chainer.Variable:
+def upsample_add(x, coarse) -> chainer.Variable:
     """Add every number of a coarse map to 2 x 2 locations of a map; differentiable any number of times.
 
     Without a graph the sum overwrites the array of ``x``, whose memory is passed over once (on the CPU 0.02 instead
@@ -31,13 +31,13 @@ def add_enlarged(x, coarse) -> chainer.Variable:
         raise ValueError(f'a map must be twice as large as the coarser one, {coarse.shape} {coarse.dtype}, but is '
                          f'{x.shape} {x.dtype}')
     if chainer.config.enable_backprop:
-        return _AddEnlarged().apply((x, coarse))[0]
-    maps = chainer.as_array(x)
-    _add(maps, chainer.as_array(coarse), out=maps)
+        return _Upsample2xAdd().apply((x, coarse))[0]
+    features = chainer.as_array(x)
+    _add(features, chainer.as_array(coarse), out=features)
     return chainer.as_variable(x)
 
 
-class _AddEnlarged(chainer.FunctionNode):
+class _Upsample2xAdd(chainer.FunctionNode):
 
     def forward(self, inputs):
         x, coarse = inputs
@@ -47,15 +47,15 @@ class _AddEnlarged(chainer.FunctionNode):
 
     def backward(self, indexes, grad_outputs):
         gy, = grad_outputs
-        return [gy if index == 0 else _SumOfFour().apply((gy,))[0] for index in indexes]
+        return [gy if index == 0 else _SumPool2x2().apply((gy,))[0] for index in indexes]
 
 
-class _SumOfFour(chainer.FunctionNode):
+class _SumPool2x2(chainer.FunctionNode):
     """The sum over 2 x 2 locations: the gradient of the coarse map."""
 
     def forward(self, inputs):
         gy, = inputs
-        axes = along_memory(gy)
+        axes = memory_axis_order(gy)
         sums = gy.transpose(*axes)
         for axis in (axes.index(2), axes.index(3)):
             first, second = (sums[(slice(None),) * axis + (slice(start, None, 2),)] for start in (0, 1))
@@ -77,18 +77,18 @@ def _add(x, coarse, out):
         return
     n, channels, height, width = coarse.shape
     sums, terms = (array.reshape(n, channels, height, 2, width, 2) for array in (out, x))   # views: axes are split
-    axes = along_memory(sums)
+    axes = memory_axis_order(sums)
     sums, terms, others = (array.transpose(*axes) for array in (sums, terms, coarse[:, :, :, None, :, None]))
     xp.add(terms, others, out=sums)
 
 
 @jit
-def _add_channels(maps, coarse, start, stop):
-    """Add channels ``start`` to ``stop`` of ``coarse`` (C, N, H, W) to those of ``maps``."""
+def _add_channels(features, coarse, start, stop):
+    """Add channels ``start`` to ``stop`` of ``coarse`` (C, N, H, W) to those of ``features``."""
     for c in range(start, stop):
         for n in range(coarse.shape[1]):
-            for i in range(maps.shape[2]):
-                line, source = maps[c, n, i], coarse[c, n, i // 2]
+            for i in range(features.shape[2]):
+                row, source = features[c, n, i], coarse[c, n, i // 2]
                 for j in range(coarse.shape[3]):
-                    line[2 * j] += source[j]
-                    line[2 * j + 1] += source[j]
+                    row[2 * j] += source[j]
+                    row[2 * j + 1] += source[j]

@@ -11,7 +11,7 @@ from chainer import functions as F
 from chainer.backends import cuda
 from chainer.utils import type_check
 
-from mask_rcnn.ops._layout import along_memory
+from mask_rcnn.ops._layout import memory_axis_order
 
 
 def affine_channel_2d(x, scale, bias) -> chainer.Variable:
@@ -60,7 +60,7 @@ class _AffineChannel2D(chainer.FunctionNode):
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1) if self._trains_scale else (1,))
         x, scale, bias = inputs
-        axes = along_memory(x)
+        axes = memory_axis_order(x)
         arrays = [array.transpose(*axes) for array in (x, scale[None, :, None, None], bias[None, :, None, None])]
         return _affine_kernel()(*arrays).transpose(*map(axes.index, range(4))),
 

@@ -18,24 +18,24 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.ops import _winograd, cudnn
-from mask_rcnn.ops._blas import parallel_products, sum_in_order
-from mask_rcnn.ops._epilogue import finish
+from mask_rcnn.ops._blas import parallel_matmul, sum_in_order
+from mask_rcnn.ops._epilogue import bias_residual_relu
 from mask_rcnn.ops._layout import as_images, channels_first
 from mask_rcnn.ops._parallel import jit, parallel_for
 
 #: Bytes of columns that are made and multiplied at a time: they stay in the second-level cache ...
 _TILE_BYTES = 1 << 20
 #: ... but at least so many columns, because each product reads all filters ...
-_LEAST_COLUMNS = 256
+_MIN_COLUMNS = 256
 #: ... and so many where the images are the columns (res5's 1x1 on 500 RoIs: 87 and 99 GFLOP/s instead of 83 and
 #: 91).
-_PLAIN_COLUMNS = 2048
+_POINTWISE_COLUMNS = 2048
 #: Channels of the result that are multiplied at a time where it has to be finished: their products stay in the cache.
-_FINISHED_CHANNELS = 512
+_EPILOGUE_CHANNELS = 512
 #: Bytes of columns that are added to images at a time, in the gradient of strided convolutions.
 _SCATTER_BYTES = 32 << 20
 #: Multiplications below which waking the other threads costs more than it gains.
-_LEAST_WORK = 1 << 21
+_MIN_WORK = 1 << 21
 
 
 def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
@@ -55,9 +55,9 @@ def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Va
         chainer.utils.type_check.InvalidType: Shapes or types do not fit.
     """
     arrays = [array for array in (x, W, b) if array is not None]
-    if not _is_ours(arrays):
+    if not _has_fast_path(arrays):
         return F.convolution_2d(x, W, b, stride, pad)
-    return _Convolution2D(stride, pad).apply(arrays)[0]
+    return _Convolution2DFunction(stride, pad).apply(arrays)[0]
 
 
 def deconvolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
@@ -76,21 +76,21 @@ def deconvolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.
     Raises:
         chainer.utils.type_check.InvalidType: Shapes or types do not fit.
     """
-    if not _is_ours([array for array in (x, W, b) if array is not None]):
+    if not _has_fast_path([array for array in (x, W, b) if array is not None]):
         return F.deconvolution_2d(x, W, b, stride, pad)
     y = _ConvolutionGradX(stride, pad, _deconvolved_shape(x, W, stride, pad)).apply((x, W))[0]
     return y if b is None else F.bias(y, F.cast(b, y.dtype))
 
 
-def _is_ours(arrays) -> bool:
+def _has_fast_path(arrays) -> bool:
     """Whether all arrays are NumPy's and of one type that the matrix product knows, or cuDNN takes them."""
     if chainer.backend.get_array_module(*arrays) is not np:
-        return cudnn.takes(*arrays)
+        return cudnn.supports(*arrays)
     dtypes = {array.dtype for array in arrays}
     return len(dtypes) == 1 and dtypes <= {np.dtype('f4'), np.dtype('f8')}
 
 
-class _Convolution2D(chainer.FunctionNode):
+class _Convolution2DFunction(chainer.FunctionNode):
     """The convolution.  On a GPU images may be float16 and parameters float32: gradients have each their type."""
 
     def __init__(self, stride, pad):
@@ -183,13 +183,13 @@ class _ConvolutionGradW(chainer.FunctionNode):
 
 def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False, residual=None,
              overwrite_residual: bool = False):
-    """Convolve images and, in the same pass over the result, add, and cut off what is negative.
+    """Convolve images and, in the same pass over the result, add, and apply ReLU.
 
     ``relu(convolution + b + residual)``; no part of it is kept for a backward pass.
 
     Args:
         x: ``(N, C, H, W)`` float32 or float64 NumPy array, fastest with the channels outermost in memory; or
-            what :func:`mask_rcnn.ops.cudnn.takes`, of which the result has the layout and the type.
+            what :func:`mask_rcnn.ops.cudnn.supports` accepts, of which the result has the layout and the type.
         W: ``(O, C, kh, kw)`` of the same type.
         b: ``(O,)``, or ``None``.
         stride: Step of the windows in both directions.
@@ -204,37 +204,38 @@ def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False,
     """
     if chainer.backend.get_array_module(x) is not np:
         return cudnn.convolve(x, W, b, stride=stride, pad=pad, relu=relu, residual=residual)
-    geometry = _Geometry(x.shape, W.shape, stride, pad)
+    plan = _Im2colPlan(x.shape, W.shape, stride, pad)
     images = channels_first(x)
     bias = np.zeros(len(W), x.dtype) if b is None else b
     if residual is None:
-        other = np.empty((len(W), len(x), geometry.out_height, 0), x.dtype)
+        residual_matrix = np.empty((len(W), len(x), plan.out_height, 0), x.dtype)
     else:
-        other = channels_first(residual)
-    if _winograd.is_worth_it(x.shape, W.shape, stride, pad):
-        return as_images(_winograd.convolve(images, W, pad, bias, other, relu))
-    filters, other = W.reshape(len(W), -1), other.reshape(len(W), -1)
-    y = other if overwrite_residual and residual is not None else np.empty((len(W), geometry.n_column), x.dtype)
-    is_finished = b is None and residual is None and not relu
+        residual_matrix = channels_first(residual)
+    if _winograd.should_use(x.shape, W.shape, stride, pad):
+        return as_images(_winograd.convolve(images, W, pad, bias, residual_matrix, relu))
+    filters, residual_matrix = W.reshape(len(W), -1), residual_matrix.reshape(len(W), -1)
+    y = residual_matrix if overwrite_residual and residual is not None else np.empty((len(W), plan.n_columns), x.dtype)
+    has_no_epilogue = b is None and residual is None and not relu
 
     def work(first, last):
-        room = np.empty(0, x.dtype)
-        for part, columns in geometry.tiles(images, first, last):
+        buffer = np.empty(0, x.dtype)
+        for column_slice, columns in plan.tiles(images, first, last):
             if residual is None:
-                np.matmul(filters, columns, out=y[:, part])
-                if not is_finished:
-                    _finish_lines(y[:, part], bias, other, relu)
+                np.matmul(filters, columns, out=y[:, column_slice])
+                if not has_no_epilogue:
+                    _apply_epilogue_rows(y[:, column_slice], bias, residual_matrix, relu)
                 continue
-            n_channel, n_column = min(_FINISHED_CHANNELS, len(W)), columns.shape[1]
-            room = room if room.size >= n_channel * n_column else np.empty(n_channel * n_column, x.dtype)
-            for start in range(0, len(W), n_channel):
-                stop = min(start + n_channel, len(W))
-                product = room[:(stop - start) * n_column].reshape(-1, n_column)
+            n_channels, n_columns = min(_EPILOGUE_CHANNELS, len(W)), columns.shape[1]
+            buffer = buffer if buffer.size >= n_channels * n_columns else np.empty(n_channels * n_columns, x.dtype)
+            for start in range(0, len(W), n_channels):
+                stop = min(start + n_channels, len(W))
+                product = buffer[:(stop - start) * n_columns].reshape(-1, n_columns)
                 np.matmul(filters[start:stop], columns, out=product)
-                _finish_products(product, bias[start:stop], other[start:stop], relu, y[start:stop], part.start)
+                _store_with_epilogue(product, bias[start:stop], residual_matrix[start:stop], relu, y[start:stop],
+                                     column_slice.start)
 
-    geometry.share(work, len(W))
-    return geometry.as_images(y)
+    plan.run_parallel(work, len(W))
+    return plan.as_images(y)
 
 
 def deconvolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False):
@@ -252,7 +253,7 @@ def deconvolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = Fals
     if chainer.backend.get_array_module(x) is not np:
         return cudnn.deconvolve(x, W, b, stride=stride, pad=pad, relu=relu)
     y = _convolve_transposed(x, W, stride, pad, _deconvolved_shape(x, W, stride, pad))
-    return finish_channels(y, b, relu=relu)
+    return apply_epilogue(y, b, relu=relu)
 
 
 def _deconvolved_shape(x, W, stride, pad):
@@ -260,7 +261,7 @@ def _deconvolved_shape(x, W, stride, pad):
             *(stride * (side - 1) + window - 2 * pad for side, window in zip(x.shape[2:], W.shape[2:])))
 
 
-def finish_channels(x, b=None, *, relu: bool = False, residual=None):
+def apply_epilogue(x, b=None, *, relu: bool = False, residual=None):
     """Do to an array what :func:`convolve` does to its result, for one that is not finished at once.
 
     Args:
@@ -271,15 +272,15 @@ def finish_channels(x, b=None, *, relu: bool = False, residual=None):
         NumPy or CuPy array: ``relu(x + b + residual)``.
     """
     if chainer.backend.get_array_module(x) is not np:
-        return cudnn.finish(x, b, residual, relu)
+        return cudnn.apply_epilogue(x, b, residual, relu)
     if b is None and residual is None and not relu:
         return x
     y = channels_first(x)
     bias = np.zeros(len(y), x.dtype) if b is None else b
-    other = y[..., :0] if residual is None else channels_first(residual)
-    lines, other = (array.reshape(len(y), -1) for array in (y, np.ascontiguousarray(other)))
-    parallel_for(lambda first, last: _finish_lines(
-        lines[first:last], bias[first:last], other[first:last], relu), len(y))
+    residual_matrix = y[..., :0] if residual is None else channels_first(residual)
+    rows, residual_matrix = (array.reshape(len(y), -1) for array in (y, np.ascontiguousarray(residual_matrix)))
+    parallel_for(lambda first, last: _apply_epilogue_rows(
+        rows[first:last], bias[first:last], residual_matrix[first:last], relu), len(y))
     return as_images(y)
 
 
@@ -289,80 +290,80 @@ def _convolve_transposed(gy, W, stride, pad, shape):
     if stride == 1 and W.shape[2] == W.shape[3] and turned_pad >= 0:
         # The transposed convolution of stride 1 is one with the filters turned by half a turn.
         return convolve(gy, np.ascontiguousarray(W[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)), pad=turned_pad)
-    geometry = _Geometry(shape, W.shape, stride, pad)
+    plan = _Im2colPlan(shape, W.shape, stride, pad)
     gradient = channels_first(gy).reshape(len(W), -1)
     filters = W.reshape(len(W), -1).T
-    if geometry.is_tiling:
+    if plan.is_non_overlapping:
         images = np.empty((shape[1], shape[0], *shape[2:]), gy.dtype)
 
         def work(first, last):
-            for start, stop, part in geometry.tile_ranges(first, last, gy.itemsize):
-                _interleave(filters @ gradient[:, part], images, stride, geometry.out_height, start, stop)
+            for start, stop, column_slice in plan.tile_ranges(first, last, gy.itemsize):
+                _interleave(filters @ gradient[:, column_slice], images, stride, plan.out_height, start, stop)
 
-        geometry.share(work, len(W))
+        plan.run_parallel(work, len(W))
         return as_images(images)
     images = np.zeros((shape[1], shape[0], *shape[2:]), gy.dtype)
-    for start, stop in geometry.row_ranges(gy.itemsize):
-        part = slice(start * geometry.out_width, stop * geometry.out_width)
-        geometry.scatter(filters @ gradient[:, part], images, start, stop)
+    for start, stop in plan.row_ranges(gy.itemsize):
+        column_slice = slice(start * plan.out_width, stop * plan.out_width)
+        plan.scatter(filters @ gradient[:, column_slice], images, start, stop)
     return as_images(images)
 
 
 def _correlate(x, gy, stride, pad, shape):
     """Return the gradient with respect to filters of a ``shape``."""
-    geometry = _Geometry(x.shape, shape, stride, pad)
+    plan = _Im2colPlan(x.shape, shape, stride, pad)
     images, gradient = channels_first(x), channels_first(gy)
-    if _winograd.is_worth_it(x.shape, shape, stride, pad):
+    if _winograd.should_use(x.shape, shape, stride, pad):
         return _winograd.correlate(images, gradient, pad)
     gradient = gradient.reshape(shape[0], -1)
     parts = {}
 
     def work(first, last):
-        parts[first] = total = np.zeros((shape[0], geometry.n_tap), x.dtype)
-        for part, columns in geometry.tiles(images, first, last):
-            total += gradient[:, part] @ columns.T
+        parts[first] = total = np.zeros((shape[0], plan.patch_size), x.dtype)
+        for column_slice, columns in plan.tiles(images, first, last):
+            total += gradient[:, column_slice] @ columns.T
 
-    geometry.share(work, shape[0])
+    plan.run_parallel(work, shape[0])
     return sum_in_order(parts, shape, x.dtype)
 
 
-class _Geometry:
+class _Im2colPlan:
     """How windows lie on images: the rows of all outputs, one below the other, and their columns."""
 
     def __init__(self, x_shape, w_shape, stride, pad):
-        self.n_image, self.n_channel, self.height, self.width = x_shape
+        self.n_images, self.n_channels, self.height, self.width = x_shape
         self.kernel = w_shape[2:]
         self.stride, self.pad = stride, pad
         self.out_height = (self.height + 2 * pad - self.kernel[0]) // stride + 1
         self.out_width = (self.width + 2 * pad - self.kernel[1]) // stride + 1
-        self.n_row = self.n_image * self.out_height
-        self.n_column = self.n_row * self.out_width
-        self.n_tap = self.n_channel * self.kernel[0] * self.kernel[1]
+        self.n_rows = self.n_images * self.out_height
+        self.n_columns = self.n_rows * self.out_width
+        self.patch_size = self.n_channels * self.kernel[0] * self.kernel[1]
         #: Whether the images are the columns themselves.
-        self.is_plain = self.kernel == (1, 1) and pad == 0 and stride == 1
+        self.is_pointwise = self.kernel == (1, 1) and pad == 0 and stride == 1
         #: Whether the windows cover the images, and none overlaps another.
-        self.is_tiling = (self.kernel == (stride, stride) and pad == 0
-                          and (self.height, self.width) == (stride * self.out_height, stride * self.out_width))
+        self.is_non_overlapping = (self.kernel == (stride, stride) and pad == 0
+                                   and (self.height, self.width) == (stride * self.out_height, stride * self.out_width))
         #: Columns that belong together in a tile.
-        self.unit = 1 if self.is_plain else self.out_width
+        self.columns_per_unit = 1 if self.is_pointwise else self.out_width
 
     def as_images(self, y):
         """Return ``(O, rows * columns)`` as ``(N, O, oh, ow)``, without a copy."""
-        return as_images(y.reshape(len(y), self.n_image, self.out_height, self.out_width))
+        return as_images(y.reshape(len(y), self.n_images, self.out_height, self.out_width))
 
-    def share(self, work, out_channels: int):
+    def run_parallel(self, work, out_channels: int):
         """Call ``work(first, last)``, for :meth:`tiles`, in all threads."""
-        parallel_products(work, self.n_column // max(self.unit, 1),
-                          least=_LEAST_WORK // max(self.unit * self.n_tap * out_channels, 1) + 1)
+        parallel_matmul(work, self.n_columns // max(self.columns_per_unit, 1),
+                        min_per_thread=_MIN_WORK // max(self.columns_per_unit * self.patch_size * out_channels, 1) + 1)
 
     def tile_ranges(self, first: int, last: int, itemsize: int):
         """Yield the range of units of every tile, all of nearly the same size, and the slice of the columns."""
-        columns = max(_TILE_BYTES // (self.n_tap * itemsize), _LEAST_COLUMNS)
-        step = max((_PLAIN_COLUMNS if self.is_plain else columns) // self.unit, 1)
+        columns = max(_TILE_BYTES // (self.patch_size * itemsize), _MIN_COLUMNS)
+        step = max((_POINTWISE_COLUMNS if self.is_pointwise else columns) // self.columns_per_unit, 1)
         n = -(-(last - first) // step)
         for i in range(n):
             start, stop = (first + (last - first) * end // n for end in (i, i + 1))
-            yield start, stop, slice(start * self.unit, stop * self.unit)
+            yield start, stop, slice(start * self.columns_per_unit, stop * self.columns_per_unit)
 
     def tiles(self, images, first: int, last: int):
         """Yield slices of the output's columns and the windows there, ``(taps, columns)``.
@@ -371,45 +372,45 @@ class _Geometry:
             images: ``(C, N, H, W)`` contiguous.
             first, last: Range of units; a tile is some of them.
         """
-        room = np.empty(0, images.dtype)
-        for start, stop, part in self.tile_ranges(first, last, images.itemsize):
-            if self.is_plain:
-                yield part, images.reshape(self.n_channel, -1)[:, part]
+        buffer = np.empty(0, images.dtype)
+        for start, stop, column_slice in self.tile_ranges(first, last, images.itemsize):
+            if self.is_pointwise:
+                yield column_slice, images.reshape(self.n_channels, -1)[:, column_slice]
                 continue
-            size = self.n_tap * (part.stop - part.start)
-            room = room if room.size >= size else np.empty(size, images.dtype)
-            columns = room[:size].reshape(self.n_tap, -1)
+            size = self.patch_size * (column_slice.stop - column_slice.start)
+            buffer = buffer if buffer.size >= size else np.empty(size, images.dtype)
+            columns = buffer[:size].reshape(self.patch_size, -1)
             _gather(images, columns, *self.kernel, self.stride, self.pad, self.out_height, self.out_width, start, stop,
-                    0, self.n_channel)
-            yield part, columns
+                    0, self.n_channels)
+            yield column_slice, columns
 
     def row_ranges(self, itemsize: int):
         """Yield ranges of output rows for :meth:`scatter`: large ones, whose products use BLAS's own threads."""
-        step = max(_SCATTER_BYTES // max(self.n_tap * self.out_width * itemsize, 1), 1)
-        for start in range(0, self.n_row, step):
-            yield start, min(start + step, self.n_row)
+        step = max(_SCATTER_BYTES // max(self.patch_size * self.out_width * itemsize, 1), 1)
+        for start in range(0, self.n_rows, step):
+            yield start, min(start + step, self.n_rows)
 
     def scatter(self, columns, images, start: int, stop: int):
         """Add the windows of some output rows to the images they came from."""
         parallel_for(lambda first, last: _scatter(
             columns, images, *self.kernel, self.stride, self.pad, self.out_height, self.out_width, start, stop,
-            first, last), self.n_channel)
+            first, last), self.n_channels)
 
 
 @jit
-def _finish_lines(lines, bias, residual, relu):
+def _apply_epilogue_rows(rows, bias, residual, relu):
     """Finish channels (O, n) in place."""
-    for i in range(len(lines)):
-        finish(lines[i], bias[i], residual[i], relu)
+    for i in range(len(rows)):
+        bias_residual_relu(rows[i], bias[i], residual[i], relu)
 
 
 @jit
-def _finish_products(products, bias, residual, relu, y, start):
+def _store_with_epilogue(products, bias, residual, relu, y, start):
     """Finish products (O, n), and write them to columns ``start``, ... of ``y``, which may be the residual."""
     for i in range(len(products)):
-        line, part = products[i], slice(start, start + products.shape[1])
-        finish(line, bias[i], residual[i, part], relu)
-        y[i, part] = line
+        row_values, column_slice = products[i], slice(start, start + products.shape[1])
+        bias_residual_relu(row_values, bias[i], residual[i, column_slice], relu)
+        y[i, column_slice] = row_values
 
 
 @jit
@@ -430,19 +431,19 @@ def _gather(images, columns, kh, kw, stride, pad, out_height, out_width, start, 
                 tap = (c * kh + i) * kw + j
                 left, right = _valid(j - pad, stride, width, out_width)
                 for row in range(start, stop):
-                    line = columns[tap, (row - start) * out_width:(row - start + 1) * out_width]
+                    row_values = columns[tap, (row - start) * out_width:(row - start + 1) * out_width]
                     y = row % out_height * stride + i - pad
                     if y < 0 or y >= height or left >= right:
-                        line[:] = 0
+                        row_values[:] = 0
                         continue
                     source = images[c, row // out_height, y]
-                    line[:left] = 0
-                    line[right:] = 0
+                    row_values[:left] = 0
+                    row_values[right:] = 0
                     if stride == 1:
-                        line[left:right] = source[left + j - pad:right + j - pad]
+                        row_values[left:right] = source[left + j - pad:right + j - pad]
                     else:
                         for x in range(left, right):
-                            line[x] = source[x * stride + j - pad]
+                            row_values[x] = source[x * stride + j - pad]
 
 
 @jit
@@ -452,10 +453,10 @@ def _interleave(columns, images, stride, out_height, start, stop):
     for tap in range(len(columns)):
         c, i, j = tap // stride ** 2, tap // stride % stride, tap % stride
         for row in range(start, stop):
-            line = columns[tap, (row - start) * out_width:(row - start + 1) * out_width]
+            row_values = columns[tap, (row - start) * out_width:(row - start + 1) * out_width]
             target = images[c, row // out_height, row % out_height * stride + i]
             for x in range(out_width):
-                target[x * stride + j] = line[x]
+                target[x * stride + j] = row_values[x]
 
 
 @jit
@@ -471,7 +472,7 @@ def _scatter(columns, images, kh, kw, stride, pad, out_height, out_width, start,
                     y = row % out_height * stride + i - pad
                     if y < 0 or y >= height:
                         continue
-                    line = columns[tap, (row - start) * out_width:(row - start + 1) * out_width]
+                    row_values = columns[tap, (row - start) * out_width:(row - start + 1) * out_width]
                     target = images[c, row // out_height, y]
                     for x in range(left, right):
-                        target[x * stride + j - pad] += line[x]
+                        target[x * stride + j - pad] += row_values[x]

@@ -55,22 +55,22 @@ def depthwise_convolution_2d(x, W, *, stride: int = 1,
     return _Depthwise(stride, pad).apply((x, W))[0]
 
 
-def depthwise_convolve(x, W, bias, *, stride: int, pad, limit: float):
+def depthwise_convolve(x, W, bias, *, stride: int, pad, clip_max: float):
     """Convolve every channel, add a bias and cut the result off, in one pass and without a graph.
 
     Args:
         x, W, stride, pad: As for :func:`depthwise_convolution_2d`, arrays: NumPy's, or what
-            :func:`mask_rcnn.ops.cudnn.takes`.
+            :func:`mask_rcnn.ops.cudnn.supports`.
         bias: ``(C,)``.
-        limit: The result is cut off below 0 and above this.
+        clip_max: The result is cut off below 0 and above this.
 
     Returns:
-        NumPy or CuPy array: ``min(max(convolution + bias, 0), limit)``, of the shape and layout that
+        NumPy or CuPy array: ``min(max(convolution + bias, 0), clip_max)``, of the shape and layout that
         :func:`depthwise_convolution_2d` gives.
     """
     if chainer.backend.get_array_module(x) is not np:
-        return cudnn.convolve(x, W, bias, stride=stride, pad=pad, relu=True, limit=limit)
-    return _forward_cpu(x, W, stride, pad, bias, 0.0, limit)
+        return cudnn.convolve(x, W, bias, stride=stride, pad=pad, relu=True, clip_max=clip_max)
+    return _forward_cpu(x, W, stride, pad, bias, 0.0, clip_max)
 
 
 class _Depthwise(chainer.FunctionNode):
@@ -171,11 +171,11 @@ def _grad_x_gpu(gy, W, stride, pad, shape):
 def _map_gpu(name, x, W, shape, geometry):
     """Launch a kernel whose threads fill an array of a ``shape``, row by row; return it."""
     xp, dtype = chainer.backend.get_array_module(x), compute_dtype(x.dtype)
-    n_image, n_channel, height, width = shape
-    y = xp.empty((n_image, height, width, n_channel), dtype)
+    n_images, n_channels, height, width = shape
+    y = xp.empty((n_images, height, width, n_channels), dtype)
     if y.size:
-        grid = n_image * height, -(-width * n_channel // _THREADS)
-        filters = xp.ascontiguousarray(W.reshape(n_channel, _TAPS ** 2).T, dtype)
+        grid = n_images * height, -(-width * n_channels // _THREADS)
+        filters = xp.ascontiguousarray(W.reshape(n_channels, _TAPS ** 2).T, dtype)
         _cuda.kernel('depthwise_convolution.cu', name, dtype)(grid, (_THREADS,), (
             _channels_last(x, dtype), filters, *geometry, y))
     return y.transpose(0, 3, 1, 2).astype(x.dtype, order='K', copy=False)
@@ -183,14 +183,14 @@ def _map_gpu(name, x, W, shape, geometry):
 
 def _grad_w_gpu(x, gy, stride, pad):
     xp, dtype = chainer.backend.get_array_module(x), compute_dtype(x.dtype)
-    n_image, n_channel, out_height = gy.shape[:3]
-    grid = -(-n_channel // _SUMMED_FILTERS), max(min(n_image * out_height, _MAX_SHARES), 1)
-    shares = xp.empty((grid[1], _TAPS ** 2, n_channel), dtype)
+    n_images, n_channels, out_height = gy.shape[:3]
+    grid = -(-n_channels // _SUMMED_FILTERS), max(min(n_images * out_height, _MAX_SHARES), 1)
+    shares = xp.empty((grid[1], _TAPS ** 2, n_channels), dtype)
     _cuda.kernel('depthwise_convolution.cu', 'depthwise_grad_w', dtype)(grid, (_THREADS,), (
-        _channels_last(x, dtype), _channels_last(gy, dtype), np.int32(n_image),
+        _channels_last(x, dtype), _channels_last(gy, dtype), np.int32(n_images),
         *_geometry(x.shape, gy.shape, stride, pad), shares))
     gw = xp.ascontiguousarray(shares.sum(axis=0).T, x.dtype)
-    return gw.reshape(n_channel, 1, _TAPS, _TAPS)
+    return gw.reshape(n_channels, 1, _TAPS, _TAPS)
 
 
 def _channels_last(x, dtype):
@@ -207,12 +207,12 @@ def _geometry(shape, out_shape, stride, pad):
 
 def _forward_cpu(x, W, stride, pad, bias=None, low=-np.inf, high=np.inf):
     images, filters = channels_first(x, compute_dtype(x.dtype)), _plain(W)
-    n_channel, n_image = images.shape[:2]
-    y = np.empty((n_channel, n_image, *_out_size(x.shape[2:], stride, pad)), images.dtype)
-    bias = np.zeros(n_channel, y.dtype) if bias is None else _plain(bias)
+    n_channels, n_images = images.shape[:2]
+    y = np.empty((n_channels, n_images, *_out_size(x.shape[2:], stride, pad)), images.dtype)
+    bias = np.zeros(n_channels, y.dtype) if bias is None else _plain(bias)
     low, high = y.dtype.type(low), y.dtype.type(high)
     _parallel.parallel_for(lambda start, stop: _forward_channels(
-        images, filters, bias, stride, pad, low, high, y, start, stop), n_channel)
+        images, filters, bias, stride, pad, low, high, y, start, stop), n_channels)
     return as_images(y).astype(x.dtype, copy=False)
 
 

@@ -50,15 +50,15 @@ def decode_heatmaps(heatmaps, boxes):
     sides = xp.maximum(boxes[:, 2:].astype(np.float32) - origins, np.float32(1))
     sizes = xp.ceil(sides)
     out = xp.empty((*heatmaps.shape[:2], 4), np.float32)
-    form = decode_cpu if xp is np else decode_gpu
-    form(xp.ascontiguousarray(heatmaps, np.float32), xp.ascontiguousarray(sizes, np.int32), out)
+    implementation = decode_cpu if xp is np else decode_gpu
+    implementation(xp.ascontiguousarray(heatmaps, np.float32), xp.ascontiguousarray(sizes, np.int32), out)
     points = (out[:, :, :2].astype(np.float64) + 0.5) * (sides / sizes)[:, None] + origins[:, None]
     out[:, :, :2] = points.astype(np.float32)
     return out
 
 
 def decode_gpu(heatmaps, sizes, out):
-    """The GPU form: fills ``out`` with (row, column, logit, probability); ``sizes`` (R, 2) int32."""
+    """The GPU implementation: fills ``out`` with (row, column, logit, probability); ``sizes`` (R, 2) int32."""
     n_roi, n_keypoint, rows, columns = heatmaps.shape
     if n_roi:
         _cuda.kernel('keypoints.cu', 'decode_heatmaps')((n_roi * n_keypoint,), (_THREADS,), (
@@ -66,7 +66,7 @@ def decode_gpu(heatmaps, sizes, out):
 
 
 def decode_cpu(heatmaps, sizes, out):
-    """The CPU form; the same arguments as :func:`decode_gpu`, NumPy arrays."""
+    """The CPU implementation; the same arguments as :func:`decode_gpu`, NumPy arrays."""
     def work(start, stop):
         _decode_range(heatmaps, sizes, out, start, stop)
 

@@ -35,12 +35,12 @@ def max_pooling_2d(x, ksize: int, *, stride: int, pad: int, cover_all: bool) -> 
     if chainer.config.enable_backprop or not (on_gpu or x.dtype in (np.float32, np.float64)):
         return F.max_pooling_2d(x, ksize, stride=stride, pad=pad, cover_all=cover_all)
     size = [chainer.utils.conv.get_conv_outsize(side, ksize, stride, pad, cover_all) for side in x.shape[2:]]
-    form = pool_gpu if on_gpu else pool_cpu
-    return chainer.as_variable(form(chainer.as_array(x), ksize, stride, pad, size))
+    implementation = pool_gpu if on_gpu else pool_cpu
+    return chainer.as_variable(implementation(chainer.as_array(x), ksize, stride, pad, size))
 
 
 def pool_gpu(x, ksize: int, stride: int, pad: int, size):
-    """The GPU form: CuPy arrays; ``size`` is that of the result."""
+    """The GPU implementation: CuPy arrays; ``size`` is that of the result."""
     xp = chainer.backend.get_array_module(x)
     n, channels, height, width = x.shape
     images = x.transpose(0, 2, 3, 1)
@@ -62,7 +62,7 @@ def pool_gpu(x, ksize: int, stride: int, pad: int, size):
 
 
 def pool_cpu(x, ksize: int, stride: int, pad: int, size):
-    """The CPU form: NumPy arrays, float32 or float64."""
+    """The CPU implementation: NumPy arrays, float32 or float64."""
     channels = channels_first(x)
     y = np.empty((*channels.shape[:2], *size), x.dtype)
     parallel_for(lambda start, stop: _pool_channels(channels, ksize, stride, pad, y, start, stop), len(y))

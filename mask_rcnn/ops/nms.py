@@ -10,7 +10,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops import _cuda, _parallel
-from mask_rcnn.ops.top_k import best_first
+from mask_rcnn.ops.top_k import top_k_indices
 
 #: Boxes per 64-bit mask word; also the number of threads per block.
 _WORD = 64
@@ -83,7 +83,7 @@ def nms_gpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
         raise ValueError(f'a GPU takes at most {_MAX_BOXES} boxes, not {n}')
     words = -(-n // _WORD)
     scores = xp.ascontiguousarray(scores, np.float32)
-    order = best_first(scores, n).astype(np.int32, copy=False)
+    order = top_k_indices(scores, n).astype(np.int32, copy=False)
     has_groups = groups is not None
     groups = xp.ascontiguousarray(groups, np.int32) if has_groups else order
 

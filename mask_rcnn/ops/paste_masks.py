@@ -61,8 +61,8 @@ def paste_into(out, probs, boxes, *, offset=1.0, padding=1, margin=0, threshold=
     """Fill ``out`` (R, H, W), a contiguous bool array, with what :func:`paste_masks` returns; return it."""
     if out.ndim != 3 or len(out) != len(probs) or out.dtype != np.bool_ or not out.flags.c_contiguous:
         raise ValueError(f'out must be contiguous bool ({len(probs)}, H, W), not {out.dtype} {out.shape}')
-    form = paste_cpu if chainer.backend.get_array_module(probs) is np else paste_gpu
-    form(*_arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclusive), out)
+    implementation = paste_cpu if chainer.backend.get_array_module(probs) is np else paste_gpu
+    implementation(*_arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclusive), out)
     return out
 
 
@@ -101,13 +101,13 @@ def mask_runs(probs, boxes, size, *, offset=1.0, padding=1, margin=0, threshold=
     Raises:
         ValueError: If a shape is wrong.
     """
-    form = runs_cpu if chainer.backend.get_array_module(probs) is np else runs_gpu
+    implementation = runs_cpu if chainer.backend.get_array_module(probs) is np else runs_gpu
     arguments = _arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclusive)
-    return form(*arguments, *map(int, size)) if len(probs) else []
+    return implementation(*arguments, *map(int, size)) if len(probs) else []
 
 
 def _arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclusive):
-    """Check and return what both forms take, but for the result."""
+    """Check and return what both implementations take, but for the result."""
     if probs.ndim != 3 or 0 in probs.shape[1:]:
         raise ValueError(f'probs must have the shape (R, M, M), not {probs.shape}')
     if boxes.shape != (len(probs), 4):
@@ -146,14 +146,14 @@ def _place(xp, low, high, mask_size: int, offset: float, padding: int):
 
 
 def paste_gpu(*arguments):
-    """The GPU form: what :func:`_arguments` returns, CuPy arrays, and ``out``."""
+    """The GPU implementation: what :func:`_arguments` returns, CuPy arrays, and ``out``."""
     *arguments, out = arguments
     if out.size:
         _launch('paste_masks', out.shape[1], *arguments, *out.shape[1:], out)
 
 
 def runs_gpu(*arguments):
-    """The GPU form: what :func:`_arguments` returns, CuPy arrays, not empty, and the image's height and
+    """The GPU implementation: what :func:`_arguments` returns, CuPy arrays, not empty, and the image's height and
     width."""
     *_, width = arguments
     xp, n = chainer.backend.get_array_module(arguments[0]), len(arguments[0])
@@ -168,35 +168,35 @@ def runs_gpu(*arguments):
     return np.split(cuda.to_cpu(runs), bounds[:-1])
 
 
-def _launch(name: str, blocks: int, probs, top, height, y_scale, left, width, x_scale, padding, margin, least,
+def _launch(name: str, blocks: int, probs, top, height, y_scale, left, width, x_scale, padding, margin, min_prob,
             threshold, threshold_inclusive, out_height, out_width, *others):
     """Launch a kernel that shares each mask among so many blocks."""
     _cuda.kernel('paste_masks.cu', name)((blocks, min(len(probs), _MAX_BLOCKS_Y)), (_THREADS,), (
         probs, top, height, y_scale, left, width, x_scale,
-        *map(np.int32, (len(probs), out_height, out_width, *probs.shape[1:], padding, margin)), least, threshold,
+        *map(np.int32, (len(probs), out_height, out_width, *probs.shape[1:], padding, margin)), min_prob, threshold,
         np.int32(threshold_inclusive), *others))
 
 
 def paste_cpu(*arguments):
-    """The CPU form; the same arguments as :func:`paste_gpu`, NumPy arrays."""
+    """The CPU implementation; the same arguments as :func:`paste_gpu`, NumPy arrays."""
     _parallel.parallel_for(lambda start, stop: _paste_range(*arguments, start, stop), len(arguments[0]))
 
 
-def runs_cpu(probs, top, height, y_scale, left, width, x_scale, padding, margin, least, *rest):
-    """The CPU form; the same arguments as :func:`runs_gpu`, NumPy arrays."""
+def runs_cpu(probs, top, height, y_scale, left, width, x_scale, padding, margin, min_prob, *rest):
+    """The CPU implementation; the same arguments as :func:`runs_gpu`, NumPy arrays."""
     runs = [None] * len(probs)
 
     def work(start, stop):
         for r in range(start, stop):
             runs[r] = _find_runs(probs[r], top[r], height[r], y_scale[r], left[r], width[r], x_scale[r], padding,
-                                 margin, least[r], *rest)
+                                 margin, min_prob[r], *rest)
 
     _parallel.parallel_for(work, len(probs))
     return runs
 
 
 @_parallel.jit
-def _paste_range(probs, top, height, y_scale, left, width, x_scale, padding, margin, least, threshold,
+def _paste_range(probs, top, height, y_scale, left, width, x_scale, padding, margin, min_prob, threshold,
                  threshold_inclusive, out, start, stop):
     """Paste masks ``start`` to ``stop``."""
     for r in range(start, stop):
@@ -205,11 +205,12 @@ def _paste_range(probs, top, height, y_scale, left, width, x_scale, padding, mar
         x_begin, x_end = max(left[r], 0), min(left[r] + width[r], out.shape[2])
         if y_begin < y_end and x_begin < x_end:
             _fill(probs[r], y_begin - top[r], y_scale[r], x_begin - left[r], x_scale[r], padding, margin,
-                  least[r], threshold, threshold_inclusive, out[r, y_begin:y_end, x_begin:x_end])
+                  min_prob[r], threshold, threshold_inclusive, out[r, y_begin:y_end, x_begin:x_end])
 
 
 @_parallel.jit
-def _find_runs(prob, top, height, y_scale, left, width, x_scale, padding, margin, least, threshold, threshold_inclusive,
+def _find_runs(prob, top, height, y_scale, left, width, x_scale, padding, margin, min_prob, threshold,
+               threshold_inclusive,
                out_height, out_width):
     """Return the runs of one mask."""
     y_begin, y_end = max(top, 0), min(top + height, out_height)
@@ -217,7 +218,8 @@ def _find_runs(prob, top, height, y_scale, left, width, x_scale, padding, margin
     if y_begin >= y_end or x_begin >= x_end:
         return np.empty((0, 2), np.int32)
     part = np.empty((y_end - y_begin, x_end - x_begin), np.bool_)
-    _fill(prob, y_begin - top, y_scale, x_begin - left, x_scale, padding, margin, least, threshold, threshold_inclusive,
+    _fill(prob, y_begin - top, y_scale, x_begin - left, x_scale, padding, margin, min_prob, threshold,
+          threshold_inclusive,
           part)
     runs = np.empty((_scan(part, y_begin, x_begin, out_height, np.empty((0, 2), np.int32)), 2), np.int32)
     _scan(part, y_begin, x_begin, out_height, runs)
@@ -241,7 +243,7 @@ def _scan(part, y_begin, x_begin, out_height, runs):
 
 
 @_parallel.jit
-def _fill(prob, y_first, y_scale, x_first, x_scale, padding, margin, least, threshold, threshold_inclusive, out):
+def _fill(prob, y_first, y_scale, x_first, x_scale, padding, margin, min_prob, threshold, threshold_inclusive, out):
     """Paste one mask from its pixel ``(y_first, x_first)``, counted from its own corner, on."""
     frame = padding + margin
     padded = np.zeros((prob.shape[0] + 2 * frame, prob.shape[1] + 2 * frame), np.float32)
@@ -254,7 +256,7 @@ def _fill(prob, y_first, y_scale, x_first, x_scale, padding, margin, least, thre
         lower = min(max(row + 1, 0), padded.shape[0] - 1)
         for j in range(out.shape[1]):
             value = lines[upper, j] * (_ONE - fraction) + lines[lower, j] * fraction
-            value = max(value, least)
+            value = max(value, min_prob)
             out[i, j] = (value > threshold) | (threshold_inclusive & (value == threshold))
 
 

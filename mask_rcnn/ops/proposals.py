@@ -12,7 +12,7 @@ from chainer.backend import get_array_module
 
 from mask_rcnn.ops.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.nms import nms, nms_padded
-from mask_rcnn.ops.top_k import best_first
+from mask_rcnn.ops.top_k import top_k_indices
 
 #: Maximum number of candidates for padded detections; the candidates with the highest scores are used.  1000 RoIs
 #: rarely have as many scores above 0.05.  A larger number changes the result only if NMS keeps fewer boxes than the
@@ -84,7 +84,7 @@ def _best_of_all(parts, limit: int):
     """Join tuples of arrays, of which the last has the scores; return the rows with the ``limit`` highest scores."""
     xp = get_array_module(parts[0][-1])
     joined = [xp.concatenate(arrays) for arrays in zip(*parts)]
-    best = best_first(joined[-1], limit)
+    best = top_k_indices(joined[-1], limit)
     return tuple(array[best] for array in joined)
 
 
@@ -92,7 +92,7 @@ def _best_anchors(scores, deltas, anchors, limit: int):
     """Return the anchors, deltas and scores with the ``limit`` highest scores of a level, in descending order."""
     n_anchor = len(scores)
     scores = scores.transpose(1, 2, 0).ravel()
-    best = best_first(scores, limit)
+    best = top_k_indices(scores, limit)
     deltas = deltas.reshape(n_anchor, 4, len(anchors) // n_anchor).transpose(2, 0, 1).reshape(-1, 4)
     return anchors[best], deltas[best], scores[best]
 
@@ -153,7 +153,7 @@ def _select_padded(scores, boxes, max_detections: int, keep_ties: bool, nms_opti
     xp = get_array_module(scores)
     n_roi = len(scores)
     by_class = scores[:, 1:].T.ravel()
-    best = best_first(by_class, _MAX_CANDIDATES)
+    best = top_k_indices(by_class, _MAX_CANDIDATES)
     labels, rois = best // n_roi, best % n_roi
     scores, boxes = by_class[best], boxes[rois, labels + 1]
     rows = max_detections + _MAX_TIES * keep_ties

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from mask_rcnn.ops._fitted_zoom import fitted_zoom
+from mask_rcnn.ops._fitted_zoom import skimage_affine
 from mask_rcnn.ops._parallel import jit, parallel_for
 
 
-def centre_and_resize(image: np.ndarray, mean, scale: float) -> np.ndarray:
+def subtract_mean_and_resize(image: np.ndarray, mean, scale: float) -> np.ndarray:
     """Subtract a mean from an image and resize it bilinearly.
 
     What ``cv2.resize(image - mean, None, fx=scale, fy=scale)`` gave on float32 images in the OpenCV of
@@ -25,7 +25,7 @@ def centre_and_resize(image: np.ndarray, mean, scale: float) -> np.ndarray:
     Returns:
         numpy.ndarray: ``(C, round(H * scale), round(W * scale))`` float32, at least one pixel a side.
     """
-    n_channel, height, width = image.shape
+    n_channels, height, width = image.shape
     out_height, out_width = (max(int(np.rint(side * scale)), 1) for side in (height, width))
     left, x_weights = _sample_points(out_width, width, scale)
     # OpenCV pulls points outside the first and last column onto them; of rows it clips the two indices
@@ -33,7 +33,7 @@ def centre_and_resize(image: np.ndarray, mean, scale: float) -> np.ndarray:
     outside = (left < 0) | (left >= width - 1)
     x_weights[outside] = 0
     top, y_weights = _sample_points(out_height, height, scale)
-    out = np.empty((n_channel, out_height, out_width), np.float32)
+    out = np.empty((n_channels, out_height, out_width), np.float32)
     mean = np.asarray(mean, np.float64)
 
     def rows(start, stop):
@@ -71,7 +71,7 @@ def _resize_rows(image, mean, left, x_weights, top, y_weights, out, start, stop)
                 out[c, i, j] = u * (one - b) + v * b
 
 
-def resize_truncated(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_uint8_skimage(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize an image of whole numbers bilinearly and cut off what is behind the point.
 
     What scikit-image 0.17's ``transform.resize`` (order 1, mode ``'constant'``, clip, no anti-aliasing) gave
@@ -88,20 +88,20 @@ def resize_truncated(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[1:] == tuple(size):
         return np.floor(image).astype(np.float32)
     out = np.empty((len(image), *size), np.float32)
-    by_row, by_column = fitted_zoom(tuple(image.shape[1:]), tuple(size))
-    top, y_weights = _zoom_points(size[0], *by_row)
-    left, x_weights = _zoom_points(size[1], *by_column)
+    by_row, by_column = skimage_affine(tuple(image.shape[1:]), tuple(size))
+    top, y_weights = _sample_positions(size[0], *by_row)
+    left, x_weights = _sample_positions(size[1], *by_column)
     framed = np.pad(image.astype(np.float64), ((0, 0), (1, 1), (1, 1)))
-    least, most = float(image.min()), float(image.max())
+    min_value, max_value = float(image.min()), float(image.max())
 
     def rows(start, stop):
-        _zoom_rows(framed, left + 1, x_weights, top + 1, y_weights, least, most, out, start, stop)
+        _resize_uint8_rows(framed, left + 1, x_weights, top + 1, y_weights, min_value, max_value, out, start, stop)
 
     parallel_for(rows, size[0])
     return out
 
 
-def _zoom_points(n_out: int, factor: float, offset: float):
+def _sample_positions(n_out: int, factor: float, offset: float):
     """Like :func:`_sample_points`, in double precision, of given positions."""
     position = factor * np.arange(n_out) + offset
     before = np.floor(position)
@@ -109,7 +109,7 @@ def _zoom_points(n_out: int, factor: float, offset: float):
 
 
 @jit
-def _zoom_rows(framed, left, x_weights, top, y_weights, least, most, out, start, stop):
+def _resize_uint8_rows(framed, left, x_weights, top, y_weights, min_value, max_value, out, start, stop):
     for c in range(framed.shape[0]):
         for i in range(start, stop):
             upper, lower = framed[c, top[i]], framed[c, min(top[i] + 1, framed.shape[1] - 1)]
@@ -120,4 +120,4 @@ def _zoom_rows(framed, left, x_weights, top, y_weights, least, most, out, start,
                 a = x_weights[j]
                 u = (1 - a) * upper[x0] + a * upper[x1]
                 v = (1 - a) * lower[x0] + a * lower[x1]
-                out[c, i, j] = math.floor(min(max((1 - b) * u + b * v, least), most))
+                out[c, i, j] = math.floor(min(max((1 - b) * u + b * v, min_value), max_value))

@@ -8,7 +8,7 @@ of map row ``p``, and ``wx[q]`` the same for columns,
 
     y[bin] = sum_p wy[p] * sum_q wx[q] * x[p, q] / (sample rows * sample columns).
 
-Both forms tabulate ``wy`` and ``wx``.  The CPU does it once per RoI, and sums over rows first, for all columns of
+Both tabulate ``wy`` and ``wx``.  The CPU does it once per RoI, and sums over rows first, for all columns of
 the RoI at once, then over columns.  On the GPU every block tabulates what it needs: forward, a row of a RoI's bins;
 backward, the RoIs that touch a tile of the map.
 """
@@ -31,9 +31,9 @@ from mask_rcnn.ops._rois import (BIN_THREADS, TILE_ROWS, TILE_THREADS, as_pair, 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 #: Maps that the forward kernel takes, and bins of a row that one of its blocks computes.
-_MOST_MAPS, _MOST_COLUMNS = 4, 32
+_MAX_MAPS, _MAX_COLUMNS = 4, 32
 #: Weights for which a block of the backward kernel has room, and bins of an axis for which that is enough.
-_TABLE, _MOST_BINS = 2048, 256
+_TABLE, _MAX_BINS = 2048, 256
 
 
 def roi_align(x, rois, roi_indices, *, output_size, spatial_scale, sampling_ratio=0, aligned=False,
@@ -72,17 +72,17 @@ def roi_align(x, rois, roi_indices, *, output_size, spatial_scale, sampling_rati
                              bin_step=bin_step)
 
 
-def roi_align_pyramid(maps: Sequence, rois, roi_indices, levels, *, output_size, spatial_scales: Sequence[float],
+def roi_align_pyramid(features: Sequence, rois, roi_indices, levels, *, output_size, spatial_scales: Sequence[float],
                       sampling_ratio=0, aligned=False, bin_step=1) -> chainer.Variable:
     """Pool every RoI from one of several maps; :func:`roi_align` otherwise, which documents what is not said here.
 
     On the GPU it is one launch that writes every number once, and the host waits for nothing.
 
     Args:
-        maps: One to four feature maps (N, C, H, W) of one type, which differ in their size only.
+        features: One to four feature maps (N, C, H, W) of one type, which differ in their size only.
         rois: (R, 4) float32.
         roi_indices: (R,) int32: which of the ``N`` images each RoI is part of.
-        levels: (R,) int32: the index in ``maps`` of the one each RoI is pooled from.  One outside raises an error
+        levels: (R,) int32: the index in ``features`` of the one each RoI is pooled from.  One outside raises an error
             on the CPU; on the GPU such a RoI is zero.
         output_size: Bins of the grid.
         spatial_scales: Of each map, its size divided by the size of the input.
@@ -96,14 +96,14 @@ def roi_align_pyramid(maps: Sequence, rois, roi_indices, levels, *, output_size,
     Raises:
         ValueError: If a shape or a parameter is wrong.
     """
-    if not 0 < len(maps) == len(spatial_scales) <= _MOST_MAPS:
-        raise ValueError(f'maps must be 1 to {_MOST_MAPS}, with a scale each, not {len(maps)} with '
+    if not 0 < len(features) == len(spatial_scales) <= _MAX_MAPS:
+        raise ValueError(f'maps must be 1 to {_MAX_MAPS}, with a scale each, not {len(features)} with '
                          f'{len(spatial_scales)} scales')
-    for x in maps[1:]:
-        if x.ndim != 4 or x.shape[:2] != maps[0].shape[:2] or x.dtype != maps[0].dtype or 0 in x.shape:
-            raise ValueError(f'maps must differ in their size only, not {maps[0].dtype} {maps[0].shape} and '
+    for x in features[1:]:
+        if x.ndim != 4 or x.shape[:2] != features[0].shape[:2] or x.dtype != features[0].dtype or 0 in x.shape:
+            raise ValueError(f'maps must differ in their size only, not {features[0].dtype} {features[0].shape} and '
                              f'{x.dtype} {x.shape}')
-    rois, roi_indices = check_arguments(maps[0], rois, roi_indices, bin_step)
+    rois, roi_indices = check_arguments(features[0], rois, roi_indices, bin_step)
     if levels.shape != roi_indices.shape:
         raise ValueError(f'levels must have the shape {roi_indices.shape}, not {levels.shape}')
     if sampling_ratio < 0:
@@ -111,9 +111,9 @@ def roi_align_pyramid(maps: Sequence, rois, roi_indices, levels, *, output_size,
     levels = chainer.backend.get_array_module(levels).ascontiguousarray(levels, np.int32)
     regions = _Regions(rois, roi_indices, levels, tuple(map(float, spatial_scales)), as_pair(output_size),
                        int(sampling_ratio), bool(aligned), int(bin_step))
-    if max(regions.bins) > _MOST_BINS:
-        raise ValueError(f'output_size must give at most {_MOST_BINS} bins of an axis, not {regions.bins}')
-    return _RoIAlign(regions).apply(tuple(maps))[0]
+    if max(regions.bins) > _MAX_BINS:
+        raise ValueError(f'output_size must give at most {_MAX_BINS} bins of an axis, not {regions.bins}')
+    return _RoIAlign(regions).apply(tuple(features))[0]
 
 
 @dataclass(frozen=True)
@@ -201,28 +201,28 @@ class _RoIAlignGrad(chainer.FunctionNode):
 
     def backward(self, indexes, grad_outputs):
         given = next(gradient for gradient in grad_outputs if gradient is not None)
-        maps = [given.xp.zeros(shape, given.dtype) if gradient is None else gradient
-                for gradient, shape in zip(grad_outputs, self._shapes)]
-        return _RoIAlign(self._regions).apply(maps)
+        features = [given.xp.zeros(shape, given.dtype) if gradient is None else gradient
+                    for gradient, shape in zip(grad_outputs, self._shapes)]
+        return _RoIAlign(self._regions).apply(features)
 
 
 # On the GPU
 
-def forward_gpu(maps, regions: _Regions):
+def forward_gpu(features, regions: _Regions):
     """Return the pooled RoIs (R, C, ...), channels innermost in memory; CuPy arrays in and out."""
-    xp = chainer.backend.get_array_module(*maps)
-    n_images, channels = maps[0].shape[:2]
+    xp = chainer.backend.get_array_module(*features)
+    n_images, channels = features[0].shape[:2]
     rows, columns = regions.bins
-    sources = [channels_last(x) for x in maps]
-    y = xp.empty((len(regions.rois), rows, columns, channels), maps[0].dtype)
+    sources = [channels_last(x) for x in features]
+    y = xp.empty((len(regions.rois), rows, columns, channels), features[0].dtype)
     if y.size:
-        kernel, most, view = _variant('forward', y.dtype)
+        kernel, max_lanes, view = _variant('forward', y.dtype)
         heights, widths = ([x.shape[axis] for x in sources] for axis in (1, 2))
-        kernel((len(y) * rows, -(-columns // _MOST_COLUMNS)), (BIN_THREADS,), (
+        kernel((len(y) * rows, -(-columns // _MAX_COLUMNS)), (BIN_THREADS,), (
             *_repeat(map(view, sources)), *_repeat(map(np.int32, heights)), *_repeat(map(np.int32, widths)),
-            *_repeat(map(np.float32, regions.spatial_scales)), np.int32(len(maps)),
+            *_repeat(map(np.float32, regions.spatial_scales)), np.int32(len(features)),
             regions.rois, regions.roi_indices, regions.levels, np.int32(n_images), np.int32(channels),
-            *regions.division, np.int32(common_lanes(most, *sources)), view(y)))
+            *regions.division, np.int32(common_lanes(max_lanes, *sources)), view(y)))
     return y.transpose(0, 3, 1, 2)
 
 
@@ -239,8 +239,8 @@ def _backward_level_gpu(gy, regions: _Regions, level: int, shape):
     n_images, channels, height, width = shape
     gx = xp.empty((n_images, height, width, channels), gy.dtype)
     if gx.size:
-        kernel, most, view = _variant('backward', gx.dtype)
-        lanes = common_lanes(most, gy)
+        kernel, max_lanes, view = _variant('backward', gx.dtype)
+        lanes = common_lanes(max_lanes, gy)
         groups = channels // lanes
         rows, columns = regions.bins
         tile_width = tile_columns(groups)
@@ -265,23 +265,23 @@ def _variant(direction: str, dtype):
 def _repeat(values) -> list:
     """Return a value for each map that the kernel takes."""
     values = list(values)
-    return values + values[:1] * (_MOST_MAPS - len(values))
+    return values + values[:1] * (_MAX_MAPS - len(values))
 
 
 # On the CPU
 
-def forward_cpu(maps, regions: _Regions):
+def forward_cpu(features, regions: _Regions):
     """Return the pooled RoIs (R, C, ...), in memory as convolutions want them; NumPy arrays in and out."""
     levels = regions.levels
-    if len(levels) and not (0 <= levels.min() and levels.max() < len(maps)):
-        raise ValueError(f'levels must be in [0, {len(maps)}), got {levels.min()} to {levels.max()}')
-    dtype = compute_dtype(maps[0].dtype)
-    y = np.empty((maps[0].shape[1], len(levels), *regions.bins), dtype)
-    for level, x in enumerate(maps):
+    if len(levels) and not (0 <= levels.min() and levels.max() < len(features)):
+        raise ValueError(f'levels must be in [0, {len(features)}), got {levels.min()} to {levels.max()}')
+    dtype = compute_dtype(features[0].dtype)
+    y = np.empty((features[0].shape[1], len(levels), *regions.bins), dtype)
+    for level, x in enumerate(features):
         members = regions.members(level)
         if len(members):
             _forward_level_cpu(channels_first(x, dtype), regions, level, members, y)
-    return as_images(y).astype(maps[0].dtype, copy=False)
+    return as_images(y).astype(features[0].dtype, copy=False)
 
 
 def backward_cpu(gy, regions: _Regions, shapes):
@@ -380,18 +380,18 @@ def _forward_blocks(x, members, roi_indices, y_first, y_count, y_weight, y_sampl
     The tables have a line for each member.
     """
     rows, columns = out.shape[2:]
-    maps = np.empty((x.shape[1], x.shape[2], x.shape[3] * BLOCK), x.dtype)
+    features = np.empty((x.shape[1], x.shape[2], x.shape[3] * BLOCK), x.dtype)
     row = np.empty(x.shape[3] * BLOCK, x.dtype)
     pooled = np.empty((rows * columns, BLOCK), x.dtype)
     for block in range(start, stop):
-        gather_maps(x, block * BLOCK, maps)
+        gather_maps(x, block * BLOCK, features)
         for r in range(members.size):
             part = slice(x_begin[r] * BLOCK, x_end[r] * BLOCK)
             pooled[:] = 0
             for i in range(rows):
                 row[part] = 0
                 for p in range(y_first[r, i], y_first[r, i] + y_count[r, i]):
-                    _add_scaled(y_weight[r, i, p], maps[roi_indices[members[r]], p, part], row[part])
+                    _add_scaled(y_weight[r, i, p], features[roi_indices[members[r]], p, part], row[part])
                 for j in range(columns):
                     for q in range(x_first[r, j], x_first[r, j] + x_count[r, j]):
                         _add_scaled(x_weight[r, j, q], row[q * BLOCK:(q + 1) * BLOCK],
@@ -405,11 +405,11 @@ def _backward_blocks(gy, members, roi_indices, y_first, y_count, y_weight, y_sam
                      x_first, x_count, x_weight, x_samples, x_begin, x_end, start, stop, gx):
     """Add up the gradient, from ``gy`` (C, R, ...), of blocks ``start`` to ``stop``: forward, transposed."""
     rows, columns = gy.shape[2:]
-    maps = np.empty((gx.shape[1], gx.shape[2], gx.shape[3] * BLOCK), gx.dtype)
+    features = np.empty((gx.shape[1], gx.shape[2], gx.shape[3] * BLOCK), gx.dtype)
     row = np.empty(gx.shape[3] * BLOCK, gx.dtype)
     pooled = np.zeros((rows * columns, BLOCK), gx.dtype)
     for block in range(start, stop):
-        maps[:] = 0
+        features[:] = 0
         for r in range(members.size):
             part = slice(x_begin[r] * BLOCK, x_end[r] * BLOCK)
             gather_bins(gy[:, members[r]], block * BLOCK, pooled)
@@ -421,8 +421,8 @@ def _backward_blocks(gy, members, roi_indices, y_first, y_count, y_weight, y_sam
                         _add_scaled(x_weight[r, j, q], pooled[i * columns + j],
                                     row[q * BLOCK:(q + 1) * BLOCK])
                 for p in range(y_first[r, i], y_first[r, i] + y_count[r, i]):
-                    _add_scaled(y_weight[r, i, p], row[part], maps[roi_indices[members[r]], p, part])
-        scatter_maps(maps, block * BLOCK, gx)
+                    _add_scaled(y_weight[r, i, p], row[part], features[roi_indices[members[r]], p, part])
+        scatter_maps(features, block * BLOCK, gx)
 
 
 @_parallel.jit

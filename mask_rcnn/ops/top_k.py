@@ -18,7 +18,7 @@ _THREADS, _COUNTED_SCORES, _SORTED_SCORES = 256, 1024, 32
 _DIGITS, _VALUES, _LAST_VALUES = 3, 2048, 1024
 
 
-def best_first(scores, limit: int):
+def top_k_indices(scores, limit: int):
     """Return the indices of the ``limit`` largest scores, falling; of equal ones the first comes first.
 
     On the GPU nothing is read back, so the host does not wait; the result is the same in every run.
@@ -34,12 +34,12 @@ def best_first(scores, limit: int):
     xp = get_array_module(scores)
     if limit == 0:
         return xp.empty((0,), np.int32)
-    form = best_first_cpu if xp is np else best_first_gpu
-    return form(scores, limit)
+    implementation = top_k_indices_cpu if xp is np else top_k_indices_gpu
+    return implementation(scores, limit)
 
 
-def best_first_cpu(scores, limit: int):
-    """The CPU form: NumPy arrays; ``limit`` from 1 to the number of scores."""
+def top_k_indices_cpu(scores, limit: int):
+    """The CPU implementation: NumPy arrays; ``limit`` from 1 to the number of scores."""
     if limit == len(scores):
         return _falling(scores)
     worst = np.partition(scores, len(scores) - limit)[len(scores) - limit]
@@ -47,8 +47,8 @@ def best_first_cpu(scores, limit: int):
     return candidates[_falling(scores[candidates])[:limit]]
 
 
-def best_first_gpu(scores, limit: int):
-    """The GPU form: CuPy arrays; ``limit`` from 1 to the number of scores."""
+def top_k_indices_gpu(scores, limit: int):
+    """The GPU implementation: CuPy arrays; ``limit`` from 1 to the number of scores."""
     xp = get_array_module(scores)
     if limit > _MAX_SORTED:
         return _falling(scores)[:limit].astype(np.int32)
@@ -62,7 +62,7 @@ def best_first_gpu(scores, limit: int):
 
 
 def _choose(scores, limit: int):
-    """Return the indices that :func:`best_first_gpu` does, in another order."""
+    """Return the indices that :func:`top_k_indices_gpu` does, in another order."""
     xp = get_array_module(scores)
     n, grid = len(scores), (-(-len(scores) // _COUNTED_SCORES),)
     counts, n_above = xp.split(xp.zeros((_DIGITS * _VALUES + 1,), np.int32), [_DIGITS * _VALUES])

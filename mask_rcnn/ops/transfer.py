@@ -12,7 +12,7 @@ import numpy as np
 from chainer.backends import cuda
 
 
-class HostCopy:
+class AsyncHostCopy:
     """Arrays on their way to the host, in one copy; whoever has begun it may go on.
 
     On the device they become the columns of one float32 array.  It is copied to memory that the GPU reaches by
@@ -25,7 +25,7 @@ class HostCopy:
     """
 
     def __init__(self, arrays: Sequence):
-        self._forms = [None if array is None else (array.dtype, array.shape) for array in arrays]
+        self._specs = [None if array is None else (array.dtype, array.shape) for array in arrays]
         arrays = [array for array in arrays if array is not None]
         xp = chainer.backend.get_array_module(arrays[0])
         packed = xp.concatenate([array.reshape(len(array), _width(array.shape)).astype(np.float32, copy=False)
@@ -37,11 +37,11 @@ class HostCopy:
         if self._event is not None:
             self._event.synchronize()
         arrays, start = [], 0
-        for form in self._forms:
-            if form is None:
+        for spec in self._specs:
+            if spec is None:
                 arrays.append(None)
                 continue
-            dtype, shape = form
+            dtype, shape = spec
             stop = start + _width(shape)
             arrays.append(self._rows[:, start:stop].astype(dtype).reshape(shape))
             start = stop
@@ -64,7 +64,7 @@ def _begin_copy(array):
 
 
 @contextlib.contextmanager
-def beside(device: chainer.backend.Device):
+def side_stream(device: chainer.backend.Device):
     """Return a context whose work on a GPU does not wait for what the GPU was asked for before.
 
     Only the work's results have to be waited for, and its arguments have to be made in it.
@@ -75,11 +75,11 @@ def beside(device: chainer.backend.Device):
     with contextlib.ExitStack() as stack:
         if device.xp is not np:
             stack.enter_context(chainer.using_device(device))
-            stack.enter_context(_side_stream(device.device.id))
+            stack.enter_context(_get_side_stream(device.device.id))
         yield
 
 
 @functools.lru_cache(maxsize=None)
-def _side_stream(gpu: int):
+def _get_side_stream(gpu: int):
     """Return a stream of the current GPU, always the same: CuPy keeps each stream's memory for it."""
     return cuda.cupy.cuda.Stream(non_blocking=True)

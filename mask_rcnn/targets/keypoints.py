@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_rcnn.datasets.example import Annotations
-from mask_rcnn.datasets.placement import Placement
+from mask_rcnn.datasets.placement import ImageTransform
 from mask_rcnn.targets.rois import match_rois
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
@@ -26,8 +26,8 @@ class KeypointRoIs:
     locations: np.ndarray
 
 
-def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, placement: Placement, size: int, *,
-                         sampling: Sampling, offset: float, random: np.random.RandomState) -> KeypointRoIs:
+def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, transform: ImageTransform, size: int, *,
+                         sampling: Sampling, offset: float, rng: np.random.RandomState) -> KeypointRoIs:
     """Choose the RoIs of one image whose keypoints learn: foreground that shows one at least.
 
     They are drawn for themselves, not from the foreground whose boxes learn, but are as many at most.
@@ -35,11 +35,11 @@ def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, placem
     Args:
         proposals: ``(P, 4)`` float32 boxes in the network input.
         annotations: The image's objects, with keypoints.
-        placement: Where the image lies in the network input.
+        transform: Where the image lies in the network input.
         size: Side of the heat maps.
         sampling: How many, from which overlap on.
         offset: See :mod:`mask_rcnn.ops.boxes`.
-        random: Draws among too many.
+        rng: Draws among too many.
 
     Returns:
         KeypointRoIs: ``sampling.roi_batch * sampling.roi_foreground_fraction`` RoIs at most; none where no
@@ -50,7 +50,7 @@ def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, placem
     """
     if annotations.keypoints is None:
         raise ValueError('keypoints are to be learned, but the data have none')
-    candidates = match_rois(placement.to_image(proposals, by_inverse=True), annotations, offset=offset)
+    candidates = match_rois(transform.invert_boxes(proposals, reciprocal=True), annotations, offset=offset)
     shows = np.zeros(len(candidates.boxes), bool)
     near = np.flatnonzero((candidates.iou >= sampling.roi_foreground_iou) & (candidates.gt_index >= 0))
     keypoints = annotations.keypoints[candidates.gt_index[near]]
@@ -58,10 +58,10 @@ def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, placem
     chosen = np.flatnonzero(shows)
     limit = round(sampling.roi_foreground_fraction * sampling.roi_batch)
     if len(chosen) > limit:
-        chosen = random.choice(chosen, size=limit, replace=False)
+        chosen = rng.choice(chosen, size=limit, replace=False)
     boxes = candidates.boxes[chosen]
     locations = keypoint_locations(annotations.keypoints[candidates.gt_index[chosen]], boxes, size)
-    return KeypointRoIs(placement.to_input(boxes), locations)
+    return KeypointRoIs(transform.apply_boxes(boxes), locations)
 
 
 def visible_inside(keypoints: np.ndarray, boxes: np.ndarray) -> np.ndarray:

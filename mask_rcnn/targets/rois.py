@@ -9,7 +9,7 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import Annotations
-from mask_rcnn.datasets.placement import Placement
+from mask_rcnn.datasets.placement import ImageTransform
 from mask_rcnn.ops.boxes import box_iou, encode_boxes
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
@@ -59,29 +59,29 @@ class Candidates:
     labels: np.ndarray
 
 
-def sample_rois(proposals: np.ndarray, annotations: Annotations, placement: Placement, *, sampling: Sampling,
-                dialect: Dialect, random: np.random.RandomState) -> SampledRoIs:
+def sample_rois(proposals: np.ndarray, annotations: Annotations, transform: ImageTransform, *, sampling: Sampling,
+                dialect: Dialect, rng: np.random.RandomState) -> SampledRoIs:
     """Choose the RoIs of one image that learn, and what.
 
     Args:
         proposals: ``(P, 4)`` float32 boxes in the network input.
         annotations: The image's objects.
-        placement: Where the image lies in the network input.
+        transform: Where the image lies in the network input.
         sampling: How many, from which overlaps on.
         dialect: Gives ``boxes.offset`` and ``boxes.box_delta_weights``.
-        random: Draws among too many.
+        rng: Draws among too many.
     """
-    candidates = match_rois(placement.to_image(proposals, by_inverse=True), annotations,
+    candidates = match_rois(transform.invert_boxes(proposals, reciprocal=True), annotations,
                             offset=dialect.boxes.offset)
-    foreground, background = _draw(candidates, ~annotations.crowd, sampling, random)
+    foreground, background = _sample_fg_bg(candidates, ~annotations.crowd, sampling, rng)
     if len(foreground) + len(background) == 0:
-        return _nothing_to_learn()
+        return _dummy_roi()
     chosen = np.concatenate([foreground, background])
     boxes = candidates.boxes[chosen]
     labels = candidates.labels[chosen]
     labels[len(foreground):] = 0
     deltas = box_targets(boxes[:len(foreground)], annotations.boxes[~annotations.crowd], dialect=dialect)
-    return SampledRoIs(placement.to_input(boxes), boxes, labels, deltas)
+    return SampledRoIs(transform.apply_boxes(boxes), boxes, labels, deltas)
 
 
 def match_rois(boxes: np.ndarray, annotations: Annotations, *, offset: float) -> Candidates:
@@ -124,7 +124,7 @@ def box_targets(boxes: np.ndarray, gt_boxes: np.ndarray, *, dialect: Dialect) ->
     return encode_boxes(boxes, gt_boxes[best], weights=dialect.boxes.box_delta_weights, offset=dialect.boxes.offset)
 
 
-def _draw(candidates, is_object, sampling, random):
+def _sample_fg_bg(candidates, is_object, sampling, rng):
     """Return the indices of the chosen foreground and background.
 
     In an image with crowds only there is no box and no mask to learn: its RoIs on a crowd are left out.
@@ -138,13 +138,13 @@ def _draw(candidates, is_object, sampling, random):
     n_foreground = min(len(foreground), round(sampling.roi_foreground_fraction * sampling.roi_batch))
     n_background = min(len(background), sampling.roi_batch - n_foreground)
     if len(foreground):
-        foreground = random.choice(foreground, size=n_foreground, replace=False)
+        foreground = rng.choice(foreground, size=n_foreground, replace=False)
     if len(background):
-        background = random.choice(background, size=n_background, replace=False)
+        background = rng.choice(background, size=n_background, replace=False)
     return foreground, background
 
 
-def _nothing_to_learn() -> SampledRoIs:
+def _dummy_roi() -> SampledRoIs:
     """One RoI that is not looked at, because the heads cannot do with none."""
     box = np.array([[0, 0, 15, 15]], np.float32)
     return SampledRoIs(box, box, np.array([IGNORED], np.int32), np.zeros((0, 4), np.float32))

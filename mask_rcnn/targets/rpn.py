@@ -25,7 +25,7 @@ class RPNTargets:
 
 
 def rpn_targets(anchors: np.ndarray, gt_boxes: np.ndarray, size, *, sampling: Sampling, dialect: Dialect,
-                random: np.random.RandomState) -> RPNTargets:
+                rng: np.random.RandomState) -> RPNTargets:
     """Choose the anchors of one image that learn, and what.
 
     Args:
@@ -34,14 +34,14 @@ def rpn_targets(anchors: np.ndarray, gt_boxes: np.ndarray, size, *, sampling: Sa
         size: Height and width of the image in the network input, without padding.
         sampling: How many, from which overlaps on.
         dialect: Gives ``boxes.offset`` and ``boxes.rpn_delta_weights``.
-        random: Draws among too many.
+        rng: Draws among too many.
     """
     labels = np.full(len(anchors), IGNORED, np.int32)
     deltas = np.zeros((len(anchors), 4), np.float32)
     inside = anchors_inside(anchors, size, sampling.rpn_straddle)
     candidates = anchors[inside]
     best_iou, best_gt, is_best = match_anchors(box_iou(candidates, gt_boxes, offset=dialect.boxes.offset))
-    labels[inside] = label_anchors(best_iou, is_best, sampling, random)
+    labels[inside] = label_anchors(best_iou, is_best, sampling, rng)
     positive = np.flatnonzero(labels[inside] == 1)
     deltas[inside[positive]] = encode_boxes(
         candidates[positive], gt_boxes[best_gt[positive]], weights=dialect.boxes.rpn_delta_weights,
@@ -86,7 +86,7 @@ def match_anchors(iou: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def label_anchors(best_iou: np.ndarray, is_best: np.ndarray, sampling: Sampling,
-                  random: np.random.RandomState) -> np.ndarray:
+                  rng: np.random.RandomState) -> np.ndarray:
     """Choose who learns to be an object and who to be background.
 
     Negatives are drawn with replacement and written last, so that an object's best anchor, if its overlap is
@@ -96,7 +96,7 @@ def label_anchors(best_iou: np.ndarray, is_best: np.ndarray, sampling: Sampling,
         best_iou: ``(K,)`` best overlaps of the anchors.
         is_best: ``(K,)`` bool: an object has no better one.
         sampling: How many, from which overlaps on.
-        random: Draws among too many.
+        rng: Draws among too many.
 
     Returns:
         numpy.ndarray: ``(K,)`` int32: 1, 0 or -1.
@@ -106,10 +106,10 @@ def label_anchors(best_iou: np.ndarray, is_best: np.ndarray, sampling: Sampling,
     positive = np.flatnonzero(labels == 1)
     surplus = len(positive) - int(sampling.rpn_positive_fraction * sampling.rpn_batch)
     if surplus > 0:
-        labels[random.choice(positive, size=surplus, replace=False)] = IGNORED
+        labels[rng.choice(positive, size=surplus, replace=False)] = IGNORED
     negative = np.flatnonzero(best_iou < sampling.rpn_negative_iou)
     wanted = sampling.rpn_batch - np.count_nonzero(labels == 1)
     if len(negative) > wanted:
-        negative = negative[random.randint(len(negative), size=wanted)]
+        negative = negative[rng.randint(len(negative), size=wanted)]
     labels[negative] = 0
     return labels

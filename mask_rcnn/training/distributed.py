@@ -36,7 +36,7 @@ from mask_rcnn.weights import WeightFileError, load_arrays
 
 logger = logging.getLogger(__name__)
 
-#: The communicators of ChainerMN that :func:`create` knows: over MPI between CPUs, over NCCL between GPUs.
+#: The communicators of ChainerMN that :func:`create_communicator` knows: over MPI between CPUs, over NCCL between GPUs.
 NAMES = ('naive', 'pure_nccl')
 
 #: Where launchers leave the number of processes: Open MPI; MPICH and Intel MPI; MVAPICH.
@@ -99,7 +99,7 @@ class Communicator:
         """Return the objects of all processes, by rank, in process 0 and ``None`` in the others."""
         return [obj]
 
-    def share(self, obj: Any) -> Any:
+    def broadcast_object(self, obj: Any) -> Any:
         """Return process 0's object."""
         return obj
 
@@ -117,7 +117,7 @@ class Communicator:
         yield
 
 
-def create(name: str | None) -> Communicator:
+def create_communicator(name: str | None) -> Communicator:
     """Return the communicator of this process.
 
     Args:
@@ -138,7 +138,7 @@ def create(name: str | None) -> Communicator:
     if name not in NAMES:
         raise ValueError(f'communicator must be one of {", ".join(NAMES)}, not {name!r}')
     chainermn = _import_chainermn()
-    _check_all(name, chainermn)
+    _check_nccl(name, chainermn)
     communicator = _MPICommunicator(name, chainermn)
     if communicator.size < started:
         raise DistributedError(f'{started} processes were started, but MPI sees {communicator.size}: the '
@@ -167,7 +167,7 @@ def _import_chainermn():
     return chainermn
 
 
-def _check_all(name: str, chainermn) -> None:
+def _check_nccl(name: str, chainermn) -> None:
     """All processes learn whether one lacks NCCL: if that one just left, the others would wait for it."""
     from mpi4py import MPI
     lacks_nccl = name == 'pure_nccl' and not (cuda_device_count() and chainermn.nccl._available)
@@ -189,7 +189,7 @@ class _MPICommunicator(Communicator):
         self.intra_rank = self._chainermn.intra_rank
 
     def broadcast(self, link):
-        arrays = self.share(arrays_of(link) if self.is_main else None)
+        arrays = self.broadcast_object(arrays_of(link) if self.is_main else None)
         if not self.is_main:
             try:
                 load_arrays(link, arrays, what='the model of process 0')
@@ -223,7 +223,7 @@ class _MPICommunicator(Communicator):
     def gather(self, obj):
         return self._mpi.gather(obj)
 
-    def share(self, obj):
+    def broadcast_object(self, obj):
         # ChainerMN's bcast_obj splits what is larger than an MPI message, but takes no None.
         return self._chainermn.bcast_obj((obj,) if self.is_main else None)[0]
 

@@ -22,7 +22,7 @@ from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.files import open_for_writing
 
 
-class Every:
+class IntervalTrigger:
     """Trigger: every ``n`` iterations (never if ``n`` is 0), and when ``also`` says so.
 
     Unlike Chainer's interval trigger it has no state, so that a resumed run can take another interval.
@@ -35,7 +35,7 @@ class Every:
         return self._n > 0 and trainer.updater.iteration % self._n == 0 or self._also(trainer)
 
 
-class Rate(training.Extension):
+class LearningRateScheduler(training.Extension):
     """Trainer extension: give every iteration its learning rate and report it as ``lr``.
 
     Args:
@@ -57,7 +57,7 @@ class Rate(training.Extension):
         set_rate(self._optimizer, self._schedule.rate(trainer.updater.iteration))
 
 
-class Log(extensions.LogReport):
+class TrainingLog(extensions.LogReport):
     """Trainer extension: the means of everything reported, as JSON in the file ``log``, and as curves.
 
     It is Chainer's ``LogReport``, but its file is always complete, and where it cannot be written a line
@@ -103,13 +103,13 @@ class Log(extensions.LogReport):
             self._warn(str(error))
 
 
-class Table(training.Extension):
+class ConsoleTable(training.Extension):
     """Trainer extension: a line in the terminal for every entry of the log.
 
     Args:
         log: The log.
         iterations: Iterations of the whole run, for the time left.
-        say: Takes a line.
+        print_line: Takes a line.
     """
 
     name = 'table'
@@ -128,8 +128,8 @@ class Table(training.Extension):
                   'validation/keypoints/AP': 'main/roi_keypoint_loss'}
     _REPEAT_HEADING = 30
 
-    def __init__(self, log: Log, *, iterations: int, say: Callable[[str], None]):
-        self._log, self._iterations, self._say = log, iterations, say
+    def __init__(self, log: TrainingLog, *, iterations: int, print_line: Callable[[str], None]):
+        self._log, self._iterations, self._print_line = log, iterations, print_line
         self._n_shown = self._n_line = 0
         self._since = None
 
@@ -141,8 +141,8 @@ class Table(training.Extension):
         for entry in self._log.log[self._n_shown:]:
             if self._n_line % self._REPEAT_HEADING == 0:
                 heading = '  '.join(f'{title:>{width}}' for title, width, _, _ in self._columns(entry))
-                self._say(f'{heading}  s/iter  time left')
-            self._say(self._line(entry))
+                self._print_line(f'{heading}  s/iter  time left')
+            self._print_line(self._line(entry))
             self._n_line += 1
         self._n_shown = len(self._log.log)
 
@@ -150,8 +150,8 @@ class Table(training.Extension):
         return [column for column in self._COLUMNS if self._SOMETIMES.get(column[2], 'iteration') in entry]
 
     def _line(self, entry) -> str:
-        cells = [f'{entry[key]:{width}{form if entry[key] < 1e4 or form == "d" else ".1e"}}'
-                 if key in entry else ' ' * width for _, width, key, form in self._columns(entry)]
+        cells = [f'{entry[key]:{width}{format_spec if entry[key] < 1e4 or format_spec == "d" else ".1e"}}'
+                 if key in entry else ' ' * width for _, width, key, format_spec in self._columns(entry)]
         start, started_at = self._since
         seconds = (time.monotonic() - started_at) / max(entry['iteration'] - start, 1)
         left = seconds * max(self._iterations - entry['iteration'], 0)
@@ -167,7 +167,7 @@ def duration(seconds: float) -> str:
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
-class Interruption:
+class SignalHandler:
     """Signals to stop, noted; the run stops when the iteration is finished.  A second one stops at once.
 
     SIGTERM, Ctrl-C, and SIGUSR1, which ``mpiexec`` passes on without ending its processes on its own.
@@ -183,7 +183,7 @@ class Interruption:
         self._may_raise = False
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def installed(self) -> Iterator[None]:
         """Handle the signals in the body; must be called in the main thread."""
         before = {number: signal.signal(number, self._handle) for number in self._SIGNALS}
         try:
@@ -193,7 +193,7 @@ class Interruption:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """In the body, which may take long and changes no state, a signal raises ``KeyboardInterrupt``."""
         self._may_raise = True
         try:
@@ -208,30 +208,30 @@ class Interruption:
             raise KeyboardInterrupt
 
 
-class Stop:
+class StopTrigger:
     """Stop trigger: after a number of iterations, or when one of the processes was interrupted.
 
     Who asks first in an iteration has it decided, the same for all: a run that stops has a last snapshot.
 
     Args:
         iterations: Iterations of the whole run.
-        interruption: Signals to heed.
+        signal_handler: Signals to heed.
         communicator: Makes all processes stop after the same iteration.
 
     Attributes:
         interrupted (bool): Whether the run was told to stop.
     """
 
-    def __init__(self, iterations: int, interruption: Interruption, communicator: Communicator):
+    def __init__(self, iterations: int, signal_handler: SignalHandler, communicator: Communicator):
         self.interrupted = False
-        self._iterations, self._interruption, self._communicator = iterations, interruption, communicator
+        self._iterations, self._signal_handler, self._communicator = iterations, signal_handler, communicator
         self._decided_in = None
 
     def __call__(self, trainer) -> bool:
         iteration = trainer.updater.iteration
         if self._decided_in != iteration:
             self._decided_in = iteration
-            self.interrupted = self._communicator.any(self._interruption.signal is not None)
+            self.interrupted = self._communicator.any(self._signal_handler.signal is not None)
         return self.interrupted or iteration >= self._iterations
 
 
@@ -246,19 +246,19 @@ class Evaluation(training.Extension):
         evaluate: Takes the file for the results and returns :class:`~mask_rcnn.evaluation.Metrics`.
         snapshots: Told the AP of the keypoints, masks or boxes, the first of these that the model finds, to
             keep the best model.
-        interruption: An evaluation under way is given up when a signal comes.
+        signal_handler: An evaluation under way is given up when a signal comes.
         communicator: Only the first process writes and reports.
-        say: Takes the table of the metrics.
+        print_line: Takes the table of the metrics.
         warn: Takes a line about results that could not be written.
     """
 
     name = 'evaluation'
     priority = 300          # before the log
 
-    def __init__(self, evaluate: Callable, snapshots: Snapshots, *, interruption: Interruption,
-                 communicator: Communicator, say: Callable[[str], None], warn: Callable[[str], None]):
-        self._evaluate, self._snapshots, self._say, self._warn = evaluate, snapshots, say, warn
-        self._interruption, self._communicator = interruption, communicator
+    def __init__(self, evaluate: Callable, snapshots: Snapshots, *, signal_handler: SignalHandler,
+                 communicator: Communicator, print_line: Callable[[str], None], warn: Callable[[str], None]):
+        self._evaluate, self._snapshots, self._print_line, self._warn = evaluate, snapshots, print_line, warn
+        self._signal_handler, self._communicator = signal_handler, communicator
 
     def __call__(self, trainer):
         results = Path(trainer.out) / f'results_iter_{trainer.updater.iteration}.json'
@@ -268,17 +268,17 @@ class Evaluation(training.Extension):
         summary = metrics.summary()
         trainer.observation.update((f'validation/{name}', value) for name, value in summary.items())
         if self._communicator.is_main:
-            self._say(f'evaluation after {trainer.updater.iteration} iterations: {results.stem}.*.json')
-            self._say(metrics.table())
+            self._print_line(f'evaluation after {trainer.updater.iteration} iterations: {results.stem}.*.json')
+            self._print_line(metrics.table())
             scores = [summary[name] for name in _SCORES if name in summary]
-            self._snapshots.offer_best(trainer, scores[0] if scores else -1)
+            self._snapshots.save_if_best(trainer, scores[0] if scores else -1)
 
     def _measure(self, results: Path):
         """Return the metrics, or ``None`` if there are none."""
         if self._communicator.size > 1:     # one that gave up alone would leave the others waiting
             return self._evaluate(results)
         try:
-            with self._interruption.at_once():
+            with self._signal_handler.interruptible():
                 return self._evaluate(results)
         except KeyboardInterrupt:
             return None

@@ -45,7 +45,7 @@ def freeze(model, *, freeze_bn: bool = False, stages: int = FROZEN_STAGES) -> No
     Args:
         model (mask_rcnn.models.MaskRCNN): Changed in place.
         freeze_bn: Also freeze the batch normalisations behind these stages.
-        stages: How many of the body's stages (conv1, res2, res3 ...) do not learn.
+        stages: How many of the backbone's stages (conv1, res2, res3 ...) do not learn.
     """
     model.extractor.frozen_stages = stages
     for stage in model.extractor.stages[:stages]:

@@ -260,8 +260,8 @@ class _ExampleMaker:
             raise ExampleError(message, traceback.format_exc()) from error
 
     def _name(self, index: int) -> str:
-        name_of = getattr(self._dataset, 'name_of', 'example {} of the data set'.format)
-        return name_of(index)
+        image_name = getattr(self._dataset, 'image_name', 'example {} of the data set'.format)
+        return image_name(index)
 
 
 class _WorkerPool:
@@ -303,11 +303,11 @@ class _WorkerPool:
 
 def _start_worker() -> tuple[multiprocessing.process.BaseProcess, Connection]:
     context = multiprocessing.get_context('spawn')
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs,), name='mask_rcnn examples', daemon=True)
+    parent_end, worker_end = context.Pipe()
+    process = context.Process(target=_worker_main, args=(worker_end,), name='mask_rcnn examples', daemon=True)
     process.start()
-    theirs.close()
-    return process, ours
+    worker_end.close()
+    return process, parent_end
 
 
 def _serve(tasks: queue.SimpleQueue, connection: Connection, set_up: list[bytes]) -> None:
@@ -377,7 +377,7 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection) -> None:
+def _worker_main(connection: Connection) -> None:
     """Make examples until the parent closes its end of the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where signals cannot be blocked
     cv2.setNumThreads(1)  # the workers share the processors

@@ -1,6 +1,6 @@
 """The five losses, each a weighted sum of what single anchors, RoIs and pixels lose.
 
-Detectron's normalisations are weights (:func:`image_weights`): what is counted of one image has the weight
+Detectron's normalisations are weights (:func:`per_image_mean_weights`): what is counted of one image has the weight
 1 together, and the loss of a batch is the mean over its images.  So the loss of a batch is that of its
 parts, weighted with their numbers of images, however one divides it.  (Detectron divides objectness,
 classes and masks by what is counted on a whole GPU, Matterport all losses: the same where a GPU has one
@@ -13,19 +13,19 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-def image_weights(counted: np.ndarray, images: np.ndarray, n_image: int) -> np.ndarray:
+def per_image_mean_weights(counted: np.ndarray, images: np.ndarray, n_images: int) -> np.ndarray:
     """Return weights with which a sum is a mean over what is counted of an image, and over the images.
 
     Args:
         counted: ``(K,)`` bool: what has a part in the loss.
         images: ``(K,)`` int: the image of each.
-        n_image: Images of the batch.
+        n_images: Images of the batch.
 
     Returns:
         numpy.ndarray: ``(K,)`` float32, 0 where nothing is counted.
     """
-    counts = np.bincount(images[counted], minlength=n_image)
-    return (counted / (n_image * np.maximum(counts, 1)[images])).astype(np.float32)
+    counts = np.bincount(images[counted], minlength=n_images)
+    return (counted / (n_images * np.maximum(counts, 1)[images])).astype(np.float32)
 
 
 def sigmoid_cross_entropy(logits, labels, weights) -> chainer.Variable:

@@ -23,29 +23,29 @@ class MomentumSGD(optimizers.MomentumSGD):
     and warns of each.
     """
 
-    _norm = None
+    _grad_norm = None
     _loss_scaling_isnan = False
 
-    def measure(self) -> float:
+    def compute_grad_norm(self) -> float:
         """Return the L2 norm of the gradient, without the loss scale; not finite if a part of it is not.
 
         It is remembered until :meth:`update`, so that a GPU is waited for once; no gradient may change until then.
         """
-        self._norm = gradient_norm(self.target) / (self._loss_scale or 1)
-        return self._norm
+        self._grad_norm = gradient_norm(self.target) / (self._loss_scale or 1)
+        return self._grad_norm
 
     @property
-    def norm(self) -> float:
-        """What :meth:`measure` returned for this update, or would return."""
-        return self.measure() if self._norm is None else self._norm
+    def grad_norm(self) -> float:
+        """What :meth:`compute_grad_norm` returned for this update, or would return."""
+        return self.compute_grad_norm() if self._grad_norm is None else self._grad_norm
 
     @property
-    def skips(self) -> bool:
+    def last_update_skipped(self) -> bool:
         """Whether the last update was skipped, because of gradients too large for their type."""
         return not self.is_safe_to_update()
 
     def check_nan_in_grads(self):
-        self._loss_scaling_isnan = self._loss_scaling_is_dynamic and not math.isfinite(self.norm)
+        self._loss_scaling_isnan = self._loss_scaling_is_dynamic and not math.isfinite(self.grad_norm)
         if self._loss_scaling_isnan:
             self._loss_scaling_isnan_ever = True
 
@@ -62,7 +62,7 @@ class MomentumSGD(optimizers.MomentumSGD):
         try:
             super().update(lossfun, *args, **kwds)
         finally:
-            self._norm = None
+            self._grad_norm = None
 
 
 def make_optimizer(link: chainer.Link, *, momentum: float = 0.9, weight_decay: float = 1e-4,
@@ -140,7 +140,7 @@ class ClipGradient:
         self.threshold = threshold
 
     def __call__(self, optimizer):
-        norm = optimizer.norm
+        norm = optimizer.grad_norm
         if norm <= self.threshold:
             return
         for param in optimizer.target.params():

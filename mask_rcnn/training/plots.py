@@ -80,9 +80,9 @@ def plot_ap(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None
     _write(path, figure)
 
 
-def smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """Return an exponential moving average over about this share of the values, unbiased at the start."""
-    keep = 1 - 1 / max(share * len(values), 1)
+def smooth(values: Sequence[float], fraction: float = 0.05) -> list[float]:
+    """Return an exponential moving average over about this fraction of the values, unbiased at the start."""
+    keep = 1 - 1 / max(fraction * len(values), 1)
     total = weight = 0.0
     smoothed = []
     for value in values:

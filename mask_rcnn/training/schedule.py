@@ -65,8 +65,8 @@ def detectron_schedule(name: str, batch_size: int) -> tuple[Schedule, int]:
     iterations, steps = DETECTRON_SCHEDULES[name]
     peak = _DETECTRON_RATE * batch_size / 16
 
-    def scaled(n: int) -> int:
+    def rescale_iterations(n: int) -> int:
         return max(round(n * _DETECTRON_BATCH / batch_size), 1)
 
     return Schedule(peak=peak, start=peak / 3, warmup=500, linear=True,
-                    steps=tuple(map(scaled, steps))), scaled(iterations)
+                    steps=tuple(map(rescale_iterations, steps))), rescale_iterations(iterations)

@@ -21,7 +21,7 @@ from chainer import serializers, training
 
 from mask_rcnn.models.saving import save
 from mask_rcnn.weights import ModelMeta, WeightFileError, archives
-from mask_rcnn.weights.errors import printable
+from mask_rcnn.weights.errors import to_printable_ascii
 from mask_rcnn.weights.files import open_for_reading, open_for_writing
 
 FORMAT_VERSION = 1
@@ -100,7 +100,7 @@ def is_snapshot(path: str | os.PathLike) -> bool:
     try:
         with open_for_reading(path) as (file, size):
             return f'{_HEADER}.npy' in archives.member_names(file, size)
-    except archives.DAMAGE:     # WeightFileError is one of them
+    except archives.CORRUPT_FILE_ERRORS:     # WeightFileError is one of them
         return False
 
 
@@ -119,7 +119,7 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
             arrays.update((name, np.asarray(None)) for name in header.nones)
             int(arrays['updater/iteration'])
             return Snapshot(Path(path), header.model, header.options, arrays)
-        except archives.DAMAGE as error:
+        except archives.CORRUPT_FILE_ERRORS as error:
             raise _damaged(path, error) from None
 
 
@@ -155,7 +155,7 @@ def _read_header(path: str | os.PathLike) -> _Header:
         try:
             archive, members = archives.open_stored(file, size)
             return _parse_header(archives.read_array(archive, members[f'{_HEADER}.npy']))
-        except archives.DAMAGE as error:
+        except archives.CORRUPT_FILE_ERRORS as error:
             raise _damaged(path, error) from None
 
 
@@ -169,7 +169,7 @@ def _parse_header(array: np.ndarray) -> _Header:
 
 def _damaged(path, error: Exception) -> WeightFileError:
     return WeightFileError(path, 'is not a snapshot of this program, or damaged: '
-                                 f'{printable(str(error), 300) or type(error).__name__}')
+                                 f'{to_printable_ascii(str(error), 300) or type(error).__name__}')
 
 
 def list_snapshots(folder: str | os.PathLike) -> list[tuple[int, Path]]:
@@ -221,7 +221,7 @@ class Snapshots(training.Extension):
             return False
         return True
 
-    def offer_best(self, trainer: training.Trainer, score: float) -> None:
+    def save_if_best(self, trainer: training.Trainer, score: float) -> None:
         """Write ``model_best.npz`` if a model scores higher than all before."""
         if not score > self._best:
             return

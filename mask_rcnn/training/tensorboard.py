@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from chainer import training
 
-from mask_rcnn.training.extensions import Log
+from mask_rcnn.training.extensions import TrainingLog
 
 
 class TensorBoardMissingError(RuntimeError):
@@ -55,7 +55,7 @@ class TensorBoard(training.Extension):
     name = 'tensorboard'
     priority = 40           # after the log
 
-    def __init__(self, log: Log, make_writer: Callable = make_writer):
+    def __init__(self, log: TrainingLog, make_writer: Callable = make_writer):
         self._log, self._make_writer = log, make_writer
         self._writer = None
         self._n_written = 0

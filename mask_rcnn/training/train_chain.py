@@ -14,7 +14,7 @@ from mask_rcnn.datasets.example import TrainingExample
 from mask_rcnn.ops import cudnn
 from mask_rcnn.targets import (IGNORED, KeypointRoIs, RPNTargets, SampledRoIs, Sampling, mask_targets,
                                rpn_targets, sample_keypoint_rois, sample_rois)
-from mask_rcnn.training.losses import (image_weights, sigmoid_cross_entropy, smooth_l1,
+from mask_rcnn.training.losses import (per_image_mean_weights, sigmoid_cross_entropy, smooth_l1,
                                        softmax_cross_entropy)
 
 #: Joined to an example's seed, so that what is drawn here has nothing to do with what made the example.
@@ -61,24 +61,24 @@ class MaskRCNNTrainChain(chainer.Chain):
         """
         means: dict = {}
         for group in group_by_size(examples):
-            share = len(group) / len(examples)
-            for name, value in self._learn(group).items():
-                means[name] = means.get(name, 0) + value * share
+            fraction = len(group) / len(examples)
+            for name, value in self._losses_of_group(group).items():
+                means[name] = means.get(name, 0) + value * fraction
         loss = sum(value * (self.gamma if name == 'roi_mask_loss' else 1.0)
                    for name, value in means.items() if name.endswith('_loss'))
         reported = {name: chainer.as_array(value) for name, value in {**means, 'loss': loss}.items()}
         chainer.report(reported, self)
         return loss
 
-    def _learn(self, examples: Sequence[TrainingExample]) -> dict:
+    def _losses_of_group(self, examples: Sequence[TrainingExample]) -> dict:
         """Return the reported means, losses as variables, of images of one size."""
-        randoms = [np.random.RandomState([example.seed, _SAMPLING_STREAM]) for example in examples]
-        maps = self.model.extractor(self._input(examples))
-        logits, deltas = self.model.rpn(maps)
-        anchors = self.anchor_targets(examples, [own.shape[2:] for own in logits], randoms)
+        rngs = [np.random.RandomState([example.seed, _SAMPLING_STREAM]) for example in examples]
+        features = self.model.extractor(self._input(examples))
+        logits, deltas = self.model.rpn(features)
+        anchors = self.anchor_targets(examples, [own.shape[2:] for own in logits], rngs)
         rois = self.roi_targets(examples, *([own.array for own in outputs] for outputs in (logits, deltas)),
-                                randoms)
-        return {**self.rpn_losses(logits, deltas, anchors), **self.roi_losses(maps, rois, examples)}
+                                rngs)
+        return {**self.rpn_losses(logits, deltas, anchors), **self.roi_losses(features, rois, examples)}
 
     def _input(self, examples: Sequence[TrainingExample]):
         """Return images of one size on the device; in float16 if that is how cuDNN multiplies.
@@ -86,56 +86,56 @@ class MaskRCNNTrainChain(chainer.Chain):
         A layer's result has the type of its input: so are all activations, also where no frozen stage makes them so.
         """
         x = self.xp.asarray(np.stack([example.x for example in examples]))
-        is_half = cudnn.takes(x) and cudnn.current_precision().result == np.float16
+        is_half = cudnn.supports(x) and cudnn.current_precision().result == np.float16
         return x.astype(np.float16 if is_half else next(self.model.extractor.params()).dtype, copy=False)
 
-    def anchor_targets(self, examples, map_sizes, randoms) -> list[RPNTargets]:
+    def anchor_targets(self, examples, map_sizes, rngs) -> list[RPNTargets]:
         """Return what the anchors of every image learn.
 
         Args:
             examples: Images of one size.
             map_sizes: Height and width of each feature map.
-            randoms: A :class:`numpy.random.RandomState` for each image.
+            rngs: A :class:`numpy.random.RandomState` for each image.
         """
         to_cpu = chainer.backends.cuda.to_cpu
         anchors = np.concatenate([to_cpu(own) for own in self.model.rpn.anchors(map_sizes)])
         targets = []
-        for example, random in zip(examples, randoms):
+        for example, rng in zip(examples, rngs):
             objects = example.annotations.boxes[~example.annotations.crowd]
-            targets.append(rpn_targets(anchors, example.placement.to_input(objects),
-                                       example.placement.input_size, sampling=self.sampling,
-                                       dialect=self.model.config.dialect, random=random))
+            targets.append(rpn_targets(anchors, example.image_transform.apply_boxes(objects),
+                                       example.image_transform.input_size, sampling=self.sampling,
+                                       dialect=self.model.config.dialect, rng=rng))
         return targets
 
-    def roi_targets(self, examples, logits, deltas, randoms) -> list[SampledRoIs]:
+    def roi_targets(self, examples, logits, deltas, rngs) -> list[SampledRoIs]:
         """Return the RoIs that learn: drawn from the RPN's proposals, which are constants to the losses.
 
         Args:
             examples: Images of one size.
             logits: For each feature map, ``(N, A, h, w)`` array.
             deltas: For each feature map, ``(N, 4 * A, h, w)`` array.
-            randoms: A :class:`numpy.random.RandomState` for each image.
+            rngs: A :class:`numpy.random.RandomState` for each image.
         """
         targets = []
-        for i, (example, random) in enumerate(zip(examples, randoms)):
+        for i, (example, rng) in enumerate(zip(examples, rngs)):
             proposals, _ = self.model.rpn.propose(
-                [own[i] for own in logits], [own[i] for own in deltas], example.placement.input_size,
-                example.placement.scale, pre_nms=self.sampling.train_pre_nms,
+                [own[i] for own in logits], [own[i] for own in deltas], example.image_transform.input_size,
+                example.image_transform.scale, pre_nms=self.sampling.train_pre_nms,
                 post_nms=self.sampling.train_post_nms)
-            targets.append(self._sample(chainer.backends.cuda.to_cpu(proposals), example, random))
+            targets.append(self._sample(chainer.backends.cuda.to_cpu(proposals), example, rng))
         return targets
 
-    def _sample(self, proposals, example: TrainingExample, random) -> SampledRoIs:
+    def _sample(self, proposals, example: TrainingExample, rng) -> SampledRoIs:
         """Return the RoIs of one image that learn."""
         config = self.model.config
-        rois = sample_rois(proposals, example.annotations, example.placement, sampling=self.sampling,
-                           dialect=config.dialect, random=random)
+        rois = sample_rois(proposals, example.annotations, example.image_transform, sampling=self.sampling,
+                           dialect=config.dialect, rng=rng)
         if not config.n_keypoint:
             return rois
         head = self.model.keypoint_head
         return dataclasses.replace(rois, keypoints=sample_keypoint_rois(
-            proposals, example.annotations, example.placement, head.enlargement * head.pool.roi_size,
-            sampling=self.sampling, offset=config.dialect.boxes.offset, random=random))
+            proposals, example.annotations, example.image_transform, head.upsample_factor * head.pool.roi_size,
+            sampling=self.sampling, offset=config.dialect.boxes.offset, rng=rng))
 
     def rpn_losses(self, logits, deltas, targets: Sequence[RPNTargets]) -> dict:
         """Return the RPN's losses and counts.
@@ -149,53 +149,53 @@ class MaskRCNNTrainChain(chainer.Chain):
         labels = np.stack([target.labels for target in targets])
         delta_targets = np.stack([target.deltas for target in targets])
         images = np.repeat(np.arange(n), labels.shape[1])
-        weights = image_weights(labels.ravel() != IGNORED, images, n)
-        loc_weights = localisation_weights(weights, labels.ravel() == 1, images, n, dialect)
+        weights = per_image_mean_weights(labels.ravel() != IGNORED, images, n)
+        loc_weights = box_loss_weights(weights, labels.ravel() == 1, images, n, dialect)
         weights, loc_weights = weights.reshape(labels.shape), loc_weights.reshape(labels.shape)
         if len(logits) > 1 and dialect.losses.rpn_loss_divides_by_batch_size:
             # ``detectron/modeling/FPN.py`` ``add_fpn_rpn_losses`` divides by the number of anchors that it asked
             # for, which may be more than there are.
             weights = (labels != IGNORED) * np.float32(1 / (self.sampling.rpn_batch * n))
         return {
-            'rpn_cls_loss': sigmoid_cross_entropy(_by_anchor(logits, 1)[:, :, 0], xp.asarray(labels),
+            'rpn_cls_loss': sigmoid_cross_entropy(_flatten_anchors(logits, 1)[:, :, 0], xp.asarray(labels),
                                                   xp.asarray(weights)),
-            'rpn_loc_loss': smooth_l1(_by_anchor(deltas, 4), xp.asarray(delta_targets),
+            'rpn_loc_loss': smooth_l1(_flatten_anchors(deltas, 4), xp.asarray(delta_targets),
                                       xp.asarray(loc_weights[:, :, None]), beta=dialect.losses.rpn_smooth_l1_beta),
             'n_positive_anchor': np.count_nonzero(labels == 1) / n,
         }
 
-    def roi_losses(self, maps, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample]) -> dict:
+    def roi_losses(self, features, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample]) -> dict:
         """Return the heads' losses and counts.
 
         The mask head looks at the foreground alone (and at one RoI that it ignores, if there is no foreground,
         as in Detectron: a head cannot do with none); the keypoint head at RoIs of its own.
 
         Args:
-            maps: ``(N, C, h, w)`` variables.
+            features: ``(N, C, h, w)`` variables.
             rois: For each image.
             examples: The images, for the objects' shapes.
         """
         xp, n, dialect = self.xp, len(rois), self.model.config.dialect
         batch, images, labels, n_foreground = _foreground_first(rois)
-        learners = max(n_foreground, 1)  # RoIs whose box and mask are looked at
+        n_sampled_fg = max(n_foreground, 1)  # RoIs whose box and mask are looked at
         batch, indices = xp.asarray(batch), xp.asarray(images)
-        h = self.model.box_head.features(maps, batch, indices)
+        h = self.model.box_head.roi_features(features, batch, indices)
         scores, deltas = self.model.box_head(h)
         other_losses = {}
         if self.model.config.masks:
             logits = self.model.mask_head(
-                self.model.mask_features(maps, batch[:learners], indices[:learners], h[:learners]))
-            other_losses['roi_mask_loss'] = self._mask_loss(logits, labels[:learners], images[:learners],
+                self.model.pool_mask_features(features, batch[:n_sampled_fg], indices[:n_sampled_fg], h[:n_sampled_fg]))
+            other_losses['roi_mask_loss'] = self._mask_loss(logits, labels[:n_sampled_fg], images[:n_sampled_fg],
                                                             rois, examples)
         if self.model.config.n_keypoint:
-            other_losses['roi_keypoint_loss'] = self.keypoint_loss(maps, [r.keypoints for r in rois])
+            other_losses['roi_keypoint_loss'] = self.keypoint_loss(features, [r.keypoints for r in rois])
 
-        own_class = xp.asarray(np.maximum(labels[:learners], 1))
-        own_deltas = F.reshape(deltas[:learners], (learners, -1, 4))[xp.arange(learners), own_class]
-        delta_targets = np.zeros((learners, 4), np.float32)
+        own_class = xp.asarray(np.maximum(labels[:n_sampled_fg], 1))
+        own_deltas = F.reshape(deltas[:n_sampled_fg], (n_sampled_fg, -1, 4))[xp.arange(n_sampled_fg), own_class]
+        delta_targets = np.zeros((n_sampled_fg, 4), np.float32)
         delta_targets[:n_foreground] = np.concatenate([r.deltas for r in rois])
-        weights = image_weights(labels != IGNORED, images, n)
-        delta_weights = localisation_weights(weights, labels > 0, images, n, dialect)[:learners, None]
+        weights = per_image_mean_weights(labels != IGNORED, images, n)
+        delta_weights = box_loss_weights(weights, labels > 0, images, n, dialect)[:n_sampled_fg, None]
         correct = scores.array.argmax(axis=1) == xp.asarray(labels)
         return {
             'roi_cls_loss': softmax_cross_entropy(scores, xp.asarray(labels), xp.asarray(weights)),
@@ -210,19 +210,19 @@ class MaskRCNNTrainChain(chainer.Chain):
         """Return the loss of the masks' logits ``(F, C, M, M)`` of the foreground's classes ``labels``."""
         xp = self.xp
         # Drawn while a GPU is still busy with the heads.
-        masks = self._draw_masks(rois, examples, logits.shape[2])
-        weights = image_weights(masks.ravel() != IGNORED, np.repeat(images, masks[0].size), len(rois))
+        masks = self._make_mask_targets(rois, examples, logits.shape[2])
+        weights = per_image_mean_weights(masks.ravel() != IGNORED, np.repeat(images, masks[0].size), len(rois))
         own_logits = logits[xp.arange(len(labels)), xp.asarray(np.maximum(labels, 1) - 1)]
         return sigmoid_cross_entropy(own_logits, xp.asarray(masks), xp.asarray(weights.reshape(masks.shape)))
 
-    def keypoint_loss(self, maps, rois: Sequence[KeypointRoIs]) -> chainer.Variable:
+    def keypoint_loss(self, features, rois: Sequence[KeypointRoIs]) -> chainer.Variable:
         """Return the loss of the keypoints' places: a softmax over each heat map (He et al. 2017, section 5).
 
         What counts is a visible keypoint (``KRCNN.NORMALIZE_BY_VISIBLE_KEYPOINTS``, ``LOSS_WEIGHT`` 1).
         Where there is none, the head looks at one RoI that is ignored.
 
         Args:
-            maps: ``(N, C, h, w)`` variables.
+            features: ``(N, C, h, w)`` variables.
             rois: For each image.
         """
         xp, head = self.xp, self.model.keypoint_head
@@ -232,13 +232,13 @@ class MaskRCNNTrainChain(chainer.Chain):
         if not len(boxes):
             boxes, images = np.float32([[0, 0, 15, 15]]), np.zeros(1, np.int32)
             locations = np.full((1, self.model.config.n_keypoint), IGNORED, np.int32)
-        heatmaps = head(head.pool(maps, xp.asarray(boxes), xp.asarray(images)))
+        heatmaps = head(head.pool(features, xp.asarray(boxes), xp.asarray(images)))
         images, locations = np.repeat(images, locations.shape[1]), locations.ravel()
-        weights = image_weights(locations != IGNORED, images, len(rois))
+        weights = per_image_mean_weights(locations != IGNORED, images, len(rois))
         return softmax_cross_entropy(F.reshape(heatmaps, (len(locations), -1)), xp.asarray(locations),
                                      xp.asarray(weights))
 
-    def _draw_masks(self, rois, examples, size: int) -> np.ndarray:
+    def _make_mask_targets(self, rois, examples, size: int) -> np.ndarray:
         """Return the mask targets ``(F, size, size)`` of all foreground, or one that is ignored."""
         offset = self.model.config.dialect.boxes.offset
         masks = np.concatenate([
@@ -247,15 +247,15 @@ class MaskRCNNTrainChain(chainer.Chain):
         return masks if len(masks) else np.full((1, size, size), IGNORED, np.int32)
 
 
-def localisation_weights(weights: np.ndarray, positive: np.ndarray, images: np.ndarray, n_image: int,
-                         dialect: Dialect) -> np.ndarray:
+def box_loss_weights(weights: np.ndarray, positive: np.ndarray, images: np.ndarray, n_images: int,
+                     dialect: Dialect) -> np.ndarray:
     """Return the weights of anchors or RoIs in the loss of where they are.
 
     Args:
         weights: ``(K,)`` float32: those in the loss of what they are.
         positive: ``(K,)`` bool: which are objects.
         images: ``(K,)`` int: the image of each.
-        n_image: Images of the batch.
+        n_images: Images of the batch.
         dialect: Gives ``losses.box_loss_normalizer``.
 
     Returns:
@@ -263,7 +263,7 @@ def localisation_weights(weights: np.ndarray, positive: np.ndarray, images: np.n
     """
     if dialect.losses.box_loss_normalizer == 'sampled':
         return weights * positive
-    return image_weights(positive, images, n_image) / np.float32(4)
+    return per_image_mean_weights(positive, images, n_images) / np.float32(4)
 
 
 def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
@@ -274,11 +274,11 @@ def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExam
     return list(groups.values())
 
 
-def _by_anchor(maps, n_number: int) -> chainer.Variable:
+def _flatten_anchors(outputs, n_number: int) -> chainer.Variable:
     """Join the RPN's outputs ``(N, A * n_number, h, w)`` to ``(N, K, n_number)``, in the order of the anchors."""
     return F.concat([
         F.reshape(F.transpose(F.reshape(h, (len(h), -1, n_number, *h.shape[2:])), (0, 3, 4, 1, 2)),
-                  (len(h), -1, n_number)) for h in maps], axis=1)
+                  (len(h), -1, n_number)) for h in outputs], axis=1)
 
 
 def _foreground_first(rois: Sequence[SampledRoIs]):

@@ -17,7 +17,8 @@ from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training.distributed import Communicator
-from mask_rcnn.training.extensions import Evaluation, Every, Interruption, Log, Rate, Stop, Table
+from mask_rcnn.training.extensions import (ConsoleTable, Evaluation, IntervalTrigger, LearningRateScheduler,
+                                           SignalHandler, StopTrigger, TrainingLog)
 from mask_rcnn.training.freezing import FROZEN_STAGES, freeze
 from mask_rcnn.training.iterator import ExampleIterator
 from mask_rcnn.training.optimizer import make_optimizer
@@ -30,7 +31,7 @@ from mask_rcnn.weights import ModelMeta
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainingOptions:
     """How to train.
 
     Args:
@@ -47,10 +48,10 @@ class Options:
         frozen_stages: How many of conv1, res2, res3 and res4 do not learn.
         clip: Largest L2 norm of the gradient, or ``None``.
         loss_scale: See :class:`~mask_rcnn.training.updater.SubdivisionUpdater`.
-        snapshot: Iterations between snapshots; 0 writes none, not even at the end.
+        snapshot_interval: Iterations between snapshots; 0 writes none, not even at the end.
         keep: How many of them are kept.
-        validation: Iterations between evaluations; 0 never evaluates.
-        log: Iterations of an entry of the log.
+        eval_interval: Iterations between evaluations; 0 never evaluates.
+        log_interval: Iterations of an entry of the log.
         tensorboard: Whether to write TensorBoard's files.
     """
 
@@ -67,47 +68,47 @@ class Options:
     frozen_stages: int = FROZEN_STAGES
     clip: float | None = None
     loss_scale: float | str | None = None
-    snapshot: int = 4000
+    snapshot_interval: int = 4000
     keep: int = 3
-    validation: int = 0
-    log: int = 20
+    eval_interval: int = 0
+    log_interval: int = 20
     tensorboard: bool = False
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A trainer and those of its parts that decide how it ends."""
 
-    options: Options
+    options: TrainingOptions
     trainer: training.Trainer
-    stop: Stop
+    stop_trigger: StopTrigger
     snapshots: Snapshots
-    interruption: Interruption
+    signal_handler: SignalHandler
 
     def start(self) -> None:
-        """Train until the end, or until SIGTERM or Ctrl-C; ``stop.interrupted`` tells which.
+        """Train until the end, or until SIGTERM or Ctrl-C; ``stop_trigger.interrupted`` tells which.
 
         Raises:
             mask_rcnn.training.updater.NonFiniteLossError: The loss is not finite.
         """
         # Numbers that overflow are found in the losses, with the images that they came from.
-        with self.interruption.listening(), np.errstate(over='ignore', invalid='ignore'):
+        with self.signal_handler.installed(), np.errstate(over='ignore', invalid='ignore'):
             self.trainer.run(show_loop_exception_msg=False)
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Write a line to the standard output without breaking a progress bar."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
 
 
-def warn(line: str) -> None:
+def print_warning(line: str) -> None:
     """Write a warning line to the standard error."""
     tqdm.write(f'warning: {line}', file=sys.stderr)
 
 
-def make_run(model: MaskRCNN, train_set, options: Options, *, evaluate: Callable | None = None,
-             examples=(), communicator: Communicator | None = None) -> Run:
+def build_training_run(model: MaskRCNN, train_set, options: TrainingOptions, *, evaluate: Callable | None = None,
+                       examples=(), communicator: Communicator | None = None) -> TrainingRun:
     """Put a run together.
 
     Args:
@@ -115,12 +116,12 @@ def make_run(model: MaskRCNN, train_set, options: Options, *, evaluate: Callable
         train_set: Data set of :class:`~mask_rcnn.datasets.example.Example`.
         options: How to train.
         evaluate: See :class:`~mask_rcnn.training.extensions.Evaluation`; needed if
-            ``options.validation`` is not 0.
+            ``options.eval_interval`` is not 0.
         examples: Pairs of a name and an image whose detections TensorBoard shows after evaluations.
         communicator: How this process talks to the others; ``None``: there are none.
 
     Returns:
-        Run: Ready to start, or to be restored from a snapshot first.
+        TrainingRun: Ready to start, or to be restored from a snapshot first.
     """
     communicator = communicator or Communicator()
     freeze(model, freeze_bn=options.freeze_bn, stages=options.frozen_stages)
@@ -133,41 +134,44 @@ def make_run(model: MaskRCNN, train_set, options: Options, *, evaluate: Callable
         workers=options.workers, shard=(communicator.rank, communicator.size))
     updater = SubdivisionUpdater(iterator, optimizer, subdivisions=options.subdivisions,
                                  loss_scale=options.loss_scale, communicator=communicator)
-    interruption = Interruption()
-    stop = Stop(options.iterations, interruption, communicator)
-    trainer = training.Trainer(updater, stop_trigger=stop, out=options.out)
-    snapshots = _extend(trainer, model, options, stop, evaluate, examples, communicator, interruption)
-    return Run(options, trainer, stop, snapshots, interruption)
+    signal_handler = SignalHandler()
+    stop_trigger = StopTrigger(options.iterations, signal_handler, communicator)
+    trainer = training.Trainer(updater, stop_trigger=stop_trigger, out=options.out)
+    snapshots = _add_extensions(trainer, model, options, stop_trigger, evaluate, examples, communicator, signal_handler)
+    return TrainingRun(options, trainer, stop_trigger, snapshots, signal_handler)
 
 
-def _extend(trainer, model, options, stop, evaluate, examples, communicator, interruption) -> Snapshots:
+def _add_extensions(trainer, model, options, stop_trigger, evaluate, examples, communicator,
+                    signal_handler) -> Snapshots:
     """Add the extensions; every process has those with a state, so that a snapshot fits all of them."""
     main, optimizer = communicator.is_main, trainer.updater.get_optimizer('main')
-    evaluating, saving = Every(options.validation), Every(options.snapshot, also=stop)
-    log = Log(trigger=Every(options.log, also=lambda t: t.updater.iteration == options.iterations),
-              plot_trigger=Every(10 * options.log, also=stop), write=main, warn=warn)
-    snapshots = Snapshots(_meta(model), remembered(options, communicator), keep=options.keep, warn=warn)
-    trainer.extend(Rate(options.schedule, optimizer))
+    evaluating = IntervalTrigger(options.eval_interval)
+    saving = IntervalTrigger(options.snapshot_interval, also=stop_trigger)
+    logging = IntervalTrigger(options.log_interval, also=lambda t: t.updater.iteration == options.iterations)
+    plotting = IntervalTrigger(10 * options.log_interval, also=stop_trigger)
+    log = TrainingLog(trigger=logging, plot_trigger=plotting, write=main, warn=print_warning)
+    snapshots = Snapshots(_meta(model), options_to_store(options, communicator), keep=options.keep, warn=print_warning)
+    trainer.extend(LearningRateScheduler(options.schedule, optimizer))
     trainer.extend(log, trigger=(1, 'iteration'))
     if communicator.size > 1 and model.config.norm == 'bn' and not options.freeze_bn:
         trainer.extend(lambda trainer: communicator.mean_persistents(model), name='statistics', priority=350,
                        trigger=lambda trainer: evaluating(trainer) or saving(trainer))
-    if options.validation:
-        trainer.extend(Evaluation(evaluate, snapshots, interruption=interruption, communicator=communicator,
-                                  say=say, warn=warn), trigger=evaluating)
+    if options.eval_interval:
+        trainer.extend(Evaluation(evaluate, snapshots, signal_handler=signal_handler, communicator=communicator,
+                                  print_line=print_line, warn=print_warning), trigger=evaluating)
     if main:
-        trainer.extend(Table(log, iterations=options.iterations, say=say))
+        trainer.extend(ConsoleTable(log, iterations=options.iterations, print_line=print_line))
     if main and options.tensorboard:
         tensorboard = TensorBoard(log)
         trainer.extend(tensorboard)
         trainer.extend(ExampleDetections(tensorboard, model, examples),
-                       trigger=lambda t: evaluating(t) and interruption.signal is None)
+                       trigger=lambda t: evaluating(t) and signal_handler.signal is None)
     # In the processes that do not write it is never called, but its state is in the snapshot.
-    trainer.extend(snapshots, trigger=saving if main and options.snapshot else Every(0))
+    trainer.extend(snapshots, trigger=saving if main and options.snapshot_interval else IntervalTrigger(0))
     return snapshots
 
 
-def remembered(options: Options, communicator: Communicator) -> Mapping[str, Any]:
+def options_to_store(options: TrainingOptions, communicator: Communicator) -> Mapping[str, Any]:
     """Return what a snapshot remembers of the options, as JSON has it: those that change the losses."""
     fields = dataclasses.asdict(options)
     kept = {name: fields[name] for name in (

@@ -77,12 +77,12 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         optimizer.target.cleargrads()
         reports = self._accumulate(batch, optimizer)
         self.communicator.mean_gradients(optimizer.target)
-        reports['grad_norm'] = optimizer.measure()
+        reports['grad_norm'] = optimizer.compute_grad_norm()
         reports = self.communicator.mean(reports)
         self._check(reports, batch, dynamic=optimizer._loss_scaling_is_dynamic)
         chainer.report(reports)
         optimizer.update()
-        if optimizer.skips and self.communicator.is_main:
+        if optimizer.last_update_skipped and self.communicator.is_main:
             logger.warning('iteration %d is skipped: its gradient has overflown; the loss scale is %g from now on',
                            self.iteration + 1, optimizer._loss_scale)
         if iterator.is_new_epoch:
@@ -111,7 +111,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
             bad = [f'the gradient is {reports["grad_norm"]}']
         if bad:
             names = self.communicator.gather([str(example.name) for example in batch])
-            flat = [name for of_process in self.communicator.share(names) for name in of_process]
+            flat = [name for of_process in self.communicator.broadcast_object(names) for name in of_process]
             raise NonFiniteLossError(self.iteration + 1, ', '.join(bad), flat)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON
 from mask_rcnn.visualization.colors import instance_colors, text_color
-from mask_rcnn.visualization.labels import Placed, draw_label, font_size_for, place_labels, variants
+from mask_rcnn.visualization.labels import (PlacedLabel, draw_label, font_size_for, label_candidates,
+                                            place_labels)
 
 if TYPE_CHECKING:
     from mask_rcnn.detections import Detections
@@ -24,14 +25,14 @@ _FILL = {'image': 0.45, 'grey': 0.6, 'black': 0.85, 'white': 0.85}  # opacity of
 _FILL_IN_CONTOUR = 0.6  # by which it is multiplied where the masks have outlines
 _BOX = 0.9  # opacity of the boxes
 _BAND_PIXELS = 2 ** 17  # of a mask are blended at a time, so that the numbers stay in the cache
-_MAP_SIDE = 512  # longer side of the map of importance, pixels
+_SALIENCY_SIZE = 512  # longer side of the saliency map, pixels
 _SHIFT = 4  # OpenCV's drawing functions take coordinates as multiples of 1 / 16
 #: Keypoints with a lower logit are not drawn (``kp_thresh`` in ``detectron/utils/vis.py``).
-_SURE = 2.0
+_MIN_KEYPOINT_LOGIT = 2.0
 
 
 @dataclass(frozen=True)
-class Cutout:
+class MaskCrop:
     """The part of a mask that has something in it.
 
     Args:
@@ -78,30 +79,30 @@ def draw_detections(image: np.ndarray, detections: Detections, *, contour: bool 
     """
     canvas = _canvas(image, detections.size, background)
     ordered = detections[_largest_first(detections.boxes)]
-    frames = _clipped(ordered.boxes, ordered.size, ordered.dialect.boxes.offset)
-    colors = instance_colors(frames, ordered.size)
-    importance = _ImportanceMap(ordered.size)
+    clipped_boxes = _clip_boxes(ordered.boxes, ordered.size, ordered.dialect.boxes.offset)
+    colors = instance_colors(clipped_boxes, ordered.size)
+    saliency = _SaliencyMap(ordered.size)
     opacity = _FILL[background] * (_FILL_IN_CONTOUR if contour else 1)
     outlines = []
-    for cutout, frame, color in zip(_cutouts(ordered), frames, colors):
-        importance.add(cutout, frame)
-        if cutout is not None:
-            _fill(canvas, cutout, color, opacity)
+    for crop, box, color in zip(_mask_crops(ordered), clipped_boxes, colors):
+        saliency.add(crop, box)
+        if crop is not None:
+            _fill(canvas, crop, color, opacity)
             if contour:
-                outlines.append((_outline(cutout, canvas.shape), color))
+                outlines.append((_outline(crop, canvas.shape), color))
     for curves, color in outlines:
         _draw_curves(canvas, curves, color)
     if boxes:
-        for frame, color in zip(frames, colors):
-            _draw_box(canvas, frame, color)
+        for box, color in zip(clipped_boxes, colors):
+            _draw_box(canvas, box, color)
     if keypoints and ordered.keypoints is not None:
         for points, color in zip(ordered.keypoints, colors):
             _draw_keypoints(canvas, points, color)
     if labels:
-        forms = [variants(name, float(score) if scores else None, ordered.size, font)
-                 for name, score in zip(ordered.names, ordered.scores)]
-        places = place_labels(forms, frames, importance.values, ordered.size)
-        _draw_labels(canvas, places, frames, colors, font)
+        candidates = [label_candidates(name, float(score) if scores else None, ordered.size, font)
+                      for name, score in zip(ordered.names, ordered.scores)]
+        places = place_labels(candidates, clipped_boxes, saliency.values, ordered.size)
+        _draw_labels(canvas, places, clipped_boxes, colors, font)
     return canvas
 
 
@@ -130,14 +131,14 @@ def _largest_first(boxes: np.ndarray) -> np.ndarray:
     return np.argsort(-sides[:, 0] * sides[:, 1], kind='stable')
 
 
-def _clipped(boxes: np.ndarray, size: tuple[int, int], offset: float) -> np.ndarray:
+def _clip_boxes(boxes: np.ndarray, size: tuple[int, int], offset: float) -> np.ndarray:
     """Boxes as float64 ``(y_min, x_min, y_max, x_max)`` in corner coordinates, inside the picture."""
     boxes = boxes.astype(np.float64)
     boxes[:, 2:] += offset
     return np.clip(boxes, 0, np.tile(size, 2))
 
 
-def _cutouts(detections: Detections) -> Iterator[Cutout | None]:
+def _mask_crops(detections: Detections) -> Iterator[MaskCrop | None]:
     """Yield what there is of each mask; ``None`` for an empty mask and for a model without masks."""
     if not detections.has_masks:
         yield from [None] * len(detections)
@@ -145,28 +146,28 @@ def _cutouts(detections: Detections) -> Iterator[Cutout | None]:
     for mask in detections.iter_masks():
         left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
         part = np.ascontiguousarray(mask[top:top + height, left:left + width]).view(np.uint8)
-        yield Cutout(top, left, part, cv2.countNonZero(part)) if part.size else None
+        yield MaskCrop(top, left, part, cv2.countNonZero(part)) if part.size else None
 
 
-class _ImportanceMap:
+class _SaliencyMap:
     """A small map of what must not be hidden: over each instance's pixels the values sum up to 1."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = np.array(size)
-        shape = np.maximum(1, np.rint(self.size * min(1, _MAP_SIDE / self.size.max()))).astype(int)
+        shape = np.maximum(1, np.rint(self.size * min(1, _SALIENCY_SIZE / self.size.max()))).astype(int)
         self.values = np.zeros(shape, np.float32)
         self._scale = shape / self.size
 
-    def add(self, cutout: Cutout | None, frame: np.ndarray) -> None:
+    def add(self, crop: MaskCrop | None, box: np.ndarray) -> None:
         """Add an instance by its mask, or by its box where there is no mask."""
-        if cutout is None:
-            region = self._region(frame[:2], frame[2:])
+        if crop is None:
+            region = self._region(box[:2], box[2:])
             region += 1 / region.size
             return
-        start = np.array((cutout.top, cutout.left))
-        region = self._region(start, start + cutout.mask.shape)
-        share = cv2.resize(cutout.mask * np.uint8(255), region.shape[::-1], interpolation=cv2.INTER_AREA)
-        region += share / np.float32(max(int(share.sum()), 1))
+        start = np.array((crop.top, crop.left))
+        region = self._region(start, start + crop.mask.shape)
+        coverage = cv2.resize(crop.mask * np.uint8(255), region.shape[::-1], interpolation=cv2.INTER_AREA)
+        region += coverage / np.float32(max(int(coverage.sum()), 1))
 
     def _region(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         shape = np.array(self.values.shape)
@@ -175,11 +176,11 @@ class _ImportanceMap:
         return self.values[low[0]:high[0], low[1]:high[1]]
 
 
-def _fill(canvas: np.ndarray, cutout: Cutout, color: np.ndarray, opacity: float) -> None:
+def _fill(canvas: np.ndarray, crop: MaskCrop, color: np.ndarray, opacity: float) -> None:
     """Lay a translucent colour over a mask, with edges one pixel soft."""
-    height, width = cutout.mask.shape
-    region = canvas[cutout.top:cutout.top + height, cutout.left:cutout.left + width]
-    alpha = cv2.blur(cutout.mask * np.uint8(round(255 * opacity)), (3, 3), borderType=cv2.BORDER_REPLICATE)
+    height, width = crop.mask.shape
+    region = canvas[crop.top:crop.top + height, crop.left:crop.left + width]
+    alpha = cv2.blur(crop.mask * np.uint8(round(255 * opacity)), (3, 3), borderType=cv2.BORDER_REPLICATE)
     step = max(1, _BAND_PIXELS // width)
     for row in range(0, height, step):
         band = region[row:row + step]
@@ -192,11 +193,11 @@ def _blend(below: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> np.ndarra
     return (below + (change + 127) // 255).astype(np.uint8)
 
 
-def _outline(cutout: Cutout, shape: tuple[int, ...]) -> list[np.ndarray]:
+def _outline(crop: MaskCrop, shape: tuple[int, ...]) -> list[np.ndarray]:
     """Return the closed curves around a mask, ``(P, 1, 2)`` int32 in sixteenths of a pixel, (x, y)."""
-    framed = cv2.copyMakeBorder(cutout.mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    framed = cv2.copyMakeBorder(crop.mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
     found = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
-    origin = np.array((cutout.left - 1, cutout.top - 1))
+    origin = np.array((crop.left - 1, crop.top - 1))
     reach = 1 + _line_width(shape)
     return [np.rint((_smoothed(points[:, 0], reach) + origin) * 2 ** _SHIFT).astype(np.int32)[:, None]
             for points in found]
@@ -221,9 +222,9 @@ def _draw_curves(canvas: np.ndarray, curves: list[np.ndarray], color: np.ndarray
     cv2.polylines(canvas, curves, True, color.tolist(), width, cv2.LINE_AA, _SHIFT)
 
 
-def _draw_box(canvas: np.ndarray, frame: np.ndarray, color: np.ndarray) -> None:
+def _draw_box(canvas: np.ndarray, box: np.ndarray, color: np.ndarray) -> None:
     """Draw a rectangle whose lines lie just inside the box."""
-    top, left, bottom, right = np.rint(frame).astype(int)
+    top, left, bottom, right = np.rint(box).astype(int)
     width = _line_width(canvas.shape)
     alpha = np.full((1, 1, 1), round(255 * _BOX), np.uint8)
     inner_top, inner_bottom = min(top + width, bottom), max(bottom - width, top)
@@ -237,7 +238,7 @@ def _draw_box(canvas: np.ndarray, frame: np.ndarray, color: np.ndarray) -> None:
 def _draw_keypoints(canvas: np.ndarray, keypoints: np.ndarray, color: np.ndarray) -> None:
     """Draw the keypoints ``(K, 4)`` of one instance: white dots with a rim, and bones on a dark edge."""
     places = np.rint((keypoints[:, 1::-1] - 0.5) * 2 ** _SHIFT).astype(int).tolist()
-    sure = keypoints[:, 2] > _SURE
+    sure = keypoints[:, 2] > _MIN_KEYPOINT_LOGIT
     width = _line_width(canvas.shape)
     bones = COCO_SKELETON if len(keypoints) == len(COCO_KEYPOINT_NAMES) else ()
     bones = [(a, b) for a, b in bones if sure[a] and sure[b]]
@@ -249,21 +250,21 @@ def _draw_keypoints(canvas: np.ndarray, keypoints: np.ndarray, color: np.ndarray
             cv2.circle(canvas, places[k], round(radius * 2 ** _SHIFT), ink, -1, cv2.LINE_AA, _SHIFT)
 
 
-def _draw_labels(canvas: np.ndarray, labels: list[Placed | None], frames: np.ndarray, colors: np.ndarray,
+def _draw_labels(canvas: np.ndarray, labels: list[PlacedLabel | None], clipped_boxes: np.ndarray, colors: np.ndarray,
                  font: str | os.PathLike | None) -> None:
-    found = [(label, frame, color)
-             for label, frame, color in zip(labels, frames, colors) if label is not None]
-    for label, frame, color in found:  # all of them before any label, so that none crosses another's letters
-        _draw_leader(canvas, label, frame, color)
+    found = [(label, box, color)
+             for label, box, color in zip(labels, clipped_boxes, colors) if label is not None]
+    for label, box, color in found:  # all of them before any label, so that none crosses another's letters
+        _draw_leader(canvas, label, box, color)
     for label, _, color in found:
         draw_label(canvas, label, color, text_color(color), font)
 
 
-def _draw_leader(canvas: np.ndarray, label: Placed, frame: np.ndarray, color: np.ndarray) -> None:
+def _draw_leader(canvas: np.ndarray, label: PlacedLabel, box: np.ndarray, color: np.ndarray) -> None:
     """Join a label with its box by a line where the two lie apart."""
     top, left, bottom, right = label.box
-    start = np.clip((frame[:2] + frame[2:]) / 2, (top, left), (bottom, right))
-    end = np.clip(start, frame[:2], frame[2:])
+    start = np.clip((box[:2] + box[2:]) / 2, (top, left), (bottom, right))
+    end = np.clip(start, box[:2], box[2:])
     if np.hypot(*(end - start)) > font_size_for(canvas.shape[:2]) / 3:
         ends = [tuple(np.rint(point[::-1] * 2 ** _SHIFT).astype(int).tolist()) for point in (start, end)]
         cv2.line(canvas, *ends, color.tolist(), _line_width(canvas.shape), cv2.LINE_AA, _SHIFT)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _MIN_FONT_SIZE = 9  # pixels; smaller letters cannot be read
-_LONGEST_TEXT = 32  # letters
+_MAX_TEXT_LENGTH = 32  # letters
 _OVERSAMPLING = 4  # of the plates' round corners
 
 # Weights of the placing cost, whose unit is one object wholly hidden.
@@ -40,7 +40,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedLabel:
     """A label and the pixel of its upper left corner."""
 
     text: Text
@@ -77,27 +77,27 @@ def measure(content: str, font: str | os.PathLike | None, font_size: int) -> Tex
                 ascent + descent + _padding(font_size) // 2)
 
 
-def variants(name: str, score: float | None, size: tuple[int, int],
-             font: str | os.PathLike | None) -> list[tuple[float, Text]]:
+def label_candidates(name: str, score: float | None, size: tuple[int, int],
+                     font: str | os.PathLike | None) -> list[tuple[float, Text]]:
     """Return the forms that a label may take, each with its cost, the best form first."""
     name = ' '.join(name.split())
-    if len(name) > _LONGEST_TEXT:
-        name = name[:_LONGEST_TEXT - 1] + '…'
+    if len(name) > _MAX_TEXT_LENGTH:
+        name = name[:_MAX_TEXT_LENGTH - 1] + '…'
     full = name if score is None else f'{name} {score:.2f}'
     large = font_size_for(size)
     small = max(_MIN_FONT_SIZE, round(0.8 * large))
-    forms = [(0.0, full, large), (_SMALLER, full, small), (_SHORTER, name, small)]
-    return [(cost, measure(content, font, font_size)) for cost, content, font_size in forms]
+    candidates = [(0.0, full, large), (_SMALLER, full, small), (_SHORTER, name, small)]
+    return [(cost, measure(content, font, font_size)) for cost, content, font_size in candidates]
 
 
-def place_labels(forms: list[list[tuple[float, Text]]], boxes: np.ndarray, importance: np.ndarray,
-                 size: tuple[int, int]) -> list[Placed | None]:
+def place_labels(candidates: list[list[tuple[float, Text]]], boxes: np.ndarray, saliency: np.ndarray,
+                 size: tuple[int, int]) -> list[PlacedLabel | None]:
     """Find a place for each label.
 
     Args:
-        forms: Of each of the ``R`` labels the forms it may take, see :func:`variants`.
+        candidates: Of each of the ``R`` labels the forms it may take, see :func:`label_candidates`.
         boxes: ``(R, 4)`` float, the instances' boxes.
-        importance: ``(h, w)`` float32, a map of the picture at any resolution: the sum over the part
+        saliency: ``(h, w)`` float32, a map of the picture at any resolution: the sum over the part
             that a label covers is the cost of covering it.
         size: ``(H, W)`` of the picture.
 
@@ -105,19 +105,19 @@ def place_labels(forms: list[list[tuple[float, Text]]], boxes: np.ndarray, impor
         A place for each label, ``None`` where every one would cover another label, hide nearly a
         whole object, or run out of the picture.
     """
-    integral = cv2.integral(importance, sdepth=cv2.CV_64F)
-    placed: list[Placed | None] = [None] * len(boxes)
+    integral = cv2.integral(saliency, sdepth=cv2.CV_64F)
+    placed: list[PlacedLabel | None] = [None] * len(boxes)
     occupied = np.zeros((0, 4))
     sides = boxes[:, 2:] - boxes[:, :2]
     for i in np.argsort(sides[:, 0] * sides[:, 1], kind='stable'):
         others = np.delete(boxes, i, axis=0)
         best_cost = np.inf
-        for form_cost, text in forms[i]:
+        for candidate_cost, text in candidates[i]:
             labels = _positions(boxes[i], text, size)
-            cost = form_cost + _costs(labels, boxes[i], others, occupied, integral, size)
+            cost = candidate_cost + _costs(labels, boxes[i], others, occupied, integral, size)
             if len(cost) and cost.min() < best_cost:
                 best_cost, (top, left) = cost.min(), labels[np.argmin(cost), :2]
-                placed[i] = Placed(text, int(top), int(left))
+                placed[i] = PlacedLabel(text, int(top), int(left))
         if placed[i] is not None:
             occupied = np.concatenate([occupied, [placed[i].box]])
     return placed
@@ -171,7 +171,7 @@ def _intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.prod(np.clip(sides, 0, None), axis=2)
 
 
-def draw_label(canvas: np.ndarray, label: Placed, color: np.ndarray, ink: tuple[int, int, int],
+def draw_label(canvas: np.ndarray, label: PlacedLabel, color: np.ndarray, ink: tuple[int, int, int],
                font: str | os.PathLike | None) -> None:
     """Write a label on a plate of ``color`` into ``canvas``, uint8 ``(H, W, 3)``."""
     top, left, bottom, right = label.box

@@ -12,8 +12,9 @@ import numpy as np
 
 #: What reading a damaged archive raises (``RuntimeError``: encrypted or of unknown compression; the last four:
 #: NumPy's parser, for the header of a damaged array).
-DAMAGE = (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, OverflowError,
-          MemoryError, SyntaxError, tokenize.TokenError, TypeError, IndexError)
+CORRUPT_FILE_ERRORS = (
+    ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, OverflowError,
+    MemoryError, SyntaxError, tokenize.TokenError, TypeError, IndexError)
 
 #: Bytes of an archive's directory; that of a network of 2000 arrays has about 200 kB.
 _MAX_DIRECTORY = 1 << 22
@@ -73,7 +74,10 @@ def _checked(archive: zipfile.ZipFile, methods: tuple[int, ...],
 
 
 def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read a member ``.npy`` of any form that NumPy writes; nothing is unpickled.  Raises :data:`DAMAGE`."""
+    """Read a member ``.npy`` of any form that NumPy writes; nothing is unpickled.
+
+    Raises :data:`CORRUPT_FILE_ERRORS`.
+    """
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_for_reading
-from mask_rcnn.weights.protobuf import (FIXED32, FIXED64, LENGTH, VARINT, Budget, Damaged, fields, numbers,
-                                        packed)
+from mask_rcnn.weights.protobuf import (FIXED32, FIXED64, LENGTH, VARINT, Budget, CorruptMessageError, fields,
+                                        numbers, packed)
 
 #: Caffe's default ``eps`` of batch normalisation, and that of our networks.
 EPS = 1e-5
@@ -74,7 +74,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for name in filter(_CONV.fullmatch, layers):
             arrays |= _convolution(name, layers, budget)
-    except (Damaged, UnicodeDecodeError) as error:
+    except (CorruptMessageError, UnicodeDecodeError) as error:
         raise WeightFileError(path, f'is not a .caffemodel, or damaged: {error}') from None
     if not arrays:
         raise WeightFileError(path, 'holds no ResNet of He et al.: no layers conv1, res2a_branch2a, ...')
@@ -95,7 +95,7 @@ def _convolution(name: str, layers: Mapping[str, _Layer], budget: Budget) -> dic
     mean, var, factor = _blobs(bn, layers, budget, (3,))
     gamma, beta = _blobs(f'scale{suffix}', layers, budget, (2,))
     if factor.size != 1:
-        raise Damaged(f'{bn} has {factor.size} scale factors')
+        raise CorruptMessageError(f'{bn} has {factor.size} scale factors')
     # BatchNormLayer::Forward_cpu: the blobs are sums; a factor of 0 says that nothing was summed.
     factor = np.float64(factor.item())
     share = 1 / factor if factor else 0.0
@@ -109,10 +109,10 @@ def _convolution(name: str, layers: Mapping[str, _Layer], budget: Budget) -> dic
 def _blobs(name: str, layers: Mapping[str, _Layer], budget: Budget,
            counts: tuple[int, ...]) -> list[np.ndarray]:
     if name not in layers:
-        raise Damaged(f'the layer {name} is missing')
+        raise CorruptMessageError(f'the layer {name} is missing')
     blobs = layers[name].blobs
     if len(blobs) not in counts:
-        raise Damaged(f'{name} has {len(blobs)} blobs, not {" or ".join(map(str, counts))}')
+        raise CorruptMessageError(f'{name} has {len(blobs)} blobs, not {" or ".join(map(str, counts))}')
     return [_blob(name, blob, budget) for blob in blobs]
 
 
@@ -131,7 +131,7 @@ def _layers(data: memoryview, budget: Budget) -> dict[str, _Layer]:
             continue
         if layer.blobs:
             if name in layers:
-                raise Damaged(f'two layers {printable(name)}')
+                raise CorruptMessageError(f'two layers {to_printable_ascii(name)}')
             layers[name] = layer
     return layers
 
@@ -176,7 +176,7 @@ def _blob(name: str, data: memoryview, budget: Budget) -> np.ndarray:
         shape = tuple(old_shape.values()) if n_old else array.shape
     # A side of 0 goes with any other one, also with those that NumPy cannot count.
     if len(shape) > 8 or any(n >= _MAX_SIZE for n in shape) or math.prod(shape) != array.size:
-        raise Damaged(f'a blob of {name} has {array.size} numbers, which is not the shape {shape[:8]}')
+        raise CorruptMessageError(f'a blob of {name} has {array.size} numbers, which is not the shape {shape[:8]}')
     return array.reshape(shape)
 
 

@@ -1,6 +1,6 @@
 """Detectron's ``.pkl`` weight files: recognising them and translating names, shapes and orders.
 
-Two kinds are read: Mask R-CNN and Keypoint R-CNN models with a ResNet-50 or ResNet-101 body, C4 (masks only)
+Two kinds are read: Mask R-CNN and Keypoint R-CNN models with a ResNet-50 or ResNet-101 backbone, C4 (masks only)
 or FPN (``model_final.pkl``), and the ImageNet files that Detectron starts its training from (``R-50.pkl``,
 ``R-101.pkl``).  Blob names are those of ``detectron/modeling/ResNet.py``, ``FPN.py``, ``rpn_heads.py``,
 ``fast_rcnn_heads.py``, ``mask_rcnn_heads.py`` and ``keypoint_rcnn_heads.py``.
@@ -33,8 +33,8 @@ from mask_rcnn.config import DETECTRON, PRESETS, RESNET_BLOCKS, Config
 from mask_rcnn.weights import detectron_cfg, safe_pickle
 from mask_rcnn.weights.errors import WeightFileError
 from mask_rcnn.weights.files import sha256
-from mask_rcnn.weights.translated import (Report, TranslatedFile, Translation, drop_background, grouped,
-                                          swap_xy, translate)
+from mask_rcnn.weights.translated import (ConversionReport, ConvertedWeights, ParamMapping, apply_mappings,
+                                          drop_background, group_names, swap_xy)
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'detectron-pickle'
@@ -52,7 +52,7 @@ _OLD_BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 _KEYPOINT_CLASS = {'class_names': ('person',), 'category_ids': (1,)}
 
 
-def read(path: _Path) -> TranslatedFile:
+def read(path: _Path) -> ConvertedWeights:
     """Read and translate a weight file of Detectron.  Nothing in the file is executed.
 
     Args:
@@ -63,24 +63,24 @@ def read(path: _Path) -> TranslatedFile:
             missing or have another shape than they should (all of them are named).
     """
     blobs, cfg, warnings = _contents(path, safe_pickle.load(path))
-    kind = _recognise(path, blobs)
+    kind = _detect_kind(path, blobs)
     config = _network(path, blobs)
     if cfg is not None:
         config, cfg_warnings = detectron_cfg.apply(cfg, config)
         warnings += cfg_warnings
-    translations = _backbone(config)
+    mappings = _backbone(config)
     notes: list[str] = []
     if kind == 'model':
         box_weights = _box_weights(cfg)
-        translations += (_fpn_heads if config.has_fpn else _c4_heads)(config, box_weights)
+        mappings += (_fpn_heads if config.has_fpn else _c4_heads)(config, box_weights)
         if box_weights != DETECTRON.boxes.box_delta_weights:
             notes.append(f'MODEL.BBOX_REG_WEIGHTS {box_weights}: bbox_pred was rescaled to '
                          f'{DETECTRON.boxes.box_delta_weights}, which gives the same boxes')
-    arrays, taken, broken = translate(path, blobs, translations, noun='blobs')
+    arrays, taken, broken = apply_mappings(path, blobs, mappings, noun='blobs')
     warnings += broken + _upsampling_warnings(blobs)
-    report = Report(taken, grouped(set(blobs) - set(taken), _group_of), tuple(notes), tuple(warnings))
+    report = ConversionReport(taken, group_names(set(blobs) - set(taken), _group_of), tuple(notes), tuple(warnings))
     classes = _KEYPOINT_CLASS if kind == 'model' and config.n_keypoint and config.n_fg_class == 1 else {}
-    return TranslatedFile(kind, FORMAT, config, arrays, report, sha256(path), **classes)
+    return ConvertedWeights(kind, FORMAT, config, arrays, report, sha256(path), **classes)
 
 
 # What is in the file
@@ -107,7 +107,7 @@ def _contents(path: _Path, data: Any) -> tuple[dict[str, np.ndarray], dict | Non
         raise WeightFileError(path, f"its 'cfg' is damaged: {error}") from None
 
 
-def _recognise(path: _Path, blobs: _Blobs) -> str:
+def _detect_kind(path: _Path, blobs: _Blobs) -> str:
     """Return ``'model'`` or ``'backbone'``; name what is not supported."""
     parts = _unsupported_parts(blobs)
     if parts:
@@ -124,8 +124,8 @@ def _unsupported_parts(blobs: _Blobs) -> list[str]:
     conv = blobs.get('res2_0_branch2b_w')
     keypoints, fpn = _has_keypoints(blobs), _has_fpn(blobs)
     parts = {
-        'a VGG body': _has(blobs, 'conv1_1_w'),
-        'a ResNeXt body': conv is not None and conv.ndim == 4 and conv.shape[0] != conv.shape[1],
+        'a VGG backbone': _has(blobs, 'conv1_1_w'),
+        'a ResNeXt backbone': conv is not None and conv.ndim == 4 and conv.shape[0] != conv.shape[1],
         'group normalisation': _has(blobs, r'.*_gn_[sb]$'),
         'a RetinaNet head': _has(blobs, 'retnet_'),
         'a keypoint head but no FPN': keypoints and not fpn,
@@ -153,13 +153,13 @@ def _has_keypoints(blobs: _Blobs) -> bool:
 
 
 def _network(path: _Path, blobs: _Blobs) -> Config:
-    """Tell the network by its blobs: the body by its res4 blocks, the others by their presence."""
+    """Tell the network by its blobs: the backbone by its res4 blocks, the others by their presence."""
     count = len({match[1] for name in blobs if (match := re.fullmatch(r'res4_(\d+)_branch2a_w', name))})
-    body = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
-    if body is None:
+    backbone = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
+    if backbone is None:
         raise WeightFileError(path, f'has a ResNet with {count} blocks in res4, which is not supported yet '
                                     f'(supported: {_SUPPORTED})')
-    config = PRESETS[f'{body}_fpn' if _has_fpn(blobs) else body]
+    config = PRESETS[f'{backbone}_fpn' if _has_fpn(blobs) else backbone]
     if 'cls_score_w' not in blobs:
         return config
     n_keypoint = _size(path, blobs, 'kps_score_lowres_w', 1) if _has_keypoints(blobs) else 0
@@ -201,31 +201,31 @@ def _rescaled(array: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     return array * np.tile(factors, len(array) // 4).reshape(-1, *[1] * (array.ndim - 1))
 
 
-def _affine_conv(blob: str, norm: str, path: str, shape: tuple[int, ...]) -> list[Translation]:
+def _affine_conv(blob: str, norm: str, path: str, shape: tuple[int, ...]) -> list[ParamMapping]:
     """A convolution without bias and its AffineChannel."""
     return [
-        Translation(f'{path}/conv/W', {f'{blob}_w': shape}),
-        Translation(f'{path}/norm/scale', {f'{norm}_s': shape[:1]}),
-        Translation(f'{path}/norm/bias', {f'{norm}_b': shape[:1]}),
+        ParamMapping(f'{path}/conv/W', {f'{blob}_w': shape}),
+        ParamMapping(f'{path}/norm/scale', {f'{norm}_s': shape[:1]}),
+        ParamMapping(f'{path}/norm/bias', {f'{norm}_b': shape[:1]}),
     ]
 
 
-def _backbone(config: Config) -> list[Translation]:
+def _backbone(config: Config) -> list[ParamMapping]:
     """conv1 to res5; in a C4 network, ``res5_*`` belong to our box head."""
-    body = 'extractor/body' if config.has_fpn else 'extractor'
-    translations = _affine_conv('conv1', 'res_conv1_bn', f'{body}/conv1', (64, 3, 7, 7))
+    backbone = 'extractor/body' if config.has_fpn else 'extractor'
+    mappings = _affine_conv('conv1', 'res_conv1_bn', f'{backbone}/conv1', (64, 3, 7, 7))
     width_in = 64
-    for stage, n_block in enumerate(RESNET_BLOCKS[config.body], start=2):
-        room = 'box_head' if stage == 5 and not config.has_fpn else body
+    for stage, n_block in enumerate(RESNET_BLOCKS[config.backbone], start=2):
+        prefix = 'box_head' if stage == 5 and not config.has_fpn else backbone
         width = 64 << stage - 2
         for block in range(n_block):
-            translations += _bottleneck(f'res{stage}_{block}', f'{room}/res{stage}/block{block}',
-                                        width_in, width, shortcut=block == 0)
+            mappings += _bottleneck(f'res{stage}_{block}', f'{prefix}/res{stage}/block{block}',
+                                    width_in, width, shortcut=block == 0)
             width_in = 4 * width
-    return translations
+    return mappings
 
 
-def _bottleneck(blob: str, path: str, width_in: int, width: int, *, shortcut: bool) -> list[Translation]:
+def _bottleneck(blob: str, path: str, width_in: int, width: int, *, shortcut: bool) -> list[ParamMapping]:
     convs = [
         ('branch2a', 'conv1', (width, width_in, 1, 1)),
         ('branch2b', 'conv2', (width, width, 3, 3)),
@@ -233,18 +233,18 @@ def _bottleneck(blob: str, path: str, width_in: int, width: int, *, shortcut: bo
     ]
     if shortcut:
         convs.append(('branch1', 'shortcut', (4 * width, width_in, 1, 1)))
-    return [translation for branch, conv, shape in convs for translation in
+    return [mapping for branch, conv, shape in convs for mapping in
             _affine_conv(f'{blob}_{branch}', f'{blob}_{branch}_bn', f'{path}/{conv}', shape)]
 
 
-def _layer(blob: str, path: str, shape: tuple[int, ...], convert: Callable | None = None, *,
-           out: int = 0) -> list[Translation]:
+def _weight_and_bias(blob: str, path: str, shape: tuple[int, ...], convert: Callable | None = None, *,
+                     out: int = 0) -> list[ParamMapping]:
     """A layer with a weight and a bias; ``out`` is the axis of the weight's output channels."""
-    return [Translation(f'{path}/W', {f'{blob}_w': shape}, convert),
-            Translation(f'{path}/b', {f'{blob}_b': (shape[out],)}, convert)]
+    return [ParamMapping(f'{path}/W', {f'{blob}_w': shape}, convert),
+            ParamMapping(f'{path}/b', {f'{blob}_b': (shape[out],)}, convert)]
 
 
-def _c4_heads(config: Config, box_weights: tuple[float, ...]) -> list[Translation]:
+def _c4_heads(config: Config, box_weights: tuple[float, ...]) -> list[ParamMapping]:
     """RPN, box head and mask head on res4 and res5."""
     n_anchor = len(config.anchor_sizes) * len(config.anchor_ratios)
     return [
@@ -254,70 +254,70 @@ def _c4_heads(config: Config, box_weights: tuple[float, ...]) -> list[Translatio
     ]
 
 
-def _fpn_heads(config: Config, box_weights: tuple[float, ...]) -> list[Translation]:
+def _fpn_heads(config: Config, box_weights: tuple[float, ...]) -> list[ParamMapping]:
     """Feature pyramid, RPN, box head and the heads for masks and keypoints."""
     dim, hidden = config.fpn_channels, config.head_channels
     return [
         *_pyramid(config),
         *_rpn(len(config.anchor_ratios), dim, config.rpn_channels, '_fpn2'),
-        *_layer('fc6', 'box_head/fc6', (hidden, dim * config.roi_size ** 2)),
-        *_layer('fc7', 'box_head/fc7', (hidden, hidden)),
+        *_weight_and_bias('fc6', 'box_head/fc6', (hidden, dim * config.roi_size ** 2)),
+        *_weight_and_bias('fc7', 'box_head/fc7', (hidden, hidden)),
         *_box_outputs(config, hidden, box_weights),
         *(_fpn_mask_head(config) if config.masks else ()),
         *(_keypoint_head(config) if config.n_keypoint else ()),
     ]
 
 
-def _pyramid(config: Config) -> list[Translation]:
+def _pyramid(config: Config) -> list[ParamMapping]:
     """The 1x1 laterals, named after the sums that they go into, and the 3x3 outputs."""
-    translations = []
-    for stage, n_block in enumerate(RESNET_BLOCKS[config.body], start=2):
+    mappings = []
+    for stage, n_block in enumerate(RESNET_BLOCKS[config.backbone], start=2):
         name = f'res{stage}_{n_block - 1}_sum'
         lateral = f'fpn_inner_{name}' if stage == 5 else f'fpn_inner_{name}_lateral'
         dim = config.fpn_channels
-        translations += _layer(lateral, f'extractor/lateral{stage}', (dim, 64 << stage, 1, 1))
-        translations += _layer(f'fpn_{name}', f'extractor/output{stage}', (dim, dim, 3, 3))
-    return translations
+        mappings += _weight_and_bias(lateral, f'extractor/lateral{stage}', (dim, 64 << stage, 1, 1))
+        mappings += _weight_and_bias(f'fpn_{name}', f'extractor/output{stage}', (dim, dim, 3, 3))
+    return mappings
 
 
-def _rpn(n_anchor: int, width_in: int, width: int, suffix: str) -> list[Translation]:
+def _rpn(n_anchor: int, width_in: int, width: int, suffix: str) -> list[ParamMapping]:
     return [
-        *_layer(f'conv_rpn{suffix}', 'rpn/conv', (width, width_in, 3, 3)),
-        *_layer(f'rpn_cls_logits{suffix}', 'rpn/objectness', (n_anchor, width, 1, 1)),
-        *_layer(f'rpn_bbox_pred{suffix}', 'rpn/delta', (4 * n_anchor, width, 1, 1), swap_xy),
+        *_weight_and_bias(f'conv_rpn{suffix}', 'rpn/conv', (width, width_in, 3, 3)),
+        *_weight_and_bias(f'rpn_cls_logits{suffix}', 'rpn/objectness', (n_anchor, width, 1, 1)),
+        *_weight_and_bias(f'rpn_bbox_pred{suffix}', 'rpn/delta', (4 * n_anchor, width, 1, 1), swap_xy),
     ]
 
 
-def _box_outputs(config: Config, width: int, box_weights: tuple[float, ...]) -> list[Translation]:
+def _box_outputs(config: Config, width: int, box_weights: tuple[float, ...]) -> list[ParamMapping]:
     n_class = config.n_fg_class + 1
 
     def box_deltas(array: np.ndarray) -> np.ndarray:
         return _rescaled(array, box_weights)
 
-    return [*_layer('cls_score', 'box_head/score', (n_class, width)),
-            *_layer('bbox_pred', 'box_head/delta', (4 * n_class, width), box_deltas)]
+    return [*_weight_and_bias('cls_score', 'box_head/score', (n_class, width)),
+            *_weight_and_bias('bbox_pred', 'box_head/delta', (4 * n_class, width), box_deltas)]
 
 
-def _mask_outputs(config: Config, width: int) -> list[Translation]:
+def _mask_outputs(config: Config, width: int) -> list[ParamMapping]:
     n_class, dim = config.n_fg_class + 1, config.mask_channels
-    return [*_layer('conv5_mask', 'mask_head/deconv', (width, dim, 2, 2), out=1),
-            *_layer('mask_fcn_logits', 'mask_head/score', (n_class, dim, 1, 1), drop_background)]
+    return [*_weight_and_bias('conv5_mask', 'mask_head/deconv', (width, dim, 2, 2), out=1),
+            *_weight_and_bias('mask_fcn_logits', 'mask_head/score', (n_class, dim, 1, 1), drop_background)]
 
 
-def _fpn_mask_head(config: Config) -> list[Translation]:
+def _fpn_mask_head(config: Config) -> list[ParamMapping]:
     """Four convolutions (``mask_rcnn_fcn_head_v1up4convs``) before what C4 has, too."""
     widths = [config.fpn_channels] + 4 * [config.mask_channels]
-    convs = [translation for i in range(1, 5) for translation in
-             _layer(f'_[mask]_fcn{i}', f'mask_head/conv{i}', (widths[i], widths[i - 1], 3, 3))]
+    convs = [mapping for i in range(1, 5) for mapping in
+             _weight_and_bias(f'_[mask]_fcn{i}', f'mask_head/conv{i}', (widths[i], widths[i - 1], 3, 3))]
     return convs + _mask_outputs(config, config.mask_channels)
 
 
-def _keypoint_head(config: Config) -> list[Translation]:
+def _keypoint_head(config: Config) -> list[ParamMapping]:
     """Eight convolutions and a deconvolution (``add_roi_pose_head_v1convX``)."""
     widths = [config.fpn_channels] + 8 * [512]
-    convs = [translation for i in range(1, 9) for translation in
-             _layer(f'conv_fcn{i}', f'keypoint_head/conv{i}', (widths[i], widths[i - 1], 3, 3))]
-    return convs + _layer('kps_score_lowres', 'keypoint_head/deconv', (512, config.n_keypoint, 4, 4), out=1)
+    convs = [mapping for i in range(1, 9) for mapping in
+             _weight_and_bias(f'conv_fcn{i}', f'keypoint_head/conv{i}', (widths[i], widths[i - 1], 3, 3))]
+    return convs + _weight_and_bias('kps_score_lowres', 'keypoint_head/deconv', (512, config.n_keypoint, 4, 4), out=1)
 
 
 def _upsampling_warnings(blobs: _Blobs) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from mask_rcnn.config import DETECTRON, FPN_STRIDES, Config
-from mask_rcnn.weights.errors import printable
+from mask_rcnn.weights.errors import to_printable_ascii
 
 _MAX_TEXT = 1 << 18         # Detectron's own are about 12 kB
 _MAX_NODES = 20_000         # counted along aliases, so that they cannot multiply
@@ -40,11 +40,11 @@ def parse(text: str) -> dict[str, Any]:
         raise ValueError(f'{len(text)} characters are too many for a configuration')
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = _Values().of(root, 0) if root is not None else None
+        values = _NodeConverter().convert(root, 0) if root is not None else None
     except yaml.YAMLError as error:
         problem = getattr(error, 'problem', None) or 'not YAML'
         mark = getattr(error, 'problem_mark', None)
-        raise ValueError(printable(problem) + (f' in line {mark.line + 1}' if mark else '')) from None
+        raise ValueError(to_printable_ascii(problem) + (f' in line {mark.line + 1}' if mark else '')) from None
     except RecursionError:
         raise ValueError('nested too deeply') from None
     if not isinstance(values, dict):
@@ -52,7 +52,7 @@ def parse(text: str) -> dict[str, Any]:
     return values
 
 
-class _Values:
+class _NodeConverter:
     """Translates YAML nodes to plain values."""
 
     _PREFIX = 'tag:yaml.org,2002:'
@@ -61,7 +61,7 @@ class _Values:
     def __init__(self):
         self._count = 0
 
-    def of(self, node: yaml.Node, depth: int) -> Any:
+    def convert(self, node: yaml.Node, depth: int) -> Any:
         self._count += 1
         if self._count > _MAX_NODES or depth > _MAX_DEPTH:
             raise ValueError('nested too deeply or too large')
@@ -69,14 +69,14 @@ class _Values:
             return self._scalar(node)
         kind = node.tag.removeprefix(self._PREFIX)
         if isinstance(node, yaml.SequenceNode):
-            values = [self.of(item, depth + 1) for item in node.value]
+            values = [self.convert(item, depth + 1) for item in node.value]
             return self._object(kind, values, None) if kind.startswith('python/object') else values
         values = {}
         for key_node, value_node in node.value:
-            key = self.of(key_node, depth + 1)
+            key = self.convert(key_node, depth + 1)
             if not isinstance(key, (str, int, float, bool)):
                 raise ValueError('a key that is not text')
-            values[key] = self.of(value_node, depth + 1)
+            values[key] = self.convert(value_node, depth + 1)
         if not kind.startswith('python/object'):
             return values
         if 'dictitems' in values:
@@ -95,7 +95,7 @@ class _Values:
             if kind == 'binary':
                 return base64.b64decode(node.value)
         except (ValueError, KeyError, IndexError, binascii.Error):
-            raise ValueError(f'{printable(node.value)!r} is no {kind}') from None
+            raise ValueError(f'{to_printable_ascii(node.value)!r} is no {kind}') from None
         if kind in ('null', 'none') or kind.startswith(('name:', 'module:', 'object')):
             return None
         return node.value
@@ -171,12 +171,12 @@ def _start_size(value: Any) -> tuple[int, ...]:
     return tuple(_positive(value) << level for level in range(len(FPN_STRIDES)))
 
 
-_Taken = tuple[str, str, Callable[[Any], Any]]
-_Fixed = tuple[str, Any]
+_MappedSetting = tuple[str, str, Callable[[Any], Any]]
+_SupportedValue = tuple[str, Any]
 
 #: ``cfg`` name, field of :class:`~mask_rcnn.config.Config`, check.  Of two names for a field the last one
 #: that exists counts.
-_TAKEN: tuple[_Taken, ...] = (
+_MAPPED: tuple[_MappedSetting, ...] = (
     ('TEST.SCALES', 'min_size', _positive),
     ('TEST.SCALE', 'min_size', _positive),
     ('TEST.MAX_SIZE', 'max_size', _positive),
@@ -192,18 +192,18 @@ _TAKEN: tuple[_Taken, ...] = (
     ('FAST_RCNN.ROI_XFORM_SAMPLING_RATIO', 'sampling_ratio', _integer),
 )
 
-_TAKEN_C4: tuple[_Taken, ...] = (
+_MAPPED_C4: tuple[_MappedSetting, ...] = (
     ('RPN.SIZES', 'anchor_sizes', _numbers),
     ('RPN.ASPECT_RATIOS', 'anchor_ratios', _numbers),
 )
 
-_TAKEN_FPN: tuple[_Taken, ...] = (
+_MAPPED_FPN: tuple[_MappedSetting, ...] = (
     ('FPN.RPN_ANCHOR_START_SIZE', 'anchor_sizes', _start_size),
     ('FPN.RPN_ASPECT_RATIOS', 'anchor_ratios', _numbers),
 )
 
 #: What our network does, whatever ``cfg`` says.
-_FIXED: tuple[_Fixed, ...] = (
+_SUPPORTED_VALUES: tuple[_SupportedValue, ...] = (
     ('PIXEL_MEANS', list(DETECTRON.input.pixel_mean)),
     ('BBOX_XFORM_CLIP', DETECTRON.boxes.max_log_scale),
     ('RESNETS.NUM_GROUPS', 1),
@@ -220,11 +220,11 @@ _FIXED: tuple[_Fixed, ...] = (
     ('TEST.SOFT_NMS.ENABLED', False),
 )
 
-_FIXED_C4: tuple[_Fixed, ...] = (
+_SUPPORTED_VALUES_C4: tuple[_SupportedValue, ...] = (
     ('RPN.STRIDE', FPN_STRIDES[2]),
 )
 
-_FIXED_FPN: tuple[_Fixed, ...] = (
+_SUPPORTED_VALUES_FPN: tuple[_SupportedValue, ...] = (
     ('FPN.COARSEST_STRIDE', FPN_STRIDES[3]),
     ('FPN.EXTRA_CONV_LEVELS', False),
     ('FPN.MULTILEVEL_ROIS', True),
@@ -237,14 +237,14 @@ _FIXED_FPN: tuple[_Fixed, ...] = (
     ('FPN.RPN_MAX_LEVEL', 6),
 )
 
-_FIXED_MASK: tuple[_Fixed, ...] = (
+_SUPPORTED_VALUES_MASK: tuple[_SupportedValue, ...] = (
     ('MRCNN.CLS_SPECIFIC_MASK', True),
     ('MRCNN.UPSAMPLE_RATIO', 1),
     ('MRCNN.THRESH_BINARIZE', DETECTRON.masks.threshold),
     ('TEST.MASK_AUG.ENABLED', False),
 )
 
-_FIXED_KEYPOINT: tuple[_Fixed, ...] = (
+_SUPPORTED_VALUES_KEYPOINT: tuple[_SupportedValue, ...] = (
     ('KRCNN.UP_SCALE', 2),
     ('KRCNN.USE_DECONV', False),
     ('KRCNN.USE_DECONV_OUTPUT', True),
@@ -271,7 +271,7 @@ def apply(cfg: dict[str, Any], config: Config) -> tuple[Config, list[str]]:
     """
     changes: dict[str, Any] = {}
     warnings: list[str] = []
-    for name, field, check in _taken(config):
+    for name, field, check in _mapped(config):
         value = lookup(cfg, name)
         if value is None:
             continue
@@ -283,16 +283,16 @@ def apply(cfg: dict[str, Any], config: Config) -> tuple[Config, list[str]]:
         config = config.replace(**changes)
     except ValueError as error:
         warnings.append(f'its sizes and thresholds do not fit together and are not used: {error}')
-    warnings.extend(_departures(cfg, config))
+    warnings.extend(_unsupported_settings(cfg, config))
     return config, warnings
 
 
-def _taken(config: Config) -> tuple[_Taken, ...]:
+def _mapped(config: Config) -> tuple[_MappedSetting, ...]:
     """The settings that mean something to this network."""
     if not config.has_fpn:
-        return _TAKEN + _TAKEN_C4
+        return _MAPPED + _MAPPED_C4
     sizes = tuple((f'{head}.ROI_XFORM_RESOLUTION', 'mask_roi_size', _resolution) for head in _heads(config))
-    return _TAKEN + _TAKEN_FPN + sizes
+    return _MAPPED + _MAPPED_FPN + sizes
 
 
 def _heads(config: Config) -> tuple[str, ...]:
@@ -300,19 +300,19 @@ def _heads(config: Config) -> tuple[str, ...]:
     return ('MRCNN',) * config.masks + ('KRCNN',) * bool(config.n_keypoint)
 
 
-def _fixed(config: Config) -> tuple[_Fixed, ...]:
+def _supported_values(config: Config) -> tuple[_SupportedValue, ...]:
     mask_size = 2 * config.mask_roi_size
-    masks = (*_FIXED_MASK, ('MRCNN.RESOLUTION', mask_size if config.has_fpn else 14))
-    keypoints = (*_FIXED_KEYPOINT, ('KRCNN.HEATMAP_SIZE', 2 * mask_size),
+    masks = (*_SUPPORTED_VALUES_MASK, ('MRCNN.RESOLUTION', mask_size if config.has_fpn else 14))
+    keypoints = (*_SUPPORTED_VALUES_KEYPOINT, ('KRCNN.HEATMAP_SIZE', 2 * mask_size),
                  ('KRCNN.NUM_KEYPOINTS', config.n_keypoint))
-    return (_FIXED + (_FIXED_FPN if config.has_fpn else _FIXED_C4)
+    return (_SUPPORTED_VALUES + (_SUPPORTED_VALUES_FPN if config.has_fpn else _SUPPORTED_VALUES_C4)
             + masks * config.masks + keypoints * bool(config.n_keypoint))
 
 
-def _departures(cfg: dict[str, Any], config: Config) -> list[str]:
+def _unsupported_settings(cfg: dict[str, Any], config: Config) -> list[str]:
     """Settings that ask for something else than what our network does."""
     lines = []
-    for name, used in _fixed(config):
+    for name, used in _supported_values(config):
         value = lookup(cfg, name)
         if value is not None and not _same(value, used):
             lines.append(_not_supported(name, value, used))
@@ -338,4 +338,4 @@ def _not_supported(name: str, value: Any, used: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return printable(value if isinstance(value, str) else repr(value))
+    return to_printable_ascii(value if isinstance(value, str) else repr(value))

@@ -14,7 +14,7 @@ import urllib.request
 
 from tqdm import tqdm
 
-from mask_rcnn.weights.errors import printable
+from mask_rcnn.weights.errors import to_printable_ascii
 
 #: Detectron's model zoo, "R-50-C4 Mask, 1x" (model 35858791, December 2017).
 DETECTRON_R50_C4_MASK = (
@@ -108,15 +108,15 @@ def _open(url: str, start: int, timeout: float) -> http.client.HTTPResponse:
         if start and error.code == 416:
             return error
         error.close()
-        reason = f'the server answers {error.code} {printable(str(error.reason))}'
+        reason = f'the server answers {error.code} {to_printable_ascii(str(error.reason))}'
         if error.code >= 500:
             raise _Interrupted(reason) from error
         raise DownloadError(f'{url}: {reason}') from error
     except urllib.error.URLError as error:
         reason = getattr(error.reason, 'strerror', None) or error.reason
-        raise _Interrupted(f'cannot be reached: {printable(str(reason))}') from error
+        raise _Interrupted(f'cannot be reached: {to_printable_ascii(str(reason))}') from error
     except (http.client.HTTPException, OSError) as error:
-        raise _Interrupted(f'cannot be reached: {printable(str(error)) or type(error).__name__}') from error
+        raise _Interrupted(f'cannot be reached: {to_printable_ascii(str(error)) or type(error).__name__}') from error
 
 
 def _range_of(url: str, response: http.client.HTTPResponse, start: int) -> tuple[int, int]:

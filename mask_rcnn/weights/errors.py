@@ -1,4 +1,4 @@
-"""The one error of this room, and how its messages show what comes from files."""
+"""The one error of this package, and how its messages show what comes from files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class WeightFileError(ValueError):
         return f'{self.path}: {self.reason}'
 
 
-def printable(text: str, limit: int = 80) -> str:
+def to_printable_ascii(text: str, limit: int = 80) -> str:
     """Return foreign text as at most ``limit`` printable ASCII characters of one line."""
     shown = ascii(text[:limit + 1])[1:-1]
     return shown if len(shown) <= limit else shown[:limit - 3] + '...'
 
 
-def some(names: Sequence[str]) -> str:
+def summarize_names(names: Sequence[str]) -> str:
     """Return the first five of some names, and how many there are besides."""
     more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    return ', '.join(map(printable, names[:5])) + more
+    return ', '.join(map(to_printable_ascii, names[:5])) + more

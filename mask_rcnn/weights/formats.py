@@ -13,13 +13,13 @@ from typing import Any
 
 from mask_rcnn.weights import (archives, detectron, imagenet, matterport, mindspore, pytorch, safe_pickle,
                                torch_file)
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_for_reading, sha256
 from mask_rcnn.weights.npz import read_weights
-from mask_rcnn.weights.translated import Report, TranslatedFile, body_name, network_name
+from mask_rcnn.weights.translated import ConversionReport, ConvertedWeights, backbone_name, network_name
 
 #: Format name of this program's own files.
-OWN = 'mask-rcnn-npz'
+NATIVE = 'mask-rcnn-npz'
 
 #: So many bytes from the beginning of a file are looked at.
 _START = 4096
@@ -34,7 +34,7 @@ class Format:
     Args:
         name: For programs, such as ``'detectron-pickle'``.
         title: For people.
-        recognise: Tells whether a file may be of this kind by its first bytes and, of a zip archive, the
+        matches: Tells whether a file may be of this kind by its first bytes and, of a zip archive, the
             names of its members.
         read: Reads and translates a file of this kind.
         suffix: What the default name of a converted file ends with; ``None`` where there is nothing to
@@ -45,13 +45,13 @@ class Format:
 
     name: str
     title: str
-    recognise: Callable[[bytes, frozenset[str]], bool]
-    read: Callable[..., TranslatedFile]
+    matches: Callable[[bytes, frozenset[str]], bool]
+    read: Callable[..., ConvertedWeights]
     suffix: str | None = None
     takes_settings: bool = False
 
 
-def recognise(path: _Path) -> Format:
+def detect_format(path: _Path) -> Format:
     """Return the format of a file.
 
     Raises:
@@ -63,11 +63,11 @@ def recognise(path: _Path) -> Format:
         if start.startswith(b'PK'):
             try:
                 names = archives.member_names(file, size)
-            except archives.DAMAGE as error:
-                reason = printable(str(error), 200)
+            except archives.CORRUPT_FILE_ERRORS as error:
+                reason = to_printable_ascii(str(error), 200)
                 raise WeightFileError(path, f'is a damaged zip archive: {reason}') from None
     for format in FORMATS:
-        if format.recognise(start, names):
+        if format.matches(start, names):
             return format
     reason = None if names else safe_pickle.other_format(start)
     if reason is None:
@@ -76,7 +76,7 @@ def recognise(path: _Path) -> Format:
     raise WeightFileError(path, reason)
 
 
-def read(path: _Path, settings: Mapping[str, Any] | None = None) -> TranslatedFile:
+def read(path: _Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeights:
     """Read a weight file of any kind.  Nothing in the file is executed.
 
     Args:
@@ -88,16 +88,16 @@ def read(path: _Path, settings: Mapping[str, Any] | None = None) -> TranslatedFi
             contradict it, or it takes none.
         ValueError: A setting has no valid value.
     """
-    format = recognise(path)
+    format = detect_format(path)
     if format.takes_settings:
         return format.read(path, settings or {})
     if settings:
-        raise WeightFileError(path, f'takes no settings ({", ".join(map(printable, settings))}): it is '
+        raise WeightFileError(path, f'takes no settings ({", ".join(map(to_printable_ascii, settings))}): it is '
                                     f'{format.title}')
     return format.read(path)
 
 
-def default_name(file: TranslatedFile) -> str:
+def default_name(file: ConvertedWeights) -> str:
     """Return the file name for converted weights, after Detectron's names for its own.
 
     Such as ``e2e_mask_rcnn_R-50-C4_1x_d2c.npz`` for Detectron's R-50-C4, ``R-50_d2c.npz`` for its ImageNet
@@ -105,21 +105,21 @@ def default_name(file: TranslatedFile) -> str:
     """
     suffix = BY_NAME[file.format].suffix
     if file.kind == 'backbone':
-        return f'{body_name(file.config)}_{suffix}.npz'
-    body, heads = network_name(file.config).split(maxsplit=1)
+        return f'{backbone_name(file.config)}_{suffix}.npz'
+    backbone, heads = network_name(file.config).split(maxsplit=1)
     kind = heads.lower().replace(' ', '_').replace('r-cnn', 'rcnn')
     if file.format == detectron.FORMAT:
-        return f'e2e_{kind}_{body}_1x_{suffix}.npz'
-    return f'{kind}_{body}_{suffix}.npz'
+        return f'e2e_{kind}_{backbone}_1x_{suffix}.npz'
+    return f'{kind}_{backbone}_{suffix}.npz'
 
 
-def _read_own(path: _Path) -> TranslatedFile:
+def _read_native(path: _Path) -> ConvertedWeights:
     weights = read_weights(path)
     meta = weights.meta
     origin = (f'converted from {meta.source.file} ({meta.source.format})',) if meta.source else ()
-    report = Report(tuple(weights.arrays), {}, origin + meta.notes)
-    return TranslatedFile(meta.kind, OWN, meta.config, weights.arrays, report, sha256(path), meta.class_names,
-                          meta.category_ids)
+    report = ConversionReport(tuple(weights.arrays), {}, origin + meta.notes)
+    return ConvertedWeights(meta.kind, NATIVE, meta.config, weights.arrays, report, sha256(path), meta.class_names,
+                            meta.category_ids)
 
 
 # What files begin with
@@ -153,7 +153,7 @@ def _is_caffe(start: bytes, members: frozenset[str]) -> bool:
 
 #: The kinds of files, the most telling first.
 FORMATS = (
-    Format(OWN, "this program's .npz", _has_member('meta.npy'), _read_own),
+    Format(NATIVE, "this program's .npz", _has_member('meta.npy'), _read_native),
     Format(imagenet.CAFFE_NPZ, "a Caffe ResNet's .npz", _has_member('res2a_branch2a/W.npy'),
            imagenet.read_caffe_npz),
     Format(imagenet.CHAINER_NPZ, "a Chainer ResNet's .npz", _has_member('res2/a/conv1/W.npy'),

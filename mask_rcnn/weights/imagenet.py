@@ -1,4 +1,4 @@
-"""ImageNet bodies of other programs: names and orders of Caffe, Chainer and TensorFlow.
+"""ImageNet backbones of other programs: names and orders of Caffe, Chainer and TensorFlow.
 
 - the ``.caffemodel`` of He et al.'s ResNets (:mod:`mask_rcnn.weights.caffemodel`),
 - an ``.npz`` of their arrays under Caffe's names: ``res2a_branch2a/W``, ``bn2a_branch2a/gamma`` ...,
@@ -18,10 +18,10 @@ import numpy as np
 
 from mask_rcnn.config import DETECTRON, MOBILENET, RESNET_BLOCKS, Config, Dialect
 from mask_rcnn.weights import archives, caffemodel
-from mask_rcnn.weights.errors import WeightFileError, printable, some
+from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
 from mask_rcnn.weights.files import open_for_reading, sha256
 from mask_rcnn.weights.folding import fold_bias_into_mean
-from mask_rcnn.weights.translated import Report, TranslatedFile
+from mask_rcnn.weights.translated import ConversionReport, ConvertedWeights
 
 #: Format names.
 CAFFEMODEL, CAFFE_NPZ, CHAINER_NPZ, MOBILENET_NPZ = 'caffemodel', 'caffe-npz', 'chainer-npz', 'mobilenet-npz'
@@ -35,12 +35,12 @@ _MOBILENET_BLOCKS = 13
 _Path = str | os.PathLike
 
 
-def read_caffemodel(path: _Path) -> TranslatedFile:
+def read_caffemodel(path: _Path) -> ConvertedWeights:
     """Read a Caffe ResNet's ``.caffemodel``; errors as :func:`mask_rcnn.weights.caffemodel.read`."""
     return _from_caffe(path, CAFFEMODEL, caffemodel.read(path))
 
 
-def read_caffe_npz(path: _Path) -> TranslatedFile:
+def read_caffe_npz(path: _Path) -> ConvertedWeights:
     """Read an ``.npz`` of a Caffe ResNet's arrays under their names there.
 
     Raises:
@@ -49,7 +49,7 @@ def read_caffe_npz(path: _Path) -> TranslatedFile:
     return _from_caffe(path, CAFFE_NPZ, _read_members(path, lambda name: not name.startswith('fc')))
 
 
-def read_chainer_npz(path: _Path) -> TranslatedFile:
+def read_chainer_npz(path: _Path) -> ConvertedWeights:
     """Read the ``.npz`` that Chainer makes of a Caffe ResNet: blocks are ``a b1 b2``.  Errors as above."""
     arrays = _read_members(path, lambda name: not name.startswith('fc'))
     extractor = _depth(path, [len({name.split('/')[1] for name in arrays if name.startswith(f'res{stage}/')})
@@ -64,7 +64,7 @@ def read_chainer_npz(path: _Path) -> TranslatedFile:
     return _translated(path, CHAINER_NPZ, arrays, pairs, statistics, extractor, DETECTRON)
 
 
-def read_mobilenet_npz(path: _Path) -> TranslatedFile:
+def read_mobilenet_npz(path: _Path) -> ConvertedWeights:
     """Read an ``.npz`` of a MobileNetV1 under TensorFlow's names (``slim/nets/mobilenet_v1.py``).
 
     Errors as above.
@@ -72,14 +72,14 @@ def read_mobilenet_npz(path: _Path) -> TranslatedFile:
     arrays = _read_members(path, lambda name: name.startswith('Conv2d'))
     blocks = [(f'Conv2d_{i}_{kind}', f'block{i}/{kind}') for i in range(1, _MOBILENET_BLOCKS + 1)
               for kind in ('depthwise', 'pointwise')]
-    pairs = [(name, f'{name}/BatchNorm', f'extractor/body/{ours}')
-             for name, ours in [('Conv2d_0', 'conv0'), *blocks]]
+    pairs = [(name, f'{name}/BatchNorm', f'extractor/body/{native}')
+             for name, native in [('Conv2d_0', 'conv0'), *blocks]]
     renamed = {re.sub('/(depthwise_)?weights$', '/W', name): array for name, array in arrays.items()}
     statistics = {'gamma': 'gamma', 'beta': 'beta', 'moving_mean': 'avg_mean', 'moving_variance': 'avg_var'}
     return _translated(path, MOBILENET_NPZ, renamed, pairs, statistics, 'mobilenet_v1_fpn', MOBILENET)
 
 
-def _from_caffe(path: _Path, format: str, arrays: Mapping[str, np.ndarray]) -> TranslatedFile:
+def _from_caffe(path: _Path, format: str, arrays: Mapping[str, np.ndarray]) -> ConvertedWeights:
     """From Caffe's names: blocks are ``2a 2b 2c``, in ResNet-101 also ``3a 3b1 3b2`` ..."""
     extractor = _depth(path, [len({name.partition('_')[0] for name in arrays
                                    if re.match(rf'res{stage}[a-z]\d*_', name)}) for stage in range(2, 6)])
@@ -114,28 +114,28 @@ def _depth(path: _Path, n_blocks: list[int]) -> str:
 
 
 def _translated(path: _Path, format: str, arrays: Mapping[str, np.ndarray], pairs: list[tuple[str, str, str]],
-                statistics: Mapping[str, str], extractor: str, dialect: Dialect) -> TranslatedFile:
+                statistics: Mapping[str, str], extractor: str, dialect: Dialect) -> ConvertedWeights:
     """Rename convolutions and their batch normalisations.
 
     Args:
         pairs: Name of each convolution, of its batch normalisation, and our path for both.
         statistics: Our name of each array of a batch normalisation by the file's.
     """
-    names = {f'{conv}/W': f'{ours}/conv/W' for conv, _, ours in pairs}
-    names |= {f'{bn}/{theirs}': f'{ours}/norm/{name}' for _, bn, ours in pairs
-              for theirs, name in statistics.items()}
+    names = {f'{conv}/W': f'{native}/conv/W' for conv, _, native in pairs}
+    names |= {f'{bn}/{source}': f'{native}/norm/{name}' for _, bn, native in pairs
+              for source, name in statistics.items()}
     missing = [name for name in names if name not in arrays]
     if missing:
-        raise WeightFileError(path, f'lacks {some(missing)}')
-    renamed = {ours: np.asarray(arrays[theirs], np.float32) for theirs, ours in names.items()}
-    for conv, _, ours in pairs:
-        bias, mean = arrays.get(f'{conv}/b'), f'{ours}/norm/avg_mean'
+        raise WeightFileError(path, f'lacks {summarize_names(missing)}')
+    renamed = {native: np.asarray(arrays[source], np.float32) for source, native in names.items()}
+    for conv, _, native in pairs:
+        bias, mean = arrays.get(f'{conv}/b'), f'{native}/norm/avg_mean'
         if bias is not None:
             if bias.shape != renamed[mean].shape:
                 raise WeightFileError(path, f'{conv}/b has the shape {bias.shape}')
             renamed[mean] = fold_bias_into_mean(bias, renamed[mean])
     config = Config(extractor=extractor, dialect=dialect, norm='bn')
-    return TranslatedFile('backbone', format, config, renamed, Report(tuple(names), {}), sha256(path))
+    return ConvertedWeights('backbone', format, config, renamed, ConversionReport(tuple(names), {}), sha256(path))
 
 
 def _read_members(path: _Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
@@ -145,7 +145,7 @@ def _read_members(path: _Path, wanted: Callable[[str], bool]) -> dict[str, np.nd
             archive, members = archives.open_deflated(file, size, _MAX_GROWTH)
             names = [member.removesuffix('.npy') for member in members if member.endswith('.npy')]
             read = {name: archives.read_array(archive, members[f'{name}.npy']) for name in names if wanted(name)}
-        except archives.DAMAGE as error:
-            reason = printable(str(error), 200) or type(error).__name__
+        except archives.CORRUPT_FILE_ERRORS as error:
+            reason = to_printable_ascii(str(error), 200) or type(error).__name__
             raise WeightFileError(path, f'is not a weight file, or damaged: {reason}') from None
     return {name: array for name, array in read.items() if array.dtype.kind == 'f'}

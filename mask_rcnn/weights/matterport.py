@@ -22,9 +22,9 @@ import numpy as np
 
 from mask_rcnn.config import MATTERPORT, Config
 from mask_rcnn.weights import matterport_layers
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_for_reading
-from mask_rcnn.weights.translated import TranslatedFile
+from mask_rcnn.weights.translated import ConvertedWeights
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'matterport-h5'
@@ -45,7 +45,8 @@ _FILTERS = {1, 2, 3}
 _MAX_GROWTH = 1.5
 
 #: What h5py raises for damaged files.
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+_CORRUPT_FILE_ERRORS = (
+    OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 
 #: Keras' word for an array and that of :mod:`mask_rcnn.weights.matterport_layers`.
 _KINDS = {'kernel': 'kernel', 'bias': 'bias', 'gamma': 'gamma', 'beta': 'beta', 'moving_mean': 'mean',
@@ -56,7 +57,7 @@ _KINDS = {'kernel': 'kernel', 'bias': 'bias', 'gamma': 'gamma', 'beta': 'beta', 
 _AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
 
 
-def read(path: _Path, settings: Mapping[str, Any] | None = None) -> TranslatedFile:
+def read(path: _Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeights:
     """Read and translate a weight file of Matterport's Mask R-CNN.  Nothing in the file is executed.
 
     Args:
@@ -69,13 +70,13 @@ def read(path: _Path, settings: Mapping[str, Any] | None = None) -> TranslatedFi
             should (all of them are named), or the settings contradict it.
         ValueError: A setting has no valid value.
     """
-    arrays, left = _contents(path)
+    arrays, skipped = _contents(path)
 
     def groups(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        every = {**left, 'unknown': [*left['unknown'], *sorted(names)]}
+        every = {**skipped, 'unknown': [*skipped['unknown'], *sorted(names)]}
         return {group: tuple(members) for group, members in every.items() if members}
 
-    return matterport_layers.translated(path, FORMAT, arrays, _name_of, settings or {}, groups)
+    return matterport_layers.convert_weights(path, FORMAT, arrays, _name_of, settings or {}, groups)
 
 
 def _name_of(layer: str, kind: str) -> str:
@@ -95,8 +96,8 @@ def _contents(path: _Path) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]
                 return _Reader(path, size).read(opened)
         except WeightFileError:
             raise
-        except _DAMAGE as error:
-            reason = printable(str(error) or 'no reason given')
+        except _CORRUPT_FILE_ERRORS as error:
+            reason = to_printable_ascii(str(error) or 'no reason given')
             raise WeightFileError(path, f'is a damaged HDF5 file: {reason}') from None
 
 
@@ -115,13 +116,13 @@ class _Reader:
 
     def read(self, file: h5py.File) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
         arrays: dict[str, np.ndarray] = {}
-        left: dict[str, list[str]] = {'optimizer': [], 'links': [], 'unknown': []}
-        for name, dataset in self._walk(file, left):
+        skipped: dict[str, list[str]] = {'optimizer': [], 'links': [], 'unknown': []}
+        for name, dataset in self._walk(file, skipped):
             key = self._key(name)
             if 'optimizer_weights' in name.split('/'):
-                left['optimizer'].append(printable(name))
+                skipped['optimizer'].append(to_printable_ascii(name))
             elif key is None:
-                left['unknown'].append(printable(name))
+                skipped['unknown'].append(to_printable_ascii(name))
             elif key in arrays:
                 raise WeightFileError(self._path, f'holds {key} twice')
             else:
@@ -129,9 +130,9 @@ class _Reader:
         if not any(key.startswith(('rpn_class_raw/', 'mrcnn_class_logits/')) for key in arrays):
             raise WeightFileError(self._path, 'is not a Mask R-CNN of Matterport: it lacks the layers '
                                               'rpn_class_raw and mrcnn_class_logits')
-        return arrays, left
+        return arrays, skipped
 
-    def _walk(self, root: h5py.Group, left: dict[str, list[str]]) -> Iterator[tuple[str, h5py.Dataset]]:
+    def _walk(self, root: h5py.Group, skipped: dict[str, list[str]]) -> Iterator[tuple[str, h5py.Dataset]]:
         """Yield every dataset with its path, each object once, and note the links that are not followed."""
         seen, stack = set(), [('', root)]
         while stack:
@@ -149,9 +150,9 @@ class _Reader:
                 below = f'{name}/{child}'
                 if len(below) > _MAX_PATH:
                     raise WeightFileError(self._path, f'has a path of more than {_MAX_PATH} characters: '
-                                                      f'{printable(below)}')
+                                                      f'{to_printable_ascii(below)}')
                 if not isinstance(node.get(child, getlink=True), h5py.HardLink):
-                    left['links'].append(printable(below))
+                    skipped['links'].append(to_printable_ascii(below))
                 elif node.get(child, getclass=True) in (h5py.Group, h5py.Dataset):
                     stack.append((below, node[child]))
 
@@ -175,7 +176,7 @@ class _Reader:
     def _problem(self, dataset: h5py.Dataset) -> str | None:
         """What speaks against reading a dataset; counts its size."""
         if dataset.shape is None or dataset.dtype.kind != 'f' or dataset.dtype.itemsize > 8:
-            return f'holds no floating-point numbers but {printable(str(dataset.dtype))}'
+            return f'holds no floating-point numbers but {to_printable_ascii(str(dataset.dtype))}'
         if dataset.is_virtual or dataset.external:
             return 'lies in another file'
         properties = dataset.id.get_create_plist()
@@ -194,5 +195,5 @@ class _Reader:
 def _layer_names() -> set[str]:
     """The layers that any of the networks has."""
     largest = Config(extractor='resnet101_fpn', dialect=MATTERPORT, norm='bn', roi_size=7, max_size=1024)
-    return {name.partition('/')[0] for translation in matterport_layers.translations(largest, _name_of)
-            for name in translation.inputs}
+    return {name.partition('/')[0] for mapping in matterport_layers.param_mappings(largest, _name_of)
+            for name in mapping.inputs}

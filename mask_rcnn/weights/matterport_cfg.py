@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.config import MATTERPORT, Config
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 
 _MAX_TEXT = 1 << 20
 
 #: Between these are sizes, ratios and deviations that one can calculate with.
-_LEAST, _MOST = 1e-6, 1e6
+_MIN_NUMBER, _MAX_NUMBER = 1e-6, 1e6
 
 #: ``RPN_ANCHOR_RATIOS`` of Matterport's own models, as heights divided by widths.
 RATIOS = (2.0, 1.0, 0.5)
 
 #: Without them one cannot run a network as it was trained, unless they are as in Matterport's own models.
-_IMPORTANT = ('IMAGE_MIN_DIM', 'IMAGE_MAX_DIM', 'RPN_ANCHOR_SCALES', 'DETECTION_MIN_CONFIDENCE')
+_WARN_IF_MISSING = ('IMAGE_MIN_DIM', 'IMAGE_MAX_DIM', 'RPN_ANCHOR_SCALES', 'DETECTION_MIN_CONFIDENCE')
 
 
 def read_settings(path: str | os.PathLike) -> dict[str, Any]:
@@ -60,9 +60,9 @@ def _fraction(value: Any) -> float:
 
 def _numbers(value: Any) -> tuple[float, ...]:
     valid = isinstance(value, (list, tuple)) and len(value) > 0 and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and _LEAST < v < _MOST for v in value)
+        isinstance(v, (int, float)) and not isinstance(v, bool) and _MIN_NUMBER < v < _MAX_NUMBER for v in value)
     if not valid:
-        raise ValueError(f'a list of positive numbers between {_LEAST:g} and {_MOST:g}')
+        raise ValueError(f'a list of positive numbers between {_MIN_NUMBER:g} and {_MAX_NUMBER:g}')
     return tuple(value)
 
 
@@ -71,7 +71,7 @@ def _inverses(value: Any) -> tuple[float, ...]:
 
 
 #: Name, field of our ``Config``, check and conversion.
-_TAKEN: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+_MAPPED: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ('IMAGE_MIN_DIM', 'min_size', _integer),
     ('IMAGE_MAX_DIM', 'max_size', _integer),
     ('RPN_ANCHOR_SCALES', 'anchor_sizes', _numbers),
@@ -86,7 +86,7 @@ _TAKEN: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
 )
 
 #: What our network does, whatever the settings say.
-_FIXED: tuple[tuple[str, Any], ...] = (
+_SUPPORTED_VALUES: tuple[tuple[str, Any], ...] = (
     ('IMAGE_RESIZE_MODE', 'square'),
     ('IMAGE_MIN_SCALE', 0),
     ('MEAN_PIXEL', list(MATTERPORT.input.pixel_mean)),
@@ -96,16 +96,16 @@ _FIXED: tuple[tuple[str, Any], ...] = (
 )
 
 #: What the arrays decide: name and our field as they have it.
-_DECIDED: tuple[tuple[str, Callable[[Config], Any]], ...] = (
+_DETERMINED_BY_ARRAYS: tuple[tuple[str, Callable[[Config], Any]], ...] = (
     ('NUM_CLASSES', lambda config: config.n_fg_class + 1),
-    ('BACKBONE', lambda config: config.body),
+    ('BACKBONE', lambda config: config.backbone),
     ('POOL_SIZE', lambda config: config.roi_size),
     ('TOP_DOWN_PYRAMID_SIZE', lambda config: config.fpn_channels),
     ('FPN_CLASSIF_FC_LAYERS_SIZE', lambda config: config.head_channels),
 )
 
 #: Standard deviations by which predicted deltas are multiplied, the layer that predicts them, and ours.
-_DEVIATIONS = (
+_DELTA_STD_DEVS = (
     ('RPN_BBOX_STD_DEV', 'rpn/delta', MATTERPORT.boxes.rpn_delta_weights),
     ('BBOX_STD_DEV', 'box_head/delta', MATTERPORT.boxes.box_delta_weights),
 )
@@ -125,16 +125,16 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
         ValueError: A setting has no valid value, or they do not fit together.
     """
     changes = {}
-    for name, field, check in _TAKEN:
+    for name, field, check in _MAPPED:
         if settings.get(name) is not None:
             changes[field] = _checked(name, settings[name], check)
-    for name, _, _ in _DEVIATIONS:
+    for name, _, _ in _DELTA_STD_DEVS:
         if settings.get(name) is not None and len(_checked(name, settings[name], _numbers)) != 4:
             raise ValueError(f'{name} must be four numbers, not {_shown(settings[name])}')
     if 'min_size' not in changes and 'max_size' in changes:
         changes['min_size'] = min(config.min_size, changes['max_size'])
     warnings = [f'{name} is {_shown(settings[name])}, which is not supported; {_shown(used)} is used'
-                for name, used in _FIXED if settings.get(name) is not None and settings[name] != used]
+                for name, used in _SUPPORTED_VALUES if settings.get(name) is not None and settings[name] != used]
     return config.replace(**changes), warnings
 
 
@@ -144,13 +144,13 @@ def check(path: str | os.PathLike, settings: Mapping[str, Any], config: Config) 
     Raises:
         WeightFileError: They contradict each other.
     """
-    for name, used in _DECIDED:
+    for name, used in _DETERMINED_BY_ARRAYS:
         if settings.get(name) is not None and settings[name] != used(config):
             raise WeightFileError(path, f'its arrays are for {name} = {used(config)}, '
                                         f'not {_shown(settings[name])} as the settings say')
 
 
-def rescaled(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def rescale_delta_layers(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the layers that predict deltas, for the dialect's standard deviations instead of the settings'.
 
     Both decode ``delta * deviation``, so the boxes stay the same.
@@ -160,7 +160,7 @@ def rescaled(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> d
         arrays: Ours by path.
     """
     changed = {}
-    for name, path, weights in _DEVIATIONS:
+    for name, path, weights in _DELTA_STD_DEVS:
         if settings.get(name) is None:
             continue
         factors = np.multiply(settings[name], weights)
@@ -172,9 +172,9 @@ def rescaled(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> d
     return changed
 
 
-def unsaid(settings: Mapping[str, Any]) -> list[str]:
+def missing_settings(settings: Mapping[str, Any]) -> list[str]:
     """Return the names of important settings that are not given."""
-    return [name for name in _IMPORTANT if settings.get(name) is None]
+    return [name for name in _WARN_IF_MISSING if settings.get(name) is None]
 
 
 def _checked(name: str, value: Any, check: Callable[[Any], Any]) -> Any:
@@ -185,4 +185,4 @@ def _checked(name: str, value: Any, check: Callable[[Any], Any]) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return printable(value if isinstance(value, str) else repr(value))
+    return to_printable_ascii(value if isinstance(value, str) else repr(value))

@@ -6,7 +6,7 @@ convolutions ``(out, in, kh, kw)``, the transposed one ``(in, out, kh, kw)``, li
 
 What differs from our network without changing what it computes is folded (:mod:`mask_rcnn.weights.folding`):
 
-- a convolution's bias in the body goes into the running mean of the normalisation behind it;
+- a convolution's bias in the backbone goes into the running mean of the normalisation behind it;
 - the heads' normalisations go into the convolutions and linear layers before them;
 - the RPN's pair of logits (background, foreground) becomes one;
 - of the masks' channels, the background's is dropped, which is never used.
@@ -27,8 +27,8 @@ from mask_rcnn.config import MATTERPORT, RESNET_BLOCKS, Config
 from mask_rcnn.weights import folding, matterport_cfg
 from mask_rcnn.weights.errors import WeightFileError
 from mask_rcnn.weights.files import sha256
-from mask_rcnn.weights.translated import (Report, TranslatedFile, Translation, batch_counter, drop_background,
-                                          translate)
+from mask_rcnn.weights.translated import (ConversionReport, ConvertedWeights, ParamMapping, apply_mappings,
+                                          batch_counter, drop_background)
 
 #: Takes a layer's Keras name and one of ``'kernel'``, ``'bias'``, ``'gamma'``, ``'beta'``, ``'mean'`` and
 #: ``'var'``; returns the file's name for the array.
@@ -42,9 +42,9 @@ _BASE = Config(
     max_detections=100)
 
 
-def translated(path: str | os.PathLike, format: str, arrays: Mapping[str, np.ndarray], name_of: NameOf,
-               settings: Mapping[str, Any], left: Callable[[Iterable[str]], Mapping[str, tuple[str, ...]]],
-               ) -> TranslatedFile:
+def convert_weights(path: str | os.PathLike, format: str, arrays: Mapping[str, np.ndarray], name_of: NameOf,
+                    settings: Mapping[str, Any], group_skipped: Callable[[Iterable[str]], Mapping[str, tuple[str, ...]]],
+                    ) -> ConvertedWeights:
     """Translate a file's arrays and the settings that belong to them.
 
     Args:
@@ -54,7 +54,7 @@ def translated(path: str | os.PathLike, format: str, arrays: Mapping[str, np.nda
         name_of: Maps names.
         settings: What the file cannot say, by the names of Matterport's ``Config``
             (:mod:`mask_rcnn.weights.matterport_cfg`).
-        left: Groups the names of the arrays that were not taken by what they are.
+        group_skipped: Groups the names of the arrays that were not taken by what they are.
 
     Raises:
         WeightFileError: Arrays are missing or have another shape than they should (all of them are named), or
@@ -64,13 +64,13 @@ def translated(path: str | os.PathLike, format: str, arrays: Mapping[str, np.nda
     base, warnings = matterport_cfg.apply(settings, _BASE)
     config = network(path, arrays, name_of, base)
     matterport_cfg.check(path, settings, config)
-    ours, taken, broken = translate(path, arrays, translations(config, name_of))
-    ours.update(matterport_cfg.rescaled(settings, ours))
-    missing = matterport_cfg.unsaid(settings)
+    native, taken, broken = apply_mappings(path, arrays, param_mappings(config, name_of))
+    native.update(matterport_cfg.rescale_delta_layers(settings, native))
+    missing = matterport_cfg.missing_settings(settings)
     if missing:
         warnings.append(f'the file cannot say {", ".join(missing)}; Matterport\'s defaults are used')
-    report = Report(taken, left(set(arrays) - set(taken)), (), (*warnings, *broken))
-    return TranslatedFile('model', format, config, ours, report, sha256(path))
+    report = ConversionReport(taken, group_skipped(set(arrays) - set(taken)), (), (*warnings, *broken))
+    return ConvertedWeights('model', format, config, native, report, sha256(path))
 
 
 def network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], name_of: NameOf,
@@ -84,11 +84,11 @@ def network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], name_of: 
         base: Supplies what the arrays do not say.
 
     Raises:
-        WeightFileError: Layers that tell the sizes are missing, or the body is none of ours.
+        WeightFileError: Layers that tell the sizes are missing, or the backbone is none of ours.
     """
     count = sum(name_of(f'res4{letter}_branch2a', 'kernel') in arrays for letter in string.ascii_lowercase)
-    body = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
-    if body is None:
+    backbone = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
+    if backbone is None:
         raise WeightFileError(path, f'has a ResNet with {count} blocks in its fourth stage, which is none of '
                                     f'{", ".join(RESNET_BLOCKS)}')
 
@@ -110,14 +110,14 @@ def network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], name_of: 
                                     f'{base.anchor_ratios}')
     try:
         return base.replace(
-            extractor=f'{body}_fpn', n_fg_class=n_class - 1, fpn_channels=fc6[1], head_channels=fc6[0],
+            extractor=f'{backbone}_fpn', n_fg_class=n_class - 1, fpn_channels=fc6[1], head_channels=fc6[0],
             roi_size=fc6[2], rpn_channels=shape('rpn_conv_shared', 4)[0],
             mask_channels=shape('mrcnn_mask_deconv', 4)[0])
     except ValueError as error:
         raise WeightFileError(path, f'its sizes are not supported: {error}') from None
 
 
-def translations(config: Config, name_of: NameOf) -> list[Translation]:
+def param_mappings(config: Config, name_of: NameOf) -> list[ParamMapping]:
     """Return how each array of our network is made.
 
     Args:
@@ -132,20 +132,20 @@ def translations(config: Config, name_of: NameOf) -> list[Translation]:
     made += layers.plain('rpn_class_raw', 'rpn/objectness', (2 * n_anchor, width, 1, 1),
                          folding.softmax_pair_to_logit)
     made += layers.plain('rpn_bbox_pred', 'rpn/delta', (4 * n_anchor, width, 1, 1))
-    made += layers.folded('mrcnn_class_conv1', 'mrcnn_class_bn1', 'box_head/fc6',
-                          (hidden, dim, config.roi_size, config.roi_size), linear=True)
-    made += layers.folded('mrcnn_class_conv2', 'mrcnn_class_bn2', 'box_head/fc7', (hidden, hidden, 1, 1),
-                          linear=True)
+    made += layers.conv_folded_bn('mrcnn_class_conv1', 'mrcnn_class_bn1', 'box_head/fc6',
+                                  (hidden, dim, config.roi_size, config.roi_size), linear=True)
+    made += layers.conv_folded_bn('mrcnn_class_conv2', 'mrcnn_class_bn2', 'box_head/fc7', (hidden, hidden, 1, 1),
+                                  linear=True)
     made += layers.plain('mrcnn_class_logits', 'box_head/score', (n_class, hidden))
     made += layers.plain('mrcnn_bbox_fc', 'box_head/delta', (4 * n_class, hidden))
     return made + _mask_head(config, layers)
 
 
-def _body(config: Config, layers: _Layers) -> Iterator[Translation]:
+def _body(config: Config, layers: _Layers) -> Iterator[ParamMapping]:
     """conv1 to res5; Keras counts a stage's blocks with letters."""
-    yield from layers.normalised('conv1', 'bn_conv1', 'extractor/body/conv1', (64, 3, 7, 7))
+    yield from layers.conv_bn('conv1', 'bn_conv1', 'extractor/body/conv1', (64, 3, 7, 7))
     width_in = 64
-    for stage, n_block in enumerate(RESNET_BLOCKS[config.body], start=2):
+    for stage, n_block in enumerate(RESNET_BLOCKS[config.backbone], start=2):
         width = 64 << stage - 2
         for block in range(n_block):
             convs = {'branch2a': ('conv1', (width, width_in, 1, 1)),
@@ -153,14 +153,14 @@ def _body(config: Config, layers: _Layers) -> Iterator[Translation]:
                      'branch2c': ('conv3', (4 * width, width, 1, 1))}
             if block == 0:
                 convs['branch1'] = ('shortcut', (4 * width, width_in, 1, 1))
-            theirs = f'{stage}{string.ascii_lowercase[block]}'
-            for branch, (ours, shape) in convs.items():
-                yield from layers.normalised(f'res{theirs}_{branch}', f'bn{theirs}_{branch}',
-                                             f'extractor/body/res{stage}/block{block}/{ours}', shape)
+            source = f'{stage}{string.ascii_lowercase[block]}'
+            for branch, (native, shape) in convs.items():
+                yield from layers.conv_bn(f'res{source}_{branch}', f'bn{source}_{branch}',
+                                          f'extractor/body/res{stage}/block{block}/{native}', shape)
             width_in = 4 * width
 
 
-def _pyramid(config: Config, layers: _Layers) -> Iterator[Translation]:
+def _pyramid(config: Config, layers: _Layers) -> Iterator[ParamMapping]:
     dim = config.fpn_channels
     for stage in range(2, 6):
         yield from layers.plain(f'fpn_c{stage}p{stage}', f'extractor/lateral{stage}',
@@ -168,12 +168,12 @@ def _pyramid(config: Config, layers: _Layers) -> Iterator[Translation]:
         yield from layers.plain(f'fpn_p{stage}', f'extractor/output{stage}', (dim, dim, 3, 3))
 
 
-def _mask_head(config: Config, layers: _Layers) -> list[Translation]:
+def _mask_head(config: Config, layers: _Layers) -> list[ParamMapping]:
     dim = config.mask_channels
     made = []
     for i in range(1, 5):
-        made += layers.folded(f'mrcnn_mask_conv{i}', f'mrcnn_mask_bn{i}', f'mask_head/conv{i}',
-                              (dim, config.fpn_channels if i == 1 else dim, 3, 3))
+        made += layers.conv_folded_bn(f'mrcnn_mask_conv{i}', f'mrcnn_mask_bn{i}', f'mask_head/conv{i}',
+                                      (dim, config.fpn_channels if i == 1 else dim, 3, 3))
     made += layers.plain('mrcnn_mask_deconv', 'mask_head/deconv', (dim, dim, 2, 2))
     return made + layers.plain('mrcnn_mask', 'mask_head/score', (config.n_fg_class + 1, dim, 1, 1),
                                drop_background)
@@ -192,25 +192,25 @@ class _Layers:
         self._eps = eps
 
     def plain(self, layer: str, path: str, shape: tuple[int, ...],
-              convert: Callable[[np.ndarray], np.ndarray] | None = None) -> list[Translation]:
+              convert: Callable[[np.ndarray], np.ndarray] | None = None) -> list[ParamMapping]:
         """A layer as it is (square transposed convolutions have as many outputs as inputs)."""
-        return [Translation(f'{path}/W', {self._name_of(layer, 'kernel'): shape}, convert),
-                Translation(f'{path}/b', {self._name_of(layer, 'bias'): shape[:1]}, convert)]
+        return [ParamMapping(f'{path}/W', {self._name_of(layer, 'kernel'): shape}, convert),
+                ParamMapping(f'{path}/b', {self._name_of(layer, 'bias'): shape[:1]}, convert)]
 
-    def normalised(self, conv: str, norm: str, path: str, shape: tuple[int, ...]) -> list[Translation]:
-        """A convolution of the body, which keeps its batch normalisation."""
+    def conv_bn(self, conv: str, norm: str, path: str, shape: tuple[int, ...]) -> list[ParamMapping]:
+        """A convolution of the backbone, which keeps its batch normalisation."""
         def inputs(*kinds: str) -> dict[str, tuple[int, ...]]:
             return {self._name_of(conv if kind == 'bias' else norm, kind): shape[:1] for kind in kinds}
 
-        return [Translation(f'{path}/conv/W', {self._name_of(conv, 'kernel'): shape}),
-                Translation(f'{path}/norm/gamma', inputs('gamma')),
-                Translation(f'{path}/norm/beta', inputs('beta')),
-                Translation(f'{path}/norm/avg_mean', inputs('bias', 'mean'), folding.fold_bias_into_mean),
-                Translation(f'{path}/norm/avg_var', inputs('var')),
+        return [ParamMapping(f'{path}/conv/W', {self._name_of(conv, 'kernel'): shape}),
+                ParamMapping(f'{path}/norm/gamma', inputs('gamma')),
+                ParamMapping(f'{path}/norm/beta', inputs('beta')),
+                ParamMapping(f'{path}/norm/avg_mean', inputs('bias', 'mean'), folding.fold_bias_into_mean),
+                ParamMapping(f'{path}/norm/avg_var', inputs('var')),
                 batch_counter(f'{path}/norm')]
 
-    def folded(self, conv: str, norm: str, path: str, shape: tuple[int, ...], *,
-               linear: bool = False) -> list[Translation]:
+    def conv_folded_bn(self, conv: str, norm: str, path: str, shape: tuple[int, ...], *,
+                       linear: bool = False) -> list[ParamMapping]:
         """A layer of the heads, which takes in its normalisation; ``linear``: it becomes a linear layer."""
         def fold(weight: np.ndarray, gamma: np.ndarray, var: np.ndarray) -> np.ndarray:
             weight = folding.fold_norm_into_weight(weight, gamma, var, self._eps)
@@ -220,6 +220,6 @@ class _Layers:
         kernel, bias = self._name_of(conv, 'kernel'), self._name_of(conv, 'bias')
         sizes = dict.fromkeys([bias, *names.values()], shape[:1])
         factors = {names['gamma']: shape[:1], names['var']: shape[:1]}
-        return [Translation(f'{path}/W', {kernel: shape, **factors}, fold),
-                Translation(f'{path}/b', sizes,
-                            functools.partial(folding.fold_norm_into_bias, eps=self._eps))]
+        return [ParamMapping(f'{path}/W', {kernel: shape, **factors}, fold),
+                ParamMapping(f'{path}/b', sizes,
+                             functools.partial(folding.fold_norm_into_bias, eps=self._eps))]

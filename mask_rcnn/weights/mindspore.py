@@ -40,11 +40,11 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from mask_rcnn.config import MINDSPORE, PRESETS, RESNET_BLOCKS, Config
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_for_reading, sha256
-from mask_rcnn.weights.protobuf import LENGTH, VARINT, Budget, Damaged, fields, packed, varint
-from mask_rcnn.weights.translated import (Report, TranslatedFile, Translation, batch_counter,
-                                          drop_background, grouped, swap_xy, translate)
+from mask_rcnn.weights.protobuf import LENGTH, VARINT, Budget, CorruptMessageError, fields, packed, varint
+from mask_rcnn.weights.translated import (ConversionReport, ConvertedWeights, ParamMapping, apply_mappings,
+                                          batch_counter, drop_background, group_names, swap_xy)
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'mindspore'
@@ -88,11 +88,11 @@ def is_checkpoint(start: bytes) -> bool:
         length, at = varint(data, at + 1)
         tag, rest = data[at:at + length], data[at + length:]
         return re.fullmatch(rb'[\w./:-]+', tag) is not None and rest[:1] == b'\x12'
-    except Damaged:
+    except CorruptMessageError:
         return False
 
 
-def read(path: str | os.PathLike) -> TranslatedFile:
+def read(path: str | os.PathLike) -> ConvertedWeights:
     """Read and translate a checkpoint.  Nothing in the file is executed.
 
     Args:
@@ -104,11 +104,11 @@ def read(path: str | os.PathLike) -> TranslatedFile:
     """
     arrays = read_arrays(path)
     config = _network(path, arrays)
-    ours, taken, warnings = translate(path, arrays, _translations(config, arrays))
+    native, taken, warnings = apply_mappings(path, arrays, _param_mappings(config, arrays))
     warnings.append("MindSpore's feature pyramid upsamples bilinearly; the nearest value is used, as "
                     'Detectron does')
-    report = Report(taken, grouped(set(arrays) - set(taken), _group_of), (), tuple(warnings))
-    return TranslatedFile('model', FORMAT, config, ours, report, sha256(path))
+    report = ConversionReport(taken, group_names(set(arrays) - set(taken), _group_of), (), tuple(warnings))
+    return ConvertedWeights('model', FORMAT, config, native, report, sha256(path))
 
 
 # The file
@@ -131,11 +131,11 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
             if number == 1 and wire == LENGTH:
                 name, array = _value(value, budget)
                 if name in arrays:
-                    raise Damaged(f'two tensors are called {printable(name)}')
+                    raise CorruptMessageError(f'two tensors are called {to_printable_ascii(name)}')
                 if len(arrays) == _MAX_TENSORS:
-                    raise Damaged(f'more than {_MAX_TENSORS} tensors')
+                    raise CorruptMessageError(f'more than {_MAX_TENSORS} tensors')
                 arrays[name] = array
-    except (Damaged, UnicodeDecodeError) as error:
+    except (CorruptMessageError, UnicodeDecodeError) as error:
         raise WeightFileError(path, f'is no MindSpore checkpoint, or damaged: {error}') from None
     if not arrays:
         raise WeightFileError(path, 'is no MindSpore checkpoint: it holds no tensors')
@@ -151,7 +151,7 @@ def _value(data: memoryview, budget: Budget) -> tuple[str, np.ndarray]:
         elif number == 2 and wire == LENGTH:
             tensor = value
     if name is None or tensor is None:
-        raise Damaged('a tensor without a name or a name without a tensor')
+        raise CorruptMessageError('a tensor without a name or a name without a tensor')
     return name, _tensor(name, tensor, budget)
 
 
@@ -169,14 +169,15 @@ def _tensor(name: str, data: memoryview, budget: Budget) -> np.ndarray:
         elif number == 3 and wire == LENGTH:
             content = value
     if kind not in _DTYPES:
-        raise Damaged(f'{printable(name)} is of the unknown type {printable(kind)}')
+        raise CorruptMessageError(f'{to_printable_ascii(name)} is of the unknown type {to_printable_ascii(kind)}')
     dtype = np.dtype(_DTYPES[kind])
     if dims == [0] and len(content) == dtype.itemsize:
         dims = []                                           # how MindSpore writes a single number
     # A side of 0 goes with any other one, also with those that NumPy cannot count.
     if (len(dims) > _MAX_DIMENSIONS or any(n >= _MAX_SIZE for n in dims)
             or math.prod(dims) * dtype.itemsize != len(content)):
-        raise Damaged(f'{printable(name)} has {len(content)} bytes, which is not the shape {tuple(dims[:8])}')
+        raise CorruptMessageError(f'{to_printable_ascii(name)} has {len(content)} bytes, which is not the shape '
+                                  f'{tuple(dims[:8])}')
     return np.frombuffer(content, dtype).reshape(dims)
 
 
@@ -191,7 +192,7 @@ def _network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Confi
         extractor = 'resnet50_fpn'
     else:
         raise WeightFileError(path, 'is a MindSpore checkpoint, but neither of maskrcnn nor of '
-                                    f'maskrcnn_mobilenetv1: it begins with {printable(next(iter(arrays)))}')
+                                    f'maskrcnn_mobilenetv1: it begins with {to_printable_ascii(next(iter(arrays)))}')
     score = arrays.get('rcnn_cls.fpn_cls.cls_scores.weight')
     if score is None or score.ndim != 2 or score.shape[1] < 2:
         raise WeightFileError(path, 'has no layer rcnn_cls.fpn_cls.cls_scores for two classes or more')
@@ -199,46 +200,46 @@ def _network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Confi
                                       min_size=768, max_size=1280)
 
 
-def _translations(config: Config, arrays: Mapping[str, np.ndarray]) -> list[Translation]:
-    body, widths = ((_mobilenet(), (128, 256, 512, 1024)) if config.body == 'mobilenet_v1'
-                    else (_resnet(config), (256, 512, 1024, 2048)))
+def _param_mappings(config: Config, arrays: Mapping[str, np.ndarray]) -> list[ParamMapping]:
+    backbone, widths = ((_mobilenet(), (128, 256, 512, 1024)) if config.backbone == 'mobilenet_v1'
+                        else (_resnet(config), (256, 512, 1024, 2048)))
     neck = 'fpn_ncek' if 'fpn_ncek.fpn_convs_list.0.weight' in arrays else 'fpn_neck'
     rpn = next((rpn for rpn in (f'rpn_with_loss.rpn_convs_list.{level}' for level in range(5))
                 if f'{rpn}.rpn_conv.weight' in arrays), 'rpn_with_loss.rpn_convs_list.0')
-    return [*body, *_pyramid(config, neck, widths), *_rpn(config, rpn), *_box_head(config),
+    return [*backbone, *_pyramid(config, neck, widths), *_rpn(config, rpn), *_box_head(config),
             *_mask_head(config)]
 
 
-def _convolution(conv: str, norm: str, path: str, shape: tuple[int, ...]) -> Iterator[Translation]:
+def _convolution(conv: str, norm: str, path: str, shape: tuple[int, ...]) -> Iterator[ParamMapping]:
     """A convolution without bias and its batch normalisation."""
-    yield Translation(f'{path}/conv/W', {f'{conv}.weight': shape})
-    for theirs, ours in _NORM.items():
-        yield Translation(f'{path}/norm/{ours}', {f'{norm}.{theirs}': shape[:1]})
+    yield ParamMapping(f'{path}/conv/W', {f'{conv}.weight': shape})
+    for source, native in _NORM.items():
+        yield ParamMapping(f'{path}/norm/{native}', {f'{norm}.{source}': shape[:1]})
     yield batch_counter(f'{path}/norm')
 
 
-def _resnet(config: Config) -> Iterator[Translation]:
+def _resnet(config: Config) -> Iterator[ParamMapping]:
     yield from _convolution('backbone.conv1', 'backbone.bn1', 'extractor/body/conv1', (64, 3, 7, 7))
     width_in = 64
-    for stage, n_block in enumerate(RESNET_BLOCKS[config.body], start=2):
+    for stage, n_block in enumerate(RESNET_BLOCKS[config.backbone], start=2):
         width = 64 << stage - 2
         for block in range(n_block):
             shapes = {'conv1': (width, width_in, 1, 1), 'conv2': (width, width, 3, 3),
                       'conv3': (4 * width, width, 1, 1)}
             if block == 0:
                 shapes['shortcut'] = (4 * width, width_in, 1, 1)
-            theirs = f'backbone.layer{stage - 1}.{block}'
-            for ours, shape in shapes.items():
-                conv, norm = _BLOCK[ours]
-                yield from _convolution(f'{theirs}.{conv}', f'{theirs}.{norm}',
-                                        f'extractor/body/res{stage}/block{block}/{ours}', shape)
+            source = f'backbone.layer{stage - 1}.{block}'
+            for native, shape in shapes.items():
+                conv, norm = _BLOCK[native]
+                yield from _convolution(f'{source}.{conv}', f'{source}.{norm}',
+                                        f'extractor/body/res{stage}/block{block}/{native}', shape)
             width_in = 4 * width
 
 
-def _mobilenet() -> Iterator[Translation]:
-    def layer(number: int, path: str, shape: tuple[int, ...]) -> Iterator[Translation]:
-        theirs = f'backbone.mobilenet_v1.network.{number}'
-        return _convolution(f'{theirs}.0', f'{theirs}.1', f'extractor/body/{path}', shape)
+def _mobilenet() -> Iterator[ParamMapping]:
+    def layer(number: int, path: str, shape: tuple[int, ...]) -> Iterator[ParamMapping]:
+        source = f'backbone.mobilenet_v1.network.{number}'
+        return _convolution(f'{source}.0', f'{source}.1', f'extractor/body/{path}', shape)
 
     yield from layer(0, 'conv0', (32, 3, 3, 3))
     width_in = 32
@@ -248,37 +249,37 @@ def _mobilenet() -> Iterator[Translation]:
         width_in = width
 
 
-def _layer(theirs: str, ours: str, shape: tuple[int, ...],
-           convert: Callable[[np.ndarray], np.ndarray] | None = None) -> list[Translation]:
+def _weight_and_bias(source: str, native: str, shape: tuple[int, ...],
+                     convert: Callable[[np.ndarray], np.ndarray] | None = None) -> list[ParamMapping]:
     """A convolution with a bias."""
-    return [Translation(f'{ours}/W', {f'{theirs}.weight': shape}, convert),
-            Translation(f'{ours}/b', {f'{theirs}.bias': shape[:1]}, convert)]
+    return [ParamMapping(f'{native}/W', {f'{source}.weight': shape}, convert),
+            ParamMapping(f'{native}/b', {f'{source}.bias': shape[:1]}, convert)]
 
 
-def _linear(theirs: str, ours: str, n_in: int, n_out: int,
-            convert: Callable[[np.ndarray], np.ndarray] = np.asarray) -> list[Translation]:
+def _linear(source: str, native: str, n_in: int, n_out: int,
+            convert: Callable[[np.ndarray], np.ndarray] = np.asarray) -> list[ParamMapping]:
     """A linear layer, which MindSpore's ``DenseNoTranpose`` keeps as ``(in, out)``."""
-    theirs = f'rcnn_cls.fpn_cls.{theirs}'
-    return [Translation(f'{ours}/W', {f'{theirs}.weight': (n_in, n_out)}, lambda weight: convert(weight.T)),
-            Translation(f'{ours}/b', {f'{theirs}.bias': (n_out,)}, convert)]
+    source = f'rcnn_cls.fpn_cls.{source}'
+    return [ParamMapping(f'{native}/W', {f'{source}.weight': (n_in, n_out)}, lambda weight: convert(weight.T)),
+            ParamMapping(f'{native}/b', {f'{source}.bias': (n_out,)}, convert)]
 
 
-def _pyramid(config: Config, neck: str, widths: tuple[int, ...]) -> Iterator[Translation]:
+def _pyramid(config: Config, neck: str, widths: tuple[int, ...]) -> Iterator[ParamMapping]:
     dim = config.fpn_channels
     for level, width in enumerate(widths):
-        for theirs, ours, shape in (('lateral_convs_list', 'lateral', (dim, width, 1, 1)),
-                                    ('fpn_convs_list', 'output', (dim, dim, 3, 3))):
-            yield from _layer(f'{neck}.{theirs}.{level}', f'extractor/{ours}{level + 2}', shape)
+        for source, native, shape in (('lateral_convs_list', 'lateral', (dim, width, 1, 1)),
+                                      ('fpn_convs_list', 'output', (dim, dim, 3, 3))):
+            yield from _weight_and_bias(f'{neck}.{source}.{level}', f'extractor/{native}{level + 2}', shape)
 
 
-def _rpn(config: Config, rpn: str) -> list[Translation]:
+def _rpn(config: Config, rpn: str) -> list[ParamMapping]:
     width, n_anchor = config.rpn_channels, len(config.anchor_ratios)
-    return [*_layer(f'{rpn}.rpn_conv', 'rpn/conv', (width, config.fpn_channels, 3, 3)),
-            *_layer(f'{rpn}.rpn_cls', 'rpn/objectness', (n_anchor, width, 1, 1)),
-            *_layer(f'{rpn}.rpn_reg', 'rpn/delta', (4 * n_anchor, width, 1, 1), swap_xy)]
+    return [*_weight_and_bias(f'{rpn}.rpn_conv', 'rpn/conv', (width, config.fpn_channels, 3, 3)),
+            *_weight_and_bias(f'{rpn}.rpn_cls', 'rpn/objectness', (n_anchor, width, 1, 1)),
+            *_weight_and_bias(f'{rpn}.rpn_reg', 'rpn/delta', (4 * n_anchor, width, 1, 1), swap_xy)]
 
 
-def _box_head(config: Config) -> list[Translation]:
+def _box_head(config: Config) -> list[ParamMapping]:
     hidden, n_class = config.head_channels, config.n_fg_class + 1
     return [*_linear('shared_fc_0', 'box_head/fc6', config.fpn_channels * config.roi_size ** 2, hidden),
             *_linear('shared_fc_1', 'box_head/fc7', hidden, hidden),
@@ -286,14 +287,14 @@ def _box_head(config: Config) -> list[Translation]:
             *_linear('reg_scores', 'box_head/delta', hidden, 4 * n_class, swap_xy)]
 
 
-def _mask_head(config: Config) -> list[Translation]:
-    dim, theirs = config.mask_channels, 'rcnn_mask.fpn_mask'
+def _mask_head(config: Config) -> list[ParamMapping]:
+    dim, source = config.mask_channels, 'rcnn_mask.fpn_mask'
     widths = [config.fpn_channels] + 4 * [dim]
-    convs = [translation for i in range(1, 5) for translation in
-             _layer(f'{theirs}.mask_conv{i}', f'mask_head/conv{i}', (dim, widths[i - 1], 3, 3))]
-    return [*convs, *_layer(f'{theirs}.mask_deconv5', 'mask_head/deconv', (dim, dim, 2, 2)),
-            *_layer(f'{theirs}.mask_conv6', 'mask_head/score', (config.n_fg_class + 1, dim, 1, 1),
-                    drop_background)]
+    convs = [mapping for i in range(1, 5) for mapping in
+             _weight_and_bias(f'{source}.mask_conv{i}', f'mask_head/conv{i}', (dim, widths[i - 1], 3, 3))]
+    return [*convs, *_weight_and_bias(f'{source}.mask_deconv5', 'mask_head/deconv', (dim, dim, 2, 2)),
+            *_weight_and_bias(f'{source}.mask_conv6', 'mask_head/score', (config.n_fg_class + 1, dim, 1, 1),
+                              drop_background)]
 
 
 def _group_of(name: str) -> str:

@@ -21,8 +21,8 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import Config
-from mask_rcnn.weights.archives import DAMAGE, open_stored
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.archives import CORRUPT_FILE_ERRORS, open_stored
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_for_reading, open_for_writing
 
 #: Version of the format that this module writes, and the newest one it reads.
@@ -31,6 +31,9 @@ FORMAT_VERSION = 1
 KINDS = ('model', 'backbone')
 
 _META = 'meta'
+
+#: Fields of :class:`ModelMeta` that files call otherwise.
+_JSON_KEYS = {'skipped': 'left'}
 
 #: ``{'descr': '<f4', 'fortran_order': False, 'shape': (64, 3, 7, 7), }``, padded with blanks.
 _HEADER = re.compile(
@@ -60,12 +63,12 @@ class ModelMeta:
     """What one needs, besides the arrays, to use them.
 
     Args:
-        kind: ``'model'``, or ``'backbone'`` for an ImageNet body (extractor and res5) alone.
+        kind: ``'model'``, or ``'backbone'`` for an ImageNet backbone (extractor and res5) alone.
         config: The network.  Of a backbone, only ``extractor``, ``dialect`` and ``norm`` mean something.
         class_names: Name of each foreground class; of a backbone empty.
         category_ids: The dataset's number of each class, for results in COCO's format.
         source: The converted file, or ``None`` for weights trained here.
-        left: How many arrays of the source were left out, by what they are.
+        skipped: How many arrays of the source were left out, by what they are.
         notes: Lines about the conversion that the next reader should see.
     """
 
@@ -74,7 +77,7 @@ class ModelMeta:
     class_names: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
     source: Source | None = None
-    left: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -87,10 +90,10 @@ class ModelMeta:
 
     def to_json(self) -> str:
         """Return the metadata as JSON text."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data = {_JSON_KEYS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
         data['config'] = self.config.to_dict()
         data['source'] = dataclasses.asdict(self.source) if self.source else None
-        data['left'] = dict(self.left)
+        data['left'] = dict(self.skipped)
         return json.dumps({'format_version': FORMAT_VERSION, **data}, indent=1)
 
     @classmethod
@@ -117,13 +120,13 @@ class ModelMeta:
         return cls(
             kind=data['kind'], config=Config.from_dict(data['config']),
             class_names=tuple(data['class_names']), category_ids=tuple(data['category_ids']),
-            source=Source(**source) if source else None, left=data['left'], notes=tuple(data['notes']))
+            source=Source(**source) if source else None, skipped=data['left'], notes=tuple(data['notes']))
 
 
 def _check_types(data: Mapping[str, Any], checks: Mapping[str, Any]) -> None:
     unknown, missing = sorted(set(data) - set(checks)), sorted(set(checks) - set(data))
     if unknown or missing:
-        raise ValueError(f'metadata fields unknown: {printable(str(unknown))}, missing: {missing}')
+        raise ValueError(f'metadata fields unknown: {to_printable_ascii(str(unknown))}, missing: {missing}')
     for name, check in checks.items():
         if not check(data[name]):
             raise ValueError(f'metadata field {name} is not what it should be')
@@ -214,9 +217,9 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
     with open_for_reading(path) as (file, size):
         try:
             return _read_archive(file, size)
-        except DAMAGE as error:
+        except CORRUPT_FILE_ERRORS as error:
             raise WeightFileError(path, f'is not a weight file of this program, or damaged: '
-                                        f'{printable(str(error), 300) or type(error).__name__}') from None
+                                        f'{to_printable_ascii(str(error), 300) or type(error).__name__}') from None
 
 
 def _read_archive(file: BinaryIO, size: int) -> WeightFile:
@@ -301,7 +304,7 @@ def _misfits(shapes: Mapping[str, tuple[int, ...] | None], arrays: Mapping[str, 
     if missing and not partial:
         problems.append(f'missing {", ".join(missing)}')
     if unexpected:
-        problems.append(f'unexpected {", ".join(printable(path) for path in unexpected)}')
+        problems.append(f'unexpected {", ".join(to_printable_ascii(path) for path in unexpected)}')
     return problems
 
 

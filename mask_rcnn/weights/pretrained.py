@@ -1,6 +1,6 @@
 """Weights to start training from: finding them, and putting what fits into a model.
 
-Weight files of every kind are read (:mod:`mask_rcnn.weights.formats`): ImageNet bodies and models of this and
+Weight files of every kind are read (:mod:`mask_rcnn.weights.formats`): ImageNet backbones and models of this and
 other programs.
 """
 
@@ -18,10 +18,10 @@ import numpy as np
 
 from mask_rcnn.config import Config
 from mask_rcnn.weights import formats
-from mask_rcnn.weights.errors import WeightFileError, printable, some
+from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
 from mask_rcnn.weights.files import open_for_reading
 from mask_rcnn.weights.npz import load_arrays
-from mask_rcnn.weights.translated import TranslatedFile, body_name, network_name
+from mask_rcnn.weights.translated import ConvertedWeights, backbone_name, network_name
 
 #: The name for "the usual file in Chainer's folder".
 IMAGENET = 'imagenet'
@@ -42,9 +42,9 @@ _HEADS = re.compile(r'(rpn/(objectness|delta)|box_head/(score|delta)|mask_head/s
 #: Heads that not every network has.
 _OPTIONAL_HEADS = ('mask_head', 'keypoint_head')
 
-#: Where the body's parameters are in a C4 network and in one with a feature pyramid.
-_C4_BODY = re.compile(r'(?:extractor|box_head(?=/res5/))/(.*)')
-_FPN_BODY = re.compile(r'extractor/body/(.*)')
+#: Where the backbone's parameters are in a C4 network and in one with a feature pyramid.
+_C4_BACKBONE = re.compile(r'(?:extractor|box_head(?=/res5/))/(.*)')
+_FPN_BACKBONE = re.compile(r'extractor/body/(.*)')
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class PretrainedReport:
 
     Args:
         path: The file.
-        what: What it holds, such as ``"R-50 body (a Caffe ResNet's .npz)"``.
+        what: What it holds, such as ``"R-50 backbone (a Caffe ResNet's .npz)"``.
         n_taken: Number of arrays that went into the model.
-        anew: Layers that keep their new, random weights although the file is a whole model: the number
+        reinitialized: Layers that keep their new, random weights although the file is a whole model: the number
             of classes or anchors is another.
         missing: Layers that keep them because the file does not have them, such as ``'rpn/conv'``.
         notes: Lines that the user should see.
@@ -64,15 +64,15 @@ class PretrainedReport:
     path: str
     what: str
     n_taken: int
-    anew: tuple[str, ...] = ()
+    reinitialized: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line for each thing to know."""
         lines = [f'{self.path}: {self.what}, {self.n_taken} arrays taken']
-        if self.anew:
-            lines.append(f'start anew (they have another shape in the file): {", ".join(self.anew)}')
+        if self.reinitialized:
+            lines.append(f'start anew (they have another shape in the file): {", ".join(self.reinitialized)}')
         if self.missing:
             lines.append(f'start anew (not in the file): {", ".join(self.missing)}')
         return '\n'.join(lines + list(self.notes))
@@ -116,7 +116,7 @@ def _imagenet_files(extractor: str) -> tuple[list[str], str]:
 
 
 def load_pretrained(model: chainer.Chain, path: str | os.PathLike,
-                    file: TranslatedFile | None = None) -> PretrainedReport:
+                    file: ConvertedWeights | None = None) -> PretrainedReport:
     """Put the weights of a file into a model, as far as it has them and they fit.
 
     The layers whose shape depends on the number of classes or anchors keep their weights if that number
@@ -138,63 +138,63 @@ def load_pretrained(model: chainer.Chain, path: str | os.PathLike,
             one.
     """
     config, file = model.config, file or formats.read(path)
-    if file.config.body != config.body:
-        raise WeightFileError(path, f'holds a {file.config.body}, but the model is to have a '
+    if file.config.backbone != config.backbone:
+        raise WeightFileError(path, f'holds a {file.config.backbone}, but the model is to have a '
                                     f'{config.extractor}')
     arrays = file.arrays
     if file.config.extractor != config.extractor:
         arrays = _body_moved(arrays, to_fpn=config.has_fpn)
-    arrays = _with_norm(path, arrays, config.norm, file.config.dialect.backbone.bn_eps, config.dialect.backbone.bn_eps)
+    arrays = _convert_norm(path, arrays, config.norm, file.config.dialect.backbone.bn_eps, config.dialect.backbone.bn_eps)
     params = {name.lstrip('/'): param for name, param in model.namedparams()}
-    left = tuple(head for head in _OPTIONAL_HEADS if not any(name.startswith(f'{head}/') for name in params))
-    arrays = {name: array for name, array in arrays.items() if name.partition('/')[0] not in left}
-    missing = tuple(dict.fromkeys(_layer(name) for name in params if name not in arrays))
-    _check(path, arrays, missing, _FPN_BODY if config.has_fpn else _C4_BODY)
+    skipped = tuple(head for head in _OPTIONAL_HEADS if not any(name.startswith(f'{head}/') for name in params))
+    arrays = {name: array for name, array in arrays.items() if name.partition('/')[0] not in skipped}
+    missing = tuple(dict.fromkeys(_layer_name(name) for name in params if name not in arrays))
+    _check(path, arrays, missing, _FPN_BACKBONE if config.has_fpn else _C4_BACKBONE)
     if file.config.dialect.input.channel_order != config.dialect.input.channel_order:
         first = _first_filters(config)
         if arrays[first].ndim == 4:     # else load_arrays says what is wrong
             arrays[first] = arrays[first][:, ::-1]
-    anew = _layers_with_other_shape(params, arrays)
-    taken = {name: array for name, array in arrays.items() if _layer(name) not in anew}
+    reinitialized = _layers_with_other_shape(params, arrays)
+    taken = {name: array for name, array in arrays.items() if _layer_name(name) not in reinitialized}
     load_arrays(model, taken, what=path, partial=True)
     notes = tuple(file.report.warnings) if file.kind == 'model' else ()
-    notes += tuple(f'the model has no {head}: the one in the file was left' for head in left
+    notes += tuple(f'the model has no {head}: the one in the file was left' for head in skipped
                    if any(name.startswith(f'{head}/') for name in file.arrays))
-    return PretrainedReport(os.fspath(path), _what(file), len(taken), anew, missing,
+    return PretrainedReport(os.fspath(path), _file_title(file), len(taken), reinitialized, missing,
                             notes + _note_on_classes(file.class_names, model.class_names))
 
 
 def _first_filters(config: Config) -> str:
     """Return the path of the filters that see the image's channels."""
-    layer = 'conv0' if config.body == 'mobilenet_v1' else 'conv1'
+    layer = 'conv0' if config.backbone == 'mobilenet_v1' else 'conv1'
     return f'extractor/{"body/" if config.has_fpn else ""}{layer}/conv/W'
 
 
-def _what(file: TranslatedFile) -> str:
-    network = network_name(file.config) if file.kind == 'model' else f'{body_name(file.config)} body'
+def _file_title(file: ConvertedWeights) -> str:
+    network = network_name(file.config) if file.kind == 'model' else f'{backbone_name(file.config)} backbone'
     return f'{network} ({formats.BY_NAME[file.format].title})'
 
 
 def _body_moved(arrays: Mapping[str, np.ndarray], *, to_fpn: bool) -> dict[str, np.ndarray]:
-    """Return the arrays of the body alone, under the paths of a network of the other kind."""
-    pattern = _C4_BODY if to_fpn else _FPN_BODY
+    """Return the arrays of the backbone alone, under the paths of a network of the other kind."""
+    pattern = _C4_BACKBONE if to_fpn else _FPN_BACKBONE
     moved = {}
     for name, array in arrays.items():
         if match := pattern.fullmatch(name):
-            room = 'extractor/body' if to_fpn else 'box_head' if match[1].startswith('res5/') else 'extractor'
-            moved[f'{room}/{match[1]}'] = array
+            prefix = 'extractor/body' if to_fpn else 'box_head' if match[1].startswith('res5/') else 'extractor'
+            moved[f'{prefix}/{match[1]}'] = array
     return moved
 
 
 def _check(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], missing: tuple[str, ...],
-           body: re.Pattern) -> None:
-    """The body must be complete, and all numbers finite."""
-    gaps = [layer for layer in missing if body.match(layer)]
+           backbone: re.Pattern) -> None:
+    """The backbone must be complete, and all numbers finite."""
+    gaps = [layer for layer in missing if backbone.match(layer)]
     if gaps:
-        raise WeightFileError(path, f'lacks {some(gaps)}')
+        raise WeightFileError(path, f'lacks {summarize_names(gaps)}')
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
-        raise WeightFileError(path, f'holds infinite or undefined numbers in {some(broken)}: did the '
+        raise WeightFileError(path, f'holds infinite or undefined numbers in {summarize_names(broken)}: did the '
                                     'training diverge?')
 
 
@@ -202,11 +202,11 @@ def _layers_with_other_shape(params: Mapping[str, chainer.Parameter],
                              arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     """Return the layers of the heads that cannot take the file's arrays."""
     return tuple(dict.fromkeys(
-        _layer(name) for name, param in params.items()
+        _layer_name(name) for name, param in params.items()
         if _HEADS.fullmatch(name) and name in arrays and param.shape != arrays[name].shape))
 
 
-def _layer(name: str) -> str:
+def _layer_name(name: str) -> str:
     return name.rpartition('/')[0]
 
 
@@ -214,15 +214,15 @@ def _note_on_classes(in_file: tuple[str, ...], in_model: tuple[str, ...] | None)
     if not in_file or in_model is None or len(in_file) != len(in_model) or in_file == tuple(in_model):
         return ()
     old, new = next((a, b) for a, b in zip(in_file, in_model) if a != b)
-    return (f'the file has as many classes, but other ones ({printable(old)!r} where the model has '
-            f'{printable(new)!r}): their weights were taken',)
+    return (f'the file has as many classes, but other ones ({to_printable_ascii(old)!r} where the model has '
+            f'{to_printable_ascii(new)!r}): their weights were taken',)
 
 
 # From one normalisation to the other
 
 
-def _with_norm(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], norm: str, eps: float,
-               new_eps: float) -> dict[str, np.ndarray]:
+def _convert_norm(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], norm: str, eps: float,
+                  new_eps: float) -> dict[str, np.ndarray]:
     """Return the arrays for a network with the given normalisation and the same output.
 
     Args:
@@ -231,11 +231,11 @@ def _with_norm(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], norm: 
     """
     converted = dict(arrays)
     if norm == 'affine':
-        old_name, convert = 'gamma', functools.partial(_folded, eps=eps)
+        old_name, convert = 'gamma', functools.partial(_fold_into_affine, eps=eps)
     elif any(name.endswith('/norm/scale') for name in arrays):
-        old_name, convert = 'scale', functools.partial(_unfolded, eps=new_eps)
+        old_name, convert = 'scale', functools.partial(_affine_to_batch_norm, eps=new_eps)
     elif eps != new_eps:
-        old_name, convert = 'gamma', functools.partial(_with_epsilon, eps=eps, new_eps=new_eps)
+        old_name, convert = 'gamma', functools.partial(_change_epsilon, eps=eps, new_eps=new_eps)
     else:
         return converted
     for name in arrays:
@@ -245,27 +245,27 @@ def _with_norm(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], norm: 
             try:
                 converted |= {prefix + key: np.float32(array) for key, array in convert(**parts).items()}
             except (TypeError, ValueError):     # an array is missing, or their shapes do not go together
-                raise WeightFileError(path, f'its {printable(prefix)}... are damaged') from None
+                raise WeightFileError(path, f'its {to_printable_ascii(prefix)}... are damaged') from None
     return converted
 
 
 _NORM_ARRAYS = ('gamma', 'beta', 'avg_mean', 'avg_var', 'N', 'scale', 'bias')
 
 
-def _folded(gamma, beta, avg_mean, avg_var, N=None, *, eps) -> dict[str, np.ndarray]:
+def _fold_into_affine(gamma, beta, avg_mean, avg_var, N=None, *, eps) -> dict[str, np.ndarray]:
     """Ioffe and Szegedy 2015, algorithm 2, line 11: the normalisation as one scale and one bias."""
     with np.errstate(invalid='ignore'):         # _check finds what a negative variance leads to
         scale = gamma / np.sqrt(avg_var.astype(np.float64) + eps)
     return {'scale': scale, 'bias': beta - avg_mean * scale}
 
 
-def _unfolded(scale, bias, *, eps) -> dict[str, np.ndarray]:
+def _affine_to_batch_norm(scale, bias, *, eps) -> dict[str, np.ndarray]:
     """A batch normalisation with mean 0 and standard deviation 1."""
     zeros = np.zeros_like(scale)
     return {'gamma': scale, 'beta': bias, 'avg_mean': zeros, 'avg_var': zeros + (1 - eps)}
 
 
-def _with_epsilon(gamma, beta, avg_mean, avg_var, N=None, *, eps, new_eps) -> dict[str, np.ndarray]:
+def _change_epsilon(gamma, beta, avg_mean, avg_var, N=None, *, eps, new_eps) -> dict[str, np.ndarray]:
     """The same output with another epsilon."""
     variance = avg_var.astype(np.float64)
     with np.errstate(invalid='ignore'):

@@ -17,7 +17,7 @@ VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _MAX_FIELDS = 1_000_000
 
 
-class Damaged(ValueError):
+class CorruptMessageError(ValueError):
     """The bytes are no such message."""
 
 
@@ -30,7 +30,7 @@ class Budget:
     def spend(self) -> None:
         self.left -= 1
         if self.left < 0:
-            raise Damaged(f'more than {_MAX_FIELDS} fields')
+            raise CorruptMessageError(f'more than {_MAX_FIELDS} fields')
 
 
 def fields(data: memoryview, budget: Budget) -> Iterator[tuple[int, int, int | memoryview | bytes]]:
@@ -46,12 +46,12 @@ def fields(data: memoryview, budget: Budget) -> Iterator[tuple[int, int, int | m
         elif wire == LENGTH:
             length, at = varint(data, at)
             if length > len(data) - at:
-                raise Damaged(f'a field of {length} bytes where {len(data) - at} are left')
+                raise CorruptMessageError(f'a field of {length} bytes where {len(data) - at} are left')
             value, at = data[at:at + length], at + length
         elif wire in (FIXED32, FIXED64):
             value, at = _fixed(data, start, at, 4 if wire == FIXED32 else 8)
         else:
-            raise Damaged(f'unknown wire type {wire}')
+            raise CorruptMessageError(f'unknown wire type {wire}')
         yield number, wire, value
 
 
@@ -67,7 +67,7 @@ def packed(data: memoryview, budget: Budget) -> Iterator[int]:
 def numbers(data: memoryview | bytes, dtype: str) -> np.ndarray:
     """Return the numbers of a packed list of fixed-width ones, a view."""
     if len(data) % np.dtype(dtype).itemsize:
-        raise Damaged('a list of numbers ends within one')
+        raise CorruptMessageError('a list of numbers ends within one')
     return np.frombuffer(data, dtype)
 
 
@@ -76,13 +76,13 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
-            raise Damaged('it ends within a field')
+            raise CorruptMessageError('it ends within a field')
         byte = data[at]
         at += 1
         value |= (byte & 0x7f) << shift
         if byte < 0x80:
             return value, at
-    raise Damaged('a number of more than 64 bits')
+    raise CorruptMessageError('a number of more than 64 bits')
 
 
 def _fixed(data: memoryview, start: int, at: int, width: int) -> tuple[bytes, int]:
@@ -93,7 +93,7 @@ def _fixed(data: memoryview, start: int, at: int, width: int) -> tuple[bytes, in
     step = at - start + width
     count = min((len(data) - start) // step, 4096)
     if count == 0:
-        raise Damaged('it ends within a field')
+        raise CorruptMessageError('it ends within a field')
     records = np.frombuffer(data, np.uint8, count * step, start).reshape(count, step)
     same = (records[:, :at - start] == records[0, :at - start]).all(axis=1)
     n_same = count if same.all() else int(same.argmin())

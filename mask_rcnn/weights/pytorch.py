@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.weights import matterport_layers, torch_file
-from mask_rcnn.weights.errors import WeightFileError, printable
-from mask_rcnn.weights.translated import TranslatedFile, grouped
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.translated import ConvertedWeights, group_names
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'pytorch'
@@ -34,7 +34,7 @@ _SUPPORTED = ('multimodallearning/pytorch-mask-rcnn (mask_rcnn_coco.pth) and Pyt
 _KINDS = {'kernel': 'weight', 'bias': 'bias', 'gamma': 'weight', 'beta': 'bias', 'mean': 'running_mean',
           'var': 'running_var'}
 
-#: ``res2a_branch2b``, ``bn4w_branch1``: a convolution or normalisation of the body.
+#: ``res2a_branch2b``, ``bn4w_branch1``: a convolution or normalisation of the backbone.
 _BODY_LAYER = re.compile(r'(?P<kind>res|bn)(?P<stage>[2-5])(?P<block>[a-z])_branch(?P<branch>1|2[abc])')
 
 #: The other layers of pytorch-mask-rcnn by their Keras names.
@@ -60,7 +60,7 @@ _OTHERS = (
 )
 
 
-def read(path: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> TranslatedFile:
+def read(path: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> ConvertedWeights:
     """Read and translate a state dict.  Nothing in the file is executed.
 
     Args:
@@ -74,8 +74,8 @@ def read(path: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> 
         ValueError: A setting has no valid value.
     """
     state = torch_file.read(path)
-    return matterport_layers.translated(path, FORMAT, state, _dialect(path, state), settings or {},
-                                        lambda names: grouped(names, _group_of))
+    return matterport_layers.convert_weights(path, FORMAT, state, _dialect(path, state), settings or {},
+                                             lambda names: group_names(names, _group_of))
 
 
 def _dialect(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> matterport_layers.NameOf:
@@ -88,7 +88,7 @@ def _dialect(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> matter
             raise WeightFileError(path, f'is a state dict of {program}, which is not supported (supported: '
                                         f'{_SUPPORTED})')
     raise WeightFileError(path, f'is a state dict, but of no Mask R-CNN that is known ({_SUPPORTED}): it '
-                                f'begins with {printable(next(iter(state)))}')
+                                f'begins with {to_printable_ascii(next(iter(state)))}')
 
 
 def _multimodal_name(layer: str, kind: str) -> str:
@@ -105,8 +105,8 @@ def _graph_name(layer: str, kind: str) -> str:
     stem = {'conv1': 'resnet_graph.conv1', 'bn_conv1': 'resnet_graph.bn1'}
     heads = {'rpn_': 'rpn.', 'mrcnn_class': 'rpn_class.', 'mrcnn_bbox': 'rpn_class.',
              'mrcnn_mask': 'rpn_mask.'}
-    room = next((room for start, room in heads.items() if layer.startswith(start)), '')
-    return f'{stem.get(layer, room + layer)}.{_KINDS[kind]}'
+    new_prefix = next((new_prefix for old_prefix, new_prefix in heads.items() if layer.startswith(old_prefix)), '')
+    return f'{stem.get(layer, new_prefix + layer)}.{_KINDS[kind]}'
 
 
 def _in_block(match: re.Match) -> str:

@@ -2,15 +2,16 @@
 
 Python's own unpickler is an interpreter: a pickle may import any module and call anything in it.  This
 one is a second, much smaller interpreter of the same opcodes (``pickletools`` documents them).  It
-builds plain containers, text and numbers, and knows a dozen *names* (:attr:`Machine.names`), for each of
-which a function of this module does what the real one would have done to an array.  No name is looked
-up, nothing is imported, and every other name is refused.  A format that stores more than plain pickles do
-derives its own :class:`Machine` (:mod:`mask_rcnn.weights.torch_file`).
+builds plain containers, text and numbers, and knows a dozen *names*
+(:attr:`SafeUnpickler.allowed_globals`), for each of which a function of this module does what the real one
+would have done to an array.  No name is looked up, nothing is imported, and every other name is refused.
+A format that stores more than plain pickles do derives its own :class:`SafeUnpickler`
+(:mod:`mask_rcnn.weights.torch_file`).
 
 What a hostile file could still do is to exhaust the machine.  Therefore
 
 - a length or an array's shape is believed only if the file still has that many bytes;
-- text, bytes and array data together may take twice the size of the file (:meth:`Machine._spend`);
+- text, bytes and array data together may take twice the size of the file (:meth:`SafeUnpickler._spend`);
 - a file may hold :data:`MAX_OPERATIONS` opcodes, which bounds time, containers and memo;
 - keys are text, bytes and small integers, whose hashes neither nest nor collide at will;
 - nothing here recurses.
@@ -29,7 +30,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_for_reading
 
 #: Detectron's largest files need about 30 opcodes for each of 1000 arrays.
@@ -68,18 +69,18 @@ def load(path: str | os.PathLike) -> Any:
     with open_for_reading(path) as (file, size):
         try:
             _refuse_other_formats(file, size)
-            return Machine(file, size).run()
-        except Refused as error:
+            return SafeUnpickler(file, size).load()
+        except UnpicklingError as error:
             raise WeightFileError(path, str(error)) from None
         except MemoryError:
             raise WeightFileError(path, 'does not fit into memory') from None
 
 
-class Refused(Exception):
+class UnpicklingError(Exception):
     """Why a file is not read; the message is one line."""
 
 
-class UnknownName(Refused):
+class UnknownGlobalError(UnpicklingError):
     """It asks for a name that is not on the list."""
 
 
@@ -87,7 +88,7 @@ def _refuse_other_formats(file: BinaryIO, size: int) -> None:
     reason = other_format(file.read(32))
     file.seek(0)
     if reason is not None:
-        raise Refused(reason)
+        raise UnpicklingError(reason)
 
 
 def other_format(start: bytes) -> str | None:
@@ -97,10 +98,10 @@ def other_format(start: bytes) -> str | None:
     return next((reason for signature, reason in _OTHER_FORMATS if start.startswith(signature)), None)
 
 
-class Name:
+class AllowedGlobal:
     """A known name on the stack: neither a value nor something that can be called."""
 
-    def __init__(self, name: str, apply: Callable[[Machine, tuple], Any] | None):
+    def __init__(self, name: str, apply: Callable[[SafeUnpickler, tuple], Any] | None):
         self.name = name
         self.apply = apply
 
@@ -112,15 +113,15 @@ class _Dtype:
 
     def __init__(self, code: Any):
         if not (isinstance(code, str) and self._CODE.fullmatch(code)):
-            shown = printable(code) if isinstance(code, str) else type(code).__name__
-            raise Refused(f"is refused: it holds arrays of type '{shown}', not of numbers")
+            shown = to_printable_ascii(code) if isinstance(code, str) else type(code).__name__
+            raise UnpicklingError(f"is refused: it holds arrays of type '{shown}', not of numbers")
         self.value = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
         """``(version, byte order, subdtype, names, fields, itemsize, alignment, flags)``."""
         if not (isinstance(state, tuple) and len(state) == 8 and state[1] in ('<', '>', '|', '=')
                 and state[2:5] == (None, None, None) and state[5:] == (-1, -1, 0)):
-            raise Refused('is refused: it holds structured arrays')
+            raise UnpicklingError('is refused: it holds structured arrays')
         self.value = self.value.newbyteorder(state[1])
 
 
@@ -131,7 +132,7 @@ class _Array:
         self.value: np.ndarray | None = None
 
 
-class Machine:
+class SafeUnpickler:
     """The stack, the memo and the opcodes of one pickle.
 
     Args:
@@ -139,11 +140,11 @@ class Machine:
         size: Of the file in bytes.
 
     Attributes:
-        names: What may be asked for by name, and what is done instead of calling it: a function that takes
+        allowed_globals: What may be asked for by name, and what is done instead of calling it: a function that takes
             the machine and the tuple of arguments (``None``: the name is only an argument itself).
     """
 
-    names: Mapping[str, Callable[[Machine, tuple], Any] | None]
+    allowed_globals: Mapping[str, Callable[[SafeUnpickler, tuple], Any] | None]
 
     def __init__(self, file: BinaryIO, size: int):
         self._file = file
@@ -153,14 +154,14 @@ class Machine:
         self._marks: list[int] = []      # heights of the stack at which a mark lies
         self._memo: dict[int, Any] = {}
 
-    def run(self, *, alone: bool = True) -> Any:
+    def load(self, *, alone: bool = True) -> Any:
         """Return what the pickle holds.
 
         Args:
             alone: Whether the file ends with it.
 
         Raises:
-            Refused: The pickle is damaged or asks for more than plain data.
+            UnpicklingError: The pickle is damaged or asks for more than plain data.
         """
         for _ in range(MAX_OPERATIONS):
             position = self._file.tell()
@@ -169,22 +170,22 @@ class Machine:
                 return self._finish(alone)
             operation = _OPERATIONS.get(opcode)
             if operation is None:
-                raise Refused(f'is damaged or not a pickle: unknown opcode {opcode!r} at byte {position}')
+                raise UnpicklingError(f'is damaged or not a pickle: unknown opcode {opcode!r} at byte {position}')
             try:
                 operation(self)
             except (ValueError, OverflowError, struct.error, Warning) as error:
                 # Numbers and text that do not parse; a decoder's message may quote the file.
-                reason = printable(str(error))
-                raise Refused(f'is damaged at byte {position}: {reason}') from None
-        raise Refused(f'holds more than {MAX_OPERATIONS} pickle operations')
+                reason = to_printable_ascii(str(error))
+                raise UnpicklingError(f'is damaged at byte {position}: {reason}') from None
+        raise UnpicklingError(f'holds more than {MAX_OPERATIONS} pickle operations')
 
     def _finish(self, alone: bool) -> Any:
         result = self._pop()
         if self._stack or self._marks:
-            raise Refused('is damaged: values are left over at its end')
+            raise UnpicklingError('is damaged: values are left over at its end')
         rest = self._size - self._file.tell()
         if rest and alone:
-            raise Refused(f'is damaged: {rest} bytes follow the end of the pickle')
+            raise UnpicklingError(f'is damaged: {rest} bytes follow the end of the pickle')
         _check_plain(result)
         return result
 
@@ -192,10 +193,10 @@ class Machine:
 
     def _take(self, count: int) -> bytes:
         if not 0 <= count <= self._size - self._file.tell():
-            raise Refused(f'is truncated or damaged: {count} bytes expected at byte {self._file.tell()}')
+            raise UnpicklingError(f'is truncated or damaged: {count} bytes expected at byte {self._file.tell()}')
         data = self._file.read(count)
         if len(data) != count:
-            raise Refused('became shorter while it was read')
+            raise UnpicklingError('became shorter while it was read')
         return data
 
     def _number(self, layout: str) -> Any:
@@ -204,7 +205,7 @@ class Machine:
     def _line(self, limit: int = _MAX_LINE) -> bytes:
         line = self._file.readline(limit + 1)
         if not line.endswith(b'\n'):
-            raise Refused('is truncated or damaged: a line does not end')
+            raise UnpicklingError('is truncated or damaged: a line does not end')
         return line[:-1]
 
     def _long_line(self) -> bytes:
@@ -214,7 +215,7 @@ class Machine:
         """Account for ``count`` bytes that are about to be allocated."""
         self._budget -= count
         if self._budget < 0:
-            raise Refused('is damaged: it unfolds to more than twice its size')
+            raise UnpicklingError('is damaged: it unfolds to more than twice its size')
 
     # The stack
 
@@ -223,7 +224,7 @@ class Machine:
 
     def _top(self) -> Any:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise Refused('is damaged: a value is missing')
+            raise UnpicklingError('is damaged: a value is missing')
         return self._stack[-1]
 
     def _pop(self) -> Any:
@@ -233,7 +234,7 @@ class Machine:
 
     def _pop_mark(self) -> list[Any]:
         if not self._marks:
-            raise Refused('is damaged: a mark is missing')
+            raise UnpicklingError('is damaged: a mark is missing')
         start = self._marks.pop()
         values = [_complete(value) for value in self._stack[start:]]
         del self._stack[start:]
@@ -242,7 +243,7 @@ class Machine:
     def _pop_kind(self, kind: type, what: str) -> Any:
         value = self._pop()
         if not isinstance(value, kind):
-            raise Refused(f'is damaged: {what} expected')
+            raise UnpicklingError(f'is damaged: {what} expected')
         return value
 
     # Opcodes: numbers and text
@@ -250,12 +251,12 @@ class Machine:
     def proto(self) -> None:
         version = self._number('B')
         if version > 5:
-            raise Refused(f'is damaged or too new: pickle protocol {version}')
+            raise UnpicklingError(f'is damaged or too new: pickle protocol {version}')
 
     def frame(self) -> None:
         length = self._number('<Q')
         if length > self._size - self._file.tell():
-            raise Refused('is truncated or damaged: a frame is longer than the file')
+            raise UnpicklingError('is truncated or damaged: a frame is longer than the file')
 
     def int_line(self) -> None:
         line = self._line()
@@ -267,7 +268,7 @@ class Machine:
     def long_bytes(self, layout: str) -> None:
         count = self._number(layout)
         if not 0 <= count <= _MAX_LINE:
-            raise Refused(f'is damaged: an integer of {count} bytes')
+            raise UnpicklingError(f'is damaged: an integer of {count} bytes')
         self._push(int.from_bytes(self._take(count), 'little', signed=True))
 
     def float_line(self) -> None:
@@ -276,7 +277,7 @@ class Machine:
     def string_line(self) -> None:
         line = self._long_line()
         if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
-            raise Refused('is damaged: a string without quotes')
+            raise UnpicklingError('is damaged: a string without quotes')
         self._spend(len(line))
         self._push(codecs.escape_decode(line[1:-1])[0].decode('latin-1'))
 
@@ -352,7 +353,7 @@ class Machine:
 
     def _set_items(self, values: list[Any]) -> None:
         if len(values) % 2:
-            raise Refused('is damaged: a key without a value')
+            raise UnpicklingError('is damaged: a key without a value')
         target = self._pop_kind(dict, 'a dictionary')
         target.update(zip(map(_key, values[::2]), values[1::2]))
         self._push(target)
@@ -361,39 +362,39 @@ class Machine:
 
     def get(self, index: int) -> None:
         if index not in self._memo:
-            raise Refused(f'is damaged: memo entry {index} does not exist')
+            raise UnpicklingError(f'is damaged: memo entry {index} does not exist')
         self._push(self._memo[index])
 
     def put(self, index: int) -> None:
         if not 0 <= index < 1 << 32:
-            raise Refused('is damaged: a memo index out of range')
+            raise UnpicklingError('is damaged: a memo index out of range')
         self._memo[index] = self._top()
 
     # Opcodes: names and what they make
 
     def global_line(self) -> None:
-        self._find(*(printable(self._line().decode('utf-8', 'replace')) for _ in range(2)))
+        self._push_global(*(to_printable_ascii(self._line().decode('utf-8', 'replace')) for _ in range(2)))
 
     def stack_global(self) -> None:
         name, module = self._pop_kind(str, 'a name'), self._pop_kind(str, 'a module')
-        self._find(printable(module), printable(name))
+        self._push_global(to_printable_ascii(module), to_printable_ascii(name))
 
     def inst(self) -> None:
-        module, name = (printable(self._line().decode('utf-8', 'replace')) for _ in range(2))
-        raise Refused(f'is refused: it makes an object of {module}.{name}')
+        module, name = (to_printable_ascii(self._line().decode('utf-8', 'replace')) for _ in range(2))
+        raise UnpicklingError(f'is refused: it makes an object of {module}.{name}')
 
-    def _find(self, module: str, name: str) -> None:
+    def _push_global(self, module: str, name: str) -> None:
         name = f'{module}.{name}'
-        if name not in self.names:
-            raise UnknownName(f'is refused: it asks for {name}')
-        self._push(Name(name, self.names[name]))
+        if name not in self.allowed_globals:
+            raise UnknownGlobalError(f'is refused: it asks for {name}')
+        self._push(AllowedGlobal(name, self.allowed_globals[name]))
 
     def reduce(self) -> None:
         arguments = self._pop_kind(tuple, 'a tuple of arguments')
         function = self._pop()
-        if not isinstance(function, Name) or function.apply is None:
+        if not isinstance(function, AllowedGlobal) or function.apply is None:
             called = getattr(function, 'name', f'a value ({type(function).__name__})')
-            raise Refused(f'is refused: it calls {called}')
+            raise UnpicklingError(f'is refused: it calls {called}')
         self._push(function.apply(self, arguments))
 
     def build(self) -> None:
@@ -408,59 +409,59 @@ class Machine:
 
     def set_state(self, target: Any, state: Any) -> None:
         """Give a finished value more attributes; plain data have none."""
-        raise Refused(f'is refused: it sets the state of a value ({type(target).__name__})')
+        raise UnpicklingError(f'is refused: it sets the state of a value ({type(target).__name__})')
 
     def persistent(self) -> None:
-        self._push(self.find(self._pop()))
+        self._push(self.persistent_load(self._pop()))
 
-    def find(self, reference: Any) -> Any:
+    def persistent_load(self, reference: Any) -> Any:
         """Return what a reference to something outside of the pickle means; plain data have none."""
-        raise Refused('is refused: it refers to an object outside of the file (opcode BINPERSID)')
+        raise UnpicklingError('is refused: it refers to an object outside of the file (opcode BINPERSID)')
 
     # What the known names do (arguments come from the file, so each one is checked)
 
     def make_empty_array(self, arguments: tuple) -> _Array:
-        if not arguments or not isinstance(arguments[0], Name) or arguments[0].name != 'numpy.ndarray':
-            raise Refused('is refused: it makes an array of an unknown class')
+        if not arguments or not isinstance(arguments[0], AllowedGlobal) or arguments[0].name != 'numpy.ndarray':
+            raise UnpicklingError('is refused: it makes an array of an unknown class')
         return _Array()
 
     def make_array(self, arguments: tuple) -> np.ndarray:
         """``_frombuffer(data, dtype, shape, order)`` of protocol 5."""
         if len(arguments) != 4 or arguments[3] not in ('C', 'F'):
-            raise Refused('is damaged: an array without data, type, shape and order')
+            raise UnpicklingError('is damaged: an array without data, type, shape and order')
         data, dtype, shape, order = arguments
         return self._array(data, dtype, shape, order)
 
     def _array_from_state(self, state: Any) -> np.ndarray:
         """``(version, shape, dtype, is Fortran order, data)``."""
         if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[3], (bool, int))):
-            raise Refused('is damaged: an array without shape, type and data')
+            raise UnpicklingError('is damaged: an array without shape, type and data')
         _, shape, dtype, fortran, data = state
         return self._array(data, dtype, shape, 'F' if fortran else 'C')
 
     def _array(self, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
         data = self._buffer(data)
         if not isinstance(dtype, _Dtype):
-            raise Refused('is damaged: an array without a type')
+            raise UnpicklingError('is damaged: an array without a type')
         if not (isinstance(shape, tuple) and len(shape) <= _MAX_DIMENSIONS
                 and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)):
-            raise Refused('is damaged: an array without a proper shape')
+            raise UnpicklingError('is damaged: an array without a proper shape')
         expected = dtype.value.itemsize
         for n in shape:
             expected *= n
         if expected != len(data):
-            raise Refused(f'is damaged: an array of shape {printable(str(shape))} needs {expected} bytes, '
-                           f'not {len(data)}')
+            raise UnpicklingError(f'is damaged: an array of shape {to_printable_ascii(str(shape))} needs {expected} bytes, '
+                                   f'not {len(data)}')
         return np.ndarray(shape, dtype.value, buffer=data, order=order)
 
     def make_scalar(self, arguments: tuple) -> np.generic:
         if len(arguments) != 2:
-            raise Refused('is damaged: a number without type and data')
+            raise UnpicklingError('is damaged: a number without type and data')
         return self._array(arguments[1], arguments[0], (), 'C')[()]
 
     def make_dtype(self, arguments: tuple) -> _Dtype:
         if not 1 <= len(arguments) <= 3:
-            raise Refused('is damaged: an array type without a code')
+            raise UnpicklingError('is damaged: an array type without a code')
         return _Dtype(arguments[0])
 
     def make_dict(self, arguments: tuple) -> dict:
@@ -468,7 +469,7 @@ class Machine:
         pairs = arguments[0] if arguments else []
         if not (len(arguments) <= 1 and isinstance(pairs, list)
                 and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs)):
-            raise Refused('is damaged: a dictionary without pairs')
+            raise UnpicklingError('is damaged: a dictionary without pairs')
         self._spend(100 * len(pairs))       # the list may be a shared one: it is copied each time
         return {_key(key): value for key, value in pairs}
 
@@ -476,21 +477,21 @@ class Machine:
         """``set([...])`` of protocols 0 to 3."""
         values = arguments[0] if len(arguments) == 1 else None
         if not isinstance(values, list):
-            raise Refused('is damaged: a set without a list of elements')
+            raise UnpicklingError('is damaged: a set without a list of elements')
         self._spend(100 * len(values))
         return {_key(value) for value in values}
 
     def make_bytes(self, arguments: tuple) -> bytes:
         """``bytes()``: how Python 3 writes empty bytes for Python 2."""
         if arguments:
-            raise Refused('is refused: it calls builtins.bytes with arguments')
+            raise UnpicklingError('is refused: it calls builtins.bytes with arguments')
         return b''
 
     def encode(self, arguments: tuple) -> bytes:
         """``_codecs.encode(text, 'latin1')``: how Python 3 writes bytes for Python 2."""
         text, encoding = arguments if len(arguments) == 2 else (None, None)
         if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
-            raise Refused('is refused: it calls _codecs.encode for something else than Latin-1 text')
+            raise UnpicklingError('is refused: it calls _codecs.encode for something else than Latin-1 text')
         return self._buffer(text)
 
     def _buffer(self, data: Any) -> bytes:
@@ -498,7 +499,7 @@ class Machine:
         if isinstance(data, bytes):
             return data
         if not isinstance(data, str):
-            raise Refused('is refused: it holds an array of Python objects')
+            raise UnpicklingError('is refused: it holds an array of Python objects')
         self._spend(len(data))
         return data.encode('latin-1')
 
@@ -508,7 +509,7 @@ def _complete(value: Any) -> Any:
     if not isinstance(value, _Array):
         return value
     if value.value is None:
-        raise Refused('is damaged: an array is used before its data')
+        raise UnpicklingError('is damaged: an array is used before its data')
     return value.value
 
 
@@ -518,7 +519,7 @@ def _key(value: Any) -> Any:
         return value
     if type(value) is int and -1 << 63 <= value < 1 << 64:
         return value
-    raise Refused(f'is refused: a dictionary key or set element of type {type(value).__name__}')
+    raise UnpicklingError(f'is refused: a dictionary key or set element of type {type(value).__name__}')
 
 
 def _check_plain(root: Any) -> None:
@@ -526,57 +527,57 @@ def _check_plain(root: Any) -> None:
     seen, waiting = set(), [root]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, (Name, _Dtype)):
-            raise Refused('is refused: it holds a class or an array type as data')
+        if isinstance(value, (AllowedGlobal, _Dtype)):
+            raise UnpicklingError('is refused: it holds a class or an array type as data')
         if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
             waiting.extend(value.values() if isinstance(value, dict) else value)
 
 
-def _refuse_opcode(what: str) -> Callable[[Machine], None]:
-    def refuse(machine: Machine) -> None:
-        raise Refused(f'is refused: it {what}')
+def _refuse_opcode(what: str) -> Callable[[SafeUnpickler], None]:
+    def refuse(unpickler: SafeUnpickler) -> None:
+        raise UnpicklingError(f'is refused: it {what}')
     return refuse
 
 
-Machine.names = {
+SafeUnpickler.allowed_globals = {
     'numpy.ndarray': None,
-    'numpy.dtype': Machine.make_dtype,
-    'numpy.core.multiarray._reconstruct': Machine.make_empty_array,
-    'numpy._core.multiarray._reconstruct': Machine.make_empty_array,
-    'numpy.core.multiarray.scalar': Machine.make_scalar,
-    'numpy._core.multiarray.scalar': Machine.make_scalar,
-    'numpy.core.numeric._frombuffer': Machine.make_array,
-    'numpy._core.numeric._frombuffer': Machine.make_array,
-    'collections.OrderedDict': Machine.make_dict,
-    '__builtin__.set': Machine.make_set,
-    'builtins.set': Machine.make_set,
-    '_codecs.encode': Machine.encode,
-    '__builtin__.bytes': Machine.make_bytes,
-    'builtins.bytes': Machine.make_bytes,
+    'numpy.dtype': SafeUnpickler.make_dtype,
+    'numpy.core.multiarray._reconstruct': SafeUnpickler.make_empty_array,
+    'numpy._core.multiarray._reconstruct': SafeUnpickler.make_empty_array,
+    'numpy.core.multiarray.scalar': SafeUnpickler.make_scalar,
+    'numpy._core.multiarray.scalar': SafeUnpickler.make_scalar,
+    'numpy.core.numeric._frombuffer': SafeUnpickler.make_array,
+    'numpy._core.numeric._frombuffer': SafeUnpickler.make_array,
+    'collections.OrderedDict': SafeUnpickler.make_dict,
+    '__builtin__.set': SafeUnpickler.make_set,
+    'builtins.set': SafeUnpickler.make_set,
+    '_codecs.encode': SafeUnpickler.encode,
+    '__builtin__.bytes': SafeUnpickler.make_bytes,
+    'builtins.bytes': SafeUnpickler.make_bytes,
 }
 
-_OPERATIONS: dict[bytes, Callable[[Machine], None]] = {
-    b'\x80': Machine.proto,
-    b'\x95': Machine.frame,
+_OPERATIONS: dict[bytes, Callable[[SafeUnpickler], None]] = {
+    b'\x80': SafeUnpickler.proto,
+    b'\x95': SafeUnpickler.frame,
     # Numbers
     b'N': lambda m: m._push(None),
     b'\x88': lambda m: m._push(True),
     b'\x89': lambda m: m._push(False),
-    b'I': Machine.int_line,
+    b'I': SafeUnpickler.int_line,
     b'J': lambda m: m._push(m._number('<i')),
     b'K': lambda m: m._push(m._number('<B')),
     b'M': lambda m: m._push(m._number('<H')),
-    b'L': Machine.long_line,
+    b'L': SafeUnpickler.long_line,
     b'\x8a': lambda m: m.long_bytes('<B'),
     b'\x8b': lambda m: m.long_bytes('<i'),
-    b'F': Machine.float_line,
+    b'F': SafeUnpickler.float_line,
     b'G': lambda m: m._push(m._number('>d')),
     # Text and bytes
-    b'S': Machine.string_line,
+    b'S': SafeUnpickler.string_line,
     b'T': lambda m: m.string_bytes('<i'),
     b'U': lambda m: m.string_bytes('<B'),
-    b'V': Machine.unicode_line,
+    b'V': SafeUnpickler.unicode_line,
     b'X': lambda m: m.unicode_bytes('<I'),
     b'\x8c': lambda m: m.unicode_bytes('<B'),
     b'\x8d': lambda m: m.unicode_bytes('<Q'),
@@ -585,8 +586,8 @@ _OPERATIONS: dict[bytes, Callable[[Machine], None]] = {
     b'\x8e': lambda m: m.raw_bytes('<Q'),
     b'\x96': lambda m: m.raw_bytes('<Q'),
     # Containers
-    b'(': Machine.mark,
-    b'0': Machine.pop,
+    b'(': SafeUnpickler.mark,
+    b'0': SafeUnpickler.pop,
     b'1': lambda m: m._pop_mark(),
     b'2': lambda m: m._push(m._top()),
     b')': lambda m: m._push(()),
@@ -596,15 +597,15 @@ _OPERATIONS: dict[bytes, Callable[[Machine], None]] = {
     b'\x87': lambda m: m.build_tuple(3),
     b']': lambda m: m._push([]),
     b'l': lambda m: m._push(m._pop_mark()),
-    b'a': Machine.append,
-    b'e': Machine.appends,
+    b'a': SafeUnpickler.append,
+    b'e': SafeUnpickler.appends,
     b'}': lambda m: m._push({}),
-    b'd': Machine.build_dict,
-    b's': Machine.set_item,
-    b'u': Machine.set_items,
+    b'd': SafeUnpickler.build_dict,
+    b's': SafeUnpickler.set_item,
+    b'u': SafeUnpickler.set_items,
     b'\x8f': lambda m: m._push(set()),
-    b'\x90': Machine.add_items,
-    b'\x91': Machine.frozen_set,
+    b'\x90': SafeUnpickler.add_items,
+    b'\x91': SafeUnpickler.frozen_set,
     # Memo
     b'g': lambda m: m.get(int(m._line())),
     b'h': lambda m: m.get(m._number('<B')),
@@ -614,11 +615,11 @@ _OPERATIONS: dict[bytes, Callable[[Machine], None]] = {
     b'r': lambda m: m.put(m._number('<I')),
     b'\x94': lambda m: m.put(len(m._memo)),
     # Names
-    b'c': Machine.global_line,
-    b'\x93': Machine.stack_global,
-    b'R': Machine.reduce,
-    b'b': Machine.build,
-    b'i': Machine.inst,
+    b'c': SafeUnpickler.global_line,
+    b'\x93': SafeUnpickler.stack_global,
+    b'R': SafeUnpickler.reduce,
+    b'b': SafeUnpickler.build,
+    b'i': SafeUnpickler.inst,
     b'o': _refuse_opcode('makes an object (opcode OBJ)'),
     b'\x81': _refuse_opcode('makes an object (opcode NEWOBJ)'),
     b'\x92': _refuse_opcode('makes an object (opcode NEWOBJ_EX)'),
@@ -626,7 +627,7 @@ _OPERATIONS: dict[bytes, Callable[[Machine], None]] = {
     b'\x83': _refuse_opcode('uses the extension registry (opcode EXT2)'),
     b'\x84': _refuse_opcode('uses the extension registry (opcode EXT4)'),
     b'P': _refuse_opcode('refers to an object outside of the file (opcode PERSID)'),
-    b'Q': Machine.persistent,
+    b'Q': SafeUnpickler.persistent,
     b'\x97': _refuse_opcode('refers to a buffer outside of the file (opcode NEXT_BUFFER)'),
     b'\x98': _refuse_opcode('refers to a buffer outside of the file (opcode READONLY_BUFFER)'),
 }

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mask_rcnn.weights import archives, safe_pickle
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_for_reading
 
 #: The first pickle of a legacy file holds this number.
@@ -73,16 +73,16 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
             elif start.startswith(b'PK'):
                 data, storages = _read_zip(file, size)
             else:
-                raise safe_pickle.Refused('is no file of PyTorch: it is neither its zip archive nor its '
-                                          'older format (what PyTorch wrote before 0.1.10 is not read)')
+                raise safe_pickle.UnpicklingError('is no file of PyTorch: it is neither its zip archive nor its '
+                                                  'older format (what PyTorch wrote before 0.1.10 is not read)')
             tensors = _state_dict(data)
             return {name: storages.array(tensor) for name, tensor in tensors.items()}
-        except safe_pickle.UnknownName as error:
+        except safe_pickle.UnknownGlobalError as error:
             raise WeightFileError(path, f'{error}, and only state dicts are read, no saved models') from None
-        except safe_pickle.Refused as error:
+        except safe_pickle.UnpicklingError as error:
             raise WeightFileError(path, str(error)) from None
-        except archives.DAMAGE as error:
-            reason = printable(str(error), 200) or type(error).__name__
+        except archives.CORRUPT_FILE_ERRORS as error:
+            reason = to_printable_ascii(str(error), 200) or type(error).__name__
             raise WeightFileError(path, f'is no file of PyTorch, or damaged: {reason}') from None
 
 
@@ -118,7 +118,7 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-class _Machine(safe_pickle.Machine):
+class _TorchUnpickler(safe_pickle.SafeUnpickler):
     """Reads a pickle with tensors.
 
     Attributes:
@@ -129,38 +129,38 @@ class _Machine(safe_pickle.Machine):
         super().__init__(file, size)
         self.storages: dict[str, _Storage] = {}
 
-    def find(self, reference: Any) -> _Storage:
+    def persistent_load(self, reference: Any) -> _Storage:
         """``('storage', class, key, device, length)``, in legacy files with a view of the storage."""
         if not (isinstance(reference, tuple) and 5 <= len(reference) <= 6 and reference[0] == 'storage'):
-            raise safe_pickle.Refused('is refused: it refers to something that is no storage of numbers')
+            raise safe_pickle.UnpicklingError('is refused: it refers to something that is no storage of numbers')
         _, kind, key, _, length = reference[:5]
-        is_known = isinstance(kind, safe_pickle.Name) and kind.name in (*_DTYPES, _BFLOAT16)
+        is_known = isinstance(kind, safe_pickle.AllowedGlobal) and kind.name in (*_DTYPES, _BFLOAT16)
         if not (is_known and isinstance(key, str) and _is_size(length)):
-            raise safe_pickle.Refused('is damaged: a storage without type, key and length')
+            raise safe_pickle.UnpicklingError('is damaged: a storage without type, key and length')
         if reference[5:] not in ((), (None,)):
-            raise safe_pickle.Refused('is refused: it holds a view of a storage, as only PyTorch 0.1 wrote')
+            raise safe_pickle.UnpicklingError('is refused: it holds a view of a storage, as only PyTorch 0.1 wrote')
         return self.storages.setdefault(key, _Storage(kind.name, key, length))
 
     def make_tensor(self, arguments: tuple) -> _Tensor:
         """``_rebuild_tensor_v2(storage, offset, shape, strides, ...)``; what follows is for training."""
         if len(arguments) < 4:
-            raise safe_pickle.Refused('is damaged: a tensor without storage, offset, shape and strides')
+            raise safe_pickle.UnpicklingError('is damaged: a tensor without storage, offset, shape and strides')
         storage, offset, shape, strides = arguments[:4]
         if not (isinstance(storage, _Storage) and _is_size(offset) and _are_sizes(shape)
                 and _are_sizes(strides) and len(shape) == len(strides)):
-            raise safe_pickle.Refused('is damaged: a tensor without proper storage, shape and strides')
+            raise safe_pickle.UnpicklingError('is damaged: a tensor without proper storage, shape and strides')
         return _Tensor(storage, offset, shape, strides)
 
     def make_parameter(self, arguments: tuple) -> _Tensor:
         """``_rebuild_parameter(tensor, requires_grad, hooks)``."""
         if not arguments or not isinstance(arguments[0], _Tensor):
-            raise safe_pickle.Refused('is damaged: a parameter without a tensor')
+            raise safe_pickle.UnpicklingError('is damaged: a parameter without a tensor')
         return arguments[0]
 
     def make_size(self, arguments: tuple) -> tuple:
         """``torch.Size((n, ...))``."""
         if len(arguments) != 1 or not _are_sizes(arguments[0]):
-            raise safe_pickle.Refused('is damaged: a size without numbers')
+            raise safe_pickle.UnpicklingError('is damaged: a size without numbers')
         return arguments[0]
 
     def set_state(self, target: Any, state: Any) -> None:
@@ -169,11 +169,11 @@ class _Machine(safe_pickle.Machine):
             super().set_state(target, state)
 
 
-_Machine.names = safe_pickle.Machine.names | {
-    'torch._utils._rebuild_tensor': _Machine.make_tensor,
-    'torch._utils._rebuild_tensor_v2': _Machine.make_tensor,
-    'torch._utils._rebuild_parameter': _Machine.make_parameter,
-    'torch.Size': _Machine.make_size,
+_TorchUnpickler.allowed_globals = safe_pickle.SafeUnpickler.allowed_globals | {
+    'torch._utils._rebuild_tensor': _TorchUnpickler.make_tensor,
+    'torch._utils._rebuild_tensor_v2': _TorchUnpickler.make_tensor,
+    'torch._utils._rebuild_parameter': _TorchUnpickler.make_parameter,
+    'torch.Size': _TorchUnpickler.make_size,
     _BFLOAT16: None,
     **dict.fromkeys(_DTYPES),
 }
@@ -190,15 +190,15 @@ def _are_sizes(value: Any) -> bool:
 def _state_dict(data: Any) -> dict[str, _Tensor]:
     """Find the dictionary of tensors in what was saved."""
     if not isinstance(data, dict):
-        raise safe_pickle.Refused('holds no state dict, but a single value or a list')
+        raise safe_pickle.UnpicklingError('holds no state dict, but a single value or a list')
     candidates = [data] + [data[key] for key in _STATE_DICT_KEYS if isinstance(data.get(key), dict)]
     for candidate in candidates:
         tensors = {name: value for name, value in candidate.items()
                    if isinstance(name, str) and isinstance(value, _Tensor)}
         if tensors:
             return {name.removeprefix('module.'): tensor for name, tensor in tensors.items()}
-    raise safe_pickle.Refused('holds no tensors: no state dict, and none under '
-                              f'{", ".join(_STATE_DICT_KEYS)}')
+    raise safe_pickle.UnpicklingError('holds no tensors: no state dict, and none under '
+                                      f'{", ".join(_STATE_DICT_KEYS)}')
 
 
 # Storages
@@ -223,8 +223,8 @@ class _Storages:
         count = math.prod(tensor.shape)
         end = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides)) + 1
         if count and (end > storage.length or count > storage.length):
-            raise safe_pickle.Refused(f'is damaged: a tensor of shape {tensor.shape} does not fit into its '
-                                      f'storage of {storage.length} numbers')
+            raise safe_pickle.UnpicklingError(f'is damaged: a tensor of shape {tensor.shape} does not fit into its '
+                                              f'storage of {storage.length} numbers')
         items = self._items(storage)
         if not count:
             return np.empty(tensor.shape, items.dtype)
@@ -255,26 +255,26 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
     def load(storage: _Storage) -> bytes:
         member = members.get(f'{root}data/{storage.key}')
         if member is None or member.file_size != storage.length * storage.itemsize:
-            raise ValueError(f'its storage {printable(storage.key)} is missing or has not the length that '
+            raise ValueError(f'its storage {to_printable_ascii(storage.key)} is missing or has not the length that '
                              'its tensors say')
         return archive.read(member)
 
-    return _Machine(io.BytesIO(pickle), len(pickle)).run(), _Storages(load, order == b'big')
+    return _TorchUnpickler(io.BytesIO(pickle), len(pickle)).load(), _Storages(load, order == b'big')
 
 
 def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
     """Return the pickled data and the storages of the older format, whose numbers are little-endian."""
-    machines = [_Machine(file, size) for _ in range(5)]
-    _, version, _, data, keys = (machine.run(alone=False) for machine in machines)
+    unpicklers = [_TorchUnpickler(file, size) for _ in range(5)]
+    _, version, _, data, keys = (unpickler.load(alone=False) for unpickler in unpicklers)
     if version != _LEGACY_VERSION:
-        raise ValueError(f'its format version is {printable(str(version))}, not {_LEGACY_VERSION}')
+        raise ValueError(f'its format version is {to_printable_ascii(str(version))}, not {_LEGACY_VERSION}')
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         raise ValueError('it has no list of its storages')
-    starts = _legacy_starts(file, size, keys, machines[3].storages)
+    starts = _legacy_starts(file, size, keys, unpicklers[3].storages)
 
     def load(storage: _Storage) -> bytes:
         if storage.key not in starts:
-            raise ValueError(f'its storage {printable(storage.key)} is missing')
+            raise ValueError(f'its storage {to_printable_ascii(storage.key)} is missing')
         file.seek(starts[storage.key])
         return file.read(storage.length * storage.itemsize)
 
@@ -289,7 +289,7 @@ def _legacy_starts(file: BinaryIO, size: int, keys: list[str],
         storage = storages.get(key)
         length = file.read(8)
         if storage is None or length != storage.length.to_bytes(8, 'little'):
-            raise ValueError(f'its storage {printable(key)} has not the length that its tensors say')
+            raise ValueError(f'its storage {to_printable_ascii(key)} has not the length that its tensors say')
         starts[key] = file.tell()
         if file.seek(storage.length * storage.itemsize, os.SEEK_CUR) > size:
             raise ValueError('it is truncated')

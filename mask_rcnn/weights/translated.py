@@ -1,7 +1,7 @@
 """What every reader of foreign weight files returns, and the table-driven way to it.
 
 A reader names, for each array of our network, the arrays of the file that it is made of
-(:class:`Translation`); :func:`translate` checks that all are there in the right shape and makes ours.
+(:class:`ParamMapping`); :func:`apply_mappings` checks that all are there in the right shape and makes ours.
 See :mod:`mask_rcnn.weights.npz` for where the result goes.
 """
 
@@ -14,28 +14,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_rcnn.config import Config
-from mask_rcnn.weights.errors import WeightFileError, printable
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 
 
 @dataclass(frozen=True)
-class Report:
+class ConversionReport:
     """What became of a file's arrays.
 
     Args:
         taken: Names of those that were translated, in the network's order.
-        left: Names of those that were not, by what they are, such as ``'momentum'`` or ``'unknown'``.
+        skipped: Names of those that were not, by what they are, such as ``'momentum'`` or ``'unknown'``.
         notes: Lines about things that were adapted and need no action.
         warnings: Lines about things that could not be honoured and may change results.
     """
 
     taken: tuple[str, ...]
-    left: Mapping[str, tuple[str, ...]]
+    skipped: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class TranslatedFile:
+class ConvertedWeights:
     """A foreign weight file in our terms.
 
     Args:
@@ -53,14 +53,14 @@ class TranslatedFile:
     format: str
     config: Config
     arrays: Mapping[str, np.ndarray]
-    report: Report
+    report: ConversionReport
     sha256: str
     class_names: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Translation:
+class ParamMapping:
     """How one array of ours is made.
 
     Args:
@@ -79,14 +79,14 @@ class Translation:
         return np.asarray(self.convert(*inputs) if self.convert else inputs[0], np.float32, order='C')
 
 
-def translate(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], translations: Iterable[Translation],
-              *, noun: str = 'arrays') -> tuple[dict[str, np.ndarray], tuple[str, ...], list[str]]:
+def apply_mappings(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], mappings: Iterable[ParamMapping],
+                   *, noun: str = 'arrays') -> tuple[dict[str, np.ndarray], tuple[str, ...], list[str]]:
     """Make our arrays from a file's.
 
     Args:
         path: The file, for errors.
         arrays: Its arrays by name.
-        translations: One for each of ours.
+        mappings: One for each of ours.
         noun: What the format calls its arrays.
 
     Returns:
@@ -96,21 +96,21 @@ def translate(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], transla
     Raises:
         WeightFileError: Arrays are missing, hold no floats or have another shape; all of them are named.
     """
-    translations = tuple(translations)
-    shapes = {name: shape for t in translations for name, shape in t.inputs.items()}
+    mappings = tuple(mappings)
+    shapes = {name: shape for t in mappings for name, shape in t.inputs.items()}
     _check(path, arrays, shapes, noun)
-    ours = {t.path: t.apply(arrays) for t in translations}
-    broken = dict.fromkeys(name for t in translations if not np.isfinite(ours[t.path]).all()
+    native = {t.path: t.apply(arrays) for t in mappings}
+    broken = dict.fromkeys(name for t in mappings if not np.isfinite(native[t.path]).all()
                            for name in _culprits(t, arrays))
     warnings = []
     if broken:
         warnings.append(f'infinite or undefined numbers in {", ".join(broken)}: did the training diverge?')
-    return ours, tuple(shapes), warnings
+    return native, tuple(shapes), warnings
 
 
-def _culprits(translation: Translation, arrays: Mapping[str, np.ndarray]) -> list[str]:
+def _culprits(mapping: ParamMapping, arrays: Mapping[str, np.ndarray]) -> list[str]:
     """The inputs that are not finite; all of them where none is to blame alone (a negative variance)."""
-    names = list(translation.inputs)
+    names = list(mapping.inputs)
     return [name for name in names if not np.isfinite(arrays[name]).all()] or names
 
 
@@ -129,8 +129,8 @@ def _check(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], shapes: Ma
         raise WeightFileError(path, '; '.join(problems))
 
 
-def grouped(names: Iterable[str], group_of: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
-    """Sort names for :attr:`Report.left`.
+def group_names(names: Iterable[str], group_of: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
+    """Sort names for :attr:`ConversionReport.skipped`.
 
     Args:
         names: Of arrays that were not taken.
@@ -138,7 +138,7 @@ def grouped(names: Iterable[str], group_of: Callable[[str], str]) -> dict[str, t
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
-        groups.setdefault(group_of(name), []).append(printable(name))
+        groups.setdefault(group_of(name), []).append(to_printable_ascii(name))
     return {group: tuple(members) for group, members in groups.items()}
 
 
@@ -153,24 +153,24 @@ def drop_background(array: np.ndarray) -> np.ndarray:
     return array[1:]
 
 
-def batch_counter(path: str) -> Translation:
+def batch_counter(path: str) -> ParamMapping:
     """Return Chainer's count of the batches behind a running mean, which means something only without one.
 
     Args:
         path: Of the batch normalisation.
     """
-    return Translation(f'{path}/N', {}, lambda: np.zeros((), np.float32))
+    return ParamMapping(f'{path}/N', {}, lambda: np.zeros((), np.float32))
 
 
-_BODIES = {'resnet50': 'R-50', 'resnet101': 'R-101', 'mobilenet_v1': 'MobileNetV1'}
+_BACKBONE_NAMES = {'resnet50': 'R-50', 'resnet101': 'R-101', 'mobilenet_v1': 'MobileNetV1'}
 
 
-def body_name(config: Config) -> str:
-    """Return the usual name of a network's body, such as ``'R-50'``."""
-    return _BODIES[config.body] + (f' x{config.width:g}' if config.width != 1 else '')
+def backbone_name(config: Config) -> str:
+    """Return the usual name of a network's backbone, such as ``'R-50'``."""
+    return _BACKBONE_NAMES[config.backbone] + (f' x{config.width:g}' if config.width != 1 else '')
 
 
 def network_name(config: Config) -> str:
     """Return what papers and model zoos call a network, such as ``'R-50-FPN Mask R-CNN'``."""
     heads = [name for name, present in (('Mask', config.masks), ('Keypoint', config.n_keypoint)) if present]
-    return f'{body_name(config)}-{"FPN" if config.has_fpn else "C4"} {" and ".join(heads) or "Faster"} R-CNN'
+    return f'{backbone_name(config)}-{"FPN" if config.has_fpn else "C4"} {" and ".join(heads) or "Faster"} R-CNN'

@@ -40,7 +40,7 @@ def test_the_total_is_one_call_of_detect(benchmark, monkeypatch):
     calls, detect, by_stages = [], benchmark.detect_at_once, benchmark.detect_by_stages
     monkeypatch.setattr(benchmark, 'detect_at_once', lambda *a: calls.append('whole') or detect(*a))
     monkeypatch.setattr(benchmark, 'detect_by_stages', lambda *a: calls.append('stages') or by_stages(*a))
-    monkeypatch.setattr(benchmark, 'product_rate', lambda xp: None)
+    monkeypatch.setattr(benchmark, 'matmul_flops', lambda xp: None)
     monkeypatch.setattr(benchmark, 'copy_bandwidth', lambda xp: 1e9)
     result = benchmark.benchmark(benchmark.random_model('mobilenet_v1_fpn', rpn_post_nms=10),
                                  np.zeros((3, 40, 60), np.float32), runs=2, warmup=1)
@@ -84,13 +84,13 @@ def test_memory_of_a_gpu_is_all_that_went(benchmark):
 
 def test_versions_of_all_that_a_gpu_needs(benchmark, monkeypatch, tmp_path):
     frontend = types.SimpleNamespace(backend_version=lambda: 91002, __version__='1.14.0')
-    monkeypatch.setattr(benchmark.library, 'library', lambda: frontend)
+    monkeypatch.setattr(benchmark.library, 'load_frontend', lambda: frontend)
     monkeypatch.setattr(benchmark, 'driver_version', lambda: '570.124.06')
     facts = benchmark.machine(GPU())
     assert facts['gpu'] == 'GPU number 3' and facts['cuda'] == 12080 and facts['cuda_of_driver'] == 13000
     line, = benchmark.gpu_lines(facts)
     assert line == 'driver 570.124.06, CUDA 12080, CuPy 14.2.0, cuDNN 91002, cuDNN Frontend 1.14.0'
-    monkeypatch.setattr(benchmark.library, 'library', lambda: None)
+    monkeypatch.setattr(benchmark.library, 'load_frontend', lambda: None)
     assert benchmark.machine(GPU())['cudnn'] is None
     assert benchmark.gpu_lines(benchmark.machine(chainer.get_device('@numpy'))) == []
 
@@ -107,9 +107,9 @@ def test_version_of_the_driver(benchmark, tmp_path):
 def test_random_weights_give_as_many_proposals_as_asked_for(benchmark, rng):
     model = benchmark.random_model('resnet50', rpn_post_nms=50)
     with chainer.using_config('train', False), chainer.no_backprop_mode():
-        x, placement = model.prepare(rng.uniform(0, 255, (3, 64, 96)).astype(np.float32))
+        x, transform = model.prepare(rng.uniform(0, 255, (3, 64, 96)).astype(np.float32))
         maps = model.extract(x)
-        assert len(model.propose(maps, x.shape[2:], placement.scale)) == 50
+        assert len(model.propose(maps, x.shape[2:], transform.scale)) == 50
     assert 0.1 < maps[0].std() < 100
 
 

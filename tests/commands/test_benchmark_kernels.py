@@ -95,10 +95,10 @@ def test_a_gpu_is_timed_by_its_events(kernels):
     ('fp16', (np.float16, np.float16, 1))])
 def test_the_ceiling_multiplies_in_the_precision_itself(kernels, precision, expected):
     """No conversion is timed, and CuPy multiplies as before afterwards."""
-    from machine_ceiling import product_rate
+    from machine_ceiling import matmul_flops
     xp = FakeCuPy()
     with cudnn.using_precision(precision):
-        assert product_rate(xp) == 2 * 16 ** 3 / 0.25
+        assert matmul_flops(xp) == 2 * 16 ** 3 / 0.25
     first, second, compute_type = expected
     assert set(xp.types) == {(np.dtype(first), np.dtype(second), compute_type)}
     assert xp._core._routines_linalg.in_use == 0
@@ -108,14 +108,14 @@ def test_bfloat16_has_a_ceiling_where_cupy_knows_it(kernels, monkeypatch):
     import machine_ceiling
     xp = FakeCuPy()
     with cudnn.using_precision('bf16'):
-        assert machine_ceiling.product_rate(xp) is None
+        assert machine_ceiling.matmul_flops(xp) is None
         xp.__version__ = '14.2.0'
         monkeypatch.setattr(machine_ceiling.importlib.util, 'find_spec', lambda name: None)
-        assert machine_ceiling.product_rate(xp) is None
+        assert machine_ceiling.matmul_flops(xp) is None
         monkeypatch.setattr(machine_ceiling.importlib.util, 'find_spec', lambda name: name == 'ml_dtypes')
         monkeypatch.setattr(machine_ceiling.importlib, 'import_module',
                             lambda name: types.SimpleNamespace(bfloat16=np.float16))
-        assert machine_ceiling.product_rate(xp) == 2 * 16 ** 3 / 0.25
+        assert machine_ceiling.matmul_flops(xp) == 2 * 16 ** 3 / 0.25
     assert {own[:2] for own in xp.types} == {(np.dtype('f2'), np.dtype('f2'))}
 
 

@@ -1,4 +1,4 @@
-"""The model in the box, and the command that makes it; training it takes too long for a test."""
+"""The bundled model, and the command that makes it; training it takes too long for a test."""
 
 import argparse
 import importlib
@@ -19,35 +19,35 @@ def script(root, monkeypatch):
 
 
 @pytest.fixture
-def box_model(root, script):
+def demo_model(root, script):
     return root / 'modelfiles' / script.MODEL
 
 
-def test_its_size_and_its_classes(script, box_model):
-    assert box_model.stat().st_size <= script.GOALS['megabytes'] * 1e6
-    model = mask_rcnn.load(box_model)
+def test_its_size_and_its_classes(script, demo_model):
+    assert demo_model.stat().st_size <= script.GOALS['megabytes'] * 1e6
+    model = mask_rcnn.load(demo_model)
     assert model.class_names == RichShapesDataset.class_names
     assert all(param.dtype == np.float32 for param in model.params())
 
 
-def test_it_finds_what_is_in_unseen_scenes(script, box_model):
+def test_it_finds_what_is_in_unseen_scenes(script, demo_model):
     """A tenth of the pictures of the whole measurement, which ``scripts/train_box_model.py`` makes.
 
     These are a bit harder than all 200 (0.660): 0.6367 with OpenBLAS's kernels for three kinds of processors and with
     two NumPys; the last digits are for single pixels and boxes that other sums might move.
     """
     pictures = RichShapesDataset(20, size=script.PICTURE_SIZE, seed=script.UNSEEN_SEED)
-    assert evaluate_model(mask_rcnn.load(box_model), pictures, progress=False).summary()['segm/AP'] > 0.63
+    assert evaluate_model(mask_rcnn.load(demo_model), pictures, progress=False).summary()['segm/AP'] > 0.63
 
 
-def test_the_arguments_are_train_pys_and_make_the_network_of_the_file(script, box_model):
+def test_the_arguments_are_train_pys_and_make_the_network_of_the_file(script, demo_model):
     args = argparse.Namespace(iterations=script.ITERATIONS, pretrained='none', gpu=-1, workers=0, out='out')
     parser = argparse.ArgumentParser()
     train.configure(parser)
     parsed = parser.parse_args(script.training_arguments(args))
     train.check(parsed)
     assert parsed.step_size < parsed.lr_step < parsed.iteration == script.ITERATIONS
-    config = mask_rcnn.load(box_model).config
+    config = mask_rcnn.load(demo_model).config
     assert (config.extractor, config.anchor_sizes) == (parsed.extractor, tuple(parsed.anchor_sizes))
     for name, value in parsed.fields:
         assert getattr(config, name) == value

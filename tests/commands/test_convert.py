@@ -15,18 +15,18 @@ from mask_rcnn.commands import convert
 from mask_rcnn.config import Config
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.weights import Source, WeightFileError, detectron, formats, read_weights
-from mask_rcnn.weights.translated import Report, TranslatedFile
+from mask_rcnn.weights.translated import ConversionReport, ConvertedWeights
 
 
 @pytest.fixture
 def source(monkeypatch, tmp_path):
     """Makes the reader return a file of the given kind; returns the path to convert."""
     def make(kind='model', n_fg_class=80, extractor='resnet50', notes=(), warnings=(), **more):
-        report = Report(('conv1_w', 'cls_score_w'), {'momentum': ('a', 'b'), 'unknown': ('x',)}, notes,
-                        warnings)
+        report = ConversionReport(('conv1_w', 'cls_score_w'), {'momentum': ('a', 'b'), 'unknown': ('x',)}, notes,
+                                  warnings)
         config = Config(n_fg_class=n_fg_class, extractor=extractor)
         arrays = {'a/W': np.ones(3, np.float32)}
-        file = TranslatedFile(kind, detectron.FORMAT, config, arrays, report, '0' * 64, **more)
+        file = ConvertedWeights(kind, detectron.FORMAT, config, arrays, report, '0' * 64, **more)
         read_as(monkeypatch, lambda path: file)
         path = tmp_path / 'in.pkl'
         path.write_bytes(b'weights')
@@ -37,7 +37,7 @@ def source(monkeypatch, tmp_path):
 def read_as(monkeypatch, read, **changes):
     """Let every file be one of Detectron's that is read by a function."""
     format = dataclasses.replace(formats.BY_NAME[detectron.FORMAT], read=read, **changes)
-    monkeypatch.setattr(formats, 'recognise', lambda path: format)
+    monkeypatch.setattr(formats, 'detect_format', lambda path: format)
 
 
 def test_report_and_metadata(source, tmp_path, capsys):
@@ -51,7 +51,7 @@ def test_report_and_metadata(source, tmp_path, capsys):
     meta = read_weights(output).meta
     assert (meta.class_names, meta.category_ids) == (COCO_CLASS_NAMES, COCO_CATEGORY_IDS)
     assert meta.source == Source('in.pkl', '0' * 64, 'detectron-pickle')
-    assert meta.left == {'momentum': 2, 'unknown': 1} and meta.notes == ('n1', 'w1')
+    assert meta.skipped == {'momentum': 2, 'unknown': 1} and meta.notes == ('n1', 'w1')
 
 
 @pytest.mark.parametrize('kind, extractor, name', [

@@ -296,14 +296,14 @@ def test_a_picture_that_cannot_be_written(calls, tmp_path, capsys):
 def test_the_device_rule(monkeypatch, tmp_path, calls, capsys):
     image = write_image(tmp_path / 'a.png')
     arguments = ['--image', image, '--modelfile', 'model.npz']
-    monkeypatch.setattr(common, 'gpu_fault', lambda gpu: None if gpu < 2 else 'there are only 2 CUDA devices')
+    monkeypatch.setattr(common, 'gpu_error', lambda gpu: None if gpu < 2 else 'there are only 2 CUDA devices')
     assert demo.main(arguments) == 0
     assert demo.main([*arguments, '--gpu', '1']) == 0
     assert demo.main([*arguments, '--gpu', '-1']) == 0
     assert [c['gpu'] for c in calls] == [0, 1, -1] and capsys.readouterr().err == ''
     assert demo.main([*arguments, '--gpu', '2']) == 2
     assert capsys.readouterr().err == 'error: --gpu 2: there are only 2 CUDA devices\n'
-    monkeypatch.setattr(common, 'gpu_fault', lambda gpu: 'CuPy is not installed')
+    monkeypatch.setattr(common, 'gpu_error', lambda gpu: 'CuPy is not installed')
     assert demo.main(arguments) == 0
     assert calls[-1]['gpu'] == -1
     assert capsys.readouterr().err == 'running on the CPU: CuPy is not installed\n'
@@ -311,8 +311,8 @@ def test_the_device_rule(monkeypatch, tmp_path, calls, capsys):
     assert len(calls) == 4
 
 
-def test_a_gpu_that_does_not_exist_has_a_fault():
-    assert common.gpu_fault(99)
+def test_a_gpu_that_does_not_exist_is_an_error():
+    assert common.gpu_error(99)
 
 
 def test_the_console_command(calls, tmp_path, capsys):

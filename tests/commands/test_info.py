@@ -8,7 +8,7 @@ import pytest
 from mask_rcnn.commands import info, main
 from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.weights import ModelMeta, Source, formats, write_weights
-from mask_rcnn.weights.translated import Report, TranslatedFile
+from mask_rcnn.weights.translated import ConversionReport, ConvertedWeights
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def test_json(model, capsys):
 
 
 def test_other_formats(model, monkeypatch, capsys):
-    report = Report(('a', 'b'), {'momentum': tuple('abcdef'), 'unknown': tuple('uvwxyz')}, (), ('careful',))
-    file = TranslatedFile('model', 'detectron-pickle', PRESETS['keypoint_resnet50_fpn'], {}, report, '0' * 64,
-                          ('person',), (1,))
+    report = ConversionReport(('a', 'b'), {'momentum': tuple('abcdef'), 'unknown': tuple('uvwxyz')}, (), ('careful',))
+    file = ConvertedWeights('model', 'detectron-pickle', PRESETS['keypoint_resnet50_fpn'], {}, report, '0' * 64,
+                            ('person',), (1,))
     monkeypatch.setattr(formats, 'read', lambda path: file)
     assert info.main([str(model)]) == 0
     printed = capsys.readouterr().out
@@ -84,5 +84,5 @@ def test_a_single_array_is_not_taken_for_a_pickle(tmp_path, capsys):
 def test_imagenet_weights(shared, capsys):
     assert info.main([str(shared / 'weights' / 'resnet50_imagenet.npz')]) == 0
     printed = capsys.readouterr().out
-    assert 'R-50 body (ImageNet weights)' in printed and "a Caffe ResNet's .npz" in printed
+    assert 'R-50 backbone (ImageNet weights)' in printed and "a Caffe ResNet's .npz" in printed
     assert 'input' not in printed

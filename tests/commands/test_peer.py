@@ -35,7 +35,7 @@ def benchmark(root, monkeypatch, peer):
     build = mask_rcnn.build
     monkeypatch.setattr(mask_rcnn, 'build', lambda preset, **changes: build(
         preset, min_size=64, max_size=96, rpn_pre_nms=200, **changes))
-    monkeypatch.setattr(module, 'product_rate', lambda xp: 1e9)
+    monkeypatch.setattr(module, 'matmul_flops', lambda xp: 1e9)
     monkeypatch.setattr(module, 'copy_bandwidth', lambda xp: 1e9)
     return module
 

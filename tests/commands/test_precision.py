@@ -57,8 +57,9 @@ def test_training_multiplies_so_and_scales_the_loss_of_fp16(tmp_path, monkeypatc
         return forward(self, *arguments)
 
     monkeypatch.setattr(MaskRCNNTrainChain, 'forward', watched)
-    make_run, runs = train.make_run, []
-    monkeypatch.setattr(train, 'make_run', lambda *a, **k: runs.append(make_run(*a, **k)) or runs[-1])
+    build_training_run, runs = train.build_training_run, []
+    monkeypatch.setattr(train, 'build_training_run',
+                        lambda *a, **k: runs.append(build_training_run(*a, **k)) or runs[-1])
     assert train.main(['--dataset', 'shapes', '--pretrained', 'none', '--gpu', '-1', '--precision', precision,
                        '--out', str(tmp_path / 'run'), '--iteration', '1', '--batchsize', '1',
                        '--min-size', '64', '--max-size', '64', '--validation', '0',

@@ -30,7 +30,7 @@ def model():
 
 
 def test_fp32_against_itself_is_perfect(precision_cost, model):
-    result = precision_cost.compare(model, SHAPES, ['fp32'], n_image=3, min_score=0)
+    result = precision_cost.compare(model, SHAPES, ['fp32'], n_images=3, min_score=0)
     row = result['precisions']['fp32']
     assert result['images'] == 3 and row['detections'] > 0
     assert row['as_fp32']['bbox/AP'] == ONE and row['as_fp32']['segm/AP'] == ONE

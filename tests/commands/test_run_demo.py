@@ -96,18 +96,18 @@ def test_damaged_weights_are_named(run_demo, tmp_path, capsys):
 
 
 @pytest.fixture
-def box_model(run_demo, tmp_path):
-    """A folder with a network of the box model's kind that knows nothing."""
+def demo_model(run_demo, tmp_path):
+    """A folder with a network of the demo model's kind that knows nothing."""
     model = mask_rcnn.build('mobilenet_v1_fpn', width=0.25, fpn_channels=8, rpn_channels=8, head_channels=8,
                             mask_channels=8, min_size=64, max_size=64, anchor_sizes=(8, 16, 32, 64, 128),
                             n_fg_class=8, class_names=RichShapesDataset.class_names, score_threshold=0.0)
-    mask_rcnn.save(tmp_path / run_demo.BOX_MODEL, model)
+    mask_rcnn.save(tmp_path / run_demo.DEMO_MODEL, model)
     return tmp_path
 
 
-def test_scenes_are_drawn_and_looked_at(run_demo, box_model, tmp_path, capsys):
+def test_scenes_are_drawn_and_looked_at(run_demo, demo_model, tmp_path, capsys):
     output = tmp_path / 'seen.png'
-    assert run_demo.main(['--scenes', '2', '--output', str(output)], box_model) == 0
+    assert run_demo.main(['--scenes', '2', '--output', str(output)], demo_model) == 0
     for number in (1, 2):
         assert cv2.imread(str(tmp_path / f'seen_scene_{number}.png')).shape == (512, 512, 3)
     results = json.loads((tmp_path / 'seen.json').read_text())
@@ -116,10 +116,10 @@ def test_scenes_are_drawn_and_looked_at(run_demo, box_model, tmp_path, capsys):
     assert not list(tmp_path.glob('scene_*'))
 
 
-def test_the_box_model_looks_at_a_picture_of_ones_own(run_demo, box_model, tmp_path):
+def test_the_demo_model_looks_at_a_picture_of_ones_own(run_demo, demo_model, tmp_path):
     cv2.imwrite(str(tmp_path / 'own.png'), np.full((40, 50, 3), 128, np.uint8))
     output = tmp_path / 'seen.png'
-    assert run_demo.main(['--image', str(tmp_path / 'own.png'), '--output', str(output)], box_model) == 0
+    assert run_demo.main(['--image', str(tmp_path / 'own.png'), '--output', str(output)], demo_model) == 0
     assert cv2.imread(str(output)).shape == (40, 50, 3)
 
 

@@ -28,12 +28,12 @@ def small_network(monkeypatch, tmp_path):
 
 
 class FakeRun:
-    """Where make_run's run would start; tells what it was made of."""
+    """Where build_training_run's run would start; tells what it was made of."""
 
     def __init__(self, model, train_set, options, *, evaluate, examples, communicator):
         self.model, self.train_set, self.options = model, train_set, options
         self.evaluate, self.examples, self.communicator = evaluate, examples, communicator
-        self.snapshots = self.stop = self.interruption = self
+        self.snapshots = self.stop_trigger = self.signal_handler = self
         self.interrupted, self.signal, self.last, self.error = False, None, None, None
 
     def start(self):
@@ -52,7 +52,7 @@ def made(monkeypatch):
     """The runs that the command made instead of training."""
     runs = []
     monkeypatch.setattr(mask_rcnn, 'build', build_once)
-    monkeypatch.setattr(train, 'make_run', lambda *args, **kwargs: (
+    monkeypatch.setattr(train, 'build_training_run', lambda *args, **kwargs: (
         runs.append(FakeRun(*args, **kwargs)), runs[-1])[1])
     monkeypatch.setattr(train, '_report', lambda *args: 0)
     return runs
@@ -68,7 +68,7 @@ def test_the_defaults_are_the_readmes(made):
     options, config = run.options, run.model.config
     assert options.schedule == step_schedule(1e-4, warmup=800, first_decay=400000, second_decay=480000)
     assert (options.iterations, options.batch_size, options.subdivisions) == (800000, 8, 1)
-    assert (options.snapshot, options.validation, options.keep) == (4000, 30000, 3)
+    assert (options.snapshot_interval, options.eval_interval, options.keep) == (4000, 30000, 3)
     assert (options.seed, options.gamma, options.out, options.clip) == (0, 1, 'result', None)
     assert options.sampling.roi_batch == 512 and not options.freeze_bn and not options.tensorboard
     assert (config.extractor, config.roi_align, config.roi_size) == ('resnet50', True, 14)
@@ -108,10 +108,10 @@ def pre_and_post_nms(run):
     ('--out there/now', lambda run: run.options.out, 'there/now'),
     ('-o there', lambda run: run.options.out, 'there'),
     ('--workers 3', lambda run: run.options.workers, 3),
-    ('--snapshot 5', lambda run: run.options.snapshot, 5),
+    ('--snapshot 5', lambda run: run.options.snapshot_interval, 5),
     ('--keep 7', lambda run: run.options.keep, 7),
-    ('--validation 6', lambda run: run.options.validation, 6),
-    ('--validation 0', lambda run: run.options.validation, 0),
+    ('--validation 6', lambda run: run.options.eval_interval, 6),
+    ('--validation 0', lambda run: run.options.eval_interval, 0),
     ('--extractor resnet101', lambda run: run.model.config.extractor, 'resnet101'),
     ('--extractor resnet50_fpn', lambda run: (run.model.config.extractor, run.model.config.roi_size),
      ('resnet50_fpn', 7)),
@@ -127,10 +127,11 @@ def pre_and_post_nms(run):
     ('--roi_size 7', lambda run: run.model.config.roi_size, 7),
     ('-r 7', lambda run: run.model.config.roi_size, 7),
     ('--min-size 96', lambda run: (run.model.config.min_size, run.model.config.max_size), (96, 96)),
-    ('--min-size 96 --max-size 192', lambda run: (run.train_set.size_of(0), run.model.config.max_size),
+    ('--min-size 96 --max-size 192', lambda run: (run.train_set.image_size(0), run.model.config.max_size),
      ((96, 96), 192)),
     ('--dataset shapes', lambda run: (run.model.config.rpn_post_nms, run.model.config.min_size), (100, 128)),
-    ('--dataset shapes-rich', lambda run: (run.model.config.n_fg_class, run.train_set.size_of(0), len(run.train_set)),
+    ('--dataset shapes-rich',
+     lambda run: (run.model.config.n_fg_class, run.train_set.image_size(0), len(run.train_set)),
      (8, (160, 160), 100000)),
     ('--anchor-sizes 16 32 48', lambda run: run.model.config.anchor_sizes, (16, 32, 48)),
     ('--tensorboard', lambda run: (run.options.tensorboard, len(run.examples)), (True, 4)),
@@ -269,12 +270,12 @@ def test_own_data(made, capsys, tmp_path):
     own = list(map(str, write_coco(tmp_path / 'own')))
     assert train.main([*own, '--pretrained', 'none', '--gpu', '-1']) == 0
     run = made[-1]
-    assert len(run.train_set) == 3 and run.model.class_names == ('thing',) and run.options.validation == 0
+    assert len(run.train_set) == 3 and run.model.class_names == ('thing',) and run.options.eval_interval == 0
     assert (run.model.config.min_size, run.model.config.max_size) == (800, 1333)
     assert '3 images, 1 classes' in capsys.readouterr().out
     val = [word.replace('--train', '--val') for word in own]
     assert train.main([*own, *val, '--pretrained', 'none', '--gpu', '-1']) == 0
-    assert made[-1].options.validation == 30000
+    assert made[-1].options.eval_interval == 30000
 
 
 def test_broken_images_stop_or_are_left_out(made, capsys, tmp_path):
@@ -388,16 +389,16 @@ def test_evaluate_errors(capsys, tmp_path):
 
 
 def test_the_device(made, monkeypatch, capsys):
-    monkeypatch.setattr(common, 'gpu_fault', lambda gpu: 'CuPy is not installed')
+    monkeypatch.setattr(common, 'gpu_error', lambda gpu: 'CuPy is not installed')
     assert train.main(SHAPES[:-2]) == 0
     assert 'running on the CPU: CuPy is not installed' in capsys.readouterr().err
     assert '--gpu 0: CuPy is not installed' in refused(capsys, '--gpu', '0', given=SHAPES[:-2])
 
 
 def test_a_communicator_that_cannot_be(monkeypatch, capsys):
-    def create(name):
+    def create_communicator(name):
         raise distributed.DistributedError(f'{name} does not work here')
-    monkeypatch.setattr(train.distributed, 'create', create)
+    monkeypatch.setattr(train.distributed, 'create_communicator', create_communicator)
     assert train.main([*SHAPES, '--communicator', 'naive']) == 1
     assert capsys.readouterr().err == 'error: naive does not work here\n'
 
@@ -409,11 +410,11 @@ def test_a_communicator_that_cannot_be(monkeypatch, capsys):
                                        'less): out of GPU memory'),
     (OSError(28, 'No space left on device', 'result/x'), 'result/x: No space left on device')])
 def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, line):
-    def make_run(*args, **kwargs):
+    def build_training_run(*args, **kwargs):
         run = FakeRun(*args, **kwargs)
         run.error = error
         return run
-    monkeypatch.setattr(train, 'make_run', make_run)
+    monkeypatch.setattr(train, 'build_training_run', build_training_run)
     assert train.main(SHAPES) == 1
     assert capsys.readouterr().err == f'error: {line}\n'
 
@@ -421,12 +422,12 @@ def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, line):
 @pytest.mark.parametrize('last, words', [
     (None, 'no snapshot was written'), ('result/snapshot_iter_3.npz', '--resume result/snapshot_iter_3.npz')])
 def test_a_disk_that_is_full_at_the_end_is_a_failure(monkeypatch, capsys, last, words):
-    def make_run(*args, **kwargs):
+    def build_training_run(*args, **kwargs):
         run = FakeRun(*args, **kwargs)
         run.trainer, run.updater, run.iteration = run, run, 5
         run.last = last and Path(last)
         return run
-    monkeypatch.setattr(train, 'make_run', make_run)
+    monkeypatch.setattr(train, 'build_training_run', build_training_run)
     assert train.main(SHAPES) == 1
     error = capsys.readouterr().err
     assert error.startswith('error: the last state is not saved; ') and words in error

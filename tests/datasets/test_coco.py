@@ -46,7 +46,7 @@ def make(tmp_path):
 def test_example_has_image_and_objects(make, tmp_path):
     dataset = make([annotation(), annotation(id=2, category_id=5, bbox=[0, 1, 10.5, 4])])
     assert dataset.class_names == ('cat', 'dog') and dataset.category_ids == (3, 5)
-    assert dataset.image_ids == (7,) and len(dataset) == 1 and dataset.size_of(0) == (HEIGHT, WIDTH)
+    assert dataset.image_ids == (7,) and len(dataset) == 1 and dataset.image_size(0) == (HEIGHT, WIDTH)
     example = dataset[0]
     assert example.name == str(tmp_path / 'a.png') and example.image_id == 7
     np.testing.assert_array_equal(example.image, read_image(tmp_path / 'a.png'))
@@ -156,7 +156,7 @@ def test_sizes_and_flags_may_be_absent(make):
             del image['height'], image['width']
     bare = {key: value for key, value in annotation().items() if key not in ('id', 'area', 'iscrowd')}
     dataset = make([bare, bare], edit)
-    assert dataset.size_of(0) == (HEIGHT, WIDTH) and len(dataset[0].annotations) == 2
+    assert dataset.image_size(0) == (HEIGHT, WIDTH) and len(dataset[0].annotations) == 2
     truth = dataset.ground_truth()
     assert truth['images'] == [{'id': 7, 'file_name': 'a.png', 'height': HEIGHT, 'width': WIDTH}]
     assert [(a['id'], a['area'], a['iscrowd']) for a in truth['annotations']] == [(1, 208, 0), (2, 208, 0)]
@@ -277,7 +277,7 @@ def test_coco_mini_like_pycocotools(shared):
     dataset, reference = COCODataset(file, shared / 'coco-mini/train2017'), COCO(file)
     assert len(dataset) == 98 and dataset.category_ids == tuple(reference.getCatIds())
     for i in range(len(dataset)):
-        objects = dataset._objects.of_image(i)  # without decoding the images
+        objects = dataset._objects.annotations_of(i)  # without decoding the images
         theirs = [a for a in reference.loadAnns(reference.getAnnIds(dataset.image_ids[i]))
                   if a['bbox'][2] > 1 and a['bbox'][3] > 1]
         categories = [dataset.category_ids[label] for label in objects.labels]
@@ -287,7 +287,7 @@ def test_coco_mini_like_pycocotools(shared):
             x, y, w, h = a['bbox']
             np.testing.assert_allclose(box, [y, x, y + h - 1, x + w - 1], rtol=1e-6, atol=1e-3)
             rle = shape if isinstance(shape, dict) else coco_mask.merge(
-                coco_mask.frPyObjects([p.tolist() for p in shape], *dataset.size_of(i)))
+                coco_mask.frPyObjects([p.tolist() for p in shape], *dataset.image_size(i)))
             assert rle['counts'] == reference.annToRLE(a)['counts']
 
 

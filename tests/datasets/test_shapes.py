@@ -106,7 +106,7 @@ def test_a_picture_depends_on_seed_and_index_only():
 
 def test_any_size():
     dataset = ShapesDataset(2, size=(33, 150))
-    assert dataset[1].image.shape == (3, 33, 150) and dataset.size_of(1) == (33, 150)
+    assert dataset[1].image.shape == (3, 33, 150) and dataset.image_size(1) == (33, 150)
 
 
 @pytest.mark.parametrize('arguments', [dict(n=0), dict(n=1, size=31), dict(n=1, size=(64, 8)),

@@ -35,9 +35,9 @@ def test_input_scale(size, expected):
 
 def test_prepare_image_is_what_the_model_does(example):
     model = mask_rcnn.build('resnet50', n_fg_class=1, min_size=40, max_size=60)
-    x, placement = prepare_image(example.image, CONFIG)
-    theirs, their_placement = model.prepare(example.image)
-    assert x.dtype == np.float32 and x.shape == (3, 39, 60) and placement == their_placement
+    x, image_transform = prepare_image(example.image, CONFIG)
+    theirs, their_transform = model.prepare(example.image)
+    assert x.dtype == np.float32 and x.shape == (3, 39, 60) and image_transform == their_transform
     np.testing.assert_array_equal(x, theirs[0])
 
 
@@ -92,8 +92,8 @@ def test_transform_follows_from_the_seed(example):
     transform = TrainingTransform(CONFIG)
     a, b = transform(example, 5), transform(example, 5)
     np.testing.assert_array_equal(a.x, b.x)
-    assert (a.seed, a.placement.size, a.name, a.image_id) == (5, (20, 31), 'a.jpg', 3)
-    assert a.x.shape == (3, 39, 60) and a.placement.scale == pytest.approx(60 / 31)
+    assert (a.seed, a.image_transform.size, a.name, a.image_id) == (5, (20, 31), 'a.jpg', 3)
+    assert a.x.shape == (3, 39, 60) and a.image_transform.scale == pytest.approx(60 / 31)
 
 
 def test_half_of_the_examples_are_flipped(example):

@@ -20,10 +20,10 @@ SMALL = dict(min_size=64, max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_t
 
 
 def masks_of(annotations, size):
-    rles = [shape if isinstance(shape, dict) else coco_mask.merge(
+    encode_masks = [shape if isinstance(shape, dict) else coco_mask.merge(
         coco_mask.frPyObjects([polygon.tolist() for polygon in shape], *size))
         for shape in annotations.segmentations]
-    return np.array([coco_mask.decode(rle) for rle in rles], bool).reshape(-1, *size)
+    return np.array([coco_mask.decode(rle) for rle in encode_masks], bool).reshape(-1, *size)
 
 
 def perfect(annotations, size):
@@ -62,7 +62,7 @@ def test_numbers_are_those_of_pycocotools_on_the_written_files(shared, tmp_path,
     evaluator = COCOEvaluator(dataset.ground_truth(), class_names=dataset.class_names,
                               category_ids=dataset.category_ids)
     for i, image_id in enumerate(dataset.image_ids):
-        evaluator.add(image_id, noisy(dataset._objects.of_image(i), dataset.size_of(i), rng))
+        evaluator.add(image_id, noisy(dataset._objects.annotations_of(i), dataset.image_size(i), rng))
     metrics = evaluator.evaluate()
     files = evaluator.write_results(tmp_path / 'found.json')
     assert [path.name for path in files] == ['found.bbox.json', 'found.segm.json']
@@ -313,7 +313,7 @@ class FakeCommunicator:
         self._shared.append(value)
         return self._shared[::-1] if self.rank == 0 else None
 
-    def share(self, value):
+    def broadcast_object(self, value):
         return value
 
 

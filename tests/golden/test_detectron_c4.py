@@ -18,7 +18,7 @@ FULL = 'R-50-C4_seed0'
 BODY = 5e-5
 
 #: Absolute, of the deltas (up to 5) and mask probabilities that the heads give from the golden input: one stage's 1e-5
-#: and the rounding of the body and of minimal filtering (measured with five kinds of BLAS: 1.5e-5 to 2.3e-5).
+#: and the rounding of the backbone and of Winograd convolution (measured with five kinds of BLAS: 1.5e-5 to 2.3e-5).
 HEADS = 3e-5
 
 
@@ -72,13 +72,13 @@ def test_roi_features(small):
     pooled = roi_align(*maps, rois, indices, output_size=14, spatial_scale=1 / 16)
     assert case.compare_blob('pool5', pooled.array, rows=rows) < BODY
     rows = case.rows_of('res5_2_sum')
-    res5 = model.box_head.features(maps, *golden_rois(case, rows))
+    res5 = model.box_head.roi_features(maps, *golden_rois(case, rows))
     assert case.compare_blob('res5_2_sum', res5.array, rows=rows) < BODY
 
 
 def test_box_head(small):
     model, case, _, maps = small
-    scores, deltas = model.box_head(model.box_head.features(maps, *golden_rois(case, slice(32))))
+    scores, deltas = model.box_head(model.box_head.roi_features(maps, *golden_rois(case, slice(32))))
     np.testing.assert_allclose(F.softmax(scores).array, case.arrays['cls_prob_first32'], rtol=0, atol=1e-6)
     np.testing.assert_allclose(as_detectron(deltas.array), case.arrays['bbox_pred_first32'], rtol=0, atol=HEADS)
 
@@ -87,7 +87,7 @@ def test_box_head_of_every_sampled_roi(small):
     model, case, _, maps = small
     for blob in ('res5_pool', 'cls_score', 'bbox_pred', 'cls_prob'):
         rows = case.rows_of(blob)
-        h = model.box_head.features(maps, *golden_rois(case, rows))
+        h = model.box_head.roi_features(maps, *golden_rois(case, rows))
         scores, deltas = model.box_head(h)
         values = {'res5_pool': lambda: F.mean(h, axis=(2, 3), keepdims=True).array,
                   'cls_score': lambda: scores.array,
@@ -100,7 +100,7 @@ def test_mask_head(small):
     model, case, _, maps = small
     arrays = case.arrays
     rois = arrays['mask_rois'][:, 1:][:, XY]
-    h = model.box_head.features(maps, rois, np.zeros(len(rois), np.int32))
+    h = model.box_head.roi_features(maps, rois, np.zeros(len(rois), np.int32))
     assert case.compare_blob('_[mask]_res5_2_sum', h.array) < BODY
     up = F.relu(model.mask_head.deconv(h))
     assert case.compare_blob('conv5_mask', up.array) < BODY
@@ -123,9 +123,9 @@ def test_detections(load_model, name):
 def test_the_photo_gives_the_golden_input(small):
     """So what is found on the photo (test_detections) is what is found from the golden input."""
     model, case, x, _ = small
-    prepared, placement = model.prepare(read_image(case.photo))
+    prepared, transform = model.prepare(read_image(case.photo))
     np.testing.assert_array_equal(prepared, x)
-    assert placement.scale == float(case.arrays['im_scale'])
+    assert transform.scale == float(case.arrays['im_scale'])
 
 
 def test_batch_normalisation_and_affine_channels_agree(load_model):

@@ -14,7 +14,7 @@ from mask_rcnn.ops.keypoints import decode_heatmaps
 
 MASKS, KEYPOINTS = 'R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'
 
-#: Of a blob's standard deviation: float32 sums in another order, in the body and the pyramid.
+#: Of a blob's standard deviation: float32 sums in another order, in the backbone and the pyramid.
 MAPS = 1e-4
 
 #: The same of the heads of four and eight convolutions, each of which adds its rounding.
@@ -75,13 +75,13 @@ def test_the_photo_gives_the_golden_input(look):
 
 
 def test_body(look):
-    body = 'extractor/body'
-    conv1, = look.links.outputs[f'{body}/conv1']
+    backbone = 'extractor/body'
+    conv1, = look.links.outputs[f'{backbone}/conv1']
     assert look.case.compare_blob('conv1', conv1) < MAPS
-    pooled, = look.links.inputs[f'{body}/res2']
+    pooled, = look.links.inputs[f'{backbone}/res2']
     assert look.case.compare_blob('pool1', pooled) < MAPS
     for stage, blob in zip(('res2', 'res3', 'res4', 'res5'), BLOCKS):
-        out, = look.links.outputs[f'{body}/{stage}']
+        out, = look.links.outputs[f'{backbone}/{stage}']
         assert look.case.compare_blob(blob, out) < MAPS, blob
 
 
@@ -125,7 +125,7 @@ def test_box_head(look):
     model, case = look.model, look.case
     for blob in ('roi_feat', 'fc6', 'fc7', 'cls_score', 'cls_prob', 'bbox_pred'):
         rows = case.rows_of(blob)
-        features = model.box_head.features(look.maps, *golden_rois(case, rows))
+        features = model.box_head.roi_features(look.maps, *golden_rois(case, rows))
         fc6 = F.relu(model.box_head.fc6(features))
         scores, deltas = model.box_head(features)
         values = {'roi_feat': lambda: features.array, 'fc6': lambda: fc6.array,
@@ -138,7 +138,7 @@ def test_box_head(look):
 
 def test_box_head_of_the_first_rois(look):
     model, case = look.model, look.case
-    scores, deltas = model.box_head(model.box_head.features(look.maps, *golden_rois(case, slice(32))))
+    scores, deltas = model.box_head(model.box_head.roi_features(look.maps, *golden_rois(case, slice(32))))
     values = {'cls_prob': F.softmax(scores).array, 'bbox_pred': as_detectron(deltas.array)}
     for name, value in values.items():
         np.testing.assert_allclose(value, case.arrays[f'{name}_first32'], rtol=0, atol=HEADS, err_msg=name)
@@ -149,7 +149,7 @@ def test_mask_head(masks):
     rois = masks.boxes_in_input('mask_rois')
     links = Recorder(model, 'mask_head/deconv', *(f'mask_head/conv{i}' for i in range(1, 5)))
     with links:
-        features = model.mask_features(masks.maps, *rois)
+        features = model.pool_mask_features(masks.maps, *rois)
         logits = model.mask_head(features).array
     assert case.compare_blob('_[mask]_roi_feat', features.array) < MAPS
     for i in range(1, 5):

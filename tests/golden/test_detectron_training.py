@@ -11,7 +11,7 @@ from golden_cases import XY
 import mask_rcnn
 from mask_rcnn.config import DETECTRON
 from mask_rcnn.datasets.example import Annotations, TrainingExample
-from mask_rcnn.datasets.placement import scaled
+from mask_rcnn.datasets.placement import ImageTransform
 from mask_rcnn.targets import RPNTargets, SampledRoIs, Sampling, mask_targets, sample_rois
 from mask_rcnn.targets.rois import box_targets
 from mask_rcnn.training.freezing import freeze
@@ -32,8 +32,8 @@ def path_of(blob):
     """Detectron's name of a trained parameter -> ours."""
     conv = re.fullmatch(r'(res(\d))_(\d)_(branch\w+)_w', blob)
     if conv:
-        room = 'box_head' if conv[2] == '5' else 'extractor'
-        return f'{room}/{conv[1]}/block{conv[3]}/{BRANCHES[conv[4]]}/conv/W'
+        prefix = 'box_head' if conv[2] == '5' else 'extractor'
+        return f'{prefix}/{conv[1]}/block{conv[3]}/{BRANCHES[conv[4]]}/conv/W'
     layer, kind = blob.rsplit('_', 1)
     return f'{LAYERS[layer]}/{"W" if kind == "w" else "b"}'
 
@@ -65,8 +65,8 @@ class Step:
         return float(self['im_scale'])
 
     @property
-    def placement(self):
-        return scaled(tuple(map(int, self['image_size'])), self.scale)
+    def image_transform(self):
+        return ImageTransform.top_left(tuple(map(int, self['image_size'])), self.scale)
 
     @property
     def sampling(self):
@@ -83,7 +83,7 @@ class Step:
 
     @property
     def example(self):
-        return TrainingExample(self.x[0], self.placement, self.annotations, NAME, 0, 0)
+        return TrainingExample(self.x[0], self.image_transform, self.annotations, NAME, 0, 0)
 
     @property
     def anchors(self):
@@ -134,7 +134,7 @@ def test_anchor_targets(step, learned):
 def test_proposals(step, learned):
     chain, _, _, logits, deltas = learned
     proposals, _ = chain.model.rpn.propose(
-        [logits.array[0]], [deltas.array[0]], step.placement.input_size, step.scale,
+        [logits.array[0]], [deltas.array[0]], step.image_transform.input_size, step.scale,
         pre_nms=step.sampling.train_pre_nms, post_nms=step.sampling.train_post_nms)
     assert len(proposals) == len(step['rpn_rois'])
     np.testing.assert_allclose(proposals[:, XY], step['rpn_rois'][:, 1:], rtol=0, atol=0.01)
@@ -143,8 +143,8 @@ def test_proposals(step, learned):
 def test_roi_targets(step):
     """All foreground, and of all possible background those that Detectron drew."""
     proposals = step['rpn_rois'][:, 1:][:, XY]
-    found = sample_rois(proposals, step.annotations, step.placement, sampling=Sampling(roi_batch=10 ** 4),
-                        dialect=DETECTRON, random=np.random.RandomState(0))
+    found = sample_rois(proposals, step.annotations, step.image_transform, sampling=Sampling(roi_batch=10 ** 4),
+                        dialect=DETECTRON, rng=np.random.RandomState(0))
     distance = np.abs(step.rois.rois[:, None] - found.rois[None]).max(axis=2)
     assert distance.min(axis=1).max() < 1e-4
     partners = distance.argmin(axis=1)

@@ -48,9 +48,9 @@ def looked_at(request, golden, h5_file):
     """A model, its case and what its extractor makes of the golden input."""
     case = MatterportCase(golden, request.param)
     model = load_h5(h5_file(case.settings['recipe']), case.settings['matterport'])
-    x, placement = model.prepare(case.image)
+    x, transform = model.prepare(case.image)
     with chainer.using_config('train', False), chainer.no_backprop_mode():
-        return model, case, x, placement, model.extract(x)
+        return model, case, x, transform, model.extract(x)
 
 
 @pytest.fixture
@@ -84,21 +84,21 @@ def indices(rois):
 
 def test_input(seen):
     """The picture gives the golden input, to the bit."""
-    model, case, x, placement, _ = seen
+    model, case, x, transform, _ = seen
     assert case.differences('molded', nhwc(x)).max() == 0
     assert zlib.crc32(np.ascontiguousarray(nhwc(x)).tobytes()) == case.arrays['molded_crc32']
     top, left, bottom, right = case.arrays['window']
-    assert placement.window == (top, left, bottom - 1, right - 1)
+    assert transform.window == (top, left, bottom - 1, right - 1)
 
 
 def test_body_and_pyramid(seen):
-    """Of the large picture the pyramid alone, which has all of the body in it."""
+    """Of the large picture the pyramid alone, which has all of the backbone in it."""
     model, case, x, _, maps = seen
-    body = model.extractor.body
-    stem = body.conv1(x)
-    blobs = {'bn_conv1': stem, 'feat_C1': body.run(body.conv1, x)}
+    backbone = model.extractor.body
+    stem = backbone.conv1(x)
+    blobs = {'bn_conv1': stem, 'feat_C1': backbone.run_stage(backbone.conv1, x)}
     if case.name == SHAPES:
-        blobs |= {f'feat_C{i}': features for i, features in enumerate(body(x), start=2)}
+        blobs |= {f'feat_C{i}': features for i, features in enumerate(backbone(x), start=2)}
     blobs |= {f'feat_P{i}': features for i, features in enumerate(maps, start=2)}
     for name, features in blobs.items():
         assert case.differences(name, nhwc(features)).max() < BLOB, name
@@ -121,8 +121,8 @@ def test_rpn(seen):
 
 def test_proposals(seen):
     """Each has its partner; nearly equal scores may change places."""
-    model, case, x, placement, maps = seen
-    found = model.propose(maps, x.shape[2:], placement.scale)
+    model, case, x, transform, maps = seen
+    found = model.propose(maps, x.shape[2:], transform.scale)
     expected = case.in_pixels(case.arrays['proposals'])
     assert found.shape == expected.shape
     iou = box_iou(expected, found, offset=0)
@@ -148,12 +148,12 @@ def test_box_head(seen):
     for name in ('mrcnn_class_logits', 'mrcnn_class', 'mrcnn_bbox'):
         rows = case.rows_of(name)
         rois = case.in_pixels(case.arrays['proposals'][rows])
-        scores, deltas = model.box_head(model.box_head.features(maps, rois, indices(rois)))
+        scores, deltas = model.box_head(model.box_head.roi_features(maps, rois, indices(rois)))
         values = {'mrcnn_class_logits': scores.array, 'mrcnn_class': F.softmax(scores).array,
                   'mrcnn_bbox': deltas.array.reshape(len(rows), -1, 4)}[name]
         assert case.differences(name, values, rows=rows).max() < BLOB, name
     rois = case.in_pixels(case.arrays['proposals'][:32])
-    scores, deltas = model.box_head(model.box_head.features(maps, rois, indices(rois)))
+    scores, deltas = model.box_head(model.box_head.roi_features(maps, rois, indices(rois)))
     probs = F.softmax(scores).array
     np.testing.assert_allclose(probs, case.arrays['mrcnn_class_first32'], rtol=0, atol=5e-5)
     own = deltas.array.reshape(32, -1, 4)[np.arange(32), probs.argmax(axis=1)]
@@ -163,18 +163,18 @@ def test_box_head(seen):
 def test_mask_head(seen):
     model, case, _, _, maps = seen
     rois = case.in_pixels(case.arrays['detections'][:, :4])
-    logits = model.mask_head(model.mask_features(maps, rois, indices(rois))).array
+    logits = model.mask_head(model.pool_mask_features(maps, rois, indices(rois))).array
     own = logits[np.arange(len(rois)), case.arrays['class_ids'] - 1]
     np.testing.assert_allclose(F.sigmoid(own).array, case.arrays['mask28'], rtol=0, atol=2.5e-4)
 
 
 def test_detections(seen):
     """From the picture, whose input is the golden one (test_input): by the suggested rule, and closer."""
-    model, case, x, placement, maps = seen
-    rois = model.propose(maps, x.shape[2:], placement.scale)
-    boxes, labels, scores = model.classify(maps, rois, placement)
-    probs = model.segment(maps, boxes, labels, placement)
-    detections = model.assemble(boxes, labels, scores, probs, placement)
+    model, case, x, transform, maps = seen
+    rois = model.propose(maps, x.shape[2:], transform.scale)
+    boxes, labels, scores = model.detect_boxes(maps, rois, transform)
+    probs = model.predict_masks(maps, boxes, labels, transform)
+    detections = model.postprocess(boxes, labels, scores, probs, transform)
     partners = match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=2e-4)
     arrays, stable = case.arrays, case.arrays['stable']
     found = detections[partners]
@@ -208,9 +208,9 @@ class Step:
 
     def example(self, i):
         image = self['images_uint8'][i].transpose(2, 0, 1).astype(np.float32)
-        x, placement = prepare_image(image, self.config)
+        x, transform = prepare_image(image, self.config)
         nothing = Annotations(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), ())
-        return TrainingExample(x, placement, nothing, STEP, i, i)
+        return TrainingExample(x, transform, nothing, STEP, i, i)
 
     def anchors(self, i):
         match = self['rpn_match'][i, :, 0].astype(np.int32)

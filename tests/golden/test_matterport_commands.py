@@ -57,7 +57,7 @@ def test_the_demo_finds_what_matterport_found(case, weights, root, tmp_path):
 
 @pytest.mark.slow
 def test_the_network_is_trained_on(weights, root, tmp_path):
-    """A hundred iterations; the dialect stays, the body's statistics too, and the loss falls."""
+    """A hundred iterations; the dialect stays, the backbone's statistics too, and the loss falls."""
     out = run(root, 'train.py', '--dataset', 'shapes', '--resume', weights, '--freeze_bn', '--gpu', '-1',
               '--iteration', 100, '--batchsize', 2, '--lr', '1e-3', '--lr_initialchange', 10 ** 6,
               '--roi-batch', 64, '--train-proposals', 200, '--clip-gradient', 5, '--workers', 0,

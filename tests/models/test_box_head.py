@@ -60,7 +60,7 @@ def test_less_work_leaves_no_trace(rng, align, pooling, map_size):
     expected.backward()
     expected_gradient = x.grad
     x.cleargrad()
-    features = head.features((x,), ROIS, INDICES)
+    features = head.roi_features((x,), ROIS, INDICES)
     assert features.shape == (3, 2048, 7, 7)
     np.testing.assert_allclose(features.array, expected.array, rtol=0, atol=2e-5 * expected.array.std())
     features.grad = gy
@@ -68,7 +68,7 @@ def test_less_work_leaves_no_trace(rng, align, pooling, map_size):
     off = np.abs(x.grad - expected_gradient) / expected_gradient.std()
     assert off.max() < (4e-3 if (features.array != expected.array).any() else 2e-5) and np.median(off) < 5e-7
     with chainer.no_backprop_mode():
-        fused = head.features((x,), ROIS, INDICES)
+        fused = head.roi_features((x,), ROIS, INDICES)
     np.testing.assert_allclose(fused.array, expected.array, rtol=0, atol=2e-5 * expected.array.std())
 
 
@@ -77,7 +77,7 @@ def test_small_maps_are_convolved_before_pooling(rng, monkeypatch, map_size, poo
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2))
     seen = []
     monkeypatch.setattr(head, 'pool', Spy(head.pool, seen))
-    head.features((rng.uniform(-1, 1, (2, 8, *map_size)).astype(np.float32),), ROIS, INDICES)
+    head.roi_features((rng.uniform(-1, 1, (2, 8, *map_size)).astype(np.float32),), ROIS, INDICES)
     assert seen == pooled_channels
 
 
@@ -86,7 +86,7 @@ def test_roi_size_7_pools_every_bin(rng, align, pooling):
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_size=7, roi_align=align))
     x = rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32)
     expected = head.res5(pooling(x, ROIS, INDICES, output_size=7, spatial_scale=1 / 16))
-    np.testing.assert_array_equal(head.features((x,), ROIS, INDICES).array, expected.array)
+    np.testing.assert_array_equal(head.roi_features((x,), ROIS, INDICES).array, expected.array)
 
 
 def test_outputs(rng):

@@ -10,7 +10,7 @@ import pytest
 
 from mask_rcnn.config import DETECTRON, MATTERPORT, PRESETS
 from mask_rcnn.models import roi_pooling
-from mask_rcnn.models.body import Body
+from mask_rcnn.models.body import Backbone
 from mask_rcnn.models.fpn import FPN
 from mask_rcnn.models.roi_pooling import RoIPooling, assign_levels
 from mask_rcnn.ops import _cuda, crop_and_resize, roi_max_pooling
@@ -23,8 +23,8 @@ from cuda_emulator import CudaEmulator  # noqa: E402
 STRIDES = (4, 8, 16, 32)
 
 
-class Pixels(Body):
-    """A body without weights: means of ever more pixels."""
+class Pixels(Backbone):
+    """A backbone without weights: means of ever more pixels."""
 
     outputs = (1, 2, 3, 4)
     strides = STRIDES
@@ -34,7 +34,7 @@ class Pixels(Body):
     def stages(self):
         return 4, 2, 2, 2
 
-    def run(self, stage, x):
+    def run_stage(self, stage, x):
         return chainer.functions.average_pooling_2d(x, stage, stage)
 
 

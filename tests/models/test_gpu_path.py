@@ -14,8 +14,8 @@ import mask_rcnn
 from mask_rcnn.models import conv_norm, convolution, mobilenet_v1, roi_pooling
 from mask_rcnn.models.mask_rcnn import MaskRCNN
 from mask_rcnn.ops import cudnn, nms, paste_masks, roi_align, top_k
-from mask_rcnn.ops.derived import constant_parameters
-from mask_rcnn.ops.transfer import HostCopy
+from mask_rcnn.ops.derived import cache_weights
+from mask_rcnn.ops.transfer import AsyncHostCopy
 from mask_rcnn.training.freezing import _freeze_parameters
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'ops'))
@@ -40,7 +40,7 @@ def on_gpu(monkeypatch, kernels):
     """NumPy's arrays go the way of CuPy's."""
     module = ArrayModule()
     with cudnn_stand_in.installed(monkeypatch, kernels.kernel) as stand_in:
-        monkeypatch.setattr(cudnn, 'takes', lambda *arrays: True)
+        monkeypatch.setattr(cudnn, 'supports', lambda *arrays: True)
         for name, ours in (('convolve', lambda *args, overwrite_residual=False, **options: cudnn.convolve(
                                *args, **options)), ('deconvolve', cudnn.deconvolve),
                            ('is_forward_only', lambda x: not chainer.config.enable_backprop)):
@@ -48,14 +48,14 @@ def on_gpu(monkeypatch, kernels):
                 if hasattr(owner, name):
                     monkeypatch.setattr(owner, name, ours)
         monkeypatch.setattr(
-            mobilenet_v1, 'depthwise_convolve', lambda x, W, b, *, stride, pad, limit: cudnn.convolve(
-                x, W, b, stride=stride, pad=pad, relu=True, limit=limit))
+            mobilenet_v1, 'depthwise_convolve', lambda x, W, b, *, stride, pad, clip_max: cudnn.convolve(
+                x, W, b, stride=stride, pad=pad, relu=True, clip_max=clip_max))
         monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *_: module)
         monkeypatch.setattr(roi_align, 'check_arguments', lambda x, rois, indices, step: (
             np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')))
         monkeypatch.setattr(roi_align._RoIAlign, 'forward_cpu', roi_align._RoIAlign.forward_gpu)
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
-        monkeypatch.setattr(top_k, 'best_first_cpu', top_k.best_first_gpu)
+        monkeypatch.setattr(top_k, 'top_k_indices_cpu', top_k.top_k_indices_gpu)
         monkeypatch.setattr(MaskRCNN, '_padded', True)
         yield stand_in
 
@@ -77,7 +77,7 @@ def test_detections_are_those_of_the_cpu(model, rng, request):
     images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]
     expected = model.detect(images)
     stand_in = request.getfixturevalue('on_gpu')
-    with constant_parameters():
+    with cache_weights():
         found = model.detect(images, batch_size=1)
     for ours, theirs in zip(found, expected):
         assert_same(ours, theirs)
@@ -109,8 +109,8 @@ def test_batches_are_those_of_the_cpu(model, rng, request, monkeypatch):
     images = [rng.uniform(0, 255, (3, 64, side)).astype('f') for side in (90, 90, 50)]
     expected = model.detect(images)
     stand_in = request.getfixturevalue('on_gpu')
-    waits, wait = [], HostCopy.wait
-    monkeypatch.setattr(HostCopy, 'wait', lambda self: waits.append(len(self._rows)) or wait(self))
+    waits, wait = [], AsyncHostCopy.wait
+    monkeypatch.setattr(AsyncHostCopy, 'wait', lambda self: waits.append(len(self._rows)) or wait(self))
     found = model.detect(images, batch_size=2)
     assert waits == [2, 1]
     n_runs = len(stand_in.runs)
@@ -143,7 +143,7 @@ def test_the_next_batch_is_begun_before_the_last_is_waited_for(model, rng, on_gp
     """And no image is taken before it is needed for that."""
     events = []
     image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
-    for owner, name in ((model, 'extract'), (model, 'assemble'), (HostCopy, 'wait')):
+    for owner, name in ((model, 'extract'), (model, 'postprocess'), (AsyncHostCopy, 'wait')):
         method = getattr(owner, name)
         monkeypatch.setattr(owner, name,
                             lambda *args, name=name, method=method: events.append(name) or method(*args))
@@ -154,12 +154,12 @@ def test_the_next_batch_is_begun_before_the_last_is_waited_for(model, rng, on_gp
             yield image
 
     assert len(model.detect(images(), batch_size=2)) == 5
-    begin, finish = ['image', 'image', 'extract'], ['wait', 'assemble', 'assemble']
-    assert events == [*begin, *begin, *finish, 'image', 'extract', *finish, 'wait', 'assemble']
+    begin, finish = ['image', 'image', 'extract'], ['wait', 'postprocess', 'postprocess']
+    assert events == [*begin, *begin, *finish, 'image', 'extract', *finish, 'wait', 'postprocess']
     events.clear()
     assert len(model.detect(images())) == 5
-    assert events == ['image'] * 4 + ['extract', 'image', 'extract', 'wait'] + ['assemble'] * 4 + [
-        'wait', 'assemble']
+    assert events == ['image'] * 4 + ['extract', 'image', 'extract', 'wait'] + ['postprocess'] * 4 + [
+        'wait', 'postprocess']
 
 
 @pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
@@ -170,12 +170,12 @@ def test_masks_are_pasted_where_the_model_is(model, rng, on_gpu, monkeypatch):
     assert found.device == model.device
     kept = pickle.loads(pickle.dumps(found))
     assert kept.device is None and copy.copy(found).device is None
-    expected = kept.masks, kept[:0].rles(), kept.rles()
+    expected = kept.masks, kept[:0].encode_masks(), kept.encode_masks()
     used = []
     for ours, theirs in (('paste_cpu', paste_masks.paste_gpu), ('runs_cpu', paste_masks.runs_gpu)):
         monkeypatch.setattr(paste_masks, ours, lambda *args, theirs=theirs: used.append(len(args[0])) or theirs(*args))
     assert found[1:].device == found.device
-    for ours, theirs in zip((found.masks, found[:0].rles(), model.detect([image])[0].rles()), expected):
+    for ours, theirs in zip((found.masks, found[:0].encode_masks(), model.detect([image])[0].encode_masks()), expected):
         np.testing.assert_array_equal(ours, theirs)
     assert used == [len(found)] * 2
 
@@ -185,7 +185,7 @@ def test_half_precision_stays_half_until_the_end(model, rng, request, on_gpu):
     image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
     full, = model.detect([image])
     with cudnn.using_precision('fp16'):
-        x, placement = model.prepare(image)
+        x, transform = model.prepare(image)
         with chainer.using_config('train', False), chainer.no_backprop_mode():
             maps = model.extract(x)
         half, = model.detect([image])
@@ -261,7 +261,7 @@ def test_a_frozen_normalisation_is_part_of_the_convolution(rng, request, norm, r
 
 @pytest.mark.gpu
 def test_a_gpu_finds_what_the_cpu_finds(model, rng):
-    """Noise of 3e-6 of the deviation after every convolution, as float32's minimal filtering has it, gives 4e-4, 2e-5
+    """Noise of 3e-6 of the deviation after every convolution, as Winograd in float32 has it, gives 4e-4, 2e-5
     and 2e-6 (calculated with the stand-in)."""
     if not cudnn.is_available():
         pytest.skip('no CUDA device with cuDNN Frontend')

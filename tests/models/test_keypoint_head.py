@@ -7,7 +7,7 @@ from chainercv.utils import assert_is_detection_link
 
 import mask_rcnn
 from mask_rcnn.config import PRESETS, RESNET_BLOCKS
-from mask_rcnn.models.keypoint_head import KeypointHead, enlarge_bilinearly
+from mask_rcnn.models.keypoint_head import KeypointHead, upsample_bilinear_2x
 
 SMALL = dict(fpn_channels=8, rpn_channels=8, head_channels=8, min_size=64, max_size=96, rpn_pre_nms=50,
              rpn_post_nms=8, score_threshold=0.01, max_detections=5)
@@ -50,18 +50,18 @@ def test_enlarging_is_detectrons_deconvolution(rng):
     row = 1 - np.abs(np.arange(4) - 1.5) / 2
     weights = np.eye(3)[:, :, None, None] * np.outer(row, row)
     expected = F.deconvolution_2d(x, weights.astype(np.float32), stride=2, pad=1).array
-    np.testing.assert_allclose(enlarge_bilinearly(x).array, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(upsample_bilinear_2x(x).array, expected, rtol=0, atol=1e-6)
 
 
 def test_enlarging_can_be_learned_through(rng):
     x = chainer.Variable(rng.randn(1, 2, 3, 3))
     dy = rng.randn(1, 2, 6, 6)
-    F.sum(enlarge_bilinearly(x) * dy).backward()
+    F.sum(upsample_bilinear_2x(x) * dy).backward()
     numeric = np.zeros(x.shape)
     for index in np.ndindex(*x.shape):      # linear: the gradient is the answer to a unit
         unit = np.zeros(x.shape)
         unit[index] = 1
-        numeric[index] = (enlarge_bilinearly(unit).array * dy).sum()
+        numeric[index] = (upsample_bilinear_2x(unit).array * dy).sum()
     np.testing.assert_allclose(x.grad, numeric, rtol=1e-10)
 
 
@@ -95,7 +95,7 @@ def test_keypoints_are_the_highest_points_of_the_heat_maps(model, image, monkeyp
 
 def test_rois_in_parts_are_as_all_at_once(model, image, monkeypatch):
     at_once, = model.detect([image])
-    monkeypatch.setattr(KeypointHead, 'rois_at_once', 2)
+    monkeypatch.setattr(KeypointHead, 'cpu_chunk_size', 2)
     in_parts, = model.detect([image])
     np.testing.assert_array_equal(in_parts.keypoints[..., :2], at_once.keypoints[..., :2])
     # Measured with five kinds of BLAS: up to 2.3e-5 of logits up to 50, and 1.1e-5.

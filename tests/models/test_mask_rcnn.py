@@ -40,7 +40,7 @@ def test_every_image_is_seen_alone(small_model, image, rng):
 def test_rois_in_parts_are_as_all_at_once(small_model, image, monkeypatch):
     at_once, = small_model.detect([image])
     for head in (small_model.box_head, small_model.mask_head):
-        monkeypatch.setattr(head, 'rois_at_once', 3, raising=True)
+        monkeypatch.setattr(head, 'cpu_chunk_size', 3, raising=True)
     in_parts, = small_model.detect([image])
     np.testing.assert_allclose(in_parts.boxes, at_once.boxes, atol=1e-3)
     np.testing.assert_array_equal(in_parts.labels, at_once.labels)
@@ -49,7 +49,7 @@ def test_rois_in_parts_are_as_all_at_once(small_model, image, monkeypatch):
 def test_the_map_is_convolved_once_an_image(small_model, image, monkeypatch):
     """For all parts of the box head and for the mask head, by res5's two first convolutions."""
     for head in (small_model.box_head, small_model.mask_head):
-        monkeypatch.setattr(head, 'rois_at_once', 4)
+        monkeypatch.setattr(head, 'cpu_chunk_size', 4)
     before, = small_model.detect([image])
     sizes = []
     convolve = conv_norm._convolve_plainly
@@ -133,14 +133,14 @@ def test_a_batch_has_an_image(small_model, image):
 
 def test_stages_take_an_image_or_several(small_model, image):
     with chainer.using_config('train', False), chainer.no_backprop_mode():
-        x, placement = small_model.prepare(image)
+        x, transform = small_model.prepare(image)
         maps = small_model.extract(np.concatenate([x, x]))
-        several = small_model.propose(maps, [x.shape[2:]] * 2, [placement.scale] * 2)
-        one = small_model.propose(maps, x.shape[2:], placement.scale)
-        found = small_model.classify(maps, several, [placement] * 2)
-        found_in_one = small_model.classify(maps, one, placement)
-        probs = small_model.segment(maps, *found[:2], [placement] * 2)
-        probs_of_one = small_model.segment(maps, *found_in_one[:2], placement)
+        several = small_model.propose(maps, [x.shape[2:]] * 2, [transform.scale] * 2)
+        one = small_model.propose(maps, x.shape[2:], transform.scale)
+        found = small_model.detect_boxes(maps, several, [transform] * 2)
+        found_in_one = small_model.detect_boxes(maps, one, transform)
+        probs = small_model.predict_masks(maps, *found[:2], [transform] * 2)
+        probs_of_one = small_model.predict_masks(maps, *found_in_one[:2], transform)
     np.testing.assert_array_equal(several[0], one)
     for parts, own in zip((*found, probs), (*found_in_one, probs_of_one)):
         assert len(parts) == 2

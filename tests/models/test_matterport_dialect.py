@@ -7,14 +7,14 @@ import pytest
 import mask_rcnn
 from mask_rcnn.config import DETECTRON, FPN_STRIDES, MATTERPORT, PRESETS
 from mask_rcnn.datasets.example import Annotations, Example
-from mask_rcnn.datasets.placement import centred
+from mask_rcnn.datasets.placement import ImageTransform
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.models.resnet import ResNet
 from mask_rcnn.models.roi_pooling import RoIPooling, assign_levels
 from mask_rcnn.ops.boxes import decode_boxes
 from mask_rcnn.ops.crop_and_resize import crop_and_resize
 from mask_rcnn.targets import Sampling, sample_rois
-from mask_rcnn.training.train_chain import MaskRCNNTrainChain, localisation_weights
+from mask_rcnn.training.train_chain import MaskRCNNTrainChain, box_loss_weights
 
 CONFIG = PRESETS['resnet50_fpn'].replace(dialect=MATTERPORT, n_fg_class=2, min_size=64, max_size=64,
                                           rpn_post_nms=20, max_detections=5)
@@ -34,12 +34,12 @@ def test_the_epsilon_is_kerass(model):
 
 def test_the_stem_pools_below_and_to_the_right(rng):
     """TensorFlow's SAME: of an even number of rows the first window begins at the first."""
-    body = ResNet('resnet50', norm='affine', outputs=(2,), pool_pad=0)
+    backbone = ResNet('resnet50', norm='affine', outputs=(2,), pool_pad=0)
     x = rng.standard_normal((1, 3, 32, 32)).astype(np.float32)
-    h = body.conv1(x, relu=True).array
+    h = backbone.conv1(x, relu=True).array
     padded = np.pad(h, ((0, 0), (0, 0), (0, 1), (0, 1)))
     expected = np.max([padded[:, :, i:i + 16:2, j:j + 16:2] for i in range(3) for j in range(3)], axis=0)
-    np.testing.assert_array_equal(body.run(body.conv1, x).array, expected)
+    np.testing.assert_array_equal(backbone.run_stage(backbone.conv1, x).array, expected)
 
 
 def test_anchors_are_centred_on_the_first_pixels(model):
@@ -79,17 +79,17 @@ def test_rois_are_cropped_and_resized(rng):
 
 def test_detections_are_whole_pixels_and_not_empty(model):
     """A box covers its pixels, the second corner lies behind them; what rounds to nothing is dropped."""
-    placement = centred((32, 64), 1.0, 64)
+    transform = ImageTransform.letterbox((32, 64), 1.0, 64)
     boxes = np.float32([[16, 0, 47, 63], [20.2, 3.1, 20.4, 9.4], [17, 5.4, 16.4, 6]])
-    found = model.assemble(boxes, np.int32([0, 1, 0]), np.float32([.9, .8, .7]), None, placement)
+    found = model.postprocess(boxes, np.int32([0, 1, 0]), np.float32([.9, .8, .7]), None, transform)
     np.testing.assert_array_equal(found.boxes, [[0, 0, 32, 64], [4, 3, 5, 10]])
     np.testing.assert_array_equal(found.scores, np.float32([.9, .8]))
     assert found.to_coco(1)[0]['bbox'] == [0, 0, 64, 32]
 
 
 def test_boxes_are_clipped_to_the_window(model):
-    placement = centred((32, 64), 1.0, 64)
-    clipped = model._clip(np.float32([[0, -5, 63, 70]]), placement)
+    transform = ImageTransform.letterbox((32, 64), 1.0, 64)
+    clipped = model._clip(np.float32([[0, -5, 63, 70]]), transform)
     np.testing.assert_array_equal(clipped, [[16, 0, 47, 63]])
 
 
@@ -102,9 +102,9 @@ def test_detecting_runs(model, rng):
 def test_localisation_losses_are_means_over_the_objects_numbers():
     weights = np.full(5, 0.1, np.float32)
     positive, images = np.array([True, False, True, False, True]), np.array([0, 0, 0, 1, 1])
-    found = localisation_weights(weights, positive, images, 2, DETECTRON)
+    found = box_loss_weights(weights, positive, images, 2, DETECTRON)
     np.testing.assert_array_equal(found, weights * positive)
-    found = localisation_weights(weights, positive, images, 2, MATTERPORT)
+    found = box_loss_weights(weights, positive, images, 2, MATTERPORT)
     np.testing.assert_allclose(found, np.array([1 / 2, 0, 1 / 2, 0, 1]) / 2 / 4)
 
 
@@ -115,7 +115,7 @@ def test_what_is_learned_leads_back_to_the_objects(model):
     annotations = Annotations(boxes, np.int32([0, 1]), np.zeros(2, bool), ((), ()))
     image = np.zeros((3, 32, 61), np.float32)
     one = TrainingTransform(CONFIG, flip=False)(Example(image, annotations, 'a.png', 1), 0)
-    objects = one.placement.to_input(boxes)
+    objects = one.image_transform.apply_boxes(boxes)
     assert (objects[:, [0, 2]] > 16).all()  # moved down
     random = [np.random.RandomState(0)]
     sizes = [(64 // s, 64 // s) for s in FPN_STRIDES]
@@ -125,8 +125,8 @@ def test_what_is_learned_leads_back_to_the_objects(model):
                            weights=MATTERPORT.boxes.rpn_delta_weights, offset=0)
     distance = np.abs(decoded[:, None] - objects[None]).max(axis=2)
     assert distance.min(axis=1).max() < 1e-3 and (distance.min(axis=0) < 1e-3).all()
-    rois = sample_rois(objects + np.float32([1, -1, 2, 0]), annotations, one.placement,
-                       sampling=chain.sampling, dialect=MATTERPORT, random=random[0])
+    rois = sample_rois(objects + np.float32([1, -1, 2, 0]), annotations, one.image_transform,
+                       sampling=chain.sampling, dialect=MATTERPORT, rng=random[0])
     foreground = slice(rois.n_foreground)
     decoded = decode_boxes(rois.rois[foreground], rois.deltas, weights=MATTERPORT.boxes.box_delta_weights, offset=0)
     np.testing.assert_allclose(decoded, objects[rois.labels[foreground] - 1], rtol=0, atol=1e-3)

@@ -45,10 +45,10 @@ def reference(arrays, x):
 
 
 @pytest.fixture
-def body(rng):
+def backbone(rng):
     """A narrow network whose normalisations have something to do and whose ReLU6 cuts off on both sides."""
-    body = MobileNetV1(width=0.25, norm='bn')
-    for link in body.links():
+    backbone = MobileNetV1(width=0.25, norm='bn')
+    for link in backbone.links():
         if isinstance(link, chainer.links.BatchNormalization):
             link.eps = EPS
             n = link.avg_mean.size
@@ -56,20 +56,20 @@ def body(rng):
             link.beta.array[...] = rng.uniform(-1, 4, n)
             link.avg_mean[...] = rng.uniform(-1, 1, n)
             link.avg_var[...] = rng.uniform(1, 3, n)
-    return body
+    return backbone
 
 
 @pytest.mark.parametrize('size', [(64, 96), (61, 47)])
 @pytest.mark.parametrize('backprop', [False, True])
-def test_equals_the_paper(body, rng, size, backprop):
+def test_equals_the_paper(backbone, rng, size, backprop):
     """With a graph and in the fused pass without one, for sizes that halve evenly and such that do not."""
     x = rng.uniform(-1, 1, (2, 3, *size)).astype(np.float32)
-    arrays = {name: np.asarray(array, np.float64) for name, array in arrays_of(body).items()}
+    arrays = {name: np.asarray(array, np.float64) for name, array in arrays_of(backbone).items()}
     expected = reference(arrays, x.astype('d'))
     assert expected[0].max() == 6 and expected[3].max() == 6
     with chainer.using_config('train', False), chainer.using_config('enable_backprop', backprop):
-        maps = body(x)
-    for y, e, stride in zip(maps, expected, body.strides):
+        maps = backbone(x)
+    for y, e, stride in zip(maps, expected, backbone.strides):
         assert y.dtype == np.float32 and y.shape[2:] == tuple(-(-side // stride) for side in size)
         np.testing.assert_allclose(y.array, e, rtol=0, atol=1e-4)
 
@@ -77,35 +77,35 @@ def test_equals_the_paper(body, rng, size, backprop):
 @pytest.mark.parametrize('width, channels', [(1.0, CHANNELS), (0.5, [c // 2 for c in CHANNELS]),
                                              (0.1, [max(int(c / 10), 8) for c in CHANNELS])])
 def test_width_multiplies_the_channels(width, channels):
-    body = MobileNetV1(width=width, norm='affine')
-    assert [body[f'block{i}'].pointwise.conv.W.shape[0] for i in range(1, 14)] == list(channels)
-    assert body.out_channels == tuple(channels[i] for i in (2, 4, 10, 12))
-    n_parameter = sum(link.W.size for link in body.links() if isinstance(link, chainer.links.Convolution2D))
+    backbone = MobileNetV1(width=width, norm='affine')
+    assert [backbone[f'block{i}'].pointwise.conv.W.shape[0] for i in range(1, 14)] == list(channels)
+    assert backbone.out_channels == tuple(channels[i] for i in (2, 4, 10, 12))
+    n_parameter = sum(link.W.size for link in backbone.links() if isinstance(link, chainer.links.Convolution2D))
     if width == 1:      # the 4.2 million of the paper's table 8 without the last layer and normalisations
         assert n_parameter == 3_185_088
 
 
-def test_stages_are_in_the_order_of_the_data(body):
-    names = [stage.name for stage in body.stages]
+def test_stages_are_in_the_order_of_the_data(backbone):
+    names = [stage.name for stage in backbone.stages]
     assert names == ['conv0', *(f'block{i}' for i in range(1, 14))]
 
 
-def backward_from_all(body, x):
-    sum(chainer.functions.sum(y * y) for y in body(x.astype(np.float32))).backward()
+def backward_from_all(backbone, x):
+    sum(chainer.functions.sum(y * y) for y in backbone(x.astype(np.float32))).backward()
 
 
-def test_frozen_stages_get_no_gradient(body, rng):
-    body.frozen_stages = 3
-    body.cleargrads()
-    backward_from_all(body, rng.uniform(-1, 1, (2, 3, 32, 32)))
+def test_frozen_stages_get_no_gradient(backbone, rng):
+    backbone.frozen_stages = 3
+    backbone.cleargrads()
+    backward_from_all(backbone, rng.uniform(-1, 1, (2, 3, 32, 32)))
     learns = {stage.name: any(p.grad is not None and p.grad.any() for p in stage.params())
-              for stage in body.stages}
+              for stage in backbone.stages}
     assert not any(learns[name] for name in ('conv0', 'block1', 'block2'))
     assert all(learns[f'block{i}'] for i in range(3, 14))
 
 
 def test_all_parameters_learn(rng):
-    body = MobileNetV1(width=0.25, norm='bn')
-    body.cleargrads()
-    backward_from_all(body, rng.uniform(-1, 1, (2, 3, 64, 64)))
-    assert all(np.isfinite(p.grad).all() and p.grad.any() for p in body.params())
+    backbone = MobileNetV1(width=0.25, norm='bn')
+    backbone.cleargrads()
+    backward_from_all(backbone, rng.uniform(-1, 1, (2, 3, 64, 64)))
+    assert all(np.isfinite(p.grad).all() and p.grad.any() for p in backbone.params())

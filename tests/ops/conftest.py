@@ -1,4 +1,4 @@
-"""The forms of an operation, so that one test covers them all."""
+"""The backends of an operation, so that one test covers them all."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mask_rcnn.ops import (_cuda, crop_and_resize, depthwise_convolution, keypoi
                            roi_align, roi_max_pooling, top_k)
 
 
-class Form:
-    """One form of the operations: where its arrays live."""
+class Backend:
+    """One backend of the operations: where its arrays live."""
 
     def __init__(self, name: str):
         self.name = name
         self.xp = cuda.cupy if name == 'cuda' else np
 
     def array(self, values):
-        """Return a NumPy array (or None) as this form's array."""
+        """Return a NumPy array (or None) as this backend's array."""
         return None if values is None else self.xp.asarray(values)
 
     def numpy(self, values) -> np.ndarray:
-        """Return this form's array or variable as a NumPy array."""
+        """Return this backend's array or variable as a NumPy array."""
         return cuda.to_cpu(values.array if isinstance(values, chainer.Variable) else values)
 
 
@@ -46,8 +46,8 @@ def emulator(tmp_path_factory) -> CudaEmulator:
 
 
 @pytest.fixture(params=['cpu', 'emulated', pytest.param('cuda', marks=pytest.mark.gpu)])
-def form(request, monkeypatch) -> Form:
-    """The CPU form; the GPU form with its kernels on the CPU; the GPU form on a GPU."""
+def backend(request, monkeypatch) -> Backend:
+    """The CPU implementation; the GPU implementation with its kernels on the CPU; the GPU implementation on a GPU."""
     if request.param == 'emulated':
         monkeypatch.setattr(_cuda, 'kernel', request.getfixturevalue('emulator').kernel)
         for function in (crop_and_resize._CropAndResize, crop_and_resize._CropAndResizeGrad,
@@ -58,6 +58,6 @@ def form(request, monkeypatch) -> Form:
             monkeypatch.setattr(function, 'forward_cpu', function.forward_gpu)
         monkeypatch.setattr(keypoints, 'decode_cpu', keypoints.decode_gpu)
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
-        monkeypatch.setattr(top_k, 'best_first_cpu', top_k.best_first_gpu)
+        monkeypatch.setattr(top_k, 'top_k_indices_cpu', top_k.top_k_indices_gpu)
         monkeypatch.setattr(paste_masks, 'paste_cpu', paste_masks.paste_gpu)
-    return Form(request.param)
+    return Backend(request.param)

@@ -226,10 +226,10 @@ class NewPygraph(Pygraph):
         self._execute(pointers, workspace, handle)
 
 
-def finish(residual, b, least, most, y):
+def epilogue(residual, b, clip_min, clip_max, y):
     """The kernel of the same name; ``y`` is ``(N, H, W, O)``."""
     values = y.astype(np.float32) + residual + b
-    y[...] = np.where(values < least, least, np.where(values > most, most, values))
+    y[...] = np.where(values < clip_min, clip_min, np.where(values > clip_max, clip_max, values))
 
 
 def pad_image(x, pre_padding, post_padding):
@@ -331,14 +331,14 @@ def installed(monkeypatch, kernel, pygraph=NewPygraph):
     stand_in = module(pygraph)
     STAND_IN.__init__()
     for owner in (library, ours.graphs):
-        monkeypatch.setattr(owner, 'library', lambda: stand_in)
-    monkeypatch.setattr(library, '_sessions', library._Sessions())
+        monkeypatch.setattr(owner, 'load_frontend', lambda: stand_in)
+    monkeypatch.setattr(library, '_graph_caches', library._GraphCaches())
     monkeypatch.setattr(library, '_current_device', lambda: STAND_IN.device)
     monkeypatch.setattr(library, '_current_stream', lambda: STAND_IN.stream)
     monkeypatch.setattr(convolution, '_allocate', lambda size: size)
     monkeypatch.setattr(convolution, '_pointer', lambda memory: int(memory))
     monkeypatch.setattr(convolution, '_address', lambda array: array.ctypes.data)
-    monkeypatch.setattr(convolution, '_finish_kernel', lambda: finish)
+    monkeypatch.setattr(convolution, '_epilogue_kernel', lambda: epilogue)
     monkeypatch.setattr(convolution, '_milliseconds', milliseconds)
     monkeypatch.setattr(_cuda, 'kernel', kernel)
     yield STAND_IN

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from chainer import gradient_check
 
-from mask_rcnn.ops.add_enlarged import add_enlarged
+from mask_rcnn.ops.add_enlarged import upsample_add
 
 
 def maps(rng, dtype):
@@ -28,7 +28,7 @@ def test_adds_every_number_four_times(rng, dtype, layout, coarse_layout, with_gr
     expected = x + coarse.repeat(2, axis=2).repeat(2, axis=3)
     stored = laid_out(x, layout)
     with chainer.using_config('enable_backprop', with_graph):
-        y = add_enlarged(chainer.Variable(stored), chainer.Variable(laid_out(coarse, coarse_layout)))
+        y = upsample_add(chainer.Variable(stored), chainer.Variable(laid_out(coarse, coarse_layout)))
     assert y.dtype == dtype and y.array.strides == stored.strides
     assert (y.array is stored) == (not with_graph)
     np.testing.assert_array_equal(y.array, expected)
@@ -39,7 +39,7 @@ def test_adds_every_number_four_times(rng, dtype, layout, coarse_layout, with_gr
 @pytest.mark.parametrize('dtype, tolerance', [(np.float16, 4e-3), (np.float32, 1e-6)])
 def test_a_coarse_gradient_is_the_sum_of_four(rng, layout, dtype, tolerance):
     x, coarse = map(chainer.Variable, maps(rng, dtype))
-    y = add_enlarged(x, coarse)
+    y = upsample_add(x, coarse)
     y.grad = gy = laid_out(rng.uniform(-1, 1, x.shape).astype(dtype), layout)
     y.backward()
     np.testing.assert_array_equal(x.grad, gy)
@@ -52,14 +52,14 @@ def test_a_coarse_gradient_is_the_sum_of_four(rng, layout, dtype, tolerance):
 def test_nothing():
     for x in (np.zeros((0, 3, 4, 6), np.float16), np.zeros((2, 3, 0, 6), np.float16)):
         coarse = x[:, :, ::2, ::2]
-        assert add_enlarged(x, coarse).shape == x.shape
+        assert upsample_add(x, coarse).shape == x.shape
 
 
 def test_gradients(rng):
     x, coarse = maps(rng, np.float64)
     gy, *ggs = (rng.uniform(-1, 1, shape) for shape in (x.shape, x.shape, coarse.shape))
-    gradient_check.check_backward(add_enlarged, (x, coarse), gy, rtol=1e-6, atol=1e-7)
-    gradient_check.check_double_backward(add_enlarged, (x, coarse), gy, tuple(ggs), rtol=1e-5, atol=1e-6)
+    gradient_check.check_backward(upsample_add, (x, coarse), gy, rtol=1e-6, atol=1e-7)
+    gradient_check.check_double_backward(upsample_add, (x, coarse), gy, tuple(ggs), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('with_graph', [False, True])
@@ -68,4 +68,4 @@ def test_only_a_map_twice_as_large_will_do(rng, with_graph):
     with chainer.using_config('enable_backprop', with_graph):
         for wrong in (x[:, :, :3], x[:, :, :, :5], x[:1], x.astype(np.float64)):
             with pytest.raises(ValueError, match='twice as large'):
-                add_enlarged(chainer.Variable(wrong.copy()), chainer.Variable(coarse))
+                upsample_add(chainer.Variable(wrong.copy()), chainer.Variable(coarse))

@@ -22,31 +22,31 @@ def blas(monkeypatch):
 
 def test_products_take_one_thread_and_then_as_many_as_before(two_cpus, blas):
     seen = []
-    _blas.parallel_products(lambda start, stop: seen.append(blas[-1]), 8)
+    _blas.parallel_matmul(lambda start, stop: seen.append(blas[-1]), 8)
     assert set(seen) == {1}
     assert blas == [4, 1, 4]
 
 
 def test_nested_calls_leave_the_threads_to_the_outermost(two_cpus, blas):
     def outer(start, stop):
-        _blas.parallel_products(lambda first, last: None, 4)
+        _blas.parallel_matmul(lambda first, last: None, 4)
         assert blas[-1] == 1
 
-    _blas.parallel_products(outer, 8)
+    _blas.parallel_matmul(outer, 8)
     assert blas == [4, 1, 4]
 
 
 def test_errors_leave_the_threads_as_they_were(two_cpus, blas):
     with pytest.raises(ZeroDivisionError):
-        _blas.parallel_products(lambda start, stop: 1 / 0, 8)
+        _blas.parallel_matmul(lambda start, stop: 1 / 0, 8)
     assert blas[-1] == 4
 
 
 def test_an_unknown_blas_keeps_its_threads_and_gets_one_range(two_cpus, monkeypatch):
     monkeypatch.setattr(_blas, '_found', [None])
     calls = []
-    _blas.parallel_products(lambda start, stop: calls.append((start, stop, threading.current_thread())), 8)
-    _blas.parallel_products(lambda start, stop: calls.append(None), 0)
+    _blas.parallel_matmul(lambda start, stop: calls.append((start, stop, threading.current_thread())), 8)
+    _blas.parallel_matmul(lambda start, stop: calls.append(None), 0)
     assert calls == [(0, 8, threading.current_thread())]
 
 
@@ -70,7 +70,7 @@ def test_numpys_own_openblas_obeys():
     if functions is None:
         pytest.skip('another BLAS')
     before = functions[1]()
-    with _blas._one_thread_a_product():
+    with _blas._single_threaded_blas():
         assert functions[1]() == 1
     assert functions[1]() == before
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.datasets import placement
-from mask_rcnn.datasets.placement import centred, scaled
+from mask_rcnn.datasets.placement import ImageTransform
 from mask_rcnn.ops import boxes as boxes_module
 from mask_rcnn.ops import proposals
 from mask_rcnn.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes
@@ -110,16 +110,16 @@ def test_a_gpu_is_sent_no_constants(rng, monkeypatch):
     corner = rng.uniform(0, 60, (6, 2))
     rois = np.concatenate([corner, corner + rng.uniform(1, 30, (6, 2))], axis=1).astype('f')
     deltas = rng.normal(0, .3, (6, 8)).astype('f')
-    places = scaled((80, 90), 1.3), centred((80, 90), 1.3, 128)
+    transforms = ImageTransform.top_left((80, 90), 1.3), ImageTransform.letterbox((80, 90), 1.3, 128)
 
     def calculate():
         decoded = decode_boxes(rois, deltas, weights=(10, 10, 5, 5), max_log_scale=MAX_LOG_SCALE)
         yield clip_boxes(decoded, (50, 60), origin=(3, 4))
         yield proposals._at_least(rois, 8, (50, 60), 1.5, 1.0)
-        for place in places:
-            yield place.to_input(rois)
-            yield place.to_image(rois)
-            yield place.to_image(rois, by_inverse=True)
+        for transform in transforms:
+            yield transform.apply_boxes(rois)
+            yield transform.invert_boxes(rois)
+            yield transform.invert_boxes(rois, reciprocal=True)
 
     expected = list(calculate())
     for module in (boxes_module, placement, proposals):

@@ -8,7 +8,7 @@ from chainer.utils.type_check import InvalidType
 
 from mask_rcnn.ops import _winograd, convolution
 from mask_rcnn.ops._layout import channels_first
-from mask_rcnn.ops.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve, finish_channels
+from mask_rcnn.ops.convolution import apply_epilogue, convolution_2d, convolve, deconvolution_2d, deconvolve
 from mask_rcnn.ops.cudnn import using_precision
 
 GEOMETRIES = [  # kernel, stride, pad, size
@@ -24,24 +24,24 @@ GEOMETRIES = [  # kernel, stride, pad, size
 ]
 
 
-@pytest.fixture(params=['one tile', 'small tiles', 'minimal filtering', 'minimal filtering in blocks',
-                        'minimal filtering by images', 'minimal filtering by images in blocks'])
+@pytest.fixture(params=['one tile', 'small tiles', 'Winograd', 'Winograd in blocks',
+                        'Winograd by images', 'Winograd by images in blocks'])
 def way(request, monkeypatch):
     """Every way to compute a convolution, for small ones, too."""
     for module in (convolution, _winograd):
-        monkeypatch.setattr(module, '_LEAST_WORK', 0)  # all threads
+        monkeypatch.setattr(module, '_MIN_WORK', 0)  # all threads
     if 'tile' in request.param:
-        monkeypatch.setattr(_winograd, 'is_worth_it', lambda *args: False)
+        monkeypatch.setattr(_winograd, 'should_use', lambda *args: False)
     else:
-        monkeypatch.setattr(_winograd, '_LEAST_CHANNELS', 1)
-        monkeypatch.setattr(_winograd, '_LEAST_LANES', 1)
-        monkeypatch.setattr(_winograd, '_LEAST_IMAGES', 1 if 'images' in request.param else 1000)
+        monkeypatch.setattr(_winograd, '_MIN_CHANNELS', 1)
+        monkeypatch.setattr(_winograd, '_MIN_TILES', 1)
+        monkeypatch.setattr(_winograd, '_MIN_IMAGES_BY_IMAGE', 1 if 'images' in request.param else 1000)
     if request.param == 'small tiles' or 'blocks' in request.param:
-        for module, name in ((convolution, '_TILE_BYTES'), (convolution, '_LEAST_COLUMNS'),
-                             (convolution, '_PLAIN_COLUMNS'), (convolution, '_FINISHED_CHANNELS'),
+        for module, name in ((convolution, '_TILE_BYTES'), (convolution, '_MIN_COLUMNS'),
+                             (convolution, '_POINTWISE_COLUMNS'), (convolution, '_EPILOGUE_CHANNELS'),
                              (convolution, '_SCATTER_BYTES'),
                              (_winograd, '_BLOCK_BYTES'),
-                             (_winograd, '_LEAST_BLOCK_LANES')):
+                             (_winograd, '_MIN_BLOCK_TILES')):
             monkeypatch.setattr(module, name, 1)
 
 
@@ -114,9 +114,9 @@ def test_result_in_place_of_the_residual(rng, way, layout):
 @pytest.mark.parametrize('with_residual', [False, True])
 def test_finishing_later_is_the_same(rng, relu, with_bias, with_residual):
     x, W, b = arrays(rng, (1, 1), (6, 5))
-    finish = {'b': b if with_bias else None, 'relu': relu,
-              'residual': rng.uniform(-1, 1, (3, 5, 6, 5)).astype(np.float32) if with_residual else None}
-    np.testing.assert_array_equal(finish_channels(convolve(x, W), **finish), convolve(x, W, **finish))
+    epilogue = {'b': b if with_bias else None, 'relu': relu,
+                'residual': rng.uniform(-1, 1, (3, 5, 6, 5)).astype(np.float32) if with_residual else None}
+    np.testing.assert_array_equal(apply_epilogue(convolve(x, W), **epilogue), convolve(x, W, **epilogue))
 
 
 DECONVOLUTIONS = [  # side of the kernel, stride, pad
@@ -170,18 +170,18 @@ def error_of_3x3(rng):
 
 
 def test_precision_of_3x3(rng, monkeypatch):
-    """Minimal filtering errs up to a few times as much as plain sums."""
+    """Winograd convolution errs up to a few times as much as plain sums."""
     plain = error_of_3x3(rng)
     assert 1e-8 < plain < 4e-7
-    monkeypatch.setattr(_winograd, '_LEAST_LANES', 1)
+    monkeypatch.setattr(_winograd, '_MIN_TILES', 1)
     assert 1.2 * plain < error_of_3x3(rng) < 1.5e-6
 
 
 def test_gradients_take_a_quarter_of_the_multiplications(rng, monkeypatch):
     """Those with respect to images and to filters, as the convolution itself."""
     x, W, _ = arrays(rng, (3, 3), (9, 9))
-    monkeypatch.setattr(_winograd, '_LEAST_CHANNELS', 1)
-    monkeypatch.setattr(_winograd, '_LEAST_LANES', 1)
+    monkeypatch.setattr(_winograd, '_MIN_CHANNELS', 1)
+    monkeypatch.setattr(_winograd, '_MIN_TILES', 1)
     calls = []
     for name in ('convolve', 'correlate'):
         monkeypatch.setattr(_winograd, name, lambda *args, name=name, own=getattr(_winograd, name): (
@@ -196,7 +196,7 @@ def test_half_precision_images_meet_float32_parameters(rng, monkeypatch, emulato
     """As behind frozen layers on a GPU: every gradient has the type of what it is the gradient of."""
     for node in (convolution._Convolution2D, convolution._ConvolutionGradX, convolution._ConvolutionGradW):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
-    monkeypatch.setattr(convolution, '_is_ours', lambda arrays: True)
+    monkeypatch.setattr(convolution, '_has_fast_path', lambda arrays: True)
     function, shape = (deconvolution_2d, (3, 5, 2, 2)) if transposed else (convolution_2d, (5, 3, 2, 2))
     arrays = [rng.uniform(-1, 1, (2, 3, 4, 6)), rng.uniform(-1, 1, shape), rng.uniform(-1, 1, 5)]
     plain = F.deconvolution_2d if transposed else F.convolution_2d

@@ -17,7 +17,7 @@ from chainer.backends import cuda
 
 from mask_rcnn.ops import cudnn
 from mask_rcnn.ops.cudnn import PRECISIONS, graphs, library
-from mask_rcnn.ops.derived import constant_parameters
+from mask_rcnn.ops.derived import cache_weights
 
 #: Relative error of one rounded number, and of the factors of a product.
 EPSILON = {'fp32': 2.0 ** -24, 'tf32': 2.0 ** -11, 'fp16': 2.0 ** -11, 'bf16': 2.0 ** -8}
@@ -87,7 +87,7 @@ def test_forward_with_everything_in_one_graph(xp, rng, request, name, precision)
     b, residual = make(rng, w_shape[0], y.shape)
     expected = np.clip(y + b[:, None, None] + residual, 0, 6)
     with cudnn.using_precision(precision):
-        actual = cudnn.convolve(*map(xp.asarray, (x, w, b)), stride=stride, pad=pad, relu=True, limit=6.0,
+        actual = cudnn.convolve(*map(xp.asarray, (x, w, b)), stride=stride, pad=pad, relu=True, clip_max=6.0,
                                 residual=xp.asarray(residual))
     assert actual.dtype == PRECISIONS[precision].result and is_channels_last(actual)
     assert_close(actual, expected, precision, 2 + w[0].size)
@@ -167,11 +167,11 @@ def test_what_cannot_be_fused_is_finished_by_one_kernel(stand_in, rng, monkeypat
     x, w, b, residual = make(rng, (2, 4, 5, 5), (8, 4, 3, 3), 8, (2, 8, 5, 5))
     stand_in.unsupported = lambda steps: len(steps) > 1
     finished = []
-    monkeypatch.setattr(cudnn.convolution, '_finish_kernel',
-                        lambda: lambda *args: finished.append(args[-1]) or cudnn_stand_in.finish(*args))
+    monkeypatch.setattr(cudnn.convolution, '_epilogue_kernel',
+                        lambda: lambda *args: finished.append(args[-1]) or cudnn_stand_in.epilogue(*args))
     for precision, limit in (('fp32', 0.5), ('fp16', np.inf), ('bf16', np.inf)):
         with cudnn.using_precision(precision):
-            y = cudnn.convolve(x, w, b, pad=1, relu=True, residual=residual, limit=limit)
+            y = cudnn.convolve(x, w, b, pad=1, relu=True, residual=residual, clip_max=limit)
         expected = np.clip(exact(x, w, 1, 1) + b[:, None, None] + residual, 0, limit)
         assert_close(y, expected, precision, 40)
         assert y.dtype == PRECISIONS[precision].result and is_channels_last(y)
@@ -197,7 +197,7 @@ def test_matrix_products_take_the_place_of_a_missing_engine(stand_in, rng, caplo
 
     expected = compute()
     stand_in.unsupported = lambda steps: True
-    library._sessions.by_device.clear()
+    library._graph_caches.by_device.clear()
     cudnn.convolution._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for actual, own in zip(compute(), expected):
@@ -210,7 +210,7 @@ def test_matrix_products_take_the_place_of_a_missing_engine(stand_in, rng, caplo
 
 def test_what_is_not_a_number_stays_so(stand_in):
     y = np.full((1, 1, 1, 1), np.nan, 'f')
-    assert np.isnan(cudnn.finish(y, None, None, True)) and np.isnan(cudnn.finish(y, limit=6.0))
+    assert np.isnan(cudnn.apply_epilogue(y, None, None, True)) and np.isnan(cudnn.apply_epilogue(y, clip_max=6.0))
 
 
 # Functions
@@ -283,7 +283,7 @@ def test_a_graph_is_built_once_for_each_description(stand_in, rng):
 
 
 def test_old_graphs_make_room():
-    session = library.Session('handle', max_graphs=2)
+    cache = library.GraphCache('handle', max_graphs=2)
     built = []
 
     def build(description):
@@ -291,27 +291,27 @@ def test_old_graphs_make_room():
         return description
 
     for description in 'abacab':
-        assert session.graph(description, functools.partial(build, description)) == description
-    assert built == ['a', 'b', 'c', 'b'] and len(session) == 2    # b went when c came, c when b came back
+        assert cache.graph(description, functools.partial(build, description)) == description
+    assert built == ['a', 'b', 'c', 'b'] and len(cache) == 2    # b went when c came, c when b came back
 
 
 def test_a_graph_that_cannot_be_built_is_not_kept():
-    session = library.Session('handle')
+    cache = library.GraphCache('handle')
     with pytest.raises(ZeroDivisionError):
-        session.graph('a', lambda: 1 / 0)
-    assert len(session) == 0
+        cache.graph('a', lambda: 1 / 0)
+    assert len(cache) == 0
 
 
-def test_sessions_belong_to_one_thread_and_device(stand_in):
-    sessions = [library.session(), library.session()]
-    assert sessions[0] is sessions[1] and sessions[0].handle.stream == stand_in.stream
+def test_caches_belong_to_one_thread_and_device(stand_in):
+    caches = [library.graph_cache(), library.graph_cache()]
+    assert caches[0] is caches[1] and caches[0].handle.stream == stand_in.stream
     stand_in.device, stand_in.stream = 1, 78
-    sessions.append(library.session())
-    thread = threading.Thread(target=lambda: sessions.append(library.session()))
+    caches.append(library.graph_cache())
+    thread = threading.Thread(target=lambda: caches.append(library.graph_cache()))
     thread.start()
     thread.join()
-    assert len({id(session) for session in sessions}) == 3
-    assert [session.handle.stream for session in sessions[1:]] == [77, 78, 78]
+    assert len({id(cache) for cache in caches}) == 3
+    assert [cache.handle.stream for cache in caches[1:]] == [77, 78, 78]
 
 
 def test_tensor_cores_only_where_they_are_wanted(stand_in, rng):
@@ -356,7 +356,7 @@ def test_the_heuristics_are_asked_once_for_sizes_that_are_near(stand_in, rng):
 
 def test_round_sizes():
     def rounded(*shape):
-        return graphs.Convolution('forward', 'float32', (shape[0], 64, *shape[1:]), (64, 64, 3, 3)).rounded().x
+        return graphs.ConvProblem('forward', 'float32', (shape[0], 64, *shape[1:]), (64, 64, 3, 3)).rounded().x
     assert rounded(1, 800, 1333) == (1, 64, 832, 1408)
     assert rounded(1000, 7, 7) == (1000, 64, 7, 7) and rounded(1000, 14, 28) == (1000, 64, 14, 28)
     assert rounded(3, 1, 1) == (3, 64, 1, 1) and rounded(101, 1, 1) == (104, 64, 1, 1)
@@ -384,13 +384,13 @@ def test_an_engine_that_cannot_be_asked_for_is_timed_too(stand_in, rng):
         cudnn.convolve(*make(rng, (1, 4, 5, 5), (4, 4, 3, 3)))
         cudnn.convolve(*make(rng, (1, 4, 5, 5), (4, 4, 3, 3)))
     assert engines_of(stand_in) == [2, 3, 1] and len(stand_in.runs) == 3 * 4 + 2
-    assert next(iter(library.session()._graphs.values()))._graph.engine.number == 1
+    assert next(iter(library.graph_cache()._graphs.values()))._graph.engine.number == 1
 
 
 def test_a_session_keeps_fewer_graphs_that_are_large(monkeypatch, emulator):
     for pygraph, expected in ((cudnn_stand_in.Pygraph, 1024), (cudnn_stand_in.NewPygraph, 8192)):
         with cudnn_stand_in.installed(monkeypatch, emulator.kernel, pygraph):
-            assert library.session()._max_graphs == expected
+            assert library.graph_cache()._max_graphs == expected
 
 
 @pytest.mark.parametrize('autotune,deterministic', [(False, False), (True, False), (True, True)])
@@ -401,8 +401,8 @@ def test_engines_are_timed_if_that_is_asked_for(stand_in, rng, autotune, determi
         with chainer.using_config('autotune', autotune), chainer.using_config('cudnn_deterministic', deterministic):
             y = cudnn.convolve(x, w, b)
     assert_close(y, exact(x, w, 1, 0) + b[:, None, None], 'fp32', 40)
-    graph = library.session().graph((graphs.Convolution('forward', 'float32', x.shape, w.shape, tensor_cores=False,
-                                                        bias=True), autotune and not deterministic), None)
+    graph = library.graph_cache().graph((graphs.ConvProblem('forward', 'float32', x.shape, w.shape, tensor_cores=False,
+                                                            bias=True), autotune and not deterministic), None)
     timed = autotune and not deterministic
     assert graph._graph.engine.number == (3 if timed else 0)    # the best of the first four
     assert len(stand_in.runs) == (4 * 4 + 2 if timed else 2) and len(stand_in.asked) == 1
@@ -415,7 +415,7 @@ def test_constant_filters_are_laid_out_once(stand_in, rng, monkeypatch):
     copied = []
     monkeypatch.setattr(cudnn.convolution, '_narrow', lambda array, storage: copied.append(array.shape) or
                         np.ascontiguousarray(array, storage))
-    with constant_parameters():
+    with cache_weights():
         first = cudnn.convolve(x, w, b)
         copied.clear()
         assert (cudnn.convolve(x, w, b) == first).all()
@@ -454,11 +454,11 @@ def test_precision_is_part_of_the_configuration():
 
 
 def test_faults_of_precisions():
-    assert cudnn.precision_fault('fp32', None) is None
-    assert cudnn.precision_fault('fp16', None) == 'fp16 needs a GPU; on the CPU there is fp32 only'
-    assert cudnn.precision_fault('fp16', 75) is None and cudnn.precision_fault('bf16', 90) is None
+    assert cudnn.precision_error('fp32', None) is None
+    assert cudnn.precision_error('fp16', None) == 'fp16 needs a GPU; on the CPU there is fp32 only'
+    assert cudnn.precision_error('fp16', 75) is None and cudnn.precision_error('bf16', 90) is None
     for name in ('tf32', 'bf16'):
-        assert cudnn.precision_fault(name, 75) == (f'{name} needs a GPU of compute capability 8.0; '
+        assert cudnn.precision_error(name, 75) == (f'{name} needs a GPU of compute capability 8.0; '
                                                    'this one has 7.5')
 
 
@@ -473,12 +473,12 @@ def test_without_cudnn_there_is_one_warning(monkeypatch, caplog, fault):
         raise fault
     monkeypatch.setattr(library.importlib, 'import_module', import_module)
     monkeypatch.setattr(library.cuda, 'available', True)
-    library.library.cache_clear()
+    library.load_frontend.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             assert not cudnn.is_available() and not cudnn.is_available()
     finally:
-        library.library.cache_clear()
+        library.load_frontend.cache_clear()
     record, = caplog.records
     message = record.getMessage()
     assert '\n' not in message and 'nvidia-cudnn-frontend' in message
@@ -491,9 +491,9 @@ def probe(stand_in, monkeypatch):
     monkeypatch.setattr(cudnn.convolution.cuda, 'available', True)
     monkeypatch.setattr(cudnn.convolution.cuda, 'cupy', np)
     monkeypatch.setattr(cudnn.convolution.cuda, 'get_array_module', lambda *arrays: np)
-    cudnn.convolution._works.cache_clear()
+    cudnn.convolution._self_test.cache_clear()
     yield stand_in
-    cudnn.convolution._works.cache_clear()
+    cudnn.convolution._self_test.cache_clear()
 
 
 def test_cudnn_is_tried_once_before_it_is_used(probe, caplog):
@@ -567,26 +567,26 @@ def test_the_cuda_runtime_that_pathfinder_knows(site_packages, monkeypatch, foun
 def test_takes_only_the_gpus_arrays(stand_in, rng, monkeypatch):
     x, w = make(rng, (1, 4, 3, 3), (4, 4, 1, 1))
     monkeypatch.setattr(cudnn.convolution, 'is_available', lambda: True)
-    assert not cudnn.takes(x, w, None)      # NumPy's
+    assert not cudnn.supports(x, w, None)      # NumPy's
     monkeypatch.setattr(cudnn.convolution.cuda, 'get_array_module', lambda *arrays: cuda)
-    assert cudnn.takes(x, w.astype('e'), None) and not cudnn.takes(x.astype('d'), w)
+    assert cudnn.supports(x, w.astype('e'), None) and not cudnn.supports(x.astype('d'), w)
     monkeypatch.setattr(cudnn.convolution, 'is_available', lambda: False)
-    assert not cudnn.takes(x, w)
+    assert not cudnn.supports(x, w)
 
 
 @pytest.mark.parametrize('kind', ['forward', 'data', 'filter'])
 @pytest.mark.parametrize('name', SHAPES)
 def test_cudnn_frontend_accepts_the_descriptions(kind, name):
     """The module itself, where it is installed, finds nothing wrong with a graph."""
-    module = library.library()
+    module = library.load_frontend()
     if module is None:
         pytest.skip('no cuDNN Frontend')
     if not cuda.available and module.pygraph.__module__ == 'cudnn._pygraph':
         pytest.skip('this cuDNN Frontend validates on a device')
-    options = {'handle': library.session().handle} if cuda.available else {}
+    options = {'handle': library.graph_cache().handle} if cuda.available else {}
     x_shape, w_shape, stride, pad = SHAPES[name]
     pads = ((pad, pad), (pad, pad)) if np.ndim(pad) == 0 else pad
     everything = {'bias': True, 'residual': True, 'relu': True} if kind == 'forward' else {}
     for dtype in ('float32', 'float16', 'bfloat16'):
-        task = graphs.Convolution(kind, dtype, x_shape, w_shape, (stride, stride), pads, **everything)
+        task = graphs.ConvProblem(kind, dtype, x_shape, w_shape, (stride, stride), pads, **everything)
         graphs.describe(task, module, **options)

@@ -33,24 +33,24 @@ def arrays(rng, size, dtype=np.float32, n=3, channels=5):
 
 @pytest.mark.parametrize('size, stride, pad', GEOMETRIES)
 @pytest.mark.parametrize('dtype, tolerance', [(np.float64, 1e-14), (np.float32, 1e-6), (np.float16, 4e-3)])
-def test_equals_the_definition(form, rng, size, stride, pad, dtype, tolerance):
+def test_equals_the_definition(backend, rng, size, stride, pad, dtype, tolerance):
     x, W = arrays(rng, size, dtype)
-    y = depthwise_convolution_2d(form.array(x), form.array(W), stride=stride, pad=pad)
+    y = depthwise_convolution_2d(backend.array(x), backend.array(W), stride=stride, pad=pad)
     assert y.dtype == dtype
-    np.testing.assert_allclose(form.numpy(y), reference(x.astype('d'), W.astype('d'), stride, pad), rtol=0,
+    np.testing.assert_allclose(backend.numpy(y), reference(x.astype('d'), W.astype('d'), stride, pad), rtol=0,
                                atol=tolerance)
 
 
 @pytest.mark.parametrize('size, stride, pad', GEOMETRIES[::2])
-def test_gradients(form, rng, size, stride, pad):
-    inputs = [form.array(a) for a in arrays(rng, size, np.float64, n=2, channels=2)]
+def test_gradients(backend, rng, size, stride, pad):
+    inputs = [backend.array(a) for a in arrays(rng, size, np.float64, n=2, channels=2)]
 
     def function(x, W):
         return depthwise_convolution_2d(x, W, stride=stride, pad=pad)
 
-    gy = form.array(rng.uniform(-1, 1, function(*inputs).shape))
+    gy = backend.array(rng.uniform(-1, 1, function(*inputs).shape))
     gradient_check.check_backward(function, inputs, gy, rtol=1e-6, atol=1e-7)
-    ggs = tuple(form.array(rng.uniform(-1, 1, a.shape)) for a in inputs)
+    ggs = tuple(backend.array(rng.uniform(-1, 1, a.shape)) for a in inputs)
     gradient_check.check_double_backward(function, inputs, gy, ggs, rtol=1e-5, atol=1e-6)
 
 
@@ -75,19 +75,19 @@ def test_gradients_of_many_pixels(rng, emulator, monkeypatch, n, channels):
 def test_bias_and_limits_in_the_same_pass(rng):
     x, W = arrays(rng, (8, 6), np.float64)
     bias, pad = rng.uniform(-1, 1, 5), ((0, 1), (0, 1))
-    y = depthwise_convolve(x, W, bias, stride=2, pad=pad, limit=0.7)
+    y = depthwise_convolve(x, W, bias, stride=2, pad=pad, clip_max=0.7)
     expected = np.clip(reference(x, W, 2, pad) + bias[:, None, None], 0, 0.7)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-14)
     assert (y == 0).any() and (y == 0.7).any() and ((y > 0) & (y < 0.7)).any()
 
 
 @pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1), (2, 3, 0, 1)])
-def test_any_memory_layout(form, rng, layout):
+def test_any_memory_layout(backend, rng, layout):
     x, W = arrays(rng, (6, 5))
     stored = np.ascontiguousarray(x.transpose(layout)).transpose(np.argsort(layout))
-    y, expected = (depthwise_convolution_2d(form.array(a), form.array(W), pad=((1, 1), (1, 1)))
+    y, expected = (depthwise_convolution_2d(backend.array(a), backend.array(W), pad=((1, 1), (1, 1)))
                    for a in (stored, x))
-    np.testing.assert_array_equal(form.numpy(y), form.numpy(expected))
+    np.testing.assert_array_equal(backend.numpy(y), backend.numpy(expected))
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
@@ -101,14 +101,14 @@ def test_the_gpu_form_has_channels_innermost(emulator, monkeypatch, rng, dtype):
     assert gw.flags.c_contiguous and y.dtype == gx.dtype == gw.dtype == dtype
 
 
-def test_no_images(form):
+def test_no_images(backend):
     x, W = np.zeros((0, 5, 6, 7), np.float32), np.ones((5, 1, 3, 3), np.float32)
-    variables = [chainer.Variable(form.array(a)) for a in (x, W)]
+    variables = [chainer.Variable(backend.array(a)) for a in (x, W)]
     y = depthwise_convolution_2d(*variables, stride=2, pad=((0, 1), (1, 1)))
-    y.grad = form.array(np.zeros(y.shape, np.float32))
+    y.grad = backend.array(np.zeros(y.shape, np.float32))
     y.backward()
     assert y.shape == (0, 5, 3, 4) and variables[0].grad.shape == x.shape
-    assert not form.numpy(variables[1].grad).any()
+    assert not backend.numpy(variables[1].grad).any()
 
 
 @pytest.mark.parametrize('size, stride, padding', [

@@ -2,7 +2,7 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.ops.derived import constant_parameters, derived, one_image
+from mask_rcnn.ops.derived import cache_features, cache_weights, cached
 
 
 @pytest.fixture
@@ -17,40 +17,40 @@ def make():
 
 def test_nothing_is_kept_unless_asked_for(make):
     x = np.arange(3)
-    derived(make, x, 2), derived(make, x, 2, of_image=True)
-    with constant_parameters():
-        derived(make, x, 2, of_image=True)
-    with one_image():
-        derived(make, x, 2)
+    cached(make, x, 2), cached(make, x, 2, scope='features')
+    with cache_weights():
+        cached(make, x, 2, scope='features')
+    with cache_features():
+        cached(make, x, 2)
     assert make.calls == 4
 
 
-@pytest.mark.parametrize('context, of_image', [(constant_parameters, False), (one_image, True)])
-def test_once_for_the_same_sources(make, context, of_image):
+@pytest.mark.parametrize('context, scope', [(cache_weights, 'weights'), (cache_features, 'features')])
+def test_once_for_the_same_sources(make, context, scope):
     x, twin = np.arange(3), np.arange(3)
     with context():
-        first = derived(make, x, 2, of_image=of_image)
-        assert derived(make, x, 2, of_image=of_image) is first
-        np.testing.assert_array_equal(derived(make, x, 3, of_image=of_image), [0, 3, 6])
-        assert derived(make, twin, 2, of_image=of_image) is not first
+        first = cached(make, x, 2, scope=scope)
+        assert cached(make, x, 2, scope=scope) is first
+        np.testing.assert_array_equal(cached(make, x, 3, scope=scope), [0, 3, 6])
+        assert cached(make, twin, 2, scope=scope) is not first
     assert make.calls == 3
     with context():
-        assert derived(make, x, 2, of_image=of_image) is not first
+        assert cached(make, x, 2, scope=scope) is not first
 
 
 def test_an_inner_context_adds_to_the_outer_one(make):
     x = np.arange(3)
-    with constant_parameters():
-        with constant_parameters():
-            first = derived(make, x, 2)
-        assert derived(make, x, 2) is first
-    assert chainer.config.derived_arrays is None
+    with cache_weights():
+        with cache_weights():
+            first = cached(make, x, 2)
+        assert cached(make, x, 2) is first
+    assert chainer.config.weight_cache is None
 
 
 def test_every_image_starts_anew(make):
     x = np.arange(3)
-    with one_image():
-        first = derived(make, x, 2, of_image=True)
-        with one_image():
-            assert derived(make, x, 2, of_image=True) is not first
-        assert derived(make, x, 2, of_image=True) is first
+    with cache_features():
+        first = cached(make, x, 2, scope='features')
+        with cache_features():
+            assert cached(make, x, 2, scope='features') is not first
+        assert cached(make, x, 2, scope='features') is first

@@ -5,8 +5,8 @@ import pytest
 from mask_rcnn.ops.keypoints import decode_heatmaps
 
 
-def decode(form, heatmaps, boxes):
-    return form.numpy(decode_heatmaps(form.array(heatmaps), form.array(boxes)))
+def decode(backend, heatmaps, boxes):
+    return backend.numpy(decode_heatmaps(backend.array(heatmaps), backend.array(boxes)))
 
 
 def by_opencv(heatmap, box):
@@ -20,9 +20,9 @@ def by_opencv(heatmap, box):
             1 / exponentials.sum())
 
 
-def test_keypoints_are_detectrons(data, form):
+def test_keypoints_are_detectrons(data, backend):
     golden = np.load(data / 'ops_keypoints.npz')
-    found = decode(form, golden['heatmaps_f16'].astype(np.float32), golden['rois'][:, [1, 0, 3, 2]])
+    found = decode(backend, golden['heatmaps_f16'].astype(np.float32), golden['rois'][:, [1, 0, 3, 2]])
     expected = golden['keypoints'][:, [1, 0, 2, 3]].transpose(0, 2, 1)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found[:, :, :2], expected[:, :, :2])
@@ -30,13 +30,13 @@ def test_keypoints_are_detectrons(data, form):
 
 
 @pytest.mark.parametrize('side', [56, 28, 7])
-def test_keypoints_are_the_maxima_of_opencvs_resized_maps(form, rng, side):
+def test_keypoints_are_the_maxima_of_opencvs_resized_maps(backend, rng, side):
     """Boxes smaller than a pixel, smaller and larger than the map, whole and broken sizes."""
     sizes = np.float32([[0.25, 3.5], [1, 1], [20, 31.25], [56, 56], [112, 112.5], [90.75, 13]])
     origins = rng.randint(-20, 200, (len(sizes), 2)).astype(np.float32) / 4
     boxes = np.concatenate([origins, origins + sizes], axis=1)
     heatmaps = rng.normal(0, 3, (len(boxes), 2, side, side)).astype(np.float32)
-    found = decode(form, heatmaps, boxes)
+    found = decode(backend, heatmaps, boxes)
     for r, box in enumerate(boxes):
         for k in range(2):
             expected = by_opencv(heatmaps[r, k], box)
@@ -44,16 +44,16 @@ def test_keypoints_are_the_maxima_of_opencvs_resized_maps(form, rng, side):
             np.testing.assert_allclose(found[r, k, 2:], expected[2:], rtol=5e-6)
 
 
-def test_of_equal_pixels_the_first_one_counts(form):
+def test_of_equal_pixels_the_first_one_counts(backend):
     heatmaps = np.zeros((1, 2, 4, 4), np.float32)
     heatmaps[0, 1, 2, [1, 3]] = heatmaps[0, 1, 3, 0] = 8
-    found = decode(form, heatmaps, np.float32([[10, 20, 14, 24]]))
+    found = decode(backend, heatmaps, np.float32([[10, 20, 14, 24]]))
     np.testing.assert_array_equal(found[0, 0], np.float32([10.5, 20.5, 0, 1 / 16]))
     np.testing.assert_array_equal(found[0, 1, :3], [12.5, 21.5, 8])
 
 
-def test_nothing_to_decode(form):
-    found = decode(form, np.zeros((0, 17, 56, 56), np.float32), np.zeros((0, 4), np.float32))
+def test_nothing_to_decode(backend):
+    found = decode(backend, np.zeros((0, 17, 56, 56), np.float32), np.zeros((0, 4), np.float32))
     assert found.shape == (0, 17, 4)
 
 

@@ -36,71 +36,71 @@ def random_boxes(rng, n, side=60.):
     return np.concatenate((corners, corners + rng.uniform(0, side, (n, 2))), axis=1).astype(np.float32)
 
 
-def run(form, boxes, scores, threshold, groups=None, **kwargs):
-    kept = nms(form.array(boxes), form.array(scores), threshold, groups=form.array(groups), **kwargs)
-    assert kept.dtype == np.int32 and isinstance(kept, form.xp.ndarray)
-    return form.numpy(kept).tolist()
+def run(backend, boxes, scores, threshold, groups=None, **kwargs):
+    kept = nms(backend.array(boxes), backend.array(scores), threshold, groups=backend.array(groups), **kwargs)
+    assert kept.dtype == np.int32 and isinstance(kept, backend.xp.ndarray)
+    return backend.numpy(kept).tolist()
 
 
 @pytest.mark.parametrize('name', ['nms', 'nms_exact'])
 @pytest.mark.parametrize('threshold', [3, 5, 7])
-def test_equals_detectron(form, golden, name, threshold):
+def test_equals_detectron(backend, golden, name, threshold):
     dets = golden[f'{name}_dets']
-    kept = run(form, dets[:, XY], dets[:, 4], threshold / 10)
+    kept = run(backend, dets[:, XY], dets[:, 4], threshold / 10)
     assert sorted(kept) == golden[f'{name}_keep_0{threshold}'].tolist()
 
 
-def test_ties_keep_the_first(form, golden):
+def test_ties_keep_the_first(backend, golden):
     dets = golden['nms_ties_dets']
-    kept = run(form, dets[:, XY], dets[:, 4], 0.5)
+    kept = run(backend, dets[:, XY], dets[:, 4], 0.5)
     np.testing.assert_array_equal(dets[kept], golden['nms_ties_keep_boxes'])
     assert kept == reference_nms(dets[:, XY], dets[:, 4], 0.5)
 
 
 @pytest.mark.parametrize('n', [1, 63, 64, 65, 128, 300])
 @pytest.mark.parametrize('offset', [0, 1])
-def test_equals_the_definition(form, rng, n, offset):
+def test_equals_the_definition(backend, rng, n, offset):
     boxes = random_boxes(rng, n)
     scores = np.round(rng.uniform(size=n), 2).astype(np.float32)  # with ties
-    kept = run(form, boxes, scores, 0.4, offset=offset)
+    kept = run(backend, boxes, scores, 0.4, offset=offset)
     assert kept == reference_nms(boxes, scores, 0.4, offset)
 
 
 @pytest.mark.parametrize('limit', [None, 0, 1, 10, 64, 1000])
-def test_groups_and_limit(form, rng, limit):
+def test_groups_and_limit(backend, rng, limit):
     boxes, scores = random_boxes(rng, 200), rng.uniform(size=200).astype(np.float32)
     groups = rng.randint(-2, 5, 200)
-    kept = run(form, boxes, scores, 0.3, groups=groups, limit=limit)
+    kept = run(backend, boxes, scores, 0.3, groups=groups, limit=limit)
     assert kept == reference_nms(boxes, scores, 0.3, groups=groups, limit=limit)
 
 
 @pytest.mark.parametrize('limit', [1, 10, 64])
-def test_limit_without_groups(form, rng, limit):
+def test_limit_without_groups(backend, rng, limit):
     boxes, scores = random_boxes(rng, 200), rng.uniform(size=200).astype(np.float32)
-    assert run(form, boxes, scores, 0.7, limit=limit) == reference_nms(boxes, scores, 0.7, limit=limit)
+    assert run(backend, boxes, scores, 0.7, limit=limit) == reference_nms(boxes, scores, 0.7, limit=limit)
 
 
-def test_ties_between_groups_keep_the_order_of_the_input(form):
+def test_ties_between_groups_keep_the_order_of_the_input(backend):
     boxes = np.float32([[0, 0, 9, 9], [50, 50, 59, 59], [0, 0, 9, 9]])
-    assert run(form, boxes, np.float32([.5, .5, .5]), 0.5, groups=np.array([2, 0, 1])) == [0, 1, 2]
+    assert run(backend, boxes, np.float32([.5, .5, .5]), 0.5, groups=np.array([2, 0, 1])) == [0, 1, 2]
 
 
-def test_threshold_is_inclusive_or_not(form):
+def test_threshold_is_inclusive_or_not(backend):
     boxes = np.float32([[0, 0, 1, 1], [0, 0, 1, 3]])  # with offset 1: 4 of 8 pixels
     scores = np.float32([.9, .8])
-    assert run(form, boxes, scores, 0.5) == [0]
-    assert run(form, boxes, scores, 0.5, suppress_equal=False) == [0, 1]
+    assert run(backend, boxes, scores, 0.5) == [0]
+    assert run(backend, boxes, scores, 0.5, suppress_equal=False) == [0, 1]
 
 
-def test_empty_boxes_do_not_overlap(form):
+def test_empty_boxes_do_not_overlap(backend):
     boxes = np.zeros((3, 4), np.float32)
-    assert run(form, boxes, np.float32([.1, .3, .2]), 0.5, offset=0) == [1, 2, 0]
+    assert run(backend, boxes, np.float32([.1, .3, .2]), 0.5, offset=0) == [1, 2, 0]
 
 
 @pytest.mark.parametrize('n, n_real', [(200, 0), (200, 1), (200, 63), (200, 64), (200, 129), (3, 2)])
 @pytest.mark.parametrize('limit', [None, 20])
 @pytest.mark.parametrize('grouped', [False, True])
-def test_scores_of_minus_infinity_are_nothing(form, rng, n, n_real, limit, grouped):
+def test_scores_of_minus_infinity_are_nothing(backend, rng, n, n_real, limit, grouped):
     """Whatever their boxes are: among them such as would suppress the others."""
     boxes, scores, groups = random_boxes(rng, n), np.full(n, -np.inf, 'f'), rng.randint(0, 3, n)
     real = np.sort(rng.permutation(n)[:n_real])
@@ -109,32 +109,32 @@ def test_scores_of_minus_infinity_are_nothing(form, rng, n, n_real, limit, group
     groups = groups if grouped else None
     expected = reference_nms(boxes[real], scores[real], 0.3, groups=groups if groups is None else groups[real],
                              limit=limit)
-    assert run(form, boxes, scores, 0.3, groups=groups, limit=limit) == real[expected].tolist()
+    assert run(backend, boxes, scores, 0.3, groups=groups, limit=limit) == real[expected].tolist()
 
 
-def test_boxes_of_nan_overlap_none(form, rng):
+def test_boxes_of_nan_overlap_none(backend, rng):
     boxes, scores = random_boxes(rng, 150), rng.uniform(size=150).astype('f')
     boxes[::3] = np.nan
     boxes[1::30, 2] = np.nan
-    kept = run(form, boxes, scores, 0.3)
+    kept = run(backend, boxes, scores, 0.3)
     assert kept == reference_nms(boxes, scores, 0.3)
     assert set(kept) > set(range(0, 150, 3)) | set(range(1, 150, 30))
 
 
-def test_a_long_chain_of_suppression(form):
+def test_a_long_chain_of_suppression(backend):
     """Every box overlaps the next one only, across the borders of words: every other one stays."""
     corners = np.arange(300)[:, None] * np.float32([3, 0])
     boxes = np.concatenate((corners, corners + np.float32([8, 9])), axis=1).astype('f')
     scores = np.linspace(1, 0.5, 300).astype('f')
-    assert run(form, boxes, scores, 0.5) == list(range(0, 300, 2))
+    assert run(backend, boxes, scores, 0.5) == list(range(0, 300, 2))
 
 
 @pytest.mark.slow_emulated
-def test_all_boxes_stay(form, rng):
+def test_all_boxes_stay(backend, rng):
     """And fill every word, more of them than a warp marks at a time."""
     boxes = (np.arange(2200)[:, None] * np.float32(20) + np.float32([0, 0, 9, 9])).astype('f')
     scores = rng.uniform(size=2200).astype('f')
-    assert run(form, boxes, scores, 0.5) == np.argsort(-scores, kind='stable').tolist()
+    assert run(backend, boxes, scores, 0.5) == np.argsort(-scores, kind='stable').tolist()
 
 
 def test_more_boxes_than_a_gpu_takes(monkeypatch, rng):
@@ -144,13 +144,13 @@ def test_more_boxes_than_a_gpu_takes(monkeypatch, rng):
         nms(random_boxes(rng, 65), np.ones(65, 'f'), 0.5)
 
 
-def test_no_boxes(form):
-    assert run(form, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), 0.5) == []
+def test_no_boxes(backend):
+    assert run(backend, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), 0.5) == []
 
 
-def test_views_and_other_types(form, rng):
+def test_views_and_other_types(backend, rng):
     boxes, scores = random_boxes(rng, 100), rng.uniform(size=100)
-    assert run(form, boxes[::2].astype(np.float64), scores[::2], 0.5) == reference_nms(
+    assert run(backend, boxes[::2].astype(np.float64), scores[::2], 0.5) == reference_nms(
         boxes[::2], scores[::2], 0.5)
 
 

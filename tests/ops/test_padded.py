@@ -50,8 +50,8 @@ def on_device(monkeypatch, emulator):
     monkeypatch.setattr(_cuda, 'kernel', emulator.kernel)
     monkeypatch.setattr(nms_module, 'nms_cpu',
                         lambda *arguments: nms_module.nms_gpu(*arguments).view(OnDevice))
-    monkeypatch.setattr(top_k, 'best_first_cpu',
-                        lambda *arguments: top_k.best_first_gpu(*arguments).view(OnDevice))
+    monkeypatch.setattr(top_k, 'top_k_indices_cpu',
+                        lambda *arguments: top_k.top_k_indices_gpu(*arguments).view(OnDevice))
     return lambda values: np.asarray(values).view(OnDevice)
 
 
@@ -61,11 +61,11 @@ def random_boxes(rng, *shape):
 
 
 @pytest.mark.parametrize('limit', [None, 5, 100])
-def test_nms(form, rng, limit):
+def test_nms(backend, rng, limit):
     boxes, scores, groups = random_boxes(rng, 60), rng.uniform(0, 1, 60).astype('f'), rng.randint(0, 3, 60)
-    arrays = [form.array(values) for values in (boxes, scores)]
-    kept = form.numpy(nms(*arrays, 0.3, groups=form.array(groups), limit=limit))
-    padded = form.numpy(nms_padded(*arrays, 0.3, groups=form.array(groups), limit=limit))
+    arrays = [backend.array(values) for values in (boxes, scores)]
+    kept = backend.numpy(nms(*arrays, 0.3, groups=backend.array(groups), limit=limit))
+    padded = backend.numpy(nms_padded(*arrays, 0.3, groups=backend.array(groups), limit=limit))
     assert padded.dtype == np.int32 and len(padded) == min(limit or 60, 60) and 0 < len(kept) < 60
     assert padded.tolist() == kept.tolist() + [-1] * (len(padded) - len(kept))
 
@@ -82,11 +82,11 @@ def proposals(inputs, **options):
 
 @pytest.mark.parametrize('per_level', [True, False])
 @pytest.mark.parametrize('post_nms', [10, 500])
-def test_proposals(form, rng, per_level, post_nms):
+def test_proposals(backend, rng, per_level, post_nms):
     inputs = proposal_inputs(rng)
-    there = [[form.array(values) for values in part] for part in inputs]
+    there = [[backend.array(values) for values in part] for part in inputs]
     boxes, scores = proposals(inputs, post_nms=post_nms, per_level=per_level)
-    padded = [form.numpy(part) for part in proposals(there, post_nms=post_nms, per_level=per_level, padded=True)]
+    padded = [backend.numpy(part) for part in proposals(there, post_nms=post_nms, per_level=per_level, padded=True)]
     n = len(boxes)
     assert len(padded[0]) == (10 if post_nms == 10 else 100 if not per_level else 136) >= n
     np.testing.assert_array_equal(padded[1][:n], scores)
@@ -102,13 +102,13 @@ def detection_inputs(rng, n_roi=40, n_class=4):
 
 @pytest.mark.parametrize('keep_ties,best_class_only', [(True, False), (False, True)])
 @pytest.mark.parametrize('max_detections', [1, 12, 100])
-def test_detections(form, rng, keep_ties, best_class_only, max_detections):
+def test_detections(backend, rng, keep_ties, best_class_only, max_detections):
     inputs = detection_inputs(rng)
     options = dict(score_threshold=0.05, nms_threshold=0.3, max_detections=max_detections,
                    keep_ties=keep_ties, best_class_only=best_class_only)
     expected = select_detections(*inputs, **options)
-    padded = select_detections(*map(form.array, inputs), **options, padded=True)
-    padded = [form.numpy(part) for part in padded]
+    padded = select_detections(*map(backend.array, inputs), **options, padded=True)
+    padded = [backend.numpy(part) for part in padded]
     n = len(expected[0])
     assert len(padded[0]) == max_detections + 4 * keep_ties >= n
     for ours, theirs in zip(padded, expected):
@@ -117,11 +117,11 @@ def test_detections(form, rng, keep_ties, best_class_only, max_detections):
     assert np.isnan(padded[0][n:]).all() and not padded[1][n:].any() and (padded[2][n:] == -np.inf).all()
 
 
-def test_detections_of_nothing(form):
+def test_detections_of_nothing(backend):
     boxes, labels, scores = select_detections(
-        form.array(np.zeros((5, 3), 'f')), form.array(np.zeros((5, 12), 'f')), score_threshold=0.05,
+        backend.array(np.zeros((5, 3), 'f')), backend.array(np.zeros((5, 12), 'f')), score_threshold=0.05,
         nms_threshold=0.5, max_detections=4, padded=True)
-    assert np.isnan(form.numpy(boxes)).all() and form.numpy(labels).tolist() == [0] * len(boxes)
+    assert np.isnan(backend.numpy(boxes)).all() and backend.numpy(labels).tolist() == [0] * len(boxes)
 
 
 def test_the_host_looks_at_nothing(on_device, rng):

@@ -37,9 +37,9 @@ def test_ranges_run_at_the_same_time(two_cpus):
 
 def test_little_work_wakes_nobody(two_cpus):
     ranges = []
-    _parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 15, least=8)
+    _parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 15, min_per_thread=8)
     assert ranges == [(0, 15)]
-    _parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 16, least=8)
+    _parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 16, min_per_thread=8)
     assert len(ranges) > 2
 
 

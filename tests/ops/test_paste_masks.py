@@ -41,25 +41,25 @@ def random_boxes(rng, n, size):
     return np.concatenate((corners, corners + sides), axis=1).astype(np.float32)
 
 
-def run(form, probs, boxes, *args, **kwargs):
-    out = paste_masks(form.array(probs), form.array(boxes), *args, **kwargs)
-    assert out.dtype == np.bool_ and isinstance(out, form.xp.ndarray)
-    return form.numpy(out)
+def run(backend, probs, boxes, *args, **kwargs):
+    out = paste_masks(backend.array(probs), backend.array(boxes), *args, **kwargs)
+    assert out.dtype == np.bool_ and isinstance(out, backend.xp.ndarray)
+    return backend.numpy(out)
 
 
 @pytest.mark.parametrize('side', [14, 28])
-def test_equals_detectron_to_the_pixel(form, golden, side):
+def test_equals_detectron_to_the_pixel(backend, golden, side):
     size = tuple(map(int, golden[f'm{side}_image_size']))
-    out = run(form, golden[f'm{side}_probs'], golden[f'm{side}_boxes'][:, XY], size)
+    out = run(backend, golden[f'm{side}_probs'], golden[f'm{side}_boxes'][:, XY], size)
     expected = np.unpackbits(golden[f'm{side}_packed'], axis=-1)[..., :size[1]]
     np.testing.assert_array_equal(out, expected.astype(bool))
 
 
 @pytest.mark.parametrize('offset, padding, threshold', [(1, 1, .5), (0, 0, .5), (1, 2, .3)])
-def test_equals_opencv(form, rng, offset, padding, threshold):
+def test_equals_opencv(backend, rng, offset, padding, threshold):
     size = (90, 120)
     probs, boxes = smooth_masks(rng, 30, 14), random_boxes(rng, 30, size)
-    out = run(form, probs, boxes, size, offset=offset, padding=padding, threshold=threshold)
+    out = run(backend, probs, boxes, size, offset=offset, padding=padding, threshold=threshold)
     expected = np.stack([reference_paste(p, b, size, offset, padding, threshold)
                          for p, b in zip(probs, boxes)])
     assert 0.02 < expected.mean() < 0.5
@@ -68,77 +68,77 @@ def test_equals_opencv(form, rng, offset, padding, threshold):
 
 
 @pytest.mark.parametrize('case', ['coco_resnet50', 'shapes_resnet50_shapes7'])
-def test_equals_matterport_to_the_pixel(form, shared, case):
+def test_equals_matterport_to_the_pixel(backend, shared, case):
     golden = np.load(shared / 'golden' / 'matterport' / f'case_{case}.npz')
     height, width, _ = golden['masks_shape'].tolist()
-    out = run(form, golden['mask28'], golden['rois'].astype(np.float32), (height, width), offset=0, padding=0,
+    out = run(backend, golden['mask28'], golden['rois'].astype(np.float32), (height, width), offset=0, padding=0,
               margin=1, threshold_inclusive=True)
     expected = np.unpackbits(golden['masks_packed'], axis=-1)[..., :width]
     np.testing.assert_array_equal(out, expected.astype(bool))
 
 
-def test_margin_fades_the_border_but_not_below_the_least_probability(form):
+def test_margin_fades_the_border_but_not_below_the_least_probability(backend):
     probs, boxes = np.full((2, 4, 4), 0.6, np.float32), np.float32([[2, 2, 10, 10]] * 2)
     probs[1, 1, 1] = 0
     kwargs = dict(offset=0, padding=0, margin=1)
-    masks = run(form, probs, boxes, (12, 12), **kwargs)
+    masks = run(backend, probs, boxes, (12, 12), **kwargs)
     assert masks[0, 2:10, 2:10].all() and np.count_nonzero(masks[0]) == 64
     assert not masks[1, 2, 2:10].any() and masks[1, 7:9, 7:9].all()  # 0.75 * 0.6 < 0.5 at the border
-    np.testing.assert_array_equal(run(form, probs, boxes, (12, 12), offset=0, padding=0)[0], masks[0])
+    np.testing.assert_array_equal(run(backend, probs, boxes, (12, 12), offset=0, padding=0)[0], masks[0])
 
 
 @pytest.mark.parametrize('threshold_inclusive', [True, False])
-def test_the_threshold_is_inclusive_or_not(form, threshold_inclusive):
+def test_the_threshold_is_inclusive_or_not(backend, threshold_inclusive):
     probs = np.full((1, 4, 4), 0.5, np.float32)
-    out = run(form, probs, np.float32([[0, 0, 4, 4]]), (4, 4), offset=0, padding=0,
+    out = run(backend, probs, np.float32([[0, 0, 4, 4]]), (4, 4), offset=0, padding=0,
               threshold_inclusive=threshold_inclusive)
     assert out.all() if threshold_inclusive else not out.any()
 
 
-def test_box_of_the_masks_own_size_copies_it(form, rng):
+def test_box_of_the_masks_own_size_copies_it(backend, rng):
     probs = rng.uniform(size=(1, 14, 14)).astype(np.float32)
-    out = run(form, probs, np.float32([[3, 5, 16, 18]]), (30, 30), padding=0)
+    out = run(backend, probs, np.float32([[3, 5, 16, 18]]), (30, 30), padding=0)
     np.testing.assert_array_equal(out[0, 3:17, 5:19], probs[0] > 0.5)
     assert np.count_nonzero(out) == np.count_nonzero(probs > 0.5)
 
 
 @pytest.mark.parametrize('box', [[-50, -50, -20, -20], [40, 0, 60, 10], [0, 40, 10, 60], [-90, 3, -80, 9]])
-def test_boxes_outside_of_the_image(form, box):
-    out = run(form, np.ones((1, 14, 14), np.float32), np.float32([box]), (20, 20))
+def test_boxes_outside_of_the_image(backend, box):
+    out = run(backend, np.ones((1, 14, 14), np.float32), np.float32([box]), (20, 20))
     assert out.shape == (1, 20, 20) and not out.any()
 
 
-def test_boxes_that_cover_the_image(form):
-    out = run(form, np.ones((1, 14, 14), np.float32), np.float32([[-500, -500, 500, 500]]), (20, 20))
+def test_boxes_that_cover_the_image(backend):
+    out = run(backend, np.ones((1, 14, 14), np.float32), np.float32([[-500, -500, 500, 500]]), (20, 20))
     assert out.all()
 
 
-def test_reversed_and_infinite_boxes_do_no_harm(form):
+def test_reversed_and_infinite_boxes_do_no_harm(backend):
     boxes = np.float32([[9, 9, 3, 3], [np.inf, 0, np.inf, 9], [np.nan, 0, 9, 9], [-np.inf, 0, 9, 9]])
-    assert run(form, np.ones((4, 14, 14), np.float32), boxes, (20, 20)).shape == (4, 20, 20)
+    assert run(backend, np.ones((4, 14, 14), np.float32), boxes, (20, 20)).shape == (4, 20, 20)
 
 
-def test_no_masks(form):
-    out = run(form, np.zeros((0, 14, 14), np.float32), np.zeros((0, 4), np.float32), (20, 30))
+def test_no_masks(backend):
+    out = run(backend, np.zeros((0, 14, 14), np.float32), np.zeros((0, 4), np.float32), (20, 30))
     assert out.shape == (0, 20, 30)
 
 
-def test_paste_into_overwrites_and_takes_slices(form, rng):
+def test_paste_into_overwrites_and_takes_slices(backend, rng):
     size = (40, 50)
     probs, boxes = smooth_masks(rng, 5, 14), random_boxes(rng, 5, size)
-    whole = run(form, probs, boxes, size)
-    out = form.xp.ones((5, *size), bool)
+    whole = run(backend, probs, boxes, size)
+    out = backend.xp.ones((5, *size), bool)
     for part in (slice(0, 2), slice(2, 5)):
-        assert paste_into(out[part], form.array(probs[part]), form.array(boxes[part])).base is not None
-    np.testing.assert_array_equal(form.numpy(out), whole)
+        assert paste_into(out[part], backend.array(probs[part]), backend.array(boxes[part])).base is not None
+    np.testing.assert_array_equal(backend.numpy(out), whole)
 
 
-def test_views_and_other_types(form, rng):
+def test_views_and_other_types(backend, rng):
     size = (40, 50)
     probs, boxes = smooth_masks(rng, 4, 14), random_boxes(rng, 4, size)
     view = np.concatenate((probs, probs), axis=2)[::2, :, :14].astype(np.float64)
-    np.testing.assert_array_equal(run(form, view, boxes[::2].astype(np.float64), size),
-                                  run(form, probs[::2].copy(), boxes[::2].copy(), size))
+    np.testing.assert_array_equal(run(backend, view, boxes[::2].astype(np.float64), size),
+                                  run(backend, probs[::2].copy(), boxes[::2].copy(), size))
 
 
 @pytest.mark.parametrize('probs, boxes, out', [
@@ -157,11 +157,11 @@ def test_wrong_out():
 
 
 @pytest.fixture
-def runs_form(form, monkeypatch):
+def runs_form(backend, monkeypatch):
     """The forms, of which the emulated one counts runs by the GPU's kernel, too."""
-    if form.name == 'emulated':
+    if backend.name == 'emulated':
         monkeypatch.setattr(paste_module, 'runs_cpu', paste_module.runs_gpu)
-    return form
+    return backend
 
 
 def fill(runs, size):
@@ -198,13 +198,13 @@ def test_runs_of_no_masks_and_of_empty_ones(runs_form):
         mask_runs(runs_form.array(np.zeros((3, 14, 14), np.float32)), boxes, (20, 30))
 
 
-def test_to_the_host_in_portions(form, rng, monkeypatch):
+def test_to_the_host_in_portions(backend, rng, monkeypatch):
     size = (41, 53)
     probs, boxes = smooth_masks(rng, 5, 14), random_boxes(rng, 5, size)
-    expected = run(form, probs, boxes, size, threshold=.3)
+    expected = run(backend, probs, boxes, size, threshold=.3)
     monkeypatch.setattr(paste_module, '_PORTION_BYTES', 2 * 41 * 53 + 1)
     for n in (5, 0):
-        masks = paste_to_host(form.array(probs[:n]), form.array(boxes[:n]), size, threshold=.3)
+        masks = paste_to_host(backend.array(probs[:n]), backend.array(boxes[:n]), size, threshold=.3)
         assert isinstance(masks, np.ndarray) and masks.dtype == bool
         np.testing.assert_array_equal(masks, expected[:n])
 

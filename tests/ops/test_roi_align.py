@@ -51,92 +51,92 @@ def random_problem(rng, n=12, channels=5, size=(17, 23), dtype=np.float32):
     return x, rois, rng.randint(0, 2, n).astype(np.int32)
 
 
-def run(form, x, rois, indices, **kwargs):
-    return roi_align(form.array(x), form.array(rois), form.array(indices), **kwargs)
+def run(backend, x, rois, indices, **kwargs):
+    return roi_align(backend.array(x), backend.array(rois), backend.array(indices), **kwargs)
 
 
-def gradient(form, x, rois, indices, gy, **kwargs):
-    x = chainer.Variable(form.array(x))
-    y = roi_align(x, form.array(rois), form.array(indices), **kwargs)
-    y.grad = form.array(gy)
+def gradient(backend, x, rois, indices, gy, **kwargs):
+    x = chainer.Variable(backend.array(x))
+    y = roi_align(x, backend.array(rois), backend.array(indices), **kwargs)
+    y.grad = backend.array(gy)
     y.backward()
     assert x.grad.dtype == x.dtype
-    return form.numpy(x.grad)
+    return backend.numpy(x.grad)
 
 
-def check_against_caffe2(form, golden, size, ratio):
+def check_against_caffe2(backend, golden, size, ratio):
     rois, indices = caffe2_rois(golden)
     kwargs = dict(output_size=size, spatial_scale=float(golden['spatial_scale']), sampling_ratio=ratio)
-    y = run(form, golden['x'], rois, indices, **kwargs)
+    y = run(backend, golden['x'], rois, indices, **kwargs)
     assert y.dtype == np.float32
-    np.testing.assert_allclose(form.numpy(y), golden[f'align_{size}_s{ratio}_y'], rtol=0, atol=1e-6)
-    gx = gradient(form, golden['x'], rois, indices, golden[f'dy_{size}'], **kwargs)
+    np.testing.assert_allclose(backend.numpy(y), golden[f'align_{size}_s{ratio}_y'], rtol=0, atol=1e-6)
+    gx = gradient(backend, golden['x'], rois, indices, golden[f'dy_{size}'], **kwargs)
     np.testing.assert_allclose(gx, golden[f'align_{size}_s{ratio}_dx'], rtol=0, atol=1.2e-5)
 
 
 @pytest.mark.parametrize('size', [7, 14])
 @pytest.mark.parametrize('ratio', [0, 2])
-def test_equals_caffe2(form, golden, size, ratio):
-    check_against_caffe2(form, golden, size, ratio)
+def test_equals_caffe2(backend, golden, size, ratio):
+    check_against_caffe2(backend, golden, size, ratio)
 
 
 @pytest.mark.slow_emulated
 @pytest.mark.parametrize('size', [7, 14])
 @pytest.mark.parametrize('ratio', [0, 2])
-def test_equals_caffe2_on_all_channels(form, shared, size, ratio):
-    check_against_caffe2(form, np.load(shared / 'golden/ops/ops_roi_align.npz'), size, ratio)
+def test_equals_caffe2_on_all_channels(backend, shared, size, ratio):
+    check_against_caffe2(backend, np.load(shared / 'golden/ops/ops_roi_align.npz'), size, ratio)
 
 
 @pytest.mark.parametrize('output_size, ratio, aligned', [
     ((7, 7), 0, False), ((7, 7), 2, False), ((5, 8), 0, True), ((14, 14), 2, True), ((1, 1), 0, False),
     ((3, 2), 1, False)])
 @pytest.mark.parametrize('bin_step', [1, 2, 3])
-def test_equals_the_matrix_products(form, rng, output_size, ratio, aligned, bin_step):
+def test_equals_the_matrix_products(backend, rng, output_size, ratio, aligned, bin_step):
     x, rois, indices = random_problem(rng)
     rois = rois[2:] if aligned else rois  # what aligned RoIs without extent mean is not defined
     indices = indices[-len(rois):]
     kwargs = dict(output_size=output_size, spatial_scale=1 / 16, sampling_ratio=ratio, aligned=aligned,
                   bin_step=bin_step)
-    y = run(form, x, rois, indices, **kwargs)
-    np.testing.assert_allclose(form.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=1e-5)
+    y = run(backend, x, rois, indices, **kwargs)
+    np.testing.assert_allclose(backend.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('bin_step', [2, 3])
-def test_bin_step_skips_bins(form, rng, bin_step):
+def test_bin_step_skips_bins(backend, rng, bin_step):
     x, rois, indices = random_problem(rng)
     kwargs = dict(output_size=14, spatial_scale=1 / 16)
-    full = run(form, x, rois, indices, **kwargs)
-    part = run(form, x, rois, indices, bin_step=bin_step, **kwargs)
-    np.testing.assert_array_equal(form.numpy(part), form.numpy(full)[:, :, ::bin_step, ::bin_step])
+    full = run(backend, x, rois, indices, **kwargs)
+    part = run(backend, x, rois, indices, bin_step=bin_step, **kwargs)
+    np.testing.assert_array_equal(backend.numpy(part), backend.numpy(full)[:, :, ::bin_step, ::bin_step])
 
 
 @pytest.mark.slow_emulated
 @pytest.mark.parametrize('channels', [1, 63, 64, 65, 130, 260])
-def test_any_number_of_channels(form, rng, channels):
+def test_any_number_of_channels(backend, rng, channels):
     x, rois, indices = random_problem(rng, channels=channels)
     kwargs = dict(output_size=(3, 3), spatial_scale=1 / 16)
-    y = run(form, x, rois, indices, **kwargs)
-    np.testing.assert_allclose(form.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=1e-5)
-    gx = gradient(form, x, rois, indices, np.ones(y.shape, np.float32), **kwargs)
+    y = run(backend, x, rois, indices, **kwargs)
+    np.testing.assert_allclose(backend.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=1e-5)
+    gx = gradient(backend, x, rois, indices, np.ones(y.shape, np.float32), **kwargs)
     for c in {0, channels // 2, channels - 1}:  # every channel has the same gradient as one alone
-        np.testing.assert_array_equal(gx[:, c], gradient(form, x[:, :1], rois, indices,
+        np.testing.assert_array_equal(gx[:, c], gradient(backend, x[:, :1], rois, indices,
                                                          np.ones((len(rois), 1, 3, 3), np.float32),
                                                          **kwargs)[:, 0])
 
 
 @pytest.mark.parametrize('ratio, aligned, bin_step', [
     (0, False, 1), (2, False, 2), (0, True, 2), (3, True, 1)])
-def test_gradients(form, rng, ratio, aligned, bin_step):
+def test_gradients(backend, rng, ratio, aligned, bin_step):
     x, rois, indices = random_problem(rng, n=5, channels=2, size=(6, 7), dtype=np.float64)
-    rois, indices = form.array(rois), form.array(indices)
+    rois, indices = backend.array(rois), backend.array(indices)
 
     def function(x):
         return roi_align(x, rois, indices, output_size=(3, 4), spatial_scale=1 / 16, sampling_ratio=ratio,
                          aligned=aligned, bin_step=bin_step)
 
-    gy = rng.standard_normal(function(form.array(x)).shape)
+    gy = rng.standard_normal(function(backend.array(x)).shape)
     ggx = rng.standard_normal(x.shape)
-    x, gy, ggx = map(form.array, (x, gy, ggx))
+    x, gy, ggx = map(backend.array, (x, gy, ggx))
     gradient_check.check_backward(function, x, gy, dtype=np.float64, atol=1e-7, rtol=1e-7)
     gradient_check.check_double_backward(function, x, gy, ggx, dtype=np.float64, atol=1e-7, rtol=1e-7)
 
@@ -152,66 +152,66 @@ def test_kernels_give_the_gradient_of_the_cpu_bit_by_bit(emulator, monkeypatch, 
 
 
 @pytest.mark.slow_emulated
-def test_gradient_is_the_same_in_every_run(form, rng):
+def test_gradient_is_the_same_in_every_run(backend, rng):
     x, rois, indices = random_problem(rng, n=40, channels=130)
     gy = rng.standard_normal((40, 130, 7, 7)).astype(np.float32)
-    runs = [gradient(form, x, rois, indices, gy, output_size=7, spatial_scale=1 / 16) for _ in range(3)]
+    runs = [gradient(backend, x, rois, indices, gy, output_size=7, spatial_scale=1 / 16) for _ in range(3)]
     np.testing.assert_array_equal(runs[0], runs[1])
     np.testing.assert_array_equal(runs[0], runs[2])
 
 
 @pytest.mark.slow_emulated
 @pytest.mark.parametrize('channels', [5, 4, 24])
-def test_float16_is_calculated_in_float32(form, rng, channels):
+def test_float16_is_calculated_in_float32(backend, rng, channels):
     x, rois, indices = random_problem(rng, channels=channels, dtype=np.float16)
     kwargs = dict(output_size=(7, 7), spatial_scale=1 / 16)
-    y = run(form, x, rois, indices, **kwargs)
-    expected = run(form, x.astype(np.float32), rois, indices, **kwargs)
+    y = run(backend, x, rois, indices, **kwargs)
+    expected = run(backend, x.astype(np.float32), rois, indices, **kwargs)
     assert y.dtype == np.float16
-    np.testing.assert_array_equal(form.numpy(y), form.numpy(expected).astype(np.float16))
+    np.testing.assert_array_equal(backend.numpy(y), backend.numpy(expected).astype(np.float16))
     gy = rng.standard_normal(y.shape).astype(np.float16)
     np.testing.assert_array_equal(
-        gradient(form, x, rois, indices, gy, **kwargs),
-        gradient(form, x.astype(np.float32), rois, indices, gy.astype(np.float32), **kwargs).astype('e'))
+        gradient(backend, x, rois, indices, gy, **kwargs),
+        gradient(backend, x.astype(np.float32), rois, indices, gy.astype(np.float32), **kwargs).astype('e'))
 
 
-def test_views(form, rng):
+def test_views(backend, rng):
     x, rois, indices = random_problem(rng)
     kwargs = dict(output_size=(7, 7), spatial_scale=1 / 16)
-    flipped = run(form, x[:, ::-1, :, ::-1], rois[::-1], indices[::-1], **kwargs)
-    expected = run(form, x[:, ::-1, :, ::-1].copy(), rois[::-1].copy(), indices[::-1].copy(), **kwargs)
-    np.testing.assert_array_equal(form.numpy(flipped), form.numpy(expected))
+    flipped = run(backend, x[:, ::-1, :, ::-1], rois[::-1], indices[::-1], **kwargs)
+    expected = run(backend, x[:, ::-1, :, ::-1].copy(), rois[::-1].copy(), indices[::-1].copy(), **kwargs)
+    np.testing.assert_array_equal(backend.numpy(flipped), backend.numpy(expected))
 
 
-def test_no_rois(form):
+def test_no_rois(backend):
     x = np.ones((1, 3, 5, 5), np.float32)
     rois, indices = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
-    assert run(form, x, rois, indices, output_size=7, spatial_scale=1).shape == (0, 3, 7, 7)
-    gx = gradient(form, x, rois, indices, np.zeros((0, 3, 7, 7), np.float32), output_size=7, spatial_scale=1)
+    assert run(backend, x, rois, indices, output_size=7, spatial_scale=1).shape == (0, 3, 7, 7)
+    gx = gradient(backend, x, rois, indices, np.zeros((0, 3, 7, 7), np.float32), output_size=7, spatial_scale=1)
     np.testing.assert_array_equal(gx, np.zeros_like(x))
 
 
 @pytest.mark.parametrize('aligned', [False, True])
-def test_rois_outside_and_not_finite_are_zero(form, aligned):
+def test_rois_outside_and_not_finite_are_zero(backend, aligned):
     rois = np.float32([[90, 90, 99, 99], [-99, 0, -90, 5], [np.nan, 0, 5, 5], [0, -np.inf, 5, np.inf],
                        [0, 0, np.inf, 5]])
     x, indices = np.ones((1, 3, 9, 9), np.float32), np.zeros(5, np.int32)
     kwargs = dict(output_size=3, spatial_scale=1, aligned=aligned)
-    assert not form.numpy(run(form, x, rois, indices, **kwargs)).any()
-    assert not gradient(form, x, rois, indices, np.ones((5, 3, 3, 3), np.float32), **kwargs).any()
+    assert not backend.numpy(run(backend, x, rois, indices, **kwargs)).any()
+    assert not gradient(backend, x, rois, indices, np.ones((5, 3, 3, 3), np.float32), **kwargs).any()
 
 
-def test_index_outside_the_batch(form):
+def test_index_outside_the_batch(backend):
     x, rois = np.ones((1, 3, 9, 9), np.float32), np.float32([[0, 0, 5, 5]] * 2)
     kwargs = dict(output_size=3, spatial_scale=1)
     for index in (-1, 1):
         indices = np.int32([0, index])
-        if form.name == 'cuda':
-            y = form.numpy(run(form, x, rois, indices, **kwargs))
+        if backend.name == 'cuda':
+            y = backend.numpy(run(backend, x, rois, indices, **kwargs))
             assert y[0].all() and not y[1].any()
         else:
             with pytest.raises(ValueError, match=r'roi_indices must be in \[0, 1\)'):
-                run(form, x, rois, indices, **kwargs)
+                run(backend, x, rois, indices, **kwargs)
 
 
 @pytest.mark.parametrize('x, rois, indices, kwargs, message', [
@@ -230,72 +230,72 @@ def test_wrong_arguments(x, rois, indices, kwargs, message):
 
 
 @pytest.mark.parametrize('output_size, ratio', [((1, 1), 0), ((1, 2), 2), ((40, 3), 0), ((1, 250), 2)])
-def test_wide_rois_and_many_bins(form, rng, output_size, ratio):
+def test_wide_rois_and_many_bins(backend, rng, output_size, ratio):
     """More pixels of a bin than a block's table holds, more columns than a block computes."""
     x = rng.standard_normal((1, 4, 5, 600)).astype(np.float32)
     rois = np.float32([[0, 0, 5, 600], [-1, 3, 3, 590]])
     indices, kwargs = np.zeros(2, np.int32), dict(output_size=output_size, spatial_scale=1, sampling_ratio=ratio)
-    y = run(form, x, rois, indices, **kwargs)
-    np.testing.assert_allclose(form.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=5e-4)
+    y = run(backend, x, rois, indices, **kwargs)
+    np.testing.assert_allclose(backend.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=5e-4)
     gy = rng.standard_normal(y.shape).astype(np.float32)
-    gx, other = gradient(form, x, rois, indices, gy, **kwargs), rng.standard_normal(x.shape)
+    gx, other = gradient(backend, x, rois, indices, gy, **kwargs), rng.standard_normal(x.shape)
     np.testing.assert_allclose((gx * other).sum(), (reference(other, rois, indices, **kwargs) * gy).sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize('channels', [1, 4])
-def test_more_rois_than_a_block_lists(form, rng, channels):
+def test_more_rois_than_a_block_lists(backend, rng, channels):
     x, rois = np.zeros((2, channels, 3, 3), np.float32), np.tile(np.float32([0, 0, 2, 2]), (2600, 1))
     rois[rng.permutation(2600)[:100]] += 50  # outside
     indices = rng.randint(0, 2, 2600).astype(np.int32)
     gy = rng.standard_normal((2600, channels, 1, 1)).astype(np.float32)
-    regions = module._Regions(*map(form.array, (rois, indices, 0 * indices)), (1.0,), (1, 1), 1, False, 1)
-    gx, = module._RoIAlignGrad(regions, [x.shape]).apply((form.array(gy),))
+    regions = module._Regions(*map(backend.array, (rois, indices, 0 * indices)), (1.0,), (1, 1), 1, False, 1)
+    gx, = module._RoIAlignGrad(regions, [x.shape]).apply((backend.array(gy),))
     expected = np.zeros_like(x)  # every sample lies on pixel (1, 1)
     for i in np.flatnonzero(rois[:, 0] == 0):
         expected[indices[i], :, 1, 1] += gy[i, :, 0, 0]
-    np.testing.assert_array_equal(form.numpy(gx), expected)
+    np.testing.assert_array_equal(backend.numpy(gx), expected)
 
 
-def test_nan_stays_where_it_is_read(form):
+def test_nan_stays_where_it_is_read(backend):
     """A gradient that is NaN reaches the pixels of its bin only."""
     gy = np.zeros((1, 4, 2, 2), np.float32)
     gy[0, :, 0, 0] = np.nan
     x = np.zeros((1, 4, 8, 8), np.float32)
-    gx = gradient(form, x, np.float32([[0, 0, 8, 8]]), np.int32([0]), gy, output_size=2, spatial_scale=1)
+    gx = gradient(backend, x, np.float32([[0, 0, 8, 8]]), np.int32([0]), gy, output_size=2, spatial_scale=1)
     assert np.isnan(gx[:, :, :4, :4]).all() and not np.isnan(gx[:, :, 5:]).any() and not np.isnan(gx[..., 5:]).any()
 
 
-def test_memory_layouts(form, rng):
+def test_memory_layouts(backend, rng):
     """As the convolutions around want them, channels innermost on the GPU, outermost on the CPU; other maps pass."""
-    order = (1, 0, 2, 3) if form.name == 'cpu' else (0, 2, 3, 1)
+    order = (1, 0, 2, 3) if backend.name == 'cpu' else (0, 2, 3, 1)
     x, rois, indices = random_problem(rng, channels=8)
     kwargs = dict(output_size=(3, 4), spatial_scale=1 / 16)
-    expected = form.numpy(run(form, x, rois, indices, **kwargs))
-    x = chainer.Variable(form.xp.ascontiguousarray(form.array(x).transpose(order)).transpose(np.argsort(order)))
-    y = roi_align(x, form.array(rois), form.array(indices), **kwargs)
-    np.testing.assert_array_equal(form.numpy(y), expected)
-    y.grad = form.xp.ones_like(y.array)
+    expected = backend.numpy(run(backend, x, rois, indices, **kwargs))
+    x = chainer.Variable(backend.xp.ascontiguousarray(backend.array(x).transpose(order)).transpose(np.argsort(order)))
+    y = roi_align(x, backend.array(rois), backend.array(indices), **kwargs)
+    np.testing.assert_array_equal(backend.numpy(y), expected)
+    y.grad = backend.xp.ones_like(y.array)
     y.backward()
     assert y.array.transpose(order).flags.c_contiguous and x.grad.transpose(order).flags.c_contiguous
-    if form.name != 'cpu':
-        assert form.xp.may_share_memory(channels_last(x.array), x.array)
+    if backend.name != 'cpu':
+        assert backend.xp.may_share_memory(channels_last(x.array), x.array)
 
 
-def test_lanes_need_aligned_multiples(form):
-    aligned = form.xp.zeros(1024, np.float32)
+def test_lanes_need_aligned_multiples(backend):
+    aligned = backend.xp.zeros(1024, np.float32)
     for channels, offset, lanes in ((8, 0, 4), (6, 0, 1), (8, 1, 1), (8, 4, 4)):
         part = aligned[offset:offset + channels * 6].reshape(1, 2, 3, channels)
         assert common_lanes(4, part) == common_lanes(4, aligned.reshape(1, 2, 64, 8), part) == lanes
 
 
-def test_maps_that_are_not_aligned(form, rng):
+def test_maps_that_are_not_aligned(backend, rng):
     x, rois, indices = random_problem(rng, channels=8)
-    flat = form.xp.zeros(x.size + 1, np.float32)
+    flat = backend.xp.zeros(x.size + 1, np.float32)
     shifted = flat[1:].reshape(2, 17, 23, 8).transpose(0, 3, 1, 2)
-    shifted[...] = form.array(x)
+    shifted[...] = backend.array(x)
     kwargs = dict(output_size=3, spatial_scale=1 / 16)
-    y = roi_align(shifted, form.array(rois), form.array(indices), **kwargs)
-    np.testing.assert_array_equal(form.numpy(y), form.numpy(run(form, x, rois, indices, **kwargs)))
+    y = roi_align(shifted, backend.array(rois), backend.array(indices), **kwargs)
+    np.testing.assert_array_equal(backend.numpy(y), backend.numpy(run(backend, x, rois, indices, **kwargs)))
 
 
 def pyramid_problem(rng, n_maps, channels=5, dtype=np.float32):
@@ -308,62 +308,63 @@ def pyramid_problem(rng, n_maps, channels=5, dtype=np.float32):
 
 
 @pytest.mark.parametrize('n_maps, channels, dtype', [(1, 5, 'f'), (2, 8, 'f'), (4, 5, 'e'), (4, 16, 'e'), (4, 4, 'f')])
-def test_pyramid_is_roi_align_of_every_rois_map(form, rng, n_maps, channels, dtype):
+def test_pyramid_is_roi_align_of_every_rois_map(backend, rng, n_maps, channels, dtype):
     maps, rois, indices, levels, scales = pyramid_problem(rng, n_maps, channels, dtype)
-    maps = [chainer.Variable(form.array(x)) for x in maps]
+    maps = [chainer.Variable(backend.array(x)) for x in maps]
     kwargs = dict(output_size=(3, 4), sampling_ratio=2)
-    y = roi_align_pyramid(maps, form.array(rois), form.array(indices), form.array(levels), spatial_scales=scales,
+    y = roi_align_pyramid(maps, backend.array(rois), backend.array(indices), backend.array(levels),
+                          spatial_scales=scales,
                           **kwargs)
     gy = rng.standard_normal(y.shape).astype(dtype)
-    y.grad = form.array(gy)
+    y.grad = backend.array(gy)
     y.backward()
     for level, x in enumerate(maps):
         own = np.flatnonzero(levels == level)
         alone = chainer.Variable(x.array)
-        expected = roi_align(alone, form.array(rois[own]), form.array(indices[own]), spatial_scale=scales[level],
+        expected = roi_align(alone, backend.array(rois[own]), backend.array(indices[own]), spatial_scale=scales[level],
                              **kwargs)
-        expected.grad = form.array(gy[own])
+        expected.grad = backend.array(gy[own])
         expected.backward()
-        np.testing.assert_array_equal(form.numpy(y)[own], form.numpy(expected))
-        np.testing.assert_array_equal(form.numpy(x.grad), form.numpy(alone.grad))
+        np.testing.assert_array_equal(backend.numpy(y)[own], backend.numpy(expected))
+        np.testing.assert_array_equal(backend.numpy(x.grad), backend.numpy(alone.grad))
         assert y.dtype == x.grad.dtype == dtype
 
 
-def test_gradients_of_a_pyramid(form, rng):
+def test_gradients_of_a_pyramid(backend, rng):
     maps, rois, indices, levels, scales = pyramid_problem(rng, 2, 2, np.float64)
-    rois, indices, levels = map(form.array, (rois, indices, levels))
+    rois, indices, levels = map(backend.array, (rois, indices, levels))
 
     def function(*maps):
         return roi_align_pyramid(maps, rois, indices, levels, output_size=2, spatial_scales=scales)
 
-    gy, ggx = rng.standard_normal((20, 2, 2, 2)), [form.array(rng.standard_normal(x.shape)) for x in maps]
-    maps = tuple(map(form.array, maps))
-    gradient_check.check_double_backward(function, maps, form.array(gy), tuple(ggx), dtype=np.float64, atol=1e-7,
+    gy, ggx = rng.standard_normal((20, 2, 2, 2)), [backend.array(rng.standard_normal(x.shape)) for x in maps]
+    maps = tuple(map(backend.array, maps))
+    gradient_check.check_double_backward(function, maps, backend.array(gy), tuple(ggx), dtype=np.float64, atol=1e-7,
                                          rtol=1e-7)
 
 
-def test_second_derivative_of_one_map(form, rng):
+def test_second_derivative_of_one_map(backend, rng):
     """The other maps' gradients need not be used."""
     maps, rois, indices, levels, scales = pyramid_problem(rng, 3)
-    maps = [chainer.Variable(form.array(x)) for x in maps]
-    y = roi_align_pyramid(maps, *map(form.array, (rois, indices, levels)), output_size=2, spatial_scales=scales)
-    gy = chainer.Variable(form.array(rng.standard_normal(y.shape).astype(np.float32)))
+    maps = [chainer.Variable(backend.array(x)) for x in maps]
+    y = roi_align_pyramid(maps, *map(backend.array, (rois, indices, levels)), output_size=2, spatial_scales=scales)
+    gy = chainer.Variable(backend.array(rng.standard_normal(y.shape).astype(np.float32)))
     gx, = chainer.grad([y], [maps[1]], [gy], enable_double_backprop=True)
     ggy, = chainer.grad([gx], [gy], [maps[1]])
-    expected = form.numpy(y) * (levels == 1)[:, None, None, None]
-    np.testing.assert_allclose(form.numpy(ggy), expected, rtol=0, atol=1e-6)
+    expected = backend.numpy(y) * (levels == 1)[:, None, None, None]
+    np.testing.assert_allclose(backend.numpy(ggy), expected, rtol=0, atol=1e-6)
 
 
-def test_level_outside_the_pyramid(form):
+def test_level_outside_the_pyramid(backend):
     maps, rois = [np.ones((1, 3, 9 // n, 9 // n), np.float32) for n in (1, 2)], np.float32([[0, 0, 5, 5]] * 2)
     for level in (-1, 2):
-        arguments = [*map(form.array, (rois, np.zeros(2, np.int32), np.int32([1, level])))]
+        arguments = [*map(backend.array, (rois, np.zeros(2, np.int32), np.int32([1, level])))]
         kwargs = dict(output_size=3, spatial_scales=(1, 1 / 2))
-        if form.name == 'cpu':
+        if backend.name == 'cpu':
             with pytest.raises(ValueError, match=r'levels must be in \[0, 2\)'):
                 roi_align_pyramid(maps, *arguments, **kwargs)
         else:
-            y = form.numpy(roi_align_pyramid([*map(form.array, maps)], *arguments, **kwargs))
+            y = backend.numpy(roi_align_pyramid([*map(backend.array, maps)], *arguments, **kwargs))
             assert y[0].all() and not y[1].any()
 
 

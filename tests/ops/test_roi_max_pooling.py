@@ -45,90 +45,90 @@ def random_problem(rng, n=12, channels=5, size=(17, 23), dtype=np.float32):
     return x, rois, rng.randint(0, 2, n).astype(np.int32)
 
 
-def run(form, x, rois, indices, **kwargs):
-    return roi_max_pooling(form.array(x), form.array(rois), form.array(indices), **kwargs)
+def run(backend, x, rois, indices, **kwargs):
+    return roi_max_pooling(backend.array(x), backend.array(rois), backend.array(indices), **kwargs)
 
 
-def gradient(form, x, rois, indices, gy, **kwargs):
-    x = chainer.Variable(form.array(x))
-    y = roi_max_pooling(x, form.array(rois), form.array(indices), **kwargs)
-    y.grad = form.array(gy)
+def gradient(backend, x, rois, indices, gy, **kwargs):
+    x = chainer.Variable(backend.array(x))
+    y = roi_max_pooling(x, backend.array(rois), backend.array(indices), **kwargs)
+    y.grad = backend.array(gy)
     y.backward()
     assert x.grad.dtype == x.dtype
-    return form.numpy(x.grad)
+    return backend.numpy(x.grad)
 
 
 @pytest.mark.parametrize('size', [7, 14])
-def test_equals_caffe2(form, golden, size):
+def test_equals_caffe2(backend, golden, size):
     rois, indices = golden['rois'][:, [2, 1, 4, 3]], golden['rois'][:, 0].astype(np.int32)
     kwargs = dict(output_size=size, spatial_scale=float(golden['spatial_scale']))
-    y = run(form, golden['x'], rois, indices, **kwargs)
-    np.testing.assert_array_equal(form.numpy(y), golden[f'pool_{size}_y'])
+    y = run(backend, golden['x'], rois, indices, **kwargs)
+    np.testing.assert_array_equal(backend.numpy(y), golden[f'pool_{size}_y'])
     assert y.dtype == np.float32
 
 
 @pytest.mark.parametrize('size', [7, 14])
-def test_gradient_goes_to_caffe2s_argmax(form, golden, size):
+def test_gradient_goes_to_caffe2s_argmax(backend, golden, size):
     rois, indices = golden['rois'][:, [2, 1, 4, 3]], golden['rois'][:, 0].astype(np.int32)
     gy, argmax = golden[f'dy_{size}'], golden[f'pool_{size}_argmax']
     expected = np.zeros_like(golden['x'])
     r, c, i, j = np.nonzero(argmax >= 0)
     np.add.at(expected.reshape(*expected.shape[:2], -1), (indices[r], c, argmax[r, c, i, j]), gy[r, c, i, j])
-    gx = gradient(form, golden['x'], rois, indices, gy, output_size=size,
+    gx = gradient(backend, golden['x'], rois, indices, gy, output_size=size,
                   spatial_scale=float(golden['spatial_scale']))
     np.testing.assert_array_equal(gx, expected)
 
 
 @pytest.mark.parametrize('output_size', [(7, 7), (5, 8), (1, 1)])
 @pytest.mark.parametrize('channels', [1, 4, 65, 260])
-def test_equals_the_definition(form, rng, output_size, channels):
+def test_equals_the_definition(backend, rng, output_size, channels):
     x, rois, indices = random_problem(rng, channels=channels)
     kwargs = dict(output_size=output_size, spatial_scale=1 / 16)
-    y = run(form, x, rois, indices, **kwargs)
-    np.testing.assert_array_equal(form.numpy(y), reference(x, rois, indices, **kwargs))
+    y = run(backend, x, rois, indices, **kwargs)
+    np.testing.assert_array_equal(backend.numpy(y), reference(x, rois, indices, **kwargs))
 
 
-def test_corners_are_rounded_half_away_from_zero(form):
+def test_corners_are_rounded_half_away_from_zero(backend):
     x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
     below_half = np.nextafter(np.float32(0.5), np.float32(0))
     rois = np.float32([[y, 0, y, 0] for y in (0.5, 1.5, -0.5, below_half)])
-    y = run(form, x, rois, np.zeros(4, np.int32), output_size=1, spatial_scale=1)
-    assert form.numpy(y).ravel().tolist() == [3, 6, 0, 0]  # -0.5 is row -1, outside of the map
+    y = run(backend, x, rois, np.zeros(4, np.int32), output_size=1, spatial_scale=1)
+    assert backend.numpy(y).ravel().tolist() == [3, 6, 0, 0]  # -0.5 is row -1, outside of the map
 
 
 @pytest.mark.parametrize('bin_step', [2, 3])
-def test_bin_step_skips_bins(form, rng, bin_step):
+def test_bin_step_skips_bins(backend, rng, bin_step):
     x, rois, indices = random_problem(rng)
     kwargs = dict(output_size=14, spatial_scale=1 / 16)
-    full = run(form, x, rois, indices, **kwargs)
-    part = run(form, x, rois, indices, bin_step=bin_step, **kwargs)
-    np.testing.assert_array_equal(form.numpy(part), form.numpy(full)[:, :, ::bin_step, ::bin_step])
+    full = run(backend, x, rois, indices, **kwargs)
+    part = run(backend, x, rois, indices, bin_step=bin_step, **kwargs)
+    np.testing.assert_array_equal(backend.numpy(part), backend.numpy(full)[:, :, ::bin_step, ::bin_step])
 
 
 @pytest.mark.parametrize('bin_step', [1, 2])
-def test_gradients(form, rng, bin_step):
+def test_gradients(backend, rng, bin_step):
     x, rois, indices = random_problem(rng, n=5, channels=2, size=(6, 7), dtype=np.float64)
-    rois, indices = form.array(rois), form.array(indices)
+    rois, indices = backend.array(rois), backend.array(indices)
 
     def function(x):
         return roi_max_pooling(x, rois, indices, output_size=(3, 4), spatial_scale=1 / 16, bin_step=bin_step)
 
-    gy = rng.standard_normal(function(form.array(x)).shape)
-    gradient_check.check_backward(function, form.array(x), form.array(gy), dtype=np.float64,
+    gy = rng.standard_normal(function(backend.array(x)).shape)
+    gradient_check.check_backward(function, backend.array(x), backend.array(gy), dtype=np.float64,
                                   atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.slow_emulated
-def test_gradient_is_the_same_in_every_run(form, rng):
+def test_gradient_is_the_same_in_every_run(backend, rng):
     x, rois, indices = random_problem(rng, n=40, channels=70)
     gy = rng.standard_normal((40, 70, 7, 7)).astype(np.float32)
-    runs = [gradient(form, x, rois, indices, gy, output_size=7, spatial_scale=1 / 16) for _ in range(3)]
+    runs = [gradient(backend, x, rois, indices, gy, output_size=7, spatial_scale=1 / 16) for _ in range(3)]
     np.testing.assert_array_equal(runs[0], runs[1])
     np.testing.assert_array_equal(runs[0], runs[2])
 
 
 @pytest.mark.parametrize('channels', [3, 4])
-def test_more_rois_than_a_block_lists(form, rng, channels):
+def test_more_rois_than_a_block_lists(backend, rng, channels):
     x, rois = np.zeros((2, channels, 3, 3), np.float32), np.tile(np.float32([1, 1, 1, 1]), (2600, 1))
     rois[rng.permutation(2600)[:100]] += 50  # outside
     indices = rng.randint(0, 2, 2600).astype(np.int32)
@@ -136,67 +136,68 @@ def test_more_rois_than_a_block_lists(form, rng, channels):
     expected = np.zeros_like(x)  # every RoI is pixel (1, 1)
     for i in np.flatnonzero(rois[:, 0] == 1):
         expected[indices[i], :, 1, 1] += gy[i, :, 0, 0]
-    gx = gradient(form, x, rois, indices, gy, output_size=1, spatial_scale=1)
+    gx = gradient(backend, x, rois, indices, gy, output_size=1, spatial_scale=1)
     np.testing.assert_array_equal(gx, expected)
 
 
-def test_memory_layouts(form, rng):
+def test_memory_layouts(backend, rng):
     """Maps may lie in any order; on the GPU channels come out innermost."""
     x, rois, indices = random_problem(rng, channels=8)
     kwargs = dict(output_size=3, spatial_scale=1 / 16)
-    expected = form.numpy(run(form, x, rois, indices, **kwargs))
+    expected = backend.numpy(run(backend, x, rois, indices, **kwargs))
     for order in ((1, 0, 2, 3), (0, 2, 3, 1)):
-        maps = chainer.Variable(form.xp.ascontiguousarray(form.array(x).transpose(order)).transpose(np.argsort(order)))
-        y = roi_max_pooling(maps, form.array(rois), form.array(indices), **kwargs)
-        np.testing.assert_array_equal(form.numpy(y), expected)
-        y.grad = form.xp.ones_like(y.array)
+        stored = backend.xp.ascontiguousarray(backend.array(x).transpose(order))
+        maps = chainer.Variable(stored.transpose(np.argsort(order)))
+        y = roi_max_pooling(maps, backend.array(rois), backend.array(indices), **kwargs)
+        np.testing.assert_array_equal(backend.numpy(y), expected)
+        y.grad = backend.xp.ones_like(y.array)
         y.backward()
         for array in (y.array, maps.grad):
-            assert form.name == 'cpu' or array.transpose(0, 2, 3, 1).flags.c_contiguous
+            assert backend.name == 'cpu' or array.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
-def test_no_second_derivative(form, rng):
+def test_no_second_derivative(backend, rng):
     problem, rois, indices = random_problem(rng)
-    x = chainer.Variable(form.array(problem))
-    y = roi_max_pooling(x, form.array(rois), form.array(indices), output_size=7, spatial_scale=1 / 16)
-    y.grad_var = chainer.Variable(form.xp.ones_like(y.array))
+    x = chainer.Variable(backend.array(problem))
+    y = roi_max_pooling(x, backend.array(rois), backend.array(indices), output_size=7, spatial_scale=1 / 16)
+    y.grad_var = chainer.Variable(backend.xp.ones_like(y.array))
     y.backward(enable_double_backprop=True)
-    x.grad_var.grad = form.xp.ones_like(x.array)
+    x.grad_var.grad = backend.xp.ones_like(x.array)
     with pytest.raises(RuntimeError, match='no second derivative'):
         x.grad_var.backward()
 
 
-def test_float16(form, rng):
+def test_float16(backend, rng):
     x, rois, indices = random_problem(rng, channels=2, dtype=np.float16)
     kwargs = dict(output_size=(7, 7), spatial_scale=1 / 16)
-    y = run(form, x, rois, indices, **kwargs)
+    y = run(backend, x, rois, indices, **kwargs)
     assert y.dtype == np.float16
-    np.testing.assert_array_equal(form.numpy(y), reference(x, rois, indices, **kwargs))
+    np.testing.assert_array_equal(backend.numpy(y), reference(x, rois, indices, **kwargs))
 
 
-def test_views(form, rng):
+def test_views(backend, rng):
     x, rois, indices = random_problem(rng)
     kwargs = dict(output_size=(7, 7), spatial_scale=1 / 16)
-    flipped = run(form, x[:, ::-1, :, ::-1], rois[::-1], indices[::-1], **kwargs)
+    flipped = run(backend, x[:, ::-1, :, ::-1], rois[::-1], indices[::-1], **kwargs)
     np.testing.assert_array_equal(
-        form.numpy(flipped), reference(x[:, ::-1, :, ::-1], rois[::-1], indices[::-1], **kwargs))
+        backend.numpy(flipped), reference(x[:, ::-1, :, ::-1], rois[::-1], indices[::-1], **kwargs))
 
 
-def test_no_rois(form):
+def test_no_rois(backend):
     x = np.ones((1, 3, 5, 5), np.float32)
     rois, indices = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
-    assert run(form, x, rois, indices, output_size=7, spatial_scale=1).shape == (0, 3, 7, 7)
-    gx = gradient(form, x, rois, indices, np.zeros((0, 3, 7, 7), np.float32), output_size=7, spatial_scale=1)
+    assert run(backend, x, rois, indices, output_size=7, spatial_scale=1).shape == (0, 3, 7, 7)
+    gx = gradient(backend, x, rois, indices, np.zeros((0, 3, 7, 7), np.float32), output_size=7, spatial_scale=1)
     np.testing.assert_array_equal(gx, np.zeros_like(x))
 
 
-def test_rois_outside_and_not_finite_are_zero(form):
+def test_rois_outside_and_not_finite_are_zero(backend):
     rois = np.float32([[90, 90, 99, 99], [-99, 0, -90, 5], [np.nan, 0, 5, 5], [0, -np.inf, 5, np.inf],
                        [0, 0, np.inf, 5]])
     x, indices = np.ones((1, 3, 9, 9), np.float32), np.zeros(5, np.int32)
     kwargs = dict(output_size=3, spatial_scale=1)
-    assert not form.numpy(run(form, x, rois, indices, **kwargs)).any()
-    assert not gradient(form, x, rois, indices, np.ones((5, 3, 3, 3), np.float32), **kwargs).any()
+    assert not backend.numpy(run(backend, x, rois, indices, **kwargs)).any()
+    assert not gradient(backend, x, rois, indices, np.ones((5, 3, 3, 3), np.float32), **kwargs).any()
 
 
 @pytest.mark.parametrize('x, rois, indices, kwargs, message', [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops import transfer
-from mask_rcnn.ops.transfer import HostCopy, beside
+from mask_rcnn.ops.transfer import AsyncHostCopy, side_stream
 
 
 class Queue:
@@ -65,7 +65,7 @@ def assert_arrays(found, expected):
 
 def test_all_come_in_one_copy_when_they_are_waited_for(queue, rng):
     first, second = some_arrays(rng), some_arrays(rng)
-    copies = HostCopy(first), HostCopy(second)
+    copies = AsyncHostCopy(first), AsyncHostCopy(second)
     assert len(queue.asked) == 2 and queue.done == 0
     assert_arrays(copies[0].wait(), first)
     assert queue.done == 1  # nobody has waited for the second
@@ -75,12 +75,12 @@ def test_all_come_in_one_copy_when_they_are_waited_for(queue, rng):
 
 def test_on_the_host_they_are_there(rng):
     arrays = some_arrays(rng)
-    assert_arrays(HostCopy(arrays).wait(), arrays)
+    assert_arrays(AsyncHostCopy(arrays).wait(), arrays)
 
 
 def test_minus_infinity_and_nan_stay(rng):
     rows = np.float32([[np.nan, -np.inf], [0, np.inf]])
-    np.testing.assert_array_equal(HostCopy([rows]).wait()[0], rows)
+    np.testing.assert_array_equal(AsyncHostCopy([rows]).wait()[0], rows)
 
 
 def test_work_beside_other_work_has_its_own_stream(monkeypatch):
@@ -107,9 +107,9 @@ def test_work_beside_other_work_has_its_own_stream(monkeypatch):
         Stream=Stream))))
     monkeypatch.setattr(transfer.chainer, 'using_device', using_device)
     for device in (gpu[0], gpu[1], gpu[0]):
-        with beside(device):
+        with side_stream(device):
             assert current == [device]
     assert used[0] is used[2] is not used[1]
-    transfer._side_stream.cache_clear()
-    with beside(chainer.get_device('@numpy')):
+    transfer._get_side_stream.cache_clear()
+    with side_stream(chainer.get_device('@numpy')):
         assert len(used) == 3 and not current

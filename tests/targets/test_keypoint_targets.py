@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.datasets.example import Annotations
-from mask_rcnn.datasets.placement import scaled
+from mask_rcnn.datasets.placement import ImageTransform
 from mask_rcnn.targets import IGNORED, Sampling, sample_keypoint_rois
 from mask_rcnn.targets.keypoints import keypoint_locations, visible_inside
 from mask_rcnn.targets.rois import match_rois
@@ -36,8 +36,9 @@ def annotations(golden):
 
 def sample(proposals, annotations, scale=1.0, seed=0, size=56, **changes):
     return sample_keypoint_rois(np.asarray(proposals, np.float32).reshape(-1, 4), annotations,
-                                scaled((400, 400), scale), size, sampling=Sampling(**changes), offset=1.0,
-                                random=np.random.RandomState(seed))
+                                ImageTransform.top_left((400, 400), scale), size, sampling=Sampling(**changes),
+                                offset=1.0,
+                                rng=np.random.RandomState(seed))
 
 
 def person(box, *points):

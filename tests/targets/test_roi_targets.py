@@ -5,7 +5,7 @@ import pytest
 
 from mask_rcnn.config import DETECTRON
 from mask_rcnn.datasets.example import Annotations
-from mask_rcnn.datasets.placement import scaled
+from mask_rcnn.datasets.placement import ImageTransform
 from mask_rcnn.targets import IGNORED, Sampling, mask_targets, sample_rois
 from mask_rcnn.targets.rois import box_targets, match_rois
 
@@ -26,8 +26,8 @@ def annotations(golden):
 
 
 def sample(proposals, annotations, scale=1.0, seed=0, **changes):
-    return sample_rois(np.asarray(proposals, np.float32), annotations, scaled((100, 100), scale),
-                       sampling=Sampling(**changes), dialect=DETECTRON, random=np.random.RandomState(seed))
+    return sample_rois(np.asarray(proposals, np.float32), annotations, ImageTransform.top_left((100, 100), scale),
+                       sampling=Sampling(**changes), dialect=DETECTRON, rng=np.random.RandomState(seed))
 
 
 def objects(boxes, labels, crowd, polygons=None):

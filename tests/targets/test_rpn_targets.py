@@ -43,7 +43,7 @@ def targets_of(golden, levels, changes, seed=3):
                for stride, sizes, side in levels]
     targets = rpn_targets(
         np.concatenate(anchors), golden['rpn_gt_boxes'][:, XY], golden['rpn_image_size'],
-        sampling=Sampling(**changes), dialect=DETECTRON, random=np.random.RandomState(seed))
+        sampling=Sampling(**changes), dialect=DETECTRON, rng=np.random.RandomState(seed))
     bounds = np.cumsum([0] + [len(a) for a in anchors])
     return [(as_map(targets.labels[a:b], side), as_map(targets.deltas[a:b], side))
             for a, b, (_, _, side) in zip(bounds, bounds[1:], levels)]
@@ -96,7 +96,7 @@ def test_ties_are_all_best():
 def test_without_objects_all_are_background(size):
     anchors = shift_anchors(detectron_cell_anchors(16, (32, 64), (0.5, 1, 2)), 16, 7, 10)
     targets = rpn_targets(anchors, np.zeros((0, 4), np.float32), size, sampling=Sampling(), dialect=DETECTRON,
-                          random=np.random.RandomState(0))
+                          rng=np.random.RandomState(0))
     inside = anchors_inside(anchors, size, 0)
     assert (len(inside) == 0) == (size == (10, 10))
     assert set(inside) == set(np.flatnonzero(targets.labels == 0)) | set(

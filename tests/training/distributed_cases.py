@@ -13,7 +13,7 @@ import chainer
 import chainer.functions as F
 import chainer.links as L
 
-from mask_rcnn.training.distributed import DistributedError, create
+from mask_rcnn.training.distributed import DistributedError, create_communicator
 
 
 class Network(chainer.Chain):
@@ -103,7 +103,7 @@ def collectives(communicator):
                                    **({'c': 5} if rank else {})}),
         'any': [communicator.any(rank == 1), communicator.any(False)],
         'gather': communicator.gather({'rank': rank, 'scores': [0.5] * rank}),
-        'share': [communicator.share(f'from {rank}'), communicator.share(None)],
+        'share': [communicator.broadcast_object(f'from {rank}'), communicator.broadcast_object(None)],
         'avg_var': network.norm.avg_var.tolist(), 'N': network.norm.N,
         'untouched': bool((network.linear.W.array == before).all()),
     }
@@ -150,7 +150,7 @@ def one_gpu(communicator):
 def refusal(folder, name):
     """What create says where it cannot work."""
     try:
-        create(name)
+        create_communicator(name)
     except DistributedError as error:
         (pathlib.Path(folder) / f'{os.getpid()}.txt').write_text(str(error))
 
@@ -161,7 +161,7 @@ def main(case, folder):
             os.environ['PMI_SIZE'] = '2'        # as MPICH's launcher would say, which Open MPI does not heed
         refusal(folder, {'no_name': None, 'no_gpu': 'pure_nccl', 'other_mpi': 'naive'}[case])
         return
-    communicator = create('pure_nccl' if case == 'one_gpu' else 'naive')
+    communicator = create_communicator('pure_nccl' if case == 'one_gpu' else 'naive')
     with communicator.guard():
         result = globals()[case](communicator)
     (pathlib.Path(folder) / f'{communicator.rank}.json').write_text(json.dumps(result))

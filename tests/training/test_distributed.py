@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from mask_rcnn.models.builder import cuda_device_count
-from mask_rcnn.training.distributed import Communicator, DistributedError, _MPICommunicator, create
+from mask_rcnn.training.distributed import (Communicator, DistributedError, _MPICommunicator,
+                                            create_communicator)
 
 #: Seconds that processes may take (they need three) before they count as hanging.
 _PATIENCE = 60
@@ -65,7 +66,7 @@ def results(run, tmp_path):
 
 
 def test_two_processes_learn_what_one_learns(results):
-    alone, losses = distributed_cases.learn(distributed_cases.Network(0), create(None),
+    alone, losses = distributed_cases.learn(distributed_cases.Network(0), create_communicator(None),
                                             distributed_cases.batches())
     start = {path: param.array for path, param in distributed_cases.Network(0).namedparams()}
     for result in results('gradients'):
@@ -153,7 +154,7 @@ def test_models_on_the_wrong_device():
 
 
 def test_one_process_talks_to_itself():
-    communicator = create(None)
+    communicator = create_communicator(None)
     assert type(communicator) is Communicator and communicator.is_main
     assert (communicator.rank, communicator.size, communicator.intra_rank) == (0, 1, 0)
     link = L.Linear(2, 2)
@@ -165,14 +166,14 @@ def test_one_process_talks_to_itself():
     np.testing.assert_array_equal(link.W.grad, 1)
     assert communicator.mean({'a': np.float32(2), 'b': link.b[0]}) == {'a': 2.0, 'b': 0.0}
     assert communicator.any(True) is True and communicator.any(False) is False
-    assert communicator.gather('x') == ['x'] and communicator.share('x') == 'x'
+    assert communicator.gather('x') == ['x'] and communicator.broadcast_object('x') == 'x'
     with pytest.raises(OSError, match='passes'), communicator.guard():
         raise OSError('passes')
 
 
 def test_unknown_name():
     with pytest.raises(ValueError, match="naive, pure_nccl, not 'mpi'"):
-        create('mpi')
+        create_communicator('mpi')
 
 
 def test_without_mpi4py(monkeypatch):
@@ -180,7 +181,7 @@ def test_without_mpi4py(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, 'mpi4py', None)
     with pytest.raises(DistributedError, match='need mpi4py and MPI.*README') as caught:
-        create('naive')
+        create_communicator('naive')
     assert '\n' not in str(caught.value)
 
 
@@ -188,4 +189,4 @@ def test_without_mpi4py(monkeypatch):
 def test_launchers_are_noticed(monkeypatch, variable):
     monkeypatch.setenv(variable, '3')
     with pytest.raises(DistributedError, match='3 processes were started'):
-        create(None)
+        create_communicator(None)

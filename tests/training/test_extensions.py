@@ -11,7 +11,8 @@ from tiny_training import META, make_trainer
 
 from mask_rcnn.training import plots
 from mask_rcnn.training.distributed import Communicator
-from mask_rcnn.training.extensions import Evaluation, Every, Interruption, Log, Rate, Stop, Table, duration
+from mask_rcnn.training.extensions import (ConsoleTable, Evaluation, IntervalTrigger, LearningRateScheduler,
+                                           SignalHandler, StopTrigger, TrainingLog, duration)
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.snapshot import Snapshots
 from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
@@ -29,7 +30,7 @@ def test_every_iteration_has_its_rate(tmp_path):
     update = optimizer_of(trainer).update
     optimizer_of(trainer).update = lambda: (used.append(optimizer_of(trainer).lr), update())
     reported = []
-    trainer.extend(Rate(schedule, optimizer_of(trainer)))
+    trainer.extend(LearningRateScheduler(schedule, optimizer_of(trainer)))
     trainer.extend(lambda t: reported.append(t.observation['lr']), name='reader')
     trainer.run()
     assert used == reported == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.01])
@@ -38,14 +39,14 @@ def test_every_iteration_has_its_rate(tmp_path):
 def test_triggers():
     def at(iteration, trigger):
         return trigger(type('Trainer', (), {'updater': type('Updater', (), {'iteration': iteration})}))
-    assert [i for i in range(1, 10) if at(i, Every(3))] == [3, 6, 9]
-    assert not any(at(i, Every(0)) for i in range(1, 10))
-    also = Every(4, also=lambda trainer: trainer.updater.iteration == 7)
+    assert [i for i in range(1, 10) if at(i, IntervalTrigger(3))] == [3, 6, 9]
+    assert not any(at(i, IntervalTrigger(0)) for i in range(1, 10))
+    also = IntervalTrigger(4, also=lambda trainer: trainer.updater.iteration == 7)
     assert [i for i in range(1, 10) if at(i, also)] == [4, 7, 8]
 
 
 def log_of(trainer, *, every=2, plot=0, warn=pytest.fail, write=True):
-    log = Log(trigger=Every(every), plot_trigger=Every(plot), write=write, warn=warn)
+    log = TrainingLog(trigger=IntervalTrigger(every), plot_trigger=IntervalTrigger(plot), write=write, warn=warn)
     trainer.extend(log, trigger=(1, 'iteration'))
     return log
 
@@ -89,7 +90,7 @@ def test_other_processes_keep_the_log_but_write_nothing(tmp_path):
 def test_the_table(tmp_path):
     lines = []
     trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
-    trainer.extend(Table(log_of(trainer), iterations=4, say=lines.append))
+    trainer.extend(ConsoleTable(log_of(trainer), iterations=4, print_line=lines.append))
     trainer.run()
     assert len(lines) == 3
     heading, first, last = lines
@@ -154,12 +155,12 @@ class Metrics:
         return f'AP {self.ap}'
 
 
-def evaluation(trainer, evaluate, interruption=None, lines=None, warn=pytest.fail):
+def evaluation(trainer, evaluate, signal_handler=None, lines=None, warn=pytest.fail):
     snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
     trainer.extend(
-        Evaluation(evaluate, snapshots, interruption=interruption or Interruption(), warn=warn,
-                   communicator=Communicator(), say=(lines if lines is not None else []).append),
-        trigger=Every(2))
+        Evaluation(evaluate, snapshots, signal_handler=signal_handler or SignalHandler(), warn=warn,
+                   communicator=Communicator(), print_line=(lines if lines is not None else []).append),
+        trigger=IntervalTrigger(2))
 
 
 def test_evaluations_are_reported_and_the_best_is_kept(tmp_path):
@@ -177,9 +178,10 @@ def test_evaluations_are_reported_and_the_best_is_kept(tmp_path):
 def test_the_best_is_that_of_the_hardest(tmp_path, kind):
     trainer, offered = make_trainer(tmp_path, stop=(2, 'iteration')), []
     snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
-    snapshots.offer_best = lambda trainer, score: offered.append(score)
-    trainer.extend(Evaluation(lambda file: Metrics(0.25, kind), snapshots, interruption=Interruption(),
-                              communicator=Communicator(), say=str, warn=pytest.fail), trigger=Every(2))
+    snapshots.save_if_best = lambda trainer, score: offered.append(score)
+    trainer.extend(Evaluation(lambda file: Metrics(0.25, kind), snapshots, signal_handler=SignalHandler(),
+                              communicator=Communicator(), print_line=str, warn=pytest.fail),
+                   trigger=IntervalTrigger(2))
     trainer.run()
     assert offered == [0.25]
 
@@ -196,45 +198,45 @@ def test_results_that_cannot_be_written_do_not_stop_the_run(tmp_path):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_the_run_behind_its_iteration(tmp_path, number):
     trainer = make_trainer(tmp_path)
-    interruption = Interruption()
-    trainer.stop_trigger = stop = Stop(100, interruption, Communicator())
-    trainer.extend(lambda t: os.kill(os.getpid(), number), name='sender', trigger=Every(3))
+    signal_handler = SignalHandler()
+    trainer.stop_trigger = stop = StopTrigger(100, signal_handler, Communicator())
+    trainer.extend(lambda t: os.kill(os.getpid(), number), name='sender', trigger=IntervalTrigger(3))
     snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
-    trainer.extend(snapshots, trigger=Every(0, also=stop))
+    trainer.extend(snapshots, trigger=IntervalTrigger(0, also=stop))
     before = signal.getsignal(number)
-    with interruption.listening():
+    with signal_handler.installed():
         trainer.run()
-    assert trainer.updater.iteration == 3 and stop.interrupted and interruption.signal == number
+    assert trainer.updater.iteration == 3 and stop.interrupted and signal_handler.signal == number
     assert snapshots.last == tmp_path / 'snapshot_iter_3.npz'
     assert signal.getsignal(number) == before
 
 
 def test_a_second_signal_stops_at_once():
-    interruption = Interruption()
-    with interruption.listening(), pytest.raises(KeyboardInterrupt):
+    signal_handler = SignalHandler()
+    with signal_handler.installed(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(5)
 
 
 def test_a_signal_ends_an_evaluation_and_then_the_run(tmp_path):
-    interruption = Interruption()
+    signal_handler = SignalHandler()
 
     def evaluate(file):
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(5)
         pytest.fail('the evaluation went on')
     trainer = make_trainer(tmp_path)
-    trainer.stop_trigger = Stop(100, interruption, Communicator())
-    evaluation(trainer, evaluate, interruption)
-    with interruption.listening():
+    trainer.stop_trigger = StopTrigger(100, signal_handler, Communicator())
+    evaluation(trainer, evaluate, signal_handler)
+    with signal_handler.installed():
         trainer.run()
     assert trainer.updater.iteration == 2 and not any('validation' in key for key in trainer.observation)
 
 
 def test_the_end_is_not_an_interruption(tmp_path):
     trainer = make_trainer(tmp_path)
-    trainer.stop_trigger = stop = Stop(3, Interruption(), Communicator())
+    trainer.stop_trigger = stop = StopTrigger(3, SignalHandler(), Communicator())
     trainer.run()
     assert trainer.updater.iteration == 3 and not stop.interrupted
 
@@ -248,7 +250,7 @@ def test_all_processes_stop_together(tmp_path):
             return self.calls > 2       # the other process gets the signal in the second iteration
     trainer = make_trainer(tmp_path)
     communicator = Partner()
-    trainer.stop_trigger = stop = Stop(100, Interruption(), communicator)
+    trainer.stop_trigger = stop = StopTrigger(100, SignalHandler(), communicator)
     trainer.extend(lambda t: None, name='asks', trigger=lambda t: stop(t))
     trainer.run()
     assert trainer.updater.iteration == 2 and stop.interrupted
@@ -287,7 +289,7 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     tensorboard = TensorBoard(log_of(trainer),
                               lambda *args, **kwargs: writers.append(Writer(*args, **kwargs)) or writers[-1])
     trainer.extend(tensorboard)
-    trainer.extend(ExampleDetections(tensorboard, Model(), [('cat', 'pixels')]), trigger=Every(4))
+    trainer.extend(ExampleDetections(tensorboard, Model(), [('cat', 'pixels')]), trigger=IntervalTrigger(4))
     trainer.run()
     writer, = writers
     assert writer.folder == str(tmp_path / 'tensorboard') and writer.purge_step == 1 and writer.closed

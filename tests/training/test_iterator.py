@@ -38,7 +38,7 @@ class BrokenAt:
             raise self.error
         return i
 
-    def name_of(self, i):
+    def image_name(self, i):
         return f'image{i}.jpg'
 
 
@@ -154,7 +154,7 @@ def test_workers_make_the_same_examples():
     alone, with_help = (iterate(5, 3, SHAPES, transform, workers=workers) for workers in (0, 2))
     assert [len(batch) for batch in with_help] == [3] * 5
     for a, b in zip(flat(alone), flat(with_help)):
-        assert (a.name, a.seed, a.placement) == (b.name, b.seed, b.placement)
+        assert (a.name, a.seed, a.image_transform) == (b.name, b.seed, b.image_transform)
         np.testing.assert_array_equal(a.x, b.x)
         np.testing.assert_array_equal(a.annotations.boxes, b.annotations.boxes)
 

@@ -9,7 +9,7 @@ import pytest
 import mask_rcnn
 from mask_rcnn.config import PRESETS, RESNET_BLOCKS
 from mask_rcnn.datasets.example import Annotations, TrainingExample
-from mask_rcnn.datasets.placement import scaled
+from mask_rcnn.datasets.placement import ImageTransform
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.targets import Sampling
 from mask_rcnn.training import losses
@@ -52,7 +52,7 @@ def example(height=64, width=96, *, boxes=((4, 6, 45, 37), (10, 48, 51, 81)), se
         keypoints[:, :, 2] = visible
     annotations = Annotations(boxes, np.zeros(len(boxes), np.int32), np.zeros(len(boxes), bool),
                               ((),) * len(boxes), keypoints)
-    return TrainingExample(x, scaled((height, width), 1.0), annotations, f'{seed}.jpg', seed, seed)
+    return TrainingExample(x, ImageTransform.top_left((height, width), 1.0), annotations, f'{seed}.jpg', seed, seed)
 
 
 def learn(chain, batch, *, weight=1.0, clear=True):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.training.losses import (image_weights, sigmoid_cross_entropy, smooth_l1,
+from mask_rcnn.training.losses import (per_image_mean_weights, sigmoid_cross_entropy, smooth_l1,
                                        softmax_cross_entropy)
 
 
@@ -23,7 +23,7 @@ def check(golden, name, predicted, loss, atol=1e-8):
 
 
 def one_image(counted):
-    weights = image_weights(counted.ravel(), np.zeros(counted.size, int), 1)
+    weights = per_image_mean_weights(counted.ravel(), np.zeros(counted.size, int), 1)
     return weights.reshape(counted.shape)
 
 
@@ -98,7 +98,7 @@ def test_smooth_l1_is_continuous_where_it_turns():
 def test_every_image_has_the_same_weight():
     counted = np.array([True, True, False, True, False, True, True])
     images = np.array([0, 0, 0, 1, 1, 3, 3])
-    weights = image_weights(counted, images, 4)
+    weights = per_image_mean_weights(counted, images, 4)
     np.testing.assert_allclose(weights, [1 / 8, 1 / 8, 0, 1 / 4, 0, 1 / 8, 1 / 8], rtol=1e-7)
     assert weights.dtype == np.float32
 

@@ -24,7 +24,7 @@ from test_gpu_path import kernels, on_gpu  # noqa: E402, F401  (fixtures)
 @pytest.fixture
 def learning_on_gpu(on_gpu, monkeypatch):  # noqa: F811
     """NumPy's arrays go the way of CuPy's backward, too."""
-    monkeypatch.setattr(ops_convolution, '_is_ours', lambda arrays: True)
+    monkeypatch.setattr(ops_convolution, '_has_fast_path', lambda arrays: True)
     for node in (ops_convolution._Convolution2D, ops_convolution._ConvolutionGradX,
                  ops_convolution._ConvolutionGradW, roi_align._RoIAlignGrad):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
@@ -92,7 +92,7 @@ def test_an_overflow_skips_the_update_and_halves_the_scale(extractor, monkeypatc
     chain.gamma = 1e4       # times the scale: more than float16 holds
     with np.errstate(all='ignore'):
         optimizer, before = update(chain, 'fp16', loss_scale='dynamic')
-    assert optimizer.skips and optimizer._loss_scale == 2.0 ** 14
+    assert optimizer.last_update_skipped and optimizer._loss_scale == 2.0 ** 14
     assert all((param.array == before[path]).all() for path, param in chain.namedparams())
     line, = [record.getMessage() for record in caplog.records]
     assert line == 'iteration 1 is skipped: its gradient has overflown; the loss scale is 16384 from now on'

@@ -119,7 +119,7 @@ def test_an_update_whose_gradient_overflowed_is_skipped_and_halves_the_scale(net
     optimizer.update()
     after = state(net)
     changed = [path for path in before if (before[path][0] != after[path][0]).any()]
-    assert optimizer.skips == (bad is not None) and optimizer._loss_scale == (128 if bad is None else 32)
+    assert optimizer.last_update_skipped == (bad is not None) and optimizer._loss_scale == (128 if bad is None else 32)
     assert bool(changed) == (bad is None)
 
 

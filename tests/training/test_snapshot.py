@@ -10,7 +10,7 @@ import pytest
 from tiny_training import META, TinyTrainChain, arrays, make_trainer
 
 from mask_rcnn.training import snapshot as snapshot_module
-from mask_rcnn.training.extensions import Every, Log
+from mask_rcnn.training.extensions import IntervalTrigger, TrainingLog
 from mask_rcnn.training.snapshot import (Snapshots, is_snapshot, list_snapshots, read_model_meta, read_options,
                                          read_snapshot, write_snapshot)
 from mask_rcnn.weights import WeightFileError, read_weights
@@ -21,10 +21,10 @@ OPTIONS = {'seed': 0, 'batch_size': 4}
 def run(out, n, *, resume=None, every=0, keep=2, warn=pytest.fail, data=None):
     """Train a tiny chain for n iterations in all; returns the trainer, its snapshots and its log."""
     trainer = make_trainer(out, stop=(n, 'iteration'), data=data)
-    log = Log(trigger=Every(3), plot_trigger=Every(0), write=True, warn=warn)
+    log = TrainingLog(trigger=IntervalTrigger(3), plot_trigger=IntervalTrigger(0), write=True, warn=warn)
     snapshots = Snapshots(META, OPTIONS, keep=keep, warn=warn)
     trainer.extend(log, trigger=(1, 'iteration'))
-    trainer.extend(snapshots, trigger=Every(every))
+    trainer.extend(snapshots, trigger=IntervalTrigger(every))
     if resume:
         read_snapshot(resume).restore(trainer)
     trainer.run(show_loop_exception_msg=False)
@@ -79,14 +79,14 @@ def test_the_best_model_is_kept_also_after_resuming(tmp_path):
     trainer, snapshots, _ = run(tmp_path, 1)
     for score, is_better in ((0.2, True), (0.1, False), (float('nan'), False), (0.3, True)):
         chain_of(trainer).model.out.b.array[0] = score
-        snapshots.offer_best(trainer, score)
+        snapshots.save_if_best(trainer, score)
         stored = read_weights(tmp_path / 'model_best.npz').arrays['out/b'][0]
         assert (stored == np.float32(score)) == is_better
     snapshots.write(trainer)
     resumed, after, _ = run(tmp_path / 'more', 2, resume=tmp_path / 'snapshot_iter_1.npz')
-    after.offer_best(resumed, 0.25)
+    after.save_if_best(resumed, 0.25)
     assert not (tmp_path / 'more' / 'model_best.npz').exists()
-    after.offer_best(resumed, 0.35)
+    after.save_if_best(resumed, 0.35)
     assert (tmp_path / 'more' / 'model_best.npz').exists()
 
 

@@ -7,7 +7,7 @@ import pytest
 import mask_rcnn
 from mask_rcnn.config import RESNET_BLOCKS, Config
 from mask_rcnn.datasets.example import Annotations, TrainingExample
-from mask_rcnn.datasets.placement import scaled
+from mask_rcnn.datasets.placement import ImageTransform
 from mask_rcnn.targets import IGNORED, Sampling
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain, group_by_size
@@ -41,7 +41,7 @@ def example(height=64, width=80, *, boxes=((4, 6, 35, 37), (20, 40, 51, 71)), cr
     for y1, x1, y2, x2 in (boxes * scale).astype(int):
         x[:, y1:y2, x1:x2] += 3
     size = round(height / scale), round(width / scale)
-    return TrainingExample(x, scaled(size, scale), annotations, f'{seed}.jpg', seed, seed)
+    return TrainingExample(x, ImageTransform.top_left(size, scale), annotations, f'{seed}.jpg', seed, seed)
 
 
 def learn(chain, batch, *, weight=1.0, clear=True):
@@ -149,10 +149,10 @@ def test_objects_without_shapes_learn_boxes_only(chain):
 def test_run_lengths_are_shapes(chain):
     import pycocotools.mask
     polygons = example()
-    rles = tuple(pycocotools.mask.frPyObjects([shape[0].tolist()], *polygons.placement.size)[0]
-                 for shape in polygons.annotations.segmentations)
+    encode_masks = tuple(pycocotools.mask.frPyObjects([shape[0].tolist()], *polygons.image_transform.size)[0]
+                         for shape in polygons.annotations.segmentations)
     _, drawn, _ = learn(chain, [polygons])
-    _, decoded, _ = learn(chain, [example(shapes=rles)])
+    _, decoded, _ = learn(chain, [example(shapes=encode_masks)])
     np.testing.assert_allclose(decoded['roi_mask_loss'], drawn['roi_mask_loss'], rtol=0.02)
 
 
@@ -165,9 +165,9 @@ def test_gradients_are_differences(chain, path):
     with chainer.no_backprop_mode():
         maps = [features.array for features in model.extractor(batch[0].x[None])]
     logits, deltas = ([own.array for own in outputs] for outputs in model.rpn(maps))
-    randoms = [np.random.RandomState(0)]
-    anchors = chain.anchor_targets(batch, [logits[0].shape[2:]], randoms)
-    rois = chain.roi_targets(batch, logits, deltas, randoms)
+    rngs = [np.random.RandomState(0)]
+    anchors = chain.anchor_targets(batch, [logits[0].shape[2:]], rngs)
+    rois = chain.roi_targets(batch, logits, deltas, rngs)
 
     def loss():
         logits, deltas = model.rpn(maps)
@@ -194,7 +194,7 @@ def test_proposals_are_those_of_training(chain):
     one = example()
     logits, deltas = chain.model.rpn(chain.model.extractor(one.x[None]))
     boxes, _ = chain.model.rpn.propose(
-        [logits[0].array[0]], [deltas[0].array[0]], one.placement.input_size, one.placement.scale,
+        [logits[0].array[0]], [deltas[0].array[0]], one.image_transform.input_size, one.image_transform.scale,
         pre_nms=SAMPLING.train_pre_nms, post_nms=SAMPLING.train_post_nms)
     assert 0 < len(boxes) <= SAMPLING.train_post_nms
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [63, 79]).all()

@@ -6,7 +6,7 @@ from mask_rcnn.detections import Detections
 from mask_rcnn.visualization import draw_detections
 from mask_rcnn.visualization.colors import instance_colors
 from mask_rcnn.visualization.drawing import _draw_leader
-from mask_rcnn.visualization.labels import Placed, Text
+from mask_rcnn.visualization.labels import PlacedLabel, Text
 
 SIZE = 120, 160
 EXACT = DETECTRON.replace(boxes={'offset': 0.0})
@@ -131,7 +131,7 @@ def test_labels_are_written_unless_unwanted(rng):
 @pytest.mark.parametrize('left, joined', [(31, False), (90, True)])
 def test_a_line_joins_a_label_with_a_distant_box(left, joined):
     canvas = np.zeros((*SIZE, 3), np.uint8)
-    label = Placed(Text('thing', 10, 30, 14), 40, left)
+    label = PlacedLabel(Text('thing', 10, 30, 14), 40, left)
     _draw_leader(canvas, label, np.array([30.0, 10.0, 60.0, 30.0]), np.array([0, 200, 0], np.uint8))
     assert canvas[45, 60].any() == joined
     assert not canvas[:40].any() and not canvas[55:].any()

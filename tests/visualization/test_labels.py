@@ -1,26 +1,26 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.visualization.labels import (Placed, Text, draw_label, font_size_for, load_font, measure,
-                                            place_labels, variants)
+from mask_rcnn.visualization.labels import (PlacedLabel, Text, draw_label, font_size_for, label_candidates,
+                                            load_font, measure, place_labels)
 
 SIZE = 300, 400
 
 
-def importance_of(boxes, size=SIZE):
+def saliency_of(boxes, size=SIZE):
     values = np.zeros(size, np.float32)
     for top, left, bottom, right in boxes.astype(int):
         values[top:bottom, left:right] += 1 / ((bottom - top) * (right - left))
     return values
 
 
-def forms_of(count, size=SIZE, name='bicycle'):
-    return [variants(name, 0.87, size, None) for _ in range(count)]
+def candidates_of(count, size=SIZE, name='bicycle'):
+    return [label_candidates(name, 0.87, size, None) for _ in range(count)]
 
 
-def hidden(label, importance):
+def hidden(label, saliency):
     top, left, bottom, right = label.box
-    return importance[top:bottom, left:right].sum()
+    return saliency[top:bottom, left:right].sum()
 
 
 def assert_apart_and_inside(labels, size=SIZE):
@@ -34,9 +34,9 @@ def assert_apart_and_inside(labels, size=SIZE):
 
 def test_a_lone_label_stands_above_the_left_corner_of_its_box():
     box = np.array([[100, 120, 200, 260]], float)
-    forms = forms_of(1)
-    label, = place_labels(forms, box, importance_of(box), SIZE)
-    assert label.text == forms[0][0][1]
+    candidates = candidates_of(1)
+    label, = place_labels(candidates, box, saliency_of(box), SIZE)
+    assert label.text == candidates[0][0][1]
     assert label.box[2] == 100 and label.box[1] == 120
 
 
@@ -44,28 +44,28 @@ def test_a_lone_label_stands_above_the_left_corner_of_its_box():
                                  [0, 0, 300, 400]])
 def test_labels_stay_in_the_picture(box):
     box = np.array([box], float)
-    assert_apart_and_inside(place_labels(forms_of(1), box, importance_of(box), SIZE))
+    assert_apart_and_inside(place_labels(candidates_of(1), box, saliency_of(box), SIZE))
 
 
 def test_labels_hide_neither_each_other_nor_small_objects(rng):
     low = rng.uniform(20, (230, 320), (14, 2))
     boxes = np.rint(np.concatenate([low, low + rng.uniform(8, 30, (14, 2))], axis=1))
-    importance = importance_of(boxes)
-    labels = place_labels(forms_of(14), boxes, importance, SIZE)
+    saliency = saliency_of(boxes)
+    labels = place_labels(candidates_of(14), boxes, saliency, SIZE)
     assert None not in labels
     assert_apart_and_inside(labels)
-    above = [Placed(forms[0][1], max(0, int(box[0]) - forms[0][1].height), min(int(box[1]), 300))
-             for forms, box in zip(forms_of(14), boxes)]
-    assert sum(hidden(label, importance) for label in labels) < 0.25 * sum(
-        hidden(label, importance) for label in above)
-    assert max(hidden(label, importance) for label in labels) < 0.25
+    above = [PlacedLabel(candidates[0][1], max(0, int(box[0]) - candidates[0][1].height), min(int(box[1]), 300))
+             for candidates, box in zip(candidates_of(14), boxes)]
+    assert sum(hidden(label, saliency) for label in labels) < 0.25 * sum(
+        hidden(label, saliency) for label in above)
+    assert max(hidden(label, saliency) for label in labels) < 0.25
 
 
 def test_an_object_under_another_ones_label_moves_the_label():
     boxes = np.array([[100, 100, 250, 300], [85, 105, 98, 125]], float)
-    importance = importance_of(boxes)
-    large, small = place_labels(forms_of(2), boxes, importance, SIZE)
-    assert hidden(small, importance) < 0.05
+    saliency = saliency_of(boxes)
+    large, small = place_labels(candidates_of(2), boxes, saliency, SIZE)
+    assert hidden(small, saliency) < 0.05
     top, left, bottom, right = large.box
     assert bottom <= 85 or top >= 98 or right <= 105 or left >= 125
 
@@ -73,7 +73,7 @@ def test_an_object_under_another_ones_label_moves_the_label():
 def test_a_crowd_leaves_labels_out_rather_than_covering_others():
     boxes = np.tile(np.array([[20, 10, 40, 50]], float), (60, 1))
     size = 64, 64
-    labels = place_labels(forms_of(60, size), boxes, importance_of(boxes, size) / 60, size)
+    labels = place_labels(candidates_of(60, size), boxes, saliency_of(boxes, size) / 60, size)
     placed = [label for label in labels if label is not None]
     assert 0 < len(placed) < 60
     assert_apart_and_inside(placed, size)
@@ -81,25 +81,25 @@ def test_a_crowd_leaves_labels_out_rather_than_covering_others():
 
 def test_a_picture_smaller_than_a_label_has_none():
     box = np.array([[0, 0, 5, 5]], float)
-    assert place_labels(forms_of(1, (5, 5)), box, importance_of(box, (5, 5)), (5, 5)) == [None]
+    assert place_labels(candidates_of(1, (5, 5)), box, saliency_of(box, (5, 5)), (5, 5)) == [None]
 
 
 def test_the_shorter_forms_serve_where_the_full_one_is_too_wide():
-    forms = variants('bicycle', 0.87, (64, 64), None)
-    size = 64, forms[2][1].width + 2
+    candidates = label_candidates('bicycle', 0.87, (64, 64), None)
+    size = 64, candidates[2][1].width + 2
     box = np.array([[30, 2, 60, 30]], float)
-    label, = place_labels([forms], box, importance_of(box, size), size)
+    label, = place_labels([candidates], box, saliency_of(box, size), size)
     assert label.text.content == 'bicycle'
 
 
 def test_variants_go_from_full_to_short():
-    forms = variants('  traffic\n light ', 0.876, (1000, 1000), None)
+    candidates = label_candidates('  traffic\n light ', 0.876, (1000, 1000), None)
     full = 'traffic light 0.88'
-    assert [text.content for _, text in forms] == [full, full, 'traffic light']
-    assert forms[0][0] < forms[1][0] < forms[2][0]
-    assert forms[0][1].width > forms[1][1].width > forms[2][1].width
-    assert variants('cat', None, (100, 100), None)[0][1].content == 'cat'
-    assert len(variants('x' * 200, None, (100, 100), None)[0][1].content) == 32
+    assert [text.content for _, text in candidates] == [full, full, 'traffic light']
+    assert candidates[0][0] < candidates[1][0] < candidates[2][0]
+    assert candidates[0][1].width > candidates[1][1].width > candidates[2][1].width
+    assert label_candidates('cat', None, (100, 100), None)[0][1].content == 'cat'
+    assert len(label_candidates('x' * 200, None, (100, 100), None)[0][1].content) == 32
 
 
 def test_letters_grow_with_the_picture_and_never_vanish():
@@ -112,7 +112,7 @@ def test_the_plate_holds_its_letters(font_size):
     content = 'gÅqj|W 0.87'
     text = measure(content, None, font_size)
     canvas = np.zeros((text.height + 2, text.width + 2, 3), np.uint8)
-    draw_label(canvas, Placed(text, 1, 1), np.array((255, 0, 0), np.uint8), (255, 255, 255), None)
+    draw_label(canvas, PlacedLabel(text, 1, 1), np.array((255, 0, 0), np.uint8), (255, 255, 255), None)
     assert not canvas[0].any() and not canvas[-1].any() and not canvas[:, 0].any() and not canvas[:, -1].any()
     rows, columns = (np.flatnonzero((canvas[1:-1, 1:-1, 1] > 60).any(axis=axis)) for axis in (1, 0))
     _, top, _, bottom = load_font(None, font_size).getbbox(content)

@@ -43,7 +43,7 @@ def head_shapes(n_class, n_anchor=15):
 
 
 def fpn_shapes(n_class, n_res4=6, heads=('mask',)):
-    """Beside the body: golden/README.md's list, whose layouts are (out, in, kh, kw) or (in, out, kh, kw)."""
+    """Beside the backbone: golden/README.md's list, whose layouts are (out, in, kh, kw) or (in, out, kh, kw)."""
     layers = {'fpn_inner_res5_2_sum': (256, 2048, 1, 1), 'fpn_res5_2_sum': (256, 256, 3, 3)}
     for name, width in ('res2_2', 256), ('res3_3', 512), (f'res4_{n_res4 - 1}', 1024):
         layers |= {f'fpn_inner_{name}_sum_lateral': (256, width, 1, 1), f'fpn_{name}_sum': (256, 256, 3, 3)}
@@ -148,7 +148,7 @@ def test_orders_of_the_heads_of_a_pyramid(read):
 def test_pyramids_fit_our_networks(read, preset, heads, name):
     config = PRESETS[preset]
     n_class = 2 if 'keypoint' in heads else 4
-    file = read({'blobs': fpn_blobs(n_class, RESNET_BLOCKS[config.body][2], heads)})
+    file = read({'blobs': fpn_blobs(n_class, RESNET_BLOCKS[config.backbone][2], heads)})
     assert file.config == config.replace(n_fg_class=n_class - 1, masks='mask' in heads)
     assert formats.default_name(file) == name
     assert file.class_names == (('person',) if 'keypoint' in heads else ())
@@ -158,7 +158,7 @@ def test_pyramids_fit_our_networks(read, preset, heads, name):
 @pytest.mark.parametrize('kernel, fixed', [(bilinear(), True), (bilinear() / 2, False), (np.zeros(3), False)])
 def test_upsampling_that_is_not_bilinear(read, kernel, fixed):
     report = read({'blobs': fpn_blobs(2, heads=('keypoint',), kps_score_w=kernel)}).report
-    assert report.left == {'fixed upsampling': ('kps_score_b', 'kps_score_w')}
+    assert report.skipped == {'fixed upsampling': ('kps_score_b', 'kps_score_w')}
     warning = 'kps_score_w is no bilinear upsampling, which is what is used instead'
     assert (warning in report.warnings) != fixed
 
@@ -171,8 +171,8 @@ def test_imagenet_files_become_backbones(read, extractor, wrapped):
     blobs = zeros(resnet_shapes(n_res4)) | extra
     file = read({'blobs': blobs} if wrapped else blobs)
     assert file.kind == 'backbone' and file.config == Config(extractor=extractor)
-    assert file.report.left == {'unused convolution biases': ('conv1_b', 'res2_0_branch2a_b'),
-                                'ImageNet classifier': ('fc1000_b', 'fc1000_w')}
+    assert file.report.skipped == {'unused convolution biases': ('conv1_b', 'res2_0_branch2a_b'),
+                                   'ImageNet classifier': ('fc1000_b', 'fc1000_w')}
     assert {path.split('/')[0] for path in file.arrays} == {'extractor', 'box_head'}
     load_arrays(mask_rcnn.build(file.config), file.arrays, what='file', partial=True)
 
@@ -181,7 +181,7 @@ def test_report(read):
     more = zeros({'conv_rpn_w_momentum': (1,), 'a\nb': (1,)})
     file = read({'blobs': model_blobs(**more) | {'none': None, 5: 6}})
     assert set(file.report.taken) == set(model_blobs())
-    assert file.report.left == {'momentum': ('conv_rpn_w_momentum',), 'unknown': ('a\\nb',)}
+    assert file.report.skipped == {'momentum': ('conv_rpn_w_momentum',), 'unknown': ('a\\nb',)}
     assert file.report.warnings == ("no 'cfg' in the file; Detectron's defaults are used",)
     assert file.sha256 == 'ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73'
     broken = np.full(3, np.nan, np.float32)
@@ -197,10 +197,10 @@ def test_report(read):
     (fpn_blobs(heads=('keypoint',), kps_score_lowres_w=None), 'missing blobs: kps_score_lowres_w'),
     (fpn_blobs(fc6_w=np.zeros((1024, 256 * 14 * 14), np.float32)), r'fc6_w is float32 \(1024, 50176\)'),
     (fpn_blobs(fpn_inner_res5_2_sum_w=None), 'missing blobs: fpn_inner_res5_2_sum_w'),
-    (model_blobs(res2_0_branch2b_w=np.zeros((256, 8, 3, 3))), 'with a ResNeXt body'),
+    (model_blobs(res2_0_branch2b_w=np.zeros((256, 8, 3, 3))), 'with a ResNeXt backbone'),
     (model_blobs(conv1_gn_s=np.zeros(64)), 'with group normalisation'),
     ({'_[mask]_res5_0_branch2a_w': np.zeros(1)} | model_blobs(), 'with a separate res5 for masks'),
-    ({'conv1_1_w': np.zeros((64, 3, 3, 3))}, 'with a VGG body'),
+    ({'conv1_1_w': np.zeros((64, 3, 3, 3))}, 'with a VGG backbone'),
     (model_blobs(mask_fcn_logits_w=None), 'with no mask head'),
     (model_blobs(cls_score_w=None, mask_fcn_logits_w=None), 'with no box head and no mask head'),
     (model_blobs(conv_rpn_w=None), 'with no RPN'),
@@ -360,7 +360,7 @@ def test_golden_pyramids(read, writer, shared, name):
     keypoints = name.startswith('keypoint')
     assert file.config == PRESETS['keypoint_resnet50_fpn' if keypoints else 'resnet50_fpn']
     assert file.report.warnings == () and file.report.notes == ()
-    assert {group: len(names) for group, names in file.report.left.items()} == {
+    assert {group: len(names) for group, names in file.report.skipped.items()} == {
         'momentum': len(meta['momentum']), 'unused convolution biases': 1, 'ImageNet classifier': 2,
         **({'fixed upsampling': 2} if keypoints else {})}
     same = {'extractor/body/res5/block2/conv3/conv/W': 'res5_2_branch2c_w',
@@ -377,8 +377,8 @@ def test_golden_pyramids(read, writer, shared, name):
     else:
         same |= {'mask_head/conv1/W': '_[mask]_fcn1_w', 'mask_head/conv4/b': '_[mask]_fcn4_b',
                  'mask_head/deconv/W': 'conv5_mask_w'}
-    for ours, theirs in same.items():
-        np.testing.assert_array_equal(file.arrays[ours], blobs[theirs], err_msg=ours)
+    for native, source in same.items():
+        np.testing.assert_array_equal(file.arrays[native], blobs[source], err_msg=native)
 
 
 @pytest.fixture(scope='module')
@@ -408,20 +408,20 @@ def test_golden_conversion(golden):
     file = detectron.read(path)
     assert file.kind == 'model' and file.config == Config()
     assert file.report.warnings == () and file.report.notes == ()
-    assert {group: len(names) for group, names in file.report.left.items()} == {
+    assert {group: len(names) for group, names in file.report.skipped.items()} == {
         'momentum': 56, 'unused convolution biases': 1, 'ImageNet classifier': 2}
     arrays = dict(file.arrays)
     for blob in [name for name in blobs if name in resnet_shapes(6)]:
         np.testing.assert_array_equal(arrays.pop(our_names(blob)), blobs[blob], err_msg=blob)
-    for theirs, ours in (('conv_rpn', 'rpn/conv'), ('rpn_cls_logits', 'rpn/objectness'),
-                         ('cls_score', 'box_head/score'), ('conv5_mask', 'mask_head/deconv')):
-        np.testing.assert_array_equal(arrays.pop(f'{ours}/W'), blobs[f'{theirs}_w'])
-        np.testing.assert_array_equal(arrays.pop(f'{ours}/b'), blobs[f'{theirs}_b'])
+    for source, native in (('conv_rpn', 'rpn/conv'), ('rpn_cls_logits', 'rpn/objectness'),
+                           ('cls_score', 'box_head/score'), ('conv5_mask', 'mask_head/deconv')):
+        np.testing.assert_array_equal(arrays.pop(f'{native}/W'), blobs[f'{source}_w'])
+        np.testing.assert_array_equal(arrays.pop(f'{native}/b'), blobs[f'{source}_b'])
     for letter, name in ('Ww', 'bb'):
         np.testing.assert_array_equal(arrays.pop(f'mask_head/score/{letter}'),
                                       blobs[f'mask_fcn_logits_{name}'][1:])
-        for theirs, ours in ('rpn_bbox_pred', 'rpn/delta'), ('bbox_pred', 'box_head/delta'):
-            array, blob = arrays.pop(f'{ours}/{letter}'), blobs[f'{theirs}_{name}']
+        for source, native in ('rpn_bbox_pred', 'rpn/delta'), ('bbox_pred', 'box_head/delta'):
+            array, blob = arrays.pop(f'{native}/{letter}'), blobs[f'{source}_{name}']
             for our_row, their_row in enumerate((1, 0, 3, 2)):
                 np.testing.assert_array_equal(array[our_row::4], blob[their_row::4])
     assert not arrays
@@ -445,5 +445,5 @@ def test_golden_conversion_takes_little_memory(golden, root, tmp_path):
 def test_a_small_file_through_the_pickle_reader(tmp_path):
     path = tmp_path / 'x.pkl'
     path.write_bytes(pickle.dumps({'blobs': {'conv1_1_w': np.zeros(3, np.float32)}, 'cfg': 'MODEL: {}'}, 4))
-    with pytest.raises(WeightFileError, match='a VGG body'):
+    with pytest.raises(WeightFileError, match='a VGG backbone'):
         detectron.read(path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.weights import WeightFileError, folding
-from mask_rcnn.weights.translated import Translation, translate
+from mask_rcnn.weights.translated import ParamMapping, apply_mappings
 
 EPS = 1e-3
 
@@ -51,13 +51,13 @@ def test_a_pair_of_logits_becomes_one(rng):
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), foreground, atol=1e-6)
 
 
-def test_translate():
+def test_apply_mappings():
     arrays = {'a': np.ones((2, 3)), 'b': np.full(2, 3.0), 'c': np.zeros(1), 'd': np.array([np.inf])}
-    ours, taken, warnings = translate('file', arrays, [
-        Translation('x/W', {'a': (2, 3), 'b': (2,)}, lambda a, b: a * b[:, None]),
-        Translation('x/b', {'b': (2,)}), Translation('n', {}, lambda: np.float32(4)),
-        Translation('y', {'c': (1,), 'd': (1,)}, lambda c, d: c + d)])
-    assert (ours['x/W'] == 3).all() and ours['x/W'].dtype == np.float32 and ours['n'].shape == ()
+    native, taken, warnings = apply_mappings('file', arrays, [
+        ParamMapping('x/W', {'a': (2, 3), 'b': (2,)}, lambda a, b: a * b[:, None]),
+        ParamMapping('x/b', {'b': (2,)}), ParamMapping('n', {}, lambda: np.float32(4)),
+        ParamMapping('y', {'c': (1,), 'd': (1,)}, lambda c, d: c + d)])
+    assert (native['x/W'] == 3).all() and native['x/W'].dtype == np.float32 and native['n'].shape == ()
     assert taken == ('a', 'b', 'c', 'd')
     assert warnings == ['infinite or undefined numbers in d: did the training diverge?']
 
@@ -65,6 +65,6 @@ def test_translate():
 def test_what_does_not_fit_is_named():
     arrays = {'a': np.ones((2, 3)), 'b': np.ones(2, int)}
     with pytest.raises(WeightFileError) as caught:
-        translate('file', arrays, [Translation('x', {'a': (3, 2), 'b': (2,), 'c': (1,)}, max)], noun='blobs')
+        apply_mappings('file', arrays, [ParamMapping('x', {'a': (3, 2), 'b': (2,), 'c': (1,)}, max)], noun='blobs')
     assert caught.value.reason == ('missing blobs: c; a is float64 (2, 3), not float32 (3, 2); '
                                    'b is int64 (2,), not float32 (2,)')

@@ -10,7 +10,7 @@ import torch_bytes
 
 from mask_rcnn.config import MATTERPORT, PRESETS, Config
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
-from mask_rcnn.weights.translated import Report, TranslatedFile
+from mask_rcnn.weights.translated import ConversionReport, ConvertedWeights
 
 
 def archive(*names, compression=zipfile.ZIP_STORED):
@@ -43,7 +43,7 @@ FILES = {
 def test_files_are_told_apart_by_their_contents(tmp_path, name):
     path = tmp_path / 'weights.txt'
     path.write_bytes(FILES[name])
-    assert formats.recognise(path).name == name.split(',')[0]
+    assert formats.detect_format(path).name == name.split(',')[0]
 
 
 @pytest.mark.parametrize('data, reason', [
@@ -59,7 +59,7 @@ def test_other_files_get_one_line(tmp_path, data, reason):
     path = tmp_path / 'weights.pkl'
     path.write_bytes(data)
     with pytest.raises(WeightFileError, match=reason) as caught:
-        formats.recognise(path)
+        formats.detect_format(path)
     assert str(caught.value).isprintable()
 
 
@@ -76,7 +76,7 @@ def test_mislabelled_files_get_one_line(tmp_path, name):
 def test_paths_that_are_no_files(tmp_path):
     for path, reason in ((tmp_path, 'is a folder'), (tmp_path / 'missing', 'No such file')):
         with pytest.raises(WeightFileError, match=reason):
-            formats.recognise(path)
+            formats.detect_format(path)
 
 
 def test_our_own_files(tmp_path):
@@ -114,4 +114,4 @@ def test_imagenet_bodies(shared):
     ('mindspore', 'model', PRESETS['mobilenet_v1_fpn'], 'mask_rcnn_MobileNetV1-FPN_ms2c.npz'),
 ])
 def test_names_for_converted_files(format, kind, config, name):
-    assert formats.default_name(TranslatedFile(kind, format, config, {}, Report((), {}), '')) == name
+    assert formats.default_name(ConvertedWeights(kind, format, config, {}, ConversionReport((), {}), '')) == name

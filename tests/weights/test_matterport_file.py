@@ -16,7 +16,7 @@ SETTINGS = {'IMAGE_MIN_DIM': 128, 'IMAGE_MAX_DIM': 128, 'RPN_ANCHOR_SCALES': [8,
             'DETECTION_MIN_CONFIDENCE': 0.5}
 
 
-def keras_shapes(body='resnet50'):
+def keras_shapes(backbone='resnet50'):
     """Layer -> weights -> shape, in Keras' order of axes."""
     def conv(shape):
         return {'kernel': shape, 'bias': shape[-1:]}
@@ -26,7 +26,7 @@ def keras_shapes(body='resnet50'):
 
     layers = {'conv1': conv((7, 7, 3, 64)), 'bn_conv1': norm(64)}
     width_in = 64
-    for stage, blocks in enumerate(RESNET_BLOCKS[body], start=2):
+    for stage, blocks in enumerate(RESNET_BLOCKS[backbone], start=2):
         width = 64 << stage - 2
         for block in range(blocks):
             name = f'{stage}{chr(97 + block)}'
@@ -102,7 +102,7 @@ def test_the_network_is_that_of_the_arrays(file):
         128, 128, (8, 16, 32, 64, 128), (2, 1, 0.5))
     assert (config.score_threshold, config.nms_threshold, config.rpn_pre_nms, config.rpn_post_nms) == (
         0.5, 0.3, 6000, 1000)
-    assert not file.report.left and not file.report.warnings and not file.report.notes
+    assert not file.report.skipped and not file.report.warnings and not file.report.notes
 
 
 def test_every_array_is_taken_once(file, arrays):
@@ -111,16 +111,16 @@ def test_every_array_is_taken_once(file, arrays):
 
 
 def test_convolutions_and_norms_of_the_body(file, arrays):
-    ours, path = file.arrays, 'extractor/body/res4/block5/conv2'
-    np.testing.assert_array_equal(ours[f'{path}/conv/W'],
+    native, path = file.arrays, 'extractor/body/res4/block5/conv2'
+    np.testing.assert_array_equal(native[f'{path}/conv/W'],
                                   arrays['res4f_branch2b', 'kernel'].transpose(3, 2, 0, 1))
-    np.testing.assert_array_equal(ours[f'{path}/norm/gamma'], arrays['bn4f_branch2b', 'gamma'])
-    np.testing.assert_array_equal(ours[f'{path}/norm/avg_var'], arrays['bn4f_branch2b', 'moving_variance'])
-    np.testing.assert_allclose(ours[f'{path}/norm/avg_mean'], arrays['bn4f_branch2b', 'moving_mean']
+    np.testing.assert_array_equal(native[f'{path}/norm/gamma'], arrays['bn4f_branch2b', 'gamma'])
+    np.testing.assert_array_equal(native[f'{path}/norm/avg_var'], arrays['bn4f_branch2b', 'moving_variance'])
+    np.testing.assert_allclose(native[f'{path}/norm/avg_mean'], arrays['bn4f_branch2b', 'moving_mean']
                                - arrays['res4f_branch2b', 'bias'], rtol=0, atol=1e-7)
-    np.testing.assert_array_equal(ours['extractor/body/res3/block0/shortcut/conv/W'],
+    np.testing.assert_array_equal(native['extractor/body/res3/block0/shortcut/conv/W'],
                                   arrays['res3a_branch1', 'kernel'].transpose(3, 2, 0, 1))
-    np.testing.assert_array_equal(ours['extractor/lateral4/W'],
+    np.testing.assert_array_equal(native['extractor/lateral4/W'],
                                   arrays['fpn_c4p4', 'kernel'].transpose(3, 2, 0, 1))
 
 
@@ -160,7 +160,7 @@ def test_a_whole_saved_model_of_several_gpus(arrays, file, tmp_path):
     assert again.config == file.config and list(again.arrays) == list(file.arrays)
     for name, array in again.arrays.items():
         np.testing.assert_array_equal(array, file.arrays[name])
-    assert again.report.left == {'optimizer': (f'/{momentum[0]}',), 'unknown': (f'/{anchors[0]}',)}
+    assert again.report.skipped == {'optimizer': (f'/{momentum[0]}',), 'unknown': (f'/{anchors[0]}',)}
 
 
 def test_memory(path):

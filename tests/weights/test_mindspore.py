@@ -139,7 +139,7 @@ def test_every_array_is_taken_and_fits_our_network(read, shapes, extractor):
     assert file.kind == 'model' and file.format == 'mindspore'
     assert file.config.extractor == extractor and file.config.n_fg_class == 2
     assert file.config.dialect is MINDSPORE and file.config.norm == 'bn'
-    assert file.report.left == {
+    assert file.report.skipped == {
         'optimizer state': ('learning_rate', 'moments.backbone.conv1.weight'), 'unknown': ('x',),
         'copies of the RPN': ('rpn_with_loss.rpn_convs_list.1.rpn_conv.weight',)}
     assert 'upsamples bilinearly' in file.report.warnings[-1]
@@ -153,17 +153,17 @@ def test_orders(read, rng):
                  'rpn_with_loss.rpn_convs_list.0.rpn_reg.bias', 'rcnn_mask.fpn_mask.mask_conv6.bias',
                  'backbone.layer4.0.bn_down_sample.moving_mean'):
         state[name] = rng.rand(*state[name].shape).astype(np.float32)
-    ours = read(state).arrays
-    np.testing.assert_array_equal(ours['box_head/fc6/W'], state['rcnn_cls.fpn_cls.shared_fc_0.weight'].T)
-    np.testing.assert_array_equal(ours['box_head/score/W'], state['rcnn_cls.fpn_cls.cls_scores.weight'].T)
+    native = read(state).arrays
+    np.testing.assert_array_equal(native['box_head/fc6/W'], state['rcnn_cls.fpn_cls.shared_fc_0.weight'].T)
+    np.testing.assert_array_equal(native['box_head/score/W'], state['rcnn_cls.fpn_cls.cls_scores.weight'].T)
     yxhw = [4 * k + i for k in range(3) for i in (1, 0, 3, 2)]
-    np.testing.assert_array_equal(ours['box_head/delta/W'],
+    np.testing.assert_array_equal(native['box_head/delta/W'],
                                   state['rcnn_cls.fpn_cls.reg_scores.weight'].T[yxhw])
-    np.testing.assert_array_equal(ours['box_head/delta/b'], state['rcnn_cls.fpn_cls.reg_scores.bias'][yxhw])
-    np.testing.assert_array_equal(ours['rpn/delta/b'],
+    np.testing.assert_array_equal(native['box_head/delta/b'], state['rcnn_cls.fpn_cls.reg_scores.bias'][yxhw])
+    np.testing.assert_array_equal(native['rpn/delta/b'],
                                   state['rpn_with_loss.rpn_convs_list.0.rpn_reg.bias'][yxhw])
-    np.testing.assert_array_equal(ours['mask_head/score/b'], state['rcnn_mask.fpn_mask.mask_conv6.bias'][1:])
-    np.testing.assert_array_equal(ours['extractor/body/res5/block0/shortcut/norm/avg_mean'],
+    np.testing.assert_array_equal(native['mask_head/score/b'], state['rcnn_mask.fpn_mask.mask_conv6.bias'][1:])
+    np.testing.assert_array_equal(native['extractor/body/res5/block0/shortcut/norm/avg_mean'],
                                   state['backbone.layer4.0.bn_down_sample.moving_mean'])
 
 
@@ -172,18 +172,18 @@ def test_mobilenets_layers(read):
     state = zeros(mobilenet())
     state['backbone.mobilenet_v1.network.5.0.weight'] = np.ones((128, 1, 3, 3), np.float32)
     state['backbone.mobilenet_v1.network.6.1.gamma'] = np.full(128, 2, np.float32)
-    ours = read(state).arrays
-    assert (ours['extractor/body/block3/depthwise/conv/W'] == 1).all()
-    assert (ours['extractor/body/block3/pointwise/norm/gamma'] == 2).all()
+    native = read(state).arrays
+    assert (native['extractor/body/block3/depthwise/conv/W'] == 1).all()
+    assert (native['extractor/body/block3/pointwise/norm/gamma'] == 2).all()
 
 
 def test_a_stages_stride_is_in_its_3x3_convolution():
     """``ResidualBlockUsing``: ``conv2`` has the stride; Detectron's first convolution has it."""
     for dialect, strides in ((MINDSPORE, (1, 2)), (mask_rcnn.config.DETECTRON, (2, 1))):
-        body = mask_rcnn.build('resnet50_fpn', n_fg_class=1, dialect=dialect).extractor.body
-        block = body.res3.block0
+        backbone = mask_rcnn.build('resnet50_fpn', n_fg_class=1, dialect=dialect).extractor.body
+        block = backbone.res3.block0
         assert (block.conv1.conv.stride[0], block.conv2.conv.stride[0]) == strides
-        assert block.shortcut.conv.stride[0] == 2 and body.res2.block0.conv2.conv.stride[0] == 1
+        assert block.shortcut.conv.stride[0] == 2 and backbone.res2.block0.conv2.conv.stride[0] == 1
 
 
 # The format

@@ -20,7 +20,7 @@ from mask_rcnn.weights import (
 META = ModelMeta(
     kind='model', config=Config(extractor='resnet101', n_fg_class=2, min_size=600, anchor_sizes=(16, 32.5)),
     class_names=('cat', 'gro\xdfer Hund'), category_ids=(17, 18),
-    source=Source('model_final.pkl', 'ab' * 32, 'detectron-pickle'), left={'momentum': 3}, notes=('a note',))
+    source=Source('model_final.pkl', 'ab' * 32, 'detectron-pickle'), skipped={'momentum': 3}, notes=('a note',))
 
 ARRAYS = {
     'a/W': np.arange(24, dtype=np.float32).reshape(2, 3, 4), 'a/b': np.float16([1, 2]), 'n': np.array(7),

@@ -99,7 +99,7 @@ def test_a_feature_pyramid_takes_its_body(raw, image, expected, tmp_path, norm):
     dialect = DETECTRON.replace(backbone={'bn_eps': 1e-3})
     pyramid = mask_rcnn.build('resnet50_fpn', n_fg_class=2, norm=norm, dialect=dialect)
     report = load_pretrained(pyramid, tmp_path / 'caffe.npz')
-    assert 'extractor/lateral2' in report.missing and not report.anew
+    assert 'extractor/lateral2' in report.missing and not report.reinitialized
 
     def outputs():
         with chainer.using_config('train', False), chainer.no_backprop_mode():
@@ -214,21 +214,21 @@ def write_our_backbone(path, raw):
     names = {'branch2a': 'conv1', 'branch2b': 'conv2', 'branch2c': 'conv3', 'branch1': 'shortcut'}
     arrays = {}
     for conv, weight, scale, bias in folded(raw):
-        ours = 'extractor/conv1'
+        native = 'extractor/conv1'
         if conv != 'conv1':
             block, branch = conv.removeprefix('res').split('_')
-            room = 'box_head' if block[0] == '5' else 'extractor'
-            ours = f'{room}/res{block[0]}/block{ord(block[1]) - ord("a")}/{names[branch]}'
-        arrays |= {f'{ours}/conv/W': weight, f'{ours}/norm/scale': scale, f'{ours}/norm/bias': bias}
+            prefix = 'box_head' if block[0] == '5' else 'extractor'
+            native = f'{prefix}/res{block[0]}/block{ord(block[1]) - ord("a")}/{names[branch]}'
+        arrays |= {f'{native}/conv/W': weight, f'{native}/norm/scale': scale, f'{native}/norm/bias': bias}
     write_weights(path, arrays, ModelMeta('backbone', Config()))
 
 
 FORMATS = {
-    'caffe.npz': (write_caffe_npz, "R-50 body (a Caffe ResNet's .npz)"),
-    'ResNet-50-model.caffemodel': (write_caffemodel, "R-50 body (Caffe's .caffemodel)"),
-    'ResNet-50-model.npz': (write_chainer_npz, "R-50 body (a Chainer ResNet's .npz)"),
-    'R-50.pkl': (write_detectron_pkl, "R-50 body (Detectron's .pkl)"),
-    'R-50_d2c.npz': (write_our_backbone, "R-50 body (this program's .npz)"),
+    'caffe.npz': (write_caffe_npz, "R-50 backbone (a Caffe ResNet's .npz)"),
+    'ResNet-50-model.caffemodel': (write_caffemodel, "R-50 backbone (Caffe's .caffemodel)"),
+    'ResNet-50-model.npz': (write_chainer_npz, "R-50 backbone (a Chainer ResNet's .npz)"),
+    'R-50.pkl': (write_detectron_pkl, "R-50 backbone (Detectron's .pkl)"),
+    'R-50_d2c.npz': (write_our_backbone, "R-50 backbone (this program's .npz)"),
 }
 
 HEADS = ('rpn/conv', 'rpn/objectness', 'rpn/delta', 'box_head/score', 'box_head/delta', 'mask_head/deconv',
@@ -248,7 +248,7 @@ def test_every_format_gives_the_network_its_arrays_describe(tmp_path, raw, model
             assert wanted.std() > 0.1
             np.testing.assert_allclose(got, wanted, atol=2e-5 * wanted.max(), rtol=1e-4)
         assert report.what == what and report.n_taken == {'affine': 159, 'bn': 265}[norm]
-        assert report.anew == () and set(report.missing) == set(HEADS) and report.notes == ()
+        assert report.reinitialized == () and set(report.missing) == set(HEADS) and report.notes == ()
         assert str(report).startswith(f'{tmp_path / name}: {what}, ')
         assert 'not in the file): ' in str(report)
 
@@ -275,11 +275,11 @@ def test_resnet101(tmp_path, models):
     np.savez(tmp_path / 'r101.npz', **arrays)
     model = mask_rcnn.build('resnet101', n_fg_class=1, norm='bn')
     load_pretrained(model, tmp_path / 'r101.npz')
-    for conv, room, block, name in [
+    for conv, prefix, block, name in [
             ('res3a_branch1', 'res3', 0, 'shortcut'), ('res3b3_branch2c', 'res3', 3, 'conv3'),
             ('res4b1_branch2a', 'res4', 1, 'conv1'), ('res4b22_branch2b', 'res4', 22, 'conv2'),
             ('res2c_branch2a', 'res2', 2, 'conv1')]:
-        link = model.extractor[room][f'block{block}'][name]
+        link = model.extractor[prefix][f'block{block}'][name]
         for array in (link.conv.W.array, link.norm.gamma.array, link.norm.avg_var):
             assert (array == numbers[conv]).all(), conv
     assert (model.box_head.res5.block2.conv3.conv.W.array == numbers['res5c_branch2c']).all()
@@ -332,11 +332,11 @@ def test_a_model_with_another_number_of_classes_starts_its_heads_anew(model_file
     model = make_model(2, n_fg_class=5, norm='bn')
     before = {name: array.copy() for name, array in arrays_of(model).items()}
     report = load_pretrained(model, path)
-    assert report.anew == ('box_head/delta', 'box_head/score', 'mask_head/score')
+    assert report.reinitialized == ('box_head/delta', 'box_head/score', 'mask_head/score')
     assert report.missing == () and report.notes == ()
     assert 'start anew (they have another shape in the file): box_head/delta, box_head/score' in str(report)
     for name, array in arrays_of(model).items():
-        wanted = before if name.rpartition('/')[0] in report.anew else arrays
+        wanted = before if name.rpartition('/')[0] in report.reinitialized else arrays
         np.testing.assert_array_equal(array, wanted[name], err_msg=name)
     assert report.n_taken == len(arrays) - 6
 
@@ -345,7 +345,7 @@ def test_a_model_with_the_same_classes_is_taken_whole(model_file):
     path, arrays = model_file
     model = make_model(2, class_names=('square', 'circle', 'triangle'), norm='bn')
     report = load_pretrained(model, path)
-    assert (report.anew, report.missing, report.notes) == ((), (), ())
+    assert (report.reinitialized, report.missing, report.notes) == ((), (), ())
     for name, array in arrays_of(model).items():
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
@@ -353,7 +353,7 @@ def test_a_model_with_the_same_classes_is_taken_whole(model_file):
 def test_other_classes_and_other_anchors_are_told(model_file):
     model = make_model(2, class_names=('square', 'star', 'triangle'), anchor_sizes=(32, 64), norm='affine')
     report = load_pretrained(model, model_file[0])
-    assert report.anew == ('rpn/delta', 'rpn/objectness')
+    assert report.reinitialized == ('rpn/delta', 'rpn/objectness')
     assert report.notes == ("the file has as many classes, but other ones ('circle' where the model has "
                             "'star'): their weights were taken",)
 

@@ -25,11 +25,11 @@ def raw():
     for name, array in arrays_of(model.extractor.body).items():
         block, *_, kind = name.split('/')
         layer = 'Conv2d_0' if block == 'conv0' else f'Conv2d_{block[5:]}_{name.split("/")[1]}'
-        theirs = {'W': 'depthwise_weights' if 'depthwise' in name else 'weights', 'gamma': 'BatchNorm/gamma',
+        source = {'W': 'depthwise_weights' if 'depthwise' in name else 'weights', 'gamma': 'BatchNorm/gamma',
                   'beta': 'BatchNorm/beta', 'avg_mean': 'BatchNorm/moving_mean',
                   'avg_var': 'BatchNorm/moving_variance'}.get(kind)
-        if theirs:
-            arrays[f'{layer}/{theirs}'] = rng.uniform(0.5, 1.5, array.shape).astype(np.float32)
+        if source:
+            arrays[f'{layer}/{source}'] = rng.uniform(0.5, 1.5, array.shape).astype(np.float32)
     arrays['Logits/Conv2d_1c_1x1/weights'] = np.zeros((1001, 256, 1, 1), np.float32)
     return arrays
 
@@ -40,15 +40,15 @@ def test_the_body_is_taken(raw, tmp_path, norm):
     model = mask_rcnn.build('mobilenet_v1_fpn', norm=norm, **NARROW)
     report = load_pretrained(model, tmp_path / 'mobilenet.npz')
     assert 'MobileNetV1' in str(report) and 'extractor/lateral2' in report.missing
-    assert not any('body' in layer for layer in report.missing + report.anew)
-    body = model.extractor.body
-    np.testing.assert_array_equal(body.conv0.conv.W.array, raw['Conv2d_0/weights'])
-    np.testing.assert_array_equal(body.block12.depthwise.conv.W.array,
+    assert not any('body' in layer for layer in report.missing + report.reinitialized)
+    backbone = model.extractor.body
+    np.testing.assert_array_equal(backbone.conv0.conv.W.array, raw['Conv2d_0/weights'])
+    np.testing.assert_array_equal(backbone.block12.depthwise.conv.W.array,
                                   raw['Conv2d_12_depthwise/depthwise_weights'])
-    np.testing.assert_array_equal(body.block3.pointwise.conv.W.array, raw['Conv2d_3_pointwise/weights'])
+    np.testing.assert_array_equal(backbone.block3.pointwise.conv.W.array, raw['Conv2d_3_pointwise/weights'])
     gamma, beta, mean, var = (raw[f'Conv2d_3_pointwise/BatchNorm/{name}'] for name in (
         'gamma', 'beta', 'moving_mean', 'moving_variance'))
-    own = body.block3.pointwise.norm
+    own = backbone.block3.pointwise.norm
     if norm == 'bn':
         assert own.eps == 1e-3
         for array, expected in ((own.gamma.array, gamma), (own.beta.array, beta), (own.avg_mean, mean),
@@ -81,7 +81,7 @@ def test_our_own_model_starts_another(raw, tmp_path):
     save(tmp_path / 'model.npz', model)
     other = mask_rcnn.build('mobilenet_v1_fpn', **{**NARROW, 'n_fg_class': 5})
     report = load_pretrained(other, tmp_path / 'model.npz')
-    assert set(report.anew) == {'box_head/score', 'box_head/delta', 'mask_head/score'}
+    assert set(report.reinitialized) == {'box_head/score', 'box_head/delta', 'mask_head/score'}
     np.testing.assert_array_equal(other.extractor.body.block9.depthwise.conv.W.array,
                                   raw['Conv2d_9_depthwise/depthwise_weights'])
 
@@ -91,9 +91,9 @@ def test_a_dialect_with_bgr_input_gets_its_channels_turned(raw, tmp_path, norm):
     np.savez(tmp_path / 'mobilenet.npz', **raw)
     model = mask_rcnn.build('mobilenet_v1_fpn', dialect=DETECTRON, norm=norm, **NARROW)
     load_pretrained(model, tmp_path / 'mobilenet.npz')
-    body = model.extractor.body
-    np.testing.assert_array_equal(body.conv0.conv.W.array, raw['Conv2d_0/weights'][:, ::-1])
-    np.testing.assert_array_equal(body.block3.pointwise.conv.W.array, raw['Conv2d_3_pointwise/weights'])
+    backbone = model.extractor.body
+    np.testing.assert_array_equal(backbone.conv0.conv.W.array, raw['Conv2d_0/weights'][:, ::-1])
+    np.testing.assert_array_equal(backbone.block3.pointwise.conv.W.array, raw['Conv2d_3_pointwise/weights'])
 
 
 def test_where_imagenets_weights_are_looked_for(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ PHOTOS = {'000000000285.jpg': 294, '000000000724.jpg': 919, '000000000776.jpg': 
 
 @pytest.mark.parametrize('photo, label', list(PHOTOS.items()))
 def test_it_knows_imagenets_classes(shared, photo, label):
-    """With the file's last layer, the body tells what is on a photo: every number around it must be right."""
+    """With the file's last layer, the backbone tells what is on a photo: every number around it must be right."""
     file = shared / 'weights' / 'mobilenet_v1_imagenet.npz'
     model = mask_rcnn.build('mobilenet_v1_fpn', n_fg_class=1)
     load_pretrained(model, file)

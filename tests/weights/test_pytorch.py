@@ -105,15 +105,15 @@ def zeros(shapes):
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
-@pytest.mark.parametrize('body, n_res4', [('resnet50', 6), ('resnet101', 23)])
-def test_every_array_is_taken_and_fits_our_network(read, program, body, n_res4):
+@pytest.mark.parametrize('backbone, n_res4', [('resnet50', 6), ('resnet101', 23)])
+def test_every_array_is_taken_and_fits_our_network(read, program, backbone, n_res4):
     more = {'fpn.C1.1.num_batches_tracked': np.array(3), 'x\n': np.ones(1)}
     state = zeros(PROGRAMS[program](4, n_res4)) | more
     file = read(state)
     assert file.kind == 'model' and file.format == 'pytorch'
-    assert file.config.extractor == f'{body}_fpn' and file.config.n_fg_class == 3
+    assert file.config.extractor == f'{backbone}_fpn' and file.config.n_fg_class == 3
     assert file.config.dialect is MATTERPORT and file.config.norm == 'bn'
-    assert file.report.left == {'batch counters': ('fpn.C1.1.num_batches_tracked',), 'unknown': ('x\\n',)}
+    assert file.report.skipped == {'batch counters': ('fpn.C1.1.num_batches_tracked',), 'unknown': ('x\\n',)}
     load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
 
 
@@ -130,25 +130,25 @@ def test_where_the_numbers_go(read, program, rng):
               f'{mask}bn4', pair, lateral)
     drawn = [name for name in shapes if name.startswith(starts)]
     state |= {name: rng.rand(*shapes[name]).astype(np.float32) + 0.1 for name in drawn}
-    ours = read(state).arrays
+    native = read(state).arrays
 
     def scale(norm):
         return state[f'{norm}.weight'] / np.sqrt(state[f'{norm}.running_var'] + np.float64(1e-3))
 
-    np.testing.assert_array_equal(ours['extractor/lateral4/W'], state[f'{lateral}.weight'])
+    np.testing.assert_array_equal(native['extractor/lateral4/W'], state[f'{lateral}.weight'])
     own = 'extractor/body/res2/block0/conv1'
-    np.testing.assert_array_equal(ours[f'{own}/conv/W'], state[f'{block}.conv1.weight'])
-    np.testing.assert_array_equal(ours[f'{own}/norm/gamma'], state[f'{block}.bn1.weight'])
-    np.testing.assert_array_equal(ours[f'{own}/norm/avg_var'], state[f'{block}.bn1.running_var'])
-    np.testing.assert_allclose(ours[f'{own}/norm/avg_mean'],
+    np.testing.assert_array_equal(native[f'{own}/conv/W'], state[f'{block}.conv1.weight'])
+    np.testing.assert_array_equal(native[f'{own}/norm/gamma'], state[f'{block}.bn1.weight'])
+    np.testing.assert_array_equal(native[f'{own}/norm/avg_var'], state[f'{block}.bn1.running_var'])
+    np.testing.assert_allclose(native[f'{own}/norm/avg_mean'],
                                state[f'{block}.bn1.running_mean'] - state[f'{block}.conv1.bias'], atol=1e-6)
     for conv, norm, path in ((f'{classifier}conv2', f'{classifier}bn2', 'box_head/fc7'),
                              (f'{mask}conv4', f'{mask}bn4', 'mask_head/conv4')):
         want = state[f'{conv}.weight'] * scale(norm)[:, None, None, None]
-        np.testing.assert_allclose(ours[f'{path}/W'].reshape(want.shape), want, rtol=1e-6)
+        np.testing.assert_allclose(native[f'{path}/W'].reshape(want.shape), want, rtol=1e-6)
         bias = (state[f'{conv}.bias'] - state[f'{norm}.running_mean']) * scale(norm) + state[f'{norm}.bias']
-        np.testing.assert_allclose(ours[f'{path}/b'], bias, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(ours['rpn/objectness/b'], np.diff(state[f'{pair}.bias'].reshape(3, 2))[:, 0],
+        np.testing.assert_allclose(native[f'{path}/b'], bias, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(native['rpn/objectness/b'], np.diff(state[f'{pair}.bias'].reshape(3, 2))[:, 0],
                                atol=1e-7)
 
 

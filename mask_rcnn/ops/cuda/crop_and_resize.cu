@@ -90,7 +90,7 @@ extern "C" __global__ void crop_and_resize_forward_half(
 
 
 // The weight of a pixel in a point; 0 if the point does not read it.
-__device__ float weight_of(int pixel, int first, float fraction)
+__device__ float pixel_weight(int pixel, int first, float fraction)
 {
     if (first < 0)
         return 0.0f;
@@ -110,7 +110,7 @@ __device__ void add_roi(
         real line[LANES] = {};
         for (int column = 0; column < columns; ++column) {
             const int at = r * columns + column;
-            const float weight = weight_of(left, horizontal.first[at], horizontal.fraction[at]);
+            const float weight = pixel_weight(left, horizontal.first[at], horizontal.fraction[at]);
             if (weight == 0.0f)
                 continue;
             const pack<element, LANES> sample = gy[((long long)row * columns + column) * groups];
@@ -118,7 +118,7 @@ __device__ void add_roi(
                 line[lane] += weight * load(sample.value[lane]);
         }
         for (int p = 0; p < TILE_ROWS; ++p) {
-            const float weight = weight_of(top + p, first, vertical.fraction[row]);
+            const float weight = pixel_weight(top + p, first, vertical.fraction[row]);
             if (weight == 0.0f)  // what the row does not read must not become NaN
                 continue;
             for (int lane = 0; lane < LANES; ++lane)
@@ -129,10 +129,10 @@ __device__ void add_roi(
 
 template <typename element, int LANES>
 __device__ void backward(
-    const element* gy, const rois_with_ranges& from, points vertical, points horizontal, int channels, int height, int width,
+    const element* gy, const roi_ranges& from, points vertical, points horizontal, int channels, int height, int width,
     int rows, int columns, int tile_columns, element* gx)
 {
-    __shared__ int listed[MOST_LISTED];
+    __shared__ int hits[MAX_HITS];
     const tile mine = tile_of_block(height, width, tile_columns);
     const int groups = channels / LANES, groups_of_block = THREADS / tile_columns;
     const int left = mine.left + threadIdx.x / groups_of_block;
@@ -140,9 +140,9 @@ __device__ void backward(
     const bool has_pixels = group < groups && left < width;
     real sum[TILE_ROWS][LANES] = {};
     for (int next = 0; next < from.n;) {
-        const int n = list_rois(from, mine, next, listed);
+        const int n = collect_overlapping_rois(from, mine, next, hits);
         for (int i = 0; has_pixels && i < n; ++i)
-            add_roi<element, LANES>((const pack<element, LANES>*)gy + group, listed[i], groups, vertical, horizontal,
+            add_roi<element, LANES>((const pack<element, LANES>*)gy + group, hits[i], groups, vertical, horizontal,
                                     rows, columns, mine.top, left, sum);
         __syncthreads();
     }
@@ -160,7 +160,7 @@ extern "C" __global__ void crop_and_resize_backward(
     const int* y_end, const int* x_first, const float* x_fraction, const int* x_begin, const int* x_end, int n_rois,
     int channels, int height, int width, int rows, int columns, int tile_columns, int lanes, real* gx)
 {
-    const rois_with_ranges from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
+    const roi_ranges from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
     const points vertical = {y_first, y_fraction}, horizontal = {x_first, x_fraction};
     if (lanes == 4)
         backward<real, 4>(gy, from, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
@@ -173,7 +173,7 @@ extern "C" __global__ void crop_and_resize_backward_half(
     const int* y_end, const int* x_first, const float* x_fraction, const int* x_begin, const int* x_end, int n_rois,
     int channels, int height, int width, int rows, int columns, int tile_columns, int lanes, unsigned short* gx)
 {
-    const rois_with_ranges from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
+    const roi_ranges from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
     const points vertical = {y_first, y_fraction}, horizontal = {x_first, x_fraction};
     const half_bits* samples = (const half_bits*)gy;
     half_bits* out = (half_bits*)gx;

@@ -23,7 +23,7 @@ __device__ Source column_of(int pixel, double scale, int margin, int last)
 struct Mask {
     const float* probs;
     int rows, columns, frame;
-    float least, threshold;
+    float min_prob, threshold;
     int threshold_inclusive;
 };
 
@@ -50,7 +50,7 @@ __device__ bool covers(const Mask& mask, Source y, Source x)
         lines[k] = framed_at(mask, row, x.before) * (1.0f - x.fraction)
             + framed_at(mask, row, right) * x.fraction;
     }
-    const float value = fmaxf(lines[0] * (1.0f - y.fraction) + lines[1] * y.fraction, mask.least);
+    const float value = fmaxf(lines[0] * (1.0f - y.fraction) + lines[1] * y.fraction, mask.min_prob);
     return value > mask.threshold || (mask.threshold_inclusive && value == mask.threshold);
 }
 
@@ -59,11 +59,11 @@ extern "C" __global__ void paste_masks(
     const float* probs, const int* top, const int* height, const double* y_scale,
     const int* left, const int* width, const double* x_scale,
     int n, int out_height, int out_width, int rows, int columns, int padding, int margin,
-    const float* least, float threshold, int threshold_inclusive, bool* out)
+    const float* min_prob, float threshold, int threshold_inclusive, bool* out)
 {
     const int frame = padding + margin;
     for (int r = blockIdx.y; r < n; r += gridDim.y) {
-        const Mask mask = {probs + (long long)r * rows * columns, rows, columns, frame, least[r], threshold,
+        const Mask mask = {probs + (long long)r * rows * columns, rows, columns, frame, min_prob[r], threshold,
                            threshold_inclusive};
         const int y = (int)blockIdx.x - top[r];
         const bool crosses = y >= 0 && y < height[r];
@@ -84,7 +84,7 @@ extern "C" __global__ void mask_runs(
     const float* probs, const int* top, const int* height, const double* y_scale,
     const int* left, const int* width, const double* x_scale,
     int n, int out_height, int out_width, int rows, int columns, int padding, int margin,
-    const float* least, float threshold, int threshold_inclusive, int write, const int* ends, int* out)
+    const float* min_prob, float threshold, int threshold_inclusive, int write, const int* ends, int* out)
 {
     const int frame = padding + margin;
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -95,7 +95,7 @@ extern "C" __global__ void mask_runs(
         const int x = i - left[r];
         const bool crosses = x >= 0 && x < width[r];
         const Source column = column_of(x, x_scale[r], margin, columns + 2 * frame - 1);
-        const Mask mask = {probs + (long long)r * rows * columns, rows, columns, frame, least[r], threshold,
+        const Mask mask = {probs + (long long)r * rows * columns, rows, columns, frame, min_prob[r], threshold,
                            threshold_inclusive};
         const int first = top[r] < 0 ? 0 : top[r];
         const int bottom = top[r] + height[r] < out_height ? top[r] + height[r] : out_height;

@@ -17,7 +17,7 @@ typedef REAL real;
 #include "tiles.cuh"
 
 // How RoIs are divided along one axis; the arguments of roi_align.
-struct division {
+struct axis_params {
     float scale;
     int bins, ratio, aligned, step;
 
@@ -25,7 +25,7 @@ struct division {
 };
 
 // One RoI along one axis of its map.
-struct axis {
+struct roi_axis {
     float start, length, bin_size;
     int grid;  // samples per bin; none if the RoI is not finite
     int size, step;
@@ -34,10 +34,10 @@ struct axis {
     __device__ float bin_start(int bin) const { return start + (float)(bin * step) * bin_size; }
 };
 
-__device__ axis divide(float low, float high, const division& by, int size)
+__device__ roi_axis make_roi_axis(float low, float high, const axis_params& by, int size)
 {
     const float offset = by.aligned ? 0.5f : 0.0f;
-    axis result;
+    roi_axis result;
     result.start = low * by.scale - offset;
     result.length = high * by.scale - offset - result.start;
     if (!by.aligned && !(result.length >= 1.0f))
@@ -52,7 +52,7 @@ __device__ axis divide(float low, float high, const division& by, int size)
 }
 
 // Returns the pixel at or before a bin's i-th sample, -1 outside of the map, and the weight of the one behind it.
-__device__ int locate(const axis& along, int bin, int i, float* fraction)
+__device__ int sample_pixel(const roi_axis& along, int bin, int i, float* fraction)
 {
     // Caffe2's expression, operation by operation: which pixel a sample falls on depends on it.
     float position = along.bin_start(bin) + ((float)i + 0.5f) * along.bin_size / (float)along.grid;
@@ -69,11 +69,11 @@ __device__ int locate(const axis& along, int bin, int i, float* fraction)
 }
 
 // The weight of a pixel in a bin: what the bin's samples give it, added up in their order.
-__device__ float weigh(const axis& along, int bin, int pixel)
+__device__ float bin_weight(const roi_axis& along, int bin, int pixel)
 {
     float weight = 0.0f, fraction;
     for (int i = 0; i < along.grid; ++i) {
-        const int lower = locate(along, bin, i, &fraction);
+        const int lower = sample_pixel(along, bin, i, &fraction);
         if (lower >= 0 && lower == pixel)
             weight += 1.0f - fraction;
         else if (lower >= 0 && lower + 1 == pixel)
@@ -83,26 +83,26 @@ __device__ float weigh(const axis& along, int bin, int pixel)
 }
 
 // Whether what lies from a position for a length may touch a pixel from begin to end; never a wrong no.
-__device__ bool may_touch(float position, float length, int begin, int end)
+__device__ bool may_overlap(float position, float length, int begin, int end)
 {
     return fmaxf(position, position + length) + 2.0f > (float)begin
         && fminf(position, position + length) - 2.0f < (float)end;
 }
 
-// Forward.  A block computes one row of bins of one RoI, or MOST_COLUMNS of them, in all channels.
+// Forward.  A block computes one row of bins of one RoI, or MAX_COLUMNS of them, in all channels.
 
-const int MOST_COLUMNS = 32;
+const int MAX_COLUMNS = 32;
 const int FORWARD_TABLE = 512;
 
 // The pixels of the block's bins and their weights.  The bin behind the columns is the row.
 struct bin_table {
-    int first[MOST_COLUMNS + 1], count[MOST_COLUMNS + 1];
+    int first[MAX_COLUMNS + 1], count[MAX_COLUMNS + 1];
     float weight[FORWARD_TABLE];
 };
 
 // The block's share of the work.
 struct row_of_bins {
-    axis rows, columns;
+    roi_axis rows, columns;
     int row, first_column, n_columns;
     int slots;  // weights of a bin that the table has room for
 
@@ -118,7 +118,7 @@ struct row_of_bins {
     __device__ float weight(const bin_table& table, int bin, int i) const
     {
         const int pixel = table.first[bin] + i;
-        return bin < n_columns ? weigh(columns, first_column + bin, pixel) : weigh(rows, row, pixel);
+        return bin < n_columns ? bin_weight(columns, first_column + bin, pixel) : bin_weight(rows, row, pixel);
     }
 };
 
@@ -128,11 +128,11 @@ __device__ void find_pixels(const row_of_bins& mine, bool is_somewhere, bin_tabl
     if (bin > mine.n_columns)
         return;
     const bool is_column = bin < mine.n_columns;
-    const axis& along = is_column ? mine.columns : mine.rows;
+    const roi_axis& along = is_column ? mine.columns : mine.rows;
     int begin = along.size, end = 0;
     for (int i = 0; is_somewhere && i < along.grid; ++i) {
         float fraction;
-        const int pixel = locate(along, is_column ? mine.first_column + bin : mine.row, i, &fraction);
+        const int pixel = sample_pixel(along, is_column ? mine.first_column + bin : mine.row, i, &fraction);
         if (pixel < 0)
             continue;
         const int upper = pixel < along.size - 1 ? pixel + 1 : pixel;
@@ -195,21 +195,21 @@ __device__ T choose(int level, T a, T b, T c, T d)
     return level == 0 ? a : level == 1 ? b : level == 2 ? c : d;
 }
 
-// Grid: RoIs x rows of bins, columns / MOST_COLUMNS.
+// Grid: RoIs x rows of bins, columns / MAX_COLUMNS.
 template <typename element, int LANES>
 __device__ void forward(
-    const element* map, int height, int width, division by_row, division by_column, const float* roi, int image,
+    const element* map, int height, int width, axis_params by_row, axis_params by_column, const float* roi, int image,
     bool is_somewhere, int lanes, int channels, element* y)
 {
     __shared__ bin_table table;
     __shared__ row_of_bins mine;
     const int columns = by_column.computed_bins();
     if (threadIdx.x == 0) {
-        mine.rows = divide(roi[0], roi[2], by_row, height);
-        mine.columns = divide(roi[1], roi[3], by_column, width);
+        mine.rows = make_roi_axis(roi[0], roi[2], by_row, height);
+        mine.columns = make_roi_axis(roi[1], roi[3], by_column, width);
         mine.row = blockIdx.x % by_row.computed_bins();
-        mine.first_column = blockIdx.y * MOST_COLUMNS;
-        mine.n_columns = columns - mine.first_column < MOST_COLUMNS ? columns - mine.first_column : MOST_COLUMNS;
+        mine.first_column = blockIdx.y * MAX_COLUMNS;
+        mine.n_columns = columns - mine.first_column < MAX_COLUMNS ? columns - mine.first_column : MAX_COLUMNS;
         mine.slots = FORWARD_TABLE / (mine.n_columns + 1);
     }
     __syncthreads();
@@ -263,8 +263,8 @@ extern "C" __global__ void roi_align_forward_half_8(
 
 // Backward: see tiles.cuh.  For a batch of the listed RoIs at a time a block tabulates the weights of the tile's pixels.
 
-const int MOST_TILE_COLUMNS = 16;
-const int MOST_IN_BATCH = 32;
+const int MAX_TILE_COLUMNS = 16;
+const int MAX_IN_BATCH = 32;
 const int BACKWARD_TABLE = 2048;
 
 // All RoIs; those of one level pool from the map.
@@ -273,33 +273,33 @@ struct regions {
     const int* roi_indices;
     const int* levels;
     int n, level;
-    division by_row, by_column;
+    axis_params by_row, by_column;
     int height, width;
 
-    __device__ axis along(int r, bool vertically) const
+    __device__ roi_axis along(int r, bool vertically) const
     {
         const float* corner = rois + 4LL * r + (vertically ? 0 : 1);
-        const division by = {by_row.scale, vertically ? by_row.bins : by_column.bins, by_row.ratio, by_row.aligned,
-                             by_row.step};
-        return divide(corner[0], corner[2], by, vertically ? height : width);
+        const axis_params by = {by_row.scale, vertically ? by_row.bins : by_column.bins, by_row.ratio, by_row.aligned,
+                                by_row.step};
+        return make_roi_axis(corner[0], corner[2], by, vertically ? height : width);
     }
 
-    __device__ bool may_touch(int r, const tile& in) const
+    __device__ bool may_overlap(int r, const tile& in) const
     {
         if (roi_indices[r] != in.image || levels[r] != level)
             return false;
-        const axis y = along(r, true), x = along(r, false);
-        return y.grid > 0 && x.grid > 0 && ::may_touch(y.start, y.length, in.top, in.top + TILE_ROWS)
-            && ::may_touch(x.start, x.length, in.left, in.left + in.columns);
+        const roi_axis y = along(r, true), x = along(r, false);
+        return y.grid > 0 && x.grid > 0 && ::may_overlap(y.start, y.length, in.top, in.top + TILE_ROWS)
+            && ::may_overlap(x.start, x.length, in.left, in.left + in.columns);
     }
 };
 
 // A batch of RoIs and the pixels of the tile: its rows, then its columns.
 struct batch_table {
-    int listed[MOST_LISTED];  // all RoIs, of which the batch is a part
-    int begin[MOST_IN_BATCH][TILE_ROWS + MOST_TILE_COLUMNS];  // the bins that touch a pixel, from begin to end
-    int end[MOST_IN_BATCH][TILE_ROWS + MOST_TILE_COLUMNS];
-    float samples[MOST_IN_BATCH];
+    int hits[MAX_HITS];  // all RoIs, of which the batch is a part
+    int begin[MAX_IN_BATCH][TILE_ROWS + MAX_TILE_COLUMNS];  // the bins that touch a pixel, from begin to end
+    int end[MAX_IN_BATCH][TILE_ROWS + MAX_TILE_COLUMNS];
+    float samples[MAX_IN_BATCH];
     float weight[BACKWARD_TABLE];  // (RoI, pixel, bin)
 };
 
@@ -316,21 +316,21 @@ struct table_layout {
 };
 
 __device__ void tabulate(
-    const regions& from, const tile& in, const table_layout& layout, const int* listed, int n, batch_table& table)
+    const regions& from, const tile& in, const table_layout& layout, const int* hits, int n, batch_table& table)
 {
     const int pixels = TILE_ROWS + in.columns;
     for (int entry = threadIdx.x; entry < n * pixels; entry += THREADS) {
         const int b = entry / pixels, k = entry % pixels;
         const bool is_row = k < TILE_ROWS;
-        const axis along = from.along(listed[b], is_row);
+        const roi_axis along = from.along(hits[b], is_row);
         const int n_bins = is_row ? layout.rows : layout.columns;
         const int pixel = is_row ? in.top + k : in.left + k - TILE_ROWS;
         float* weights = table.weight + (is_row ? layout.of_row(b, k) : layout.of_column(b, k - TILE_ROWS));
         int begin = n_bins, end = 0;
         for (int bin = 0; bin < n_bins; ++bin) {
             float weight = 0.0f;
-            if (may_touch(along.bin_start(bin), along.bin_size, pixel, pixel))
-                weight = weigh(along, bin, pixel);
+            if (may_overlap(along.bin_start(bin), along.bin_size, pixel, pixel))
+                weight = bin_weight(along, bin, pixel);
             weights[bin] = weight;
             if (weight != 0.0f) {
                 begin = bin < begin ? bin : begin;
@@ -340,7 +340,7 @@ __device__ void tabulate(
         table.begin[b][k] = begin;
         table.end[b][k] = end;
         if (k == 0)
-            table.samples[b] = along.samples() * from.along(listed[b], false).samples();
+            table.samples[b] = along.samples() * from.along(hits[b], false).samples();
     }
 }
 
@@ -392,18 +392,18 @@ __device__ void backward(
     layout.rows = from.by_row.computed_bins();
     layout.columns = from.by_column.computed_bins();
     layout.roi_size = TILE_ROWS * layout.rows + tile_columns * layout.columns;
-    const int room = BACKWARD_TABLE / layout.roi_size;
-    const int in_batch = room < MOST_IN_BATCH ? room : MOST_IN_BATCH;
+    const int capacity = BACKWARD_TABLE / layout.roi_size;
+    const int in_batch = capacity < MAX_IN_BATCH ? capacity : MAX_IN_BATCH;
 
     real sum[TILE_ROWS][LANES] = {};
     for (int next = 0; next < from.n;) {
-        const int n_listed = list_rois(from, mine, next, table.listed);
-        for (int i = 0; i < n_listed; i += in_batch) {
-            const int n = n_listed - i < in_batch ? n_listed - i : in_batch;
-            tabulate(from, mine, layout, table.listed + i, n, table);
+        const int n_hits = collect_overlapping_rois(from, mine, next, table.hits);
+        for (int i = 0; i < n_hits; i += in_batch) {
+            const int n = n_hits - i < in_batch ? n_hits - i : in_batch;
+            tabulate(from, mine, layout, table.hits + i, n, table);
             __syncthreads();
             for (int b = 0; has_pixels && b < n; ++b)
-                add_roi<element, LANES>(layout, table, b, table.listed[i + b], column,
+                add_roi<element, LANES>(layout, table, b, table.hits[i + b], column,
                                         (const pack<element, LANES>*)gy + group, groups, sum);
             __syncthreads();
         }

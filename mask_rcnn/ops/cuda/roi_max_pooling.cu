@@ -98,10 +98,10 @@ __device__ void add_roi(
 
 template <int LANES>
 __device__ void backward(
-    const real* gy, const int* argmax, const rois_with_ranges& from, bins vertical, bins horizontal, int channels, int height,
+    const real* gy, const int* argmax, const roi_ranges& from, bins vertical, bins horizontal, int channels, int height,
     int width, int rows, int columns, int tile_columns, real* gx)
 {
-    __shared__ int listed[MOST_LISTED];
+    __shared__ int hits[MAX_HITS];
     const tile mine = tile_of_block(height, width, tile_columns);
     const int groups = channels / LANES, groups_of_block = THREADS / tile_columns;
     const int left = mine.left + threadIdx.x / groups_of_block;
@@ -109,9 +109,9 @@ __device__ void backward(
     const bool has_pixels = group < groups && left < width;
     real sum[TILE_ROWS][LANES] = {};
     for (int next = 0; next < from.n;) {
-        const int n = list_rois(from, mine, next, listed);
+        const int n = collect_overlapping_rois(from, mine, next, hits);
         for (int i = 0; has_pixels && i < n; ++i)
-            add_roi<LANES>((const pack<real, LANES>*)gy + group, (const pack<int, LANES>*)argmax + group, listed[i],
+            add_roi<LANES>((const pack<real, LANES>*)gy + group, (const pack<int, LANES>*)argmax + group, hits[i],
                            groups, vertical, horizontal, rows, columns, width, mine.top, left, sum);
         __syncthreads();
     }
@@ -130,7 +130,7 @@ extern "C" __global__ void roi_max_pooling_backward(
     const int* x_end, int n_rois, int channels, int height, int width, int rows, int columns, int tile_columns,
     int lanes, real* gx)
 {
-    const rois_with_ranges from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
+    const roi_ranges from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
     const bins vertical = {y_first, y_count}, horizontal = {x_first, x_count};
     if (lanes == 4)
         backward<4>(gy, argmax, from, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);

@@ -8,8 +8,8 @@
 
 const int THREADS = 256;
 const int TILE_ROWS = 4;
-const int LOOKED_AT = 4 * THREADS;  // RoIs at once
-const int MOST_LISTED = 2 * LOOKED_AT;
+const int ROIS_PER_PASS = 4 * THREADS;  // RoIs at once
+const int MAX_HITS = 2 * ROIS_PER_PASS;
 
 struct tile {
     int image, top, left, columns;
@@ -23,7 +23,7 @@ __device__ tile tile_of_block(int height, int width, int columns)
 }
 
 // RoIs of which is known what pixels they read, from begin to end (R) along each axis.
-struct rois_with_ranges {
+struct roi_ranges {
     const int* roi_indices;
     const int* y_begin;
     const int* y_end;
@@ -31,7 +31,7 @@ struct rois_with_ranges {
     const int* x_end;
     int n;
 
-    __device__ bool may_touch(int r, const tile& in) const
+    __device__ bool may_overlap(int r, const tile& in) const
     {
         return roi_indices[r] == in.image && y_begin[r] < in.top + TILE_ROWS && y_end[r] > in.top
             && x_begin[r] < in.left + in.columns && x_end[r] > in.left;
@@ -41,25 +41,25 @@ struct rois_with_ranges {
 // Lists RoIs from number "next" on, until all are looked at or the list may have no room for more; returns their
 // number.  Every thread of the block looks at some of them; setting bits has the same result in any order.
 template <typename regions>
-__device__ int list_rois(const regions& from, const tile& in, int& next, int* listed)
+__device__ int collect_overlapping_rois(const regions& from, const tile& in, int& next, int* hits)
 {
-    const int words = LOOKED_AT / 64;
-    __shared__ unsigned long long touching[words];
+    const int words = ROIS_PER_PASS / 64;
+    __shared__ unsigned long long overlapping[words];
     int n = 0;
-    for (; next < from.n && n <= MOST_LISTED - LOOKED_AT; next += LOOKED_AT) {
+    for (; next < from.n && n <= MAX_HITS - ROIS_PER_PASS; next += ROIS_PER_PASS) {
         if (threadIdx.x < words)
-            touching[threadIdx.x] = 0;
+            overlapping[threadIdx.x] = 0;
         __syncthreads();
-        for (int i = threadIdx.x; i < LOOKED_AT && next + i < from.n; i += THREADS)
-            if (from.may_touch(next + i, in))
-                atomicOr(&touching[i / 64], 1ULL << i % 64);
+        for (int i = threadIdx.x; i < ROIS_PER_PASS && next + i < from.n; i += THREADS)
+            if (from.may_overlap(next + i, in))
+                atomicOr(&overlapping[i / 64], 1ULL << i % 64);
         __syncthreads();
         const int bit = threadIdx.x % 64;
 #pragma unroll 1  // for its registers a third block fits beside two
         for (int word = 0; word < words; ++word) {
-            const unsigned long long bits = touching[word];
+            const unsigned long long bits = overlapping[word];
             if (word % (THREADS / 64) == threadIdx.x / 64 && (bits >> bit & 1))
-                listed[n + __popcll(bits & ((1ULL << bit) - 1))] = next + 64 * word + bit;
+                hits[n + __popcll(bits & ((1ULL << bit) - 1))] = next + 64 * word + bit;
             n += __popcll(bits);
         }
         __syncthreads();

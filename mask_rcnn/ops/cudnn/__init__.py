@@ -7,11 +7,11 @@ W)``, but their channels lie innermost in memory (NHWC), which is what the tenso
 comes out of one convolution goes into the next one as it is (:mod:`~mask_rcnn.ops.cudnn.convolution`).
 """
 
-from mask_rcnn.ops.cudnn.convolution import (convolve, convolve_backward_data, convolve_backward_filter,
-                                             deconvolve, finish, is_available, takes)
+from mask_rcnn.ops.cudnn.convolution import (apply_epilogue, convolve, convolve_backward_data,
+                                             convolve_backward_filter, deconvolve, is_available, supports)
 from mask_rcnn.ops.cudnn.functions import convolution_2d, convolution_affine, deconvolution_2d
-from mask_rcnn.ops.cudnn.precision import PRECISIONS, current_precision, precision_fault, using_precision
+from mask_rcnn.ops.cudnn.precision import PRECISIONS, current_precision, precision_error, using_precision
 
-__all__ = ['PRECISIONS', 'convolution_2d', 'convolution_affine', 'convolve', 'convolve_backward_data',
-           'convolve_backward_filter', 'current_precision', 'deconvolution_2d', 'deconvolve', 'finish',
-           'is_available', 'precision_fault', 'takes', 'using_precision']
+__all__ = ['PRECISIONS', 'apply_epilogue', 'convolution_2d', 'convolution_affine', 'convolve',
+           'convolve_backward_data', 'convolve_backward_filter', 'current_precision', 'deconvolution_2d',
+           'deconvolve', 'is_available', 'precision_error', 'supports', 'using_precision']

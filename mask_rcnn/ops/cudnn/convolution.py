@@ -23,9 +23,9 @@ from chainer.backends import cuda
 
 from mask_rcnn.ops import _cuda
 from mask_rcnn.ops.cudnn import graphs, library
-from mask_rcnn.ops.cudnn.graphs import Convolution
+from mask_rcnn.ops.cudnn.graphs import ConvProblem
 from mask_rcnn.ops.cudnn.precision import Precision, current_precision
-from mask_rcnn.ops.derived import derived
+from mask_rcnn.ops.derived import cached
 
 
 logger = logging.getLogger(__name__)
@@ -36,33 +36,33 @@ _MAX_TIMED, _TIMED_RUNS = 4, 3
 
 def is_available() -> bool:
     """Whether CuPy works and cuDNN 9 convolves on its device; warns once if only the latter is missing."""
-    return cuda.available and library.library() is not None and _works()
+    return cuda.available and library.load_frontend() is not None and _self_test()
 
 
 @functools.lru_cache(maxsize=None)
-def _works() -> bool:
+def _self_test() -> bool:
     """Convolve once: a library that is missing is often opened no sooner than that."""
     try:
-        task = Convolution('forward', 'float32', (1, 8, 4, 4), (8, 8, 1, 1), tensor_cores=False)
-        x, w = (_empty(cuda.cupy, shape, np.float32) for shape in (task.x, task.w))
+        problem = ConvProblem('forward', 'float32', (1, 8, 4, 4), (8, 8, 1, 1), tensor_cores=False)
+        x, w = (_empty(cuda.cupy, shape, np.float32) for shape in (problem.x, problem.w))
         x[...] = w[...] = 1
-        y = _run(task, {graphs.X: x, graphs.W: w})
+        y = _run(problem, {graphs.X: x, graphs.W: w})
         if y is None or not (cuda.to_cpu(y) == 8).all():
             raise RuntimeError('cuDNN cannot convolve a small image')
     except Exception as error:
-        library.warn_of(error)
+        library.warn_fallback(error)
         return False
     return True
 
 
-def takes(*arrays) -> bool:
+def supports(*arrays) -> bool:
     """Whether arrays (``None`` for absent ones) are CuPy's and of types known here, and cuDNN can be used."""
     arrays = [array for array in arrays if array is not None]
     return (all(array.dtype.str[1:] in ('f2', 'f4') for array in arrays)
             and cuda.get_array_module(*arrays) is not np and is_available())
 
 
-def convolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False, limit: float = math.inf,
+def convolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False, clip_max: float = math.inf,
              residual=None, precision: Precision | None = None):
     """Return ``relu(convolution + residual + b)`` in one pass; nothing is kept for a backward pass.
 
@@ -70,26 +70,26 @@ def convolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False, limit:
         x, W, stride, pad, precision: See the module.
         b: ``(O,)``, or ``None``.
         relu: Whether to replace negative numbers by zero.
-        limit: With ``relu``: larger numbers are replaced by it.
+        clip_max: With ``relu``: larger numbers are replaced by it.
         residual: ``(N, O, oh, ow)`` to add, or ``None``.
 
     Returns:
         ``(N, O, oh, ow)`` of the type ``precision.result``, channels innermost in memory.
     """
     precision = precision or current_precision()
-    task = _task('forward', x.shape, W.shape, stride, pad, precision, bias=b is not None,
-                 residual=residual is not None, relu=relu)
-    inputs = {graphs.X: _channels_last(x, precision.storage), graphs.W: derived(_channels_last, W, precision.storage),
-              graphs.B: None if b is None else derived(_narrow, b, precision.storage),
+    problem = _problem('forward', x.shape, W.shape, stride, pad, precision, bias=b is not None,
+                       residual=residual is not None, relu=relu)
+    inputs = {graphs.X: _channels_last(x, precision.storage), graphs.W: cached(_channels_last, W, precision.storage),
+              graphs.B: None if b is None else cached(_narrow, b, precision.storage),
               graphs.RESIDUAL: None if residual is None else _channels_last(residual, precision.storage)}
     inputs = {uid: array for uid, array in inputs.items() if array is not None}
-    y = _run(task, inputs)
+    y = _run(problem, inputs)
     if y is None:
-        product = _task('forward', x.shape, W.shape, stride, pad, precision)
-        y = _compute(product, {uid: inputs[uid] for uid in (graphs.X, graphs.W)})
-        y = finish(_widen(y), b, residual, relu, limit)
-    elif not math.isinf(limit):  # as a part of the graph it would leave cuDNN a single, slow engine
-        y = finish(_widen(y), limit=limit)
+        conv_only = _problem('forward', x.shape, W.shape, stride, pad, precision)
+        y = _compute(conv_only, {uid: inputs[uid] for uid in (graphs.X, graphs.W)})
+        y = apply_epilogue(_widen(y), b, residual, relu, clip_max)
+    elif not math.isinf(clip_max):  # as a part of the graph it would leave cuDNN a single, slow engine
+        y = apply_epilogue(_widen(y), clip_max=clip_max)
     return _result(y, precision.result)
 
 
@@ -102,9 +102,9 @@ def convolve_backward_data(gy, W, x_shape, *, stride: int = 1, pad=0, precision:
         x_shape: Shape of ``x``, which the other shapes leave open where the stride is not 1.
     """
     precision = precision or current_precision()
-    task = _task('data', x_shape, W.shape, stride, pad, precision)
-    inputs = {graphs.Y: _channels_last(gy, precision.storage), graphs.W: derived(_channels_last, W, precision.storage)}
-    return _result(_compute(task, inputs), gy.dtype)
+    problem = _problem('data', x_shape, W.shape, stride, pad, precision)
+    inputs = {graphs.Y: _channels_last(gy, precision.storage), graphs.W: cached(_channels_last, W, precision.storage)}
+    return _result(_compute(problem, inputs), gy.dtype)
 
 
 def convolve_backward_filter(x, gy, w_shape, *, stride: int = 1, pad=0, precision: Precision | None = None):
@@ -116,9 +116,9 @@ def convolve_backward_filter(x, gy, w_shape, *, stride: int = 1, pad=0, precisio
         w_shape: Shape of ``W``.
     """
     precision = precision or current_precision()
-    task = _task('filter', x.shape, w_shape, stride, pad, precision)
-    gradient = _compute(task, {graphs.X: _channels_last(x, precision.storage),
-                               graphs.Y: _channels_last(gy, precision.storage)})
+    problem = _problem('filter', x.shape, w_shape, stride, pad, precision)
+    gradient = _compute(problem, {graphs.X: _channels_last(x, precision.storage),
+                                  graphs.Y: _channels_last(gy, precision.storage)})
     gradient = _result(gradient, gy.dtype)
     return cuda.get_array_module(gradient).ascontiguousarray(gradient)
 
@@ -140,16 +140,16 @@ def deconvolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False,
     pads = _pads(pad)
     shape = (x.shape[0], W.shape[1], *(stride * (side - 1) + window - sum(zeros) for side, window, zeros
                                        in zip(x.shape[2:], W.shape[2:], pads)))
-    task = _task('data', shape, W.shape, stride, pads, precision)
-    y = _compute(task, {graphs.Y: _channels_last(x, precision.storage),
-                        graphs.W: derived(_channels_last, W, precision.storage)})
+    problem = _problem('data', shape, W.shape, stride, pads, precision)
+    y = _compute(problem, {graphs.Y: _channels_last(x, precision.storage),
+                           graphs.W: cached(_channels_last, W, precision.storage)})
     if b is not None or relu:
-        y = finish(_widen(y), b, relu=relu)
+        y = apply_epilogue(_widen(y), b, relu=relu)
     return _result(y, precision.result)
 
 
-def _task(kind, x_shape, w_shape, stride, pad, precision, **epilogue) -> Convolution:
-    return Convolution(kind, graphs.dtype_name(precision.storage), tuple(x_shape), tuple(w_shape),
+def _problem(kind, x_shape, w_shape, stride, pad, precision, **epilogue) -> ConvProblem:
+    return ConvProblem(kind, graphs.dtype_name(precision.storage), tuple(x_shape), tuple(w_shape),
                        (stride, stride), _pads(pad), precision.tensor_cores, **epilogue)
 
 
@@ -159,49 +159,49 @@ def _pads(pad):
     return tuple((int(before), int(after)) for before, after in pad)
 
 
-def _compute(task: Convolution, inputs: dict):
-    """Compute a task without an epilogue as :func:`_run` does, by matrix products if cuDNN has no engine for it."""
-    y = _run(task, inputs)
-    return _multiply(task, inputs) if y is None else y
+def _compute(problem: ConvProblem, inputs: dict):
+    """Compute a problem without an epilogue as :func:`_run` does, by matrix products if cuDNN has no engine for it."""
+    y = _run(problem, inputs)
+    return _multiply(problem, inputs) if y is None else y
 
 
-def _run(task: Convolution, inputs: dict):
-    """Compute a task; takes and returns arrays in the storage type with the channels innermost.
+def _run(problem: ConvProblem, inputs: dict):
+    """Compute a problem; takes and returns arrays in the storage type with the channels innermost.
 
     Returns:
         CuPy array: ``None`` if cuDNN has no engine for it on this device.
     """
     first = next(iter(inputs.values()))
-    out = _empty(cuda.get_array_module(first), task.out, first.dtype)
+    out = _empty(cuda.get_array_module(first), problem.out, first.dtype)
     if out.size == 0 or first.size == 0:  # no images: cuDNN has no graphs of nothing
         out[...] = 0
         return out
     pointers = {uid: _address(array) for uid, array in inputs.items()}
-    pointers[graphs.OUTPUT[task.kind]] = _address(out)
+    pointers[graphs.OUTPUT[problem.kind]] = _address(out)
     with cuda.get_device_from_array(first):
-        session = library.session()
+        cache = library.graph_cache()
 
         def run(graph):
             # The workspace goes back to CuPy's pool at once: the pool hands it only to later work of this stream.
             workspace = _allocate(graph.workspace_size)
-            graph.run(pointers, _pointer(workspace), session.handle)
+            graph.run(pointers, _pointer(workspace), cache.handle)
 
         is_timed = chainer.config.autotune and not chainer.config.cudnn_deterministic
-        build = functools.partial(_build_fastest, task, session, run) if is_timed else functools.partial(
-            graphs.build, task, session.handle, session.engines)
-        graph = session.graph((task, is_timed), build)
+        build = functools.partial(_build_fastest, problem, cache, run) if is_timed else functools.partial(
+            graphs.build, problem, cache.handle, cache.engines)
+        graph = cache.graph((problem, is_timed), build)
         if graph is None:
             return None
         run(graph)
     return out
 
 
-def _build_fastest(task, session, run):
+def _build_fastest(problem, cache, run):
     """Return the graph of the engine that takes the least time, or ``None``."""
-    built = [graphs.build_with(engine, task, session.handle)
-             for engine in graphs.find_engines(task, session.handle, _MAX_TIMED)]
+    built = [graphs.build_with_engine(engine, problem, cache.handle)
+             for engine in graphs.find_engines(problem, cache.handle, _MAX_TIMED)]
     if not built or None in built:
-        built.append(graphs.build_whole(task, session.handle))
+        built.append(graphs.build_default(problem, cache.handle))
     built = [graph for graph in built if graph is not None]
     for graph in built:
         run(graph)  # what a kernel does the first time does not count
@@ -217,29 +217,29 @@ def _milliseconds(run, graph) -> float:
     return cuda.cupy.cuda.get_elapsed_time(start, stop)
 
 
-def _multiply(task: Convolution, inputs: dict):
-    """Compute a task as Chainer does without cuDNN: windows side by side, times the filters, in float32."""
-    _warn_once(task)
+def _multiply(problem: ConvProblem, inputs: dict):
+    """Compute a problem as Chainer does without cuDNN: windows side by side, times the filters, in float32."""
+    _warn_once(problem)
     first = next(iter(inputs.values()))
     xp = cuda.get_array_module(first)
     given = {uid: _widen(array).astype(np.float32, copy=False) for uid, array in inputs.items()}
     x, w = (chainer.Variable(given[uid] if uid in given else xp.zeros(shape, np.float32))
-            for uid, shape in ((graphs.X, task.x), (graphs.W, task.w)))
+            for uid, shape in ((graphs.X, problem.x), (graphs.W, problem.w)))
     with chainer.using_config('use_cudnn', 'never'), chainer.force_backprop_mode():
-        y = F.convolution_2d(F.pad(x, [(0, 0), (0, 0), *task.pad], 'constant'), w, stride=task.stride,
-                             groups=task.groups)
-        if task.kind == 'forward':
+        y = F.convolution_2d(F.pad(x, [(0, 0), (0, 0), *problem.pad], 'constant'), w, stride=problem.stride,
+                             groups=problem.groups)
+        if problem.kind == 'forward':
             out = y.array
         else:
             y.grad = given[graphs.Y]
             y.backward()
-            out = {'data': x, 'filter': w}[task.kind].grad
+            out = {'data': x, 'filter': w}[problem.kind].grad
     return _channels_last(out, first.dtype)
 
 
 @functools.lru_cache(maxsize=None)
-def _warn_once(task):
-    logger.warning('cuDNN has no engine on this device, so that matrix products take its place, for %s', task)
+def _warn_once(problem):
+    logger.warning('cuDNN has no engine on this device, so that matrix products take its place, for %s', problem)
 
 
 def _allocate(size: int):
@@ -288,10 +288,10 @@ def _widen(y):
 
 
 def _result(y, dtype):
-    return in_memory_order(_widen(y)).astype(dtype, copy=False).transpose(0, 3, 1, 2)
+    return as_nhwc(_widen(y)).astype(dtype, copy=False).transpose(0, 3, 1, 2)
 
 
-def in_memory_order(x):
+def as_nhwc(x):
     """Return ``(N, C, H, W)`` with the channels innermost as ``(N, H, W, C)``.
 
     CuPy's kernels run through an array in the order of its axes, whatever its strides: neighbouring threads would
@@ -300,7 +300,7 @@ def in_memory_order(x):
     return x.transpose(0, 2, 3, 1)
 
 
-def finish(y, b=None, residual=None, relu: bool = False, limit: float = math.inf):
+def apply_epilogue(y, b=None, residual=None, relu: bool = False, clip_max: float = math.inf):
     """Do in place, in one pass, what could not be part of the graph: return ``relu(y + residual + b)``.
 
     Args:
@@ -308,15 +308,15 @@ def finish(y, b=None, residual=None, relu: bool = False, limit: float = math.inf
         b: ``(O,)``, or ``None``.
         residual: ``(N, O, oh, ow)``, or ``None``.
         relu: Whether to replace negative numbers by zero.
-        limit: Larger numbers are replaced by it.
+        clip_max: Larger numbers are replaced by it.
     """
-    residual, b = (0.0 if residual is None else in_memory_order(residual)), (0.0 if b is None else b)
-    _finish_kernel()(residual, b, 0.0 if relu else -math.inf, limit, in_memory_order(y))
+    residual, b = (0.0 if residual is None else as_nhwc(residual)), (0.0 if b is None else b)
+    _epilogue_kernel()(residual, b, 0.0 if relu else -math.inf, clip_max, as_nhwc(y))
     return y
 
 
-def _finish_kernel():
-    return cuda.elementwise('R residual, B b, float32 least, float32 most', 'T y', '''
+def _epilogue_kernel():
+    return cuda.elementwise('R residual, B b, float32 clip_min, float32 clip_max', 'T y', '''
         const float sum = (float)y + (float)residual + (float)b;
-        y = (T)(sum < least ? least : sum > most ? most : sum);
-    ''', 'finish_convolution')
+        y = (T)(sum < clip_min ? clip_min : sum > clip_max ? clip_max : sum);
+    ''', 'convolution_epilogue')

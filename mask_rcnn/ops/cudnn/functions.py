@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import chainer
 
-from mask_rcnn.ops.cudnn.convolution import (convolve, convolve_backward_data, convolve_backward_filter,
-                                             deconvolve, in_memory_order)
+from mask_rcnn.ops.cudnn.convolution import (as_nhwc, convolve, convolve_backward_data,
+                                             convolve_backward_filter, deconvolve)
 
 
 def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False) -> chainer.Variable:
@@ -21,7 +21,7 @@ def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = 
     Returns:
         chainer.Variable: ``(N, O, oh, ow)`` of ``x``'s type, channels innermost in memory.
     """
-    return _apply(_Convolution(None, relu, stride=stride, pad=pad), x=x, W=W, b=b)
+    return _apply(_CudnnConvolution(None, relu, stride=stride, pad=pad), x=x, W=W, b=b)
 
 
 def convolution_affine(x, W, scale, bias, residual=None, *, stride: int = 1, pad: int = 0,
@@ -39,7 +39,7 @@ def convolution_affine(x, W, scale, bias, residual=None, *, stride: int = 1, pad
     Returns:
         chainer.Variable: As of :func:`convolution_2d`.
     """
-    node = _Convolution(scale[:, None, None, None], relu, stride=stride, pad=pad)
+    node = _CudnnConvolution(scale[:, None, None, None], relu, stride=stride, pad=pad)
     return _apply(node, x=x, W=W, b=bias, residual=residual)
 
 
@@ -53,7 +53,7 @@ def deconvolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool 
     Returns:
         chainer.Variable: ``(N, O, stride * (H - 1) + kh - 2 * pad, ...)`` of ``x``'s type, channels innermost.
     """
-    return _apply(_Deconvolution(relu, stride=stride, pad=pad), x=x, W=W, b=b)
+    return _apply(_CudnnDeconvolution(relu, stride=stride, pad=pad), x=x, W=W, b=b)
 
 
 def _apply(node, **inputs):
@@ -61,7 +61,7 @@ def _apply(node, **inputs):
     return node.apply([inputs[name] for name in node.names])[0]
 
 
-class _Product(chainer.FunctionNode):
+class _CudnnFunction(chainer.FunctionNode):
     """What the functions have in common; ``names`` are those of the inputs."""
 
     def __init__(self, relu, **geometry):
@@ -72,28 +72,28 @@ class _Product(chainer.FunctionNode):
         if self.relu:
             self.retain_outputs((0,))
         x, W, *rest = inputs
-        y = self.product(x, W, relu=self.relu, **dict(zip(self.names[2:], rest)), **self.geometry)
-        return in_memory_order(y).astype(x.dtype, copy=False).transpose(0, 3, 1, 2),
+        y = self.compute(x, W, relu=self.relu, **dict(zip(self.names[2:], rest)), **self.geometry)
+        return as_nhwc(y).astype(x.dtype, copy=False).transpose(0, 3, 1, 2),
 
     def backward(self, indexes, grad_outputs):
         x, W = (variable.array for variable in self.get_retained_inputs())
         g = grad_outputs[0].array
         if self.relu:
             y = self.get_retained_outputs()[0].array
-            g = (in_memory_order(g) * (in_memory_order(y) > 0)).transpose(0, 3, 1, 2)
+            g = (as_nhwc(g) * (as_nhwc(y) > 0)).transpose(0, 3, 1, 2)
         gradients = {'x': lambda: self.gradient_x(g, x, W), 'W': lambda: self.gradient_w(g, x, W),
-                     'b': lambda: in_memory_order(g).sum(axis=(0, 1, 2)), 'residual': lambda: g}
+                     'b': lambda: as_nhwc(g).sum(axis=(0, 1, 2)), 'residual': lambda: g}
         return [chainer.as_variable(gradients[self.names[index]]().astype(self.inputs[index].dtype, copy=False))
                 for index in indexes]
 
 
-class _Convolution(_Product):
+class _CudnnConvolution(_CudnnFunction):
 
     def __init__(self, scale, relu, **geometry):
         super().__init__(relu, **geometry)
         self.scale = scale
 
-    def product(self, x, W, **rest):
+    def compute(self, x, W, **rest):
         return convolve(x, self._scaled(W), **rest)
 
     def gradient_x(self, g, x, W):
@@ -106,9 +106,9 @@ class _Convolution(_Product):
         return W if self.scale is None else W * self.scale
 
 
-class _Deconvolution(_Product):
+class _CudnnDeconvolution(_CudnnFunction):
 
-    def product(self, x, W, **rest):
+    def compute(self, x, W, **rest):
         return deconvolve(x, W, **rest)
 
     def gradient_x(self, g, x, W):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mask_rcnn.ops.cudnn.library import library, names_engines
+from mask_rcnn.ops.cudnn.library import load_frontend, supports_engine_query
 
 #: Numbers by which a graph knows its tensors.
 X, W, B, RESIDUAL, Y = 1, 2, 3, 4, 5
@@ -27,7 +27,7 @@ _MAX_WORKSPACE = 256 << 20
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ConvProblem:
     """A convolution ``y = relu(conv(x, w) + residual + b)``, or one of its gradients, for certain shapes.
 
     Args:
@@ -68,7 +68,7 @@ class Convolution:
     def groups(self) -> int:
         return self.x[1] // self.w[1]
 
-    def rounded(self) -> Convolution:
+    def rounded(self) -> ConvProblem:
         """Return the convolution of the next larger round size, which stands for all that are near it.
 
         Rows and columns get four significant bits and so grow by less than an eighth; RoIs get a multiple of eight.
@@ -82,7 +82,7 @@ def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-class Graph:
+class CompiledGraph:
     """A compiled graph.
 
     Args:
@@ -110,53 +110,53 @@ def _can_override(graph_type) -> bool:
     return 'override_uids' in inspect.signature(graph_type.execute).parameters
 
 
-def build(convolution: Convolution, handle, engines: dict) -> Graph | None:
+def build(problem: ConvProblem, handle, engines: dict) -> CompiledGraph | None:
     """Compile a graph, with the engine that comes first for the rounded size or, if it cannot, for this one.
 
     Args:
-        convolution: What is computed.
+        problem: What is computed.
         handle: Of the device.
         engines: What the heuristics have answered for rounded sizes, which is added to.
 
     Returns:
-        Graph: ``None`` if no engine computes it on the handle's device.
+        CompiledGraph: ``None`` if no engine computes it on the handle's device.
     """
-    rounded = convolution.rounded()
+    rounded = problem.rounded()
     if rounded not in engines:
         engines[rounded] = find_engines(rounded, handle)
-    known = (build_with(engine, convolution, handle) for engine in engines[rounded])
-    return next(known, None) or build_whole(convolution, handle)
+    known = (build_with_engine(engine, problem, handle) for engine in engines[rounded])
+    return next(known, None) or build_default(problem, handle)
 
 
-def find_engines(convolution: Convolution, handle, most: int = 1) -> list[tuple]:
-    """Return up to ``most`` engines that compute a convolution, by cuDNN's heuristics the fastest first.
+def find_engines(problem: ConvProblem, handle, max_engines: int = 1) -> list[tuple]:
+    """Return up to ``max_engines`` engines that compute a convolution, by cuDNN's heuristics the fastest first.
 
     Returns:
         list: Pairs of an engine's number and its settings; nothing where this Frontend names none.
     """
-    cudnn, found = library(), []
-    if not names_engines(cudnn):
+    cudnn, found = load_frontend(), []
+    if not supports_engine_query(cudnn):
         return found
-    for unwanted in _unwanted_notes(cudnn, convolution):
-        graph = _plan(convolution, cudnn, handle, unwanted)
+    for excluded in _excluded_numeric_notes(cudnn, problem):
+        graph = _plan(problem, cudnn, handle, excluded)
         for index in range(0 if graph is None else graph.get_execution_plan_count()):
             with contextlib.suppress(cudnn.cudnnGraphNotSupportedError):  # what is unwanted, among others
                 graph.build_plan_at_index(index)
                 found.append(graph.get_engine_and_knobs_at_index(index))
-            if len(found) == most:
+            if len(found) == max_engines:
                 return found
         if found:
             return found
     return []
 
 
-def build_with(engine: tuple, convolution: Convolution, handle) -> Graph | None:
+def build_with_engine(engine: tuple, problem: ConvProblem, handle) -> CompiledGraph | None:
     """Compile a graph with one of :func:`find_engines`; ``None`` if that cannot compute it.
 
     Frontend 1.32 cannot ask again for some engines that it has named (for three channels: a RuntimeError).
     """
-    cudnn = library()
-    graph = describe(convolution, cudnn, handle=handle)
+    cudnn = load_frontend()
+    graph = describe(problem, cudnn, handle=handle)
     try:
         graph.build_operation_graph()
         # Else Frontend 1.32 asks the heuristics, too, and keeps their answer; to others the name means nothing.
@@ -166,46 +166,46 @@ def build_with(engine: tuple, convolution: Convolution, handle) -> Graph | None:
         graph.build_plans()
     except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
         return None
-    return Graph(graph)
+    return CompiledGraph(graph)
 
 
-def build_whole(convolution: Convolution, handle) -> Graph | None:
+def build_default(problem: ConvProblem, handle) -> CompiledGraph | None:
     """Compile a graph with the heuristics' first engine, even if it cannot be asked for by name; or ``None``."""
-    cudnn = library()
-    for unwanted in _unwanted_notes(cudnn, convolution):
-        graph = _plan(convolution, cudnn, handle, unwanted)
+    cudnn = load_frontend()
+    for excluded in _excluded_numeric_notes(cudnn, problem):
+        graph = _plan(problem, cudnn, handle, excluded)
         with contextlib.suppress(cudnn.cudnnGraphNotSupportedError):
             if graph is not None:
                 graph.check_support()
                 graph.build_plans()
-                return Graph(graph)
+                return CompiledGraph(graph)
     return None
 
 
-def _plan(convolution, cudnn, handle, unwanted):
+def _plan(problem, cudnn, handle, excluded):
     """Return a graph that has asked the heuristics, or ``None`` if they know no engine."""
-    graph = describe(convolution, cudnn, handle=handle)
+    graph = describe(problem, cudnn, handle=handle)
     try:
         graph.build_operation_graph()
         graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
     except cudnn.cudnnGraphNotSupportedError:
         return None
-    graph.deselect_numeric_notes(unwanted)
+    graph.deselect_numeric_notes(excluded)
     graph.deselect_workspace_greater_than(_MAX_WORKSPACE)
     return graph
 
 
-def describe(convolution: Convolution, cudnn, **options):
+def describe(problem: ConvProblem, cudnn, **options):
     """Return an uncompiled, valid ``cudnn.pygraph``; ``options`` go to its constructor."""
     types = {'float32': cudnn.data_type.FLOAT, 'float16': cudnn.data_type.HALF,
              'bfloat16': cudnn.data_type.BFLOAT16}
-    io_type = types[convolution.dtype]
+    io_type = types[problem.dtype]
     graph = cudnn.pygraph(io_data_type=io_type, intermediate_data_type=cudnn.data_type.FLOAT,
                           compute_data_type=cudnn.data_type.FLOAT, **options)
-    operation = {'forward': _forward, 'data': _data, 'filter': _filter}[convolution.kind]
-    out = operation(graph, convolution, _tensor_maker(graph, io_type))
+    operation = {'forward': _forward, 'data': _data, 'filter': _filter}[problem.kind]
+    out = operation(graph, problem, _tensor_maker(graph, io_type))
     out.set_output(True).set_data_type(io_type)
-    out.set_dim(list(convolution.out)).set_stride(strides(convolution.out)).set_uid(OUTPUT[convolution.kind])
+    out.set_dim(list(problem.out)).set_stride(strides(problem.out)).set_uid(OUTPUT[problem.kind])
     graph.validate()
     return graph
 
@@ -222,38 +222,38 @@ def _tensor_maker(graph, io_type):
     return tensor
 
 
-def _geometry(convolution):
-    return {'pre_padding': [pad[0] for pad in convolution.pad],
-            'post_padding': [pad[1] for pad in convolution.pad],
-            'stride': list(convolution.stride), 'dilation': [1, 1]}
+def _geometry(problem):
+    return {'pre_padding': [pad[0] for pad in problem.pad],
+            'post_padding': [pad[1] for pad in problem.pad],
+            'stride': list(problem.stride), 'dilation': [1, 1]}
 
 
-def _forward(graph, convolution, tensor):
-    y = graph.conv_fprop(image=tensor('x', X, convolution.x), weight=tensor('w', W, convolution.w),
-                         **_geometry(convolution))
+def _forward(graph, problem, tensor):
+    y = graph.conv_fprop(image=tensor('x', X, problem.x), weight=tensor('w', W, problem.w),
+                         **_geometry(problem))
     # First the residual, then the bias, in the type of the rest: the order of cuDNN's own fused convolution
     # ("ConvBiasAct").  For any other order its heuristics (9.28, asked for an H200) offer only the slower
     # engines that are compiled at run time.
-    if convolution.residual:
-        y = graph.add(a=y, b=tensor('residual', RESIDUAL, convolution.y))
-    if convolution.bias:
-        y = graph.bias(input=y, bias=tensor('b', B, (1, convolution.w[0], 1, 1)))
-    if convolution.relu:
+    if problem.residual:
+        y = graph.add(a=y, b=tensor('residual', RESIDUAL, problem.y))
+    if problem.bias:
+        y = graph.bias(input=y, bias=tensor('b', B, (1, problem.w[0], 1, 1)))
+    if problem.relu:
         y = graph.relu(input=y)
     return y
 
 
-def _data(graph, convolution, tensor):
-    return graph.conv_dgrad(loss=tensor('gy', Y, convolution.y), filter=tensor('w', W, convolution.w),
-                            **_geometry(convolution))
+def _data(graph, problem, tensor):
+    return graph.conv_dgrad(loss=tensor('gy', Y, problem.y), filter=tensor('w', W, problem.w),
+                            **_geometry(problem))
 
 
-def _filter(graph, convolution, tensor):
-    return graph.conv_wgrad(image=tensor('x', X, convolution.x), loss=tensor('gy', Y, convolution.y),
-                            **_geometry(convolution))
+def _filter(graph, problem, tensor):
+    return graph.conv_wgrad(image=tensor('x', X, problem.x), loss=tensor('gy', Y, problem.y),
+                            **_geometry(problem))
 
 
-def _unwanted_notes(cudnn, convolution):
+def _excluded_numeric_notes(cudnn, problem):
     """Return what an engine must not do to the numbers, and what it must not do even if no other is left.
 
     Products in less than the storage's precision and sums in less than float32 never; without tensor cores
@@ -262,12 +262,12 @@ def _unwanted_notes(cudnn, convolution):
     Sums in an order that changes from run to run only where there is no other way.
     """
     note = cudnn.numerical_note
-    unwanted = [note.DOWN_CONVERT_INPUTS, note.REDUCED_PRECISION_REDUCTION]
-    if not convolution.tensor_cores:
-        unwanted += [note.TENSOR_CORE, note.WINOGRAD_TILE_6x6, note.WINOGRAD_TILE_13x13]
-    return [unwanted + [note.NONDETERMINISTIC], unwanted]
+    excluded = [note.DOWN_CONVERT_INPUTS, note.REDUCED_PRECISION_REDUCTION]
+    if not problem.tensor_cores:
+        excluded += [note.TENSOR_CORE, note.WINOGRAD_TILE_6x6, note.WINOGRAD_TILE_13x13]
+    return [excluded + [note.NONDETERMINISTIC], excluded]
 
 
 def dtype_name(storage: np.dtype) -> str:
-    """Return the name that :class:`Convolution` has for a storage type (uint16 holds bfloat16)."""
+    """Return the name that :class:`ConvProblem` has for a storage type (uint16 holds bfloat16)."""
     return {'f2': 'float16', 'f4': 'float32', 'u2': 'bfloat16'}[storage.str[1:]]

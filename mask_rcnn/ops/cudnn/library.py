@@ -24,13 +24,13 @@ _MIN_VERSION = 90000
 #: sizes.  Most take 0.06 to 0.17 MB (Frontend 1.32, cuDNN 9.28), in all some 1.5 GB; a new one takes 1 ms.
 _MAX_GRAPHS = 8192
 #: The same where each graph keeps all engines that the heuristics named (:mod:`.graphs`): up to 1.9 MB.
-_MAX_WHOLE_GRAPHS = 1024
+_MAX_DEFAULT_GRAPHS = 1024
 #: Names to cuDNN Frontend the file that it opens as the CUDA runtime.
 _CUDART_VARIABLE = 'CUDNN_FRONTEND_CUDART_LIB_NAME'
 
 
 @functools.lru_cache(maxsize=None)
-def library():
+def load_frontend():
     """Return the module ``cudnn``, or ``None`` after one warning if it or cuDNN 9 itself is missing."""
     try:
         with contextlib.suppress(Exception):  # without CuPy, say; Frontend may find the CUDA runtime on its own
@@ -38,13 +38,13 @@ def library():
         module = importlib.import_module('cudnn')
         version = module.backend_version()
     except Exception as error:  # ImportError; OSError or RuntimeError where libcudnn is missing or too old
-        return warn_of(error)
+        return warn_fallback(error)
     if version < _MIN_VERSION:
-        return warn_of(f'cuDNN is older than version 9 ({version})')
+        return warn_fallback(f'cuDNN is older than version 9 ({version})')
     return module
 
 
-def warn_of(reason) -> None:
+def warn_fallback(reason) -> None:
     """Say why cuDNN is not used: an exception, or words."""
     if isinstance(reason, Exception):
         reason = ' '.join(f'{type(reason).__name__}: {reason}'.split())[:200]
@@ -77,10 +77,10 @@ def _find_cudart(name: str) -> str | None:
     return None
 
 
-class Session:
+class GraphCache:
     """cuDNN on one device for one thread: its handle, and the graphs compiled with it.
 
-    Neither a handle nor a graph's buffers may be used by two threads at once; a session belongs to its
+    Neither a handle nor a graph's buffers may be used by two threads at once; a cache belongs to its
     thread, so no lock is needed.
 
     Args:
@@ -114,27 +114,27 @@ class Session:
         return len(self._graphs)
 
 
-class _Sessions(threading.local):
+class _GraphCaches(threading.local):
 
     def __init__(self):
         self.by_device = {}
 
 
-_sessions = _Sessions()
+_graph_caches = _GraphCaches()
 
 
-def session() -> Session:
-    """Return this thread's session on CuPy's current device, whose work goes to CuPy's current stream."""
-    cudnn, device = library(), _current_device()
-    if device not in _sessions.by_device:
-        max_graphs = _MAX_GRAPHS if names_engines(cudnn) else _MAX_WHOLE_GRAPHS
-        _sessions.by_device[device] = Session(cudnn.create_handle(), max_graphs)
-    own = _sessions.by_device[device]
-    cudnn.set_stream(handle=own.handle, stream=_current_stream())
-    return own
+def graph_cache() -> GraphCache:
+    """Return this thread's cache on CuPy's current device, whose work goes to CuPy's current stream."""
+    cudnn, device = load_frontend(), _current_device()
+    if device not in _graph_caches.by_device:
+        max_graphs = _MAX_GRAPHS if supports_engine_query(cudnn) else _MAX_DEFAULT_GRAPHS
+        _graph_caches.by_device[device] = GraphCache(cudnn.create_handle(), max_graphs)
+    cache = _graph_caches.by_device[device]
+    cudnn.set_stream(handle=cache.handle, stream=_current_stream())
+    return cache
 
 
-def names_engines(cudnn) -> bool:
+def supports_engine_query(cudnn) -> bool:
     """Whether this Frontend says which engine computes a graph and makes one of it: 1.32 does, 1.10 does not."""
     return all(hasattr(cudnn.pygraph, name) for name in ('get_engine_and_knobs_at_index', 'select_plan'))
 

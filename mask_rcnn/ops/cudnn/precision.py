@@ -68,7 +68,7 @@ def using_precision(name: str):
         yield
 
 
-def precision_fault(name: str, capability: int | None) -> str | None:
+def precision_error(name: str, capability: int | None) -> str | None:
     """Say why a device cannot multiply so; ``None`` if it can.
 
     Args:
