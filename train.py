@@ -4,8 +4,7 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))
 
 if __name__ == '__main__':      # the processes that read images import this file, too
-    from mask_rcnn.commands import train
+    from mask_rcnn.cli import train
     sys.exit(train.main(folder=ROOT))

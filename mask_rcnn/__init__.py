@@ -12,8 +12,8 @@ from mask_rcnn import compat
 
 compat.install()
 
-from mask_rcnn.config import DETECTRON, MATTERPORT, PRESETS, Config, Dialect  # noqa: E402
-from mask_rcnn.detections import Detections  # noqa: E402
+from mask_rcnn.config import Config, DETECTRON, Dialect, MATTERPORT, PRESETS  # noqa: E402
+from mask_rcnn.inference.detections import Detections  # noqa: E402
 from mask_rcnn.models import MaskRCNN, build, load, save  # noqa: E402
 
 __version__ = '0.1.0'

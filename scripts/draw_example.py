@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+import cv2
+import numpy as np
 
-import mask_rcnn  # noqa: E402
-from mask_rcnn.datasets import RichShapesDataset  # noqa: E402
+import mask_rcnn
+from mask_rcnn.datasets import RichShapesDataset
 
 MODEL = ROOT / 'modelfiles' / 'shapes_mobilenet_v1_fpn.npz'
 _GAP = 12

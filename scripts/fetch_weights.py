@@ -5,9 +5,8 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-from mask_rcnn.weights import download  # noqa: E402
+from mask_rcnn.weights import download
 
 if __name__ == '__main__':
     argparse.ArgumentParser(description=__doc__).parse_args()

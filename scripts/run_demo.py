@@ -13,16 +13,15 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-import cv2  # noqa: E402
+import cv2
 
-from mask_rcnn.commands import convert, demo  # noqa: E402
-from mask_rcnn.commands.common import print_error  # noqa: E402
-from mask_rcnn.datasets import RichShapesDataset  # noqa: E402
-from mask_rcnn.weights import download  # noqa: E402
+from mask_rcnn.cli import convert, demo
+from mask_rcnn.cli.options import print_error
+from mask_rcnn.datasets import RichShapesDataset
+from mask_rcnn.weights import download
 
-#: The bundled model; see ``scripts/train_box_model.py``.
+#: The bundled model; see ``scripts/train_demo_model.py``.
 DEMO_MODEL = 'shapes_mobilenet_v1_fpn.npz'
 #: A photo of COCO's val2017, used where none is named.
 PHOTO = 'http://images.cocodataset.org/val2017/000000000139.jpg'

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mask_rcnn.config import DETECTRON, DIALECTS, MATTERPORT, PRESETS, Config
+from mask_rcnn.config import Config, DETECTRON, DIALECTS, MATTERPORT, PRESETS
 
 
 def test_dict_round_trip_through_json():

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mask_rcnn.commands import COMMANDS
+from mask_rcnn.cli import COMMANDS
 
 READMES = ('README.md', 'README_JP.md')
 
@@ -24,7 +24,7 @@ def flags_of_tables(text: str) -> dict[str, set[str]]:
 
 def flags_of_command(name: str) -> set[str]:
     parser = argparse.ArgumentParser(add_help=False)
-    importlib.import_module(f'mask_rcnn.commands.{name}').configure(parser)
+    importlib.import_module(f'mask_rcnn.cli.{name}').configure(parser)
     return {option for action in parser._actions for option in action.option_strings
             if option.startswith('--')}
 

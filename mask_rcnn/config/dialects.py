@@ -15,7 +15,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class InputConventions:
-    """Conversion of an image into the network input (:func:`mask_rcnn.datasets.transforms.prepare_image`).
+    """Conversion of an image into the network input (:func:`mask_rcnn.preprocessing.prepare.prepare_image`).
 
     Args:
         channel_order: Order of the colour channels: ``'BGR'`` (Detectron) or ``'RGB'`` (all others).
@@ -59,7 +59,7 @@ class BackboneConventions:
 
 @dataclass(frozen=True)
 class BoxConventions:
-    """Box arithmetic (:mod:`mask_rcnn.ops.boxes`, :mod:`mask_rcnn.ops.nms`).
+    """Box arithmetic (:mod:`mask_rcnn.ops.boxes.boxes`, :mod:`mask_rcnn.ops.boxes.nms`).
 
     Args:
         offset: Number that is added to ``x2 - x1`` to get the width of a box.  1 if both corners are pixels of the
@@ -90,8 +90,8 @@ class RPNConventions:
 
     Args:
         round_anchors: Whether the sides of the anchors are rounded to whole pixels
-            (:func:`mask_rcnn.ops.anchors.detectron_cell_anchors`) or not
-            (:func:`mask_rcnn.ops.anchors.matterport_cell_anchors`).
+            (:func:`mask_rcnn.ops.boxes.anchors.detectron_cell_anchors`) or not
+            (:func:`mask_rcnn.ops.boxes.anchors.matterport_cell_anchors`).
         proposals_per_level: Whether each level of the feature pyramid has its own top-k selection and NMS
             (Detectron), or all levels share one (Matterport).
     """
@@ -102,7 +102,7 @@ class RPNConventions:
 
 @dataclass(frozen=True)
 class RoIConventions:
-    """Pooling of RoI features (:mod:`mask_rcnn.models.roi_pooling`).
+    """Pooling of RoI features (:mod:`mask_rcnn.models.layers.roi_pooling`).
 
     Args:
         op: Pooling operator.  ``'roi_align'`` averages samples inside each bin (Detectron); ``Config.roi_align`` can
@@ -122,7 +122,7 @@ class RoIConventions:
 
 @dataclass(frozen=True)
 class DetectionConventions:
-    """Postprocessing of the box head's output (:func:`mask_rcnn.ops.proposals.select_detections`).
+    """Postprocessing of the box head's output (:func:`mask_rcnn.ops.boxes.proposals.select_detections`).
 
     Args:
         postprocess_in_input_space: Whether boxes are decoded, clipped and suppressed in pixels of the network input
@@ -146,7 +146,7 @@ class DetectionConventions:
 
 @dataclass(frozen=True)
 class MaskConventions:
-    """Pasting of predicted masks into the image (:func:`mask_rcnn.ops.paste_masks.paste_masks`).
+    """Pasting of predicted masks into the image (:func:`mask_rcnn.ops.masks.paste_masks.paste_masks`).
 
     Args:
         padding: Width of the zero border around a predicted mask, in mask pixels; the box grows in proportion before

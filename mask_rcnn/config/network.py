@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from mask_rcnn.config.dialects import DETECTRON, DIALECTS, MOBILENET, Dialect
+from mask_rcnn.config.dialects import DETECTRON, DIALECTS, Dialect, MOBILENET
 
 
 @dataclass(frozen=True)

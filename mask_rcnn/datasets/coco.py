@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation
-from mask_rcnn.datasets.image_io import ImageFileError, read_image, read_image_sizes
+from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_sizes
 
 _logger = logging.getLogger(__name__)
 

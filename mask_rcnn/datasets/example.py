@@ -2,7 +2,7 @@
 
 An :class:`Example` is an image with its :class:`Annotations`, as it is in the files; a
 :class:`TrainingExample` is the same made ready for the network by
-:class:`mask_rcnn.datasets.transforms.TrainingTransform`.
+:class:`mask_rcnn.preprocessing.prepare.TrainingTransform`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_rcnn.datasets.placement import ImageTransform
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 #: One object's shape: polygons (flat arrays ``x, y, x, y, ...``) or COCO's run lengths.
 Segmentation = tuple | dict
@@ -78,7 +78,7 @@ class TrainingExample:
 
     Args:
         x: ``(3, h, w)`` float32: the network's input, see
-            :func:`mask_rcnn.datasets.transforms.prepare_image`; perhaps padded.
+            :func:`mask_rcnn.preprocessing.prepare.prepare_image`; perhaps padded.
         image_transform: Where the image lies in ``x``.
         annotations: The objects, in pixels of the original (flipped if ``x`` is).
         name: What messages call it.

@@ -18,9 +18,9 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
-from mask_rcnn.detections import Detections
-from mask_rcnn.ops.derived import cache_weights
-from mask_rcnn.weights.files import open_for_writing
+from mask_rcnn.inference.detections import Detections
+from mask_rcnn.ops.runtime.cache import cache_weights
+from mask_rcnn.io.atomic_file import open_for_writing
 
 _logger = logging.getLogger(__name__)
 

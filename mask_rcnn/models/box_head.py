@@ -7,9 +7,9 @@ import chainer.functions as F
 import chainer.links as L
 
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.models.convolution import Linear, as_float32
-from mask_rcnn.models.resnet import ResNetStage
-from mask_rcnn.models.roi_pooling import RoIPooling
+from mask_rcnn.models.layers.convolution import Linear, as_float32
+from mask_rcnn.models.backbones.resnet import ResNetStage
+from mask_rcnn.models.layers.roi_pooling import RoIPooling
 
 
 class Res5BoxHead(chainer.Chain):

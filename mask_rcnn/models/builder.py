@@ -6,16 +6,16 @@ import os
 
 import chainer
 
-from mask_rcnn.config import PRESETS, Config
+from mask_rcnn.config import Config, PRESETS
 from mask_rcnn.models.box_head import LinearBoxHead, Res5BoxHead
-from mask_rcnn.models.fpn import FPN
+from mask_rcnn.models.backbones.fpn import FPN
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.models.mask_head import MaskHead
 from mask_rcnn.models.mask_rcnn import MaskRCNN
-from mask_rcnn.models.mobilenet_v1 import MobileNetV1
-from mask_rcnn.models.normalization import affine_to_bn, bn_to_affine, set_epsilon
-from mask_rcnn.models.resnet import ResNet
-from mask_rcnn.models.roi_pooling import RoIPooling
+from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
+from mask_rcnn.models.layers.normalization import affine_to_bn, bn_to_affine, set_epsilon
+from mask_rcnn.models.backbones.resnet import ResNet
+from mask_rcnn.models.layers.roi_pooling import RoIPooling
 from mask_rcnn.models.rpn import RPN
 from mask_rcnn.weights import WeightFileError, load_arrays, read_weights
 

@@ -6,8 +6,8 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.models.convolution import Convolution2D, Deconvolution2D
-from mask_rcnn.ops.derived import cached
+from mask_rcnn.models.layers.convolution import Convolution2D, Deconvolution2D
+from mask_rcnn.ops.runtime.cache import cached
 
 
 class KeypointHead(chainer.Chain):
@@ -17,7 +17,7 @@ class KeypointHead(chainer.Chain):
 
     Args:
         in_channels (int): Channels of the feature maps.
-        pool (mask_rcnn.models.roi_pooling.RoIPooling): Makes the RoI features.
+        pool (mask_rcnn.models.layers.roi_pooling.RoIPooling): Makes the RoI features.
         config (mask_rcnn.config.Config): ``n_keypoint``.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import chainer
 
-from mask_rcnn.models.convolution import Convolution2D, Deconvolution2D
+from mask_rcnn.models.layers.convolution import Convolution2D, Deconvolution2D
 
 
 class MaskHead(chainer.Chain):
@@ -13,7 +13,7 @@ class MaskHead(chainer.Chain):
     Args:
         in_channels (int): Channels of the RoI features.
         n_conv (int): Number of 3x3 convolutions in front: 0 in C4 networks, 4 in FPN networks.
-        pool: What makes the RoI features, a :class:`~mask_rcnn.models.roi_pooling.RoIPooling`, or ``None``:
+        pool: What makes the RoI features, a :class:`~mask_rcnn.models.layers.roi_pooling.RoIPooling`, or ``None``:
             the head looks at the box head's features, as that of the C4 networks does at res5's.
         config (mask_rcnn.config.Config): ``n_fg_class`` and ``mask_channels``.
     """

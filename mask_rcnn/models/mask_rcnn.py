@@ -10,16 +10,16 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.datasets.image_io import to_image_array
-from mask_rcnn.datasets.placement import ImageTransform
-from mask_rcnn.datasets.transforms import prepare_image
-from mask_rcnn.detections import Detections
-from mask_rcnn.models.convolution import as_float32
-from mask_rcnn.ops.boxes import clip_boxes, decode_boxes
-from mask_rcnn.ops.derived import cache_features, cache_weights
-from mask_rcnn.ops.keypoints import decode_heatmaps
-from mask_rcnn.ops.proposals import select_detections
-from mask_rcnn.ops.transfer import AsyncHostCopy
+from mask_rcnn.preprocessing.image_io import to_image_array
+from mask_rcnn.preprocessing.image_transform import ImageTransform
+from mask_rcnn.preprocessing.prepare import prepare_image
+from mask_rcnn.inference.detections import Detections
+from mask_rcnn.models.layers.convolution import as_float32
+from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
+from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
+from mask_rcnn.ops.masks.keypoints import decode_heatmaps
+from mask_rcnn.ops.boxes.proposals import select_detections
+from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
 
 #: Images that a GPU looks at together unless somebody says otherwise.  1000 RoIs of a C4 network take about
 #: 2 GB in float32.
@@ -78,7 +78,7 @@ class MaskRCNN(chainer.Chain):
 
         Args:
             images: File names, ``(3, H, W)`` float arrays (RGB, 0 to 255) or ``(H, W, 3)`` uint8
-                arrays (RGB); see :func:`mask_rcnn.datasets.image_io.to_image_array`.
+                arrays (RGB); see :func:`mask_rcnn.preprocessing.image_io.to_image_array`.
             batch_size: See :meth:`iter_detections`.
 
         Returns:
@@ -86,7 +86,7 @@ class MaskRCNN(chainer.Chain):
 
         Raises:
             ValueError: ``batch_size`` is below 1, or an image is none; see
-                :func:`~mask_rcnn.datasets.image_io.to_image_array` for the types.
+                :func:`~mask_rcnn.preprocessing.image_io.to_image_array` for the types.
         """
         with cache_weights():
             return list(self.iter_detections(images, batch_size=batch_size))
@@ -98,7 +98,7 @@ class MaskRCNN(chainer.Chain):
         They are taken from ``images`` as they are needed: while a GPU looks at a batch, the next one is
         prepared, and then what was found in the first is returned.  A batch for which there is no memory is halved.
 
-        Around a loop over many images, open :func:`~mask_rcnn.ops.derived.cache_weights`.
+        Around a loop over many images, open :func:`~mask_rcnn.ops.runtime.cache.cache_weights`.
 
         Args:
             images: See :meth:`detect`.
@@ -184,7 +184,7 @@ class MaskRCNN(chainer.Chain):
 
         Returns:
             What :meth:`postprocess` takes, for each argument a list with an entry for each image; of a GPU a
-            :class:`~mask_rcnn.ops.transfer.AsyncHostCopy` of it.
+            :class:`~mask_rcnn.ops.runtime.transfer.AsyncHostCopy` of it.
         """
         # Not around what yields, lest the caller's own work goes on in it.
         with chainer.using_config('train', False), chainer.no_backprop_mode(), cache_weights(), cache_features():
@@ -207,7 +207,7 @@ class MaskRCNN(chainer.Chain):
         for boxes, labels, scores, mask_probs, keypoints, transform in zip(*found, transforms):
             yield self.postprocess(boxes, labels, scores, mask_probs, transform, keypoints)
 
-    # The stages of detect; scripts/benchmark.py times them one by one.  prepare and postprocess are for one image.
+    # The stages of detect; scripts/benchmarks/benchmark.py times them one by one.  prepare and postprocess are for one image.
     # The others are for a batch: of all but the maps, arguments and results are lists with an entry for each
     # image; or for one image, whose entries may be given, and come back, without lists.
 
@@ -219,8 +219,8 @@ class MaskRCNN(chainer.Chain):
 
         Returns:
             tuple: ``(1, 3, h, w)`` float32 array on the model's device, and the image's
-            :class:`~mask_rcnn.datasets.placement.ImageTransform` in it; see
-            :func:`mask_rcnn.datasets.transforms.prepare_image`.
+            :class:`~mask_rcnn.preprocessing.image_transform.ImageTransform` in it; see
+            :func:`mask_rcnn.preprocessing.prepare.prepare_image`.
         """
         x, transform = prepare_image(image, self.config)
         return self.xp.asarray(x[None]), transform
@@ -279,7 +279,7 @@ class MaskRCNN(chainer.Chain):
 
     @property
     def _padded(self) -> bool:
-        """Whether arrays between the stages are padded (:mod:`mask_rcnn.ops.proposals`).
+        """Whether arrays between the stages are padded (:mod:`mask_rcnn.ops.boxes.proposals`).
 
         On a GPU: until the results arrive on the host, it waits for nothing, and every image of a size runs the
         same kernels on the same shapes.
@@ -312,7 +312,7 @@ class MaskRCNN(chainer.Chain):
     @_for_images
     def predict_keypoints(self, features, boxes, transforms):
         """Return the keypoints ``(R, K, 4)`` of each image's detections; see
-        :func:`~mask_rcnn.ops.keypoints.decode_heatmaps`.
+        :func:`~mask_rcnn.ops.masks.keypoints.decode_heatmaps`.
 
         Args:
             features: What :meth:`extract` returned.

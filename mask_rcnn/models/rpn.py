@@ -6,9 +6,9 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.models.convolution import Convolution2D
-from mask_rcnn.ops.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
-from mask_rcnn.ops.proposals import generate_proposals
+from mask_rcnn.models.layers.convolution import Convolution2D
+from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
+from mask_rcnn.ops.boxes.proposals import generate_proposals
 
 
 class RPN(chainer.Chain):
@@ -77,7 +77,7 @@ class RPN(chainer.Chain):
             scale: Network input pixels per pixel of the original image.
             pre_nms: Best anchors of a map to look at, instead of the configuration's.
             post_nms: Proposals to return, instead of the configuration's.
-            padded: See :mod:`mask_rcnn.ops.proposals`.
+            padded: See :mod:`mask_rcnn.ops.boxes.proposals`.
 
         Returns:
             tuple: Boxes ``(K, 4)`` float32 in the network input and objectness ``(K,)``, falling.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_rcnn.datasets.example import Annotations
-from mask_rcnn.datasets.placement import ImageTransform
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets.rois import match_rois
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
@@ -38,7 +38,7 @@ def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, transf
         transform: Where the image lies in the network input.
         size: Side of the heat maps.
         sampling: How many, from which overlap on.
-        offset: See :mod:`mask_rcnn.ops.boxes`.
+        offset: See :mod:`mask_rcnn.ops.boxes.boxes`.
         rng: Draws among too many.
 
     Returns:

@@ -6,7 +6,7 @@ import numpy as np
 import pycocotools.mask
 
 from mask_rcnn.datasets.example import Annotations, Segmentation
-from mask_rcnn.ops.boxes import box_iou
+from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.targets.sampling import IGNORED
 
 
@@ -19,7 +19,7 @@ def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, offs
         boxes: ``(F, 4)`` float32 RoIs in pixels of the original image.
         annotations: The image's objects; at least one that is no crowd, unless there are no RoIs.
         size: Side M of the masks.
-        offset: See :mod:`mask_rcnn.ops.boxes`.
+        offset: See :mod:`mask_rcnn.ops.boxes.boxes`.
 
     Returns:
         numpy.ndarray: ``(F, M, M)`` int32: 1 the object, 0 not; -1 everywhere if its shape is not known.

@@ -9,8 +9,8 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import Annotations
-from mask_rcnn.datasets.placement import ImageTransform
-from mask_rcnn.ops.boxes import box_iou, encode_boxes
+from mask_rcnn.preprocessing.image_transform import ImageTransform
+from mask_rcnn.ops.boxes.boxes import box_iou, encode_boxes
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def match_rois(boxes: np.ndarray, annotations: Annotations, *, offset: float) ->
     Args:
         boxes: ``(P, 4)`` float32 RoIs in pixels of the original image.
         annotations: The image's objects.
-        offset: See :mod:`mask_rcnn.ops.boxes`.
+        offset: See :mod:`mask_rcnn.ops.boxes.boxes`.
     """
     crowd, own_labels = annotations.crowd, annotations.labels + np.int32(1)
     own_iou = np.where(crowd, -1, 1).astype(np.float32)

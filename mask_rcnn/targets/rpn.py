@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_rcnn.config import Dialect
-from mask_rcnn.ops.boxes import box_iou, encode_boxes
+from mask_rcnn.ops.boxes.boxes import box_iou, encode_boxes
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
 

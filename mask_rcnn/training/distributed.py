@@ -31,7 +31,7 @@ import numpy as np
 
 from mask_rcnn.compat import mend_chainermn
 from mask_rcnn.models.builder import cuda_device_count
-from mask_rcnn.models.saving import arrays_of
+from mask_rcnn.inference.save import arrays_of
 from mask_rcnn.weights import WeightFileError, load_arrays
 
 logger = logging.getLogger(__name__)

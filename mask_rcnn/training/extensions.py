@@ -19,7 +19,7 @@ from mask_rcnn.training.optimizer import set_rate
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.snapshot import Snapshots
 from mask_rcnn.weights import WeightFileError
-from mask_rcnn.weights.files import open_for_writing
+from mask_rcnn.io.atomic_file import open_for_writing
 
 
 class IntervalTrigger:

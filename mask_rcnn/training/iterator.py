@@ -74,7 +74,7 @@ class ExampleIterator(chainer.dataset.Iterator):
     Args:
         dataset: A sequence of :class:`~mask_rcnn.datasets.example.Example`.
         transform: Called with an example and its seed, returns a training example: a
-            :class:`~mask_rcnn.datasets.transforms.TrainingTransform`.
+            :class:`~mask_rcnn.preprocessing.prepare.TrainingTransform`.
         batch_size: Examples that one call of :meth:`next` returns.
         seed: The run's seed, in ``[0, 2**32)``.
         workers: Number of processes that read and transform; 0 does it in this process.

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from mask_rcnn.weights.files import open_for_writing
+from mask_rcnn.io.atomic_file import open_for_writing
 
 #: What the loss figure shows: (key in the log, label, colour), the sum first.
 LOSSES = (

@@ -19,10 +19,11 @@ import chainer
 import numpy as np
 from chainer import serializers, training
 
-from mask_rcnn.models.saving import save
-from mask_rcnn.weights import ModelMeta, WeightFileError, archives
+from mask_rcnn.inference.save import save
+from mask_rcnn.weights import ModelMeta, WeightFileError
+from mask_rcnn.weights.readers import zip_archive
 from mask_rcnn.weights.errors import to_printable_ascii
-from mask_rcnn.weights.files import open_for_reading, open_for_writing
+from mask_rcnn.io.atomic_file import open_for_reading, open_for_writing
 
 FORMAT_VERSION = 1
 
@@ -99,8 +100,8 @@ def is_snapshot(path: str | os.PathLike) -> bool:
     """Return whether a file is a snapshot, and not a model (or anything else)."""
     try:
         with open_for_reading(path) as (file, size):
-            return f'{_HEADER}.npy' in archives.member_names(file, size)
-    except archives.CORRUPT_FILE_ERRORS:     # WeightFileError is one of them
+            return f'{_HEADER}.npy' in zip_archive.member_names(file, size)
+    except zip_archive.CORRUPT_FILE_ERRORS:     # WeightFileError is one of them
         return False
 
 
@@ -112,14 +113,14 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
     """
     with open_for_reading(path) as (file, size):
         try:
-            archive, members = archives.open_stored(file, size)
-            header = _parse_header(archives.read_array(archive, members.pop(f'{_HEADER}.npy')))
-            arrays = {name.removesuffix('.npy'): archives.read_array(archive, member)
+            archive, members = zip_archive.open_stored(file, size)
+            header = _parse_header(zip_archive.read_array(archive, members.pop(f'{_HEADER}.npy')))
+            arrays = {name.removesuffix('.npy'): zip_archive.read_array(archive, member)
                       for name, member in members.items()}
             arrays.update((name, np.asarray(None)) for name in header.nones)
             int(arrays['updater/iteration'])
             return Snapshot(Path(path), header.model, header.options, arrays)
-        except archives.CORRUPT_FILE_ERRORS as error:
+        except zip_archive.CORRUPT_FILE_ERRORS as error:
             raise _damaged(path, error) from None
 
 
@@ -153,9 +154,9 @@ class _Header:
 def _read_header(path: str | os.PathLike) -> _Header:
     with open_for_reading(path) as (file, size):
         try:
-            archive, members = archives.open_stored(file, size)
-            return _parse_header(archives.read_array(archive, members[f'{_HEADER}.npy']))
-        except archives.CORRUPT_FILE_ERRORS as error:
+            archive, members = zip_archive.open_stored(file, size)
+            return _parse_header(zip_archive.read_array(archive, members[f'{_HEADER}.npy']))
+        except zip_archive.CORRUPT_FILE_ERRORS as error:
             raise _damaged(path, error) from None
 
 

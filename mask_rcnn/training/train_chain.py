@@ -11,11 +11,19 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import TrainingExample
-from mask_rcnn.ops import cudnn
-from mask_rcnn.targets import (IGNORED, KeypointRoIs, RPNTargets, SampledRoIs, Sampling, mask_targets,
-                               rpn_targets, sample_keypoint_rois, sample_rois)
-from mask_rcnn.training.losses import (per_image_mean_weights, sigmoid_cross_entropy, smooth_l1,
-                                       softmax_cross_entropy)
+from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.targets import (
+    IGNORED,
+    KeypointRoIs,
+    RPNTargets,
+    SampledRoIs,
+    Sampling,
+    mask_targets,
+    rpn_targets,
+    sample_keypoint_rois,
+    sample_rois,
+)
+from mask_rcnn.training.losses import per_image_mean_weights, sigmoid_cross_entropy, smooth_l1, softmax_cross_entropy
 
 #: Joined to an example's seed, so that what is drawn here has nothing to do with what made the example.
 _SAMPLING_STREAM = 1
@@ -86,7 +94,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         A layer's result has the type of its input: so are all activations, also where no frozen stage makes them so.
         """
         x = self.xp.asarray(np.stack([example.x for example in examples]))
-        is_half = cudnn.supports(x) and cudnn.current_precision().result == np.float16
+        is_half = cudnn_frontend.supports(x) and cudnn_frontend.current_precision().result == np.float16
         return x.astype(np.float16 if is_half else next(self.model.extractor.params()).dtype, copy=False)
 
     def anchor_targets(self, examples, map_sizes, rngs) -> list[RPNTargets]:

@@ -13,12 +13,19 @@ import numpy as np
 from chainer import training
 from tqdm import tqdm
 
-from mask_rcnn.datasets.transforms import TrainingTransform
+from mask_rcnn.preprocessing.prepare import TrainingTransform
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training.distributed import Communicator
-from mask_rcnn.training.extensions import (ConsoleTable, Evaluation, IntervalTrigger, LearningRateScheduler,
-                                           SignalHandler, StopTrigger, TrainingLog)
+from mask_rcnn.training.extensions import (
+    ConsoleTable,
+    Evaluation,
+    IntervalTrigger,
+    LearningRateScheduler,
+    SignalHandler,
+    StopTrigger,
+    TrainingLog,
+)
 from mask_rcnn.training.freezing import FROZEN_STAGES, freeze
 from mask_rcnn.training.iterator import ExampleIterator
 from mask_rcnn.training.optimizer import make_optimizer

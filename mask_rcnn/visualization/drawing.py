@@ -12,11 +12,10 @@ import numpy as np
 
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON
 from mask_rcnn.visualization.colors import instance_colors, text_color
-from mask_rcnn.visualization.labels import (PlacedLabel, draw_label, font_size_for, label_candidates,
-                                            place_labels)
+from mask_rcnn.visualization.labels import PlacedLabel, draw_label, font_size_for, label_candidates, place_labels
 
 if TYPE_CHECKING:
-    from mask_rcnn.detections import Detections
+    from mask_rcnn.inference.detections import Detections
 
 #: What a picture is drawn on: the image, the image in pale grey, or a plain black or white ground.
 BACKGROUNDS = ('image', 'grey', 'black', 'white')

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mask_rcnn.weights import (archives, detectron, imagenet, matterport, mindspore, pytorch, safe_pickle,
-                               torch_file)
+from mask_rcnn.weights.converters import detectron, imagenet, matterport, mindspore, pytorch
+from mask_rcnn.weights.readers import safe_pickle, torch_file, zip_archive
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
-from mask_rcnn.weights.files import open_for_reading, sha256
-from mask_rcnn.weights.npz import read_weights
-from mask_rcnn.weights.translated import ConversionReport, ConvertedWeights, backbone_name, network_name
+from mask_rcnn.io.atomic_file import open_for_reading, sha256
+from mask_rcnn.weights.native import read_weights
+from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
 
 #: Format name of this program's own files.
 NATIVE = 'mask-rcnn-npz'
@@ -40,7 +40,7 @@ class Format:
         suffix: What the default name of a converted file ends with; ``None`` where there is nothing to
             convert.
         takes_settings: Whether ``read`` takes what the file cannot say by the names of Matterport's
-            ``Config`` (:mod:`mask_rcnn.weights.matterport_cfg`) as its second argument.
+            ``Config`` (:mod:`mask_rcnn.weights.converters.matterport_cfg`) as its second argument.
     """
 
     name: str
@@ -62,8 +62,8 @@ def detect_format(path: _Path) -> Format:
         names: frozenset[str] = frozenset()
         if start.startswith(b'PK'):
             try:
-                names = archives.member_names(file, size)
-            except archives.CORRUPT_FILE_ERRORS as error:
+                names = zip_archive.member_names(file, size)
+            except zip_archive.CORRUPT_FILE_ERRORS as error:
                 reason = to_printable_ascii(str(error), 200)
                 raise WeightFileError(path, f'is a damaged zip archive: {reason}') from None
     for format in FORMATS:

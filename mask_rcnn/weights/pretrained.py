@@ -19,9 +19,9 @@ import numpy as np
 from mask_rcnn.config import Config
 from mask_rcnn.weights import formats
 from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
-from mask_rcnn.weights.files import open_for_reading
-from mask_rcnn.weights.npz import load_arrays
-from mask_rcnn.weights.translated import ConvertedWeights, backbone_name, network_name
+from mask_rcnn.io.atomic_file import open_for_reading
+from mask_rcnn.weights.native import load_arrays
+from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
 
 #: The name for "the usual file in Chainer's folder".
 IMAGENET = 'imagenet'

@@ -14,7 +14,7 @@ VERSIONS = ('3.10', '3.11', '3.12', '3.13')
 OLDEST_NUMPY = {'3.13': '2.1.0'}  # 2.0 has no build for it
 #: What is run in each environment: compat itself, Chainer's gradients, and the network from end to end.
 TESTS = ('tests/compat/test_compat.py', 'tests/models/test_chainer_links.py', 'tests/models/test_mask_rcnn.py',
-         'tests/ops/test_proposals.py', 'tests/ops/test_roi_align.py', 'tests/test_detections.py')
+         'tests/ops/test_proposals.py', 'tests/ops/test_roi_align.py', 'tests/inference/test_detections.py')
 
 pytestmark = pytest.mark.slow
 

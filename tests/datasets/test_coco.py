@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
-from mask_rcnn.datasets.image_io import ImageFileError, read_image
+from mask_rcnn.preprocessing.image_io import ImageFileError, read_image
 
 HEIGHT, WIDTH = 30, 40
 TRIANGLE = [5.0, 5.0, 20.5, 5.0, 5.0, 17.25]

@@ -4,8 +4,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mask_rcnn.datasets import rich_shapes
-from mask_rcnn.datasets.rich_shapes import RichShapesDataset, _Light, _paint_thing, _place_things, _Thing
+from mask_rcnn.datasets.synthetic import rich_shapes
+from mask_rcnn.datasets.synthetic.rich_shapes import RichShapesDataset, _Light, _Thing, _paint_thing, _place_things
 
 
 def masks_of(example):

@@ -3,7 +3,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mask_rcnn.datasets.shapes import ShapesDataset, _clip_outline, _Shape
+from mask_rcnn.datasets.synthetic.shapes import ShapesDataset, _Shape, _clip_outline
 
 
 def masks_of(example):

@@ -9,9 +9,9 @@ from pycocotools.cocoeval import COCOeval
 
 import mask_rcnn
 from mask_rcnn.datasets.coco import COCODataset
-from mask_rcnn.datasets.shapes import ShapesDataset
-from mask_rcnn.detections import Detections
-from mask_rcnn.evaluation import METRIC_NAMES, COCOEvaluator, Metrics, evaluate_model
+from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
+from mask_rcnn.inference.detections import Detections
+from mask_rcnn.evaluation import COCOEvaluator, METRIC_NAMES, Metrics, evaluate_model
 from mask_rcnn.weights import WeightFileError
 
 SHAPES = ShapesDataset(4, size=64)

@@ -8,8 +8,8 @@ from pycocotools.cocoeval import COCOeval
 
 from mask_rcnn.datasets.coco import COCODataset
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
-from mask_rcnn.detections import Detections
-from mask_rcnn.evaluation import KEYPOINT_METRIC_NAMES, COCOEvaluator, Metrics
+from mask_rcnn.inference.detections import Detections
+from mask_rcnn.evaluation import COCOEvaluator, KEYPOINT_METRIC_NAMES, Metrics
 
 SIZE = 240, 320
 

@@ -1,10 +1,10 @@
 """Models and cases of the reference outputs, each made once for the whole run."""
 
 import pytest
-from golden_cases import Case, rebuild_pickle
+from tests.support.golden import Case, rebuild_pickle
 
 import mask_rcnn
-from mask_rcnn.commands import convert
+from mask_rcnn.cli import convert
 
 
 @pytest.fixture(scope='session')

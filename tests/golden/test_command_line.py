@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
-from golden_cases import MAX_SCORE_ROUNDING, Case, compare_pasted, match, rebuild_pickle
+from tests.support.golden import MAX_SCORE_ROUNDING, Case, compare_pasted, match, rebuild_pickle
 from pycocotools import mask as coco_mask
 
 from mask_rcnn import Detections

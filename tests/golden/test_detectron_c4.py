@@ -4,11 +4,11 @@ import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
-from golden_cases import (MAX_SCORE_DIFFERENCE, MAX_SCORE_ROUNDING, MIN_BOX_IOU, XY, as_detectron, compare_boxes,
+from tests.support.golden import (MAX_SCORE_DIFFERENCE, MAX_SCORE_ROUNDING, MIN_BOX_IOU, XY, as_detectron, compare_boxes,
                           compare_masks, golden_rois, match)
 
-from mask_rcnn.datasets.image_io import read_image
-from mask_rcnn.ops.roi_align import roi_align
+from mask_rcnn.preprocessing.image_io import read_image
+from mask_rcnn.ops.roi.roi_align import roi_align
 
 SMALL = 'R-50-C4_seed0_scale300'
 FAST = 'R-50-C4_seed0_scale300_rois300'

@@ -6,11 +6,11 @@ import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
-from golden_cases import (MAX_SCORE_DIFFERENCE, MAX_SCORE_ROUNDING, MIN_BOX_IOU, XY, Recorder, as_detectron,
+from tests.support.golden import (MAX_SCORE_DIFFERENCE, MAX_SCORE_ROUNDING, MIN_BOX_IOU, XY, Recorder, as_detectron,
                           compare_boxes, compare_masks, golden_rois, match)
 
-from mask_rcnn.datasets.image_io import read_image
-from mask_rcnn.ops.keypoints import decode_heatmaps
+from mask_rcnn.preprocessing.image_io import read_image
+from mask_rcnn.ops.masks.keypoints import decode_heatmaps
 
 MASKS, KEYPOINTS = 'R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'
 

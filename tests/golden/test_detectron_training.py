@@ -6,12 +6,12 @@ import re
 import chainer
 import numpy as np
 import pytest
-from golden_cases import XY
+from tests.support.golden import XY
 
 import mask_rcnn
 from mask_rcnn.config import DETECTRON
 from mask_rcnn.datasets.example import Annotations, TrainingExample
-from mask_rcnn.datasets.placement import ImageTransform
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import RPNTargets, SampledRoIs, Sampling, mask_targets, sample_rois
 from mask_rcnn.targets.rois import box_targets
 from mask_rcnn.training.freezing import freeze

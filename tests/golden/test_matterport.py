@@ -8,12 +8,12 @@ import chainer.functions as F
 import h5py
 import numpy as np
 import pytest
-from golden_cases import MIN_BOX_IOU, mask_iou
-from matterport_cases import MatterportCase, load_h5, match, rebuild_h5
+from tests.support.golden import MIN_BOX_IOU, mask_iou
+from tests.support.matterport import MatterportCase, load_h5, match, rebuild_h5
 
 from mask_rcnn.datasets.example import Annotations, TrainingExample
-from mask_rcnn.datasets.transforms import prepare_image
-from mask_rcnn.ops.boxes import box_iou
+from mask_rcnn.preprocessing.prepare import prepare_image
+from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.targets import RPNTargets, SampledRoIs
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain

@@ -7,7 +7,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from matterport_cases import MatterportCase, match, rebuild_h5
+from tests.support.matterport import MatterportCase, match, rebuild_h5
 
 from mask_rcnn import Detections
 from mask_rcnn.config import MATTERPORT

@@ -5,8 +5,8 @@ import pytest
 
 from mask_rcnn.config import Config
 from mask_rcnn.models.box_head import Res5BoxHead
-from mask_rcnn.ops.roi_align import roi_align
-from mask_rcnn.ops.roi_max_pooling import roi_max_pooling
+from mask_rcnn.ops.roi.roi_align import roi_align
+from mask_rcnn.ops.roi.roi_max_pooling import roi_max_pooling
 
 ROIS = np.array([[3, 5, 190, 260], [40, 30, 90, 120], [0, 0, 255, 319]], np.float32)
 INDICES = np.array([0, 1, 1], np.int32)

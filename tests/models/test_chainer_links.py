@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from chainer import gradient_check
 
-from mask_rcnn.models.normalization import AffineChannel2D
+from mask_rcnn.models.layers.normalization import AffineChannel2D
 
 FUNCTIONS = {
     'relu': (F.relu, (2, 3, 5, 4)),

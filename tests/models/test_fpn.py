@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import DETECTRON, MATTERPORT, PRESETS
-from mask_rcnn.models import roi_pooling
-from mask_rcnn.models.body import Backbone
-from mask_rcnn.models.fpn import FPN
-from mask_rcnn.models.roi_pooling import RoIPooling, assign_levels
-from mask_rcnn.ops import _cuda, crop_and_resize, roi_max_pooling
-from mask_rcnn.ops import roi_align as roi_align_module
-from mask_rcnn.ops.roi_align import roi_align
+from mask_rcnn.models.layers import roi_pooling
+from mask_rcnn.models.backbones.base import Backbone
+from mask_rcnn.models.backbones.fpn import FPN
+from mask_rcnn.models.layers.roi_pooling import RoIPooling, assign_levels
+from mask_rcnn.ops.roi import crop_and_resize, roi_max_pooling
+from mask_rcnn.ops.runtime import cuda_kernels
+from mask_rcnn.ops.roi import roi_align as roi_align_module
+from mask_rcnn.ops.roi.roi_align import roi_align
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / 'ops'))
-from cuda_emulator import CudaEmulator  # noqa: E402
+from tests.support.cuda_emulator import CudaEmulator
 
 STRIDES = (4, 8, 16, 32)
 
@@ -131,7 +131,7 @@ def on_gpu(monkeypatch, tmp_path):
     if shutil.which('g++') is None:
         pytest.skip('no g++ to compile the kernels for the CPU')
     module, kernels = OtherModule(), CudaEmulator(tmp_path)
-    monkeypatch.setattr(_cuda, 'kernel', kernels.kernel)
+    monkeypatch.setattr(cuda_kernels, 'kernel', kernels.kernel)
     monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *_: module)
     for ops, node in ((roi_align_module, '_RoIAlign'), (roi_max_pooling, '_RoIMaxPooling'),
                       (crop_and_resize, '_CropAndResize')):

@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.models import conv_norm, convolution, mobilenet_v1, roi_pooling
+from mask_rcnn.models.backbones import mobilenet_v1
+from mask_rcnn.models.layers import conv_norm, convolution, roi_pooling
 from mask_rcnn.models.mask_rcnn import MaskRCNN
-from mask_rcnn.ops import cudnn, nms, paste_masks, roi_align, top_k
-from mask_rcnn.ops.derived import cache_weights
-from mask_rcnn.ops.transfer import AsyncHostCopy
+from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.boxes import nms, top_k
+from mask_rcnn.ops.masks import paste_masks
+from mask_rcnn.ops.roi import roi_align
+from mask_rcnn.ops.runtime.cache import cache_weights
+from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
 from mask_rcnn.training.freezing import _freeze_parameters
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / 'ops'))
-import cudnn_stand_in  # noqa: E402
-from cuda_emulator import CudaEmulator  # noqa: E402
+from tests.support import cudnn_stand_in
+from tests.support.cuda_emulator import CudaEmulator
 
 
 class ArrayModule:
@@ -40,15 +43,15 @@ def on_gpu(monkeypatch, kernels):
     """NumPy's arrays go the way of CuPy's."""
     module = ArrayModule()
     with cudnn_stand_in.installed(monkeypatch, kernels.kernel) as stand_in:
-        monkeypatch.setattr(cudnn, 'supports', lambda *arrays: True)
-        for name, ours in (('convolve', lambda *args, overwrite_residual=False, **options: cudnn.convolve(
-                               *args, **options)), ('deconvolve', cudnn.deconvolve),
+        monkeypatch.setattr(cudnn_frontend, 'supports', lambda *arrays: True)
+        for name, ours in (('convolve', lambda *args, overwrite_residual=False, **options: cudnn_frontend.convolve(
+                               *args, **options)), ('deconvolve', cudnn_frontend.deconvolve),
                            ('is_forward_only', lambda x: not chainer.config.enable_backprop)):
             for owner in (conv_norm, convolution, mobilenet_v1):
                 if hasattr(owner, name):
                     monkeypatch.setattr(owner, name, ours)
         monkeypatch.setattr(
-            mobilenet_v1, 'depthwise_convolve', lambda x, W, b, *, stride, pad, clip_max: cudnn.convolve(
+            mobilenet_v1, 'depthwise_convolve', lambda x, W, b, *, stride, pad, clip_max: cudnn_frontend.convolve(
                 x, W, b, stride=stride, pad=pad, relu=True, clip_max=clip_max))
         monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *_: module)
         monkeypatch.setattr(roi_align, 'check_arguments', lambda x, rois, indices, step: (
@@ -184,7 +187,7 @@ def test_masks_are_pasted_where_the_model_is(model, rng, on_gpu, monkeypatch):
 def test_half_precision_stays_half_until_the_end(model, rng, request, on_gpu):
     image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
     full, = model.detect([image])
-    with cudnn.using_precision('fp16'):
+    with cudnn_frontend.using_precision('fp16'):
         x, transform = model.prepare(image)
         with chainer.using_config('train', False), chainer.no_backprop_mode():
             maps = model.extract(x)
@@ -202,7 +205,7 @@ def test_half_precision_stays_half_until_the_end(model, rng, request, on_gpu):
 @pytest.mark.parametrize('precision,tolerance', [('fp32', 5e-7), ('fp16', 1.2e-3), ('bf16', 1e-2)])
 def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
     """Parameters and gradients stay float32 in every precision (measured, of the largest number: 2e-7, 5e-4, 4e-3)."""
-    from mask_rcnn.ops import convolution as ops_convolution
+    from mask_rcnn.ops.conv import convolution as ops_convolution
     for node in (ops_convolution._Convolution2D, ops_convolution._ConvolutionGradX,
                  ops_convolution._ConvolutionGradW):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
@@ -216,7 +219,7 @@ def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
         for forward in (layer.forward, lambda v: chainer.functions.relu(kind.forward(layer, v))):
             layer.cleargrads()
             image = chainer.Variable(x)
-            with cudnn.using_precision(precision):
+            with cudnn_frontend.using_precision(precision):
                 y = layer(image, relu=True) if forward == layer.forward else forward(image)
                 y.grad = np.ones_like(y.array)
                 y.backward()
@@ -224,7 +227,7 @@ def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
             assert {array.dtype for array in (layer.W.array, *gradients[-1])} == {np.dtype('f4')}
         for ours, expected in zip(*gradients):
             np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance * np.abs(expected).max())
-        with chainer.no_backprop_mode(), cudnn.using_precision(precision):
+        with chainer.no_backprop_mode(), cudnn_frontend.using_precision(precision):
             np.testing.assert_allclose(layer(x, relu=True).array, gradients[1][0], rtol=0,
                                        atol=tolerance * np.abs(gradients[1][0]).max())
 
@@ -263,7 +266,7 @@ def test_a_frozen_normalisation_is_part_of_the_convolution(rng, request, norm, r
 def test_a_gpu_finds_what_the_cpu_finds(model, rng):
     """Noise of 3e-6 of the deviation after every convolution, as Winograd in float32 has it, gives 4e-4, 2e-5
     and 2e-6 (calculated with the stand-in)."""
-    if not cudnn.is_available():
+    if not cudnn_frontend.is_available():
         pytest.skip('no CUDA device with cuDNN Frontend')
     images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]
     expected = model.detect(images)

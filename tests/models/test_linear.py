@@ -7,12 +7,11 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.models import convolution
-from mask_rcnn.ops import cudnn
-from mask_rcnn.ops.derived import cache_weights
+from mask_rcnn.models.layers import convolution
+from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.runtime.cache import cache_weights
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / 'ops'))
-import cudnn_stand_in  # noqa: E402
+from tests.support import cudnn_stand_in
 
 #: Axes of ``(R, C, H, W)`` from the outermost in memory to the innermost.
 LAYOUTS = {'channels outermost': (0, 1, 2, 3), 'channels innermost': (0, 2, 3, 1), 'RoIs innermost': (1, 2, 3, 0)}
@@ -21,8 +20,8 @@ LAYOUTS = {'channels outermost': (0, 1, 2, 3), 'channels innermost': (0, 2, 3, 1
 @pytest.fixture
 def stand_in(monkeypatch):
     with cudnn_stand_in.installed(monkeypatch, None) as stand_in:
-        monkeypatch.setattr(cudnn, 'supports', lambda *arrays: True)
-        monkeypatch.setattr(convolution, 'convolve', cudnn.convolve)
+        monkeypatch.setattr(cudnn_frontend, 'supports', lambda *arrays: True)
+        monkeypatch.setattr(convolution, 'convolve', cudnn_frontend.convolve)
         monkeypatch.setattr(convolution, 'is_forward_only', lambda x: not chainer.config.enable_backprop)
         yield stand_in
 
@@ -69,7 +68,7 @@ def test_features_of_any_layout(stand_in, rng, layer, layout, relu):
 def test_features_are_not_copied_and_filters_once(stand_in, rng, layer, layout, monkeypatch):
     x = lay_out(rng.uniform(-1, 1, (3, 4, 2, 3)).astype('f'), LAYOUTS[layout])
     seen = []
-    monkeypatch.setattr(cudnn.convolution, '_address', lambda array: seen.append(array) or array.ctypes.data)
+    monkeypatch.setattr(cudnn_frontend.convolution, '_address', lambda array: seen.append(array) or array.ctypes.data)
     with chainer.no_backprop_mode(), cache_weights():
         layer(x), layer(x)
     images, filters = ([array for array in seen if array.shape == shape] for shape in ((3, 24, 1, 1), (5, 24, 1, 1)))

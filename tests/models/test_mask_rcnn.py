@@ -5,7 +5,7 @@ import pytest
 from chainercv.utils import apply_to_iterator, assert_is_instance_segmentation_link
 
 import mask_rcnn
-from mask_rcnn.models import conv_norm
+from mask_rcnn.models.layers import conv_norm
 
 SMALL = dict(n_fg_class=3, min_size=64, max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_threshold=0.01,
              max_detections=5)

@@ -7,12 +7,12 @@ import pytest
 import mask_rcnn
 from mask_rcnn.config import DETECTRON, FPN_STRIDES, MATTERPORT, PRESETS
 from mask_rcnn.datasets.example import Annotations, Example
-from mask_rcnn.datasets.placement import ImageTransform
-from mask_rcnn.datasets.transforms import TrainingTransform
-from mask_rcnn.models.resnet import ResNet
-from mask_rcnn.models.roi_pooling import RoIPooling, assign_levels
-from mask_rcnn.ops.boxes import decode_boxes
-from mask_rcnn.ops.crop_and_resize import crop_and_resize
+from mask_rcnn.preprocessing.image_transform import ImageTransform
+from mask_rcnn.preprocessing.prepare import TrainingTransform
+from mask_rcnn.models.backbones.resnet import ResNet
+from mask_rcnn.models.layers.roi_pooling import RoIPooling, assign_levels
+from mask_rcnn.ops.boxes.boxes import decode_boxes
+from mask_rcnn.ops.roi.crop_and_resize import crop_and_resize
 from mask_rcnn.targets import Sampling, sample_rois
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain, box_loss_weights
 

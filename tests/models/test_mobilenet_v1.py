@@ -4,8 +4,8 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.models.mobilenet_v1 import MobileNetV1
-from mask_rcnn.models.saving import arrays_of
+from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
+from mask_rcnn.inference.save import arrays_of
 
 EPS = 1e-3
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)

@@ -2,7 +2,7 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.models.resnet import Bottleneck, ResNet
+from mask_rcnn.models.backbones.resnet import Bottleneck, ResNet
 
 
 @pytest.mark.parametrize('name, n_conv', [('resnet50', 1 + 3 * 13 + 3), ('resnet101', 1 + 3 * 30 + 3)])

@@ -8,10 +8,13 @@ import chainer
 import numpy as np
 import pytest
 from chainer.backends import cuda
-from cuda_emulator import CudaEmulator
+from tests.support.cuda_emulator import CudaEmulator
 
-from mask_rcnn.ops import (_cuda, crop_and_resize, depthwise_convolution, keypoints, nms, paste_masks,
-                           roi_align, roi_max_pooling, top_k)
+from mask_rcnn.ops.boxes import nms, top_k
+from mask_rcnn.ops.conv import depthwise
+from mask_rcnn.ops.masks import keypoints, paste_masks
+from mask_rcnn.ops.roi import crop_and_resize, roi_align, roi_max_pooling
+from mask_rcnn.ops.runtime import cuda_kernels
 
 
 class Backend:
@@ -49,10 +52,10 @@ def emulator(tmp_path_factory) -> CudaEmulator:
 def backend(request, monkeypatch) -> Backend:
     """The CPU implementation; the GPU implementation with its kernels on the CPU; the GPU implementation on a GPU."""
     if request.param == 'emulated':
-        monkeypatch.setattr(_cuda, 'kernel', request.getfixturevalue('emulator').kernel)
+        monkeypatch.setattr(cuda_kernels, 'kernel', request.getfixturevalue('emulator').kernel)
         for function in (crop_and_resize._CropAndResize, crop_and_resize._CropAndResizeGrad,
-                         depthwise_convolution._Depthwise, depthwise_convolution._DepthwiseGradX,
-                         depthwise_convolution._DepthwiseGradW,
+                         depthwise._Depthwise, depthwise._DepthwiseGradX,
+                         depthwise._DepthwiseGradW,
                          roi_align._RoIAlign, roi_align._RoIAlignGrad,
                          roi_max_pooling._RoIMaxPooling, roi_max_pooling._RoIMaxPoolingGrad):
             monkeypatch.setattr(function, 'forward_cpu', function.forward_gpu)

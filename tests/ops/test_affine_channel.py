@@ -5,8 +5,8 @@ from chainer import gradient_check
 from chainer.backends import cuda
 from chainer.utils import type_check
 
-from mask_rcnn.ops import affine_channel
-from mask_rcnn.ops.affine_channel import affine_channel_2d
+from mask_rcnn.ops.conv import affine_channel
+from mask_rcnn.ops.conv.affine_channel import affine_channel_2d
 
 
 @pytest.fixture(scope='module')

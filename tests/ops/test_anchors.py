@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.ops.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
+from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
 
 
 @pytest.mark.parametrize('name, stride, sizes', [

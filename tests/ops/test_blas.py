@@ -3,50 +3,50 @@ import threading
 import numpy as np
 import pytest
 
-from mask_rcnn.ops import _blas, _parallel
+from mask_rcnn.ops.runtime import blas, parallel
 
 
 @pytest.fixture
 def two_cpus(monkeypatch):
-    monkeypatch.setattr(_parallel, 'cpu_count', lambda: 2)
-    monkeypatch.setattr(_parallel, '_pool', None)
+    monkeypatch.setattr(parallel, 'cpu_count', lambda: 2)
+    monkeypatch.setattr(parallel, '_pool', None)
 
 
 @pytest.fixture
 def blas(monkeypatch):
     """A BLAS whose number of threads is that of the list's last entry."""
     threads = [4]
-    monkeypatch.setattr(_blas, '_found', [(threads.append, lambda: threads[-1])])
+    monkeypatch.setattr(blas, '_found', [(threads.append, lambda: threads[-1])])
     return threads
 
 
 def test_products_take_one_thread_and_then_as_many_as_before(two_cpus, blas):
     seen = []
-    _blas.parallel_matmul(lambda start, stop: seen.append(blas[-1]), 8)
+    blas.parallel_matmul(lambda start, stop: seen.append(blas[-1]), 8)
     assert set(seen) == {1}
     assert blas == [4, 1, 4]
 
 
 def test_nested_calls_leave_the_threads_to_the_outermost(two_cpus, blas):
     def outer(start, stop):
-        _blas.parallel_matmul(lambda first, last: None, 4)
+        blas.parallel_matmul(lambda first, last: None, 4)
         assert blas[-1] == 1
 
-    _blas.parallel_matmul(outer, 8)
+    blas.parallel_matmul(outer, 8)
     assert blas == [4, 1, 4]
 
 
 def test_errors_leave_the_threads_as_they_were(two_cpus, blas):
     with pytest.raises(ZeroDivisionError):
-        _blas.parallel_matmul(lambda start, stop: 1 / 0, 8)
+        blas.parallel_matmul(lambda start, stop: 1 / 0, 8)
     assert blas[-1] == 4
 
 
 def test_an_unknown_blas_keeps_its_threads_and_gets_one_range(two_cpus, monkeypatch):
-    monkeypatch.setattr(_blas, '_found', [None])
+    monkeypatch.setattr(blas, '_found', [None])
     calls = []
-    _blas.parallel_matmul(lambda start, stop: calls.append((start, stop, threading.current_thread())), 8)
-    _blas.parallel_matmul(lambda start, stop: calls.append(None), 0)
+    blas.parallel_matmul(lambda start, stop: calls.append((start, stop, threading.current_thread())), 8)
+    blas.parallel_matmul(lambda start, stop: calls.append(None), 0)
     assert calls == [(0, 8, threading.current_thread())]
 
 
@@ -61,16 +61,16 @@ def test_looks_under_the_names_of_several_builds(prefix, suffix):
     names = f'{prefix}openblas_set_num_threads{suffix}', f'{prefix}openblas_get_num_threads{suffix}'
     for name in names:
         setattr(Library, name, Function())
-    assert _blas._look_up(Library) == tuple(getattr(Library, name) for name in names)
-    assert _blas._look_up(object()) is None
+    assert blas._look_up(Library) == tuple(getattr(Library, name) for name in names)
+    assert blas._look_up(object()) is None
 
 
 def test_numpys_own_openblas_obeys():
-    functions = _blas._find_functions()
+    functions = blas._find_functions()
     if functions is None:
         pytest.skip('another BLAS')
     before = functions[1]()
-    with _blas._single_threaded_blas():
+    with blas._single_threaded_blas():
         assert functions[1]() == 1
     assert functions[1]() == before
 
@@ -78,4 +78,4 @@ def test_numpys_own_openblas_obeys():
 def test_sum_is_in_the_order_of_the_ranges():
     big, small = np.full(1, 1e8, np.float32), np.full(1, 1, np.float32)
     parts = {2: -big, 0: big, 1: small}
-    assert _blas.sum_in_order(parts, (1,), np.float32)[0] == (big + small - big)[0]
+    assert blas.sum_in_order(parts, (1,), np.float32)[0] == (big + small - big)[0]

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.datasets import placement
-from mask_rcnn.datasets.placement import ImageTransform
-from mask_rcnn.ops import boxes as boxes_module
-from mask_rcnn.ops import proposals
-from mask_rcnn.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes
+from mask_rcnn.preprocessing import image_transform
+from mask_rcnn.preprocessing.image_transform import ImageTransform
+from mask_rcnn.ops.boxes import boxes as boxes_module
+from mask_rcnn.ops.boxes import proposals
+from mask_rcnn.ops.boxes.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes
 
 MAX_LOG_SCALE = np.log(1000 / 16)
 XY = [1, 0, 3, 2]  # x1 y1 x2 y2 <-> y1 x1 y2 x2
@@ -122,7 +122,7 @@ def test_a_gpu_is_sent_no_constants(rng, monkeypatch):
             yield transform.invert_boxes(rois, reciprocal=True)
 
     expected = list(calculate())
-    for module in (boxes_module, placement, proposals):
+    for module in (boxes_module, image_transform, proposals):
         monkeypatch.setattr(module, 'get_array_module', lambda *_: Device())
     for ours, theirs in zip(calculate(), expected):
         np.testing.assert_array_equal(ours, theirs)

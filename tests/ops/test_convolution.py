@@ -1,15 +1,15 @@
 import chainer
 import chainer.functions as F
-import cudnn_stand_in
+from tests.support import cudnn_stand_in
 import numpy as np
 import pytest
 from chainer import gradient_check
 from chainer.utils.type_check import InvalidType
 
-from mask_rcnn.ops import _winograd, convolution
-from mask_rcnn.ops._layout import channels_first
-from mask_rcnn.ops.convolution import apply_epilogue, convolution_2d, convolve, deconvolution_2d, deconvolve
-from mask_rcnn.ops.cudnn import using_precision
+from mask_rcnn.ops.conv import convolution, winograd
+from mask_rcnn.ops.runtime.memory_layout import channels_first
+from mask_rcnn.ops.conv.convolution import apply_epilogue, convolution_2d, convolve, deconvolution_2d, deconvolve
+from mask_rcnn.ops.cudnn_frontend import using_precision
 
 GEOMETRIES = [  # kernel, stride, pad, size
     ((1, 1), 1, 0, (5, 7)),
@@ -28,20 +28,20 @@ GEOMETRIES = [  # kernel, stride, pad, size
                         'Winograd by images', 'Winograd by images in blocks'])
 def way(request, monkeypatch):
     """Every way to compute a convolution, for small ones, too."""
-    for module in (convolution, _winograd):
+    for module in (convolution, winograd):
         monkeypatch.setattr(module, '_MIN_WORK', 0)  # all threads
     if 'tile' in request.param:
-        monkeypatch.setattr(_winograd, 'should_use', lambda *args: False)
+        monkeypatch.setattr(winograd, 'should_use', lambda *args: False)
     else:
-        monkeypatch.setattr(_winograd, '_MIN_CHANNELS', 1)
-        monkeypatch.setattr(_winograd, '_MIN_TILES', 1)
-        monkeypatch.setattr(_winograd, '_MIN_IMAGES_BY_IMAGE', 1 if 'images' in request.param else 1000)
+        monkeypatch.setattr(winograd, '_MIN_CHANNELS', 1)
+        monkeypatch.setattr(winograd, '_MIN_TILES', 1)
+        monkeypatch.setattr(winograd, '_MIN_IMAGES_BY_IMAGE', 1 if 'images' in request.param else 1000)
     if request.param == 'small tiles' or 'blocks' in request.param:
         for module, name in ((convolution, '_TILE_BYTES'), (convolution, '_MIN_COLUMNS'),
                              (convolution, '_POINTWISE_COLUMNS'), (convolution, '_EPILOGUE_CHANNELS'),
                              (convolution, '_SCATTER_BYTES'),
-                             (_winograd, '_BLOCK_BYTES'),
-                             (_winograd, '_MIN_BLOCK_TILES')):
+                             (winograd, '_BLOCK_BYTES'),
+                             (winograd, '_MIN_BLOCK_TILES')):
             monkeypatch.setattr(module, name, 1)
 
 
@@ -173,18 +173,18 @@ def test_precision_of_3x3(rng, monkeypatch):
     """Winograd convolution errs up to a few times as much as plain sums."""
     plain = error_of_3x3(rng)
     assert 1e-8 < plain < 4e-7
-    monkeypatch.setattr(_winograd, '_MIN_TILES', 1)
+    monkeypatch.setattr(winograd, '_MIN_TILES', 1)
     assert 1.2 * plain < error_of_3x3(rng) < 1.5e-6
 
 
 def test_gradients_take_a_quarter_of_the_multiplications(rng, monkeypatch):
     """Those with respect to images and to filters, as the convolution itself."""
     x, W, _ = arrays(rng, (3, 3), (9, 9))
-    monkeypatch.setattr(_winograd, '_MIN_CHANNELS', 1)
-    monkeypatch.setattr(_winograd, '_MIN_TILES', 1)
+    monkeypatch.setattr(winograd, '_MIN_CHANNELS', 1)
+    monkeypatch.setattr(winograd, '_MIN_TILES', 1)
     calls = []
     for name in ('convolve', 'correlate'):
-        monkeypatch.setattr(_winograd, name, lambda *args, name=name, own=getattr(_winograd, name): (
+        monkeypatch.setattr(winograd, name, lambda *args, name=name, own=getattr(winograd, name): (
             calls.append(name), own(*args))[1])
     image, filters = chainer.Variable(x), chainer.Variable(W)
     chainer.functions.sum(convolution_2d(image, filters, pad=1)).backward()
@@ -258,8 +258,8 @@ def test_frozen_filters_get_no_gradient(rng):
 
 def test_every_thread_filters_as_much(monkeypatch):
     """A C4 network's RPN, 13 rows of tiles, is 7 and 6 of them for two threads, not 12 and 1."""
-    monkeypatch.setattr(_winograd, 'cpu_count', lambda: 2)
-    grid = _winograd._Grid((1024, 1, 50, 84), 1024, 1, 4)
+    monkeypatch.setattr(winograd, 'cpu_count', lambda: 2)
+    grid = winograd._Grid((1024, 1, 50, 84), 1024, 1, 4)
     assert [stop - start for (start, stop), _ in grid.blocks(0, 2)] == [7, 6]
-    roi_grids = _winograd._Grid((512, 500, 7, 7), 512, 1, 4, by_image=True)
+    roi_grids = winograd._Grid((512, 500, 7, 7), 512, 1, 4, by_image=True)
     assert [lanes for _, lanes in roi_grids.blocks(0, 8)] == 7 * [256] + [208]

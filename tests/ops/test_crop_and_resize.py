@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from chainer import gradient_check
 
-from mask_rcnn.ops import crop_and_resize as module
-from mask_rcnn.ops.crop_and_resize import crop_and_resize
+from mask_rcnn.ops.roi import crop_and_resize as module
+from mask_rcnn.ops.roi.crop_and_resize import crop_and_resize
 
 
 def axis_matrix(low, high, size, bins):

@@ -10,14 +10,14 @@ import types
 
 import chainer
 import chainer.functions as F
-import cudnn_stand_in
+from tests.support import cudnn_stand_in
 import numpy as np
 import pytest
 from chainer.backends import cuda
 
-from mask_rcnn.ops import cudnn
-from mask_rcnn.ops.cudnn import PRECISIONS, graphs, library
-from mask_rcnn.ops.derived import cache_weights
+from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.cudnn_frontend import PRECISIONS, frontend, graphs
+from mask_rcnn.ops.runtime.cache import cache_weights
 
 #: Relative error of one rounded number, and of the factors of a product.
 EPSILON = {'fp32': 2.0 ** -24, 'tf32': 2.0 ** -11, 'fp16': 2.0 ** -11, 'bf16': 2.0 ** -8}
@@ -46,7 +46,7 @@ def xp(request):
     if request.param == 'stand-in':
         request.getfixturevalue('stand_in')
         return np
-    if not cudnn.is_available():
+    if not cudnn_frontend.is_available():
         pytest.skip('no CUDA device with cuDNN Frontend')
     return cuda.cupy
 
@@ -86,8 +86,8 @@ def test_forward_with_everything_in_one_graph(xp, rng, request, name, precision)
     y = exact(x, w, stride, pad)
     b, residual = make(rng, w_shape[0], y.shape)
     expected = np.clip(y + b[:, None, None] + residual, 0, 6)
-    with cudnn.using_precision(precision):
-        actual = cudnn.convolve(*map(xp.asarray, (x, w, b)), stride=stride, pad=pad, relu=True, clip_max=6.0,
+    with cudnn_frontend.using_precision(precision):
+        actual = cudnn_frontend.convolve(*map(xp.asarray, (x, w, b)), stride=stride, pad=pad, relu=True, clip_max=6.0,
                                 residual=xp.asarray(residual))
     assert actual.dtype == PRECISIONS[precision].result and is_channels_last(actual)
     assert_close(actual, expected, precision, 2 + w[0].size)
@@ -107,9 +107,9 @@ def test_gradients(xp, rng, name, precision):
     gy, = make(rng, y.shape)
     y.grad = gy.astype(np.float64)
     y.backward()
-    with cudnn.using_precision(precision):
-        gx = cudnn.convolve_backward_data(xp.asarray(gy), xp.asarray(w), x.shape, stride=stride, pad=pad)
-        gw = cudnn.convolve_backward_filter(xp.asarray(x), xp.asarray(gy), w.shape, stride=stride, pad=pad)
+    with cudnn_frontend.using_precision(precision):
+        gx = cudnn_frontend.convolve_backward_data(xp.asarray(gy), xp.asarray(w), x.shape, stride=stride, pad=pad)
+        gw = cudnn_frontend.convolve_backward_filter(xp.asarray(x), xp.asarray(gy), w.shape, stride=stride, pad=pad)
     assert gx.dtype == gw.dtype == np.float32
     assert gx.shape == x.shape and gw.shape == w.shape and gw.flags.c_contiguous
     assert_close(gx, image.grad, precision, w.size)
@@ -120,8 +120,8 @@ def test_gradients(xp, rng, name, precision):
 def test_deconvolution(xp, rng, precision):
     x, w, b = make(rng, (3, 4, 3, 5), (4, 6, 2, 2), 6)
     expected = F.deconvolution_2d(*(array.astype(np.float64) for array in (x, w, b)), stride=2).array
-    with cudnn.using_precision(precision):
-        actual = cudnn.deconvolve(*map(xp.asarray, (x, w, b)), stride=2, relu=True)
+    with cudnn_frontend.using_precision(precision):
+        actual = cudnn_frontend.deconvolve(*map(xp.asarray, (x, w, b)), stride=2, relu=True)
     assert actual.dtype == PRECISIONS[precision].result and is_channels_last(actual)
     assert_close(actual, np.maximum(expected, 0), precision, 5)
 
@@ -130,25 +130,25 @@ def test_deconvolution(xp, rng, precision):
 def test_deconvolution_of_other_geometries(xp, rng, stride, pad):
     x, w = make(rng, (1, 2, 4, 5), (2, 3, 4, 4))
     expected = F.deconvolution_2d(x.astype(np.float64), w.astype(np.float64), stride=stride, pad=pad).array
-    actual = cudnn.deconvolve(xp.asarray(x), xp.asarray(w), stride=stride, pad=pad)
+    actual = cudnn_frontend.deconvolve(xp.asarray(x), xp.asarray(w), stride=stride, pad=pad)
     assert_close(actual, expected, 'fp32', 32)
 
 
 def test_half_precision_arrays_go_from_graph_to_graph_without_a_copy(stand_in, rng, monkeypatch):
     x, w = make(rng, (1, 4, 3, 3), (4, 4, 1, 1))
-    with cudnn.using_precision('fp16'):
-        first = cudnn.convolve(x, w)
+    with cudnn_frontend.using_precision('fp16'):
+        first = cudnn_frontend.convolve(x, w)
         seen = []
-        monkeypatch.setattr(cudnn.convolution, '_address',
+        monkeypatch.setattr(cudnn_frontend.convolution, '_address',
                             lambda array: seen.append(array) or array.ctypes.data)
-        cudnn.convolve(first, w)
+        cudnn_frontend.convolve(first, w)
     assert seen[0].base is first.base and np.shares_memory(seen[0], first)
 
 
 def test_gradients_have_the_type_of_what_they_are_gradients_of(stand_in, rng):
     gy, w = make(rng, (1, 4, 3, 3), (4, 4, 1, 1))
-    with cudnn.using_precision('bf16'):
-        half = cudnn.convolve_backward_data(gy.astype(np.float16), w, gy.shape)
+    with cudnn_frontend.using_precision('bf16'):
+        half = cudnn_frontend.convolve_backward_data(gy.astype(np.float16), w, gy.shape)
     assert half.dtype == np.float16
 
 
@@ -156,9 +156,9 @@ def test_gradients_have_the_type_of_what_they_are_gradients_of(stand_in, rng):
 def test_no_images(stand_in, kind):
     x, w = np.zeros((0, 4, 5, 5), 'f'), np.zeros((8, 4, 3, 3), 'f')
     if kind == 'forward':
-        assert cudnn.convolve(x, w, pad=1).shape == (0, 8, 5, 5)
+        assert cudnn_frontend.convolve(x, w, pad=1).shape == (0, 8, 5, 5)
     else:
-        gradient = cudnn.convolve_backward_filter(x, np.zeros((0, 8, 5, 5), 'f'), w.shape, pad=1)
+        gradient = cudnn_frontend.convolve_backward_filter(x, np.zeros((0, 8, 5, 5), 'f'), w.shape, pad=1)
         assert gradient.shape == w.shape and not gradient.any()
     assert stand_in.graphs == []
 
@@ -167,18 +167,18 @@ def test_what_cannot_be_fused_is_finished_by_one_kernel(stand_in, rng, monkeypat
     x, w, b, residual = make(rng, (2, 4, 5, 5), (8, 4, 3, 3), 8, (2, 8, 5, 5))
     stand_in.unsupported = lambda steps: len(steps) > 1
     finished = []
-    monkeypatch.setattr(cudnn.convolution, '_epilogue_kernel',
+    monkeypatch.setattr(cudnn_frontend.convolution, '_epilogue_kernel',
                         lambda: lambda *args: finished.append(args[-1]) or cudnn_stand_in.epilogue(*args))
     for precision, limit in (('fp32', 0.5), ('fp16', np.inf), ('bf16', np.inf)):
-        with cudnn.using_precision(precision):
-            y = cudnn.convolve(x, w, b, pad=1, relu=True, residual=residual, clip_max=limit)
+        with cudnn_frontend.using_precision(precision):
+            y = cudnn_frontend.convolve(x, w, b, pad=1, relu=True, residual=residual, clip_max=limit)
         expected = np.clip(exact(x, w, 1, 1) + b[:, None, None] + residual, 0, limit)
         assert_close(y, expected, precision, 40)
         assert y.dtype == PRECISIONS[precision].result and is_channels_last(y)
     assert stand_in.runs == [['conv']] * 3
     assert len(finished) == 3 and all(array.flags.c_contiguous for array in finished)
     n_graph = len(stand_in.asked)
-    cudnn.convolve(x, w, b, pad=1, relu=True, residual=residual)
+    cudnn_frontend.convolve(x, w, b, pad=1, relu=True, residual=residual)
     assert len(stand_in.asked) == n_graph       # what is not supported is not tried again
 
 
@@ -190,15 +190,15 @@ def test_matrix_products_take_the_place_of_a_missing_engine(stand_in, rng, caplo
     gy, = make(rng, exact(x, w, stride, pad).shape)
 
     def compute():
-        with cudnn.using_precision(precision), chainer.no_backprop_mode():
-            return (cudnn.convolve(x, w, b, stride=stride, pad=pad, relu=True),
-                    cudnn.convolve_backward_data(gy, w, x.shape, stride=stride, pad=pad),
-                    cudnn.convolve_backward_filter(x, gy, w.shape, stride=stride, pad=pad))
+        with cudnn_frontend.using_precision(precision), chainer.no_backprop_mode():
+            return (cudnn_frontend.convolve(x, w, b, stride=stride, pad=pad, relu=True),
+                    cudnn_frontend.convolve_backward_data(gy, w, x.shape, stride=stride, pad=pad),
+                    cudnn_frontend.convolve_backward_filter(x, gy, w.shape, stride=stride, pad=pad))
 
     expected = compute()
     stand_in.unsupported = lambda steps: True
-    library._graph_caches.by_device.clear()
-    cudnn.convolution._warn_once.cache_clear()
+    frontend._graph_caches.by_device.clear()
+    cudnn_frontend.convolution._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for actual, own in zip(compute(), expected):
             assert actual.dtype == own.dtype and actual.flags == own.flags
@@ -210,7 +210,7 @@ def test_matrix_products_take_the_place_of_a_missing_engine(stand_in, rng, caplo
 
 def test_what_is_not_a_number_stays_so(stand_in):
     y = np.full((1, 1, 1, 1), np.nan, 'f')
-    assert np.isnan(cudnn.apply_epilogue(y, None, None, True)) and np.isnan(cudnn.apply_epilogue(y, clip_max=6.0))
+    assert np.isnan(cudnn_frontend.apply_epilogue(y, None, None, True)) and np.isnan(cudnn_frontend.apply_epilogue(y, clip_max=6.0))
 
 
 # Functions
@@ -221,7 +221,7 @@ def check_function(ours, theirs, shapes, rng, precision, dtype=np.float32):
     results = []
     for function, kind in ((ours, None), (theirs, np.float64)):
         variables = [chainer.Variable(array.astype(kind or array.dtype)) for array in arrays]
-        with cudnn.using_precision(precision):
+        with cudnn_frontend.using_precision(precision):
             y = function(*variables)
             y.grad = np.ones(y.shape, y.dtype)
             y.backward()
@@ -236,7 +236,7 @@ def check_function(ours, theirs, shapes, rng, precision, dtype=np.float32):
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('bias', [False, True])
 def test_a_convolution_is_one_function(stand_in, rng, precision, relu, bias):
-    check_function(lambda *arrays: cudnn.convolution_2d(*arrays, stride=2, pad=1, relu=relu),
+    check_function(lambda *arrays: cudnn_frontend.convolution_2d(*arrays, stride=2, pad=1, relu=relu),
                    lambda *arrays: (F.relu if relu else F.identity)(F.convolution_2d(*arrays, stride=2, pad=1)),
                    [(2, 4, 5, 6), (8, 4, 3, 3)] + [(8,)] * bias, rng, precision)
     assert stand_in.runs == [['conv'] + ['bias'] * bias + ['relu'] * relu, ['dgrad'], ['wgrad']]
@@ -246,21 +246,21 @@ def test_a_convolution_is_one_function(stand_in, rng, precision, relu, bias):
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('bias', [False, True])
 def test_a_deconvolution_is_one_function(stand_in, rng, precision, relu, bias):
-    check_function(lambda *arrays: cudnn.deconvolution_2d(*arrays, stride=2, relu=relu),
+    check_function(lambda *arrays: cudnn_frontend.deconvolution_2d(*arrays, stride=2, relu=relu),
                    lambda *arrays: (F.relu if relu else F.identity)(F.deconvolution_2d(*arrays, stride=2)),
                    [(2, 4, 3, 5), (4, 6, 2, 2)] + [(6,)] * bias, rng, precision)
     assert stand_in.runs == [['dgrad'], ['conv'], ['wgrad']]
 
 
 def test_gradients_have_the_types_of_their_inputs(stand_in, rng):
-    check_function(lambda *arrays: cudnn.convolution_2d(*arrays, relu=True),
+    check_function(lambda *arrays: cudnn_frontend.convolution_2d(*arrays, relu=True),
                    lambda *arrays: F.relu(F.convolution_2d(*arrays)), [(1, 4, 3, 3), (8, 4, 1, 1), (8,)], rng, 'fp16',
                    np.float16)
 
 
 def test_only_gradients_that_are_wanted_are_computed(stand_in, rng):
     x, w, b = make(rng, (1, 4, 3, 3), (8, 4, 3, 3), 8)
-    y = cudnn.convolution_2d(x, chainer.Variable(w), b)
+    y = cudnn_frontend.convolution_2d(x, chainer.Variable(w), b)
     y.grad = np.ones_like(y.array)
     y.backward()
     assert stand_in.runs == [['conv', 'bias'], ['wgrad']]
@@ -271,19 +271,19 @@ def test_only_gradients_that_are_wanted_are_computed(stand_in, rng):
 def test_a_graph_is_built_once_for_each_description(stand_in, rng):
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
     for _ in range(3):
-        cudnn.convolve(x, w, b)
+        cudnn_frontend.convolve(x, w, b)
     assert len(stand_in.graphs) == 1 and len(stand_in.runs) == 3
-    cudnn.convolve(x, w, b, pad=1)
-    cudnn.convolve(x, w)
-    cudnn.convolve(x, w, b, relu=True)
-    cudnn.convolve(make(rng, (2, 4, 3, 3))[0], w, b)
-    with cudnn.using_precision('tf32'):
-        cudnn.convolve(x, w, b)
+    cudnn_frontend.convolve(x, w, b, pad=1)
+    cudnn_frontend.convolve(x, w)
+    cudnn_frontend.convolve(x, w, b, relu=True)
+    cudnn_frontend.convolve(make(rng, (2, 4, 3, 3))[0], w, b)
+    with cudnn_frontend.using_precision('tf32'):
+        cudnn_frontend.convolve(x, w, b)
     assert len(stand_in.graphs) == 6
 
 
 def test_old_graphs_make_room():
-    cache = library.GraphCache('handle', max_graphs=2)
+    cache = frontend.GraphCache('handle', max_graphs=2)
     built = []
 
     def build(description):
@@ -296,18 +296,18 @@ def test_old_graphs_make_room():
 
 
 def test_a_graph_that_cannot_be_built_is_not_kept():
-    cache = library.GraphCache('handle')
+    cache = frontend.GraphCache('handle')
     with pytest.raises(ZeroDivisionError):
         cache.graph('a', lambda: 1 / 0)
     assert len(cache) == 0
 
 
 def test_caches_belong_to_one_thread_and_device(stand_in):
-    caches = [library.graph_cache(), library.graph_cache()]
+    caches = [frontend.graph_cache(), frontend.graph_cache()]
     assert caches[0] is caches[1] and caches[0].handle.stream == stand_in.stream
     stand_in.device, stand_in.stream = 1, 78
-    caches.append(library.graph_cache())
-    thread = threading.Thread(target=lambda: caches.append(library.graph_cache()))
+    caches.append(frontend.graph_cache())
+    thread = threading.Thread(target=lambda: caches.append(frontend.graph_cache()))
     thread.start()
     thread.join()
     assert len({id(cache) for cache in caches}) == 3
@@ -317,8 +317,8 @@ def test_caches_belong_to_one_thread_and_device(stand_in):
 def test_tensor_cores_only_where_they_are_wanted(stand_in, rng):
     note = cudnn_stand_in.numerical_note
     for precision in PRECISIONS:
-        with cudnn.using_precision(precision):
-            cudnn.convolve(*make(rng, (1, 4, 3, 3), (4, 4, 1, 1)))
+        with cudnn_frontend.using_precision(precision):
+            cudnn_frontend.convolve(*make(rng, (1, 4, 3, 3), (4, 4, 1, 1)))
         unwanted = stand_in.asked[-1].notes
         assert note.DOWN_CONVERT_INPUTS in unwanted and note.REDUCED_PRECISION_REDUCTION in unwanted
         assert (note.TENSOR_CORE in unwanted) == (precision == 'fp32')
@@ -335,9 +335,9 @@ def test_sums_of_any_order_only_where_there_are_no_others(stand_in, rng, precisi
     note, engine = cudnn_stand_in.numerical_note, cudnn_stand_in.Engine
     loose, exact_enough = engine(1, frozenset({note.NONDETERMINISTIC})), engine(2)
     stand_in.engines = [engine(0, frozenset({note.DOWN_CONVERT_INPUTS})), loose, exact_enough]
-    with cudnn.using_precision(precision):
+    with cudnn_frontend.using_precision(precision):
         for channels in (1, 2):
-            cudnn.convolve(*make(rng, (1, channels, 3, 3), (4, channels, 1, 1)))
+            cudnn_frontend.convolve(*make(rng, (1, channels, 3, 3), (4, channels, 1, 1)))
             stand_in.engines.remove(exact_enough) if channels == 1 else None
     assert engines_of(stand_in) == [2, 1]
 
@@ -346,11 +346,11 @@ def test_the_heuristics_are_asked_once_for_sizes_that_are_near(stand_in, rng):
     stand_in.engines = [cudnn_stand_in.Engine(number) for number in (7, 8)]
     w, = make(rng, (4, 2, 1, 1))
     for width in (97, 100, 103, 104):
-        cudnn.convolve(*make(rng, (1, 2, 3, width)), w)
+        cudnn_frontend.convolve(*make(rng, (1, 2, 3, width)), w)
         stand_in.engines.reverse() if width == 97 else None
         stand_in.engines.sort(key=lambda engine: engine.number)
     assert len(stand_in.asked) == 1 and engines_of(stand_in) == [7] * 4
-    cudnn.convolve(*make(rng, (1, 2, 3, 105)), w)
+    cudnn_frontend.convolve(*make(rng, (1, 2, 3, 105)), w)
     assert len(stand_in.asked) == 2
 
 
@@ -371,26 +371,26 @@ def test_an_engine_that_cannot_be_asked_for_is_taken_as_it_comes(monkeypatch, em
         stand_in.engines = [engine(1, frozenset({note.NONDETERMINISTIC}), is_known=False), engine(2, is_known=False)]
         for autotune in (False, True):
             with chainer.using_config('autotune', autotune):
-                assert_close(cudnn.convolve(x, w), exact(x, w, 1, 0), 'fp32', 36)
+                assert_close(cudnn_frontend.convolve(x, w), exact(x, w, 1, 0), 'fp32', 36)
         assert engines_of(stand_in) == [2, 2] and len(stand_in.runs) == 2 + 4
         stand_in.unsupported = lambda steps: True
-        assert_close(cudnn.convolve(x, w, pad=1), exact(x, w, 1, 1), 'fp32', 36)
+        assert_close(cudnn_frontend.convolve(x, w, pad=1), exact(x, w, 1, 1), 'fp32', 36)
 
 
 def test_an_engine_that_cannot_be_asked_for_is_timed_too(stand_in, rng):
     engine = cudnn_stand_in.Engine
     stand_in.engines = [engine(1, milliseconds=2, is_known=False), engine(2, milliseconds=3), engine(3, milliseconds=4)]
     with chainer.using_config('autotune', True):
-        cudnn.convolve(*make(rng, (1, 4, 5, 5), (4, 4, 3, 3)))
-        cudnn.convolve(*make(rng, (1, 4, 5, 5), (4, 4, 3, 3)))
+        cudnn_frontend.convolve(*make(rng, (1, 4, 5, 5), (4, 4, 3, 3)))
+        cudnn_frontend.convolve(*make(rng, (1, 4, 5, 5), (4, 4, 3, 3)))
     assert engines_of(stand_in) == [2, 3, 1] and len(stand_in.runs) == 3 * 4 + 2
-    assert next(iter(library.graph_cache()._graphs.values()))._graph.engine.number == 1
+    assert next(iter(frontend.graph_cache()._graphs.values()))._graph.engine.number == 1
 
 
 def test_a_session_keeps_fewer_graphs_that_are_large(monkeypatch, emulator):
     for pygraph, expected in ((cudnn_stand_in.Pygraph, 1024), (cudnn_stand_in.NewPygraph, 8192)):
         with cudnn_stand_in.installed(monkeypatch, emulator.kernel, pygraph):
-            assert library.graph_cache()._max_graphs == expected
+            assert frontend.graph_cache()._max_graphs == expected
 
 
 @pytest.mark.parametrize('autotune,deterministic', [(False, False), (True, False), (True, True)])
@@ -399,9 +399,9 @@ def test_engines_are_timed_if_that_is_asked_for(stand_in, rng, autotune, determi
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
     for _ in range(2):
         with chainer.using_config('autotune', autotune), chainer.using_config('cudnn_deterministic', deterministic):
-            y = cudnn.convolve(x, w, b)
+            y = cudnn_frontend.convolve(x, w, b)
     assert_close(y, exact(x, w, 1, 0) + b[:, None, None], 'fp32', 40)
-    graph = library.graph_cache().graph((graphs.ConvProblem('forward', 'float32', x.shape, w.shape, tensor_cores=False,
+    graph = frontend.graph_cache().graph((graphs.ConvProblem('forward', 'float32', x.shape, w.shape, tensor_cores=False,
                                                             bias=True), autotune and not deterministic), None)
     timed = autotune and not deterministic
     assert graph._graph.engine.number == (3 if timed else 0)    # the best of the first four
@@ -413,15 +413,15 @@ def test_engines_are_timed_if_that_is_asked_for(stand_in, rng, autotune, determi
 def test_constant_filters_are_laid_out_once(stand_in, rng, monkeypatch):
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
     copied = []
-    monkeypatch.setattr(cudnn.convolution, '_narrow', lambda array, storage: copied.append(array.shape) or
+    monkeypatch.setattr(cudnn_frontend.convolution, '_narrow', lambda array, storage: copied.append(array.shape) or
                         np.ascontiguousarray(array, storage))
     with cache_weights():
-        first = cudnn.convolve(x, w, b)
+        first = cudnn_frontend.convolve(x, w, b)
         copied.clear()
-        assert (cudnn.convolve(x, w, b) == first).all()
+        assert (cudnn_frontend.convolve(x, w, b) == first).all()
     assert copied == [(1, 3, 3, 4)]     # the image alone
     w += 1
-    assert (cudnn.convolve(x, w, b) != first).any()
+    assert (cudnn_frontend.convolve(x, w, b) != first).any()
 
 
 # bfloat16
@@ -430,35 +430,35 @@ def test_rounding_to_bfloat16(stand_in, rng):
     numbers = np.concatenate([rng.normal(size=1000) * 10.0 ** rng.randint(-30, 30, 1000),
                               [0, -0.0, np.inf, -np.inf, 1 + 2 ** -8, 1 + 3 * 2 ** -8, 3.4e38]]).astype('f')
     with np.errstate(over='ignore'):
-        narrow = cudnn.convolution._narrow(numbers, np.dtype('u2'))
-        wide = cudnn.convolution._widen(narrow.reshape(1, -1, 1, 1)).ravel()
+        narrow = cudnn_frontend.convolution._narrow(numbers, np.dtype('u2'))
+        wide = cudnn_frontend.convolution._widen(narrow.reshape(1, -1, 1, 1)).ravel()
     mantissa, exponent = np.frexp(numbers.astype(np.float64))
     expected = np.ldexp(np.round(mantissa * 256), exponent - 8)     # NumPy rounds ties to even, too
     expected[np.abs(expected) > 3.39e38] = np.copysign(np.inf, expected[np.abs(expected) > 3.39e38])
     assert (wide == np.where(np.isfinite(numbers), expected, numbers)).all()
     nan = np.array([0x7f800001, 0xffffffff], np.uint32).view('f')
-    assert np.isnan(cudnn.convolution._widen(
-        cudnn.convolution._narrow(nan, np.dtype('u2')).reshape(1, 2, 1, 1))).all()
+    assert np.isnan(cudnn_frontend.convolution._widen(
+        cudnn_frontend.convolution._narrow(nan, np.dtype('u2')).reshape(1, 2, 1, 1))).all()
 
 
 # Precision and availability
 
 def test_precision_is_part_of_the_configuration():
-    assert cudnn.current_precision().name == 'fp32'
-    with cudnn.using_precision('fp16'):
-        assert cudnn.current_precision() is PRECISIONS['fp16']
-    assert cudnn.current_precision().name == 'fp32'
+    assert cudnn_frontend.current_precision().name == 'fp32'
+    with cudnn_frontend.using_precision('fp16'):
+        assert cudnn_frontend.current_precision() is PRECISIONS['fp16']
+    assert cudnn_frontend.current_precision().name == 'fp32'
     with pytest.raises(ValueError, match="'fp8'; there are fp32, tf32, fp16, bf16"):
-        with cudnn.using_precision('fp8'):
+        with cudnn_frontend.using_precision('fp8'):
             pass
 
 
 def test_faults_of_precisions():
-    assert cudnn.precision_error('fp32', None) is None
-    assert cudnn.precision_error('fp16', None) == 'fp16 needs a GPU; on the CPU there is fp32 only'
-    assert cudnn.precision_error('fp16', 75) is None and cudnn.precision_error('bf16', 90) is None
+    assert cudnn_frontend.precision_error('fp32', None) is None
+    assert cudnn_frontend.precision_error('fp16', None) == 'fp16 needs a GPU; on the CPU there is fp32 only'
+    assert cudnn_frontend.precision_error('fp16', 75) is None and cudnn_frontend.precision_error('bf16', 90) is None
     for name in ('tf32', 'bf16'):
-        assert cudnn.precision_error(name, 75) == (f'{name} needs a GPU of compute capability 8.0; '
+        assert cudnn_frontend.precision_error(name, 75) == (f'{name} needs a GPU of compute capability 8.0; '
                                                    'this one has 7.5')
 
 
@@ -471,14 +471,14 @@ def test_without_cudnn_there_is_one_warning(monkeypatch, caplog, fault):
             old.backend_version = lambda: 8905
             return old
         raise fault
-    monkeypatch.setattr(library.importlib, 'import_module', import_module)
-    monkeypatch.setattr(library.cuda, 'available', True)
-    library.load_frontend.cache_clear()
+    monkeypatch.setattr(frontend.importlib, 'import_module', import_module)
+    monkeypatch.setattr(frontend.cuda, 'available', True)
+    frontend.load_frontend.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            assert not cudnn.is_available() and not cudnn.is_available()
+            assert not cudnn_frontend.is_available() and not cudnn_frontend.is_available()
     finally:
-        library.load_frontend.cache_clear()
+        frontend.load_frontend.cache_clear()
     record, = caplog.records
     message = record.getMessage()
     assert '\n' not in message and 'nvidia-cudnn-frontend' in message
@@ -488,16 +488,16 @@ def test_without_cudnn_there_is_one_warning(monkeypatch, caplog, fault):
 @pytest.fixture
 def probe(stand_in, monkeypatch):
     """cuDNN works as well as the stand-in does, and nobody has tried."""
-    monkeypatch.setattr(cudnn.convolution.cuda, 'available', True)
-    monkeypatch.setattr(cudnn.convolution.cuda, 'cupy', np)
-    monkeypatch.setattr(cudnn.convolution.cuda, 'get_array_module', lambda *arrays: np)
-    cudnn.convolution._self_test.cache_clear()
+    monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'available', True)
+    monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'cupy', np)
+    monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'get_array_module', lambda *arrays: np)
+    cudnn_frontend.convolution._self_test.cache_clear()
     yield stand_in
-    cudnn.convolution._self_test.cache_clear()
+    cudnn_frontend.convolution._self_test.cache_clear()
 
 
 def test_cudnn_is_tried_once_before_it_is_used(probe, caplog):
-    assert cudnn.is_available() and cudnn.is_available()
+    assert cudnn_frontend.is_available() and cudnn_frontend.is_available()
     assert probe.runs == [['conv']] and caplog.records == []
 
 
@@ -512,7 +512,7 @@ def test_cudnn_that_does_not_work_is_not_used(probe, caplog, monkeypatch, fault)
             raise RuntimeError('Unable to load any libcudart library')
         monkeypatch.setattr(cudnn_stand_in.NewPygraph, 'build_operation_graph', build_operation_graph)
     with caplog.at_level(logging.WARNING):
-        assert not cudnn.is_available() and not cudnn.is_available()
+        assert not cudnn_frontend.is_available() and not cudnn_frontend.is_available()
     record, = caplog.records
     assert 'without cuDNN' in record.getMessage()
     assert ('libcudart' in record.getMessage()) == (fault == 'no runtime')
@@ -525,8 +525,8 @@ def site_packages(tmp_path, monkeypatch):
     for path in ('nvidia/cuda_runtime/lib/libcudart.so.12', 'nvidia/cu13/lib/libcudart.so.13'):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()
-    monkeypatch.setattr(library.sys, 'path', [str(tmp_path / 'elsewhere'), str(tmp_path)])
-    monkeypatch.setattr(library.ctypes, 'CDLL', loaded.append)
+    monkeypatch.setattr(frontend.sys, 'path', [str(tmp_path / 'elsewhere'), str(tmp_path)])
+    monkeypatch.setattr(frontend.ctypes, 'CDLL', loaded.append)
     monkeypatch.setenv(CUDART_VARIABLE, 'to be restored')
     monkeypatch.delenv(CUDART_VARIABLE)
     return tmp_path, loaded
@@ -536,18 +536,18 @@ def site_packages(tmp_path, monkeypatch):
                                         (13, 'nvidia/cu13/lib/libcudart.so.13')])
 def test_the_cuda_runtime_of_cupys_version_is_loaded(site_packages, major, path):
     folder, loaded = site_packages
-    library._preload_cudart(major)
+    frontend._preload_cudart(major)
     assert loaded == [str(folder / path)] == [os.environ[CUDART_VARIABLE]]
 
 
 def test_the_users_cuda_runtime_is_left_alone(site_packages):
     os.environ[CUDART_VARIABLE] = 'mine'
-    library._preload_cudart(13)
+    frontend._preload_cudart(13)
     assert os.environ[CUDART_VARIABLE] == 'mine' and site_packages[1] == []
 
 
 def test_a_cuda_runtime_that_is_not_found_is_no_error(site_packages):
-    library._preload_cudart(14)     # where the loader finds it by its name
+    frontend._preload_cudart(14)     # where the loader finds it by its name
     assert site_packages[1] == ['libcudart.so.14'] and CUDART_VARIABLE not in os.environ
 
 
@@ -556,34 +556,34 @@ def test_the_cuda_runtime_that_pathfinder_knows(site_packages, monkeypatch, foun
     def load(name):
         if name == 'libcudart.so.14':
             raise OSError
-    monkeypatch.setattr(library.ctypes, 'CDLL', load)
+    monkeypatch.setattr(frontend.ctypes, 'CDLL', load)
     pathfinder = types.SimpleNamespace(load_nvidia_dynamic_lib=lambda name: types.SimpleNamespace(abs_path=found))
     monkeypatch.setitem(sys.modules, 'cuda', types.ModuleType('cuda'))
     monkeypatch.setitem(sys.modules, 'cuda.pathfinder', pathfinder)
-    library._preload_cudart(14)
+    frontend._preload_cudart(14)
     assert os.environ.get(CUDART_VARIABLE) == (found if found.endswith('14') else None)
 
 
 def test_takes_only_the_gpus_arrays(stand_in, rng, monkeypatch):
     x, w = make(rng, (1, 4, 3, 3), (4, 4, 1, 1))
-    monkeypatch.setattr(cudnn.convolution, 'is_available', lambda: True)
-    assert not cudnn.supports(x, w, None)      # NumPy's
-    monkeypatch.setattr(cudnn.convolution.cuda, 'get_array_module', lambda *arrays: cuda)
-    assert cudnn.supports(x, w.astype('e'), None) and not cudnn.supports(x.astype('d'), w)
-    monkeypatch.setattr(cudnn.convolution, 'is_available', lambda: False)
-    assert not cudnn.supports(x, w)
+    monkeypatch.setattr(cudnn_frontend.convolution, 'is_available', lambda: True)
+    assert not cudnn_frontend.supports(x, w, None)      # NumPy's
+    monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'get_array_module', lambda *arrays: cuda)
+    assert cudnn_frontend.supports(x, w.astype('e'), None) and not cudnn_frontend.supports(x.astype('d'), w)
+    monkeypatch.setattr(cudnn_frontend.convolution, 'is_available', lambda: False)
+    assert not cudnn_frontend.supports(x, w)
 
 
 @pytest.mark.parametrize('kind', ['forward', 'data', 'filter'])
 @pytest.mark.parametrize('name', SHAPES)
 def test_cudnn_frontend_accepts_the_descriptions(kind, name):
     """The module itself, where it is installed, finds nothing wrong with a graph."""
-    module = library.load_frontend()
+    module = frontend.load_frontend()
     if module is None:
         pytest.skip('no cuDNN Frontend')
     if not cuda.available and module.pygraph.__module__ == 'cudnn._pygraph':
         pytest.skip('this cuDNN Frontend validates on a device')
-    options = {'handle': library.graph_cache().handle} if cuda.available else {}
+    options = {'handle': frontend.graph_cache().handle} if cuda.available else {}
     x_shape, w_shape, stride, pad = SHAPES[name]
     pads = ((pad, pad), (pad, pad)) if np.ndim(pad) == 0 else pad
     everything = {'bias': True, 'residual': True, 'relu': True} if kind == 'forward' else {}

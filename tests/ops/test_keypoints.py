@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mask_rcnn.ops.keypoints import decode_heatmaps
+from mask_rcnn.ops.masks.keypoints import decode_heatmaps
 
 
 def decode(backend, heatmaps, boxes):

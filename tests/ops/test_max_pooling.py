@@ -3,8 +3,9 @@ import chainer.functions as F
 import numpy as np
 import pytest
 
-from mask_rcnn.ops import _cuda, max_pooling
-from mask_rcnn.ops.max_pooling import max_pooling_2d, pool_gpu
+from mask_rcnn.ops.conv import max_pooling
+from mask_rcnn.ops.runtime import cuda_kernels
+from mask_rcnn.ops.conv.max_pooling import max_pooling_2d, pool_gpu
 
 GEOMETRIES = [  # ksize, stride, pad, cover_all
     (3, 2, 1, False), (3, 2, 0, True), (3, 2, 1, True), (2, 2, 0, False), (3, 1, 1, False), (5, 3, 2, True)]
@@ -14,7 +15,7 @@ GEOMETRIES = [  # ksize, stride, pad, cover_all
 def forms(request, monkeypatch):
     """The CPU's; the GPU's with its kernels on the CPU."""
     if request.param == 'emulated':
-        monkeypatch.setattr(_cuda, 'kernel', request.getfixturevalue('emulator').kernel)
+        monkeypatch.setattr(cuda_kernels, 'kernel', request.getfixturevalue('emulator').kernel)
         monkeypatch.setattr(max_pooling, 'pool_cpu', pool_gpu)
 
 
@@ -35,7 +36,7 @@ def test_equals_chainers(forms, rng, ksize, stride, pad, cover_all, size):
 @pytest.mark.parametrize('innermost', [False, True])
 def test_the_gpu_form(emulator, monkeypatch, rng, ksize, stride, pad, cover_all, dtype, shape, innermost):
     """In both layouts, with as many channels as a load takes and with others."""
-    monkeypatch.setattr(_cuda, 'kernel', emulator.kernel)
+    monkeypatch.setattr(cuda_kernels, 'kernel', emulator.kernel)
     x = rng.uniform(-1, 1, shape).astype(dtype)
     stored = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if innermost else x
     if len(x):
@@ -52,7 +53,7 @@ def test_the_gpu_form(emulator, monkeypatch, rng, ksize, stride, pad, cover_all,
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
 def test_all_numbers_are_in_order(emulator, monkeypatch, dtype):
     """Zeros of both signs, infinities and the smallest numbers; NaNs are passed over."""
-    monkeypatch.setattr(_cuda, 'kernel', emulator.kernel)
+    monkeypatch.setattr(cuda_kernels, 'kernel', emulator.kernel)
     tiny = np.finfo(dtype).smallest_subnormal
     numbers = np.array([-np.inf, -60000, -1, -tiny, -0.0, 0.0, tiny, 1, 60000, np.inf, np.nan, -np.nan], dtype)
     for i, j in np.ndindex(12, 12):

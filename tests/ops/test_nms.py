@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.ops import nms as nms_module
-from mask_rcnn.ops.nms import nms
+from mask_rcnn.ops.boxes import nms as nms_module
+from mask_rcnn.ops.boxes.nms import nms
 
 XY = [1, 0, 3, 2]
 

@@ -4,9 +4,9 @@ number."""
 import numpy as np
 import pytest
 
-from mask_rcnn.ops import nms as nms_module
-from mask_rcnn.ops.nms import nms, nms_padded
-from mask_rcnn.ops.proposals import generate_proposals, select_detections
+from mask_rcnn.ops.boxes import nms as nms_module
+from mask_rcnn.ops.boxes.nms import nms, nms_padded
+from mask_rcnn.ops.boxes.proposals import generate_proposals, select_detections
 
 
 class OnDevice(np.ndarray):
@@ -46,8 +46,9 @@ def _strip(value):
 @pytest.fixture
 def on_device(monkeypatch, emulator):
     """Make arrays that the host may not look at; kernels run on the CPU."""
-    from mask_rcnn.ops import _cuda, top_k
-    monkeypatch.setattr(_cuda, 'kernel', emulator.kernel)
+    from mask_rcnn.ops.boxes import top_k
+    from mask_rcnn.ops.runtime import cuda_kernels
+    monkeypatch.setattr(cuda_kernels, 'kernel', emulator.kernel)
     monkeypatch.setattr(nms_module, 'nms_cpu',
                         lambda *arguments: nms_module.nms_gpu(*arguments).view(OnDevice))
     monkeypatch.setattr(top_k, 'top_k_indices_cpu',

@@ -8,14 +8,14 @@ import numba
 import numpy as np
 import pytest
 
-from mask_rcnn.ops import _parallel
+from mask_rcnn.ops.runtime import parallel
 
 
 @pytest.fixture
 def two_cpus(monkeypatch):
     """Threads even where there is one CPU."""
-    monkeypatch.setattr(_parallel, 'cpu_count', lambda: 2)
-    monkeypatch.setattr(_parallel, '_pool', None)
+    monkeypatch.setattr(parallel, 'cpu_count', lambda: 2)
+    monkeypatch.setattr(parallel, '_pool', None)
 
 
 @pytest.mark.parametrize('n', [0, 1, 2, 7, 8, 100])
@@ -26,26 +26,26 @@ def test_ranges_cover_everything_once(two_cpus, n):
         assert start < stop
         seen[start:stop] += 1
 
-    _parallel.parallel_for(count, n)
+    parallel.parallel_for(count, n)
     assert (seen == 1).all()
 
 
 def test_ranges_run_at_the_same_time(two_cpus):
     meeting = threading.Barrier(2, timeout=20)
-    _parallel.parallel_for(lambda start, stop: meeting.wait(), 2)
+    parallel.parallel_for(lambda start, stop: meeting.wait(), 2)
 
 
 def test_little_work_wakes_nobody(two_cpus):
     ranges = []
-    _parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 15, min_per_thread=8)
+    parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 15, min_per_thread=8)
     assert ranges == [(0, 15)]
-    _parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 16, min_per_thread=8)
+    parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 16, min_per_thread=8)
     assert len(ranges) > 2
 
 
 def test_errors_are_passed_on(two_cpus):
     with pytest.raises(ZeroDivisionError):
-        _parallel.parallel_for(lambda start, stop: 1 / (start - start), 8)
+        parallel.parallel_for(lambda start, stop: 1 / (start - start), 8)
 
 
 def test_nested_calls_do_not_wait_for_themselves(two_cpus):
@@ -53,15 +53,15 @@ def test_nested_calls_do_not_wait_for_themselves(two_cpus):
 
     def outer(start, stop):
         for i in range(start, stop):
-            _parallel.parallel_for(lambda first, end: seen[i, first:end].__iadd__(1), 8)
+            parallel.parallel_for(lambda first, end: seen[i, first:end].__iadd__(1), 8)
 
-    _parallel.parallel_for(outer, 8)
+    parallel.parallel_for(outer, 8)
     assert (seen == 1).all()
 
 
 def _sum_in_parallel(n):
     values = np.zeros(n)
-    _parallel.parallel_for(lambda start, stop: values[start:stop].__iadd__(1), n)
+    parallel.parallel_for(lambda start, stop: values[start:stop].__iadd__(1), n)
     return values.sum()
 
 
@@ -77,7 +77,7 @@ def test_cpu_count_follows_the_affinity():
     if not hasattr(os, 'sched_setaffinity'):
         pytest.skip('no affinity on this system')
     code = ('import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import mask_rcnn\n'
-            'from mask_rcnn.ops._parallel import cpu_count; assert cpu_count() == 1')
+            'from mask_rcnn.ops.runtime.parallel import cpu_count; assert cpu_count() == 1')
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
@@ -86,11 +86,11 @@ def test_jit_works_without_a_folder_for_its_cache(monkeypatch):
         raise RuntimeError('cannot cache function: no locator available')
 
     monkeypatch.setattr(numba.core.dispatcher, 'FunctionCache', refuse)
-    assert _parallel.jit(lambda x: x + 1)(2) == 3
+    assert parallel.jit(lambda x: x + 1)(2) == 3
 
 
 def test_jit_divides_as_numpy_and_keeps_float32():
-    @_parallel.jit
+    @parallel.jit
     def divide(a, b):
         return a / b
 
@@ -99,7 +99,7 @@ def test_jit_divides_as_numpy_and_keeps_float32():
 
 
 def test_jit_does_not_fuse_multiplication_and_addition():
-    @_parallel.jit
+    @parallel.jit
     def multiply_add(a, b, c, out):
         for i in range(out.size):
             out[i] = a[i] * b[i] + c[i]

@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mask_rcnn.ops import paste_masks as paste_module
-from mask_rcnn.ops.paste_masks import mask_runs, paste_into, paste_masks, paste_to_host
+from mask_rcnn.ops.masks import paste_masks as paste_module
+from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_into, paste_masks, paste_to_host
 
 XY = [1, 0, 3, 2]
 

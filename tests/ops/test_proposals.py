@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.ops.anchors import shift_anchors
-from mask_rcnn.ops.proposals import generate_proposals, select_detections
+from mask_rcnn.ops.boxes.anchors import shift_anchors
+from mask_rcnn.ops.boxes.proposals import generate_proposals, select_detections
 
 MAX_LOG_SCALE = np.log(1000 / 16)
 XY = [1, 0, 3, 2]

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from chainer import gradient_check
 
-from mask_rcnn.ops import roi_align as module
-from mask_rcnn.ops._rois import channels_last, common_lanes
-from mask_rcnn.ops.roi_align import roi_align, roi_align_pyramid
+from mask_rcnn.ops.roi import roi_align as module
+from mask_rcnn.ops.roi.common import channels_last, common_lanes
+from mask_rcnn.ops.roi.roi_align import roi_align, roi_align_pyramid
 
 
 @pytest.fixture(scope='module')

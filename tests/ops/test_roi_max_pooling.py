@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from chainer import gradient_check
 
-from mask_rcnn.ops.roi_max_pooling import roi_max_pooling
+from mask_rcnn.ops.roi.roi_max_pooling import roi_max_pooling
 
 
 @pytest.fixture(scope='module')

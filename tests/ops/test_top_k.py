@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.ops import top_k
-from mask_rcnn.ops.top_k import top_k_indices
+from mask_rcnn.ops.boxes import top_k
+from mask_rcnn.ops.boxes.top_k import top_k_indices
 
 
 @pytest.fixture(params=['continuous', 'few values', 'equal', 'both signs', 'infinite'])

@@ -7,8 +7,8 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.ops import transfer
-from mask_rcnn.ops.transfer import AsyncHostCopy, side_stream
+from mask_rcnn.ops.runtime import transfer
+from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, side_stream
 
 
 class Queue:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.datasets.example import Annotations
-from mask_rcnn.datasets.placement import ImageTransform
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import IGNORED, Sampling, sample_keypoint_rois
 from mask_rcnn.targets.keypoints import keypoint_locations, visible_inside
 from mask_rcnn.targets.rois import match_rois

@@ -5,7 +5,7 @@ import pytest
 
 from mask_rcnn.config import DETECTRON
 from mask_rcnn.datasets.example import Annotations
-from mask_rcnn.datasets.placement import ImageTransform
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import IGNORED, Sampling, mask_targets, sample_rois
 from mask_rcnn.targets.rois import box_targets, match_rois
 

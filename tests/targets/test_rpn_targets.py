@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.ops.anchors import detectron_cell_anchors, shift_anchors
+from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, shift_anchors
 from mask_rcnn.targets import IGNORED, Sampling, rpn_targets
 from mask_rcnn.targets.rpn import anchors_inside, label_anchors, match_anchors
 

@@ -10,13 +10,12 @@ import subprocess
 import sys
 
 import chainer.links as L
-import distributed_cases
+from tests.support import distributed_cases
 import numpy as np
 import pytest
 
 from mask_rcnn.models.builder import cuda_device_count
-from mask_rcnn.training.distributed import (Communicator, DistributedError, _MPICommunicator,
-                                            create_communicator)
+from mask_rcnn.training.distributed import Communicator, DistributedError, _MPICommunicator, create_communicator
 
 #: Seconds that processes may take (they need three) before they count as hanging.
 _PATIENCE = 60

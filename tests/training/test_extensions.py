@@ -7,12 +7,20 @@ import threading
 
 import cv2
 import pytest
-from tiny_training import META, make_trainer
+from tests.support.tiny_training import META, make_trainer
 
 from mask_rcnn.training import plots
 from mask_rcnn.training.distributed import Communicator
-from mask_rcnn.training.extensions import (ConsoleTable, Evaluation, IntervalTrigger, LearningRateScheduler,
-                                           SignalHandler, StopTrigger, TrainingLog, duration)
+from mask_rcnn.training.extensions import (
+    ConsoleTable,
+    Evaluation,
+    IntervalTrigger,
+    LearningRateScheduler,
+    SignalHandler,
+    StopTrigger,
+    TrainingLog,
+    duration,
+)
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.snapshot import Snapshots
 from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard

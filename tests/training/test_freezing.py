@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.models.conv_norm import ConvNorm
-from mask_rcnn.models.resnet import ResNet
+from mask_rcnn.models.layers.conv_norm import ConvNorm
+from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.training.freezing import FrozenParameter, freeze
 
 
@@ -93,7 +93,7 @@ class Spy(chainer.LinkHook):
         self.seen = seen
 
     def forward_preprocess(self, args):
-        if isinstance(args.link, mask_rcnn.models.resnet.ResNetStage):
+        if isinstance(args.link, mask_rcnn.models.backbones.resnet.ResNetStage):
             self.seen.append(args.args)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import PRESETS
-from mask_rcnn.datasets.shapes import ShapesDataset
-from mask_rcnn.datasets.transforms import TrainingTransform
+from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
+from mask_rcnn.preprocessing.prepare import TrainingTransform
 from mask_rcnn.training.iterator import ExampleError, ExampleIterator, WorkerError, example_seed
 
 CONFIG = PRESETS['resnet50'].replace(min_size=32, max_size=64)
@@ -234,8 +234,8 @@ PROGRAM = textwrap.dedent('''
     import time
 
     import mask_rcnn
-    from mask_rcnn.datasets.shapes import ShapesDataset
-    from mask_rcnn.datasets.transforms import TrainingTransform
+    from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
+    from mask_rcnn.preprocessing.prepare import TrainingTransform
     from mask_rcnn.training.iterator import ExampleIterator
 
     if __name__ == '__main__':

@@ -9,7 +9,7 @@ import pytest
 import mask_rcnn
 from mask_rcnn.config import PRESETS, RESNET_BLOCKS
 from mask_rcnn.datasets.example import Annotations, TrainingExample
-from mask_rcnn.datasets.placement import ImageTransform
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.targets import Sampling
 from mask_rcnn.training import losses

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.training.losses import (per_image_mean_weights, sigmoid_cross_entropy, smooth_l1,
-                                       softmax_cross_entropy)
+from mask_rcnn.training.losses import per_image_mean_weights, sigmoid_cross_entropy, smooth_l1, softmax_cross_entropy
 
 
 @pytest.fixture(scope='module')

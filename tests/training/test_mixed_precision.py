@@ -6,19 +6,19 @@ from pathlib import Path
 import chainer
 import numpy as np
 import pytest
-from test_train_chain import SAMPLING, example
+from tests.training.test_train_chain import SAMPLING, example
 
 import mask_rcnn
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.ops import convolution as ops_convolution
-from mask_rcnn.ops import cudnn, roi_align
+from mask_rcnn.ops.conv import convolution as ops_convolution
+from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.roi import roi_align
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.optimizer import make_optimizer, set_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.updater import SubdivisionUpdater
 
-sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in ('models', 'ops')]
-from test_gpu_path import kernels, on_gpu  # noqa: E402, F401  (fixtures)
+from tests.models.test_gpu_path import kernels, on_gpu  # noqa: F401  (fixtures)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def update(chain, precision, loss_scale=None):
     before = {path: param.array.copy() for path, param in chain.namedparams()}
     reporter = chainer.Reporter()
     reporter.add_observer('main', chain)
-    with cudnn.using_precision(precision), reporter:
+    with cudnn_frontend.using_precision(precision), reporter:
         if loss_scale == 'dynamic':
             optimizer._loss_scale = 2.0 ** 15   # after some iterations
         updater.update()
@@ -82,7 +82,7 @@ def test_activations_are_half_whatever_is_frozen(stages, monkeypatch, learning_o
     chain = make_chain('resnet50_fpn', monkeypatch, stages=stages)
     images = [example(64, 64)]
     for precision, dtype in (('fp16', np.float16), ('bf16', np.float32), ('tf32', np.float32)):
-        with cudnn.using_precision(precision):
+        with cudnn_frontend.using_precision(precision):
             assert {features.dtype for features in chain.model.extractor(chain._input(images))} == {np.dtype(dtype)}
 
 

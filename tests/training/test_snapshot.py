@@ -7,12 +7,19 @@ import zipfile
 import chainer
 import numpy as np
 import pytest
-from tiny_training import META, TinyTrainChain, arrays, make_trainer
+from tests.support.tiny_training import META, TinyTrainChain, arrays, make_trainer
 
 from mask_rcnn.training import snapshot as snapshot_module
 from mask_rcnn.training.extensions import IntervalTrigger, TrainingLog
-from mask_rcnn.training.snapshot import (Snapshots, is_snapshot, list_snapshots, read_model_meta, read_options,
-                                         read_snapshot, write_snapshot)
+from mask_rcnn.training.snapshot import (
+    Snapshots,
+    is_snapshot,
+    list_snapshots,
+    read_model_meta,
+    read_options,
+    read_snapshot,
+    write_snapshot,
+)
 from mask_rcnn.weights import WeightFileError, read_weights
 
 OPTIONS = {'seed': 0, 'batch_size': 4}

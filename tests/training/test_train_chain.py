@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import RESNET_BLOCKS, Config
+from mask_rcnn.config import Config, RESNET_BLOCKS
 from mask_rcnn.datasets.example import Annotations, TrainingExample
-from mask_rcnn.datasets.placement import ImageTransform
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import IGNORED, Sampling
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain, group_by_size

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_train import ARGUMENTS, SMALL
+from tests.support import small_train
+from tests.support.small_train import ARGUMENTS, SMALL
 
 import mask_rcnn
-from mask_rcnn.commands import train
+from mask_rcnn.cli import train
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.training.snapshot import read_options, read_snapshot
 
@@ -68,7 +69,7 @@ def test_a_run_writes_what_it_says(uninterrupted):
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_was_ended_and_resumed_has_the_losses_of_one_that_was_not(tmp_path, uninterrupted, number):
     """Ended from outside in a process of its own, with a worker process reading the pictures."""
-    command = [sys.executable, str(Path(__file__).with_name('small_train.py')),
+    command = [sys.executable, str(Path(small_train.__file__)),
                *arguments(tmp_path, iteration=399, workers=1)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(tmp_path / 'snapshot_iter_2.npz', process)
@@ -180,7 +181,7 @@ def mpiexec():
     if 'Open MPI' not in subprocess.run([program, '--version'], capture_output=True, text=True).stdout:
         pytest.skip('needs the mpiexec of Open MPI')
     return [program, '--allow-run-as-root', '--oversubscribe', '--bind-to', 'none', '-n', '2', sys.executable,
-            str(Path(__file__).with_name('small_train.py'))]
+            str(Path(small_train.__file__))]
 
 
 def run_in_two(*more):

@@ -3,7 +3,7 @@ import re
 import chainer
 import numpy as np
 import pytest
-from tiny_training import TinyTrainChain, arrays, make_trainer, rows
+from tests.support.tiny_training import TinyTrainChain, arrays, make_trainer, rows
 
 from mask_rcnn.training import optimizer as optimizer_module
 from mask_rcnn.training.optimizer import make_optimizer

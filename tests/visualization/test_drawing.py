@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.detections import Detections
+from mask_rcnn.inference.detections import Detections
 from mask_rcnn.visualization import draw_detections
 from mask_rcnn.visualization.colors import instance_colors
 from mask_rcnn.visualization.drawing import _draw_leader

@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.visualization.labels import (PlacedLabel, Text, draw_label, font_size_for, label_candidates,
-                                            load_font, measure, place_labels)
+from mask_rcnn.visualization.labels import (
+    PlacedLabel,
+    Text,
+    draw_label,
+    font_size_for,
+    label_candidates,
+    load_font,
+    measure,
+    place_labels,
+)
 
 SIZE = 300, 400
 

@@ -6,11 +6,12 @@ import struct
 import numpy as np
 import pytest
 
-from mask_rcnn.weights import WeightFileError, caffemodel
+from mask_rcnn.weights import WeightFileError
+from mask_rcnn.weights.readers import caffemodel
 
 pytest.importorskip('google.protobuf', reason='a dependency of Chainer, which can do without it')
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # noqa: E402
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 _OPTIONAL, _REPEATED = 1, 3
 _DOUBLE, _FLOAT, _INT64, _INT32, _STRING, _MESSAGE = 1, 2, 3, 5, 9, 11

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import PRESETS, RESNET_BLOCKS, Config
-from mask_rcnn.weights import WeightFileError, detectron, detectron_cfg, formats, load_arrays, safe_pickle
+from mask_rcnn.config import Config, PRESETS, RESNET_BLOCKS
+from mask_rcnn.weights import WeightFileError, formats, load_arrays
+from mask_rcnn.weights.converters import detectron, detectron_cfg
+from mask_rcnn.weights.readers import safe_pickle
 
 # A network of zeros: the shapes below are written down from Detectron's definitions, and the small heads
 # hold numbers that tell where each of them went.

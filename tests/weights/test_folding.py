@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.weights import WeightFileError, folding
-from mask_rcnn.weights.translated import ParamMapping, apply_mappings
+from mask_rcnn.weights.converters.mapping import ParamMapping, apply_mappings
 
 EPS = 1e-3
 

@@ -6,11 +6,11 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch_bytes
+from tests.support import torch_bytes
 
-from mask_rcnn.config import MATTERPORT, PRESETS, Config
+from mask_rcnn.config import Config, MATTERPORT, PRESETS
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
-from mask_rcnn.weights.translated import ConversionReport, ConvertedWeights
+from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
 
 
 def archive(*names, compression=zipfile.ZIP_STORED):

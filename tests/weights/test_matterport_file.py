@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import MATTERPORT, RESNET_BLOCKS
-from mask_rcnn.weights import WeightFileError, matterport, matterport_cfg
+from mask_rcnn.weights import WeightFileError
+from mask_rcnn.weights.converters import matterport, matterport_cfg
 
 N_CLASS, FPN, RPN, HEAD, MASK = 4, 8, 6, 10, 8
 SETTINGS = {'IMAGE_MIN_DIM': 128, 'IMAGE_MAX_DIM': 128, 'RPN_ANCHOR_SCALES': [8, 16, 32, 64, 128],

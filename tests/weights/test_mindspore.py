@@ -5,11 +5,12 @@ import struct
 
 import numpy as np
 import pytest
-from watching import watch, write_numbered
+from tests.support.watching import watch, write_numbered
 
 import mask_rcnn
 from mask_rcnn.config import MINDSPORE
-from mask_rcnn.weights import WeightFileError, load_arrays, mindspore
+from mask_rcnn.weights import WeightFileError, load_arrays
+from mask_rcnn.weights.converters import mindspore
 
 TYPES = {'float32': 'Float32', 'float16': 'Float16', 'float64': 'Float64', 'int32': 'Int32', 'bool': 'Bool'}
 

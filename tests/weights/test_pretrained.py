@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import DETECTRON, Config
-from mask_rcnn.models.saving import arrays_of, save
-from mask_rcnn.weights import ModelMeta, WeightFileError, imagenet, write_weights
+from mask_rcnn.config import Config, DETECTRON
+from mask_rcnn.inference.save import arrays_of, save
+from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
+from mask_rcnn.weights.converters import imagenet
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
 
 EPS = 1e-5

@@ -8,7 +8,7 @@ import pytest
 import mask_rcnn
 from mask_rcnn.config import DETECTRON
 from mask_rcnn.datasets import read_image
-from mask_rcnn.models.saving import arrays_of, save
+from mask_rcnn.inference.save import arrays_of, save
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
 

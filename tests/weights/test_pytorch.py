@@ -4,11 +4,13 @@ import importlib.util
 
 import numpy as np
 import pytest
-import torch_bytes
+from tests.support import torch_bytes
 
 import mask_rcnn
 from mask_rcnn.config import MATTERPORT
-from mask_rcnn.weights import WeightFileError, load_arrays, pytorch, torch_file
+from mask_rcnn.weights import WeightFileError, load_arrays
+from mask_rcnn.weights.converters import pytorch
+from mask_rcnn.weights.readers import torch_file
 
 
 @pytest.fixture
@@ -182,7 +184,7 @@ def test_what_is_refused(read, state, reason):
 def test_the_reference_weights_through_a_file(shared, tmp_path):
     """Matterport's golden weights, saved as PyTorch would, become what its .h5 becomes."""
     pytest.importorskip('h5py')
-    from mask_rcnn.weights import matterport
+    from mask_rcnn.weights.converters import matterport
 
     source = shared / 'golden' / 'matterport_weights.py'
     spec = importlib.util.spec_from_file_location('matterport_weights', source)

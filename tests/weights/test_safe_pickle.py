@@ -13,9 +13,10 @@ import subprocess
 import numpy as np
 import pytest
 
-from watching import WATCHED, run_script, watch, write_numbered
+from tests.support.watching import WATCHED, run_script, watch, write_numbered
 
-from mask_rcnn.weights import WeightFileError, safe_pickle
+from mask_rcnn.weights import WeightFileError
+from mask_rcnn.weights.readers import safe_pickle
 
 PROTOCOLS = range(6)
 

@@ -8,10 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
-import torch_bytes as tb
-from watching import watch, write_numbered
+from tests.support import torch_bytes as tb
+from tests.support.watching import watch, write_numbered
 
-from mask_rcnn.weights import WeightFileError, torch_file
+from mask_rcnn.weights import WeightFileError
+from mask_rcnn.weights.readers import torch_file
 
 #: What PyTorch 2.13 writes for ``OrderedDict(w=t.t(), n=torch.tensor(7))`` of a tensor ``t`` that is
 #: ``[[1, 2, 3], [4, 5, 6]]``.

@@ -1,0 +1,1 @@
+"""Detection with a trained network: loading, prediction, results, saving."""

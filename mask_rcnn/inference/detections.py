@@ -1,0 +1,302 @@
+"""What a model found in one image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import chainer
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mask_rcnn.config import DETECTRON, Dialect
+from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_masks, paste_to_host
+from mask_rcnn.ops.runtime.transfer import side_stream
+
+# Masks of whole images are pasted in portions of about this many bytes where all at once are not needed.
+_CHUNK_BYTES = 2 ** 26
+_NAMED_IN_REPR = 5
+
+
+class Detections:
+    """The instances found in one image: boxes, classes, scores, masks and keypoints.
+
+    Behaves as a sequence: ``len``, iteration (instance by instance) and indexing, always with
+    :class:`Detections` as the result; an index is an integer, a slice, a boolean array or an array of
+    integers.  It is not to be changed once made.
+
+    Args:
+        boxes: ``(R, 4)`` float32, ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
+        labels: ``(R,)`` int32, 0 is the first foreground class.
+        scores: ``(R,)`` float32.
+        size: ``(H, W)`` of the image.
+        masks: ``(R, H, W)`` bool.
+        mask_probs: Instead of ``masks``: ``(R, M, M)`` float32, the probability of each instance's class
+            on a grid over its box.  They are pasted into the image when :attr:`masks` is first asked for.
+            A model without masks gives neither.
+        keypoints: ``(R, K, 4)`` float32, ``(y, x, logit, probability)`` of each keypoint, ``y`` and ``x`` in
+            pixels of the image; the logit says how sure the model is, the probability how sharply it sees the
+            place among all pixels of the box.  COCO's 17 are named in
+            :data:`mask_rcnn.datasets.coco_keypoints.COCO_KEYPOINT_NAMES`.  A model without keypoints gives
+            none.
+        class_names: Name of each label.
+        category_ids: Number of each label in the data set's own terms (COCO's 80 classes have numbers
+            up to 90).  ``label + 1`` if not given.
+        dialect: Says how wide a box is and how a mask is pasted into it.
+        paste_device: The GPU that pastes ``mask_probs``, or ``None`` for the CPU; the pixels are the same.  Copied or
+            pickled detections, which another machine may open, are pasted by the CPU.
+
+    Raises:
+        ValueError: Shapes or types do not fit each other, or a label has no name or category.
+    """
+
+    def __init__(self, *, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, size: tuple[int, int],
+                 masks: np.ndarray | None = None, mask_probs: np.ndarray | None = None,
+                 keypoints: np.ndarray | None = None, class_names: Sequence[str] | None = None,
+                 category_ids: Sequence[int] | None = None, dialect: Dialect = DETECTRON,
+                 paste_device: chainer.backend.Device | None = None):
+        count = len(boxes)
+        self.size = _checked_size(size)
+        self.boxes = _checked('boxes', boxes, np.float32, (count, 4))
+        self.labels = _checked('labels', labels, np.int32, (count,))
+        self.scores = _checked('scores', scores, np.float32, (count,))
+        if masks is not None and mask_probs is not None:
+            raise ValueError('give masks or mask_probs, not both')
+        if masks is not None:
+            masks = _checked('masks', masks, bool, (count, *self.size))
+        if mask_probs is not None:
+            side = np.shape(mask_probs)[-1] if np.ndim(mask_probs) == 3 else 'M'
+            mask_probs = _checked('mask_probs', mask_probs, np.float32, (count, side, side))
+        self.mask_probs = mask_probs
+        if keypoints is not None:
+            number = np.shape(keypoints)[1] if np.ndim(keypoints) == 3 else 'K'
+            keypoints = _checked('keypoints', keypoints, np.float32, (count, number, 4))
+        self.keypoints = keypoints
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.category_ids = None if category_ids is None else tuple(int(i) for i in category_ids)
+        self._check_labels()
+        self.dialect = dialect
+        self.paste_device = paste_device
+        self._masks = masks
+
+    def _check_labels(self) -> None:
+        if self.labels.size and self.labels.min() < 0:
+            raise ValueError(f'labels must not be negative, got {self.labels.min()}')
+        for what, table in (('class_names', self.class_names), ('category_ids', self.category_ids)):
+            if table is not None and self.labels.size and self.labels.max() >= len(table):
+                raise ValueError(f'label {self.labels.max()} is beyond the {len(table)} {what}')
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __iter__(self) -> Iterator[Detections]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int | slice | np.ndarray | Sequence) -> Detections:
+        if isinstance(index, (int, np.integer)):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f'index {index} is out of range for {len(self)} detections')
+            index = [index]
+        elif not isinstance(index, slice):
+            index = np.asarray(index)
+            if index.size == 0 and index.dtype != bool:
+                index = index.astype(np.intp)  # an empty list is an array of floats to NumPy
+        return Detections(
+            boxes=self.boxes[index], labels=self.labels[index], scores=self.scores[index], size=self.size,
+            masks=None if self._masks is None else self._masks[index],
+            mask_probs=None if self._masks is not None or self.mask_probs is None else self.mask_probs[index],
+            keypoints=None if self.keypoints is None else self.keypoints[index],
+            class_names=self.class_names, category_ids=self.category_ids, dialect=self.dialect,
+            paste_device=self.paste_device)
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), 'paste_device': None}
+
+    def __repr__(self) -> str:
+        best = self.sorted_by_score()[:_NAMED_IN_REPR]
+        items = [f'{name} {score:.2f}' for name, score in zip(best.names, best.scores)]
+        if len(self) > len(items):
+            items.append('...')
+        height, width = self.size
+        what = ': ' + ', '.join(items) if items else ''
+        return f'Detections({len(self)} in {height} x {width} pixels{what})'
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are masks besides the boxes."""
+        return self._masks is not None or self.mask_probs is not None
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """``(R, H, W)`` bool, made once; ``None`` where the model has no masks.
+
+        Takes ``R x H x W`` bytes.  :meth:`iter_masks` is the way to see them one by one.
+        """
+        if self._masks is None and self.mask_probs is not None:
+            self._masks = self._paste(slice(None))
+        return self._masks
+
+    def iter_masks(self) -> Iterator[np.ndarray]:
+        """Yield the masks, ``(H, W)`` bool each, with only a few of them in memory at a time."""
+        if self._masks is not None or self.mask_probs is None:
+            yield from () if self._masks is None else self._masks
+            return
+        step = max(1, _CHUNK_BYTES // (self.size[0] * self.size[1]))
+        for start in range(0, len(self), step):
+            yield from self._paste(slice(start, start + step))
+
+    def _paste(self, part: slice) -> np.ndarray:
+        return self._on_device(paste_masks if self.paste_device is None else paste_to_host, part)
+
+    def _on_device(self, operation: Callable, part: slice):
+        """Return what an operation of :mod:`mask_rcnn.ops.masks.paste_masks` makes of some masks."""
+        arrays, dialect = (self.mask_probs[part], self.boxes[part]), self.dialect
+        options = {'offset': dialect.boxes.offset, 'padding': dialect.masks.padding, 'margin': dialect.masks.margin,
+                   'threshold': dialect.masks.threshold, 'threshold_inclusive': dialect.masks.threshold_inclusive}
+        if self.paste_device is None:
+            return operation(*arrays, self.size, **options)
+        with side_stream(self.paste_device):
+            return operation(*map(self.paste_device.send, arrays), self.size, **options)
+
+    @property
+    def names(self) -> list[str]:
+        """The class of each instance in words; ``class 3`` where label 3 has no name."""
+        if self.class_names is None:
+            return [f'class {label}' for label in self.labels]
+        return [self.class_names[label] for label in self.labels]
+
+    def above(self, score: float) -> Detections:
+        """Return the instances whose score is greater than ``score``."""
+        return self[self.scores > score]
+
+    def select_class(self, label: int | str) -> Detections:
+        """Return the instances of one class, given by its label or its name.
+
+        Raises:
+            ValueError: No class has that name.
+        """
+        if isinstance(label, str):
+            if label not in (self.class_names or ()):
+                raise ValueError(f'there is no class {label!r}')
+            label = self.class_names.index(label)
+        return self[self.labels == label]
+
+    def sorted_by_score(self) -> Detections:
+        """Return the instances, best first; equal scores keep their order."""
+        return self[np.argsort(-self.scores, kind='stable')]
+
+    def encode_masks(self) -> list[dict]:
+        """Return each mask as COCO's compressed run lengths, ``{'size': [H, W], 'counts': str}``.
+
+        Raises:
+            ValueError: There are no masks.
+        """
+        if not self.has_masks:
+            raise ValueError('these detections have no masks')
+        if self._masks is not None:
+            return [mask_to_rle(mask) for mask in self._masks]
+        return [_encode(*runs.T, self.size) for runs in self._on_device(mask_runs, slice(None))]
+
+    def to_coco(self, image_id: int | str) -> list[dict]:
+        """Return COCO's result format: plain Python data that :mod:`json` can write.
+
+        ``bbox`` is ``[x, y, width, height]`` with the dialect's ``boxes.offset`` in width and height, as
+        Detectron's ``boxes.xyxy_to_xywh`` has it; ``segmentation`` is absent where there are no masks.
+        ``keypoints``, where there are some, is ``[x, y, 1, x, y, 1, ...]``: COCO does not look at the third
+        number, and Detectron gives 1.
+        """
+        height, width = (self.boxes[:, 2:] - self.boxes[:, :2] + np.float32(self.dialect.boxes.offset)).T
+        boxes = np.stack([self.boxes[:, 1], self.boxes[:, 0], width, height], axis=1).tolist()
+        results = [
+            {'image_id': image_id, 'category_id': category, 'bbox': box, 'score': score}
+            for category, box, score in zip(self._categories(), boxes, self.scores.tolist())]
+        if self.has_masks:
+            for result, rle in zip(results, self.encode_masks()):
+                result['segmentation'] = rle
+        if self.keypoints is not None:
+            ones = np.ones((*self.keypoints.shape[:2], 1))
+            for result, own in zip(results, np.concatenate([self.keypoints[:, :, 1::-1], ones], axis=2)):
+                result['keypoints'] = own.ravel().tolist()
+        return results
+
+    def _categories(self) -> list[int]:
+        if self.category_ids is None:
+            return [label + 1 for label in self.labels.tolist()]
+        return [self.category_ids[label] for label in self.labels.tolist()]
+
+    def draw(self, image: np.ndarray | str | os.PathLike, **options) -> np.ndarray:
+        """Draw the instances on their image.
+
+        Args:
+            image: The image's file, or an array as :func:`mask_rcnn.visualization.draw_detections` takes.
+            options: See :func:`mask_rcnn.visualization.draw_detections`.
+
+        Returns:
+            A uint8 array of shape ``(H, W, 3)``, RGB.
+        """
+        # Imported here: who only wants numbers need not wait for the libraries that draw.
+        from mask_rcnn.preprocessing.image_io import read_image
+        from mask_rcnn.visualization import draw_detections
+        if isinstance(image, (str, os.PathLike)):
+            image = read_image(image)
+        return draw_detections(image, self, **options)
+
+
+def mask_to_rle(mask: np.ndarray) -> dict:
+    """Encode one mask as COCO does.
+
+    Equal to ``pycocotools.mask.encode``, but only the part of the image that the mask occupies is
+    looked at closely, which makes it many times faster for small instances in large images.
+
+    Args:
+        mask: ``(H, W)`` bool.
+
+    Returns:
+        ``{'size': [H, W], 'counts': str}``, counts in COCO's compressed form.
+    """
+    return _encode(*_runs(mask), mask.shape)
+
+
+def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the runs of a mask's pixels start and end down the columns: :func:`mask_runs` of a mask."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not rows.size:
+        return rows, rows
+    top, bottom = rows[0], rows[-1] + 1
+    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
+    left, right = columns[0], columns[-1] + 1
+    framed = np.zeros((right - left, bottom - top + 2), np.int8)
+    framed[:, 1:-1] = mask[top:bottom, left:right].T
+    change = np.diff(framed, axis=1)
+    return tuple((x + left) * len(mask) + y + top
+                 for x, y in (np.nonzero(change == 1), np.nonzero(change == -1)))
+
+
+def _encode(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> dict:
+    """Return what :func:`mask_to_rle` does for runs of pixels that are counted down the columns."""
+    # A run that reaches the bottom of its column goes on at the top of the next one.
+    apart = starts[1:] != ends[:-1]
+    first, last = (np.append(*flags) for flags in ((True, apart), (apart, True)))
+    edges = np.stack([starts[first[:len(starts)]], ends[last[:len(ends)]]], axis=1).ravel()
+    height, width = size
+    # The lengths of the runs of 0, 1, 0 ...
+    lengths = np.diff(edges, prepend=0, append=height * width).tolist()
+    rle = coco_mask.frPyObjects({'size': [height, width], 'counts': lengths if lengths[-1] else lengths[:-1]},
+                                height, width)
+    return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
+
+
+def _checked(name: str, array: np.ndarray, dtype: type, shape: tuple) -> np.ndarray:
+    array = np.asarray(array)
+    if array.shape != shape:
+        raise ValueError(f'{name} must have the shape {shape}, not {array.shape}')
+    if array.size and not np.can_cast(array.dtype, dtype, 'same_kind'):
+        raise ValueError(f'{name} must be {np.dtype(dtype)}, not {array.dtype}')
+    return array.astype(dtype, copy=False)
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = (int(side) for side in size)
+    if height < 1 or width < 1:
+        raise ValueError(f'size must be (height, width), both at least 1, not {size}')
+    return height, width

@@ -1,0 +1,157 @@
+"""Non-maximum suppression.
+
+Source: Detectron ``detectron/utils/cython_nms.pyx``.  The bit mask of the GPU implementation follows Faster R-CNN's
+``nms_kernel.cu``.
+"""
+
+from __future__ import annotations
+
+import chainer
+import numpy as np
+
+from mask_rcnn.ops.runtime import cuda_kernels, parallel
+from mask_rcnn.ops.boxes.top_k import top_k_indices
+
+#: Boxes per 64-bit mask word; also the number of threads per block.
+_WORD = 64
+_REDUCE_THREADS = 256
+#: Maximum number of boxes on a GPU: one bit per box fits into shared memory.  Their overlaps take 8 GiB.
+_MAX_BOXES = 4096 * _WORD
+
+_ZERO = np.float32(0)
+
+
+def nms(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppress_equal=True):
+    """Suppress every box that overlaps a kept box with a higher score.
+
+    IoU and threshold are compared in float32, with the same rounding on the CPU and on the GPU.
+
+    The GPU implementation runs on the device and stores the overlaps in ``(R, R / 64)`` words.  The host waits for
+    the number of kept boxes, which is the length of the result; :func:`nms_padded` does not wait.
+
+    Args:
+        boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)``.
+        scores: (R,) float32.  Of boxes with equal scores, the first takes precedence.  A box with a score of minus
+            infinity is padding: it is not kept and does not suppress other boxes.
+        threshold: IoU threshold of suppression.
+        offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes.boxes`.
+        groups: (R,) ints, the class or level of each box; boxes of different groups do not suppress each other.
+        limit: Maximum number of kept boxes, or ``None``; the boxes with the highest scores are kept.
+        suppress_equal: Whether a box is suppressed at an IoU equal to the threshold (Detectron), or only above it.
+
+    Returns:
+        Indices of the kept boxes, (K,) int32, in descending order of score.
+
+    Raises:
+        ValueError: A shape is wrong, ``limit`` is negative, or a GPU gets more than 262,144 boxes.
+    """
+    kept = nms_padded(boxes, scores, threshold, offset=offset, groups=groups, limit=limit,
+                      suppress_equal=suppress_equal)
+    return kept[kept >= 0]
+
+
+def nms_padded(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppress_equal=True):
+    """Suppress boxes as :func:`nms` does, and return a padded result.
+
+    The shape of the result does not depend on the values of the boxes, so that the host does not wait for a GPU.
+    Arguments and errors are those of :func:`nms`.
+
+    Returns:
+        Indices of the kept boxes in descending order of score, followed by -1, ``(min(limit, R),)`` int32.
+    """
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f'boxes must have the shape (R, 4), not {boxes.shape}')
+    for name, values in (('scores', scores), ('groups', groups)):
+        if values is not None and values.shape != boxes.shape[:1]:
+            raise ValueError(f'{name} must have the shape ({len(boxes)},), not {values.shape}')
+    limit = len(boxes) if limit is None else min(limit, len(boxes))
+    if limit < 0:
+        raise ValueError(f'limit must be 0 or more, not {limit}')
+    xp = chainer.backend.get_array_module(boxes)
+    if limit == 0:
+        return xp.empty((0,), np.int32)
+    implementation = nms_cpu if xp is np else nms_gpu
+    return implementation(boxes.astype(np.float32, copy=False), scores, np.float32(threshold), np.float32(offset),
+                          groups, limit, bool(suppress_equal))
+
+
+def nms_gpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
+    """Suppress boxes on a GPU; takes the arguments of :func:`nms_padded` in their final types, and at least one box."""
+    xp = chainer.backend.get_array_module(boxes)
+    n = len(boxes)
+    if n > _MAX_BOXES:
+        raise ValueError(f'a GPU takes at most {_MAX_BOXES} boxes, not {n}')
+    words = -(-n // _WORD)
+    scores = xp.ascontiguousarray(scores, np.float32)
+    order = top_k_indices(scores, n).astype(np.int32, copy=False)
+    has_groups = groups is not None
+    groups = xp.ascontiguousarray(groups, np.int32) if has_groups else order
+
+    overlaps = xp.empty((words * _WORD, words), np.uint64)
+    cuda_kernels.kernel('boxes/nms.cu', 'nms_overlaps')((words, words), (_WORD,), (
+        xp.ascontiguousarray(boxes), scores, groups, np.int32(has_groups), order, np.int32(n), threshold, offset,
+        np.int32(suppress_equal), overlaps))
+    kept = xp.empty((limit,), np.int32)
+    cuda_kernels.kernel('boxes/nms.cu', 'nms_reduce')((1,), (_REDUCE_THREADS,), (
+        overlaps, order, np.int32(n), np.int32(limit), kept))
+    return kept
+
+
+def nms_cpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
+    """Suppress boxes on the CPU; takes the arguments of :func:`nms_padded` in their final types.
+
+    The boxes of a group are contiguous, so that a box is compared only with boxes of its group.
+    """
+    order = np.argsort(-scores, kind='stable')
+    order = order[scores[order] > -np.inf]
+    starts = np.zeros(1, np.int64)
+    if groups is not None:
+        order = order[np.argsort(groups[order], kind='stable')]
+        starts = np.append(starts, np.flatnonzero(np.diff(groups[order])) + 1)
+    keep = np.zeros(len(order), np.bool_)
+    _suppress(np.ascontiguousarray(boxes[order].T), np.append(starts, len(order)), threshold, offset,
+              suppress_equal, limit, keep)
+    kept = order[keep]
+    if len(starts) > 1:
+        kept = kept[np.lexsort((kept, -scores[kept]))]
+    padded = np.full(limit, -1, np.int32)
+    padded[:len(kept)] = kept[:limit]
+    return padded
+
+
+@parallel.jit
+def _suppress(corners, bounds, threshold, offset, suppress_equal, limit, keep):
+    """Mark the kept boxes of every group.
+
+    Args:
+        corners: (4, R) float32, group after group, within a group in descending order of score.
+        bounds: Index of the first box of each group, and the number of boxes.
+        keep: (R,) bool, initially false; receives the result.
+    """
+    areas = (corners[2] - corners[0] + offset) * (corners[3] - corners[1] + offset)
+    gone = np.zeros(areas.size, np.bool_)
+    for group in range(bounds.size - 1):
+        left = limit
+        for i in range(bounds[group], bounds[group + 1]):
+            if gone[i]:
+                continue
+            keep[i] = True
+            left -= 1
+            if left == 0:
+                break
+            rest = slice(i + 1, bounds[group + 1])
+            _mark_overlapping(corners[:, i], areas[i], corners[0, rest], corners[1, rest],
+                              corners[2, rest], corners[3, rest], areas[rest], threshold, offset,
+                              suppress_equal, gone[rest])
+
+
+@parallel.jit
+def _mark_overlapping(box, area, y_min, x_min, y_max, x_max, areas, threshold, offset, suppress_equal, gone):
+    """Mark the boxes that one box suppresses; LLVM vectorises a loop over whole arrays."""
+    top, left, bottom, right = box[0], box[1], box[2], box[3]
+    for j in range(gone.size):
+        height = min(bottom, y_max[j]) - max(top, y_min[j]) + offset
+        width = min(right, x_max[j]) - max(left, x_min[j]) + offset
+        overlap = max(height, _ZERO) * max(width, _ZERO)
+        iou = overlap / (area + areas[j] - overlap)
+        gone[j] |= (iou > threshold) | (suppress_equal & (iou == threshold))

@@ -1,0 +1,1 @@
+"""Convolution and the operations next to it."""

@@ -1,0 +1,1 @@
+"""Threads, devices, kernels and caches that the operations share."""

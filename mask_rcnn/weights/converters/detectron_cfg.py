@@ -1,0 +1,341 @@
+"""Detectron's ``cfg``: reading the YAML text of a weight file and taking the numbers a network needs.
+
+Detectron dumps its configuration with PyYAML's Python tags (``!!python/object/new:...AttrDict``).  The
+text is only parsed to nodes here; a tag never becomes a class or a call.  Names and defaults are those
+of Detectron's ``core/config.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mask_rcnn.config import Config, DETECTRON, FPN_STRIDES
+from mask_rcnn.weights.errors import to_printable_ascii
+
+_MAX_TEXT = 1 << 18         # Detectron's own are about 12 kB
+_MAX_NODES = 20_000         # counted along aliases, so that they cannot multiply
+_MAX_DEPTH = 40
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Read the YAML text to nested dictionaries, lists, text, numbers and NumPy arrays.
+
+    Objects become the dictionary of their items, tuples become lists, dumped NumPy scalars and arrays
+    their values; any other Python object becomes ``None``.
+
+    Args:
+        text: Content of ``cfg``.
+
+    Raises:
+        ValueError: The text is no YAML mapping, or its nesting is beyond anything a configuration has.
+    """
+    if len(text) > _MAX_TEXT:
+        raise ValueError(f'{len(text)} characters are too many for a configuration')
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = _NodeConverter().convert(root, 0) if root is not None else None
+    except yaml.YAMLError as error:
+        problem = getattr(error, 'problem', None) or 'not YAML'
+        mark = getattr(error, 'problem_mark', None)
+        raise ValueError(to_printable_ascii(problem) + (f' in line {mark.line + 1}' if mark else '')) from None
+    except RecursionError:
+        raise ValueError('nested too deeply') from None
+    if not isinstance(values, dict):
+        raise ValueError('not a mapping')
+    return values
+
+
+class _NodeConverter:
+    """Translates YAML nodes to plain values."""
+
+    _PREFIX = 'tag:yaml.org,2002:'
+    _SCALARS = yaml.constructor.SafeConstructor()
+
+    def __init__(self):
+        self._count = 0
+
+    def convert(self, node: yaml.Node, depth: int) -> Any:
+        self._count += 1
+        if self._count > _MAX_NODES or depth > _MAX_DEPTH:
+            raise ValueError('nested too deeply or too large')
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        kind = node.tag.removeprefix(self._PREFIX)
+        if isinstance(node, yaml.SequenceNode):
+            values = [self.convert(item, depth + 1) for item in node.value]
+            return self._object(kind, values, None) if kind.startswith('python/object') else values
+        values = {}
+        for key_node, value_node in node.value:
+            key = self.convert(key_node, depth + 1)
+            if not isinstance(key, (str, int, float, bool)):
+                raise ValueError('a key that is not text')
+            values[key] = self.convert(value_node, depth + 1)
+        if not kind.startswith('python/object'):
+            return values
+        if 'dictitems' in values:
+            return values['dictitems']
+        return self._object(kind, values.get('args'), values.get('state'))
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        kind = node.tag.removeprefix(self._PREFIX).removeprefix('python/')
+        try:
+            if kind in ('int', 'long'):
+                return self._SCALARS.construct_yaml_int(node)
+            if kind == 'float':
+                return self._SCALARS.construct_yaml_float(node)
+            if kind == 'bool':
+                return self._SCALARS.construct_yaml_bool(node)
+            if kind == 'binary':
+                return base64.b64decode(node.value)
+        except (ValueError, KeyError, IndexError, binascii.Error):
+            raise ValueError(f'{to_printable_ascii(node.value)!r} is no {kind}') from None
+        if kind in ('null', 'none') or kind.startswith(('name:', 'module:', 'object')):
+            return None
+        return node.value
+
+    @staticmethod
+    def _object(kind: str, arguments: Any, state: Any) -> Any:
+        """The values of ``numpy.dtype``, ``scalar`` and ``_reconstruct`` as PyYAML dumps them."""
+        name = kind.rpartition('.')[2]
+        if name == 'dtype' and isinstance(arguments, list) and arguments and arguments[0] in ('f4', 'f8'):
+            return np.dtype(arguments[0]).newbyteorder('<')
+        if name == 'scalar' and isinstance(arguments, list) and len(arguments) == 2:
+            dtype, data = arguments
+        elif name == '_reconstruct' and isinstance(state, list) and len(state) == 5:
+            dtype, data = state[2], state[4]
+        else:
+            return None
+        if not isinstance(dtype, np.dtype) or not isinstance(data, bytes) or len(data) % dtype.itemsize:
+            return None
+        array = np.frombuffer(data, dtype)
+        return array.tolist() if name == '_reconstruct' else array.tolist()[0]
+
+
+def lookup(cfg: dict[str, Any], name: str) -> Any:
+    """Return the value of a dotted name such as ``'TEST.NMS'``, or ``None`` if it is not there."""
+    value: Any = cfg
+    for key in name.split('.'):
+        if not isinstance(value, dict) or key not in value:
+            return None
+        value = value[key]
+    return value
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, list) and len(value) == 1:     # TEST.SCALES before it became TEST.SCALE
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise ValueError
+    return value
+
+
+def _positive(value: Any) -> int:
+    if _integer(value) == 0:
+        raise ValueError
+    return _integer(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError
+    return float(value)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list) or not value or any(_number(v) == 0 for v in value):
+        raise ValueError
+    return tuple(value)
+
+
+def _resolution(value: Any) -> int:
+    if value not in (7, 14):
+        raise ValueError
+    return int(value)
+
+
+def _is_roi_align(value: Any) -> bool:
+    if value not in ('RoIAlign', 'RoIPoolF'):
+        raise ValueError
+    return value == 'RoIAlign'
+
+
+def _start_size(value: Any) -> tuple[int, ...]:
+    """The anchor size of the finest level; each next one's is twice as large."""
+    return tuple(_positive(value) << level for level in range(len(FPN_STRIDES)))
+
+
+_MappedSetting = tuple[str, str, Callable[[Any], Any]]
+_SupportedValue = tuple[str, Any]
+
+#: ``cfg`` name, field of :class:`~mask_rcnn.config.Config`, check.  Of two names for a field the last one
+#: that exists counts.
+_MAPPED: tuple[_MappedSetting, ...] = (
+    ('TEST.SCALES', 'min_size', _positive),
+    ('TEST.SCALE', 'min_size', _positive),
+    ('TEST.MAX_SIZE', 'max_size', _positive),
+    ('TEST.RPN_PRE_NMS_TOP_N', 'rpn_pre_nms', _positive),
+    ('TEST.RPN_POST_NMS_TOP_N', 'rpn_post_nms', _positive),
+    ('TEST.RPN_NMS_THRESH', 'rpn_nms_threshold', _number),
+    ('TEST.RPN_MIN_SIZE', 'rpn_min_size', _number),
+    ('TEST.SCORE_THRESH', 'score_threshold', _number),
+    ('TEST.NMS', 'nms_threshold', _number),
+    ('TEST.DETECTIONS_PER_IM', 'max_detections', _positive),
+    ('FAST_RCNN.ROI_XFORM_RESOLUTION', 'roi_size', _resolution),
+    ('FAST_RCNN.ROI_XFORM_METHOD', 'roi_align', _is_roi_align),
+    ('FAST_RCNN.ROI_XFORM_SAMPLING_RATIO', 'sampling_ratio', _integer),
+)
+
+_MAPPED_C4: tuple[_MappedSetting, ...] = (
+    ('RPN.SIZES', 'anchor_sizes', _numbers),
+    ('RPN.ASPECT_RATIOS', 'anchor_ratios', _numbers),
+)
+
+_MAPPED_FPN: tuple[_MappedSetting, ...] = (
+    ('FPN.RPN_ANCHOR_START_SIZE', 'anchor_sizes', _start_size),
+    ('FPN.RPN_ASPECT_RATIOS', 'anchor_ratios', _numbers),
+)
+
+#: What our network does, whatever ``cfg`` says.
+_SUPPORTED_VALUES: tuple[_SupportedValue, ...] = (
+    ('PIXEL_MEANS', list(DETECTRON.input.pixel_mean)),
+    ('BBOX_XFORM_CLIP', DETECTRON.boxes.max_log_scale),
+    ('RESNETS.NUM_GROUPS', 1),
+    ('RESNETS.WIDTH_PER_GROUP', 64),
+    ('RESNETS.STRIDE_1X1', True),
+    ('RESNETS.RES5_DILATION', 1),
+    ('RESNETS.TRANS_FUNC', 'bottleneck_transformation'),
+    ('RESNETS.STEM_FUNC', 'basic_bn_stem'),
+    ('RESNETS.SHORTCUT_FUNC', 'basic_bn_shortcut'),
+    ('MODEL.CLS_AGNOSTIC_BBOX_REG', False),
+    ('TEST.BBOX_REG', True),
+    ('TEST.BBOX_AUG.ENABLED', False),
+    ('TEST.BBOX_VOTE.ENABLED', False),
+    ('TEST.SOFT_NMS.ENABLED', False),
+)
+
+_SUPPORTED_VALUES_C4: tuple[_SupportedValue, ...] = (
+    ('RPN.STRIDE', FPN_STRIDES[2]),
+)
+
+_SUPPORTED_VALUES_FPN: tuple[_SupportedValue, ...] = (
+    ('FPN.COARSEST_STRIDE', FPN_STRIDES[3]),
+    ('FPN.EXTRA_CONV_LEVELS', False),
+    ('FPN.MULTILEVEL_ROIS', True),
+    ('FPN.MULTILEVEL_RPN', True),
+    ('FPN.ROI_CANONICAL_LEVEL', 4),
+    ('FPN.ROI_CANONICAL_SCALE', 224),
+    ('FPN.ROI_MIN_LEVEL', 2),
+    ('FPN.ROI_MAX_LEVEL', 5),
+    ('FPN.RPN_MIN_LEVEL', 2),
+    ('FPN.RPN_MAX_LEVEL', 6),
+)
+
+_SUPPORTED_VALUES_MASK: tuple[_SupportedValue, ...] = (
+    ('MRCNN.CLS_SPECIFIC_MASK', True),
+    ('MRCNN.UPSAMPLE_RATIO', 1),
+    ('MRCNN.THRESH_BINARIZE', DETECTRON.masks.threshold),
+    ('TEST.MASK_AUG.ENABLED', False),
+)
+
+_SUPPORTED_VALUES_KEYPOINT: tuple[_SupportedValue, ...] = (
+    ('KRCNN.UP_SCALE', 2),
+    ('KRCNN.USE_DECONV', False),
+    ('KRCNN.USE_DECONV_OUTPUT', True),
+    ('KRCNN.DILATION', 1),
+    ('KRCNN.KEYPOINT_CONFIDENCE', 'bbox'),
+    ('KRCNN.NMS_OKS', False),
+    ('KRCNN.INFERENCE_MIN_SIZE', 0),
+    ('TEST.KPS_AUG.ENABLED', False),
+)
+
+#: All heads pool in the same way (``MRCNN.x`` and ``KRCNN.x`` follow ``FAST_RCNN.x``).
+_SHARED = ('ROI_XFORM_METHOD', 'ROI_XFORM_SAMPLING_RATIO')
+
+
+def apply(cfg: dict[str, Any], config: Config) -> tuple[Config, list[str]]:
+    """Take the numbers of ``cfg`` over into a configuration.
+
+    Args:
+        cfg: Result of :func:`parse`.
+        config: Says which network it is, and supplies what ``cfg`` does not say.
+
+    Returns:
+        The configuration, and one line for every setting that changes results and cannot be honoured.
+    """
+    changes: dict[str, Any] = {}
+    warnings: list[str] = []
+    for name, field, check in _mapped(config):
+        value = lookup(cfg, name)
+        if value is None:
+            continue
+        try:
+            changes[field] = check(value)
+        except ValueError:
+            warnings.append(_not_supported(name, value, getattr(config, field)))
+    try:
+        config = config.replace(**changes)
+    except ValueError as error:
+        warnings.append(f'its sizes and thresholds do not fit together and are not used: {error}')
+    warnings.extend(_unsupported_settings(cfg, config))
+    return config, warnings
+
+
+def _mapped(config: Config) -> tuple[_MappedSetting, ...]:
+    """The settings that mean something to this network."""
+    if not config.has_fpn:
+        return _MAPPED + _MAPPED_C4
+    sizes = tuple((f'{head}.ROI_XFORM_RESOLUTION', 'mask_roi_size', _resolution) for head in _heads(config))
+    return _MAPPED + _MAPPED_FPN + sizes
+
+
+def _heads(config: Config) -> tuple[str, ...]:
+    """``cfg``'s sections for the heads beside the box head."""
+    return ('MRCNN',) * config.masks + ('KRCNN',) * bool(config.n_keypoint)
+
+
+def _supported_values(config: Config) -> tuple[_SupportedValue, ...]:
+    mask_size = 2 * config.mask_roi_size
+    masks = (*_SUPPORTED_VALUES_MASK, ('MRCNN.RESOLUTION', mask_size if config.has_fpn else 14))
+    keypoints = (*_SUPPORTED_VALUES_KEYPOINT, ('KRCNN.HEATMAP_SIZE', 2 * mask_size),
+                 ('KRCNN.NUM_KEYPOINTS', config.n_keypoint))
+    return (_SUPPORTED_VALUES + (_SUPPORTED_VALUES_FPN if config.has_fpn else _SUPPORTED_VALUES_C4)
+            + masks * config.masks + keypoints * bool(config.n_keypoint))
+
+
+def _unsupported_settings(cfg: dict[str, Any], config: Config) -> list[str]:
+    """Settings that ask for something else than what our network does."""
+    lines = []
+    for name, used in _supported_values(config):
+        value = lookup(cfg, name)
+        if value is not None and not _same(value, used):
+            lines.append(_not_supported(name, value, used))
+    for name in _SHARED if config.has_fpn else (*_SHARED, 'ROI_XFORM_RESOLUTION'):
+        for head in _heads(config):
+            box, other = lookup(cfg, f'FAST_RCNN.{name}'), lookup(cfg, f'{head}.{name}')
+            if None not in (box, other) and box != other:
+                lines.append(_not_supported(f'{head}.{name}', other, box))
+    return lines
+
+
+def _same(value: Any, used: Any) -> bool:
+    """Equality that forgives how numbers were written and how arrays were nested."""
+    try:
+        value, used = np.ravel(np.asarray(value, np.float64)), np.ravel(np.asarray(used, np.float64))
+    except (TypeError, ValueError):
+        return value == used
+    return value.shape == used.shape and np.allclose(value, used, rtol=1e-6, atol=0)
+
+
+def _not_supported(name: str, value: Any, used: Any) -> str:
+    return f'{name} is {_shown(value)}, which is not supported; {_shown(used)} is used'
+
+
+def _shown(value: Any) -> str:
+    return to_printable_ascii(value if isinstance(value, str) else repr(value))

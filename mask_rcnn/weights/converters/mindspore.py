@@ -1,0 +1,312 @@
+"""MindSpore's checkpoints (``.ckpt``) of the model zoo's Mask R-CNN, read without MindSpore.
+
+A checkpoint is one protocol buffer message (``mindspore/ccsrc/utils/checkpoint.proto``,
+:mod:`mask_rcnn.weights.readers.protobuf`):
+
+==============  ==================================================================================
+``Checkpoint``  ``value`` = 1, repeated
+``Value``       ``tag`` = 1, the parameter's name; ``tensor`` = 2
+``TensorProto`` ``dims`` = 1, ``tensor_type`` = 2 such as ``Float32``, ``tensor_content`` = 3, the bytes
+==============  ==================================================================================
+
+Two of the zoo's networks are known, ``maskrcnn`` (ResNet-50) and ``maskrcnn_mobilenetv1``.  Theirs and ours:
+
+========================================================  ===========================================
+``backbone.conv1``, ``backbone.bn1``                       ``extractor/body/conv1``
+``backbone.layer1.0.conv1``, ``.bn1``                      ``extractor/body/res2/block0/conv1``
+``backbone.layer1.0.conv_down_sample``, ``.bn_down_..``    ``extractor/body/res2/block0/shortcut``
+``backbone.mobilenet_v1.network.0.0`` (``.1``: its norm)   ``extractor/body/conv0``
+``backbone.mobilenet_v1.network.1.0``, ``.2.0``            ``extractor/body/block1/depthwise``, ``pointwise``
+``fpn_ncek.lateral_convs_list.0`` (or ``fpn_neck``)        ``extractor/lateral2``
+``fpn_ncek.fpn_convs_list.0``                              ``extractor/output2``
+``rpn_with_loss.rpn_convs_list.0.rpn_conv``                ``rpn/conv``; all levels share it
+``rpn_with_loss.rpn_convs_list.0.rpn_cls``, ``.rpn_reg``   ``rpn/objectness``, ``rpn/delta``
+``rcnn_cls.fpn_cls.shared_fc_0``, ``shared_fc_1``          ``box_head/fc6``, ``fc7``; stored ``(in, out)``
+``rcnn_cls.fpn_cls.cls_scores``, ``reg_scores``            ``box_head/score``, ``delta``; stored ``(in, out)``
+``rcnn_mask.fpn_mask.mask_conv1`` ... ``4``                ``mask_head/conv1`` ... ``4``
+``rcnn_mask.fpn_mask.mask_deconv5``, ``mask_conv6``        ``mask_head/deconv``, ``score``
+========================================================  ===========================================
+
+Deltas are ``(dx, dy, dw, dh)`` there and ``(dy, dx, dh, dw)`` here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from mask_rcnn.config import Config, MINDSPORE, PRESETS, RESNET_BLOCKS
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.io.atomic_file import open_for_reading, sha256
+from mask_rcnn.weights.readers.protobuf import Budget, CorruptMessageError, LENGTH, VARINT, fields, packed, varint
+from mask_rcnn.weights.converters.mapping import (
+    ConversionReport,
+    ConvertedWeights,
+    ParamMapping,
+    apply_mappings,
+    batch_counter,
+    drop_background,
+    group_names,
+    swap_xy,
+)
+
+#: Format name that converted files carry as their source's.
+FORMAT = 'mindspore'
+
+_DTYPES = {'Float16': '<f2', 'Float32': '<f4', 'Float64': '<f8', 'Int8': '|i1', 'Int16': '<i2',
+           'Int32': '<i4', 'Int64': '<i8', 'UInt8': '|u1', 'UInt16': '<u2', 'UInt32': '<u4', 'UInt64': '<u8',
+           'Bool': '|b1'}
+
+#: Bytes of a file and sides of a tensor; protocol buffers end there.
+_MAX_SIZE = 1 << 31
+
+_MAX_DIMENSIONS = 8
+
+#: The zoo's networks have some hundred, and as many again for an optimizer.
+_MAX_TENSORS = 20_000
+
+#: Parameters of a ``BatchNorm2d`` there and here.
+_NORM = {'gamma': 'gamma', 'beta': 'beta', 'moving_mean': 'avg_mean', 'moving_variance': 'avg_var'}
+
+#: Of a convolution and its normalisation in a bottleneck block there and here.
+_BLOCK = {'conv1': ('conv1', 'bn1'), 'conv2': ('conv2', 'bn2'), 'conv3': ('conv3', 'bn3'),
+          'shortcut': ('conv_down_sample', 'bn_down_sample')}
+
+#: Channels behind the pointwise convolutions of MobileNetV1's 13 blocks (Howard et al. 2017, table 1).
+_MOBILENET = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+
+#: What optimizers and schedules save.
+_OPTIMIZER = re.compile(r'(moments|accum|moment[12]|learning_rate|momentum|global_step|epoch_num|step_num|'
+                        r'loss_scale)\b')
+
+
+def is_checkpoint(start: bytes) -> bool:
+    """Whether a file that begins like this may be a checkpoint: a ``Value`` that begins with a tag."""
+    data = memoryview(start)
+    try:
+        if data[:1] != b'\n':
+            return False
+        _, at = varint(data, 1)
+        if data[at:at + 1] != b'\n':
+            return False
+        length, at = varint(data, at + 1)
+        tag, rest = data[at:at + length], data[at + length:]
+        return re.fullmatch(rb'[\w./:-]+', tag) is not None and rest[:1] == b'\x12'
+    except CorruptMessageError:
+        return False
+
+
+def read(path: str | os.PathLike) -> ConvertedWeights:
+    """Read and translate a checkpoint.  Nothing in the file is executed.
+
+    Args:
+        path: A ``.ckpt`` file.
+
+    Raises:
+        WeightFileError: It is no such file, it is damaged, its network is not supported, or arrays are
+            missing or have another shape than they should (all of them are named).
+    """
+    arrays = read_arrays(path)
+    config = _network(path, arrays)
+    native, taken, warnings = apply_mappings(path, arrays, _param_mappings(config, arrays))
+    warnings.append("MindSpore's feature pyramid upsamples bilinearly; the nearest value is used, as "
+                    'Detectron does')
+    report = ConversionReport(taken, group_names(set(arrays) - set(taken), _group_of), (), tuple(warnings))
+    return ConvertedWeights('model', FORMAT, config, native, report, sha256(path))
+
+
+# The file
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read the tensors of a checkpoint by name; read-only views of the file's bytes.
+
+    Raises:
+        WeightFileError: The file cannot be read or is damaged.
+    """
+    with open_for_reading(path) as (file, size):
+        if size > _MAX_SIZE:
+            raise WeightFileError(path, f'is larger ({size / 1e9:.1f} GB) than any checkpoint of Mask R-CNN')
+        data = file.read()
+    budget = Budget()
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        for number, wire, value in fields(memoryview(data), budget):
+            if number == 1 and wire == LENGTH:
+                name, array = _value(value, budget)
+                if name in arrays:
+                    raise CorruptMessageError(f'two tensors are called {to_printable_ascii(name)}')
+                if len(arrays) == _MAX_TENSORS:
+                    raise CorruptMessageError(f'more than {_MAX_TENSORS} tensors')
+                arrays[name] = array
+    except (CorruptMessageError, UnicodeDecodeError) as error:
+        raise WeightFileError(path, f'is no MindSpore checkpoint, or damaged: {error}') from None
+    if not arrays:
+        raise WeightFileError(path, 'is no MindSpore checkpoint: it holds no tensors')
+    return arrays
+
+
+def _value(data: memoryview, budget: Budget) -> tuple[str, np.ndarray]:
+    """``Value``: a name and a tensor."""
+    name, tensor = None, None
+    for number, wire, value in fields(data, budget):
+        if number == 1 and wire == LENGTH:
+            name = bytes(value[:1000]).decode()
+        elif number == 2 and wire == LENGTH:
+            tensor = value
+    if name is None or tensor is None:
+        raise CorruptMessageError('a tensor without a name or a name without a tensor')
+    return name, _tensor(name, tensor, budget)
+
+
+def _tensor(name: str, data: memoryview, budget: Budget) -> np.ndarray:
+    """``TensorProto``: shape, type and bytes."""
+    dims: list[int] = []
+    kind, content = '', memoryview(b'')
+    for number, wire, value in fields(data, budget):
+        if number == 1 and wire == VARINT:
+            dims.append(value)
+        elif number == 1 and wire == LENGTH:
+            dims.extend(packed(value, budget))
+        elif number == 2 and wire == LENGTH:
+            kind = bytes(value[:100]).decode()
+        elif number == 3 and wire == LENGTH:
+            content = value
+    if kind not in _DTYPES:
+        raise CorruptMessageError(f'{to_printable_ascii(name)} is of the unknown type {to_printable_ascii(kind)}')
+    dtype = np.dtype(_DTYPES[kind])
+    if dims == [0] and len(content) == dtype.itemsize:
+        dims = []                                           # how MindSpore writes a single number
+    # A side of 0 goes with any other one, also with those that NumPy cannot count.
+    if (len(dims) > _MAX_DIMENSIONS or any(n >= _MAX_SIZE for n in dims)
+            or math.prod(dims) * dtype.itemsize != len(content)):
+        raise CorruptMessageError(f'{to_printable_ascii(name)} has {len(content)} bytes, which is not the shape '
+                                  f'{tuple(dims[:8])}')
+    return np.frombuffer(content, dtype).reshape(dims)
+
+
+# The network
+
+
+def _network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Config:
+    """Tell the network by its names."""
+    if 'backbone.mobilenet_v1.network.0.0.weight' in arrays:
+        extractor = 'mobilenet_v1_fpn'
+    elif 'backbone.layer1.0.conv1.weight' in arrays:
+        extractor = 'resnet50_fpn'
+    else:
+        raise WeightFileError(path, 'is a MindSpore checkpoint, but neither of maskrcnn nor of '
+                                    f'maskrcnn_mobilenetv1: it begins with {to_printable_ascii(next(iter(arrays)))}')
+    score = arrays.get('rcnn_cls.fpn_cls.cls_scores.weight')
+    if score is None or score.ndim != 2 or score.shape[1] < 2:
+        raise WeightFileError(path, 'has no layer rcnn_cls.fpn_cls.cls_scores for two classes or more')
+    return PRESETS[extractor].replace(dialect=MINDSPORE, norm='bn', n_fg_class=score.shape[1] - 1,
+                                      min_size=768, max_size=1280)
+
+
+def _param_mappings(config: Config, arrays: Mapping[str, np.ndarray]) -> list[ParamMapping]:
+    backbone, widths = ((_mobilenet(), (128, 256, 512, 1024)) if config.backbone == 'mobilenet_v1'
+                        else (_resnet(config), (256, 512, 1024, 2048)))
+    neck = 'fpn_ncek' if 'fpn_ncek.fpn_convs_list.0.weight' in arrays else 'fpn_neck'
+    rpn = next((rpn for rpn in (f'rpn_with_loss.rpn_convs_list.{level}' for level in range(5))
+                if f'{rpn}.rpn_conv.weight' in arrays), 'rpn_with_loss.rpn_convs_list.0')
+    return [*backbone, *_pyramid(config, neck, widths), *_rpn(config, rpn), *_box_head(config),
+            *_mask_head(config)]
+
+
+def _convolution(conv: str, norm: str, path: str, shape: tuple[int, ...]) -> Iterator[ParamMapping]:
+    """A convolution without bias and its batch normalisation."""
+    yield ParamMapping(f'{path}/conv/W', {f'{conv}.weight': shape})
+    for source, native in _NORM.items():
+        yield ParamMapping(f'{path}/norm/{native}', {f'{norm}.{source}': shape[:1]})
+    yield batch_counter(f'{path}/norm')
+
+
+def _resnet(config: Config) -> Iterator[ParamMapping]:
+    yield from _convolution('backbone.conv1', 'backbone.bn1', 'extractor/body/conv1', (64, 3, 7, 7))
+    width_in = 64
+    for stage, n_block in enumerate(RESNET_BLOCKS[config.backbone], start=2):
+        width = 64 << stage - 2
+        for block in range(n_block):
+            shapes = {'conv1': (width, width_in, 1, 1), 'conv2': (width, width, 3, 3),
+                      'conv3': (4 * width, width, 1, 1)}
+            if block == 0:
+                shapes['shortcut'] = (4 * width, width_in, 1, 1)
+            source = f'backbone.layer{stage - 1}.{block}'
+            for native, shape in shapes.items():
+                conv, norm = _BLOCK[native]
+                yield from _convolution(f'{source}.{conv}', f'{source}.{norm}',
+                                        f'extractor/body/res{stage}/block{block}/{native}', shape)
+            width_in = 4 * width
+
+
+def _mobilenet() -> Iterator[ParamMapping]:
+    def layer(number: int, path: str, shape: tuple[int, ...]) -> Iterator[ParamMapping]:
+        source = f'backbone.mobilenet_v1.network.{number}'
+        return _convolution(f'{source}.0', f'{source}.1', f'extractor/body/{path}', shape)
+
+    yield from layer(0, 'conv0', (32, 3, 3, 3))
+    width_in = 32
+    for block, width in enumerate(_MOBILENET, start=1):
+        yield from layer(2 * block - 1, f'block{block}/depthwise', (width_in, 1, 3, 3))
+        yield from layer(2 * block, f'block{block}/pointwise', (width, width_in, 1, 1))
+        width_in = width
+
+
+def _weight_and_bias(source: str, native: str, shape: tuple[int, ...],
+                     convert: Callable[[np.ndarray], np.ndarray] | None = None) -> list[ParamMapping]:
+    """A convolution with a bias."""
+    return [ParamMapping(f'{native}/W', {f'{source}.weight': shape}, convert),
+            ParamMapping(f'{native}/b', {f'{source}.bias': shape[:1]}, convert)]
+
+
+def _linear(source: str, native: str, n_in: int, n_out: int,
+            convert: Callable[[np.ndarray], np.ndarray] = np.asarray) -> list[ParamMapping]:
+    """A linear layer, which MindSpore's ``DenseNoTranpose`` keeps as ``(in, out)``."""
+    source = f'rcnn_cls.fpn_cls.{source}'
+    return [ParamMapping(f'{native}/W', {f'{source}.weight': (n_in, n_out)}, lambda weight: convert(weight.T)),
+            ParamMapping(f'{native}/b', {f'{source}.bias': (n_out,)}, convert)]
+
+
+def _pyramid(config: Config, neck: str, widths: tuple[int, ...]) -> Iterator[ParamMapping]:
+    dim = config.fpn_channels
+    for level, width in enumerate(widths):
+        for source, native, shape in (('lateral_convs_list', 'lateral', (dim, width, 1, 1)),
+                                      ('fpn_convs_list', 'output', (dim, dim, 3, 3))):
+            yield from _weight_and_bias(f'{neck}.{source}.{level}', f'extractor/{native}{level + 2}', shape)
+
+
+def _rpn(config: Config, rpn: str) -> list[ParamMapping]:
+    width, n_anchor = config.rpn_channels, len(config.anchor_ratios)
+    return [*_weight_and_bias(f'{rpn}.rpn_conv', 'rpn/conv', (width, config.fpn_channels, 3, 3)),
+            *_weight_and_bias(f'{rpn}.rpn_cls', 'rpn/objectness', (n_anchor, width, 1, 1)),
+            *_weight_and_bias(f'{rpn}.rpn_reg', 'rpn/delta', (4 * n_anchor, width, 1, 1), swap_xy)]
+
+
+def _box_head(config: Config) -> list[ParamMapping]:
+    hidden, n_class = config.head_channels, config.n_fg_class + 1
+    return [*_linear('shared_fc_0', 'box_head/fc6', config.fpn_channels * config.roi_size ** 2, hidden),
+            *_linear('shared_fc_1', 'box_head/fc7', hidden, hidden),
+            *_linear('cls_scores', 'box_head/score', hidden, n_class),
+            *_linear('reg_scores', 'box_head/delta', hidden, 4 * n_class, swap_xy)]
+
+
+def _mask_head(config: Config) -> list[ParamMapping]:
+    dim, source = config.mask_channels, 'rcnn_mask.fpn_mask'
+    widths = [config.fpn_channels] + 4 * [dim]
+    convs = [mapping for i in range(1, 5) for mapping in
+             _weight_and_bias(f'{source}.mask_conv{i}', f'mask_head/conv{i}', (dim, widths[i - 1], 3, 3))]
+    return [*convs, *_weight_and_bias(f'{source}.mask_deconv5', 'mask_head/deconv', (dim, dim, 2, 2)),
+            *_weight_and_bias(f'{source}.mask_conv6', 'mask_head/score', (config.n_fg_class + 1, dim, 1, 1),
+                              drop_background)]
+
+
+def _group_of(name: str) -> str:
+    """What a tensor is that is not taken."""
+    if _OPTIMIZER.match(name):
+        return 'optimizer state'
+    return 'copies of the RPN' if name.startswith('rpn_with_loss.rpn_convs_list.') else 'unknown'

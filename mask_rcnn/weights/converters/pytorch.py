@@ -1,0 +1,123 @@
+"""PyTorch's state dicts of Matterport's network: recognising them and translating their names.
+
+Two programs wrote such files, both by converting Matterport's Keras weights (``mask_rcnn_coco.h5``) or by
+training on from there:
+
+- ``mask_rcnn_coco.pth`` of multimodallearning/pytorch-mask-rcnn: ``fpn.C1.0`` is conv1, ``fpn.C2.0.conv1``
+  the first convolution of the second stage's first block, ``classifier``, ``mask`` and ``rpn`` are the heads;
+- ``mrcnn.pth`` of the program Pytorch_Mask_RCNN: ``resnet_graph.layer1.0.conv1``, and Keras' names behind
+  ``rpn_class``, ``rpn_mask`` and ``rpn``.
+
+The layers are Matterport's (:mod:`mask_rcnn.weights.converters.matterport_layers`), and so are the numbers around them
+that are used: the ``matterport`` dialect.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mask_rcnn.weights.converters import matterport_layers
+from mask_rcnn.weights.readers import torch_file
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.converters.mapping import ConvertedWeights, group_names
+
+#: Format name that converted files carry as their source's.
+FORMAT = 'pytorch'
+
+_SUPPORTED = ('multimodallearning/pytorch-mask-rcnn (mask_rcnn_coco.pth) and Pytorch_Mask_RCNN (mrcnn.pth)')
+
+_KINDS = {'kernel': 'weight', 'bias': 'bias', 'gamma': 'weight', 'beta': 'bias', 'mean': 'running_mean',
+          'var': 'running_var'}
+
+#: ``res2a_branch2b``, ``bn4w_branch1``: a convolution or normalisation of the backbone.
+_BODY_LAYER = re.compile(r'(?P<kind>res|bn)(?P<stage>[2-5])(?P<block>[a-z])_branch(?P<branch>1|2[abc])')
+
+#: The other layers of pytorch-mask-rcnn by their Keras names.
+_MULTIMODAL = {
+    'conv1': 'fpn.C1.0', 'bn_conv1': 'fpn.C1.1',
+    **{f'fpn_c{i}p{i}': f'fpn.P{i}_conv1' for i in range(2, 6)},
+    **{f'fpn_p{i}': f'fpn.P{i}_conv2.1' for i in range(2, 6)},
+    'rpn_conv_shared': 'rpn.conv_shared', 'rpn_class_raw': 'rpn.conv_class', 'rpn_bbox_pred': 'rpn.conv_bbox',
+    'mrcnn_class_conv1': 'classifier.conv1', 'mrcnn_class_bn1': 'classifier.bn1',
+    'mrcnn_class_conv2': 'classifier.conv2', 'mrcnn_class_bn2': 'classifier.bn2',
+    'mrcnn_class_logits': 'classifier.linear_class', 'mrcnn_bbox_fc': 'classifier.linear_bbox',
+    **{f'mrcnn_mask_{layer}': f'mask.{layer}' for i in range(1, 5) for layer in (f'conv{i}', f'bn{i}')},
+    'mrcnn_mask_deconv': 'mask.deconv', 'mrcnn_mask': 'mask.conv5',
+}
+
+#: What state dicts of other programs contain.
+_OTHERS = (
+    ('backbone.bottom_up.', 'detectron2'),
+    ('backbone.body.stem.', 'maskrcnn-benchmark'),
+    ('backbone.body.', 'torchvision'),
+    ('neck.lateral_convs.', 'MMDetection'),
+    ('layer4.', 'a ResNet classifier'),
+)
+
+
+def read(path: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> ConvertedWeights:
+    """Read and translate a state dict.  Nothing in the file is executed.
+
+    Args:
+        path: A ``.pth`` file of either of PyTorch's formats.
+        settings: What the file cannot say, by the names of Matterport's ``Config``, such as
+            ``IMAGE_MAX_DIM``; see :mod:`mask_rcnn.weights.converters.matterport_cfg`.
+
+    Raises:
+        WeightFileError: It is no such file, it is damaged, its network is not supported, arrays are missing
+            or have another shape than they should (all of them are named), or the settings contradict it.
+        ValueError: A setting has no valid value.
+    """
+    state = torch_file.read(path)
+    return matterport_layers.convert_weights(path, FORMAT, state, _dialect(path, state), settings or {},
+                                             lambda names: group_names(names, _group_of))
+
+
+def _dialect(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> matterport_layers.NameOf:
+    """Tell by a characteristic name which program wrote the state dict."""
+    for name_of in (_multimodal_name, _graph_name):
+        if name_of('conv1', 'kernel') in state:
+            return name_of
+    for prefix, program in _OTHERS:
+        if any(name.startswith(prefix) for name in state):
+            raise WeightFileError(path, f'is a state dict of {program}, which is not supported (supported: '
+                                        f'{_SUPPORTED})')
+    raise WeightFileError(path, f'is a state dict, but of no Mask R-CNN that is known ({_SUPPORTED}): it '
+                                f'begins with {to_printable_ascii(next(iter(state)))}')
+
+
+def _multimodal_name(layer: str, kind: str) -> str:
+    """Return pytorch-mask-rcnn's name of an array."""
+    if match := _BODY_LAYER.fullmatch(layer):
+        return f'fpn.C{match["stage"]}.{_in_block(match)}.{_KINDS[kind]}'
+    return f'{_MULTIMODAL[layer]}.{_KINDS[kind]}'
+
+
+def _graph_name(layer: str, kind: str) -> str:
+    """Return Pytorch_Mask_RCNN's name of an array."""
+    if match := _BODY_LAYER.fullmatch(layer):
+        return f'resnet_graph.layer{int(match["stage"]) - 1}.{_in_block(match)}.{_KINDS[kind]}'
+    stem = {'conv1': 'resnet_graph.conv1', 'bn_conv1': 'resnet_graph.bn1'}
+    heads = {'rpn_': 'rpn.', 'mrcnn_class': 'rpn_class.', 'mrcnn_bbox': 'rpn_class.',
+             'mrcnn_mask': 'rpn_mask.'}
+    new_prefix = next((new_prefix for old_prefix, new_prefix in heads.items() if layer.startswith(old_prefix)), '')
+    return f'{stem.get(layer, new_prefix + layer)}.{_KINDS[kind]}'
+
+
+def _in_block(match: re.Match) -> str:
+    """``0.conv1``, ``0.bn1``, ``0.downsample.0``: both programs' names within a stage."""
+    block = string.ascii_lowercase.index(match['block'])
+    if match['branch'] == '1':
+        return f'{block}.downsample.{("res", "bn").index(match["kind"])}'
+    number = 'abc'.index(match['branch'][1]) + 1
+    return f'{block}.{"conv" if match["kind"] == "res" else "bn"}{number}'
+
+
+def _group_of(name: str) -> str:
+    return 'batch counters' if name.endswith('.num_batches_tracked') else 'unknown'

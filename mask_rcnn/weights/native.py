@@ -1,0 +1,322 @@
+"""Our own weight files: an uncompressed ``.npz`` of arrays by parameter path, and one JSON text.
+
+``extractor/conv1/conv/W`` and so on are the names that ``chain.namedparams()`` gives (without the first
+slash); member ``meta`` holds :class:`ModelMeta` as UTF-8 JSON.  ``numpy.load`` reads the file, too.
+Reading never unpickles, and never allocates more than the file's size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import chainer
+import numpy as np
+
+from mask_rcnn.config import Config
+from mask_rcnn.weights.readers.zip_archive import CORRUPT_FILE_ERRORS, open_stored
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.io.atomic_file import open_for_reading, open_for_writing
+
+#: Version of the format that this module writes, and the newest one it reads.
+FORMAT_VERSION = 1
+
+KINDS = ('model', 'backbone')
+
+_META = 'meta'
+
+#: Fields of :class:`ModelMeta` that files call otherwise.
+_JSON_KEYS = {'skipped': 'left'}
+
+#: ``{'descr': '<f4', 'fortran_order': False, 'shape': (64, 3, 7, 7), }``, padded with blanks.
+_HEADER = re.compile(
+    rb"\{'descr': '(?P<dtype>[<|](?:[iu][1248]|f[248]))', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>(?:\d{1,18}, ?){0,32}(?:\d{1,18})?)\), \} *\n")
+
+_DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64')
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where converted weights came from.
+
+    Args:
+        file: Name of the file, without folders.
+        sha256: Of its content, hexadecimal.
+        format: Such as ``'detectron-pickle'``.
+    """
+
+    file: str
+    sha256: str
+    format: str
+
+
+@dataclass(frozen=True)
+class ModelMeta:
+    """What one needs, besides the arrays, to use them.
+
+    Args:
+        kind: ``'model'``, or ``'backbone'`` for an ImageNet backbone (extractor and res5) alone.
+        config: The network.  Of a backbone, only ``extractor``, ``dialect`` and ``norm`` mean something.
+        class_names: Name of each foreground class; of a backbone empty.
+        category_ids: The dataset's number of each class, for results in COCO's format.
+        source: The converted file, or ``None`` for weights trained here.
+        skipped: How many arrays of the source were left out, by what they are.
+        notes: Lines about the conversion that the next reader should see.
+    """
+
+    kind: str
+    config: Config
+    class_names: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
+    source: Source | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f'kind must be one of {", ".join(KINDS)}, not {self.kind!r}')
+        n_class = self.config.n_fg_class if self.kind == 'model' else 0
+        for name in ('class_names', 'category_ids'):
+            if len(getattr(self, name)) != n_class:
+                raise ValueError(f'{len(getattr(self, name))} {name} for {n_class} classes')
+
+    def to_json(self) -> str:
+        """Return the metadata as JSON text."""
+        data = {_JSON_KEYS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
+        data['config'] = self.config.to_dict()
+        data['source'] = dataclasses.asdict(self.source) if self.source else None
+        data['left'] = dict(self.skipped)
+        return json.dumps({'format_version': FORMAT_VERSION, **data}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ModelMeta:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: The text is no such metadata, or that of a newer version.
+        """
+        try:
+            data = json.loads(text)
+        except RecursionError:
+            raise ValueError('nested too deeply') from None
+        version = data.pop('format_version', None) if isinstance(data, dict) else None
+        if type(version) is not int or version < 1:
+            raise ValueError('no metadata of a weight file')
+        if version > FORMAT_VERSION:
+            raise ValueError(f'format version {version} is newer than this program ({FORMAT_VERSION})')
+        _check_types(data, {
+            'kind': _is_text, 'config': _is_config, 'class_names': _is_list(_is_text),
+            'category_ids': _is_list(_is_integer), 'source': _is_source, 'left': _is_counts,
+            'notes': _is_list(_is_text)})
+        source = data['source']
+        return cls(
+            kind=data['kind'], config=Config.from_dict(data['config']),
+            class_names=tuple(data['class_names']), category_ids=tuple(data['category_ids']),
+            source=Source(**source) if source else None, skipped=data['left'], notes=tuple(data['notes']))
+
+
+def _check_types(data: Mapping[str, Any], checks: Mapping[str, Any]) -> None:
+    unknown, missing = sorted(set(data) - set(checks)), sorted(set(checks) - set(data))
+    if unknown or missing:
+        raise ValueError(f'metadata fields unknown: {to_printable_ascii(str(unknown))}, missing: {missing}')
+    for name, check in checks.items():
+        if not check(data[name]):
+            raise ValueError(f'metadata field {name} is not what it should be')
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and abs(value) < 1 << 63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value) or _is_integer(value)
+
+
+def _is_list(check):
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_integer, value.values()))
+
+
+def _is_source(value: Any) -> bool:
+    names = {f.name for f in dataclasses.fields(Source)}
+    return value is None or (isinstance(value, dict) and set(value) == names
+                             and all(map(_is_text, value.values())))
+
+
+def _is_config(value: Any) -> bool:
+    """Each field must have the type of its default; which fields and values exist, Config itself checks."""
+    if not isinstance(value, dict):
+        return False
+    checks = {bool: lambda v: isinstance(v, bool), int: _is_integer, float: _is_number, str: _is_text,
+              list: lambda v: bool(v) and _is_list(_is_number)(v)}
+    return all(checks[type(default)](value[name])
+               for name, default in Config().to_dict().items() if name in value)
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """Content of a weight file.
+
+    Args:
+        meta: The metadata.
+        arrays: Array by parameter path.
+    """
+
+    meta: ModelMeta
+    arrays: Mapping[str, np.ndarray]
+
+
+def write_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], meta: ModelMeta) -> None:
+    """Write a weight file; it appears under its name only when it is complete.
+
+    Args:
+        path: The file to write, usually ``*.npz``.
+        arrays: NumPy array of floats or integers by parameter path.
+        meta: The metadata.
+
+    Raises:
+        WeightFileError: The file cannot be written; an older one stays as it was.
+        ValueError: An array has a type that the format does not hold, or a name that it reserves.
+    """
+    for name, array in arrays.items():
+        if name == _META or not name:
+            raise ValueError(f'{name!r} cannot be the name of an array')
+        if array.dtype.name not in _DTYPES:
+            raise ValueError(f'{name} is {array.dtype}, not one of {", ".join(_DTYPES)}')
+    members = {_META: np.frombuffer(meta.to_json().encode(), np.uint8), **arrays}
+    with open_for_writing(path) as file:
+        with zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name, array in members.items():
+                # A fixed date, so that equal weights make equal files.
+                with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array, order='C'), (1, 0),
+                                              allow_pickle=False)
+
+
+def read_weights(path: str | os.PathLike) -> WeightFile:
+    """Read a file that :func:`write_weights` wrote.
+
+    Raises:
+        WeightFileError: The file cannot be read, is damaged or is something else.
+    """
+    with open_for_reading(path) as (file, size):
+        try:
+            return _read_archive(file, size)
+        except CORRUPT_FILE_ERRORS as error:
+            raise WeightFileError(path, f'is not a weight file of this program, or damaged: '
+                                        f'{to_printable_ascii(str(error), 300) or type(error).__name__}') from None
+
+
+def _read_archive(file: BinaryIO, size: int) -> WeightFile:
+    archive, members = open_stored(file, size)
+    if f'{_META}.npy' not in members:
+        raise ValueError('an .npz needs the member meta that mask-rcnn convert writes')
+    arrays = {name.removesuffix('.npy'): _read_member(archive, member) for name, member in members.items()}
+    if len(arrays) != len(members):
+        raise ValueError('it has two members of one name')
+    meta = arrays.pop(_META)
+    if meta.dtype != np.uint8:
+        raise ValueError('its member meta is no text')
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES:
+            raise ValueError(f'{name} is {array.dtype}')
+    return WeightFile(ModelMeta.from_json(meta.tobytes()), arrays)
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read one ``.npy``, believing its header only as far as the member's size goes."""
+    with archive.open(member) as file:
+        shape, dtype = _read_header(file, member.filename)
+        n_byte = math.prod(shape) * dtype.itemsize
+        if file.tell() + n_byte != member.file_size:
+            raise ValueError(f'{member.filename} does not have the size that its header claims')
+        array = np.empty(shape, dtype)
+        view = memoryview(array.reshape(-1)).cast('B') if n_byte else memoryview(b'')
+        if n_byte and file.readinto(view) != n_byte or file.read(1):
+            raise ValueError(f'{member.filename} is truncated')
+        return array
+
+
+def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Parse the one form of header that our arrays have; NumPy's parser takes any Python literal."""
+    start = file.read(10)
+    match = None
+    if start[:8] == b'\x93NUMPY\x01\x00' and len(start) == 10:
+        match = _HEADER.fullmatch(file.read(int.from_bytes(start[8:], 'little')))
+    if match is None:
+        raise ValueError(f'{name} is no plain array of numbers')
+    shape = tuple(int(n) for n in match['shape'].split(b',') if n.strip())
+    return shape, np.dtype(match['dtype'].decode())
+
+
+def load_arrays(chain: chainer.Link, arrays: Mapping[str, np.ndarray], *, what: str | os.PathLike,
+                partial: bool = False) -> None:
+    """Copy arrays into the parameters and persistent values of a link, wherever it lives (CPU or GPU).
+
+    Nothing is copied unless everything fits.
+
+    Args:
+        chain: The link.
+        arrays: Array by path, such as ``'extractor/conv1/conv/W'``; the link's names without the first
+            slash.
+        what: Name of the file for errors.
+        partial: Accept that parameters of the link are missing in ``arrays`` (a backbone).
+
+    Raises:
+        WeightFileError: Names are missing or unexpected or shapes differ; all of them are named.
+    """
+    params = {path.lstrip('/'): param for path, param in chain.namedparams()}
+    persistents = {f'{path}/{name}'.lstrip('/'): (link, name) for path, link in chain.namedlinks()
+                   for name in sorted(link._persistent)}       # Chainer offers no public way to list them
+    shapes = {path: None if param.array is None else param.shape for path, param in params.items()}
+    shapes.update({path: np.shape(getattr(link, name)) for path, (link, name) in persistents.items()})
+    problems = _misfits(shapes, arrays, partial)
+    if problems:
+        raise WeightFileError(what, f'does not fit the network: {"; ".join(problems)}')
+    for path, array in arrays.items():
+        if path in params:
+            _set_parameter(params[path], array)
+        else:
+            _set_persistent(*persistents[path], array)
+
+
+def _misfits(shapes: Mapping[str, tuple[int, ...] | None], arrays: Mapping[str, np.ndarray],
+             partial: bool) -> list[str]:
+    missing = [path for path in shapes if path not in arrays]
+    unexpected = [path for path in arrays if path not in shapes]
+    problems = [f'{path} has the shape {arrays[path].shape}, not {shape}' for path, shape in shapes.items()
+                if path in arrays and shape is not None and arrays[path].shape != shape]
+    if missing and not partial:
+        problems.append(f'missing {", ".join(missing)}')
+    if unexpected:
+        problems.append(f'unexpected {", ".join(to_printable_ascii(path) for path in unexpected)}')
+    return problems
+
+
+def _set_parameter(param: chainer.Parameter, array: np.ndarray) -> None:
+    if param.array is None:
+        param.initialize(array.shape)
+    param.array[...] = chainer.backend.get_array_module(param.array).asarray(array)
+
+
+def _set_persistent(link: chainer.Link, name: str, array: np.ndarray) -> None:
+    value = getattr(link, name)
+    if np.isscalar(value):
+        setattr(link, name, type(value)(array))
+    else:
+        value[...] = chainer.backend.get_array_module(value).asarray(array)

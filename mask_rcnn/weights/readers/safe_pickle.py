@@ -1,0 +1,633 @@
+"""A reader of pickles that executes nothing.
+
+Python's own unpickler is an interpreter: a pickle may import any module and call anything in it.  This
+one is a second, much smaller interpreter of the same opcodes (``pickletools`` documents them).  It
+builds plain containers, text and numbers, and knows a dozen *names*
+(:attr:`SafeUnpickler.allowed_globals`), for each of which a function of this module does what the real one
+would have done to an array.  No name is looked up, nothing is imported, and every other name is refused.
+A format that stores more than plain pickles do derives its own :class:`SafeUnpickler`
+(:mod:`mask_rcnn.weights.readers.torch_file`).
+
+What a hostile file could still do is to exhaust the machine.  Therefore
+
+- a length or an array's shape is believed only if the file still has that many bytes;
+- text, bytes and array data together may take twice the size of the file (:meth:`SafeUnpickler._spend`);
+- a file may hold :data:`MAX_OPERATIONS` opcodes, which bounds time, containers and memo;
+- keys are text, bytes and small integers, whose hashes neither nest nor collide at will;
+- nothing here recurses.
+
+Python 2's byte strings are read as Latin-1 text, as ``pickle.load(encoding='latin1')`` does.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.io.atomic_file import open_for_reading
+
+#: Detectron's largest files need about 30 opcodes for each of 1000 arrays.
+MAX_OPERATIONS = 500_000
+
+_MAX_LINE = 1000        # characters of a number, a name or a memo index in protocol 0
+_MAX_DIMENSIONS = 32
+
+#: First bytes of files that are often mistaken for weights.
+_OTHER_FORMATS = (
+    (b'\x1f\x8b', 'is gzip-compressed; unpack it first'),
+    (b'PK\x03\x04', 'is a zip archive (.npz or PyTorch .pth), not a pickle'),
+    (b'\x89HDF', 'is an HDF5 file, not a pickle'),
+    (b'\x93NUMPY', 'is a single NumPy array (.npy), not the weights of a network'),
+    (b'BZh', 'is bzip2-compressed; unpack it first'),
+    (b'\xfd7zXZ', 'is xz-compressed; unpack it first'),
+    (b'<', 'is a web page or XML, no weights; was the download refused?'),
+    (b'version https://git-lfs', 'is a Git LFS pointer; the file itself has not been downloaded'),
+)
+
+
+def load(path: str | os.PathLike) -> Any:
+    """Read a pickle of NumPy arrays and plain data, protocol 0 to 5, written by Python 2 or 3.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Dictionaries (``collections.OrderedDict`` becomes one, too), lists, tuples, sets, text, bytes,
+        numbers and NumPy arrays of booleans, integers and floats.  The arrays are read-only.
+
+    Raises:
+        WeightFileError: The file cannot be read, is damaged or is not such a pickle; the reason of a
+            refused global is its dotted name.
+    """
+    with open_for_reading(path) as (file, size):
+        try:
+            _refuse_other_formats(file, size)
+            return SafeUnpickler(file, size).load()
+        except UnpicklingError as error:
+            raise WeightFileError(path, str(error)) from None
+        except MemoryError:
+            raise WeightFileError(path, 'does not fit into memory') from None
+
+
+class UnpicklingError(Exception):
+    """Why a file is not read; the message is one line."""
+
+
+class UnknownGlobalError(UnpicklingError):
+    """It asks for a name that is not on the list."""
+
+
+def _refuse_other_formats(file: BinaryIO, size: int) -> None:
+    reason = other_format(file.read(32))
+    file.seek(0)
+    if reason is not None:
+        raise UnpicklingError(reason)
+
+
+def other_format(start: bytes) -> str | None:
+    """Say what a file that begins like this is, if it is often mistaken for weights and cannot be read."""
+    if not start:
+        return 'is empty'
+    return next((reason for signature, reason in _OTHER_FORMATS if start.startswith(signature)), None)
+
+
+class AllowedGlobal:
+    """A known name on the stack: neither a value nor something that can be called."""
+
+    def __init__(self, name: str, apply: Callable[[SafeUnpickler, tuple], Any] | None):
+        self.name = name
+        self.apply = apply
+
+
+class _Dtype:
+    """A ``numpy.dtype`` while it is put together; only what an item's bytes mean, no structure."""
+
+    _CODE = re.compile(r'(b1|[iu][1248]|f[248])')
+
+    def __init__(self, code: Any):
+        if not (isinstance(code, str) and self._CODE.fullmatch(code)):
+            shown = to_printable_ascii(code) if isinstance(code, str) else type(code).__name__
+            raise UnpicklingError(f"is refused: it holds arrays of type '{shown}', not of numbers")
+        self.value = np.dtype(code)
+
+    def set_state(self, state: Any) -> None:
+        """``(version, byte order, subdtype, names, fields, itemsize, alignment, flags)``."""
+        if not (isinstance(state, tuple) and len(state) == 8 and state[1] in ('<', '>', '|', '=')
+                and state[2:5] == (None, None, None) and state[5:] == (-1, -1, 0)):
+            raise UnpicklingError('is refused: it holds structured arrays')
+        self.value = self.value.newbyteorder(state[1])
+
+
+class _Array:
+    """An array between ``_reconstruct`` (which makes an empty one) and its state (which fills it)."""
+
+    def __init__(self):
+        self.value: np.ndarray | None = None
+
+
+class SafeUnpickler:
+    """The stack, the memo and the opcodes of one pickle.
+
+    Args:
+        file: Opened where the pickle begins.
+        size: Of the file in bytes.
+
+    Attributes:
+        allowed_globals: What may be asked for by name, and what is done instead of calling it: a function that takes
+            the machine and the tuple of arguments (``None``: the name is only an argument itself).
+    """
+
+    allowed_globals: Mapping[str, Callable[[SafeUnpickler, tuple], Any] | None]
+
+    def __init__(self, file: BinaryIO, size: int):
+        self._file = file
+        self._size = size
+        self._budget = 2 * size + (1 << 20)
+        self._stack: list[Any] = []
+        self._marks: list[int] = []      # heights of the stack at which a mark lies
+        self._memo: dict[int, Any] = {}
+
+    def load(self, *, alone: bool = True) -> Any:
+        """Return what the pickle holds.
+
+        Args:
+            alone: Whether the file ends with it.
+
+        Raises:
+            UnpicklingError: The pickle is damaged or asks for more than plain data.
+        """
+        for _ in range(MAX_OPERATIONS):
+            position = self._file.tell()
+            opcode = self._take(1)
+            if opcode == b'.':
+                return self._finish(alone)
+            operation = _OPERATIONS.get(opcode)
+            if operation is None:
+                raise UnpicklingError(f'is damaged or not a pickle: unknown opcode {opcode!r} at byte {position}')
+            try:
+                operation(self)
+            except (ValueError, OverflowError, struct.error, Warning) as error:
+                # Numbers and text that do not parse; a decoder's message may quote the file.
+                reason = to_printable_ascii(str(error))
+                raise UnpicklingError(f'is damaged at byte {position}: {reason}') from None
+        raise UnpicklingError(f'holds more than {MAX_OPERATIONS} pickle operations')
+
+    def _finish(self, alone: bool) -> Any:
+        result = self._pop()
+        if self._stack or self._marks:
+            raise UnpicklingError('is damaged: values are left over at its end')
+        rest = self._size - self._file.tell()
+        if rest and alone:
+            raise UnpicklingError(f'is damaged: {rest} bytes follow the end of the pickle')
+        _check_plain(result)
+        return result
+
+    # Bytes of the file
+
+    def _take(self, count: int) -> bytes:
+        if not 0 <= count <= self._size - self._file.tell():
+            raise UnpicklingError(f'is truncated or damaged: {count} bytes expected at byte {self._file.tell()}')
+        data = self._file.read(count)
+        if len(data) != count:
+            raise UnpicklingError('became shorter while it was read')
+        return data
+
+    def _number(self, layout: str) -> Any:
+        return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
+
+    def _line(self, limit: int = _MAX_LINE) -> bytes:
+        line = self._file.readline(limit + 1)
+        if not line.endswith(b'\n'):
+            raise UnpicklingError('is truncated or damaged: a line does not end')
+        return line[:-1]
+
+    def _long_line(self) -> bytes:
+        return self._line(self._size)
+
+    def _spend(self, count: int) -> None:
+        """Account for ``count`` bytes that are about to be allocated."""
+        self._budget -= count
+        if self._budget < 0:
+            raise UnpicklingError('is damaged: it unfolds to more than twice its size')
+
+    # The stack
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _top(self) -> Any:
+        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+            raise UnpicklingError('is damaged: a value is missing')
+        return self._stack[-1]
+
+    def _pop(self) -> Any:
+        value = self._top()
+        del self._stack[-1]
+        return _complete(value)
+
+    def _pop_mark(self) -> list[Any]:
+        if not self._marks:
+            raise UnpicklingError('is damaged: a mark is missing')
+        start = self._marks.pop()
+        values = [_complete(value) for value in self._stack[start:]]
+        del self._stack[start:]
+        return values
+
+    def _pop_kind(self, kind: type, what: str) -> Any:
+        value = self._pop()
+        if not isinstance(value, kind):
+            raise UnpicklingError(f'is damaged: {what} expected')
+        return value
+
+    # Opcodes: numbers and text
+
+    def proto(self) -> None:
+        version = self._number('B')
+        if version > 5:
+            raise UnpicklingError(f'is damaged or too new: pickle protocol {version}')
+
+    def frame(self) -> None:
+        length = self._number('<Q')
+        if length > self._size - self._file.tell():
+            raise UnpicklingError('is truncated or damaged: a frame is longer than the file')
+
+    def int_line(self) -> None:
+        line = self._line()
+        self._push(line == b'01' if line in (b'00', b'01') else int(line))
+
+    def long_line(self) -> None:
+        self._push(int(self._line().rstrip(b'L')))
+
+    def long_bytes(self, layout: str) -> None:
+        count = self._number(layout)
+        if not 0 <= count <= _MAX_LINE:
+            raise UnpicklingError(f'is damaged: an integer of {count} bytes')
+        self._push(int.from_bytes(self._take(count), 'little', signed=True))
+
+    def float_line(self) -> None:
+        self._push(float(self._line()))
+
+    def string_line(self) -> None:
+        line = self._long_line()
+        if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
+            raise UnpicklingError('is damaged: a string without quotes')
+        self._spend(len(line))
+        self._push(codecs.escape_decode(line[1:-1])[0].decode('latin-1'))
+
+    def string_bytes(self, layout: str) -> None:
+        data = self._take(self._number(layout))
+        self._spend(len(data))
+        self._push(data.decode('latin-1'))
+
+    def unicode_line(self) -> None:
+        line = self._long_line()
+        # One character beyond Latin-1 makes CPython store every character of the text in 2 or 4 bytes.
+        self._spend(len(line) * (4 if re.search(rb'\\U|\\u(?!00)', line) else 1))
+        self._push(line.decode('raw-unicode-escape'))
+
+    def unicode_bytes(self, layout: str) -> None:
+        data = self._take(self._number(layout))
+        wide = np.frombuffer(data, np.uint8).max(initial=0) > 0xc3      # lead bytes beyond U+00FF
+        self._spend(len(data) * (4 if wide else 1))
+        self._push(data.decode('utf-8', 'surrogatepass'))
+
+    def raw_bytes(self, layout: str) -> None:
+        count = self._number(layout)
+        data = self._take(count)
+        self._spend(count)
+        self._push(data)
+
+    # Opcodes: containers
+
+    def mark(self) -> None:
+        self._marks.append(len(self._stack))
+
+    def pop(self) -> None:
+        if self._marks and self._marks[-1] == len(self._stack):
+            self._marks.pop()
+        else:
+            self._pop()
+
+    def build_tuple(self, count: int) -> None:
+        self._push(tuple(reversed([self._pop() for _ in range(count)])))
+
+    def build_dict(self) -> None:
+        values = self._pop_mark()
+        self._push({})
+        self._set_items(values)
+
+    def append(self) -> None:
+        values = [self._pop()]
+        self._extend(values)
+
+    def appends(self) -> None:
+        self._extend(self._pop_mark())
+
+    def set_item(self) -> None:
+        value, key = self._pop(), self._pop()
+        self._set_items([key, value])
+
+    def set_items(self) -> None:
+        self._set_items(self._pop_mark())
+
+    def add_items(self) -> None:
+        values = self._pop_mark()
+        target = self._pop_kind(set, 'a set')
+        target.update(_key(value) for value in values)
+        self._push(target)
+
+    def frozen_set(self) -> None:
+        self._push(frozenset(_key(value) for value in self._pop_mark()))
+
+    def _extend(self, values: list[Any]) -> None:
+        target = self._pop_kind(list, 'a list')
+        target.extend(values)
+        self._push(target)
+
+    def _set_items(self, values: list[Any]) -> None:
+        if len(values) % 2:
+            raise UnpicklingError('is damaged: a key without a value')
+        target = self._pop_kind(dict, 'a dictionary')
+        target.update(zip(map(_key, values[::2]), values[1::2]))
+        self._push(target)
+
+    # Opcodes: memo
+
+    def get(self, index: int) -> None:
+        if index not in self._memo:
+            raise UnpicklingError(f'is damaged: memo entry {index} does not exist')
+        self._push(self._memo[index])
+
+    def put(self, index: int) -> None:
+        if not 0 <= index < 1 << 32:
+            raise UnpicklingError('is damaged: a memo index out of range')
+        self._memo[index] = self._top()
+
+    # Opcodes: names and what they make
+
+    def global_line(self) -> None:
+        self._push_global(*(to_printable_ascii(self._line().decode('utf-8', 'replace')) for _ in range(2)))
+
+    def stack_global(self) -> None:
+        name, module = self._pop_kind(str, 'a name'), self._pop_kind(str, 'a module')
+        self._push_global(to_printable_ascii(module), to_printable_ascii(name))
+
+    def inst(self) -> None:
+        module, name = (to_printable_ascii(self._line().decode('utf-8', 'replace')) for _ in range(2))
+        raise UnpicklingError(f'is refused: it makes an object of {module}.{name}')
+
+    def _push_global(self, module: str, name: str) -> None:
+        name = f'{module}.{name}'
+        if name not in self.allowed_globals:
+            raise UnknownGlobalError(f'is refused: it asks for {name}')
+        self._push(AllowedGlobal(name, self.allowed_globals[name]))
+
+    def reduce(self) -> None:
+        arguments = self._pop_kind(tuple, 'a tuple of arguments')
+        function = self._pop()
+        if not isinstance(function, AllowedGlobal) or function.apply is None:
+            called = getattr(function, 'name', f'a value ({type(function).__name__})')
+            raise UnpicklingError(f'is refused: it calls {called}')
+        self._push(function.apply(self, arguments))
+
+    def build(self) -> None:
+        state = self._pop()
+        target = self._top()
+        if isinstance(target, _Array) and target.value is None:
+            target.value = self._array_from_state(state)
+        elif isinstance(target, _Dtype):
+            target.set_state(state)
+        else:
+            self.set_state(target, state)
+
+    def set_state(self, target: Any, state: Any) -> None:
+        """Give a finished value more attributes; plain data have none."""
+        raise UnpicklingError(f'is refused: it sets the state of a value ({type(target).__name__})')
+
+    def persistent(self) -> None:
+        self._push(self.persistent_load(self._pop()))
+
+    def persistent_load(self, reference: Any) -> Any:
+        """Return what a reference to something outside of the pickle means; plain data have none."""
+        raise UnpicklingError('is refused: it refers to an object outside of the file (opcode BINPERSID)')
+
+    # What the known names do (arguments come from the file, so each one is checked)
+
+    def make_empty_array(self, arguments: tuple) -> _Array:
+        if not arguments or not isinstance(arguments[0], AllowedGlobal) or arguments[0].name != 'numpy.ndarray':
+            raise UnpicklingError('is refused: it makes an array of an unknown class')
+        return _Array()
+
+    def make_array(self, arguments: tuple) -> np.ndarray:
+        """``_frombuffer(data, dtype, shape, order)`` of protocol 5."""
+        if len(arguments) != 4 or arguments[3] not in ('C', 'F'):
+            raise UnpicklingError('is damaged: an array without data, type, shape and order')
+        data, dtype, shape, order = arguments
+        return self._array(data, dtype, shape, order)
+
+    def _array_from_state(self, state: Any) -> np.ndarray:
+        """``(version, shape, dtype, is Fortran order, data)``."""
+        if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[3], (bool, int))):
+            raise UnpicklingError('is damaged: an array without shape, type and data')
+        _, shape, dtype, fortran, data = state
+        return self._array(data, dtype, shape, 'F' if fortran else 'C')
+
+    def _array(self, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+        data = self._buffer(data)
+        if not isinstance(dtype, _Dtype):
+            raise UnpicklingError('is damaged: an array without a type')
+        if not (isinstance(shape, tuple) and len(shape) <= _MAX_DIMENSIONS
+                and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)):
+            raise UnpicklingError('is damaged: an array without a proper shape')
+        expected = dtype.value.itemsize
+        for n in shape:
+            expected *= n
+        if expected != len(data):
+            raise UnpicklingError(f'is damaged: an array of shape {to_printable_ascii(str(shape))} needs {expected} bytes, '
+                                   f'not {len(data)}')
+        return np.ndarray(shape, dtype.value, buffer=data, order=order)
+
+    def make_scalar(self, arguments: tuple) -> np.generic:
+        if len(arguments) != 2:
+            raise UnpicklingError('is damaged: a number without type and data')
+        return self._array(arguments[1], arguments[0], (), 'C')[()]
+
+    def make_dtype(self, arguments: tuple) -> _Dtype:
+        if not 1 <= len(arguments) <= 3:
+            raise UnpicklingError('is damaged: an array type without a code')
+        return _Dtype(arguments[0])
+
+    def make_dict(self, arguments: tuple) -> dict:
+        """``OrderedDict()`` of Python 3, ``OrderedDict([[key, value], ...])`` of Python 2."""
+        pairs = arguments[0] if arguments else []
+        if not (len(arguments) <= 1 and isinstance(pairs, list)
+                and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs)):
+            raise UnpicklingError('is damaged: a dictionary without pairs')
+        self._spend(100 * len(pairs))       # the list may be a shared one: it is copied each time
+        return {_key(key): value for key, value in pairs}
+
+    def make_set(self, arguments: tuple) -> set:
+        """``set([...])`` of protocols 0 to 3."""
+        values = arguments[0] if len(arguments) == 1 else None
+        if not isinstance(values, list):
+            raise UnpicklingError('is damaged: a set without a list of elements')
+        self._spend(100 * len(values))
+        return {_key(value) for value in values}
+
+    def make_bytes(self, arguments: tuple) -> bytes:
+        """``bytes()``: how Python 3 writes empty bytes for Python 2."""
+        if arguments:
+            raise UnpicklingError('is refused: it calls builtins.bytes with arguments')
+        return b''
+
+    def encode(self, arguments: tuple) -> bytes:
+        """``_codecs.encode(text, 'latin1')``: how Python 3 writes bytes for Python 2."""
+        text, encoding = arguments if len(arguments) == 2 else (None, None)
+        if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
+            raise UnpicklingError('is refused: it calls _codecs.encode for something else than Latin-1 text')
+        return self._buffer(text)
+
+    def _buffer(self, data: Any) -> bytes:
+        """Array data as bytes; Python 2's have been read as Latin-1 text."""
+        if isinstance(data, bytes):
+            return data
+        if not isinstance(data, str):
+            raise UnpicklingError('is refused: it holds an array of Python objects')
+        self._spend(len(data))
+        return data.encode('latin-1')
+
+
+def _complete(value: Any) -> Any:
+    """Return what a popped stack entry stands for."""
+    if not isinstance(value, _Array):
+        return value
+    if value.value is None:
+        raise UnpicklingError('is damaged: an array is used before its data')
+    return value.value
+
+
+def _key(value: Any) -> Any:
+    """Return ``value`` if it may be a key; tuples, floats and large integers allow crafted hashes."""
+    if type(value) in (str, bytes, bool) or value is None:
+        return value
+    if type(value) is int and -1 << 63 <= value < 1 << 64:
+        return value
+    raise UnpicklingError(f'is refused: a dictionary key or set element of type {type(value).__name__}')
+
+
+def _check_plain(root: Any) -> None:
+    """Refuse names and array types that were left inside the data.  Visits each container once."""
+    seen, waiting = set(), [root]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (AllowedGlobal, _Dtype)):
+            raise UnpicklingError('is refused: it holds a class or an array type as data')
+        if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+
+
+def _refuse_opcode(what: str) -> Callable[[SafeUnpickler], None]:
+    def refuse(unpickler: SafeUnpickler) -> None:
+        raise UnpicklingError(f'is refused: it {what}')
+    return refuse
+
+
+SafeUnpickler.allowed_globals = {
+    'numpy.ndarray': None,
+    'numpy.dtype': SafeUnpickler.make_dtype,
+    'numpy.core.multiarray._reconstruct': SafeUnpickler.make_empty_array,
+    'numpy._core.multiarray._reconstruct': SafeUnpickler.make_empty_array,
+    'numpy.core.multiarray.scalar': SafeUnpickler.make_scalar,
+    'numpy._core.multiarray.scalar': SafeUnpickler.make_scalar,
+    'numpy.core.numeric._frombuffer': SafeUnpickler.make_array,
+    'numpy._core.numeric._frombuffer': SafeUnpickler.make_array,
+    'collections.OrderedDict': SafeUnpickler.make_dict,
+    '__builtin__.set': SafeUnpickler.make_set,
+    'builtins.set': SafeUnpickler.make_set,
+    '_codecs.encode': SafeUnpickler.encode,
+    '__builtin__.bytes': SafeUnpickler.make_bytes,
+    'builtins.bytes': SafeUnpickler.make_bytes,
+}
+
+_OPERATIONS: dict[bytes, Callable[[SafeUnpickler], None]] = {
+    b'\x80': SafeUnpickler.proto,
+    b'\x95': SafeUnpickler.frame,
+    # Numbers
+    b'N': lambda m: m._push(None),
+    b'\x88': lambda m: m._push(True),
+    b'\x89': lambda m: m._push(False),
+    b'I': SafeUnpickler.int_line,
+    b'J': lambda m: m._push(m._number('<i')),
+    b'K': lambda m: m._push(m._number('<B')),
+    b'M': lambda m: m._push(m._number('<H')),
+    b'L': SafeUnpickler.long_line,
+    b'\x8a': lambda m: m.long_bytes('<B'),
+    b'\x8b': lambda m: m.long_bytes('<i'),
+    b'F': SafeUnpickler.float_line,
+    b'G': lambda m: m._push(m._number('>d')),
+    # Text and bytes
+    b'S': SafeUnpickler.string_line,
+    b'T': lambda m: m.string_bytes('<i'),
+    b'U': lambda m: m.string_bytes('<B'),
+    b'V': SafeUnpickler.unicode_line,
+    b'X': lambda m: m.unicode_bytes('<I'),
+    b'\x8c': lambda m: m.unicode_bytes('<B'),
+    b'\x8d': lambda m: m.unicode_bytes('<Q'),
+    b'B': lambda m: m.raw_bytes('<I'),
+    b'C': lambda m: m.raw_bytes('<B'),
+    b'\x8e': lambda m: m.raw_bytes('<Q'),
+    b'\x96': lambda m: m.raw_bytes('<Q'),
+    # Containers
+    b'(': SafeUnpickler.mark,
+    b'0': SafeUnpickler.pop,
+    b'1': lambda m: m._pop_mark(),
+    b'2': lambda m: m._push(m._top()),
+    b')': lambda m: m._push(()),
+    b't': lambda m: m._push(tuple(m._pop_mark())),
+    b'\x85': lambda m: m.build_tuple(1),
+    b'\x86': lambda m: m.build_tuple(2),
+    b'\x87': lambda m: m.build_tuple(3),
+    b']': lambda m: m._push([]),
+    b'l': lambda m: m._push(m._pop_mark()),
+    b'a': SafeUnpickler.append,
+    b'e': SafeUnpickler.appends,
+    b'}': lambda m: m._push({}),
+    b'd': SafeUnpickler.build_dict,
+    b's': SafeUnpickler.set_item,
+    b'u': SafeUnpickler.set_items,
+    b'\x8f': lambda m: m._push(set()),
+    b'\x90': SafeUnpickler.add_items,
+    b'\x91': SafeUnpickler.frozen_set,
+    # Memo
+    b'g': lambda m: m.get(int(m._line())),
+    b'h': lambda m: m.get(m._number('<B')),
+    b'j': lambda m: m.get(m._number('<I')),
+    b'p': lambda m: m.put(int(m._line())),
+    b'q': lambda m: m.put(m._number('<B')),
+    b'r': lambda m: m.put(m._number('<I')),
+    b'\x94': lambda m: m.put(len(m._memo)),
+    # Names
+    b'c': SafeUnpickler.global_line,
+    b'\x93': SafeUnpickler.stack_global,
+    b'R': SafeUnpickler.reduce,
+    b'b': SafeUnpickler.build,
+    b'i': SafeUnpickler.inst,
+    b'o': _refuse_opcode('makes an object (opcode OBJ)'),
+    b'\x81': _refuse_opcode('makes an object (opcode NEWOBJ)'),
+    b'\x92': _refuse_opcode('makes an object (opcode NEWOBJ_EX)'),
+    b'\x82': _refuse_opcode('uses the extension registry (opcode EXT1)'),
+    b'\x83': _refuse_opcode('uses the extension registry (opcode EXT2)'),
+    b'\x84': _refuse_opcode('uses the extension registry (opcode EXT4)'),
+    b'P': _refuse_opcode('refers to an object outside of the file (opcode PERSID)'),
+    b'Q': SafeUnpickler.persistent,
+    b'\x97': _refuse_opcode('refers to a buffer outside of the file (opcode NEXT_BUFFER)'),
+    b'\x98': _refuse_opcode('refers to a buffer outside of the file (opcode READONLY_BUFFER)'),
+}

@@ -1,0 +1,298 @@
+"""PyTorch's files of tensors (``torch.save`` of a state dict), read without PyTorch.
+
+Both formats are a pickle whose tensors refer to *storages*, runs of numbers outside of it:
+
+- since PyTorch 1.6 a zip archive: ``<name>/data.pkl``, ``<name>/data/<key>`` for each storage and
+  ``<name>/byteorder`` (``torch/serialization.py``, ``_save``);
+- before ("legacy"), four pickles one after another (a magic number, the protocol's version, what the machine
+  was, the data), a fifth with the keys of the storages, and then each storage: its number of items in 8 bytes
+  and its items (``_legacy_save``).
+
+The pickles are read by :mod:`~mask_rcnn.weights.readers.safe_pickle`, which executes nothing, with the few names that
+tensors need.  A file in which a whole model was saved asks for the model's class, and is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mask_rcnn.weights.readers import safe_pickle, zip_archive
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.io.atomic_file import open_for_reading
+
+#: The first pickle of a legacy file holds this number.
+_MAGIC = 0x1950a86a20f9469cfc6c
+
+#: ... and a file that begins like this is one.
+LEGACY_START = b'\x80\x02\x8a\x0a' + _MAGIC.to_bytes(10, 'little')
+
+_LEGACY_VERSION = 1001
+
+_DTYPES = {
+    'torch.FloatStorage': '<f4', 'torch.DoubleStorage': '<f8', 'torch.HalfStorage': '<f2',
+    'torch.LongStorage': '<i8', 'torch.IntStorage': '<i4', 'torch.ShortStorage': '<i2',
+    'torch.CharStorage': '|i1', 'torch.ByteStorage': '|u1', 'torch.BoolStorage': '|b1',
+}
+
+#: The upper half of a float32's bits; NumPy has no such type.
+_BFLOAT16 = 'torch.BFloat16Storage'
+
+_MAX_DIMENSIONS = 8
+
+#: Where checkpoints that hold more than a state dict usually have it.
+_STATE_DICT_KEYS = ('state_dict', 'model_state_dict', 'model', 'net', 'network')
+
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read the state dict in a file of PyTorch.
+
+    Args:
+        path: A ``.pth`` or ``.pt`` of either format; a state dict, or a checkpoint with one under a usual
+            name (``'state_dict'``, ``'model'`` ...).
+
+    Returns:
+        dict: Array by name, in the file's order; the prefix ``module.`` of ``DataParallel`` is taken off.
+        Numbers keep their type, except that bfloat16 becomes float32; some arrays share memory.
+
+    Raises:
+        WeightFileError: The file cannot be read, is damaged, or holds more than plain data and tensors.
+    """
+    with open_for_reading(path) as (file, size):
+        try:
+            start = file.read(len(LEGACY_START))
+            file.seek(0)
+            if start == LEGACY_START:
+                data, storages = _read_legacy(file, size)
+            elif start.startswith(b'PK'):
+                data, storages = _read_zip(file, size)
+            else:
+                raise safe_pickle.UnpicklingError('is no file of PyTorch: it is neither its zip archive nor its '
+                                                  'older format (what PyTorch wrote before 0.1.10 is not read)')
+            tensors = _state_dict(data)
+            return {name: storages.array(tensor) for name, tensor in tensors.items()}
+        except safe_pickle.UnknownGlobalError as error:
+            raise WeightFileError(path, f'{error}, and only state dicts are read, no saved models') from None
+        except safe_pickle.UnpicklingError as error:
+            raise WeightFileError(path, str(error)) from None
+        except zip_archive.CORRUPT_FILE_ERRORS as error:
+            reason = to_printable_ascii(str(error), 200) or type(error).__name__
+            raise WeightFileError(path, f'is no file of PyTorch, or damaged: {reason}') from None
+
+
+# What the pickle is made of
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """A reference to numbers outside of the pickle."""
+
+    kind: str
+    key: str
+    length: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return self.dtype.itemsize
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the numbers as they are stored."""
+        return np.dtype('<u2' if self.kind == _BFLOAT16 else _DTYPES[self.kind])
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A view into a storage; offset and strides count items."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _TorchUnpickler(safe_pickle.SafeUnpickler):
+    """Reads a pickle with tensors.
+
+    Attributes:
+        storages: Every storage that was referred to, by its key.
+    """
+
+    def __init__(self, file: BinaryIO, size: int):
+        super().__init__(file, size)
+        self.storages: dict[str, _Storage] = {}
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        """``('storage', class, key, device, length)``, in legacy files with a view of the storage."""
+        if not (isinstance(reference, tuple) and 5 <= len(reference) <= 6 and reference[0] == 'storage'):
+            raise safe_pickle.UnpicklingError('is refused: it refers to something that is no storage of numbers')
+        _, kind, key, _, length = reference[:5]
+        is_known = isinstance(kind, safe_pickle.AllowedGlobal) and kind.name in (*_DTYPES, _BFLOAT16)
+        if not (is_known and isinstance(key, str) and _is_size(length)):
+            raise safe_pickle.UnpicklingError('is damaged: a storage without type, key and length')
+        if reference[5:] not in ((), (None,)):
+            raise safe_pickle.UnpicklingError('is refused: it holds a view of a storage, as only PyTorch 0.1 wrote')
+        return self.storages.setdefault(key, _Storage(kind.name, key, length))
+
+    def make_tensor(self, arguments: tuple) -> _Tensor:
+        """``_rebuild_tensor_v2(storage, offset, shape, strides, ...)``; what follows is for training."""
+        if len(arguments) < 4:
+            raise safe_pickle.UnpicklingError('is damaged: a tensor without storage, offset, shape and strides')
+        storage, offset, shape, strides = arguments[:4]
+        if not (isinstance(storage, _Storage) and _is_size(offset) and _are_sizes(shape)
+                and _are_sizes(strides) and len(shape) == len(strides)):
+            raise safe_pickle.UnpicklingError('is damaged: a tensor without proper storage, shape and strides')
+        return _Tensor(storage, offset, shape, strides)
+
+    def make_parameter(self, arguments: tuple) -> _Tensor:
+        """``_rebuild_parameter(tensor, requires_grad, hooks)``."""
+        if not arguments or not isinstance(arguments[0], _Tensor):
+            raise safe_pickle.UnpicklingError('is damaged: a parameter without a tensor')
+        return arguments[0]
+
+    def make_size(self, arguments: tuple) -> tuple:
+        """``torch.Size((n, ...))``."""
+        if len(arguments) != 1 or not _are_sizes(arguments[0]):
+            raise safe_pickle.UnpicklingError('is damaged: a size without numbers')
+        return arguments[0]
+
+    def set_state(self, target: Any, state: Any) -> None:
+        """A state dict's ``_metadata`` (versions of the modules) is of no interest."""
+        if not (isinstance(target, dict) and isinstance(state, dict) and set(state) <= {'_metadata'}):
+            super().set_state(target, state)
+
+
+_TorchUnpickler.allowed_globals = safe_pickle.SafeUnpickler.allowed_globals | {
+    'torch._utils._rebuild_tensor': _TorchUnpickler.make_tensor,
+    'torch._utils._rebuild_tensor_v2': _TorchUnpickler.make_tensor,
+    'torch._utils._rebuild_parameter': _TorchUnpickler.make_parameter,
+    'torch.Size': _TorchUnpickler.make_size,
+    _BFLOAT16: None,
+    **dict.fromkeys(_DTYPES),
+}
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) <= _MAX_DIMENSIONS and all(map(_is_size, value))
+
+
+def _state_dict(data: Any) -> dict[str, _Tensor]:
+    """Find the dictionary of tensors in what was saved."""
+    if not isinstance(data, dict):
+        raise safe_pickle.UnpicklingError('holds no state dict, but a single value or a list')
+    candidates = [data] + [data[key] for key in _STATE_DICT_KEYS if isinstance(data.get(key), dict)]
+    for candidate in candidates:
+        tensors = {name: value for name, value in candidate.items()
+                   if isinstance(name, str) and isinstance(value, _Tensor)}
+        if tensors:
+            return {name.removeprefix('module.'): tensor for name, tensor in tensors.items()}
+    raise safe_pickle.UnpicklingError('holds no tensors: no state dict, and none under '
+                                      f'{", ".join(_STATE_DICT_KEYS)}')
+
+
+# Storages
+
+
+class _Storages:
+    """The runs of numbers of a file, each read when the first tensor needs it.
+
+    Args:
+        load: Returns the bytes of a storage.
+        big_endian: Whether the file was written by such a machine.
+    """
+
+    def __init__(self, load: Callable[[_Storage], bytes], big_endian: bool):
+        self._load = load
+        self._order = '>' if big_endian else '<'
+        self._read: dict[_Storage, np.ndarray] = {}
+
+    def array(self, tensor: _Tensor) -> np.ndarray:
+        """Return a tensor as a view of its storage."""
+        storage = tensor.storage
+        count = math.prod(tensor.shape)
+        end = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides)) + 1
+        if count and (end > storage.length or count > storage.length):
+            raise safe_pickle.UnpicklingError(f'is damaged: a tensor of shape {tensor.shape} does not fit into its '
+                                              f'storage of {storage.length} numbers')
+        items = self._items(storage)
+        if not count:
+            return np.empty(tensor.shape, items.dtype)
+        strides = [stride * items.itemsize for stride in tensor.strides]
+        return np.ndarray(tensor.shape, items.dtype, items, tensor.offset * items.itemsize, strides)
+
+    def _items(self, storage: _Storage) -> np.ndarray:
+        if storage not in self._read:
+            data = self._load(storage)
+            items = np.frombuffer(data, storage.dtype.newbyteorder(self._order))
+            widened = storage.kind == _BFLOAT16
+            self._read[storage] = (items.astype('<u4') << 16).view('<f4') if widened else items
+        return self._read[storage]
+
+
+def _read_zip(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
+    """Return the pickled data and the storages of the newer format."""
+    archive, members = zip_archive.open_stored(file, size)
+    pickles = [name for name in members if name.endswith('/data.pkl')]
+    if len(pickles) != 1:
+        raise ValueError('it is a zip archive without a data.pkl')
+    root = pickles[0].removesuffix('data.pkl')
+    pickle = archive.read(pickles[0])
+    order = archive.read(f'{root}byteorder') if f'{root}byteorder' in members else b'little'
+    if order not in (b'little', b'big'):
+        raise ValueError('its byte order is neither little nor big')
+
+    def load(storage: _Storage) -> bytes:
+        member = members.get(f'{root}data/{storage.key}')
+        if member is None or member.file_size != storage.length * storage.itemsize:
+            raise ValueError(f'its storage {to_printable_ascii(storage.key)} is missing or has not the length that '
+                             'its tensors say')
+        return archive.read(member)
+
+    return _TorchUnpickler(io.BytesIO(pickle), len(pickle)).load(), _Storages(load, order == b'big')
+
+
+def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
+    """Return the pickled data and the storages of the older format, whose numbers are little-endian."""
+    unpicklers = [_TorchUnpickler(file, size) for _ in range(5)]
+    _, version, _, data, keys = (unpickler.load(alone=False) for unpickler in unpicklers)
+    if version != _LEGACY_VERSION:
+        raise ValueError(f'its format version is {to_printable_ascii(str(version))}, not {_LEGACY_VERSION}')
+    if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise ValueError('it has no list of its storages')
+    starts = _legacy_starts(file, size, keys, unpicklers[3].storages)
+
+    def load(storage: _Storage) -> bytes:
+        if storage.key not in starts:
+            raise ValueError(f'its storage {to_printable_ascii(storage.key)} is missing')
+        file.seek(starts[storage.key])
+        return file.read(storage.length * storage.itemsize)
+
+    return data, _Storages(load, big_endian=False)
+
+
+def _legacy_starts(file: BinaryIO, size: int, keys: list[str],
+                   storages: Mapping[str, _Storage]) -> dict[str, int]:
+    """Return where each storage's numbers begin; its length stands before them."""
+    starts = {}
+    for key in keys:
+        storage = storages.get(key)
+        length = file.read(8)
+        if storage is None or length != storage.length.to_bytes(8, 'little'):
+            raise ValueError(f'its storage {to_printable_ascii(key)} has not the length that its tensors say')
+        starts[key] = file.tell()
+        if file.seek(storage.length * storage.itemsize, os.SEEK_CUR) > size:
+            raise ValueError('it is truncated')
+    if file.tell() != size:
+        raise ValueError(f'{size - file.tell()} bytes follow its end')
+    return starts

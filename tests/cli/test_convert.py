@@ -1,0 +1,197 @@
+"""``mask-rcnn convert`` and ``utils/*_parser.py``."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mask_rcnn.cli import convert
+from mask_rcnn.config import Config
+from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from mask_rcnn.weights import Source, WeightFileError, formats, read_weights
+from mask_rcnn.weights.converters import detectron
+from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
+
+
+@pytest.fixture
+def source(monkeypatch, tmp_path):
+    """Makes the reader return a file of the given kind; returns the path to convert."""
+    def make(kind='model', n_fg_class=80, extractor='resnet50', notes=(), warnings=(), **more):
+        report = ConversionReport(('conv1_w', 'cls_score_w'), {'momentum': ('a', 'b'), 'unknown': ('x',)}, notes,
+                                  warnings)
+        config = Config(n_fg_class=n_fg_class, extractor=extractor)
+        arrays = {'a/W': np.ones(3, np.float32)}
+        file = ConvertedWeights(kind, detectron.FORMAT, config, arrays, report, '0' * 64, **more)
+        read_as(monkeypatch, lambda path: file)
+        path = tmp_path / 'in.pkl'
+        path.write_bytes(b'weights')
+        return path
+    return make
+
+
+def read_as(monkeypatch, read, **changes):
+    """Let every file be one of Detectron's that is read by a function."""
+    format = dataclasses.replace(formats.BY_NAME[detectron.FORMAT], read=read, **changes)
+    monkeypatch.setattr(formats, 'detect_format', lambda path: format)
+
+
+def test_report_and_metadata(source, tmp_path, capsys):
+    path, output = source(notes=('n1',), warnings=('w1',)), tmp_path / 'out.npz'
+    assert convert.main(['--input', str(path), '--output', str(output)]) == 0
+    printed = capsys.readouterr().out
+    for part in ('R-50-C4 Mask R-CNN, 80 classes (person ... toothbrush)', 'took     2 arrays',
+                 'left     2 of momentum', 'left     1 of unknown: x', 'note     n1', 'SHA-256  000000',
+                 'WARNING  w1', f'wrote {output}'):
+        assert part in printed
+    meta = read_weights(output).meta
+    assert (meta.class_names, meta.category_ids) == (COCO_CLASS_NAMES, COCO_CATEGORY_IDS)
+    assert meta.source == Source('in.pkl', '0' * 64, 'detectron-pickle')
+    assert meta.skipped == {'momentum': 2, 'unknown': 1} and meta.notes == ('n1', 'w1')
+
+
+@pytest.mark.parametrize('kind, extractor, name', [
+    ('model', 'resnet50', 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'),
+    ('model', 'resnet101', 'e2e_mask_rcnn_R-101-C4_1x_d2c.npz'),
+    ('backbone', 'resnet50', 'R-50_d2c.npz'), ('backbone', 'resnet101', 'R-101_d2c.npz')])
+def test_default_output_follows_the_content(source, tmp_path, kind, extractor, name):
+    path = source(kind, extractor=extractor)
+    assert convert.main(['--input', str(path)], folder=tmp_path / 'weights') == 0
+    assert os.listdir(tmp_path / 'weights') == [name]
+    assert read_weights(tmp_path / 'weights' / name).meta.kind == kind
+
+
+def test_class_names(source, tmp_path, capsys):
+    path, output, names = source(n_fg_class=2), tmp_path / 'out.npz', tmp_path / 'names.txt'
+    arguments = ['--input', str(path), '--output', str(output)]
+    assert convert.main(arguments) == 0
+    meta = read_weights(output).meta
+    assert (meta.class_names, meta.category_ids) == (('class_1', 'class_2'), (1, 2))
+    names.write_text('\ufeffKatze\r\n\n  gro\xdfer Hund \n', encoding='utf-8')
+    assert convert.main([*arguments, '--class-names', str(names)]) == 0
+    meta = read_weights(output).meta
+    assert (meta.class_names, meta.category_ids) == (('Katze', 'gro\xdfer Hund'), (1, 2))
+    capsys.readouterr()
+    for content, reason in ((b'one\n', 'has 1 class names, but the weights are for 2'),
+                            (b'\xff', 'not UTF-8')):
+        names.write_bytes(content)
+        assert convert.main([*arguments, '--class-names', str(names)]) == 1
+        assert reason in capsys.readouterr().err
+    assert convert.main([*arguments, '--class-names', str(tmp_path / 'no')]) == 1
+    assert capsys.readouterr().err == f'error: {tmp_path / "no"}: No such file or directory\n'
+
+
+def test_a_file_may_know_its_classes(source, tmp_path):
+    path, output = source(n_fg_class=1, class_names=('person',), category_ids=(17,)), tmp_path / 'out.npz'
+    assert convert.main([str(path), '--output', str(output)]) == 0
+    meta = read_weights(output).meta
+    assert (meta.class_names, meta.category_ids) == (('person',), (17,))
+
+
+def test_numbers_from_the_command_line(source, tmp_path):
+    path, output = source(), tmp_path / 'out.npz'
+    assert convert.main([str(path), '--output', str(output), '--min-size', '300', '--max-size', '500',
+                         '--anchor-sizes', '16', '32', '--score-threshold', '0.2']) == 0
+    assert read_weights(output).meta.config == Config(min_size=300, max_size=500, anchor_sizes=(16.0, 32.0),
+                                                      score_threshold=0.2)
+
+
+def test_what_matterports_files_cannot_say(source, monkeypatch, tmp_path, capsys):
+    path, output, settings = source(), tmp_path / 'out.npz', tmp_path / 'config.json'
+    file, given = formats.read(path), []
+
+    def read(path, settings):
+        given.append(settings)
+        return file
+    read_as(monkeypatch, read, takes_settings=True)
+    settings.write_text(json.dumps({'IMAGE_MAX_DIM': 512, 'IMAGE_MIN_DIM': 256}))
+    arguments = [str(path), '--output', str(output)]
+    assert convert.main([*arguments, '--config', str(settings), '--min-size', '300']) == 0
+    assert given == [{'IMAGE_MAX_DIM': 512, 'IMAGE_MIN_DIM': 300}]
+    source()
+    assert convert.main([*arguments, '--config', str(settings)]) == 1
+    assert 'takes no settings (IMAGE_MAX_DIM, IMAGE_MIN_DIM)' in capsys.readouterr().err
+
+
+def test_our_own_files_need_no_conversion(source, monkeypatch, tmp_path, capsys):
+    path = source()
+    read_as(monkeypatch, formats.read, suffix=None)
+    assert convert.main([str(path), '--output', str(tmp_path / 'out.npz')]) == 1
+    assert 'there is nothing to convert' in capsys.readouterr().err
+
+
+def test_bad_arguments_end_with_2(source, tmp_path, capsys):
+    path = source()
+    path.write_text('weights')
+    assert convert.main([str(path), '--input', str(path)]) == 2
+    assert convert.main([str(path), '--min-size', '5000', '--output', str(tmp_path / 'out.npz')]) == 2
+    assert convert.main(['--input', str(path), '--output', str(path)]) == 2
+    assert convert.main(['--input', str(path), '--output', str(tmp_path)]) == 2
+    with pytest.raises(SystemExit) as end:
+        convert.main(['--no-such-option'])
+    assert end.value.code == 2
+    assert path.read_text() == 'weights'
+
+
+def test_failures_end_with_1_and_one_line(source, monkeypatch, tmp_path, capsys):
+    path = source()
+    assert convert.main(['--input', str(path), '--output', str(tmp_path / 'no' / 'out.npz')]) == 1
+    blocked = tmp_path / 'file'
+    blocked.touch()
+    assert convert.main(['--input', str(path)], folder=blocked) == 1
+
+    def refuse(path):
+        raise WeightFileError(path, 'is refused')
+    read_as(monkeypatch, refuse)
+    assert convert.main(['--input', 'x.pkl', '--output', str(tmp_path / 'out.npz')]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith('error: ') for line in lines)
+    assert lines[-1] == 'error: x.pkl: is refused'
+
+
+@pytest.mark.parametrize('script, default', [
+    ('pytorch', 'mask_rcnn_coco.pth'), ('mindspore', 'maskrcnn.ckpt')])
+def test_parser_scripts_of_other_programs(root, tmp_path, script, default, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['parser', '--help'])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(root / 'utils' / f'{script}_parser.py'), run_name='__main__')
+    assert f'default:{root}/modelfiles/{default}' in ''.join(capsys.readouterr().out.split())
+
+
+def test_parser_script_from_any_folder(root, tmp_path):
+    """Defaults are the repository's; a damaged file gives one line and leaves nothing."""
+    def parse(*arguments):
+        return subprocess.run([sys.executable, str(root / 'utils' / 'detectron_parser.py'), *arguments],
+                              cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    shown = ''.join(parse('--help').stdout.split())
+    assert f'default:{root}/modelfiles/model_final.pkl' in shown
+    assert 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz' in shown
+    (tmp_path / 'x.pkl').write_bytes(b'cos\nsystem\n(S"touch executed"\ntR.')
+    done = parse('--input', 'x.pkl', '--output', 'x.npz')
+    assert (done.returncode, done.stdout) == (1, '')
+    assert done.stderr == 'error: x.pkl: is refused: it asks for os.system\n'
+    assert os.listdir(tmp_path) == ['x.pkl']
+
+
+def test_hint_for_the_default_input(tmp_path, capsys):
+    assert convert.main([], folder=tmp_path) == 1
+    error = capsys.readouterr().err
+    for part in (str(tmp_path / 'model_final.pkl'), 'modelfiles/README.md', '--input'):
+        assert part in error
+
+
+def test_coco_categories_are_cocos(shared):
+    from chainercv.datasets import coco_instance_segmentation_label_names
+    from pycocotools.coco import COCO
+
+    assert COCO_CLASS_NAMES == tuple(coco_instance_segmentation_label_names)
+    annotations = next(pathlib.Path(shared / 'coco-mini' / 'annotations').glob('*.json'))
+    coco = COCO(annotations)
+    assert COCO_CATEGORY_IDS == tuple(sorted(coco.getCatIds()))
+    assert COCO_CLASS_NAMES == tuple(c['name'] for c in coco.loadCats(COCO_CATEGORY_IDS))

@@ -1,0 +1,339 @@
+import json
+import os
+import subprocess
+import sys
+import weakref
+
+import cv2
+import numpy as np
+import pytest
+
+import mask_rcnn
+from mask_rcnn.cli import demo, options
+from mask_rcnn.cli import main as console
+from mask_rcnn.config import Config
+from mask_rcnn.inference.detections import Detections
+from mask_rcnn.weights import WeightFileError
+
+
+class FakeModel:
+    """Finds a bright and a faint object in every image; remembers what it was shown."""
+
+    def __init__(self, score_threshold):
+        self.config = Config(score_threshold=score_threshold)
+        self.seen = []
+
+    def detect(self, images, *, batch_size=None):
+        return list(self.iter_detections(images, batch_size=batch_size))
+
+    def iter_detections(self, images, *, batch_size=None):
+        """Two images at a time, as a GPU does; what was found comes when the next ones have been asked for."""
+        found = []
+        for image in images:
+            self.seen.append(image)
+            found.append(self._detect_one(image))
+            if len(found) > 2:
+                yield found.pop(0)
+        yield from found
+
+    def _detect_one(self, image):
+        if image.max() == 0:
+            raise ValueError('nothing but black')
+        size = image.shape[1:]
+        found = Detections(
+            boxes=np.array([[10, 20, 50, 70], [30, 40, 59, 79]], np.float32), labels=np.array([0, 2]),
+            scores=np.array([0.9, 0.1], np.float32), size=size, class_names=('person', 'dog', 'car'),
+            category_ids=(1, 18, 3), mask_probs=np.full((2, 14, 14), 0.8, np.float32))
+        return found.above(self.config.score_threshold)
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """Put a fake in the place of mask_rcnn.load; gives its calls and models."""
+    made = []
+
+    def load(path, *, gpu=-1, bn2affine=False, **changes):
+        model = FakeModel(changes.get('score_threshold', 0.05))
+        made.append({'path': path, 'gpu': gpu, 'bn2affine': bn2affine, 'changes': changes, 'model': model})
+        return model
+
+    monkeypatch.setattr(mask_rcnn, 'load', load)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'model.npz').write_bytes(b'weights')
+    return made
+
+
+def write_image(path, value=90, size=(60, 80)):
+    path.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(path), np.full((*size, 3), value, np.uint8))
+    return str(path)
+
+
+def call(*arguments):
+    return demo.main([*map(str, arguments), '--modelfile', 'model.npz', '--gpu', '-1'])
+
+
+def test_one_image_gives_the_picture_and_the_results(calls, tmp_path, capsys):
+    image = write_image(tmp_path / '000000000139.png')
+    assert call('--image', image, '--json', 'found.json') == 0
+    drawn = cv2.imread('output.png')
+    assert drawn.shape == (60, 80, 3) and (drawn != 90).any()
+    results = json.loads((tmp_path / 'found.json').read_text())
+    assert [(r['image_id'], r['category_id']) for r in results] == [(139, 1), (139, 3)]
+    assert results[0]['bbox'] == [20, 10, 51, 41]
+    assert calls[0]['gpu'] == -1 and not calls[0]['bn2affine'] and calls[0]['changes'] == {}
+    assert '1 person -> output.png' in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == ['000000000139.png', 'found.json', 'model.npz', 'output.png']
+
+
+def test_the_model_sees_the_pixels_in_rgb(calls, tmp_path):
+    path = tmp_path / 'image.png'
+    pixels = np.random.RandomState(0).randint(0, 256, (60, 80, 3)).astype(np.uint8)
+    cv2.imwrite(str(path), pixels)
+    assert call('--image', path) == 0
+    np.testing.assert_array_equal(calls[0]['model'].seen[0], pixels[:, :, ::-1].transpose(2, 0, 1))
+
+
+def test_the_threshold_rule(calls, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Detections, 'draw', lambda self, image, **options: (
+        shown.append(self.scores.round(1).tolist()), np.zeros((60, 80, 3), np.uint8))[1])
+    image = write_image(tmp_path / 'a.png')
+    counts = []
+    for threshold in ([], ['--score-thresh', '0.05'], ['--score-thresh', '0.5']):
+        assert call('--image', image, '--json', 'found.json', *threshold) == 0
+        counts.append(len(json.loads((tmp_path / 'found.json').read_text())))
+    assert [len(scores) for scores in shown] == [1, 2, 1]
+    assert counts == [2, 2, 1]
+    assert [c['changes'] for c in calls] == [{}, {'score_threshold': 0.05}, {'score_threshold': 0.5}]
+
+
+def test_flags_reach_the_model_and_the_drawing(calls, tmp_path, monkeypatch):
+    options = {}
+    monkeypatch.setattr(Detections, 'draw', lambda self, image, **given: (
+        options.update(given), np.zeros((60, 80, 3), np.uint8))[1])
+    image = write_image(tmp_path / 'a.png')
+    assert call('--image', image, '--bn2affine', '--no-roialign', '--roi_size', '7',
+                '--extractor', 'resnet101', '--contour', '--background', 'grey') == 0
+    assert calls[0]['bn2affine']
+    assert calls[0]['changes'] == {'roi_align': False, 'roi_size': 7, 'extractor': 'resnet101'}
+    assert options == {'contour': True, 'background': 'grey', 'font': None}
+    assert call('--image', image, '--roialign') == 0
+    assert calls[1]['changes'] == {'roi_align': True}
+
+
+def test_several_images_and_folders(calls, tmp_path, capsys):
+    write_image(tmp_path / 'in' / 'b.png')
+    write_image(tmp_path / 'in' / 'a.jpg')
+    single = write_image(tmp_path / 'other' / 'b.jpg')
+    assert call('--image', 'in', '--image', single, '--output', 'result.jpg') == 0
+    assert {'result_a.jpg', 'result_b.jpg', 'result_b_2.jpg'} <= set(os.listdir(tmp_path))
+    assert 'output.png' not in os.listdir(tmp_path)
+    captured = capsys.readouterr()
+    assert '3/3' in captured.err and captured.out.count('->') == 3
+
+
+def test_a_folder_for_the_pictures(calls, tmp_path):
+    image = write_image(tmp_path / 'a.jpg')
+    assert call('--image', image, '--output', 'new/') == 0
+    assert os.listdir(tmp_path / 'new') == ['a.png']
+    (tmp_path / 'old').mkdir()
+    assert call('--image', image, image, '--output', 'old') == 0
+    assert sorted(os.listdir(tmp_path / 'old')) == ['a.png', 'a_2.png']
+
+
+def test_a_broken_image_is_named_and_the_others_go_on(calls, tmp_path, capsys):
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / 'broken.jpg').write_bytes(b'nothing of an image')
+    write_image(tmp_path / 'in' / 'black.png', value=0)
+    write_image(tmp_path / 'in' / 'good.png')
+    assert call('--image', 'missing.jpg', 'in', '--json', 'found.json') == 1
+    errors = capsys.readouterr().err
+    assert 'error: missing.jpg: no such file or folder\n' in errors
+    assert 'error: in/broken.jpg: not an image of a known format\n' in errors
+    assert 'error: in/black.png: nothing but black\n' in errors
+    assert 'Traceback' not in errors
+    assert {r['image_id'] for r in json.loads((tmp_path / 'found.json').read_text())} == {'good'}
+    assert (tmp_path / 'output_good.png').exists() and not (tmp_path / 'output_broken.png').exists()
+
+
+def test_failures_among_images_that_are_detected_together(calls, tmp_path, capsys):
+    """Each is told by its name, in its turn; the others get their own pictures, whatever was begun with them."""
+    kinds = ['good', 'broken', 'good', 'good', 'black', 'broken', 'good', 'good', 'good', 'broken', 'broken']
+    for i, kind in enumerate(kinds):
+        path = tmp_path / 'in' / f'{i:02}_{kind}.png'
+        write_image(path, value=100 + i if kind == 'good' else 0)
+        if kind == 'broken':
+            path.write_bytes(b'nothing of an image')
+    assert call('--image', 'in', '--json', 'found.json', '--background', 'image') == 1
+    captured = capsys.readouterr()
+    good = [f'{i:02}_good' for i, kind in enumerate(kinds) if kind == 'good']
+    assert [line.split(':')[0] for line in captured.out.splitlines()] == [f'in/{name}.png' for name in good]
+    failed = [line.split(': ')[1] for line in captured.err.splitlines() if line.startswith('error: ')]
+    assert failed == [f'in/{i:02}_{kind}.png' for i, kind in enumerate(kinds) if kind != 'good']
+    assert '11/11' in captured.err
+    assert [r['image_id'] for r in json.loads((tmp_path / 'found.json').read_text())] == [
+        name for name in good for _ in range(2)]
+    for name in good:  # its own pixels
+        assert abs(int(cv2.imread(f'output_{name}.png')[-1, 0, 0]) - 100 - int(name[:2])) <= 1
+
+
+def test_few_images_are_in_memory(calls, tmp_path, monkeypatch):
+    """Images are read as the model asks for them, and forgotten when their pictures are written."""
+    class Pixels(np.ndarray):
+        pass
+
+    given, most, read_image = [], [], demo.read_image
+
+    def read(path):
+        pixels = read_image(path).view(Pixels)
+        given.append(weakref.ref(pixels))
+        most.append(sum(reference() is not None for reference in given))
+        return pixels
+
+    def one_behind(self, images):
+        last = None
+        for image in images:
+            if last is not None:
+                yield last
+            last = self._detect_one(image)
+            del image
+        yield last
+
+    monkeypatch.setattr(demo, 'read_image', read)
+    monkeypatch.setattr(FakeModel, 'iter_detections', one_behind)
+    for i in range(9):
+        write_image(tmp_path / 'in' / f'{i}.png')
+    assert call('--image', 'in') == 0
+    assert len(most) == 9 and max(most) == 2
+
+
+def test_no_image_at_all(calls, tmp_path, capsys):
+    assert call('--image', 'missing.jpg') == 1
+    assert not calls and capsys.readouterr().err == 'error: missing.jpg: no such file or folder\n'
+
+
+def refused(*arguments, capsys):
+    """Run with bad arguments; returns the one line that says so."""
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    return error
+
+
+def test_outputs_that_cannot_be_are_refused_before_any_work(calls, tmp_path, capsys):
+    image = write_image(tmp_path / 'a.png')
+    twin = write_image(tmp_path / 'other' / 'a.jpg')
+    assert 'is one of the images' in refused('--image', image, '--output', 'a.png', capsys=capsys)
+    assert '.xyz' in refused('--image', image, '--output', 'picture.xyz', capsys=capsys)
+    assert 'without a suffix' in refused('--image', image, '--output', 'picture', capsys=capsys)
+    assert 'existing folder' in refused('--image', image, '--json', 'no/where.json', capsys=capsys)
+    assert 'existing folder' in refused('--image', image, '--json', 'other', capsys=capsys)
+    assert 'is an image' in refused('--image', image, '--json', 'output.png', capsys=capsys)
+    assert "2 images have the image_id 'a'" in refused(
+        '--image', image, twin, '--json', 'found.json', capsys=capsys)
+    assert 'be read as a font' in refused('--image', image, '--font', 'model.npz', capsys=capsys)
+    assert not calls and not (tmp_path / 'output.png').exists()
+
+
+@pytest.mark.parametrize('arguments', [
+    [], ['--image'], ['--image', 'a', '--roi_size', '8'], ['--image', 'a', '--extractor', 'vgg'],
+    ['--image', 'a', '--background', 'pink'], ['--image', 'a', '--score-thresh', '7'],
+    ['--image', 'a', '--score-thresh', 'nan'], ['--image', 'a', '--score-thresh', 'x'],
+    ['--image', 'a', '--gpu', '-2'], ['--image', 'a', '--gpu', 'x'], ['--image', 'a', '--nonsense']])
+def test_bad_arguments_end_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        demo.main(arguments)
+    assert stop.value.code == 2
+    assert 'usage: ' in capsys.readouterr().err
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image = write_image(tmp_path / 'a.png')
+    assert demo.main(['--image', image]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('error: modelfiles/e2e_mask_rcnn_R-50-C4_1x_d2c.npz: no such file')
+    assert 'make demo' in error and 'detectron_parser' in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('error, status', [
+    (WeightFileError('model.npz', 'is no weight file'), 1),
+    (PermissionError(13, 'Permission denied', 'model.npz'), 1),
+    (ValueError("model.npz: its extractor is 'resnet50', not 'resnet101'"), 2)])
+def test_weights_that_do_not_serve(calls, tmp_path, monkeypatch, capsys, error, status):
+    def load(*args, **kwargs):
+        raise error
+    monkeypatch.setattr(mask_rcnn, 'load', load)
+    assert call('--image', write_image(tmp_path / 'a.png')) == status
+    assert capsys.readouterr().err == f'error: {error}\n'
+
+
+def test_an_interruption_leaves_nothing_half_written(calls, tmp_path, monkeypatch, capsys):
+    write_image(tmp_path / 'in' / 'a.png')
+    write_image(tmp_path / 'in' / 'b.png')
+    def interrupted(self, images, *, batch_size=None):
+        for image in images:
+            if self.seen:
+                raise KeyboardInterrupt
+            self.seen.append(image)
+            yield self._detect_one(image)
+
+    monkeypatch.setattr(FakeModel, 'iter_detections', interrupted)
+    assert call('--image', 'in', '--json', 'found.json') == 130
+    assert sorted(os.listdir(tmp_path)) == ['in', 'model.npz', 'output_a.png']
+    assert capsys.readouterr().err.endswith('error: interrupted\n')
+
+
+def test_a_picture_that_cannot_be_written(calls, tmp_path, capsys):
+    image = write_image(tmp_path / 'a.png')
+    (tmp_path / 'output.png').mkdir()
+    (tmp_path / 'output.png' / 'a.png').mkdir()
+    assert call('--image', image) == 1
+    assert 'output.png/a.png' in capsys.readouterr().err
+
+
+def test_the_device_rule(monkeypatch, tmp_path, calls, capsys):
+    image = write_image(tmp_path / 'a.png')
+    arguments = ['--image', image, '--modelfile', 'model.npz']
+    monkeypatch.setattr(options, 'gpu_error', lambda gpu: None if gpu < 2 else 'there are only 2 CUDA devices')
+    assert demo.main(arguments) == 0
+    assert demo.main([*arguments, '--gpu', '1']) == 0
+    assert demo.main([*arguments, '--gpu', '-1']) == 0
+    assert [c['gpu'] for c in calls] == [0, 1, -1] and capsys.readouterr().err == ''
+    assert demo.main([*arguments, '--gpu', '2']) == 2
+    assert capsys.readouterr().err == 'error: --gpu 2: there are only 2 CUDA devices\n'
+    monkeypatch.setattr(options, 'gpu_error', lambda gpu: 'CuPy is not installed')
+    assert demo.main(arguments) == 0
+    assert calls[-1]['gpu'] == -1
+    assert capsys.readouterr().err == 'running on the CPU: CuPy is not installed\n'
+    assert demo.main([*arguments, '--gpu', '0']) == 2
+    assert len(calls) == 4
+
+
+def test_a_gpu_that_does_not_exist_is_an_error():
+    assert options.gpu_error(99)
+
+
+def test_the_console_command(calls, tmp_path, capsys):
+    image = write_image(tmp_path / 'a.png')
+    assert console(['demo', '--image', image, '--modelfile', 'model.npz', '--gpu', '-1']) == 0
+    capsys.readouterr()
+    for arguments, words in ((['--help'], ['demo', 'convert']), (['--version'], [mask_rcnn.__version__]),
+                             (['demo', '--help'], ['--contour', 'mask-rcnn demo'])):
+        with pytest.raises(SystemExit) as stop:
+            console(arguments)
+        out = capsys.readouterr().out
+        assert stop.value.code == 0 and all(word in out for word in words)
+    for arguments in ([], ['nonsense'], ['demo']):
+        with pytest.raises(SystemExit) as stop:
+            console(arguments)
+        assert stop.value.code == 2
+
+
+def test_the_door_works_from_any_folder(root, tmp_path):
+    image = write_image(tmp_path / 'a.png')
+    command = [sys.executable, str(root / 'demo.py'), '--image', image, '--modelfile', 'none.npz']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: none.npz: no such file'), done.stderr

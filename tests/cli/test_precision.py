@@ -1,0 +1,69 @@
+"""``--precision`` of the commands that compute: what it sets, and where it is refused."""
+
+import chainer
+import pytest
+
+from mask_rcnn.cli import demo, evaluate, options, train
+from mask_rcnn.cli.options import UsageError, check_precision
+from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+
+
+@pytest.mark.parametrize('main,arguments', [
+    (demo.main, ['--image', 'photo.png']),
+    (train.main, ['--dataset', 'shapes', '--pretrained', 'none', '--out', 'run']),
+    (train.main, ['--dataset', 'shapes', '--resume', 'model.npz', '--lr', '0', '--out', 'run']),
+    (evaluate.main, ['--dataset', 'shapes', '--modelfile', 'model.npz']),
+])
+def test_the_cpu_knows_only_fp32(tmp_path, monkeypatch, capsys, main, arguments):
+    monkeypatch.chdir(tmp_path)
+    import cv2
+    import numpy as np
+    cv2.imwrite('photo.png', np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / 'model.npz').touch()
+    if main is demo.main:
+        arguments = [*arguments, '--modelfile', 'model.npz']
+    assert main([*arguments, '--gpu', '-1', '--precision', 'fp16']) == 2
+    error = capsys.readouterr().err
+    assert error == 'error: --precision fp16: fp16 needs a GPU; on the CPU there is fp32 only\n'
+
+
+def test_unknown_precisions_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        demo.main(['--image', 'photo.png', '--precision', 'fp8'])
+    assert 'fp8' in capsys.readouterr().err
+
+
+def test_what_a_gpu_must_have(monkeypatch):
+    monkeypatch.setattr(options, 'capability', lambda gpu: 75)
+    monkeypatch.setattr(options, 'is_available', lambda: False)
+    check_precision('fp32', 0)
+    with pytest.raises(UsageError, match='--precision bf16: bf16 needs a GPU of compute capability 8.0'):
+        check_precision('bf16', 0)
+    with pytest.raises(UsageError, match='--precision fp16: it needs cuDNN 9 and .* nvidia-cudnn-frontend'):
+        check_precision('fp16', 0)
+    monkeypatch.setattr(options, 'is_available', lambda: True)
+    check_precision('fp16', 0)
+
+
+@pytest.mark.parametrize('precision,scaled', [('fp32', False), ('fp16', True), ('bf16', False)])
+def test_training_multiplies_so_and_scales_the_loss_of_fp16(tmp_path, monkeypatch, precision, scaled):
+    """The precision reaches every forward pass, and float16 gradients are kept from vanishing."""
+    monkeypatch.setattr(train, 'check_precision', lambda *_: None)
+    seen = []
+    forward = MaskRCNNTrainChain.forward
+
+    def watched(self, *arguments):
+        seen.append(chainer.config.precision)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(MaskRCNNTrainChain, 'forward', watched)
+    build_training_run, runs = train.build_training_run, []
+    monkeypatch.setattr(train, 'build_training_run',
+                        lambda *a, **k: runs.append(build_training_run(*a, **k)) or runs[-1])
+    assert train.main(['--dataset', 'shapes', '--pretrained', 'none', '--gpu', '-1', '--precision', precision,
+                       '--out', str(tmp_path / 'run'), '--iteration', '1', '--batchsize', '1',
+                       '--min-size', '64', '--max-size', '64', '--validation', '0',
+                       '--snapshot', '0', '--workers', '0']) == 0
+    assert seen == [precision] and chainer.config.precision == 'fp32'
+    optimizer = runs[0].trainer.updater.get_optimizer('main')
+    assert optimizer._loss_scaling_is_dynamic == scaled

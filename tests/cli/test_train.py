@@ -1,0 +1,447 @@
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import mask_rcnn
+from mask_rcnn.cli import evaluate, options, train
+from mask_rcnn.config import DETECTRON, MATTERPORT, RESNET_BLOCKS
+from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
+from mask_rcnn.inference import save
+from mask_rcnn.models import builder
+from mask_rcnn.training import distributed
+from mask_rcnn.training.schedule import step_schedule
+from mask_rcnn.training.updater import NonFiniteLossError
+
+SHAPES = ['--dataset', 'shapes', '--pretrained', 'none', '--gpu', '-1']
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch, tmp_path):
+    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    monkeypatch.setitem(RESNET_BLOCKS, 'resnet101', (1, 1, 2, 1))
+    monkeypatch.chdir(tmp_path)
+
+
+class FakeRun:
+    """Where build_training_run's run would start; tells what it was made of."""
+
+    def __init__(self, model, train_set, options, *, evaluate, examples, communicator):
+        self.model, self.train_set, self.options = model, train_set, options
+        self.evaluate, self.examples, self.communicator = evaluate, examples, communicator
+        self.snapshots = self.stop_trigger = self.signal_handler = self
+        self.interrupted, self.signal, self.last, self.error = False, None, None, None
+
+    def start(self):
+        if self.error:
+            raise self.error
+
+
+@functools.lru_cache(maxsize=None)
+def build_once(config, class_names, category_ids, build=mask_rcnn.build):
+    """New networks take a while, and most tests only look at their configuration."""
+    return build(config, class_names=class_names, category_ids=category_ids)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The runs that the command made instead of training."""
+    runs = []
+    monkeypatch.setattr(mask_rcnn, 'build', build_once)
+    monkeypatch.setattr(train, 'build_training_run', lambda *args, **kwargs: (
+        runs.append(FakeRun(*args, **kwargs)), runs[-1])[1])
+    monkeypatch.setattr(train, '_report', lambda *args: 0)
+    return runs
+
+
+def run_of(made, *arguments):
+    assert train.main([*SHAPES, *map(str, arguments)]) == 0
+    return made[-1]
+
+
+def test_the_defaults_are_the_readmes(made):
+    run = run_of(made)
+    options, config = run.options, run.model.config
+    assert options.schedule == step_schedule(1e-4, warmup=800, first_decay=400000, second_decay=480000)
+    assert (options.iterations, options.batch_size, options.subdivisions) == (800000, 8, 1)
+    assert (options.snapshot_interval, options.eval_interval, options.keep) == (4000, 30000, 3)
+    assert (options.seed, options.gamma, options.out, options.clip) == (0, 1, 'result', None)
+    assert options.sampling.roi_batch == 512 and not options.freeze_bn and not options.tensorboard
+    assert (config.extractor, config.roi_align, config.roi_size) == ('resnet50', True, 14)
+    assert (config.min_size, config.max_size, config.n_fg_class) == (128, 128, 3)
+    assert run.model.class_names == ('square', 'circle', 'triangle')
+
+
+def pre_and_post_nms(run):
+    return run.options.sampling.train_pre_nms, run.options.sampling.train_post_nms
+
+
+@pytest.mark.parametrize('flags, read, expected', [
+    ('--iteration 7', lambda run: run.options.iterations, 7),
+    ('-i 7', lambda run: run.options.iterations, 7),
+    ('--lr 0.01', lambda run: run.options.schedule.rate(0), 0.01),
+    ('-l 0.01', lambda run: run.options.schedule.rate(800), 0.1),
+    ('--lr_initialchange 5', lambda run: run.options.schedule.rate(5), 1e-3),
+    ('-li 5', lambda run: run.options.schedule.rate(4), 1e-4),
+    ('--step_size 900', lambda run: run.options.schedule.rate(900), 1e-4),
+    ('-ss 900', lambda run: run.options.schedule.rate(899), 1e-3),
+    ('--lr_step 400001', lambda run: run.options.schedule.rate(400001), 1e-5),
+    ('-ls 400001', lambda run: run.options.schedule.rate(400000), 1e-4),
+    ('--schedule detectron-1x -b 16', lambda run: run.options.iterations, 90000),
+    ('--schedule detectron-2x -b 16', lambda run: run.options.schedule.rate(1000), 0.02),
+    ('--schedule detectron-1x -i 10', lambda run: run.options.iterations, 10),
+    ('--batchsize 2', lambda run: run.options.batch_size, 2),
+    ('-b 2', lambda run: run.options.batch_size, 2),
+    ('--subdivisions 4', lambda run: run.options.subdivisions, 4),
+    ('--roi-batch 64', lambda run: run.options.sampling.roi_batch, 64),
+    ('--train-proposals 300', lambda run: pre_and_post_nms(run), (1800, 300)),
+    ('--train-proposals 300 --extractor resnet50_fpn', lambda run: pre_and_post_nms(run), (300, 300)),
+    ('--extractor resnet101_fpn', lambda run: pre_and_post_nms(run), (2000, 2000)),
+    ('--gamma 0.5', lambda run: run.options.gamma, 0.5),
+    ('--clip-gradient 35', lambda run: run.options.clip, 35),
+    ('--seed 3', lambda run: run.options.seed, 3),
+    ('-s 3', lambda run: (run.train_set[0].image == ShapesDataset(1, seed=3)[0].image).all(), True),
+    ('--out there/now', lambda run: run.options.out, 'there/now'),
+    ('-o there', lambda run: run.options.out, 'there'),
+    ('--workers 3', lambda run: run.options.workers, 3),
+    ('--snapshot 5', lambda run: run.options.snapshot_interval, 5),
+    ('--keep 7', lambda run: run.options.keep, 7),
+    ('--validation 6', lambda run: run.options.eval_interval, 6),
+    ('--validation 0', lambda run: run.options.eval_interval, 0),
+    ('--extractor resnet101', lambda run: run.model.config.extractor, 'resnet101'),
+    ('--extractor resnet50_fpn', lambda run: (run.model.config.extractor, run.model.config.roi_size),
+     ('resnet50_fpn', 7)),
+    ('--extractor mobilenet_v1_fpn --set width=0.5 fpn_channels=8 anchor_ratios=[1,2.5]',
+     lambda run: (run.model.config.width, run.model.config.fpn_channels, run.model.config.anchor_ratios),
+     (0.5, 8, (1, 2.5))),
+    ('--norm affine', lambda run: run.model.config.norm, 'affine'),
+    ('--norm bn', lambda run: run.model.config.norm, 'bn'),
+    ('--freeze_bn', lambda run: (run.options.freeze_bn, run.model.config.norm), (True, 'bn')),
+    ('--bn2affine', lambda run: run.model.config.norm, 'affine'),
+    ('--no-roialign', lambda run: run.model.config.roi_align, False),
+    ('--roialign', lambda run: run.model.config.roi_align, True),
+    ('--roi_size 7', lambda run: run.model.config.roi_size, 7),
+    ('-r 7', lambda run: run.model.config.roi_size, 7),
+    ('--min-size 96', lambda run: (run.model.config.min_size, run.model.config.max_size), (96, 96)),
+    ('--min-size 96 --max-size 192', lambda run: (run.train_set.image_size(0), run.model.config.max_size),
+     ((96, 96), 192)),
+    ('--dataset shapes', lambda run: (run.model.config.rpn_post_nms, run.model.config.min_size), (100, 128)),
+    ('--dataset shapes-rich',
+     lambda run: (run.model.config.n_fg_class, run.train_set.image_size(0), len(run.train_set)),
+     (8, (160, 160), 100000)),
+    ('--anchor-sizes 16 32 48', lambda run: run.model.config.anchor_sizes, (16, 32, 48)),
+    ('--tensorboard', lambda run: (run.options.tensorboard, len(run.examples)), (True, 4)),
+    ('-g -1', lambda run: run.model.xp, np)])
+def test_flags_arrive(made, flags, read, expected):
+    if 'tensorboard' in flags:
+        pytest.importorskip('tensorboardX')
+    result = read(run_of(made, *flags.split()))
+    assert result == (pytest.approx(expected, rel=1e-9) if isinstance(expected, float) else expected)
+
+
+def refused(capsys, *arguments, given=SHAPES):
+    """Run with bad arguments; returns the one line that says so."""
+    assert train.main([*given, *map(str, arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    return error
+
+
+@pytest.mark.parametrize('flags, named', [
+    ('--schedule detectron-1x --lr 1e-3', ('--schedule', '--lr')),
+    ('--schedule detectron-1x --lr_step 5', ('--schedule', '--lr_step')),
+    ('--schedule detectron-1x --step_size 5', ('--schedule', '--step_size')),
+    ('--schedule detectron-1x --lr_initialchange 0', ('--schedule', '--lr_initialchange')),
+    ('--step_size 9 --lr_step 8', ('--step_size', '--lr_step')),
+    ('--subdivisions 9', ('--subdivisions', '--batchsize')),
+    ('--norm bn --bn2affine', ('--norm', '--bn2affine')),
+    ('--norm affine --freeze_bn', ('--norm', '--freeze_bn')),
+    ('--snapshot 0 --keep 2', ('--snapshot', '--keep')),
+    ('--resume model.npz', ('--resume', '--pretrained')),
+    ('--extractor resnet50_fpn --anchor-sizes 8 16', ('resnet50_fpn', '5 maps')),
+    ('--data-dir x', ('--dataset shapes', '--data-dir')),
+    ('--skip-broken', ('--dataset shapes', '--skip-broken')),
+    ('--dataset shapes-rich --skip-broken', ('--dataset shapes-rich', '--skip-broken')),
+    ('--train-annotations a.json --train-images b', ('--dataset', '--train-annotations')),
+    ('--train-annotations a.json', ('--train-annotations', '--train-images')),
+    ('--val-images a', ('--val-images', '--val-annotations')),
+    ('--communicator pure_nccl', ('--communicator', '--gpu')),
+    ('--communicator naive --gpu 1', ('--communicator', '--gpu')),
+    ('--min-size 99 --max-size 98', ('min_size', 'max_size')),
+    ('--lr 0', ('--lr 0', '--resume')),
+    ('--lr 0 --resume m.npz --validation 0', ('--lr 0', '--validation 0')),
+    ('--lr 0 --resume m.npz --iteration 2', ('--lr 0', '--iteration 2')),
+    ('--lr 0 --resume m.npz --tensorboard', ('--lr 0', '--tensorboard')),
+    ('--lr 0 --resume m.npz --clip-gradient 1', ('--lr 0', '--clip-gradient'))])
+def test_contradictions_name_both_flags(made, capsys, flags, named):
+    given = [flag for flag in SHAPES if not ('--lr 0' in flags and flag in ('--pretrained', 'none'))]
+    error = refused(capsys, *flags.split(), given=given)
+    assert all(name in error for name in named), error
+    assert not made
+
+
+def test_the_network_of_a_file_cannot_be_set(made, capsys):
+    error = refused(capsys, '--resume', 'm.npz', '--set', 'width=0.5', given=['--dataset', 'shapes'])
+    assert '--set and --resume contradict each other' in error
+
+
+@pytest.mark.parametrize('field, words', [
+    ('height=1', "no field 'height' to set"), ('extractor="resnet50"', "no field 'extractor'"),
+    ('width', 'the value is no number'), ('width=wide', 'the value is no number'),
+    ('width=true', 'width is like 1.0'), ('anchor_ratios=["a"]', 'anchor_ratios is like [0.5, 1, 2]'),
+    ('mask_convs=1.5', 'mask_convs is like 4')])
+def test_fields_that_cannot_be_set(field, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(['--set', field])
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_what_own_data_lack(made, capsys):
+    own = ['--train-annotations', 'a.json', '--train-images', '.', '--pretrained', 'none']
+    assert '--val-annotations' in refused(capsys, *own, '--validation', '5', given=[])
+    assert '--data-dir and' in refused(capsys, *own, '--data-dir', 'x', given=[])
+    assert 'nothing to train on' in refused(
+        capsys, '--val-annotations', 'a.json', '--val-images', '.', given=[])
+
+
+@pytest.mark.parametrize('flags', [
+    '--lr -1', '--lr nan', '--iteration 0', '--batchsize 0', '--batchsize x', '--subdivisions 0',
+    '--gamma -1', '--extractor vgg', '--roi_size 8', '--dataset voc', '--schedule 3x', '--gpu -2', '--keep 0',
+    '--workers -1', '--snapshot -1', '--clip-gradient 0', '--communicator mpi', '--norm gn', '--anchor-sizes',
+    '--nonsense'])
+def test_bad_arguments_end_with_status_2(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(flags.split())
+    assert stop.value.code == 2
+    assert 'usage: ' in capsys.readouterr().err
+
+
+def failed(capsys, *arguments):
+    """Run what must fail; returns the one line that says why."""
+    assert train.main([*map(str, arguments), '--gpu', '-1']) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith('error: '), lines
+    return lines[0]
+
+
+def test_missing_and_wrong_files_are_named(made, capsys, tmp_path):
+    assert 'COCO/annotations/instances_train2017.json' in failed(capsys, '--pretrained', 'none')
+    assert 'here/annotations/instances_train2017.json' in failed(capsys, '--data-dir', 'here')
+    (tmp_path / 'a.json').write_text('{"images": ')
+    own = ['--train-annotations', 'a.json', '--train-images', '.']
+    assert 'a.json: not a JSON file' in failed(capsys, *own)
+    (tmp_path / 'a.json').write_text(json.dumps(
+        {'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'x'}]}))
+    assert 'a.json: no image' in failed(capsys, *own)
+    assert 'none.npz' in failed(capsys, '--dataset', 'shapes', '--pretrained', 'none.npz')
+    assert 'none.npz' in failed(capsys, '--dataset', 'shapes', '--resume', 'none.npz')
+    (tmp_path / 'file').write_text('')
+    assert 'file' in failed(capsys, '--dataset', 'shapes', '--pretrained', 'none', '--out', 'file/x')
+    assert not made
+
+
+def test_without_imagenet_weights_the_message_says_where_they_go(made, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv('CHAINER_DATASET_ROOT', str(tmp_path / 'nowhere'))
+    assert '--pretrained none' in failed(capsys, '--dataset', 'shapes')
+
+
+def write_coco(folder, n=3, names=('thing',), broken=False):
+    """Write a data set of grey pictures with a square each."""
+    folder.mkdir()
+    images, annotations = [], []
+    for i in range(1, n + 1):
+        cv2.imwrite(str(folder / f'{i}.png'), np.full((60, 80, 3), 40 * i, np.uint8))
+        images.append({'id': i, 'file_name': f'{i}.png', 'height': 60, 'width': 80})
+        annotations.append({'id': i, 'image_id': i, 'category_id': 1, 'iscrowd': 0, 'bbox': [10, 10, 20, 20],
+                            'area': 400, 'segmentation': [[10, 10, 30, 10, 30, 30, 10, 30]]})
+    if broken:
+        (folder / '2.png').write_bytes(b'no image')
+    categories = [{'id': i, 'name': name} for i, name in enumerate(names, 1)]
+    (folder / 'a.json').write_text(json.dumps(
+        {'images': images, 'annotations': annotations, 'categories': categories}))
+    return ['--train-annotations', folder / 'a.json', '--train-images', folder]
+
+
+def test_own_data(made, capsys, tmp_path):
+    own = list(map(str, write_coco(tmp_path / 'own')))
+    assert train.main([*own, '--pretrained', 'none', '--gpu', '-1']) == 0
+    run = made[-1]
+    assert len(run.train_set) == 3 and run.model.class_names == ('thing',) and run.options.eval_interval == 0
+    assert (run.model.config.min_size, run.model.config.max_size) == (800, 1333)
+    assert '3 images, 1 classes' in capsys.readouterr().out
+    val = [word.replace('--train', '--val') for word in own]
+    assert train.main([*own, *val, '--pretrained', 'none', '--gpu', '-1']) == 0
+    assert made[-1].options.eval_interval == 30000
+
+
+def test_broken_images_stop_or_are_left_out(made, capsys, tmp_path):
+    own = write_coco(tmp_path / 'own', broken=True)
+    assert '2.png' in failed(capsys, *own, '--pretrained', 'none')
+    assert train.main([*map(str, own), '--pretrained', 'none', '--gpu', '-1', '--skip-broken']) == 0
+    assert len(made[-1].train_set) == 2
+    assert '(1 broken images and annotations left out)' in capsys.readouterr().out
+
+
+def small_model(path, names=('square', 'circle', 'triangle'), **changes):
+    model = builder.build('resnet50', n_fg_class=len(names), class_names=names,
+                            category_ids=range(1, len(names) + 1), min_size=64, max_size=64, **changes)
+    save.save(path, model)
+    return model
+
+
+def test_resuming_a_model(made, capsys, tmp_path):
+    model = small_model('m.npz', roi_size=7)
+    resume = ['--dataset', 'shapes', '--gpu', '-1', '--resume', 'm.npz']
+    assert train.main(resume) == 0
+    taken = made[-1].model
+    assert taken.config == model.config
+    for (path, ours), (_, theirs) in zip(sorted(model.namedparams()), sorted(taken.namedparams())):
+        np.testing.assert_array_equal(theirs.array, ours.array, err_msg=path)
+    assert train.main([*resume, '--min-size', '80', '--max-size', '90', '--freeze_bn']) == 0
+    config = made[-1].model.config
+    assert (config.min_size, config.max_size, config.norm) == (80, 90, 'bn')
+    assert 'resnet50' in refused(capsys, '--extractor', 'resnet101', given=resume)
+    small_model('two.npz', ('a', 'b'))
+    error = refused(capsys, '--resume', 'two.npz', given=['--dataset', 'shapes', '--gpu', '-1'])
+    assert 'has 3 classes (square, circle, triangle), but the model has 2 (a, b)' in error
+    assert '--pretrained' in error
+    small_model('other.npz', ('square', 'circle', 'star'))
+    error = refused(capsys, '--resume', 'other.npz', given=['--dataset', 'shapes', '--gpu', '-1'])
+    assert "class 3 is 'triangle', but that of the model is 'star'" in error
+
+
+def test_fine_tuning_a_model_of_other_classes(made, capsys):
+    model = small_model('two.npz', ('a', 'b'))
+    assert train.main(['--dataset', 'shapes', '--gpu', '-1', '--pretrained', 'two.npz']) == 0
+    tuned = made[-1].model
+    np.testing.assert_array_equal(tuned.rpn.conv.W.array, model.rpn.conv.W.array)
+    assert tuned.box_head.score.W.shape == (4, 2048)
+    assert 'start anew' in capsys.readouterr().out
+
+
+def test_fine_tuning_keeps_the_network_and_the_dialect_of_a_model(made, capsys):
+    """So a model of Matterport's for other classes goes on with its own anchors and deltas; flags go before."""
+    start = builder.build('resnet50_fpn', n_fg_class=2, dialect=MATTERPORT, norm='bn', rpn_channels=8,
+                          fpn_channels=8, head_channels=16, mask_channels=8, max_size=1344)
+    mask_rcnn.save('m.npz', start)
+    config = run_of(made, '--pretrained', 'm.npz').model.config
+    assert (config.extractor, config.dialect, config.rpn_channels) == ('resnet50_fpn', MATTERPORT, 8)
+    assert (config.n_fg_class, config.min_size, config.norm) == (3, 128, 'affine')
+    assert 'box_head/score' in capsys.readouterr().out
+    config = run_of(made, '--pretrained', 'm.npz', '--extractor', 'resnet50').model.config
+    assert (config.extractor, config.dialect) == ('resnet50', DETECTRON)
+
+
+def test_heads_that_are_not_wanted_are_left(made, capsys):
+    """A network for keypoints becomes one for masks."""
+    start = builder.build('keypoint_resnet50_fpn', fpn_channels=8, rpn_channels=8, head_channels=16)
+    mask_rcnn.save('k.npz', start)
+    model = run_of(made, '--pretrained', 'k.npz').model
+    assert model.config.masks and not model.config.n_keypoint and model.config.has_fpn
+    assert 'has no keypoint_head' in capsys.readouterr().out
+
+
+def test_the_seed_decides_the_new_weights(made, monkeypatch):
+    monkeypatch.setattr(mask_rcnn, 'build', build_once.__wrapped__)
+    first, second, other = (run_of(made, '--seed', seed).model.rpn.conv.W.array for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+
+
+def test_evaluating_measures_and_changes_nothing(capsys, tmp_path, monkeypatch):
+    """The README's command on a model file: its bytes stay, the metrics are those of the written results."""
+    small_model('m.npz')
+    before = (tmp_path / 'm.npz').read_bytes()
+    monkeypatch.setitem(train.data_sets.N_DRAWN['shapes'], 'val', 3)
+    command = ['--dataset', 'shapes', '--lr', '0', '--iteration', '1', '--validation', '1', '--resume',
+               'm.npz', '--gpu', '-1', '--out', 'out']
+    assert train.main(command) == 0
+    assert (tmp_path / 'm.npz').read_bytes() == before
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        'results.bbox.json', 'results.segm.json', 'metrics.json'}
+    metrics = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    assert 0 <= metrics['bbox/AP'] <= 1 and set(metrics['classes']) == {'square', 'circle', 'triangle'}
+    first = (tmp_path / 'out' / 'results.bbox.json').read_bytes()
+    command = ['--dataset', 'shapes', '--modelfile', 'm.npz', '--gpu', '-1', '--out', 'again']
+    assert evaluate.main(command) == 0
+    assert (tmp_path / 'again' / 'results.bbox.json').read_bytes() == first
+
+
+def test_evaluating_a_model_of_other_classes_is_refused(capsys, tmp_path):
+    small_model('m.npz', ('a', 'b'))
+    error = refused(capsys, '--lr', '0', '--resume', 'm.npz', given=['--dataset', 'shapes', '--gpu', '-1'])
+    assert 'has 3 classes (square, circle, triangle), but the model has 2 (a, b)' in error
+
+
+def test_evaluate_errors(capsys, tmp_path):
+    assert evaluate.main(['--dataset', 'shapes', '--modelfile', 'none.npz', '--gpu', '-1']) == 1
+    assert capsys.readouterr().err.startswith('error: none.npz: ')
+    small_model('m.npz')
+    assert evaluate.main(['--modelfile', 'm.npz', '--gpu', '-1', '--data-dir', 'x']) == 1
+    assert 'x/annotations/instances_val2017.json' in capsys.readouterr().err
+    assert evaluate.main(['--modelfile', 'm.npz', '--dataset', 'shapes', '--data-dir', 'x']) == 2
+    with pytest.raises(SystemExit):
+        evaluate.main([])
+
+
+def test_the_device(made, monkeypatch, capsys):
+    monkeypatch.setattr(options, 'gpu_error', lambda gpu: 'CuPy is not installed')
+    assert train.main(SHAPES[:-2]) == 0
+    assert 'running on the CPU: CuPy is not installed' in capsys.readouterr().err
+    assert '--gpu 0: CuPy is not installed' in refused(capsys, '--gpu', '0', given=SHAPES[:-2])
+
+
+def test_a_communicator_that_cannot_be(monkeypatch, capsys):
+    def create_communicator(name):
+        raise distributed.DistributedError(f'{name} does not work here')
+    monkeypatch.setattr(train.distributed, 'create_communicator', create_communicator)
+    assert train.main([*SHAPES, '--communicator', 'naive']) == 1
+    assert capsys.readouterr().err == 'error: naive does not work here\n'
+
+
+@pytest.mark.parametrize('error, line', [
+    (NonFiniteLossError(7, 'rpn_loc_loss is nan', ['a.jpg']),
+     'iteration 7: rpn_loc_loss is nan; images: a.jpg; there is no snapshot yet'),
+    (MemoryError('out of GPU memory'), 'not enough memory (more --subdivisions or a smaller --min-size need '
+                                       'less): out of GPU memory'),
+    (OSError(28, 'No space left on device', 'result/x'), 'result/x: No space left on device')])
+def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, line):
+    def build_training_run(*args, **kwargs):
+        run = FakeRun(*args, **kwargs)
+        run.error = error
+        return run
+    monkeypatch.setattr(train, 'build_training_run', build_training_run)
+    assert train.main(SHAPES) == 1
+    assert capsys.readouterr().err == f'error: {line}\n'
+
+
+@pytest.mark.parametrize('last, words', [
+    (None, 'no snapshot was written'), ('result/snapshot_iter_3.npz', '--resume result/snapshot_iter_3.npz')])
+def test_a_disk_that_is_full_at_the_end_is_a_failure(monkeypatch, capsys, last, words):
+    def build_training_run(*args, **kwargs):
+        run = FakeRun(*args, **kwargs)
+        run.trainer, run.updater, run.iteration = run, run, 5
+        run.last = last and Path(last)
+        return run
+    monkeypatch.setattr(train, 'build_training_run', build_training_run)
+    assert train.main(SHAPES) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('error: the last state is not saved; ') and words in error
+
+
+def test_tensorboard_without_its_library(made, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+    assert 'pip install tensorboardX' in failed(capsys, *SHAPES[:-2], '--tensorboard')
+    assert not made
+
+
+def test_the_door_works_from_any_folder(root, tmp_path):
+    command = [sys.executable, str(root / 'train.py'), '--gpu', '-1', '--data-dir', 'none']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: none/annotations/instances_train2017.json'), done.stderr

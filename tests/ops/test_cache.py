@@ -1,0 +1,56 @@
+import chainer
+import numpy as np
+import pytest
+
+from mask_rcnn.ops.runtime.cache import cache_features, cache_weights, cached
+
+
+@pytest.fixture
+def make():
+    """A function that counts its calls."""
+    def make(array, factor):
+        make.calls += 1
+        return array * factor
+    make.calls = 0
+    return make
+
+
+def test_nothing_is_kept_unless_asked_for(make):
+    x = np.arange(3)
+    cached(make, x, 2), cached(make, x, 2, scope='features')
+    with cache_weights():
+        cached(make, x, 2, scope='features')
+    with cache_features():
+        cached(make, x, 2)
+    assert make.calls == 4
+
+
+@pytest.mark.parametrize('context, scope', [(cache_weights, 'weights'), (cache_features, 'features')])
+def test_once_for_the_same_sources(make, context, scope):
+    x, twin = np.arange(3), np.arange(3)
+    with context():
+        first = cached(make, x, 2, scope=scope)
+        assert cached(make, x, 2, scope=scope) is first
+        np.testing.assert_array_equal(cached(make, x, 3, scope=scope), [0, 3, 6])
+        assert cached(make, twin, 2, scope=scope) is not first
+    assert make.calls == 3
+    with context():
+        assert cached(make, x, 2, scope=scope) is not first
+
+
+def test_an_inner_context_adds_to_the_outer_one(make):
+    x = np.arange(3)
+    with cache_weights():
+        with cache_weights():
+            first = cached(make, x, 2)
+        assert cached(make, x, 2) is first
+    assert chainer.config.weight_cache is None
+
+
+def test_every_image_starts_anew(make):
+    x = np.arange(3)
+    with cache_features():
+        first = cached(make, x, 2, scope='features')
+        with cache_features():
+            assert cached(make, x, 2, scope='features') is not first
+        assert cached(make, x, 2, scope='features') is first

@@ -1,0 +1,71 @@
+import chainer
+import numpy as np
+import pytest
+from chainer import gradient_check
+
+from mask_rcnn.ops.conv.upsample_add import upsample_add
+
+
+def maps(rng, dtype):
+    return rng.uniform(-1, 1, (2, 3, 4, 6)).astype(dtype), rng.uniform(-1, 1, (2, 3, 2, 3)).astype(dtype)
+
+
+LAYOUTS = [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)]
+
+
+def laid_out(x, layout):
+    """Return an array whose memory runs along the axes in the order of ``layout``."""
+    return np.ascontiguousarray(x.transpose(layout)).transpose(np.argsort(layout))
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('coarse_layout', LAYOUTS)
+@pytest.mark.parametrize('with_graph', [False, True])
+def test_adds_every_number_four_times(rng, dtype, layout, coarse_layout, with_graph):
+    """Half precision takes the way of the GPU, views."""
+    x, coarse = maps(rng, dtype)
+    expected = x + coarse.repeat(2, axis=2).repeat(2, axis=3)
+    stored = laid_out(x, layout)
+    with chainer.using_config('enable_backprop', with_graph):
+        y = upsample_add(chainer.Variable(stored), chainer.Variable(laid_out(coarse, coarse_layout)))
+    assert y.dtype == dtype and y.array.strides == stored.strides
+    assert (y.array is stored) == (not with_graph)
+    np.testing.assert_array_equal(y.array, expected)
+    np.testing.assert_array_equal(stored, x if with_graph else expected)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dtype, tolerance', [(np.float16, 4e-3), (np.float32, 1e-6)])
+def test_a_coarse_gradient_is_the_sum_of_four(rng, layout, dtype, tolerance):
+    x, coarse = map(chainer.Variable, maps(rng, dtype))
+    y = upsample_add(x, coarse)
+    y.grad = gy = laid_out(rng.uniform(-1, 1, x.shape).astype(dtype), layout)
+    y.backward()
+    np.testing.assert_array_equal(x.grad, gy)
+    expected = gy.astype('d').reshape(2, 3, 2, 2, 3, 2).sum(axis=(3, 5))
+    np.testing.assert_allclose(coarse.grad, expected, rtol=0, atol=tolerance)
+    assert coarse.grad.dtype == dtype
+    assert np.argsort(coarse.grad.strides).tolist() == np.argsort(gy.strides).tolist()
+
+
+def test_nothing():
+    for x in (np.zeros((0, 3, 4, 6), np.float16), np.zeros((2, 3, 0, 6), np.float16)):
+        coarse = x[:, :, ::2, ::2]
+        assert upsample_add(x, coarse).shape == x.shape
+
+
+def test_gradients(rng):
+    x, coarse = maps(rng, np.float64)
+    gy, *ggs = (rng.uniform(-1, 1, shape) for shape in (x.shape, x.shape, coarse.shape))
+    gradient_check.check_backward(upsample_add, (x, coarse), gy, rtol=1e-6, atol=1e-7)
+    gradient_check.check_double_backward(upsample_add, (x, coarse), gy, tuple(ggs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('with_graph', [False, True])
+def test_only_a_map_twice_as_large_will_do(rng, with_graph):
+    x, coarse = maps(rng, np.float32)
+    with chainer.using_config('enable_backprop', with_graph):
+        for wrong in (x[:, :, :3], x[:, :, :, :5], x[:1], x.astype(np.float64)):
+            with pytest.raises(ValueError, match='twice as large'):
+                upsample_add(chainer.Variable(wrong.copy()), chainer.Variable(coarse))

@@ -1,0 +1,60 @@
+"""The scripts that show that learning works; they themselves take too long for a test."""
+
+import argparse
+import importlib
+import json
+
+import pytest
+
+from mask_rcnn.cli import train
+
+
+@pytest.fixture
+def scripts(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / 'scripts'))
+    return importlib.import_module('check_overfit_8_images'), importlib.import_module('check_learning_shapes')
+
+
+CONTENT = {
+    'images': [{'id': i, 'height': 512, 'width': 512, 'file_name': f'{i}.jpg'} for i in range(1, 6)],
+    'categories': [{'id': i, 'name': f'class {i}'} for i in (1, 2, 3)],
+    'annotations': [
+        {'id': 1, 'image_id': 1, 'category_id': 1, 'iscrowd': 0, 'area': 10000},
+        {'id': 2, 'image_id': 1, 'category_id': 1, 'iscrowd': 0, 'area': 4},
+        {'id': 3, 'image_id': 2, 'category_id': 2, 'iscrowd': 0, 'area': 900},
+        {'id': 4, 'image_id': 3, 'category_id': 1, 'iscrowd': 1, 'area': 90000},
+        {'id': 5, 'image_id': 4, 'category_id': 3, 'iscrowd': 0, 'area': 400}]}
+
+
+def test_the_images_with_the_largest_small_objects_are_chosen(scripts, tmp_path):
+    """Not those with a tiny object, with a crowd or with nothing."""
+    eight, _ = scripts
+    assert eight.choose(CONTENT, 2) == [2, 4]
+    (tmp_path / 'all.json').write_text(json.dumps(CONTENT))
+    eight.write_subset(tmp_path / 'all.json', [2, 4], tmp_path / 'some.json')
+    subset = json.loads((tmp_path / 'some.json').read_text())
+    assert [image['id'] for image in subset['images']] == [2, 4]
+    assert [annotation['id'] for annotation in subset['annotations']] == [3, 5]
+    assert [category['id'] for category in subset['categories']] == [2, 3]
+
+
+def test_their_arguments_are_train_pys(scripts, tmp_path):
+    eight, shapes = scripts
+    args = eight.make_parser().parse_args(
+        ['--annotations', 'a', '--images', 'b', '--pretrained', 'c', '--out', str(tmp_path)])
+    for words in (eight.training_arguments(args, tmp_path / 'eight.json'), shapes.training_arguments(args)):
+        parser = argparse.ArgumentParser()
+        train.configure(parser)
+        parsed = parser.parse_args(words)
+        train.check(parsed)
+        assert parsed.iteration == parsed.validation == args.iterations
+
+
+def test_the_last_evaluation_counts(scripts, tmp_path, capsys):
+    eight, _ = scripts
+    entries = [{'validation/bbox/AP': 0.5, 'validation/bbox/AP50': value, 'validation/segm/AP50': value}
+               for value in (0.95, 0.85)]
+    for log, status in ((entries, 1), (entries[::-1] + [{'iteration': 9}], 0)):
+        (tmp_path / 'log').write_text(json.dumps(log))
+        assert eight.report(tmp_path / 'log', eight.GOALS) == status
+    assert 'bbox/AP50 0.950, to be reached 0.90' in capsys.readouterr().out

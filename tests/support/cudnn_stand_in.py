@@ -1,0 +1,344 @@
+"""A stand-in for the module ``cudnn``: graphs are interpreted on the CPU, on NumPy's memory.
+
+It has the names that the project uses, with the contract of cuDNN Frontend 1.10 to 1.32: tensors have shapes,
+strides and types; a graph must be validated, planned and built in that order; buffers are addresses by tensor
+number.  Sums are float64, so that a result differs from the exact one by the rounding of its type alone.  All
+engines (:class:`Engine`) compute the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import types
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from mask_rcnn.ops import cudnn_frontend as ours
+from mask_rcnn.ops.cudnn_frontend import convolution, frontend
+
+data_type = enum.Enum('data_type', 'NOT_SET FLOAT HALF BFLOAT16')
+heur_mode = enum.Enum('heur_mode', 'A B FALLBACK')
+numerical_note = enum.Enum('numerical_note', 'TENSOR_CORE DOWN_CONVERT_INPUTS REDUCED_PRECISION_REDUCTION '
+                           'NONDETERMINISTIC WINOGRAD WINOGRAD_TILE_4x4 WINOGRAD_TILE_6x6 WINOGRAD_TILE_13x13')
+
+_DTYPES = {data_type.FLOAT: np.float32, data_type.HALF: np.float16, data_type.BFLOAT16: np.uint16}
+
+
+class cudnnGraphNotSupportedError(RuntimeError):
+    """Raised by :meth:`Pygraph.check_support`."""
+
+
+class Tensor:
+    """A tensor of a graph; ``compute`` gives its values where it is not an input."""
+
+    def __init__(self, dim=None, stride=None, dtype=None, compute=None):
+        self.dim, self.stride, self.dtype, self.compute = dim, stride, dtype, compute
+        self.uid, self.output = None, False
+
+    def set_uid(self, uid):
+        self.uid = uid
+        return self
+
+    def set_output(self, output):
+        self.output = output
+        return self
+
+    def set_data_type(self, dtype):
+        self.dtype = dtype
+        return self
+
+    def set_dim(self, dim):
+        self.dim = dim
+        return self
+
+    def set_stride(self, stride):
+        self.stride = stride
+        return self
+
+    def memory(self, address: int) -> np.ndarray:
+        """Return the array behind an address, which writes through."""
+        dtype = np.dtype(_DTYPES[self.dtype])
+        size = 1 + sum((n - 1) * step for n, step in zip(self.dim, self.stride))
+        flat = np.frombuffer((ctypes.c_char * (size * dtype.itemsize)).from_address(address), dtype)
+        return np.lib.stride_tricks.as_strided(flat, self.dim, [s * dtype.itemsize for s in self.stride],
+                                               writeable=True)
+
+    def values(self, buffers) -> np.ndarray:
+        """Return the tensor as float64."""
+        if self.compute is not None:
+            return self.compute(buffers)
+        array = self.memory(buffers[self.uid])
+        if self.dtype is data_type.BFLOAT16:
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One that the heuristics know.
+
+    Args:
+        number: Its name.
+        notes: ``numerical_note`` of what it does.
+        milliseconds: What a run takes.
+        is_known: Whether it can be asked for by number and settings (Frontend 1.32 cannot ask for all).
+    """
+
+    number: int
+    notes: frozenset = frozenset()
+    milliseconds: float = 1.0
+    is_known: bool = True
+
+
+class Pygraph:
+    """``cudnn.pygraph`` of Frontend 1.10."""
+
+    def __init__(self, *, io_data_type, intermediate_data_type, compute_data_type, handle):
+        assert intermediate_data_type is compute_data_type is data_type.FLOAT
+        assert isinstance(handle, Handle)
+        self.tensors, self.steps, self.notes, self.state, self.plans, self.engine = [], [], [], [], [], None
+
+    def tensor(self, *, name, dim, stride, data_type):
+        tensor = Tensor(dim, stride, data_type)
+        self.tensors.append(tensor)
+        return tensor
+
+    def _step(self, name, compute):
+        self.steps.append(name)
+        tensor = Tensor(compute=compute)
+        self.tensors.append(tensor)
+        return tensor
+
+    def conv_fprop(self, *, image, weight, **geometry):
+        return self._step('conv', lambda buffers: conv(
+            image.values(buffers), weight.values(buffers), **geometry))
+
+    def conv_dgrad(self, *, loss, filter, **geometry):
+        out = self._step('dgrad', lambda buffers: dgrad(
+            loss.values(buffers), filter.values(buffers), out.dim, **geometry))
+        return out
+
+    def conv_wgrad(self, *, image, loss, **geometry):
+        out = self._step('wgrad', lambda buffers: wgrad(
+            image.values(buffers), loss.values(buffers), out.dim, **geometry))
+        return out
+
+    def add(self, *, a, b):
+        return self._step('add', lambda buffers: a.values(buffers) + b.values(buffers))
+
+    def bias(self, *, input, bias):
+        return self._step('bias', lambda buffers: input.values(buffers) + bias.values(buffers))
+
+    def relu(self, *, input):
+        return self._step('relu', lambda buffers: np.maximum(input.values(buffers), 0))
+
+    def validate(self):
+        uids = [tensor.uid for tensor in self.tensors if tensor.compute is None or tensor.output]
+        assert None not in uids and len(set(uids)) == len(uids)
+        self._advance('validate')
+
+    def build_operation_graph(self):
+        self._advance('build_operation_graph', 'validate')
+
+    def create_execution_plans(self, heuristics):
+        assert heuristics == [heur_mode.A, heur_mode.FALLBACK]
+        self._advance('create_execution_plans', 'build_operation_graph')
+        self.plans = list(STAND_IN.engines)
+        STAND_IN.asked.append(self)
+
+    def deselect_numeric_notes(self, notes):
+        assert self.state[-1] == 'create_execution_plans'
+        self.notes += notes
+
+    def deselect_workspace_greater_than(self, size):
+        assert self.state[-1].startswith('create_execution_plan') and size >= STAND_IN.workspace
+
+    def check_support(self):
+        self._possible()
+        self._advance('check_support', 'create_execution_plans')
+
+    def build_plans(self):
+        self.engine = self._possible()[0]
+        self._advance('build_plans', 'check_support', 'create_execution_plan')
+        STAND_IN.graphs.append(self)
+
+    def _possible(self):
+        possible = [engine for engine in self.plans if not engine.notes & set(self.notes)]
+        if STAND_IN.unsupported(self.steps) or not possible:
+            raise cudnnGraphNotSupportedError('No valid engine configs')
+        return possible
+
+    def _advance(self, name, *after):
+        assert (self.state[-1] in after) if after else not self.state
+        self.state.append(name)
+
+    def get_workspace_size(self):
+        return STAND_IN.workspace
+
+    def execute(self, pointers, workspace, handle):
+        self._execute(pointers, workspace, handle)
+
+    def _execute(self, pointers, workspace, handle):
+        assert self.state[-1] == 'build_plans' and isinstance(handle, Handle)
+        assert handle.stream == STAND_IN.stream
+        assert all(type(value) is int for value in (*pointers, *pointers.values(), workspace))
+        out, = [tensor for tensor in self.tensors if tensor.output]
+        assert set(pointers) == {tensor.uid for tensor in self.tensors if tensor.uid is not None}
+        values = out.values(pointers)
+        memory = out.memory(pointers[out.uid])
+        assert values.shape == memory.shape
+        if out.dtype is data_type.BFLOAT16:
+            bits = values.astype(np.float32).view(np.uint32)
+            memory[...] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16
+        else:
+            memory[...] = values
+        STAND_IN.runs.append(self.steps)
+
+
+class NewPygraph(Pygraph):
+    """``cudnn.pygraph`` of Frontend 1.32: its engines have names, and shapes may be overridden."""
+
+    select_plan = None  # has a name
+
+    def get_execution_plan_count(self):
+        return len(self.plans)
+
+    def build_plan_at_index(self, index):
+        assert self.state[-1] == 'create_execution_plans'
+        if self.plans[index] not in self._possible():
+            raise cudnnGraphNotSupportedError('Deselecting execution plan')
+
+    def get_engine_and_knobs_at_index(self, index):
+        return self.plans[index].number, {'tile': index}
+
+    def create_execution_plan(self, number, knobs):
+        self.plans = [engine for engine in STAND_IN.engines if engine.number == number]
+        if knobs != {'tile': STAND_IN.engines.index(self.plans[0])} or not self.plans[0].is_known:
+            raise RuntimeError('convert_to_backend_knob_type failed')
+        self._advance('create_execution_plan', 'build_operation_graph')
+
+    def execute(self, pointers, workspace=None, handle=None, override_uids=None, override_shapes=None,
+                override_strides=None):
+        assert override_uids == override_shapes == override_strides == []  # else 1.32 takes twice as long
+        self._execute(pointers, workspace, handle)
+
+
+def epilogue(residual, b, clip_min, clip_max, y):
+    """The kernel of the same name; ``y`` is ``(N, H, W, O)``."""
+    values = y.astype(np.float32) + residual + b
+    y[...] = np.where(values < clip_min, clip_min, np.where(values > clip_max, clip_max, values))
+
+
+def pad_image(x, pre_padding, post_padding):
+    return np.pad(x, [(0, 0), (0, 0), *zip(pre_padding, post_padding)])
+
+
+def windows(x, w_shape, stride):
+    """Return ``(N, C, oh, ow, kh, kw)``."""
+    view = np.lib.stride_tricks.sliding_window_view(x, w_shape[2:], axis=(2, 3))
+    return view[:, :, ::stride[0], ::stride[1]]
+
+
+def conv(x, w, *, pre_padding, post_padding, stride, dilation):
+    """Return the convolution; fewer channels of ``w`` than of ``x`` are groups."""
+    assert dilation == [1, 1]
+    groups = x.shape[1] // w.shape[1]
+    view = windows(pad_image(x, pre_padding, post_padding), w.shape, stride)
+    parts = [np.tensordot(part, filters, axes=((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
+             for part, filters in zip(np.split(view, groups, axis=1), np.split(w, groups))]
+    return np.concatenate(parts, axis=1)
+
+
+def dgrad(gy, w, x_shape, *, pre_padding, post_padding, stride, dilation):
+    """Return the gradient with respect to ``x``: what every tap of every window sends back."""
+    n, channels, height, width = x_shape
+    groups = channels // w.shape[1]
+    padded = np.zeros((n, channels, height + pre_padding[0] + post_padding[0],
+                       width + pre_padding[1] + post_padding[1]))
+    rows, columns = (step * side for step, side in zip(stride, gy.shape[2:]))
+    for i, j in np.ndindex(w.shape[2:]):
+        parts = [np.tensordot(part, filters, axes=((1,), (0,))).transpose(0, 3, 1, 2)
+                 for part, filters in zip(np.split(gy, groups, axis=1), np.split(w[:, :, i, j], groups))]
+        padded[:, :, i:i + rows:stride[0], j:j + columns:stride[1]] += np.concatenate(parts, axis=1)
+    return padded[:, :, pre_padding[0]:pre_padding[0] + height, pre_padding[1]:pre_padding[1] + width]
+
+
+def wgrad(x, gy, w_shape, *, pre_padding, post_padding, stride, dilation):
+    """Return the gradient with respect to ``w``."""
+    groups = x.shape[1] // w_shape[1]
+    view = windows(pad_image(x, pre_padding, post_padding), w_shape, stride)
+    view = view[:, :, :gy.shape[2], :gy.shape[3]]
+    parts = [np.tensordot(part, image, axes=((0, 2, 3), (0, 2, 3)))
+             for part, image in zip(np.split(gy, groups, axis=1), np.split(view, groups, axis=1))]
+    return np.concatenate(parts)
+
+
+class Handle:
+    """``cudnn.Handle``."""
+
+    stream = None
+
+
+class StandIn:
+    """What the tests look at and decide.
+
+    Attributes:
+        graphs, asked, runs: All graphs built; those that asked the heuristics; the steps of each one run.
+        workspace, stream: What graphs need; CuPy's current stream.
+        engines: What the heuristics know, the best first.
+        unsupported: Whether a list of steps has no engine.
+    """
+
+    def __init__(self):
+        self.graphs, self.asked, self.runs = [], [], []
+        self.workspace, self.stream, self.device = 1000, 77, 0
+        self.engines = [Engine(5)]
+        self.unsupported = lambda steps: False
+
+
+STAND_IN = StandIn()
+
+
+def module(pygraph=NewPygraph) -> types.SimpleNamespace:
+    """Return the stand-in for ``import cudnn``."""
+    def set_stream(*, handle, stream):
+        handle.stream = stream
+    return types.SimpleNamespace(
+        backend_version=lambda: 92800, create_handle=Handle, set_stream=set_stream, pygraph=pygraph,
+        data_type=data_type, heur_mode=heur_mode, numerical_note=numerical_note,
+        cudnnGraphNotSupportedError=cudnnGraphNotSupportedError)
+
+
+def milliseconds(run, graph) -> float:
+    """What takes the time of the events."""
+    run(graph)
+    return graph._graph.engine.milliseconds
+
+
+@contextmanager
+def installed(monkeypatch, kernel, pygraph=NewPygraph):
+    """Let the project compute NumPy arrays as it does CuPy's.
+
+    Args:
+        monkeypatch: Pytest's.
+        kernel: Stands in for ``mask_rcnn.ops.runtime.cuda_kernels.kernel``.
+        pygraph: Of which Frontend.
+    """
+    from mask_rcnn.ops.runtime import cuda_kernels
+    stand_in = module(pygraph)
+    STAND_IN.__init__()
+    for owner in (frontend, ours.graphs):
+        monkeypatch.setattr(owner, 'load_frontend', lambda: stand_in)
+    monkeypatch.setattr(frontend, '_graph_caches', frontend._GraphCaches())
+    monkeypatch.setattr(frontend, '_current_device', lambda: STAND_IN.device)
+    monkeypatch.setattr(frontend, '_current_stream', lambda: STAND_IN.stream)
+    monkeypatch.setattr(convolution, '_allocate', lambda size: size)
+    monkeypatch.setattr(convolution, '_pointer', lambda memory: int(memory))
+    monkeypatch.setattr(convolution, '_address', lambda array: array.ctypes.data)
+    monkeypatch.setattr(convolution, '_epilogue_kernel', lambda: epilogue)
+    monkeypatch.setattr(convolution, '_milliseconds', milliseconds)
+    monkeypatch.setattr(cuda_kernels, 'kernel', kernel)
+    yield STAND_IN
