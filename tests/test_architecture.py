@@ -1,82 +1,132 @@
-"""The rules of the house that a program can check."""
+"""Rules on the structure of the package that a program can check."""
 
 import ast
 import re
 import subprocess
+from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-#: Subpackages from the top down; a module imports only from those below its own.
-PACKAGES = ('commands', 'training', 'models', 'targets', 'evaluation', 'detections', 'visualization', 'datasets',
-            'weights', 'ops', 'config', 'compat')
+#: Subpackages by floor, top floor first.  A module imports only from its own subpackage and from lower floors.
+FLOORS = (
+    {'cli'},
+    {'training', 'evaluation'},
+    {'inference'},
+    {'targets', 'visualization'},
+    {'datasets', 'models'},
+    {'preprocessing', 'weights'},
+    {'config', 'io', 'ops', 'compat'},
+)
+FLOOR_OF = {package: number for number, floor in enumerate(FLOORS) for package in floor}
+
+#: Packages that an array operation may import.
+IMPORTED_BY_OPERATIONS = {
+    *('numpy', 'numba', 'chainer', 'cupy', 'mask_rcnn'),
+    *('__future__', 'collections', 'concurrent', 'contextlib', 'ctypes', 'dataclasses', 'functools', 'importlib'),
+    *('logging', 'math', 'operator', 'os', 're', 'threading', 'typing'),
+}
+MAX_BODY_LINES = 60
 
 
+def module_name(root, path):
+    """Return a file's dotted module name."""
+    parts = path.relative_to(root).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+@pytest.fixture(scope='module')
 def modules(root):
-    return sorted((root / 'mask_rcnn').rglob('*.py'))
+    """Dotted name -> syntax tree, for every module of the package."""
+    paths = sorted((root / 'mask_rcnn').rglob('*.py'))
+    return {module_name(root, path): ast.parse(path.read_text(encoding='utf-8')) for path in paths}
 
 
-def imports(path):
-    """Yield the subpackages of mask_rcnn that a module imports from, with the line; not those for type hints."""
-    tree = ast.parse(path.read_text(encoding='utf-8'))
-    for_hints = {inner for node in ast.walk(tree)
-                 if isinstance(node, ast.If) and getattr(node.test, 'id', '') == 'TYPE_CHECKING'
-                 for inner in ast.walk(node)}
+def imported_modules(tree, modules):
+    """Yield the modules of the package that a tree imports anywhere: in functions and for type hints as well."""
     for node in ast.walk(tree):
-        if node in for_hints:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module in modules:
+            names = (f'{node.module}.{alias.name}' for alias in node.names)
+            yield from (name if name in modules else node.module for name in names)
+
+
+@pytest.fixture(scope='module')
+def graph(modules):
+    """Dotted name -> the modules that it imports."""
+    return {name: set(imported_modules(tree, modules)) - {name} for name, tree in modules.items()}
+
+
+def test_modules_import_from_lower_floors_only(graph):
+    upward = [
+        f'{name} imports {other}'
+        for name, others in graph.items()
+        for other in others
+        if name.count('.') and other.count('.')
+        if (package := name.split('.')[1]) != (imported := other.split('.')[1])
+        if FLOOR_OF[imported] <= FLOOR_OF[package]
+    ]
+    assert upward == []
+
+
+def test_every_subpackage_has_a_floor(modules):
+    assert {name.split('.')[1] for name in modules if name.count('.')} == set(FLOOR_OF)
+
+
+def test_no_module_imports_itself_through_others(graph):
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(' -> '.join(reversed(error.args[1])))
+
+
+def test_operations_know_no_network(modules):
+    for name, tree in modules.items():
+        if not name.startswith('mask_rcnn.ops'):
             continue
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.level == 0:
-            names = [f'{node.module}.{alias.name}' for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            match = re.match(r'mask_rcnn\.(\w+)', name)
-            if match and match[1] in PACKAGES:
-                yield match[1], node.lineno
+        imported = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split('.')[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split('.')[0])
+        assert imported <= IMPORTED_BY_OPERATIONS, name
 
 
-def test_data_flows_one_way(root):
-    wrong = []
-    for path in modules(root):
-        package = path.relative_to(root / 'mask_rcnn').parts[0].removesuffix('.py')
-        if package not in PACKAGES:
-            continue  # mask_rcnn/__init__.py gathers from all subpackages
-        wrong += [f'{path.relative_to(root)}:{line} imports {other}' for other, line in imports(path)
-                  if PACKAGES.index(other) < PACKAGES.index(package)]
-    assert wrong == []
+def test_the_library_prints_nothing(modules):
+    for name, tree in modules.items():
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert not any(getattr(call.func, 'id', '') == 'print' for call in calls), name
 
 
-def test_every_module_has_a_room(root):
-    found = {path.relative_to(root / 'mask_rcnn').parts[0].removesuffix('.py') for path in modules(root)}
-    assert found == {*PACKAGES, '__init__'}
+def test_no_function_body_is_long(modules):
+    long = []
+    for name, tree in modules.items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                if body and body[-1].end_lineno - body[0].lineno + 1 > MAX_BODY_LINES:
+                    long.append(f'{name}.{node.name}')
+    assert long == []
 
 
-def test_operations_know_no_network(root):
-    allowed = {'numpy', 'numba', 'chainer', 'cupy', 'mask_rcnn', '__future__', 'math', 'functools', 'importlib',
-               'collections', 'contextlib', 'ctypes', 'dataclasses', 'decimal', 'fractions', 'operator', 'os',
-               'threading', 'concurrent'}
-    for path in (root / 'mask_rcnn' / 'ops').glob('*.py'):
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
-                [node.module] if isinstance(node, ast.ImportFrom) else [])
-            assert {name.split('.')[0] for name in names} <= allowed, path
-
-
-def test_the_library_prints_nothing(root):
-    for path in modules(root):
-        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
-                 if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'print']
-        assert calls == [], path
-
-
-@pytest.mark.parametrize('pattern', [r'https?://\S*(?:pypi|pythonhosted|npmjs)\S*', r'--(?:extra-)?index-url',
-                                     r'\bTODO\b|\bFIXME\b|NotImplementedError'])
-def test_words_that_do_not_belong_here(root, pattern):
-    listing = subprocess.run(['git', 'ls-files'], cwd=root, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    'pattern',
+    [
+        r'https?://\S*(?:pypi|pythonhosted|npmjs)\S*',
+        r'--(?:extra-)?index-url',
+        r'\bTODO\b|\bFIXME\b|NotImplementedError',
+    ],
+)
+def test_no_file_contains(root, pattern):
+    listing = subprocess.run(['git', 'ls-files'], cwd=root, capture_output=True, text=True, check=False)
     if listing.returncode:
         pytest.skip('not a git checkout')
-    own = 'tests/test_architecture.py'
-    names = [name for name in listing.stdout.splitlines() if name != own and (root / name).exists()]
-    texts = {name: (root / name).read_bytes().decode('utf-8', 'replace') for name in names
-             if not name.endswith(('.npz', '.png'))}
+    this_file = 'tests/test_architecture.py'
+    names = [name for name in listing.stdout.splitlines() if name != this_file and (root / name).exists()]
+    texts = {
+        name: (root / name).read_bytes().decode('utf-8', 'replace')
+        for name in names
+        if not name.endswith(('.npz', '.png'))
+    }
     assert [name for name, text in texts.items() if re.search(pattern, text)] == []
