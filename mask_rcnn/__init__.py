@@ -12,10 +12,10 @@ from mask_rcnn import compat
 
 compat.install()
 
-from mask_rcnn.config import Config, DETECTRON, Dialect, MATTERPORT, PRESETS  # noqa: E402
-from mask_rcnn.inference.detections import Detections  # noqa: E402
-from mask_rcnn.models import MaskRCNN, build, load, save  # noqa: E402
+from mask_rcnn.config import DETECTRON, MATTERPORT, PRESETS, Config, Dialect
+from mask_rcnn.inference import Detections, load, save
+from mask_rcnn.models import MaskRCNN, build
 
 __version__ = '0.1.0'
 
-__all__ = ['Config', 'DETECTRON', 'Detections', 'Dialect', 'MaskRCNN', 'PRESETS', 'build', 'load', 'save']
+__all__ = ['DETECTRON', 'MATTERPORT', 'PRESETS', 'Config', 'Detections', 'Dialect', 'MaskRCNN', 'build', 'load', 'save']

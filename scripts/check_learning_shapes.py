@@ -20,8 +20,7 @@ GOALS = {'bbox/AP50': 0.90}
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--pretrained', required=True)
     add('--out', type=pathlib.Path, default=pathlib.Path('result_shapes'))
@@ -29,6 +28,7 @@ def main(argv=None) -> int:
     add('--gpu', type=int, default=-1)
     args = parser.parse_args(argv)
     from mask_rcnn.cli import train
+
     started = time.monotonic()
     status = train.main(training_arguments(args))
     if status:
@@ -39,12 +39,43 @@ def main(argv=None) -> int:
 
 def training_arguments(args: argparse.Namespace) -> list[str]:
     n = args.iterations
-    return ['--dataset', 'shapes', '--extractor', 'resnet50_fpn', '--min-size', '128', '--pretrained',
-            args.pretrained, '--gpu', str(args.gpu), '--out', str(args.out), '--batchsize', '4', '--roi-batch',
-            '32', '--lr', '0.0005', '--lr_initialchange', str(n // 20), '--step_size', str(n * 3 // 4),
-            '--lr_step', str(n * 9 // 10), '--clip-gradient', '10', '--iteration', str(n), '--validation', str(n),
-            '--snapshot', str(max(n // 4, 1)), '--keep', '1']
+    return [
+        '--dataset',
+        'shapes',
+        '--extractor',
+        'resnet50_fpn',
+        '--min-size',
+        '128',
+        '--pretrained',
+        args.pretrained,
+        '--gpu',
+        str(args.gpu),
+        '--out',
+        str(args.out),
+        '--batchsize',
+        '4',
+        '--roi-batch',
+        '32',
+        '--lr',
+        '0.0005',
+        '--lr_initialchange',
+        str(n // 20),
+        '--step_size',
+        str(n * 3 // 4),
+        '--lr_step',
+        str(n * 9 // 10),
+        '--clip-gradient',
+        '10',
+        '--iteration',
+        str(n),
+        '--validation',
+        str(n),
+        '--snapshot',
+        str(max(n // 4, 1)),
+        '--keep',
+        '1',
+    ]
 
 
-if __name__ == '__main__':      # the processes that read images import this file, too
+if __name__ == '__main__':  # the processes that read images import this file, too
     sys.exit(main())

@@ -22,6 +22,7 @@ SHORT_SIDE, LONG_SIDE = 256, 427
 def main(argv=None) -> int:
     args = make_parser().parse_args(argv)
     from mask_rcnn.cli import train
+
     args.out.mkdir(parents=True, exist_ok=True)
     subset = args.out / 'eight.json'
     ids = args.image_ids or choose(json.loads(args.annotations.read_text()), args.n)
@@ -35,8 +36,7 @@ def main(argv=None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--annotations', type=pathlib.Path, required=True)
     add('--images', type=pathlib.Path, required=True)
@@ -45,8 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     add('--iterations', type=int, default=400)
     add('--gpu', type=int, default=-1)
     add('--n', type=int, default=8, help='number of images (default: %(default)s)')
-    add('--image-ids', type=int, nargs='+',
-        help='which images (default: those whose smallest object is largest)')
+    add('--image-ids', type=int, nargs='+', help='which images (default: those whose smallest object is largest)')
     return parser
 
 
@@ -54,14 +53,48 @@ def training_arguments(args: argparse.Namespace, subset: pathlib.Path) -> list[s
     """Two images an update; few RoIs, because res5 on them is what a CPU spends its time on."""
     n = args.iterations
     images = str(args.images)
-    return ['--train-annotations', str(subset), '--train-images', images,
-            '--val-annotations', str(subset), '--val-images', images,
-            '--pretrained', args.pretrained, '--gpu', str(args.gpu), '--out', str(args.out),
-            '--min-size', str(SHORT_SIDE), '--max-size', str(LONG_SIDE), '--batchsize', '2',
-            '--roi-batch', '32', '--lr', '0.0005', '--lr_initialchange', str(n // 20),
-            '--step_size', str(n * 3 // 4), '--lr_step', str(n * 9 // 10),
-            '--clip-gradient', '10', '--iteration', str(n), '--validation', str(n),
-            '--snapshot', str(max(n // 4, 1)), '--keep', '1']
+    return [
+        '--train-annotations',
+        str(subset),
+        '--train-images',
+        images,
+        '--val-annotations',
+        str(subset),
+        '--val-images',
+        images,
+        '--pretrained',
+        args.pretrained,
+        '--gpu',
+        str(args.gpu),
+        '--out',
+        str(args.out),
+        '--min-size',
+        str(SHORT_SIDE),
+        '--max-size',
+        str(LONG_SIDE),
+        '--batchsize',
+        '2',
+        '--roi-batch',
+        '32',
+        '--lr',
+        '0.0005',
+        '--lr_initialchange',
+        str(n // 20),
+        '--step_size',
+        str(n * 3 // 4),
+        '--lr_step',
+        str(n * 9 // 10),
+        '--clip-gradient',
+        '10',
+        '--iteration',
+        str(n),
+        '--validation',
+        str(n),
+        '--snapshot',
+        str(max(n // 4, 1)),
+        '--keep',
+        '1',
+    ]
 
 
 def choose(content: dict, n: int) -> list[int]:
@@ -82,9 +115,15 @@ def write_subset(annotations: pathlib.Path, ids: list[int], path: pathlib.Path) 
     content = json.loads(annotations.read_text())
     chosen = [a for a in content['annotations'] if a['image_id'] in ids]
     classes = {a['category_id'] for a in chosen}
-    path.write_text(json.dumps({
-        'images': [image for image in content['images'] if image['id'] in ids], 'annotations': chosen,
-        'categories': [category for category in content['categories'] if category['id'] in classes]}))
+    path.write_text(
+        json.dumps(
+            {
+                'images': [image for image in content['images'] if image['id'] in ids],
+                'annotations': chosen,
+                'categories': [category for category in content['categories'] if category['id'] in classes],
+            }
+        )
+    )
 
 
 def report(log: pathlib.Path, goals: dict[str, float]) -> int:
@@ -96,5 +135,5 @@ def report(log: pathlib.Path, goals: dict[str, float]) -> int:
     return 0 if all(reached[name] >= goal for name, goal in goals.items()) else 1
 
 
-if __name__ == '__main__':      # the processes that read images import this file, too
+if __name__ == '__main__':  # the processes that read images import this file, too
     sys.exit(main())

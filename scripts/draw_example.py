@@ -1,6 +1,6 @@
 """Make the README's picture: scenes that the bundled model has never seen, and what it finds in them.
 
-    python scripts/draw_example.py docs/example.jpg
+python scripts/draw_example.py docs/example.jpg
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(argv=None) -> int:
     add = parser.add_argument
     add('output', type=Path)
     add('--scenes', type=int, nargs='+', default=[0, 4, 5], help='which scenes of the seed (default: 0 4 5)')
-    add('--seed', type=int, default=2_000_000, help="those of make demo by default")
+    add('--seed', type=int, default=2_000_000, help='those of make demo by default')
     add('--side', type=int, default=400, help='pixels of a scene in the picture (default: %(default)s)')
     args = parser.parse_args(argv)
     model = mask_rcnn.load(MODEL)
@@ -35,8 +35,10 @@ def main(argv=None) -> int:
     columns = []
     for image, found in zip(images, model.detect(images)):
         drawn = found.above(0.7).draw(image, contour=True)
-        columns += [cv2.resize(drawn, (args.side, args.side), interpolation=cv2.INTER_AREA),
-                    np.full((args.side, _GAP, 3), 255, np.uint8)]
+        columns += [
+            cv2.resize(drawn, (args.side, args.side), interpolation=cv2.INTER_AREA),
+            np.full((args.side, _GAP, 3), 255, np.uint8),
+        ]
     picture = np.concatenate(columns[:-1], axis=1)[:, :, ::-1]
     if not cv2.imwrite(str(args.output), picture, [cv2.IMWRITE_JPEG_QUALITY, 88]):
         sys.exit(f'{args.output}: cannot be written')

@@ -29,13 +29,11 @@ PHOTO = 'http://images.cocodataset.org/val2017/000000000139.jpg'
 
 def main(argv=None, folder: Path = ROOT / 'modelfiles', photo_address: str = PHOTO) -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--coco', action='store_true', help="Detectron's model on a photo")
-    add('--image', help='picture to look at (default: drawn scenes; with --coco one of COCO\'s photos)')
-    add('--output', default='output.png',
-        help='picture to write; scenes add their names to it (default: %(default)s)')
+    add('--image', help="picture to look at (default: drawn scenes; with --coco one of COCO's photos)")
+    add('--output', default='output.png', help='picture to write; scenes add their names to it (default: %(default)s)')
     add('--scenes', type=int, default=6, help='how many scenes to draw (default: %(default)s)')
     add('--seed', type=int, default=2_000_016, help='other numbers draw others (default: %(default)s)')
     args = parser.parse_args(argv)
@@ -52,8 +50,9 @@ def _look_at_photo(args: argparse.Namespace, folder: Path, photo_address: str) -
     weights = folder / demo.DEFAULT_MODEL
     if not weights.exists():
         source = folder / convert.DEFAULT_INPUT
-        status = (0 if source.exists() else download.main(folder)) or convert.main([
-            '--input', str(source), '--output', str(weights)])
+        status = (0 if source.exists() else download.main(folder)) or convert.main(
+            ['--input', str(source), '--output', str(weights)]
+        )
         if status:
             return status
     try:
@@ -71,8 +70,20 @@ def draw_scenes(folder: Path, count: int, seed: int, size: int = 512) -> None:
 
 
 def _look(model: Path, image, output: str) -> int:
-    return demo.main(['--bn2affine', '--modelfile', str(model), '--image', str(image), '--contour',
-                      '--output', output, '--json', str(Path(output).with_suffix('.json'))])
+    return demo.main(
+        [
+            '--bn2affine',
+            '--modelfile',
+            str(model),
+            '--image',
+            str(image),
+            '--contour',
+            '--output',
+            output,
+            '--json',
+            str(Path(output).with_suffix('.json')),
+        ]
+    )
 
 
 if __name__ == '__main__':

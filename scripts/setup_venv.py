@@ -31,8 +31,12 @@ class SetupError(Exception):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--venv', default=os.path.join(ROOT, '.venv'))
-    parser.add_argument('--extras', default='auto', choices=['auto', 'none', 'cuda12', 'cuda13'],
-                        help='GPU libraries to install (default: what the NVIDIA driver supports, if any)')
+    parser.add_argument(
+        '--extras',
+        default='auto',
+        choices=['auto', 'none', 'cuda12', 'cuda13'],
+        help='GPU libraries to install (default: what the NVIDIA driver supports, if any)',
+    )
     args = parser.parse_args()
     try:
         check_python()
@@ -49,14 +53,18 @@ def main():
 def check_python():
     """Raise unless this interpreter can make the environment."""
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-        raise SetupError('Python %d.%d is not supported; name one of 3.10 to 3.13, as in '
-                         '"make setup PYTHON=python3.12"' % sys.version_info[:2])
+        raise SetupError(
+            'Python %d.%d is not supported; name one of 3.10 to 3.13, as in '
+            '"make setup PYTHON=python3.12"' % sys.version_info[:2]
+        )
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        raise SetupError('this Python has no venv or no pip; install them '
-                         '(on Debian and Ubuntu: apt install python3-venv python3-pip)')
+        raise SetupError(
+            'this Python has no venv or no pip; install them '
+            '(on Debian and Ubuntu: apt install python3-venv python3-pip)'
+        )
 
 
 def driver_extras():
@@ -83,20 +91,29 @@ def environment_key(extras):
 
 def make_environment(folder, extras):
     """Make the environment from nothing."""
-    print('Setting up %s with Python %s (extras: %s); this takes a minute or two.'
-          % (folder, sys.version.split()[0], extras))
+    print(
+        'Setting up %s with Python %s (extras: %s); this takes a minute or two.'
+        % (folder, sys.version.split()[0], extras)
+    )
     sys.stdout.flush()
     shutil.rmtree(folder, ignore_errors=True)
     # Not sys.executable, which is inside the folder just removed if that environment is activated.
     interpreter = getattr(sys, '_base_executable', None) or sys.executable
     run([interpreter, '-m', 'venv', folder], 'the virtual environment could not be made')
     python = os.path.join(folder, 'Scripts' if os.name == 'nt' else 'bin', 'python')
-    pip = [python, '-m', 'pip', '--disable-pip-version-check', 'install', '-q',
-           '-c', os.path.join(ROOT, 'constraints.txt')]
+    pip = [
+        python,
+        '-m',
+        'pip',
+        '--disable-pip-version-check',
+        'install',
+        '-q',
+        '-c',
+        os.path.join(ROOT, 'constraints.txt'),
+    ]
     advice = 'pip could not install the packages; check the network (and the proxy), then run it again'
     run(pip + ['setuptools', 'wheel', 'numpy'], advice)  # ChainerCV's setup.py asks for NumPy
-    run(pip + ['--no-build-isolation', '--no-deps'] + CHAINER, advice,
-        environment={'CC': 'true', 'LDSHARED': 'true'})
+    run(pip + ['--no-build-isolation', '--no-deps'] + CHAINER, advice, environment={'CC': 'true', 'LDSHARED': 'true'})
     wanted = 'test' if extras == 'none' else 'test,' + extras
     run(pip + ['--no-build-isolation', '-e', '%s[%s]' % (ROOT, wanted)], advice)
 

@@ -31,8 +31,7 @@ ITERATIONS, SEED = 4840, 0
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--pretrained', default='imagenet', help="MobileNetV1's ImageNet weights (default: %(default)s)")
     add('--out', type=pathlib.Path, default=pathlib.Path('result_demo_model'), help='(default: %(default)s)')
@@ -42,6 +41,7 @@ def main(argv=None) -> int:
     add('--workers', type=int, default=1, help='processes that draw (default: %(default)s)')
     args = parser.parse_args(argv)
     from mask_rcnn.cli import train
+
     started = time.monotonic()
     status = train.main(training_arguments(args))
     if status:
@@ -54,15 +54,59 @@ def main(argv=None) -> int:
 def training_arguments(args: argparse.Namespace) -> list[str]:
     """Return what follows ``train.py`` on the command line."""
     n = args.iterations
-    return ['--dataset', 'shapes-rich', '--extractor', 'mobilenet_v1_fpn', '--pretrained', args.pretrained,
-            '--anchor-sizes', '12', '24', '48', '96', '160',
-            '--set', 'fpn_channels=64', 'rpn_channels=64', 'head_channels=256', 'mask_channels=64',
-            'mask_convs=2', 'roi_canonical_size=112',
-            '--batchsize', '4', '--roi-batch', '32', '--train-proposals', '200', '--clip-gradient', '10',
-            '--lr', '0.0006', '--lr_initialchange', '50', '--step_size', str(n * 8 // 11),
-            '--lr_step', str(n * 10 // 11), '--iteration', str(n), '--seed', str(SEED),
-            '--gpu', str(args.gpu), '--workers', str(args.workers), '--out', str(args.out),
-            '--validation', '0', '--snapshot', '500', '--keep', '1']
+    return [
+        '--dataset',
+        'shapes-rich',
+        '--extractor',
+        'mobilenet_v1_fpn',
+        '--pretrained',
+        args.pretrained,
+        '--anchor-sizes',
+        '12',
+        '24',
+        '48',
+        '96',
+        '160',
+        '--set',
+        'fpn_channels=64',
+        'rpn_channels=64',
+        'head_channels=256',
+        'mask_channels=64',
+        'mask_convs=2',
+        'roi_canonical_size=112',
+        '--batchsize',
+        '4',
+        '--roi-batch',
+        '32',
+        '--train-proposals',
+        '200',
+        '--clip-gradient',
+        '10',
+        '--lr',
+        '0.0006',
+        '--lr_initialchange',
+        '50',
+        '--step_size',
+        str(n * 8 // 11),
+        '--lr_step',
+        str(n * 10 // 11),
+        '--iteration',
+        str(n),
+        '--seed',
+        str(SEED),
+        '--gpu',
+        str(args.gpu),
+        '--workers',
+        str(args.workers),
+        '--out',
+        str(args.out),
+        '--validation',
+        '0',
+        '--snapshot',
+        '500',
+        '--keep',
+        '1',
+    ]
 
 
 def store(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -70,9 +114,9 @@ def store(source: pathlib.Path, target: pathlib.Path) -> None:
     import numpy as np
 
     from mask_rcnn.weights import read_weights, write_weights
+
     file = read_weights(source)
-    arrays = {name: array.astype(np.float16) if array.ndim > 1 else array
-              for name, array in file.arrays.items()}
+    arrays = {name: array.astype(np.float16) if array.ndim > 1 else array for name, array in file.arrays.items()}
     meta = dataclasses.replace(file.meta, config=file.meta.config.replace(**SIZES))
     write_weights(target, arrays, meta)
 
@@ -82,13 +126,18 @@ def measure(path: pathlib.Path, out: pathlib.Path, gpu: int) -> int:
     import mask_rcnn
     from mask_rcnn.cli.evaluate import evaluate_to_folder
     from mask_rcnn.datasets import RichShapesDataset
+
     model = mask_rcnn.load(path, gpu=gpu)
     unseen = RichShapesDataset(N_UNSEEN, size=PICTURE_SIZE, seed=UNSEEN_SEED)
     metrics = evaluate_to_folder(model, unseen, out / 'evaluation', name='unseen scenes')
-    reached = {'mask AP': metrics.summary()['segm/AP'], 'megabytes': path.stat().st_size / 1e6,
-               'seconds': seconds_of_a_prediction(model, unseen[0].image)}
-    passed = {name: reached[name] >= goal if name == 'mask AP' else reached[name] <= goal
-              for name, goal in GOALS.items()}
+    reached = {
+        'mask AP': metrics.summary()['segm/AP'],
+        'megabytes': path.stat().st_size / 1e6,
+        'seconds': seconds_of_a_prediction(model, unseen[0].image),
+    }
+    passed = {
+        name: reached[name] >= goal if name == 'mask AP' else reached[name] <= goal for name, goal in GOALS.items()
+    }
     for name, goal in GOALS.items():
         verdict = 'reached' if passed[name] else 'not reached'
         sys.stdout.write(f'{name} {reached[name]:.3f}, goal {goal:.2f}: {verdict}\n')
@@ -105,5 +154,5 @@ def seconds_of_a_prediction(model, image) -> float:
     return min(times)
 
 
-if __name__ == '__main__':      # the processes that draw import this file, too
+if __name__ == '__main__':  # the processes that draw import this file, too
     sys.exit(main())

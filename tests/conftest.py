@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn  # noqa: F401  (makes Chainer importable before any test module asks for it)
-from mask_rcnn.models.builder import cuda_device_count
+from mask_rcnn.ops.runtime.device import cuda_device_count
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mask_rcnn.config import Config, DETECTRON, DIALECTS, MATTERPORT, PRESETS
+from mask_rcnn.config import DETECTRON, DIALECTS, MATTERPORT, PRESETS, Config
 
 
 def test_dict_round_trip_through_json():
@@ -18,13 +18,16 @@ def test_defaults_are_detectrons():
     assert (config.score_threshold, config.nms_threshold, config.max_detections) == (0.05, 0.5, 100)
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'extractor': 'vgg16'}, 'extractor must be one of resnet50, resnet101'),
-    ({'norm': 'gn'}, 'norm must be'),
-    ({'roi_size': 8}, 'roi_size must be 7 or 14'),
-    ({'n_fg_class': 0}, 'n_fg_class must be at least 1'),
-    ({'min_size': 900, 'max_size': 800}, 'need 0 < min_size <= max_size'),
-])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'extractor': 'vgg16'}, 'extractor must be one of resnet50, resnet101'),
+        ({'norm': 'gn'}, 'norm must be'),
+        ({'roi_size': 8}, 'roi_size must be 7 or 14'),
+        ({'n_fg_class': 0}, 'n_fg_class must be at least 1'),
+        ({'min_size': 900, 'max_size': 800}, 'need 0 < min_size <= max_size'),
+    ],
+)
 def test_bad_values(change, message):
     with pytest.raises(ValueError, match=message):
         Config(**change)

@@ -14,8 +14,9 @@ READMES = ('README.md', 'README_JP.md')
 def flags_of_tables(text: str) -> dict[str, set[str]]:
     """Return the flags of each table whose head names a command ``mask-rcnn NAME``."""
     tables = {}
-    for head, body in re.findall(r'^\| ([^\n]*`mask-rcnn (?:\w+)`[^\n]*)\|\n\| ---[^\n]*\n((?:\|[^\n]*\n)+)',
-                                 text, re.MULTILINE):
+    for head, body in re.findall(
+        r'^\| ([^\n]*`mask-rcnn (?:\w+)`[^\n]*)\|\n\| ---[^\n]*\n((?:\|[^\n]*\n)+)', text, re.MULTILINE
+    ):
         command = re.search(r'`mask-rcnn (\w+)`', head)[1]
         first_cells = [row.split('|')[1] for row in body.splitlines()]
         tables[command] = set(re.findall(r'--[\w-]+', ' '.join(first_cells)))
@@ -25,8 +26,7 @@ def flags_of_tables(text: str) -> dict[str, set[str]]:
 def flags_of_command(name: str) -> set[str]:
     parser = argparse.ArgumentParser(add_help=False)
     importlib.import_module(f'mask_rcnn.cli.{name}').configure(parser)
-    return {option for action in parser._actions for option in action.option_strings
-            if option.startswith('--')}
+    return {option for action in parser._actions for option in action.option_strings if option.startswith('--')}
 
 
 @pytest.mark.parametrize('name', READMES)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 #: What each subcommand does; its module is only imported when it is called, so that help comes at once.
 COMMANDS = {
-    'train': 'train, fine-tune, go on; on COCO, data of one\'s own or drawn shapes',
+    'train': "train, fine-tune, go on; on COCO, data of one's own or drawn shapes",
     'evaluate': "evaluate a model with COCO's metrics",
     'demo': 'find the objects in images; write pictures and COCO results',
     'convert': "convert Detectron's, Matterport's, PyTorch's or MindSpore's weights to .npz",
@@ -41,10 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     listing = '\n'.join(f'  {name:10}{what}' for name, what in COMMANDS.items())
     parser = argparse.ArgumentParser(
-        prog='mask-rcnn', usage='mask-rcnn [-h] [--version] COMMAND ...', add_help=True,
+        prog='mask-rcnn',
+        usage='mask-rcnn [-h] [--version] COMMAND ...',
+        add_help=True,
         description=f'Mask R-CNN on Chainer and CuPy.\n\ncommands:\n{listing}\n\n'
-                    '"mask-rcnn COMMAND --help" lists the options of a command.',
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        '"mask-rcnn COMMAND --help" lists the options of a command.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('--version', action=_Version, nargs=0, help='show the version and exit')
     parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help=argparse.SUPPRESS)
     return parser
@@ -55,5 +58,6 @@ class _Version(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         import mask_rcnn
+
         sys.stdout.write(f'mask-rcnn {mask_rcnn.__version__}\n')
         parser.exit()

@@ -32,8 +32,9 @@ _FLAGS = {
 }
 
 
-def configure(parser: argparse.ArgumentParser, folder: pathlib.Path = pathlib.Path('modelfiles'),
-              default: str = DEFAULT_INPUT) -> None:
+def configure(
+    parser: argparse.ArgumentParser, folder: pathlib.Path = pathlib.Path('modelfiles'), default: str = DEFAULT_INPUT
+) -> None:
     """Add the command's description and options to a parser.
 
     Args:
@@ -43,19 +44,32 @@ def configure(parser: argparse.ArgumentParser, folder: pathlib.Path = pathlib.Pa
     """
     parser.description = _DESCRIPTION
     parser.set_defaults(folder=folder, default=folder / default)
-    parser.add_argument('file', nargs='?', type=pathlib.Path, metavar='FILE',
-                        help=f'weights to convert (default: {folder / default})')
+    parser.add_argument(
+        'file', nargs='?', type=pathlib.Path, metavar='FILE', help=f'weights to convert (default: {folder / default})'
+    )
     parser.add_argument('--input', type=pathlib.Path, metavar='FILE', help='the same as FILE')
-    parser.add_argument('--output', type=pathlib.Path, metavar='FILE',
-                        help=f'weights to write (default: in {folder}, by content, such as '
-                             'e2e_mask_rcnn_R-50-C4_1x_d2c.npz, e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz, '
-                             'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz)')
-    parser.add_argument('--class-names', type=pathlib.Path, metavar='FILE',
-                        help='names of the classes without the background, one per line (default: '
-                             "COCO's where there are 80 classes, class_1, class_2, ... otherwise)")
-    parser.add_argument('--config', type=pathlib.Path, metavar='FILE',
-                        help="for Matterport's network: a JSON file of values by the names of its Config "
-                             'class ({"IMAGE_MAX_DIM": 512, ...}), which its weight files cannot say')
+    parser.add_argument(
+        '--output',
+        type=pathlib.Path,
+        metavar='FILE',
+        help=f'weights to write (default: in {folder}, by content, such as '
+        'e2e_mask_rcnn_R-50-C4_1x_d2c.npz, e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz, '
+        'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz)',
+    )
+    parser.add_argument(
+        '--class-names',
+        type=pathlib.Path,
+        metavar='FILE',
+        help='names of the classes without the background, one per line (default: '
+        "COCO's where there are 80 classes, class_1, class_2, ... otherwise)",
+    )
+    parser.add_argument(
+        '--config',
+        type=pathlib.Path,
+        metavar='FILE',
+        help="for Matterport's network: a JSON file of values by the names of its Config "
+        'class ({"IMAGE_MAX_DIM": 512, ...}), which its weight files cannot say',
+    )
     parser.add_argument('--min-size', type=int, metavar='N', help="size of the network input's shorter side")
     parser.add_argument('--max-size', type=int, metavar='N', help='limit of its longer side')
     parser.add_argument('--anchor-sizes', type=float, nargs='+', metavar='N', help='sides of the anchors')
@@ -67,8 +81,9 @@ def run(args: argparse.Namespace) -> int:
     return run_and_report_errors(lambda: _convert(args), (WeightFileError,))
 
 
-def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path('modelfiles'),
-         default: str = DEFAULT_INPUT) -> int:
+def main(
+    argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path('modelfiles'), default: str = DEFAULT_INPUT
+) -> int:
     """Parse the command line and convert.
 
     Args:
@@ -84,8 +99,9 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path(
     return run(parser.parse_args(argv))
 
 
-def make_meta(path: str | os.PathLike, file: ConvertedWeights,
-              class_names_file: str | os.PathLike | None = None) -> ModelMeta:
+def make_meta(
+    path: str | os.PathLike, file: ConvertedWeights, class_names_file: str | os.PathLike | None = None
+) -> ModelMeta:
     """Return the metadata of converted weights.
 
     Args:
@@ -98,10 +114,14 @@ def make_meta(path: str | os.PathLike, file: ConvertedWeights,
     """
     names, ids = classes_of(file, class_names_file)
     return ModelMeta(
-        kind=file.kind, config=file.config, class_names=names, category_ids=ids,
+        kind=file.kind,
+        config=file.config,
+        class_names=names,
+        category_ids=ids,
         source=Source(pathlib.Path(path).name, file.sha256, file.format),
         skipped={group: len(members) for group, members in file.report.skipped.items()},
-        notes=file.report.notes + file.report.warnings)
+        notes=file.report.notes + file.report.warnings,
+    )
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -123,8 +143,9 @@ def _input(args: argparse.Namespace) -> pathlib.Path:
         raise UsageError('name the input once, not twice')
     path = args.file or args.input or args.default
     if path == args.default and not os.path.lexists(path):
-        raise WeightFileError(path, 'No such file or directory; put weights there (see modelfiles/README.md) '
-                                    'or name them with --input')
+        raise WeightFileError(
+            path, 'No such file or directory; put weights there (see modelfiles/README.md) or name them with --input'
+        )
     return path
 
 

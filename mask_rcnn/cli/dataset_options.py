@@ -38,18 +38,33 @@ def add_arguments(parser, folder: Path, *, parts=('train', 'val')) -> None:
         parts: Which parts the command needs.
     """
     add = parser.add_argument
-    add('--dataset', choices=DATASETS,
+    add(
+        '--dataset',
+        choices=DATASETS,
         help='coco2017; shapes: drawn squares, circles and triangles; shapes-rich: drawn scenes of eight '
-             'kinds of things (default: coco2017)')
-    add('--data-dir', type=Path, metavar='DIR',
-        help=f'folder of coco2017, with annotations/, train2017/ and val2017/ (default: {folder / "COCO"})')
+        'kinds of things (default: coco2017)',
+    )
+    add(
+        '--data-dir',
+        type=Path,
+        metavar='DIR',
+        help=f'folder of coco2017, with annotations/, train2017/ and val2017/ (default: {folder / "COCO"})',
+    )
     for part in parts:
         what = {'train': 'training', 'val': 'evaluation'}[part]
-        add(f'--{part}-annotations', type=Path, metavar='FILE',
-            help=f"data of one's own for {what}: annotations in COCO's format ...")
+        add(
+            f'--{part}-annotations',
+            type=Path,
+            metavar='FILE',
+            help=f"data of one's own for {what}: annotations in COCO's format ...",
+        )
         add(f'--{part}-images', type=Path, metavar='DIR', help='... and the folder of the images')
-    add('--skip-broken', action='store_true', default=None,
-        help='leave out and count broken images and annotations, instead of stopping at the first')
+    add(
+        '--skip-broken',
+        action='store_true',
+        default=None,
+        help='leave out and count broken images and annotations, instead of stopping at the first',
+    )
     parser.set_defaults(coco_folder=folder / 'COCO')
 
 
@@ -66,12 +81,15 @@ def check(args: argparse.Namespace) -> None:
                 raise UsageError(f'{flag(one)} needs {flag(other)}')
     for name in ('dataset', 'data_dir'):
         if own and getattr(args, name) is not None:
-            raise UsageError(f'{flag(name)} and {flag(own[0])} contradict each other: the data are either of '
-                             "a known data set or one's own")
+            raise UsageError(
+                f'{flag(name)} and {flag(own[0])} contradict each other: the data are either of '
+                "a known data set or one's own"
+            )
     for name in ('data_dir', 'skip_broken'):
         if args.dataset in DRAWN and getattr(args, name) is not None:
-            raise UsageError(f'--dataset {args.dataset} and {flag(name)} contradict each other: '
-                             f'{args.dataset} has no files')
+            raise UsageError(
+                f'--dataset {args.dataset} and {flag(name)} contradict each other: {args.dataset} has no files'
+            )
 
 
 def flag(name: str) -> str:
@@ -112,15 +130,17 @@ def open_data(part: str, args: argparse.Namespace, *, size: int, seed: int = 0, 
     if args.dataset in DRAWN:
         if keypoints:
             raise UsageError(f'--dataset {args.dataset} has no keypoints')
-        return DRAWN[args.dataset](N_DRAWN[args.dataset][part], size=max(size, 32),
-                                   seed=seed if training else _UNSEEN_SEED)
+        return DRAWN[args.dataset](
+            N_DRAWN[args.dataset][part], size=max(size, 32), seed=seed if training else _UNSEEN_SEED
+        )
     annotations, images = (getattr(args, name, None) for name in _FILE_FLAGS[part])
     if annotations is None:
         folder = args.data_dir or args.coco_folder
         name = f'{"person_keypoints" if keypoints else "instances"}_{part}2017.json'
         annotations, images = folder / 'annotations' / name, folder / f'{part}2017'
-    return COCODataset(annotations, images, skip_broken=bool(args.skip_broken), only_annotated=training,
-                       keypoints=keypoints)
+    return COCODataset(
+        annotations, images, skip_broken=bool(args.skip_broken), only_annotated=training, keypoints=keypoints
+    )
 
 
 def dataset_name(part: str, args: argparse.Namespace) -> str:

@@ -26,13 +26,13 @@ from mask_rcnn.cli.options import (
     write_line,
 )
 from mask_rcnn.config import EXTRACTORS
-from mask_rcnn.preprocessing.image_io import ImageFileError, list_images, read_image
 from mask_rcnn.inference.detections import Detections
+from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
+from mask_rcnn.preprocessing.image_io import ImageFileError, list_images, read_image
 from mask_rcnn.visualization import BACKGROUNDS, load_font
 from mask_rcnn.weights import WeightFileError
-from mask_rcnn.io.atomic_file import open_for_writing
 
 DEFAULT_MODEL = 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
 #: What a picture shows unless --score-thresh says otherwise.
@@ -71,28 +71,62 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add('--image', nargs='+', action='extend', required=True, type=Path, metavar='PATH',
-        help='image files, or folders of them')
-    add('--modelfile', type=Path, default=folder / DEFAULT_MODEL, metavar='FILE',
-        help='weights, .npz (default: %(default)s)')
-    add('--gpu', type=gpu_number, metavar='ID',
-        help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)')
+    add(
+        '--image',
+        nargs='+',
+        action='extend',
+        required=True,
+        type=Path,
+        metavar='PATH',
+        help='image files, or folders of them',
+    )
+    add(
+        '--modelfile',
+        type=Path,
+        default=folder / DEFAULT_MODEL,
+        metavar='FILE',
+        help='weights, .npz (default: %(default)s)',
+    )
+    add(
+        '--gpu',
+        type=gpu_number,
+        metavar='ID',
+        help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)',
+    )
     add_precision(add)
-    add('--output', default='output.png', metavar='PATH',
-        help='picture, or folder for pictures; see below (default: %(default)s)')
+    add(
+        '--output',
+        default='output.png',
+        metavar='PATH',
+        help='picture, or folder for pictures; see below (default: %(default)s)',
+    )
     add('--json', type=Path, metavar='FILE', help='write the results in COCO format, too')
-    add('--score-thresh', type=_score, metavar='S',
-        help='only what scores above S, in pictures and JSON alike; see below')
+    add(
+        '--score-thresh',
+        type=_score,
+        metavar='S',
+        help='only what scores above S, in pictures and JSON alike; see below',
+    )
     add('--contour', action='store_true', help='draw the outlines of the masks')
-    add('--background', choices=BACKGROUNDS, default='image',
+    add(
+        '--background',
+        choices=BACKGROUNDS,
+        default='image',
         help='what the objects are drawn on: the image, the image in grey, or nothing but black or white '
-             '(default: %(default)s)')
-    add('--font', type=Path, metavar='FILE',
-        help='TrueType or OpenType font of the labels (default: DejaVu Sans, which has no Chinese, Japanese '
-             'or Korean)')
+        '(default: %(default)s)',
+    )
+    add(
+        '--font',
+        type=Path,
+        metavar='FILE',
+        help='TrueType or OpenType font of the labels (default: DejaVu Sans, which has no Chinese, Japanese or Korean)',
+    )
     add('--bn2affine', action='store_true', help='turn batch normalisation into affine channels first')
-    add('--roialign', action=argparse.BooleanOptionalAction,
-        help='RoIAlign, or RoI max pooling (default: as the weights were trained)')
+    add(
+        '--roialign',
+        action=argparse.BooleanOptionalAction,
+        help='RoIAlign, or RoI max pooling (default: as the weights were trained)',
+    )
     add('--roi_size', type=int, choices=(7, 14), help='bins of a RoI (default: as the weights were trained)')
     add('--extractor', choices=EXTRACTORS, help='must be what the weights are for (default: just that)')
 
@@ -135,8 +169,11 @@ def _run(args: argparse.Namespace) -> int:
     for folder in {picture.parent for picture in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
     results = []
-    with using_precision(args.precision), cache_weights(), \
-            tqdm(total=len(images), unit='image', disable=len(images) < 2) as bar:
+    with (
+        using_precision(args.precision),
+        cache_weights(),
+        tqdm(total=len(images), unit='image', disable=len(images) < 2) as bar,
+    ):
         for job in _detect(model, images, pictures):
             try:
                 if job.error is not None:
@@ -205,8 +242,7 @@ def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argpa
     for picture in pictures:
         if not picture.suffix or not cv2.haveImageWriter(picture.name):
             kind = picture.suffix or 'a file without a suffix'
-            raise UsageError(f'--output {args.output}: no picture can be written as {kind} (use .png or '
-                             '.jpg)')
+            raise UsageError(f'--output {args.output}: no picture can be written as {kind} (use .png or .jpg)')
         if picture.resolve() in inputs:
             raise UsageError(f'--output {args.output}: {picture} is one of the images')
     if args.json is None:
@@ -228,12 +264,19 @@ def _check_font(font: Path | None) -> None:
 
 
 def _load(args: argparse.Namespace):
-    given = {'roi_align': args.roialign, 'roi_size': args.roi_size, 'extractor': args.extractor,
-             'score_threshold': args.score_thresh}
+    given = {
+        'roi_align': args.roialign,
+        'roi_size': args.roi_size,
+        'extractor': args.extractor,
+        'score_threshold': args.score_thresh,
+    }
     overrides = {name: value for name, value in given.items() if value is not None}
     if not os.path.lexists(args.modelfile):
-        raise WeightFileError(args.modelfile, 'no such file; "make demo" fetches Detectron\'s weights, and '
-                                              'utils/detectron_parser.py makes them from model_final.pkl')
+        raise WeightFileError(
+            args.modelfile,
+            'no such file; "make demo" fetches Detectron\'s weights, and '
+            'utils/detectron_parser.py makes them from model_final.pkl',
+        )
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
     try:
@@ -292,7 +335,7 @@ def _detect(model, images: Sequence[Path], pictures: Sequence[Path]) -> Iterator
 def _detect_alone(model, job: _Job) -> _Job:
     if job.error is None:
         try:
-            job.detections, = model.detect([job.pixels], batch_size=1)
+            (job.detections,) = model.detect([job.pixels], batch_size=1)
         except _FAILURES as error:
             job.error = error
     return job

@@ -18,13 +18,13 @@ from mask_rcnn.cli.options import (
     run_and_report_errors,
 )
 from mask_rcnn.datasets.coco import AnnotationFileError
-from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.evaluation.coco import evaluate_model
+from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.ops.cudnn_frontend import using_precision
+from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.training.trainer import print_line
 from mask_rcnn.weights import WeightFileError
-from mask_rcnn.io.atomic_file import open_for_writing
 
 _DESCRIPTION = """\
 Evaluate a model with COCO's metrics: boxes, and masks and keypoints where the model finds them. The folder
@@ -44,8 +44,12 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     add = parser.add_argument
     add('--modelfile', type=Path, required=True, metavar='FILE', help='weights, .npz')
     add('--out', type=Path, default=Path('result'), metavar='DIR', help='(default: %(default)s)')
-    add('--gpu', type=gpu_number, metavar='ID',
-        help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)')
+    add(
+        '--gpu',
+        type=gpu_number,
+        metavar='ID',
+        help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)',
+    )
     add_precision(add)
     add('--bn2affine', action='store_true', help='turn batch normalisation into affine channels first')
 
@@ -60,8 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
     model = mask_rcnn.load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine)
-    data_set = dataset_options.open_data('val', args, size=model.config.min_size,
-                                   keypoints=model.config.n_keypoint > 0)
+    data_set = dataset_options.open_data('val', args, size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
     with using_precision(args.precision):
         evaluate_to_folder(model, data_set, args.out, name=dataset_options.dataset_name('val', args))
     return 0
@@ -93,8 +96,10 @@ def check_classes(model, data_set, name: str) -> None:
     """
     ours, theirs = model.class_names or (), data_set.class_names
     if not set(theirs) <= set(ours) and len(theirs) != model.config.n_fg_class:
-        raise UsageError(f'{name} has {len(theirs)} classes ({listed(theirs)}), but the model has '
-                         f'{model.config.n_fg_class} ({listed(ours)})')
+        raise UsageError(
+            f'{name} has {len(theirs)} classes ({listed(theirs)}), but the model has '
+            f'{model.config.n_fg_class} ({listed(ours)})'
+        )
 
 
 def listed(names: Sequence[str]) -> str:
@@ -125,8 +130,10 @@ def evaluate_to_folder(model, data_set, folder: Path, *, name: str, communicator
     metrics = evaluate_model(model, data_set, results_file=folder / 'results.json', comm=communicator)
     if communicator.is_main:
         kinds = metrics.ap_per_class()
-        per_class = {class_name: {f'{kind}/AP': aps[i] for kind, aps in kinds.items()}
-                     for i, class_name in enumerate(metrics.class_names)}
+        per_class = {
+            class_name: {f'{kind}/AP': aps[i] for kind, aps in kinds.items()}
+            for i, class_name in enumerate(metrics.class_names)
+        }
         with open_for_writing(folder / 'metrics.json') as file:
             file.write(json.dumps({**metrics.summary(), 'classes': per_class}, indent=1).encode())
         files = ', '.join(f'results.{kind}.json' for kind in kinds)

@@ -22,8 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's description and options to a parser."""
     parser.description = _DESCRIPTION
     parser.add_argument('files', type=pathlib.Path, nargs='+', metavar='FILE', help='weight file of any kind')
-    parser.add_argument('--json', action='store_true',
-                        help='write a line of JSON for each file, with all names and the whole configuration')
+    parser.add_argument(
+        '--json',
+        action='store_true',
+        help='write a line of JSON for each file, with all names and the whole configuration',
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     status = 0
     for path in args.files:
         status = max(status, run_and_report_errors(lambda: _report(path, args.json), (WeightFileError,)))
-        if status == 130:       # Ctrl-C means all of them
+        if status == 130:  # Ctrl-C means all of them
             break
     return status
 

@@ -8,20 +8,30 @@ import json
 
 import mask_rcnn
 from mask_rcnn.cli import dataset_options
-from mask_rcnn.cli.options import UsageError
 from mask_rcnn.cli.evaluate import listed
-from mask_rcnn.config import Config, PRESETS
+from mask_rcnn.cli.options import UsageError
+from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.models.builder import convert_norm
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
 from mask_rcnn.training.trainer import print_line
 from mask_rcnn.weights import WeightFileError, formats, load_arrays, read_weights
-from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
+from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
 
 #: Fields that flags of their own, or the data, decide.
-_OTHER_FLAGS_SET = ('extractor', 'n_fg_class', 'n_keypoint', 'dialect', 'norm', 'roi_size', 'roi_align',
-                    'min_size', 'max_size', 'anchor_sizes')
+_OTHER_FLAGS_SET = (
+    'extractor',
+    'n_fg_class',
+    'n_keypoint',
+    'dialect',
+    'norm',
+    'roi_size',
+    'roi_align',
+    'min_size',
+    'max_size',
+    'anchor_sizes',
+)
 
 
 def make_model(args: argparse.Namespace, train_set, *, is_main: bool):
@@ -62,8 +72,7 @@ def uses_keypoints(args: argparse.Namespace) -> bool:
         return args.keypoints
     meta = read_model_meta(args.resume) if is_snapshot(args.resume) else read_weights(args.resume).meta
     if args.keypoints and not meta.config.n_keypoint:
-        raise UsageError(f'--keypoints and --resume {args.resume} contradict each other: its network finds '
-                         'none')
+        raise UsageError(f'--keypoints and --resume {args.resume} contradict each other: its network finds none')
     return meta.config.n_keypoint > 0
 
 
@@ -72,8 +81,11 @@ def _new_model(args: argparse.Namespace, train_set, is_main: bool):
     if args.pretrained != 'none':
         path = find_pretrained(args.pretrained, _preset(args))
         file = formats.read(path)
-    model = mask_rcnn.build(_new_config(args, file, len(train_set.class_names)),
-                            class_names=train_set.class_names, category_ids=train_set.category_ids)
+    model = mask_rcnn.build(
+        _new_config(args, file, len(train_set.class_names)),
+        class_names=train_set.class_names,
+        category_ids=train_set.category_ids,
+    )
     if file is not None:
         report = load_pretrained(model, path, file)
         if is_main:
@@ -86,18 +98,29 @@ def _new_config(args: argparse.Namespace, file: ConvertedWeights | None, n_fg_cl
     kind, base = dataset_options.kind(args), _base_config(args, file)
     changes = {}
     if kind in dataset_options.DRAWN:
-        changes = {'min_size': dataset_options.SIZES[kind][0], 'max_size': dataset_options.SIZES[kind][1],
-                   'anchor_sizes': dataset_options.ANCHOR_SIZES[kind], 'rpn_post_nms': dataset_options.PROPOSALS[kind]}
-    if args.min_size is not None and args.max_size is None:     # keep the proportion
+        changes = {
+            'min_size': dataset_options.SIZES[kind][0],
+            'max_size': dataset_options.SIZES[kind][1],
+            'anchor_sizes': dataset_options.ANCHOR_SIZES[kind],
+            'rpn_post_nms': dataset_options.PROPOSALS[kind],
+        }
+    if args.min_size is not None and args.max_size is None:  # keep the proportion
         before = base.replace(**changes)
         changes['max_size'] = round(args.min_size * before.max_size / before.min_size)
     # Without trained statistics there is nothing that an affine channel could stand for.
     norm = args.norm or ('bn' if args.freeze_bn or args.pretrained == 'none' else 'affine')
     try:
-        return base.replace(**{
-            **changes, **_overrides(args), 'norm': 'affine' if args.bn2affine else norm,
-            'n_fg_class': n_fg_class, 'masks': not args.keypoints,
-            'n_keypoint': len(COCO_KEYPOINT_NAMES) if args.keypoints else 0, **dict(args.fields)})
+        return base.replace(
+            **{
+                **changes,
+                **_overrides(args),
+                'norm': 'affine' if args.bn2affine else norm,
+                'n_fg_class': n_fg_class,
+                'masks': not args.keypoints,
+                'n_keypoint': len(COCO_KEYPOINT_NAMES) if args.keypoints else 0,
+                **dict(args.fields),
+            }
+        )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
 
@@ -136,9 +159,14 @@ def config_field(text: str) -> tuple[str, object]:
 
 
 def _overrides(args: argparse.Namespace) -> dict:
-    given = {'extractor': args.extractor, 'roi_align': args.roialign, 'roi_size': args.roi_size,
-             'min_size': args.min_size, 'max_size': args.max_size,
-             'anchor_sizes': tuple(args.anchor_sizes) if args.anchor_sizes else None}
+    given = {
+        'extractor': args.extractor,
+        'roi_align': args.roialign,
+        'roi_size': args.roi_size,
+        'min_size': args.min_size,
+        'max_size': args.max_size,
+        'anchor_sizes': tuple(args.anchor_sizes) if args.anchor_sizes else None,
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -156,8 +184,9 @@ def load_model(args: argparse.Namespace):
         snapshot = read_snapshot(args.resume)
         model = _model_of(snapshot, args)
         prefix = 'updater/model:main/model/'
-        arrays = {name.removeprefix(prefix): array for name, array in snapshot.arrays.items()
-                  if name.startswith(prefix)}
+        arrays = {
+            name.removeprefix(prefix): array for name, array in snapshot.arrays.items() if name.startswith(prefix)
+        }
         load_arrays(model, arrays, what=args.resume)
         return model
     overrides = _overrides(args)
@@ -184,18 +213,20 @@ def _model_of(snapshot: Snapshot, args: argparse.Namespace):
     for name, value in asked.items():
         if getattr(config, name) != value:
             raise UsageError(f'{snapshot.path}: its {name} is {getattr(config, name)!r}, not {value!r}')
-    return mask_rcnn.build(config, class_names=snapshot.model.class_names,
-                           category_ids=snapshot.model.category_ids)
+    return mask_rcnn.build(config, class_names=snapshot.model.class_names, category_ids=snapshot.model.category_ids)
 
 
 def _check_classes(model, name: str, data_set) -> None:
     """The model's classes must be the data's, in their order."""
     model_classes, dataset_classes = model.class_names, data_set.class_names
     if len(model_classes) != len(dataset_classes):
-        raise UsageError(f'{name} has {len(dataset_classes)} classes ({listed(dataset_classes)}), but the model '
-                         f'has {len(model_classes)} ({listed(model_classes)}); --pretrained takes a model with '
-                         'other classes')
+        raise UsageError(
+            f'{name} has {len(dataset_classes)} classes ({listed(dataset_classes)}), but the model '
+            f'has {len(model_classes)} ({listed(model_classes)}); --pretrained takes a model with '
+            'other classes'
+        )
     for i, (model_class, dataset_class) in enumerate(zip(model_classes, dataset_classes)):
         if model_class != dataset_class:
-            raise UsageError(f'{name}: its class {i + 1} is {dataset_class!r}, but that of the model is '
-                             f'{model_class!r}')
+            raise UsageError(
+                f'{name}: its class {i + 1} is {dataset_class!r}, but that of the model is {model_class!r}'
+            )

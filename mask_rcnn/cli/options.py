@@ -78,10 +78,15 @@ def choose_device(gpu: int | None) -> int:
 
 def add_precision(add: Callable) -> None:
     """Add ``--precision`` to the options of a command; ``add`` is a parser's or a group's
-    ``add_argument``."""
-    add('--precision', choices=tuple(PRECISIONS), default='fp32',
+    ``add_argument``.
+    """
+    add(
+        '--precision',
+        choices=tuple(PRECISIONS),
+        default='fp32',
         help='in which numbers a GPU multiplies; it adds up in fp32 always, and the CPU knows fp32 only '
-             '(default: %(default)s)')
+        '(default: %(default)s)',
+    )
 
 
 def check_precision(name: str, gpu: int) -> None:
@@ -106,6 +111,7 @@ def check_precision(name: str, gpu: int) -> None:
 def capability(gpu: int) -> int:
     """Return a GPU's compute capability times ten."""
     import cupy
+
     return int(cupy.cuda.Device(gpu).compute_capability)
 
 

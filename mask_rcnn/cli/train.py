@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn.cli import dataset_options
+from mask_rcnn.cli.evaluate import check_classes, evaluate_to_folder
+from mask_rcnn.cli.initial_model import config_field, load_model, make_model, uses_keypoints
 from mask_rcnn.cli.options import (
     UsageError,
     add_precision,
@@ -22,14 +24,12 @@ from mask_rcnn.cli.options import (
     print_error,
     run_and_report_errors,
 )
-from mask_rcnn.cli.evaluate import check_classes, evaluate_to_folder
-from mask_rcnn.cli.initial_model import config_field, load_model, make_model, uses_keypoints
-from mask_rcnn.config import Config, EXTRACTORS
+from mask_rcnn.config import EXTRACTORS, Config
 from mask_rcnn.datasets.coco import AnnotationFileError
-from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.evaluation.coco import evaluate_model
-from mask_rcnn.models.builder import get_device
 from mask_rcnn.ops.cudnn_frontend import using_precision
+from mask_rcnn.ops.runtime.device import get_device
+from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
 from mask_rcnn.training.distributed import Communicator, DistributedError
@@ -52,12 +52,21 @@ from mask_rcnn.weights import WeightFileError
 #: What is taken where a flag is not given; the flags themselves default to ``None``, so that those that
 #: contradict each other can be told.
 DEFAULTS = {
-    'seed': 0, 'lr': 1e-4, 'lr_initialchange': 800, 'step_size': 400000, 'lr_step': 480000,
-    'iteration': 800000, 'pretrained': 'imagenet', 'snapshot': 4000, 'keep': 3, 'validation': 30000}
+    'seed': 0,
+    'lr': 1e-4,
+    'lr_initialchange': 800,
+    'step_size': 400000,
+    'lr_step': 480000,
+    'iteration': 800000,
+    'pretrained': 'imagenet',
+    'snapshot': 4000,
+    'keep': 3,
+    'validation': 30000,
+}
 
 _SCHEDULE_FLAGS = ('lr', 'lr_initialchange', 'step_size', 'lr_step')
 
-_DESCRIPTION = 'Train Mask R-CNN as Detectron did, on COCO 2017 or on data of one\'s own.'
+_DESCRIPTION = "Train Mask R-CNN as Detectron did, on COCO 2017 or on data of one's own."
 
 _EPILOG = """\
 learning rate:
@@ -108,60 +117,108 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
 def _add_network(group) -> None:
     add = group.add_argument
     add('--extractor', choices=EXTRACTORS, help='(default: resnet50; with --keypoints: resnet50_fpn)')
-    add('--keypoints', action='store_true',
+    add(
+        '--keypoints',
+        action='store_true',
         help="find objects and COCO's 17 keypoints of each instead of masks; coco2017 is then "
-             'person_keypoints_*2017.json')
-    add('--norm', choices=('affine', 'bn'),
+        'person_keypoints_*2017.json',
+    )
+    add(
+        '--norm',
+        choices=('affine', 'bn'),
         help='affine channels, which are frozen, or batch normalisation (default: affine as Detectron; bn '
-             'with --freeze_bn or --pretrained none; with --resume, that of the file)')
-    add('--freeze_bn', action='store_true',
-        help='batch normalisation keeps its statistics and learns nothing')
+        'with --freeze_bn or --pretrained none; with --resume, that of the file)',
+    )
+    add('--freeze_bn', action='store_true', help='batch normalisation keeps its statistics and learns nothing')
     add('--bn2affine', action='store_true', help='turn batch normalisation into affine channels first')
-    add('--roialign', action=argparse.BooleanOptionalAction,
-        help='RoIAlign, or RoI max pooling (default: RoIAlign)')
+    add('--roialign', action=argparse.BooleanOptionalAction, help='RoIAlign, or RoI max pooling (default: RoIAlign)')
     add('--roi_size', '-r', type=int, choices=(7, 14), help='bins of a RoI (default: 14; with a feature pyramid: 7)')
-    add('--min-size', type=_count, metavar='N', help='images are resized to this short side (default: 800; '
-                                                     'shapes: 128) ...')
+    add(
+        '--min-size',
+        type=_count,
+        metavar='N',
+        help='images are resized to this short side (default: 800; shapes: 128) ...',
+    )
     add('--max-size', type=_count, metavar='N', help='... or to this long side (default: 1333; shapes: 128)')
-    add('--anchor-sizes', type=_positive, nargs='+', metavar='N',
-        help='sides of the anchors in pixels of the resized image (default: 32 64 128 256 512; shapes: 8 16 '
-             '32 64 128)')
-    add('--set', type=config_field, nargs='+', default=[], metavar='FIELD=VALUE', dest='fields',
-        help='other fields of mask_rcnn.Config of a new network, such as width=0.5 or anchor_ratios=[1,2]')
+    add(
+        '--anchor-sizes',
+        type=_positive,
+        nargs='+',
+        metavar='N',
+        help='sides of the anchors in pixels of the resized image (default: 32 64 128 256 512; shapes: 8 16 32 64 128)',
+    )
+    add(
+        '--set',
+        type=config_field,
+        nargs='+',
+        default=[],
+        metavar='FIELD=VALUE',
+        dest='fields',
+        help='other fields of mask_rcnn.Config of a new network, such as width=0.5 or anchor_ratios=[1,2]',
+    )
 
 
 def _add_start(group) -> None:
     add = group.add_argument
-    add('--pretrained', '-p', metavar='NAME',
+    add(
+        '--pretrained',
+        '-p',
+        metavar='NAME',
         help="imagenet, none, or a file: Caffe's .caffemodel, Detectron's R-50.pkl, an .npz of an ImageNet "
-             'network or a model of ours, whose heads start anew for another number of classes (default: '
-             'imagenet)')
-    add('--resume', type=Path, metavar='FILE',
-        help='a snapshot, to go on as if the run had never stopped, or a model, to start from it')
+        'network or a model of ours, whose heads start anew for another number of classes (default: '
+        'imagenet)',
+    )
+    add(
+        '--resume',
+        type=Path,
+        metavar='FILE',
+        help='a snapshot, to go on as if the run had never stopped, or a model, to start from it',
+    )
 
 
 def _add_learning(group) -> None:
     add = group.add_argument
-    add('--lr', '-l', type=_not_negative, metavar='RATE',
-        help='learning rate; 0 only evaluates (default: 1e-4)')
-    add('--lr_initialchange', '-li', type=_number, metavar='N',
-        help='iteration from which on the rate is ten times as large (default: 800)')
-    add('--step_size', '-ss', type=_count, metavar='N',
-        help='iteration of the first decay (default: 400000)')
-    add('--lr_step', '-ls', type=_count, metavar='N',
-        help='iteration of the second decay (default: 480000)')
+    add('--lr', '-l', type=_not_negative, metavar='RATE', help='learning rate; 0 only evaluates (default: 1e-4)')
+    add(
+        '--lr_initialchange',
+        '-li',
+        type=_number,
+        metavar='N',
+        help='iteration from which on the rate is ten times as large (default: 800)',
+    )
+    add('--step_size', '-ss', type=_count, metavar='N', help='iteration of the first decay (default: 400000)')
+    add('--lr_step', '-ls', type=_count, metavar='N', help='iteration of the second decay (default: 480000)')
     add('--schedule', choices=DETECTRON_SCHEDULES, help="Detectron's rates, steps and iterations instead")
-    add('--iteration', '-i', type=_count, metavar='N',
-        help="iterations (default: 800000, or the schedule's)")
-    add('--batchsize', '-b', type=_count, default=8, metavar='N',
-        help='images of an update, of each process (default: %(default)s)')
-    add('--subdivisions', type=_count, default=1, metavar='K',
-        help='go through the network in K passes of N/K images: less memory, the same update (default: '
-             '%(default)s)')
-    add('--roi-batch', type=_count, default=Sampling.roi_batch, metavar='N',
-        help='RoIs of an image that learn (default: %(default)s)')
-    add('--train-proposals', type=_count, default=Sampling.train_post_nms, metavar='N',
-        help='proposals of an image from which these are drawn (default: %(default)s)')
+    add('--iteration', '-i', type=_count, metavar='N', help="iterations (default: 800000, or the schedule's)")
+    add(
+        '--batchsize',
+        '-b',
+        type=_count,
+        default=8,
+        metavar='N',
+        help='images of an update, of each process (default: %(default)s)',
+    )
+    add(
+        '--subdivisions',
+        type=_count,
+        default=1,
+        metavar='K',
+        help='go through the network in K passes of N/K images: less memory, the same update (default: %(default)s)',
+    )
+    add(
+        '--roi-batch',
+        type=_count,
+        default=Sampling.roi_batch,
+        metavar='N',
+        help='RoIs of an image that learn (default: %(default)s)',
+    )
+    add(
+        '--train-proposals',
+        type=_count,
+        default=Sampling.train_post_nms,
+        metavar='N',
+        help='proposals of an image from which these are drawn (default: %(default)s)',
+    )
     add('--gamma', type=_not_negative, default=1.0, help='weight of the mask loss (default: 1)')
     add('--clip-gradient', type=_positive, metavar='NORM', help='shorten longer gradients to this L2 norm')
     add('--seed', '-s', type=_number, metavar='N', help='of all random choices (default: 0)')
@@ -169,19 +226,39 @@ def _add_learning(group) -> None:
 
 def _add_run(group) -> None:
     add = group.add_argument
-    add('--gpu', '-g', type=gpu_number, metavar='ID',
-        help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)')
+    add(
+        '--gpu',
+        '-g',
+        type=gpu_number,
+        metavar='ID',
+        help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)',
+    )
     add_precision(add)
-    add('--communicator', choices=distributed.NAMES,
-        help='several processes, started by mpiexec: naive on CPUs, pure_nccl on a GPU each')
+    add(
+        '--communicator',
+        choices=distributed.NAMES,
+        help='several processes, started by mpiexec: naive on CPUs, pure_nccl on a GPU each',
+    )
     add('--out', '-o', type=Path, default=Path('result'), metavar='DIR', help='(default: %(default)s)')
-    add('--workers', type=_number, metavar='N',
-        help='processes that read images; 0 reads them in the main one (default: 4, or the CPUs but one)')
-    add('--snapshot', type=_number, metavar='N',
-        help='iterations between snapshots; 0 writes none (default: 4000, and at the end)')
+    add(
+        '--workers',
+        type=_number,
+        metavar='N',
+        help='processes that read images; 0 reads them in the main one (default: 4, or the CPUs but one)',
+    )
+    add(
+        '--snapshot',
+        type=_number,
+        metavar='N',
+        help='iterations between snapshots; 0 writes none (default: 4000, and at the end)',
+    )
     add('--keep', type=_count, metavar='K', help='snapshots that are kept (default: 3)')
-    add('--validation', type=_number, metavar='N',
-        help='iterations between evaluations; 0 never evaluates (default: 30000)')
+    add(
+        '--validation',
+        type=_number,
+        metavar='N',
+        help='iterations between evaluations; 0 never evaluates (default: 30000)',
+    )
     add('--tensorboard', action='store_true', help="write TensorBoard's files, too (needs tensorboardX)")
 
 
@@ -197,7 +274,7 @@ def run(args: argparse.Namespace) -> int:
     with communicator.guard():
         status = _run_and_report_errors(lambda: _run(args, communicator))
         if status in (1, 2) and communicator.size > 1:
-            raise SystemExit(status)    # the others may be waiting for this process: end them, too
+            raise SystemExit(status)  # the others may be waiting for this process: end them, too
     return status
 
 
@@ -219,12 +296,23 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('.')) -> int:
 def _run_and_report_errors(body: Callable[[], int]) -> int:
     """Turn the errors that a user can do something about into a line and a status."""
     try:
-        return run_and_report_errors(body, (WeightFileError, AnnotationFileError, ImageFileError, DistributedError,
-                                            TensorBoardMissingError, ExampleError, WorkerError))
+        return run_and_report_errors(
+            body,
+            (
+                WeightFileError,
+                AnnotationFileError,
+                ImageFileError,
+                DistributedError,
+                TensorBoardMissingError,
+                ExampleError,
+                WorkerError,
+            ),
+        )
     except MemoryError as error:
         reason = ' '.join(str(error).split())[:100]
-        return print_error('not enough memory (more --subdivisions or a smaller --min-size need less)'
-                           + f': {reason}' * bool(reason))
+        return print_error(
+            'not enough memory (more --subdivisions or a smaller --min-size need less)' + f': {reason}' * bool(reason)
+        )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -238,8 +326,9 @@ def check(args: argparse.Namespace) -> None:
     if args.lr == 0:
         _check_evaluation(args)
     elif not dataset_options.has('train', args):
-        raise UsageError('--val-annotations without --train-annotations: nothing to train on (to evaluate, '
-                         'give --lr 0)')
+        raise UsageError(
+            '--val-annotations without --train-annotations: nothing to train on (to evaluate, give --lr 0)'
+        )
     if not dataset_options.has('val', args):
         if args.validation:
             raise UsageError('--validation needs --val-annotations and --val-images')
@@ -252,11 +341,15 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, name) is None and not (args.schedule and name in (*_SCHEDULE_FLAGS, 'iteration')):
             setattr(args, name, value)
     if not args.schedule and args.step_size > args.lr_step:
-        raise UsageError(f'--step_size {args.step_size} and --lr_step {args.lr_step} contradict each other: '
-                         'the second decay would come before the first')
+        raise UsageError(
+            f'--step_size {args.step_size} and --lr_step {args.lr_step} contradict each other: '
+            'the second decay would come before the first'
+        )
     if args.subdivisions > args.batchsize:
-        raise UsageError(f'--subdivisions {args.subdivisions} and --batchsize {args.batchsize} contradict '
-                         'each other: a pass needs at least one image')
+        raise UsageError(
+            f'--subdivisions {args.subdivisions} and --batchsize {args.batchsize} contradict '
+            'each other: a pass needs at least one image'
+        )
 
 
 def _inherit_from_snapshot(args: argparse.Namespace) -> None:
@@ -264,12 +357,13 @@ def _inherit_from_snapshot(args: argparse.Namespace) -> None:
     try:
         options = read_options(args.resume)
     except WeightFileError:
-        return      # what is wrong with the file is said when it is read
+        return  # what is wrong with the file is said when it is read
     args.frozen_stages = options.get('frozen_stages', FROZEN_STAGES)
     seed = options.get('seed', 0)
     if args.seed not in (None, seed):
-        raise UsageError(f'--seed {args.seed} and --resume {args.resume} contradict each other: its run has '
-                         f'the seed {seed}')
+        raise UsageError(
+            f'--seed {args.seed} and --resume {args.resume} contradict each other: its run has the seed {seed}'
+        )
     args.seed = seed
 
 
@@ -277,19 +371,32 @@ def _check_conflicts(args: argparse.Namespace) -> None:
     on_gpu = args.gpu is not None and args.gpu >= 0
     # (whether it is so, one flag, the other, why not both)
     pairs = [
-        *((args.schedule and getattr(args, name) is not None, 'schedule', name, 'the schedule says the rates')
-          for name in _SCHEDULE_FLAGS),
+        *(
+            (args.schedule and getattr(args, name) is not None, 'schedule', name, 'the schedule says the rates')
+            for name in _SCHEDULE_FLAGS
+        ),
         # The run of a snapshot started somewhere, too: it goes on with the command that started it.
-        (args.resume and args.pretrained and not is_snapshot(args.resume), 'resume', 'pretrained',
-         'both say where to start'),
-        (args.fields and args.resume and not is_snapshot(args.resume), 'set', 'resume',
-         'the network is that of the file'),
-        (args.norm == 'bn' and args.bn2affine, 'norm', 'bn2affine',
-         'either batch normalisation or affine channels'),
+        (
+            args.resume and args.pretrained and not is_snapshot(args.resume),
+            'resume',
+            'pretrained',
+            'both say where to start',
+        ),
+        (
+            args.fields and args.resume and not is_snapshot(args.resume),
+            'set',
+            'resume',
+            'the network is that of the file',
+        ),
+        (args.norm == 'bn' and args.bn2affine, 'norm', 'bn2affine', 'either batch normalisation or affine channels'),
         (args.norm == 'affine' and args.freeze_bn, 'norm', 'freeze_bn', 'affine channels are frozen anyway'),
         (args.snapshot == 0 and args.keep, 'snapshot', 'keep', 'without snapshots there is nothing to keep'),
-        (args.communicator == 'pure_nccl' and args.gpu is not None, 'communicator', 'gpu',
-         'pure_nccl gives every process its own GPU'),
+        (
+            args.communicator == 'pure_nccl' and args.gpu is not None,
+            'communicator',
+            'gpu',
+            'pure_nccl gives every process its own GPU',
+        ),
         (args.communicator == 'naive' and on_gpu, 'communicator', 'gpu', 'naive runs on CPUs'),
     ]
     for applies, first, second, why in pairs:
@@ -304,8 +411,9 @@ def _check_evaluation(args: argparse.Namespace) -> None:
     if args.validation == 0:
         raise UsageError('--lr 0 and --validation 0 contradict each other: nothing would be done')
     if args.iteration not in (None, 1):
-        raise UsageError(f'--lr 0 and --iteration {args.iteration} contradict each other: one evaluation is '
-                         'all that there is to do')
+        raise UsageError(
+            f'--lr 0 and --iteration {args.iteration} contradict each other: one evaluation is all that there is to do'
+        )
     for name, idle in (('subdivisions', 1), ('tensorboard', False), ('clip_gradient', None)):
         if getattr(args, name) != idle:
             raise UsageError(f'--lr 0 and {dataset_options.flag(name)} contradict each other: nothing is trained')
@@ -316,7 +424,7 @@ def _run(args: argparse.Namespace, communicator: Communicator) -> int:
         return _evaluate(args, communicator)
     _check_output_dir(args)
     if args.tensorboard and communicator.is_main:
-        writer_class()      # that it is missing is better said now than after the data are read
+        writer_class()  # that it is missing is better said now than after the data are read
     gpu = _choose_gpu(args, communicator)
     check_precision(args.precision, gpu)
     device = get_device(gpu)
@@ -334,12 +442,19 @@ def _run(args: argparse.Namespace, communicator: Communicator) -> int:
     for name, data_set in (('training', train_set), ('evaluation', val_set)):
         if data_set is not None and communicator.is_main:
             skipped = getattr(data_set, 'n_skipped', 0)
-            print_line(f'{name}: {len(data_set)} images, {len(data_set.class_names)} classes'
-                       + f' ({skipped} broken images and annotations left out)' * bool(skipped))
+            print_line(
+                f'{name}: {len(data_set)} images, {len(data_set.class_names)} classes'
+                + f' ({skipped} broken images and annotations left out)' * bool(skipped)
+            )
     model.to_device(device)
     training = build_training_run(
-        model, train_set, _options(args, communicator, model.config), communicator=communicator,
-        evaluate=_evaluator(model, val_set, communicator), examples=_examples(val_set, args))
+        model,
+        train_set,
+        _options(args, communicator, model.config),
+        communicator=communicator,
+        evaluate=_evaluator(model, val_set, communicator),
+        examples=_examples(val_set, args),
+    )
     if snapshot is not None:
         _restore(training, snapshot, args, communicator)
     try:
@@ -348,7 +463,7 @@ def _run(args: argparse.Namespace, communicator: Communicator) -> int:
     except NonFiniteLossError as error:
         last = training.snapshots.last or args.resume
         return print_error(f'{error}; ' + (f'the last good state is {last}' if last else 'there is no snapshot yet'))
-    communicator.barrier()      # the first process may still be writing
+    communicator.barrier()  # the first process may still be writing
     return _report(training, args, communicator)
 
 
@@ -358,11 +473,11 @@ def _evaluate(args: argparse.Namespace, communicator: Communicator) -> int:
     check_precision(args.precision, gpu)
     model = load_model(args)
     model.to_device(get_device(gpu))
-    val_set = dataset_options.open_data('val', args, size=model.config.min_size,
-                                  keypoints=model.config.n_keypoint > 0)
+    val_set = dataset_options.open_data('val', args, size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
     with using_precision(args.precision):
-        evaluate_to_folder(model, val_set, args.out, name=dataset_options.dataset_name('val', args),
-                           communicator=communicator)
+        evaluate_to_folder(
+            model, val_set, args.out, name=dataset_options.dataset_name('val', args), communicator=communicator
+        )
     return 0
 
 
@@ -370,8 +485,9 @@ def _check_output_dir(args: argparse.Namespace) -> None:
     """A new run must not overwrite the snapshots of an earlier one."""
     earlier = list_snapshots(args.out)
     if earlier and args.snapshot and not (args.resume and is_snapshot(args.resume)):
-        raise UsageError(f'--out {args.out} holds a run already; go on with --resume {earlier[-1][1]}, or '
-                         'name another folder')
+        raise UsageError(
+            f'--out {args.out} holds a run already; go on with --resume {earlier[-1][1]}, or name another folder'
+        )
     args.out.mkdir(parents=True, exist_ok=True)
 
 
@@ -386,27 +502,41 @@ def _options(args: argparse.Namespace, communicator: Communicator, config: Confi
     if args.schedule:
         schedule, iterations = detectron_schedule(args.schedule, batch_size)
     else:
-        schedule = step_schedule(args.lr, warmup=args.lr_initialchange, first_decay=args.step_size,
-                                 second_decay=args.lr_step)
+        schedule = step_schedule(
+            args.lr, warmup=args.lr_initialchange, first_decay=args.step_size, second_decay=args.lr_step
+        )
         iterations = args.iteration
     iterations = args.iteration or iterations
     return TrainingOptions(
-        out=os.fspath(args.out), iterations=iterations, schedule=schedule, batch_size=args.batchsize,
-        subdivisions=args.subdivisions, seed=args.seed, workers=_n_worker(args), gamma=args.gamma,
-        sampling=_sampling(args, config), freeze_bn=args.freeze_bn,
-        frozen_stages=args.frozen_stages, clip=args.clip_gradient,
+        out=os.fspath(args.out),
+        iterations=iterations,
+        schedule=schedule,
+        batch_size=args.batchsize,
+        subdivisions=args.subdivisions,
+        seed=args.seed,
+        workers=_n_worker(args),
+        gamma=args.gamma,
+        sampling=_sampling(args, config),
+        freeze_bn=args.freeze_bn,
+        frozen_stages=args.frozen_stages,
+        clip=args.clip_gradient,
         # Gradients in float16 would lose their small numbers; bfloat16 has the range of float32.
         loss_scale='dynamic' if args.precision == 'fp16' else None,
-        snapshot_interval=args.snapshot, keep=args.keep, eval_interval=args.validation,
-        log_interval=max(1, min(100, iterations // 200)), tensorboard=args.tensorboard)
+        snapshot_interval=args.snapshot,
+        keep=args.keep,
+        eval_interval=args.validation,
+        log_interval=max(1, min(100, iterations // 200)),
+        tensorboard=args.tensorboard,
+    )
 
 
 def _sampling(args: argparse.Namespace, config: Config) -> Sampling:
     """Detectron's, whose FPN files look at 2000 anchors of each of their maps (``RPN_PRE_NMS_TOP_N``)."""
     fraction = args.train_proposals / Sampling.train_post_nms
     pre_nms = Sampling.train_post_nms if config.has_fpn else Sampling.train_pre_nms
-    return Sampling(roi_batch=args.roi_batch, train_pre_nms=math.ceil(pre_nms * fraction),
-                    train_post_nms=args.train_proposals)
+    return Sampling(
+        roi_batch=args.roi_batch, train_pre_nms=math.ceil(pre_nms * fraction), train_post_nms=args.train_proposals
+    )
 
 
 def _n_worker(args: argparse.Namespace) -> int:
@@ -417,8 +547,9 @@ def _n_worker(args: argparse.Namespace) -> int:
 
 
 def _evaluator(model, val_set, communicator: Communicator) -> Callable:
-    return lambda results: evaluate_model(model, val_set, progress=communicator.is_main, results_file=results,
-                                          comm=communicator)
+    return lambda results: evaluate_model(
+        model, val_set, progress=communicator.is_main, results_file=results, comm=communicator
+    )
 
 
 def _examples(val_set, args: argparse.Namespace, n: int = 4):
@@ -429,12 +560,13 @@ def _examples(val_set, args: argparse.Namespace, n: int = 4):
     return [(Path(example.name).stem, example.image) for example in examples]
 
 
-def _restore(training: TrainingRun, snapshot: Snapshot, args: argparse.Namespace,
-             communicator: Communicator) -> None:
+def _restore(training: TrainingRun, snapshot: Snapshot, args: argparse.Namespace, communicator: Communicator) -> None:
     options = training.options
     if snapshot.iteration >= options.iterations:
-        raise UsageError(f'--resume {snapshot.path} and --iteration {options.iterations} contradict each '
-                         f'other: {snapshot.iteration} iterations are done')
+        raise UsageError(
+            f'--resume {snapshot.path} and --iteration {options.iterations} contradict each '
+            f'other: {snapshot.iteration} iterations are done'
+        )
     snapshot.restore(training.trainer)
     if not communicator.is_main:
         return
@@ -448,8 +580,7 @@ def _restore(training: TrainingRun, snapshot: Snapshot, args: argparse.Namespace
 def _report(training: TrainingRun, args: argparse.Namespace, communicator: Communicator) -> int:
     """Say how the run ended; returns the exit status."""
     iteration, last = training.trainer.updater.iteration, training.snapshots.last
-    missing = args.snapshot and communicator.is_main and (
-        last is None or last.name != f'snapshot_iter_{iteration}.npz')
+    missing = args.snapshot and communicator.is_main and (last is None or last.name != f'snapshot_iter_{iteration}.npz')
     if training.stop_trigger.interrupted:
         # Another process may have got the signal.
         number = training.signal_handler.signal or signal.SIGTERM
@@ -460,11 +591,14 @@ def _report(training: TrainingRun, args: argparse.Namespace, communicator: Commu
             print_error(f'stopped by {signal.Signals(number).name} after iteration {iteration}; {advice}')
         return 128 + number
     if missing:
-        return print_error('the last state is not saved; '
-                           + (f'go on with --resume {last}' if last else 'no snapshot was written'))
+        return print_error(
+            'the last state is not saved; ' + (f'go on with --resume {last}' if last else 'no snapshot was written')
+        )
     if communicator.is_main:
-        print_line(f'done after {iteration} iterations' + f'; the model is {args.out}/model_iter_{iteration}.npz'
-                   * bool(args.snapshot))
+        print_line(
+            f'done after {iteration} iterations'
+            + f'; the model is {args.out}/model_iter_{iteration}.npz' * bool(args.snapshot)
+        )
     return 0
 
 

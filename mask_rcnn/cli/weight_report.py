@@ -15,8 +15,10 @@ from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name
 _LISTED = 5
 
 
-def classes_of(file: ConvertedWeights, names_file: str | os.PathLike | None = None,
-               ) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def classes_of(
+    file: ConvertedWeights,
+    names_file: str | os.PathLike | None = None,
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return the names of a file's classes and their numbers in the data set.
 
     Args:
@@ -52,8 +54,9 @@ def _read_names(path, n_class: int) -> tuple[str, ...]:
         raise WeightFileError(path, 'is not UTF-8 text') from None
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != n_class:
-        raise WeightFileError(path, f'has {len(names)} class names, but the weights are for {n_class} '
-                                    'classes (without the background)')
+        raise WeightFileError(
+            path, f'has {len(names)} class names, but the weights are for {n_class} classes (without the background)'
+        )
     return names
 
 
@@ -102,8 +105,10 @@ def format_description(description: Mapping[str, Any]) -> str:
         ('input', _input(description['config']) if names else ''),
         ('SHA-256', description['sha256']),
         ('took', f'{description["n_taken"]} arrays'),
-        *(('left', f'{len(members)} of {group}{_listed(group, members)}')
-          for group, members in description['left'].items()),
+        *(
+            ('left', f'{len(members)} of {group}{_listed(group, members)}')
+            for group, members in description['left'].items()
+        ),
         *(('note', note) for note in description['notes']),
         *(('WARNING', warning) for warning in description['warnings']),
     ]

@@ -51,8 +51,14 @@ def install() -> None:
     if _installed:
         return
     with contextlib.ExitStack() as stack:
-        for patch in (_numpy_sctypes, _numpy_distutils, _distutils, _without_pkg_resources, _cupy_cublas,
-                      _no_version_warnings):
+        for patch in (
+            _numpy_sctypes,
+            _numpy_distutils,
+            _distutils,
+            _without_pkg_resources,
+            _cupy_cublas,
+            _no_version_warnings,
+        ):
             stack.enter_context(patch())
         importlib.import_module('chainer')
         _supply_nms_gpu_post()
@@ -74,8 +80,10 @@ def mend_chainermn() -> None:
     for name in _KERNELS_OF_HALF:
         function = getattr(owner, name)
         if not hasattr(function, '__wrapped__'):
-            view = {**function.__globals__, 'chainer': types.SimpleNamespace(
-                cuda=types.SimpleNamespace(raw=_raw_with_half))}
+            view = {
+                **function.__globals__,
+                'chainer': types.SimpleNamespace(cuda=types.SimpleNamespace(raw=_raw_with_half)),
+            }
             setattr(owner, name, _with_globals(function, view))
 
 
@@ -102,8 +110,11 @@ def _numpy_distutils():
     system_info.get_info = lambda name: {}
     distutils = types.ModuleType('numpy.distutils')
     distutils.system_info = system_info
-    with _module('numpy.distutils.system_info', system_info), _module('numpy.distutils', distutils), \
-            _attribute(np, 'distutils', distutils):
+    with (
+        _module('numpy.distutils.system_info', system_info),
+        _module('numpy.distutils', distutils),
+        _attribute(np, 'distutils', distutils),
+    ):
         yield
 
 
@@ -198,8 +209,9 @@ def _lend_numpy_names() -> None:
 
 def _with_globals(function, namespace: dict):
     """Return a copy of a function that looks its global names up in ``namespace``."""
-    copy = types.FunctionType(function.__code__, namespace, function.__name__, function.__defaults__,
-                              function.__closure__)
+    copy = types.FunctionType(
+        function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
+    )
     return functools.update_wrapper(copy, function)
 
 

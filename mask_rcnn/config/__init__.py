@@ -6,23 +6,41 @@ of the configuration, and the dialect by its name.
 """
 
 from mask_rcnn.config.dialects import (
-    BackboneConventions,
-    BoxConventions,
     DETECTRON,
     DIALECTS,
+    MATTERPORT,
+    MINDSPORE,
+    MOBILENET,
+    BackboneConventions,
+    BoxConventions,
     DetectionConventions,
     Dialect,
     InputConventions,
     LossConventions,
-    MATTERPORT,
-    MINDSPORE,
-    MOBILENET,
     MaskConventions,
-    RPNConventions,
     RoIConventions,
+    RPNConventions,
 )
-from mask_rcnn.config.network import Config, EXTRACTORS, FPN_STRIDES, PRESETS, RESNET_BLOCKS
+from mask_rcnn.config.network import EXTRACTORS, FPN_STRIDES, PRESETS, RESNET_BLOCKS, Config
 
-__all__ = ['BackboneConventions', 'BoxConventions', 'Config', 'DETECTRON', 'DIALECTS', 'DetectionConventions', 'Dialect',
-           'EXTRACTORS', 'FPN_STRIDES', 'InputConventions', 'LossConventions', 'MATTERPORT', 'MINDSPORE', 'MOBILENET',
-           'MaskConventions', 'PRESETS', 'RESNET_BLOCKS', 'RPNConventions', 'RoIConventions']
+__all__ = [
+    'DETECTRON',
+    'DIALECTS',
+    'EXTRACTORS',
+    'FPN_STRIDES',
+    'MATTERPORT',
+    'MINDSPORE',
+    'MOBILENET',
+    'PRESETS',
+    'RESNET_BLOCKS',
+    'BackboneConventions',
+    'BoxConventions',
+    'Config',
+    'DetectionConventions',
+    'Dialect',
+    'InputConventions',
+    'LossConventions',
+    'MaskConventions',
+    'RPNConventions',
+    'RoIConventions',
+]

@@ -226,8 +226,11 @@ class Dialect:
         Raises:
             TypeError: A field of the dialect or of a group does not exist.
         """
-        groups = {name: dataclasses.replace(getattr(self, name), **change) for name, change in changes.items()
-                  if isinstance(change, Mapping) and hasattr(self, name)}
+        groups = {
+            name: dataclasses.replace(getattr(self, name), **change)
+            for name, change in changes.items()
+            if isinstance(change, Mapping) and hasattr(self, name)
+        }
         return dataclasses.replace(self, **{**changes, **groups})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from mask_rcnn.config.dialects import DETECTRON, DIALECTS, Dialect, MOBILENET
+from mask_rcnn.config.dialects import DETECTRON, DIALECTS, MOBILENET, Dialect
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,22 @@ class Config:
         if self.n_fg_class < 1:
             raise ValueError(f'n_fg_class must be at least 1, not {self.n_fg_class!r}')
         if self.has_fpn and len(self.anchor_sizes) != len(FPN_STRIDES):
-            raise ValueError(f'{self.extractor} has {len(FPN_STRIDES)} levels and needs one anchor size for each, '
-                             f'not {len(self.anchor_sizes)}')
+            raise ValueError(
+                f'{self.extractor} has {len(FPN_STRIDES)} levels and needs one anchor size for each, '
+                f'not {len(self.anchor_sizes)}'
+            )
         if self.n_keypoint and not self.has_fpn:
             raise ValueError(f'keypoint networks need an FPN extractor, not {self.extractor!r}')
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(f'need 0 < min_size <= max_size, got {self.min_size} and {self.max_size}')
         if self.dialect.input.letterbox and self.max_size % FPN_STRIDES[-1]:
-            raise ValueError(f"max_size, the side of the {self.dialect.name} dialect's square input, must be "
-                             f'a multiple of {FPN_STRIDES[-1]}, not {self.max_size}')
+            raise ValueError(
+                f"max_size, the side of the {self.dialect.name} dialect's square input, must be "
+                f'a multiple of {FPN_STRIDES[-1]}, not {self.max_size}'
+            )
 
     @property
-    def body(self) -> str:
+    def backbone(self) -> str:
         """Name of the backbone: ``'resnet50'`` for the extractor ``'resnet50_fpn'``."""
         return self.extractor.removesuffix('_fpn')
 
@@ -185,6 +189,5 @@ PRESETS = {
     'resnet101_fpn': Config(extractor='resnet101_fpn', **_FPN),
     'mobilenet_v1_fpn': Config(extractor='mobilenet_v1_fpn', dialect=MOBILENET, norm='bn', **_FPN),
     'keypoint_resnet50_fpn': Config(extractor='resnet50_fpn', n_fg_class=1, masks=False, n_keypoint=17, **_FPN),
-    'keypoint_resnet101_fpn': Config(extractor='resnet101_fpn', n_fg_class=1, masks=False, n_keypoint=17,
-                                     **_FPN),
+    'keypoint_resnet101_fpn': Config(extractor='resnet101_fpn', n_fg_class=1, masks=False, n_keypoint=17, **_FPN),
 }

@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation
 from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_sizes
+import itertools
 
 _logger = logging.getLogger(__name__)
 
@@ -69,9 +70,16 @@ class COCODataset(chainer.dataset.DatasetMixin):
         ImageFileError: An image is missing, broken, or of another size than the file says.
     """
 
-    def __init__(self, annotation_file: str | os.PathLike, image_folder: str | os.PathLike, *,
-                 skip_broken: bool = False, only_annotated: bool = True, keypoints: bool = False,
-                 class_names: Sequence[str] | None = None):
+    def __init__(
+        self,
+        annotation_file: str | os.PathLike,
+        image_folder: str | os.PathLike,
+        *,
+        skip_broken: bool = False,
+        only_annotated: bool = True,
+        keypoints: bool = False,
+        class_names: Sequence[str] | None = None,
+    ):
         self.annotation_file = Path(annotation_file)
         self.image_folder = Path(image_folder)
         self.n_skipped = 0
@@ -86,8 +94,10 @@ class COCODataset(chainer.dataset.DatasetMixin):
         if only_annotated:
             images = [image for image in images if any(map(_is_trainable, objects[image.image_id]))]
         if not images:
-            what = (' with an object to learn from (with a class, a box and a '
-                    f'{"visible keypoint" if keypoints else "mask"}, and no crowd)')
+            what = (
+                ' with an object to learn from (with a class, a box and a '
+                f'{"visible keypoint" if keypoints else "mask"}, and no crowd)'
+            )
             raise AnnotationFileError(self.annotation_file, 'no image' + only_annotated * what)
         self._images = tuple(images)
         self.image_ids = tuple(image.image_id for image in images)
@@ -115,8 +125,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         error = _size_error(name, image.shape[1:], self.image_size(i))
         if error:
             raise error
-        return Example(image=image, annotations=self._objects.annotations_of(i), name=name,
-                       image_id=self.image_ids[i])
+        return Example(image=image, annotations=self._objects.annotations_of(i), name=name, image_id=self.image_ids[i])
 
     def ground_truth(self) -> dict:
         """Return what :class:`mask_rcnn.evaluation.COCOEvaluator` compares with: the file's content.
@@ -128,12 +137,18 @@ class COCODataset(chainer.dataset.DatasetMixin):
         """
         content = read_coco_json(self.annotation_file)
         sizes = {image.image_id: image.size for image in self._images}
-        images = [{'height': sizes[image['id']][0], 'width': sizes[image['id']][1], **image}
-                  for image in content['images'] if image['id'] in sizes]
+        images = [
+            {'height': sizes[image['id']][0], 'width': sizes[image['id']][1], **image}
+            for image in content['images']
+            if image['id'] in sizes
+        ]
         annotations = [
-            truth for annotation, problem in _checked_annotations(content)
-            if problem is None and annotation['image_id'] in sizes
-            and (truth := self._as_ground_truth(annotation, sizes[annotation['image_id']])) is not None]
+            truth
+            for annotation, problem in _checked_annotations(content)
+            if problem is None
+            and annotation['image_id'] in sizes
+            and (truth := self._as_ground_truth(annotation, sizes[annotation['image_id']])) is not None
+        ]
         if len({annotation.get('id') for annotation in annotations} - {None}) < len(annotations):
             annotations = [{**annotation, 'id': i} for i, annotation in enumerate(annotations, 1)]
         return {'images': images, 'annotations': annotations, 'categories': content['categories']}
@@ -148,8 +163,10 @@ class COCODataset(chainer.dataset.DatasetMixin):
                 return None
             if self._keypoints:
                 points = _read_keypoints(annotation)
-                truth |= {'keypoints': points[:, [1, 0, 2]].ravel().tolist(),
-                          'num_keypoints': int(np.count_nonzero(points[:, 2]))}
+                truth |= {
+                    'keypoints': points[:, [1, 0, 2]].ravel().tolist(),
+                    'num_keypoints': int(np.count_nonzero(points[:, 2])),
+                }
         except _BadAnnotation:
             return None
         return truth
@@ -239,12 +256,11 @@ def read_coco_json(path: str | os.PathLike) -> dict:
 def _check_entries(path: str | os.PathLike, key: str, entries: list[dict], text: str) -> None:
     for entry in entries:
         if not _is_id(entry.get('id')) or not isinstance(entry.get(text), str):
-            raise AnnotationFileError(path, f"not COCO's format: an entry of {key!r} has no 'id' or no "
-                                            f'{text!r}')
+            raise AnnotationFileError(path, f"not COCO's format: an entry of {key!r} has no 'id' or no {text!r}")
         if not all(_is_number(entry.get(side, 0)) for side in ('height', 'width')):
             raise AnnotationFileError(path, f'the size of image {entry["id"]} is not a number')
     if len({isinstance(entry['id'], str) for entry in entries}) > 1:  # nobody could sort them
-        raise AnnotationFileError(path, f"the ids of {key!r} are partly numbers, partly texts")
+        raise AnnotationFileError(path, f'the ids of {key!r} are partly numbers, partly texts')
     if len({entry['id'] for entry in entries}) < len(entries):
         raise AnnotationFileError(path, f"two entries of {key!r} have the same 'id'")
 
@@ -260,8 +276,7 @@ def _choose_categories(path: Path, content: dict, names: Sequence[str] | None):
         categories = [by_name[name] for name in names]
     if not categories:
         raise AnnotationFileError(path, 'there is no category')
-    return (tuple(category['id'] for category in categories),
-            tuple(category['name'] for category in categories))
+    return (tuple(category['id'] for category in categories), tuple(category['name'] for category in categories))
 
 
 def _check_keypoint_names(path: Path, categories: list[dict]) -> None:
@@ -299,8 +314,11 @@ class _Image:
 def _size_error(name: str, size: tuple[int, int], expected: tuple[int, int]) -> ImageFileError | None:
     if tuple(size) == tuple(expected):
         return None
-    return ImageFileError(name, f'the image has {size[0]} x {size[1]} pixels (height x width), but the '
-                                f'annotation file says {expected[0]} x {expected[1]}')
+    return ImageFileError(
+        name,
+        f'the image has {size[0]} x {size[1]} pixels (height x width), but the '
+        f'annotation file says {expected[0]} x {expected[1]}',
+    )
 
 
 class _BadAnnotation(Exception):
@@ -377,7 +395,7 @@ def _read_keypoints(annotation: dict) -> np.ndarray:
 def _clean_box(bbox: list[float], size: tuple[int, int]) -> np.ndarray:
     """From COCO's ``x, y, width, height`` to inclusive corners in the image."""
     x, y, width, height = bbox
-    corners = np.array([y, x, y + max(0., height - 1.), x + max(0., width - 1.)])
+    corners = np.array([y, x, y + max(0.0, height - 1.0), x + max(0.0, width - 1.0)])
     limits = np.array([*size, *size]) - 1
     return np.clip(corners, 0, limits).astype(np.float32)
 
@@ -439,7 +457,7 @@ def _decode_counts(counts: str | bytes) -> np.ndarray:
     if lengths.max() > 7:
         raise ValueError('a number is too large')
     shifts = 5 * (np.arange(values.size) - np.repeat(starts, lengths))
-    numbers = np.add.reduceat((values & 0x1f) << shifts, starts)
+    numbers = np.add.reduceat((values & 0x1F) << shifts, starts)
     numbers -= (values[ends] & 0x10 != 0) * (1 << 5 * lengths)
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
@@ -484,24 +502,29 @@ class _PackedAnnotations:
             start=_starts(images),
             boxes=np.array([obj.box for obj in objects], np.float32).reshape(-1, 4),
             labels=np.array([obj.label for obj in objects], np.int32),
-            crowd=np.array([obj.crowd for obj in objects], bool), polygon_start=_starts(shapes),
-            number_start=_starts(polygons), numbers=np.concatenate(polygons) if polygons else np.zeros(0),
+            crowd=np.array([obj.crowd for obj in objects], bool),
+            polygon_start=_starts(shapes),
+            number_start=_starts(polygons),
+            numbers=np.concatenate(polygons) if polygons else np.zeros(0),
             run_lengths={i: shape for i, shape in enumerate(segmentations) if isinstance(shape, dict)},
-            keypoints=np.array([obj.keypoints for obj in objects], np.float32).reshape(
-                len(objects), -1, 3))
+            keypoints=np.array([obj.keypoints for obj in objects], np.float32).reshape(len(objects), -1, 3),
+        )
 
     def annotations_of(self, i: int) -> Annotations:
-        part = slice(*self.start[i:i + 2])
+        part = slice(*self.start[i : i + 2])
         return Annotations(
-            boxes=self.boxes[part].copy(), labels=self.labels[part].copy(), crowd=self.crowd[part].copy(),
+            boxes=self.boxes[part].copy(),
+            labels=self.labels[part].copy(),
+            crowd=self.crowd[part].copy(),
             segmentations=tuple(map(self._segmentation, range(part.start, part.stop))),
-            keypoints=self.keypoints[part].copy() if self.keypoints.shape[1] else None)
+            keypoints=self.keypoints[part].copy() if self.keypoints.shape[1] else None,
+        )
 
     def _segmentation(self, i: int) -> Segmentation:
         if i in self.run_lengths:
             return dict(self.run_lengths[i])
-        starts = self.number_start[self.polygon_start[i]:self.polygon_start[i + 1] + 1]
-        return tuple(self.numbers[a:b].copy() for a, b in zip(starts[:-1], starts[1:]))
+        starts = self.number_start[self.polygon_start[i] : self.polygon_start[i + 1] + 1]
+        return tuple(self.numbers[a:b].copy() for a, b in itertools.pairwise(starts))
 
 
 def _starts(parts: Sequence[Sequence]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 An :class:`Example` is an image with its :class:`Annotations`, as it is in the files; a
 :class:`TrainingExample` is the same made ready for the network by
-:class:`mask_rcnn.preprocessing.prepare.TrainingTransform`.
+:class:`mask_rcnn.datasets.transforms.TrainingTransform`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """How good detections are: COCO's metrics."""
 
-from mask_rcnn.evaluation.coco import COCOEvaluator, KEYPOINT_METRIC_NAMES, METRIC_NAMES, Metrics, evaluate_model
+from mask_rcnn.evaluation.coco import KEYPOINT_METRIC_NAMES, METRIC_NAMES, COCOEvaluator, Metrics, evaluate_model
 
-__all__ = ['COCOEvaluator', 'KEYPOINT_METRIC_NAMES', 'METRIC_NAMES', 'Metrics', 'evaluate_model']
+__all__ = ['KEYPOINT_METRIC_NAMES', 'METRIC_NAMES', 'COCOEvaluator', 'Metrics', 'evaluate_model']

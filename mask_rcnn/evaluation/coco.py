@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.ops.runtime.cache import cache_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -95,8 +95,12 @@ class Metrics:
 
         What has no objects is left out: -1 is no measurement.
         """
-        return {f'{kind.name}/{name}': value for kind in self._kinds()
-                for name, value in zip(kind.metrics, getattr(self, kind.plural)) if value >= 0}
+        return {
+            f'{kind.name}/{name}': value
+            for kind in self._kinds()
+            for name, value in zip(kind.metrics, getattr(self, kind.plural))
+            if value >= 0
+        }
 
     def table(self) -> str:
         """Return all numbers in percent as text: of boxes, masks and keypoints, then each class's AP."""
@@ -113,8 +117,9 @@ class Metrics:
         headings = ''.join(f'{heading:>{w}}' for w, (heading, _) in zip(widths, columns))
         lines += ['', f'{"class":{width}}{headings}']
         for i, name in enumerate(self.class_names):
-            lines.append(f'{name:{width}}' + ''.join(
-                f'{_percent(aps[i]):>{w}}' for w, (_, aps) in zip(widths, columns)))
+            lines.append(
+                f'{name:{width}}' + ''.join(f'{_percent(aps[i]):>{w}}' for w, (_, aps) in zip(widths, columns))
+            )
         return '\n'.join(lines)
 
 
@@ -144,9 +149,17 @@ class COCOEvaluator:
             keypoints.
     """
 
-    def __init__(self, ground_truth: dict, *, class_names: Sequence[str], category_ids: Sequence[int],
-                 model_class_names: Sequence[str] | None = None, n_model_class: int | None = None,
-                 masks: bool = True, keypoints: bool = False):
+    def __init__(
+        self,
+        ground_truth: dict,
+        *,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        model_class_names: Sequence[str] | None = None,
+        n_model_class: int | None = None,
+        masks: bool = True,
+        keypoints: bool = False,
+    ):
         if keypoints and not all('num_keypoints' in annotation for annotation in ground_truth['annotations']):
             raise ValueError('the model finds keypoints, but the data have none')
         self._kinds = [kind for kind, wanted in zip(_KINDS, (True, masks, keypoints)) if wanted]
@@ -154,8 +167,7 @@ class COCOEvaluator:
         self._known_images = {image['id'] for image in ground_truth['images']}
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
-        self._categories = _match_categories(self.class_names, self.category_ids, model_class_names,
-                                             n_model_class)
+        self._categories = _match_categories(self.class_names, self.category_ids, model_class_names, n_model_class)
         self._results: dict[int | str, list[dict]] = {}
 
     def add(self, image_id: int | str, detections: Detections) -> None:
@@ -178,8 +190,9 @@ class COCOEvaluator:
         if _KEYPOINTS in self._kinds:
             _check_keypoints(image_id, detections)
         if detections.labels.size and detections.labels.max() >= len(self._categories):
-            raise ValueError(f'label {detections.labels.max()} of image {image_id!r} is beyond the '
-                             f'{len(self._categories)} classes')
+            raise ValueError(
+                f'label {detections.labels.max()} of image {image_id!r} is beyond the {len(self._categories)} classes'
+            )
         categories = [self._categories[label] for label in detections.labels.tolist()]
         detections = detections[np.array([category is not None for category in categories], bool)]
         results = detections.to_coco(image_id)
@@ -194,8 +207,9 @@ class COCOEvaluator:
     def merge(self, parts: Iterable[dict[int | str, list[dict]]]) -> None:
         """Replace the results by those of several evaluators, each of which has seen other images."""
         merged = {image_id: results for part in parts for image_id, results in part.items()}
-        self._results = {image['id']: merged[image['id']] for image in self._ground_truth['images']
-                         if image['id'] in merged}
+        self._results = {
+            image['id']: merged[image['id']] for image in self._ground_truth['images'] if image['id'] in merged
+        }
 
     def results(self) -> list[dict]:
         """Return all detections in COCO's result format, with all that the model finds."""
@@ -216,7 +230,8 @@ class COCOEvaluator:
         numbers = {}
         for kind in _KINDS:
             numbers[kind.plural], numbers[f'{kind.singular}_ap_per_class'] = (
-                self._evaluate_kind(kind) if kind in self._kinds else ((), ()))
+                self._evaluate_kind(kind) if kind in self._kinds else ((), ())
+            )
         return Metrics(class_names=self.class_names, **numbers)
 
     def write_results(self, path: str | os.PathLike) -> tuple[Path, ...]:
@@ -245,8 +260,10 @@ class COCOEvaluator:
     def _evaluate_kind(self, kind: _Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return COCO's numbers and the AP of each class."""
         with _silence():
-            truth = _to_coco(self._ground_truth, [
-                annotation for annotation in self._ground_truth['annotations'] if kind.key in annotation])
+            truth = _to_coco(
+                self._ground_truth,
+                [annotation for annotation in self._ground_truth['annotations'] if kind.key in annotation],
+            )
             results = _of_kind(self.results(), kind)
             found = truth.loadRes(results) if results else _to_coco(self._ground_truth, [])
             evaluation = COCOeval(truth, found, kind.name)
@@ -261,8 +278,15 @@ class COCOEvaluator:
         return tuple(evaluation.stats.tolist()), tuple(per_class)
 
 
-def evaluate_model(model, dataset, *, progress: bool = True, results_file: str | os.PathLike | None = None,
-                   indices: Sequence[int] | None = None, comm=None) -> Metrics:
+def evaluate_model(
+    model,
+    dataset,
+    *,
+    progress: bool = True,
+    results_file: str | os.PathLike | None = None,
+    indices: Sequence[int] | None = None,
+    comm=None,
+) -> Metrics:
     """Measure a model on a data set; nothing of the model changes.
 
     Args:
@@ -288,9 +312,14 @@ def evaluate_model(model, dataset, *, progress: bool = True, results_file: str |
     if len(indices) == 0:
         raise ValueError('there is no image to evaluate')
     evaluator = COCOEvaluator(
-        dataset.ground_truth(), class_names=dataset.class_names, category_ids=dataset.category_ids,
-        model_class_names=model.class_names, n_model_class=model.config.n_fg_class, masks=model.config.masks,
-        keypoints=model.config.n_keypoint > 0)
+        dataset.ground_truth(),
+        class_names=dataset.class_names,
+        category_ids=dataset.category_ids,
+        model_class_names=model.class_names,
+        n_model_class=model.config.n_fg_class,
+        masks=model.config.masks,
+        keypoints=model.config.n_keypoint > 0,
+    )
     own, seen = indices[rank::size], deque()
 
     def images():
@@ -300,8 +329,13 @@ def evaluate_model(model, dataset, *, progress: bool = True, results_file: str |
             yield example.image
 
     with cache_weights():
-        for detections in tqdm(model.iter_detections(images()), desc='evaluating', unit='image', total=len(own),
-                               disable=not progress or rank != 0):
+        for detections in tqdm(
+            model.iter_detections(images()),
+            desc='evaluating',
+            unit='image',
+            total=len(own),
+            disable=not progress or rank != 0,
+        ):
             evaluator.add(seen.popleft(), detections)
     if comm is None:
         return _finish(evaluator, results_file)
@@ -319,16 +353,22 @@ def _finish(evaluator: COCOEvaluator, results_file: str | os.PathLike | None) ->
     return evaluator.evaluate()
 
 
-def _match_categories(class_names: tuple[str, ...], category_ids: tuple[int, ...],
-                      model_class_names: Sequence[str] | None,
-                      n_model_class: int | None) -> list[int | None]:
+def _match_categories(
+    class_names: tuple[str, ...],
+    category_ids: tuple[int, ...],
+    model_class_names: Sequence[str] | None,
+    n_model_class: int | None,
+) -> list[int | None]:
     """Return the data set's category number of each of the model's labels, ``None`` where it has none."""
     if model_class_names is not None and set(class_names) <= set(model_class_names):
         category_of = dict(zip(class_names, category_ids))
         return [category_of.get(name) for name in model_class_names]
     if n_model_class not in (None, len(class_names)):
-        missing = '' if model_class_names is None else (
-            f'; it does not know {sorted(set(class_names) - set(model_class_names))[0]!r}')
+        missing = (
+            ''
+            if model_class_names is None
+            else (f'; it does not know {sorted(set(class_names) - set(model_class_names))[0]!r}')
+        )
         raise ValueError(f'the model has {n_model_class} classes, the data set {len(class_names)}{missing}')
     if model_class_names is not None:
         _logger.warning("the model's class names differ from the data set's: matching by their order")
@@ -340,8 +380,10 @@ def _check_keypoints(image_id: int | str, detections: Detections) -> None:
         raise ValueError(f'the detections of image {image_id!r} have no keypoints')
     count = detections.keypoints.shape[1]
     if count != len(COCO_KEYPOINT_NAMES):
-        raise ValueError(f"the detections of image {image_id!r} have {count} keypoints; COCO's metrics are for "
-                         f'its {len(COCO_KEYPOINT_NAMES)}')
+        raise ValueError(
+            f"the detections of image {image_id!r} have {count} keypoints; COCO's metrics are for "
+            f'its {len(COCO_KEYPOINT_NAMES)}'
+        )
 
 
 def _of_kind(results: list[dict], kind: _Kind) -> list[dict]:
@@ -370,4 +412,3 @@ def _silence():
     with contextlib.redirect_stdout(output):
         yield
     _logger.debug('%s', output.getvalue())
-

@@ -14,7 +14,7 @@ from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_masks, paste_to_hos
 from mask_rcnn.ops.runtime.transfer import side_stream
 
 # Masks of whole images are pasted in portions of about this many bytes where all at once are not needed.
-_CHUNK_BYTES = 2 ** 26
+_CHUNK_BYTES = 2**26
 _NAMED_IN_REPR = 5
 
 
@@ -50,11 +50,21 @@ class Detections:
         ValueError: Shapes or types do not fit each other, or a label has no name or category.
     """
 
-    def __init__(self, *, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, size: tuple[int, int],
-                 masks: np.ndarray | None = None, mask_probs: np.ndarray | None = None,
-                 keypoints: np.ndarray | None = None, class_names: Sequence[str] | None = None,
-                 category_ids: Sequence[int] | None = None, dialect: Dialect = DETECTRON,
-                 paste_device: chainer.backend.Device | None = None):
+    def __init__(
+        self,
+        *,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        scores: np.ndarray,
+        size: tuple[int, int],
+        masks: np.ndarray | None = None,
+        mask_probs: np.ndarray | None = None,
+        keypoints: np.ndarray | None = None,
+        class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | None = None,
+        dialect: Dialect = DETECTRON,
+        paste_device: chainer.backend.Device | None = None,
+    ):
         count = len(boxes)
         self.size = _checked_size(size)
         self.boxes = _checked('boxes', boxes, np.float32, (count, 4))
@@ -102,12 +112,18 @@ class Detections:
             if index.size == 0 and index.dtype != bool:
                 index = index.astype(np.intp)  # an empty list is an array of floats to NumPy
         return Detections(
-            boxes=self.boxes[index], labels=self.labels[index], scores=self.scores[index], size=self.size,
+            boxes=self.boxes[index],
+            labels=self.labels[index],
+            scores=self.scores[index],
+            size=self.size,
             masks=None if self._masks is None else self._masks[index],
             mask_probs=None if self._masks is not None or self.mask_probs is None else self.mask_probs[index],
             keypoints=None if self.keypoints is None else self.keypoints[index],
-            class_names=self.class_names, category_ids=self.category_ids, dialect=self.dialect,
-            paste_device=self.paste_device)
+            class_names=self.class_names,
+            category_ids=self.category_ids,
+            dialect=self.dialect,
+            paste_device=self.paste_device,
+        )
 
     def __getstate__(self) -> dict:
         return {**vars(self), 'paste_device': None}
@@ -151,8 +167,13 @@ class Detections:
     def _on_device(self, operation: Callable, part: slice):
         """Return what an operation of :mod:`mask_rcnn.ops.masks.paste_masks` makes of some masks."""
         arrays, dialect = (self.mask_probs[part], self.boxes[part]), self.dialect
-        options = {'offset': dialect.boxes.offset, 'padding': dialect.masks.padding, 'margin': dialect.masks.margin,
-                   'threshold': dialect.masks.threshold, 'threshold_inclusive': dialect.masks.threshold_inclusive}
+        options = {
+            'offset': dialect.boxes.offset,
+            'padding': dialect.masks.padding,
+            'margin': dialect.masks.margin,
+            'threshold': dialect.masks.threshold,
+            'threshold_inclusive': dialect.masks.threshold_inclusive,
+        }
         if self.paste_device is None:
             return operation(*arrays, self.size, **options)
         with side_stream(self.paste_device):
@@ -209,7 +230,8 @@ class Detections:
         boxes = np.stack([self.boxes[:, 1], self.boxes[:, 0], width, height], axis=1).tolist()
         results = [
             {'image_id': image_id, 'category_id': category, 'bbox': box, 'score': score}
-            for category, box, score in zip(self._categories(), boxes, self.scores.tolist())]
+            for category, box, score in zip(self._categories(), boxes, self.scores.tolist())
+        ]
         if self.has_masks:
             for result, rle in zip(results, self.encode_masks()):
                 result['segmentation'] = rle
@@ -237,6 +259,7 @@ class Detections:
         # Imported here: who only wants numbers need not wait for the libraries that draw.
         from mask_rcnn.preprocessing.image_io import read_image
         from mask_rcnn.visualization import draw_detections
+
         if isinstance(image, (str, os.PathLike)):
             image = read_image(image)
         return draw_detections(image, self, **options)
@@ -268,8 +291,7 @@ def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     framed = np.zeros((right - left, bottom - top + 2), np.int8)
     framed[:, 1:-1] = mask[top:bottom, left:right].T
     change = np.diff(framed, axis=1)
-    return tuple((x + left) * len(mask) + y + top
-                 for x, y in (np.nonzero(change == 1), np.nonzero(change == -1)))
+    return tuple((x + left) * len(mask) + y + top for x, y in (np.nonzero(change == 1), np.nonzero(change == -1)))
 
 
 def _encode(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> dict:
@@ -277,12 +299,13 @@ def _encode(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> dict
     # A run that reaches the bottom of its column goes on at the top of the next one.
     apart = starts[1:] != ends[:-1]
     first, last = (np.append(*flags) for flags in ((True, apart), (apart, True)))
-    edges = np.stack([starts[first[:len(starts)]], ends[last[:len(ends)]]], axis=1).ravel()
+    edges = np.stack([starts[first[: len(starts)]], ends[last[: len(ends)]]], axis=1).ravel()
     height, width = size
     # The lengths of the runs of 0, 1, 0 ...
     lengths = np.diff(edges, prepend=0, append=height * width).tolist()
-    rle = coco_mask.frPyObjects({'size': [height, width], 'counts': lengths if lengths[-1] else lengths[:-1]},
-                                height, width)
+    rle = coco_mask.frPyObjects(
+        {'size': [height, width], 'counts': lengths if lengths[-1] else lengths[:-1]}, height, width
+    )
     return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
 
 

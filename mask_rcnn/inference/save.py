@@ -29,10 +29,12 @@ def save(path: str | os.PathLike, model: MaskRCNN, *, notes: Iterable[str] = ())
     """
     numbers = range(1, model.config.n_fg_class + 1)
     meta = ModelMeta(
-        kind='model', config=model.config,
+        kind='model',
+        config=model.config,
         class_names=tuple(model.class_names or (f'class_{i}' for i in numbers)),
         category_ids=tuple(int(i) for i in model.category_ids or numbers),
-        notes=tuple(notes))
+        notes=tuple(notes),
+    )
     write_weights(path, arrays_of(model), meta)
 
 

@@ -46,7 +46,7 @@ def open_for_writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     if path.is_dir():
         raise WeightFileError(path, 'is a folder, not a file')
     if path.exists() and not path.is_file():
-        raise WeightFileError(path, 'is not a regular file')        # a device would be replaced
+        raise WeightFileError(path, 'is not a regular file')  # a device would be replaced
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         with open(temporary, 'wb') as file:

@@ -7,8 +7,8 @@ import chainer.functions as F
 import chainer.links as L
 
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.models.layers.convolution import Linear, as_float32
 from mask_rcnn.models.backbones.resnet import ResNetStage
+from mask_rcnn.models.layers.convolution import Linear, as_float32
 from mask_rcnn.models.layers.roi_pooling import RoIPooling
 
 
@@ -37,11 +37,9 @@ class Res5BoxHead(chainer.Chain):
         self.pool = RoIPooling(strides, config.roi_size, config=config, bin_step=config.roi_size // 7)
         n_class = config.n_fg_class + 1
         with self.init_scope():
-            self.res5 = ResNetStage(RESNET_BLOCKS[config.backbone][3], in_channels, 512, stride=1,
-                                    norm=config.norm)
+            self.res5 = ResNetStage(RESNET_BLOCKS[config.backbone][3], in_channels, 512, stride=1, norm=config.norm)
             self.score = L.Linear(self.out_channels, n_class, initialW=chainer.initializers.Normal(0.01))
-            self.delta = L.Linear(self.out_channels, 4 * n_class,
-                                  initialW=chainer.initializers.Normal(0.001))
+            self.delta = L.Linear(self.out_channels, 4 * n_class, initialW=chainer.initializers.Normal(0.001))
 
     def roi_features(self, features, rois, roi_indices):
         """Return the RoIs' features after res5.
@@ -54,7 +52,7 @@ class Res5BoxHead(chainer.Chain):
         Returns:
             chainer.Variable: ``(R, 2048, 7, 7)``.
         """
-        feature_map, = features
+        (feature_map,) = features
         bins, locations = len(rois) * 7 * 7, feature_map.size // feature_map.shape[1]
         if not self.pool.config.roi_align or bins < locations:
             return self.res5(self.pool(features, rois, roi_indices))
@@ -94,7 +92,7 @@ class LinearBoxHead(chainer.Chain):
         n_class, channels = config.n_fg_class + 1, config.head_channels
         init = chainer.initializers.GlorotUniform()
         with self.init_scope():
-            self.fc6 = Linear(in_channels * config.roi_size ** 2, channels, initialW=init)
+            self.fc6 = Linear(in_channels * config.roi_size**2, channels, initialW=init)
             self.fc7 = Linear(channels, channels, initialW=init)
             self.score = L.Linear(channels, n_class, initialW=chainer.initializers.Normal(0.01))
             self.delta = L.Linear(channels, 4 * n_class, initialW=chainer.initializers.Normal(0.001))

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import os
-
-import chainer
-
-from mask_rcnn.config import Config, PRESETS
-from mask_rcnn.models.box_head import LinearBoxHead, Res5BoxHead
+from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.models.backbones.fpn import FPN
+from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
+from mask_rcnn.models.backbones.resnet import ResNet
+from mask_rcnn.models.box_head import LinearBoxHead, Res5BoxHead
 from mask_rcnn.models.keypoint_head import KeypointHead
+from mask_rcnn.models.layers.normalization import affine_to_bn, bn_to_affine, set_epsilon
+from mask_rcnn.models.layers.roi_pooling import RoIPooling
 from mask_rcnn.models.mask_head import MaskHead
 from mask_rcnn.models.mask_rcnn import MaskRCNN
-from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
-from mask_rcnn.models.layers.normalization import affine_to_bn, bn_to_affine, set_epsilon
-from mask_rcnn.models.backbones.resnet import ResNet
-from mask_rcnn.models.layers.roi_pooling import RoIPooling
 from mask_rcnn.models.rpn import RPN
-from mask_rcnn.weights import WeightFileError, load_arrays, read_weights
-
-#: Fields that the arrays of a weight file decide; asking for another value is an error.
-_DECIDED_BY_ARRAYS = ('extractor', 'n_fg_class', 'dialect')
 
 
-def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=None,
-          **changes) -> MaskRCNN:
+def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=None, **changes) -> MaskRCNN:
     """Return a new network with random weights, on the CPU.
 
     Args:
@@ -49,8 +40,7 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
     extractor = _extractor(config)
     rpn = RPN(extractor.out_channels[0], strides=extractor.strides, config=config)
     heads = (_fpn_heads if config.has_fpn else _c4_heads)(extractor, config)
-    model = MaskRCNN(extractor, rpn, *heads, config=config, class_names=class_names,
-                     category_ids=category_ids)
+    model = MaskRCNN(extractor, rpn, *heads, config=config, class_names=class_names, category_ids=category_ids)
     set_epsilon(model, config.dialect.backbone.bn_eps)
     return model
 
@@ -61,9 +51,13 @@ def _extractor(config: Config):
     if config.backbone == 'mobilenet_v1':
         backbone = MobileNetV1(width=config.width, norm=config.norm)
     else:
-        backbone = ResNet(config.backbone, norm=config.norm, outputs=(2, 3, 4, 5),
-                          pool_pad=config.dialect.backbone.stem_pool_pad,
-                          stride_in_3x3=config.dialect.backbone.stride_in_3x3)
+        backbone = ResNet(
+            config.backbone,
+            norm=config.norm,
+            outputs=(2, 3, 4, 5),
+            pool_pad=config.dialect.backbone.stem_pool_pad,
+            stride_in_3x3=config.dialect.backbone.stride_in_3x3,
+        )
     return FPN(backbone, config.fpn_channels)
 
 
@@ -85,43 +79,6 @@ def _fpn_heads(extractor, config: Config):
     return box_head, mask_head, keypoint_head
 
 
-def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **changes) -> MaskRCNN:
-    """Return the model in one of our weight files, ready to use.
-
-    Args:
-        path: An ``.npz`` that ``mask-rcnn convert`` (or training) wrote.
-        gpu: Number of the CUDA device to put it on; -1 for the CPU.
-        bn2affine: Turn every batch normalisation into the affine channel that equals it.  The same as
-            ``norm='affine'``; ``norm='bn'`` goes the other way.
-        **changes: Fields of :class:`~mask_rcnn.config.Config` to use instead of the file's, such as
-            ``min_size=600`` or ``roi_size=7``.
-
-    Returns:
-        MaskRCNN: The model.
-
-    Raises:
-        mask_rcnn.weights.WeightFileError: The file cannot be read or holds something else.
-        ValueError: A change contradicts the file's arrays or is no valid value; no such GPU.
-        TypeError: A change names an unknown field.
-    """
-    device = get_device(gpu)
-    weights = read_weights(path)
-    meta = weights.meta
-    if meta.kind != 'model':
-        raise WeightFileError(path, f'holds a {meta.kind}, from which one can train, but no whole model')
-    for name in _DECIDED_BY_ARRAYS:
-        if name in changes and changes[name] != getattr(meta.config, name):
-            raise ValueError(f'{path}: its {name} is {getattr(meta.config, name)!r}, '
-                             f'not {changes[name]!r}')
-    norm = 'affine' if bn2affine else changes.pop('norm', meta.config.norm)
-    config = meta.config.replace(**changes)
-    model = build(config, class_names=meta.class_names, category_ids=meta.category_ids)
-    load_arrays(model, weights.arrays, what=path)
-    convert_norm(model, norm)
-    model.to_device(device)
-    return model
-
-
 def convert_norm(model: MaskRCNN, norm: str) -> None:
     """Turn all normalisation links of a model into ``'affine'`` or ``'bn'`` ones with equal output."""
     model.config = model.config.replace(norm=norm)  # refuses anything else
@@ -129,31 +86,3 @@ def convert_norm(model: MaskRCNN, norm: str) -> None:
         bn_to_affine(model)
     else:
         affine_to_bn(model, eps=model.config.dialect.backbone.bn_eps)
-
-
-def get_device(gpu: int) -> chainer.backend.Device:
-    """Return the device of a number, -1 being the CPU.
-
-    Raises:
-        ValueError: There is no such GPU, or CUDA or CuPy does not work.
-    """
-    if gpu < 0:
-        return chainer.get_device('@numpy')
-    count = cuda_device_count()
-    if gpu >= count:
-        raise ValueError(f'GPU {gpu} is not there: ' + (f'CUDA sees {count}' if count else
-                         'CUDA or CuPy does not work here (README, "Installing")'))
-    device = chainer.get_device(f'@cupy:{gpu}')
-    device.use()
-    return device
-
-
-def cuda_device_count() -> int:
-    """Return how many GPUs CUDA sees; 0 where CUDA or CuPy does not work."""
-    cuda = chainer.backends.cuda
-    if not cuda.available:
-        return 0
-    try:
-        return cuda.cupy.cuda.runtime.getDeviceCount()
-    except cuda.cupy.cuda.runtime.CUDARuntimeError:
-        return 0

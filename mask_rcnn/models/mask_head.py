@@ -34,8 +34,7 @@ class MaskHead(chainer.Chain):
                 setattr(self, f'conv{i}', Convolution2D(in_channels, channels, 3, pad=1, initialW=init))
                 in_channels = channels
             self.deconv = Deconvolution2D(in_channels, channels, 2, stride=2, initialW=init)
-            self.score = Convolution2D(channels, config.n_fg_class, 1,
-                                       initialW=chainer.initializers.Normal(0.001))
+            self.score = Convolution2D(channels, config.n_fg_class, 1, initialW=chainer.initializers.Normal(0.001))
 
     def forward(self, roi_features):
         """Return mask logits ``(R, n_fg_class, 2 * h, 2 * w)`` for ``(R, C, h, w)``."""

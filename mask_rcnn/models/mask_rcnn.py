@@ -10,16 +10,16 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.preprocessing.image_io import to_image_array
-from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.preprocessing.prepare import prepare_image
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.models.layers.convolution import as_float32
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
-from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
-from mask_rcnn.ops.masks.keypoints import decode_heatmaps
 from mask_rcnn.ops.boxes.proposals import select_detections
+from mask_rcnn.ops.masks.keypoints import decode_heatmaps
+from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
+from mask_rcnn.preprocessing.image_io import to_image_array
+from mask_rcnn.preprocessing.image_transform import ImageTransform
+from mask_rcnn.preprocessing.prepare import prepare_image
 
 #: Images that a GPU looks at together unless somebody says otherwise.  1000 RoIs of a C4 network take about
 #: 2 GB in float32.
@@ -28,13 +28,16 @@ GPU_BATCH_SIZE = 4
 
 def _for_images(stage: Callable) -> Callable:
     """Let a stage, whose arguments besides the maps are lists with an entry for each image, and whose results
-    are such lists, take and return the entries themselves where there is one image."""
+    are such lists, take and return the entries themselves where there is one image.
+    """
+
     @functools.wraps(stage)
     def wrapper(self, features, *entries):
         if isinstance(entries[-1], list):
             return stage(self, features, *entries)
         results = stage(self, features, *([entry] for entry in entries))
-        return tuple(own for own, in results) if isinstance(results, tuple) else results[0]
+        return tuple(own for (own,) in results) if isinstance(results, tuple) else results[0]
+
     return wrapper
 
 
@@ -55,8 +58,18 @@ class MaskRCNN(chainer.Chain):
         category_ids: Numbers of the classes in COCO files, or ``None`` for 1, 2 ...
     """
 
-    def __init__(self, extractor, rpn, box_head, mask_head=None, keypoint_head=None, *, config,
-                 class_names=None, category_ids=None):
+    def __init__(
+        self,
+        extractor,
+        rpn,
+        box_head,
+        mask_head=None,
+        keypoint_head=None,
+        *,
+        config,
+        class_names=None,
+        category_ids=None,
+    ):
         super().__init__()
         for name, values in (('class_names', class_names), ('category_ids', category_ids)):
             if values is not None and len(values) != config.n_fg_class:
@@ -129,7 +142,8 @@ class MaskRCNN(chainer.Chain):
 
     def _begin(self, xs: list, transforms: list[ImageTransform]) -> list[tuple]:
         """Return what :meth:`_collect` takes, of a batch at once or, where there is no memory for it, of its
-        halves."""
+        halves.
+        """
         try:
             return [(self._find(xs, transforms), transforms)]
         except MemoryError:
@@ -140,7 +154,8 @@ class MaskRCNN(chainer.Chain):
 
     def _batches(self, images: Iterable, batch_size: int) -> Iterator[tuple]:
         """Yield lists of network inputs of one size and of their transforms; images are asked for one by
-        one."""
+        one.
+        """
         xs, transforms = [], []
         for image in images:
             x, transform = self.prepare(to_image_array(image))
@@ -172,8 +187,11 @@ class MaskRCNN(chainer.Chain):
             ``(R,)`` int32 labels (0 is the first foreground class) and ``(R,)`` float32 scores.
         """
         detections = self.detect(imgs, batch_size=batch_size)
-        return ([d.masks if d.has_masks else d.boxes for d in detections], [d.labels for d in detections],
-                [d.scores for d in detections])
+        return (
+            [d.masks if d.has_masks else d.boxes for d in detections],
+            [d.labels for d in detections],
+            [d.scores for d in detections],
+        )
 
     def _find(self, xs: list, transforms: list[ImageTransform]):
         """Look at a batch.
@@ -239,8 +257,12 @@ class MaskRCNN(chainer.Chain):
             scales: Network input pixels per pixel of each original image.
         """
         logits, deltas = ([own.array for own in outputs] for outputs in self.rpn(features))
-        return [self.rpn.propose([own[i] for own in logits], [own[i] for own in deltas], size, scale,
-                                 padded=self._padded)[0] for i, (size, scale) in enumerate(zip(sizes, scales))]
+        return [
+            self.rpn.propose([own[i] for own in logits], [own[i] for own in deltas], size, scale, padded=self._padded)[
+                0
+            ]
+            for i, (size, scale) in enumerate(zip(sizes, scales))
+        ]
 
     @_for_images
     def detect_boxes(self, features, rois, transforms):
@@ -265,17 +287,29 @@ class MaskRCNN(chainer.Chain):
         config, dialect = self.config, self.config.dialect
         if not dialect.detections.postprocess_in_input_space:
             rois = transform.invert_boxes(rois)
-        boxes = decode_boxes(rois, deltas, weights=dialect.boxes.box_delta_weights, offset=dialect.boxes.offset,
-                             max_log_scale=dialect.boxes.max_log_scale)
+        boxes = decode_boxes(
+            rois,
+            deltas,
+            weights=dialect.boxes.box_delta_weights,
+            offset=dialect.boxes.offset,
+            max_log_scale=dialect.boxes.max_log_scale,
+        )
         boxes = self._clip(boxes, transform)
         if self._padded:  # padding RoIs get score 0
             probs = self.xp.where(self.xp.isnan(rois[:, :1]), np.float32(0), probs)
         return select_detections(
-            probs, boxes, score_threshold=config.score_threshold, nms_threshold=config.nms_threshold,
-            max_detections=config.max_detections, offset=dialect.boxes.offset,
-            suppress_equal=dialect.boxes.nms_suppress_equal, best_class_only=dialect.detections.best_class_only,
+            probs,
+            boxes,
+            score_threshold=config.score_threshold,
+            nms_threshold=config.nms_threshold,
+            max_detections=config.max_detections,
+            offset=dialect.boxes.offset,
+            suppress_equal=dialect.boxes.nms_suppress_equal,
+            best_class_only=dialect.detections.best_class_only,
             score_threshold_inclusive=dialect.detections.score_threshold_inclusive,
-            keep_ties=dialect.detections.keep_ties, padded=self._padded)
+            keep_ties=dialect.detections.keep_ties,
+            padded=self._padded,
+        )
 
     @property
     def _padded(self) -> bool:
@@ -305,7 +339,7 @@ class MaskRCNN(chainer.Chain):
         """
         in_input = self.config.dialect.detections.postprocess_in_input_space
         rois = boxes if in_input else [transform.apply_boxes(own) for transform, own in zip(transforms, boxes)]
-        logits, = self._in_parts(self._draw_rois, features, rois, self.mask_head.cpu_chunk_size)
+        (logits,) = self._in_parts(self._draw_rois, features, rois, self.mask_head.cpu_chunk_size)
         chosen = chainer.as_variable(logits[self.xp.arange(len(logits)), self.xp.concatenate(labels)])
         return _split(F.sigmoid(as_float32(chosen)).array, boxes)
 
@@ -323,7 +357,7 @@ class MaskRCNN(chainer.Chain):
             rois, boxes = boxes, [transform.invert_boxes(own) for transform, own in zip(transforms, boxes)]
         else:
             rois = [transform.apply_boxes(own) for transform, own in zip(transforms, boxes)]
-        heatmaps, = self._in_parts(self._locate_in_rois, features, rois, self.keypoint_head.cpu_chunk_size)
+        (heatmaps,) = self._in_parts(self._locate_in_rois, features, rois, self.keypoint_head.cpu_chunk_size)
         joined = self.xp.concatenate(boxes)
         return _split(decode_heatmaps(heatmaps, self.xp.nan_to_num(joined) if self._padded else joined), boxes)
 
@@ -341,8 +375,7 @@ class MaskRCNN(chainer.Chain):
             GPU pastes the masks there.
         """
         to_cpu = chainer.backends.cuda.to_cpu
-        results = {'boxes': boxes, 'labels': labels, 'scores': scores, 'mask_probs': mask_probs,
-                   'keypoints': keypoints}
+        results = {'boxes': boxes, 'labels': labels, 'scores': scores, 'mask_probs': mask_probs, 'keypoints': keypoints}
         results = {name: to_cpu(array) for name, array in results.items() if array is not None}
         if self._padded:
             found = np.isfinite(results['scores'])
@@ -353,9 +386,14 @@ class MaskRCNN(chainer.Chain):
             boxes = transform.invert_boxes(boxes)
         if dialect.detections.integer_boxes:
             boxes = np.rint(boxes + np.float32([0, 0, 1, 1]))
-        detections = Detections(**{**results, 'boxes': boxes}, size=transform.size,
-                                class_names=self.class_names, category_ids=self.category_ids, dialect=dialect,
-                                paste_device=self.device if self._padded else None)
+        detections = Detections(
+            **{**results, 'boxes': boxes},
+            size=transform.size,
+            class_names=self.class_names,
+            category_ids=self.category_ids,
+            dialect=dialect,
+            paste_device=self.device if self._padded else None,
+        )
         if dialect.detections.integer_boxes:
             detections = detections[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
         return detections
@@ -378,10 +416,10 @@ class MaskRCNN(chainer.Chain):
         return F.softmax(as_float32(scores)).array, as_float32(deltas).array
 
     def _draw_rois(self, features, rois, indices):
-        return self.mask_head(self.pool_mask_features(features, rois, indices)).array,
+        return (self.mask_head(self.pool_mask_features(features, rois, indices)).array,)
 
     def _locate_in_rois(self, features, rois, indices):
-        return as_float32(self.keypoint_head(self.keypoint_head.pool(features, rois, indices))).array,
+        return (as_float32(self.keypoint_head(self.keypoint_head.pool(features, rois, indices))).array,)
 
     def _in_parts(self, head, features, rois, at_once):
         """Run a head on the RoIs of all images.

@@ -28,9 +28,11 @@ class RPN(chainer.Chain):
         self.config = config
         sizes = [config.anchor_sizes] if len(strides) == 1 else [(size,) for size in config.anchor_sizes]
         self.cell_anchors = [
-            detectron_cell_anchors(stride, level_sizes, config.anchor_ratios) if config.dialect.rpn.round_anchors
+            detectron_cell_anchors(stride, level_sizes, config.anchor_ratios)
+            if config.dialect.rpn.round_anchors
             else matterport_cell_anchors(level_sizes, config.anchor_ratios)
-            for stride, level_sizes in zip(self.strides, sizes)]
+            for stride, level_sizes in zip(self.strides, sizes)
+        ]
         self._anchors = {}
         n_anchor = len(self.cell_anchors[0])
         channels = config.rpn_channels or in_channels
@@ -62,8 +64,10 @@ class RPN(chainer.Chain):
         """
         key = tuple(map(tuple, sizes)), self.device
         if key not in self._anchors:
-            anchors = [self.xp.asarray(shift_anchors(cell, stride, *size))
-                       for cell, stride, size in zip(self.cell_anchors, self.strides, sizes)]
+            anchors = [
+                self.xp.asarray(shift_anchors(cell, stride, *size))
+                for cell, stride, size in zip(self.cell_anchors, self.strides, sizes)
+            ]
             self._anchors = {key: anchors}  # of the last size only
         return self._anchors[key]
 
@@ -86,9 +90,20 @@ class RPN(chainer.Chain):
         scores = [F.sigmoid(own.astype(np.float32, copy=False)).array for own in logits]
         deltas = [own.astype(np.float32, copy=False) for own in deltas]
         return generate_proposals(
-            scores, deltas, self.anchors([own.shape[1:] for own in logits]), size, scale,
-            pre_nms=pre_nms or config.rpn_pre_nms, post_nms=post_nms or config.rpn_post_nms,
-            nms_threshold=config.rpn_nms_threshold, min_size=config.rpn_min_size,
-            weights=dialect.boxes.rpn_delta_weights, offset=dialect.boxes.offset,
-            clip_offset=dialect.boxes.clip_offset, max_log_scale=dialect.boxes.max_log_scale,
-            suppress_equal=dialect.boxes.nms_suppress_equal, per_level=dialect.rpn.proposals_per_level, padded=padded)
+            scores,
+            deltas,
+            self.anchors([own.shape[1:] for own in logits]),
+            size,
+            scale,
+            pre_nms=pre_nms or config.rpn_pre_nms,
+            post_nms=post_nms or config.rpn_post_nms,
+            nms_threshold=config.rpn_nms_threshold,
+            min_size=config.rpn_min_size,
+            weights=dialect.boxes.rpn_delta_weights,
+            offset=dialect.boxes.offset,
+            clip_offset=dialect.boxes.clip_offset,
+            max_log_scale=dialect.boxes.max_log_scale,
+            suppress_equal=dialect.boxes.nms_suppress_equal,
+            per_level=dialect.rpn.proposals_per_level,
+            padded=padded,
+        )

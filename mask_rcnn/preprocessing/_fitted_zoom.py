@@ -37,15 +37,14 @@ def skimage_affine(size_in: tuple[int, int], size_out: tuple[int, int]):
     if rows == 1 or columns == 1:  # three corners in a line: nothing to fit
         return tuple((factor, factor * 0.5 - 0.5) for factor in reversed(factors))
     theirs = [(0.0, 0.0), (0.0, rows - 1.0), (columns - 1.0, rows - 1.0)]  # x, y
-    ours = [tuple(factor * (place + 0.5) - 0.5 for factor, place in zip(factors, corner))
-            for corner in theirs]
+    ours = [tuple(factor * (place + 0.5) - 0.5 for factor, place in zip(factors, corner)) for corner in theirs]
     source, source_points = _normalised(theirs)
     target, target_points = _normalised(ours)
     matrix = [[x, y, 1.0, 0.0, 0.0, 0.0, to_x] for (x, y), (to_x, _) in zip(source_points, target_points)]
     matrix += [[0.0, 0.0, 0.0, x, y, 1.0, to_y] for (x, y), (_, to_y) in zip(source_points, target_points)]
     vector = _null_vector(np.array(matrix))
     fit = [-value / vector[6] for value in vector[:6]]
-    x, y = (_denormalised(fit[3 * axis:3 * axis + 3], axis, source, target) for axis in (0, 1))
+    x, y = (_denormalised(fit[3 * axis : 3 * axis + 3], axis, source, target) for axis in (0, 1))
     return y, x
 
 
@@ -59,8 +58,7 @@ def _normalised(points):
     distances = [value - middle for point in points for value, middle in zip(point, centroid)]
     scale = math.sqrt(2) / math.sqrt(_in_turn([distance * distance for distance in distances]) / 3)
     offsets = [-scale * middle for middle in centroid]
-    return (scale, offsets), [[scale * value + offset for value, offset in zip(point, offsets)]
-                              for point in points]
+    return (scale, offsets), [[scale * value + offset for value, offset in zip(point, offsets)] for point in points]
 
 
 def _denormalised(fit, axis: int, source, target):
@@ -83,9 +81,9 @@ def _null_vector(a: np.ndarray) -> list[float]:
     for i in range(m):
         v, tau = _reflector(a[i, i:])
         reflectors.append((v, tau))
-        _reflect_rows(a[i + 1:, i:], v, tau)
+        _reflect_rows(a[i + 1 :, i:], v, tau)
         if i < m - 1:
-            _reflect_columns(a[i + 1:, i + 1:], *_reflector(a[i + 1:, i]))
+            _reflect_columns(a[i + 1 :, i + 1 :], *_reflector(a[i + 1 :, i]))
     vector = np.zeros((1, n))
     vector[0, -1] = 1
     for i in reversed(range(m)):
@@ -113,8 +111,8 @@ def _norm(values) -> float:
 
 def _reflect_rows(c: np.ndarray, v: np.ndarray, tau: float) -> None:
     """``c -= tau * (c @ v) v'`` (``dlarf``, right), without the zeros at the end of ``v`` and ``c``."""
-    c = c[:, :_end(v != 0)]
-    c = c[:_end(c.any(axis=1))]
+    c = c[:, : _end(v != 0)]
+    c = c[: _end(c.any(axis=1))]
     sums = _matrix_times_vector(c.tolist(), v.tolist())
     for j in range(c.shape[1] if tau else 0):
         c[:, j] += -tau * v[j] * np.array(sums)
@@ -122,11 +120,11 @@ def _reflect_rows(c: np.ndarray, v: np.ndarray, tau: float) -> None:
 
 def _reflect_columns(c: np.ndarray, v: np.ndarray, tau: float) -> None:
     """``c -= tau * v (c' @ v)'`` (``dlarf``, left), without the zeros at the end of ``v`` and ``c``."""
-    c = c[:_end(v != 0)]
-    c = c[:, :_end(c.any(axis=0))]
+    c = c[: _end(v != 0)]
+    c = c[:, : _end(c.any(axis=0))]
     sums = [_dot(column, v.tolist()) for column in c.T.tolist()]
     for j in range(c.shape[1] if tau else 0):
-        c[:, j] += -tau * sums[j] * v[:len(c)]
+        c[:, j] += -tau * sums[j] * v[: len(c)]
 
 
 def _end(present: np.ndarray) -> int:
@@ -137,8 +135,7 @@ def _end(present: np.ndarray) -> int:
 def _matrix_times_vector(c, v) -> list[float]:
     """``dgemv``: four rows at a time take four columns at once; what is left over is added up in turn."""
     by_four = len(c) & -4
-    return [_row_in_fours(row, v) if i < by_four else _in_turn(map(operator.mul, row, v))
-            for i, row in enumerate(c)]
+    return [_row_in_fours(row, v) if i < by_four else _in_turn(map(operator.mul, row, v)) for i, row in enumerate(c)]
 
 
 def _row_in_fours(row, v) -> float:

@@ -21,8 +21,22 @@ import numpy as np
 from PIL import Image, ImageOps
 
 #: What a folder is searched for.
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.ppm', '.pgm',
-                  '.pbm', '.pnm', '.jp2')
+IMAGE_SUFFIXES = (
+    '.jpg',
+    '.jpeg',
+    '.jpe',
+    '.png',
+    '.bmp',
+    '.tif',
+    '.tiff',
+    '.webp',
+    '.gif',
+    '.ppm',
+    '.pgm',
+    '.pbm',
+    '.pnm',
+    '.jp2',
+)
 
 # Pillow's names of the formats that are read.  A closed list: some of its other readers start programs
 # (EPS starts Ghostscript) or are seldom used and little tested.
@@ -148,8 +162,10 @@ def to_image_array(image: str | os.PathLike | np.ndarray) -> np.ndarray:
     is_float = image.dtype == np.float32 and image.ndim == 3 and image.shape[0] == 3
     is_bytes = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     if not (is_float or is_bytes):
-        raise ValueError('an image array must be float32 of shape (3, H, W) or uint8 of shape (H, W, 3), '
-                         f'not {image.dtype} of shape {image.shape}')
+        raise ValueError(
+            'an image array must be float32 of shape (3, H, W) or uint8 of shape (H, W, 3), '
+            f'not {image.dtype} of shape {image.shape}'
+        )
     if image.size == 0:
         raise ValueError(f'an image array of shape {image.shape} has no pixels')
     if is_bytes:
@@ -190,8 +206,11 @@ def _existing(path: Path) -> Path:
 
 def _images_in(folder: Path) -> list[Path]:
     try:
-        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES
-                        and not path.name.startswith('.') and path.is_file())
+        images = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.') and path.is_file()
+        )
     except OSError as error:
         raise ImageFileError(folder, _os_reason(error)) from error
     if not images:

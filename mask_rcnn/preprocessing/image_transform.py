@@ -68,8 +68,13 @@ class ImageTransform:
             scale: By what factor it is resized; its sides are rounded to whole pixels.
         """
         height, width = rounded_sides(size, scale)
-        return cls(size=tuple(size), scale=scale, factors=(scale, scale),
-                   window=(0.0, 0.0, height - 1.0, width - 1.0), input_size=(height, width))
+        return cls(
+            size=tuple(size),
+            scale=scale,
+            factors=(scale, scale),
+            window=(0.0, 0.0, height - 1.0, width - 1.0),
+            input_size=(height, width),
+        )
 
     @classmethod
     def letterbox(cls, size: tuple[int, int], scale: float, side: int) -> ImageTransform:
@@ -87,8 +92,13 @@ class ImageTransform:
         high = [first + own - 1 for first, own in zip(low, sides)]
         # An image of one pixel's height has no distance to measure.
         factors = tuple(max(new - 1, 1) / max(old - 1, 1) for new, old in zip(sides, size))
-        return cls(size=tuple(size), scale=scale, factors=factors,
-                   window=tuple(map(float, (*low, *high))), input_size=(side, side))
+        return cls(
+            size=tuple(size),
+            scale=scale,
+            factors=factors,
+            window=tuple(map(float, (*low, *high))),
+            input_size=(side, side),
+        )
 
 
 def rounded_sides(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from mask_rcnn.preprocessing._fitted_zoom import skimage_affine
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
+from mask_rcnn.preprocessing._fitted_zoom import skimage_affine
 
 
 def subtract_mean_and_resize(image: np.ndarray, mean, scale: float) -> np.ndarray:

@@ -10,5 +10,14 @@ from mask_rcnn.targets.rois import SampledRoIs, sample_rois
 from mask_rcnn.targets.rpn import RPNTargets, rpn_targets
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
-__all__ = ['IGNORED', 'KeypointRoIs', 'RPNTargets', 'SampledRoIs', 'Sampling', 'mask_targets', 'rpn_targets',
-           'sample_keypoint_rois', 'sample_rois']
+__all__ = [
+    'IGNORED',
+    'KeypointRoIs',
+    'RPNTargets',
+    'SampledRoIs',
+    'Sampling',
+    'mask_targets',
+    'rpn_targets',
+    'sample_keypoint_rois',
+    'sample_rois',
+]

@@ -26,8 +26,16 @@ class KeypointRoIs:
     locations: np.ndarray
 
 
-def sample_keypoint_rois(proposals: np.ndarray, annotations: Annotations, transform: ImageTransform, size: int, *,
-                         sampling: Sampling, offset: float, rng: np.random.RandomState) -> KeypointRoIs:
+def sample_keypoint_rois(
+    proposals: np.ndarray,
+    annotations: Annotations,
+    transform: ImageTransform,
+    size: int,
+    *,
+    sampling: Sampling,
+    offset: float,
+    rng: np.random.RandomState,
+) -> KeypointRoIs:
     """Choose the RoIs of one image whose keypoints learn: foreground that shows one at least.
 
     They are drawn for themselves, not from the foreground whose boxes learn, but are as many at most.

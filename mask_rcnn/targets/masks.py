@@ -28,8 +28,7 @@ def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, offs
     if len(boxes) == 0:
         return targets
     objects = np.flatnonzero(~annotations.crowd)
-    shape_boxes = np.stack([
-        segmentation_box(annotations.segmentations[i], annotations.boxes[i]) for i in objects])
+    shape_boxes = np.stack([segmentation_box(annotations.segmentations[i], annotations.boxes[i]) for i in objects])
     chosen = objects[box_iou(boxes, shape_boxes, offset=offset).argmax(axis=1)]
     for i in np.unique(chosen):
         rows = np.flatnonzero(chosen == i)
@@ -82,8 +81,10 @@ def rasterize_polygons(polygons, box: np.ndarray, size: int) -> np.ndarray:
     """
     origin = box[1::-1]  # x, y
     side = np.maximum(box[:1:-1] - origin, np.float32(1))
-    moved = [((np.asarray(polygon, np.float32).reshape(-1, 2) - origin) * np.float32(size) / side).ravel()
-             for polygon in polygons]
+    moved = [
+        ((np.asarray(polygon, np.float32).reshape(-1, 2) - origin) * np.float32(size) / side).ravel()
+        for polygon in polygons
+    ]
     parts = pycocotools.mask.frPyObjects(moved, size, size)
     return pycocotools.mask.decode(parts).any(axis=2).astype(np.int32)
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import Annotations
-from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.ops.boxes.boxes import box_iou, encode_boxes
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
 if TYPE_CHECKING:
@@ -59,8 +59,15 @@ class Candidates:
     labels: np.ndarray
 
 
-def sample_rois(proposals: np.ndarray, annotations: Annotations, transform: ImageTransform, *, sampling: Sampling,
-                dialect: Dialect, rng: np.random.RandomState) -> SampledRoIs:
+def sample_rois(
+    proposals: np.ndarray,
+    annotations: Annotations,
+    transform: ImageTransform,
+    *,
+    sampling: Sampling,
+    dialect: Dialect,
+    rng: np.random.RandomState,
+) -> SampledRoIs:
     """Choose the RoIs of one image that learn, and what.
 
     Args:
@@ -71,16 +78,17 @@ def sample_rois(proposals: np.ndarray, annotations: Annotations, transform: Imag
         dialect: Gives ``boxes.offset`` and ``boxes.box_delta_weights``.
         rng: Draws among too many.
     """
-    candidates = match_rois(transform.invert_boxes(proposals, reciprocal=True), annotations,
-                            offset=dialect.boxes.offset)
+    candidates = match_rois(
+        transform.invert_boxes(proposals, reciprocal=True), annotations, offset=dialect.boxes.offset
+    )
     foreground, background = _sample_fg_bg(candidates, ~annotations.crowd, sampling, rng)
     if len(foreground) + len(background) == 0:
         return _dummy_roi()
     chosen = np.concatenate([foreground, background])
     boxes = candidates.boxes[chosen]
     labels = candidates.labels[chosen]
-    labels[len(foreground):] = 0
-    deltas = box_targets(boxes[:len(foreground)], annotations.boxes[~annotations.crowd], dialect=dialect)
+    labels[len(foreground) :] = 0
+    deltas = box_targets(boxes[: len(foreground)], annotations.boxes[~annotations.crowd], dialect=dialect)
     return SampledRoIs(transform.apply_boxes(boxes), boxes, labels, deltas)
 
 
@@ -107,7 +115,8 @@ def match_rois(boxes: np.ndarray, annotations: Annotations, *, offset: float) ->
         boxes=np.concatenate([annotations.boxes, boxes]),
         iou=np.concatenate([own_iou, iou]),
         gt_index=np.concatenate([np.arange(len(crowd)), gt_index]),
-        labels=np.concatenate([np.where(crowd, 0, own_labels), labels]).astype(np.int32))
+        labels=np.concatenate([np.where(crowd, 0, own_labels), labels]).astype(np.int32),
+    )
 
 
 def box_targets(boxes: np.ndarray, gt_boxes: np.ndarray, *, dialect: Dialect) -> np.ndarray:

@@ -24,8 +24,9 @@ class RPNTargets:
     deltas: np.ndarray
 
 
-def rpn_targets(anchors: np.ndarray, gt_boxes: np.ndarray, size, *, sampling: Sampling, dialect: Dialect,
-                rng: np.random.RandomState) -> RPNTargets:
+def rpn_targets(
+    anchors: np.ndarray, gt_boxes: np.ndarray, size, *, sampling: Sampling, dialect: Dialect, rng: np.random.RandomState
+) -> RPNTargets:
     """Choose the anchors of one image that learn, and what.
 
     Args:
@@ -44,8 +45,11 @@ def rpn_targets(anchors: np.ndarray, gt_boxes: np.ndarray, size, *, sampling: Sa
     labels[inside] = label_anchors(best_iou, is_best, sampling, rng)
     positive = np.flatnonzero(labels[inside] == 1)
     deltas[inside[positive]] = encode_boxes(
-        candidates[positive], gt_boxes[best_gt[positive]], weights=dialect.boxes.rpn_delta_weights,
-        offset=dialect.boxes.offset)
+        candidates[positive],
+        gt_boxes[best_gt[positive]],
+        weights=dialect.boxes.rpn_delta_weights,
+        offset=dialect.boxes.offset,
+    )
     return RPNTargets(labels, deltas)
 
 
@@ -85,8 +89,9 @@ def match_anchors(iou: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return iou[np.arange(count), best_gt], best_gt, is_best
 
 
-def label_anchors(best_iou: np.ndarray, is_best: np.ndarray, sampling: Sampling,
-                  rng: np.random.RandomState) -> np.ndarray:
+def label_anchors(
+    best_iou: np.ndarray, is_best: np.ndarray, sampling: Sampling, rng: np.random.RandomState
+) -> np.ndarray:
     """Choose who learns to be an object and who to be background.
 
     Negatives are drawn with replacement and written last, so that an object's best anchor, if its overlap is

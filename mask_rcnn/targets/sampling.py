@@ -43,11 +43,18 @@ class Sampling:
         for name in ('rpn_batch', 'roi_batch', 'train_pre_nms', 'train_post_nms'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be at least 1, not {getattr(self, name)!r}')
-        for name in ('rpn_positive_fraction', 'rpn_positive_iou', 'rpn_negative_iou',
-                     'roi_foreground_fraction', 'roi_foreground_iou'):
+        for name in (
+            'rpn_positive_fraction',
+            'rpn_positive_iou',
+            'rpn_negative_iou',
+            'roi_foreground_fraction',
+            'roi_foreground_iou',
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f'{name} must be from 0 to 1, not {getattr(self, name)!r}')
         low, high = self.roi_background_iou
         if not 0 <= low < high <= self.roi_foreground_iou:
-            raise ValueError('roi_background_iou must be two rising numbers from 0 to roi_foreground_iou, '
-                             f'not {self.roi_background_iou!r}')
+            raise ValueError(
+                'roi_background_iou must be two rising numbers from 0 to roi_foreground_iou, '
+                f'not {self.roi_background_iou!r}'
+            )

@@ -30,8 +30,8 @@ import chainer
 import numpy as np
 
 from mask_rcnn.compat import mend_chainermn
-from mask_rcnn.models.builder import cuda_device_count
 from mask_rcnn.inference.save import arrays_of
+from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.weights import WeightFileError, load_arrays
 
 logger = logging.getLogger(__name__)
@@ -132,8 +132,10 @@ def create_communicator(name: str | None) -> Communicator:
     started = _n_started()
     if name is None:
         if started > 1:
-            raise DistributedError(f'{started} processes were started, but no communicator is named: add '
-                                   '--communicator naive (CPUs) or pure_nccl (GPUs)')
+            raise DistributedError(
+                f'{started} processes were started, but no communicator is named: add '
+                '--communicator naive (CPUs) or pure_nccl (GPUs)'
+            )
         return Communicator()
     if name not in NAMES:
         raise ValueError(f'communicator must be one of {", ".join(NAMES)}, not {name!r}')
@@ -141,9 +143,11 @@ def create_communicator(name: str | None) -> Communicator:
     _check_nccl(name, chainermn)
     communicator = _MPICommunicator(name, chainermn)
     if communicator.size < started:
-        raise DistributedError(f'{started} processes were started, but MPI sees {communicator.size}: the '
-                               'launcher and the library that mpi4py loads are of different MPI '
-                               'installations')
+        raise DistributedError(
+            f'{started} processes were started, but MPI sees {communicator.size}: the '
+            'launcher and the library that mpi4py loads are of different MPI '
+            'installations'
+        )
     if communicator.size == 1:
         logger.warning('communicator %s: there is only one process; start with "mpiexec -n N"', name)
     return communicator
@@ -157,24 +161,29 @@ def _n_started() -> int:
 
 def _import_chainermn():
     try:
-        import mpi4py.MPI  # noqa: F401  (starts MPI: not before somebody asks for it)
         import chainermn
+        import mpi4py.MPI  # noqa: F401  (starts MPI: not before somebody asks for it)
+
         mend_chainermn()
-    except (ImportError, RuntimeError) as error:    # RuntimeError: mpi4py finds no MPI library
+    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DistributedError(f'several processes need mpi4py and MPI, which do not work here ({reason}); '
-                               'see the README, "Several GPUs"') from error
+        raise DistributedError(
+            f'several processes need mpi4py and MPI, which do not work here ({reason}); see the README, "Several GPUs"'
+        ) from error
     return chainermn
 
 
 def _check_nccl(name: str, chainermn) -> None:
     """All processes learn whether one lacks NCCL: if that one just left, the others would wait for it."""
     from mpi4py import MPI
+
     lacks_nccl = name == 'pure_nccl' and not (cuda_device_count() and chainermn.nccl._available)
     hosts = MPI.COMM_WORLD.allgather(MPI.Get_processor_name() if lacks_nccl else None)
     for host in filter(None, hosts):
-        raise DistributedError('communicator pure_nccl needs CUDA, CuPy and NCCL, which do not work on '
-                               f'{host}; see the README, "Several GPUs" (naive works on CPUs)')
+        raise DistributedError(
+            'communicator pure_nccl needs CUDA, CuPy and NCCL, which do not work on '
+            f'{host}; see the README, "Several GPUs" (naive works on CPUs)'
+        )
 
 
 class _MPICommunicator(Communicator):
@@ -207,15 +216,17 @@ class _MPICommunicator(Communicator):
 
     def mean_persistents(self, link):
         params = {path.lstrip('/') for path, _ in link.namedparams()}
-        means = {path: self._mean_array(array) for path, array in sorted(arrays_of(link).items())
-                 if path not in params and array.dtype.kind == 'f'}
+        means = {
+            path: self._mean_array(array)
+            for path, array in sorted(arrays_of(link).items())
+            if path not in params and array.dtype.kind == 'f'
+        }
         load_arrays(link, means, what='the means over the processes', partial=True)
 
     def mean(self, values):
         of_all = self._mpi.allgather(super().mean(values))
         names = dict.fromkeys(name for of_one in of_all for name in of_one)
-        return {name: float(np.mean([of_one[name] for of_one in of_all if name in of_one]))
-                for name in names}
+        return {name: float(np.mean([of_one[name] for of_one in of_all if name in of_one])) for name in names}
 
     def any(self, flag):
         return any(self._mpi.allgather(bool(flag)))
@@ -254,8 +265,10 @@ class _MPICommunicator(Communicator):
     def _check_device(self, param: chainer.Parameter) -> None:
         on_gpu = param.xp is not np
         if on_gpu != (self._name == 'pure_nccl'):
-            raise DistributedError(f'communicator {self._name} does not serve models on '
-                                   f'{"GPUs; take pure_nccl" if on_gpu else "CPUs; take naive"}')
+            raise DistributedError(
+                f'communicator {self._name} does not serve models on '
+                f'{"GPUs; take pure_nccl" if on_gpu else "CPUs; take naive"}'
+            )
 
     def _mean_array(self, array: np.ndarray) -> np.ndarray:
         total = np.empty_like(array, np.float64)

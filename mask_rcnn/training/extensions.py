@@ -12,6 +12,7 @@ from pathlib import Path
 from chainer import training
 from chainer.training import extensions
 
+from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.training import plots
 from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.training.iterator import STOP_SIGNALS
@@ -19,7 +20,6 @@ from mask_rcnn.training.optimizer import set_rate
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.snapshot import Snapshots
 from mask_rcnn.weights import WeightFileError
-from mask_rcnn.io.atomic_file import open_for_writing
 
 
 class IntervalTrigger:
@@ -32,7 +32,7 @@ class IntervalTrigger:
         self._n, self._also = n, also
 
     def __call__(self, trainer) -> bool:
-        return self._n > 0 and trainer.updater.iteration % self._n == 0 or self._also(trainer)
+        return (self._n > 0 and trainer.updater.iteration % self._n == 0) or self._also(trainer)
 
 
 class LearningRateScheduler(training.Extension):
@@ -44,7 +44,7 @@ class LearningRateScheduler(training.Extension):
     """
 
     name = 'rate'
-    priority = 400          # before everything that reads the observation
+    priority = 400  # before everything that reads the observation
 
     def __init__(self, schedule: Schedule, optimizer):
         self._schedule, self._optimizer = schedule, optimizer
@@ -75,7 +75,7 @@ class TrainingLog(extensions.LogReport):
 
     def __init__(self, *, trigger, plot_trigger, write: bool, warn: Callable[[str], None]):
         super().__init__(trigger=trigger)
-        self._log_name = None       # what LogReport would write to
+        self._log_name = None  # what LogReport would write to
         self._plot_trigger, self._write, self._warn = plot_trigger, write, warn
 
     def __call__(self, trainer):
@@ -113,19 +113,30 @@ class ConsoleTable(training.Extension):
     """
 
     name = 'table'
-    priority = 50           # after the log
+    priority = 50  # after the log
 
     _COLUMNS = (
-        ('iteration', 9, 'iteration', 'd'), ('epoch', 6, 'epoch', 'd'), ('rate', 9, 'lr', '.2e'),
-        ('loss', 7, 'main/loss', '.3f'), ('rpn cls', 7, 'main/rpn_cls_loss', '.3f'),
-        ('rpn box', 7, 'main/rpn_loc_loss', '.3f'), ('class', 7, 'main/roi_cls_loss', '.3f'),
-        ('box', 7, 'main/roi_loc_loss', '.3f'), ('mask', 7, 'main/roi_mask_loss', '.3f'),
-        ('keypts', 7, 'main/roi_keypoint_loss', '.3f'), ('box AP', 6, 'validation/bbox/AP', '.3f'),
-        ('mask AP', 7, 'validation/segm/AP', '.3f'), ('keypt AP', 8, 'validation/keypoints/AP', '.3f'))
+        ('iteration', 9, 'iteration', 'd'),
+        ('epoch', 6, 'epoch', 'd'),
+        ('rate', 9, 'lr', '.2e'),
+        ('loss', 7, 'main/loss', '.3f'),
+        ('rpn cls', 7, 'main/rpn_cls_loss', '.3f'),
+        ('rpn box', 7, 'main/rpn_loc_loss', '.3f'),
+        ('class', 7, 'main/roi_cls_loss', '.3f'),
+        ('box', 7, 'main/roi_loc_loss', '.3f'),
+        ('mask', 7, 'main/roi_mask_loss', '.3f'),
+        ('keypts', 7, 'main/roi_keypoint_loss', '.3f'),
+        ('box AP', 6, 'validation/bbox/AP', '.3f'),
+        ('mask AP', 7, 'validation/segm/AP', '.3f'),
+        ('keypt AP', 8, 'validation/keypoints/AP', '.3f'),
+    )
     #: Columns of what not every network finds: they are shown if its loss is in the log.
-    _SOMETIMES = {'main/roi_mask_loss': 'main/roi_mask_loss', 'validation/segm/AP': 'main/roi_mask_loss',
-                  'main/roi_keypoint_loss': 'main/roi_keypoint_loss',
-                  'validation/keypoints/AP': 'main/roi_keypoint_loss'}
+    _SOMETIMES = {
+        'main/roi_mask_loss': 'main/roi_mask_loss',
+        'validation/segm/AP': 'main/roi_mask_loss',
+        'main/roi_keypoint_loss': 'main/roi_keypoint_loss',
+        'validation/keypoints/AP': 'main/roi_keypoint_loss',
+    }
     _REPEAT_HEADING = 30
 
     def __init__(self, log: TrainingLog, *, iterations: int, print_line: Callable[[str], None]):
@@ -134,11 +145,11 @@ class ConsoleTable(training.Extension):
         self._since = None
 
     def initialize(self, trainer):
-        self._n_shown = len(self._log.log)      # a resumed run starts with entries of its past
+        self._n_shown = len(self._log.log)  # a resumed run starts with entries of its past
         self._since = trainer.updater.iteration, time.monotonic()
 
     def __call__(self, trainer):
-        for entry in self._log.log[self._n_shown:]:
+        for entry in self._log.log[self._n_shown :]:
             if self._n_line % self._REPEAT_HEADING == 0:
                 heading = '  '.join(f'{title:>{width}}' for title, width, _, _ in self._columns(entry))
                 self._print_line(f'{heading}  s/iter  time left')
@@ -150,8 +161,12 @@ class ConsoleTable(training.Extension):
         return [column for column in self._COLUMNS if self._SOMETIMES.get(column[2], 'iteration') in entry]
 
     def _line(self, entry) -> str:
-        cells = [f'{entry[key]:{width}{format_spec if entry[key] < 1e4 or format_spec == "d" else ".1e"}}'
-                 if key in entry else ' ' * width for _, width, key, format_spec in self._columns(entry)]
+        cells = [
+            f'{entry[key]:{width}{format_spec if entry[key] < 1e4 or format_spec == "d" else ".1e"}}'
+            if key in entry
+            else ' ' * width
+            for _, width, key, format_spec in self._columns(entry)
+        ]
         start, started_at = self._since
         seconds = (time.monotonic() - started_at) / max(entry['iteration'] - start, 1)
         left = seconds * max(self._iterations - entry['iteration'], 0)
@@ -253,10 +268,18 @@ class Evaluation(training.Extension):
     """
 
     name = 'evaluation'
-    priority = 300          # before the log
+    priority = 300  # before the log
 
-    def __init__(self, evaluate: Callable, snapshots: Snapshots, *, signal_handler: SignalHandler,
-                 communicator: Communicator, print_line: Callable[[str], None], warn: Callable[[str], None]):
+    def __init__(
+        self,
+        evaluate: Callable,
+        snapshots: Snapshots,
+        *,
+        signal_handler: SignalHandler,
+        communicator: Communicator,
+        print_line: Callable[[str], None],
+        warn: Callable[[str], None],
+    ):
         self._evaluate, self._snapshots, self._print_line, self._warn = evaluate, snapshots, print_line, warn
         self._signal_handler, self._communicator = signal_handler, communicator
 
@@ -275,7 +298,7 @@ class Evaluation(training.Extension):
 
     def _measure(self, results: Path):
         """Return the metrics, or ``None`` if there are none."""
-        if self._communicator.size > 1:     # one that gave up alone would leave the others waiting
+        if self._communicator.size > 1:  # one that gave up alone would leave the others waiting
             return self._evaluate(results)
         try:
             with self._signal_handler.interruptible():

@@ -74,7 +74,7 @@ class ExampleIterator(chainer.dataset.Iterator):
     Args:
         dataset: A sequence of :class:`~mask_rcnn.datasets.example.Example`.
         transform: Called with an example and its seed, returns a training example: a
-            :class:`~mask_rcnn.preprocessing.prepare.TrainingTransform`.
+            :class:`~mask_rcnn.datasets.transforms.TrainingTransform`.
         batch_size: Examples that one call of :meth:`next` returns.
         seed: The run's seed, in ``[0, 2**32)``.
         workers: Number of processes that read and transform; 0 does it in this process.
@@ -95,17 +95,28 @@ class ExampleIterator(chainer.dataset.Iterator):
         WorkerError: (:meth:`next`) A worker process was killed or could not start.
     """
 
-    def __init__(self, dataset: Sequence[Example], transform: Transform, batch_size: int, *, seed: int = 0,
-                 workers: int = 0, repeat: bool = True, shuffle: bool = True,
-                 shard: tuple[int, int] = (0, 1)):
+    def __init__(
+        self,
+        dataset: Sequence[Example],
+        transform: Transform,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        workers: int = 0,
+        repeat: bool = True,
+        shuffle: bool = True,
+        shard: tuple[int, int] = (0, 1),
+    ):
         self._pool: _WorkerPool | None = None
         self._pending: deque[tuple[int, Future]] = deque()  # places and what workers make for them
         rank, size = shard
         if len(dataset) == 0:
             raise ValueError('the data set is empty')
-        if batch_size < 1 or workers < 0 or not 0 <= seed < 2 ** 32 or not 0 <= rank < size:
-            raise ValueError('need batch_size >= 1, workers >= 0, 0 <= seed < 2**32 and 0 <= rank < size, '
-                             f'got {batch_size}, {workers}, {seed}, {rank} and {size}')
+        if batch_size < 1 or workers < 0 or not 0 <= seed < 2**32 or not 0 <= rank < size:
+            raise ValueError(
+                'need batch_size >= 1, workers >= 0, 0 <= seed < 2**32 and 0 <= rank < size, '
+                f'got {batch_size}, {workers}, {seed}, {rank} and {size}'
+            )
         self.dataset = dataset
         self.batch_size = batch_size
         self._seed = int(seed)
@@ -169,8 +180,7 @@ class ExampleIterator(chainer.dataset.Iterator):
             raise ValueError(f'the saved run had {length} training images, this one has {len(self.dataset)}')
         self._seed = int(serializer('seed', self._seed))
         start = int(serializer('start', self._start))
-        previous = int(serializer('previous_start', -1 if self._previous_start is None
-                                  else self._previous_start))
+        previous = int(serializer('previous_start', -1 if self._previous_start is None else self._previous_start))
         self.is_new_epoch = bool(serializer('is_new_epoch', self.is_new_epoch))
         if isinstance(serializer, chainer.Deserializer):
             self._forget_pending()
@@ -280,14 +290,18 @@ class _WorkerPool:
         processes, threads = [], []
         # If not before, workers are closed at the end of the program, before multiprocessing waits for them.
         self._close = multiprocessing.util.Finalize(
-            self, _close_workers, (processes, threads, self._tasks), exitpriority=100)
+            self, _close_workers, (processes, threads, self._tasks), exitpriority=100
+        )
         with _signals_held_back():
             for _ in range(n_worker):
                 process, connection = _start_worker()
                 processes.append(process)
                 # No thread of an executor: the interpreter would wait for it when a run is interrupted.
-                threads.append(threading.Thread(target=_serve, args=(self._tasks, connection, set_up),
-                                                name='mask_rcnn examples', daemon=True))
+                threads.append(
+                    threading.Thread(
+                        target=_serve, args=(self._tasks, connection, set_up), name='mask_rcnn examples', daemon=True
+                    )
+                )
                 threads[-1].start()
 
     def submit(self, task: tuple[int, int]) -> Future:
@@ -334,8 +348,10 @@ def _ask(connection: Connection, task: tuple[int, int]) -> TrainingExample:
         connection.send(task)
         result = connection.recv()
     except (EOFError, OSError) as error:
-        raise WorkerError('a process that prepares training images has ended unexpectedly (out of memory, '
-                          'killed, or it could not start)') from error
+        raise WorkerError(
+            'a process that prepares training images has ended unexpectedly (out of memory, '
+            'killed, or it could not start)'
+        ) from error
     if isinstance(result, ExampleError):
         _logger.debug('in a worker process:\n%s', result.details)
         raise result

@@ -13,6 +13,7 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
+
 def per_image_mean_weights(counted: np.ndarray, images: np.ndarray, n_images: int) -> np.ndarray:
     """Return weights with which a sum is a mean over what is counted of an image, and over the images.
 

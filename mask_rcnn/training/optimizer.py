@@ -56,7 +56,7 @@ class MomentumSGD(optimizers.MomentumSGD):
                 self._loss_scale = float(serializer('loss_scale', self._loss_scale))
                 self._loss_scaling_isnan_ever = bool(serializer('has_overflown', self._loss_scaling_isnan_ever))
             except KeyError:
-                pass    # the snapshot is of a run in another precision: the search begins anew
+                pass  # the snapshot is of a run in another precision: the search begins anew
 
     def update(self, lossfun=None, *args, **kwds):
         try:
@@ -65,8 +65,9 @@ class MomentumSGD(optimizers.MomentumSGD):
             self._grad_norm = None
 
 
-def make_optimizer(link: chainer.Link, *, momentum: float = 0.9, weight_decay: float = 1e-4,
-                   clip: float | None = None) -> MomentumSGD:
+def make_optimizer(
+    link: chainer.Link, *, momentum: float = 0.9, weight_decay: float = 1e-4, clip: float | None = None
+) -> MomentumSGD:
     """Return an optimizer for a link, with the rate 0 (see :func:`set_rate`).
 
     Biases (``b``) learn at twice the rate and do not decay; scales and shifts of normalisations do not decay
@@ -112,13 +113,12 @@ def set_rate(optimizer: optimizers.MomentumSGD, rate: float) -> None:
 
 def gradient_norm(link: chainer.Link) -> float:
     """Return the L2 norm of all gradients together; not finite if one of them is not."""
-    squares = [_square(param.grad) for param in link.params()
-               if param.requires_grad and param.grad is not None]
+    squares = [_square(param.grad) for param in link.params() if param.requires_grad and param.grad is not None]
     return float(sum(squares)) ** 0.5 if squares else 0.0
 
 
 def _square(gradient):
-    flat = gradient.ravel().astype('f', copy=False)     # the squares of a float16 would overflow
+    flat = gradient.ravel().astype('f', copy=False)  # the squares of a float16 would overflow
     return flat.dot(flat)
 
 

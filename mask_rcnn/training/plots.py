@@ -32,14 +32,21 @@ def plot_losses(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> 
         log: Entries of the log, with ``iteration``.
     """
     from matplotlib.ticker import LogLocator
+
     figure, (axes, rate_axes) = _figure(2, height_ratios=(4, 1))
     for key, label, colour in LOSSES:
         x, y = _curve(log, key)
         if not x:
             continue
         axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(x, smooth(y), color=colour, linewidth=2 if label == 'sum' else 1.3,
-                  marker='.' if len(x) == 1 else None, label=f'{label}  {smooth(y)[-1]:.3f}')
+        axes.plot(
+            x,
+            smooth(y),
+            color=colour,
+            linewidth=2 if label == 'sum' else 1.3,
+            marker='.' if len(x) == 1 else None,
+            label=f'{label}  {smooth(y)[-1]:.3f}',
+        )
     if axes.has_data():
         axes.set_yscale('log')
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -69,8 +76,16 @@ def plot_ap(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None
         for metric, style in (('AP', '-'), ('AP50', ':')):
             x, y = _curve(log, f'validation/{kind}/{metric}')
             if x:
-                axes.plot(x, y, style, color=colour, marker='o', markersize=4, linewidth=1.6,
-                          label=f'{label} {metric}  {y[-1]:.3f}')
+                axes.plot(
+                    x,
+                    y,
+                    style,
+                    color=colour,
+                    marker='o',
+                    markersize=4,
+                    linewidth=1.6,
+                    label=f'{label} {metric}  {y[-1]:.3f}',
+                )
     if not axes.has_data():
         return
     axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
@@ -99,6 +114,7 @@ def _curve(log, key: str) -> tuple[list[float], list[float]]:
 def _figure(n_rows: int, **grid):
     # Without pyplot: it keeps figures alive and picks a backend that may want a display.
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout='constrained')
     rows = figure.subplots(n_rows, 1, sharex=True, squeeze=False, gridspec_kw=grid)[:, 0]
     for axes in rows:

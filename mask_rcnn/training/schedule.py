@@ -48,8 +48,7 @@ class Schedule:
 
 def step_schedule(lr: float, *, warmup: int, first_decay: int, second_decay: int) -> Schedule:
     """Return the schedule of ``train.py``'s own flags: ``lr``, ten times as much, then twice a tenth."""
-    return Schedule(peak=10 * lr if warmup else lr, start=lr, warmup=warmup,
-                    steps=(first_decay, second_decay))
+    return Schedule(peak=10 * lr if warmup else lr, start=lr, warmup=warmup, steps=(first_decay, second_decay))
 
 
 def detectron_schedule(name: str, batch_size: int) -> tuple[Schedule, int]:
@@ -68,5 +67,6 @@ def detectron_schedule(name: str, batch_size: int) -> tuple[Schedule, int]:
     def rescale_iterations(n: int) -> int:
         return max(round(n * _DETECTRON_BATCH / batch_size), 1)
 
-    return Schedule(peak=peak, start=peak / 3, warmup=500, linear=True,
-                    steps=tuple(map(rescale_iterations, steps))), rescale_iterations(iterations)
+    return Schedule(
+        peak=peak, start=peak / 3, warmup=500, linear=True, steps=tuple(map(rescale_iterations, steps))
+    ), rescale_iterations(iterations)

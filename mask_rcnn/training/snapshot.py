@@ -20,10 +20,10 @@ import numpy as np
 from chainer import serializers, training
 
 from mask_rcnn.inference.save import save
-from mask_rcnn.weights import ModelMeta, WeightFileError
-from mask_rcnn.weights.readers import zip_archive
-from mask_rcnn.weights.errors import to_printable_ascii
 from mask_rcnn.io.atomic_file import open_for_reading, open_for_writing
+from mask_rcnn.weights import ModelMeta, WeightFileError
+from mask_rcnn.weights.errors import to_printable_ascii
+from mask_rcnn.weights.readers import zip_archive
 
 FORMAT_VERSION = 1
 
@@ -61,15 +61,17 @@ class Snapshot:
         try:
             serializers.NpzDeserializer(self.arrays).load(trainer)
         except KeyError as error:
-            raise WeightFileError(self.path, f'lacks {error.args[0]}: not a snapshot of this network or '
-                                             'of this version') from error
+            raise WeightFileError(
+                self.path, f'lacks {error.args[0]}: not a snapshot of this network or of this version'
+            ) from error
         except (ValueError, TypeError) as error:
             reason = ' '.join(str(error).split())
             raise WeightFileError(self.path, f'does not fit this run: {reason}') from error
 
 
-def write_snapshot(path: str | os.PathLike, trainer: training.Trainer, model: ModelMeta,
-                   options: Mapping[str, Any]) -> None:
+def write_snapshot(
+    path: str | os.PathLike, trainer: training.Trainer, model: ModelMeta, options: Mapping[str, Any]
+) -> None:
     """Write a trainer's state; the file appears under its name when it is complete.
 
     Args:
@@ -85,15 +87,18 @@ def write_snapshot(path: str | os.PathLike, trainer: training.Trainer, model: Mo
     serializer.save(trainer)
     # NumPy holds None only in pickled arrays.
     nones = [name for name, array in serializer.target.items() if np.asarray(array).dtype == object]
-    header = {'format_version': FORMAT_VERSION, 'model': json.loads(model.to_json()),
-              'options': dict(options), 'nones': nones}
+    header = {
+        'format_version': FORMAT_VERSION,
+        'model': json.loads(model.to_json()),
+        'options': dict(options),
+        'nones': nones,
+    }
     members = {_HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)}
     members.update((name, array) for name, array in serializer.target.items() if name not in nones)
-    with open_for_writing(path) as file:
-        with zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, array in members.items():
-                with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+    with open_for_writing(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in members.items():
+            with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def is_snapshot(path: str | os.PathLike) -> bool:
@@ -101,7 +106,7 @@ def is_snapshot(path: str | os.PathLike) -> bool:
     try:
         with open_for_reading(path) as (file, size):
             return f'{_HEADER}.npy' in zip_archive.member_names(file, size)
-    except zip_archive.CORRUPT_FILE_ERRORS:     # WeightFileError is one of them
+    except zip_archive.CORRUPT_FILE_ERRORS:  # WeightFileError is one of them
         return False
 
 
@@ -115,8 +120,9 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
         try:
             archive, members = zip_archive.open_stored(file, size)
             header = _parse_header(zip_archive.read_array(archive, members.pop(f'{_HEADER}.npy')))
-            arrays = {name.removesuffix('.npy'): zip_archive.read_array(archive, member)
-                      for name, member in members.items()}
+            arrays = {
+                name.removesuffix('.npy'): zip_archive.read_array(archive, member) for name, member in members.items()
+            }
             arrays.update((name, np.asarray(None)) for name in header.nones)
             int(arrays['updater/iteration'])
             return Snapshot(Path(path), header.model, header.options, arrays)
@@ -169,14 +175,19 @@ def _parse_header(array: np.ndarray) -> _Header:
 
 
 def _damaged(path, error: Exception) -> WeightFileError:
-    return WeightFileError(path, 'is not a snapshot of this program, or damaged: '
-                                 f'{to_printable_ascii(str(error), 300) or type(error).__name__}')
+    return WeightFileError(
+        path,
+        f'is not a snapshot of this program, or damaged: {to_printable_ascii(str(error), 300) or type(error).__name__}',
+    )
 
 
 def list_snapshots(folder: str | os.PathLike) -> list[tuple[int, Path]]:
     """Return the snapshots in a folder with their iterations, oldest first."""
-    found = [(int(match[1]), path) for path in Path(folder).glob('snapshot_iter_*.npz')
-             if (match := _NAME.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path)
+        for path in Path(folder).glob('snapshot_iter_*.npz')
+        if (match := _NAME.fullmatch(path.name))
+    ]
     return sorted(found)
 
 
@@ -195,7 +206,7 @@ class Snapshots(training.Extension):
     """
 
     name = 'snapshots'
-    priority = -100         # after everything that changes the state of an iteration
+    priority = -100  # after everything that changes the state of an iteration
 
     def __init__(self, meta: ModelMeta, options: Mapping[str, Any], *, keep: int, warn):
         self._meta, self._options, self._keep, self._warn = meta, options, keep, warn
@@ -227,8 +238,11 @@ class Snapshots(training.Extension):
         if not score > self._best:
             return
         try:
-            save(Path(trainer.out) / 'model_best.npz', _model(trainer),
-                 notes=[f'iteration {trainer.updater.iteration}, AP {score:.4f}'])
+            save(
+                Path(trainer.out) / 'model_best.npz',
+                _model(trainer),
+                notes=[f'iteration {trainer.updater.iteration}, AP {score:.4f}'],
+            )
             self._best = score
         except (WeightFileError, OSError) as error:
             self._warn(f'the best model is not saved: {error}')
@@ -239,7 +253,7 @@ class Snapshots(training.Extension):
     def _remove_old(self, folder: Path, iteration: int) -> None:
         """Keep the newest; what has a higher number than this iteration is not of this run's past."""
         past = [(number, path) for number, path in list_snapshots(folder) if number <= iteration]
-        for number, path in past[:-self._keep]:
+        for number, path in past[: -self._keep]:
             path.unlink(missing_ok=True)
             (folder / f'model_iter_{number}.npz').unlink(missing_ok=True)
 

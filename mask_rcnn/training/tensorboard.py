@@ -53,7 +53,7 @@ class TensorBoard(training.Extension):
     """
 
     name = 'tensorboard'
-    priority = 40           # after the log
+    priority = 40  # after the log
 
     def __init__(self, log: TrainingLog, make_writer: Callable = make_writer):
         self._log, self._make_writer = log, make_writer
@@ -66,7 +66,7 @@ class TensorBoard(training.Extension):
         self._writer = self._make_writer(os.path.join(trainer.out, 'tensorboard'), purge_step=iteration + 1)
 
     def __call__(self, trainer):
-        for entry in self._log.log[self._n_written:]:
+        for entry in self._log.log[self._n_written :]:
             for name, value in entry.items():
                 if name != 'iteration':
                     self._writer.add_scalar(name, value, entry['iteration'])
@@ -99,6 +99,6 @@ class ExampleDetections(training.Extension):
 
     def __call__(self, trainer):
         for name, image in self._images:
-            found, = self._model.detect([image])
+            (found,) = self._model.detect([image])
             picture = found.above(self._threshold).draw(image)
             self._tensorboard.add_picture(f'detections/{name}', picture, trainer.updater.iteration)

@@ -72,8 +72,11 @@ class MaskRCNNTrainChain(chainer.Chain):
             fraction = len(group) / len(examples)
             for name, value in self._losses_of_group(group).items():
                 means[name] = means.get(name, 0) + value * fraction
-        loss = sum(value * (self.gamma if name == 'roi_mask_loss' else 1.0)
-                   for name, value in means.items() if name.endswith('_loss'))
+        loss = sum(
+            value * (self.gamma if name == 'roi_mask_loss' else 1.0)
+            for name, value in means.items()
+            if name.endswith('_loss')
+        )
         reported = {name: chainer.as_array(value) for name, value in {**means, 'loss': loss}.items()}
         chainer.report(reported, self)
         return loss
@@ -84,8 +87,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         features = self.model.extractor(self._input(examples))
         logits, deltas = self.model.rpn(features)
         anchors = self.anchor_targets(examples, [own.shape[2:] for own in logits], rngs)
-        rois = self.roi_targets(examples, *([own.array for own in outputs] for outputs in (logits, deltas)),
-                                rngs)
+        rois = self.roi_targets(examples, *([own.array for own in outputs] for outputs in (logits, deltas)), rngs)
         return {**self.rpn_losses(logits, deltas, anchors), **self.roi_losses(features, rois, examples)}
 
     def _input(self, examples: Sequence[TrainingExample]):
@@ -110,9 +112,16 @@ class MaskRCNNTrainChain(chainer.Chain):
         targets = []
         for example, rng in zip(examples, rngs):
             objects = example.annotations.boxes[~example.annotations.crowd]
-            targets.append(rpn_targets(anchors, example.image_transform.apply_boxes(objects),
-                                       example.image_transform.input_size, sampling=self.sampling,
-                                       dialect=self.model.config.dialect, rng=rng))
+            targets.append(
+                rpn_targets(
+                    anchors,
+                    example.image_transform.apply_boxes(objects),
+                    example.image_transform.input_size,
+                    sampling=self.sampling,
+                    dialect=self.model.config.dialect,
+                    rng=rng,
+                )
+            )
         return targets
 
     def roi_targets(self, examples, logits, deltas, rngs) -> list[SampledRoIs]:
@@ -127,23 +136,42 @@ class MaskRCNNTrainChain(chainer.Chain):
         targets = []
         for i, (example, rng) in enumerate(zip(examples, rngs)):
             proposals, _ = self.model.rpn.propose(
-                [own[i] for own in logits], [own[i] for own in deltas], example.image_transform.input_size,
-                example.image_transform.scale, pre_nms=self.sampling.train_pre_nms,
-                post_nms=self.sampling.train_post_nms)
+                [own[i] for own in logits],
+                [own[i] for own in deltas],
+                example.image_transform.input_size,
+                example.image_transform.scale,
+                pre_nms=self.sampling.train_pre_nms,
+                post_nms=self.sampling.train_post_nms,
+            )
             targets.append(self._sample(chainer.backends.cuda.to_cpu(proposals), example, rng))
         return targets
 
     def _sample(self, proposals, example: TrainingExample, rng) -> SampledRoIs:
         """Return the RoIs of one image that learn."""
         config = self.model.config
-        rois = sample_rois(proposals, example.annotations, example.image_transform, sampling=self.sampling,
-                           dialect=config.dialect, rng=rng)
+        rois = sample_rois(
+            proposals,
+            example.annotations,
+            example.image_transform,
+            sampling=self.sampling,
+            dialect=config.dialect,
+            rng=rng,
+        )
         if not config.n_keypoint:
             return rois
         head = self.model.keypoint_head
-        return dataclasses.replace(rois, keypoints=sample_keypoint_rois(
-            proposals, example.annotations, example.image_transform, head.upsample_factor * head.pool.roi_size,
-            sampling=self.sampling, offset=config.dialect.boxes.offset, rng=rng))
+        return dataclasses.replace(
+            rois,
+            keypoints=sample_keypoint_rois(
+                proposals,
+                example.annotations,
+                example.image_transform,
+                head.upsample_factor * head.pool.roi_size,
+                sampling=self.sampling,
+                offset=config.dialect.boxes.offset,
+                rng=rng,
+            ),
+        )
 
     def rpn_losses(self, logits, deltas, targets: Sequence[RPNTargets]) -> dict:
         """Return the RPN's losses and counts.
@@ -165,10 +193,15 @@ class MaskRCNNTrainChain(chainer.Chain):
             # for, which may be more than there are.
             weights = (labels != IGNORED) * np.float32(1 / (self.sampling.rpn_batch * n))
         return {
-            'rpn_cls_loss': sigmoid_cross_entropy(_flatten_anchors(logits, 1)[:, :, 0], xp.asarray(labels),
-                                                  xp.asarray(weights)),
-            'rpn_loc_loss': smooth_l1(_flatten_anchors(deltas, 4), xp.asarray(delta_targets),
-                                      xp.asarray(loc_weights[:, :, None]), beta=dialect.losses.rpn_smooth_l1_beta),
+            'rpn_cls_loss': sigmoid_cross_entropy(
+                _flatten_anchors(logits, 1)[:, :, 0], xp.asarray(labels), xp.asarray(weights)
+            ),
+            'rpn_loc_loss': smooth_l1(
+                _flatten_anchors(deltas, 4),
+                xp.asarray(delta_targets),
+                xp.asarray(loc_weights[:, :, None]),
+                beta=dialect.losses.rpn_smooth_l1_beta,
+            ),
             'n_positive_anchor': np.count_nonzero(labels == 1) / n,
         }
 
@@ -192,9 +225,11 @@ class MaskRCNNTrainChain(chainer.Chain):
         other_losses = {}
         if self.model.config.masks:
             logits = self.model.mask_head(
-                self.model.pool_mask_features(features, batch[:n_sampled_fg], indices[:n_sampled_fg], h[:n_sampled_fg]))
-            other_losses['roi_mask_loss'] = self._mask_loss(logits, labels[:n_sampled_fg], images[:n_sampled_fg],
-                                                            rois, examples)
+                self.model.pool_mask_features(features, batch[:n_sampled_fg], indices[:n_sampled_fg], h[:n_sampled_fg])
+            )
+            other_losses['roi_mask_loss'] = self._mask_loss(
+                logits, labels[:n_sampled_fg], images[:n_sampled_fg], rois, examples
+            )
         if self.model.config.n_keypoint:
             other_losses['roi_keypoint_loss'] = self.keypoint_loss(features, [r.keypoints for r in rois])
 
@@ -207,8 +242,9 @@ class MaskRCNNTrainChain(chainer.Chain):
         correct = scores.array.argmax(axis=1) == xp.asarray(labels)
         return {
             'roi_cls_loss': softmax_cross_entropy(scores, xp.asarray(labels), xp.asarray(weights)),
-            'roi_loc_loss': smooth_l1(own_deltas, xp.asarray(delta_targets), xp.asarray(delta_weights),
-                                      beta=dialect.losses.box_smooth_l1_beta),
+            'roi_loc_loss': smooth_l1(
+                own_deltas, xp.asarray(delta_targets), xp.asarray(delta_weights), beta=dialect.losses.box_smooth_l1_beta
+            ),
             **other_losses,
             'n_foreground_roi': n_foreground / n,
             'roi_accuracy': (correct * xp.asarray(weights)).sum(),
@@ -243,20 +279,25 @@ class MaskRCNNTrainChain(chainer.Chain):
         heatmaps = head(head.pool(features, xp.asarray(boxes), xp.asarray(images)))
         images, locations = np.repeat(images, locations.shape[1]), locations.ravel()
         weights = per_image_mean_weights(locations != IGNORED, images, len(rois))
-        return softmax_cross_entropy(F.reshape(heatmaps, (len(locations), -1)), xp.asarray(locations),
-                                     xp.asarray(weights))
+        return softmax_cross_entropy(
+            F.reshape(heatmaps, (len(locations), -1)), xp.asarray(locations), xp.asarray(weights)
+        )
 
     def _make_mask_targets(self, rois, examples, size: int) -> np.ndarray:
         """Return the mask targets ``(F, size, size)`` of all foreground, or one that is ignored."""
         offset = self.model.config.dialect.boxes.offset
-        masks = np.concatenate([
-            mask_targets(r.boxes[:r.n_foreground], example.annotations, size, offset=offset)
-            for r, example in zip(rois, examples)])
+        masks = np.concatenate(
+            [
+                mask_targets(r.boxes[: r.n_foreground], example.annotations, size, offset=offset)
+                for r, example in zip(rois, examples)
+            ]
+        )
         return masks if len(masks) else np.full((1, size, size), IGNORED, np.int32)
 
 
-def box_loss_weights(weights: np.ndarray, positive: np.ndarray, images: np.ndarray, n_images: int,
-                     dialect: Dialect) -> np.ndarray:
+def box_loss_weights(
+    weights: np.ndarray, positive: np.ndarray, images: np.ndarray, n_images: int, dialect: Dialect
+) -> np.ndarray:
     """Return the weights of anchors or RoIs in the loss of where they are.
 
     Args:
@@ -284,9 +325,15 @@ def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExam
 
 def _flatten_anchors(outputs, n_number: int) -> chainer.Variable:
     """Join the RPN's outputs ``(N, A * n_number, h, w)`` to ``(N, K, n_number)``, in the order of the anchors."""
-    return F.concat([
-        F.reshape(F.transpose(F.reshape(h, (len(h), -1, n_number, *h.shape[2:])), (0, 3, 4, 1, 2)),
-                  (len(h), -1, n_number)) for h in outputs], axis=1)
+    return F.concat(
+        [
+            F.reshape(
+                F.transpose(F.reshape(h, (len(h), -1, n_number, *h.shape[2:])), (0, 3, 4, 1, 2)), (len(h), -1, n_number)
+            )
+            for h in outputs
+        ],
+        axis=1,
+    )
 
 
 def _foreground_first(rois: Sequence[SampledRoIs]):

@@ -13,7 +13,7 @@ import numpy as np
 from chainer import training
 from tqdm import tqdm
 
-from mask_rcnn.preprocessing.prepare import TrainingTransform
+from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training.distributed import Communicator
@@ -114,8 +114,15 @@ def print_warning(line: str) -> None:
     tqdm.write(f'warning: {line}', file=sys.stderr)
 
 
-def build_training_run(model: MaskRCNN, train_set, options: TrainingOptions, *, evaluate: Callable | None = None,
-                       examples=(), communicator: Communicator | None = None) -> TrainingRun:
+def build_training_run(
+    model: MaskRCNN,
+    train_set,
+    options: TrainingOptions,
+    *,
+    evaluate: Callable | None = None,
+    examples=(),
+    communicator: Communicator | None = None,
+) -> TrainingRun:
     """Put a run together.
 
     Args:
@@ -137,10 +144,16 @@ def build_training_run(model: MaskRCNN, train_set, options: TrainingOptions, *, 
     communicator.broadcast(chain)
     optimizer = make_optimizer(chain, clip=options.clip)
     iterator = ExampleIterator(
-        train_set, TrainingTransform(model.config), options.batch_size, seed=options.seed,
-        workers=options.workers, shard=(communicator.rank, communicator.size))
-    updater = SubdivisionUpdater(iterator, optimizer, subdivisions=options.subdivisions,
-                                 loss_scale=options.loss_scale, communicator=communicator)
+        train_set,
+        TrainingTransform(model.config),
+        options.batch_size,
+        seed=options.seed,
+        workers=options.workers,
+        shard=(communicator.rank, communicator.size),
+    )
+    updater = SubdivisionUpdater(
+        iterator, optimizer, subdivisions=options.subdivisions, loss_scale=options.loss_scale, communicator=communicator
+    )
     signal_handler = SignalHandler()
     stop_trigger = StopTrigger(options.iterations, signal_handler, communicator)
     trainer = training.Trainer(updater, stop_trigger=stop_trigger, out=options.out)
@@ -148,8 +161,9 @@ def build_training_run(model: MaskRCNN, train_set, options: TrainingOptions, *, 
     return TrainingRun(options, trainer, stop_trigger, snapshots, signal_handler)
 
 
-def _add_extensions(trainer, model, options, stop_trigger, evaluate, examples, communicator,
-                    signal_handler) -> Snapshots:
+def _add_extensions(
+    trainer, model, options, stop_trigger, evaluate, examples, communicator, signal_handler
+) -> Snapshots:
     """Add the extensions; every process has those with a state, so that a snapshot fits all of them."""
     main, optimizer = communicator.is_main, trainer.updater.get_optimizer('main')
     evaluating = IntervalTrigger(options.eval_interval)
@@ -161,18 +175,33 @@ def _add_extensions(trainer, model, options, stop_trigger, evaluate, examples, c
     trainer.extend(LearningRateScheduler(options.schedule, optimizer))
     trainer.extend(log, trigger=(1, 'iteration'))
     if communicator.size > 1 and model.config.norm == 'bn' and not options.freeze_bn:
-        trainer.extend(lambda trainer: communicator.mean_persistents(model), name='statistics', priority=350,
-                       trigger=lambda trainer: evaluating(trainer) or saving(trainer))
+        trainer.extend(
+            lambda trainer: communicator.mean_persistents(model),
+            name='statistics',
+            priority=350,
+            trigger=lambda trainer: evaluating(trainer) or saving(trainer),
+        )
     if options.eval_interval:
-        trainer.extend(Evaluation(evaluate, snapshots, signal_handler=signal_handler, communicator=communicator,
-                                  print_line=print_line, warn=print_warning), trigger=evaluating)
+        trainer.extend(
+            Evaluation(
+                evaluate,
+                snapshots,
+                signal_handler=signal_handler,
+                communicator=communicator,
+                print_line=print_line,
+                warn=print_warning,
+            ),
+            trigger=evaluating,
+        )
     if main:
         trainer.extend(ConsoleTable(log, iterations=options.iterations, print_line=print_line))
     if main and options.tensorboard:
         tensorboard = TensorBoard(log)
         trainer.extend(tensorboard)
-        trainer.extend(ExampleDetections(tensorboard, model, examples),
-                       trigger=lambda t: evaluating(t) and signal_handler.signal is None)
+        trainer.extend(
+            ExampleDetections(tensorboard, model, examples),
+            trigger=lambda t: evaluating(t) and signal_handler.signal is None,
+        )
     # In the processes that do not write it is never called, but its state is in the snapshot.
     trainer.extend(snapshots, trigger=saving if main and options.snapshot_interval else IntervalTrigger(0))
     return snapshots
@@ -181,13 +210,17 @@ def _add_extensions(trainer, model, options, stop_trigger, evaluate, examples, c
 def options_to_store(options: TrainingOptions, communicator: Communicator) -> Mapping[str, Any]:
     """Return what a snapshot remembers of the options, as JSON has it: those that change the losses."""
     fields = dataclasses.asdict(options)
-    kept = {name: fields[name] for name in (
-        'seed', 'gamma', 'sampling', 'freeze_bn', 'frozen_stages', 'clip', 'schedule')}
+    kept = {
+        name: fields[name] for name in ('seed', 'gamma', 'sampling', 'freeze_bn', 'frozen_stages', 'clip', 'schedule')
+    }
     return json.loads(json.dumps({**kept, 'batch_size': options.batch_size * communicator.size}))
 
 
 def _meta(model: MaskRCNN) -> ModelMeta:
     numbers = range(1, model.config.n_fg_class + 1)
-    return ModelMeta(kind='model', config=model.config,
-                     class_names=tuple(model.class_names or (f'class_{i}' for i in numbers)),
-                     category_ids=tuple(int(i) for i in model.category_ids or numbers))
+    return ModelMeta(
+        kind='model',
+        config=model.config,
+        class_names=tuple(model.class_names or (f'class_{i}' for i in numbers)),
+        category_ids=tuple(int(i) for i in model.category_ids or numbers),
+    )

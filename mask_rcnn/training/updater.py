@@ -10,6 +10,7 @@ import numpy as np
 from chainer import training
 
 from mask_rcnn.training.distributed import Communicator
+import itertools
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,16 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         NonFiniteLossError: The loss or the gradient is not finite; nothing has been updated.
     """
 
-    def __init__(self, iterator, optimizer, *, subdivisions: int = 1,
-                 loss_scale: float | str | None = None, communicator: Communicator | None = None,
-                 device=None):
+    def __init__(
+        self,
+        iterator,
+        optimizer,
+        *,
+        subdivisions: int = 1,
+        loss_scale: float | str | None = None,
+        communicator: Communicator | None = None,
+        device=None,
+    ):
         if subdivisions < 1:
             raise ValueError(f'subdivisions must be at least 1, not {subdivisions!r}')
         fixed_scale = None if loss_scale == 'dynamic' else loss_scale
@@ -83,8 +91,11 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         chainer.report(reports)
         optimizer.update()
         if optimizer.last_update_skipped and self.communicator.is_main:
-            logger.warning('iteration %d is skipped: its gradient has overflown; the loss scale is %g from now on',
-                           self.iteration + 1, optimizer._loss_scale)
+            logger.warning(
+                'iteration %d is skipped: its gradient has overflown; the loss scale is %g from now on',
+                self.iteration + 1,
+                optimizer._loss_scale,
+            )
         if iterator.is_new_epoch:
             optimizer.new_epoch(auto=True)
 
@@ -99,14 +110,13 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
             (loss * weight).backward(loss_scale=optimizer._loss_scale)
             for name, value in {'main/loss': loss, **reported}.items():
                 means[name] = means.get(name, 0) + weight * chainer.as_array(value)
-            del loss    # and with it the part's activations, before those of the next are made
+            del loss  # and with it the part's activations, before those of the next are made
         return means
 
     def _check(self, reports: Mapping[str, float], batch: Sequence, *, dynamic: bool) -> None:
-        losses = {name.rsplit('/', 1)[-1]: value for name, value in reports.items()
-                  if name.endswith('loss')}
+        losses = {name.rsplit('/', 1)[-1]: value for name, value in reports.items() if name.endswith('loss')}
         bad = [f'{name} is {value}' for name, value in losses.items() if not np.isfinite(value)]
-        bad = [line for line in bad if not line.startswith('loss ')] or bad     # rather parts than the sum
+        bad = [line for line in bad if not line.startswith('loss ')] or bad  # rather parts than the sum
         if not bad and not dynamic and not np.isfinite(reports['grad_norm']):
             bad = [f'the gradient is {reports["grad_norm"]}']
         if bad:
@@ -118,4 +128,4 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
 def split(batch: Sequence, n: int) -> list[Sequence]:
     """Cut a batch into ``n`` parts whose sizes differ by at most 1, without empty ones."""
     bounds = [len(batch) * i // n for i in range(n + 1)]
-    return [batch[start:stop] for start, stop in zip(bounds, bounds[1:]) if stop > start]
+    return [batch[start:stop] for start, stop in itertools.pairwise(bounds) if stop > start]

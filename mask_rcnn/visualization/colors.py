@@ -7,24 +7,37 @@ import functools
 import numpy as np
 
 #: RGB colours of instances.  They differ in lightness as well as in hue.
-PALETTE = np.array([
-    (56, 165, 255), (255, 140, 0), (0, 190, 130), (240, 70, 160), (245, 215, 40), (140, 95, 250),
-    (235, 60, 50), (40, 215, 235), (150, 215, 50), (176, 110, 50), (255, 160, 200), (45, 90, 220),
-], np.uint8)
+PALETTE = np.array(
+    [
+        (56, 165, 255),
+        (255, 140, 0),
+        (0, 190, 130),
+        (240, 70, 160),
+        (245, 215, 40),
+        (140, 95, 250),
+        (235, 60, 50),
+        (40, 215, 235),
+        (150, 215, 50),
+        (176, 110, 50),
+        (255, 160, 200),
+        (45, 90, 220),
+    ],
+    np.uint8,
+)
 
 # Linear RGB as seen without the long-wave and without the medium-wave cones; Machado, Oliveira and
 # Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009, table 1.
-_PROTANOPIA = np.array([[0.152286, 1.052583, -0.204868],
-                        [0.114503, 0.786281, 0.099216],
-                        [-0.003882, -0.048116, 1.051998]])
-_DEUTERANOPIA = np.array([[0.367322, 0.860646, -0.227968],
-                          [0.280085, 0.672501, 0.047413],
-                          [-0.011820, 0.042940, 0.968881]])
+_PROTANOPIA = np.array(
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+)
+_DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+)
 
 # Linear sRGB to CIE XYZ (IEC 61966-2-1), each row divided by the white point D65.
-_XYZ = np.array([[0.4124564, 0.3575761, 0.1804375],
-                 [0.2126729, 0.7151522, 0.0721750],
-                 [0.0193339, 0.1191920, 0.9503041]]) / np.array([[0.95047], [1.0], [1.08883]])
+_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+) / np.array([[0.95047], [1.0], [1.08883]])
 
 _ALIKE = 20.0  # CIE Lab distance at which two colours begin to look alike in a picture
 _NEAR = 0.1  # share of the picture's diagonal over which a neighbour's colour loses importance
@@ -67,7 +80,7 @@ def _gaps(boxes: np.ndarray) -> np.ndarray:
     return np.hypot(*np.moveaxis(np.maximum(between, 0), 2, 0))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _similarity() -> np.ndarray:
     """How alike each two colours of the palette are to the least able of three kinds of eyes."""
     linear = _linear(PALETTE)

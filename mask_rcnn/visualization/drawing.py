@@ -23,7 +23,7 @@ BACKGROUNDS = ('image', 'grey', 'black', 'white')
 _FILL = {'image': 0.45, 'grey': 0.6, 'black': 0.85, 'white': 0.85}  # opacity of the masks
 _FILL_IN_CONTOUR = 0.6  # by which it is multiplied where the masks have outlines
 _BOX = 0.9  # opacity of the boxes
-_BAND_PIXELS = 2 ** 17  # of a mask are blended at a time, so that the numbers stay in the cache
+_BAND_PIXELS = 2**17  # of a mask are blended at a time, so that the numbers stay in the cache
 _SALIENCY_SIZE = 512  # longer side of the saliency map, pixels
 _SHIFT = 4  # OpenCV's drawing functions take coordinates as multiples of 1 / 16
 #: Keypoints with a lower logit are not drawn (``kp_thresh`` in ``detectron/utils/vis.py``).
@@ -46,10 +46,18 @@ class MaskCrop:
     area: int
 
 
-def draw_detections(image: np.ndarray, detections: Detections, *, contour: bool = False,
-                    background: str = 'image', boxes: bool = True, keypoints: bool = True,
-                    labels: bool = True, scores: bool = True,
-                    font: str | os.PathLike | None = None) -> np.ndarray:
+def draw_detections(
+    image: np.ndarray,
+    detections: Detections,
+    *,
+    contour: bool = False,
+    background: str = 'image',
+    boxes: bool = True,
+    keypoints: bool = True,
+    labels: bool = True,
+    scores: bool = True,
+    font: str | os.PathLike | None = None,
+) -> np.ndarray:
     """Draw masks, boxes, keypoints and labels of detections.
 
     Every instance has a colour of its own, unlike its neighbours'; large ones are drawn first, so that
@@ -98,8 +106,10 @@ def draw_detections(image: np.ndarray, detections: Detections, *, contour: bool 
         for points, color in zip(ordered.keypoints, colors):
             _draw_keypoints(canvas, points, color)
     if labels:
-        candidates = [label_candidates(name, float(score) if scores else None, ordered.size, font)
-                      for name, score in zip(ordered.names, ordered.scores)]
+        candidates = [
+            label_candidates(name, float(score) if scores else None, ordered.size, font)
+            for name, score in zip(ordered.names, ordered.scores)
+        ]
         places = place_labels(candidates, clipped_boxes, saliency.values, ordered.size)
         _draw_labels(canvas, places, clipped_boxes, colors, font)
     return canvas
@@ -115,8 +125,10 @@ def _canvas(image: np.ndarray, size: tuple[int, int], background: str) -> np.nda
     elif image.dtype == np.float32 and image.shape == (3, height, width):
         canvas = np.ascontiguousarray(np.rint(image.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
     else:
-        raise ValueError(f'these detections belong to an image of {height} x {width} pixels, float32 '
-                         f'(3, H, W) or uint8 (H, W, 3), not to {image.dtype} of shape {image.shape}')
+        raise ValueError(
+            f'these detections belong to an image of {height} x {width} pixels, float32 '
+            f'(3, H, W) or uint8 (H, W, 3), not to {image.dtype} of shape {image.shape}'
+        )
     if background == 'grey':
         grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
         canvas = cv2.cvtColor(cv2.addWeighted(grey, 0.7, grey, 0, 0.3 * 235), cv2.COLOR_GRAY2RGB)
@@ -144,7 +156,7 @@ def _mask_crops(detections: Detections) -> Iterator[MaskCrop | None]:
         return
     for mask in detections.iter_masks():
         left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
-        part = np.ascontiguousarray(mask[top:top + height, left:left + width]).view(np.uint8)
+        part = np.ascontiguousarray(mask[top : top + height, left : left + width]).view(np.uint8)
         yield MaskCrop(top, left, part, cv2.countNonZero(part)) if part.size else None
 
 
@@ -172,18 +184,18 @@ class _SaliencyMap:
         shape = np.array(self.values.shape)
         low = np.minimum(np.floor(start * self._scale).astype(int), shape - 1)
         high = np.clip(np.ceil(stop * self._scale).astype(int), low + 1, shape)
-        return self.values[low[0]:high[0], low[1]:high[1]]
+        return self.values[low[0] : high[0], low[1] : high[1]]
 
 
 def _fill(canvas: np.ndarray, crop: MaskCrop, color: np.ndarray, opacity: float) -> None:
     """Lay a translucent colour over a mask, with edges one pixel soft."""
     height, width = crop.mask.shape
-    region = canvas[crop.top:crop.top + height, crop.left:crop.left + width]
+    region = canvas[crop.top : crop.top + height, crop.left : crop.left + width]
     alpha = cv2.blur(crop.mask * np.uint8(round(255 * opacity)), (3, 3), borderType=cv2.BORDER_REPLICATE)
     step = max(1, _BAND_PIXELS // width)
     for row in range(0, height, step):
-        band = region[row:row + step]
-        band[...] = _blend(band, color, alpha[row:row + step, :, None])
+        band = region[row : row + step]
+        band[...] = _blend(band, color, alpha[row : row + step, :, None])
 
 
 def _blend(below: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -198,8 +210,9 @@ def _outline(crop: MaskCrop, shape: tuple[int, ...]) -> list[np.ndarray]:
     found = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
     origin = np.array((crop.left - 1, crop.top - 1))
     reach = 1 + _line_width(shape)
-    return [np.rint((_smoothed(points[:, 0], reach) + origin) * 2 ** _SHIFT).astype(np.int32)[:, None]
-            for points in found]
+    return [
+        np.rint((_smoothed(points[:, 0], reach) + origin) * 2**_SHIFT).astype(np.int32)[:, None] for points in found
+    ]
 
 
 def _smoothed(points: np.ndarray, reach: int) -> np.ndarray:
@@ -209,7 +222,7 @@ def _smoothed(points: np.ndarray, reach: int) -> np.ndarray:
         return points.astype(np.float64)
     around = np.concatenate([points[-reach:], points, points[:reach]]).astype(np.float64)
     sums = np.cumsum(np.concatenate([np.zeros((1, 2)), around]), axis=0)
-    return (sums[2 * reach + 1:] - sums[:-2 * reach - 1]) / (2 * reach + 1)
+    return (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)
 
 
 def _line_width(shape: tuple[int, ...]) -> int:
@@ -227,16 +240,19 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, color: np.ndarray) -> None:
     width = _line_width(canvas.shape)
     alpha = np.full((1, 1, 1), round(255 * _BOX), np.uint8)
     inner_top, inner_bottom = min(top + width, bottom), max(bottom - width, top)
-    sides = (canvas[top:inner_top, left:right], canvas[max(inner_bottom, inner_top):bottom, left:right],
-             canvas[inner_top:inner_bottom, left:min(left + width, right)],
-             canvas[inner_top:inner_bottom, max(right - width, left + width):right])
+    sides = (
+        canvas[top:inner_top, left:right],
+        canvas[max(inner_bottom, inner_top) : bottom, left:right],
+        canvas[inner_top:inner_bottom, left : min(left + width, right)],
+        canvas[inner_top:inner_bottom, max(right - width, left + width) : right],
+    )
     for side in sides:
         side[...] = _blend(side, color, alpha)
 
 
 def _draw_keypoints(canvas: np.ndarray, keypoints: np.ndarray, color: np.ndarray) -> None:
     """Draw the keypoints ``(K, 4)`` of one instance: white dots with a rim, and bones on a dark edge."""
-    places = np.rint((keypoints[:, 1::-1] - 0.5) * 2 ** _SHIFT).astype(int).tolist()
+    places = np.rint((keypoints[:, 1::-1] - 0.5) * 2**_SHIFT).astype(int).tolist()
     sure = keypoints[:, 2] > _MIN_KEYPOINT_LOGIT
     width = _line_width(canvas.shape)
     bones = COCO_SKELETON if len(keypoints) == len(COCO_KEYPOINT_NAMES) else ()
@@ -246,13 +262,17 @@ def _draw_keypoints(canvas: np.ndarray, keypoints: np.ndarray, color: np.ndarray
             cv2.line(canvas, places[a], places[b], ink, thickness, cv2.LINE_AA, _SHIFT)
     for k in np.flatnonzero(sure):
         for radius, ink in ((2 * width + 1, color.tolist()), (1.5 * width, (255, 255, 255))):
-            cv2.circle(canvas, places[k], round(radius * 2 ** _SHIFT), ink, -1, cv2.LINE_AA, _SHIFT)
+            cv2.circle(canvas, places[k], round(radius * 2**_SHIFT), ink, -1, cv2.LINE_AA, _SHIFT)
 
 
-def _draw_labels(canvas: np.ndarray, labels: list[PlacedLabel | None], clipped_boxes: np.ndarray, colors: np.ndarray,
-                 font: str | os.PathLike | None) -> None:
-    found = [(label, box, color)
-             for label, box, color in zip(labels, clipped_boxes, colors) if label is not None]
+def _draw_labels(
+    canvas: np.ndarray,
+    labels: list[PlacedLabel | None],
+    clipped_boxes: np.ndarray,
+    colors: np.ndarray,
+    font: str | os.PathLike | None,
+) -> None:
+    found = [(label, box, color) for label, box, color in zip(labels, clipped_boxes, colors) if label is not None]
     for label, box, color in found:  # all of them before any label, so that none crosses another's letters
         _draw_leader(canvas, label, box, color)
     for label, _, color in found:
@@ -265,5 +285,5 @@ def _draw_leader(canvas: np.ndarray, label: PlacedLabel, box: np.ndarray, color:
     start = np.clip((box[:2] + box[2:]) / 2, (top, left), (bottom, right))
     end = np.clip(start, box[:2], box[2:])
     if np.hypot(*(end - start)) > font_size_for(canvas.shape[:2]) / 3:
-        ends = [tuple(np.rint(point[::-1] * 2 ** _SHIFT).astype(int).tolist()) for point in (start, end)]
+        ends = [tuple(np.rint(point[::-1] * 2**_SHIFT).astype(int).tolist()) for point in (start, end)]
         cv2.line(canvas, *ends, color.tolist(), _line_width(canvas.shape), cv2.LINE_AA, _SHIFT)

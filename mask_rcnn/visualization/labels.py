@@ -62,6 +62,7 @@ def load_font(path: str | os.PathLike | None, font_size: int) -> ImageFont.FreeT
     """Load a TrueType or OpenType font; without ``path`` DejaVu Sans, which comes with Matplotlib."""
     if path is None:
         import matplotlib
+
         path = os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')
     try:
         return ImageFont.truetype(os.fspath(path), font_size)
@@ -73,16 +74,21 @@ def measure(content: str, font: str | os.PathLike | None, font_size: int) -> Tex
     """Lay out one line of text with room around it."""
     face = load_font(font, font_size)
     ascent, descent = face.getmetrics()
-    return Text(content, font_size, int(np.ceil(face.getlength(content))) + 2 * _padding(font_size),
-                ascent + descent + _padding(font_size) // 2)
+    return Text(
+        content,
+        font_size,
+        int(np.ceil(face.getlength(content))) + 2 * _padding(font_size),
+        ascent + descent + _padding(font_size) // 2,
+    )
 
 
-def label_candidates(name: str, score: float | None, size: tuple[int, int],
-                     font: str | os.PathLike | None) -> list[tuple[float, Text]]:
+def label_candidates(
+    name: str, score: float | None, size: tuple[int, int], font: str | os.PathLike | None
+) -> list[tuple[float, Text]]:
     """Return the forms that a label may take, each with its cost, the best form first."""
     name = ' '.join(name.split())
     if len(name) > _MAX_TEXT_LENGTH:
-        name = name[:_MAX_TEXT_LENGTH - 1] + '…'
+        name = name[: _MAX_TEXT_LENGTH - 1] + '…'
     full = name if score is None else f'{name} {score:.2f}'
     large = font_size_for(size)
     small = max(_MIN_FONT_SIZE, round(0.8 * large))
@@ -90,8 +96,9 @@ def label_candidates(name: str, score: float | None, size: tuple[int, int],
     return [(cost, measure(content, font, font_size)) for cost, content, font_size in candidates]
 
 
-def place_labels(candidates: list[list[tuple[float, Text]]], boxes: np.ndarray, saliency: np.ndarray,
-                 size: tuple[int, int]) -> list[PlacedLabel | None]:
+def place_labels(
+    candidates: list[list[tuple[float, Text]]], boxes: np.ndarray, saliency: np.ndarray, size: tuple[int, int]
+) -> list[PlacedLabel | None]:
     """Find a place for each label.
 
     Args:
@@ -132,25 +139,58 @@ def _positions(box: np.ndarray, text: Text, size: tuple[int, int]) -> np.ndarray
     last_row, last_column = bottom - text.height, right - text.width
     row, column = (top + last_row) / 2, (left + last_column) / 2
     corners = [
-        (above, left), (below, left), (above, last_column), (below, last_column),
-        (top, left), (last_row, left), (top, last_column), (last_row, last_column),
-        (above, column), (below, column), (top, behind), (top, before),
-        (last_row, behind), (last_row, before), (row, behind), (row, before),
-        (row, column), (top, column), (last_row, column)]
+        (above, left),
+        (below, left),
+        (above, last_column),
+        (below, last_column),
+        (top, left),
+        (last_row, left),
+        (top, last_column),
+        (last_row, last_column),
+        (above, column),
+        (below, column),
+        (top, behind),
+        (top, before),
+        (last_row, behind),
+        (last_row, before),
+        (row, behind),
+        (row, before),
+        (row, column),
+        (top, column),
+        (last_row, column),
+    ]
     for steps in (1, 2, 3):
         up, down = above - steps * text.height, below + steps * text.height
         backward, forward = before - steps * text.height, behind + steps * text.height
-        corners += [(up, left), (up, column), (up, last_column),
-                    (down, left), (down, column), (down, last_column),
-                    (top, forward), (last_row, forward), (top, backward), (last_row, backward),
-                    (up, forward), (down, forward), (up, backward), (down, backward)]
+        corners += [
+            (up, left),
+            (up, column),
+            (up, last_column),
+            (down, left),
+            (down, column),
+            (down, last_column),
+            (top, forward),
+            (last_row, forward),
+            (top, backward),
+            (last_row, backward),
+            (up, forward),
+            (down, forward),
+            (up, backward),
+            (down, backward),
+        ]
     limit = np.array(size) - (text.height, text.width)
     corners = np.clip(np.rint(corners), 0, limit)
     return np.concatenate([corners, corners + (text.height, text.width)], axis=1)
 
 
-def _costs(labels: np.ndarray, box: np.ndarray, others: np.ndarray, occupied: np.ndarray,
-           integral: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _costs(
+    labels: np.ndarray,
+    box: np.ndarray,
+    others: np.ndarray,
+    occupied: np.ndarray,
+    integral: np.ndarray,
+    size: tuple[int, int],
+) -> np.ndarray:
     """Return the cost of each of ``(S, 4)`` label boxes, infinite where a label must not be."""
     height, width = labels[:, 2] - labels[:, 0], labels[:, 3] - labels[:, 1]
     scale = (np.array(integral.shape) - 1) / np.array(size)
@@ -159,8 +199,9 @@ def _costs(labels: np.ndarray, box: np.ndarray, others: np.ndarray, occupied: np
     hidden = integral[bottom, right] - integral[top, right] - integral[bottom, left] + integral[top, left]
     foreign = _intersections(labels, others).sum(axis=1) / (height * width)
     gap = np.maximum(box[:2] - labels[:, 2:], labels[:, :2] - box[2:]).clip(min=0)
-    cost = (hidden + _FOREIGN_BOX * foreign + _DISTANCE * np.hypot(*gap.T) / height
-            + _PREFERENCE * np.arange(len(labels)))
+    cost = (
+        hidden + _FOREIGN_BOX * foreign + _DISTANCE * np.hypot(*gap.T) / height + _PREFERENCE * np.arange(len(labels))
+    )
     forbidden = (_intersections(labels, occupied) > 0).any(axis=1) | (hidden > _TOO_MUCH)
     return np.where(forbidden, np.inf, cost)
 
@@ -171,15 +212,20 @@ def _intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.prod(np.clip(sides, 0, None), axis=2)
 
 
-def draw_label(canvas: np.ndarray, label: PlacedLabel, color: np.ndarray, ink: tuple[int, int, int],
-               font: str | os.PathLike | None) -> None:
+def draw_label(
+    canvas: np.ndarray, label: PlacedLabel, color: np.ndarray, ink: tuple[int, int, int], font: str | os.PathLike | None
+) -> None:
     """Write a label on a plate of ``color`` into ``canvas``, uint8 ``(H, W, 3)``."""
     top, left, bottom, right = label.box
     region = canvas[top:bottom, left:right]
     plate = _plate(label.text.height, label.text.width, max(1, label.text.font_size // 4))
     letters = Image.new('L', (label.text.width, label.text.height), 0)
-    ImageDraw.Draw(letters).text((_padding(label.text.font_size), _padding(label.text.font_size) // 4),
-                                 label.text.content, fill=255, font=load_font(font, label.text.font_size))
+    ImageDraw.Draw(letters).text(
+        (_padding(label.text.font_size), _padding(label.text.font_size) // 4),
+        label.text.content,
+        fill=255,
+        font=load_font(font, label.text.font_size),
+    )
     blended = _over(region, color, plate * np.float32(0.88))
     region[...] = np.rint(_over(blended, ink, np.asarray(letters, np.float32) / 255))
 
@@ -191,8 +237,7 @@ def _padding(font_size: int) -> int:
 def _plate(height: int, width: int, radius: int) -> np.ndarray:
     """Opacity of a rectangle with round corners."""
     image = Image.new('L', (width * _OVERSAMPLING, height * _OVERSAMPLING), 0)
-    ImageDraw.Draw(image).rounded_rectangle((0, 0, image.width - 1, image.height - 1),
-                                            radius * _OVERSAMPLING, fill=255)
+    ImageDraw.Draw(image).rounded_rectangle((0, 0, image.width - 1, image.height - 1), radius * _OVERSAMPLING, fill=255)
     return np.asarray(image.reduce(_OVERSAMPLING), np.float32) / 255
 
 

@@ -17,5 +17,11 @@ from mask_rcnn.weights.errors import WeightFileError
 from mask_rcnn.weights.native import ModelMeta, Source, WeightFile, load_arrays, read_weights, write_weights
 
 __all__ = [
-    'ModelMeta', 'Source', 'WeightFile', 'WeightFileError', 'load_arrays', 'read_weights', 'write_weights',
+    'ModelMeta',
+    'Source',
+    'WeightFile',
+    'WeightFileError',
+    'load_arrays',
+    'read_weights',
+    'write_weights',
 ]

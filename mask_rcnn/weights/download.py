@@ -20,7 +20,8 @@ from mask_rcnn.weights.errors import to_printable_ascii
 DETECTRON_R50_C4_MASK = (
     'https://dl.fbaipublicfiles.com/detectron/35858791/12_2017_baselines/'
     'e2e_mask_rcnn_R-50-C4_1x.yaml.01_45_57.ZgkA7hPB/output/train/'
-    'coco_2014_train%3Acoco_2014_valminusminival/generalized_rcnn/model_final.pkl')
+    'coco_2014_train%3Acoco_2014_valminusminival/generalized_rcnn/model_final.pkl'
+)
 
 _BLOCK = 1 << 18
 
@@ -29,8 +30,9 @@ class DownloadError(Exception):
     """A file could not be fetched; the message is one line that names the address and the reason."""
 
 
-def fetch(url: str, path: str | os.PathLike, *, attempts: int = 3, timeout: float = 30.0,
-          pause: float = 1.0) -> pathlib.Path:
+def fetch(
+    url: str, path: str | os.PathLike, *, attempts: int = 3, timeout: float = 30.0, pause: float = 1.0
+) -> pathlib.Path:
     """Fetch a file unless it is there.
 
     The bytes go to ``path`` + ``'.part'``, which becomes ``path`` when it has the size that the server
@@ -81,10 +83,10 @@ def _fetch_rest(url: str, part: pathlib.Path, timeout: float) -> None:
     """Append what ``part`` lacks; returns when it is complete."""
     start = part.stat().st_size if part.exists() else 0
     response = _open(url, start, timeout)
-    if response.status == 416:      # the server has nothing from `start` on
+    if response.status == 416:  # the server has nothing from `start` on
         response.close()
         if response.headers.get('Content-Range') == f'bytes */{start}':
-            return                  # because that is the end
+            return  # because that is the end
         part.unlink()
         start, response = 0, _open(url, 0, timeout)
     with response:
@@ -131,15 +133,14 @@ def _range_of(url: str, response: http.client.HTTPResponse, start: int) -> tuple
     length = response.headers.get('Content-Length', '')
     if not re.fullmatch(r'\d{1,15}', length):
         raise DownloadError(f"{url}: the server does not tell the file's size")
-    return 0, int(length)       # a server without ranges sends everything again
+    return 0, int(length)  # a server without ranges sends everything again
 
 
 def _copy(response: http.client.HTTPResponse, file, start: int, total: int, label: str) -> int:
     """Copy at most the announced bytes; returns how many came."""
     count = 0
     # `disable=None`: no bar where the standard error is not a terminal.
-    with tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=label, disable=None,
-              file=sys.stderr) as bar:
+    with tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=label, disable=None, file=sys.stderr) as bar:
         while start + count < total:
             try:
                 block = response.read(min(_BLOCK, total - start - count))

@@ -25,8 +25,8 @@ class WeightFileError(ValueError):
 
 def to_printable_ascii(text: str, limit: int = 80) -> str:
     """Return foreign text as at most ``limit`` printable ASCII characters of one line."""
-    shown = ascii(text[:limit + 1])[1:-1]
-    return shown if len(shown) <= limit else shown[:limit - 3] + '...'
+    shown = ascii(text[: limit + 1])[1:-1]
+    return shown if len(shown) <= limit else shown[: limit - 3] + '...'
 
 
 def summarize_names(names: Sequence[str]) -> str:

@@ -43,8 +43,9 @@ def fold_norm_into_weight(weight: np.ndarray, gamma: np.ndarray, var: np.ndarray
     return np.multiply(weight, scale, out=np.empty(weight.shape, np.float32), casting='same_kind')
 
 
-def fold_norm_into_bias(bias: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray,
-                        var: np.ndarray, eps: float) -> np.ndarray:
+def fold_norm_into_bias(
+    bias: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float
+) -> np.ndarray:
     """Return the bias that belongs to :func:`fold_norm_into_weight`.
 
     Args:
@@ -75,5 +76,5 @@ def softmax_pair_to_logit(array: np.ndarray) -> np.ndarray:
 
 
 def _scale(gamma: np.ndarray, var: np.ndarray, eps: float) -> np.ndarray:
-    with np.errstate(invalid='ignore', divide='ignore'):    # the reader reports what is not finite
+    with np.errstate(invalid='ignore', divide='ignore'):  # the reader reports what is not finite
         return gamma / np.sqrt(var.astype(np.float64) + eps)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mask_rcnn.weights.converters import detectron, imagenet, matterport, mindspore, pytorch
-from mask_rcnn.weights.readers import safe_pickle, torch_file, zip_archive
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.io.atomic_file import open_for_reading, sha256
-from mask_rcnn.weights.native import read_weights
+from mask_rcnn.weights.converters import detectron, imagenet, matterport, mindspore, pytorch
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.native import read_weights
+from mask_rcnn.weights.readers import safe_pickle, torch_file, zip_archive
 
 #: Format name of this program's own files.
 NATIVE = 'mask-rcnn-npz'
@@ -92,8 +92,9 @@ def read(path: _Path, settings: Mapping[str, Any] | None = None) -> ConvertedWei
     if format.takes_settings:
         return format.read(path, settings or {})
     if settings:
-        raise WeightFileError(path, f'takes no settings ({", ".join(map(to_printable_ascii, settings))}): it is '
-                                    f'{format.title}')
+        raise WeightFileError(
+            path, f'takes no settings ({", ".join(map(to_printable_ascii, settings))}): it is {format.title}'
+        )
     return format.read(path)
 
 
@@ -118,8 +119,9 @@ def _read_native(path: _Path) -> ConvertedWeights:
     meta = weights.meta
     origin = (f'converted from {meta.source.file} ({meta.source.format})',) if meta.source else ()
     report = ConversionReport(tuple(weights.arrays), {}, origin + meta.notes)
-    return ConvertedWeights(meta.kind, NATIVE, meta.config, weights.arrays, report, sha256(path), meta.class_names,
-                            meta.category_ids)
+    return ConvertedWeights(
+        meta.kind, NATIVE, meta.config, weights.arrays, report, sha256(path), meta.class_names, meta.category_ids
+    )
 
 
 # What files begin with
@@ -154,12 +156,13 @@ def _is_caffe(start: bytes, members: frozenset[str]) -> bool:
 #: The kinds of files, the most telling first.
 FORMATS = (
     Format(NATIVE, "this program's .npz", _has_member('meta.npy'), _read_native),
-    Format(imagenet.CAFFE_NPZ, "a Caffe ResNet's .npz", _has_member('res2a_branch2a/W.npy'),
-           imagenet.read_caffe_npz),
-    Format(imagenet.CHAINER_NPZ, "a Chainer ResNet's .npz", _has_member('res2/a/conv1/W.npy'),
-           imagenet.read_chainer_npz),
-    Format(imagenet.MOBILENET_NPZ, "a MobileNetV1's .npz", _has_member('Conv2d_0/weights.npy'),
-           imagenet.read_mobilenet_npz),
+    Format(imagenet.CAFFE_NPZ, "a Caffe ResNet's .npz", _has_member('res2a_branch2a/W.npy'), imagenet.read_caffe_npz),
+    Format(
+        imagenet.CHAINER_NPZ, "a Chainer ResNet's .npz", _has_member('res2/a/conv1/W.npy'), imagenet.read_chainer_npz
+    ),
+    Format(
+        imagenet.MOBILENET_NPZ, "a MobileNetV1's .npz", _has_member('Conv2d_0/weights.npy'), imagenet.read_mobilenet_npz
+    ),
     Format(pytorch.FORMAT, "PyTorch's .pth", _is_torch, pytorch.read, 'p2c', takes_settings=True),
     Format(matterport.FORMAT, "Matterport's .h5", _is_hdf5, matterport.read, 'm2c', takes_settings=True),
     Format(mindspore.FORMAT, "MindSpore's .ckpt", _is_mindspore, mindspore.read, 'ms2c'),

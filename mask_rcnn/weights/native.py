@@ -21,9 +21,9 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import Config
-from mask_rcnn.weights.readers.zip_archive import CORRUPT_FILE_ERRORS, open_stored
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.io.atomic_file import open_for_reading, open_for_writing
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.readers.zip_archive import CORRUPT_FILE_ERRORS, open_stored
 
 #: Version of the format that this module writes, and the newest one it reads.
 FORMAT_VERSION = 1
@@ -38,7 +38,8 @@ _JSON_KEYS = {'skipped': 'left'}
 #: ``{'descr': '<f4', 'fortran_order': False, 'shape': (64, 3, 7, 7), }``, padded with blanks.
 _HEADER = re.compile(
     rb"\{'descr': '(?P<dtype>[<|](?:[iu][1248]|f[248]))', 'fortran_order': False, "
-    rb"'shape': \((?P<shape>(?:\d{1,18}, ?){0,32}(?:\d{1,18})?)\), \} *\n")
+    rb"'shape': \((?P<shape>(?:\d{1,18}, ?){0,32}(?:\d{1,18})?)\), \} *\n"
+)
 
 _DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64')
 
@@ -112,15 +113,28 @@ class ModelMeta:
             raise ValueError('no metadata of a weight file')
         if version > FORMAT_VERSION:
             raise ValueError(f'format version {version} is newer than this program ({FORMAT_VERSION})')
-        _check_types(data, {
-            'kind': _is_text, 'config': _is_config, 'class_names': _is_list(_is_text),
-            'category_ids': _is_list(_is_integer), 'source': _is_source, 'left': _is_counts,
-            'notes': _is_list(_is_text)})
+        _check_types(
+            data,
+            {
+                'kind': _is_text,
+                'config': _is_config,
+                'class_names': _is_list(_is_text),
+                'category_ids': _is_list(_is_integer),
+                'source': _is_source,
+                'left': _is_counts,
+                'notes': _is_list(_is_text),
+            },
+        )
         source = data['source']
         return cls(
-            kind=data['kind'], config=Config.from_dict(data['config']),
-            class_names=tuple(data['class_names']), category_ids=tuple(data['category_ids']),
-            source=Source(**source) if source else None, skipped=data['left'], notes=tuple(data['notes']))
+            kind=data['kind'],
+            config=Config.from_dict(data['config']),
+            class_names=tuple(data['class_names']),
+            category_ids=tuple(data['category_ids']),
+            source=Source(**source) if source else None,
+            skipped=data['left'],
+            notes=tuple(data['notes']),
+        )
 
 
 def _check_types(data: Mapping[str, Any], checks: Mapping[str, Any]) -> None:
@@ -141,7 +155,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) is float and math.isfinite(value) or _is_integer(value)
+    return (type(value) is float and math.isfinite(value)) or _is_integer(value)
 
 
 def _is_list(check):
@@ -154,18 +168,21 @@ def _is_counts(value: Any) -> bool:
 
 def _is_source(value: Any) -> bool:
     names = {f.name for f in dataclasses.fields(Source)}
-    return value is None or (isinstance(value, dict) and set(value) == names
-                             and all(map(_is_text, value.values())))
+    return value is None or (isinstance(value, dict) and set(value) == names and all(map(_is_text, value.values())))
 
 
 def _is_config(value: Any) -> bool:
     """Each field must have the type of its default; which fields and values exist, Config itself checks."""
     if not isinstance(value, dict):
         return False
-    checks = {bool: lambda v: isinstance(v, bool), int: _is_integer, float: _is_number, str: _is_text,
-              list: lambda v: bool(v) and _is_list(_is_number)(v)}
-    return all(checks[type(default)](value[name])
-               for name, default in Config().to_dict().items() if name in value)
+    checks = {
+        bool: lambda v: isinstance(v, bool),
+        int: _is_integer,
+        float: _is_number,
+        str: _is_text,
+        list: lambda v: bool(v) and _is_list(_is_number)(v),
+    }
+    return all(checks[type(default)](value[name]) for name, default in Config().to_dict().items() if name in value)
 
 
 @dataclass(frozen=True)
@@ -199,13 +216,11 @@ def write_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], met
         if array.dtype.name not in _DTYPES:
             raise ValueError(f'{name} is {array.dtype}, not one of {", ".join(_DTYPES)}')
     members = {_META: np.frombuffer(meta.to_json().encode(), np.uint8), **arrays}
-    with open_for_writing(path) as file:
-        with zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, array in members.items():
-                # A fixed date, so that equal weights make equal files.
-                with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asarray(array, order='C'), (1, 0),
-                                              allow_pickle=False)
+    with open_for_writing(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in members.items():
+            # A fixed date, so that equal weights make equal files.
+            with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array, order='C'), (1, 0), allow_pickle=False)
 
 
 def read_weights(path: str | os.PathLike) -> WeightFile:
@@ -218,8 +233,11 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
         try:
             return _read_archive(file, size)
         except CORRUPT_FILE_ERRORS as error:
-            raise WeightFileError(path, f'is not a weight file of this program, or damaged: '
-                                        f'{to_printable_ascii(str(error), 300) or type(error).__name__}') from None
+            raise WeightFileError(
+                path,
+                f'is not a weight file of this program, or damaged: '
+                f'{to_printable_ascii(str(error), 300) or type(error).__name__}',
+            ) from None
 
 
 def _read_archive(file: BinaryIO, size: int) -> WeightFile:
@@ -247,7 +265,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
             raise ValueError(f'{member.filename} does not have the size that its header claims')
         array = np.empty(shape, dtype)
         view = memoryview(array.reshape(-1)).cast('B') if n_byte else memoryview(b'')
-        if n_byte and file.readinto(view) != n_byte or file.read(1):
+        if (n_byte and file.readinto(view) != n_byte) or file.read(1):
             raise ValueError(f'{member.filename} is truncated')
         return array
 
@@ -264,8 +282,9 @@ def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], np.dtype]:
     return shape, np.dtype(match['dtype'].decode())
 
 
-def load_arrays(chain: chainer.Link, arrays: Mapping[str, np.ndarray], *, what: str | os.PathLike,
-                partial: bool = False) -> None:
+def load_arrays(
+    chain: chainer.Link, arrays: Mapping[str, np.ndarray], *, what: str | os.PathLike, partial: bool = False
+) -> None:
     """Copy arrays into the parameters and persistent values of a link, wherever it lives (CPU or GPU).
 
     Nothing is copied unless everything fits.
@@ -281,8 +300,11 @@ def load_arrays(chain: chainer.Link, arrays: Mapping[str, np.ndarray], *, what: 
         WeightFileError: Names are missing or unexpected or shapes differ; all of them are named.
     """
     params = {path.lstrip('/'): param for path, param in chain.namedparams()}
-    persistents = {f'{path}/{name}'.lstrip('/'): (link, name) for path, link in chain.namedlinks()
-                   for name in sorted(link._persistent)}       # Chainer offers no public way to list them
+    persistents = {
+        f'{path}/{name}'.lstrip('/'): (link, name)
+        for path, link in chain.namedlinks()
+        for name in sorted(link._persistent)
+    }  # Chainer offers no public way to list them
     shapes = {path: None if param.array is None else param.shape for path, param in params.items()}
     shapes.update({path: np.shape(getattr(link, name)) for path, (link, name) in persistents.items()})
     problems = _misfits(shapes, arrays, partial)
@@ -295,12 +317,16 @@ def load_arrays(chain: chainer.Link, arrays: Mapping[str, np.ndarray], *, what: 
             _set_persistent(*persistents[path], array)
 
 
-def _misfits(shapes: Mapping[str, tuple[int, ...] | None], arrays: Mapping[str, np.ndarray],
-             partial: bool) -> list[str]:
+def _misfits(
+    shapes: Mapping[str, tuple[int, ...] | None], arrays: Mapping[str, np.ndarray], partial: bool
+) -> list[str]:
     missing = [path for path in shapes if path not in arrays]
     unexpected = [path for path in arrays if path not in shapes]
-    problems = [f'{path} has the shape {arrays[path].shape}, not {shape}' for path, shape in shapes.items()
-                if path in arrays and shape is not None and arrays[path].shape != shape]
+    problems = [
+        f'{path} has the shape {arrays[path].shape}, not {shape}'
+        for path, shape in shapes.items()
+        if path in arrays and shape is not None and arrays[path].shape != shape
+    ]
     if missing and not partial:
         problems.append(f'missing {", ".join(missing)}')
     if unexpected:

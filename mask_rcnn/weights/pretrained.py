@@ -17,18 +17,23 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import Config
-from mask_rcnn.weights import formats
-from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
 from mask_rcnn.io.atomic_file import open_for_reading
-from mask_rcnn.weights.native import load_arrays
+from mask_rcnn.weights import formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
+from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
+from mask_rcnn.weights.native import load_arrays
 
 #: The name for "the usual file in Chainer's folder".
 IMAGENET = 'imagenet'
 
 #: File names that are looked for, best first; ``{depth}`` is 50 or 101.
-_IMAGENET_FILES = ('ResNet-{depth}-model.caffemodel', 'R-{depth}.pkl', 'R-{depth}_d2c.npz',
-                   'resnet{depth}_imagenet.npz', 'ResNet-{depth}-model.npz')
+_IMAGENET_FILES = (
+    'ResNet-{depth}-model.caffemodel',
+    'R-{depth}.pkl',
+    'R-{depth}_d2c.npz',
+    'resnet{depth}_imagenet.npz',
+    'ResNet-{depth}-model.npz',
+)
 
 _MOBILENET_FILES = ('mobilenet_v1_imagenet.npz',)
 
@@ -100,23 +105,27 @@ def find_pretrained(name_or_path: str | os.PathLike, extractor: str = 'resnet50'
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise WeightFileError(folder, f'has no ImageNet weights for {extractor}: put {where} there, name a file '
-                                  'with --pretrained FILE, or train from scratch with --pretrained none')
+    raise WeightFileError(
+        folder,
+        f'has no ImageNet weights for {extractor}: put {where} there, name a file '
+        'with --pretrained FILE, or train from scratch with --pretrained none',
+    )
 
 
 def _imagenet_files(extractor: str) -> tuple[list[str], str]:
     """Return the names of an extractor's ImageNet weights, best first, and which to get where."""
     if extractor.startswith('mobilenet'):
-        return list(_MOBILENET_FILES), (f'{_MOBILENET_FILES[0]} (the arrays of the checkpoint from '
-                                        f'{_MOBILENET_SOURCE})')
+        return list(_MOBILENET_FILES), (
+            f'{_MOBILENET_FILES[0]} (the arrays of the checkpoint from {_MOBILENET_SOURCE})'
+        )
     depth = extractor.removeprefix('resnet').removesuffix('_fpn')
     names = [name.format(depth=depth) for name in _IMAGENET_FILES]
-    return names, (f'{names[0]} (from {_CAFFE_SOURCE}) or {names[1]} (from '
-                   f'{_DETECTRON_SOURCE.format(depth=depth)})')
+    return names, (f'{names[0]} (from {_CAFFE_SOURCE}) or {names[1]} (from {_DETECTRON_SOURCE.format(depth=depth)})')
 
 
-def load_pretrained(model: chainer.Chain, path: str | os.PathLike,
-                    file: ConvertedWeights | None = None) -> PretrainedReport:
+def load_pretrained(
+    model: chainer.Chain, path: str | os.PathLike, file: ConvertedWeights | None = None
+) -> PretrainedReport:
     """Put the weights of a file into a model, as far as it has them and they fit.
 
     The layers whose shape depends on the number of classes or anchors keep their weights if that number
@@ -139,12 +148,13 @@ def load_pretrained(model: chainer.Chain, path: str | os.PathLike,
     """
     config, file = model.config, file or formats.read(path)
     if file.config.backbone != config.backbone:
-        raise WeightFileError(path, f'holds a {file.config.backbone}, but the model is to have a '
-                                    f'{config.extractor}')
+        raise WeightFileError(path, f'holds a {file.config.backbone}, but the model is to have a {config.extractor}')
     arrays = file.arrays
     if file.config.extractor != config.extractor:
         arrays = _body_moved(arrays, to_fpn=config.has_fpn)
-    arrays = _convert_norm(path, arrays, config.norm, file.config.dialect.backbone.bn_eps, config.dialect.backbone.bn_eps)
+    arrays = _convert_norm(
+        path, arrays, config.norm, file.config.dialect.backbone.bn_eps, config.dialect.backbone.bn_eps
+    )
     params = {name.lstrip('/'): param for name, param in model.namedparams()}
     skipped = tuple(head for head in _OPTIONAL_HEADS if not any(name.startswith(f'{head}/') for name in params))
     arrays = {name: array for name, array in arrays.items() if name.partition('/')[0] not in skipped}
@@ -152,16 +162,25 @@ def load_pretrained(model: chainer.Chain, path: str | os.PathLike,
     _check(path, arrays, missing, _FPN_BACKBONE if config.has_fpn else _C4_BACKBONE)
     if file.config.dialect.input.channel_order != config.dialect.input.channel_order:
         first = _first_filters(config)
-        if arrays[first].ndim == 4:     # else load_arrays says what is wrong
+        if arrays[first].ndim == 4:  # else load_arrays says what is wrong
             arrays[first] = arrays[first][:, ::-1]
     reinitialized = _layers_with_other_shape(params, arrays)
     taken = {name: array for name, array in arrays.items() if _layer_name(name) not in reinitialized}
     load_arrays(model, taken, what=path, partial=True)
     notes = tuple(file.report.warnings) if file.kind == 'model' else ()
-    notes += tuple(f'the model has no {head}: the one in the file was left' for head in skipped
-                   if any(name.startswith(f'{head}/') for name in file.arrays))
-    return PretrainedReport(os.fspath(path), _file_title(file), len(taken), reinitialized, missing,
-                            notes + _note_on_classes(file.class_names, model.class_names))
+    notes += tuple(
+        f'the model has no {head}: the one in the file was left'
+        for head in skipped
+        if any(name.startswith(f'{head}/') for name in file.arrays)
+    )
+    return PretrainedReport(
+        os.fspath(path),
+        _file_title(file),
+        len(taken),
+        reinitialized,
+        missing,
+        notes + _note_on_classes(file.class_names, model.class_names),
+    )
 
 
 def _first_filters(config: Config) -> str:
@@ -186,24 +205,31 @@ def _body_moved(arrays: Mapping[str, np.ndarray], *, to_fpn: bool) -> dict[str, 
     return moved
 
 
-def _check(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], missing: tuple[str, ...],
-           backbone: re.Pattern) -> None:
+def _check(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], missing: tuple[str, ...], backbone: re.Pattern
+) -> None:
     """The backbone must be complete, and all numbers finite."""
     gaps = [layer for layer in missing if backbone.match(layer)]
     if gaps:
         raise WeightFileError(path, f'lacks {summarize_names(gaps)}')
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
-        raise WeightFileError(path, f'holds infinite or undefined numbers in {summarize_names(broken)}: did the '
-                                    'training diverge?')
+        raise WeightFileError(
+            path, f'holds infinite or undefined numbers in {summarize_names(broken)}: did the training diverge?'
+        )
 
 
-def _layers_with_other_shape(params: Mapping[str, chainer.Parameter],
-                             arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+def _layers_with_other_shape(
+    params: Mapping[str, chainer.Parameter], arrays: Mapping[str, np.ndarray]
+) -> tuple[str, ...]:
     """Return the layers of the heads that cannot take the file's arrays."""
-    return tuple(dict.fromkeys(
-        _layer_name(name) for name, param in params.items()
-        if _HEADS.fullmatch(name) and name in arrays and param.shape != arrays[name].shape))
+    return tuple(
+        dict.fromkeys(
+            _layer_name(name)
+            for name, param in params.items()
+            if _HEADS.fullmatch(name) and name in arrays and param.shape != arrays[name].shape
+        )
+    )
 
 
 def _layer_name(name: str) -> str:
@@ -214,15 +240,18 @@ def _note_on_classes(in_file: tuple[str, ...], in_model: tuple[str, ...] | None)
     if not in_file or in_model is None or len(in_file) != len(in_model) or in_file == tuple(in_model):
         return ()
     old, new = next((a, b) for a, b in zip(in_file, in_model) if a != b)
-    return (f'the file has as many classes, but other ones ({to_printable_ascii(old)!r} where the model has '
-            f'{to_printable_ascii(new)!r}): their weights were taken',)
+    return (
+        f'the file has as many classes, but other ones ({to_printable_ascii(old)!r} where the model has '
+        f'{to_printable_ascii(new)!r}): their weights were taken',
+    )
 
 
 # From one normalisation to the other
 
 
-def _convert_norm(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], norm: str, eps: float,
-                  new_eps: float) -> dict[str, np.ndarray]:
+def _convert_norm(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], norm: str, eps: float, new_eps: float
+) -> dict[str, np.ndarray]:
     """Return the arrays for a network with the given normalisation and the same output.
 
     Args:
@@ -244,7 +273,7 @@ def _convert_norm(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], nor
             parts = {key: converted.pop(prefix + key) for key in _NORM_ARRAYS if prefix + key in converted}
             try:
                 converted |= {prefix + key: np.float32(array) for key, array in convert(**parts).items()}
-            except (TypeError, ValueError):     # an array is missing, or their shapes do not go together
+            except (TypeError, ValueError):  # an array is missing, or their shapes do not go together
                 raise WeightFileError(path, f'its {to_printable_ascii(prefix)}... are damaged') from None
     return converted
 
@@ -254,7 +283,7 @@ _NORM_ARRAYS = ('gamma', 'beta', 'avg_mean', 'avg_var', 'N', 'scale', 'bias')
 
 def _fold_into_affine(gamma, beta, avg_mean, avg_var, N=None, *, eps) -> dict[str, np.ndarray]:
     """Ioffe and Szegedy 2015, algorithm 2, line 11: the normalisation as one scale and one bias."""
-    with np.errstate(invalid='ignore'):         # _check finds what a negative variance leads to
+    with np.errstate(invalid='ignore'):  # _check finds what a negative variance leads to
         scale = gamma / np.sqrt(avg_var.astype(np.float64) + eps)
     return {'scale': scale, 'bias': beta - avg_mean * scale}
 

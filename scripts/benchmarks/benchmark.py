@@ -31,18 +31,17 @@ import time
 from functools import partial
 from pathlib import Path
 
-
-import numpy as np
-
-import mask_rcnn  (before Chainer, which it makes importable)
 import chainer
+import numpy as np
 from machine_ceiling import WorkCounter, copy_bandwidth, matmul_flops
+from peer import Peer, PeerError, check
+
+import mask_rcnn
 from mask_rcnn.cli.options import UsageError, add_precision, check_precision
-from mask_rcnn.preprocessing.image_io import read_image
-from mask_rcnn.models.builder import get_device
 from mask_rcnn.ops.cudnn_frontend import current_precision, frontend, using_precision
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
-from peer import Peer, PeerError, check
+from mask_rcnn.ops.runtime.device import get_device
+from mask_rcnn.preprocessing.image_io import read_image
 
 STAGES = ('prepare', 'extractor', 'RPN', 'box head', 'mask head', 'paste')
 
@@ -97,7 +96,7 @@ def detect_by_stages(model, image, clock: StageClock):
 def detect_at_once(model, image, clock: StageClock):
     """Find the objects of an image and paste their masks, as a user would, without waiting between the stages."""
     with clock.timed('total'):
-        detections, = model.detect([image])
+        (detections,) = model.detect([image])
         assert detections.masks.shape == (len(detections), *image.shape[1:])
     return detections
 
@@ -134,14 +133,18 @@ def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, 
                 turns.append(peer.run())
             detections = detect_at_once(model, image, clock)
             _, n_roi = detect_by_stages(model, image, clock)
-    taken = memory(device, free)    # without the peer, which has ended
+    taken = memory(device, free)  # without the peer, which has ended
     ceiling = {'product': matmul_flops(device.xp), 'copy': copy_bandwidth(device.xp)}
     result = {
         'stages': stage_results(clock, ceiling, image, len(detections)),
         'total': {**summarise(clock.wall['total']), 'cpu_median': statistics.median(clock.cpu['total'])},
-        'ceiling': ceiling, 'precision': current_precision().name, 'runs': runs, 'warmup': warmup,
+        'ceiling': ceiling,
+        'precision': current_precision().name,
+        'runs': runs,
+        'warmup': warmup,
         'image': {'height': image.shape[1], 'width': image.shape[2]},
-        'proposals': n_roi, 'detections': len(detections),
+        'proposals': n_roi,
+        'detections': len(detections),
         'network': model.config.to_dict(),
         'memory': taken,
         'machine': machine(device),
@@ -172,8 +175,10 @@ def peer_results(turns: list[dict], ours: list[float]) -> dict:
         **summarise([turn['wall'] for turn in turns]),
         'cpu_median': statistics.median(turn['cpu'] for turn in turns),
         'detections': turns[-1]['detections'],
-        'memory': {'host_peak': turns[-1]['host_peak'], **{name: turns[0][name] for name in ('gpu_pool', 'gpu_used')
-                                                           if name in turns[0]}},
+        'memory': {
+            'host_peak': turns[-1]['host_peak'],
+            **{name: turns[0][name] for name in ('gpu_pool', 'gpu_used') if name in turns[0]},
+        },
         'ratio': summarise([turn['wall'] / own for turn, own in zip(turns, ours)]),
     }
 
@@ -203,10 +208,17 @@ def machine(device) -> dict[str, str | int | None]:
     """Return what the figures depend on besides the program."""
     import cv2
     import numba
+
     facts = {
-        'processor': processor_name(), 'cpus': len(os.sched_getaffinity(0)), 'system': platform.platform(),
-        'python': platform.python_version(), 'numpy': np.__version__, 'numba': numba.__version__,
-        'chainer': chainer.__version__, 'opencv': cv2.__version__, 'mask_rcnn': mask_rcnn.__version__,
+        'processor': processor_name(),
+        'cpus': len(os.sched_getaffinity(0)),
+        'system': platform.platform(),
+        'python': platform.python_version(),
+        'numpy': np.__version__,
+        'numba': numba.__version__,
+        'chainer': chainer.__version__,
+        'opencv': cv2.__version__,
+        'mask_rcnn': mask_rcnn.__version__,
         'date': time.strftime('%Y-%m-%d'),
     }
     return facts if device.xp is np else {**facts, **gpu_facts(device)}
@@ -217,9 +229,12 @@ def gpu_facts(device) -> dict[str, str | int | None]:
     runtime = device.xp.cuda.runtime
     cudnn = frontend.load_frontend()
     return {
-        'gpu': runtime.getDeviceProperties(device.device.id)['name'].decode(), 'driver': driver_version(),
-        'cuda_of_driver': runtime.driverGetVersion(), 'cuda': runtime.runtimeGetVersion(),
-        'cupy': device.xp.__version__, 'cudnn': None if cudnn is None else cudnn.backend_version(),
+        'gpu': runtime.getDeviceProperties(device.device.id)['name'].decode(),
+        'driver': driver_version(),
+        'cuda_of_driver': runtime.driverGetVersion(),
+        'cuda': runtime.runtimeGetVersion(),
+        'cupy': device.xp.__version__,
+        'cudnn': None if cudnn is None else cudnn.backend_version(),
         'cudnn_frontend': getattr(cudnn, '__version__', None),
     }
 
@@ -253,15 +268,16 @@ def table(result: dict) -> str:
         f'NumPy {facts["numpy"]}, {facts["date"]}; {result["runs"]} runs after {result["warmup"]}',
         *gpu_lines(facts),
         '',
-        f'{"stage":<12}{"median s":>10}{"min":>10}{"max":>10}{"CPU s":>10}{"share":>8}'
-        f'{"of ceiling":>12}',
+        f'{"stage":<12}{"median s":>10}{"min":>10}{"max":>10}{"CPU s":>10}{"share":>8}{"of ceiling":>12}',
     ]
     total = result['total']
     for name, row in (*result['stages'].items(), ('total', total)):
         of_ceiling = row.get('of_ceiling')
-        lines.append(f'{name:<12}{row["median"]:>10.4f}{row["min"]:>10.4f}{row["max"]:>10.4f}'
-                     f'{row["cpu_median"]:>10.4f}{row["median"] / total["median"]:>8.1%}'
-                     + ('' if name == 'total' else f'{"n/a" if of_ceiling is None else f"{of_ceiling:.1%}":>12}'))
+        lines.append(
+            f'{name:<12}{row["median"]:>10.4f}{row["min"]:>10.4f}{row["max"]:>10.4f}'
+            f'{row["cpu_median"]:>10.4f}{row["median"] / total["median"]:>8.1%}'
+            + ('' if name == 'total' else f'{"n/a" if of_ceiling is None else f"{of_ceiling:.1%}":>12}')
+        )
     ceiling = result['ceiling']
     product = 'n/a' if ceiling['product'] is None else f'{ceiling["product"] / 1e9:.0f} GFLOP/s'
     lines += ['', f'ceiling: matrix product {product}, copy {ceiling["copy"] / 1e9:.1f} GB/s (read and written)']
@@ -279,19 +295,23 @@ def gpu_lines(facts: dict) -> list[str]:
 
 def sizes(memory: dict[str, int]) -> dict[str, str]:
     """Return bytes as text for people."""
-    return {name.replace('_', ' ').replace('gpu', 'GPU'): f'{value / 2 ** 20:.0f} MiB'
-            for name, value in memory.items()}
+    return {name.replace('_', ' ').replace('gpu', 'GPU'): f'{value / 2**20:.0f} MiB' for name, value in memory.items()}
 
 
 def peer_lines(peer: dict, ours: dict) -> list[str]:
     """Return the comparison as text."""
     vision = 'with torchvision' if peer['torchvision'] else 'without torchvision'
-    rows = [f'{name:<12}{row["median"]:>10.4f}{row["min"]:>10.4f}{row["max"]:>10.4f}'
-            f'{row["cpu_median"]:>10.4f}' for name, row in (('ours', ours), ('peer', peer))]
+    rows = [
+        f'{name:<12}{row["median"]:>10.4f}{row["min"]:>10.4f}{row["max"]:>10.4f}{row["cpu_median"]:>10.4f}'
+        for name, row in (('ours', ours), ('peer', peer))
+    ]
     ratio = peer['ratio']
     taken = ', '.join(f'{name} {value}' for name, value in sizes(peer['memory']).items())
-    return [f'in turns with torch {peer["torch"]} {vision} ({peer["detections"]} detections, {taken})', *rows,
-            f'the peer takes {ratio["median"]:.2f} times as long ({ratio["min"]:.2f} to {ratio["max"]:.2f})']
+    return [
+        f'in turns with torch {peer["torch"]} {vision} ({peer["detections"]} detections, {taken})',
+        *rows,
+        f'the peer takes {ratio["median"]:.2f} times as long ({ratio["min"]:.2f} to {ratio["max"]:.2f})',
+    ]
 
 
 def random_model(extractor: str, **changes):
@@ -308,16 +328,24 @@ def random_model(extractor: str, **changes):
 def parse_arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--modelfile', type=Path, help='weights (default: random ones)')
-    parser.add_argument('--extractor', default='resnet50', choices=sorted(mask_rcnn.PRESETS),
-                        help='network to make where there is no --modelfile')
+    parser.add_argument(
+        '--extractor',
+        default='resnet50',
+        choices=sorted(mask_rcnn.PRESETS),
+        help='network to make where there is no --modelfile',
+    )
     parser.add_argument('--image', type=Path, help='photo (default: noise of --size)')
     parser.add_argument('--size', type=int, nargs=2, default=(800, 1333), metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--proposals', type=int, help="proposals to look at (default: the network's)")
     parser.add_argument('--gpu', '-g', type=int, default=-1, help='-1 is the CPU (default)')
     add_precision(parser.add_argument)
     parser.add_argument('--against', choices=('torch', 'torchvision'), help='a peer to take turns with')
-    parser.add_argument('--peer-python', default=sys.executable, metavar='PYTHON',
-                        help="the peer's interpreter, which has PyTorch (default: this one)")
+    parser.add_argument(
+        '--peer-python',
+        default=sys.executable,
+        metavar='PYTHON',
+        help="the peer's interpreter, which has PyTorch (default: this one)",
+    )
     parser.add_argument('--runs', type=int, default=5)
     parser.add_argument('--warmup', type=int, default=1)
     parser.add_argument('--json', type=Path, help='also write the result to this file')

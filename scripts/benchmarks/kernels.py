@@ -21,18 +21,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-
-import numpy as np
-
-import mask_rcnn  # noqa: F401  (before Chainer, which it makes importable)
 import chainer
+import numpy as np
 from benchmark import machine
 from machine_ceiling import copy_bandwidth, seconds
-from mask_rcnn.models.builder import get_device
+
+import mask_rcnn  # noqa: F401  (before Chainer, which it makes importable)
 from mask_rcnn.ops.boxes.nms import nms_padded
+from mask_rcnn.ops.boxes.top_k import top_k_indices
 from mask_rcnn.ops.masks.paste_masks import paste_into
 from mask_rcnn.ops.roi.roi_align import roi_align
-from mask_rcnn.ops.boxes.top_k import top_k_indices
+from mask_rcnn.ops.runtime.device import get_device
 
 #: Sets of inputs that take turns, so that a cache does not hold what the call before has read ...
 _SETS = 4
@@ -89,20 +88,25 @@ def cases(xp, sizes: Sizes) -> Iterator[Case]:
     for dtype in types:
         # (network, channels, stride, what it pools)
         for network, channels, stride, pooling in (
-                ('C4', sizes.channels, 16, {'output_size': 14, 'sampling_ratio': 0, 'bin_step': 2}),
-                ('FPN', sizes.channels // 4, 4, {'output_size': 7, 'sampling_ratio': 2})):
+            ('C4', sizes.channels, 16, {'output_size': 14, 'sampling_ratio': 0, 'bin_step': 2}),
+            ('FPN', sizes.channels // 4, 4, {'output_size': 7, 'sampling_ratio': 2}),
+        ):
             shape = (1, channels, *(side // stride for side in sizes.image))
-            yield from _roi_align_cases(xp, random, f'{network}, {dtype}', shape, np.dtype(dtype), sizes,
-                                        spatial_scale=1 / stride, **pooling)
-    inputs = [(xp.asarray(_boxes(random, sizes.boxes, sizes.image)), _uniform(xp, random, sizes.boxes))
-              for _ in range(_SETS)]
+            yield from _roi_align_cases(
+                xp, random, f'{network}, {dtype}', shape, np.dtype(dtype), sizes, spatial_scale=1 / stride, **pooling
+            )
+    inputs = [
+        (xp.asarray(_boxes(random, sizes.boxes, sizes.image)), _uniform(xp, random, sizes.boxes)) for _ in range(_SETS)
+    ]
     yield _case(f'NMS, {sizes.boxes} boxes', lambda *own: nms_padded(*own, 0.7, limit=sizes.kept), inputs)
     n = 3 * sum((sizes.image[0] // stride) * (sizes.image[1] // stride) for stride in (4, 8, 16, 32, 64))
     inputs = [(_uniform(xp, random, n),) for _ in range(_SETS)]
     yield _case(f'best {sizes.best} of {n}', lambda scores: top_k_indices(scores, sizes.best), inputs)
     out = xp.empty((sizes.masks, *sizes.image), np.bool_)
-    inputs = [(_uniform(xp, random, sizes.masks, 28, 28), xp.asarray(_boxes(random, sizes.masks, sizes.image)))
-              for _ in range(_SETS)]
+    inputs = [
+        (_uniform(xp, random, sizes.masks, 28, 28), xp.asarray(_boxes(random, sizes.masks, sizes.image)))
+        for _ in range(_SETS)
+    ]
     yield _case(f'paste {sizes.masks} masks', lambda *own: paste_into(out, *own), inputs)
 
 
@@ -114,9 +118,12 @@ def _roi_align_cases(xp, random, title: str, shape, dtype, sizes: Sizes, **pooli
     yield _case(f'RoIAlign forward, {title}', lambda x: pool(x).array, maps, rois.nbytes + indices.nbytes)
     pooled = pool(chainer.Variable(maps[0][0]))
     gradients = [(_channels_last(xp, random, pooled.shape, dtype),) for _ in range(_SETS)]
-    yield _case(f'RoIAlign backward, {title}',
-                lambda gy: pooled.creator.backward((0,), (chainer.Variable(gy),))[0].array, gradients,
-                rois.nbytes + indices.nbytes)
+    yield _case(
+        f'RoIAlign backward, {title}',
+        lambda gy: pooled.creator.backward((0,), (chainer.Variable(gy),))[0].array,
+        gradients,
+        rois.nbytes + indices.nbytes,
+    )
 
 
 def _case(name: str, operation: Callable, inputs: list[tuple], more: int = 0) -> Case:
@@ -160,18 +167,29 @@ def measure(case: Case, xp, copy: float, *, runs: int) -> dict:
 
     work(0)
     taken = statistics.median(seconds(xp, lambda: work(run * n_call)) for run in range(runs)) / n_call
-    return {'name': case.name, 'seconds': taken, 'bytes': case.n_byte, 'rate': case.n_byte / taken,
-            'of_copy': case.n_byte / taken / copy}
+    return {
+        'name': case.name,
+        'seconds': taken,
+        'bytes': case.n_byte,
+        'rate': case.n_byte / taken,
+        'of_copy': case.n_byte / taken / copy,
+    }
 
 
 def table(result: dict) -> str:
     """Return the result as text."""
     facts = result['machine']
-    lines = [f'{facts.get("gpu", facts["processor"])}, {facts["cpus"]} CPUs, {facts["date"]}; copy '
-             f'{result["copy"] / 1e9:.1f} GB/s (read and written)', '',
-             f'{"operation":<34}{"ms":>10}{"MB":>9}{"GB/s":>9}{"of copy":>9}']
-    lines += [f'{row["name"]:<34}{1e3 * row["seconds"]:>10.3f}{row["bytes"] / 1e6:>9.1f}{row["rate"] / 1e9:>9.1f}'
-              f'{row["of_copy"]:>9.1%}' for row in result['operations']]
+    lines = [
+        f'{facts.get("gpu", facts["processor"])}, {facts["cpus"]} CPUs, {facts["date"]}; copy '
+        f'{result["copy"] / 1e9:.1f} GB/s (read and written)',
+        '',
+        f'{"operation":<34}{"ms":>10}{"MB":>9}{"GB/s":>9}{"of copy":>9}',
+    ]
+    lines += [
+        f'{row["name"]:<34}{1e3 * row["seconds"]:>10.3f}{row["bytes"] / 1e6:>9.1f}{row["rate"] / 1e9:>9.1f}'
+        f'{row["of_copy"]:>9.1%}'
+        for row in result['operations']
+    ]
     return '\n'.join(lines)
 
 

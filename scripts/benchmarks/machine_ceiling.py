@@ -7,10 +7,10 @@ import importlib.util
 import time
 from collections.abc import Callable
 
+import chainer
 import numpy as np
 
 import mask_rcnn  # noqa: F401  (before Chainer, which it makes importable)
-import chainer
 from mask_rcnn.ops.cudnn_frontend import current_precision
 from mask_rcnn.ops.cudnn_frontend.precision import Precision
 
@@ -57,9 +57,11 @@ def matmul_flops(xp) -> float | None:
     with _factors(xp, current_precision()) as dtype:
         if dtype is None:
             return None
-        matrices = [xp.asarray(np.random.RandomState(i).uniform(-1, 1, (side, side)).astype(np.float32))
-                    .astype(dtype) for i in (0, 1)]
-        return 2 * side ** 3 / fastest(xp, lambda: xp.matmul(*matrices))
+        matrices = [
+            xp.asarray(np.random.RandomState(i).uniform(-1, 1, (side, side)).astype(np.float32)).astype(dtype)
+            for i in (0, 1)
+        ]
+        return 2 * side**3 / fastest(xp, lambda: xp.matmul(*matrices))
 
 
 @contextlib.contextmanager
@@ -71,10 +73,11 @@ def _factors(xp, precision: Precision):
         known = int(xp.__version__.split('.')[0]) >= 14 and importlib.util.find_spec('ml_dtypes')
         yield np.dtype(importlib.import_module('ml_dtypes').bfloat16) if known else None
     else:
-        blas = xp._core._routines_linalg    # CuPy has no public switch
+        blas = xp._core._routines_linalg  # CuPy has no public switch
         before = blas.get_compute_type(precision.storage)
-        blas.set_compute_type(precision.storage, blas.COMPUTE_TYPE_TF32 if precision.name == 'tf32'
-                              else blas.COMPUTE_TYPE_DEFAULT)
+        blas.set_compute_type(
+            precision.storage, blas.COMPUTE_TYPE_TF32 if precision.name == 'tf32' else blas.COMPUTE_TYPE_DEFAULT
+        )
         try:
             yield precision.storage
         finally:

@@ -43,11 +43,23 @@ class Peer:
         device = 'cpu' if model.xp is np else f'cuda:{model.device.device.id}'
         threads = len(os.sched_getaffinity(0))
         self._errors = open(folder / 'errors', 'w+')
-        command = [python, str(PROGRAM), str(folder), '--network', network, '--threads', str(threads),
-                   '--precision', precision, '--device', device]
+        command = [
+            python,
+            str(PROGRAM),
+            str(folder),
+            '--network',
+            network,
+            '--threads',
+            str(threads),
+            '--precision',
+            precision,
+            '--device',
+            device,
+        ]
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                             stderr=self._errors, text=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            )
         except OSError as error:
             self.close()
             raise PeerError(f'{python}: {error.strerror}') from error
@@ -72,8 +84,7 @@ class Peer:
             self._errors.seek(0)
             lines = self._errors.read().strip().splitlines() or [f'status {self._process.returncode}']
             self.close()
-            raise PeerError(f'the peer has ended: {lines[-1]} (--peer-python names an interpreter that has '
-                            'PyTorch)')
+            raise PeerError(f'the peer has ended: {lines[-1]} (--peer-python names an interpreter that has PyTorch)')
         return json.loads(line)
 
     def close(self) -> None:
@@ -97,19 +108,39 @@ class Peer:
 def check(network: str, model) -> None:
     """Refuse a model that the peer cannot be."""
     config = model.config
-    if network == 'torch' and (config.backbone not in RESNET_BLOCKS or config.norm != 'affine' or not config.masks
-                               or config.n_keypoint or config.dialect.name != 'detectron'):
+    if network == 'torch' and (
+        config.backbone not in RESNET_BLOCKS
+        or config.norm != 'affine'
+        or not config.masks
+        or config.n_keypoint
+        or config.dialect.name != 'detectron'
+    ):
         raise PeerError("--against torch knows Detectron's ResNets with affine channels, boxes and masks")
 
 
 def write_task(folder: Path, model, image) -> None:
     """Write what the peer reads."""
     config = model.config
-    names = ('min_size', 'max_size', 'size_divisor', 'rpn_pre_nms', 'rpn_post_nms', 'rpn_nms_threshold',
-             'score_threshold', 'nms_threshold', 'max_detections', 'sampling_ratio')
-    setup = {**{name: getattr(config, name) for name in names}, 'fpn': config.has_fpn,
-             'blocks': RESNET_BLOCKS.get(config.backbone), 'pixel_mean': config.dialect.input.pixel_mean,
-             'strides': model.rpn.strides, 'cell_anchors': [cell.tolist() for cell in model.rpn.cell_anchors]}
+    names = (
+        'min_size',
+        'max_size',
+        'size_divisor',
+        'rpn_pre_nms',
+        'rpn_post_nms',
+        'rpn_nms_threshold',
+        'score_threshold',
+        'nms_threshold',
+        'max_detections',
+        'sampling_ratio',
+    )
+    setup = {
+        **{name: getattr(config, name) for name in names},
+        'fpn': config.has_fpn,
+        'blocks': RESNET_BLOCKS.get(config.backbone),
+        'pixel_mean': config.dialect.input.pixel_mean,
+        'strides': model.rpn.strides,
+        'cell_anchors': [cell.tolist() for cell in model.rpn.cell_anchors],
+    }
     (folder / 'setup.json').write_text(json.dumps(setup))
     np.save(folder / 'image.npy', image)
     np.savez(folder / 'weights.npz', **arrays_of(model))

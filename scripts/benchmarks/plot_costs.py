@@ -17,14 +17,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-
-import numpy as np
-
-from benchmark import STAGES, StageClock, detect_by_stages, machine, random_model
 import chainer
+import numpy as np
+from benchmark import STAGES, StageClock, detect_by_stages, machine, random_model
+
 import mask_rcnn
-from mask_rcnn.models.builder import get_device
 from mask_rcnn.ops.runtime.cache import cache_weights
+from mask_rcnn.ops.runtime.device import get_device
 
 #: Detectron's image: the longer side in units of the shorter, and the shorter in pixels.
 _ASPECT, _SIDE = 1333 / 800, 800
@@ -51,9 +50,11 @@ class Sweep:
         return value * round(value * _ASPECT) / 1e6 if self.title == 'image' else value
 
 
-SWEEPS = (Sweep('proposals', 'proposals', (100, 250, 500, 1000, 1500, 2000)),
-          Sweep('image', 'million pixels of the network input', (200, 400, 600, 800, 1000, 1200)),
-          Sweep('batch', 'images', (1, 2, 4)))
+SWEEPS = (
+    Sweep('proposals', 'proposals', (100, 250, 500, 1000, 1500, 2000)),
+    Sweep('image', 'million pixels of the network input', (200, 400, 600, 800, 1000, 1200)),
+    Sweep('batch', 'images', (1, 2, 4)),
+)
 
 
 def measure(extractor: str, sweep: Sweep, value: int, *, runs: int, gpu: int) -> dict[str, float]:
@@ -91,6 +92,7 @@ def draw(result: dict):
     """Return a Matplotlib figure of what :func:`measure_all` returned."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     networks = list(result['figures'])
     figure = Figure(figsize=(4.2 * len(SWEEPS), 3.2 * len(networks) + 0.7), layout='constrained')
     FigureCanvasAgg(figure)
@@ -103,8 +105,13 @@ def draw(result: dict):
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc='outside right center', frameon=False, fontsize=9)
     facts = result['machine']
-    figure.suptitle(f'{facts.get("gpu", facts["processor"])}, {facts["cpus"]} CPUs, {facts["date"]}', x=0.01,
-                    ha='left', fontsize=9, color='0.35')
+    figure.suptitle(
+        f'{facts.get("gpu", facts["processor"])}, {facts["cpus"]} CPUs, {facts["date"]}',
+        x=0.01,
+        ha='left',
+        fontsize=9,
+        color='0.35',
+    )
     return figure
 
 
@@ -126,8 +133,13 @@ def draw_sweep(axes, sweep: Sweep, figures: dict[str, dict[str, float]]) -> None
 def parse_arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, required=True, help='the plot, a PNG')
-    parser.add_argument('--extractors', nargs='+', default=['resnet50', 'resnet50_fpn'],
-                        choices=sorted(mask_rcnn.PRESETS), metavar='NETWORK')
+    parser.add_argument(
+        '--extractors',
+        nargs='+',
+        default=['resnet50', 'resnet50_fpn'],
+        choices=sorted(mask_rcnn.PRESETS),
+        metavar='NETWORK',
+    )
     parser.add_argument('--gpu', '-g', type=int, default=-1, help='-1 is the CPU (default)')
     parser.add_argument('--runs', type=int, default=2)
     parser.add_argument('--json', type=Path, help='also write the figures to this file')

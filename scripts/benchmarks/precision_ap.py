@@ -18,17 +18,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-
 from pycocotools import mask as coco_mask
 
 import mask_rcnn
 from mask_rcnn.cli import dataset_options
-from mask_rcnn.cli.options import check_precision, choose_device, gpu_number, run_and_report_errors
 from mask_rcnn.cli.evaluate import check_classes
+from mask_rcnn.cli.options import check_precision, choose_device, gpu_number, run_and_report_errors
 from mask_rcnn.datasets.coco import AnnotationFileError
-from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.evaluation import COCOEvaluator, Metrics, evaluate_model
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, using_precision
+from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.weights import WeightFileError
 
 
@@ -43,8 +42,7 @@ def find(model, data_set, precision: str, indices) -> tuple[Metrics, list[dict]]
     """
     with tempfile.TemporaryDirectory() as folder, using_precision(precision):
         metrics = evaluate_model(model, data_set, results_file=Path(folder) / 'results.json', indices=indices)
-        of_kinds = [json.loads((Path(folder) / f'results.{kind}.json').read_text())
-                    for kind in metrics.ap_per_class()]
+        of_kinds = [json.loads((Path(folder) / f'results.{kind}.json').read_text()) for kind in metrics.ap_per_class()]
     # A file for each kind, all in the same order.
     return metrics, [{key: value for part in parts for key, value in part.items()} for parts in zip(*of_kinds)]
 
@@ -59,13 +57,19 @@ def agreement(truth: list[dict], found: list[dict], data_set, *, min_score: floa
         min_score: Score from which on a detection is a truth.
     """
     content = data_set.ground_truth()
-    annotations = [_as_annotation(result, number) for number, result in enumerate(filter(_is_something, truth), 1)
-                   if result['score'] >= min_score]
-    evaluator = COCOEvaluator({**content, 'annotations': annotations}, class_names=data_set.class_names,
-                              category_ids=data_set.category_ids,
-                              masks=any('segmentation' in result for result in truth),
-                              keypoints=any('keypoints' in result for result in truth))
-    by_image = {image['id']: [] for image in content['images']}    # others than those looked at have nothing
+    annotations = [
+        _as_annotation(result, number)
+        for number, result in enumerate(filter(_is_something, truth), 1)
+        if result['score'] >= min_score
+    ]
+    evaluator = COCOEvaluator(
+        {**content, 'annotations': annotations},
+        class_names=data_set.class_names,
+        category_ids=data_set.category_ids,
+        masks=any('segmentation' in result for result in truth),
+        keypoints=any('keypoints' in result for result in truth),
+    )
+    by_image = {image['id']: [] for image in content['images']}  # others than those looked at have nothing
     for result in filter(_is_something, found):
         by_image[result['image_id']].append(result)
     evaluator.merge([by_image])
@@ -102,8 +106,11 @@ def compare(model, data_set, precisions, *, n_images: int | None = None, min_sco
     rows = {'fp32': {'ap': metrics.summary(), 'detections': len(truth)}}
     for precision in precisions:
         metrics, found = find(model, data_set, precision, indices)
-        rows[precision] = {'ap': metrics.summary(), 'detections': len(found),
-                           'as_fp32': agreement(truth, found, data_set, min_score=min_score).summary()}
+        rows[precision] = {
+            'ap': metrics.summary(),
+            'detections': len(found),
+            'as_fp32': agreement(truth, found, data_set, min_score=min_score).summary(),
+        }
     return {'precisions': rows, 'images': n, 'min_score': min_score, 'network': model.config.to_dict()}
 
 
@@ -112,9 +119,12 @@ def table(result: dict) -> str:
     rows = result['precisions']
     kinds = [name.removesuffix('/AP') for row in rows.values() for name in row['ap'] if name.endswith('/AP')]
     kinds = list(dict.fromkeys(kinds))
-    lines = [f'{result["network"]["extractor"]}, {result["images"]} images',
-             f'{"precision":<10}' + ''.join(f'{f"{kind} AP":>14}{"change":>9}{"as fp32":>9}' for kind in kinds)
-             + f'{"detections":>12}']
+    lines = [
+        f'{result["network"]["extractor"]}, {result["images"]} images',
+        f'{"precision":<10}'
+        + ''.join(f'{f"{kind} AP":>14}{"change":>9}{"as fp32":>9}' for kind in kinds)
+        + f'{"detections":>12}',
+    ]
     for name, row in rows.items():
         cells = ''
         for kind in kinds:
@@ -135,11 +145,21 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     dataset_options.add_arguments(parser, Path('.'), parts=('val',))
     parser.add_argument('--modelfile', type=Path, required=True, metavar='FILE', help='weights, .npz')
     parser.add_argument('--gpu', type=gpu_number, metavar='ID', help='(default: 0 where CUDA works, else the CPU)')
-    parser.add_argument('--precisions', nargs='+', choices=tuple(PRECISIONS), default=['tf32', 'fp16', 'bf16'],
-                        help='what is compared with fp32 (default: all others)')
+    parser.add_argument(
+        '--precisions',
+        nargs='+',
+        choices=tuple(PRECISIONS),
+        default=['tf32', 'fp16', 'bf16'],
+        help='what is compared with fp32 (default: all others)',
+    )
     parser.add_argument('--images', type=int, metavar='N', help='look at so many only (default: all)')
-    parser.add_argument('--min-score', type=float, default=0.5, metavar='S',
-                        help='detections of fp32 from this score on are the truth (default: %(default)s)')
+    parser.add_argument(
+        '--min-score',
+        type=float,
+        default=0.5,
+        metavar='S',
+        help='detections of fp32 from this score on are the truth (default: %(default)s)',
+    )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the result to this file')
     args = parser.parse_args(argv)
     if args.images is not None and args.images < 1:

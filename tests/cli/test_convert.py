@@ -22,9 +22,11 @@ from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeig
 @pytest.fixture
 def source(monkeypatch, tmp_path):
     """Makes the reader return a file of the given kind; returns the path to convert."""
+
     def make(kind='model', n_fg_class=80, extractor='resnet50', notes=(), warnings=(), **more):
-        report = ConversionReport(('conv1_w', 'cls_score_w'), {'momentum': ('a', 'b'), 'unknown': ('x',)}, notes,
-                                  warnings)
+        report = ConversionReport(
+            ('conv1_w', 'cls_score_w'), {'momentum': ('a', 'b'), 'unknown': ('x',)}, notes, warnings
+        )
         config = Config(n_fg_class=n_fg_class, extractor=extractor)
         arrays = {'a/W': np.ones(3, np.float32)}
         file = ConvertedWeights(kind, detectron.FORMAT, config, arrays, report, '0' * 64, **more)
@@ -32,6 +34,7 @@ def source(monkeypatch, tmp_path):
         path = tmp_path / 'in.pkl'
         path.write_bytes(b'weights')
         return path
+
     return make
 
 
@@ -45,9 +48,16 @@ def test_report_and_metadata(source, tmp_path, capsys):
     path, output = source(notes=('n1',), warnings=('w1',)), tmp_path / 'out.npz'
     assert convert.main(['--input', str(path), '--output', str(output)]) == 0
     printed = capsys.readouterr().out
-    for part in ('R-50-C4 Mask R-CNN, 80 classes (person ... toothbrush)', 'took     2 arrays',
-                 'left     2 of momentum', 'left     1 of unknown: x', 'note     n1', 'SHA-256  000000',
-                 'WARNING  w1', f'wrote {output}'):
+    for part in (
+        'R-50-C4 Mask R-CNN, 80 classes (person ... toothbrush)',
+        'took     2 arrays',
+        'left     2 of momentum',
+        'left     1 of unknown: x',
+        'note     n1',
+        'SHA-256  000000',
+        'WARNING  w1',
+        f'wrote {output}',
+    ):
         assert part in printed
     meta = read_weights(output).meta
     assert (meta.class_names, meta.category_ids) == (COCO_CLASS_NAMES, COCO_CATEGORY_IDS)
@@ -55,10 +65,15 @@ def test_report_and_metadata(source, tmp_path, capsys):
     assert meta.skipped == {'momentum': 2, 'unknown': 1} and meta.notes == ('n1', 'w1')
 
 
-@pytest.mark.parametrize('kind, extractor, name', [
-    ('model', 'resnet50', 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'),
-    ('model', 'resnet101', 'e2e_mask_rcnn_R-101-C4_1x_d2c.npz'),
-    ('backbone', 'resnet50', 'R-50_d2c.npz'), ('backbone', 'resnet101', 'R-101_d2c.npz')])
+@pytest.mark.parametrize(
+    ('kind', 'extractor', 'name'),
+    [
+        ('model', 'resnet50', 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'),
+        ('model', 'resnet101', 'e2e_mask_rcnn_R-101-C4_1x_d2c.npz'),
+        ('backbone', 'resnet50', 'R-50_d2c.npz'),
+        ('backbone', 'resnet101', 'R-101_d2c.npz'),
+    ],
+)
 def test_default_output_follows_the_content(source, tmp_path, kind, extractor, name):
     path = source(kind, extractor=extractor)
     assert convert.main(['--input', str(path)], folder=tmp_path / 'weights') == 0
@@ -77,8 +92,7 @@ def test_class_names(source, tmp_path, capsys):
     meta = read_weights(output).meta
     assert (meta.class_names, meta.category_ids) == (('Katze', 'gro\xdfer Hund'), (1, 2))
     capsys.readouterr()
-    for content, reason in ((b'one\n', 'has 1 class names, but the weights are for 2'),
-                            (b'\xff', 'not UTF-8')):
+    for content, reason in ((b'one\n', 'has 1 class names, but the weights are for 2'), (b'\xff', 'not UTF-8')):
         names.write_bytes(content)
         assert convert.main([*arguments, '--class-names', str(names)]) == 1
         assert reason in capsys.readouterr().err
@@ -95,10 +109,28 @@ def test_a_file_may_know_its_classes(source, tmp_path):
 
 def test_numbers_from_the_command_line(source, tmp_path):
     path, output = source(), tmp_path / 'out.npz'
-    assert convert.main([str(path), '--output', str(output), '--min-size', '300', '--max-size', '500',
-                         '--anchor-sizes', '16', '32', '--score-threshold', '0.2']) == 0
-    assert read_weights(output).meta.config == Config(min_size=300, max_size=500, anchor_sizes=(16.0, 32.0),
-                                                      score_threshold=0.2)
+    assert (
+        convert.main(
+            [
+                str(path),
+                '--output',
+                str(output),
+                '--min-size',
+                '300',
+                '--max-size',
+                '500',
+                '--anchor-sizes',
+                '16',
+                '32',
+                '--score-threshold',
+                '0.2',
+            ]
+        )
+        == 0
+    )
+    assert read_weights(output).meta.config == Config(
+        min_size=300, max_size=500, anchor_sizes=(16.0, 32.0), score_threshold=0.2
+    )
 
 
 def test_what_matterports_files_cannot_say(source, monkeypatch, tmp_path, capsys):
@@ -108,6 +140,7 @@ def test_what_matterports_files_cannot_say(source, monkeypatch, tmp_path, capsys
     def read(path, settings):
         given.append(settings)
         return file
+
     read_as(monkeypatch, read, takes_settings=True)
     settings.write_text(json.dumps({'IMAGE_MAX_DIM': 512, 'IMAGE_MIN_DIM': 256}))
     arguments = [str(path), '--output', str(output)]
@@ -147,6 +180,7 @@ def test_failures_end_with_1_and_one_line(source, monkeypatch, tmp_path, capsys)
 
     def refuse(path):
         raise WeightFileError(path, 'is refused')
+
     read_as(monkeypatch, refuse)
     assert convert.main(['--input', 'x.pkl', '--output', str(tmp_path / 'out.npz')]) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -154,8 +188,7 @@ def test_failures_end_with_1_and_one_line(source, monkeypatch, tmp_path, capsys)
     assert lines[-1] == 'error: x.pkl: is refused'
 
 
-@pytest.mark.parametrize('script, default', [
-    ('pytorch', 'mask_rcnn_coco.pth'), ('mindspore', 'maskrcnn.ckpt')])
+@pytest.mark.parametrize(('script', 'default'), [('pytorch', 'mask_rcnn_coco.pth'), ('mindspore', 'maskrcnn.ckpt')])
 def test_parser_scripts_of_other_programs(root, tmp_path, script, default, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['parser', '--help'])
@@ -166,9 +199,16 @@ def test_parser_scripts_of_other_programs(root, tmp_path, script, default, monke
 
 def test_parser_script_from_any_folder(root, tmp_path):
     """Defaults are the repository's; a damaged file gives one line and leaves nothing."""
+
     def parse(*arguments):
-        return subprocess.run([sys.executable, str(root / 'utils' / 'detectron_parser.py'), *arguments],
-                              cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [sys.executable, str(root / 'utils' / 'detectron_parser.py'), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
     shown = ''.join(parse('--help').stdout.split())
     assert f'default:{root}/modelfiles/model_final.pkl' in shown
     assert 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz' in shown
@@ -190,8 +230,8 @@ def test_coco_categories_are_cocos(shared):
     from chainercv.datasets import coco_instance_segmentation_label_names
     from pycocotools.coco import COCO
 
-    assert COCO_CLASS_NAMES == tuple(coco_instance_segmentation_label_names)
+    assert tuple(coco_instance_segmentation_label_names) == COCO_CLASS_NAMES
     annotations = next(pathlib.Path(shared / 'coco-mini' / 'annotations').glob('*.json'))
     coco = COCO(annotations)
-    assert COCO_CATEGORY_IDS == tuple(sorted(coco.getCatIds()))
-    assert COCO_CLASS_NAMES == tuple(c['name'] for c in coco.loadCats(COCO_CATEGORY_IDS))
+    assert tuple(sorted(coco.getCatIds())) == COCO_CATEGORY_IDS
+    assert tuple(c['name'] for c in coco.loadCats(COCO_CATEGORY_IDS)) == COCO_CLASS_NAMES

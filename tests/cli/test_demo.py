@@ -41,9 +41,14 @@ class FakeModel:
             raise ValueError('nothing but black')
         size = image.shape[1:]
         found = Detections(
-            boxes=np.array([[10, 20, 50, 70], [30, 40, 59, 79]], np.float32), labels=np.array([0, 2]),
-            scores=np.array([0.9, 0.1], np.float32), size=size, class_names=('person', 'dog', 'car'),
-            category_ids=(1, 18, 3), mask_probs=np.full((2, 14, 14), 0.8, np.float32))
+            boxes=np.array([[10, 20, 50, 70], [30, 40, 59, 79]], np.float32),
+            labels=np.array([0, 2]),
+            scores=np.array([0.9, 0.1], np.float32),
+            size=size,
+            class_names=('person', 'dog', 'car'),
+            category_ids=(1, 18, 3),
+            mask_probs=np.full((2, 14, 14), 0.8, np.float32),
+        )
         return found.above(self.config.score_threshold)
 
 
@@ -96,8 +101,13 @@ def test_the_model_sees_the_pixels_in_rgb(calls, tmp_path):
 
 def test_the_threshold_rule(calls, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(Detections, 'draw', lambda self, image, **options: (
-        shown.append(self.scores.round(1).tolist()), np.zeros((60, 80, 3), np.uint8))[1])
+    monkeypatch.setattr(
+        Detections,
+        'draw',
+        lambda self, image, **options: (shown.append(self.scores.round(1).tolist()), np.zeros((60, 80, 3), np.uint8))[
+            1
+        ],
+    )
     image = write_image(tmp_path / 'a.png')
     counts = []
     for threshold in ([], ['--score-thresh', '0.05'], ['--score-thresh', '0.5']):
@@ -110,11 +120,26 @@ def test_the_threshold_rule(calls, tmp_path, monkeypatch):
 
 def test_flags_reach_the_model_and_the_drawing(calls, tmp_path, monkeypatch):
     options = {}
-    monkeypatch.setattr(Detections, 'draw', lambda self, image, **given: (
-        options.update(given), np.zeros((60, 80, 3), np.uint8))[1])
+    monkeypatch.setattr(
+        Detections, 'draw', lambda self, image, **given: (options.update(given), np.zeros((60, 80, 3), np.uint8))[1]
+    )
     image = write_image(tmp_path / 'a.png')
-    assert call('--image', image, '--bn2affine', '--no-roialign', '--roi_size', '7',
-                '--extractor', 'resnet101', '--contour', '--background', 'grey') == 0
+    assert (
+        call(
+            '--image',
+            image,
+            '--bn2affine',
+            '--no-roialign',
+            '--roi_size',
+            '7',
+            '--extractor',
+            'resnet101',
+            '--contour',
+            '--background',
+            'grey',
+        )
+        == 0
+    )
     assert calls[0]['bn2affine']
     assert calls[0]['changes'] == {'roi_align': False, 'roi_size': 7, 'extractor': 'resnet101'}
     assert options == {'contour': True, 'background': 'grey', 'font': None}
@@ -173,13 +198,15 @@ def test_failures_among_images_that_are_detected_together(calls, tmp_path, capsy
     assert failed == [f'in/{i:02}_{kind}.png' for i, kind in enumerate(kinds) if kind != 'good']
     assert '11/11' in captured.err
     assert [r['image_id'] for r in json.loads((tmp_path / 'found.json').read_text())] == [
-        name for name in good for _ in range(2)]
+        name for name in good for _ in range(2)
+    ]
     for name in good:  # its own pixels
         assert abs(int(cv2.imread(f'output_{name}.png')[-1, 0, 0]) - 100 - int(name[:2])) <= 1
 
 
 def test_few_images_are_in_memory(calls, tmp_path, monkeypatch):
     """Images are read as the model asks for them, and forgotten when their pictures are written."""
+
     class Pixels(np.ndarray):
         pass
 
@@ -230,17 +257,27 @@ def test_outputs_that_cannot_be_are_refused_before_any_work(calls, tmp_path, cap
     assert 'existing folder' in refused('--image', image, '--json', 'no/where.json', capsys=capsys)
     assert 'existing folder' in refused('--image', image, '--json', 'other', capsys=capsys)
     assert 'is an image' in refused('--image', image, '--json', 'output.png', capsys=capsys)
-    assert "2 images have the image_id 'a'" in refused(
-        '--image', image, twin, '--json', 'found.json', capsys=capsys)
+    assert "2 images have the image_id 'a'" in refused('--image', image, twin, '--json', 'found.json', capsys=capsys)
     assert 'be read as a font' in refused('--image', image, '--font', 'model.npz', capsys=capsys)
     assert not calls and not (tmp_path / 'output.png').exists()
 
 
-@pytest.mark.parametrize('arguments', [
-    [], ['--image'], ['--image', 'a', '--roi_size', '8'], ['--image', 'a', '--extractor', 'vgg'],
-    ['--image', 'a', '--background', 'pink'], ['--image', 'a', '--score-thresh', '7'],
-    ['--image', 'a', '--score-thresh', 'nan'], ['--image', 'a', '--score-thresh', 'x'],
-    ['--image', 'a', '--gpu', '-2'], ['--image', 'a', '--gpu', 'x'], ['--image', 'a', '--nonsense']])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['--image'],
+        ['--image', 'a', '--roi_size', '8'],
+        ['--image', 'a', '--extractor', 'vgg'],
+        ['--image', 'a', '--background', 'pink'],
+        ['--image', 'a', '--score-thresh', '7'],
+        ['--image', 'a', '--score-thresh', 'nan'],
+        ['--image', 'a', '--score-thresh', 'x'],
+        ['--image', 'a', '--gpu', '-2'],
+        ['--image', 'a', '--gpu', 'x'],
+        ['--image', 'a', '--nonsense'],
+    ],
+)
 def test_bad_arguments_end_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         demo.main(arguments)
@@ -257,13 +294,18 @@ def test_missing_weights_say_how_to_get_them(tmp_path, monkeypatch, capsys):
     assert 'make demo' in error and 'detectron_parser' in error and error.count('\n') == 1
 
 
-@pytest.mark.parametrize('error, status', [
-    (WeightFileError('model.npz', 'is no weight file'), 1),
-    (PermissionError(13, 'Permission denied', 'model.npz'), 1),
-    (ValueError("model.npz: its extractor is 'resnet50', not 'resnet101'"), 2)])
+@pytest.mark.parametrize(
+    ('error', 'status'),
+    [
+        (WeightFileError('model.npz', 'is no weight file'), 1),
+        (PermissionError(13, 'Permission denied', 'model.npz'), 1),
+        (ValueError("model.npz: its extractor is 'resnet50', not 'resnet101'"), 2),
+    ],
+)
 def test_weights_that_do_not_serve(calls, tmp_path, monkeypatch, capsys, error, status):
     def load(*args, **kwargs):
         raise error
+
     monkeypatch.setattr(mask_rcnn, 'load', load)
     assert call('--image', write_image(tmp_path / 'a.png')) == status
     assert capsys.readouterr().err == f'error: {error}\n'
@@ -272,6 +314,7 @@ def test_weights_that_do_not_serve(calls, tmp_path, monkeypatch, capsys, error, 
 def test_an_interruption_leaves_nothing_half_written(calls, tmp_path, monkeypatch, capsys):
     write_image(tmp_path / 'in' / 'a.png')
     write_image(tmp_path / 'in' / 'b.png')
+
     def interrupted(self, images, *, batch_size=None):
         for image in images:
             if self.seen:
@@ -319,8 +362,11 @@ def test_the_console_command(calls, tmp_path, capsys):
     image = write_image(tmp_path / 'a.png')
     assert console(['demo', '--image', image, '--modelfile', 'model.npz', '--gpu', '-1']) == 0
     capsys.readouterr()
-    for arguments, words in ((['--help'], ['demo', 'convert']), (['--version'], [mask_rcnn.__version__]),
-                             (['demo', '--help'], ['--contour', 'mask-rcnn demo'])):
+    for arguments, words in (
+        (['--help'], ['demo', 'convert']),
+        (['--version'], [mask_rcnn.__version__]),
+        (['demo', '--help'], ['--contour', 'mask-rcnn demo']),
+    ):
         with pytest.raises(SystemExit) as stop:
             console(arguments)
         out = capsys.readouterr().out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.cli import info, main
-from mask_rcnn.config import Config, PRESETS
+from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.weights import ModelMeta, Source, formats, write_weights
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
 
@@ -15,8 +15,15 @@ from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeig
 def model(tmp_path):
     path = tmp_path / 'model.npz'
     arrays = {'a/W': np.ones((1000, 1500), np.float32), 'a/b': np.ones(1000, np.float32)}
-    meta = ModelMeta('model', Config(n_fg_class=2, min_size=300), ('cat', 'dog'), (17, 18),
-                     Source('x.pkl', '0' * 64, 'detectron-pickle'), {'momentum': 3}, ('adapted\x1b[1m',))
+    meta = ModelMeta(
+        'model',
+        Config(n_fg_class=2, min_size=300),
+        ('cat', 'dog'),
+        (17, 18),
+        Source('x.pkl', '0' * 64, 'detectron-pickle'),
+        {'momentum': 3},
+        ('adapted\x1b[1m',),
+    )
     write_weights(path, arrays, meta)
     return path
 
@@ -25,9 +32,15 @@ def test_text(model, capsys):
     assert main(['info', str(model)]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == f'{model}: R-50-C4 Mask R-CNN, 2 classes (cat, dog)'
-    for part in ("format   this program's .npz", 'dialect  detectron', 'size     1.5 million numbers, 6.0 MB',
-                 'input    shorter side 300 pixels, longer at most 1333', 'took     2 arrays',
-                 'note     converted from x.pkl (detectron-pickle)', 'note     adapted?[1m'):
+    for part in (
+        "format   this program's .npz",
+        'dialect  detectron',
+        'size     1.5 million numbers, 6.0 MB',
+        'input    shorter side 300 pixels, longer at most 1333',
+        'took     2 arrays',
+        'note     converted from x.pkl (detectron-pickle)',
+        'note     adapted?[1m',
+    ):
         assert part in printed
 
 
@@ -42,14 +55,20 @@ def test_json(model, capsys):
 
 def test_other_formats(model, monkeypatch, capsys):
     report = ConversionReport(('a', 'b'), {'momentum': tuple('abcdef'), 'unknown': tuple('uvwxyz')}, (), ('careful',))
-    file = ConvertedWeights('model', 'detectron-pickle', PRESETS['keypoint_resnet50_fpn'], {}, report, '0' * 64,
-                            ('person',), (1,))
+    file = ConvertedWeights(
+        'model', 'detectron-pickle', PRESETS['keypoint_resnet50_fpn'], {}, report, '0' * 64, ('person',), (1,)
+    )
     monkeypatch.setattr(formats, 'read', lambda path: file)
     assert info.main([str(model)]) == 0
     printed = capsys.readouterr().out
-    for part in ('R-50-FPN Keypoint R-CNN, 1 classes (person)', "format   Detectron's .pkl",
-                 'took     2 arrays', 'left     6 of momentum\n', 'left     6 of unknown: u, v, w, x, y, z',
-                 'WARNING  careful'):
+    for part in (
+        'R-50-FPN Keypoint R-CNN, 1 classes (person)',
+        "format   Detectron's .pkl",
+        'took     2 arrays',
+        'left     6 of momentum\n',
+        'left     6 of unknown: u, v, w, x, y, z',
+        'WARNING  careful',
+    ):
         assert part in printed
 
 
@@ -78,7 +97,8 @@ def test_a_single_array_is_not_taken_for_a_pickle(tmp_path, capsys):
     np.save(tmp_path / 'a.npy', np.zeros(3))
     assert info.main([str(tmp_path / 'a.npy')]) == 1
     assert capsys.readouterr().err == (
-        f'error: {tmp_path / "a.npy"}: is a single NumPy array (.npy), not the weights of a network\n')
+        f'error: {tmp_path / "a.npy"}: is a single NumPy array (.npy), not the weights of a network\n'
+    )
 
 
 def test_imagenet_weights(shared, capsys):

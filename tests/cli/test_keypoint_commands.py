@@ -12,9 +12,24 @@ from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.models.keypoint_head import KeypointHead
 
-TINY = ['--min-size', '64', '--max-size', '96', '--anchor-sizes', '8', '16', '32', '64', '128',
-        '--set', 'fpn_channels=8', 'rpn_channels=8', 'head_channels=8', 'score_threshold=0.01',
-        'max_detections=5']
+TINY = [
+    '--min-size',
+    '64',
+    '--max-size',
+    '96',
+    '--anchor-sizes',
+    '8',
+    '16',
+    '32',
+    '64',
+    '128',
+    '--set',
+    'fpn_channels=8',
+    'rpn_channels=8',
+    'head_channels=8',
+    'score_threshold=0.01',
+    'max_detections=5',
+]
 RUN = ['--roi-batch', '16', '--batchsize', '2', '--workers', '0', '--gpu', '-1']
 NEW = ['--keypoints', '--pretrained', 'none', '--train-proposals', '50', *RUN, *TINY]
 
@@ -36,17 +51,29 @@ def persons(tmp_path):
     for i in range(1, 5):
         x, y, width, height = 5 * i, 8, 30, 40
         picture = np.full((64, 96, 3), 40, np.uint8)
-        picture[y:y + height, x:x + width] = 220
+        picture[y : y + height, x : x + width] = 220
         for part in ('train2017', 'val2017'):
             cv2.imwrite(str(tmp_path / 'COCO' / part / f'{i:012}.jpg'), picture)
         points = [[x + width * k // 17, y + height * k // 17, 2] for k in range(17)]
         images.append({'id': i, 'file_name': f'{i:012}.jpg', 'height': 64, 'width': 96})
-        annotations.append({'id': i, 'image_id': i, 'category_id': 1, 'iscrowd': 0, 'area': width * height,
-                            'bbox': [x, y, width, height], 'num_keypoints': 17,
-                            'keypoints': [number for point in points for number in point],
-                            'segmentation': [[x, y, x + width, y, x + width, y + height, x, y + height]]})
-    content = {'images': images, 'annotations': annotations,
-               'categories': [{'id': 1, 'name': 'person', 'keypoints': list(COCO_KEYPOINT_NAMES)}]}
+        annotations.append(
+            {
+                'id': i,
+                'image_id': i,
+                'category_id': 1,
+                'iscrowd': 0,
+                'area': width * height,
+                'bbox': [x, y, width, height],
+                'num_keypoints': 17,
+                'keypoints': [number for point in points for number in point],
+                'segmentation': [[x, y, x + width, y, x + width, y + height, x, y + height]],
+            }
+        )
+    content = {
+        'images': images,
+        'annotations': annotations,
+        'categories': [{'id': 1, 'name': 'person', 'keypoints': list(COCO_KEYPOINT_NAMES)}],
+    }
     for part in ('train', 'val'):
         file = tmp_path / 'COCO' / 'annotations' / f'person_keypoints_{part}2017.json'
         file.write_text(json.dumps(content))
@@ -61,7 +88,9 @@ def test_from_the_pictures_to_the_keypoints(persons, capsys):
     log = json.loads((persons / 'result' / 'log').read_text())
     assert 'main/roi_keypoint_loss' in log[-1] and 'validation/keypoints/AP' in log[-1]
     assert {path.name for path in (persons / 'result').glob('results*')} == {
-        'results_iter_2.bbox.json', 'results_iter_2.keypoints.json'}
+        'results_iter_2.bbox.json',
+        'results_iter_2.keypoints.json',
+    }
     model = mask_rcnn.load(persons / 'result' / 'model_best.npz')
     config = model.config
     assert (config.n_keypoint, config.masks, config.extractor) == (17, False, 'resnet50_fpn')
@@ -77,21 +106,44 @@ def test_from_the_pictures_to_the_keypoints(persons, capsys):
     assert 'results.bbox.json, results.keypoints.json and metrics.json' in capsys.readouterr().out
 
     # Snapshots and models of it go on without being told what they find.
-    assert train.main(['--resume', 'result/snapshot_iter_2.npz', '--iteration', '3', '--validation', '0', *RUN],
-                      persons) == 0
-    assert train.main(['--lr', '0', '--iteration', '1', '--validation', '1', '--resume', weights, '--out',
-                       'again', *RUN], persons) == 0
+    assert (
+        train.main(['--resume', 'result/snapshot_iter_2.npz', '--iteration', '3', '--validation', '0', *RUN], persons)
+        == 0
+    )
+    assert (
+        train.main(
+            ['--lr', '0', '--iteration', '1', '--validation', '1', '--resume', weights, '--out', 'again', *RUN], persons
+        )
+        == 0
+    )
     assert (persons / 'again' / 'results.keypoints.json').read_bytes() == (
-        persons / 'measured' / 'results.keypoints.json').read_bytes()
+        persons / 'measured' / 'results.keypoints.json'
+    ).read_bytes()
 
     photo = persons / 'COCO' / 'val2017' / '000000000002.jpg'
-    assert demo.main(['--modelfile', weights, '--image', str(photo), '--gpu', '-1', '--json', 'found.json',
-                      '--output', 'found.png']) == 0
+    assert (
+        demo.main(
+            [
+                '--modelfile',
+                weights,
+                '--image',
+                str(photo),
+                '--gpu',
+                '-1',
+                '--json',
+                'found.json',
+                '--output',
+                'found.png',
+            ]
+        )
+        == 0
+    )
     entries = json.loads((persons / 'found.json').read_text())
     assert entries and all(len(entry['keypoints']) == 51 and entry['image_id'] == 2 for entry in entries)
-    found, = mask_rcnn.load(weights).detect([photo])
-    np.testing.assert_allclose(np.array(entries[0]['keypoints']).reshape(17, 3)[:, [1, 0]],
-                               found.keypoints[0, :, :2], rtol=0, atol=1e-4)
+    (found,) = mask_rcnn.load(weights).detect([photo])
+    np.testing.assert_allclose(
+        np.array(entries[0]['keypoints']).reshape(17, 3)[:, [1, 0]], found.keypoints[0, :, :2], rtol=0, atol=1e-4
+    )
 
 
 def refused(capsys, persons, *arguments):

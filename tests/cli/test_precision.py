@@ -8,16 +8,20 @@ from mask_rcnn.cli.options import UsageError, check_precision
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 
 
-@pytest.mark.parametrize('main,arguments', [
-    (demo.main, ['--image', 'photo.png']),
-    (train.main, ['--dataset', 'shapes', '--pretrained', 'none', '--out', 'run']),
-    (train.main, ['--dataset', 'shapes', '--resume', 'model.npz', '--lr', '0', '--out', 'run']),
-    (evaluate.main, ['--dataset', 'shapes', '--modelfile', 'model.npz']),
-])
+@pytest.mark.parametrize(
+    ('main', 'arguments'),
+    [
+        (demo.main, ['--image', 'photo.png']),
+        (train.main, ['--dataset', 'shapes', '--pretrained', 'none', '--out', 'run']),
+        (train.main, ['--dataset', 'shapes', '--resume', 'model.npz', '--lr', '0', '--out', 'run']),
+        (evaluate.main, ['--dataset', 'shapes', '--modelfile', 'model.npz']),
+    ],
+)
 def test_the_cpu_knows_only_fp32(tmp_path, monkeypatch, capsys, main, arguments):
     monkeypatch.chdir(tmp_path)
     import cv2
     import numpy as np
+
     cv2.imwrite('photo.png', np.zeros((8, 8, 3), np.uint8))
     (tmp_path / 'model.npz').touch()
     if main is demo.main:
@@ -45,7 +49,7 @@ def test_what_a_gpu_must_have(monkeypatch):
     check_precision('fp16', 0)
 
 
-@pytest.mark.parametrize('precision,scaled', [('fp32', False), ('fp16', True), ('bf16', False)])
+@pytest.mark.parametrize(('precision', 'scaled'), [('fp32', False), ('fp16', True), ('bf16', False)])
 def test_training_multiplies_so_and_scales_the_loss_of_fp16(tmp_path, monkeypatch, precision, scaled):
     """The precision reaches every forward pass, and float16 gradients are kept from vanishing."""
     monkeypatch.setattr(train, 'check_precision', lambda *_: None)
@@ -58,12 +62,40 @@ def test_training_multiplies_so_and_scales_the_loss_of_fp16(tmp_path, monkeypatc
 
     monkeypatch.setattr(MaskRCNNTrainChain, 'forward', watched)
     build_training_run, runs = train.build_training_run, []
-    monkeypatch.setattr(train, 'build_training_run',
-                        lambda *a, **k: runs.append(build_training_run(*a, **k)) or runs[-1])
-    assert train.main(['--dataset', 'shapes', '--pretrained', 'none', '--gpu', '-1', '--precision', precision,
-                       '--out', str(tmp_path / 'run'), '--iteration', '1', '--batchsize', '1',
-                       '--min-size', '64', '--max-size', '64', '--validation', '0',
-                       '--snapshot', '0', '--workers', '0']) == 0
+    monkeypatch.setattr(
+        train, 'build_training_run', lambda *a, **k: runs.append(build_training_run(*a, **k)) or runs[-1]
+    )
+    assert (
+        train.main(
+            [
+                '--dataset',
+                'shapes',
+                '--pretrained',
+                'none',
+                '--gpu',
+                '-1',
+                '--precision',
+                precision,
+                '--out',
+                str(tmp_path / 'run'),
+                '--iteration',
+                '1',
+                '--batchsize',
+                '1',
+                '--min-size',
+                '64',
+                '--max-size',
+                '64',
+                '--validation',
+                '0',
+                '--snapshot',
+                '0',
+                '--workers',
+                '0',
+            ]
+        )
+        == 0
+    )
     assert seen == [precision] and chainer.config.precision == 'fp32'
     optimizer = runs[0].trainer.updater.get_optimizer('main')
     assert optimizer._loss_scaling_is_dynamic == scaled

@@ -42,7 +42,7 @@ class FakeRun:
             raise self.error
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def build_once(config, class_names, category_ids, build=mask_rcnn.build):
     """New networks take a while, and most tests only look at their configuration."""
     return build(config, class_names=class_names, category_ids=category_ids)
@@ -53,8 +53,9 @@ def made(monkeypatch):
     """The runs that the command made instead of training."""
     runs = []
     monkeypatch.setattr(mask_rcnn, 'build', build_once)
-    monkeypatch.setattr(train, 'build_training_run', lambda *args, **kwargs: (
-        runs.append(FakeRun(*args, **kwargs)), runs[-1])[1])
+    monkeypatch.setattr(
+        train, 'build_training_run', lambda *args, **kwargs: (runs.append(FakeRun(*args, **kwargs)), runs[-1])[1]
+    )
     monkeypatch.setattr(train, '_report', lambda *args: 0)
     return runs
 
@@ -81,62 +82,76 @@ def pre_and_post_nms(run):
     return run.options.sampling.train_pre_nms, run.options.sampling.train_post_nms
 
 
-@pytest.mark.parametrize('flags, read, expected', [
-    ('--iteration 7', lambda run: run.options.iterations, 7),
-    ('-i 7', lambda run: run.options.iterations, 7),
-    ('--lr 0.01', lambda run: run.options.schedule.rate(0), 0.01),
-    ('-l 0.01', lambda run: run.options.schedule.rate(800), 0.1),
-    ('--lr_initialchange 5', lambda run: run.options.schedule.rate(5), 1e-3),
-    ('-li 5', lambda run: run.options.schedule.rate(4), 1e-4),
-    ('--step_size 900', lambda run: run.options.schedule.rate(900), 1e-4),
-    ('-ss 900', lambda run: run.options.schedule.rate(899), 1e-3),
-    ('--lr_step 400001', lambda run: run.options.schedule.rate(400001), 1e-5),
-    ('-ls 400001', lambda run: run.options.schedule.rate(400000), 1e-4),
-    ('--schedule detectron-1x -b 16', lambda run: run.options.iterations, 90000),
-    ('--schedule detectron-2x -b 16', lambda run: run.options.schedule.rate(1000), 0.02),
-    ('--schedule detectron-1x -i 10', lambda run: run.options.iterations, 10),
-    ('--batchsize 2', lambda run: run.options.batch_size, 2),
-    ('-b 2', lambda run: run.options.batch_size, 2),
-    ('--subdivisions 4', lambda run: run.options.subdivisions, 4),
-    ('--roi-batch 64', lambda run: run.options.sampling.roi_batch, 64),
-    ('--train-proposals 300', lambda run: pre_and_post_nms(run), (1800, 300)),
-    ('--train-proposals 300 --extractor resnet50_fpn', lambda run: pre_and_post_nms(run), (300, 300)),
-    ('--extractor resnet101_fpn', lambda run: pre_and_post_nms(run), (2000, 2000)),
-    ('--gamma 0.5', lambda run: run.options.gamma, 0.5),
-    ('--clip-gradient 35', lambda run: run.options.clip, 35),
-    ('--seed 3', lambda run: run.options.seed, 3),
-    ('-s 3', lambda run: (run.train_set[0].image == ShapesDataset(1, seed=3)[0].image).all(), True),
-    ('--out there/now', lambda run: run.options.out, 'there/now'),
-    ('-o there', lambda run: run.options.out, 'there'),
-    ('--workers 3', lambda run: run.options.workers, 3),
-    ('--snapshot 5', lambda run: run.options.snapshot_interval, 5),
-    ('--keep 7', lambda run: run.options.keep, 7),
-    ('--validation 6', lambda run: run.options.eval_interval, 6),
-    ('--validation 0', lambda run: run.options.eval_interval, 0),
-    ('--extractor resnet101', lambda run: run.model.config.extractor, 'resnet101'),
-    ('--extractor resnet50_fpn', lambda run: (run.model.config.extractor, run.model.config.roi_size),
-     ('resnet50_fpn', 7)),
-    ('--extractor mobilenet_v1_fpn --set width=0.5 fpn_channels=8 anchor_ratios=[1,2.5]',
-     lambda run: (run.model.config.width, run.model.config.fpn_channels, run.model.config.anchor_ratios),
-     (0.5, 8, (1, 2.5))),
-    ('--norm affine', lambda run: run.model.config.norm, 'affine'),
-    ('--norm bn', lambda run: run.model.config.norm, 'bn'),
-    ('--freeze_bn', lambda run: (run.options.freeze_bn, run.model.config.norm), (True, 'bn')),
-    ('--bn2affine', lambda run: run.model.config.norm, 'affine'),
-    ('--no-roialign', lambda run: run.model.config.roi_align, False),
-    ('--roialign', lambda run: run.model.config.roi_align, True),
-    ('--roi_size 7', lambda run: run.model.config.roi_size, 7),
-    ('-r 7', lambda run: run.model.config.roi_size, 7),
-    ('--min-size 96', lambda run: (run.model.config.min_size, run.model.config.max_size), (96, 96)),
-    ('--min-size 96 --max-size 192', lambda run: (run.train_set.image_size(0), run.model.config.max_size),
-     ((96, 96), 192)),
-    ('--dataset shapes', lambda run: (run.model.config.rpn_post_nms, run.model.config.min_size), (100, 128)),
-    ('--dataset shapes-rich',
-     lambda run: (run.model.config.n_fg_class, run.train_set.image_size(0), len(run.train_set)),
-     (8, (160, 160), 100000)),
-    ('--anchor-sizes 16 32 48', lambda run: run.model.config.anchor_sizes, (16, 32, 48)),
-    ('--tensorboard', lambda run: (run.options.tensorboard, len(run.examples)), (True, 4)),
-    ('-g -1', lambda run: run.model.xp, np)])
+@pytest.mark.parametrize(
+    ('flags', 'read', 'expected'),
+    [
+        ('--iteration 7', lambda run: run.options.iterations, 7),
+        ('-i 7', lambda run: run.options.iterations, 7),
+        ('--lr 0.01', lambda run: run.options.schedule.rate(0), 0.01),
+        ('-l 0.01', lambda run: run.options.schedule.rate(800), 0.1),
+        ('--lr_initialchange 5', lambda run: run.options.schedule.rate(5), 1e-3),
+        ('-li 5', lambda run: run.options.schedule.rate(4), 1e-4),
+        ('--step_size 900', lambda run: run.options.schedule.rate(900), 1e-4),
+        ('-ss 900', lambda run: run.options.schedule.rate(899), 1e-3),
+        ('--lr_step 400001', lambda run: run.options.schedule.rate(400001), 1e-5),
+        ('-ls 400001', lambda run: run.options.schedule.rate(400000), 1e-4),
+        ('--schedule detectron-1x -b 16', lambda run: run.options.iterations, 90000),
+        ('--schedule detectron-2x -b 16', lambda run: run.options.schedule.rate(1000), 0.02),
+        ('--schedule detectron-1x -i 10', lambda run: run.options.iterations, 10),
+        ('--batchsize 2', lambda run: run.options.batch_size, 2),
+        ('-b 2', lambda run: run.options.batch_size, 2),
+        ('--subdivisions 4', lambda run: run.options.subdivisions, 4),
+        ('--roi-batch 64', lambda run: run.options.sampling.roi_batch, 64),
+        ('--train-proposals 300', lambda run: pre_and_post_nms(run), (1800, 300)),
+        ('--train-proposals 300 --extractor resnet50_fpn', lambda run: pre_and_post_nms(run), (300, 300)),
+        ('--extractor resnet101_fpn', lambda run: pre_and_post_nms(run), (2000, 2000)),
+        ('--gamma 0.5', lambda run: run.options.gamma, 0.5),
+        ('--clip-gradient 35', lambda run: run.options.clip, 35),
+        ('--seed 3', lambda run: run.options.seed, 3),
+        ('-s 3', lambda run: (run.train_set[0].image == ShapesDataset(1, seed=3)[0].image).all(), True),
+        ('--out there/now', lambda run: run.options.out, 'there/now'),
+        ('-o there', lambda run: run.options.out, 'there'),
+        ('--workers 3', lambda run: run.options.workers, 3),
+        ('--snapshot 5', lambda run: run.options.snapshot_interval, 5),
+        ('--keep 7', lambda run: run.options.keep, 7),
+        ('--validation 6', lambda run: run.options.eval_interval, 6),
+        ('--validation 0', lambda run: run.options.eval_interval, 0),
+        ('--extractor resnet101', lambda run: run.model.config.extractor, 'resnet101'),
+        (
+            '--extractor resnet50_fpn',
+            lambda run: (run.model.config.extractor, run.model.config.roi_size),
+            ('resnet50_fpn', 7),
+        ),
+        (
+            '--extractor mobilenet_v1_fpn --set width=0.5 fpn_channels=8 anchor_ratios=[1,2.5]',
+            lambda run: (run.model.config.width, run.model.config.fpn_channels, run.model.config.anchor_ratios),
+            (0.5, 8, (1, 2.5)),
+        ),
+        ('--norm affine', lambda run: run.model.config.norm, 'affine'),
+        ('--norm bn', lambda run: run.model.config.norm, 'bn'),
+        ('--freeze_bn', lambda run: (run.options.freeze_bn, run.model.config.norm), (True, 'bn')),
+        ('--bn2affine', lambda run: run.model.config.norm, 'affine'),
+        ('--no-roialign', lambda run: run.model.config.roi_align, False),
+        ('--roialign', lambda run: run.model.config.roi_align, True),
+        ('--roi_size 7', lambda run: run.model.config.roi_size, 7),
+        ('-r 7', lambda run: run.model.config.roi_size, 7),
+        ('--min-size 96', lambda run: (run.model.config.min_size, run.model.config.max_size), (96, 96)),
+        (
+            '--min-size 96 --max-size 192',
+            lambda run: (run.train_set.image_size(0), run.model.config.max_size),
+            ((96, 96), 192),
+        ),
+        ('--dataset shapes', lambda run: (run.model.config.rpn_post_nms, run.model.config.min_size), (100, 128)),
+        (
+            '--dataset shapes-rich',
+            lambda run: (run.model.config.n_fg_class, run.train_set.image_size(0), len(run.train_set)),
+            (8, (160, 160), 100000),
+        ),
+        ('--anchor-sizes 16 32 48', lambda run: run.model.config.anchor_sizes, (16, 32, 48)),
+        ('--tensorboard', lambda run: (run.options.tensorboard, len(run.examples)), (True, 4)),
+        ('-g -1', lambda run: run.model.xp, np),
+    ],
+)
 def test_flags_arrive(made, flags, read, expected):
     if 'tensorboard' in flags:
         pytest.importorskip('tensorboardX')
@@ -152,32 +167,36 @@ def refused(capsys, *arguments, given=SHAPES):
     return error
 
 
-@pytest.mark.parametrize('flags, named', [
-    ('--schedule detectron-1x --lr 1e-3', ('--schedule', '--lr')),
-    ('--schedule detectron-1x --lr_step 5', ('--schedule', '--lr_step')),
-    ('--schedule detectron-1x --step_size 5', ('--schedule', '--step_size')),
-    ('--schedule detectron-1x --lr_initialchange 0', ('--schedule', '--lr_initialchange')),
-    ('--step_size 9 --lr_step 8', ('--step_size', '--lr_step')),
-    ('--subdivisions 9', ('--subdivisions', '--batchsize')),
-    ('--norm bn --bn2affine', ('--norm', '--bn2affine')),
-    ('--norm affine --freeze_bn', ('--norm', '--freeze_bn')),
-    ('--snapshot 0 --keep 2', ('--snapshot', '--keep')),
-    ('--resume model.npz', ('--resume', '--pretrained')),
-    ('--extractor resnet50_fpn --anchor-sizes 8 16', ('resnet50_fpn', '5 maps')),
-    ('--data-dir x', ('--dataset shapes', '--data-dir')),
-    ('--skip-broken', ('--dataset shapes', '--skip-broken')),
-    ('--dataset shapes-rich --skip-broken', ('--dataset shapes-rich', '--skip-broken')),
-    ('--train-annotations a.json --train-images b', ('--dataset', '--train-annotations')),
-    ('--train-annotations a.json', ('--train-annotations', '--train-images')),
-    ('--val-images a', ('--val-images', '--val-annotations')),
-    ('--communicator pure_nccl', ('--communicator', '--gpu')),
-    ('--communicator naive --gpu 1', ('--communicator', '--gpu')),
-    ('--min-size 99 --max-size 98', ('min_size', 'max_size')),
-    ('--lr 0', ('--lr 0', '--resume')),
-    ('--lr 0 --resume m.npz --validation 0', ('--lr 0', '--validation 0')),
-    ('--lr 0 --resume m.npz --iteration 2', ('--lr 0', '--iteration 2')),
-    ('--lr 0 --resume m.npz --tensorboard', ('--lr 0', '--tensorboard')),
-    ('--lr 0 --resume m.npz --clip-gradient 1', ('--lr 0', '--clip-gradient'))])
+@pytest.mark.parametrize(
+    ('flags', 'named'),
+    [
+        ('--schedule detectron-1x --lr 1e-3', ('--schedule', '--lr')),
+        ('--schedule detectron-1x --lr_step 5', ('--schedule', '--lr_step')),
+        ('--schedule detectron-1x --step_size 5', ('--schedule', '--step_size')),
+        ('--schedule detectron-1x --lr_initialchange 0', ('--schedule', '--lr_initialchange')),
+        ('--step_size 9 --lr_step 8', ('--step_size', '--lr_step')),
+        ('--subdivisions 9', ('--subdivisions', '--batchsize')),
+        ('--norm bn --bn2affine', ('--norm', '--bn2affine')),
+        ('--norm affine --freeze_bn', ('--norm', '--freeze_bn')),
+        ('--snapshot 0 --keep 2', ('--snapshot', '--keep')),
+        ('--resume model.npz', ('--resume', '--pretrained')),
+        ('--extractor resnet50_fpn --anchor-sizes 8 16', ('resnet50_fpn', '5 maps')),
+        ('--data-dir x', ('--dataset shapes', '--data-dir')),
+        ('--skip-broken', ('--dataset shapes', '--skip-broken')),
+        ('--dataset shapes-rich --skip-broken', ('--dataset shapes-rich', '--skip-broken')),
+        ('--train-annotations a.json --train-images b', ('--dataset', '--train-annotations')),
+        ('--train-annotations a.json', ('--train-annotations', '--train-images')),
+        ('--val-images a', ('--val-images', '--val-annotations')),
+        ('--communicator pure_nccl', ('--communicator', '--gpu')),
+        ('--communicator naive --gpu 1', ('--communicator', '--gpu')),
+        ('--min-size 99 --max-size 98', ('min_size', 'max_size')),
+        ('--lr 0', ('--lr 0', '--resume')),
+        ('--lr 0 --resume m.npz --validation 0', ('--lr 0', '--validation 0')),
+        ('--lr 0 --resume m.npz --iteration 2', ('--lr 0', '--iteration 2')),
+        ('--lr 0 --resume m.npz --tensorboard', ('--lr 0', '--tensorboard')),
+        ('--lr 0 --resume m.npz --clip-gradient 1', ('--lr 0', '--clip-gradient')),
+    ],
+)
 def test_contradictions_name_both_flags(made, capsys, flags, named):
     given = [flag for flag in SHAPES if not ('--lr 0' in flags and flag in ('--pretrained', 'none'))]
     error = refused(capsys, *flags.split(), given=given)
@@ -190,11 +209,18 @@ def test_the_network_of_a_file_cannot_be_set(made, capsys):
     assert '--set and --resume contradict each other' in error
 
 
-@pytest.mark.parametrize('field, words', [
-    ('height=1', "no field 'height' to set"), ('extractor="resnet50"', "no field 'extractor'"),
-    ('width', 'the value is no number'), ('width=wide', 'the value is no number'),
-    ('width=true', 'width is like 1.0'), ('anchor_ratios=["a"]', 'anchor_ratios is like [0.5, 1, 2]'),
-    ('mask_convs=1.5', 'mask_convs is like 4')])
+@pytest.mark.parametrize(
+    ('field', 'words'),
+    [
+        ('height=1', "no field 'height' to set"),
+        ('extractor="resnet50"', "no field 'extractor'"),
+        ('width', 'the value is no number'),
+        ('width=wide', 'the value is no number'),
+        ('width=true', 'width is like 1.0'),
+        ('anchor_ratios=["a"]', 'anchor_ratios is like [0.5, 1, 2]'),
+        ('mask_convs=1.5', 'mask_convs is like 4'),
+    ],
+)
 def test_fields_that_cannot_be_set(field, words, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(['--set', field])
@@ -205,15 +231,34 @@ def test_what_own_data_lack(made, capsys):
     own = ['--train-annotations', 'a.json', '--train-images', '.', '--pretrained', 'none']
     assert '--val-annotations' in refused(capsys, *own, '--validation', '5', given=[])
     assert '--data-dir and' in refused(capsys, *own, '--data-dir', 'x', given=[])
-    assert 'nothing to train on' in refused(
-        capsys, '--val-annotations', 'a.json', '--val-images', '.', given=[])
+    assert 'nothing to train on' in refused(capsys, '--val-annotations', 'a.json', '--val-images', '.', given=[])
 
 
-@pytest.mark.parametrize('flags', [
-    '--lr -1', '--lr nan', '--iteration 0', '--batchsize 0', '--batchsize x', '--subdivisions 0',
-    '--gamma -1', '--extractor vgg', '--roi_size 8', '--dataset voc', '--schedule 3x', '--gpu -2', '--keep 0',
-    '--workers -1', '--snapshot -1', '--clip-gradient 0', '--communicator mpi', '--norm gn', '--anchor-sizes',
-    '--nonsense'])
+@pytest.mark.parametrize(
+    'flags',
+    [
+        '--lr -1',
+        '--lr nan',
+        '--iteration 0',
+        '--batchsize 0',
+        '--batchsize x',
+        '--subdivisions 0',
+        '--gamma -1',
+        '--extractor vgg',
+        '--roi_size 8',
+        '--dataset voc',
+        '--schedule 3x',
+        '--gpu -2',
+        '--keep 0',
+        '--workers -1',
+        '--snapshot -1',
+        '--clip-gradient 0',
+        '--communicator mpi',
+        '--norm gn',
+        '--anchor-sizes',
+        '--nonsense',
+    ],
+)
 def test_bad_arguments_end_with_status_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(flags.split())
@@ -235,8 +280,9 @@ def test_missing_and_wrong_files_are_named(made, capsys, tmp_path):
     (tmp_path / 'a.json').write_text('{"images": ')
     own = ['--train-annotations', 'a.json', '--train-images', '.']
     assert 'a.json: not a JSON file' in failed(capsys, *own)
-    (tmp_path / 'a.json').write_text(json.dumps(
-        {'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'x'}]}))
+    (tmp_path / 'a.json').write_text(
+        json.dumps({'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'x'}]})
+    )
     assert 'a.json: no image' in failed(capsys, *own)
     assert 'none.npz' in failed(capsys, '--dataset', 'shapes', '--pretrained', 'none.npz')
     assert 'none.npz' in failed(capsys, '--dataset', 'shapes', '--resume', 'none.npz')
@@ -257,13 +303,21 @@ def write_coco(folder, n=3, names=('thing',), broken=False):
     for i in range(1, n + 1):
         cv2.imwrite(str(folder / f'{i}.png'), np.full((60, 80, 3), 40 * i, np.uint8))
         images.append({'id': i, 'file_name': f'{i}.png', 'height': 60, 'width': 80})
-        annotations.append({'id': i, 'image_id': i, 'category_id': 1, 'iscrowd': 0, 'bbox': [10, 10, 20, 20],
-                            'area': 400, 'segmentation': [[10, 10, 30, 10, 30, 30, 10, 30]]})
+        annotations.append(
+            {
+                'id': i,
+                'image_id': i,
+                'category_id': 1,
+                'iscrowd': 0,
+                'bbox': [10, 10, 20, 20],
+                'area': 400,
+                'segmentation': [[10, 10, 30, 10, 30, 30, 10, 30]],
+            }
+        )
     if broken:
         (folder / '2.png').write_bytes(b'no image')
     categories = [{'id': i, 'name': name} for i, name in enumerate(names, 1)]
-    (folder / 'a.json').write_text(json.dumps(
-        {'images': images, 'annotations': annotations, 'categories': categories}))
+    (folder / 'a.json').write_text(json.dumps({'images': images, 'annotations': annotations, 'categories': categories}))
     return ['--train-annotations', folder / 'a.json', '--train-images', folder]
 
 
@@ -288,8 +342,15 @@ def test_broken_images_stop_or_are_left_out(made, capsys, tmp_path):
 
 
 def small_model(path, names=('square', 'circle', 'triangle'), **changes):
-    model = builder.build('resnet50', n_fg_class=len(names), class_names=names,
-                            category_ids=range(1, len(names) + 1), min_size=64, max_size=64, **changes)
+    model = builder.build(
+        'resnet50',
+        n_fg_class=len(names),
+        class_names=names,
+        category_ids=range(1, len(names) + 1),
+        min_size=64,
+        max_size=64,
+        **changes,
+    )
     save.save(path, model)
     return model
 
@@ -326,8 +387,17 @@ def test_fine_tuning_a_model_of_other_classes(made, capsys):
 
 def test_fine_tuning_keeps_the_network_and_the_dialect_of_a_model(made, capsys):
     """So a model of Matterport's for other classes goes on with its own anchors and deltas; flags go before."""
-    start = builder.build('resnet50_fpn', n_fg_class=2, dialect=MATTERPORT, norm='bn', rpn_channels=8,
-                          fpn_channels=8, head_channels=16, mask_channels=8, max_size=1344)
+    start = builder.build(
+        'resnet50_fpn',
+        n_fg_class=2,
+        dialect=MATTERPORT,
+        norm='bn',
+        rpn_channels=8,
+        fpn_channels=8,
+        head_channels=16,
+        mask_channels=8,
+        max_size=1344,
+    )
     mask_rcnn.save('m.npz', start)
     config = run_of(made, '--pretrained', 'm.npz').model.config
     assert (config.extractor, config.dialect, config.rpn_channels) == ('resnet50_fpn', MATTERPORT, 8)
@@ -357,13 +427,30 @@ def test_evaluating_measures_and_changes_nothing(capsys, tmp_path, monkeypatch):
     """The README's command on a model file: its bytes stay, the metrics are those of the written results."""
     small_model('m.npz')
     before = (tmp_path / 'm.npz').read_bytes()
-    monkeypatch.setitem(train.data_sets.N_DRAWN['shapes'], 'val', 3)
-    command = ['--dataset', 'shapes', '--lr', '0', '--iteration', '1', '--validation', '1', '--resume',
-               'm.npz', '--gpu', '-1', '--out', 'out']
+    monkeypatch.setitem(train.dataset_options.N_DRAWN['shapes'], 'val', 3)
+    command = [
+        '--dataset',
+        'shapes',
+        '--lr',
+        '0',
+        '--iteration',
+        '1',
+        '--validation',
+        '1',
+        '--resume',
+        'm.npz',
+        '--gpu',
+        '-1',
+        '--out',
+        'out',
+    ]
     assert train.main(command) == 0
     assert (tmp_path / 'm.npz').read_bytes() == before
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        'results.bbox.json', 'results.segm.json', 'metrics.json'}
+        'results.bbox.json',
+        'results.segm.json',
+        'metrics.json',
+    }
     metrics = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
     assert 0 <= metrics['bbox/AP'] <= 1 and set(metrics['classes']) == {'square', 'circle', 'triangle'}
     first = (tmp_path / 'out' / 'results.bbox.json').read_bytes()
@@ -399,35 +486,48 @@ def test_the_device(made, monkeypatch, capsys):
 def test_a_communicator_that_cannot_be(monkeypatch, capsys):
     def create_communicator(name):
         raise distributed.DistributedError(f'{name} does not work here')
+
     monkeypatch.setattr(train.distributed, 'create_communicator', create_communicator)
     assert train.main([*SHAPES, '--communicator', 'naive']) == 1
     assert capsys.readouterr().err == 'error: naive does not work here\n'
 
 
-@pytest.mark.parametrize('error, line', [
-    (NonFiniteLossError(7, 'rpn_loc_loss is nan', ['a.jpg']),
-     'iteration 7: rpn_loc_loss is nan; images: a.jpg; there is no snapshot yet'),
-    (MemoryError('out of GPU memory'), 'not enough memory (more --subdivisions or a smaller --min-size need '
-                                       'less): out of GPU memory'),
-    (OSError(28, 'No space left on device', 'result/x'), 'result/x: No space left on device')])
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (
+            NonFiniteLossError(7, 'rpn_loc_loss is nan', ['a.jpg']),
+            'iteration 7: rpn_loc_loss is nan; images: a.jpg; there is no snapshot yet',
+        ),
+        (
+            MemoryError('out of GPU memory'),
+            'not enough memory (more --subdivisions or a smaller --min-size need less): out of GPU memory',
+        ),
+        (OSError(28, 'No space left on device', 'result/x'), 'result/x: No space left on device'),
+    ],
+)
 def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, line):
     def build_training_run(*args, **kwargs):
         run = FakeRun(*args, **kwargs)
         run.error = error
         return run
+
     monkeypatch.setattr(train, 'build_training_run', build_training_run)
     assert train.main(SHAPES) == 1
     assert capsys.readouterr().err == f'error: {line}\n'
 
 
-@pytest.mark.parametrize('last, words', [
-    (None, 'no snapshot was written'), ('result/snapshot_iter_3.npz', '--resume result/snapshot_iter_3.npz')])
+@pytest.mark.parametrize(
+    ('last', 'words'),
+    [(None, 'no snapshot was written'), ('result/snapshot_iter_3.npz', '--resume result/snapshot_iter_3.npz')],
+)
 def test_a_disk_that_is_full_at_the_end_is_a_failure(monkeypatch, capsys, last, words):
     def build_training_run(*args, **kwargs):
         run = FakeRun(*args, **kwargs)
         run.trainer, run.updater, run.iteration = run, run, 5
         run.last = last and Path(last)
         return run
+
     monkeypatch.setattr(train, 'build_training_run', build_training_run)
     assert train.main(SHAPES) == 1
     error = capsys.readouterr().err

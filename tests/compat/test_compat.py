@@ -21,7 +21,7 @@ def python(code: str, *options: str) -> str:
 
 
 def test_numpy_is_as_before():
-    out = python('''
+    out = python("""
 import sys
 import numpy as np
 names, modules = set(dir(np)), set(sys.modules)
@@ -37,28 +37,36 @@ for name in ('sctypes', 'float', 'int', 'distutils'):
         value = None
     assert value is None, name
 print('clean')
-''')
+""")
     assert out == 'clean'
 
 
 def test_importing_warns_of_nothing():
-    assert python('import mask_rcnn.compat; mask_rcnn.compat.install(); import chainer, chainercv; print(1)',
-                  '-W', 'error') == '1'
+    assert (
+        python(
+            'import mask_rcnn.compat; mask_rcnn.compat.install(); import chainer, chainercv; print(1)', '-W', 'error'
+        )
+        == '1'
+    )
 
 
 def test_warning_filters_and_environment_are_as_before():
-    assert python('''
+    assert (
+        python("""
 import os, warnings
 import numpy, matplotlib, cv2
 before = list(warnings.filters), dict(os.environ)
 import mask_rcnn.compat
 mask_rcnn.compat.install()
 print([f for f in warnings.filters if f not in before[0]], dict(os.environ) == before[1])
-''') == '[] True'
+""")
+        == '[] True'
+    )
 
 
 def test_chainer_imported_by_somebody_else_first_is_accepted():
-    assert python('''
+    assert (
+        python("""
 import sys, types
 import numpy as np
 np.sctypes = {'int': [np.int8, np.int16, np.int32, np.int64], 'float': [np.float16, np.float32, np.float64]}
@@ -77,12 +85,15 @@ mask_rcnn.compat.install()
 mask_rcnn.compat.install()
 import chainercv.links
 print('sctypes' in vars(np))
-''') == 'True'
+""")
+        == 'True'
+    )
 
 
 def test_names_that_functions_use_when_they_run():
     import chainer
     import chainer.functions as F
+
     x = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
     resized = F.resize_images(chainer.Variable(x), (7, 7))
     # with corners aligned, every other pixel is one of the input
@@ -97,6 +108,7 @@ def test_names_that_functions_use_when_they_run():
 
 def test_chainercv_version_and_parts():
     import chainercv
+
     assert chainercv.__version__ == '0.13.1'
     assert len(chainercv.datasets.coco_instance_segmentation_label_names) == 80
     boxes = np.array([[0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]], np.float32)
@@ -139,7 +151,7 @@ def test_strtobool_is_that_of_distutils():
 
 
 def test_missing_chainercv_is_told():
-    out = python('''
+    out = python("""
 import importlib.util, sys
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == 'chainercv' else find_spec(name, *rest)
@@ -147,7 +159,7 @@ try:
     import mask_rcnn.compat
 except ImportError as error:
     print(error)
-''')
+""")
     assert 'ChainerCV is not installed' in out
 
 
@@ -155,7 +167,8 @@ except ImportError as error:
 def mended_kernels():
     """The sources of ChainerMN's kernels by name, as the patched functions give them to CuPy."""
     pytest.importorskip('mpi4py', exc_type=ImportError)
-    return json.loads(python('''
+    return json.loads(
+        python("""
 import json
 import mask_rcnn.compat
 from chainermn.communicators import _memory_utility as owner
@@ -170,7 +183,8 @@ cuda.raw = lambda code, name: sources.update({name: code})
 owner._cupy_batched_pack_params(), owner._cupy_batched_unpack_params()
 assert owner.chainer.cuda is cuda and set(owner.chainer.__dict__) >= {'Chain', 'cuda'}
 print(json.dumps(sources))
-'''))
+""")
+    )
 
 
 def test_kernels_of_chainermn_know_half(mended_kernels):
@@ -182,11 +196,13 @@ def test_kernels_of_chainermn_know_half(mended_kernels):
 @pytest.mark.skipif(shutil.which('nvcc') is None, reason='no nvcc')
 def test_kernels_of_chainermn_compile_without_cupys_header(mended_kernels, tmp_path):
     """CuPy 14's header brings nothing that they use; without ours they do not compile."""
+
     def compile_source(code):
         path = tmp_path / 'kernel.cu'
         path.write_text(code.replace('#include <cupy/carray.cuh>', ''))
         command = ['nvcc', '-fatbin', '-arch=sm_80', '-o', str(tmp_path / 'kernel.fatbin'), str(path)]
         return subprocess.run(command, capture_output=True, text=True)
+
     for code in mended_kernels.values():
         assert compile_source(code).returncode == 0
         assert '"half" is undefined' in compile_source(code.replace('#include <cuda_fp16.h>', '')).stderr

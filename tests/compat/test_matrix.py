@@ -13,8 +13,14 @@ import pytest
 VERSIONS = ('3.10', '3.11', '3.12', '3.13')
 OLDEST_NUMPY = {'3.13': '2.1.0'}  # 2.0 has no build for it
 #: What is run in each environment: compat itself, Chainer's gradients, and the network from end to end.
-TESTS = ('tests/compat/test_compat.py', 'tests/models/test_chainer_links.py', 'tests/models/test_mask_rcnn.py',
-         'tests/ops/test_proposals.py', 'tests/ops/test_roi_align.py', 'tests/inference/test_detections.py')
+TESTS = (
+    'tests/compat/test_compat.py',
+    'tests/models/test_chainer_links.py',
+    'tests/models/test_mask_rcnn.py',
+    'tests/ops/test_proposals.py',
+    'tests/ops/test_roi_align.py',
+    'tests/inference/test_detections.py',
+)
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +28,10 @@ pytestmark = pytest.mark.slow
 def find_python(version: str) -> str | None:
     """Return an interpreter of a version: from PATH, or from pyenv's folder."""
     pyenv = os.environ.get('PYENV_ROOT', os.path.expanduser('~/.pyenv'))
-    candidates = [shutil.which(f'python{version}'),
-                  *sorted(glob.glob(os.path.join(pyenv, 'versions', f'{version}.*', 'bin', 'python')))]
+    candidates = [
+        shutil.which(f'python{version}'),
+        *sorted(glob.glob(os.path.join(pyenv, 'versions', f'{version}.*', 'bin', 'python'))),
+    ]
     for path in filter(None, candidates):
         code = 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])'
         result = subprocess.run([path, '-c', code], capture_output=True, text=True)
@@ -33,8 +41,13 @@ def find_python(version: str) -> str | None:
 
 
 #: What pip says where it reaches no index.
-NO_NETWORK = ('NewConnectionError', 'ConnectionError', 'Temporary failure in name resolution', 'timed out',
-              'Max retries exceeded')
+NO_NETWORK = (
+    'NewConnectionError',
+    'ConnectionError',
+    'Temporary failure in name resolution',
+    'timed out',
+    'Max retries exceeded',
+)
 
 
 def run(command, **options):
@@ -58,15 +71,23 @@ def test_package_on(interpreter, numpy, root, tmp_path):
     version, python = interpreter
     wanted = 'numpy<2.6' if numpy == 'newest' else f'numpy=={OLDEST_NUMPY.get(version, "2.0.0")}'
     constraints = tmp_path / 'constraints.txt'
-    constraints.write_text(''.join(
-        line for line in (root / 'constraints.txt').read_text().splitlines(keepends=True)
-        if not line.startswith('numpy')) + wanted + '\n')
+    constraints.write_text(
+        ''.join(
+            line
+            for line in (root / 'constraints.txt').read_text().splitlines(keepends=True)
+            if not line.startswith('numpy')
+        )
+        + wanted
+        + '\n'
+    )
     run([python, '-m', 'venv', str(tmp_path / 'env')])
     python = str(tmp_path / 'env' / 'bin' / 'python')
     pip = [python, '-m', 'pip', '--disable-pip-version-check', 'install', '-q', '-c', str(constraints)]
     run(pip + ['setuptools', 'wheel', 'numpy'])
-    run(pip + ['--no-build-isolation', '--no-deps', 'chainer==7.8.1', 'chainercv==0.13.1'],
-        env={**os.environ, 'CC': 'true', 'LDSHARED': 'true'})
+    run(
+        pip + ['--no-build-isolation', '--no-deps', 'chainer==7.8.1', 'chainercv==0.13.1'],
+        env={**os.environ, 'CC': 'true', 'LDSHARED': 'true'},
+    )
     # A copy, so that building leaves nothing in the checkout; and not editable, as users install it.
     source = tmp_path / 'source'
     shutil.copytree(root, source, ignore=shutil.ignore_patterns('.git', '.venv', 'build', '*.egg-info'))
@@ -79,6 +100,9 @@ def test_package_on(interpreter, numpy, root, tmp_path):
     assert run([command, '--version']).startswith('mask-rcnn ')
     assert '--bn2affine' in run([command, 'demo', '--help']) and '--input' in run([command, 'convert', '--help'])
     # Kernels that are emulated know no Python.
-    out = run([python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', '-k', 'not emulated', *TESTS],
-              cwd=source, env={**os.environ, 'NUMBA_CACHE_DIR': str(tmp_path / 'numba')})
+    out = run(
+        [python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', '-k', 'not emulated', *TESTS],
+        cwd=source,
+        env={**os.environ, 'NUMBA_CACHE_DIR': str(tmp_path / 'numba')},
+    )
     assert ' passed' in out

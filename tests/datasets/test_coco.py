@@ -16,8 +16,16 @@ TRIANGLE = [5.0, 5.0, 20.5, 5.0, 5.0, 17.25]
 
 
 def annotation(**changes):
-    return {'id': 1, 'image_id': 7, 'category_id': 3, 'iscrowd': 0, 'area': 100.0, 'bbox': [5, 5, 16, 13],
-            'segmentation': [TRIANGLE], **changes}
+    return {
+        'id': 1,
+        'image_id': 7,
+        'category_id': 3,
+        'iscrowd': 0,
+        'area': 100.0,
+        'bbox': [5, 5, 16, 13],
+        'segmentation': [TRIANGLE],
+        **changes,
+    }
 
 
 def rle_of(mask):
@@ -28,18 +36,23 @@ def rle_of(mask):
 @pytest.fixture
 def make(tmp_path):
     """Write a data set with the given annotations and open it; image 7 is there, image 9 is, too."""
+
     def make_dataset(annotations, edit=None, images=('a.png', 'b.png'), **options):
         content = {
-            'images': [{'id': i, 'file_name': name, 'height': HEIGHT, 'width': WIDTH}
-                       for i, name in zip((7, 9), ('a.png', 'b.png'))],
+            'images': [
+                {'id': i, 'file_name': name, 'height': HEIGHT, 'width': WIDTH}
+                for i, name in zip((7, 9), ('a.png', 'b.png'))
+            ],
             'annotations': annotations,
-            'categories': [{'id': 5, 'name': 'dog'}, {'id': 3, 'name': 'cat'}]}
+            'categories': [{'id': 5, 'name': 'dog'}, {'id': 3, 'name': 'cat'}],
+        }
         if edit:
             edit(content)
         for name in images:
             cv2.imwrite(str(tmp_path / name), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
         (tmp_path / 'annotations.json').write_text(json.dumps(content))
         return COCODataset(tmp_path / 'annotations.json', tmp_path, **options)
+
     return make_dataset
 
 
@@ -60,23 +73,29 @@ def test_example_has_image_and_objects(make, tmp_path):
     np.testing.assert_array_equal(polygon, TRIANGLE)
 
 
-@pytest.mark.parametrize('bbox, expected', [
-    ([30, 20, 100, 100], [20, 30, 29, 39]),        # beyond the image: clipped
-    ([-5, -6, 20, 20], [0, 0, 13, 14]),
-    ([4, 4, 1, 9], None),                          # one pixel wide: x2 = x1
-    ([4, 4, 0, 9], None),
-    ([4, 4, -3, 9], None),                         # max(0, w - 1)
-    ([39, 4, 9, 9], None),                         # only the last column is in the image
-    ([60, 4, 9, 9], None),
-    ([10 ** 25, 4, 9, 9], None), ([4, 4, 10 ** 25, 9], [4, 4, 12, 39])])
+@pytest.mark.parametrize(
+    ('bbox', 'expected'),
+    [
+        ([30, 20, 100, 100], [20, 30, 29, 39]),  # beyond the image: clipped
+        ([-5, -6, 20, 20], [0, 0, 13, 14]),
+        ([4, 4, 1, 9], None),  # one pixel wide: x2 = x1
+        ([4, 4, 0, 9], None),
+        ([4, 4, -3, 9], None),  # max(0, w - 1)
+        ([39, 4, 9, 9], None),  # only the last column is in the image
+        ([60, 4, 9, 9], None),
+        ([10**25, 4, 9, 9], None),
+        ([4, 4, 10**25, 9], [4, 4, 12, 39]),
+    ],
+)
 def test_boxes_are_cleaned_as_detectron_does(make, bbox, expected):
     dataset = make([annotation(bbox=bbox), annotation(id=2, bbox=[1, 1, 5, 5])])
     boxes = dataset[0].annotations.boxes.tolist()
     assert boxes == ([] if expected is None else [expected]) + [[1, 1, 5, 5]]
 
 
-@pytest.mark.parametrize('changes', [
-    {'area': 0}, {'ignore': 1}, {'segmentation': []}, {'segmentation': [[1, 1, 5, 5]]}])
+@pytest.mark.parametrize(
+    'changes', [{'area': 0}, {'ignore': 1}, {'segmentation': []}, {'segmentation': [[1, 1, 5, 5]]}]
+)
 def test_objects_to_leave_out(make, changes):
     dataset = make([annotation(**changes), annotation(id=2, bbox=[1, 1, 5, 5])])
     assert dataset[0].annotations.boxes.tolist() == [[1, 1, 5, 5]]
@@ -85,7 +104,7 @@ def test_objects_to_leave_out(make, changes):
 
 def test_polygons_of_two_points_are_dropped(make):
     dataset = make([annotation(segmentation=[[1, 2, 3, 4], TRIANGLE, TRIANGLE])])
-    shape, = dataset[0].annotations.segmentations
+    (shape,) = dataset[0].annotations.segmentations
     assert [polygon.tolist() for polygon in shape] == [TRIANGLE, TRIANGLE]
 
 
@@ -94,25 +113,42 @@ def test_run_lengths_in_both_forms(make, rng):
     mask[:, :20] = False  # begins with a long run
     runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[2], mask.T.ravel(), [2]]))))
     assert not mask[0, 0]
-    dataset = make([annotation(segmentation={'size': [HEIGHT, WIDTH], 'counts': runs.tolist()}),
-                    annotation(id=2, segmentation=rle_of(mask), iscrowd=1)])
+    dataset = make(
+        [
+            annotation(segmentation={'size': [HEIGHT, WIDTH], 'counts': runs.tolist()}),
+            annotation(id=2, segmentation=rle_of(mask), iscrowd=1),
+        ]
+    )
     objects = dataset[0].annotations
     assert objects.crowd.tolist() == [False, True]
     for shape in objects.segmentations:
         np.testing.assert_array_equal(coco_mask.decode(shape), mask)
 
 
-@pytest.mark.parametrize('segmentation', [
-    {'size': [HEIGHT, WIDTH], 'counts': [10, 5]},
-    {'size': [HEIGHT, WIDTH], 'counts': [-5, HEIGHT * WIDTH + 5]},
-    {'size': [HEIGHT, WIDTH], 'counts': ''}, {'size': [HEIGHT, WIDTH], 'counts': '000000'},
-    {'size': [HEIGHT, WIDTH], 'counts': 'zzz'},
-    {'size': [HEIGHT, WIDTH], 'counts': 'PPPPPPPPPPPPPPPPPPPPPP0'},
-    {'size': [HEIGHT, WIDTH], 'counts': '\u00e4'}, {'size': [HEIGHT, WIDTH], 'counts': ['a']},
-    {'size': [HEIGHT, WIDTH]}, {'size': [WIDTH, HEIGHT], 'counts': [HEIGHT * WIDTH]}, 'polygon', TRIANGLE,
-    [[1, 2, 3, 4, 5, 6, 7]], [['a'] * 6], [[[1, 2], [3, 4], [5, 6], [1, 2], [3, 4], [5, 6]]],
-    [[float('nan')] * 6], [[10 ** 400] * 6], {'size': [HEIGHT, WIDTH], 'counts': [10 ** 400]},
-    {'size': [10 ** 400, WIDTH], 'counts': ''}])
+@pytest.mark.parametrize(
+    'segmentation',
+    [
+        {'size': [HEIGHT, WIDTH], 'counts': [10, 5]},
+        {'size': [HEIGHT, WIDTH], 'counts': [-5, HEIGHT * WIDTH + 5]},
+        {'size': [HEIGHT, WIDTH], 'counts': ''},
+        {'size': [HEIGHT, WIDTH], 'counts': '000000'},
+        {'size': [HEIGHT, WIDTH], 'counts': 'zzz'},
+        {'size': [HEIGHT, WIDTH], 'counts': 'PPPPPPPPPPPPPPPPPPPPPP0'},
+        {'size': [HEIGHT, WIDTH], 'counts': '\u00e4'},
+        {'size': [HEIGHT, WIDTH], 'counts': ['a']},
+        {'size': [HEIGHT, WIDTH]},
+        {'size': [WIDTH, HEIGHT], 'counts': [HEIGHT * WIDTH]},
+        'polygon',
+        TRIANGLE,
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [['a'] * 6],
+        [[[1, 2], [3, 4], [5, 6], [1, 2], [3, 4], [5, 6]]],
+        [[float('nan')] * 6],
+        [[10**400] * 6],
+        {'size': [HEIGHT, WIDTH], 'counts': [10**400]},
+        {'size': [10**400, WIDTH], 'counts': ''},
+    ],
+)
 def test_malformed_segmentation_is_named(make, segmentation):
     message = r"annotations\.json: the 'segmentation' of annotation 4 "
     with pytest.raises(AnnotationFileError, match=message) as error:
@@ -154,6 +190,7 @@ def test_sizes_and_flags_may_be_absent(make):
     def edit(content):
         for image in content['images']:
             del image['height'], image['width']
+
     bare = {key: value for key, value in annotation().items() if key not in ('id', 'area', 'iscrowd')}
     dataset = make([bare, bare], edit)
     assert dataset.image_size(0) == (HEIGHT, WIDTH) and len(dataset[0].annotations) == 2
@@ -171,8 +208,7 @@ def test_ground_truth_is_the_file(shared):
 
 
 def test_ground_truth_leaves_out_what_has_no_outline(make):
-    truth = make([annotation(segmentation=[[1, 2, 3, 4], TRIANGLE]), annotation(id=2, segmentation=[])]
-                 ).ground_truth()
+    truth = make([annotation(segmentation=[[1, 2, 3, 4], TRIANGLE]), annotation(id=2, segmentation=[])]).ground_truth()
     assert [a['segmentation'] for a in truth['annotations']] == [[TRIANGLE]]
 
 
@@ -184,15 +220,23 @@ def test_survives_pickling_in_little_space(make):
         assert repr(a.annotations.segmentations) == repr(b.annotations.segmentations)
 
 
-@pytest.mark.parametrize('changes, text', [
-    ({'image_id': 99}, 'belongs to the image 99, which is not in the file'),
-    ({'image_id': None}, 'belongs to the image None, which is not in the file'),
-    ({'category_id': 99}, 'has the category 99, which is not in the file'),
-    ({'bbox': [1, 2, 3]}, 'not a list of four numbers'), ({'bbox': ['a', 2, 3, 4]}, 'four numbers'),
-    ({'iscrowd': None}, "the 'iscrowd' of annotation 2"),
-    ({'bbox': None}, 'four numbers'), ({'area': 'large'}, "the 'area' of annotation 2 is not a number"),
-    ({'bbox': [1, 2, 3, 10 ** 400]}, 'four numbers'), ({'bbox': [1, 2, 3, float('nan')]}, 'four numbers'),
-    ({'area': 10 ** 400}, "the 'area' of annotation 2"), ({'area': float('-inf')}, "the 'area' of annotation 2")])
+@pytest.mark.parametrize(
+    ('changes', 'text'),
+    [
+        ({'image_id': 99}, 'belongs to the image 99, which is not in the file'),
+        ({'image_id': None}, 'belongs to the image None, which is not in the file'),
+        ({'category_id': 99}, 'has the category 99, which is not in the file'),
+        ({'bbox': [1, 2, 3]}, 'not a list of four numbers'),
+        ({'bbox': ['a', 2, 3, 4]}, 'four numbers'),
+        ({'iscrowd': None}, "the 'iscrowd' of annotation 2"),
+        ({'bbox': None}, 'four numbers'),
+        ({'area': 'large'}, "the 'area' of annotation 2 is not a number"),
+        ({'bbox': [1, 2, 3, 10**400]}, 'four numbers'),
+        ({'bbox': [1, 2, 3, float('nan')]}, 'four numbers'),
+        ({'area': 10**400}, "the 'area' of annotation 2"),
+        ({'area': float('-inf')}, "the 'area' of annotation 2"),
+    ],
+)
 def test_annotation_that_fits_nothing(make, changes, text, caplog):
     objects = [annotation(), annotation(id=2, **changes)]
     with pytest.raises(AnnotationFileError, match=text) as error:
@@ -234,24 +278,37 @@ def test_image_that_changes_after_the_scan(make, tmp_path):
         dataset[0]
 
 
-@pytest.mark.parametrize('text, message', [
-    ('{"images": [', 'not a JSON file'), ('\xff', 'not a JSON file'), ('[1]', "there is no list 'images'"),
-    ('[' * 100_000, 'not a JSON file'),
-    ('{"images": []}', "there is no list 'annotations'"),
-    ('{"images": [1], "annotations": [], "categories": []}', "no list 'images'"),
-    ('{"images": [{"id": 1}], "annotations": [], "categories": []}',
-     "'images' has no 'id' or no 'file_name'"),
-    ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "'categories' has no 'id' or no 'name'"),
-    ('{"images": [], "annotations": [], "categories": []}', 'there is no category'),
-    ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', 'no image'),
-    ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
-     "two entries of 'categories' have the same 'id'"),
-    ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": "2", "name": "b"}]}',
-     "the ids of 'categories' are partly numbers, partly texts"),
-    ('{"images": [{"id": 1, "file_name": "a", "width": "4"}], "annotations": [], "categories": []}',
-     'the size of image 1 is not a number'),
-    (f'{{"images": [{{"id": 1, "file_name": "a", "width": {10 ** 400}}}], "annotations": [], "categories": []}}',
-     'the size of image 1 is not a number')])
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('{"images": [', 'not a JSON file'),
+        ('\xff', 'not a JSON file'),
+        ('[1]', "there is no list 'images'"),
+        ('[' * 100_000, 'not a JSON file'),
+        ('{"images": []}', "there is no list 'annotations'"),
+        ('{"images": [1], "annotations": [], "categories": []}', "no list 'images'"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "'images' has no 'id' or no 'file_name'"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "'categories' has no 'id' or no 'name'"),
+        ('{"images": [], "annotations": [], "categories": []}', 'there is no category'),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', 'no image'),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+            "two entries of 'categories' have the same 'id'",
+        ),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": "2", "name": "b"}]}',
+            "the ids of 'categories' are partly numbers, partly texts",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a", "width": "4"}], "annotations": [], "categories": []}',
+            'the size of image 1 is not a number',
+        ),
+        (
+            f'{{"images": [{{"id": 1, "file_name": "a", "width": {10**400}}}], "annotations": [], "categories": []}}',
+            'the size of image 1 is not a number',
+        ),
+    ],
+)
 def test_broken_annotation_file(tmp_path, text, message):
     path = tmp_path / 'broken.json'
     path.write_text(text, encoding='latin1')
@@ -273,25 +330,33 @@ def test_prints_nothing(make, capsys):
 def test_coco_mini_like_pycocotools(shared):
     """Every object against pycocotools' own reading of the file."""
     from pycocotools.coco import COCO
+
     file = shared / 'coco-mini/annotations/instances_train2017.json'
     dataset, reference = COCODataset(file, shared / 'coco-mini/train2017'), COCO(file)
     assert len(dataset) == 98 and dataset.category_ids == tuple(reference.getCatIds())
     for i in range(len(dataset)):
         objects = dataset._objects.annotations_of(i)  # without decoding the images
-        theirs = [a for a in reference.loadAnns(reference.getAnnIds(dataset.image_ids[i]))
-                  if a['bbox'][2] > 1 and a['bbox'][3] > 1]
+        theirs = [
+            a
+            for a in reference.loadAnns(reference.getAnnIds(dataset.image_ids[i]))
+            if a['bbox'][2] > 1 and a['bbox'][3] > 1
+        ]
         categories = [dataset.category_ids[label] for label in objects.labels]
         assert categories == [a['category_id'] for a in theirs]
         assert objects.crowd.tolist() == [bool(a['iscrowd']) for a in theirs]
         for box, shape, a in zip(objects.boxes, objects.segmentations, theirs):
             x, y, w, h = a['bbox']
             np.testing.assert_allclose(box, [y, x, y + h - 1, x + w - 1], rtol=1e-6, atol=1e-3)
-            rle = shape if isinstance(shape, dict) else coco_mask.merge(
-                coco_mask.frPyObjects([p.tolist() for p in shape], *dataset.image_size(i)))
+            rle = (
+                shape
+                if isinstance(shape, dict)
+                else coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in shape], *dataset.image_size(i)))
+            )
             assert rle['counts'] == reference.annToRLE(a)['counts']
 
 
 # Keypoints.
+
 
 def keypoint_names(content, names=COCO_KEYPOINT_NAMES):
     content['categories'][1]['keypoints'] = list(names)
@@ -330,30 +395,36 @@ def test_keypoints_need_no_outline(make):
     bare = annotation(segmentation=[], keypoints=keypoints(3))
     dataset = make([bare], keypoint_names, keypoints=True)
     assert dataset[0].annotations.segmentations == ((),)
-    truth, = dataset.ground_truth()['annotations']
+    (truth,) = dataset.ground_truth()['annotations']
     assert truth['num_keypoints'] == 1 and truth['keypoints'] == bare['keypoints']
     assert 'segmentation' not in truth
     dataset = make([annotation()], keypoint_names, keypoints=True, only_annotated=False)
-    truth, = dataset.ground_truth()['annotations']
+    (truth,) = dataset.ground_truth()['annotations']
     assert truth['num_keypoints'] == 0 and truth['keypoints'] == 51 * [0]
     assert truth['segmentation'] == [TRIANGLE]
 
 
 def test_ground_truth_has_the_cleaned_keypoints(make):
     numbers = [1.1, 2, 2, 5, 6, 0, *keypoints()[6:]]
-    objects = [annotation(keypoints=None, num_keypoints=None),
-               annotation(id=2, keypoints=numbers, num_keypoints='many')]
+    objects = [
+        annotation(keypoints=None, num_keypoints=None),
+        annotation(id=2, keypoints=numbers, num_keypoints='many'),
+    ]
     truth = make(objects, keypoint_names, keypoints=True).ground_truth()['annotations']
     assert [own['num_keypoints'] for own in truth] == [0, 1]
     assert [own['keypoints'] for own in truth] == [51 * [0], [1.1, 2, 2, *48 * [0]]]
 
 
-@pytest.mark.parametrize('numbers', [[1, 2, 2], 17 * [1, 2, 'x'], 17 * [1, 2, 10 ** 400], 'none'])
+@pytest.mark.parametrize('numbers', [[1, 2, 2], 17 * [1, 2, 'x'], 17 * [1, 2, 10**400], 'none'])
 def test_broken_keypoints(make, numbers):
     with pytest.raises(AnnotationFileError, match="'keypoints' of annotation 1 are not a list of 51 numbers"):
         make([annotation(keypoints=numbers)], keypoint_names, keypoints=True)
-    dataset = make([annotation(keypoints=numbers), annotation(id=2, keypoints=keypoints(0))], keypoint_names,
-                   keypoints=True, skip_broken=True)
+    dataset = make(
+        [annotation(keypoints=numbers), annotation(id=2, keypoints=keypoints(0))],
+        keypoint_names,
+        keypoints=True,
+        skip_broken=True,
+    )
     assert dataset.n_skipped == 1 and len(dataset[0].annotations) == 1
 
 

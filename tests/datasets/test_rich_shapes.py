@@ -5,7 +5,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mask_rcnn.datasets.synthetic import rich_shapes
-from mask_rcnn.datasets.synthetic.rich_shapes import RichShapesDataset, _Light, _Thing, _paint_thing, _place_things
+from mask_rcnn.datasets.synthetic.rich_shapes import RichShapesDataset, _Light, _paint_thing, _place_things, _Thing
 
 
 def masks_of(example):
@@ -51,33 +51,42 @@ CLASSES = list(enumerate(RichShapesDataset.class_names))
 
 #: Areas of the shapes in a circle of radius 1.
 AREAS = {
-    'square': 2, 'circle': np.pi, 'triangle': 0.75 * 3 ** 0.5,
-    'star': 10 * 0.5 * 0.45 * np.sin(np.pi / 5),      # ten triangles from the centre
-    'ring': np.pi * (1 - 0.55 ** 2),
-    'cross': 2 * 2 * 0.64 - 0.64 ** 2,                # two bars that share a square
-    'heart': 180 * np.pi / 16 ** 2,                   # of x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - ...
+    'square': 2,
+    'circle': np.pi,
+    'triangle': 0.75 * 3**0.5,
+    'star': 10 * 0.5 * 0.45 * np.sin(np.pi / 5),  # ten triangles from the centre
+    'ring': np.pi * (1 - 0.55**2),
+    'cross': 2 * 2 * 0.64 - 0.64**2,  # two bars that share a square
+    'heart': 180 * np.pi / 16**2,  # of x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - ...
 }
 
 
-@pytest.mark.parametrize('label, name', CLASSES)
+@pytest.mark.parametrize(('label', 'name'), CLASSES)
 def test_the_outlines_are_the_classes(label, name):
     thing = _Thing(label, 1.0, 0.0, rich_shapes._OUTLINES[label])
     if name in AREAS:
         assert thing.area == pytest.approx(AREAS[name], rel=0.01)
-    else:       # a disc of radius 1 without what a disc of radius 0.75 at the distance 0.45 covers
+    else:  # a disc of radius 1 without what a disc of radius 0.75 at the distance 0.45 covers
         y, x = np.mgrid[-1:1:2000j, -1:1:2000j]
         left = (np.hypot(x, y) < 1) & (np.hypot(x - 0.45, y) > 0.75)
         assert thing.area == pytest.approx(left.mean() * 4, rel=0.01)
 
 
-@pytest.mark.parametrize('label, name', CLASSES)
+@pytest.mark.parametrize(('label', 'name'), CLASSES)
 def test_the_mask_is_what_the_outlines_enclose(label, name):
     """Every pixel whose centre is clearly inside or outside, by OpenCV's own test."""
     place = 31.7 * np.array([[0.8, -0.5], [0.4, 0.9]])
     outlines = tuple(outline @ place.T + (40.3, 47.9) for outline in rich_shapes._OUTLINES[label])
     mask = _Thing(label, 31.7, 0.0, outlines).mask((90, 80))
-    distances = np.array([[[cv2.pointPolygonTest(outline.astype(np.float32), (x + 0.5, y + 0.5), True)
-                            for x in range(80)] for y in range(90)] for outline in outlines])
+    distances = np.array(
+        [
+            [
+                [cv2.pointPolygonTest(outline.astype(np.float32), (x + 0.5, y + 0.5), True) for x in range(80)]
+                for y in range(90)
+            ]
+            for outline in outlines
+        ]
+    )
     inside = (distances > 0).sum(axis=0) % 2 == 1
     clear = np.abs(distances).min(axis=0) > 0.75
     np.testing.assert_array_equal(mask[clear], inside[clear])
@@ -108,7 +117,7 @@ def test_a_thing_is_painted_where_its_mask_is(rng):
     border = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3))).astype(bool)
     np.testing.assert_array_equal(changed[~border], mask[~border])
     _paint_thing(rng, image, ring, _Light(np.array([1.0, 0.0]), 0.5, 0.1))
-    assert (image < before).all(axis=0)[~mask & ~border].sum() > 50       # its shadow
+    assert (image < before).all(axis=0)[~mask & ~border].sum() > 50  # its shadow
 
 
 def test_a_picture_depends_on_seed_and_index_only():

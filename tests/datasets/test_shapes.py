@@ -3,14 +3,19 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mask_rcnn.datasets.synthetic.shapes import ShapesDataset, _Shape, _clip_outline
+from mask_rcnn.datasets.synthetic.shapes import ShapesDataset, _clip_outline, _Shape
 
 
 def masks_of(example):
     height, width = example.image.shape[1:]
-    return [coco_mask.decode(shape) if isinstance(shape, dict) else coco_mask.decode(coco_mask.merge(
-        coco_mask.frPyObjects([polygon.tolist() for polygon in shape], height, width)))
-        for shape in example.annotations.segmentations]
+    return [
+        coco_mask.decode(shape)
+        if isinstance(shape, dict)
+        else coco_mask.decode(
+            coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in shape], height, width))
+        )
+        for shape in example.annotations.segmentations
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +64,7 @@ def test_outline_is_what_is_drawn(label, centre):
     """COCO's rasteriser, fed with the outline, against the drawing: inside the picture and at its border."""
     shape, size = _Shape(label, centre, 17.4, 0.7), (64, 80)
     drawn = shape.coverage(size)
-    rle, = coco_mask.frPyObjects([_clip_outline(shape.outline, size).ravel().tolist()], *size)
+    (rle,) = coco_mask.frPyObjects([_clip_outline(shape.outline, size).ravel().tolist()], *size)
     mask = coco_mask.decode(rle).astype(bool)
     inside = drawn >= 0.5
     assert (mask & inside).sum() / (mask | inside).sum() > 0.95
@@ -82,6 +87,7 @@ def test_outlines_are_cut_at_the_border():
 def test_labels_are_the_shapes():
     """Filled part of the smallest enclosing rectangle (OpenCV's): square 1, circle 0.79, triangle 0.5."""
     import cv2
+
     for example in ShapesDataset(30, size=256, seed=1):
         for shape, label in zip(example.annotations.segmentations, example.annotations.labels):
             if isinstance(shape, tuple):
@@ -109,8 +115,7 @@ def test_any_size():
     assert dataset[1].image.shape == (3, 33, 150) and dataset.image_size(1) == (33, 150)
 
 
-@pytest.mark.parametrize('arguments', [dict(n=0), dict(n=1, size=31), dict(n=1, size=(64, 8)),
-                                       dict(n=1, seed=-1)])
+@pytest.mark.parametrize('arguments', [dict(n=0), dict(n=1, size=31), dict(n=1, size=(64, 8)), dict(n=1, seed=-1)])
 def test_bad_arguments(arguments):
     with pytest.raises(ValueError):
         ShapesDataset(**arguments)

@@ -10,26 +10,32 @@ from pycocotools.cocoeval import COCOeval
 import mask_rcnn
 from mask_rcnn.datasets.coco import COCODataset
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
+from mask_rcnn.evaluation import METRIC_NAMES, COCOEvaluator, Metrics, evaluate_model
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.evaluation import COCOEvaluator, METRIC_NAMES, Metrics, evaluate_model
 from mask_rcnn.weights import WeightFileError
 
 SHAPES = ShapesDataset(4, size=64)
-SMALL = dict(min_size=64, max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_threshold=0.01,
-             max_detections=5)
+SMALL = dict(min_size=64, max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_threshold=0.01, max_detections=5)
 
 
 def masks_of(annotations, size):
-    encode_masks = [shape if isinstance(shape, dict) else coco_mask.merge(
-        coco_mask.frPyObjects([polygon.tolist() for polygon in shape], *size))
-        for shape in annotations.segmentations]
+    encode_masks = [
+        shape
+        if isinstance(shape, dict)
+        else coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in shape], *size))
+        for shape in annotations.segmentations
+    ]
     return np.array([coco_mask.decode(rle) for rle in encode_masks], bool).reshape(-1, *size)
 
 
 def perfect(annotations, size):
-    return Detections(boxes=annotations.boxes, labels=annotations.labels, size=size,
-                      scores=np.linspace(0.9, 0.5, len(annotations), dtype=np.float32),
-                      masks=masks_of(annotations, size))
+    return Detections(
+        boxes=annotations.boxes,
+        labels=annotations.labels,
+        size=size,
+        scores=np.linspace(0.9, 0.5, len(annotations), dtype=np.float32),
+        masks=masks_of(annotations, size),
+    )
 
 
 def noisy(annotations, size, rng):
@@ -42,8 +48,9 @@ def noisy(annotations, size, rng):
     for mask, shift in zip(masks, rng.randint(-3, 4, (len(chosen), 2))):
         mask[...] = np.roll(mask, shift, axis=(0, 1))
     scores = rng.randint(1, 100, len(chosen)) / 100  # with ties
-    return Detections(boxes=boxes, labels=labels.astype(np.int32), scores=scores.astype(np.float32),
-                      size=size, masks=masks)
+    return Detections(
+        boxes=boxes, labels=labels.astype(np.int32), scores=scores.astype(np.float32), size=size, masks=masks
+    )
 
 
 def by_hand(annotation_file, results_file, kind):
@@ -59,8 +66,9 @@ def by_hand(annotation_file, results_file, kind):
 def test_numbers_are_those_of_pycocotools_on_the_written_files(shared, tmp_path, rng):
     file = shared / 'coco-mini/annotations/instances_val2017.json'
     dataset = COCODataset(file, shared / 'coco-mini/val2017', only_annotated=False)
-    evaluator = COCOEvaluator(dataset.ground_truth(), class_names=dataset.class_names,
-                              category_ids=dataset.category_ids)
+    evaluator = COCOEvaluator(
+        dataset.ground_truth(), class_names=dataset.class_names, category_ids=dataset.category_ids
+    )
     for i, image_id in enumerate(dataset.image_ids):
         evaluator.add(image_id, noisy(dataset._objects.annotations_of(i), dataset.image_size(i), rng))
     metrics = evaluator.evaluate()
@@ -68,8 +76,8 @@ def test_numbers_are_those_of_pycocotools_on_the_written_files(shared, tmp_path,
     assert [path.name for path in files] == ['found.bbox.json', 'found.segm.json']
     assert sorted(tmp_path.iterdir()) == sorted(files)
     for path, kind, values, per_class in zip(
-            files, ('bbox', 'segm'), (metrics.boxes, metrics.masks),
-            (metrics.box_ap_per_class, metrics.mask_ap_per_class)):
+        files, ('bbox', 'segm'), (metrics.boxes, metrics.masks), (metrics.box_ap_per_class, metrics.mask_ap_per_class)
+    ):
         reference = by_hand(file, path, kind)
         assert values == tuple(reference.stats)
         assert 0.1 < values[0] < 0.9 and values[0] != values[3]
@@ -83,8 +91,9 @@ def test_numbers_are_those_of_pycocotools_on_the_written_files(shared, tmp_path,
 
 
 def evaluator_of_shapes(**options):
-    return COCOEvaluator(SHAPES.ground_truth(), class_names=SHAPES.class_names,
-                         category_ids=SHAPES.category_ids, **options)
+    return COCOEvaluator(
+        SHAPES.ground_truth(), class_names=SHAPES.class_names, category_ids=SHAPES.category_ids, **options
+    )
 
 
 def test_perfect_detections():
@@ -99,8 +108,13 @@ def test_perfect_detections():
 
 def test_nothing_found():
     evaluator = evaluator_of_shapes()
-    nothing = Detections(boxes=np.zeros((0, 4)), labels=np.zeros(0, int), scores=np.zeros(0), size=(64, 64),
-                         masks=np.zeros((0, 64, 64), bool))
+    nothing = Detections(
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, int),
+        scores=np.zeros(0),
+        size=(64, 64),
+        masks=np.zeros((0, 64, 64), bool),
+    )
     for image_id in SHAPES.image_ids:
         evaluator.add(image_id, nothing)
     metrics = evaluator.evaluate()
@@ -112,13 +126,33 @@ def test_masks_are_large_or_small_by_their_own_area():
     thin = np.zeros((128, 128), bool)
     np.fill_diagonal(thin, True)
     rle = coco_mask.encode(np.asfortranarray(thin, np.uint8))
-    truth = {'images': [{'id': 1, 'height': 128, 'width': 128}], 'categories': [{'id': 1, 'name': 'line'}],
-             'annotations': [{'id': 1, 'image_id': 1, 'category_id': 1, 'iscrowd': 0, 'area': 128,
-                              'bbox': [0, 0, 128, 128], 'segmentation': rle}]}
+    truth = {
+        'images': [{'id': 1, 'height': 128, 'width': 128}],
+        'categories': [{'id': 1, 'name': 'line'}],
+        'annotations': [
+            {
+                'id': 1,
+                'image_id': 1,
+                'category_id': 1,
+                'iscrowd': 0,
+                'area': 128,
+                'bbox': [0, 0, 128, 128],
+                'segmentation': rle,
+            }
+        ],
+    }
     evaluator = COCOEvaluator(truth, class_names=['line'], category_ids=[1])
     masks = np.stack([thin, np.roll(thin, 64, axis=1)])  # the second one is wrong, and as thin
-    evaluator.add(1, Detections(boxes=np.float32([[0, 0, 127, 127]] * 2), labels=np.int32([0, 0]),
-                                scores=np.float32([0.5, 0.9]), size=(128, 128), masks=masks))
+    evaluator.add(
+        1,
+        Detections(
+            boxes=np.float32([[0, 0, 127, 127]] * 2),
+            labels=np.int32([0, 0]),
+            scores=np.float32([0.5, 0.9]),
+            size=(128, 128),
+            masks=masks,
+        ),
+    )
     small = METRIC_NAMES.index('APs')
     assert evaluator.evaluate().masks[small] == pytest.approx(0.5)  # the wrong one, of a small mask, counts
 
@@ -154,8 +188,7 @@ def test_results_have_the_data_sets_categories():
 
 def test_classes_are_matched_by_name():
     """A model that knows more classes, in another order."""
-    evaluator = evaluator_of_shapes(
-        model_class_names=('triangle', 'star', 'circle', 'square'), n_model_class=4)
+    evaluator = evaluator_of_shapes(model_class_names=('triangle', 'star', 'circle', 'square'), n_model_class=4)
     to_model = np.int32([3, 2, 0])
     for example in SHAPES:
         found = perfect(example.annotations, (64, 64))
@@ -190,8 +223,7 @@ def test_wrong_images_and_detections():
     with pytest.raises(ValueError, match='image 77 is not in the ground truth'):
         evaluator.add(77, found)
     with pytest.raises(ValueError, match='have no masks'):
-        evaluator.add(1, Detections(boxes=found.boxes, labels=found.labels, scores=found.scores,
-                                    size=(64, 64)))
+        evaluator.add(1, Detections(boxes=found.boxes, labels=found.labels, scores=found.scores, size=(64, 64)))
     found.labels[:] = 3
     with pytest.raises(ValueError, match='label 3 of image 1 is beyond the 3 classes'):
         evaluator.add(1, found)
@@ -207,15 +239,22 @@ def test_results_that_cannot_be_written(tmp_path):
 
 
 def test_table_and_summary():
-    metrics = Metrics(boxes=tuple(i / 100 for i in range(12)), masks=(0.5,) * 11 + (-1.0,),
-                      class_names=('cat', 'hot dog'), box_ap_per_class=(0.25, -1.0),
-                      mask_ap_per_class=(0.125, 1.0))
+    metrics = Metrics(
+        boxes=tuple(i / 100 for i in range(12)),
+        masks=(0.5,) * 11 + (-1.0,),
+        class_names=('cat', 'hot dog'),
+        box_ap_per_class=(0.25, -1.0),
+        mask_ap_per_class=(0.125, 1.0),
+    )
     lines = metrics.table().splitlines()
     assert lines[0].split() == list(METRIC_NAMES)
     assert lines[1].split() == ['boxes'] + [f'{i}.0' for i in range(12)]
     assert lines[2].split() == ['masks'] + ['50.0'] * 11 + ['-']
     assert [line.split() for line in lines[4:]] == [
-        ['class', 'box', 'AP', 'mask', 'AP'], ['cat', '25.0', '12.5'], ['hot', 'dog', '-', '100.0']]
+        ['class', 'box', 'AP', 'mask', 'AP'],
+        ['cat', '25.0', '12.5'],
+        ['hot', 'dog', '-', '100.0'],
+    ]
     assert len({len(line) for line in lines[4:]}) == len({len(line) for line in lines[:3]}) == 1
     summary = metrics.summary()
     assert summary['bbox/AP75'] == 0.02 and summary['segm/AR1'] == 0.5
@@ -223,6 +262,7 @@ def test_table_and_summary():
 
 
 # evaluate_model, with a network that has not learned anything.
+
 
 def make_model(norm):
     np.random.seed(0)
@@ -267,7 +307,7 @@ def test_results_are_the_models_detections(model, tmp_path, capfd):
     masks = json.loads((tmp_path / 'results.segm.json').read_text())
     expected = []
     for i in (2, 3):
-        found, = model.detect([SHAPES[i].image])
+        (found,) = model.detect([SHAPES[i].image])
         expected += found.to_coco(SHAPES.image_ids[i])
     assert len(expected) > 0
     assert boxes == [{k: v for k, v in result.items() if k != 'segmentation'} for result in expected]
@@ -297,8 +337,9 @@ def test_images_go_through_the_model_as_a_stream(model, tmp_path, monkeypatch):
     alone, pairs = (json.loads((tmp_path / f'{name}.bbox.json').read_text()) for name in ('alone', 'pairs'))
     for key in ('image_id', 'category_id'):
         assert [result[key] for result in alone] == [result[key] for result in pairs]
-    np.testing.assert_allclose([result['bbox'] for result in alone], [result['bbox'] for result in pairs],
-                               rtol=0, atol=1e-3)
+    np.testing.assert_allclose(
+        [result['bbox'] for result in alone], [result['bbox'] for result in pairs], rtol=0, atol=1e-3
+    )
 
 
 class FakeCommunicator:
@@ -321,8 +362,9 @@ def test_several_processes(model, tmp_path, capfd):
     indices, shared = [0, 1, 2], []
     alone = evaluate_model(model, SHAPES, progress=False, results_file=tmp_path / 'one.json', indices=indices)
     for rank in (1, 0):
-        together = evaluate_model(model, SHAPES, results_file=tmp_path / 'two.json', indices=indices,
-                                  comm=FakeCommunicator(rank, shared))
+        together = evaluate_model(
+            model, SHAPES, results_file=tmp_path / 'two.json', indices=indices, comm=FakeCommunicator(rank, shared)
+        )
         assert ('evaluating' in capfd.readouterr().err) == (rank == 0)
     assert together == alone
     for kind in ('bbox', 'segm'):
@@ -335,5 +377,6 @@ def test_evaluation_needs_images_and_fitting_classes(model):
 
     class Other(ShapesDataset):
         class_names, category_ids = ('square', 'circle', 'cat', 'triangle'), (1, 2, 3, 4)
+
     with pytest.raises(ValueError, match="the model has 3 classes, the data set 4; it does not know 'cat'"):
         evaluate_model(model, Other(1, size=64))

@@ -1,10 +1,10 @@
 """Models and cases of the reference outputs, each made once for the whole run."""
 
 import pytest
-from tests.support.golden import Case, rebuild_pickle
 
 import mask_rcnn
 from mask_rcnn.cli import convert
+from tests.support.golden import Case, rebuild_pickle
 
 
 @pytest.fixture(scope='session')
@@ -25,14 +25,17 @@ def weight_file(golden, tmp_path_factory):
             assert convert.main(['--input', str(pickle), '--output', str(made[recipe])]) == 0
             pickle.unlink()
         return made[recipe]
+
     return get
 
 
 @pytest.fixture(scope='session')
 def load_model(golden, weight_file):
     """Case name -> the model with the case's settings, and the case."""
+
     def load(name, **changes):
         case = Case(golden, name)
         path = weight_file(case.settings['recipe'])
         return mask_rcnn.load(path, **{**case.config_changes, **changes}), case
+
     return load

@@ -4,11 +4,20 @@ import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
-from tests.support.golden import (MAX_SCORE_DIFFERENCE, MAX_SCORE_ROUNDING, MIN_BOX_IOU, XY, as_detectron, compare_boxes,
-                          compare_masks, golden_rois, match)
 
-from mask_rcnn.preprocessing.image_io import read_image
 from mask_rcnn.ops.roi.roi_align import roi_align
+from mask_rcnn.preprocessing.image_io import read_image
+from tests.support.golden import (
+    MAX_SCORE_DIFFERENCE,
+    MAX_SCORE_ROUNDING,
+    MIN_BOX_IOU,
+    XY,
+    as_detectron,
+    compare_boxes,
+    compare_masks,
+    golden_rois,
+    match,
+)
 
 SMALL = 'R-50-C4_seed0_scale300'
 FAST = 'R-50-C4_seed0_scale300_rois300'
@@ -89,10 +98,12 @@ def test_box_head_of_every_sampled_roi(small):
         rows = case.rows_of(blob)
         h = model.box_head.roi_features(maps, *golden_rois(case, rows))
         scores, deltas = model.box_head(h)
-        values = {'res5_pool': lambda: F.mean(h, axis=(2, 3), keepdims=True).array,
-                  'cls_score': lambda: scores.array,
-                  'bbox_pred': lambda: as_detectron(deltas.array),
-                  'cls_prob': lambda: F.softmax(scores).array}[blob]()
+        values = {
+            'res5_pool': lambda: F.mean(h, axis=(2, 3), keepdims=True).array,
+            'cls_score': lambda: scores.array,
+            'bbox_pred': lambda: as_detectron(deltas.array),
+            'cls_prob': lambda: F.softmax(scores).array,
+        }[blob]()
         assert case.compare_blob(blob, values, rows=rows) < BODY, blob
 
 
@@ -112,7 +123,7 @@ def test_mask_head(small):
 def test_detections(load_model, name):
     """From the photo, by the suggested rule and by a stricter one that an exact input allows."""
     model, case = load_model(name)
-    detections, = model.detect([case.photo])
+    (detections,) = model.detect([case.photo])
     match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
     found = detections[match(case, detections, min_iou=0.9995, max_score_difference=MAX_SCORE_ROUNDING)]
     compare_boxes(case, found)

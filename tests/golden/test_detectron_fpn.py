@@ -6,11 +6,21 @@ import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
-from tests.support.golden import (MAX_SCORE_DIFFERENCE, MAX_SCORE_ROUNDING, MIN_BOX_IOU, XY, Recorder, as_detectron,
-                          compare_boxes, compare_masks, golden_rois, match)
 
-from mask_rcnn.preprocessing.image_io import read_image
 from mask_rcnn.ops.masks.keypoints import decode_heatmaps
+from mask_rcnn.preprocessing.image_io import read_image
+from tests.support.golden import (
+    MAX_SCORE_DIFFERENCE,
+    MAX_SCORE_ROUNDING,
+    MIN_BOX_IOU,
+    XY,
+    Recorder,
+    as_detectron,
+    compare_boxes,
+    compare_masks,
+    golden_rois,
+    match,
+)
 
 MASKS, KEYPOINTS = 'R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'
 
@@ -40,9 +50,11 @@ class Look:
         self.model, self.case = model, case
         self.x, _ = model.prepare(read_image(case.photo))
         self.links = Recorder(
-            model, 'rpn/conv',
+            model,
+            'rpn/conv',
             *(f'extractor/body/{stage}' for stage in ('conv1', 'res2', 'res3', 'res4', 'res5')),
-            *(f'extractor/{kind}{level}' for kind in ('lateral', 'output') for level in range(2, 6)))
+            *(f'extractor/{kind}{level}' for kind in ('lateral', 'output') for level in range(2, 6)),
+        )
         with self.links:
             self.maps = model.extract(self.x)
             self.logits, self.deltas = model.rpn(self.maps)
@@ -76,23 +88,23 @@ def test_the_photo_gives_the_golden_input(look):
 
 def test_body(look):
     backbone = 'extractor/body'
-    conv1, = look.links.outputs[f'{backbone}/conv1']
+    (conv1,) = look.links.outputs[f'{backbone}/conv1']
     assert look.case.compare_blob('conv1', conv1) < MAPS
-    pooled, = look.links.inputs[f'{backbone}/res2']
+    (pooled,) = look.links.inputs[f'{backbone}/res2']
     assert look.case.compare_blob('pool1', pooled) < MAPS
     for stage, blob in zip(('res2', 'res3', 'res4', 'res5'), BLOCKS):
-        out, = look.links.outputs[f'{backbone}/{stage}']
+        (out,) = look.links.outputs[f'{backbone}/{stage}']
         assert look.case.compare_blob(blob, out) < MAPS, blob
 
 
 def test_pyramid(look):
     case, links = look.case, look.links
-    top, = links.outputs['extractor/lateral5']
+    (top,) = links.outputs['extractor/lateral5']
     assert case.compare_blob('fpn_inner_res5_2_sum', top) < MAPS
     for level, blob in enumerate(BLOCKS[:3], start=2):
-        lateral, = links.outputs[f'extractor/lateral{level}']
-        above, = links.inputs[f'extractor/output{level + 1}']
-        summed, = links.inputs[f'extractor/output{level}']
+        (lateral,) = links.outputs[f'extractor/lateral{level}']
+        (above,) = links.inputs[f'extractor/output{level + 1}']
+        (summed,) = links.inputs[f'extractor/output{level}']
         assert case.compare_blob(f'fpn_inner_{blob}_lateral', lateral) < MAPS
         enlarged = above.repeat(2, axis=2).repeat(2, axis=3)
         assert case.compare_blob(f'fpn_inner_{blob}_topdown', enlarged) < MAPS
@@ -103,10 +115,13 @@ def test_pyramid(look):
 
 
 def test_rpn(look):
-    for level, hidden, logits, deltas in zip(range(2, 7), look.links.outputs['rpn/conv'], look.logits,
-                                             look.deltas):
-        blobs = {'conv_rpn': hidden, 'rpn_cls_logits': logits.array, 'rpn_cls_probs': F.sigmoid(logits).array,
-                 'rpn_bbox_pred': as_detectron(deltas.array)}
+    for level, hidden, logits, deltas in zip(range(2, 7), look.links.outputs['rpn/conv'], look.logits, look.deltas):
+        blobs = {
+            'conv_rpn': hidden,
+            'rpn_cls_logits': logits.array,
+            'rpn_cls_probs': F.sigmoid(logits).array,
+            'rpn_bbox_pred': as_detectron(deltas.array),
+        }
         for name, values in blobs.items():
             assert look.case.compare_blob(f'{name}_fpn{level}', values) < MAPS, (name, level)
 
@@ -128,10 +143,14 @@ def test_box_head(look):
         features = model.box_head.roi_features(look.maps, *golden_rois(case, rows))
         fc6 = F.relu(model.box_head.fc6(features))
         scores, deltas = model.box_head(features)
-        values = {'roi_feat': lambda: features.array, 'fc6': lambda: fc6.array,
-                  'fc7': lambda: F.relu(model.box_head.fc7(fc6)).array, 'cls_score': lambda: scores.array,
-                  'cls_prob': lambda: F.softmax(scores).array,
-                  'bbox_pred': lambda: as_detectron(deltas.array)}[blob]()
+        values = {
+            'roi_feat': lambda: features.array,
+            'fc6': lambda: fc6.array,
+            'fc7': lambda: F.relu(model.box_head.fc7(fc6)).array,
+            'cls_score': lambda: scores.array,
+            'cls_prob': lambda: F.softmax(scores).array,
+            'bbox_pred': lambda: as_detectron(deltas.array),
+        }[blob]()
         values = values.reshape(len(rows), *case.arrays[f'blob/{blob}/shape'][1:])
         assert case.compare_blob(blob, values, rows=rows) < MAPS, blob
 
@@ -153,10 +172,10 @@ def test_mask_head(masks):
         logits = model.mask_head(features).array
     assert case.compare_blob('_[mask]_roi_feat', features.array) < MAPS
     for i in range(1, 5):
-        hidden, = links.outputs[f'mask_head/conv{i}']
+        (hidden,) = links.outputs[f'mask_head/conv{i}']
         if f'blob/_[mask]_fcn{i}/index' in case.arrays:
             assert case.compare_blob(f'_[mask]_fcn{i}', hidden) < MAPS, i
-    up, = links.outputs['mask_head/deconv']
+    (up,) = links.outputs['mask_head/deconv']
     assert case.compare_blob('conv5_mask', F.relu(up).array) < MAPS
     own = logits[np.arange(len(logits)), case.arrays['classes'] - 1]
     np.testing.assert_allclose(F.sigmoid(own).array, case.arrays['mask_probs'], rtol=0, atol=1.2e-4)
@@ -171,9 +190,9 @@ def test_keypoint_head(keypoints):
         heatmaps = head(features).array
     assert case.compare_blob('_[pose]_roi_feat', features.array) < MAPS
     for name in ('conv1', 'conv8'):
-        hidden, = links.outputs[f'keypoint_head/{name}']
+        (hidden,) = links.outputs[f'keypoint_head/{name}']
         assert case.compare_blob(name.replace('conv', 'conv_fcn'), hidden) < DEEP, name
-    small, = links.outputs['keypoint_head/deconv']
+    (small,) = links.outputs['keypoint_head/deconv']
     assert case.compare_blob('kps_score_lowres', small) < DEEP
     assert case.compare_blob('kps_score', heatmaps) < DEEP
     found = decode_heatmaps(heatmaps, case.arrays['boxes'][:, XY])
@@ -201,7 +220,7 @@ def compare_keypoints(case, found, rows, *, pixels, logit, probability, jumps=0)
 def test_mask_detections(masks):
     """From the photo, by the suggested rule and by a stricter one that an exact input allows."""
     model, case = masks.model, masks.case
-    detections, = model.detect([case.photo])
+    (detections,) = model.detect([case.photo])
     match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
     found = detections[match(case, detections, min_iou=0.9995, max_score_difference=MAX_SCORE_ROUNDING)]
     compare_boxes(case, found)
@@ -211,12 +230,13 @@ def test_mask_detections(masks):
 
 def test_keypoint_detections(keypoints):
     model, case = keypoints.model, keypoints.case
-    detections, = model.detect([case.photo])
+    (detections,) = model.detect([case.photo])
     match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
     found = detections[match(case, detections, min_iou=0.9995, max_score_difference=MAX_SCORE_ROUNDING)]
     compare_boxes(case, found)
     # Measured with five kinds of BLAS: 0.026, 0.028, 0.021, and with one of them a jump.
-    compare_keypoints(case, found.keypoints, np.flatnonzero(case.arrays['stable']), pixels=0.06, logit=0.07,
-                      probability=0.05, jumps=2)
+    compare_keypoints(
+        case, found.keypoints, np.flatnonzero(case.arrays['stable']), pixels=0.06, logit=0.07, probability=0.05, jumps=2
+    )
     assert len(detections) == len(case.arrays['boxes'])
     assert not detections.has_masks and detections.names == ['person'] * len(detections)

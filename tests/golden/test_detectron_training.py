@@ -6,7 +6,6 @@ import re
 import chainer
 import numpy as np
 import pytest
-from tests.support.golden import XY
 
 import mask_rcnn
 from mask_rcnn.config import DETECTRON
@@ -16,14 +15,20 @@ from mask_rcnn.targets import RPNTargets, SampledRoIs, Sampling, mask_targets, s
 from mask_rcnn.targets.rois import box_targets
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+from tests.support.golden import XY
 
 NAME = 'train_R-50-C4_seed0_scale300'
 
 #: Detectron's layers and ours.
 LAYERS = {
-    'conv_rpn': 'rpn/conv', 'rpn_cls_logits': 'rpn/objectness', 'rpn_bbox_pred': 'rpn/delta',
-    'cls_score': 'box_head/score', 'bbox_pred': 'box_head/delta', 'conv5_mask': 'mask_head/deconv',
-    'mask_fcn_logits': 'mask_head/score'}
+    'conv_rpn': 'rpn/conv',
+    'rpn_cls_logits': 'rpn/objectness',
+    'rpn_bbox_pred': 'rpn/delta',
+    'cls_score': 'box_head/score',
+    'bbox_pred': 'box_head/delta',
+    'conv5_mask': 'mask_head/deconv',
+    'mask_fcn_logits': 'mask_head/score',
+}
 OUTPUTS = ('rpn_cls_logits', 'rpn_bbox_pred', 'cls_score', 'bbox_pred', 'mask_fcn_logits')
 BRANCHES = {'branch2a': 'conv1', 'branch2b': 'conv2', 'branch2c': 'conv3', 'branch1': 'shortcut'}
 
@@ -71,9 +76,13 @@ class Step:
     @property
     def sampling(self):
         settings = self.settings
-        return Sampling(rpn_batch=settings['rpn_batch_size_per_im'], roi_batch=settings['batch_size_per_im'],
-                        roi_foreground_fraction=settings['fg_fraction'],
-                        train_pre_nms=settings['rpn_pre_nms'], train_post_nms=settings['rpn_post_nms'])
+        return Sampling(
+            rpn_batch=settings['rpn_batch_size_per_im'],
+            roi_batch=settings['batch_size_per_im'],
+            roi_foreground_fraction=settings['fg_fraction'],
+            train_pre_nms=settings['rpn_pre_nms'],
+            train_post_nms=settings['rpn_post_nms'],
+        )
 
     @property
     def annotations(self):
@@ -99,8 +108,7 @@ class Step:
         rois, labels = self['rois'][:, 1:][:, XY], self['labels']
         n_foreground = np.count_nonzero(labels)
         assert (labels[:n_foreground] > 0).all()
-        return SampledRoIs(rois, rois / np.float32(self.scale), labels,
-                           self['bbox_targets'][:n_foreground, XY])
+        return SampledRoIs(rois, rois / np.float32(self.scale), labels, self['bbox_targets'][:n_foreground, XY])
 
 
 @pytest.fixture(scope='module')
@@ -117,16 +125,14 @@ def learned(step, weight_file):
     chain.cleargrads()
     maps = model.extractor(step.x)
     logits, deltas = model.rpn(maps)
-    values = {**chain.rpn_losses(logits, deltas, [step.anchors]),
-              **chain.roi_losses(maps, [step.rois], [step.example])}
+    values = {**chain.rpn_losses(logits, deltas, [step.anchors]), **chain.roi_losses(maps, [step.rois], [step.example])}
     sum(value for name, value in values.items() if name.endswith('loss')).backward(retain_grad=True)
     return chain, values, maps[0], logits[0], deltas[0]
 
 
 def test_anchor_targets(step, learned):
     chain, _, _, logits, _ = learned
-    found, = chain.anchor_targets([step.example], [logits.shape[2:]],
-                                  [np.random.RandomState(step.settings['seed'])])
+    (found,) = chain.anchor_targets([step.example], [logits.shape[2:]], [np.random.RandomState(step.settings['seed'])])
     np.testing.assert_array_equal(found.labels, step.anchors.labels)
     np.testing.assert_allclose(found.deltas, step.anchors.deltas, rtol=0, atol=1e-6)
 
@@ -134,8 +140,13 @@ def test_anchor_targets(step, learned):
 def test_proposals(step, learned):
     chain, _, _, logits, deltas = learned
     proposals, _ = chain.model.rpn.propose(
-        [logits.array[0]], [deltas.array[0]], step.image_transform.input_size, step.scale,
-        pre_nms=step.sampling.train_pre_nms, post_nms=step.sampling.train_post_nms)
+        [logits.array[0]],
+        [deltas.array[0]],
+        step.image_transform.input_size,
+        step.scale,
+        pre_nms=step.sampling.train_pre_nms,
+        post_nms=step.sampling.train_post_nms,
+    )
     assert len(proposals) == len(step['rpn_rois'])
     np.testing.assert_allclose(proposals[:, XY], step['rpn_rois'][:, 1:], rtol=0, atol=0.01)
 
@@ -143,8 +154,14 @@ def test_proposals(step, learned):
 def test_roi_targets(step):
     """All foreground, and of all possible background those that Detectron drew."""
     proposals = step['rpn_rois'][:, 1:][:, XY]
-    found = sample_rois(proposals, step.annotations, step.image_transform, sampling=Sampling(roi_batch=10 ** 4),
-                        dialect=DETECTRON, rng=np.random.RandomState(0))
+    found = sample_rois(
+        proposals,
+        step.annotations,
+        step.image_transform,
+        sampling=Sampling(roi_batch=10**4),
+        dialect=DETECTRON,
+        rng=np.random.RandomState(0),
+    )
     distance = np.abs(step.rois.rois[:, None] - found.rois[None]).max(axis=2)
     assert distance.min(axis=1).max() < 1e-4
     partners = distance.argmin(axis=1)
@@ -156,16 +173,24 @@ def test_roi_targets(step):
 
 def test_box_and_mask_targets_of_the_golden_rois(step, learned):
     rois = step.rois
-    foreground = rois.boxes[:rois.n_foreground]
+    foreground = rois.boxes[: rois.n_foreground]
     deltas = box_targets(foreground, step.annotations.boxes, dialect=DETECTRON)
     np.testing.assert_allclose(deltas, rois.deltas, rtol=0, atol=2e-5)
     masks = mask_targets(foreground, step.annotations, 14, offset=1)
     np.testing.assert_array_equal(masks, step['mask_targets'])
 
 
-@pytest.mark.parametrize('ours, theirs', [
-    ('rpn_cls_loss', 'loss_rpn_cls'), ('rpn_loc_loss', 'loss_rpn_bbox'), ('roi_cls_loss', 'loss_cls'),
-    ('roi_loc_loss', 'loss_bbox'), ('roi_mask_loss', 'loss_mask'), ('roi_accuracy', 'accuracy_cls')])
+@pytest.mark.parametrize(
+    ('ours', 'theirs'),
+    [
+        ('rpn_cls_loss', 'loss_rpn_cls'),
+        ('rpn_loc_loss', 'loss_rpn_bbox'),
+        ('roi_cls_loss', 'loss_cls'),
+        ('roi_loc_loss', 'loss_bbox'),
+        ('roi_mask_loss', 'loss_mask'),
+        ('roi_accuracy', 'accuracy_cls'),
+    ],
+)
 def test_losses(step, learned, ours, theirs):
     value = float(chainer.as_array(learned[1][ours]))
     np.testing.assert_allclose(value, step[theirs], rtol=0, atol=1e-5)
@@ -190,7 +215,7 @@ def test_the_norm_of_every_gradient(step, learned):
         expected = step[f'grad/{blob}/stat'][-1]
         tolerance = 5e-4 if blob.startswith(('res3', 'res4')) else 1e-4
         np.testing.assert_allclose(norm, expected, rtol=tolerance, err_msg=blob)
-        squares += norm ** 2, expected ** 2
+        squares += norm**2, expected**2
     np.testing.assert_allclose(*np.sqrt(squares), rtol=2e-5)
 
 
@@ -201,17 +226,16 @@ def test_single_numbers_of_every_gradient(step, learned):
         grad = as_detectron(blob, params['/' + path_of(blob)].grad)
         assert grad.shape == tuple(step[f'grad/{blob}/shape'])
         tolerance = (2e-4 if blob.rsplit('_', 1)[0] in OUTPUTS else 0.02) * np.abs(grad).max()
-        np.testing.assert_allclose(grad.ravel()[step[f'grad/{blob}/index']], step[f'grad/{blob}/value'],
-                                   rtol=0, atol=tolerance, err_msg=blob)
+        np.testing.assert_allclose(
+            grad.ravel()[step[f'grad/{blob}/index']], step[f'grad/{blob}/value'], rtol=0, atol=tolerance, err_msg=blob
+        )
 
 
 def test_gradients_of_the_maps(step, learned):
     _, _, features, logits, deltas = learned
     passed = features.grad * (features.array > 0)  # Detectron has the gradient in front of the ReLU
-    maps = {'res4_5_sum': (passed, 5e-3), 'rpn_cls_logits': (logits.grad, 1e-4),
-            'rpn_bbox_pred': (deltas.grad, 1e-4)}
+    maps = {'res4_5_sum': (passed, 5e-3), 'rpn_cls_logits': (logits.grad, 1e-4), 'rpn_bbox_pred': (deltas.grad, 1e-4)}
     for blob, (grad, tolerance) in maps.items():
         expected = step[f'outgrad/{blob}_grad/value']
         found = as_detectron(f'{blob}_grad', grad).ravel()[step[f'outgrad/{blob}_grad/index']]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max(),
-                                   err_msg=blob)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=blob)

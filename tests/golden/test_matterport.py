@@ -8,15 +8,15 @@ import chainer.functions as F
 import h5py
 import numpy as np
 import pytest
-from tests.support.golden import MIN_BOX_IOU, mask_iou
-from tests.support.matterport import MatterportCase, load_h5, match, rebuild_h5
 
 from mask_rcnn.datasets.example import Annotations, TrainingExample
-from mask_rcnn.preprocessing.prepare import prepare_image
 from mask_rcnn.ops.boxes.boxes import box_iou
+from mask_rcnn.preprocessing.prepare import prepare_image
 from mask_rcnn.targets import RPNTargets, SampledRoIs
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+from tests.support.golden import MIN_BOX_IOU, mask_iou
+from tests.support.matterport import MatterportCase, load_h5, match, rebuild_h5
 
 SHAPES, COCO = 'shapes_resnet50_shapes7', 'coco_resnet50'
 CASES = (SHAPES, COCO)
@@ -40,6 +40,7 @@ def h5_file(golden, tmp_path_factory):
         if recipe not in made:
             made[recipe] = rebuild_h5(golden, recipe, folder)
         return made[recipe]
+
     return get
 
 
@@ -74,8 +75,12 @@ def corners(features):
 
 def all_anchors(maps):
     """The RPN's outputs of all maps, ``(K, n)``, anchor by anchor."""
-    return np.concatenate([own.array[0].reshape(3, -1, *own.shape[2:]).transpose(2, 3, 0, 1).reshape(
-        -1, own.shape[1] // 3) for own in maps])
+    return np.concatenate(
+        [
+            own.array[0].reshape(3, -1, *own.shape[2:]).transpose(2, 3, 0, 1).reshape(-1, own.shape[1] // 3)
+            for own in maps
+        ]
+    )
 
 
 def indices(rois):
@@ -103,8 +108,9 @@ def test_body_and_pyramid(seen):
     for name, features in blobs.items():
         assert case.differences(name, nhwc(features)).max() < BLOB, name
         scale = case.arrays[f'blob/{name}/stat'][1]
-        np.testing.assert_allclose(corners(nhwc(features)), case.arrays[f'corner/{name}'], rtol=0,
-                                   atol=BLOB * scale, err_msg=name)
+        np.testing.assert_allclose(
+            corners(nhwc(features)), case.arrays[f'corner/{name}'], rtol=0, atol=BLOB * scale, err_msg=name
+        )
 
 
 def test_rpn(seen):
@@ -135,8 +141,10 @@ def test_roi_features(seen):
     arrays = case.arrays
     detected = arrays['detections'][:, :4]
     detected = np.concatenate([detected, np.zeros((100 - len(detected), 4), np.float32)])
-    for name, pool, boxes in (('roi_align_classifier', model.box_head.pool, arrays['proposals']),
-                              ('roi_align_mask', model.mask_head.pool, detected)):
+    for name, pool, boxes in (
+        ('roi_align_classifier', model.box_head.pool, arrays['proposals']),
+        ('roi_align_mask', model.mask_head.pool, detected),
+    ):
         rows = case.rows_of(name)
         rois = case.in_pixels(boxes[rows])
         pooled = pool(maps, rois, indices(rois)).array.transpose(0, 2, 3, 1)
@@ -149,8 +157,11 @@ def test_box_head(seen):
         rows = case.rows_of(name)
         rois = case.in_pixels(case.arrays['proposals'][rows])
         scores, deltas = model.box_head(model.box_head.roi_features(maps, rois, indices(rois)))
-        values = {'mrcnn_class_logits': scores.array, 'mrcnn_class': F.softmax(scores).array,
-                  'mrcnn_bbox': deltas.array.reshape(len(rows), -1, 4)}[name]
+        values = {
+            'mrcnn_class_logits': scores.array,
+            'mrcnn_class': F.softmax(scores).array,
+            'mrcnn_bbox': deltas.array.reshape(len(rows), -1, 4),
+        }[name]
         assert case.differences(name, values, rows=rows).max() < BLOB, name
     rois = case.in_pixels(case.arrays['proposals'][:32])
     scores, deltas = model.box_head(model.box_head.roi_features(maps, rois, indices(rois)))
@@ -216,7 +227,7 @@ class Step:
         match = self['rpn_match'][i, :, 0].astype(np.int32)
         labels = np.where(match == 0, -1, np.maximum(match, 0)).astype(np.int32)
         deltas = np.zeros((len(labels), 4), np.float32)
-        deltas[labels == 1] = self['rpn_bbox'][i, :np.count_nonzero(labels == 1)]
+        deltas[labels == 1] = self['rpn_bbox'][i, : np.count_nonzero(labels == 1)]
         return RPNTargets(labels, deltas)
 
     def rois(self, i):
@@ -227,7 +238,7 @@ class Step:
         return SampledRoIs(rois, rois, labels, self['target_bbox'][i, :n_foreground])
 
     def masks(self, i):
-        return self['target_mask'][i, :np.count_nonzero(self['target_class_ids'][i])].astype(np.int32)
+        return self['target_mask'][i, : np.count_nonzero(self['target_class_ids'][i])].astype(np.int32)
 
 
 @pytest.fixture(scope='module')
@@ -246,26 +257,35 @@ def learned(golden, h5_file):
     losses = {}
     for i in range(2):
         example, anchors, rois = step.example(i), step.anchors(i), step.rois(i)
-        shares = {name: len(counted[i]) / sum(map(len, counted)) for name, counted in {
-            'rpn_cls_loss': [np.flatnonzero(step.anchors(k).labels >= 0) for k in range(2)],
-            'rpn_loc_loss': [np.flatnonzero(step.anchors(k).labels == 1) for k in range(2)],
-            'roi_cls_loss': [step.rois(k).labels for k in range(2)],
-            'roi_loc_loss': [step.rois(k).deltas for k in range(2)],
-            'roi_mask_loss': [step.masks(k) for k in range(2)]}.items()}
+        shares = {
+            name: len(counted[i]) / sum(map(len, counted))
+            for name, counted in {
+                'rpn_cls_loss': [np.flatnonzero(step.anchors(k).labels >= 0) for k in range(2)],
+                'rpn_loc_loss': [np.flatnonzero(step.anchors(k).labels == 1) for k in range(2)],
+                'roi_cls_loss': [step.rois(k).labels for k in range(2)],
+                'roi_loc_loss': [step.rois(k).deltas for k in range(2)],
+                'roi_mask_loss': [step.masks(k) for k in range(2)],
+            }.items()
+        }
         maps = model.extractor(example.x[None])
         chain._draw_masks = lambda *_, own=step.masks(i): own
-        values = {**chain.rpn_losses(*model.rpn(maps), [anchors]),
-                  **chain.roi_losses(maps, [rois], [example])}
+        values = {**chain.rpn_losses(*model.rpn(maps), [anchors]), **chain.roi_losses(maps, [rois], [example])}
         for name, share in shares.items():
             losses[name] = losses.get(name, 0) + values[name] * share
     sum(losses.values()).backward()
     return step, model, losses
 
 
-@pytest.mark.parametrize('ours, theirs', [
-    ('rpn_cls_loss', 'rpn_class_loss'), ('rpn_loc_loss', 'rpn_bbox_loss'),
-    ('roi_cls_loss', 'mrcnn_class_loss'), ('roi_loc_loss', 'mrcnn_bbox_loss'),
-    ('roi_mask_loss', 'mrcnn_mask_loss')])
+@pytest.mark.parametrize(
+    ('ours', 'theirs'),
+    [
+        ('rpn_cls_loss', 'rpn_class_loss'),
+        ('rpn_loc_loss', 'rpn_bbox_loss'),
+        ('roi_cls_loss', 'mrcnn_class_loss'),
+        ('roi_loc_loss', 'mrcnn_bbox_loss'),
+        ('roi_mask_loss', 'mrcnn_mask_loss'),
+    ],
+)
 def test_losses(learned, ours, theirs):
     step, _, losses = learned
     np.testing.assert_allclose(float(losses[ours].array), step[f'loss/{theirs}'], rtol=2e-5)
@@ -280,12 +300,14 @@ KERNELS = {
     'mrcnn_bbox_fc': ('box_head/delta', None),
     'mrcnn_mask_conv1': ('mask_head/conv1', 'mrcnn_mask_bn1'),
     'mrcnn_mask_conv4': ('mask_head/conv4', 'mrcnn_mask_bn4'),
-    'mrcnn_mask_deconv': ('mask_head/deconv', None)}
+    'mrcnn_mask_deconv': ('mask_head/deconv', None),
+}
 
 
 def test_gradients(learned, h5_file):
     """The norm, to 2e-4, and single numbers, to 0.2 % of the largest: ReLUs flip.  Theirs is of the total loss,
-    in which every kernel has 1e-4 times the mean of its squares."""
+    in which every kernel has 1e-4 times the mean of its squares.
+    """
     step, model, _ = learned
     params = dict(model.namedparams())
     with h5py.File(h5_file(step.settings['recipe'])) as file:
@@ -301,5 +323,10 @@ def test_gradients(learned, h5_file):
             name = f'grad/{layer}/kernel:0'
             norm_of_grad = np.linalg.norm(grad.ravel().astype(np.float64))
             np.testing.assert_allclose(norm_of_grad, step[f'{name}/stat'][-1], rtol=2e-4, err_msg=layer)
-            np.testing.assert_allclose(grad.ravel()[step[f'{name}/index']], step[f'{name}/value'], rtol=0,
-                                       atol=2e-3 * np.abs(grad).max(), err_msg=layer)
+            np.testing.assert_allclose(
+                grad.ravel()[step[f'{name}/index']],
+                step[f'{name}/value'],
+                rtol=0,
+                atol=2e-3 * np.abs(grad).max(),
+                err_msg=layer,
+            )

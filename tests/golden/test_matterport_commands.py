@@ -7,11 +7,11 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from tests.support.matterport import MatterportCase, match, rebuild_h5
 
 from mask_rcnn import Detections
 from mask_rcnn.config import MATTERPORT
 from mask_rcnn.weights import read_weights
+from tests.support.matterport import MatterportCase, match, rebuild_h5
 
 CASE = 'shapes_resnet50_shapes7'
 
@@ -34,8 +34,17 @@ def weights(case, golden, root, tmp_path_factory):
     h5 = rebuild_h5(golden, case.settings['recipe'], folder)
     (folder / 'config.json').write_text(json.dumps(case.settings['matterport']))
     (folder / 'names.txt').write_text('square\ncircle\ntriangle\n')
-    report = run(root, 'utils/matterport_parser.py', h5, '--config', folder / 'config.json', '--class-names',
-                 folder / 'names.txt', '--output', folder / 'shapes.npz')
+    report = run(
+        root,
+        'utils/matterport_parser.py',
+        h5,
+        '--config',
+        folder / 'config.json',
+        '--class-names',
+        folder / 'names.txt',
+        '--output',
+        folder / 'shapes.npz',
+    )
     assert 'R-50-FPN Mask R-CNN, 3 classes' in report and 'matterport' in report and 'WARNING' not in report
     h5.unlink()
     return folder / 'shapes.npz'
@@ -44,13 +53,29 @@ def weights(case, golden, root, tmp_path_factory):
 def test_the_demo_finds_what_matterport_found(case, weights, root, tmp_path):
     picture = tmp_path / 'shapes7.png'
     cv2.imwrite(str(picture), case.arrays['image'][:, :, ::-1])
-    run(root, 'demo.py', '--modelfile', weights, '--image', picture, '--gpu', '-1',
-        '--output', tmp_path / 'out.png', '--json', tmp_path / 'results.json')
+    run(
+        root,
+        'demo.py',
+        '--modelfile',
+        weights,
+        '--image',
+        picture,
+        '--gpu',
+        '-1',
+        '--output',
+        tmp_path / 'out.png',
+        '--json',
+        tmp_path / 'results.json',
+    )
     found = json.loads((tmp_path / 'results.json').read_text())
     x, y, width, height = np.array([entry['bbox'] for entry in found], np.float32).T
     detections = Detections(
-        boxes=np.stack([y, x, y + height, x + width], axis=1), size=(128, 128), dialect=MATTERPORT,
-        labels=[entry['category_id'] - 1 for entry in found], scores=[entry['score'] for entry in found])
+        boxes=np.stack([y, x, y + height, x + width], axis=1),
+        size=(128, 128),
+        dialect=MATTERPORT,
+        labels=[entry['category_id'] - 1 for entry in found],
+        scores=[entry['score'] for entry in found],
+    )
     partners = match(case, detections, min_iou=0.9999, max_score_difference=1e-4)
     np.testing.assert_array_equal(detections.boxes[partners], case.arrays['rois'][case.arrays['stable']])
 
@@ -58,10 +83,37 @@ def test_the_demo_finds_what_matterport_found(case, weights, root, tmp_path):
 @pytest.mark.slow
 def test_the_network_is_trained_on(weights, root, tmp_path):
     """A hundred iterations; the dialect stays, the backbone's statistics too, and the loss falls."""
-    out = run(root, 'train.py', '--dataset', 'shapes', '--resume', weights, '--freeze_bn', '--gpu', '-1',
-              '--iteration', 100, '--batchsize', 2, '--lr', '1e-3', '--lr_initialchange', 10 ** 6,
-              '--roi-batch', 64, '--train-proposals', 200, '--clip-gradient', 5, '--workers', 0,
-              '--validation', 0, '--out', tmp_path)
+    out = run(
+        root,
+        'train.py',
+        '--dataset',
+        'shapes',
+        '--resume',
+        weights,
+        '--freeze_bn',
+        '--gpu',
+        '-1',
+        '--iteration',
+        100,
+        '--batchsize',
+        2,
+        '--lr',
+        '1e-3',
+        '--lr_initialchange',
+        10**6,
+        '--roi-batch',
+        64,
+        '--train-proposals',
+        200,
+        '--clip-gradient',
+        5,
+        '--workers',
+        0,
+        '--validation',
+        0,
+        '--out',
+        tmp_path,
+    )
     rows = [line.split() for line in out.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
     losses = np.array([float(row[3]) for row in rows])
     assert len(losses) == 100 and losses[-30:].mean() < losses[:30].mean()

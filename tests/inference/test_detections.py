@@ -21,9 +21,14 @@ def make(rng, count=7, **changes):
     low = rng.uniform(0, (40, 60), (count, 2))
     boxes = np.concatenate([low, low + rng.uniform(3, 19, (count, 2))], axis=1).astype(np.float32)
     given = dict(
-        boxes=boxes, labels=rng.randint(0, 3, count).astype(np.int32),
-        scores=rng.uniform(0.05, 1, count).astype(np.float32), size=SIZE,
-        mask_probs=rng.uniform(0, 1, (count, 14, 14)).astype(np.float32), class_names=NAMES, category_ids=IDS)
+        boxes=boxes,
+        labels=rng.randint(0, 3, count).astype(np.int32),
+        scores=rng.uniform(0.05, 1, count).astype(np.float32),
+        size=SIZE,
+        mask_probs=rng.uniform(0, 1, (count, 14, 14)).astype(np.float32),
+        class_names=NAMES,
+        category_ids=IDS,
+    )
     given.update(changes)
     return Detections(**given)
 
@@ -75,15 +80,32 @@ def test_iter_masks_pastes_in_portions(rng, monkeypatch):
     assert shapes == [3, 3, 1, 7]
 
 
-@pytest.mark.parametrize('index, rows', [
-    (2, [2]), (-1, [6]), (np.int64(3), [3]), (slice(1, 5, 2), [1, 3]), ([4, 0], [4, 0]), ([], []),
-    (np.array([5, 5]), [5, 5]), (np.arange(7) > 4, [5, 6]), ([False] * 7, [])])
+@pytest.mark.parametrize(
+    ('index', 'rows'),
+    [
+        (2, [2]),
+        (-1, [6]),
+        (np.int64(3), [3]),
+        (slice(1, 5, 2), [1, 3]),
+        ([4, 0], [4, 0]),
+        ([], []),
+        (np.array([5, 5]), [5, 5]),
+        (np.arange(7) > 4, [5, 6]),
+        ([False] * 7, []),
+    ],
+)
 @pytest.mark.parametrize('pasted', [False, True])
 def test_indexing(rng, index, rows, pasted):
     found = make(rng)
-    expected = Detections(boxes=found.boxes[rows], labels=found.labels[rows], scores=found.scores[rows],
-                          size=SIZE, masks=make(np.random.RandomState(0)).masks[rows], class_names=NAMES,
-                          category_ids=IDS)
+    expected = Detections(
+        boxes=found.boxes[rows],
+        labels=found.labels[rows],
+        scores=found.scores[rows],
+        size=SIZE,
+        masks=make(np.random.RandomState(0)).masks[rows],
+        class_names=NAMES,
+        category_ids=IDS,
+    )
     if pasted:
         assert found.masks is not None
     part = found[index]
@@ -157,21 +179,25 @@ def test_nothing_found(rng):
     assert len(empty.sorted_by_score()) == 0
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'boxes': np.zeros((7, 5))}, r'boxes must have the shape \(7, 4\)'),
-    ({'labels': np.zeros(6, int)}, r'labels must have the shape \(7,\)'),
-    ({'labels': np.zeros(7)}, 'labels must be int32, not float64'),
-    ({'scores': np.zeros((7, 1))}, 'scores must have the shape'),
-    ({'mask_probs': np.zeros((7, 14, 13))}, 'mask_probs must have the shape'),
-    ({'mask_probs': np.zeros((6, 14, 14))}, 'mask_probs must have the shape'),
-    ({'mask_probs': np.zeros(7)}, 'mask_probs must have the shape'),
-    ({'mask_probs': None, 'masks': np.zeros((7, 80, 60), bool)}, 'masks must have the shape'),
-    ({'mask_probs': None, 'masks': np.zeros((7, 60, 80))}, 'masks must be bool'),
-    ({'masks': np.zeros((7, 60, 80), bool)}, 'not both'),
-    ({'labels': np.full(7, 3)}, 'label 3 is beyond the 3 class_names'),
-    ({'labels': np.full(7, 3), 'class_names': None}, 'label 3 is beyond the 3 category_ids'),
-    ({'labels': np.full(7, -1)}, 'negative'),
-    ({'size': (60, 0)}, 'size')])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'boxes': np.zeros((7, 5))}, r'boxes must have the shape \(7, 4\)'),
+        ({'labels': np.zeros(6, int)}, r'labels must have the shape \(7,\)'),
+        ({'labels': np.zeros(7)}, 'labels must be int32, not float64'),
+        ({'scores': np.zeros((7, 1))}, 'scores must have the shape'),
+        ({'mask_probs': np.zeros((7, 14, 13))}, 'mask_probs must have the shape'),
+        ({'mask_probs': np.zeros((6, 14, 14))}, 'mask_probs must have the shape'),
+        ({'mask_probs': np.zeros(7)}, 'mask_probs must have the shape'),
+        ({'mask_probs': None, 'masks': np.zeros((7, 80, 60), bool)}, 'masks must have the shape'),
+        ({'mask_probs': None, 'masks': np.zeros((7, 60, 80))}, 'masks must be bool'),
+        ({'masks': np.zeros((7, 60, 80), bool)}, 'not both'),
+        ({'labels': np.full(7, 3)}, 'label 3 is beyond the 3 class_names'),
+        ({'labels': np.full(7, 3), 'class_names': None}, 'label 3 is beyond the 3 category_ids'),
+        ({'labels': np.full(7, -1)}, 'negative'),
+        ({'size': (60, 0)}, 'size'),
+    ],
+)
 def test_what_does_not_fit_is_refused(rng, changes, message):
     with pytest.raises(ValueError, match=message):
         make(rng, **changes)
@@ -231,12 +257,15 @@ def test_where_masks_are_pasted(rng):
 
 
 def test_to_coco(rng):
-    found = make(rng, count=2, labels=np.array([2, 0]),
-                 boxes=np.array([[10, 20, 29, 59], [0.5, 1.25, 3.5, 4.25]], np.float32),
-                 scores=np.array([0.75, 0.5], np.float32))
+    found = make(
+        rng,
+        count=2,
+        labels=np.array([2, 0]),
+        boxes=np.array([[10, 20, 29, 59], [0.5, 1.25, 3.5, 4.25]], np.float32),
+        scores=np.array([0.75, 0.5], np.float32),
+    )
     results = json.loads(json.dumps(found.to_coco(139)))
-    assert [set(result) for result in results] == [
-        {'image_id', 'category_id', 'bbox', 'score', 'segmentation'}] * 2
+    assert [set(result) for result in results] == [{'image_id', 'category_id', 'bbox', 'score', 'segmentation'}] * 2
     assert [result['bbox'] for result in results] == [[20, 10, 40, 20], [1.25, 0.5, 4, 4]]
     assert [result['category_id'] for result in results] == [90, 1]
     assert [result['score'] for result in results] == [0.75, 0.5]
@@ -246,14 +275,21 @@ def test_to_coco(rng):
 
 def test_to_coco_without_category_ids_and_with_box_coordinates(rng):
     dialect = DETECTRON.replace(boxes={'offset': 0.0})
-    found = make(rng, count=1, labels=np.array([2]), category_ids=None, dialect=dialect,
-                 boxes=np.array([[10, 20, 29, 59]], np.float32))
-    result, = found.to_coco('street')
+    found = make(
+        rng,
+        count=1,
+        labels=np.array([2]),
+        category_ids=None,
+        dialect=dialect,
+        boxes=np.array([[10, 20, 29, 59]], np.float32),
+    )
+    (result,) = found.to_coco('street')
     assert (result['image_id'], result['category_id'], result['bbox']) == ('street', 3, [20, 10, 39, 19])
 
 
 def test_coco_accepts_the_results(rng, shared, capsys):
     from pycocotools.coco import COCO
+
     coco = COCO(str(shared / 'coco-mini/annotations/instances_val2017.json'))
     number = coco.getImgIds()[0]
     results = coco.loadRes(make(rng).to_coco(number))
@@ -264,6 +300,7 @@ def test_coco_accepts_the_results(rng, shared, capsys):
 
 def test_draw_takes_files_and_arrays(rng, tmp_path):
     import cv2
+
     image = rng.randint(0, 256, (*SIZE, 3)).astype(np.uint8)
     cv2.imwrite(str(tmp_path / 'image.png'), image[:, :, ::-1])
     found = make(rng)
@@ -274,8 +311,13 @@ def test_draw_takes_files_and_arrays(rng, tmp_path):
 def test_the_reference_masks(shared):
     case = np.load(shared / 'golden/detectron/case_R-50-C4_seed0.npz')
     height, width = (int(side) for side in case['im_shape'][:2])
-    found = Detections(boxes=case['boxes'][:, [1, 0, 3, 2]], labels=case['classes'] - 1,
-                       scores=case['scores'], size=(height, width), mask_probs=case['mask_probs'])
+    found = Detections(
+        boxes=case['boxes'][:, [1, 0, 3, 2]],
+        labels=case['classes'] - 1,
+        scores=case['scores'],
+        size=(height, width),
+        mask_probs=case['mask_probs'],
+    )
     expected = np.unpackbits(case['masks_packed'], axis=-1)[..., :width].astype(bool)
     np.testing.assert_array_equal(found.masks, expected)
     assert [rle['counts'].encode() for rle in found.encode_masks()] == case['mask_rle'].tolist()
@@ -284,6 +326,7 @@ def test_the_reference_masks(shared):
 
 
 # Keypoints.
+
 
 def with_keypoints(rng, **changes):
     return make(rng, mask_probs=None, keypoints=rng.uniform(0, 60, (7, 17, 4)).astype(np.float32), **changes)

@@ -10,11 +10,10 @@ from mask_rcnn.weights import WeightFileError, read_weights
 
 
 def make_model(**changes):
-    model = mask_rcnn.build('resnet50', n_fg_class=2, min_size=100, max_size=170, nms_threshold=0.4,
-                            **changes)
+    model = mask_rcnn.build('resnet50', n_fg_class=2, min_size=100, max_size=170, nms_threshold=0.4, **changes)
     rng = np.random.RandomState(3)
     for name, array in arrays_of(model).items():
-        if array.ndim == 1:     # scales, biases, statistics: as training leaves them
+        if array.ndim == 1:  # scales, biases, statistics: as training leaves them
             array[...] = rng.uniform(0.5, 1.5, array.shape)
     return model
 
@@ -38,7 +37,7 @@ def test_a_loaded_model_equals_the_saved_one(bn_model, tmp_path):
     assert got.keys() == before.keys()
     for name, array in before.items():
         np.testing.assert_array_equal(got[name], array, err_msg=name, strict=True)
-        np.testing.assert_array_equal(arrays_of(bn_model)[name], array, err_msg=name)   # as it was
+        np.testing.assert_array_equal(arrays_of(bn_model)[name], array, err_msg=name)  # as it was
     save(tmp_path / 'again.npz', loaded, notes=['after 3 iterations'])
     assert (tmp_path / 'm.npz').read_bytes() == (tmp_path / 'again.npz').read_bytes()
 

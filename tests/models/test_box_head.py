@@ -42,7 +42,7 @@ def strided_res5(head, pooled):
 
 
 @pytest.mark.parametrize('map_size', [(16, 20), (8, 9)], ids=['more locations than bins', 'fewer'])
-@pytest.mark.parametrize('align, pooling', [(True, roi_align), (False, roi_max_pooling)])
+@pytest.mark.parametrize(('align', 'pooling'), [(True, roi_align), (False, roi_max_pooling)])
 def test_less_work_leaves_no_trace(rng, align, pooling, map_size):
     """Features and gradients equal those of the 14 x 14 grid with stride 2, pooled before res5.
 
@@ -72,7 +72,7 @@ def test_less_work_leaves_no_trace(rng, align, pooling, map_size):
     np.testing.assert_allclose(fused.array, expected.array, rtol=0, atol=2e-5 * expected.array.std())
 
 
-@pytest.mark.parametrize('map_size, pooled_channels', [((16, 20), [8]), ((8, 9), [512, 2048])])
+@pytest.mark.parametrize(('map_size', 'pooled_channels'), [((16, 20), [8]), ((8, 9), [512, 2048])])
 def test_small_maps_are_convolved_before_pooling(rng, monkeypatch, map_size, pooled_channels):
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2))
     seen = []
@@ -81,7 +81,7 @@ def test_small_maps_are_convolved_before_pooling(rng, monkeypatch, map_size, poo
     assert seen == pooled_channels
 
 
-@pytest.mark.parametrize('align, pooling', [(True, roi_align), (False, roi_max_pooling)])
+@pytest.mark.parametrize(('align', 'pooling'), [(True, roi_align), (False, roi_max_pooling)])
 def test_roi_size_7_pools_every_bin(rng, align, pooling):
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_size=7, roi_align=align))
     x = rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.models.builder import get_device
+from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
 
 
@@ -11,8 +11,11 @@ from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
 def weight_file(small_model, tmp_path_factory):
     path = tmp_path_factory.mktemp('models') / 'small.npz'
     arrays = {name.lstrip('/'): param.array for name, param in small_model.namedparams()}
-    write_weights(path, arrays, ModelMeta(
-        kind='model', config=small_model.config, class_names=small_model.class_names, category_ids=(7, 8, 9)))
+    write_weights(
+        path,
+        arrays,
+        ModelMeta(kind='model', config=small_model.config, class_names=small_model.class_names, category_ids=(7, 8, 9)),
+    )
     return path
 
 
@@ -30,7 +33,7 @@ def test_load_gives_the_model_back(small_model, weight_file, image):
     np.testing.assert_array_equal(found.masks, expected.masks)
 
 
-@pytest.mark.parametrize('options, norm', [({'bn2affine': True}, 'affine'), ({'norm': 'bn'}, 'bn')])
+@pytest.mark.parametrize(('options', 'norm'), [({'bn2affine': True}, 'affine'), ({'norm': 'bn'}, 'bn')])
 def test_load_converts_the_normalisation(small_model, weight_file, image, options, norm):
     model = mask_rcnn.load(weight_file, **options)
     has_bn = any(isinstance(link, chainer.links.BatchNormalization) for link in model.links())
@@ -45,13 +48,16 @@ def test_load_changes_what_the_arrays_leave_open(weight_file):
     assert model.box_head.pool.config == model.rpn.config == model.config
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'extractor': 'resnet101'}, "small.npz: its extractor is 'resnet50', not 'resnet101'"),
-    ({'n_fg_class': 80}, 'small.npz: its n_fg_class is 3, not 80'),
-    ({'roi_size': 9}, 'roi_size must be 7 or 14'),
-    ({'norm': 'group'}, "norm must be 'affine' or 'bn'"),
-    ({'min_size': 2000}, 'need 0 < min_size <= max_size'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'extractor': 'resnet101'}, "small.npz: its extractor is 'resnet50', not 'resnet101'"),
+        ({'n_fg_class': 80}, 'small.npz: its n_fg_class is 3, not 80'),
+        ({'roi_size': 9}, 'roi_size must be 7 or 14'),
+        ({'norm': 'group'}, "norm must be 'affine' or 'bn'"),
+        ({'min_size': 2000}, 'need 0 < min_size <= max_size'),
+    ],
+)
 def test_load_refuses_contradictions(weight_file, changes, message):
     with pytest.raises(ValueError, match=message):
         mask_rcnn.load(weight_file, **changes)
@@ -59,8 +65,11 @@ def test_load_refuses_contradictions(weight_file, changes, message):
 
 def test_load_refuses_a_backbone(tmp_path, small_model):
     path = tmp_path / 'backbone.npz'
-    write_weights(path, {'extractor/conv1/conv/W': np.zeros(3, np.float32)},
-                  ModelMeta(kind='backbone', config=mask_rcnn.PRESETS['resnet50']))
+    write_weights(
+        path,
+        {'extractor/conv1/conv/W': np.zeros(3, np.float32)},
+        ModelMeta(kind='backbone', config=mask_rcnn.PRESETS['resnet50']),
+    )
     with pytest.raises(WeightFileError, match='backbone.npz: holds a backbone'):
         mask_rcnn.load(path)
 
@@ -69,8 +78,11 @@ def test_load_names_a_missing_array(tmp_path, small_model):
     arrays = {name.lstrip('/'): param.array for name, param in small_model.namedparams()}
     del arrays['rpn/conv/b']
     path = tmp_path / 'part.npz'
-    write_weights(path, arrays, ModelMeta(kind='model', config=small_model.config,
-                                          class_names=('a', 'b', 'c'), category_ids=(1, 2, 3)))
+    write_weights(
+        path,
+        arrays,
+        ModelMeta(kind='model', config=small_model.config, class_names=('a', 'b', 'c'), category_ids=(1, 2, 3)),
+    )
     with pytest.raises(WeightFileError, match='part.npz: .*missing rpn/conv/b'):
         mask_rcnn.load(path)
 

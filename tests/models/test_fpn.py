@@ -1,23 +1,20 @@
 """The feature pyramid against its definition, and which map a RoI belongs to."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import chainer
 import numpy as np
 import pytest
 
 from mask_rcnn.config import DETECTRON, MATTERPORT, PRESETS
-from mask_rcnn.models.layers import roi_pooling
 from mask_rcnn.models.backbones.base import Backbone
 from mask_rcnn.models.backbones.fpn import FPN
+from mask_rcnn.models.layers import roi_pooling
 from mask_rcnn.models.layers.roi_pooling import RoIPooling, assign_levels
 from mask_rcnn.ops.roi import crop_and_resize, roi_max_pooling
-from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.roi import roi_align as roi_align_module
 from mask_rcnn.ops.roi.roi_align import roi_align
-
+from mask_rcnn.ops.runtime import cuda_kernels
 from tests.support.cuda_emulator import CudaEmulator
 
 STRIDES = (4, 8, 16, 32)
@@ -42,7 +39,8 @@ def correlate(x, weights, bias):
     """A convolution by its definition, padded so that the size stays."""
     pad = weights.shape[2] // 2
     windows = np.lib.stride_tricks.sliding_window_view(
-        np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))), weights.shape[2:], axis=(2, 3))
+        np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))), weights.shape[2:], axis=(2, 3)
+    )
     return np.einsum('nchwij,ocij->nohw', windows, weights) + bias[:, None, None]
 
 
@@ -66,8 +64,9 @@ def test_the_pyramid_is_lateral_plus_enlarged_coarser_map(rng):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize('side, level', [
-    (10, 0), (111, 0), (112, 1), (223, 1), (224, 2), (447, 2), (448, 3), (896, 3), (2000, 3)])
+@pytest.mark.parametrize(
+    ('side', 'level'), [(10, 0), (111, 0), (112, 1), (223, 1), (224, 2), (447, 2), (448, 3), (896, 3), (2000, 3)]
+)
 def test_level_of_a_roi(side, level):
     """A width of 224 pixels, corners included, is the first that belongs to the map of stride 16."""
     roi = np.array([[0, 0, side - 1, side - 1]], np.float32)
@@ -80,16 +79,23 @@ def test_rois_come_out_in_their_order(rng):
     """Whatever maps they are pooled from; P6 is none of them, and gradients find their way back."""
     config = PRESETS['resnet50_fpn']
     pool = RoIPooling((*STRIDES, 64), 7, config=config)
-    maps = [chainer.Parameter(rng.uniform(-1, 1, (2, 3, 512 // s, 512 // s)).astype(np.float32))
-            for s in (*STRIDES, 64)]
+    maps = [
+        chainer.Parameter(rng.uniform(-1, 1, (2, 3, 512 // s, 512 // s)).astype(np.float32)) for s in (*STRIDES, 64)
+    ]
     sides = rng.permutation([20, 500, 130, 300, 60, 240, 480, 150])
     rois = np.stack([0 * sides, 0 * sides, sides, sides], axis=1).astype(np.float32)
     indices = (np.arange(8) % 2).astype(np.int32)
     found = pool(maps, rois, indices)
     for i, level in enumerate(assign_levels(rois, STRIDES, canonical_size=224, dialect=DETECTRON)):
-        alone = roi_align(maps[level].array, rois[i:i + 1], indices[i:i + 1], output_size=7,
-                          spatial_scale=1 / STRIDES[level], sampling_ratio=2)
-        np.testing.assert_array_equal(found.array[i:i + 1], alone.array)
+        alone = roi_align(
+            maps[level].array,
+            rois[i : i + 1],
+            indices[i : i + 1],
+            output_size=7,
+            spatial_scale=1 / STRIDES[level],
+            sampling_ratio=2,
+        )
+        np.testing.assert_array_equal(found.array[i : i + 1], alone.array)
     chainer.functions.sum(found[sides == 500]).backward()
     assert maps[3].grad.any() and not any(features.grad.any() for features in maps[:3])
 
@@ -133,15 +139,22 @@ def on_gpu(monkeypatch, tmp_path):
     module, kernels = OtherModule(), CudaEmulator(tmp_path)
     monkeypatch.setattr(cuda_kernels, 'kernel', kernels.kernel)
     monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *_: module)
-    for ops, node in ((roi_align_module, '_RoIAlign'), (roi_max_pooling, '_RoIMaxPooling'),
-                      (crop_and_resize, '_CropAndResize')):
-        monkeypatch.setattr(ops, 'check_arguments', lambda x, rois, indices, step: (
-            np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')))
+    for ops, node in (
+        (roi_align_module, '_RoIAlign'),
+        (roi_max_pooling, '_RoIMaxPooling'),
+        (crop_and_resize, '_CropAndResize'),
+    ):
+        monkeypatch.setattr(
+            ops,
+            'check_arguments',
+            lambda x, rois, indices, step: (np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')),
+        )
         monkeypatch.setattr(getattr(ops, node), 'forward_cpu', getattr(ops, node).forward_gpu)
 
 
-@pytest.mark.parametrize('changes', [{}, {'roi_align': False}, {'dialect': MATTERPORT, 'max_size': 1024}],
-                         ids=['align', 'max', 'crop'])
+@pytest.mark.parametrize(
+    'changes', [{}, {'roi_align': False}, {'dialect': MATTERPORT, 'max_size': 1024}], ids=['align', 'max', 'crop']
+)
 def test_a_gpu_pools_what_the_cpu_pools(rng, request, changes):
     """And zeros where an array is padded: RoIs of no image, or that are no numbers."""
     pool = RoIPooling((*STRIDES, 64), 7, config=PRESETS['resnet50_fpn'].replace(**changes))

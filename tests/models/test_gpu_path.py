@@ -1,10 +1,9 @@
 """The way through the network that a GPU takes, on the CPU: padded arrays, cuDNN's stand-in, emulated
-kernels."""
+kernels.
+"""
 
 import copy
 import pickle
-import sys
-from pathlib import Path
 
 import chainer
 import numpy as np
@@ -21,7 +20,6 @@ from mask_rcnn.ops.roi import roi_align
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
 from mask_rcnn.training.freezing import _freeze_parameters
-
 from tests.support import cudnn_stand_in
 from tests.support.cuda_emulator import CudaEmulator
 
@@ -44,18 +42,27 @@ def on_gpu(monkeypatch, kernels):
     module = ArrayModule()
     with cudnn_stand_in.installed(monkeypatch, kernels.kernel) as stand_in:
         monkeypatch.setattr(cudnn_frontend, 'supports', lambda *arrays: True)
-        for name, ours in (('convolve', lambda *args, overwrite_residual=False, **options: cudnn_frontend.convolve(
-                               *args, **options)), ('deconvolve', cudnn_frontend.deconvolve),
-                           ('is_forward_only', lambda x: not chainer.config.enable_backprop)):
+        for name, ours in (
+            ('convolve', lambda *args, overwrite_residual=False, **options: cudnn_frontend.convolve(*args, **options)),
+            ('deconvolve', cudnn_frontend.deconvolve),
+            ('is_forward_only', lambda x: not chainer.config.enable_backprop),
+        ):
             for owner in (conv_norm, convolution, mobilenet_v1):
                 if hasattr(owner, name):
                     monkeypatch.setattr(owner, name, ours)
         monkeypatch.setattr(
-            mobilenet_v1, 'depthwise_convolve', lambda x, W, b, *, stride, pad, clip_max: cudnn_frontend.convolve(
-                x, W, b, stride=stride, pad=pad, relu=True, clip_max=clip_max))
+            mobilenet_v1,
+            'depthwise_convolve',
+            lambda x, W, b, *, stride, pad, clip_max: cudnn_frontend.convolve(
+                x, W, b, stride=stride, pad=pad, relu=True, clip_max=clip_max
+            ),
+        )
         monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *_: module)
-        monkeypatch.setattr(roi_align, 'check_arguments', lambda x, rois, indices, step: (
-            np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')))
+        monkeypatch.setattr(
+            roi_align,
+            'check_arguments',
+            lambda x, rois, indices, step: (np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')),
+        )
         monkeypatch.setattr(roi_align._RoIAlign, 'forward_cpu', roi_align._RoIAlign.forward_gpu)
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
         monkeypatch.setattr(top_k, 'top_k_indices_cpu', top_k.top_k_indices_gpu)
@@ -66,9 +73,16 @@ def on_gpu(monkeypatch, kernels):
 @pytest.fixture(params=['resnet50', 'resnet50_fpn', 'mobilenet_v1_fpn'])
 def model(request):
     np.random.seed(0)
-    model = mask_rcnn.build(request.param, n_fg_class=3, min_size=64, max_size=96, rpn_pre_nms=50,
-                            rpn_post_nms=5, max_detections=3,
-                            width=0.25 if 'mobile' in request.param else 1.0)
+    model = mask_rcnn.build(
+        request.param,
+        n_fg_class=3,
+        min_size=64,
+        max_size=96,
+        rpn_pre_nms=50,
+        rpn_post_nms=5,
+        max_detections=3,
+        width=0.25 if 'mobile' in request.param else 1.0,
+    )
     for path, parameter in model.namedparams():
         if path.endswith('conv3/norm/scale'):
             parameter.array[...] = 0.2
@@ -105,8 +119,11 @@ def assert_same(ours, theirs):
             np.testing.assert_allclose(own, other, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize('model', ['resnet50_fpn', *(pytest.param(name, marks=pytest.mark.slow) for name in (
-    'resnet50', 'mobilenet_v1_fpn'))], indirect=True)
+@pytest.mark.parametrize(
+    'model',
+    ['resnet50_fpn', *(pytest.param(name, marks=pytest.mark.slow) for name in ('resnet50', 'mobilenet_v1_fpn'))],
+    indirect=True,
+)
 def test_batches_are_those_of_the_cpu(model, rng, request, monkeypatch):
     """Images of one size run through each graph together; all that is found comes back at once."""
     images = [rng.uniform(0, 255, (3, 64, side)).astype('f') for side in (90, 90, 50)]
@@ -126,8 +143,9 @@ def test_batches_are_those_of_the_cpu(model, rng, request, monkeypatch):
 @pytest.mark.slow
 def test_keypoints_come_back_too(rng, request):
     np.random.seed(0)
-    model = mask_rcnn.build('keypoint_resnet50_fpn', min_size=64, max_size=96, rpn_pre_nms=50, rpn_post_nms=5,
-                            max_detections=3)
+    model = mask_rcnn.build(
+        'keypoint_resnet50_fpn', min_size=64, max_size=96, rpn_pre_nms=50, rpn_post_nms=5, max_detections=3
+    )
     for path, parameter in model.namedparams():
         if path.endswith('conv3/norm/scale'):
             parameter.array[...] = 0.2
@@ -148,8 +166,7 @@ def test_the_next_batch_is_begun_before_the_last_is_waited_for(model, rng, on_gp
     image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
     for owner, name in ((model, 'extract'), (model, 'postprocess'), (AsyncHostCopy, 'wait')):
         method = getattr(owner, name)
-        monkeypatch.setattr(owner, name,
-                            lambda *args, name=name, method=method: events.append(name) or method(*args))
+        monkeypatch.setattr(owner, name, lambda *args, name=name, method=method: events.append(name) or method(*args))
 
     def images():
         for _ in range(5):
@@ -162,14 +179,16 @@ def test_the_next_batch_is_begun_before_the_last_is_waited_for(model, rng, on_gp
     events.clear()
     assert len(model.detect(images())) == 5
     assert events == ['image'] * 4 + ['extract', 'image', 'extract', 'wait'] + ['postprocess'] * 4 + [
-        'wait', 'postprocess']
+        'wait',
+        'postprocess',
+    ]
 
 
 @pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
 def test_masks_are_pasted_where_the_model_is(model, rng, on_gpu, monkeypatch):
     """By the GPU's kernels, as long as the detections stay with it."""
     image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
-    found, = model.detect([image])
+    (found,) = model.detect([image])
     assert found.device == model.device
     kept = pickle.loads(pickle.dumps(found))
     assert kept.device is None and copy.copy(found).device is None
@@ -186,12 +205,12 @@ def test_masks_are_pasted_where_the_model_is(model, rng, on_gpu, monkeypatch):
 @pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
 def test_half_precision_stays_half_until_the_end(model, rng, request, on_gpu):
     image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
-    full, = model.detect([image])
+    (full,) = model.detect([image])
     with cudnn_frontend.using_precision('fp16'):
         x, transform = model.prepare(image)
         with chainer.using_config('train', False), chainer.no_backprop_mode():
             maps = model.extract(x)
-        half, = model.detect([image])
+        (half,) = model.detect([image])
     assert {features.dtype for features in maps} == {np.dtype('f2')}
     assert half.boxes.dtype == half.scores.dtype == half.mask_probs.dtype == np.float32
     assert len(half) == len(full) > 0
@@ -202,17 +221,20 @@ def test_half_precision_stays_half_until_the_end(model, rng, request, on_gpu):
     np.testing.assert_allclose(half.mask_probs, full.mask_probs, rtol=0, atol=5e-4)
 
 
-@pytest.mark.parametrize('precision,tolerance', [('fp32', 5e-7), ('fp16', 1.2e-3), ('bf16', 1e-2)])
+@pytest.mark.parametrize(('precision', 'tolerance'), [('fp32', 5e-7), ('fp16', 1.2e-3), ('bf16', 1e-2)])
 def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
     """Parameters and gradients stay float32 in every precision (measured, of the largest number: 2e-7, 5e-4, 4e-3)."""
     from mask_rcnn.ops.conv import convolution as ops_convolution
-    for node in (ops_convolution._Convolution2D, ops_convolution._ConvolutionGradX,
-                 ops_convolution._ConvolutionGradW):
+
+    for node in (ops_convolution._Convolution2D, ops_convolution._ConvolutionGradX, ops_convolution._ConvolutionGradW):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
     np.random.seed(0)
     x = rng.uniform(-1, 1, (2, 4, 4, 4)).astype('f')
-    layers = [convolution.Convolution2D(4, 6, 3, pad=1), convolution.Deconvolution2D(4, 6, 2, stride=2),
-              convolution.Linear(64, 6)]
+    layers = [
+        convolution.Convolution2D(4, 6, 3, pad=1),
+        convolution.Deconvolution2D(4, 6, 2, stride=2),
+        convolution.Linear(64, 6),
+    ]
     plain = [chainer.links.Convolution2D, chainer.links.Deconvolution2D, chainer.links.Linear]
     for layer, kind in zip(layers, plain):
         gradients = []
@@ -228,12 +250,15 @@ def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
         for ours, expected in zip(*gradients):
             np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance * np.abs(expected).max())
         with chainer.no_backprop_mode(), cudnn_frontend.using_precision(precision):
-            np.testing.assert_allclose(layer(x, relu=True).array, gradients[1][0], rtol=0,
-                                       atol=tolerance * np.abs(gradients[1][0]).max())
+            np.testing.assert_allclose(
+                layer(x, relu=True).array, gradients[1][0], rtol=0, atol=tolerance * np.abs(gradients[1][0]).max()
+            )
 
 
-@pytest.mark.parametrize('norm,residual,relu', [('affine', True, True), ('affine', False, False),
-                                                ('bn', True, True), ('bn', False, True)])
+@pytest.mark.parametrize(
+    ('norm', 'residual', 'relu'),
+    [('affine', True, True), ('affine', False, False), ('bn', True, True), ('bn', False, True)],
+)
 def test_a_frozen_normalisation_is_part_of_the_convolution(rng, request, norm, residual, relu):
     """Forward and backward in one node each; the same numbers as link after link."""
     np.random.seed(0)
@@ -258,14 +283,15 @@ def test_a_frozen_normalisation_is_part_of_the_convolution(rng, request, norm, r
     expected = run()
     stand_in = request.getfixturevalue('on_gpu')
     for ours, theirs in zip(run(), expected):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)     # measured: 7e-7 of numbers up to 6
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)  # measured: 7e-7 of numbers up to 6
     assert stand_in.runs == [['conv'] + ['add'] * residual + ['bias'] + ['relu'] * relu, ['dgrad'], ['wgrad']]
 
 
 @pytest.mark.gpu
 def test_a_gpu_finds_what_the_cpu_finds(model, rng):
     """Noise of 3e-6 of the deviation after every convolution, as Winograd in float32 has it, gives 4e-4, 2e-5
-    and 2e-6 (calculated with the stand-in)."""
+    and 2e-6 (calculated with the stand-in).
+    """
     if not cudnn_frontend.is_available():
         pytest.skip('no CUDA device with cuDNN Frontend')
     images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]

@@ -9,8 +9,17 @@ import mask_rcnn
 from mask_rcnn.config import PRESETS, RESNET_BLOCKS
 from mask_rcnn.models.keypoint_head import KeypointHead, upsample_bilinear_2x
 
-SMALL = dict(fpn_channels=8, rpn_channels=8, head_channels=8, min_size=64, max_size=96, rpn_pre_nms=50,
-             rpn_post_nms=8, score_threshold=0.01, max_detections=5)
+SMALL = dict(
+    fpn_channels=8,
+    rpn_channels=8,
+    head_channels=8,
+    min_size=64,
+    max_size=96,
+    rpn_pre_nms=50,
+    rpn_post_nms=8,
+    score_threshold=0.01,
+    max_detections=5,
+)
 
 
 @pytest.fixture
@@ -35,8 +44,12 @@ def test_the_layers_are_detectrons():
     shapes = {path: param.shape for path, param in head.namedparams()}
     assert shapes.pop('/conv1/W') == (512, 256, 3, 3)
     assert shapes.pop('/deconv/W') == (512, 17, 4, 4) and shapes.pop('/deconv/b') == (17,)
-    assert shapes == {f'/conv{i}/{kind}': (512, 512, 3, 3)[:4 if kind == 'W' else 1]
-                      for i in range(1, 9) for kind in 'Wb' if (i, kind) != (1, 'W')}
+    assert shapes == {
+        f'/conv{i}/{kind}': (512, 512, 3, 3)[: 4 if kind == 'W' else 1]
+        for i in range(1, 9)
+        for kind in 'Wb'
+        if (i, kind) != (1, 'W')
+    }
 
 
 def test_heat_maps_are_four_times_as_large(model, rng):
@@ -58,7 +71,7 @@ def test_enlarging_can_be_learned_through(rng):
     dy = rng.randn(1, 2, 6, 6)
     F.sum(upsample_bilinear_2x(x) * dy).backward()
     numeric = np.zeros(x.shape)
-    for index in np.ndindex(*x.shape):      # linear: the gradient is the answer to a unit
+    for index in np.ndindex(*x.shape):  # linear: the gradient is the answer to a unit
         unit = np.zeros(x.shape)
         unit[index] = 1
         numeric[index] = (upsample_bilinear_2x(unit).array * dy).sum()
@@ -66,7 +79,7 @@ def test_enlarging_can_be_learned_through(rng):
 
 
 def test_detections_have_keypoints_near_their_boxes(model, image):
-    found, = model.detect([image])
+    (found,) = model.detect([image])
     assert len(found) >= 2 and found.keypoints.shape == (len(found), 17, 4)
     assert found.keypoints.dtype == np.float32
     assert not found.has_masks and found.masks is None
@@ -80,8 +93,8 @@ def test_keypoints_are_the_highest_points_of_the_heat_maps(model, image, monkeyp
     """Of the head's maps as OpenCV resizes them to the boxes, with the probability of a softmax."""
     maps, forward = [], KeypointHead.forward
     monkeypatch.setattr(KeypointHead, 'forward', lambda *args: maps.append(forward(*args)) or maps[-1])
-    found, = model.detect([image])
-    heatmaps, = maps
+    (found,) = model.detect([image])
+    (heatmaps,) = maps
     assert heatmaps.shape[:2] == found.keypoints.shape[:2]
     for r, k in np.ndindex(heatmaps.shape[:2]):
         sides = np.maximum(found.boxes[r, 2:] - found.boxes[r, :2], 1)
@@ -90,13 +103,13 @@ def test_keypoints_are_the_highest_points_of_the_heat_maps(model, image, monkeyp
         point = np.array(np.unravel_index(resized.argmax(), resized.shape)) + 0.5
         y, x = point * sides / (height, width) + found.boxes[r, :2]
         expected = y, x, resized.max(), 1 / np.exp(resized.astype(np.float64) - resized.max()).sum()
-        np.testing.assert_allclose(found.keypoints[r, k], expected, rtol=2e-5)   # measured: 8e-6
+        np.testing.assert_allclose(found.keypoints[r, k], expected, rtol=2e-5)  # measured: 8e-6
 
 
 def test_rois_in_parts_are_as_all_at_once(model, image, monkeypatch):
-    at_once, = model.detect([image])
+    (at_once,) = model.detect([image])
     monkeypatch.setattr(KeypointHead, 'cpu_chunk_size', 2)
-    in_parts, = model.detect([image])
+    (in_parts,) = model.detect([image])
     np.testing.assert_array_equal(in_parts.keypoints[..., :2], at_once.keypoints[..., :2])
     # Measured with five kinds of BLAS: up to 2.3e-5 of logits up to 50, and 1.1e-5.
     np.testing.assert_allclose(in_parts.keypoints[..., 2], at_once.keypoints[..., 2], rtol=0, atol=5e-5)
@@ -104,7 +117,7 @@ def test_rois_in_parts_are_as_all_at_once(model, image, monkeypatch):
 
 
 def test_nothing_found(model, image):
-    nothing, = mask_rcnn.build(model.config, score_threshold=1.0).detect([image])
+    (nothing,) = mask_rcnn.build(model.config, score_threshold=1.0).detect([image])
     assert nothing.keypoints.shape == (0, 17, 4) and nothing.to_coco(1) == []
 
 
@@ -116,7 +129,7 @@ def test_without_masks_it_is_a_chainercv_detection_link(model, image):
 
 def test_masks_and_keypoints_together(small_head, image):
     np.random.seed(0)
-    found, = mask_rcnn.build('keypoint_resnet50_fpn', masks=True, **SMALL).detect([image])
+    (found,) = mask_rcnn.build('keypoint_resnet50_fpn', masks=True, **SMALL).detect([image])
     assert len(found) >= 2 and len(found.masks) == len(found.keypoints) == len(found)
     assert {'segmentation', 'keypoints'} <= set(found.to_coco(1)[0])
 

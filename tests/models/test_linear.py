@@ -1,8 +1,5 @@
 """Linear layers as cuDNN computes them (its stand-in, on the CPU), whatever the layout of their features."""
 
-import sys
-from pathlib import Path
-
 import chainer
 import numpy as np
 import pytest
@@ -10,7 +7,6 @@ import pytest
 from mask_rcnn.models.layers import convolution
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.runtime.cache import cache_weights
-
 from tests.support import cudnn_stand_in
 
 #: Axes of ``(R, C, H, W)`` from the outermost in memory to the innermost.
@@ -45,8 +41,10 @@ def test_features_of_any_layout(stand_in, rng, layer, layout, relu):
     x = rng.uniform(-1, 1, (3, 4, 2, 3)).astype('f')
     gy = rng.uniform(-1, 1, (3, 5)).astype('f')
     results = []
-    for forward in (lambda v: layer(v, relu=relu), lambda v: (chainer.functions.relu if relu else chainer.as_variable)(
-            chainer.links.Linear.forward(layer, v))):
+    for forward in (
+        lambda v: layer(v, relu=relu),
+        lambda v: (chainer.functions.relu if relu else chainer.as_variable)(chainer.links.Linear.forward(layer, v)),
+    ):
         layer.cleargrads()
         image = chainer.Variable(lay_out(x, LAYOUTS[layout]))
         y = forward(image)
@@ -60,8 +58,7 @@ def test_features_of_any_layout(stand_in, rng, layer, layout, relu):
             np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * max(1, np.abs(expected).max()))
     fused = ['conv', 'bias'] + ['relu'] * relu
     assert stand_in.runs == [fused, ['dgrad'], ['wgrad'], fused]
-    assert all(tuple(tensor.dim[2:]) == (1, 1)
-               for graph in stand_in.graphs for tensor in graph.tensors if tensor.dim)
+    assert all(tuple(tensor.dim[2:]) == (1, 1) for graph in stand_in.graphs for tensor in graph.tensors if tensor.dim)
 
 
 @pytest.mark.parametrize('layout', ['channels outermost', 'channels innermost'])

@@ -7,8 +7,9 @@ from chainercv.utils import apply_to_iterator, assert_is_instance_segmentation_l
 import mask_rcnn
 from mask_rcnn.models.layers import conv_norm
 
-SMALL = dict(n_fg_class=3, min_size=64, max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_threshold=0.01,
-             max_detections=5)
+SMALL = dict(
+    n_fg_class=3, min_size=64, max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_threshold=0.01, max_detections=5
+)
 
 
 @pytest.fixture
@@ -38,10 +39,10 @@ def test_every_image_is_seen_alone(small_model, image, rng):
 
 
 def test_rois_in_parts_are_as_all_at_once(small_model, image, monkeypatch):
-    at_once, = small_model.detect([image])
+    (at_once,) = small_model.detect([image])
     for head in (small_model.box_head, small_model.mask_head):
         monkeypatch.setattr(head, 'cpu_chunk_size', 3, raising=True)
-    in_parts, = small_model.detect([image])
+    (in_parts,) = small_model.detect([image])
     np.testing.assert_allclose(in_parts.boxes, at_once.boxes, atol=1e-3)
     np.testing.assert_array_equal(in_parts.labels, at_once.labels)
 
@@ -50,11 +51,10 @@ def test_the_map_is_convolved_once_an_image(small_model, image, monkeypatch):
     """For all parts of the box head and for the mask head, by res5's two first convolutions."""
     for head in (small_model.box_head, small_model.mask_head):
         monkeypatch.setattr(head, 'cpu_chunk_size', 4)
-    before, = small_model.detect([image])
+    (before,) = small_model.detect([image])
     sizes = []
     convolve = conv_norm._convolve_plainly
-    monkeypatch.setattr(conv_norm, '_convolve_plainly',
-                        lambda x, *rest: sizes.append(x.shape) or convolve(x, *rest))
+    monkeypatch.setattr(conv_norm, '_convolve_plainly', lambda x, *rest: sizes.append(x.shape) or convolve(x, *rest))
     for after in small_model.detect([image, image]):
         np.testing.assert_array_equal(after.mask_probs, before.mask_probs)
     assert sizes == [(1, 1024, 4, 5)] * 4
@@ -114,8 +114,7 @@ def test_images_are_asked_for_as_they_are_needed(small_model, image):
     """By default the CPU looks at one at a time, and what it finds need not wait for another."""
     for batch_size, expected in ((None, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4, 5]), (9, [5] * 5)):
         given = []
-        detections = small_model.iter_detections((given.append(i) or image for i in range(5)),
-                                                 batch_size=batch_size)
+        detections = small_model.iter_detections((given.append(i) or image for i in range(5)), batch_size=batch_size)
         assert given == [] and [len(given) for _ in detections] == expected
     assert small_model.detect([]) == []
 
@@ -149,7 +148,7 @@ def test_stages_take_an_image_or_several(small_model, image):
 
 def test_nothing_found(small_model, image):
     model = mask_rcnn.build(small_model.config, score_threshold=1.0)
-    nothing, = model.detect([image])
+    (nothing,) = model.detect([image])
     assert len(nothing) == 0 and nothing.masks.shape == (0, 48, 60)
     assert nothing.to_coco(1) == []
     masks, labels, scores = model.predict([image])
@@ -158,7 +157,7 @@ def test_nothing_found(small_model, image):
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 40), (33, 2)])
 def test_odd_sizes(small_model, size):
-    detections, = small_model.detect([np.full((3, *size), 100, np.float32)])
+    (detections,) = small_model.detect([np.full((3, *size), 100, np.float32)])
     assert detections.masks.shape == (len(detections), *size)
 
 
@@ -180,8 +179,12 @@ def test_chainercv_runs_and_evaluates_it(small_model, image):
     iterator = chainer.iterators.SerialIterator([image, image], 1, repeat=False, shuffle=False)
     images, (masks, labels, scores), _ = apply_to_iterator(small_model.predict, iterator)
     result = chainercv.evaluations.eval_instance_segmentation_coco(
-        masks, labels, scores, [masks_ for masks_ in small_model.predict([image, image])[0]],
-        [detected.labels for detected in small_model.detect([image, image])])
+        masks,
+        labels,
+        scores,
+        list(small_model.predict([image, image])[0]),
+        [detected.labels for detected in small_model.detect([image, image])],
+    )
     assert result['map/iou=0.50:0.95/area=all/max_dets=100'] > 0.9  # against itself
 
 
@@ -190,7 +193,8 @@ def test_chainercv_draws_it(small_model, image):
     matplotlib.use('Agg')
     (masks,), (labels,), (scores,) = small_model.predict([image])
     axes = chainercv.visualizations.vis_instance_segmentation(
-        image, masks, labels, scores, label_names=small_model.class_names)
+        image, masks, labels, scores, label_names=small_model.class_names
+    )
     assert len(axes[0].texts if isinstance(axes, tuple) else axes.texts) == len(masks)
 
 

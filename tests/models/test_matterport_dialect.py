@@ -7,17 +7,18 @@ import pytest
 import mask_rcnn
 from mask_rcnn.config import DETECTRON, FPN_STRIDES, MATTERPORT, PRESETS
 from mask_rcnn.datasets.example import Annotations, Example
-from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.preprocessing.prepare import TrainingTransform
+from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.models.layers.roi_pooling import RoIPooling, assign_levels
 from mask_rcnn.ops.boxes.boxes import decode_boxes
 from mask_rcnn.ops.roi.crop_and_resize import crop_and_resize
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import Sampling, sample_rois
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain, box_loss_weights
 
-CONFIG = PRESETS['resnet50_fpn'].replace(dialect=MATTERPORT, n_fg_class=2, min_size=64, max_size=64,
-                                          rpn_post_nms=20, max_detections=5)
+CONFIG = PRESETS['resnet50_fpn'].replace(
+    dialect=MATTERPORT, n_fg_class=2, min_size=64, max_size=64, rpn_post_nms=20, max_detections=5
+)
 STRIDES = (4, 8, 16, 32)
 
 
@@ -38,7 +39,7 @@ def test_the_stem_pools_below_and_to_the_right(rng):
     x = rng.standard_normal((1, 3, 32, 32)).astype(np.float32)
     h = backbone.conv1(x, relu=True).array
     padded = np.pad(h, ((0, 0), (0, 0), (0, 1), (0, 1)))
-    expected = np.max([padded[:, :, i:i + 16:2, j:j + 16:2] for i in range(3) for j in range(3)], axis=0)
+    expected = np.max([padded[:, :, i : i + 16 : 2, j : j + 16 : 2] for i in range(3) for j in range(3)], axis=0)
     np.testing.assert_array_equal(backbone.run_stage(backbone.conv1, x).array, expected)
 
 
@@ -49,8 +50,9 @@ def test_anchors_are_centred_on_the_first_pixels(model):
     np.testing.assert_array_equal(finest[4 * 3] - finest[0], [4, 4, 4, 4])
 
 
-@pytest.mark.parametrize('side, level', [
-    (1, 0), (79, 0), (80, 1), (158, 1), (159, 2), (316, 2), (317, 3), (1000, 3)])
+@pytest.mark.parametrize(
+    ('side', 'level'), [(1, 0), (79, 0), (80, 1), (158, 1), (159, 2), (316, 2), (317, 3), (1000, 3)]
+)
 def test_levels_are_rounded(side, level):
     """The nearest level: the border lies at 224 times a power of two and of its root, 79.2, 158.4, 316.8."""
     roi = np.float32([[0, 0, side, side]])
@@ -73,17 +75,17 @@ def test_rois_are_cropped_and_resized(rng):
     levels = np.clip(np.rint(np.log2(sizes * 1024 / 224)), -2, 1).astype(int) + 2
     assert len(set(levels)) == 4
     for i, level in enumerate(levels):
-        alone = crop_and_resize(maps[level], normalised[i:i + 1], np.zeros(1, np.int32), output_size=7)
-        np.testing.assert_allclose(pooled[i:i + 1], alone.array, rtol=0, atol=1e-5)
+        alone = crop_and_resize(maps[level], normalised[i : i + 1], np.zeros(1, np.int32), output_size=7)
+        np.testing.assert_allclose(pooled[i : i + 1], alone.array, rtol=0, atol=1e-5)
 
 
 def test_detections_are_whole_pixels_and_not_empty(model):
     """A box covers its pixels, the second corner lies behind them; what rounds to nothing is dropped."""
     transform = ImageTransform.letterbox((32, 64), 1.0, 64)
     boxes = np.float32([[16, 0, 47, 63], [20.2, 3.1, 20.4, 9.4], [17, 5.4, 16.4, 6]])
-    found = model.postprocess(boxes, np.int32([0, 1, 0]), np.float32([.9, .8, .7]), None, transform)
+    found = model.postprocess(boxes, np.int32([0, 1, 0]), np.float32([0.9, 0.8, 0.7]), None, transform)
     np.testing.assert_array_equal(found.boxes, [[0, 0, 32, 64], [4, 3, 5, 10]])
-    np.testing.assert_array_equal(found.scores, np.float32([.9, .8]))
+    np.testing.assert_array_equal(found.scores, np.float32([0.9, 0.8]))
     assert found.to_coco(1)[0]['bbox'] == [0, 0, 64, 32]
 
 
@@ -95,7 +97,7 @@ def test_boxes_are_clipped_to_the_window(model):
 
 def test_detecting_runs(model, rng):
     image = rng.uniform(0, 255, (3, 40, 60)).astype(np.float32)
-    found, = model.detect([image])
+    (found,) = model.detect([image])
     assert found.size == (40, 60) and found.masks.shape == (len(found), 40, 60)
 
 
@@ -119,14 +121,24 @@ def test_what_is_learned_leads_back_to_the_objects(model):
     assert (objects[:, [0, 2]] > 16).all()  # moved down
     random = [np.random.RandomState(0)]
     sizes = [(64 // s, 64 // s) for s in FPN_STRIDES]
-    targets, = chain.anchor_targets([one], sizes, random)
+    (targets,) = chain.anchor_targets([one], sizes, random)
     positive = targets.labels == 1
-    decoded = decode_boxes(np.concatenate(model.rpn.anchors(sizes))[positive], targets.deltas[positive],
-                           weights=MATTERPORT.boxes.rpn_delta_weights, offset=0)
+    decoded = decode_boxes(
+        np.concatenate(model.rpn.anchors(sizes))[positive],
+        targets.deltas[positive],
+        weights=MATTERPORT.boxes.rpn_delta_weights,
+        offset=0,
+    )
     distance = np.abs(decoded[:, None] - objects[None]).max(axis=2)
     assert distance.min(axis=1).max() < 1e-3 and (distance.min(axis=0) < 1e-3).all()
-    rois = sample_rois(objects + np.float32([1, -1, 2, 0]), annotations, one.image_transform,
-                       sampling=chain.sampling, dialect=MATTERPORT, rng=random[0])
+    rois = sample_rois(
+        objects + np.float32([1, -1, 2, 0]),
+        annotations,
+        one.image_transform,
+        sampling=chain.sampling,
+        dialect=MATTERPORT,
+        rng=random[0],
+    )
     foreground = slice(rois.n_foreground)
     decoded = decode_boxes(rois.rois[foreground], rois.deltas, weights=MATTERPORT.boxes.box_delta_weights, offset=0)
     np.testing.assert_allclose(decoded, objects[rois.labels[foreground] - 1], rtol=0, atol=1e-3)

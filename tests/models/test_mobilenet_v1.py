@@ -4,8 +4,8 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
 from mask_rcnn.inference.save import arrays_of
+from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
 
 EPS = 1e-3
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -24,9 +24,11 @@ def same(x, side, stride):
 
 def reference(arrays, x):
     """The outputs of blocks 3, 5, 11 and 13 with running statistics, in float64."""
+
     def norm_and_relu6(y, layer):
-        gamma, beta, mean, var = (arrays[f'{layer}/norm/{name}'].reshape(-1, 1, 1)
-                                  for name in ('gamma', 'beta', 'avg_mean', 'avg_var'))
+        gamma, beta, mean, var = (
+            arrays[f'{layer}/norm/{name}'].reshape(-1, 1, 1) for name in ('gamma', 'beta', 'avg_mean', 'avg_var')
+        )
         return np.clip(gamma * (y - mean) / np.sqrt(var + EPS) + beta, 0, 6)
 
     def convolution(x, layer, stride=1):
@@ -74,14 +76,16 @@ def test_equals_the_paper(backbone, rng, size, backprop):
         np.testing.assert_allclose(y.array, e, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize('width, channels', [(1.0, CHANNELS), (0.5, [c // 2 for c in CHANNELS]),
-                                             (0.1, [max(int(c / 10), 8) for c in CHANNELS])])
+@pytest.mark.parametrize(
+    ('width', 'channels'),
+    [(1.0, CHANNELS), (0.5, [c // 2 for c in CHANNELS]), (0.1, [max(int(c / 10), 8) for c in CHANNELS])],
+)
 def test_width_multiplies_the_channels(width, channels):
     backbone = MobileNetV1(width=width, norm='affine')
     assert [backbone[f'block{i}'].pointwise.conv.W.shape[0] for i in range(1, 14)] == list(channels)
     assert backbone.out_channels == tuple(channels[i] for i in (2, 4, 10, 12))
     n_parameter = sum(link.W.size for link in backbone.links() if isinstance(link, chainer.links.Convolution2D))
-    if width == 1:      # the 4.2 million of the paper's table 8 without the last layer and normalisations
+    if width == 1:  # the 4.2 million of the paper's table 8 without the last layer and normalisations
         assert n_parameter == 3_185_088
 
 
@@ -98,8 +102,7 @@ def test_frozen_stages_get_no_gradient(backbone, rng):
     backbone.frozen_stages = 3
     backbone.cleargrads()
     backward_from_all(backbone, rng.uniform(-1, 1, (2, 3, 32, 32)))
-    learns = {stage.name: any(p.grad is not None and p.grad.any() for p in stage.params())
-              for stage in backbone.stages}
+    learns = {stage.name: any(p.grad is not None and p.grad.any() for p in stage.params()) for stage in backbone.stages}
     assert not any(learns[name] for name in ('conv0', 'block1', 'block2'))
     assert all(learns[f'block{i}'] for i in range(3, 14))
 

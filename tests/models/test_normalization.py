@@ -3,8 +3,8 @@ import chainer.links as L
 import numpy as np
 import pytest
 
-from mask_rcnn.models.layers.normalization import AffineChannel2D, affine_to_bn, bn_to_affine, make_norm
 from mask_rcnn.models.backbones.resnet import ResNetStage
+from mask_rcnn.models.layers.normalization import AffineChannel2D, affine_to_bn, bn_to_affine, make_norm
 
 
 @pytest.fixture

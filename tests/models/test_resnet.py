@@ -5,10 +5,11 @@ import pytest
 from mask_rcnn.models.backbones.resnet import Bottleneck, ResNet
 
 
-@pytest.mark.parametrize('name, n_conv', [('resnet50', 1 + 3 * 13 + 3), ('resnet101', 1 + 3 * 30 + 3)])
+@pytest.mark.parametrize(('name', 'n_conv'), [('resnet50', 1 + 3 * 13 + 3), ('resnet101', 1 + 3 * 30 + 3)])
 def test_depth(name, n_conv):
-    convolutions = [link for link in ResNet(name, norm='affine').links()
-                    if isinstance(link, chainer.links.Convolution2D)]
+    convolutions = [
+        link for link in ResNet(name, norm='affine').links() if isinstance(link, chainer.links.Convolution2D)
+    ]
     assert len(convolutions) == n_conv
 
 
@@ -24,7 +25,7 @@ def test_stride_is_in_the_first_convolution_of_a_stage():
 @pytest.mark.parametrize('size', [(64, 96), (65, 33), (1, 1)])
 def test_map_size_rounds_up(size):
     with chainer.no_backprop_mode():
-        features, = ResNet('resnet50', norm='affine')(np.zeros((1, 3, *size), np.float32))
+        (features,) = ResNet('resnet50', norm='affine')(np.zeros((1, 3, *size), np.float32))
     assert features.shape == (1, 1024, -(-size[0] // 16), -(-size[1] // 16))
 
 

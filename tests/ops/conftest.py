@@ -8,13 +8,13 @@ import chainer
 import numpy as np
 import pytest
 from chainer.backends import cuda
-from tests.support.cuda_emulator import CudaEmulator
 
 from mask_rcnn.ops.boxes import nms, top_k
 from mask_rcnn.ops.conv import depthwise
 from mask_rcnn.ops.masks import keypoints, paste_masks
 from mask_rcnn.ops.roi import crop_and_resize, roi_align, roi_max_pooling
 from mask_rcnn.ops.runtime import cuda_kernels
+from tests.support.cuda_emulator import CudaEmulator
 
 
 class Backend:
@@ -53,11 +53,17 @@ def backend(request, monkeypatch) -> Backend:
     """The CPU implementation; the GPU implementation with its kernels on the CPU; the GPU implementation on a GPU."""
     if request.param == 'emulated':
         monkeypatch.setattr(cuda_kernels, 'kernel', request.getfixturevalue('emulator').kernel)
-        for function in (crop_and_resize._CropAndResize, crop_and_resize._CropAndResizeGrad,
-                         depthwise._Depthwise, depthwise._DepthwiseGradX,
-                         depthwise._DepthwiseGradW,
-                         roi_align._RoIAlign, roi_align._RoIAlignGrad,
-                         roi_max_pooling._RoIMaxPooling, roi_max_pooling._RoIMaxPoolingGrad):
+        for function in (
+            crop_and_resize._CropAndResize,
+            crop_and_resize._CropAndResizeGrad,
+            depthwise._Depthwise,
+            depthwise._DepthwiseGradX,
+            depthwise._DepthwiseGradW,
+            roi_align._RoIAlign,
+            roi_align._RoIAlignGrad,
+            roi_max_pooling._RoIMaxPooling,
+            roi_max_pooling._RoIMaxPoolingGrad,
+        ):
             monkeypatch.setattr(function, 'forward_cpu', function.forward_gpu)
         monkeypatch.setattr(keypoints, 'decode_cpu', keypoints.decode_gpu)
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)

@@ -43,8 +43,7 @@ def test_gradients(rng, to_device):
     gy, ggx = (to_device(rng.standard_normal((2, 3, 4, 5))) for _ in range(2))
     ggs = (ggx, *(to_device(rng.standard_normal(3)) for _ in range(2)))
     gradient_check.check_backward(affine_channel_2d, inputs, gy, dtype=np.float64, atol=1e-7, rtol=1e-7)
-    gradient_check.check_double_backward(affine_channel_2d, inputs, gy, ggs, dtype=np.float64,
-                                         atol=1e-6, rtol=1e-6)
+    gradient_check.check_double_backward(affine_channel_2d, inputs, gy, ggs, dtype=np.float64, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize('trained', [0, 1, 2])
@@ -62,16 +61,19 @@ def test_gradient_of_one_input_alone(rng, trained):
 
 def test_half_precision_maps_meet_float32_parameters(rng):
     """As behind frozen layers on a GPU: every gradient has the type of what it is the gradient of."""
-    inputs = [chainer.Variable(array.astype(dtype)) for array, dtype in zip(
-        random_problem(rng, np.asarray), ('f2', 'f4', 'f4'))]
+    inputs = [
+        chainer.Variable(array.astype(dtype))
+        for array, dtype in zip(random_problem(rng, np.asarray), ('f2', 'f4', 'f4'))
+    ]
     y = affine_channel_2d(*inputs)
     y.grad = np.ones_like(y.array)
     y.backward()
     x, scale, bias = (variable.array.astype(np.float64) for variable in inputs)
     assert y.dtype == np.float16 and all(variable.grad.dtype == variable.dtype for variable in inputs)
     np.testing.assert_allclose(y.array, x * scale[:, None, None] + bias[:, None, None], rtol=2e-3, atol=2e-3)
-    for variable, expected in zip(inputs, (np.broadcast_to(scale[:, None, None], x.shape), x.sum(axis=(0, 2, 3)),
-                                           np.full(3, 40.))):
+    for variable, expected in zip(
+        inputs, (np.broadcast_to(scale[:, None, None], x.shape), x.sum(axis=(0, 2, 3)), np.full(3, 40.0))
+    ):
         np.testing.assert_allclose(variable.grad, expected, rtol=2e-3, atol=2e-2)
     with pytest.raises(type_check.InvalidType):  # nowhere else
         affine_channel_2d(x, scale.astype(np.float32), bias.astype(np.float32))
@@ -93,6 +95,7 @@ def test_views(rng):
 @pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)])
 def test_the_gpu_form_keeps_the_layout(rng, monkeypatch, layout):
     """Though CuPy's kernels make contiguous arrays, and walk through memory only if the axes do."""
+
     def kernel(x, scale, bias):
         assert x.flags.c_contiguous
         return np.ascontiguousarray(x * scale + bias)
@@ -111,8 +114,10 @@ def test_empty():
     assert y.shape == (0, 3, 4, 5)
 
 
-@pytest.mark.parametrize('x, scale, bias', [((2, 3, 4), (3,), (3,)), ((2, 3, 4, 5), (4,), (3,)),
-                                            ((2, 3, 4, 5), (3,), (1,)), ((2, 3, 4, 5), (3, 1), (3,))])
+@pytest.mark.parametrize(
+    ('x', 'scale', 'bias'),
+    [((2, 3, 4), (3,), (3,)), ((2, 3, 4, 5), (4,), (3,)), ((2, 3, 4, 5), (3,), (1,)), ((2, 3, 4, 5), (3, 1), (3,))],
+)
 def test_wrong_shapes(x, scale, bias):
     with pytest.raises(type_check.InvalidType):
         affine_channel_2d(np.zeros(x, 'f'), np.zeros(scale, 'f'), np.zeros(bias, 'f'))

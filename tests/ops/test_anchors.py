@@ -4,10 +4,13 @@ import pytest
 from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
 
 
-@pytest.mark.parametrize('name, stride, sizes', [
-    ('c4', 16, (32, 64, 128, 256, 512)),
-    *[(f'fpn{k}', 2 ** k, (2 ** (k + 3),)) for k in range(2, 7)],
-])
+@pytest.mark.parametrize(
+    ('name', 'stride', 'sizes'),
+    [
+        ('c4', 16, (32, 64, 128, 256, 512)),
+        *[(f'fpn{k}', 2**k, (2 ** (k + 3),)) for k in range(2, 7)],
+    ],
+)
 def test_detectron_cell_anchors_equal_detectron(data, name, stride, sizes):
     golden = np.load(data / 'ops_boxes.npz')[f'anchors_{name}']
     anchors = detectron_cell_anchors(stride, sizes, (0.5, 1, 2))
@@ -25,14 +28,18 @@ def test_shift_anchors_order():
                 np.testing.assert_array_equal(anchors[(y * 4 + x) * 2 + a], expected)
 
 
-@pytest.mark.parametrize('case, image, sizes', [
-    ('coco_resnet50', 1024, (32, 64, 128, 256, 512)), ('shapes_resnet50_shapes7', 128, (8, 16, 32, 64, 128))])
+@pytest.mark.parametrize(
+    ('case', 'image', 'sizes'),
+    [('coco_resnet50', 1024, (32, 64, 128, 256, 512)), ('shapes_resnet50_shapes7', 128, (8, 16, 32, 64, 128))],
+)
 def test_matterport_cell_anchors_equal_matterport(shared, case, image, sizes):
     """The first are those of the finest map's first locations, the last those of the coarsest's last."""
     golden = np.load(shared / 'golden' / 'matterport' / f'case_{case}.npz')
     ratios = [1 / r for r in (0.5, 1, 2)]
-    levels = [shift_anchors(matterport_cell_anchors((size,), ratios), 2 ** k, *[image // 2 ** k] * 2)
-              for k, size in enumerate(sizes, start=2)]
+    levels = [
+        shift_anchors(matterport_cell_anchors((size,), ratios), 2**k, *[image // 2**k] * 2)
+        for k, size in enumerate(sizes, start=2)
+    ]
     anchors = np.concatenate(levels)
     assert len(anchors) == golden['anchors_count']
     ends = np.concatenate([anchors[:12], anchors[-12:]])

@@ -50,7 +50,7 @@ def test_an_unknown_blas_keeps_its_threads_and_gets_one_range(two_cpus, monkeypa
     assert calls == [(0, 8, threading.current_thread())]
 
 
-@pytest.mark.parametrize('prefix, suffix', [('scipy_', '64_'), ('', '')])
+@pytest.mark.parametrize(('prefix', 'suffix'), [('scipy_', '64_'), ('', '')])
 def test_looks_under_the_names_of_several_builds(prefix, suffix):
     class Library:
         pass

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.preprocessing import image_transform
-from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.ops.boxes import boxes as boxes_module
 from mask_rcnn.ops.boxes import proposals
 from mask_rcnn.ops.boxes.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes
+from mask_rcnn.preprocessing import image_transform
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 MAX_LOG_SCALE = np.log(1000 / 16)
 XY = [1, 0, 3, 2]  # x1 y1 x2 y2 <-> y1 x1 y2 x2
@@ -21,16 +21,17 @@ def swap(boxes):
     return boxes.reshape(len(boxes), -1, 4)[..., XY].reshape(boxes.shape)
 
 
-@pytest.mark.parametrize('name, weights', [('w1', (1, 1, 1, 1)), ('w10', (10, 10, 5, 5))])
+@pytest.mark.parametrize(('name', 'weights'), [('w1', (1, 1, 1, 1)), ('w10', (10, 10, 5, 5))])
 def test_decode_boxes_equals_detectron(golden, name, weights):
-    decoded = decode_boxes(swap(golden['box_boxes']), swap(golden[f'box_deltas_{name}']),
-                           weights=weights, max_log_scale=MAX_LOG_SCALE)
+    decoded = decode_boxes(
+        swap(golden['box_boxes']), swap(golden[f'box_deltas_{name}']), weights=weights, max_log_scale=MAX_LOG_SCALE
+    )
     assert decoded.dtype == np.float32
     # exp differs by one unit in the last place between math libraries: 2 ** -15 for sides from 256.
     np.testing.assert_allclose(swap(decoded), golden[f'box_decode_{name}'], rtol=3e-7, atol=4e-5)
 
 
-@pytest.mark.parametrize('name, weights', [('w1', (1, 1, 1, 1)), ('w10', (10, 10, 5, 5))])
+@pytest.mark.parametrize(('name', 'weights'), [('w1', (1, 1, 1, 1)), ('w10', (10, 10, 5, 5))])
 def test_encode_boxes_equals_detectron(golden, name, weights):
     encoded = encode_boxes(swap(golden['box_boxes']), swap(golden['box_gt']), weights=weights)
     np.testing.assert_allclose(swap(encoded), golden[f'box_encode_{name}'], rtol=1e-5, atol=2e-6)
@@ -73,7 +74,7 @@ def test_box_iou_by_counting_pixels(rng):
     boxes = np.concatenate([low, low + rng.randint(0, 8, (20, 2))], axis=1).astype(np.float32)
     covered = np.zeros((20, 20, 20), bool)
     for mask, (y0, x0, y1, x1) in zip(covered, boxes.astype(int)):
-        mask[y0:y1 + 1, x0:x1 + 1] = True
+        mask[y0 : y1 + 1, x0 : x1 + 1] = True
     both = (covered[:, None] & covered[None]).sum(axis=(2, 3))
     either = (covered[:, None] | covered[None]).sum(axis=(2, 3))
     np.testing.assert_allclose(box_iou(boxes, boxes), both / either, rtol=1e-6)
@@ -94,12 +95,14 @@ def test_decode_boxes_with_other_factors_along_x(rng):
     """Each axis by its own, in the order (dy, dx, dh, dw)."""
     boxes, deltas = np.float32([[10, 20, 29, 59]]), rng.normal(0, 1, (1, 4)).astype('f')
     weights = np.float32([10, 5, 4, 2])
-    np.testing.assert_array_equal(decode_boxes(boxes, deltas, weights=tuple(weights)),
-                                  decode_boxes(boxes, deltas / weights))
+    np.testing.assert_array_equal(
+        decode_boxes(boxes, deltas, weights=tuple(weights)), decode_boxes(boxes, deltas / weights)
+    )
 
 
 def test_a_gpu_is_sent_no_constants(rng, monkeypatch):
     """Each would be a copy of its own; numbers go with the kernels."""
+
     class Device:
         """NumPy without the functions that send something."""
 
@@ -109,7 +112,7 @@ def test_a_gpu_is_sent_no_constants(rng, monkeypatch):
 
     corner = rng.uniform(0, 60, (6, 2))
     rois = np.concatenate([corner, corner + rng.uniform(1, 30, (6, 2))], axis=1).astype('f')
-    deltas = rng.normal(0, .3, (6, 8)).astype('f')
+    deltas = rng.normal(0, 0.3, (6, 8)).astype('f')
     transforms = ImageTransform.top_left((80, 90), 1.3), ImageTransform.letterbox((80, 90), 1.3, 128)
 
     def calculate():

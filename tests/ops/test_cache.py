@@ -8,9 +8,11 @@ from mask_rcnn.ops.runtime.cache import cache_features, cache_weights, cached
 @pytest.fixture
 def make():
     """A function that counts its calls."""
+
     def make(array, factor):
         make.calls += 1
         return array * factor
+
     make.calls = 0
     return make
 
@@ -25,7 +27,7 @@ def test_nothing_is_kept_unless_asked_for(make):
     assert make.calls == 4
 
 
-@pytest.mark.parametrize('context, scope', [(cache_weights, 'weights'), (cache_features, 'features')])
+@pytest.mark.parametrize(('context', 'scope'), [(cache_weights, 'weights'), (cache_features, 'features')])
 def test_once_for_the_same_sources(make, context, scope):
     x, twin = np.arange(3), np.arange(3)
     with context():

@@ -1,15 +1,15 @@
 import chainer
 import chainer.functions as F
-from tests.support import cudnn_stand_in
 import numpy as np
 import pytest
 from chainer import gradient_check
 from chainer.utils.type_check import InvalidType
 
 from mask_rcnn.ops.conv import convolution, winograd
-from mask_rcnn.ops.runtime.memory_layout import channels_first
 from mask_rcnn.ops.conv.convolution import apply_epilogue, convolution_2d, convolve, deconvolution_2d, deconvolve
 from mask_rcnn.ops.cudnn_frontend import using_precision
+from mask_rcnn.ops.runtime.memory_layout import channels_first
+from tests.support import cudnn_stand_in
 
 GEOMETRIES = [  # kernel, stride, pad, size
     ((1, 1), 1, 0, (5, 7)),
@@ -24,8 +24,16 @@ GEOMETRIES = [  # kernel, stride, pad, size
 ]
 
 
-@pytest.fixture(params=['one tile', 'small tiles', 'Winograd', 'Winograd in blocks',
-                        'Winograd by images', 'Winograd by images in blocks'])
+@pytest.fixture(
+    params=[
+        'one tile',
+        'small tiles',
+        'Winograd',
+        'Winograd in blocks',
+        'Winograd by images',
+        'Winograd by images in blocks',
+    ]
+)
 def way(request, monkeypatch):
     """Every way to compute a convolution, for small ones, too."""
     for module in (convolution, winograd):
@@ -37,20 +45,27 @@ def way(request, monkeypatch):
         monkeypatch.setattr(winograd, '_MIN_TILES', 1)
         monkeypatch.setattr(winograd, '_MIN_IMAGES_BY_IMAGE', 1 if 'images' in request.param else 1000)
     if request.param == 'small tiles' or 'blocks' in request.param:
-        for module, name in ((convolution, '_TILE_BYTES'), (convolution, '_MIN_COLUMNS'),
-                             (convolution, '_POINTWISE_COLUMNS'), (convolution, '_EPILOGUE_CHANNELS'),
-                             (convolution, '_SCATTER_BYTES'),
-                             (winograd, '_BLOCK_BYTES'),
-                             (winograd, '_MIN_BLOCK_TILES')):
+        for module, name in (
+            (convolution, '_TILE_BYTES'),
+            (convolution, '_MIN_COLUMNS'),
+            (convolution, '_POINTWISE_COLUMNS'),
+            (convolution, '_EPILOGUE_CHANNELS'),
+            (convolution, '_SCATTER_BYTES'),
+            (winograd, '_BLOCK_BYTES'),
+            (winograd, '_MIN_BLOCK_TILES'),
+        ):
             monkeypatch.setattr(module, name, 1)
 
 
 def arrays(rng, kernel, size, dtype=np.float32, n=3):
-    return (rng.uniform(-1, 1, (n, 4, *size)).astype(dtype), rng.uniform(-1, 1, (5, 4, *kernel)).astype(dtype),
-            rng.uniform(-1, 1, 5).astype(dtype))
+    return (
+        rng.uniform(-1, 1, (n, 4, *size)).astype(dtype),
+        rng.uniform(-1, 1, (5, 4, *kernel)).astype(dtype),
+        rng.uniform(-1, 1, 5).astype(dtype),
+    )
 
 
-@pytest.mark.parametrize('kernel, stride, pad, size', GEOMETRIES)
+@pytest.mark.parametrize(('kernel', 'stride', 'pad', 'size'), GEOMETRIES)
 def test_equals_chainers(rng, way, kernel, stride, pad, size):
     x, W, b = arrays(rng, kernel, size)
     expected = F.convolution_2d(x, W, b, stride, pad).array
@@ -59,7 +74,7 @@ def test_equals_chainers(rng, way, kernel, stride, pad, size):
     np.testing.assert_allclose(y.array, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('kernel, stride, pad, size', GEOMETRIES)
+@pytest.mark.parametrize(('kernel', 'stride', 'pad', 'size'), GEOMETRIES)
 def test_gradients(rng, way, kernel, stride, pad, size):
     inputs = arrays(rng, kernel, size, np.float64, n=2)
 
@@ -69,7 +84,8 @@ def test_gradients(rng, way, kernel, stride, pad, size):
     gy = rng.uniform(-1, 1, function(*inputs).shape)
     gradient_check.check_backward(function, inputs, gy, rtol=1e-6, atol=1e-7)
     gradient_check.check_double_backward(
-        function, inputs, gy, tuple(rng.uniform(-1, 1, a.shape) for a in inputs), rtol=1e-5, atol=1e-6)
+        function, inputs, gy, tuple(rng.uniform(-1, 1, a.shape) for a in inputs), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3), (2, 3, 0, 1)])
@@ -85,7 +101,7 @@ def test_layout_lets_the_next_one_read_without_a_copy(rng):
     assert np.shares_memory(channels_first(y), y)
 
 
-@pytest.mark.parametrize('kernel, pad', [((1, 1), 0), ((3, 3), 1)])
+@pytest.mark.parametrize(('kernel', 'pad'), [((1, 1), 0), ((3, 3), 1)])
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('with_bias', [False, True])
 def test_fused_sum_and_relu(rng, way, kernel, pad, relu, with_bias):
@@ -114,13 +130,23 @@ def test_result_in_place_of_the_residual(rng, way, layout):
 @pytest.mark.parametrize('with_residual', [False, True])
 def test_finishing_later_is_the_same(rng, relu, with_bias, with_residual):
     x, W, b = arrays(rng, (1, 1), (6, 5))
-    epilogue = {'b': b if with_bias else None, 'relu': relu,
-                'residual': rng.uniform(-1, 1, (3, 5, 6, 5)).astype(np.float32) if with_residual else None}
+    epilogue = {
+        'b': b if with_bias else None,
+        'relu': relu,
+        'residual': rng.uniform(-1, 1, (3, 5, 6, 5)).astype(np.float32) if with_residual else None,
+    }
     np.testing.assert_array_equal(apply_epilogue(convolve(x, W), **epilogue), convolve(x, W, **epilogue))
 
 
 DECONVOLUTIONS = [  # side of the kernel, stride, pad
-    (2, 2, 0), (3, 3, 0), (1, 1, 0), (4, 2, 1), (3, 1, 1), (3, 2, 0), (2, 3, 0)]
+    (2, 2, 0),
+    (3, 3, 0),
+    (1, 1, 0),
+    (4, 2, 1),
+    (3, 1, 1),
+    (3, 2, 0),
+    (2, 3, 0),
+]
 
 
 def deconvolution_arrays(rng, kernel, dtype, n=3):
@@ -128,7 +154,7 @@ def deconvolution_arrays(rng, kernel, dtype, n=3):
     return [rng.uniform(-1, 1, shape).astype(dtype) for shape in shapes]
 
 
-@pytest.mark.parametrize('kernel, stride, pad', DECONVOLUTIONS)
+@pytest.mark.parametrize(('kernel', 'stride', 'pad'), DECONVOLUTIONS)
 @pytest.mark.parametrize('relu', [False, True])
 def test_deconvolution_equals_chainers(rng, way, kernel, stride, pad, relu):
     x, W, b = deconvolution_arrays(rng, kernel, np.float32)
@@ -140,7 +166,7 @@ def test_deconvolution_equals_chainers(rng, way, kernel, stride, pad, relu):
     assert y.dtype == np.float32 and (y < 0).any() != relu
 
 
-@pytest.mark.parametrize('kernel, stride, pad', DECONVOLUTIONS)
+@pytest.mark.parametrize(('kernel', 'stride', 'pad'), DECONVOLUTIONS)
 def test_gradients_of_deconvolution(rng, way, kernel, stride, pad):
     inputs = deconvolution_arrays(rng, kernel, np.float64, n=2)
 
@@ -150,7 +176,8 @@ def test_gradients_of_deconvolution(rng, way, kernel, stride, pad):
     gy = rng.uniform(-1, 1, function(*inputs).shape)
     gradient_check.check_backward(function, inputs, gy, rtol=1e-6, atol=1e-7)
     gradient_check.check_double_backward(
-        function, inputs, gy, tuple(rng.uniform(-1, 1, a.shape) for a in inputs), rtol=1e-5, atol=1e-6)
+        function, inputs, gy, tuple(rng.uniform(-1, 1, a.shape) for a in inputs), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_deconvolution_of_nothing_and_of_what_does_not_fit(rng):
@@ -184,8 +211,9 @@ def test_gradients_take_a_quarter_of_the_multiplications(rng, monkeypatch):
     monkeypatch.setattr(winograd, '_MIN_TILES', 1)
     calls = []
     for name in ('convolve', 'correlate'):
-        monkeypatch.setattr(winograd, name, lambda *args, name=name, own=getattr(winograd, name): (
-            calls.append(name), own(*args))[1])
+        monkeypatch.setattr(
+            winograd, name, lambda *args, name=name, own=getattr(winograd, name): (calls.append(name), own(*args))[1]
+        )
     image, filters = chainer.Variable(x), chainer.Variable(W)
     chainer.functions.sum(convolution_2d(image, filters, pad=1)).backward()
     assert sorted(calls) == ['convolve', 'convolve', 'correlate']

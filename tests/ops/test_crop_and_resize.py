@@ -19,8 +19,7 @@ def reference(x, rois, indices, output_size, last=(1, 1)):
     """Crop and resize as two matrix products per RoI."""
     result = []
     for roi, index in zip(rois.astype(np.float64) / [*last, *last], indices):
-        rows, columns = (axis_matrix(roi[axis], roi[axis + 2], x.shape[2 + axis], output_size[axis])
-                         for axis in (0, 1))
+        rows, columns = (axis_matrix(roi[axis], roi[axis + 2], x.shape[2 + axis], output_size[axis]) for axis in (0, 1))
         result.append(np.einsum('ip,cpq,jq->cij', rows, x[index].astype(np.float64), columns))
     return np.stack(result)
 
@@ -84,8 +83,9 @@ def test_last_gives_the_unit_of_the_rois(backend, rng):
     x, rois, indices = random_problem(rng)
     last = np.float32([127, 255])
     y = run(backend, x, rois * [*last, *last], indices, output_size=7, last=tuple(last))
-    np.testing.assert_allclose(backend.numpy(y), backend.numpy(run(backend, x, rois, indices, output_size=7)),
-                               rtol=0, atol=2e-5)
+    np.testing.assert_allclose(
+        backend.numpy(y), backend.numpy(run(backend, x, rois, indices, output_size=7)), rtol=0, atol=2e-5
+    )
 
 
 def test_gradients(backend, rng):
@@ -121,7 +121,8 @@ def test_float16_is_calculated_in_float32(backend, rng, channels):
     gy = rng.standard_normal(y.shape).astype(np.float16)
     np.testing.assert_array_equal(
         gradient(backend, x, rois, indices, gy, output_size=7),
-        gradient(backend, x.astype(np.float32), rois, indices, gy.astype(np.float32), output_size=7).astype('e'))
+        gradient(backend, x.astype(np.float32), rois, indices, gy.astype(np.float32), output_size=7).astype('e'),
+    )
 
 
 @pytest.mark.slow_emulated
@@ -160,7 +161,7 @@ def test_memory_layouts(backend, rng):
     assert y.array.transpose(order).flags.c_contiguous and x.grad.transpose(order).flags.c_contiguous
 
 
-@pytest.mark.parametrize('dtype, name', [('f', 'crop_and_resize_forward'), ('e', 'crop_and_resize_forward_half')])
+@pytest.mark.parametrize(('dtype', 'name'), [('f', 'crop_and_resize_forward'), ('e', 'crop_and_resize_forward_half')])
 def test_the_kernel_gets_the_maps_as_they_are(emulator, monkeypatch, rng, dtype, name):
     launched = []
 
@@ -173,7 +174,7 @@ def test_the_kernel_gets_the_maps_as_they_are(emulator, monkeypatch, rng, dtype,
     x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     points = [module._sample_points(rois[:, axis], rois[:, axis + 2], x.shape[2 + axis], 7) for axis in (0, 1)]
     y = module.forward_gpu(x, indices, *points)
-    (found, arguments), = launched
+    ((found, arguments),) = launched
     assert found == name and np.may_share_memory(arguments[0], x) and np.may_share_memory(arguments[-1], y)
 
 
@@ -203,12 +204,21 @@ def test_index_outside_the_batch(backend):
                 run(backend, x, rois, indices, output_size=3)
 
 
-@pytest.mark.parametrize('x, rois, indices, kwargs, message', [
-    ((1, 3, 9), (2, 4), (2,), {}, 'x must be'), ((1, 3, 9, 9), (2, 5), (2,), {}, 'rois must have'),
-    ((1, 3, 9, 9), (2, 4), (3,), {}, 'roi_indices must have'),
-    ((1, 3, 9, 9), (2, 4), (2,), {'output_size': 0}, 'output_size'),
-    ((1, 3, 9, 9), (2, 4), (2,), {'last': (5, 0)}, 'last must be')])
+@pytest.mark.parametrize(
+    ('x', 'rois', 'indices', 'kwargs', 'message'),
+    [
+        ((1, 3, 9), (2, 4), (2,), {}, 'x must be'),
+        ((1, 3, 9, 9), (2, 5), (2,), {}, 'rois must have'),
+        ((1, 3, 9, 9), (2, 4), (3,), {}, 'roi_indices must have'),
+        ((1, 3, 9, 9), (2, 4), (2,), {'output_size': 0}, 'output_size'),
+        ((1, 3, 9, 9), (2, 4), (2,), {'last': (5, 0)}, 'last must be'),
+    ],
+)
 def test_wrong_arguments(x, rois, indices, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        crop_and_resize(np.zeros(x, np.float32), np.zeros(rois, np.float32), np.zeros(indices, np.int32),
-                        **{'output_size': 7, **kwargs})
+        crop_and_resize(
+            np.zeros(x, np.float32),
+            np.zeros(rois, np.float32),
+            np.zeros(indices, np.int32),
+            **{'output_size': 7, **kwargs},
+        )

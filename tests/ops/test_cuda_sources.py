@@ -8,8 +8,18 @@ from chainer.backends import cuda
 
 from mask_rcnn.ops.runtime import cuda_kernels
 
-SOURCES = ('cudnn_frontend/bfloat16.cu', 'roi/crop_and_resize.cu', 'conv/depthwise.cu', 'masks/keypoints.cu', 'conv/max_pooling.cu',
-           'boxes/nms.cu', 'masks/paste_masks.cu', 'roi/roi_align.cu', 'roi/roi_max_pooling.cu', 'boxes/top_k.cu')
+SOURCES = (
+    'cudnn_frontend/bfloat16.cu',
+    'roi/crop_and_resize.cu',
+    'conv/depthwise.cu',
+    'masks/keypoints.cu',
+    'conv/max_pooling.cu',
+    'boxes/nms.cu',
+    'masks/paste_masks.cu',
+    'roi/roi_align.cu',
+    'roi/roi_max_pooling.cu',
+    'boxes/top_k.cu',
+)
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
@@ -34,9 +44,20 @@ def test_nvcc_compiles_for_every_architecture(root, tmp_path, source, dtype):
     architectures = supported_architectures() if dtype == np.float32 else [80]
     assert architectures
     targets = [f'-gencode=arch=compute_{a},code=sm_{a}' for a in architectures]
-    command = ['nvcc', '-fatbin', '-Werror', 'all-warnings', *cuda_kernels.OPTIONS, f'-DREAL={cuda_kernels.c_type(dtype)}',
-               *targets, '-o', str(tmp_path / 'kernels.fatbin'),
-               '-I', str(root / 'mask_rcnn' / 'ops'), str(root / 'mask_rcnn' / 'ops' / source)]
+    command = [
+        'nvcc',
+        '-fatbin',
+        '-Werror',
+        'all-warnings',
+        *cuda_kernels.OPTIONS,
+        f'-DREAL={cuda_kernels.c_type(dtype)}',
+        *targets,
+        '-o',
+        str(tmp_path / 'kernels.fatbin'),
+        '-I',
+        str(root / 'mask_rcnn' / 'ops'),
+        str(root / 'mask_rcnn' / 'ops' / source),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'kernels.fatbin').stat().st_size > 0
@@ -51,8 +72,12 @@ def test_launch_covers_every_element_and_nothing_for_none():
     calls = []
     for n in (0, 1, 256, 257, 1 << 40):
         cuda_kernels.launch(lambda *arguments: calls.append(arguments), n, [n])
-    assert calls == [((1,), (256,), (1,)), ((1,), (256,), (256,)), ((2,), (256,), (257,)),
-                     ((1 << 20,), (256,), (1 << 40,))]
+    assert calls == [
+        ((1,), (256,), (1,)),
+        ((1,), (256,), (256,)),
+        ((2,), (256,), (257,)),
+        ((1 << 20,), (256,), (1 << 40,)),
+    ]
 
 
 def test_no_cuda_is_a_clear_error():
@@ -67,9 +92,16 @@ def test_no_cuda_is_a_clear_error():
 def test_cupy_compiles(source):
     if not cuda.available:
         pytest.skip('no CUDA device')
-    names = {'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16', 'roi/crop_and_resize.cu': 'crop_and_resize_forward',
-             'conv/depthwise.cu': 'depthwise_forward', 'masks/keypoints.cu': 'decode_heatmaps',
-             'conv/max_pooling.cu': 'max_pooling_4', 'boxes/nms.cu': 'nms_reduce', 'masks/paste_masks.cu': 'paste_masks',
-             'roi/roi_align.cu': 'roi_align_forward_4', 'roi/roi_max_pooling.cu': 'roi_max_pooling_forward',
-             'boxes/top_k.cu': 'top_k_count'}
+    names = {
+        'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16',
+        'roi/crop_and_resize.cu': 'crop_and_resize_forward',
+        'conv/depthwise.cu': 'depthwise_forward',
+        'masks/keypoints.cu': 'decode_heatmaps',
+        'conv/max_pooling.cu': 'max_pooling_4',
+        'boxes/nms.cu': 'nms_reduce',
+        'masks/paste_masks.cu': 'paste_masks',
+        'roi/roi_align.cu': 'roi_align_forward_4',
+        'roi/roi_max_pooling.cu': 'roi_max_pooling_forward',
+        'boxes/top_k.cu': 'top_k_count',
+    }
     assert cuda_kernels.kernel(source, names[source]).attributes['max_threads_per_block'] >= 256

@@ -1,5 +1,6 @@
 """The host code of the GPU's convolutions, with graphs that the CPU interprets; and on a GPU against
-float64."""
+float64.
+"""
 
 import functools
 import logging
@@ -10,7 +11,6 @@ import types
 
 import chainer
 import chainer.functions as F
-from tests.support import cudnn_stand_in
 import numpy as np
 import pytest
 from chainer.backends import cuda
@@ -18,9 +18,10 @@ from chainer.backends import cuda
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, frontend, graphs
 from mask_rcnn.ops.runtime.cache import cache_weights
+from tests.support import cudnn_stand_in
 
 #: Relative error of one rounded number, and of the factors of a product.
-EPSILON = {'fp32': 2.0 ** -24, 'tf32': 2.0 ** -11, 'fp16': 2.0 ** -11, 'bf16': 2.0 ** -8}
+EPSILON = {'fp32': 2.0**-24, 'tf32': 2.0**-11, 'fp16': 2.0**-11, 'bf16': 2.0**-8}
 
 CUDART_VARIABLE = 'CUDNN_FRONTEND_CUDART_LIB_NAME'
 
@@ -65,10 +66,11 @@ def exact(x, w, stride, pad):
 def assert_close(actual, expected, precision, scale):
     """Compare with the error of rounded factors and results, three epsilons of the largest result (measured: up to
     1.2; 1.4 if TF32 cuts bits off), and on a device with that of float32 sums in any order: ``scale`` bounds the
-    sum of absolute products."""
+    sum of absolute products.
+    """
     on_device, actual = not isinstance(actual, np.ndarray), cuda.to_cpu(actual)
     if precision == 'tf32' and not on_device:
-        precision = 'fp32'      # the stand-in rounds no factors
+        precision = 'fp32'  # the stand-in rounds no factors
     if precision != 'fp32' or not on_device:
         scale = min(scale, 1 + np.abs(expected).max())
     assert np.abs(actual - expected).max() <= 3 * EPSILON[precision] * scale
@@ -87,8 +89,9 @@ def test_forward_with_everything_in_one_graph(xp, rng, request, name, precision)
     b, residual = make(rng, w_shape[0], y.shape)
     expected = np.clip(y + b[:, None, None] + residual, 0, 6)
     with cudnn_frontend.using_precision(precision):
-        actual = cudnn_frontend.convolve(*map(xp.asarray, (x, w, b)), stride=stride, pad=pad, relu=True, clip_max=6.0,
-                                residual=xp.asarray(residual))
+        actual = cudnn_frontend.convolve(
+            *map(xp.asarray, (x, w, b)), stride=stride, pad=pad, relu=True, clip_max=6.0, residual=xp.asarray(residual)
+        )
     assert actual.dtype == PRECISIONS[precision].result and is_channels_last(actual)
     assert_close(actual, expected, precision, 2 + w[0].size)
     if xp is np:
@@ -102,9 +105,10 @@ def test_gradients(xp, rng, name, precision):
     x, w = make(rng, x_shape, w_shape)
     pads = ((pad, pad), (pad, pad)) if np.ndim(pad) == 0 else pad
     image, filters = (chainer.Variable(array.astype(np.float64)) for array in (x, w))
-    y = F.convolution_2d(F.pad(image, [(0, 0), (0, 0), *pads], 'constant'), filters, stride=stride,
-                         groups=x.shape[1] // w.shape[1])
-    gy, = make(rng, y.shape)
+    y = F.convolution_2d(
+        F.pad(image, [(0, 0), (0, 0), *pads], 'constant'), filters, stride=stride, groups=x.shape[1] // w.shape[1]
+    )
+    (gy,) = make(rng, y.shape)
     y.grad = gy.astype(np.float64)
     y.backward()
     with cudnn_frontend.using_precision(precision):
@@ -126,7 +130,7 @@ def test_deconvolution(xp, rng, precision):
     assert_close(actual, np.maximum(expected, 0), precision, 5)
 
 
-@pytest.mark.parametrize('stride,pad', [(1, 0), (2, 1)])
+@pytest.mark.parametrize(('stride', 'pad'), [(1, 0), (2, 1)])
 def test_deconvolution_of_other_geometries(xp, rng, stride, pad):
     x, w = make(rng, (1, 2, 4, 5), (2, 3, 4, 4))
     expected = F.deconvolution_2d(x.astype(np.float64), w.astype(np.float64), stride=stride, pad=pad).array
@@ -139,8 +143,9 @@ def test_half_precision_arrays_go_from_graph_to_graph_without_a_copy(stand_in, r
     with cudnn_frontend.using_precision('fp16'):
         first = cudnn_frontend.convolve(x, w)
         seen = []
-        monkeypatch.setattr(cudnn_frontend.convolution, '_address',
-                            lambda array: seen.append(array) or array.ctypes.data)
+        monkeypatch.setattr(
+            cudnn_frontend.convolution, '_address', lambda array: seen.append(array) or array.ctypes.data
+        )
         cudnn_frontend.convolve(first, w)
     assert seen[0].base is first.base and np.shares_memory(seen[0], first)
 
@@ -167,8 +172,11 @@ def test_what_cannot_be_fused_is_finished_by_one_kernel(stand_in, rng, monkeypat
     x, w, b, residual = make(rng, (2, 4, 5, 5), (8, 4, 3, 3), 8, (2, 8, 5, 5))
     stand_in.unsupported = lambda steps: len(steps) > 1
     finished = []
-    monkeypatch.setattr(cudnn_frontend.convolution, '_epilogue_kernel',
-                        lambda: lambda *args: finished.append(args[-1]) or cudnn_stand_in.epilogue(*args))
+    monkeypatch.setattr(
+        cudnn_frontend.convolution,
+        '_epilogue_kernel',
+        lambda: lambda *args: finished.append(args[-1]) or cudnn_stand_in.epilogue(*args),
+    )
     for precision, limit in (('fp32', 0.5), ('fp16', np.inf), ('bf16', np.inf)):
         with cudnn_frontend.using_precision(precision):
             y = cudnn_frontend.convolve(x, w, b, pad=1, relu=True, residual=residual, clip_max=limit)
@@ -179,7 +187,7 @@ def test_what_cannot_be_fused_is_finished_by_one_kernel(stand_in, rng, monkeypat
     assert len(finished) == 3 and all(array.flags.c_contiguous for array in finished)
     n_graph = len(stand_in.asked)
     cudnn_frontend.convolve(x, w, b, pad=1, relu=True, residual=residual)
-    assert len(stand_in.asked) == n_graph       # what is not supported is not tried again
+    assert len(stand_in.asked) == n_graph  # what is not supported is not tried again
 
 
 @pytest.mark.parametrize('name', SHAPES)
@@ -187,13 +195,15 @@ def test_what_cannot_be_fused_is_finished_by_one_kernel(stand_in, rng, monkeypat
 def test_matrix_products_take_the_place_of_a_missing_engine(stand_in, rng, caplog, name, precision):
     x_shape, w_shape, stride, pad = SHAPES[name]
     x, w, b = make(rng, x_shape, w_shape, w_shape[0])
-    gy, = make(rng, exact(x, w, stride, pad).shape)
+    (gy,) = make(rng, exact(x, w, stride, pad).shape)
 
     def compute():
         with cudnn_frontend.using_precision(precision), chainer.no_backprop_mode():
-            return (cudnn_frontend.convolve(x, w, b, stride=stride, pad=pad, relu=True),
-                    cudnn_frontend.convolve_backward_data(gy, w, x.shape, stride=stride, pad=pad),
-                    cudnn_frontend.convolve_backward_filter(x, gy, w.shape, stride=stride, pad=pad))
+            return (
+                cudnn_frontend.convolve(x, w, b, stride=stride, pad=pad, relu=True),
+                cudnn_frontend.convolve_backward_data(gy, w, x.shape, stride=stride, pad=pad),
+                cudnn_frontend.convolve_backward_filter(x, gy, w.shape, stride=stride, pad=pad),
+            )
 
     expected = compute()
     stand_in.unsupported = lambda steps: True
@@ -205,15 +215,21 @@ def test_matrix_products_take_the_place_of_a_missing_engine(stand_in, rng, caplo
             # Float32 sums (measured: up to 5.1 epsilons), rounded to what is stored.
             np.testing.assert_allclose(actual, own, rtol=0, atol=8 * EPSILON[precision] * np.abs(own).max())
     assert [record.getMessage().split("kind='")[1].split("'")[0] for record in caplog.records] == [
-        'forward', 'data', 'filter']
+        'forward',
+        'data',
+        'filter',
+    ]
 
 
 def test_what_is_not_a_number_stays_so(stand_in):
     y = np.full((1, 1, 1, 1), np.nan, 'f')
-    assert np.isnan(cudnn_frontend.apply_epilogue(y, None, None, True)) and np.isnan(cudnn_frontend.apply_epilogue(y, clip_max=6.0))
+    assert np.isnan(cudnn_frontend.apply_epilogue(y, None, None, True)) and np.isnan(
+        cudnn_frontend.apply_epilogue(y, clip_max=6.0)
+    )
 
 
 # Functions
+
 
 def check_function(ours, theirs, shapes, rng, precision, dtype=np.float32):
     """Compare a function of one node with Chainer's in float64, forward and backward."""
@@ -236,9 +252,13 @@ def check_function(ours, theirs, shapes, rng, precision, dtype=np.float32):
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('bias', [False, True])
 def test_a_convolution_is_one_function(stand_in, rng, precision, relu, bias):
-    check_function(lambda *arrays: cudnn_frontend.convolution_2d(*arrays, stride=2, pad=1, relu=relu),
-                   lambda *arrays: (F.relu if relu else F.identity)(F.convolution_2d(*arrays, stride=2, pad=1)),
-                   [(2, 4, 5, 6), (8, 4, 3, 3)] + [(8,)] * bias, rng, precision)
+    check_function(
+        lambda *arrays: cudnn_frontend.convolution_2d(*arrays, stride=2, pad=1, relu=relu),
+        lambda *arrays: (F.relu if relu else F.identity)(F.convolution_2d(*arrays, stride=2, pad=1)),
+        [(2, 4, 5, 6), (8, 4, 3, 3)] + [(8,)] * bias,
+        rng,
+        precision,
+    )
     assert stand_in.runs == [['conv'] + ['bias'] * bias + ['relu'] * relu, ['dgrad'], ['wgrad']]
 
 
@@ -246,16 +266,25 @@ def test_a_convolution_is_one_function(stand_in, rng, precision, relu, bias):
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('bias', [False, True])
 def test_a_deconvolution_is_one_function(stand_in, rng, precision, relu, bias):
-    check_function(lambda *arrays: cudnn_frontend.deconvolution_2d(*arrays, stride=2, relu=relu),
-                   lambda *arrays: (F.relu if relu else F.identity)(F.deconvolution_2d(*arrays, stride=2)),
-                   [(2, 4, 3, 5), (4, 6, 2, 2)] + [(6,)] * bias, rng, precision)
+    check_function(
+        lambda *arrays: cudnn_frontend.deconvolution_2d(*arrays, stride=2, relu=relu),
+        lambda *arrays: (F.relu if relu else F.identity)(F.deconvolution_2d(*arrays, stride=2)),
+        [(2, 4, 3, 5), (4, 6, 2, 2)] + [(6,)] * bias,
+        rng,
+        precision,
+    )
     assert stand_in.runs == [['dgrad'], ['conv'], ['wgrad']]
 
 
 def test_gradients_have_the_types_of_their_inputs(stand_in, rng):
-    check_function(lambda *arrays: cudnn_frontend.convolution_2d(*arrays, relu=True),
-                   lambda *arrays: F.relu(F.convolution_2d(*arrays)), [(1, 4, 3, 3), (8, 4, 1, 1), (8,)], rng, 'fp16',
-                   np.float16)
+    check_function(
+        lambda *arrays: cudnn_frontend.convolution_2d(*arrays, relu=True),
+        lambda *arrays: F.relu(F.convolution_2d(*arrays)),
+        [(1, 4, 3, 3), (8, 4, 1, 1), (8,)],
+        rng,
+        'fp16',
+        np.float16,
+    )
 
 
 def test_only_gradients_that_are_wanted_are_computed(stand_in, rng):
@@ -267,6 +296,7 @@ def test_only_gradients_that_are_wanted_are_computed(stand_in, rng):
 
 
 # Graphs
+
 
 def test_a_graph_is_built_once_for_each_description(stand_in, rng):
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
@@ -292,7 +322,7 @@ def test_old_graphs_make_room():
 
     for description in 'abacab':
         assert cache.graph(description, functools.partial(build, description)) == description
-    assert built == ['a', 'b', 'c', 'b'] and len(cache) == 2    # b went when c came, c when b came back
+    assert built == ['a', 'b', 'c', 'b'] and len(cache) == 2  # b went when c came, c when b came back
 
 
 def test_a_graph_that_cannot_be_built_is_not_kept():
@@ -326,6 +356,7 @@ def test_tensor_cores_only_where_they_are_wanted(stand_in, rng):
 
 # Engines
 
+
 def engines_of(stand_in):
     return [graph.engine.number for graph in stand_in.graphs]
 
@@ -344,7 +375,7 @@ def test_sums_of_any_order_only_where_there_are_no_others(stand_in, rng, precisi
 
 def test_the_heuristics_are_asked_once_for_sizes_that_are_near(stand_in, rng):
     stand_in.engines = [cudnn_stand_in.Engine(number) for number in (7, 8)]
-    w, = make(rng, (4, 2, 1, 1))
+    (w,) = make(rng, (4, 2, 1, 1))
     for width in (97, 100, 103, 104):
         cudnn_frontend.convolve(*make(rng, (1, 2, 3, width)), w)
         stand_in.engines.reverse() if width == 97 else None
@@ -357,6 +388,7 @@ def test_the_heuristics_are_asked_once_for_sizes_that_are_near(stand_in, rng):
 def test_round_sizes():
     def rounded(*shape):
         return graphs.ConvProblem('forward', 'float32', (shape[0], 64, *shape[1:]), (64, 64, 3, 3)).rounded().x
+
     assert rounded(1, 800, 1333) == (1, 64, 832, 1408)
     assert rounded(1000, 7, 7) == (1000, 64, 7, 7) and rounded(1000, 14, 28) == (1000, 64, 14, 28)
     assert rounded(3, 1, 1) == (3, 64, 1, 1) and rounded(101, 1, 1) == (104, 64, 1, 1)
@@ -393,7 +425,7 @@ def test_a_session_keeps_fewer_graphs_that_are_large(monkeypatch, emulator):
             assert frontend.graph_cache()._max_graphs == expected
 
 
-@pytest.mark.parametrize('autotune,deterministic', [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(('autotune', 'deterministic'), [(False, False), (True, False), (True, True)])
 def test_engines_are_timed_if_that_is_asked_for(stand_in, rng, autotune, deterministic):
     stand_in.engines = [cudnn_stand_in.Engine(number, milliseconds=10 - number) for number in range(7)]
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
@@ -401,47 +433,63 @@ def test_engines_are_timed_if_that_is_asked_for(stand_in, rng, autotune, determi
         with chainer.using_config('autotune', autotune), chainer.using_config('cudnn_deterministic', deterministic):
             y = cudnn_frontend.convolve(x, w, b)
     assert_close(y, exact(x, w, 1, 0) + b[:, None, None], 'fp32', 40)
-    graph = frontend.graph_cache().graph((graphs.ConvProblem('forward', 'float32', x.shape, w.shape, tensor_cores=False,
-                                                            bias=True), autotune and not deterministic), None)
+    graph = frontend.graph_cache().graph(
+        (
+            graphs.ConvProblem('forward', 'float32', x.shape, w.shape, tensor_cores=False, bias=True),
+            autotune and not deterministic,
+        ),
+        None,
+    )
     timed = autotune and not deterministic
-    assert graph._graph.engine.number == (3 if timed else 0)    # the best of the first four
+    assert graph._graph.engine.number == (3 if timed else 0)  # the best of the first four
     assert len(stand_in.runs) == (4 * 4 + 2 if timed else 2) and len(stand_in.asked) == 1
 
 
 # Parameters that stay
 
+
 def test_constant_filters_are_laid_out_once(stand_in, rng, monkeypatch):
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
     copied = []
-    monkeypatch.setattr(cudnn_frontend.convolution, '_narrow', lambda array, storage: copied.append(array.shape) or
-                        np.ascontiguousarray(array, storage))
+    monkeypatch.setattr(
+        cudnn_frontend.convolution,
+        '_narrow',
+        lambda array, storage: copied.append(array.shape) or np.ascontiguousarray(array, storage),
+    )
     with cache_weights():
         first = cudnn_frontend.convolve(x, w, b)
         copied.clear()
         assert (cudnn_frontend.convolve(x, w, b) == first).all()
-    assert copied == [(1, 3, 3, 4)]     # the image alone
+    assert copied == [(1, 3, 3, 4)]  # the image alone
     w += 1
     assert (cudnn_frontend.convolve(x, w, b) != first).any()
 
 
 # bfloat16
 
+
 def test_rounding_to_bfloat16(stand_in, rng):
-    numbers = np.concatenate([rng.normal(size=1000) * 10.0 ** rng.randint(-30, 30, 1000),
-                              [0, -0.0, np.inf, -np.inf, 1 + 2 ** -8, 1 + 3 * 2 ** -8, 3.4e38]]).astype('f')
+    numbers = np.concatenate(
+        [
+            rng.normal(size=1000) * 10.0 ** rng.randint(-30, 30, 1000),
+            [0, -0.0, np.inf, -np.inf, 1 + 2**-8, 1 + 3 * 2**-8, 3.4e38],
+        ]
+    ).astype('f')
     with np.errstate(over='ignore'):
         narrow = cudnn_frontend.convolution._narrow(numbers, np.dtype('u2'))
         wide = cudnn_frontend.convolution._widen(narrow.reshape(1, -1, 1, 1)).ravel()
     mantissa, exponent = np.frexp(numbers.astype(np.float64))
-    expected = np.ldexp(np.round(mantissa * 256), exponent - 8)     # NumPy rounds ties to even, too
+    expected = np.ldexp(np.round(mantissa * 256), exponent - 8)  # NumPy rounds ties to even, too
     expected[np.abs(expected) > 3.39e38] = np.copysign(np.inf, expected[np.abs(expected) > 3.39e38])
     assert (wide == np.where(np.isfinite(numbers), expected, numbers)).all()
-    nan = np.array([0x7f800001, 0xffffffff], np.uint32).view('f')
-    assert np.isnan(cudnn_frontend.convolution._widen(
-        cudnn_frontend.convolution._narrow(nan, np.dtype('u2')).reshape(1, 2, 1, 1))).all()
+    nan = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view('f')
+    assert np.isnan(
+        cudnn_frontend.convolution._widen(cudnn_frontend.convolution._narrow(nan, np.dtype('u2')).reshape(1, 2, 1, 1))
+    ).all()
 
 
 # Precision and availability
+
 
 def test_precision_is_part_of_the_configuration():
     assert cudnn_frontend.current_precision().name == 'fp32'
@@ -458,12 +506,12 @@ def test_faults_of_precisions():
     assert cudnn_frontend.precision_error('fp16', None) == 'fp16 needs a GPU; on the CPU there is fp32 only'
     assert cudnn_frontend.precision_error('fp16', 75) is None and cudnn_frontend.precision_error('bf16', 90) is None
     for name in ('tf32', 'bf16'):
-        assert cudnn_frontend.precision_error(name, 75) == (f'{name} needs a GPU of compute capability 8.0; '
-                                                   'this one has 7.5')
+        assert cudnn_frontend.precision_error(name, 75) == (
+            f'{name} needs a GPU of compute capability 8.0; this one has 7.5'
+        )
 
 
-@pytest.mark.parametrize('fault', [ImportError("No module named 'cudnn'"), OSError('libcudnn.so\nis missing'),
-                                   None])
+@pytest.mark.parametrize('fault', [ImportError("No module named 'cudnn'"), OSError('libcudnn.so\nis missing'), None])
 def test_without_cudnn_there_is_one_warning(monkeypatch, caplog, fault):
     def import_module(name):
         if fault is None:
@@ -471,6 +519,7 @@ def test_without_cudnn_there_is_one_warning(monkeypatch, caplog, fault):
             old.backend_version = lambda: 8905
             return old
         raise fault
+
     monkeypatch.setattr(frontend.importlib, 'import_module', import_module)
     monkeypatch.setattr(frontend.cuda, 'available', True)
     frontend.load_frontend.cache_clear()
@@ -479,7 +528,7 @@ def test_without_cudnn_there_is_one_warning(monkeypatch, caplog, fault):
             assert not cudnn_frontend.is_available() and not cudnn_frontend.is_available()
     finally:
         frontend.load_frontend.cache_clear()
-    record, = caplog.records
+    (record,) = caplog.records
     message = record.getMessage()
     assert '\n' not in message and 'nvidia-cudnn-frontend' in message
     assert ('8905' if fault is None else type(fault).__name__) in message
@@ -487,7 +536,7 @@ def test_without_cudnn_there_is_one_warning(monkeypatch, caplog, fault):
 
 @pytest.fixture
 def probe(stand_in, monkeypatch):
-    """cuDNN works as well as the stand-in does, and nobody has tried."""
+    """CuDNN works as well as the stand-in does, and nobody has tried."""
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'available', True)
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'cupy', np)
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'get_array_module', lambda *arrays: np)
@@ -508,12 +557,14 @@ def test_cudnn_that_does_not_work_is_not_used(probe, caplog, monkeypatch, fault)
     elif fault == 'wrong numbers':
         monkeypatch.setattr(cudnn_stand_in.NewPygraph, 'execute', lambda *args, **options: None)
     else:
+
         def build_operation_graph(graph):
             raise RuntimeError('Unable to load any libcudart library')
+
         monkeypatch.setattr(cudnn_stand_in.NewPygraph, 'build_operation_graph', build_operation_graph)
     with caplog.at_level(logging.WARNING):
         assert not cudnn_frontend.is_available() and not cudnn_frontend.is_available()
-    record, = caplog.records
+    (record,) = caplog.records
     assert 'without cuDNN' in record.getMessage()
     assert ('libcudart' in record.getMessage()) == (fault == 'no runtime')
 
@@ -532,8 +583,9 @@ def site_packages(tmp_path, monkeypatch):
     return tmp_path, loaded
 
 
-@pytest.mark.parametrize('major,path', [(12, 'nvidia/cuda_runtime/lib/libcudart.so.12'),
-                                        (13, 'nvidia/cu13/lib/libcudart.so.13')])
+@pytest.mark.parametrize(
+    ('major', 'path'), [(12, 'nvidia/cuda_runtime/lib/libcudart.so.12'), (13, 'nvidia/cu13/lib/libcudart.so.13')]
+)
 def test_the_cuda_runtime_of_cupys_version_is_loaded(site_packages, major, path):
     folder, loaded = site_packages
     frontend._preload_cudart(major)
@@ -547,7 +599,7 @@ def test_the_users_cuda_runtime_is_left_alone(site_packages):
 
 
 def test_a_cuda_runtime_that_is_not_found_is_no_error(site_packages):
-    frontend._preload_cudart(14)     # where the loader finds it by its name
+    frontend._preload_cudart(14)  # where the loader finds it by its name
     assert site_packages[1] == ['libcudart.so.14'] and CUDART_VARIABLE not in os.environ
 
 
@@ -556,6 +608,7 @@ def test_the_cuda_runtime_that_pathfinder_knows(site_packages, monkeypatch, foun
     def load(name):
         if name == 'libcudart.so.14':
             raise OSError
+
     monkeypatch.setattr(frontend.ctypes, 'CDLL', load)
     pathfinder = types.SimpleNamespace(load_nvidia_dynamic_lib=lambda name: types.SimpleNamespace(abs_path=found))
     monkeypatch.setitem(sys.modules, 'cuda', types.ModuleType('cuda'))
@@ -567,7 +620,7 @@ def test_the_cuda_runtime_that_pathfinder_knows(site_packages, monkeypatch, foun
 def test_takes_only_the_gpus_arrays(stand_in, rng, monkeypatch):
     x, w = make(rng, (1, 4, 3, 3), (4, 4, 1, 1))
     monkeypatch.setattr(cudnn_frontend.convolution, 'is_available', lambda: True)
-    assert not cudnn_frontend.supports(x, w, None)      # NumPy's
+    assert not cudnn_frontend.supports(x, w, None)  # NumPy's
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'get_array_module', lambda *arrays: cuda)
     assert cudnn_frontend.supports(x, w.astype('e'), None) and not cudnn_frontend.supports(x.astype('d'), w)
     monkeypatch.setattr(cudnn_frontend.convolution, 'is_available', lambda: False)

@@ -4,7 +4,6 @@ import pytest
 from chainer import gradient_check
 from chainer.utils.type_check import InvalidType
 
-from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.conv.depthwise import (
     _forward_gpu,
     _grad_w_cpu,
@@ -15,6 +14,7 @@ from mask_rcnn.ops.conv.depthwise import (
     depthwise_convolve,
     same_padding,
 )
+from mask_rcnn.ops.runtime import cuda_kernels
 
 GEOMETRIES = [  # size, stride, pad
     ((5, 8), 1, ((1, 1), (1, 1))),
@@ -35,21 +35,24 @@ def reference(x, W, stride, pad):
 
 
 def arrays(rng, size, dtype=np.float32, n=3, channels=5):
-    return (rng.uniform(-1, 1, (n, channels, *size)).astype(dtype),
-            rng.uniform(-1, 1, (channels, 1, 3, 3)).astype(dtype))
+    return (
+        rng.uniform(-1, 1, (n, channels, *size)).astype(dtype),
+        rng.uniform(-1, 1, (channels, 1, 3, 3)).astype(dtype),
+    )
 
 
-@pytest.mark.parametrize('size, stride, pad', GEOMETRIES)
-@pytest.mark.parametrize('dtype, tolerance', [(np.float64, 1e-14), (np.float32, 1e-6), (np.float16, 4e-3)])
+@pytest.mark.parametrize(('size', 'stride', 'pad'), GEOMETRIES)
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(np.float64, 1e-14), (np.float32, 1e-6), (np.float16, 4e-3)])
 def test_equals_the_definition(backend, rng, size, stride, pad, dtype, tolerance):
     x, W = arrays(rng, size, dtype)
     y = depthwise_convolution_2d(backend.array(x), backend.array(W), stride=stride, pad=pad)
     assert y.dtype == dtype
-    np.testing.assert_allclose(backend.numpy(y), reference(x.astype('d'), W.astype('d'), stride, pad), rtol=0,
-                               atol=tolerance)
+    np.testing.assert_allclose(
+        backend.numpy(y), reference(x.astype('d'), W.astype('d'), stride, pad), rtol=0, atol=tolerance
+    )
 
 
-@pytest.mark.parametrize('size, stride, pad', GEOMETRIES[::2])
+@pytest.mark.parametrize(('size', 'stride', 'pad'), GEOMETRIES[::2])
 def test_gradients(backend, rng, size, stride, pad):
     inputs = [backend.array(a) for a in arrays(rng, size, np.float64, n=2, channels=2)]
 
@@ -62,7 +65,7 @@ def test_gradients(backend, rng, size, stride, pad):
     gradient_check.check_double_backward(function, inputs, gy, ggs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('n, channels', [(3, 2), (22, 33)])
+@pytest.mark.parametrize(('n', 'channels'), [(3, 2), (22, 33)])
 def test_gradients_of_many_pixels(rng, emulator, monkeypatch, n, channels):
     """More filters than a block of the GPU's sums takes, more rows than there are shares."""
     x, W = arrays(rng, (12, 13), n=n, channels=channels)
@@ -93,8 +96,9 @@ def test_bias_and_limits_in_the_same_pass(rng):
 def test_any_memory_layout(backend, rng, layout):
     x, W = arrays(rng, (6, 5))
     stored = np.ascontiguousarray(x.transpose(layout)).transpose(np.argsort(layout))
-    y, expected = (depthwise_convolution_2d(backend.array(a), backend.array(W), pad=((1, 1), (1, 1)))
-                   for a in (stored, x))
+    y, expected = (
+        depthwise_convolution_2d(backend.array(a), backend.array(W), pad=((1, 1), (1, 1))) for a in (stored, x)
+    )
     np.testing.assert_array_equal(backend.numpy(y), backend.numpy(expected))
 
 
@@ -119,16 +123,35 @@ def test_no_images(backend):
     assert not backend.numpy(variables[1].grad).any()
 
 
-@pytest.mark.parametrize('size, stride, padding', [
-    (8, 1, (1, 1)), (7, 1, (1, 1)), (1, 1, (1, 1)), (8, 2, (0, 1)), (7, 2, (1, 1)), (2, 2, (0, 1)),
-    (1, 2, (1, 1)), (224, 2, (0, 1)), (9, 3, (0, 0)), (8, 4, (0, 0))])
+@pytest.mark.parametrize(
+    ('size', 'stride', 'padding'),
+    [
+        (8, 1, (1, 1)),
+        (7, 1, (1, 1)),
+        (1, 1, (1, 1)),
+        (8, 2, (0, 1)),
+        (7, 2, (1, 1)),
+        (2, 2, (0, 1)),
+        (1, 2, (1, 1)),
+        (224, 2, (0, 1)),
+        (9, 3, (0, 0)),
+        (8, 4, (0, 0)),
+    ],
+)
 def test_tensorflows_padding(size, stride, padding):
     """One pixel all around at stride 1; at stride 2 the windows of an even size end one pixel behind it."""
     assert same_padding(size, stride) == padding
 
 
-@pytest.mark.parametrize('x, W', [((2, 3, 4), (3, 1, 3, 3)), ((2, 3, 4, 5), (4, 1, 3, 3)),
-                                  ((2, 3, 4, 5), (3, 3, 3, 3)), ((2, 3, 4, 5), (3, 1, 5, 5))])
+@pytest.mark.parametrize(
+    ('x', 'W'),
+    [
+        ((2, 3, 4), (3, 1, 3, 3)),
+        ((2, 3, 4, 5), (4, 1, 3, 3)),
+        ((2, 3, 4, 5), (3, 3, 3, 3)),
+        ((2, 3, 4, 5), (3, 1, 5, 5)),
+    ],
+)
 def test_wrong_shapes(x, W):
     with pytest.raises(InvalidType):
         depthwise_convolution_2d(np.zeros(x, 'f'), np.zeros(W, 'f'), pad=((1, 1), (1, 1)))

@@ -16,8 +16,11 @@ def by_opencv(heatmap, box):
     resized = cv2.resize(heatmap, (int(width), int(height)), interpolation=cv2.INTER_CUBIC)
     row, column = np.unravel_index(resized.argmax(), resized.shape)
     exponentials = np.exp(resized.astype(np.float64) - resized.max())
-    return (*((np.array([row, column]) + 0.5) * sides / (height, width) + box[:2]), resized.max(),
-            1 / exponentials.sum())
+    return (
+        *((np.array([row, column]) + 0.5) * sides / (height, width) + box[:2]),
+        resized.max(),
+        1 / exponentials.sum(),
+    )
 
 
 def test_keypoints_are_detectrons(data, backend):

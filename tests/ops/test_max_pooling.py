@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.conv import max_pooling
-from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.conv.max_pooling import max_pooling_2d, pool_gpu
+from mask_rcnn.ops.runtime import cuda_kernels
 
 GEOMETRIES = [  # ksize, stride, pad, cover_all
-    (3, 2, 1, False), (3, 2, 0, True), (3, 2, 1, True), (2, 2, 0, False), (3, 1, 1, False), (5, 3, 2, True)]
+    (3, 2, 1, False),
+    (3, 2, 0, True),
+    (3, 2, 1, True),
+    (2, 2, 0, False),
+    (3, 1, 1, False),
+    (5, 3, 2, True),
+]
 
 
 @pytest.fixture(params=['cpu', 'emulated'])
@@ -19,7 +25,7 @@ def forms(request, monkeypatch):
         monkeypatch.setattr(max_pooling, 'pool_cpu', pool_gpu)
 
 
-@pytest.mark.parametrize('ksize, stride, pad, cover_all', GEOMETRIES)
+@pytest.mark.parametrize(('ksize', 'stride', 'pad', 'cover_all'), GEOMETRIES)
 @pytest.mark.parametrize('size', [(8, 7), (9, 12), (5, 5)])
 def test_equals_chainers(forms, rng, ksize, stride, pad, cover_all, size):
     x = rng.uniform(-1, 1, (2, 3, *size)).astype(np.float32)
@@ -30,7 +36,7 @@ def test_equals_chainers(forms, rng, ksize, stride, pad, cover_all, size):
     np.testing.assert_array_equal(y, expected)
 
 
-@pytest.mark.parametrize('ksize, stride, pad, cover_all', GEOMETRIES)
+@pytest.mark.parametrize(('ksize', 'stride', 'pad', 'cover_all'), GEOMETRIES)
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize('shape', [(2, 8, 8, 7), (1, 12, 9, 12), (2, 3, 5, 5), (1, 64, 3, 150), (0, 8, 6, 6)])
 @pytest.mark.parametrize('innermost', [False, True])

@@ -24,14 +24,14 @@ def reference_nms(boxes, scores, threshold, offset=1, groups=None, limit=None, s
             sides = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2]) + one
             overlap = np.prod(np.maximum(sides, 0), dtype=np.float32)
             iou = overlap / (area[i] + area[j] - overlap)
-            if iou > np.float32(threshold) or suppress_equal and iou == np.float32(threshold):
+            if iou > np.float32(threshold) or (suppress_equal and iou == np.float32(threshold)):
                 break
         else:
             kept.append(i)
     return kept[:limit]
 
 
-def random_boxes(rng, n, side=60.):
+def random_boxes(rng, n, side=60.0):
     corners = rng.uniform(0, 200, (n, 2))
     return np.concatenate((corners, corners + rng.uniform(0, side, (n, 2))), axis=1).astype(np.float32)
 
@@ -82,22 +82,22 @@ def test_limit_without_groups(backend, rng, limit):
 
 def test_ties_between_groups_keep_the_order_of_the_input(backend):
     boxes = np.float32([[0, 0, 9, 9], [50, 50, 59, 59], [0, 0, 9, 9]])
-    assert run(backend, boxes, np.float32([.5, .5, .5]), 0.5, groups=np.array([2, 0, 1])) == [0, 1, 2]
+    assert run(backend, boxes, np.float32([0.5, 0.5, 0.5]), 0.5, groups=np.array([2, 0, 1])) == [0, 1, 2]
 
 
 def test_threshold_is_inclusive_or_not(backend):
     boxes = np.float32([[0, 0, 1, 1], [0, 0, 1, 3]])  # with offset 1: 4 of 8 pixels
-    scores = np.float32([.9, .8])
+    scores = np.float32([0.9, 0.8])
     assert run(backend, boxes, scores, 0.5) == [0]
     assert run(backend, boxes, scores, 0.5, suppress_equal=False) == [0, 1]
 
 
 def test_empty_boxes_do_not_overlap(backend):
     boxes = np.zeros((3, 4), np.float32)
-    assert run(backend, boxes, np.float32([.1, .3, .2]), 0.5, offset=0) == [1, 2, 0]
+    assert run(backend, boxes, np.float32([0.1, 0.3, 0.2]), 0.5, offset=0) == [1, 2, 0]
 
 
-@pytest.mark.parametrize('n, n_real', [(200, 0), (200, 1), (200, 63), (200, 64), (200, 129), (3, 2)])
+@pytest.mark.parametrize(('n', 'n_real'), [(200, 0), (200, 1), (200, 63), (200, 64), (200, 129), (3, 2)])
 @pytest.mark.parametrize('limit', [None, 20])
 @pytest.mark.parametrize('grouped', [False, True])
 def test_scores_of_minus_infinity_are_nothing(backend, rng, n, n_real, limit, grouped):
@@ -107,8 +107,9 @@ def test_scores_of_minus_infinity_are_nothing(backend, rng, n, n_real, limit, gr
     scores[real] = rng.uniform(size=n_real)
     boxes[np.setdiff1d(np.arange(n), real)[::2]] = np.nan
     groups = groups if grouped else None
-    expected = reference_nms(boxes[real], scores[real], 0.3, groups=groups if groups is None else groups[real],
-                             limit=limit)
+    expected = reference_nms(
+        boxes[real], scores[real], 0.3, groups=groups if groups is None else groups[real], limit=limit
+    )
     assert run(backend, boxes, scores, 0.3, groups=groups, limit=limit) == real[expected].tolist()
 
 
@@ -150,12 +151,13 @@ def test_no_boxes(backend):
 
 def test_views_and_other_types(backend, rng):
     boxes, scores = random_boxes(rng, 100), rng.uniform(size=100)
-    assert run(backend, boxes[::2].astype(np.float64), scores[::2], 0.5) == reference_nms(
-        boxes[::2], scores[::2], 0.5)
+    assert run(backend, boxes[::2].astype(np.float64), scores[::2], 0.5) == reference_nms(boxes[::2], scores[::2], 0.5)
 
 
-@pytest.mark.parametrize('boxes, scores, groups', [((3, 5), (3,), None), ((3, 4), (2,), None),
-                                                   ((3, 4), (3,), (2,)), ((12,), (3,), None)])
+@pytest.mark.parametrize(
+    ('boxes', 'scores', 'groups'),
+    [((3, 5), (3,), None), ((3, 4), (2,), None), ((3, 4), (3,), (2,)), ((12,), (3,), None)],
+)
 def test_wrong_shapes(boxes, scores, groups):
     groups = None if groups is None else np.zeros(groups, int)
     with pytest.raises(ValueError, match='must have the shape'):

@@ -1,5 +1,6 @@
 """The forms of choices that read nothing back: the same rows as the others, and nobody asks for their
-number."""
+number.
+"""
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ class OnDevice(np.ndarray):
 
     def __array_function__(self, function, types, arguments, options):
         if function in (np.nonzero, np.flatnonzero, np.unique, np.argwhere) or (
-                function is np.where and len(arguments) == 1):
+            function is np.where and len(arguments) == 1
+        ):
             self._refuse()
         plain = [_strip(argument) for argument in arguments]
         result = function(*plain, **{name: _strip(value) for name, value in options.items()})
@@ -48,11 +50,12 @@ def on_device(monkeypatch, emulator):
     """Make arrays that the host may not look at; kernels run on the CPU."""
     from mask_rcnn.ops.boxes import top_k
     from mask_rcnn.ops.runtime import cuda_kernels
+
     monkeypatch.setattr(cuda_kernels, 'kernel', emulator.kernel)
-    monkeypatch.setattr(nms_module, 'nms_cpu',
-                        lambda *arguments: nms_module.nms_gpu(*arguments).view(OnDevice))
-    monkeypatch.setattr(top_k, 'top_k_indices_cpu',
-                        lambda *arguments: top_k.top_k_indices_gpu(*arguments).view(OnDevice))
+    monkeypatch.setattr(nms_module, 'nms_cpu', lambda *arguments: nms_module.nms_gpu(*arguments).view(OnDevice))
+    monkeypatch.setattr(
+        top_k, 'top_k_indices_cpu', lambda *arguments: top_k.top_k_indices_gpu(*arguments).view(OnDevice)
+    )
     return lambda values: np.asarray(values).view(OnDevice)
 
 
@@ -101,12 +104,17 @@ def detection_inputs(rng, n_roi=40, n_class=4):
     return probs, random_boxes(rng, n_roi, 1 + n_class).reshape(n_roi, -1)
 
 
-@pytest.mark.parametrize('keep_ties,best_class_only', [(True, False), (False, True)])
+@pytest.mark.parametrize(('keep_ties', 'best_class_only'), [(True, False), (False, True)])
 @pytest.mark.parametrize('max_detections', [1, 12, 100])
 def test_detections(backend, rng, keep_ties, best_class_only, max_detections):
     inputs = detection_inputs(rng)
-    options = dict(score_threshold=0.05, nms_threshold=0.3, max_detections=max_detections,
-                   keep_ties=keep_ties, best_class_only=best_class_only)
+    options = dict(
+        score_threshold=0.05,
+        nms_threshold=0.3,
+        max_detections=max_detections,
+        keep_ties=keep_ties,
+        best_class_only=best_class_only,
+    )
     expected = select_detections(*inputs, **options)
     padded = select_detections(*map(backend.array, inputs), **options, padded=True)
     padded = [backend.numpy(part) for part in padded]
@@ -120,8 +128,13 @@ def test_detections(backend, rng, keep_ties, best_class_only, max_detections):
 
 def test_detections_of_nothing(backend):
     boxes, labels, scores = select_detections(
-        backend.array(np.zeros((5, 3), 'f')), backend.array(np.zeros((5, 12), 'f')), score_threshold=0.05,
-        nms_threshold=0.5, max_detections=4, padded=True)
+        backend.array(np.zeros((5, 3), 'f')),
+        backend.array(np.zeros((5, 12), 'f')),
+        score_threshold=0.05,
+        nms_threshold=0.5,
+        max_detections=4,
+        padded=True,
+    )
     assert np.isnan(backend.numpy(boxes)).all() and backend.numpy(labels).tolist() == [0] * len(boxes)
 
 

@@ -76,8 +76,10 @@ def test_forked_processes_have_their_own_threads(two_cpus):
 def test_cpu_count_follows_the_affinity():
     if not hasattr(os, 'sched_setaffinity'):
         pytest.skip('no affinity on this system')
-    code = ('import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import mask_rcnn\n'
-            'from mask_rcnn.ops.runtime.parallel import cpu_count; assert cpu_count() == 1')
+    code = (
+        'import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import mask_rcnn\n'
+        'from mask_rcnn.ops.runtime.parallel import cpu_count; assert cpu_count() == 1'
+    )
     subprocess.run([sys.executable, '-c', code], check=True)
 
 

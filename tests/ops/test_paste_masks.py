@@ -16,7 +16,7 @@ def golden(data):
 def reference_paste(prob, box, size, offset, padding, threshold):
     """``segm_results`` of Detectron, whose resize is OpenCV's."""
     mask = np.pad(prob, padding)
-    centre, half = (box[2:] + box[:2]) * np.float32(.5), (box[2:] - box[:2]) * np.float32(.5)
+    centre, half = (box[2:] + box[:2]) * np.float32(0.5), (box[2:] - box[:2]) * np.float32(0.5)
     half = half * np.float32(len(mask) / len(prob))
     top, left, bottom, right = np.concatenate((centre - half, centre + half)).astype(np.int32)
     height, width = max(bottom - top + offset, 1), max(right - left + offset, 1)
@@ -25,14 +25,18 @@ def reference_paste(prob, box, size, offset, padding, threshold):
     y0, y1 = max(top, 0), min(top + height, size[0])
     x0, x1 = max(left, 0), min(left + width, size[1])
     if y0 < y1 and x0 < x1:
-        out[y0:y1, x0:x1] = resized[y0 - top:y1 - top, x0 - left:x1 - left]
+        out[y0:y1, x0:x1] = resized[y0 - top : y1 - top, x0 - left : x1 - left]
     return out
 
 
 def smooth_masks(rng, n, side):
     """Probabilities as a network gives them: some bits of every mask are on, with curved borders."""
-    return np.stack([cv2.GaussianBlur(m, (0, 0), 2, borderType=cv2.BORDER_REFLECT) for m in
-                     rng.uniform(-1.5, 2.5, (n, side, side)).astype(np.float32)])
+    return np.stack(
+        [
+            cv2.GaussianBlur(m, (0, 0), 2, borderType=cv2.BORDER_REFLECT)
+            for m in rng.uniform(-1.5, 2.5, (n, side, side)).astype(np.float32)
+        ]
+    )
 
 
 def random_boxes(rng, n, size):
@@ -51,17 +55,16 @@ def run(backend, probs, boxes, *args, **kwargs):
 def test_equals_detectron_to_the_pixel(backend, golden, side):
     size = tuple(map(int, golden[f'm{side}_image_size']))
     out = run(backend, golden[f'm{side}_probs'], golden[f'm{side}_boxes'][:, XY], size)
-    expected = np.unpackbits(golden[f'm{side}_packed'], axis=-1)[..., :size[1]]
+    expected = np.unpackbits(golden[f'm{side}_packed'], axis=-1)[..., : size[1]]
     np.testing.assert_array_equal(out, expected.astype(bool))
 
 
-@pytest.mark.parametrize('offset, padding, threshold', [(1, 1, .5), (0, 0, .5), (1, 2, .3)])
+@pytest.mark.parametrize(('offset', 'padding', 'threshold'), [(1, 1, 0.5), (0, 0, 0.5), (1, 2, 0.3)])
 def test_equals_opencv(backend, rng, offset, padding, threshold):
     size = (90, 120)
     probs, boxes = smooth_masks(rng, 30, 14), random_boxes(rng, 30, size)
     out = run(backend, probs, boxes, size, offset=offset, padding=padding, threshold=threshold)
-    expected = np.stack([reference_paste(p, b, size, offset, padding, threshold)
-                         for p, b in zip(probs, boxes)])
+    expected = np.stack([reference_paste(p, b, size, offset, padding, threshold) for p, b in zip(probs, boxes)])
     assert 0.02 < expected.mean() < 0.5
     # OpenCV's vector code may fuse a multiplication with an addition: one unit in the last place.
     assert np.count_nonzero(out != expected) <= 2
@@ -71,8 +74,16 @@ def test_equals_opencv(backend, rng, offset, padding, threshold):
 def test_equals_matterport_to_the_pixel(backend, shared, case):
     golden = np.load(shared / 'golden' / 'matterport' / f'case_{case}.npz')
     height, width, _ = golden['masks_shape'].tolist()
-    out = run(backend, golden['mask28'], golden['rois'].astype(np.float32), (height, width), offset=0, padding=0,
-              margin=1, threshold_inclusive=True)
+    out = run(
+        backend,
+        golden['mask28'],
+        golden['rois'].astype(np.float32),
+        (height, width),
+        offset=0,
+        padding=0,
+        margin=1,
+        threshold_inclusive=True,
+    )
     expected = np.unpackbits(golden['masks_packed'], axis=-1)[..., :width]
     np.testing.assert_array_equal(out, expected.astype(bool))
 
@@ -90,8 +101,9 @@ def test_margin_fades_the_border_but_not_below_the_least_probability(backend):
 @pytest.mark.parametrize('threshold_inclusive', [True, False])
 def test_the_threshold_is_inclusive_or_not(backend, threshold_inclusive):
     probs = np.full((1, 4, 4), 0.5, np.float32)
-    out = run(backend, probs, np.float32([[0, 0, 4, 4]]), (4, 4), offset=0, padding=0,
-              threshold_inclusive=threshold_inclusive)
+    out = run(
+        backend, probs, np.float32([[0, 0, 4, 4]]), (4, 4), offset=0, padding=0, threshold_inclusive=threshold_inclusive
+    )
     assert out.all() if threshold_inclusive else not out.any()
 
 
@@ -137,13 +149,21 @@ def test_views_and_other_types(backend, rng):
     size = (40, 50)
     probs, boxes = smooth_masks(rng, 4, 14), random_boxes(rng, 4, size)
     view = np.concatenate((probs, probs), axis=2)[::2, :, :14].astype(np.float64)
-    np.testing.assert_array_equal(run(backend, view, boxes[::2].astype(np.float64), size),
-                                  run(backend, probs[::2].copy(), boxes[::2].copy(), size))
+    np.testing.assert_array_equal(
+        run(backend, view, boxes[::2].astype(np.float64), size),
+        run(backend, probs[::2].copy(), boxes[::2].copy(), size),
+    )
 
 
-@pytest.mark.parametrize('probs, boxes, out', [
-    ((2, 14), (2, 4), (2, 9, 9)), ((2, 14, 14), (3, 4), (2, 9, 9)),
-    ((2, 14, 14), (2, 4), (3, 9, 9)), ((2, 0, 0), (2, 4), (2, 9, 9))])
+@pytest.mark.parametrize(
+    ('probs', 'boxes', 'out'),
+    [
+        ((2, 14), (2, 4), (2, 9, 9)),
+        ((2, 14, 14), (3, 4), (2, 9, 9)),
+        ((2, 14, 14), (2, 4), (3, 9, 9)),
+        ((2, 0, 0), (2, 4), (2, 9, 9)),
+    ],
+)
 def test_wrong_shapes(probs, boxes, out):
     with pytest.raises(ValueError, match='must'):
         paste_into(np.zeros(out, bool), np.zeros(probs, np.float32), np.zeros(boxes, np.float32))
@@ -173,8 +193,10 @@ def fill(runs, size):
     return pixels.reshape(size[::-1]).T
 
 
-@pytest.mark.parametrize('options', [
-    {}, {'offset': 0, 'padding': 0, 'margin': 1, 'threshold_inclusive': True}, {'padding': 2, 'threshold': .3}])
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'offset': 0, 'padding': 0, 'margin': 1, 'threshold_inclusive': True}, {'padding': 2, 'threshold': 0.3}],
+)
 @pytest.mark.parametrize('size', [(90, 120), (3, 300)])
 def test_runs_are_those_of_the_pasted_masks(runs_form, rng, options, size):
     probs, boxes = smooth_masks(rng, 20, 14), random_boxes(rng, 20, size)
@@ -201,10 +223,10 @@ def test_runs_of_no_masks_and_of_empty_ones(runs_form):
 def test_to_the_host_in_portions(backend, rng, monkeypatch):
     size = (41, 53)
     probs, boxes = smooth_masks(rng, 5, 14), random_boxes(rng, 5, size)
-    expected = run(backend, probs, boxes, size, threshold=.3)
+    expected = run(backend, probs, boxes, size, threshold=0.3)
     monkeypatch.setattr(paste_module, '_PORTION_BYTES', 2 * 41 * 53 + 1)
     for n in (5, 0):
-        masks = paste_to_host(backend.array(probs[:n]), backend.array(boxes[:n]), size, threshold=.3)
+        masks = paste_to_host(backend.array(probs[:n]), backend.array(boxes[:n]), size, threshold=0.3)
         assert isinstance(masks, np.ndarray) and masks.dtype == bool
         np.testing.assert_array_equal(masks, expected[:n])
 
@@ -215,7 +237,8 @@ def test_more_masks_than_a_grid_has_rows_and_wide_images(runs_form, rng, monkeyp
     size = (5, 600)
     probs, boxes = smooth_masks(rng, 8, 14), random_boxes(rng, 8, size)
     masks = run(runs_form, probs, boxes, size)
-    np.testing.assert_array_equal(masks, np.concatenate([
-        run(runs_form, probs[i:i + 1], boxes[i:i + 1], size) for i in range(8)]))
+    np.testing.assert_array_equal(
+        masks, np.concatenate([run(runs_form, probs[i : i + 1], boxes[i : i + 1], size) for i in range(8)])
+    )
     for own, mask in zip(mask_runs(runs_form.array(probs), runs_form.array(boxes), size), masks):
         np.testing.assert_array_equal(fill(own, size), mask)

@@ -21,9 +21,17 @@ def test_proposals_equal_detectron(shared, case):
     anchors = shift_anchors(golden[f'{case}_anchors'][:, XY], stride, *scores.shape[1:])
     height, width, scale = golden[f'{case}_im_info'][0]
     boxes, probs = generate_proposals(
-        [scores], [deltas], [anchors], (height, width), scale, pre_nms=int(golden[f'{case}_pre_nms']),
-        post_nms=int(golden[f'{case}_post_nms']), nms_threshold=0.7,
-        min_size=float(golden[f'{case}_min_size']), max_log_scale=MAX_LOG_SCALE)
+        [scores],
+        [deltas],
+        [anchors],
+        (height, width),
+        scale,
+        pre_nms=int(golden[f'{case}_pre_nms']),
+        post_nms=int(golden[f'{case}_post_nms']),
+        nms_threshold=0.7,
+        min_size=float(golden[f'{case}_min_size']),
+        max_log_scale=MAX_LOG_SCALE,
+    )
     assert boxes.dtype == probs.dtype == np.float32
     np.testing.assert_array_equal(probs, golden[f'{case}_probs'][:, 0])
     np.testing.assert_allclose(boxes[:, XY], golden[f'{case}_rois'][:, 1:], rtol=0, atol=1e-4)
@@ -31,16 +39,30 @@ def test_proposals_equal_detectron(shared, case):
 
 def test_proposals_of_an_empty_map():
     boxes, probs = generate_proposals(
-        [np.zeros((3, 0, 5), np.float32)], [np.zeros((12, 0, 5), np.float32)], [np.zeros((0, 4), np.float32)],
-        (0, 80), 1.0, pre_nms=10, post_nms=5, nms_threshold=0.7)
+        [np.zeros((3, 0, 5), np.float32)],
+        [np.zeros((12, 0, 5), np.float32)],
+        [np.zeros((0, 4), np.float32)],
+        (0, 80),
+        1.0,
+        pre_nms=10,
+        post_nms=5,
+        nms_threshold=0.7,
+    )
     assert boxes.shape == (0, 4) and probs.shape == (0,)
 
 
 def test_equal_scores_keep_the_first_anchors():
     anchors = np.array([[0, 20 * i, 9, 20 * i + 9] for i in range(6)], np.float32)
     boxes, _ = generate_proposals(
-        [np.zeros((1, 1, 6), np.float32)], [np.zeros((4, 1, 6), np.float32)], [anchors], (50, 200), 1.0,
-        pre_nms=4, post_nms=3, nms_threshold=0.7)
+        [np.zeros((1, 1, 6), np.float32)],
+        [np.zeros((4, 1, 6), np.float32)],
+        [anchors],
+        (50, 200),
+        1.0,
+        pre_nms=4,
+        post_nms=3,
+        nms_threshold=0.7,
+    )
     np.testing.assert_array_equal(boxes, anchors[:3])
 
 
@@ -50,8 +72,12 @@ def test_detections_equal_detectron(data, case):
     boxes = golden[f'results_{case}_boxes']
     ours = boxes.reshape(len(boxes), -1, 4)[..., XY].reshape(boxes.shape)
     boxes, labels, scores = select_detections(
-        golden[f'results_{case}_scores'], ours, score_threshold=0.05, nms_threshold=0.5,
-        max_detections=int(golden[f'results_{case}_limit']))
+        golden[f'results_{case}_scores'],
+        ours,
+        score_threshold=0.05,
+        nms_threshold=0.5,
+        max_detections=int(golden[f'results_{case}_limit']),
+    )
     assert labels.dtype == np.int32
     assert (np.diff(scores) <= 0).all()
     expected = golden[f'results_{case}_out'], golden[f'results_{case}_out_class']
@@ -71,7 +97,8 @@ def test_detections_tied_with_the_last_are_kept():
 def test_background_is_never_detected():
     probs = np.array([[0.97, 0.02, 0.01]], np.float32)
     boxes, labels, scores = select_detections(
-        probs, np.zeros((1, 12), np.float32), score_threshold=0.05, nms_threshold=0.5, max_detections=9)
+        probs, np.zeros((1, 12), np.float32), score_threshold=0.05, nms_threshold=0.5, max_detections=9
+    )
     assert boxes.shape == (0, 4) and labels.shape == scores.shape == (0,)
 
 
@@ -104,8 +131,14 @@ def test_scores_and_overlaps_of_just_the_threshold():
     options = {'nms_threshold': 0.5, 'max_detections': 10, 'offset': 0}
     for inclusive in (False, True):
         for suppress_equal in (False, True):
-            found = select_detections(probs, boxes, score_threshold=0.5, score_threshold_inclusive=inclusive,
-                                      suppress_equal=suppress_equal, **options)
+            found = select_detections(
+                probs,
+                boxes,
+                score_threshold=0.5,
+                score_threshold_inclusive=inclusive,
+                suppress_equal=suppress_equal,
+                **options,
+            )
             assert len(found[0]) == (2 if inclusive and not suppress_equal else 1)
 
 

@@ -36,8 +36,12 @@ def reference(x, rois, indices, output_size, spatial_scale, sampling_ratio=0, al
     """RoIAlign as two matrix products per RoI."""
     result = []
     for roi, index in zip(rois.astype(np.float64), indices):
-        rows, columns = (axis_matrix(roi[axis], roi[axis + 2], x.shape[2 + axis], output_size[axis],
-                                     spatial_scale, sampling_ratio, aligned)[::bin_step] for axis in (0, 1))
+        rows, columns = (
+            axis_matrix(
+                roi[axis], roi[axis + 2], x.shape[2 + axis], output_size[axis], spatial_scale, sampling_ratio, aligned
+            )[::bin_step]
+            for axis in (0, 1)
+        )
         result.append(np.einsum('ip,cpq,jq->cij', rows, x[index].astype(np.float64), columns))
     return np.stack(result)
 
@@ -87,16 +91,25 @@ def test_equals_caffe2_on_all_channels(backend, shared, size, ratio):
     check_against_caffe2(backend, np.load(shared / 'golden/ops/ops_roi_align.npz'), size, ratio)
 
 
-@pytest.mark.parametrize('output_size, ratio, aligned', [
-    ((7, 7), 0, False), ((7, 7), 2, False), ((5, 8), 0, True), ((14, 14), 2, True), ((1, 1), 0, False),
-    ((3, 2), 1, False)])
+@pytest.mark.parametrize(
+    ('output_size', 'ratio', 'aligned'),
+    [
+        ((7, 7), 0, False),
+        ((7, 7), 2, False),
+        ((5, 8), 0, True),
+        ((14, 14), 2, True),
+        ((1, 1), 0, False),
+        ((3, 2), 1, False),
+    ],
+)
 @pytest.mark.parametrize('bin_step', [1, 2, 3])
 def test_equals_the_matrix_products(backend, rng, output_size, ratio, aligned, bin_step):
     x, rois, indices = random_problem(rng)
     rois = rois[2:] if aligned else rois  # what aligned RoIs without extent mean is not defined
-    indices = indices[-len(rois):]
-    kwargs = dict(output_size=output_size, spatial_scale=1 / 16, sampling_ratio=ratio, aligned=aligned,
-                  bin_step=bin_step)
+    indices = indices[-len(rois) :]
+    kwargs = dict(
+        output_size=output_size, spatial_scale=1 / 16, sampling_ratio=ratio, aligned=aligned, bin_step=bin_step
+    )
     y = run(backend, x, rois, indices, **kwargs)
     np.testing.assert_allclose(backend.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=1e-5)
 
@@ -119,20 +132,28 @@ def test_any_number_of_channels(backend, rng, channels):
     np.testing.assert_allclose(backend.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=1e-5)
     gx = gradient(backend, x, rois, indices, np.ones(y.shape, np.float32), **kwargs)
     for c in {0, channels // 2, channels - 1}:  # every channel has the same gradient as one alone
-        np.testing.assert_array_equal(gx[:, c], gradient(backend, x[:, :1], rois, indices,
-                                                         np.ones((len(rois), 1, 3, 3), np.float32),
-                                                         **kwargs)[:, 0])
+        np.testing.assert_array_equal(
+            gx[:, c],
+            gradient(backend, x[:, :1], rois, indices, np.ones((len(rois), 1, 3, 3), np.float32), **kwargs)[:, 0],
+        )
 
 
-@pytest.mark.parametrize('ratio, aligned, bin_step', [
-    (0, False, 1), (2, False, 2), (0, True, 2), (3, True, 1)])
+@pytest.mark.parametrize(('ratio', 'aligned', 'bin_step'), [(0, False, 1), (2, False, 2), (0, True, 2), (3, True, 1)])
 def test_gradients(backend, rng, ratio, aligned, bin_step):
     x, rois, indices = random_problem(rng, n=5, channels=2, size=(6, 7), dtype=np.float64)
     rois, indices = backend.array(rois), backend.array(indices)
 
     def function(x):
-        return roi_align(x, rois, indices, output_size=(3, 4), spatial_scale=1 / 16, sampling_ratio=ratio,
-                         aligned=aligned, bin_step=bin_step)
+        return roi_align(
+            x,
+            rois,
+            indices,
+            output_size=(3, 4),
+            spatial_scale=1 / 16,
+            sampling_ratio=ratio,
+            aligned=aligned,
+            bin_step=bin_step,
+        )
 
     gy = rng.standard_normal(function(backend.array(x)).shape)
     ggx = rng.standard_normal(x.shape)
@@ -141,7 +162,7 @@ def test_gradients(backend, rng, ratio, aligned, bin_step):
     gradient_check.check_double_backward(function, x, gy, ggx, dtype=np.float64, atol=1e-7, rtol=1e-7)
 
 
-@pytest.mark.parametrize('channels, ratio, aligned', [(4, 0, False), (5, 2, True), (20, 3, False)])
+@pytest.mark.parametrize(('channels', 'ratio', 'aligned'), [(4, 0, False), (5, 2, True), (20, 3, False)])
 def test_kernels_give_the_gradient_of_the_cpu_bit_by_bit(emulator, monkeypatch, rng, channels, ratio, aligned):
     monkeypatch.setattr(module._cuda, 'kernel', emulator.kernel)
     maps, rois, indices, levels, scales = pyramid_problem(rng, 2, channels)
@@ -172,7 +193,8 @@ def test_float16_is_calculated_in_float32(backend, rng, channels):
     gy = rng.standard_normal(y.shape).astype(np.float16)
     np.testing.assert_array_equal(
         gradient(backend, x, rois, indices, gy, **kwargs),
-        gradient(backend, x.astype(np.float32), rois, indices, gy.astype(np.float32), **kwargs).astype('e'))
+        gradient(backend, x.astype(np.float32), rois, indices, gy.astype(np.float32), **kwargs).astype('e'),
+    )
 
 
 def test_views(backend, rng):
@@ -193,8 +215,9 @@ def test_no_rois(backend):
 
 @pytest.mark.parametrize('aligned', [False, True])
 def test_rois_outside_and_not_finite_are_zero(backend, aligned):
-    rois = np.float32([[90, 90, 99, 99], [-99, 0, -90, 5], [np.nan, 0, 5, 5], [0, -np.inf, 5, np.inf],
-                       [0, 0, np.inf, 5]])
+    rois = np.float32(
+        [[90, 90, 99, 99], [-99, 0, -90, 5], [np.nan, 0, 5, 5], [0, -np.inf, 5, np.inf], [0, 0, np.inf, 5]]
+    )
     x, indices = np.ones((1, 3, 9, 9), np.float32), np.zeros(5, np.int32)
     kwargs = dict(output_size=3, spatial_scale=1, aligned=aligned)
     assert not backend.numpy(run(backend, x, rois, indices, **kwargs)).any()
@@ -214,22 +237,26 @@ def test_index_outside_the_batch(backend):
                 run(backend, x, rois, indices, **kwargs)
 
 
-@pytest.mark.parametrize('x, rois, indices, kwargs, message', [
-    ((1, 3, 9), (2, 4), (2,), {}, 'x must be'),
-    ((1, 3, 0, 9), (2, 4), (2,), {}, 'x must be'),
-    ((1, 3, 9, 9), (2, 5), (2,), {}, 'rois must have'),
-    ((1, 3, 9, 9), (2, 4), (3,), {}, 'roi_indices must have'),
-    ((1, 3, 9, 9), (2, 4), (2,), {'output_size': 0}, 'output_size'),
-    ((1, 3, 9, 9), (2, 4), (2,), {'sampling_ratio': -1}, 'sampling_ratio'),
-    ((1, 3, 9, 9), (2, 4), (2,), {'output_size': (7, 257)}, 'at most 256 bins'),
-    ((1, 3, 9, 9), (2, 4), (2,), {'bin_step': 0}, 'bin_step')])
+@pytest.mark.parametrize(
+    ('x', 'rois', 'indices', 'kwargs', 'message'),
+    [
+        ((1, 3, 9), (2, 4), (2,), {}, 'x must be'),
+        ((1, 3, 0, 9), (2, 4), (2,), {}, 'x must be'),
+        ((1, 3, 9, 9), (2, 5), (2,), {}, 'rois must have'),
+        ((1, 3, 9, 9), (2, 4), (3,), {}, 'roi_indices must have'),
+        ((1, 3, 9, 9), (2, 4), (2,), {'output_size': 0}, 'output_size'),
+        ((1, 3, 9, 9), (2, 4), (2,), {'sampling_ratio': -1}, 'sampling_ratio'),
+        ((1, 3, 9, 9), (2, 4), (2,), {'output_size': (7, 257)}, 'at most 256 bins'),
+        ((1, 3, 9, 9), (2, 4), (2,), {'bin_step': 0}, 'bin_step'),
+    ],
+)
 def test_wrong_arguments(x, rois, indices, kwargs, message):
     kwargs = {'output_size': 7, 'spatial_scale': 1, **kwargs}
     with pytest.raises(ValueError, match=message):
         roi_align(np.zeros(x, np.float32), np.zeros(rois, np.float32), np.zeros(indices, np.int32), **kwargs)
 
 
-@pytest.mark.parametrize('output_size, ratio', [((1, 1), 0), ((1, 2), 2), ((40, 3), 0), ((1, 250), 2)])
+@pytest.mark.parametrize(('output_size', 'ratio'), [((1, 1), 0), ((1, 2), 2), ((40, 3), 0), ((1, 250), 2)])
 def test_wide_rois_and_many_bins(backend, rng, output_size, ratio):
     """More pixels of a bin than a block's table holds, more columns than a block computes."""
     x = rng.standard_normal((1, 4, 5, 600)).astype(np.float32)
@@ -249,7 +276,7 @@ def test_more_rois_than_a_block_lists(backend, rng, channels):
     indices = rng.randint(0, 2, 2600).astype(np.int32)
     gy = rng.standard_normal((2600, channels, 1, 1)).astype(np.float32)
     regions = module._Regions(*map(backend.array, (rois, indices, 0 * indices)), (1.0,), (1, 1), 1, False, 1)
-    gx, = module._RoIAlignGrad(regions, [x.shape]).apply((backend.array(gy),))
+    (gx,) = module._RoIAlignGrad(regions, [x.shape]).apply((backend.array(gy),))
     expected = np.zeros_like(x)  # every sample lies on pixel (1, 1)
     for i in np.flatnonzero(rois[:, 0] == 0):
         expected[indices[i], :, 1, 1] += gy[i, :, 0, 0]
@@ -284,7 +311,7 @@ def test_memory_layouts(backend, rng):
 def test_lanes_need_aligned_multiples(backend):
     aligned = backend.xp.zeros(1024, np.float32)
     for channels, offset, lanes in ((8, 0, 4), (6, 0, 1), (8, 1, 1), (8, 4, 4)):
-        part = aligned[offset:offset + channels * 6].reshape(1, 2, 3, channels)
+        part = aligned[offset : offset + channels * 6].reshape(1, 2, 3, channels)
         assert common_lanes(4, part) == common_lanes(4, aligned.reshape(1, 2, 64, 8), part) == lanes
 
 
@@ -307,22 +334,25 @@ def pyramid_problem(rng, n_maps, channels=5, dtype=np.float32):
     return maps, rois, rng.randint(0, 2, 20).astype(np.int32), rng.randint(0, n_maps, 20).astype(np.int32), scales
 
 
-@pytest.mark.parametrize('n_maps, channels, dtype', [(1, 5, 'f'), (2, 8, 'f'), (4, 5, 'e'), (4, 16, 'e'), (4, 4, 'f')])
+@pytest.mark.parametrize(
+    ('n_maps', 'channels', 'dtype'), [(1, 5, 'f'), (2, 8, 'f'), (4, 5, 'e'), (4, 16, 'e'), (4, 4, 'f')]
+)
 def test_pyramid_is_roi_align_of_every_rois_map(backend, rng, n_maps, channels, dtype):
     maps, rois, indices, levels, scales = pyramid_problem(rng, n_maps, channels, dtype)
     maps = [chainer.Variable(backend.array(x)) for x in maps]
     kwargs = dict(output_size=(3, 4), sampling_ratio=2)
-    y = roi_align_pyramid(maps, backend.array(rois), backend.array(indices), backend.array(levels),
-                          spatial_scales=scales,
-                          **kwargs)
+    y = roi_align_pyramid(
+        maps, backend.array(rois), backend.array(indices), backend.array(levels), spatial_scales=scales, **kwargs
+    )
     gy = rng.standard_normal(y.shape).astype(dtype)
     y.grad = backend.array(gy)
     y.backward()
     for level, x in enumerate(maps):
         own = np.flatnonzero(levels == level)
         alone = chainer.Variable(x.array)
-        expected = roi_align(alone, backend.array(rois[own]), backend.array(indices[own]), spatial_scale=scales[level],
-                             **kwargs)
+        expected = roi_align(
+            alone, backend.array(rois[own]), backend.array(indices[own]), spatial_scale=scales[level], **kwargs
+        )
         expected.grad = backend.array(gy[own])
         expected.backward()
         np.testing.assert_array_equal(backend.numpy(y)[own], backend.numpy(expected))
@@ -339,8 +369,9 @@ def test_gradients_of_a_pyramid(backend, rng):
 
     gy, ggx = rng.standard_normal((20, 2, 2, 2)), [backend.array(rng.standard_normal(x.shape)) for x in maps]
     maps = tuple(map(backend.array, maps))
-    gradient_check.check_double_backward(function, maps, backend.array(gy), tuple(ggx), dtype=np.float64, atol=1e-7,
-                                         rtol=1e-7)
+    gradient_check.check_double_backward(
+        function, maps, backend.array(gy), tuple(ggx), dtype=np.float64, atol=1e-7, rtol=1e-7
+    )
 
 
 def test_second_derivative_of_one_map(backend, rng):
@@ -349,8 +380,8 @@ def test_second_derivative_of_one_map(backend, rng):
     maps = [chainer.Variable(backend.array(x)) for x in maps]
     y = roi_align_pyramid(maps, *map(backend.array, (rois, indices, levels)), output_size=2, spatial_scales=scales)
     gy = chainer.Variable(backend.array(rng.standard_normal(y.shape).astype(np.float32)))
-    gx, = chainer.grad([y], [maps[1]], [gy], enable_double_backprop=True)
-    ggy, = chainer.grad([gx], [gy], [maps[1]])
+    (gx,) = chainer.grad([y], [maps[1]], [gy], enable_double_backprop=True)
+    (ggy,) = chainer.grad([gx], [gy], [maps[1]])
     expected = backend.numpy(y) * (levels == 1)[:, None, None, None]
     np.testing.assert_allclose(backend.numpy(ggy), expected, rtol=0, atol=1e-6)
 
@@ -379,8 +410,9 @@ def test_emulated_kernels_skip_what_is_padding(emulator, monkeypatch, rng, chann
     gy = rng.standard_normal((20, channels, 3, 3)).astype(dtype)
     y, gx = module.forward_gpu(maps, regions), module.backward_gpu(gy, regions, [x.shape for x in maps])
     kept = slice(2, None, 3)
-    regions = module._Regions(*(array[kept].copy() for array in (rois, indices, levels)), tuple(scales), (3, 3), 2,
-                              False, 1)
+    regions = module._Regions(
+        *(array[kept].copy() for array in (rois, indices, levels)), tuple(scales), (3, 3), 2, False, 1
+    )
     assert not y[::3].any() and not y[1::3].any()
     np.testing.assert_array_equal(y[kept], module.forward_gpu(maps, regions))
     for ours, expected in zip(gx, module.backward_gpu(gy[kept], regions, [x.shape for x in maps])):
@@ -399,26 +431,41 @@ def test_pyramid_is_one_launch(emulator, monkeypatch, rng):
     maps, rois, indices, levels, scales = pyramid_problem(rng, 4, 8, np.float16)
     maps = [np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for x in maps]
     y = module.forward_gpu(maps, module._Regions(rois, indices, levels, tuple(scales), (7, 7), 2, False, 1))
-    (name, arguments), = launched
+    ((name, arguments),) = launched
     assert name == 'roi_align_forward_half_8' and y.dtype == np.float16
     assert all(map(np.may_share_memory, arguments[:4], maps)) and np.may_share_memory(arguments[-1], y)
 
 
-@pytest.mark.parametrize('maps, scales, levels, message', [
-    ([], [], (2,), 'maps must be 1 to 4'),
-    ([(1, 3, 9, 9)] * 5, [1] * 5, (2,), 'maps must be 1 to 4'),
-    ([(1, 3, 9, 9)] * 2, [1], (2,), 'maps must be 1 to 4, with a scale each'),
-    ([(1, 3, 9, 9), (1, 4, 5, 5)], [1, 0.5], (2,), 'maps must differ in their size only'),
-    ([(1, 3, 9, 9), (1, 3, 5, 0)], [1, 0.5], (2,), 'maps must differ in their size only'),
-    ([(1, 3, 9, 9), (1, 3, 5, 5)], [1, 0.5], (3,), 'levels must have the shape')])
+@pytest.mark.parametrize(
+    ('maps', 'scales', 'levels', 'message'),
+    [
+        ([], [], (2,), 'maps must be 1 to 4'),
+        ([(1, 3, 9, 9)] * 5, [1] * 5, (2,), 'maps must be 1 to 4'),
+        ([(1, 3, 9, 9)] * 2, [1], (2,), 'maps must be 1 to 4, with a scale each'),
+        ([(1, 3, 9, 9), (1, 4, 5, 5)], [1, 0.5], (2,), 'maps must differ in their size only'),
+        ([(1, 3, 9, 9), (1, 3, 5, 0)], [1, 0.5], (2,), 'maps must differ in their size only'),
+        ([(1, 3, 9, 9), (1, 3, 5, 5)], [1, 0.5], (3,), 'levels must have the shape'),
+    ],
+)
 def test_wrong_pyramids(maps, scales, levels, message):
     maps = [np.zeros(shape, np.float32) for shape in maps]
     with pytest.raises(ValueError, match=message):
-        roi_align_pyramid(maps, np.zeros((2, 4), np.float32), np.zeros(2, np.int32), np.zeros(levels, np.int32),
-                          output_size=7, spatial_scales=scales)
+        roi_align_pyramid(
+            maps,
+            np.zeros((2, 4), np.float32),
+            np.zeros(2, np.int32),
+            np.zeros(levels, np.int32),
+            output_size=7,
+            spatial_scales=scales,
+        )
 
 
 def test_integer_maps():
     with pytest.raises(ValueError, match='x must be floating-point'):
-        roi_align(np.zeros((1, 3, 9, 9), int), np.zeros((2, 4), np.float32), np.zeros(2, np.int32),
-                  output_size=7, spatial_scale=1)
+        roi_align(
+            np.zeros((1, 3, 9, 9), int),
+            np.zeros((2, 4), np.float32),
+            np.zeros(2, np.int32),
+            output_size=7,
+            spatial_scale=1,
+        )

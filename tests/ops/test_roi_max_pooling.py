@@ -28,8 +28,10 @@ def reference(x, rois, indices, output_size, spatial_scale):
     y = np.zeros((len(rois), x.shape[1], *output_size), x.dtype)
     for r, (roi, index) in enumerate(zip(rois, indices)):
         for i, j in np.ndindex(*output_size):
-            rows, columns = (bin_pixels(roi[a], roi[a + 2], spatial_scale, x.shape[2 + a], output_size[a], b)
-                             for a, b in ((0, i), (1, j)))
+            rows, columns = (
+                bin_pixels(roi[a], roi[a + 2], spatial_scale, x.shape[2 + a], output_size[a], b)
+                for a, b in ((0, i), (1, j))
+            )
             part = x[index][:, rows, columns]
             if part.size:
                 y[r, :, i, j] = part.max(axis=(1, 2))
@@ -74,8 +76,9 @@ def test_gradient_goes_to_caffe2s_argmax(backend, golden, size):
     expected = np.zeros_like(golden['x'])
     r, c, i, j = np.nonzero(argmax >= 0)
     np.add.at(expected.reshape(*expected.shape[:2], -1), (indices[r], c, argmax[r, c, i, j]), gy[r, c, i, j])
-    gx = gradient(backend, golden['x'], rois, indices, gy, output_size=size,
-                  spatial_scale=float(golden['spatial_scale']))
+    gx = gradient(
+        backend, golden['x'], rois, indices, gy, output_size=size, spatial_scale=float(golden['spatial_scale'])
+    )
     np.testing.assert_array_equal(gx, expected)
 
 
@@ -114,8 +117,7 @@ def test_gradients(backend, rng, bin_step):
         return roi_max_pooling(x, rois, indices, output_size=(3, 4), spatial_scale=1 / 16, bin_step=bin_step)
 
     gy = rng.standard_normal(function(backend.array(x)).shape)
-    gradient_check.check_backward(function, backend.array(x), backend.array(gy), dtype=np.float64,
-                                  atol=1e-7, rtol=1e-7)
+    gradient_check.check_backward(function, backend.array(x), backend.array(gy), dtype=np.float64, atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.slow_emulated
@@ -180,7 +182,8 @@ def test_views(backend, rng):
     kwargs = dict(output_size=(7, 7), spatial_scale=1 / 16)
     flipped = run(backend, x[:, ::-1, :, ::-1], rois[::-1], indices[::-1], **kwargs)
     np.testing.assert_array_equal(
-        backend.numpy(flipped), reference(x[:, ::-1, :, ::-1], rois[::-1], indices[::-1], **kwargs))
+        backend.numpy(flipped), reference(x[:, ::-1, :, ::-1], rois[::-1], indices[::-1], **kwargs)
+    )
 
 
 def test_no_rois(backend):
@@ -192,22 +195,26 @@ def test_no_rois(backend):
 
 
 def test_rois_outside_and_not_finite_are_zero(backend):
-    rois = np.float32([[90, 90, 99, 99], [-99, 0, -90, 5], [np.nan, 0, 5, 5], [0, -np.inf, 5, np.inf],
-                       [0, 0, np.inf, 5]])
+    rois = np.float32(
+        [[90, 90, 99, 99], [-99, 0, -90, 5], [np.nan, 0, 5, 5], [0, -np.inf, 5, np.inf], [0, 0, np.inf, 5]]
+    )
     x, indices = np.ones((1, 3, 9, 9), np.float32), np.zeros(5, np.int32)
     kwargs = dict(output_size=3, spatial_scale=1)
     assert not backend.numpy(run(backend, x, rois, indices, **kwargs)).any()
     assert not gradient(backend, x, rois, indices, np.ones((5, 3, 3, 3), np.float32), **kwargs).any()
 
 
-@pytest.mark.parametrize('x, rois, indices, kwargs, message', [
-    ((1, 3, 9), (2, 4), (2,), {}, 'x must be'),
-    ((1, 3, 9, 9), (2, 5), (2,), {}, 'rois must have'),
-    ((1, 3, 9, 9), (2, 4), (3,), {}, 'roi_indices must have'),
-    ((1, 3, 9, 9), (2, 4), (2,), {'output_size': (7, 0)}, 'output_size'),
-    ((1, 3, 9, 9), (2, 4), (2,), {'bin_step': 0}, 'bin_step')])
+@pytest.mark.parametrize(
+    ('x', 'rois', 'indices', 'kwargs', 'message'),
+    [
+        ((1, 3, 9), (2, 4), (2,), {}, 'x must be'),
+        ((1, 3, 9, 9), (2, 5), (2,), {}, 'rois must have'),
+        ((1, 3, 9, 9), (2, 4), (3,), {}, 'roi_indices must have'),
+        ((1, 3, 9, 9), (2, 4), (2,), {'output_size': (7, 0)}, 'output_size'),
+        ((1, 3, 9, 9), (2, 4), (2,), {'bin_step': 0}, 'bin_step'),
+    ],
+)
 def test_wrong_arguments(x, rois, indices, kwargs, message):
     kwargs = {'output_size': 7, 'spatial_scale': 1, **kwargs}
     with pytest.raises(ValueError, match=message):
-        roi_max_pooling(np.zeros(x, np.float32), np.zeros(rois, np.float32), np.zeros(indices, np.int32),
-                        **kwargs)
+        roi_max_pooling(np.zeros(x, np.float32), np.zeros(rois, np.float32), np.zeros(indices, np.int32), **kwargs)

@@ -9,7 +9,9 @@ from mask_rcnn.ops.boxes.top_k import top_k_indices
 def scores(request, rng):
     numbers = rng.uniform(0, 1, 700).astype('f')
     return {
-        'continuous': numbers, 'few values': np.round(numbers * 4) / 4, 'equal': np.zeros(700, 'f'),
+        'continuous': numbers,
+        'few values': np.round(numbers * 4) / 4,
+        'equal': np.zeros(700, 'f'),
         'both signs': np.where(numbers < 0.3, np.float32([0.0, -0.0] * 350), numbers - 0.7),
         'infinite': np.where(numbers < 0.9, -np.inf, numbers).astype('f'),
     }[request.param].astype('f')
@@ -41,8 +43,10 @@ def test_order_of_what_was_chosen(backend, chooses, scores, limit):
 def test_scores_of_many_blocks(backend, chooses, rng, kind, limit):
     numbers = rng.uniform(0, 1, 3003).astype('f')
     scores = {
-        'sigmoid': 1 / (1 + np.exp(20 * numbers)), 'near each other': np.float32(1) + numbers * np.float32(2e-6),
-        'equal': np.full(3003, -2, 'f'), 'few candidates': np.where(numbers < 0.98, -np.inf, numbers),
+        'sigmoid': 1 / (1 + np.exp(20 * numbers)),
+        'near each other': np.float32(1) + numbers * np.float32(2e-6),
+        'equal': np.full(3003, -2, 'f'),
+        'few candidates': np.where(numbers < 0.98, -np.inf, numbers),
         'one block': np.where(np.arange(3003) // 1024 == 2, numbers, 0),
     }[kind].astype('f')
     assert is_as_a_stable_sort(backend, scores, limit)

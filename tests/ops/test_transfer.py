@@ -18,7 +18,7 @@ class Queue:
         self.asked, self.done = [], 0
 
     def run_to(self, end):
-        for work in self.asked[self.done:end]:
+        for work in self.asked[self.done : end]:
             work()
         self.done = max(self.done, end)
 
@@ -50,8 +50,13 @@ def queue(monkeypatch):
 
 
 def some_arrays(rng):
-    return [rng.normal(size=(3, 5, 4)).astype('f'), rng.randint(0, 1 << 24, (3, 5)).astype(np.int32), None,
-            rng.normal(size=(3, 5, 2, 2)).astype('f'), rng.normal(size=3).astype('f2')]
+    return [
+        rng.normal(size=(3, 5, 4)).astype('f'),
+        rng.randint(0, 1 << 24, (3, 5)).astype(np.int32),
+        None,
+        rng.normal(size=(3, 5, 2, 2)).astype('f'),
+        rng.normal(size=3).astype('f2'),
+    ]
 
 
 def assert_arrays(found, expected):
@@ -103,8 +108,7 @@ def test_work_beside_other_work_has_its_own_stream(monkeypatch):
         current.pop()
 
     gpu = [SimpleNamespace(xp='cupy', device=SimpleNamespace(id=number)) for number in (90, 91)]
-    monkeypatch.setattr(transfer, 'cuda', SimpleNamespace(cupy=SimpleNamespace(cuda=SimpleNamespace(
-        Stream=Stream))))
+    monkeypatch.setattr(transfer, 'cuda', SimpleNamespace(cupy=SimpleNamespace(cuda=SimpleNamespace(Stream=Stream))))
     monkeypatch.setattr(transfer.chainer, 'using_device', using_device)
     for device in (gpu[0], gpu[1], gpu[0]):
         with side_stream(device):

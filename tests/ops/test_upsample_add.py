@@ -36,7 +36,7 @@ def test_adds_every_number_four_times(rng, dtype, layout, coarse_layout, with_gr
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('dtype, tolerance', [(np.float16, 4e-3), (np.float32, 1e-6)])
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(np.float16, 4e-3), (np.float32, 1e-6)])
 def test_a_coarse_gradient_is_the_sum_of_four(rng, layout, dtype, tolerance):
     x, coarse = map(chainer.Variable, maps(rng, dtype))
     y = upsample_add(x, coarse)

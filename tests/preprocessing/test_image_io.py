@@ -42,9 +42,17 @@ def as_hwc(image):
     return image.transpose(1, 2, 0)
 
 
-@pytest.mark.parametrize('image_format, options', [
-    ('JPEG', {'quality': 90}), ('JPEG', {'quality': 60, 'progressive': True}), ('PNG', {}), ('BMP', {}),
-    ('TIFF', {}), ('WEBP', {})])
+@pytest.mark.parametrize(
+    ('image_format', 'options'),
+    [
+        ('JPEG', {'quality': 90}),
+        ('JPEG', {'quality': 60, 'progressive': True}),
+        ('PNG', {}),
+        ('BMP', {}),
+        ('TIFF', {}),
+        ('WEBP', {}),
+    ],
+)
 def test_pixels_are_those_of_imread(tmp_path, image_format, options):
     path = write(tmp_path, 'image', Image.fromarray(picture()), image_format, **options)
     np.testing.assert_array_equal(as_hwc(read_image(path)), cv2.imread(str(path))[:, :, ::-1])
@@ -57,10 +65,19 @@ def test_a_photo_is_read_as_the_reference_read_it(shared):
     assert zlib.crc32(bgr.tobytes()) == int(case['image_crc32'])
 
 
-@pytest.mark.parametrize('orientation, upright', [
-    (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]), (4, lambda a: a[::-1]),
-    (5, lambda a: a.swapaxes(0, 1)), (6, lambda a: np.rot90(a, -1)),
-    (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)), (8, lambda a: np.rot90(a))])
+@pytest.mark.parametrize(
+    ('orientation', 'upright'),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.swapaxes(0, 1)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)),
+        (8, lambda a: np.rot90(a)),
+    ],
+)
 @pytest.mark.parametrize('image_format', ['JPEG', 'PNG'])
 def test_exif_orientation_is_applied(tmp_path, image_format, orientation, upright):
     exif = Image.Exif()
@@ -90,7 +107,7 @@ def test_grey_and_palette_become_rgb_and_alpha_is_dropped(tmp_path):
 
 @pytest.mark.parametrize('shape', [(20, 30, 3), (20, 30)])
 def test_16_bit_images_keep_their_upper_8_bits(tmp_path, shape):
-    samples = np.random.RandomState(0).randint(0, 2 ** 16, shape).astype(np.uint16)
+    samples = np.random.RandomState(0).randint(0, 2**16, shape).astype(np.uint16)
     path = tmp_path / 'deep.png'
     path.write_bytes(cv2.imencode('.png', samples)[1].tobytes())
     expected = (samples >> 8).reshape(20, 30, -1)[:, :, ::-1]
@@ -109,7 +126,7 @@ def test_first_picture_of_an_animation(tmp_path):
     np.testing.assert_array_equal(as_hwc(read_image(path)), np.asarray(first.convert('RGB')))
 
 
-@pytest.mark.parametrize('height, width', [(1, 1), (1, 90), (90, 1), (3, 2)])
+@pytest.mark.parametrize(('height', 'width'), [(1, 1), (1, 90), (90, 1), (3, 2)])
 @pytest.mark.parametrize('image_format', ['JPEG', 'PNG'])
 def test_odd_sizes(tmp_path, height, width, image_format):
     path = write(tmp_path, 'odd', Image.fromarray(picture(height, width)), image_format)
@@ -126,7 +143,7 @@ def test_names_outside_ascii_and_both_kinds_of_path(tmp_path):
 def test_truncated_files(tmp_path, capfd, image_format, kept):
     data = encode(Image.fromarray(picture(80, 100)), image_format)
     path = tmp_path / 'cut'
-    path.write_bytes(data[:int(len(data) * kept)])
+    path.write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(ImageFileError, match='cut: ') as error:
         read_image(path)
     assert '\n' not in str(error.value)
@@ -141,11 +158,15 @@ def test_a_jpeg_with_trailing_bytes_is_whole(tmp_path):
         np.testing.assert_array_equal(read_image(tmp_path / 'tail'), read_image(tmp_path / 'plain'))
 
 
-@pytest.mark.parametrize('data, reason', [
-    (b'', 'the file is empty'),
-    (b'no image at all, only words\n' * 9, 'not an image of a known format'),
-    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n', 'not an image of a known format'),
-    (b'P6 100000 100000 255\n' + bytes(99), 'the image has more than 178956970 pixels')])
+@pytest.mark.parametrize(
+    ('data', 'reason'),
+    [
+        (b'', 'the file is empty'),
+        (b'no image at all, only words\n' * 9, 'not an image of a known format'),
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n', 'not an image of a known format'),
+        (b'P6 100000 100000 255\n' + bytes(99), 'the image has more than 178956970 pixels'),
+    ],
+)
 def test_files_that_are_no_usable_image(tmp_path, data, reason):
     path = tmp_path / 'file.jpg'
     path.write_bytes(data)
@@ -185,11 +206,21 @@ def test_to_image_array_takes_files_and_both_kinds_of_array(tmp_path):
     assert to_image_array(chw) is chw
 
 
-@pytest.mark.parametrize('array', [
-    np.zeros((3, 4, 5), np.float64), np.zeros((4, 5, 3), np.float32), np.zeros((3, 4, 5), np.uint8),
-    np.zeros((4, 5), np.uint8), np.zeros((4, 5, 4), np.uint8), np.zeros((1, 3, 4, 5), np.float32),
-    np.zeros((3, 0, 5), np.float32), np.zeros((0, 5, 3), np.uint8),
-    np.full((3, 4, 5), np.nan, np.float32), np.full((3, 4, 5), np.inf, np.float32)])
+@pytest.mark.parametrize(
+    'array',
+    [
+        np.zeros((3, 4, 5), np.float64),
+        np.zeros((4, 5, 3), np.float32),
+        np.zeros((3, 4, 5), np.uint8),
+        np.zeros((4, 5), np.uint8),
+        np.zeros((4, 5, 4), np.uint8),
+        np.zeros((1, 3, 4, 5), np.float32),
+        np.zeros((3, 0, 5), np.float32),
+        np.zeros((0, 5, 3), np.uint8),
+        np.full((3, 4, 5), np.nan, np.float32),
+        np.full((3, 4, 5), np.inf, np.float32),
+    ],
+)
 def test_to_image_array_refuses_other_arrays(array):
     with pytest.raises(ValueError, match='image array'):
         to_image_array(array)
@@ -218,8 +249,10 @@ def test_list_images_names_what_is_missing_or_empty(tmp_path):
         list_images([])
 
 
-@pytest.mark.parametrize('image_format, options', [
-    ('JPEG', {}), ('JPEG', {'progressive': True}), ('PNG', {}), ('TIFF', {}), ('WEBP', {}), ('GIF', {})])
+@pytest.mark.parametrize(
+    ('image_format', 'options'),
+    [('JPEG', {}), ('JPEG', {'progressive': True}), ('PNG', {}), ('TIFF', {}), ('WEBP', {}), ('GIF', {})],
+)
 def test_size_is_known_without_decoding(tmp_path, image_format, options, monkeypatch):
     path = write(tmp_path, 'a', Image.fromarray(picture()), image_format, **options)
     with monkeypatch.context() as patch:

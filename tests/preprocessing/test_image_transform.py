@@ -28,8 +28,7 @@ def test_the_inverse_rounds_otherwise():
     assert (boxes * inverse != boxes / np.float32(1.3)).any()
 
 
-@pytest.mark.parametrize('size, scale, side', [
-    ((60, 110), 2.0, 256), ((300, 200), 0.61, 192), ((7, 1), 1.0, 64)])
+@pytest.mark.parametrize(('size', 'scale', 'side'), [((60, 110), 2.0, 256), ((300, 200), 0.61, 192), ((7, 1), 1.0, 64)])
 def test_centred_images_put_their_corners_on_the_windows(size, scale, side):
     transform = ImageTransform.letterbox(size, scale, side)
     corners = np.float32([[0, 0, size[0] - 1, size[1] - 1]])
@@ -42,8 +41,10 @@ def test_centred_images_put_their_corners_on_the_windows(size, scale, side):
     assert (top, left) == ((side - height) // 2, (side - width) // 2)
 
 
-@pytest.mark.parametrize('size, expected', [
-    ((48, 60), 2.0), ((100, 120), 1.0), ((96, 100), 1.0), ((60, 110), 128 / 110), ((200, 100), 0.64)])
+@pytest.mark.parametrize(
+    ('size', 'expected'),
+    [((48, 60), 2.0), ((100, 120), 1.0), ((96, 100), 1.0), ((60, 110), 128 / 110), ((200, 100), 0.64)],
+)
 def test_images_are_only_enlarged(size, expected):
     """To a short side of 96; made smaller only for a long side of 128."""
     assert input_scale(size, CONFIG) == pytest.approx(expected, rel=1e-12)
@@ -56,10 +57,10 @@ def test_centred_input():
     top, left, bottom, right = map(int, transform.window)
     assert (top, left, bottom, right) == (21, 0, 105, 127)  # 85 rows of 128
     mean = np.array(MATTERPORT.input.pixel_mean)
-    inside = x[:, top:bottom + 1, left:right + 1]
+    inside = x[:, top : bottom + 1, left : right + 1]
     np.testing.assert_array_equal(inside.max(axis=(1, 2)), (200 - mean).astype(np.float32))
     outside = x.copy()
-    outside[:, top:bottom + 1, left:right + 1] = -mean[:, None, None]
+    outside[:, top : bottom + 1, left : right + 1] = -mean[:, None, None]
     np.testing.assert_array_equal(outside, np.broadcast_to(np.float32(-mean)[:, None, None], x.shape))
 
 

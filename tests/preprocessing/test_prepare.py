@@ -8,7 +8,8 @@ import mask_rcnn
 from mask_rcnn.config import PRESETS
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example
-from mask_rcnn.preprocessing.prepare import TrainingTransform, flip_horizontal, input_scale, prepare_image
+from mask_rcnn.datasets.transforms import TrainingTransform, flip_horizontal
+from mask_rcnn.preprocessing.prepare import input_scale, prepare_image
 
 CONFIG = PRESETS['resnet50'].replace(min_size=40, max_size=60)
 
@@ -19,16 +20,27 @@ def example(rng):
     mask[3:9, 2:6] = 1
     mask[5, 6] = 1
     annotations = Annotations(
-        boxes=np.float32([[2, 3, 10, 12], [3, 2, 8, 6]]), labels=np.int32([1, 0]),
+        boxes=np.float32([[2, 3, 10, 12], [3, 2, 8, 6]]),
+        labels=np.int32([1, 0]),
         crowd=np.array([False, True]),
-        segmentations=((np.array([3.0, 2, 12.5, 2, 3, 10]),), coco_mask.encode(mask)))
-    return Example(image=rng.uniform(0, 255, (3, 20, 31)).astype(np.float32), annotations=annotations,
-                   name='a.jpg', image_id=3)
+        segmentations=((np.array([3.0, 2, 12.5, 2, 3, 10]),), coco_mask.encode(mask)),
+    )
+    return Example(
+        image=rng.uniform(0, 255, (3, 20, 31)).astype(np.float32), annotations=annotations, name='a.jpg', image_id=3
+    )
 
 
-@pytest.mark.parametrize('size, expected', [
-    ((480, 640), 800 / 480), ((640, 480), 800 / 480), ((300, 500), 800 / 300),
-    ((300, 501), 1333 / 501), ((100, 1000), 1.333), ((1000, 3000), 1333 / 3000)])
+@pytest.mark.parametrize(
+    ('size', 'expected'),
+    [
+        ((480, 640), 800 / 480),
+        ((640, 480), 800 / 480),
+        ((300, 500), 800 / 300),
+        ((300, 501), 1333 / 501),
+        ((100, 1000), 1.333),
+        ((1000, 3000), 1333 / 3000),
+    ],
+)
 def test_input_scale(size, expected):
     assert input_scale(size, PRESETS['resnet50']) == pytest.approx(expected, rel=1e-12)
 
@@ -60,8 +72,7 @@ def test_flip_of_boxes_and_polygons(example):
 
 
 def test_flip_of_run_lengths(example):
-    before, after = (coco_mask.decode(e.annotations.segmentations[1])
-                     for e in (example, flip_horizontal(example)))
+    before, after = (coco_mask.decode(e.annotations.segmentations[1]) for e in (example, flip_horizontal(example)))
     np.testing.assert_array_equal(after, before[:, ::-1])
 
 

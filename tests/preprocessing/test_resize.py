@@ -14,8 +14,9 @@ def test_resize_is_opencvs_but_for_its_rounding(rng, scale):
     image = rng.uniform(0, 255, (3, 37, 53)).astype(np.float32)
     mean = (100.5, 110.25, 120.0)
     expected = cv2.resize(image.transpose(1, 2, 0) - np.float32(mean), None, fx=scale, fy=scale)
-    np.testing.assert_allclose(subtract_mean_and_resize(image, mean, scale), expected.transpose(2, 0, 1),
-                               rtol=0, atol=0.02)
+    np.testing.assert_allclose(
+        subtract_mean_and_resize(image, mean, scale), expected.transpose(2, 0, 1), rtol=0, atol=0.02
+    )
 
 
 def test_resize_interpolates_linearly():
@@ -48,9 +49,11 @@ def test_input_is_detectrons_to_the_bit(shared, case):
 
 def reference_zoom(image, size):
     """Bilinear between the pixels' centres, zeros beyond the image, as two matrix products in float64."""
+
     def matrix(n_out, n_in):
         positions = (np.arange(n_out) + 0.5) * n_in / n_out - 0.5
         return np.maximum(1 - np.abs(positions[:, None] - np.arange(n_in)), 0)
+
     zoomed = matrix(size[0], image.shape[1]) @ image.astype(np.float64) @ matrix(size[1], image.shape[2]).T
     return np.clip(zoomed, image.min(), image.max())
 
@@ -71,7 +74,7 @@ def test_truncated_resize_fades_into_zeros_but_not_below_the_least_number():
     np.testing.assert_array_equal(resize_uint8_skimage(image, (8, 8)), np.full((1, 8, 8), 200))
     image[0, 2, 2] = 0
     out = resize_uint8_skimage(image, (8, 8))
-    expected = [200 * 0.75 ** 2, 200 * 0.75, 200]
+    expected = [200 * 0.75**2, 200 * 0.75, 200]
     assert np.abs(out[0, [0, 0, 1], [0, 3, 1]] - expected).max() <= 1  # which may be cut off
 
 
@@ -95,12 +98,12 @@ def test_an_image_of_the_same_size_stays(rng):
     np.testing.assert_array_equal(resize_uint8_skimage(image, (20, 31)), image)
 
 
-@pytest.mark.parametrize('size_in, size_out', [
-    ((600, 1116), (551, 1024)), ((20, 30), (40, 60)), ((333, 77), (100, 900)), ((5, 9), (1, 7)),
-    ((8, 4), (1, 1))])
+@pytest.mark.parametrize(
+    ('size_in', 'size_out'),
+    [((600, 1116), (551, 1024)), ((20, 30), (40, 60)), ((333, 77), (100, 900)), ((5, 9), (1, 7)), ((8, 4), (1, 1))],
+)
 def test_fitted_positions_are_those_of_the_centres(size_in, size_out):
     """But for what the fit rounds."""
     for (factor, offset), n_in, n_out in zip(skimage_affine(size_in, size_out), size_in, size_out):
         places = np.arange(n_out)
-        np.testing.assert_allclose(factor * places + offset, n_in / n_out * (places + 0.5) - 0.5, rtol=0,
-                                   atol=1e-11)
+        np.testing.assert_allclose(factor * places + offset, n_in / n_out * (places + 0.5) - 0.5, rtol=0, atol=1e-11)

@@ -15,15 +15,20 @@ def benchmark(root, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     build = mask_rcnn.build
-    monkeypatch.setattr(mask_rcnn, 'build', lambda preset, **changes: build(
-        preset, min_size=64, max_size=96, rpn_pre_nms=200, **changes))
+    monkeypatch.setattr(
+        mask_rcnn,
+        'build',
+        lambda preset, **changes: build(preset, min_size=64, max_size=96, rpn_pre_nms=200, **changes),
+    )
     return module
 
 
 def test_stages_and_the_whole_are_timed_and_written(benchmark, tmp_path, capsys):
     path = tmp_path / 'figures.json'
-    assert benchmark.main(['--size', '40', '60', '--runs', '2', '--warmup', '0', '--proposals', '20',
-                           '--json', str(path)]) == 0
+    assert (
+        benchmark.main(['--size', '40', '60', '--runs', '2', '--warmup', '0', '--proposals', '20', '--json', str(path)])
+        == 0
+    )
     result, text = json.loads(path.read_text()), capsys.readouterr().out
     assert tuple(result['stages']) == benchmark.STAGES
     assert result['proposals'] == 20 and result['image'] == {'height': 40, 'width': 60}
@@ -42,8 +47,9 @@ def test_the_total_is_one_call_of_detect(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, 'detect_by_stages', lambda *a: calls.append('stages') or by_stages(*a))
     monkeypatch.setattr(benchmark, 'matmul_flops', lambda xp: None)
     monkeypatch.setattr(benchmark, 'copy_bandwidth', lambda xp: 1e9)
-    result = benchmark.benchmark(benchmark.random_model('mobilenet_v1_fpn', rpn_post_nms=10),
-                                 np.zeros((3, 40, 60), np.float32), runs=2, warmup=1)
+    result = benchmark.benchmark(
+        benchmark.random_model('mobilenet_v1_fpn', rpn_post_nms=10), np.zeros((3, 40, 60), np.float32), runs=2, warmup=1
+    )
     assert calls == ['stages', 'whole', 'whole', 'stages', 'whole', 'stages']
     # What the machine can do at best is not known in every precision.
     assert result['stages']['RPN']['of_ceiling'] is None
@@ -67,8 +73,9 @@ class GPU:
         class pool:
             total_bytes = staticmethod(lambda: 300)
 
-        self.xp = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime), __version__='14.2.0',
-                                        get_default_memory_pool=lambda: pool)
+        self.xp = types.SimpleNamespace(
+            cuda=types.SimpleNamespace(runtime=runtime), __version__='14.2.0', get_default_memory_pool=lambda: pool
+        )
         self.device = types.SimpleNamespace(id=3)
 
 
@@ -88,7 +95,7 @@ def test_versions_of_all_that_a_gpu_needs(benchmark, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, 'driver_version', lambda: '570.124.06')
     facts = benchmark.machine(GPU())
     assert facts['gpu'] == 'GPU number 3' and facts['cuda'] == 12080 and facts['cuda_of_driver'] == 13000
-    line, = benchmark.gpu_lines(facts)
+    (line,) = benchmark.gpu_lines(facts)
     assert line == 'driver 570.124.06, CUDA 12080, CuPy 14.2.0, cuDNN 91002, cuDNN Frontend 1.14.0'
     monkeypatch.setattr(benchmark.library, 'load_frontend', lambda: None)
     assert benchmark.machine(GPU())['cudnn'] is None
@@ -97,8 +104,10 @@ def test_versions_of_all_that_a_gpu_needs(benchmark, monkeypatch, tmp_path):
 
 def test_version_of_the_driver(benchmark, tmp_path):
     path = tmp_path / 'version'
-    path.write_text('NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.124.06  Release Build\n'
-                    'GCC version:  gcc version 12.3.0\n')
+    path.write_text(
+        'NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.124.06  Release Build\n'
+        'GCC version:  gcc version 12.3.0\n'
+    )
     assert benchmark.driver_version() is None or '.' in benchmark.driver_version()
     assert benchmark.driver_version(path) == '570.124.06'
     assert benchmark.driver_version(tmp_path / 'missing') is None

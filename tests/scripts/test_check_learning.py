@@ -23,7 +23,9 @@ CONTENT = {
         {'id': 2, 'image_id': 1, 'category_id': 1, 'iscrowd': 0, 'area': 4},
         {'id': 3, 'image_id': 2, 'category_id': 2, 'iscrowd': 0, 'area': 900},
         {'id': 4, 'image_id': 3, 'category_id': 1, 'iscrowd': 1, 'area': 90000},
-        {'id': 5, 'image_id': 4, 'category_id': 3, 'iscrowd': 0, 'area': 400}]}
+        {'id': 5, 'image_id': 4, 'category_id': 3, 'iscrowd': 0, 'area': 400},
+    ],
+}
 
 
 def test_the_images_with_the_largest_small_objects_are_chosen(scripts, tmp_path):
@@ -41,7 +43,8 @@ def test_the_images_with_the_largest_small_objects_are_chosen(scripts, tmp_path)
 def test_their_arguments_are_train_pys(scripts, tmp_path):
     eight, shapes = scripts
     args = eight.make_parser().parse_args(
-        ['--annotations', 'a', '--images', 'b', '--pretrained', 'c', '--out', str(tmp_path)])
+        ['--annotations', 'a', '--images', 'b', '--pretrained', 'c', '--out', str(tmp_path)]
+    )
     for words in (eight.training_arguments(args, tmp_path / 'eight.json'), shapes.training_arguments(args)):
         parser = argparse.ArgumentParser()
         train.configure(parser)
@@ -52,8 +55,10 @@ def test_their_arguments_are_train_pys(scripts, tmp_path):
 
 def test_the_last_evaluation_counts(scripts, tmp_path, capsys):
     eight, _ = scripts
-    entries = [{'validation/bbox/AP': 0.5, 'validation/bbox/AP50': value, 'validation/segm/AP50': value}
-               for value in (0.95, 0.85)]
+    entries = [
+        {'validation/bbox/AP': 0.5, 'validation/bbox/AP50': value, 'validation/segm/AP50': value}
+        for value in (0.95, 0.85)
+    ]
     for log, status in ((entries, 1), (entries[::-1] + [{'iteration': 9}], 0)):
         (tmp_path / 'log').write_text(json.dumps(log))
         assert eight.report(tmp_path / 'log', eight.GOALS) == status

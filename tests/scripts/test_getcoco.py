@@ -11,12 +11,15 @@ import zipfile
 
 import pytest
 
-PARTS = {'train': ('zips/train2017.zip', 'train2017'), 'val': ('zips/val2017.zip', 'val2017'),
-         'annotations': ('annotations/annotations_trainval2017.zip', 'annotations')}
+PARTS = {
+    'train': ('zips/train2017.zip', 'train2017'),
+    'val': ('zips/val2017.zip', 'val2017'),
+    'annotations': ('annotations/annotations_trainval2017.zip', 'annotations'),
+}
 
 pytestmark = pytest.mark.skipif(
-    not (shutil.which('sh') and (shutil.which('curl') or shutil.which('wget'))),
-    reason='needs sh and curl or wget')
+    not (shutil.which('sh') and (shutil.which('curl') or shutil.which('wget'))), reason='needs sh and curl or wget'
+)
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -39,7 +42,7 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header('Content-Range', f'bytes {start}-{len(data) - 1}/{len(data)}')
         self.send_header('Content-Length', str(len(data) - start))
         self.end_headers()
-        self.wfile.write(data[start:][:self.site.cut_after])
+        self.wfile.write(data[start:][: self.site.cut_after])
 
     def log_message(self, *args):
         pass
@@ -81,15 +84,26 @@ def make_zip(name, count):
 def coco(root, tmp_path, site):
     """Run a copy of the script in tmp_path; gives a function ``(*arguments, **environment) -> process``."""
     shutil.copy(root / 'getcoco.sh', tmp_path)
-    settings = {f'COCO_{part.upper()}_SIZE': str(len(site.files[f'/{path}']))
-                for part, (path, _) in PARTS.items()}
-    settings.update(COCO_TRAIN_FILES='4', COCO_VAL_FILES='4', COCO_URL=site.url, COCO_PAUSE='0',
-                    COCO_TRIES='3', no_proxy='127.0.0.1')
+    settings = {f'COCO_{part.upper()}_SIZE': str(len(site.files[f'/{path}'])) for part, (path, _) in PARTS.items()}
+    settings.update(
+        COCO_TRAIN_FILES='4',
+        COCO_VAL_FILES='4',
+        COCO_URL=site.url,
+        COCO_PAUSE='0',
+        COCO_TRIES='3',
+        no_proxy='127.0.0.1',
+    )
 
     def run(*arguments, cwd='/', **environment):
         return subprocess.run(
-            ['sh', str(tmp_path / 'getcoco.sh'), *arguments], cwd=cwd, capture_output=True, text=True,
-            timeout=60, env={**os.environ, **settings, **environment})
+            ['sh', str(tmp_path / 'getcoco.sh'), *arguments],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, **settings, **environment},
+        )
+
     return run
 
 
@@ -148,7 +162,7 @@ def test_a_server_that_cannot_resume(coco, tmp_path, site):
 
 def test_a_part_that_is_too_long_is_begun_again(coco, tmp_path, site):
     (tmp_path / 'COCO').mkdir()
-    (tmp_path / 'COCO/val2017.zip.part').write_bytes(b'x' * 10 ** 6)
+    (tmp_path / 'COCO/val2017.zip.part').write_bytes(b'x' * 10**6)
     assert coco('val').returncode == 0
 
 
@@ -203,15 +217,31 @@ def test_a_missing_file_and_a_missing_server(coco, site, tmp_path):
 
 
 def test_a_full_disk_is_noticed_before_the_download(coco, site):
-    assert 'disk space' in one_line(coco('train', COCO_TRAIN_SIZE=str(10 ** 16)))
+    assert 'disk space' in one_line(coco('train', COCO_TRAIN_SIZE=str(10**16)))
     assert site.requests == []
 
 
 def test_without_unzip_python_unpacks(coco, tmp_path, site):
     tools = tmp_path / 'tools'
     tools.mkdir()
-    for name in ('sh', 'curl', 'wget', 'basename', 'dirname', 'cat', 'find', 'wc', 'tr', 'df', 'awk',
-                 'mkdir', 'rm', 'mv', 'sleep', 'env'):
+    for name in (
+        'sh',
+        'curl',
+        'wget',
+        'basename',
+        'dirname',
+        'cat',
+        'find',
+        'wc',
+        'tr',
+        'df',
+        'awk',
+        'mkdir',
+        'rm',
+        'mv',
+        'sleep',
+        'env',
+    ):
         if shutil.which(name):
             (tools / name).symlink_to(shutil.which(name))
     python = tools / 'python3'

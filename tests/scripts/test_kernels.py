@@ -14,6 +14,7 @@ def kernels(root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / 'scripts' / 'benchmarks'))
     import kernels
     import machine_ceiling
+
     monkeypatch.setattr(machine_ceiling, '_COPIED', 1 << 20)
     monkeypatch.setattr(machine_ceiling, '_CPU_SIDE', 16)
     monkeypatch.setattr(machine_ceiling, '_GPU_SIDE', 16)
@@ -30,9 +31,15 @@ def test_every_operation_is_timed_and_written(kernels, sizes, tmp_path, capsys):
     assert kernels.main(['--runs', '2', '--json', str(path)], sizes) == 0
     result, text = json.loads(path.read_text()), capsys.readouterr().out
     names = [row['name'] for row in result['operations']]
-    assert names == ['RoIAlign forward, C4, float32', 'RoIAlign backward, C4, float32',
-                     'RoIAlign forward, FPN, float32', 'RoIAlign backward, FPN, float32', 'NMS, 40 boxes',
-                     'best 7 of 6138', 'paste 3 masks']
+    assert names == [
+        'RoIAlign forward, C4, float32',
+        'RoIAlign backward, C4, float32',
+        'RoIAlign forward, FPN, float32',
+        'RoIAlign backward, FPN, float32',
+        'NMS, 40 boxes',
+        'best 7 of 6138',
+        'paste 3 masks',
+    ]
     for row in result['operations']:
         assert row['seconds'] > 0 and row['rate'] == pytest.approx(row['bytes'] / row['seconds'])
         assert row['of_copy'] == pytest.approx(row['rate'] / result['copy']) and row['name'] in text
@@ -68,7 +75,8 @@ class FakeCuPy:
         self.types = []
         self.cuda = types.SimpleNamespace(
             Event=lambda: types.SimpleNamespace(record=lambda: None, synchronize=lambda: None),
-            get_elapsed_time=lambda first, last: 250.0)
+            get_elapsed_time=lambda first, last: 250.0,
+        )
         blas = types.SimpleNamespace(COMPUTE_TYPE_DEFAULT=1, COMPUTE_TYPE_TF32=7, in_use=0)
         blas.get_compute_type = lambda dtype: blas.in_use
         blas.set_compute_type = lambda dtype, kind: setattr(blas, 'in_use', kind)
@@ -87,18 +95,24 @@ def test_a_gpu_is_timed_by_its_events(kernels):
     case = kernels.Case('a', [lambda: calls.append(0), lambda: calls.append(1)], 1000)
     row = kernels.measure(case, xp, 1e6, runs=3)
     assert row['seconds'] == 0.25 / 8 and row['rate'] == 32000 and row['of_copy'] == 0.032
-    assert calls == [0, 1] * 16      # four calls of each in a run, and one run before
+    assert calls == [0, 1] * 16  # four calls of each in a run, and one run before
 
 
-@pytest.mark.parametrize('precision,expected', [
-    ('fp32', (np.float32, np.float32, 1)), ('tf32', (np.float32, np.float32, 7)),
-    ('fp16', (np.float16, np.float16, 1))])
+@pytest.mark.parametrize(
+    ('precision', 'expected'),
+    [
+        ('fp32', (np.float32, np.float32, 1)),
+        ('tf32', (np.float32, np.float32, 7)),
+        ('fp16', (np.float16, np.float16, 1)),
+    ],
+)
 def test_the_ceiling_multiplies_in_the_precision_itself(kernels, precision, expected):
     """No conversion is timed, and CuPy multiplies as before afterwards."""
     from machine_ceiling import matmul_flops
+
     xp = FakeCuPy()
     with cudnn_frontend.using_precision(precision):
-        assert matmul_flops(xp) == 2 * 16 ** 3 / 0.25
+        assert matmul_flops(xp) == 2 * 16**3 / 0.25
     first, second, compute_type = expected
     assert set(xp.types) == {(np.dtype(first), np.dtype(second), compute_type)}
     assert xp._core._routines_linalg.in_use == 0
@@ -106,6 +120,7 @@ def test_the_ceiling_multiplies_in_the_precision_itself(kernels, precision, expe
 
 def test_bfloat16_has_a_ceiling_where_cupy_knows_it(kernels, monkeypatch):
     import machine_ceiling
+
     xp = FakeCuPy()
     with cudnn_frontend.using_precision('bf16'):
         assert machine_ceiling.matmul_flops(xp) is None
@@ -113,14 +128,16 @@ def test_bfloat16_has_a_ceiling_where_cupy_knows_it(kernels, monkeypatch):
         monkeypatch.setattr(machine_ceiling.importlib.util, 'find_spec', lambda name: None)
         assert machine_ceiling.matmul_flops(xp) is None
         monkeypatch.setattr(machine_ceiling.importlib.util, 'find_spec', lambda name: name == 'ml_dtypes')
-        monkeypatch.setattr(machine_ceiling.importlib, 'import_module',
-                            lambda name: types.SimpleNamespace(bfloat16=np.float16))
-        assert machine_ceiling.matmul_flops(xp) == 2 * 16 ** 3 / 0.25
+        monkeypatch.setattr(
+            machine_ceiling.importlib, 'import_module', lambda name: types.SimpleNamespace(bfloat16=np.float16)
+        )
+        assert machine_ceiling.matmul_flops(xp) == 2 * 16**3 / 0.25
     assert {own[:2] for own in xp.types} == {(np.dtype('f2'), np.dtype('f2'))}
 
 
 def test_a_copy_counts_what_is_read_and_written(kernels):
     from machine_ceiling import copy_bandwidth
+
     assert copy_bandwidth(FakeCuPy()) == 2 * (1 << 20) / 0.25
     assert copy_bandwidth(np) > 0
 

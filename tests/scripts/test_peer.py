@@ -11,14 +11,14 @@ import pytest
 
 import mask_rcnn
 
-STAND_IN = '''
+STAND_IN = """
 import json, sys
 print(json.dumps({'torch': '0.0', 'torchvision': False}), flush=True)
 for number, line in enumerate(sys.stdin):
     turn = {'wall': 2.0 + number, 'cpu': 3.0, 'detections': 7, 'host_peak': 2 ** 20,
             'gpu_pool': 2 ** 20 * (number + 5), 'gpu_used': 2 ** 20 * (number + 6)}
     print(json.dumps(turn), flush=True)
-'''
+"""
 
 
 @pytest.fixture
@@ -33,8 +33,11 @@ def benchmark(root, monkeypatch, peer):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     build = mask_rcnn.build
-    monkeypatch.setattr(mask_rcnn, 'build', lambda preset, **changes: build(
-        preset, min_size=64, max_size=96, rpn_pre_nms=200, **changes))
+    monkeypatch.setattr(
+        mask_rcnn,
+        'build',
+        lambda preset, **changes: build(preset, min_size=64, max_size=96, rpn_pre_nms=200, **changes),
+    )
     monkeypatch.setattr(module, 'matmul_flops', lambda xp: 1e9)
     monkeypatch.setattr(module, 'copy_bandwidth', lambda xp: 1e9)
     return module
@@ -50,33 +53,51 @@ def stand_in(peer, tmp_path, monkeypatch):
 
 def test_turns_are_taken_and_compared(benchmark, stand_in, tmp_path, capsys):
     path = tmp_path / 'figures.json'
-    assert benchmark.main(['--size', '40', '60', '--runs', '3', '--warmup', '1', '--proposals', '20',
-                           '--against', 'torch', '--json', str(path)]) == 0
+    assert (
+        benchmark.main(
+            [
+                '--size',
+                '40',
+                '60',
+                '--runs',
+                '3',
+                '--warmup',
+                '1',
+                '--proposals',
+                '20',
+                '--against',
+                'torch',
+                '--json',
+                str(path),
+            ]
+        )
+        == 0
+    )
     result, text = json.loads(path.read_text()), capsys.readouterr().out
     found = result['peer']
-    assert (found['min'], found['median'], found['max']) == (3, 4, 5)   # the first turn was the warm-up
+    assert (found['min'], found['median'], found['max']) == (3, 4, 5)  # the first turn was the warm-up
     assert found['detections'] == 7 and found['cpu_median'] == 3
     assert found['ratio']['min'] <= found['ratio']['median'] <= found['ratio']['max']
     assert 2 < found['ratio']['median'] * result['total']['median'] < 6
     assert 'the peer takes' in text and 'torch 0.0 without torchvision (7 detections' in text
     # The turn before ours: later ones may hold what we have taken meanwhile.
-    assert found['memory'] == {'host_peak': 2 ** 20, 'gpu_pool': 6 * 2 ** 20, 'gpu_used': 7 * 2 ** 20}
+    assert found['memory'] == {'host_peak': 2**20, 'gpu_pool': 6 * 2**20, 'gpu_used': 7 * 2**20}
     assert 'GPU used 7 MiB' in text
 
 
 def test_shares_of_the_ceiling(benchmark, stand_in, tmp_path, capsys):
     path = tmp_path / 'figures.json'
-    assert benchmark.main(['--size', '64', '96', '--runs', '1', '--warmup', '0', '--proposals', '20',
-                           '--json', str(path)]) == 0
+    assert (
+        benchmark.main(['--size', '64', '96', '--runs', '1', '--warmup', '0', '--proposals', '20', '--json', str(path)])
+        == 0
+    )
     stages = json.loads(path.read_text())['stages']
     # conv1 on 64 x 96, and the RPN's three convolutions on 4 x 6
     assert stages['RPN']['operations'] == 2 * 24 * (1024 * 1024 * 9 + 1024 * 15 * 5)
     assert stages['extractor']['operations'] > 2 * 32 * 48 * 64 * 3 * 49
     for stage in ('extractor', 'RPN', 'box head'):
-        assert stages[stage]['of_ceiling'] == pytest.approx(
-            stages[stage]['operations'] / stages[stage]['median'] / 1e9)
-    assert stages['prepare']['of_ceiling'] == pytest.approx(
-        2 * 4 * 3 * 64 * 96 / stages['prepare']['median'] / 1e9)
+        assert stages[stage]['of_ceiling'] == pytest.approx(stages[stage]['operations'] / stages[stage]['median'] / 1e9)
+    assert stages['prepare']['of_ceiling'] == pytest.approx(2 * 4 * 3 * 64 * 96 / stages['prepare']['median'] / 1e9)
     assert 'of ceiling' in capsys.readouterr().out
 
 
@@ -85,14 +106,12 @@ def test_a_peer_that_fails_is_named(benchmark, stand_in, capsys):
     assert benchmark.main(['--size', '40', '60', '--against', 'torch']) == 1
     message = capsys.readouterr().err
     assert 'No module named torch' in message and '--peer-python' in message and message.count('\n') == 1
-    assert benchmark.main(['--size', '40', '60', '--against', 'torch',
-                           '--peer-python', '/nowhere/python']) == 1
+    assert benchmark.main(['--size', '40', '60', '--against', 'torch', '--peer-python', '/nowhere/python']) == 1
     assert '/nowhere/python' in capsys.readouterr().err
 
 
 def test_networks_that_the_peer_does_not_know(benchmark, stand_in, capsys):
-    assert benchmark.main(['--size', '40', '60', '--against', 'torch',
-                           '--extractor', 'mobilenet_v1_fpn']) == 1
+    assert benchmark.main(['--size', '40', '60', '--against', 'torch', '--extractor', 'mobilenet_v1_fpn']) == 1
     assert 'ResNets with affine channels' in capsys.readouterr().err
 
 
@@ -106,10 +125,11 @@ def test_precisions_need_a_gpu(benchmark, capsys):
 def test_the_peer_finds_what_we_find(benchmark, peer, rng, tmp_path, extractor):
     model = benchmark.random_model(extractor, sampling_ratio=2, rpn_post_nms=60)
     image = rng.uniform(0, 255, (3, 64, 96)).astype(np.float32)
-    ours, = model.detect([image])
+    (ours,) = model.detect([image])
     peer.write_task(tmp_path, model, image)
-    subprocess.run([sys.executable, str(peer.PROGRAM), str(tmp_path), '--dump', str(tmp_path / 'found.npz')],
-                   check=True)
+    subprocess.run(
+        [sys.executable, str(peer.PROGRAM), str(tmp_path), '--dump', str(tmp_path / 'found.npz')], check=True
+    )
     with np.load(tmp_path / 'found.npz') as found:
         boxes, scores = found['boxes'][:, [1, 0, 3, 2]], found['scores']
     np.testing.assert_allclose(np.sort(scores), np.sort(ours.scores), atol=1e-5)

@@ -23,8 +23,17 @@ def precision_ap(root, monkeypatch):
 @pytest.fixture(scope='module')
 def model():
     np.random.seed(0)
-    model = mask_rcnn.build('mobilenet_v1_fpn', class_names=SHAPES.class_names, n_fg_class=3, min_size=64,
-                            max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_threshold=0.01, max_detections=5)
+    model = mask_rcnn.build(
+        'mobilenet_v1_fpn',
+        class_names=SHAPES.class_names,
+        n_fg_class=3,
+        min_size=64,
+        max_size=96,
+        rpn_pre_nms=200,
+        rpn_post_nms=16,
+        score_threshold=0.01,
+        max_detections=5,
+    )
     model.rpn.delta.W.array[...] *= 0.1
     return model
 
@@ -45,11 +54,11 @@ def detections(precision_ap, model):
 def test_what_is_missed_or_moved_or_invented_counts(precision_ap, detections):
     def ap(truth, found, **options):
         return precision_ap.agreement(truth, found, SHAPES, min_score=0, **options).summary()
+
     assert {'bbox', 'segmentation', 'score', 'category_id', 'image_id'} <= set(detections[0])
     missed = ap(detections, detections[1:])
     assert missed['bbox/AP'] < 0.99 and missed['segm/AP'] < 0.99
-    moved = [{**result, 'bbox': [x + 0.2 * w, y, w, h]} for result in detections
-             for x, y, w, h in [result['bbox']]]
+    moved = [{**result, 'bbox': [x + 0.2 * w, y, w, h]} for result in detections for x, y, w, h in [result['bbox']]]
     assert ap(detections, moved)['bbox/AP'] < 0.99 and ap(detections, moved)['segm/AP'] == ONE
     invented = [{**result, 'bbox': [0, 0, 1, 1], 'score': 1.0} for result in detections]
     assert ap(detections, detections + invented)['bbox/AP'] < 0.99
@@ -66,6 +75,7 @@ def test_truths_have_a_least_score_and_less_likely_ones_do_no_harm(precision_ap,
 
 def test_empty_masks_take_no_part(precision_ap, detections):
     from pycocotools import mask as coco_mask
+
     nothing = coco_mask.encode(np.zeros((64, 64), np.uint8, order='F'))
     empty = {**detections[0], 'segmentation': {**nothing, 'counts': nothing['counts'].decode()}}
     own = [empty, *detections[1:]]
@@ -79,11 +89,21 @@ def test_keypoints_are_compared_as_well(precision_ap):
 
         @staticmethod
         def ground_truth():
-            return {'images': [{'id': 7, 'height': 90, 'width': 90}], 'annotations': [],
-                    'categories': [{'id': 1, 'name': 'person', 'keypoints': ['a'] * 17, 'skeleton': []}]}
+            return {
+                'images': [{'id': 7, 'height': 90, 'width': 90}],
+                'annotations': [],
+                'categories': [{'id': 1, 'name': 'person', 'keypoints': ['a'] * 17, 'skeleton': []}],
+            }
 
-    found = [{'image_id': 7, 'category_id': 1, 'score': 0.9, 'bbox': [0, 0, 50, 80],
-              'keypoints': [float(value) for i in range(17) for value in (3 * i, 4 * i, 1)]}]
+    found = [
+        {
+            'image_id': 7,
+            'category_id': 1,
+            'score': 0.9,
+            'bbox': [0, 0, 50, 80],
+            'keypoints': [float(value) for i in range(17) for value in (3 * i, 4 * i, 1)],
+        }
+    ]
     moved = [{**found[0], 'keypoints': [value + 5 for value in found[0]['keypoints']]}]
     same, other = (precision_ap.agreement(found, own, People, min_score=0.5).summary() for own in (found, moved))
     assert same['bbox/AP'] == ONE and same['keypoints/AP'] == ONE and other['keypoints/AP'] < 0.99
@@ -92,10 +112,24 @@ def test_keypoints_are_compared_as_well(precision_ap):
 
 def test_command(precision_ap, model, tmp_path, monkeypatch, capsys):
     mask_rcnn.save(tmp_path / 'model.npz', model)
-    monkeypatch.setitem(precision_ap.data_sets.N_DRAWN, 'shapes', {'val': 4})
+    monkeypatch.setitem(precision_ap.dataset_options.N_DRAWN, 'shapes', {'val': 4})
     arguments = ['--dataset', 'shapes', '--modelfile', str(tmp_path / 'model.npz'), '--gpu', '-1']
-    assert precision_ap.main([*arguments, '--precisions', 'fp32', '--images', '2', '--min-score', '0',
-                                '--json', str(tmp_path / 'cost.json')]) == 0
+    assert (
+        precision_ap.main(
+            [
+                *arguments,
+                '--precisions',
+                'fp32',
+                '--images',
+                '2',
+                '--min-score',
+                '0',
+                '--json',
+                str(tmp_path / 'cost.json'),
+            ]
+        )
+        == 0
+    )
     result, text = json.loads((tmp_path / 'cost.json').read_text()), capsys.readouterr().out
     assert result['images'] == 2 and result['precisions']['fp32']['as_fp32']['bbox/AP'] == ONE
     assert 'bbox AP' in text and 'as fp32' in text

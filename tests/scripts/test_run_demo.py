@@ -52,8 +52,14 @@ def ready_model(tmp_path, monkeypatch):
             for image in images:
                 size = image.shape[1:]
                 yield mask_rcnn.Detections(
-                    boxes=np.array([[2, 3, 20, 30]]), labels=[0], scores=[0.9], size=size,
-                    masks=np.ones((1, *size), bool), class_names=('cat',), category_ids=(17,))
+                    boxes=np.array([[2, 3, 20, 30]]),
+                    labels=[0],
+                    scores=[0.9],
+                    size=size,
+                    masks=np.ones((1, *size), bool),
+                    class_names=('cat',),
+                    category_ids=(17,),
+                )
 
     monkeypatch.setattr(mask_rcnn, 'load', lambda path, **options: Model())
     return folder
@@ -65,7 +71,7 @@ def test_photo_is_fetched_and_looked_at(run_demo, server, ready_model, tmp_path,
     output = tmp_path / 'seen.png'
     assert run_demo.main(['--coco', '--output', str(output)], ready_model, f'{address}/000000000139.jpg') == 0
     assert cv2.imread(str(output)).shape == (40, 50, 3)
-    result, = json.loads(output.with_suffix('.json').read_text())
+    (result,) = json.loads(output.with_suffix('.json').read_text())
     assert result['image_id'] == 139 and result['category_id'] == 17
     assert '1 cat' in capsys.readouterr().out
 
@@ -81,6 +87,7 @@ def test_without_a_photo_it_asks_for_one(run_demo, server, ready_model, tmp_path
 def test_without_weights_and_network_it_says_where_to_put_them(run_demo, tmp_path, monkeypatch, capsys):
     def no_network(url, path, **options):
         raise download.DownloadError(f'{url}: no network')
+
     monkeypatch.setattr(download, 'fetch', no_network)
     folder = tmp_path / 'modelfiles'
     assert run_demo.main(['--coco'], folder) == 1
@@ -98,9 +105,20 @@ def test_damaged_weights_are_named(run_demo, tmp_path, capsys):
 @pytest.fixture
 def demo_model(run_demo, tmp_path):
     """A folder with a network of the demo model's kind that knows nothing."""
-    model = mask_rcnn.build('mobilenet_v1_fpn', width=0.25, fpn_channels=8, rpn_channels=8, head_channels=8,
-                            mask_channels=8, min_size=64, max_size=64, anchor_sizes=(8, 16, 32, 64, 128),
-                            n_fg_class=8, class_names=RichShapesDataset.class_names, score_threshold=0.0)
+    model = mask_rcnn.build(
+        'mobilenet_v1_fpn',
+        width=0.25,
+        fpn_channels=8,
+        rpn_channels=8,
+        head_channels=8,
+        mask_channels=8,
+        min_size=64,
+        max_size=64,
+        anchor_sizes=(8, 16, 32, 64, 128),
+        n_fg_class=8,
+        class_names=RichShapesDataset.class_names,
+        score_threshold=0.0,
+    )
     mask_rcnn.save(tmp_path / run_demo.DEMO_MODEL, model)
     return tmp_path
 
@@ -112,7 +130,7 @@ def test_scenes_are_drawn_and_looked_at(run_demo, demo_model, tmp_path, capsys):
         assert cv2.imread(str(tmp_path / f'seen_scene_{number}.png')).shape == (512, 512, 3)
     results = json.loads((tmp_path / 'seen.json').read_text())
     assert {result['image_id'] for result in results} == {'scene_1', 'scene_2'}
-    assert capsys.readouterr().out.count('scene_') == 4     # what each is, and where its picture went
+    assert capsys.readouterr().out.count('scene_') == 4  # what each is, and where its picture went
     assert not list(tmp_path.glob('scene_*'))
 
 

@@ -24,6 +24,7 @@ def made(setup_venv, monkeypatch):
     def make_environment(folder, extras):
         made.append(extras)
         os.makedirs(folder, exist_ok=True)
+
     monkeypatch.setattr(setup_venv, 'make_environment', make_environment)
     return made
 
@@ -49,6 +50,7 @@ def test_it_stays_current_when_it_is_activated(setup_venv, made, monkeypatch, tm
 def test_a_failed_attempt_is_repeated(setup_venv, monkeypatch, tmp_path):
     def fail(folder, extras):
         raise setup_venv.SetupError('no network')
+
     monkeypatch.setattr(setup_venv, 'make_environment', fail)
     for _ in range(2):
         with pytest.raises(SystemExit, match='^setup: no network$'):
@@ -65,8 +67,10 @@ def test_an_activated_environment_does_not_remake_itself(setup_venv, monkeypatch
     assert not any('cuda' in word for command in commands for word in command)
 
 
-@pytest.mark.parametrize('version, fits', [((3, 9, 1), False), ((3, 10, 0), True), ((3, 13, 4), True),
-                                           ((3, 14, 0), False), ((2, 7, 18), False)])
+@pytest.mark.parametrize(
+    ('version', 'fits'),
+    [((3, 9, 1), False), ((3, 10, 0), True), ((3, 13, 4), True), ((3, 14, 0), False), ((2, 7, 18), False)],
+)
 def test_python_versions(setup_venv, monkeypatch, version, fits):
     monkeypatch.setattr(sys, 'version_info', version)
     if fits:
@@ -76,17 +80,22 @@ def test_python_versions(setup_venv, monkeypatch, version, fits):
             setup_venv.check_python()
 
 
-@pytest.mark.parametrize('banner, extras', [
-    (b'| Driver Version: 570.1  CUDA Version: 12.8  |', 'cuda12'),
-    (b'| Driver Version: 580.9  CUDA Version: 13.0  |', 'cuda13'),
-    (b'| Driver Version: 470.1  CUDA Version: 11.4  |', 'none'),
-    (b'something else', 'none'),
-    (OSError('no nvidia-smi'), 'none'),
-    (subprocess.CalledProcessError(9, 'nvidia-smi'), 'none')])
+@pytest.mark.parametrize(
+    ('banner', 'extras'),
+    [
+        (b'| Driver Version: 570.1  CUDA Version: 12.8  |', 'cuda12'),
+        (b'| Driver Version: 580.9  CUDA Version: 13.0  |', 'cuda13'),
+        (b'| Driver Version: 470.1  CUDA Version: 11.4  |', 'none'),
+        (b'something else', 'none'),
+        (OSError('no nvidia-smi'), 'none'),
+        (subprocess.CalledProcessError(9, 'nvidia-smi'), 'none'),
+    ],
+)
 def test_extras_are_those_of_the_driver(setup_venv, monkeypatch, banner, extras):
     def check_output(command, **options):
         if isinstance(banner, Exception):
             raise banner
         return banner
+
     monkeypatch.setattr(subprocess, 'check_output', check_output)
     assert setup_venv.driver_extras() == extras

@@ -54,8 +54,16 @@ def test_the_arguments_are_train_pys_and_make_the_network_of_the_file(script, de
 
 
 def test_the_stored_file_is_that_model_in_half_precision(script, tmp_path):
-    model = mask_rcnn.build('mobilenet_v1_fpn', width=0.25, fpn_channels=8, rpn_channels=8, head_channels=8,
-                            mask_channels=8, n_fg_class=2, class_names=('a', 'b'))
+    model = mask_rcnn.build(
+        'mobilenet_v1_fpn',
+        width=0.25,
+        fpn_channels=8,
+        rpn_channels=8,
+        head_channels=8,
+        mask_channels=8,
+        n_fg_class=2,
+        class_names=('a', 'b'),
+    )
     mask_rcnn.save(tmp_path / 'large.npz', model)
     script.store(tmp_path / 'large.npz', tmp_path / 'small.npz')
     assert (tmp_path / 'small.npz').stat().st_size < 0.65 * (tmp_path / 'large.npz').stat().st_size
@@ -66,12 +74,15 @@ def test_the_stored_file_is_that_model_in_half_precision(script, tmp_path):
         np.testing.assert_allclose(theirs.array, ours.array, rtol=5e-4, atol=1e-7, err_msg=path)
 
 
-@pytest.mark.parametrize('ap, megabytes, seconds, status', [
-    (0.61, 11.9, 0.9, 0), (0.59, 11.9, 0.9, 1), (0.61, 12.1, 0.9, 1), (0.61, 11.9, 1.1, 1)])
+@pytest.mark.parametrize(
+    ('ap', 'megabytes', 'seconds', 'status'),
+    [(0.61, 11.9, 0.9, 0), (0.59, 11.9, 0.9, 1), (0.61, 12.1, 0.9, 1), (0.61, 11.9, 1.1, 1)],
+)
 def test_all_goals_must_be_reached(script, tmp_path, monkeypatch, capsys, ap, megabytes, seconds, status):
     class Metrics:
         def summary(self):
             return {'segm/AP': ap}
+
     model_file = tmp_path / 'model.npz'
     with open(model_file, 'wb') as file:
         file.truncate(int(megabytes * 1e6))

@@ -19,8 +19,15 @@ _HEADER = Path(__file__).with_name('cuda_emulator.h')
 _FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-pthread', '-fno-gnu-unique')
 _KERNEL = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)\s*\{(.*?)\n\}', re.DOTALL)
 _FUNCTION = re.compile(r'^__device__ [\w ]+?(\w+)\([^;{]*\)\s*\{\n(.*?)\n\}', re.DOTALL | re.MULTILINE)
-_TYPES = {'float': np.float32, 'double': np.float64, 'int': np.int32, 'long long': np.int64,
-          'word': np.uint64, 'bool': np.bool_, 'unsigned short': np.uint16}
+_TYPES = {
+    'float': np.float32,
+    'double': np.float64,
+    'int': np.int32,
+    'long long': np.int64,
+    'word': np.uint64,
+    'bool': np.bool_,
+    'unsigned short': np.uint16,
+}
 
 
 class CudaEmulator:
@@ -52,8 +59,15 @@ class CudaEmulator:
             stem = self._folder / f'{Path(source).stem}_{dtype}'
             text = cuda_kernels.read_source(source)
             stem.with_suffix('.cpp').write_text(f'#include "{_HEADER}"\n{text}\n{_launchers(text)}')
-            command = ['g++', *_FLAGS, *self._flags, f'-DREAL={cuda_kernels.c_type(dtype)}', '-o',
-                       str(stem.with_suffix('.so')), str(stem.with_suffix('.cpp'))]
+            command = [
+                'g++',
+                *_FLAGS,
+                *self._flags,
+                f'-DREAL={cuda_kernels.c_type(dtype)}',
+                '-o',
+                str(stem.with_suffix('.so')),
+                str(stem.with_suffix('.cpp')),
+            ]
             subprocess.run(command, check=True)
             self._libraries[source, dtype] = ctypes.CDLL(str(stem.with_suffix('.so')))
         return self._libraries[source, dtype]
@@ -65,9 +79,11 @@ def _launchers(text: str) -> str:
     for name, parameters, body in _KERNEL.findall(text):
         names = ', '.join(re.search(r'(\w+)$', p)[1] for p in _parameters(parameters))
         synchronises = 'true' if synchronising.search(body) else 'false'
-        result.append(f'extern "C" void launch_{name}(const unsigned* grid_, const unsigned* block_, '
-                      f'{parameters}) {{\n    emulate(grid_, block_, {synchronises}, '
-                      f'[&] {{ {name}({names}); }});\n}}\n')
+        result.append(
+            f'extern "C" void launch_{name}(const unsigned* grid_, const unsigned* block_, '
+            f'{parameters}) {{\n    emulate(grid_, block_, {synchronises}, '
+            f'[&] {{ {name}({names}); }});\n}}\n'
+        )
     return '\n'.join(result)
 
 

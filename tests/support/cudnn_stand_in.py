@@ -21,8 +21,11 @@ from mask_rcnn.ops.cudnn_frontend import convolution, frontend
 
 data_type = enum.Enum('data_type', 'NOT_SET FLOAT HALF BFLOAT16')
 heur_mode = enum.Enum('heur_mode', 'A B FALLBACK')
-numerical_note = enum.Enum('numerical_note', 'TENSOR_CORE DOWN_CONVERT_INPUTS REDUCED_PRECISION_REDUCTION '
-                           'NONDETERMINISTIC WINOGRAD WINOGRAD_TILE_4x4 WINOGRAD_TILE_6x6 WINOGRAD_TILE_13x13')
+numerical_note = enum.Enum(
+    'numerical_note',
+    'TENSOR_CORE DOWN_CONVERT_INPUTS REDUCED_PRECISION_REDUCTION '
+    'NONDETERMINISTIC WINOGRAD WINOGRAD_TILE_4x4 WINOGRAD_TILE_6x6 WINOGRAD_TILE_13x13',
+)
 
 _DTYPES = {data_type.FLOAT: np.float32, data_type.HALF: np.float16, data_type.BFLOAT16: np.uint16}
 
@@ -63,8 +66,9 @@ class Tensor:
         dtype = np.dtype(_DTYPES[self.dtype])
         size = 1 + sum((n - 1) * step for n, step in zip(self.dim, self.stride))
         flat = np.frombuffer((ctypes.c_char * (size * dtype.itemsize)).from_address(address), dtype)
-        return np.lib.stride_tricks.as_strided(flat, self.dim, [s * dtype.itemsize for s in self.stride],
-                                               writeable=True)
+        return np.lib.stride_tricks.as_strided(
+            flat, self.dim, [s * dtype.itemsize for s in self.stride], writeable=True
+        )
 
     def values(self, buffers) -> np.ndarray:
         """Return the tensor as float64."""
@@ -113,17 +117,18 @@ class Pygraph:
         return tensor
 
     def conv_fprop(self, *, image, weight, **geometry):
-        return self._step('conv', lambda buffers: conv(
-            image.values(buffers), weight.values(buffers), **geometry))
+        return self._step('conv', lambda buffers: conv(image.values(buffers), weight.values(buffers), **geometry))
 
     def conv_dgrad(self, *, loss, filter, **geometry):
-        out = self._step('dgrad', lambda buffers: dgrad(
-            loss.values(buffers), filter.values(buffers), out.dim, **geometry))
+        out = self._step(
+            'dgrad', lambda buffers: dgrad(loss.values(buffers), filter.values(buffers), out.dim, **geometry)
+        )
         return out
 
     def conv_wgrad(self, *, image, loss, **geometry):
-        out = self._step('wgrad', lambda buffers: wgrad(
-            image.values(buffers), loss.values(buffers), out.dim, **geometry))
+        out = self._step(
+            'wgrad', lambda buffers: wgrad(image.values(buffers), loss.values(buffers), out.dim, **geometry)
+        )
         return out
 
     def add(self, *, a, b):
@@ -185,14 +190,14 @@ class Pygraph:
         assert self.state[-1] == 'build_plans' and isinstance(handle, Handle)
         assert handle.stream == STAND_IN.stream
         assert all(type(value) is int for value in (*pointers, *pointers.values(), workspace))
-        out, = [tensor for tensor in self.tensors if tensor.output]
+        (out,) = [tensor for tensor in self.tensors if tensor.output]
         assert set(pointers) == {tensor.uid for tensor in self.tensors if tensor.uid is not None}
         values = out.values(pointers)
         memory = out.memory(pointers[out.uid])
         assert values.shape == memory.shape
         if out.dtype is data_type.BFLOAT16:
             bits = values.astype(np.float32).view(np.uint32)
-            memory[...] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16
+            memory[...] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
         else:
             memory[...] = values
         STAND_IN.runs.append(self.steps)
@@ -220,8 +225,9 @@ class NewPygraph(Pygraph):
             raise RuntimeError('convert_to_backend_knob_type failed')
         self._advance('create_execution_plan', 'build_operation_graph')
 
-    def execute(self, pointers, workspace=None, handle=None, override_uids=None, override_shapes=None,
-                override_strides=None):
+    def execute(
+        self, pointers, workspace=None, handle=None, override_uids=None, override_shapes=None, override_strides=None
+    ):
         assert override_uids == override_shapes == override_strides == []  # else 1.32 takes twice as long
         self._execute(pointers, workspace, handle)
 
@@ -239,7 +245,7 @@ def pad_image(x, pre_padding, post_padding):
 def windows(x, w_shape, stride):
     """Return ``(N, C, oh, ow, kh, kw)``."""
     view = np.lib.stride_tricks.sliding_window_view(x, w_shape[2:], axis=(2, 3))
-    return view[:, :, ::stride[0], ::stride[1]]
+    return view[:, :, :: stride[0], :: stride[1]]
 
 
 def conv(x, w, *, pre_padding, post_padding, stride, dilation):
@@ -247,8 +253,10 @@ def conv(x, w, *, pre_padding, post_padding, stride, dilation):
     assert dilation == [1, 1]
     groups = x.shape[1] // w.shape[1]
     view = windows(pad_image(x, pre_padding, post_padding), w.shape, stride)
-    parts = [np.tensordot(part, filters, axes=((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
-             for part, filters in zip(np.split(view, groups, axis=1), np.split(w, groups))]
+    parts = [
+        np.tensordot(part, filters, axes=((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
+        for part, filters in zip(np.split(view, groups, axis=1), np.split(w, groups))
+    ]
     return np.concatenate(parts, axis=1)
 
 
@@ -256,23 +264,28 @@ def dgrad(gy, w, x_shape, *, pre_padding, post_padding, stride, dilation):
     """Return the gradient with respect to ``x``: what every tap of every window sends back."""
     n, channels, height, width = x_shape
     groups = channels // w.shape[1]
-    padded = np.zeros((n, channels, height + pre_padding[0] + post_padding[0],
-                       width + pre_padding[1] + post_padding[1]))
+    padded = np.zeros(
+        (n, channels, height + pre_padding[0] + post_padding[0], width + pre_padding[1] + post_padding[1])
+    )
     rows, columns = (step * side for step, side in zip(stride, gy.shape[2:]))
     for i, j in np.ndindex(w.shape[2:]):
-        parts = [np.tensordot(part, filters, axes=((1,), (0,))).transpose(0, 3, 1, 2)
-                 for part, filters in zip(np.split(gy, groups, axis=1), np.split(w[:, :, i, j], groups))]
-        padded[:, :, i:i + rows:stride[0], j:j + columns:stride[1]] += np.concatenate(parts, axis=1)
-    return padded[:, :, pre_padding[0]:pre_padding[0] + height, pre_padding[1]:pre_padding[1] + width]
+        parts = [
+            np.tensordot(part, filters, axes=((1,), (0,))).transpose(0, 3, 1, 2)
+            for part, filters in zip(np.split(gy, groups, axis=1), np.split(w[:, :, i, j], groups))
+        ]
+        padded[:, :, i : i + rows : stride[0], j : j + columns : stride[1]] += np.concatenate(parts, axis=1)
+    return padded[:, :, pre_padding[0] : pre_padding[0] + height, pre_padding[1] : pre_padding[1] + width]
 
 
 def wgrad(x, gy, w_shape, *, pre_padding, post_padding, stride, dilation):
     """Return the gradient with respect to ``w``."""
     groups = x.shape[1] // w_shape[1]
     view = windows(pad_image(x, pre_padding, post_padding), w_shape, stride)
-    view = view[:, :, :gy.shape[2], :gy.shape[3]]
-    parts = [np.tensordot(part, image, axes=((0, 2, 3), (0, 2, 3)))
-             for part, image in zip(np.split(gy, groups, axis=1), np.split(view, groups, axis=1))]
+    view = view[:, :, : gy.shape[2], : gy.shape[3]]
+    parts = [
+        np.tensordot(part, image, axes=((0, 2, 3), (0, 2, 3)))
+        for part, image in zip(np.split(gy, groups, axis=1), np.split(view, groups, axis=1))
+    ]
     return np.concatenate(parts)
 
 
@@ -304,12 +317,20 @@ STAND_IN = StandIn()
 
 def module(pygraph=NewPygraph) -> types.SimpleNamespace:
     """Return the stand-in for ``import cudnn``."""
+
     def set_stream(*, handle, stream):
         handle.stream = stream
+
     return types.SimpleNamespace(
-        backend_version=lambda: 92800, create_handle=Handle, set_stream=set_stream, pygraph=pygraph,
-        data_type=data_type, heur_mode=heur_mode, numerical_note=numerical_note,
-        cudnnGraphNotSupportedError=cudnnGraphNotSupportedError)
+        backend_version=lambda: 92800,
+        create_handle=Handle,
+        set_stream=set_stream,
+        pygraph=pygraph,
+        data_type=data_type,
+        heur_mode=heur_mode,
+        numerical_note=numerical_note,
+        cudnnGraphNotSupportedError=cudnnGraphNotSupportedError,
+    )
 
 
 def milliseconds(run, graph) -> float:
@@ -328,6 +349,7 @@ def installed(monkeypatch, kernel, pygraph=NewPygraph):
         pygraph: Of which Frontend.
     """
     from mask_rcnn.ops.runtime import cuda_kernels
+
     stand_in = module(pygraph)
     STAND_IN.__init__()
     for owner in (frontend, ours.graphs):

@@ -6,13 +6,12 @@ import pathlib
 import signal
 import sys
 
-import numpy as np
-
-import mask_rcnn  # noqa: F401  (makes Chainer importable)
 import chainer
 import chainer.functions as F
 import chainer.links as L
+import numpy as np
 
+import mask_rcnn  # noqa: F401  (makes Chainer importable)
 from mask_rcnn.training.distributed import DistributedError, create_communicator
 
 
@@ -37,7 +36,7 @@ class Network(chainer.Chain):
     def forward(self, images, use_rare=False):
         with chainer.using_config('train', False):
             y = self.linear(self.norm(self.frozen(images)))
-        return F.mean(F.sum(y ** 2, axis=1)) + (F.mean(self.rare(y)) if use_rare else 0)
+        return F.mean(F.sum(y**2, axis=1)) + (F.mean(self.rare(y)) if use_rare else 0)
 
 
 def make_optimizer(network):
@@ -52,7 +51,7 @@ def learn(network, communicator, batches):
     losses = []
     for batch in batches:
         part = len(batch) // communicator.size
-        images = batch[communicator.rank * part:(communicator.rank + 1) * part]
+        images = batch[communicator.rank * part : (communicator.rank + 1) * part]
         loss = network(images)
         network.cleargrads()
         loss.backward()
@@ -67,11 +66,10 @@ def batches():
 
 
 def gradients(communicator):
-    network = Network(communicator.rank)        # different ones, until process 0's is shared
+    network = Network(communicator.rank)  # different ones, until process 0's is shared
     communicator.broadcast(network)
     params, losses = learn(network, communicator, batches())
-    return {'params': params, 'losses': losses, 'N': network.norm.N,
-            'avg_mean': network.norm.avg_mean.tolist()}
+    return {'params': params, 'losses': losses, 'N': network.norm.N, 'avg_mean': network.norm.avg_mean.tolist()}
 
 
 def odd_gradients(communicator):
@@ -85,9 +83,12 @@ def odd_gradients(communicator):
     W.grad = np.asfortranarray(np.arange(W.size, dtype=np.float32).reshape(W.shape) + 2 * communicator.rank)
     rare = network.rare.W.grad if network.rare.W.grad is None else network.rare.W.grad.copy()
     communicator.mean_gradients(network)
-    return {'linear': W.grad.tolist(), 'rare': network.rare.W.grad.tolist(),
-            'frozen': network.frozen.W.grad.mean().item(),
-            'own_rare': None if rare is None else rare.tolist()}
+    return {
+        'linear': W.grad.tolist(),
+        'rare': network.rare.W.grad.tolist(),
+        'frozen': network.frozen.W.grad.mean().item(),
+        'own_rare': None if rare is None else rare.tolist(),
+    }
 
 
 def collectives(communicator):
@@ -99,12 +100,14 @@ def collectives(communicator):
     communicator.barrier()
     return {
         'who': [rank, communicator.size, communicator.intra_rank, communicator.is_main],
-        'mean': communicator.mean({'a': np.float32(rank), 'b': chainer.Variable(np.array(4.0 * rank)),
-                                   **({'c': 5} if rank else {})}),
+        'mean': communicator.mean(
+            {'a': np.float32(rank), 'b': chainer.Variable(np.array(4.0 * rank)), **({'c': 5} if rank else {})}
+        ),
         'any': [communicator.any(rank == 1), communicator.any(False)],
         'gather': communicator.gather({'rank': rank, 'scores': [0.5] * rank}),
         'share': [communicator.broadcast_object(f'from {rank}'), communicator.broadcast_object(None)],
-        'avg_var': network.norm.avg_var.tolist(), 'N': network.norm.N,
+        'avg_var': network.norm.avg_var.tolist(),
+        'N': network.norm.N,
         'untouched': bool((network.linear.W.array == before).all()),
     }
 
@@ -143,8 +146,7 @@ def one_gpu(communicator):
     before = network.linear.W.grad.copy()
     communicator.broadcast(network)
     communicator.mean_gradients(network)
-    return {'linear': network.linear.W.grad.tolist(), 'before': before.tolist(),
-            'rare': network.rare.W.grad.tolist()}
+    return {'linear': network.linear.W.grad.tolist(), 'before': before.tolist(), 'rare': network.rare.W.grad.tolist()}
 
 
 def refusal(folder, name):
@@ -158,7 +160,7 @@ def refusal(folder, name):
 def main(case, folder):
     if case in ('no_name', 'no_gpu', 'other_mpi'):
         if case == 'other_mpi':
-            os.environ['PMI_SIZE'] = '2'        # as MPICH's launcher would say, which Open MPI does not heed
+            os.environ['PMI_SIZE'] = '2'  # as MPICH's launcher would say, which Open MPI does not heed
         refusal(folder, {'no_name': None, 'no_gpu': 'pure_nccl', 'other_mpi': 'naive'}[case])
         return
     communicator = create_communicator('pure_nccl' if case == 'one_gpu' else 'naive')

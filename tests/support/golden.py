@@ -100,10 +100,17 @@ class Case(GoldenCase):
     @property
     def config_changes(self) -> dict:
         """The fields of :class:`mask_rcnn.Config` that the case was run with."""
-        names = {'scale': 'min_size', 'max_size': 'max_size', 'rpn_pre_nms': 'rpn_pre_nms',
-                 'rpn_post_nms': 'rpn_post_nms', 'rpn_nms': 'rpn_nms_threshold',
-                 'rpn_min_size': 'rpn_min_size', 'score_thresh': 'score_threshold',
-                 'nms': 'nms_threshold', 'detections_per_im': 'max_detections'}
+        names = {
+            'scale': 'min_size',
+            'max_size': 'max_size',
+            'rpn_pre_nms': 'rpn_pre_nms',
+            'rpn_post_nms': 'rpn_post_nms',
+            'rpn_nms': 'rpn_nms_threshold',
+            'rpn_min_size': 'rpn_min_size',
+            'score_thresh': 'score_threshold',
+            'nms': 'nms_threshold',
+            'detections_per_im': 'max_detections',
+        }
         return {ours: self.settings[theirs] for theirs, ours in names.items()}
 
     def compare_blob(self, name: str, values: np.ndarray, *, rows=None) -> float:
@@ -148,6 +155,7 @@ def match(case: Case, detections, *, min_iou: float, max_score_difference: float
     more others than the disturbed runs of Detectron itself had.
     """
     from mask_rcnn.ops.boxes.boxes import box_iou
+
     arrays = case.arrays
     iou = box_iou(arrays['boxes'][:, XY], detections.boxes)
     same_class = arrays['classes'][:, None] == detections.labels[None] + 1
@@ -158,7 +166,8 @@ def match(case: Case, detections, *, min_iou: float, max_score_difference: float
         j = int(np.argmax(fits[i] * free))
         assert fits[i, j] > min_iou and free[j], (
             f'class {arrays["classes"][i]}, score {arrays["scores"][i]:.4f}, box {arrays["boxes"][i]}: '
-            f'best IoU {fits[i, j]:.5f}')
+            f'best IoU {fits[i, j]:.5f}'
+        )
         free[j] = False
         partners.append(j)
     others = int(arrays['unmatched_1e-5']) + int((~arrays['stable']).sum())
@@ -182,7 +191,7 @@ def compare_pasted(case: Case, masks) -> None:
     stable = case.arrays['stable']
     iou, disturbed = mask_iou(masks, case.masks()[stable]), case.arrays['mask_iou_1e-5'][stable]
     assert (iou >= disturbed - 0.02).all()
-    assert iou[disturbed > 0.99].min() > 0.995 and np.median(iou) > 0.999   # measured: 0.998 and 1
+    assert iou[disturbed > 0.99].min() > 0.995 and np.median(iou) > 0.999  # measured: 0.998 and 1
 
 
 def _compare(case, values, name, noise, limits):

@@ -6,13 +6,13 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-from tests.support.golden import GoldenCase
 
 import mask_rcnn
-from mask_rcnn.preprocessing.image_io import to_image_array
 from mask_rcnn.ops.boxes.boxes import box_iou
+from mask_rcnn.preprocessing.image_io import to_image_array
 from mask_rcnn.weights import load_arrays
 from mask_rcnn.weights.converters import matterport
+from tests.support.golden import GoldenCase
 
 
 def rebuild_h5(golden: Path, recipe: str, folder: Path) -> Path:
@@ -68,7 +68,8 @@ def match(case: MatterportCase, detections, *, min_iou: float, max_score_differe
         j = int(np.argmax(fits[i] * free))
         assert fits[i, j] > min_iou and free[j], (
             f'class {arrays["class_ids"][i]}, score {arrays["scores"][i]:.4f}, box {arrays["rois"][i]}: '
-            f'best IoU {fits[i, j]:.5f}')
+            f'best IoU {fits[i, j]:.5f}'
+        )
         free[j] = False
         partners.append(j)
     others = int(arrays['unmatched_1e-5']) + int((~arrays['stable']).sum())

@@ -57,8 +57,9 @@ def rows(n=12, seed=1):
     return [Row(rng.randn(4), rng.randn(2), f'row{i}.jpg') for i in range(n)]
 
 
-def make_trainer(out, *, data=None, batch_size=4, rate=0.1, chain=None, optimizer=None, stop=(5, 'iteration'),
-                 **updater):
+def make_trainer(
+    out, *, data=None, batch_size=4, rate=0.1, chain=None, optimizer=None, stop=(5, 'iteration'), **updater
+):
     """Return a trainer of a tiny chain; its rate stays as it is."""
     iterator = chainer.iterators.SerialIterator(data or rows(), batch_size, shuffle=False)
     optimizer = optimizer or make_optimizer(chain or TinyTrainChain())

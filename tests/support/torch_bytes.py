@@ -7,10 +7,9 @@ import zipfile
 
 import numpy as np
 
-KINDS = {'f4': 'FloatStorage', 'f8': 'DoubleStorage', 'f2': 'HalfStorage', 'i8': 'LongStorage',
-         'b1': 'BoolStorage'}
+KINDS = {'f4': 'FloatStorage', 'f8': 'DoubleStorage', 'f2': 'HalfStorage', 'i8': 'LongStorage', 'b1': 'BoolStorage'}
 
-MAGIC = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'       # pickle.dumps(0x1950a86a20f9469cfc6c, 2)
+MAGIC = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'  # pickle.dumps(0x1950a86a20f9469cfc6c, 2)
 
 ORDERED_DICT = b'ccollections\nOrderedDict\n)R'
 
@@ -33,9 +32,18 @@ def storage(kind, key, length, legacy=False):
 
 
 def tensor(stored, offset, shape, strides, rebuild='_rebuild_tensor_v2'):
-    return (f'ctorch._utils\n{rebuild}\n'.encode()
-            + sequence(stored, integer(offset), sequence(*map(integer, shape)),
-                       sequence(*map(integer, strides)), b'\x89', ORDERED_DICT) + b'R')
+    return (
+        f'ctorch._utils\n{rebuild}\n'.encode()
+        + sequence(
+            stored,
+            integer(offset),
+            sequence(*map(integer, shape)),
+            sequence(*map(integer, strides)),
+            b'\x89',
+            ORDERED_DICT,
+        )
+        + b'R'
+    )
 
 
 def of_array(array, key, legacy=False):
@@ -65,8 +73,7 @@ def zipped(pickled, storages, name='archive', **more):
 
 def legacy(pickled, storages, lengths):
     """The older format: ``lengths`` are the storages' numbers of items."""
-    system = {'protocol_version': 1001, 'little_endian': True,
-              'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
+    system = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
     parts = [MAGIC, pickle.dumps(1001, 2), pickle.dumps(system, 2), pickled, pickle.dumps(list(storages), 2)]
     for key, data in storages.items():
         parts += [struct.pack('<q', lengths[key]), data]

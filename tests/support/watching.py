@@ -35,8 +35,14 @@ print(json.dumps([events, outcomes, peak() - before]))
 
 
 def run_script(script, folder, root):
-    return subprocess.run([sys.executable, '-c', script, str(folder)], capture_output=True, text=True,
-                          timeout=120, cwd=folder, env={**os.environ, 'PYTHONPATH': str(root)})
+    return subprocess.run(
+        [sys.executable, '-c', script, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=folder,
+        env={**os.environ, 'PYTHONPATH': str(root)},
+    )
 
 
 def watch(folder, root, load='safe_pickle.load'):

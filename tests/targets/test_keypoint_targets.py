@@ -30,21 +30,31 @@ def golden(data):
 @pytest.fixture(scope='module')
 def annotations(golden):
     boxes = golden['kp_gt_boxes'][:, XY]
-    return Annotations(boxes, np.zeros(len(boxes), np.int32), np.zeros(len(boxes), bool), ((),) * len(boxes),
-                       ours(golden['kp_gt_keypoints']))
+    return Annotations(
+        boxes,
+        np.zeros(len(boxes), np.int32),
+        np.zeros(len(boxes), bool),
+        ((),) * len(boxes),
+        ours(golden['kp_gt_keypoints']),
+    )
 
 
 def sample(proposals, annotations, scale=1.0, seed=0, size=56, **changes):
-    return sample_keypoint_rois(np.asarray(proposals, np.float32).reshape(-1, 4), annotations,
-                                ImageTransform.top_left((400, 400), scale), size, sampling=Sampling(**changes),
-                                offset=1.0,
-                                rng=np.random.RandomState(seed))
+    return sample_keypoint_rois(
+        np.asarray(proposals, np.float32).reshape(-1, 4),
+        annotations,
+        ImageTransform.top_left((400, 400), scale),
+        size,
+        sampling=Sampling(**changes),
+        offset=1.0,
+        rng=np.random.RandomState(seed),
+    )
 
 
 def person(box, *points):
     """One object whose first keypoints are given as (y, x, visibility)."""
     keypoints = np.zeros((1, 17, 3), np.float32)
-    keypoints[0, :len(points)] = points
+    keypoints[0, : len(points)] = points
     return Annotations(np.float32([box]), np.int32([0]), np.array([False]), ((),), keypoints)
 
 
@@ -61,7 +71,7 @@ def test_the_rois_and_their_locations_are_detectrons(golden, annotations):
     """All that are possible, in Detectron's order."""
     scale = golden['kp_rois'][0, 1] / golden['kp_gt_boxes'][0, 0]
     proposals = golden['kp_all_boxes'][4:, XY] * scale
-    found = sample(proposals, annotations, scale, roi_batch=10 ** 4)
+    found = sample(proposals, annotations, scale, roi_batch=10**4)
     np.testing.assert_allclose(found.rois[:, XY], golden['kp_rois'][:, 1:], rtol=0, atol=1e-4)
     locations, weights = as_detectron(found.locations)
     np.testing.assert_array_equal(locations.ravel(), golden['kp_locations'].ravel())
@@ -85,19 +95,20 @@ def test_as_many_are_drawn_as_boxes_learn_at_most(rng):
 
 
 def test_rois_without_a_visible_keypoint_learn_nothing():
-    proposals = [[0, 0, 59, 59], [0, 0, 100, 100]]      # the second one overlaps too little
+    proposals = [[0, 0, 59, 59], [0, 0, 100, 100]]  # the second one overlaps too little
     assert len(sample(proposals, person([0, 0, 60, 60], (30, 30, 1))).rois) == 2
     for point in ((30, 30, 0), (90, 90, 2)):
         found = sample(proposals, person([0, 0, 60, 60], point))
         assert found.rois.shape == (0, 4) and found.locations.shape == (0, 17)
     found = sample(proposals, person([0, 0, 60, 60], (60, 60, 2)))
-    np.testing.assert_array_equal(found.rois, [[0, 0, 60, 60]])     # the object's own box: the border counts
+    np.testing.assert_array_equal(found.rois, [[0, 0, 60, 60]])  # the object's own box: the border counts
     assert found.locations[0, 0] == 56 * 56 - 1
 
 
 def test_images_without_objects():
-    nothing = Annotations(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), (),
-                          np.zeros((0, 17, 3), np.float32))
+    nothing = Annotations(
+        np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), (), np.zeros((0, 17, 3), np.float32)
+    )
     assert len(sample([[0, 0, 59, 59]], nothing).rois) == 0
 
 
@@ -108,5 +119,4 @@ def test_a_box_without_a_width():
 
 def test_visible_inside():
     keypoints = np.float32([[[5, 5, 2], [10, 20, 1], [10.5, 5, 2], [5, 5, 0]]])
-    np.testing.assert_array_equal(visible_inside(keypoints, np.float32([[5, 5, 10, 20]])),
-                                  [[True, True, False, False]])
+    np.testing.assert_array_equal(visible_inside(keypoints, np.float32([[5, 5, 10, 20]])), [[True, True, False, False]])

@@ -14,8 +14,12 @@ SQUARE = (np.array([10, 20, 50, 20, 50, 60, 10, 60], np.float32),)
 
 def annotations(*segmentations, crowd=None):
     boxes = [segmentation_box(s, [0, 0, 5, 5]) for s in segmentations]
-    return Annotations(np.array(boxes, np.float32).reshape(-1, 4), np.zeros(len(boxes), np.int32),
-                       np.array(crowd or [False] * len(boxes)), segmentations)
+    return Annotations(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.zeros(len(boxes), np.int32),
+        np.array(crowd or [False] * len(boxes)),
+        segmentations,
+    )
 
 
 def encode(mask):
@@ -33,13 +37,13 @@ def test_polygons_are_drawn_as_detectron_does(shared, size):
     np.testing.assert_array_equal(boxes[:, XY], golden['polys_to_boxes'])
     for k in range(int(golden[f'target{size}_count'])):
         key = f'target{size}_{k:02d}'
-        mask, = draw_in_boxes(polygons[int(golden[f'{key}_poly'])], golden[f'{key}_box'][None, XY], size)
+        (mask,) = draw_in_boxes(polygons[int(golden[f'{key}_poly'])], golden[f'{key}_box'][None, XY], size)
         np.testing.assert_array_equal(mask, golden[f'{key}_mask'], err_msg=key)
 
 
 def test_run_lengths_at_their_own_size_are_the_mask(rng):
     mask = rng.rand(20, 30) > 0.5
-    found, = draw_in_boxes(encode(mask), np.array([[3, 5, 17, 19]], np.float32), 14)
+    (found,) = draw_in_boxes(encode(mask), np.array([[3, 5, 17, 19]], np.float32), 14)
     np.testing.assert_array_equal(found, mask[3:17, 5:19])
 
 

@@ -19,20 +19,32 @@ def golden(data):
 
 @pytest.fixture(scope='module')
 def annotations(golden):
-    polygons = [tuple(golden[f'frcn_poly{i}_part{j}'] for j in range(2) if f'frcn_poly{i}_part{j}' in golden)
-                for i in range(5)]
-    return Annotations(golden['frcn_gt_boxes'][:, XY], golden['frcn_gt_classes'] - 1, golden['frcn_is_crowd'],
-                       tuple(polygons))
+    polygons = [
+        tuple(golden[f'frcn_poly{i}_part{j}'] for j in range(2) if f'frcn_poly{i}_part{j}' in golden) for i in range(5)
+    ]
+    return Annotations(
+        golden['frcn_gt_boxes'][:, XY], golden['frcn_gt_classes'] - 1, golden['frcn_is_crowd'], tuple(polygons)
+    )
 
 
 def sample(proposals, annotations, scale=1.0, seed=0, **changes):
-    return sample_rois(np.asarray(proposals, np.float32), annotations, ImageTransform.top_left((100, 100), scale),
-                       sampling=Sampling(**changes), dialect=DETECTRON, rng=np.random.RandomState(seed))
+    return sample_rois(
+        np.asarray(proposals, np.float32),
+        annotations,
+        ImageTransform.top_left((100, 100), scale),
+        sampling=Sampling(**changes),
+        dialect=DETECTRON,
+        rng=np.random.RandomState(seed),
+    )
 
 
 def objects(boxes, labels, crowd, polygons=None):
-    return Annotations(np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int32),
-                       np.asarray(crowd, bool), tuple(polygons or [()] * len(labels)))
+    return Annotations(
+        np.asarray(boxes, np.float32).reshape(-1, 4),
+        np.asarray(labels, np.int32),
+        np.asarray(crowd, bool),
+        tuple(polygons or [()] * len(labels)),
+    )
 
 
 def test_every_candidate_has_detectrons_object(golden, annotations):
@@ -51,22 +63,20 @@ def test_every_candidate_has_detectrons_object(golden, annotations):
 
 
 def test_the_sampled_rois_are_detectrons(golden, annotations):
-    rois = sample(golden['frcn_proposals'][:, 1:][:, XY], annotations, golden['frcn_scale'], seed=4,
-                  roi_batch=64)
+    rois = sample(golden['frcn_proposals'][:, 1:][:, XY], annotations, golden['frcn_scale'], seed=4, roi_batch=64)
     np.testing.assert_array_equal(rois.labels, golden['frcn_sampled_labels'])
     np.testing.assert_array_equal(rois.rois[:, XY], golden['frcn_sampled_rois'][:, 1:])
     deltas = np.zeros((64, 4), np.float32)
-    deltas[:rois.n_foreground] = rois.deltas
+    deltas[: rois.n_foreground] = rois.deltas
     np.testing.assert_allclose(deltas[:, XY], golden['frcn_sampled_bbox_targets'], rtol=0, atol=2e-6)
     np.testing.assert_array_equal(golden['frcn_roi_has_mask'] == 1, rois.labels > 0)
 
 
 @pytest.mark.parametrize('size', [14, 28])
 def test_the_masks_of_the_sampled_rois_are_detectrons(golden, annotations, size):
-    rois = sample(golden['frcn_proposals'][:, 1:][:, XY], annotations, golden['frcn_scale'], seed=4,
-                  roi_batch=64)
-    boxes = rois.boxes[:rois.n_foreground]
-    np.testing.assert_array_equal(rois.rois[:rois.n_foreground, XY], golden[f'frcn_mask_rois_{size}'][:, 1:])
+    rois = sample(golden['frcn_proposals'][:, 1:][:, XY], annotations, golden['frcn_scale'], seed=4, roi_batch=64)
+    boxes = rois.boxes[: rois.n_foreground]
+    np.testing.assert_array_equal(rois.rois[: rois.n_foreground, XY], golden[f'frcn_mask_rois_{size}'][:, 1:])
     masks = mask_targets(boxes, annotations, size, offset=1)
     np.testing.assert_array_equal(masks, golden[f'frcn_mask_targets_{size}'])
 

@@ -12,10 +12,10 @@ XY = [1, 0, 3, 2]
 
 #: (stride, sizes, side of the field) of the golden's levels.
 C4 = [(16, (32, 64, 128, 256, 512), 32)]
-FPN = [(2 ** level, (2 ** level * 8,), 512 >> level) for level in range(2, 7)]
+FPN = [(2**level, (2**level * 8,), 512 >> level) for level in range(2, 7)]
 
 #: So many that nothing is drawn at random.
-ALL = {'rpn_batch': 10 ** 6}
+ALL = {'rpn_batch': 10**6}
 
 CASES = [
     ('rpn_c4_all', C4, ALL),
@@ -39,17 +39,26 @@ def as_map(values, side):
 
 def targets_of(golden, levels, changes, seed=3):
     """Targets of all levels together, as maps of each."""
-    anchors = [shift_anchors(detectron_cell_anchors(stride, sizes, (0.5, 1, 2)), stride, side, side)
-               for stride, sizes, side in levels]
+    anchors = [
+        shift_anchors(detectron_cell_anchors(stride, sizes, (0.5, 1, 2)), stride, side, side)
+        for stride, sizes, side in levels
+    ]
     targets = rpn_targets(
-        np.concatenate(anchors), golden['rpn_gt_boxes'][:, XY], golden['rpn_image_size'],
-        sampling=Sampling(**changes), dialect=DETECTRON, rng=np.random.RandomState(seed))
+        np.concatenate(anchors),
+        golden['rpn_gt_boxes'][:, XY],
+        golden['rpn_image_size'],
+        sampling=Sampling(**changes),
+        dialect=DETECTRON,
+        rng=np.random.RandomState(seed),
+    )
     bounds = np.cumsum([0] + [len(a) for a in anchors])
-    return [(as_map(targets.labels[a:b], side), as_map(targets.deltas[a:b], side))
-            for a, b, (_, _, side) in zip(bounds, bounds[1:], levels)]
+    return [
+        (as_map(targets.labels[a:b], side), as_map(targets.deltas[a:b], side))
+        for a, b, (_, _, side) in zip(bounds, bounds[1:], levels)
+    ]
 
 
-@pytest.mark.parametrize('name, levels, changes', CASES)
+@pytest.mark.parametrize(('name', 'levels', 'changes'), CASES)
 def test_targets_equal_detectrons(golden, name, levels, changes):
     maps = targets_of(golden, levels, changes)
     counted = sum(np.count_nonzero(labels != IGNORED) for labels, _ in maps)
@@ -95,12 +104,17 @@ def test_ties_are_all_best():
 @pytest.mark.parametrize('size', [(100, 160), (10, 10)])
 def test_without_objects_all_are_background(size):
     anchors = shift_anchors(detectron_cell_anchors(16, (32, 64), (0.5, 1, 2)), 16, 7, 10)
-    targets = rpn_targets(anchors, np.zeros((0, 4), np.float32), size, sampling=Sampling(), dialect=DETECTRON,
-                          rng=np.random.RandomState(0))
+    targets = rpn_targets(
+        anchors,
+        np.zeros((0, 4), np.float32),
+        size,
+        sampling=Sampling(),
+        dialect=DETECTRON,
+        rng=np.random.RandomState(0),
+    )
     inside = anchors_inside(anchors, size, 0)
     assert (len(inside) == 0) == (size == (10, 10))
-    assert set(inside) == set(np.flatnonzero(targets.labels == 0)) | set(
-        inside[targets.labels[inside] == IGNORED])
+    assert set(inside) == set(np.flatnonzero(targets.labels == 0)) | set(inside[targets.labels[inside] == IGNORED])
     assert not (targets.labels == 1).any() and not targets.deltas.any()
     assert np.count_nonzero(targets.labels == 0) <= 256
 

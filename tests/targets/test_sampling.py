@@ -5,10 +5,18 @@ import pytest
 from mask_rcnn.targets import Sampling
 
 
-@pytest.mark.parametrize('changes', [
-    {'rpn_batch': 0}, {'roi_batch': 0}, {'train_post_nms': 0}, {'rpn_positive_iou': 1.5},
-    {'roi_foreground_fraction': -0.1}, {'roi_background_iou': (0.3, 0.2)},
-    {'roi_background_iou': (0.1, 0.6)}])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'rpn_batch': 0},
+        {'roi_batch': 0},
+        {'train_post_nms': 0},
+        {'rpn_positive_iou': 1.5},
+        {'roi_foreground_fraction': -0.1},
+        {'roi_background_iou': (0.3, 0.2)},
+        {'roi_background_iou': (0.1, 0.6)},
+    ],
+)
 def test_bad_numbers(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         Sampling(**changes)

@@ -10,12 +10,12 @@ import subprocess
 import sys
 
 import chainer.links as L
-from tests.support import distributed_cases
 import numpy as np
 import pytest
 
-from mask_rcnn.models.builder import cuda_device_count
+from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.training.distributed import Communicator, DistributedError, _MPICommunicator, create_communicator
+from tests.support import distributed_cases
 
 #: Seconds that processes may take (they need three) before they count as hanging.
 _PATIENCE = 60
@@ -37,13 +37,18 @@ def mpiexec():
 @pytest.fixture
 def run(mpiexec, tmp_path, root):
     """Run a case of distributed_cases.py in several processes; returns the finished launcher."""
+
     def run_case(case, n_process=2):
-        environment = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1',
-                       'TMPDIR': '/tmp'}      # Open MPI's sockets need short paths
-        command = [*mpiexec, '-n', str(n_process), sys.executable, distributed_cases.__file__, case,
-                   str(tmp_path)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                   env=environment, start_new_session=True)
+        environment = {
+            **os.environ,
+            'PYTHONPATH': str(root),
+            'OMP_NUM_THREADS': '1',
+            'TMPDIR': '/tmp',
+        }  # Open MPI's sockets need short paths
+        command = [*mpiexec, '-n', str(n_process), sys.executable, distributed_cases.__file__, case, str(tmp_path)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
         try:
             output, errors = process.communicate(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -51,22 +56,26 @@ def run(mpiexec, tmp_path, root):
             process.communicate()
             pytest.fail(f'{case}: the processes hang')
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
     return run_case
 
 
 @pytest.fixture
 def results(run, tmp_path):
     """Run a case that must succeed; returns each process's result."""
+
     def run_case(case):
         done = run(case)
         assert done.returncode == 0, done.stderr
         return [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in (0, 1)]
+
     return run_case
 
 
 def test_two_processes_learn_what_one_learns(results):
-    alone, losses = distributed_cases.learn(distributed_cases.Network(0), create_communicator(None),
-                                            distributed_cases.batches())
+    alone, losses = distributed_cases.learn(
+        distributed_cases.Network(0), create_communicator(None), distributed_cases.batches()
+    )
     start = {path: param.array for path, param in distributed_cases.Network(0).namedparams()}
     for result in results('gradients'):
         np.testing.assert_allclose(result['losses'], losses, rtol=1e-6)
@@ -74,8 +83,7 @@ def test_two_processes_learn_what_one_learns(results):
             np.testing.assert_allclose(result['params'][path], values, rtol=1e-5, atol=1e-7, err_msg=path)
         # Of the frozen layer and the statistics, process 0's went to both.
         np.testing.assert_array_equal(np.float32(result['params']['/frozen/W']), start['/frozen/W'])
-        np.testing.assert_array_equal(np.float32(result['avg_mean']),
-                                      distributed_cases.Network(0).norm.avg_mean)
+        np.testing.assert_array_equal(np.float32(result['avg_mean']), distributed_cases.Network(0).norm.avg_mean)
         assert result['N'] == 0
     assert not np.allclose(alone['/linear/W'], start['/linear/W'], rtol=1e-3)
 
@@ -87,7 +95,7 @@ def test_gradients_that_are_not_contiguous_or_in_one_process_only(results):
         np.testing.assert_array_equal(result['linear'], expected)
         np.testing.assert_allclose(result['rare'], np.array(second['own_rare']) / 2, rtol=1e-6)
     assert first['own_rare'] is None
-    assert (first['frozen'], second['frozen']) == (0, 1)      # left alone
+    assert (first['frozen'], second['frozen']) == (0, 1)  # left alone
 
 
 def test_values_and_objects(results):
@@ -102,9 +110,15 @@ def test_values_and_objects(results):
     assert (first['N'], second['N']) == (0, 1) and first['untouched'] and second['untouched']
 
 
-@pytest.mark.parametrize('case, status, message', [
-    ('raises', 1, 'the disk is on fire'), ('exits', 3, 'process 1 of 2 failed'), ('killed', None, ''),
-    ('different_models', 1, 'the processes have different models')])
+@pytest.mark.parametrize(
+    ('case', 'status', 'message'),
+    [
+        ('raises', 1, 'the disk is on fire'),
+        ('exits', 3, 'process 1 of 2 failed'),
+        ('killed', None, ''),
+        ('different_models', 1, 'the processes have different models'),
+    ],
+)
 def test_a_process_that_fails_ends_the_others(run, case, status, message):
     done = run(case)
     assert done.returncode == status if status else done.returncode != 0
@@ -114,7 +128,7 @@ def test_a_process_that_fails_ends_the_others(run, case, status, message):
 @pytest.mark.skipif(cuda_device_count() > 0, reason='needs a machine without CUDA')
 def test_nccl_needs_gpus(run, tmp_path):
     assert run('no_gpu').returncode == 0
-    message, = {path.read_text() for path in tmp_path.glob('*.txt')}
+    (message,) = {path.read_text() for path in tmp_path.glob('*.txt')}
     assert message.startswith('communicator pure_nccl needs CUDA, CuPy and NCCL, which do not work on ')
 
 
@@ -130,14 +144,15 @@ def test_nccl_on_one_gpu(run, tmp_path):
 def test_several_processes_need_a_name(run, tmp_path):
     run('no_name')
     messages = {path.read_text() for path in tmp_path.glob('*.txt')}
-    assert messages == {'2 processes were started, but no communicator is named: add --communicator naive '
-                        '(CPUs) or pure_nccl (GPUs)'}
+    assert messages == {
+        '2 processes were started, but no communicator is named: add --communicator naive (CPUs) or pure_nccl (GPUs)'
+    }
 
 
 def test_a_launcher_of_another_mpi(run, tmp_path):
     done = run('other_mpi', n_process=1)
     assert done.returncode == 0, done.stderr
-    message, = [path.read_text() for path in tmp_path.glob('*.txt')]
+    (message,) = [path.read_text() for path in tmp_path.glob('*.txt')]
     assert message.startswith('2 processes were started, but MPI sees 1: the launcher and the library')
 
 

@@ -7,7 +7,6 @@ import threading
 
 import cv2
 import pytest
-from tests.support.tiny_training import META, make_trainer
 
 from mask_rcnn.training import plots
 from mask_rcnn.training.distributed import Communicator
@@ -25,6 +24,7 @@ from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.snapshot import Snapshots
 from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
 from mask_rcnn.weights import WeightFileError
+from tests.support.tiny_training import META, make_trainer
 
 
 def optimizer_of(trainer):
@@ -47,6 +47,7 @@ def test_every_iteration_has_its_rate(tmp_path):
 def test_triggers():
     def at(iteration, trigger):
         return trigger(type('Trainer', (), {'updater': type('Updater', (), {'iteration': iteration})}))
+
     assert [i for i in range(1, 10) if at(i, IntervalTrigger(3))] == [3, 6, 9]
     assert not any(at(i, IntervalTrigger(0)) for i in range(1, 10))
     also = IntervalTrigger(4, also=lambda trainer: trainer.updater.iteration == 7)
@@ -81,10 +82,11 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatc
     def full(path):
         raise WeightFileError(path, 'cannot be written: No space left on device')
         yield
+
     for module in ('extensions', 'plots'):
         monkeypatch.setattr(f'mask_rcnn.training.{module}.open_for_writing', full)
     trainer.run(show_loop_exception_msg=False)
-    assert len(log.log) == 3 and len(lines) == 4        # loss.png, too; of AP there is nothing to draw
+    assert len(log.log) == 3 and len(lines) == 4  # loss.png, too; of AP there is nothing to draw
     assert all('No space left' in line for line in lines)
 
 
@@ -107,8 +109,7 @@ def test_the_table(tmp_path):
     assert re.search(r'\d\.\d\d +\d+:\d\d$', first) and last.endswith('0:00')
 
 
-@pytest.mark.parametrize('seconds, text', [(4.6, '0:05'), (65, '1:05'), (7800, '2:10:00'),
-                                           (274000, '3 d 4 h')])
+@pytest.mark.parametrize(('seconds', 'text'), [(4.6, '0:05'), (65, '1:05'), (7800, '2:10:00'), (274000, '3 d 4 h')])
 def test_durations(seconds, text):
     assert duration(seconds) == text
 
@@ -121,8 +122,14 @@ def history(n=40):
         for j, (key, _, _) in enumerate(plots.LOSSES):
             entry[key] = (7 - j) * (0.1 + 1 / i) * (1 + 0.2 * (-1) ** i)
         if i % 10 == 0:
-            entry.update({'validation/bbox/AP': 0.01 * i, 'validation/bbox/AP50': 0.018 * i,
-                          'validation/segm/AP': 0.008 * i, 'validation/segm/AP50': 0.016 * i})
+            entry.update(
+                {
+                    'validation/bbox/AP': 0.01 * i,
+                    'validation/bbox/AP50': 0.018 * i,
+                    'validation/segm/AP': 0.008 * i,
+                    'validation/segm/AP50': 0.016 * i,
+                }
+            )
         entries.append(entry)
     return entries
 
@@ -166,9 +173,16 @@ class Metrics:
 def evaluation(trainer, evaluate, signal_handler=None, lines=None, warn=pytest.fail):
     snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
     trainer.extend(
-        Evaluation(evaluate, snapshots, signal_handler=signal_handler or SignalHandler(), warn=warn,
-                   communicator=Communicator(), print_line=(lines if lines is not None else []).append),
-        trigger=IntervalTrigger(2))
+        Evaluation(
+            evaluate,
+            snapshots,
+            signal_handler=signal_handler or SignalHandler(),
+            warn=warn,
+            communicator=Communicator(),
+            print_line=(lines if lines is not None else []).append,
+        ),
+        trigger=IntervalTrigger(2),
+    )
 
 
 def test_evaluations_are_reported_and_the_best_is_kept(tmp_path):
@@ -187,9 +201,17 @@ def test_the_best_is_that_of_the_hardest(tmp_path, kind):
     trainer, offered = make_trainer(tmp_path, stop=(2, 'iteration')), []
     snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
     snapshots.save_if_best = lambda trainer, score: offered.append(score)
-    trainer.extend(Evaluation(lambda file: Metrics(0.25, kind), snapshots, signal_handler=SignalHandler(),
-                              communicator=Communicator(), print_line=str, warn=pytest.fail),
-                   trigger=IntervalTrigger(2))
+    trainer.extend(
+        Evaluation(
+            lambda file: Metrics(0.25, kind),
+            snapshots,
+            signal_handler=SignalHandler(),
+            communicator=Communicator(),
+            print_line=str,
+            warn=pytest.fail,
+        ),
+        trigger=IntervalTrigger(2),
+    )
     trainer.run()
     assert offered == [0.25]
 
@@ -197,6 +219,7 @@ def test_the_best_is_that_of_the_hardest(tmp_path, kind):
 def test_results_that_cannot_be_written_do_not_stop_the_run(tmp_path):
     def evaluate(file):
         raise WeightFileError(file, 'cannot be written: No space left on device')
+
     trainer, lines = make_trainer(tmp_path, stop=(4, 'iteration')), []
     evaluation(trainer, evaluate, warn=lines.append)
     trainer.run(show_loop_exception_msg=False)
@@ -234,6 +257,7 @@ def test_a_signal_ends_an_evaluation_and_then_the_run(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(5)
         pytest.fail('the evaluation went on')
+
     trainer = make_trainer(tmp_path)
     trainer.stop_trigger = StopTrigger(100, signal_handler, Communicator())
     evaluation(trainer, evaluate, signal_handler)
@@ -255,14 +279,15 @@ def test_all_processes_stop_together(tmp_path):
 
         def any(self, flag):
             self.calls += 1
-            return self.calls > 2       # the other process gets the signal in the second iteration
+            return self.calls > 2  # the other process gets the signal in the second iteration
+
     trainer = make_trainer(tmp_path)
     communicator = Partner()
     trainer.stop_trigger = stop = StopTrigger(100, SignalHandler(), communicator)
     trainer.extend(lambda t: None, name='asks', trigger=lambda t: stop(t))
     trainer.run()
     assert trainer.updater.iteration == 2 and stop.interrupted
-    assert communicator.calls == 3      # once an iteration, however many ask
+    assert communicator.calls == 3  # once an iteration, however many ask
 
 
 class Writer:
@@ -292,14 +317,16 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     class Model:
         def detect(self, images):
             return [Found()]
+
     writers = []
     trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
-    tensorboard = TensorBoard(log_of(trainer),
-                              lambda *args, **kwargs: writers.append(Writer(*args, **kwargs)) or writers[-1])
+    tensorboard = TensorBoard(
+        log_of(trainer), lambda *args, **kwargs: writers.append(Writer(*args, **kwargs)) or writers[-1]
+    )
     trainer.extend(tensorboard)
     trainer.extend(ExampleDetections(tensorboard, Model(), [('cat', 'pixels')]), trigger=IntervalTrigger(4))
     trainer.run()
-    writer, = writers
+    (writer,) = writers
     assert writer.folder == str(tmp_path / 'tensorboard') and writer.purge_step == 1 and writer.closed
     assert {('main/loss', 2), ('main/loss', 4), ('grad_norm', 4)} <= set(writer.scalars)
     assert writer.pictures == [('detections/cat', 'drawn pixels', 4, 'HWC')]
@@ -310,5 +337,5 @@ def test_tensorboards_files_can_be_read(tmp_path):
     trainer = make_trainer(tmp_path, stop=(2, 'iteration'))
     trainer.extend(TensorBoard(log_of(trainer)))
     trainer.run()
-    file, = (tmp_path / 'tensorboard').iterdir()
+    (file,) = (tmp_path / 'tensorboard').iterdir()
     assert b'main/loss' in file.read_bytes() and b'grad_norm' in file.read_bytes()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.models.layers.conv_norm import ConvNorm
 from mask_rcnn.models.backbones.resnet import ResNet
+from mask_rcnn.models.layers.conv_norm import ConvNorm
 from mask_rcnn.training.freezing import FrozenParameter, freeze
 
 
@@ -83,7 +83,7 @@ def test_frozen_stages_keep_nothing_for_the_backward_pass(norm, x):
     seen = []
     model.extractor.res3.add_hook(Spy(seen))
     model.extractor(x)
-    (h,), = seen
+    ((h,),) = seen
     assert h.creator is None and not h.requires_grad
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from mask_rcnn.config import PRESETS
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
-from mask_rcnn.preprocessing.prepare import TrainingTransform
+from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.training.iterator import ExampleError, ExampleIterator, WorkerError, example_seed
 
 CONFIG = PRESETS['resnet50'].replace(min_size=32, max_size=64)
@@ -63,11 +63,11 @@ def flat(batches):
 
 def test_every_epoch_is_a_permutation():
     examples = flat(iterate(14, batch_size=3))
-    epochs = [[index for index, _ in examples[7 * e:7 * e + 7]] for e in range(6)]
+    epochs = [[index for index, _ in examples[7 * e : 7 * e + 7]] for e in range(6)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
     assert len({seed for _, seed in examples}) == len(examples)
-    assert all(0 <= seed < 2 ** 32 for _, seed in examples)
+    assert all(0 <= seed < 2**32 for _, seed in examples)
 
 
 def test_order_without_shuffling():
@@ -124,12 +124,13 @@ def make_saved(iterator):
 def test_resumed_run_continues_exactly(workers):
     def make(seed=5):
         return ExampleIterator(range(7), name_and_seed, 3, seed=seed, workers=workers)
+
     first = make()
     [first.next() for _ in range(4)]
     saved = make_saved(first)
     expected = [first.next() for _ in range(4)]
     second = make(seed=6)  # the saved seed wins
-    second.next()          # ... over what was prepared as well
+    second.next()  # ... over what was prepared as well
     chainer.serializers.load_npz(saved, second)
     assert second.epoch_detail == 12 / 7 and second.previous_epoch_detail == 9 / 7
     assert not second.is_new_epoch and second.epoch == 1
@@ -160,9 +161,13 @@ def test_workers_make_the_same_examples():
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-@pytest.mark.parametrize('error, message', [
-    (ValueError('image4.jpg: the image is damaged'), 'image4.jpg: the image is damaged'),
-    (KeyError('some\nthing'), r"image4.jpg: KeyError: 'some\nthing'")])
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [
+        (ValueError('image4.jpg: the image is damaged'), 'image4.jpg: the image is damaged'),
+        (KeyError('some\nthing'), r"image4.jpg: KeyError: 'some\nthing'"),
+    ],
+)
 def test_errors_name_the_image(workers, error, message):
     iterator = ExampleIterator(BrokenAt(4, error), name_and_seed, 2, workers=workers, shuffle=False)
     iterator.next(), iterator.next()
@@ -175,8 +180,7 @@ def test_errors_name_the_image(workers, error, message):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_batch_can_be_asked_for_again_after_an_error(workers):
-    iterator = ExampleIterator(BrokenAt(1, ValueError('broken')), name_and_seed, 2, workers=workers,
-                               shuffle=False)
+    iterator = ExampleIterator(BrokenAt(1, ValueError('broken')), name_and_seed, 2, workers=workers, shuffle=False)
     for _ in range(2):
         with pytest.raises(ExampleError, match='image1.jpg: broken'):
             iterator.next()
@@ -198,6 +202,7 @@ def test_data_set_that_cannot_be_sent():
 
 def test_finalize_ends_the_workers():
     import multiprocessing
+
     iterator = ExampleIterator(SHAPES, name_and_seed, 2, workers=1)
     iterator.next()
     assert [p.name for p in multiprocessing.active_children()] == ['mask_rcnn examples']
@@ -208,15 +213,25 @@ def test_finalize_ends_the_workers():
 
 def test_workers_end_with_an_iterator_that_nobody_uses():
     import multiprocessing
+
     iterator = ExampleIterator(SHAPES, name_and_seed, 2, workers=1)
     del iterator
     assert multiprocessing.active_children() == []
 
 
 @pytest.mark.filterwarnings('error')  # what is half made must still go quietly
-@pytest.mark.parametrize('options', [
-    dict(batch_size=0), dict(workers=-1), dict(seed=-1), dict(seed=2 ** 32), dict(shard=(2, 2)),
-    dict(shard=(-1, 2)), dict(dataset=[])])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(batch_size=0),
+        dict(workers=-1),
+        dict(seed=-1),
+        dict(seed=2**32),
+        dict(shard=(2, 2)),
+        dict(shard=(-1, 2)),
+        dict(dataset=[]),
+    ],
+)
 def test_bad_arguments(options):
     arguments = {'dataset': range(7), 'transform': name_and_seed, 'batch_size': 2, **options}
     with pytest.raises(ValueError):
@@ -227,7 +242,7 @@ def test_bad_arguments(options):
 
 needs_proc = pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs /proc')
 
-PROGRAM = textwrap.dedent('''
+PROGRAM = textwrap.dedent("""
     import multiprocessing
     import signal
     import sys
@@ -235,7 +250,7 @@ PROGRAM = textwrap.dedent('''
 
     import mask_rcnn
     from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
-    from mask_rcnn.preprocessing.prepare import TrainingTransform
+    from mask_rcnn.datasets.transforms import TrainingTransform
     from mask_rcnn.training.iterator import ExampleIterator
 
     if __name__ == '__main__':
@@ -250,7 +265,7 @@ PROGRAM = textwrap.dedent('''
         while 'goes on' in sys.argv[1]:
             iterator.next()
             time.sleep(0.01)
-''')
+""")
 
 
 @pytest.fixture
@@ -261,13 +276,19 @@ def start(tmp_path, root):
     def start_program(manner):
         (tmp_path / 'program.py').write_text(PROGRAM)
         process = subprocess.Popen(
-            [sys.executable, str(tmp_path / 'program.py'), manner], stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=root,
-            env={**os.environ, 'PYTHONPATH': str(root)})
+            [sys.executable, str(tmp_path / 'program.py'), manner],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            cwd=root,
+            env={**os.environ, 'PYTHONPATH': str(root)},
+        )
         started.append(process)
         workers = [int(pid) for pid in process.stdout.readline().split()]
         assert len(workers) == 2
         return process, workers
+
     yield start_program
     for process in started:
         if process.poll() is None:
@@ -294,7 +315,7 @@ def is_running(pid):
 
 
 @needs_proc
-@pytest.mark.parametrize('manner, status', [('ends', 0), ('fails at once', 1)])
+@pytest.mark.parametrize(('manner', 'status'), [('ends', 0), ('fails at once', 1)])
 def test_run_that_forgets_to_finalize_ends(start, manner, status):
     process, workers = start(manner)
     _, errors = process.communicate(timeout=30)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import PRESETS, RESNET_BLOCKS
+from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.datasets.example import Annotations, TrainingExample
-from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.models.keypoint_head import KeypointHead
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import Sampling
 from mask_rcnn.training import losses
 from mask_rcnn.training.optimizer import make_optimizer, set_rate
@@ -50,8 +50,9 @@ def example(height=64, width=96, *, boxes=((4, 6, 45, 37), (10, 48, 51, 81)), se
         keypoints[:, :, 0] = boxes[:, :1] + share * (boxes[:, 2:3] - boxes[:, :1])
         keypoints[:, :, 1] = boxes[:, 1:2] + share[::-1] * (boxes[:, 3:] - boxes[:, 1:2])
         keypoints[:, :, 2] = visible
-    annotations = Annotations(boxes, np.zeros(len(boxes), np.int32), np.zeros(len(boxes), bool),
-                              ((),) * len(boxes), keypoints)
+    annotations = Annotations(
+        boxes, np.zeros(len(boxes), np.int32), np.zeros(len(boxes), bool), ((),) * len(boxes), keypoints
+    )
     return TrainingExample(x, ImageTransform.top_left((height, width), 1.0), annotations, f'{seed}.jpg', seed, seed)
 
 
@@ -80,8 +81,12 @@ def test_the_loss_is_the_sum_of_its_parts(chain):
 def test_masks_and_keypoints_together():
     chain = small_chain(masks=True)
     one = example()
-    annotations = dataclasses.replace(one.annotations, segmentations=tuple(
-        (np.array([x1, y1, x2, y1, x2, y2], np.float32),) for y1, x1, y2, x2 in one.annotations.boxes))
+    annotations = dataclasses.replace(
+        one.annotations,
+        segmentations=tuple(
+            (np.array([x1, y1, x2, y1, x2, y2], np.float32),) for y1, x1, y2, x2 in one.annotations.boxes
+        ),
+    )
     loss, reported, grads = learn(chain, [dataclasses.replace(one, annotations=annotations)])
     parts = {name for name in reported if name.endswith('_loss')}
     assert parts == {*BOX_LOSSES, 'roi_mask_loss', 'roi_keypoint_loss'}
@@ -98,18 +103,22 @@ def test_a_head_that_knows_nothing_loses_the_logarithm_of_all_places(chain):
     np.testing.assert_allclose(reported['roi_keypoint_loss'], np.log(56 * 56), rtol=1e-6)
 
 
-@pytest.mark.parametrize('batch', [
-    [example(seed=1), example(seed=2, boxes=[(3, 3, 50, 40)])],
-    [example(seed=1), example(height=96, width=64, seed=2, boxes=[(3, 3, 50, 40)]),
-     example(seed=3, visible=0)],
-], ids=['one size', 'two sizes, one without keypoints'])
+@pytest.mark.parametrize(
+    'batch',
+    [
+        [example(seed=1), example(seed=2, boxes=[(3, 3, 50, 40)])],
+        [example(seed=1), example(height=96, width=64, seed=2, boxes=[(3, 3, 50, 40)]), example(seed=3, visible=0)],
+    ],
+    ids=['one size', 'two sizes, one without keypoints'],
+)
 def test_a_batch_is_the_mean_of_its_images(chain, batch):
     loss, reported, grads = learn(chain, batch)
     chain.cleargrads()
     parts = [learn(chain, [one], weight=1 / len(batch), clear=False) for one in batch]
     np.testing.assert_allclose(loss, np.mean([part[0] for part in parts]), rtol=1e-5)
-    np.testing.assert_allclose(reported['roi_keypoint_loss'],
-                               np.mean([part[1]['roi_keypoint_loss'] for part in parts]), rtol=1e-5)
+    np.testing.assert_allclose(
+        reported['roi_keypoint_loss'], np.mean([part[1]['roi_keypoint_loss'] for part in parts]), rtol=1e-5
+    )
     assert parts[-1][2].keys() == grads.keys()
     for path, grad in grads.items():
         assert np.linalg.norm(parts[-1][2][path] - grad) <= 2e-5 * np.linalg.norm(grad), path
@@ -139,7 +148,7 @@ def test_gradients_are_differences(monkeypatch):
     with chainer.no_backprop_mode():
         maps = [features.array for features in model.extractor(one.x[None])]
         logits, deltas = ([own.array for own in outputs] for outputs in model.rpn(maps))
-    rois, = chain.roi_targets([one], logits, deltas, [np.random.RandomState(0)])
+    (rois,) = chain.roi_targets([one], logits, deltas, [np.random.RandomState(0)])
     monkeypatch.setattr(losses.F, 'cast', lambda x, dtype: x)
     maps = [features.astype(np.float64) for features in maps]
     for param in model.params():
@@ -155,7 +164,7 @@ def test_gradients_are_differences(monkeypatch):
         start, norm = param.array.copy(), np.linalg.norm(param.grad)
         values = []
         for step in (1e-7, -1e-7):
-            param.array[...] = start + step / norm ** 2 * param.grad
+            param.array[...] = start + step / norm**2 * param.grad
             values.append(float(loss().array))
         param.array[...] = start
         np.testing.assert_allclose(values[0] - values[1], 2e-7, rtol=1e-6, err_msg=path)

@@ -51,8 +51,9 @@ def test_roi_deltas(golden):
     predicted = chainer.Variable(golden['bbox_pred'])
     inside = golden['bbox_inside']
     assert set(np.unique(inside)) == {0, 1}
-    loss = smooth_l1(predicted, golden['bbox_targets'], inside / np.float32(len(inside)),
-                     beta=DETECTRON.losses.box_smooth_l1_beta)
+    loss = smooth_l1(
+        predicted, golden['bbox_targets'], inside / np.float32(len(inside)), beta=DETECTRON.losses.box_smooth_l1_beta
+    )
     check(golden, 'bbox', predicted, loss)
 
 
@@ -80,8 +81,7 @@ def test_float16_is_summed_in_float32(golden):
     weights = one_image(labels >= 0)
     variable = chainer.Variable(scores)
     loss = softmax_cross_entropy(variable, labels, weights)
-    np.testing.assert_array_equal(
-        loss.array, softmax_cross_entropy(scores.astype(np.float32), labels, weights).array)
+    np.testing.assert_array_equal(loss.array, softmax_cross_entropy(scores.astype(np.float32), labels, weights).array)
     loss.backward()
     assert loss.dtype == np.float32 and variable.grad.dtype == np.float16
 
@@ -89,8 +89,7 @@ def test_float16_is_summed_in_float32(golden):
 def test_smooth_l1_is_continuous_where_it_turns():
     for beta in (DETECTRON.losses.rpn_smooth_l1_beta, DETECTRON.losses.box_smooth_l1_beta):
         x = np.array([0.999999, 1, 1.000001], np.float32) * np.float32(beta)
-        values = [float(smooth_l1(v, np.zeros_like(v), np.ones_like(v), beta=beta).array)
-                  for v in x.reshape(3, 1)]
+        values = [float(smooth_l1(v, np.zeros_like(v), np.ones_like(v), beta=beta).array) for v in x.reshape(3, 1)]
         np.testing.assert_allclose(values, beta / 2, rtol=3e-6)
 
 

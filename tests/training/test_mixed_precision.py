@@ -1,32 +1,32 @@
 """Training in half precision, the way that a GPU takes it: on the CPU, with cuDNN's stand-in and emulated kernels."""
 
-import sys
-from pathlib import Path
-
 import chainer
 import numpy as np
 import pytest
-from tests.training.test_train_chain import SAMPLING, example
 
 import mask_rcnn
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.ops.conv import convolution as ops_convolution
 from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.conv import convolution as ops_convolution
 from mask_rcnn.ops.roi import roi_align
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.optimizer import make_optimizer, set_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.updater import SubdivisionUpdater
-
 from tests.models.test_gpu_path import kernels, on_gpu  # noqa: F401  (fixtures)
+from tests.training.test_train_chain import SAMPLING, example
 
 
 @pytest.fixture
 def learning_on_gpu(on_gpu, monkeypatch):  # noqa: F811
     """NumPy's arrays go the way of CuPy's backward, too."""
     monkeypatch.setattr(ops_convolution, '_has_fast_path', lambda arrays: True)
-    for node in (ops_convolution._Convolution2D, ops_convolution._ConvolutionGradX,
-                 ops_convolution._ConvolutionGradW, roi_align._RoIAlignGrad):
+    for node in (
+        ops_convolution._Convolution2D,
+        ops_convolution._ConvolutionGradX,
+        ops_convolution._ConvolutionGradW,
+        roi_align._RoIAlignGrad,
+    ):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
     return on_gpu
 
@@ -51,15 +51,20 @@ def update(chain, precision, loss_scale=None):
     reporter.add_observer('main', chain)
     with cudnn_frontend.using_precision(precision), reporter:
         if loss_scale == 'dynamic':
-            optimizer._loss_scale = 2.0 ** 15   # after some iterations
+            optimizer._loss_scale = 2.0**15  # after some iterations
         updater.update()
     return optimizer, before
 
 
-@pytest.mark.parametrize('extractor,norm,stages,tolerance', [
-    ('resnet50_fpn', 'affine', 2, 0.3), pytest.param('resnet50', 'bn', 0, 0.7, marks=pytest.mark.slow),
-    pytest.param('resnet50', 'affine', 2, 0.3, marks=pytest.mark.slow),
-    pytest.param('resnet50_fpn', 'bn', 0, 0.7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ('extractor', 'norm', 'stages', 'tolerance'),
+    [
+        ('resnet50_fpn', 'affine', 2, 0.3),
+        pytest.param('resnet50', 'bn', 0, 0.7, marks=pytest.mark.slow),
+        pytest.param('resnet50', 'affine', 2, 0.3, marks=pytest.mark.slow),
+        pytest.param('resnet50_fpn', 'bn', 0, 0.7, marks=pytest.mark.slow),
+    ],
+)
 def test_an_update_is_that_of_float32(extractor, norm, stages, tolerance, monkeypatch, learning_on_gpu):
     """Nearly: rounded scores choose other RoIs to learn from, and the statistics of few locations magnify rounding."""
     single, half = (make_chain(extractor, monkeypatch, stages=stages, norm=norm) for _ in range(2))
@@ -89,10 +94,10 @@ def test_activations_are_half_whatever_is_frozen(stages, monkeypatch, learning_o
 @pytest.mark.parametrize('extractor', ['resnet50', 'resnet50_fpn'])
 def test_an_overflow_skips_the_update_and_halves_the_scale(extractor, monkeypatch, caplog, learning_on_gpu):
     chain = make_chain(extractor, monkeypatch, stages=2)
-    chain.gamma = 1e4       # times the scale: more than float16 holds
+    chain.gamma = 1e4  # times the scale: more than float16 holds
     with np.errstate(all='ignore'):
         optimizer, before = update(chain, 'fp16', loss_scale='dynamic')
-    assert optimizer.last_update_skipped and optimizer._loss_scale == 2.0 ** 14
+    assert optimizer.last_update_skipped and optimizer._loss_scale == 2.0**14
     assert all((param.array == before[path]).all() for path, param in chain.namedparams())
-    line, = [record.getMessage() for record in caplog.records]
+    (line,) = [record.getMessage() for record in caplog.records]
     assert line == 'iteration 1 is skipped: its gradient has overflown; the loss scale is 16384 from now on'

@@ -35,8 +35,10 @@ def net():
 
 
 def state(net):
-    return {path: (param.array.copy(), None if param.grad is None else param.grad.copy())
-            for path, param in net.namedparams()}
+    return {
+        path: (param.array.copy(), None if param.grad is None else param.grad.copy())
+        for path, param in net.namedparams()
+    }
 
 
 def test_the_update_is_detectrons(net):
@@ -65,7 +67,7 @@ def test_momentum(net):
     np.testing.assert_allclose(param.array, start - 0.1 * gradient * (1 + 1.5), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('rate, scale', [(0.2, 2), (0.01, 0.1), (0.105, 1), (0.1, 1)])
+@pytest.mark.parametrize(('rate', 'scale'), [(0.2, 2), (0.01, 0.1), (0.105, 1), (0.1, 1)])
 def test_the_momentum_follows_a_jump_of_the_rate(net, rate, scale):
     """Momentum correction: after the jump the update is as if all past gradients had had the new rate."""
     optimizer = make_optimizer(net)
@@ -89,7 +91,7 @@ def test_the_norm_of_float16_gradients_does_not_overflow():
     for param in link.params():
         param.array = param.array.astype(np.float16)
         param.grad = np.full(param.shape, 300, np.float16)
-    assert gradient_norm(link) == pytest.approx(300 * 6 ** 0.5, rel=1e-6)
+    assert gradient_norm(link) == pytest.approx(300 * 6**0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize('loss_scale', [None, 64.0])
@@ -125,6 +127,7 @@ def test_an_update_whose_gradient_overflowed_is_skipped_and_halves_the_scale(net
 
 def test_the_loss_scale_goes_on_where_it_was(net):
     """As everything else of a run that is resumed; one that did not scale before looks for its scale."""
+
     def saved(optimizer):
         serializer = chainer.serializers.DictionarySerializer()
         serializer.save(optimizer)

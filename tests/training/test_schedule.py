@@ -5,8 +5,7 @@ from mask_rcnn.training.schedule import Schedule, detectron_schedule, step_sched
 
 def test_the_steps_of_the_command():
     schedule = step_schedule(1e-4, warmup=800, first_decay=400000, second_decay=480000)
-    expected = {0: 1e-4, 799: 1e-4, 800: 1e-3, 399999: 1e-3, 400000: 1e-4, 479999: 1e-4, 480000: 1e-5,
-                799999: 1e-5}
+    expected = {0: 1e-4, 799: 1e-4, 800: 1e-3, 399999: 1e-3, 400000: 1e-4, 479999: 1e-4, 480000: 1e-5, 799999: 1e-5}
     assert {i: schedule.rate(i) for i in expected} == pytest.approx(expected, rel=1e-12)
 
 
@@ -14,11 +13,15 @@ def test_no_warm_up_means_the_rate_as_it_is():
     assert step_schedule(0.01, warmup=0, first_decay=10, second_decay=20).rate(0) == 0.01
 
 
-@pytest.mark.parametrize('name, batch, rate, iterations, steps', [
-    ('detectron-1x', 8, 0.01, 180000, (120000, 160000)),     # R-50-C4, 8 GPUs x 1 image
-    ('detectron-1x', 16, 0.02, 90000, (60000, 80000)),       # R-50-FPN, 8 GPUs x 2 images
-    ('detectron-2x', 16, 0.02, 180000, (120000, 160000)),
-    ('detectron-2x', 2, 0.0025, 1440000, (960000, 1280000))])
+@pytest.mark.parametrize(
+    ('name', 'batch', 'rate', 'iterations', 'steps'),
+    [
+        ('detectron-1x', 8, 0.01, 180000, (120000, 160000)),  # R-50-C4, 8 GPUs x 1 image
+        ('detectron-1x', 16, 0.02, 90000, (60000, 80000)),  # R-50-FPN, 8 GPUs x 2 images
+        ('detectron-2x', 16, 0.02, 180000, (120000, 160000)),
+        ('detectron-2x', 2, 0.0025, 1440000, (960000, 1280000)),
+    ],
+)
 def test_detectrons_schedules(name, batch, rate, iterations, steps):
     schedule, n = detectron_schedule(name, batch)
     assert n == iterations and schedule.steps == steps
@@ -31,7 +34,7 @@ def test_detectrons_schedules(name, batch, rate, iterations, steps):
 def test_the_linear_warm_up_is_detectrons():
     schedule, _ = detectron_schedule('detectron-1x', 16)
     for iteration in (0, 1, 250, 499):
-        alpha = iteration / 500                              # detectron/utils/lr_policy.py
+        alpha = iteration / 500  # detectron/utils/lr_policy.py
         assert schedule.rate(iteration) == pytest.approx(0.02 * (1 / 3 * (1 - alpha) + alpha), rel=1e-12)
 
 

@@ -7,7 +7,6 @@ import zipfile
 import chainer
 import numpy as np
 import pytest
-from tests.support.tiny_training import META, TinyTrainChain, arrays, make_trainer
 
 from mask_rcnn.training import snapshot as snapshot_module
 from mask_rcnn.training.extensions import IntervalTrigger, TrainingLog
@@ -21,6 +20,7 @@ from mask_rcnn.training.snapshot import (
     write_snapshot,
 )
 from mask_rcnn.weights import WeightFileError, read_weights
+from tests.support.tiny_training import META, TinyTrainChain, arrays, make_trainer
 
 OPTIONS = {'seed': 0, 'batch_size': 4}
 
@@ -51,8 +51,10 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     for path, array in arrays(chain_of(resumed)).items():
         np.testing.assert_array_equal(array, expected[path], err_msg=path)
     assert resumed.updater.iteration == 12 and resumed.updater.epoch == whole.updater.epoch
+
     def without_time(entries):
         return [{name: value for name, value in entry.items() if name != 'elapsed_time'} for entry in entries]
+
     assert without_time(log.log) == without_time(whole_log.log) and len(log.log) == 4
     assert json.loads((tmp_path / 'second' / 'log').read_text()) == log.log
 
@@ -77,8 +79,14 @@ def test_the_last_ones_are_kept_and_strangers_left_alone(tmp_path):
         (tmp_path / name).write_bytes(b'')
     run(tmp_path, 9, every=2, keep=2)
     assert {path.name for path in tmp_path.glob('*.npz')} == {
-        'snapshot_iter_6.npz', 'snapshot_iter_8.npz', 'model_iter_6.npz', 'model_iter_8.npz',
-        'snapshot_iter_99.npz', 'snapshot_iter_x.npz', 'other.npz'}
+        'snapshot_iter_6.npz',
+        'snapshot_iter_8.npz',
+        'model_iter_6.npz',
+        'model_iter_8.npz',
+        'snapshot_iter_99.npz',
+        'snapshot_iter_x.npz',
+        'other.npz',
+    }
     assert [n for n, _ in list_snapshots(tmp_path)] == [6, 8, 99]
 
 
@@ -123,6 +131,7 @@ class FullDisk:
                     if self.room < 0:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     return write(data)
+
             return Limited()
         return file
 
@@ -157,7 +166,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
     run(tmp_path, 2, every=2)
     good = (tmp_path / 'snapshot_iter_2.npz').read_bytes()
     path = tmp_path / 'bad.npz'
-    for content in (b'', good[:-100], good[:len(good) // 2], b'PK' + bytes(100)):
+    for content in (b'', good[:-100], good[: len(good) // 2], b'PK' + bytes(100)):
         path.write_bytes(content)
         with pytest.raises(WeightFileError) as error:
             read_snapshot(path)
@@ -172,9 +181,15 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
         read_snapshot(path)
 
 
-@pytest.mark.parametrize('header', [
-    "{'descr': '<f4', 'shape': (2,", "{'descr': '<,f4', 'fortran_order': False, 'shape': (2, )}",
-    "{'descr': (), 'fortran_order': False, 'shape': (2, )}", "{1: 2, 'a': 3}"])
+@pytest.mark.parametrize(
+    'header',
+    [
+        "{'descr': '<f4', 'shape': (2,",
+        "{'descr': '<,f4', 'fortran_order': False, 'shape': (2, )}",
+        "{'descr': (), 'fortran_order': False, 'shape': (2, )}",
+        "{1: 2, 'a': 3}",
+    ],
+)
 def test_damaged_headers_of_arrays_get_one_line(tmp_path, header):
     path = tmp_path / 'bad.npz'
     with zipfile.ZipFile(path, 'w') as archive:
@@ -189,8 +204,10 @@ def test_damaged_headers_of_arrays_get_one_line(tmp_path, header):
 @pytest.mark.parametrize('compression', [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_compressed_archives_are_refused(tmp_path, compression):
     run(tmp_path, 2, every=2)
-    with (zipfile.ZipFile(tmp_path / 'snapshot_iter_2.npz') as archive,
-          zipfile.ZipFile(tmp_path / 'packed.npz', 'w', compression) as packed):
+    with (
+        zipfile.ZipFile(tmp_path / 'snapshot_iter_2.npz') as archive,
+        zipfile.ZipFile(tmp_path / 'packed.npz', 'w', compression) as packed,
+    ):
         for name in archive.namelist():
             packed.writestr(name, archive.read(name))
     for read in (read_snapshot, read_options, read_model_meta):
@@ -202,7 +219,7 @@ def test_archives_of_an_unknown_version_are_no_snapshots(tmp_path):
     run(tmp_path, 2, every=2)
     path = tmp_path / 'snapshot_iter_2.npz'
     data = bytearray(path.read_bytes())
-    data[data.rindex(b'PK\x01\x02') + 6] = 99      # needed to extract
+    data[data.rindex(b'PK\x01\x02') + 6] = 99  # needed to extract
     path.write_bytes(data)
     assert not is_snapshot(path)
 
@@ -213,6 +230,7 @@ def test_a_snapshot_of_another_network_is_refused(tmp_path):
             super().__init__()
             with self.model.init_scope():
                 self.model.more = chainer.links.Linear(2, 2)
+
     run(tmp_path, 2, every=2)
     trainer = make_trainer(tmp_path, chain=Wider())
     with pytest.raises(WeightFileError, match='model/more'):
@@ -228,6 +246,7 @@ def test_values_that_are_none_come_back_as_none(tmp_path):
 
         def serialize(self, serializer):
             self.value = serializer('value', self.value)
+
     trainer = make_trainer(tmp_path, stop=(1, 'iteration'))
     trainer.extend(Memory(), name='memory')
     trainer.run()

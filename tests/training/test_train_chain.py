@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import Config, RESNET_BLOCKS
+from mask_rcnn.config import RESNET_BLOCKS, Config
 from mask_rcnn.datasets.example import Annotations, TrainingExample
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import IGNORED, Sampling
@@ -32,8 +32,16 @@ def square(y, x, side):
     return (np.array([x, y, x + side, y, x + side, y + side, x, y + side], np.float32),)
 
 
-def example(height=64, width=80, *, boxes=((4, 6, 35, 37), (20, 40, 51, 71)), crowd=(False, False), seed=1,
-            shapes=None, scale=2.0):
+def example(
+    height=64,
+    width=80,
+    *,
+    boxes=((4, 6, 35, 37), (20, 40, 51, 71)),
+    crowd=(False, False),
+    seed=1,
+    shapes=None,
+    scale=2.0,
+):
     boxes = np.array(boxes, np.float32).reshape(-1, 4) / scale
     shapes = shapes or tuple(square(y1, x1, y2 - y1) for y1, x1, y2, x2 in boxes)
     annotations = Annotations(boxes, np.arange(len(boxes), dtype=np.int32) % 3, np.array(crowd, bool), shapes)
@@ -85,18 +93,21 @@ def test_gamma_is_the_weight_of_the_mask_loss(chain):
     np.testing.assert_allclose(grads_3[path], 3 * grads[path], rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize('batch', [
-    [example(seed=1), example(seed=2, boxes=[(3, 3, 30, 30)], crowd=[False])],
-    [example(seed=1), example(height=80, width=64, seed=2), example(height=70, width=90, seed=3)],
-], ids=['one size', 'three sizes'])
+@pytest.mark.parametrize(
+    'batch',
+    [
+        [example(seed=1), example(seed=2, boxes=[(3, 3, 30, 30)], crowd=[False])],
+        [example(seed=1), example(height=80, width=64, seed=2), example(height=70, width=90, seed=3)],
+    ],
+    ids=['one size', 'three sizes'],
+)
 def test_a_batch_is_the_mean_of_its_images(chain, batch):
     loss, reported, grads = learn(chain, batch)
     chain.cleargrads()
     parts = [learn(chain, [one], weight=1 / len(batch), clear=False) for one in batch]
     np.testing.assert_allclose(loss, np.mean([part[0] for part in parts]), rtol=1e-5)
     for name in reported:
-        np.testing.assert_allclose(reported[name], np.mean([part[1][name] for part in parts]), rtol=1e-5,
-                                   err_msg=name)
+        np.testing.assert_allclose(reported[name], np.mean([part[1][name] for part in parts]), rtol=1e-5, err_msg=name)
     assert_same_gradients(parts[-1][2], grads)
 
 
@@ -131,8 +142,14 @@ def test_images_without_objects_teach_the_background(chain, special):
 
 
 def test_an_image_that_a_crowd_fills_teaches_the_heads_nothing(chain):
-    everything = Sampling(rpn_batch=32, roi_batch=8, train_pre_nms=100, train_post_nms=20,
-                          roi_background_iou=(0.0, 1e-6), roi_foreground_iou=0.5)
+    everything = Sampling(
+        rpn_batch=32,
+        roi_batch=8,
+        train_pre_nms=100,
+        train_post_nms=20,
+        roi_background_iou=(0.0, 1e-6),
+        roi_foreground_iou=0.5,
+    )
     silent = MaskRCNNTrainChain(chain.model, sampling=everything)
     loss, reported, grads = learn(silent, [example(**CROWD)])
     assert np.isfinite(loss) and reported['rpn_cls_loss'] > 0
@@ -148,17 +165,29 @@ def test_objects_without_shapes_learn_boxes_only(chain):
 
 def test_run_lengths_are_shapes(chain):
     import pycocotools.mask
+
     polygons = example()
-    encode_masks = tuple(pycocotools.mask.frPyObjects([shape[0].tolist()], *polygons.image_transform.size)[0]
-                         for shape in polygons.annotations.segmentations)
+    encode_masks = tuple(
+        pycocotools.mask.frPyObjects([shape[0].tolist()], *polygons.image_transform.size)[0]
+        for shape in polygons.annotations.segmentations
+    )
     _, drawn, _ = learn(chain, [polygons])
     _, decoded, _ = learn(chain, [example(shapes=encode_masks)])
     np.testing.assert_allclose(decoded['roi_mask_loss'], drawn['roi_mask_loss'], rtol=0.02)
 
 
-@pytest.mark.parametrize('path', [
-    'rpn/objectness/b', 'rpn/delta/W', 'box_head/score/W', 'box_head/delta/b', 'mask_head/score/b',
-    'mask_head/deconv/b', 'box_head/res5/block0/conv3/conv/W'])
+@pytest.mark.parametrize(
+    'path',
+    [
+        'rpn/objectness/b',
+        'rpn/delta/W',
+        'box_head/score/W',
+        'box_head/delta/b',
+        'mask_head/score/b',
+        'mask_head/deconv/b',
+        'box_head/res5/block0/conv3/conv/W',
+    ],
+)
 def test_gradients_are_differences(chain, path):
     """Along the gradient, with fixed targets."""
     model, batch = chain.model, [example(seed=4)]
@@ -194,8 +223,13 @@ def test_proposals_are_those_of_training(chain):
     one = example()
     logits, deltas = chain.model.rpn(chain.model.extractor(one.x[None]))
     boxes, _ = chain.model.rpn.propose(
-        [logits[0].array[0]], [deltas[0].array[0]], one.image_transform.input_size, one.image_transform.scale,
-        pre_nms=SAMPLING.train_pre_nms, post_nms=SAMPLING.train_post_nms)
+        [logits[0].array[0]],
+        [deltas[0].array[0]],
+        one.image_transform.input_size,
+        one.image_transform.scale,
+        pre_nms=SAMPLING.train_pre_nms,
+        post_nms=SAMPLING.train_post_nms,
+    )
     assert 0 < len(boxes) <= SAMPLING.train_post_nms
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [63, 79]).all()
 
@@ -225,7 +259,7 @@ def test_float16_maps_have_float32_losses_and_proposals(chain):
         np.testing.assert_allclose(found[name].array, chainer.as_array(expected[name]), rtol=2e-3)
     found['rpn_cls_loss'].backward()
     assert halves[0][0].grad.dtype == np.float16 and halves[0][0].grad.any()
-    rois, = chain.roi_targets([one], *([v.array for v in outputs] for outputs in halves), [np.random.RandomState(0)])
+    (rois,) = chain.roi_targets([one], *([v.array for v in outputs] for outputs in halves), [np.random.RandomState(0)])
     assert rois.rois.dtype == np.float32
 
 
@@ -248,8 +282,15 @@ def pyramid():
     np.random.seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
-        model = mask_rcnn.build('resnet50_fpn', n_fg_class=3, anchor_sizes=(8, 16, 32, 64, 128), fpn_channels=8,
-                                head_channels=16, mask_channels=8, rpn_channels=0)
+        model = mask_rcnn.build(
+            'resnet50_fpn',
+            n_fg_class=3,
+            anchor_sizes=(8, 16, 32, 64, 128),
+            fpn_channels=8,
+            head_channels=16,
+            mask_channels=8,
+            rpn_channels=0,
+        )
     freeze(model)
     return MaskRCNNTrainChain(model, sampling=SAMPLING)
 
@@ -259,10 +300,11 @@ def test_losses_of_a_pyramids_anchors(pyramid):
     batch = [example(64, 96, seed=1), example(64, 96, boxes=((0, 0, 60, 60),), crowd=(False,), seed=2)]
     rpn = pyramid.model.rpn
     logits, deltas = rpn(pyramid.model.extractor(np.stack([one.x for one in batch])))
-    targets = pyramid.anchor_targets(batch, [own.shape[2:] for own in logits],
-                                     [np.random.RandomState(i) for i in range(2)])
+    targets = pyramid.anchor_targets(
+        batch, [own.shape[2:] for own in logits], [np.random.RandomState(i) for i in range(2)]
+    )
     found = pyramid.rpn_losses(logits, deltas, targets)
-    entropy = distance = 0.
+    entropy = distance = 0.0
     for i, target in enumerate(targets):
         start, counted = 0, (target.labels != IGNORED).sum()
         assert counted < SAMPLING.rpn_batch or (target.labels == 1).any()
@@ -275,7 +317,7 @@ def test_losses_of_a_pyramids_anchors(pyramid):
                     value = float(own_logits.array[i, a, y, x])
                     entropy += np.log1p(np.exp(value if label == 0 else -value)) / SAMPLING.rpn_batch / 2
                 if label == 1:
-                    d = np.abs(own_deltas.array[i, 4 * a:4 * a + 4, y, x].astype(np.float64) - wanted)
+                    d = np.abs(own_deltas.array[i, 4 * a : 4 * a + 4, y, x].astype(np.float64) - wanted)
                     distance += np.where(d < 1 / 9, 4.5 * d * d, d - 1 / 18).sum() / counted / 2
         assert start == len(target.labels)
     np.testing.assert_allclose(found['rpn_cls_loss'].array, entropy, rtol=1e-5)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support import small_train
-from tests.support.small_train import ARGUMENTS, SMALL
 
 import mask_rcnn
 from mask_rcnn.cli import train
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.training.snapshot import read_options, read_snapshot
+from tests.support import small_train
+from tests.support.small_train import ARGUMENTS, SMALL
 
 N_ITERATION = 3
 
@@ -34,14 +34,26 @@ def small_network():
 
 
 def arguments(out, *more, iteration=N_ITERATION, workers=0):
-    return [*ARGUMENTS, '--out', str(out), '--iteration', str(iteration), '--workers', str(workers),
-            '--snapshot', '2', *map(str, more)]
+    return [
+        *ARGUMENTS,
+        '--out',
+        str(out),
+        '--iteration',
+        str(iteration),
+        '--workers',
+        str(workers),
+        '--snapshot',
+        '2',
+        *map(str, more),
+    ]
 
 
 def losses(out):
     """Return iteration and all losses of every entry of a log."""
-    return [{name: value for name, value in entry.items() if name != 'elapsed_time'}
-            for entry in json.loads((out / 'log').read_text())]
+    return [
+        {name: value for name, value in entry.items() if name != 'elapsed_time'}
+        for entry in json.loads((out / 'log').read_text())
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -53,13 +65,29 @@ def uninterrupted(tmp_path_factory):
 
 def test_a_run_writes_what_it_says(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
-    assert names == {'log', 'loss.png', 'snapshot_iter_2.npz', 'snapshot_iter_3.npz',
-                     'model_iter_2.npz', 'model_iter_3.npz'}
+    assert names == {
+        'log',
+        'loss.png',
+        'snapshot_iter_2.npz',
+        'snapshot_iter_3.npz',
+        'model_iter_2.npz',
+        'model_iter_3.npz',
+    }
     entries = losses(uninterrupted)
     assert [entry['iteration'] for entry in entries] == [1, 2, 3]
-    assert {'main/loss', 'main/rpn_cls_loss', 'main/rpn_loc_loss', 'main/roi_cls_loss', 'main/roi_loc_loss',
-            'main/roi_mask_loss', 'main/n_positive_anchor', 'main/n_foreground_roi', 'main/roi_accuracy',
-            'lr', 'grad_norm'} <= set(entries[0])
+    assert {
+        'main/loss',
+        'main/rpn_cls_loss',
+        'main/rpn_loc_loss',
+        'main/roi_cls_loss',
+        'main/roi_loc_loss',
+        'main/roi_mask_loss',
+        'main/n_positive_anchor',
+        'main/n_foreground_roi',
+        'main/roi_accuracy',
+        'lr',
+        'grad_norm',
+    } <= set(entries[0])
     for entry in entries:
         names = 'rpn_cls', 'rpn_loc', 'roi_cls', 'roi_loc', 'roi_mask'
         parts = [entry[f'main/{name}_loss'] for name in names]
@@ -69,8 +97,7 @@ def test_a_run_writes_what_it_says(uninterrupted):
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_was_ended_and_resumed_has_the_losses_of_one_that_was_not(tmp_path, uninterrupted, number):
     """Ended from outside in a process of its own, with a worker process reading the pictures."""
-    command = [sys.executable, str(Path(small_train.__file__)),
-               *arguments(tmp_path, iteration=399, workers=1)]
+    command = [sys.executable, str(Path(small_train.__file__)), *arguments(tmp_path, iteration=399, workers=1)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(tmp_path / 'snapshot_iter_2.npz', process)
         process.send_signal(number)
@@ -80,7 +107,7 @@ def test_a_run_that_was_ended_and_resumed_has_the_losses_of_one_that_was_not(tmp
         snapshot = tmp_path / 'snapshot_iter_2.npz'
     else:
         assert process.returncode == 128 + number, errors
-        last, = errors.splitlines()
+        (last,) = errors.splitlines()
         snapshot = Path(last.rsplit(' ', 1)[1])
         assert last.startswith('error: stopped by SIGTERM after iteration ') and snapshot.exists()
     done = read_snapshot(snapshot).iteration
@@ -88,10 +115,11 @@ def test_a_run_that_was_ended_and_resumed_has_the_losses_of_one_that_was_not(tmp
     assert train.main(arguments(tmp_path / 'more', '--resume', snapshot, iteration=iterations)) == 0
     resumed = losses(tmp_path / 'more')
     expected = losses(uninterrupted)
-    assert resumed[:N_ITERATION] == expected[:len(resumed)] and len(resumed) == iterations
+    assert resumed[:N_ITERATION] == expected[: len(resumed)] and len(resumed) == iterations
     if iterations == N_ITERATION:
-        ours, theirs = (read_snapshot(out / f'snapshot_iter_{N_ITERATION}.npz').arrays
-                        for out in (tmp_path / 'more', uninterrupted))
+        ours, theirs = (
+            read_snapshot(out / f'snapshot_iter_{N_ITERATION}.npz').arrays for out in (tmp_path / 'more', uninterrupted)
+        )
         assert ours.keys() == theirs.keys()
         for name in ours:
             if name.startswith('updater/'):
@@ -119,8 +147,16 @@ def test_subdivisions_change_nothing_but_the_memory(tmp_path, uninterrupted):
 
 def test_going_on_from_a_model_starts_at_the_first_iteration(tmp_path, uninterrupted, capsys):
     model = uninterrupted / 'model_iter_3.npz'
-    assert train.main([argument for argument in arguments(tmp_path, '--resume', model, iteration=1)
-                       if argument not in ('--pretrained', 'none')]) == 0
+    assert (
+        train.main(
+            [
+                argument
+                for argument in arguments(tmp_path, '--resume', model, iteration=1)
+                if argument not in ('--pretrained', 'none')
+            ]
+        )
+        == 0
+    )
     assert [entry['iteration'] for entry in losses(tmp_path)] == [1]
 
 
@@ -139,6 +175,7 @@ def test_what_is_resumed_must_fit(tmp_path, uninterrupted, capsys):
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith('error: ')
         return status, error
+
     status, error = refused()
     assert status == 2 and '3 iterations are done' in error
     status, error = refused('--roi_size', '7', iteration=9)
@@ -163,8 +200,9 @@ def test_a_new_run_does_not_overwrite_an_old_one(uninterrupted, capsys):
 
 
 def test_a_run_that_diverges_names_the_images_and_the_last_good_state(tmp_path, capfd):
-    assert train.main(arguments(tmp_path, '--lr', '1e30', '--lr_initialchange', '0', '--snapshot', '1',
-                                iteration=9)) == 1
+    assert (
+        train.main(arguments(tmp_path, '--lr', '1e30', '--lr_initialchange', '0', '--snapshot', '1', iteration=9)) == 1
+    )
     error = capfd.readouterr().err.splitlines()
     assert len(error) == 1 and 'images: ' in error[0] and 'shapes picture' in error[0]
     assert 'is nan' in error[0] or 'is inf' in error[0]
@@ -180,17 +218,31 @@ def mpiexec():
         pytest.skip('needs mpi4py and mpiexec')
     if 'Open MPI' not in subprocess.run([program, '--version'], capture_output=True, text=True).stdout:
         pytest.skip('needs the mpiexec of Open MPI')
-    return [program, '--allow-run-as-root', '--oversubscribe', '--bind-to', 'none', '-n', '2', sys.executable,
-            str(Path(small_train.__file__))]
+    return [
+        program,
+        '--allow-run-as-root',
+        '--oversubscribe',
+        '--bind-to',
+        'none',
+        '-n',
+        '2',
+        sys.executable,
+        str(Path(small_train.__file__)),
+    ]
 
 
 def run_in_two(*more):
     """Run the small program in two processes of one image each; returns status and errors."""
     # Open MPI's sockets need short paths.
     variables = {**os.environ, 'OMP_NUM_THREADS': '1', 'TMPDIR': '/tmp'}
-    with subprocess.Popen([*mpiexec(), *more, '--communicator', 'naive', '--batchsize', '1'], env=variables,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          start_new_session=True) as process:
+    with subprocess.Popen(
+        [*mpiexec(), *more, '--communicator', 'naive', '--batchsize', '1'],
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
         try:
             _, errors = process.communicate(timeout=150)
         except subprocess.TimeoutExpired:
@@ -203,8 +255,9 @@ def test_two_processes_have_the_losses_of_one_and_a_snapshot_for_both(tmp_path):
     assert train.main(arguments(tmp_path / 'one', *FROZEN)) == 0
     status, errors = run_in_two(*arguments(tmp_path / 'two', *FROZEN, iteration=2))
     assert status == 0, errors
-    status, errors = run_in_two(*arguments(tmp_path / 'more', *FROZEN, '--resume',
-                                           tmp_path / 'two' / 'snapshot_iter_2.npz'))
+    status, errors = run_in_two(
+        *arguments(tmp_path / 'more', *FROZEN, '--resume', tmp_path / 'two' / 'snapshot_iter_2.npz')
+    )
     assert status == 0, errors
     one, two = losses(tmp_path / 'one'), losses(tmp_path / 'more')
     assert [entry['iteration'] for entry in two] == [1, 2, 3]

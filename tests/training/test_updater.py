@@ -3,11 +3,11 @@ import re
 import chainer
 import numpy as np
 import pytest
-from tests.support.tiny_training import TinyTrainChain, arrays, make_trainer, rows
 
 from mask_rcnn.training import optimizer as optimizer_module
 from mask_rcnn.training.optimizer import make_optimizer
 from mask_rcnn.training.updater import NonFiniteLossError, split
+from tests.support.tiny_training import TinyTrainChain, arrays, make_trainer, rows
 
 
 def gradients(out, **options):
@@ -19,8 +19,9 @@ def gradients(out, **options):
     return {path: param.grad for path, param in chain.namedparams()}, trainer.observation, chain.sizes
 
 
-@pytest.mark.parametrize('subdivisions, sizes', [(1, [6]), (2, [3, 3]), (4, [1, 2, 1, 2]), (6, [1] * 6),
-                                                 (9, [1] * 6)])
+@pytest.mark.parametrize(
+    ('subdivisions', 'sizes'), [(1, [6]), (2, [3, 3]), (4, [1, 2, 1, 2]), (6, [1] * 6), (9, [1] * 6)]
+)
 def test_a_subdivided_batch_has_the_gradient_of_the_whole(tmp_path, subdivisions, sizes):
     whole, reported, _ = gradients(tmp_path, batch_size=6)
     parts, of_parts, seen = gradients(tmp_path, batch_size=6, subdivisions=subdivisions)
@@ -88,27 +89,30 @@ def float16_optimizer(chain=None):
 
 def test_mixed_precision_learns_from_gradients_that_float16_cannot_hold(tmp_path):
     """Below 3e-8 a float16 is 0; the loss scale saves such gradients, and the update undoes it in float32."""
+
     class Chain(TinyTrainChain):
         def forward(self, rows):
             return super().forward(rows) * 1e-8
+
     velocity = {}
-    for scale in (None, 2.0 ** 16):
+    for scale in (None, 2.0**16):
         chain = Chain(np.float16)
-        trainer = make_trainer(tmp_path, optimizer=float16_optimizer(chain), loss_scale=scale,
-                               subdivisions=2, stop=(1, 'iteration'))
+        trainer = make_trainer(
+            tmp_path, optimizer=float16_optimizer(chain), loss_scale=scale, subdivisions=2, stop=(1, 'iteration')
+        )
         trainer.run()
         velocity[scale] = chain.model.out.W.update_rule.state['v']
-    wanted = make_trainer(tmp_path, optimizer=make_optimizer(Chain(), weight_decay=0),
-                          stop=(1, 'iteration'))
+    wanted = make_trainer(tmp_path, optimizer=make_optimizer(Chain(), weight_decay=0), stop=(1, 'iteration'))
     wanted.run()
     expected = wanted.updater.get_optimizer('main').target.model.out.W.update_rule.state['v']
     assert (velocity[None] == 0).all() and (expected != 0).all()
-    np.testing.assert_allclose(velocity[2.0 ** 16], expected, rtol=0.02)
+    np.testing.assert_allclose(velocity[2.0**16], expected, rtol=0.02)
 
 
 def test_mixed_precision_follows_float32(tmp_path):
-    single = make_trainer(tmp_path, subdivisions=2, rate=0.01,
-                          optimizer=make_optimizer(TinyTrainChain(), weight_decay=0))
+    single = make_trainer(
+        tmp_path, subdivisions=2, rate=0.01, optimizer=make_optimizer(TinyTrainChain(), weight_decay=0)
+    )
     half = make_trainer(tmp_path, optimizer=float16_optimizer(), loss_scale=64.0, subdivisions=2, rate=0.01)
     for trainer in (single, half):
         trainer.run()
@@ -120,8 +124,9 @@ def test_mixed_precision_follows_float32(tmp_path):
 
 @pytest.mark.filterwarnings('error:Non finite number')
 def test_dynamic_scaling_skips_what_overflows(tmp_path, caplog):
-    trainer = make_trainer(tmp_path, optimizer=float16_optimizer(), loss_scale='dynamic', rate=0.001,
-                           stop=(30, 'iteration'))
+    trainer = make_trainer(
+        tmp_path, optimizer=float16_optimizer(), loss_scale='dynamic', rate=0.001, stop=(30, 'iteration')
+    )
     before = arrays(trainer.updater.get_optimizer('main').target)
     trainer.run()
     after = arrays(trainer.updater.get_optimizer('main').target)
@@ -131,8 +136,9 @@ def test_dynamic_scaling_skips_what_overflows(tmp_path, caplog):
     # A line for each update that was skipped, whatever the number of parameters.
     lines = [record.getMessage() for record in caplog.records]
     assert lines and len(set(lines)) == len(lines) < 30
-    assert all(re.fullmatch(r'iteration \d+ is skipped: .* the loss scale is [\d.]+ from now on', line)
-               for line in lines)
+    assert all(
+        re.fullmatch(r'iteration \d+ is skipped: .* the loss scale is [\d.]+ from now on', line) for line in lines
+    )
 
 
 @pytest.mark.parametrize('loss_scale', [None, 128.0, 'dynamic'])
@@ -169,6 +175,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(tmp_pat
         def forward(self, rows):
             loss = super().forward(rows)
             return loss + chainer.functions.sum(chainer.functions.sqrt(self.model.out.b * 0))
+
     trainer = make_trainer(tmp_path, chain=Chain())
     before = arrays(trainer.updater.get_optimizer('main').target)
     with pytest.raises(NonFiniteLossError, match='the gradient is'), np.errstate(all='ignore'):

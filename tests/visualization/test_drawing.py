@@ -22,14 +22,22 @@ def rectangles(boxes, size=SIZE, **changes):
     masks = np.zeros((len(boxes), *size), bool)
     for mask, (top, left, bottom, right) in zip(masks, boxes.astype(int)):
         mask[top:bottom, left:right] = True
-    given = dict(boxes=boxes, labels=np.zeros(len(boxes), int), scores=np.linspace(0.9, 0.5, len(boxes)),
-                 size=size, masks=masks, class_names=('thing',), dialect=EXACT)
+    given = dict(
+        boxes=boxes,
+        labels=np.zeros(len(boxes), int),
+        scores=np.linspace(0.9, 0.5, len(boxes)),
+        size=size,
+        masks=masks,
+        class_names=('thing',),
+        dialect=EXACT,
+    )
     return Detections(**{**given, **changes})
 
 
-@pytest.mark.parametrize('background, expected', [
-    ('image', lambda image: image), ('black', np.zeros_like),
-    ('white', lambda image: np.full_like(image, 255))])
+@pytest.mark.parametrize(
+    ('background', 'expected'),
+    [('image', lambda image: image), ('black', np.zeros_like), ('white', lambda image: np.full_like(image, 255))],
+)
 def test_nothing_found_leaves_the_background(rng, background, expected):
     image = picture(rng)
     drawn = draw_detections(image, rectangles([]), background=background, contour=True)
@@ -85,8 +93,9 @@ def test_small_instances_lie_on_large_ones_whatever_their_order(rng):
 def test_contour_follows_the_edge_of_the_mask():
     image = np.full((*SIZE, 3), 128, np.uint8)
     found = rectangles([[30, 40, 90, 120]])
-    plain, outlined = (draw_detections(image, found, boxes=False, labels=False, contour=contour)
-                       for contour in (False, True))
+    plain, outlined = (
+        draw_detections(image, found, boxes=False, labels=False, contour=contour) for contour in (False, True)
+    )
     edge = np.abs(outlined.astype(int) - image).sum(axis=2)
     assert edge[30, 80] > 1.3 * edge[60, 80] and edge[60, 40] > 1.3 * edge[60, 80]
     assert 0 < edge[60, 80] < np.abs(plain.astype(int) - image).sum(axis=2)[60, 80]
@@ -122,13 +131,14 @@ def test_box_extent_is_part_of_the_box():
 def test_labels_are_written_unless_unwanted(rng):
     image = picture(rng)
     found = rectangles([[40, 30, 100, 90]])
-    bare, named, scored = (draw_detections(image, found, **options) for options in (
-        {'labels': False}, {'scores': False}, {}))
+    bare, named, scored = (
+        draw_detections(image, found, **options) for options in ({'labels': False}, {'scores': False}, {})
+    )
     areas = [(picture != bare).any(axis=2).sum() for picture in (named, scored)]
     assert 100 < areas[0] < areas[1]
 
 
-@pytest.mark.parametrize('left, joined', [(31, False), (90, True)])
+@pytest.mark.parametrize(('left', 'joined'), [(31, False), (90, True)])
 def test_a_line_joins_a_label_with_a_distant_box(left, joined):
     canvas = np.zeros((*SIZE, 3), np.uint8)
     label = PlacedLabel(Text('thing', 10, 30, 14), 40, left)
@@ -140,10 +150,20 @@ def test_a_line_joins_a_label_with_a_distant_box(left, joined):
 @pytest.mark.parametrize('size', [(1, 1), (1, 50), (50, 1), (3, 3), (64, 48), (1500, 40), (2300, 3100)])
 def test_any_size(rng, size):
     height, width = size
-    boxes = [[0, 0, height, width], [0.3 * height, 0.2 * width, 0.8 * height, 0.5 * width],
-             [0, 0, 0, 0], [-5, -5, 2 * height, 2 * width], [height - 1, width - 1, height - 1, width - 1]]
-    found = Detections(boxes=np.array(boxes, np.float32), labels=np.zeros(5, int), scores=np.full(5, 0.9),
-                       size=size, mask_probs=rng.uniform(0, 1, (5, 14, 14)).astype(np.float32))
+    boxes = [
+        [0, 0, height, width],
+        [0.3 * height, 0.2 * width, 0.8 * height, 0.5 * width],
+        [0, 0, 0, 0],
+        [-5, -5, 2 * height, 2 * width],
+        [height - 1, width - 1, height - 1, width - 1],
+    ]
+    found = Detections(
+        boxes=np.array(boxes, np.float32),
+        labels=np.zeros(5, int),
+        scores=np.full(5, 0.9),
+        size=size,
+        mask_probs=rng.uniform(0, 1, (5, 14, 14)).astype(np.float32),
+    )
     for options in ({'contour': True}, {'background': 'grey'}):
         drawn = draw_detections(picture(rng, size), found, **options)
         assert drawn.shape == (*size, 3) and drawn.dtype == np.uint8
@@ -152,14 +172,26 @@ def test_any_size(rng, size):
 def test_a_crowd(rng):
     low = rng.uniform(0, 200, (100, 2))
     boxes = np.concatenate([low, low + rng.uniform(0, 60, (100, 2))], axis=1).astype(np.float32)
-    found = Detections(boxes=boxes, labels=np.zeros(100, int), scores=np.full(100, 0.9), size=(240, 320),
-                       mask_probs=rng.uniform(0, 1, (100, 14, 14)).astype(np.float32))
+    found = Detections(
+        boxes=boxes,
+        labels=np.zeros(100, int),
+        scores=np.full(100, 0.9),
+        size=(240, 320),
+        mask_probs=rng.uniform(0, 1, (100, 14, 14)).astype(np.float32),
+    )
     assert draw_detections(picture(rng, (240, 320)), found, contour=True).shape == (240, 320, 3)
 
 
-@pytest.mark.parametrize('image', [
-    np.zeros((120, 161, 3), np.uint8), np.zeros((3, 120, 160), np.uint8), np.zeros((120, 160, 3), np.float32),
-    np.zeros((3, 120, 160), np.float64), np.zeros((120, 160), np.uint8)])
+@pytest.mark.parametrize(
+    'image',
+    [
+        np.zeros((120, 161, 3), np.uint8),
+        np.zeros((3, 120, 160), np.uint8),
+        np.zeros((120, 160, 3), np.float32),
+        np.zeros((3, 120, 160), np.float64),
+        np.zeros((120, 160), np.uint8),
+    ],
+)
 def test_an_image_that_does_not_belong_is_refused(image):
     with pytest.raises(ValueError, match='120 x 160 pixels'):
         draw_detections(image, rectangles([]))

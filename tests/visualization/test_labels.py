@@ -43,13 +43,14 @@ def assert_apart_and_inside(labels, size=SIZE):
 def test_a_lone_label_stands_above_the_left_corner_of_its_box():
     box = np.array([[100, 120, 200, 260]], float)
     candidates = candidates_of(1)
-    label, = place_labels(candidates, box, saliency_of(box), SIZE)
+    (label,) = place_labels(candidates, box, saliency_of(box), SIZE)
     assert label.text == candidates[0][0][1]
     assert label.box[2] == 100 and label.box[1] == 120
 
 
-@pytest.mark.parametrize('box', [[0, 0, 40, 60], [0, 350, 300, 400], [260, 0, 300, 30], [280, 380, 300, 400],
-                                 [0, 0, 300, 400]])
+@pytest.mark.parametrize(
+    'box', [[0, 0, 40, 60], [0, 350, 300, 400], [260, 0, 300, 30], [280, 380, 300, 400], [0, 0, 300, 400]]
+)
 def test_labels_stay_in_the_picture(box):
     box = np.array([box], float)
     assert_apart_and_inside(place_labels(candidates_of(1), box, saliency_of(box), SIZE))
@@ -62,10 +63,11 @@ def test_labels_hide_neither_each_other_nor_small_objects(rng):
     labels = place_labels(candidates_of(14), boxes, saliency, SIZE)
     assert None not in labels
     assert_apart_and_inside(labels)
-    above = [PlacedLabel(candidates[0][1], max(0, int(box[0]) - candidates[0][1].height), min(int(box[1]), 300))
-             for candidates, box in zip(candidates_of(14), boxes)]
-    assert sum(hidden(label, saliency) for label in labels) < 0.25 * sum(
-        hidden(label, saliency) for label in above)
+    above = [
+        PlacedLabel(candidates[0][1], max(0, int(box[0]) - candidates[0][1].height), min(int(box[1]), 300))
+        for candidates, box in zip(candidates_of(14), boxes)
+    ]
+    assert sum(hidden(label, saliency) for label in labels) < 0.25 * sum(hidden(label, saliency) for label in above)
     assert max(hidden(label, saliency) for label in labels) < 0.25
 
 
@@ -96,7 +98,7 @@ def test_the_shorter_forms_serve_where_the_full_one_is_too_wide():
     candidates = label_candidates('bicycle', 0.87, (64, 64), None)
     size = 64, candidates[2][1].width + 2
     box = np.array([[30, 2, 60, 30]], float)
-    label, = place_labels([candidates], box, saliency_of(box, size), size)
+    (label,) = place_labels([candidates], box, saliency_of(box, size), size)
     assert label.text.content == 'bicycle'
 
 

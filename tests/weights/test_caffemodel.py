@@ -20,21 +20,35 @@ _DOUBLE, _FLOAT, _INT64, _INT32, _STRING, _MESSAGE = 1, 2, 3, 5, 9, 11
 _SCHEMA = {
     'BlobShape': [('dim', 1, _REPEATED, _INT64, None)],
     'BlobProto': [
-        ('num', 1, _OPTIONAL, _INT32, None), ('channels', 2, _OPTIONAL, _INT32, None),
-        ('height', 3, _OPTIONAL, _INT32, None), ('width', 4, _OPTIONAL, _INT32, None),
-        ('data', 5, _REPEATED, _FLOAT, None), ('diff', 6, _REPEATED, _FLOAT, None),
-        ('shape', 7, _OPTIONAL, _MESSAGE, 'BlobShape'), ('double_data', 8, _REPEATED, _DOUBLE, None)],
+        ('num', 1, _OPTIONAL, _INT32, None),
+        ('channels', 2, _OPTIONAL, _INT32, None),
+        ('height', 3, _OPTIONAL, _INT32, None),
+        ('width', 4, _OPTIONAL, _INT32, None),
+        ('data', 5, _REPEATED, _FLOAT, None),
+        ('diff', 6, _REPEATED, _FLOAT, None),
+        ('shape', 7, _OPTIONAL, _MESSAGE, 'BlobShape'),
+        ('double_data', 8, _REPEATED, _DOUBLE, None),
+    ],
     'BatchNormParameter': [('eps', 3, _OPTIONAL, _FLOAT, None)],
     'LayerParameter': [
-        ('name', 1, _OPTIONAL, _STRING, None), ('type', 2, _OPTIONAL, _STRING, None),
-        ('bottom', 3, _REPEATED, _STRING, None), ('blobs', 7, _REPEATED, _MESSAGE, 'BlobProto'),
-        ('batch_norm_param', 139, _OPTIONAL, _MESSAGE, 'BatchNormParameter')],
+        ('name', 1, _OPTIONAL, _STRING, None),
+        ('type', 2, _OPTIONAL, _STRING, None),
+        ('bottom', 3, _REPEATED, _STRING, None),
+        ('blobs', 7, _REPEATED, _MESSAGE, 'BlobProto'),
+        ('batch_norm_param', 139, _OPTIONAL, _MESSAGE, 'BatchNormParameter'),
+    ],
     'V1LayerParameter': [
-        ('bottom', 2, _REPEATED, _STRING, None), ('name', 4, _OPTIONAL, _STRING, None),
-        ('type', 5, _OPTIONAL, _INT32, None), ('blobs', 6, _REPEATED, _MESSAGE, 'BlobProto')],
+        ('bottom', 2, _REPEATED, _STRING, None),
+        ('name', 4, _OPTIONAL, _STRING, None),
+        ('type', 5, _OPTIONAL, _INT32, None),
+        ('blobs', 6, _REPEATED, _MESSAGE, 'BlobProto'),
+    ],
     'NetParameter': [
-        ('name', 1, _OPTIONAL, _STRING, None), ('layers', 2, _REPEATED, _MESSAGE, 'V1LayerParameter'),
-        ('input_dim', 4, _REPEATED, _INT32, None), ('layer', 100, _REPEATED, _MESSAGE, 'LayerParameter')],
+        ('name', 1, _OPTIONAL, _STRING, None),
+        ('layers', 2, _REPEATED, _MESSAGE, 'V1LayerParameter'),
+        ('input_dim', 4, _REPEATED, _INT32, None),
+        ('layer', 100, _REPEATED, _MESSAGE, 'LayerParameter'),
+    ],
 }
 
 
@@ -51,8 +65,7 @@ def messages(packed=True):
                 entry.options.packed = packed
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f'caffe.{name}'))
-            for name in _SCHEMA}
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f'caffe.{name}')) for name in _SCHEMA}
 
 
 def network(layers, *, packed=True, v1=False, old_shape=False, doubles=False, eps=None):
@@ -83,11 +96,16 @@ def example_layers():
 
     layers = {'data': []}
     for conv, suffix, width_in, width, k in [
-            ('conv1', '_conv1', 3, 4, 7), ('res2a_branch1', '2a_branch1', 4, 5, 1),
-            ('res3b12_branch2b', '3b12_branch2b', 4, 4, 3)]:
-        layers |= {conv: [array(width, width_in, k, k)],
-                   f'bn{suffix}': [array(width), array(width) ** 2 + 1, np.float32([4])],
-                   f'scale{suffix}': [array(width), array(width)], f'{conv}_relu': []}
+        ('conv1', '_conv1', 3, 4, 7),
+        ('res2a_branch1', '2a_branch1', 4, 5, 1),
+        ('res3b12_branch2b', '3b12_branch2b', 4, 4, 3),
+    ]:
+        layers |= {
+            conv: [array(width, width_in, k, k)],
+            f'bn{suffix}': [array(width), array(width) ** 2 + 1, np.float32([4])],
+            f'scale{suffix}': [array(width), array(width)],
+            f'{conv}_relu': [],
+        }
     layers['conv1'].append(array(4))
     layers['fc1000'] = [array(7, 5), array(7)]
     return layers
@@ -95,13 +113,16 @@ def example_layers():
 
 def expected(layers, eps=1e-5):
     arrays = {'conv1/b': layers['conv1'][1]}
-    for conv, suffix in [('conv1', '_conv1'), ('res2a_branch1', '2a_branch1'),
-                         ('res3b12_branch2b', '3b12_branch2b')]:
+    for conv, suffix in [('conv1', '_conv1'), ('res2a_branch1', '2a_branch1'), ('res3b12_branch2b', '3b12_branch2b')]:
         mean, var, factor = layers[f'bn{suffix}']
         gamma, beta = layers[f'scale{suffix}']
-        arrays |= {f'{conv}/W': layers[conv][0], f'bn{suffix}/gamma': gamma, f'bn{suffix}/beta': beta,
-                   f'bn{suffix}/mean': mean / factor,
-                   f'bn{suffix}/var': var / factor + np.float32(eps - 1e-5)}
+        arrays |= {
+            f'{conv}/W': layers[conv][0],
+            f'bn{suffix}/gamma': gamma,
+            f'bn{suffix}/beta': beta,
+            f'bn{suffix}/mean': mean / factor,
+            f'bn{suffix}/var': var / factor + np.float32(eps - 1e-5),
+        }
     return arrays
 
 
@@ -111,10 +132,19 @@ def check(got, wanted):
         np.testing.assert_allclose(got[name], array, rtol=1e-6, err_msg=name, strict=True)
 
 
-@pytest.mark.parametrize('options', [
-    {}, {'packed': False}, {'v1': True}, {'old_shape': True},
-    {'v1': True, 'old_shape': True, 'packed': False},
-    {'doubles': True}, {'doubles': True, 'packed': False}], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'packed': False},
+        {'v1': True},
+        {'old_shape': True},
+        {'v1': True, 'old_shape': True, 'packed': False},
+        {'doubles': True},
+        {'doubles': True, 'packed': False},
+    ],
+    ids=str,
+)
 def test_every_form_of_the_format(tmp_path, options):
     layers, path = example_layers(), tmp_path / 'net.caffemodel'
     path.write_bytes(network(layers, **options))
@@ -171,10 +201,14 @@ DAMAGED = {
     'no batch normalisation': (layer('conv1', ONE), 'layer bn_conv1 is missing'),
     'too many blobs': (layer('conv1', ONE, ONE, ONE), 'conv1 has 3 blobs, not 1 or 2'),
     'twice': (layer('conv1', ONE) * 2, 'two layers conv1'),
-    'shape too large': (layer('conv1', field(7, field(1, varint(1 << 62) * 3)) + ONE),
-                        'has 1 numbers, which is not the shape'),
+    'shape too large': (
+        layer('conv1', field(7, field(1, varint(1 << 62) * 3)) + ONE),
+        'has 1 numbers, which is not the shape',
+    ),
     'nothing, with a side that no array has': (
-        layer('conv1', field(7, field(1, varint(0) + varint(1 << 63)))), r'0 numbers, .* \(0, 9223372036854775808\)'),
+        layer('conv1', field(7, field(1, varint(0) + varint(1 << 63)))),
+        r'0 numbers, .* \(0, 9223372036854775808\)',
+    ),
     'many axes': (layer('conv1', field(7, field(1, b'\x01' * 5000)) + ONE), 'which is not the shape'),
     'broken float': (layer('conv1', field(5, b'abc')), 'ends within one'),
     'group': (b'\x0b', 'unknown wire type 3'),
@@ -201,7 +235,7 @@ def test_truncated_and_flipped_files_only_raise_the_one_error(tmp_path):
     path = tmp_path / 'net.caffemodel'
     refused = 0
     for i in range(300):
-        damaged = bytearray(data[:len(data) * i // 100] if i < 100 else data)
+        damaged = bytearray(data[: len(data) * i // 100] if i < 100 else data)
         if i >= 100:
             damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
         path.write_bytes(damaged)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import Config, PRESETS, RESNET_BLOCKS
+from mask_rcnn.config import PRESETS, RESNET_BLOCKS, Config
 from mask_rcnn.weights import WeightFileError, formats, load_arrays
 from mask_rcnn.weights.converters import detectron, detectron_cfg
 from mask_rcnn.weights.readers import safe_pickle
@@ -24,8 +24,7 @@ def resnet_shapes(n_res4):
     width_in = 64
     for stage, (count, width) in {2: (3, 64), 3: (4, 128), 4: (n_res4, 256), 5: (3, 512)}.items():
         for i in range(count):
-            convs = {'2a': (width, width_in, 1, 1), '2b': (width, width, 3, 3),
-                     '2c': (4 * width, width, 1, 1)}
+            convs = {'2a': (width, width_in, 1, 1), '2b': (width, width, 3, 3), '2c': (4 * width, width, 1, 1)}
             if i == 0:
                 convs['1'] = (4 * width, width_in, 1, 1)
             for branch, shape in convs.items():
@@ -36,9 +35,14 @@ def resnet_shapes(n_res4):
 
 
 def head_shapes(n_class, n_anchor=15):
-    shapes = {'conv_rpn': (1024, 1024, 3, 3), 'rpn_cls_logits': (n_anchor, 1024, 1, 1),
-              'rpn_bbox_pred': (4 * n_anchor, 1024, 1, 1), 'cls_score': (n_class, 2048),
-              'bbox_pred': (4 * n_class, 2048), 'mask_fcn_logits': (n_class, 256, 1, 1)}
+    shapes = {
+        'conv_rpn': (1024, 1024, 3, 3),
+        'rpn_cls_logits': (n_anchor, 1024, 1, 1),
+        'rpn_bbox_pred': (4 * n_anchor, 1024, 1, 1),
+        'cls_score': (n_class, 2048),
+        'bbox_pred': (4 * n_class, 2048),
+        'mask_fcn_logits': (n_class, 256, 1, 1),
+    }
     weights = {f'{name}_w': shape for name, shape in shapes.items()}
     biases = {f'{name}_b': shape[:1] for name, shape in shapes.items()}
     return weights | biases | {'conv5_mask_w': (2048, 256, 2, 2), 'conv5_mask_b': (256,)}
@@ -49,9 +53,15 @@ def fpn_shapes(n_class, n_res4=6, heads=('mask',)):
     layers = {'fpn_inner_res5_2_sum': (256, 2048, 1, 1), 'fpn_res5_2_sum': (256, 256, 3, 3)}
     for name, width in ('res2_2', 256), ('res3_3', 512), (f'res4_{n_res4 - 1}', 1024):
         layers |= {f'fpn_inner_{name}_sum_lateral': (256, width, 1, 1), f'fpn_{name}_sum': (256, 256, 3, 3)}
-    layers |= {'conv_rpn_fpn2': (256, 256, 3, 3), 'rpn_cls_logits_fpn2': (3, 256, 1, 1),
-               'rpn_bbox_pred_fpn2': (12, 256, 1, 1), 'fc6': (1024, 256 * 7 * 7), 'fc7': (1024, 1024),
-               'cls_score': (n_class, 1024), 'bbox_pred': (4 * n_class, 1024)}
+    layers |= {
+        'conv_rpn_fpn2': (256, 256, 3, 3),
+        'rpn_cls_logits_fpn2': (3, 256, 1, 1),
+        'rpn_bbox_pred_fpn2': (12, 256, 1, 1),
+        'fc6': (1024, 256 * 7 * 7),
+        'fc7': (1024, 1024),
+        'cls_score': (n_class, 1024),
+        'bbox_pred': (4 * n_class, 1024),
+    }
     biases = {}
     if 'mask' in heads:
         layers |= {f'_[mask]_fcn{i}': (256, 256, 3, 3) for i in range(1, 5)}
@@ -60,8 +70,11 @@ def fpn_shapes(n_class, n_res4=6, heads=('mask',)):
         layers |= {f'conv_fcn{i}': (512, 512 if i > 1 else 256, 3, 3) for i in range(1, 9)}
         layers |= {'kps_score_lowres': (512, 17, 4, 4), 'kps_score': (17, 17, 4, 4)}
         biases = {'kps_score_lowres_b': (17,)}
-    return ({f'{name}_w': shape for name, shape in layers.items()}
-            | {f'{name}_b': shape[:1] for name, shape in layers.items()} | biases)
+    return (
+        {f'{name}_w': shape for name, shape in layers.items()}
+        | {f'{name}_b': shape[:1] for name, shape in layers.items()}
+        | biases
+    )
 
 
 def zeros(shapes):
@@ -96,6 +109,7 @@ def read(monkeypatch, tmp_path):
     def read_data(data):
         monkeypatch.setattr(safe_pickle, 'load', lambda _: data)
         return detectron.read(path)
+
     return read_data
 
 
@@ -141,12 +155,15 @@ def test_orders_of_the_heads_of_a_pyramid(read):
     assert arrays['mask_head/score/b'].tolist() == [1, 2]
 
 
-@pytest.mark.parametrize('preset, heads, name', [
-    ('resnet50_fpn', ('mask',), 'e2e_mask_rcnn_R-50-FPN_1x_d2c.npz'),
-    ('resnet101_fpn', ('mask',), 'e2e_mask_rcnn_R-101-FPN_1x_d2c.npz'),
-    ('keypoint_resnet50_fpn', ('keypoint',), 'e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz'),
-    ('keypoint_resnet101_fpn', ('mask', 'keypoint'), 'e2e_mask_and_keypoint_rcnn_R-101-FPN_1x_d2c.npz'),
-])
+@pytest.mark.parametrize(
+    ('preset', 'heads', 'name'),
+    [
+        ('resnet50_fpn', ('mask',), 'e2e_mask_rcnn_R-50-FPN_1x_d2c.npz'),
+        ('resnet101_fpn', ('mask',), 'e2e_mask_rcnn_R-101-FPN_1x_d2c.npz'),
+        ('keypoint_resnet50_fpn', ('keypoint',), 'e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz'),
+        ('keypoint_resnet101_fpn', ('mask', 'keypoint'), 'e2e_mask_and_keypoint_rcnn_R-101-FPN_1x_d2c.npz'),
+    ],
+)
 def test_pyramids_fit_our_networks(read, preset, heads, name):
     config = PRESETS[preset]
     n_class = 2 if 'keypoint' in heads else 4
@@ -157,7 +174,7 @@ def test_pyramids_fit_our_networks(read, preset, heads, name):
     load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
 
 
-@pytest.mark.parametrize('kernel, fixed', [(bilinear(), True), (bilinear() / 2, False), (np.zeros(3), False)])
+@pytest.mark.parametrize(('kernel', 'fixed'), [(bilinear(), True), (bilinear() / 2, False), (np.zeros(3), False)])
 def test_upsampling_that_is_not_bilinear(read, kernel, fixed):
     report = read({'blobs': fpn_blobs(2, heads=('keypoint',), kps_score_w=kernel)}).report
     assert report.skipped == {'fixed upsampling': ('kps_score_b', 'kps_score_w')}
@@ -165,16 +182,17 @@ def test_upsampling_that_is_not_bilinear(read, kernel, fixed):
     assert (warning in report.warnings) != fixed
 
 
-@pytest.mark.parametrize('extractor, wrapped', [('resnet50', True), ('resnet101', False)])
+@pytest.mark.parametrize(('extractor', 'wrapped'), [('resnet50', True), ('resnet101', False)])
 def test_imagenet_files_become_backbones(read, extractor, wrapped):
     n_res4 = RESNET_BLOCKS[extractor][2]
-    extra = zeros({'conv1_b': (64,), 'res2_0_branch2a_b': (64,), 'fc1000_w': (1000, 2048),
-                   'fc1000_b': (1000,)})
+    extra = zeros({'conv1_b': (64,), 'res2_0_branch2a_b': (64,), 'fc1000_w': (1000, 2048), 'fc1000_b': (1000,)})
     blobs = zeros(resnet_shapes(n_res4)) | extra
     file = read({'blobs': blobs} if wrapped else blobs)
     assert file.kind == 'backbone' and file.config == Config(extractor=extractor)
-    assert file.report.skipped == {'unused convolution biases': ('conv1_b', 'res2_0_branch2a_b'),
-                                   'ImageNet classifier': ('fc1000_b', 'fc1000_w')}
+    assert file.report.skipped == {
+        'unused convolution biases': ('conv1_b', 'res2_0_branch2a_b'),
+        'ImageNet classifier': ('fc1000_b', 'fc1000_w'),
+    }
     assert {path.split('/')[0] for path in file.arrays} == {'extractor', 'box_head'}
     load_arrays(mask_rcnn.build(file.config), file.arrays, what='file', partial=True)
 
@@ -190,36 +208,43 @@ def test_report(read):
     assert 'cls_score_b' in read({'blobs': model_blobs(cls_score_b=broken)}).report.warnings[-1]
 
 
-@pytest.mark.parametrize('blobs, reason', [
-    (model_blobs(kps_score_w=np.zeros(1)), 'with a keypoint head but no FPN, which is not supported yet'),
-    (fpn_blobs(retnet_cls_pred_fpn3_w=np.zeros(1)), 'with a RetinaNet head'),
-    (fpn_blobs(conv_rpn_fpn2_w=None), 'with no RPN'),
-    (fpn_blobs(cls_score_w=None), 'with no box head'),
-    (fpn_blobs(mask_fcn_logits_w=None), 'with no mask or keypoint head'),
-    (fpn_blobs(heads=('keypoint',), kps_score_lowres_w=None), 'missing blobs: kps_score_lowres_w'),
-    (fpn_blobs(fc6_w=np.zeros((1024, 256 * 14 * 14), np.float32)), r'fc6_w is float32 \(1024, 50176\)'),
-    (fpn_blobs(fpn_inner_res5_2_sum_w=None), 'missing blobs: fpn_inner_res5_2_sum_w'),
-    (model_blobs(res2_0_branch2b_w=np.zeros((256, 8, 3, 3))), 'with a ResNeXt backbone'),
-    (model_blobs(conv1_gn_s=np.zeros(64)), 'with group normalisation'),
-    ({'_[mask]_res5_0_branch2a_w': np.zeros(1)} | model_blobs(), 'with a separate res5 for masks'),
-    ({'conv1_1_w': np.zeros((64, 3, 3, 3))}, 'with a VGG backbone'),
-    (model_blobs(mask_fcn_logits_w=None), 'with no mask head'),
-    (model_blobs(cls_score_w=None, mask_fcn_logits_w=None), 'with no box head and no mask head'),
-    (model_blobs(conv_rpn_w=None), 'with no RPN'),
-    (model_blobs(n_res4=36), 'ResNet with 36 blocks in res4'),
-    ({}, 'not a Detectron weight file: the blobs of a ResNet'),
-    (model_blobs(conv1_w=None), 'not a Detectron weight file'),
-    (model_blobs(cls_score_w=np.zeros(3, np.float32)), r'cls_score_w has the shape \(3,\)'),
-    (model_blobs(conv1_w=np.zeros((64, 4, 7, 7), np.float32), bbox_pred_b=np.zeros(8, np.float32)),
-     r'conv1_w is float32 \(64, 4, 7, 7\), not float32 \(64, 3, 7, 7\); bbox_pred_b is float32 \(8,\)'),
-    (model_blobs(conv1_w=np.zeros((64, 3, 7, 7), int)), 'conv1_w is int64'),
-    (model_blobs(conv5_mask_w=None, res3_1_branch2c_bn_s=None),
-     'missing blobs: res3_1_branch2c_bn_s, conv5_mask_w$'),
-    ([1], 'holds a list'),
-    ({'blobs': [1]}, "'blobs' are no dictionary"),
-    ({'blobs': {}, 'cfg': [1]}, "'cfg' is damaged: not text"),
-    ({'blobs': {}, 'cfg': 'a: ]'}, "'cfg' is damaged"),
-])
+@pytest.mark.parametrize(
+    ('blobs', 'reason'),
+    [
+        (model_blobs(kps_score_w=np.zeros(1)), 'with a keypoint head but no FPN, which is not supported yet'),
+        (fpn_blobs(retnet_cls_pred_fpn3_w=np.zeros(1)), 'with a RetinaNet head'),
+        (fpn_blobs(conv_rpn_fpn2_w=None), 'with no RPN'),
+        (fpn_blobs(cls_score_w=None), 'with no box head'),
+        (fpn_blobs(mask_fcn_logits_w=None), 'with no mask or keypoint head'),
+        (fpn_blobs(heads=('keypoint',), kps_score_lowres_w=None), 'missing blobs: kps_score_lowres_w'),
+        (fpn_blobs(fc6_w=np.zeros((1024, 256 * 14 * 14), np.float32)), r'fc6_w is float32 \(1024, 50176\)'),
+        (fpn_blobs(fpn_inner_res5_2_sum_w=None), 'missing blobs: fpn_inner_res5_2_sum_w'),
+        (model_blobs(res2_0_branch2b_w=np.zeros((256, 8, 3, 3))), 'with a ResNeXt backbone'),
+        (model_blobs(conv1_gn_s=np.zeros(64)), 'with group normalisation'),
+        ({'_[mask]_res5_0_branch2a_w': np.zeros(1)} | model_blobs(), 'with a separate res5 for masks'),
+        ({'conv1_1_w': np.zeros((64, 3, 3, 3))}, 'with a VGG backbone'),
+        (model_blobs(mask_fcn_logits_w=None), 'with no mask head'),
+        (model_blobs(cls_score_w=None, mask_fcn_logits_w=None), 'with no box head and no mask head'),
+        (model_blobs(conv_rpn_w=None), 'with no RPN'),
+        (model_blobs(n_res4=36), 'ResNet with 36 blocks in res4'),
+        ({}, 'not a Detectron weight file: the blobs of a ResNet'),
+        (model_blobs(conv1_w=None), 'not a Detectron weight file'),
+        (model_blobs(cls_score_w=np.zeros(3, np.float32)), r'cls_score_w has the shape \(3,\)'),
+        (
+            model_blobs(conv1_w=np.zeros((64, 4, 7, 7), np.float32), bbox_pred_b=np.zeros(8, np.float32)),
+            r'conv1_w is float32 \(64, 4, 7, 7\), not float32 \(64, 3, 7, 7\); bbox_pred_b is float32 \(8,\)',
+        ),
+        (model_blobs(conv1_w=np.zeros((64, 3, 7, 7), int)), 'conv1_w is int64'),
+        (
+            model_blobs(conv5_mask_w=None, res3_1_branch2c_bn_s=None),
+            'missing blobs: res3_1_branch2c_bn_s, conv5_mask_w$',
+        ),
+        ([1], 'holds a list'),
+        ({'blobs': [1]}, "'blobs' are no dictionary"),
+        ({'blobs': {}, 'cfg': [1]}, "'cfg' is damaged: not text"),
+        ({'blobs': {}, 'cfg': 'a: ]'}, "'cfg' is damaged"),
+    ],
+)
 def test_what_is_refused(read, blobs, reason):
     with pytest.raises(WeightFileError, match=reason) as caught:
         read(blobs)
@@ -238,28 +263,31 @@ def test_python_tags_never_become_objects():
         '  C: !!python/object/new:os.system {args: ["touch executed"]}\n'
         '  D: !!python/tuple [1, !!python/long 2, !!python/unicode "x", !!python/none ~]\n'
         '  E: {on: true, f: 1.5, s: !!python/str 7}\n'
-        'state: {}\n')
-    assert cfg == {'A': None, 'B': None, 'C': None, 'D': [1, 2, 'x', None],
-                   'E': {True: True, 'f': 1.5, 's': '7'}}
+        'state: {}\n'
+    )
+    assert cfg == {'A': None, 'B': None, 'C': None, 'D': [1, 2, 'x', None], 'E': {True: True, 'f': 1.5, 's': '7'}}
 
 
 LAUGHS = 'a0: &a0 [x, x]\n' + ''.join(f'a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n' for i in range(1, 30))
 
 
-@pytest.mark.parametrize('text, reason', [
-    ('', 'not a mapping'),
-    ('[1]', 'not a mapping'),
-    ('a: [', 'line 1'),
-    ('a: *b', 'undefined alias'),
-    (LAUGHS, 'nested too deeply or too large'),
-    ('[' * 5000, 'nested too deeply'),
-    ('a: &a {b: *a}', 'nested too deeply'),
-    ('x' * 300_000, '300000 characters'),
-    ('a: !!int x', 'is no int'),
-    ('a: !!binary x', 'is no binary'),
-    ('{[1]: 2}', 'a key that is not text'),
-    ('a: \x00', 'special characters|not YAML'),
-])
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        ('', 'not a mapping'),
+        ('[1]', 'not a mapping'),
+        ('a: [', 'line 1'),
+        ('a: *b', 'undefined alias'),
+        (LAUGHS, 'nested too deeply or too large'),
+        ('[' * 5000, 'nested too deeply'),
+        ('a: &a {b: *a}', 'nested too deeply'),
+        ('x' * 300_000, '300000 characters'),
+        ('a: !!int x', 'is no int'),
+        ('a: !!binary x', 'is no binary'),
+        ('{[1]: 2}', 'a key that is not text'),
+        ('a: \x00', 'special characters|not YAML'),
+    ],
+)
 def test_bad_yaml(text, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         detectron_cfg.parse(text)
@@ -267,30 +295,49 @@ def test_bad_yaml(text, reason):
 
 
 def test_numbers_of_cfg_reach_the_configuration():
-    config, warnings = detectron_cfg.apply(detectron_cfg.parse("""
+    config, warnings = detectron_cfg.apply(
+        detectron_cfg.parse("""
         TEST: {SCALE: 600, MAX_SIZE: 1000, RPN_PRE_NMS_TOP_N: 7, RPN_POST_NMS_TOP_N: 8, RPN_NMS_THRESH: 0.6,
                RPN_MIN_SIZE: 16, SCORE_THRESH: 0.1, NMS: 0.4, DETECTIONS_PER_IM: 50}
         RPN: {SIZES: !!python/tuple [16, 24.5], ASPECT_RATIOS: !!python/tuple [1, 2], STRIDE: 16}
         FAST_RCNN: {ROI_XFORM_RESOLUTION: 7, ROI_XFORM_METHOD: RoIPoolF, ROI_XFORM_SAMPLING_RATIO: 2}
-        """), Config())
+        """),
+        Config(),
+    )
     assert warnings == []
     assert config == Config(
-        min_size=600, max_size=1000, rpn_pre_nms=7, rpn_post_nms=8, rpn_nms_threshold=0.6, rpn_min_size=16,
-        score_threshold=0.1, nms_threshold=0.4, max_detections=50, anchor_sizes=(16, 24.5),
-        anchor_ratios=(1, 2), roi_size=7, roi_align=False, sampling_ratio=2)
+        min_size=600,
+        max_size=1000,
+        rpn_pre_nms=7,
+        rpn_post_nms=8,
+        rpn_nms_threshold=0.6,
+        rpn_min_size=16,
+        score_threshold=0.1,
+        nms_threshold=0.4,
+        max_detections=50,
+        anchor_sizes=(16, 24.5),
+        anchor_ratios=(1, 2),
+        roi_size=7,
+        roi_align=False,
+        sampling_ratio=2,
+    )
 
 
 def test_a_pyramids_numbers_have_their_own_names():
-    config, warnings = detectron_cfg.apply(detectron_cfg.parse("""
+    config, warnings = detectron_cfg.apply(
+        detectron_cfg.parse("""
         RPN: {SIZES: !!python/tuple [1, 2], ASPECT_RATIOS: !!python/tuple [1], STRIDE: 8}
         FPN: {RPN_ANCHOR_START_SIZE: 16, RPN_ASPECT_RATIOS: !!python/tuple [0.5, 2]}
         FAST_RCNN: {ROI_XFORM_RESOLUTION: 7, ROI_XFORM_SAMPLING_RATIO: 2}
         MRCNN: {ROI_XFORM_RESOLUTION: 7, ROI_XFORM_SAMPLING_RATIO: 2, RESOLUTION: 14}
         KRCNN: {ROI_XFORM_RESOLUTION: 7}
-        """), PRESETS['resnet50_fpn'])
+        """),
+        PRESETS['resnet50_fpn'],
+    )
     assert warnings == []
     assert config == PRESETS['resnet50_fpn'].replace(
-        anchor_sizes=(16, 32, 64, 128, 256), anchor_ratios=(0.5, 2), mask_roi_size=7)
+        anchor_sizes=(16, 32, 64, 128, 256), anchor_ratios=(0.5, 2), mask_roi_size=7
+    )
 
 
 def test_old_name_of_the_scale():
@@ -298,41 +345,55 @@ def test_old_name_of_the_scale():
     assert config.min_size == 480
 
 
-@pytest.mark.parametrize('text, warning', [
-    ('TEST: {NMS: high}', 'TEST.NMS is high, which is not supported; 0.5 is used'),
-    ('TEST: {SCALE: 5000}', 'its sizes and thresholds do not fit together'),
-    ('TEST: {SOFT_NMS: {ENABLED: true}}',
-     'TEST.SOFT_NMS.ENABLED is True, which is not supported; False is used'),
-    ('RPN: {STRIDE: 8}', 'RPN.STRIDE is 8'), ('RESNETS: {STRIDE_1X1: false}', 'RESNETS.STRIDE_1X1 is False'),
-    ('PIXEL_MEANS: [1.0, 2.0, 3.0]', 'PIXEL_MEANS'), ('BBOX_XFORM_CLIP: 5.0', 'BBOX_XFORM_CLIP'),
-    ('FAST_RCNN: {ROI_XFORM_RESOLUTION: 9}', 'FAST_RCNN.ROI_XFORM_RESOLUTION is 9'),
-    ('{FAST_RCNN: {ROI_XFORM_SAMPLING_RATIO: 2}, MRCNN: {ROI_XFORM_SAMPLING_RATIO: 0}}',
-     'MRCNN.ROI_XFORM_SAMPLING_RATIO is 0, which is not supported; 2 is used'),
-])
+@pytest.mark.parametrize(
+    ('text', 'warning'),
+    [
+        ('TEST: {NMS: high}', 'TEST.NMS is high, which is not supported; 0.5 is used'),
+        ('TEST: {SCALE: 5000}', 'its sizes and thresholds do not fit together'),
+        ('TEST: {SOFT_NMS: {ENABLED: true}}', 'TEST.SOFT_NMS.ENABLED is True, which is not supported; False is used'),
+        ('RPN: {STRIDE: 8}', 'RPN.STRIDE is 8'),
+        ('RESNETS: {STRIDE_1X1: false}', 'RESNETS.STRIDE_1X1 is False'),
+        ('PIXEL_MEANS: [1.0, 2.0, 3.0]', 'PIXEL_MEANS'),
+        ('BBOX_XFORM_CLIP: 5.0', 'BBOX_XFORM_CLIP'),
+        ('FAST_RCNN: {ROI_XFORM_RESOLUTION: 9}', 'FAST_RCNN.ROI_XFORM_RESOLUTION is 9'),
+        (
+            '{FAST_RCNN: {ROI_XFORM_SAMPLING_RATIO: 2}, MRCNN: {ROI_XFORM_SAMPLING_RATIO: 0}}',
+            'MRCNN.ROI_XFORM_SAMPLING_RATIO is 0, which is not supported; 2 is used',
+        ),
+    ],
+)
 def test_what_cannot_be_honoured_is_a_warning(text, warning):
     config, warnings = detectron_cfg.apply(detectron_cfg.parse(text), Config())
     assert len(warnings) == 1 and warnings[0].startswith(warning), warnings
 
 
-@pytest.mark.parametrize('preset, text, warning', [
-    ('resnet50_fpn', 'FPN: {EXTRA_CONV_LEVELS: true}', 'FPN.EXTRA_CONV_LEVELS is True'),
-    ('resnet50_fpn', 'FPN: {RPN_ANCHOR_START_SIZE: -1}', 'FPN.RPN_ANCHOR_START_SIZE is -1'),
-    ('resnet50_fpn', 'MRCNN: {RESOLUTION: 14}', 'MRCNN.RESOLUTION is 14, which is not supported; 28 is used'),
-    ('keypoint_resnet50_fpn', 'KRCNN: {HEATMAP_SIZE: 28}', 'KRCNN.HEATMAP_SIZE is 28'),
-    ('keypoint_resnet50_fpn',
-     '{FAST_RCNN: {ROI_XFORM_SAMPLING_RATIO: 2}, KRCNN: {ROI_XFORM_SAMPLING_RATIO: 0}}',
-     'KRCNN.ROI_XFORM_SAMPLING_RATIO is 0, which is not supported; 2 is used'),
-])
+@pytest.mark.parametrize(
+    ('preset', 'text', 'warning'),
+    [
+        ('resnet50_fpn', 'FPN: {EXTRA_CONV_LEVELS: true}', 'FPN.EXTRA_CONV_LEVELS is True'),
+        ('resnet50_fpn', 'FPN: {RPN_ANCHOR_START_SIZE: -1}', 'FPN.RPN_ANCHOR_START_SIZE is -1'),
+        ('resnet50_fpn', 'MRCNN: {RESOLUTION: 14}', 'MRCNN.RESOLUTION is 14, which is not supported; 28 is used'),
+        ('keypoint_resnet50_fpn', 'KRCNN: {HEATMAP_SIZE: 28}', 'KRCNN.HEATMAP_SIZE is 28'),
+        (
+            'keypoint_resnet50_fpn',
+            '{FAST_RCNN: {ROI_XFORM_SAMPLING_RATIO: 2}, KRCNN: {ROI_XFORM_SAMPLING_RATIO: 0}}',
+            'KRCNN.ROI_XFORM_SAMPLING_RATIO is 0, which is not supported; 2 is used',
+        ),
+    ],
+)
 def test_what_cannot_be_honoured_of_a_pyramids(preset, text, warning):
     _, warnings = detectron_cfg.apply(detectron_cfg.parse(text), PRESETS[preset])
     assert len(warnings) == 1 and warnings[0].startswith(warning), warnings
 
 
-@pytest.mark.parametrize('cfg, factors', [
-    ('MODEL: {BBOX_REG_WEIGHTS: !!python/tuple [10.0, 10.0, 5.0, 5.0]}', (1, 1, 1, 1)),
-    ('MODEL: {BBOX_REG_WEIGHTS: !!python/tuple [5.0, 20.0, 1.0, 10.0]}', (0.5, 2, 0.5, 5)),
-    ('MODEL: {}', (10, 10, 5, 5)),      # before Detectron knew the setting: weights 1
-])
+@pytest.mark.parametrize(
+    ('cfg', 'factors'),
+    [
+        ('MODEL: {BBOX_REG_WEIGHTS: !!python/tuple [10.0, 10.0, 5.0, 5.0]}', (1, 1, 1, 1)),
+        ('MODEL: {BBOX_REG_WEIGHTS: !!python/tuple [5.0, 20.0, 1.0, 10.0]}', (0.5, 2, 0.5, 5)),
+        ('MODEL: {}', (10, 10, 5, 5)),  # before Detectron knew the setting: weights 1
+    ],
+)
 def test_box_weights_are_folded_into_the_deltas(read, cfg, factors):
     rng = np.random.RandomState(0)
     bias = rng.rand(12).astype(np.float32)
@@ -363,22 +424,37 @@ def test_golden_pyramids(read, writer, shared, name):
     assert file.config == PRESETS['keypoint_resnet50_fpn' if keypoints else 'resnet50_fpn']
     assert file.report.warnings == () and file.report.notes == ()
     assert {group: len(names) for group, names in file.report.skipped.items()} == {
-        'momentum': len(meta['momentum']), 'unused convolution biases': 1, 'ImageNet classifier': 2,
-        **({'fixed upsampling': 2} if keypoints else {})}
-    same = {'extractor/body/res5/block2/conv3/conv/W': 'res5_2_branch2c_w',
-            'extractor/body/res2/block0/shortcut/norm/bias': 'res2_0_branch1_bn_b',
-            'extractor/lateral5/W': 'fpn_inner_res5_2_sum_w', 'extractor/output5/W': 'fpn_res5_2_sum_w',
-            'extractor/lateral4/W': 'fpn_inner_res4_5_sum_lateral_w',
-            'extractor/output2/b': 'fpn_res2_2_sum_b',
-            'rpn/conv/W': 'conv_rpn_fpn2_w', 'rpn/objectness/b': 'rpn_cls_logits_fpn2_b',
-            'box_head/fc6/W': 'fc6_w', 'box_head/fc7/b': 'fc7_b', 'box_head/score/W': 'cls_score_w'}
+        'momentum': len(meta['momentum']),
+        'unused convolution biases': 1,
+        'ImageNet classifier': 2,
+        **({'fixed upsampling': 2} if keypoints else {}),
+    }
+    same = {
+        'extractor/body/res5/block2/conv3/conv/W': 'res5_2_branch2c_w',
+        'extractor/body/res2/block0/shortcut/norm/bias': 'res2_0_branch1_bn_b',
+        'extractor/lateral5/W': 'fpn_inner_res5_2_sum_w',
+        'extractor/output5/W': 'fpn_res5_2_sum_w',
+        'extractor/lateral4/W': 'fpn_inner_res4_5_sum_lateral_w',
+        'extractor/output2/b': 'fpn_res2_2_sum_b',
+        'rpn/conv/W': 'conv_rpn_fpn2_w',
+        'rpn/objectness/b': 'rpn_cls_logits_fpn2_b',
+        'box_head/fc6/W': 'fc6_w',
+        'box_head/fc7/b': 'fc7_b',
+        'box_head/score/W': 'cls_score_w',
+    }
     if keypoints:
-        same |= {'keypoint_head/conv1/W': 'conv_fcn1_w', 'keypoint_head/conv8/b': 'conv_fcn8_b',
-                 'keypoint_head/deconv/W': 'kps_score_lowres_w',
-                 'keypoint_head/deconv/b': 'kps_score_lowres_b'}
+        same |= {
+            'keypoint_head/conv1/W': 'conv_fcn1_w',
+            'keypoint_head/conv8/b': 'conv_fcn8_b',
+            'keypoint_head/deconv/W': 'kps_score_lowres_w',
+            'keypoint_head/deconv/b': 'kps_score_lowres_b',
+        }
     else:
-        same |= {'mask_head/conv1/W': '_[mask]_fcn1_w', 'mask_head/conv4/b': '_[mask]_fcn4_b',
-                 'mask_head/deconv/W': 'conv5_mask_w'}
+        same |= {
+            'mask_head/conv1/W': '_[mask]_fcn1_w',
+            'mask_head/conv4/b': '_[mask]_fcn4_b',
+            'mask_head/deconv/W': 'conv5_mask_w',
+        }
     for native, source in same.items():
         np.testing.assert_array_equal(file.arrays[native], blobs[source], err_msg=native)
 
@@ -411,17 +487,23 @@ def test_golden_conversion(golden):
     assert file.kind == 'model' and file.config == Config()
     assert file.report.warnings == () and file.report.notes == ()
     assert {group: len(names) for group, names in file.report.skipped.items()} == {
-        'momentum': 56, 'unused convolution biases': 1, 'ImageNet classifier': 2}
+        'momentum': 56,
+        'unused convolution biases': 1,
+        'ImageNet classifier': 2,
+    }
     arrays = dict(file.arrays)
     for blob in [name for name in blobs if name in resnet_shapes(6)]:
         np.testing.assert_array_equal(arrays.pop(our_names(blob)), blobs[blob], err_msg=blob)
-    for source, native in (('conv_rpn', 'rpn/conv'), ('rpn_cls_logits', 'rpn/objectness'),
-                           ('cls_score', 'box_head/score'), ('conv5_mask', 'mask_head/deconv')):
+    for source, native in (
+        ('conv_rpn', 'rpn/conv'),
+        ('rpn_cls_logits', 'rpn/objectness'),
+        ('cls_score', 'box_head/score'),
+        ('conv5_mask', 'mask_head/deconv'),
+    ):
         np.testing.assert_array_equal(arrays.pop(f'{native}/W'), blobs[f'{source}_w'])
         np.testing.assert_array_equal(arrays.pop(f'{native}/b'), blobs[f'{source}_b'])
     for letter, name in ('Ww', 'bb'):
-        np.testing.assert_array_equal(arrays.pop(f'mask_head/score/{letter}'),
-                                      blobs[f'mask_fcn_logits_{name}'][1:])
+        np.testing.assert_array_equal(arrays.pop(f'mask_head/score/{letter}'), blobs[f'mask_fcn_logits_{name}'][1:])
         for source, native in ('rpn_bbox_pred', 'rpn/delta'), ('bbox_pred', 'box_head/delta'):
             array, blob = arrays.pop(f'{native}/{letter}'), blobs[f'{source}_{name}']
             for our_row, their_row in enumerate((1, 0, 3, 2)):
@@ -432,14 +514,15 @@ def test_golden_conversion(golden):
 def test_golden_conversion_takes_little_memory(golden, root, tmp_path):
     """Command line, whole process: at most three times the file (it holds the arrays once)."""
     path, _ = golden
-    script = ('import json, runpy, sys\n'
-              f'sys.argv = ["x", "--input", {str(path)!r}, "--output", {str(tmp_path / "o.npz")!r}]\n'
-              'try:\n    runpy.run_path("utils/detectron_parser.py", run_name="__main__")\n'
-              'except SystemExit as end:\n    assert not end.code\n'
-              'line = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))\n'
-              'print(json.dumps(int(line.split()[1]) * 1024))\n')
-    done = subprocess.run([sys.executable, '-c', script], cwd=root, capture_output=True, text=True,
-                          timeout=120)
+    script = (
+        'import json, runpy, sys\n'
+        f'sys.argv = ["x", "--input", {str(path)!r}, "--output", {str(tmp_path / "o.npz")!r}]\n'
+        'try:\n    runpy.run_path("utils/detectron_parser.py", run_name="__main__")\n'
+        'except SystemExit as end:\n    assert not end.code\n'
+        'line = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))\n'
+        'print(json.dumps(int(line.split()[1]) * 1024))\n'
+    )
+    done = subprocess.run([sys.executable, '-c', script], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) < 2 * path.stat().st_size
 

@@ -12,7 +12,7 @@ import pytest
 from mask_rcnn.weights import download
 from mask_rcnn.weights.download import DownloadError, fetch
 
-CONTENT = bytes(range(256)) * 4000      # 1 MB
+CONTENT = bytes(range(256)) * 4000  # 1 MB
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -32,7 +32,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             headers['Content-Range'] = f'bytes {first}-{len(CONTENT) - 1}/{len(CONTENT)}'
         body = CONTENT[start:]
         announced = None if manner == 'no-size' else len(body)
-        if manner == 'cut' and len(self.server.requests) < 3 or manner == 'always-cut':
+        if (manner == 'cut' and len(self.server.requests) < 3) or manner == 'always-cut':
             body = body[:300_000]
         self.answer(206 if start else 200, body, headers, announced)
 
@@ -53,7 +53,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
         server.requests = []
-        server.handle_error = lambda *arguments: None       # a client that hangs up in the middle
+        server.handle_error = lambda *arguments: None  # a client that hangs up in the middle
         server.url = f'http://127.0.0.1:{server.server_port}/'
         thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02})
         thread.start()
@@ -67,7 +67,7 @@ def test_fetch(server, tmp_path):
     assert fetch(server.url + 'file', path) == path
     assert path.read_bytes() == CONTENT and os.listdir(path.parent) == ['file.pkl']
     fetch(server.url + 'file', path)
-    assert len(server.requests) == 1        # it is there
+    assert len(server.requests) == 1  # it is there
 
 
 def test_cut_connections_are_continued(server, tmp_path):
@@ -94,7 +94,7 @@ def test_server_without_ranges_starts_again(server, tmp_path):
     assert path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize('there, requests', [(CONTENT, 1), (CONTENT + b'more', 2)])
+@pytest.mark.parametrize(('there', 'requests'), [(CONTENT, 1), (CONTENT + b'more', 2)])
 def test_complete_or_overlong_parts(server, tmp_path, there, requests):
     path = tmp_path / 'file.pkl'
     (tmp_path / 'file.pkl.part').write_bytes(there)
@@ -102,9 +102,15 @@ def test_complete_or_overlong_parts(server, tmp_path, there, requests):
     assert path.read_bytes() == CONTENT and len(server.requests) == requests
 
 
-@pytest.mark.parametrize('manner, reason, attempts', [
-    ('404', 'the server answers 404 Not Found', 1), ('500', 'the server answers 500', 2),
-    ('page', 'sends a web page', 1), ('no-size', "does not tell the file's size", 1)])
+@pytest.mark.parametrize(
+    ('manner', 'reason', 'attempts'),
+    [
+        ('404', 'the server answers 404 Not Found', 1),
+        ('500', 'the server answers 500', 2),
+        ('page', 'sends a web page', 1),
+        ('no-size', "does not tell the file's size", 1),
+    ],
+)
 def test_refusals(server, tmp_path, manner, reason, attempts):
     with pytest.raises(DownloadError, match=reason) as caught:
         fetch(server.url + manner, tmp_path / 'file.pkl', attempts=2, pause=0)
@@ -148,6 +154,7 @@ def test_script_is_the_same_door(root, tmp_path):
     def run(argument):
         command = [sys.executable, str(root / 'scripts' / 'fetch_weights.py'), argument]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
     shown = run('--help')
     assert shown.returncode == 0 and 'modelfiles/' in shown.stdout
     assert run('x').returncode == 2

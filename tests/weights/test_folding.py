@@ -25,8 +25,7 @@ def test_a_normalisation_folds_into_the_layer_before_it(rng, norm):
     folded = folding.fold_norm_into_weight(weight.astype(np.float32), norm['gamma'], norm['var'], EPS)
     new_bias = folding.fold_norm_into_bias(bias, **norm, eps=EPS)
     assert folded.dtype == new_bias.dtype == np.float32
-    np.testing.assert_allclose(x @ folded.T + new_bias, normalised(x @ weight.T + bias, **norm), rtol=1e-4,
-                               atol=1e-4)
+    np.testing.assert_allclose(x @ folded.T + new_bias, normalised(x @ weight.T + bias, **norm), rtol=1e-4, atol=1e-4)
 
 
 def test_filters_keep_their_shape(rng, norm):
@@ -39,8 +38,12 @@ def test_filters_keep_their_shape(rng, norm):
 def test_a_bias_folds_into_the_mean(rng, norm):
     x, bias = rng.randn(10, 6), rng.randn(6)
     mean = folding.fold_bias_into_mean(bias, norm['mean'])
-    np.testing.assert_allclose(normalised(x, norm['gamma'], norm['beta'], mean, norm['var']),
-                               normalised(x + bias, **norm), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        normalised(x, norm['gamma'], norm['beta'], mean, norm['var']),
+        normalised(x + bias, **norm),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_a_pair_of_logits_becomes_one(rng):
@@ -53,10 +56,16 @@ def test_a_pair_of_logits_becomes_one(rng):
 
 def test_apply_mappings():
     arrays = {'a': np.ones((2, 3)), 'b': np.full(2, 3.0), 'c': np.zeros(1), 'd': np.array([np.inf])}
-    native, taken, warnings = apply_mappings('file', arrays, [
-        ParamMapping('x/W', {'a': (2, 3), 'b': (2,)}, lambda a, b: a * b[:, None]),
-        ParamMapping('x/b', {'b': (2,)}), ParamMapping('n', {}, lambda: np.float32(4)),
-        ParamMapping('y', {'c': (1,), 'd': (1,)}, lambda c, d: c + d)])
+    native, taken, warnings = apply_mappings(
+        'file',
+        arrays,
+        [
+            ParamMapping('x/W', {'a': (2, 3), 'b': (2,)}, lambda a, b: a * b[:, None]),
+            ParamMapping('x/b', {'b': (2,)}),
+            ParamMapping('n', {}, lambda: np.float32(4)),
+            ParamMapping('y', {'c': (1,), 'd': (1,)}, lambda c, d: c + d),
+        ],
+    )
     assert (native['x/W'] == 3).all() and native['x/W'].dtype == np.float32 and native['n'].shape == ()
     assert taken == ('a', 'b', 'c', 'd')
     assert warnings == ['infinite or undefined numbers in d: did the training diverge?']
@@ -66,5 +75,6 @@ def test_what_does_not_fit_is_named():
     arrays = {'a': np.ones((2, 3)), 'b': np.ones(2, int)}
     with pytest.raises(WeightFileError) as caught:
         apply_mappings('file', arrays, [ParamMapping('x', {'a': (3, 2), 'b': (2,), 'c': (1,)}, max)], noun='blobs')
-    assert caught.value.reason == ('missing blobs: c; a is float64 (2, 3), not float32 (3, 2); '
-                                   'b is int64 (2,), not float32 (2,)')
+    assert caught.value.reason == (
+        'missing blobs: c; a is float64 (2, 3), not float32 (3, 2); b is int64 (2,), not float32 (2,)'
+    )

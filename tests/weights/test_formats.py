@@ -6,11 +6,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from tests.support import torch_bytes
 
-from mask_rcnn.config import Config, MATTERPORT, PRESETS
+from mask_rcnn.config import MATTERPORT, PRESETS, Config
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
+from tests.support import torch_bytes
 
 
 def archive(*names, compression=zipfile.ZIP_STORED):
@@ -46,15 +46,21 @@ def test_files_are_told_apart_by_their_contents(tmp_path, name):
     assert formats.detect_format(path).name == name.split(',')[0]
 
 
-@pytest.mark.parametrize('data, reason', [
-    (b'', 'is empty$'), (b'\x1f\x8b\x08', 'gzip-compressed'), (b'<html>', 'web page'),
-    (b'\x93NUMPY', r'is a single NumPy array \(.npy\), not the weights of a network$'),
-    (b'version https://git-lfs', 'Git LFS pointer'),
-    (b'\xff\xd8\xff\xe0', "is no file of weights that is known .*PyTorch's .pth"),
-    (b'PK\x03\x04' + bytes(50), 'is a damaged zip archive'),
-    (archive('a.txt'), 'is no zip archive of weights that is known'),
-    (b'{"IMAGE_MAX_DIM": 512}', 'is no file of weights'), (bytes(100), 'is no file of weights'),
-])
+@pytest.mark.parametrize(
+    ('data', 'reason'),
+    [
+        (b'', 'is empty$'),
+        (b'\x1f\x8b\x08', 'gzip-compressed'),
+        (b'<html>', 'web page'),
+        (b'\x93NUMPY', r'is a single NumPy array \(.npy\), not the weights of a network$'),
+        (b'version https://git-lfs', 'Git LFS pointer'),
+        (b'\xff\xd8\xff\xe0', "is no file of weights that is known .*PyTorch's .pth"),
+        (b'PK\x03\x04' + bytes(50), 'is a damaged zip archive'),
+        (archive('a.txt'), 'is no zip archive of weights that is known'),
+        (b'{"IMAGE_MAX_DIM": 512}', 'is no file of weights'),
+        (bytes(100), 'is no file of weights'),
+    ],
+)
 def test_other_files_get_one_line(tmp_path, data, reason):
     path = tmp_path / 'weights.pkl'
     path.write_bytes(data)
@@ -81,8 +87,14 @@ def test_paths_that_are_no_files(tmp_path):
 
 def test_our_own_files(tmp_path):
     path = tmp_path / 'model.npz'
-    meta = ModelMeta('model', Config(n_fg_class=2), ('cat', 'dog'), (17, 18),
-                     Source('x.pkl', '0' * 64, 'detectron-pickle'), notes=('a note',))
+    meta = ModelMeta(
+        'model',
+        Config(n_fg_class=2),
+        ('cat', 'dog'),
+        (17, 18),
+        Source('x.pkl', '0' * 64, 'detectron-pickle'),
+        notes=('a note',),
+    )
     write_weights(path, {'a/W': np.ones((2, 3), np.float32)}, meta)
     file = formats.read(path)
     assert (file.kind, file.format, file.config) == ('model', 'mask-rcnn-npz', Config(n_fg_class=2))
@@ -94,24 +106,36 @@ def test_our_own_files(tmp_path):
 
 
 def test_imagenet_bodies(shared):
-    for name, format, extractor in (('resnet50_imagenet', 'caffe-npz', 'resnet50'),
-                                    ('mobilenet_v1_imagenet', 'mobilenet-npz', 'mobilenet_v1_fpn')):
+    for name, format, extractor in (
+        ('resnet50_imagenet', 'caffe-npz', 'resnet50'),
+        ('mobilenet_v1_imagenet', 'mobilenet-npz', 'mobilenet_v1_fpn'),
+    ):
         file = formats.read(shared / 'weights' / f'{name}.npz')
         assert (file.kind, file.format, file.config.extractor) == ('backbone', format, extractor)
         assert sum(array.size for array in file.arrays.values()) > 3e6
 
 
-@pytest.mark.parametrize('format, kind, config, name', [
-    ('detectron-pickle', 'model', PRESETS['resnet50'], 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'),
-    ('detectron-pickle', 'model', PRESETS['keypoint_resnet101_fpn'],
-     'e2e_keypoint_rcnn_R-101-FPN_1x_d2c.npz'),
-    ('detectron-pickle', 'model', PRESETS['keypoint_resnet50_fpn'].replace(masks=True),
-     'e2e_mask_and_keypoint_rcnn_R-50-FPN_1x_d2c.npz'),
-    ('detectron-pickle', 'backbone', PRESETS['resnet101'], 'R-101_d2c.npz'),
-    ('matterport-h5', 'model', PRESETS['resnet101_fpn'].replace(dialect=MATTERPORT, max_size=1024),
-     'mask_rcnn_R-101-FPN_m2c.npz'),
-    ('pytorch', 'model', PRESETS['resnet50_fpn'], 'mask_rcnn_R-50-FPN_p2c.npz'),
-    ('mindspore', 'model', PRESETS['mobilenet_v1_fpn'], 'mask_rcnn_MobileNetV1-FPN_ms2c.npz'),
-])
+@pytest.mark.parametrize(
+    ('format', 'kind', 'config', 'name'),
+    [
+        ('detectron-pickle', 'model', PRESETS['resnet50'], 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'),
+        ('detectron-pickle', 'model', PRESETS['keypoint_resnet101_fpn'], 'e2e_keypoint_rcnn_R-101-FPN_1x_d2c.npz'),
+        (
+            'detectron-pickle',
+            'model',
+            PRESETS['keypoint_resnet50_fpn'].replace(masks=True),
+            'e2e_mask_and_keypoint_rcnn_R-50-FPN_1x_d2c.npz',
+        ),
+        ('detectron-pickle', 'backbone', PRESETS['resnet101'], 'R-101_d2c.npz'),
+        (
+            'matterport-h5',
+            'model',
+            PRESETS['resnet101_fpn'].replace(dialect=MATTERPORT, max_size=1024),
+            'mask_rcnn_R-101-FPN_m2c.npz',
+        ),
+        ('pytorch', 'model', PRESETS['resnet50_fpn'], 'mask_rcnn_R-50-FPN_p2c.npz'),
+        ('mindspore', 'model', PRESETS['mobilenet_v1_fpn'], 'mask_rcnn_MobileNetV1-FPN_ms2c.npz'),
+    ],
+)
 def test_names_for_converted_files(format, kind, config, name):
     assert formats.default_name(ConvertedWeights(kind, format, config, {}, ConversionReport((), {}), '')) == name

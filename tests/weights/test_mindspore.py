@@ -5,12 +5,12 @@ import struct
 
 import numpy as np
 import pytest
-from tests.support.watching import watch, write_numbered
 
 import mask_rcnn
 from mask_rcnn.config import MINDSPORE
 from mask_rcnn.weights import WeightFileError, load_arrays
 from mask_rcnn.weights.converters import mindspore
+from tests.support.watching import watch, write_numbered
 
 TYPES = {'float32': 'Float32', 'float16': 'Float16', 'float64': 'Float64', 'int32': 'Int32', 'bool': 'Bool'}
 
@@ -66,12 +66,19 @@ def heads(n_class, neck, widths):
     rpn = 'rpn_with_loss.rpn_convs_list.0'
     shapes |= with_bias(f'{rpn}.rpn_conv', 256, 256, 3) | with_bias(f'{rpn}.rpn_cls', 3, 256, 1)
     shapes |= with_bias(f'{rpn}.rpn_reg', 12, 256, 1)
-    dense = {'shared_fc_0': (256 * 49, 1024), 'shared_fc_1': (1024, 1024), 'cls_scores': (1024, n_class),
-             'reg_scores': (1024, 4 * n_class)}
+    dense = {
+        'shared_fc_0': (256 * 49, 1024),
+        'shared_fc_1': (1024, 1024),
+        'cls_scores': (1024, n_class),
+        'reg_scores': (1024, 4 * n_class),
+    }
     for name, shape in dense.items():
         shapes |= {f'rcnn_cls.fpn_cls.{name}.weight': shape, f'rcnn_cls.fpn_cls.{name}.bias': shape[1:]}
-    for name, n_out, size in [*((f'mask_conv{i}', 256, 3) for i in range(1, 5)), ('mask_deconv5', 256, 2),
-                              ('mask_conv6', n_class, 1)]:
+    for name, n_out, size in [
+        *((f'mask_conv{i}', 256, 3) for i in range(1, 5)),
+        ('mask_deconv5', 256, 2),
+        ('mask_conv6', n_class, 1),
+    ]:
         shapes |= with_bias(f'rcnn_mask.fpn_mask.{name}', n_out, 256, size)
     return shapes
 
@@ -117,6 +124,7 @@ def read(monkeypatch, tmp_path):
     def read_arrays(arrays):
         monkeypatch.setattr(mindspore, 'read_arrays', lambda _: arrays)
         return mindspore.read(path)
+
     return read_arrays
 
 
@@ -131,41 +139,51 @@ def write(tmp_path, data):
     return path
 
 
-@pytest.mark.parametrize('shapes, extractor', [
-    (resnet50(), 'resnet50_fpn'), (mobilenet(), 'mobilenet_v1_fpn')])
+@pytest.mark.parametrize(('shapes', 'extractor'), [(resnet50(), 'resnet50_fpn'), (mobilenet(), 'mobilenet_v1_fpn')])
 def test_every_array_is_taken_and_fits_our_network(read, shapes, extractor):
-    more = {'moments.backbone.conv1.weight': np.zeros(1), 'learning_rate': np.zeros(()), 'x': np.zeros(1),
-            'rpn_with_loss.rpn_convs_list.1.rpn_conv.weight': np.zeros(1)}
+    more = {
+        'moments.backbone.conv1.weight': np.zeros(1),
+        'learning_rate': np.zeros(()),
+        'x': np.zeros(1),
+        'rpn_with_loss.rpn_convs_list.1.rpn_conv.weight': np.zeros(1),
+    }
     file = read(zeros(shapes) | more)
     assert file.kind == 'model' and file.format == 'mindspore'
     assert file.config.extractor == extractor and file.config.n_fg_class == 2
     assert file.config.dialect is MINDSPORE and file.config.norm == 'bn'
     assert file.report.skipped == {
-        'optimizer state': ('learning_rate', 'moments.backbone.conv1.weight'), 'unknown': ('x',),
-        'copies of the RPN': ('rpn_with_loss.rpn_convs_list.1.rpn_conv.weight',)}
+        'optimizer state': ('learning_rate', 'moments.backbone.conv1.weight'),
+        'unknown': ('x',),
+        'copies of the RPN': ('rpn_with_loss.rpn_convs_list.1.rpn_conv.weight',),
+    }
     assert 'upsamples bilinearly' in file.report.warnings[-1]
     load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
 
 
 def test_orders(read, rng):
     state = zeros(resnet50())
-    for name in ('rcnn_cls.fpn_cls.shared_fc_0.weight', 'rcnn_cls.fpn_cls.cls_scores.weight',
-                 'rcnn_cls.fpn_cls.reg_scores.weight', 'rcnn_cls.fpn_cls.reg_scores.bias',
-                 'rpn_with_loss.rpn_convs_list.0.rpn_reg.bias', 'rcnn_mask.fpn_mask.mask_conv6.bias',
-                 'backbone.layer4.0.bn_down_sample.moving_mean'):
+    for name in (
+        'rcnn_cls.fpn_cls.shared_fc_0.weight',
+        'rcnn_cls.fpn_cls.cls_scores.weight',
+        'rcnn_cls.fpn_cls.reg_scores.weight',
+        'rcnn_cls.fpn_cls.reg_scores.bias',
+        'rpn_with_loss.rpn_convs_list.0.rpn_reg.bias',
+        'rcnn_mask.fpn_mask.mask_conv6.bias',
+        'backbone.layer4.0.bn_down_sample.moving_mean',
+    ):
         state[name] = rng.rand(*state[name].shape).astype(np.float32)
     native = read(state).arrays
     np.testing.assert_array_equal(native['box_head/fc6/W'], state['rcnn_cls.fpn_cls.shared_fc_0.weight'].T)
     np.testing.assert_array_equal(native['box_head/score/W'], state['rcnn_cls.fpn_cls.cls_scores.weight'].T)
     yxhw = [4 * k + i for k in range(3) for i in (1, 0, 3, 2)]
-    np.testing.assert_array_equal(native['box_head/delta/W'],
-                                  state['rcnn_cls.fpn_cls.reg_scores.weight'].T[yxhw])
+    np.testing.assert_array_equal(native['box_head/delta/W'], state['rcnn_cls.fpn_cls.reg_scores.weight'].T[yxhw])
     np.testing.assert_array_equal(native['box_head/delta/b'], state['rcnn_cls.fpn_cls.reg_scores.bias'][yxhw])
-    np.testing.assert_array_equal(native['rpn/delta/b'],
-                                  state['rpn_with_loss.rpn_convs_list.0.rpn_reg.bias'][yxhw])
+    np.testing.assert_array_equal(native['rpn/delta/b'], state['rpn_with_loss.rpn_convs_list.0.rpn_reg.bias'][yxhw])
     np.testing.assert_array_equal(native['mask_head/score/b'], state['rcnn_mask.fpn_mask.mask_conv6.bias'][1:])
-    np.testing.assert_array_equal(native['extractor/body/res5/block0/shortcut/norm/avg_mean'],
-                                  state['backbone.layer4.0.bn_down_sample.moving_mean'])
+    np.testing.assert_array_equal(
+        native['extractor/body/res5/block0/shortcut/norm/avg_mean'],
+        state['backbone.layer4.0.bn_down_sample.moving_mean'],
+    )
 
 
 def test_mobilenets_layers(read):
@@ -190,9 +208,13 @@ def test_a_stages_stride_is_in_its_3x3_convolution():
 # The format
 
 
-ARRAYS = {'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3),
-          'b.gamma': np.array([1.5, -2], np.float16), 'step': np.array(7, np.int32),
-          'flag': np.array([True, False]), 'double': np.array([[np.pi]])}
+ARRAYS = {
+    'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3),
+    'b.gamma': np.array([1.5, -2], np.float16),
+    'step': np.array(7, np.int32),
+    'flag': np.array([True, False]),
+    'double': np.array([[np.pi]]),
+}
 
 
 @pytest.mark.parametrize('packed', [False, True])
@@ -206,8 +228,10 @@ def test_tensors(tmp_path, packed):
         assert arrays[name].dtype == array.dtype and arrays[name].shape == array.shape
 
 
-@pytest.mark.parametrize('data', [b'', b'\n', b'\n\x05', b'\n\x0aResNet-50\xa2', b'\x80\x02}.',
-                                  b'\n\x05\n\x03a b\x12', b'\n\x05\n\x03abc\x1a'])
+@pytest.mark.parametrize(
+    'data',
+    [b'', b'\n', b'\n\x05', b'\n\x0aResNet-50\xa2', b'\x80\x02}.', b'\n\x05\n\x03a b\x12', b'\n\x05\n\x03abc\x1a'],
+)
 def test_what_is_no_checkpoint(data):
     assert not mindspore.is_checkpoint(data)
 
@@ -220,7 +244,9 @@ HOSTILE = {
     'shape is smaller': (value('a', np.ones(2, np.float32), dims=(1,)), 'a has 8 bytes'),
     'shape overflows': (value('a', ONE, dims=(1 << 63, 4, 1 << 63)), 'a has 4 bytes'),
     'nothing, with a side that no array has': (
-        value('a', np.ones(0, np.float32), dims=(0, 1 << 63)), r'a has 0 bytes, .* \(0, 9223372036854775808\)'),
+        value('a', np.ones(0, np.float32), dims=(0, 1 << 63)),
+        r'a has 0 bytes, .* \(0, 9223372036854775808\)',
+    ),
     'many axes': (value('a', ONE, dims=(1,) * 9), 'a has 4 bytes'),
     'another type': (value('a', ONE, kind='Pickle\n'), r'a is of the unknown type Pickle\\n'),
     'a name twice': (value('a', ONE) * 2, 'two tensors are called a'),
@@ -236,7 +262,8 @@ HOSTILE = {
     'a network without most of its arrays': (
         value('backbone.layer1.0.conv1.weight', ONE)
         + value('rcnn_cls.fpn_cls.cls_scores.weight', np.ones((1, 3), np.float32)),
-        'missing arrays: backbone.conv1.weight'),
+        'missing arrays: backbone.conv1.weight',
+    ),
 }
 
 

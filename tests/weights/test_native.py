@@ -18,13 +18,21 @@ from mask_rcnn.io import atomic_file
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, load_arrays, read_weights, write_weights
 
 META = ModelMeta(
-    kind='model', config=Config(extractor='resnet101', n_fg_class=2, min_size=600, anchor_sizes=(16, 32.5)),
-    class_names=('cat', 'gro\xdfer Hund'), category_ids=(17, 18),
-    source=Source('model_final.pkl', 'ab' * 32, 'detectron-pickle'), skipped={'momentum': 3}, notes=('a note',))
+    kind='model',
+    config=Config(extractor='resnet101', n_fg_class=2, min_size=600, anchor_sizes=(16, 32.5)),
+    class_names=('cat', 'gro\xdfer Hund'),
+    category_ids=(17, 18),
+    source=Source('model_final.pkl', 'ab' * 32, 'detectron-pickle'),
+    skipped={'momentum': 3},
+    notes=('a note',),
+)
 
 ARRAYS = {
-    'a/W': np.arange(24, dtype=np.float32).reshape(2, 3, 4), 'a/b': np.float16([1, 2]), 'n': np.array(7),
-    'empty': np.empty((0, 3), np.float32), 'transposed': np.arange(6.0).reshape(2, 3).T,
+    'a/W': np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    'a/b': np.float16([1, 2]),
+    'n': np.array(7),
+    'empty': np.empty((0, 3), np.float32),
+    'transposed': np.arange(6.0).reshape(2, 3).T,
 }
 
 
@@ -55,12 +63,21 @@ def test_meta_of_a_backbone_without_source():
     assert ModelMeta.from_json(meta.to_json()) == meta
 
 
-@pytest.mark.parametrize('changes, reason', [
-    ({'kind': 'other'}, 'kind must be'), ({'class_names': ('one',)}, '1 class_names for 2'),
-    ({'category_ids': ()}, '0 category_ids for 2')])
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({'kind': 'other'}, 'kind must be'),
+        ({'class_names': ('one',)}, '1 class_names for 2'),
+        ({'category_ids': ()}, '0 category_ids for 2'),
+    ],
+)
 def test_inconsistent_meta_is_refused(changes, reason):
-    fields = {'kind': 'model', 'config': META.config, 'class_names': META.class_names,
-              'category_ids': META.category_ids}
+    fields = {
+        'kind': 'model',
+        'config': META.config,
+        'class_names': META.class_names,
+        'category_ids': META.category_ids,
+    }
     with pytest.raises(ValueError, match=reason):
         ModelMeta(**{**fields, **changes})
 
@@ -73,36 +90,45 @@ def changed_config(**changes):
     return changed_meta(config=META.config.to_dict() | changes)
 
 
-@pytest.mark.parametrize('text, reason', [
-    ('[]', 'no metadata'),
-    ('{}', 'no metadata'),
-    ('{', 'Expecting'),
-    ('[' * 100_000, 'nested too deeply'),
-    (changed_meta(format_version=2), 'version 2 is newer'),
-    (changed_meta(format_version='1'), 'no metadata'),
-    (changed_meta(more=1), "unknown: \\['more'\\]"),
-    (changed_meta(class_names='ab'), 'field class_names'),
-    (changed_meta(category_ids=[1, 2.5]), 'field category_ids'),
-    (changed_meta(source={'file': 1}), 'field source'),
-    (changed_meta(left=[1]), 'field left'),
-    (changed_meta(notes=[1]), 'field notes'),
-    (changed_meta(config=5), 'field config'),
-    (changed_config(min_size='x'), 'field config'),
-    (changed_config(anchor_sizes=[]), 'field config'),
-    (changed_config(roi_align=1), 'field config'),
-    (changed_config(nms_threshold=float('nan')), 'field config'),
-    (changed_config(dialect='x'), 'dialect'),
-    (changed_config(extractor='x'), 'extractor must be'),
-    (changed_config(new=1), 'unknown'),
-])
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        ('[]', 'no metadata'),
+        ('{}', 'no metadata'),
+        ('{', 'Expecting'),
+        ('[' * 100_000, 'nested too deeply'),
+        (changed_meta(format_version=2), 'version 2 is newer'),
+        (changed_meta(format_version='1'), 'no metadata'),
+        (changed_meta(more=1), "unknown: \\['more'\\]"),
+        (changed_meta(class_names='ab'), 'field class_names'),
+        (changed_meta(category_ids=[1, 2.5]), 'field category_ids'),
+        (changed_meta(source={'file': 1}), 'field source'),
+        (changed_meta(left=[1]), 'field left'),
+        (changed_meta(notes=[1]), 'field notes'),
+        (changed_meta(config=5), 'field config'),
+        (changed_config(min_size='x'), 'field config'),
+        (changed_config(anchor_sizes=[]), 'field config'),
+        (changed_config(roi_align=1), 'field config'),
+        (changed_config(nms_threshold=float('nan')), 'field config'),
+        (changed_config(dialect='x'), 'dialect'),
+        (changed_config(extractor='x'), 'extractor must be'),
+        (changed_config(new=1), 'unknown'),
+    ],
+)
 def test_bad_meta_is_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
         ModelMeta.from_json(text)
 
 
-@pytest.mark.parametrize('arrays, reason', [
-    ({'meta': np.zeros(1, np.float32)}, 'cannot be the name'), ({'': np.zeros(1, np.float32)}, 'cannot be'),
-    ({'a': np.array([None])}, 'a is object'), ({'a': np.array(['text'])}, 'a is <U4')])
+@pytest.mark.parametrize(
+    ('arrays', 'reason'),
+    [
+        ({'meta': np.zeros(1, np.float32)}, 'cannot be the name'),
+        ({'': np.zeros(1, np.float32)}, 'cannot be'),
+        ({'a': np.array([None])}, 'a is object'),
+        ({'a': np.array(['text'])}, 'a is <U4'),
+    ],
+)
 def test_what_the_format_does_not_hold(tmp_path, arrays, reason):
     with pytest.raises(ValueError, match=reason):
         write_weights(tmp_path / 'w.npz', arrays, META)
@@ -209,7 +235,7 @@ def test_compressed_and_overlapping_archives_are_refused(tmp_path):
         read_weights(tmp_path / 'other.npz')
     with zipfile.ZipFile(tmp_path / 'twice.npz', 'w') as archive:
         archive.writestr('meta.npy', bytes(500_000))
-        for i in range(5):      # five more names for the same bytes
+        for i in range(5):  # five more names for the same bytes
             archive.filelist.append(copy.copy(archive.filelist[0]))
             archive.filelist[-1].filename = f'x{i}.npy'
     with pytest.raises(WeightFileError, match='larger than the file'):
@@ -230,7 +256,7 @@ def test_damaged_files_are_noticed(tmp_path):
     write_weights(path, ARRAYS, META)
     data, generator = path.read_bytes(), random.Random(0)
     for i in range(50):
-        path.write_bytes(data[:len(data) * i // 50])
+        path.write_bytes(data[: len(data) * i // 50])
         with pytest.raises(WeightFileError):
             read_weights(path)
     for _ in range(200):
@@ -238,7 +264,7 @@ def test_damaged_files_are_noticed(tmp_path):
         flipped[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
         path.write_bytes(flipped)
         try:
-            got = read_weights(path)        # the flip hit a field of the archive that means nothing here
+            got = read_weights(path)  # the flip hit a field of the archive that means nothing here
         except WeightFileError as error:
             assert str(error).isprintable()
         else:
@@ -260,8 +286,16 @@ class Network(chainer.Chain):
 
     @staticmethod
     def arrays():
-        shapes = {'conv/W': (4, 3, 1, 1), 'conv/b': (4,), 'norm/gamma': (4,), 'norm/beta': (4,),
-                  'norm/avg_mean': (4,), 'norm/avg_var': (4,), 'late/W': (2, 5), 'late/b': (2,)}
+        shapes = {
+            'conv/W': (4, 3, 1, 1),
+            'conv/b': (4,),
+            'norm/gamma': (4,),
+            'norm/beta': (4,),
+            'norm/avg_mean': (4,),
+            'norm/avg_var': (4,),
+            'late/W': (2, 5),
+            'late/b': (2,),
+        }
         arrays = {name: np.full(shape, i + 0.5, np.float32) for i, (name, shape) in enumerate(shapes.items())}
         return arrays | {'norm/N': np.array(9)}
 
@@ -287,8 +321,7 @@ def test_load_arrays_names_everything_that_does_not_fit():
         load_arrays(network, arrays, what='w.npz')
     message = str(caught.value)
     assert message.startswith('w.npz: does not fit the network') and message.isprintable()
-    for part in ('missing conv/b, norm/avg_var', 'unexpected conv/more',
-                 'norm/beta has the shape (2, 2), not (4,)'):
+    for part in ('missing conv/b, norm/avg_var', 'unexpected conv/more', 'norm/beta has the shape (2, 2), not (4,)'):
         assert part in message
     np.testing.assert_array_equal(network.conv.W.array, before)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import Config, DETECTRON
+from mask_rcnn.config import DETECTRON, Config
 from mask_rcnn.inference.save import arrays_of, save
 from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
 from mask_rcnn.weights.converters import imagenet
@@ -19,9 +19,19 @@ EPS = 1e-5
 
 #: Blocks of the two ResNets as Caffe calls them.
 BLOCKS = {
-    'resnet50': '2a 2b 2c 3a 3b 3c 3d 4a 4b 4c 4d 4e 4f 5a 5b 5c'.split(),
-    'resnet101': ['2a', '2b', '2c', '3a', *[f'3b{i}' for i in range(1, 4)],
-                  '4a', *[f'4b{i}' for i in range(1, 23)], '5a', '5b', '5c'],
+    'resnet50': ['2a', '2b', '2c', '3a', '3b', '3c', '3d', '4a', '4b', '4c', '4d', '4e', '4f', '5a', '5b', '5c'],
+    'resnet101': [
+        '2a',
+        '2b',
+        '2c',
+        '3a',
+        *[f'3b{i}' for i in range(1, 4)],
+        '4a',
+        *[f'4b{i}' for i in range(1, 23)],
+        '5a',
+        '5b',
+        '5c',
+    ],
 }
 
 
@@ -32,9 +42,11 @@ def conv_shapes(extractor):
         width = 64 << int(block[0]) - 2
         if block[1:] == 'a':
             shapes[f'res{block}_branch1'] = (4 * width, width_in, 1, 1)
-        shapes |= {f'res{block}_branch2a': (width, width_in, 1, 1),
-                   f'res{block}_branch2b': (width, width, 3, 3),
-                   f'res{block}_branch2c': (4 * width, width, 1, 1)}
+        shapes |= {
+            f'res{block}_branch2a': (width, width_in, 1, 1),
+            f'res{block}_branch2b': (width, width, 3, 3),
+            f'res{block}_branch2c': (4 * width, width, 1, 1),
+        }
         width_in = 4 * width
     return shapes
 
@@ -51,8 +63,7 @@ def raw():
     for conv, shape in conv_shapes('resnet50').items():
         bn, deviation = bn_name(conv), np.sqrt(2 / np.prod(shape[1:]))
         arrays[f'{conv}/W'] = rng.standard_normal(shape, np.float32) * np.float32(deviation)
-        for name, low, high in (('gamma', 0.2, 0.8), ('beta', -0.5, 0.5), ('mean', -0.5, 0.5),
-                                ('var', 0.5, 2)):
+        for name, low, high in (('gamma', 0.2, 0.8), ('beta', -0.5, 0.5), ('mean', -0.5, 0.5), ('var', 0.5, 2)):
             arrays[f'{bn}/{name}'] = rng.uniform(low, high, shape[0]).astype(np.float32)
     arrays['conv1/b'] = rng.uniform(-1, 1, 64).astype(np.float32)
     arrays['fc1000/W'] = np.zeros((1000, 2048), np.float32)
@@ -65,10 +76,12 @@ def pool(x):
 
 def forward(raw, x, pool=pool):
     """He et al. 2016 over the raw arrays: res4 and res5 as arrays."""
+
     def conv_bn(x, conv, stride=1, pad=0):
         y = F.convolution_2d(x, raw[f'{conv}/W'], raw.get(f'{conv}/b'), stride, pad).array
-        gamma, beta, mean, var = (raw[f'{bn_name(conv)}/{name}'].reshape(-1, 1, 1)
-                                  for name in ('gamma', 'beta', 'mean', 'var'))
+        gamma, beta, mean, var = (
+            raw[f'{bn_name(conv)}/{name}'].reshape(-1, 1, 1) for name in ('gamma', 'beta', 'mean', 'var')
+        )
         return gamma * (y - mean) / np.sqrt(var + EPS) + beta
 
     with chainer.no_backprop_mode():
@@ -116,7 +129,7 @@ def test_a_feature_pyramid_takes_its_body(raw, image, expected, tmp_path, norm):
     load_pretrained(pyramid, tmp_path / 'c4.npz')
     for got, wanted in zip(outputs(), expected):
         np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
-    pyramid.config = pyramid.config.replace(dialect=DETECTRON)     # the file knows dialects by their names
+    pyramid.config = pyramid.config.replace(dialect=DETECTRON)  # the file knows dialects by their names
     if norm == 'affine':
         save(tmp_path / 'pyramid.npz', pyramid)
         for param in c4.params():
@@ -151,6 +164,7 @@ def write_caffe_npz(path, raw):
 
 def write_caffemodel(path, raw):
     """As test_caffemodel.py has checked against the protocol buffer library."""
+
     def varint(value):
         return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
 
@@ -158,8 +172,10 @@ def write_caffemodel(path, raw):
         return varint(number << 3 | 2) + varint(len(data)) + data
 
     def layer(name, *arrays):
-        blobs = [field(7, field(7, field(1, b''.join(map(varint, array.shape)))) + field(5, array.tobytes()))
-                 for array in arrays]
+        blobs = [
+            field(7, field(7, field(1, b''.join(map(varint, array.shape)))) + field(5, array.tobytes()))
+            for array in arrays
+        ]
         return field(100, field(1, name.encode()) + b''.join(blobs))
 
     with open(path, 'wb') as file:
@@ -232,15 +248,22 @@ FORMATS = {
     'R-50_d2c.npz': (write_our_backbone, "R-50 backbone (this program's .npz)"),
 }
 
-HEADS = ('rpn/conv', 'rpn/objectness', 'rpn/delta', 'box_head/score', 'box_head/delta', 'mask_head/deconv',
-         'mask_head/score')
+HEADS = (
+    'rpn/conv',
+    'rpn/objectness',
+    'rpn/delta',
+    'box_head/score',
+    'box_head/delta',
+    'mask_head/deconv',
+    'mask_head/score',
+)
 
 
 @pytest.mark.parametrize('name', FORMATS)
 def test_every_format_gives_the_network_its_arrays_describe(tmp_path, raw, models, image, expected, name):
     write, what = FORMATS[name]
     write(tmp_path / name, raw)
-    both = name in ('caffe.npz', 'R-50.pkl')        # a file with batch normalisation and one without
+    both = name in ('caffe.npz', 'R-50.pkl')  # a file with batch normalisation and one without
     for norm, model in models.items() if both else [('affine', models['affine'])]:
         for param in model.extractor.params():
             param.array[...] = 0.1
@@ -277,9 +300,12 @@ def test_resnet101(tmp_path, models):
     model = mask_rcnn.build('resnet101', n_fg_class=1, norm='bn')
     load_pretrained(model, tmp_path / 'r101.npz')
     for conv, prefix, block, name in [
-            ('res3a_branch1', 'res3', 0, 'shortcut'), ('res3b3_branch2c', 'res3', 3, 'conv3'),
-            ('res4b1_branch2a', 'res4', 1, 'conv1'), ('res4b22_branch2b', 'res4', 22, 'conv2'),
-            ('res2c_branch2a', 'res2', 2, 'conv1')]:
+        ('res3a_branch1', 'res3', 0, 'shortcut'),
+        ('res3b3_branch2c', 'res3', 3, 'conv3'),
+        ('res4b1_branch2a', 'res4', 1, 'conv1'),
+        ('res4b22_branch2b', 'res4', 22, 'conv2'),
+        ('res2c_branch2a', 'res2', 2, 'conv1'),
+    ]:
         link = model.extractor[prefix][f'block{block}'][name]
         for array in (link.conv.W.array, link.norm.gamma.array, link.norm.avg_var):
             assert (array == numbers[conv]).all(), conv
@@ -298,10 +324,13 @@ def test_the_public_imagenet_weights_recognise_photos(shared, models):
         weight, bias = file['fc1000/W'], file['fc1000/b']
     # ImageNet's classes: 294 brown bear, 954 banana, 385 Indian elephant, 340 zebra.
     for name, (left, top, width, height), label in [
-            ('000000000285', (1, 69, 585, 564), 294), ('000000003661', (61, 0, 492, 349), 954),
-            ('000000006894', (0, 86, 639, 389), 385), ('000000001818', (0, 1, 638, 424), 340)]:
+        ('000000000285', (1, 69, 585, 564), 294),
+        ('000000003661', (61, 0, 492, 349), 954),
+        ('000000006894', (0, 86, 639, 389), 385),
+        ('000000001818', (0, 1, 638, 424), 340),
+    ]:
         photo = cv2.imread(str(shared / 'coco-mini' / 'val2017' / f'{name}.jpg'))
-        crop = cv2.resize(photo[top:top + height, left:left + width], (224, 224))
+        crop = cv2.resize(photo[top : top + height, left : left + width], (224, 224))
         x = (crop.astype(np.float32) - np.float32(DETECTRON.input.pixel_mean)).transpose(2, 0, 1)[None]
         pooled = model_forward(model, x)[1].mean((2, 3))
         assert (pooled @ weight.T + bias).argmax() == label, name
@@ -355,8 +384,9 @@ def test_other_classes_and_other_anchors_are_told(model_file):
     model = make_model(2, class_names=('square', 'star', 'triangle'), anchor_sizes=(32, 64), norm='affine')
     report = load_pretrained(model, model_file[0])
     assert report.reinitialized == ('rpn/delta', 'rpn/objectness')
-    assert report.notes == ("the file has as many classes, but other ones ('circle' where the model has "
-                            "'star'): their weights were taken",)
+    assert report.notes == (
+        "the file has as many classes, but other ones ('circle' where the model has 'star'): their weights were taken",
+    )
 
 
 def test_normalisations_become_each_other(model_file, tmp_path, image):
@@ -382,7 +412,7 @@ def test_a_dialect_with_rgb_input_gets_its_channels_turned(tmp_path, raw, models
 
 
 def test_channels_are_turned_only_of_filters(tmp_path, raw, models, monkeypatch):
-    np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})     # the format is told by a name
+    np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})  # the format is told by a name
     monkeypatch.setattr(imagenet, '_read_members', lambda path, wanted: raw | {'conv1/W': np.zeros(64, np.float32)})
     model = models['bn']
     rgb = DETECTRON.replace(name='rgb', input={'channel_order': 'RGB'})
@@ -408,11 +438,21 @@ def test_imagenet_weights_are_found_best_first(zoo):
         find_pretrained('imagenet')
     message = str(caught.value)
     assert message.startswith(f'{zoo}: has no ImageNet weights for resnet50') and '\n' not in message
-    for part in ('ResNet-50-model.caffemodel', 'github.com/KaimingHe', 'R-50.pkl', 'dl.fbaipublicfiles.com',
-                 '--pretrained FILE'):
+    for part in (
+        'ResNet-50-model.caffemodel',
+        'github.com/KaimingHe',
+        'R-50.pkl',
+        'dl.fbaipublicfiles.com',
+        '--pretrained FILE',
+    ):
         assert part in message
-    for name in ('ResNet-50-model.npz', 'resnet50_imagenet.npz', 'R-50_d2c.npz', 'R-50.pkl',
-                 'ResNet-50-model.caffemodel'):
+    for name in (
+        'ResNet-50-model.npz',
+        'resnet50_imagenet.npz',
+        'R-50_d2c.npz',
+        'R-50.pkl',
+        'ResNet-50-model.caffemodel',
+    ):
         (zoo / name).touch()
         assert find_pretrained('imagenet') == zoo / name
     with pytest.raises(WeightFileError, match='R-101.pkl'):
@@ -444,12 +484,14 @@ def test_useless_files_are_named_and_change_nothing(tmp_path, models):
     model = models['affine']
     before = {name: array.copy() for name, array in arrays_of(model).items()}
     for name, reason in [
-            ('other.npz', 'is no zip archive of weights that is known'),
-            ('little.npz', r'holds a ResNet of 1 \+ 0 \+ 0 \+ 0 blocks'),
-            ('objects.npz', 'is not a weight file, or damaged: Object arrays cannot be loaded'),
-            ('text.npz', 'is no file of weights that is known'),
-            ('cut.npz', 'damaged zip archive: File is not a zip'),
-            ('w.pth', "PyTorch's .pth"), ('no.npz', 'No such file')]:
+        ('other.npz', 'is no zip archive of weights that is known'),
+        ('little.npz', r'holds a ResNet of 1 \+ 0 \+ 0 \+ 0 blocks'),
+        ('objects.npz', 'is not a weight file, or damaged: Object arrays cannot be loaded'),
+        ('text.npz', 'is no file of weights that is known'),
+        ('cut.npz', 'damaged zip archive: File is not a zip'),
+        ('w.pth', "PyTorch's .pth"),
+        ('no.npz', 'No such file'),
+    ]:
         with pytest.raises(WeightFileError, match=reason) as caught:
             load_pretrained(model, tmp_path / name)
         assert str(caught.value).isprintable()
@@ -457,23 +499,30 @@ def test_useless_files_are_named_and_change_nothing(tmp_path, models):
         np.testing.assert_array_equal(array, before[name])
 
 
-@pytest.mark.parametrize('changes, reason', [
-    ({'conv1/W': None}, 'lacks conv1/W'),
-    ({f'bn2a_branch{b}/var': None for b in ('1', '2a', '2b', '2c')} | {'bn_conv1/var': None, 'conv1/W': None},
-     'lacks conv1/W, bn_conv1/var, .* and 1 more'),
-    ({'res2a_branch2a/W': np.zeros((64, 32, 1, 1), np.float32)},
-     r'shape \(64, 32, 1, 1\), not \(64, 64, 1, 1\)'),
-    ({'bn_conv1/var': np.zeros(63, np.float32)}, r'its extractor/conv1/norm/\.\.\. are damaged'),
-    ({'bn_conv1/var': np.full(64, -1, np.float32)}, 'undefined numbers in extractor/conv1/norm/scale'),
-    ({'conv1/W': np.full((64, 3, 7, 7), np.nan, np.float32)}, 'did the training diverge'),
-    ({'conv1/b': np.zeros(63, np.float32)}, r'conv1/b has the shape \(63,\)'),
-    ({'conv1/W': np.zeros((64, 3, 7, 7), np.int32)}, 'lacks conv1/W'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({'conv1/W': None}, 'lacks conv1/W'),
+        (
+            {f'bn2a_branch{b}/var': None for b in ('1', '2a', '2b', '2c')} | {'bn_conv1/var': None, 'conv1/W': None},
+            'lacks conv1/W, bn_conv1/var, .* and 1 more',
+        ),
+        ({'res2a_branch2a/W': np.zeros((64, 32, 1, 1), np.float32)}, r'shape \(64, 32, 1, 1\), not \(64, 64, 1, 1\)'),
+        ({'bn_conv1/var': np.zeros(63, np.float32)}, r'its extractor/conv1/norm/\.\.\. are damaged'),
+        ({'bn_conv1/var': np.full(64, -1, np.float32)}, 'undefined numbers in extractor/conv1/norm/scale'),
+        ({'conv1/W': np.full((64, 3, 7, 7), np.nan, np.float32)}, 'did the training diverge'),
+        ({'conv1/b': np.zeros(63, np.float32)}, r'conv1/b has the shape \(63,\)'),
+        ({'conv1/W': np.zeros((64, 3, 7, 7), np.int32)}, 'lacks conv1/W'),
+    ],
+)
 def test_arrays_that_are_missing_or_wrong(tmp_path, raw, models, changes, reason, monkeypatch):
     arrays = {name: array for name, array in (raw | changes).items() if array is not None}
-    np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})     # the format is told by a name
-    monkeypatch.setattr(imagenet, '_read_members', lambda path, wanted: {
-        name: array for name, array in arrays.items() if array.dtype.kind == 'f'})
+    np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})  # the format is told by a name
+    monkeypatch.setattr(
+        imagenet,
+        '_read_members',
+        lambda path, wanted: {name: array for name, array in arrays.items() if array.dtype.kind == 'f'},
+    )
     with pytest.raises(WeightFileError, match=reason):
         load_pretrained(models['affine'], tmp_path / 'names.npz')
 
@@ -507,8 +556,12 @@ def test_archives_with_a_huge_directory(tmp_path):
 
 
 def test_deflated_arrays_in_any_order_are_read(tmp_path, rng):
-    arrays = {'a/W': rng.rand(30, 20).astype(np.float32).T, 'b/W': rng.rand(3), 'c/W': np.arange(3),
-              'fc/W': rng.rand(3)}
+    arrays = {
+        'a/W': rng.rand(30, 20).astype(np.float32).T,
+        'b/W': rng.rand(3),
+        'c/W': np.arange(3),
+        'fc/W': rng.rand(3),
+    }
     np.savez_compressed(tmp_path / 'a.npz', **arrays)
     read = imagenet._read_members(tmp_path / 'a.npz', lambda name: not name.startswith('fc'))
     assert set(read) == {'a/W', 'b/W'}
@@ -517,8 +570,15 @@ def test_deflated_arrays_in_any_order_are_read(tmp_path, rng):
 
 
 #: What makes NumPy's parser stumble, each in another way.
-HEADERS = ["{'descr': '<f4', 'shape': (2,", "{'descr': '<,f4', 'fortran_order': False, 'shape': (2, )}",
-           "{'descr': (), 'fortran_order': False, 'shape': (2, )}", "{1: 2, 'a': 3}", '[' * 5000, '-' * 5000 + '1', '']
+HEADERS = [
+    "{'descr': '<f4', 'shape': (2,",
+    "{'descr': '<,f4', 'fortran_order': False, 'shape': (2, )}",
+    "{'descr': (), 'fortran_order': False, 'shape': (2, )}",
+    "{1: 2, 'a': 3}",
+    '[' * 5000,
+    '-' * 5000 + '1',
+    '',
+]
 
 
 @pytest.mark.parametrize('header', HEADERS)
@@ -531,7 +591,8 @@ def test_damaged_headers_get_one_line(tmp_path, header):
 
 def test_a_model_of_ours_without_its_body(tmp_path, models):
     config = Config(n_fg_class=2)
-    write_weights(tmp_path / 'm.npz', {'rpn/conv/b': np.zeros(1024, np.float32)},
-                  ModelMeta('model', config, ('a', 'b'), (1, 2)))
+    write_weights(
+        tmp_path / 'm.npz', {'rpn/conv/b': np.zeros(1024, np.float32)}, ModelMeta('model', config, ('a', 'b'), (1, 2))
+    )
     with pytest.raises(WeightFileError, match='lacks box_head/res5/block0/conv1/conv, .* and 101 more'):
         load_pretrained(models['affine'], tmp_path / 'm.npz')

@@ -7,13 +7,12 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.datasets import read_image
 from mask_rcnn.inference.save import arrays_of, save
+from mask_rcnn.preprocessing import read_image
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
 
-NARROW = {'n_fg_class': 2, 'width': 0.25, 'fpn_channels': 8, 'rpn_channels': 8, 'head_channels': 8,
-          'mask_channels': 8}
+NARROW = {'n_fg_class': 2, 'width': 0.25, 'fpn_channels': 8, 'rpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
 
 
 @pytest.fixture(scope='module')
@@ -25,9 +24,13 @@ def raw():
     for name, array in arrays_of(model.extractor.body).items():
         block, *_, kind = name.split('/')
         layer = 'Conv2d_0' if block == 'conv0' else f'Conv2d_{block[5:]}_{name.split("/")[1]}'
-        source = {'W': 'depthwise_weights' if 'depthwise' in name else 'weights', 'gamma': 'BatchNorm/gamma',
-                  'beta': 'BatchNorm/beta', 'avg_mean': 'BatchNorm/moving_mean',
-                  'avg_var': 'BatchNorm/moving_variance'}.get(kind)
+        source = {
+            'W': 'depthwise_weights' if 'depthwise' in name else 'weights',
+            'gamma': 'BatchNorm/gamma',
+            'beta': 'BatchNorm/beta',
+            'avg_mean': 'BatchNorm/moving_mean',
+            'avg_var': 'BatchNorm/moving_variance',
+        }.get(kind)
         if source:
             arrays[f'{layer}/{source}'] = rng.uniform(0.5, 1.5, array.shape).astype(np.float32)
     arrays['Logits/Conv2d_1c_1x1/weights'] = np.zeros((1001, 256, 1, 1), np.float32)
@@ -43,16 +46,20 @@ def test_the_body_is_taken(raw, tmp_path, norm):
     assert not any('body' in layer for layer in report.missing + report.reinitialized)
     backbone = model.extractor.body
     np.testing.assert_array_equal(backbone.conv0.conv.W.array, raw['Conv2d_0/weights'])
-    np.testing.assert_array_equal(backbone.block12.depthwise.conv.W.array,
-                                  raw['Conv2d_12_depthwise/depthwise_weights'])
+    np.testing.assert_array_equal(backbone.block12.depthwise.conv.W.array, raw['Conv2d_12_depthwise/depthwise_weights'])
     np.testing.assert_array_equal(backbone.block3.pointwise.conv.W.array, raw['Conv2d_3_pointwise/weights'])
-    gamma, beta, mean, var = (raw[f'Conv2d_3_pointwise/BatchNorm/{name}'] for name in (
-        'gamma', 'beta', 'moving_mean', 'moving_variance'))
+    gamma, beta, mean, var = (
+        raw[f'Conv2d_3_pointwise/BatchNorm/{name}'] for name in ('gamma', 'beta', 'moving_mean', 'moving_variance')
+    )
     own = backbone.block3.pointwise.norm
     if norm == 'bn':
         assert own.eps == 1e-3
-        for array, expected in ((own.gamma.array, gamma), (own.beta.array, beta), (own.avg_mean, mean),
-                                (own.avg_var, var)):
+        for array, expected in (
+            (own.gamma.array, gamma),
+            (own.beta.array, beta),
+            (own.avg_mean, mean),
+            (own.avg_var, var),
+        ):
             np.testing.assert_array_equal(array, expected)
     else:
         scale = gamma / np.sqrt(var + 1e-3)
@@ -82,8 +89,9 @@ def test_our_own_model_starts_another(raw, tmp_path):
     other = mask_rcnn.build('mobilenet_v1_fpn', **{**NARROW, 'n_fg_class': 5})
     report = load_pretrained(other, tmp_path / 'model.npz')
     assert set(report.reinitialized) == {'box_head/score', 'box_head/delta', 'mask_head/score'}
-    np.testing.assert_array_equal(other.extractor.body.block9.depthwise.conv.W.array,
-                                  raw['Conv2d_9_depthwise/depthwise_weights'])
+    np.testing.assert_array_equal(
+        other.extractor.body.block9.depthwise.conv.W.array, raw['Conv2d_9_depthwise/depthwise_weights']
+    )
 
 
 @pytest.mark.parametrize('norm', ['bn', 'affine'])
@@ -110,7 +118,7 @@ def test_where_imagenets_weights_are_looked_for(tmp_path, monkeypatch):
 PHOTOS = {'000000000285.jpg': 294, '000000000724.jpg': 919, '000000000776.jpg': 850, '000000000785.jpg': 795}
 
 
-@pytest.mark.parametrize('photo, label', list(PHOTOS.items()))
+@pytest.mark.parametrize(('photo', 'label'), list(PHOTOS.items()))
 def test_it_knows_imagenets_classes(shared, photo, label):
     """With the file's last layer, the backbone tells what is on a photo: every number around it must be right."""
     file = shared / 'weights' / 'mobilenet_v1_imagenet.npz'
@@ -119,7 +127,7 @@ def test_it_knows_imagenets_classes(shared, photo, label):
     image = read_image(shared / 'coco-mini' / 'val2017' / photo)
     side = min(image.shape[1:])
     top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
-    middle = image[:, top:top + side, left:left + side].transpose(1, 2, 0)
+    middle = image[:, top : top + side, left : left + side].transpose(1, 2, 0)
     small = cv2.resize(middle, (224, 224), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
     dialect = model.config.dialect
     assert dialect.input.channel_order == 'RGB'
@@ -130,4 +138,4 @@ def test_it_knows_imagenets_classes(shared, photo, label):
         weights, biases = (raw[f'Logits/Conv2d_1c_1x1/{name}'] for name in ('weights', 'biases'))
     logits = weights[:, :, 0, 0] @ features[0] + biases
     probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    assert probabilities.argmax() == label + 1 and probabilities.max() > 0.99   # class 0 is the background
+    assert probabilities.argmax() == label + 1 and probabilities.max() > 0.99  # class 0 is the background

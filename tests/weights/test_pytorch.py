@@ -4,13 +4,13 @@ import importlib.util
 
 import numpy as np
 import pytest
-from tests.support import torch_bytes
 
 import mask_rcnn
 from mask_rcnn.config import MATTERPORT
 from mask_rcnn.weights import WeightFileError, load_arrays
 from mask_rcnn.weights.converters import pytorch
 from mask_rcnn.weights.readers import torch_file
+from tests.support import torch_bytes
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def read(monkeypatch, tmp_path):
     def read_state(state, settings=None):
         monkeypatch.setattr(torch_file, 'read', lambda _: state)
         return pytorch.read(path, settings)
+
     return read_state
 
 
@@ -76,9 +77,12 @@ def multimodal(n_class=4, n_res4=6):
         shapes |= convolution(f'fpn.P{level}_conv2.1', 256, 256, 3)
     shapes |= heads((('rpn.conv_shared', 'rpn.conv_class', 'rpn.conv_bbox'), 'classifier.', 'mask.'), n_class)
     return shapes | {
-        'classifier.linear_class.weight': (n_class, 1024), 'classifier.linear_class.bias': (n_class,),
-        'classifier.linear_bbox.weight': (4 * n_class, 1024), 'classifier.linear_bbox.bias': (4 * n_class,),
-        **convolution('mask.conv5', n_class, 256, 1)}
+        'classifier.linear_class.weight': (n_class, 1024),
+        'classifier.linear_class.bias': (n_class,),
+        'classifier.linear_bbox.weight': (4 * n_class, 1024),
+        'classifier.linear_bbox.bias': (4 * n_class,),
+        **convolution('mask.conv5', n_class, 256, 1),
+    }
 
 
 def graph(n_class=4, n_res4=6):
@@ -88,14 +92,21 @@ def graph(n_class=4, n_res4=6):
     for level, width in (5, 2048), (4, 1024), (3, 512), (2, 256):
         shapes |= convolution(f'fpn_c{level}p{level}', 256, width, 1)
         shapes |= convolution(f'fpn_p{level}', 256, 256, 3)
-    shapes |= heads((('rpn.rpn_conv_shared', 'rpn.rpn_class_raw', 'rpn.rpn_bbox_pred'),
-                     'rpn_class.mrcnn_class_', 'rpn_mask.mrcnn_mask_'), n_class)
+    shapes |= heads(
+        (
+            ('rpn.rpn_conv_shared', 'rpn.rpn_class_raw', 'rpn.rpn_bbox_pred'),
+            'rpn_class.mrcnn_class_',
+            'rpn_mask.mrcnn_mask_',
+        ),
+        n_class,
+    )
     return shapes | {
         'rpn_class.mrcnn_class_logits.weight': (n_class, 1024),
         'rpn_class.mrcnn_class_logits.bias': (n_class,),
         'rpn_class.mrcnn_bbox_fc.weight': (4 * n_class, 1024),
         'rpn_class.mrcnn_bbox_fc.bias': (4 * n_class,),
-        **convolution('rpn_mask.mrcnn_mask', n_class, 256, 1)}
+        **convolution('rpn_mask.mrcnn_mask', n_class, 256, 1),
+    }
 
 
 PROGRAMS = {'multimodal': multimodal, 'graph': graph}
@@ -107,7 +118,7 @@ def zeros(shapes):
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
-@pytest.mark.parametrize('backbone, n_res4', [('resnet50', 6), ('resnet101', 23)])
+@pytest.mark.parametrize(('backbone', 'n_res4'), [('resnet50', 6), ('resnet101', 23)])
 def test_every_array_is_taken_and_fits_our_network(read, program, backbone, n_res4):
     more = {'fpn.C1.1.num_batches_tracked': np.array(3), 'x\n': np.ones(1)}
     state = zeros(PROGRAMS[program](4, n_res4)) | more
@@ -124,12 +135,27 @@ def test_where_the_numbers_go(read, program, rng):
     """Each array of the heads and of a block against the formula, written down anew."""
     shapes = PROGRAMS[program](3)
     state = zeros(shapes)
-    names = {'multimodal': ('fpn.C2.0', 'classifier.', 'mask.', 'rpn.conv_class', 'fpn.P4_conv1'),
-             'graph': ('resnet_graph.layer1.0', 'rpn_class.mrcnn_class_', 'rpn_mask.mrcnn_mask_',
-                       'rpn.rpn_class_raw', 'fpn_c4p4')}[program]
+    names = {
+        'multimodal': ('fpn.C2.0', 'classifier.', 'mask.', 'rpn.conv_class', 'fpn.P4_conv1'),
+        'graph': (
+            'resnet_graph.layer1.0',
+            'rpn_class.mrcnn_class_',
+            'rpn_mask.mrcnn_mask_',
+            'rpn.rpn_class_raw',
+            'fpn_c4p4',
+        ),
+    }[program]
     block, classifier, mask, pair, lateral = names
-    starts = (f'{block}.conv1', f'{block}.bn1', f'{classifier}conv2', f'{classifier}bn2', f'{mask}conv4',
-              f'{mask}bn4', pair, lateral)
+    starts = (
+        f'{block}.conv1',
+        f'{block}.bn1',
+        f'{classifier}conv2',
+        f'{classifier}bn2',
+        f'{mask}conv4',
+        f'{mask}bn4',
+        pair,
+        lateral,
+    )
     drawn = [name for name in shapes if name.startswith(starts)]
     state |= {name: rng.rand(*shapes[name]).astype(np.float32) + 0.1 for name in drawn}
     native = read(state).arrays
@@ -142,16 +168,20 @@ def test_where_the_numbers_go(read, program, rng):
     np.testing.assert_array_equal(native[f'{own}/conv/W'], state[f'{block}.conv1.weight'])
     np.testing.assert_array_equal(native[f'{own}/norm/gamma'], state[f'{block}.bn1.weight'])
     np.testing.assert_array_equal(native[f'{own}/norm/avg_var'], state[f'{block}.bn1.running_var'])
-    np.testing.assert_allclose(native[f'{own}/norm/avg_mean'],
-                               state[f'{block}.bn1.running_mean'] - state[f'{block}.conv1.bias'], atol=1e-6)
-    for conv, norm, path in ((f'{classifier}conv2', f'{classifier}bn2', 'box_head/fc7'),
-                             (f'{mask}conv4', f'{mask}bn4', 'mask_head/conv4')):
+    np.testing.assert_allclose(
+        native[f'{own}/norm/avg_mean'], state[f'{block}.bn1.running_mean'] - state[f'{block}.conv1.bias'], atol=1e-6
+    )
+    for conv, norm, path in (
+        (f'{classifier}conv2', f'{classifier}bn2', 'box_head/fc7'),
+        (f'{mask}conv4', f'{mask}bn4', 'mask_head/conv4'),
+    ):
         want = state[f'{conv}.weight'] * scale(norm)[:, None, None, None]
         np.testing.assert_allclose(native[f'{path}/W'].reshape(want.shape), want, rtol=1e-6)
         bias = (state[f'{conv}.bias'] - state[f'{norm}.running_mean']) * scale(norm) + state[f'{norm}.bias']
         np.testing.assert_allclose(native[f'{path}/b'], bias, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(native['rpn/objectness/b'], np.diff(state[f'{pair}.bias'].reshape(3, 2))[:, 0],
-                               atol=1e-7)
+    np.testing.assert_allclose(
+        native['rpn/objectness/b'], np.diff(state[f'{pair}.bias'].reshape(3, 2))[:, 0], atol=1e-7
+    )
 
 
 def test_settings_reach_the_configuration(read):
@@ -160,21 +190,26 @@ def test_settings_reach_the_configuration(read):
     assert any('DETECTION_MIN_CONFIDENCE' in line for line in file.report.warnings)
 
 
-@pytest.mark.parametrize('state, reason', [
-    ({'backbone.bottom_up.res2.0.conv1.weight': (1,)}, 'is a state dict of detectron2'),
-    ({'backbone.body.stem.conv1.weight': (1,)}, 'of maskrcnn-benchmark'),
-    ({'backbone.body.conv1.weight': (1,)}, 'of torchvision'),
-    ({'neck.lateral_convs.0.conv.weight': (1,)}, 'of MMDetection'),
-    ({'conv1.weight': (1,), 'layer4.0.conv1.weight': (1,)}, 'of a ResNet classifier'),
-    ({'a\x1b': (1,)}, r'of no Mask R-CNN that is known .*begins with a\\x1b'),
-    (multimodal(n_res4=7), 'a ResNet with 7 blocks in its fourth stage'),
-    (multimodal() | {'classifier.linear_class.weight': (1, 1024)}, 'no class but the background'),
-    (multimodal() | {'rpn.conv_class.weight': (30, 512, 1, 1)}, 'has 15 anchors a location'),
-    (multimodal() | {'classifier.conv1.weight': (1024, 256, 5, 5)}, 'sizes are not supported: roi_size'),
-    (multimodal() | {'mask.conv5.bias': (5,)}, r'mask.conv5.bias is float32 \(5,\), not float32 \(4,\)'),
-    ({name: shape for name, shape in graph().items() if 'layer3.2.bn2' not in name},
-     'missing arrays: resnet_graph.layer3.2.bn2.weight, resnet_graph.layer3.2.bn2.bias'),
-])
+@pytest.mark.parametrize(
+    ('state', 'reason'),
+    [
+        ({'backbone.bottom_up.res2.0.conv1.weight': (1,)}, 'is a state dict of detectron2'),
+        ({'backbone.body.stem.conv1.weight': (1,)}, 'of maskrcnn-benchmark'),
+        ({'backbone.body.conv1.weight': (1,)}, 'of torchvision'),
+        ({'neck.lateral_convs.0.conv.weight': (1,)}, 'of MMDetection'),
+        ({'conv1.weight': (1,), 'layer4.0.conv1.weight': (1,)}, 'of a ResNet classifier'),
+        ({'a\x1b': (1,)}, r'of no Mask R-CNN that is known .*begins with a\\x1b'),
+        (multimodal(n_res4=7), 'a ResNet with 7 blocks in its fourth stage'),
+        (multimodal() | {'classifier.linear_class.weight': (1, 1024)}, 'no class but the background'),
+        (multimodal() | {'rpn.conv_class.weight': (30, 512, 1, 1)}, 'has 15 anchors a location'),
+        (multimodal() | {'classifier.conv1.weight': (1024, 256, 5, 5)}, 'sizes are not supported: roi_size'),
+        (multimodal() | {'mask.conv5.bias': (5,)}, r'mask.conv5.bias is float32 \(5,\), not float32 \(4,\)'),
+        (
+            {name: shape for name, shape in graph().items() if 'layer3.2.bn2' not in name},
+            'missing arrays: resnet_graph.layer3.2.bn2.weight, resnet_graph.layer3.2.bn2.bias',
+        ),
+    ],
+)
 def test_what_is_refused(read, state, reason):
     with pytest.raises(WeightFileError, match=reason) as caught:
         read(zeros(state))

@@ -13,10 +13,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from tests.support.watching import WATCHED, run_script, watch, write_numbered
-
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.readers import safe_pickle
+from tests.support.watching import WATCHED, run_script, watch, write_numbered
 
 PROTOCOLS = range(6)
 
@@ -34,21 +33,30 @@ ARRAYS = {
 }
 
 PLAIN = {
-    'text': 'Gr\xfc\xdfe, \u4e16\u754c \U0001f600\n\\', 'long': 'x' * 300,
-    'bytes': bytes(range(256)), 'empty': b'',
-    'numbers': [0, -1, 255, 65535, -2**31, 2**70, -2**70, 1.5, float('inf')],
-    'constants': (None, True, False), 'tuples': ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
-    'nested': {'a': [{'b': {}}, []]}, 'set': {1, 'b', None}, 7: 'integer key',
+    'text': 'Gr\xfc\xdfe, \u4e16\u754c \U0001f600\n\\',
+    'long': 'x' * 300,
+    'bytes': bytes(range(256)),
+    'empty': b'',
+    'numbers': [0, -1, 255, 65535, -(2**31), 2**70, -(2**70), 1.5, float('inf')],
+    'constants': (None, True, False),
+    'tuples': ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+    'nested': {'a': [{'b': {}}, []]},
+    'set': {1, 'b', None},
+    7: 'integer key',
 }
 
 #: What Python 2.7's cPickle writes for ``{'a': numpy.array([1, 2], 'f4')}`` with protocols 0 and 2.
 PYTHON2 = {
-    0: (b"(dp1\nS'a'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n(I0\ntS'b'\ntRp5\n"
+    0: (
+        b"(dp1\nS'a'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n(I0\ntS'b'\ntRp5\n"
         b"(I1\n(I2\ntcnumpy\ndtype\np6\n(S'f4'\nI0\nI1\ntRp7\n(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\n"
-        b"S'\\x00\\x00\\x80?\\x00\\x00\\x00@'\ntbs."),
-    2: (b'\x80\x02}q\x01U\x01aq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85'
+        b"S'\\x00\\x00\\x80?\\x00\\x00\\x00@'\ntbs."
+    ),
+    2: (
+        b'\x80\x02}q\x01U\x01aq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85'
         b'U\x01b\x87Rq\x05(K\x01K\x02\x85cnumpy\ndtype\nq\x06U\x02f4K\x00K\x01\x87Rq\x07(K\x03U\x01<NNN'
-        b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08\x00\x00\x80?\x00\x00\x00@tbs.'),
+        b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08\x00\x00\x80?\x00\x00\x00@tbs.'
+    ),
 }
 
 
@@ -127,10 +135,22 @@ def wide_text(length):
 
 def array_bytes(shape=b'K\x02\x85', code=b'f4', data=b'U\x08\x00\x00\x80?\x00\x00\x00@', state=b'NNN'):
     """A protocol 2 array of two float32, with one part exchanged."""
-    return (b'\x80\x02' + global_('numpy.core.multiarray._reconstruct') + global_('numpy.ndarray')
-            + b'K\x00\x85U\x01b\x87R(K\x01' + shape + global_('numpy.dtype')
-            + b'U' + bytes([len(code)]) + code + b'K\x00K\x01\x87R(K\x03U\x01<' + state
-            + b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89' + data + b'tb.')
+    return (
+        b'\x80\x02'
+        + global_('numpy.core.multiarray._reconstruct')
+        + global_('numpy.ndarray')
+        + b'K\x00\x85U\x01b\x87R(K\x01'
+        + shape
+        + global_('numpy.dtype')
+        + b'U'
+        + bytes([len(code)])
+        + code
+        + b'K\x00K\x01\x87R(K\x03U\x01<'
+        + state
+        + b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89'
+        + data
+        + b'tb.'
+    )
 
 
 #: A hostile file that is executed creates this file in the current folder.
@@ -154,15 +174,31 @@ def hostile():
         files[f'Popen, protocol {p}'] = pickle.dumps(popen, p), 'asks for (subprocess|commands).Popen'
     for p in (0, 1):
         files[f'copyreg, protocol {p}'] = pickle.dumps(Slots(), p), 'asks for copy_?reg._reconstructor'
-    for name in ('os.system', 'os.popen', 'builtins.eval', '__builtin__.eval', 'builtins.getattr',
-                 'builtins.exec', 'numpy.load', 'numpy.core.multiarray.fromfile', 'numpy.ndarray.tofile',
-                 'numpy.frombuffer', 'numpy.ma.core._mareconstruct', 'pickle.loads',
-                 'importlib.import_module', 'functools.partial', 'copyreg.__newobj__', '_codecs.decode',
-                 'torch._utils._rebuild_tensor'):
+    for name in (
+        'os.system',
+        'os.popen',
+        'builtins.eval',
+        '__builtin__.eval',
+        'builtins.getattr',
+        'builtins.exec',
+        'numpy.load',
+        'numpy.core.multiarray.fromfile',
+        'numpy.ndarray.tofile',
+        'numpy.frombuffer',
+        'numpy.ma.core._mareconstruct',
+        'pickle.loads',
+        'importlib.import_module',
+        'functools.partial',
+        'copyreg.__newobj__',
+        '_codecs.decode',
+        'torch._utils._rebuild_tensor',
+    ):
         files[name] = global_(name) + shell, f'asks for {name}$'
         module, _, attribute = name.rpartition('.')
-        files[f'{name} from the stack'] = (b'\x80\x04' + text(module) + text(attribute) + b'\x93' + shell,
-                                           f'asks for {name}$')
+        files[f'{name} from the stack'] = (
+            b'\x80\x04' + text(module) + text(attribute) + b'\x93' + shell,
+            f'asks for {name}$',
+        )
     return files | opcode_tricks(command) | bad_arrays() | bombs() | broken_files()
 
 
@@ -294,19 +330,22 @@ def test_deep_and_shared_nesting_is_harmless(tmp_path, data):
     assert isinstance(load_bytes(tmp_path, data), (list, tuple, dict))
 
 
-@pytest.mark.parametrize('start, reason', [
-    (b'', 'is empty'),
-    (b'\x1f\x8b\x08', 'gzip'),
-    (b'PK\x03\x04\x14', 'zip archive'),
-    (b'\x89HDF\r\n', 'HDF5'),
-    (b'\x93NUMPY\x01', 'NumPy array'),
-    (b'BZh9', 'bzip2'),
-    (b'\xfd7zXZ\x00', 'xz'),
-    (b'<!DOCTYPE html>', 'web page'),
-    (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS'),
-    (b'\xff\xd8\xff\xe0', 'unknown opcode'),
-    (bytes(1000), 'unknown opcode'),
-])
+@pytest.mark.parametrize(
+    ('start', 'reason'),
+    [
+        (b'', 'is empty'),
+        (b'\x1f\x8b\x08', 'gzip'),
+        (b'PK\x03\x04\x14', 'zip archive'),
+        (b'\x89HDF\r\n', 'HDF5'),
+        (b'\x93NUMPY\x01', 'NumPy array'),
+        (b'BZh9', 'bzip2'),
+        (b'\xfd7zXZ\x00', 'xz'),
+        (b'<!DOCTYPE html>', 'web page'),
+        (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS'),
+        (b'\xff\xd8\xff\xe0', 'unknown opcode'),
+        (bytes(1000), 'unknown opcode'),
+    ],
+)
 def test_other_files_are_named(tmp_path, start, reason):
     with pytest.raises(WeightFileError, match=reason):
         load_bytes(tmp_path, start)
@@ -327,14 +366,14 @@ def test_paths_that_are_no_files(tmp_path):
 
 def small_files():
     """Valid files of every protocol, about 1 to 4 kB each."""
-    data = {'cfg': 'MODEL: {}', 'blobs': {name: array for name, array in ARRAYS.items()}, 'more': PLAIN}
+    data = {'cfg': 'MODEL: {}', 'blobs': dict(ARRAYS.items()), 'more': PLAIN}
     files = {f'protocol {p}': pickle.dumps(data, p) for p in PROTOCOLS}
     return files | {f'Python 2, protocol {p}': data for p, data in PYTHON2.items()}
 
 
 def test_truncated_files(tmp_path, root):
     good = list(small_files().values())
-    bad = [data[:len(data) * i // 50] for data in good for i in range(50)]
+    bad = [data[: len(data) * i // 50] for data in good for i in range(50)]
     write_numbered(tmp_path, good, bad)
     outcomes, _ = watch(tmp_path, root)
     assert len(outcomes) == len(bad)
@@ -353,7 +392,7 @@ def test_bit_flipped_files(tmp_path, root):
     outcomes, kilobytes = watch(tmp_path, root)
     assert len(outcomes) == len(bad)
     refused = [o for o in outcomes.values() if not o.startswith('loaded')]
-    assert 0 < len(refused) < len(bad)      # a flipped bit of an array's data cannot be noticed
+    assert 0 < len(refused) < len(bad)  # a flipped bit of an array's data cannot be noticed
     assert kilobytes < 20_000
 
 
@@ -363,7 +402,7 @@ def test_hostile_files_do_nothing(tmp_path, root):
     outcomes, kilobytes = watch(tmp_path, root)
     assert len(outcomes) == len(bad) and not [o for o in outcomes.values() if o.startswith('loaded')]
     assert not (tmp_path / MARKER).exists()
-    assert kilobytes < 150_000      # the operation bombs' own 600,000 opcodes
+    assert kilobytes < 150_000  # the operation bombs' own 600,000 opcodes
 
 
 def test_the_watch_notices(tmp_path, root):

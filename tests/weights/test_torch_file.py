@@ -8,11 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
-from tests.support import torch_bytes as tb
-from tests.support.watching import watch, write_numbered
 
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.readers import torch_file
+from tests.support import torch_bytes as tb
+from tests.support.watching import watch, write_numbered
 
 #: What PyTorch 2.13 writes for ``OrderedDict(w=t.t(), n=torch.tensor(7))`` of a tensor ``t`` that is
 #: ``[[1, 2, 3], [4, 5, 6]]``.
@@ -26,19 +26,24 @@ WRITTEN_BY_PYTORCH = {
         '6jWvXbOr$EZD86>{K312_Y1t=ZW2cqzg8FK@t^a@I4VXQiK?=E5=ZGi3(;$T{N@n>ZmeDw)Iz=CM6I2o1uHyJe)qh2>-hU$1X6zh'
         'gGcRHzKtjFzCog|+YMC_Pi{nzWKk4WrP7KlR^^Hym8xY?5-XBik}9i0xg^O|L9PTbx$^;h&SM|>z$Hb@4t+*bIXU7y_8v<@qv^}V'
         'U^NQ-HN;7VXnf{k3{Qp(BbiN-MCX4hMlwr-MDCK<=%i+1*rzmz<|PS?j$9m=XQDtc35-rmHU@k)03Ok-=q)bBpECu<%~xGx*-QP>'
-        '3(Vyqj7yxqsPKH98bpf?QudM!zlU$x2{y!VL48>J8?<JCQ~'),
+        '3(Vyqj7yxqsPKH98bpf?QudM!zlU$x2{y!VL48>J8?<JCQ~'
+    ),
     'legacy': (
         'c-n1{yH3L}6ozwa1BODmENqPFQnk>k$wUX##azqc1w|#XnxH7|Nt_~(DrKsGXJBCDF?byw0f~W=USO%^W6S3p|KD%t+AE2E-g@7M'
         '_a9dW^;|pu(s7-DVzH{CD5FG3;fcr{^CS&L3@SFT3Ra>}%80u>_QOF8+A|}Vl#e6srr{G$L7#wOu@WZJKqL}MRAV}x!dOC?8q6p('
         'L_7qO8d-)+4>1w<BvMjxnfN^6{%Pn*0!pn9s>M{i@c^19MdAf@H<MwM5;x&@Ss3}Q<Z&tzcYH)Zw=8BBVC)<WIT-URq!)>SyqPBn'
         'l-L&bIITvz+37g8-F6x+D9=24qYQ18FC?s8Q-$hOo5DI(sXhhr5)^heBy9GfGV>I}R)EN0i8;ep{ZY36DR#>~cG^v(R0ET$sJ?^h'
-        'wc1>9SHfN&_KTmmEq;H6Idzqm#_MHeIr0-+x;Qa%jCYLBuDYn2i~See;ec}'),
+        'wc1>9SHfN&_KTmmEq;H6Idzqm#_MHeIr0-+x;Qa%jCYLBuDYn2i~See;ec}'
+    ),
 }
 
 ARRAYS = {
-    'weight': np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 7, 'double': np.array([1.5, np.pi]),
-    'half': np.array([[0.5], [-2]], np.float16), 'num_batches_tracked': np.array(2**40),
-    'bool': np.array([True, False]), 'nothing': np.empty((0, 3), np.float32),
+    'weight': np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 7,
+    'double': np.array([1.5, np.pi]),
+    'half': np.array([[0.5], [-2]], np.float16),
+    'num_batches_tracked': np.array(2**40),
+    'bool': np.array([True, False]),
+    'nothing': np.empty((0, 3), np.float32),
 }
 
 
@@ -71,11 +76,11 @@ def test_views_and_parameters(tmp_path):
     stored = tb.storage('FloatStorage', '0', 12)
     part = tb.tensor(stored, 5, (2, 3), (4, 1))
     items = {
-        'part': part, 'turned': tb.tensor(stored, 0, (4, 3), (1, 4)),
+        'part': part,
+        'turned': tb.tensor(stored, 0, (4, 3), (1, 4)),
         'same': tb.tensor(stored, 0, (12,), (1,)),
         'old': tb.tensor(stored, 0, (12,), (1,), rebuild='_rebuild_tensor'),
-        'parameter': b'ctorch._utils\n_rebuild_parameter\n' + tb.sequence(
-            part, b'\x88', tb.ORDERED_DICT) + b'R',
+        'parameter': b'ctorch._utils\n_rebuild_parameter\n' + tb.sequence(part, b'\x88', tb.ORDERED_DICT) + b'R',
     }
     numbers = np.arange(12, dtype='<f4')
     arrays = read_bytes(tmp_path, tb.zipped(tb.dictionary(items), {'0': numbers.tobytes()}))
@@ -94,7 +99,7 @@ def test_bfloat16_and_big_endian(tmp_path):
     for order, data in ('little', upper.tobytes()), ('big', upper.byteswap().tobytes()):
         array = read_bytes(tmp_path, tb.zipped(pickled, {'0': data}, byteorder=order))['a']
         assert array.dtype.kind == 'f' and array.itemsize == 4
-        np.testing.assert_allclose(array, numbers, rtol=2 ** -7)
+        np.testing.assert_allclose(array, numbers, rtol=2**-7)
         assert array[:2].tolist() == [1.5, -2]
 
 
@@ -122,8 +127,7 @@ def zipped_value(value):
 
 
 def legacy_tensor(length=4, data=ONES, key='0'):
-    pickled = tb.dictionary({'a': tb.tensor(tb.storage('FloatStorage', '0', 4, True), 0,
-                                                              (4,), (1,))})
+    pickled = tb.dictionary({'a': tb.tensor(tb.storage('FloatStorage', '0', 4, True), 0, (4,), (1,))})
     return tb.legacy(pickled, {key: data}, {key: length})
 
 
@@ -131,26 +135,33 @@ def swollen_directory():
     """An archive whose directory alone would fill the memory."""
     entry = b'PK\x01\x02' + bytes(42)
     count = (1 << 22) // len(entry) + 1
-    return (b'PK\x03\x04' + entry * count
-            + b'PK\x05\x06' + struct.pack('<4H2IH', 0, 0, 0xffff, 0xffff, count * len(entry), 4, 0))
+    return (
+        b'PK\x03\x04'
+        + entry * count
+        + b'PK\x05\x06'
+        + struct.pack('<4H2IH', 0, 0, 0xFFFF, 0xFFFF, count * len(entry), 4, 0)
+    )
 
 
 HOSTILE = {
-    'runs a command': (zipped_value(b'cposix\nsystem\n' + tb.sequence(tb.text('touch executed')) + b'R'),
-                       'it asks for posix.system, and only state dicts are read'),
-    'a saved model': (zipped_value(b'ctorch.nn.modules.container\nSequential\n)\x81'),
-                      'torch.nn.modules.container.Sequential'),
-    'legacy, runs': (tb.MAGIC + b'cposix\nsystem\n(X\x10\x00\x00\x00touch executed  tR.',
-                     'it asks for posix.system'),
+    'runs a command': (
+        zipped_value(b'cposix\nsystem\n' + tb.sequence(tb.text('touch executed')) + b'R'),
+        'it asks for posix.system, and only state dicts are read',
+    ),
+    'a saved model': (
+        zipped_value(b'ctorch.nn.modules.container\nSequential\n)\x81'),
+        'torch.nn.modules.container.Sequential',
+    ),
+    'legacy, runs': (tb.MAGIC + b'cposix\nsystem\n(X\x10\x00\x00\x00touch executed  tR.', 'it asks for posix.system'),
     'builds': (zipped_value(tb.text('x') + b'}b'), 'it sets the state of a value'),
-    'state of a dictionary': (tb.zipped(b'\x80\x02}}X\x01\x00\x00\x00aK\x01sb.', {}),
-                              'sets the state of a value'),
+    'state of a dictionary': (tb.zipped(b'\x80\x02}}X\x01\x00\x00\x00aK\x01sb.', {}), 'sets the state of a value'),
     'another reference': (zipped_value(tb.sequence(tb.text('module')) + b'Q'), 'no storage of numbers'),
     'text as reference': (zipped_value(b'Pabc\n'), 'outside of the file'),
-    'storage of another type': (zipped_tensor(stored=tb.storage('UntypedStorage', '0', 4)),
-                                'torch.UntypedStorage'),
-    'storage class as text': (zipped_tensor(stored=tb.sequence(
-        *map(tb.text, ('storage', 'FloatStorage', '0', 'cpu')), b'K\x04') + b'Q'), 'a storage without type'),
+    'storage of another type': (zipped_tensor(stored=tb.storage('UntypedStorage', '0', 4)), 'torch.UntypedStorage'),
+    'storage class as text': (
+        zipped_tensor(stored=tb.sequence(*map(tb.text, ('storage', 'FloatStorage', '0', 'cpu')), b'K\x04') + b'Q'),
+        'a storage without type',
+    ),
     'reads beyond the storage': (zipped_tensor(offset=1), 'does not fit into its storage'),
     'strides beyond it': (zipped_tensor(shape=(2, 2), strides=(3, 2)), 'does not fit'),
     'repeats a number': (zipped_tensor(shape=(1 << 30,), strides=(0,)), 'does not fit'),
@@ -158,25 +169,29 @@ HOSTILE = {
     'negative stride': (zipped_tensor(strides=(-1,)), 'without proper storage'),
     'shape without strides': (zipped_tensor(strides=()), 'without proper storage'),
     'many axes': (zipped_tensor(shape=(1,) * 9, strides=(1,) * 9), 'without proper storage'),
-    'a storage that is missing': (zipped_tensor(stored=tb.storage('FloatStorage', '../../etc/passwd', 4)),
-                                  'is missing'),
+    'a storage that is missing': (
+        zipped_tensor(stored=tb.storage('FloatStorage', '../../etc/passwd', 4)),
+        'is missing',
+    ),
     'a storage of another length': (zipped_tensor(data=ONES[:8]), 'not the length'),
-    'a storage that claims more': (zipped_tensor(stored=tb.storage('FloatStorage', '0', 1 << 30)),
-                                   'not the length'),
+    'a storage that claims more': (zipped_tensor(stored=tb.storage('FloatStorage', '0', 1 << 30)), 'not the length'),
     'compressed members': (zipped_tensor(compression=8), 'members are compressed'),
     'no order of bytes': (zipped_tensor(byteorder='none'), 'byte order'),
     'no pickle': (tb.zipped(b'', {}).replace(b'data.pkl', b'data.xyz'), 'without a data.pkl'),
     'an empty archive': (b'PK\x05\x06' + bytes(18), 'without a data.pkl'),
     'a huge directory': (swollen_directory(), 'directory is too large'),
-    'a single tensor': (tb.zipped(b'\x80\x02' + tb.tensor(STORED, 0, (4,), (1,)) + b'.', {'0': ONES}),
-                        'holds no state dict'),
+    'a single tensor': (
+        tb.zipped(b'\x80\x02' + tb.tensor(STORED, 0, (4,), (1,)) + b'.', {'0': ONES}),
+        'holds no state dict',
+    ),
     'no tensors': (tb.zipped(b'\x80\x02}.', {}), 'holds no tensors'),
     'a plain pickle': (pickle.dumps({'a': 1}, 2), 'is no file of PyTorch'),
     'legacy of another version': (
         tb.MAGIC + pickle.dumps(1000, 2) + pickle.dumps({}, 2) * 2 + pickle.dumps([], 2),
-        'format version is 1000'),
+        'format version is 1000',
+    ),
     'legacy, other length': (legacy_tensor(length=5), 'not the length'),
-    'legacy, other key': (legacy_tensor(key='1'), "storage 1 has not the length"),
+    'legacy, other key': (legacy_tensor(key='1'), 'storage 1 has not the length'),
     'legacy, truncated': (legacy_tensor()[:-1], 'is truncated'),
     'legacy, more follows': (legacy_tensor() + b'x', '1 bytes follow'),
     'empty': (b'', 'is no file of PyTorch'),
@@ -196,7 +211,7 @@ def test_hostile_files_get_one_line(tmp_path, name, monkeypatch):
 def test_damaged_files_do_nothing(tmp_path, root):
     """Truncated, with flipped bits, hostile: nothing happens but an error, and little memory is taken."""
     good = [tb.state_dict(ARRAYS, as_legacy) for as_legacy in (False, True)]
-    bad = [data[:len(data) * i // 50] for data in good for i in range(50)]
+    bad = [data[: len(data) * i // 50] for data in good for i in range(50)]
     n_truncated, generator = len(bad), random.Random(0)
     for data in good:
         for _ in range(200):

@@ -69,8 +69,12 @@ class RichShapesDataset(ShapesDataset):
         things = _place_things(rng, self._size)
         for thing in things:
             _paint_thing(rng, image, thing, light)
-        return Example(image=np.rint(_photograph(rng, image) * 255), name=self.image_name(i),
-                       annotations=_annotate(things, self._size), image_id=self.image_ids[i])
+        return Example(
+            image=np.rint(_photograph(rng, image) * 255),
+            name=self.image_name(i),
+            annotations=_annotate(things, self._size),
+            image_id=self.image_ids[i],
+        )
 
 
 # Where things are.  Outlines are (K, 2) float64 (x, y), COCO's: the first pixel's centre is at (0.5, 0.5).
@@ -121,13 +125,15 @@ class _Window:
         points = np.concatenate(outlines)
         (left, top), (right, bottom) = points.min(axis=0) - margin, points.max(axis=0) + margin
         top, left = (int(np.clip(low, 0, side - 1)) for low, side in ((top, size[0]), (left, size[1])))
-        bottom, right = (int(np.clip(np.ceil(high), low + 1, side)) for low, high, side in
-                         ((top, bottom, size[0]), (left, right, size[1])))
+        bottom, right = (
+            int(np.clip(np.ceil(high), low + 1, side))
+            for low, high, side in ((top, bottom, size[0]), (left, right, size[1]))
+        )
         return cls(top, left, bottom, right)
 
     def of(self, image: np.ndarray) -> np.ndarray:
         """Return the window's part ``(..., h, w)`` of an image or a mask, to change it in place."""
-        return image[..., self.top:self.bottom, self.left:self.right]
+        return image[..., self.top : self.bottom, self.left : self.right]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -139,16 +145,20 @@ class _Window:
         x = (np.arange(self.left, self.right) + 0.5 - centre[0]) / scale
         y = (np.arange(self.top, self.bottom)[:, None] + 0.5 - centre[1]) / scale
         cos, sin = np.cos(angle), np.sin(angle)
-        return ((x * cos).astype(np.float32) + (y * sin).astype(np.float32),
-                (y * cos).astype(np.float32) - (x * sin).astype(np.float32))
+        return (
+            (x * cos).astype(np.float32) + (y * sin).astype(np.float32),
+            (y * cos).astype(np.float32) - (x * sin).astype(np.float32),
+        )
 
     def coverage(self, outlines) -> np.ndarray:
         """Return how much of each pixel is inside outlines, ``(h, w)`` float32 from 0 to 1."""
         height, width = self.size
         fine = np.zeros((height * _OVERSAMPLING, width * _OVERSAMPLING), np.uint8)
         # OpenCV counts from the centres of the fine pixels, in 256ths of them.
-        points = [np.rint(((outline - (self.left, self.top)) * _OVERSAMPLING - 0.5) * 256).astype(np.int32)
-                  for outline in outlines]
+        points = [
+            np.rint(((outline - (self.left, self.top)) * _OVERSAMPLING - 0.5) * 256).astype(np.int32)
+            for outline in outlines
+        ]
         cv2.fillPoly(fine, points, 255, shift=8)
         return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
@@ -181,10 +191,11 @@ def _heart() -> np.ndarray:
 
 def _crescent(distance: float = 0.45, inner: float = 0.75) -> np.ndarray:
     """What a disc leaves of another one that it covers in part."""
-    x = (1 + distance ** 2 - inner ** 2) / (2 * distance)   # where their borders meet
-    outside, inside = np.arccos(x), np.arctan2(np.sqrt(1 - x ** 2), x - distance)
-    return np.concatenate([_arc(outside, 2 * np.pi - outside),
-                           _arc(2 * np.pi - inside, inside, inner, (distance, 0.0))])
+    x = (1 + distance**2 - inner**2) / (2 * distance)  # where their borders meet
+    outside, inside = np.arccos(x), np.arctan2(np.sqrt(1 - x**2), x - distance)
+    return np.concatenate(
+        [_arc(outside, 2 * np.pi - outside), _arc(2 * np.pi - inside, inside, inner, (distance, 0.0))]
+    )
 
 
 def _turn(angle: float) -> np.ndarray:
@@ -238,8 +249,11 @@ def _annotate(things: list[_Thing], size: tuple[int, int]) -> Annotations:
         labels.append(thing.label)
         segmentations.append(coco_mask.encode(np.asfortranarray(visible, np.uint8)))
     return Annotations(
-        boxes=np.array(boxes, np.float32).reshape(-1, 4), labels=np.array(labels, np.int32),
-        crowd=np.zeros(len(labels), bool), segmentations=tuple(segmentations))
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        labels=np.array(labels, np.int32),
+        crowd=np.zeros(len(labels), bool),
+        segmentations=tuple(segmentations),
+    )
 
 
 # What things look like.
@@ -284,8 +298,9 @@ def _shadow(window: _Window, thing: _Thing, light: _Light, height: float) -> np.
     return light.strength * _blur(window.coverage(outlines), light.softness * thing.radius)
 
 
-def _shading(rng: np.random.RandomState, window: _Window, thing: _Thing, coverage: np.ndarray,
-             light: _Light) -> np.ndarray:
+def _shading(
+    rng: np.random.RandomState, window: _Window, thing: _Thing, coverage: np.ndarray, light: _Light
+) -> np.ndarray:
     """Return the brightness ``(h, w)`` of a thing's surface: flat, a slope, or a raised relief."""
     kind = rng.randint(4)
     if kind == 0:
@@ -345,8 +360,8 @@ def _fractal(rng: np.random.RandomState, size: tuple[int, int], cells: int) -> n
     """Return smooth noise with finer and finer, weaker and weaker parts, about from -1 to 1."""
     noise = np.zeros(size, np.float32)
     for octave in range(4):
-        grid = rng.uniform(-1, 1, (cells * 2 ** octave + 1,) * 2).astype(np.float32)
-        noise += cv2.resize(grid, size[::-1], interpolation=cv2.INTER_CUBIC) * np.float32(0.6 ** octave)
+        grid = rng.uniform(-1, 1, (cells * 2**octave + 1,) * 2).astype(np.float32)
+        noise += cv2.resize(grid, size[::-1], interpolation=cv2.INTER_CUBIC) * np.float32(0.6**octave)
     return np.clip(noise, -1, 1)
 
 
@@ -360,8 +375,7 @@ def _blur(values: np.ndarray, deviation: float) -> np.ndarray:
 def _backdrop(rng: np.random.RandomState, size: tuple[int, int]) -> np.ndarray:
     """Return a textured background (3, H, W)."""
     window = _Window(0, 0, *size)
-    u, v = window.grid((rng.uniform(0, size[1]), rng.uniform(0, size[0])), 0.14 * min(size),
-                       rng.uniform(0, 2 * np.pi))
+    u, v = window.grid((rng.uniform(0, size[1]), rng.uniform(0, size[0])), 0.14 * min(size), rng.uniform(0, 2 * np.pi))
     colour = _colour(rng, (0.0, 0.6), (0.25, 0.95))
     image = _material(rng, u, v, colour)
     far = _colour(rng, (0.0, 0.6), (0.25, 0.95))
@@ -378,7 +392,7 @@ def _paint_clutter(rng: np.random.RandomState, image: np.ndarray) -> None:
     elif kind == 1:
         coverage = np.clip(8 * (_fractal(rng, size, 3 + rng.randint(3)) - 0.55), 0, 1)
     else:
-        outlines = (_bar, _curve, _splinter)[kind - 2](rng, size),
+        outlines = ((_bar, _curve, _splinter)[kind - 2](rng, size),)
         window = _Window.around(outlines, 1, size)
         coverage = window.coverage(outlines)
     u, v = window.grid((size[1] / 2, size[0] / 2), 0.15 * min(size), rng.uniform(0, np.pi))
@@ -435,4 +449,4 @@ def _photograph(rng: np.random.RandomState, image: np.ndarray) -> np.ndarray:
 def _grain(rng: np.random.RandomState, shape: tuple[int, ...], deviation: float) -> np.ndarray:
     """Return noise: sums of two random bytes, distributed as a triangle, at a tenth of the normal's cost."""
     first, second = np.frombuffer(rng.bytes(2 * int(np.prod(shape))), np.int8).reshape(2, *shape)
-    return (first.astype(np.float32) + second) * np.float32(deviation / (256 / 6 ** 0.5))
+    return (first.astype(np.float32) + second) * np.float32(deviation / (256 / 6**0.5))

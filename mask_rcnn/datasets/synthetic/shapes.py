@@ -51,7 +51,7 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
 
     class_names = ('square', 'circle', 'triangle')
     category_ids = (1, 2, 3)
-    kind = 'shapes'     # in the names of pictures
+    kind = 'shapes'  # in the names of pictures
 
     def __init__(self, n: int, *, size: int | tuple[int, int] = 128, seed: int = 0):
         height, width = (size, size) if isinstance(size, int) else size
@@ -59,7 +59,7 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
             raise ValueError(f'a data set needs at least one picture, not {n}')
         if min(height, width) < 32:
             raise ValueError(f'pictures must have at least 32 pixels a side, not {height} x {width}')
-        if not 0 <= seed < 2 ** 32:
+        if not 0 <= seed < 2**32:
             raise ValueError(f'the seed must be at least 0 and below 2**32, but is {seed}')
         self._size = (int(height), int(width))
         self._seed = seed
@@ -85,8 +85,12 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
         for coverage in coverages:
             _paint(rng, image, coverage)
         image += rng.normal(0, rng.uniform(0, _MAX_NOISE), image.shape)
-        return Example(image=np.rint(image.clip(0, 255)).astype(np.float32), name=self.image_name(i),
-                       annotations=_annotate(shapes, coverages), image_id=self.image_ids[i])
+        return Example(
+            image=np.rint(image.clip(0, 255)).astype(np.float32),
+            name=self.image_name(i),
+            annotations=_annotate(shapes, coverages),
+            image_id=self.image_ids[i],
+        )
 
     def ground_truth(self) -> dict:
         """Return what :class:`mask_rcnn.evaluation.COCOEvaluator` compares with, in COCO's format."""
@@ -96,23 +100,31 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
             for annotation in self._coco_annotations(self[i].annotations):
                 annotations.append({'id': len(annotations) + 1, 'image_id': image_id, **annotation})
         return {
-            'images': [{'id': image_id, 'file_name': self.image_name(i), 'height': height, 'width': width}
-                       for i, image_id in enumerate(self.image_ids)],
+            'images': [
+                {'id': image_id, 'file_name': self.image_name(i), 'height': height, 'width': width}
+                for i, image_id in enumerate(self.image_ids)
+            ],
             'annotations': annotations,
-            'categories': [{'id': category, 'name': name}
-                           for category, name in zip(self.category_ids, self.class_names)]}
+            'categories': [
+                {'id': category, 'name': name} for category, name in zip(self.category_ids, self.class_names)
+            ],
+        }
 
     def _coco_annotations(self, annotations: Annotations) -> list[dict]:
         result = []
-        for box, label, shape in zip(annotations.boxes.tolist(), annotations.labels,
-                                     annotations.segmentations):
+        for box, label, shape in zip(annotations.boxes.tolist(), annotations.labels, annotations.segmentations):
             y_min, x_min, y_max, x_max = box
-            result.append({
-                'category_id': self.category_ids[label], 'iscrowd': 0,
-                'bbox': [x_min, y_min, x_max - x_min + 1, y_max - y_min + 1],
-                'area': float(coco_mask.area(_to_rle(shape, self._size))),
-                'segmentation': {**shape, 'counts': shape['counts'].decode('ascii')}
-                if isinstance(shape, dict) else [polygon.tolist() for polygon in shape]})
+            result.append(
+                {
+                    'category_id': self.category_ids[label],
+                    'iscrowd': 0,
+                    'bbox': [x_min, y_min, x_max - x_min + 1, y_max - y_min + 1],
+                    'area': float(coco_mask.area(_to_rle(shape, self._size))),
+                    'segmentation': {**shape, 'counts': shape['counts'].decode('ascii')}
+                    if isinstance(shape, dict)
+                    else [polygon.tolist() for polygon in shape],
+                }
+            )
         return result
 
 
@@ -135,22 +147,23 @@ class _Shape:
     @property
     def area(self) -> float:
         """In pixels."""
-        return (2, np.pi, 0.75 * np.sqrt(3))[self.label] * self.radius ** 2
+        return (2, np.pi, 0.75 * np.sqrt(3))[self.label] * self.radius**2
 
     @property
     def outline(self) -> np.ndarray:
         """``(K, 2)`` float64: the corners as (x, y), around the shape."""
         count = (4, _CIRCLE_POINTS, 3)[self.label]
         angles = self.angle + 2 * np.pi * np.arange(count) / count
-        return np.stack([self.centre[1] + self.radius * np.cos(angles),
-                         self.centre[0] + self.radius * np.sin(angles)], axis=1)
+        return np.stack(
+            [self.centre[1] + self.radius * np.cos(angles), self.centre[0] + self.radius * np.sin(angles)], axis=1
+        )
 
     def coverage(self, size: tuple[int, int]) -> np.ndarray:
         """Return how much of each pixel the shape covers, ``(H, W)`` float64 between 0 and 1.
 
         From the distance between the pixel's centre and the nearest side: exact enough to look smooth.
         """
-        y, x = np.mgrid[:size[0], :size[1]] + 0.5
+        y, x = np.mgrid[: size[0], : size[1]] + 0.5
         if self.label == 1:
             outside = np.hypot(x - self.centre[1], y - self.centre[0]) - self.radius
         else:
@@ -181,14 +194,20 @@ def _annotate(shapes: list[_Shape], coverages: list[np.ndarray]) -> Annotations:
         in_front |= drawn
         if visible.sum() < max(_MIN_PIXELS, _MIN_VISIBLE * shape.area):
             continue
-        segmentation = (coco_mask.encode(np.asfortranarray(visible, np.uint8)) if hidden
-                        else (_clip_outline(shape.outline, drawn.shape).ravel(),))
+        segmentation = (
+            coco_mask.encode(np.asfortranarray(visible, np.uint8))
+            if hidden
+            else (_clip_outline(shape.outline, drawn.shape).ravel(),)
+        )
         boxes.append(box_around(coco_mask.decode(_to_rle(segmentation, drawn.shape))))
         labels.append(shape.label)
         segmentations.append(segmentation)
     return Annotations(
-        boxes=np.array(boxes, np.float32).reshape(-1, 4), labels=np.array(labels, np.int32),
-        crowd=np.zeros(len(labels), bool), segmentations=tuple(segmentations))
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        labels=np.array(labels, np.int32),
+        crowd=np.zeros(len(labels), bool),
+        segmentations=tuple(segmentations),
+    )
 
 
 def _to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict:
@@ -224,6 +243,7 @@ def box_around(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 # Drawing.  Images are (3, H, W) float64, 0 to 255; a coverage is (H, W), between 0 and 1.
 
+
 def _background(rng: np.random.RandomState, size: tuple[int, int]) -> np.ndarray:
     """Return a texture with things on it that are none of the three shapes."""
     image = _texture(rng, size, rng.uniform(30, 225, 3))
@@ -242,7 +262,7 @@ def _paint(rng: np.random.RandomState, image: np.ndarray, coverage: np.ndarray) 
 
 def _texture(rng: np.random.RandomState, size: tuple[int, int], colour: np.ndarray) -> np.ndarray:
     """Return a picture of one colour, made darker and lighter by a pattern."""
-    y, x = np.mgrid[:size[0], :size[1]] / min(size)
+    y, x = np.mgrid[: size[0], : size[1]] / min(size)
     angle, frequency = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(4), np.log(20)))
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     kind = rng.randint(6)
@@ -281,7 +301,7 @@ def _clutter(rng: np.random.RandomState, size: tuple[int, int]) -> np.ndarray:
         return np.clip(8 * (noise - 0.7), 0, 1)
     angle, length = rng.uniform(0, np.pi), min(size) * rng.uniform(0.1, 0.6)
     width = min(size) * rng.uniform(0.01, 0.03) + 1
-    y, x = np.mgrid[:size[0], :size[1]]
+    y, x = np.mgrid[: size[0], : size[1]]
     y, x = y - rng.uniform(0, size[0]), x - rng.uniform(0, size[1])
     along = np.abs(x * np.cos(angle) + y * np.sin(angle))
     across = np.abs(y * np.cos(angle) - x * np.sin(angle))

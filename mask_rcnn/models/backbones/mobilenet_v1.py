@@ -18,8 +18,21 @@ from mask_rcnn.ops.conv.depthwise import depthwise_convolution_2d, depthwise_con
 from mask_rcnn.ops.runtime.cache import cached
 
 #: Channels behind the pointwise convolution and stride of each block (Howard et al. 2017, table 1).
-BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1), (512, 1),
-          (512, 1), (1024, 2), (1024, 1))
+BLOCKS = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    (512, 1),
+    (512, 1),
+    (512, 1),
+    (512, 1),
+    (512, 1),
+    (1024, 2),
+    (1024, 1),
+)
 
 #: Channels of the first convolution.
 _STEM = 32
@@ -97,7 +110,7 @@ class ReLU6ConvNorm(ConvNorm):
         h = super().forward(x)
         if not is_forward_only(h):
             return F.clipped_relu(h, _RELU6_MAX)
-        np.clip(h.array, 0, _RELU6_MAX, out=h.array)    # nobody else has seen what was just made
+        np.clip(h.array, 0, _RELU6_MAX, out=h.array)  # nobody else has seen what was just made
         return h
 
 
@@ -119,8 +132,9 @@ class DepthwiseConvNorm(ConvNorm):
         geometry = {'stride': self.conv.stride[0], 'pad': same_paddings(x, self.conv.stride[0])}
         if is_forward_only(x) and (self.bn_frozen or is_fixed(self.norm)):
             filters, bias = cached(folded, self.conv.W.array, self.norm)
-            return chainer.as_variable(depthwise_convolve(chainer.as_array(x), filters, bias, clip_max=_RELU6_MAX,
-                                                          **geometry))
+            return chainer.as_variable(
+                depthwise_convolve(chainer.as_array(x), filters, bias, clip_max=_RELU6_MAX, **geometry)
+            )
         h = depthwise_convolution_2d(x, self.conv.W, **geometry)
         h = fixed_batch_normalization(self.norm, h) if self.bn_frozen else self.norm(h)
         return F.clipped_relu(h, _RELU6_MAX)

@@ -62,8 +62,9 @@ class ResNetStage(chainer.Chain):
         super().__init__()
         self.n_block = n_block
         with self.init_scope():
-            self.block0 = Bottleneck(in_channels, mid_channels, stride=stride, project=True, norm=norm,
-                                     stride_in_3x3=stride_in_3x3)
+            self.block0 = Bottleneck(
+                in_channels, mid_channels, stride=stride, project=True, norm=norm, stride_in_3x3=stride_in_3x3
+            )
             for i in range(1, n_block):
                 setattr(self, f'block{i}', Bottleneck(4 * mid_channels, mid_channels, norm=norm))
 
@@ -91,20 +92,28 @@ class ResNet(Backbone):
         super().__init__()
         self.pool_pad = pool_pad
         self.outputs = tuple(outputs)
-        self.strides = tuple(2 ** number for number in outputs)
-        self.out_channels = tuple(64 * 2 ** number for number in outputs)
+        self.strides = tuple(2**number for number in outputs)
+        self.out_channels = tuple(64 * 2**number for number in outputs)
         with self.init_scope():
             self.conv1 = ConvNorm(3, 64, 7, stride=2, pad=3, norm=norm)
             width = 64
             for number in range(2, max(outputs) + 1):
-                mid = 16 * 2 ** number
-                setattr(self, f'res{number}', ResNetStage(RESNET_BLOCKS[name][number - 2], width, mid,
-                                                          stride=1 if number == 2 else 2, norm=norm,
-                                                          stride_in_3x3=stride_in_3x3))
+                mid = 16 * 2**number
+                setattr(
+                    self,
+                    f'res{number}',
+                    ResNetStage(
+                        RESNET_BLOCKS[name][number - 2],
+                        width,
+                        mid,
+                        stride=1 if number == 2 else 2,
+                        norm=norm,
+                        stride_in_3x3=stride_in_3x3,
+                    ),
+                )
                 width = 4 * mid
 
     def run_stage(self, stage, x):
         if stage is not self.conv1:
             return stage(x)
-        return max_pooling_2d(stage(x, relu=True), 3, stride=2, pad=self.pool_pad,
-                              cover_all=self.pool_pad == 0)
+        return max_pooling_2d(stage(x, relu=True), 3, stride=2, pad=self.pool_pad, cover_all=self.pool_pad == 0)

@@ -30,8 +30,14 @@ class ConvNorm(chainer.Chain):
         super().__init__()
         with self.init_scope():
             self.conv = Convolution2D(
-                in_channels, out_channels, ksize, stride, pad, nobias=True,
-                initialW=chainer.initializers.HeNormal(fan_option='fan_out'))
+                in_channels,
+                out_channels,
+                ksize,
+                stride,
+                pad,
+                nobias=True,
+                initialW=chainer.initializers.HeNormal(fan_option='fan_out'),
+            )
             self.norm = make_norm(norm, out_channels)
 
     def forward(self, x, *, relu=False, residual=None, pool=None, overwrite_residual=False):
@@ -53,8 +59,15 @@ class ConvNorm(chainer.Chain):
         if is_forward_only(x) and (self.bn_frozen or is_fixed(self.norm)):
             return self._fused(chainer.as_array(x), relu, residual, pool, overwrite_residual)
         if pool is None and self._is_constant() and cudnn_frontend.supports(x):
-            return cudnn_frontend.convolution_affine(x, self.conv.W, *scale_and_bias(self.norm), residual, relu=relu,
-                                            stride=self.conv.stride[0], pad=self.conv.pad[0])
+            return cudnn_frontend.convolution_affine(
+                x,
+                self.conv.W,
+                *scale_and_bias(self.norm),
+                residual,
+                relu=relu,
+                stride=self.conv.stride[0],
+                pad=self.conv.pad[0],
+            )
         h = self.conv(x) if pool is None else pool(self.conv(x))
         h = fixed_batch_normalization(self.norm, h) if self.bn_frozen else self.norm(h)
         if residual is not None:
@@ -63,8 +76,9 @@ class ConvNorm(chainer.Chain):
 
     def _is_constant(self) -> bool:
         """Whether the normalisation neither looks at the batch nor learns."""
-        return self.bn_frozen or (is_fixed(self.norm)
-                                  and not any(parameter.requires_grad for parameter in self.norm.params()))
+        return self.bn_frozen or (
+            is_fixed(self.norm) and not any(parameter.requires_grad for parameter in self.norm.params())
+        )
 
     def _fused(self, x, relu, residual, pool, overwrite_residual):
         """The same with the scale folded into the filters, in one pass over the result."""
@@ -73,8 +87,9 @@ class ConvNorm(chainer.Chain):
         geometry = {'stride': self.conv.stride[0], 'pad': self.conv.pad[0]}
         epilogue = {'b': bias, 'relu': relu, 'residual': residual}
         if pool is None:
-            return chainer.as_variable(convolve(x, filters, **geometry, **epilogue,
-                                                overwrite_residual=overwrite_residual))
+            return chainer.as_variable(
+                convolve(x, filters, **geometry, **epilogue, overwrite_residual=overwrite_residual)
+            )
         h = cached(_convolve_plainly, x, filters, *geometry.values(), scope='features')
         return chainer.as_variable(apply_epilogue(pool(h).array, **epilogue))
 

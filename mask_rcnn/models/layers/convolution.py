@@ -23,8 +23,11 @@ class Convolution2D(L.Convolution2D):
     def forward(self, x, *, relu=False):
         """Convolve and, if asked to, apply ReLU."""
         if is_forward_only(x):
-            return chainer.as_variable(convolve(chainer.as_array(x), self.W.array, _array(self.b),
-                                                stride=self.stride[0], pad=self.pad[0], relu=relu))
+            return chainer.as_variable(
+                convolve(
+                    chainer.as_array(x), self.W.array, _array(self.b), stride=self.stride[0], pad=self.pad[0], relu=relu
+                )
+            )
         if cudnn_frontend.supports(x):
             return cudnn_frontend.convolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0], relu=relu)
         y = convolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0])
@@ -37,8 +40,11 @@ class Deconvolution2D(L.Deconvolution2D):
     def forward(self, x, *, relu=False):
         """Convolve the transposed way and, if asked to, apply ReLU."""
         if is_forward_only(x):
-            return chainer.as_variable(deconvolve(chainer.as_array(x), self.W.array, _array(self.b),
-                                                  stride=self.stride[0], pad=self.pad[0], relu=relu))
+            return chainer.as_variable(
+                deconvolve(
+                    chainer.as_array(x), self.W.array, _array(self.b), stride=self.stride[0], pad=self.pad[0], relu=relu
+                )
+            )
         if cudnn_frontend.supports(x):
             return cudnn_frontend.deconvolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0], relu=relu)
         y = deconvolution_2d(x, self.W, self.b, stride=self.stride[0], pad=self.pad[0])
@@ -54,7 +60,8 @@ class Linear(L.Linear):
 
     def forward(self, x, *, relu=False):
         """Multiply and, if asked to, apply ReLU; ``(R, C)`` or ``(R, C, H, W)`` to ``(R,
-        O)``."""
+        O)``.
+        """
         if not cudnn_frontend.supports(x):
             y = super().forward(x)
             return F.relu(y) if relu else y
@@ -63,9 +70,9 @@ class Linear(L.Linear):
             filters = cached(_as_1x1_filters, self.W.array, chw_shape)
             y = convolve(_as_rows(chainer.as_array(x), chw_shape), filters, _array(self.b), relu=relu)
             return chainer.as_variable(y[:, :, 0, 0])
-        y = cudnn_frontend.convolution_2d(_as_rows(chainer.as_variable(x), chw_shape), _as_1x1_filters(self.W, chw_shape),
-                                 self.b,
-                                 relu=relu)
+        y = cudnn_frontend.convolution_2d(
+            _as_rows(chainer.as_variable(x), chw_shape), _as_1x1_filters(self.W, chw_shape), self.b, relu=relu
+        )
         return F.reshape(y, y.shape[:2])
 
 
@@ -80,7 +87,8 @@ def is_forward_only(x) -> bool:
 
 def as_float32(x):
     """Return a variable as float32, as which losses and probabilities are computed; most often it is
-    already."""
+    already.
+    """
     return x if x.dtype == np.float32 else F.cast(x, np.float32)
 
 

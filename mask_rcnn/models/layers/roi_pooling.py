@@ -52,12 +52,20 @@ class RoIPooling:
         """
         if len(self.strides) == 1:
             return self._pool(features[0], rois, roi_indices, self.strides[0])
-        levels = assign_levels(rois, self.strides, canonical_size=self._canonical_size(features[0]),
-                               dialect=self.config.dialect)
-        features = features[:len(self.strides)]
+        levels = assign_levels(
+            rois, self.strides, canonical_size=self._canonical_size(features[0]), dialect=self.config.dialect
+        )
+        features = features[: len(self.strides)]
         if self._aligns:
-            return roi_align_pyramid(features, rois, roi_indices, levels, sampling_ratio=self.config.sampling_ratio,
-                                     spatial_scales=[1 / stride for stride in self.strides], **self._grid)
+            return roi_align_pyramid(
+                features,
+                rois,
+                roi_indices,
+                levels,
+                sampling_ratio=self.config.sampling_ratio,
+                spatial_scales=[1 / stride for stride in self.strides],
+                **self._grid,
+            )
         if get_array_module(rois) is not np and not chainer.config.enable_backprop:
             return self._pool_all_levels_masked(features, rois, roi_indices, levels)
         return self._pool_by_level(features, rois, roi_indices, levels)
@@ -90,8 +98,10 @@ class RoIPooling:
         no more than writing zeros.
         """
         xp = get_array_module(rois)
-        pooled = [self._pool(features[level], rois, xp.where(levels == level, roi_indices, -1).astype(np.int32), stride)
-                  for level, stride in enumerate(self.strides)]
+        pooled = [
+            self._pool(features[level], rois, xp.where(levels == level, roi_indices, -1).astype(np.int32), stride)
+            for level, stride in enumerate(self.strides)
+        ]
         return sum(pooled[1:], pooled[0])
 
     def _canonical_size(self, finest) -> float:

@@ -65,8 +65,9 @@ def encode_boxes(boxes, targets, *, weights=(1.0, 1.0, 1.0, 1.0), offset: float 
     centre, side = _centre_and_side(boxes, offset)
     target_centre, target_side = _centre_and_side(targets, offset)
     weights = xp.asarray(weights, boxes.dtype)
-    return xp.concatenate([weights[:2] * (target_centre - centre) / side,
-                           weights[2:] * xp.log(target_side / side)], axis=1)
+    return xp.concatenate(
+        [weights[:2] * (target_centre - centre) / side, weights[2:] * xp.log(target_side / side)], axis=1
+    )
 
 
 def decode_boxes(boxes, deltas, *, weights=(1.0, 1.0, 1.0, 1.0), offset: float = 1.0, max_log_scale=None):

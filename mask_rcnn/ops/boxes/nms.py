@@ -9,8 +9,8 @@ from __future__ import annotations
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.boxes.top_k import top_k_indices
+from mask_rcnn.ops.runtime import cuda_kernels, parallel
 
 #: Boxes per 64-bit mask word; also the number of threads per block.
 _WORD = 64
@@ -45,8 +45,9 @@ def nms(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppre
     Raises:
         ValueError: A shape is wrong, ``limit`` is negative, or a GPU gets more than 262,144 boxes.
     """
-    kept = nms_padded(boxes, scores, threshold, offset=offset, groups=groups, limit=limit,
-                      suppress_equal=suppress_equal)
+    kept = nms_padded(
+        boxes, scores, threshold, offset=offset, groups=groups, limit=limit, suppress_equal=suppress_equal
+    )
     return kept[kept >= 0]
 
 
@@ -71,8 +72,15 @@ def nms_padded(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None,
     if limit == 0:
         return xp.empty((0,), np.int32)
     implementation = nms_cpu if xp is np else nms_gpu
-    return implementation(boxes.astype(np.float32, copy=False), scores, np.float32(threshold), np.float32(offset),
-                          groups, limit, bool(suppress_equal))
+    return implementation(
+        boxes.astype(np.float32, copy=False),
+        scores,
+        np.float32(threshold),
+        np.float32(offset),
+        groups,
+        limit,
+        bool(suppress_equal),
+    )
 
 
 def nms_gpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
@@ -88,12 +96,26 @@ def nms_gpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
     groups = xp.ascontiguousarray(groups, np.int32) if has_groups else order
 
     overlaps = xp.empty((words * _WORD, words), np.uint64)
-    cuda_kernels.kernel('boxes/nms.cu', 'nms_overlaps')((words, words), (_WORD,), (
-        xp.ascontiguousarray(boxes), scores, groups, np.int32(has_groups), order, np.int32(n), threshold, offset,
-        np.int32(suppress_equal), overlaps))
+    cuda_kernels.kernel('boxes/nms.cu', 'nms_overlaps')(
+        (words, words),
+        (_WORD,),
+        (
+            xp.ascontiguousarray(boxes),
+            scores,
+            groups,
+            np.int32(has_groups),
+            order,
+            np.int32(n),
+            threshold,
+            offset,
+            np.int32(suppress_equal),
+            overlaps,
+        ),
+    )
     kept = xp.empty((limit,), np.int32)
-    cuda_kernels.kernel('boxes/nms.cu', 'nms_reduce')((1,), (_REDUCE_THREADS,), (
-        overlaps, order, np.int32(n), np.int32(limit), kept))
+    cuda_kernels.kernel('boxes/nms.cu', 'nms_reduce')(
+        (1,), (_REDUCE_THREADS,), (overlaps, order, np.int32(n), np.int32(limit), kept)
+    )
     return kept
 
 
@@ -109,13 +131,20 @@ def nms_cpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
         order = order[np.argsort(groups[order], kind='stable')]
         starts = np.append(starts, np.flatnonzero(np.diff(groups[order])) + 1)
     keep = np.zeros(len(order), np.bool_)
-    _suppress(np.ascontiguousarray(boxes[order].T), np.append(starts, len(order)), threshold, offset,
-              suppress_equal, limit, keep)
+    _suppress(
+        np.ascontiguousarray(boxes[order].T),
+        np.append(starts, len(order)),
+        threshold,
+        offset,
+        suppress_equal,
+        limit,
+        keep,
+    )
     kept = order[keep]
     if len(starts) > 1:
         kept = kept[np.lexsort((kept, -scores[kept]))]
     padded = np.full(limit, -1, np.int32)
-    padded[:len(kept)] = kept[:limit]
+    padded[: len(kept)] = kept[:limit]
     return padded
 
 
@@ -140,9 +169,19 @@ def _suppress(corners, bounds, threshold, offset, suppress_equal, limit, keep):
             if left == 0:
                 break
             rest = slice(i + 1, bounds[group + 1])
-            _mark_overlapping(corners[:, i], areas[i], corners[0, rest], corners[1, rest],
-                              corners[2, rest], corners[3, rest], areas[rest], threshold, offset,
-                              suppress_equal, gone[rest])
+            _mark_overlapping(
+                corners[:, i],
+                areas[i],
+                corners[0, rest],
+                corners[1, rest],
+                corners[2, rest],
+                corners[3, rest],
+                areas[rest],
+                threshold,
+                offset,
+                suppress_equal,
+                gone[rest],
+            )
 
 
 @parallel.jit

@@ -25,10 +25,25 @@ _MAX_TIES = 4
 _PAD_BOX, _PAD_SCORE = np.float32(np.nan), np.float32(-np.inf)
 
 
-def generate_proposals(scores, deltas, anchors, size, scale, *, pre_nms: int, post_nms: int,
-                       nms_threshold: float, min_size: float = 0.0, weights=(1.0, 1.0, 1.0, 1.0),
-                       offset: float = 1.0, clip_offset: float = 1.0, max_log_scale=None, suppress_equal: bool = True,
-                       per_level: bool = True, padded: bool = False):
+def generate_proposals(
+    scores,
+    deltas,
+    anchors,
+    size,
+    scale,
+    *,
+    pre_nms: int,
+    post_nms: int,
+    nms_threshold: float,
+    min_size: float = 0.0,
+    weights=(1.0, 1.0, 1.0, 1.0),
+    offset: float = 1.0,
+    clip_offset: float = 1.0,
+    max_log_scale=None,
+    suppress_equal: bool = True,
+    per_level: bool = True,
+    padded: bool = False,
+):
     """Select the proposals of one image from the outputs of the RPN.
 
     The anchors with the highest scores of each level are decoded, clipped, filtered by size and suppressed by NMS
@@ -97,10 +112,20 @@ def _best_anchors(scores, deltas, anchors, limit: int):
     return anchors[best], deltas[best], scores[best]
 
 
-def select_detections(probs, boxes, *, score_threshold: float, nms_threshold: float,
-                      max_detections: int, offset: float = 1.0, suppress_equal: bool = True,
-                      best_class_only: bool = False, score_threshold_inclusive: bool = False, keep_ties: bool = True,
-                      padded: bool = False):
+def select_detections(
+    probs,
+    boxes,
+    *,
+    score_threshold: float,
+    nms_threshold: float,
+    max_detections: int,
+    offset: float = 1.0,
+    suppress_equal: bool = True,
+    best_class_only: bool = False,
+    score_threshold_inclusive: bool = False,
+    keep_ties: bool = True,
+    padded: bool = False,
+):
     """Select the detections of one image from the classes of its RoIs.
 
     Every class of every RoI is a candidate; NMS runs per class, and all classes share one limit
@@ -159,7 +184,7 @@ def _select_padded(scores, boxes, max_detections: int, keep_ties: bool, nms_opti
     rows = max_detections + _MAX_TIES * keep_ties
     keep = nms_padded(boxes, scores, groups=labels, limit=rows, **nms_options)
     boxes, scores = _rows(keep, boxes, scores)
-    last = scores[max_detections - 1:max_detections]
+    last = scores[max_detections - 1 : max_detections]
     if len(last):
         beyond = scores < last
         boxes, scores = xp.where(beyond[:, None], _PAD_BOX, boxes), xp.where(beyond, _PAD_SCORE, scores)

@@ -56,8 +56,11 @@ def top_k_indices_gpu(scores, limit: int):
     is_chosen = limit < len(scores) > _MAX_SORTED_WHOLE
     chosen = _choose(scores, limit) if is_chosen else None
     n, order = limit if is_chosen else len(scores), xp.empty((limit,), np.int32)
-    cuda_kernels.kernel('boxes/top_k.cu', 'top_k_sort')((-(-n // _SORTED_SCORES),), (_THREADS,), (
-        scores, chosen if is_chosen else order, np.int32(is_chosen), np.int32(n), np.int32(limit), order))
+    cuda_kernels.kernel('boxes/top_k.cu', 'top_k_sort')(
+        (-(-n // _SORTED_SCORES),),
+        (_THREADS,),
+        (scores, chosen if is_chosen else order, np.int32(is_chosen), np.int32(n), np.int32(limit), order),
+    )
     return order
 
 
@@ -68,11 +71,13 @@ def _choose(scores, limit: int):
     counts, n_above = xp.split(xp.zeros((_DIGITS * _VALUES + 1,), np.int32), [_DIGITS * _VALUES])
     counts_of_blocks = xp.empty((*grid, _LAST_VALUES), np.int32)
     for digit in range(_DIGITS):
-        cuda_kernels.kernel('boxes/top_k.cu', 'top_k_count')(grid, (_THREADS,), (
-            scores, np.int32(n), np.int32(limit), np.int32(digit), counts, counts_of_blocks))
+        cuda_kernels.kernel('boxes/top_k.cu', 'top_k_count')(
+            grid, (_THREADS,), (scores, np.int32(n), np.int32(limit), np.int32(digit), counts, counts_of_blocks)
+        )
     chosen = xp.empty((limit,), np.int32)
-    cuda_kernels.kernel('boxes/top_k.cu', 'top_k_collect')(grid, (_THREADS,), (
-        scores, np.int32(n), np.int32(limit), counts, counts_of_blocks, n_above, chosen))
+    cuda_kernels.kernel('boxes/top_k.cu', 'top_k_collect')(
+        grid, (_THREADS,), (scores, np.int32(n), np.int32(limit), counts, counts_of_blocks, n_above, chosen)
+    )
     return chosen
 
 

@@ -36,7 +36,6 @@ def affine_channel_2d(x, scale, bias) -> chainer.Variable:
 
 
 class _AffineChannel2D(chainer.FunctionNode):
-
     def __init__(self, trains_scale: bool):
         self._trains_scale = trains_scale
 
@@ -55,17 +54,17 @@ class _AffineChannel2D(chainer.FunctionNode):
         x, scale, bias = inputs
         y = x * scale[:, None, None]
         y += bias[:, None, None]
-        return y.astype(x.dtype, copy=False),
+        return (y.astype(x.dtype, copy=False),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1) if self._trains_scale else (1,))
         x, scale, bias = inputs
         axes = memory_axis_order(x)
         arrays = [array.transpose(*axes) for array in (x, scale[None, :, None, None], bias[None, :, None, None])]
-        return _affine_kernel()(*arrays).transpose(*map(axes.index, range(4))),
+        return (_affine_kernel()(*arrays).transpose(*map(axes.index, range(4))),)
 
     def backward(self, indexes, grad_outputs):
-        gy, = grad_outputs
+        (gy,) = grad_outputs
         *x, scale = self.get_retained_inputs()
         grads = []
         if 0 in indexes:

@@ -19,8 +19,8 @@ import numpy as np
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv import winograd
-from mask_rcnn.ops.runtime.blas import parallel_matmul, sum_in_order
 from mask_rcnn.ops.conv.epilogue import bias_residual_relu
+from mask_rcnn.ops.runtime.blas import parallel_matmul, sum_in_order
 from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 
@@ -106,17 +106,17 @@ class _Convolution2DFunction(chainer.FunctionNode):
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
         self.bias_dtype = inputs[-1].dtype
-        return convolve(*inputs, stride=self.stride, pad=self.pad),
+        return (convolve(*inputs, stride=self.stride, pad=self.pad),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
         self.bias_dtype = inputs[-1].dtype
         y = cudnn_frontend.convolve(*inputs, stride=self.stride, pad=self.pad)
-        return y.astype(inputs[0].dtype, order='K', copy=False),
+        return (y.astype(inputs[0].dtype, order='K', copy=False),)
 
     def backward(self, indexes, grad_outputs):
         x, W = self.get_retained_inputs()
-        gy, = grad_outputs
+        (gy,) = grad_outputs
         gradients = []
         if 0 in indexes:
             gradients.append(_ConvolutionGradX(self.stride, self.pad, x.shape).apply((gy, W))[0])
@@ -139,15 +139,15 @@ class _ConvolutionGradX(chainer.FunctionNode):
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
-        return _convolve_transposed(*inputs, self.stride, self.pad, self.shape),
+        return (_convolve_transposed(*inputs, self.stride, self.pad, self.shape),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
-        return cudnn_frontend.convolve_backward_data(*inputs, self.shape, stride=self.stride, pad=self.pad),
+        return (cudnn_frontend.convolve_backward_data(*inputs, self.shape, stride=self.stride, pad=self.pad),)
 
     def backward(self, indexes, grad_outputs):
         gy, W = self.get_retained_inputs()
-        ggx, = grad_outputs
+        (ggx,) = grad_outputs
         gradients = []
         if 0 in indexes:
             gradients.append(convolution_2d(ggx, W, stride=self.stride, pad=self.pad))
@@ -164,16 +164,16 @@ class _ConvolutionGradW(chainer.FunctionNode):
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
-        return _correlate(*inputs, self.stride, self.pad, self.shape),
+        return (_correlate(*inputs, self.stride, self.pad, self.shape),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
         gradient = cudnn_frontend.convolve_backward_filter(*inputs, self.shape, stride=self.stride, pad=self.pad)
-        return gradient.astype(self.dtype, copy=False),
+        return (gradient.astype(self.dtype, copy=False),)
 
     def backward(self, indexes, grad_outputs):
         x, gy = self.get_retained_inputs()
-        ggW, = grad_outputs
+        (ggW,) = grad_outputs
         gradients = []
         if 0 in indexes:
             gradients.append(_ConvolutionGradX(self.stride, self.pad, x.shape).apply((gy, ggW))[0])
@@ -182,8 +182,9 @@ class _ConvolutionGradW(chainer.FunctionNode):
         return gradients
 
 
-def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False, residual=None,
-             overwrite_residual: bool = False):
+def convolve(
+    x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False, residual=None, overwrite_residual: bool = False
+):
     """Convolve images and, in the same pass over the result, add, and apply ReLU.
 
     ``relu(convolution + b + residual)``; no part of it is kept for a backward pass.
@@ -230,10 +231,11 @@ def convolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False,
             buffer = buffer if buffer.size >= n_channels * n_columns else np.empty(n_channels * n_columns, x.dtype)
             for start in range(0, len(W), n_channels):
                 stop = min(start + n_channels, len(W))
-                product = buffer[:(stop - start) * n_columns].reshape(-1, n_columns)
+                product = buffer[: (stop - start) * n_columns].reshape(-1, n_columns)
                 np.matmul(filters[start:stop], columns, out=product)
-                _store_with_epilogue(product, bias[start:stop], residual_matrix[start:stop], relu, y[start:stop],
-                                     column_slice.start)
+                _store_with_epilogue(
+                    product, bias[start:stop], residual_matrix[start:stop], relu, y[start:stop], column_slice.start
+                )
 
     plan.run_parallel(work, len(W))
     return plan.as_images(y)
@@ -258,8 +260,11 @@ def deconvolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = Fals
 
 
 def _deconvolved_shape(x, W, stride, pad):
-    return (len(x), W.shape[1],
-            *(stride * (side - 1) + window - 2 * pad for side, window in zip(x.shape[2:], W.shape[2:])))
+    return (
+        len(x),
+        W.shape[1],
+        *(stride * (side - 1) + window - 2 * pad for side, window in zip(x.shape[2:], W.shape[2:])),
+    )
 
 
 def apply_epilogue(x, b=None, *, relu: bool = False, residual=None):
@@ -280,8 +285,10 @@ def apply_epilogue(x, b=None, *, relu: bool = False, residual=None):
     bias = np.zeros(len(y), x.dtype) if b is None else b
     residual_matrix = y[..., :0] if residual is None else channels_first(residual)
     rows, residual_matrix = (array.reshape(len(y), -1) for array in (y, np.ascontiguousarray(residual_matrix)))
-    parallel_for(lambda first, last: _apply_epilogue_rows(
-        rows[first:last], bias[first:last], residual_matrix[first:last], relu), len(y))
+    parallel_for(
+        lambda first, last: _apply_epilogue_rows(rows[first:last], bias[first:last], residual_matrix[first:last], relu),
+        len(y),
+    )
     return as_images(y)
 
 
@@ -343,8 +350,11 @@ class _Im2colPlan:
         #: Whether the images are the columns themselves.
         self.is_pointwise = self.kernel == (1, 1) and pad == 0 and stride == 1
         #: Whether the windows cover the images, and none overlaps another.
-        self.is_non_overlapping = (self.kernel == (stride, stride) and pad == 0
-                                   and (self.height, self.width) == (stride * self.out_height, stride * self.out_width))
+        self.is_non_overlapping = (
+            self.kernel == (stride, stride)
+            and pad == 0
+            and (self.height, self.width) == (stride * self.out_height, stride * self.out_width)
+        )
         #: Columns that belong together in a tile.
         self.columns_per_unit = 1 if self.is_pointwise else self.out_width
 
@@ -354,8 +364,11 @@ class _Im2colPlan:
 
     def run_parallel(self, work, out_channels: int):
         """Call ``work(first, last)``, for :meth:`tiles`, in all threads."""
-        parallel_matmul(work, self.n_columns // max(self.columns_per_unit, 1),
-                        min_per_thread=_MIN_WORK // max(self.columns_per_unit * self.patch_size * out_channels, 1) + 1)
+        parallel_matmul(
+            work,
+            self.n_columns // max(self.columns_per_unit, 1),
+            min_per_thread=_MIN_WORK // max(self.columns_per_unit * self.patch_size * out_channels, 1) + 1,
+        )
 
     def tile_ranges(self, first: int, last: int, itemsize: int):
         """Yield the range of units of every tile, all of nearly the same size, and the slice of the columns."""
@@ -381,8 +394,19 @@ class _Im2colPlan:
             size = self.patch_size * (column_slice.stop - column_slice.start)
             buffer = buffer if buffer.size >= size else np.empty(size, images.dtype)
             columns = buffer[:size].reshape(self.patch_size, -1)
-            _gather(images, columns, *self.kernel, self.stride, self.pad, self.out_height, self.out_width, start, stop,
-                    0, self.n_channels)
+            _gather(
+                images,
+                columns,
+                *self.kernel,
+                self.stride,
+                self.pad,
+                self.out_height,
+                self.out_width,
+                start,
+                stop,
+                0,
+                self.n_channels,
+            )
             yield column_slice, columns
 
     def row_ranges(self, itemsize: int):
@@ -393,9 +417,22 @@ class _Im2colPlan:
 
     def scatter(self, columns, images, start: int, stop: int):
         """Add the windows of some output rows to the images they came from."""
-        parallel_for(lambda first, last: _scatter(
-            columns, images, *self.kernel, self.stride, self.pad, self.out_height, self.out_width, start, stop,
-            first, last), self.n_channels)
+        parallel_for(
+            lambda first, last: _scatter(
+                columns,
+                images,
+                *self.kernel,
+                self.stride,
+                self.pad,
+                self.out_height,
+                self.out_width,
+                start,
+                stop,
+                first,
+                last,
+            ),
+            self.n_channels,
+        )
 
 
 @jit
@@ -432,7 +469,7 @@ def _gather(images, columns, kh, kw, stride, pad, out_height, out_width, start, 
                 tap = (c * kh + i) * kw + j
                 left, right = _valid(j - pad, stride, width, out_width)
                 for row in range(start, stop):
-                    row_values = columns[tap, (row - start) * out_width:(row - start + 1) * out_width]
+                    row_values = columns[tap, (row - start) * out_width : (row - start + 1) * out_width]
                     y = row % out_height * stride + i - pad
                     if y < 0 or y >= height or left >= right:
                         row_values[:] = 0
@@ -441,7 +478,7 @@ def _gather(images, columns, kh, kw, stride, pad, out_height, out_width, start, 
                     row_values[:left] = 0
                     row_values[right:] = 0
                     if stride == 1:
-                        row_values[left:right] = source[left + j - pad:right + j - pad]
+                        row_values[left:right] = source[left + j - pad : right + j - pad]
                     else:
                         for x in range(left, right):
                             row_values[x] = source[x * stride + j - pad]
@@ -452,9 +489,9 @@ def _interleave(columns, images, stride, out_height, start, stop):
     """Write the windows of output rows ``start`` to ``stop`` where each has pixels of its own."""
     out_width = columns.shape[1] // (stop - start)
     for tap in range(len(columns)):
-        c, i, j = tap // stride ** 2, tap // stride % stride, tap % stride
+        c, i, j = tap // stride**2, tap // stride % stride, tap % stride
         for row in range(start, stop):
-            row_values = columns[tap, (row - start) * out_width:(row - start + 1) * out_width]
+            row_values = columns[tap, (row - start) * out_width : (row - start + 1) * out_width]
             target = images[c, row // out_height, row % out_height * stride + i]
             for x in range(out_width):
                 target[x * stride + j] = row_values[x]
@@ -473,7 +510,7 @@ def _scatter(columns, images, kh, kw, stride, pad, out_height, out_width, start,
                     y = row % out_height * stride + i - pad
                     if y < 0 or y >= height:
                         continue
-                    row_values = columns[tap, (row - start) * out_width:(row - start + 1) * out_width]
+                    row_values = columns[tap, (row - start) * out_width : (row - start + 1) * out_width]
                     target = images[c, row // out_height, y]
                     for x in range(left, right):
                         target[x * stride + j - pad] += row_values[x]

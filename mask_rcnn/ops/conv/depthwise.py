@@ -11,9 +11,9 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.roi.common import compute_dtype
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
-from mask_rcnn.ops.roi.common import compute_dtype
 
 _TAPS = 3
 #: Threads of a block on the GPU; filters of which one adds up the gradients, and shares that are added up afterwards.
@@ -34,8 +34,9 @@ def same_padding(size: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def depthwise_convolution_2d(x, W, *, stride: int = 1,
-                             pad: tuple[tuple[int, int], tuple[int, int]]) -> chainer.Variable:
+def depthwise_convolution_2d(
+    x, W, *, stride: int = 1, pad: tuple[tuple[int, int], tuple[int, int]]
+) -> chainer.Variable:
     """Convolve every channel with its own filter; differentiable any number of times.
 
     The same bits in every run, on any number of threads.
@@ -75,7 +76,6 @@ def depthwise_convolve(x, W, bias, *, stride: int, pad, clip_max: float):
 
 
 class _Depthwise(chainer.FunctionNode):
-
     def __init__(self, stride, pad):
         self.stride, self.pad = stride, pad
 
@@ -86,15 +86,15 @@ class _Depthwise(chainer.FunctionNode):
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
-        return _forward_cpu(*inputs, self.stride, self.pad),
+        return (_forward_cpu(*inputs, self.stride, self.pad),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
-        return _forward_gpu(*inputs, self.stride, self.pad),
+        return (_forward_gpu(*inputs, self.stride, self.pad),)
 
     def backward(self, indexes, grad_outputs):
         x, W = self.get_retained_inputs()
-        gy, = grad_outputs
+        (gy,) = grad_outputs
         gradients = []
         if 0 in indexes:
             gradients.append(_DepthwiseGradX(self.stride, self.pad, x.shape).apply((gy, W))[0])
@@ -111,15 +111,15 @@ class _DepthwiseGradX(chainer.FunctionNode):
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
-        return _grad_x_cpu(*inputs, self.stride, self.pad, self.shape),
+        return (_grad_x_cpu(*inputs, self.stride, self.pad, self.shape),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
-        return _grad_x_gpu(*inputs, self.stride, self.pad, self.shape),
+        return (_grad_x_gpu(*inputs, self.stride, self.pad, self.shape),)
 
     def backward(self, indexes, grad_outputs):
         gy, W = self.get_retained_inputs()
-        ggx, = grad_outputs
+        (ggx,) = grad_outputs
         gradients = []
         if 0 in indexes:
             gradients.append(depthwise_convolution_2d(ggx, W, stride=self.stride, pad=self.pad))
@@ -136,15 +136,15 @@ class _DepthwiseGradW(chainer.FunctionNode):
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
-        return _grad_w_cpu(*inputs, self.stride, self.pad),
+        return (_grad_w_cpu(*inputs, self.stride, self.pad),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
-        return _grad_w_gpu(*inputs, self.stride, self.pad),
+        return (_grad_w_gpu(*inputs, self.stride, self.pad),)
 
     def backward(self, indexes, grad_outputs):
         x, gy = self.get_retained_inputs()
-        ggW, = grad_outputs
+        (ggW,) = grad_outputs
         gradients = []
         if 0 in indexes:
             gradients.append(_DepthwiseGradX(self.stride, self.pad, x.shape).apply((gy, ggW))[0])
@@ -159,6 +159,7 @@ def _out_size(size, stride, pad) -> tuple[int, int]:
 
 
 # On the GPU
+
 
 def _forward_gpu(x, W, stride, pad):
     y_shape = (*x.shape[:2], *_out_size(x.shape[2:], stride, pad))
@@ -176,9 +177,10 @@ def _map_gpu(name, x, W, shape, geometry):
     y = xp.empty((n_images, height, width, n_channels), dtype)
     if y.size:
         grid = n_images * height, -(-width * n_channels // _THREADS)
-        filters = xp.ascontiguousarray(W.reshape(n_channels, _TAPS ** 2).T, dtype)
-        cuda_kernels.kernel('conv/depthwise.cu', name, dtype)(grid, (_THREADS,), (
-            _channels_last(x, dtype), filters, *geometry, y))
+        filters = xp.ascontiguousarray(W.reshape(n_channels, _TAPS**2).T, dtype)
+        cuda_kernels.kernel('conv/depthwise.cu', name, dtype)(
+            grid, (_THREADS,), (_channels_last(x, dtype), filters, *geometry, y)
+        )
     return y.transpose(0, 3, 1, 2).astype(x.dtype, order='K', copy=False)
 
 
@@ -186,10 +188,18 @@ def _grad_w_gpu(x, gy, stride, pad):
     xp, dtype = chainer.backend.get_array_module(x), compute_dtype(x.dtype)
     n_images, n_channels, out_height = gy.shape[:3]
     grid = -(-n_channels // _SUMMED_FILTERS), max(min(n_images * out_height, _MAX_SHARES), 1)
-    shares = xp.empty((grid[1], _TAPS ** 2, n_channels), dtype)
-    cuda_kernels.kernel('conv/depthwise.cu', 'depthwise_grad_w', dtype)(grid, (_THREADS,), (
-        _channels_last(x, dtype), _channels_last(gy, dtype), np.int32(n_images),
-        *_geometry(x.shape, gy.shape, stride, pad), shares))
+    shares = xp.empty((grid[1], _TAPS**2, n_channels), dtype)
+    cuda_kernels.kernel('conv/depthwise.cu', 'depthwise_grad_w', dtype)(
+        grid,
+        (_THREADS,),
+        (
+            _channels_last(x, dtype),
+            _channels_last(gy, dtype),
+            np.int32(n_images),
+            *_geometry(x.shape, gy.shape, stride, pad),
+            shares,
+        ),
+    )
     gw = xp.ascontiguousarray(shares.sum(axis=0).T, x.dtype)
     return gw.reshape(n_channels, 1, _TAPS, _TAPS)
 
@@ -206,30 +216,34 @@ def _geometry(shape, out_shape, stride, pad):
 
 # On the CPU
 
+
 def _forward_cpu(x, W, stride, pad, bias=None, low=-np.inf, high=np.inf):
     images, filters = channels_first(x, compute_dtype(x.dtype)), _plain(W)
     n_channels, n_images = images.shape[:2]
     y = np.empty((n_channels, n_images, *_out_size(x.shape[2:], stride, pad)), images.dtype)
     bias = np.zeros(n_channels, y.dtype) if bias is None else _plain(bias)
     low, high = y.dtype.type(low), y.dtype.type(high)
-    parallel.parallel_for(lambda start, stop: _forward_channels(
-        images, filters, bias, stride, pad, low, high, y, start, stop), n_channels)
+    parallel.parallel_for(
+        lambda start, stop: _forward_channels(images, filters, bias, stride, pad, low, high, y, start, stop), n_channels
+    )
     return as_images(y).astype(x.dtype, copy=False)
 
 
 def _grad_x_cpu(gy, W, stride, pad, shape):
     gradients, filters = channels_first(gy, compute_dtype(gy.dtype)), _plain(W)
     gx = np.empty((shape[1], shape[0], *shape[2:]), gradients.dtype)
-    parallel.parallel_for(lambda start, stop: _grad_x_channels(
-        gradients, filters, stride, pad, gx, start, stop), shape[1])
+    parallel.parallel_for(
+        lambda start, stop: _grad_x_channels(gradients, filters, stride, pad, gx, start, stop), shape[1]
+    )
     return as_images(gx).astype(gy.dtype, copy=False)
 
 
 def _grad_w_cpu(x, gy, stride, pad):
     images, gradients = (channels_first(array, compute_dtype(array.dtype)) for array in (x, gy))
     gw = np.empty((x.shape[1], 1, _TAPS, _TAPS), images.dtype)
-    parallel.parallel_for(lambda start, stop: _grad_w_channels(
-        images, gradients, stride, pad, gw, start, stop), x.shape[1])
+    parallel.parallel_for(
+        lambda start, stop: _grad_w_channels(images, gradients, stride, pad, gw, start, stop), x.shape[1]
+    )
     return gw.astype(x.dtype, copy=False)
 
 
@@ -282,7 +296,7 @@ def _columns_of(phase, stride, left, width):
 def _tap(buffer, row, tap, n):
     """Return what one tap of a row's windows sees, ``n`` numbers."""
     stride = buffer.shape[1]
-    return buffer[row, tap % stride, tap // stride:tap // stride + n]
+    return buffer[row, tap % stride, tap // stride : tap // stride + n]
 
 
 @parallel.jit
@@ -298,8 +312,11 @@ def _forward_channels(x, W, bias, stride, pad, low, high, y, start, stop):
                 line = y[c, n, i]
                 for k in range(3):
                     row = i * stride + k
-                    a0, a1, a2 = (_tap(buffer, row, 0, n_column), _tap(buffer, row, 1, n_column),
-                                  _tap(buffer, row, 2, n_column))
+                    a0, a1, a2 = (
+                        _tap(buffer, row, 0, n_column),
+                        _tap(buffer, row, 1, n_column),
+                        _tap(buffer, row, 2, n_column),
+                    )
                     w0, w1, w2 = w[k, 0], w[k, 1], w[k, 2]
                     if k == 0:
                         for j in range(n_column):

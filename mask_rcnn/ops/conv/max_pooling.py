@@ -6,10 +6,10 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
+from mask_rcnn.ops.roi.common import compute_dtype
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
-from mask_rcnn.ops.roi.common import compute_dtype
 
 #: Threads of a block.
 _THREADS = 256
@@ -45,19 +45,22 @@ def pool_gpu(x, ksize: int, stride: int, pad: int, size):
     n, channels, height, width = x.shape
     images = x.transpose(0, 2, 3, 1)
     innermost = images.flags.c_contiguous
-    if not innermost:   # each channel as an image of one
+    if not innermost:  # each channel as an image of one
         images = xp.ascontiguousarray(x).reshape(n * channels, height, width, 1)
     y = xp.empty((len(images), *size, images.shape[3]), x.dtype)
     if y.size:
         kind, lanes, lowest = '', 4, x.dtype.type(-np.inf)
         source, out = images, y
-        if x.dtype == np.float16:   # by its bits
+        if x.dtype == np.float16:  # by its bits
             kind, lanes, lowest = 'half_', 8, lowest.view(np.uint16)
             source, out = images.view(np.uint16), y.view(np.uint16)
         lanes = lanes if images.shape[3] % lanes == 0 else 1
         grid = len(y) * size[0], -(-size[1] * images.shape[3] // lanes // _THREADS)
-        cuda_kernels.kernel('conv/max_pooling.cu', f'max_pooling_{kind}{lanes}', compute_dtype(x.dtype))(grid, (_THREADS,), (
-            source, *map(np.int32, (images.shape[3], height, width, *size, ksize, stride, pad)), lowest, out))
+        cuda_kernels.kernel('conv/max_pooling.cu', f'max_pooling_{kind}{lanes}', compute_dtype(x.dtype))(
+            grid,
+            (_THREADS,),
+            (source, *map(np.int32, (images.shape[3], height, width, *size, ksize, stride, pad)), lowest, out),
+        )
     return y.transpose(0, 3, 1, 2) if innermost else y.reshape(n, channels, *size)
 
 

@@ -28,8 +28,10 @@ def upsample_add(x, coarse) -> chainer.Variable:
         ValueError: Shapes or types do not fit.
     """
     if x.shape != (*coarse.shape[:2], 2 * coarse.shape[2], 2 * coarse.shape[3]) or x.dtype != coarse.dtype:
-        raise ValueError(f'a map must be twice as large as the coarser one, {coarse.shape} {coarse.dtype}, but is '
-                         f'{x.shape} {x.dtype}')
+        raise ValueError(
+            f'a map must be twice as large as the coarser one, {coarse.shape} {coarse.dtype}, but is '
+            f'{x.shape} {x.dtype}'
+        )
     if chainer.config.enable_backprop:
         return _Upsample2xAdd().apply((x, coarse))[0]
     features = chainer.as_array(x)
@@ -38,15 +40,14 @@ def upsample_add(x, coarse) -> chainer.Variable:
 
 
 class _Upsample2xAdd(chainer.FunctionNode):
-
     def forward(self, inputs):
         x, coarse = inputs
         y = chainer.backend.get_array_module(x).empty_like(x)
         _add(x, coarse, out=y)
-        return y,
+        return (y,)
 
     def backward(self, indexes, grad_outputs):
-        gy, = grad_outputs
+        (gy,) = grad_outputs
         return [gy if index == 0 else _SumPool2x2().apply((gy,))[0] for index in indexes]
 
 
@@ -54,16 +55,16 @@ class _SumPool2x2(chainer.FunctionNode):
     """The sum over 2 x 2 locations: the gradient of the coarse map."""
 
     def forward(self, inputs):
-        gy, = inputs
+        (gy,) = inputs
         axes = memory_axis_order(gy)
         sums = gy.transpose(*axes)
         for axis in (axes.index(2), axes.index(3)):
             first, second = (sums[(slice(None),) * axis + (slice(start, None, 2),)] for start in (0, 1))
             sums = first + second
-        return sums.transpose(*map(axes.index, range(4))),
+        return (sums.transpose(*map(axes.index, range(4))),)
 
     def backward(self, indexes, grad_outputs):
-        return F.repeat(F.repeat(grad_outputs[0], 2, axis=2), 2, axis=3),
+        return (F.repeat(F.repeat(grad_outputs[0], 2, axis=2), 2, axis=3),)
 
 
 def _add(x, coarse, out):
@@ -76,7 +77,7 @@ def _add(x, coarse, out):
         parallel_for(lambda start, stop: _add_channels(sums, others, start, stop), len(sums))
         return
     n, channels, height, width = coarse.shape
-    sums, terms = (array.reshape(n, channels, height, 2, width, 2) for array in (out, x))   # views: axes are split
+    sums, terms = (array.reshape(n, channels, height, 2, width, 2) for array in (out, x))  # views: axes are split
     axes = memory_axis_order(sums)
     sums, terms, others = (array.transpose(*axes) for array in (sums, terms, coarse[:, :, :, None, :, None]))
     xp.add(terms, others, out=sums)

@@ -25,8 +25,8 @@ import math
 
 import numpy as np
 
-from mask_rcnn.ops.runtime.blas import parallel_matmul, sum_in_order
 from mask_rcnn.ops.conv.epilogue import bias_residual_relu
+from mask_rcnn.ops.runtime.blas import parallel_matmul, sum_in_order
 from mask_rcnn.ops.runtime.parallel import cpu_count, jit
 
 _OUT = 4  # side of an output tile
@@ -52,18 +52,22 @@ _MIN_IMAGES_BY_IMAGE, _MAX_TILES_BY_IMAGE = 32, 9
 _MIN_CHANNELS = 16
 
 _A, _B = 5 / 8, 3 / 2  # the points, besides their negatives, 0 and infinity
-_A2, _B2 = _A ** 2, _B ** 2
-_G = np.array([
-    [1 / (_A2 * _B2), 0, 0],
-    *(np.array([1, point, point ** 2]) / (2 * _A2 * (_A2 - _B2)) for point in (_A, -_A)),
-    *(np.array([1, point, point ** 2]) / (2 * _B2 * (_B2 - _A2)) for point in (_B, -_B)),
-    [0, 0, 1]])
+_A2, _B2 = _A**2, _B**2
+_G = np.array(
+    [
+        [1 / (_A2 * _B2), 0, 0],
+        *(np.array([1, point, point**2]) / (2 * _A2 * (_A2 - _B2)) for point in (_A, -_A)),
+        *(np.array([1, point, point**2]) / (2 * _B2 * (_B2 - _A2)) for point in (_B, -_B)),
+        [0, 0, 1],
+    ]
+)
 #: Of the 9 numbers of a filter to the 36 of its transform.
 _FILTER_TRANSFORM = np.kron(_G, _G)
 
 #: The factors of the other transforms, in float32 so that they leave the type of what they multiply.
 _F_A, _F_A2, _F_A3, _F_B, _F_B2, _F_B3, _F_PRODUCT, _F_SUM = map(
-    np.float32, (_A, _A2, _A ** 3, _B, _B2, _B ** 3, _A2 * _B2, _A2 + _B2))
+    np.float32, (_A, _A2, _A**3, _B, _B2, _B**3, _A2 * _B2, _A2 + _B2)
+)
 
 
 def should_use(x_shape, w_shape, stride: int, pad: int) -> bool:
@@ -116,8 +120,7 @@ def convolve(images, filters, pad: int, bias, residual, relu: bool):
             tiles, sums = data[:, :, :n_tiles], result[:, :, :n_tiles]
             plan.each(len(images), lambda a, b: transform_input(images, pad, plan.tile_grid, *part, tiles, a, b))
             plan.each(_IN * _IN, lambda a, b: np.matmul(transformed[a:b], tiles[a:b], out=sums[a:b]))
-            plan.each(len(y), lambda a, b: transform_output(
-                sums, bias, residual, relu, plan.tile_grid, *part, y, a, b))
+            plan.each(len(y), lambda a, b: transform_output(sums, bias, residual, relu, plan.tile_grid, *part, y, a, b))
 
     plan.run_parallel(work)
     return y
@@ -159,8 +162,9 @@ def _transform_filters(filters):
     numbers = filters.reshape(-1, 9).T
     out = np.empty((_IN * _IN, numbers.shape[1]), filters.dtype)
     matrix = _FILTER_TRANSFORM.astype(filters.dtype)
-    parallel_matmul(lambda a, b: np.matmul(matrix, numbers[:, a:b], out=out[:, a:b]), numbers.shape[1],
-                    min_per_thread=_MIN_FILTERS)
+    parallel_matmul(
+        lambda a, b: np.matmul(matrix, numbers[:, a:b], out=out[:, a:b]), numbers.shape[1], min_per_thread=_MIN_FILTERS
+    )
     return out.reshape(_IN * _IN, *filters.shape[:2])
 
 
@@ -169,8 +173,9 @@ def _transform_filters_back(total):
     numbers = total.reshape(_IN * _IN, -1).T
     out = np.empty((len(numbers), 9), total.dtype)
     matrix = _FILTER_TRANSFORM.astype(total.dtype)
-    parallel_matmul(lambda a, b: np.matmul(numbers[a:b], matrix, out=out[a:b]), len(numbers),
-                    min_per_thread=_MIN_FILTERS)
+    parallel_matmul(
+        lambda a, b: np.matmul(numbers[a:b], matrix, out=out[a:b]), len(numbers), min_per_thread=_MIN_FILTERS
+    )
     return out.reshape(*total.shape[1:], 3, 3)
 
 
@@ -222,21 +227,32 @@ class _TilePlan:
 # The transforms.  A buffer holds the 6x6 numbers of ``_TILES`` tiles, a tile beside the other: its loops are
 # over tiles, at distances that the compiler knows, so that it vectorises them.
 
+
 @jit
 def _points_of_input(d0, d1, d2, d3, d4, d5):
     """Return ``B^T d``."""
     even_a, odd_a = d4 - _F_B2 * d2, _F_A * (d3 - _F_B2 * d1)
     even_b, odd_b = d4 - _F_A2 * d2, _F_B * (d3 - _F_A2 * d1)
-    return (_F_PRODUCT * d0 - _F_SUM * d2 + d4, even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b,
-            _F_PRODUCT * d1 - _F_SUM * d3 + d5)
+    return (
+        _F_PRODUCT * d0 - _F_SUM * d2 + d4,
+        even_a + odd_a,
+        even_a - odd_a,
+        even_b + odd_b,
+        even_b - odd_b,
+        _F_PRODUCT * d1 - _F_SUM * d3 + d5,
+    )
 
 
 @jit
 def _output_of_points(m0, m1, m2, m3, m4, m5):
     """Return ``A^T m``."""
     even_a, odd_a, even_b, odd_b = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    return (m0 + even_a + even_b, _F_A * odd_a + _F_B * odd_b, _F_A2 * even_a + _F_B2 * even_b,
-            _F_A3 * odd_a + _F_B3 * odd_b + m5)
+    return (
+        m0 + even_a + even_b,
+        _F_A * odd_a + _F_B * odd_b,
+        _F_A2 * even_a + _F_B2 * even_b,
+        _F_A3 * odd_a + _F_B3 * odd_b + m5,
+    )
 
 
 @jit
@@ -253,16 +269,17 @@ def _transform_input_tiles(d):
     for j in range(_IN):
         for k in range(_TILES):
             p = j * _TILES + k
-            (d[p], d[p + _ROW], d[p + 2 * _ROW], d[p + 3 * _ROW], d[p + 4 * _ROW], d[p + 5 * _ROW]
-             ) = _points_of_input(d[p], d[p + _ROW], d[p + 2 * _ROW], d[p + 3 * _ROW], d[p + 4 * _ROW],
-                                  d[p + 5 * _ROW])
+            (d[p], d[p + _ROW], d[p + 2 * _ROW], d[p + 3 * _ROW], d[p + 4 * _ROW], d[p + 5 * _ROW]) = _points_of_input(
+                d[p], d[p + _ROW], d[p + 2 * _ROW], d[p + 3 * _ROW], d[p + 4 * _ROW], d[p + 5 * _ROW]
+            )
     for i in range(_IN):
         for k in range(_TILES):
             p = i * _ROW + k
-            (d[p], d[p + _TILES], d[p + 2 * _TILES], d[p + 3 * _TILES], d[p + 4 * _TILES],
-             d[p + 5 * _TILES]) = _points_of_input(
-                d[p], d[p + _TILES], d[p + 2 * _TILES], d[p + 3 * _TILES], d[p + 4 * _TILES],
-                d[p + 5 * _TILES])
+            (d[p], d[p + _TILES], d[p + 2 * _TILES], d[p + 3 * _TILES], d[p + 4 * _TILES], d[p + 5 * _TILES]) = (
+                _points_of_input(
+                    d[p], d[p + _TILES], d[p + 2 * _TILES], d[p + 3 * _TILES], d[p + 4 * _TILES], d[p + 5 * _TILES]
+                )
+            )
 
 
 @jit
@@ -272,13 +289,14 @@ def _transform_output_tiles(m):
         for k in range(_TILES):
             p = j * _TILES + k
             m[p], m[p + _ROW], m[p + 2 * _ROW], m[p + 3 * _ROW] = _output_of_points(
-                m[p], m[p + _ROW], m[p + 2 * _ROW], m[p + 3 * _ROW], m[p + 4 * _ROW], m[p + 5 * _ROW])
+                m[p], m[p + _ROW], m[p + 2 * _ROW], m[p + 3 * _ROW], m[p + 4 * _ROW], m[p + 5 * _ROW]
+            )
     for i in range(_OUT):
         for k in range(_TILES):
             p = i * _ROW + k
             m[p], m[p + _TILES], m[p + 2 * _TILES], m[p + 3 * _TILES] = _output_of_points(
-                m[p], m[p + _TILES], m[p + 2 * _TILES], m[p + 3 * _TILES], m[p + 4 * _TILES],
-                m[p + 5 * _TILES])
+                m[p], m[p + _TILES], m[p + 2 * _TILES], m[p + 3 * _TILES], m[p + 4 * _TILES], m[p + 5 * _TILES]
+            )
 
 
 @jit
@@ -287,14 +305,15 @@ def _transform_gradient_tiles(g):
     for j in range(_OUT):
         for k in range(_TILES):
             p = j * _TILES + k
-            (g[p], g[p + _ROW], g[p + 2 * _ROW], g[p + 3 * _ROW], g[p + 4 * _ROW], g[p + 5 * _ROW]
-             ) = _points_of_gradient(g[p], g[p + _ROW], g[p + 2 * _ROW], g[p + 3 * _ROW])
+            (g[p], g[p + _ROW], g[p + 2 * _ROW], g[p + 3 * _ROW], g[p + 4 * _ROW], g[p + 5 * _ROW]) = (
+                _points_of_gradient(g[p], g[p + _ROW], g[p + 2 * _ROW], g[p + 3 * _ROW])
+            )
     for i in range(_IN):
         for k in range(_TILES):
             p = i * _ROW + k
-            (g[p], g[p + _TILES], g[p + 2 * _TILES], g[p + 3 * _TILES], g[p + 4 * _TILES],
-             g[p + 5 * _TILES]) = _points_of_gradient(
-                g[p], g[p + _TILES], g[p + 2 * _TILES], g[p + 3 * _TILES])
+            (g[p], g[p + _TILES], g[p + 2 * _TILES], g[p + 3 * _TILES], g[p + 4 * _TILES], g[p + 5 * _TILES]) = (
+                _points_of_gradient(g[p], g[p + _TILES], g[p + 2 * _TILES], g[p + 3 * _TILES])
+            )
 
 
 @jit
@@ -308,7 +327,7 @@ def _transform_input(images, pad, tile_grid, first, last, out, start, stop):
         for tile_row in range(first, last):
             _read_rows(images[c, tile_row // tile_grid[0]], tile_row % tile_grid[0] * _OUT - pad, -pad, rows)
             for x in range(tile_grid[1]):
-                _load_tile(rows[:, x * _OUT:x * _OUT + _IN], _IN, numbers[:, slot])
+                _load_tile(rows[:, x * _OUT : x * _OUT + _IN], _IN, numbers[:, slot])
                 slot += 1
                 if slot == _TILES or (x == tile_grid[1] - 1 and tile_row == last - 1):
                     _transform_input_tiles(buffer)
@@ -328,7 +347,7 @@ def _transform_gradient(gradients, tile_grid, first, last, out, start, stop):
         for tile_row in range(first, last):
             _read_rows(gradients[c, tile_row // tile_grid[0]], tile_row % tile_grid[0] * _OUT, 0, rows)
             for x in range(tile_grid[1]):
-                _load_tile(rows[:, x * _OUT:x * _OUT + _OUT], _OUT, numbers[:, slot])
+                _load_tile(rows[:, x * _OUT : x * _OUT + _OUT], _OUT, numbers[:, slot])
                 slot += 1
                 if slot == _TILES or (x == tile_grid[1] - 1 and tile_row == last - 1):
                     _transform_gradient_tiles(buffer)
@@ -347,7 +366,7 @@ def _transform_small_input(images, pad, tile_grid, first, last, out, start, stop
     for c in range(start, stop):
         for n in range(first, last, _TILES):
             n_tiles = min(_TILES, last - n)
-            _load_images(images[c, n:n + n_tiles], plane)
+            _load_images(images[c, n : n + n_tiles], plane)
             for tile in range(tile_grid[0] * tile_grid[1]):
                 top, left = tile // tile_grid[1] * _OUT - pad, tile % tile_grid[1] * _OUT - pad
                 for i in range(_IN):
@@ -378,9 +397,9 @@ def _transform_small_output(sums, bias, residual, relu, tile_grid, first, last, 
                 for i in range(min(_OUT, height - top)):
                     for j in range(min(_OUT, width - left)):
                         plane[(top + i) * width + left + j] = numbers[i * _IN + j]
-            pixels = y[c, n:n + n_tiles]
+            pixels = y[c, n : n + n_tiles]
             _store_images(plane, pixels)
-            bias_residual_relu(pixels.reshape(-1), bias[c], residual[c, n:n + n_tiles].reshape(-1), relu)
+            bias_residual_relu(pixels.reshape(-1), bias[c], residual[c, n : n + n_tiles].reshape(-1), relu)
 
 
 @jit
@@ -420,7 +439,7 @@ def _read_rows(image, top, left, rows):
             rows[i] = 0
             continue
         rows[i, :begin] = 0
-        rows[i, begin:end] = image[y, begin + left:end + left]
+        rows[i, begin:end] = image[y, begin + left : end + left]
         rows[i, end:] = 0
 
 
@@ -428,7 +447,7 @@ def _read_rows(image, top, left, rows):
 def _write_tiles(buffer, n_tiles, out, c, first):
     """Copy transformed tiles to columns ``first``, ... of channel ``c`` in ``out`` (36, C, tiles)."""
     for k in range(_IN * _IN):
-        row = out[k, c, first:first + n_tiles]
+        row = out[k, c, first : first + n_tiles]
         for slot in range(n_tiles):
             row[slot] = buffer[k * _TILES + slot]
 
@@ -443,23 +462,23 @@ def _transform_output(sums, bias, residual, relu, tile_grid, first, last, y, sta
         done = 0
         for tile_row in range(first, last):
             image, top = tile_row // tile_grid[0], tile_row % tile_grid[0] * _OUT
-            pixels = y[c, image, top:top + _OUT]
+            pixels = y[c, image, top : top + _OUT]
             for x in range(tile_grid[1]):
                 if slot == _TILES:
                     _read_tiles(sums, c, done, min(_TILES, sums.shape[2] - done), buffer)
                     _transform_output_tiles(buffer)
                     done += _TILES
                     slot = 0
-                _store_tile(numbers[:, slot], pixels[:, x * _OUT:x * _OUT + _OUT])
+                _store_tile(numbers[:, slot], pixels[:, x * _OUT : x * _OUT + _OUT])
                 slot += 1
-            bias_residual_relu(pixels.reshape(-1), bias[c], residual[c, image, top:top + _OUT].reshape(-1), relu)
+            bias_residual_relu(pixels.reshape(-1), bias[c], residual[c, image, top : top + _OUT].reshape(-1), relu)
 
 
 @jit
 def _read_tiles(sums, c, first, n_tiles, buffer):
     """Copy columns ``first``, ... of channel ``c`` of ``sums`` (36, O, tiles)."""
     for k in range(_IN * _IN):
-        row = sums[k, c, first:first + n_tiles]
+        row = sums[k, c, first : first + n_tiles]
         for slot in range(n_tiles):
             buffer[k * _TILES + slot] = row[slot]
 

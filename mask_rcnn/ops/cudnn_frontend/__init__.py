@@ -19,6 +19,19 @@ from mask_rcnn.ops.cudnn_frontend.convolution import (
 from mask_rcnn.ops.cudnn_frontend.functions import convolution_2d, convolution_affine, deconvolution_2d
 from mask_rcnn.ops.cudnn_frontend.precision import PRECISIONS, current_precision, precision_error, using_precision
 
-__all__ = ['PRECISIONS', 'apply_epilogue', 'convolution_2d', 'convolution_affine', 'convolve',
-           'convolve_backward_data', 'convolve_backward_filter', 'current_precision', 'deconvolution_2d',
-           'deconvolve', 'is_available', 'precision_error', 'supports', 'using_precision']
+__all__ = [
+    'PRECISIONS',
+    'apply_epilogue',
+    'convolution_2d',
+    'convolution_affine',
+    'convolve',
+    'convolve_backward_data',
+    'convolve_backward_filter',
+    'current_precision',
+    'deconvolution_2d',
+    'deconvolve',
+    'is_available',
+    'precision_error',
+    'supports',
+    'using_precision',
+]

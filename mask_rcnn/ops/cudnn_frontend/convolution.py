@@ -21,12 +21,11 @@ import chainer.functions as F
 import numpy as np
 from chainer.backends import cuda
 
-from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.cudnn_frontend import frontend, graphs
 from mask_rcnn.ops.cudnn_frontend.graphs import ConvProblem
 from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
+from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.cache import cached
-
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def is_available() -> bool:
     return cuda.available and frontend.load_frontend() is not None and _self_test()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _self_test() -> bool:
     """Convolve once: a library that is missing is often opened no sooner than that."""
     try:
@@ -58,12 +57,25 @@ def _self_test() -> bool:
 def supports(*arrays) -> bool:
     """Whether arrays (``None`` for absent ones) are CuPy's and of types known here, and cuDNN can be used."""
     arrays = [array for array in arrays if array is not None]
-    return (all(array.dtype.str[1:] in ('f2', 'f4') for array in arrays)
-            and cuda.get_array_module(*arrays) is not np and is_available())
+    return (
+        all(array.dtype.str[1:] in ('f2', 'f4') for array in arrays)
+        and cuda.get_array_module(*arrays) is not np
+        and is_available()
+    )
 
 
-def convolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False, clip_max: float = math.inf,
-             residual=None, precision: Precision | None = None):
+def convolve(
+    x,
+    W,
+    b=None,
+    *,
+    stride: int = 1,
+    pad=0,
+    relu: bool = False,
+    clip_max: float = math.inf,
+    residual=None,
+    precision: Precision | None = None,
+):
     """Return ``relu(convolution + residual + b)`` in one pass; nothing is kept for a backward pass.
 
     Args:
@@ -77,11 +89,23 @@ def convolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False, clip_m
         ``(N, O, oh, ow)`` of the type ``precision.result``, channels innermost in memory.
     """
     precision = precision or current_precision()
-    problem = _problem('forward', x.shape, W.shape, stride, pad, precision, bias=b is not None,
-                       residual=residual is not None, relu=relu)
-    inputs = {graphs.X: _channels_last(x, precision.storage), graphs.W: cached(_channels_last, W, precision.storage),
-              graphs.B: None if b is None else cached(_narrow, b, precision.storage),
-              graphs.RESIDUAL: None if residual is None else _channels_last(residual, precision.storage)}
+    problem = _problem(
+        'forward',
+        x.shape,
+        W.shape,
+        stride,
+        pad,
+        precision,
+        bias=b is not None,
+        residual=residual is not None,
+        relu=relu,
+    )
+    inputs = {
+        graphs.X: _channels_last(x, precision.storage),
+        graphs.W: cached(_channels_last, W, precision.storage),
+        graphs.B: None if b is None else cached(_narrow, b, precision.storage),
+        graphs.RESIDUAL: None if residual is None else _channels_last(residual, precision.storage),
+    }
     inputs = {uid: array for uid, array in inputs.items() if array is not None}
     y = _run(problem, inputs)
     if y is None:
@@ -117,14 +141,14 @@ def convolve_backward_filter(x, gy, w_shape, *, stride: int = 1, pad=0, precisio
     """
     precision = precision or current_precision()
     problem = _problem('filter', x.shape, w_shape, stride, pad, precision)
-    gradient = _compute(problem, {graphs.X: _channels_last(x, precision.storage),
-                                  graphs.Y: _channels_last(gy, precision.storage)})
+    gradient = _compute(
+        problem, {graphs.X: _channels_last(x, precision.storage), graphs.Y: _channels_last(gy, precision.storage)}
+    )
     gradient = _result(gradient, gy.dtype)
     return cuda.get_array_module(gradient).ascontiguousarray(gradient)
 
 
-def deconvolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False,
-               precision: Precision | None = None):
+def deconvolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False, precision: Precision | None = None):
     """Return the transposed convolution ``relu(deconvolution + b)``.
 
     Args:
@@ -138,19 +162,32 @@ def deconvolve(x, W, b=None, *, stride: int = 1, pad=0, relu: bool = False,
     """
     precision = precision or current_precision()
     pads = _pads(pad)
-    shape = (x.shape[0], W.shape[1], *(stride * (side - 1) + window - sum(zeros) for side, window, zeros
-                                       in zip(x.shape[2:], W.shape[2:], pads)))
+    shape = (
+        x.shape[0],
+        W.shape[1],
+        *(stride * (side - 1) + window - sum(zeros) for side, window, zeros in zip(x.shape[2:], W.shape[2:], pads)),
+    )
     problem = _problem('data', shape, W.shape, stride, pads, precision)
-    y = _compute(problem, {graphs.Y: _channels_last(x, precision.storage),
-                           graphs.W: cached(_channels_last, W, precision.storage)})
+    y = _compute(
+        problem,
+        {graphs.Y: _channels_last(x, precision.storage), graphs.W: cached(_channels_last, W, precision.storage)},
+    )
     if b is not None or relu:
         y = apply_epilogue(_widen(y), b, relu=relu)
     return _result(y, precision.result)
 
 
 def _problem(kind, x_shape, w_shape, stride, pad, precision, **epilogue) -> ConvProblem:
-    return ConvProblem(kind, graphs.dtype_name(precision.storage), tuple(x_shape), tuple(w_shape),
-                       (stride, stride), _pads(pad), precision.tensor_cores, **epilogue)
+    return ConvProblem(
+        kind,
+        graphs.dtype_name(precision.storage),
+        tuple(x_shape),
+        tuple(w_shape),
+        (stride, stride),
+        _pads(pad),
+        precision.tensor_cores,
+        **epilogue,
+    )
 
 
 def _pads(pad):
@@ -187,8 +224,11 @@ def _run(problem: ConvProblem, inputs: dict):
             graph.run(pointers, _pointer(workspace), cache.handle)
 
         is_timed = chainer.config.autotune and not chainer.config.cudnn_deterministic
-        build = functools.partial(_build_fastest, problem, cache, run) if is_timed else functools.partial(
-            graphs.build, problem, cache.handle, cache.engines)
+        build = (
+            functools.partial(_build_fastest, problem, cache, run)
+            if is_timed
+            else functools.partial(graphs.build, problem, cache.handle, cache.engines)
+        )
         graph = cache.graph((problem, is_timed), build)
         if graph is None:
             return None
@@ -198,8 +238,10 @@ def _run(problem: ConvProblem, inputs: dict):
 
 def _build_fastest(problem, cache, run):
     """Return the graph of the engine that takes the least time, or ``None``."""
-    built = [graphs.build_with_engine(engine, problem, cache.handle)
-             for engine in graphs.find_engines(problem, cache.handle, _MAX_TIMED)]
+    built = [
+        graphs.build_with_engine(engine, problem, cache.handle)
+        for engine in graphs.find_engines(problem, cache.handle, _MAX_TIMED)
+    ]
     if not built or None in built:
         built.append(graphs.build_default(problem, cache.handle))
     built = [graph for graph in built if graph is not None]
@@ -223,11 +265,14 @@ def _multiply(problem: ConvProblem, inputs: dict):
     first = next(iter(inputs.values()))
     xp = cuda.get_array_module(first)
     given = {uid: _widen(array).astype(np.float32, copy=False) for uid, array in inputs.items()}
-    x, w = (chainer.Variable(given[uid] if uid in given else xp.zeros(shape, np.float32))
-            for uid, shape in ((graphs.X, problem.x), (graphs.W, problem.w)))
+    x, w = (
+        chainer.Variable(given[uid] if uid in given else xp.zeros(shape, np.float32))
+        for uid, shape in ((graphs.X, problem.x), (graphs.W, problem.w))
+    )
     with chainer.using_config('use_cudnn', 'never'), chainer.force_backprop_mode():
-        y = F.convolution_2d(F.pad(x, [(0, 0), (0, 0), *problem.pad], 'constant'), w, stride=problem.stride,
-                             groups=problem.groups)
+        y = F.convolution_2d(
+            F.pad(x, [(0, 0), (0, 0), *problem.pad], 'constant'), w, stride=problem.stride, groups=problem.groups
+        )
         if problem.kind == 'forward':
             out = y.array
         else:
@@ -237,7 +282,7 @@ def _multiply(problem: ConvProblem, inputs: dict):
     return _channels_last(out, first.dtype)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _warn_once(problem):
     logger.warning('cuDNN has no engine on this device, so that matrix products take its place, for %s', problem)
 
@@ -256,6 +301,7 @@ def _address(array) -> int:
 
 # Layouts and types
 
+
 def _empty(xp, shape, dtype):
     n, channels, height, width = shape
     return xp.empty((n, height, width, channels), dtype).transpose(0, 3, 1, 2)
@@ -273,7 +319,9 @@ def _narrow(x, storage: np.dtype):
         return xp.ascontiguousarray(x, dtype=storage)
     x = xp.ascontiguousarray(x, dtype=np.float32)
     bits = xp.empty(x.shape, np.uint16)
-    cuda_kernels.launch(cuda_kernels.kernel('cudnn_frontend/bfloat16.cu', 'float_to_bfloat16'), x.size, (x, np.int64(x.size), bits))
+    cuda_kernels.launch(
+        cuda_kernels.kernel('cudnn_frontend/bfloat16.cu', 'float_to_bfloat16'), x.size, (x, np.int64(x.size), bits)
+    )
     return bits
 
 
@@ -283,7 +331,11 @@ def _widen(y):
         return y
     bits = y.transpose(0, 2, 3, 1)
     out = cuda.get_array_module(y).empty(bits.shape, np.float32)
-    cuda_kernels.launch(cuda_kernels.kernel('cudnn_frontend/bfloat16.cu', 'bfloat16_to_float'), out.size, (bits, np.int64(out.size), out))
+    cuda_kernels.launch(
+        cuda_kernels.kernel('cudnn_frontend/bfloat16.cu', 'bfloat16_to_float'),
+        out.size,
+        (bits, np.int64(out.size), out),
+    )
     return out.transpose(0, 3, 1, 2)
 
 
@@ -316,7 +368,12 @@ def apply_epilogue(y, b=None, residual=None, relu: bool = False, clip_max: float
 
 
 def _epilogue_kernel():
-    return cuda.elementwise('R residual, B b, float32 clip_min, float32 clip_max', 'T y', '''
+    return cuda.elementwise(
+        'R residual, B b, float32 clip_min, float32 clip_max',
+        'T y',
+        """
         const float sum = (float)y + (float)residual + (float)b;
         y = (T)(sum < clip_min ? clip_min : sum > clip_max ? clip_max : sum);
-    ''', 'convolution_epilogue')
+    """,
+        'convolution_epilogue',
+    )

@@ -29,7 +29,7 @@ _MAX_DEFAULT_GRAPHS = 1024
 _CUDART_VARIABLE = 'CUDNN_FRONTEND_CUDART_LIB_NAME'
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_frontend():
     """Return the module ``cudnn``, or ``None`` after one warning if it or cuDNN 9 itself is missing."""
     try:
@@ -48,8 +48,11 @@ def warn_fallback(reason) -> None:
     """Say why cuDNN is not used: an exception, or words."""
     if isinstance(reason, Exception):
         reason = ' '.join(f'{type(reason).__name__}: {reason}'.split())[:200]
-    logger.warning('convolutions run without cuDNN and take several times as long: %s '
-                   '(the packages nvidia-cudnn-frontend and nvidia-cudnn-cu12 or -cu13 are needed)', reason)
+    logger.warning(
+        'convolutions run without cuDNN and take several times as long: %s '
+        '(the packages nvidia-cudnn-frontend and nvidia-cudnn-cu12 or -cu13 are needed)',
+        reason,
+    )
 
 
 def _preload_cudart(major: int) -> None:
@@ -72,6 +75,7 @@ def _find_cudart(name: str) -> str | None:
         ctypes.CDLL(name)  # cuDNN Frontend will find it, too
     except OSError:
         from cuda.pathfinder import load_nvidia_dynamic_lib  # comes with CuPy 14
+
         path = load_nvidia_dynamic_lib('cudart').abs_path
         return path if name in path else None
     return None
@@ -115,7 +119,6 @@ class GraphCache:
 
 
 class _GraphCaches(threading.local):
-
     def __init__(self):
         self.by_device = {}
 

@@ -29,8 +29,9 @@ def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = 
     return _apply(_CudnnConvolution(None, relu, stride=stride, pad=pad), x=x, W=W, b=b)
 
 
-def convolution_affine(x, W, scale, bias, residual=None, *, stride: int = 1, pad: int = 0,
-                       relu: bool = False) -> chainer.Variable:
+def convolution_affine(
+    x, W, scale, bias, residual=None, *, stride: int = 1, pad: int = 0, relu: bool = False
+) -> chainer.Variable:
     """Return ``relu(convolution * scale + bias + residual)``, one kernel forward.
 
     Differentiable once, with respect to ``x``, ``W`` and ``residual``; a chain of functions would keep four
@@ -78,7 +79,7 @@ class _CudnnFunction(chainer.FunctionNode):
             self.retain_outputs((0,))
         x, W, *rest = inputs
         y = self.compute(x, W, relu=self.relu, **dict(zip(self.names[2:], rest)), **self.geometry)
-        return as_nhwc(y).astype(x.dtype, copy=False).transpose(0, 3, 1, 2),
+        return (as_nhwc(y).astype(x.dtype, copy=False).transpose(0, 3, 1, 2),)
 
     def backward(self, indexes, grad_outputs):
         x, W = (variable.array for variable in self.get_retained_inputs())
@@ -86,14 +87,19 @@ class _CudnnFunction(chainer.FunctionNode):
         if self.relu:
             y = self.get_retained_outputs()[0].array
             g = (as_nhwc(g) * (as_nhwc(y) > 0)).transpose(0, 3, 1, 2)
-        gradients = {'x': lambda: self.gradient_x(g, x, W), 'W': lambda: self.gradient_w(g, x, W),
-                     'b': lambda: as_nhwc(g).sum(axis=(0, 1, 2)), 'residual': lambda: g}
-        return [chainer.as_variable(gradients[self.names[index]]().astype(self.inputs[index].dtype, copy=False))
-                for index in indexes]
+        gradients = {
+            'x': lambda: self.gradient_x(g, x, W),
+            'W': lambda: self.gradient_w(g, x, W),
+            'b': lambda: as_nhwc(g).sum(axis=(0, 1, 2)),
+            'residual': lambda: g,
+        }
+        return [
+            chainer.as_variable(gradients[self.names[index]]().astype(self.inputs[index].dtype, copy=False))
+            for index in indexes
+        ]
 
 
 class _CudnnConvolution(_CudnnFunction):
-
     def __init__(self, scale, relu, **geometry):
         super().__init__(relu, **geometry)
         self.scale = scale
@@ -112,7 +118,6 @@ class _CudnnConvolution(_CudnnFunction):
 
 
 class _CudnnDeconvolution(_CudnnFunction):
-
     def compute(self, x, W, **rest):
         return deconvolve(x, W, **rest)
 

@@ -55,9 +55,14 @@ class ConvProblem:
     @property
     def y(self) -> tuple[int, int, int, int]:
         """``(N, O, oh, ow)``."""
-        return (self.x[0], self.w[0], *(
-            (side + sum(pad) - window) // stride + 1
-            for side, window, stride, pad in zip(self.x[2:], self.w[2:], self.stride, self.pad)))
+        return (
+            self.x[0],
+            self.w[0],
+            *(
+                (side + sum(pad) - window) // stride + 1
+                for side, window, stride, pad in zip(self.x[2:], self.w[2:], self.stride, self.pad)
+            ),
+        )
 
     @property
     def out(self) -> tuple[int, int, int, int]:
@@ -74,8 +79,14 @@ class ConvProblem:
         Rows and columns get four significant bits and so grow by less than an eighth; RoIs get a multiple of eight.
         """
         n, channels, height, width = self.x
-        return replace(self, x=(_round_up(n, 8 if n > 8 else 1), channels, *(
-            _round_up(side, 1 << max(0, side.bit_length() - 4)) for side in (height, width))))
+        return replace(
+            self,
+            x=(
+                _round_up(n, 8 if n > 8 else 1),
+                channels,
+                *(_round_up(side, 1 << max(0, side.bit_length() - 4)) for side in (height, width)),
+            ),
+        )
 
 
 def _round_up(number: int, step: int) -> int:
@@ -105,7 +116,7 @@ class CompiledGraph:
         self._graph.execute(pointers, workspace, handle=handle, **self._no_overrides)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _can_override(graph_type) -> bool:
     return 'override_uids' in inspect.signature(graph_type.execute).parameters
 
@@ -197,11 +208,14 @@ def _plan(problem, cudnn, handle, excluded):
 
 def describe(problem: ConvProblem, cudnn, **options):
     """Return an uncompiled, valid ``cudnn.pygraph``; ``options`` go to its constructor."""
-    types = {'float32': cudnn.data_type.FLOAT, 'float16': cudnn.data_type.HALF,
-             'bfloat16': cudnn.data_type.BFLOAT16}
+    types = {'float32': cudnn.data_type.FLOAT, 'float16': cudnn.data_type.HALF, 'bfloat16': cudnn.data_type.BFLOAT16}
     io_type = types[problem.dtype]
-    graph = cudnn.pygraph(io_data_type=io_type, intermediate_data_type=cudnn.data_type.FLOAT,
-                          compute_data_type=cudnn.data_type.FLOAT, **options)
+    graph = cudnn.pygraph(
+        io_data_type=io_type,
+        intermediate_data_type=cudnn.data_type.FLOAT,
+        compute_data_type=cudnn.data_type.FLOAT,
+        **options,
+    )
     operation = {'forward': _forward, 'data': _data, 'filter': _filter}[problem.kind]
     out = operation(graph, problem, _tensor_maker(graph, io_type))
     out.set_output(True).set_data_type(io_type)
@@ -219,18 +233,21 @@ def strides(shape) -> list[int]:
 def _tensor_maker(graph, io_type):
     def tensor(name, uid, shape):
         return graph.tensor(name=name, dim=list(shape), stride=strides(shape), data_type=io_type).set_uid(uid)
+
     return tensor
 
 
 def _geometry(problem):
-    return {'pre_padding': [pad[0] for pad in problem.pad],
-            'post_padding': [pad[1] for pad in problem.pad],
-            'stride': list(problem.stride), 'dilation': [1, 1]}
+    return {
+        'pre_padding': [pad[0] for pad in problem.pad],
+        'post_padding': [pad[1] for pad in problem.pad],
+        'stride': list(problem.stride),
+        'dilation': [1, 1],
+    }
 
 
 def _forward(graph, problem, tensor):
-    y = graph.conv_fprop(image=tensor('x', X, problem.x), weight=tensor('w', W, problem.w),
-                         **_geometry(problem))
+    y = graph.conv_fprop(image=tensor('x', X, problem.x), weight=tensor('w', W, problem.w), **_geometry(problem))
     # First the residual, then the bias, in the type of the rest: the order of cuDNN's own fused convolution
     # ("ConvBiasAct").  For any other order its heuristics (9.28, asked for an H200) offer only the slower
     # engines that are compiled at run time.
@@ -244,13 +261,11 @@ def _forward(graph, problem, tensor):
 
 
 def _data(graph, problem, tensor):
-    return graph.conv_dgrad(loss=tensor('gy', Y, problem.y), filter=tensor('w', W, problem.w),
-                            **_geometry(problem))
+    return graph.conv_dgrad(loss=tensor('gy', Y, problem.y), filter=tensor('w', W, problem.w), **_geometry(problem))
 
 
 def _filter(graph, problem, tensor):
-    return graph.conv_wgrad(image=tensor('x', X, problem.x), loss=tensor('gy', Y, problem.y),
-                            **_geometry(problem))
+    return graph.conv_wgrad(image=tensor('x', X, problem.x), loss=tensor('gy', Y, problem.y), **_geometry(problem))
 
 
 def _excluded_numeric_notes(cudnn, problem):

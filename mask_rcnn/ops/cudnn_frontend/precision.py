@@ -37,12 +37,15 @@ class Precision:
 _F4, _F2, _U2 = np.dtype('f4'), np.dtype('f2'), np.dtype('u2')
 
 #: By name.  ``fp32`` is true float32: no tensor cores, and no Winograd transform that would cost digits.
-PRECISIONS = {precision.name: precision for precision in (
-    Precision('fp32', _F4, _F4, tensor_cores=False, capability=0),
-    Precision('tf32', _F4, _F4, tensor_cores=True, capability=80),
-    Precision('fp16', _F2, _F2, tensor_cores=True, capability=70),
-    Precision('bf16', _U2, _F4, tensor_cores=True, capability=80),
-)}
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision('fp32', _F4, _F4, tensor_cores=False, capability=0),
+        Precision('tf32', _F4, _F4, tensor_cores=True, capability=80),
+        Precision('fp16', _F2, _F2, tensor_cores=True, capability=70),
+        Precision('bf16', _U2, _F4, tensor_cores=True, capability=80),
+    )
+}
 
 chainer.global_config.precision = 'fp32'
 
@@ -79,6 +82,5 @@ def precision_error(name: str, capability: int | None) -> str | None:
         return None if name == 'fp32' else f'{name} needs a GPU; on the CPU there is fp32 only'
     needed = PRECISIONS[name].capability
     if capability < needed:
-        return (f'{name} needs a GPU of compute capability {needed / 10:.1f}; '
-                f'this one has {capability / 10:.1f}')
+        return f'{name} needs a GPU of compute capability {needed / 10:.1f}; this one has {capability / 10:.1f}'
     return None

@@ -61,12 +61,16 @@ def decode_gpu(heatmaps, sizes, out):
     """The GPU implementation: fills ``out`` with (row, column, logit, probability); ``sizes`` (R, 2) int32."""
     n_roi, n_keypoint, rows, columns = heatmaps.shape
     if n_roi:
-        cuda_kernels.kernel('masks/keypoints.cu', 'decode_heatmaps')((n_roi * n_keypoint,), (_THREADS,), (
-            heatmaps, sizes, np.int32(n_keypoint), np.int32(rows), np.int32(columns), out))
+        cuda_kernels.kernel('masks/keypoints.cu', 'decode_heatmaps')(
+            (n_roi * n_keypoint,),
+            (_THREADS,),
+            (heatmaps, sizes, np.int32(n_keypoint), np.int32(rows), np.int32(columns), out),
+        )
 
 
 def decode_cpu(heatmaps, sizes, out):
     """The CPU implementation; the same arguments as :func:`decode_gpu`, NumPy arrays."""
+
     def work(start, stop):
         _decode_range(heatmaps, sizes, out, start, stop)
 
@@ -109,8 +113,9 @@ def _resized_columns(heatmap, width):
         a, b = min(max(source - 1, 0), last), min(max(source, 0), last)
         c, d = min(max(source + 1, 0), last), min(max(source + 2, 0), last)
         for i in range(heatmap.shape[0]):
-            lines[i, j] = (heatmap[i, a] * taps[0] + heatmap[i, b] * taps[1] + heatmap[i, c] * taps[2]
-                           + heatmap[i, d] * taps[3])
+            lines[i, j] = (
+                heatmap[i, a] * taps[0] + heatmap[i, b] * taps[1] + heatmap[i, c] * taps[2] + heatmap[i, d] * taps[3]
+            )
     return lines
 
 

@@ -53,8 +53,16 @@ def paste_masks(probs, boxes, size, *, offset=1.0, padding=1, margin=0, threshol
     """
     xp = chainer.backend.get_array_module(probs)
     out = xp.empty((len(probs), *size), np.bool_)
-    return paste_into(out, probs, boxes, offset=offset, padding=padding, margin=margin, threshold=threshold,
-                      threshold_inclusive=threshold_inclusive)
+    return paste_into(
+        out,
+        probs,
+        boxes,
+        offset=offset,
+        padding=padding,
+        margin=margin,
+        threshold=threshold,
+        threshold_inclusive=threshold_inclusive,
+    )
 
 
 def paste_into(out, probs, boxes, *, offset=1.0, padding=1, margin=0, threshold=0.5, threshold_inclusive=False):
@@ -113,11 +121,20 @@ def _arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclu
     if boxes.shape != (len(probs), 4):
         raise ValueError(f'boxes must have the shape ({len(probs)}, 4), not {boxes.shape}')
     xp = chainer.backend.get_array_module(probs)
-    rows, columns = (_place(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], offset, padding)
-                     for axis in (0, 1))
+    rows, columns = (
+        _place(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], offset, padding) for axis in (0, 1)
+    )
     probs = xp.ascontiguousarray(probs, np.float32)
-    return (probs, *rows, *columns, int(padding), int(margin), _least(probs, margin), np.float32(threshold),
-            bool(threshold_inclusive))
+    return (
+        probs,
+        *rows,
+        *columns,
+        int(padding),
+        int(margin),
+        _least(probs, margin),
+        np.float32(threshold),
+        bool(threshold_inclusive),
+    )
 
 
 def _least(probs, margin: int):
@@ -135,8 +152,7 @@ def _place(xp, low, high, mask_size: int, offset: float, padding: int):
         First pixel and number of pixels, both (R,) int32, and mask pixels per pixel, (R,) float64.
     """
     # Finite numbers that int32 holds; a box beyond them covers the same pixels of any image.
-    low, high = (xp.clip(xp.nan_to_num(edge.astype(np.float32)), -2.0 ** 27, 2.0 ** 27)
-                 for edge in (low, high))
+    low, high = (xp.clip(xp.nan_to_num(edge.astype(np.float32)), -(2.0**27), 2.0**27) for edge in (low, high))
     padded = mask_size + 2 * padding
     half = (high - low) * np.float32(0.5) * np.float32(padded / mask_size)
     centre = (high + low) * np.float32(0.5)
@@ -154,27 +170,59 @@ def paste_gpu(*arguments):
 
 def runs_gpu(*arguments):
     """The GPU implementation: what :func:`_arguments` returns, CuPy arrays, not empty, and the image's height and
-    width."""
+    width.
+    """
     *_, width = arguments
     xp, n = chainer.backend.get_array_module(arguments[0]), len(arguments[0])
     counts = xp.empty((n * width,), np.int32)
     blocks = -(-width // _THREADS)
     _launch('mask_runs', blocks, *arguments, np.int32(False), counts, counts)
     ends = xp.cumsum(counts, dtype=np.int32)
-    bounds = cuda.to_cpu(ends[width - 1::width])
+    bounds = cuda.to_cpu(ends[width - 1 :: width])
     runs = xp.empty((int(bounds[-1]), 2), np.int32)
     if len(runs):
         _launch('mask_runs', blocks, *arguments, np.int32(True), ends, runs)
     return np.split(cuda.to_cpu(runs), bounds[:-1])
 
 
-def _launch(name: str, blocks: int, probs, top, height, y_scale, left, width, x_scale, padding, margin, min_prob,
-            threshold, threshold_inclusive, out_height, out_width, *others):
+def _launch(
+    name: str,
+    blocks: int,
+    probs,
+    top,
+    height,
+    y_scale,
+    left,
+    width,
+    x_scale,
+    padding,
+    margin,
+    min_prob,
+    threshold,
+    threshold_inclusive,
+    out_height,
+    out_width,
+    *others,
+):
     """Launch a kernel that shares each mask among so many blocks."""
-    cuda_kernels.kernel('masks/paste_masks.cu', name)((blocks, min(len(probs), _MAX_BLOCKS_Y)), (_THREADS,), (
-        probs, top, height, y_scale, left, width, x_scale,
-        *map(np.int32, (len(probs), out_height, out_width, *probs.shape[1:], padding, margin)), min_prob, threshold,
-        np.int32(threshold_inclusive), *others))
+    cuda_kernels.kernel('masks/paste_masks.cu', name)(
+        (blocks, min(len(probs), _MAX_BLOCKS_Y)),
+        (_THREADS,),
+        (
+            probs,
+            top,
+            height,
+            y_scale,
+            left,
+            width,
+            x_scale,
+            *map(np.int32, (len(probs), out_height, out_width, *probs.shape[1:], padding, margin)),
+            min_prob,
+            threshold,
+            np.int32(threshold_inclusive),
+            *others,
+        ),
+    )
 
 
 def paste_cpu(*arguments):
@@ -188,39 +236,99 @@ def runs_cpu(probs, top, height, y_scale, left, width, x_scale, padding, margin,
 
     def work(start, stop):
         for r in range(start, stop):
-            runs[r] = _find_runs(probs[r], top[r], height[r], y_scale[r], left[r], width[r], x_scale[r], padding,
-                                 margin, min_prob[r], *rest)
+            runs[r] = _find_runs(
+                probs[r],
+                top[r],
+                height[r],
+                y_scale[r],
+                left[r],
+                width[r],
+                x_scale[r],
+                padding,
+                margin,
+                min_prob[r],
+                *rest,
+            )
 
     parallel.parallel_for(work, len(probs))
     return runs
 
 
 @parallel.jit
-def _paste_range(probs, top, height, y_scale, left, width, x_scale, padding, margin, min_prob, threshold,
-                 threshold_inclusive, out, start, stop):
+def _paste_range(
+    probs,
+    top,
+    height,
+    y_scale,
+    left,
+    width,
+    x_scale,
+    padding,
+    margin,
+    min_prob,
+    threshold,
+    threshold_inclusive,
+    out,
+    start,
+    stop,
+):
     """Paste masks ``start`` to ``stop``."""
     for r in range(start, stop):
         out[r] = False
         y_begin, y_end = max(top[r], 0), min(top[r] + height[r], out.shape[1])
         x_begin, x_end = max(left[r], 0), min(left[r] + width[r], out.shape[2])
         if y_begin < y_end and x_begin < x_end:
-            _fill(probs[r], y_begin - top[r], y_scale[r], x_begin - left[r], x_scale[r], padding, margin,
-                  min_prob[r], threshold, threshold_inclusive, out[r, y_begin:y_end, x_begin:x_end])
+            _fill(
+                probs[r],
+                y_begin - top[r],
+                y_scale[r],
+                x_begin - left[r],
+                x_scale[r],
+                padding,
+                margin,
+                min_prob[r],
+                threshold,
+                threshold_inclusive,
+                out[r, y_begin:y_end, x_begin:x_end],
+            )
 
 
 @parallel.jit
-def _find_runs(prob, top, height, y_scale, left, width, x_scale, padding, margin, min_prob, threshold,
-               threshold_inclusive,
-               out_height, out_width):
+def _find_runs(
+    prob,
+    top,
+    height,
+    y_scale,
+    left,
+    width,
+    x_scale,
+    padding,
+    margin,
+    min_prob,
+    threshold,
+    threshold_inclusive,
+    out_height,
+    out_width,
+):
     """Return the runs of one mask."""
     y_begin, y_end = max(top, 0), min(top + height, out_height)
     x_begin, x_end = max(left, 0), min(left + width, out_width)
     if y_begin >= y_end or x_begin >= x_end:
         return np.empty((0, 2), np.int32)
     part = np.empty((y_end - y_begin, x_end - x_begin), np.bool_)
-    _fill(prob, y_begin - top, y_scale, x_begin - left, x_scale, padding, margin, min_prob, threshold,
-          threshold_inclusive,
-          part)
+    _fill(
+        prob,
+        y_begin - top,
+        y_scale,
+        x_begin - left,
+        x_scale,
+        padding,
+        margin,
+        min_prob,
+        threshold,
+        threshold_inclusive,
+        part,
+    )
     runs = np.empty((_scan(part, y_begin, x_begin, out_height, np.empty((0, 2), np.int32)), 2), np.int32)
     _scan(part, y_begin, x_begin, out_height, runs)
     return runs
@@ -247,7 +355,7 @@ def _fill(prob, y_first, y_scale, x_first, x_scale, padding, margin, min_prob, t
     """Paste one mask from its pixel ``(y_first, x_first)``, counted from its own corner, on."""
     frame = padding + margin
     padded = np.zeros((prob.shape[0] + 2 * frame, prob.shape[1] + 2 * frame), np.float32)
-    padded[frame:frame + prob.shape[0], frame:frame + prob.shape[1]] = prob
+    padded[frame : frame + prob.shape[0], frame : frame + prob.shape[1]] = prob
     lines = np.empty((padded.shape[0], out.shape[1]), np.float32)
     _resize_columns(padded, x_first, x_scale, margin, lines)
     for i in range(out.shape[0]):

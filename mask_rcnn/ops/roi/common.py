@@ -45,11 +45,9 @@ def check_arguments(x, rois, roi_indices, bin_step: int):
     if roi_indices.shape != rois.shape[:1]:
         raise ValueError(f'roi_indices must have the shape ({len(rois)},), not {roi_indices.shape}')
     xp = chainer.backend.get_array_module(rois)
-    if xp is np and len(rois) and not (0 <= roi_indices.min() and roi_indices.max() < x.shape[0]):
-        raise ValueError(f'roi_indices must be in [0, {x.shape[0]}), '
-                         f'got {roi_indices.min()} to {roi_indices.max()}')
-    return (xp.ascontiguousarray(rois, dtype=np.float32),
-            xp.ascontiguousarray(roi_indices, dtype=np.int32))
+    if xp is np and len(rois) and not (roi_indices.min() >= 0 and roi_indices.max() < x.shape[0]):
+        raise ValueError(f'roi_indices must be in [0, {x.shape[0]}), got {roi_indices.min()} to {roi_indices.max()}')
+    return (xp.ascontiguousarray(rois, dtype=np.float32), xp.ascontiguousarray(roi_indices, dtype=np.int32))
 
 
 def compute_dtype(dtype) -> np.dtype:
@@ -74,6 +72,7 @@ def pixel_range(xp, first, count, size: int):
 
 
 # For the kernels, which take several channels of a pixel or bin at once
+
 
 def channels_last(x, dtype=None):
     """Return ``(N, C, H, W)`` as a contiguous ``(N, H, W, C)``, copying only what is laid out otherwise.

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.runtime import cuda_kernels, parallel
-from mask_rcnn.ops.runtime.memory_layout import as_images
 from mask_rcnn.ops.roi.common import (
     BIN_THREADS,
     TILE_THREADS,
@@ -29,6 +27,8 @@ from mask_rcnn.ops.roi.common import (
     tile_columns,
     tile_grid,
 )
+from mask_rcnn.ops.runtime import cuda_kernels, parallel
+from mask_rcnn.ops.runtime.memory_layout import as_images
 
 _ONE = np.float32(1)
 #: The most channels that a thread of a kernel takes at once.
@@ -63,8 +63,10 @@ def crop_and_resize(x, rois, roi_indices, *, output_size, last=(1.0, 1.0)) -> ch
         raise ValueError(f'last must be two positive numbers, not {last!r}')
     xp = chainer.backend.get_array_module(rois)
     rois = rois / xp.asarray([last[0], last[1]] * 2, np.float32)
-    rows, columns = (_sample_points(rois[:, axis], rois[:, axis + 2], x.shape[2 + axis], bins)
-                     for axis, bins in enumerate(as_pair(output_size)))
+    rows, columns = (
+        _sample_points(rois[:, axis], rois[:, axis + 2], x.shape[2 + axis], bins)
+        for axis, bins in enumerate(as_pair(output_size))
+    )
     return _CropAndResize(roi_indices, rows, columns).apply((x,))[0]
 
 
@@ -108,10 +110,10 @@ class _CropAndResize(chainer.FunctionNode):
         self._roi_indices, self._rows, self._columns = roi_indices, rows, columns
 
     def forward_cpu(self, inputs):
-        return forward_cpu(inputs[0], self._roi_indices, self._rows, self._columns),
+        return (forward_cpu(inputs[0], self._roi_indices, self._rows, self._columns),)
 
     def forward_gpu(self, inputs):
-        return forward_gpu(inputs[0], self._roi_indices, self._rows, self._columns),
+        return (forward_gpu(inputs[0], self._roi_indices, self._rows, self._columns),)
 
     def backward(self, indexes, grad_outputs):
         shape = self.inputs[0].shape
@@ -125,16 +127,17 @@ class _CropAndResizeGrad(chainer.FunctionNode):
         self._roi_indices, self._rows, self._columns, self._shape = roi_indices, rows, columns, shape
 
     def forward_cpu(self, inputs):
-        return backward_cpu(inputs[0], self._roi_indices, self._rows, self._columns, self._shape),
+        return (backward_cpu(inputs[0], self._roi_indices, self._rows, self._columns, self._shape),)
 
     def forward_gpu(self, inputs):
-        return backward_gpu(inputs[0], self._roi_indices, self._rows, self._columns, self._shape),
+        return (backward_gpu(inputs[0], self._roi_indices, self._rows, self._columns, self._shape),)
 
     def backward(self, indexes, grad_outputs):
         return _CropAndResize(self._roi_indices, self._rows, self._columns).apply(grad_outputs)
 
 
 # On the GPU
+
 
 def forward_gpu(x, roi_indices, rows: _Points, columns: _Points):
     """Return the samples (R, C, ...), channels innermost in memory; CuPy arrays in and out."""
@@ -144,9 +147,20 @@ def forward_gpu(x, roi_indices, rows: _Points, columns: _Points):
     y = xp.empty(shape, x.dtype)
     if y.size:
         kernel, view = _variant('forward', x.dtype)
-        kernel((shape[0] * shape[1],), (BIN_THREADS,), (
-            view(source), roi_indices, rows.first, rows.fraction, columns.first, columns.fraction,
-            *map(np.int32, (*x.shape, *shape[1:3], common_lanes(_LANES, source))), view(y)))
+        kernel(
+            (shape[0] * shape[1],),
+            (BIN_THREADS,),
+            (
+                view(source),
+                roi_indices,
+                rows.first,
+                rows.fraction,
+                columns.first,
+                columns.fraction,
+                *map(np.int32, (*x.shape, *shape[1:3], common_lanes(_LANES, source))),
+                view(y),
+            ),
+        )
     return y.transpose(0, 3, 1, 2)
 
 
@@ -160,10 +174,22 @@ def backward_gpu(gy, roi_indices, rows: _Points, columns: _Points, shape):
         kernel, view = _variant('backward', gy.dtype)
         lanes = common_lanes(_LANES, source)
         tile_width = tile_columns(channels // lanes)
-        kernel(tile_grid(shape, channels // lanes, tile_width), (TILE_THREADS,), (
-            view(source), roi_indices, rows.first, rows.fraction, *rows.range(height),
-            columns.first, columns.fraction, *columns.range(width),
-            *map(np.int32, (len(roi_indices), *shape[1:], *gy.shape[2:], tile_width, lanes)), view(gx)))
+        kernel(
+            tile_grid(shape, channels // lanes, tile_width),
+            (TILE_THREADS,),
+            (
+                view(source),
+                roi_indices,
+                rows.first,
+                rows.fraction,
+                *rows.range(height),
+                columns.first,
+                columns.fraction,
+                *columns.range(width),
+                *map(np.int32, (len(roi_indices), *shape[1:], *gy.shape[2:], tile_width, lanes)),
+                view(gx),
+            ),
+        )
     return gx.transpose(0, 3, 1, 2)
 
 
@@ -177,14 +203,18 @@ def _variant(direction: str, dtype):
 
 # On the CPU
 
+
 def forward_cpu(x, roi_indices, rows: _Points, columns: _Points):
     """Return the samples (R, C, ...), in memory as convolutions want them; NumPy arrays in and out."""
     dtype = compute_dtype(x.dtype)
     maps = x.astype(dtype, copy=False)
     y = as_images(np.empty((x.shape[1], len(roi_indices), rows.first.shape[1], columns.first.shape[1]), dtype))
-    parallel.parallel_for(lambda start, stop: _forward_channels(
-        maps, roi_indices, rows.first, rows.fraction, columns.first, columns.fraction, start, stop, y),
-        x.shape[1])
+    parallel.parallel_for(
+        lambda start, stop: _forward_channels(
+            maps, roi_indices, rows.first, rows.fraction, columns.first, columns.fraction, start, stop, y
+        ),
+        x.shape[1],
+    )
     return y.astype(x.dtype, copy=False)
 
 
@@ -193,9 +223,12 @@ def backward_cpu(gy, roi_indices, rows: _Points, columns: _Points, shape):
     dtype = compute_dtype(gy.dtype)
     gradients = gy.astype(dtype, copy=False)
     gx = as_images(np.zeros((shape[1], shape[0], *shape[2:]), dtype))
-    parallel.parallel_for(lambda start, stop: _backward_channels(
-        gradients, roi_indices, rows.first, rows.fraction, columns.first, columns.fraction, start, stop, gx),
-        shape[1])
+    parallel.parallel_for(
+        lambda start, stop: _backward_channels(
+            gradients, roi_indices, rows.first, rows.fraction, columns.first, columns.fraction, start, stop, gx
+        ),
+        shape[1],
+    )
     return gx.astype(gy.dtype, copy=False)
 
 

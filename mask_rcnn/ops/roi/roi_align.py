@@ -22,9 +22,7 @@ from dataclasses import dataclass
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.roi.channel_blocks import BLOCK, count_blocks, gather_bins, gather_maps, scatter_bins, scatter_maps
-from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
 from mask_rcnn.ops.roi.common import (
     BIN_THREADS,
     TILE_ROWS,
@@ -38,6 +36,8 @@ from mask_rcnn.ops.roi.common import (
     tile_columns,
     tile_grid,
 )
+from mask_rcnn.ops.runtime import cuda_kernels, parallel
+from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
@@ -47,8 +47,9 @@ _MAX_MAPS, _MAX_COLUMNS = 4, 32
 _TABLE, _MAX_BINS = 2048, 256
 
 
-def roi_align(x, rois, roi_indices, *, output_size, spatial_scale, sampling_ratio=0, aligned=False,
-              bin_step=1) -> chainer.Variable:
+def roi_align(
+    x, rois, roi_indices, *, output_size, spatial_scale, sampling_ratio=0, aligned=False, bin_step=1
+) -> chainer.Variable:
     """Pool every RoI to a grid of bins, each the mean of bilinear samples.
 
     Differentiable with respect to ``x`` (twice).  Forward and backward write every number from one thread,
@@ -78,13 +79,31 @@ def roi_align(x, rois, roi_indices, *, output_size, spatial_scale, sampling_rati
         ValueError: If a shape or a parameter is wrong.
     """
     xp = chainer.backend.get_array_module(roi_indices)
-    return roi_align_pyramid((x,), rois, roi_indices, xp.zeros(roi_indices.shape, np.int32), output_size=output_size,
-                             spatial_scales=(spatial_scale,), sampling_ratio=sampling_ratio, aligned=aligned,
-                             bin_step=bin_step)
+    return roi_align_pyramid(
+        (x,),
+        rois,
+        roi_indices,
+        xp.zeros(roi_indices.shape, np.int32),
+        output_size=output_size,
+        spatial_scales=(spatial_scale,),
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        bin_step=bin_step,
+    )
 
 
-def roi_align_pyramid(features: Sequence, rois, roi_indices, levels, *, output_size, spatial_scales: Sequence[float],
-                      sampling_ratio=0, aligned=False, bin_step=1) -> chainer.Variable:
+def roi_align_pyramid(
+    features: Sequence,
+    rois,
+    roi_indices,
+    levels,
+    *,
+    output_size,
+    spatial_scales: Sequence[float],
+    sampling_ratio=0,
+    aligned=False,
+    bin_step=1,
+) -> chainer.Variable:
     """Pool every RoI from one of several maps; :func:`roi_align` otherwise, which documents what is not said here.
 
     On the GPU it is one launch that writes every number once, and the host waits for nothing.
@@ -108,20 +127,31 @@ def roi_align_pyramid(features: Sequence, rois, roi_indices, levels, *, output_s
         ValueError: If a shape or a parameter is wrong.
     """
     if not 0 < len(features) == len(spatial_scales) <= _MAX_MAPS:
-        raise ValueError(f'maps must be 1 to {_MAX_MAPS}, with a scale each, not {len(features)} with '
-                         f'{len(spatial_scales)} scales')
+        raise ValueError(
+            f'maps must be 1 to {_MAX_MAPS}, with a scale each, not {len(features)} with {len(spatial_scales)} scales'
+        )
     for x in features[1:]:
         if x.ndim != 4 or x.shape[:2] != features[0].shape[:2] or x.dtype != features[0].dtype or 0 in x.shape:
-            raise ValueError(f'maps must differ in their size only, not {features[0].dtype} {features[0].shape} and '
-                             f'{x.dtype} {x.shape}')
+            raise ValueError(
+                f'maps must differ in their size only, not {features[0].dtype} {features[0].shape} and '
+                f'{x.dtype} {x.shape}'
+            )
     rois, roi_indices = check_arguments(features[0], rois, roi_indices, bin_step)
     if levels.shape != roi_indices.shape:
         raise ValueError(f'levels must have the shape {roi_indices.shape}, not {levels.shape}')
     if sampling_ratio < 0:
         raise ValueError(f'sampling_ratio must be 0 or more, not {sampling_ratio!r}')
     levels = chainer.backend.get_array_module(levels).ascontiguousarray(levels, np.int32)
-    regions = _Regions(rois, roi_indices, levels, tuple(map(float, spatial_scales)), as_pair(output_size),
-                       int(sampling_ratio), bool(aligned), int(bin_step))
+    regions = _Regions(
+        rois,
+        roi_indices,
+        levels,
+        tuple(map(float, spatial_scales)),
+        as_pair(output_size),
+        int(sampling_ratio),
+        bool(aligned),
+        int(bin_step),
+    )
     if max(regions.bins) > _MAX_BINS:
         raise ValueError(f'output_size must give at most {_MAX_BINS} bins of an axis, not {regions.bins}')
     return _RoIAlign(regions).apply(tuple(features))[0]
@@ -188,10 +218,10 @@ class _RoIAlign(chainer.FunctionNode):
         self._regions = regions
 
     def forward_cpu(self, inputs):
-        return forward_cpu(inputs, self._regions),
+        return (forward_cpu(inputs, self._regions),)
 
     def forward_gpu(self, inputs):
-        return forward_gpu(inputs, self._regions),
+        return (forward_gpu(inputs, self._regions),)
 
     def backward(self, indexes, grad_outputs):
         gradients = _RoIAlignGrad(self._regions, [x.shape for x in self.inputs]).apply(grad_outputs)
@@ -212,12 +242,15 @@ class _RoIAlignGrad(chainer.FunctionNode):
 
     def backward(self, indexes, grad_outputs):
         given = next(gradient for gradient in grad_outputs if gradient is not None)
-        features = [given.xp.zeros(shape, given.dtype) if gradient is None else gradient
-                    for gradient, shape in zip(grad_outputs, self._shapes)]
+        features = [
+            given.xp.zeros(shape, given.dtype) if gradient is None else gradient
+            for gradient, shape in zip(grad_outputs, self._shapes)
+        ]
         return _RoIAlign(self._regions).apply(features)
 
 
 # On the GPU
+
 
 def forward_gpu(features, regions: _Regions):
     """Return the pooled RoIs (R, C, ...), channels innermost in memory; CuPy arrays in and out."""
@@ -229,19 +262,34 @@ def forward_gpu(features, regions: _Regions):
     if y.size:
         kernel, max_lanes, view = _variant('forward', y.dtype)
         heights, widths = ([x.shape[axis] for x in sources] for axis in (1, 2))
-        kernel((len(y) * rows, -(-columns // _MAX_COLUMNS)), (BIN_THREADS,), (
-            *_repeat(map(view, sources)), *_repeat(map(np.int32, heights)), *_repeat(map(np.int32, widths)),
-            *_repeat(map(np.float32, regions.spatial_scales)), np.int32(len(features)),
-            regions.rois, regions.roi_indices, regions.levels, np.int32(n_images), np.int32(channels),
-            *regions.division, np.int32(common_lanes(max_lanes, *sources)), view(y)))
+        kernel(
+            (len(y) * rows, -(-columns // _MAX_COLUMNS)),
+            (BIN_THREADS,),
+            (
+                *_repeat(map(view, sources)),
+                *_repeat(map(np.int32, heights)),
+                *_repeat(map(np.int32, widths)),
+                *_repeat(map(np.float32, regions.spatial_scales)),
+                np.int32(len(features)),
+                regions.rois,
+                regions.roi_indices,
+                regions.levels,
+                np.int32(n_images),
+                np.int32(channels),
+                *regions.division,
+                np.int32(common_lanes(max_lanes, *sources)),
+                view(y),
+            ),
+        )
     return y.transpose(0, 3, 1, 2)
 
 
 def backward_gpu(gy, regions: _Regions, shapes):
     """Return the gradients of the maps, of the given shapes; CuPy arrays in and out, as in the forward pass."""
     source = channels_last(gy)
-    return tuple(_backward_level_gpu(source, regions, level, shape).transpose(0, 3, 1, 2)
-                 for level, shape in enumerate(shapes))
+    return tuple(
+        _backward_level_gpu(source, regions, level, shape).transpose(0, 3, 1, 2) for level, shape in enumerate(shapes)
+    )
 
 
 def _backward_level_gpu(gy, regions: _Regions, level: int, shape):
@@ -257,10 +305,24 @@ def _backward_level_gpu(gy, regions: _Regions, level: int, shape):
         tile_width = tile_columns(groups)
         while TILE_ROWS * rows + tile_width * columns > _TABLE:
             tile_width //= 2
-        kernel(tile_grid(shape, groups, tile_width), (TILE_THREADS,), (
-            view(gy), regions.rois, regions.roi_indices, regions.levels, np.int32(len(regions.rois)), np.int32(level),
-            np.float32(regions.spatial_scales[level]), *map(np.int32, shape[1:]), *regions.division,
-            np.int32(tile_width), np.int32(lanes), view(gx)))
+        kernel(
+            tile_grid(shape, groups, tile_width),
+            (TILE_THREADS,),
+            (
+                view(gy),
+                regions.rois,
+                regions.roi_indices,
+                regions.levels,
+                np.int32(len(regions.rois)),
+                np.int32(level),
+                np.float32(regions.spatial_scales[level]),
+                *map(np.int32, shape[1:]),
+                *regions.division,
+                np.int32(tile_width),
+                np.int32(lanes),
+                view(gx),
+            ),
+        )
     return gx
 
 
@@ -281,10 +343,11 @@ def _repeat(values) -> list:
 
 # On the CPU
 
+
 def forward_cpu(features, regions: _Regions):
     """Return the pooled RoIs (R, C, ...), in memory as convolutions want them; NumPy arrays in and out."""
     levels = regions.levels
-    if len(levels) and not (0 <= levels.min() and levels.max() < len(features)):
+    if len(levels) and not (levels.min() >= 0 and levels.max() < len(features)):
         raise ValueError(f'levels must be in [0, {len(features)}), got {levels.min()} to {levels.max()}')
     dtype = compute_dtype(features[0].dtype)
     y = np.empty((features[0].shape[1], len(levels), *regions.bins), dtype)
@@ -298,17 +361,21 @@ def forward_cpu(features, regions: _Regions):
 def backward_cpu(gy, regions: _Regions, shapes):
     """Return the gradients of the maps, of the given shapes; NumPy arrays in and out, as in the forward pass."""
     source = channels_first(gy, compute_dtype(gy.dtype))
-    return tuple(as_images(_backward_level_cpu(source, regions, level, shape)).astype(gy.dtype, copy=False)
-                 for level, shape in enumerate(shapes))
+    return tuple(
+        as_images(_backward_level_cpu(source, regions, level, shape)).astype(gy.dtype, copy=False)
+        for level, shape in enumerate(shapes)
+    )
 
 
 def _forward_level_cpu(x, regions: _Regions, level: int, members, y):
     """Pool the RoIs ``members`` from one map (C, N, H, W) to their places in ``y`` (C, R, ...)."""
     rows, columns = (_axis_weights_cpu(regions, level, members, axis, x.shape[2 + axis]) for axis in (0, 1))
     parallel.parallel_for(
-        lambda start, stop: _forward_blocks(x, members, regions.roi_indices, *rows.fields(), *columns.fields(),
-                                            *columns.range(), start, stop, y),
-        count_blocks(x.shape[0]))
+        lambda start, stop: _forward_blocks(
+            x, members, regions.roi_indices, *rows.fields(), *columns.fields(), *columns.range(), start, stop, y
+        ),
+        count_blocks(x.shape[0]),
+    )
 
 
 def _backward_level_cpu(gy, regions: _Regions, level: int, shape):
@@ -318,19 +385,32 @@ def _backward_level_cpu(gy, regions: _Regions, level: int, shape):
     gx = np.empty((channels, n_images, *size), gy.dtype)
     rows, columns = (_axis_weights_cpu(regions, level, members, axis, size[axis]) for axis in (0, 1))
     parallel.parallel_for(
-        lambda start, stop: _backward_blocks(gy, members, regions.roi_indices, *rows.fields(), *columns.fields(),
-                                             *columns.range(), start, stop, gx),
-        count_blocks(channels))
+        lambda start, stop: _backward_blocks(
+            gy, members, regions.roi_indices, *rows.fields(), *columns.fields(), *columns.range(), start, stop, gx
+        ),
+        count_blocks(channels),
+    )
     return gx
 
 
 def _axis_weights_cpu(regions: _Regions, level: int, members, axis: int, size: int) -> _AxisWeights:
     rois, bins = regions.rois[members], regions.bins[axis]
-    weights = _AxisWeights(np.empty((len(rois), bins), np.int32), np.empty((len(rois), bins), np.int32),
-                           np.empty((len(rois), bins, size), np.float32), np.empty((len(rois),), np.float32))
-    _fill_axis_weights(rois[:, axis], rois[:, axis + 2], np.float32(regions.spatial_scales[level]),
-                       np.int32(regions.output_size[axis]), np.int32(regions.sampling_ratio),
-                       np.int32(regions.aligned), np.int32(regions.bin_step), *weights.fields())
+    weights = _AxisWeights(
+        np.empty((len(rois), bins), np.int32),
+        np.empty((len(rois), bins), np.int32),
+        np.empty((len(rois), bins, size), np.float32),
+        np.empty((len(rois),), np.float32),
+    )
+    _fill_axis_weights(
+        rois[:, axis],
+        rois[:, axis + 2],
+        np.float32(regions.spatial_scales[level]),
+        np.int32(regions.output_size[axis]),
+        np.int32(regions.sampling_ratio),
+        np.int32(regions.aligned),
+        np.int32(regions.bin_step),
+        *weights.fields(),
+    )
     return weights
 
 
@@ -384,8 +464,24 @@ def _fill_bin_weights(bin_start, bin_size, grid, weight):
 
 
 @parallel.jit
-def _forward_blocks(x, members, roi_indices, y_first, y_count, y_weight, y_samples,
-                    x_first, x_count, x_weight, x_samples, x_begin, x_end, start, stop, out):
+def _forward_blocks(
+    x,
+    members,
+    roi_indices,
+    y_first,
+    y_count,
+    y_weight,
+    y_samples,
+    x_first,
+    x_count,
+    x_weight,
+    x_samples,
+    x_begin,
+    x_end,
+    start,
+    stop,
+    out,
+):
     """Pool the channels of blocks ``start`` to ``stop`` for the RoIs ``members`` to ``out`` (C, R, ...).
 
     The tables have a line for each member.
@@ -405,15 +501,30 @@ def _forward_blocks(x, members, roi_indices, y_first, y_count, y_weight, y_sampl
                     _add_scaled(y_weight[r, i, p], features[roi_indices[members[r]], p, part], row[part])
                 for j in range(columns):
                     for q in range(x_first[r, j], x_first[r, j] + x_count[r, j]):
-                        _add_scaled(x_weight[r, j, q], row[q * BLOCK:(q + 1) * BLOCK],
-                                    pooled[i * columns + j])
+                        _add_scaled(x_weight[r, j, q], row[q * BLOCK : (q + 1) * BLOCK], pooled[i * columns + j])
             pooled /= x.dtype.type(y_samples[r] * x_samples[r])
             scatter_bins(pooled, block * BLOCK, out[:, members[r]])
 
 
 @parallel.jit
-def _backward_blocks(gy, members, roi_indices, y_first, y_count, y_weight, y_samples,
-                     x_first, x_count, x_weight, x_samples, x_begin, x_end, start, stop, gx):
+def _backward_blocks(
+    gy,
+    members,
+    roi_indices,
+    y_first,
+    y_count,
+    y_weight,
+    y_samples,
+    x_first,
+    x_count,
+    x_weight,
+    x_samples,
+    x_begin,
+    x_end,
+    start,
+    stop,
+    gx,
+):
     """Add up the gradient, from ``gy`` (C, R, ...), of blocks ``start`` to ``stop``: forward, transposed."""
     rows, columns = gy.shape[2:]
     features = np.empty((gx.shape[1], gx.shape[2], gx.shape[3] * BLOCK), gx.dtype)
@@ -429,8 +540,7 @@ def _backward_blocks(gy, members, roi_indices, y_first, y_count, y_weight, y_sam
                 row[part] = 0
                 for j in range(columns):
                     for q in range(x_first[r, j], x_first[r, j] + x_count[r, j]):
-                        _add_scaled(x_weight[r, j, q], pooled[i * columns + j],
-                                    row[q * BLOCK:(q + 1) * BLOCK])
+                        _add_scaled(x_weight[r, j, q], pooled[i * columns + j], row[q * BLOCK : (q + 1) * BLOCK])
                 for p in range(y_first[r, i], y_first[r, i] + y_count[r, i]):
                     _add_scaled(y_weight[r, i, p], row[part], features[roi_indices[members[r]], p, part])
         scatter_maps(features, block * BLOCK, gx)

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.roi.channel_blocks import BLOCK, count_blocks, gather_maps, scatter_bins
-from mask_rcnn.ops.runtime.memory_layout import channels_first
 from mask_rcnn.ops.roi.common import (
     BIN_THREADS,
     TILE_THREADS,
@@ -25,6 +23,8 @@ from mask_rcnn.ops.roi.common import (
     tile_columns,
     tile_grid,
 )
+from mask_rcnn.ops.runtime import cuda_kernels, parallel
+from mask_rcnn.ops.runtime.memory_layout import channels_first
 
 #: What an element must exceed to be a bin's maximum (Caffe2: ``-FLT_MAX``).
 _LOWEST = np.finfo(np.float32).min
@@ -63,8 +63,9 @@ def roi_max_pooling(x, rois, roi_indices, *, output_size, spatial_scale, bin_ste
     rois, roi_indices = check_arguments(x, rois, roi_indices, bin_step)
     bins = []
     for axis, n_bins in enumerate(as_pair(output_size)):
-        bins.append(_axis_bins(rois[:, axis], rois[:, axis + 2], spatial_scale, n_bins, int(bin_step),
-                               x.shape[2 + axis]))
+        bins.append(
+            _axis_bins(rois[:, axis], rois[:, axis + 2], spatial_scale, n_bins, int(bin_step), x.shape[2 + axis])
+        )
     return _RoIMaxPooling(roi_indices, *bins).apply((x,))[0]
 
 
@@ -98,52 +99,50 @@ def _axis_bins(low, high, scale: float, n_bins: int, step: int, size: int) -> _A
     end = xp.ceil((bin_index + 1) * bin_size[:, None]) + start[:, None]
     first, end = (xp.clip(edge, 0, size).astype(np.int32) for edge in (first, end))
     is_finite = xp.isfinite(low) & xp.isfinite(high)
-    return _AxisBins(first, xp.where(is_finite[:, None], xp.maximum(end - first, 0), 0).astype(np.int32),
-                     size)
+    return _AxisBins(first, xp.where(is_finite[:, None], xp.maximum(end - first, 0), 0).astype(np.int32), size)
 
 
 def _round(xp, values):
     """Round half away from zero, as C's ``round`` (float64 holds the sum exactly); no NaN, no overflow."""
     values = xp.nan_to_num(values.astype(np.float64))
-    return xp.clip(xp.copysign(xp.floor(xp.abs(values) + 0.5), values), -2.0 ** 30, 2.0 ** 30)
+    return xp.clip(xp.copysign(xp.floor(xp.abs(values) + 0.5), values), -(2.0**30), 2.0**30)
 
 
 class _RoIMaxPooling(chainer.FunctionNode):
-
     def __init__(self, roi_indices, rows: _AxisBins, columns: _AxisBins):
         self._roi_indices, self._rows, self._columns = roi_indices, rows, columns
 
     def forward_cpu(self, inputs):
         y, self._argmax = forward_cpu(inputs[0], self._roi_indices, self._rows, self._columns)
-        return y,
+        return (y,)
 
     def forward_gpu(self, inputs):
         y, self._argmax = forward_gpu(inputs[0], self._roi_indices, self._rows, self._columns)
-        return y,
+        return (y,)
 
     def backward(self, indexes, grad_outputs):
-        return _RoIMaxPoolingGrad(self._argmax, self._roi_indices, self._rows, self._columns,
-                                  self.inputs[0].shape).apply(grad_outputs)
+        return _RoIMaxPoolingGrad(
+            self._argmax, self._roi_indices, self._rows, self._columns, self.inputs[0].shape
+        ).apply(grad_outputs)
 
 
 class _RoIMaxPoolingGrad(chainer.FunctionNode):
-
     def __init__(self, argmax, roi_indices, rows: _AxisBins, columns: _AxisBins, shape):
         self._argmax, self._roi_indices, self._shape = argmax, roi_indices, shape
         self._rows, self._columns = rows, columns
 
     def forward_cpu(self, inputs):
-        return backward_cpu(inputs[0], self._argmax, self._roi_indices, self._shape),
+        return (backward_cpu(inputs[0], self._argmax, self._roi_indices, self._shape),)
 
     def forward_gpu(self, inputs):
-        return backward_gpu(inputs[0], self._argmax, self._roi_indices, self._rows, self._columns,
-                            self._shape),
+        return (backward_gpu(inputs[0], self._argmax, self._roi_indices, self._rows, self._columns, self._shape),)
 
     def backward(self, indexes, grad_outputs):
         raise RuntimeError('roi_max_pooling has no second derivative')
 
 
 # On the GPU
+
 
 def forward_gpu(x, roi_indices, rows: _AxisBins, columns: _AxisBins):
     """Return the maxima (R, C, ...), channels innermost in memory, and their index in the map; CuPy arrays.
@@ -156,9 +155,21 @@ def forward_gpu(x, roi_indices, rows: _AxisBins, columns: _AxisBins):
     argmax = xp.empty(y.shape, np.int32)
     if y.size:
         kernel = cuda_kernels.kernel('roi/roi_max_pooling.cu', 'roi_max_pooling_forward', y.dtype)
-        kernel((y.shape[0] * y.shape[1],), (BIN_THREADS,), (
-            source, roi_indices, rows.first, rows.count, columns.first, columns.count,
-            *map(np.int32, (*x.shape, *y.shape[1:3], common_lanes(_LANES, source))), y, argmax))
+        kernel(
+            (y.shape[0] * y.shape[1],),
+            (BIN_THREADS,),
+            (
+                source,
+                roi_indices,
+                rows.first,
+                rows.count,
+                columns.first,
+                columns.count,
+                *map(np.int32, (*x.shape, *y.shape[1:3], common_lanes(_LANES, source))),
+                y,
+                argmax,
+            ),
+        )
     return y.transpose(0, 3, 1, 2).astype(x.dtype, order='K', copy=False), argmax
 
 
@@ -172,14 +183,28 @@ def backward_gpu(gy, argmax, roi_indices, rows: _AxisBins, columns: _AxisBins, s
         kernel = cuda_kernels.kernel('roi/roi_max_pooling.cu', 'roi_max_pooling_backward', gx.dtype)
         lanes = common_lanes(_LANES, source)
         tile_width = tile_columns(channels // lanes)
-        kernel(tile_grid(shape, channels // lanes, tile_width), (TILE_THREADS,), (
-            source, argmax, roi_indices, rows.first, rows.count, *rows.range(),
-            columns.first, columns.count, *columns.range(),
-            *map(np.int32, (len(roi_indices), *shape[1:], *gy.shape[2:], tile_width, lanes)), gx))
+        kernel(
+            tile_grid(shape, channels // lanes, tile_width),
+            (TILE_THREADS,),
+            (
+                source,
+                argmax,
+                roi_indices,
+                rows.first,
+                rows.count,
+                *rows.range(),
+                columns.first,
+                columns.count,
+                *columns.range(),
+                *map(np.int32, (len(roi_indices), *shape[1:], *gy.shape[2:], tile_width, lanes)),
+                gx,
+            ),
+        )
     return gx.transpose(0, 3, 1, 2).astype(gy.dtype, order='K', copy=False)
 
 
 # On the CPU
+
 
 def forward_cpu(x, roi_indices, rows: _AxisBins, columns: _AxisBins):
     """Return the maxima and their index in the map (int32, -1 in empty bins); NumPy arrays in and out."""
@@ -187,9 +212,11 @@ def forward_cpu(x, roi_indices, rows: _AxisBins, columns: _AxisBins):
     y = np.empty((len(roi_indices), x.shape[1], rows.first.shape[1], columns.first.shape[1]), source.dtype)
     argmax = np.empty(y.shape, np.int32)
     parallel.parallel_for(
-        lambda start, stop: _forward_blocks(source, roi_indices, rows.first, rows.count, columns.first,
-                                            columns.count, start, stop, y, argmax),
-        count_blocks(x.shape[1]))
+        lambda start, stop: _forward_blocks(
+            source, roi_indices, rows.first, rows.count, columns.first, columns.count, start, stop, y, argmax
+        ),
+        count_blocks(x.shape[1]),
+    )
     return y.astype(x.dtype, copy=False), argmax
 
 
@@ -198,7 +225,8 @@ def backward_cpu(gy, argmax, roi_indices, shape):
     source = np.ascontiguousarray(gy, compute_dtype(gy.dtype))
     gx = np.zeros(shape, source.dtype)
     parallel.parallel_for(
-        lambda start, stop: _backward_channels(source, argmax, roi_indices, start, stop, gx), shape[1])
+        lambda start, stop: _backward_channels(source, argmax, roi_indices, start, stop, gx), shape[1]
+    )
     return gx.astype(gy.dtype, copy=False)
 
 
@@ -219,9 +247,12 @@ def _forward_blocks(x, roi_indices, y_first, y_count, x_first, x_count, start, s
                     best[i * columns + j] = 0 if is_empty else _LOWEST
                     for p in range(y_first[r, i], y_first[r, i] + y_count[r, i]):
                         for q in range(x_first[r, j], x_first[r, j] + x_count[r, j]):
-                            _update_maximum(maps[roi_indices[r], p, q * BLOCK:(q + 1) * BLOCK],
-                                            p * x.shape[3] + q, best[i * columns + j],
-                                            index[i * columns + j])
+                            _update_maximum(
+                                maps[roi_indices[r], p, q * BLOCK : (q + 1) * BLOCK],
+                                p * x.shape[3] + q,
+                                best[i * columns + j],
+                                index[i * columns + j],
+                            )
             scatter_bins(best, block * BLOCK, y[r])
             scatter_bins(index, block * BLOCK, argmax[r])
 

@@ -19,8 +19,11 @@ import numpy as np
 from mask_rcnn.ops.runtime.parallel import parallel_for
 
 #: What the functions that set and tell the number of threads may be called, by the way OpenBLAS was built.
-_NAMES = tuple((f'{prefix}openblas_set_num_threads{suffix}', f'{prefix}openblas_get_num_threads{suffix}')
-               for prefix in ('scipy_', '') for suffix in ('64_', '', '_64'))
+_NAMES = tuple(
+    (f'{prefix}openblas_set_num_threads{suffix}', f'{prefix}openblas_get_num_threads{suffix}')
+    for prefix in ('scipy_', '')
+    for suffix in ('64_', '', '_64')
+)
 
 _lock = threading.Lock()
 _users = 0

@@ -24,7 +24,7 @@ _MAX_BLOCKS = 1 << 20
 _C_TYPES = {np.dtype(np.float32): 'float', np.dtype(np.float64): 'double'}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def kernel(source: str, name: str, dtype=np.dtype(np.float32)) -> Callable:
     """Return one kernel of a source file.
 
@@ -47,7 +47,7 @@ def read_source(source: str) -> str:
     Pasting keeps the compiler free of include folders, and lets CuPy's kernel cache notice a changed header.
     """
     text = (resources.files('mask_rcnn.ops') / source).read_text(encoding='utf-8')
-    return re.sub(r'^#include "(\w+\.cuh)"$', lambda match: read_source(match[1]), text, flags=re.MULTILINE)
+    return re.sub(r'^#include "([\w/]+\.cuh)"$', lambda match: read_source(match[1]), text, flags=re.MULTILINE)
 
 
 def c_type(dtype) -> str:

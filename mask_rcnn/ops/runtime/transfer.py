@@ -28,8 +28,9 @@ class AsyncHostCopy:
         self._specs = [None if array is None else (array.dtype, array.shape) for array in arrays]
         arrays = [array for array in arrays if array is not None]
         xp = chainer.backend.get_array_module(arrays[0])
-        packed = xp.concatenate([array.reshape(len(array), _width(array.shape)).astype(np.float32, copy=False)
-                                 for array in arrays], axis=1)
+        packed = xp.concatenate(
+            [array.reshape(len(array), _width(array.shape)).astype(np.float32, copy=False) for array in arrays], axis=1
+        )
         self._rows, self._event = (packed, None) if xp is np else _begin_copy(packed)
 
     def wait(self) -> list[np.ndarray | None]:
@@ -79,7 +80,7 @@ def side_stream(device: chainer.backend.Device):
         yield
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _get_side_stream(gpu: int):
     """Return a stream of the current GPU, always the same: CuPy keeps each stream's memory for it."""
     return cuda.cupy.cuda.Stream(non_blocking=True)

@@ -29,11 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from mask_rcnn.config import Config, DETECTRON, PRESETS, RESNET_BLOCKS
-from mask_rcnn.weights.converters import detectron_cfg
-from mask_rcnn.weights.readers import safe_pickle
-from mask_rcnn.weights.errors import WeightFileError
+from mask_rcnn.config import DETECTRON, PRESETS, RESNET_BLOCKS, Config
 from mask_rcnn.io.atomic_file import sha256
+from mask_rcnn.weights.converters import detectron_cfg
 from mask_rcnn.weights.converters.mapping import (
     ConversionReport,
     ConvertedWeights,
@@ -43,6 +41,8 @@ from mask_rcnn.weights.converters.mapping import (
     group_names,
     swap_xy,
 )
+from mask_rcnn.weights.errors import WeightFileError
+from mask_rcnn.weights.readers import safe_pickle
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'detectron-pickle'
@@ -82,8 +82,10 @@ def read(path: _Path) -> ConvertedWeights:
         box_weights = _box_weights(cfg)
         mappings += (_fpn_heads if config.has_fpn else _c4_heads)(config, box_weights)
         if box_weights != DETECTRON.boxes.box_delta_weights:
-            notes.append(f'MODEL.BBOX_REG_WEIGHTS {box_weights}: bbox_pred was rescaled to '
-                         f'{DETECTRON.boxes.box_delta_weights}, which gives the same boxes')
+            notes.append(
+                f'MODEL.BBOX_REG_WEIGHTS {box_weights}: bbox_pred was rescaled to '
+                f'{DETECTRON.boxes.box_delta_weights}, which gives the same boxes'
+            )
     arrays, taken, broken = apply_mappings(path, blobs, mappings, noun='blobs')
     warnings += broken + _upsampling_warnings(blobs)
     report = ConversionReport(taken, group_names(set(blobs) - set(taken), _group_of), tuple(notes), tuple(warnings))
@@ -98,11 +100,10 @@ def _contents(path: _Path, data: Any) -> tuple[dict[str, np.ndarray], dict | Non
     """Return the blobs, the parsed ``cfg`` if there is one, and warnings."""
     if not isinstance(data, dict):
         raise WeightFileError(path, f'is not a Detectron weight file: it holds a {type(data).__name__}')
-    blobs = data.get('blobs', data)     # ImageNet files are the dictionary of blobs itself
+    blobs = data.get('blobs', data)  # ImageNet files are the dictionary of blobs itself
     if not isinstance(blobs, dict):
         raise WeightFileError(path, "is not a Detectron weight file: its 'blobs' are no dictionary")
-    arrays = {name: blob for name, blob in blobs.items()
-              if isinstance(name, str) and isinstance(blob, np.ndarray)}
+    arrays = {name: blob for name, blob in blobs.items() if isinstance(name, str) and isinstance(blob, np.ndarray)}
     text = data.get('cfg')
     if text is None:
         warnings = [] if 'blobs' not in data else ["no 'cfg' in the file; Detectron's defaults are used"]
@@ -119,11 +120,14 @@ def _detect_kind(path: _Path, blobs: _Blobs) -> str:
     """Return ``'model'`` or ``'backbone'``; name what is not supported."""
     parts = _unsupported_parts(blobs)
     if parts:
-        raise WeightFileError(path, f'is a Detectron file with {" and ".join(parts)}, '
-                                    f'which is not supported yet (supported: {_SUPPORTED})')
+        raise WeightFileError(
+            path,
+            f'is a Detectron file with {" and ".join(parts)}, which is not supported yet (supported: {_SUPPORTED})',
+        )
     if 'conv1_w' not in blobs or 'res2_0_branch2a_w' not in blobs:
-        raise WeightFileError(path, 'is not a Detectron weight file: '
-                                    'the blobs of a ResNet (conv1_w, res2_0_branch2a_w, ...) are missing')
+        raise WeightFileError(
+            path, 'is not a Detectron weight file: the blobs of a ResNet (conv1_w, res2_0_branch2a_w, ...) are missing'
+        )
     return 'model' if 'cls_score_w' in blobs else 'backbone'
 
 
@@ -165,14 +169,16 @@ def _network(path: _Path, blobs: _Blobs) -> Config:
     count = len({match[1] for name in blobs if (match := re.fullmatch(r'res4_(\d+)_branch2a_w', name))})
     backbone = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
     if backbone is None:
-        raise WeightFileError(path, f'has a ResNet with {count} blocks in res4, which is not supported yet '
-                                    f'(supported: {_SUPPORTED})')
+        raise WeightFileError(
+            path, f'has a ResNet with {count} blocks in res4, which is not supported yet (supported: {_SUPPORTED})'
+        )
     config = PRESETS[f'{backbone}_fpn' if _has_fpn(blobs) else backbone]
     if 'cls_score_w' not in blobs:
         return config
     n_keypoint = _size(path, blobs, 'kps_score_lowres_w', 1) if _has_keypoints(blobs) else 0
-    return config.replace(n_fg_class=_size(path, blobs, 'cls_score_w', 0) - 1,
-                          masks='mask_fcn_logits_w' in blobs, n_keypoint=n_keypoint)
+    return config.replace(
+        n_fg_class=_size(path, blobs, 'cls_score_w', 0) - 1, masks='mask_fcn_logits_w' in blobs, n_keypoint=n_keypoint
+    )
 
 
 def _size(path: _Path, blobs: _Blobs, name: str, axis: int) -> int:
@@ -190,8 +196,11 @@ def _box_weights(cfg: dict | None) -> tuple[float, ...]:
     if cfg is None:
         return DETECTRON.boxes.box_delta_weights
     weights = detectron_cfg.lookup(cfg, 'MODEL.BBOX_REG_WEIGHTS')
-    if (isinstance(weights, list) and len(weights) == 4
-            and all(isinstance(w, (int, float)) and 0 < w < 1e6 for w in weights)):
+    if (
+        isinstance(weights, list)
+        and len(weights) == 4
+        and all(isinstance(w, (int, float)) and 0 < w < 1e6 for w in weights)
+    ):
         x, y, w, h = map(float, weights)
         return (y, x, h, w)
     return _OLD_BOX_WEIGHTS
@@ -227,8 +236,9 @@ def _backbone(config: Config) -> list[ParamMapping]:
         prefix = 'box_head' if stage == 5 and not config.has_fpn else backbone
         width = 64 << stage - 2
         for block in range(n_block):
-            mappings += _bottleneck(f'res{stage}_{block}', f'{prefix}/res{stage}/block{block}',
-                                    width_in, width, shortcut=block == 0)
+            mappings += _bottleneck(
+                f'res{stage}_{block}', f'{prefix}/res{stage}/block{block}', width_in, width, shortcut=block == 0
+            )
             width_in = 4 * width
     return mappings
 
@@ -241,15 +251,21 @@ def _bottleneck(blob: str, path: str, width_in: int, width: int, *, shortcut: bo
     ]
     if shortcut:
         convs.append(('branch1', 'shortcut', (4 * width, width_in, 1, 1)))
-    return [mapping for branch, conv, shape in convs for mapping in
-            _affine_conv(f'{blob}_{branch}', f'{blob}_{branch}_bn', f'{path}/{conv}', shape)]
+    return [
+        mapping
+        for branch, conv, shape in convs
+        for mapping in _affine_conv(f'{blob}_{branch}', f'{blob}_{branch}_bn', f'{path}/{conv}', shape)
+    ]
 
 
-def _weight_and_bias(blob: str, path: str, shape: tuple[int, ...], convert: Callable | None = None, *,
-                     out: int = 0) -> list[ParamMapping]:
+def _weight_and_bias(
+    blob: str, path: str, shape: tuple[int, ...], convert: Callable | None = None, *, out: int = 0
+) -> list[ParamMapping]:
     """A layer with a weight and a bias; ``out`` is the axis of the weight's output channels."""
-    return [ParamMapping(f'{path}/W', {f'{blob}_w': shape}, convert),
-            ParamMapping(f'{path}/b', {f'{blob}_b': (shape[out],)}, convert)]
+    return [
+        ParamMapping(f'{path}/W', {f'{blob}_w': shape}, convert),
+        ParamMapping(f'{path}/b', {f'{blob}_b': (shape[out],)}, convert),
+    ]
 
 
 def _c4_heads(config: Config, box_weights: tuple[float, ...]) -> list[ParamMapping]:
@@ -268,7 +284,7 @@ def _fpn_heads(config: Config, box_weights: tuple[float, ...]) -> list[ParamMapp
     return [
         *_pyramid(config),
         *_rpn(len(config.anchor_ratios), dim, config.rpn_channels, '_fpn2'),
-        *_weight_and_bias('fc6', 'box_head/fc6', (hidden, dim * config.roi_size ** 2)),
+        *_weight_and_bias('fc6', 'box_head/fc6', (hidden, dim * config.roi_size**2)),
         *_weight_and_bias('fc7', 'box_head/fc7', (hidden, hidden)),
         *_box_outputs(config, hidden, box_weights),
         *(_fpn_mask_head(config) if config.masks else ()),
@@ -302,29 +318,39 @@ def _box_outputs(config: Config, width: int, box_weights: tuple[float, ...]) -> 
     def box_deltas(array: np.ndarray) -> np.ndarray:
         return _rescaled(array, box_weights)
 
-    return [*_weight_and_bias('cls_score', 'box_head/score', (n_class, width)),
-            *_weight_and_bias('bbox_pred', 'box_head/delta', (4 * n_class, width), box_deltas)]
+    return [
+        *_weight_and_bias('cls_score', 'box_head/score', (n_class, width)),
+        *_weight_and_bias('bbox_pred', 'box_head/delta', (4 * n_class, width), box_deltas),
+    ]
 
 
 def _mask_outputs(config: Config, width: int) -> list[ParamMapping]:
     n_class, dim = config.n_fg_class + 1, config.mask_channels
-    return [*_weight_and_bias('conv5_mask', 'mask_head/deconv', (width, dim, 2, 2), out=1),
-            *_weight_and_bias('mask_fcn_logits', 'mask_head/score', (n_class, dim, 1, 1), drop_background)]
+    return [
+        *_weight_and_bias('conv5_mask', 'mask_head/deconv', (width, dim, 2, 2), out=1),
+        *_weight_and_bias('mask_fcn_logits', 'mask_head/score', (n_class, dim, 1, 1), drop_background),
+    ]
 
 
 def _fpn_mask_head(config: Config) -> list[ParamMapping]:
     """Four convolutions (``mask_rcnn_fcn_head_v1up4convs``) before what C4 has, too."""
     widths = [config.fpn_channels] + 4 * [config.mask_channels]
-    convs = [mapping for i in range(1, 5) for mapping in
-             _weight_and_bias(f'_[mask]_fcn{i}', f'mask_head/conv{i}', (widths[i], widths[i - 1], 3, 3))]
+    convs = [
+        mapping
+        for i in range(1, 5)
+        for mapping in _weight_and_bias(f'_[mask]_fcn{i}', f'mask_head/conv{i}', (widths[i], widths[i - 1], 3, 3))
+    ]
     return convs + _mask_outputs(config, config.mask_channels)
 
 
 def _keypoint_head(config: Config) -> list[ParamMapping]:
     """Eight convolutions and a deconvolution (``add_roi_pose_head_v1convX``)."""
     widths = [config.fpn_channels] + 8 * [512]
-    convs = [mapping for i in range(1, 9) for mapping in
-             _weight_and_bias(f'conv_fcn{i}', f'keypoint_head/conv{i}', (widths[i], widths[i - 1], 3, 3))]
+    convs = [
+        mapping
+        for i in range(1, 9)
+        for mapping in _weight_and_bias(f'conv_fcn{i}', f'keypoint_head/conv{i}', (widths[i], widths[i - 1], 3, 3))
+    ]
     return convs + _weight_and_bias('kps_score_lowres', 'keypoint_head/deconv', (512, config.n_keypoint, 4, 4), out=1)
 
 

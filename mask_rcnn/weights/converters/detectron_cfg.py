@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mask_rcnn.config import Config, DETECTRON, FPN_STRIDES
+from mask_rcnn.config import DETECTRON, FPN_STRIDES, Config
 from mask_rcnn.weights.errors import to_printable_ascii
 
-_MAX_TEXT = 1 << 18         # Detectron's own are about 12 kB
-_MAX_NODES = 20_000         # counted along aliases, so that they cannot multiply
+_MAX_TEXT = 1 << 18  # Detectron's own are about 12 kB
+_MAX_NODES = 20_000  # counted along aliases, so that they cannot multiply
 _MAX_DEPTH = 40
 
 
@@ -129,7 +129,7 @@ def lookup(cfg: dict[str, Any], name: str) -> Any:
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, list) and len(value) == 1:     # TEST.SCALES before it became TEST.SCALE
+    if isinstance(value, list) and len(value) == 1:  # TEST.SCALES before it became TEST.SCALE
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
         raise ValueError
@@ -220,9 +220,7 @@ _SUPPORTED_VALUES: tuple[_SupportedValue, ...] = (
     ('TEST.SOFT_NMS.ENABLED', False),
 )
 
-_SUPPORTED_VALUES_C4: tuple[_SupportedValue, ...] = (
-    ('RPN.STRIDE', FPN_STRIDES[2]),
-)
+_SUPPORTED_VALUES_C4: tuple[_SupportedValue, ...] = (('RPN.STRIDE', FPN_STRIDES[2]),)
 
 _SUPPORTED_VALUES_FPN: tuple[_SupportedValue, ...] = (
     ('FPN.COARSEST_STRIDE', FPN_STRIDES[3]),
@@ -303,10 +301,17 @@ def _heads(config: Config) -> tuple[str, ...]:
 def _supported_values(config: Config) -> tuple[_SupportedValue, ...]:
     mask_size = 2 * config.mask_roi_size
     masks = (*_SUPPORTED_VALUES_MASK, ('MRCNN.RESOLUTION', mask_size if config.has_fpn else 14))
-    keypoints = (*_SUPPORTED_VALUES_KEYPOINT, ('KRCNN.HEATMAP_SIZE', 2 * mask_size),
-                 ('KRCNN.NUM_KEYPOINTS', config.n_keypoint))
-    return (_SUPPORTED_VALUES + (_SUPPORTED_VALUES_FPN if config.has_fpn else _SUPPORTED_VALUES_C4)
-            + masks * config.masks + keypoints * bool(config.n_keypoint))
+    keypoints = (
+        *_SUPPORTED_VALUES_KEYPOINT,
+        ('KRCNN.HEATMAP_SIZE', 2 * mask_size),
+        ('KRCNN.NUM_KEYPOINTS', config.n_keypoint),
+    )
+    return (
+        _SUPPORTED_VALUES
+        + (_SUPPORTED_VALUES_FPN if config.has_fpn else _SUPPORTED_VALUES_C4)
+        + masks * config.masks
+        + keypoints * bool(config.n_keypoint)
+    )
 
 
 def _unsupported_settings(cfg: dict[str, Any], config: Config) -> list[str]:

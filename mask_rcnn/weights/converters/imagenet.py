@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from mask_rcnn.config import Config, DETECTRON, Dialect, MOBILENET, RESNET_BLOCKS
-from mask_rcnn.weights.readers import caffemodel, zip_archive
-from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
+from mask_rcnn.config import DETECTRON, MOBILENET, RESNET_BLOCKS, Config, Dialect
 from mask_rcnn.io.atomic_file import open_for_reading, sha256
-from mask_rcnn.weights.folding import fold_bias_into_mean
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
+from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
+from mask_rcnn.weights.folding import fold_bias_into_mean
+from mask_rcnn.weights.readers import caffemodel, zip_archive
 
 #: Format names.
 CAFFEMODEL, CAFFE_NPZ, CHAINER_NPZ, MOBILENET_NPZ = 'caffemodel', 'caffe-npz', 'chainer-npz', 'mobilenet-npz'
@@ -52,14 +52,17 @@ def read_caffe_npz(path: _Path) -> ConvertedWeights:
 def read_chainer_npz(path: _Path) -> ConvertedWeights:
     """Read the ``.npz`` that Chainer makes of a Caffe ResNet: blocks are ``a b1 b2``.  Errors as above."""
     arrays = _read_members(path, lambda name: not name.startswith('fc'))
-    extractor = _depth(path, [len({name.split('/')[1] for name in arrays if name.startswith(f'res{stage}/')})
-                              for stage in range(2, 6)])
+    extractor = _depth(
+        path, [len({name.split('/')[1] for name in arrays if name.startswith(f'res{stage}/')}) for stage in range(2, 6)]
+    )
     pairs = [('conv1', 'bn1', 'extractor/conv1')]
     for stage, n_block in enumerate(RESNET_BLOCKS[extractor], start=2):
         for i in range(n_block):
             block = f'res{stage}/{f"b{i}" if i else "a"}'
-            pairs += [(f'{block}/conv{number}', f'{block}/bn{number}', f'{_block_path(stage, i)}/{conv}')
-                      for number, conv in _branches(i, 1, 2, 3, 4)]
+            pairs += [
+                (f'{block}/conv{number}', f'{block}/bn{number}', f'{_block_path(stage, i)}/{conv}')
+                for number, conv in _branches(i, 1, 2, 3, 4)
+            ]
     statistics = {name: name for name in ('gamma', 'beta', 'avg_mean', 'avg_var')}
     return _translated(path, CHAINER_NPZ, arrays, pairs, statistics, extractor, DETECTRON)
 
@@ -70,10 +73,14 @@ def read_mobilenet_npz(path: _Path) -> ConvertedWeights:
     Errors as above.
     """
     arrays = _read_members(path, lambda name: name.startswith('Conv2d'))
-    blocks = [(f'Conv2d_{i}_{kind}', f'block{i}/{kind}') for i in range(1, _MOBILENET_BLOCKS + 1)
-              for kind in ('depthwise', 'pointwise')]
-    pairs = [(name, f'{name}/BatchNorm', f'extractor/body/{native}')
-             for name, native in [('Conv2d_0', 'conv0'), *blocks]]
+    blocks = [
+        (f'Conv2d_{i}_{kind}', f'block{i}/{kind}')
+        for i in range(1, _MOBILENET_BLOCKS + 1)
+        for kind in ('depthwise', 'pointwise')
+    ]
+    pairs = [
+        (name, f'{name}/BatchNorm', f'extractor/body/{native}') for name, native in [('Conv2d_0', 'conv0'), *blocks]
+    ]
     renamed = {re.sub('/(depthwise_)?weights$', '/W', name): array for name, array in arrays.items()}
     statistics = {'gamma': 'gamma', 'beta': 'beta', 'moving_mean': 'avg_mean', 'moving_variance': 'avg_var'}
     return _translated(path, MOBILENET_NPZ, renamed, pairs, statistics, 'mobilenet_v1_fpn', MOBILENET)
@@ -81,16 +88,23 @@ def read_mobilenet_npz(path: _Path) -> ConvertedWeights:
 
 def _from_caffe(path: _Path, format: str, arrays: Mapping[str, np.ndarray]) -> ConvertedWeights:
     """From Caffe's names: blocks are ``2a 2b 2c``, in ResNet-101 also ``3a 3b1 3b2`` ..."""
-    extractor = _depth(path, [len({name.partition('_')[0] for name in arrays
-                                   if re.match(rf'res{stage}[a-z]\d*_', name)}) for stage in range(2, 6)])
+    extractor = _depth(
+        path,
+        [
+            len({name.partition('_')[0] for name in arrays if re.match(rf'res{stage}[a-z]\d*_', name)})
+            for stage in range(2, 6)
+        ],
+    )
     long_names = any(re.match(r'res\d[a-z]\d', name) for name in arrays)
     pairs = [('conv1', 'bn_conv1', 'extractor/conv1')]
     for stage, n_block in enumerate(RESNET_BLOCKS[extractor], start=2):
         for i in range(n_block):
             numbered = long_names and i and stage in (3, 4)
             block = f'{stage}b{i}' if numbered else f'{stage}{"abcdef"[i]}'
-            pairs += [(f'res{block}_{branch}', f'bn{block}_{branch}', f'{_block_path(stage, i)}/{conv}')
-                      for branch, conv in _branches(i, 'branch2a', 'branch2b', 'branch2c', 'branch1')]
+            pairs += [
+                (f'res{block}_{branch}', f'bn{block}_{branch}', f'{_block_path(stage, i)}/{conv}')
+                for branch, conv in _branches(i, 'branch2a', 'branch2b', 'branch2c', 'branch1')
+            ]
     statistics = {'gamma': 'gamma', 'beta': 'beta', 'mean': 'avg_mean', 'var': 'avg_var'}
     return _translated(path, format, arrays, pairs, statistics, extractor, DETECTRON)
 
@@ -109,12 +123,20 @@ def _depth(path: _Path, n_blocks: list[int]) -> str:
     for extractor, expected in RESNET_BLOCKS.items():
         if list(expected) == n_blocks:
             return extractor
-    raise WeightFileError(path, f'holds a ResNet of {" + ".join(map(str, n_blocks))} blocks, which is '
-                                f'none of {", ".join(RESNET_BLOCKS)}')
+    raise WeightFileError(
+        path, f'holds a ResNet of {" + ".join(map(str, n_blocks))} blocks, which is none of {", ".join(RESNET_BLOCKS)}'
+    )
 
 
-def _translated(path: _Path, format: str, arrays: Mapping[str, np.ndarray], pairs: list[tuple[str, str, str]],
-                statistics: Mapping[str, str], extractor: str, dialect: Dialect) -> ConvertedWeights:
+def _translated(
+    path: _Path,
+    format: str,
+    arrays: Mapping[str, np.ndarray],
+    pairs: list[tuple[str, str, str]],
+    statistics: Mapping[str, str],
+    extractor: str,
+    dialect: Dialect,
+) -> ConvertedWeights:
     """Rename convolutions and their batch normalisations.
 
     Args:
@@ -122,8 +144,9 @@ def _translated(path: _Path, format: str, arrays: Mapping[str, np.ndarray], pair
         statistics: Our name of each array of a batch normalisation by the file's.
     """
     names = {f'{conv}/W': f'{native}/conv/W' for conv, _, native in pairs}
-    names |= {f'{bn}/{source}': f'{native}/norm/{name}' for _, bn, native in pairs
-              for source, name in statistics.items()}
+    names |= {
+        f'{bn}/{source}': f'{native}/norm/{name}' for _, bn, native in pairs for source, name in statistics.items()
+    }
     missing = [name for name in names if name not in arrays]
     if missing:
         raise WeightFileError(path, f'lacks {summarize_names(missing)}')

@@ -79,8 +79,9 @@ class ParamMapping:
         return np.asarray(self.convert(*inputs) if self.convert else inputs[0], np.float32, order='C')
 
 
-def apply_mappings(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], mappings: Iterable[ParamMapping],
-                   *, noun: str = 'arrays') -> tuple[dict[str, np.ndarray], tuple[str, ...], list[str]]:
+def apply_mappings(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], mappings: Iterable[ParamMapping], *, noun: str = 'arrays'
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[str]]:
     """Make our arrays from a file's.
 
     Args:
@@ -100,8 +101,9 @@ def apply_mappings(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], ma
     shapes = {name: shape for t in mappings for name, shape in t.inputs.items()}
     _check(path, arrays, shapes, noun)
     native = {t.path: t.apply(arrays) for t in mappings}
-    broken = dict.fromkeys(name for t in mappings if not np.isfinite(native[t.path]).all()
-                           for name in _culprits(t, arrays))
+    broken = dict.fromkeys(
+        name for t in mappings if not np.isfinite(native[t.path]).all() for name in _culprits(t, arrays)
+    )
     warnings = []
     if broken:
         warnings.append(f'infinite or undefined numbers in {", ".join(broken)}: did the training diverge?')
@@ -114,8 +116,9 @@ def _culprits(mapping: ParamMapping, arrays: Mapping[str, np.ndarray]) -> list[s
     return [name for name in names if not np.isfinite(arrays[name]).all()] or names
 
 
-def _check(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]],
-           noun: str) -> None:
+def _check(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], noun: str
+) -> None:
     """Every array must be there, hold floats and have its shape."""
     problems = []
     missing = [name for name in shapes if name not in arrays]

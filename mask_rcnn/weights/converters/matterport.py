@@ -20,11 +20,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mask_rcnn.config import Config, MATTERPORT
-from mask_rcnn.weights.converters import matterport_layers
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.config import MATTERPORT, Config
 from mask_rcnn.io.atomic_file import open_for_reading
+from mask_rcnn.weights.converters import matterport_layers
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'matterport-h5'
@@ -46,11 +46,25 @@ _MAX_GROWTH = 1.5
 
 #: What h5py raises for damaged files.
 _CORRUPT_FILE_ERRORS = (
-    OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+    OSError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
 
 #: Keras' word for an array and that of :mod:`mask_rcnn.weights.converters.matterport_layers`.
-_KINDS = {'kernel': 'kernel', 'bias': 'bias', 'gamma': 'gamma', 'beta': 'beta', 'moving_mean': 'mean',
-          'moving_variance': 'var'}
+_KINDS = {
+    'kernel': 'kernel',
+    'bias': 'bias',
+    'gamma': 'gamma',
+    'beta': 'beta',
+    'moving_mean': 'mean',
+    'moving_variance': 'var',
+}
 
 #: From Keras' order of a kernel's axes to ours: ``(kh, kw, in, out)`` and, transposed, ``(kh, kw, out, in)``;
 #: ``(in, out)``.
@@ -128,8 +142,10 @@ class _Reader:
             else:
                 arrays[key] = self._array(key, dataset)
         if not any(key.startswith(('rpn_class_raw/', 'mrcnn_class_logits/')) for key in arrays):
-            raise WeightFileError(self._path, 'is not a Mask R-CNN of Matterport: it lacks the layers '
-                                              'rpn_class_raw and mrcnn_class_logits')
+            raise WeightFileError(
+                self._path,
+                'is not a Mask R-CNN of Matterport: it lacks the layers rpn_class_raw and mrcnn_class_logits',
+            )
         return arrays, skipped
 
     def _walk(self, root: h5py.Group, skipped: dict[str, list[str]]) -> Iterator[tuple[str, h5py.Dataset]]:
@@ -149,8 +165,9 @@ class _Reader:
             for child in node:
                 below = f'{name}/{child}'
                 if len(below) > _MAX_PATH:
-                    raise WeightFileError(self._path, f'has a path of more than {_MAX_PATH} characters: '
-                                                      f'{to_printable_ascii(below)}')
+                    raise WeightFileError(
+                        self._path, f'has a path of more than {_MAX_PATH} characters: {to_printable_ascii(below)}'
+                    )
                 if not isinstance(node.get(child, getlink=True), h5py.HardLink):
                     skipped['links'].append(to_printable_ascii(below))
                 elif node.get(child, getclass=True) in (h5py.Group, h5py.Dataset):
@@ -195,5 +212,8 @@ class _Reader:
 def _layer_names() -> set[str]:
     """The layers that any of the networks has."""
     largest = Config(extractor='resnet101_fpn', dialect=MATTERPORT, norm='bn', roi_size=7, max_size=1024)
-    return {name.partition('/')[0] for mapping in matterport_layers.param_mappings(largest, _name_of)
-            for name in mapping.inputs}
+    return {
+        name.partition('/')[0]
+        for mapping in matterport_layers.param_mappings(largest, _name_of)
+        for name in mapping.inputs
+    }

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mask_rcnn.config import Config, MATTERPORT
+from mask_rcnn.config import MATTERPORT, Config
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 
 _MAX_TEXT = 1 << 20
@@ -59,8 +59,13 @@ def _fraction(value: Any) -> float:
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
-    valid = isinstance(value, (list, tuple)) and len(value) > 0 and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and _MIN_NUMBER < v < _MAX_NUMBER for v in value)
+    valid = (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and _MIN_NUMBER < v < _MAX_NUMBER for v in value
+        )
+    )
     if not valid:
         raise ValueError(f'a list of positive numbers between {_MIN_NUMBER:g} and {_MAX_NUMBER:g}')
     return tuple(value)
@@ -133,8 +138,11 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
             raise ValueError(f'{name} must be four numbers, not {_shown(settings[name])}')
     if 'min_size' not in changes and 'max_size' in changes:
         changes['min_size'] = min(config.min_size, changes['max_size'])
-    warnings = [f'{name} is {_shown(settings[name])}, which is not supported; {_shown(used)} is used'
-                for name, used in _SUPPORTED_VALUES if settings.get(name) is not None and settings[name] != used]
+    warnings = [
+        f'{name} is {_shown(settings[name])}, which is not supported; {_shown(used)} is used'
+        for name, used in _SUPPORTED_VALUES
+        if settings.get(name) is not None and settings[name] != used
+    ]
     return config.replace(**changes), warnings
 
 
@@ -146,8 +154,9 @@ def check(path: str | os.PathLike, settings: Mapping[str, Any], config: Config) 
     """
     for name, used in _DETERMINED_BY_ARRAYS:
         if settings.get(name) is not None and settings[name] != used(config):
-            raise WeightFileError(path, f'its arrays are for {name} = {used(config)}, '
-                                        f'not {_shown(settings[name])} as the settings say')
+            raise WeightFileError(
+                path, f'its arrays are for {name} = {used(config)}, not {_shown(settings[name])} as the settings say'
+            )
 
 
 def rescale_delta_layers(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,16 +18,14 @@ import functools
 import os
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
-
 from typing import Any
 
 import numpy as np
 
-from mask_rcnn.config import Config, MATTERPORT, RESNET_BLOCKS
+from mask_rcnn.config import MATTERPORT, RESNET_BLOCKS, Config
+from mask_rcnn.io.atomic_file import sha256
 from mask_rcnn.weights import folding
 from mask_rcnn.weights.converters import matterport_cfg
-from mask_rcnn.weights.errors import WeightFileError
-from mask_rcnn.io.atomic_file import sha256
 from mask_rcnn.weights.converters.mapping import (
     ConversionReport,
     ConvertedWeights,
@@ -36,6 +34,7 @@ from mask_rcnn.weights.converters.mapping import (
     batch_counter,
     drop_background,
 )
+from mask_rcnn.weights.errors import WeightFileError
 
 #: Takes a layer's Keras name and one of ``'kernel'``, ``'bias'``, ``'gamma'``, ``'beta'``, ``'mean'`` and
 #: ``'var'``; returns the file's name for the array.
@@ -43,15 +42,32 @@ NameOf = Callable[[str, str], str]
 
 #: The numbers of ``mrcnn/config.py`` that no array tells.
 _BASE = Config(
-    extractor='resnet50_fpn', dialect=MATTERPORT, norm='bn', rpn_channels=512, roi_size=7, min_size=800,
-    max_size=1024, anchor_sizes=(32, 64, 128, 256, 512), anchor_ratios=matterport_cfg.RATIOS,
-    rpn_pre_nms=6000, rpn_post_nms=1000, rpn_nms_threshold=0.7, score_threshold=0.7, nms_threshold=0.3,
-    max_detections=100)
+    extractor='resnet50_fpn',
+    dialect=MATTERPORT,
+    norm='bn',
+    rpn_channels=512,
+    roi_size=7,
+    min_size=800,
+    max_size=1024,
+    anchor_sizes=(32, 64, 128, 256, 512),
+    anchor_ratios=matterport_cfg.RATIOS,
+    rpn_pre_nms=6000,
+    rpn_post_nms=1000,
+    rpn_nms_threshold=0.7,
+    score_threshold=0.7,
+    nms_threshold=0.3,
+    max_detections=100,
+)
 
 
-def convert_weights(path: str | os.PathLike, format: str, arrays: Mapping[str, np.ndarray], name_of: NameOf,
-                    settings: Mapping[str, Any], group_skipped: Callable[[Iterable[str]], Mapping[str, tuple[str, ...]]],
-                    ) -> ConvertedWeights:
+def convert_weights(
+    path: str | os.PathLike,
+    format: str,
+    arrays: Mapping[str, np.ndarray],
+    name_of: NameOf,
+    settings: Mapping[str, Any],
+    group_skipped: Callable[[Iterable[str]], Mapping[str, tuple[str, ...]]],
+) -> ConvertedWeights:
     """Translate a file's arrays and the settings that belong to them.
 
     Args:
@@ -75,13 +91,12 @@ def convert_weights(path: str | os.PathLike, format: str, arrays: Mapping[str, n
     native.update(matterport_cfg.rescale_delta_layers(settings, native))
     missing = matterport_cfg.missing_settings(settings)
     if missing:
-        warnings.append(f'the file cannot say {", ".join(missing)}; Matterport\'s defaults are used')
+        warnings.append(f"the file cannot say {', '.join(missing)}; Matterport's defaults are used")
     report = ConversionReport(taken, group_skipped(set(arrays) - set(taken)), (), (*warnings, *broken))
     return ConvertedWeights('model', format, config, native, report, sha256(path))
 
 
-def network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], name_of: NameOf,
-            base: Config) -> Config:
+def network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], name_of: NameOf, base: Config) -> Config:
     """Tell the network by the arrays of a file.
 
     Args:
@@ -96,15 +111,20 @@ def network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], name_of: 
     count = sum(name_of(f'res4{letter}_branch2a', 'kernel') in arrays for letter in string.ascii_lowercase)
     backbone = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
     if backbone is None:
-        raise WeightFileError(path, f'has a ResNet with {count} blocks in its fourth stage, which is none of '
-                                    f'{", ".join(RESNET_BLOCKS)}')
+        raise WeightFileError(
+            path, f'has a ResNet with {count} blocks in its fourth stage, which is none of {", ".join(RESNET_BLOCKS)}'
+        )
 
     def shape(layer: str, n_axis: int) -> tuple[int, ...]:
         name = name_of(layer, 'kernel')
         found = arrays[name].shape if name in arrays else None
         if found is None or len(found) != n_axis or 0 in found:
-            raise WeightFileError(path, f'{name} is missing' if found is None else
-                                  f'{name} has the shape {found}, which is not that of such a layer')
+            raise WeightFileError(
+                path,
+                f'{name} is missing'
+                if found is None
+                else f'{name} has the shape {found}, which is not that of such a layer',
+            )
         return found
 
     fc6 = shape('mrcnn_class_conv1', 4)
@@ -113,13 +133,19 @@ def network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], name_of: 
         raise WeightFileError(path, 'knows no class but the background')
     n_anchor = shape('rpn_class_raw', 4)[0] // 2
     if n_anchor != len(base.anchor_ratios):
-        raise WeightFileError(path, f'has {n_anchor} anchors a location, which does not go with the ratios '
-                                    f'{base.anchor_ratios}')
+        raise WeightFileError(
+            path, f'has {n_anchor} anchors a location, which does not go with the ratios {base.anchor_ratios}'
+        )
     try:
         return base.replace(
-            extractor=f'{backbone}_fpn', n_fg_class=n_class - 1, fpn_channels=fc6[1], head_channels=fc6[0],
-            roi_size=fc6[2], rpn_channels=shape('rpn_conv_shared', 4)[0],
-            mask_channels=shape('mrcnn_mask_deconv', 4)[0])
+            extractor=f'{backbone}_fpn',
+            n_fg_class=n_class - 1,
+            fpn_channels=fc6[1],
+            head_channels=fc6[0],
+            roi_size=fc6[2],
+            rpn_channels=shape('rpn_conv_shared', 4)[0],
+            mask_channels=shape('mrcnn_mask_deconv', 4)[0],
+        )
     except ValueError as error:
         raise WeightFileError(path, f'its sizes are not supported: {error}') from None
 
@@ -136,13 +162,18 @@ def param_mappings(config: Config, name_of: NameOf) -> list[ParamMapping]:
     dim, hidden, width = config.fpn_channels, config.head_channels, config.rpn_channels
     n_anchor, n_class = len(config.anchor_ratios), config.n_fg_class + 1
     made += layers.plain('rpn_conv_shared', 'rpn/conv', (width, dim, 3, 3))
-    made += layers.plain('rpn_class_raw', 'rpn/objectness', (2 * n_anchor, width, 1, 1),
-                         folding.softmax_pair_to_logit)
+    made += layers.plain('rpn_class_raw', 'rpn/objectness', (2 * n_anchor, width, 1, 1), folding.softmax_pair_to_logit)
     made += layers.plain('rpn_bbox_pred', 'rpn/delta', (4 * n_anchor, width, 1, 1))
-    made += layers.conv_folded_bn('mrcnn_class_conv1', 'mrcnn_class_bn1', 'box_head/fc6',
-                                  (hidden, dim, config.roi_size, config.roi_size), linear=True)
-    made += layers.conv_folded_bn('mrcnn_class_conv2', 'mrcnn_class_bn2', 'box_head/fc7', (hidden, hidden, 1, 1),
-                                  linear=True)
+    made += layers.conv_folded_bn(
+        'mrcnn_class_conv1',
+        'mrcnn_class_bn1',
+        'box_head/fc6',
+        (hidden, dim, config.roi_size, config.roi_size),
+        linear=True,
+    )
+    made += layers.conv_folded_bn(
+        'mrcnn_class_conv2', 'mrcnn_class_bn2', 'box_head/fc7', (hidden, hidden, 1, 1), linear=True
+    )
     made += layers.plain('mrcnn_class_logits', 'box_head/score', (n_class, hidden))
     made += layers.plain('mrcnn_bbox_fc', 'box_head/delta', (4 * n_class, hidden))
     return made + _mask_head(config, layers)
@@ -155,23 +186,28 @@ def _body(config: Config, layers: _Layers) -> Iterator[ParamMapping]:
     for stage, n_block in enumerate(RESNET_BLOCKS[config.backbone], start=2):
         width = 64 << stage - 2
         for block in range(n_block):
-            convs = {'branch2a': ('conv1', (width, width_in, 1, 1)),
-                     'branch2b': ('conv2', (width, width, 3, 3)),
-                     'branch2c': ('conv3', (4 * width, width, 1, 1))}
+            convs = {
+                'branch2a': ('conv1', (width, width_in, 1, 1)),
+                'branch2b': ('conv2', (width, width, 3, 3)),
+                'branch2c': ('conv3', (4 * width, width, 1, 1)),
+            }
             if block == 0:
                 convs['branch1'] = ('shortcut', (4 * width, width_in, 1, 1))
             source = f'{stage}{string.ascii_lowercase[block]}'
             for branch, (native, shape) in convs.items():
-                yield from layers.conv_bn(f'res{source}_{branch}', f'bn{source}_{branch}',
-                                          f'extractor/body/res{stage}/block{block}/{native}', shape)
+                yield from layers.conv_bn(
+                    f'res{source}_{branch}',
+                    f'bn{source}_{branch}',
+                    f'extractor/body/res{stage}/block{block}/{native}',
+                    shape,
+                )
             width_in = 4 * width
 
 
 def _pyramid(config: Config, layers: _Layers) -> Iterator[ParamMapping]:
     dim = config.fpn_channels
     for stage in range(2, 6):
-        yield from layers.plain(f'fpn_c{stage}p{stage}', f'extractor/lateral{stage}',
-                                (dim, 64 << stage, 1, 1))
+        yield from layers.plain(f'fpn_c{stage}p{stage}', f'extractor/lateral{stage}', (dim, 64 << stage, 1, 1))
         yield from layers.plain(f'fpn_p{stage}', f'extractor/output{stage}', (dim, dim, 3, 3))
 
 
@@ -179,11 +215,14 @@ def _mask_head(config: Config, layers: _Layers) -> list[ParamMapping]:
     dim = config.mask_channels
     made = []
     for i in range(1, 5):
-        made += layers.conv_folded_bn(f'mrcnn_mask_conv{i}', f'mrcnn_mask_bn{i}', f'mask_head/conv{i}',
-                                      (dim, config.fpn_channels if i == 1 else dim, 3, 3))
+        made += layers.conv_folded_bn(
+            f'mrcnn_mask_conv{i}',
+            f'mrcnn_mask_bn{i}',
+            f'mask_head/conv{i}',
+            (dim, config.fpn_channels if i == 1 else dim, 3, 3),
+        )
     made += layers.plain('mrcnn_mask_deconv', 'mask_head/deconv', (dim, dim, 2, 2))
-    return made + layers.plain('mrcnn_mask', 'mask_head/score', (config.n_fg_class + 1, dim, 1, 1),
-                               drop_background)
+    return made + layers.plain('mrcnn_mask', 'mask_head/score', (config.n_fg_class + 1, dim, 1, 1), drop_background)
 
 
 class _Layers:
@@ -198,27 +237,35 @@ class _Layers:
         self._name_of = name_of
         self._eps = eps
 
-    def plain(self, layer: str, path: str, shape: tuple[int, ...],
-              convert: Callable[[np.ndarray], np.ndarray] | None = None) -> list[ParamMapping]:
+    def plain(
+        self, layer: str, path: str, shape: tuple[int, ...], convert: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> list[ParamMapping]:
         """A layer as it is (square transposed convolutions have as many outputs as inputs)."""
-        return [ParamMapping(f'{path}/W', {self._name_of(layer, 'kernel'): shape}, convert),
-                ParamMapping(f'{path}/b', {self._name_of(layer, 'bias'): shape[:1]}, convert)]
+        return [
+            ParamMapping(f'{path}/W', {self._name_of(layer, 'kernel'): shape}, convert),
+            ParamMapping(f'{path}/b', {self._name_of(layer, 'bias'): shape[:1]}, convert),
+        ]
 
     def conv_bn(self, conv: str, norm: str, path: str, shape: tuple[int, ...]) -> list[ParamMapping]:
         """A convolution of the backbone, which keeps its batch normalisation."""
+
         def inputs(*kinds: str) -> dict[str, tuple[int, ...]]:
             return {self._name_of(conv if kind == 'bias' else norm, kind): shape[:1] for kind in kinds}
 
-        return [ParamMapping(f'{path}/conv/W', {self._name_of(conv, 'kernel'): shape}),
-                ParamMapping(f'{path}/norm/gamma', inputs('gamma')),
-                ParamMapping(f'{path}/norm/beta', inputs('beta')),
-                ParamMapping(f'{path}/norm/avg_mean', inputs('bias', 'mean'), folding.fold_bias_into_mean),
-                ParamMapping(f'{path}/norm/avg_var', inputs('var')),
-                batch_counter(f'{path}/norm')]
+        return [
+            ParamMapping(f'{path}/conv/W', {self._name_of(conv, 'kernel'): shape}),
+            ParamMapping(f'{path}/norm/gamma', inputs('gamma')),
+            ParamMapping(f'{path}/norm/beta', inputs('beta')),
+            ParamMapping(f'{path}/norm/avg_mean', inputs('bias', 'mean'), folding.fold_bias_into_mean),
+            ParamMapping(f'{path}/norm/avg_var', inputs('var')),
+            batch_counter(f'{path}/norm'),
+        ]
 
-    def conv_folded_bn(self, conv: str, norm: str, path: str, shape: tuple[int, ...], *,
-                       linear: bool = False) -> list[ParamMapping]:
+    def conv_folded_bn(
+        self, conv: str, norm: str, path: str, shape: tuple[int, ...], *, linear: bool = False
+    ) -> list[ParamMapping]:
         """A layer of the heads, which takes in its normalisation; ``linear``: it becomes a linear layer."""
+
         def fold(weight: np.ndarray, gamma: np.ndarray, var: np.ndarray) -> np.ndarray:
             weight = folding.fold_norm_into_weight(weight, gamma, var, self._eps)
             return weight.reshape(len(weight), -1) if linear else weight
@@ -227,6 +274,7 @@ class _Layers:
         kernel, bias = self._name_of(conv, 'kernel'), self._name_of(conv, 'bias')
         sizes = dict.fromkeys([bias, *names.values()], shape[:1])
         factors = {names['gamma']: shape[:1], names['var']: shape[:1]}
-        return [ParamMapping(f'{path}/W', {kernel: shape, **factors}, fold),
-                ParamMapping(f'{path}/b', sizes,
-                             functools.partial(folding.fold_norm_into_bias, eps=self._eps))]
+        return [
+            ParamMapping(f'{path}/W', {kernel: shape, **factors}, fold),
+            ParamMapping(f'{path}/b', sizes, functools.partial(folding.fold_norm_into_bias, eps=self._eps)),
+        ]

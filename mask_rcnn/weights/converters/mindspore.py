@@ -39,10 +39,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from mask_rcnn.config import Config, MINDSPORE, PRESETS, RESNET_BLOCKS
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.config import MINDSPORE, PRESETS, RESNET_BLOCKS, Config
 from mask_rcnn.io.atomic_file import open_for_reading, sha256
-from mask_rcnn.weights.readers.protobuf import Budget, CorruptMessageError, LENGTH, VARINT, fields, packed, varint
 from mask_rcnn.weights.converters.mapping import (
     ConversionReport,
     ConvertedWeights,
@@ -53,13 +51,26 @@ from mask_rcnn.weights.converters.mapping import (
     group_names,
     swap_xy,
 )
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.readers.protobuf import LENGTH, VARINT, Budget, CorruptMessageError, fields, packed, varint
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'mindspore'
 
-_DTYPES = {'Float16': '<f2', 'Float32': '<f4', 'Float64': '<f8', 'Int8': '|i1', 'Int16': '<i2',
-           'Int32': '<i4', 'Int64': '<i8', 'UInt8': '|u1', 'UInt16': '<u2', 'UInt32': '<u4', 'UInt64': '<u8',
-           'Bool': '|b1'}
+_DTYPES = {
+    'Float16': '<f2',
+    'Float32': '<f4',
+    'Float64': '<f8',
+    'Int8': '|i1',
+    'Int16': '<i2',
+    'Int32': '<i4',
+    'Int64': '<i8',
+    'UInt8': '|u1',
+    'UInt16': '<u2',
+    'UInt32': '<u4',
+    'UInt64': '<u8',
+    'Bool': '|b1',
+}
 
 #: Bytes of a file and sides of a tensor; protocol buffers end there.
 _MAX_SIZE = 1 << 31
@@ -73,15 +84,21 @@ _MAX_TENSORS = 20_000
 _NORM = {'gamma': 'gamma', 'beta': 'beta', 'moving_mean': 'avg_mean', 'moving_variance': 'avg_var'}
 
 #: Of a convolution and its normalisation in a bottleneck block there and here.
-_BLOCK = {'conv1': ('conv1', 'bn1'), 'conv2': ('conv2', 'bn2'), 'conv3': ('conv3', 'bn3'),
-          'shortcut': ('conv_down_sample', 'bn_down_sample')}
+_BLOCK = {
+    'conv1': ('conv1', 'bn1'),
+    'conv2': ('conv2', 'bn2'),
+    'conv3': ('conv3', 'bn3'),
+    'shortcut': ('conv_down_sample', 'bn_down_sample'),
+}
 
 #: Channels behind the pointwise convolutions of MobileNetV1's 13 blocks (Howard et al. 2017, table 1).
 _MOBILENET = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 
 #: What optimizers and schedules save.
-_OPTIMIZER = re.compile(r'(moments|accum|moment[12]|learning_rate|momentum|global_step|epoch_num|step_num|'
-                        r'loss_scale)\b')
+_OPTIMIZER = re.compile(
+    r'(moments|accum|moment[12]|learning_rate|momentum|global_step|epoch_num|step_num|'
+    r'loss_scale)\b'
+)
 
 
 def is_checkpoint(start: bytes) -> bool:
@@ -91,10 +108,10 @@ def is_checkpoint(start: bytes) -> bool:
         if data[:1] != b'\n':
             return False
         _, at = varint(data, 1)
-        if data[at:at + 1] != b'\n':
+        if data[at : at + 1] != b'\n':
             return False
         length, at = varint(data, at + 1)
-        tag, rest = data[at:at + length], data[at + length:]
+        tag, rest = data[at : at + length], data[at + length :]
         return re.fullmatch(rb'[\w./:-]+', tag) is not None and rest[:1] == b'\x12'
     except CorruptMessageError:
         return False
@@ -113,8 +130,7 @@ def read(path: str | os.PathLike) -> ConvertedWeights:
     arrays = read_arrays(path)
     config = _network(path, arrays)
     native, taken, warnings = apply_mappings(path, arrays, _param_mappings(config, arrays))
-    warnings.append("MindSpore's feature pyramid upsamples bilinearly; the nearest value is used, as "
-                    'Detectron does')
+    warnings.append("MindSpore's feature pyramid upsamples bilinearly; the nearest value is used, as Detectron does")
     report = ConversionReport(taken, group_names(set(arrays) - set(taken), _group_of), (), tuple(warnings))
     return ConvertedWeights('model', FORMAT, config, native, report, sha256(path))
 
@@ -180,12 +196,16 @@ def _tensor(name: str, data: memoryview, budget: Budget) -> np.ndarray:
         raise CorruptMessageError(f'{to_printable_ascii(name)} is of the unknown type {to_printable_ascii(kind)}')
     dtype = np.dtype(_DTYPES[kind])
     if dims == [0] and len(content) == dtype.itemsize:
-        dims = []                                           # how MindSpore writes a single number
+        dims = []  # how MindSpore writes a single number
     # A side of 0 goes with any other one, also with those that NumPy cannot count.
-    if (len(dims) > _MAX_DIMENSIONS or any(n >= _MAX_SIZE for n in dims)
-            or math.prod(dims) * dtype.itemsize != len(content)):
-        raise CorruptMessageError(f'{to_printable_ascii(name)} has {len(content)} bytes, which is not the shape '
-                                  f'{tuple(dims[:8])}')
+    if (
+        len(dims) > _MAX_DIMENSIONS
+        or any(n >= _MAX_SIZE for n in dims)
+        or math.prod(dims) * dtype.itemsize != len(content)
+    ):
+        raise CorruptMessageError(
+            f'{to_printable_ascii(name)} has {len(content)} bytes, which is not the shape {tuple(dims[:8])}'
+        )
     return np.frombuffer(content, dtype).reshape(dims)
 
 
@@ -199,23 +219,35 @@ def _network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Confi
     elif 'backbone.layer1.0.conv1.weight' in arrays:
         extractor = 'resnet50_fpn'
     else:
-        raise WeightFileError(path, 'is a MindSpore checkpoint, but neither of maskrcnn nor of '
-                                    f'maskrcnn_mobilenetv1: it begins with {to_printable_ascii(next(iter(arrays)))}')
+        raise WeightFileError(
+            path,
+            'is a MindSpore checkpoint, but neither of maskrcnn nor of '
+            f'maskrcnn_mobilenetv1: it begins with {to_printable_ascii(next(iter(arrays)))}',
+        )
     score = arrays.get('rcnn_cls.fpn_cls.cls_scores.weight')
     if score is None or score.ndim != 2 or score.shape[1] < 2:
         raise WeightFileError(path, 'has no layer rcnn_cls.fpn_cls.cls_scores for two classes or more')
-    return PRESETS[extractor].replace(dialect=MINDSPORE, norm='bn', n_fg_class=score.shape[1] - 1,
-                                      min_size=768, max_size=1280)
+    return PRESETS[extractor].replace(
+        dialect=MINDSPORE, norm='bn', n_fg_class=score.shape[1] - 1, min_size=768, max_size=1280
+    )
 
 
 def _param_mappings(config: Config, arrays: Mapping[str, np.ndarray]) -> list[ParamMapping]:
-    backbone, widths = ((_mobilenet(), (128, 256, 512, 1024)) if config.backbone == 'mobilenet_v1'
-                        else (_resnet(config), (256, 512, 1024, 2048)))
+    backbone, widths = (
+        (_mobilenet(), (128, 256, 512, 1024))
+        if config.backbone == 'mobilenet_v1'
+        else (_resnet(config), (256, 512, 1024, 2048))
+    )
     neck = 'fpn_ncek' if 'fpn_ncek.fpn_convs_list.0.weight' in arrays else 'fpn_neck'
-    rpn = next((rpn for rpn in (f'rpn_with_loss.rpn_convs_list.{level}' for level in range(5))
-                if f'{rpn}.rpn_conv.weight' in arrays), 'rpn_with_loss.rpn_convs_list.0')
-    return [*backbone, *_pyramid(config, neck, widths), *_rpn(config, rpn), *_box_head(config),
-            *_mask_head(config)]
+    rpn = next(
+        (
+            rpn
+            for rpn in (f'rpn_with_loss.rpn_convs_list.{level}' for level in range(5))
+            if f'{rpn}.rpn_conv.weight' in arrays
+        ),
+        'rpn_with_loss.rpn_convs_list.0',
+    )
+    return [*backbone, *_pyramid(config, neck, widths), *_rpn(config, rpn), *_box_head(config), *_mask_head(config)]
 
 
 def _convolution(conv: str, norm: str, path: str, shape: tuple[int, ...]) -> Iterator[ParamMapping]:
@@ -232,15 +264,19 @@ def _resnet(config: Config) -> Iterator[ParamMapping]:
     for stage, n_block in enumerate(RESNET_BLOCKS[config.backbone], start=2):
         width = 64 << stage - 2
         for block in range(n_block):
-            shapes = {'conv1': (width, width_in, 1, 1), 'conv2': (width, width, 3, 3),
-                      'conv3': (4 * width, width, 1, 1)}
+            shapes = {
+                'conv1': (width, width_in, 1, 1),
+                'conv2': (width, width, 3, 3),
+                'conv3': (4 * width, width, 1, 1),
+            }
             if block == 0:
                 shapes['shortcut'] = (4 * width, width_in, 1, 1)
             source = f'backbone.layer{stage - 1}.{block}'
             for native, shape in shapes.items():
                 conv, norm = _BLOCK[native]
-                yield from _convolution(f'{source}.{conv}', f'{source}.{norm}',
-                                        f'extractor/body/res{stage}/block{block}/{native}', shape)
+                yield from _convolution(
+                    f'{source}.{conv}', f'{source}.{norm}', f'extractor/body/res{stage}/block{block}/{native}', shape
+                )
             width_in = 4 * width
 
 
@@ -257,52 +293,71 @@ def _mobilenet() -> Iterator[ParamMapping]:
         width_in = width
 
 
-def _weight_and_bias(source: str, native: str, shape: tuple[int, ...],
-                     convert: Callable[[np.ndarray], np.ndarray] | None = None) -> list[ParamMapping]:
+def _weight_and_bias(
+    source: str, native: str, shape: tuple[int, ...], convert: Callable[[np.ndarray], np.ndarray] | None = None
+) -> list[ParamMapping]:
     """A convolution with a bias."""
-    return [ParamMapping(f'{native}/W', {f'{source}.weight': shape}, convert),
-            ParamMapping(f'{native}/b', {f'{source}.bias': shape[:1]}, convert)]
+    return [
+        ParamMapping(f'{native}/W', {f'{source}.weight': shape}, convert),
+        ParamMapping(f'{native}/b', {f'{source}.bias': shape[:1]}, convert),
+    ]
 
 
-def _linear(source: str, native: str, n_in: int, n_out: int,
-            convert: Callable[[np.ndarray], np.ndarray] = np.asarray) -> list[ParamMapping]:
+def _linear(
+    source: str, native: str, n_in: int, n_out: int, convert: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> list[ParamMapping]:
     """A linear layer, which MindSpore's ``DenseNoTranpose`` keeps as ``(in, out)``."""
     source = f'rcnn_cls.fpn_cls.{source}'
-    return [ParamMapping(f'{native}/W', {f'{source}.weight': (n_in, n_out)}, lambda weight: convert(weight.T)),
-            ParamMapping(f'{native}/b', {f'{source}.bias': (n_out,)}, convert)]
+    return [
+        ParamMapping(f'{native}/W', {f'{source}.weight': (n_in, n_out)}, lambda weight: convert(weight.T)),
+        ParamMapping(f'{native}/b', {f'{source}.bias': (n_out,)}, convert),
+    ]
 
 
 def _pyramid(config: Config, neck: str, widths: tuple[int, ...]) -> Iterator[ParamMapping]:
     dim = config.fpn_channels
     for level, width in enumerate(widths):
-        for source, native, shape in (('lateral_convs_list', 'lateral', (dim, width, 1, 1)),
-                                      ('fpn_convs_list', 'output', (dim, dim, 3, 3))):
+        for source, native, shape in (
+            ('lateral_convs_list', 'lateral', (dim, width, 1, 1)),
+            ('fpn_convs_list', 'output', (dim, dim, 3, 3)),
+        ):
             yield from _weight_and_bias(f'{neck}.{source}.{level}', f'extractor/{native}{level + 2}', shape)
 
 
 def _rpn(config: Config, rpn: str) -> list[ParamMapping]:
     width, n_anchor = config.rpn_channels, len(config.anchor_ratios)
-    return [*_weight_and_bias(f'{rpn}.rpn_conv', 'rpn/conv', (width, config.fpn_channels, 3, 3)),
-            *_weight_and_bias(f'{rpn}.rpn_cls', 'rpn/objectness', (n_anchor, width, 1, 1)),
-            *_weight_and_bias(f'{rpn}.rpn_reg', 'rpn/delta', (4 * n_anchor, width, 1, 1), swap_xy)]
+    return [
+        *_weight_and_bias(f'{rpn}.rpn_conv', 'rpn/conv', (width, config.fpn_channels, 3, 3)),
+        *_weight_and_bias(f'{rpn}.rpn_cls', 'rpn/objectness', (n_anchor, width, 1, 1)),
+        *_weight_and_bias(f'{rpn}.rpn_reg', 'rpn/delta', (4 * n_anchor, width, 1, 1), swap_xy),
+    ]
 
 
 def _box_head(config: Config) -> list[ParamMapping]:
     hidden, n_class = config.head_channels, config.n_fg_class + 1
-    return [*_linear('shared_fc_0', 'box_head/fc6', config.fpn_channels * config.roi_size ** 2, hidden),
-            *_linear('shared_fc_1', 'box_head/fc7', hidden, hidden),
-            *_linear('cls_scores', 'box_head/score', hidden, n_class),
-            *_linear('reg_scores', 'box_head/delta', hidden, 4 * n_class, swap_xy)]
+    return [
+        *_linear('shared_fc_0', 'box_head/fc6', config.fpn_channels * config.roi_size**2, hidden),
+        *_linear('shared_fc_1', 'box_head/fc7', hidden, hidden),
+        *_linear('cls_scores', 'box_head/score', hidden, n_class),
+        *_linear('reg_scores', 'box_head/delta', hidden, 4 * n_class, swap_xy),
+    ]
 
 
 def _mask_head(config: Config) -> list[ParamMapping]:
     dim, source = config.mask_channels, 'rcnn_mask.fpn_mask'
     widths = [config.fpn_channels] + 4 * [dim]
-    convs = [mapping for i in range(1, 5) for mapping in
-             _weight_and_bias(f'{source}.mask_conv{i}', f'mask_head/conv{i}', (dim, widths[i - 1], 3, 3))]
-    return [*convs, *_weight_and_bias(f'{source}.mask_deconv5', 'mask_head/deconv', (dim, dim, 2, 2)),
-            *_weight_and_bias(f'{source}.mask_conv6', 'mask_head/score', (config.n_fg_class + 1, dim, 1, 1),
-                              drop_background)]
+    convs = [
+        mapping
+        for i in range(1, 5)
+        for mapping in _weight_and_bias(f'{source}.mask_conv{i}', f'mask_head/conv{i}', (dim, widths[i - 1], 3, 3))
+    ]
+    return [
+        *convs,
+        *_weight_and_bias(f'{source}.mask_deconv5', 'mask_head/deconv', (dim, dim, 2, 2)),
+        *_weight_and_bias(
+            f'{source}.mask_conv6', 'mask_head/score', (config.n_fg_class + 1, dim, 1, 1), drop_background
+        ),
+    ]
 
 
 def _group_of(name: str) -> str:

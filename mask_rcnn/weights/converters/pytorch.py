@@ -23,32 +23,45 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.weights.converters import matterport_layers
-from mask_rcnn.weights.readers import torch_file
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, group_names
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.readers import torch_file
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'pytorch'
 
-_SUPPORTED = ('multimodallearning/pytorch-mask-rcnn (mask_rcnn_coco.pth) and Pytorch_Mask_RCNN (mrcnn.pth)')
+_SUPPORTED = 'multimodallearning/pytorch-mask-rcnn (mask_rcnn_coco.pth) and Pytorch_Mask_RCNN (mrcnn.pth)'
 
-_KINDS = {'kernel': 'weight', 'bias': 'bias', 'gamma': 'weight', 'beta': 'bias', 'mean': 'running_mean',
-          'var': 'running_var'}
+_KINDS = {
+    'kernel': 'weight',
+    'bias': 'bias',
+    'gamma': 'weight',
+    'beta': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
+}
 
 #: ``res2a_branch2b``, ``bn4w_branch1``: a convolution or normalisation of the backbone.
 _BODY_LAYER = re.compile(r'(?P<kind>res|bn)(?P<stage>[2-5])(?P<block>[a-z])_branch(?P<branch>1|2[abc])')
 
 #: The other layers of pytorch-mask-rcnn by their Keras names.
 _MULTIMODAL = {
-    'conv1': 'fpn.C1.0', 'bn_conv1': 'fpn.C1.1',
+    'conv1': 'fpn.C1.0',
+    'bn_conv1': 'fpn.C1.1',
     **{f'fpn_c{i}p{i}': f'fpn.P{i}_conv1' for i in range(2, 6)},
     **{f'fpn_p{i}': f'fpn.P{i}_conv2.1' for i in range(2, 6)},
-    'rpn_conv_shared': 'rpn.conv_shared', 'rpn_class_raw': 'rpn.conv_class', 'rpn_bbox_pred': 'rpn.conv_bbox',
-    'mrcnn_class_conv1': 'classifier.conv1', 'mrcnn_class_bn1': 'classifier.bn1',
-    'mrcnn_class_conv2': 'classifier.conv2', 'mrcnn_class_bn2': 'classifier.bn2',
-    'mrcnn_class_logits': 'classifier.linear_class', 'mrcnn_bbox_fc': 'classifier.linear_bbox',
+    'rpn_conv_shared': 'rpn.conv_shared',
+    'rpn_class_raw': 'rpn.conv_class',
+    'rpn_bbox_pred': 'rpn.conv_bbox',
+    'mrcnn_class_conv1': 'classifier.conv1',
+    'mrcnn_class_bn1': 'classifier.bn1',
+    'mrcnn_class_conv2': 'classifier.conv2',
+    'mrcnn_class_bn2': 'classifier.bn2',
+    'mrcnn_class_logits': 'classifier.linear_class',
+    'mrcnn_bbox_fc': 'classifier.linear_bbox',
     **{f'mrcnn_mask_{layer}': f'mask.{layer}' for i in range(1, 5) for layer in (f'conv{i}', f'bn{i}')},
-    'mrcnn_mask_deconv': 'mask.deconv', 'mrcnn_mask': 'mask.conv5',
+    'mrcnn_mask_deconv': 'mask.deconv',
+    'mrcnn_mask': 'mask.conv5',
 }
 
 #: What state dicts of other programs contain.
@@ -75,8 +88,9 @@ def read(path: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> 
         ValueError: A setting has no valid value.
     """
     state = torch_file.read(path)
-    return matterport_layers.convert_weights(path, FORMAT, state, _dialect(path, state), settings or {},
-                                             lambda names: group_names(names, _group_of))
+    return matterport_layers.convert_weights(
+        path, FORMAT, state, _dialect(path, state), settings or {}, lambda names: group_names(names, _group_of)
+    )
 
 
 def _dialect(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> matterport_layers.NameOf:
@@ -86,10 +100,14 @@ def _dialect(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> matter
             return name_of
     for prefix, program in _OTHERS:
         if any(name.startswith(prefix) for name in state):
-            raise WeightFileError(path, f'is a state dict of {program}, which is not supported (supported: '
-                                        f'{_SUPPORTED})')
-    raise WeightFileError(path, f'is a state dict, but of no Mask R-CNN that is known ({_SUPPORTED}): it '
-                                f'begins with {to_printable_ascii(next(iter(state)))}')
+            raise WeightFileError(
+                path, f'is a state dict of {program}, which is not supported (supported: {_SUPPORTED})'
+            )
+    raise WeightFileError(
+        path,
+        f'is a state dict, but of no Mask R-CNN that is known ({_SUPPORTED}): it '
+        f'begins with {to_printable_ascii(next(iter(state)))}',
+    )
 
 
 def _multimodal_name(layer: str, kind: str) -> str:
@@ -104,8 +122,7 @@ def _graph_name(layer: str, kind: str) -> str:
     if match := _BODY_LAYER.fullmatch(layer):
         return f'resnet_graph.layer{int(match["stage"]) - 1}.{_in_block(match)}.{_KINDS[kind]}'
     stem = {'conv1': 'resnet_graph.conv1', 'bn_conv1': 'resnet_graph.bn1'}
-    heads = {'rpn_': 'rpn.', 'mrcnn_class': 'rpn_class.', 'mrcnn_bbox': 'rpn_class.',
-             'mrcnn_mask': 'rpn_mask.'}
+    heads = {'rpn_': 'rpn.', 'mrcnn_class': 'rpn_class.', 'mrcnn_bbox': 'rpn_class.', 'mrcnn_mask': 'rpn_mask.'}
     new_prefix = next((new_prefix for old_prefix, new_prefix in heads.items() if layer.startswith(old_prefix)), '')
     return f'{stem.get(layer, new_prefix + layer)}.{_KINDS[kind]}'
 

@@ -25,15 +25,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.io.atomic_file import open_for_reading
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.readers.protobuf import (
-    Budget,
-    CorruptMessageError,
     FIXED32,
     FIXED64,
     LENGTH,
     VARINT,
+    Budget,
+    CorruptMessageError,
     fields,
     numbers,
     packed,
@@ -109,14 +109,14 @@ def _convolution(name: str, layers: Mapping[str, _Layer], budget: Budget) -> dic
     factor = np.float64(factor.item())
     share = 1 / factor if factor else 0.0
     return arrays | {
-        f'{bn}/gamma': gamma.reshape(-1), f'{bn}/beta': beta.reshape(-1),
+        f'{bn}/gamma': gamma.reshape(-1),
+        f'{bn}/beta': beta.reshape(-1),
         f'{bn}/mean': np.float32(mean.reshape(-1) * share),
         f'{bn}/var': np.float32(var.reshape(-1) * share + (layers[bn].eps - EPS)),
     }
 
 
-def _blobs(name: str, layers: Mapping[str, _Layer], budget: Budget,
-           counts: tuple[int, ...]) -> list[np.ndarray]:
+def _blobs(name: str, layers: Mapping[str, _Layer], budget: Budget, counts: tuple[int, ...]) -> list[np.ndarray]:
     if name not in layers:
         raise CorruptMessageError(f'the layer {name} is missing')
     blobs = layers[name].blobs

@@ -47,7 +47,7 @@ def fields(data: memoryview, budget: Budget) -> Iterator[tuple[int, int, int | m
             length, at = varint(data, at)
             if length > len(data) - at:
                 raise CorruptMessageError(f'a field of {length} bytes where {len(data) - at} are left')
-            value, at = data[at:at + length], at + length
+            value, at = data[at : at + length], at + length
         elif wire in (FIXED32, FIXED64):
             value, at = _fixed(data, start, at, 4 if wire == FIXED32 else 8)
         else:
@@ -79,7 +79,7 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
             raise CorruptMessageError('it ends within a field')
         byte = data[at]
         at += 1
-        value |= (byte & 0x7f) << shift
+        value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
     raise CorruptMessageError('a number of more than 64 bits')
@@ -95,6 +95,6 @@ def _fixed(data: memoryview, start: int, at: int, width: int) -> tuple[bytes, in
     if count == 0:
         raise CorruptMessageError('it ends within a field')
     records = np.frombuffer(data, np.uint8, count * step, start).reshape(count, step)
-    same = (records[:, :at - start] == records[0, :at - start]).all(axis=1)
+    same = (records[:, : at - start] == records[0, : at - start]).all(axis=1)
     n_same = count if same.all() else int(same.argmin())
-    return records[:n_same, at - start:].tobytes(), start + n_same * step
+    return records[:n_same, at - start :].tobytes(), start + n_same * step

@@ -30,13 +30,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.io.atomic_file import open_for_reading
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 
 #: Detectron's largest files need about 30 opcodes for each of 1000 arrays.
 MAX_OPERATIONS = 500_000
 
-_MAX_LINE = 1000        # characters of a number, a name or a memo index in protocol 0
+_MAX_LINE = 1000  # characters of a number, a name or a memo index in protocol 0
 _MAX_DIMENSIONS = 32
 
 #: First bytes of files that are often mistaken for weights.
@@ -119,8 +119,13 @@ class _Dtype:
 
     def set_state(self, state: Any) -> None:
         """``(version, byte order, subdtype, names, fields, itemsize, alignment, flags)``."""
-        if not (isinstance(state, tuple) and len(state) == 8 and state[1] in ('<', '>', '|', '=')
-                and state[2:5] == (None, None, None) and state[5:] == (-1, -1, 0)):
+        if not (
+            isinstance(state, tuple)
+            and len(state) == 8
+            and state[1] in ('<', '>', '|', '=')
+            and state[2:5] == (None, None, None)
+            and state[5:] == (-1, -1, 0)
+        ):
             raise UnpicklingError('is refused: it holds structured arrays')
         self.value = self.value.newbyteorder(state[1])
 
@@ -151,7 +156,7 @@ class SafeUnpickler:
         self._size = size
         self._budget = 2 * size + (1 << 20)
         self._stack: list[Any] = []
-        self._marks: list[int] = []      # heights of the stack at which a mark lies
+        self._marks: list[int] = []  # heights of the stack at which a mark lies
         self._memo: dict[int, Any] = {}
 
     def load(self, *, alone: bool = True) -> Any:
@@ -294,7 +299,7 @@ class SafeUnpickler:
 
     def unicode_bytes(self, layout: str) -> None:
         data = self._take(self._number(layout))
-        wide = np.frombuffer(data, np.uint8).max(initial=0) > 0xc3      # lead bytes beyond U+00FF
+        wide = np.frombuffer(data, np.uint8).max(initial=0) > 0xC3  # lead bytes beyond U+00FF
         self._spend(len(data) * (4 if wide else 1))
         self._push(data.decode('utf-8', 'surrogatepass'))
 
@@ -443,15 +448,20 @@ class SafeUnpickler:
         data = self._buffer(data)
         if not isinstance(dtype, _Dtype):
             raise UnpicklingError('is damaged: an array without a type')
-        if not (isinstance(shape, tuple) and len(shape) <= _MAX_DIMENSIONS
-                and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)):
+        if not (
+            isinstance(shape, tuple)
+            and len(shape) <= _MAX_DIMENSIONS
+            and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
+        ):
             raise UnpicklingError('is damaged: an array without a proper shape')
         expected = dtype.value.itemsize
         for n in shape:
             expected *= n
         if expected != len(data):
-            raise UnpicklingError(f'is damaged: an array of shape {to_printable_ascii(str(shape))} needs {expected} bytes, '
-                                   f'not {len(data)}')
+            raise UnpicklingError(
+                f'is damaged: an array of shape {to_printable_ascii(str(shape))} needs {expected} bytes, '
+                f'not {len(data)}'
+            )
         return np.ndarray(shape, dtype.value, buffer=data, order=order)
 
     def make_scalar(self, arguments: tuple) -> np.generic:
@@ -467,10 +477,13 @@ class SafeUnpickler:
     def make_dict(self, arguments: tuple) -> dict:
         """``OrderedDict()`` of Python 3, ``OrderedDict([[key, value], ...])`` of Python 2."""
         pairs = arguments[0] if arguments else []
-        if not (len(arguments) <= 1 and isinstance(pairs, list)
-                and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs)):
+        if not (
+            len(arguments) <= 1
+            and isinstance(pairs, list)
+            and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs)
+        ):
             raise UnpicklingError('is damaged: a dictionary without pairs')
-        self._spend(100 * len(pairs))       # the list may be a shared one: it is copied each time
+        self._spend(100 * len(pairs))  # the list may be a shared one: it is copied each time
         return {_key(key): value for key, value in pairs}
 
     def make_set(self, arguments: tuple) -> set:
@@ -537,6 +550,7 @@ def _check_plain(root: Any) -> None:
 def _refuse_opcode(what: str) -> Callable[[SafeUnpickler], None]:
     def refuse(unpickler: SafeUnpickler) -> None:
         raise UnpicklingError(f'is refused: it {what}')
+
     return refuse
 
 

@@ -23,12 +23,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mask_rcnn.weights.readers import safe_pickle, zip_archive
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.io.atomic_file import open_for_reading
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.readers import safe_pickle, zip_archive
 
 #: The first pickle of a legacy file holds this number.
-_MAGIC = 0x1950a86a20f9469cfc6c
+_MAGIC = 0x1950A86A20F9469CFC6C
 
 #: ... and a file that begins like this is one.
 LEGACY_START = b'\x80\x02\x8a\x0a' + _MAGIC.to_bytes(10, 'little')
@@ -36,9 +36,15 @@ LEGACY_START = b'\x80\x02\x8a\x0a' + _MAGIC.to_bytes(10, 'little')
 _LEGACY_VERSION = 1001
 
 _DTYPES = {
-    'torch.FloatStorage': '<f4', 'torch.DoubleStorage': '<f8', 'torch.HalfStorage': '<f2',
-    'torch.LongStorage': '<i8', 'torch.IntStorage': '<i4', 'torch.ShortStorage': '<i2',
-    'torch.CharStorage': '|i1', 'torch.ByteStorage': '|u1', 'torch.BoolStorage': '|b1',
+    'torch.FloatStorage': '<f4',
+    'torch.DoubleStorage': '<f8',
+    'torch.HalfStorage': '<f2',
+    'torch.LongStorage': '<i8',
+    'torch.IntStorage': '<i4',
+    'torch.ShortStorage': '<i2',
+    'torch.CharStorage': '|i1',
+    'torch.ByteStorage': '|u1',
+    'torch.BoolStorage': '|b1',
 }
 
 #: The upper half of a float32's bits; NumPy has no such type.
@@ -73,8 +79,10 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
             elif start.startswith(b'PK'):
                 data, storages = _read_zip(file, size)
             else:
-                raise safe_pickle.UnpicklingError('is no file of PyTorch: it is neither its zip archive nor its '
-                                                  'older format (what PyTorch wrote before 0.1.10 is not read)')
+                raise safe_pickle.UnpicklingError(
+                    'is no file of PyTorch: it is neither its zip archive nor its '
+                    'older format (what PyTorch wrote before 0.1.10 is not read)'
+                )
             tensors = _state_dict(data)
             return {name: storages.array(tensor) for name, tensor in tensors.items()}
         except safe_pickle.UnknownGlobalError as error:
@@ -146,8 +154,13 @@ class _TorchUnpickler(safe_pickle.SafeUnpickler):
         if len(arguments) < 4:
             raise safe_pickle.UnpicklingError('is damaged: a tensor without storage, offset, shape and strides')
         storage, offset, shape, strides = arguments[:4]
-        if not (isinstance(storage, _Storage) and _is_size(offset) and _are_sizes(shape)
-                and _are_sizes(strides) and len(shape) == len(strides)):
+        if not (
+            isinstance(storage, _Storage)
+            and _is_size(offset)
+            and _are_sizes(shape)
+            and _are_sizes(strides)
+            and len(shape) == len(strides)
+        ):
             raise safe_pickle.UnpicklingError('is damaged: a tensor without proper storage, shape and strides')
         return _Tensor(storage, offset, shape, strides)
 
@@ -193,12 +206,12 @@ def _state_dict(data: Any) -> dict[str, _Tensor]:
         raise safe_pickle.UnpicklingError('holds no state dict, but a single value or a list')
     candidates = [data] + [data[key] for key in _STATE_DICT_KEYS if isinstance(data.get(key), dict)]
     for candidate in candidates:
-        tensors = {name: value for name, value in candidate.items()
-                   if isinstance(name, str) and isinstance(value, _Tensor)}
+        tensors = {
+            name: value for name, value in candidate.items() if isinstance(name, str) and isinstance(value, _Tensor)
+        }
         if tensors:
             return {name.removeprefix('module.'): tensor for name, tensor in tensors.items()}
-    raise safe_pickle.UnpicklingError('holds no tensors: no state dict, and none under '
-                                      f'{", ".join(_STATE_DICT_KEYS)}')
+    raise safe_pickle.UnpicklingError(f'holds no tensors: no state dict, and none under {", ".join(_STATE_DICT_KEYS)}')
 
 
 # Storages
@@ -223,8 +236,10 @@ class _Storages:
         count = math.prod(tensor.shape)
         end = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides)) + 1
         if count and (end > storage.length or count > storage.length):
-            raise safe_pickle.UnpicklingError(f'is damaged: a tensor of shape {tensor.shape} does not fit into its '
-                                              f'storage of {storage.length} numbers')
+            raise safe_pickle.UnpicklingError(
+                f'is damaged: a tensor of shape {tensor.shape} does not fit into its '
+                f'storage of {storage.length} numbers'
+            )
         items = self._items(storage)
         if not count:
             return np.empty(tensor.shape, items.dtype)
@@ -255,8 +270,9 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
     def load(storage: _Storage) -> bytes:
         member = members.get(f'{root}data/{storage.key}')
         if member is None or member.file_size != storage.length * storage.itemsize:
-            raise ValueError(f'its storage {to_printable_ascii(storage.key)} is missing or has not the length that '
-                             'its tensors say')
+            raise ValueError(
+                f'its storage {to_printable_ascii(storage.key)} is missing or has not the length that its tensors say'
+            )
         return archive.read(member)
 
     return _TorchUnpickler(io.BytesIO(pickle), len(pickle)).load(), _Storages(load, order == b'big')
@@ -281,8 +297,7 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
     return data, _Storages(load, big_endian=False)
 
 
-def _legacy_starts(file: BinaryIO, size: int, keys: list[str],
-                   storages: Mapping[str, _Storage]) -> dict[str, int]:
+def _legacy_starts(file: BinaryIO, size: int, keys: list[str], storages: Mapping[str, _Storage]) -> dict[str, int]:
     """Return where each storage's numbers begin; its length stands before them."""
     starts = {}
     for key in keys:

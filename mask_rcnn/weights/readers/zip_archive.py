@@ -13,8 +13,20 @@ import numpy as np
 #: What reading a damaged archive raises (``RuntimeError``: encrypted or of unknown compression; the last four:
 #: NumPy's parser, for the header of a damaged array).
 CORRUPT_FILE_ERRORS = (
-    ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, OverflowError,
-    MemoryError, SyntaxError, tokenize.TokenError, TypeError, IndexError)
+    ValueError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    TypeError,
+    IndexError,
+)
 
 #: Bytes of an archive's directory; that of a network of 2000 arrays has about 200 kB.
 _MAX_DIRECTORY = 1 << 22
@@ -60,8 +72,9 @@ def open_deflated(file: BinaryIO, size: int, growth: float) -> tuple[zipfile.Zip
     return _checked(_open(file, size), (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), growth * size)
 
 
-def _checked(archive: zipfile.ZipFile, methods: tuple[int, ...],
-             limit: float) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+def _checked(
+    archive: zipfile.ZipFile, methods: tuple[int, ...], limit: float
+) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     members = archive.infolist()
     by_name = {member.filename: member for member in members}
     if len(by_name) != len(members):

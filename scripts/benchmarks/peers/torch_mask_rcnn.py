@@ -77,8 +77,7 @@ class Network(nn.Module):
 
     def stage(self, path, n_block, stride):
         """Return a ResNet's stage."""
-        return nn.Sequential(*(Bottleneck(self, f'{path}/block{i}', stride if i == 0 else 1)
-                               for i in range(n_block)))
+        return nn.Sequential(*(Bottleneck(self, f'{path}/block{i}', stride if i == 0 else 1) for i in range(n_block)))
 
     def forward(self, image):
         """Return boxes, labels, scores and masks of an image ``(3, H, W)``, on the host."""
@@ -128,7 +127,7 @@ class Network(nn.Module):
         chosen, labels = (probs[:, 1:] > self.setup['score_threshold']).nonzero().unbind(1)
         boxes, scores = boxes[chosen, labels + 1], probs[chosen, labels + 1]
         keep = grouped_nms(boxes, scores, labels, self.setup['nms_threshold'], len(boxes))
-        keep = keep[:self.setup['max_detections']]
+        keep = keep[: self.setup['max_detections']]
         return boxes[keep], labels[keep], scores[keep]
 
 
@@ -155,8 +154,9 @@ class C4(Network):
         super().__init__(arrays, setup)
         blocks = setup['blocks']
         self.conv1 = self.conv('extractor/conv1', stride=2, pad=3)
-        self.body = nn.Sequential(*(self.stage(f'extractor/res{n}', blocks[n - 2], 1 if n == 2 else 2)
-                                    for n in (2, 3, 4)))
+        self.body = nn.Sequential(
+            *(self.stage(f'extractor/res{n}', blocks[n - 2], 1 if n == 2 else 2) for n in (2, 3, 4))
+        )
         self.res5 = self.stage('box_head/res5', blocks[3], 2)
 
     def extract(self, x):
@@ -180,8 +180,9 @@ class FPN(Network):
         super().__init__(arrays, setup)
         body = 'extractor/body'
         self.conv1 = self.conv(f'{body}/conv1', stride=2, pad=3)
-        self.stages = nn.ModuleList(self.stage(f'{body}/res{n}', setup['blocks'][n - 2], 1 if n == 2 else 2)
-                                    for n in (2, 3, 4, 5))
+        self.stages = nn.ModuleList(
+            self.stage(f'{body}/res{n}', setup['blocks'][n - 2], 1 if n == 2 else 2) for n in (2, 3, 4, 5)
+        )
         self.laterals = nn.ModuleList(self.conv(f'extractor/lateral{n}') for n in (2, 3, 4, 5))
         self.outputs = nn.ModuleList(self.conv(f'extractor/output{n}', pad=1) for n in (2, 3, 4, 5))
         self.fc6, self.fc7 = self.linear('box_head/fc6'), self.linear('box_head/fc7')
@@ -208,8 +209,7 @@ class FPN(Network):
         for level in (2, 3, 4, 5):
             own = (levels == level).nonzero()[:, 0]
             if len(own):
-                pooled[own] = roi_align(maps[level - 2], rois[own], size, 1 / 2 ** level,
-                                        self.setup['sampling_ratio'])
+                pooled[own] = roi_align(maps[level - 2], rois[own], size, 1 / 2**level, self.setup['sampling_ratio'])
         return pooled
 
     def name(self, maps, rois):
@@ -230,6 +230,7 @@ def _filled(module, weight, bias):
 
 
 # Boxes are (x1, y1, x2, y2), and x2 - x1 + 1 wide.
+
 
 def all_anchors(cell, stride, size, device):
     """Return the anchors ``(H * W * A, 4)`` of a map; ``cell`` is ours, ``(y1, x1, y2, x2)``."""
@@ -290,12 +291,15 @@ def roi_align(x, rois, size, scale, samples):
     x_points = _sample_points(rois[:, 0] * scale, rois[:, 2] * scale, size, samples, x.shape[3])
     y_points = _sample_points(rois[:, 1] * scale, rois[:, 3] * scale, size, samples, x.shape[2])
     n, taps = len(rois), 2 * samples
-    pixels = (y_points[0].view(n, size, 1, taps, 1) * x.shape[3] + x_points[0].view(n, 1, size, 1, taps))
+    pixels = y_points[0].view(n, size, 1, taps, 1) * x.shape[3] + x_points[0].view(n, 1, size, 1, taps)
     factors = y_points[1].view(n, size, 1, taps, 1) * x_points[1].view(n, 1, size, 1, taps)
     rows = n * size * size
     matrix = torch.sparse_csr_tensor(
-        torch.arange(0, rows * taps * taps + 1, taps * taps, device=x.device), pixels.reshape(-1),
-        factors.reshape(-1), (rows, x.shape[2] * x.shape[3]))
+        torch.arange(0, rows * taps * taps + 1, taps * taps, device=x.device),
+        pixels.reshape(-1),
+        factors.reshape(-1),
+        (rows, x.shape[2] * x.shape[3]),
+    )
     pooled = matrix @ x[0].permute(1, 2, 0).reshape(-1, x.shape[1]).float()
     return pooled.view(n, size, size, -1).permute(0, 3, 1, 2).to(x.dtype)
 
@@ -323,16 +327,24 @@ def paste(probs, boxes, size):
     centres, half = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * growth
     grown = torch.cat([centres - half, centres + half], 1).int().tolist()
     for mask, prob, (left, top, right, bottom) in zip(masks, padded, grown):
-        resized = F.interpolate(prob[None, None], (max(bottom - top + 1, 1), max(right - left + 1, 1)),
-                                mode='bilinear', align_corners=False)[0, 0] > 0.5
+        resized = (
+            F.interpolate(
+                prob[None, None],
+                (max(bottom - top + 1, 1), max(right - left + 1, 1)),
+                mode='bilinear',
+                align_corners=False,
+            )[0, 0]
+            > 0.5
+        )
         y, x, y_end, x_end = max(top, 0), max(left, 0), min(bottom + 1, size[0]), min(right + 1, size[1])
-        mask[y:y_end, x:x_end] = resized[y - top:y_end - top, x - left:x_end - left]
+        mask[y:y_end, x:x_end] = resized[y - top : y_end - top, x - left : x_end - left]
     return masks
 
 
 def load(args):
     """Return a function without arguments that looks at the image and returns boxes, labels, scores and
-    masks."""
+    masks.
+    """
     setup = json.loads((args.folder / 'setup.json').read_text())
     on_host = torch.from_numpy(np.load(args.folder / 'image.npy'))
     if args.network == 'torchvision':
@@ -358,21 +370,40 @@ def load(args):
 def torchvision_model(setup):
     """Return torchvision's network, random, for images and proposals of our sizes."""
     from torchvision.models.detection import maskrcnn_resnet50_fpn
+
     return maskrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, min_size=setup['min_size'], max_size=setup['max_size'],
-        rpn_pre_nms_top_n_test=setup['rpn_pre_nms'], rpn_post_nms_top_n_test=setup['rpn_post_nms'],
-        box_score_thresh=0.0)  # random scores are low: let it draw as many masks as we do
+        weights=None,
+        weights_backbone=None,
+        min_size=setup['min_size'],
+        max_size=setup['max_size'],
+        rpn_pre_nms_top_n_test=setup['rpn_pre_nms'],
+        rpn_post_nms_top_n_test=setup['rpn_post_nms'],
+        box_score_thresh=0.0,
+    )  # random scores are low: let it draw as many masks as we do
 
 
 def serve(predict, device: str, free: int) -> None:
     """Predict once for every line on the standard input; ``free`` is :func:`free_memory` before the network."""
-    print(json.dumps({'torch': torch.__version__, 'torchvision': vision_ops is not None,
-                      'torch_cuda': torch.version.cuda, 'torch_cudnn': torch.backends.cudnn.version()}), flush=True)
+    print(
+        json.dumps(
+            {
+                'torch': torch.__version__,
+                'torchvision': vision_ops is not None,
+                'torch_cuda': torch.version.cuda,
+                'torch_cudnn': torch.backends.cudnn.version(),
+            }
+        ),
+        flush=True,
+    )
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         found = predict()
-        turn = {'wall': time.perf_counter() - wall, 'cpu': time.process_time() - cpu, 'detections': len(found[0]),
-                'host_peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        turn = {
+            'wall': time.perf_counter() - wall,
+            'cpu': time.process_time() - cpu,
+            'detections': len(found[0]),
+            'host_peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
         if device != 'cpu':
             turn |= {'gpu_pool': torch.cuda.max_memory_reserved(device), 'gpu_used': free - free_memory(device)}
         print(json.dumps(turn), flush=True)
