@@ -13,8 +13,8 @@ from mask_rcnn import compat
 compat.install()
 
 from mask_rcnn.config import DETECTRON, MATTERPORT, PRESETS, Config, Dialect
-from mask_rcnn.inference import Detections, load, save
-from mask_rcnn.models import MaskRCNN, build
+from mask_rcnn.inference import Detections, save
+from mask_rcnn.models import MaskRCNN, build, load
 
 __version__ = '0.1.0'
 

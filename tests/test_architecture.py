@@ -11,9 +11,10 @@ import pytest
 FLOORS = (
     {'cli'},
     {'training', 'evaluation'},
+    {'targets', 'models'},
     {'inference'},
-    {'targets', 'visualization'},
-    {'datasets', 'models'},
+    {'visualization'},
+    {'datasets'},
     {'preprocessing', 'weights'},
     {'config', 'io', 'ops', 'compat'},
 )

@@ -102,7 +102,7 @@ class RPNConventions:
 
 @dataclass(frozen=True)
 class RoIConventions:
-    """Pooling of RoI features (:mod:`mask_rcnn.models.layers.roi_pooling`).
+    """Pooling of RoI features (:mod:`mask_rcnn.models.roi_pooling`).
 
     Args:
         op: Pooling operator.  ``'roi_align'`` averages samples inside each bin (Detectron); ``Config.roi_align`` can

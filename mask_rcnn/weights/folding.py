@@ -8,6 +8,46 @@ from __future__ import annotations
 import numpy as np
 
 
+def norm_to_affine(
+    gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the affine channel that equals a batch normalisation in test mode.
+
+    The normalisation ``gamma * (x - mean) / sqrt(var + eps) + beta`` is an affine function of each channel (Ioffe and
+    Szegedy 2015, algorithm 2, line 11).
+
+    Args:
+        gamma: ``(C,)`` scale of the normalisation, or a number.
+        beta: ``(C,)`` offset of the normalisation, or a number.
+        mean: ``(C,)`` running mean.
+        var: ``(C,)`` running variance.
+        eps: Constant added to the variance.
+
+    Returns:
+        Scale and bias, two ``(C,)`` float32 arrays.
+    """
+    scale = _scale(gamma, var, eps)
+    with np.errstate(invalid='ignore'):
+        return scale.astype(np.float32), (beta - mean * scale).astype(np.float32)
+
+
+def affine_to_norm(
+    scale: np.ndarray, bias: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the batch normalisation with mean 0 and standard deviation 1 that equals an affine channel.
+
+    Args:
+        scale: ``(C,)`` scale of the affine channel.
+        bias: ``(C,)`` bias of the affine channel.
+        eps: Constant that the normalisation adds to the variance.
+
+    Returns:
+        gamma, beta, mean and variance, four ``(C,)`` arrays of the type of ``scale``.
+    """
+    zeros = np.zeros_like(scale)
+    return scale, bias, zeros, zeros + (1 - eps)
+
+
 def fold_bias_into_mean(bias: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Return the running mean of a batch normalisation whose convolution loses its bias.
 

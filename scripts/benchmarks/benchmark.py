@@ -38,6 +38,7 @@ from peer import Peer, PeerError, check
 
 import mask_rcnn
 from mask_rcnn.cli.options import UsageError, add_precision, check_precision
+from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.ops.cudnn_frontend import current_precision, frontend, using_precision
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.device import get_device
@@ -75,22 +76,22 @@ class StageClock:
 
 def detect_by_stages(model, image, clock: StageClock):
     """Do what ``model.detect`` does, timing each stage; return the detections and number of proposals."""
-    size = image.shape[1:]
+    size, predictor = image.shape[1:], Predictor(model)
     with cache_features():
         with clock.stage('prepare'):
-            x, transform = model.prepare(image)
+            x, transform = predictor.prepare(image)
         with clock.stage('extractor'):
-            features = model.extract(x)
+            features = model.extractor(x)
         with clock.stage('RPN'):
-            rois = model.propose(features, x.shape[2:], transform.scale)
+            proposals = model.rpn.propose(features, x.shape[2:], [transform.scale])
         with clock.stage('box head'):
-            boxes, labels, scores = model.detect_boxes(features, rois, transform)
+            boxes, labels, scores = model.box_head.detect(features, proposals, [transform])
         with clock.stage('mask head'):
-            probs = model.predict_masks(features, boxes, labels, transform)
+            masks = model.mask_head.predict(features, boxes, labels, [transform])
         with clock.stage('paste'):
-            detections = model.postprocess(boxes, labels, scores, probs, transform)
+            detections = predictor.postprocess(boxes[0], labels[0], scores[0], masks[0], None, transform)
             assert detections.masks.shape == (len(detections), *size)
-    return detections, len(rois)
+    return detections, len(proposals[0])
 
 
 def detect_at_once(model, image, clock: StageClock):

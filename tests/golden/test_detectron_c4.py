@@ -5,6 +5,7 @@ import chainer.functions as F
 import numpy as np
 import pytest
 
+from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.ops.roi.roi_align import roi_align
 from mask_rcnn.preprocessing.image_io import read_image
 from tests.support.golden import (
@@ -42,7 +43,7 @@ def small(load_model):
     """The model, its case and its feature maps from the golden network input."""
     model, case = load_model(SMALL)
     x = np.load(case.golden / 'detectron' / 'input_scale300.npz')['data']
-    return model, case, x, model.extract(x)
+    return model, case, x, [features.array for features in model.extractor(x)]
 
 
 def test_extractor(small):
@@ -70,7 +71,7 @@ def test_rpn(small):
 
 def test_proposals(small):
     model, case, x, maps = small
-    rois = model.propose(maps, x.shape[2:], float(case.arrays['im_scale']))
+    rois = model.rpn.propose(maps, x.shape[2:], [float(case.arrays['im_scale'])])[0]
     np.testing.assert_allclose(rois[:, XY], case.arrays['rois'][:, 1:], rtol=0, atol=0.01)
 
 
@@ -134,7 +135,7 @@ def test_detections(load_model, name):
 def test_the_photo_gives_the_golden_input(small):
     """So what is found on the photo (test_detections) is what is found from the golden input."""
     model, case, x, _ = small
-    prepared, transform = model.prepare(read_image(case.photo))
+    prepared, transform = Predictor(model).prepare(read_image(case.photo))
     np.testing.assert_array_equal(prepared, x)
     assert transform.scale == float(case.arrays['im_scale'])
 

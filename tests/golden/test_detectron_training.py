@@ -139,7 +139,7 @@ def test_anchor_targets(step, learned):
 
 def test_proposals(step, learned):
     chain, _, _, logits, deltas = learned
-    proposals, _ = chain.model.rpn.propose(
+    proposals, _ = chain.model.rpn.decode(
         [logits.array[0]],
         [deltas.array[0]],
         step.image_transform.input_size,

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from mask_rcnn.datasets.example import Annotations, TrainingExample
+from mask_rcnn.inference.predictor import Predictor
+from mask_rcnn.models.layers import ConvNorm
 from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.preprocessing.prepare import prepare_image
 from mask_rcnn.targets import RPNTargets, SampledRoIs
@@ -49,9 +51,9 @@ def looked_at(request, golden, h5_file):
     """A model, its case and what its extractor makes of the golden input."""
     case = MatterportCase(golden, request.param)
     model = load_h5(h5_file(case.settings['recipe']), case.settings['matterport'])
-    x, transform = model.prepare(case.image)
+    x, transform = Predictor(model).prepare(case.image)
     with chainer.using_config('train', False), chainer.no_backprop_mode():
-        return model, case, x, transform, model.extract(x)
+        return model, case, x, transform, [features.array for features in model.extractor(x)]
 
 
 @pytest.fixture
@@ -100,8 +102,7 @@ def test_body_and_pyramid(seen):
     """Of the large picture the pyramid alone, which has all of the backbone in it."""
     model, case, x, _, maps = seen
     backbone = model.extractor.body
-    stem = backbone.conv1(x)
-    blobs = {'bn_conv1': stem, 'feat_C1': backbone.run_stage(backbone.conv1, x)}
+    blobs = {'bn_conv1': ConvNorm.forward(backbone.conv1, x), 'feat_C1': backbone.conv1(x)}
     if case.name == SHAPES:
         blobs |= {f'feat_C{i}': features for i, features in enumerate(backbone(x), start=2)}
     blobs |= {f'feat_P{i}': features for i, features in enumerate(maps, start=2)}
@@ -128,7 +129,7 @@ def test_rpn(seen):
 def test_proposals(seen):
     """Each has its partner; nearly equal scores may change places."""
     model, case, x, transform, maps = seen
-    found = model.propose(maps, x.shape[2:], transform.scale)
+    (found,) = model.rpn.propose(maps, x.shape[2:], [transform.scale])
     expected = case.in_pixels(case.arrays['proposals'])
     assert found.shape == expected.shape
     iou = box_iou(expected, found, offset=0)
@@ -174,7 +175,7 @@ def test_box_head(seen):
 def test_mask_head(seen):
     model, case, _, _, maps = seen
     rois = case.in_pixels(case.arrays['detections'][:, :4])
-    logits = model.mask_head(model.pool_mask_features(maps, rois, indices(rois))).array
+    logits = model.mask_head(model.mask_head.roi_features(maps, rois, indices(rois))).array
     own = logits[np.arange(len(rois)), case.arrays['class_ids'] - 1]
     np.testing.assert_allclose(F.sigmoid(own).array, case.arrays['mask28'], rtol=0, atol=2.5e-4)
 
@@ -182,10 +183,8 @@ def test_mask_head(seen):
 def test_detections(seen):
     """From the picture, whose input is the golden one (test_input): by the suggested rule, and closer."""
     model, case, x, transform, maps = seen
-    rois = model.propose(maps, x.shape[2:], transform.scale)
-    boxes, labels, scores = model.detect_boxes(maps, rois, transform)
-    probs = model.predict_masks(maps, boxes, labels, transform)
-    detections = model.postprocess(boxes, labels, scores, probs, transform)
+    (boxes,), (labels,), (scores,), (probs,), _ = model(x, [transform])
+    detections = Predictor(model).postprocess(boxes, labels, scores, probs, None, transform)
     partners = match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=2e-4)
     arrays, stable = case.arrays, case.arrays['stable']
     found = detections[partners]

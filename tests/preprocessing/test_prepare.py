@@ -9,6 +9,7 @@ from mask_rcnn.config import PRESETS
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.transforms import TrainingTransform, flip_horizontal
+from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.preprocessing.prepare import input_scale, prepare_image
 
 CONFIG = PRESETS['resnet50'].replace(min_size=40, max_size=60)
@@ -48,7 +49,7 @@ def test_input_scale(size, expected):
 def test_prepare_image_is_what_the_model_does(example):
     model = mask_rcnn.build('resnet50', n_fg_class=1, min_size=40, max_size=60)
     x, image_transform = prepare_image(example.image, CONFIG)
-    theirs, their_transform = model.prepare(example.image)
+    theirs, their_transform = Predictor(model).prepare(example.image)
     assert x.dtype == np.float32 and x.shape == (3, 39, 60) and image_transform == their_transform
     np.testing.assert_array_equal(x, theirs[0])
 
