@@ -15,7 +15,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class InputConventions:
-    """Conversion of an image into the network input (:func:`mask_rcnn.preprocessing.prepare.prepare_image`).
+    """Conversion of an image into the network input (:func:`mask_rcnn.preprocessing.image_transform.prepare_image`).
 
     Args:
         channel_order: Order of the colour channels: ``'BGR'`` (Detectron) or ``'RGB'`` (all others).

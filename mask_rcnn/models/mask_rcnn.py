@@ -18,8 +18,7 @@ from mask_rcnn.ops.masks.keypoints import decode_heatmaps
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
 from mask_rcnn.preprocessing.image_io import to_image_array
-from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.preprocessing.prepare import prepare_image
+from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image
 
 #: Images that a GPU looks at together unless somebody says otherwise.  1000 RoIs of a C4 network take about
 #: 2 GB in float32.
@@ -238,7 +237,7 @@ class MaskRCNN(chainer.Chain):
         Returns:
             tuple: ``(1, 3, h, w)`` float32 array on the model's device, and the image's
             :class:`~mask_rcnn.preprocessing.image_transform.ImageTransform` in it; see
-            :func:`mask_rcnn.preprocessing.prepare.prepare_image`.
+            :func:`mask_rcnn.preprocessing.image_transform.prepare_image`.
         """
         x, transform = prepare_image(image, self.config)
         return self.xp.asarray(x[None]), transform
