@@ -409,8 +409,8 @@ def _letter(rng: np.random.RandomState, size: tuple[int, int]) -> np.ndarray:
     letter, font = _LETTERS[rng.randint(len(_LETTERS))], rng.randint(5)
     height, thickness = side * rng.uniform(0.008, 0.025), max(int(side * rng.uniform(0.01, 0.04)), 1)
     cv2.putText(canvas, letter, corner, font, height, 255, thickness, cv2.LINE_AA)
-    turn = cv2.getRotationMatrix2D(corner, rng.uniform(-40, 40), 1)
-    return cv2.warpAffine(canvas, turn, size[::-1]).astype(np.float32) / 255
+    rotation = cv2.getRotationMatrix2D(corner, rng.uniform(-40, 40), 1)
+    return cv2.warpAffine(canvas, rotation, size[::-1]).astype(np.float32) / 255
 
 
 def _bar(rng: np.random.RandomState, size: tuple[int, int]) -> np.ndarray:
