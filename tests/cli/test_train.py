@@ -180,7 +180,7 @@ def refused(capsys, *arguments, given=SHAPES):
         ('--norm affine --freeze_bn', ('--norm', '--freeze_bn')),
         ('--snapshot 0 --keep 2', ('--snapshot', '--keep')),
         ('--resume model.npz', ('--resume', '--pretrained')),
-        ('--extractor resnet50_fpn --anchor-sizes 8 16', ('resnet50_fpn', '5 maps')),
+        ('--extractor resnet50_fpn --anchor-sizes 8 16', ('resnet50_fpn', '5 levels')),
         ('--data-dir x', ('--dataset shapes', '--data-dir')),
         ('--skip-broken', ('--dataset shapes', '--skip-broken')),
         ('--dataset shapes-rich --skip-broken', ('--dataset shapes-rich', '--skip-broken')),

@@ -13,7 +13,7 @@ from mask_rcnn.datasets.example import Annotations, TrainingExample
 from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.models.layers import ConvNorm
 from mask_rcnn.ops.boxes.boxes import box_iou
-from mask_rcnn.preprocessing.prepare import prepare_image
+from mask_rcnn.preprocessing.image_transform import prepare_image
 from mask_rcnn.targets import RPNTargets, SampledRoIs
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
