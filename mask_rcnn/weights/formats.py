@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mask_rcnn.io.atomic_file import open_for_reading, sha256
 from mask_rcnn.weights.converters import detectron, imagenet, matterport, mindspore, pytorch
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file, sha256
 from mask_rcnn.weights.native import read_weights
 from mask_rcnn.weights.readers import safe_pickle, torch_file, zip_archive
 
@@ -57,7 +57,7 @@ def detect_format(path: _Path) -> Format:
     Raises:
         WeightFileError: The file cannot be read, or is of no kind that is known.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         start = file.read(_START)
         names: frozenset[str] = frozenset()
         if start.startswith(b'PK'):

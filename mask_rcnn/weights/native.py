@@ -21,8 +21,8 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import Config
-from mask_rcnn.io.atomic_file import open_for_reading, open_for_writing
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import create_weight_file, open_weight_file
 from mask_rcnn.weights.readers.zip_archive import CORRUPT_FILE_ERRORS, open_stored
 
 #: Version of the format that this module writes, and the newest one it reads.
@@ -216,7 +216,7 @@ def write_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], met
         if array.dtype.name not in _DTYPES:
             raise ValueError(f'{name} is {array.dtype}, not one of {", ".join(_DTYPES)}')
     members = {_META: np.frombuffer(meta.to_json().encode(), np.uint8), **arrays}
-    with open_for_writing(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with create_weight_file(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in members.items():
             # A fixed date, so that equal weights make equal files.
             with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
@@ -229,7 +229,7 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
     Raises:
         WeightFileError: The file cannot be read, is damaged or is something else.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         try:
             return _read_archive(file, size)
         except CORRUPT_FILE_ERRORS as error:

@@ -17,10 +17,10 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import Config
-from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.weights import formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file
 from mask_rcnn.weights.native import load_arrays
 
 #: The name for "the usual file in Chainer's folder".
@@ -98,7 +98,7 @@ def find_pretrained(name_or_path: str | os.PathLike, extractor: str = 'resnet50'
             where to put it.
     """
     if os.fspath(name_or_path) != IMAGENET:
-        with open_for_reading(name_or_path):
+        with open_weight_file(name_or_path):
             return pathlib.Path(name_or_path)
     folder = pathlib.Path(chainer.dataset.get_dataset_root(), 'pfnet', 'chainer', 'models')
     names, where = _imagenet_files(extractor)

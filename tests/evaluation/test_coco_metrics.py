@@ -12,7 +12,7 @@ from mask_rcnn.datasets.coco import COCODataset
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import METRIC_NAMES, COCOEvaluator, Metrics, evaluate_model
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.weights import WeightFileError
+from mask_rcnn.io.atomic_file import FileError
 
 SHAPES = ShapesDataset(4, size=64)
 SMALL = dict(min_size=64, max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_threshold=0.01, max_detections=5)
@@ -234,7 +234,7 @@ def test_wrong_images_and_detections():
 
 def test_results_that_cannot_be_written(tmp_path):
     evaluator = evaluator_of_shapes()
-    with pytest.raises(WeightFileError, match='no.such.folder.*found.bbox.json: cannot be written'):
+    with pytest.raises(FileError, match='no.such.folder.*found.bbox.json: cannot be written'):
         evaluator.write_results(tmp_path / 'no such folder' / 'found.json')
 
 

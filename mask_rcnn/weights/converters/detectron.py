@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, PRESETS, RESNET_BLOCKS, Config
-from mask_rcnn.io.atomic_file import sha256
 from mask_rcnn.weights.converters import detectron_cfg
 from mask_rcnn.weights.converters.mapping import (
     ConversionReport,
@@ -42,6 +41,7 @@ from mask_rcnn.weights.converters.mapping import (
     swap_xy,
 )
 from mask_rcnn.weights.errors import WeightFileError
+from mask_rcnn.weights.files import sha256
 from mask_rcnn.weights.readers import safe_pickle
 
 #: Format name that converted files carry as their source's.

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, MOBILENET, RESNET_BLOCKS, Config, Dialect
-from mask_rcnn.io.atomic_file import open_for_reading, sha256
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
 from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file, sha256
 from mask_rcnn.weights.folding import fold_bias_into_mean
 from mask_rcnn.weights.readers import caffemodel, zip_archive
 
@@ -163,7 +163,7 @@ def _translated(
 
 def _read_members(path: _Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
     """Read the arrays of floats in an ``.npz``, as ``numpy.savez`` or ``savez_compressed`` writes it."""
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         try:
             archive, members = zip_archive.open_deflated(file, size, _MAX_GROWTH)
             names = [member.removesuffix('.npy') for member in members if member.endswith('.npy')]

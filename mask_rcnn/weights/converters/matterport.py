@@ -21,10 +21,10 @@ import h5py
 import numpy as np
 
 from mask_rcnn.config import MATTERPORT, Config
-from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.weights.converters import matterport_layers
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file
 
 #: Format name that converted files carry as their source's.
 FORMAT = 'matterport-h5'
@@ -102,7 +102,7 @@ def _name_of(layer: str, kind: str) -> str:
 
 def _contents(path: _Path) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """Return the arrays by layer and kind, in our order of axes; and what else there is, by what it is."""
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         if file.read(len(SIGNATURE)) != SIGNATURE:
             raise WeightFileError(path, 'is not an HDF5 file')
         try:

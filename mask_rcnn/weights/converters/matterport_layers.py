@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.config import MATTERPORT, RESNET_BLOCKS, Config
-from mask_rcnn.io.atomic_file import sha256
 from mask_rcnn.weights import folding
 from mask_rcnn.weights.converters import matterport_cfg
 from mask_rcnn.weights.converters.mapping import (
@@ -35,6 +34,7 @@ from mask_rcnn.weights.converters.mapping import (
     drop_background,
 )
 from mask_rcnn.weights.errors import WeightFileError
+from mask_rcnn.weights.files import sha256
 
 #: Takes a layer's Keras name and one of ``'kernel'``, ``'bias'``, ``'gamma'``, ``'beta'``, ``'mean'`` and
 #: ``'var'``; returns the file's name for the array.

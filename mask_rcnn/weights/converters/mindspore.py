@@ -40,7 +40,6 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from mask_rcnn.config import MINDSPORE, PRESETS, RESNET_BLOCKS, Config
-from mask_rcnn.io.atomic_file import open_for_reading, sha256
 from mask_rcnn.weights.converters.mapping import (
     ConversionReport,
     ConvertedWeights,
@@ -52,6 +51,7 @@ from mask_rcnn.weights.converters.mapping import (
     swap_xy,
 )
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file, sha256
 from mask_rcnn.weights.readers.protobuf import LENGTH, VARINT, Budget, CorruptMessageError, fields, packed, varint
 
 #: Format name that converted files carry as their source's.
@@ -144,7 +144,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         WeightFileError: The file cannot be read or is damaged.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         if size > _MAX_SIZE:
             raise WeightFileError(path, f'is larger ({size / 1e9:.1f} GB) than any checkpoint of Mask R-CNN')
         data = file.read()

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file
 from mask_rcnn.weights.readers.protobuf import (
     FIXED32,
     FIXED64,
@@ -73,7 +73,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         WeightFileError: The file cannot be read, is damaged, or holds no ResNet.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         if size > _MAX_SIZE:
             raise WeightFileError(path, f'is larger ({size / 1e9:.1f} GB) than any .caffemodel')
         data = file.read()

@@ -30,8 +30,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file
 
 #: Detectron's largest files need about 30 opcodes for each of 1000 arrays.
 MAX_OPERATIONS = 500_000
@@ -66,7 +66,7 @@ def load(path: str | os.PathLike) -> Any:
         WeightFileError: The file cannot be read, is damaged or is not such a pickle; the reason of a
             refused global is its dotted name.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         try:
             _refuse_other_formats(file, size)
             return SafeUnpickler(file, size).load()

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file
 from mask_rcnn.weights.readers import safe_pickle, zip_archive
 
 #: The first pickle of a legacy file holds this number.
@@ -70,7 +70,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         WeightFileError: The file cannot be read, is damaged, or holds more than plain data and tensors.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         try:
             start = file.read(len(LEGACY_START))
             file.seek(0)
