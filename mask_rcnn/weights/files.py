@@ -52,4 +52,4 @@ def _weight_file_errors() -> Iterator[None]:
     try:
         yield
     except FileError as error:
-        raise WeightFileError(error.filename, error.strerror) from error
+        raise WeightFileError(error.filename, error.strerror or str(error)) from error

@@ -144,7 +144,7 @@ def test_the_result_fits_our_network(read, extractor):
     n_res4 = RESNET_BLOCKS[extractor][2]
     file = read({'blobs': model_blobs(4, n_res4)})
     assert file.config == Config(extractor=extractor, n_fg_class=3)
-    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
+    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file')
 
 
 def test_orders_of_the_heads_of_a_pyramid(read):
@@ -171,7 +171,7 @@ def test_pyramids_fit_our_networks(read, preset, heads, name):
     assert file.config == config.replace(n_fg_class=n_class - 1, masks='mask' in heads)
     assert formats.default_name(file) == name
     assert file.class_names == (('person',) if 'keypoint' in heads else ())
-    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
+    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file')
 
 
 @pytest.mark.parametrize(('kernel', 'fixed'), [(bilinear(), True), (bilinear() / 2, False), (np.zeros(3), False)])
@@ -194,7 +194,7 @@ def test_imagenet_files_become_backbones(read, extractor, wrapped):
         'ImageNet classifier': ('fc1000_b', 'fc1000_w'),
     }
     assert {path.split('/')[0] for path in file.arrays} == {'extractor', 'box_head'}
-    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file', partial=True)
+    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file', partial=True)
 
 
 def test_report(read):

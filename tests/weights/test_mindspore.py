@@ -157,7 +157,7 @@ def test_every_array_is_taken_and_fits_our_network(read, shapes, extractor):
         'copies of the RPN': ('rpn_with_loss.rpn_convs_list.1.rpn_conv.weight',),
     }
     assert 'upsamples bilinearly' in file.report.warnings[-1]
-    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
+    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file')
 
 
 def test_orders(read, rng):

@@ -302,7 +302,7 @@ class Network(chainer.Chain):
 
 def test_load_arrays_copies_parameters_and_persistent_values():
     network, arrays = Network(), Network.arrays()
-    load_arrays(network, arrays, what='file')
+    load_arrays(network, arrays, source='file')
     serializer = chainer.serializers.DictionarySerializer()
     serializer.save(network)
     assert set(serializer.target) == set(arrays)
@@ -318,7 +318,7 @@ def test_load_arrays_names_everything_that_does_not_fit():
     del arrays['conv/b'], arrays['norm/avg_var']
     arrays |= {'conv/more': np.zeros(1), 'norm/beta': np.zeros((2, 2), np.float32)}
     with pytest.raises(WeightFileError) as caught:
-        load_arrays(network, arrays, what='w.npz')
+        load_arrays(network, arrays, source='w.npz')
     message = str(caught.value)
     assert message.startswith('w.npz: does not fit the network') and message.isprintable()
     for part in ('missing conv/b, norm/avg_var', 'unexpected conv/more', 'norm/beta has the shape (2, 2), not (4,)'):
@@ -328,10 +328,10 @@ def test_load_arrays_names_everything_that_does_not_fit():
 
 def test_load_arrays_partial():
     network = Network()
-    load_arrays(network, {'conv/b': np.ones(4, np.float32)}, what='w.npz', partial=True)
+    load_arrays(network, {'conv/b': np.ones(4, np.float32)}, source='w.npz', partial=True)
     assert network.conv.b.array.tolist() == [1, 1, 1, 1]
     with pytest.raises(WeightFileError, match='unexpected conv/x'):
-        load_arrays(network, {'conv/x': np.ones(4, np.float32)}, what='w.npz', partial=True)
+        load_arrays(network, {'conv/x': np.ones(4, np.float32)}, source='w.npz', partial=True)
 
 
 @pytest.mark.gpu
@@ -339,6 +339,6 @@ def test_load_arrays_partial():
 def test_load_arrays_to_the_gpu():
     network, arrays = Network(), Network.arrays()
     network.to_gpu()
-    load_arrays(network, arrays, what='file')
+    load_arrays(network, arrays, source='file')
     np.testing.assert_array_equal(chainer.cuda.to_cpu(network.norm.avg_mean), arrays['norm/avg_mean'])
     np.testing.assert_array_equal(chainer.cuda.to_cpu(network.conv.W.array), arrays['conv/W'])

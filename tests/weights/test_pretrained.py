@@ -271,7 +271,7 @@ def test_every_format_gives_the_network_its_arrays_describe(tmp_path, raw, model
         for got, wanted in zip(model_forward(model, image), expected):
             assert wanted.std() > 0.1
             np.testing.assert_allclose(got, wanted, atol=2e-5 * wanted.max(), rtol=1e-4)
-        assert report.what == what and report.n_taken == {'affine': 159, 'bn': 265}[norm]
+        assert report.title == title and report.n_taken == {'affine': 159, 'bn': 265}[norm]
         assert report.reinitialized == () and set(report.missing) == set(HEADS) and report.notes == ()
         assert str(report).startswith(f'{tmp_path / name}: {what}, ')
         assert 'not in the file): ' in str(report)

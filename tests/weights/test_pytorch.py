@@ -127,7 +127,7 @@ def test_every_array_is_taken_and_fits_our_network(read, program, backbone, n_re
     assert file.config.extractor == f'{backbone}_fpn' and file.config.n_fg_class == 3
     assert file.config.dialect is MATTERPORT and file.config.norm == 'bn'
     assert file.report.skipped == {'batch counters': ('fpn.C1.1.num_batches_tracked',), 'unknown': ('x\\n',)}
-    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
+    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file')
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
