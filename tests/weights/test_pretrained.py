@@ -525,6 +525,17 @@ def test_missing_and_wrong_arrays(tmp_path, raw, models, changes, reason, monkey
         load_pretrained(models['affine'], tmp_path / 'names.npz')
 
 
+def test_a_resnet101_whose_blocks_have_letters_only(tmp_path):
+    names = [
+        f'res{stage}{chr(97 + i)}_branch2a/W'
+        for stage, n in zip((2, 3, 4, 5), (3, 4, 23, 3), strict=True)
+        for i in range(n)
+    ]
+    np.savez(tmp_path / 'letters.npz', **dict.fromkeys(names, np.zeros(1, np.float32)))
+    with pytest.raises(WeightFileError, match='lacks conv1/W, res2a_branch2b/W'):
+        imagenet.read_caffe_npz(tmp_path / 'letters.npz')
+
+
 def test_an_archive_that_unpacks_to_more_than_its_size(tmp_path, models):
     np.savez_compressed(tmp_path / 'bomb.npz', **{'res2a_branch2a/W': np.zeros(10000)})
     with pytest.raises(WeightFileError, match='its members are larger than the file can hold'):

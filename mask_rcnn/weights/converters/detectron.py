@@ -33,12 +33,14 @@ import numpy as np
 from mask_rcnn.config import DETECTRON, PRESETS, RESNET_BLOCKS, Config
 from mask_rcnn.weights.converters import detectron_cfg
 from mask_rcnn.weights.converters.mapping import (
+    CAFFE_BRANCHES,
     ConversionReport,
     ConvertedWeights,
     ParamMapping,
     apply_mappings,
     drop_background,
     group_names,
+    resnet_convolutions,
     scale_outputs,
     swap_xy,
 )
@@ -231,31 +233,11 @@ def _backbone(config: Config) -> list[ParamMapping]:
     """Map conv1 to res5; in a C4 network, ``res5_*`` belong to the native box head."""
     backbone = 'extractor/body' if config.has_fpn else 'extractor'
     mappings = _affine_conv('conv1', 'res_conv1_bn', f'{backbone}/conv1', (64, 3, 7, 7))
-    width_in = 64
-    for stage, n_blocks in enumerate(RESNET_BLOCKS[config.backbone], start=2):
+    for stage, block, name, shape in resnet_convolutions(config.backbone):
         prefix = 'box_head' if stage == 5 and not config.has_fpn else backbone
-        width = 64 << stage - 2
-        for block in range(n_blocks):
-            mappings += _bottleneck(
-                f'res{stage}_{block}', f'{prefix}/res{stage}/block{block}', width_in, width, shortcut=block == 0
-            )
-            width_in = 4 * width
+        blob = f'res{stage}_{block}_{CAFFE_BRANCHES[name]}'
+        mappings += _affine_conv(blob, f'{blob}_bn', f'{prefix}/res{stage}/block{block}/{name}', shape)
     return mappings
-
-
-def _bottleneck(blob: str, path: str, width_in: int, width: int, *, shortcut: bool) -> list[ParamMapping]:
-    convs = [
-        ('branch2a', 'conv1', (width, width_in, 1, 1)),
-        ('branch2b', 'conv2', (width, width, 3, 3)),
-        ('branch2c', 'conv3', (4 * width, width, 1, 1)),
-    ]
-    if shortcut:
-        convs.append(('branch1', 'shortcut', (4 * width, width_in, 1, 1)))
-    return [
-        mapping
-        for branch, conv, shape in convs
-        for mapping in _affine_conv(f'{blob}_{branch}', f'{blob}_{branch}_bn', f'{path}/{conv}', shape)
-    ]
 
 
 def _weight_and_bias(

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import re
+import string
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, MOBILENET, RESNET_BLOCKS, Config, Dialect
-from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
+from mask_rcnn.weights.converters.mapping import CAFFE_BRANCHES, ConversionReport, ConvertedWeights, resnet_convolutions
 from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
 from mask_rcnn.weights.files import open_weight_file, sha256
 from mask_rcnn.weights.folding import fold_bias_into_mean
@@ -30,6 +31,9 @@ _MAX_GROWTH = 1.5
 
 #: Number of depthwise separable blocks of a MobileNetV1.
 _MOBILENET_BLOCKS = 13
+
+#: Chainer's numbers of the convolutions in a block.
+_CHAINER_NUMBERS = {'conv1': 1, 'conv2': 2, 'conv3': 3, 'shortcut': 4}
 
 _Path = str | os.PathLike
 
@@ -63,13 +67,10 @@ def read_chainer_npz(path: _Path) -> ConvertedWeights:
         path, [len({name.split('/')[1] for name in arrays if name.startswith(f'res{stage}/')}) for stage in range(2, 6)]
     )
     layers = [('conv1', 'bn1', 'extractor/conv1')]
-    for stage, n_blocks in enumerate(RESNET_BLOCKS[extractor], start=2):
-        for i in range(n_blocks):
-            block = f'res{stage}/{f"b{i}" if i else "a"}'
-            layers += [
-                (f'{block}/conv{number}', f'{block}/bn{number}', f'{_block_path(stage, i)}/{conv}')
-                for number, conv in _branches(i, '1', '2', '3', '4')
-            ]
+    for stage, block, name, _ in resnet_convolutions(extractor):
+        source = f'res{stage}/{f"b{block}" if block else "a"}'
+        number = _CHAINER_NUMBERS[name]
+        layers.append((f'{source}/conv{number}', f'{source}/bn{number}', f'{_block_path(stage, block)}/{name}'))
     statistics = {name: name for name in ('gamma', 'beta', 'avg_mean', 'avg_var')}
     return _convert(path, CHAINER_NPZ, arrays, layers, statistics, extractor, DETECTRON)
 
@@ -105,22 +106,13 @@ def _from_caffe(path: _Path, format: str, arrays: Mapping[str, np.ndarray]) -> C
     )
     long_names = any(re.match(r'res\d[a-z]\d', name) for name in arrays)
     layers = [('conv1', 'bn_conv1', 'extractor/conv1')]
-    for stage, n_blocks in enumerate(RESNET_BLOCKS[extractor], start=2):
-        for i in range(n_blocks):
-            is_numbered = long_names and i and stage in (3, 4)
-            block = f'{stage}b{i}' if is_numbered else f'{stage}{"abcdef"[i]}'
-            layers += [
-                (f'res{block}_{branch}', f'bn{block}_{branch}', f'{_block_path(stage, i)}/{conv}')
-                for branch, conv in _branches(i, 'branch2a', 'branch2b', 'branch2c', 'branch1')
-            ]
+    for stage, block, name, _ in resnet_convolutions(extractor):
+        is_numbered = long_names and block and stage in (3, 4)
+        source = f'{stage}b{block}' if is_numbered else f'{stage}{string.ascii_lowercase[block]}'
+        branch = CAFFE_BRANCHES[name]
+        layers.append((f'res{source}_{branch}', f'bn{source}_{branch}', f'{_block_path(stage, block)}/{name}'))
     statistics = {'gamma': 'gamma', 'beta': 'beta', 'mean': 'avg_mean', 'var': 'avg_var'}
     return _convert(path, format, arrays, layers, statistics, extractor, DETECTRON)
-
-
-def _branches(block: int, first: str, second: str, third: str, shortcut: str) -> list[tuple[str, str]]:
-    """Pair a format's names of the convolutions in a block with the native ones; only block 0 has a shortcut."""
-    pairs = [(first, 'conv1'), (second, 'conv2'), (third, 'conv3')]
-    return pairs if block else [*pairs, (shortcut, 'shortcut')]
 
 
 def _block_path(stage: int, block: int) -> str:

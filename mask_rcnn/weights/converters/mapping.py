@@ -8,12 +8,13 @@ arrays.  :mod:`mask_rcnn.weights.native` stores the result.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from mask_rcnn.config import Config
+from mask_rcnn.config import RESNET_BLOCKS, Config
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 
 
@@ -184,6 +185,44 @@ def batch_counter(path: str) -> ParamMapping:
         path: Path of the batch normalisation.
     """
     return ParamMapping(f'{path}/N', {}, lambda: np.zeros((), np.float32))
+
+
+class ResNetConv(NamedTuple):
+    """A convolution in a bottleneck block of a ResNet.
+
+    Attributes:
+        stage: Number of the stage, 2 to 5.
+        block: Index of the block in the stage.
+        name: ``'conv1'``, ``'conv2'``, ``'conv3'``, or in block 0 also ``'shortcut'``.
+        shape: Shape of the weight.
+    """
+
+    stage: int
+    block: int
+    name: str
+    shape: tuple[int, ...]
+
+
+#: Caffe's names of the convolutions in a block, which Detectron and Matterport also use.
+CAFFE_BRANCHES = {'conv1': 'branch2a', 'conv2': 'branch2b', 'conv3': 'branch2c', 'shortcut': 'branch1'}
+
+
+def resnet_convolutions(backbone: str) -> Iterator[ResNetConv]:
+    """Yield the convolutions in the blocks of a ResNet (He et al. 2016, table 1).
+
+    Args:
+        backbone: A key of :data:`mask_rcnn.config.RESNET_BLOCKS`.
+    """
+    width_in = 64
+    for stage, n_blocks in enumerate(RESNET_BLOCKS[backbone], start=2):
+        width = 64 << stage - 2
+        for block in range(n_blocks):
+            yield ResNetConv(stage, block, 'conv1', (width, width_in, 1, 1))
+            yield ResNetConv(stage, block, 'conv2', (width, width, 3, 3))
+            yield ResNetConv(stage, block, 'conv3', (4 * width, width, 1, 1))
+            if block == 0:
+                yield ResNetConv(stage, block, 'shortcut', (4 * width, width_in, 1, 1))
+            width_in = 4 * width
 
 
 _BACKBONE_NAMES = {'resnet50': 'R-50', 'resnet101': 'R-101', 'mobilenet_v1': 'MobileNetV1'}

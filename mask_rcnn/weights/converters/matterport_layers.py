@@ -26,12 +26,14 @@ from mask_rcnn.config import MATTERPORT, RESNET_BLOCKS, Config
 from mask_rcnn.weights import folding
 from mask_rcnn.weights.converters import matterport_cfg
 from mask_rcnn.weights.converters.mapping import (
+    CAFFE_BRANCHES,
     ConversionReport,
     ConvertedWeights,
     ParamMapping,
     apply_mappings,
     batch_counter,
     drop_background,
+    resnet_convolutions,
 )
 from mask_rcnn.weights.errors import WeightFileError
 from mask_rcnn.weights.files import sha256
@@ -167,26 +169,10 @@ def param_mappings(config: Config, name_of: NameOf) -> list[ParamMapping]:
 def _backbone(config: Config, layers: _LayerMapper) -> Iterator[ParamMapping]:
     """Map conv1 to res5; Keras numbers the blocks of a stage with letters."""
     yield from layers.conv_bn('conv1', 'bn_conv1', 'extractor/body/conv1', (64, 3, 7, 7))
-    width_in = 64
-    for stage, n_blocks in enumerate(RESNET_BLOCKS[config.backbone], start=2):
-        width = 64 << stage - 2
-        for block in range(n_blocks):
-            convs = {
-                'branch2a': ('conv1', (width, width_in, 1, 1)),
-                'branch2b': ('conv2', (width, width, 3, 3)),
-                'branch2c': ('conv3', (4 * width, width, 1, 1)),
-            }
-            if block == 0:
-                convs['branch1'] = ('shortcut', (4 * width, width_in, 1, 1))
-            source = f'{stage}{string.ascii_lowercase[block]}'
-            for branch, (native, shape) in convs.items():
-                yield from layers.conv_bn(
-                    f'res{source}_{branch}',
-                    f'bn{source}_{branch}',
-                    f'extractor/body/res{stage}/block{block}/{native}',
-                    shape,
-                )
-            width_in = 4 * width
+    for stage, block, name, shape in resnet_convolutions(config.backbone):
+        suffix = f'{stage}{string.ascii_lowercase[block]}_{CAFFE_BRANCHES[name]}'
+        path = f'extractor/body/res{stage}/block{block}/{name}'
+        yield from layers.conv_bn(f'res{suffix}', f'bn{suffix}', path, shape)
 
 
 def _pyramid(config: Config, layers: _LayerMapper) -> Iterator[ParamMapping]:

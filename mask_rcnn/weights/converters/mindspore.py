@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from mask_rcnn.config import MINDSPORE, PRESETS, RESNET_BLOCKS, Config
+from mask_rcnn.config import MINDSPORE, PRESETS, Config
 from mask_rcnn.weights.converters.mapping import (
     ConversionReport,
     ConvertedWeights,
@@ -49,6 +49,7 @@ from mask_rcnn.weights.converters.mapping import (
     batch_counter,
     drop_background,
     group_names,
+    resnet_convolutions,
     swap_xy,
 )
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
@@ -267,24 +268,11 @@ def _convolution(conv: str, norm: str, path: str, shape: tuple[int, ...]) -> Ite
 
 def _resnet(config: Config) -> Iterator[ParamMapping]:
     yield from _convolution('backbone.conv1', 'backbone.bn1', 'extractor/body/conv1', (64, 3, 7, 7))
-    width_in = 64
-    for stage, n_blocks in enumerate(RESNET_BLOCKS[config.backbone], start=2):
-        width = 64 << stage - 2
-        for block in range(n_blocks):
-            shapes = {
-                'conv1': (width, width_in, 1, 1),
-                'conv2': (width, width, 3, 3),
-                'conv3': (4 * width, width, 1, 1),
-            }
-            if block == 0:
-                shapes['shortcut'] = (4 * width, width_in, 1, 1)
-            source = f'backbone.layer{stage - 1}.{block}'
-            for native, shape in shapes.items():
-                conv, norm = _BLOCK[native]
-                yield from _convolution(
-                    f'{source}.{conv}', f'{source}.{norm}', f'extractor/body/res{stage}/block{block}/{native}', shape
-                )
-            width_in = 4 * width
+    for stage, block, name, shape in resnet_convolutions(config.backbone):
+        source = f'backbone.layer{stage - 1}.{block}'
+        conv, norm = _BLOCK[name]
+        path = f'extractor/body/res{stage}/block{block}/{name}'
+        yield from _convolution(f'{source}.{conv}', f'{source}.{norm}', path, shape)
 
 
 def _mobilenet() -> Iterator[ParamMapping]:
