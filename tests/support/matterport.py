@@ -31,7 +31,7 @@ def load_h5(path: Path, settings: dict):
     file = matterport.read(path, settings)
     assert not file.report.skipped and not file.report.warnings
     model = mask_rcnn.build(file.config)
-    load_arrays(model, file.arrays, what=path)
+    load_arrays(model, file.arrays, source=path)
     return model
 
 
