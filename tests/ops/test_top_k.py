@@ -20,7 +20,7 @@ def scores(request, rng):
 @pytest.fixture
 def chooses(monkeypatch):
     """Few scores are chosen before they are sorted, as many are."""
-    monkeypatch.setattr(top_k, '_MAX_SORTED_WHOLE', 0)
+    monkeypatch.setattr(top_k, '_MAX_FULL_SORT', 0)
 
 
 def is_as_a_stable_sort(backend, scores, limit):
@@ -64,6 +64,6 @@ def test_one_score_and_none(backend):
 
 
 def test_more_than_the_device_sorts_itself(backend, rng, monkeypatch):
-    monkeypatch.setattr(top_k, '_MAX_SORTED', 20)
+    monkeypatch.setattr(top_k, '_MAX_PAIRWISE_SORT', 20)
     scores = rng.uniform(0, 1, 100).astype('f')
     assert backend.numpy(top_k_indices(backend.array(scores), 30)).tolist() == np.argsort(-scores)[:30].tolist()
