@@ -23,7 +23,7 @@ FLOOR_OF = {package: number for number, floor in enumerate(FLOORS) for package i
 IMPORTED_BY_OPERATIONS = {
     *('numpy', 'numba', 'chainer', 'cupy', 'mask_rcnn'),
     *('__future__', 'collections', 'concurrent', 'contextlib', 'ctypes', 'dataclasses', 'functools', 'importlib'),
-    *('logging', 'math', 'operator', 'os', 're', 'threading', 'typing'),
+    *('logging', 'math', 'operator', 'os', 'pycocotools', 're', 'threading', 'typing'),
 }
 MAX_BODY_LINES = 60
 
