@@ -195,7 +195,9 @@ def test_masks_are_pasted_where_the_model_is(model, rng, on_gpu, monkeypatch):
     expected = kept.masks, kept[:0].encode_masks(), kept.encode_masks()
     used = []
     for ours, theirs in (('paste_cpu', paste_masks.paste_gpu), ('runs_cpu', paste_masks.runs_gpu)):
-        monkeypatch.setattr(paste_masks, ours, lambda *args, theirs=theirs: used.append(len(args[0])) or theirs(*args))
+        monkeypatch.setattr(
+            paste_masks, ours, lambda *args, theirs=theirs: used.append(len(args[0].probs)) or theirs(*args)
+        )
     assert found[1:].device == found.device
     for ours, theirs in zip((found.masks, found[:0].encode_masks(), model.detect([image])[0].encode_masks()), expected):
         np.testing.assert_array_equal(ours, theirs)

@@ -224,7 +224,7 @@ def test_to_the_host_in_portions(backend, rng, monkeypatch):
     size = (41, 53)
     probs, boxes = smooth_masks(rng, 5, 14), random_boxes(rng, 5, size)
     expected = run(backend, probs, boxes, size, threshold=0.3)
-    monkeypatch.setattr(paste_module, '_PORTION_BYTES', 2 * 41 * 53 + 1)
+    monkeypatch.setattr(paste_module, '_CHUNK_BYTES', 2 * 41 * 53 + 1)
     for n in (5, 0):
         masks = paste_to_host(backend.array(probs[:n]), backend.array(boxes[:n]), size, threshold=0.3)
         assert isinstance(masks, np.ndarray) and masks.dtype == bool
