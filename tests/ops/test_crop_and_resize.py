@@ -169,7 +169,7 @@ def test_the_kernel_gets_the_maps_as_they_are(emulator, monkeypatch, rng, dtype,
         launch = emulator.kernel(source, name, *args)
         return lambda grid, block, arguments: (launched.append((name, arguments)), launch(grid, block, arguments))
 
-    monkeypatch.setattr(module._cuda, 'kernel', kernel)
+    monkeypatch.setattr(module.cuda_kernels, 'kernel', kernel)
     x, rois, indices = random_problem(rng, channels=8, dtype=dtype)
     x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     points = [module._sample_points(rois[:, axis], rois[:, axis + 2], x.shape[2 + axis], 7) for axis in (0, 1)]

@@ -4,7 +4,8 @@ import pytest
 from chainer import gradient_check
 
 from mask_rcnn.ops.roi import roi_align as module
-from mask_rcnn.ops.roi.common import channels_last, common_lanes
+from mask_rcnn.ops.roi.regions import channels_last
+from mask_rcnn.ops.roi.tiles import vector_lanes
 from mask_rcnn.ops.roi.roi_align import roi_align, roi_align_pyramid
 
 
@@ -164,7 +165,7 @@ def test_gradients(backend, rng, ratio, aligned, bin_step):
 
 @pytest.mark.parametrize(('channels', 'ratio', 'aligned'), [(4, 0, False), (5, 2, True), (20, 3, False)])
 def test_kernels_give_the_gradient_of_the_cpu_bit_by_bit(emulator, monkeypatch, rng, channels, ratio, aligned):
-    monkeypatch.setattr(module._cuda, 'kernel', emulator.kernel)
+    monkeypatch.setattr(module.cuda_kernels, 'kernel', emulator.kernel)
     maps, rois, indices, levels, scales = pyramid_problem(rng, 2, channels)
     regions = module._Regions(rois, indices, levels, tuple(scales), (5, 7), ratio, aligned, 1)
     gy, shapes = rng.standard_normal((20, channels, 5, 7)).astype(np.float32), [x.shape for x in maps]
@@ -312,7 +313,7 @@ def test_lanes_need_aligned_multiples(backend):
     aligned = backend.xp.zeros(1024, np.float32)
     for channels, offset, lanes in ((8, 0, 4), (6, 0, 1), (8, 1, 1), (8, 4, 4)):
         part = aligned[offset : offset + channels * 6].reshape(1, 2, 3, channels)
-        assert common_lanes(4, part) == common_lanes(4, aligned.reshape(1, 2, 64, 8), part) == lanes
+        assert vector_lanes(4, part) == vector_lanes(4, aligned.reshape(1, 2, 64, 8), part) == lanes
 
 
 def test_maps_that_are_not_aligned(backend, rng):
@@ -403,7 +404,7 @@ def test_level_outside_the_pyramid(backend):
 @pytest.mark.parametrize('dtype', ['f', 'e'])
 def test_emulated_kernels_skip_what_is_padding(emulator, monkeypatch, rng, channels, dtype):
     """RoIs of no image, or not finite, are zero and give nothing, whatever they claim to be."""
-    monkeypatch.setattr(module._cuda, 'kernel', emulator.kernel)
+    monkeypatch.setattr(module.cuda_kernels, 'kernel', emulator.kernel)
     maps, rois, indices, levels, scales = pyramid_problem(rng, 3, channels, dtype)
     indices[::3], rois[1::3] = -1, np.nan
     regions = module._Regions(rois, indices, levels, tuple(scales), (3, 3), 2, False, 1)
@@ -427,7 +428,7 @@ def test_pyramid_is_one_launch(emulator, monkeypatch, rng):
         launch = emulator.kernel(source, name, *args)
         return lambda grid, block, arguments: (launched.append((name, arguments)), launch(grid, block, arguments))
 
-    monkeypatch.setattr(module._cuda, 'kernel', kernel)
+    monkeypatch.setattr(module.cuda_kernels, 'kernel', kernel)
     maps, rois, indices, levels, scales = pyramid_problem(rng, 4, 8, np.float16)
     maps = [np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for x in maps]
     y = module.forward_gpu(maps, module._Regions(rois, indices, levels, tuple(scales), (7, 7), 2, False, 1))
@@ -439,11 +440,11 @@ def test_pyramid_is_one_launch(emulator, monkeypatch, rng):
 @pytest.mark.parametrize(
     ('maps', 'scales', 'levels', 'message'),
     [
-        ([], [], (2,), 'maps must be 1 to 4'),
-        ([(1, 3, 9, 9)] * 5, [1] * 5, (2,), 'maps must be 1 to 4'),
-        ([(1, 3, 9, 9)] * 2, [1], (2,), 'maps must be 1 to 4, with a scale each'),
-        ([(1, 3, 9, 9), (1, 4, 5, 5)], [1, 0.5], (2,), 'maps must differ in their size only'),
-        ([(1, 3, 9, 9), (1, 3, 5, 0)], [1, 0.5], (2,), 'maps must differ in their size only'),
+        ([], [], (2,), 'features must be 1 to 4'),
+        ([(1, 3, 9, 9)] * 5, [1] * 5, (2,), 'features must be 1 to 4'),
+        ([(1, 3, 9, 9)] * 2, [1], (2,), 'features must be 1 to 4 maps with one scale each'),
+        ([(1, 3, 9, 9), (1, 4, 5, 5)], [1, 0.5], (2,), 'features must differ only in height and width'),
+        ([(1, 3, 9, 9), (1, 3, 5, 0)], [1, 0.5], (2,), 'features must differ only in height and width'),
         ([(1, 3, 9, 9), (1, 3, 5, 5)], [1, 0.5], (3,), 'levels must have the shape'),
     ],
 )

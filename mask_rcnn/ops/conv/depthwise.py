@@ -11,7 +11,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops import cudnn_frontend
-from mask_rcnn.ops.roi.common import compute_dtype
+from mask_rcnn.ops.roi.regions import compute_dtype
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
 

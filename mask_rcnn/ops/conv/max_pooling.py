@@ -6,7 +6,7 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.ops.roi.common import compute_dtype
+from mask_rcnn.ops.roi.regions import compute_dtype
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for

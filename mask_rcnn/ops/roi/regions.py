@@ -1,36 +1,42 @@
-"""What the functions that pool regions of interest share: their arguments, checked, memory layouts, bin ranges."""
+"""Regions of interest: validation of the arguments of RoI pooling, and the pixels that a RoI reads."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import chainer
 import numpy as np
 
-#: Threads of a block that computes a row of a RoI's bins.
-BIN_THREADS = 128
-#: Height of the tile of pixels that a block of a backward kernel owns, and its threads; the sources have them, too.
-TILE_ROWS, TILE_THREADS = 4, 256
+from mask_rcnn.ops.runtime.array import Array
 
 
 def as_pair(size: int | tuple[int, int], name: str = 'output_size') -> tuple[int, int]:
-    """Return ``size`` as ``(height, width)``; an int stands for both."""
-    height, width = (size, size) if np.ndim(size) == 0 else size
+    """Return ``size`` as ``(height, width)``; an int is both.
+
+    Args:
+        size: An int or a pair of ints.
+        name: The name of the argument, for the error message.
+
+    Raises:
+        ValueError: A size is less than 1.
+    """
+    height, width = (size, size) if isinstance(size, (int, np.integer)) else size
     if height < 1 or width < 1:
         raise ValueError(f'{name} must be at least 1, not {size!r}')
     return int(height), int(width)
 
 
-def check_arguments(x, rois, roi_indices, bin_step: int):
-    """Check what every RoI pooling takes and return ``rois`` and ``roi_indices`` as plain arrays.
+def check_arguments(x: Any, rois: Any, roi_indices: Array, bin_step: int) -> tuple[Array, Array]:
+    """Validate the arguments that all kinds of RoI pooling have in common.
 
     Args:
         x: Feature maps (N, C, H, W), floating point, variable or array.
-        rois: (R, 4).
-        roi_indices: (R,).  Looking at their values would make the GPU wait for them: only on the CPU do
-            indices outside the batch raise an error.
+        rois: (R, 4), variable or array.
+        roi_indices: (R,).  Their values are validated on the CPU only: reading them would synchronise a GPU.
         bin_step: At least 1.
 
     Returns:
-        ``rois`` float32 and ``roi_indices`` int32, both contiguous.
+        ``rois`` float32 and ``roi_indices`` int32, contiguous arrays.
 
     Raises:
         ValueError: If a shape, a type or an index is wrong.
@@ -50,28 +56,28 @@ def check_arguments(x, rois, roi_indices, bin_step: int):
     return (xp.ascontiguousarray(rois, dtype=np.float32), xp.ascontiguousarray(roi_indices, dtype=np.int32))
 
 
-def compute_dtype(dtype) -> np.dtype:
-    """Return the type to calculate in: float64 for float64, else float32 (float16 only stores)."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
-def pixel_range(xp, first, count, size: int):
-    """Return the pixels of one axis that any bin of a RoI reads, ``[begin, end)``, both int32 (R,).
+def pixel_range(first: Array, count: Array, size: int) -> tuple[Array, Array]:
+    """Return the range of pixels that the bins of each RoI read along one axis.
 
     Args:
-        xp: NumPy or CuPy.
         first: First pixel of each bin (R, P) int32.
         count: Number of pixels of each bin (R, P) int32; 0 for an empty bin.
         size: Length of the axis.
+
+    Returns:
+        ``begin`` and ``end`` of the half-open range, both (R,) int32.
     """
-    if len(first) == 0:  # CuPy refuses to reduce an empty array
+    xp = chainer.backend.get_array_module(first)
+    if len(first) == 0:  # CuPy does not reduce empty arrays
         return xp.empty((0,), np.int32), xp.empty((0,), np.int32)
     begin = xp.where(count > 0, first, size).min(axis=1).astype(np.int32)
     end = xp.where(count > 0, first + count, 0).max(axis=1).astype(np.int32)
     return begin, end
 
 
-# For the kernels, which take several channels of a pixel or bin at once
+def compute_dtype(dtype) -> np.dtype:
+    """Return the type to calculate in: float64 for float64, else float32 (float16 only stores)."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def channels_last(x, dtype=None):
@@ -83,40 +89,3 @@ def channels_last(x, dtype=None):
     """
     xp = chainer.backend.get_array_module(x)
     return xp.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype)
-
-
-def common_lanes(max_lanes: int, *arrays) -> int:
-    """Return how many channels a thread can load at once: ``max_lanes`` or 1.
-
-    Args:
-        max_lanes: A power of two.
-        arrays: What is loaded, channels last.
-    """
-    size = min(max_lanes * arrays[0].itemsize, 16)
-    fits = all(array.shape[-1] % max_lanes == 0 and _address(array) % size == 0 for array in arrays)
-    return max_lanes if fits else 1
-
-
-def tile_columns(groups: int) -> int:
-    """Return how wide a backward kernel's tiles of pixels are, so that few of its threads have no channels.
-
-    Args:
-        groups: Number of threads that share a pixel's channels.
-    """
-    return 4 if groups > 32 else 8 if groups > 16 else 16
-
-
-def tile_grid(shape, groups: int, columns: int) -> tuple[int, int]:
-    """Return a backward kernel's grid: a block for every tile of every map, and for as many channels as it can.
-
-    Args:
-        shape: Of the maps (N, C, H, W).
-        groups: Number of threads that share a pixel's channels.
-        columns: What :func:`tile_columns` says, or less.
-    """
-    n_images, _, height, width = shape
-    return (n_images * -(-height // TILE_ROWS) * -(-width // columns), -(-groups // (TILE_THREADS // columns)))
-
-
-def _address(array) -> int:
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
