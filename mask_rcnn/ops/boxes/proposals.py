@@ -62,8 +62,8 @@ def generate_proposals(
         deltas: For each level, ``(4 * A, H, W)`` float32; channels ``4 * a`` to ``4 * a + 3`` are the
             ``(dy, dx, dh, dw)`` of anchor ``a``.
         anchors: For each level, ``(H * W * A, 4)`` float32 boxes (:func:`mask_rcnn.ops.boxes.anchors.shift_anchors`).
-        size: Height and width of the image in the network input, without the padding below and to the right; feature
-            maps may reach beyond it.
+        size: Height and width in network input pixels.  Proposals are clipped to them, and those with a centre outside
+            are dropped; the feature maps may extend further.
         scale: Network input pixels per pixel of the original image.
         pre_nms: Maximum number of anchors before NMS, per level or in total.
         post_nms: Maximum number of proposals.

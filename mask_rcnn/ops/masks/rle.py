@@ -90,7 +90,7 @@ def decode_counts(counts: str | bytes) -> np.ndarray:
     characters = np.frombuffer(counts.encode('ascii') if isinstance(counts, str) else counts, np.uint8)
     values = characters.astype(np.int64) - 48
     ends = np.flatnonzero(values & 0x20 == 0)
-    if not values.size or values.min() < 0 or values.max() > 63 or ends[-1:] != values.size - 1:
+    if not ends.size or ends[-1] != values.size - 1 or values.min() < 0 or values.max() > 63:
         raise ValueError('they are truncated or have invalid characters')
     starts = np.append(0, ends[:-1] + 1)
     n_characters = ends - starts + 1
