@@ -1,4 +1,4 @@
-"""The backends of an operation, so that one test covers them all."""
+"""The backends of an operation, so that one test covers all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.cuda_emulator import CudaEmulator
 
 
 class Backend:
-    """One backend of the operations: where its arrays live."""
+    """A backend of the operations, with its array module."""
 
     def __init__(self, name: str):
         self.name = name
@@ -35,7 +35,7 @@ class Backend:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A thread of the system for each of CUDA's takes its time: what other tests cover, too, is for ``-m slow``."""
+    """Mark emulated tests that other tests also cover as slow: the emulator starts a thread per CUDA thread."""
     for item in items:
         if item.get_closest_marker('slow_emulated') and 'emulated' in item.name:
             item.add_marker(pytest.mark.slow)
@@ -50,15 +50,15 @@ def emulator(tmp_path_factory) -> CudaEmulator:
 
 @pytest.fixture(params=['cpu', 'emulated', pytest.param('cuda', marks=pytest.mark.gpu)])
 def backend(request, monkeypatch) -> Backend:
-    """The CPU implementation; the GPU implementation with its kernels on the CPU; the GPU implementation on a GPU."""
+    """The CPU implementation, the GPU implementation with emulated kernels, or the GPU implementation on a GPU."""
     if request.param == 'emulated':
         monkeypatch.setattr(cuda_kernels, 'kernel', request.getfixturevalue('emulator').kernel)
         for function in (
             crop_and_resize._CropAndResize,
             crop_and_resize._CropAndResizeGrad,
-            depthwise._Depthwise,
-            depthwise._DepthwiseGradX,
-            depthwise._DepthwiseGradW,
+            depthwise.DepthwiseFunction,
+            depthwise.DepthwiseGradX,
+            depthwise.DepthwiseGradW,
             roi_align._RoIAlign,
             roi_align._RoIAlignGrad,
             roi_max_pooling._RoIMaxPooling,

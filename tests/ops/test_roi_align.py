@@ -4,8 +4,9 @@ import pytest
 from chainer import gradient_check
 
 from mask_rcnn.ops.roi import roi_align as module
-from mask_rcnn.ops.roi.common import channels_last, common_lanes
+from mask_rcnn.ops.roi.common import common_lanes
 from mask_rcnn.ops.roi.roi_align import roi_align, roi_align_pyramid
+from mask_rcnn.ops.runtime.memory_layout import channels_last
 
 
 @pytest.fixture(scope='module')

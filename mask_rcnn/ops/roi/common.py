@@ -50,11 +50,6 @@ def check_arguments(x, rois, roi_indices, bin_step: int):
     return (xp.ascontiguousarray(rois, dtype=np.float32), xp.ascontiguousarray(roi_indices, dtype=np.int32))
 
 
-def compute_dtype(dtype) -> np.dtype:
-    """Return the type to calculate in: float64 for float64, else float32 (float16 only stores)."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
 def pixel_range(xp, first, count, size: int):
     """Return the pixels of one axis that any bin of a RoI reads, ``[begin, end)``, both int32 (R,).
 
@@ -72,17 +67,6 @@ def pixel_range(xp, first, count, size: int):
 
 
 # For the kernels, which take several channels of a pixel or bin at once
-
-
-def channels_last(x, dtype=None):
-    """Return ``(N, C, H, W)`` as a contiguous ``(N, H, W, C)``, copying only what is laid out otherwise.
-
-    Args:
-        x: CuPy array.
-        dtype: Type of the result; by default that of ``x``.
-    """
-    xp = chainer.backend.get_array_module(x)
-    return xp.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype)
 
 
 def common_lanes(max_lanes: int, *arrays) -> int:

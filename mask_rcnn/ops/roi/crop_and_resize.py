@@ -19,16 +19,14 @@ from mask_rcnn.ops.roi.common import (
     BIN_THREADS,
     TILE_THREADS,
     as_pair,
-    channels_last,
     check_arguments,
     common_lanes,
-    compute_dtype,
     pixel_range,
     tile_columns,
     tile_grid,
 )
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
-from mask_rcnn.ops.runtime.memory_layout import as_images
+from mask_rcnn.ops.runtime.memory_layout import as_images, channels_last, compute_dtype
 
 _ONE = np.float32(1)
 #: The most channels that a thread of a kernel takes at once.

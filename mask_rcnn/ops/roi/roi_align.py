@@ -28,16 +28,14 @@ from mask_rcnn.ops.roi.common import (
     TILE_ROWS,
     TILE_THREADS,
     as_pair,
-    channels_last,
     check_arguments,
     common_lanes,
-    compute_dtype,
     pixel_range,
     tile_columns,
     tile_grid,
 )
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
-from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
+from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first, channels_last, compute_dtype
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 

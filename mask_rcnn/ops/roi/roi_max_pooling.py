@@ -15,16 +15,14 @@ from mask_rcnn.ops.roi.common import (
     BIN_THREADS,
     TILE_THREADS,
     as_pair,
-    channels_last,
     check_arguments,
     common_lanes,
-    compute_dtype,
     pixel_range,
     tile_columns,
     tile_grid,
 )
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
-from mask_rcnn.ops.runtime.memory_layout import channels_first
+from mask_rcnn.ops.runtime.memory_layout import channels_first, channels_last, compute_dtype
 
 #: What an element must exceed to be a bin's maximum (Caffe2: ``-FLT_MAX``).
 _LOWEST = np.finfo(np.float32).min
