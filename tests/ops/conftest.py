@@ -65,7 +65,7 @@ def emulated_kernels(emulator, monkeypatch) -> list[tuple[str, tuple]]:
 
 @pytest.fixture(params=['cpu', 'emulated', pytest.param('cuda', marks=pytest.mark.gpu)])
 def backend(request, monkeypatch) -> Backend:
-    """The CPU implementation; the GPU implementation with its kernels on the CPU; the GPU implementation on a GPU."""
+    """The CPU implementation, the GPU implementation with emulated kernels, or the GPU implementation on a GPU."""
     if request.param == 'emulated':
         request.getfixturevalue('emulated_kernels')
         for function in (
