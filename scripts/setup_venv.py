@@ -115,7 +115,7 @@ def create_environment(folder, extras):
     advice = 'pip could not install the packages; check the network (and the proxy), then run it again'
     run(pip + ['setuptools', 'wheel', 'numpy'], advice)  # ChainerCV's setup.py imports NumPy
     run(pip + ['--no-build-isolation', '--no-deps'] + CHAINER, advice, environment={'CC': 'true', 'LDSHARED': 'true'})
-    extras = 'test' if extras == 'none' else 'test,' + extras
+    extras = 'test,lint' if extras == 'none' else 'test,lint,' + extras
     run(pip + ['--no-build-isolation', '-e', '%s[%s]' % (ROOT, extras)], advice)
     script = os.path.join(ROOT, 'scripts', 'compile_kernels.py')
     run([python, script, '--training'], 'the CPU kernels could not be compiled; the error is printed above')
