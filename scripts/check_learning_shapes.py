@@ -1,8 +1,8 @@
 """Check that training generalises: train on generated shapes, evaluate on 100 unseen images.
 
 Images have 128 x 128 pixels, objects have sides of at least 10 pixels.  Trains with the code of ``train.py`` and exits
-with status 0 if box AP50 is at least 0.90.  The network is R-50-FPN: the feature map of a C4 network has 8 x 8 locations
-at this size, and its box AP50 reaches 0.72.
+with status 0 if box AP50 is at least 0.90.  The network is R-50-FPN: the feature map of a C4 network has 8 x 8
+locations at this size, and its box AP50 reaches 0.72.
 
     python scripts/check_learning_shapes.py --pretrained resnet50_imagenet.npz
 """

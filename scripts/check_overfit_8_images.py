@@ -1,9 +1,9 @@
-"""Check that training works: overfit eight images of a COCO dataset on a CPU.
+r"""Check that training works: overfit eight images of a COCO dataset on a CPU.
 
 Starts from ImageNet weights, trains at a short side of 256 pixels with the code of ``train.py``, evaluates on the same
 eight images, and exits with status 0 if box AP50 is at least 0.90 and mask AP50 at least 0.80.
 
-    python scripts/check_overfit_8_images.py --annotations instances_train2017.json --images train2017 \\
+    python scripts/check_overfit_8_images.py --annotations instances_train2017.json --images train2017 \
         --pretrained resnet50_imagenet.npz
 """
 

@@ -1,6 +1,6 @@
 """Draw the README's picture: detections of the bundled model in generated scenes that it was not trained on.
 
-    python scripts/draw_example.py docs/example.jpg
+python scripts/draw_example.py docs/example.jpg
 """
 
 from __future__ import annotations
