@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +49,7 @@ def rebuild_pickle(golden: Path, recipe: str, folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class GoldenCase:
+class GoldenCase(ABC):
     """One image, a program's detections, and samples of its intermediate blobs.
 
     Attributes:
@@ -74,14 +75,14 @@ class GoldenCase:
         return json.loads(str(self.arrays['config']))
 
     @property
+    @abstractmethod
     def boxes(self) -> np.ndarray:
         """``(n, 4)`` float32 ``(y1, x1, y2, x2)`` boxes of the detections."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def labels(self) -> np.ndarray:
         """``(n,)`` classes of the detections; 0 is the first foreground class."""
-        raise NotImplementedError
 
     def rows_of(self, name: str) -> np.ndarray:
         """Return the indices of a blob's rows that have samples."""
