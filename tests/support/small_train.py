@@ -1,10 +1,10 @@
-"""``train.py`` with a ResNet of one block a stage: a program for tests, and what they give it."""
+"""``train.py`` with one block per ResNet stage: a program for tests, and its usual arguments."""
 
 import sys
 
 SMALL = (1, 1, 1, 1)
 
-#: Shapes of 64 pixels, 16 RoIs an image, from scratch, on the CPU.
+#: Images of 64 pixels, 16 RoIs per image, random initial weights, on the CPU.
 ARGUMENTS = [
     '--dataset',
     'shapes',
@@ -26,6 +26,7 @@ ARGUMENTS = [
 
 
 def main(argv):
+    """Run the command line program with the small network."""
     from mask_rcnn.cli import train
     from mask_rcnn.config import RESNET_BLOCKS
 
