@@ -27,18 +27,18 @@ def encode(mask):
 
 
 @pytest.mark.parametrize('size', [14, 28])
-def test_polygons_are_rasterised_as_in_detectron(shared, size):
-    golden = np.load(shared / 'golden' / 'ops' / 'ops_masks.npz')
+def test_polygons_are_rasterised_as_in_detectron(golden, size):
+    arrays = np.load(golden / 'ops' / 'ops_masks.npz')
     polygons = []
-    for i in range(len(golden['polys_to_boxes'])):
-        names = sorted(key for key in golden.files if key.startswith(f'poly{i}_part'))
-        polygons.append(tuple(golden[name] for name in names))
+    for i in range(len(arrays['polys_to_boxes'])):
+        names = sorted(key for key in arrays.files if key.startswith(f'poly{i}_part'))
+        polygons.append(tuple(arrays[name] for name in names))
     boxes = np.array([segmentation_box(p, None) for p in polygons])
-    np.testing.assert_array_equal(boxes[:, XY], golden['polys_to_boxes'])
-    for k in range(int(golden[f'target{size}_count'])):
+    np.testing.assert_array_equal(boxes[:, XY], arrays['polys_to_boxes'])
+    for k in range(int(arrays[f'target{size}_count'])):
         key = f'target{size}_{k:02d}'
-        (mask,) = rasterize_in_boxes(polygons[int(golden[f'{key}_poly'])], golden[f'{key}_box'][None, XY], size)
-        np.testing.assert_array_equal(mask, golden[f'{key}_mask'], err_msg=key)
+        (mask,) = rasterize_in_boxes(polygons[int(arrays[f'{key}_poly'])], arrays[f'{key}_box'][None, XY], size)
+        np.testing.assert_array_equal(mask, arrays[f'{key}_mask'], err_msg=key)
 
 
 def test_rle_at_its_original_size_is_the_mask(rng):

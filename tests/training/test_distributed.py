@@ -1,10 +1,7 @@
 """Several processes: gradients and values are averaged, and a failing process ends the others."""
 
-import importlib.util
 import json
 import os
-import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,26 +13,14 @@ import pytest
 from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.training.distributed import Communicator, DistributedError, _MPICommunicator, create_communicator
 from tests.support import distributed_cases
+from tests.support.mpi import mpiexec_command
 
 #: Seconds after which the processes count as hanging (they need three).
 _TIMEOUT = 60
 
 
-@pytest.fixture(scope='session')
-def mpiexec():
-    """The command that starts several processes."""
-    beside_python = pathlib.Path(sys.executable).with_name('mpiexec')
-    program = str(beside_python) if beside_python.exists() else shutil.which('mpiexec')
-    if program is None or importlib.util.find_spec('mpi4py') is None:
-        pytest.skip('needs mpi4py and mpiexec')
-    version = subprocess.run([program, '--version'], capture_output=True, text=True).stdout
-    if 'Open MPI' not in version and 'PRRTE' not in version and 'OpenRTE' not in version:
-        pytest.skip('needs the mpiexec of Open MPI')
-    return [program, '--allow-run-as-root', '--oversubscribe', '--bind-to', 'none']
-
-
 @pytest.fixture
-def run(mpiexec, tmp_path, root):
+def run(tmp_path, root):
     """Run a case of distributed_cases.py in several processes; return the completed launcher."""
 
     def run_case(case, n_processes=2):
@@ -45,7 +30,8 @@ def run(mpiexec, tmp_path, root):
             'OMP_NUM_THREADS': '1',
             'TMPDIR': '/tmp',
         }  # Open MPI's sockets need short paths
-        command = [*mpiexec, '-n', str(n_processes), sys.executable, distributed_cases.__file__, case, str(tmp_path)]
+        program = [sys.executable, distributed_cases.__file__, case, str(tmp_path)]
+        command = [*mpiexec_command(), '-n', str(n_processes), *program]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
         )
