@@ -34,7 +34,6 @@ from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
 from mask_rcnn.training.distributed import Communicator, DistributedError
 from mask_rcnn.training.freezing import FROZEN_STAGES
-from mask_rcnn.training.iterator import ExampleError, WorkerError
 from mask_rcnn.training.schedule import DETECTRON_SCHEDULES, detectron_schedule, step_schedule
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, list_snapshots, read_options
 from mask_rcnn.training.tensorboard import TensorBoardMissingError, writer_class
@@ -47,6 +46,7 @@ from mask_rcnn.training.trainer import (
     print_warning,
 )
 from mask_rcnn.training.updater import NonFiniteLossError
+from mask_rcnn.training.worker_pool import ExampleError, WorkerError
 from mask_rcnn.weights import WeightFileError
 
 #: What is taken where a flag is not given; the flags themselves default to ``None``, so that those that
