@@ -122,7 +122,7 @@ def evaluate_to_folder(model, data_set, folder: Path, *, name: str, communicator
 
     Raises:
         UsageError: Classes do not fit.
-        mask_rcnn.weights.WeightFileError: A file cannot be written.
+        mask_rcnn.io.atomic_file.FileError: A file cannot be written.
     """
     communicator = communicator or Communicator()
     check_classes(model, data_set, name)

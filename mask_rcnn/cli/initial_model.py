@@ -187,7 +187,7 @@ def load_model(args: argparse.Namespace):
         arrays = {
             name.removeprefix(prefix): array for name, array in snapshot.arrays.items() if name.startswith(prefix)
         }
-        load_arrays(model, arrays, what=args.resume)
+        load_arrays(model, arrays, source=args.resume)
         return model
     overrides = _overrides(args)
     if args.norm:

@@ -8,10 +8,10 @@ from typing import Any
 
 import chainer
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from mask_rcnn.config import DETECTRON, Dialect
 from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_masks, paste_to_host
+from mask_rcnn.ops.masks.rle import encode_mask, encode_runs
 from mask_rcnn.ops.runtime.transfer import side_stream
 
 #: Approximate number of bytes of the masks that :meth:`Detections.iter_masks` pastes at a time.
@@ -216,8 +216,8 @@ class Detections:
         if not self.has_masks:
             raise ValueError('these detections have no masks')
         if self._masks is not None:
-            return [mask_to_rle(mask) for mask in self._masks]
-        return [_encode(*runs.T, self.size) for runs in self._on_device(mask_runs, slice(None))]
+            return [encode_mask(mask) for mask in self._masks]
+        return [encode_runs(runs, self.size) for runs in self._on_device(mask_runs, slice(None))]
 
     def to_coco(self, image_id: int | str) -> list[dict]:
         """Return the instances in COCO's result format, as plain Python data for :mod:`json`.
@@ -267,50 +267,6 @@ class Detections:
         if isinstance(image, (str, os.PathLike)):
             image = read_image(image)
         return draw_detections(image, self, **options)
-
-
-def mask_to_rle(mask: np.ndarray) -> dict:
-    """Encode one mask as COCO does.
-
-    Equal to ``pycocotools.mask.encode``, but only the part of the image that the mask occupies is
-    looked at closely, which makes it many times faster for small instances in large images.
-
-    Args:
-        mask: ``(H, W)`` bool.
-
-    Returns:
-        ``{'size': [H, W], 'counts': str}``, counts in COCO's compressed form.
-    """
-    return _encode(*_runs(mask), mask.shape)
-
-
-def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the runs of a mask's pixels start and end down the columns: :func:`mask_runs` of a mask."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return rows, rows
-    top, bottom = rows[0], rows[-1] + 1
-    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
-    left, right = columns[0], columns[-1] + 1
-    framed = np.zeros((right - left, bottom - top + 2), np.int8)
-    framed[:, 1:-1] = mask[top:bottom, left:right].T
-    change = np.diff(framed, axis=1)
-    return tuple((x + left) * len(mask) + y + top for x, y in (np.nonzero(change == 1), np.nonzero(change == -1)))
-
-
-def _encode(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> dict:
-    """Return what :func:`mask_to_rle` does for runs of pixels that are counted down the columns."""
-    # A run that reaches the bottom of its column goes on at the top of the next one.
-    apart = starts[1:] != ends[:-1]
-    first, last = (np.append(*flags) for flags in ((True, apart), (apart, True)))
-    edges = np.stack([starts[first[: len(starts)]], ends[last[: len(ends)]]], axis=1).ravel()
-    height, width = size
-    # The lengths of the runs of 0, 1, 0 ...
-    lengths = np.diff(edges, prepend=0, append=height * width).tolist()
-    rle = coco_mask.frPyObjects(
-        {'size': [height, width], 'counts': lengths if lengths[-1] else lengths[:-1]}, height, width
-    )
-    return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
 
 
 def _checked(name: str, array: np.ndarray, dtype: type, shape: tuple) -> np.ndarray:

@@ -16,7 +16,7 @@ from mask_rcnn.ops.runtime.device import uses_padding
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
 from mask_rcnn.preprocessing.image_io import to_image_array
 from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.preprocessing.prepare import prepare_image
+from mask_rcnn.preprocessing.image_transform import prepare_image
 
 #: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
 GPU_BATCH_SIZE = 4
@@ -131,7 +131,7 @@ class Predictor:
 
         Returns:
             tuple: ``(1, 3, h, w)`` float32 array on the network's device, and the image's transform; see
-            :func:`mask_rcnn.preprocessing.prepare.prepare_image`.
+            :func:`mask_rcnn.preprocessing.image_transform.prepare_image`.
         """
         x, transform = prepare_image(image, self.network.config)
         return self.network.xp.asarray(x[None]), transform

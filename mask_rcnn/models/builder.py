@@ -123,7 +123,7 @@ def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **c
     norm = 'affine' if bn2affine else changes.pop('norm', meta.config.norm)
     config = meta.config.replace(**changes)
     model = build(config, class_names=meta.class_names, category_ids=meta.category_ids)
-    load_arrays(model, weights.arrays, what=path)
+    load_arrays(model, weights.arrays, source=path)
     if norm != config.norm:
         convert_norm(model, norm)
     model.to_device(device)

@@ -180,7 +180,7 @@ def refused(capsys, *arguments, given=SHAPES):
         ('--norm affine --freeze_bn', ('--norm', '--freeze_bn')),
         ('--snapshot 0 --keep 2', ('--snapshot', '--keep')),
         ('--resume model.npz', ('--resume', '--pretrained')),
-        ('--extractor resnet50_fpn --anchor-sizes 8 16', ('resnet50_fpn', '5 maps')),
+        ('--extractor resnet50_fpn --anchor-sizes 8 16', ('resnet50_fpn', '5 levels')),
         ('--data-dir x', ('--dataset shapes', '--data-dir')),
         ('--skip-broken', ('--dataset shapes', '--skip-broken')),
         ('--dataset shapes-rich --skip-broken', ('--dataset shapes-rich', '--skip-broken')),
@@ -382,7 +382,7 @@ def test_fine_tuning_a_model_of_other_classes(made, capsys):
     tuned = made[-1].model
     np.testing.assert_array_equal(tuned.rpn.conv.W.array, model.rpn.conv.W.array)
     assert tuned.box_head.score.W.shape == (4, 2048)
-    assert 'start anew' in capsys.readouterr().out
+    assert 'randomly initialised' in capsys.readouterr().out
 
 
 def test_fine_tuning_keeps_the_network_and_the_dialect_of_a_model(made, capsys):

@@ -11,7 +11,7 @@ from mask_rcnn.datasets.coco import COCODataset
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import METRIC_NAMES, COCOEvaluator, Metrics, evaluate_model
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.weights import WeightFileError
+from mask_rcnn.io.atomic_file import FileError
 from tests.support.models import small_model
 
 SHAPES = ShapesDataset(4, size=64)
@@ -233,7 +233,7 @@ def test_wrong_images_and_detections():
 
 def test_results_that_cannot_be_written(tmp_path):
     evaluator = evaluator_of_shapes()
-    with pytest.raises(WeightFileError, match='no.such.folder.*found.bbox.json: cannot be written'):
+    with pytest.raises(FileError, match='no.such.folder.*found.bbox.json: cannot be written'):
         evaluator.write_results(tmp_path / 'no such folder' / 'found.json')
 
 

@@ -11,8 +11,9 @@ from pycocotools import mask as coco_mask
 
 import mask_rcnn.inference.detections
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.inference.detections import Detections, mask_to_rle
+from mask_rcnn.inference.detections import Detections
 from mask_rcnn.ops.masks.paste_masks import paste_masks
+from mask_rcnn.ops.masks.rle import encode_mask
 
 SIZE = 60, 80
 NAMES = 'person', 'bicycle', 'car'
@@ -221,26 +222,10 @@ def test_encoded_masks_decode_to_the_masks(rng):
     np.testing.assert_array_equal([decode(rle) for rle in found.encode_masks()], found.masks)
 
 
-def random_masks(rng):
-    for shape in ((1, 1), (1, 9), (9, 1), (7, 5), (40, 33)):
-        for density in (0, 0.02, 0.5, 0.98, 1):
-            yield rng.uniform(size=shape) < density
-    tall = np.zeros((6, 5), bool)
-    tall[:, 1:3] = True  # one run over two whole columns
-    yield tall
-    yield ~tall
-
-
-def test_mask_to_rle_equals_pycocotools(rng):
-    for mask in random_masks(rng):
-        expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-        assert mask_to_rle(mask) == {'size': list(mask.shape), 'counts': expected['counts'].decode()}
-
-
 def test_encoding_does_not_paste_masks(rng, monkeypatch):
     """The run lengths equal those of the pasted masks, also for masks that fill whole columns."""
     found = make(rng, boxes=np.concatenate([make(rng).boxes[:5], [[-9, 3, 70, 20], [0, 0, 59, 79]]]))
-    expected = [mask_to_rle(mask) for mask in found.iter_masks()]
+    expected = [encode_mask(mask) for mask in found.iter_masks()]
     monkeypatch.setattr(mask_rcnn.inference.detections, 'paste_masks', None)
     assert found.encode_masks() == expected
 

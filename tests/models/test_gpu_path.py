@@ -179,7 +179,7 @@ def test_masks_are_pasted_on_the_models_device(model, rng, on_gpu, monkeypatch):
     expected = kept.masks, kept[:0].encode_masks(), kept.encode_masks()
     used = []
     for name, kernel in (('paste_cpu', paste_masks.paste_gpu), ('runs_cpu', paste_masks.runs_gpu)):
-        monkeypatch.setattr(paste_masks, name, lambda *args, kernel=kernel: used.append(len(args[0])) or kernel(*args))
+        monkeypatch.setattr(paste_masks, name, lambda *args, kernel=kernel: used.append(len(args[0].probs)) or kernel(*args))
     assert found[1:].paste_device == found.paste_device
     pasted = found.masks, found[:0].encode_masks(), model.detect([image])[0].encode_masks()
     for gpu, cpu in zip(pasted, expected, strict=True):
@@ -211,7 +211,11 @@ def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
     """Parameters and gradients are float32 in every precision (measured relative errors: 2e-7, 5e-4, 4e-3)."""
     from mask_rcnn.ops.conv import convolution as ops_convolution
 
-    for node in (ops_convolution.Convolution2DFunction, ops_convolution._ConvolutionGradX, ops_convolution._ConvolutionGradW):
+    for node in (
+        ops_convolution.Convolution2DFunction,
+        ops_convolution.ConvolutionGradX,
+        ops_convolution.ConvolutionGradW,
+    ):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
     np.random.seed(0)
     x = rng.uniform(-1, 1, (2, 4, 4, 4)).astype('f')
