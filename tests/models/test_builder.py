@@ -89,7 +89,7 @@ def test_load_names_a_missing_array(tmp_path, small_model):
 
 def test_gpu_that_is_not_there():
     assert get_device(-1) == chainer.get_device('@numpy')
-    with pytest.raises(ValueError, match='GPU 99 is not there'):
+    with pytest.raises(ValueError, match='GPU 99 is not available'):
         get_device(99)
 
 

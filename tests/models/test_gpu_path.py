@@ -228,7 +228,11 @@ def test_gradients_of_layers(on_gpu, rng, precision, tolerance, monkeypatch):
     """Parameters and gradients stay float32 in every precision (measured, of the largest number: 2e-7, 5e-4, 4e-3)."""
     from mask_rcnn.ops.conv import convolution as ops_convolution
 
-    for node in (ops_convolution._Convolution2D, ops_convolution._ConvolutionGradX, ops_convolution._ConvolutionGradW):
+    for node in (
+        ops_convolution.Convolution2DFunction,
+        ops_convolution.ConvolutionGradX,
+        ops_convolution.ConvolutionGradW,
+    ):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
     np.random.seed(0)
     x = rng.uniform(-1, 1, (2, 4, 4, 4)).astype('f')

@@ -65,15 +65,15 @@ def emulated_kernels(emulator, monkeypatch) -> list[tuple[str, tuple]]:
 
 @pytest.fixture(params=['cpu', 'emulated', pytest.param('cuda', marks=pytest.mark.gpu)])
 def backend(request, monkeypatch) -> Backend:
-    """The CPU implementation; the GPU implementation with its kernels on the CPU; the GPU implementation on a GPU."""
+    """The CPU implementation, the GPU implementation with emulated kernels, or the GPU implementation on a GPU."""
     if request.param == 'emulated':
         request.getfixturevalue('emulated_kernels')
         for function in (
             crop_and_resize._CropAndResize,
             crop_and_resize._CropAndResizeGrad,
-            depthwise._Depthwise,
-            depthwise._DepthwiseGradX,
-            depthwise._DepthwiseGradW,
+            depthwise.DepthwiseFunction,
+            depthwise.DepthwiseGradX,
+            depthwise.DepthwiseGradW,
             roi_align._RoIAlign,
             roi_align._RoIAlignGrad,
             roi_max_pooling._RoIMaxPooling,

@@ -144,7 +144,7 @@ def test_a_copy_counts_what_is_read_and_written(kernels):
 
 def test_gpus_that_are_not_there(kernels, capsys):
     assert kernels.main(['--gpu', '99']) == 1
-    assert 'GPU 99 is not there' in capsys.readouterr().err
+    assert 'GPU 99 is not available' in capsys.readouterr().err
     with pytest.raises(SystemExit) as error:
         kernels.main(['--runs', '0'])
     assert error.value.code == 2

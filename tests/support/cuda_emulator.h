@@ -1,5 +1,5 @@
-// Enough of CUDA's language to run a kernel on the CPU: a launch becomes a loop over blocks and threads.
-// Kernels that synchronise run the threads of a block as real threads, one block after the other.
+// The part of CUDA's language that the kernels use, for the CPU: a launch becomes a loop over blocks and threads.
+// If a kernel synchronises, the threads of a block are real threads, and the blocks run one after the other.
 
 #include <barrier>
 #include <bit>

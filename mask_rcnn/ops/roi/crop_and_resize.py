@@ -16,11 +16,11 @@ from typing import NamedTuple
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.roi.regions import as_pair, channels_last, check_arguments, compute_dtype, pixel_range
+from mask_rcnn.ops.roi.regions import as_pair, check_arguments, pixel_range
 from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.memory_layout import as_images
+from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_last, compute_dtype
 
 _ONE = np.float32(1)
 #: Maximum number of channels that a thread of a kernel processes at once.
@@ -157,7 +157,7 @@ def forward_gpu(x: Array, roi_indices: Array, rows: _Points, columns: _Points) -
                 view(y),
             ),
         )
-    return y.transpose(0, 3, 1, 2)
+    return as_nchw(y)
 
 
 def backward_gpu(gy: Array, roi_indices: Array, rows: _Points, columns: _Points, shape: Sequence[int]) -> Array:
@@ -184,7 +184,7 @@ def backward_gpu(gy: Array, roi_indices: Array, rows: _Points, columns: _Points,
                 view(gx),
             ),
         )
-    return gx.transpose(0, 3, 1, 2)
+    return as_nchw(gx)
 
 
 def _variant(direction: str, dtype: np.dtype) -> tuple[Callable, Callable]:

@@ -73,19 +73,3 @@ def pixel_range(first: Array, count: Array, size: int) -> tuple[Array, Array]:
     begin = xp.where(count > 0, first, size).min(axis=1).astype(np.int32)
     end = xp.where(count > 0, first + count, 0).max(axis=1).astype(np.int32)
     return begin, end
-
-
-def compute_dtype(dtype) -> np.dtype:
-    """Return the type to calculate in: float64 for float64, else float32 (float16 only stores)."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
-def channels_last(x, dtype=None):
-    """Return ``(N, C, H, W)`` as a contiguous ``(N, H, W, C)``, copying only what is laid out otherwise.
-
-    Args:
-        x: CuPy array.
-        dtype: Type of the result; by default that of ``x``.
-    """
-    xp = chainer.backend.get_array_module(x)
-    return xp.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype)

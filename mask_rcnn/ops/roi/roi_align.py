@@ -31,11 +31,11 @@ from mask_rcnn.ops.roi.channel_blocks import (
     scatter_bins,
     scatter_features,
 )
-from mask_rcnn.ops.roi.regions import as_pair, channels_last, check_arguments, compute_dtype, pixel_range
+from mask_rcnn.ops.roi.regions import as_pair, check_arguments, pixel_range
 from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_ROWS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
+from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_first, channels_last, compute_dtype
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
@@ -279,15 +279,13 @@ def forward_gpu(features: Sequence[Array], regions: _Regions) -> Array:
                 view(y),
             ),
         )
-    return y.transpose(0, 3, 1, 2)
+    return as_nchw(y)
 
 
 def backward_gpu(gy: Array, regions: _Regions, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
     """Return the gradients of the feature maps, with the given shapes and channels last in memory."""
     source = channels_last(gy)
-    return tuple(
-        _backward_level_gpu(source, regions, level, shape).transpose(0, 3, 1, 2) for level, shape in enumerate(shapes)
-    )
+    return tuple(as_nchw(_backward_level_gpu(source, regions, level, shape)) for level, shape in enumerate(shapes))
 
 
 def _backward_level_gpu(gy: Array, regions: _Regions, level: int, shape: tuple[int, ...]) -> Array:

@@ -12,11 +12,11 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops.roi.channel_blocks import BLOCK, count_blocks, gather_features, scatter_bins
-from mask_rcnn.ops.roi.regions import as_pair, channels_last, check_arguments, compute_dtype, pixel_range
+from mask_rcnn.ops.roi.regions import as_pair, check_arguments, pixel_range
 from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.memory_layout import channels_first
+from mask_rcnn.ops.runtime.memory_layout import as_nchw, channels_first, channels_last, compute_dtype
 
 #: A value must exceed this one to become the maximum of a bin (Caffe2: ``-FLT_MAX``).
 _LOWEST = np.finfo(np.float32).min
@@ -164,7 +164,7 @@ def forward_gpu(x: Array, roi_indices: Array, rows: _AxisBins, columns: _AxisBin
                 argmax,
             ),
         )
-    return y.transpose(0, 3, 1, 2).astype(x.dtype, order='K', copy=False), argmax
+    return as_nchw(y).astype(x.dtype, order='K', copy=False), argmax
 
 
 def backward_gpu(
@@ -194,7 +194,7 @@ def backward_gpu(
                 gx,
             ),
         )
-    return gx.transpose(0, 3, 1, 2).astype(gy.dtype, order='K', copy=False)
+    return as_nchw(gx).astype(gy.dtype, order='K', copy=False)
 
 
 # CPU

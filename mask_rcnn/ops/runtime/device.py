@@ -6,26 +6,24 @@ import chainer
 
 
 def get_device(gpu: int) -> chainer.backend.Device:
-    """Return the device of a number, -1 being the CPU.
+    """Return the device with a number and make it current; -1 is the CPU.
 
     Raises:
-        ValueError: There is no such GPU, or CUDA or CuPy does not work.
+        ValueError: The GPU does not exist, or CUDA or CuPy does not work.
     """
     if gpu < 0:
         return chainer.get_device('@numpy')
     count = cuda_device_count()
     if gpu >= count:
-        raise ValueError(
-            f'GPU {gpu} is not there: '
-            + (f'CUDA sees {count}' if count else 'CUDA or CuPy does not work here (README, "Installing")')
-        )
+        reason = f'CUDA finds {count}' if count else 'CUDA or CuPy does not work here (README, "Installing")'
+        raise ValueError(f'GPU {gpu} is not available: {reason}')
     device = chainer.get_device(f'@cupy:{gpu}')
     device.use()
     return device
 
 
 def cuda_device_count() -> int:
-    """Return how many GPUs CUDA sees; 0 where CUDA or CuPy does not work."""
+    """Return the number of GPUs that CUDA finds; 0 if CUDA or CuPy does not work."""
     cuda = chainer.backends.cuda
     if not cuda.available:
         return 0
