@@ -16,7 +16,8 @@ import numpy as np
 from mask_rcnn.ops.runtime import cuda_kernels
 
 _HEADER = Path(__file__).with_name('cuda_emulator.h')
-_FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-pthread', '-fno-gnu-unique')
+# A fortified longjmp refuses to switch stacks.
+_FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-fno-gnu-unique', '-U_FORTIFY_SOURCE')
 _KERNEL = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)\s*\{(.*?)\n\}', re.DOTALL)
 _FUNCTION = re.compile(r'^__device__ [\w ]+?(\w+)\([^;{]*\)\s*\{\n(.*?)\n\}', re.DOTALL | re.MULTILINE)
 _TYPES = {
@@ -81,7 +82,7 @@ def _launchers(text: str) -> str:
         synchronises = 'true' if synchronising.search(body) else 'false'
         result.append(
             f'extern "C" void launch_{name}(const unsigned* grid_, const unsigned* block_, '
-            f'{parameters}) {{\n    emulate(grid_, block_, {synchronises}, '
+            f'{parameters}) {{\n    emulator::launch(grid_, block_, {synchronises}, '
             f'[&] {{ {name}({names}); }});\n}}\n'
         )
     return '\n'.join(result)
