@@ -15,8 +15,7 @@ from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.device import uses_padding
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
 from mask_rcnn.preprocessing.image_io import to_image_array
-from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.preprocessing.image_transform import prepare_image
+from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image
 
 #: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
 GPU_BATCH_SIZE = 4
