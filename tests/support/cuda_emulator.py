@@ -12,11 +12,13 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from mask_rcnn.ops.runtime import cuda_kernels
 
 _HEADER = Path(__file__).with_name('cuda_emulator.h')
-_FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-pthread', '-fno-gnu-unique')
+# A fortified longjmp refuses to switch stacks.
+_FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-fno-gnu-unique', '-U_FORTIFY_SOURCE')
 _KERNEL = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)\s*\{(.*?)\n\}', re.DOTALL)
 _FUNCTION = re.compile(r'^__device__ [\w ]+?(\w+)\([^;{]*\)\s*\{\n(.*?)\n\}', re.DOTALL | re.MULTILINE)
 _TYPES = {
@@ -41,7 +43,7 @@ class CudaEmulator:
     def __init__(self, folder: Path, flags: tuple[str, ...] = ()):
         self._folder, self._flags, self._libraries = folder, flags, {}
 
-    def kernel(self, source: str, name: str, dtype=np.float32):
+    def kernel(self, source: str, name: str, dtype: npt.DTypeLike = np.float32):
         """Return a launcher, with the contract of ``mask_rcnn.ops.runtime.cuda_kernels.kernel``."""
         kernels = {match[1]: match[2] for match in _KERNEL.finditer(cuda_kernels.read_source(source))}
         types = [_argument_type(p, dtype) for p in _parameters(kernels[name])]
@@ -81,7 +83,7 @@ def _launchers(text: str) -> str:
         synchronises = 'true' if synchronising.search(body) else 'false'
         result.append(
             f'extern "C" void launch_{name}(const unsigned* grid_, const unsigned* block_, '
-            f'{parameters}) {{\n    emulate(grid_, block_, {synchronises}, '
+            f'{parameters}) {{\n    emulator::launch(grid_, block_, {synchronises}, '
             f'[&] {{ {name}({names}); }});\n}}\n'
         )
     return '\n'.join(result)
