@@ -10,7 +10,6 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.inference.detections import Detections
 from mask_rcnn.models.layers.convolution import as_float32
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.boxes.proposals import select_detections
@@ -86,7 +85,7 @@ class MaskRCNN(chainer.Chain):
         self.class_names = None if class_names is None else tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(category_ids)
 
-    def detect(self, images: Iterable, *, batch_size: int | None = None) -> list[Detections]:
+    def detect(self, images: Iterable, *, batch_size: int | None = None) -> list:
         """Find the objects in images.
 
         Args:
@@ -104,7 +103,7 @@ class MaskRCNN(chainer.Chain):
         with cache_weights():
             return list(self.iter_detections(images, batch_size=batch_size))
 
-    def iter_detections(self, images: Iterable, *, batch_size: int | None = None) -> Iterator[Detections]:
+    def iter_detections(self, images: Iterable, *, batch_size: int | None = None) -> Iterator:
         """Find the objects in images, as they come.
 
         Images that follow one another and give network inputs of one size go through the network together.
@@ -131,7 +130,7 @@ class MaskRCNN(chainer.Chain):
             raise ValueError(f'batch_size must be at least 1, not {batch_size}')
         return self._iter_detections(images, batch_size)
 
-    def _iter_detections(self, images: Iterable, batch_size: int) -> Iterator[Detections]:
+    def _iter_detections(self, images: Iterable, batch_size: int) -> Iterator:
         begun = deque()
         for xs, transforms in self._batches(images, batch_size):
             begun.extend(self._begin(xs, transforms))  # a GPU is still busy with it ...
@@ -218,7 +217,7 @@ class MaskRCNN(chainer.Chain):
             return found
         return AsyncHostCopy([None if parts is nothing else self.xp.stack(parts) for parts in found])
 
-    def _collect(self, found, transforms: list[ImageTransform]) -> Iterator[Detections]:
+    def _collect(self, found, transforms: list[ImageTransform]) -> Iterator:
         """Yield the detections of a batch's images, from what :meth:`_find` returned."""
         if isinstance(found, AsyncHostCopy):
             found = [[None] * len(transforms) if parts is None else parts for parts in found.wait()]
@@ -361,7 +360,7 @@ class MaskRCNN(chainer.Chain):
         joined = self.xp.concatenate(boxes)
         return _split(decode_heatmaps(heatmaps, self.xp.nan_to_num(joined) if self._padded else joined), boxes)
 
-    def postprocess(self, boxes, labels, scores, mask_probs, transform: ImageTransform, keypoints=None) -> Detections:
+    def postprocess(self, boxes, labels, scores, mask_probs, transform: ImageTransform, keypoints=None):
         """Put together what was found in one image; its masks are pasted when somebody asks for them.
 
         Args:
@@ -386,6 +385,8 @@ class MaskRCNN(chainer.Chain):
             boxes = transform.invert_boxes(boxes)
         if dialect.detections.integer_boxes:
             boxes = np.rint(boxes + np.float32([0, 0, 1, 1]))
+        from mask_rcnn.inference.detections import Detections
+
         detections = Detections(
             **{**results, 'boxes': boxes},
             size=transform.size,
