@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from chainer import training
-from tqdm import tqdm
 
 from mask_rcnn.datasets.transforms import TrainingTransform
+from mask_rcnn.io.console import print_line, print_warning
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training.distributed import Communicator
@@ -101,17 +100,6 @@ class TrainingRun:
         # Numbers that overflow are found in the losses, with the images that they came from.
         with self.signal_handler.installed(), np.errstate(over='ignore', invalid='ignore'):
             self.trainer.run(show_loop_exception_msg=False)
-
-
-def print_line(line: str) -> None:
-    """Write a line to the standard output without breaking a progress bar."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
-
-
-def print_warning(line: str) -> None:
-    """Write a warning line to the standard error."""
-    tqdm.write(f'warning: {line}', file=sys.stderr)
 
 
 def build_training_run(
