@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 import cv2
 
 from mask_rcnn.cli import convert, demo
-from mask_rcnn.cli.options import print_error
+from mask_rcnn.cli.command import report_error
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.weights import download
 
@@ -58,7 +58,7 @@ def _look_at_photo(args: argparse.Namespace, folder: Path, photo_address: str) -
     try:
         image = args.image or download.fetch(photo_address, folder / Path(photo_address).name)
     except download.DownloadError as error:
-        return print_error(f'{error}; name a photo of your own: make demo-coco IMAGE=photo.jpg')
+        return report_error(f'{error}; name a photo of your own: make demo-coco IMAGE=photo.jpg')
     return _look(weights, image, args.output)
 
 

@@ -22,8 +22,10 @@ from pycocotools import mask as coco_mask
 
 import mask_rcnn
 from mask_rcnn.cli import dataset_options
+from mask_rcnn.cli.arguments import gpu_number
+from mask_rcnn.cli.command import run_and_report_errors
 from mask_rcnn.cli.evaluate import check_classes
-from mask_rcnn.cli.options import check_precision, choose_device, gpu_number, run_and_report_errors
+from mask_rcnn.cli.options import check_precision, choose_device
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation import COCOEvaluator, Metrics, evaluate_model
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, using_precision
@@ -169,13 +171,13 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say; returns the exit status."""
-    dataset_options.check(args)
+    data = dataset_options.DatasetArguments.from_namespace(args)
     gpu = choose_device(args.gpu)
     for precision in args.precisions:
         check_precision(precision, gpu)
     model = mask_rcnn.load(args.modelfile, gpu=gpu)
-    data_set = dataset_options.open_data('val', args, size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
-    check_classes(model, data_set, dataset_options.dataset_name('val', args))
+    data_set = data.open('val', size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
+    check_classes(model, data_set, data.title('val'))
     result = compare(model, data_set, args.precisions, n_images=args.images, min_score=args.min_score)
     print(table(result))
     if args.json:
