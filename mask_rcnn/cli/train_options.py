@@ -56,7 +56,7 @@ learning rate:
 
 files in the folder --out:
   log                      mean losses, learning rate and AP as JSON
-  loss.png, ap.png         the same as curves
+  loss.png, ap.png         the same values as curves
   snapshot_iter_N.npz      the complete state after iteration N, for --resume
   model_iter_N.npz         the model alone, for mask-rcnn demo
   model_best.npz           the model with the best AP so far: keypoint AP or mask AP
@@ -153,7 +153,7 @@ def _add_initial_weights(add: AddArgument) -> None:
         '-p',
         metavar='NAME',
         help="imagenet, none, or a file: Caffe's .caffemodel, Detectron's R-50.pkl, or an .npz with an ImageNet "
-        'network or a model of this program; the heads of a model with other classes are initialised again '
+        'network or a model of this program; the heads of a model with other classes are newly initialised '
         '(default: imagenet)',
     )
     add(

@@ -1,5 +1,6 @@
 """``mask-rcnn train`` and ``mask-rcnn evaluate``: options, their conflicts, the initial model, and errors."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.cli import evaluate, options, train
+from mask_rcnn.cli.command import ArgumentParser
 from mask_rcnn.cli.dataset_options import N_GENERATED
+from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import DETECTRON, MATTERPORT, RESNET_BLOCKS
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.models import builder
@@ -249,6 +252,18 @@ def test_missing_parts_of_your_own_data_are_named(fake_runs, capsys):
     assert '--data-dir and' in refused(capsys, *training, '--data-dir', 'x', given=[])
     assert '--lr 0 needs --val-annotations' in refused(capsys, *training, '--lr', '0', '--resume', 'm.npz', given=[])
     assert 'nothing to train on' in refused(capsys, '--val-annotations', 'a.json', '--val-images', '.', given=[])
+
+
+def test_arguments_are_parsed_once(tmp_path):
+    """Defaults are filled in, lists become tuples, and the arguments cannot be changed."""
+    parser = ArgumentParser()
+    train.configure(parser, tmp_path)
+    args = TrainArguments.from_namespace(parser.parse_args(['--anchor-sizes', '8', '16', '--pretrained', 'none']))
+    assert (args.lr, args.seed, args.pretrained, args.iteration, args.only_evaluates) == (1e-4, 0, 'none', None, False)
+    assert (args.anchor_sizes, args.frozen_stages) == ((8, 16), 0)
+    assert (args.data.name, args.data.folder, args.data.files) == ('coco2017', tmp_path / 'COCO', {})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        args.seed = 1
 
 
 @pytest.mark.parametrize(
