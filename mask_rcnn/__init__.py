@@ -13,6 +13,7 @@ itself is fast.
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 from mask_rcnn.compat import register as _register_compat
@@ -50,18 +51,22 @@ _SUBPACKAGES = (
     'weights',
 )
 
+#: Threads that use different names first would otherwise import packages that import each other at the same time.
+_import_lock = threading.RLock()
+
 _register_compat()
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name or a subpackage on first use (PEP 562)."""
-    if name in _SUBPACKAGES:
-        return importlib.import_module(f'{__name__}.{name}')
-    if name in _SOURCES:
+    if name not in _SUBPACKAGES and name not in _SOURCES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    with _import_lock:
+        if name in _SUBPACKAGES:
+            return importlib.import_module(f'{__name__}.{name}')
         value = getattr(importlib.import_module(f'{__name__}.{_SOURCES[name]}'), name)
         globals()[name] = value
         return value
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:
