@@ -1,8 +1,11 @@
-# make demo         the small model that comes along, on scenes drawn on the spot
-# make demo-coco    Detectron's R-50-C4 on a photo; fetches its weights
-# make test         the tests
-# All set up .venv first, if it is not current.  PYTHON picks the interpreter (3.10 to 3.13), EXTRAS the GPU
-# libraries (auto, none, cuda12, cuda13), IMAGE the picture of a demo, JOBS the processes that test side by side.
+# make demo         run the bundled model on generated scenes
+# make demo-coco    run Detectron's R-50-C4 on a photo; downloads its weights
+# make test         run the tests
+# make test-slow    run the tests that take minutes
+# make lint         check style, names, types and spelling
+# make coverage     run the tests and report the lines that they do not reach
+# All of them create .venv first if it is not up to date.  PYTHON selects the interpreter (3.10 to 3.13), EXTRAS the GPU
+# libraries (auto, none, cuda12, cuda13), IMAGE the image of a demo, JOBS the number of test processes.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -10,7 +13,7 @@ EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo demo-coco test test-slow clean
+.PHONY: setup demo demo-coco test test-slow lint coverage clean
 
 setup:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
@@ -21,12 +24,21 @@ demo: setup
 demo-coco: setup
 	@$(RUN) scripts/run_demo.py --coco $(if $(IMAGE),--image '$(IMAGE)')
 
-# One thread of the matrix product for each process: two processes with two threads wait for each other.
+# One BLAS thread per process: two processes with two threads each would wait for each other.
 test: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: setup
 	$(RUN) -m pytest -m slow
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m codespell_lib
+
+coverage: setup
+	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow" --cov --cov-report=term
 
 clean:
 	rm -rf $(VENV) build *.egg-info

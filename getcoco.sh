@@ -14,8 +14,8 @@ usage() {
     cat <<END
 usage: $program [--dir FOLDER] [--keep] [PART ...]
 
-Download COCO 2017 and unpack it into COCO/ beside this script. A download that was interrupted goes on
-where it stopped, and what is there already is left alone, so just run it again until it ends well.
+Download COCO 2017 and unpack it into COCO/ beside this script. An interrupted download resumes, and existing
+files are kept, so the command can be repeated until it succeeds.
 
 PART       train, val or annotations (default: all three)
 --dir      folder for the data instead of COCO/
@@ -62,11 +62,11 @@ count_files() {  # FOLDER PATTERN
     find "$1" -type f -name "$2" | wc -l | tr -d ' '
 }
 
-size_of() {  # FILE: its bytes, 0 if there is none
+size_of() {  # FILE: size in bytes, 0 if the file does not exist
     if [ -f "$1" ]; then wc -c < "$1" | tr -d ' '; else echo 0; fi
 }
 
-# Whether the described part is there, complete.  A folder with anything else in it is the user's own.
+# Succeed if the described part is complete.  Fail for a folder that holds anything else: it may be the user's.
 is_there() {
     [ -e "$folder/$name" ] || return 1
     found=$(count_files "$folder/$name" "$pattern")
@@ -74,7 +74,7 @@ is_there() {
         fail "$folder/$name holds $found of $n_files files; move it away and run this again"
 }
 
-check_disk() {  # PART ...: room for everything that is missing?
+check_disk() {  # PART ...: check the free space for all missing parts
     needed=0 largest=0
     for part in "$@"; do
         describe "$part"
@@ -94,13 +94,13 @@ check_disk() {  # PART ...: room for everything that is missing?
         fail "$folder needs $((needed / 1024)) MB of disk space, but only $((free / 1024)) MB are free"
 }
 
-fetch() {  # URL FILE: go on with FILE, or begin it
+fetch() {  # URL FILE: download, resuming FILE if it exists
     if command -v curl > /dev/null; then
         if [ -t 2 ]; then show=--progress-bar; else show=--silent; fi
         status=0
         curl --fail --location --connect-timeout 30 --speed-limit 1 --speed-time 60 $show \
             --continue-at - --output "$2" "$1" || status=$?
-        if [ $status -eq 33 ]; then  # the server cannot resume: from the beginning next time
+        if [ $status -eq 33 ]; then  # the server does not support resuming: start again next time
             rm -f "$2"
         fi
         return $status
@@ -109,7 +109,7 @@ fetch() {  # URL FILE: go on with FILE, or begin it
     wget $show --continue --tries=1 --timeout=60 --output-document="$2" "$1"
 }
 
-# The described zip, complete, under its final name.
+# Download the described zip; it gets its final name when it is complete.
 download() {
     if [ -e "$folder/$zip" ]; then
         size=$(size_of "$folder/$zip")
@@ -121,10 +121,10 @@ download() {
     try=1
     while [ "$size" -ne "$zip_size" ]; do
         [ "$try" -le "$tries" ] ||
-            fail "$url: $size of $zip_size bytes arrived in $tries tries; run this again to go on"
+            fail "$url: $size of $zip_size bytes arrived in $tries tries; run this again to resume"
         if [ "$try" -gt 1 ]; then sleep "$pause"; fi
         if [ "$size" -gt "$zip_size" ]; then rm -f "$part_file"; size=0; fi
-        say "downloading $url ($((zip_size / 1000000)) MB, $((size / 1000000)) MB are there)"
+        say "downloading $url ($((zip_size / 1000000)) MB, $((size / 1000000)) MB already downloaded)"
         fetch "$url" "$part_file" || true
         size=$(size_of "$part_file")
         try=$((try + 1))
@@ -140,7 +140,7 @@ unzip_into() {  # ZIP FOLDER: also checks the checksums in the zip
     fi
 }
 
-# Whether the data itself is damaged, and not, say, the disk full or the tool broken.
+# Succeed if the zip itself is damaged (and not the disk full or the tool broken).
 is_damaged() {  # ZIP
     status=0
     if command -v unzip > /dev/null; then
@@ -156,7 +156,7 @@ except (zipfile.BadZipFile, zlib.error):
     [ $status -eq 3 ]
 }
 
-# Unpack the described zip.  Its folder appears under its name only when it is complete.
+# Unpack the described zip.  Its folder gets its final name when it is complete.
 unpack() {
     say "unpacking $folder/$zip"
     unpacking=$folder/.$name.unpacking
@@ -199,7 +199,7 @@ done
 
 command -v curl > /dev/null || command -v wget > /dev/null || fail 'needs curl or wget'
 command -v unzip > /dev/null || command -v python3 > /dev/null || fail 'needs unzip or python3'
-mkdir -p -- "$folder" 2> /dev/null || fail "cannot make the folder $folder"
+mkdir -p -- "$folder" 2> /dev/null || fail "cannot create the folder $folder"
 folder=$(CDPATH='' cd -- "$folder" && pwd)
 [ -w "$folder" ] || fail "cannot write in the folder $folder"
 trap clean EXIT
@@ -212,7 +212,7 @@ check_disk $parts
 for part in $parts; do
     describe "$part"
     if is_there; then
-        say "$folder/$name is there ($n_files files)"
+        say "$folder/$name exists ($n_files files)"
     else
         download
         unpack

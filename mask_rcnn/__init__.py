@@ -20,8 +20,8 @@ from mask_rcnn.compat import register as _register_compat
 
 if TYPE_CHECKING:
     from mask_rcnn.config import DETECTRON, MATTERPORT, PRESETS, Config, Dialect
-    from mask_rcnn.inference import Detections, load, save
-    from mask_rcnn.models import MaskRCNN, build
+    from mask_rcnn.inference import Detections, save
+    from mask_rcnn.models import MaskRCNN, build, load
 
 __version__ = '0.1.0'
 
@@ -30,8 +30,8 @@ __all__ = ['DETECTRON', 'MATTERPORT', 'PRESETS', 'Config', 'Detections', 'Dialec
 #: Public name -> the subpackage that defines it.
 _SOURCES = {
     **dict.fromkeys(('DETECTRON', 'MATTERPORT', 'PRESETS', 'Config', 'Dialect'), 'config'),
-    **dict.fromkeys(('Detections', 'load', 'save'), 'inference'),
-    **dict.fromkeys(('MaskRCNN', 'build'), 'models'),
+    **dict.fromkeys(('Detections', 'save'), 'inference'),
+    **dict.fromkeys(('MaskRCNN', 'build', 'load'), 'models'),
 }
 
 _SUBPACKAGES = (

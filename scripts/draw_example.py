@@ -1,4 +1,4 @@
-"""Make the README's picture: scenes that the bundled model has never seen, and what it finds in them.
+"""Draw the README's picture: detections of the bundled model in generated scenes that it was not trained on.
 
 python scripts/draw_example.py docs/example.jpg
 """
@@ -9,38 +9,37 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-
 import cv2
 import numpy as np
 
 import mask_rcnn
 from mask_rcnn.datasets import RichShapesDataset
 
-MODEL = ROOT / 'modelfiles' / 'shapes_mobilenet_v1_fpn.npz'
-_GAP = 12
+MODEL = Path(__file__).resolve().parents[1] / 'modelfiles' / 'shapes_mobilenet_v1_fpn.npz'
+_GAP = 12  # pixels between scenes
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Draw the picture; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('output', type=Path)
-    add('--scenes', type=int, nargs='+', default=[0, 4, 5], help='which scenes of the seed (default: 0 4 5)')
-    add('--seed', type=int, default=2_000_000, help='those of make demo by default')
-    add('--side', type=int, default=400, help='pixels of a scene in the picture (default: %(default)s)')
+    add('output', type=Path, help='JPEG file to write')
+    add('--scenes', type=int, nargs='+', default=[0, 4, 5], help='indices of the scenes (default: 0 4 5)')
+    add('--seed', type=int, default=2_000_000, help='random seed of the scenes (default: %(default)s)')
+    add('--side', type=int, default=400, help='width of a scene in the picture in pixels (default: %(default)s)')
     args = parser.parse_args(argv)
     model = mask_rcnn.load(MODEL)
     scenes = RichShapesDataset(max(args.scenes) + 1, size=512, seed=args.seed)
     images = [scenes[i].image for i in args.scenes]
     columns = []
-    for image, found in zip(images, model.detect(images)):
-        drawn = found.above(0.7).draw(image, contour=True)
+    for image, detections in zip(images, model.detect(images), strict=True):
+        drawn = detections.above(0.7).draw(image, contour=True)
         columns += [
             cv2.resize(drawn, (args.side, args.side), interpolation=cv2.INTER_AREA),
             np.full((args.side, _GAP, 3), 255, np.uint8),
         ]
-    picture = np.concatenate(columns[:-1], axis=1)[:, :, ::-1]
-    if not cv2.imwrite(str(args.output), picture, [cv2.IMWRITE_JPEG_QUALITY, 88]):
+    bgr = np.concatenate(columns[:-1], axis=1)[:, :, ::-1]
+    if not cv2.imwrite(str(args.output), bgr, [cv2.IMWRITE_JPEG_QUALITY, 88]):
         sys.exit(f'{args.output}: cannot be written')
     return 0
 

@@ -1,8 +1,8 @@
-"""``make demo`` and ``make demo-coco``: a trained model at work, from nothing.
+"""``make demo`` and ``make demo-coco``: run a trained model.
 
-Without ``--coco``: the small model that comes along, on scenes that are drawn on the spot; needs no network.
-With it: Detectron's R-50-C4 Mask R-CNN on a photo; fetches the weights (once, resumable) and converts them
-(once), and without a network says which file to put where.
+By default the bundled model runs on generated scenes; no network connection is needed.  With ``--coco`` Detectron's
+R-50-C4 Mask R-CNN runs on a photo: its weights are downloaded once (resumable) and converted once; without a network
+connection an error message names the file to provide.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-
 import cv2
 
 from mask_rcnn.cli import convert, demo
@@ -21,69 +19,75 @@ from mask_rcnn.cli.command import report_error
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.weights import download
 
+ROOT = Path(__file__).resolve().parents[1]
 #: The bundled model; see ``scripts/train_demo_model.py``.
 DEMO_MODEL = 'shapes_mobilenet_v1_fpn.npz'
-#: A photo of COCO's val2017, used where none is named.
+#: The default photo, from COCO's val2017.
 PHOTO = 'http://images.cocodataset.org/val2017/000000000139.jpg'
 
 
-def main(argv=None, folder: Path = ROOT / 'modelfiles', photo_address: str = PHOTO) -> int:
-    """Run the demo; returns the exit status."""
+def main(argv: list[str] | None = None, folder: Path = ROOT / 'modelfiles', photo_url: str = PHOTO) -> int:
+    """Run the demo.
+
+    Args:
+        argv: Arguments without the program's name (default: those of the process).
+        folder: Folder of the weight files.
+        photo_url: Address of the default photo.
+
+    Returns:
+        The exit status.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--coco', action='store_true', help="Detectron's model on a photo")
-    add('--image', help="picture to look at (default: drawn scenes; with --coco one of COCO's photos)")
-    add('--output', default='output.png', help='picture to write; scenes add their names to it (default: %(default)s)')
-    add('--scenes', type=int, default=6, help='how many scenes to draw (default: %(default)s)')
-    add('--seed', type=int, default=2_000_016, help='other numbers draw others (default: %(default)s)')
+    add('--coco', action='store_true', help="run Detectron's model on a photo")
+    add('--image', help='image file (default: generated scenes; with --coco, a photo from COCO)')
+    add('--output', default='output.png', help='picture to write; scenes append their names (default: %(default)s)')
+    add('--scenes', type=int, default=6, help='number of scenes to generate (default: %(default)s)')
+    add('--seed', type=int, default=2_000_016, help='random seed of the scenes (default: %(default)s)')
     args = parser.parse_args(argv)
     if args.coco:
-        return _look_at_photo(args, folder, photo_address)
+        return _run_on_photo(args, folder, photo_url)
     if args.image:
-        return _look(folder / DEMO_MODEL, args.image, args.output)
+        return _run_model(folder / DEMO_MODEL, args.image, args.output)
     with tempfile.TemporaryDirectory() as temporary:
-        draw_scenes(Path(temporary), args.scenes, args.seed)
-        return _look(folder / DEMO_MODEL, temporary, args.output)
+        write_scenes(Path(temporary), args.scenes, args.seed)
+        return _run_model(folder / DEMO_MODEL, temporary, args.output)
 
 
-def _look_at_photo(args: argparse.Namespace, folder: Path, photo_address: str) -> int:
+def _run_on_photo(args: argparse.Namespace, folder: Path, photo_url: str) -> int:
     weights = folder / demo.DEFAULT_MODEL
     if not weights.exists():
         source = folder / convert.DEFAULT_INPUT
-        status = (0 if source.exists() else download.main(folder)) or convert.main(
-            ['--input', str(source), '--output', str(weights)]
-        )
+        status = 0 if source.exists() else download.main(folder)
+        status = status or convert.main(['--input', str(source), '--output', str(weights)])
         if status:
             return status
     try:
-        image = args.image or download.fetch(photo_address, folder / Path(photo_address).name)
+        image = args.image or download.fetch(photo_url, folder / Path(photo_url).name)
     except download.DownloadError as error:
         return report_error(f'{error}; name a photo of your own: make demo-coco IMAGE=photo.jpg')
-    return _look(weights, image, args.output)
+    return _run_model(weights, image, args.output)
 
 
-def draw_scenes(folder: Path, count: int, seed: int, size: int = 512) -> None:
-    """Write drawn scenes as ``scene_1.png`` ... into a folder."""
-    for number, example in enumerate(RichShapesDataset(count, size=size, seed=seed), start=1):
-        pixels = example.image.transpose(1, 2, 0)[:, :, ::-1].astype('uint8')
-        cv2.imwrite(str(folder / f'scene_{number}.png'), pixels)
+def write_scenes(folder: Path, n_scenes: int, seed: int, size: int = 512) -> None:
+    """Write generated scenes as ``scene_1.png``, ``scene_2.png``, ... into a folder.
+
+    Args:
+        folder: An existing folder.
+        n_scenes: Number of scenes.
+        seed: Random seed.
+        size: Height and width in pixels.
+    """
+    for number, example in enumerate(RichShapesDataset(n_scenes, size=size, seed=seed), start=1):
+        bgr = example.image.transpose(1, 2, 0)[:, :, ::-1].astype('uint8')
+        cv2.imwrite(str(folder / f'scene_{number}.png'), bgr)
 
 
-def _look(model: Path, image, output: str) -> int:
-    return demo.main(
-        [
-            '--bn2affine',
-            '--modelfile',
-            str(model),
-            '--image',
-            str(image),
-            '--contour',
-            '--output',
-            output,
-            '--json',
-            str(Path(output).with_suffix('.json')),
-        ]
-    )
+def _run_model(model: Path, image: str, output: str) -> int:
+    json_file = Path(output).with_suffix('.json')
+    options = {'modelfile': model, 'image': image, 'output': output, 'json': json_file}
+    words = [word for name, value in options.items() for word in (f'--{name}', str(value))]
+    return demo.main([*words, '--bn2affine', '--contour'])
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Make or update the virtual environment that ``make demo`` and ``make test`` use.
+"""Create or update the virtual environment that ``make demo`` and ``make test`` use.
 
     python3 scripts/setup_venv.py [--venv .venv] [--extras auto|none|cuda12|cuda13]
 
-Needs Python 3.10 to 3.13 with venv and pip, nothing else.  An environment that is current is left as it
-is; one that is not is made anew.
+Needs Python 3.10 to 3.13 with venv and pip, nothing else.  An environment that is up to date is kept; any other is
+created again.
 """
 
 from __future__ import print_function
@@ -19,16 +19,17 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 INPUTS = ('pyproject.toml', 'constraints.txt', os.path.join('scripts', 'setup_venv.py'))
 
-#: Chainer's and ChainerCV's source archives need an old setuptools, and ChainerCV's C extension must not
-#: be compiled (it fails on Python 3.11 and newer): mask_rcnn.compat brings that one function.
+#: The source archives of Chainer and ChainerCV need an old setuptools.  ChainerCV's C extension must not be compiled
+#: (it fails on Python 3.11 and newer); mask_rcnn.compat provides its only function.
 CHAINER = ['chainer==7.8.1', 'chainercv==0.13.1']
 
 
 class SetupError(Exception):
-    """Something is missing; the message says what to do."""
+    """The environment cannot be created; the message tells the user what to do."""
 
 
 def main():
+    """Create the environment unless it is up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--venv', default=os.path.join(ROOT, '.venv'))
     parser.add_argument(
@@ -43,7 +44,7 @@ def main():
         extras = driver_extras() if args.extras == 'auto' else args.extras
         key = environment_key(extras)
         if read_text(os.path.join(args.venv, '.ready')) != key:
-            make_environment(args.venv, extras)
+            create_environment(args.venv, extras)
             with open(os.path.join(args.venv, '.ready'), 'w') as stamp:
                 stamp.write(key)
     except SetupError as error:
@@ -51,10 +52,10 @@ def main():
 
 
 def check_python():
-    """Raise unless this interpreter can make the environment."""
+    """Raise SetupError unless this interpreter can create the environment."""
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         raise SetupError(
-            'Python %d.%d is not supported; name one of 3.10 to 3.13, as in '
+            'Python %d.%d is not supported; choose one of 3.10 to 3.13, for example '
             '"make setup PYTHON=python3.12"' % sys.version_info[:2]
         )
     try:
@@ -68,7 +69,7 @@ def check_python():
 
 
 def driver_extras():
-    """Return the extra that fits the NVIDIA driver, 'none' without one."""
+    """Return the extra that matches the NVIDIA driver, 'none' without a driver."""
     try:
         banner = subprocess.check_output(['nvidia-smi'], stderr=subprocess.DEVNULL).decode()
     except (OSError, subprocess.CalledProcessError):
@@ -80,7 +81,7 @@ def driver_extras():
 
 
 def environment_key(extras):
-    """Return a text that changes whenever the environment must be made anew."""
+    """Return a string that changes when the environment must be created again."""
     digest = hashlib.sha256()
     for name in INPUTS:
         with open(os.path.join(ROOT, name), 'rb') as f:
@@ -89,17 +90,17 @@ def environment_key(extras):
     return '%s %s %s %s %s\n' % (sys.version.split()[0], sys.base_prefix, extras, ROOT, digest.hexdigest())
 
 
-def make_environment(folder, extras):
-    """Make the environment from nothing."""
+def create_environment(folder, extras):
+    """Create the environment and compile the CPU kernels."""
     print(
-        'Setting up %s with Python %s (extras: %s); this takes a minute or two.'
+        'Setting up %s with Python %s (extras: %s); this takes about three minutes.'
         % (folder, sys.version.split()[0], extras)
     )
     sys.stdout.flush()
     shutil.rmtree(folder, ignore_errors=True)
-    # Not sys.executable, which is inside the folder just removed if that environment is activated.
+    # Not sys.executable: if this environment is activated, it lies in the folder that was just removed.
     interpreter = getattr(sys, '_base_executable', None) or sys.executable
-    run([interpreter, '-m', 'venv', folder], 'the virtual environment could not be made')
+    run([interpreter, '-m', 'venv', folder], 'the virtual environment could not be created')
     python = os.path.join(folder, 'Scripts' if os.name == 'nt' else 'bin', 'python')
     pip = [
         python,
@@ -112,13 +113,16 @@ def make_environment(folder, extras):
         os.path.join(ROOT, 'constraints.txt'),
     ]
     advice = 'pip could not install the packages; check the network (and the proxy), then run it again'
-    run(pip + ['setuptools', 'wheel', 'numpy'], advice)  # ChainerCV's setup.py asks for NumPy
+    run(pip + ['setuptools', 'wheel', 'numpy'], advice)  # ChainerCV's setup.py imports NumPy
     run(pip + ['--no-build-isolation', '--no-deps'] + CHAINER, advice, environment={'CC': 'true', 'LDSHARED': 'true'})
-    wanted = 'test' if extras == 'none' else 'test,' + extras
-    run(pip + ['--no-build-isolation', '-e', '%s[%s]' % (ROOT, wanted)], advice)
+    extras = 'test,lint' if extras == 'none' else 'test,lint,' + extras
+    run(pip + ['--no-build-isolation', '-e', '%s[%s]' % (ROOT, extras)], advice)
+    script = os.path.join(ROOT, 'scripts', 'compile_kernels.py')
+    run([python, script, '--training'], 'the CPU kernels could not be compiled; the error is printed above')
 
 
 def run(command, advice, environment=None):
+    """Run a command; raise SetupError with a piece of advice if it fails."""
     try:
         subprocess.check_call(command, env=dict(os.environ, **(environment or {})))
     except (OSError, subprocess.CalledProcessError):
@@ -126,6 +130,7 @@ def run(command, advice, environment=None):
 
 
 def read_text(path):
+    """Return the content of a file, None if it cannot be read."""
     try:
         with open(path) as f:
             return f.read()

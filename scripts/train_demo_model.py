@@ -1,8 +1,8 @@
-"""Make the bundled model: a MobileNetV1 FPN network that knows eight kinds of things in drawn scenes.
+"""Train the bundled model: MobileNetV1-FPN for eight classes of generated shapes.
 
-Trains with ``train.py``'s own code from ImageNet's weights, on pictures that are drawn as they are needed;
-stores the result in half precision; measures the stored file on 200 unseen pictures, and its speed.  Exits
-with status 0 if mask AP, size and time are what ``GOALS`` asks for.
+Trains with the code of ``train.py`` from ImageNet weights on images that are generated on the fly, stores the result in
+half precision, and evaluates the stored file on 200 unseen images.  Exits with status 0 if mask AP, file size and
+prediction time meet ``GOALS``.
 
     python scripts/train_demo_model.py --pretrained mobilenet_v1_imagenet.npz
 """
@@ -12,105 +12,78 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import pathlib
 import sys
 import time
+from pathlib import Path
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+import training_check
 
-#: With one thread sums are the same on any number of CPUs, and OpenBLAS's do not fight with ours for them.
+ROOT = Path(__file__).resolve().parents[1]
+
+#: One thread makes sums independent of the number of CPUs, and leaves the CPUs to the threads of this package.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 MODEL = 'shapes_mobilenet_v1_fpn.npz'
 GOALS = {'mask AP': 0.60, 'megabytes': 12.0, 'seconds': 1.0}
-#: Pictures to measure on, far from the seeds of training.
-N_UNSEEN, PICTURE_SIZE, UNSEEN_SEED = 200, 512, 1_000_000
-#: The model is trained on small inputs, because they are cheap, and sees a bit more on larger ones.
+#: Evaluation images; their seed is far from the seeds of training.
+N_UNSEEN, IMAGE_SIZE, UNSEEN_SEED = 200, 512, 1_000_000
+#: Training uses small inputs, which are cheap; the stored configuration uses larger ones, which raise AP.
 SIZES = {'min_size': 192, 'max_size': 384, 'rpn_post_nms': 300}
 ITERATIONS, SEED = 4840, 0
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    """Train, store and evaluate the model; returns the exit status."""
+    parser = training_check.make_parser(__doc__, out='result_demo_model', iterations=ITERATIONS)
     add = parser.add_argument
     add('--pretrained', default='imagenet', help="MobileNetV1's ImageNet weights (default: %(default)s)")
-    add('--out', type=pathlib.Path, default=pathlib.Path('result_demo_model'), help='(default: %(default)s)')
-    add('--modelfile', type=pathlib.Path, default=ROOT / 'modelfiles' / MODEL, help='(default: %(default)s)')
-    add('--iterations', type=int, default=ITERATIONS, help='(default: %(default)s)')
-    add('--gpu', type=int, default=-1)
-    add('--workers', type=int, default=1, help='processes that draw (default: %(default)s)')
+    add('--modelfile', type=Path, default=ROOT / 'modelfiles' / MODEL, help='file to write (default: %(default)s)')
+    add('--workers', type=int, default=1, help='processes that generate images (default: %(default)s)')
     args = parser.parse_args(argv)
-    from mask_rcnn.cli import train
-
-    started = time.monotonic()
-    status = train.main(training_arguments(args))
+    status = training_check.run_training(training_arguments(args))
     if status:
         return status
-    sys.stdout.write(f'{(time.monotonic() - started) / 60:.1f} minutes\n')
     store(args.out / f'model_iter_{args.iterations}.npz', args.modelfile)
-    return measure(args.modelfile, args.out, args.gpu)
+    return evaluate(args.modelfile, args.out, args.gpu)
 
 
 def training_arguments(args: argparse.Namespace) -> list[str]:
-    """Return what follows ``train.py`` on the command line."""
-    n = args.iterations
-    return [
-        '--dataset',
-        'shapes-rich',
-        '--extractor',
-        'mobilenet_v1_fpn',
-        '--pretrained',
-        args.pretrained,
-        '--anchor-sizes',
-        '12',
-        '24',
-        '48',
-        '96',
-        '160',
-        '--set',
-        'fpn_channels=64',
-        'rpn_channels=64',
-        'head_channels=256',
-        'mask_channels=64',
-        'mask_convs=2',
-        'roi_canonical_size=112',
-        '--batchsize',
-        '4',
-        '--roi-batch',
-        '32',
-        '--train-proposals',
-        '200',
-        '--clip-gradient',
-        '10',
-        '--lr',
-        '0.0006',
-        '--lr_initialchange',
-        '50',
-        '--step_size',
-        str(n * 8 // 11),
-        '--lr_step',
-        str(n * 10 // 11),
-        '--iteration',
-        str(n),
-        '--seed',
-        str(SEED),
-        '--gpu',
-        str(args.gpu),
-        '--workers',
-        str(args.workers),
-        '--out',
-        str(args.out),
-        '--validation',
-        '0',
-        '--snapshot',
-        '500',
-        '--keep',
-        '1',
-    ]
+    """Return the arguments of ``train.py``."""
+    fields = {
+        'fpn_channels': 64,
+        'rpn_channels': 64,
+        'head_channels': 256,
+        'mask_channels': 64,
+        'mask_convs': 2,
+        'roi_canonical_size': 112,
+    }
+    return training_check.train_arguments({
+        'dataset': 'shapes-rich',
+        'extractor': 'mobilenet_v1_fpn',
+        'pretrained': args.pretrained,
+        'anchor-sizes': [12, 24, 48, 96, 160],
+        'set': [f'{name}={value}' for name, value in fields.items()],
+        'batchsize': 4,
+        'roi-batch': 32,
+        'train-proposals': 200,
+        'clip-gradient': 10,
+        'lr': 0.0006,
+        'lr-initialchange': 50,
+        'step-size': args.iterations * 8 // 11,
+        'lr-step': args.iterations * 10 // 11,
+        'iteration': args.iterations,
+        'seed': SEED,
+        'gpu': args.gpu,
+        'workers': args.workers,
+        'out': args.out,
+        'validation': 0,
+        'snapshot': 500,
+        'keep': 1,
+    })  # fmt: skip
 
 
-def store(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Write a model file once more: filters in half precision, of which reading makes single, and ``SIZES``."""
+def store(source: Path, target: Path) -> None:
+    """Rewrite a model file with weights in half precision (loading converts them to float32) and ``SIZES``."""
     import numpy as np
 
     from mask_rcnn.weights import read_weights, write_weights
@@ -121,19 +94,19 @@ def store(source: pathlib.Path, target: pathlib.Path) -> None:
     write_weights(target, arrays, meta)
 
 
-def measure(path: pathlib.Path, out: pathlib.Path, gpu: int) -> int:
-    """Compare a model file with the goals; returns the exit status."""
+def evaluate(path: Path, out: Path, gpu: int) -> int:
+    """Compare a model file with the goals; return 0 if all are met, else 1."""
     import mask_rcnn
     from mask_rcnn.cli.evaluate import evaluate_to_folder
     from mask_rcnn.datasets import RichShapesDataset
 
     model = mask_rcnn.load(path, gpu=gpu)
-    unseen = RichShapesDataset(N_UNSEEN, size=PICTURE_SIZE, seed=UNSEEN_SEED)
+    unseen = RichShapesDataset(N_UNSEEN, size=IMAGE_SIZE, seed=UNSEEN_SEED)
     metrics = evaluate_to_folder(model, unseen, out / 'evaluation', name='unseen scenes')
     reached = {
         'mask AP': metrics.summary()['segm/AP'],
         'megabytes': path.stat().st_size / 1e6,
-        'seconds': seconds_of_a_prediction(model, unseen[0].image),
+        'seconds': prediction_seconds(model, unseen[0].image),
     }
     passed = {
         name: reached[name] >= goal if name == 'mask AP' else reached[name] <= goal for name, goal in GOALS.items()
@@ -144,8 +117,8 @@ def measure(path: pathlib.Path, out: pathlib.Path, gpu: int) -> int:
     return 0 if all(passed.values()) else 1
 
 
-def seconds_of_a_prediction(model, image) -> float:
-    """Return how long the masks of a picture take, the best of five."""
+def prediction_seconds(model, image) -> float:
+    """Return the time of one prediction in seconds, the best of five."""
     times = []
     for _ in range(5):
         started = time.perf_counter()
@@ -154,5 +127,5 @@ def seconds_of_a_prediction(model, image) -> float:
     return min(times)
 
 
-if __name__ == '__main__':  # the processes that draw import this file, too
+if __name__ == '__main__':  # the processes that generate images import this file again
     sys.exit(main())

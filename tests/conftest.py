@@ -1,44 +1,60 @@
 """Fixtures that tests of several folders share."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import mask_rcnn  # noqa: F401  (makes Chainer importable before any test module asks for it)
+import mask_rcnn  # noqa: F401  (makes Chainer importable before any test module imports it)
 from mask_rcnn.ops.runtime.device import cuda_device_count
 
 ROOT = Path(__file__).resolve().parents[1]
 
+#: The environment variable that names the folder of the original programs' outputs.
+GOLDEN_VARIABLE = 'MASK_RCNN_GOLDEN'
+
 
 def pytest_runtest_setup(item):
-    """Skip tests of the GPU where there is none; that CuPy can be imported does not say that there is."""
+    """Skip GPU tests on machines without a GPU; an importable CuPy does not imply one."""
     if item.get_closest_marker('gpu') and not cuda_device_count():
         pytest.skip('no CUDA device')
 
 
 @pytest.fixture(scope='session')
 def root() -> Path:
-    """The repository's root."""
+    """The root of the repository."""
     return ROOT
 
 
 @pytest.fixture(scope='session')
 def data() -> Path:
-    """The folder of the tests' own small golden arrays."""
+    """The folder of the small golden arrays that are part of the repository."""
     return ROOT / 'tests' / 'data'
 
 
 @pytest.fixture(scope='session')
+def golden() -> Path:
+    """The folder of the original programs' outputs: ``$MASK_RCNN_GOLDEN`` or ``../shared/golden``."""
+    named = os.environ.get(GOLDEN_VARIABLE)
+    folder = Path(named) if named else ROOT.parent / 'shared' / 'golden'
+    if (folder / 'detectron').is_dir():
+        return folder
+    if named:
+        pytest.fail(f'{GOLDEN_VARIABLE}: {folder} has no folder named detectron')
+    pytest.skip(f'no reference outputs in {folder}; {GOLDEN_VARIABLE} may name another folder')
+
+
+@pytest.fixture(scope='session')
 def shared() -> Path:
-    """The reference outputs and data that are not part of the project."""
+    """The folder of photos, annotations and weights that are not part of the repository."""
     folder = ROOT.parent / 'shared'
-    if not (folder / 'golden').is_dir():
-        pytest.skip('the reference outputs are not on this machine')
+    if not folder.is_dir():
+        pytest.skip(f'{folder} does not exist')
     return folder
 
 
 @pytest.fixture
 def rng() -> np.random.RandomState:
-    """Random numbers that are the same in every run."""
+    """A random number generator with a fixed seed."""
     return np.random.RandomState(0)

@@ -11,9 +11,10 @@ import pytest
 FLOORS = (
     {'cli'},
     {'training', 'evaluation'},
+    {'targets', 'models'},
     {'inference'},
-    {'targets', 'visualization'},
-    {'datasets', 'models'},
+    {'visualization'},
+    {'datasets'},
     {'preprocessing', 'weights'},
     {'config', 'io', 'ops', 'compat'},
 )
@@ -21,9 +22,9 @@ FLOOR_OF = {package: number for number, floor in enumerate(FLOORS) for package i
 
 #: Packages that an array operation may import.
 IMPORTED_BY_OPERATIONS = {
-    *('numpy', 'numba', 'chainer', 'cupy', 'mask_rcnn'),
-    *('__future__', 'collections', 'concurrent', 'contextlib', 'ctypes', 'dataclasses', 'functools', 'importlib'),
-    *('logging', 'math', 'operator', 'os', 're', 'threading', 'typing'),
+    *('numpy', 'numba', 'chainer', 'cuda', 'cupy', 'mask_rcnn', 'pycocotools'),
+    *('__future__', 'abc', 'collections', 'concurrent', 'contextlib', 'ctypes', 'dataclasses', 'enum', 'functools'),
+    *('importlib', 'inspect', 'logging', 'math', 'operator', 'os', 'pathlib', 're', 'sys', 'threading', 'typing'),
 }
 MAX_BODY_LINES = 60
 

@@ -1,3 +1,5 @@
+"""Tests of configurations and dialects: values, validation and plain data."""
+
 import json
 
 import pytest
@@ -5,12 +7,12 @@ import pytest
 from mask_rcnn.config import DETECTRON, DIALECTS, MATTERPORT, PRESETS, Config
 
 
-def test_dict_round_trip_through_json():
+def test_from_dict_inverts_to_dict_through_json():
     config = PRESETS['resnet101'].replace(n_fg_class=4, anchor_sizes=(16, 32), roi_align=False)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_defaults_are_detectrons():
+def test_defaults_are_those_of_detectron():
     config = Config()
     assert config.dialect is DETECTRON is DIALECTS['detectron']
     assert (config.min_size, config.max_size) == (800, 1333)
@@ -25,32 +27,34 @@ def test_defaults_are_detectrons():
         ({'norm': 'gn'}, 'norm must be'),
         ({'roi_size': 8}, 'roi_size must be 7 or 14'),
         ({'n_fg_class': 0}, 'n_fg_class must be at least 1'),
-        ({'min_size': 900, 'max_size': 800}, 'need 0 < min_size <= max_size'),
+        ({'min_size': 900, 'max_size': 800}, 'need 0 < min_size <= max_size, got 900 and 800'),
+        ({'extractor': 'resnet50_fpn', 'anchor_sizes': (32, 64)}, 'needs one anchor size for each, not 2'),
+        ({'n_keypoint': 17}, "keypoint networks need an FPN extractor, not 'resnet50'"),
     ],
 )
-def test_bad_values(change, message):
+def test_invalid_values_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         Config(**change)
 
 
-def test_dialects_differ_in_single_conventions():
+def test_replace_changes_single_conventions():
     changed = DETECTRON.replace(name='other', boxes={'offset': 0.0}, masks={'padding': 0, 'threshold': 0.3})
     assert (changed.name, changed.boxes.offset, changed.masks.padding, changed.masks.threshold) == ('other', 0, 0, 0.3)
     assert (changed.boxes.clip_offset, changed.input, DETECTRON.boxes.offset) == (1, DETECTRON.input, 1)
 
 
 @pytest.mark.parametrize('change', [{'box': {'offset': 0.0}}, {'boxes': {'extent': 0.0}}, {'title': 'x'}])
-def test_unknown_conventions(change):
+def test_unknown_conventions_are_rejected(change):
     with pytest.raises(TypeError, match='unexpected keyword argument'):
         DETECTRON.replace(**change)
 
 
-def test_a_letterbox_has_a_side_of_whole_strides():
+def test_a_letterbox_must_be_a_multiple_of_the_coarsest_stride():
     with pytest.raises(ValueError, match="max_size, the side of the matterport dialect's square input, must be a"):
         Config(dialect=MATTERPORT, max_size=1000)
 
 
-def test_bad_dicts():
+def test_unknown_fields_and_dialects_are_rejected():
     with pytest.raises(ValueError, match='unknown configuration fields: depth'):
         Config.from_dict({'depth': 50})
     with pytest.raises(ValueError, match="unknown dialect 'klingon'"):

@@ -111,7 +111,7 @@ def evaluate_to_folder(
 
     Raises:
         UsageError: The classes of the model and the dataset do not match.
-        mask_rcnn.weights.WeightFileError: A file cannot be written.
+        mask_rcnn.io.atomic_file.FileError: A file cannot be written.
     """
     communicator = communicator or Communicator()
     check_classes(model, dataset, name)

@@ -180,7 +180,7 @@ def _load_snapshot_model(path: Path, args: TrainArguments) -> MaskRCNN:
     model = _model_of_snapshot(snapshot, args)
     prefix = 'updater/model:main/model/'
     arrays = {name.removeprefix(prefix): array for name, array in snapshot.arrays.items() if name.startswith(prefix)}
-    load_arrays(model, arrays, what=path)
+    load_arrays(model, arrays, source=path)
     return model
 
 

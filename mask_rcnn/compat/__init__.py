@@ -11,7 +11,7 @@ patches ChainerMN before its use.
 patch                                  why                                              needed since
 =====================================  ===============================================  ==================
 ``numpy.sctypes`` (while importing)    ``chainer.functions.array.as_strided`` reads it  NumPy 2.0
-``numpy.distutils.system_info``        ``chainer._environment_check`` asks it for BLAS  Python 3.12
+``numpy.distutils.system_info``        ``chainer._environment_check`` reads BLAS there  Python 3.12
 (while importing)
 ``distutils.util`` (while importing)   ChainerCV's downloads use ``strtobool``          Python 3.12
 ``pkg_resources`` (while importing)    ChainerCV's version, ``chainer.testing``         setuptools 82
@@ -20,9 +20,9 @@ patch                                  why                                      
 ``numpy.int`` for two functions        ChainerCV's FCIS, when it is trained             NumPy 1.24
 ``chainercv...bbox._nms_gpu_post``     the C extension does not compile                 Python 3.11
 ``cupy.cuda.cublas`` (while importing) ``chainer.backends.cuda`` binds it               CuPy 14
-"cuDNN is not enabled" (silenced)      CuPy has no cuDNN bindings any more              CuPy 14
-``cuda_fp16.h`` for two kernels of     ``<cupy/carray.cuh>`` does not include it any    CuPy 14
-ChainerMN                              more, and they use ``half``
+"cuDNN is not enabled" (silenced)      CuPy no longer has cuDNN bindings                CuPy 14
+``cuda_fp16.h`` for two kernels of     ``<cupy/carray.cuh>`` no longer includes it,     CuPy 14
+ChainerMN                              and they use ``half``
 =====================================  ===============================================  ==================
 """
 

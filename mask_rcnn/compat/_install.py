@@ -1,4 +1,4 @@
-"""The patches themselves; :mod:`mask_rcnn.compat` lists them with their reasons."""
+"""The patches that :mod:`mask_rcnn.compat` lists with their reasons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from mask_rcnn.compat import _pkg_resources
 from mask_rcnn.compat._nms_gpu_post import _nms_gpu_post
 
-#: ``numpy.sctypes`` as NumPy 1 had it, as far as Chainer reads it.
+#: The part of NumPy 1's ``numpy.sctypes`` that Chainer reads.
 _SCTYPES = {
     'int': [np.int8, np.int16, np.int32, np.int64],
     'uint': [np.uint8, np.uint16, np.uint32, np.uint64],
@@ -27,7 +27,7 @@ _SCTYPES = {
 
 _FCIS = 'chainercv.experimental.links.model.fcis'
 
-#: Functions that look names up in NumPy when they run: (module, function, its name for NumPy, names).
+#: Functions that look up removed names in NumPy when they run: (module, function, its name for NumPy, names).
 _NAMES_USED_LATER = (
     ('chainer.functions.array.as_strided', 'AsStridedGrad.forward', 'np', {'sctypes': _SCTYPES}),
     ('chainer.functions.array.resize_images', 'compute_indices_and_weights', 'numpy', {'float': float}),
@@ -35,7 +35,7 @@ _NAMES_USED_LATER = (
     (f'{_FCIS}.utils.proposal_target_creator', 'ProposalTargetCreator.__call__', 'np', {'int': int}),
 )
 
-#: Functions of ChainerMN that make kernels of ``half``, whose header CuPy's own no longer includes.
+#: Functions of ChainerMN that compile kernels with the type ``half``, whose header CuPy's no longer includes.
 _KERNELS_OF_HALF = ('_cupy_batched_pack_params', '_cupy_batched_unpack_params')
 
 
@@ -65,9 +65,9 @@ def patches(package: str) -> Iterator[None]:
 
 
 def mend_chainermn() -> None:
-    """Let ChainerMN's ``pure_nccl`` compile its kernels; idempotent.
+    """Make ChainerMN's ``pure_nccl`` compile its kernels.  A second call does nothing.
 
-    Not part of the import hook, because importing ChainerMN starts MPI.
+    This is not a part of the import hook, because importing ChainerMN starts MPI.
 
     Raises:
         ImportError: ChainerMN or mpi4py does not work.
@@ -84,28 +84,28 @@ def mend_chainermn() -> None:
 
 
 def _raw_with_half(code: str, name: str):
-    """Stand in for ``chainer.cuda.raw``; the kernel knows the type ``half``."""
+    """Compile a kernel as ``chainer.cuda.raw`` does, with the type ``half`` defined."""
     return sys.modules['chainer.backends.cuda'].raw(f'#include <cuda_fp16.h>\n{code}', name)
 
 
 @contextlib.contextmanager
 def _numpy_sctypes():
-    """``as_strided`` builds a table from ``numpy.sctypes`` on import; NumPy 2 has no such name."""
+    """Supply ``numpy.sctypes``, from which ``as_strided`` builds a table on import; NumPy 2 does not have it."""
     with _attribute(np, 'sctypes', _SCTYPES):
         yield
 
 
 @contextlib.contextmanager
 def _numpy_distutils():
-    """Chainer's environment check imports ``numpy.distutils`` and uses it on macOS only.
+    """Supply ``numpy.distutils``, which Chainer's environment check imports and only uses on macOS.
 
-    It is gone on Python 3.12, and deprecated and slow to import before; an empty answer means "no
-    Accelerate framework found".
+    Python 3.12 does not have it, and before that it is deprecated and slow to import.  An empty result means that no
+    Accelerate framework was found.
     """
     system_info = types.ModuleType('numpy.distutils.system_info')
-    system_info.get_info = lambda name: {}
+    vars(system_info)['get_info'] = lambda name: {}
     distutils = types.ModuleType('numpy.distutils')
-    distutils.system_info = system_info
+    vars(distutils)['system_info'] = system_info
     with (
         _module('numpy.distutils.system_info', system_info),
         _module('numpy.distutils', distutils),
@@ -116,11 +116,11 @@ def _numpy_distutils():
 
 @contextlib.contextmanager
 def _distutils():
-    """ChainerCV takes ``strtobool`` from ``distutils``, which left the standard library."""
+    """Supply ``strtobool``, which ChainerCV imports from ``distutils``; the standard library no longer has it."""
     util = types.ModuleType('distutils.util')
-    util.strtobool = _strtobool
+    vars(util)['strtobool'] = _strtobool
     distutils = types.ModuleType('distutils')
-    distutils.util = util
+    vars(distutils)['util'] = util
     with _module('distutils.util', util), _module('distutils', distutils):
         yield
 
@@ -135,22 +135,22 @@ def _strtobool(text: str) -> int:
 
 @contextlib.contextmanager
 def _without_pkg_resources():
-    """Setuptools 82 removed ``pkg_resources``; before, importing it warns and takes long."""
+    """Supply ``pkg_resources``, which setuptools 82 removed; before that, importing it is slow and warns."""
     with _module('pkg_resources', _pkg_resources):
         yield
 
 
 @contextlib.contextmanager
 def _cupy_cublas():
-    """CuPy 14 moved ``cupy.cuda.cublas``; without the name Chainer takes CUDA for unavailable.
+    """Supply ``cupy.cuda.cublas``, which CuPy 14 moved; without the name, Chainer considers CUDA unavailable.
 
-    Lasting where it is needed: ``chainer.functions.inv`` reads ``chainer.backends.cuda.cublas``, which
-    is bound on import, so only the entry in CuPy's namespace is taken away again.
+    ``chainer.functions.inv`` reads ``chainer.backends.cuda.cublas``, which is bound on import and stays, so only the
+    entry in CuPy's namespace is removed.
     """
     try:
         cupy_cuda = importlib.import_module('cupy.cuda')
         cublas = importlib.import_module('cupy_backends.cuda.libs.cublas')
-    except Exception:  # no CuPy, or one without its libraries: Chainer then runs on the CPU
+    except Exception:  # no CuPy, or CuPy without its libraries: Chainer runs on the CPU
         yield
         return
     with _attribute(cupy_cuda, 'cublas', cublas):
@@ -159,7 +159,7 @@ def _cupy_cublas():
 
 @contextlib.contextmanager
 def _no_version_warnings():
-    """Chainer warns of any CuPy newer than 7, ChainerCV's old sources of syntax Python deprecates."""
+    """Silence Chainer's warning about CuPy versions after 7, and Python's about deprecated syntax in ChainerCV."""
     key = 'CHAINER_WARN_VERSION_MISMATCH'
     before = os.environ.get(key)
     os.environ[key] = '0'
@@ -176,19 +176,18 @@ def _no_version_warnings():
 
 
 def _supply_nms_gpu_post() -> None:
-    """ChainerCV's only C extension was generated by a Cython too old for Python 3.11."""
-    (folder,) = sys.modules['chainercv'].__path__
-    stem = os.path.join(folder, 'utils', 'bbox', '_nms_gpu_post')
+    """Supply ChainerCV's only C extension, which a Cython too old for Python 3.11 generated."""
+    stem = os.path.join(sys.modules['chainercv'].__path__[0], 'utils', 'bbox', '_nms_gpu_post')
     if any(os.path.exists(stem + suffix) for suffix in importlib.machinery.EXTENSION_SUFFIXES):
         return
     name = 'chainercv.utils.bbox._nms_gpu_post'
     module = types.ModuleType(name, doc='Stand-in for a C extension, see mask_rcnn.compat.')
-    module._nms_gpu_post = _nms_gpu_post
+    vars(module)['_nms_gpu_post'] = _nms_gpu_post
     sys.modules.setdefault(name, module)
 
 
 def _lend_numpy_names(package: str) -> None:
-    """Give single functions of a package a view of NumPy with the names that they look up when they run."""
+    """Give some functions of a package a view of NumPy with the removed names that they look up when they run."""
     for module_name, path, numpy_name, names in _NAMES_USED_LATER:
         missing = {name: value for name, value in names.items() if not _has(np, name)}
         if missing and module_name.split('.')[0] == package:
@@ -202,7 +201,7 @@ def _lend_numpy_names(package: str) -> None:
 
 
 def _with_globals(function, namespace: dict):
-    """Return a copy of a function that looks its global names up in ``namespace``."""
+    """Return a copy of a function that looks up its global names in ``namespace``."""
     copy = types.FunctionType(
         function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
     )
@@ -210,13 +209,13 @@ def _with_globals(function, namespace: dict):
 
 
 def _silence_cudnn_warning() -> None:
-    """Chainer's cuDNN bindings went with CuPy 14; the advice to reinstall CuPy would mislead."""
+    """Silence the advice to reinstall CuPy for cuDNN, which is misleading: CuPy 14 has no cuDNN bindings."""
     chainer_cuda = sys.modules['chainer.backends.cuda']
     chainer_cuda.check_cuda_available._already_warned = True
 
 
 class _NumpyView(types.ModuleType):
-    """NumPy plus a few names, for one function; NumPy itself stays as it is."""
+    """NumPy with a few additional names, for one function; NumPy itself is unchanged."""
 
     def __init__(self, names: dict):
         super().__init__('numpy')
@@ -225,21 +224,21 @@ class _NumpyView(types.ModuleType):
     def __getattr__(self, name):
         return getattr(np, name)
 
-    def __eq__(self, other):  # FCIS asks whether an array's module is not NumPy
+    def __eq__(self, other):  # FCIS compares the module of an array with NumPy
         return other is np or other is self
 
     __hash__ = types.ModuleType.__hash__
 
 
 def _has(owner, name: str) -> bool:
-    with warnings.catch_warnings():  # NumPy warns of some names that it is about to drop
+    with warnings.catch_warnings():  # NumPy warns about names that it will remove
         warnings.simplefilter('ignore')
         return hasattr(owner, name)
 
 
 @contextlib.contextmanager
 def _attribute(owner, name: str, value):
-    """Set an attribute for a while, unless it is there already."""
+    """Set an attribute within a ``with`` block, unless it exists."""
     if _has(owner, name):
         yield
         return
@@ -252,7 +251,7 @@ def _attribute(owner, name: str, value):
 
 @contextlib.contextmanager
 def _module(name: str, module: types.ModuleType):
-    """Make ``import name`` give ``module`` for a while, unless it is imported already."""
+    """Make ``import name`` return ``module`` within a ``with`` block, unless it has already been imported."""
     if name in sys.modules:
         yield
         return

@@ -7,14 +7,14 @@ def _nms_gpu_post(mask, n_bbox, threads_per_block, col_blocks):
     """Select boxes from the bit mask of ChainerCV's NMS kernel.
 
     Args:
-        mask (numpy.ndarray): ``(n_bbox * col_blocks,)`` uint64; bit ``j`` of word ``k`` of row ``i`` says
-            that box ``i`` suppresses box ``k * threads_per_block + j``.
-        n_bbox (int): Number of boxes, best first.
-        threads_per_block (int): Bits used of each word.
-        col_blocks (int): Words per box.
+        mask (numpy.ndarray): ``(n_bbox * col_blocks,)`` uint64; bit ``j`` of word ``k`` of row ``i`` is set
+            if box ``i`` suppresses box ``k * threads_per_block + j``.
+        n_bbox (int): Number of boxes, in descending order of score.
+        threads_per_block (int): Number of bits used in each word.
+        col_blocks (int): Number of words per box.
 
     Returns:
-        tuple: ``(n_bbox,)`` int32 indices, of which the first ``n`` are valid, and ``n``.
+        tuple: ``(n_bbox,)`` int32 indices of the kept boxes, of which the first ``n`` are valid, and ``n``.
     """
     rows = np.asarray(mask, np.uint64).reshape(n_bbox, col_blocks)
     removed = np.zeros(col_blocks, np.uint64)

@@ -18,7 +18,7 @@ class VersionConflict(ResolutionError):
 
 
 def get_distribution(name: str) -> metadata.Distribution:
-    """Return the installed distribution (it has a ``version``)."""
+    """Return the installed distribution, which has a ``version``."""
     try:
         return metadata.distribution(name)
     except metadata.PackageNotFoundError as error:
@@ -27,14 +27,14 @@ def get_distribution(name: str) -> metadata.Distribution:
 
 def require(requirement: str) -> None:
     """Raise :class:`ResolutionError` unless ``requirement`` (as in ``'name>=1.0'``) is met."""
-    wanted = Requirement(requirement)
-    version = get_distribution(wanted.name).version
-    if not wanted.specifier.contains(version, prereleases=True):
-        raise VersionConflict(f'{wanted.name} {version} is installed, {requirement} is required')
+    parsed = Requirement(requirement)
+    version = get_distribution(parsed.name).version
+    if not parsed.specifier.contains(version, prereleases=True):
+        raise VersionConflict(f'{parsed.name} {version} is installed, {requirement} is required')
 
 
 class WorkingSet:
-    """The installed distributions, as ``chainer.testing.with_requires`` asks for them."""
+    """The installed distributions, as ``chainer.testing.with_requires`` uses them."""
 
     def require(self, *requirements: str) -> None:
         """Raise :class:`ResolutionError` unless all ``requirements`` are met."""

@@ -1,8 +1,8 @@
-"""Configuration: frozen dataclasses of plain data, and the named dialects and presets.
+"""Configuration of networks: frozen dataclasses, named dialects and named presets.
 
-A :class:`Dialect` holds the conventions of one original program.  A :class:`Config` holds the architecture and the
-sizes of one network together with its dialect.  A weight file stores both (:mod:`mask_rcnn.weights.native`): the fields
-of the configuration, and the dialect by its name.
+A :class:`Dialect` holds the conventions of one original program.  A :class:`Config` holds the architecture, the sizes
+and the dialect of one network.  Weight files store the fields of the configuration, with the dialect by its name
+(:mod:`mask_rcnn.weights.native`).
 """
 
 from mask_rcnn.config.dialects import (

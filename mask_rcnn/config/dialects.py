@@ -1,7 +1,7 @@
-"""Dialects: the conventions in which the original programs differ from one another.
+"""Dialects: the conventions in which the original programs differ.
 
-A converted weight file reproduces the detections of its program only under the conventions of that program.  One
-:class:`Dialect` holds all conventions of one program, in one group for each part of the network.
+A converted weight file reproduces the detections of its original program only under the conventions of that program.  A
+:class:`Dialect` holds the conventions of one program in groups, one group for each part of the network.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class InputConventions:
-    """Conversion of an image into the network input (:func:`mask_rcnn.preprocessing.prepare.prepare_image`).
+    """Conversion of an image into the network input (:func:`mask_rcnn.preprocessing.image_transform.prepare_image`).
 
     Args:
-        channel_order: Order of the colour channels: ``'BGR'`` (Detectron) or ``'RGB'`` (all others).
-        pixel_mean: Mean of each channel, which is subtracted from the pixels; in ``channel_order``.
-        pixel_std: Standard deviation of each channel, by which the pixels are divided; in ``channel_order``.
-        resize: Resampling of the image.  ``'opencv_float32'`` subtracts the mean first and resizes float32 pixels as
-            OpenCV does (Detectron).  ``'skimage_uint8'`` resizes as scikit-image does, truncates the result to whole
-            numbers and subtracts the mean afterwards (Matterport).
-        upscale_only: Whether ``Config.min_size`` only enlarges images (Matterport), or also reduces them (Detectron).
-            ``Config.max_size`` reduces images in either case.
-        letterbox: Whether the image is centred in a zero-padded square with a side of ``Config.max_size`` pixels
-            (Matterport), or placed in the upper left corner of an input that fits the image (Detectron).
+        channel_order: Order of the colour channels: ``'BGR'`` (Detectron) or ``'RGB'`` (all other programs).
+        pixel_mean: Mean of each channel, subtracted from the pixels; in ``channel_order``.
+        pixel_std: Standard deviation of each channel, by which pixels are divided; in ``channel_order``.
+        resize: Resampling of the image.  ``'opencv_float32'`` subtracts the mean and then resizes float32 pixels like
+            OpenCV (Detectron).  ``'skimage_uint8'`` resizes like scikit-image, truncates the result to integers, and
+            then subtracts the mean (Matterport).
+        upscale_only: Whether images are only upscaled to ``Config.min_size`` (Matterport), or also downscaled
+            (Detectron).  ``Config.max_size`` limits the size in both cases.
+        letterbox: Whether the image is centred in a zero-padded square of ``Config.max_size`` pixels (Matterport), or
+            placed in the upper left corner of an input of its size (Detectron).
     """
 
     channel_order: Literal['RGB', 'BGR']
@@ -43,13 +43,12 @@ class BackboneConventions:
     """Layers of the backbone.
 
     Args:
-        bn_eps: Number that batch normalisation adds to the variance: 1e-5 (Detectron, MindSpore) or 1e-3 (Keras,
+        bn_eps: Epsilon of batch normalisation, added to the variance: 1e-5 (Detectron, MindSpore) or 1e-3 (Keras,
             TensorFlow).
         stem_pool_pad: Padding of the max pooling after conv1.  1 pads every border by one pixel (Detectron).  0 pads
-            only the bottom and the right border, as far as the last window needs it (TensorFlow's ``SAME``).
-        stride_in_3x3: Whether the 3x3 convolution of an FPN ResNet's bottleneck block has the stride (MindSpore,
-            torchvision), or the first 1x1 convolution (Detectron, Matterport).  C4 networks always have the stride
-            in the 1x1 convolution.
+            only the bottom and the right border, if the last window needs it (TensorFlow's ``SAME``).
+        stride_in_3x3: Whether the stride of a bottleneck block is in its 3x3 convolution (MindSpore, torchvision), or
+            in its first 1x1 convolution (Detectron, Matterport).  C4 networks always have it in the 1x1 convolution.
     """
 
     bn_eps: float
@@ -62,18 +61,19 @@ class BoxConventions:
     """Box arithmetic (:mod:`mask_rcnn.ops.boxes.boxes`, :mod:`mask_rcnn.ops.boxes.nms`).
 
     Args:
-        offset: Number that is added to ``x2 - x1`` to get the width of a box.  1 if both corners are pixels of the
-            box (Detectron), 0 if corners are coordinates (Matterport).
-        clip_offset: Boxes are clipped to ``[0, side - clip_offset]``: 1 in all programs.  Detections of a dialect
-            with ``detections.postprocess_in_input_space`` are clipped to the centres of the corner pixels instead.
+        offset: Number added to ``x2 - x1`` to get the width of a box: 1 if both corners are pixels of the box
+            (Detectron), 0 if the corners are coordinates (Matterport).
+        clip_offset: Boxes are clipped to ``[0, height - clip_offset]`` and ``[0, width - clip_offset]``; 1 in all
+            programs.  With ``detections.postprocess_in_input_space``, detections are clipped to the centres of the
+            image's corner pixels instead.
         max_log_scale: Upper limit of the predicted ``dh`` and ``dw``, the logarithms of the scale factors:
             Detectron's ``BBOX_XFORM_CLIP``, or infinity (Matterport).
         rpn_delta_weights: Weights of ``(dy, dx, dh, dw)`` in the RPN's regression targets.  Matterport calls the
             reciprocals ``RPN_BBOX_STD_DEV``.
         box_delta_weights: Weights of ``(dy, dx, dh, dw)`` in the box head's regression targets: Detectron's
             ``MODEL.BBOX_REG_WEIGHTS``.  Matterport calls the reciprocals ``BBOX_STD_DEV``.
-        nms_suppress_equal: Whether NMS suppresses a box at an IoU equal to the threshold (Detectron), or only above
-            the threshold (Matterport).
+        nms_suppress_equal: Whether NMS suppresses boxes with IoU >= threshold (Detectron) or IoU > threshold
+            (Matterport).
     """
 
     offset: float
@@ -89,11 +89,11 @@ class RPNConventions:
     """Anchors and proposals.
 
     Args:
-        round_anchors: Whether the sides of the anchors are rounded to whole pixels
+        round_anchors: Whether the height and the width of anchors are rounded to whole pixels
             (:func:`mask_rcnn.ops.boxes.anchors.detectron_cell_anchors`) or not
             (:func:`mask_rcnn.ops.boxes.anchors.matterport_cell_anchors`).
-        proposals_per_level: Whether each level of the feature pyramid has its own top-k selection and NMS
-            (Detectron), or all levels share one (Matterport).
+        proposals_per_level: Whether top-k selection and NMS are applied to each level of the feature pyramid
+            (Detectron), or to all levels together (Matterport).
     """
 
     round_anchors: bool
@@ -102,17 +102,17 @@ class RPNConventions:
 
 @dataclass(frozen=True)
 class RoIConventions:
-    """Pooling of RoI features (:mod:`mask_rcnn.models.layers.roi_pooling`).
+    """Pooling of RoI features (:mod:`mask_rcnn.models.roi_pooling`).
 
     Args:
-        op: Pooling operator.  ``'roi_align'`` averages samples inside each bin (Detectron); ``Config.roi_align`` can
-            replace it by RoI max pooling.  ``'crop_and_resize'`` takes one sample at each point of a grid that
-            reaches from border to border (Matterport, with TensorFlow's operator); it ignores ``Config.roi_align``
-            and ``Config.sampling_ratio``.
-        level_rounding: Rounding of the pyramid level of a RoI: ``'floor'`` (Detectron) or ``'nearest'``, which rounds
-            halves to even (Matterport).
-        level_epsilon: Number that is added to the relative size of a RoI before the logarithm that gives the level:
-            1e-6 (Detectron) or 0 (Matterport).
+        op: Pooling operator.  ``'roi_align'`` averages the samples in each bin (Detectron); ``Config.roi_align`` can
+            replace it by RoI max pooling.  ``'crop_and_resize'`` samples the points of a grid that extends from border
+            to border (Matterport, with TensorFlow's operator); it ignores ``Config.roi_align`` and
+            ``Config.sampling_ratio``.
+        level_rounding: Rounding of the pyramid level of a RoI: ``'floor'`` (Detectron), or ``'nearest'`` with halves
+            to even (Matterport).
+        level_epsilon: Number added to the relative size of a RoI before the logarithm of the level: 1e-6 (Detectron)
+            or 0 (Matterport).
     """
 
     op: Literal['roi_align', 'crop_and_resize']
@@ -127,14 +127,14 @@ class DetectionConventions:
     Args:
         postprocess_in_input_space: Whether boxes are decoded, clipped and suppressed in pixels of the network input
             (Matterport), or in pixels of the original image (Detectron).
-        integer_boxes: Whether the corners of detections are rounded to whole pixels, where the second corner
-            is the first pixel after the box, and empty boxes are dropped (Matterport).
-        best_class_only: Whether a RoI is a candidate only for its best class (Matterport), or for every class
+        integer_boxes: Whether the corners of detections are rounded to whole pixels and empty boxes are dropped
+            (Matterport).  The second corner is then the first pixel after the box.
+        best_class_only: Whether a RoI can be a detection of its highest-scoring class only (Matterport), or of every
+            class (Detectron).
+        score_threshold_inclusive: Whether detections need a score >= threshold (Matterport) or > threshold
             (Detectron).
-        score_threshold_inclusive: Whether a score equal to the threshold passes (Matterport), or only a score above
-            the threshold (Detectron).
-        keep_ties: Whether detections with the same score as the last detection within the limit are kept
-            beyond the limit (Detectron), or dropped (Matterport).
+        keep_ties: Whether detections beyond the limit are kept if their score equals that of the last detection within
+            the limit (Detectron), or dropped (Matterport).
     """
 
     postprocess_in_input_space: bool
@@ -149,13 +149,13 @@ class MaskConventions:
     """Pasting of predicted masks into the image (:func:`mask_rcnn.ops.masks.paste_masks.paste_masks`).
 
     Args:
-        padding: Width of the zero border around a predicted mask, in mask pixels; the box grows in proportion before
-            the mask is resized into it: 1 (Detectron) or 0 (Matterport).
-        margin: Width of the zero border outside the box, 0 or 1.  1 interpolates between the mask and the zeros at
-            the border (Matterport, with scikit-image); 0 repeats the border (Detectron, with OpenCV).
-        threshold: Probability above which a pixel belongs to the mask.
-        threshold_inclusive: Whether a pixel with a probability equal to the threshold belongs to the mask
-            (Matterport) or not (Detectron).
+        padding: Width of the zero padding of a predicted mask in mask pixels: 1 (Detectron) or 0 (Matterport).  The
+            box is extended in proportion, before the mask is resized to it.
+        margin: Border handling of the resize.  1 interpolates between the mask and zeros outside of the box
+            (Matterport, with scikit-image); 0 repeats the border of the mask (Detectron, with OpenCV).
+        threshold: Minimum probability of the pixels of a mask.
+        threshold_inclusive: Whether pixels of a mask need a probability >= threshold (Matterport) or > threshold
+            (Detectron).
     """
 
     padding: int
@@ -173,11 +173,11 @@ class LossConventions:
             (Detectron) or 1 (Matterport).
         box_smooth_l1_beta: Error at which the smooth L1 loss of the box head changes from quadratic to linear: 1.
         box_loss_normalizer: Divisor of both smooth L1 losses.  ``'sampled'`` is the number of sampled anchors or RoIs
-            (Detectron).  ``'positive'`` is the number of coordinates, four for each positive anchor or RoI
+            (Detectron).  ``'positive'`` is the number of coordinates of the positive anchors or RoIs, four for each
             (Matterport).
-        rpn_loss_divides_by_batch_size: Whether an FPN's objectness loss is divided by the requested number of
-            anchors, which can exceed the number of sampled anchors (Detectron), or by the number of sampled
-            anchors (Matterport).
+        rpn_loss_divides_by_batch_size: Whether the objectness loss of an FPN is divided by the requested number of
+            anchors, which may exceed the number of sampled anchors (Detectron), or by the number of sampled anchors
+            (Matterport).
     """
 
     rpn_smooth_l1_beta: float
@@ -191,7 +191,7 @@ class Dialect:
     """The conventions of one original program.
 
     Args:
-        name: Name that weight files store for the dialect; a key of :data:`DIALECTS`.
+        name: Name of the dialect in weight files; a key of :data:`DIALECTS`.
         input: Conversion of an image into the network input.
         backbone: Layers of the backbone.
         boxes: Box arithmetic.
@@ -212,13 +212,13 @@ class Dialect:
     masks: MaskConventions
     losses: LossConventions
 
-    def replace(self, **changes) -> Dialect:
-        """Return a copy with some conventions changed.
+    def replace(self, **changes: Any) -> Dialect:
+        """Return a copy with changed conventions.
 
-        ``DETECTRON.replace(name='other', boxes={'offset': 0.0})`` changes the name and one field of one group.
+        ``DETECTRON.replace(name='other', boxes={'offset': 0.0})`` changes the name and one field of a group.
 
         Args:
-            **changes: New values of fields; a mapping as the value of a group changes only the fields in the mapping.
+            **changes: New values of fields.  A mapping changes only some fields of a group.
 
         Returns:
             Dialect: The changed copy.
@@ -273,8 +273,7 @@ DETECTRON = Dialect(
 )
 
 #: Matterport's Mask R-CNN (TensorFlow 1, Keras): ``mrcnn/model.py`` and ``mrcnn/utils.py``.  Matterport normalises a
-#: box in pixels to ``(y_min, x_min, y_max - 1, x_max - 1) / (side - 1)``.  Boxes here are the numerators: they stay in
-#: pixels.
+#: box to ``(y_min, x_min, y_max - 1, x_max - 1) / (side - 1)``.  This library uses the numerators, which are in pixels.
 MATTERPORT = Dialect(
     name='matterport',
     input=InputConventions(
@@ -312,15 +311,15 @@ MATTERPORT = Dialect(
     ),
 )
 
-#: Detectron's conventions with the input (``slim/preprocessing``) and the epsilon of TensorFlow's MobileNets.
+#: Detectron's conventions with the input (``slim/preprocessing``) and the ``bn_eps`` of TensorFlow's MobileNets.
 MOBILENET = DETECTRON.replace(
     name='mobilenet',
     input={'channel_order': 'RGB', 'pixel_mean': (128.0, 128.0, 128.0), 'pixel_std': (128.0, 128.0, 128.0)},
     backbone={'bn_eps': 1e-3},
 )
 
-#: MindSpore's model zoo, ``maskrcnn`` and ``maskrcnn_mobilenetv1``: Detectron's boxes with another input and another
-#: stem and stride.
+#: MindSpore's model zoo, ``maskrcnn`` and ``maskrcnn_mobilenetv1``: Detectron's conventions with another input, stem
+#: padding and stride.
 MINDSPORE = DETECTRON.replace(
     name='mindspore',
     input={'channel_order': 'RGB', 'pixel_mean': (123.675, 116.28, 103.53), 'pixel_std': (58.395, 57.12, 57.375)},

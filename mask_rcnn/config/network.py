@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from mask_rcnn.config.dialects import DETECTRON, DIALECTS, MOBILENET, Dialect
 
@@ -12,41 +13,43 @@ from mask_rcnn.config.dialects import DETECTRON, DIALECTS, MOBILENET, Dialect
 class Config:
     """Architecture, sizes and dialect of one network.
 
-    Weight files and snapshots store the names of the fields.
+    The names of the fields are part of the format of weight files and snapshots.
 
     Args:
         extractor: One of :data:`EXTRACTORS`: a backbone (``'resnet50'``) for a C4 network, or a backbone with a feature
             pyramid (``'resnet50_fpn'``).
         n_fg_class: Number of classes without the background.
         dialect: Conventions of the program that trained the weights.
-        norm: ``'affine'`` for a frozen scale and bias per channel, ``'bn'`` for batch normalisation.
+        norm: Normalisation layers: ``'affine'`` for a frozen scale and bias per channel, ``'bn'`` for batch
+            normalisation.
         masks: Whether the network has a mask head.
         n_keypoint: Number of keypoints per instance; 0 for a network without a keypoint head.
-        width: Width multiplier of a MobileNet (Howard et al. 2017, section 3.3): factor of the numbers of channels.
-        fpn_channels: Channels of each level of the feature pyramid.
-        rpn_channels: Channels of the RPN's 3x3 convolution; 0 for the number of its input channels.
-        head_channels: Channels of the two fully connected layers of an FPN's box head.
-        mask_channels: Channels of the mask head.
+        width: Width multiplier of a MobileNet: factor of all numbers of channels (Howard et al. 2017, section 3.3).
+        fpn_channels: Number of channels of each level of the feature pyramid.
+        rpn_channels: Number of output channels of the RPN's 3x3 convolution; 0 for the number of its input channels.
+        head_channels: Number of units of the two fully connected layers in an FPN's box head.
+        mask_channels: Number of channels of the mask head.
         mask_convs: Number of 3x3 convolutions in an FPN's mask head.
-        roi_size: Side of the pooled RoI features in bins, 14 or 7.  The box head of a C4 network processes 7 x 7 bins
-            in both cases.
-        mask_roi_size: Side of the pooled RoI features of an FPN's mask and keypoint heads in bins.
-        roi_canonical_size: Size (square root of the area in pixels) of a RoI that is pooled from the level of stride
-            16.  A RoI of half the size is pooled from the level of stride 8 (Lin et al. 2017, section 4.2).
+        roi_size: Height and width of pooled RoI features in bins: 14 or 7.  The box head of a C4 network processes
+            7 x 7 bins in both cases.
+        mask_roi_size: Height and width of pooled RoI features in an FPN's mask and keypoint heads, in bins.
+        roi_canonical_size: Size (square root of the area, in pixels) of the RoIs that are pooled from the level of
+            stride 16.  RoIs of half that size are pooled from the level of stride 8 (Lin et al. 2017, section 4.2).
         roi_align: True for RoIAlign, false for RoI max pooling.  Applies to dialects with ``rois.op='roi_align'``.
-        sampling_ratio: RoIAlign's number of samples per bin and axis; 0 for as many samples as the bin has pixels.
+        sampling_ratio: Number of RoIAlign's samples per bin and axis; 0 for one sample per pixel of the bin.
         min_size: Target length of the image's shorter side in pixels.
-        max_size: Upper limit of the image's longer side in pixels; also the side of a letterbox dialect's square input.
-        anchor_sizes: Sizes (square root of the area in input pixels) of the anchors: all sizes on the single level of
-            a C4 network, one size on each level of a feature pyramid.
+        max_size: Maximum length of the image's longer side in pixels; also the side of a letterbox.
+        anchor_sizes: Sizes (square root of the area, in pixels of the network input) of the anchors.  A C4 network has
+            all sizes on its single level, a feature pyramid has one size on each level.
         anchor_ratios: Aspect ratios of the anchors, height / width.
-        rpn_pre_nms: Number of highest-scoring anchors before NMS, per level or in total
+        rpn_pre_nms: Number of highest-scoring anchors that enter NMS, per level or in total
             (``dialect.rpn.proposals_per_level``).
-        rpn_post_nms: Number of proposals after NMS, in total; also the limit of each level.
-        rpn_nms_threshold: IoU threshold of the proposals' NMS (``dialect.boxes.nms_suppress_equal``).
-        rpn_min_size: Minimum side of a proposal in pixels of the original image; smaller proposals are dropped.
+        rpn_post_nms: Maximum number of proposals after NMS, in total and per level.
+        rpn_nms_threshold: IoU threshold of NMS on proposals (``dialect.boxes.nms_suppress_equal``).
+        rpn_min_size: Minimum height and width of a proposal in pixels of the original image; smaller proposals are
+            dropped.
         score_threshold: Minimum score of a detection (``dialect.detections.score_threshold_inclusive``).
-        nms_threshold: IoU threshold of the detections' NMS within a class (``dialect.boxes.nms_suppress_equal``).
+        nms_threshold: IoU threshold of NMS on the detections of a class (``dialect.boxes.nms_suppress_equal``).
         max_detections: Maximum number of detections per image (``dialect.detections.keep_ties``).
 
     Raises:
@@ -82,7 +85,7 @@ class Config:
     nms_threshold: float = 0.5
     max_detections: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.extractor not in EXTRACTORS:
             raise ValueError(f'extractor must be one of {", ".join(EXTRACTORS)}, not {self.extractor!r}')
         if self.norm not in ('affine', 'bn'):
@@ -113,16 +116,16 @@ class Config:
 
     @property
     def has_fpn(self) -> bool:
-        """Whether the extractor has a feature pyramid."""
+        """True if the extractor has a feature pyramid."""
         return self.extractor.endswith('_fpn')
 
     @property
     def size_divisor(self) -> int:
-        """Number of pixels to a multiple of which the network input is padded (Detectron's ``FPN.COARSEST_STRIDE``)."""
+        """Divisor of the padded height and width of the network input (Detectron's ``FPN.COARSEST_STRIDE``)."""
         return 32 if self.has_fpn else 1
 
-    def replace(self, **changes) -> Config:
-        """Return a copy with some fields changed.
+    def replace(self, **changes: Any) -> Config:
+        """Return a copy with changed fields.
 
         Args:
             **changes: New values by field name.
@@ -137,17 +140,17 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict:
-        """Return the fields as plain data for JSON: numbers, strings and lists, and the dialect's name."""
+        """Return the fields as numbers, strings and lists for JSON; the dialect is stored by its name."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields['dialect'] = self.dialect.name
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     @classmethod
-    def from_dict(cls, data: dict) -> Config:
-        """Return the configuration of which :meth:`to_dict` returned the fields.
+    def from_dict(cls, data: dict[str, Any]) -> Config:
+        """Return the configuration with the given fields: the inverse of :meth:`to_dict`.
 
         Args:
-            data: Plain data; missing fields get their defaults.
+            data: Values of fields; missing fields have their defaults.
 
         Returns:
             Config: The configuration.
@@ -161,7 +164,7 @@ class Config:
             raise ValueError(f'unknown configuration fields: {", ".join(unknown)}')
         if data.get('dialect', DETECTRON.name) not in DIALECTS:
             raise ValueError(f'unknown dialect {data["dialect"]!r}')
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         fields['dialect'] = DIALECTS[data.get('dialect', DETECTRON.name)]
         return cls(**fields)
 
@@ -178,16 +181,17 @@ FPN_STRIDES = (4, 8, 16, 32, 64)
 #: Names of the extractors: a backbone alone (C4 network), or with a feature pyramid (``_fpn``).
 EXTRACTORS = ('resnet50', 'resnet101', 'resnet50_fpn', 'resnet101_fpn', 'mobilenet_v1_fpn')
 
-#: Settings in Detectron's ``e2e_mask_rcnn_*-FPN_*.yaml`` that differ from the defaults, which are those of C4.
-_FPN = {'rpn_channels': 256, 'roi_size': 7, 'sampling_ratio': 2, 'rpn_pre_nms': 1000}
+#: Detectron's ``e2e_mask_rcnn_R-50-FPN_*.yaml``; the defaults of the fields are those of C4 networks.
+_RESNET50_FPN = Config(extractor='resnet50_fpn', rpn_channels=256, roi_size=7, sampling_ratio=2, rpn_pre_nms=1000)
+_KEYPOINT_RESNET50_FPN = _RESNET50_FPN.replace(n_fg_class=1, masks=False, n_keypoint=17)
 
 #: Configurations that :func:`mask_rcnn.build` accepts by name.
 PRESETS = {
     'resnet50': Config(),
     'resnet101': Config(extractor='resnet101'),
-    'resnet50_fpn': Config(extractor='resnet50_fpn', **_FPN),
-    'resnet101_fpn': Config(extractor='resnet101_fpn', **_FPN),
-    'mobilenet_v1_fpn': Config(extractor='mobilenet_v1_fpn', dialect=MOBILENET, norm='bn', **_FPN),
-    'keypoint_resnet50_fpn': Config(extractor='resnet50_fpn', n_fg_class=1, masks=False, n_keypoint=17, **_FPN),
-    'keypoint_resnet101_fpn': Config(extractor='resnet101_fpn', n_fg_class=1, masks=False, n_keypoint=17, **_FPN),
+    'resnet50_fpn': _RESNET50_FPN,
+    'resnet101_fpn': _RESNET50_FPN.replace(extractor='resnet101_fpn'),
+    'mobilenet_v1_fpn': _RESNET50_FPN.replace(extractor='mobilenet_v1_fpn', dialect=MOBILENET, norm='bn'),
+    'keypoint_resnet50_fpn': _KEYPOINT_RESNET50_FPN,
+    'keypoint_resnet101_fpn': _KEYPOINT_RESNET50_FPN.replace(extractor='resnet101_fpn'),
 }

@@ -1,4 +1,4 @@
-"""Datasets: COCO annotations, generated images, and their transforms for training."""
+"""Datasets: COCO, synthetic images, and the transform of their examples for training."""
 
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
 from mask_rcnn.datasets.example import Annotations, Example, TrainingExample

@@ -1,6 +1,6 @@
-"""The 17 keypoints of COCO's persons, in the order of its files."""
+"""The 17 keypoints of persons in COCO."""
 
-#: Names; those of a pair begin with ``left_`` and ``right_``, seen from the person.
+#: Names in the order of COCO's files; ``left_`` and ``right_`` are the person's left and right.
 COCO_KEYPOINT_NAMES = (
     'nose',
     'left_eye',
@@ -21,7 +21,7 @@ COCO_KEYPOINT_NAMES = (
     'right_ankle',
 )
 
-#: Pairs of keypoints between which a skeleton has a bone: ``skeleton`` of COCO's files, counted from 0.
+#: Pairs of keypoints that are connected in a drawing: ``skeleton`` of COCO's files, with indices from 0.
 COCO_SKELETON = (
     (15, 13),
     (13, 11),
@@ -44,5 +44,5 @@ COCO_SKELETON = (
     (4, 6),
 )
 
-#: Which keypoint each one becomes in a mirror.
+#: Index of the keypoint that each keypoint becomes in a horizontally flipped image.
 COCO_MIRRORED_KEYPOINTS = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)

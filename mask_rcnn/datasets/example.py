@@ -1,8 +1,8 @@
-"""What a data set hands out, and what a training step takes: three plain records.
+"""Records that datasets return and that a training step reads.
 
-An :class:`Example` is an image with its :class:`Annotations`, as it is in the files; a
-:class:`TrainingExample` is the same made ready for the network by
-:class:`mask_rcnn.datasets.transforms.TrainingTransform`.
+An :class:`Example` is an image with its :class:`Annotations` as they are in the files.
+:class:`mask_rcnn.datasets.transforms.TrainingTransform` converts it into a :class:`TrainingExample`, which holds the
+network input.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ import numpy as np
 
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 
-#: One object's shape: polygons (flat arrays ``x, y, x, y, ...``) or COCO's run lengths.
+#: The shape of one object: polygons (flat arrays ``x, y, x, y, ...``) or COCO's run lengths.
 Segmentation = tuple | dict
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """The objects of one image, in pixels of the original image (after a flip, of the flipped one).
+    """The objects of one image, in pixels of the original image or, after a flip, of the flipped image.
 
     Args:
-        boxes: ``(G, 4)`` float32, ``(y_min, x_min, y_max, x_max)``.  The corners are pixels that belong to
-            the box, as Detectron has them: ``x_max = x_min + width - 1``, clipped to the image.
-        labels: ``(G,)`` int32, 0 is the first foreground class.
-        crowd: ``(G,)`` bool, true for a region of many objects that were not told apart.
-        segmentations: One for each object: a tuple of polygons, each a flat float array
-            ``x, y, x, y, ...`` of at least three points; or run lengths as pycocotools takes them,
-            ``{'size': [H, W], 'counts': bytes}``.
-        keypoints: ``(G, K, 3)`` float32, ``(y, x, visibility)`` as COCO has them: 0 not labelled (then ``y``
-            and ``x`` are 0), 1 hidden, 2 to be seen; ``None`` where the data have no keypoints.
+        boxes: ``(G, 4)`` float32, ``(y_min, x_min, y_max, x_max)``, clipped to the image.  Both corners are pixels of
+            the box, as in Detectron: ``x_max = x_min + width - 1``.
+        labels: ``(G,)`` int32; 0 is the first foreground class.
+        crowd: ``(G,)`` bool, true for a region of several objects that are not annotated individually.
+        segmentations: Shape of each object: a tuple of polygons, each a flat float array ``x, y, x, y, ...`` of at
+            least three points; or run lengths in the format of pycocotools, ``{'size': [H, W], 'counts': bytes}``.
+        keypoints: ``(G, K, 3)`` float32, ``(y, x, visibility)`` with COCO's visibility: 0 not labelled (``y`` and
+            ``x`` are 0), 1 hidden, 2 visible.  ``None`` if the dataset has no keypoints.
 
     Raises:
-        ValueError: Shapes do not fit each other.
+        ValueError: The lengths of the fields differ, or a field has a wrong shape.
     """
 
     boxes: np.ndarray
@@ -42,14 +41,15 @@ class Annotations:
     segmentations: tuple[Segmentation, ...]
     keypoints: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         count = len(self.segmentations)
         shapes = np.shape(self.boxes), np.shape(self.labels), np.shape(self.crowd)
         if shapes != ((count, 4), (count,), (count,)):
-            raise ValueError(f'{count} segmentations, but boxes, labels and crowd of the shapes {shapes}')
-        shape = np.shape(self.keypoints)
-        if self.keypoints is not None and shape != (count, *shape[1:2], 3):
-            raise ValueError(f'{count} segmentations, but keypoints of the shape {shape}')
+            raise ValueError(f'{count} segmentations, but boxes, labels and crowd of shapes {shapes}')
+        if self.keypoints is not None:
+            shape = np.shape(self.keypoints)
+            if shape != (count, *shape[1:2], 3):
+                raise ValueError(f'{count} segmentations, but keypoints of shape {shape}')
 
     def __len__(self) -> int:
         return len(self.segmentations)
@@ -57,13 +57,13 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Example:
-    """One image of a data set, as it is in the files.
+    """One image of a dataset, as it is in the files.
 
     Args:
-        image: ``(3, H, W)`` float32, RGB, 0 to 255, original size.
-        annotations: Its objects.
-        name: What messages call it: its file, where it has one.
-        image_id: Its number (or name) in the data set's own terms.
+        image: ``(3, H, W)`` float32, RGB, 0 to 255, in its original size.
+        annotations: The objects of the image.
+        name: Name of the image in messages: its path, if it is a file.
+        image_id: Number (or name) of the image in the dataset.
     """
 
     image: np.ndarray
@@ -74,17 +74,17 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """One image made ready for a training step.
+    """One image prepared for a training step.
 
     Args:
-        x: ``(3, h, w)`` float32: the network's input, see
-            :func:`mask_rcnn.preprocessing.prepare.prepare_image`; perhaps padded.
-        image_transform: Where the image lies in ``x``.
-        annotations: The objects, in pixels of the original (flipped if ``x`` is).
-        name: What messages call it.
-        image_id: Its number (or name) in the data set's own terms.
-        seed: All random choices that concern this example come from it, in ``[0, 2**32)``; so they do not
-            depend on how a batch is divided or on which process works on it.
+        x: ``(3, h, w)`` float32, the network input; see
+            :func:`mask_rcnn.preprocessing.image_transform.prepare_image`.
+        image_transform: Mapping from the image to ``x``.
+        annotations: The objects, in pixels of the original image, flipped if ``x`` is flipped.
+        name: Name of the image in messages.
+        image_id: Number (or name) of the image in the dataset.
+        seed: Seed of all random choices for this example, in ``[0, 2**32)``.  The choices therefore depend neither on
+            the batch nor on the process that has the example.
     """
 
     x: np.ndarray

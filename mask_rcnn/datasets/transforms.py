@@ -1,4 +1,4 @@
-"""From an example of a dataset to a training example: the random flip and the network's input."""
+"""The conversion of dataset examples into training examples: random flip and network input."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from pycocotools import mask as coco_mask
 from mask_rcnn.config import Config
 from mask_rcnn.datasets.coco_keypoints import COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation, TrainingExample
-from mask_rcnn.preprocessing.prepare import prepare_image
+from mask_rcnn.preprocessing.image_transform import prepare_image
 
-# Separates the random numbers of the flip from those of the sampling, which use the same seed.
+# Separates the random numbers of the flip from those of the sampling, which has the same seed.
 _FLIP_STREAM = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingTransform:
-    """From an :class:`~mask_rcnn.datasets.example.Example` and a seed to a training example.
+    """The conversion of an :class:`~mask_rcnn.datasets.example.Example` into a training example.
 
     Args:
         config: Sizes and dialect of the network.
-        flip: Mirror every second image, by chance.
+        flip: Whether to flip images horizontally with a probability of 1/2.
     """
 
     config: Config
     flip: bool = True
 
     def __call__(self, example: Example, seed: int) -> TrainingExample:
-        """Make a training example; the same arguments always give the same result.
+        """Convert an example; the result depends on the arguments only.
 
         Args:
-            example: Any image.
-            seed: In ``[0, 2**32)``.
+            example: An image with its annotations.
+            seed: Seed of all random choices for the example, in ``[0, 2**32)``.
         """
         if self.flip and np.random.RandomState([seed, _FLIP_STREAM]).rand() < 0.5:
             example = flip_horizontal(example)
@@ -49,11 +49,11 @@ class TrainingTransform:
 
 
 def flip_horizontal(example: Example) -> Example:
-    """Return the mirror image.
+    """Flip an example horizontally.
 
-    Coordinates go as in Detectron's ``datasets/roidb.py`` ``extend_with_flipped_entries``:
-    ``x' = W - x - 1``, for boxes, polygons and COCO's keypoints, of which left and right ones change their
-    places (``detectron/utils/keypoints.py`` ``flip_keypoints``).
+    Boxes, polygons and keypoints are flipped by Detectron's formula ``x' = W - x - 1`` (``datasets/roidb.py``,
+    ``extend_with_flipped_entries``).  Left and right keypoints are exchanged (``detectron/utils/keypoints.py``,
+    ``flip_keypoints``).
     """
     image = np.ascontiguousarray(example.image[:, :, ::-1])
     return dataclasses.replace(example, image=image, annotations=_flip_annotations(example.annotations, image.shape[2]))
@@ -63,7 +63,7 @@ def _flip_annotations(annotations: Annotations, width: int) -> Annotations:
     boxes = annotations.boxes.copy()
     boxes[:, 1] = width - annotations.boxes[:, 3] - 1
     boxes[:, 3] = width - annotations.boxes[:, 1] - 1
-    segmentations = tuple(_flip_segmentation(shape, width) for shape in annotations.segmentations)
+    segmentations = tuple(_flip_segmentation(segmentation, width) for segmentation in annotations.segmentations)
     keypoints = None if annotations.keypoints is None else _flip_keypoints(annotations.keypoints, width)
     return dataclasses.replace(annotations, boxes=boxes, segmentations=segmentations, keypoints=keypoints)
 

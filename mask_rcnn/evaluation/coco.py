@@ -248,7 +248,7 @@ class COCOEvaluator:
             tuple: The files' paths.
 
         Raises:
-            WeightFileError: A file cannot be written; then an older one is as it was.
+            mask_rcnn.io.atomic_file.FileError: A file cannot be written; an existing one stays unchanged.
         """
         path = Path(path)
         paths = tuple(path.with_name(f'{path.stem}.{kind.name}.json') for kind in self._kinds)
@@ -305,7 +305,7 @@ def evaluate_model(
     Raises:
         ValueError: The model's classes or keypoints do not fit the data set's, or ``indices`` is empty.
         mask_rcnn.datasets.ImageFileError: An image cannot be read.
-        mask_rcnn.weights.WeightFileError: ``results_file`` cannot be written.
+        mask_rcnn.io.atomic_file.FileError: ``results_file`` cannot be written.
     """
     rank, size = (0, 1) if comm is None else (comm.rank, comm.size)
     indices = range(len(dataset)) if indices is None else indices

@@ -1,7 +1,7 @@
-"""Detection with a trained network: loading, prediction, results, saving."""
+"""Inference with a network: prediction, its results, and saving the network."""
 
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.inference.load import load
-from mask_rcnn.inference.save import save
+from mask_rcnn.inference.predictor import Predictor, RawDetections
+from mask_rcnn.inference.save import model_meta, save
 
-__all__ = ['Detections', 'load', 'save']
+__all__ = ['Detections', 'Predictor', 'RawDetections', 'model_meta', 'save']

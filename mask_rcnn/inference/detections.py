@@ -1,29 +1,30 @@
-"""What a model found in one image."""
+"""The detections of one image."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import chainer
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from mask_rcnn.config import DETECTRON, Dialect
 from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_masks, paste_to_host
+from mask_rcnn.ops.masks.rle import encode_mask, encode_runs
 from mask_rcnn.ops.runtime.transfer import side_stream
 
-# Masks of whole images are pasted in portions of about this many bytes where all at once are not needed.
+#: Approximate number of bytes of the masks that :meth:`Detections.iter_masks` pastes at a time.
 _CHUNK_BYTES = 2**26
-_NAMED_IN_REPR = 5
+#: Number of instances that ``repr`` names.
+_MAX_IN_REPR = 5
 
 
 class Detections:
-    """The instances found in one image: boxes, classes, scores, masks and keypoints.
+    """The detected instances of one image: boxes, classes, scores, masks and keypoints.
 
-    Behaves as a sequence: ``len``, iteration (instance by instance) and indexing, always with
-    :class:`Detections` as the result; an index is an integer, a slice, a boolean array or an array of
-    integers.  It is not to be changed once made.
+    It is an immutable sequence of instances.  Iteration and indexing return :class:`Detections`; an index is an
+    integer, a slice, a boolean array or an array of integers.
 
     Args:
         boxes: ``(R, 4)`` float32, ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
@@ -31,23 +32,22 @@ class Detections:
         scores: ``(R,)`` float32.
         size: ``(H, W)`` of the image.
         masks: ``(R, H, W)`` bool.
-        mask_probs: Instead of ``masks``: ``(R, M, M)`` float32, the probability of each instance's class
-            on a grid over its box.  They are pasted into the image when :attr:`masks` is first asked for.
-            A model without masks gives neither.
-        keypoints: ``(R, K, 4)`` float32, ``(y, x, logit, probability)`` of each keypoint, ``y`` and ``x`` in
-            pixels of the image; the logit says how sure the model is, the probability how sharply it sees the
-            place among all pixels of the box.  COCO's 17 are named in
-            :data:`mask_rcnn.datasets.coco_keypoints.COCO_KEYPOINT_NAMES`.  A model without keypoints gives
-            none.
+        mask_probs: Instead of ``masks``: ``(R, M, M)`` float32, the probability of each instance's class on a grid
+            over its box.  They are pasted into the image when :attr:`masks` is first read.  ``None``, like ``masks``,
+            for a model without masks.
+        keypoints: ``(R, K, 4)`` float32, ``(y, x, logit, probability)`` of each keypoint, ``y`` and ``x`` in pixels of
+            the image.  The logit measures the confidence that the keypoint is visible, the probability is that of
+            its position among all pixels of the box.  COCO's 17 keypoints are listed in
+            :data:`mask_rcnn.datasets.coco_keypoints.COCO_KEYPOINT_NAMES`.  ``None`` for a model without keypoints.
         class_names: Name of each label.
-        category_ids: Number of each label in the data set's own terms (COCO's 80 classes have numbers
-            up to 90).  ``label + 1`` if not given.
-        dialect: Says how wide a box is and how a mask is pasted into it.
-        paste_device: The GPU that pastes ``mask_probs``, or ``None`` for the CPU; the pixels are the same.  Copied or
-            pickled detections, which another machine may open, are pasted by the CPU.
+        category_ids: Number of each label in the dataset (COCO's 80 classes have numbers up to 90); by default
+            ``label + 1``.
+        dialect: Conventions for the widths of boxes and the pasting of masks.
+        paste_device: The GPU that pastes ``mask_probs``, or ``None`` for the CPU; the pixels are the same.  Copies and
+            pickles, which may be used on another machine, are pasted by the CPU.
 
     Raises:
-        ValueError: Shapes or types do not fit each other, or a label has no name or category.
+        ValueError: Shapes or dtypes are inconsistent, or a label has no name or category.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class Detections:
         if masks is not None:
             masks = _checked('masks', masks, bool, (count, *self.size))
         if mask_probs is not None:
-            side = np.shape(mask_probs)[-1] if np.ndim(mask_probs) == 3 else 'M'
+            side: int | str = np.shape(mask_probs)[-1] if np.ndim(mask_probs) == 3 else 'M'
             mask_probs = _checked('mask_probs', mask_probs, np.float32, (count, side, side))
-        self.mask_probs = mask_probs
+        self.mask_probs: Any = mask_probs
         if keypoints is not None:
-            number = np.shape(keypoints)[1] if np.ndim(keypoints) == 3 else 'K'
-            keypoints = _checked('keypoints', keypoints, np.float32, (count, number, 4))
+            n_keypoints: int | str = np.shape(keypoints)[1] if np.ndim(keypoints) == 3 else 'K'
+            keypoints = _checked('keypoints', keypoints, np.float32, (count, n_keypoints, 4))
         self.keypoints = keypoints
         self.class_names = None if class_names is None else tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(int(i) for i in category_ids)
@@ -92,9 +92,9 @@ class Detections:
     def _check_labels(self) -> None:
         if self.labels.size and self.labels.min() < 0:
             raise ValueError(f'labels must not be negative, got {self.labels.min()}')
-        for what, table in (('class_names', self.class_names), ('category_ids', self.category_ids)):
+        for name, table in (('class_names', self.class_names), ('category_ids', self.category_ids)):
             if table is not None and self.labels.size and self.labels.max() >= len(table):
-                raise ValueError(f'label {self.labels.max()} is beyond the {len(table)} {what}')
+                raise ValueError(f'label {self.labels.max()} is beyond the {len(table)} {name}')
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -110,7 +110,7 @@ class Detections:
         elif not isinstance(index, slice):
             index = np.asarray(index)
             if index.size == 0 and index.dtype != bool:
-                index = index.astype(np.intp)  # an empty list is an array of floats to NumPy
+                index = index.astype(np.intp)  # NumPy makes a float array of an empty list
         return Detections(
             boxes=self.boxes[index],
             labels=self.labels[index],
@@ -129,24 +129,24 @@ class Detections:
         return {**vars(self), 'paste_device': None}
 
     def __repr__(self) -> str:
-        best = self.sorted_by_score()[:_NAMED_IN_REPR]
-        items = [f'{name} {score:.2f}' for name, score in zip(best.names, best.scores)]
+        best = self.sorted_by_score()[:_MAX_IN_REPR]
+        items = [f'{name} {score:.2f}' for name, score in zip(best.names, best.scores, strict=True)]
         if len(self) > len(items):
             items.append('...')
         height, width = self.size
-        what = ': ' + ', '.join(items) if items else ''
-        return f'Detections({len(self)} in {height} x {width} pixels{what})'
+        listed = ': ' + ', '.join(items) if items else ''
+        return f'Detections({len(self)} in {height} x {width} pixels{listed})'
 
     @property
     def has_masks(self) -> bool:
-        """Whether there are masks besides the boxes."""
+        """True if the instances have masks."""
         return self._masks is not None or self.mask_probs is not None
 
     @property
     def masks(self) -> np.ndarray | None:
-        """``(R, H, W)`` bool, made once; ``None`` where the model has no masks.
+        """The masks ``(R, H, W)`` bool, pasted on the first access; ``None`` for a model without masks.
 
-        Takes ``R x H x W`` bytes.  :meth:`iter_masks` is the way to see them one by one.
+        They take ``R x H x W`` bytes; :meth:`iter_masks` needs less memory.
         """
         if self._masks is None and self.mask_probs is not None:
             self._masks = self._paste(slice(None))
@@ -165,7 +165,7 @@ class Detections:
         return self._on_device(paste_masks if self.paste_device is None else paste_to_host, part)
 
     def _on_device(self, operation: Callable, part: slice):
-        """Return what an operation of :mod:`mask_rcnn.ops.masks.paste_masks` makes of some masks."""
+        """Apply an operation of :mod:`mask_rcnn.ops.masks.paste_masks` to a slice of the masks."""
         arrays, dialect = (self.mask_probs[part], self.boxes[part]), self.dialect
         options = {
             'offset': dialect.boxes.offset,
@@ -181,7 +181,7 @@ class Detections:
 
     @property
     def names(self) -> list[str]:
-        """The class of each instance in words; ``class 3`` where label 3 has no name."""
+        """The class name of each instance; ``class 3`` if label 3 has no name."""
         if self.class_names is None:
             return [f'class {label}' for label in self.labels]
         return [self.class_names[label] for label in self.labels]
@@ -197,13 +197,14 @@ class Detections:
             ValueError: No class has that name.
         """
         if isinstance(label, str):
-            if label not in (self.class_names or ()):
-                raise ValueError(f'there is no class {label!r}')
-            label = self.class_names.index(label)
+            names = self.class_names or ()
+            if label not in names:
+                raise ValueError(f'unknown class {label!r}; the classes are {", ".join(names)}')
+            label = names.index(label)
         return self[self.labels == label]
 
     def sorted_by_score(self) -> Detections:
-        """Return the instances, best first; equal scores keep their order."""
+        """Return the instances in descending order of score; equal scores keep their order."""
         return self[np.argsort(-self.scores, kind='stable')]
 
     def encode_masks(self) -> list[dict]:
@@ -215,30 +216,33 @@ class Detections:
         if not self.has_masks:
             raise ValueError('these detections have no masks')
         if self._masks is not None:
-            return [mask_to_rle(mask) for mask in self._masks]
-        return [_encode(*runs.T, self.size) for runs in self._on_device(mask_runs, slice(None))]
+            return [encode_mask(mask) for mask in self._masks]
+        return [encode_runs(runs, self.size) for runs in self._on_device(mask_runs, slice(None))]
 
     def to_coco(self, image_id: int | str) -> list[dict]:
-        """Return COCO's result format: plain Python data that :mod:`json` can write.
+        """Return the instances in COCO's result format, as plain Python data for :mod:`json`.
 
-        ``bbox`` is ``[x, y, width, height]`` with the dialect's ``boxes.offset`` in width and height, as
-        Detectron's ``boxes.xyxy_to_xywh`` has it; ``segmentation`` is absent where there are no masks.
-        ``keypoints``, where there are some, is ``[x, y, 1, x, y, 1, ...]``: COCO does not look at the third
-        number, and Detectron gives 1.
+        ``bbox`` is ``[x, y, width, height]`` with the dialect's ``boxes.offset`` in width and height, as in
+        Detectron's ``boxes.xyxy_to_xywh``.  ``segmentation`` is absent without masks.  ``keypoints``, absent without
+        keypoints, is ``[x, y, 1, x, y, 1, ...]``: COCO ignores the third number, and Detectron writes 1.
+
+        Args:
+            image_id: The image's number (or name) in the results.
         """
         height, width = (self.boxes[:, 2:] - self.boxes[:, :2] + np.float32(self.dialect.boxes.offset)).T
         boxes = np.stack([self.boxes[:, 1], self.boxes[:, 0], width, height], axis=1).tolist()
         results = [
             {'image_id': image_id, 'category_id': category, 'bbox': box, 'score': score}
-            for category, box, score in zip(self._categories(), boxes, self.scores.tolist())
+            for category, box, score in zip(self._categories(), boxes, self.scores.tolist(), strict=True)
         ]
         if self.has_masks:
-            for result, rle in zip(results, self.encode_masks()):
+            for result, rle in zip(results, self.encode_masks(), strict=True):
                 result['segmentation'] = rle
         if self.keypoints is not None:
             ones = np.ones((*self.keypoints.shape[:2], 1))
-            for result, own in zip(results, np.concatenate([self.keypoints[:, :, 1::-1], ones], axis=2)):
-                result['keypoints'] = own.ravel().tolist()
+            triples = np.concatenate([self.keypoints[:, :, 1::-1], ones], axis=2)
+            for result, instance_triples in zip(results, triples, strict=True):
+                result['keypoints'] = instance_triples.ravel().tolist()
         return results
 
     def _categories(self) -> list[int]:
@@ -250,13 +254,13 @@ class Detections:
         """Draw the instances on their image.
 
         Args:
-            image: The image's file, or an array as :func:`mask_rcnn.visualization.draw_detections` takes.
+            image: The image's file, or an array for :func:`mask_rcnn.visualization.draw_detections`.
             options: See :func:`mask_rcnn.visualization.draw_detections`.
 
         Returns:
             A uint8 array of shape ``(H, W, 3)``, RGB.
         """
-        # Imported here: who only wants numbers need not wait for the libraries that draw.
+        # Imported here because the drawing libraries slow the import of the package down.
         from mask_rcnn.preprocessing.image_io import read_image
         from mask_rcnn.visualization import draw_detections
 
@@ -265,51 +269,8 @@ class Detections:
         return draw_detections(image, self, **options)
 
 
-def mask_to_rle(mask: np.ndarray) -> dict:
-    """Encode one mask as COCO does.
-
-    Equal to ``pycocotools.mask.encode``, but only the part of the image that the mask occupies is
-    looked at closely, which makes it many times faster for small instances in large images.
-
-    Args:
-        mask: ``(H, W)`` bool.
-
-    Returns:
-        ``{'size': [H, W], 'counts': str}``, counts in COCO's compressed form.
-    """
-    return _encode(*_runs(mask), mask.shape)
-
-
-def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the runs of a mask's pixels start and end down the columns: :func:`mask_runs` of a mask."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return rows, rows
-    top, bottom = rows[0], rows[-1] + 1
-    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
-    left, right = columns[0], columns[-1] + 1
-    framed = np.zeros((right - left, bottom - top + 2), np.int8)
-    framed[:, 1:-1] = mask[top:bottom, left:right].T
-    change = np.diff(framed, axis=1)
-    return tuple((x + left) * len(mask) + y + top for x, y in (np.nonzero(change == 1), np.nonzero(change == -1)))
-
-
-def _encode(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> dict:
-    """Return what :func:`mask_to_rle` does for runs of pixels that are counted down the columns."""
-    # A run that reaches the bottom of its column goes on at the top of the next one.
-    apart = starts[1:] != ends[:-1]
-    first, last = (np.append(*flags) for flags in ((True, apart), (apart, True)))
-    edges = np.stack([starts[first[: len(starts)]], ends[last[: len(ends)]]], axis=1).ravel()
-    height, width = size
-    # The lengths of the runs of 0, 1, 0 ...
-    lengths = np.diff(edges, prepend=0, append=height * width).tolist()
-    rle = coco_mask.frPyObjects(
-        {'size': [height, width], 'counts': lengths if lengths[-1] else lengths[:-1]}, height, width
-    )
-    return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
-
-
 def _checked(name: str, array: np.ndarray, dtype: type, shape: tuple) -> np.ndarray:
+    """Convert an array to a dtype of the same kind and check its shape."""
     array = np.asarray(array)
     if array.shape != shape:
         raise ValueError(f'{name} must have the shape {shape}, not {array.shape}')

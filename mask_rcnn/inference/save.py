@@ -1,4 +1,4 @@
-"""From a network to a weight file."""
+"""Save a network to a weight file."""
 
 from __future__ import annotations
 
@@ -8,34 +8,43 @@ from collections.abc import Iterable
 import chainer
 import numpy as np
 
-from mask_rcnn.models.mask_rcnn import MaskRCNN
 from mask_rcnn.weights import ModelMeta, write_weights
 
 
-def save(path: str | os.PathLike, model: MaskRCNN, *, notes: Iterable[str] = ()) -> None:
-    """Write a model to a file from which :func:`mask_rcnn.load` makes it again.
+def save(path: str | os.PathLike, model, *, notes: Iterable[str] = ()) -> None:
+    """Save a model to a weight file in the native format; :func:`mask_rcnn.load` loads it again.
 
-    The file holds every parameter and running statistic, the configuration (dialect, sizes, thresholds,
-    normalisation), the class names and the category numbers.  Classes without names become ``class_1``,
-    ``class_2`` ..., categories without numbers 1, 2 ...  The same model makes the same bytes.
+    The file contains every parameter and running statistic, the configuration (dialect, sizes, thresholds,
+    normalisation), the class names and the category numbers.  The same model gives the same bytes.
 
     Args:
-        path: The file to write, usually ``*.npz``; it appears under its name when it is complete.
-        model: The model, on the CPU or a GPU; it is not changed.
-        notes: Lines that the next reader of the file should see.
+        path: The file to write, usually ``*.npz``.  It appears under its name when it is complete.
+        model (mask_rcnn.MaskRCNN): The model, on the CPU or a GPU; it is not changed.
+        notes: Lines of text for the file's readers.
 
     Raises:
-        mask_rcnn.weights.WeightFileError: The file cannot be written; an older one stays as it was.
+        mask_rcnn.weights.WeightFileError: The file cannot be written; an older file stays unchanged.
+    """
+    write_weights(path, arrays_of(model), model_meta(model, notes))
+
+
+def model_meta(model, notes: Iterable[str] = ()) -> ModelMeta:
+    """Return the description of a model that its weight file contains.
+
+    Classes without names become ``class_1``, ``class_2`` ..., categories without numbers 1, 2 ...
+
+    Args:
+        model (mask_rcnn.MaskRCNN): The model.
+        notes: Lines of text for the file's readers.
     """
     numbers = range(1, model.config.n_fg_class + 1)
-    meta = ModelMeta(
+    return ModelMeta(
         kind='model',
         config=model.config,
         class_names=tuple(model.class_names or (f'class_{i}' for i in numbers)),
         category_ids=tuple(int(i) for i in model.category_ids or numbers),
         notes=tuple(notes),
     )
-    write_weights(path, arrays_of(model), meta)
 
 
 def arrays_of(chain: chainer.Link) -> dict[str, np.ndarray]:

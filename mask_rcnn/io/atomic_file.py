@@ -1,68 +1,78 @@
-"""Opening weight files for reading and writing, the same way for every format."""
+"""Open files for reading and writing: errors in one line, and no half-written files."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import errno
 import os
 import pathlib
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from mask_rcnn.weights.errors import WeightFileError
+
+class FileError(OSError):
+    """A file that cannot be read or written; ``str()`` is one line, ``path: reason``.
+
+    It is created as ``FileError(errno, reason, path)`` and has the attributes of every ``OSError``: ``errno``,
+    ``strerror`` (the reason) and ``filename`` (the path).
+    """
+
+    def __str__(self) -> str:
+        return f'{self.filename}: {self.strerror}'
 
 
 @contextlib.contextmanager
 def open_for_reading(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file; yields ``(file, size in bytes)``.
+    """Open a regular file and yield ``(file, size in bytes)``.
 
-    Directories, pipes and devices are refused before they are opened (opening a pipe would wait for a
-    writer).  Every ``OSError``, here or in the body, becomes a :class:`WeightFileError`.
+    Directories, pipes and devices are refused before they are opened (opening a pipe would wait for a writer).
+
+    Raises:
+        FileError: The file cannot be opened, or the ``with`` block raised another ``OSError``.
     """
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            raise WeightFileError(path, 'is a folder, not a file')
+            raise _file_error(path, errno.EISDIR, 'is a folder, not a file')
         if not stat.S_ISREG(mode):
-            raise WeightFileError(path, 'is not a regular file')
+            raise _file_error(path, errno.EINVAL, 'is not a regular file')
         with open(path, 'rb') as file:
             yield file, os.fstat(file.fileno()).st_size
+    except FileError:
+        raise
     except OSError as error:
-        raise WeightFileError(path, error.strerror or str(error)) from error
+        raise _file_error(path, error.errno, error.strerror or str(error)) from error
 
 
 @contextlib.contextmanager
 def open_for_writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name only when it is complete.
+    """Open a file that appears under its name only when it is complete.
 
-    The body writes to a temporary file in the same folder, which replaces ``path`` at the end.  If the
-    body or the disk fails, the temporary file is removed and an older ``path`` stays as it was.
+    The ``with`` block writes to a temporary file in the same folder, which replaces ``path`` at the end.  If the block
+    or the disk fails, the temporary file is removed and an existing ``path`` stays unchanged.
 
     Raises:
-        WeightFileError: The file cannot be written (no such folder, no permission, disk full).
+        FileError: The file cannot be written: no such folder, no permission, disk full.
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        raise WeightFileError(path, 'is a folder, not a file')
-    if path.exists() and not path.is_file():
-        raise WeightFileError(path, 'is not a regular file')  # a device would be replaced
+        raise _file_error(path, errno.EISDIR, 'is a folder, not a file')
+    if path.exists() and not path.is_file():  # a device would be replaced
+        raise _file_error(path, errno.EINVAL, 'is not a regular file')
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         with open(temporary, 'wb') as file:
             yield file
         os.replace(temporary, path)
+    except FileError:
+        raise
     except OSError as error:
-        raise WeightFileError(path, f'cannot be written: {error.strerror or error}') from error
+        raise _file_error(path, error.errno, f'cannot be written: {error.strerror or error}') from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open_for_reading(path) as (file, _):
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _file_error(path: str | os.PathLike, number: int | None, reason: str) -> FileError:
+    return FileError(number or errno.EIO, reason, os.fspath(path))

@@ -1,39 +1,147 @@
-"""The head that names the RoIs and corrects their boxes."""
+"""Box heads: classify RoIs and regress their boxes."""
 
 from __future__ import annotations
 
 import chainer
 import chainer.functions as F
 import chainer.links as L
+import numpy as np
 
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.models.backbones.resnet import ResNetStage
-from mask_rcnn.models.layers.convolution import Linear, as_float32
-from mask_rcnn.models.layers.roi_pooling import RoIPooling
+from mask_rcnn.models.backbones.resnet import PoolAfterConv, ResNetStage
+from mask_rcnn.models.layers import Linear, as_float32
+from mask_rcnn.models.roi_pooling import RoIPooling, run_in_chunks, split_by_image
+from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
+from mask_rcnn.ops.boxes.proposals import select_detections
+from mask_rcnn.ops.runtime.device import uses_padding
 
 
-class Res5BoxHead(chainer.Chain):
+class BoxHead(chainer.Chain):
+    """Base class of the box heads.
+
+    A subclass has ``roi_features`` and ``forward`` like :class:`LinearBoxHead`.
+
+    Args:
+        config (mask_rcnn.config.Config): Thresholds and the dialect.
+
+    Attributes:
+        cpu_chunk_size (int): Number of RoIs that :meth:`detect` passes through the head at a time on the CPU.
+    """
+
+    cpu_chunk_size: int
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def detect(self, features, proposals, transforms):
+        """Detect objects among the proposals of a batch.
+
+        Args:
+            features: The extractor's feature maps, ``(N, C, H, W)`` floats each.
+            proposals: For each image, ``(K, 4)`` float32 boxes in the network input.
+            transforms: For each image, its :class:`~mask_rcnn.preprocessing.image_transform.ImageTransform`.
+
+        Returns:
+            tuple: Three lists with an array for each image: boxes ``(R, 4)`` float32, labels ``(R,)`` int32 (0 is the
+            first foreground class) and scores ``(R,)`` float32, in descending order of score.  The boxes are in pixels
+            of the network input if the dialect has ``detections.postprocess_in_input_space``, otherwise in pixels of
+            the original image.
+        """
+        probs, deltas = run_in_chunks(self._classify, features, proposals, self.cpu_chunk_size)
+        detections = [
+            self.decode(*image)
+            for image in zip(
+                proposals, split_by_image(probs, proposals), split_by_image(deltas, proposals), transforms, strict=True
+            )
+        ]
+        boxes, labels, scores = map(list, zip(*detections, strict=True))
+        return boxes, labels, scores
+
+    def _classify(self, features, rois, roi_indices):
+        """Return class probabilities ``(R, 1 + C)`` and deltas ``(R, 4 * (1 + C))`` as float32 arrays."""
+        scores, deltas = self(self.roi_features(features, rois, roi_indices))
+        return F.softmax(as_float32(scores)).array, as_float32(deltas).array
+
+    def decode(self, rois, probs, deltas, transform):
+        """Decode the outputs of the head into the detections of one image.
+
+        Args:
+            rois: ``(K, 4)`` float32 boxes in the network input.
+            probs: ``(K, 1 + C)`` float32 class probabilities.
+            deltas: ``(K, 4 * (1 + C))`` float32.
+            transform: The image's :class:`~mask_rcnn.preprocessing.image_transform.ImageTransform`.
+
+        Returns:
+            tuple: Boxes, labels and scores; see :meth:`detect`.
+        """
+        config, dialect, padded = self.config, self.config.dialect, uses_padding(self.device)
+        if not dialect.detections.postprocess_in_input_space:
+            rois = transform.invert_boxes(rois)
+        boxes = decode_boxes(
+            rois,
+            deltas,
+            weights=dialect.boxes.box_delta_weights,
+            offset=dialect.boxes.offset,
+            max_log_scale=dialect.boxes.max_log_scale,
+        )
+        if padded:  # padding RoIs get score 0
+            probs = self.xp.where(self.xp.isnan(rois[:, :1]), np.float32(0), probs)
+        return select_detections(
+            probs,
+            clip_to_image(boxes, transform, dialect),
+            score_threshold=config.score_threshold,
+            nms_threshold=config.nms_threshold,
+            max_detections=config.max_detections,
+            offset=dialect.boxes.offset,
+            suppress_equal=dialect.boxes.nms_suppress_equal,
+            best_class_only=dialect.detections.best_class_only,
+            score_threshold_inclusive=dialect.detections.score_threshold_inclusive,
+            keep_ties=dialect.detections.keep_ties,
+            padded=padded,
+        )
+
+
+def clip_to_image(boxes, transform, dialect):
+    """Clip boxes to an image, which lies in a window of the network input.
+
+    Args:
+        boxes: ``(R, 4 * K)`` floats, in the network input if the dialect has
+            ``detections.postprocess_in_input_space``, otherwise in the image.
+        transform: The image's :class:`~mask_rcnn.preprocessing.image_transform.ImageTransform`.
+        dialect (mask_rcnn.config.Dialect): Gives ``boxes.clip_offset``.
+
+    Returns:
+        array: ``(R, 4 * K)`` of the same dtype.
+    """
+    if not dialect.detections.postprocess_in_input_space:
+        return clip_boxes(boxes, transform.size, offset=dialect.boxes.clip_offset)
+    low, high = transform.window[:2], transform.window[2:]
+    return clip_boxes(boxes, [end - start for start, end in zip(low, high, strict=True)], offset=0.0, origin=low)
+
+
+class Res5BoxHead(BoxHead):
     """RoI pooling, res5 and two linear layers: the head of the C4 networks.
 
-    Two ways of saving work change neither numbers nor gradients.  Of a 14 x 14 RoI grid, res5's first
-    convolutions (1x1, stride 2) read every second bin of every second row: only those are computed, and res5
-    runs on the 7 x 7 that result with stride 1.  And RoIAlign is linear, as these convolutions are: where the
-    bins are more than the map's locations, the map is convolved, once, and then pooled (1000 RoIs on a map of
-    50 x 84: 22 instead of 257 GFLOP).
+    Two optimisations change neither outputs nor gradients.  In a 14 x 14 RoI grid, res5's first convolutions (1x1,
+    stride 2) read every second bin of every second row: only these bins are computed, and res5 runs on the resulting
+    7 x 7 grid with stride 1.  And if the RoIs have more bins than the feature map has locations, RoIAlign runs after
+    these convolutions (:class:`~mask_rcnn.models.backbones.resnet.PoolAfterConv`): 1000 RoIs on a map of 50 x 84 take
+    22 instead of 257 GFLOP.
 
     Args:
         in_channels (int): Channels of the feature map.
         strides: Input pixels per location of the feature map, one number.
-        config (mask_rcnn.config.Config): ``n_fg_class``, ``norm``, ``roi_*`` and ``sampling_ratio``.
+        config (mask_rcnn.config.Config): ``n_fg_class``, ``norm``, ``roi_*``, ``sampling_ratio``, thresholds and the
+            dialect.
     """
 
     out_channels = 2048
-    #: RoIs that pass at once on the CPU where no gradient is wanted: the more, the less often the 3x3 filters are
-    #: transformed; the activations take up to 0.8 MB a RoI.
+    #: Larger chunks amortise the Winograd filter transform; activations need up to 0.8 MB per RoI.
     cpu_chunk_size = 500
 
     def __init__(self, in_channels, *, strides, config):
-        super().__init__()
+        super().__init__(config)
         self.pool = RoIPooling(strides, config.roi_size, config=config, bin_step=config.roi_size // 7)
         n_class = config.n_fg_class + 1
         with self.init_scope():
@@ -47,47 +155,48 @@ class Res5BoxHead(chainer.Chain):
         Args:
             features: The feature map ``(N, C, H, W)`` float32, in a tuple.
             rois: ``(R, 4)`` float32 boxes in the network input.
-            roi_indices: ``(R,)`` int32: the image of each RoI.
+            roi_indices: ``(R,)`` int32 index of each RoI's image in the batch.
 
         Returns:
             chainer.Variable: ``(R, 2048, 7, 7)``.
         """
         (feature_map,) = features
-        bins, locations = len(rois) * 7 * 7, feature_map.size // feature_map.shape[1]
-        if not self.pool.config.roi_align or bins < locations:
+        n_bins, n_locations = len(rois) * 7 * 7, feature_map.size // feature_map.shape[1]
+        if not self.pool.config.roi_align or n_bins < n_locations:
             return self.res5(self.pool(features, rois, roi_indices))
-        return self.res5(feature_map, lambda h: self.pool((h,), rois, roi_indices))
+        return self.res5(feature_map, PoolAfterConv(self.pool, rois, roi_indices))
 
     def forward(self, roi_features):
-        """Return what the RoIs are and where their objects lie.
+        """Classify RoIs and regress their boxes.
 
         Args:
             roi_features: ``(R, 2048, 7, 7)`` from :meth:`roi_features`.
 
         Returns:
-            tuple: Logits ``(R, 1 + C)`` and deltas ``(R, 4 * (1 + C))``, both
-            :class:`chainer.Variable`; class 0 is the background, each class has ``(dy, dx, dh, dw)``.
+            tuple: Logits ``(R, 1 + C)`` and deltas ``(R, 4 * (1 + C))``, both :class:`chainer.Variable`.  Class 0 is
+            the background; each class has ``(dy, dx, dh, dw)``.
         """
         h = as_float32(F.mean(roi_features, axis=(2, 3)))
         return self.score(h), self.delta(h)
 
 
-class LinearBoxHead(chainer.Chain):
-    """RoI pooling and two linear layers in front of the two that answer: the head of the FPN networks.
+class LinearBoxHead(BoxHead):
+    """RoI pooling, two hidden linear layers and two output layers: the head of the FPN networks.
 
     Lin et al. 2017, section 4.2; ``detectron/modeling/fast_rcnn_heads.py`` ``add_roi_2mlp_head``.
 
     Args:
         in_channels (int): Channels of the feature maps.
-        strides: Input pixels per location of each map.
-        config (mask_rcnn.config.Config): ``n_fg_class``, ``head_channels``, ``roi_*`` and ``sampling_ratio``.
+        strides: Input pixels per location of each feature map.
+        config (mask_rcnn.config.Config): ``n_fg_class``, ``head_channels``, ``roi_*``, ``sampling_ratio``, thresholds
+            and the dialect.
     """
 
-    #: As above; the linear layers' weights are read once for all of them.
+    #: The weights of the linear layers are read once per chunk.
     cpu_chunk_size = 1024
 
     def __init__(self, in_channels, *, strides, config):
-        super().__init__()
+        super().__init__(config)
         self.pool = RoIPooling(strides, config.roi_size, config=config)
         n_class, channels = config.n_fg_class + 1, config.head_channels
         init = chainer.initializers.GlorotUniform()
@@ -102,6 +211,6 @@ class LinearBoxHead(chainer.Chain):
         return self.pool(features, rois, roi_indices)
 
     def forward(self, roi_features):
-        """Return what the RoIs are and where their objects lie, as :meth:`Res5BoxHead.forward`."""
+        """Classify RoIs and regress their boxes; see :meth:`Res5BoxHead.forward`."""
         h = as_float32(self.fc7(self.fc6(roi_features, relu=True), relu=True))
         return self.score(h), self.delta(h)

@@ -1,6 +1,10 @@
-"""From a preset or a weight file to a network."""
+"""Build a network from a preset, or load it from a weight file."""
 
 from __future__ import annotations
+
+import os
+
+import chainer
 
 from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.models.backbones.fpn import FPN
@@ -8,15 +12,20 @@ from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
 from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.models.box_head import LinearBoxHead, Res5BoxHead
 from mask_rcnn.models.keypoint_head import KeypointHead
-from mask_rcnn.models.layers.normalization import affine_to_bn, bn_to_affine, set_epsilon
-from mask_rcnn.models.layers.roi_pooling import RoIPooling
 from mask_rcnn.models.mask_head import MaskHead
 from mask_rcnn.models.mask_rcnn import MaskRCNN
+from mask_rcnn.models.norm_conversion import affine_to_bn, bn_to_affine, set_epsilon
+from mask_rcnn.models.roi_pooling import RoIPooling
 from mask_rcnn.models.rpn import RPN
+from mask_rcnn.ops.runtime.device import get_device
+from mask_rcnn.weights import WeightFileError, load_arrays, read_weights
+
+#: Fields of the configuration that the arrays of a weight file determine.
+_DETERMINED_BY_ARRAYS = ('extractor', 'n_fg_class', 'dialect')
 
 
 def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=None, **changes) -> MaskRCNN:
-    """Return a new network with random weights, on the CPU.
+    """Build a network with random weights on the CPU.
 
     Args:
         preset: Name of a preset (``mask_rcnn.PRESETS``) or a whole configuration.
@@ -29,25 +38,27 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
         MaskRCNN: The network.
 
     Raises:
-        ValueError: For an unknown preset or a bad value.
+        ValueError: For an unknown preset or an invalid value.
         TypeError: For an unknown field.
     """
     if not isinstance(preset, Config):
         if preset not in PRESETS:
-            raise ValueError(f'unknown preset {preset!r}; there are {", ".join(PRESETS)}')
+            raise ValueError(f'unknown preset {preset!r}; expected one of {", ".join(PRESETS)}')
         preset = PRESETS[preset]
     config = preset.replace(**changes)
-    extractor = _extractor(config)
+    extractor = _build_extractor(config)
     rpn = RPN(extractor.out_channels[0], strides=extractor.strides, config=config)
-    heads = (_fpn_heads if config.has_fpn else _c4_heads)(extractor, config)
+    heads = (_build_fpn_heads if config.has_fpn else _build_c4_heads)(extractor, config)
     model = MaskRCNN(extractor, rpn, *heads, config=config, class_names=class_names, category_ids=category_ids)
-    set_epsilon(model, config.dialect.backbone.bn_eps)
+    if config.norm == 'bn':
+        set_epsilon(model, config.dialect.backbone.bn_eps)
     return model
 
 
-def _extractor(config: Config):
+def _build_extractor(config: Config):
+    conventions = config.dialect.backbone
     if not config.has_fpn:
-        return ResNet(config.backbone, norm=config.norm, outputs=(4,), pool_pad=config.dialect.backbone.stem_pool_pad)
+        return ResNet(config.backbone, norm=config.norm, outputs=(4,), pool_pad=conventions.stem_pool_pad)
     if config.backbone == 'mobilenet_v1':
         backbone = MobileNetV1(width=config.width, norm=config.norm)
     else:
@@ -55,20 +66,23 @@ def _extractor(config: Config):
             config.backbone,
             norm=config.norm,
             outputs=(2, 3, 4, 5),
-            pool_pad=config.dialect.backbone.stem_pool_pad,
-            stride_in_3x3=config.dialect.backbone.stride_in_3x3,
+            pool_pad=conventions.stem_pool_pad,
+            stride_in_3x3=conventions.stride_in_3x3,
         )
     return FPN(backbone, config.fpn_channels)
 
 
-def _c4_heads(extractor, config: Config):
-    """Both look at res5's output (He et al. 2017, figure 4, left)."""
+def _build_c4_heads(extractor, config: Config) -> tuple[chainer.Link | None, ...]:
+    """Build heads that share the output of res5 (He et al. 2017, figure 4, left)."""
     box_head = Res5BoxHead(extractor.out_channels[0], strides=extractor.strides, config=config)
-    return box_head, MaskHead(box_head.out_channels, config=config) if config.masks else None
+    mask_head = None
+    if config.masks:
+        mask_head = MaskHead(box_head.out_channels, pool=box_head.roi_features, shares_box_features=True, config=config)
+    return box_head, mask_head
 
 
-def _fpn_heads(extractor, config: Config):
-    """Each pools for itself (He et al. 2017, figure 4, right)."""
+def _build_fpn_heads(extractor, config: Config) -> tuple[chainer.Link | None, ...]:
+    """Build heads that pool their own features (He et al. 2017, figure 4, right)."""
     box_head = LinearBoxHead(config.fpn_channels, strides=extractor.strides, config=config)
     pool = RoIPooling(extractor.strides, config.mask_roi_size, config=config)
     mask_head = keypoint_head = None
@@ -79,9 +93,54 @@ def _fpn_heads(extractor, config: Config):
     return box_head, mask_head, keypoint_head
 
 
+def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **changes) -> MaskRCNN:
+    """Load a model from a weight file in the native format.
+
+    Args:
+        path: An ``.npz`` file written by ``mask-rcnn convert``, by training or by :func:`mask_rcnn.save`.
+        gpu: Number of the CUDA device for the model; -1 for the CPU.
+        bn2affine: Convert every batch normalisation into the equal affine channel.  The same as ``norm='affine'``;
+            ``norm='bn'`` is the inverse.
+        **changes: Fields of :class:`~mask_rcnn.config.Config` to use instead of the file's, such as
+            ``min_size=600`` or ``roi_size=7``.
+
+    Returns:
+        MaskRCNN: The model.
+
+    Raises:
+        mask_rcnn.weights.WeightFileError: The file cannot be read or does not contain a model.
+        ValueError: A change contradicts the file's arrays or is not a valid value, or the GPU does not exist.
+        TypeError: A change names an unknown field.
+    """
+    device = get_device(gpu)
+    weights = read_weights(path)
+    meta = weights.meta
+    if meta.kind != 'model':
+        raise WeightFileError(path, f'contains {meta.kind} weights, which can start a training, but not a whole model')
+    for name in _DETERMINED_BY_ARRAYS:
+        if name in changes and changes[name] != getattr(meta.config, name):
+            raise ValueError(f'{path}: its {name} is {getattr(meta.config, name)!r}, not {changes[name]!r}')
+    norm = 'affine' if bn2affine else changes.pop('norm', meta.config.norm)
+    config = meta.config.replace(**changes)
+    model = build(config, class_names=meta.class_names, category_ids=meta.category_ids)
+    load_arrays(model, weights.arrays, source=path)
+    if norm != config.norm:
+        convert_norm(model, norm)
+    model.to_device(device)
+    return model
+
+
 def convert_norm(model: MaskRCNN, norm: str) -> None:
-    """Turn all normalisation links of a model into ``'affine'`` or ``'bn'`` ones with equal output."""
-    model.config = model.config.replace(norm=norm)  # refuses anything else
+    """Convert all normalisation links of a model to ``'affine'`` or ``'bn'``, with equal output.
+
+    Args:
+        model: Changed in place.
+        norm: ``'affine'`` or ``'bn'``.
+
+    Raises:
+        ValueError: For another value of ``norm``.
+    """
+    model.config = model.config.replace(norm=norm)  # checks the value
     if norm == 'affine':
         bn_to_affine(model)
     else:

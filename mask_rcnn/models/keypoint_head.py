@@ -1,4 +1,4 @@
-"""The head that finds the keypoints (He et al. 2017, section 5)."""
+"""Keypoint head: predicts a heat map of every keypoint for each RoI (He et al. 2017, section 5)."""
 
 from __future__ import annotations
 
@@ -6,37 +6,67 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.models.layers.convolution import Convolution2D, Deconvolution2D
+from mask_rcnn.models.layers import Convolution2D, Deconvolution2D, as_float32
+from mask_rcnn.models.roi_pooling import run_in_chunks, split_by_image
+from mask_rcnn.ops.masks.keypoints import decode_heatmaps
 from mask_rcnn.ops.runtime.cache import cached
+from mask_rcnn.ops.runtime.device import uses_padding
 
 
 class KeypointHead(chainer.Chain):
-    """Eight 3x3 convolutions, a deconvolution to twice the size and a bilinear enlargement to four times.
+    """Eight 3x3 convolutions, a deconvolution to twice the size and bilinear 2x upsampling.
 
     ``detectron/modeling/keypoint_rcnn_heads.py`` ``add_roi_pose_head_v1convX``, ``add_keypoint_outputs``.
 
     Args:
         in_channels (int): Channels of the feature maps.
-        pool (mask_rcnn.models.layers.roi_pooling.RoIPooling): Makes the RoI features.
-        config (mask_rcnn.config.Config): ``n_keypoint``.
+        pool (mask_rcnn.models.roi_pooling.RoIPooling): RoI pooler.
+        config (mask_rcnn.config.Config): ``n_keypoint`` and the dialect.
     """
 
     #: Detectron's ``KRCNN.NUM_STACKED_CONVS`` and ``CONV_HEAD_DIM``.
     n_conv, channels = 8, 512
-    #: Side of the heat maps in bins of the RoI grid.
+    #: Height and width of the heat maps in bins of the RoI grid.
     upsample_factor = 4
-    #: RoIs that pass at once on the CPU where no gradient is wanted; between two convolutions one takes 0.4 MB.
+    #: Chunk size for CPU inference; between two convolutions, a RoI takes 0.4 MB.
     cpu_chunk_size = 64
 
     def __init__(self, in_channels, *, pool, config):
         super().__init__()
         self.pool = pool
+        self.config = config
         init = chainer.initializers.HeNormal(fan_option='fan_out')
         with self.init_scope():
             for i in range(1, self.n_conv + 1):
                 setattr(self, f'conv{i}', Convolution2D(in_channels, self.channels, 3, pad=1, initialW=init))
                 in_channels = self.channels
             self.deconv = Deconvolution2D(in_channels, config.n_keypoint, 4, stride=2, pad=1, initialW=init)
+
+    def predict(self, features, boxes, transforms):
+        """Predict the keypoints of the detections of a batch.
+
+        Args:
+            features: The extractor's feature maps, ``(N, C, H, W)`` floats each.
+            boxes: For each image, ``(R, 4)`` float32 from :meth:`mask_rcnn.models.box_head.BoxHead.detect`.
+            transforms: For each image, its :class:`~mask_rcnn.preprocessing.image_transform.ImageTransform`.
+
+        Returns:
+            list: For each image, ``(R, K, 4)`` float32; see :func:`~mask_rcnn.ops.masks.keypoints.decode_heatmaps`.
+        """
+        in_input = self.config.dialect.detections.postprocess_in_input_space
+        converted = [
+            (transform.invert_boxes if in_input else transform.apply_boxes)(image_boxes)
+            for transform, image_boxes in zip(transforms, boxes, strict=True)
+        ]
+        rois, boxes_in_image = (boxes, converted) if in_input else (converted, boxes)
+        (heatmaps,) = run_in_chunks(self._predict_heatmaps, features, rois, self.cpu_chunk_size)
+        joined = self.xp.concatenate(boxes_in_image)
+        if uses_padding(self.device):
+            joined = self.xp.nan_to_num(joined)
+        return split_by_image(decode_heatmaps(heatmaps, joined), boxes)
+
+    def _predict_heatmaps(self, features, rois, roi_indices):
+        return (as_float32(self(self.pool(features, rois, roi_indices))).array,)
 
     def forward(self, roi_features):
         """Return the heat maps' logits ``(R, n_keypoint, 4 * h, 4 * w)`` for ``(R, C, h, w)``."""
@@ -47,18 +77,18 @@ class KeypointHead(chainer.Chain):
 
 
 def upsample_bilinear_2x(x):
-    """Interpolate ``(R, K, H, W)`` to ``(R, K, 2 * H, 2 * W)``, with zeros around the maps.
+    """Upsample ``(R, K, H, W)`` bilinearly to ``(R, K, 2 * H, 2 * W)``, with zeros outside the maps.
 
-    ``BilinearInterpolation`` of ``detectron/modeling/detector.py``: a deconvolution that never learns, every
-    channel by itself.
+    ``BilinearInterpolation`` of ``detectron/modeling/detector.py``: a deconvolution with a fixed weight, applied to
+    each channel separately.
     """
     n, k, height, width = x.shape
-    weights = cached(_bilinear_filter, chainer.backend.get_array_module(x), x.dtype)
-    y = F.deconvolution_2d(F.reshape(x, (n * k, 1, height, width)), weights, stride=2, pad=1)
+    weight = cached(_bilinear_weight, chainer.backend.get_array_module(x), x.dtype)
+    y = F.deconvolution_2d(F.reshape(x, (n * k, 1, height, width)), weight, stride=2, pad=1)
     return F.reshape(y, (n, k, 2 * height, 2 * width))
 
 
-def _bilinear_filter(xp, dtype):
-    """Return the weights ``(1, 1, 4, 4)`` of :func:`upsample_bilinear_2x`."""
+def _bilinear_weight(xp, dtype):
+    """Return the weight ``(1, 1, 4, 4)`` of :func:`upsample_bilinear_2x`."""
     row = np.array([0.25, 0.75, 0.75, 0.25], dtype)
     return xp.asarray(np.outer(row, row)[None, None])

@@ -1,10 +1,14 @@
-"""The head that draws the masks (He et al. 2017, figure 4)."""
+"""Mask head: predicts a mask of every class for each RoI (He et al. 2017, figure 4)."""
 
 from __future__ import annotations
 
-import chainer
+from collections.abc import Callable
 
-from mask_rcnn.models.layers.convolution import Convolution2D, Deconvolution2D
+import chainer
+import chainer.functions as F
+
+from mask_rcnn.models.layers import Convolution2D, Deconvolution2D, as_float32
+from mask_rcnn.models.roi_pooling import run_in_chunks, split_by_image
 
 
 class MaskHead(chainer.Chain):
@@ -12,29 +16,72 @@ class MaskHead(chainer.Chain):
 
     Args:
         in_channels (int): Channels of the RoI features.
-        n_conv (int): Number of 3x3 convolutions in front: 0 in C4 networks, 4 in FPN networks.
-        pool: What makes the RoI features, a :class:`~mask_rcnn.models.layers.roi_pooling.RoIPooling`, or ``None``:
-            the head looks at the box head's features, as that of the C4 networks does at res5's.
-        config (mask_rcnn.config.Config): ``n_fg_class`` and ``mask_channels``.
+        n_conv (int): Number of 3x3 convolutions before the deconvolution: 0 in C4 networks, 4 in FPN networks.
+        pool: RoI pooler, called with the feature maps, RoIs and image indices: a
+            :class:`~mask_rcnn.models.roi_pooling.RoIPooling`, or the box head's ``roi_features``, which C4 networks
+            share.
+        shares_box_features (bool): Whether ``pool`` is that of the box head.
+        config (mask_rcnn.config.Config): ``n_fg_class``, ``mask_channels`` and the dialect.
     """
 
-    #: RoIs that pass at once on the CPU where no gradient is wanted: most often all detections of an image.
+    #: Chunk size for CPU inference; usually all detections of an image are one chunk.
     cpu_chunk_size = 128
 
-    def __init__(self, in_channels, *, n_conv=0, pool=None, config):
+    def __init__(self, in_channels, *, n_conv=0, pool: Callable, shares_box_features=False, config):
         super().__init__()
         self.pool = pool
+        self.shares_box_features = shares_box_features
         self.n_conv = n_conv
+        self.config = config
         channels = config.mask_channels
         init = chainer.initializers.HeNormal(fan_option='fan_out')
-        # The outputs' deviation does not depend on the number of classes; by fan-out, as Detectron draws
-        # those of COCO's 81, a few classes would start with a mask loss near 10.
+        # The standard deviation of the outputs does not depend on the number of classes.  With Detectron's fan-out
+        # initialisation, made for COCO's 81 classes, a few classes would start with a mask loss near 10.
         with self.init_scope():
             for i in range(1, n_conv + 1):
                 setattr(self, f'conv{i}', Convolution2D(in_channels, channels, 3, pad=1, initialW=init))
                 in_channels = channels
             self.deconv = Deconvolution2D(in_channels, channels, 2, stride=2, initialW=init)
             self.score = Convolution2D(channels, config.n_fg_class, 1, initialW=chainer.initializers.Normal(0.001))
+
+    def predict(self, features, boxes, labels, transforms):
+        """Predict the masks of the detections of a batch.
+
+        Args:
+            features: The extractor's feature maps, ``(N, C, H, W)`` floats each.
+            boxes: For each image, ``(R, 4)`` float32 from :meth:`mask_rcnn.models.box_head.BoxHead.detect`.
+            labels: For each image, ``(R,)`` int32.
+            transforms: For each image, its :class:`~mask_rcnn.preprocessing.image_transform.ImageTransform`.
+
+        Returns:
+            list: For each image, the probabilities ``(R, M, M)`` float32 of each detection's class on a grid over its
+            box.
+        """
+        rois = boxes
+        if not self.config.dialect.detections.postprocess_in_input_space:
+            rois = [
+                transform.apply_boxes(image_boxes) for transform, image_boxes in zip(transforms, boxes, strict=True)
+            ]
+        (logits,) = run_in_chunks(self._predict_logits, features, rois, self.cpu_chunk_size)
+        class_logits = chainer.as_variable(logits[self.xp.arange(len(logits)), self.xp.concatenate(labels)])
+        return split_by_image(F.sigmoid(as_float32(class_logits)).array, boxes)
+
+    def _predict_logits(self, features, rois, roi_indices):
+        return (self(self.roi_features(features, rois, roi_indices)).array,)
+
+    def roi_features(self, features, rois, roi_indices, box_features=None):
+        """Return the RoIs' features ``(R, C, h, w)``.
+
+        Args:
+            features: The feature maps.
+            rois: ``(R, 4)`` float32 boxes in the network input.
+            roi_indices: ``(R,)`` int32 index of each RoI's image in the batch.
+            box_features: The box head's features of the same RoIs, if they are computed already.  A head that shares
+                them returns them.
+        """
+        if self.shares_box_features and box_features is not None:
+            return box_features
+        return self.pool(features, rois, roi_indices)
 
     def forward(self, roi_features):
         """Return mask logits ``(R, n_fg_class, 2 * h, 2 * w)`` for ``(R, C, h, w)``."""

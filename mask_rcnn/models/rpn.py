@@ -6,19 +6,20 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.models.layers.convolution import Convolution2D
+from mask_rcnn.models.layers import Convolution2D
 from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
 from mask_rcnn.ops.boxes.proposals import generate_proposals
+from mask_rcnn.ops.runtime.device import uses_padding
 
 
 class RPN(chainer.Chain):
     """Objectness and deltas for the anchors of every location, and proposals from them.
 
-    One set of weights looks at all feature maps (Lin et al. 2017, section 4.1).
+    All feature maps share one set of weights (Lin et al. 2017, section 4.1).
 
     Args:
         in_channels (int): Channels of the feature maps.
-        strides: Input pixels per location of each map.
+        strides: Input pixels per location of each feature map.
         config (mask_rcnn.config.Config): Anchors, limits and thresholds (``anchor_*``, ``rpn_*``).
     """
 
@@ -31,68 +32,90 @@ class RPN(chainer.Chain):
             detectron_cell_anchors(stride, level_sizes, config.anchor_ratios)
             if config.dialect.rpn.round_anchors
             else matterport_cell_anchors(level_sizes, config.anchor_ratios)
-            for stride, level_sizes in zip(self.strides, sizes)
+            for stride, level_sizes in zip(self.strides, sizes, strict=True)
         ]
         self._anchors = {}
-        n_anchor = len(self.cell_anchors[0])
+        n_anchors = len(self.cell_anchors[0])
         channels = config.rpn_channels or in_channels
         init = chainer.initializers.Normal(0.01)
         with self.init_scope():
             self.conv = Convolution2D(in_channels, channels, 3, pad=1, initialW=init)
-            self.objectness = Convolution2D(channels, n_anchor, 1, initialW=init)
-            self.delta = Convolution2D(channels, 4 * n_anchor, 1, initialW=init)
+            self.objectness = Convolution2D(channels, n_anchors, 1, initialW=init)
+            self.delta = Convolution2D(channels, 4 * n_anchors, 1, initialW=init)
 
-    def forward(self, features):
-        """Look at feature maps.
+    def propose(self, features, input_size, scales):
+        """Propose boxes for a batch.
 
         Args:
-            features: ``(N, C, H, W)`` float32 each.
+            features: The extractor's feature maps, ``(N, C, H, W)`` floats each.
+            input_size: Height and width of the network input.
+            scales: For each image, network input pixels per pixel of the original image.
 
         Returns:
-            tuple: For each map, the logits ``(N, A, H, W)``; and the deltas ``(N, 4 * A, H, W)``, whose
-            channels ``4 * a`` ... are anchor ``a``'s ``(dy, dx, dh, dw)``: two lists of
-            :class:`chainer.Variable`.
+            list: For each image, ``(K, 4)`` float32 boxes in the network input, in descending order of objectness.
+        """
+        logits, deltas = self(features)
+        return [
+            self.decode(
+                [level_logits.array[i] for level_logits in logits],
+                [level_deltas.array[i] for level_deltas in deltas],
+                input_size,
+                scale,
+                padded=uses_padding(self.device),
+            )[0]
+            for i, scale in enumerate(scales)
+        ]
+
+    def forward(self, features):
+        """Predict objectness and deltas of all anchors.
+
+        Args:
+            features: ``(N, C, H, W)`` floats each.
+
+        Returns:
+            tuple: Two lists of :class:`chainer.Variable` with an entry for each feature map: logits ``(N, A, H, W)``
+            and deltas ``(N, 4 * A, H, W)``, whose channels ``4 * a`` to ``4 * a + 3`` are the ``(dy, dx, dh, dw)`` of
+            anchor ``a``.
         """
         hidden = [self.conv(x, relu=True) for x in features]
         return [self.objectness(h) for h in hidden], [self.delta(h) for h in hidden]
 
     def anchors(self, sizes):
-        """Return the anchors of each map, ``(H * W * A, 4)`` float32, on the link's device.
+        """Return the anchors of each feature map, ``(H * W * A, 4)`` float32, on the link's device.
 
         Args:
-            sizes: Height and width of each map.
+            sizes: Height and width of each feature map.
         """
         key = tuple(map(tuple, sizes)), self.device
         if key not in self._anchors:
             anchors = [
                 self.xp.asarray(shift_anchors(cell, stride, *size))
-                for cell, stride, size in zip(self.cell_anchors, self.strides, sizes)
+                for cell, stride, size in zip(self.cell_anchors, self.strides, sizes, strict=True)
             ]
-            self._anchors = {key: anchors}  # of the last size only
+            self._anchors = {key: anchors}  # only those of the last input size
         return self._anchors[key]
 
-    def propose(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None, padded=False):
-        """Return the proposals of one image.
+    def decode(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None, padded=False):
+        """Decode the outputs of the network into the proposals of one image.
 
         Args:
-            logits: For each map, ``(A, H, W)`` array of floats.
-            deltas: For each map, ``(4 * A, H, W)`` array of floats.
-            size: Height and width of the network input.
+            logits: For each feature map, an ``(A, H, W)`` array of floats.
+            deltas: For each feature map, a ``(4 * A, H, W)`` array of floats.
+            size: Height and width to which the boxes are clipped, in pixels of the network input.
             scale: Network input pixels per pixel of the original image.
-            pre_nms: Best anchors of a map to look at, instead of the configuration's.
-            post_nms: Proposals to return, instead of the configuration's.
-            padded: See :mod:`mask_rcnn.ops.boxes.proposals`.
+            pre_nms: Maximum number of anchors per feature map before NMS; by default the configuration's.
+            post_nms: Maximum number of proposals; by default the configuration's.
+            padded: Whether the result is padded; see :mod:`mask_rcnn.ops.boxes.proposals`.
 
         Returns:
-            tuple: Boxes ``(K, 4)`` float32 in the network input and objectness ``(K,)``, falling.
+            tuple: Boxes ``(K, 4)`` float32 in the network input and objectness ``(K,)``, in descending order.
         """
         config, dialect = self.config, self.config.dialect
-        scores = [F.sigmoid(own.astype(np.float32, copy=False)).array for own in logits]
-        deltas = [own.astype(np.float32, copy=False) for own in deltas]
+        scores = [F.sigmoid(level_logits.astype(np.float32, copy=False)).array for level_logits in logits]
         return generate_proposals(
             scores,
-            deltas,
-            self.anchors([own.shape[1:] for own in logits]),
+            [level_deltas.astype(np.float32, copy=False) for level_deltas in deltas],
+            self.anchors([level_logits.shape[1:] for level_logits in logits]),
             size,
             scale,
             pre_nms=pre_nms or config.rpn_pre_nms,

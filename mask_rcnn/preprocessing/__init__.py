@@ -1,4 +1,4 @@
-"""From image files to network inputs."""
+"""Preprocessing: reading of image files and conversion of images into network inputs."""
 
 from mask_rcnn.preprocessing.image_io import ImageFileError, list_images, read_image, read_image_size, to_image_array
 

@@ -1,8 +1,8 @@
-"""Images in: from files and arrays to the one form that the models take.
+"""Reading of images from files and arrays into the arrays that models expect.
 
-OpenCV decodes, because Detectron's numbers rest on ``cv2.imread``: an ordinary file gives exactly the
-pixels that it gives, in RGB order.  Pillow looks at the header first (so that a wrong or an enormous
-file is refused before anything is decoded), decodes what OpenCV cannot, and says what is wrong.
+OpenCV decodes ordinary files, so that they have exactly the pixels of ``cv2.imread``, which Detectron uses.  Pillow
+reads the header first, so that wrong or enormous files are rejected before they are decoded.  It also decodes the files
+that OpenCV cannot decode, and gives the reason for an error.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
-#: What a folder is searched for.
+#: Suffixes of the files that :func:`list_images` finds in a folder.
 IMAGE_SUFFIXES = (
     '.jpg',
     '.jpeg',
@@ -38,15 +38,15 @@ IMAGE_SUFFIXES = (
     '.jp2',
 )
 
-# Pillow's names of the formats that are read.  A closed list: some of its other readers start programs
-# (EPS starts Ghostscript) or are seldom used and little tested.
+# Pillow's names of the accepted formats.  Some of its other readers start programs (EPS starts Ghostscript) or are
+# rarely used and tested.
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM', 'JPEG2000')
-_JPEG_FORMATS = ('JPEG', 'MPO')  # MPO: several JPEGs in one file, as some cameras write them
+_JPEG_FORMATS = ('JPEG', 'MPO')  # MPO: several JPEGs in one file, written by some cameras
 _JPEG_END = b'\xff\xd9'
-_JPEG_TAIL = 4096  # bytes at a file's end among which the end marker must be, padding aside
+_JPEG_TAIL = 4096  # number of bytes at the end of a file that must contain the end marker, apart from padding
 _SIZE_THREADS = 16
 _EXIF_ORIENTATION = 0x0112
-_EXIF_QUARTER_TURNS = (5, 6, 7, 8)  # orientations that exchange height and width
+_EXIF_TRANSPOSED = (5, 6, 7, 8)  # orientations with height and width exchanged
 
 
 class ImageFileError(ValueError):
@@ -59,21 +59,21 @@ class ImageFileError(ValueError):
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Read an image file as the models want it.
+    """Read an image file into an array.
 
-    The pixels are ``cv2.imread``'s: EXIF orientation is applied, grey and palette images become RGB,
-    an alpha channel is dropped, of 16-bit samples the upper 8 bits are taken, the first picture of an
-    animation is read.
+    The pixels are those of ``cv2.imread``: the EXIF orientation is applied, grey and palette images are converted to
+    RGB, an alpha channel is dropped, 16-bit samples are reduced to their upper 8 bits, and an animation yields its
+    first frame.
 
     Args:
-        path: A JPEG, PNG, BMP, TIFF, WebP, GIF, PPM or JPEG 2000 file.  An image of more than twice
-            ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million, so more than 178 million) pixels is refused.
+        path: A JPEG, PNG, BMP, TIFF, WebP, GIF, PPM or JPEG 2000 file.  An image with more than twice
+            ``PIL.Image.MAX_IMAGE_PIXELS`` (2 x 89 million) pixels is rejected.
 
     Returns:
-        A float32 array of shape ``(3, H, W)``, RGB, values in [0, 255].
+        ``(3, H, W)`` float32, RGB, 0 to 255.
 
     Raises:
-        ImageFileError: The file is missing, unreadable, no image, damaged, truncated or too large.
+        ImageFileError: The file is missing, unreadable, not an image, damaged, truncated or too large.
     """
     data = _read_bytes(path)
     image_format = _check_header(path, data)
@@ -82,29 +82,29 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         rgb = _decode_with_pillow(path, data)
     else:
         rgb = bgr[:, :, ::-1]
-        # Older OpenCV (4.10, for one) fills the rest of a truncated JPEG with grey; Pillow can tell.
+        # Older versions of OpenCV (such as 4.10) fill the rest of a truncated JPEG with grey; Pillow raises an error.
         if image_format in _JPEG_FORMATS and not data.rstrip(b'\0').endswith(_JPEG_END):
             _decode_with_pillow(path, data)
     return _to_chw(rgb)
 
 
 def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Return the height and width that :func:`read_image` will give, without decoding the image.
+    """Return the height and width of :func:`read_image`'s result without decoding the image.
 
-    Made for looking through a whole data set: it reads the header and the last bytes.  Only a JPEG file
-    that does not end as it should is decoded, to see whether it is damaged.
+    The function reads only the header and the last bytes, to be fast on a whole dataset.  It decodes a JPEG file
+    without an end marker to find out whether the file is damaged.
 
     Args:
         path: See :func:`read_image`.
 
     Raises:
-        ImageFileError: The file is missing, unreadable, no image, a truncated JPEG or too large.
+        ImageFileError: The file is missing, unreadable, not an image, a truncated JPEG or too large.
     """
     try:
         with open(path, 'rb') as file:
             with _pillow_errors(path), Image.open(file, formats=_FORMATS) as header:
-                image_format, (width, height) = header.format, header.size
-                turned = header.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
+                image_format, (width, height) = header.format, _stored_size(header)
+                transposed = header.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED
             file.seek(-min(_JPEG_TAIL, os.fstat(file.fileno()).st_size), os.SEEK_END)
             complete = image_format not in _JPEG_FORMATS or file.read().rstrip(b'\0').endswith(_JPEG_END)
     except ImageFileError:
@@ -114,21 +114,29 @@ def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise ImageFileError(path, _os_reason(error)) from error
     if not complete:
-        return read_image(path).shape[1:]
-    return (width, height) if turned else (height, width)
+        height, width = read_image(path).shape[1:]
+        return height, width
+    return (width, height) if transposed else (height, width)
+
+
+def _stored_size(header: Image.Image) -> tuple[int, int]:
+    """Return the width and height before the EXIF orientation is applied."""
+    if isinstance(header, TiffImagePlugin.TiffImageFile):  # newer versions of Pillow have applied it to header.size
+        return header.tag_v2[TiffImagePlugin.IMAGEWIDTH], header.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return header.size
 
 
 def read_image_sizes(paths: Iterable[str | os.PathLike]) -> list[tuple[int, int] | ImageFileError]:
-    """Call :func:`read_image_size` for many files, several at a time.
+    """Call :func:`read_image_size` for many files in several threads.
 
     Args:
         paths: The files.
 
     Returns:
-        Sizes in the order of ``paths``; in the place of a file that cannot be read, its error.
+        For each path the height and width, or the error if the file cannot be read.
     """
-    # The threads, which mostly wait for the disk, silence warnings and OpenCV each for itself and may undo
-    # one another's restoring.  The blocks around them restore both in the end.
+    # Each thread silences warnings and OpenCV and restores their state, possibly to the silenced state of another
+    # thread.  The outer context managers restore the state that was there before.
     with warnings.catch_warnings(), _quiet_opencv(), ThreadPoolExecutor(_SIZE_THREADS) as pool:
         return list(pool.map(_size_or_error, paths))
 
@@ -141,19 +149,19 @@ def _size_or_error(path: str | os.PathLike) -> tuple[int, int] | ImageFileError:
 
 
 def to_image_array(image: str | os.PathLike | np.ndarray) -> np.ndarray:
-    """Turn what a caller has into what the models take.
+    """Convert a file or an array into the array that models expect.
 
     Args:
-        image: A file name (see :func:`read_image`); a float32 array ``(3, H, W)``, RGB in [0, 255]
-            (ChainerCV's convention), which is returned as it is; or a uint8 array ``(H, W, 3)``, RGB.
+        image: A file name (see :func:`read_image`); ``(3, H, W)`` float32, RGB, 0 to 255 (ChainerCV's convention),
+            which is returned unchanged; or ``(H, W, 3)`` uint8, RGB.
 
     Returns:
-        A float32 array of shape ``(3, H, W)``, RGB.
+        ``(3, H, W)`` float32, RGB.
 
     Raises:
         ImageFileError: See :func:`read_image`.
         TypeError: ``image`` is neither a path nor an array.
-        ValueError: The array has another dtype or shape, no pixels, or values that are not finite.
+        ValueError: The array has another dtype or shape, has no pixels, or contains values that are not finite.
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
@@ -176,18 +184,17 @@ def to_image_array(image: str | os.PathLike | np.ndarray) -> np.ndarray:
 
 
 def list_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """Replace folders by the images in them.
+    """Return the given files and the images in the given folders.
 
     Args:
-        paths: Files, kept in their order whatever their suffix, and folders, replaced by their files
-            with one of :data:`IMAGE_SUFFIXES` (in either case), sorted by name; folders inside a
-            folder and hidden files are left out.
+        paths: Files and folders.  Files are kept with any suffix.  A folder is replaced by its files with one of
+            :data:`IMAGE_SUFFIXES` (in upper or lower case), sorted by name, without hidden files and subfolders.
 
     Returns:
         The files, at least one.
 
     Raises:
-        ImageFileError: A path does not exist, a folder cannot be read or holds no image.
+        ImageFileError: A path does not exist, or a folder cannot be read or contains no image.
         ValueError: ``paths`` is empty.
     """
     files = []
@@ -214,17 +221,17 @@ def _images_in(folder: Path) -> list[Path]:
     except OSError as error:
         raise ImageFileError(folder, _os_reason(error)) from error
     if not images:
-        raise ImageFileError(folder, 'the folder holds no image')
+        raise ImageFileError(folder, 'the folder contains no image')
     return images
 
 
 def _read_bytes(path: str | os.PathLike) -> bytes:
-    # Not cv2.imread: it cannot say why it fails, nor open every name on every system.
+    # cv2.imread does not give the reason for an error, and cannot open every file name on every system.
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             raise ImageFileError(path, 'is a folder, not a file')
-        if not stat.S_ISREG(mode):  # a pipe might never end
+        if not stat.S_ISREG(mode):  # reading from a pipe might never end
             raise ImageFileError(path, 'is not a regular file')
         data = Path(path).read_bytes()
     except ImageFileError:
@@ -237,13 +244,14 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def _os_reason(error: Exception) -> str:
-    return (getattr(error, 'strerror', None) or str(error)).lower()
+    reason = error.strerror if isinstance(error, OSError) else None
+    return (reason or str(error)).lower()
 
 
 def _check_header(path: str | os.PathLike, data: bytes) -> str:
-    """Return Pillow's name of the format; nothing is decoded."""
+    """Return Pillow's name of the format without decoding the image."""
     with _pillow_errors(path), Image.open(io.BytesIO(data), formats=_FORMATS) as header:
-        return header.format
+        return header.format or ''  # Image.open sets it
 
 
 def _decode_with_opencv(data: bytes) -> np.ndarray | None:
@@ -259,12 +267,15 @@ def _decode_with_pillow(path: str | os.PathLike, data: bytes) -> np.ndarray:
         if image.mode in ('I', 'F'):
             raise ImageFileError(path, 'images with 32-bit samples are not supported')
         image.load()
-        return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith('I;16'):  # Pillow would clip the samples at 255
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return np.asarray(upright.convert('RGB'))
 
 
 @contextlib.contextmanager
 def _pillow_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turn whatever Pillow raises for a bad file into an :class:`ImageFileError`."""
+    """Convert every error that Pillow raises for a bad file into an :class:`ImageFileError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -272,19 +283,19 @@ def _pillow_errors(path: str | os.PathLike) -> Iterator[None]:
     except (ImageFileError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # None disables this error
         raise ImageFileError(path, f'the image has more than {limit} pixels') from error
     except Image.UnidentifiedImageError as error:
         raise ImageFileError(path, 'not an image of a known format') from error
-    except Exception as error:  # Pillow's readers raise almost anything for damaged data
+    except Exception as error:  # Pillow raises errors of many types for damaged data
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise ImageFileError(path, f'the image is damaged ({reason})') from error
 
 
 @contextlib.contextmanager
 def _quiet_opencv() -> Iterator[None]:
-    """Keep OpenCV from writing to stderr about files whose fault is reported anyway."""
-    set_level = getattr(cv2.utils, 'logging', cv2).setLogLevel  # OpenCV 5 has moved it
+    """Suppress OpenCV's messages on stderr about bad files, which are reported as errors."""
+    set_level = getattr(cv2.utils, 'logging', cv2).setLogLevel  # moved in OpenCV 5
     level = set_level(0)  # LOG_LEVEL_SILENT
     try:
         yield

@@ -1,24 +1,32 @@
-"""Where an image lies in the network's input, and so where boxes of the one lie in the other."""
+"""Conversion of images into network inputs, and of boxes between the two.
+
+:func:`prepare_image` makes the network input for prediction and for training.  It also returns an
+:class:`ImageTransform`, which maps boxes from the image to the input and back.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from chainer.backend import get_array_module
+
+from mask_rcnn.config import Config
+from mask_rcnn.preprocessing.resize import resize_uint8_skimage, subtract_mean_and_resize
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """An image, resized and perhaps moved, in the network's input.
+    """The mapping from coordinates in an image to coordinates in its network input.
 
     Args:
-        size: ``(H, W)`` of the image.
-        scale: By what factor it was resized (before its sides were rounded).
-        factors: ``(y, x)``: the network's pixels per pixel of the image, as boxes are converted.
-        window: ``(y_min, x_min, y_max, x_max)``: the centres of the resized image's corner pixels in the
-            network's input.
-        input_size: Height and width of the network's input before its sides are padded to multiples
-            (``Config.size_divisor``); within them anchors and proposals lie when the network is trained.
+        size: Height and width of the image.
+        scale: Factor by which the image is resized, before height and width are rounded to whole pixels.
+        factors: Factors of the box coordinates, ``(y, x)``.
+        window: Centres of the resized image's corner pixels in the network input,
+            ``(y_min, x_min, y_max, x_max)``.
+        input_size: Height and width of the network input before it is padded to a multiple of
+            ``Config.size_divisor``.  Training keeps anchors and proposals inside this area.
     """
 
     size: tuple[int, int]
@@ -27,49 +35,49 @@ class ImageTransform:
     window: tuple[float, float, float, float]
     input_size: tuple[int, int]
 
-    def apply_boxes(self, boxes):
-        """Return where boxes of the image lie in the network's input.
+    def apply_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Map boxes from the image to the network input.
 
         Args:
             boxes: ``(R, 4)`` floats, NumPy or CuPy, in pixels of the image.
 
         Returns:
-            ``(R, 4)`` of the same type.
+            ``(R, 4)`` of the same type, in pixels of the network input.
         """
-        scalar, moved = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
-        for axis, (factor, first) in enumerate(zip(self.factors, self.window)):
-            moved[:, axis::2] = boxes[:, axis::2] * scalar(factor) + scalar(first)
-        return moved
+        scalar_type, mapped = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
+        for axis, (factor, offset) in enumerate(zip(self.factors, self.window[:2], strict=True)):
+            mapped[:, axis::2] = boxes[:, axis::2] * scalar_type(factor) + scalar_type(offset)
+        return mapped
 
-    def invert_boxes(self, boxes, *, reciprocal: bool = False):
-        """Return where boxes of the network's input lie in the image: the inverse of :meth:`apply_boxes`.
+    def invert_boxes(self, boxes: np.ndarray, *, reciprocal: bool = False) -> np.ndarray:
+        """Map boxes from the network input to the image: the inverse of :meth:`apply_boxes`.
 
         Args:
-            boxes: ``(R, 4)`` floats, NumPy or CuPy, in pixels of the network's input.
-            reciprocal: Multiply by the reciprocals of the factors, as Detectron does where it trains
-                (``roi_data/fast_rcnn.py``), instead of dividing by them, as it does where it detects
-                (``core/test.py``): the two round differently.
+            boxes: ``(R, 4)`` floats, NumPy or CuPy, in pixels of the network input.
+            reciprocal: Whether to multiply by the reciprocals of the factors, as Detectron does in training
+                (``roi_data/fast_rcnn.py``), or to divide by the factors, as it does in inference
+                (``core/test.py``).  The results are rounded differently.
 
         Returns:
-            ``(R, 4)`` of the same type.
+            ``(R, 4)`` of the same type, in pixels of the image.
         """
-        scalar, moved = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
-        for axis, (factor, first) in enumerate(zip(self.factors, self.window)):
-            from_first, factor = boxes[:, axis::2] - scalar(first), scalar(factor)
-            moved[:, axis::2] = from_first * scalar(1 / float(factor)) if reciprocal else from_first / factor
-        return moved
+        scalar_type, mapped = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
+        for axis, (factor, offset) in enumerate(zip(self.factors, self.window[:2], strict=True)):
+            moved, factor = boxes[:, axis::2] - scalar_type(offset), scalar_type(factor)
+            mapped[:, axis::2] = moved * scalar_type(1 / float(factor)) if reciprocal else moved / factor
+        return mapped
 
     @classmethod
     def top_left(cls, size: tuple[int, int], scale: float) -> ImageTransform:
-        """Return the transform of an image that is resized from its upper left corner on (Detectron).
+        """Return the transform of an image that is resized into the upper left corner of the input (Detectron).
 
         Args:
-            size: ``(H, W)`` of the image.
-            scale: By what factor it is resized; its sides are rounded to whole pixels.
+            size: Height and width of the image.
+            scale: Factor by which the image is resized.
         """
-        height, width = rounded_sides(size, scale)
+        height, width = resized_size(size, scale)
         return cls(
-            size=tuple(size),
+            size=(size[0], size[1]),
             scale=scale,
             factors=(scale, scale),
             window=(0.0, 0.0, height - 1.0, width - 1.0),
@@ -78,30 +86,100 @@ class ImageTransform:
 
     @classmethod
     def letterbox(cls, size: tuple[int, int], scale: float, side: int) -> ImageTransform:
-        """Return the transform of an image that is resized and put into the middle of a square (Matterport).
+        """Return the transform of an image that is resized and centred in a square (Matterport).
 
-        The centres of its corner pixels go to those of the resized image (``model.py``, ``unmold_detections``).
+        It maps the centres of the image's corner pixels to those of the resized image's corner pixels (``model.py``,
+        ``unmold_detections``).
 
         Args:
-            size: ``(H, W)`` of the image.
-            scale: By what factor it is resized; its sides are rounded to whole pixels.
-            side: Of the square, at least that of the resized image.
+            size: Height and width of the image.
+            scale: Factor by which the image is resized.
+            side: Side of the square in pixels: at least the height and the width of the resized image.
         """
-        sides = rounded_sides(size, scale)
-        low = [(side - own) // 2 for own in sides]
-        high = [first + own - 1 for first, own in zip(low, sides)]
-        # An image of one pixel's height has no distance to measure.
-        factors = tuple(max(new - 1, 1) / max(old - 1, 1) for new, old in zip(sides, size))
+        height, width = resized_size(size, scale)
+        top, left = (side - height) // 2, (side - width) // 2
         return cls(
-            size=tuple(size),
+            size=(size[0], size[1]),
             scale=scale,
-            factors=factors,
-            window=tuple(map(float, (*low, *high))),
+            factors=(_corner_distance_ratio(height, size[0]), _corner_distance_ratio(width, size[1])),
+            window=(float(top), float(left), float(top + height - 1), float(left + width - 1)),
             input_size=(side, side),
         )
 
 
-def rounded_sides(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return the sides of a resized image in whole pixels: halves go to even, nothing below 1."""
+def _corner_distance_ratio(n_out: int, n_in: int) -> float:
+    """Return the ratio of the distances between first and last pixel; the distance is 1 where they coincide."""
+    return max(n_out - 1, 1) / max(n_in - 1, 1)
+
+
+def resized_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return height and width of a resized image, rounded to whole pixels (halves to even), at least 1."""
     height, width = (max(round(side * scale), 1) for side in size)
     return height, width
+
+
+def input_scale(size: tuple[int, int], config: Config) -> float:
+    """Return the factor by which an image is resized.
+
+    The shorter side becomes ``config.min_size``, unless the longer side would then exceed ``config.max_size``
+    (Detectron's ``detectron/utils/blob.py``, ``get_target_size``).  With ``dialect.input.upscale_only``, images with a
+    longer shorter side keep their size within that limit (Matterport's ``utils.resize_image``).
+
+    Args:
+        size: Height and width of the image.
+        config: Limits ``min_size`` and ``max_size``, and the dialect.
+    """
+    shorter, longer = min(size), max(size)
+    scale = config.min_size / shorter
+    if config.dialect.input.upscale_only:
+        scale = max(scale, 1.0)
+    if np.round(scale * longer) > config.max_size:
+        scale = config.max_size / longer
+    return float(scale)
+
+
+def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, ImageTransform]:
+    """Convert an image into the network input.
+
+    Detectron (``detectron/utils/blob.py``) subtracts the mean, resizes the image (``prep_im_for_blob``), and then pads
+    the input of an FPN with zeros at the bottom and on the right to a multiple of the coarsest stride
+    (``im_list_to_blob``).  Matterport resizes and pads the image (``utils.resize_image``), and then subtracts the mean,
+    also from the padding (``mold_image``).
+
+    Args:
+        image: ``(3, H, W)`` float32, RGB, 0 to 255.
+        config: Sizes of the input, and the dialect with the order, mean and standard deviation of the channels.
+
+    Returns:
+        tuple: The network input, ``(3, h, w)`` float32, and the transform from the image to it.
+    """
+    conventions, size = config.dialect.input, (image.shape[1], image.shape[2])
+    channels = image[::-1] if conventions.channel_order == 'BGR' else image
+    scale = input_scale(size, config)
+    image_transform = (
+        ImageTransform.letterbox(size, scale, config.max_size)
+        if conventions.letterbox
+        else ImageTransform.top_left(size, scale)
+    )
+    if conventions.resize == 'opencv_float32':
+        x = subtract_mean_and_resize(channels, conventions.pixel_mean, scale)
+        x = _pad(x, image_transform, config.size_divisor)
+    else:
+        x = resize_uint8_skimage(channels, resized_size(size, scale))
+        x = _pad(x, image_transform, config.size_divisor)
+        # NumPy subtracts Matterport's float64 means in double precision and rounds the result once.
+        np.subtract(x, np.array(conventions.pixel_mean)[:, None, None], out=x, casting='same_kind')
+    if any(std != 1 for std in conventions.pixel_std):
+        x /= np.array(conventions.pixel_std, np.float32)[:, None, None]
+    return x, image_transform
+
+
+def _pad(x: np.ndarray, image_transform: ImageTransform, divisor: int) -> np.ndarray:
+    """Zero-pad to the letterbox position and to multiples of ``divisor``."""
+    top, left = (int(corner) for corner in image_transform.window[:2])
+    height, width = (side + -side % divisor for side in image_transform.input_size)
+    if (height, width) == x.shape[1:]:
+        return x
+    padded = np.zeros((len(x), height, width), np.float32)
+    padded[:, top : top + x.shape[1], left : left + x.shape[2]] = x
+    return padded

@@ -201,7 +201,7 @@ class _MPICommunicator(Communicator):
         arrays = self.broadcast_object(arrays_of(link) if self.is_main else None)
         if not self.is_main:
             try:
-                load_arrays(link, arrays, what='the model of process 0')
+                load_arrays(link, arrays, source='the model of process 0')
             except WeightFileError as error:
                 raise DistributedError(f'the processes have different models: {error}') from error
 
@@ -221,7 +221,7 @@ class _MPICommunicator(Communicator):
             for path, array in sorted(arrays_of(link).items())
             if path not in params and array.dtype.kind == 'f'
         }
-        load_arrays(link, means, what='the means over the processes', partial=True)
+        load_arrays(link, means, source='the means over the processes', partial=True)
 
     def mean(self, values):
         of_all = self._mpi.allgather(super().mean(values))

@@ -19,7 +19,6 @@ from mask_rcnn.training.iterator import STOP_SIGNALS
 from mask_rcnn.training.optimizer import set_rate
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.snapshot import Snapshots
-from mask_rcnn.weights import WeightFileError
 
 
 class IntervalTrigger:
@@ -99,7 +98,7 @@ class TrainingLog(extensions.LogReport):
     def _try(self, write: Callable, *args) -> None:
         try:
             write(*args)
-        except (WeightFileError, OSError) as error:
+        except OSError as error:
             self._warn(str(error))
 
 
@@ -305,6 +304,6 @@ class Evaluation(training.Extension):
                 return self._evaluate(results)
         except KeyboardInterrupt:
             return None
-        except (WeightFileError, OSError) as error:
+        except OSError as error:
             self._warn(f'no evaluation: {error}')
             return None

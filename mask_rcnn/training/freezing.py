@@ -5,8 +5,7 @@ from __future__ import annotations
 import chainer
 import chainer.links as L
 
-from mask_rcnn.models.layers.conv_norm import ConvNorm
-from mask_rcnn.models.layers.normalization import AffineChannel2D
+from mask_rcnn.models.layers import AffineChannel2D, ConvNorm
 
 #: Detectron's ``TRAIN.FREEZE_AT`` (``detectron/modeling/ResNet.py``): conv1 and res2.
 FROZEN_STAGES = 2

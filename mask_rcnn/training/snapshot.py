@@ -20,9 +20,9 @@ import numpy as np
 from chainer import serializers, training
 
 from mask_rcnn.inference.save import save
-from mask_rcnn.io.atomic_file import open_for_reading, open_for_writing
 from mask_rcnn.weights import ModelMeta, WeightFileError
 from mask_rcnn.weights.errors import to_printable_ascii
+from mask_rcnn.weights.files import create_weight_file, open_weight_file
 from mask_rcnn.weights.readers import zip_archive
 
 FORMAT_VERSION = 1
@@ -95,7 +95,7 @@ def write_snapshot(
     }
     members = {_HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)}
     members.update((name, array) for name, array in serializer.target.items() if name not in nones)
-    with open_for_writing(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with create_weight_file(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in members.items():
             with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
@@ -104,7 +104,7 @@ def write_snapshot(
 def is_snapshot(path: str | os.PathLike) -> bool:
     """Return whether a file is a snapshot, and not a model (or anything else)."""
     try:
-        with open_for_reading(path) as (file, size):
+        with open_weight_file(path) as (file, size):
             return f'{_HEADER}.npy' in zip_archive.member_names(file, size)
     except zip_archive.CORRUPT_FILE_ERRORS:  # WeightFileError is one of them
         return False
@@ -116,7 +116,7 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
     Raises:
         WeightFileError: The file cannot be read, is damaged or is something else.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         try:
             archive, members = zip_archive.open_stored(file, size)
             header = _parse_header(zip_archive.read_array(archive, members.pop(f'{_HEADER}.npy')))
@@ -158,7 +158,7 @@ class _Header:
 
 
 def _read_header(path: str | os.PathLike) -> _Header:
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         try:
             archive, members = zip_archive.open_stored(file, size)
             return _parse_header(zip_archive.read_array(archive, members[f'{_HEADER}.npy']))

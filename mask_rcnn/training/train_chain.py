@@ -135,7 +135,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         """
         targets = []
         for i, (example, rng) in enumerate(zip(examples, rngs)):
-            proposals, _ = self.model.rpn.propose(
+            proposals, _ = self.model.rpn.decode(
                 [own[i] for own in logits],
                 [own[i] for own in deltas],
                 example.image_transform.input_size,
@@ -225,7 +225,9 @@ class MaskRCNNTrainChain(chainer.Chain):
         other_losses = {}
         if self.model.config.masks:
             logits = self.model.mask_head(
-                self.model.pool_mask_features(features, batch[:n_sampled_fg], indices[:n_sampled_fg], h[:n_sampled_fg])
+                self.model.mask_head.roi_features(
+                    features, batch[:n_sampled_fg], indices[:n_sampled_fg], h[:n_sampled_fg]
+                )
             )
             other_losses['roi_mask_loss'] = self._mask_loss(
                 logits, labels[:n_sampled_fg], images[:n_sampled_fg], rois, examples

@@ -12,6 +12,7 @@ import numpy as np
 from chainer import training
 
 from mask_rcnn.datasets.transforms import TrainingTransform
+from mask_rcnn.inference.save import model_meta
 from mask_rcnn.io.console import print_line, print_warning
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.targets.sampling import Sampling
@@ -33,7 +34,6 @@ from mask_rcnn.training.snapshot import Snapshots
 from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.updater import SubdivisionUpdater
-from mask_rcnn.weights import ModelMeta
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,9 @@ def _add_extensions(
     logging = IntervalTrigger(options.log_interval, also=lambda t: t.updater.iteration == options.iterations)
     plotting = IntervalTrigger(10 * options.log_interval, also=stop_trigger)
     log = TrainingLog(trigger=logging, plot_trigger=plotting, write=main, warn=print_warning)
-    snapshots = Snapshots(_meta(model), options_to_store(options, communicator), keep=options.keep, warn=print_warning)
+    snapshots = Snapshots(
+        model_meta(model), options_to_store(options, communicator), keep=options.keep, warn=print_warning
+    )
     trainer.extend(LearningRateScheduler(options.schedule, optimizer))
     trainer.extend(log, trigger=(1, 'iteration'))
     if communicator.size > 1 and model.config.norm == 'bn' and not options.freeze_bn:
@@ -202,13 +204,3 @@ def options_to_store(options: TrainingOptions, communicator: Communicator) -> Ma
         name: fields[name] for name in ('seed', 'gamma', 'sampling', 'freeze_bn', 'frozen_stages', 'clip', 'schedule')
     }
     return json.loads(json.dumps({**kept, 'batch_size': options.batch_size * communicator.size}))
-
-
-def _meta(model: MaskRCNN) -> ModelMeta:
-    numbers = range(1, model.config.n_fg_class + 1)
-    return ModelMeta(
-        kind='model',
-        config=model.config,
-        class_names=tuple(model.class_names or (f'class_{i}' for i in numbers)),
-        category_ids=tuple(int(i) for i in model.category_ids or numbers),
-    )

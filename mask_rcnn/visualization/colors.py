@@ -1,4 +1,4 @@
-"""Colours of instances: vivid, deterministic, and told apart by colour-blind readers, too."""
+"""Colours of instances: vivid, deterministic, and distinct also for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PALETTE = np.array(
     np.uint8,
 )
 
-# Linear RGB as seen without the long-wave and without the medium-wave cones; Machado, Oliveira and
-# Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009, table 1.
+# Linear RGB as perceived without long-wave and without medium-wave cones (Machado, Oliveira and Fernandes, "A
+# Physiologically-based Model for Simulation of Color Vision Deficiency", 2009, table 1).
 _PROTANOPIA = np.array(
     [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
 )
@@ -39,15 +39,15 @@ _XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 ) / np.array([[0.95047], [1.0], [1.08883]])
 
-_ALIKE = 20.0  # CIE Lab distance at which two colours begin to look alike in a picture
-_NEAR = 0.1  # share of the picture's diagonal over which a neighbour's colour loses importance
+_SIMILAR_DISTANCE = 20.0  # CIE Lab distance below which two colours look alike in a picture
+_NEIGHBOUR_DISTANCE = 0.1  # distance at which a neighbour's colour loses importance, as a fraction of the diagonal
 
 
 def instance_colors(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Choose a colour for each instance so that neighbours differ as much as they can.
+    """Choose a colour for each instance so that neighbours differ as much as possible.
 
-    The instances choose in their order, each the colour least like those of the earlier ones around it,
-    and of equally good ones the least used.  The same boxes always get the same colours.
+    Each instance in turn gets the colour least similar to those of the earlier instances around it, and among equally
+    good colours the least used.  The same boxes always get the same colours.
 
     Args:
         boxes: ``(R, 4)``, ``(y_min, x_min, y_max, x_max)``.
@@ -56,48 +56,49 @@ def instance_colors(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
         A uint8 array of shape ``(R, 3)``, RGB, rows of :data:`PALETTE`.
     """
-    alike = _similarity()
-    nearness = np.exp(-_gaps(boxes) / (_NEAR * np.hypot(*size)))
+    similarity = _palette_similarity()
+    nearness = np.exp(-_gaps(boxes) / (_NEIGHBOUR_DISTANCE * np.hypot(*size)))
     chosen = np.zeros(len(boxes), np.intp)
     used = np.zeros(len(PALETTE))
     for i in range(len(boxes)):
-        conflict = nearness[i, :i] @ alike[chosen[:i]]
+        conflict = nearness[i, :i] @ similarity[chosen[:i]]
         chosen[i] = np.argmin(conflict + 1e-3 * used)
         used[chosen[i]] += 1
     return PALETTE[chosen]
 
 
 def text_color(plate: np.ndarray) -> tuple[int, int, int]:
-    """Return black or white, whichever contrasts more with ``plate`` (RGB; WCAG 2.1, contrast ratio)."""
+    """Return black or white, the colour with the higher contrast ratio to ``plate`` (RGB; WCAG 2.1)."""
     luminance = float(_linear(plate) @ np.array([0.2126, 0.7152, 0.0722]))
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
 
 
 def _gaps(boxes: np.ndarray) -> np.ndarray:
-    """Distance between each two boxes, 0 where they touch or overlap."""
+    """Return the pairwise distances of boxes, 0 for boxes that touch or overlap."""
     low, high = boxes[:, :2], boxes[:, 2:]
     between = np.maximum(low[:, None] - high[None], low[None] - high[:, None])
     return np.hypot(*np.moveaxis(np.maximum(between, 0), 2, 0))
 
 
 @functools.cache
-def _similarity() -> np.ndarray:
-    """How alike each two colours of the palette are to the least able of three kinds of eyes."""
+def _palette_similarity() -> np.ndarray:
+    """Return the pairwise similarity of the palette's colours, the maximum over three kinds of colour vision."""
     linear = _linear(PALETTE)
-    seen = [_lab(np.clip(linear @ eye.T, 0, 1)) for eye in (np.eye(3), _PROTANOPIA, _DEUTERANOPIA)]
-    distance = np.min([np.linalg.norm(lab[:, None] - lab[None], axis=2) for lab in seen], axis=0)
-    alike = np.exp(-distance / _ALIKE)
-    np.fill_diagonal(alike, alike.sum(axis=1).max())  # two equal colours are worse than any crowd of others
-    return alike
+    perceived = [_lab(np.clip(linear @ vision.T, 0, 1)) for vision in (np.eye(3), _PROTANOPIA, _DEUTERANOPIA)]
+    distance = np.min([np.linalg.norm(lab[:, None] - lab[None], axis=2) for lab in perceived], axis=0)
+    similarity = np.exp(-distance / _SIMILAR_DISTANCE)
+    np.fill_diagonal(similarity, similarity.sum(axis=1).max())  # equal colours are worse than any set of others
+    return similarity
 
 
 def _linear(rgb: np.ndarray) -> np.ndarray:
+    """Convert sRGB, 0 to 255, to linear RGB, 0 to 1 (IEC 61966-2-1)."""
     value = np.asarray(rgb) / 255
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
 def _lab(linear: np.ndarray) -> np.ndarray:
-    """Linear sRGB to CIE Lab, 1976 (CIE 15)."""
+    """Convert linear sRGB to CIE Lab, 1976 (CIE 15)."""
     xyz = linear @ _XYZ.T
     root = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
     x, y, z = np.moveaxis(root, -1, 0)

@@ -1,38 +1,61 @@
-"""Detections as a picture."""
+"""Draw detections on their image."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import cv2
 import numpy as np
 
+from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON
 from mask_rcnn.visualization.colors import instance_colors, text_color
 from mask_rcnn.visualization.labels import PlacedLabel, draw_label, font_size_for, label_candidates, place_labels
 
-if TYPE_CHECKING:
-    from mask_rcnn.inference.detections import Detections
-
-#: What a picture is drawn on: the image, the image in pale grey, or a plain black or white ground.
+#: Backgrounds of a picture: the image, the image in pale grey, black or white.
 BACKGROUNDS = ('image', 'grey', 'black', 'white')
 
 _FILL = {'image': 0.45, 'grey': 0.6, 'black': 0.85, 'white': 0.85}  # opacity of the masks
-_FILL_IN_CONTOUR = 0.6  # by which it is multiplied where the masks have outlines
+_FILL_IN_CONTOUR = 0.6  # factor of the opacity of masks with outlines
 _BOX = 0.9  # opacity of the boxes
-_BAND_PIXELS = 2**17  # of a mask are blended at a time, so that the numbers stay in the cache
+_BAND_PIXELS = 2**17  # pixels of a mask that are blended at a time, so that the arrays stay in the cache
 _SALIENCY_SIZE = 512  # longer side of the saliency map, pixels
-_SHIFT = 4  # OpenCV's drawing functions take coordinates as multiples of 1 / 16
+_SHIFT = 4  # fractional bits of the coordinates for OpenCV's drawing functions: multiples of 1 / 16
 #: Keypoints with a lower logit are not drawn (``kp_thresh`` in ``detectron/utils/vis.py``).
 _MIN_KEYPOINT_LOGIT = 2.0
 
 
+class DrawableDetections(Protocol):
+    """The detections that :func:`draw_detections` draws, such as :class:`mask_rcnn.Detections`."""
+
+    size: tuple[int, int]
+    boxes: np.ndarray
+    scores: np.ndarray
+    keypoints: np.ndarray | None
+    dialect: Dialect
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each instance."""
+
+    @property
+    def has_masks(self) -> bool:
+        """True if the instances have masks."""
+
+    def iter_masks(self) -> Iterator[np.ndarray]:
+        """Yield the masks, ``(H, W)`` bool each."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: np.ndarray) -> DrawableDetections: ...
+
+
 @dataclass(frozen=True)
 class MaskCrop:
-    """The part of a mask that has something in it.
+    """The smallest rectangle of a mask that contains all of its pixels.
 
     Args:
         top, left: The upper left pixel in the picture.
@@ -48,7 +71,7 @@ class MaskCrop:
 
 def draw_detections(
     image: np.ndarray,
-    detections: Detections,
+    detections: DrawableDetections,
     *,
     contour: bool = False,
     background: str = 'image',
@@ -60,28 +83,28 @@ def draw_detections(
 ) -> np.ndarray:
     """Draw masks, boxes, keypoints and labels of detections.
 
-    Every instance has a colour of its own, unlike its neighbours'; large ones are drawn first, so that
-    small ones lie on top.  Lines and letters grow with the picture.  Labels go where they hide the
-    least; in a picture too crowded for all of them, those without a place are left out.
+    Neighbouring instances have different colours.  Large instances are drawn first, so that small ones stay visible.
+    The sizes of lines and letters are proportional to the picture's.  Labels are placed where they hide least; in a
+    crowded picture, labels without a free place are left out.
 
     Args:
         image: float32 ``(3, H, W)`` in [0, 255] or uint8 ``(H, W, 3)``, RGB.  It is not changed.
-        detections: What was found in it.
-        contour: Draw an outline around each mask (and fill the mask more lightly).
+        detections: The detections of the image.
+        contour: Draw an outline around each mask and fill the mask more lightly.
         background: One of :data:`BACKGROUNDS`.
         boxes: Draw the boxes.
-        keypoints: Draw the keypoints of which the model is sure, COCO's 17 with the bones between them.
-        labels: Write the names of the classes ...
-        scores: ... with the scores.
-        font: TrueType or OpenType file for the labels, needed for scripts that DejaVu Sans lacks
-            (Chinese, Japanese, Korean, ...).
+        keypoints: Draw keypoints with a high logit; COCO's 17 keypoints are connected by bones.
+        labels: Write the names of the classes.
+        scores: Write the scores after the names.
+        font: TrueType or OpenType file for the labels, for scripts that DejaVu Sans does not contain (Chinese,
+            Japanese, Korean, ...).
 
     Returns:
         A uint8 array of shape ``(H, W, 3)``, RGB.
 
     Raises:
-        ValueError: The image has another form or another size than ``detections.size``, or there is no
-            such background.
+        ValueError: The image has another type, shape or size than ``detections.size``, or the background is
+            unknown.
         OSError: ``font`` cannot be read.
     """
     canvas = _canvas(image, detections.size, background)
@@ -91,7 +114,7 @@ def draw_detections(
     saliency = _SaliencyMap(ordered.size)
     opacity = _FILL[background] * (_FILL_IN_CONTOUR if contour else 1)
     outlines = []
-    for crop, box, color in zip(_mask_crops(ordered), clipped_boxes, colors):
+    for crop, box, color in zip(_mask_crops(ordered), clipped_boxes, colors, strict=True):
         saliency.add(crop, box)
         if crop is not None:
             _fill(canvas, crop, color, opacity)
@@ -100,15 +123,15 @@ def draw_detections(
     for curves, color in outlines:
         _draw_curves(canvas, curves, color)
     if boxes:
-        for box, color in zip(clipped_boxes, colors):
+        for box, color in zip(clipped_boxes, colors, strict=True):
             _draw_box(canvas, box, color)
     if keypoints and ordered.keypoints is not None:
-        for points, color in zip(ordered.keypoints, colors):
+        for points, color in zip(ordered.keypoints, colors, strict=True):
             _draw_keypoints(canvas, points, color)
     if labels:
         candidates = [
             label_candidates(name, float(score) if scores else None, ordered.size, font)
-            for name, score in zip(ordered.names, ordered.scores)
+            for name, score in zip(ordered.names, ordered.scores, strict=True)
         ]
         places = place_labels(candidates, clipped_boxes, saliency.values, ordered.size)
         _draw_labels(canvas, places, clipped_boxes, colors, font)
@@ -116,7 +139,7 @@ def draw_detections(
 
 
 def _canvas(image: np.ndarray, size: tuple[int, int], background: str) -> np.ndarray:
-    """Return a new uint8 ``(H, W, 3)`` array with the background in it."""
+    """Return the background as a new uint8 array ``(H, W, 3)``."""
     if background not in BACKGROUNDS:
         raise ValueError(f'background must be one of {", ".join(BACKGROUNDS)}, not {background!r}')
     height, width = size
@@ -126,8 +149,8 @@ def _canvas(image: np.ndarray, size: tuple[int, int], background: str) -> np.nda
         canvas = np.ascontiguousarray(np.rint(image.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
     else:
         raise ValueError(
-            f'these detections belong to an image of {height} x {width} pixels, float32 '
-            f'(3, H, W) or uint8 (H, W, 3), not to {image.dtype} of shape {image.shape}'
+            f'image is {image.dtype} of shape {image.shape}, expected {height} x {width} pixels as in the detections, '
+            'float32 (3, H, W) or uint8 (H, W, 3)'
         )
     if background == 'grey':
         grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
@@ -138,19 +161,20 @@ def _canvas(image: np.ndarray, size: tuple[int, int], background: str) -> np.nda
 
 
 def _largest_first(boxes: np.ndarray) -> np.ndarray:
+    """Return the indices of boxes in descending order of area."""
     sides = boxes[:, 2:] - boxes[:, :2]
     return np.argsort(-sides[:, 0] * sides[:, 1], kind='stable')
 
 
 def _clip_boxes(boxes: np.ndarray, size: tuple[int, int], offset: float) -> np.ndarray:
-    """Boxes as float64 ``(y_min, x_min, y_max, x_max)`` in corner coordinates, inside the picture."""
+    """Convert boxes to corner coordinates ``(y_min, x_min, y_max, x_max)`` in float64, clipped to the picture."""
     boxes = boxes.astype(np.float64)
     boxes[:, 2:] += offset
     return np.clip(boxes, 0, np.tile(size, 2))
 
 
-def _mask_crops(detections: Detections) -> Iterator[MaskCrop | None]:
-    """Yield what there is of each mask; ``None`` for an empty mask and for a model without masks."""
+def _mask_crops(detections: DrawableDetections) -> Iterator[MaskCrop | None]:
+    """Yield the crop of each mask; ``None`` for an empty mask and for detections without masks."""
     if not detections.has_masks:
         yield from [None] * len(detections)
         return
@@ -161,7 +185,7 @@ def _mask_crops(detections: Detections) -> Iterator[MaskCrop | None]:
 
 
 class _SaliencyMap:
-    """A small map of what must not be hidden: over each instance's pixels the values sum up to 1."""
+    """A small map of the cost of hiding pixels; the values of each instance's pixels add up to 1."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = np.array(size)
@@ -170,7 +194,7 @@ class _SaliencyMap:
         self._scale = shape / self.size
 
     def add(self, crop: MaskCrop | None, box: np.ndarray) -> None:
-        """Add an instance by its mask, or by its box where there is no mask."""
+        """Add an instance by its mask, or by its box if it has no mask."""
         if crop is None:
             region = self._region(box[:2], box[2:])
             region += 1 / region.size
@@ -188,7 +212,7 @@ class _SaliencyMap:
 
 
 def _fill(canvas: np.ndarray, crop: MaskCrop, color: np.ndarray, opacity: float) -> None:
-    """Lay a translucent colour over a mask, with edges one pixel soft."""
+    """Blend a translucent colour over a mask; the edge is blurred by one pixel."""
     height, width = crop.mask.shape
     region = canvas[crop.top : crop.top + height, crop.left : crop.left + width]
     alpha = cv2.blur(crop.mask * np.uint8(round(255 * opacity)), (3, 3), borderType=cv2.BORDER_REPLICATE)
@@ -199,7 +223,7 @@ def _fill(canvas: np.ndarray, crop: MaskCrop, color: np.ndarray, opacity: float)
 
 
 def _blend(below: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """``below + (color - below) * alpha / 255`` in integers, rounded; ``alpha`` is uint8."""
+    """Compute ``below + (color - below) * alpha / 255`` in integers, rounded; ``alpha`` is uint8."""
     change = (color.astype(np.int32) - below) * alpha
     return (below + (change + 127) // 255).astype(np.uint8)
 
@@ -216,7 +240,7 @@ def _outline(crop: MaskCrop, shape: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def _smoothed(points: np.ndarray, reach: int) -> np.ndarray:
-    """Average a closed curve along itself, which turns the stairs of its pixels into lines."""
+    """Smooth a closed curve with a moving average, which turns pixel steps into straight lines."""
     reach = min(reach, len(points) // 8)
     if reach < 1:
         return points.astype(np.float64)
@@ -235,7 +259,7 @@ def _draw_curves(canvas: np.ndarray, curves: list[np.ndarray], color: np.ndarray
 
 
 def _draw_box(canvas: np.ndarray, box: np.ndarray, color: np.ndarray) -> None:
-    """Draw a rectangle whose lines lie just inside the box."""
+    """Draw a rectangle whose lines lie inside the box."""
     top, left, bottom, right = np.rint(box).astype(int)
     width = _line_width(canvas.shape)
     alpha = np.full((1, 1, 1), round(255 * _BOX), np.uint8)
@@ -251,16 +275,16 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, color: np.ndarray) -> None:
 
 
 def _draw_keypoints(canvas: np.ndarray, keypoints: np.ndarray, color: np.ndarray) -> None:
-    """Draw the keypoints ``(K, 4)`` of one instance: white dots with a rim, and bones on a dark edge."""
+    """Draw the keypoints ``(K, 4)`` of one instance: white dots with a coloured rim, and bones with a black edge."""
     places = np.rint((keypoints[:, 1::-1] - 0.5) * 2**_SHIFT).astype(int).tolist()
-    sure = keypoints[:, 2] > _MIN_KEYPOINT_LOGIT
+    is_visible = keypoints[:, 2] > _MIN_KEYPOINT_LOGIT
     width = _line_width(canvas.shape)
-    bones = COCO_SKELETON if len(keypoints) == len(COCO_KEYPOINT_NAMES) else ()
-    bones = [(a, b) for a, b in bones if sure[a] and sure[b]]
+    skeleton = COCO_SKELETON if len(keypoints) == len(COCO_KEYPOINT_NAMES) else ()
+    bones = [(a, b) for a, b in skeleton if is_visible[a] and is_visible[b]]
     for thickness, ink in ((2 * width + 2, (0, 0, 0)), (2 * width, color.tolist())):
         for a, b in bones:
             cv2.line(canvas, places[a], places[b], ink, thickness, cv2.LINE_AA, _SHIFT)
-    for k in np.flatnonzero(sure):
+    for k in np.flatnonzero(is_visible):
         for radius, ink in ((2 * width + 1, color.tolist()), (1.5 * width, (255, 255, 255))):
             cv2.circle(canvas, places[k], round(radius * 2**_SHIFT), ink, -1, cv2.LINE_AA, _SHIFT)
 
@@ -272,18 +296,22 @@ def _draw_labels(
     colors: np.ndarray,
     font: str | os.PathLike | None,
 ) -> None:
-    found = [(label, box, color) for label, box, color in zip(labels, clipped_boxes, colors) if label is not None]
-    for label, box, color in found:  # all of them before any label, so that none crosses another's letters
+    placed = [
+        (label, box, color)
+        for label, box, color in zip(labels, clipped_boxes, colors, strict=True)
+        if label is not None
+    ]
+    for label, box, color in placed:  # before all labels, so that no line crosses letters
         _draw_leader(canvas, label, box, color)
-    for label, _, color in found:
+    for label, _, color in placed:
         draw_label(canvas, label, color, text_color(color), font)
 
 
 def _draw_leader(canvas: np.ndarray, label: PlacedLabel, box: np.ndarray, color: np.ndarray) -> None:
-    """Join a label with its box by a line where the two lie apart."""
+    """Draw a line from a label to its box if they are apart."""
     top, left, bottom, right = label.box
     start = np.clip((box[:2] + box[2:]) / 2, (top, left), (bottom, right))
     end = np.clip(start, box[:2], box[2:])
     if np.hypot(*(end - start)) > font_size_for(canvas.shape[:2]) / 3:
-        ends = [tuple(np.rint(point[::-1] * 2**_SHIFT).astype(int).tolist()) for point in (start, end)]
-        cv2.line(canvas, *ends, color.tolist(), _line_width(canvas.shape), cv2.LINE_AA, _SHIFT)
+        first, last = (np.rint(point[::-1] * 2**_SHIFT).astype(int).tolist() for point in (start, end))
+        cv2.line(canvas, first, last, color.tolist(), _line_width(canvas.shape), cv2.LINE_AA, _SHIFT)

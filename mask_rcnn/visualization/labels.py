@@ -1,9 +1,9 @@
-"""Labels of instances: what they look like, and where they hide the least.
+"""Labels of instances: their appearance and their placement.
 
-Placing is greedy: the smallest instance chooses first, because it has the fewest places; each label
-takes, of many positions around and inside its box, the one with the lowest cost.  The cost counts what
-the label would hide (a whole small object costs as much as a whole large one), how far it is from its
-object and how much of it lies in other objects' boxes; another label is never covered.
+Placement is greedy.  The smallest instance comes first, because it has the fewest positions.  Each label gets the
+position with the lowest cost among many around and inside its box.  The cost increases with the hidden part of
+objects (a whole small object costs as much as a whole large one), with the distance from the label's object, and with
+the overlap with other objects' boxes.  Labels never overlap each other.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_MIN_FONT_SIZE = 9  # pixels; smaller letters cannot be read
+_MIN_FONT_SIZE = 9  # pixels; smaller letters are unreadable
 _MAX_TEXT_LENGTH = 32  # letters
-_OVERSAMPLING = 4  # of the plates' round corners
+_OVERSAMPLING = 4  # of the rounded corners of plates
 
-# Weights of the placing cost, whose unit is one object wholly hidden.
-_FOREIGN_BOX = 0.1  # per share of the label that lies in another instance's box
-_DISTANCE = 0.08  # per label height between label and box
-_PREFERENCE = 0.004  # per step down the list of positions
-_SMALLER = 0.25  # for the smaller font
-_SHORTER = 0.6  # for the smaller font without the score
-_TOO_MUCH = 0.7  # a place that hides more than this is none
+# Weights of the placement cost; its unit is one completely hidden object.
+_FOREIGN_BOX_COST = 0.1  # times the fraction of the label inside another instance's box
+_DISTANCE_COST = 0.08  # times the distance between label and box in label heights
+_PREFERENCE_COST = 0.004  # times the position's index in the list of positions
+_SMALL_FONT_COST = 0.25  # for the small font
+_NO_SCORE_COST = 0.6  # for the small font without the score
+_MAX_HIDDEN = 0.7  # positions that hide more are not allowed
 
 
 @dataclass(frozen=True)
 class Text:
-    """A label's wording in one font size, measured."""
+    """The text of a label with its font size and its measured width and height in pixels."""
 
     content: str
     font_size: int
@@ -41,7 +41,7 @@ class Text:
 
 @dataclass(frozen=True)
 class PlacedLabel:
-    """A label and the pixel of its upper left corner."""
+    """A label at its position, given by its upper left pixel."""
 
     text: Text
     top: int
@@ -49,17 +49,22 @@ class PlacedLabel:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
+        """The pixels of the label, ``(top, left, bottom, right)``, ends excluded."""
         return self.top, self.left, self.top + self.text.height, self.left + self.text.width
 
 
 def font_size_for(size: tuple[int, int]) -> int:
-    """Return the font size in pixels that suits a picture of ``size`` ``(H, W)``."""
+    """Return the font size in pixels for a picture of ``size`` ``(H, W)``."""
     return max(_MIN_FONT_SIZE, round(0.021 * float(np.sqrt(size[0] * size[1]))))
 
 
 @functools.lru_cache(maxsize=16)
 def load_font(path: str | os.PathLike | None, font_size: int) -> ImageFont.FreeTypeFont:
-    """Load a TrueType or OpenType font; without ``path`` DejaVu Sans, which comes with Matplotlib."""
+    """Load a TrueType or OpenType font; if ``path`` is ``None``, DejaVu Sans from Matplotlib.
+
+    Raises:
+        OSError: The font cannot be read.
+    """
     if path is None:
         import matplotlib
 
@@ -71,8 +76,8 @@ def load_font(path: str | os.PathLike | None, font_size: int) -> ImageFont.FreeT
 
 
 def measure(content: str, font: str | os.PathLike | None, font_size: int) -> Text:
-    """Lay out one line of text with room around it."""
-    face = load_font(font, font_size)
+    """Measure one line of text with its padding."""
+    face = load_font(font, font_size)  # type: ignore[arg-type]  # PathLike is hashable in practice
     ascent, descent = face.getmetrics()
     return Text(
         content,
@@ -85,32 +90,32 @@ def measure(content: str, font: str | os.PathLike | None, font_size: int) -> Tex
 def label_candidates(
     name: str, score: float | None, size: tuple[int, int], font: str | os.PathLike | None
 ) -> list[tuple[float, Text]]:
-    """Return the forms that a label may take, each with its cost, the best form first."""
+    """Return the candidates for the text of a label, each with its cost, in ascending order of cost."""
     name = ' '.join(name.split())
     if len(name) > _MAX_TEXT_LENGTH:
         name = name[: _MAX_TEXT_LENGTH - 1] + '…'
     full = name if score is None else f'{name} {score:.2f}'
     large = font_size_for(size)
     small = max(_MIN_FONT_SIZE, round(0.8 * large))
-    candidates = [(0.0, full, large), (_SMALLER, full, small), (_SHORTER, name, small)]
+    candidates = [(0.0, full, large), (_SMALL_FONT_COST, full, small), (_NO_SCORE_COST, name, small)]
     return [(cost, measure(content, font, font_size)) for cost, content, font_size in candidates]
 
 
 def place_labels(
     candidates: list[list[tuple[float, Text]]], boxes: np.ndarray, saliency: np.ndarray, size: tuple[int, int]
 ) -> list[PlacedLabel | None]:
-    """Find a place for each label.
+    """Place the labels of instances.
 
     Args:
-        candidates: Of each of the ``R`` labels the forms it may take, see :func:`label_candidates`.
+        candidates: For each of the ``R`` labels, its candidates; see :func:`label_candidates`.
         boxes: ``(R, 4)`` float, the instances' boxes.
-        saliency: ``(h, w)`` float32, a map of the picture at any resolution: the sum over the part
-            that a label covers is the cost of covering it.
+        saliency: ``(h, w)`` float32, a map of the picture at any resolution: the sum of the values that a label covers
+            is the cost of covering them.
         size: ``(H, W)`` of the picture.
 
     Returns:
-        A place for each label, ``None`` where every one would cover another label, hide nearly a
-        whole object, or run out of the picture.
+        A placed label for each instance, or ``None`` if every position would overlap another label, hide nearly a
+        whole object, or leave the picture.
     """
     integral = cv2.integral(saliency, sdepth=cv2.CV_64F)
     placed: list[PlacedLabel | None] = [None] * len(boxes)
@@ -131,11 +136,11 @@ def place_labels(
 
 
 def _positions(box: np.ndarray, text: Text, size: tuple[int, int]) -> np.ndarray:
-    """Return ``(S, 4)`` label boxes inside the picture, the preferred ones first."""
+    """Return ``(S, 4)`` label boxes inside the picture in order of preference."""
     if text.height > size[0] or text.width > size[1]:
         return np.zeros((0, 4))
     top, left, bottom, right = box
-    above, below, before, behind = top - text.height, bottom, left - text.width, right
+    above, below, before, after = top - text.height, bottom, left - text.width, right
     last_row, last_column = bottom - text.height, right - text.width
     row, column = (top + last_row) / 2, (left + last_column) / 2
     corners = [
@@ -149,11 +154,11 @@ def _positions(box: np.ndarray, text: Text, size: tuple[int, int]) -> np.ndarray
         (last_row, last_column),
         (above, column),
         (below, column),
-        (top, behind),
+        (top, after),
         (top, before),
-        (last_row, behind),
+        (last_row, after),
         (last_row, before),
-        (row, behind),
+        (row, after),
         (row, before),
         (row, column),
         (top, column),
@@ -161,7 +166,7 @@ def _positions(box: np.ndarray, text: Text, size: tuple[int, int]) -> np.ndarray
     ]
     for steps in (1, 2, 3):
         up, down = above - steps * text.height, below + steps * text.height
-        backward, forward = before - steps * text.height, behind + steps * text.height
+        backward, forward = before - steps * text.height, after + steps * text.height
         corners += [
             (up, left),
             (up, column),
@@ -178,9 +183,9 @@ def _positions(box: np.ndarray, text: Text, size: tuple[int, int]) -> np.ndarray
             (up, backward),
             (down, backward),
         ]
-    limit = np.array(size) - (text.height, text.width)
-    corners = np.clip(np.rint(corners), 0, limit)
-    return np.concatenate([corners, corners + (text.height, text.width)], axis=1)
+    shape = np.array((text.height, text.width))
+    upper_left = np.clip(np.rint(corners), 0, np.array(size) - shape)
+    return np.concatenate([upper_left, upper_left + shape], axis=1)
 
 
 def _costs(
@@ -191,7 +196,7 @@ def _costs(
     integral: np.ndarray,
     size: tuple[int, int],
 ) -> np.ndarray:
-    """Return the cost of each of ``(S, 4)`` label boxes, infinite where a label must not be."""
+    """Return the cost of each of ``(S, 4)`` label boxes, infinite for forbidden ones."""
     height, width = labels[:, 2] - labels[:, 0], labels[:, 3] - labels[:, 1]
     scale = (np.array(integral.shape) - 1) / np.array(size)
     top, bottom = (np.rint(labels[:, k] * scale[0]).astype(np.intp) for k in (0, 2))
@@ -200,14 +205,17 @@ def _costs(
     foreign = _intersections(labels, others).sum(axis=1) / (height * width)
     gap = np.maximum(box[:2] - labels[:, 2:], labels[:, :2] - box[2:]).clip(min=0)
     cost = (
-        hidden + _FOREIGN_BOX * foreign + _DISTANCE * np.hypot(*gap.T) / height + _PREFERENCE * np.arange(len(labels))
+        hidden
+        + _FOREIGN_BOX_COST * foreign
+        + _DISTANCE_COST * np.hypot(*gap.T) / height
+        + _PREFERENCE_COST * np.arange(len(labels))
     )
-    forbidden = (_intersections(labels, occupied) > 0).any(axis=1) | (hidden > _TOO_MUCH)
+    forbidden = (_intersections(labels, occupied) > 0).any(axis=1) | (hidden > _MAX_HIDDEN)
     return np.where(forbidden, np.inf, cost)
 
 
 def _intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the ``(A, B)`` areas that boxes have in common."""
+    """Return the pairwise intersection areas of boxes, ``(A, B)``."""
     sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
     return np.prod(np.clip(sides, 0, None), axis=2)
 
@@ -215,7 +223,15 @@ def _intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def draw_label(
     canvas: np.ndarray, label: PlacedLabel, color: np.ndarray, ink: tuple[int, int, int], font: str | os.PathLike | None
 ) -> None:
-    """Write a label on a plate of ``color`` into ``canvas``, uint8 ``(H, W, 3)``."""
+    """Draw a label on a plate of ``color`` into ``canvas``, uint8 ``(H, W, 3)``.
+
+    Args:
+        canvas: Changed in place.
+        label: The label and its position.
+        color: RGB colour of the plate.
+        ink: RGB colour of the letters.
+        font: See :func:`load_font`.
+    """
     top, left, bottom, right = label.box
     region = canvas[top:bottom, left:right]
     plate = _plate(label.text.height, label.text.width, max(1, label.text.font_size // 4))
@@ -224,10 +240,10 @@ def draw_label(
         (_padding(label.text.font_size), _padding(label.text.font_size) // 4),
         label.text.content,
         fill=255,
-        font=load_font(font, label.text.font_size),
+        font=load_font(font, label.text.font_size),  # type: ignore[arg-type]  # as above
     )
-    blended = _over(region, color, plate * np.float32(0.88))
-    region[...] = np.rint(_over(blended, ink, np.asarray(letters, np.float32) / 255))
+    blended = _blend(region, color, plate * np.float32(0.88))
+    region[...] = np.rint(_blend(blended, ink, np.asarray(letters, np.float32) / 255))
 
 
 def _padding(font_size: int) -> int:
@@ -235,11 +251,12 @@ def _padding(font_size: int) -> int:
 
 
 def _plate(height: int, width: int, radius: int) -> np.ndarray:
-    """Opacity of a rectangle with round corners."""
+    """Return the opacity of a rectangle with rounded corners, ``(height, width)`` float32."""
     image = Image.new('L', (width * _OVERSAMPLING, height * _OVERSAMPLING), 0)
     ImageDraw.Draw(image).rounded_rectangle((0, 0, image.width - 1, image.height - 1), radius * _OVERSAMPLING, fill=255)
     return np.asarray(image.reduce(_OVERSAMPLING), np.float32) / 255
 
 
-def _over(below: np.ndarray, color: np.ndarray | tuple, opacity: np.ndarray) -> np.ndarray:
+def _blend(below: np.ndarray, color: np.ndarray | tuple, opacity: np.ndarray) -> np.ndarray:
+    """Blend a colour over pixels; ``opacity`` is 0 to 1."""
     return below + (np.asarray(color, np.float32) - below) * opacity[:, :, None]

@@ -1,16 +1,15 @@
-"""Weight files: one safe reader per format, one name map per network.  Nothing executes on load.
+"""Weight files: one safe reader per format, one name mapping per network.  Loading a file executes nothing.
 
-- :mod:`~mask_rcnn.weights.native`: our own files, :func:`read_weights`, :func:`write_weights`,
+- :mod:`~mask_rcnn.weights.native`: the library's own format: :func:`read_weights`, :func:`write_weights`,
   :func:`load_arrays`, :class:`ModelMeta`.
-- :mod:`~mask_rcnn.weights.formats`: the table of all formats; files are recognised by their contents.
-- Files of other programs translated (:mod:`~mask_rcnn.weights.converters.mapping`): Detectron's ``.pkl``
-  (:mod:`~mask_rcnn.weights.converters.detectron` on top of :mod:`~mask_rcnn.weights.readers.safe_pickle`), Matterport's ``.h5``
-  (:mod:`~mask_rcnn.weights.converters.matterport`) and its network in PyTorch's ``.pth``
-  (:mod:`~mask_rcnn.weights.converters.pytorch` on top of :mod:`~mask_rcnn.weights.readers.torch_file`), MindSpore's ``.ckpt``
-  (:mod:`~mask_rcnn.weights.converters.mindspore`).
-- :mod:`~mask_rcnn.weights.pretrained`: ImageNet weights and models to start from, of every format (with
-  :mod:`~mask_rcnn.weights.readers.caffemodel`).
+- :mod:`~mask_rcnn.weights.formats`: the table of all formats; the content of a file determines its format.
+- :mod:`~mask_rcnn.weights.readers`: from the bytes of other programs' files to arrays.
+- :mod:`~mask_rcnn.weights.converters`: from other programs' arrays to the native network's, for Detectron's ``.pkl``,
+  Matterport's ``.h5`` and its network in PyTorch's ``.pth``, MindSpore's ``.ckpt`` and ImageNet backbones.
+- :mod:`~mask_rcnn.weights.pretrained`: loading the weights that training starts from.
 - :mod:`~mask_rcnn.weights.download`: fetching files from a model zoo.
+
+Modules of this package import from each other's modules, not from this one.
 """
 
 from mask_rcnn.weights.errors import WeightFileError

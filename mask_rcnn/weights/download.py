@@ -1,4 +1,4 @@
-"""Fetching weight files: resumable, checked by size, complete or not there."""
+"""Download weight files: resumable, checked by size, and never visible before they are complete."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from typing import Any, BinaryIO, TypeAlias
 
 from tqdm import tqdm
 
@@ -25,33 +26,36 @@ DETECTRON_R50_C4_MASK = (
 
 _BLOCK = 1 << 18
 
+#: A response of :mod:`urllib`; one that reports an error is an ``HTTPError``.
+_Response: TypeAlias = http.client.HTTPResponse | urllib.error.HTTPError
+
 
 class DownloadError(Exception):
-    """A file could not be fetched; the message is one line that names the address and the reason."""
+    """A file cannot be downloaded; the message is one line with the address and the reason."""
 
 
 def fetch(
     url: str, path: str | os.PathLike, *, attempts: int = 3, timeout: float = 30.0, pause: float = 1.0
 ) -> pathlib.Path:
-    """Fetch a file unless it is there.
+    """Download a file unless it exists.
 
-    The bytes go to ``path`` + ``'.part'``, which becomes ``path`` when it has the size that the server
-    announced.  What an interrupted run left there is continued, not fetched again.  A progress bar is
-    shown where the standard error is a terminal.
+    The bytes are written to ``path`` + ``'.part'``, which is renamed to ``path`` when it has the size that the server
+    announced.  A partial file of an interrupted run is continued.  A progress bar is shown if the standard error is a
+    terminal.
 
     Args:
         url: Address, ``http`` or ``https``.
-        path: File to write; its folder is made if need be.
-        attempts: How often to connect before giving up; each one continues the last.
-        timeout: Seconds to wait for the server at any time.
+        path: File to write; its folder is created if necessary.
+        attempts: Maximum number of connections; each one continues where the previous one ended.
+        timeout: Timeout of a connection or read in seconds.
         pause: Seconds between attempts.
 
     Returns:
         ``path``.
 
     Raises:
-        DownloadError: The server cannot be reached, refuses, or sends something else than the file, or
-            the file cannot be written.
+        DownloadError: The server cannot be reached, refuses or sends something other than the file, or the file cannot
+            be written.
     """
     path = pathlib.Path(path)
     if urllib.parse.urlsplit(url).scheme not in ('http', 'https'):
@@ -76,17 +80,17 @@ def fetch(
 
 
 class _Interrupted(Exception):
-    """The connection failed in a way that another attempt may mend."""
+    """The connection failed in a way that another attempt may overcome."""
 
 
 def _fetch_rest(url: str, part: pathlib.Path, timeout: float) -> None:
-    """Append what ``part`` lacks; returns when it is complete."""
+    """Append the missing bytes to ``part`` and return when it is complete."""
     start = part.stat().st_size if part.exists() else 0
     response = _open(url, start, timeout)
-    if response.status == 416:  # the server has nothing from `start` on
+    if response.status == 416:  # the server has no bytes at `start` or later
         response.close()
         if response.headers.get('Content-Range') == f'bytes */{start}':
-            return  # because that is the end
+            return  # the file ends there
         part.unlink()
         start, response = 0, _open(url, 0, timeout)
     with response:
@@ -99,8 +103,8 @@ def _fetch_rest(url: str, part: pathlib.Path, timeout: float) -> None:
         raise _Interrupted(f'the connection ended after {size} of {total} bytes; run again to continue')
 
 
-def _open(url: str, start: int, timeout: float) -> http.client.HTTPResponse:
-    """Ask for the bytes from ``start`` on; the answer's status is 200, 206 or, after a ``start``, 416."""
+def _open(url: str, start: int, timeout: float) -> _Response:
+    """Request the bytes after the first ``start`` ones; the status is 200, 206 or, if ``start`` is not 0, 416."""
     headers = {'User-Agent': 'mask-rcnn', 'Accept-Encoding': 'identity'}
     if start:
         headers['Range'] = f'bytes={start}-'
@@ -115,31 +119,31 @@ def _open(url: str, start: int, timeout: float) -> http.client.HTTPResponse:
             raise _Interrupted(reason) from error
         raise DownloadError(f'{url}: {reason}') from error
     except urllib.error.URLError as error:
-        reason = getattr(error.reason, 'strerror', None) or error.reason
-        raise _Interrupted(f'cannot be reached: {to_printable_ascii(str(reason))}') from error
+        cause = getattr(error.reason, 'strerror', None) or error.reason
+        raise _Interrupted(f'cannot be reached: {to_printable_ascii(str(cause))}') from error
     except (http.client.HTTPException, OSError) as error:
         raise _Interrupted(f'cannot be reached: {to_printable_ascii(str(error)) or type(error).__name__}') from error
 
 
-def _range_of(url: str, response: http.client.HTTPResponse, start: int) -> tuple[int, int]:
-    """Return where the answer's bytes begin and how long the whole file is."""
+def _range_of(url: str, response: _Response, start: int) -> tuple[int, int]:
+    """Return the position of the response's first byte in the file, and the size of the file."""
     if response.headers.get_content_type() == 'text/html':
         raise DownloadError(f'{url}: the server sends a web page instead of the file')
     if response.status == 206:
         match = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', response.headers.get('Content-Range', ''))
         if not match or int(match[1]) != start:
-            raise DownloadError(f'{url}: the server sends another part of the file than was asked for')
+            raise DownloadError(f'{url}: the server sends another part of the file than requested')
         return start, int(match[2])
     length = response.headers.get('Content-Length', '')
     if not re.fullmatch(r'\d{1,15}', length):
-        raise DownloadError(f"{url}: the server does not tell the file's size")
+        raise DownloadError(f'{url}: the server does not announce the size of the file')
     return 0, int(length)  # a server without ranges sends everything again
 
 
-def _copy(response: http.client.HTTPResponse, file, start: int, total: int, label: str) -> int:
-    """Copy at most the announced bytes; returns how many came."""
+def _copy(response: _Response, file: BinaryIO, start: int, total: int, label: str) -> int:
+    """Copy at most the announced bytes and return the number of bytes received."""
     count = 0
-    # `disable=None`: no bar where the standard error is not a terminal.
+    # `disable=None`: no bar if the standard error is not a terminal.
     with tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=label, disable=None, file=sys.stderr) as bar:
         while start + count < total:
             try:
@@ -154,16 +158,22 @@ def _copy(response: http.client.HTTPResponse, file, start: int, total: int, labe
     return count
 
 
-def main(folder: str | os.PathLike, url: str = DETECTRON_R50_C4_MASK, **options) -> int:
-    """Fetch Detectron's R-50-C4 Mask R-CNN into a folder as ``model_final.pkl``.
+def main(folder: str | os.PathLike, url: str = DETECTRON_R50_C4_MASK, **options: Any) -> int:
+    """Download Detectron's R-50-C4 Mask R-CNN into a folder as ``model_final.pkl``.
+
+    Args:
+        folder: The folder.
+        url: Address of the file.
+        **options: Arguments of :func:`fetch`.
 
     Returns:
-        The exit status: 0, or 1 with one line on the standard error that says where to put which file.
+        The exit status: 0, or 1 after one line on the standard error that names the file to download by other means
+        and the place for it.
     """
     path = pathlib.Path(folder) / 'model_final.pkl'
     try:
         fetch(url, path, **options)
     except DownloadError as error:
-        sys.stderr.write(f'error: {error}; fetch that file elsewhere and put it at {path}\n')
+        sys.stderr.write(f'error: {error}; download the file by other means and put it at {path}\n')
         return 1
     return 0

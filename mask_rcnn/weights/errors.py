@@ -1,9 +1,12 @@
-"""The one error of this package, and how its messages show what comes from files."""
+"""The error of this package, and how its messages show text from files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
+
+_MAX_LISTED = 5
 
 
 class WeightFileError(ValueError):
@@ -11,10 +14,10 @@ class WeightFileError(ValueError):
 
     Args:
         path: The file, as the caller named it.
-        reason: What is wrong with it, without the name.
+        reason: The problem, without the file's name.
     """
 
-    def __init__(self, path: str | os.PathLike, reason: str):
+    def __init__(self, path: str | os.PathLike, reason: str) -> None:
         super().__init__(os.fspath(path), reason)
         self.path = os.fspath(path)
         self.reason = reason
@@ -24,12 +27,18 @@ class WeightFileError(ValueError):
 
 
 def to_printable_ascii(text: str, limit: int = 80) -> str:
-    """Return foreign text as at most ``limit`` printable ASCII characters of one line."""
+    """Return text from a file as at most ``limit`` printable ASCII characters of one line."""
     shown = ascii(text[: limit + 1])[1:-1]
     return shown if len(shown) <= limit else shown[: limit - 3] + '...'
 
 
+def format_value(value: Any) -> str:
+    """Return a value from a file for a message: text without quotes, everything else as Python writes it."""
+    return to_printable_ascii(value if isinstance(value, str) else repr(value))
+
+
 def summarize_names(names: Sequence[str]) -> str:
-    """Return the first five of some names, and how many there are besides."""
-    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    return ', '.join(map(to_printable_ascii, names[:5])) + more
+    """Return the first five names and the number of the others, such as ``'a, b, c, d, e and 7 more'``."""
+    n_others = len(names) - _MAX_LISTED
+    others = f' and {n_others} more' if n_others > 0 else ''
+    return ', '.join(map(to_printable_ascii, names[:_MAX_LISTED])) + others

@@ -1,6 +1,6 @@
-"""Every kind of weight file that can be read: one table, which tells them apart by their contents.
+"""The table of weight file formats, which are detected by the content of a file.
 
-File names say nothing: a ``.pth`` may be a zip archive or a pickle, and so may a ``.pkl``.
+File names are not reliable: a ``.pth`` or a ``.pkl`` may be a zip archive or a pickle.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mask_rcnn.io.atomic_file import open_for_reading, sha256
 from mask_rcnn.weights.converters import detectron, imagenet, matterport, mindspore, pytorch
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file, sha256
 from mask_rcnn.weights.native import read_weights
 from mask_rcnn.weights.readers import safe_pickle, torch_file, zip_archive
 
-#: Format name of this program's own files.
+#: Name of the native format.
 NATIVE = 'mask-rcnn-npz'
 
-#: So many bytes from the beginning of a file are looked at.
+#: Number of bytes at the beginning of a file that determine its format.
 _START = 4096
 
 _Path = str | os.PathLike
@@ -29,18 +29,17 @@ _Path = str | os.PathLike
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of weight file.
+    """A weight file format.
 
     Args:
-        name: For programs, such as ``'detectron-pickle'``.
-        title: For people.
-        matches: Tells whether a file may be of this kind by its first bytes and, of a zip archive, the
-            names of its members.
-        read: Reads and translates a file of this kind.
-        suffix: What the default name of a converted file ends with; ``None`` where there is nothing to
-            convert.
-        takes_settings: Whether ``read`` takes what the file cannot say by the names of Matterport's
-            ``Config`` (:mod:`mask_rcnn.weights.converters.matterport_cfg`) as its second argument.
+        name: Identifier, such as ``'detectron-pickle'``.
+        title: Name for messages.
+        matches: Returns True if a file may have this format, given its first bytes and, for a zip archive, the names of
+            its members.
+        read: Reads and converts a file of this format.
+        suffix: Last part of the default name of a converted file; ``None`` if there is nothing to convert.
+        takes_settings: True if the second argument of ``read`` is a mapping of settings that the file does not contain,
+            under the names of Matterport's ``Config`` (:mod:`mask_rcnn.weights.converters.matterport_cfg`).
     """
 
     name: str
@@ -55,9 +54,9 @@ def detect_format(path: _Path) -> Format:
     """Return the format of a file.
 
     Raises:
-        WeightFileError: The file cannot be read, or is of no kind that is known.
+        WeightFileError: The file cannot be read, or its format is unknown.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         start = file.read(_START)
         names: frozenset[str] = frozenset()
         if start.startswith(b'PK'):
@@ -69,24 +68,25 @@ def detect_format(path: _Path) -> Format:
     for format in FORMATS:
         if format.matches(start, names):
             return format
-    reason = None if names else safe_pickle.other_format(start)
-    if reason is None:
-        kind = 'zip archive' if names else 'file'
-        reason = f'is no {kind} of weights that is known ({", ".join(format.title for format in FORMATS)})'
-    raise WeightFileError(path, reason)
+    known_problem = None if names else safe_pickle.other_format(start)
+    if known_problem is not None:
+        raise WeightFileError(path, known_problem)
+    kind = 'zip archive' if names else 'file'
+    titles = ', '.join(format.title for format in FORMATS)
+    raise WeightFileError(path, f'is not a {kind} of weights in a supported format ({titles})')
 
 
 def read(path: _Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeights:
-    """Read a weight file of any kind.  Nothing in the file is executed.
+    """Read and convert a weight file of any format.  Nothing in the file is executed.
 
     Args:
         path: The file.
-        settings: What files of Matterport's network cannot say; empty for others.
+        settings: Settings that files of Matterport's network do not contain; ``None`` or empty for other formats.
 
     Raises:
-        WeightFileError: The file is of no kind that is known, is damaged or not supported, or the settings
-            contradict it, or it takes none.
-        ValueError: A setting has no valid value.
+        WeightFileError: The format is unknown, the file is damaged or not supported, the settings contradict it, or
+            there are settings for a format that takes none.
+        ValueError: A setting is not valid.
     """
     format = detect_format(path)
     if format.takes_settings:
@@ -99,10 +99,10 @@ def read(path: _Path, settings: Mapping[str, Any] | None = None) -> ConvertedWei
 
 
 def default_name(file: ConvertedWeights) -> str:
-    """Return the file name for converted weights, after Detectron's names for its own.
+    """Return the default file name for converted weights, in the manner of Detectron's file names.
 
-    Such as ``e2e_mask_rcnn_R-50-C4_1x_d2c.npz`` for Detectron's R-50-C4, ``R-50_d2c.npz`` for its ImageNet
-    weights, ``mask_rcnn_R-101-FPN_m2c.npz`` for Matterport's.
+    Examples are ``e2e_mask_rcnn_R-50-C4_1x_d2c.npz`` for Detectron's R-50-C4, ``R-50_d2c.npz`` for its ImageNet weights
+    and ``mask_rcnn_R-101-FPN_m2c.npz`` for Matterport's network.
     """
     suffix = BY_NAME[file.format].suffix
     if file.kind == 'backbone':
@@ -124,7 +124,7 @@ def _read_native(path: _Path) -> ConvertedWeights:
     )
 
 
-# What files begin with
+# Detection by content
 
 
 def _has_member(name: str) -> Callable[[bytes, frozenset[str]], bool]:
@@ -144,16 +144,16 @@ def _is_mindspore(start: bytes, members: frozenset[str]) -> bool:
 
 
 def _is_pickle(start: bytes, members: frozenset[str]) -> bool:
-    """Protocol 2 and above, or a dictionary or a name in the older ones."""
+    """Return True for protocol 2 or later, and for a dictionary or a global in older protocols."""
     return re.match(rb'\x80[\x02-\x05]|\(d|\(l|\}q|c[\w.]+\n', start) is not None
 
 
 def _is_caffe(start: bytes, members: frozenset[str]) -> bool:
-    """``NetParameter``: a name, or a layer (fields 1, 2 and 100)."""
+    """Return True if the file begins like ``NetParameter``: with a name or a layer (fields 1, 2 and 100)."""
     return re.match(rb'\n[\x01-\x7f][ -~]|\x12[\x80-\xff]|\xa2\x06', start) is not None
 
 
-#: The kinds of files, the most telling first.
+#: All formats; the most specific ones first.
 FORMATS = (
     Format(NATIVE, "this program's .npz", _has_member('meta.npy'), _read_native),
     Format(imagenet.CAFFE_NPZ, "a Caffe ResNet's .npz", _has_member('res2a_branch2a/W.npy'), imagenet.read_caffe_npz),

@@ -1,8 +1,8 @@
-"""Our own weight files: an uncompressed ``.npz`` of arrays by parameter path, and one JSON text.
+"""The native weight file format: an uncompressed ``.npz`` of arrays by parameter path, and JSON metadata.
 
-``extractor/conv1/conv/W`` and so on are the names that ``chain.namedparams()`` gives (without the first
-slash); member ``meta`` holds :class:`ModelMeta` as UTF-8 JSON.  ``numpy.load`` reads the file, too.
-Reading never unpickles, and never allocates more than the file's size.
+The arrays have the names of ``chain.namedparams()`` without the first slash, such as ``extractor/conv1/conv/W``; the
+member ``meta`` contains :class:`ModelMeta` as UTF-8 JSON.  ``numpy.load`` can also read the file.  Reading never
+unpickles, and never allocates more than the size of the file.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import chainer
 import numpy as np
 
 from mask_rcnn.config import Config
-from mask_rcnn.io.atomic_file import open_for_reading, open_for_writing
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import create_weight_file, open_weight_file
 from mask_rcnn.weights.readers.zip_archive import CORRUPT_FILE_ERRORS, open_stored
+
+_Check = Callable[[Any], bool]
 
 #: Version of the format that this module writes, and the newest one it reads.
 FORMAT_VERSION = 1
@@ -32,7 +34,7 @@ KINDS = ('model', 'backbone')
 
 _META = 'meta'
 
-#: Fields of :class:`ModelMeta` that files call otherwise.
+#: Fields of :class:`ModelMeta` that have another name in files.
 _JSON_KEYS = {'skipped': 'left'}
 
 #: ``{'descr': '<f4', 'fortran_order': False, 'shape': (64, 3, 7, 7), }``, padded with blanks.
@@ -46,12 +48,12 @@ _DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64')
 
 @dataclass(frozen=True)
 class Source:
-    """Where converted weights came from.
+    """The source of converted weights.
 
     Args:
         file: Name of the file, without folders.
-        sha256: Of its content, hexadecimal.
-        format: Such as ``'detectron-pickle'``.
+        sha256: SHA-256 of the content, hexadecimal.
+        format: Name of the format, such as ``'detectron-pickle'``.
     """
 
     file: str
@@ -61,16 +63,16 @@ class Source:
 
 @dataclass(frozen=True)
 class ModelMeta:
-    """What one needs, besides the arrays, to use them.
+    """Metadata that is stored with the arrays of a network.
 
     Args:
-        kind: ``'model'``, or ``'backbone'`` for an ImageNet backbone (extractor and res5) alone.
-        config: The network.  Of a backbone, only ``extractor``, ``dialect`` and ``norm`` mean something.
-        class_names: Name of each foreground class; of a backbone empty.
-        category_ids: The dataset's number of each class, for results in COCO's format.
-        source: The converted file, or ``None`` for weights trained here.
-        skipped: How many arrays of the source were left out, by what they are.
-        notes: Lines about the conversion that the next reader should see.
+        kind: ``'model'``, or ``'backbone'`` for ImageNet weights (extractor and res5 only).
+        config: The network.  For a backbone, only ``extractor``, ``dialect`` and ``norm`` are meaningful.
+        class_names: Name of each foreground class; empty for a backbone.
+        category_ids: Category number of each class in the dataset, for results in COCO's format.
+        source: The converted file, or ``None`` for weights trained with this library.
+        skipped: Number of arrays of the source that were not converted, by group.
+        notes: Lines about the conversion for the user.
     """
 
     kind: str
@@ -81,13 +83,13 @@ class ModelMeta:
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f'kind must be one of {", ".join(KINDS)}, not {self.kind!r}')
-        n_class = self.config.n_fg_class if self.kind == 'model' else 0
+        n_classes = self.config.n_fg_class if self.kind == 'model' else 0
         for name in ('class_names', 'category_ids'):
-            if len(getattr(self, name)) != n_class:
-                raise ValueError(f'{len(getattr(self, name))} {name} for {n_class} classes')
+            if len(getattr(self, name)) != n_classes:
+                raise ValueError(f'{len(getattr(self, name))} {name} for {n_classes} classes')
 
     def to_json(self) -> str:
         """Return the metadata as JSON text."""
@@ -99,10 +101,10 @@ class ModelMeta:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelMeta:
-        """Inverse of :meth:`to_json`.
+        """Parse the text of :meth:`to_json`.
 
         Raises:
-            ValueError: The text is no such metadata, or that of a newer version.
+            ValueError: The text is not such metadata, or has a newer version.
         """
         try:
             data = json.loads(text)
@@ -110,21 +112,10 @@ class ModelMeta:
             raise ValueError('nested too deeply') from None
         version = data.pop('format_version', None) if isinstance(data, dict) else None
         if type(version) is not int or version < 1:
-            raise ValueError('no metadata of a weight file')
+            raise ValueError('it is not the metadata of a weight file')
         if version > FORMAT_VERSION:
             raise ValueError(f'format version {version} is newer than this program ({FORMAT_VERSION})')
-        _check_types(
-            data,
-            {
-                'kind': _is_text,
-                'config': _is_config,
-                'class_names': _is_list(_is_text),
-                'category_ids': _is_list(_is_integer),
-                'source': _is_source,
-                'left': _is_counts,
-                'notes': _is_list(_is_text),
-            },
-        )
+        _check_fields(data)
         source = data['source']
         return cls(
             kind=data['kind'],
@@ -137,13 +128,14 @@ class ModelMeta:
         )
 
 
-def _check_types(data: Mapping[str, Any], checks: Mapping[str, Any]) -> None:
-    unknown, missing = sorted(set(data) - set(checks)), sorted(set(checks) - set(data))
+def _check_fields(data: Mapping[str, Any]) -> None:
+    """Check that exactly the fields of :class:`ModelMeta` are there and have the right types."""
+    unknown, missing = sorted(set(data) - set(_FIELDS)), sorted(set(_FIELDS) - set(data))
     if unknown or missing:
         raise ValueError(f'metadata fields unknown: {to_printable_ascii(str(unknown))}, missing: {missing}')
-    for name, check in checks.items():
-        if not check(data[name]):
-            raise ValueError(f'metadata field {name} is not what it should be')
+    for name, (is_valid, expected) in _FIELDS.items():
+        if not is_valid(data[name]):
+            raise ValueError(f'metadata field {name} must be {expected}')
 
 
 def _is_text(value: Any) -> bool:
@@ -158,7 +150,7 @@ def _is_number(value: Any) -> bool:
     return (type(value) is float and math.isfinite(value)) or _is_integer(value)
 
 
-def _is_list(check):
+def _is_list(check: _Check) -> _Check:
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
@@ -172,10 +164,10 @@ def _is_source(value: Any) -> bool:
 
 
 def _is_config(value: Any) -> bool:
-    """Each field must have the type of its default; which fields and values exist, Config itself checks."""
+    """Return whether each field has the type of its default; Config itself checks names and values."""
     if not isinstance(value, dict):
         return False
-    checks = {
+    checks: dict[type, _Check] = {
         bool: lambda v: isinstance(v, bool),
         int: _is_integer,
         float: _is_number,
@@ -185,9 +177,21 @@ def _is_config(value: Any) -> bool:
     return all(checks[type(default)](value[name]) for name, default in Config().to_dict().items() if name in value)
 
 
+#: Each metadata field's check and its description for errors.
+_FIELDS: dict[str, tuple[_Check, str]] = {
+    'kind': (_is_text, 'a string'),
+    'config': (_is_config, "an object whose fields have the types of Config's"),
+    'class_names': (_is_list(_is_text), 'a list of strings'),
+    'category_ids': (_is_list(_is_integer), 'a list of integers'),
+    'source': (_is_source, 'null or an object with the strings file, sha256 and format'),
+    'left': (_is_counts, 'an object of integers'),
+    'notes': (_is_list(_is_text), 'a list of strings'),
+}
+
+
 @dataclass(frozen=True)
 class WeightFile:
-    """Content of a weight file.
+    """The content of a weight file.
 
     Args:
         meta: The metadata.
@@ -199,7 +203,7 @@ class WeightFile:
 
 
 def write_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], meta: ModelMeta) -> None:
-    """Write a weight file; it appears under its name only when it is complete.
+    """Write a weight file, which appears under its name only when it is complete.
 
     Args:
         path: The file to write, usually ``*.npz``.
@@ -207,8 +211,8 @@ def write_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], met
         meta: The metadata.
 
     Raises:
-        WeightFileError: The file cannot be written; an older one stays as it was.
-        ValueError: An array has a type that the format does not hold, or a name that it reserves.
+        WeightFileError: The file cannot be written; an existing one stays unchanged.
+        ValueError: The format does not support the type of an array, or reserves its name.
     """
     for name, array in arrays.items():
         if name == _META or not name:
@@ -216,9 +220,9 @@ def write_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], met
         if array.dtype.name not in _DTYPES:
             raise ValueError(f'{name} is {array.dtype}, not one of {", ".join(_DTYPES)}')
     members = {_META: np.frombuffer(meta.to_json().encode(), np.uint8), **arrays}
-    with open_for_writing(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with create_weight_file(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in members.items():
-            # A fixed date, so that equal weights make equal files.
+            # ZipInfo has a fixed date, so that equal weights make equal files.
             with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array, order='C'), (1, 0), allow_pickle=False)
 
@@ -227,15 +231,15 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
     """Read a file that :func:`write_weights` wrote.
 
     Raises:
-        WeightFileError: The file cannot be read, is damaged or is something else.
+        WeightFileError: The file cannot be read, is damaged or has another format.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         try:
             return _read_archive(file, size)
         except CORRUPT_FILE_ERRORS as error:
             raise WeightFileError(
                 path,
-                f'is not a weight file of this program, or damaged: '
+                'is not a weight file of this program, or damaged: '
                 f'{to_printable_ascii(str(error), 300) or type(error).__name__}',
             ) from None
 
@@ -249,67 +253,69 @@ def _read_archive(file: BinaryIO, size: int) -> WeightFile:
         raise ValueError('it has two members of one name')
     meta = arrays.pop(_META)
     if meta.dtype != np.uint8:
-        raise ValueError('its member meta is no text')
+        raise ValueError(f'its member meta must be uint8 (JSON text), not {meta.dtype}')
     for name, array in arrays.items():
         if array.dtype.name not in _DTYPES:
-            raise ValueError(f'{name} is {array.dtype}')
+            raise ValueError(f'{name} is {array.dtype}, not one of {", ".join(_DTYPES)}')
     return WeightFile(ModelMeta.from_json(meta.tobytes()), arrays)
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read one ``.npy``, believing its header only as far as the member's size goes."""
-    with archive.open(member) as file:
+    """Read an ``.npy`` member whose size must agree with its header."""
+    with archive.open(member) as stream:
+        file = cast(zipfile.ZipExtFile, stream)  # the type of ZipFile.open for reading
         shape, dtype = _read_header(file, member.filename)
-        n_byte = math.prod(shape) * dtype.itemsize
-        if file.tell() + n_byte != member.file_size:
-            raise ValueError(f'{member.filename} does not have the size that its header claims')
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if file.tell() + n_bytes != member.file_size:
+            raise ValueError(f'{member.filename} does not have the size that its header declares')
         array = np.empty(shape, dtype)
-        view = memoryview(array.reshape(-1)).cast('B') if n_byte else memoryview(b'')
-        if (n_byte and file.readinto(view) != n_byte) or file.read(1):
+        if n_bytes and file.readinto(array.reshape(-1).view(np.uint8).data) != n_bytes:
             raise ValueError(f'{member.filename} is truncated')
+        if file.read(1):  # reaches the end, where the checksum is verified
+            raise ValueError(f'{member.filename} is longer than it declares')
         return array
 
 
-def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Parse the one form of header that our arrays have; NumPy's parser takes any Python literal."""
+def _read_header(file: zipfile.ZipExtFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Parse the only form of header that this format has; NumPy's parser accepts any Python literal."""
     start = file.read(10)
     match = None
     if start[:8] == b'\x93NUMPY\x01\x00' and len(start) == 10:
         match = _HEADER.fullmatch(file.read(int.from_bytes(start[8:], 'little')))
     if match is None:
-        raise ValueError(f'{name} is no plain array of numbers')
+        raise ValueError(f'{name} is not a plain array of numbers')
     shape = tuple(int(n) for n in match['shape'].split(b',') if n.strip())
     return shape, np.dtype(match['dtype'].decode())
 
 
 def load_arrays(
-    chain: chainer.Link, arrays: Mapping[str, np.ndarray], *, what: str | os.PathLike, partial: bool = False
+    chain: chainer.Link, arrays: Mapping[str, np.ndarray], *, source: str | os.PathLike, partial: bool = False
 ) -> None:
-    """Copy arrays into the parameters and persistent values of a link, wherever it lives (CPU or GPU).
+    """Copy arrays into the parameters and persistent values of a link on the CPU or a GPU.
 
     Nothing is copied unless everything fits.
 
     Args:
         chain: The link.
-        arrays: Array by path, such as ``'extractor/conv1/conv/W'``; the link's names without the first
-            slash.
-        what: Name of the file for errors.
-        partial: Accept that parameters of the link are missing in ``arrays`` (a backbone).
+        arrays: Array by path, such as ``'extractor/conv1/conv/W'``: the names in the link without the first slash.
+        source: Name of the file, for errors.
+        partial: Accept that parameters of the link are missing in ``arrays``, as for ImageNet weights.
 
     Raises:
-        WeightFileError: Names are missing or unexpected or shapes differ; all of them are named.
+        WeightFileError: Names are missing or unexpected or shapes differ; the message lists all of them.
     """
     params = {path.lstrip('/'): param for path, param in chain.namedparams()}
     persistents = {
         f'{path}/{name}'.lstrip('/'): (link, name)
         for path, link in chain.namedlinks()
         for name in sorted(link._persistent)
-    }  # Chainer offers no public way to list them
+    }  # Chainer has no public function that lists them
+    shapes: dict[str, tuple[int, ...] | None]
     shapes = {path: None if param.array is None else param.shape for path, param in params.items()}
     shapes.update({path: np.shape(getattr(link, name)) for path, (link, name) in persistents.items()})
-    problems = _misfits(shapes, arrays, partial)
+    problems = _find_mismatches(shapes, arrays, partial)
     if problems:
-        raise WeightFileError(what, f'does not fit the network: {"; ".join(problems)}')
+        raise WeightFileError(source, f'does not fit the network: {"; ".join(problems)}')
     for path, array in arrays.items():
         if path in params:
             _set_parameter(params[path], array)
@@ -317,7 +323,7 @@ def load_arrays(
             _set_persistent(*persistents[path], array)
 
 
-def _misfits(
+def _find_mismatches(
     shapes: Mapping[str, tuple[int, ...] | None], arrays: Mapping[str, np.ndarray], partial: bool
 ) -> list[str]:
     missing = [path for path in shapes if path not in arrays]
@@ -337,12 +343,14 @@ def _misfits(
 def _set_parameter(param: chainer.Parameter, array: np.ndarray) -> None:
     if param.array is None:
         param.initialize(array.shape)
-    param.array[...] = chainer.backend.get_array_module(param.array).asarray(array)
+    target: Any = param.array
+    target[...] = chainer.backend.get_array_module(target).asarray(array)
 
 
 def _set_persistent(link: chainer.Link, name: str, array: np.ndarray) -> None:
     value = getattr(link, name)
     if np.isscalar(value):
-        setattr(link, name, type(value)(array))
+        scalar_type: Any = type(value)
+        setattr(link, name, scalar_type(array))
     else:
         value[...] = chainer.backend.get_array_module(value).asarray(array)

@@ -1,19 +1,19 @@
-"""Time the stages of a prediction, and a peer that predicts in turn with us.
+"""Time the stages of a prediction, optionally in turns with a peer (another implementation).
 
     python scripts/benchmarks/benchmark.py [--modelfile FILE] [--image FILE | --size 800 1333] [--gpu 0] [--json FILE]
     python scripts/benchmarks/benchmark.py --against torch [--peer-python PYTHON] [--extractor resnet50_fpn]
 
-Without a weight file the network has random weights: the work is the same up to the number of detections,
-which the table gives.  "Total" is one call of ``model.detect``, from the image on the host to the pasted masks there.
-The stages are timed by themselves, in turn with it; on a GPU each waits until it has finished, so that they may take
-longer than the whole.  "Of ceiling" is the share of what the machine can do at best, measured just after: of a
-matrix product's rate, or for "prepare" and "paste", which multiply little, of the rate of a copy.  "GPU used" is what
-``cudaMemGetInfo`` has less, since before the network was made, without CUDA's own context: everybody's, so let nobody
-else use the GPU.
+Without a weight file the network has random weights.  The work is then the same except for the number of detections,
+which the table contains.  "Total" is one call of ``model.detect``, from the image on the host to the pasted masks on
+the host.  The stages are timed separately, in turns with the total; on a GPU each stage ends with a synchronisation, so
+the stages may add up to more than the total.  "Of ceiling" relates a stage to the peak of the machine, measured
+afterwards: to the rate of a matrix multiplication, or for "prepare" and "paste", which are bound by memory, to the rate
+of a copy.  "GPU used" is the decrease of the free memory that ``cudaMemGetInfo`` reports since before the network was
+built, without CUDA's context.  It includes other processes, so no other process should use the GPU.
 
-A peer runs in a process of its own, on the same image and as many CPUs, ours and its predictions taking
-turns: what else happens on the machine then hits both.  ``torch`` is our network with our weights in plain
-PyTorch (``peers/torch_mask_rcnn.py``), ``torchvision`` is torchvision's R-50-FPN.
+A peer runs in a separate process, on the same image and the same number of CPUs.  The predictions alternate, so that
+other load on the machine affects both.  ``torch`` is the same network with the same weights in plain PyTorch
+(``peers/torch_mask_rcnn.py``), ``torchvision`` is torchvision's R-50-FPN.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from peer import Peer, PeerError, check
 import mask_rcnn
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.options import add_precision, check_precision
+from mask_rcnn.inference.predictor import Predictor
+from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.ops.cudnn_frontend import current_precision, frontend, using_precision
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.device import get_device
@@ -48,7 +50,7 @@ STAGES = ('prepare', 'extractor', 'RPN', 'box head', 'mask head', 'paste')
 
 
 class StageClock:
-    """Seconds of wall-clock and of CPU time by stage, one entry a run, and the operations of products."""
+    """Wall-clock and CPU seconds per stage, one entry per run, and the floating-point operations of each stage."""
 
     def __init__(self, device):
         self.device = device
@@ -65,7 +67,7 @@ class StageClock:
 
     @contextlib.contextmanager
     def timed(self, name: str):
-        """Time a block; on a GPU, until it has finished what the block asked of it."""
+        """Time a block; on a GPU, until its kernels have finished."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         if self.device.xp is not np:
@@ -76,26 +78,26 @@ class StageClock:
 
 def detect_by_stages(model, image, clock: StageClock):
     """Do what ``model.detect`` does, timing each stage; return the detections and number of proposals."""
-    size = image.shape[1:]
+    size, predictor = image.shape[1:], Predictor(model)
     with cache_features():
         with clock.stage('prepare'):
-            x, transform = model.prepare(image)
+            x, transform = predictor.prepare(image)
         with clock.stage('extractor'):
-            features = model.extract(x)
+            features = model.extractor(x)
         with clock.stage('RPN'):
-            rois = model.propose(features, x.shape[2:], transform.scale)
+            proposals = model.rpn.propose(features, x.shape[2:], [transform.scale])
         with clock.stage('box head'):
-            boxes, labels, scores = model.detect_boxes(features, rois, transform)
+            boxes, labels, scores = model.box_head.detect(features, proposals, [transform])
         with clock.stage('mask head'):
-            probs = model.predict_masks(features, boxes, labels, transform)
+            masks = model.mask_head.predict(features, boxes, labels, [transform])
         with clock.stage('paste'):
-            detections = model.postprocess(boxes, labels, scores, probs, transform)
+            detections = predictor.postprocess(boxes[0], labels[0], scores[0], masks[0], None, transform)
             assert detections.masks.shape == (len(detections), *size)
-    return detections, len(rois)
+    return detections, len(proposals[0])
 
 
 def detect_at_once(model, image, clock: StageClock):
-    """Find the objects of an image and paste their masks, as a user would, without waiting between the stages."""
+    """Detect the objects of an image and paste their masks, without synchronising between the stages."""
     with clock.timed('total'):
         (detections,) = model.detect([image])
         assert detections.masks.shape == (len(detections), *image.shape[1:])
@@ -108,14 +110,15 @@ def summarise(seconds: list[float]) -> dict[str, float]:
 
 
 def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, against=None) -> dict:
-    """Return the timings and what they were measured on, as plain data.
+    """Return the timings, the network and the machine as plain data.
 
     Args:
         model: The network, on its device.
         image: ``(3, H, W)`` float32, RGB, on the host.
-        runs, warmup: How often everything is timed, after how many times that it is not.
-        free: What :func:`free_memory` returned before there was a network.
-        against: Makes a :class:`~peer.Peer`; ``None``: there is none.
+        runs: Number of timed runs.
+        warmup: Number of runs before them that are not timed.
+        free: Result of :func:`free_memory` before the network was built.
+        against: Creates a :class:`~peer.Peer`; ``None`` for no peer.
     """
     device = model.device
     clock, turns = StageClock(device), []
@@ -125,7 +128,7 @@ def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, 
         for _ in range(warmup):
             detect_by_stages(model, image, StageClock(device))
             detect_at_once(model, image, StageClock(device))
-        # Made now, and first in every turn: what it takes of the GPU is then not mixed with what we take.
+        # The peer starts first in every turn, so that its GPU memory is not counted as that of this program.
         peer = None if against is None else stack.enter_context(against())
         if peer is not None:
             turns = [peer.run() for _ in range(warmup + 1)][warmup:]
@@ -134,7 +137,7 @@ def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, 
                 turns.append(peer.run())
             detections = detect_at_once(model, image, clock)
             _, n_roi = detect_by_stages(model, image, clock)
-    taken = memory(device, free)  # without the peer, which has ended
+    taken = memory(device, free)  # after the peer has ended
     ceiling = {'product': matmul_flops(device.xp), 'copy': copy_bandwidth(device.xp)}
     result = {
         'stages': stage_results(clock, ceiling, image, len(detections)),
@@ -156,7 +159,7 @@ def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, 
 
 
 def stage_results(clock: StageClock, ceiling: dict, image, n_detection: int) -> dict:
-    """Return each stage's seconds, and the share of the ceiling that it reaches."""
+    """Return the seconds of each stage and the fraction of the ceiling that it reaches."""
     copied = {'prepare': 2 * image.nbytes, 'paste': n_detection * image[0].size}
     stages = {}
     for stage in STAGES:
@@ -170,8 +173,8 @@ def stage_results(clock: StageClock, ceiling: dict, image, n_detection: int) -> 
     return stages
 
 
-def peer_results(turns: list[dict], ours: list[float]) -> dict:
-    """Return the peer's seconds and how many times as long as we it took, turn by turn."""
+def peer_results(turns: list[dict], totals: list[float]) -> dict:
+    """Return the seconds of the peer, and their ratios to the total seconds of this program, turn by turn."""
     return {
         **summarise([turn['wall'] for turn in turns]),
         'cpu_median': statistics.median(turn['cpu'] for turn in turns),
@@ -180,21 +183,21 @@ def peer_results(turns: list[dict], ours: list[float]) -> dict:
             'host_peak': turns[-1]['host_peak'],
             **{name: turns[0][name] for name in ('gpu_pool', 'gpu_used') if name in turns[0]},
         },
-        'ratio': summarise([turn['wall'] / own for turn, own in zip(turns, ours)]),
+        'ratio': summarise([turn['wall'] / total for turn, total in zip(turns, totals, strict=True)]),
     }
 
 
 def free_memory(device) -> int | None:
-    """Return the bytes of a GPU's memory that nobody uses; ``None`` for the CPU."""
+    """Return the free memory of a GPU in bytes; ``None`` for the CPU."""
     return None if device.xp is np else device.xp.cuda.runtime.memGetInfo()[0]
 
 
 def memory(device, free: int | None = None) -> dict[str, int]:
-    """Return the memory in bytes: the process's peak, and of the GPU what CuPy's pool holds and all that is used.
+    """Return memory in bytes: the peak of this process, the size of CuPy's pool, and the used memory of the GPU.
 
     Args:
-        device: The network's.
-        free: What :func:`free_memory` returned before there was a network.
+        device: Device of the network.
+        free: Result of :func:`free_memory` before the network was built.
     """
     unit = 1 if sys.platform == 'darwin' else 1024
     taken = {'host_peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
@@ -206,7 +209,7 @@ def memory(device, free: int | None = None) -> dict[str, int]:
 
 
 def machine(device) -> dict[str, str | int | None]:
-    """Return what the figures depend on besides the program."""
+    """Return the hardware and the versions that the figures depend on."""
     import cv2
     import numba
 
@@ -226,7 +229,7 @@ def machine(device) -> dict[str, str | int | None]:
 
 
 def gpu_facts(device) -> dict[str, str | int | None]:
-    """Return the GPU's name and the versions of all that stands between it and us, ``None`` for what is not there."""
+    """Return the name of the GPU and the versions of its libraries; ``None`` for a missing library."""
     runtime = device.xp.cuda.runtime
     cudnn = frontend.load_frontend()
     return {
@@ -241,7 +244,7 @@ def gpu_facts(device) -> dict[str, str | int | None]:
 
 
 def driver_version(path: Path = Path('/proc/driver/nvidia/version')) -> str | None:
-    """Return the version of NVIDIA's kernel module, as in ``'570.124.06'``; ``None`` where it does not say."""
+    """Return the version of NVIDIA's kernel module, such as ``'570.124.06'``; ``None`` if it is unknown."""
     with contextlib.suppress(OSError):
         found = re.search(r'\b\d{3,}\.[\d.]+', path.read_text())
         return found[0] if found else None
@@ -249,7 +252,7 @@ def driver_version(path: Path = Path('/proc/driver/nvidia/version')) -> str | No
 
 
 def processor_name() -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the name of the processor."""
     with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
         for line in f:
             if line.startswith('model name'):
@@ -258,7 +261,7 @@ def processor_name() -> str:
 
 
 def table(result: dict) -> str:
-    """Return the result as text."""
+    """Format the result as a table."""
     image, facts = result['image'], result['machine']
     config = result['network']
     lines = [
@@ -289,63 +292,64 @@ def table(result: dict) -> str:
 
 
 def gpu_lines(facts: dict) -> list[str]:
-    """Return the versions that a GPU's figures depend on as text."""
+    """Format the versions that the figures of a GPU depend on."""
     names = {'driver': 'driver', 'cuda': 'CUDA', 'cupy': 'CuPy', 'cudnn': 'cuDNN', 'cudnn_frontend': 'cuDNN Frontend'}
     return [', '.join(f'{title} {facts[name]}' for name, title in names.items())] if 'gpu' in facts else []
 
 
 def sizes(memory: dict[str, int]) -> dict[str, str]:
-    """Return bytes as text for people."""
+    """Format sizes in MiB."""
     return {name.replace('_', ' ').replace('gpu', 'GPU'): f'{value / 2**20:.0f} MiB' for name, value in memory.items()}
 
 
-def peer_lines(peer: dict, ours: dict) -> list[str]:
-    """Return the comparison as text."""
+def peer_lines(peer: dict, total: dict) -> list[str]:
+    """Format the comparison with the peer."""
     vision = 'with torchvision' if peer['torchvision'] else 'without torchvision'
     rows = [
         f'{name:<12}{row["median"]:>10.4f}{row["min"]:>10.4f}{row["max"]:>10.4f}{row["cpu_median"]:>10.4f}'
-        for name, row in (('ours', ours), ('peer', peer))
+        for name, row in (('this', total), ('peer', peer))
     ]
     ratio = peer['ratio']
     taken = ', '.join(f'{name} {value}' for name, value in sizes(peer['memory']).items())
     return [
-        f'in turns with torch {peer["torch"]} {vision} ({peer["detections"]} detections, {taken})',
+        f'in turns with PyTorch {peer["torch"]} {vision} ({peer["detections"]} detections, {taken})',
         *rows,
         f'the peer takes {ratio["median"]:.2f} times as long ({ratio["min"]:.2f} to {ratio["max"]:.2f})',
     ]
 
 
 def random_model(extractor: str, **changes):
-    """Return a network whose random weights give it as many proposals as trained ones would."""
+    """Build a network with random weights that yields as many proposals as a trained one."""
     np.random.seed(0)
     model = mask_rcnn.build(extractor, **changes)
     for path, param in model.namedparams():
-        if path.endswith('conv3/norm/scale'):  # activations stay near 1 through the residual sums ...
+        if path.endswith('conv3/norm/scale'):  # keeps activations near 1 through the residual sums
             param.array[...] = 0.2
-    model.rpn.delta.W.array[...] *= 0.1  # ... and proposals near their anchors
+    model.rpn.delta.W.array[...] *= 0.1  # keeps proposals near their anchors
     return model
 
 
-def parse_arguments(argv=None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--modelfile', type=Path, help='weights (default: random ones)')
+    parser.add_argument('--modelfile', type=Path, help='weights (default: random weights)')
     parser.add_argument(
         '--extractor',
         default='resnet50',
         choices=sorted(mask_rcnn.PRESETS),
-        help='network to make where there is no --modelfile',
+        help='network to build without --modelfile',
     )
-    parser.add_argument('--image', type=Path, help='photo (default: noise of --size)')
+    parser.add_argument('--image', type=Path, help='photo (default: noise of size --size)')
     parser.add_argument('--size', type=int, nargs=2, default=(800, 1333), metavar=('HEIGHT', 'WIDTH'))
-    parser.add_argument('--proposals', type=int, help="proposals to look at (default: the network's)")
+    parser.add_argument('--proposals', type=int, help='number of proposals (default: as configured)')
     parser.add_argument('--gpu', '-g', type=int, default=-1, help='-1 is the CPU (default)')
     add_precision(parser.add_argument)
-    parser.add_argument('--against', choices=('torch', 'torchvision'), help='a peer to take turns with')
+    parser.add_argument('--against', choices=('torch', 'torchvision'), help='peer to alternate with')
     parser.add_argument(
         '--peer-python',
         default=sys.executable,
         metavar='PYTHON',
-        help="the peer's interpreter, which has PyTorch (default: this one)",
+        help='interpreter of the peer, with PyTorch (default: this one)',
     )
     parser.add_argument('--runs', type=int, default=5)
     parser.add_argument('--warmup', type=int, default=1)
@@ -356,8 +360,14 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     return args
 
 
+def write_json(path: Path, result: dict) -> None:
+    """Write a result; an incomplete file never has this name."""
+    with open_for_writing(path) as file:
+        file.write((json.dumps(result, indent=1) + '\n').encode())
+
+
 def make_model(args: argparse.Namespace):
-    """Return the network that is timed, on its device."""
+    """Return the network to time, on its device."""
     changes = {} if args.proposals is None else {'rpn_post_nms': args.proposals}
     if args.modelfile:
         return mask_rcnn.load(args.modelfile, gpu=args.gpu, **changes)
@@ -367,7 +377,7 @@ def make_model(args: argparse.Namespace):
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Do what the arguments say; returns the result."""
+    """Run the benchmark that the arguments describe; returns the result."""
     check_precision(args.precision, args.gpu)
     free = free_memory(get_device(args.gpu))
     model = make_model(args)
@@ -383,7 +393,8 @@ def run(args: argparse.Namespace) -> dict:
         return benchmark(model, image, runs=args.runs, warmup=args.warmup, free=free, against=against)
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
     args = parse_arguments(argv)
     try:
         result = run(args)
@@ -392,9 +403,7 @@ def main(argv=None) -> int:
         return 1
     print(table(result))
     if args.json:
-        partial = args.json.with_name(args.json.name + '.part')
-        partial.write_text(json.dumps(result, indent=1) + '\n')
-        os.replace(partial, args.json)
+        write_json(args.json, result)
     return 0
 
 

@@ -1,29 +1,28 @@
-"""Time the operations that multiply little, and compare them with what their bytes need.
+"""Time the operations that are bound by memory, and compare them with the bandwidth of a copy.
 
     python scripts/benchmarks/kernels.py [--gpu 0] [--json FILE]
 
-RoIAlign forward and backward, non-maximum suppression, the best of many scores and the pasting of masks, in the sizes
-that an image of 800 x 1333 has in a C4 and in an FPN network.  "Bytes" is what must move at least: every input read
-once, every output written once.  "Of copy" is the rate of these bytes divided by that of a large copy on the same
-device: 100 % can hardly be reached, and non-maximum suppression, which compares pairs of boxes, is far from it
-whatever it does.  On a GPU the time is that between two events of the stream, of several calls one behind the other;
-where the kernels take less than the host needs to start them, it is the host's.
+RoIAlign forward and backward, non-maximum suppression, top-k and mask pasting, with the sizes of an image of 800 x 1333
+pixels in a C4 and an FPN network.  "MB" is the minimum traffic: every input is read once, every output is written once.
+"Of copy" is the rate of these bytes divided by the rate of a large copy on the same device.  100 % is hardly reachable,
+and non-maximum suppression, which compares pairs of boxes, cannot come close.  On a GPU the time is measured between
+two events of the stream around several consecutive calls; if the kernels are shorter than their launches, it is the
+time of the launches.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import chainer
 import numpy as np
-from benchmark import machine
+from benchmark import machine, write_json
 from machine_ceiling import copy_bandwidth, seconds
 
 import mask_rcnn  # noqa: F401  (before Chainer, which it makes importable)
@@ -33,23 +32,23 @@ from mask_rcnn.ops.masks.paste_masks import paste_into
 from mask_rcnn.ops.roi.roi_align import roi_align
 from mask_rcnn.ops.runtime.device import get_device
 
-#: Sets of inputs that take turns, so that a cache does not hold what the call before has read ...
+#: Sets of inputs that alternate, so that a cache does not hold the inputs of the previous call.
 _SETS = 4
-#: ... and how many calls are timed together on a GPU, so that the pauses between them weigh little.
+#: Calls that are timed together on a GPU, so that the gaps between them hardly count.
 _CALLS = 8
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much there is of everything; the defaults are Detectron's.
+    """Problem sizes; the defaults are Detectron's.
 
     Args:
-        image: Height and width of the network's input and of the pasted masks.
-        rois: RoIs of an image.
-        channels: Of the C4 network's map, a quarter of which a feature pyramid has.
+        image: Height and width of the network input and of the pasted masks.
+        rois: RoIs per image.
+        channels: Channels of a C4 network's features; an FPN has a quarter of them.
         boxes, kept: Boxes before and after non-maximum suppression.
-        best: Scores that are chosen of those of all anchors.
-        masks: Masks that are pasted.
+        best: The k of top-k over the scores of all anchors.
+        masks: Number of pasted masks.
     """
 
     image: tuple[int, int] = (800, 1344)
@@ -66,27 +65,27 @@ class Case:
     """One operation.
 
     Args:
-        name: What a table calls it.
+        name: Title in the table.
         calls: The same operation on several sets of inputs.
-        n_byte: Bytes of the inputs and outputs of one call.
+        n_bytes: Bytes of the inputs and outputs of one call.
     """
 
     name: str
     calls: list[Callable[[], object]]
-    n_byte: int
+    n_bytes: int
 
 
 def cases(xp, sizes: Sizes) -> Iterator[Case]:
-    """Yield the operations, one by one, because each has much memory.
+    """Yield the operations one by one, because each needs much memory.
 
     Args:
         xp: NumPy or CuPy.
-        sizes: How large they are.
+        sizes: Problem sizes.
     """
     random = np.random.RandomState(0)
     types = ('float32',) if xp is np else ('float32', 'float16')
     for dtype in types:
-        # (network, channels, stride, what it pools)
+        # (network, channels, stride, arguments of RoIAlign)
         for network, channels, stride, pooling in (
             ('C4', sizes.channels, 16, {'output_size': 14, 'sampling_ratio': 0, 'bin_step': 2}),
             ('FPN', sizes.channels // 4, 4, {'output_size': 7, 'sampling_ratio': 2}),
@@ -98,25 +97,27 @@ def cases(xp, sizes: Sizes) -> Iterator[Case]:
     inputs = [
         (xp.asarray(_boxes(random, sizes.boxes, sizes.image)), _uniform(xp, random, sizes.boxes)) for _ in range(_SETS)
     ]
-    yield _case(f'NMS, {sizes.boxes} boxes', lambda *own: nms_padded(*own, 0.7, limit=sizes.kept), inputs)
+    yield _case(
+        f'NMS, {sizes.boxes} boxes', lambda boxes, scores: nms_padded(boxes, scores, 0.7, limit=sizes.kept), inputs
+    )
     n = 3 * sum((sizes.image[0] // stride) * (sizes.image[1] // stride) for stride in (4, 8, 16, 32, 64))
     inputs = [(_uniform(xp, random, n),) for _ in range(_SETS)]
-    yield _case(f'best {sizes.best} of {n}', lambda scores: top_k_indices(scores, sizes.best), inputs)
+    yield _case(f'top {sizes.best} of {n}', lambda scores: top_k_indices(scores, sizes.best), inputs)
     out = xp.empty((sizes.masks, *sizes.image), np.bool_)
     inputs = [
         (_uniform(xp, random, sizes.masks, 28, 28), xp.asarray(_boxes(random, sizes.masks, sizes.image)))
         for _ in range(_SETS)
     ]
-    yield _case(f'paste {sizes.masks} masks', lambda *own: paste_into(out, *own), inputs)
+    yield _case(f'paste {sizes.masks} masks', lambda probs, boxes: paste_into(out, probs, boxes), inputs)
 
 
 def _roi_align_cases(xp, random, title: str, shape, dtype, sizes: Sizes, **pooling) -> Iterator[Case]:
     rois = xp.asarray(_boxes(random, sizes.rois, sizes.image))
     indices = xp.zeros(sizes.rois, np.int32)
-    maps = [(_channels_last(xp, random, shape, dtype),) for _ in range(_SETS)]
+    features = [(_channels_last(xp, random, shape, dtype),) for _ in range(_SETS)]
     pool = lambda x: roi_align(x, rois, indices, **pooling)  # noqa: E731
-    yield _case(f'RoIAlign forward, {title}', lambda x: pool(x).array, maps, rois.nbytes + indices.nbytes)
-    pooled = pool(chainer.Variable(maps[0][0]))
+    yield _case(f'RoIAlign forward, {title}', lambda x: pool(x).array, features, rois.nbytes + indices.nbytes)
+    pooled = pool(chainer.Variable(features[0][0]))
     gradients = [(_channels_last(xp, random, pooled.shape, dtype),) for _ in range(_SETS)]
     yield _case(
         f'RoIAlign backward, {title}',
@@ -127,10 +128,10 @@ def _roi_align_cases(xp, random, title: str, shape, dtype, sizes: Sizes, **pooli
 
 
 def _case(name: str, operation: Callable, inputs: list[tuple], more: int = 0) -> Case:
-    """Return a case; ``more`` are bytes of inputs that all calls share."""
+    """Return a case; ``more`` is the number of bytes of inputs that all calls share."""
     outputs = operation(*inputs[0])
-    n_byte = sum(array.nbytes for array in (*inputs[0], outputs)) + more
-    return Case(name, [lambda own=own: operation(*own) for own in inputs], n_byte)
+    n_bytes = sum(array.nbytes for array in (*inputs[0], outputs)) + more
+    return Case(name, [partial(operation, *arguments) for arguments in inputs], n_bytes)
 
 
 def _uniform(xp, random, *shape):
@@ -138,26 +139,26 @@ def _uniform(xp, random, *shape):
 
 
 def _channels_last(xp, random, shape, dtype):
-    """Return random maps; on a GPU with the channels innermost in memory, as cuDNN leaves them."""
+    """Return random features; on a GPU in channels-last memory layout, as cuDNN returns them."""
     x = xp.asarray(random.uniform(-1, 1, shape).astype(dtype))
     return x if xp is np else xp.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
 def _boxes(random, n: int, image: tuple[int, int]) -> np.ndarray:
-    """Return boxes ``(n, 4)`` float32 of all sizes from a hundredth to half of an image, anywhere in it."""
+    """Return random boxes ``(n, 4)`` float32 with sides of 1 % to 50 % of an image."""
     sides = np.exp(random.uniform(np.log(0.01), np.log(0.5), (n, 2)))
     low = random.uniform(0, 1, (n, 2)) * (1 - sides)
     return (np.concatenate([low, low + sides], axis=1) * (*image, *image)).astype(np.float32)
 
 
 def measure(case: Case, xp, copy: float, *, runs: int) -> dict:
-    """Return what one operation takes, as plain data: the median of some runs after one that is not timed.
+    """Return the median time and the rate of one operation as plain data; the first run is not timed.
 
     Args:
         case: The operation.
-        xp: Where its arrays are.
-        copy: Bytes a second, read and written, of a large copy.
-        runs: How often it is timed.
+        xp: Array module of its inputs.
+        copy: Bytes per second, read and written, of a large copy.
+        runs: Number of timed runs.
     """
     n_call = 1 if xp is np else _CALLS
 
@@ -166,18 +167,18 @@ def measure(case: Case, xp, copy: float, *, runs: int) -> dict:
             case.calls[i % len(case.calls)]()
 
     work(0)
-    taken = statistics.median(seconds(xp, lambda: work(run * n_call)) for run in range(runs)) / n_call
+    taken = statistics.median(seconds(xp, partial(work, run * n_call)) for run in range(runs)) / n_call
     return {
         'name': case.name,
         'seconds': taken,
-        'bytes': case.n_byte,
-        'rate': case.n_byte / taken,
-        'of_copy': case.n_byte / taken / copy,
+        'bytes': case.n_bytes,
+        'rate': case.n_bytes / taken,
+        'of_copy': case.n_bytes / taken / copy,
     }
 
 
 def table(result: dict) -> str:
-    """Return the result as text."""
+    """Format the result as a table."""
     facts = result['machine']
     lines = [
         f'{facts.get("gpu", facts["processor"])}, {facts["cpus"]} CPUs, {facts["date"]}; copy '
@@ -193,7 +194,8 @@ def table(result: dict) -> str:
     return '\n'.join(lines)
 
 
-def parse_arguments(argv=None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--gpu', '-g', type=int, default=-1, help='-1 is the CPU (default)')
     parser.add_argument('--runs', type=int, default=10)
@@ -204,26 +206,25 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace, sizes: Sizes = Sizes()) -> dict:
-    """Do what the arguments say; returns the result as plain data."""
+def run(args: argparse.Namespace, sizes: Sizes) -> dict:
+    """Run the benchmark that the arguments describe; returns plain data."""
     device = get_device(args.gpu)
     copy = copy_bandwidth(device.xp)
     rows = [measure(case, device.xp, copy, runs=args.runs) for case in cases(device.xp, sizes)]
     return {'operations': rows, 'copy': copy, 'runs': args.runs, 'machine': machine(device)}
 
 
-def main(argv=None, sizes: Sizes = Sizes()) -> int:
+def main(argv: list[str] | None = None, sizes: Sizes | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
     args = parse_arguments(argv)
     try:
-        result = run(args, sizes)
+        result = run(args, sizes or Sizes())
     except ValueError as error:
         print(f'kernels.py: {error}', file=sys.stderr)
         return 1
     print(table(result))
     if args.json:
-        partial = args.json.with_name(args.json.name + '.part')
-        partial.write_text(json.dumps(result, indent=1) + '\n')
-        os.replace(partial, args.json)
+        write_json(args.json, result)
     return 0
 
 

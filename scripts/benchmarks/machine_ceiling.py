@@ -1,4 +1,4 @@
-"""What a machine can do at best, and how much work a network gives it."""
+"""The peak rates of a machine and the floating-point operations of a network."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import mask_rcnn  # noqa: F401  (before Chainer, which it makes importable)
 from mask_rcnn.ops.cudnn_frontend import current_precision
 from mask_rcnn.ops.cudnn_frontend.precision import Precision
 
-#: Side of the square matrices that are multiplied: large enough for full speed.
+#: Sides of the square matrices of the matmul: large enough for the peak rate.
 _CPU_SIDE, _GPU_SIDE = 2048, 8192
-#: Bytes that are copied: more than any cache holds.
+#: Bytes of a copy: more than any cache holds.
 _COPIED = 256 << 20
 _REPEATS = 5
 
 
 class WorkCounter(chainer.LinkHook):
-    """Counts the floating-point operations of products, two for each multiplication and addition.
+    """Counts the floating-point operations of convolutions, deconvolutions and linear layers.
 
-    Convolutions, deconvolutions and linear layers are counted as they are written down; an implementation
-    that gets by with fewer multiplications (Winograd) may exceed the rate of matrix products.
+    A multiplication with its addition counts as two operations.  Direct convolution is assumed; an algorithm with fewer
+    multiplications (Winograd) may exceed the rate of a matrix multiplication.
 
     Attributes:
-        operations (int): What the links below the ``with`` block have computed so far.
+        operations (int): Operations of the links that have run in the ``with`` block.
     """
 
     name = 'WorkCounter'
@@ -37,21 +37,21 @@ class WorkCounter(chainer.LinkHook):
         self.operations = 0
 
     def forward_postprocess(self, args):
-        link = getattr(args.link, 'conv', args.link)  # a ConvNorm's convolution, or one of its own
+        link = getattr(args.link, 'conv', args.link)  # a ConvNorm holds its convolution in conv
         weights = getattr(link, 'W', None)
         if weights is None or (link is not args.link and not hasattr(args.link, 'norm')):
             return
-        # Every number of the output, of a deconvolution every number of the input, meets one filter.
+        # Each output element, or input element of a deconvolution, is multiplied with one filter.
         transposed = isinstance(link, chainer.links.Deconvolution2D)
-        numbers = args.args[0] if transposed else args.out
-        self.operations += 2 * numbers.size * (weights.size // len(weights))
+        elements = args.args[0] if transposed else args.out
+        self.operations += 2 * elements.size * (weights.size // len(weights))
 
 
 def matmul_flops(xp) -> float | None:
-    """Return the operations a second of a large matrix product, in the current precision.
+    """Return the operations per second of a large matrix multiplication in the current precision.
 
-    Its operands are of that type already, and on a GPU it is cuBLAS's.  ``None`` where there is no such product:
-    CuPy knows bfloat16 from version 14 on, with the package ml_dtypes.
+    The operands already have that type; on a GPU, cuBLAS multiplies them.  ``None`` if the type is not available:
+    bfloat16 needs CuPy 14 or later and the package ml_dtypes.
     """
     side = _CPU_SIDE if xp is np else _GPU_SIDE
     with _factors(xp, current_precision()) as dtype:
@@ -66,7 +66,7 @@ def matmul_flops(xp) -> float | None:
 
 @contextlib.contextmanager
 def _factors(xp, precision: Precision):
-    """Return a context in which matrices are multiplied in a precision: the type of its factors, or ``None``."""
+    """Set the precision of matrix multiplications in a block; yields the type of the factors, or ``None``."""
     if xp is np:
         yield np.dtype(np.float32)
     elif precision.name == 'bf16':
@@ -85,26 +85,26 @@ def _factors(xp, precision: Precision):
 
 
 def copy_bandwidth(xp) -> float:
-    """Return the bytes a second, read and written, of a large copy; on a GPU from the device to itself."""
+    """Return the bytes per second, read and written, of a large copy; on a GPU within the device."""
     source = xp.ones(_COPIED // 4, np.float32)
     target = xp.empty_like(source)
     return 2 * source.nbytes / fastest(xp, lambda: xp.copyto(target, source))
 
 
 def fastest(xp, work: Callable[[], object], repeats: int = _REPEATS) -> float:
-    """Return the seconds that a function takes at best; on a GPU those between two events of its stream.
+    """Return the shortest time of a function in seconds; on a GPU, between two events of the stream.
 
     Args:
         xp: NumPy or CuPy.
-        work: What is timed.
-        repeats: How often, after one time that is not.
+        work: The function.
+        repeats: Number of timed calls, after one that is not timed.
     """
     work()
     return min(seconds(xp, work) for _ in range(repeats))
 
 
 def seconds(xp, work: Callable[[], object]) -> float:
-    """Return the seconds that a function takes, once; on a GPU those between two events of its stream."""
+    """Return the time of one call in seconds; on a GPU, between two events of the stream."""
     if xp is np:
         start = time.perf_counter()
         work()

@@ -1,4 +1,4 @@
-"""Another program that does the same, in a process of its own: it predicts when it is told to."""
+"""A peer: another implementation of the network in a separate process that predicts on request."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ PROGRAM = Path(__file__).resolve().parent / 'peers' / 'torch_mask_rcnn.py'
 
 
 class PeerError(Exception):
-    """The peer cannot be compared with; ``str()`` is one line."""
+    """The peer cannot run this model; ``str()`` is one line."""
 
 
 class Peer:
-    """The process.
+    """The process of a peer.
 
     Args:
-        python: Its interpreter, which has PyTorch.
+        python: Interpreter with PyTorch.
         network: ``'torch'`` or ``'torchvision'``; see ``peers/torch_mask_rcnn.py``.
-        model: Ours; ``'torch'`` computes the same with the same weights.
+        model: The model; ``'torch'`` computes the same network with the same weights.
         image: ``(3, H, W)`` float32, RGB.
-        precision: In which it multiplies.
+        precision: Arithmetic precision.
 
     Attributes:
-        versions (dict): Of its libraries.
+        versions (dict): Versions of the peer's libraries.
     """
 
     def __init__(self, python: str, network: str, model, image, *, precision: str = 'fp32'):
@@ -42,7 +42,7 @@ class Peer:
         write_task(folder, model, image)
         device = 'cpu' if model.xp is np else f'cuda:{model.device.device.id}'
         threads = len(os.sched_getaffinity(0))
-        self._errors = open(folder / 'errors', 'w+')
+        self._errors = (folder / 'errors').open('w+')
         command = [
             python,
             str(PROGRAM),
@@ -88,7 +88,7 @@ class Peer:
         return json.loads(line)
 
     def close(self) -> None:
-        """End the process and remove its files."""
+        """Stop the process and delete its files."""
         process = getattr(self, '_process', None)
         if process is not None:
             with contextlib.suppress(BrokenPipeError):
@@ -106,7 +106,7 @@ class Peer:
 
 
 def check(network: str, model) -> None:
-    """Refuse a model that the peer cannot be."""
+    """Raise PeerError if the peer does not support a model."""
     config = model.config
     if network == 'torch' and (
         config.backbone not in RESNET_BLOCKS
@@ -115,11 +115,11 @@ def check(network: str, model) -> None:
         or config.n_keypoint
         or config.dialect.name != 'detectron'
     ):
-        raise PeerError("--against torch knows Detectron's ResNets with affine channels, boxes and masks")
+        raise PeerError("--against torch supports Detectron's ResNets with affine channels, boxes and masks")
 
 
 def write_task(folder: Path, model, image) -> None:
-    """Write what the peer reads."""
+    """Write the input files of the peer."""
     config = model.config
     names = (
         'min_size',

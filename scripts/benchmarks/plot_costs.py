@@ -1,44 +1,44 @@
-"""Plot how the time of a prediction grows with the proposals, the image and the batch.
+"""Plot the time of a prediction over the number of proposals, pixels and images.
 
-    python scripts/benchmarks/plot_costs.py --out docs/costs.png [--extractors resnet50 resnet50_fpn] [--gpu 0] [--json FILE]
+    python scripts/benchmarks/plot_costs.py --out docs/costs.png [--extractors resnet50 resnet50_fpn] [--gpu 0]
+        [--json FILE]
 
-Every column changes one thing, every row is a network; the stages of ``benchmark.py`` stand one on the other.
-On the CPU the seconds are those of all its cores (CPU time), which other programs disturb least; on a GPU they
-are those of the clock.  The dashed line is straight: where the cost bends away from it, it does not grow as the
-work does.  ``--from-json`` draws an earlier measurement again.
+Each column varies one quantity, each row is a network; the stages of ``benchmark.py`` are stacked.  On the CPU the plot
+shows CPU seconds (the sum over all cores), which other processes disturb least; on a GPU, wall-clock seconds.  The
+dashed line is straight: a curve that leaves it does not grow linearly.  ``--from-json`` plots an earlier measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import chainer
 import numpy as np
-from benchmark import STAGES, StageClock, detect_by_stages, machine, random_model
+from benchmark import STAGES, StageClock, detect_by_stages, machine, random_model, write_json
 
 import mask_rcnn
+from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.ops.runtime.device import get_device
 
-#: Detectron's image: the longer side in units of the shorter, and the shorter in pixels.
+#: Detectron's image size: the aspect ratio, and the shorter side in pixels.
 _ASPECT, _SIDE = 1333 / 800, 800
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One thing that changes: its values, and the configuration and number of images for each."""
+    """One varied quantity: its values, and the configuration and number of images for each value."""
 
     title: str
     label: str
     values: tuple[int, ...]
 
     def settings(self, value: int) -> tuple[dict, int]:
-        """Return changes of the configuration, and how many images are predicted."""
+        """Return the changes of the configuration and the number of images."""
         if self.title == 'proposals':
             return {'rpn_post_nms': value, 'rpn_pre_nms': max(6000, value)}, 1
         if self.title == 'image':
@@ -46,7 +46,7 @@ class Sweep:
         return {}, value
 
     def work(self, value: int) -> float:
-        """Return what should cost the same every time that it is added."""
+        """Return the amount of work, in which the cost should be linear."""
         return value * round(value * _ASPECT) / 1e6 if self.title == 'image' else value
 
 
@@ -58,7 +58,7 @@ SWEEPS = (
 
 
 def measure(extractor: str, sweep: Sweep, value: int, *, runs: int, gpu: int) -> dict[str, float]:
-    """Return the seconds of every stage, summed over the images: of the fastest of some runs."""
+    """Return the seconds of each stage, summed over the images, of the fastest run."""
     changes, n_images = sweep.settings(value)
     model = random_model(extractor, **changes)
     model.to_device(get_device(gpu))
@@ -76,7 +76,7 @@ def measure(extractor: str, sweep: Sweep, value: int, *, runs: int, gpu: int) ->
 
 
 def measure_all(args: argparse.Namespace) -> dict:
-    """Return the figures as plain data: network, sweep and value to seconds by stage."""
+    """Return the seconds per stage by network, sweep and value as plain data."""
     figures = {}
     for extractor in args.extractors:
         for sweep in SWEEPS:
@@ -89,7 +89,7 @@ def measure_all(args: argparse.Namespace) -> dict:
 
 
 def draw(result: dict):
-    """Return a Matplotlib figure of what :func:`measure_all` returned."""
+    """Return a Matplotlib figure of the result of :func:`measure_all`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -97,8 +97,8 @@ def draw(result: dict):
     figure = Figure(figsize=(4.2 * len(SWEEPS), 3.2 * len(networks) + 0.7), layout='constrained')
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(networks), len(SWEEPS), squeeze=False)
-    for network, row in zip(networks, grid):
-        for sweep, axes in zip(SWEEPS, row):
+    for network, row in zip(networks, grid, strict=True):
+        for sweep, axes in zip(SWEEPS, row, strict=True):
             draw_sweep(axes, sweep, result['figures'][network][sweep.title])
             axes.set_title(f'{network}: {sweep.title}', loc='left', fontsize=10)
         row[0].set_ylabel(result['unit'])
@@ -116,7 +116,7 @@ def draw(result: dict):
 
 
 def draw_sweep(axes, sweep: Sweep, figures: dict[str, dict[str, float]]) -> None:
-    """Draw one thing that changes, for one network."""
+    """Draw one varied quantity for one network."""
     values = sorted(map(int, figures))
     heights = [[figures[str(value)][stage] for value in values] for stage in STAGES]
     work = [sweep.work(value) for value in values]
@@ -130,9 +130,10 @@ def draw_sweep(axes, sweep: Sweep, figures: dict[str, dict[str, float]]) -> None
         axes.spines[side].set_visible(False)
 
 
-def parse_arguments(argv=None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, required=True, help='the plot, a PNG')
+    parser.add_argument('--out', type=Path, required=True, help='PNG file to write')
     parser.add_argument(
         '--extractors',
         nargs='+',
@@ -143,24 +144,19 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument('--gpu', '-g', type=int, default=-1, help='-1 is the CPU (default)')
     parser.add_argument('--runs', type=int, default=2)
     parser.add_argument('--json', type=Path, help='also write the figures to this file')
-    parser.add_argument('--from-json', type=Path, help='measure nothing: draw these figures')
+    parser.add_argument('--from-json', type=Path, help='plot these figures instead of measuring')
     return parser.parse_args(argv)
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Measure and plot; returns the exit status."""
     args = parse_arguments(argv)
     result = json.loads(args.from_json.read_text()) if args.from_json else measure_all(args)
     if args.json:
-        write(args.json, lambda path: path.write_text(json.dumps(result, indent=1) + '\n'))
-    write(args.out, lambda path: draw(result).savefig(path, dpi=110, format='png'))
+        write_json(args.json, result)
+    with open_for_writing(args.out) as file:
+        draw(result).savefig(file, dpi=110, format='png')
     return 0
-
-
-def write(path: Path, writer) -> None:
-    """Write to a temporary name, then rename."""
-    partial = path.with_name(path.name + '.part')
-    writer(partial)
-    os.replace(partial, path)
 
 
 if __name__ == '__main__':

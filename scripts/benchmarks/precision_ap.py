@@ -1,23 +1,22 @@
-"""Say what narrower numbers cost in detections: COCO's AP in each precision, and against what fp32 finds.
+"""Measure the AP of each precision, against the annotations and against the detections of fp32.
 
     python scripts/benchmarks/precision_ap.py --modelfile FILE --val-annotations FILE --val-images DIR [--gpu 0]
         [--precisions tf32 fp16 bf16] [--images 500] [--json FILE]
 
-"AP" is against the annotations.  "As fp32" is the AP against the detections of fp32, of which those with a score of at
-least --min-score are taken as the truth: 100 where a precision finds the same, more sensitive than the other by far,
-because the model's own mistakes do not count.  Detections with an empty mask are nothing that can be found again, and
-take no part in the comparison.
+"AP" uses the annotations as ground truth.  "As fp32" uses the detections of fp32 with a score of at least --min-score:
+it is 100 if a precision gives the same detections, and much more sensitive, because errors of the model do not count.
+Detections with an empty mask are left out of this comparison.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmark import write_json
 from pycocotools import mask as coco_mask
 
 import mask_rcnn
@@ -33,58 +32,60 @@ from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.weights import WeightFileError
 
 
-def find(model, data_set, precision: str, indices) -> tuple[Metrics, list[dict]]:
-    """Return a model's metrics in a precision, and its detections in COCO's result format.
+def detect_and_evaluate(model, dataset, precision: str, indices) -> tuple[Metrics, list[dict]]:
+    """Return the metrics of a model in one precision, and its detections in COCO's result format.
 
     Args:
         model (mask_rcnn.MaskRCNN): The model.
-        data_set: The data.
+        dataset: The dataset.
         precision: One of :data:`mask_rcnn.ops.cudnn_frontend.PRECISIONS`.
-        indices: The images that are looked at.
+        indices: Indices of the images.
     """
     with tempfile.TemporaryDirectory() as folder, using_precision(precision):
-        metrics = evaluate_model(model, data_set, results_file=Path(folder) / 'results.json', indices=indices)
-        of_kinds = [json.loads((Path(folder) / f'results.{kind}.json').read_text()) for kind in metrics.ap_per_class()]
-    # A file for each kind, all in the same order.
-    return metrics, [{key: value for part in parts for key, value in part.items()} for parts in zip(*of_kinds)]
+        metrics = evaluate_model(model, dataset, results_file=Path(folder) / 'results.json', indices=indices)
+        per_kind = [json.loads((Path(folder) / f'results.{kind}.json').read_text()) for kind in metrics.ap_per_class()]
+    # One file per kind, all in the same order.
+    return metrics, [
+        {key: value for part in parts for key, value in part.items()} for parts in zip(*per_kind, strict=True)
+    ]
 
 
-def agreement(truth: list[dict], found: list[dict], data_set, *, min_score: float) -> Metrics:
-    """Return the metrics of detections, with others as the truth.
+def agreement(truth: list[dict], found: list[dict], dataset, *, min_score: float) -> Metrics:
+    """Return the metrics of detections with other detections as ground truth.
 
     Args:
-        truth: Detections in COCO's result format; those with ``min_score`` or more are what is to be found.
-        found: What is measured.
-        data_set: Their data set.
-        min_score: Score from which on a detection is a truth.
+        truth: Detections in COCO's result format; those with a score of at least ``min_score`` are the ground truth.
+        found: Detections to evaluate.
+        dataset: Their dataset.
+        min_score: Minimum score of the ground truth.
     """
-    content = data_set.ground_truth()
+    content = dataset.ground_truth()
     annotations = [
         _as_annotation(result, number)
-        for number, result in enumerate(filter(_is_something, truth), 1)
+        for number, result in enumerate(filter(_has_mask_or_none, truth), 1)
         if result['score'] >= min_score
     ]
     evaluator = COCOEvaluator(
         {**content, 'annotations': annotations},
-        class_names=data_set.class_names,
-        category_ids=data_set.category_ids,
+        class_names=dataset.class_names,
+        category_ids=dataset.category_ids,
         masks=any('segmentation' in result for result in truth),
         keypoints=any('keypoints' in result for result in truth),
     )
-    by_image = {image['id']: [] for image in content['images']}  # others than those looked at have nothing
-    for result in filter(_is_something, found):
+    by_image = {image['id']: [] for image in content['images']}  # images that were not evaluated have no results
+    for result in filter(_has_mask_or_none, found):
         by_image[result['image_id']].append(result)
     evaluator.merge([by_image])
     return evaluator.evaluate()
 
 
-def _is_something(result: dict) -> bool:
+def _has_mask_or_none(result: dict) -> bool:
     return 'segmentation' not in result or coco_mask.area(result['segmentation']) > 0
 
 
 def _as_annotation(result: dict, number: int) -> dict:
     width, height = result['bbox'][2:]
-    # Of a mask its size; of keypoints, by which OKS measures distances, that of the box.
+    # OKS scales distances by the area; without a mask it is the area of the box.
     area = coco_mask.area(result['segmentation']) if 'segmentation' in result else width * height
     annotation = {**result, 'id': number, 'iscrowd': 0, 'area': float(area)}
     if 'keypoints' in result:
@@ -92,32 +93,32 @@ def _as_annotation(result: dict, number: int) -> dict:
     return annotation
 
 
-def compare(model, data_set, precisions, *, n_images: int | None = None, min_score: float = 0.5) -> dict:
-    """Return what each precision finds, as plain data.
+def compare(model, dataset, precisions, *, n_images: int | None = None, min_score: float = 0.5) -> dict:
+    """Return the metrics of each precision as plain data.
 
     Args:
         model (mask_rcnn.MaskRCNN): The model, on its device.
-        data_set: The data.
-        precisions: What is compared with fp32.
-        n_images: Look only at so many images, spread over the data.
+        dataset: The dataset.
+        precisions: Precisions to compare with fp32.
+        n_images: Number of images, spread over the dataset; all by default.
         min_score: See :func:`agreement`.
     """
-    n = len(data_set) if n_images is None else min(n_images, len(data_set))
-    indices = [i * len(data_set) // n for i in range(n)]
-    metrics, truth = find(model, data_set, 'fp32', indices)
+    n = len(dataset) if n_images is None else min(n_images, len(dataset))
+    indices = [i * len(dataset) // n for i in range(n)]
+    metrics, truth = detect_and_evaluate(model, dataset, 'fp32', indices)
     rows = {'fp32': {'ap': metrics.summary(), 'detections': len(truth)}}
     for precision in precisions:
-        metrics, found = find(model, data_set, precision, indices)
+        metrics, found = detect_and_evaluate(model, dataset, precision, indices)
         rows[precision] = {
             'ap': metrics.summary(),
             'detections': len(found),
-            'as_fp32': agreement(truth, found, data_set, min_score=min_score).summary(),
+            'as_fp32': agreement(truth, found, dataset, min_score=min_score).summary(),
         }
     return {'precisions': rows, 'images': n, 'min_score': min_score, 'network': model.config.to_dict()}
 
 
 def table(result: dict) -> str:
-    """Return the result as text, in percent."""
+    """Format the result as a table, in percent."""
     rows = result['precisions']
     kinds = [name.removesuffix('/AP') for row in rows.values() for name in row['ap'] if name.endswith('/AP')]
     kinds = list(dict.fromkeys(kinds))
@@ -142,7 +143,8 @@ def _percent(value: float | None, format_spec: str = '.2f') -> str:
     return '-' if value is None else f'{100 * value:{format_spec}}'
 
 
-def parse_arguments(argv=None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     dataset_options.add_arguments(parser, Path('.'), parts=('val',))
     parser.add_argument('--modelfile', type=Path, required=True, metavar='FILE', help='weights, .npz')
@@ -152,15 +154,15 @@ def parse_arguments(argv=None) -> argparse.Namespace:
         nargs='+',
         choices=tuple(PRECISIONS),
         default=['tf32', 'fp16', 'bf16'],
-        help='what is compared with fp32 (default: all others)',
+        help='precisions to compare with fp32 (default: all others)',
     )
-    parser.add_argument('--images', type=int, metavar='N', help='look at so many only (default: all)')
+    parser.add_argument('--images', type=int, metavar='N', help='number of images (default: all)')
     parser.add_argument(
         '--min-score',
         type=float,
         default=0.5,
         metavar='S',
-        help='detections of fp32 from this score on are the truth (default: %(default)s)',
+        help='minimum score of the fp32 detections that are the ground truth (default: %(default)s)',
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the result to this file')
     args = parser.parse_args(argv)
@@ -170,24 +172,23 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the arguments say; returns the exit status."""
+    """Run the comparison that the arguments describe; returns the exit status."""
     data = dataset_options.DatasetArguments.from_namespace(args)
     gpu = choose_device(args.gpu)
     for precision in args.precisions:
         check_precision(precision, gpu)
     model = mask_rcnn.load(args.modelfile, gpu=gpu)
-    data_set = data.open('val', size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
-    check_classes(model, data_set, data.title('val'))
-    result = compare(model, data_set, args.precisions, n_images=args.images, min_score=args.min_score)
+    dataset = data.open('val', size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
+    check_classes(model, dataset, data.title('val'))
+    result = compare(model, dataset, args.precisions, n_images=args.images, min_score=args.min_score)
     print(table(result))
     if args.json:
-        partial = args.json.with_name(args.json.name + '.part')
-        partial.write_text(json.dumps(result, indent=1) + '\n')
-        os.replace(partial, args.json)
+        write_json(args.json, result)
     return 0
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Run the comparison; returns the exit status."""
     args = parse_arguments(argv)
     return run_and_report_errors(lambda: run(args), (WeightFileError, AnnotationFileError, ImageFileError))
 

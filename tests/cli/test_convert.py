@@ -229,7 +229,7 @@ def test_parser_script_from_any_folder(root, tmp_path):
     (tmp_path / 'x.pkl').write_bytes(b'cos\nsystem\n(S"touch executed"\ntR.')
     done = parse('--input', 'x.pkl', '--output', 'x.npz')
     assert (done.returncode, done.stdout) == (1, '')
-    assert done.stderr == 'error: x.pkl: is refused: it asks for os.system\n'
+    assert done.stderr == 'error: x.pkl: is refused: it refers to os.system\n'
     assert os.listdir(tmp_path) == ['x.pkl']
 
 

@@ -413,7 +413,7 @@ def test_fine_tuning_for_other_classes_initialises_the_heads(fake_runs, capsys):
     tuned = fake_runs[-1].model
     np.testing.assert_array_equal(tuned.rpn.conv.W.array, model.rpn.conv.W.array)
     assert tuned.box_head.score.W.shape == (4, 2048)
-    assert 'start anew' in capsys.readouterr().out
+    assert 'randomly initialised' in capsys.readouterr().out
 
 
 def test_fine_tuning_keeps_the_network_and_the_dialect_of_a_model(fake_runs, capsys):

@@ -1,4 +1,4 @@
-"""What mask_rcnn.compat promises; each check runs in a fresh interpreter, as patches are per process."""
+"""The guarantees of mask_rcnn.compat; most checks run in a fresh interpreter, because patches apply to a process."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def python(code: str, *options: str) -> str:
     return result.stdout.strip()
 
 
-def test_numpy_is_as_before():
+def test_numpy_is_unchanged():
     out = python("""
 import sys
 import numpy as np
@@ -41,7 +41,7 @@ print('clean')
     assert out == 'clean'
 
 
-def test_importing_warns_of_nothing():
+def test_importing_emits_no_warnings():
     assert (
         python(
             'import mask_rcnn.compat; mask_rcnn.compat.install(); import chainer, chainercv; print(1)', '-W', 'error'
@@ -50,7 +50,7 @@ def test_importing_warns_of_nothing():
     )
 
 
-def test_warning_filters_and_environment_are_as_before():
+def test_warning_filters_and_environment_are_unchanged():
     assert (
         python("""
 import os, warnings
@@ -64,7 +64,7 @@ print([f for f in warnings.filters if f not in before[0]], dict(os.environ) == b
     )
 
 
-def test_chainer_imported_by_somebody_else_first_is_accepted():
+def test_chainer_may_be_imported_first():
     assert (
         python("""
 import sys, types
@@ -90,13 +90,13 @@ print('sctypes' in vars(np))
     )
 
 
-def test_names_that_functions_use_when_they_run():
+def test_functions_that_look_up_removed_names_when_they_run():
     import chainer
     import chainer.functions as F
 
     x = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
     resized = F.resize_images(chainer.Variable(x), (7, 7))
-    # with corners aligned, every other pixel is one of the input
+    # with aligned corners, every second pixel of the result is a pixel of the input
     np.testing.assert_allclose(resized.array[:, :, ::2, ::2], x, rtol=1e-6)
     variable = chainer.Variable(x.ravel())
     windows = F.as_strided(variable, (3, 2), (1, 1), 0)
@@ -106,7 +106,7 @@ def test_names_that_functions_use_when_they_run():
     assert 'float' not in vars(np) and 'sctypes' not in vars(np)
 
 
-def test_chainercv_version_and_parts():
+def test_chainercv_works():
     import chainercv
 
     assert chainercv.__version__ == '0.13.1'
@@ -116,7 +116,7 @@ def test_chainercv_version_and_parts():
     np.testing.assert_array_equal(kept, [1, 2])
 
 
-def test_pkg_resources_stand_in():
+def test_the_replacement_of_pkg_resources():
     assert _pkg_resources.get_distribution('chainer').version == '7.8.1'
     _pkg_resources.require('numpy>=2.0')
     _pkg_resources.WorkingSet().require('numpy>=2.0', 'chainer==7.8.1')
@@ -131,7 +131,7 @@ def test_nms_gpu_post_follows_the_bit_mask(rng):
     words = -(-n // bits)
     suppresses = np.triu(rng.rand(n, n) < 0.02, 1)
     mask = np.zeros((n, words), np.uint64)
-    for i, j in zip(*np.nonzero(suppresses)):
+    for i, j in zip(*np.nonzero(suppresses), strict=True):
         mask[i, j // bits] |= np.uint64(1 << int(j % bits))
     expected, removed = [], np.zeros(n, bool)
     for i in range(n):
@@ -143,14 +143,14 @@ def test_nms_gpu_post_follows_the_bit_mask(rng):
     np.testing.assert_array_equal(selection[:count], expected)
 
 
-def test_strtobool_is_that_of_distutils():
+def test_strtobool_equals_that_of_distutils():
     words = ('Y', 'yes', 'On', '1', 'no', 'FALSE', '0')
     assert [install._strtobool(word) for word in words] == [1, 1, 1, 1, 0, 0, 0]
     with pytest.raises(ValueError, match="invalid truth value 'maybe'"):
         install._strtobool('maybe')
 
 
-def test_missing_chainercv_is_told():
+def test_missing_chainercv_is_reported():
     out = python("""
 import importlib.util, sys
 find_spec = importlib.util.find_spec
@@ -166,7 +166,7 @@ except ImportError as error:
 
 @pytest.fixture
 def mended_kernels():
-    """The sources of ChainerMN's kernels by name, as the patched functions give them to CuPy."""
+    """Return the sources of ChainerMN's kernels that the patched functions pass to CuPy, by name."""
     pytest.importorskip('mpi4py', exc_type=ImportError)
     return json.loads(
         python("""
@@ -188,7 +188,7 @@ print(json.dumps(sources))
     )
 
 
-def test_kernels_of_chainermn_know_half(mended_kernels):
+def test_kernels_of_chainermn_include_half(mended_kernels):
     assert set(mended_kernels) == {'cupy_batched_pack_params', 'cupy_batched_unpack_params'}
     for name, code in mended_kernels.items():
         assert code.startswith('#include <cuda_fp16.h>\n') and code.count('cuda_fp16') == 1 and f'{name}(' in code
@@ -196,7 +196,7 @@ def test_kernels_of_chainermn_know_half(mended_kernels):
 
 @pytest.mark.skipif(shutil.which('nvcc') is None, reason='no nvcc')
 def test_kernels_of_chainermn_compile_without_cupys_header(mended_kernels, tmp_path):
-    """CuPy 14's header brings nothing that they use; without ours they do not compile."""
+    """The kernels use nothing from CuPy 14's header, and do not compile without ``cuda_fp16.h``."""
 
     def compile_source(code):
         path = tmp_path / 'kernel.cu'

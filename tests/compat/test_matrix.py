@@ -1,6 +1,6 @@
-"""The package on every Python from 3.10 to 3.13 that is on the machine, with its oldest and newest NumPy.
+"""The package on each available Python from 3.10 to 3.13, with the oldest and the newest supported NumPy.
 
-Each combination gets an environment of its own, so this takes minutes and needs a network (or pip's cache).
+Each combination has a separate environment, which takes minutes and needs a network connection (or pip's cache).
 """
 
 import glob
@@ -11,8 +11,8 @@ import subprocess
 import pytest
 
 VERSIONS = ('3.10', '3.11', '3.12', '3.13')
-OLDEST_NUMPY = {'3.13': '2.1.0'}  # 2.0 has no build for it
-#: What is run in each environment: compat itself, Chainer's gradients, and the network from end to end.
+OLDEST_NUMPY = {'3.13': '2.1.0'}  # NumPy 2.0 has no build for Python 3.13
+#: The tests that run in each environment: compat, Chainer's gradients, and the whole network.
 TESTS = (
     'tests/compat/test_compat.py',
     'tests/models/test_chainer_links.py',
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def find_python(version: str) -> str | None:
-    """Return an interpreter of a version: from PATH, or from pyenv's folder."""
+    """Return an interpreter of a version from PATH or from pyenv's folder, or ``None``."""
     pyenv = os.environ.get('PYENV_ROOT', os.path.expanduser('~/.pyenv'))
     candidates = [
         shutil.which(f'python{version}'),
@@ -40,7 +40,7 @@ def find_python(version: str) -> str | None:
     return None
 
 
-#: What pip says where it reaches no index.
+#: Messages of pip without a connection to an index.
 NO_NETWORK = (
     'NewConnectionError',
     'ConnectionError',
@@ -53,7 +53,7 @@ NO_NETWORK = (
 def run(command, **options):
     result = subprocess.run(command, capture_output=True, text=True, **options)
     if result.returncode and 'pip' in command and any(words in result.stderr for words in NO_NETWORK):
-        pytest.skip('pip reaches no package index')
+        pytest.skip('pip cannot reach a package index')
     assert result.returncode == 0, f'{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}'
     return result.stdout
 
@@ -69,7 +69,7 @@ def interpreter(request):
 @pytest.mark.parametrize('numpy', ['oldest', 'newest'])
 def test_package_on(interpreter, numpy, root, tmp_path):
     version, python = interpreter
-    wanted = 'numpy<2.6' if numpy == 'newest' else f'numpy=={OLDEST_NUMPY.get(version, "2.0.0")}'
+    requirement = 'numpy<2.6' if numpy == 'newest' else f'numpy=={OLDEST_NUMPY.get(version, "2.0.0")}'
     constraints = tmp_path / 'constraints.txt'
     constraints.write_text(
         ''.join(
@@ -77,7 +77,7 @@ def test_package_on(interpreter, numpy, root, tmp_path):
             for line in (root / 'constraints.txt').read_text().splitlines(keepends=True)
             if not line.startswith('numpy')
         )
-        + wanted
+        + requirement
         + '\n'
     )
     run([python, '-m', 'venv', str(tmp_path / 'env')])
@@ -88,18 +88,18 @@ def test_package_on(interpreter, numpy, root, tmp_path):
         pip + ['--no-build-isolation', '--no-deps', 'chainer==7.8.1', 'chainercv==0.13.1'],
         env={**os.environ, 'CC': 'true', 'LDSHARED': 'true'},
     )
-    # A copy, so that building leaves nothing in the checkout; and not editable, as users install it.
+    # A copy, because building writes into the source folder; not editable, because users install it that way.
     source = tmp_path / 'source'
     shutil.copytree(root, source, ignore=shutil.ignore_patterns('.git', '.venv', 'build', '*.egg-info'))
     run(pip + ['--no-build-isolation', f'{source}[test]'])
-    shutil.rmtree(source / 'mask_rcnn')  # the installed package must do
-    run([python, '-m', 'pip', 'uninstall', '-q', '-y', 'setuptools'])  # nor must pkg_resources be there
+    shutil.rmtree(source / 'mask_rcnn')  # the tests must use the installed package
+    run([python, '-m', 'pip', 'uninstall', '-q', '-y', 'setuptools'])  # pkg_resources must not be needed
     found = run([python, '-c', 'import numpy; print(numpy.__version__)']).strip()
-    assert found == wanted[7:] or numpy == 'newest'
+    assert found == requirement[7:] or numpy == 'newest'
     command = str(tmp_path / 'env' / 'bin' / 'mask-rcnn')
     assert run([command, '--version']).startswith('mask-rcnn ')
     assert '--bn2affine' in run([command, 'demo', '--help']) and '--input' in run([command, 'convert', '--help'])
-    # Kernels that are emulated know no Python.
+    # Emulated kernels do not depend on the version of Python.
     out = run(
         [python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', '-k', 'not emulated', *TESTS],
         cwd=source,

@@ -1,3 +1,5 @@
+"""Tests of COCO datasets: cleaned objects, malformed files, ground truth and keypoints."""
+
 import json
 import logging
 import pickle
@@ -35,13 +37,13 @@ def rle_of(mask):
 
 @pytest.fixture
 def make(tmp_path):
-    """Write a data set with the given annotations and open it; image 7 is there, image 9 is, too."""
+    """A function that writes a dataset of the images 7 and 9 with the given annotations, and opens it."""
 
     def make_dataset(annotations, edit=None, images=('a.png', 'b.png'), **options):
         content = {
             'images': [
                 {'id': i, 'file_name': name, 'height': HEIGHT, 'width': WIDTH}
-                for i, name in zip((7, 9), ('a.png', 'b.png'))
+                for i, name in zip((7, 9), ('a.png', 'b.png'), strict=True)
             ],
             'annotations': annotations,
             'categories': [{'id': 5, 'name': 'dog'}, {'id': 3, 'name': 'cat'}],
@@ -56,7 +58,7 @@ def make(tmp_path):
     return make_dataset
 
 
-def test_example_has_image_and_objects(make, tmp_path):
+def test_an_example_has_an_image_and_its_objects(make, tmp_path):
     dataset = make([annotation(), annotation(id=2, category_id=5, bbox=[0, 1, 10.5, 4])])
     assert dataset.class_names == ('cat', 'dog') and dataset.category_ids == (3, 5)
     assert dataset.image_ids == (7,) and len(dataset) == 1 and dataset.image_size(0) == (HEIGHT, WIDTH)
@@ -76,7 +78,7 @@ def test_example_has_image_and_objects(make, tmp_path):
 @pytest.mark.parametrize(
     ('bbox', 'expected'),
     [
-        ([30, 20, 100, 100], [20, 30, 29, 39]),  # beyond the image: clipped
+        ([30, 20, 100, 100], [20, 30, 29, 39]),  # clipped to the image
         ([-5, -6, 20, 20], [0, 0, 13, 14]),
         ([4, 4, 1, 9], None),  # one pixel wide: x2 = x1
         ([4, 4, 0, 9], None),
@@ -87,7 +89,7 @@ def test_example_has_image_and_objects(make, tmp_path):
         ([4, 4, 10**25, 9], [4, 4, 12, 39]),
     ],
 )
-def test_boxes_are_cleaned_as_detectron_does(make, bbox, expected):
+def test_boxes_are_cleaned_as_in_detectron(make, bbox, expected):
     dataset = make([annotation(bbox=bbox), annotation(id=2, bbox=[1, 1, 5, 5])])
     boxes = dataset[0].annotations.boxes.tolist()
     assert boxes == ([] if expected is None else [expected]) + [[1, 1, 5, 5]]
@@ -96,7 +98,7 @@ def test_boxes_are_cleaned_as_detectron_does(make, bbox, expected):
 @pytest.mark.parametrize(
     'changes', [{'area': 0}, {'ignore': 1}, {'segmentation': []}, {'segmentation': [[1, 1, 5, 5]]}]
 )
-def test_objects_to_leave_out(make, changes):
+def test_unusable_objects_are_dropped(make, changes):
     dataset = make([annotation(**changes), annotation(id=2, bbox=[1, 1, 5, 5])])
     assert dataset[0].annotations.boxes.tolist() == [[1, 1, 5, 5]]
     assert dataset.n_skipped == 0
@@ -108,7 +110,7 @@ def test_polygons_of_two_points_are_dropped(make):
     assert [polygon.tolist() for polygon in shape] == [TRIANGLE, TRIANGLE]
 
 
-def test_run_lengths_in_both_forms(make, rng):
+def test_compressed_and_uncompressed_run_lengths(make, rng):
     mask = rng.rand(HEIGHT, WIDTH) < 0.5
     mask[:, :20] = False  # begins with a long run
     runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[2], mask.T.ravel(), [2]]))))
@@ -149,7 +151,7 @@ def test_run_lengths_in_both_forms(make, rng):
         {'size': [10**400, WIDTH], 'counts': ''},
     ],
 )
-def test_malformed_segmentation_is_named(make, segmentation):
+def test_a_malformed_segmentation_is_reported(make, segmentation):
     message = r"annotations\.json: the 'segmentation' of annotation 4 "
     with pytest.raises(AnnotationFileError, match=message) as error:
         make([annotation(), annotation(id=4, segmentation=segmentation)])
@@ -157,17 +159,17 @@ def test_malformed_segmentation_is_named(make, segmentation):
     assert make([annotation(), annotation(id=4, segmentation=segmentation)], skip_broken=True).n_skipped == 1
 
 
-def test_run_lengths_are_checked_as_pycocotools_writes_them(make, rng):
-    """All forms of numbers occur: negative differences, many characters."""
+def test_run_lengths_written_by_pycocotools_are_valid(make, rng):
+    """The counts include negative differences and numbers of several characters."""
     masks = [rng.rand(HEIGHT, WIDTH) < p for p in (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 1.0)]
     dataset = make([annotation(id=i, segmentation=rle_of(mask)) for i, mask in enumerate(masks, 1)])
-    for shape, mask in zip(dataset[0].annotations.segmentations, masks):
+    for shape, mask in zip(dataset[0].annotations.segmentations, masks, strict=True):
         np.testing.assert_array_equal(coco_mask.decode(shape), mask)
 
 
 def test_images_without_objects(make):
     objects = [annotation(), annotation(id=2, image_id=9, iscrowd=1)]
-    assert make(objects).image_ids == (7,)  # a crowd is nothing to learn from
+    assert make(objects).image_ids == (7,)  # image 9 has only a crowd
     assert make(objects, only_annotated=False).image_ids == (7, 9)
     dataset = make([annotation(image_id=9)], only_annotated=False)
     empty = dataset[0].annotations
@@ -176,7 +178,7 @@ def test_images_without_objects(make):
     assert empty.crowd.dtype == bool and empty.segmentations == ()
 
 
-def test_classes_can_be_chosen(make):
+def test_classes_can_be_selected(make):
     objects = [annotation(), annotation(id=2, category_id=5, image_id=9)]
     dataset = make(objects, class_names=['dog'])
     assert dataset.category_ids == (5,) and dataset.image_ids == (9,)
@@ -186,7 +188,7 @@ def test_classes_can_be_chosen(make):
         make(objects, class_names=['cow'])
 
 
-def test_sizes_and_flags_may_be_absent(make):
+def test_sizes_and_flags_are_optional(make):
     def edit(content):
         for image in content['images']:
             del image['height'], image['width']
@@ -199,7 +201,7 @@ def test_sizes_and_flags_may_be_absent(make):
     assert [(a['id'], a['area'], a['iscrowd']) for a in truth['annotations']] == [(1, 208, 0), (2, 208, 0)]
 
 
-def test_ground_truth_is_the_file(shared):
+def test_ground_truth_equals_the_file(shared):
     file = shared / 'coco-mini/annotations/instances_val2017.json'
     dataset = COCODataset(file, shared / 'coco-mini/val2017', only_annotated=False)
     content, truth = json.loads(file.read_text()), dataset.ground_truth()
@@ -207,15 +209,15 @@ def test_ground_truth_is_the_file(shared):
     assert len(dataset) == 100 and len(dataset.class_names) == 80
 
 
-def test_ground_truth_leaves_out_what_has_no_outline(make):
+def test_ground_truth_drops_objects_without_segmentation(make):
     truth = make([annotation(segmentation=[[1, 2, 3, 4], TRIANGLE]), annotation(id=2, segmentation=[])]).ground_truth()
     assert [a['segmentation'] for a in truth['annotations']] == [[TRIANGLE]]
 
 
-def test_survives_pickling_in_little_space(make):
+def test_a_pickled_dataset_has_the_same_annotations(make):
     dataset = make([annotation(), annotation(id=2, image_id=9, segmentation=rle_of(np.eye(HEIGHT, WIDTH)))])
     copy = pickle.loads(pickle.dumps(dataset))
-    for a, b in zip(dataset, copy):
+    for a, b in zip(dataset, copy, strict=True):
         np.testing.assert_array_equal(a.annotations.boxes, b.annotations.boxes)
         assert repr(a.annotations.segmentations) == repr(b.annotations.segmentations)
 
@@ -237,7 +239,7 @@ def test_survives_pickling_in_little_space(make):
         ({'area': float('-inf')}, "the 'area' of annotation 2"),
     ],
 )
-def test_annotation_that_fits_nothing(make, changes, text, caplog):
+def test_a_malformed_annotation_is_reported_or_skipped(make, changes, text, caplog):
     objects = [annotation(), annotation(id=2, **changes)]
     with pytest.raises(AnnotationFileError, match=text) as error:
         make(objects)
@@ -249,7 +251,7 @@ def test_annotation_that_fits_nothing(make, changes, text, caplog):
     assert len(dataset.ground_truth()['annotations']) == 1
 
 
-def test_missing_image(make, tmp_path, caplog):
+def test_a_missing_image_is_reported_or_skipped(make, tmp_path, caplog):
     objects = [annotation(), annotation(id=2, image_id=9)]
     with pytest.raises(ImageFileError, match=r'b\.png: no such file or directory$'):
         make(objects, images=['a.png'])
@@ -257,21 +259,21 @@ def test_missing_image(make, tmp_path, caplog):
         dataset = make(objects, images=['a.png'], skip_broken=True)
     assert dataset.image_ids == (7,) and dataset.n_skipped == 1 and 'b.png' in caplog.text
     (tmp_path / 'a.png').unlink()
-    with pytest.raises(ImageFileError, match=r'a\.png: .*\(1 more images cannot be used either\)'):
+    with pytest.raises(ImageFileError, match=r'a\.png: .*\(2 unusable images in total\)'):
         make(objects, images=[])
 
 
-def test_broken_image(make, tmp_path):
+def test_a_broken_image_is_reported(make, tmp_path):
     objects = [annotation(), annotation(id=2, image_id=9)]
     (tmp_path / 'b.png').write_bytes(b'not an image')
     with pytest.raises(ImageFileError, match=r'b\.png: not an image'):
         make(objects, images=['a.png'])
     cv2.imwrite(str(tmp_path / 'b.png'), np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8))
-    with pytest.raises(ImageFileError, match=r'30 x 41 pixels .* annotation file says 30 x 40'):
+    with pytest.raises(ImageFileError, match=r'30 x 41 pixels .* annotation file declares 30 x 40'):
         make(objects, images=['a.png'])
 
 
-def test_image_that_changes_after_the_scan(make, tmp_path):
+def test_an_image_that_changes_after_the_scan_is_reported(make, tmp_path):
     dataset = make([annotation()])
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ImageFileError, match=r'a\.png: the image has 8 x 8 pixels'):
@@ -297,7 +299,7 @@ def test_image_that_changes_after_the_scan(make, tmp_path):
         ),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": "2", "name": "b"}]}',
-            "the ids of 'categories' are partly numbers, partly texts",
+            "the ids of 'categories' are partly numbers, partly strings",
         ),
         (
             '{"images": [{"id": 1, "file_name": "a", "width": "4"}], "annotations": [], "categories": []}',
@@ -309,7 +311,7 @@ def test_image_that_changes_after_the_scan(make, tmp_path):
         ),
     ],
 )
-def test_broken_annotation_file(tmp_path, text, message):
+def test_a_broken_annotation_file_is_reported(tmp_path, text, message):
     path = tmp_path / 'broken.json'
     path.write_text(text, encoding='latin1')
     with pytest.raises(AnnotationFileError, match=message) as error:
@@ -317,34 +319,34 @@ def test_broken_annotation_file(tmp_path, text, message):
     assert str(error.value).startswith(str(path)) and '\n' not in str(error.value)
 
 
-def test_missing_annotation_file(tmp_path):
+def test_a_missing_annotation_file_is_reported(tmp_path):
     with pytest.raises(AnnotationFileError, match=r'none\.json: no such file or directory'):
         COCODataset(tmp_path / 'none.json', tmp_path)
 
 
-def test_prints_nothing(make, capsys):
+def test_a_dataset_prints_nothing(make, capsys):
     make([annotation()]).ground_truth()
     assert capsys.readouterr() == ('', '')
 
 
-def test_coco_mini_like_pycocotools(shared):
-    """Every object against pycocotools' own reading of the file."""
+def test_objects_agree_with_pycocotools(shared):
+    """Compare every object of coco-mini with the file as pycocotools reads it."""
     from pycocotools.coco import COCO
 
     file = shared / 'coco-mini/annotations/instances_train2017.json'
     dataset, reference = COCODataset(file, shared / 'coco-mini/train2017'), COCO(file)
     assert len(dataset) == 98 and dataset.category_ids == tuple(reference.getCatIds())
     for i in range(len(dataset)):
-        objects = dataset._objects.annotations_of(i)  # without decoding the images
-        theirs = [
+        objects = dataset.annotations_of(i)
+        expected = [
             a
             for a in reference.loadAnns(reference.getAnnIds(dataset.image_ids[i]))
             if a['bbox'][2] > 1 and a['bbox'][3] > 1
         ]
         categories = [dataset.category_ids[label] for label in objects.labels]
-        assert categories == [a['category_id'] for a in theirs]
-        assert objects.crowd.tolist() == [bool(a['iscrowd']) for a in theirs]
-        for box, shape, a in zip(objects.boxes, objects.segmentations, theirs):
+        assert categories == [a['category_id'] for a in expected]
+        assert objects.crowd.tolist() == [bool(a['iscrowd']) for a in expected]
+        for box, shape, a in zip(objects.boxes, objects.segmentations, expected, strict=True):
             x, y, w, h = a['bbox']
             np.testing.assert_allclose(box, [y, x, y + h - 1, x + w - 1], rtol=1e-6, atol=1e-3)
             rle = (
@@ -355,19 +357,16 @@ def test_coco_mini_like_pycocotools(shared):
             assert rle['counts'] == reference.annToRLE(a)['counts']
 
 
-# Keypoints.
-
-
 def keypoint_names(content, names=COCO_KEYPOINT_NAMES):
     content['categories'][1]['keypoints'] = list(names)
 
 
 def keypoints(*visible):
-    """COCO's 51 numbers: keypoint ``i`` at x = i, y = 2 * i where it is visible."""
+    """COCO's 51 numbers; a visible keypoint ``i`` has x = i and y = 2 * i."""
     return [number for i in range(17) for number in ((i, 2 * i, 2) if i in visible else (0, 0, 0))]
 
 
-def test_keypoints(make):
+def test_keypoints_of_objects(make):
     dataset = make([annotation(keypoints=keypoints(1, 16)), annotation(id=2)], keypoint_names, keypoints=True)
     found = dataset[0].annotations.keypoints
     assert found.shape == (2, 17, 3) and found.dtype == np.float32
@@ -383,15 +382,15 @@ def test_unlabelled_keypoints_are_zero(make):
     assert not dataset[0].annotations.keypoints[0, 0].any()
 
 
-def test_images_without_visible_keypoints_teach_nothing(make):
+def test_images_without_visible_keypoints_are_not_used_for_training(make):
     annotations = [annotation(keypoints=keypoints()), annotation(id=2, image_id=9, keypoints=keypoints(3))]
     assert make(annotations, keypoint_names, keypoints=True).image_ids == (9,)
     assert make(annotations, keypoint_names, keypoints=True, only_annotated=False).image_ids == (7, 9)
-    with pytest.raises(AnnotationFileError, match='no image with an object to learn from .*visible keypoint'):
+    with pytest.raises(AnnotationFileError, match='no image has an object for training .*visible keypoint'):
         make(annotations[:1], keypoint_names, keypoints=True)
 
 
-def test_keypoints_need_no_outline(make):
+def test_objects_with_keypoints_need_no_segmentation(make):
     bare = annotation(segmentation=[], keypoints=keypoints(3))
     dataset = make([bare], keypoint_names, keypoints=True)
     assert dataset[0].annotations.segmentations == ((),)
@@ -404,19 +403,19 @@ def test_keypoints_need_no_outline(make):
     assert truth['segmentation'] == [TRIANGLE]
 
 
-def test_ground_truth_has_the_cleaned_keypoints(make):
+def test_ground_truth_has_cleaned_keypoints(make):
     numbers = [1.1, 2, 2, 5, 6, 0, *keypoints()[6:]]
     objects = [
         annotation(keypoints=None, num_keypoints=None),
         annotation(id=2, keypoints=numbers, num_keypoints='many'),
     ]
     truth = make(objects, keypoint_names, keypoints=True).ground_truth()['annotations']
-    assert [own['num_keypoints'] for own in truth] == [0, 1]
-    assert [own['keypoints'] for own in truth] == [51 * [0], [1.1, 2, 2, *48 * [0]]]
+    assert [a['num_keypoints'] for a in truth] == [0, 1]
+    assert [a['keypoints'] for a in truth] == [51 * [0], [1.1, 2, 2, *48 * [0]]]
 
 
 @pytest.mark.parametrize('numbers', [[1, 2, 2], 17 * [1, 2, 'x'], 17 * [1, 2, 10**400], 'none'])
-def test_broken_keypoints(make, numbers):
+def test_malformed_keypoints_are_reported_or_skipped(make, numbers):
     with pytest.raises(AnnotationFileError, match="'keypoints' of annotation 1 are not a list of 51 numbers"):
         make([annotation(keypoints=numbers)], keypoint_names, keypoints=True)
     dataset = make(
@@ -428,7 +427,7 @@ def test_broken_keypoints(make, numbers):
     assert dataset.n_skipped == 1 and len(dataset[0].annotations) == 1
 
 
-def test_files_without_cocos_keypoints(make):
+def test_a_file_without_cocos_keypoints_is_rejected(make):
     with pytest.raises(AnnotationFileError, match=r"no category has 'keypoints' .*person_keypoints_\*.json"):
         make([annotation()], keypoints=True)
     with pytest.raises(AnnotationFileError, match="the keypoints of a category are not COCO's 17"):

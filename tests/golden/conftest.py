@@ -1,4 +1,4 @@
-"""Models and cases of the reference outputs, each made once for the whole run."""
+"""Models and cases of the reference outputs; each weight file is written once per session."""
 
 import pytest
 
@@ -8,30 +8,25 @@ from tests.support.golden import Case, rebuild_pickle
 
 
 @pytest.fixture(scope='session')
-def golden(shared):
-    return shared / 'golden'
-
-
-@pytest.fixture(scope='session')
 def weight_file(golden, tmp_path_factory):
-    """Recipe name -> our .npz, by way of Detectron's pickle and the parser's command line."""
+    """A function from the name of a recipe to an .npz file, converted from Detectron's pickle by the command."""
     folder = tmp_path_factory.mktemp('weights')
-    made = {}
+    written = {}
 
     def get(recipe):
-        if recipe not in made:
+        if recipe not in written:
             pickle = rebuild_pickle(golden, recipe, folder)
-            made[recipe] = pickle.with_suffix('.npz')
-            assert convert.main(['--input', str(pickle), '--output', str(made[recipe])]) == 0
+            written[recipe] = pickle.with_suffix('.npz')
+            assert convert.main(['--input', str(pickle), '--output', str(written[recipe])]) == 0
             pickle.unlink()
-        return made[recipe]
+        return written[recipe]
 
     return get
 
 
 @pytest.fixture(scope='session')
 def load_model(golden, weight_file):
-    """Case name -> the model with the case's settings, and the case."""
+    """A function from the name of a case to the model with the case's settings, and the case."""
 
     def load(name, **changes):
         case = Case(golden, name)

@@ -1,4 +1,4 @@
-"""From Detectron's pickle and a photo to Detectron's instances with two commands and no code."""
+"""Convert Detectron's pickle and detect the instances of a photo, with two commands."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def run(root, *arguments):
     return result.stdout
 
 
-def test_parser_and_demo_find_what_detectron_found(golden, root, tmp_path):
+def test_parser_and_demo_reproduce_the_detections_of_detectron(golden, root, tmp_path):
     case = Case(golden, 'R-50-C4_seed0')
     pickle = rebuild_pickle(golden, case.settings['recipe'], tmp_path)
     weights, results = tmp_path / 'model.npz', tmp_path / 'results.json'

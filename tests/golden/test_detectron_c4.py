@@ -1,10 +1,11 @@
-"""R-50-C4 against Detectron itself: every stage alone, and the detections."""
+"""R-50-C4 compared with Detectron: every stage and the detections."""
 
 import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
 
+from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.ops.roi.roi_align import roi_align
 from mask_rcnn.preprocessing.image_io import read_image
 from tests.support.golden import (
@@ -23,11 +24,13 @@ SMALL = 'R-50-C4_seed0_scale300'
 FAST = 'R-50-C4_seed0_scale300_rois300'
 FULL = 'R-50-C4_seed0'
 
-#: Of a blob's standard deviation.  Float32 sums in another order stay below it; a wrong layer does not.
+#: Largest difference, in standard deviations of a blob. Float32 sums in another order stay below it; a wrong layer does
+#: not.
 BODY = 5e-5
 
-#: Absolute, of the deltas (up to 5) and mask probabilities that the heads give from the golden input: one stage's 1e-5
-#: and the rounding of the backbone and of Winograd convolution (measured with five kinds of BLAS: 1.5e-5 to 2.3e-5).
+#: Largest absolute difference of the heads' deltas (up to 5) and mask probabilities, from the golden input: 1e-5 of one
+#: stage, and the rounding of the backbone and of Winograd convolution (measured with OpenBLAS's kernels for different
+#: processors: 1.5e-5 to 2.3e-5).
 HEADS = 3e-5
 
 
@@ -42,7 +45,7 @@ def small(load_model):
     """The model, its case and its feature maps from the golden network input."""
     model, case = load_model(SMALL)
     x = np.load(case.golden / 'detectron' / 'input_scale300.npz')['data']
-    return model, case, x, model.extract(x)
+    return model, case, x, [features.array for features in model.extractor(x)]
 
 
 def test_extractor(small):
@@ -70,7 +73,7 @@ def test_rpn(small):
 
 def test_proposals(small):
     model, case, x, maps = small
-    rois = model.propose(maps, x.shape[2:], float(case.arrays['im_scale']))
+    rois = model.rpn.propose(maps, x.shape[2:], [float(case.arrays['im_scale'])])[0]
     np.testing.assert_allclose(rois[:, XY], case.arrays['rois'][:, 1:], rtol=0, atol=0.01)
 
 
@@ -99,11 +102,11 @@ def test_box_head_of_every_sampled_roi(small):
         h = model.box_head.roi_features(maps, *golden_rois(case, rows))
         scores, deltas = model.box_head(h)
         values = {
-            'res5_pool': lambda: F.mean(h, axis=(2, 3), keepdims=True).array,
-            'cls_score': lambda: scores.array,
-            'bbox_pred': lambda: as_detectron(deltas.array),
-            'cls_prob': lambda: F.softmax(scores).array,
-        }[blob]()
+            'res5_pool': F.mean(h, axis=(2, 3), keepdims=True).array,
+            'cls_score': scores.array,
+            'bbox_pred': as_detectron(deltas.array),
+            'cls_prob': F.softmax(scores).array,
+        }[blob]
         assert case.compare_blob(blob, values, rows=rows) < BODY, blob
 
 
@@ -121,7 +124,7 @@ def test_mask_head(small):
 
 @pytest.mark.parametrize('name', [FAST, SMALL, FULL])
 def test_detections(load_model, name):
-    """From the photo, by the suggested rule and by a stricter one that an exact input allows."""
+    """From the photo: the suggested rule, and a stricter one, because the network input has the same bits."""
     model, case = load_model(name)
     (detections,) = model.detect([case.photo])
     match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
@@ -132,9 +135,9 @@ def test_detections(load_model, name):
 
 
 def test_the_photo_gives_the_golden_input(small):
-    """So what is found on the photo (test_detections) is what is found from the golden input."""
+    """So test_detections, which starts from the photo, starts from the golden input."""
     model, case, x, _ = small
-    prepared, transform = model.prepare(read_image(case.photo))
+    prepared, transform = Predictor(model).prepare(read_image(case.photo))
     np.testing.assert_array_equal(prepared, x)
     assert transform.scale == float(case.arrays['im_scale'])
 

@@ -1,4 +1,4 @@
-"""R-50-FPN, masks and keypoints, against Detectron itself: every stage alone, and the detections."""
+"""R-50-FPN with masks and with keypoints, compared with Detectron: every stage and the detections."""
 
 import zlib
 
@@ -7,6 +7,8 @@ import chainer.functions as F
 import numpy as np
 import pytest
 
+from mask_rcnn.inference.predictor import Predictor
+from mask_rcnn.models.layers import ConvNorm
 from mask_rcnn.ops.masks.keypoints import decode_heatmaps
 from mask_rcnn.preprocessing.image_io import read_image
 from tests.support.golden import (
@@ -24,16 +26,16 @@ from tests.support.golden import (
 
 MASKS, KEYPOINTS = 'R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'
 
-#: Of a blob's standard deviation: float32 sums in another order, in the backbone and the pyramid.
+#: Largest difference, in standard deviations of a blob: float32 sums in another order, in the backbone and the pyramid.
 MAPS = 1e-4
 
-#: The same of the heads of four and eight convolutions, each of which adds its rounding.
+#: The same for the heads of four and eight convolutions, each of which adds its rounding.
 DEEP = 4e-4
 
-#: Absolute, of what the box head gives for given RoIs.
+#: Largest absolute difference of the box head's outputs for given RoIs.
 HEADS = 5e-5
 
-#: Last blocks of res2 ... res5, after which Detectron names the pyramid's maps.
+#: The last blocks of res2 to res5, whose names are part of the names of the pyramid's levels.
 BLOCKS = 'res2_2_sum', 'res3_3_sum', 'res4_5_sum', 'res5_2_sum'
 
 
@@ -44,11 +46,11 @@ def inference():
 
 
 class Look:
-    """A model's first stages on its case's photo, with what every link on the way took and gave."""
+    """A model's first stages on its case's photo, with the inputs and outputs of their links."""
 
     def __init__(self, model, case):
         self.model, self.case = model, case
-        self.x, _ = model.prepare(read_image(case.photo))
+        self.x, _ = Predictor(model).prepare(read_image(case.photo))
         self.links = Recorder(
             model,
             'rpn/conv',
@@ -56,11 +58,11 @@ class Look:
             *(f'extractor/{kind}{level}' for kind in ('lateral', 'output') for level in range(2, 6)),
         )
         with self.links:
-            self.maps = model.extract(self.x)
+            self.maps = [features.array for features in model.extractor(self.x)]
             self.logits, self.deltas = model.rpn(self.maps)
 
     def boxes_in_input(self, name):
-        """The golden RoIs of the mask or keypoint head, which are the boxes of the detections."""
+        """Return the golden RoIs of the mask or keypoint head, the boxes of the detections, and their image indices."""
         rois = self.case.arrays[name][:, 1:][:, XY]
         return rois, np.zeros(len(rois), np.int32)
 
@@ -81,18 +83,18 @@ def look(request):
 
 
 def test_the_photo_gives_the_golden_input(look):
-    """To the last bit, so that what follows from it is what follows from the golden one."""
+    """Every bit is the same, so the later stages start from the golden input."""
     assert zlib.crc32(np.ascontiguousarray(look.x)) == int(look.case.arrays['data_crc32'])
     assert look.x.shape[2:] == tuple(look.case.arrays['im_info'][0, :2])
 
 
 def test_body(look):
     backbone = 'extractor/body'
-    (conv1,) = look.links.outputs[f'{backbone}/conv1']
-    assert look.case.compare_blob('conv1', conv1) < MAPS
+    conv1 = ConvNorm.forward(look.model.extractor.body.conv1, look.x, relu=True)  # without the pooling
+    assert look.case.compare_blob('conv1', conv1.array) < MAPS
     (pooled,) = look.links.inputs[f'{backbone}/res2']
     assert look.case.compare_blob('pool1', pooled) < MAPS
-    for stage, blob in zip(('res2', 'res3', 'res4', 'res5'), BLOCKS):
+    for stage, blob in zip(('res2', 'res3', 'res4', 'res5'), BLOCKS, strict=True):
         (out,) = look.links.outputs[f'{backbone}/{stage}']
         assert look.case.compare_blob(blob, out) < MAPS, blob
 
@@ -106,16 +108,17 @@ def test_pyramid(look):
         (above,) = links.inputs[f'extractor/output{level + 1}']
         (summed,) = links.inputs[f'extractor/output{level}']
         assert case.compare_blob(f'fpn_inner_{blob}_lateral', lateral) < MAPS
-        enlarged = above.repeat(2, axis=2).repeat(2, axis=3)
-        assert case.compare_blob(f'fpn_inner_{blob}_topdown', enlarged) < MAPS
+        upsampled = above.repeat(2, axis=2).repeat(2, axis=3)
+        assert case.compare_blob(f'fpn_inner_{blob}_topdown', upsampled) < MAPS
         assert case.compare_blob(f'fpn_inner_{blob}', summed) < MAPS
     names = [f'fpn_{blob}' for blob in BLOCKS] + ['fpn_res5_2_sum_subsampled_2x']
-    for name, features in zip(names, look.maps):
+    for name, features in zip(names, look.maps, strict=True):
         assert case.compare_blob(name, features) < MAPS, name
 
 
 def test_rpn(look):
-    for level, hidden, logits, deltas in zip(range(2, 7), look.links.outputs['rpn/conv'], look.logits, look.deltas):
+    outputs = look.links.outputs['rpn/conv'], look.logits, look.deltas
+    for level, hidden, logits, deltas in zip(range(2, 7), *outputs, strict=True):
         blobs = {
             'conv_rpn': hidden,
             'rpn_cls_logits': logits.array,
@@ -127,9 +130,9 @@ def test_rpn(look):
 
 
 def test_proposals(look):
-    """Up to a few whose order, or whose IoU of 0.7 with a better one, hangs by the last bits."""
+    """All but two: the last bits decide the order of some, and on which side of the NMS threshold others are."""
     arrays = look.case.arrays
-    rois = look.model.propose(look.maps, look.x.shape[2:], float(arrays['im_scale']))[:, XY]
+    rois = look.model.rpn.propose(look.maps, look.x.shape[2:], [float(arrays['im_scale'])])[0][:, XY]
     assert rois.shape == (1000, 4)
     nearest = np.abs(rois[:, None] - arrays['rois'][None, :, 1:]).max(axis=2).min(axis=0)
     assert np.count_nonzero(nearest > 0.01) <= 2, nearest.max()
@@ -144,13 +147,13 @@ def test_box_head(look):
         fc6 = F.relu(model.box_head.fc6(features))
         scores, deltas = model.box_head(features)
         values = {
-            'roi_feat': lambda: features.array,
-            'fc6': lambda: fc6.array,
-            'fc7': lambda: F.relu(model.box_head.fc7(fc6)).array,
-            'cls_score': lambda: scores.array,
-            'cls_prob': lambda: F.softmax(scores).array,
-            'bbox_pred': lambda: as_detectron(deltas.array),
-        }[blob]()
+            'roi_feat': features.array,
+            'fc6': fc6.array,
+            'fc7': F.relu(model.box_head.fc7(fc6)).array,
+            'cls_score': scores.array,
+            'cls_prob': F.softmax(scores).array,
+            'bbox_pred': as_detectron(deltas.array),
+        }[blob]
         values = values.reshape(len(rows), *case.arrays[f'blob/{blob}/shape'][1:])
         assert case.compare_blob(blob, values, rows=rows) < MAPS, blob
 
@@ -168,7 +171,7 @@ def test_mask_head(masks):
     rois = masks.boxes_in_input('mask_rois')
     links = Recorder(model, 'mask_head/deconv', *(f'mask_head/conv{i}' for i in range(1, 5)))
     with links:
-        features = model.pool_mask_features(masks.maps, *rois)
+        features = model.mask_head.roi_features(masks.maps, *rois)
         logits = model.mask_head(features).array
     assert case.compare_blob('_[mask]_roi_feat', features.array) < MAPS
     for i in range(1, 5):
@@ -177,8 +180,8 @@ def test_mask_head(masks):
             assert case.compare_blob(f'_[mask]_fcn{i}', hidden) < MAPS, i
     (up,) = links.outputs['mask_head/deconv']
     assert case.compare_blob('conv5_mask', F.relu(up).array) < MAPS
-    own = logits[np.arange(len(logits)), case.arrays['classes'] - 1]
-    np.testing.assert_allclose(F.sigmoid(own).array, case.arrays['mask_probs'], rtol=0, atol=1.2e-4)
+    class_logits = logits[np.arange(len(logits)), case.arrays['classes'] - 1]
+    np.testing.assert_allclose(F.sigmoid(class_logits).array, case.arrays['mask_probs'], rtol=0, atol=1.2e-4)
 
 
 def test_keypoint_head(keypoints):
@@ -196,17 +199,21 @@ def test_keypoint_head(keypoints):
     assert case.compare_blob('kps_score_lowres', small) < DEEP
     assert case.compare_blob('kps_score', heatmaps) < DEEP
     found = decode_heatmaps(heatmaps, case.arrays['boxes'][:, XY])
-    # Measured with five kinds of BLAS: 2.8e-4 and 1.5e-4.
+    # Measured with OpenBLAS's kernels for different processors: 2.8e-4 and 1.5e-4.
     compare_keypoints(case, found, np.arange(len(found)), pixels=1e-3, logit=7e-4, probability=4e-4)
 
 
 def compare_keypoints(case, found, rows, *, pixels, logit, probability, jumps=0):
-    """Hold keypoints against those of some of a case's detections.
+    """Compare keypoints with those of some of a case's detections.
 
     Args:
-        pixels: Largest distance.
-        logit, probability: Tolerances, the first one absolute, the second one relative.
-        jumps: How many of the stable keypoints may be at another maximum of nearly the same height.
+        case: The case.
+        found: ``(n, K, 4)`` keypoints.
+        rows: The indices of their detections in the case.
+        pixels: The largest distance.
+        logit: The absolute tolerance of logits.
+        probability: The relative tolerance of probabilities.
+        jumps: The number of stable keypoints that may be at another maximum of nearly the same height.
     """
     expected = case.arrays['keypoints'][rows][:, [1, 0, 2, 3]].transpose(0, 2, 1)
     distance = np.hypot(*np.moveaxis(found[:, :, :2] - expected[:, :, :2], 2, 0))
@@ -218,7 +225,7 @@ def compare_keypoints(case, found, rows, *, pixels, logit, probability, jumps=0)
 
 
 def test_mask_detections(masks):
-    """From the photo, by the suggested rule and by a stricter one that an exact input allows."""
+    """From the photo: the suggested rule, and a stricter one, because the network input has the same bits."""
     model, case = masks.model, masks.case
     (detections,) = model.detect([case.photo])
     match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
@@ -234,7 +241,7 @@ def test_keypoint_detections(keypoints):
     match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=MAX_SCORE_DIFFERENCE)
     found = detections[match(case, detections, min_iou=0.9995, max_score_difference=MAX_SCORE_ROUNDING)]
     compare_boxes(case, found)
-    # Measured with five kinds of BLAS: 0.026, 0.028, 0.021, and with one of them a jump.
+    # Measured with OpenBLAS's kernels for different processors: 0.026, 0.028, 0.021, and at most one jump.
     compare_keypoints(
         case, found.keypoints, np.flatnonzero(case.arrays['stable']), pixels=0.06, logit=0.07, probability=0.05, jumps=2
     )

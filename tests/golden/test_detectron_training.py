@@ -1,4 +1,4 @@
-"""One training step of R-50-C4 against Detectron's: targets, losses and every gradient."""
+"""One training step of R-50-C4 compared with Detectron: targets, losses and every gradient."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tests.support.golden import XY
 
 NAME = 'train_R-50-C4_seed0_scale300'
 
-#: Detectron's layers and ours.
+#: Detectron's layers and their paths.
 LAYERS = {
     'conv_rpn': 'rpn/conv',
     'rpn_cls_logits': 'rpn/objectness',
@@ -34,7 +34,7 @@ BRANCHES = {'branch2a': 'conv1', 'branch2b': 'conv2', 'branch2c': 'conv3', 'bran
 
 
 def path_of(blob):
-    """Detectron's name of a trained parameter -> ours."""
+    """Return the path of the parameter that Detectron trains under a name."""
     conv = re.fullmatch(r'(res(\d))_(\d)_(branch\w+)_w', blob)
     if conv:
         prefix = 'box_head' if conv[2] == '5' else 'extractor'
@@ -44,8 +44,8 @@ def path_of(blob):
 
 
 def as_detectron(blob, grad):
-    """Our gradient in Detectron's order: dx before dy, a background channel of masks."""
-    if blob == 'rpn_bbox_pred_grad':  # of the map
+    """Return a gradient in Detectron's order: dx before dy, and masks with a background channel."""
+    if blob == 'rpn_bbox_pred_grad':  # the gradient of the output
         return grad.reshape(1, -1, 4, *grad.shape[2:])[:, :, XY].reshape(grad.shape)
     if 'bbox_pred' in blob:
         return grad.reshape(-1, 4, *grad.shape[1:])[:, XY].reshape(grad.shape)
@@ -55,7 +55,7 @@ def as_detectron(blob, grad):
 
 
 class Step:
-    """The golden step, in our terms."""
+    """The golden step in the package's conventions."""
 
     def __init__(self, golden):
         self.arrays = np.load(golden / 'detectron' / f'{NAME}.npz')
@@ -117,8 +117,8 @@ def step(golden):
 
 
 @pytest.fixture(scope='module')
-def learned(step, weight_file):
-    """The chain after a backward pass from Detectron's targets, its losses, and the maps on the way."""
+def backward(step, weight_file):
+    """The chain after a backward pass from Detectron's targets, its losses, its features and the RPN's outputs."""
     model = mask_rcnn.load(weight_file(step.settings['recipe']))
     freeze(model)
     chain = MaskRCNNTrainChain(model, sampling=step.sampling)
@@ -130,16 +130,16 @@ def learned(step, weight_file):
     return chain, values, maps[0], logits[0], deltas[0]
 
 
-def test_anchor_targets(step, learned):
-    chain, _, _, logits, _ = learned
+def test_anchor_targets(step, backward):
+    chain, _, _, logits, _ = backward
     (found,) = chain.anchor_targets([step.example], [logits.shape[2:]], [np.random.RandomState(step.settings['seed'])])
     np.testing.assert_array_equal(found.labels, step.anchors.labels)
     np.testing.assert_allclose(found.deltas, step.anchors.deltas, rtol=0, atol=1e-6)
 
 
-def test_proposals(step, learned):
-    chain, _, _, logits, deltas = learned
-    proposals, _ = chain.model.rpn.propose(
+def test_proposals(step, backward):
+    chain, _, _, logits, deltas = backward
+    proposals, _ = chain.model.rpn.decode(
         [logits.array[0]],
         [deltas.array[0]],
         step.image_transform.input_size,
@@ -152,7 +152,7 @@ def test_proposals(step, learned):
 
 
 def test_roi_targets(step):
-    """All foreground, and of all possible background those that Detectron drew."""
+    """All foreground RoIs, and those background RoIs that Detectron sampled, are among the candidates."""
     proposals = step['rpn_rois'][:, 1:][:, XY]
     found = sample_rois(
         proposals,
@@ -171,7 +171,7 @@ def test_roi_targets(step):
     np.testing.assert_allclose(found.deltas[partners[:n]], step.rois.deltas, rtol=0, atol=1e-4)
 
 
-def test_box_and_mask_targets_of_the_golden_rois(step, learned):
+def test_box_and_mask_targets_of_the_golden_rois(step, backward):
     rois = step.rois
     foreground = rois.boxes[: rois.n_foreground]
     deltas = box_targets(foreground, step.annotations.boxes, dialect=DETECTRON)
@@ -181,7 +181,7 @@ def test_box_and_mask_targets_of_the_golden_rois(step, learned):
 
 
 @pytest.mark.parametrize(
-    ('ours', 'theirs'),
+    ('name', 'detectron_name'),
     [
         ('rpn_cls_loss', 'loss_rpn_cls'),
         ('rpn_loc_loss', 'loss_rpn_bbox'),
@@ -191,24 +191,26 @@ def test_box_and_mask_targets_of_the_golden_rois(step, learned):
         ('roi_accuracy', 'accuracy_cls'),
     ],
 )
-def test_losses(step, learned, ours, theirs):
-    value = float(chainer.as_array(learned[1][ours]))
-    np.testing.assert_allclose(value, step[theirs], rtol=0, atol=1e-5)
+def test_losses(step, backward, name, detectron_name):
+    value = float(chainer.as_array(backward[1][name]))
+    np.testing.assert_allclose(value, step[detectron_name], rtol=0, atol=1e-5)
 
 
-def test_frozen_parameters_have_no_gradient(step, learned):
+def test_frozen_parameters_have_no_gradient(step, backward):
     trained = {path_of(blob) for blob in step['trainable']}
-    for path, param in learned[0].model.namedparams():
+    for path, param in backward[0].model.namedparams():
         assert (param.grad is not None) == (path[1:] in trained), path
 
 
-def test_the_norm_of_every_gradient(step, learned):
-    """To 1e-4; in front of the heads to 5e-4.
+def test_the_norm_of_every_gradient(step, backward):
+    """The norms agree within 1e-4 in the heads and within 5e-4 in the backbone; that of all together within 5e-5.
 
-    There a few ReLUs, whose input is nearly zero, let through in one order of float32 sums what they hold
-    back in another.  The same step in float64 is up to 2.8e-4 away from Detectron's.
+    In the backbone, a few inputs of ReLUs are so close to zero that the order of float32 sums decides their sign. The
+    same step in float64 differs by up to 2.8e-4 from Detectron's. The norm of all gradients differs by 2e-5 with
+    OpenBLAS's SkylakeX kernels and by 2.2e-5 with Haswell and Zen; 5e-5 is what the reference outputs' README measured
+    between Caffe2 and PyTorch.
     """
-    params = dict(learned[0].model.namedparams())
+    params = dict(backward[0].model.namedparams())
     squares = np.zeros(2)
     for blob in step['trainable']:
         norm = np.linalg.norm(params['/' + path_of(blob)].grad.ravel().astype(np.float64))
@@ -216,12 +218,12 @@ def test_the_norm_of_every_gradient(step, learned):
         tolerance = 5e-4 if blob.startswith(('res3', 'res4')) else 1e-4
         np.testing.assert_allclose(norm, expected, rtol=tolerance, err_msg=blob)
         squares += norm**2, expected**2
-    np.testing.assert_allclose(*np.sqrt(squares), rtol=2e-5)
+    np.testing.assert_allclose(*np.sqrt(squares), rtol=5e-5)
 
 
-def test_single_numbers_of_every_gradient(step, learned):
-    """Up to the 2 % of the largest that ReLUs which flip make; no ReLU is behind the outputs."""
-    params = dict(learned[0].model.namedparams())
+def test_single_numbers_of_every_gradient(step, backward):
+    """Elements agree within 2 % of the largest, because of the ReLUs above, and within 2e-4 where no ReLU follows."""
+    params = dict(backward[0].model.namedparams())
     for blob in step['trainable']:
         grad = as_detectron(blob, params['/' + path_of(blob)].grad)
         assert grad.shape == tuple(step[f'grad/{blob}/shape'])
@@ -231,9 +233,9 @@ def test_single_numbers_of_every_gradient(step, learned):
         )
 
 
-def test_gradients_of_the_maps(step, learned):
-    _, _, features, logits, deltas = learned
-    passed = features.grad * (features.array > 0)  # Detectron has the gradient in front of the ReLU
+def test_gradients_of_the_maps(step, backward):
+    _, _, features, logits, deltas = backward
+    passed = features.grad * (features.array > 0)  # Detectron's gradient is that of the ReLU's input
     maps = {'res4_5_sum': (passed, 5e-3), 'rpn_cls_logits': (logits.grad, 1e-4), 'rpn_bbox_pred': (deltas.grad, 1e-4)}
     for blob, (grad, tolerance) in maps.items():
         expected = step[f'outgrad/{blob}_grad/value']

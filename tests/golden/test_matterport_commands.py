@@ -1,4 +1,4 @@
-"""From Matterport's ``.h5`` to its instances, and to a network trained on, with three commands."""
+"""Convert Matterport's ``.h5`` file, detect its instances and fine-tune the network, with three commands."""
 
 import json
 import subprocess
@@ -11,7 +11,8 @@ import pytest
 from mask_rcnn import Detections
 from mask_rcnn.config import MATTERPORT
 from mask_rcnn.weights import read_weights
-from tests.support.matterport import MatterportCase, match, rebuild_h5
+from tests.support.golden import match
+from tests.support.matterport import MatterportCase, rebuild_h5
 
 CASE = 'shapes_resnet50_shapes7'
 
@@ -29,7 +30,7 @@ def case(golden):
 
 @pytest.fixture(scope='module')
 def weights(case, golden, root, tmp_path_factory):
-    """The ``.npz``, from the ``.h5``, a JSON file of the Config's values and one of names."""
+    """The ``.npz`` file, converted from the ``.h5`` file, a JSON file of the settings and a file of class names."""
     folder = tmp_path_factory.mktemp('commands')
     h5 = rebuild_h5(golden, case.settings['recipe'], folder)
     (folder / 'config.json').write_text(json.dumps(case.settings['matterport']))
@@ -50,7 +51,7 @@ def weights(case, golden, root, tmp_path_factory):
     return folder / 'shapes.npz'
 
 
-def test_the_demo_finds_what_matterport_found(case, weights, root, tmp_path):
+def test_demo_reproduces_the_detections_of_matterport(case, weights, root, tmp_path):
     picture = tmp_path / 'shapes7.png'
     cv2.imwrite(str(picture), case.arrays['image'][:, :, ::-1])
     run(
@@ -81,8 +82,8 @@ def test_the_demo_finds_what_matterport_found(case, weights, root, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_network_is_trained_on(weights, root, tmp_path):
-    """A hundred iterations; the dialect stays, the backbone's statistics too, and the loss falls."""
+def test_training_continues_from_the_converted_network(weights, root, tmp_path):
+    """After 100 iterations the dialect and the backbone's statistics are the same, and the loss is lower."""
     out = run(
         root,
         'train.py',

@@ -1,3 +1,5 @@
+"""The detections of one image: indexing, masks, COCO's format and drawing."""
+
 import copy
 import json
 import pickle
@@ -9,8 +11,9 @@ from pycocotools import mask as coco_mask
 
 import mask_rcnn.inference.detections
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.inference.detections import Detections, mask_to_rle
+from mask_rcnn.inference.detections import Detections
 from mask_rcnn.ops.masks.paste_masks import paste_masks
+from mask_rcnn.ops.masks.rle import encode_mask
 
 SIZE = 60, 80
 NAMES = 'person', 'bicycle', 'car'
@@ -46,38 +49,49 @@ def assert_same(a, b):
         assert getattr(a, name) == getattr(b, name)
 
 
-def test_masks_are_pasted_as_the_dialect_says_and_only_once(rng):
-    dialect = DETECTRON.replace(boxes={'offset': 0.0}, masks={'padding': 0, 'threshold': 0.3})
-    found = make(rng, dialect=dialect)
-    expected = paste_masks(found.mask_probs, found.boxes, SIZE, offset=0.0, padding=0, threshold=0.3)
-    assert found.masks.shape == (7, *SIZE) and found.masks.dtype == bool
-    np.testing.assert_array_equal(found.masks, expected)
+@pytest.mark.parametrize('offset', [0.0, 1.0])
+@pytest.mark.parametrize('threshold', [0.3, 0.7])
+def test_masks_are_pasted_by_the_dialects_conventions(rng, offset, threshold):
+    """In a box of 14 x 14 pixels, pasting without padding is a comparison with the threshold, pixel by pixel."""
+    dialect = DETECTRON.replace(boxes={'offset': offset}, masks={'padding': 0, 'threshold': threshold})
+    corners = np.array([[10, 20], [-3, 70], [46, 0]])
+    boxes = np.concatenate([corners, corners + 14 - offset], axis=1).astype(np.float32)
+    found = make(rng, count=3, boxes=boxes, dialect=dialect)
+    expected = np.zeros((3, SIZE[0] + 28, SIZE[1] + 28), bool)  # a frame of 14 pixels around the image
+    for mask, (top, left), probs in zip(expected, corners + 14, found.mask_probs, strict=True):
+        mask[top : top + 14, left : left + 14] = probs > threshold
+    assert found.masks.shape == (3, *SIZE) and found.masks.dtype == bool
+    np.testing.assert_array_equal(found.masks, expected[:, 14:-14, 14:-14])
+
+
+def test_masks_are_pasted_once(rng):
+    found = make(rng)
     assert found.masks is found.masks
-    assert not np.array_equal(expected, make(np.random.RandomState(0)).masks)
 
 
-def test_dtypes_are_the_conventions(rng):
+def test_arrays_are_converted_to_the_documented_dtypes(rng):
     found = make(rng, boxes=np.zeros((7, 4)), labels=np.zeros(7, np.int64), scores=np.zeros(7))
     assert found.boxes.dtype == np.float32
     assert found.labels.dtype == np.int32
     assert found.scores.dtype == np.float32
 
 
-def test_iter_masks_pastes_in_portions(rng, monkeypatch):
+def test_iter_masks_pastes_a_few_masks_at_a_time(rng, monkeypatch):
     found = make(rng)
-    shapes = []
+    counts = []
 
     def paste(probs, *args, **kwargs):
-        shapes.append(len(probs))
+        counts.append(len(probs))
         return paste_masks(probs, *args, **kwargs)
 
     monkeypatch.setattr(mask_rcnn.inference.detections, 'paste_masks', paste)
     monkeypatch.setattr(mask_rcnn.inference.detections, '_CHUNK_BYTES', 3 * SIZE[0] * SIZE[1] + 1)
-    portions = list(found.iter_masks())
-    assert shapes == [3, 3, 1]
-    np.testing.assert_array_equal(portions, found.masks)
+    masks = list(found.iter_masks())
+    assert sum(counts) == 7 and max(counts) == 3
+    np.testing.assert_array_equal(masks, found.masks)
+    n_pasted = len(counts)
     np.testing.assert_array_equal(list(found.iter_masks()), found.masks)
-    assert shapes == [3, 3, 1, 7]
+    assert len(counts) == n_pasted  # pasted masks are not pasted again
 
 
 @pytest.mark.parametrize(
@@ -119,22 +133,22 @@ def test_indexing_does_not_paste(rng, monkeypatch):
     assert len(found[2:5]) == 3
 
 
-def test_index_out_of_range_and_the_end_of_iteration(rng):
+def test_indices_out_of_range(rng):
     found = make(rng)
     for index in (7, -8):
         with pytest.raises(IndexError, match=f'{index}.*7 detections'):
             found[index]
-    assert [len(one) for one in found] == [1] * 7
-    assert [float(one.scores[0]) for one in found] == found.scores.tolist()
+    assert [len(instance) for instance in found] == [1] * 7
+    assert [float(instance.scores[0]) for instance in found] == found.scores.tolist()
 
 
-def test_above_is_strict(rng):
+def test_above_excludes_the_threshold(rng):
     found = make(rng, count=3, scores=np.array([0.5, 0.7, 0.9], np.float32))
     assert found.above(0.5).scores.tolist() == found.scores[1:].tolist()
     assert len(found.above(0.95)) == 0
 
 
-def test_of_class_by_label_and_by_name(rng):
+def test_select_class_by_label_and_by_name(rng):
     found = make(rng, count=4, labels=np.array([0, 2, 0, 1]))
     assert_same(found.select_class(0), found[[0, 2]])
     assert_same(found.select_class('car'), found[[1]])
@@ -142,7 +156,7 @@ def test_of_class_by_label_and_by_name(rng):
         found.select_class('cat')
 
 
-def test_sorted_by_score_keeps_the_order_of_equals(rng):
+def test_sorting_by_score_is_stable(rng):
     scores = np.array([0.2, 0.9, 0.5, 0.9], np.float32)
     found = make(rng, count=4, scores=scores)
     assert_same(found.sorted_by_score(), found[[1, 3, 2, 0]])
@@ -154,14 +168,14 @@ def test_names_with_and_without_class_names(rng):
     assert make(rng, count=2, labels=labels, class_names=None).names == ['class 2', 'class 0']
 
 
-def test_repr_is_one_line_with_the_best(rng):
+def test_repr_lists_the_highest_scores(rng):
     found = make(rng, count=3, labels=np.array([0, 1, 2]), scores=np.array([0.25, 0.99, 0.5]))
     assert repr(found) == 'Detections(3 in 60 x 80 pixels: bicycle 0.99, car 0.50, person 0.25)'
     assert repr(found[[]]) == 'Detections(0 in 60 x 80 pixels)'
     assert repr(make(rng)).endswith(', ...)')
 
 
-def test_without_masks(rng):
+def test_detections_without_masks(rng):
     found = make(rng, mask_probs=None)
     assert not found.has_masks and found.masks is None and list(found.iter_masks()) == []
     assert not found[:2].has_masks
@@ -171,7 +185,7 @@ def test_without_masks(rng):
     assert found.draw(np.zeros((*SIZE, 3), np.uint8)).shape == (*SIZE, 3)
 
 
-def test_nothing_found(rng):
+def test_no_detections(rng):
     found = make(rng, count=0)
     assert len(found) == 0 and found.masks.shape == (0, *SIZE)
     assert found.to_coco(1) == [] and found.encode_masks() == [] and list(found) == []
@@ -198,45 +212,31 @@ def test_nothing_found(rng):
         ({'size': (60, 0)}, 'size'),
     ],
 )
-def test_what_does_not_fit_is_refused(rng, changes, message):
+def test_inconsistent_arguments_are_rejected(rng, changes, message):
     with pytest.raises(ValueError, match=message):
         make(rng, **changes)
 
 
-def test_rles_decode_to_the_masks(rng):
+def test_encoded_masks_decode_to_the_masks(rng):
     found = make(rng)
     np.testing.assert_array_equal([decode(rle) for rle in found.encode_masks()], found.masks)
 
 
-def random_masks(rng):
-    for shape in ((1, 1), (1, 9), (9, 1), (7, 5), (40, 33)):
-        for density in (0, 0.02, 0.5, 0.98, 1):
-            yield rng.uniform(size=shape) < density
-    tall = np.zeros((6, 5), bool)
-    tall[:, 1:3] = True  # a run over two whole columns
-    yield tall
-    yield ~tall
-
-
-def test_mask_to_rle_is_cocos_encoding(rng):
-    for mask in random_masks(rng):
-        expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-        assert mask_to_rle(mask) == {'size': list(mask.shape), 'counts': expected['counts'].decode()}
-
-
-def test_rles_need_no_masks(rng, monkeypatch):
-    """Those of the masks, to the byte; of an image whose columns the masks fill, too."""
+def test_encoding_does_not_paste_masks(rng, monkeypatch):
+    """The run lengths equal those of the pasted masks, also for masks that fill whole columns."""
     found = make(rng, boxes=np.concatenate([make(rng).boxes[:5], [[-9, 3, 70, 20], [0, 0, 59, 79]]]))
-    expected = [mask_to_rle(mask) for mask in found.iter_masks()]
+    expected = [encode_mask(mask) for mask in found.iter_masks()]
     monkeypatch.setattr(mask_rcnn.inference.detections, 'paste_masks', None)
     assert found.encode_masks() == expected
 
 
-def test_where_masks_are_pasted(rng):
-    """What is chosen from detections stays with their GPU; copies and pickles may go where there is none."""
+def test_paste_device(rng):
+    """Selections keep the device; copies and pickles, which may be used without a GPU, do not."""
     device, found = chainer.get_device('@numpy'), make(rng)
-    there = make(np.random.RandomState(0), paste_device=device)
-    assert found.paste_device is None and there[2:].paste_device is there.sorted_by_score().paste_device is device
+    on_device = make(np.random.RandomState(0), paste_device=device)
+    assert (
+        found.paste_device is None and on_device[2:].paste_device is on_device.sorted_by_score().paste_device is device
+    )
     sent = []
 
     class Recording:
@@ -246,14 +246,14 @@ def test_where_masks_are_pasted(rng):
             sent.append(array.shape)
             return array
 
-    there.paste_device = Recording()
-    assert there.encode_masks() == found.encode_masks()
-    np.testing.assert_array_equal(list(there.iter_masks()), found.masks)
-    np.testing.assert_array_equal(there.masks, found.masks)
+    on_device.paste_device = Recording()
+    assert on_device.encode_masks() == found.encode_masks()
+    np.testing.assert_array_equal(list(on_device.iter_masks()), found.masks)
+    np.testing.assert_array_equal(on_device.masks, found.masks)
     assert sent == [(7, 14, 14), (7, 4)] * 3
-    for other in (copy.copy(there), copy.deepcopy(there), pickle.loads(pickle.dumps(there))):
-        assert other.paste_device is None
-        assert_same(other, found)
+    for copied in (copy.copy(on_device), copy.deepcopy(on_device), pickle.loads(pickle.dumps(on_device))):
+        assert copied.paste_device is None
+        assert_same(copied, found)
 
 
 def test_to_coco(rng):
@@ -273,7 +273,7 @@ def test_to_coco(rng):
     np.testing.assert_array_equal([decode(result['segmentation']) for result in results], found.masks)
 
 
-def test_to_coco_without_category_ids_and_with_box_coordinates(rng):
+def test_to_coco_without_category_ids_and_with_offset_0(rng):
     dialect = DETECTRON.replace(boxes={'offset': 0.0})
     found = make(
         rng,
@@ -287,7 +287,7 @@ def test_to_coco_without_category_ids_and_with_box_coordinates(rng):
     assert (result['image_id'], result['category_id'], result['bbox']) == ('street', 3, [20, 10, 39, 19])
 
 
-def test_coco_accepts_the_results(rng, shared, capsys):
+def test_pycocotools_loads_the_results(rng, shared, capsys):
     from pycocotools.coco import COCO
 
     coco = COCO(str(shared / 'coco-mini/annotations/instances_val2017.json'))
@@ -298,7 +298,7 @@ def test_coco_accepts_the_results(rng, shared, capsys):
     assert area == make(np.random.RandomState(0)).masks[0].sum()
 
 
-def test_draw_takes_files_and_arrays(rng, tmp_path):
+def test_draw_accepts_files_and_arrays(rng, tmp_path):
     import cv2
 
     image = rng.randint(0, 256, (*SIZE, 3)).astype(np.uint8)
@@ -308,7 +308,7 @@ def test_draw_takes_files_and_arrays(rng, tmp_path):
     np.testing.assert_array_equal(from_file, found.draw(image, contour=True))
 
 
-def test_the_reference_masks(shared):
+def test_masks_equal_detectrons(shared):
     case = np.load(shared / 'golden/detectron/case_R-50-C4_seed0.npz')
     height, width = (int(side) for side in case['im_shape'][:2])
     found = Detections(
@@ -325,14 +325,11 @@ def test_the_reference_masks(shared):
     np.testing.assert_allclose(np.stack([x, y, x + w - 1, y + h - 1], axis=1), case['boxes'], atol=1e-4)
 
 
-# Keypoints.
-
-
 def with_keypoints(rng, **changes):
     return make(rng, mask_probs=None, keypoints=rng.uniform(0, 60, (7, 17, 4)).astype(np.float32), **changes)
 
 
-def test_keypoints_go_with_their_instances(rng):
+def test_indexing_and_sorting_keep_keypoints_with_their_instances(rng):
     found = with_keypoints(rng)
     np.testing.assert_array_equal(found[[4, 0]].keypoints, found.keypoints[[4, 0]])
     np.testing.assert_array_equal(found.sorted_by_score().keypoints, found.keypoints[np.argsort(-found.scores)])
@@ -344,7 +341,7 @@ def test_keypoints_in_cocos_format(rng):
     found = with_keypoints(rng)
     results = json.loads(json.dumps(found.to_coco(5)))
     assert set(results[0]) == {'image_id', 'category_id', 'bbox', 'score', 'keypoints'}
-    for result, points in zip(results, found.keypoints):
+    for result, points in zip(results, found.keypoints, strict=True):
         np.testing.assert_array_equal(np.float32(result['keypoints'][0::3]), points[:, 1])
         np.testing.assert_array_equal(np.float32(result['keypoints'][1::3]), points[:, 0])
         assert result['keypoints'][2::3] == 17 * [1]
@@ -352,6 +349,6 @@ def test_keypoints_in_cocos_format(rng):
 
 
 @pytest.mark.parametrize('shape', [(6, 17, 4), (7, 17, 2), (7, 68)])
-def test_keypoints_of_the_wrong_shape(rng, shape):
+def test_keypoints_of_a_wrong_shape_are_rejected(rng, shape):
     with pytest.raises(ValueError, match='keypoints must have the shape'):
         make(rng, keypoints=np.zeros(shape, np.float32))

@@ -1,4 +1,4 @@
-"""Models to files and back."""
+"""Saving models to weight files and loading them."""
 
 import chainer
 import numpy as np
@@ -12,8 +12,8 @@ from mask_rcnn.weights import WeightFileError, read_weights
 def make_model(**changes):
     model = mask_rcnn.build('resnet50', n_fg_class=2, min_size=100, max_size=170, nms_threshold=0.4, **changes)
     rng = np.random.RandomState(3)
-    for name, array in arrays_of(model).items():
-        if array.ndim == 1:  # scales, biases, statistics: as training leaves them
+    for array in arrays_of(model).values():
+        if array.ndim == 1:  # scales, biases and statistics differ from their initial values
             array[...] = rng.uniform(0.5, 1.5, array.shape)
     return model
 
@@ -33,28 +33,28 @@ def test_a_loaded_model_equals_the_saved_one(bn_model, tmp_path):
     assert loaded.class_names == ('cat', 'gro\xdfer Hund') and loaded.category_ids == (17, 18)
     assert loaded.extractor.conv1.norm.N == 5
     assert read_weights(tmp_path / 'm.npz').meta.notes == ('after 3 iterations',)
-    got = arrays_of(loaded)
-    assert got.keys() == before.keys()
+    loaded_arrays = arrays_of(loaded)
+    assert loaded_arrays.keys() == before.keys()
     for name, array in before.items():
-        np.testing.assert_array_equal(got[name], array, err_msg=name, strict=True)
-        np.testing.assert_array_equal(arrays_of(bn_model)[name], array, err_msg=name)  # as it was
+        np.testing.assert_array_equal(loaded_arrays[name], array, err_msg=name, strict=True)
+        np.testing.assert_array_equal(arrays_of(bn_model)[name], array, err_msg=name)  # unchanged
     save(tmp_path / 'again.npz', loaded, notes=['after 3 iterations'])
     assert (tmp_path / 'm.npz').read_bytes() == (tmp_path / 'again.npz').read_bytes()
 
 
-def test_classes_without_names_are_numbered(tmp_path):
+def test_classes_without_names_get_numbers(tmp_path):
     save(tmp_path / 'm.npz', make_model())
     meta = read_weights(tmp_path / 'm.npz').meta
     assert meta.class_names == ('class_1', 'class_2') and meta.category_ids == (1, 2)
     assert meta.kind == 'model' and meta.config.norm == 'affine' and meta.source is None
 
 
-def test_a_file_that_cannot_be_written(bn_model, tmp_path):
+def test_unwritable_file(bn_model, tmp_path):
     with pytest.raises(WeightFileError, match='No such file or directory'):
         save(tmp_path / 'no' / 'm.npz', bn_model)
 
 
-def test_arrays_of_a_link_are_what_its_serializer_writes():
+def test_arrays_of_a_link_include_persistent_values():
     link = chainer.links.BatchNormalization(3)
     assert set(arrays_of(link)) == {'gamma', 'beta', 'avg_mean', 'avg_var', 'N'}
     assert arrays_of(link)['gamma'] is link.gamma.array

@@ -1,20 +1,24 @@
+"""Fixtures of the tests of networks."""
+
+import numpy as np
 import pytest
 
-import mask_rcnn
-
-SMALL = dict(
-    n_fg_class=3, min_size=64, max_size=96, rpn_pre_nms=200, rpn_post_nms=16, score_threshold=0.01, max_detections=5
-)
+from tests.support import models
 
 
 @pytest.fixture(scope='module')
 def small_model():
-    """A network with random weights that takes small images and finds something on each."""
-    import numpy as np
+    """A small C4 network with named classes."""
+    return models.small_model('resnet50', class_names=('square', 'circle', 'triangle'))
 
-    np.random.seed(0)
-    model = mask_rcnn.build('resnet50', class_names=('square', 'circle', 'triangle'), **SMALL)
-    for path, param in model.namedparams():
-        if path.endswith('conv3/norm/scale'):  # else 16 residual sums grow until every score is 1
-            param.array[...] = 0.2
-    return model
+
+@pytest.fixture(scope='module')
+def small_fpn_model():
+    """A small FPN network."""
+    return models.small_model('resnet50_fpn')
+
+
+@pytest.fixture
+def image(rng):
+    """A small image of noise."""
+    return rng.uniform(0, 255, (3, 48, 60)).astype(np.float32)

@@ -1,3 +1,5 @@
+"""The C4 networks' box head against its definition."""
+
 import chainer
 import chainer.functions as F
 import numpy as np
@@ -13,7 +15,7 @@ INDICES = np.array([0, 1, 1], np.int32)
 
 
 class Spy:
-    """Pools, and notes of how many channels."""
+    """A RoI pooler that records the number of channels of its input."""
 
     def __init__(self, pool, seen):
         self.pool, self.seen, self.config = pool, seen, pool.config
@@ -24,14 +26,14 @@ class Spy:
 
 
 def randomise_norms(head, rng):
-    """Give every affine channel a scale and a bias, so that their place in the order of things shows."""
+    """Give every affine channel a random scale and bias, so that the order of operations matters."""
     for path, parameter in head.namedparams():
         if path.endswith(('norm/scale', 'norm/bias')):
             parameter.array[...] = rng.uniform(0.5, 1.5, parameter.shape)
 
 
 def strided_res5(head, pooled):
-    """res5 as it is defined: on the whole RoI grid, with stride 2 in the first block's 1x1 convolutions."""
+    """Apply res5 by its definition: to the whole RoI grid, with stride 2 in the first block's 1x1 convolutions."""
     first = head.res5.block0
     for link in (first.conv1.conv, first.shortcut.conv):
         link.stride = (2, 2)
@@ -41,13 +43,13 @@ def strided_res5(head, pooled):
     return out
 
 
-@pytest.mark.parametrize('map_size', [(16, 20), (8, 9)], ids=['more locations than bins', 'fewer'])
+@pytest.mark.parametrize('map_size', [(16, 20), (8, 9)], ids=['more locations than bins', 'fewer locations'])
 @pytest.mark.parametrize(('align', 'pooling'), [(True, roi_align), (False, roi_max_pooling)])
-def test_less_work_leaves_no_trace(rng, align, pooling, map_size):
+def test_optimised_features_equal_the_definition(rng, align, pooling, map_size):
     """Features and gradients equal those of the 14 x 14 grid with stride 2, pooled before res5.
 
-    Measured with five kinds of BLAS, of the deviation: up to 1e-5; 1.3e-3 in gradients of a twentieth of the networks,
-    where a ReLU flips whose input is nearly zero.
+    Measured with five kinds of BLAS, relative to the standard deviation: up to 1e-5.  In a twentieth of the networks,
+    the input of a ReLU is nearly zero and changes its sign, and gradients differ by up to 1.3e-3.
     """
     np.random.seed(0)
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_align=align))
@@ -73,7 +75,7 @@ def test_less_work_leaves_no_trace(rng, align, pooling, map_size):
 
 
 @pytest.mark.parametrize(('map_size', 'pooled_channels'), [((16, 20), [8]), ((8, 9), [512, 2048])])
-def test_small_maps_are_convolved_before_pooling(rng, monkeypatch, map_size, pooled_channels):
+def test_small_feature_maps_are_convolved_before_pooling(rng, monkeypatch, map_size, pooled_channels):
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2))
     seen = []
     monkeypatch.setattr(head, 'pool', Spy(head.pool, seen))
@@ -82,14 +84,14 @@ def test_small_maps_are_convolved_before_pooling(rng, monkeypatch, map_size, poo
 
 
 @pytest.mark.parametrize(('align', 'pooling'), [(True, roi_align), (False, roi_max_pooling)])
-def test_roi_size_7_pools_every_bin(rng, align, pooling):
+def test_roi_size_7_computes_every_bin(rng, align, pooling):
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_size=7, roi_align=align))
     x = rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32)
     expected = head.res5(pooling(x, ROIS, INDICES, output_size=7, spatial_scale=1 / 16))
     np.testing.assert_array_equal(head.roi_features((x,), ROIS, INDICES).array, expected.array)
 
 
-def test_outputs(rng):
+def test_outputs_are_linear_in_the_mean_features(rng):
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=5))
     features = rng.uniform(-1, 1, (4, 2048, 7, 7)).astype(np.float32)
     scores, deltas = head(features)

@@ -1,3 +1,5 @@
+"""Building networks from presets and loading them from weight files."""
+
 import chainer
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def image():
     return np.random.RandomState(1).uniform(0, 255, (3, 48, 60)).astype(np.float32)
 
 
-def test_load_gives_the_model_back(small_model, weight_file, image):
+def test_load_restores_the_model(small_model, weight_file, image):
     model = mask_rcnn.load(weight_file)
     assert model.config == small_model.config
     assert model.class_names == ('square', 'circle', 'triangle') and model.category_ids == (7, 8, 9)
@@ -42,7 +44,7 @@ def test_load_converts_the_normalisation(small_model, weight_file, image, option
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.05)
 
 
-def test_load_changes_what_the_arrays_leave_open(weight_file):
+def test_load_accepts_changes_that_the_arrays_allow(weight_file):
     model = mask_rcnn.load(weight_file, roi_size=7, roi_align=False, min_size=32)
     assert (model.config.roi_size, model.config.roi_align, model.config.min_size) == (7, False, 32)
     assert model.box_head.pool.config == model.rpn.config == model.config
@@ -58,19 +60,19 @@ def test_load_changes_what_the_arrays_leave_open(weight_file):
         ({'min_size': 2000}, 'need 0 < min_size <= max_size'),
     ],
 )
-def test_load_refuses_contradictions(weight_file, changes, message):
+def test_load_rejects_contradictions(weight_file, changes, message):
     with pytest.raises(ValueError, match=message):
         mask_rcnn.load(weight_file, **changes)
 
 
-def test_load_refuses_a_backbone(tmp_path, small_model):
+def test_load_rejects_backbone_weights(tmp_path, small_model):
     path = tmp_path / 'backbone.npz'
     write_weights(
         path,
         {'extractor/conv1/conv/W': np.zeros(3, np.float32)},
         ModelMeta(kind='backbone', config=mask_rcnn.PRESETS['resnet50']),
     )
-    with pytest.raises(WeightFileError, match='backbone.npz: holds a backbone'):
+    with pytest.raises(WeightFileError, match='backbone.npz: contains backbone weights'):
         mask_rcnn.load(path)
 
 
@@ -87,14 +89,14 @@ def test_load_names_a_missing_array(tmp_path, small_model):
         mask_rcnn.load(path)
 
 
-def test_gpu_that_is_not_there():
+def test_missing_gpu():
     assert get_device(-1) == chainer.get_device('@numpy')
-    with pytest.raises(ValueError, match='GPU 99 is not there'):
+    with pytest.raises(ValueError, match='GPU 99 does not exist'):
         get_device(99)
 
 
-def test_unknown_preset_and_field():
-    with pytest.raises(ValueError, match="unknown preset 'resnet34'; there are resnet50, resnet101"):
+def test_unknown_presets_and_fields_are_rejected():
+    with pytest.raises(ValueError, match="unknown preset 'resnet34'; expected one of resnet50, resnet101"):
         mask_rcnn.build('resnet34')
     with pytest.raises(TypeError, match='n_classes'):
         mask_rcnn.build('resnet50', n_classes=3)

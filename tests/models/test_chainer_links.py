@@ -1,4 +1,4 @@
-"""Chainer's own links and functions, as far as we use them, under mask_rcnn.compat: their gradients."""
+"""Gradients of the Chainer links and functions that the network uses, under mask_rcnn.compat."""
 
 import chainer.functions as F
 import chainer.links as L
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from chainer import gradient_check
 
-from mask_rcnn.models.layers.normalization import AffineChannel2D
+from mask_rcnn.models.layers import AffineChannel2D
 
 FUNCTIONS = {
     'relu': (F.relu, (2, 3, 5, 4)),
@@ -31,7 +31,7 @@ LINKS = {
 @pytest.mark.parametrize('name', FUNCTIONS)
 def test_function_gradient(name, rng):
     function, shape = FUNCTIONS[name]
-    # Distinct numbers with gaps: neither a maximum nor the sign may change within the difference.
+    # Distinct numbers with gaps: the finite difference must not change a sign or the position of a maximum.
     x = (rng.permutation(int(np.prod(shape))).reshape(shape) - np.prod(shape) / 2 + 0.25) / 10
     gy = rng.uniform(-1, 1, function(x).shape)
     gradient_check.check_backward(function, x, gy, eps=1e-4, rtol=1e-6, atol=1e-7)

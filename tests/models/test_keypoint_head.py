@@ -1,3 +1,5 @@
+"""The keypoint head, its layers and its results."""
+
 import chainer
 import chainer.functions as F
 import cv2
@@ -8,18 +10,16 @@ from chainercv.utils import assert_is_detection_link
 import mask_rcnn
 from mask_rcnn.config import PRESETS, RESNET_BLOCKS
 from mask_rcnn.models.keypoint_head import KeypointHead, upsample_bilinear_2x
+from tests.support.models import small_model
 
-SMALL = dict(
-    fpn_channels=8,
-    rpn_channels=8,
-    head_channels=8,
-    min_size=64,
-    max_size=96,
-    rpn_pre_nms=50,
-    rpn_post_nms=8,
-    score_threshold=0.01,
-    max_detections=5,
-)
+NARROW = {
+    'n_fg_class': 1,
+    'fpn_channels': 8,
+    'rpn_channels': 8,
+    'head_channels': 8,
+    'rpn_pre_nms': 50,
+    'rpn_post_nms': 8,
+}
 
 
 @pytest.fixture
@@ -30,16 +30,10 @@ def small_head(monkeypatch):
 
 @pytest.fixture
 def model(small_head):
-    np.random.seed(0)
-    return mask_rcnn.build('keypoint_resnet50_fpn', class_names=('person',), **SMALL)
+    return small_model('keypoint_resnet50_fpn', class_names=('person',), **NARROW)
 
 
-@pytest.fixture
-def image(rng):
-    return rng.uniform(0, 255, (3, 48, 60)).astype(np.float32)
-
-
-def test_the_layers_are_detectrons():
+def test_parameters_have_detectrons_shapes():
     head = KeypointHead(256, pool=None, config=PRESETS['keypoint_resnet50_fpn'])
     shapes = {path: param.shape for path, param in head.namedparams()}
     assert shapes.pop('/conv1/W') == (512, 256, 3, 3)
@@ -52,13 +46,13 @@ def test_the_layers_are_detectrons():
     }
 
 
-def test_heat_maps_are_four_times_as_large(model, rng):
+def test_heat_maps_have_four_times_the_size_of_the_roi_grid(model, rng):
     heatmaps = model.keypoint_head(rng.randn(2, 8, 14, 14).astype(np.float32))
     assert heatmaps.shape == (2, 17, 56, 56) and heatmaps.dtype == np.float32
 
 
-def test_enlarging_is_detectrons_deconvolution(rng):
-    """By the weights that Detectron makes: (K, K, 4, 4), the kernel on the diagonal."""
+def test_upsampling_equals_detectrons_deconvolution(rng):
+    """Detectron's weight is (K, K, 4, 4) with the kernel on the diagonal."""
     x = rng.randn(2, 3, 5, 7).astype(np.float32)
     row = 1 - np.abs(np.arange(4) - 1.5) / 2
     weights = np.eye(3)[:, :, None, None] * np.outer(row, row)
@@ -66,19 +60,19 @@ def test_enlarging_is_detectrons_deconvolution(rng):
     np.testing.assert_allclose(upsample_bilinear_2x(x).array, expected, rtol=0, atol=1e-6)
 
 
-def test_enlarging_can_be_learned_through(rng):
+def test_gradient_of_upsampling(rng):
     x = chainer.Variable(rng.randn(1, 2, 3, 3))
     dy = rng.randn(1, 2, 6, 6)
     F.sum(upsample_bilinear_2x(x) * dy).backward()
     numeric = np.zeros(x.shape)
-    for index in np.ndindex(*x.shape):  # linear: the gradient is the answer to a unit
+    for index in np.ndindex(*x.shape):  # linear: the gradient is the response to unit vectors
         unit = np.zeros(x.shape)
         unit[index] = 1
         numeric[index] = (upsample_bilinear_2x(unit).array * dy).sum()
     np.testing.assert_allclose(x.grad, numeric, rtol=1e-10)
 
 
-def test_detections_have_keypoints_near_their_boxes(model, image):
+def test_keypoints_lie_in_their_boxes(model, image):
     (found,) = model.detect([image])
     assert len(found) >= 2 and found.keypoints.shape == (len(found), 17, 4)
     assert found.keypoints.dtype == np.float32
@@ -89,8 +83,8 @@ def test_detections_have_keypoints_near_their_boxes(model, image):
     assert (found.keypoints[:, :, 3] > 0).all() and (found.keypoints[:, :, 3] <= 1).all()
 
 
-def test_keypoints_are_the_highest_points_of_the_heat_maps(model, image, monkeypatch):
-    """Of the head's maps as OpenCV resizes them to the boxes, with the probability of a softmax."""
+def test_keypoints_are_the_maxima_of_the_heat_maps(model, image, monkeypatch):
+    """The maps are resized to the boxes by OpenCV; the probability is that of a softmax over the pixels."""
     maps, forward = [], KeypointHead.forward
     monkeypatch.setattr(KeypointHead, 'forward', lambda *args: maps.append(forward(*args)) or maps[-1])
     (found,) = model.detect([image])
@@ -106,41 +100,40 @@ def test_keypoints_are_the_highest_points_of_the_heat_maps(model, image, monkeyp
         np.testing.assert_allclose(found.keypoints[r, k], expected, rtol=2e-5)  # measured: 8e-6
 
 
-def test_rois_in_parts_are_as_all_at_once(model, image, monkeypatch):
-    (at_once,) = model.detect([image])
+def test_chunks_of_rois_do_not_change_keypoints(model, image, monkeypatch):
+    (expected,) = model.detect([image])
     monkeypatch.setattr(KeypointHead, 'cpu_chunk_size', 2)
-    (in_parts,) = model.detect([image])
-    np.testing.assert_array_equal(in_parts.keypoints[..., :2], at_once.keypoints[..., :2])
-    # Measured with five kinds of BLAS: up to 2.3e-5 of logits up to 50, and 1.1e-5.
-    np.testing.assert_allclose(in_parts.keypoints[..., 2], at_once.keypoints[..., 2], rtol=0, atol=5e-5)
-    np.testing.assert_allclose(in_parts.keypoints[..., 3], at_once.keypoints[..., 3], rtol=3e-5)
+    (found,) = model.detect([image])
+    np.testing.assert_array_equal(found.keypoints[..., :2], expected.keypoints[..., :2])
+    # Measured with five kinds of BLAS: logits up to 50 differ by 2.3e-5, probabilities by 1.1e-5.
+    np.testing.assert_allclose(found.keypoints[..., 2], expected.keypoints[..., 2], rtol=0, atol=5e-5)
+    np.testing.assert_allclose(found.keypoints[..., 3], expected.keypoints[..., 3], rtol=3e-5)
 
 
-def test_nothing_found(model, image):
+def test_no_detections(model, image):
     (nothing,) = mask_rcnn.build(model.config, score_threshold=1.0).detect([image])
     assert nothing.keypoints.shape == (0, 17, 4) and nothing.to_coco(1) == []
 
 
-def test_without_masks_it_is_a_chainercv_detection_link(model, image):
+def test_model_without_masks_is_a_chainercv_detection_link(model, image):
     assert_is_detection_link(model, 1)
     (boxes,), _, _ = model.predict([image])
     np.testing.assert_array_equal(boxes, model.detect([image])[0].boxes)
 
 
-def test_masks_and_keypoints_together(small_head, image):
-    np.random.seed(0)
-    (found,) = mask_rcnn.build('keypoint_resnet50_fpn', masks=True, **SMALL).detect([image])
+def test_model_with_masks_and_keypoints(small_head, image):
+    (found,) = small_model('keypoint_resnet50_fpn', masks=True, **NARROW).detect([image])
     assert len(found) >= 2 and len(found.masks) == len(found.keypoints) == len(found)
     assert {'segmentation', 'keypoints'} <= set(found.to_coco(1)[0])
 
 
-def test_saved_and_loaded(model, image, tmp_path):
+def test_loaded_model_finds_the_same_keypoints(model, image, tmp_path):
     mask_rcnn.save(tmp_path / 'model.npz', model)
     again = mask_rcnn.load(tmp_path / 'model.npz')
     assert again.config == model.config and again.class_names == ('person',)
     np.testing.assert_array_equal(again.detect([image])[0].keypoints, model.detect([image])[0].keypoints)
 
 
-def test_keypoints_need_a_pyramid():
+def test_keypoints_require_a_feature_pyramid():
     with pytest.raises(ValueError, match="keypoint networks need an FPN extractor, not 'resnet50'"):
         PRESETS['resnet50'].replace(n_keypoint=17)

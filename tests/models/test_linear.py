@@ -1,43 +1,44 @@
-"""Linear layers as cuDNN computes them (its stand-in, on the CPU), whatever the layout of their features."""
+"""Linear layers with cuDNN's stand-in on the CPU, for all memory layouts of their features."""
 
 import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.models.layers import convolution
+from mask_rcnn.models import layers
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.runtime.cache import cache_weights
 from tests.support import cudnn_stand_in
 
-#: Axes of ``(R, C, H, W)`` from the outermost in memory to the innermost.
-LAYOUTS = {'channels outermost': (0, 1, 2, 3), 'channels innermost': (0, 2, 3, 1), 'RoIs innermost': (1, 2, 3, 0)}
+#: Axes of ``(R, C, H, W)`` in memory order, the outermost first.
+LAYOUTS = {'channels first': (0, 1, 2, 3), 'channels last': (0, 2, 3, 1), 'RoIs last': (1, 2, 3, 0)}
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
     with cudnn_stand_in.installed(monkeypatch, None) as stand_in:
-        monkeypatch.setattr(cudnn_frontend, 'supports', lambda *arrays: True)
-        monkeypatch.setattr(convolution, 'convolve', cudnn_frontend.convolve)
-        monkeypatch.setattr(convolution, 'is_forward_only', lambda x: not chainer.config.enable_backprop)
+        monkeypatch.setattr(layers, 'convolve', cudnn_frontend.convolve)
+        monkeypatch.setattr(
+            layers, 'select_path', lambda x: 'cudnn_graph' if chainer.config.enable_backprop else 'cudnn'
+        )
         yield stand_in
 
 
 def lay_out(array, axes):
-    """Return the same array in another order of memory."""
+    """Return an equal array with another memory order."""
     return np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes))
 
 
 @pytest.fixture
 def layer():
     np.random.seed(0)
-    layer = convolution.Linear(24, 5)
+    layer = layers.Linear(24, 5)
     layer.b.array[...] = np.random.uniform(-1, 1, 5)
     return layer
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('relu', [False, True])
-def test_features_of_any_layout(stand_in, rng, layer, layout, relu):
+def test_outputs_and_gradients_of_all_layouts(stand_in, rng, layer, layout, relu):
     x = rng.uniform(-1, 1, (3, 4, 2, 3)).astype('f')
     gy = rng.uniform(-1, 1, (3, 5)).astype('f')
     results = []
@@ -54,29 +55,29 @@ def test_features_of_any_layout(stand_in, rng, layer, layout, relu):
     with chainer.no_backprop_mode():
         results.append((layer(lay_out(x, LAYOUTS[layout]), relu=relu).array,))
     for ours in (results[0], results[2]):
-        for actual, expected in zip(ours, results[1]):
+        for actual, expected in zip(ours, results[1], strict=False):  # without backprop, only the output
             np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * max(1, np.abs(expected).max()))
     fused = ['conv', 'bias'] + ['relu'] * relu
     assert stand_in.runs == [fused, ['dgrad'], ['wgrad'], fused]
     assert all(tuple(tensor.dim[2:]) == (1, 1) for graph in stand_in.graphs for tensor in graph.tensors if tensor.dim)
 
 
-@pytest.mark.parametrize('layout', ['channels outermost', 'channels innermost'])
-def test_features_are_not_copied_and_filters_once(stand_in, rng, layer, layout, monkeypatch):
+@pytest.mark.parametrize('layout', ['channels first', 'channels last'])
+def test_features_are_not_copied_and_weights_are_cached(stand_in, rng, layer, layout, monkeypatch):
     x = lay_out(rng.uniform(-1, 1, (3, 4, 2, 3)).astype('f'), LAYOUTS[layout])
     seen = []
     monkeypatch.setattr(cudnn_frontend.convolution, '_address', lambda array: seen.append(array) or array.ctypes.data)
     with chainer.no_backprop_mode(), cache_weights():
         layer(x), layer(x)
-    images, filters = ([array for array in seen if array.shape == shape] for shape in ((3, 24, 1, 1), (5, 24, 1, 1)))
-    assert len(images) == len(filters) == 2
+    images, weights = ([array for array in seen if array.shape == shape] for shape in ((3, 24, 1, 1), (5, 24, 1, 1)))
+    assert len(images) == len(weights) == 2
     assert all(np.shares_memory(x, array) for array in images)
-    assert np.shares_memory(*filters)
-    assert np.shares_memory(filters[0], layer.W.array) == (layout == 'channels outermost')
+    assert np.shares_memory(*weights)
+    assert np.shares_memory(weights[0], layer.W.array) == (layout == 'channels first')
 
 
 @pytest.mark.parametrize('shape', [(3, 24), (0, 24), (0, 4, 2, 3), (1, 24, 1, 1)])
-def test_rows_and_no_rows(stand_in, rng, layer, shape):
+def test_number_of_rows(stand_in, rng, layer, shape):
     x = rng.uniform(-1, 1, shape).astype('f')
     expected = x.reshape(shape[0], 24) @ layer.W.array.T + layer.b.array
     with chainer.no_backprop_mode():

@@ -1,4 +1,4 @@
-"""What Matterport's dialect changes in the network, each thing alone."""
+"""The differences that Matterport's dialect makes in the network, one by one."""
 
 import chainer
 import numpy as np
@@ -8,8 +8,11 @@ import mask_rcnn
 from mask_rcnn.config import DETECTRON, FPN_STRIDES, MATTERPORT, PRESETS
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.transforms import TrainingTransform
+from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.models.backbones.resnet import ResNet
-from mask_rcnn.models.layers.roi_pooling import RoIPooling, assign_levels
+from mask_rcnn.models.box_head import clip_to_image
+from mask_rcnn.models.layers import ConvNorm
+from mask_rcnn.models.roi_pooling import RoIPooling, assign_levels
 from mask_rcnn.ops.boxes.boxes import decode_boxes
 from mask_rcnn.ops.roi.crop_and_resize import crop_and_resize
 from mask_rcnn.preprocessing.image_transform import ImageTransform
@@ -28,24 +31,24 @@ def model():
     return mask_rcnn.build(CONFIG, norm='bn')
 
 
-def test_the_epsilon_is_kerass(model):
+def test_epsilon_is_that_of_keras(model):
     epsilons = {link.eps for link in model.links() if isinstance(link, chainer.links.BatchNormalization)}
     assert epsilons == {1e-3}
 
 
-def test_the_stem_pools_below_and_to_the_right(rng):
-    """TensorFlow's SAME: of an even number of rows the first window begins at the first."""
+def test_stem_pooling_pads_below_and_to_the_right(rng):
+    """TensorFlow's SAME padding: with an even number of rows, the first window begins at the first row."""
     backbone = ResNet('resnet50', norm='affine', outputs=(2,), pool_pad=0)
     x = rng.standard_normal((1, 3, 32, 32)).astype(np.float32)
-    h = backbone.conv1(x, relu=True).array
+    h = ConvNorm.forward(backbone.conv1, x, relu=True).array
     padded = np.pad(h, ((0, 0), (0, 0), (0, 1), (0, 1)))
     expected = np.max([padded[:, :, i : i + 16 : 2, j : j + 16 : 2] for i in range(3) for j in range(3)], axis=0)
-    np.testing.assert_array_equal(backbone.run_stage(backbone.conv1, x).array, expected)
+    np.testing.assert_array_equal(backbone.conv1(x).array, expected)
 
 
 def test_anchors_are_centred_on_the_first_pixels(model):
     finest, *_ = model.rpn.anchors([(2, 3)] * 5)
-    height, width = 32 * np.sqrt(0.5), 32 / np.sqrt(0.5)  # ratio 0.5: twice as wide as high
+    height, width = 32 * np.sqrt(0.5), 32 / np.sqrt(0.5)  # ratio 0.5: the width is twice the height
     np.testing.assert_allclose(finest[0], [-height / 2, -width / 2, height / 2 - 1, width / 2 - 1], rtol=1e-6)
     np.testing.assert_array_equal(finest[4 * 3] - finest[0], [4, 4, 4, 4])
 
@@ -53,18 +56,18 @@ def test_anchors_are_centred_on_the_first_pixels(model):
 @pytest.mark.parametrize(
     ('side', 'level'), [(1, 0), (79, 0), (80, 1), (158, 1), (159, 2), (316, 2), (317, 3), (1000, 3)]
 )
-def test_levels_are_rounded(side, level):
-    """The nearest level: the border lies at 224 times a power of two and of its root, 79.2, 158.4, 316.8."""
+def test_levels_are_rounded_to_the_nearest(side, level):
+    """The borders lie at 224 times 2 ** (n + 0.5): 79.2, 158.4 and 316.8."""
     roi = np.float32([[0, 0, side, side]])
     assert assign_levels(roi, STRIDES, canonical_size=224, dialect=MATTERPORT) == [level]
 
 
-def test_an_empty_roi_belongs_to_the_finest_map():
+def test_empty_roi_belongs_to_the_finest_level():
     assert assign_levels(np.zeros((1, 4), np.float32), STRIDES, canonical_size=224, dialect=MATTERPORT) == [0]
 
 
 def test_rois_are_cropped_and_resized(rng):
-    """At the level that normalised boxes have: sides of (x2 - x1) / (S - 1), sizes relative to S."""
+    """The level is that of normalised boxes: their sides are (x2 - x1) / (S - 1), and sizes are relative to S."""
     pool = RoIPooling((*STRIDES, 64), 7, config=CONFIG)
     maps = [rng.standard_normal((1, 2, 1024 // s, 1024 // s)).astype(np.float32) for s in (*STRIDES, 64)]
     rois = np.zeros((40, 4), np.float32)
@@ -79,11 +82,12 @@ def test_rois_are_cropped_and_resized(rng):
         np.testing.assert_allclose(pooled[i : i + 1], alone.array, rtol=0, atol=1e-5)
 
 
-def test_detections_are_whole_pixels_and_not_empty(model):
-    """A box covers its pixels, the second corner lies behind them; what rounds to nothing is dropped."""
+def test_boxes_are_integers_and_empty_boxes_are_dropped(model):
+    """The second corner is excluded from a box; boxes that are empty after rounding are dropped."""
     transform = ImageTransform.letterbox((32, 64), 1.0, 64)
     boxes = np.float32([[16, 0, 47, 63], [20.2, 3.1, 20.4, 9.4], [17, 5.4, 16.4, 6]])
-    found = model.postprocess(boxes, np.int32([0, 1, 0]), np.float32([0.9, 0.8, 0.7]), None, transform)
+    labels, scores = np.int32([0, 1, 0]), np.float32([0.9, 0.8, 0.7])
+    found = Predictor(model).postprocess(boxes, labels, scores, None, None, transform)
     np.testing.assert_array_equal(found.boxes, [[0, 0, 32, 64], [4, 3, 5, 10]])
     np.testing.assert_array_equal(found.scores, np.float32([0.9, 0.8]))
     assert found.to_coco(1)[0]['bbox'] == [0, 0, 64, 32]
@@ -91,17 +95,17 @@ def test_detections_are_whole_pixels_and_not_empty(model):
 
 def test_boxes_are_clipped_to_the_window(model):
     transform = ImageTransform.letterbox((32, 64), 1.0, 64)
-    clipped = model._clip(np.float32([[0, -5, 63, 70]]), transform)
+    clipped = clip_to_image(np.float32([[0, -5, 63, 70]]), transform, MATTERPORT)
     np.testing.assert_array_equal(clipped, [[16, 0, 47, 63]])
 
 
-def test_detecting_runs(model, rng):
+def test_detection_runs(model, rng):
     image = rng.uniform(0, 255, (3, 40, 60)).astype(np.float32)
     (found,) = model.detect([image])
     assert found.size == (40, 60) and found.masks.shape == (len(found), 40, 60)
 
 
-def test_localisation_losses_are_means_over_the_objects_numbers():
+def test_box_loss_weights_of_both_dialects():
     weights = np.full(5, 0.1, np.float32)
     positive, images = np.array([True, False, True, False, True]), np.array([0, 0, 0, 1, 1])
     found = box_loss_weights(weights, positive, images, 2, DETECTRON)
@@ -110,15 +114,15 @@ def test_localisation_losses_are_means_over_the_objects_numbers():
     np.testing.assert_allclose(found, np.array([1 / 2, 0, 1 / 2, 0, 1]) / 2 / 4)
 
 
-def test_what_is_learned_leads_back_to_the_objects(model):
-    """Anchors and RoIs of a picture in the middle of its square, moved by their targets, are the objects."""
+def test_targets_decode_to_the_objects(model):
+    """Anchors and RoIs of a letterboxed image, moved by their targets, are the objects."""
     chain = MaskRCNNTrainChain(model, sampling=Sampling(rpn_straddle=-1))
     boxes = np.float32([[3, 4, 20, 30], [10, 30, 29, 58]])
     annotations = Annotations(boxes, np.int32([0, 1]), np.zeros(2, bool), ((), ()))
     image = np.zeros((3, 32, 61), np.float32)
     one = TrainingTransform(CONFIG, flip=False)(Example(image, annotations, 'a.png', 1), 0)
     objects = one.image_transform.apply_boxes(boxes)
-    assert (objects[:, [0, 2]] > 16).all()  # moved down
+    assert (objects[:, [0, 2]] > 16).all()  # shifted by the letterbox
     random = [np.random.RandomState(0)]
     sizes = [(64 // s, 64 // s) for s in FPN_STRIDES]
     (targets,) = chain.anchor_targets([one], sizes, random)

@@ -1,15 +1,18 @@
+"""Batch normalisations, affine channels and the conversion between them."""
+
 import chainer
 import chainer.links as L
 import numpy as np
 import pytest
 
 from mask_rcnn.models.backbones.resnet import ResNetStage
-from mask_rcnn.models.layers.normalization import AffineChannel2D, affine_to_bn, bn_to_affine, make_norm
+from mask_rcnn.models.layers import AffineChannel2D, make_norm
+from mask_rcnn.models.norm_conversion import affine_to_bn, bn_to_affine
 
 
 @pytest.fixture
 def stage(rng):
-    """A stage with batch normalisations that have seen data."""
+    """A stage with random batch normalisations."""
     stage = ResNetStage(2, 8, 4, stride=2, norm='bn')
     for link in stage.links():
         if isinstance(link, L.BatchNormalization):
@@ -42,7 +45,7 @@ def test_affine_to_bn_keeps_the_output(stage, rng):
     np.testing.assert_allclose(output(stage, x), before, rtol=1e-5, atol=1e-5 * before.std())
 
 
-def test_folding_is_the_definition():
+def test_folding_by_the_definition():
     bn = chainer.Chain()
     with bn.init_scope():
         bn.norm = L.BatchNormalization(1, eps=0.5)
@@ -52,7 +55,7 @@ def test_folding_is_the_definition():
     assert bn.norm.scale.array[0] == 3 and bn.norm.bias.array[0] == -29
 
 
-def test_bn_without_gamma_and_beta_folds():
+def test_folding_without_gamma_and_beta():
     chain = chainer.Chain()
     with chain.init_scope():
         chain.norm = L.BatchNormalization(2, eps=0, use_gamma=False, use_beta=False)
@@ -62,7 +65,7 @@ def test_bn_without_gamma_and_beta_folds():
     np.testing.assert_array_equal(chain.norm.bias.array, [-0.5, -0.5])
 
 
-def test_parameter_paths_survive(stage):
+def test_conversion_keeps_the_paths_of_links(stage):
     paths = {path for path, _ in stage.namedlinks()}
     bn_to_affine(stage)
     assert {path for path, _ in stage.namedlinks()} == paths

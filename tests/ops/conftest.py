@@ -1,8 +1,9 @@
-"""The backends of an operation, so that one test covers them all."""
+"""The backends of an operation, so that one test covers all of them."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
 import chainer
 import numpy as np
@@ -18,27 +19,23 @@ from tests.support.cuda_emulator import CudaEmulator
 
 
 class Backend:
-    """One backend of the operations: where its arrays live."""
+    """A backend of the operations.
+
+    Args:
+        name: ``'cpu'``; ``'emulated'``, the GPU implementation with its kernels on the CPU; or ``'cuda'``.
+    """
 
     def __init__(self, name: str):
         self.name = name
         self.xp = cuda.cupy if name == 'cuda' else np
 
     def array(self, values):
-        """Return a NumPy array (or None) as this backend's array."""
+        """Return a NumPy array (or ``None``) as an array of this backend."""
         return None if values is None else self.xp.asarray(values)
 
     def numpy(self, values) -> np.ndarray:
-        """Return this backend's array or variable as a NumPy array."""
+        """Return an array or variable of this backend as a NumPy array."""
         return cuda.to_cpu(values.array if isinstance(values, chainer.Variable) else values)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """A thread of the system for each of CUDA's takes its time: what other tests cover, too, is for ``-m slow``."""
-    for item in items:
-        if item.get_closest_marker('slow_emulated') and 'emulated' in item.name:
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope='session')
@@ -48,11 +45,29 @@ def emulator(tmp_path_factory) -> CudaEmulator:
     return CudaEmulator(tmp_path_factory.mktemp('kernels'))
 
 
+@pytest.fixture
+def emulated_kernels(emulator, monkeypatch) -> list[tuple[str, tuple]]:
+    """Emulate all CUDA kernels; returns the list of launches, each the kernel's name and arguments."""
+    launches = []
+
+    def kernel(source: str, name: str, *options) -> Callable:
+        launch = emulator.kernel(source, name, *options)
+
+        def launcher(grid, block, arguments):
+            launches.append((name, arguments))
+            launch(grid, block, arguments)
+
+        return launcher
+
+    monkeypatch.setattr(cuda_kernels, 'kernel', kernel)
+    return launches
+
+
 @pytest.fixture(params=['cpu', 'emulated', pytest.param('cuda', marks=pytest.mark.gpu)])
 def backend(request, monkeypatch) -> Backend:
-    """The CPU implementation; the GPU implementation with its kernels on the CPU; the GPU implementation on a GPU."""
+    """The CPU implementation, the GPU implementation with emulated kernels, or the GPU implementation on a GPU."""
     if request.param == 'emulated':
-        monkeypatch.setattr(cuda_kernels, 'kernel', request.getfixturevalue('emulator').kernel)
+        request.getfixturevalue('emulated_kernels')
         for function in (
             crop_and_resize._CropAndResize,
             crop_and_resize._CropAndResizeGrad,
@@ -69,4 +84,5 @@ def backend(request, monkeypatch) -> Backend:
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
         monkeypatch.setattr(top_k, 'top_k_indices_cpu', top_k.top_k_indices_gpu)
         monkeypatch.setattr(paste_masks, 'paste_cpu', paste_masks.paste_gpu)
+        monkeypatch.setattr(paste_masks, 'runs_cpu', paste_masks.runs_gpu)
     return Backend(request.param)

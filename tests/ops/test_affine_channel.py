@@ -1,3 +1,5 @@
+"""Affine channels against Caffe2's outputs, their gradients and memory layouts."""
+
 import chainer
 import numpy as np
 import pytest
@@ -59,11 +61,11 @@ def test_gradient_of_one_input_alone(rng, trained):
     np.testing.assert_allclose(inputs[trained].grad, expected[trained], rtol=1e-12)
 
 
-def test_half_precision_maps_meet_float32_parameters(rng):
-    """As behind frozen layers on a GPU: every gradient has the type of what it is the gradient of."""
+def test_half_precision_features_meet_float32_parameters(rng):
+    """Each gradient has the type of its input, as after frozen layers on a GPU."""
     inputs = [
         chainer.Variable(array.astype(dtype))
-        for array, dtype in zip(random_problem(rng, np.asarray), ('f2', 'f4', 'f4'))
+        for array, dtype in zip(random_problem(rng, np.asarray), ('f2', 'f4', 'f4'), strict=True)
     ]
     y = affine_channel_2d(*inputs)
     y.grad = np.ones_like(y.array)
@@ -71,11 +73,10 @@ def test_half_precision_maps_meet_float32_parameters(rng):
     x, scale, bias = (variable.array.astype(np.float64) for variable in inputs)
     assert y.dtype == np.float16 and all(variable.grad.dtype == variable.dtype for variable in inputs)
     np.testing.assert_allclose(y.array, x * scale[:, None, None] + bias[:, None, None], rtol=2e-3, atol=2e-3)
-    for variable, expected in zip(
-        inputs, (np.broadcast_to(scale[:, None, None], x.shape), x.sum(axis=(0, 2, 3)), np.full(3, 40.0))
-    ):
+    gradients = np.broadcast_to(scale[:, None, None], x.shape), x.sum(axis=(0, 2, 3)), np.full(3, 40.0)
+    for variable, expected in zip(inputs, gradients, strict=True):
         np.testing.assert_allclose(variable.grad, expected, rtol=2e-3, atol=2e-2)
-    with pytest.raises(type_check.InvalidType):  # nowhere else
+    with pytest.raises(type_check.InvalidType):  # for other types the parameters must match
         affine_channel_2d(x, scale.astype(np.float32), bias.astype(np.float32))
 
 
@@ -93,15 +94,17 @@ def test_views(rng):
 
 
 @pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)])
-def test_the_gpu_form_keeps_the_layout(rng, monkeypatch, layout):
-    """Though CuPy's kernels make contiguous arrays, and walk through memory only if the axes do."""
+def test_the_gpu_implementation_keeps_the_layout(rng, monkeypatch, layout):
+    """CuPy's kernels return contiguous arrays and iterate in the order of the axes, so the axes are transposed."""
 
     def kernel(x, scale, bias):
         assert x.flags.c_contiguous
         return np.ascontiguousarray(x * scale + bias)
 
     monkeypatch.setattr(affine_channel, '_affine_kernel', lambda: kernel)
-    monkeypatch.setattr(affine_channel._AffineChannel2D, 'forward_cpu', affine_channel._AffineChannel2D.forward_gpu)
+    monkeypatch.setattr(
+        affine_channel.AffineChannel2DFunction, 'forward_cpu', affine_channel.AffineChannel2DFunction.forward_gpu
+    )
     x, scale, bias = random_problem(rng, np.asarray)
     stored = np.ascontiguousarray(x.transpose(layout)).transpose(np.argsort(layout))
     y = affine_channel_2d(stored, scale, bias).array

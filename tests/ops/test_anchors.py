@@ -1,7 +1,10 @@
+"""Anchors against those of Detectron and Matterport."""
+
 import numpy as np
 import pytest
 
 from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
+from tests.support.arrays import swap_xy
 
 
 @pytest.mark.parametrize(
@@ -14,10 +17,10 @@ from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, matterport_cell_
 def test_detectron_cell_anchors_equal_detectron(data, name, stride, sizes):
     golden = np.load(data / 'ops_boxes.npz')[f'anchors_{name}']
     anchors = detectron_cell_anchors(stride, sizes, (0.5, 1, 2))
-    np.testing.assert_array_equal(anchors[:, [1, 0, 3, 2]], golden)
+    np.testing.assert_array_equal(swap_xy(anchors), golden)
 
 
-def test_shift_anchors_order():
+def test_anchors_of_a_location_are_the_inner_loop():
     cell = np.array([[0, 0, 1, 1], [-1, -2, 3, 4]], np.float64)
     anchors = shift_anchors(cell, 8, 3, 4)
     assert anchors.shape == (24, 4) and anchors.dtype == np.float32
@@ -29,19 +32,19 @@ def test_shift_anchors_order():
 
 
 @pytest.mark.parametrize(
-    ('case', 'image', 'sizes'),
+    ('case', 'image_size', 'sizes'),
     [('coco_resnet50', 1024, (32, 64, 128, 256, 512)), ('shapes_resnet50_shapes7', 128, (8, 16, 32, 64, 128))],
 )
-def test_matterport_cell_anchors_equal_matterport(shared, case, image, sizes):
-    """The first are those of the finest map's first locations, the last those of the coarsest's last."""
+def test_matterport_cell_anchors_equal_matterport(shared, case, image_size, sizes):
+    """Compare the first anchors (first locations, finest level) and the last ones (last locations, coarsest level)."""
     golden = np.load(shared / 'golden' / 'matterport' / f'case_{case}.npz')
     ratios = [1 / r for r in (0.5, 1, 2)]
     levels = [
-        shift_anchors(matterport_cell_anchors((size,), ratios), 2**k, *[image // 2**k] * 2)
+        shift_anchors(matterport_cell_anchors((size,), ratios), 2**k, image_size // 2**k, image_size // 2**k)
         for k, size in enumerate(sizes, start=2)
     ]
     anchors = np.concatenate(levels)
     assert len(anchors) == golden['anchors_count']
     ends = np.concatenate([anchors[:12], anchors[-12:]])
     np.testing.assert_allclose(ends + [0, 0, 1, 1], golden['anchors_first_last'], rtol=1e-7, atol=1e-4)
-    np.testing.assert_allclose(ends / (image - 1), golden['anchors_norm_first_last'], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(ends / (image_size - 1), golden['anchors_norm_first_last'], rtol=1e-6, atol=1e-7)

@@ -1,3 +1,5 @@
+"""The caches of values derived from weights and from feature maps."""
+
 import chainer
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from mask_rcnn.ops.runtime.cache import cache_features, cache_weights, cached
 
 @pytest.fixture
 def make():
-    """A function that counts its calls."""
+    """Return a function that counts its calls."""
 
     def make(array, factor):
         make.calls += 1
@@ -17,7 +19,7 @@ def make():
     return make
 
 
-def test_nothing_is_kept_unless_asked_for(make):
+def test_nothing_is_cached_outside_of_a_context(make):
     x = np.arange(3)
     cached(make, x, 2), cached(make, x, 2, scope='features')
     with cache_weights():
@@ -28,7 +30,7 @@ def test_nothing_is_kept_unless_asked_for(make):
 
 
 @pytest.mark.parametrize(('context', 'scope'), [(cache_weights, 'weights'), (cache_features, 'features')])
-def test_once_for_the_same_sources(make, context, scope):
+def test_same_sources_are_computed_once(make, context, scope):
     x, twin = np.arange(3), np.arange(3)
     with context():
         first = cached(make, x, 2, scope=scope)
@@ -40,7 +42,7 @@ def test_once_for_the_same_sources(make, context, scope):
         assert cached(make, x, 2, scope=scope) is not first
 
 
-def test_an_inner_context_adds_to_the_outer_one(make):
+def test_a_nested_context_shares_the_cache(make):
     x = np.arange(3)
     with cache_weights():
         with cache_weights():
@@ -49,7 +51,7 @@ def test_an_inner_context_adds_to_the_outer_one(make):
     assert chainer.config.weight_cache is None
 
 
-def test_every_image_starts_anew(make):
+def test_each_image_has_its_own_cache(make):
     x = np.arange(3)
     with cache_features():
         first = cached(make, x, 2, scope='features')

@@ -1,3 +1,7 @@
+"""Convolution and its gradients against Chainer's, for every implementation on the CPU."""
+
+from dataclasses import replace
+
 import chainer
 import chainer.functions as F
 import numpy as np
@@ -6,7 +10,18 @@ from chainer import gradient_check
 from chainer.utils.type_check import InvalidType
 
 from mask_rcnn.ops.conv import convolution, winograd
-from mask_rcnn.ops.conv.convolution import apply_epilogue, convolution_2d, convolve, deconvolution_2d, deconvolve
+from mask_rcnn.ops.conv.convolution import (
+    Backend,
+    apply_epilogue,
+    choose_backend,
+    convolution_2d,
+    convolve,
+    deconvolution_2d,
+    deconvolve,
+)
+from mask_rcnn.ops.conv.im2col import Im2colPlan
+from mask_rcnn.ops.conv.tuning import ConvTuning, current_tuning, using_tuning
+from mask_rcnn.ops.conv.winograd import TilePlan
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.memory_layout import channels_first
 from tests.support import cudnn_stand_in
@@ -24,37 +39,38 @@ GEOMETRIES = [  # kernel, stride, pad, size
 ]
 
 
+#: Uses all threads and never Winograd's algorithm.
+IM2COL = ConvTuning(min_multiplications=0, min_winograd_work=0, min_winograd_channels=1 << 30)
+#: Uses all threads, and Winograd's algorithm for all 3x3 convolutions of stride 1.
+WINOGRAD = ConvTuning(min_multiplications=0, min_winograd_work=0, min_winograd_channels=1, min_winograd_tiles=1)
+WINOGRAD_BY_ROW = replace(WINOGRAD, min_images_by_image=1000)
+WINOGRAD_BY_IMAGE = replace(WINOGRAD, min_images_by_image=1)
+#: Makes all tiles and blocks as small as possible.
+SMALL_TILES = dict(
+    tile_bytes=1,
+    min_tile_columns=1,
+    pointwise_tile_columns=1,
+    epilogue_channels=1,
+    col2im_bytes=1,
+    winograd_block_bytes=1,
+    min_winograd_block_tiles=1,
+)
+
+
 @pytest.fixture(
     params=[
-        'one tile',
-        'small tiles',
-        'Winograd',
-        'Winograd in blocks',
-        'Winograd by images',
-        'Winograd by images in blocks',
+        pytest.param(IM2COL, id='one tile'),
+        pytest.param(replace(IM2COL, **SMALL_TILES), id='small tiles'),
+        pytest.param(WINOGRAD_BY_ROW, id='Winograd'),
+        pytest.param(replace(WINOGRAD_BY_ROW, **SMALL_TILES), id='Winograd in blocks'),
+        pytest.param(WINOGRAD_BY_IMAGE, id='Winograd by image'),
+        pytest.param(replace(WINOGRAD_BY_IMAGE, **SMALL_TILES), id='Winograd by image in blocks'),
     ]
 )
-def way(request, monkeypatch):
-    """Every way to compute a convolution, for small ones, too."""
-    for module in (convolution, winograd):
-        monkeypatch.setattr(module, '_MIN_WORK', 0)  # all threads
-    if 'tile' in request.param:
-        monkeypatch.setattr(winograd, 'should_use', lambda *args: False)
-    else:
-        monkeypatch.setattr(winograd, '_MIN_CHANNELS', 1)
-        monkeypatch.setattr(winograd, '_MIN_TILES', 1)
-        monkeypatch.setattr(winograd, '_MIN_IMAGES_BY_IMAGE', 1 if 'images' in request.param else 1000)
-    if request.param == 'small tiles' or 'blocks' in request.param:
-        for module, name in (
-            (convolution, '_TILE_BYTES'),
-            (convolution, '_MIN_COLUMNS'),
-            (convolution, '_POINTWISE_COLUMNS'),
-            (convolution, '_EPILOGUE_CHANNELS'),
-            (convolution, '_SCATTER_BYTES'),
-            (winograd, '_BLOCK_BYTES'),
-            (winograd, '_MIN_BLOCK_TILES'),
-        ):
-            monkeypatch.setattr(module, name, 1)
+def tuning(request):
+    """Run the test with each implementation, which only large convolutions would use by default."""
+    with using_tuning(request.param):
+        yield request.param
 
 
 def arrays(rng, kernel, size, dtype=np.float32, n=3):
@@ -66,7 +82,7 @@ def arrays(rng, kernel, size, dtype=np.float32, n=3):
 
 
 @pytest.mark.parametrize(('kernel', 'stride', 'pad', 'size'), GEOMETRIES)
-def test_equals_chainers(rng, way, kernel, stride, pad, size):
+def test_equals_chainer(rng, tuning, kernel, stride, pad, size):
     x, W, b = arrays(rng, kernel, size)
     expected = F.convolution_2d(x, W, b, stride, pad).array
     y = convolution_2d(x, W, b, stride=stride, pad=pad)
@@ -75,7 +91,7 @@ def test_equals_chainers(rng, way, kernel, stride, pad, size):
 
 
 @pytest.mark.parametrize(('kernel', 'stride', 'pad', 'size'), GEOMETRIES)
-def test_gradients(rng, way, kernel, stride, pad, size):
+def test_gradients(rng, tuning, kernel, stride, pad, size):
     inputs = arrays(rng, kernel, size, np.float64, n=2)
 
     def function(x, W, b):
@@ -95,7 +111,7 @@ def test_any_memory_layout(rng, layout):
     np.testing.assert_array_equal(convolve(stored, W, b, pad=1), convolve(x, W, b, pad=1))
 
 
-def test_layout_lets_the_next_one_read_without_a_copy(rng):
+def test_the_result_is_the_next_input_without_a_copy(rng):
     x, W, _ = arrays(rng, (1, 1), (6, 5))
     y = convolve(x, W)
     assert np.shares_memory(channels_first(y), y)
@@ -104,7 +120,7 @@ def test_layout_lets_the_next_one_read_without_a_copy(rng):
 @pytest.mark.parametrize(('kernel', 'pad'), [((1, 1), 0), ((3, 3), 1)])
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('with_bias', [False, True])
-def test_fused_sum_and_relu(rng, way, kernel, pad, relu, with_bias):
+def test_fused_residual_and_relu(rng, tuning, kernel, pad, relu, with_bias):
     x, W, b = arrays(rng, kernel, (6, 5))
     residual = rng.uniform(-1, 1, (3, 5, 6, 5)).astype(np.float32)
     expected = F.convolution_2d(x, W, b if with_bias else None, 1, pad).array + residual
@@ -115,20 +131,20 @@ def test_fused_sum_and_relu(rng, way, kernel, pad, relu, with_bias):
 
 
 @pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3)])
-def test_result_in_place_of_the_residual(rng, way, layout):
+def test_the_result_overwrites_the_residual(rng, tuning, layout):
     x, W, b = arrays(rng, (1, 1), (6, 5))
     residual = rng.uniform(-1, 1, (3, 5, 6, 5)).astype(np.float32)
     expected = convolve(x, W, b, relu=True, residual=residual)
-    spent = np.ascontiguousarray(residual.transpose(layout)).transpose(layout)
-    y = convolve(x, W, b, relu=True, residual=spent, overwrite_residual=True)
+    consumed = np.ascontiguousarray(residual.transpose(layout)).transpose(layout)
+    y = convolve(x, W, b, relu=True, residual=consumed, overwrite_residual=True)
     np.testing.assert_array_equal(y, expected)
-    assert np.shares_memory(y, spent) == (layout == (1, 0, 2, 3))
+    assert np.shares_memory(y, consumed) == (layout == (1, 0, 2, 3))
 
 
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('with_bias', [False, True])
 @pytest.mark.parametrize('with_residual', [False, True])
-def test_finishing_later_is_the_same(rng, relu, with_bias, with_residual):
+def test_a_separate_epilogue_gives_the_same_result(rng, relu, with_bias, with_residual):
     x, W, b = arrays(rng, (1, 1), (6, 5))
     epilogue = {
         'b': b if with_bias else None,
@@ -156,7 +172,7 @@ def deconvolution_arrays(rng, kernel, dtype, n=3):
 
 @pytest.mark.parametrize(('kernel', 'stride', 'pad'), DECONVOLUTIONS)
 @pytest.mark.parametrize('relu', [False, True])
-def test_deconvolution_equals_chainers(rng, way, kernel, stride, pad, relu):
+def test_deconvolution_equals_chainer(rng, tuning, kernel, stride, pad, relu):
     x, W, b = deconvolution_arrays(rng, kernel, np.float32)
     expected = F.deconvolution_2d(x, W, b, stride, pad).array
     y = deconvolution_2d(x, W, b, stride=stride, pad=pad).array
@@ -167,7 +183,7 @@ def test_deconvolution_equals_chainers(rng, way, kernel, stride, pad, relu):
 
 
 @pytest.mark.parametrize(('kernel', 'stride', 'pad'), DECONVOLUTIONS)
-def test_gradients_of_deconvolution(rng, way, kernel, stride, pad):
+def test_gradients_of_deconvolution(rng, tuning, kernel, stride, pad):
     inputs = deconvolution_arrays(rng, kernel, np.float64, n=2)
 
     def function(x, W, b):
@@ -180,7 +196,7 @@ def test_gradients_of_deconvolution(rng, way, kernel, stride, pad):
     )
 
 
-def test_deconvolution_of_nothing_and_of_what_does_not_fit(rng):
+def test_deconvolution_of_empty_and_mismatched_arrays(rng):
     x, W, b = deconvolution_arrays(rng, 2, np.float32)
     assert deconvolve(x[:0], W, b, stride=2).shape == (0, 6, 10, 14)
     assert deconvolution_2d(x.astype(np.float16), W.astype(np.float16), stride=2).dtype == np.float16
@@ -189,72 +205,79 @@ def test_deconvolution_of_nothing_and_of_what_does_not_fit(rng):
 
 
 def error_of_3x3(rng):
-    """Root mean square error of a 3x3 convolution in units of its result's deviation."""
+    """Return the root mean square error of a 3x3 convolution relative to the standard deviation of its result."""
     x = np.maximum(rng.standard_normal((2, 256, 7, 7)), 0).astype(np.float32)
     W = rng.standard_normal((32, 256, 3, 3)).astype(np.float32)
     expected = F.convolution_2d(x.astype(np.float64), W.astype(np.float64), pad=1).array
     return np.sqrt(((convolve(x, W, pad=1) - expected) ** 2).mean()) / expected.std()
 
 
-def test_precision_of_3x3(rng, monkeypatch):
-    """Winograd convolution errs up to a few times as much as plain sums."""
-    plain = error_of_3x3(rng)
-    assert 1e-8 < plain < 4e-7
-    monkeypatch.setattr(winograd, '_MIN_TILES', 1)
-    assert 1.2 * plain < error_of_3x3(rng) < 1.5e-6
+def test_precision_of_3x3(rng):
+    """The error of Winograd convolution is up to a few times that of direct sums."""
+    direct = error_of_3x3(rng)
+    assert 1e-8 < direct < 4e-7
+    with using_tuning(replace(current_tuning(), min_winograd_tiles=1)):
+        assert 1.2 * direct < error_of_3x3(rng) < 1.5e-6
 
 
-def test_gradients_take_a_quarter_of_the_multiplications(rng, monkeypatch):
-    """Those with respect to images and to filters, as the convolution itself."""
+def test_gradients_use_winograd(rng, monkeypatch):
+    """The gradients with respect to images and weights use Winograd's algorithm like the convolution itself."""
     x, W, _ = arrays(rng, (3, 3), (9, 9))
-    monkeypatch.setattr(winograd, '_MIN_CHANNELS', 1)
-    monkeypatch.setattr(winograd, '_MIN_TILES', 1)
     calls = []
-    for name in ('convolve', 'correlate'):
-        monkeypatch.setattr(
-            winograd, name, lambda *args, name=name, own=getattr(winograd, name): (calls.append(name), own(*args))[1]
-        )
-    image, filters = chainer.Variable(x), chainer.Variable(W)
-    chainer.functions.sum(convolution_2d(image, filters, pad=1)).backward()
+
+    def recording(function):
+        def record(*args):
+            calls.append(function.__name__)
+            return function(*args)
+
+        return record
+
+    for function in (winograd.convolve, winograd.correlate):
+        monkeypatch.setattr(winograd, function.__name__, recording(function))
+    image, weights = chainer.Variable(x), chainer.Variable(W)
+    with using_tuning(WINOGRAD):
+        chainer.functions.sum(convolution_2d(image, weights, pad=1)).backward()
     assert sorted(calls) == ['convolve', 'convolve', 'correlate']
 
 
 @pytest.mark.parametrize('transposed', [False, True])
 def test_half_precision_images_meet_float32_parameters(rng, monkeypatch, emulator, transposed):
-    """As behind frozen layers on a GPU: every gradient has the type of what it is the gradient of."""
-    for node in (convolution._Convolution2D, convolution._ConvolutionGradX, convolution._ConvolutionGradW):
+    """Each gradient has the type of its input, as after frozen layers on a GPU."""
+    for node in (convolution.Convolution2DFunction, convolution.ConvolutionGradX, convolution.ConvolutionGradW):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)
-    monkeypatch.setattr(convolution, '_has_fast_path', lambda arrays: True)
+    monkeypatch.setattr(convolution, 'choose_backend', lambda *arrays: Backend.CUDNN)
     function, shape = (deconvolution_2d, (3, 5, 2, 2)) if transposed else (convolution_2d, (5, 3, 2, 2))
     arrays = [rng.uniform(-1, 1, (2, 3, 4, 6)), rng.uniform(-1, 1, shape), rng.uniform(-1, 1, 5)]
-    plain = F.deconvolution_2d if transposed else F.convolution_2d
+    reference = F.deconvolution_2d if transposed else F.convolution_2d
     exact = [chainer.Variable(array) for array in arrays]
-    F.sum(plain(*exact, stride=2)).backward()
-    half, *parameters = [chainer.Variable(array.astype(dtype)) for array, dtype in zip(arrays, ('f2', 'f4', 'f4'))]
+    F.sum(reference(*exact, stride=2)).backward()
+    half, *parameters = [
+        chainer.Variable(array.astype(dtype)) for array, dtype in zip(arrays, ('f2', 'f4', 'f4'), strict=True)
+    ]
     with cudnn_stand_in.installed(monkeypatch, emulator.kernel), using_precision('fp16'):
         y = function(half, *parameters, stride=2)
         F.sum(F.cast(y, np.float32)).backward()
     assert y.dtype == half.grad.dtype == np.float16
-    for ours, expected in zip((half, *parameters), exact):
-        assert ours.grad.dtype == ours.dtype
-        np.testing.assert_allclose(ours.grad, expected.grad, atol=2e-3 * np.abs(expected.grad).max())
+    for variable, expected in zip((half, *parameters), exact, strict=True):
+        assert variable.grad.dtype == variable.dtype
+        np.testing.assert_allclose(variable.grad, expected.grad, atol=2e-3 * np.abs(expected.grad).max())
 
 
-def test_every_run_gives_the_same_bits(rng, way):
+def test_every_run_gives_the_same_bits(rng, tuning):
     x, W, _ = arrays(rng, (3, 3), (17, 14))
     gy = rng.uniform(-1, 1, (3, 5, 17, 14)).astype(np.float32)
 
     def gradients():
-        image, filters = chainer.Variable(x), chainer.Variable(W)
-        y = convolution_2d(image, filters, pad=1)
+        image, weights = chainer.Variable(x), chainer.Variable(W)
+        y = convolution_2d(image, weights, pad=1)
         y.grad = gy
         y.backward()
-        return y.array, image.grad, filters.grad
+        return y.array, image.grad, weights.grad
 
     first = gradients()
     for _ in range(3):
-        for again, before in zip(gradients(), first):
-            np.testing.assert_array_equal(again, before)
+        for actual, expected in zip(gradients(), first, strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
 def test_no_images(rng):
@@ -262,12 +285,12 @@ def test_no_images(rng):
     assert convolution_2d(np.empty((0, 4, 7, 7), np.float32), W, pad=1).shape == (0, 5, 7, 7)
 
 
-def test_other_types_go_to_chainer(rng):
+def test_chainer_convolves_other_types(rng):
     x, W, b = arrays(rng, (3, 3), (5, 5), np.float16)
     assert convolution_2d(x, W, b, pad=1).dtype == np.float16
 
 
-def test_wrong_shapes_are_refused(rng):
+def test_mismatched_shapes_raise_an_error(rng):
     x, W, b = arrays(rng, (3, 3), (5, 5))
     with pytest.raises(InvalidType):
         convolution_2d(x, W[:, :3])
@@ -275,19 +298,41 @@ def test_wrong_shapes_are_refused(rng):
         convolution_2d(x, W, b[:2])
 
 
-def test_frozen_filters_get_no_gradient(rng):
+def test_frozen_weights_get_no_gradient(rng):
     x, W, _ = arrays(rng, (3, 3), (5, 5))
-    image, filters = chainer.Variable(x), chainer.Variable(W, requires_grad=False)
-    y = convolution_2d(image, filters, pad=1)
+    image, weights = chainer.Variable(x), chainer.Variable(W, requires_grad=False)
+    y = convolution_2d(image, weights, pad=1)
     y.grad = np.ones_like(y.array)
     y.backward()
-    assert image.grad is not None and filters.grad is None
+    assert image.grad is not None and weights.grad is None
 
 
-def test_every_thread_filters_as_much(monkeypatch):
-    """A C4 network's RPN, 13 rows of tiles, is 7 and 6 of them for two threads, not 12 and 1."""
+def test_the_backend_follows_from_the_arrays(rng):
+    x, W, b = arrays(rng, (3, 3), (5, 5))
+    assert choose_backend(x, W, b) is choose_backend(x, W, None) is choose_backend(x.astype('d')) is Backend.CPU
+    assert choose_backend(x, W.astype('d')) is choose_backend(x.astype('e'), W.astype('e')) is Backend.CHAINER
+
+
+def test_im2col_tiles_cover_all_units():
+    plan = Im2colPlan((4, 2, 8, 7), (5, 4, 3, 3), 1, 1, replace(IM2COL, tile_bytes=1, min_tile_columns=15))
+    tiles = plan.tiles(3, 16, 4)
+    assert [(tile.start, tile.stop) for tile in tiles] == [
+        (3, 4),
+        (4, 6),
+        (6, 8),
+        (8, 10),
+        (10, 12),
+        (12, 14),
+        (14, 16),
+    ]
+    assert all(tile.columns == slice(7 * tile.start, 7 * tile.stop) for tile in tiles)
+
+
+def test_threads_get_equal_numbers_of_winograd_tiles(monkeypatch):
+    """The RPN of a C4 network, 13 rows of tiles, becomes 7 and 6 rows for two threads, not 12 and 1."""
     monkeypatch.setattr(winograd, 'cpu_count', lambda: 2)
-    grid = winograd._Grid((1024, 1, 50, 84), 1024, 1, 4)
-    assert [stop - start for (start, stop), _ in grid.blocks(0, 2)] == [7, 6]
-    roi_grids = winograd._Grid((512, 500, 7, 7), 512, 1, 4, by_image=True)
-    assert [lanes for _, lanes in roi_grids.blocks(0, 8)] == 7 * [256] + [208]
+    plan = TilePlan((1024, 1, 50, 84), 1024, 1, 4)
+    assert [stop - start for start, stop in plan.blocks(0, 2)] == [7, 6]
+    plan = TilePlan((512, 500, 7, 7), 512, 1, 4, may_tile_by_image=True)
+    assert plan.by_image and plan.tiles_per_unit == 4
+    assert [4 * (stop - start) for start, stop in plan.blocks(0, 8)] == [*7 * [256], 208]

@@ -1,6 +1,4 @@
-"""The host code of the GPU's convolutions, with graphs that the CPU interprets; and on a GPU against
-float64.
-"""
+"""The host code of convolution on the GPU, with graphs that the CPU interprets; on a GPU the results, in float64."""
 
 import functools
 import logging
@@ -20,7 +18,7 @@ from mask_rcnn.ops.cudnn_frontend import PRECISIONS, frontend, graphs
 from mask_rcnn.ops.runtime.cache import cache_weights
 from tests.support import cudnn_stand_in
 
-#: Relative error of one rounded number, and of the factors of a product.
+#: Relative error of rounding a value, and of rounding the factors of a product.
 EPSILON = {'fp32': 2.0**-24, 'tf32': 2.0**-11, 'fp16': 2.0**-11, 'bf16': 2.0**-8}
 
 CUDART_VARIABLE = 'CUDNN_FRONTEND_CUDART_LIB_NAME'
@@ -57,16 +55,17 @@ def make(rng, *shapes):
 
 
 def exact(x, w, stride, pad):
-    """Return the convolution in float64 (Chainer's knows no groups of one pad a side: padded first)."""
+    """Return the convolution in float64, padded first because Chainer does not pad each side differently."""
     pads = ((pad, pad), (pad, pad)) if np.ndim(pad) == 0 else pad
     x = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *pads])
     return F.convolution_2d(x, w.astype(np.float64), stride=stride, groups=x.shape[1] // w.shape[1]).array
 
 
 def assert_close(actual, expected, precision, scale):
-    """Compare with the error of rounded factors and results, three epsilons of the largest result (measured: up to
-    1.2; 1.4 if TF32 cuts bits off), and on a device with that of float32 sums in any order: ``scale`` bounds the
-    sum of absolute products.
+    """Compare with the tolerance of rounded factors and results.
+
+    It is three epsilons of the largest result (measured: up to 1.2; 1.4 if TF32 truncates).  On a device it includes
+    float32 sums in any order: ``scale`` bounds the sum of absolute products.
     """
     on_device, actual = not isinstance(actual, np.ndarray), cuda.to_cpu(actual)
     if precision == 'tf32' and not on_device:
@@ -82,7 +81,7 @@ def is_channels_last(array):
 
 @pytest.mark.parametrize('name', SHAPES)
 @pytest.mark.parametrize('precision', PRECISIONS)
-def test_forward_with_everything_in_one_graph(xp, rng, request, name, precision):
+def test_forward_with_the_epilogue_in_one_graph(xp, rng, request, name, precision):
     x_shape, w_shape, stride, pad = SHAPES[name]
     x, w = make(rng, x_shape, w_shape)
     y = exact(x, w, stride, pad)
@@ -131,14 +130,14 @@ def test_deconvolution(xp, rng, precision):
 
 
 @pytest.mark.parametrize(('stride', 'pad'), [(1, 0), (2, 1)])
-def test_deconvolution_of_other_geometries(xp, rng, stride, pad):
+def test_deconvolution_with_overlap_and_padding(xp, rng, stride, pad):
     x, w = make(rng, (1, 2, 4, 5), (2, 3, 4, 4))
     expected = F.deconvolution_2d(x.astype(np.float64), w.astype(np.float64), stride=stride, pad=pad).array
     actual = cudnn_frontend.deconvolve(xp.asarray(x), xp.asarray(w), stride=stride, pad=pad)
     assert_close(actual, expected, 'fp32', 32)
 
 
-def test_half_precision_arrays_go_from_graph_to_graph_without_a_copy(stand_in, rng, monkeypatch):
+def test_half_precision_results_are_inputs_without_a_copy(stand_in, rng, monkeypatch):
     x, w = make(rng, (1, 4, 3, 3), (4, 4, 1, 1))
     with cudnn_frontend.using_precision('fp16'):
         first = cudnn_frontend.convolve(x, w)
@@ -150,7 +149,7 @@ def test_half_precision_arrays_go_from_graph_to_graph_without_a_copy(stand_in, r
     assert seen[0].base is first.base and np.shares_memory(seen[0], first)
 
 
-def test_gradients_have_the_type_of_what_they_are_gradients_of(stand_in, rng):
+def test_the_gradient_of_images_has_the_type_of_the_output_gradient(stand_in, rng):
     gy, w = make(rng, (1, 4, 3, 3), (4, 4, 1, 1))
     with cudnn_frontend.using_precision('bf16'):
         half = cudnn_frontend.convolve_backward_data(gy.astype(np.float16), w, gy.shape)
@@ -168,14 +167,14 @@ def test_no_images(stand_in, kind):
     assert stand_in.graphs == []
 
 
-def test_what_cannot_be_fused_is_finished_by_one_kernel(stand_in, rng, monkeypatch):
+def test_one_kernel_applies_an_epilogue_that_cannot_be_fused(stand_in, rng, monkeypatch):
     x, w, b, residual = make(rng, (2, 4, 5, 5), (8, 4, 3, 3), 8, (2, 8, 5, 5))
     stand_in.unsupported = lambda steps: len(steps) > 1
-    finished = []
+    epilogues = []
     monkeypatch.setattr(
         cudnn_frontend.convolution,
         '_epilogue_kernel',
-        lambda: lambda *args: finished.append(args[-1]) or cudnn_stand_in.epilogue(*args),
+        lambda: lambda *args: epilogues.append(args[-1]) or cudnn_stand_in.epilogue(*args),
     )
     for precision, limit in (('fp32', 0.5), ('fp16', np.inf), ('bf16', np.inf)):
         with cudnn_frontend.using_precision(precision):
@@ -184,15 +183,15 @@ def test_what_cannot_be_fused_is_finished_by_one_kernel(stand_in, rng, monkeypat
         assert_close(y, expected, precision, 40)
         assert y.dtype == PRECISIONS[precision].result and is_channels_last(y)
     assert stand_in.runs == [['conv']] * 3
-    assert len(finished) == 3 and all(array.flags.c_contiguous for array in finished)
-    n_graph = len(stand_in.asked)
+    assert len(epilogues) == 3 and all(array.flags.c_contiguous for array in epilogues)
+    n_queries = len(stand_in.queries)
     cudnn_frontend.convolve(x, w, b, pad=1, relu=True, residual=residual)
-    assert len(stand_in.asked) == n_graph  # what is not supported is not tried again
+    assert len(stand_in.queries) == n_queries  # an unsupported problem is not tried again
 
 
 @pytest.mark.parametrize('name', SHAPES)
 @pytest.mark.parametrize('precision', PRECISIONS)
-def test_matrix_products_take_the_place_of_a_missing_engine(stand_in, rng, caplog, name, precision):
+def test_im2col_replaces_a_missing_engine(stand_in, rng, caplog, name, precision):
     x_shape, w_shape, stride, pad = SHAPES[name]
     x, w, b = make(rng, x_shape, w_shape, w_shape[0])
     (gy,) = make(rng, exact(x, w, stride, pad).shape)
@@ -210,10 +209,10 @@ def test_matrix_products_take_the_place_of_a_missing_engine(stand_in, rng, caplo
     frontend._graph_caches.by_device.clear()
     cudnn_frontend.convolution._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        for actual, own in zip(compute(), expected):
-            assert actual.dtype == own.dtype and actual.flags == own.flags
-            # Float32 sums (measured: up to 5.1 epsilons), rounded to what is stored.
-            np.testing.assert_allclose(actual, own, rtol=0, atol=8 * EPSILON[precision] * np.abs(own).max())
+        for actual, result in zip(compute(), expected, strict=True):
+            assert actual.dtype == result.dtype and actual.flags == result.flags
+            # Float32 sums (measured: up to 5.1 epsilons), rounded to the type of the result.
+            np.testing.assert_allclose(actual, result, rtol=0, atol=8 * EPSILON[precision] * np.abs(result).max())
     assert [record.getMessage().split("kind='")[1].split("'")[0] for record in caplog.records] == [
         'forward',
         'data',
@@ -221,7 +220,7 @@ def test_matrix_products_take_the_place_of_a_missing_engine(stand_in, rng, caplo
     ]
 
 
-def test_what_is_not_a_number_stays_so(stand_in):
+def test_nan_stays_nan(stand_in):
     y = np.full((1, 1, 1, 1), np.nan, 'f')
     assert np.isnan(cudnn_frontend.apply_epilogue(y, None, None, True)) and np.isnan(
         cudnn_frontend.apply_epilogue(y, clip_max=6.0)
@@ -231,20 +230,20 @@ def test_what_is_not_a_number_stays_so(stand_in):
 # Functions
 
 
-def check_function(ours, theirs, shapes, rng, precision, dtype=np.float32):
-    """Compare a function of one node with Chainer's in float64, forward and backward."""
+def check_function(fused, reference, shapes, rng, precision, dtype=np.float32):
+    """Compare a fused function with Chainer's functions in float64, forward and backward."""
     arrays = [array.astype(dtype if i == 0 else np.float32) for i, array in enumerate(make(rng, *shapes))]
     results = []
-    for function, kind in ((ours, None), (theirs, np.float64)):
+    for function, kind in ((fused, None), (reference, np.float64)):
         variables = [chainer.Variable(array.astype(kind or array.dtype)) for array in arrays]
         with cudnn_frontend.using_precision(precision):
             y = function(*variables)
             y.grad = np.ones(y.shape, y.dtype)
             y.backward()
         results.append([y.array] + [variable.grad for variable in variables])
-    for array, actual in zip([arrays[0]] + arrays, results[0]):
+    for array, actual in zip([arrays[0], *arrays], results[0], strict=True):
         assert actual.dtype == array.dtype
-    for actual, expected in zip(*results):
+    for actual, expected in zip(*results, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=4 * EPSILON[precision] * np.abs(expected).sum())
 
 
@@ -287,7 +286,7 @@ def test_gradients_have_the_types_of_their_inputs(stand_in, rng):
     )
 
 
-def test_only_gradients_that_are_wanted_are_computed(stand_in, rng):
+def test_only_required_gradients_are_computed(stand_in, rng):
     x, w, b = make(rng, (1, 4, 3, 3), (8, 4, 3, 3), 8)
     y = cudnn_frontend.convolution_2d(x, chainer.Variable(w), b)
     y.grad = np.ones_like(y.array)
@@ -298,7 +297,7 @@ def test_only_gradients_that_are_wanted_are_computed(stand_in, rng):
 # Graphs
 
 
-def test_a_graph_is_built_once_for_each_description(stand_in, rng):
+def test_a_graph_is_built_once_per_problem(stand_in, rng):
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
     for _ in range(3):
         cudnn_frontend.convolve(x, w, b)
@@ -312,7 +311,7 @@ def test_a_graph_is_built_once_for_each_description(stand_in, rng):
     assert len(stand_in.graphs) == 6
 
 
-def test_old_graphs_make_room():
+def test_the_least_recently_used_graph_is_evicted():
     cache = frontend.GraphCache('handle', max_graphs=2)
     built = []
 
@@ -322,10 +321,10 @@ def test_old_graphs_make_room():
 
     for description in 'abacab':
         assert cache.graph(description, functools.partial(build, description)) == description
-    assert built == ['a', 'b', 'c', 'b'] and len(cache) == 2  # b went when c came, c when b came back
+    assert built == ['a', 'b', 'c', 'b'] and len(cache) == 2  # c evicts b, then b evicts c
 
 
-def test_a_graph_that_cannot_be_built_is_not_kept():
+def test_a_failed_build_is_not_cached():
     cache = frontend.GraphCache('handle')
     with pytest.raises(ZeroDivisionError):
         cache.graph('a', lambda: 1 / 0)
@@ -344,14 +343,14 @@ def test_caches_belong_to_one_thread_and_device(stand_in):
     assert [cache.handle.stream for cache in caches[1:]] == [77, 78, 78]
 
 
-def test_tensor_cores_only_where_they_are_wanted(stand_in, rng):
+def test_fp32_excludes_tensor_cores(stand_in, rng):
     note = cudnn_stand_in.numerical_note
     for precision in PRECISIONS:
         with cudnn_frontend.using_precision(precision):
             cudnn_frontend.convolve(*make(rng, (1, 4, 3, 3), (4, 4, 1, 1)))
-        unwanted = stand_in.asked[-1].notes
-        assert note.DOWN_CONVERT_INPUTS in unwanted and note.REDUCED_PRECISION_REDUCTION in unwanted
-        assert (note.TENSOR_CORE in unwanted) == (precision == 'fp32')
+        excluded = stand_in.queries[-1].notes
+        assert note.DOWN_CONVERT_INPUTS in excluded and note.REDUCED_PRECISION_REDUCTION in excluded
+        assert (note.TENSOR_CORE in excluded) == (precision == 'fp32')
 
 
 # Engines
@@ -362,30 +361,32 @@ def engines_of(stand_in):
 
 
 @pytest.mark.parametrize('precision', PRECISIONS)
-def test_sums_of_any_order_only_where_there_are_no_others(stand_in, rng, precision):
+def test_nondeterministic_engines_are_the_last_resort(stand_in, rng, precision):
     note, engine = cudnn_stand_in.numerical_note, cudnn_stand_in.Engine
-    loose, exact_enough = engine(1, frozenset({note.NONDETERMINISTIC})), engine(2)
-    stand_in.engines = [engine(0, frozenset({note.DOWN_CONVERT_INPUTS})), loose, exact_enough]
+    nondeterministic, deterministic = engine(1, frozenset({note.NONDETERMINISTIC})), engine(2)
+    stand_in.engines = [engine(0, frozenset({note.DOWN_CONVERT_INPUTS})), nondeterministic, deterministic]
     with cudnn_frontend.using_precision(precision):
         for channels in (1, 2):
             cudnn_frontend.convolve(*make(rng, (1, channels, 3, 3), (4, channels, 1, 1)))
-            stand_in.engines.remove(exact_enough) if channels == 1 else None
+            if channels == 1:
+                stand_in.engines.remove(deterministic)
     assert engines_of(stand_in) == [2, 1]
 
 
-def test_the_heuristics_are_asked_once_for_sizes_that_are_near(stand_in, rng):
+def test_similar_sizes_share_one_query_of_the_heuristics(stand_in, rng):
     stand_in.engines = [cudnn_stand_in.Engine(number) for number in (7, 8)]
     (w,) = make(rng, (4, 2, 1, 1))
     for width in (97, 100, 103, 104):
         cudnn_frontend.convolve(*make(rng, (1, 2, 3, width)), w)
-        stand_in.engines.reverse() if width == 97 else None
+        if width == 97:
+            stand_in.engines.reverse()
         stand_in.engines.sort(key=lambda engine: engine.number)
-    assert len(stand_in.asked) == 1 and engines_of(stand_in) == [7] * 4
+    assert len(stand_in.queries) == 1 and engines_of(stand_in) == [7] * 4
     cudnn_frontend.convolve(*make(rng, (1, 2, 3, 105)), w)
-    assert len(stand_in.asked) == 2
+    assert len(stand_in.queries) == 2
 
 
-def test_round_sizes():
+def test_sizes_are_rounded_up():
     def rounded(*shape):
         return graphs.ConvProblem('forward', 'float32', (shape[0], 64, *shape[1:]), (64, 64, 3, 3)).rounded().x
 
@@ -394,13 +395,16 @@ def test_round_sizes():
     assert rounded(3, 1, 1) == (3, 64, 1, 1) and rounded(101, 1, 1) == (104, 64, 1, 1)
 
 
-@pytest.mark.parametrize('kind', ['unknown', 'old'])
-def test_an_engine_that_cannot_be_asked_for_is_taken_as_it_comes(monkeypatch, emulator, rng, kind):
+@pytest.mark.parametrize('kind', ['not selectable', 'old'])
+def test_an_engine_that_cannot_be_selected_is_built_by_default(monkeypatch, emulator, rng, kind):
     pygraph = cudnn_stand_in.Pygraph if kind == 'old' else cudnn_stand_in.NewPygraph
     note, engine = cudnn_stand_in.numerical_note, cudnn_stand_in.Engine
     x, w = make(rng, (1, 4, 5, 5), (4, 4, 3, 3))
     with cudnn_stand_in.installed(monkeypatch, emulator.kernel, pygraph) as stand_in:
-        stand_in.engines = [engine(1, frozenset({note.NONDETERMINISTIC}), is_known=False), engine(2, is_known=False)]
+        stand_in.engines = [
+            engine(1, frozenset({note.NONDETERMINISTIC}), is_selectable=False),
+            engine(2, is_selectable=False),
+        ]
         for autotune in (False, True):
             with chainer.using_config('autotune', autotune):
                 assert_close(cudnn_frontend.convolve(x, w), exact(x, w, 1, 0), 'fp32', 36)
@@ -409,9 +413,13 @@ def test_an_engine_that_cannot_be_asked_for_is_taken_as_it_comes(monkeypatch, em
         assert_close(cudnn_frontend.convolve(x, w, pad=1), exact(x, w, 1, 1), 'fp32', 36)
 
 
-def test_an_engine_that_cannot_be_asked_for_is_timed_too(stand_in, rng):
+def test_an_engine_that_cannot_be_selected_is_also_timed(stand_in, rng):
     engine = cudnn_stand_in.Engine
-    stand_in.engines = [engine(1, milliseconds=2, is_known=False), engine(2, milliseconds=3), engine(3, milliseconds=4)]
+    stand_in.engines = [
+        engine(1, milliseconds=2, is_selectable=False),
+        engine(2, milliseconds=3),
+        engine(3, milliseconds=4),
+    ]
     with chainer.using_config('autotune', True):
         cudnn_frontend.convolve(*make(rng, (1, 4, 5, 5), (4, 4, 3, 3)))
         cudnn_frontend.convolve(*make(rng, (1, 4, 5, 5), (4, 4, 3, 3)))
@@ -419,14 +427,14 @@ def test_an_engine_that_cannot_be_asked_for_is_timed_too(stand_in, rng):
     assert next(iter(frontend.graph_cache()._graphs.values()))._graph.engine.number == 1
 
 
-def test_a_session_keeps_fewer_graphs_that_are_large(monkeypatch, emulator):
+def test_a_cache_keeps_fewer_large_graphs(monkeypatch, emulator):
     for pygraph, expected in ((cudnn_stand_in.Pygraph, 1024), (cudnn_stand_in.NewPygraph, 8192)):
         with cudnn_stand_in.installed(monkeypatch, emulator.kernel, pygraph):
             assert frontend.graph_cache()._max_graphs == expected
 
 
 @pytest.mark.parametrize(('autotune', 'deterministic'), [(False, False), (True, False), (True, True)])
-def test_engines_are_timed_if_that_is_asked_for(stand_in, rng, autotune, deterministic):
+def test_autotune_times_engines(stand_in, rng, autotune, deterministic):
     stand_in.engines = [cudnn_stand_in.Engine(number, milliseconds=10 - number) for number in range(7)]
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
     for _ in range(2):
@@ -442,13 +450,13 @@ def test_engines_are_timed_if_that_is_asked_for(stand_in, rng, autotune, determi
     )
     timed = autotune and not deterministic
     assert graph._graph.engine.number == (3 if timed else 0)  # the best of the first four
-    assert len(stand_in.runs) == (4 * 4 + 2 if timed else 2) and len(stand_in.asked) == 1
+    assert len(stand_in.runs) == (4 * 4 + 2 if timed else 2) and len(stand_in.queries) == 1
 
 
-# Parameters that stay
+# Cached parameters
 
 
-def test_constant_filters_are_laid_out_once(stand_in, rng, monkeypatch):
+def test_constant_weights_are_converted_once(stand_in, rng, monkeypatch):
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
     copied = []
     monkeypatch.setattr(
@@ -460,7 +468,7 @@ def test_constant_filters_are_laid_out_once(stand_in, rng, monkeypatch):
         first = cudnn_frontend.convolve(x, w, b)
         copied.clear()
         assert (cudnn_frontend.convolve(x, w, b) == first).all()
-    assert copied == [(1, 3, 3, 4)]  # the image alone
+    assert copied == [(1, 3, 3, 4)]  # only the image
     w += 1
     assert (cudnn_frontend.convolve(x, w, b) != first).any()
 
@@ -479,7 +487,7 @@ def test_rounding_to_bfloat16(stand_in, rng):
         narrow = cudnn_frontend.convolution._narrow(numbers, np.dtype('u2'))
         wide = cudnn_frontend.convolution._widen(narrow.reshape(1, -1, 1, 1)).ravel()
     mantissa, exponent = np.frexp(numbers.astype(np.float64))
-    expected = np.ldexp(np.round(mantissa * 256), exponent - 8)  # NumPy rounds ties to even, too
+    expected = np.ldexp(np.round(mantissa * 256), exponent - 8)  # NumPy also rounds ties to even
     expected[np.abs(expected) > 3.39e38] = np.copysign(np.inf, expected[np.abs(expected) > 3.39e38])
     assert (wide == np.where(np.isfinite(numbers), expected, numbers)).all()
     nan = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view('f')
@@ -496,12 +504,14 @@ def test_precision_is_part_of_the_configuration():
     with cudnn_frontend.using_precision('fp16'):
         assert cudnn_frontend.current_precision() is PRECISIONS['fp16']
     assert cudnn_frontend.current_precision().name == 'fp32'
-    with pytest.raises(ValueError, match="'fp8'; there are fp32, tf32, fp16, bf16"):
-        with cudnn_frontend.using_precision('fp8'):
-            pass
+    with (
+        pytest.raises(ValueError, match="'fp8', expected one of fp32, tf32, fp16, bf16"),
+        cudnn_frontend.using_precision('fp8'),
+    ):
+        pass
 
 
-def test_faults_of_precisions():
+def test_errors_of_precisions():
     assert cudnn_frontend.precision_error('fp32', None) is None
     assert cudnn_frontend.precision_error('fp16', None) == 'fp16 needs a GPU; on the CPU there is fp32 only'
     assert cudnn_frontend.precision_error('fp16', 75) is None and cudnn_frontend.precision_error('bf16', 90) is None
@@ -511,14 +521,14 @@ def test_faults_of_precisions():
         )
 
 
-@pytest.mark.parametrize('fault', [ImportError("No module named 'cudnn'"), OSError('libcudnn.so\nis missing'), None])
-def test_without_cudnn_there_is_one_warning(monkeypatch, caplog, fault):
+@pytest.mark.parametrize('failure', [ImportError("No module named 'cudnn'"), OSError('libcudnn.so\nis missing'), None])
+def test_without_cudnn_there_is_one_warning(monkeypatch, caplog, failure):
     def import_module(name):
-        if fault is None:
+        if failure is None:
             old = cudnn_stand_in.module()
             old.backend_version = lambda: 8905
             return old
-        raise fault
+        raise failure
 
     monkeypatch.setattr(frontend.importlib, 'import_module', import_module)
     monkeypatch.setattr(frontend.cuda, 'available', True)
@@ -531,12 +541,12 @@ def test_without_cudnn_there_is_one_warning(monkeypatch, caplog, fault):
     (record,) = caplog.records
     message = record.getMessage()
     assert '\n' not in message and 'nvidia-cudnn-frontend' in message
-    assert ('8905' if fault is None else type(fault).__name__) in message
+    assert ('8905' if failure is None else type(failure).__name__) in message
 
 
 @pytest.fixture
 def probe(stand_in, monkeypatch):
-    """CuDNN works as well as the stand-in does, and nobody has tried."""
+    """Make cuDNN available as the stand-in, before the first self-test."""
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'available', True)
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'cupy', np)
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'get_array_module', lambda *arrays: np)
@@ -545,16 +555,16 @@ def probe(stand_in, monkeypatch):
     cudnn_frontend.convolution._self_test.cache_clear()
 
 
-def test_cudnn_is_tried_once_before_it_is_used(probe, caplog):
+def test_cudnn_is_tested_once_before_its_first_use(probe, caplog):
     assert cudnn_frontend.is_available() and cudnn_frontend.is_available()
     assert probe.runs == [['conv']] and caplog.records == []
 
 
-@pytest.mark.parametrize('fault', ['no runtime', 'no engine', 'wrong numbers'])
-def test_cudnn_that_does_not_work_is_not_used(probe, caplog, monkeypatch, fault):
-    if fault == 'no engine':
+@pytest.mark.parametrize('failure', ['no runtime', 'no engine', 'wrong numbers'])
+def test_broken_cudnn_is_not_used(probe, caplog, monkeypatch, failure):
+    if failure == 'no engine':
         probe.unsupported = lambda steps: True
-    elif fault == 'wrong numbers':
+    elif failure == 'wrong numbers':
         monkeypatch.setattr(cudnn_stand_in.NewPygraph, 'execute', lambda *args, **options: None)
     else:
 
@@ -566,12 +576,12 @@ def test_cudnn_that_does_not_work_is_not_used(probe, caplog, monkeypatch, fault)
         assert not cudnn_frontend.is_available() and not cudnn_frontend.is_available()
     (record,) = caplog.records
     assert 'without cuDNN' in record.getMessage()
-    assert ('libcudart' in record.getMessage()) == (fault == 'no runtime')
+    assert ('libcudart' in record.getMessage()) == (failure == 'no runtime')
 
 
 @pytest.fixture
 def site_packages(tmp_path, monkeypatch):
-    """Two CUDA runtimes as pip installs them; what is loaded comes back."""
+    """Create two CUDA runtimes as pip installs them; return the folder and the list of loaded libraries."""
     loaded = []
     for path in ('nvidia/cuda_runtime/lib/libcudart.so.12', 'nvidia/cu13/lib/libcudart.so.13'):
         (tmp_path / path).parent.mkdir(parents=True)
@@ -586,25 +596,25 @@ def site_packages(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('major', 'path'), [(12, 'nvidia/cuda_runtime/lib/libcudart.so.12'), (13, 'nvidia/cu13/lib/libcudart.so.13')]
 )
-def test_the_cuda_runtime_of_cupys_version_is_loaded(site_packages, major, path):
+def test_the_cuda_runtime_of_cupy_is_loaded(site_packages, major, path):
     folder, loaded = site_packages
     frontend._preload_cudart(major)
     assert loaded == [str(folder / path)] == [os.environ[CUDART_VARIABLE]]
 
 
-def test_the_users_cuda_runtime_is_left_alone(site_packages):
-    os.environ[CUDART_VARIABLE] = 'mine'
+def test_the_cuda_runtime_of_the_user_is_kept(site_packages):
+    os.environ[CUDART_VARIABLE] = '/path/of/the/user'
     frontend._preload_cudart(13)
-    assert os.environ[CUDART_VARIABLE] == 'mine' and site_packages[1] == []
+    assert os.environ[CUDART_VARIABLE] == '/path/of/the/user' and site_packages[1] == []
 
 
-def test_a_cuda_runtime_that_is_not_found_is_no_error(site_packages):
-    frontend._preload_cudart(14)  # where the loader finds it by its name
+def test_a_missing_cuda_runtime_is_not_an_error(site_packages):
+    frontend._preload_cudart(14)  # the loader finds it by name
     assert site_packages[1] == ['libcudart.so.14'] and CUDART_VARIABLE not in os.environ
 
 
 @pytest.mark.parametrize('found', ['/cuda/lib64/libcudart.so.14', '/cuda/lib64/libcudart.so.15'])
-def test_the_cuda_runtime_that_pathfinder_knows(site_packages, monkeypatch, found):
+def test_pathfinder_finds_the_cuda_runtime(site_packages, monkeypatch, found):
     def load(name):
         if name == 'libcudart.so.14':
             raise OSError
@@ -617,10 +627,10 @@ def test_the_cuda_runtime_that_pathfinder_knows(site_packages, monkeypatch, foun
     assert os.environ.get(CUDART_VARIABLE) == (found if found.endswith('14') else None)
 
 
-def test_takes_only_the_gpus_arrays(stand_in, rng, monkeypatch):
+def test_supports_only_gpu_arrays(stand_in, rng, monkeypatch):
     x, w = make(rng, (1, 4, 3, 3), (4, 4, 1, 1))
     monkeypatch.setattr(cudnn_frontend.convolution, 'is_available', lambda: True)
-    assert not cudnn_frontend.supports(x, w, None)  # NumPy's
+    assert not cudnn_frontend.supports(x, w, None)  # NumPy arrays
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'get_array_module', lambda *arrays: cuda)
     assert cudnn_frontend.supports(x, w.astype('e'), None) and not cudnn_frontend.supports(x.astype('d'), w)
     monkeypatch.setattr(cudnn_frontend.convolution, 'is_available', lambda: False)
@@ -630,7 +640,7 @@ def test_takes_only_the_gpus_arrays(stand_in, rng, monkeypatch):
 @pytest.mark.parametrize('kind', ['forward', 'data', 'filter'])
 @pytest.mark.parametrize('name', SHAPES)
 def test_cudnn_frontend_accepts_the_descriptions(kind, name):
-    """The module itself, where it is installed, finds nothing wrong with a graph."""
+    """The module, if it is installed, raises no error for a graph."""
     module = frontend.load_frontend()
     if module is None:
         pytest.skip('no cuDNN Frontend')

@@ -1,3 +1,5 @@
+"""Depthwise convolution against its definition, on the CPU and with the GPU kernels emulated."""
+
 import chainer
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ GEOMETRIES = [  # size, stride, pad
 
 
 def reference(x, W, stride, pad):
-    """The definition: windows of the padded images times the channel's filter."""
+    """Return the convolution by its definition: windows of the padded images times the filter of the channel."""
     padded = np.pad(x, ((0, 0), (0, 0), *pad))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::stride, ::stride]
     return np.einsum('nchwij,cij->nchw', windows, W[:, 0])
@@ -67,7 +69,7 @@ def test_gradients(backend, rng, size, stride, pad):
 
 @pytest.mark.parametrize(('n', 'channels'), [(3, 2), (22, 33)])
 def test_gradients_of_many_pixels(rng, emulator, monkeypatch, n, channels):
-    """More filters than a block of the GPU's sums takes, more rows than there are shares."""
+    """There are more filters than a GPU block sums, and more rows than partial sums."""
     x, W = arrays(rng, (12, 13), n=n, channels=channels)
     gy, pad = rng.uniform(-1, 1, x.shape).astype(np.float32), ((1, 1), (1, 1))
     on_cpu = _grad_x_cpu(gy, W, 1, pad, x.shape), _grad_w_cpu(x, gy, 1, pad)
@@ -75,15 +77,15 @@ def test_gradients_of_many_pixels(rng, emulator, monkeypatch, n, channels):
     on_gpu = _grad_x_gpu(gy, W, 1, pad, x.shape), _grad_w_gpu(x, gy, 1, pad)
     padded = np.pad(x.astype('d'), ((0, 0), (0, 0), *pad))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
-    turned = W[:, :, ::-1, ::-1]
+    rotated = W[:, :, ::-1, ::-1]
     for grad_x, grad_w in (on_cpu, on_gpu):
-        # At stride 1 the gradient of the images is the convolution of the outputs' with the turned filter.
-        np.testing.assert_allclose(grad_x, reference(gy.astype('d'), turned, 1, pad), rtol=0, atol=2e-6)
+        # At stride 1 the gradient of the images is a convolution of the gradient of the output with the rotated filter.
+        np.testing.assert_allclose(grad_x, reference(gy.astype('d'), rotated, 1, pad), rtol=0, atol=2e-6)
         expected = np.einsum('nchwij,nchw->cij', windows, gy)
         np.testing.assert_allclose(grad_w[:, 0], expected, rtol=0, atol=5e-5)
 
 
-def test_bias_and_limits_in_the_same_pass(rng):
+def test_bias_and_clipping_in_the_same_pass(rng):
     x, W = arrays(rng, (8, 6), np.float64)
     bias, pad = rng.uniform(-1, 1, 5), ((0, 1), (0, 1))
     y = depthwise_convolve(x, W, bias, stride=2, pad=pad, clip_max=0.7)
@@ -103,7 +105,7 @@ def test_any_memory_layout(backend, rng, layout):
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
-def test_the_gpu_form_has_channels_innermost(emulator, monkeypatch, rng, dtype):
+def test_the_gpu_implementation_returns_channels_last(emulator, monkeypatch, rng, dtype):
     monkeypatch.setattr(cuda_kernels, 'kernel', emulator.kernel)
     x, W = arrays(rng, (6, 5), dtype)
     pad = ((0, 1), (0, 1))
@@ -138,8 +140,8 @@ def test_no_images(backend):
         (8, 4, (0, 0)),
     ],
 )
-def test_tensorflows_padding(size, stride, padding):
-    """One pixel all around at stride 1; at stride 2 the windows of an even size end one pixel behind it."""
+def test_tensorflow_padding(size, stride, padding):
+    """At stride 1 there is one zero on each side; at stride 2 an even size gets one zero at the end."""
     assert same_padding(size, stride) == padding
 
 

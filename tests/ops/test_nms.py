@@ -1,10 +1,11 @@
+"""Non-maximum suppression against Detectron's results and against its definition."""
+
 import numpy as np
 import pytest
 
 from mask_rcnn.ops.boxes import nms as nms_module
 from mask_rcnn.ops.boxes.nms import nms
-
-XY = [1, 0, 3, 2]
+from tests.support.arrays import SWAP_XY, random_boxes
 
 
 @pytest.fixture(scope='module')
@@ -13,15 +14,15 @@ def golden(data):
 
 
 def reference_nms(boxes, scores, threshold, offset=1, groups=None, limit=None, suppress_equal=True):
-    """The definition, box by box."""
-    one = np.float32(offset)
-    area = (boxes[:, 2] - boxes[:, 0] + one) * (boxes[:, 3] - boxes[:, 1] + one)
+    """Apply the definition box by box."""
+    offset = np.float32(offset)
+    area = (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
     kept = []
     for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
         for j in kept:
             if groups is not None and groups[i] != groups[j]:
                 continue
-            sides = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2]) + one
+            sides = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2]) + offset
             overlap = np.prod(np.maximum(sides, 0), dtype=np.float32)
             iou = overlap / (area[i] + area[j] - overlap)
             if iou > np.float32(threshold) or (suppress_equal and iou == np.float32(threshold)):
@@ -31,9 +32,10 @@ def reference_nms(boxes, scores, threshold, offset=1, groups=None, limit=None, s
     return kept[:limit]
 
 
-def random_boxes(rng, n, side=60.0):
-    corners = rng.uniform(0, 200, (n, 2))
-    return np.concatenate((corners, corners + rng.uniform(0, side, (n, 2))), axis=1).astype(np.float32)
+def random_inputs(rng, n):
+    """Return random boxes and scores."""
+    boxes = random_boxes(rng, n, limit=200, min_side=0, max_side=60)
+    return boxes, rng.uniform(size=n).astype(np.float32)
 
 
 def run(backend, boxes, scores, threshold, groups=None, **kwargs):
@@ -44,39 +46,39 @@ def run(backend, boxes, scores, threshold, groups=None, **kwargs):
 
 @pytest.mark.parametrize('name', ['nms', 'nms_exact'])
 @pytest.mark.parametrize('threshold', [3, 5, 7])
-def test_equals_detectron(backend, golden, name, threshold):
+def test_nms_equals_detectron(backend, golden, name, threshold):
     dets = golden[f'{name}_dets']
-    kept = run(backend, dets[:, XY], dets[:, 4], threshold / 10)
+    kept = run(backend, dets[:, SWAP_XY], dets[:, 4], threshold / 10)
     assert sorted(kept) == golden[f'{name}_keep_0{threshold}'].tolist()
 
 
-def test_ties_keep_the_first(backend, golden):
+def test_the_first_of_tied_boxes_takes_precedence(backend, golden):
     dets = golden['nms_ties_dets']
-    kept = run(backend, dets[:, XY], dets[:, 4], 0.5)
+    kept = run(backend, dets[:, SWAP_XY], dets[:, 4], 0.5)
     np.testing.assert_array_equal(dets[kept], golden['nms_ties_keep_boxes'])
-    assert kept == reference_nms(dets[:, XY], dets[:, 4], 0.5)
+    assert kept == reference_nms(dets[:, SWAP_XY], dets[:, 4], 0.5)
 
 
 @pytest.mark.parametrize('n', [1, 63, 64, 65, 128, 300])
 @pytest.mark.parametrize('offset', [0, 1])
-def test_equals_the_definition(backend, rng, n, offset):
-    boxes = random_boxes(rng, n)
-    scores = np.round(rng.uniform(size=n), 2).astype(np.float32)  # with ties
+def test_nms_equals_the_definition(backend, rng, n, offset):
+    boxes, scores = random_inputs(rng, n)
+    scores = np.round(scores, 2)  # ties
     kept = run(backend, boxes, scores, 0.4, offset=offset)
     assert kept == reference_nms(boxes, scores, 0.4, offset)
 
 
 @pytest.mark.parametrize('limit', [None, 0, 1, 10, 64, 1000])
-def test_groups_and_limit(backend, rng, limit):
-    boxes, scores = random_boxes(rng, 200), rng.uniform(size=200).astype(np.float32)
+def test_groups_with_a_limit(backend, rng, limit):
+    boxes, scores = random_inputs(rng, 200)
     groups = rng.randint(-2, 5, 200)
     kept = run(backend, boxes, scores, 0.3, groups=groups, limit=limit)
     assert kept == reference_nms(boxes, scores, 0.3, groups=groups, limit=limit)
 
 
 @pytest.mark.parametrize('limit', [1, 10, 64])
-def test_limit_without_groups(backend, rng, limit):
-    boxes, scores = random_boxes(rng, 200), rng.uniform(size=200).astype(np.float32)
+def test_a_limit_without_groups(backend, rng, limit):
+    boxes, scores = random_inputs(rng, 200)
     assert run(backend, boxes, scores, 0.7, limit=limit) == reference_nms(boxes, scores, 0.7, limit=limit)
 
 
@@ -85,11 +87,15 @@ def test_ties_between_groups_keep_the_order_of_the_input(backend):
     assert run(backend, boxes, np.float32([0.5, 0.5, 0.5]), 0.5, groups=np.array([2, 0, 1])) == [0, 1, 2]
 
 
-def test_threshold_is_inclusive_or_not(backend):
+def test_suppression_at_an_iou_equal_to_the_threshold(backend):
     boxes = np.float32([[0, 0, 1, 1], [0, 0, 1, 3]])  # with offset 1: 4 of 8 pixels
     scores = np.float32([0.9, 0.8])
     assert run(backend, boxes, scores, 0.5) == [0]
     assert run(backend, boxes, scores, 0.5, suppress_equal=False) == [0, 1]
+    for suppress_equal in (False, True):
+        above, below = np.nextafter(np.float32(0.5), np.float32([1, 0]))
+        assert run(backend, boxes, scores, above, suppress_equal=suppress_equal) == [0, 1]
+        assert run(backend, boxes, scores, below, suppress_equal=suppress_equal) == [0]
 
 
 def test_empty_boxes_do_not_overlap(backend):
@@ -100,9 +106,9 @@ def test_empty_boxes_do_not_overlap(backend):
 @pytest.mark.parametrize(('n', 'n_real'), [(200, 0), (200, 1), (200, 63), (200, 64), (200, 129), (3, 2)])
 @pytest.mark.parametrize('limit', [None, 20])
 @pytest.mark.parametrize('grouped', [False, True])
-def test_scores_of_minus_infinity_are_nothing(backend, rng, n, n_real, limit, grouped):
-    """Whatever their boxes are: among them such as would suppress the others."""
-    boxes, scores, groups = random_boxes(rng, n), np.full(n, -np.inf, 'f'), rng.randint(0, 3, n)
+def test_padding_is_neither_kept_nor_suppresses(backend, rng, n, n_real, limit, grouped):
+    """Padding boxes have scores of minus infinity; here they overlap the real boxes or are NaN."""
+    (boxes, _), scores, groups = random_inputs(rng, n), np.full(n, -np.inf, 'f'), rng.randint(0, 3, n)
     real = np.sort(rng.permutation(n)[:n_real])
     scores[real] = rng.uniform(size=n_real)
     boxes[np.setdiff1d(np.arange(n), real)[::2]] = np.nan
@@ -113,8 +119,8 @@ def test_scores_of_minus_infinity_are_nothing(backend, rng, n, n_real, limit, gr
     assert run(backend, boxes, scores, 0.3, groups=groups, limit=limit) == real[expected].tolist()
 
 
-def test_boxes_of_nan_overlap_none(backend, rng):
-    boxes, scores = random_boxes(rng, 150), rng.uniform(size=150).astype('f')
+def test_nan_boxes_overlap_no_box(backend, rng):
+    boxes, scores = random_inputs(rng, 150)
     boxes[::3] = np.nan
     boxes[1::30, 2] = np.nan
     kept = run(backend, boxes, scores, 0.3)
@@ -122,48 +128,49 @@ def test_boxes_of_nan_overlap_none(backend, rng):
     assert set(kept) > set(range(0, 150, 3)) | set(range(1, 150, 30))
 
 
-def test_a_long_chain_of_suppression(backend):
-    """Every box overlaps the next one only, across the borders of words: every other one stays."""
+def test_a_chain_of_overlaps_across_words(backend):
+    """Each box overlaps only its neighbours, so every second box is kept."""
     corners = np.arange(300)[:, None] * np.float32([3, 0])
     boxes = np.concatenate((corners, corners + np.float32([8, 9])), axis=1).astype('f')
     scores = np.linspace(1, 0.5, 300).astype('f')
     assert run(backend, boxes, scores, 0.5) == list(range(0, 300, 2))
 
 
-@pytest.mark.slow_emulated
-def test_all_boxes_stay(backend, rng):
-    """And fill every word, more of them than a warp marks at a time."""
+def test_all_of_many_boxes_are_kept(backend, rng):
+    """2200 boxes fill 35 words, more than a warp marks at a time."""
     boxes = (np.arange(2200)[:, None] * np.float32(20) + np.float32([0, 0, 9, 9])).astype('f')
     scores = rng.uniform(size=2200).astype('f')
     assert run(backend, boxes, scores, 0.5) == np.argsort(-scores, kind='stable').tolist()
 
 
-def test_more_boxes_than_a_gpu_takes(monkeypatch, rng):
+def test_too_many_boxes_for_a_gpu_are_an_error(monkeypatch, rng):
     monkeypatch.setattr(nms_module, 'nms_cpu', nms_module.nms_gpu)
     monkeypatch.setattr(nms_module, '_MAX_BOXES', 64)
     with pytest.raises(ValueError, match='at most 64 boxes, not 65'):
-        nms(random_boxes(rng, 65), np.ones(65, 'f'), 0.5)
+        nms(*random_inputs(rng, 65), 0.5)
 
 
 def test_no_boxes(backend):
     assert run(backend, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), 0.5) == []
 
 
-def test_views_and_other_types(backend, rng):
-    boxes, scores = random_boxes(rng, 100), rng.uniform(size=100)
-    assert run(backend, boxes[::2].astype(np.float64), scores[::2], 0.5) == reference_nms(boxes[::2], scores[::2], 0.5)
+def test_views_and_float64(backend, rng):
+    boxes, scores = random_inputs(rng, 100)
+    assert run(backend, boxes[::2].astype(np.float64), scores[::2].astype(np.float64), 0.5) == reference_nms(
+        boxes[::2], scores[::2], 0.5
+    )
 
 
 @pytest.mark.parametrize(
     ('boxes', 'scores', 'groups'),
     [((3, 5), (3,), None), ((3, 4), (2,), None), ((3, 4), (3,), (2,)), ((12,), (3,), None)],
 )
-def test_wrong_shapes(boxes, scores, groups):
+def test_wrong_shapes_are_an_error(boxes, scores, groups):
     groups = None if groups is None else np.zeros(groups, int)
     with pytest.raises(ValueError, match='must have the shape'):
         nms(np.zeros(boxes, np.float32), np.zeros(scores, np.float32), 0.5, groups=groups)
 
 
-def test_negative_limit():
-    with pytest.raises(ValueError, match='limit'):
+def test_a_negative_limit_is_an_error():
+    with pytest.raises(ValueError, match='limit must be 0 or more, not -1'):
         nms(np.zeros((3, 4), np.float32), np.zeros(3, np.float32), 0.5, limit=-1)

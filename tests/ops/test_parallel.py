@@ -1,3 +1,5 @@
+"""Threads for compiled loops and for matrix multiplications."""
+
 import multiprocessing
 import os
 import subprocess
@@ -13,7 +15,7 @@ from mask_rcnn.ops.runtime import parallel
 
 @pytest.fixture
 def two_cpus(monkeypatch):
-    """Threads even where there is one CPU."""
+    """Use two threads even if there is one CPU."""
     monkeypatch.setattr(parallel, 'cpu_count', lambda: 2)
     monkeypatch.setattr(parallel, '_pool', None)
 
@@ -31,11 +33,12 @@ def test_ranges_cover_everything_once(two_cpus, n):
 
 
 def test_ranges_run_at_the_same_time(two_cpus):
+    """The barrier raises an error unless two ranges wait at once."""
     meeting = threading.Barrier(2, timeout=20)
     parallel.parallel_for(lambda start, stop: meeting.wait(), 2)
 
 
-def test_little_work_wakes_nobody(two_cpus):
+def test_little_work_stays_on_the_calling_thread(two_cpus):
     ranges = []
     parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 15, min_per_thread=8)
     assert ranges == [(0, 15)]
@@ -43,17 +46,17 @@ def test_little_work_wakes_nobody(two_cpus):
     assert len(ranges) > 2
 
 
-def test_errors_are_passed_on(two_cpus):
+def test_the_caller_gets_exceptions(two_cpus):
     with pytest.raises(ZeroDivisionError):
         parallel.parallel_for(lambda start, stop: 1 / (start - start), 8)
 
 
-def test_nested_calls_do_not_wait_for_themselves(two_cpus):
+def test_nested_calls_do_not_deadlock(two_cpus):
     seen = np.zeros((8, 8), int)
 
     def outer(start, stop):
-        for i in range(start, stop):
-            parallel.parallel_for(lambda first, end: seen[i, first:end].__iadd__(1), 8)
+        for row in seen[start:stop]:
+            parallel.parallel_for(lambda first, end, row=row: row[first:end].__iadd__(1), 8)
 
     parallel.parallel_for(outer, 8)
     assert (seen == 1).all()
@@ -67,13 +70,14 @@ def _sum_in_parallel(n):
 
 @pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='no fork')
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork.*:DeprecationWarning')
-def test_forked_processes_have_their_own_threads(two_cpus):
+def test_forked_processes_start_new_threads(two_cpus):
     assert _sum_in_parallel(10) == 10  # the parent has threads now
     with multiprocessing.get_context('fork').Pool(2) as pool:
         assert pool.map_async(_sum_in_parallel, [10, 20, 30]).get(timeout=60) == [10, 20, 30]
 
 
 def test_cpu_count_follows_the_affinity():
+    """The subprocess fails if the assertion in its code fails."""
     if not hasattr(os, 'sched_setaffinity'):
         pytest.skip('no affinity on this system')
     code = (
@@ -83,7 +87,7 @@ def test_cpu_count_follows_the_affinity():
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
-def test_jit_works_without_a_folder_for_its_cache(monkeypatch):
+def test_jit_works_without_a_cache_folder(monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError('cannot cache function: no locator available')
 
@@ -91,7 +95,7 @@ def test_jit_works_without_a_folder_for_its_cache(monkeypatch):
     assert parallel.jit(lambda x: x + 1)(2) == 3
 
 
-def test_jit_divides_as_numpy_and_keeps_float32():
+def test_jit_divides_like_numpy_and_keeps_float32():
     @parallel.jit
     def divide(a, b):
         return a / b
@@ -111,3 +115,82 @@ def test_jit_does_not_fuse_multiplication_and_addition():
     out = np.empty_like(a)
     multiply_add(a, b, c, out)
     np.testing.assert_array_equal(out, a * b + c)
+
+
+# BLAS
+
+
+@pytest.fixture
+def openblas(monkeypatch):
+    """Replace OpenBLAS's functions; the last element of the list is the current thread count."""
+    threads = [4]
+    monkeypatch.setattr(parallel, '_openblas_found', [(threads.append, lambda: threads[-1])])
+    return threads
+
+
+def test_openblas_uses_one_thread_meanwhile(two_cpus, openblas):
+    seen = []
+    parallel.parallel_for(lambda start, stop: seen.append(openblas[-1]), 8, uses_blas=True)
+    assert set(seen) == {1}
+    assert openblas == [4, 1, 4]
+
+
+def test_loops_without_matmul_leave_openblas_alone(two_cpus, openblas):
+    parallel.parallel_for(lambda start, stop: None, 8)
+    assert openblas == [4]
+
+
+def test_the_outermost_call_restores_the_thread_count(two_cpus, openblas):
+    def outer(start, stop):
+        parallel.parallel_for(lambda first, last: None, 4, uses_blas=True)
+        assert openblas[-1] == 1
+
+    parallel.parallel_for(outer, 8, uses_blas=True)
+    assert openblas == [4, 1, 4]
+
+
+def test_exceptions_restore_the_thread_count(two_cpus, openblas):
+    with pytest.raises(ZeroDivisionError):
+        parallel.parallel_for(lambda start, stop: 1 / 0, 8, uses_blas=True)
+    assert openblas[-1] == 4
+
+
+def test_another_blas_keeps_its_threads_and_gets_one_range(two_cpus, monkeypatch):
+    monkeypatch.setattr(parallel, '_openblas_found', [None])
+    calls = []
+    parallel.parallel_for(
+        lambda start, stop: calls.append((start, stop, threading.current_thread())), 8, uses_blas=True
+    )
+    parallel.parallel_for(lambda start, stop: calls.append(None), 0, uses_blas=True)
+    assert calls == [(0, 8, threading.current_thread())]
+
+
+@pytest.mark.parametrize(('prefix', 'suffix'), [('scipy_', '64_'), ('', '')])
+def test_openblas_symbols_of_several_builds_are_found(prefix, suffix):
+    class Library:
+        pass
+
+    class Function:
+        pass
+
+    names = f'{prefix}openblas_set_num_threads{suffix}', f'{prefix}openblas_get_num_threads{suffix}'
+    for name in names:
+        setattr(Library, name, Function())
+    assert parallel._find_symbols(Library) == tuple(getattr(Library, name) for name in names)
+    assert parallel._find_symbols(object()) is None
+
+
+def test_numpys_openblas_is_limited_to_one_thread():
+    functions = parallel._find_openblas()
+    if functions is None:
+        pytest.skip('another BLAS')
+    before = functions[1]()
+    with parallel._single_threaded(*functions):
+        assert functions[1]() == 1
+    assert functions[1]() == before
+
+
+def test_partial_sums_are_added_in_the_order_of_the_ranges():
+    big, small = np.full(1, 1e8, np.float32), np.full(1, 1, np.float32)
+    partial_sums = {2: -big, 0: big, 1: small}
+    assert parallel.sum_in_order(partial_sums, (1,), np.float32)[0] == (big + small - big)[0]

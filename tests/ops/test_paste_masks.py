@@ -1,11 +1,12 @@
+"""Mask pasting against OpenCV and against the results of Detectron and Matterport."""
+
 import cv2
 import numpy as np
 import pytest
 
 from mask_rcnn.ops.masks import paste_masks as paste_module
 from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_into, paste_masks, paste_to_host
-
-XY = [1, 0, 3, 2]
+from tests.support.arrays import SWAP_XY
 
 
 @pytest.fixture(scope='module')
@@ -14,7 +15,7 @@ def golden(data):
 
 
 def reference_paste(prob, box, size, offset, padding, threshold):
-    """``segm_results`` of Detectron, whose resize is OpenCV's."""
+    """Paste a mask as Detectron's ``segm_results`` does, with OpenCV's resize."""
     mask = np.pad(prob, padding)
     centre, half = (box[2:] + box[:2]) * np.float32(0.5), (box[2:] - box[:2]) * np.float32(0.5)
     half = half * np.float32(len(mask) / len(prob))
@@ -30,11 +31,11 @@ def reference_paste(prob, box, size, offset, padding, threshold):
 
 
 def smooth_masks(rng, n, side):
-    """Probabilities as a network gives them: some bits of every mask are on, with curved borders."""
+    """Return probabilities like those of a network: part of every mask is set, with curved borders."""
     return np.stack(
         [
-            cv2.GaussianBlur(m, (0, 0), 2, borderType=cv2.BORDER_REFLECT)
-            for m in rng.uniform(-1.5, 2.5, (n, side, side)).astype(np.float32)
+            cv2.GaussianBlur(noise, (0, 0), 2, borderType=cv2.BORDER_REFLECT)
+            for noise in rng.uniform(-1.5, 2.5, (n, side, side)).astype(np.float32)
         ]
     )
 
@@ -54,7 +55,7 @@ def run(backend, probs, boxes, *args, **kwargs):
 @pytest.mark.parametrize('side', [14, 28])
 def test_equals_detectron_to_the_pixel(backend, golden, side):
     size = tuple(map(int, golden[f'm{side}_image_size']))
-    out = run(backend, golden[f'm{side}_probs'], golden[f'm{side}_boxes'][:, XY], size)
+    out = run(backend, golden[f'm{side}_probs'], golden[f'm{side}_boxes'][:, SWAP_XY], size)
     expected = np.unpackbits(golden[f'm{side}_packed'], axis=-1)[..., : size[1]]
     np.testing.assert_array_equal(out, expected.astype(bool))
 
@@ -64,9 +65,11 @@ def test_equals_opencv(backend, rng, offset, padding, threshold):
     size = (90, 120)
     probs, boxes = smooth_masks(rng, 30, 14), random_boxes(rng, 30, size)
     out = run(backend, probs, boxes, size, offset=offset, padding=padding, threshold=threshold)
-    expected = np.stack([reference_paste(p, b, size, offset, padding, threshold) for p, b in zip(probs, boxes)])
+    expected = np.stack(
+        [reference_paste(p, b, size, offset, padding, threshold) for p, b in zip(probs, boxes, strict=True)]
+    )
     assert 0.02 < expected.mean() < 0.5
-    # OpenCV's vector code may fuse a multiplication with an addition: one unit in the last place.
+    # OpenCV's vector code may fuse a multiplication with an addition, a difference of one unit in the last place.
     assert np.count_nonzero(out != expected) <= 2
 
 
@@ -88,7 +91,7 @@ def test_equals_matterport_to_the_pixel(backend, shared, case):
     np.testing.assert_array_equal(out, expected.astype(bool))
 
 
-def test_margin_fades_the_border_but_not_below_the_least_probability(backend):
+def test_a_margin_interpolates_towards_zero_but_not_below_the_minimum(backend):
     probs, boxes = np.full((2, 4, 4), 0.6, np.float32), np.float32([[2, 2, 10, 10]] * 2)
     probs[1, 1, 1] = 0
     kwargs = dict(offset=0, padding=0, margin=1)
@@ -99,7 +102,7 @@ def test_margin_fades_the_border_but_not_below_the_least_probability(backend):
 
 
 @pytest.mark.parametrize('threshold_inclusive', [True, False])
-def test_the_threshold_is_inclusive_or_not(backend, threshold_inclusive):
+def test_probabilities_equal_to_the_threshold(backend, threshold_inclusive):
     probs = np.full((1, 4, 4), 0.5, np.float32)
     out = run(
         backend, probs, np.float32([[0, 0, 4, 4]]), (4, 4), offset=0, padding=0, threshold_inclusive=threshold_inclusive
@@ -107,7 +110,7 @@ def test_the_threshold_is_inclusive_or_not(backend, threshold_inclusive):
     assert out.all() if threshold_inclusive else not out.any()
 
 
-def test_box_of_the_masks_own_size_copies_it(backend, rng):
+def test_a_mask_in_a_box_of_its_size_is_copied(backend, rng):
     probs = rng.uniform(size=(1, 14, 14)).astype(np.float32)
     out = run(backend, probs, np.float32([[3, 5, 16, 18]]), (30, 30), padding=0)
     np.testing.assert_array_equal(out[0, 3:17, 5:19], probs[0] > 0.5)
@@ -115,17 +118,17 @@ def test_box_of_the_masks_own_size_copies_it(backend, rng):
 
 
 @pytest.mark.parametrize('box', [[-50, -50, -20, -20], [40, 0, 60, 10], [0, 40, 10, 60], [-90, 3, -80, 9]])
-def test_boxes_outside_of_the_image(backend, box):
+def test_boxes_outside_the_image(backend, box):
     out = run(backend, np.ones((1, 14, 14), np.float32), np.float32([box]), (20, 20))
     assert out.shape == (1, 20, 20) and not out.any()
 
 
-def test_boxes_that_cover_the_image(backend):
+def test_a_box_that_covers_the_image(backend):
     out = run(backend, np.ones((1, 14, 14), np.float32), np.float32([[-500, -500, 500, 500]]), (20, 20))
     assert out.all()
 
 
-def test_reversed_and_infinite_boxes_do_no_harm(backend):
+def test_reversed_and_infinite_boxes_are_accepted(backend):
     boxes = np.float32([[9, 9, 3, 3], [np.inf, 0, np.inf, 9], [np.nan, 0, 9, 9], [-np.inf, 0, 9, 9]])
     assert run(backend, np.ones((4, 14, 14), np.float32), boxes, (20, 20)).shape == (4, 20, 20)
 
@@ -135,17 +138,17 @@ def test_no_masks(backend):
     assert out.shape == (0, 20, 30)
 
 
-def test_paste_into_overwrites_and_takes_slices(backend, rng):
+def test_paste_into_overwrites_slices_of_an_array(backend, rng):
     size = (40, 50)
     probs, boxes = smooth_masks(rng, 5, 14), random_boxes(rng, 5, size)
-    whole = run(backend, probs, boxes, size)
+    expected = run(backend, probs, boxes, size)
     out = backend.xp.ones((5, *size), bool)
     for part in (slice(0, 2), slice(2, 5)):
         assert paste_into(out[part], backend.array(probs[part]), backend.array(boxes[part])).base is not None
-    np.testing.assert_array_equal(backend.numpy(out), whole)
+    np.testing.assert_array_equal(backend.numpy(out), expected)
 
 
-def test_views_and_other_types(backend, rng):
+def test_views_and_float64(backend, rng):
     size = (40, 50)
     probs, boxes = smooth_masks(rng, 4, 14), random_boxes(rng, 4, size)
     view = np.concatenate((probs, probs), axis=2)[::2, :, :14].astype(np.float64)
@@ -164,28 +167,20 @@ def test_views_and_other_types(backend, rng):
         ((2, 0, 0), (2, 4), (2, 9, 9)),
     ],
 )
-def test_wrong_shapes(probs, boxes, out):
+def test_wrong_shapes_are_an_error(probs, boxes, out):
     with pytest.raises(ValueError, match='must'):
         paste_into(np.zeros(out, bool), np.zeros(probs, np.float32), np.zeros(boxes, np.float32))
 
 
-def test_wrong_out():
+def test_an_out_array_that_is_not_contiguous_bool_is_an_error():
     probs, boxes = np.zeros((2, 14, 14), np.float32), np.zeros((2, 4), np.float32)
     for out in (np.zeros((2, 9, 9), np.uint8), np.zeros((2, 9, 18), bool)[:, :, ::2]):
         with pytest.raises(ValueError, match='out must be contiguous bool'):
             paste_into(out, probs, boxes)
 
 
-@pytest.fixture
-def runs_form(backend, monkeypatch):
-    """The forms, of which the emulated one counts runs by the GPU's kernel, too."""
-    if backend.name == 'emulated':
-        monkeypatch.setattr(paste_module, 'runs_cpu', paste_module.runs_gpu)
-    return backend
-
-
-def fill(runs, size):
-    """Return the mask that runs down the columns stand for."""
+def mask_of_runs(runs, size):
+    """Return the mask that has the given runs."""
     pixels = np.zeros(size[0] * size[1], bool)
     for start, end in runs:
         assert 0 <= start < end and start // size[0] == (end - 1) // size[0]
@@ -198,47 +193,55 @@ def fill(runs, size):
     [{}, {'offset': 0, 'padding': 0, 'margin': 1, 'threshold_inclusive': True}, {'padding': 2, 'threshold': 0.3}],
 )
 @pytest.mark.parametrize('size', [(90, 120), (3, 300)])
-def test_runs_are_those_of_the_pasted_masks(runs_form, rng, options, size):
+def test_runs_equal_those_of_the_pasted_masks(backend, rng, options, size):
     probs, boxes = smooth_masks(rng, 20, 14), random_boxes(rng, 20, size)
     boxes[:3] = [[-50, -50, -20, -20], [-500, -500, 500, 500], [9, 9, 3, 3]]
     probs[3] = 0
-    masks = run(runs_form, probs, boxes, size, **options)
-    runs = mask_runs(runs_form.array(probs), runs_form.array(boxes), size, **options)
+    masks = run(backend, probs, boxes, size, **options)
+    runs = mask_runs(backend.array(probs), backend.array(boxes), size, **options)
     assert len(runs) == 20 and masks.any(axis=(1, 2)).sum() > 4
-    for own, mask in zip(runs, masks):
-        assert isinstance(own, np.ndarray) and own.dtype == np.int32 and own.shape[1:] == (2,)
-        assert (np.diff(own.ravel()) >= 0).all()
-        np.testing.assert_array_equal(fill(own, size), mask)
+    for mask_run, mask in zip(runs, masks, strict=True):
+        assert isinstance(mask_run, np.ndarray) and mask_run.dtype == np.int32 and mask_run.shape[1:] == (2,)
+        assert (np.diff(mask_run.ravel()) >= 0).all()
+        np.testing.assert_array_equal(mask_of_runs(mask_run, size), mask)
 
 
-def test_runs_of_no_masks_and_of_empty_ones(runs_form):
-    boxes = runs_form.array(np.zeros((2, 4), np.float32))
-    nothing = mask_runs(runs_form.array(np.zeros((2, 14, 14), np.float32)), boxes, (20, 30))
-    assert [own.shape for own in nothing] == [(0, 2)] * 2
-    assert mask_runs(runs_form.array(np.zeros((0, 14, 14), np.float32)), boxes[:0], (20, 30)) == []
+def test_empty_masks_and_no_masks_have_no_runs(backend):
+    boxes = backend.array(np.zeros((2, 4), np.float32))
+    runs = mask_runs(backend.array(np.zeros((2, 14, 14), np.float32)), boxes, (20, 30))
+    assert [mask_run.shape for mask_run in runs] == [(0, 2)] * 2
+    assert mask_runs(backend.array(np.zeros((0, 14, 14), np.float32)), boxes[:0], (20, 30)) == []
     with pytest.raises(ValueError, match='boxes must'):
-        mask_runs(runs_form.array(np.zeros((3, 14, 14), np.float32)), boxes, (20, 30))
+        mask_runs(backend.array(np.zeros((3, 14, 14), np.float32)), boxes, (20, 30))
 
 
-def test_to_the_host_in_portions(backend, rng, monkeypatch):
+def test_paste_to_host_in_chunks(backend, rng, monkeypatch):
     size = (41, 53)
     probs, boxes = smooth_masks(rng, 5, 14), random_boxes(rng, 5, size)
     expected = run(backend, probs, boxes, size, threshold=0.3)
-    monkeypatch.setattr(paste_module, '_PORTION_BYTES', 2 * 41 * 53 + 1)
+    monkeypatch.setattr(paste_module, '_CHUNK_BYTES', 2 * 41 * 53 + 1)
     for n in (5, 0):
         masks = paste_to_host(backend.array(probs[:n]), backend.array(boxes[:n]), size, threshold=0.3)
         assert isinstance(masks, np.ndarray) and masks.dtype == bool
         np.testing.assert_array_equal(masks, expected[:n])
 
 
-def test_more_masks_than_a_grid_has_rows_and_wide_images(runs_form, rng, monkeypatch):
-    """Blocks take several masks, and a row has more pixels than a block has threads."""
+def test_more_masks_than_rows_of_a_grid_and_wide_images(backend, rng, monkeypatch):
+    """Each block computes several masks, and a row has more pixels than a block has threads."""
     monkeypatch.setattr(paste_module, '_MAX_BLOCKS_Y', 3)
     size = (5, 600)
     probs, boxes = smooth_masks(rng, 8, 14), random_boxes(rng, 8, size)
-    masks = run(runs_form, probs, boxes, size)
+    masks = run(backend, probs, boxes, size)
     np.testing.assert_array_equal(
-        masks, np.concatenate([run(runs_form, probs[i : i + 1], boxes[i : i + 1], size) for i in range(8)])
+        masks, np.concatenate([run(backend, probs[i : i + 1], boxes[i : i + 1], size) for i in range(8)])
     )
-    for own, mask in zip(mask_runs(runs_form.array(probs), runs_form.array(boxes), size), masks):
-        np.testing.assert_array_equal(fill(own, size), mask)
+    runs = mask_runs(backend.array(probs), backend.array(boxes), size)
+    for mask_run, mask in zip(runs, masks, strict=True):
+        np.testing.assert_array_equal(mask_of_runs(mask_run, size), mask)
+
+
+@pytest.mark.parametrize('function', [paste_masks, mask_runs, paste_to_host])
+def test_unknown_options_are_an_error(function):
+    probs, boxes = np.zeros((1, 14, 14), np.float32), np.zeros((1, 4), np.float32)
+    with pytest.raises(TypeError, match='extent'):
+        function(probs, boxes, (9, 9), extent=1)

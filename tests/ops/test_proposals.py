@@ -1,16 +1,28 @@
+"""Proposals and detections against Detectron's results and against formulas."""
+
 import numpy as np
 import pytest
 
 from mask_rcnn.ops.boxes.anchors import shift_anchors
 from mask_rcnn.ops.boxes.proposals import generate_proposals, select_detections
+from tests.support.arrays import SWAP_XY, swap_xy
 
 MAX_LOG_SCALE = np.log(1000 / 16)
-XY = [1, 0, 3, 2]
+NMS = {'pre_nms': 100, 'post_nms': 100, 'nms_threshold': 0.7}
 
 
 def swap_channels(deltas):
-    """(4 * A, H, W): Detectron's (dx, dy, dw, dh) to (dy, dx, dh, dw)."""
-    return deltas.reshape(-1, 4, *deltas.shape[1:])[:, XY].reshape(deltas.shape)
+    """Convert deltas ``(4 * A, H, W)`` from Detectron's (dx, dy, dw, dh) to (dy, dx, dh, dw)."""
+    return deltas.reshape(-1, 4, *deltas.shape[1:])[:, SWAP_XY].reshape(deltas.shape)
+
+
+def proposals_of(anchors, size, scale, scores=None, **options):
+    """Return the proposals of a feature map with one row and one anchor per location, whose deltas are 0."""
+    anchors = np.asarray(anchors, np.float32)
+    n = len(anchors)
+    scores = np.linspace(0.9, 0.1, n) if scores is None else scores
+    inputs = np.float32(scores).reshape(1, 1, n), np.zeros((4, 1, n), np.float32), anchors
+    return generate_proposals(*([array] for array in inputs), size, scale, **{**NMS, **options})
 
 
 @pytest.mark.parametrize('case', ['c4', 'c4_pre', 'c4_minsize', 'fpn3', 'fpn6'])
@@ -18,7 +30,7 @@ def test_proposals_equal_detectron(shared, case):
     golden = np.load(shared / 'golden' / 'ops' / 'ops_proposals.npz')
     scores, deltas = golden[f'{case}_scores'][0], swap_channels(golden[f'{case}_deltas'][0])
     stride = int(golden[f'{case}_stride'])
-    anchors = shift_anchors(golden[f'{case}_anchors'][:, XY], stride, *scores.shape[1:])
+    anchors = shift_anchors(golden[f'{case}_anchors'][:, SWAP_XY], stride, *scores.shape[1:])
     height, width, scale = golden[f'{case}_im_info'][0]
     boxes, probs = generate_proposals(
         [scores],
@@ -34,7 +46,7 @@ def test_proposals_equal_detectron(shared, case):
     )
     assert boxes.dtype == probs.dtype == np.float32
     np.testing.assert_array_equal(probs, golden[f'{case}_probs'][:, 0])
-    np.testing.assert_allclose(boxes[:, XY], golden[f'{case}_rois'][:, 1:], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(boxes[:, SWAP_XY], golden[f'{case}_rois'][:, 1:], rtol=0, atol=1e-4)
 
 
 def test_proposals_of_an_empty_map():
@@ -44,36 +56,83 @@ def test_proposals_of_an_empty_map():
         [np.zeros((0, 4), np.float32)],
         (0, 80),
         1.0,
-        pre_nms=10,
-        post_nms=5,
-        nms_threshold=0.7,
+        **NMS,
     )
     assert boxes.shape == (0, 4) and probs.shape == (0,)
 
 
-def test_equal_scores_keep_the_first_anchors():
+def test_the_first_anchors_with_equal_scores_are_proposed():
     anchors = np.array([[0, 20 * i, 9, 20 * i + 9] for i in range(6)], np.float32)
-    boxes, _ = generate_proposals(
-        [np.zeros((1, 1, 6), np.float32)],
-        [np.zeros((4, 1, 6), np.float32)],
-        [anchors],
-        (50, 200),
-        1.0,
-        pre_nms=4,
-        post_nms=3,
-        nms_threshold=0.7,
-    )
+    boxes, _ = proposals_of(anchors, (50, 200), 1.0, scores=np.zeros(6), pre_nms=4, post_nms=3)
     np.testing.assert_array_equal(boxes, anchors[:3])
+
+
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('offset', [0.0, 1.0])
+@pytest.mark.parametrize('scale', [0.5, 1.0, 2.0])
+def test_the_minimum_size_is_in_pixels_of_the_original_image(scale, offset, padded):
+    """A side of ``s`` input pixels is ``s / scale + offset`` original pixels; it may equal the minimum."""
+    sides, min_size = np.arange(2, 40), 8
+    top = 50 * np.arange(len(sides))
+    square = np.stack([top, 0 * top, top + sides, sides], axis=1)
+    flat = np.stack([top, 0 * top + 100, top + sides, 0 * top + 140], axis=1)
+    narrow = np.stack([top, 0 * top + 200, top + 40, 200 + sides], axis=1)
+    anchors = np.concatenate([square, flat, narrow])
+    size, options = (50 * len(sides), 300), {'min_size': min_size, 'offset': offset, 'clip_offset': offset}
+    boxes, scores = proposals_of(anchors, size, scale, padded=padded, pre_nms=200, post_nms=200, **options)
+    n = np.count_nonzero(scores > -np.inf)
+    height, width = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
+    is_large = np.minimum(height, width) / scale + offset >= min_size
+    assert 0 < np.count_nonzero(is_large) < len(anchors)
+    np.testing.assert_allclose(boxes[:n], anchors[is_large], rtol=1e-6)
+
+
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('clip_offset', [0.0, 1.0])
+def test_proposals_are_clipped_to_the_size_and_not_to_the_map(clip_offset, padded):
+    """The feature map extends beyond the size, as it does in a padded batch."""
+    height, width = 70, 90
+    cell, stride = np.array([[-20, -20, 35, 35]]), 16
+    anchors = shift_anchors(cell, stride, 8, 8)  # 128 x 128 pixels
+    options = {'nms_threshold': 1.1, 'clip_offset': clip_offset, 'padded': padded}  # no suppression
+    boxes, scores = proposals_of(anchors, (height, width), 1.0, **options)
+    n = np.count_nonzero(scores > -np.inf)
+    limits = np.array([height, width] * 2) - clip_offset
+    clipped = np.clip(anchors, 0, limits)
+    centres = clipped[:, :2] + (clipped[:, 2:] - clipped[:, :2] + 1) / 2
+    expected = clipped[(centres < [height, width]).all(axis=1)]
+    # Clipped to [0, 69], every box has its centre inside; clipped to [0, 70], those beyond the size do not.
+    assert (len(expected) == len(anchors)) == (clip_offset == 1)
+    assert (expected[:, 2:].max(axis=0) == limits[:2]).all()
+    np.testing.assert_allclose(np.sort(boxes[:n], axis=0), np.sort(expected, axis=0), rtol=1e-6)
+
+
+def test_levels_are_selected_separately_or_together():
+    """Selection and NMS run once for each level, or once for all levels."""
+    box = np.float32([[10, 10, 49, 49]])
+    anchors = [np.concatenate([box, box + 60]), box + 1]
+    scores = [np.float32([0.9, 0.2]).reshape(1, 1, 2), np.float32([0.8]).reshape(1, 1, 1)]
+    deltas = [np.zeros((4, 1, 2), np.float32), np.zeros((4, 1, 1), np.float32)]
+    options = {**NMS, 'pre_nms': 2}
+    _, found = generate_proposals(scores, deltas, anchors, (200, 200), 1.0, **options)
+    np.testing.assert_array_equal(found, np.float32([0.9, 0.8, 0.2]))
+    _, found = generate_proposals(scores, deltas, anchors, (200, 200), 1.0, per_level=False, **options)
+    np.testing.assert_array_equal(found, np.float32([0.9]))  # 0.8 is suppressed, 0.2 is not among the best two
+
+
+@pytest.mark.parametrize('per_level', [False, True])
+def test_levels_of_different_number_are_an_error(per_level):
+    scores, deltas, anchors = np.zeros((1, 1, 1), 'f'), np.zeros((4, 1, 1), 'f'), np.zeros((1, 4), 'f')
+    with pytest.raises(ValueError, match='shorter'):
+        generate_proposals([scores] * 2, [deltas] * 2, [anchors], (9, 9), 1.0, per_level=per_level, **NMS)
 
 
 @pytest.mark.parametrize('case', ['few', 'limit'])
 def test_detections_equal_detectron(data, case):
     golden = np.load(data / 'ops_boxes.npz')
-    boxes = golden[f'results_{case}_boxes']
-    ours = boxes.reshape(len(boxes), -1, 4)[..., XY].reshape(boxes.shape)
     boxes, labels, scores = select_detections(
         golden[f'results_{case}_scores'],
-        ours,
+        swap_xy(golden[f'results_{case}_boxes']),
         score_threshold=0.05,
         nms_threshold=0.5,
         max_detections=int(golden[f'results_{case}_limit']),
@@ -81,13 +140,13 @@ def test_detections_equal_detectron(data, case):
     assert labels.dtype == np.int32
     assert (np.diff(scores) <= 0).all()
     expected = golden[f'results_{case}_out'], golden[f'results_{case}_out_class']
-    rows = np.column_stack([boxes[:, XY], scores])
+    rows = np.column_stack([boxes[:, SWAP_XY], scores])
     order, golden_order = np.lexsort(rows.T), np.lexsort(expected[0].T)
     np.testing.assert_array_equal(rows[order], expected[0][golden_order])
     np.testing.assert_array_equal(labels[order] + 1, expected[1][golden_order])
 
 
-def test_detections_tied_with_the_last_are_kept():
+def test_ties_with_the_last_detection_are_kept():
     probs = np.full((4, 2), 0.5, np.float32)
     boxes = np.array([[0, 0, 0, 0, 0, 40 * i, 9, 40 * i + 9] for i in range(4)], np.float32)
     selected = select_detections(probs, boxes, score_threshold=0.05, nms_threshold=0.5, max_detections=2)
@@ -102,20 +161,7 @@ def test_background_is_never_detected():
     assert boxes.shape == (0, 4) and labels.shape == scores.shape == (0,)
 
 
-def test_proposals_of_all_maps_together():
-    """The best of all anchors, one NMS; else the best of each map, and an NMS for each."""
-    box = np.float32([[10, 10, 49, 49]])
-    anchors = [np.concatenate([box, box + 60]), box + 1]
-    scores = [np.float32([0.9, 0.2]).reshape(1, 1, 2), np.float32([0.8]).reshape(1, 1, 1)]
-    deltas = [np.zeros((4, 1, 2), np.float32), np.zeros((4, 1, 1), np.float32)]
-    options = {'pre_nms': 2, 'post_nms': 10, 'nms_threshold': 0.7}
-    _, found = generate_proposals(scores, deltas, anchors, (200, 200), 1.0, **options)
-    np.testing.assert_array_equal(found, np.float32([0.9, 0.8, 0.2]))
-    _, found = generate_proposals(scores, deltas, anchors, (200, 200), 1.0, per_level=False, **options)
-    np.testing.assert_array_equal(found, np.float32([0.9]))  # 0.8 is suppressed, 0.2 is not among the best two
-
-
-def test_the_best_class_only():
+def test_only_the_best_class_of_a_roi_is_a_candidate():
     probs = np.float32([[0.1, 0.5, 0.4], [0.6, 0.4, 0.0]])
     boxes = np.tile(np.float32([[0, 0, 9, 9], [50, 50, 59, 59]]), (1, 3))
     options = {'score_threshold': 0.05, 'nms_threshold': 0.5, 'max_detections': 10}
@@ -125,24 +171,35 @@ def test_the_best_class_only():
     np.testing.assert_array_equal(scores, np.float32([0.5]))
 
 
-def test_scores_and_overlaps_of_just_the_threshold():
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('inclusive', [False, True])
+@pytest.mark.parametrize('suppress_equal', [False, True])
+def test_scores_and_overlaps_equal_to_the_threshold(inclusive, suppress_equal, padded):
     probs = np.float32([[0.25, 0.75], [0.5, 0.5]])
-    boxes = np.float32([[0, 0, 4, 8] * 2, [0, 0, 4, 4] * 2])  # an IoU of 1 / 2 where corners are coordinates
-    options = {'nms_threshold': 0.5, 'max_detections': 10, 'offset': 0}
-    for inclusive in (False, True):
-        for suppress_equal in (False, True):
-            found = select_detections(
-                probs,
-                boxes,
-                score_threshold=0.5,
-                score_threshold_inclusive=inclusive,
-                suppress_equal=suppress_equal,
-                **options,
-            )
-            assert len(found[0]) == (2 if inclusive and not suppress_equal else 1)
+    boxes = np.float32([[0, 0, 4, 8] * 2, [0, 0, 4, 4] * 2])  # an IoU of 1 / 2 with offset 0
+    options = {
+        'max_detections': 10,
+        'offset': 0,
+        'score_threshold_inclusive': inclusive,
+        'suppress_equal': suppress_equal,
+        'padded': padded,
+    }
+    above, below = (float(value) for value in np.nextafter(np.float32(0.5), np.float32([1, 0])))
+
+    def count(score_threshold, nms_threshold):
+        _, _, scores = select_detections(
+            probs, boxes, score_threshold=score_threshold, nms_threshold=nms_threshold, **options
+        )
+        return np.count_nonzero(scores > -np.inf)
+
+    assert count(0.5, 0.5) == (2 if inclusive and not suppress_equal else 1)
+    assert count(0.5, above) == (2 if inclusive else 1)
+    assert count(below, 0.5) == (1 if suppress_equal else 2)
+    assert count(below, above) == 2
+    assert count(above, above) == count(below, below) == 1
 
 
-def test_ties_at_the_limit_may_be_cut_off():
+def test_ties_beyond_the_limit_are_dropped_without_keep_ties():
     probs = np.float32([[0.2, 0.8]] * 3)
     boxes = np.float32([[50 * i, 0, 50 * i + 9, 9] * 2 for i in range(3)])
     options = {'score_threshold': 0.5, 'nms_threshold': 0.5, 'max_detections': 2}

@@ -1,3 +1,5 @@
+"""The selection of the largest scores against a stable sort."""
+
 import numpy as np
 import pytest
 
@@ -7,63 +9,63 @@ from mask_rcnn.ops.boxes.top_k import top_k_indices
 
 @pytest.fixture(params=['continuous', 'few values', 'equal', 'both signs', 'infinite'])
 def scores(request, rng):
-    numbers = rng.uniform(0, 1, 700).astype('f')
+    """Scores of several distributions; "both signs" has positive and negative zeros."""
+    uniform = rng.uniform(0, 1, 700).astype('f')
     return {
-        'continuous': numbers,
-        'few values': np.round(numbers * 4) / 4,
+        'continuous': uniform,
+        'few values': np.round(uniform * 4) / 4,
         'equal': np.zeros(700, 'f'),
-        'both signs': np.where(numbers < 0.3, np.float32([0.0, -0.0] * 350), numbers - 0.7),
-        'infinite': np.where(numbers < 0.9, -np.inf, numbers).astype('f'),
+        'both signs': np.where(uniform < 0.3, np.float32([0.0, -0.0] * 350), uniform - 0.7),
+        'infinite': np.where(uniform < 0.9, -np.inf, uniform).astype('f'),
     }[request.param].astype('f')
 
 
 @pytest.fixture
-def chooses(monkeypatch):
-    """Few scores are chosen before they are sorted, as many are."""
-    monkeypatch.setattr(top_k, '_MAX_SORTED_WHOLE', 0)
+def always_select(monkeypatch):
+    """Make the GPU implementation select before it sorts, which it otherwise does only for many scores."""
+    monkeypatch.setattr(top_k, '_MAX_FULL_SORT', 0)
 
 
-def is_as_a_stable_sort(backend, scores, limit):
+def assert_equals_stable_sort(backend, scores, limit):
     order = backend.numpy(top_k_indices(backend.array(scores), limit))
-    return order.tolist() == np.argsort(-scores, kind='stable')[:limit].tolist()
+    assert order.tolist() == np.argsort(-scores, kind='stable')[:limit].tolist()
 
 
 @pytest.mark.parametrize('limit', [1, 50, 300, 699, 700, 5000])
-def test_order_is_that_of_a_stable_sort(backend, scores, limit):
-    assert is_as_a_stable_sort(backend, scores, limit)
+def test_the_order_is_that_of_a_stable_sort(backend, scores, limit):
+    assert_equals_stable_sort(backend, scores, limit)
 
 
 @pytest.mark.parametrize('limit', [1, 50, 300, 699])
-def test_order_of_what_was_chosen(backend, chooses, scores, limit):
-    assert is_as_a_stable_sort(backend, scores, limit)
+def test_the_order_after_a_selection(backend, always_select, scores, limit):
+    assert_equals_stable_sort(backend, scores, limit)
 
 
 @pytest.mark.parametrize('limit', [1, 30, 700])
 @pytest.mark.parametrize('kind', ['sigmoid', 'near each other', 'equal', 'few candidates', 'one block'])
-def test_scores_of_many_blocks(backend, chooses, rng, kind, limit):
-    numbers = rng.uniform(0, 1, 3003).astype('f')
+def test_scores_of_several_blocks(backend, always_select, rng, kind, limit):
+    uniform = rng.uniform(0, 1, 3003).astype('f')
     scores = {
-        'sigmoid': 1 / (1 + np.exp(20 * numbers)),
-        'near each other': np.float32(1) + numbers * np.float32(2e-6),
+        'sigmoid': 1 / (1 + np.exp(20 * uniform)),
+        'near each other': np.float32(1) + uniform * np.float32(2e-6),
         'equal': np.full(3003, -2, 'f'),
-        'few candidates': np.where(numbers < 0.98, -np.inf, numbers),
-        'one block': np.where(np.arange(3003) // 1024 == 2, numbers, 0),
+        'few candidates': np.where(uniform < 0.98, -np.inf, uniform),
+        'one block': np.where(np.arange(3003) // 1024 == 2, uniform, 0),
     }[kind].astype('f')
-    assert is_as_a_stable_sort(backend, scores, limit)
+    assert_equals_stable_sort(backend, scores, limit)
 
 
 def test_scores_in_a_view(backend, rng):
     scores = rng.uniform(0, 1, (30, 40)).astype('f')
-    assert is_as_a_stable_sort(backend, scores[::2, ::3].T[3], 9)
+    assert_equals_stable_sort(backend, scores[::2, ::3].T[3], 9)
 
 
-def test_one_score_and_none(backend):
+def test_one_score_and_no_score(backend):
     assert backend.numpy(top_k_indices(backend.array(np.float32([3])), 5)).tolist() == [0]
     assert backend.numpy(top_k_indices(backend.array(np.zeros(0, 'f')), 5)).shape == (0,)
     assert backend.numpy(top_k_indices(backend.array(np.float32([3])), 0)).shape == (0,)
 
 
-def test_more_than_the_device_sorts_itself(backend, rng, monkeypatch):
-    monkeypatch.setattr(top_k, '_MAX_SORTED', 20)
-    scores = rng.uniform(0, 1, 100).astype('f')
-    assert backend.numpy(top_k_indices(backend.array(scores), 30)).tolist() == np.argsort(-scores)[:30].tolist()
+def test_a_limit_above_that_of_the_sorting_kernel(backend, rng, monkeypatch):
+    monkeypatch.setattr(top_k, '_MAX_PAIRWISE_SORT', 20)
+    assert_equals_stable_sort(backend, rng.uniform(0, 1, 100).astype('f'), 30)

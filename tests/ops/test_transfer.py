@@ -1,4 +1,4 @@
-"""Copies to the host, with a stand-in for CuPy whose stream works only when somebody waits for it."""
+"""Copies to the host, with a stand-in for CuPy whose stream works only when the host waits for it."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -12,13 +12,13 @@ from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, side_stream
 
 
 class Queue:
-    """A stream: what it was asked for, and how many events wait in it."""
+    """A stream: submitted work, and the number of finished items."""
 
     def __init__(self):
-        self.asked, self.done = [], 0
+        self.submitted, self.done = [], 0
 
     def run_to(self, end):
-        for work in self.asked[self.done : end]:
+        for work in self.submitted[self.done : end]:
             work()
         self.done = max(self.done, end)
 
@@ -30,14 +30,14 @@ def queue(monkeypatch):
     class Array(np.ndarray):
         def get(self, *, out, blocking):
             assert not blocking and out.flags.c_contiguous
-            queue.asked.append(lambda: np.copyto(out, self))
+            queue.submitted.append(lambda: np.copyto(out, self))
 
     class Event:
         def __init__(self, disable_timing):
             assert disable_timing
 
         def record(self):
-            self.end = len(queue.asked)
+            self.end = len(queue.submitted)
 
         def synchronize(self):
             queue.run_to(self.end)
@@ -59,41 +59,41 @@ def some_arrays(rng):
     ]
 
 
-def assert_arrays(found, expected):
-    for ours, theirs in zip(found, expected, strict=True):
-        if theirs is None:
-            assert ours is None
+def assert_arrays(actual_arrays, expected_arrays):
+    for actual, expected in zip(actual_arrays, expected_arrays, strict=True):
+        if expected is None:
+            assert actual is None
         else:
-            assert ours.dtype == theirs.dtype
-            np.testing.assert_array_equal(ours, theirs)
+            assert actual.dtype == expected.dtype
+            np.testing.assert_array_equal(actual, expected)
 
 
-def test_all_come_in_one_copy_when_they_are_waited_for(queue, rng):
+def test_wait_finishes_one_copy_of_all_arrays(queue, rng):
     first, second = some_arrays(rng), some_arrays(rng)
     copies = AsyncHostCopy(first), AsyncHostCopy(second)
-    assert len(queue.asked) == 2 and queue.done == 0
+    assert len(queue.submitted) == 2 and queue.done == 0
     assert_arrays(copies[0].wait(), first)
-    assert queue.done == 1  # nobody has waited for the second
+    assert queue.done == 1  # the second has not been waited for
     assert_arrays(copies[1].wait(), second)
     assert_arrays(copies[0].wait(), first)
 
 
-def test_on_the_host_they_are_there(rng):
+def test_arrays_on_the_host_need_no_copy(rng):
     arrays = some_arrays(rng)
     assert_arrays(AsyncHostCopy(arrays).wait(), arrays)
 
 
-def test_minus_infinity_and_nan_stay(rng):
+def test_infinities_and_nan_are_kept(rng):
     rows = np.float32([[np.nan, -np.inf], [0, np.inf]])
     np.testing.assert_array_equal(AsyncHostCopy([rows]).wait()[0], rows)
 
 
-def test_work_beside_other_work_has_its_own_stream(monkeypatch):
+def test_each_device_has_one_side_stream(monkeypatch):
     used, current = [], []
 
     class Stream:
         def __init__(self, non_blocking):
-            assert non_blocking and current  # made for the current device
+            assert non_blocking and current  # created for the current device
 
         def __enter__(self):
             used.append(self)

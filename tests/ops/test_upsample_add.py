@@ -1,3 +1,5 @@
+"""Upsampling and addition of feature maps, forward and backward, in all memory layouts."""
+
 import chainer
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from chainer import gradient_check
 from mask_rcnn.ops.conv.upsample_add import upsample_add
 
 
-def maps(rng, dtype):
+def feature_maps(rng, dtype):
     return rng.uniform(-1, 1, (2, 3, 4, 6)).astype(dtype), rng.uniform(-1, 1, (2, 3, 2, 3)).astype(dtype)
 
 
@@ -14,7 +16,7 @@ LAYOUTS = [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)]
 
 
 def laid_out(x, layout):
-    """Return an array whose memory runs along the axes in the order of ``layout``."""
+    """Return an array whose axes, from the outermost in memory to the innermost, are ``layout``."""
     return np.ascontiguousarray(x.transpose(layout)).transpose(np.argsort(layout))
 
 
@@ -22,9 +24,9 @@ def laid_out(x, layout):
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('coarse_layout', LAYOUTS)
 @pytest.mark.parametrize('with_graph', [False, True])
-def test_adds_every_number_four_times(rng, dtype, layout, coarse_layout, with_graph):
-    """Half precision takes the way of the GPU, views."""
-    x, coarse = maps(rng, dtype)
+def test_adds_each_value_to_four_locations(rng, dtype, layout, coarse_layout, with_graph):
+    """Half precision uses the code of the GPU."""
+    x, coarse = feature_maps(rng, dtype)
     expected = x + coarse.repeat(2, axis=2).repeat(2, axis=3)
     stored = laid_out(x, layout)
     with chainer.using_config('enable_backprop', with_graph):
@@ -37,8 +39,8 @@ def test_adds_every_number_four_times(rng, dtype, layout, coarse_layout, with_gr
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(np.float16, 4e-3), (np.float32, 1e-6)])
-def test_a_coarse_gradient_is_the_sum_of_four(rng, layout, dtype, tolerance):
-    x, coarse = map(chainer.Variable, maps(rng, dtype))
+def test_the_coarse_gradient_sums_four_locations(rng, layout, dtype, tolerance):
+    x, coarse = map(chainer.Variable, feature_maps(rng, dtype))
     y = upsample_add(x, coarse)
     y.grad = gy = laid_out(rng.uniform(-1, 1, x.shape).astype(dtype), layout)
     y.backward()
@@ -49,22 +51,22 @@ def test_a_coarse_gradient_is_the_sum_of_four(rng, layout, dtype, tolerance):
     assert np.argsort(coarse.grad.strides).tolist() == np.argsort(gy.strides).tolist()
 
 
-def test_nothing():
+def test_empty_arrays():
     for x in (np.zeros((0, 3, 4, 6), np.float16), np.zeros((2, 3, 0, 6), np.float16)):
         coarse = x[:, :, ::2, ::2]
         assert upsample_add(x, coarse).shape == x.shape
 
 
 def test_gradients(rng):
-    x, coarse = maps(rng, np.float64)
+    x, coarse = feature_maps(rng, np.float64)
     gy, *ggs = (rng.uniform(-1, 1, shape) for shape in (x.shape, x.shape, coarse.shape))
     gradient_check.check_backward(upsample_add, (x, coarse), gy, rtol=1e-6, atol=1e-7)
     gradient_check.check_double_backward(upsample_add, (x, coarse), gy, tuple(ggs), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('with_graph', [False, True])
-def test_only_a_map_twice_as_large_will_do(rng, with_graph):
-    x, coarse = maps(rng, np.float32)
+def test_mismatched_sizes_raise_an_error(rng, with_graph):
+    x, coarse = feature_maps(rng, np.float32)
     with chainer.using_config('enable_backprop', with_graph):
         for wrong in (x[:, :, :3], x[:, :, :, :5], x[:1], x.astype(np.float64)):
             with pytest.raises(ValueError, match='twice as large'):

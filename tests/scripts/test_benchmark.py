@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.inference.predictor import Predictor
 
 
 @pytest.fixture
@@ -116,9 +117,9 @@ def test_version_of_the_driver(benchmark, tmp_path):
 def test_random_weights_give_as_many_proposals_as_asked_for(benchmark, rng):
     model = benchmark.random_model('resnet50', rpn_post_nms=50)
     with chainer.using_config('train', False), chainer.no_backprop_mode():
-        x, transform = model.prepare(rng.uniform(0, 255, (3, 64, 96)).astype(np.float32))
-        maps = model.extract(x)
-        assert len(model.propose(maps, x.shape[2:], transform.scale)) == 50
+        x, transform = Predictor(model).prepare(rng.uniform(0, 255, (3, 64, 96)).astype(np.float32))
+        maps = model.extractor(x)
+        assert len(model.rpn.propose(maps, x.shape[2:], [transform.scale])[0]) == 50
     assert 0.1 < maps[0].std() < 100
 
 

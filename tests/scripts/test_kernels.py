@@ -37,7 +37,7 @@ def test_every_operation_is_timed_and_written(kernels, sizes, tmp_path, capsys):
         'RoIAlign forward, FPN, float32',
         'RoIAlign backward, FPN, float32',
         'NMS, 40 boxes',
-        'best 7 of 6138',
+        'top 7 of 6138',
         'paste 3 masks',
     ]
     for row in result['operations']:
@@ -50,7 +50,7 @@ def test_bytes_are_those_of_inputs_and_outputs(kernels, sizes):
     roi = 5 * (16 + 4)
     pooled = {'C4': 4 * 5 * 32 * 7 * 7, 'FPN': 4 * 5 * 8 * 7 * 7}
     maps = {'C4': 4 * 32 * 8 * 12, 'FPN': 4 * 8 * 32 * 48}
-    by_name = {case.name: case.n_byte for case in kernels.cases(np, sizes)}
+    by_name = {case.name: case.n_bytes for case in kernels.cases(np, sizes)}
     for network in ('C4', 'FPN'):
         for way in ('forward', 'backward'):
             assert by_name[f'RoIAlign {way}, {network}, float32'] == maps[network] + pooled[network] + roi
@@ -144,7 +144,7 @@ def test_a_copy_counts_what_is_read_and_written(kernels):
 
 def test_gpus_that_are_not_there(kernels, capsys):
     assert kernels.main(['--gpu', '99']) == 1
-    assert 'GPU 99 is not there' in capsys.readouterr().err
+    assert 'GPU 99 does not exist' in capsys.readouterr().err
     with pytest.raises(SystemExit) as error:
         kernels.main(['--runs', '0'])
     assert error.value.code == 2

@@ -18,7 +18,7 @@ def plot_costs(root, monkeypatch):
         'SWEEPS',
         tuple(
             plot_costs.Sweep(sweep.title, sweep.label, values)
-            for sweep, values in zip(plot_costs.SWEEPS, ((5, 10), (48, 64), (1, 2)))
+            for sweep, values in zip(plot_costs.SWEEPS, ((5, 10), (48, 64), (1, 2)), strict=True)
         ),
     )
     build = mask_rcnn.build

@@ -48,7 +48,7 @@ def test_fp32_against_itself_is_perfect(precision_ap, model):
 
 @pytest.fixture
 def detections(precision_ap, model):
-    return precision_ap.find(model, SHAPES, 'fp32', range(4))[1]
+    return precision_ap.detect_and_evaluate(model, SHAPES, 'fp32', range(4))[1]
 
 
 def test_what_is_missed_or_moved_or_invented_counts(precision_ap, detections):

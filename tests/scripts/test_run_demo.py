@@ -1,4 +1,4 @@
-"""``make demo``; and ``make demo-coco``, with one server in the place of the model zoo's and of COCO's."""
+"""``make demo`` and ``make demo-coco``; a local server stands in for the model zoo and for COCO."""
 
 import functools
 import http.server
@@ -30,7 +30,7 @@ def run_demo(root):
 
 @pytest.fixture
 def server(tmp_path):
-    """Folder and address of a server."""
+    """The folder and the address of a local web server."""
     folder = tmp_path / 'served'
     folder.mkdir()
     handler = functools.partial(QuietHandler, directory=str(folder))
@@ -42,7 +42,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def ready_model(tmp_path, monkeypatch):
-    """Weights that are there already, and a model that loads from them at once."""
+    """A folder with an empty weight file; loading it returns a model with one fixed detection."""
     folder = tmp_path / 'modelfiles'
     folder.mkdir()
     (folder / 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz').write_bytes(b'')
@@ -65,10 +65,10 @@ def ready_model(tmp_path, monkeypatch):
     return folder
 
 
-def test_photo_is_fetched_and_looked_at(run_demo, server, ready_model, tmp_path, capsys):
+def test_the_photo_is_downloaded_and_its_detections_are_written(run_demo, server, ready_model, tmp_path, capsys):
     served, address = server
     cv2.imwrite(str(served / '000000000139.jpg'), np.full((40, 50, 3), 128, np.uint8))
-    output = tmp_path / 'seen.png'
+    output = tmp_path / 'out.png'
     assert run_demo.main(['--coco', '--output', str(output)], ready_model, f'{address}/000000000139.jpg') == 0
     assert cv2.imread(str(output)).shape == (40, 50, 3)
     (result,) = json.loads(output.with_suffix('.json').read_text())
@@ -76,7 +76,7 @@ def test_photo_is_fetched_and_looked_at(run_demo, server, ready_model, tmp_path,
     assert '1 cat' in capsys.readouterr().out
 
 
-def test_without_a_photo_it_asks_for_one(run_demo, server, ready_model, tmp_path, capsys):
+def test_a_failed_download_of_the_photo_names_the_option(run_demo, server, ready_model, tmp_path, capsys):
     _, address = server
     output = str(tmp_path / 'o.png')
     assert run_demo.main(['--coco', '--output', output], ready_model, f'{address}/no.jpg') == 1
@@ -84,7 +84,7 @@ def test_without_a_photo_it_asks_for_one(run_demo, server, ready_model, tmp_path
     assert 'make demo-coco IMAGE=photo.jpg' in message and message.count('\n') == 1
 
 
-def test_without_weights_and_network_it_says_where_to_put_them(run_demo, tmp_path, monkeypatch, capsys):
+def test_a_failed_download_of_the_weights_names_the_file(run_demo, tmp_path, monkeypatch, capsys):
     def no_network(url, path, **options):
         raise download.DownloadError(f'{url}: no network')
 
@@ -104,7 +104,7 @@ def test_damaged_weights_are_named(run_demo, tmp_path, capsys):
 
 @pytest.fixture
 def demo_model(run_demo, tmp_path):
-    """A folder with a network of the demo model's kind that knows nothing."""
+    """A folder with an untrained network of the same architecture as the bundled model."""
     model = mask_rcnn.build(
         'mobilenet_v1_fpn',
         width=0.25,
@@ -123,25 +123,25 @@ def demo_model(run_demo, tmp_path):
     return tmp_path
 
 
-def test_scenes_are_drawn_and_looked_at(run_demo, demo_model, tmp_path, capsys):
-    output = tmp_path / 'seen.png'
+def test_every_scene_gets_a_picture_and_results(run_demo, demo_model, tmp_path, capsys):
+    output = tmp_path / 'out.png'
     assert run_demo.main(['--scenes', '2', '--output', str(output)], demo_model) == 0
     for number in (1, 2):
-        assert cv2.imread(str(tmp_path / f'seen_scene_{number}.png')).shape == (512, 512, 3)
-    results = json.loads((tmp_path / 'seen.json').read_text())
+        assert cv2.imread(str(tmp_path / f'out_scene_{number}.png')).shape == (512, 512, 3)
+    results = json.loads((tmp_path / 'out.json').read_text())
     assert {result['image_id'] for result in results} == {'scene_1', 'scene_2'}
-    assert capsys.readouterr().out.count('scene_') == 4  # what each is, and where its picture went
+    assert capsys.readouterr().out.count('scene_') == 4  # an image name and a picture name per scene
     assert not list(tmp_path.glob('scene_*'))
 
 
-def test_the_demo_model_looks_at_a_picture_of_ones_own(run_demo, demo_model, tmp_path):
-    cv2.imwrite(str(tmp_path / 'own.png'), np.full((40, 50, 3), 128, np.uint8))
-    output = tmp_path / 'seen.png'
-    assert run_demo.main(['--image', str(tmp_path / 'own.png'), '--output', str(output)], demo_model) == 0
+def test_the_bundled_model_runs_on_a_given_image(run_demo, demo_model, tmp_path):
+    cv2.imwrite(str(tmp_path / 'image.png'), np.full((40, 50, 3), 128, np.uint8))
+    output = tmp_path / 'out.png'
+    assert run_demo.main(['--image', str(tmp_path / 'image.png'), '--output', str(output)], demo_model) == 0
     assert cv2.imread(str(output)).shape == (40, 50, 3)
 
 
-def test_scenes_are_those_of_the_data_set(run_demo, tmp_path):
-    run_demo.draw_scenes(tmp_path, 2, 5, size=64)
+def test_scenes_are_images_of_the_dataset(run_demo, tmp_path):
+    run_demo.write_scenes(tmp_path, 2, 5, size=64)
     written = cv2.imread(str(tmp_path / 'scene_2.png'))[:, :, ::-1].transpose(2, 0, 1)
     np.testing.assert_array_equal(written, RichShapesDataset(2, size=64, seed=5)[1].image)

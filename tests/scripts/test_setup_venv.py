@@ -1,4 +1,4 @@
-"""``make setup``, but for the installing itself, which running the tests shows."""
+"""``make setup`` without the installation itself, which every run of the tests proves."""
 
 import importlib.util
 import os
@@ -17,16 +17,16 @@ def setup_venv(root):
 
 
 @pytest.fixture
-def made(setup_venv, monkeypatch):
-    """Environments that would have been made."""
-    made = []
+def created(setup_venv, monkeypatch):
+    """The extras of the environments that would have been created."""
+    created = []
 
-    def make_environment(folder, extras):
-        made.append(extras)
+    def create_environment(folder, extras):
+        created.append(extras)
         os.makedirs(folder, exist_ok=True)
 
-    monkeypatch.setattr(setup_venv, 'make_environment', make_environment)
-    return made
+    monkeypatch.setattr(setup_venv, 'create_environment', create_environment)
+    return created
 
 
 def main(setup_venv, monkeypatch, *arguments):
@@ -34,46 +34,47 @@ def main(setup_venv, monkeypatch, *arguments):
     setup_venv.main()
 
 
-def test_an_environment_is_made_once_and_anew_for_other_extras(setup_venv, made, monkeypatch, tmp_path):
+def test_an_environment_is_created_once_per_set_of_extras(setup_venv, created, monkeypatch, tmp_path):
     for extras in ('none', 'none', 'cuda12', 'cuda12', 'none'):
         main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', extras)
-    assert made == ['none', 'cuda12', 'none']
+    assert created == ['none', 'cuda12', 'none']
 
 
-def test_it_stays_current_when_it_is_activated(setup_venv, made, monkeypatch, tmp_path):
+def test_an_activated_environment_is_up_to_date(setup_venv, created, monkeypatch, tmp_path):
     main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
     monkeypatch.setattr(sys, 'prefix', str(tmp_path / 'env'))
     main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
-    assert made == ['none']
+    assert created == ['none']
 
 
 def test_a_failed_attempt_is_repeated(setup_venv, monkeypatch, tmp_path):
     def fail(folder, extras):
         raise setup_venv.SetupError('no network')
 
-    monkeypatch.setattr(setup_venv, 'make_environment', fail)
+    monkeypatch.setattr(setup_venv, 'create_environment', fail)
     for _ in range(2):
         with pytest.raises(SystemExit, match='^setup: no network$'):
             main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
 
 
-def test_an_activated_environment_does_not_remake_itself(setup_venv, monkeypatch, tmp_path):
-    """Its interpreter goes with its folder."""
+def test_an_activated_environment_is_created_by_the_base_interpreter(setup_venv, monkeypatch, tmp_path):
+    """The interpreter of the environment is deleted with its folder."""
     commands = []
     monkeypatch.setattr(setup_venv, 'run', lambda command, *rest, **options: commands.append(command))
     monkeypatch.setattr(sys, 'executable', str(tmp_path / 'env' / 'bin' / 'python'))
-    setup_venv.make_environment(str(tmp_path / 'env'), 'none')
+    setup_venv.create_environment(str(tmp_path / 'env'), 'none')
     assert commands[0][0] == sys._base_executable and commands[0][1:3] == ['-m', 'venv']
     assert not any('cuda' in word for command in commands for word in command)
+    assert commands[-1][1].endswith('compile_kernels.py')
 
 
 @pytest.mark.parametrize(
-    ('version', 'fits'),
+    ('version', 'supported'),
     [((3, 9, 1), False), ((3, 10, 0), True), ((3, 13, 4), True), ((3, 14, 0), False), ((2, 7, 18), False)],
 )
-def test_python_versions(setup_venv, monkeypatch, version, fits):
+def test_supported_python_versions(setup_venv, monkeypatch, version, supported):
     monkeypatch.setattr(sys, 'version_info', version)
-    if fits:
+    if supported:
         setup_venv.check_python()
     else:
         with pytest.raises(setup_venv.SetupError, match='make setup PYTHON=python3.12'):
@@ -91,7 +92,7 @@ def test_python_versions(setup_venv, monkeypatch, version, fits):
         (subprocess.CalledProcessError(9, 'nvidia-smi'), 'none'),
     ],
 )
-def test_extras_are_those_of_the_driver(setup_venv, monkeypatch, banner, extras):
+def test_extras_match_the_driver(setup_venv, monkeypatch, banner, extras):
     def check_output(command, **options):
         if isinstance(banner, Exception):
             raise banner

@@ -1,4 +1,4 @@
-"""The bundled model, and the command that makes it; training it takes too long for a test."""
+"""The bundled model and the script that trains it; the training itself is too long for a test."""
 
 import argparse
 import importlib
@@ -24,24 +24,24 @@ def demo_model(root, script):
     return root / 'modelfiles' / script.MODEL
 
 
-def test_its_size_and_its_classes(script, demo_model):
+def test_size_and_classes(script, demo_model):
     assert demo_model.stat().st_size <= script.GOALS['megabytes'] * 1e6
     model = mask_rcnn.load(demo_model)
     assert model.class_names == RichShapesDataset.class_names
     assert all(param.dtype == np.float32 for param in model.params())
 
 
-def test_it_finds_what_is_in_unseen_scenes(script, demo_model):
-    """A tenth of the pictures of the whole measurement, which ``scripts/train_demo_model.py`` makes.
+def test_mask_ap_on_unseen_scenes(script, demo_model):
+    """Evaluate on a tenth of the images that ``scripts/train_demo_model.py`` evaluates on.
 
-    These are a bit harder than all 200 (0.660): 0.6367 with OpenBLAS's kernels for three kinds of processors and with
-    two NumPys; the last digits are for single pixels and boxes that other sums might move.
+    These are a bit harder than all 200 (mask AP 0.660): 0.6367 with OpenBLAS kernels for three processors and with two
+    versions of NumPy.  The margin is for single pixels and boxes that another order of summation may move.
     """
-    pictures = RichShapesDataset(20, size=script.PICTURE_SIZE, seed=script.UNSEEN_SEED)
-    assert evaluate_model(mask_rcnn.load(demo_model), pictures, progress=False).summary()['segm/AP'] > 0.63
+    images = RichShapesDataset(20, size=script.IMAGE_SIZE, seed=script.UNSEEN_SEED)
+    assert evaluate_model(mask_rcnn.load(demo_model), images, progress=False).summary()['segm/AP'] > 0.63
 
 
-def test_the_arguments_are_train_pys_and_make_the_network_of_the_file(script, demo_model):
+def test_train_accepts_the_arguments_and_they_describe_the_stored_network(script, demo_model):
     args = argparse.Namespace(iterations=script.ITERATIONS, pretrained='none', gpu=-1, workers=0, out='out')
     parser = ArgumentParser()
     train.configure(parser)
@@ -53,7 +53,7 @@ def test_the_arguments_are_train_pys_and_make_the_network_of_the_file(script, de
         assert getattr(config, name) == value
 
 
-def test_the_stored_file_is_that_model_in_half_precision(script, tmp_path):
+def test_the_file_stores_the_model_in_half_precision(script, tmp_path):
     model = mask_rcnn.build(
         'mobilenet_v1_fpn',
         width=0.25,
@@ -69,16 +69,18 @@ def test_the_stored_file_is_that_model_in_half_precision(script, tmp_path):
     assert (tmp_path / 'small.npz').stat().st_size < 0.65 * (tmp_path / 'large.npz').stat().st_size
     stored = mask_rcnn.load(tmp_path / 'small.npz')
     assert stored.config == model.config.replace(**script.SIZES) and stored.class_names == ('a', 'b')
-    for (path, ours), (_, theirs) in zip(sorted(model.namedparams()), sorted(stored.namedparams())):
-        assert theirs.dtype == np.float32
-        np.testing.assert_allclose(theirs.array, ours.array, rtol=5e-4, atol=1e-7, err_msg=path)
+    expected = dict(model.namedparams())
+    assert {path for path, _ in stored.namedparams()} == set(expected)
+    for path, param in stored.namedparams():
+        assert param.dtype == np.float32
+        np.testing.assert_allclose(param.array, expected[path].array, rtol=5e-4, atol=1e-7, err_msg=path)
 
 
 @pytest.mark.parametrize(
     ('ap', 'megabytes', 'seconds', 'status'),
     [(0.61, 11.9, 0.9, 0), (0.59, 11.9, 0.9, 1), (0.61, 12.1, 0.9, 1), (0.61, 11.9, 1.1, 1)],
 )
-def test_all_goals_must_be_reached(script, tmp_path, monkeypatch, capsys, ap, megabytes, seconds, status):
+def test_every_goal_must_be_reached(script, tmp_path, monkeypatch, capsys, ap, megabytes, seconds, status):
     class Metrics:
         def summary(self):
             return {'segm/AP': ap}
@@ -88,8 +90,8 @@ def test_all_goals_must_be_reached(script, tmp_path, monkeypatch, capsys, ap, me
         file.truncate(int(megabytes * 1e6))
     monkeypatch.setattr(mask_rcnn, 'load', lambda path, gpu: None)
     monkeypatch.setattr(evaluate, 'evaluate_to_folder', lambda *arguments, name: Metrics())
-    monkeypatch.setattr(script, 'seconds_of_a_prediction', lambda model, image: seconds)
-    assert script.measure(model_file, tmp_path, -1) == status
+    monkeypatch.setattr(script, 'prediction_seconds', lambda model, image: seconds)
+    assert script.evaluate(model_file, tmp_path, -1) == status
     out = capsys.readouterr().out
     assert f'mask AP {ap:.3f}, goal 0.60' in out and f'megabytes {megabytes:.3f}, goal 12.00' in out
     assert out.count(': not reached') == status

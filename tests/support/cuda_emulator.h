@@ -1,16 +1,22 @@
-// Enough of CUDA's language to run a kernel on the CPU: a launch becomes a loop over blocks and threads.
-// Kernels that synchronise run the threads of a block as real threads, one block after the other.
+// The part of CUDA C++ that the project's kernels use, so that g++ compiles them for the CPU.
+//
+// A launch is a loop over blocks and threads. If a kernel synchronises, the threads of a block are fibres: contexts with
+// a stack of their own on one thread of the operating system. __syncthreads() switches to the next fibre. The fibres run
+// in ascending order up to the first barrier, then in descending order, and so on in turns, so that a missing barrier
+// shows in every run. Barriers that not all threads of a block reach end the process with a message.
 
-#include <barrier>
 #include <bit>
 #include <cmath>
-#include <thread>
-#include <vector>
+#include <csetjmp>
+#include <cstdio>
+#include <cstdlib>
+#include <sys/mman.h>
+#include <ucontext.h>
 
 #define __global__
 #define __device__ inline
 #define __shared__ static
-#define __syncthreads() block_barrier->arrive_and_wait()
+#define __syncthreads() emulator::wait_at_barrier(__LINE__)
 #define __popcll __builtin_popcountll
 #define atomicAdd(address, value) __atomic_fetch_add(address, value, __ATOMIC_RELAXED)
 #define atomicOr(address, value) __atomic_fetch_or(address, value, __ATOMIC_RELAXED)
@@ -22,34 +28,99 @@ static unsigned short float_to_half(float value) { return std::bit_cast<unsigned
 
 struct dim3_t { unsigned x, y, z; };
 
-static dim3_t gridDim, blockDim;
-static thread_local dim3_t blockIdx, threadIdx;
-static std::barrier<>* block_barrier;
+static dim3_t gridDim, blockDim, blockIdx, threadIdx;
+
+namespace emulator {
+
+constexpr unsigned MAX_THREADS = 1024;  // of a block, as on a GPU
+constexpr size_t STACK_BYTES = 256 << 10;  // the system provides the pages that are touched
+constexpr int FINISHED = 0;
+
+struct fibre {
+    jmp_buf context;
+    int line;  // of the barrier that it waits at, or FINISHED
+    bool is_started;
+};
+
+static fibre fibres[MAX_THREADS];
+static unsigned current;
+static jmp_buf scheduler;
+static ucontext_t starter, started;
+static void (*run_thread)(void*);
+static void* kernel;
+
+// Leave the current fibre until the scheduler resumes it. _setjmp and _longjmp, unlike swapcontext, call no system.
+static __attribute__((noinline)) void wait_at_barrier(int line)
+{
+    fibres[current].line = line;
+    if (!_setjmp(fibres[current].context))
+        _longjmp(scheduler, 1);
+}
+
+static void run_fibre()
+{
+    for (;;) {
+        run_thread(kernel);
+        wait_at_barrier(FINISHED);
+    }
+}
+
+// Run one fibre until its next barrier or its end.
+static __attribute__((noinline)) void resume(unsigned thread)
+{
+    current = thread;
+    threadIdx = {thread, 0, 0};
+    if (_setjmp(scheduler))
+        return;
+    if (fibres[thread].is_started)
+        _longjmp(fibres[thread].context, 1);
+    fibres[thread].is_started = true;
+    void* stack = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED || getcontext(&started)) {
+        perror("cuda_emulator: no stack for a thread");
+        abort();
+    }
+    started.uc_stack.ss_sp = stack;
+    started.uc_stack.ss_size = STACK_BYTES;
+    started.uc_link = nullptr;
+    makecontext(&started, run_fibre, 0);
+    setcontext(&started);
+}
+
+static void run_block(unsigned n_threads)
+{
+    for (bool descending = false;; descending = !descending) {
+        for (unsigned i = 0; i < n_threads; ++i)
+            resume(descending ? n_threads - 1 - i : i);
+        for (unsigned t = 1; t < n_threads; ++t)
+            if (fibres[t].line != fibres[0].line) {
+                fprintf(stderr, "cuda_emulator: thread 0 is at line %d (0: finished), thread %u at line %d\n",
+                        fibres[0].line, t, fibres[t].line);
+                abort();
+            }
+        if (fibres[0].line == FINISHED)
+            return;
+    }
+}
 
 template <typename Body>
-void emulate(const unsigned* grid, const unsigned* block, bool synchronises, Body body)
+void launch(const unsigned* grid, const unsigned* block, bool synchronises, Body body)
 {
     gridDim = {grid[0], grid[1], 1};
     blockDim = {block[0], 1, 1};
-    auto run_blocks = [&](unsigned first, unsigned end) {
-        for (unsigned y = 0; y < grid[1]; ++y)
-            for (unsigned x = 0; x < grid[0]; ++x) {
-                blockIdx = {x, y, 0};
-                for (unsigned t = first; t < end; ++t) {
+    kernel = &body;
+    run_thread = [](void* kernel) { (*static_cast<Body*>(kernel))(); };
+    for (unsigned y = 0; y < grid[1]; ++y)
+        for (unsigned x = 0; x < grid[0]; ++x) {
+            blockIdx = {x, y, 0};
+            if (synchronises)
+                run_block(block[0]);
+            else
+                for (unsigned t = 0; t < block[0]; ++t) {
                     threadIdx = {t, 0, 0};
                     body();
                 }
-                if (synchronises)
-                    block_barrier->arrive_and_wait();
-            }
-    };
-    if (!synchronises)
-        return run_blocks(0, block[0]);
-    std::barrier<> barrier(block[0]);
-    block_barrier = &barrier;
-    std::vector<std::thread> threads;
-    for (unsigned t = 0; t < block[0]; ++t)
-        threads.emplace_back(run_blocks, t, t + 1);
-    for (auto& thread : threads)
-        thread.join();
+        }
 }
+
+}  // namespace emulator

@@ -1,7 +1,7 @@
-"""Runs the project's CUDA kernels on the CPU: compiled as C++ by g++, called on NumPy arrays.
+"""An emulator of CUDA: compiles the kernels of the project as C++ with g++ and calls them on NumPy arrays.
 
-Stands in for ``mask_rcnn.ops.runtime.cuda_kernels.kernel``, so that a test covers a kernel's arithmetic as well as the
-host code that prepares its arguments.  Unlike a real launch it checks the type of every argument.
+It replaces ``mask_rcnn.ops.runtime.cuda_kernels.kernel``, so that a test covers the arithmetic of a kernel and the host
+code that prepares its arguments.  Unlike a real launch it checks the type of each argument.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from mask_rcnn.ops.runtime import cuda_kernels
 
 _HEADER = Path(__file__).with_name('cuda_emulator.h')
-_FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-pthread', '-fno-gnu-unique')
+# A fortified longjmp refuses to switch stacks.
+_FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-fno-gnu-unique', '-U_FORTIFY_SOURCE')
 _KERNEL = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)\s*\{(.*?)\n\}', re.DOTALL)
 _FUNCTION = re.compile(r'^__device__ [\w ]+?(\w+)\([^;{]*\)\s*\{\n(.*?)\n\}', re.DOTALL | re.MULTILINE)
 _TYPES = {
@@ -31,18 +33,18 @@ _TYPES = {
 
 
 class CudaEmulator:
-    """Compiles the sources as they are asked for.
+    """An emulator that compiles sources on demand.
 
     Args:
-        folder: Where the compiled libraries go.
-        flags: More flags for g++ (``-fsanitize=address``, say).
+        folder: The folder for compiled libraries.
+        flags: Additional flags for g++, for example ``-fsanitize=address``.
     """
 
     def __init__(self, folder: Path, flags: tuple[str, ...] = ()):
         self._folder, self._flags, self._libraries = folder, flags, {}
 
-    def kernel(self, source: str, name: str, dtype=np.dtype(np.float32)):
-        """Return a launcher; same contract as ``mask_rcnn.ops.runtime.cuda_kernels.kernel``."""
+    def kernel(self, source: str, name: str, dtype=np.float32):
+        """Return a launcher, with the contract of ``mask_rcnn.ops.runtime.cuda_kernels.kernel``."""
         kernels = {match[1]: match[2] for match in _KERNEL.finditer(cuda_kernels.read_source(source))}
         types = [_argument_type(p, dtype) for p in _parameters(kernels[name])]
         launch = getattr(self._library(source, np.dtype(dtype)), f'launch_{name}')
@@ -50,7 +52,7 @@ class CudaEmulator:
         def launcher(grid, block, args):
             assert all(n > 0 for n in (*grid, *block)) and len(block) == 1 and len(args) == len(types)
             sizes = (ctypes.c_uint * 2)(*grid, *[1] * (2 - len(grid))), (ctypes.c_uint * 1)(*block)
-            launch(*sizes, *[_argument(arg, *kind) for arg, kind in zip(args, types)])
+            launch(*sizes, *[_argument(arg, *kind) for arg, kind in zip(args, types, strict=True)])
 
         return launcher
 
@@ -74,21 +76,21 @@ class CudaEmulator:
 
 
 def _launchers(text: str) -> str:
-    """Return a C function for every kernel of a source that runs it for all threads of a launch."""
+    """Return a C function per kernel of a source that runs the kernel for all threads of a launch."""
     result, synchronising = [], _synchronising(text)
     for name, parameters, body in _KERNEL.findall(text):
         names = ', '.join(re.search(r'(\w+)$', p)[1] for p in _parameters(parameters))
         synchronises = 'true' if synchronising.search(body) else 'false'
         result.append(
             f'extern "C" void launch_{name}(const unsigned* grid_, const unsigned* block_, '
-            f'{parameters}) {{\n    emulate(grid_, block_, {synchronises}, '
+            f'{parameters}) {{\n    emulator::launch(grid_, block_, {synchronises}, '
             f'[&] {{ {name}({names}); }});\n}}\n'
         )
     return '\n'.join(result)
 
 
 def _synchronising(text: str) -> re.Pattern:
-    """Return what finds, in a function's body, that it synchronises or calls a function of the source that does."""
+    """Return a pattern that matches in a function body if the function, or one that it calls, synchronises threads."""
     functions, found = _FUNCTION.findall(text), {'__syncthreads'}
     while True:
         pattern = re.compile(rf'\b({"|".join(sorted(found))})\b')
@@ -103,14 +105,14 @@ def _parameters(text: str) -> list[str]:
 
 
 def _argument_type(parameter: str, dtype) -> tuple[np.dtype, bool]:
-    """Return what a C parameter takes: the elements' type and whether it is an array."""
+    """Return the type of the elements of a C parameter and whether it is an array."""
     match = re.fullmatch(r'(?:const )?([\w ]+?)(\*?) \w+', parameter)
     return np.dtype(dtype if match[1] == 'real' else _TYPES[match[1]]), bool(match[2])
 
 
 def _argument(value, dtype: np.dtype, is_array: bool):
     assert isinstance(value, np.ndarray if is_array else np.generic), type(value)
-    assert value.dtype == dtype, f'{value.dtype} is passed where the kernel takes {dtype}'
+    assert value.dtype == dtype, f'the argument is {value.dtype}, the kernel expects {dtype}'
     if is_array:
         assert value.flags.c_contiguous
         return ctypes.c_void_p(value.ctypes.data)

@@ -1,9 +1,9 @@
-"""A stand-in for the module ``cudnn``: graphs are interpreted on the CPU, on NumPy's memory.
+"""A stand-in for the module ``cudnn`` that interprets graphs on the CPU, in the memory of NumPy arrays.
 
-It has the names that the project uses, with the contract of cuDNN Frontend 1.10 to 1.32: tensors have shapes,
-strides and types; a graph must be validated, planned and built in that order; buffers are addresses by tensor
-number.  Sums are float64, so that a result differs from the exact one by the rounding of its type alone.  All
-engines (:class:`Engine`) compute the same.
+It has the names that the project uses, with the contract of cuDNN Frontend 1.10 to 1.32: tensors have shapes, strides
+and types; a graph must be validated, planned and built in that order; buffers are addresses by tensor number.  Sums are
+float64, so that a result differs from the exact one only by the rounding to its type.  All engines (:class:`Engine`)
+compute the same result.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_rcnn.ops import cudnn_frontend as ours
-from mask_rcnn.ops.cudnn_frontend import convolution, frontend
+from mask_rcnn.ops.cudnn_frontend import convolution, frontend, graphs
+from mask_rcnn.ops.runtime import cuda_kernels
 
 data_type = enum.Enum('data_type', 'NOT_SET FLOAT HALF BFLOAT16')
 heur_mode = enum.Enum('heur_mode', 'A B FALLBACK')
@@ -35,7 +35,7 @@ class cudnnGraphNotSupportedError(RuntimeError):
 
 
 class Tensor:
-    """A tensor of a graph; ``compute`` gives its values where it is not an input."""
+    """A tensor of a graph; ``compute`` returns its values unless it is an input."""
 
     def __init__(self, dim=None, stride=None, dtype=None, compute=None):
         self.dim, self.stride, self.dtype, self.compute = dim, stride, dtype, compute
@@ -62,9 +62,9 @@ class Tensor:
         return self
 
     def memory(self, address: int) -> np.ndarray:
-        """Return the array behind an address, which writes through."""
+        """Return the array at an address; writes to it change the memory."""
         dtype = np.dtype(_DTYPES[self.dtype])
-        size = 1 + sum((n - 1) * step for n, step in zip(self.dim, self.stride))
+        size = 1 + sum((n - 1) * step for n, step in zip(self.dim, self.stride, strict=True))
         flat = np.frombuffer((ctypes.c_char * (size * dtype.itemsize)).from_address(address), dtype)
         return np.lib.stride_tricks.as_strided(
             flat, self.dim, [s * dtype.itemsize for s in self.stride], writeable=True
@@ -82,19 +82,19 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Engine:
-    """One that the heuristics know.
+    """An engine that the heuristics return.
 
     Args:
-        number: Its name.
-        notes: ``numerical_note`` of what it does.
-        milliseconds: What a run takes.
-        is_known: Whether it can be asked for by number and settings (Frontend 1.32 cannot ask for all).
+        number: Number of the engine.
+        notes: The ``numerical_note`` values of the engine.
+        milliseconds: Duration of a run.
+        is_selectable: Whether it can be selected by number and settings, which Frontend 1.32 fails to do for some.
     """
 
     number: int
     notes: frozenset = frozenset()
     milliseconds: float = 1.0
-    is_known: bool = True
+    is_selectable: bool = True
 
 
 class Pygraph:
@@ -152,7 +152,7 @@ class Pygraph:
         assert heuristics == [heur_mode.A, heur_mode.FALLBACK]
         self._advance('create_execution_plans', 'build_operation_graph')
         self.plans = list(STAND_IN.engines)
-        STAND_IN.asked.append(self)
+        STAND_IN.queries.append(self)
 
     def deselect_numeric_notes(self, notes):
         assert self.state[-1] == 'create_execution_plans'
@@ -204,9 +204,9 @@ class Pygraph:
 
 
 class NewPygraph(Pygraph):
-    """``cudnn.pygraph`` of Frontend 1.32: its engines have names, and shapes may be overridden."""
+    """``cudnn.pygraph`` of Frontend 1.32: engines can be listed, and shapes can be overridden."""
 
-    select_plan = None  # has a name
+    select_plan = None  # the attribute exists
 
     def get_execution_plan_count(self):
         return len(self.plans)
@@ -221,25 +221,25 @@ class NewPygraph(Pygraph):
 
     def create_execution_plan(self, number, knobs):
         self.plans = [engine for engine in STAND_IN.engines if engine.number == number]
-        if knobs != {'tile': STAND_IN.engines.index(self.plans[0])} or not self.plans[0].is_known:
+        if knobs != {'tile': STAND_IN.engines.index(self.plans[0])} or not self.plans[0].is_selectable:
             raise RuntimeError('convert_to_backend_knob_type failed')
         self._advance('create_execution_plan', 'build_operation_graph')
 
     def execute(
         self, pointers, workspace=None, handle=None, override_uids=None, override_shapes=None, override_strides=None
     ):
-        assert override_uids == override_shapes == override_strides == []  # else 1.32 takes twice as long
+        assert override_uids == override_shapes == override_strides == []  # otherwise 1.32 takes twice the time
         self._execute(pointers, workspace, handle)
 
 
 def epilogue(residual, b, clip_min, clip_max, y):
-    """The kernel of the same name; ``y`` is ``(N, H, W, O)``."""
+    """Apply the kernel of the same name; ``y`` is ``(N, H, W, O)``."""
     values = y.astype(np.float32) + residual + b
     y[...] = np.where(values < clip_min, clip_min, np.where(values > clip_max, clip_max, values))
 
 
 def pad_image(x, pre_padding, post_padding):
-    return np.pad(x, [(0, 0), (0, 0), *zip(pre_padding, post_padding)])
+    return np.pad(x, [(0, 0), (0, 0), *zip(pre_padding, post_padding, strict=True)])
 
 
 def windows(x, w_shape, stride):
@@ -249,29 +249,29 @@ def windows(x, w_shape, stride):
 
 
 def conv(x, w, *, pre_padding, post_padding, stride, dilation):
-    """Return the convolution; fewer channels of ``w`` than of ``x`` are groups."""
+    """Return the convolution; if ``w`` has fewer channels than ``x``, it is grouped."""
     assert dilation == [1, 1]
     groups = x.shape[1] // w.shape[1]
     view = windows(pad_image(x, pre_padding, post_padding), w.shape, stride)
     parts = [
         np.tensordot(part, filters, axes=((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
-        for part, filters in zip(np.split(view, groups, axis=1), np.split(w, groups))
+        for part, filters in zip(np.split(view, groups, axis=1), np.split(w, groups), strict=True)
     ]
     return np.concatenate(parts, axis=1)
 
 
 def dgrad(gy, w, x_shape, *, pre_padding, post_padding, stride, dilation):
-    """Return the gradient with respect to ``x``: what every tap of every window sends back."""
+    """Return the gradient with respect to ``x``: the sum over the taps of all windows."""
     n, channels, height, width = x_shape
     groups = channels // w.shape[1]
     padded = np.zeros(
         (n, channels, height + pre_padding[0] + post_padding[0], width + pre_padding[1] + post_padding[1])
     )
-    rows, columns = (step * side for step, side in zip(stride, gy.shape[2:]))
+    rows, columns = (step * side for step, side in zip(stride, gy.shape[2:], strict=True))
     for i, j in np.ndindex(w.shape[2:]):
         parts = [
             np.tensordot(part, filters, axes=((1,), (0,))).transpose(0, 3, 1, 2)
-            for part, filters in zip(np.split(gy, groups, axis=1), np.split(w[:, :, i, j], groups))
+            for part, filters in zip(np.split(gy, groups, axis=1), np.split(w[:, :, i, j], groups), strict=True)
         ]
         padded[:, :, i : i + rows : stride[0], j : j + columns : stride[1]] += np.concatenate(parts, axis=1)
     return padded[:, :, pre_padding[0] : pre_padding[0] + height, pre_padding[1] : pre_padding[1] + width]
@@ -284,7 +284,7 @@ def wgrad(x, gy, w_shape, *, pre_padding, post_padding, stride, dilation):
     view = view[:, :, : gy.shape[2], : gy.shape[3]]
     parts = [
         np.tensordot(part, image, axes=((0, 2, 3), (0, 2, 3)))
-        for part, image in zip(np.split(gy, groups, axis=1), np.split(view, groups, axis=1))
+        for part, image in zip(np.split(gy, groups, axis=1), np.split(view, groups, axis=1), strict=True)
     ]
     return np.concatenate(parts)
 
@@ -296,17 +296,21 @@ class Handle:
 
 
 class StandIn:
-    """What the tests look at and decide.
+    """The state of the stand-in, which tests read and set.
 
     Attributes:
-        graphs, asked, runs: All graphs built; those that asked the heuristics; the steps of each one run.
-        workspace, stream: What graphs need; CuPy's current stream.
-        engines: What the heuristics know, the best first.
-        unsupported: Whether a list of steps has no engine.
+        graphs: All graphs built.
+        queries: The graphs that queried the heuristics.
+        runs: The steps of each graph run.
+        workspace: Bytes of workspace per graph.
+        stream: CuPy's current stream.
+        device: CuPy's current device.
+        engines: The engines that the heuristics return, the best first.
+        unsupported: Function that returns whether a list of steps has no engine.
     """
 
     def __init__(self):
-        self.graphs, self.asked, self.runs = [], [], []
+        self.graphs, self.queries, self.runs = [], [], []
         self.workspace, self.stream, self.device = 1000, 77, 0
         self.engines = [Engine(5)]
         self.unsupported = lambda steps: False
@@ -334,25 +338,23 @@ def module(pygraph=NewPygraph) -> types.SimpleNamespace:
 
 
 def milliseconds(run, graph) -> float:
-    """What takes the time of the events."""
+    """Run a graph and return the duration of its engine."""
     run(graph)
     return graph._graph.engine.milliseconds
 
 
 @contextmanager
 def installed(monkeypatch, kernel, pygraph=NewPygraph):
-    """Let the project compute NumPy arrays as it does CuPy's.
+    """Make the project compute on NumPy arrays with the code for CuPy arrays.
 
     Args:
-        monkeypatch: Pytest's.
-        kernel: Stands in for ``mask_rcnn.ops.runtime.cuda_kernels.kernel``.
-        pygraph: Of which Frontend.
+        monkeypatch: Pytest's fixture.
+        kernel: Replaces ``mask_rcnn.ops.runtime.cuda_kernels.kernel``.
+        pygraph: The class of graphs, for the version of Frontend.
     """
-    from mask_rcnn.ops.runtime import cuda_kernels
-
     stand_in = module(pygraph)
     STAND_IN.__init__()
-    for owner in (frontend, ours.graphs):
+    for owner in (frontend, graphs):
         monkeypatch.setattr(owner, 'load_frontend', lambda: stand_in)
     monkeypatch.setattr(frontend, '_graph_caches', frontend._GraphCaches())
     monkeypatch.setattr(frontend, '_current_device', lambda: STAND_IN.device)

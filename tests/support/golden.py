@@ -1,36 +1,47 @@
-"""The reference outputs of the original programs, and the rules by which ours are held against them."""
+"""The outputs of the original programs, and the rules by which results are compared with them."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import chainer
 import numpy as np
 
-XY = [1, 0, 3, 2]  # Detectron's x1 y1 x2 y2 <-> our y1 x1 y2 x2
+from mask_rcnn import Detections
+from mask_rcnn.ops.boxes.boxes import box_iou
 
-#: Suggested in the reference outputs' own notes for a port whose resize differs a little.
+XY = [1, 0, 3, 2]  # (x1, y1, x2, y2) <-> (y1, x1, y2, x2)
+
+#: The rule that the reference outputs' README suggests for a port whose resize differs a little.
 MIN_BOX_IOU = 0.99
 MAX_SCORE_DIFFERENCE = 5e-3
 
-#: The same for Detectron's cases where the input is the golden one, to the bit: twice what was measured with OpenBLAS's
-#: kernels for five kinds of processors (2e-4).  They differ as float32 sums in another order do.
+#: The same for Detectron's cases, whose network input has the same bits: twice the largest difference measured (2e-4).
+#: OpenBLAS's kernels for different processors add float32 numbers in different orders.
 MAX_SCORE_ROUNDING = 4e-4
 
-#: By how much, of pixels and of probability, a detection may always be off, and at most; in between as much as noise
-#: of 1e-5 moves Detectron's own.  Half of it was measured, with the same kernels.
+#: Tolerances of boxes (in pixels) and mask probabilities: a detection may differ as much as noise of 1e-5 on the input
+#: moves it in Detectron, but at least by the first number and at most by the second.  Half of it was measured.
 BOX_LIMITS, MASK_LIMITS = (0.01, 0.1), (4e-3, 0.025)
 
 
-def rebuild_pickle(golden: Path, recipe: str, folder: Path) -> Path:
-    """Write the Detectron pickle of a recipe as Detectron's own Python 2 would have."""
-    spec = importlib.util.spec_from_file_location('detectron_weights', golden / 'detectron_weights.py')
+def import_file(path: Path) -> ModuleType:
+    """Import a Python file that is not part of a package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def rebuild_pickle(golden: Path, recipe: str, folder: Path) -> Path:
+    """Write the Detectron pickle of a recipe with the bytes that Detectron's Python 2 would write."""
+    module = import_file(golden / 'detectron_weights.py')
     path = folder / Path(recipe).with_suffix('.pkl').name
     blobs, meta = module.load(str(golden / 'detectron' / recipe))
     module.write_pkl(blobs, meta['cfg'], str(path))
@@ -38,38 +49,52 @@ def rebuild_pickle(golden: Path, recipe: str, folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class GoldenCase:
-    """One picture and what a program found on it, with samples of every blob on the way.
+class GoldenCase(ABC):
+    """One image, a program's detections, and samples of its intermediate blobs.
 
     Attributes:
-        program: Name of the folder with the program's outputs.
-        size: Name of the array that begins with the picture's height and width.
+        program: The folder of the program's outputs.
+        size_name: The array that begins with the image's height and width.
+        offset: What the program adds to ``x2 - x1`` for the width of a box.
     """
 
     program: ClassVar[str]
-    size: ClassVar[str]
+    size_name: ClassVar[str]
+    offset: ClassVar[int]
     golden: Path
     name: str
 
     @property
     def arrays(self) -> np.lib.npyio.NpzFile:
+        """All arrays of the case, by name."""
         return np.load(self.golden / self.program / f'case_{self.name}.npz')
 
     @property
     def settings(self) -> dict:
+        """The settings that the program ran with."""
         return json.loads(str(self.arrays['config']))
 
+    @property
+    @abstractmethod
+    def boxes(self) -> np.ndarray:
+        """``(n, 4)`` float32 ``(y1, x1, y2, x2)`` boxes of the detections."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> np.ndarray:
+        """``(n,)`` classes of the detections; 0 is the first foreground class."""
+
     def rows_of(self, name: str) -> np.ndarray:
-        """Return which rows of a blob have samples."""
+        """Return the indices of a blob's rows that have samples."""
         shape = tuple(self.arrays[f'blob/{name}/shape'])
         return np.unique(np.unravel_index(self.arrays[f'blob/{name}/index'], shape)[0])
 
-    def differences(self, name: str, values: np.ndarray, *, rows=None) -> np.ndarray:
-        """Return the differences from a blob's samples in units of the blob's deviation.
+    def differences(self, name: str, values: np.ndarray, *, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the absolute differences from a blob's samples, divided by the blob's standard deviation.
 
         Args:
-            name: The program's.
-            values: The blob, its axes in the program's order, or those ``rows`` of it.
+            name: The program's name of the blob.
+            values: The blob with its axes in the program's order, or its ``rows``.
             rows: Sorted indices into its first axis.
         """
         arrays = self.arrays
@@ -83,24 +108,33 @@ class GoldenCase:
         return difference / arrays[f'blob/{name}/stat'][1]
 
     def masks(self) -> np.ndarray:
-        """The pasted masks, (n, H, W) bool."""
-        width = int(self.arrays[self.size][1])
+        """Return the pasted masks, ``(n, H, W)`` bool."""
+        width = int(self.arrays[self.size_name][1])
         return np.unpackbits(self.arrays['masks_packed'], axis=-1)[..., :width].astype(bool)
 
 
 class Case(GoldenCase):
     """A photo and Detectron's instances."""
 
-    program, size = 'detectron', 'im_shape'
+    program, size_name, offset = 'detectron', 'im_shape', 1
+
+    @property
+    def boxes(self) -> np.ndarray:
+        return self.arrays['boxes'][:, XY]
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.arrays['classes'] - 1
 
     @property
     def photo(self) -> Path:
+        """The file of the photo."""
         return self.golden / 'photos' / self.settings['image']
 
     @property
     def config_changes(self) -> dict:
-        """The fields of :class:`mask_rcnn.Config` that the case was run with."""
-        names = {
+        """The fields of :class:`mask_rcnn.Config` that the case's settings name."""
+        fields = {
             'scale': 'min_size',
             'max_size': 'max_size',
             'rpn_pre_nms': 'rpn_pre_nms',
@@ -111,26 +145,26 @@ class Case(GoldenCase):
             'nms': 'nms_threshold',
             'detections_per_im': 'max_detections',
         }
-        return {ours: self.settings[theirs] for theirs, ours in names.items()}
+        return {field: self.settings[name] for name, field in fields.items()}
 
-    def compare_blob(self, name: str, values: np.ndarray, *, rows=None) -> float:
+    def compare_blob(self, name: str, values: np.ndarray, *, rows: np.ndarray | None = None) -> float:
         """Return the largest of the :meth:`differences`."""
         return float(self.differences(name, values, rows=rows).max())
 
 
 def as_detectron(deltas: np.ndarray) -> np.ndarray:
-    """(N, 4 * K, ...): our (dy, dx, dh, dw) to (dx, dy, dw, dh)."""
+    """Turn ``(dy, dx, dh, dw)`` into ``(dx, dy, dw, dh)``; the deltas are the second axis, of ``4 * K`` channels."""
     return deltas.reshape(len(deltas), -1, 4, *deltas.shape[2:])[:, :, XY].reshape(deltas.shape)
 
 
 def golden_rois(case: Case, rows=slice(None)) -> tuple[np.ndarray, np.ndarray]:
-    """A case's proposals as our RoIs and their images."""
+    """Return a case's proposals as ``(y1, x1, y2, x2)`` RoIs and the indices of their images."""
     rois = case.arrays['rois'][rows]
     return rois[:, 1:][:, XY], rois[:, 0].astype(np.int32)
 
 
 class Recorder(chainer.LinkHook):
-    """Copies what some links take and give, by their paths, in the order of the calls."""
+    """Copies the inputs and outputs of some links, by path, in the order of the calls."""
 
     name = 'Recorder'
 
@@ -148,46 +182,53 @@ class Recorder(chainer.LinkHook):
             self.outputs[self._paths[id(args.link)]].append(chainer.as_array(args.out).copy())
 
 
-def match(case: Case, detections, *, min_iou: float, max_score_difference: float) -> np.ndarray:
-    """Match detections one to one with a case's stable ones and return their indices, in its order.
+def match(
+    case: GoldenCase, detections: Detections, *, min_iou: float, max_score_difference: float, noise: str = '1e-5'
+) -> np.ndarray:
+    """Match detections one to one with a case's stable ones and return their indices, in the case's order.
 
-    Asserts that every stable detection is found, with its class, score and box, and that there are no
-    more others than the disturbed runs of Detectron itself had.
+    Asserts that every stable detection has a partner with its class, score and box, and that at most as many detections
+    have no partner as there are unstable ones and ones that only a disturbed run of the original program found.
+
+    Args:
+        case: The case.
+        detections: The detections of its image.
+        min_iou: The IoU that a detection and its partner exceed.
+        max_score_difference: The largest difference of their scores.
+        noise: The relative noise on the network input that a stable detection survives in the original program.
     """
-    from mask_rcnn.ops.boxes.boxes import box_iou
-
-    arrays = case.arrays
-    iou = box_iou(arrays['boxes'][:, XY], detections.boxes)
-    same_class = arrays['classes'][:, None] == detections.labels[None] + 1
-    close = np.abs(arrays['scores'][:, None] - detections.scores[None]) <= max_score_difference
+    stable = case.arrays[f'stable_{noise}']
+    iou = box_iou(case.boxes, detections.boxes, offset=case.offset)
+    same_class = case.labels[:, None] == detections.labels[None]
+    close = np.abs(case.arrays['scores'][:, None] - detections.scores[None]) <= max_score_difference
     fits = np.where(same_class & close, iou, 0)
     partners, free = [], np.ones(len(detections), bool)
-    for i in np.flatnonzero(arrays['stable']):
+    for i in np.flatnonzero(stable):
         j = int(np.argmax(fits[i] * free))
         assert fits[i, j] > min_iou and free[j], (
-            f'class {arrays["classes"][i]}, score {arrays["scores"][i]:.4f}, box {arrays["boxes"][i]}: '
+            f'label {case.labels[i]}, score {case.arrays["scores"][i]:.4f}, box {case.boxes[i]}: '
             f'best IoU {fits[i, j]:.5f}'
         )
         free[j] = False
         partners.append(j)
-    others = int(arrays['unmatched_1e-5']) + int((~arrays['stable']).sum())
-    assert free.sum() <= others, f'{free.sum()} detections that Detectron has not'
+    others = int(case.arrays[f'unmatched_{noise}']) + int((~stable).sum())
+    assert free.sum() <= others, f'{free.sum()} detections without a partner, at most {others} expected'
     return np.array(partners)
 
 
-def compare_boxes(case: Case, found) -> None:
-    """Hold the boxes of the stable detections, in the case's order, against Detectron's."""
-    _compare(case, found.boxes[:, XY], 'boxes', 'box_diff_1e-5', BOX_LIMITS)
+def compare_boxes(case: Case, detections: Detections) -> None:
+    """Compare the boxes of the stable detections, in the case's order, with Detectron's."""
+    _compare(case, detections.boxes[:, XY], 'boxes', 'box_diff_1e-5', BOX_LIMITS)
 
 
-def compare_masks(case: Case, found) -> None:
-    """Hold the masks of the stable detections, in the case's order, against Detectron's."""
-    _compare(case, found.mask_probs, 'mask_probs', 'mask_prob_diff_1e-5', MASK_LIMITS)
-    compare_pasted(case, found.masks)
+def compare_masks(case: Case, detections: Detections) -> None:
+    """Compare the masks of the stable detections, in the case's order, with Detectron's."""
+    _compare(case, detections.mask_probs, 'mask_probs', 'mask_prob_diff_1e-5', MASK_LIMITS)
+    compare_pasted(case, detections.masks)
 
 
-def compare_pasted(case: Case, masks) -> None:
-    """The same of the pasted masks alone: those that noise leaves as they are differ by pixels at the threshold."""
+def compare_pasted(case: Case, masks: np.ndarray) -> None:
+    """Compare pasted masks; those that noise does not change may differ in a few pixels at the threshold."""
     stable = case.arrays['stable']
     iou, disturbed = mask_iou(masks, case.masks()[stable]), case.arrays['mask_iou_1e-5'][stable]
     assert (iou >= disturbed - 0.02).all()
@@ -196,13 +237,13 @@ def compare_pasted(case: Case, masks) -> None:
 
 def _compare(case, values, name, noise, limits):
     expected, noise = (case.arrays[key][case.arrays['stable']] for key in (name, noise))
-    off = np.abs(values - expected).reshape(len(expected), -1).max(axis=1)
-    share = off / np.clip(noise, *limits)
-    assert share.max() <= 1, f'{name} of detection {share.argmax()}: {off[share.argmax()]}'
+    differences = np.abs(values - expected).reshape(len(expected), -1).max(axis=1)
+    share = differences / np.clip(noise, *limits)
+    assert share.max() <= 1, f'{name} of detection {share.argmax()}: {differences[share.argmax()]}'
 
 
 def mask_iou(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the IoU of each mask with the other of its index."""
-    both = (masks & others).sum(axis=(1, 2))
-    either = (masks | others).sum(axis=(1, 2))
-    return np.where(either > 0, both / np.maximum(either, 1), 1)
+    """Return the IoU of each mask with the other mask of its index."""
+    intersection = (masks & others).sum(axis=(1, 2))
+    union = (masks | others).sum(axis=(1, 2))
+    return np.where(union > 0, intersection / np.maximum(union, 1), 1)

@@ -1,25 +1,21 @@
-"""Matterport's reference outputs in our terms, and the rules by which ours are held against them."""
+"""The outputs of Matterport's program in the package's conventions."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 
 import mask_rcnn
-from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.preprocessing.image_io import to_image_array
 from mask_rcnn.weights import load_arrays
 from mask_rcnn.weights.converters import matterport
-from tests.support.golden import GoldenCase
+from tests.support.golden import GoldenCase, import_file
 
 
 def rebuild_h5(golden: Path, recipe: str, folder: Path) -> Path:
-    """Write the ``.h5`` of a recipe as Keras would have."""
-    spec = importlib.util.spec_from_file_location('matterport_weights', golden / 'matterport_weights.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """Write the ``.h5`` file of a recipe as Keras does."""
+    module = import_file(golden / 'matterport_weights.py')
     path = folder / Path(recipe).with_suffix('.h5').name
     weights, meta = module.load(str(golden / 'matterport' / recipe))
     module.write_h5(weights, meta, str(path))
@@ -31,47 +27,39 @@ def load_h5(path: Path, settings: dict):
     file = matterport.read(path, settings)
     assert not file.report.skipped and not file.report.warnings
     model = mask_rcnn.build(file.config)
-    load_arrays(model, file.arrays, what=path)
+    load_arrays(model, file.arrays, source=path)
     return model
 
 
 class MatterportCase(GoldenCase):
-    """A picture and what Matterport's program found on it; blobs have their channels last."""
+    """An image and Matterport's instances; blobs are channels last."""
 
-    program, size = 'matterport', 'masks_shape'
+    program, size_name, offset = 'matterport', 'masks_shape', 0
+
+    @property
+    def boxes(self) -> np.ndarray:
+        return self.arrays['rois'].astype(np.float32)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.arrays['class_ids'] - 1
 
     @property
     def image(self) -> np.ndarray:
-        """The picture as a file holds it."""
+        """The image as read from a file."""
         arrays = self.arrays
         source = arrays['image'] if 'image' in arrays else self.golden / 'photos' / self.settings['image']
         return to_image_array(source)
 
+    @property
+    def molded(self) -> np.ndarray:
+        """``(H, W, 3)`` float32 network input, from the stored image after the resize."""
+        arrays, settings = self.arrays, self.settings['matterport']
+        top, left, bottom, right = arrays['window']
+        molded = np.zeros((settings['IMAGE_MAX_DIM'],) * 2 + (3,), np.float32)
+        molded[top:bottom, left:right] = arrays['molded_uint8' if 'molded_uint8' in arrays else 'image']
+        return (molded - np.array(settings['MEAN_PIXEL'])).astype(np.float32)
+
     def in_pixels(self, boxes: np.ndarray) -> np.ndarray:
-        """Normalised boxes in pixels of the network's input, as our network has them."""
+        """Return normalised boxes in pixels of the network's input."""
         return boxes * np.float32(self.settings['matterport']['IMAGE_MAX_DIM'] - 1)
-
-
-def match(case: MatterportCase, detections, *, min_iou: float, max_score_difference: float) -> np.ndarray:
-    """Match detections one to one with a case's stable ones and return their indices, in its order.
-
-    Asserts that every stable detection is found, with its class, score and box, and that there are no
-    more others than the disturbed runs of Matterport itself had.
-    """
-    arrays = case.arrays
-    iou = box_iou(arrays['rois'].astype(np.float32), detections.boxes, offset=0)
-    same_class = arrays['class_ids'][:, None] == detections.labels[None] + 1
-    close = np.abs(arrays['scores'][:, None] - detections.scores[None]) <= max_score_difference
-    fits = np.where(same_class & close, iou, 0)
-    partners, free = [], np.ones(len(detections), bool)
-    for i in np.flatnonzero(arrays['stable']):
-        j = int(np.argmax(fits[i] * free))
-        assert fits[i, j] > min_iou and free[j], (
-            f'class {arrays["class_ids"][i]}, score {arrays["scores"][i]:.4f}, box {arrays["rois"][i]}: '
-            f'best IoU {fits[i, j]:.5f}'
-        )
-        free[j] = False
-        partners.append(j)
-    others = int(arrays['unmatched_1e-5']) + int((~arrays['stable']).sum())
-    assert free.sum() <= others, f'{free.sum()} detections that Matterport has not'
-    return np.array(partners)

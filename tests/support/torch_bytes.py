@@ -1,4 +1,4 @@
-"""PyTorch's files written by hand, opcode by opcode, as ``torch.save`` writes them (protocol 2)."""
+"""PyTorch files written by hand, opcode by opcode, in the way of ``torch.save`` (protocol 2)."""
 
 import io
 import pickle
@@ -47,20 +47,20 @@ def tensor(stored, offset, shape, strides, rebuild='_rebuild_tensor_v2'):
 
 
 def of_array(array, key, legacy=False):
-    """A whole array as a tensor of its own storage."""
+    """Encode a whole array as a tensor with its own storage."""
     strides = [stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides]
     return tensor(storage(KINDS[array.dtype.str[1:]], key, array.size, legacy), 0, array.shape, strides)
 
 
 def dictionary(items, metadata=True):
-    """A pickled state dict of values that are opcodes already."""
-    body = b''.join(text(name) + value for name, value in items.items())
+    """Encode a state dict whose values are opcodes."""
+    content = b''.join(text(name) + value for name, value in items.items())
     state = b'}' + text('_metadata') + ORDERED_DICT + b'sb' if metadata else b''
-    return b'\x80\x02' + ORDERED_DICT + b'(' + body + b'u' + state + b'.'
+    return b'\x80\x02' + ORDERED_DICT + b'(' + content + b'u' + state + b'.'
 
 
 def zipped(pickled, storages, name='archive', **more):
-    """The newer format: ``storages`` are bytes by key."""
+    """Encode a file in the zip format; ``storages`` are bytes by key."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w', more.pop('compression', zipfile.ZIP_STORED)) as archive:
         archive.writestr(f'{name}/data.pkl', pickled)
@@ -72,7 +72,7 @@ def zipped(pickled, storages, name='archive', **more):
 
 
 def legacy(pickled, storages, lengths):
-    """The older format: ``lengths`` are the storages' numbers of items."""
+    """Encode a file in the legacy format; ``lengths`` are the storages' numbers of items."""
     system = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
     parts = [MAGIC, pickle.dumps(1001, 2), pickle.dumps(system, 2), pickled, pickle.dumps(list(storages), 2)]
     for key, data in storages.items():
@@ -81,7 +81,7 @@ def legacy(pickled, storages, lengths):
 
 
 def state_dict(arrays, as_legacy=False):
-    """A file of arrays by name."""
+    """Encode a file of arrays by name."""
     arrays = {name: np.asarray(array, order='C') for name, array in arrays.items()}
     keys = {name: str(i) for i, name in enumerate(arrays)}
     pickled = dictionary({name: of_array(array, keys[name], as_legacy) for name, array in arrays.items()})

@@ -1,18 +1,18 @@
-"""Reads bad files in a process that watches itself."""
+"""Read hostile files in a process that records its own actions."""
 
 import json
 import os
 import subprocess
 import sys
 
-#: Loads every file of a folder and prints what came of each, what the interpreter was asked to do
-#: meanwhile, and how much memory that took.
+#: Loads every file of a folder and prints the outcome of each, the audit events in between, and the memory used.
 WATCHED = """
-import json, pathlib, sys
-from mask_rcnn.weights import READER, WeightFileError
+import importlib, json, pathlib, sys
+from mask_rcnn.weights.errors import WeightFileError
+load = importlib.import_module('mask_rcnn.weights.READER').LOAD
 folder = pathlib.Path(sys.argv[1])
-for path in sorted(folder.glob('good*')):      # codecs and lazy imports of the reader itself
-    READER.LOAD(path)
+for path in sorted(folder.glob('good*')):      # loads the codecs and lazy imports of the reader itself
+    load(path)
 def peak():
     return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))
 ALLOWED = {'open', 'builtins.id', 'object.__getattr__', 'object.__setattr__', 'object.__delattr__'}
@@ -25,7 +25,7 @@ sys.addaudithook(hook)
 before = peak()
 for path in bad:
     try:
-        value = READER.LOAD(path)
+        value = load(path)
         outcomes[path.name] = 'loaded ' + type(value).__name__
     except WeightFileError as error:
         outcomes[path.name] = str(error)
@@ -35,6 +35,7 @@ print(json.dumps([events, outcomes, peak() - before]))
 
 
 def run_script(script, folder, root):
+    """Run Python code in a process of its own in a folder."""
     return subprocess.run(
         [sys.executable, '-c', script, str(folder)],
         capture_output=True,
@@ -42,15 +43,16 @@ def run_script(script, folder, root):
         timeout=120,
         cwd=folder,
         env={**os.environ, 'PYTHONPATH': str(root)},
+        check=False,
     )
 
 
-def watch(folder, root, load='safe_pickle.load'):
-    """Load a folder's files with a function of a module of weights; returns ``(outcomes, kilobytes)``.
+def watch(folder, root, reader='readers.safe_pickle.load'):
+    """Load the files of a folder with a function of a module of weights, and return ``(outcomes, kilobytes)``.
 
-    Nothing else may have happened meanwhile.
+    Fails if the process does anything except opening files for reading.
     """
-    module, function = load.split('.')
+    module, _, function = reader.rpartition('.')
     done = run_script(WATCHED.replace('READER', module).replace('LOAD', function), folder, root)
     assert done.returncode == 0 and not done.stderr, done.stderr
     events, outcomes, kilobytes = json.loads(done.stdout)
@@ -60,6 +62,7 @@ def watch(folder, root, load='safe_pickle.load'):
 
 
 def write_numbered(folder, good, bad):
+    """Write files under the numbered names that :func:`watch` expects."""
     for kind, files in (('good', good), ('bad', bad)):
         for i, data in enumerate(files):
             (folder / f'{kind}{i:05}.pkl').write_bytes(data)

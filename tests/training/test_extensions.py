@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import threading
 import cv2
 import pytest
 
+from mask_rcnn.io.atomic_file import FileError
 from mask_rcnn.training import plots
 from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.training.extensions import (
@@ -23,7 +25,6 @@ from mask_rcnn.training.extensions import (
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.snapshot import Snapshots
 from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
-from mask_rcnn.weights import WeightFileError
 from tests.support.tiny_training import META, make_trainer
 
 
@@ -80,7 +81,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatc
 
     @contextlib.contextmanager
     def full(path):
-        raise WeightFileError(path, 'cannot be written: No space left on device')
+        raise FileError(errno.ENOSPC, 'cannot be written: No space left on device', os.fspath(path))
         yield
 
     for module in ('extensions', 'plots'):
@@ -218,7 +219,7 @@ def test_the_best_is_that_of_the_hardest(tmp_path, kind):
 
 def test_results_that_cannot_be_written_do_not_stop_the_run(tmp_path):
     def evaluate(file):
-        raise WeightFileError(file, 'cannot be written: No space left on device')
+        raise FileError(errno.ENOSPC, 'cannot be written: No space left on device', os.fspath(file))
 
     trainer, lines = make_trainer(tmp_path, stop=(4, 'iteration')), []
     evaluation(trainer, evaluate, warn=lines.append)

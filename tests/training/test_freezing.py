@@ -10,7 +10,7 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.models.backbones.resnet import ResNet
-from mask_rcnn.models.layers.conv_norm import ConvNorm
+from mask_rcnn.models.layers import ConvNorm
 from mask_rcnn.training.freezing import FrozenParameter, freeze
 
 

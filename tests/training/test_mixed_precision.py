@@ -20,11 +20,11 @@ from tests.training.test_train_chain import SAMPLING, example
 @pytest.fixture
 def learning_on_gpu(on_gpu, monkeypatch):  # noqa: F811
     """NumPy's arrays go the way of CuPy's backward, too."""
-    monkeypatch.setattr(ops_convolution, '_has_fast_path', lambda arrays: True)
+    monkeypatch.setattr(ops_convolution, 'choose_backend', lambda *arrays: ops_convolution.Backend.CUDNN)
     for node in (
-        ops_convolution._Convolution2D,
-        ops_convolution._ConvolutionGradX,
-        ops_convolution._ConvolutionGradW,
+        ops_convolution.Convolution2DFunction,
+        ops_convolution.ConvolutionGradX,
+        ops_convolution.ConvolutionGradW,
         roi_align._RoIAlignGrad,
     ):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)

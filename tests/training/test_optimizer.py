@@ -5,7 +5,7 @@ import chainer.links as L
 import numpy as np
 import pytest
 
-from mask_rcnn.models.layers.normalization import AffineChannel2D
+from mask_rcnn.models.layers import AffineChannel2D
 from mask_rcnn.training.freezing import FrozenParameter
 from mask_rcnn.training.optimizer import gradient_norm, make_optimizer, set_rate
 

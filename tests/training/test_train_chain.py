@@ -222,7 +222,7 @@ def test_proposals_are_those_of_training(chain):
     """More than a detector looks at, and inside of the image."""
     one = example()
     logits, deltas = chain.model.rpn(chain.model.extractor(one.x[None]))
-    boxes, _ = chain.model.rpn.propose(
+    boxes, _ = chain.model.rpn.decode(
         [logits[0].array[0]],
         [deltas[0].array[0]],
         one.image_transform.input_size,

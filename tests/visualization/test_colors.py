@@ -1,3 +1,5 @@
+"""Colours of instances and of text."""
+
 import numpy as np
 import pytest
 
@@ -7,13 +9,13 @@ SIZE = 400, 600
 
 
 def luminance(color):
-    """WCAG 2.1, relative luminance."""
+    """Return the relative luminance (WCAG 2.1)."""
     value = np.asarray(color, float) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def test_colors_are_of_the_palette_and_always_the_same(rng):
+def test_colors_are_deterministic_and_from_the_palette(rng):
     low = rng.uniform(0, 300, (40, 2))
     boxes = np.concatenate([low, low + rng.uniform(5, 100, (40, 2))], axis=1)
     colors = instance_colors(boxes, SIZE)
@@ -35,8 +37,8 @@ def test_neighbours_in_a_row_have_different_colors():
         assert np.abs(colors[distance:] - colors[:-distance]).sum(axis=1).min() > 60
 
 
-def test_two_neighbours_differ_for_red_green_blind_eyes():
-    # Without M cones, red and green fall together; what is left are lightness and blue against yellow.
+def test_neighbours_differ_for_red_green_colour_blindness():
+    # Without M cones, red and green look alike; lightness and the blue-yellow difference remain.
     first, second = instance_colors(np.array([[0, 0, 9, 9], [0, 5, 9, 14]], float), SIZE).astype(float)
     yellow_blue = [color[:2].mean() - color[2] for color in (first, second)]
     lightness = [np.cbrt(luminance(color)) for color in (first, second)]
@@ -48,6 +50,6 @@ def test_no_instances():
 
 
 @pytest.mark.parametrize('plate', [tuple(color) for color in PALETTE.tolist()] + [(0, 0, 0), (255, 255, 255)])
-def test_text_can_be_read_on_its_plate(plate):
+def test_text_has_enough_contrast_to_its_plate(plate):
     low, high = sorted((luminance(text_color(np.array(plate))), luminance(plate)))
     assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG 2.1, level AA

@@ -1,3 +1,5 @@
+"""Pictures of detections: masks, contours, boxes, labels and keypoints."""
+
 import numpy as np
 import pytest
 
@@ -17,10 +19,10 @@ def picture(rng, size=SIZE):
 
 
 def rectangles(boxes, size=SIZE, **changes):
-    """Detections whose masks fill their boxes."""
+    """Make detections whose masks fill their boxes."""
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     masks = np.zeros((len(boxes), *size), bool)
-    for mask, (top, left, bottom, right) in zip(masks, boxes.astype(int)):
+    for mask, (top, left, bottom, right) in zip(masks, boxes.astype(int), strict=True):
         mask[top:bottom, left:right] = True
     given = dict(
         boxes=boxes,
@@ -38,14 +40,14 @@ def rectangles(boxes, size=SIZE, **changes):
     ('background', 'expected'),
     [('image', lambda image: image), ('black', np.zeros_like), ('white', lambda image: np.full_like(image, 255))],
 )
-def test_nothing_found_leaves_the_background(rng, background, expected):
+def test_without_detections_only_the_background_is_drawn(rng, background, expected):
     image = picture(rng)
     drawn = draw_detections(image, rectangles([]), background=background, contour=True)
     assert drawn.dtype == np.uint8 and drawn is not image
     np.testing.assert_array_equal(drawn, expected(image))
 
 
-def test_grey_background_keeps_lightness_and_drops_colour(rng):
+def test_grey_background_keeps_lightness(rng):
     image = np.stack([np.full(SIZE, value, np.uint8) for value in (10, 200, 90)], axis=2)
     drawn = draw_detections(image, rectangles([]), background='grey')
     assert (drawn == drawn[:1, :1, :1]).all()
@@ -54,7 +56,7 @@ def test_grey_background_keeps_lightness_and_drops_colour(rng):
     assert (np.diff(grey[0, :, 0].astype(int)) >= 0).all() and grey[0, 0, 0] < grey[0, -1, 0]
 
 
-def test_both_kinds_of_array_give_one_picture_and_stay_unchanged(rng):
+def test_float_and_uint8_images_give_the_same_picture(rng):
     image = picture(rng)
     floats = image.transpose(2, 0, 1).astype(np.float32)
     before = image.copy()
@@ -66,7 +68,7 @@ def test_both_kinds_of_array_give_one_picture_and_stay_unchanged(rng):
     np.testing.assert_array_equal(floats, before.transpose(2, 0, 1))
 
 
-def test_a_mask_is_a_translucent_colour_and_nothing_outside_changes(rng):
+def test_a_mask_is_drawn_in_a_translucent_colour(rng):
     image = picture(rng)
     drawn = draw_detections(image, rectangles([[20, 30, 70, 90]]), boxes=False, labels=False)
     inside = np.zeros(SIZE, bool)
@@ -79,7 +81,7 @@ def test_a_mask_is_a_translucent_colour_and_nothing_outside_changes(rng):
     np.testing.assert_array_equal(drawn[~inside], image[~inside])
 
 
-def test_small_instances_lie_on_large_ones_whatever_their_order(rng):
+def test_small_instances_are_drawn_over_large_ones(rng):
     image = np.full((*SIZE, 3), 128, np.uint8)
     boxes = [[0, 0, 120, 160], [40, 40, 80, 100]]
     for order in (boxes, boxes[::-1]):
@@ -90,7 +92,7 @@ def test_small_instances_lie_on_large_ones_whatever_their_order(rng):
         assert np.abs(small - both).max() < 0.16 * 255 and np.abs(small - large).max() > 60
 
 
-def test_contour_follows_the_edge_of_the_mask():
+def test_contour_is_on_the_edge_of_the_mask():
     image = np.full((*SIZE, 3), 128, np.uint8)
     found = rectangles([[30, 40, 90, 120]])
     plain, outlined = (
@@ -102,7 +104,7 @@ def test_contour_follows_the_edge_of_the_mask():
     assert not edge[:27].any() and not edge[:, 123:].any()
 
 
-def test_contour_goes_around_holes():
+def test_contour_includes_the_edges_of_holes():
     image = np.full((*SIZE, 3), 128, np.uint8)
     found = rectangles([[10, 10, 110, 150]])
     found.masks[0, 40:80, 50:110] = False
@@ -121,14 +123,14 @@ def test_boxes_are_drawn_inside_their_corners():
     np.testing.assert_array_equal(changed, expected)
 
 
-def test_box_extent_is_part_of_the_box():
+def test_box_offset_is_part_of_the_box():
     image = np.full((*SIZE, 3), 128, np.uint8)
     found = rectangles([[30, 40, 90, 120]], masks=None, dialect=DETECTRON)
     changed = (draw_detections(image, found, labels=False) != image).any(axis=2)
     assert changed[90, 120] and changed[90, 40] and not changed[91].any()
 
 
-def test_labels_are_written_unless_unwanted(rng):
+def test_labels_and_scores_are_optional(rng):
     image = picture(rng)
     found = rectangles([[40, 30, 100, 90]])
     bare, named, scored = (
@@ -148,7 +150,7 @@ def test_a_line_joins_a_label_with_a_distant_box(left, joined):
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 50), (50, 1), (3, 3), (64, 48), (1500, 40), (2300, 3100)])
-def test_any_size(rng, size):
+def test_image_sizes_from_1_pixel_to_7_megapixels(rng, size):
     height, width = size
     boxes = [
         [0, 0, height, width],
@@ -169,7 +171,7 @@ def test_any_size(rng, size):
         assert drawn.shape == (*size, 3) and drawn.dtype == np.uint8
 
 
-def test_a_crowd(rng):
+def test_100_instances(rng):
     low = rng.uniform(0, 200, (100, 2))
     boxes = np.concatenate([low, low + rng.uniform(0, 60, (100, 2))], axis=1).astype(np.float32)
     found = Detections(
@@ -192,18 +194,18 @@ def test_a_crowd(rng):
         np.zeros((120, 160), np.uint8),
     ],
 )
-def test_an_image_that_does_not_belong_is_refused(image):
+def test_an_image_of_another_size_is_rejected(image):
     with pytest.raises(ValueError, match='120 x 160 pixels'):
         draw_detections(image, rectangles([]))
 
 
-def test_an_unknown_background_is_refused():
+def test_an_unknown_background_is_rejected():
     with pytest.raises(ValueError, match="image, grey, black, white, not 'pink'"):
         draw_detections(np.zeros((*SIZE, 3), np.uint8), rectangles([]), background='pink')
 
 
 def figure(count=17, logit=5.0, **places):
-    """Detections of one instance whose keypoints lie at (10, 10) but for those given as ``k3=(y, x)``."""
+    """Make one instance with keypoints at given places, such as ``k3=(y, x)``; the others are invisible at (10, 10)."""
     keypoints = np.zeros((1, count, 4), np.float32)
     keypoints[:, :, :2] = 10
     keypoints[:, :, 2] = -1
@@ -213,34 +215,34 @@ def figure(count=17, logit=5.0, **places):
 
 
 def keypoints_drawn(found):
-    """Where a picture differs for the keypoints, and the picture."""
+    """Return the pixels that drawing the keypoints changes, ``(H, W)`` bool, and the picture with the keypoints."""
     black = np.zeros((*SIZE, 3), np.uint8)
-    with_them, without = (draw_detections(black, found, labels=False, keypoints=on) for on in (True, False))
-    return (with_them != without).any(axis=2), with_them
+    with_keypoints, without = (draw_detections(black, found, labels=False, keypoints=on) for on in (True, False))
+    return (with_keypoints != without).any(axis=2), with_keypoints
 
 
-def test_keypoints_and_bones():
-    """COCO's shoulders, 5 and 6, have a bone; shoulder 5 and wrist 10 have none."""
+def test_visible_keypoints_are_connected_by_bones():
+    """COCO's skeleton has a bone between the shoulders 5 and 6, and none between shoulder 5 and wrist 10."""
     drawn, picture = keypoints_drawn(figure(k5=(30.5, 40.5), k6=(30.5, 80.5), k10=(90.5, 60.5)))
     for y, x in ((30, 40), (30, 80), (90, 60)):
         np.testing.assert_array_equal(picture[y, x], [255, 255, 255])
     assert drawn[30, 40:81].all() and not drawn[60].any()
     color = instance_colors(np.array([[4, 4, 100, 150]]), SIZE)[0]
     np.testing.assert_array_equal(picture[30, 60], color)
-    assert not drawn[5:16, 5:16].any()  # keypoints that are not sure
+    assert not drawn[5:16, 5:16].any()  # invisible keypoints
 
 
-def test_unsure_keypoints_are_not_drawn():
+def test_keypoints_with_low_logits_are_not_drawn():
     drawn, _ = keypoints_drawn(figure(logit=2.0, k5=(30, 40), k6=(30, 80)))
     assert not drawn.any()
 
 
-def test_keypoints_that_are_not_cocos_have_no_bones():
+def test_keypoints_of_other_datasets_have_no_bones():
     drawn, picture = keypoints_drawn(figure(count=7, k5=(30.5, 40.5), k6=(30.5, 80.5)))
     np.testing.assert_array_equal(picture[30, 40], [255, 255, 255])
     assert not drawn[:, 50:70].any()
 
 
-def test_keypoints_outside_of_the_picture():
+def test_keypoints_outside_the_picture():
     drawn, _ = keypoints_drawn(figure(k5=(30, -50), k6=(30, 500)))
     assert drawn[30, 4:150].all()

@@ -1,4 +1,4 @@
-"""Caffe's .caffemodel, against files that the protocol buffer library writes."""
+"""Caffe's ``.caffemodel``: files written by the protocol buffer library, and damaged ones."""
 
 import random
 import struct
@@ -8,8 +8,10 @@ import pytest
 
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.readers import caffemodel
+from tests.support.damage import bit_flips, truncations
+from tests.support.protobuf_bytes import bytes_field, varint
 
-pytest.importorskip('google.protobuf', reason='a dependency of Chainer, which can do without it')
+pytest.importorskip('google.protobuf', reason='a dependency of Chainer, which works without it')
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -53,7 +55,7 @@ _SCHEMA = {
 
 
 def messages(packed=True):
-    """Message classes for the schema."""
+    """Return the message classes of the schema."""
     file = descriptor_pb2.FileDescriptorProto(name='caffe.proto', package='caffe', syntax='proto2')
     for name, fields in _SCHEMA.items():
         message = file.message_type.add(name=name)
@@ -69,7 +71,7 @@ def messages(packed=True):
 
 
 def network(layers, *, packed=True, v1=False, old_shape=False, doubles=False, eps=None):
-    """Bytes of a network: blobs (arrays) by layer name."""
+    """Encode a network of blobs (arrays) by layer name."""
     net = messages(packed)['NetParameter'](name='ResNet', input_dim=[1, 3, 224, 224])
     for name, blobs in layers.items():
         layer = (net.layers if v1 else net.layer).add(name=name, bottom=['below'])
@@ -145,20 +147,20 @@ def check(got, wanted):
     ],
     ids=str,
 )
-def test_every_form_of_the_format(tmp_path, options):
+def test_all_variants_of_the_format(tmp_path, options):
     layers, path = example_layers(), tmp_path / 'net.caffemodel'
     path.write_bytes(network(layers, **options))
     check(caffemodel.read(path), expected(layers))
 
 
-def test_long_lists_that_are_not_packed(tmp_path):
+def test_long_unpacked_lists(tmp_path):
     layers, path = example_layers(), tmp_path / 'net.caffemodel'
     layers['conv1'][0] = np.random.RandomState(1).normal(size=(100, 3, 7, 7)).astype(np.float32)
     path.write_bytes(network(layers, packed=False))
     np.testing.assert_array_equal(caffemodel.read(path)['conv1/W'], layers['conv1'][0])
 
 
-def test_another_epsilon_goes_into_the_variance(tmp_path):
+def test_a_different_epsilon_is_added_to_the_variance(tmp_path):
     layers, path = example_layers(), tmp_path / 'net.caffemodel'
     path.write_bytes(network(layers, eps=1e-3))
     check(caffemodel.read(path), expected(layers, eps=1e-3))
@@ -166,8 +168,8 @@ def test_another_epsilon_goes_into_the_variance(tmp_path):
     check(caffemodel.read(path), expected(layers))
 
 
-def test_nothing_summed_yet(tmp_path):
-    """BatchNormLayer::Forward_cpu: a scale factor of 0 makes mean and variance 0."""
+def test_a_scale_factor_of_zero(tmp_path):
+    """BatchNormLayer::Forward_cpu sets mean and variance to 0."""
     layers, path = example_layers(), tmp_path / 'net.caffemodel'
     layers['bn_conv1'][2][...] = 0
     path.write_bytes(network(layers))
@@ -175,47 +177,38 @@ def test_nothing_summed_yet(tmp_path):
     assert not got['bn_conv1/mean'].any() and not got['bn_conv1/var'].any()
 
 
-def varint(value):
-    data = b''
-    while value > 127:
-        data += bytes([value & 127 | 128])
-        value >>= 7
-    return data + bytes([value])
-
-
-def field(number, data):
-    return varint(number << 3 | 2) + varint(len(data)) + data
-
-
 def layer(name, *blobs):
-    return field(100, field(1, name.encode()) + b''.join(field(7, blob) for blob in blobs))
+    return bytes_field(100, bytes_field(1, name.encode()) + b''.join(bytes_field(7, blob) for blob in blobs))
 
 
-ONE = field(5, struct.pack('<f', 1))
+ONE = bytes_field(5, struct.pack('<f', 1))
 
 DAMAGED = {
-    'empty': (b'', 'holds no ResNet'),
-    'another network': (layer('conv1_1', ONE), 'holds no ResNet'),
+    'empty': (b'', 'does not contain a ResNet'),
+    'another network': (layer('conv1_1', ONE), 'does not contain a ResNet'),
     'text': (b'layer { name: "conv1" }', 'damaged'),
     'pickle': (b'\x80\x04cos\nsystem\n(S"true"\ntR.', 'damaged'),
     'no batch normalisation': (layer('conv1', ONE), 'layer bn_conv1 is missing'),
     'too many blobs': (layer('conv1', ONE, ONE, ONE), 'conv1 has 3 blobs, not 1 or 2'),
     'twice': (layer('conv1', ONE) * 2, 'two layers conv1'),
     'shape too large': (
-        layer('conv1', field(7, field(1, varint(1 << 62) * 3)) + ONE),
-        'has 1 numbers, which is not the shape',
+        layer('conv1', bytes_field(7, bytes_field(1, varint(1 << 62) * 3)) + ONE),
+        'has 1 numbers, which does not match its shape',
     ),
-    'nothing, with a side that no array has': (
-        layer('conv1', field(7, field(1, varint(0) + varint(1 << 63)))),
+    'no values, with a dimension beyond NumPy': (
+        layer('conv1', bytes_field(7, bytes_field(1, varint(0) + varint(1 << 63)))),
         r'0 numbers, .* \(0, 9223372036854775808\)',
     ),
-    'many axes': (layer('conv1', field(7, field(1, b'\x01' * 5000)) + ONE), 'which is not the shape'),
-    'broken float': (layer('conv1', field(5, b'abc')), 'ends within one'),
+    'many axes': (
+        layer('conv1', bytes_field(7, bytes_field(1, b'\x01' * 5000)) + ONE),
+        'which does not match its shape',
+    ),
+    'broken float': (layer('conv1', bytes_field(5, b'abc')), 'ends within one'),
     'group': (b'\x0b', 'unknown wire type 3'),
     'length past the end': (b'\xa2\x06\xff\xff\xff\xff\x0f', '4294967295 bytes where 0 are left'),
     'endless number': (b'\x80' * 20, 'more than 64 bits'),
-    'cut fixed number': (b'\x0d\x00', 'ends within a field'),
-    'name that is no text': (field(100, field(1, b'\xff') + field(7, ONE)), 'damaged'),
+    'truncated fixed number': (b'\x0d\x00', 'ends within a field'),
+    'name that is not text': (bytes_field(100, bytes_field(1, b'\xff') + bytes_field(7, ONE)), 'damaged'),
     'a million fields': (b'\x08\x00' * 1_000_001, 'more than 1000000 fields'),
 }
 
@@ -230,24 +223,20 @@ def test_damaged_and_foreign_files(tmp_path, name):
     assert str(caught.value).isprintable() and str(caught.value).startswith(str(path))
 
 
-def test_truncated_and_flipped_files_only_raise_the_one_error(tmp_path):
-    data, generator = network(example_layers()), random.Random(0)
+def test_truncated_and_bit_flipped_files_only_raise_weight_file_errors(tmp_path):
+    data = network(example_layers())
     path = tmp_path / 'net.caffemodel'
-    refused = 0
-    for i in range(300):
-        damaged = bytearray(data[: len(data) * i // 100] if i < 100 else data)
-        if i >= 100:
-            damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+    errors = []
+    for damaged in [*truncations(data, 100), *bit_flips(data, 200, random.Random(0))]:
         path.write_bytes(damaged)
         try:
             caffemodel.read(path)
         except WeightFileError as error:
-            assert str(error).isprintable()
-            refused += 1
-    assert refused > 90
+            errors.append(str(error))
+    assert len(errors) > 90 and all(map(str.isprintable, errors))
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_missing_files_and_folders(tmp_path):
     with pytest.raises(WeightFileError, match='No such file'):
         caffemodel.read(tmp_path / 'no.caffemodel')
     with pytest.raises(WeightFileError, match='is a folder'):

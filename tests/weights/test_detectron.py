@@ -1,6 +1,5 @@
-"""Detectron's weight files: recognition, translation, configuration."""
+"""Detectron's weight files: detection, conversion, configuration."""
 
-import importlib.util
 import json
 import pickle
 import subprocess
@@ -14,9 +13,9 @@ from mask_rcnn.config import PRESETS, RESNET_BLOCKS, Config
 from mask_rcnn.weights import WeightFileError, formats, load_arrays
 from mask_rcnn.weights.converters import detectron, detectron_cfg
 from mask_rcnn.weights.readers import safe_pickle
+from tests.support.weight_arrays import import_file, zeros
 
-# A network of zeros: the shapes below are written down from Detectron's definitions, and the small heads
-# hold numbers that tell where each of them went.
+# Networks of zeros: the shapes follow Detectron's definitions, and the small heads have values that identify each row.
 
 
 def resnet_shapes(n_res4):
@@ -34,22 +33,25 @@ def resnet_shapes(n_res4):
     return shapes
 
 
-def head_shapes(n_class, n_anchor=15):
+def head_shapes(n_classes, n_anchors=15):
     shapes = {
         'conv_rpn': (1024, 1024, 3, 3),
-        'rpn_cls_logits': (n_anchor, 1024, 1, 1),
-        'rpn_bbox_pred': (4 * n_anchor, 1024, 1, 1),
-        'cls_score': (n_class, 2048),
-        'bbox_pred': (4 * n_class, 2048),
-        'mask_fcn_logits': (n_class, 256, 1, 1),
+        'rpn_cls_logits': (n_anchors, 1024, 1, 1),
+        'rpn_bbox_pred': (4 * n_anchors, 1024, 1, 1),
+        'cls_score': (n_classes, 2048),
+        'bbox_pred': (4 * n_classes, 2048),
+        'mask_fcn_logits': (n_classes, 256, 1, 1),
     }
     weights = {f'{name}_w': shape for name, shape in shapes.items()}
     biases = {f'{name}_b': shape[:1] for name, shape in shapes.items()}
     return weights | biases | {'conv5_mask_w': (2048, 256, 2, 2), 'conv5_mask_b': (256,)}
 
 
-def fpn_shapes(n_class, n_res4=6, heads=('mask',)):
-    """Beside the backbone: golden/README.md's list, whose layouts are (out, in, kh, kw) or (in, out, kh, kw)."""
+def fpn_shapes(n_classes, n_res4=6, heads=('mask',)):
+    """Return the shapes of all layers except the backbone, from the list in golden/README.md.
+
+    Layouts are (out, in, kh, kw) or (in, out, kh, kw).
+    """
     layers = {'fpn_inner_res5_2_sum': (256, 2048, 1, 1), 'fpn_res5_2_sum': (256, 256, 3, 3)}
     for name, width in ('res2_2', 256), ('res3_3', 512), (f'res4_{n_res4 - 1}', 1024):
         layers |= {f'fpn_inner_{name}_sum_lateral': (256, width, 1, 1), f'fpn_{name}_sum': (256, 256, 3, 3)}
@@ -59,13 +61,13 @@ def fpn_shapes(n_class, n_res4=6, heads=('mask',)):
         'rpn_bbox_pred_fpn2': (12, 256, 1, 1),
         'fc6': (1024, 256 * 7 * 7),
         'fc7': (1024, 1024),
-        'cls_score': (n_class, 1024),
-        'bbox_pred': (4 * n_class, 1024),
+        'cls_score': (n_classes, 1024),
+        'bbox_pred': (4 * n_classes, 1024),
     }
     biases = {}
     if 'mask' in heads:
         layers |= {f'_[mask]_fcn{i}': (256, 256, 3, 3) for i in range(1, 5)}
-        layers |= {'conv5_mask': (256, 256, 2, 2), 'mask_fcn_logits': (n_class, 256, 1, 1)}
+        layers |= {'conv5_mask': (256, 256, 2, 2), 'mask_fcn_logits': (n_classes, 256, 1, 1)}
     if 'keypoint' in heads:
         layers |= {f'conv_fcn{i}': (512, 512 if i > 1 else 256, 3, 3) for i in range(1, 9)}
         layers |= {'kps_score_lowres': (512, 17, 4, 4), 'kps_score': (17, 17, 4, 4)}
@@ -77,23 +79,18 @@ def fpn_shapes(n_class, n_res4=6, heads=('mask',)):
     )
 
 
-def zeros(shapes):
-    """Arrays that take no memory."""
-    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-
-
-def model_blobs(n_class=3, n_res4=6, **changes):
-    blobs = zeros(resnet_shapes(n_res4) | head_shapes(n_class)) | changes
+def model_blobs(n_classes=3, n_res4=6, **changes):
+    blobs = zeros(resnet_shapes(n_res4) | head_shapes(n_classes)) | changes
     return {name: blob for name, blob in blobs.items() if blob is not None}
 
 
-def fpn_blobs(n_class=3, n_res4=6, heads=('mask',), **changes):
-    blobs = zeros(resnet_shapes(n_res4) | fpn_shapes(n_class, n_res4, heads)) | changes
+def fpn_blobs(n_classes=3, n_res4=6, heads=('mask',), **changes):
+    blobs = zeros(resnet_shapes(n_res4) | fpn_shapes(n_classes, n_res4, heads)) | changes
     return {name: blob for name, blob in blobs.items() if blob is not None}
 
 
 def bilinear():
-    """Detectron's upsampling by 2 (``BilinearInterpolation``): weights fall linearly with the distance."""
+    """Return Detectron's weight of 2x upsampling (``BilinearInterpolation``), which is linear in the distance."""
     distance = np.abs(np.arange(4) - 1.5)
     kernel = np.zeros((17, 17, 4, 4), np.float32)
     kernel[range(17), range(17)] = np.multiply.outer(1 - distance / 2, 1 - distance / 2)
@@ -102,7 +99,7 @@ def bilinear():
 
 @pytest.fixture
 def read(monkeypatch, tmp_path):
-    """Reads what the pickle reader would have returned for a file."""
+    """Return a function that converts data as if they came from a file."""
     path = tmp_path / 'model_final.pkl'
     path.write_bytes(b'content')
 
@@ -114,12 +111,12 @@ def read(monkeypatch, tmp_path):
 
 
 def rows(shape):
-    """Every row (output channel) filled with its number."""
+    """Return an array whose rows (output channels) are filled with their numbers."""
     numbers = np.arange(shape[0], dtype=np.float32)
     return np.broadcast_to(numbers.reshape(-1, *[1] * (len(shape) - 1)), shape)
 
 
-def test_orders_of_the_heads(read):
+def test_the_order_of_the_rows_of_the_heads(read):
     shapes = head_shapes(3)
     file = read({'blobs': model_blobs(3, **{name: rows(shape) for name, shape in shapes.items()})})
     assert file.kind == 'model' and file.config == Config(n_fg_class=2)
@@ -140,14 +137,14 @@ def test_orders_of_the_heads(read):
 
 
 @pytest.mark.parametrize('extractor', RESNET_BLOCKS)
-def test_the_result_fits_our_network(read, extractor):
+def test_c4_models_fit_the_native_network(read, extractor):
     n_res4 = RESNET_BLOCKS[extractor][2]
     file = read({'blobs': model_blobs(4, n_res4)})
     assert file.config == Config(extractor=extractor, n_fg_class=3)
-    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
+    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file')
 
 
-def test_orders_of_the_heads_of_a_pyramid(read):
+def test_the_order_of_the_rows_of_the_heads_of_an_fpn_model(read):
     shapes = fpn_shapes(3)
     arrays = read({'blobs': fpn_blobs(3, **{name: rows(shape) for name, shape in shapes.items()})}).arrays
     assert arrays['rpn/delta/b'].tolist() == [4 * k + i for k in range(3) for i in (1, 0, 3, 2)]
@@ -164,22 +161,22 @@ def test_orders_of_the_heads_of_a_pyramid(read):
         ('keypoint_resnet101_fpn', ('mask', 'keypoint'), 'e2e_mask_and_keypoint_rcnn_R-101-FPN_1x_d2c.npz'),
     ],
 )
-def test_pyramids_fit_our_networks(read, preset, heads, name):
+def test_fpn_models_fit_the_native_networks(read, preset, heads, name):
     config = PRESETS[preset]
-    n_class = 2 if 'keypoint' in heads else 4
-    file = read({'blobs': fpn_blobs(n_class, RESNET_BLOCKS[config.backbone][2], heads)})
-    assert file.config == config.replace(n_fg_class=n_class - 1, masks='mask' in heads)
+    n_classes = 2 if 'keypoint' in heads else 4
+    file = read({'blobs': fpn_blobs(n_classes, RESNET_BLOCKS[config.backbone][2], heads)})
+    assert file.config == config.replace(n_fg_class=n_classes - 1, masks='mask' in heads)
     assert formats.default_name(file) == name
     assert file.class_names == (('person',) if 'keypoint' in heads else ())
-    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
+    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file')
 
 
-@pytest.mark.parametrize(('kernel', 'fixed'), [(bilinear(), True), (bilinear() / 2, False), (np.zeros(3), False)])
-def test_upsampling_that_is_not_bilinear(read, kernel, fixed):
+@pytest.mark.parametrize(('kernel', 'is_bilinear'), [(bilinear(), True), (bilinear() / 2, False), (np.zeros(3), False)])
+def test_a_warning_about_upsampling_that_is_not_bilinear(read, kernel, is_bilinear):
     report = read({'blobs': fpn_blobs(2, heads=('keypoint',), kps_score_w=kernel)}).report
     assert report.skipped == {'fixed upsampling': ('kps_score_b', 'kps_score_w')}
-    warning = 'kps_score_w is no bilinear upsampling, which is what is used instead'
-    assert (warning in report.warnings) != fixed
+    warning = 'kps_score_w is not a bilinear upsampling; bilinear upsampling is used'
+    assert (warning in report.warnings) != is_bilinear
 
 
 @pytest.mark.parametrize(('extractor', 'wrapped'), [('resnet50', True), ('resnet101', False)])
@@ -194,7 +191,7 @@ def test_imagenet_files_become_backbones(read, extractor, wrapped):
         'ImageNet classifier': ('fc1000_b', 'fc1000_w'),
     }
     assert {path.split('/')[0] for path in file.arrays} == {'extractor', 'box_head'}
-    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file', partial=True)
+    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file', partial=True)
 
 
 def test_report(read):
@@ -202,7 +199,7 @@ def test_report(read):
     file = read({'blobs': model_blobs(**more) | {'none': None, 5: 6}})
     assert set(file.report.taken) == set(model_blobs())
     assert file.report.skipped == {'momentum': ('conv_rpn_w_momentum',), 'unknown': ('a\\nb',)}
-    assert file.report.warnings == ("no 'cfg' in the file; Detectron's defaults are used",)
+    assert file.report.warnings == ("the file has no 'cfg'; Detectron's defaults are used",)
     assert file.sha256 == 'ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73'
     broken = np.full(3, np.nan, np.float32)
     assert 'cls_score_b' in read({'blobs': model_blobs(cls_score_b=broken)}).report.warnings[-1]
@@ -232,20 +229,20 @@ def test_report(read):
         (model_blobs(cls_score_w=np.zeros(3, np.float32)), r'cls_score_w has the shape \(3,\)'),
         (
             model_blobs(conv1_w=np.zeros((64, 4, 7, 7), np.float32), bbox_pred_b=np.zeros(8, np.float32)),
-            r'conv1_w is float32 \(64, 4, 7, 7\), not float32 \(64, 3, 7, 7\); bbox_pred_b is float32 \(8,\)',
+            r'conv1_w is float32 \(64, 4, 7, 7\), expected float32 \(64, 3, 7, 7\); bbox_pred_b is float32 \(8,\)',
         ),
         (model_blobs(conv1_w=np.zeros((64, 3, 7, 7), int)), 'conv1_w is int64'),
         (
             model_blobs(conv5_mask_w=None, res3_1_branch2c_bn_s=None),
             'missing blobs: res3_1_branch2c_bn_s, conv5_mask_w$',
         ),
-        ([1], 'holds a list'),
-        ({'blobs': [1]}, "'blobs' are no dictionary"),
+        ([1], 'it is a list, not a dictionary'),
+        ({'blobs': [1]}, "'blobs' are not a dictionary"),
         ({'blobs': {}, 'cfg': [1]}, "'cfg' is damaged: not text"),
         ({'blobs': {}, 'cfg': 'a: ]'}, "'cfg' is damaged"),
     ],
 )
-def test_what_is_refused(read, blobs, reason):
+def test_refused_files(read, blobs, reason):
     with pytest.raises(WeightFileError, match=reason) as caught:
         read(blobs)
     assert str(caught.value).isprintable()
@@ -282,8 +279,8 @@ LAUGHS = 'a0: &a0 [x, x]\n' + ''.join(f'a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n' fo
         ('[' * 5000, 'nested too deeply'),
         ('a: &a {b: *a}', 'nested too deeply'),
         ('x' * 300_000, '300000 characters'),
-        ('a: !!int x', 'is no int'),
-        ('a: !!binary x', 'is no binary'),
+        ('a: !!int x', 'is not a valid int'),
+        ('a: !!binary x', 'is not a valid binary'),
         ('{[1]: 2}', 'a key that is not text'),
         ('a: \x00', 'special characters|not YAML'),
     ],
@@ -294,7 +291,7 @@ def test_bad_yaml(text, reason):
     assert str(caught.value).isprintable()
 
 
-def test_numbers_of_cfg_reach_the_configuration():
+def test_the_settings_of_cfg_reach_the_configuration():
     config, warnings = detectron_cfg.apply(
         detectron_cfg.parse("""
         TEST: {SCALE: 600, MAX_SIZE: 1000, RPN_PRE_NMS_TOP_N: 7, RPN_POST_NMS_TOP_N: 8, RPN_NMS_THRESH: 0.6,
@@ -323,7 +320,7 @@ def test_numbers_of_cfg_reach_the_configuration():
     )
 
 
-def test_a_pyramids_numbers_have_their_own_names():
+def test_fpn_settings_have_separate_names():
     config, warnings = detectron_cfg.apply(
         detectron_cfg.parse("""
         RPN: {SIZES: !!python/tuple [1, 2], ASPECT_RATIOS: !!python/tuple [1], STRIDE: 8}
@@ -340,7 +337,7 @@ def test_a_pyramids_numbers_have_their_own_names():
     )
 
 
-def test_old_name_of_the_scale():
+def test_the_old_name_of_the_scale():
     config, _ = detectron_cfg.apply({'TEST': {'SCALES': [480]}}, Config())
     assert config.min_size == 480
 
@@ -349,7 +346,7 @@ def test_old_name_of_the_scale():
     ('text', 'warning'),
     [
         ('TEST: {NMS: high}', 'TEST.NMS is high, which is not supported; 0.5 is used'),
-        ('TEST: {SCALE: 5000}', 'its sizes and thresholds do not fit together'),
+        ('TEST: {SCALE: 5000}', 'its sizes and thresholds contradict each other'),
         ('TEST: {SOFT_NMS: {ENABLED: true}}', 'TEST.SOFT_NMS.ENABLED is True, which is not supported; False is used'),
         ('RPN: {STRIDE: 8}', 'RPN.STRIDE is 8'),
         ('RESNETS: {STRIDE_1X1: false}', 'RESNETS.STRIDE_1X1 is False'),
@@ -362,8 +359,8 @@ def test_old_name_of_the_scale():
         ),
     ],
 )
-def test_what_cannot_be_honoured_is_a_warning(text, warning):
-    config, warnings = detectron_cfg.apply(detectron_cfg.parse(text), Config())
+def test_unsupported_settings_are_warnings(text, warning):
+    _, warnings = detectron_cfg.apply(detectron_cfg.parse(text), Config())
     assert len(warnings) == 1 and warnings[0].startswith(warning), warnings
 
 
@@ -381,7 +378,7 @@ def test_what_cannot_be_honoured_is_a_warning(text, warning):
         ),
     ],
 )
-def test_what_cannot_be_honoured_of_a_pyramids(preset, text, warning):
+def test_unsupported_fpn_settings_are_warnings(preset, text, warning):
     _, warnings = detectron_cfg.apply(detectron_cfg.parse(text), PRESETS[preset])
     assert len(warnings) == 1 and warnings[0].startswith(warning), warnings
 
@@ -391,33 +388,29 @@ def test_what_cannot_be_honoured_of_a_pyramids(preset, text, warning):
     [
         ('MODEL: {BBOX_REG_WEIGHTS: !!python/tuple [10.0, 10.0, 5.0, 5.0]}', (1, 1, 1, 1)),
         ('MODEL: {BBOX_REG_WEIGHTS: !!python/tuple [5.0, 20.0, 1.0, 10.0]}', (0.5, 2, 0.5, 5)),
-        ('MODEL: {}', (10, 10, 5, 5)),  # before Detectron knew the setting: weights 1
+        ('MODEL: {}', (10, 10, 5, 5)),  # older than the setting: all weights are 1
     ],
 )
 def test_box_weights_are_folded_into_the_deltas(read, cfg, factors):
     rng = np.random.RandomState(0)
     bias = rng.rand(12).astype(np.float32)
     file = read({'blobs': model_blobs(bbox_pred_b=bias), 'cfg': cfg})
-    want = bias.reshape(3, 4)[:, [1, 0, 3, 2]] * np.float32(factors)
-    np.testing.assert_allclose(file.arrays['box_head/delta/b'].reshape(3, 4), want, rtol=1e-6)
+    expected = bias.reshape(3, 4)[:, [1, 0, 3, 2]] * np.float32(factors)
+    np.testing.assert_allclose(file.arrays['box_head/delta/b'].reshape(3, 4), expected, rtol=1e-6)
     assert bool(file.report.notes) == (factors != (1, 1, 1, 1))
 
 
-# The rebuilt files
+# The reference weights
 
 
 @pytest.fixture(scope='module')
 def writer(shared):
-    """The module that rebuilds the reference weights."""
-    source = shared / 'golden' / 'detectron_weights.py'
-    spec = importlib.util.spec_from_file_location('detectron_weights', source)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Return the module that rebuilds the reference weights."""
+    return import_file(shared / 'golden' / 'detectron_weights.py')
 
 
 @pytest.mark.parametrize('name', ['R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'])
-def test_golden_pyramids(read, writer, shared, name):
+def test_golden_fpn_models(read, writer, shared, name):
     blobs, meta = writer.load(shared / 'golden' / 'detectron' / f'recipe_{name}.npz')
     file = read({'blobs': blobs, 'cfg': meta['cfg']})
     keypoints = name.startswith('keypoint')
@@ -461,7 +454,7 @@ def test_golden_pyramids(read, writer, shared, name):
 
 @pytest.fixture(scope='module')
 def golden(shared, writer, tmp_path_factory):
-    """``(path, blobs)`` of the reference C4 weights, written as Python 2.7 writes them."""
+    """Yield ``(path, blobs)`` of the reference C4 weights in a pickle of Python 2.7."""
     blobs, meta = writer.load(shared / 'golden' / 'detectron' / 'recipe_R-50-C4_seed0.npz')
     path = tmp_path_factory.mktemp('golden') / 'model_final.pkl'
     writer.write_pkl(blobs, meta['cfg'], path)
@@ -469,8 +462,8 @@ def golden(shared, writer, tmp_path_factory):
     path.unlink()
 
 
-def our_names(blob):
-    """Detectron's name to ours, blob by blob."""
+def native_path(blob):
+    """Return the native path of a blob of the backbone."""
     kind = {'_bn_s': 'norm/scale', '_bn_b': 'norm/bias', '_w': 'conv/W'}
     suffix = next(s for s in kind if blob.endswith(s))
     stem = blob.removesuffix(suffix)
@@ -493,7 +486,7 @@ def test_golden_conversion(golden):
     }
     arrays = dict(file.arrays)
     for blob in [name for name in blobs if name in resnet_shapes(6)]:
-        np.testing.assert_array_equal(arrays.pop(our_names(blob)), blobs[blob], err_msg=blob)
+        np.testing.assert_array_equal(arrays.pop(native_path(blob)), blobs[blob], err_msg=blob)
     for source, native in (
         ('conv_rpn', 'rpn/conv'),
         ('rpn_cls_logits', 'rpn/objectness'),
@@ -506,13 +499,13 @@ def test_golden_conversion(golden):
         np.testing.assert_array_equal(arrays.pop(f'mask_head/score/{letter}'), blobs[f'mask_fcn_logits_{name}'][1:])
         for source, native in ('rpn_bbox_pred', 'rpn/delta'), ('bbox_pred', 'box_head/delta'):
             array, blob = arrays.pop(f'{native}/{letter}'), blobs[f'{source}_{name}']
-            for our_row, their_row in enumerate((1, 0, 3, 2)):
-                np.testing.assert_array_equal(array[our_row::4], blob[their_row::4])
+            for row, blob_row in enumerate((1, 0, 3, 2)):
+                np.testing.assert_array_equal(array[row::4], blob[blob_row::4])
     assert not arrays
 
 
 def test_golden_conversion_takes_little_memory(golden, root, tmp_path):
-    """Command line, whole process: at most three times the file (it holds the arrays once)."""
+    """The whole process of the command takes less than twice the size of the file, which has the arrays once."""
     path, _ = golden
     script = (
         'import json, runpy, sys\n'
@@ -527,7 +520,7 @@ def test_golden_conversion_takes_little_memory(golden, root, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) < 2 * path.stat().st_size
 
 
-def test_a_small_file_through_the_pickle_reader(tmp_path):
+def test_a_small_file_through_the_unpickler(tmp_path):
     path = tmp_path / 'x.pkl'
     path.write_bytes(pickle.dumps({'blobs': {'conv1_1_w': np.zeros(3, np.float32)}, 'cfg': 'MODEL: {}'}, 4))
     with pytest.raises(WeightFileError, match='a VGG backbone'):

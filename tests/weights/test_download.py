@@ -1,4 +1,4 @@
-"""Fetching files: from a server on this machine."""
+"""Downloads from a server on this machine."""
 
 import http.server
 import os
@@ -16,34 +16,36 @@ CONTENT = bytes(range(256)) * 4000  # 1 MB
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT in the manner that the path names."""
+    """Serves CONTENT in the manner named by the path."""
 
     def do_GET(self):
         manner = self.path[1:]
         self.server.requests.append((manner, self.headers.get('Range')))
         if manner in ('404', '500'):
-            return self.send_error(int(manner))
+            self.send_error(int(manner))
+            return
         start = int(self.headers['Range'][6:-1]) if 'Range' in self.headers and manner != 'no-ranges' else 0
         if start >= len(CONTENT):
-            return self.answer(416, b'', {'Content-Range': f'bytes */{len(CONTENT)}'})
+            self.answer(416, b'', {'Content-Range': f'bytes */{len(CONTENT)}'})
+            return
         headers = {'Content-Type': 'text/html' if manner == 'page' else 'application/octet-stream'}
         if start:
             first = start + (manner == 'other-part')
             headers['Content-Range'] = f'bytes {first}-{len(CONTENT) - 1}/{len(CONTENT)}'
-        body = CONTENT[start:]
-        announced = None if manner == 'no-size' else len(body)
+        content = CONTENT[start:]
+        announced = None if manner == 'no-size' else len(content)
         if (manner == 'cut' and len(self.server.requests) < 3) or manner == 'always-cut':
-            body = body[:300_000]
-        self.answer(206 if start else 200, body, headers, announced)
+            content = content[:300_000]
+        self.answer(206 if start else 200, content, headers, announced)
 
-    def answer(self, status, body, headers, announced=0):
+    def answer(self, status, content, headers, announced=0):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         if announced is not None:
             self.send_header('Content-Length', str(announced))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(content)
 
     def log_message(self, *arguments):
         pass
@@ -53,7 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
         server.requests = []
-        server.handle_error = lambda *arguments: None  # a client that hangs up in the middle
+        server.handle_error = lambda *arguments: None  # a client may close the connection early
         server.url = f'http://127.0.0.1:{server.server_port}/'
         thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02})
         thread.start()
@@ -67,17 +69,17 @@ def test_fetch(server, tmp_path):
     assert fetch(server.url + 'file', path) == path
     assert path.read_bytes() == CONTENT and os.listdir(path.parent) == ['file.pkl']
     fetch(server.url + 'file', path)
-    assert len(server.requests) == 1  # it is there
+    assert len(server.requests) == 1  # the file exists
 
 
-def test_cut_connections_are_continued(server, tmp_path):
+def test_lost_connections_are_resumed(server, tmp_path):
     path = tmp_path / 'file.pkl'
     fetch(server.url + 'cut', path, pause=0)
     assert path.read_bytes() == CONTENT
     assert server.requests == [('cut', None), ('cut', 'bytes=300000-'), ('cut', 'bytes=600000-')]
 
 
-def test_interrupted_runs_are_continued(server, tmp_path):
+def test_interrupted_runs_are_resumed(server, tmp_path):
     path = tmp_path / 'file.pkl'
     with pytest.raises(DownloadError, match='ended after 300000 of 1024000 bytes; run again to continue'):
         fetch(server.url + 'always-cut', path, attempts=1)
@@ -87,19 +89,19 @@ def test_interrupted_runs_are_continued(server, tmp_path):
     assert path.read_bytes() == CONTENT and os.listdir(tmp_path) == ['file.pkl']
 
 
-def test_server_without_ranges_starts_again(server, tmp_path):
+def test_a_server_without_ranges_sends_everything_again(server, tmp_path):
     path = tmp_path / 'file.pkl'
     (tmp_path / 'file.pkl.part').write_bytes(b'x' * 1000)
     fetch(server.url + 'no-ranges', path)
     assert path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(('there', 'requests'), [(CONTENT, 1), (CONTENT + b'more', 2)])
-def test_complete_or_overlong_parts(server, tmp_path, there, requests):
+@pytest.mark.parametrize(('partial', 'n_requests'), [(CONTENT, 1), (CONTENT + b'more', 2)])
+def test_complete_and_overlong_partial_files(server, tmp_path, partial, n_requests):
     path = tmp_path / 'file.pkl'
-    (tmp_path / 'file.pkl.part').write_bytes(there)
+    (tmp_path / 'file.pkl.part').write_bytes(partial)
     fetch(server.url + 'file', path)
-    assert path.read_bytes() == CONTENT and len(server.requests) == requests
+    assert path.read_bytes() == CONTENT and len(server.requests) == n_requests
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_complete_or_overlong_parts(server, tmp_path, there, requests):
         ('404', 'the server answers 404 Not Found', 1),
         ('500', 'the server answers 500', 2),
         ('page', 'sends a web page', 1),
-        ('no-size', "does not tell the file's size", 1),
+        ('no-size', 'does not announce the size of the file', 1),
     ],
 )
 def test_refusals(server, tmp_path, manner, reason, attempts):
@@ -118,21 +120,21 @@ def test_refusals(server, tmp_path, manner, reason, attempts):
     assert len(server.requests) == attempts and os.listdir(tmp_path) == []
 
 
-def test_another_part_is_not_appended(server, tmp_path):
+def test_a_wrong_range_is_not_appended(server, tmp_path):
     (tmp_path / 'file.pkl.part').write_bytes(CONTENT[:10])
     with pytest.raises(DownloadError, match='another part'):
         fetch(server.url + 'other-part', tmp_path / 'file.pkl')
     assert (tmp_path / 'file.pkl.part').read_bytes() == CONTENT[:10]
 
 
-def test_silent_server_times_out(tmp_path):
+def test_a_silent_server_times_out(tmp_path):
     with socket.create_server(('127.0.0.1', 0)) as listener:
         url = f'http://127.0.0.1:{listener.getsockname()[1]}/'
         with pytest.raises(DownloadError, match='cannot be reached: timed out'):
             fetch(url, tmp_path / 'file.pkl', attempts=1, timeout=0.2)
 
 
-def test_addresses_and_places_that_cannot_be_used(server, tmp_path):
+def test_invalid_addresses_and_paths(server, tmp_path):
     for url in ('file:///etc/hostname', 'ftp://127.0.0.1/x'):
         with pytest.raises(DownloadError, match='not an http'):
             fetch(url, tmp_path / 'file.pkl')
@@ -141,7 +143,7 @@ def test_addresses_and_places_that_cannot_be_used(server, tmp_path):
         fetch(server.url + 'file', tmp_path / 'blocked' / 'file.pkl')
 
 
-def test_command_says_where_to_put_the_file(server, tmp_path, capsys):
+def test_the_command_prints_where_to_put_the_file(server, tmp_path, capsys):
     assert download.main(tmp_path, server.url + '404') == 1
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and server.url in error
@@ -150,7 +152,7 @@ def test_command_says_where_to_put_the_file(server, tmp_path, capsys):
     assert (tmp_path / 'model_final.pkl').read_bytes() == CONTENT
 
 
-def test_script_is_the_same_door(root, tmp_path):
+def test_the_script_runs_the_command(root, tmp_path):
     def run(argument):
         command = [sys.executable, str(root / 'scripts' / 'fetch_weights.py'), argument]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Folding and translating: the same numbers come out of the layers before and after."""
+"""Folding and mapping: the layers compute the same values before and after."""
 
 import numpy as np
 import pytest
@@ -11,16 +11,16 @@ EPS = 1e-3
 
 @pytest.fixture
 def norm(rng):
-    """gamma, beta, mean and variance of six channels."""
+    """Return gamma, beta, mean and variance of six channels."""
     return {'gamma': rng.randn(6), 'beta': rng.randn(6), 'mean': rng.randn(6), 'var': rng.rand(6) + 1e-4}
 
 
 def normalised(x, gamma, beta, mean, var):
-    """Ioffe and Szegedy 2015, algorithm 1, with given statistics; channels last."""
+    """Apply algorithm 1 of Ioffe and Szegedy 2015 with given statistics; channels last."""
     return (x - mean) / np.sqrt(var + EPS) * gamma + beta
 
 
-def test_a_normalisation_folds_into_the_layer_before_it(rng, norm):
+def test_folding_a_normalisation_into_the_layer_before_it(rng, norm):
     x, weight, bias = rng.randn(10, 4), rng.randn(6, 4), rng.randn(6)
     folded = folding.fold_norm_into_weight(weight.astype(np.float32), norm['gamma'], norm['var'], EPS)
     new_bias = folding.fold_norm_into_bias(bias, **norm, eps=EPS)
@@ -28,14 +28,14 @@ def test_a_normalisation_folds_into_the_layer_before_it(rng, norm):
     np.testing.assert_allclose(x @ folded.T + new_bias, normalised(x @ weight.T + bias, **norm), rtol=1e-4, atol=1e-4)
 
 
-def test_filters_keep_their_shape(rng, norm):
+def test_a_folded_convolution_keeps_its_shape(rng, norm):
     weight = rng.randn(6, 2, 3, 3).astype(np.float32)
     folded = folding.fold_norm_into_weight(weight, norm['gamma'], norm['var'], EPS)
     scale = norm['gamma'] / np.sqrt(norm['var'] + EPS)
     np.testing.assert_allclose(folded, np.einsum('oikl,o->oikl', weight, scale), rtol=1e-6)
 
 
-def test_a_bias_folds_into_the_mean(rng, norm):
+def test_folding_a_bias_into_the_mean(rng, norm):
     x, bias = rng.randn(10, 6), rng.randn(6)
     mean = folding.fold_bias_into_mean(bias, norm['mean'])
     np.testing.assert_allclose(
@@ -44,6 +44,22 @@ def test_a_bias_folds_into_the_mean(rng, norm):
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def test_an_affine_channel_equals_the_normalisation_in_both_directions(rng, norm):
+    x = rng.randn(10, 6)
+    scale, bias = folding.norm_to_affine(**norm, eps=EPS)
+    assert scale.dtype == bias.dtype == np.float32
+    np.testing.assert_allclose(x * scale + bias, normalised(x, **norm), rtol=1e-4, atol=1e-4)
+    gamma, beta, mean, var = folding.affine_to_norm(scale, bias, EPS)
+    np.testing.assert_allclose(normalised(x, gamma, beta, mean, var), x * scale + bias, rtol=1e-6)
+
+
+def test_the_output_stays_the_same_with_another_epsilon(rng, norm):
+    x = rng.randn(10, 6)
+    gamma = folding.gamma_for_epsilon(norm['gamma'], norm['var'], 1e-5, EPS)
+    expected = (x - norm['mean']) / np.sqrt(norm['var'] + 1e-5) * norm['gamma'] + norm['beta']
+    np.testing.assert_allclose(normalised(x, **(norm | {'gamma': gamma})), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_pair_of_logits_becomes_one(rng):
@@ -71,10 +87,10 @@ def test_apply_mappings():
     assert warnings == ['infinite or undefined numbers in d: did the training diverge?']
 
 
-def test_what_does_not_fit_is_named():
+def test_mismatches_are_listed():
     arrays = {'a': np.ones((2, 3)), 'b': np.ones(2, int)}
     with pytest.raises(WeightFileError) as caught:
         apply_mappings('file', arrays, [ParamMapping('x', {'a': (3, 2), 'b': (2,), 'c': (1,)}, max)], noun='blobs')
     assert caught.value.reason == (
-        'missing blobs: c; a is float64 (2, 3), not float32 (3, 2); b is int64 (2,), not float32 (2,)'
+        'missing blobs: c; a is float64 (2, 3), expected float32 (3, 2); b is int64 (2,), expected float32 (2,)'
     )

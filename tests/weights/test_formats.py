@@ -1,4 +1,4 @@
-"""The table of formats: files are told apart by their contents, whatever they are called."""
+"""The table of formats: the content of a file determines its format, whatever its name is."""
 
 import io
 import pickle
@@ -21,7 +21,7 @@ def archive(*names, compression=zipfile.ZIP_STORED):
     return file.getvalue()
 
 
-#: The beginning of a file, or the whole of a small one, and its format.
+#: Name of the format -> the beginning of a file, or a whole small one.
 FILES = {
     'mask-rcnn-npz': archive('meta.npy', 'extractor/conv1/conv/W.npy'),
     'caffe-npz': archive('conv1/W.npy', 'res2a_branch2a/W.npy', compression=zipfile.ZIP_DEFLATED),
@@ -40,7 +40,7 @@ FILES = {
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_files_are_told_apart_by_their_contents(tmp_path, name):
+def test_the_content_determines_the_format(tmp_path, name):
     path = tmp_path / 'weights.txt'
     path.write_bytes(FILES[name])
     assert formats.detect_format(path).name == name.split(',')[0]
@@ -54,14 +54,14 @@ def test_files_are_told_apart_by_their_contents(tmp_path, name):
         (b'<html>', 'web page'),
         (b'\x93NUMPY', r'is a single NumPy array \(.npy\), not the weights of a network$'),
         (b'version https://git-lfs', 'Git LFS pointer'),
-        (b'\xff\xd8\xff\xe0', "is no file of weights that is known .*PyTorch's .pth"),
+        (b'\xff\xd8\xff\xe0', "is not a file of weights in a supported format .*PyTorch's .pth"),
         (b'PK\x03\x04' + bytes(50), 'is a damaged zip archive'),
-        (archive('a.txt'), 'is no zip archive of weights that is known'),
-        (b'{"IMAGE_MAX_DIM": 512}', 'is no file of weights'),
-        (bytes(100), 'is no file of weights'),
+        (archive('a.txt'), 'is not a zip archive of weights in a supported format'),
+        (b'{"IMAGE_MAX_DIM": 512}', 'is not a file of weights'),
+        (bytes(100), 'is not a file of weights'),
     ],
 )
-def test_other_files_get_one_line(tmp_path, data, reason):
+def test_other_files_raise_a_one_line_error(tmp_path, data, reason):
     path = tmp_path / 'weights.pkl'
     path.write_bytes(data)
     with pytest.raises(WeightFileError, match=reason) as caught:
@@ -70,8 +70,8 @@ def test_other_files_get_one_line(tmp_path, data, reason):
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_mislabelled_files_get_one_line(tmp_path, name):
-    """What begins like a format, but is not a file of it."""
+def test_truncated_files_raise_a_one_line_error(tmp_path, name):
+    """The file begins like one of its format, but is not complete."""
     path = tmp_path / 'weights.npz'
     path.write_bytes(FILES[name])
     with pytest.raises(WeightFileError) as caught:
@@ -79,13 +79,13 @@ def test_mislabelled_files_get_one_line(tmp_path, name):
     assert str(caught.value).isprintable()
 
 
-def test_paths_that_are_no_files(tmp_path):
+def test_folders_and_missing_files(tmp_path):
     for path, reason in ((tmp_path, 'is a folder'), (tmp_path / 'missing', 'No such file')):
         with pytest.raises(WeightFileError, match=reason):
             formats.detect_format(path)
 
 
-def test_our_own_files(tmp_path):
+def test_native_files(tmp_path):
     path = tmp_path / 'model.npz'
     meta = ModelMeta(
         'model',
@@ -105,7 +105,7 @@ def test_our_own_files(tmp_path):
         formats.read(path, {'X': 1})
 
 
-def test_imagenet_bodies(shared):
+def test_imagenet_backbones(shared):
     for name, format, extractor in (
         ('resnet50_imagenet', 'caffe-npz', 'resnet50'),
         ('mobilenet_v1_imagenet', 'mobilenet-npz', 'mobilenet_v1_fpn'),
@@ -137,5 +137,5 @@ def test_imagenet_bodies(shared):
         ('mindspore', 'model', PRESETS['mobilenet_v1_fpn'], 'mask_rcnn_MobileNetV1-FPN_ms2c.npz'),
     ],
 )
-def test_names_for_converted_files(format, kind, config, name):
+def test_default_names_of_converted_files(format, kind, config, name):
     assert formats.default_name(ConvertedWeights(kind, format, config, {}, ConversionReport((), {}), '')) == name

@@ -1,4 +1,4 @@
-"""Matterport's ``.h5`` files: whole ones as Keras writes them, and ones that nobody should read."""
+"""Matterport's ``.h5`` files: complete ones in Keras' layout, and damaged and hostile ones."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ SETTINGS = {
 
 
 def keras_shapes(backbone='resnet50'):
-    """Layer -> weights -> shape, in Keras' order of axes."""
+    """Return layer -> array -> shape, in Keras' order of axes."""
 
     def conv(shape):
         return {'kernel': shape, 'bias': shape[-1:]}
@@ -66,7 +66,7 @@ def keras_shapes(backbone='resnet50'):
 
 
 def values(layer, kind, shape):
-    """Small numbers that tell layers, kinds and places apart; positive variances."""
+    """Return small values that differ between layers, kinds and positions; variances are positive."""
     start = sum(map(ord, layer + kind)) % 89
     array = (np.arange(np.prod(shape), dtype=np.int64) * 7 + start) % 101 / np.float32(101)
     return array.astype(np.float32).reshape(shape) + np.float32(0.5 if kind == 'moving_variance' else -0.5)
@@ -82,7 +82,7 @@ def arrays():
 
 
 def write(path, arrays, *, place='{layer}/{layer}/{kind}:0', extra=()):
-    """Write a file as Keras does; ``rpn_*`` are layers of a model inside the model."""
+    """Write a file in Keras' layout; ``rpn_*`` are layers of a model inside the model."""
     with h5py.File(path, 'w') as file:
         file.attrs['layer_names'] = np.array(sorted({layer.encode() for layer, _ in arrays}))
         file.attrs['backend'] = b'tensorflow'
@@ -104,7 +104,7 @@ def file(path):
     return matterport.read(path, SETTINGS)
 
 
-def test_the_network_is_that_of_the_arrays(file):
+def test_the_arrays_determine_the_network(file):
     config = file.config
     assert (file.kind, file.format) == ('model', 'matterport-h5')
     assert (config.dialect, config.norm) == (MATTERPORT, 'bn')
@@ -130,12 +130,12 @@ def test_the_network_is_that_of_the_arrays(file):
     assert not file.report.skipped and not file.report.warnings and not file.report.notes
 
 
-def test_every_array_is_taken_once(file, arrays):
+def test_every_array_is_converted_once(file, arrays):
     kinds = {'moving_mean': 'mean', 'moving_variance': 'var'}
     assert sorted(file.report.taken) == sorted(f'{layer}/{kinds.get(kind, kind)}' for layer, kind in arrays)
 
 
-def test_convolutions_and_norms_of_the_body(file, arrays):
+def test_convolutions_and_normalisations_of_the_backbone(file, arrays):
     native, path = file.arrays, 'extractor/body/res4/block5/conv2'
     np.testing.assert_array_equal(native[f'{path}/conv/W'], arrays['res4f_branch2b', 'kernel'].transpose(3, 2, 0, 1))
     np.testing.assert_array_equal(native[f'{path}/norm/gamma'], arrays['bn4f_branch2b', 'gamma'])
@@ -152,7 +152,7 @@ def test_convolutions_and_norms_of_the_body(file, arrays):
     np.testing.assert_array_equal(native['extractor/lateral4/W'], arrays['fpn_c4p4', 'kernel'].transpose(3, 2, 0, 1))
 
 
-def test_the_pair_of_logits_is_one(file, arrays):
+def test_a_pair_of_logits_becomes_one(file, arrays):
     kernel, bias = (arrays['rpn_class_raw', kind] for kind in ('kernel', 'bias'))
     np.testing.assert_allclose(
         file.arrays['rpn/objectness/W'][:, :, 0, 0], (kernel[0, 0, :, 1::2] - kernel[0, 0, :, ::2]).T, rtol=0, atol=1e-7
@@ -160,8 +160,8 @@ def test_the_pair_of_logits_is_one(file, arrays):
     np.testing.assert_allclose(file.arrays['rpn/objectness/b'], bias[1::2] - bias[::2], rtol=0, atol=1e-7)
 
 
-def test_the_heads_take_in_their_norms(file, arrays, rng):
-    """The folded layer does what Keras' two layers do."""
+def test_the_normalisations_of_the_heads_are_folded(file, arrays, rng):
+    """The folded layer computes the same as Keras' two layers."""
     x = rng.standard_normal((7, 7, FPN))
     scale = arrays['mrcnn_class_bn1', 'gamma'] / np.sqrt(arrays['mrcnn_class_bn1', 'moving_variance'] + 1e-3)
     h = np.einsum('hwi,hwio->o', x, arrays['mrcnn_class_conv1', 'kernel'])
@@ -171,7 +171,7 @@ def test_the_heads_take_in_their_norms(file, arrays, rng):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-def test_masks_lose_the_background(file, arrays):
+def test_the_background_mask_is_dropped(file, arrays):
     np.testing.assert_array_equal(
         file.arrays['mask_head/score/W'][:, :, 0, 0], arrays['mrcnn_mask', 'kernel'][0, 0, :, 1:].T
     )
@@ -180,8 +180,8 @@ def test_masks_lose_the_background(file, arrays):
     )
 
 
-def test_a_whole_saved_model_of_several_gpus(arrays, file, tmp_path):
-    """``model.save``: weights one level down, inside the inner model, names with numbers; an optimizer."""
+def test_a_saved_multi_gpu_model(arrays, file, tmp_path):
+    """``model.save`` writes the weights of the inner model one level down, numbered names, and an optimizer."""
     momentum = ('optimizer_weights/training/SGD/mrcnn_mask/kernel/momentum:0', np.zeros((1, 1, MASK, N_CLASS), 'f4'))
     anchors = ('model_weights/anchors/anchors/Variable:0', np.zeros((2, 9, 4), 'f4'))
     path = write(
@@ -198,9 +198,9 @@ def test_a_whole_saved_model_of_several_gpus(arrays, file, tmp_path):
 
 
 def test_memory(path):
-    """At most three times the file, above what the program itself takes."""
+    """Reading takes at most three times the size of the file."""
     code = (
-        'import resource, sys, mask_rcnn\nfrom mask_rcnn.weights import matterport\n'
+        'import resource, sys, mask_rcnn\nfrom mask_rcnn.weights.converters import matterport\n'
         'def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n'
         f'before = peak()\nmatterport.read({str(path)!r}, {SETTINGS!r})\nprint(peak() - before)'
     )
@@ -208,10 +208,10 @@ def test_memory(path):
     assert int(out) <= 3 * path.stat().st_size
 
 
-# What the file cannot say
+# Settings that the file does not contain
 
 
-def test_defaults_are_matterports_and_said_so(path):
+def test_matterports_defaults_are_used_with_a_warning(path):
     file = matterport.read(path)
     assert (file.config.min_size, file.config.max_size, file.config.score_threshold) == (800, 1024, 0.7)
     assert file.config.anchor_sizes == (32, 64, 128, 256, 512)
@@ -219,7 +219,7 @@ def test_defaults_are_matterports_and_said_so(path):
     assert 'IMAGE_MAX_DIM' in warning and 'RPN_ANCHOR_SCALES' in warning
 
 
-def test_deviations_are_multiplied_in(path, file):
+def test_standard_deviations_are_folded_into_the_deltas(path, file):
     again = matterport.read(path, {**SETTINGS, 'BBOX_STD_DEV': [0.2, 0.1, 0.2, 0.4]})
     factors = np.tile([2, 1, 1, 2], N_CLASS)
     np.testing.assert_allclose(again.arrays['box_head/delta/b'], file.arrays['box_head/delta/b'] * factors, rtol=1e-6)
@@ -234,7 +234,7 @@ def test_deviations_are_multiplied_in(path, file):
     [
         ('IMAGE_MAX_DIM', '512', 'IMAGE_MAX_DIM must be a positive integer'),
         ('IMAGE_MAX_DIM', 500, 'multiple of 64'),
-        ('RPN_ANCHOR_SCALES', [32, 64], '5 maps'),
+        ('RPN_ANCHOR_SCALES', [32, 64], '5 levels'),
         ('RPN_ANCHOR_SCALES', [1, 2, 3, 4, 'x'], 'list of positive numbers'),
         *(
             ('RPN_ANCHOR_SCALES', [1, 2, 3, 4, number], 'RPN_ANCHOR_SCALES must be .* between 1e-06 and 1e[+]06, not')
@@ -246,7 +246,7 @@ def test_deviations_are_multiplied_in(path, file):
         ('BBOX_STD_DEV', [1, 2], 'four numbers'),
     ],
 )
-def test_settings_that_make_no_sense(path, name, value, message):
+def test_invalid_settings(path, name, value, message):
     with pytest.raises(ValueError, match=message) as caught:
         matterport.read(path, {**SETTINGS, name: value})
     assert str(caught.value).isprintable()
@@ -263,7 +263,7 @@ def test_settings_that_contradict_the_arrays(path, name, value):
         matterport.read(path, {**SETTINGS, name: value})
 
 
-def test_settings_that_cannot_be_honoured(path):
+def test_unsupported_settings_are_warnings(path):
     others = {'IMAGE_RESIZE_MODE': 'pad64', 'LEARNING_RATE': 0.1, 'NAME': 'x'}
     file = matterport.read(path, {**SETTINGS, **others})
     (warning,) = file.report.warnings
@@ -274,7 +274,7 @@ def test_settings_from_json(tmp_path):
     path = tmp_path / 'config.json'
     path.write_text(json.dumps(SETTINGS))
     assert matterport_cfg.read_settings(path) == SETTINGS
-    for text, message in (('[1]', 'names and values'), ('{', 'no JSON'), ('[' * 10**5, 'no JSON')):
+    for text, message in (('[1]', 'names and values'), ('{', 'not JSON'), ('[' * 10**5, 'not JSON')):
         path.write_text(text)
         with pytest.raises(WeightFileError, match=message):
             matterport_cfg.read_settings(path)
@@ -282,7 +282,7 @@ def test_settings_from_json(tmp_path):
         matterport_cfg.read_settings(tmp_path / 'none.json')
 
 
-# Files that nobody should read
+# Damaged and hostile files
 
 
 def refused(path, message):
@@ -294,7 +294,7 @@ def refused(path, message):
 
 @pytest.fixture
 def small(tmp_path):
-    """A file with two layers of the network, to which tests add."""
+    """Write a file with two layers of the network, to which tests add objects."""
     path = tmp_path / 'small.h5'
     with h5py.File(path, 'w') as file:
         for layer in ('mrcnn_class_logits', 'rpn_class_raw'):
@@ -302,13 +302,13 @@ def small(tmp_path):
     return path
 
 
-def test_missing_arrays_are_named(arrays, tmp_path):
+def test_missing_arrays_are_listed(arrays, tmp_path):
     less = {key: array for key, array in arrays.items() if key != ('bn3b_branch2c', 'gamma')}
     less['fpn_p3', 'bias'] = np.zeros(5, 'f4')
     refused(write(tmp_path / 'less.h5', less), 'missing arrays: bn3b_branch2c/gamma; fpn_p3/bias is float32 (5,)')
 
 
-def test_other_files(tmp_path, small):
+def test_files_of_other_formats(tmp_path, small):
     refused(tmp_path / 'none.h5', 'No such file')
     (tmp_path / 'text.h5').write_text('no weights at all')
     refused(tmp_path / 'text.h5', 'is not an HDF5 file')
@@ -325,7 +325,7 @@ def test_truncated(small, size):
 
 
 def test_flipped_bits(small, rng):
-    """Whatever they do, it is one line, or a file that lacks layers."""
+    """Each damaged file raises a one-line error."""
     data = small.read_bytes()
     for _ in range(150):
         damaged = bytearray(data)
@@ -346,20 +346,20 @@ def test_links_are_not_followed(small, tmp_path):
     refused(small, 'is not a Mask R-CNN of Matterport')
 
 
-def test_numbers_of_other_files_are_not_read(small, tmp_path):
+def test_data_in_other_files_are_not_read(small, tmp_path):
     (tmp_path / 'secret').write_bytes(bytes(64))
     with h5py.File(small, 'a') as file:
         file.create_dataset('conv1/conv1/bias:0', (16,), 'f4', external=[(str(tmp_path / 'secret'), 0, 64)])
-    refused(small, 'conv1/bias lies in another file')
+    refused(small, 'conv1/bias is stored in another file')
     layout = h5py.VirtualLayout((16,), 'f4')
     layout[:] = h5py.VirtualSource(str(tmp_path / 'secret.h5'), 'x', (16,))
     with h5py.File(small, 'a') as file:
         del file['conv1']
         file.create_virtual_dataset('conv1/conv1/bias:0', layout)
-    refused(small, 'conv1/bias lies in another file')
+    refused(small, 'conv1/bias is stored in another file')
 
 
-def test_claims_beyond_the_file(small):
+def test_shapes_beyond_the_file(small):
     with h5py.File(small, 'a') as file:
         file.create_dataset('conv1/conv1/bias:0', (1 << 20, 1 << 20), 'f4', chunks=(64, 64))
     refused(small, 'more than the file holds')
@@ -370,32 +370,32 @@ def test_claims_beyond_the_file(small):
     with h5py.File(small, 'a') as file:
         del file['conv1']
         file.create_dataset('conv1/conv1/bias:0', (64,), 'f4')
-    refused(small, 'has no numbers')
+    refused(small, 'has no values')
 
 
 def test_foreign_compression_and_types(small):
     with h5py.File(small, 'a') as file:
         file.create_dataset('conv1/conv1/bias:0', data=np.zeros(64, 'f4'), compression='lzf')
-    refused(small, 'compressed in a way')
+    refused(small, 'compressed with an unsupported method')
     with h5py.File(small, 'a') as file:
         del file['conv1']
         file.create_dataset('conv1/conv1/bias:0', data=['import os'], dtype=h5py.string_dtype())
-    refused(small, 'no floating-point numbers')
+    refused(small, 'not an array of floating-point numbers')
 
 
-def test_groups_in_circles_and_in_masses(small, monkeypatch):
+def test_cyclic_and_too_many_groups(small, monkeypatch):
     with h5py.File(small, 'a') as file:
         file['again/and_again'] = file['/']
         file['again/rpn_class_raw'] = file['rpn_class_raw']
-    refused(small, 'fourth stage')  # every object is looked at once
+    refused(small, 'fourth stage')  # every object is visited once
     monkeypatch.setattr(matterport, '_MAX_OBJECTS', 50)
     with h5py.File(small, 'a') as file:
         for i in range(60):
             file.create_group(f'many/{i}')
-    refused(small, 'more groups than a network needs')
+    refused(small, 'more groups than any network')
 
 
-def test_paths_of_any_length(small):
+def test_long_paths(small):
     with h5py.File(small, 'a') as file:
         file.create_group('/'.join(['a' * 400] * 2))
     refused(small, 'fourth stage')
@@ -404,7 +404,7 @@ def test_paths_of_any_length(small):
     refused(small, 'has a path of more than 1000 characters: /aaaa')
 
 
-def test_an_array_that_is_there_twice(small):
+def test_an_array_that_appears_twice(small):
     with h5py.File(small, 'a') as file:
         file.create_dataset('model_1/rpn_class_raw/bias:0', data=np.ones(4, 'f4'))
-    refused(small, 'holds rpn_class_raw/bias twice')
+    refused(small, 'has rpn_class_raw/bias twice')

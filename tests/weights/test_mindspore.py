@@ -1,4 +1,4 @@
-"""MindSpore's checkpoints: files written to the public format, names, what is refused."""
+"""MindSpore's checkpoints: files in the published format, names, and refused files."""
 
 import random
 import struct
@@ -10,40 +10,30 @@ import mask_rcnn
 from mask_rcnn.config import MINDSPORE
 from mask_rcnn.weights import WeightFileError, load_arrays
 from mask_rcnn.weights.converters import mindspore
+from tests.support.damage import bit_flips
+from tests.support.protobuf_bytes import bytes_field, varint
 from tests.support.watching import watch, write_numbered
+from tests.support.weight_arrays import zeros
 
 TYPES = {'float32': 'Float32', 'float16': 'Float16', 'float64': 'Float64', 'int32': 'Int32', 'bool': 'Bool'}
 
 
-# ``checkpoint.proto``, written down anew
-
-
-def varint(number):
-    data = b''
-    while number > 127:
-        data += bytes([number & 127 | 128])
-        number >>= 7
-    return data + bytes([number])
-
-
-def message(number, content):
-    """A field of bytes (wire type 2)."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
+# ``checkpoint.proto``, implemented independently
 
 
 def value(name, array, *, kind=None, dims=None, packed=False):
     array = np.asarray(array)
     dims = (array.shape or (0,)) if dims is None else dims
-    shape = message(1, b''.join(map(varint, dims))) if packed else b''.join(b'\x08' + varint(n) for n in dims)
-    tensor = shape + message(2, (kind or TYPES[array.dtype.name]).encode()) + message(3, array.tobytes())
-    return message(1, message(1, name.encode()) + message(2, tensor))
+    shape = bytes_field(1, b''.join(map(varint, dims))) if packed else b''.join(b'\x08' + varint(n) for n in dims)
+    tensor = shape + bytes_field(2, (kind or TYPES[array.dtype.name]).encode()) + bytes_field(3, array.tobytes())
+    return bytes_field(1, bytes_field(1, name.encode()) + bytes_field(2, tensor))
 
 
 def checkpoint(arrays):
     return b''.join(value(name, array) for name, array in arrays.items())
 
 
-# The networks as the model zoo's programs write them down
+# The names and shapes of the model zoo's networks
 
 
 def convolution(name, n_out, n_in, size):
@@ -58,7 +48,7 @@ def normalisation(name, width):
     return {f'{name}.{part}': (width,) for part in ('gamma', 'beta', 'moving_mean', 'moving_variance')}
 
 
-def heads(n_class, neck, widths):
+def heads(n_classes, neck, widths):
     shapes = {}
     for i, width in enumerate(widths):
         shapes |= with_bias(f'{neck}.lateral_convs_list.{i}', 256, width, 1)
@@ -69,26 +59,26 @@ def heads(n_class, neck, widths):
     dense = {
         'shared_fc_0': (256 * 49, 1024),
         'shared_fc_1': (1024, 1024),
-        'cls_scores': (1024, n_class),
-        'reg_scores': (1024, 4 * n_class),
+        'cls_scores': (1024, n_classes),
+        'reg_scores': (1024, 4 * n_classes),
     }
     for name, shape in dense.items():
         shapes |= {f'rcnn_cls.fpn_cls.{name}.weight': shape, f'rcnn_cls.fpn_cls.{name}.bias': shape[1:]}
     for name, n_out, size in [
         *((f'mask_conv{i}', 256, 3) for i in range(1, 5)),
         ('mask_deconv5', 256, 2),
-        ('mask_conv6', n_class, 1),
+        ('mask_conv6', n_classes, 1),
     ]:
         shapes |= with_bias(f'rcnn_mask.fpn_mask.{name}', n_out, 256, size)
     return shapes
 
 
-def resnet50(n_class=3):
-    """``maskrcnn``: ``src/maskrcnn/resnet50.py`` and its heads."""
+def resnet50(n_classes=3):
+    """Return the shapes of ``maskrcnn``: ``src/maskrcnn/resnet50.py`` and its heads."""
     shapes = convolution('backbone.conv1', 64, 3, 7) | normalisation('backbone.bn1', 64)
     width_in = 64
-    for stage, (n_block, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=1):
-        for i in range(n_block):
+    for stage, (n_blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=1):
+        for i in range(n_blocks):
             block = f'backbone.layer{stage}.{i}'
             sizes = ((width, width_in, 1), (width, width, 3), (4 * width, width, 1))
             for j, (n_out, n_in, size) in enumerate(sizes, start=1):
@@ -98,11 +88,11 @@ def resnet50(n_class=3):
                 shapes |= convolution(f'{block}.conv_down_sample', 4 * width, width_in, 1)
                 shapes |= normalisation(f'{block}.bn_down_sample', 4 * width)
             width_in = 4 * width
-    return shapes | heads(n_class, 'fpn_ncek', (256, 512, 1024, 2048))
+    return shapes | heads(n_classes, 'fpn_ncek', (256, 512, 1024, 2048))
 
 
-def mobilenet(n_class=3):
-    """``maskrcnn_mobilenetv1``: ``src/maskrcnn_mobilenetv1/mobilenetv1.py`` and its heads."""
+def mobilenet(n_classes=3):
+    """Return the shapes of ``maskrcnn_mobilenetv1``: ``src/maskrcnn_mobilenetv1/mobilenetv1.py`` and its heads."""
     layers = [(32, 3, 3)]
     width_in = 32
     for width in (64, 128, 128, 256, 256, *[512] * 6, 1024, 1024):
@@ -112,12 +102,12 @@ def mobilenet(n_class=3):
     for i, layer in enumerate(layers):
         name = f'backbone.mobilenet_v1.network.{i}'
         shapes |= convolution(f'{name}.0', *layer) | normalisation(f'{name}.1', layer[0])
-    return shapes | heads(n_class, 'fpn_neck', (128, 256, 512, 1024))
+    return shapes | heads(n_classes, 'fpn_neck', (128, 256, 512, 1024))
 
 
 @pytest.fixture
 def read(monkeypatch, tmp_path):
-    """Reads what the reader of the format would have returned."""
+    """Return a function that converts arrays as if they came from a file."""
     path = tmp_path / 'model.ckpt'
     path.write_bytes(b'content')
 
@@ -128,11 +118,6 @@ def read(monkeypatch, tmp_path):
     return read_arrays
 
 
-def zeros(shapes):
-    """Arrays that take no memory."""
-    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-
-
 def write(tmp_path, data):
     path = tmp_path / 'file.ckpt'
     path.write_bytes(data)
@@ -140,7 +125,7 @@ def write(tmp_path, data):
 
 
 @pytest.mark.parametrize(('shapes', 'extractor'), [(resnet50(), 'resnet50_fpn'), (mobilenet(), 'mobilenet_v1_fpn')])
-def test_every_array_is_taken_and_fits_our_network(read, shapes, extractor):
+def test_every_array_is_converted_and_fits_the_native_network(read, shapes, extractor):
     more = {
         'moments.backbone.conv1.weight': np.zeros(1),
         'learning_rate': np.zeros(()),
@@ -157,10 +142,10 @@ def test_every_array_is_taken_and_fits_our_network(read, shapes, extractor):
         'copies of the RPN': ('rpn_with_loss.rpn_convs_list.1.rpn_conv.weight',),
     }
     assert 'upsamples bilinearly' in file.report.warnings[-1]
-    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
+    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file')
 
 
-def test_orders(read, rng):
+def test_the_order_of_axes_and_rows(read, rng):
     state = zeros(resnet50())
     for name in (
         'rcnn_cls.fpn_cls.shared_fc_0.weight',
@@ -186,8 +171,8 @@ def test_orders(read, rng):
     )
 
 
-def test_mobilenets_layers(read):
-    """Sequential number 5 is the depthwise and 6 the pointwise convolution of block 3."""
+def test_the_layers_of_mobilenet(read):
+    """Layers 5 and 6 are the depthwise and the pointwise convolution of block 3."""
     state = zeros(mobilenet())
     state['backbone.mobilenet_v1.network.5.0.weight'] = np.ones((128, 1, 3, 3), np.float32)
     state['backbone.mobilenet_v1.network.6.1.gamma'] = np.full(128, 2, np.float32)
@@ -196,8 +181,8 @@ def test_mobilenets_layers(read):
     assert (native['extractor/body/block3/pointwise/norm/gamma'] == 2).all()
 
 
-def test_a_stages_stride_is_in_its_3x3_convolution():
-    """``ResidualBlockUsing``: ``conv2`` has the stride; Detectron's first convolution has it."""
+def test_the_stride_of_a_stage_is_in_its_3x3_convolution():
+    """In ``ResidualBlockUsing``, ``conv2`` has the stride; in Detectron, the first convolution has it."""
     for dialect, strides in ((MINDSPORE, (1, 2)), (mask_rcnn.config.DETECTRON, (2, 1))):
         backbone = mask_rcnn.build('resnet50_fpn', n_fg_class=1, dialect=dialect).extractor.body
         block = backbone.res3.block0
@@ -232,7 +217,7 @@ def test_tensors(tmp_path, packed):
     'data',
     [b'', b'\n', b'\n\x05', b'\n\x0aResNet-50\xa2', b'\x80\x02}.', b'\n\x05\n\x03a b\x12', b'\n\x05\n\x03abc\x1a'],
 )
-def test_what_is_no_checkpoint(data):
+def test_other_files_are_not_checkpoints(data):
     assert not mindspore.is_checkpoint(data)
 
 
@@ -240,10 +225,10 @@ ONE = np.ones(1, np.float32)
 
 
 HOSTILE = {
-    'shape is larger': (value('a', ONE, dims=(1 << 40,)), 'a has 4 bytes, which is not the shape'),
+    'shape is larger': (value('a', ONE, dims=(1 << 40,)), 'a has 4 bytes, which does not match its shape'),
     'shape is smaller': (value('a', np.ones(2, np.float32), dims=(1,)), 'a has 8 bytes'),
     'shape overflows': (value('a', ONE, dims=(1 << 63, 4, 1 << 63)), 'a has 4 bytes'),
-    'nothing, with a side that no array has': (
+    'no values, with a dimension beyond NumPy': (
         value('a', np.ones(0, np.float32), dims=(0, 1 << 63)),
         r'a has 0 bytes, .* \(0, 9223372036854775808\)',
     ),
@@ -251,12 +236,12 @@ HOSTILE = {
     'another type': (value('a', ONE, kind='Pickle\n'), r'a is of the unknown type Pickle\\n'),
     'a name twice': (value('a', ONE) * 2, 'two tensors are called a'),
     'many tensors': (b''.join(value(f'{i:05}', ONE) for i in range(20_001)), 'more than 20000 tensors'),
-    'no tensor': (message(1, message(1, b'a')), 'a tensor without a name or a name without a tensor'),
+    'no tensor': (bytes_field(1, bytes_field(1, b'a')), 'a tensor without a name or a name without a tensor'),
     'a length beyond the end': (b'\n\xff\xff\xff\xff\x0f\n\x01a', 'a field of 4294967295 bytes'),
-    'bytes that are no text': (message(1, message(1, b'\xff') + message(2, b'')), 'codec'),
+    'a name that is not text': (bytes_field(1, bytes_field(1, b'\xff') + bytes_field(2, b'')), 'codec'),
     'millions of fields': (b'\x10\x00' * 1_000_001, 'more than 1000000 fields'),
-    'nothing of interest': (b'\x10\x01', 'holds no tensors'),
-    'empty': (b'', 'holds no tensors'),
+    'no tensors': (b'\x10\x01', 'has no tensors'),
+    'empty': (b'', 'has no tensors'),
     'another network': (value('conv.weight', ONE), 'neither of maskrcnn nor of maskrcnn_mobilenetv1'),
     'no classes': (value('backbone.layer1.0.conv1.weight', ONE), 'no layer rcnn_cls.fpn_cls.cls_scores'),
     'a network without most of its arrays': (
@@ -268,7 +253,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize('name', HOSTILE)
-def test_hostile_files_get_one_line(tmp_path, name):
+def test_hostile_files_raise_a_one_line_error(tmp_path, name):
     data, reason = HOSTILE[name]
     with pytest.raises(WeightFileError, match=reason) as caught:
         mindspore.read(write(tmp_path, data))
@@ -276,14 +261,11 @@ def test_hostile_files_get_one_line(tmp_path, name):
 
 
 def test_damaged_files_do_nothing(tmp_path, root):
-    good, generator = checkpoint(ARRAYS), random.Random(0)
+    good = checkpoint(ARRAYS)
     bad = [good[:i] for i in range(0, len(good) - 1, 3)]
-    for _ in range(300):
-        flipped = bytearray(good)
-        flipped[generator.randrange(len(good))] ^= 1 << generator.randrange(8)
-        bad.append(bytes(flipped))
+    bad += bit_flips(good, 300, random.Random(0))
     bad += [data for data, _ in HOSTILE.values()] + [struct.pack('<I', i) * 100 for i in range(50)]
     write_numbered(tmp_path, [good], bad)
-    outcomes, kilobytes = watch(tmp_path, root, 'mindspore.read_arrays')
+    outcomes, kilobytes = watch(tmp_path, root, 'converters.mindspore.read_arrays')
     assert len(outcomes) == len(bad)
     assert kilobytes < 30_000

@@ -1,4 +1,4 @@
-"""Our own weight files."""
+"""The native weight file format."""
 
 import copy
 import errno
@@ -16,6 +16,7 @@ import pytest
 from mask_rcnn.config import Config
 from mask_rcnn.io import atomic_file
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, load_arrays, read_weights, write_weights
+from tests.support.damage import bit_flips, truncations
 
 META = ModelMeta(
     kind='model',
@@ -48,7 +49,7 @@ def test_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ['w.npz']
 
 
-def test_numpy_reads_it_without_pickle_and_equal_weights_make_equal_files(tmp_path):
+def test_numpy_reads_the_file_and_equal_weights_make_equal_files(tmp_path):
     for name in ('1.npz', '2.npz'):
         write_weights(tmp_path / name, ARRAYS, META)
     assert (tmp_path / '1.npz').read_bytes() == (tmp_path / '2.npz').read_bytes()
@@ -93,19 +94,19 @@ def changed_config(**changes):
 @pytest.mark.parametrize(
     ('text', 'reason'),
     [
-        ('[]', 'no metadata'),
-        ('{}', 'no metadata'),
+        ('[]', 'not the metadata'),
+        ('{}', 'not the metadata'),
         ('{', 'Expecting'),
         ('[' * 100_000, 'nested too deeply'),
         (changed_meta(format_version=2), 'version 2 is newer'),
-        (changed_meta(format_version='1'), 'no metadata'),
+        (changed_meta(format_version='1'), 'not the metadata'),
         (changed_meta(more=1), "unknown: \\['more'\\]"),
-        (changed_meta(class_names='ab'), 'field class_names'),
-        (changed_meta(category_ids=[1, 2.5]), 'field category_ids'),
-        (changed_meta(source={'file': 1}), 'field source'),
-        (changed_meta(left=[1]), 'field left'),
+        (changed_meta(class_names='ab'), 'field class_names must be a list of strings'),
+        (changed_meta(category_ids=[1, 2.5]), 'field category_ids must be a list of integers'),
+        (changed_meta(source={'file': 1}), 'field source must be null or an object with the strings file'),
+        (changed_meta(left=[1]), 'field left must be an object of integers'),
         (changed_meta(notes=[1]), 'field notes'),
-        (changed_meta(config=5), 'field config'),
+        (changed_meta(config=5), 'field config must be an object'),
         (changed_config(min_size='x'), 'field config'),
         (changed_config(anchor_sizes=[]), 'field config'),
         (changed_config(roi_align=1), 'field config'),
@@ -129,7 +130,7 @@ def test_bad_meta_is_refused(text, reason):
         ({'a': np.array(['text'])}, 'a is <U4'),
     ],
 )
-def test_what_the_format_does_not_hold(tmp_path, arrays, reason):
+def test_unsupported_arrays_are_refused(tmp_path, arrays, reason):
     with pytest.raises(ValueError, match=reason):
         write_weights(tmp_path / 'w.npz', arrays, META)
     assert not os.listdir(tmp_path)
@@ -139,7 +140,7 @@ class FullDisk(io.RawIOBase):
     """A file on a disk with 1000 free bytes."""
 
     def __init__(self, path, mode):
-        self._file = open(path, mode)
+        self._file = open(path, mode)  # noqa: SIM115  (close() closes it)
 
     def writable(self):
         return True
@@ -157,7 +158,7 @@ class FullDisk(io.RawIOBase):
         super().close()
 
 
-def test_full_disk_leaves_nothing_and_spares_the_old_file(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file_unchanged(tmp_path, monkeypatch):
     path = tmp_path / 'w.npz'
     path.write_text('old')
     monkeypatch.setattr(atomic_file, 'open', FullDisk, raising=False)
@@ -166,7 +167,7 @@ def test_full_disk_leaves_nothing_and_spares_the_old_file(tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ['w.npz'] and path.read_text() == 'old'
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_paths_that_cannot_be_written(tmp_path):
     with pytest.raises(WeightFileError, match='No such file or directory'):
         write_weights(tmp_path / 'no' / 'w.npz', ARRAYS, META)
     with pytest.raises(WeightFileError, match='is a folder'):
@@ -180,7 +181,7 @@ def test_places_that_cannot_be_written(tmp_path):
 
 
 def archive_with(path, members, compression=zipfile.ZIP_STORED):
-    """An .npz of raw member bytes (``.npy`` content or arrays) after a good meta."""
+    """Write an ``.npz`` with valid metadata and members that are arrays or raw ``.npy`` bytes."""
     with zipfile.ZipFile(path, 'w', compression) as archive:
         for name, data in {'meta': np.frombuffer(META.to_json().encode(), np.uint8), **members}.items():
             if isinstance(data, np.ndarray):
@@ -198,27 +199,27 @@ def npy(header, data=b''):
 FLOATS = "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }"
 
 FOREIGN = {
-    'object array': (np.array([print], object), 'no plain array'),
-    'text': (np.array(['a']), 'no plain array'),
-    'structured': (np.zeros(2, 'f4,i4'), 'no plain array'),
+    'object array': (np.array([print], object), 'not a plain array'),
+    'text': (np.array(['a']), 'not a plain array'),
+    'structured': (np.zeros(2, 'f4,i4'), 'not a plain array'),
     'uint8': (np.zeros(2, np.uint8), 'x is uint8'),
-    'fortran order': (np.asfortranarray(np.zeros((2, 3))), 'no plain array'),
-    'many axes': (npy(FLOATS % ('(' + '1, ' * 33 + ')'), bytes(4)), 'no plain array'),
-    'unknown type': (npy(FLOATS.replace('<f4', '|f1') % '(3,)', bytes(3)), 'no plain array'),
-    'digits': (npy(FLOATS % ('(' + '1' * 60 + ')'), bytes(4)), 'no plain array'),
+    'fortran order': (np.asfortranarray(np.zeros((2, 3))), 'not a plain array'),
+    'many axes': (npy(FLOATS % ('(' + '1, ' * 33 + ')'), bytes(4)), 'not a plain array'),
+    'unknown type': (npy(FLOATS.replace('<f4', '|f1') % '(3,)', bytes(3)), 'not a plain array'),
+    'digits': (npy(FLOATS % ('(' + '1' * 60 + ')'), bytes(4)), 'not a plain array'),
     'huge': (npy(FLOATS % '(1099511627776, 1024)'), 'size that its header'),
-    'negative': (npy(FLOATS % '(-1, -2)', bytes(8)), 'no plain array'),
+    'negative': (npy(FLOATS % '(-1, -2)', bytes(8)), 'not a plain array'),
     'too short': (npy(FLOATS % '(3,)', bytes(8)), 'size that its header'),
     'too long': (npy(FLOATS % '(1,)', bytes(8)), 'size that its header'),
-    'expression': (npy("__import__('os').system('true')"), 'no plain array'),
-    'nested header': (npy('[' * 100), 'no plain array'),
-    'no magic': (b'abc', 'no plain array'),
-    'version 3': (b'\x93NUMPY\x03\x00' + bytes(20), 'no plain array'),
+    'expression': (npy("__import__('os').system('true')"), 'not a plain array'),
+    'nested header': (npy('[' * 100), 'not a plain array'),
+    'no magic': (b'abc', 'not a plain array'),
+    'version 3': (b'\x93NUMPY\x03\x00' + bytes(20), 'not a plain array'),
 }
 
 
 @pytest.mark.parametrize('name', FOREIGN)
-def test_members_that_are_no_weights(tmp_path, name):
+def test_foreign_members_are_refused(tmp_path, name):
     data, reason = FOREIGN[name]
     archive_with(tmp_path / 'w.npz', {'x': data})
     with pytest.raises(WeightFileError, match=reason) as caught:
@@ -243,7 +244,7 @@ def test_compressed_and_overlapping_archives_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('content', [b'', b'abc', b'PK\x03\x04', b'PK\x05\x06' + bytes(18), bytes(1000)])
-def test_other_files(tmp_path, content):
+def test_files_of_other_formats_are_refused(tmp_path, content):
     (tmp_path / 'w.npz').write_bytes(content)
     with pytest.raises(WeightFileError, match='not a weight file'):
         read_weights(tmp_path / 'w.npz')
@@ -251,29 +252,29 @@ def test_other_files(tmp_path, content):
         read_weights(tmp_path / 'missing.npz')
 
 
-def test_damaged_files_are_noticed(tmp_path):
+def test_damaged_files_are_detected(tmp_path):
     path = tmp_path / 'w.npz'
     write_weights(path, ARRAYS, META)
-    data, generator = path.read_bytes(), random.Random(0)
-    for i in range(50):
-        path.write_bytes(data[: len(data) * i // 50])
+    data = path.read_bytes()
+    for truncated in truncations(data):
+        path.write_bytes(truncated)
         with pytest.raises(WeightFileError):
             read_weights(path)
-    for _ in range(200):
-        flipped = bytearray(data)
-        flipped[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+    errors = []
+    for flipped in bit_flips(data, 200, random.Random(0)):
         path.write_bytes(flipped)
         try:
-            got = read_weights(path)  # the flip hit a field of the archive that means nothing here
+            got = read_weights(path)  # the flip is in a field of the archive that the reader does not use
         except WeightFileError as error:
-            assert str(error).isprintable()
+            errors.append(str(error))
         else:
             assert got.meta == META
             for name, array in got.arrays.items():
                 np.testing.assert_array_equal(array, ARRAYS[name])
+    assert errors and all(map(str.isprintable, errors))
 
 
-# Into a network
+# Loading into a network
 
 
 class Network(chainer.Chain):
@@ -302,7 +303,7 @@ class Network(chainer.Chain):
 
 def test_load_arrays_copies_parameters_and_persistent_values():
     network, arrays = Network(), Network.arrays()
-    load_arrays(network, arrays, what='file')
+    load_arrays(network, arrays, source='file')
     serializer = chainer.serializers.DictionarySerializer()
     serializer.save(network)
     assert set(serializer.target) == set(arrays)
@@ -312,13 +313,13 @@ def test_load_arrays_copies_parameters_and_persistent_values():
     assert network.conv.W.array.all()
 
 
-def test_load_arrays_names_everything_that_does_not_fit():
+def test_load_arrays_lists_all_mismatches():
     network, arrays = Network(), Network.arrays()
     before = network.conv.W.array.copy()
     del arrays['conv/b'], arrays['norm/avg_var']
     arrays |= {'conv/more': np.zeros(1), 'norm/beta': np.zeros((2, 2), np.float32)}
     with pytest.raises(WeightFileError) as caught:
-        load_arrays(network, arrays, what='w.npz')
+        load_arrays(network, arrays, source='w.npz')
     message = str(caught.value)
     assert message.startswith('w.npz: does not fit the network') and message.isprintable()
     for part in ('missing conv/b, norm/avg_var', 'unexpected conv/more', 'norm/beta has the shape (2, 2), not (4,)'):
@@ -328,10 +329,10 @@ def test_load_arrays_names_everything_that_does_not_fit():
 
 def test_load_arrays_partial():
     network = Network()
-    load_arrays(network, {'conv/b': np.ones(4, np.float32)}, what='w.npz', partial=True)
+    load_arrays(network, {'conv/b': np.ones(4, np.float32)}, source='w.npz', partial=True)
     assert network.conv.b.array.tolist() == [1, 1, 1, 1]
     with pytest.raises(WeightFileError, match='unexpected conv/x'):
-        load_arrays(network, {'conv/x': np.ones(4, np.float32)}, what='w.npz', partial=True)
+        load_arrays(network, {'conv/x': np.ones(4, np.float32)}, source='w.npz', partial=True)
 
 
 @pytest.mark.gpu
@@ -339,6 +340,6 @@ def test_load_arrays_partial():
 def test_load_arrays_to_the_gpu():
     network, arrays = Network(), Network.arrays()
     network.to_gpu()
-    load_arrays(network, arrays, what='file')
+    load_arrays(network, arrays, source='file')
     np.testing.assert_array_equal(chainer.cuda.to_cpu(network.norm.avg_mean), arrays['norm/avg_mean'])
     np.testing.assert_array_equal(chainer.cuda.to_cpu(network.conv.W.array), arrays['conv/W'])

@@ -1,4 +1,4 @@
-"""Starting weights: one ResNet in every format, each against a forward pass over the raw arrays."""
+"""Pretrained weights: one ResNet in every format, compared with a forward pass over the raw arrays."""
 
 import pickle
 import zipfile
@@ -14,10 +14,11 @@ from mask_rcnn.inference.save import arrays_of, save
 from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
 from mask_rcnn.weights.converters import imagenet
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
+from tests.support.protobuf_bytes import bytes_field, varint
 
 EPS = 1e-5
 
-#: Blocks of the two ResNets as Caffe calls them.
+#: Caffe's names of the blocks of the two ResNets.
 BLOCKS = {
     'resnet50': ['2a', '2b', '2c', '3a', '3b', '3c', '3d', '4a', '4b', '4c', '4d', '4e', '4f', '5a', '5b', '5c'],
     'resnet101': [
@@ -36,7 +37,7 @@ BLOCKS = {
 
 
 def conv_shapes(extractor):
-    """Shape of each convolution by Caffe's name, from table 1 of He et al. 2016."""
+    """Return the shape of each convolution by Caffe's name, from table 1 of He et al. 2016."""
     shapes, width_in = {'conv1': (64, 3, 7, 7)}, 64
     for block in BLOCKS[extractor]:
         width = 64 << int(block[0]) - 2
@@ -57,7 +58,7 @@ def bn_name(conv):
 
 @pytest.fixture(scope='module')
 def raw():
-    """A ResNet-50 with random weights under Caffe's names, its conv1 with a bias."""
+    """Return the arrays of a random ResNet-50 under Caffe's names; conv1 has a bias."""
     rng = np.random.default_rng(0)
     arrays = {}
     for conv, shape in conv_shapes('resnet50').items():
@@ -75,7 +76,7 @@ def pool(x):
 
 
 def forward(raw, x, pool=pool):
-    """He et al. 2016 over the raw arrays: res4 and res5 as arrays."""
+    """Run the network of He et al. 2016 on the raw arrays and return res4 and res5."""
 
     def conv_bn(x, conv, stride=1, pad=0):
         y = F.convolution_2d(x, raw[f'{conv}/W'], raw.get(f'{conv}/b'), stride, pad).array
@@ -100,15 +101,15 @@ def forward(raw, x, pool=pool):
 
 
 def model_forward(model, x):
-    """The same from a model, whose res5 has stride 1 and gets every second feature."""
+    """Return res4 and res5 of a model, whose res5 has stride 1 and reads every second feature."""
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         features = model.extractor(x)[0].array
         return features, model.box_head.res5(features[:, :, ::2, ::2]).array
 
 
 @pytest.mark.parametrize('norm', ['affine', 'bn'])
-def test_a_feature_pyramid_takes_its_body(raw, image, expected, tmp_path, norm):
-    """Also with another epsilon, and from a whole C4 model; and a C4 model takes that of a pyramid."""
+def test_loading_backbones_between_c4_and_fpn_models(raw, image, expected, tmp_path, norm):
+    """An FPN model loads ImageNet weights, also with another epsilon, and a C4 model's; and vice versa."""
     write_caffe_npz(tmp_path / 'caffe.npz', raw)
     dialect = DETECTRON.replace(backbone={'bn_eps': 1e-3})
     pyramid = mask_rcnn.build('resnet50_fpn', n_fg_class=2, norm=norm, dialect=dialect)
@@ -119,24 +120,24 @@ def test_a_feature_pyramid_takes_its_body(raw, image, expected, tmp_path, norm):
         with chainer.using_config('train', False), chainer.no_backprop_mode():
             return [features.array for features in pyramid.extractor.body(image)[2:]]
 
-    for got, wanted in zip(outputs(), expected):
-        np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
+    for got, reference in zip(outputs(), expected, strict=True):
+        np.testing.assert_allclose(got, reference, atol=1e-4 * reference.max())
     c4 = mask_rcnn.build('resnet50', n_fg_class=3, norm='affine')
     load_pretrained(c4, tmp_path / 'caffe.npz')
     save(tmp_path / 'c4.npz', c4)
     for param in pyramid.params():
         param.array[...] = 0.1
     load_pretrained(pyramid, tmp_path / 'c4.npz')
-    for got, wanted in zip(outputs(), expected):
-        np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
+    for got, reference in zip(outputs(), expected, strict=True):
+        np.testing.assert_allclose(got, reference, atol=1e-4 * reference.max())
     pyramid.config = pyramid.config.replace(dialect=DETECTRON)  # the file knows dialects by their names
     if norm == 'affine':
         save(tmp_path / 'pyramid.npz', pyramid)
         for param in c4.params():
             param.array[...] = 0.1
         load_pretrained(c4, tmp_path / 'pyramid.npz')
-        for got, wanted in zip(model_forward(c4, image), expected):
-            np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
+        for got, reference in zip(model_forward(c4, image), expected, strict=True):
+            np.testing.assert_allclose(got, reference, atol=1e-4 * reference.max())
 
 
 @pytest.fixture(scope='module')
@@ -151,11 +152,11 @@ def expected(raw, image):
 
 @pytest.fixture(scope='module')
 def models():
-    """A model of each normalisation."""
+    """Return a model for each normalisation."""
     return {norm: mask_rcnn.build('resnet50', n_fg_class=2, norm=norm) for norm in ('affine', 'bn')}
 
 
-# Writers of each format
+# Writers of the formats
 
 
 def write_caffe_npz(path, raw):
@@ -163,20 +164,16 @@ def write_caffe_npz(path, raw):
 
 
 def write_caffemodel(path, raw):
-    """As test_caffemodel.py has checked against the protocol buffer library."""
-
-    def varint(value):
-        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
-
-    def field(number, data):
-        return varint(number << 3 | 2) + varint(len(data)) + data
+    """Write the format that test_caffemodel.py compares with the protocol buffer library."""
 
     def layer(name, *arrays):
         blobs = [
-            field(7, field(7, field(1, b''.join(map(varint, array.shape)))) + field(5, array.tobytes()))
+            bytes_field(
+                7, bytes_field(7, bytes_field(1, b''.join(map(varint, array.shape)))) + bytes_field(5, array.tobytes())
+            )
             for array in arrays
         ]
-        return field(100, field(1, name.encode()) + b''.join(blobs))
+        return bytes_field(100, bytes_field(1, name.encode()) + b''.join(blobs))
 
     with open(path, 'wb') as file:
         for conv in conv_shapes('resnet50'):
@@ -188,7 +185,7 @@ def write_caffemodel(path, raw):
 
 
 def write_chainer_npz(path, raw):
-    """What ``chainer.links.ResNet50Layers`` itself serializes."""
+    """Serialise ``chainer.links.ResNet50Layers``."""
     network = chainer.links.ResNet50Layers(pretrained_model=None)
     network.conv1.b.array[...] = raw['conv1/b']
     stages = {'conv1': (network.conv1, network.bn1)}
@@ -208,7 +205,7 @@ def write_chainer_npz(path, raw):
 
 
 def folded(raw):
-    """Convolution, scale and bias by Caffe's name of the convolution."""
+    """Yield Caffe's name, weight, scale and bias of each convolution."""
     for conv in conv_shapes('resnet50'):
         gamma, beta, mean, var = (raw[f'{bn_name(conv)}/{name}'] for name in ('gamma', 'beta', 'mean', 'var'))
         scale = gamma / np.sqrt(var + EPS)
@@ -227,7 +224,7 @@ def write_detectron_pkl(path, raw):
     path.write_bytes(pickle.dumps({'blobs': blobs | {'fc1000_b': np.zeros(1000, np.float32)}}, protocol=2))
 
 
-def write_our_backbone(path, raw):
+def write_native_backbone(path, raw):
     names = {'branch2a': 'conv1', 'branch2b': 'conv2', 'branch2c': 'conv3', 'branch1': 'shortcut'}
     arrays = {}
     for conv, weight, scale, bias in folded(raw):
@@ -245,7 +242,7 @@ FORMATS = {
     'ResNet-50-model.caffemodel': (write_caffemodel, "R-50 backbone (Caffe's .caffemodel)"),
     'ResNet-50-model.npz': (write_chainer_npz, "R-50 backbone (a Chainer ResNet's .npz)"),
     'R-50.pkl': (write_detectron_pkl, "R-50 backbone (Detectron's .pkl)"),
-    'R-50_d2c.npz': (write_our_backbone, "R-50 backbone (this program's .npz)"),
+    'R-50_d2c.npz': (write_native_backbone, "R-50 backbone (this program's .npz)"),
 }
 
 HEADS = (
@@ -260,36 +257,36 @@ HEADS = (
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_every_format_gives_the_network_its_arrays_describe(tmp_path, raw, models, image, expected, name):
-    write, what = FORMATS[name]
+def test_every_format_loads_the_same_network(tmp_path, raw, models, image, expected, name):
+    write, title = FORMATS[name]
     write(tmp_path / name, raw)
     both = name in ('caffe.npz', 'R-50.pkl')  # a file with batch normalisation and one without
     for norm, model in models.items() if both else [('affine', models['affine'])]:
         for param in model.extractor.params():
             param.array[...] = 0.1
         report = load_pretrained(model, tmp_path / name)
-        for got, wanted in zip(model_forward(model, image), expected):
-            assert wanted.std() > 0.1
-            np.testing.assert_allclose(got, wanted, atol=2e-5 * wanted.max(), rtol=1e-4)
-        assert report.what == what and report.n_taken == {'affine': 159, 'bn': 265}[norm]
+        for got, reference in zip(model_forward(model, image), expected, strict=True):
+            assert reference.std() > 0.1
+            np.testing.assert_allclose(got, reference, atol=2e-5 * reference.max(), rtol=1e-4)
+        assert report.title == title and report.n_taken == {'affine': 159, 'bn': 265}[norm]
         assert report.reinitialized == () and set(report.missing) == set(HEADS) and report.notes == ()
-        assert str(report).startswith(f'{tmp_path / name}: {what}, ')
+        assert str(report).startswith(f'{tmp_path / name}: {title}, ')
         assert 'not in the file): ' in str(report)
 
 
-def test_chainers_own_network_agrees(tmp_path, raw, image):
-    """The reference itself against an implementation that is not ours, with its pooling and epsilon."""
+def test_the_reference_agrees_with_chainers_resnet(tmp_path, raw, image):
+    """Compare :func:`forward` with an independent implementation, with its pooling and epsilon."""
     write_chainer_npz(tmp_path / 'c.npz', raw)
     network = chainer.links.ResNet50Layers(pretrained_model=str(tmp_path / 'c.npz'))
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         got = network(image, layers=['res4', 'res5'])
     expected = forward(raw, image, pool=lambda x: F.max_pooling_2d(x, 3, 2))
-    for name, wanted in zip(('res4', 'res5'), expected):
-        np.testing.assert_allclose(got[name].array, wanted, atol=1e-4 * wanted.max())
+    for name, reference in zip(('res4', 'res5'), expected, strict=True):
+        np.testing.assert_allclose(got[name].array, reference, atol=1e-4 * reference.max())
 
 
 def test_resnet101(tmp_path, models):
-    """Every convolution filled with its number: each must arrive at its place."""
+    """Each convolution is filled with its number, which identifies it in the model."""
     numbers = {conv: i for i, conv in enumerate(conv_shapes('resnet101'))}
     arrays = {}
     for conv, shape in conv_shapes('resnet101').items():
@@ -310,12 +307,12 @@ def test_resnet101(tmp_path, models):
         for array in (link.conv.W.array, link.norm.gamma.array, link.norm.avg_var):
             assert (array == numbers[conv]).all(), conv
     assert (model.box_head.res5.block2.conv3.conv.W.array == numbers['res5c_branch2c']).all()
-    with pytest.raises(WeightFileError, match='holds a resnet101, but the model is to have a resnet50'):
+    with pytest.raises(WeightFileError, match='contains a resnet101, but the model has a resnet50'):
         load_pretrained(models['affine'], tmp_path / 'r101.npz')
 
 
-def test_the_public_imagenet_weights_recognise_photos(shared, models):
-    """The whole chain on real weights: a wrong channel order or stride would show here."""
+def test_the_public_imagenet_weights_classify_photos(shared, models):
+    """Real weights classify photos, which requires the correct channel order and strides."""
     cv2 = pytest.importorskip('cv2')
     path = shared / 'weights' / 'resnet50_imagenet.npz'
     model = models['affine']
@@ -346,7 +343,7 @@ def make_model(seed, n_fg_class=3, **changes):
 
 @pytest.fixture(scope='module')
 def model_file(tmp_path_factory):
-    """A model of three classes, as training leaves it."""
+    """Write a model of three classes and return its path and arrays."""
     model = make_model(1, class_names=('square', 'circle', 'triangle'), norm='bn')
     rng = np.random.RandomState(0)
     for array in arrays_of(model).values():
@@ -357,21 +354,21 @@ def model_file(tmp_path_factory):
     return path, arrays_of(model)
 
 
-def test_a_model_with_another_number_of_classes_starts_its_heads_anew(model_file):
+def test_output_layers_are_reinitialised_for_another_number_of_classes(model_file):
     path, arrays = model_file
     model = make_model(2, n_fg_class=5, norm='bn')
     before = {name: array.copy() for name, array in arrays_of(model).items()}
     report = load_pretrained(model, path)
     assert report.reinitialized == ('box_head/delta', 'box_head/score', 'mask_head/score')
     assert report.missing == () and report.notes == ()
-    assert 'start anew (they have another shape in the file): box_head/delta, box_head/score' in str(report)
+    assert 'randomly initialised (another shape in the file): box_head/delta, box_head/score' in str(report)
     for name, array in arrays_of(model).items():
-        wanted = before if name.rpartition('/')[0] in report.reinitialized else arrays
-        np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+        reference = before if name.rpartition('/')[0] in report.reinitialized else arrays
+        np.testing.assert_array_equal(array, reference[name], err_msg=name)
     assert report.n_taken == len(arrays) - 6
 
 
-def test_a_model_with_the_same_classes_is_taken_whole(model_file):
+def test_a_model_with_the_same_classes_is_loaded_completely(model_file):
     path, arrays = model_file
     model = make_model(2, class_names=('square', 'circle', 'triangle'), norm='bn')
     report = load_pretrained(model, path)
@@ -380,29 +377,30 @@ def test_a_model_with_the_same_classes_is_taken_whole(model_file):
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
-def test_other_classes_and_other_anchors_are_told(model_file):
+def test_other_classes_and_other_anchors_are_reported(model_file):
     model = make_model(2, class_names=('square', 'star', 'triangle'), anchor_sizes=(32, 64), norm='affine')
     report = load_pretrained(model, model_file[0])
     assert report.reinitialized == ('rpn/delta', 'rpn/objectness')
     assert report.notes == (
-        "the file has as many classes, but other ones ('circle' where the model has 'star'): their weights were taken",
+        "the file has the same number of classes, but other ones ('circle' where the model has 'star'): "
+        'their weights were loaded',
     )
 
 
-def test_normalisations_become_each_other(model_file, tmp_path, image):
+def test_conversion_between_normalisations(model_file, tmp_path, image):
     path, _ = model_file
     affine, bn = make_model(2, norm='affine'), make_model(3, norm='bn')
     load_pretrained(affine, path)
     expected = model_forward(mask_rcnn.load(path), image)
-    for got, wanted in zip(model_forward(affine, image), expected):
-        np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
+    for got, reference in zip(model_forward(affine, image), expected, strict=True):
+        np.testing.assert_allclose(got, reference, atol=1e-4 * reference.max())
     save(tmp_path / 'affine.npz', affine)
     load_pretrained(bn, tmp_path / 'affine.npz')
-    for got, wanted in zip(model_forward(bn, image), expected):
-        np.testing.assert_allclose(got, wanted, atol=1e-4 * wanted.max())
+    for got, reference in zip(model_forward(bn, image), expected, strict=True):
+        np.testing.assert_allclose(got, reference, atol=1e-4 * reference.max())
 
 
-def test_a_dialect_with_rgb_input_gets_its_channels_turned(tmp_path, raw, models, monkeypatch):
+def test_the_channels_are_reversed_for_a_dialect_with_rgb_input(tmp_path, raw, models, monkeypatch):
     write_caffe_npz(tmp_path / 'c.npz', raw)
     model = models['bn']
     rgb = DETECTRON.replace(name='rgb', input={'channel_order': 'RGB'})
@@ -411,9 +409,9 @@ def test_a_dialect_with_rgb_input_gets_its_channels_turned(tmp_path, raw, models
     np.testing.assert_array_equal(model.extractor.conv1.conv.W.array, raw['conv1/W'][:, ::-1])
 
 
-def test_channels_are_turned_only_of_filters(tmp_path, raw, models, monkeypatch):
-    np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})  # the format is told by a name
-    monkeypatch.setattr(imagenet, '_read_members', lambda path, wanted: raw | {'conv1/W': np.zeros(64, np.float32)})
+def test_only_the_channels_of_weights_with_four_axes_are_reversed(tmp_path, raw, models, monkeypatch):
+    np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})  # a name determines the format
+    monkeypatch.setattr(imagenet, '_read_members', lambda path, is_needed: raw | {'conv1/W': np.zeros(64, np.float32)})
     model = models['bn']
     rgb = DETECTRON.replace(name='rgb', input={'channel_order': 'RGB'})
     monkeypatch.setattr(model, 'config', model.config.replace(dialect=rgb))
@@ -426,14 +424,14 @@ def test_channels_are_turned_only_of_filters(tmp_path, raw, models, monkeypatch)
 
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
-    """The folder in which Chainer keeps its models."""
+    """Return the folder in which Chainer stores its models."""
     monkeypatch.setattr(chainer.dataset.download, '_dataset_root', str(tmp_path))
     folder = tmp_path / 'pfnet' / 'chainer' / 'models'
     folder.mkdir(parents=True)
     return folder
 
 
-def test_imagenet_weights_are_found_best_first(zoo):
+def test_imagenet_weights_are_found_in_order_of_preference(zoo):
     with pytest.raises(WeightFileError, match='--pretrained none') as caught:
         find_pretrained('imagenet')
     message = str(caught.value)
@@ -461,17 +459,17 @@ def test_imagenet_weights_are_found_best_first(zoo):
     assert find_pretrained('imagenet', 'resnet101') == zoo / 'R-101.pkl'
 
 
-def test_a_path_is_itself(tmp_path):
+def test_a_path_is_returned_unchanged(tmp_path):
     (tmp_path / 'w.npz').touch()
     assert find_pretrained(str(tmp_path / 'w.npz')) == tmp_path / 'w.npz'
     with pytest.raises(WeightFileError, match='no.npz: No such file'):
         find_pretrained(tmp_path / 'no.npz')
 
 
-# Files that are of no use
+# Unusable files
 
 
-def test_useless_files_are_named_and_change_nothing(tmp_path, models):
+def test_unusable_files_raise_an_error_and_change_nothing(tmp_path, models):
     def npz(name, **arrays):
         np.savez(tmp_path / name, **{key.replace('__', '/'): array for key, array in arrays.items()})
 
@@ -484,10 +482,10 @@ def test_useless_files_are_named_and_change_nothing(tmp_path, models):
     model = models['affine']
     before = {name: array.copy() for name, array in arrays_of(model).items()}
     for name, reason in [
-        ('other.npz', 'is no zip archive of weights that is known'),
-        ('little.npz', r'holds a ResNet of 1 \+ 0 \+ 0 \+ 0 blocks'),
+        ('other.npz', 'is not a zip archive of weights in a supported format'),
+        ('little.npz', r'has a ResNet of 1 \+ 0 \+ 0 \+ 0 blocks'),
         ('objects.npz', 'is not a weight file, or damaged: Object arrays cannot be loaded'),
-        ('text.npz', 'is no file of weights that is known'),
+        ('text.npz', 'is not a file of weights in a supported format'),
         ('cut.npz', 'damaged zip archive: File is not a zip'),
         ('w.pth', "PyTorch's .pth"),
         ('no.npz', 'No such file'),
@@ -515,19 +513,30 @@ def test_useless_files_are_named_and_change_nothing(tmp_path, models):
         ({'conv1/W': np.zeros((64, 3, 7, 7), np.int32)}, 'lacks conv1/W'),
     ],
 )
-def test_arrays_that_are_missing_or_wrong(tmp_path, raw, models, changes, reason, monkeypatch):
+def test_missing_and_wrong_arrays(tmp_path, raw, models, changes, reason, monkeypatch):
     arrays = {name: array for name, array in (raw | changes).items() if array is not None}
-    np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})  # the format is told by a name
+    np.savez(tmp_path / 'names.npz', **{'res2a_branch2a/W': 0})  # a name determines the format
     monkeypatch.setattr(
         imagenet,
         '_read_members',
-        lambda path, wanted: {name: array for name, array in arrays.items() if array.dtype.kind == 'f'},
+        lambda path, is_needed: {name: array for name, array in arrays.items() if array.dtype.kind == 'f'},
     )
     with pytest.raises(WeightFileError, match=reason):
         load_pretrained(models['affine'], tmp_path / 'names.npz')
 
 
-def test_an_archive_that_unfolds_to_any_size(tmp_path, models):
+def test_a_resnet101_whose_blocks_have_letters_only(tmp_path):
+    names = [
+        f'res{stage}{chr(97 + i)}_branch2a/W'
+        for stage, n in zip((2, 3, 4, 5), (3, 4, 23, 3), strict=True)
+        for i in range(n)
+    ]
+    np.savez(tmp_path / 'letters.npz', **dict.fromkeys(names, np.zeros(1, np.float32)))
+    with pytest.raises(WeightFileError, match='lacks conv1/W, res2a_branch2b/W'):
+        imagenet.read_caffe_npz(tmp_path / 'letters.npz')
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size(tmp_path, models):
     np.savez_compressed(tmp_path / 'bomb.npz', **{'res2a_branch2a/W': np.zeros(10000)})
     with pytest.raises(WeightFileError, match='its members are larger than the file can hold'):
         load_pretrained(models['affine'], tmp_path / 'bomb.npz')
@@ -539,13 +548,13 @@ def write_member(path, content, compression=zipfile.ZIP_STORED):
 
 
 @pytest.mark.parametrize('compression', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_compressions_that_unfold_at_once(tmp_path, rng, compression):
+def test_unsupported_compressions(tmp_path, rng, compression):
     write_member(tmp_path / 'c.npz', rng.bytes(1000), compression)
-    with pytest.raises(WeightFileError, match='its members are compressed in a way that is not read'):
+    with pytest.raises(WeightFileError, match='its members are compressed with an unsupported method'):
         imagenet.read_caffe_npz(tmp_path / 'c.npz')
 
 
-def test_archives_with_a_huge_directory(tmp_path):
+def test_an_archive_with_a_huge_directory(tmp_path):
     with zipfile.ZipFile(tmp_path / 'many.npz', 'w') as archive:
         for i in range(70):
             member = zipfile.ZipInfo(f'{i}.npy')
@@ -555,7 +564,7 @@ def test_archives_with_a_huge_directory(tmp_path):
         imagenet.read_caffe_npz(tmp_path / 'many.npz')
 
 
-def test_deflated_arrays_in_any_order_are_read(tmp_path, rng):
+def test_deflated_arrays_in_any_memory_order(tmp_path, rng):
     arrays = {
         'a/W': rng.rand(30, 20).astype(np.float32).T,
         'b/W': rng.rand(3),
@@ -569,7 +578,7 @@ def test_deflated_arrays_in_any_order_are_read(tmp_path, rng):
         np.testing.assert_array_equal(array, arrays[name], strict=True)
 
 
-#: What makes NumPy's parser stumble, each in another way.
+#: Headers that make NumPy's parser raise different errors.
 HEADERS = [
     "{'descr': '<f4', 'shape': (2,",
     "{'descr': '<,f4', 'fortran_order': False, 'shape': (2, )}",
@@ -582,14 +591,14 @@ HEADERS = [
 
 
 @pytest.mark.parametrize('header', HEADERS)
-def test_damaged_headers_get_one_line(tmp_path, header):
+def test_damaged_headers_raise_a_one_line_error(tmp_path, header):
     write_member(tmp_path / 'h.npz', b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header.encode())
     with pytest.raises(WeightFileError, match='is not a weight file, or damaged') as caught:
         imagenet.read_caffe_npz(tmp_path / 'h.npz')
     assert str(caught.value).isprintable()
 
 
-def test_a_model_of_ours_without_its_body(tmp_path, models):
+def test_a_native_model_without_its_backbone(tmp_path, models):
     config = Config(n_fg_class=2)
     write_weights(
         tmp_path / 'm.npz', {'rpn/conv/b': np.zeros(1024, np.float32)}, ModelMeta('model', config, ('a', 'b'), (1, 2))

@@ -1,4 +1,4 @@
-"""Starting weights of MobileNetV1 under TensorFlow's names."""
+"""Pretrained weights of MobileNetV1 under TensorFlow's names."""
 
 import chainer
 import cv2
@@ -17,7 +17,7 @@ NARROW = {'n_fg_class': 2, 'width': 0.25, 'fpn_channels': 8, 'rpn_channels': 8, 
 
 @pytest.fixture(scope='module')
 def raw():
-    """A narrow network's random arrays under the names of ``slim/nets/mobilenet_v1.py``."""
+    """Return random arrays of a narrow network under the names of ``slim/nets/mobilenet_v1.py``."""
     rng = np.random.default_rng(0)
     model = mask_rcnn.build('mobilenet_v1_fpn', **NARROW)
     arrays = {}
@@ -38,7 +38,7 @@ def raw():
 
 
 @pytest.mark.parametrize('norm', ['bn', 'affine'])
-def test_the_body_is_taken(raw, tmp_path, norm):
+def test_the_backbone_is_loaded(raw, tmp_path, norm):
     np.savez(tmp_path / 'mobilenet.npz', **raw)
     model = mask_rcnn.build('mobilenet_v1_fpn', norm=norm, **NARROW)
     report = load_pretrained(model, tmp_path / 'mobilenet.npz')
@@ -51,20 +51,20 @@ def test_the_body_is_taken(raw, tmp_path, norm):
     gamma, beta, mean, var = (
         raw[f'Conv2d_3_pointwise/BatchNorm/{name}'] for name in ('gamma', 'beta', 'moving_mean', 'moving_variance')
     )
-    own = backbone.block3.pointwise.norm
+    link = backbone.block3.pointwise.norm
     if norm == 'bn':
-        assert own.eps == 1e-3
+        assert link.eps == 1e-3
         for array, expected in (
-            (own.gamma.array, gamma),
-            (own.beta.array, beta),
-            (own.avg_mean, mean),
-            (own.avg_var, var),
+            (link.gamma.array, gamma),
+            (link.beta.array, beta),
+            (link.avg_mean, mean),
+            (link.avg_var, var),
         ):
             np.testing.assert_array_equal(array, expected)
     else:
         scale = gamma / np.sqrt(var + 1e-3)
-        np.testing.assert_allclose(own.scale.array, scale, rtol=1e-6)
-        np.testing.assert_allclose(own.bias.array, beta - mean * scale, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(link.scale.array, scale, rtol=1e-6)
+        np.testing.assert_allclose(link.bias.array, beta - mean * scale, rtol=1e-5, atol=1e-6)
 
 
 def test_files_that_do_not_fit(raw, tmp_path):
@@ -77,11 +77,11 @@ def test_files_that_do_not_fit(raw, tmp_path):
     wider = mask_rcnn.build('mobilenet_v1_fpn', **{**NARROW, 'width': 0.5})
     with pytest.raises(WeightFileError, match='extractor/body/conv0/conv/W has the shape'):
         load_pretrained(wider, tmp_path / 'narrow.npz')
-    with pytest.raises(WeightFileError, match='holds a mobilenet_v1.*, but the model is to have a resnet50'):
+    with pytest.raises(WeightFileError, match='contains a mobilenet_v1.*, but the model has a resnet50'):
         load_pretrained(mask_rcnn.build('resnet50', n_fg_class=2), tmp_path / 'narrow.npz')
 
 
-def test_our_own_model_starts_another(raw, tmp_path):
+def test_a_native_model_as_pretrained_weights(raw, tmp_path):
     np.savez(tmp_path / 'mobilenet.npz', **raw)
     model = mask_rcnn.build('mobilenet_v1_fpn', **NARROW)
     load_pretrained(model, tmp_path / 'mobilenet.npz')
@@ -95,7 +95,7 @@ def test_our_own_model_starts_another(raw, tmp_path):
 
 
 @pytest.mark.parametrize('norm', ['bn', 'affine'])
-def test_a_dialect_with_bgr_input_gets_its_channels_turned(raw, tmp_path, norm):
+def test_the_channels_are_reversed_for_a_dialect_with_bgr_input(raw, tmp_path, norm):
     np.savez(tmp_path / 'mobilenet.npz', **raw)
     model = mask_rcnn.build('mobilenet_v1_fpn', dialect=DETECTRON, norm=norm, **NARROW)
     load_pretrained(model, tmp_path / 'mobilenet.npz')
@@ -104,7 +104,7 @@ def test_a_dialect_with_bgr_input_gets_its_channels_turned(raw, tmp_path, norm):
     np.testing.assert_array_equal(backbone.block3.pointwise.conv.W.array, raw['Conv2d_3_pointwise/weights'])
 
 
-def test_where_imagenets_weights_are_looked_for(tmp_path, monkeypatch):
+def test_imagenet_weights_are_found_in_chainers_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(chainer.dataset, 'get_dataset_root', lambda: str(tmp_path))
     folder = tmp_path / 'pfnet' / 'chainer' / 'models'
     with pytest.raises(WeightFileError, match='mobilenet_v1_imagenet.npz .* --pretrained none'):
@@ -114,13 +114,13 @@ def test_where_imagenets_weights_are_looked_for(tmp_path, monkeypatch):
     assert find_pretrained('imagenet', 'mobilenet_v1_fpn') == folder / 'mobilenet_v1_imagenet.npz'
 
 
-#: Photos of one thing, and its place among ImageNet's 1000 classes (brown bear, street sign, teddy, ski).
+#: Photos of one object, and the ImageNet class of the object (brown bear, street sign, teddy, ski).
 PHOTOS = {'000000000285.jpg': 294, '000000000724.jpg': 919, '000000000776.jpg': 850, '000000000785.jpg': 795}
 
 
 @pytest.mark.parametrize(('photo', 'label'), list(PHOTOS.items()))
-def test_it_knows_imagenets_classes(shared, photo, label):
-    """With the file's last layer, the backbone tells what is on a photo: every number around it must be right."""
+def test_imagenet_classification(shared, photo, label):
+    """With the last layer of the file, the backbone classifies photos, which requires the correct preprocessing."""
     file = shared / 'weights' / 'mobilenet_v1_imagenet.npz'
     model = mask_rcnn.build('mobilenet_v1_fpn', n_fg_class=1)
     load_pretrained(model, file)

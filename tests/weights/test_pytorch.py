@@ -1,6 +1,4 @@
-"""State dicts of Matterport's network in PyTorch: names, folding, what is refused."""
-
-import importlib.util
+"""State dicts of Matterport's network in PyTorch: names, folding, and refused files."""
 
 import numpy as np
 import pytest
@@ -11,11 +9,12 @@ from mask_rcnn.weights import WeightFileError, load_arrays
 from mask_rcnn.weights.converters import pytorch
 from mask_rcnn.weights.readers import torch_file
 from tests.support import torch_bytes
+from tests.support.weight_arrays import import_file, zeros
 
 
 @pytest.fixture
 def read(monkeypatch, tmp_path):
-    """Reads what the reader of PyTorch's files would have returned."""
+    """Return a function that converts a state dict as if it came from a file."""
     path = tmp_path / 'model.pth'
     path.write_bytes(b'content')
 
@@ -26,7 +25,7 @@ def read(monkeypatch, tmp_path):
     return read_state
 
 
-# The networks as their programs write them down: the names and shapes of ``state_dict()``.
+# The names and shapes of the programs' ``state_dict()``.
 
 
 def convolution(name, n_out, n_in, size, transposed=False):
@@ -39,10 +38,10 @@ def normalisation(name, width):
 
 
 def stages(names, n_blocks):
-    """The bottleneck blocks of ``make_layer``: the same in both programs."""
+    """Return the shapes of the bottleneck blocks of ``make_layer``, which both programs share."""
     shapes, width_in = {}, 64
-    for name, n_block, width in zip(names, n_blocks, (64, 128, 256, 512)):
-        for i in range(n_block):
+    for name, n_blocks_of_stage, width in zip(names, n_blocks, (64, 128, 256, 512), strict=True):
+        for i in range(n_blocks_of_stage):
             block = f'{name}.{i}'
             if i == 0:
                 shapes |= convolution(f'{block}.downsample.0', 4 * width, width_in, 1)
@@ -55,8 +54,8 @@ def stages(names, n_blocks):
     return shapes
 
 
-def heads(names, n_class):
-    """RPN, classifier and mask head by the names that a program gives to Keras' layers."""
+def heads(names, n_classes):
+    """Return the shapes of RPN, classifier and mask head under a program's names of Keras' layers."""
     rpn, classifier, mask = names
     shapes = convolution(rpn[0], 512, 256, 3) | convolution(rpn[1], 6, 512, 1)
     shapes |= convolution(rpn[2], 12, 512, 1) | convolution(f'{classifier}conv1', 1024, 256, 7)
@@ -68,25 +67,25 @@ def heads(names, n_class):
     return shapes | convolution(f'{mask}deconv', 256, 256, 2, transposed=True)
 
 
-def multimodal(n_class=4, n_res4=6):
-    """multimodallearning/pytorch-mask-rcnn, ``model.py``."""
+def multimodal(n_classes=4, n_res4=6):
+    """Return the shapes of multimodallearning/pytorch-mask-rcnn, ``model.py``."""
     shapes = convolution('fpn.C1.0', 64, 3, 7) | normalisation('fpn.C1.1', 64)
     shapes |= stages([f'fpn.C{i}' for i in (2, 3, 4, 5)], (3, 4, n_res4, 3))
     for level, width in (5, 2048), (4, 1024), (3, 512), (2, 256):
         shapes |= convolution(f'fpn.P{level}_conv1', 256, width, 1)
         shapes |= convolution(f'fpn.P{level}_conv2.1', 256, 256, 3)
-    shapes |= heads((('rpn.conv_shared', 'rpn.conv_class', 'rpn.conv_bbox'), 'classifier.', 'mask.'), n_class)
+    shapes |= heads((('rpn.conv_shared', 'rpn.conv_class', 'rpn.conv_bbox'), 'classifier.', 'mask.'), n_classes)
     return shapes | {
-        'classifier.linear_class.weight': (n_class, 1024),
-        'classifier.linear_class.bias': (n_class,),
-        'classifier.linear_bbox.weight': (4 * n_class, 1024),
-        'classifier.linear_bbox.bias': (4 * n_class,),
-        **convolution('mask.conv5', n_class, 256, 1),
+        'classifier.linear_class.weight': (n_classes, 1024),
+        'classifier.linear_class.bias': (n_classes,),
+        'classifier.linear_bbox.weight': (4 * n_classes, 1024),
+        'classifier.linear_bbox.bias': (4 * n_classes,),
+        **convolution('mask.conv5', n_classes, 256, 1),
     }
 
 
-def graph(n_class=4, n_res4=6):
-    """Pytorch_Mask_RCNN, ``network/mask_rcnn.py``."""
+def graph(n_classes=4, n_res4=6):
+    """Return the shapes of Pytorch_Mask_RCNN, ``network/mask_rcnn.py``."""
     shapes = convolution('resnet_graph.conv1', 64, 3, 7) | normalisation('resnet_graph.bn1', 64)
     shapes |= stages([f'resnet_graph.layer{i}' for i in (1, 2, 3, 4)], (3, 4, n_res4, 3))
     for level, width in (5, 2048), (4, 1024), (3, 512), (2, 256):
@@ -98,28 +97,23 @@ def graph(n_class=4, n_res4=6):
             'rpn_class.mrcnn_class_',
             'rpn_mask.mrcnn_mask_',
         ),
-        n_class,
+        n_classes,
     )
     return shapes | {
-        'rpn_class.mrcnn_class_logits.weight': (n_class, 1024),
-        'rpn_class.mrcnn_class_logits.bias': (n_class,),
-        'rpn_class.mrcnn_bbox_fc.weight': (4 * n_class, 1024),
-        'rpn_class.mrcnn_bbox_fc.bias': (4 * n_class,),
-        **convolution('rpn_mask.mrcnn_mask', n_class, 256, 1),
+        'rpn_class.mrcnn_class_logits.weight': (n_classes, 1024),
+        'rpn_class.mrcnn_class_logits.bias': (n_classes,),
+        'rpn_class.mrcnn_bbox_fc.weight': (4 * n_classes, 1024),
+        'rpn_class.mrcnn_bbox_fc.bias': (4 * n_classes,),
+        **convolution('rpn_mask.mrcnn_mask', n_classes, 256, 1),
     }
 
 
 PROGRAMS = {'multimodal': multimodal, 'graph': graph}
 
 
-def zeros(shapes):
-    """Arrays that take no memory."""
-    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-
-
 @pytest.mark.parametrize('program', PROGRAMS)
 @pytest.mark.parametrize(('backbone', 'n_res4'), [('resnet50', 6), ('resnet101', 23)])
-def test_every_array_is_taken_and_fits_our_network(read, program, backbone, n_res4):
+def test_every_array_is_converted_and_fits_the_native_network(read, program, backbone, n_res4):
     more = {'fpn.C1.1.num_batches_tracked': np.array(3), 'x\n': np.ones(1)}
     state = zeros(PROGRAMS[program](4, n_res4)) | more
     file = read(state)
@@ -127,12 +121,12 @@ def test_every_array_is_taken_and_fits_our_network(read, program, backbone, n_re
     assert file.config.extractor == f'{backbone}_fpn' and file.config.n_fg_class == 3
     assert file.config.dialect is MATTERPORT and file.config.norm == 'bn'
     assert file.report.skipped == {'batch counters': ('fpn.C1.1.num_batches_tracked',), 'unknown': ('x\\n',)}
-    load_arrays(mask_rcnn.build(file.config), file.arrays, what='file')
+    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file')
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
-def test_where_the_numbers_go(read, program, rng):
-    """Each array of the heads and of a block against the formula, written down anew."""
+def test_the_values_of_converted_arrays(read, program, rng):
+    """Compare the arrays of a block and of the heads with an independent implementation."""
     shapes = PROGRAMS[program](3)
     state = zeros(shapes)
     names = {
@@ -156,20 +150,20 @@ def test_where_the_numbers_go(read, program, rng):
         pair,
         lateral,
     )
-    drawn = [name for name in shapes if name.startswith(starts)]
-    state |= {name: rng.rand(*shapes[name]).astype(np.float32) + 0.1 for name in drawn}
+    nonzero = [name for name in shapes if name.startswith(starts)]
+    state |= {name: rng.rand(*shapes[name]).astype(np.float32) + 0.1 for name in nonzero}
     native = read(state).arrays
 
     def scale(norm):
         return state[f'{norm}.weight'] / np.sqrt(state[f'{norm}.running_var'] + np.float64(1e-3))
 
     np.testing.assert_array_equal(native['extractor/lateral4/W'], state[f'{lateral}.weight'])
-    own = 'extractor/body/res2/block0/conv1'
-    np.testing.assert_array_equal(native[f'{own}/conv/W'], state[f'{block}.conv1.weight'])
-    np.testing.assert_array_equal(native[f'{own}/norm/gamma'], state[f'{block}.bn1.weight'])
-    np.testing.assert_array_equal(native[f'{own}/norm/avg_var'], state[f'{block}.bn1.running_var'])
+    prefix = 'extractor/body/res2/block0/conv1'
+    np.testing.assert_array_equal(native[f'{prefix}/conv/W'], state[f'{block}.conv1.weight'])
+    np.testing.assert_array_equal(native[f'{prefix}/norm/gamma'], state[f'{block}.bn1.weight'])
+    np.testing.assert_array_equal(native[f'{prefix}/norm/avg_var'], state[f'{block}.bn1.running_var'])
     np.testing.assert_allclose(
-        native[f'{own}/norm/avg_mean'], state[f'{block}.bn1.running_mean'] - state[f'{block}.conv1.bias'], atol=1e-6
+        native[f'{prefix}/norm/avg_mean'], state[f'{block}.bn1.running_mean'] - state[f'{block}.conv1.bias'], atol=1e-6
     )
     for conv, norm, path in (
         (f'{classifier}conv2', f'{classifier}bn2', 'box_head/fc7'),
@@ -198,33 +192,30 @@ def test_settings_reach_the_configuration(read):
         ({'backbone.body.conv1.weight': (1,)}, 'of torchvision'),
         ({'neck.lateral_convs.0.conv.weight': (1,)}, 'of MMDetection'),
         ({'conv1.weight': (1,), 'layer4.0.conv1.weight': (1,)}, 'of a ResNet classifier'),
-        ({'a\x1b': (1,)}, r'of no Mask R-CNN that is known .*begins with a\\x1b'),
+        ({'a\x1b': (1,)}, r'not of a supported Mask R-CNN .*begins with a\\x1b'),
         (multimodal(n_res4=7), 'a ResNet with 7 blocks in its fourth stage'),
-        (multimodal() | {'classifier.linear_class.weight': (1, 1024)}, 'no class but the background'),
-        (multimodal() | {'rpn.conv_class.weight': (30, 512, 1, 1)}, 'has 15 anchors a location'),
+        (multimodal() | {'classifier.linear_class.weight': (1, 1024)}, 'no class except the background'),
+        (multimodal() | {'rpn.conv_class.weight': (30, 512, 1, 1)}, 'has 15 anchors per location'),
         (multimodal() | {'classifier.conv1.weight': (1024, 256, 5, 5)}, 'sizes are not supported: roi_size'),
-        (multimodal() | {'mask.conv5.bias': (5,)}, r'mask.conv5.bias is float32 \(5,\), not float32 \(4,\)'),
+        (multimodal() | {'mask.conv5.bias': (5,)}, r'mask.conv5.bias is float32 \(5,\), expected float32 \(4,\)'),
         (
             {name: shape for name, shape in graph().items() if 'layer3.2.bn2' not in name},
             'missing arrays: resnet_graph.layer3.2.bn2.weight, resnet_graph.layer3.2.bn2.bias',
         ),
     ],
 )
-def test_what_is_refused(read, state, reason):
+def test_refused_files(read, state, reason):
     with pytest.raises(WeightFileError, match=reason) as caught:
         read(zeros(state))
     assert str(caught.value).isprintable()
 
 
 def test_the_reference_weights_through_a_file(shared, tmp_path):
-    """Matterport's golden weights, saved as PyTorch would, become what its .h5 becomes."""
+    """Matterport's reference weights in a PyTorch file and in an ``.h5`` file convert to the same arrays."""
     pytest.importorskip('h5py')
     from mask_rcnn.weights.converters import matterport
 
-    source = shared / 'golden' / 'matterport_weights.py'
-    spec = importlib.util.spec_from_file_location('matterport_weights', source)
-    writer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(writer)
+    writer = import_file(shared / 'golden' / 'matterport_weights.py')
     weights, meta = writer.load(shared / 'golden' / 'matterport' / 'recipe_shapes_resnet50.npz')
     writer.write_h5(weights, meta, tmp_path / 'shapes.h5')
     state = {}

@@ -1,4 +1,4 @@
-"""The restricted pickle reader: what it reads, what it refuses, and that nothing ever runs."""
+"""The restricted unpickler: supported data, refused data, and proof that nothing is executed."""
 
 import collections
 import copyreg
@@ -15,6 +15,7 @@ import pytest
 
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.readers import safe_pickle
+from tests.support.damage import bit_flips, truncations
 from tests.support.watching import WATCHED, run_script, watch, write_numbered
 
 PROTOCOLS = range(6)
@@ -45,7 +46,7 @@ PLAIN = {
     7: 'integer key',
 }
 
-#: What Python 2.7's cPickle writes for ``{'a': numpy.array([1, 2], 'f4')}`` with protocols 0 and 2.
+#: The output of Python 2.7's cPickle for ``{'a': numpy.array([1, 2], 'f4')}`` with protocols 0 and 2.
 PYTHON2 = {
     0: (
         b"(dp1\nS'a'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n(I0\ntS'b'\ntRp5\n"
@@ -105,7 +106,7 @@ def test_python_2_ordered_dictionary(tmp_path):
 
 
 class Calls:
-    """Pickles to a call of ``function(*arguments)``."""
+    """An object whose pickle calls ``function(*arguments)``."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -128,13 +129,13 @@ def text(value):
 
 
 def wide_text(length):
-    """Text that takes four bytes a character because of its first one."""
+    """Encode text that needs four bytes per character because of its first one."""
     data = ('\U0001f600' + 'x' * length).encode()
     return b'X' + struct.pack('<I', len(data)) + data + b'.'
 
 
 def array_bytes(shape=b'K\x02\x85', code=b'f4', data=b'U\x08\x00\x00\x80?\x00\x00\x00@', state=b'NNN'):
-    """A protocol 2 array of two float32, with one part exchanged."""
+    """Encode an array of two float32 values in protocol 2; the arguments replace parts of it."""
     return (
         b'\x80\x02'
         + global_('numpy.core.multiarray._reconstruct')
@@ -153,13 +154,13 @@ def array_bytes(shape=b'K\x02\x85', code=b'f4', data=b'U\x08\x00\x00\x80?\x00\x0
     )
 
 
-#: A hostile file that is executed creates this file in the current folder.
+#: The file that a hostile file creates in the current folder if it is executed.
 MARKER = 'executed'
 
 
 @functools.cache
 def hostile():
-    """Name -> (bytes, regular expression of the reason)."""
+    """Return the hostile files: name -> (bytes, regular expression of the reason)."""
     command = f'touch {MARKER}'
     system = Calls(os.system, command)
     shell = text(command) + b'\x85R.'
@@ -167,13 +168,13 @@ def hostile():
     popen = Calls(subprocess.Popen, ['touch', MARKER])
     files = {}
     for p in PROTOCOLS:
-        files[f'system, protocol {p}'] = pickle.dumps(system, p), 'asks for posix.system'
-        files[f'nested, protocol {p}'] = pickle.dumps(nested, p), 'asks for posix.system'
+        files[f'system, protocol {p}'] = pickle.dumps(system, p), 'refers to posix.system'
+        files[f'nested, protocol {p}'] = pickle.dumps(nested, p), 'refers to posix.system'
         objects = np.array([system], object)
         files[f'object array, protocol {p}'] = pickle.dumps(objects, p), 'posix.system|arrays of'
-        files[f'Popen, protocol {p}'] = pickle.dumps(popen, p), 'asks for (subprocess|commands).Popen'
+        files[f'Popen, protocol {p}'] = pickle.dumps(popen, p), 'refers to (subprocess|commands).Popen'
     for p in (0, 1):
-        files[f'copyreg, protocol {p}'] = pickle.dumps(Slots(), p), 'asks for copy_?reg._reconstructor'
+        files[f'copyreg, protocol {p}'] = pickle.dumps(Slots(), p), 'refers to copy_?reg._reconstructor'
     for name in (
         'os.system',
         'os.popen',
@@ -193,11 +194,11 @@ def hostile():
         '_codecs.decode',
         'torch._utils._rebuild_tensor',
     ):
-        files[name] = global_(name) + shell, f'asks for {name}$'
+        files[name] = global_(name) + shell, f'refers to {name}$'
         module, _, attribute = name.rpartition('.')
         files[f'{name} from the stack'] = (
             b'\x80\x04' + text(module) + text(attribute) + b'\x93' + shell,
-            f'asks for {name}$',
+            f'refers to {name}$',
         )
     return files | opcode_tricks(command) | bad_arrays() | bombs() | broken_files()
 
@@ -206,8 +207,8 @@ def opcode_tricks(command):
     shell = text(command) + b'\x85R'
     return {
         'INST': (b"(S'" + command.encode() + b"'\nios\nsystem\n.", 'object of os.system'),
-        'OBJ': (b'(' + global_('os.system') + shell + b'o.', 'asks for os.system'),
-        'OBJ of a known name': (b'(' + global_('numpy.dtype') + b'o.', 'opcode OBJ'),
+        'OBJ': (b'(' + global_('os.system') + shell + b'o.', 'refers to os.system'),
+        'OBJ of an allowed global': (b'(' + global_('numpy.dtype') + b'o.', 'opcode OBJ'),
         'NEWOBJ': (b'\x80\x02' + global_('numpy.ndarray') + b')\x81.', 'opcode NEWOBJ'),
         'NEWOBJ_EX': (b'\x80\x04' + global_('numpy.dtype') + b')}\x92.', 'opcode NEWOBJ_EX'),
         'EXT1': (b'\x80\x02\x82\x01.', 'opcode EXT1'),
@@ -220,14 +221,14 @@ def opcode_tricks(command):
         'protocol 9': (b'\x80\x09N.', 'protocol 9'),
         'BUILD of a dictionary': (b'}}b.', 'sets the state of a value'),
         'BUILD of OrderedDict': (global_('collections.OrderedDict') + b')R}b.', 'sets the state of a value'),
-        'BUILD of a name': (global_('numpy.ndarray') + b'}b.', 'sets the state of a value'),
+        'BUILD of a global': (global_('numpy.ndarray') + b'}b.', 'sets the state of a value'),
         'BUILD of an array, twice': (array_bytes()[:-1] + b'Nb.', 'sets the state of a value'),
         'call of a value': (b'K\x01)R.', r'calls a value \(int\)'),
         'call of ndarray': (global_('numpy.ndarray') + b')R.', 'calls numpy.ndarray'),
         'bytes(n)': (global_('builtins.bytes') + b'J\xff\xff\xff\x7f\x85R.', 'builtins.bytes with arguments'),
-        'other codec': (global_('_codecs.encode') + text('a') + text('zip') + b'\x86R.', '_codecs.encode'),
-        'a name as data': (b'}' + text('a') + global_('numpy.ndarray') + b'\x85s.', 'holds a class'),
-        'control characters': (b'cos\x1b[31m\r\nsystem\x00\n)R.', r'asks for os\\x1b\[31m\\r.system\\x00$'),
+        'another codec': (global_('_codecs.encode') + text('a') + text('zip') + b'\x86R.', '_codecs.encode'),
+        'a global as data': (b'}' + text('a') + global_('numpy.ndarray') + b'\x85s.', 'has a class'),
+        'control characters': (b'cos\x1b[31m\r\nsystem\x00\n)R.', r'refers to os\\x1b\[31m\\r.system\\x00$'),
     }
 
 
@@ -297,7 +298,7 @@ def broken_files():
 
 
 @pytest.mark.parametrize('name', hostile())
-def test_hostile_files_get_one_line(tmp_path, monkeypatch, name):
+def test_hostile_files_raise_a_one_line_error(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     data, reason = hostile()[name]
     with pytest.raises(WeightFileError, match=reason) as caught:
@@ -307,7 +308,7 @@ def test_hostile_files_get_one_line(tmp_path, monkeypatch, name):
     assert not (tmp_path / MARKER).exists()
 
 
-def test_extension_registry_is_not_used(tmp_path):
+def test_the_extension_registry_is_not_used(tmp_path):
     copyreg.add_extension('os', 'system', 240)
     try:
         with pytest.raises(WeightFileError, match='EXT1'):
@@ -351,7 +352,7 @@ def test_other_files_are_named(tmp_path, start, reason):
         load_bytes(tmp_path, start)
 
 
-def test_paths_that_are_no_files(tmp_path):
+def test_folders_pipes_and_missing_files(tmp_path):
     with pytest.raises(WeightFileError, match='No such file'):
         safe_pickle.load(tmp_path / 'missing.pkl')
     with pytest.raises(WeightFileError, match='is a folder'):
@@ -361,11 +362,11 @@ def test_paths_that_are_no_files(tmp_path):
         safe_pickle.load(tmp_path / 'pipe')
 
 
-# Damaged files, in a process that watches itself
+# Damaged files, in a process that records its own actions
 
 
 def small_files():
-    """Valid files of every protocol, about 1 to 4 kB each."""
+    """Return valid files of every protocol, about 1 to 4 kB each."""
     data = {'cfg': 'MODEL: {}', 'blobs': dict(ARRAYS.items()), 'more': PLAIN}
     files = {f'protocol {p}': pickle.dumps(data, p) for p in PROTOCOLS}
     return files | {f'Python 2, protocol {p}': data for p, data in PYTHON2.items()}
@@ -373,7 +374,7 @@ def small_files():
 
 def test_truncated_files(tmp_path, root):
     good = list(small_files().values())
-    bad = [data[: len(data) * i // 50] for data in good for i in range(50)]
+    bad = [truncated for data in good for truncated in truncations(data)]
     write_numbered(tmp_path, good, bad)
     outcomes, _ = watch(tmp_path, root)
     assert len(outcomes) == len(bad)
@@ -382,17 +383,12 @@ def test_truncated_files(tmp_path, root):
 
 def test_bit_flipped_files(tmp_path, root):
     good, generator = list(small_files().values()), random.Random(0)
-    bad = []
-    for data in good:
-        for _ in range(200):
-            flipped = bytearray(data)
-            flipped[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
-            bad.append(bytes(flipped))
+    bad = [flipped for data in good for flipped in bit_flips(data, 200, generator)]
     write_numbered(tmp_path, good, bad)
     outcomes, kilobytes = watch(tmp_path, root)
     assert len(outcomes) == len(bad)
     refused = [o for o in outcomes.values() if not o.startswith('loaded')]
-    assert 0 < len(refused) < len(bad)  # a flipped bit of an array's data cannot be noticed
+    assert 0 < len(refused) < len(bad)  # a flipped bit in the data of an array cannot be detected
     assert kilobytes < 20_000
 
 
@@ -402,13 +398,14 @@ def test_hostile_files_do_nothing(tmp_path, root):
     outcomes, kilobytes = watch(tmp_path, root)
     assert len(outcomes) == len(bad) and not [o for o in outcomes.values() if o.startswith('loaded')]
     assert not (tmp_path / MARKER).exists()
-    assert kilobytes < 150_000  # the operation bombs' own 600,000 opcodes
+    assert kilobytes < 150_000  # the 600,000 opcodes of some hostile files
 
 
-def test_the_watch_notices(tmp_path, root):
-    """The audit hook above would see a reader that executes."""
+def test_the_watched_process_detects_execution(tmp_path, root):
+    """The audit hook records the actions of a reader that executes."""
     (tmp_path / 'bad.pkl').write_bytes(pickle.dumps(Calls(os.system, f'touch {MARKER}')))
-    careless = WATCHED.replace('READER.LOAD(path)', "__import__('pickle').load(open(path, 'rb'))")
-    careless = careless.replace('READER', 'safe_pickle')
-    done = run_script(careless, tmp_path, root)
+    start = "importlib.import_module('mask_rcnn.weights.READER').LOAD"
+    assert start in WATCHED
+    unsafe = WATCHED.replace(start, "lambda path: __import__('pickle').load(open(path, 'rb'))")
+    done = run_script(unsafe, tmp_path, root)
     assert (tmp_path / MARKER).exists() and 'os.system' in json.loads(done.stdout)[0]

@@ -1,4 +1,4 @@
-"""PyTorch's two file formats, read without PyTorch."""
+"""PyTorch's zip and legacy formats, read without PyTorch."""
 
 import base64
 import pickle
@@ -12,9 +12,10 @@ import pytest
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.readers import torch_file
 from tests.support import torch_bytes as tb
+from tests.support.damage import bit_flips, truncations
 from tests.support.watching import watch, write_numbered
 
-#: What PyTorch 2.13 writes for ``OrderedDict(w=t.t(), n=torch.tensor(7))`` of a tensor ``t`` that is
+#: The output of PyTorch 2.13 for ``OrderedDict(w=t.t(), n=torch.tensor(7))`` with the tensor ``t``
 #: ``[[1, 2, 3], [4, 5, 6]]``.
 WRITTEN_BY_PYTORCH = {
     'zip': (
@@ -54,7 +55,7 @@ def read_bytes(tmp_path, data):
 
 
 @pytest.mark.parametrize('name', WRITTEN_BY_PYTORCH)
-def test_what_pytorch_writes(tmp_path, name):
+def test_files_written_by_pytorch(tmp_path, name):
     data = zlib.decompress(base64.b85decode(''.join(WRITTEN_BY_PYTORCH[name])))
     arrays = read_bytes(tmp_path, data)
     assert list(arrays) == ['w', 'n']
@@ -72,7 +73,7 @@ def test_arrays(tmp_path, as_legacy):
 
 
 def test_views_and_parameters(tmp_path):
-    """Several tensors of one storage, as PyTorch writes them."""
+    """Several tensors share one storage, as in files of PyTorch."""
     stored = tb.storage('FloatStorage', '0', 12)
     part = tb.tensor(stored, 5, (2, 3), (4, 1))
     items = {
@@ -111,7 +112,7 @@ def test_checkpoints_and_data_parallel(tmp_path, key):
     assert list(arrays) == ['a'] and arrays['a'].tolist() == [1, 1]
 
 
-# What is refused
+# Hostile files
 
 STORED = tb.storage('FloatStorage', '0', 4)
 ONES = np.ones(4, '<f4').tobytes()
@@ -132,7 +133,7 @@ def legacy_tensor(length=4, data=ONES, key='0'):
 
 
 def swollen_directory():
-    """An archive whose directory alone would fill the memory."""
+    """Return an archive with a huge directory."""
     entry = b'PK\x01\x02' + bytes(42)
     count = (1 << 22) // len(entry) + 1
     return (
@@ -146,16 +147,19 @@ def swollen_directory():
 HOSTILE = {
     'runs a command': (
         zipped_value(b'cposix\nsystem\n' + tb.sequence(tb.text('touch executed')) + b'R'),
-        'it asks for posix.system, and only state dicts are read',
+        'it refers to posix.system; only state dicts are supported',
     ),
     'a saved model': (
         zipped_value(b'ctorch.nn.modules.container\nSequential\n)\x81'),
         'torch.nn.modules.container.Sequential',
     ),
-    'legacy, runs': (tb.MAGIC + b'cposix\nsystem\n(X\x10\x00\x00\x00touch executed  tR.', 'it asks for posix.system'),
+    'legacy, runs': (tb.MAGIC + b'cposix\nsystem\n(X\x10\x00\x00\x00touch executed  tR.', 'it refers to posix.system'),
     'builds': (zipped_value(tb.text('x') + b'}b'), 'it sets the state of a value'),
     'state of a dictionary': (tb.zipped(b'\x80\x02}}X\x01\x00\x00\x00aK\x01sb.', {}), 'sets the state of a value'),
-    'another reference': (zipped_value(tb.sequence(tb.text('module')) + b'Q'), 'no storage of numbers'),
+    'another reference': (
+        zipped_value(tb.sequence(tb.text('module')) + b'Q'),
+        'an object other than a storage of numbers',
+    ),
     'text as reference': (zipped_value(b'Pabc\n'), 'outside of the file'),
     'storage of another type': (zipped_tensor(stored=tb.storage('UntypedStorage', '0', 4)), 'torch.UntypedStorage'),
     'storage class as text': (
@@ -173,33 +177,36 @@ HOSTILE = {
         zipped_tensor(stored=tb.storage('FloatStorage', '../../etc/passwd', 4)),
         'is missing',
     ),
-    'a storage of another length': (zipped_tensor(data=ONES[:8]), 'not the length'),
-    'a storage that claims more': (zipped_tensor(stored=tb.storage('FloatStorage', '0', 1 << 30)), 'not the length'),
+    'a storage of another length': (zipped_tensor(data=ONES[:8]), 'does not have the length its tensors declare'),
+    'a storage that declares more': (
+        zipped_tensor(stored=tb.storage('FloatStorage', '0', 1 << 30)),
+        'not have the length',
+    ),
     'compressed members': (zipped_tensor(compression=8), 'members are compressed'),
-    'no order of bytes': (zipped_tensor(byteorder='none'), 'byte order'),
+    'no byte order': (zipped_tensor(byteorder='none'), 'byte order'),
     'no pickle': (tb.zipped(b'', {}).replace(b'data.pkl', b'data.xyz'), 'without a data.pkl'),
     'an empty archive': (b'PK\x05\x06' + bytes(18), 'without a data.pkl'),
     'a huge directory': (swollen_directory(), 'directory is too large'),
     'a single tensor': (
         tb.zipped(b'\x80\x02' + tb.tensor(STORED, 0, (4,), (1,)) + b'.', {'0': ONES}),
-        'holds no state dict',
+        'not a state dict',
     ),
-    'no tensors': (tb.zipped(b'\x80\x02}.', {}), 'holds no tensors'),
-    'a plain pickle': (pickle.dumps({'a': 1}, 2), 'is no file of PyTorch'),
+    'no tensors': (tb.zipped(b'\x80\x02}.', {}), 'has no tensors'),
+    'a plain pickle': (pickle.dumps({'a': 1}, 2), 'is not a PyTorch file'),
     'legacy of another version': (
         tb.MAGIC + pickle.dumps(1000, 2) + pickle.dumps({}, 2) * 2 + pickle.dumps([], 2),
         'format version is 1000',
     ),
-    'legacy, other length': (legacy_tensor(length=5), 'not the length'),
-    'legacy, other key': (legacy_tensor(key='1'), 'storage 1 has not the length'),
+    'legacy, other length': (legacy_tensor(length=5), 'not have the length'),
+    'legacy, other key': (legacy_tensor(key='1'), 'storage 1 does not have the length'),
     'legacy, truncated': (legacy_tensor()[:-1], 'is truncated'),
     'legacy, more follows': (legacy_tensor() + b'x', '1 bytes follow'),
-    'empty': (b'', 'is no file of PyTorch'),
+    'empty': (b'', 'is not a PyTorch file'),
 }
 
 
 @pytest.mark.parametrize('name', HOSTILE)
-def test_hostile_files_get_one_line(tmp_path, name, monkeypatch):
+def test_hostile_files_raise_a_one_line_error(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data, reason = HOSTILE[name]
     with pytest.raises(WeightFileError, match=reason) as caught:
@@ -209,18 +216,15 @@ def test_hostile_files_get_one_line(tmp_path, name, monkeypatch):
 
 
 def test_damaged_files_do_nothing(tmp_path, root):
-    """Truncated, with flipped bits, hostile: nothing happens but an error, and little memory is taken."""
+    """Truncated, bit-flipped and hostile files only raise an error and need little memory."""
     good = [tb.state_dict(ARRAYS, as_legacy) for as_legacy in (False, True)]
-    bad = [data[: len(data) * i // 50] for data in good for i in range(50)]
+    bad = [truncated for data in good for truncated in truncations(data)]
     n_truncated, generator = len(bad), random.Random(0)
     for data in good:
-        for _ in range(200):
-            flipped = bytearray(data)
-            flipped[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
-            bad.append(bytes(flipped))
+        bad += bit_flips(data, 200, generator)
     bad += [data for data, _ in HOSTILE.values()]
     write_numbered(tmp_path, good, bad)
-    outcomes, kilobytes = watch(tmp_path, root, 'torch_file.read')
+    outcomes, kilobytes = watch(tmp_path, root, 'readers.torch_file.read')
     loaded = [i for i, outcome in enumerate(outcomes.values()) if outcome.startswith('loaded')]
     assert len(outcomes) == len(bad)
     assert not [i for i in loaded if i < n_truncated or i >= n_truncated + 400]

@@ -1,1 +1,1 @@
-"""Generated data sets."""
+"""Synthetic datasets: images drawn from a seed, with exact annotations."""

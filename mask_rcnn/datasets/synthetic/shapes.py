@@ -1,11 +1,12 @@
-"""Squares, circles and triangles: pictures drawn from a seed, with everything that real ones have.
+"""Synthetic images of squares, circles and triangles, for training and evaluation without photos.
 
-Objects of all sizes and orientations, with textures, in front of textured, cluttered, noisy backgrounds,
-hiding one another in part: enough to learn from and to measure with where there are no photos.
+Objects have all sizes, orientations and textures, partly hide one another, and have textured, cluttered and noisy
+backgrounds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import chainer
@@ -15,52 +16,52 @@ from pycocotools import mask as coco_mask
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation
 
 _MAX_OBJECTS = 6
-#: Half of an object's extent, as a part of the picture's shorter side.
+#: Range of an object's radius, as a fraction of the image's shorter side.
 _RADII = (0.06, 0.3)
-#: An object is dropped where less than this part of it is to be seen ...
+#: An object is not annotated if a smaller fraction of its area is visible ...
 _MIN_VISIBLE = 0.3
-#: ... or fewer pixels than this.
+#: ... or fewer pixels are visible.
 _MIN_PIXELS = 16
 _CIRCLE_POINTS = 64
-#: Smallest difference between the colours of an object and of what it is in front of (0 to 255 each).
+#: Minimum difference, in one channel (0 to 255), between the colours of an object and of its background.
 _MIN_CONTRAST = 60
 _MAX_CLUTTER = 7
 _MAX_NOISE = 6  # standard deviation, in grey levels
 
 
 class ShapesDataset(chainer.dataset.DatasetMixin):
-    """Drawn pictures of squares, circles and triangles.
+    """Drawn images of squares, circles and triangles.
 
-    Picture ``i`` of a seed is always the same and does not depend on ``n``.  An object that
-    nothing hides has its outline as a polygon, one that is partly hidden has run lengths of what is to be
-    seen; its box is around that.
+    Image ``i`` depends on the seed and on ``i`` only, not on ``n``.  The segmentation of an object is a polygon if the
+    object is not hidden, and run lengths of its visible part otherwise.  Its box encloses the visible part.
 
     Args:
-        n: Number of pictures.
-        size: Side of the pictures in pixels, or ``(H, W)``; at least 32.
-        seed: Different seeds give different pictures.
+        n: Number of images.
+        size: Height and width of the images in pixels, one number or ``(H, W)``; at least 32.
+        seed: Seed of the images, in ``[0, 2**32)``.
 
     Attributes:
         class_names (tuple): ``('square', 'circle', 'triangle')``.
         category_ids (tuple): 1, 2, 3.
         image_ids (tuple): 1 to ``n``.
+        kind (str): Name of the dataset in the names of images.
 
     Raises:
-        ValueError: ``n`` is not positive, ``size`` is too small or ``seed`` is negative.
+        ValueError: ``n`` is not positive, ``size`` is too small, or ``seed`` is out of range.
     """
 
-    class_names = ('square', 'circle', 'triangle')
-    category_ids = (1, 2, 3)
-    kind = 'shapes'  # in the names of pictures
+    class_names: tuple[str, ...] = ('square', 'circle', 'triangle')
+    category_ids: tuple[int, ...] = (1, 2, 3)
+    kind = 'shapes'
 
     def __init__(self, n: int, *, size: int | tuple[int, int] = 128, seed: int = 0):
         height, width = (size, size) if isinstance(size, int) else size
         if n < 1:
-            raise ValueError(f'a data set needs at least one picture, not {n}')
+            raise ValueError(f'the number of images must be at least 1, not {n}')
         if min(height, width) < 32:
-            raise ValueError(f'pictures must have at least 32 pixels a side, not {height} x {width}')
+            raise ValueError(f'images must have at least 32 x 32 pixels, not {height} x {width}')
         if not 0 <= seed < 2**32:
-            raise ValueError(f'the seed must be at least 0 and below 2**32, but is {seed}')
+            raise ValueError(f'the seed must be at least 0 and below 2**32, not {seed}')
         self._size = (int(height), int(width))
         self._seed = seed
         self.image_ids = tuple(range(1, n + 1))
@@ -69,15 +70,15 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
         return len(self.image_ids)
 
     def image_size(self, i: int) -> tuple[int, int]:
-        """Return the height and width of picture ``i``."""
+        """Return the height and width of image ``i``."""
         return self._size
 
     def image_name(self, i: int) -> str:
-        """Return what messages call picture ``i``."""
+        """Return the name of image ``i`` in messages."""
         return f'{self.kind} picture {i} of seed {self._seed}'
 
     def get_example(self, i: int) -> Example:
-        """Draw a picture; ``dataset[i]`` calls it."""
+        """Draw image ``i``; ``dataset[i]`` calls it."""
         rng = np.random.RandomState([self._seed, i])
         image = _background(rng, self._size)
         shapes = [_random_shape(rng, self._size) for _ in range(1 + rng.randint(_MAX_OBJECTS))]
@@ -93,9 +94,9 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
         )
 
     def ground_truth(self) -> dict:
-        """Return what :class:`mask_rcnn.evaluation.COCOEvaluator` compares with, in COCO's format."""
+        """Return the annotations in COCO's format for :class:`mask_rcnn.evaluation.COCOEvaluator`."""
         height, width = self._size
-        annotations = []
+        annotations: list[dict] = []
         for i, image_id in enumerate(self.image_ids):
             for annotation in self._coco_annotations(self[i].annotations):
                 annotations.append({'id': len(annotations) + 1, 'image_id': image_id, **annotation})
@@ -106,13 +107,16 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
             ],
             'annotations': annotations,
             'categories': [
-                {'id': category, 'name': name} for category, name in zip(self.category_ids, self.class_names)
+                {'id': category, 'name': name}
+                for category, name in zip(self.category_ids, self.class_names, strict=True)
             ],
         }
 
     def _coco_annotations(self, annotations: Annotations) -> list[dict]:
         result = []
-        for box, label, shape in zip(annotations.boxes.tolist(), annotations.labels, annotations.segmentations):
+        for box, label, shape in zip(
+            annotations.boxes.tolist(), annotations.labels, annotations.segmentations, strict=True
+        ):
             y_min, x_min, y_max, x_max = box
             result.append(
                 {
@@ -130,13 +134,13 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
 
 @dataclass(frozen=True)
 class _Shape:
-    """A convex shape; coordinates are COCO's: the centre of the first pixel is at (0.5, 0.5).
+    """A convex shape, in COCO's coordinates: the centre of the first pixel is at (0.5, 0.5).
 
     Args:
         label: 0 square, 1 circle, 2 triangle.
-        centre: ``(y, x)``.
-        radius: From the centre to the corners.
-        angle: In radians.
+        centre: ``(y, x)`` in pixels.
+        radius: Distance from the centre to the corners, in pixels.
+        angle: Rotation in radians.
     """
 
     label: int
@@ -146,12 +150,12 @@ class _Shape:
 
     @property
     def area(self) -> float:
-        """In pixels."""
+        """The area in pixels, also outside of the image."""
         return (2, np.pi, 0.75 * np.sqrt(3))[self.label] * self.radius**2
 
     @property
     def outline(self) -> np.ndarray:
-        """``(K, 2)`` float64: the corners as (x, y), around the shape."""
+        """The corners in order, ``(K, 2)`` float64 ``(x, y)``."""
         count = (4, _CIRCLE_POINTS, 3)[self.label]
         angles = self.angle + 2 * np.pi * np.arange(count) / count
         return np.stack(
@@ -159,9 +163,9 @@ class _Shape:
         )
 
     def coverage(self, size: tuple[int, int]) -> np.ndarray:
-        """Return how much of each pixel the shape covers, ``(H, W)`` float64 between 0 and 1.
+        """Return the covered fraction of each pixel, ``(H, W)`` float64 between 0 and 1.
 
-        From the distance between the pixel's centre and the nearest side: exact enough to look smooth.
+        It is estimated from the distance between the pixel's centre and the nearest edge, which gives smooth outlines.
         """
         y, x = np.mgrid[: size[0], : size[1]] + 0.5
         if self.label == 1:
@@ -179,15 +183,15 @@ class _Shape:
 def _random_shape(rng: np.random.RandomState, size: tuple[int, int]) -> _Shape:
     low, high = np.log(_RADII)
     radius = max(min(size) * np.exp(rng.uniform(low, high)), 4.0)
-    centre = tuple(rng.uniform(0.5 * radius, side - 0.5 * radius) for side in size)  # some leave the picture
-    return _Shape(label=rng.randint(3), centre=centre, radius=radius, angle=rng.uniform(0, 2 * np.pi))
+    y, x = (rng.uniform(0.5 * radius, side - 0.5 * radius) for side in size)  # some shapes leave the image
+    return _Shape(label=rng.randint(3), centre=(y, x), radius=radius, angle=rng.uniform(0, 2 * np.pi))
 
 
 def _annotate(shapes: list[_Shape], coverages: list[np.ndarray]) -> Annotations:
-    """Describe what is to be seen of each shape; later ones are in front of earlier ones."""
+    """Annotate the visible part of each shape; later shapes are in front of earlier ones."""
     boxes, labels, segmentations = [], [], []
     in_front = np.zeros(coverages[0].shape, bool)
-    for shape, coverage in zip(reversed(shapes), reversed(coverages)):
+    for shape, coverage in zip(reversed(shapes), reversed(coverages), strict=True):
         drawn = coverage >= 0.5
         visible = drawn & ~in_front
         hidden = (drawn & in_front).any()
@@ -199,9 +203,16 @@ def _annotate(shapes: list[_Shape], coverages: list[np.ndarray]) -> Annotations:
             if hidden
             else (_clip_outline(shape.outline, drawn.shape).ravel(),)
         )
-        boxes.append(box_around(coco_mask.decode(_to_rle(segmentation, drawn.shape))))
+        boxes.append(mask_to_box(coco_mask.decode(_to_rle(segmentation, drawn.shape))))
         labels.append(shape.label)
         segmentations.append(segmentation)
+    return make_annotations(boxes, labels, segmentations)
+
+
+def make_annotations(
+    boxes: Sequence[tuple[int, int, int, int]], labels: Sequence[int], segmentations: Sequence[Segmentation]
+) -> Annotations:
+    """Return the annotations of objects that are not crowds."""
     return Annotations(
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
         labels=np.array(labels, np.int32),
@@ -217,7 +228,7 @@ def _to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict:
 
 
 def _clip_outline(outline: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Cut a convex polygon ``(K, 2)`` (x, y) at the picture's borders (Sutherland and Hodgman 1974)."""
+    """Clip a convex polygon ``(K, 2)`` (x, y) to the image (Sutherland and Hodgman 1974)."""
     for axis, limit in ((0, size[1]), (1, size[0])):
         outline = _clip_side(outline, outline[:, axis])
         outline = _clip_side(outline, limit - outline[:, axis])
@@ -225,18 +236,19 @@ def _clip_outline(outline: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _clip_side(outline: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Keep the part of a polygon where ``inside`` (given at its corners, linear between) is not negative."""
+    """Clip a polygon to the part where ``inside`` (one value for each corner, linear between) is not negative."""
     points = []
-    for here, there, a, b in zip(outline, np.roll(outline, -1, axis=0), inside, np.roll(inside, -1)):
+    next_corners, next_inside = np.roll(outline, -1, axis=0), np.roll(inside, -1)
+    for corner, next_corner, a, b in zip(outline, next_corners, inside, next_inside, strict=True):
         if a >= 0:
-            points.append(here)
+            points.append(corner)
         if (a >= 0) != (b >= 0):
-            points.append(here + (there - here) * (a / (a - b)))
+            points.append(corner + (next_corner - corner) * (a / (a - b)))
     return np.array(points).reshape(-1, 2)
 
 
-def box_around(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the box ``(y_min, x_min, y_max, x_max)`` whose corners are pixels of a mask that is not empty."""
+def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the bounding box ``(y_min, x_min, y_max, x_max)`` of a mask that is not empty; corners are pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return rows[0], columns[0], rows[-1], columns[-1]
 
@@ -245,7 +257,7 @@ def box_around(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _background(rng: np.random.RandomState, size: tuple[int, int]) -> np.ndarray:
-    """Return a texture with things on it that are none of the three shapes."""
+    """Return a texture with clutter: objects of none of the three shapes."""
     image = _texture(rng, size, rng.uniform(30, 225, 3))
     for _ in range(rng.randint(_MAX_CLUTTER + 1)):
         _paint(rng, image, _clutter(rng, size))
@@ -253,15 +265,15 @@ def _background(rng: np.random.RandomState, size: tuple[int, int]) -> np.ndarray
 
 
 def _paint(rng: np.random.RandomState, image: np.ndarray, coverage: np.ndarray) -> None:
-    """Put something textured, of another colour than what is there, into an image."""
-    under = (image * coverage).sum(axis=(1, 2)) / max(coverage.sum(), 1)
+    """Paint a textured surface into an image, in a colour that contrasts with the image there."""
+    background = (image * coverage).sum(axis=(1, 2)) / max(coverage.sum(), 1)
     colours = rng.uniform(20, 235, (16, 3))
-    differs = np.abs(colours - under).max(axis=1) >= _MIN_CONTRAST
+    differs = np.abs(colours - background).max(axis=1) >= _MIN_CONTRAST
     image += coverage * (_texture(rng, coverage.shape, colours[np.argmax(differs)]) - image)
 
 
 def _texture(rng: np.random.RandomState, size: tuple[int, int], colour: np.ndarray) -> np.ndarray:
-    """Return a picture of one colour, made darker and lighter by a pattern."""
+    """Return an image of one colour that a pattern makes darker and lighter."""
     y, x = np.mgrid[: size[0], : size[1]] / min(size)
     angle, frequency = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(4), np.log(20)))
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -283,7 +295,7 @@ def _texture(rng: np.random.RandomState, size: tuple[int, int], colour: np.ndarr
 
 
 def _smooth_noise(rng: np.random.RandomState, size: tuple[int, int], cells: int) -> np.ndarray:
-    """Return random values between -1 and 1 on a grid of ``cells`` a side, linear between."""
+    """Return random values between -1 and 1 on a grid of ``cells`` x ``cells``, interpolated linearly."""
     grid = rng.uniform(-1, 1, (cells + 1, cells + 1))
     (top, y), (left, x) = (np.divmod(np.arange(side) * (cells / side), 1) for side in size)
     top, left = top.astype(int), left.astype(int)
@@ -296,7 +308,7 @@ def _clutter(rng: np.random.RandomState, size: tuple[int, int]) -> np.ndarray:
     kind = rng.randint(3)
     if kind == 2:
         cells = 3 + rng.randint(4)
-        # The finer noise makes the outlines irregular: they must not look like squares or circles.
+        # The finer noise makes the outlines irregular, unlike squares and circles.
         noise = _smooth_noise(rng, size, cells) + 0.5 * _smooth_noise(rng, size, 4 * cells)
         return np.clip(8 * (noise - 0.7), 0, 1)
     angle, length = rng.uniform(0, np.pi), min(size) * rng.uniform(0.1, 0.6)

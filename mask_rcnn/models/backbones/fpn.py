@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import chainer
 
 from mask_rcnn.config import FPN_STRIDES
-from mask_rcnn.models.layers.convolution import Convolution2D
+from mask_rcnn.models.layers import Convolution2D
 from mask_rcnn.ops.conv.upsample_add import upsample_add
 
 
 class FPN(chainer.Chain):
-    """A backbone and the pyramid on top of it.
+    """A backbone and a feature pyramid on top of it.
 
-    Every map is the sum of a lateral 1x1 convolution of the backbone's and of the next coarser one, enlarged to
-    twice its size by repetition, and goes out through a 3x3 convolution (figure 3); P6 is every second row and
-    column of P5 (``detectron/modeling/FPN.py``).
+    Each level adds a 1x1 lateral convolution of the backbone's feature map to the nearest-neighbour 2x upsampled
+    coarser level, and a 3x3 convolution makes the output (figure 3).  P6 is P5 subsampled by 2
+    (``detectron/modeling/FPN.py``).
 
     Args:
-        backbone (mask_rcnn.models.backbones.base.Backbone): Returns maps of the strides 4, 8, 16 and 32.
-        n_channels (int): Channels of the pyramid's maps.
+        backbone (mask_rcnn.models.layers.Backbone): Returns feature maps of the strides 4, 8, 16 and 32.
+        n_channels (int): Channels of the pyramid's feature maps.
 
-    Calling it takes ``(N, 3, H, W)`` float32, sides multiples of 32, and returns P2 ... P6, a tuple of maps
-    ``(N, n_channels, ceil(H / s), ceil(W / s))``, ``s`` as in ``strides``.
+    It is called with ``(N, 3, H, W)`` float32, ``H`` and ``W`` multiples of 32, and returns P2 ... P6, a tuple of
+    feature maps ``(N, n_channels, ceil(H / s), ceil(W / s))`` with ``s`` as in ``strides``.
     """
 
     strides = FPN_STRIDES
@@ -37,13 +39,13 @@ class FPN(chainer.Chain):
                 setattr(self, f'output{level}', Convolution2D(n_channels, n_channels, 3, pad=1, initialW=init))
 
     @property
-    def stages(self) -> tuple[chainer.Link, ...]:
-        """Those of the backbone."""
+    def stages(self) -> tuple[Callable, ...]:
+        """The stages of the backbone."""
         return self.body.stages
 
     @property
     def frozen_stages(self) -> int:
-        """How many of the backbone's stages do not learn."""
+        """The number of frozen stages of the backbone."""
         return self.body.frozen_stages
 
     @frozen_stages.setter
@@ -51,9 +53,10 @@ class FPN(chainer.Chain):
         self.body.frozen_stages = count
 
     def forward(self, x):
-        features, above = [], None
+        features: list = []
+        coarser = None
         for level, h in reversed(list(enumerate(self.body(x), start=2))):
             h = self[f'lateral{level}'](h)
-            above = h if above is None else upsample_add(h, above)
-            features.insert(0, self[f'output{level}'](above))
+            coarser = h if coarser is None else upsample_add(h, coarser)
+            features.insert(0, self[f'output{level}'](coarser))
         return *features, features[-1][:, :, ::2, ::2]

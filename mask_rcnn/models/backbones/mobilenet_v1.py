@@ -1,7 +1,7 @@
-"""MobileNetV1 (Howard et al. 2017) as TensorFlow's weights want it (``slim/nets/mobilenet_v1.py``).
+"""MobileNetV1 (Howard et al. 2017) with the padding of TensorFlow's weights (``slim/nets/mobilenet_v1.py``).
 
-Every convolution is padded as TensorFlow's ``'SAME'`` does it: one of stride 2 looks one pixel beyond the
-lower and the right border of an image of even size, and beyond no other.
+Every convolution has TensorFlow's ``'SAME'`` padding: with stride 2, an image of even size is padded only below and
+to the right.
 """
 
 from __future__ import annotations
@@ -10,14 +10,10 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.models.backbones.base import Backbone
-from mask_rcnn.models.layers.conv_norm import ConvNorm, folded
-from mask_rcnn.models.layers.convolution import is_forward_only
-from mask_rcnn.models.layers.normalization import fixed_batch_normalization, is_fixed
+from mask_rcnn.models.layers import Backbone, ConvNorm, is_forward_only
 from mask_rcnn.ops.conv.depthwise import depthwise_convolution_2d, depthwise_convolve, same_padding
-from mask_rcnn.ops.runtime.cache import cached
 
-#: Channels behind the pointwise convolution and stride of each block (Howard et al. 2017, table 1).
+#: Output channels and stride of each block (Howard et al. 2017, table 1).
 BLOCKS = (
     (64, 1),
     (128, 2),
@@ -35,20 +31,20 @@ BLOCKS = (
 )
 
 #: Channels of the first convolution.
-_STEM = 32
-#: The least channels that a multiplied layer has (``min_depth`` of ``mobilenet_v1_base``).
+_STEM_CHANNELS = 32
+#: Minimum number of channels after the multiplication by the width (``min_depth`` of ``mobilenet_v1_base``).
 _MIN_CHANNELS = 8
-#: The last block of each resolution from stride 4 on: what a feature pyramid stands on.
+#: The last block of each resolution of stride 4 or more: the inputs of a feature pyramid.
 _LAST_BLOCKS = (3, 5, 11, 13)
 #: ReLU6 clips at this (Krizhevsky 2010).
 _RELU6_MAX = 6.0
 
 
 class MobileNetV1(Backbone):
-    """``conv0`` and ``block1`` to ``block13``; blocks 3, 5, 11 and 13 are seen, strides 4 to 32.
+    """``conv0`` and ``block1`` to ``block13``; returns the outputs of blocks 3, 5, 11 and 13, strides 4 to 32.
 
     Args:
-        width (float): Multiplies all numbers of channels ("depth multiplier"), such as 0.25, 0.5 or 1.
+        width (float): Factor of all numbers of channels ("depth multiplier"), such as 0.25, 0.5 or 1.
         norm (str): ``'affine'`` or ``'bn'``.
     """
 
@@ -57,24 +53,24 @@ class MobileNetV1(Backbone):
 
     def __init__(self, *, width=1.0, norm):
         super().__init__()
-        sizes = [scaled(channels, width) for channels, _ in BLOCKS]
+        sizes = [scale_channels(channels, width) for channels, _ in BLOCKS]
         self.out_channels = tuple(sizes[block - 1] for block in _LAST_BLOCKS)
         with self.init_scope():
-            self.conv0 = ReLU6ConvNorm(3, scaled(_STEM, width), 3, stride=2, norm=norm)
-            in_channels = scaled(_STEM, width)
-            for number, (out_channels, (_, stride)) in enumerate(zip(sizes, BLOCKS), start=1):
+            self.conv0 = ReLU6ConvNorm(3, scale_channels(_STEM_CHANNELS, width), 3, stride=2, norm=norm)
+            in_channels = scale_channels(_STEM_CHANNELS, width)
+            for number, (out_channels, (_, stride)) in enumerate(zip(sizes, BLOCKS, strict=True), start=1):
                 block = SeparableBlock(in_channels, out_channels, stride=stride, norm=norm)
                 setattr(self, f'block{number}', block)
                 in_channels = out_channels
 
     @property
     def stages(self) -> tuple[chainer.Link, ...]:
-        """``conv0``, ``block1`` ..., not in the order of their names."""
+        """``conv0``, ``block1``, ``block2`` ... in the order of execution."""
         return self.conv0, *(self[f'block{number}'] for number in range(1, len(BLOCKS) + 1))
 
 
-def scaled(channels: int, width: float) -> int:
-    """Return a number of channels times the width multiplier, as ``slim/nets/mobilenet_v1.py`` rounds it."""
+def scale_channels(channels: int, width: float) -> int:
+    """Multiply a number of channels by the width and round it down (``slim/nets/mobilenet_v1.py``)."""
     return max(int(channels * width), _MIN_CHANNELS)
 
 
@@ -83,7 +79,7 @@ class SeparableBlock(chainer.Chain):
 
     Args:
         in_channels, out_channels (int): Channels of input and output.
-        stride (int): Of the depthwise convolution.
+        stride (int): Stride of the depthwise convolution.
         norm (str): ``'affine'`` or ``'bn'``.
     """
 
@@ -98,48 +94,46 @@ class SeparableBlock(chainer.Chain):
 
 
 class ReLU6ConvNorm(ConvNorm):
-    """A convolution, 1x1 or 3x3 with ``'SAME'`` padding, its normalisation and ReLU6.
+    """A convolution (1x1, or 3x3 with ``'SAME'`` padding), its normalisation and ReLU6.
 
     Args:
-        in_channels, out_channels, ksize, stride, norm: As for :class:`~mask_rcnn.models.layers.conv_norm.ConvNorm`.
+        in_channels, out_channels, ksize, stride, norm: As for :class:`~mask_rcnn.models.layers.ConvNorm`.
     """
 
-    def forward(self, x):
+    def forward(self, x):  # type: ignore[override]  # a whole layer without options
         if self.conv.ksize != 1:
             x = F.pad(x, ((0, 0), (0, 0), *same_paddings(x, self.conv.stride[0])), 'constant')
         h = super().forward(x)
         if not is_forward_only(h):
             return F.clipped_relu(h, _RELU6_MAX)
-        np.clip(h.array, 0, _RELU6_MAX, out=h.array)  # nobody else has seen what was just made
+        np.clip(h.array, 0, _RELU6_MAX, out=h.array)  # safe in place: `h` is not shared
         return h
 
 
 class DepthwiseConvNorm(ConvNorm):
     """A depthwise 3x3 convolution with ``'SAME'`` padding, its normalisation and ReLU6.
 
-    Its filters ``conv/W``, ``(C, 1, 3, 3)``, are those of a convolution of one channel with ``C`` outputs.
+    Its weight ``conv/W``, ``(C, 1, 3, 3)``, has the shape of a convolution of one channel with ``C`` outputs.
 
     Args:
         n_channels (int): Channels of input and output.
-        stride, norm: As for :class:`~mask_rcnn.models.layers.conv_norm.ConvNorm`.
+        stride, norm: As for :class:`~mask_rcnn.models.layers.ConvNorm`.
     """
 
     def __init__(self, n_channels, *, stride, norm):
         super().__init__(1, n_channels, 3, stride=stride, norm=norm)
-        chainer.initializers.HeNormal()(self.conv.W.array)  # each filter has nine inputs and one output
+        chainer.initializers.HeNormal()(self.conv.W.array)  # each output has nine inputs
 
-    def forward(self, x):
-        geometry = {'stride': self.conv.stride[0], 'pad': same_paddings(x, self.conv.stride[0])}
-        if is_forward_only(x) and (self.bn_frozen or is_fixed(self.norm)):
-            filters, bias = cached(folded, self.conv.W.array, self.norm)
-            return chainer.as_variable(
-                depthwise_convolve(chainer.as_array(x), filters, bias, clip_max=_RELU6_MAX, **geometry)
-            )
-        h = depthwise_convolution_2d(x, self.conv.W, **geometry)
-        h = fixed_batch_normalization(self.norm, h) if self.bn_frozen else self.norm(h)
-        return F.clipped_relu(h, _RELU6_MAX)
+    def forward(self, x):  # type: ignore[override]  # a whole layer without options
+        options = {'stride': self.conv.stride[0], 'pad': same_paddings(x, self.conv.stride[0])}
+        if is_forward_only(x) and self.has_fixed_norm:
+            weight, bias = self.fold()
+            y = depthwise_convolve(chainer.as_array(x), weight, bias, clip_max=_RELU6_MAX, **options)
+            return chainer.as_variable(y)
+        h = depthwise_convolution_2d(x, self.conv.W, **options)
+        return F.clipped_relu(self.normalize(h), _RELU6_MAX)
 
 
 def same_paddings(x, stride: int):
-    """Return the zeros ``((above, below), (left, right))`` of ``(N, C, H, W)``; see :func:`same_padding`."""
+    """Return the zero padding ``((above, below), (left, right))`` of ``(N, C, H, W)``; see :func:`same_padding`."""
     return tuple(same_padding(side, stride) for side in x.shape[2:])

@@ -1,6 +1,7 @@
-"""ResNet with bottleneck blocks (He et al. 2016), as Caffe's and Detectron's weights want it.
+"""ResNet with bottleneck blocks (He et al. 2016) in the variants of Caffe, Detectron and MindSpore.
 
-A stage's stride is in the first 1x1 convolution of its first block and in the shortcut beside it.
+A stage's stride is in the first 1x1 convolution of its first block and in the parallel shortcut, or in the 3x3
+convolution if ``stride_in_3x3`` is set.
 """
 
 from __future__ import annotations
@@ -8,17 +9,63 @@ from __future__ import annotations
 import chainer
 
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.models.backbones.base import Backbone
-from mask_rcnn.models.layers.conv_norm import ConvNorm
+from mask_rcnn.models.layers import Backbone, ConvNorm, select_path
+from mask_rcnn.ops.conv.convolution import apply_epilogue, convolve
 from mask_rcnn.ops.conv.max_pooling import max_pooling_2d
+from mask_rcnn.ops.runtime.cache import cached
+
+
+class PoolAfterConv:
+    """RoI pooling that a block applies after its first 1x1 convolutions instead of before them.
+
+    RoIAlign is a weighted sum over locations, and a 1x1 convolution is a weighted sum over channels.  Both are linear,
+    so their order does not matter: pooling the convolved feature map gives the same features as convolving the pooled
+    RoIs.  It is cheaper if the RoIs have more bins than the map has locations, because the map is convolved only once
+    per image (:func:`mask_rcnn.ops.runtime.cache.cache_features`).
+
+    Args:
+        pool: The RoI pooling, called with ``(feature_map,)``, ``rois`` and ``roi_indices``.
+        rois: ``(R, 4)`` float32 boxes in the network input.
+        roi_indices: ``(R,)`` int32 index of each RoI's image in the batch.
+    """
+
+    def __init__(self, pool, rois, roi_indices):
+        self._pool = pool
+        self._rois = rois
+        self._roi_indices = roi_indices
+
+    def __call__(self, layer: ConvNorm, x, *, relu=False):
+        """Convolve a feature map with ``layer.conv``, pool the RoIs, and apply the rest of ``layer``.
+
+        Args:
+            layer: A convolution and its normalisation.
+            x: The feature map, ``(N, C, H, W)`` floats.
+            relu (bool): Whether to apply ReLU.
+
+        Returns:
+            chainer.Variable: ``(R, O, bins, bins)``.
+        """
+        if select_path(x) in ('cpu', 'cudnn') and layer.has_fixed_norm:
+            weight, bias = layer.fold()
+            array = chainer.as_array(x)
+            h = cached(_convolve, array, weight, layer.conv.stride[0], layer.conv.pad[0], scope='features')
+            return chainer.as_variable(apply_epilogue(self._pool_rois(h).array, bias, relu=relu))
+        return layer.normalize(self._pool_rois(layer.conv(x)), relu=relu)
+
+    def _pool_rois(self, feature_map):
+        return self._pool((feature_map,), self._rois, self._roi_indices)
+
+
+def _convolve(x, weight, stride, pad):
+    return convolve(x, weight, stride=stride, pad=pad)
 
 
 class Bottleneck(chainer.Chain):
-    """1x1, 3x3, 1x1 and a shortcut (He et al. 2016, figure 5).
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2016, figure 5).
 
     Args:
         in_channels (int): Channels of the input.
-        mid_channels (int): Channels of the 3x3 convolution; the output has four times as many.
+        mid_channels (int): Channels of the 3x3 convolution, a quarter of the output channels.
         stride (int): Stride of the block: of the shortcut and, unless ``stride_in_3x3``, the first convolution.
         project (bool): Whether the shortcut has a convolution.
         norm (str): ``'affine'`` or ``'bn'``.
@@ -36,17 +83,23 @@ class Bottleneck(chainer.Chain):
                 self.shortcut = ConvNorm(in_channels, 4 * mid_channels, 1, stride=stride, norm=norm)
         self.project = project
 
-    def forward(self, x, pool=None, *, overwrite=False):
+    def forward(self, x, pool_after_conv: PoolAfterConv | None = None, *, overwrite=False):
         """Return the block's output.
 
         Args:
             x: ``(N, C, H, W)`` floats.
-            pool: For the first convolutions, as in :class:`ConvNorm`.
-            overwrite (bool): Whether the output may take the place of ``x``, where no gradient is wanted.
+            pool_after_conv: RoI pooling after ``conv1`` and ``shortcut``, for a block with ``project``.
+            overwrite (bool): Whether the output may reuse the memory of ``x`` if backprop is disabled.
+
+        Returns:
+            chainer.Variable: ``(N, 4 * mid_channels, h, w)``, or one row per RoI with ``pool_after_conv``.
         """
-        h = self.conv1(x, relu=True, pool=pool)
-        h = self.conv2(h, relu=True)
-        residual = self.shortcut(x, pool=pool) if self.project else x
+        if pool_after_conv is not None:
+            h = self.conv2(pool_after_conv(self.conv1, x, relu=True), relu=True)
+            residual = pool_after_conv(self.shortcut, x)
+        else:
+            h = self.conv2(self.conv1(x, relu=True), relu=True)
+            residual = self.shortcut(x) if self.project else x
         return self.conv3(h, relu=True, residual=residual, overwrite_residual=overwrite or self.project)
 
 
@@ -54,30 +107,47 @@ class ResNetStage(chainer.Chain):
     """Bottleneck blocks ``block0``, ``block1`` ... of one resolution.
 
     Args:
-        n_block (int): Number of blocks.
-        in_channels, mid_channels, stride, norm, stride_in_3x3: As for :class:`Bottleneck`, of the first block.
+        n_blocks (int): Number of blocks.
+        in_channels, mid_channels, stride, norm, stride_in_3x3: Arguments of the first :class:`Bottleneck`.
     """
 
-    def __init__(self, n_block, in_channels, mid_channels, *, stride, norm, stride_in_3x3=False):
+    def __init__(self, n_blocks, in_channels, mid_channels, *, stride, norm, stride_in_3x3=False):
         super().__init__()
-        self.n_block = n_block
+        self.n_blocks = n_blocks
         with self.init_scope():
             self.block0 = Bottleneck(
                 in_channels, mid_channels, stride=stride, project=True, norm=norm, stride_in_3x3=stride_in_3x3
             )
-            for i in range(1, n_block):
+            for i in range(1, n_blocks):
                 setattr(self, f'block{i}', Bottleneck(4 * mid_channels, mid_channels, norm=norm))
 
-    def forward(self, x, pool=None):
-        """Return the last block's output; ``pool`` is for the first, see :class:`Bottleneck`."""
-        x = self.block0(x, pool)
-        for i in range(1, self.n_block):
+    def forward(self, x, pool_after_conv: PoolAfterConv | None = None):
+        """Return the output of the last block; ``pool_after_conv`` is for the first block."""
+        x = self.block0(x, pool_after_conv)
+        for i in range(1, self.n_blocks):
             x = self[f'block{i}'](x, overwrite=True)
         return x
 
 
+class Stem(ConvNorm):
+    """The 7x7 convolution of stride 2 with normalisation and ReLU, and the 3x3 max pooling of stride 2 after it.
+
+    Args:
+        pool_pad (int): The dialect's ``backbone.stem_pool_pad``.
+        norm (str): ``'affine'`` or ``'bn'``.
+    """
+
+    def __init__(self, *, pool_pad, norm):
+        super().__init__(3, 64, 7, stride=2, pad=3, norm=norm)
+        self.pool_pad = pool_pad
+
+    def forward(self, x):  # type: ignore[override]  # a whole layer without options
+        h = super().forward(x, relu=True)
+        return max_pooling_2d(h, 3, stride=2, pad=self.pool_pad, cover_all=self.pool_pad == 0)
+
+
 class ResNet(Backbone):
-    """conv1 with its pooling, and res2, res3 ... up to the last stage whose output is wanted.
+    """``conv1`` (the stem) and the stages ``res2``, ``res3`` ... up to the last one that is returned.
 
     Args:
         name (str): ``'resnet50'`` or ``'resnet101'``.
@@ -90,30 +160,21 @@ class ResNet(Backbone):
 
     def __init__(self, name, *, norm, outputs=(4,), pool_pad=1, stride_in_3x3=False):
         super().__init__()
-        self.pool_pad = pool_pad
         self.outputs = tuple(outputs)
         self.strides = tuple(2**number for number in outputs)
         self.out_channels = tuple(64 * 2**number for number in outputs)
         with self.init_scope():
-            self.conv1 = ConvNorm(3, 64, 7, stride=2, pad=3, norm=norm)
-            width = 64
+            self.conv1 = Stem(pool_pad=pool_pad, norm=norm)
+            in_channels = 64
             for number in range(2, max(outputs) + 1):
-                mid = 16 * 2**number
-                setattr(
-                    self,
-                    f'res{number}',
-                    ResNetStage(
-                        RESNET_BLOCKS[name][number - 2],
-                        width,
-                        mid,
-                        stride=1 if number == 2 else 2,
-                        norm=norm,
-                        stride_in_3x3=stride_in_3x3,
-                    ),
+                mid_channels = 16 * 2**number
+                stage = ResNetStage(
+                    RESNET_BLOCKS[name][number - 2],
+                    in_channels,
+                    mid_channels,
+                    stride=1 if number == 2 else 2,
+                    norm=norm,
+                    stride_in_3x3=stride_in_3x3,
                 )
-                width = 4 * mid
-
-    def run_stage(self, stage, x):
-        if stage is not self.conv1:
-            return stage(x)
-        return max_pooling_2d(stage(x, relu=True), 3, stride=2, pad=self.pool_pad, cover_all=self.pool_pad == 0)
+                setattr(self, f'res{number}', stage)
+                in_channels = 4 * mid_channels

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def detectron_cell_anchors(stride: int, sizes, ratios) -> np.ndarray:
+def detectron_cell_anchors(stride: int, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
     """Return Detectron's anchors of the first location of a feature map.
 
     Widths and heights are rounded to whole pixels for an anchor of the size of one stride, and then scaled.  Source:
@@ -29,7 +31,7 @@ def detectron_cell_anchors(stride: int, sizes, ratios) -> np.ndarray:
     return np.concatenate([centre - half_sides, centre + half_sides], axis=1)
 
 
-def matterport_cell_anchors(sizes, ratios) -> np.ndarray:
+def matterport_cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
     """Return Matterport's anchors of the first location of a feature map.
 
     Sides are not rounded.  The centre is the first pixel of the location.  The second corner of Matterport's anchors
@@ -55,8 +57,8 @@ def shift_anchors(cell: np.ndarray, stride: int, height: int, width: int) -> np.
     Args:
         cell: ``(A, 4)`` anchors of the first location.
         stride: Input pixels per location.
-        height: Rows of the map.
-        width: Columns of the map.
+        height: Rows of the feature map.
+        width: Columns of the feature map.
 
     Returns:
         numpy.ndarray: ``(height * width * A, 4)`` float32 boxes; the anchors of a location are the inner loop.

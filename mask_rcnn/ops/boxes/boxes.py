@@ -6,10 +6,14 @@ pixels of the box (Detectron), and 0 if corners are coordinates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from chainer.backend import get_array_module
 
+from mask_rcnn.ops.runtime.array import Array
 
-def box_iou(boxes_a, boxes_b, *, offset: float = 1.0):
+
+def box_iou(boxes_a: Array, boxes_b: Array, *, offset: float = 1.0) -> Array:
     """Return the pairwise intersection over union.
 
     For float32 boxes, the result equals that of Detectron's C code (``detectron/utils/cython_bbox.pyx``) bit by bit:
@@ -26,13 +30,14 @@ def box_iou(boxes_a, boxes_b, *, offset: float = 1.0):
     xp = get_array_module(boxes_a)
     # Computed as (K, R): boxes_a are anchors or proposals in the slow cases, and long inner loops are fast.
     intersection = _overlap_1d(boxes_a, boxes_b, 0, offset) * _overlap_1d(boxes_a, boxes_b, 1, offset)
-    area_a, area_b = (_exact_area(boxes, offset) for boxes in (boxes_a, boxes_b))
+    area_a, area_b = (_area_float64(boxes, offset) for boxes in (boxes_a, boxes_b))
+    # In cython_bbox.pyx, float32 variables (box_area, ua) receive these float64 expressions.
     area_b = area_b.astype(boxes_b.dtype).astype(area_b.dtype)
     union = (area_a + area_b[:, None] - intersection).astype(intersection.dtype)
     return (intersection / xp.where(intersection > 0, union, union.dtype.type(1))).T
 
 
-def _overlap_1d(boxes_a, boxes_b, axis, offset):
+def _overlap_1d(boxes_a: Array, boxes_b: Array, axis: int, offset: float) -> Array:
     """Return the lengths of the pairwise overlaps along an axis, ``(K, R)``."""
     xp = get_array_module(boxes_a)
     side = xp.minimum(xp.ascontiguousarray(boxes_a[:, axis + 2]), boxes_b[:, axis + 2, None])
@@ -41,12 +46,14 @@ def _overlap_1d(boxes_a, boxes_b, axis, offset):
     return xp.maximum(side, 0, out=side)
 
 
-def _exact_area(boxes, offset):
+def _area_float64(boxes: Array, offset: float) -> Array:
     sides = (boxes[:, 2:] - boxes[:, :2]).astype('f8') + offset
     return sides[:, 0] * sides[:, 1]
 
 
-def encode_boxes(boxes, targets, *, weights=(1.0, 1.0, 1.0, 1.0), offset: float = 1.0):
+def encode_boxes(
+    boxes: Array, targets: Array, *, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), offset: float = 1.0
+) -> Array:
     """Encode target boxes as deltas relative to boxes; :func:`decode_boxes` is the inverse.
 
     The deltas have R-CNN's parametrisation (Girshick et al. 2014, appendix C).  Source: Detectron
@@ -64,13 +71,20 @@ def encode_boxes(boxes, targets, *, weights=(1.0, 1.0, 1.0, 1.0), offset: float 
     xp = get_array_module(boxes)
     centre, side = _centre_and_side(boxes, offset)
     target_centre, target_side = _centre_and_side(targets, offset)
-    weights = xp.asarray(weights, boxes.dtype)
+    factors = xp.asarray(weights, boxes.dtype)
     return xp.concatenate(
-        [weights[:2] * (target_centre - centre) / side, weights[2:] * xp.log(target_side / side)], axis=1
+        [factors[:2] * (target_centre - centre) / side, factors[2:] * xp.log(target_side / side)], axis=1
     )
 
 
-def decode_boxes(boxes, deltas, *, weights=(1.0, 1.0, 1.0, 1.0), offset: float = 1.0, max_log_scale=None):
+def decode_boxes(
+    boxes: Array,
+    deltas: Array,
+    *,
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    offset: float = 1.0,
+    max_log_scale: float | None = None,
+) -> Array:
     """Decode deltas relative to boxes into boxes.
 
     Source: Detectron ``detectron/utils/boxes.py`` ``bbox_transform``, with the same order of operations.
@@ -88,31 +102,33 @@ def decode_boxes(boxes, deltas, *, weights=(1.0, 1.0, 1.0, 1.0), offset: float =
     """
     xp = get_array_module(deltas)
     centre, side = _centre_and_side(boxes.astype(deltas.dtype, copy=False)[:, None], offset)
-    n_class = deltas.shape[1] // 4
-    deltas = deltas.reshape(len(deltas), n_class, 4)
-    scalar = deltas.dtype.type
+    n_classes = deltas.shape[1] // 4
+    deltas = deltas.reshape(len(deltas), n_classes, 4)
+    scalar_type = deltas.dtype.type
     # A division, not a multiplication by the reciprocal, rounds as Detectron does.
-    shift = deltas[..., :2] / _pair(weights[:2], deltas)
-    log_scale = deltas[..., 2:] / _pair(weights[2:], deltas)
+    shift = deltas[..., :2] / _scalar_or_array(weights[:2], deltas)
+    log_scale = deltas[..., 2:] / _scalar_or_array(weights[2:], deltas)
     if max_log_scale is not None:
-        log_scale = xp.minimum(log_scale, scalar(max_log_scale))
-    half_side = xp.exp(log_scale) * side * scalar(0.5)
+        log_scale = xp.minimum(log_scale, scalar_type(max_log_scale))
+    half_side = xp.exp(log_scale) * side * scalar_type(0.5)
     new_centre = shift * side + centre
-    decoded = xp.concatenate([new_centre - half_side, new_centre + half_side - scalar(offset)], axis=2)
-    return decoded.reshape(len(deltas), 4 * n_class)
+    decoded = xp.concatenate([new_centre - half_side, new_centre + half_side - scalar_type(offset)], axis=2)
+    return decoded.reshape(len(deltas), 4 * n_classes)
 
 
-def _pair(values, like):
-    """Return the factors of both axes in the type of an array.
+def _scalar_or_array(values: Sequence[float], like: Array):
+    """Return the values of both axes in the dtype of ``like``: one scalar if they are equal, else an array.
 
-    Two equal factors become one scalar, which saves a copy to the GPU.
+    A scalar is passed to the kernel; an array would be copied to the GPU.
     """
     if values[0] == values[1]:
         return like.dtype.type(values[0])
     return get_array_module(like).asarray(values, like.dtype)
 
 
-def clip_boxes(boxes, size, *, offset: float = 1.0, origin=(0.0, 0.0)):
+def clip_boxes(
+    boxes: Array, size: Sequence[float], *, offset: float = 1.0, origin: Sequence[float] = (0.0, 0.0)
+) -> Array:
     """Clip boxes to an image.
 
     Args:
@@ -124,15 +140,15 @@ def clip_boxes(boxes, size, *, offset: float = 1.0, origin=(0.0, 0.0)):
     Returns:
         array: New array of the same shape and dtype.
     """
-    xp, scalar = get_array_module(boxes), boxes.dtype.type
+    xp, scalar_type = get_array_module(boxes), boxes.dtype.type
     clipped = xp.empty_like(boxes)
     for axis in (0, 1):
-        low = scalar(origin[axis])
-        high = low + scalar(size[axis]) - scalar(offset)
+        low = scalar_type(origin[axis])
+        high = low + scalar_type(size[axis]) - scalar_type(offset)
         xp.clip(boxes[:, axis::2], low, high, out=clipped[:, axis::2])
     return clipped
 
 
-def _centre_and_side(boxes, offset):
+def _centre_and_side(boxes: Array, offset: float) -> tuple[Array, Array]:
     side = boxes[..., 2:] - boxes[..., :2] + boxes.dtype.type(offset)
     return boxes[..., :2] + boxes.dtype.type(0.5) * side, side

@@ -11,17 +11,27 @@ import numpy as np
 
 from mask_rcnn.ops.boxes.top_k import top_k_indices
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
+from mask_rcnn.ops.runtime.array import Array
 
 #: Boxes per 64-bit mask word; also the number of threads per block.
-_WORD = 64
+_WORD_BITS = 64
 _REDUCE_THREADS = 256
 #: Maximum number of boxes on a GPU: one bit per box fits into shared memory.  Their overlaps take 8 GiB.
-_MAX_BOXES = 4096 * _WORD
+_MAX_BOXES = 4096 * _WORD_BITS
 
 _ZERO = np.float32(0)
 
 
-def nms(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppress_equal=True):
+def nms(
+    boxes: Array,
+    scores: Array,
+    threshold: float,
+    *,
+    offset: float = 1.0,
+    groups: Array | None = None,
+    limit: int | None = None,
+    suppress_equal: bool = True,
+) -> Array:
     """Suppress every box that overlaps a kept box with a higher score.
 
     IoU and threshold are compared in float32, with the same rounding on the CPU and on the GPU.
@@ -51,11 +61,20 @@ def nms(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppre
     return kept[kept >= 0]
 
 
-def nms_padded(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None, suppress_equal=True):
+def nms_padded(
+    boxes: Array,
+    scores: Array,
+    threshold: float,
+    *,
+    offset: float = 1.0,
+    groups: Array | None = None,
+    limit: int | None = None,
+    suppress_equal: bool = True,
+) -> Array:
     """Suppress boxes as :func:`nms` does, and return a padded result.
 
-    The shape of the result does not depend on the values of the boxes, so that the host does not wait for a GPU.
-    Arguments and errors are those of :func:`nms`.
+    The number of kept boxes is data-dependent, and reading it would synchronise the host with the GPU.  The shape of
+    this result depends only on ``limit`` and the number of boxes.  Arguments and errors are those of :func:`nms`.
 
     Returns:
         Indices of the kept boxes in descending order of score, followed by -1, ``(min(limit, R),)`` int32.
@@ -83,22 +102,30 @@ def nms_padded(boxes, scores, threshold, *, offset=1.0, groups=None, limit=None,
     )
 
 
-def nms_gpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
+def nms_gpu(
+    boxes: Array,
+    scores: Array,
+    threshold: np.float32,
+    offset: np.float32,
+    groups: Array | None,
+    limit: int,
+    suppress_equal: bool,
+) -> Array:
     """Suppress boxes on a GPU; takes the arguments of :func:`nms_padded` in their final types, and at least one box."""
     xp = chainer.backend.get_array_module(boxes)
     n = len(boxes)
     if n > _MAX_BOXES:
         raise ValueError(f'a GPU takes at most {_MAX_BOXES} boxes, not {n}')
-    words = -(-n // _WORD)
+    n_words = -(-n // _WORD_BITS)
     scores = xp.ascontiguousarray(scores, np.float32)
     order = top_k_indices(scores, n).astype(np.int32, copy=False)
     has_groups = groups is not None
     groups = xp.ascontiguousarray(groups, np.int32) if has_groups else order
 
-    overlaps = xp.empty((words * _WORD, words), np.uint64)
+    overlaps = xp.empty((n_words * _WORD_BITS, n_words), np.uint64)
     cuda_kernels.kernel('boxes/nms.cu', 'nms_overlaps')(
-        (words, words),
-        (_WORD,),
+        (n_words, n_words),
+        (_WORD_BITS,),
         (
             xp.ascontiguousarray(boxes),
             scores,
@@ -119,10 +146,18 @@ def nms_gpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
     return kept
 
 
-def nms_cpu(boxes, scores, threshold, offset, groups, limit, suppress_equal):
+def nms_cpu(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    threshold: np.float32,
+    offset: np.float32,
+    groups: np.ndarray | None,
+    limit: int,
+    suppress_equal: bool,
+) -> np.ndarray:
     """Suppress boxes on the CPU; takes the arguments of :func:`nms_padded` in their final types.
 
-    The boxes of a group are contiguous, so that a box is compared only with boxes of its group.
+    The boxes are sorted by group, so that a box is compared only with boxes of its group.
     """
     order = np.argsort(-scores, kind='stable')
     order = order[scores[order] > -np.inf]
@@ -155,42 +190,46 @@ def _suppress(corners, bounds, threshold, offset, suppress_equal, limit, keep):
     Args:
         corners: (4, R) float32, group after group, within a group in descending order of score.
         bounds: Index of the first box of each group, and the number of boxes.
+        threshold: IoU threshold, float32.
+        offset: 1 or 0, float32.
+        suppress_equal: Whether an IoU equal to the threshold suppresses.
+        limit: Maximum number of kept boxes in each group.
         keep: (R,) bool, initially false; receives the result.
     """
     areas = (corners[2] - corners[0] + offset) * (corners[3] - corners[1] + offset)
-    gone = np.zeros(areas.size, np.bool_)
+    suppressed = np.zeros(areas.size, np.bool_)
     for group in range(bounds.size - 1):
-        left = limit
+        n_kept = 0
         for i in range(bounds[group], bounds[group + 1]):
-            if gone[i]:
+            if suppressed[i]:
                 continue
             keep[i] = True
-            left -= 1
-            if left == 0:
+            n_kept += 1
+            if n_kept == limit:
                 break
-            rest = slice(i + 1, bounds[group + 1])
+            following = slice(i + 1, bounds[group + 1])
             _mark_overlapping(
                 corners[:, i],
                 areas[i],
-                corners[0, rest],
-                corners[1, rest],
-                corners[2, rest],
-                corners[3, rest],
-                areas[rest],
+                corners[0, following],
+                corners[1, following],
+                corners[2, following],
+                corners[3, following],
+                areas[following],
                 threshold,
                 offset,
                 suppress_equal,
-                gone[rest],
+                suppressed[following],
             )
 
 
 @parallel.jit
-def _mark_overlapping(box, area, y_min, x_min, y_max, x_max, areas, threshold, offset, suppress_equal, gone):
-    """Mark the boxes that one box suppresses; LLVM vectorises a loop over whole arrays."""
+def _mark_overlapping(box, area, y_min, x_min, y_max, x_max, areas, threshold, offset, suppress_equal, suppressed):
+    """Mark the boxes that one box suppresses.  LLVM vectorises this loop because it runs over whole arrays."""
     top, left, bottom, right = box[0], box[1], box[2], box[3]
-    for j in range(gone.size):
+    for j in range(suppressed.size):
         height = min(bottom, y_max[j]) - max(top, y_min[j]) + offset
         width = min(right, x_max[j]) - max(left, x_min[j]) + offset
         overlap = max(height, _ZERO) * max(width, _ZERO)
         iou = overlap / (area + areas[j] - overlap)
-        gone[j] |= (iou > threshold) | (suppress_equal & (iou == threshold))
+        suppressed[j] |= (iou > threshold) | (suppress_equal & (iou == threshold))

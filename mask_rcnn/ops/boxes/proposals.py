@@ -1,11 +1,16 @@
 """Selection of boxes: the proposals of the RPN and the detections of the network.
 
-The number of selected boxes depends on the values; reading it after each selection would synchronise the host with
-the GPU.  With ``padded=True``, a result has the maximum number of rows instead.  Padding rows come last and have boxes
-of NaN and scores of minus infinity.
+The number of selected boxes is data-dependent: as a shape, the host must read it, which synchronises the host with the
+GPU after each selection.  With ``padded=True``, the shapes of the results are static instead: they depend only on the
+shapes of the inputs and on the limits.  Unused rows are padding: they come last, their boxes are NaN, their labels are
+0, and their scores are minus infinity: below every threshold, and ignored by :func:`mask_rcnn.ops.boxes.nms.nms`.  The
+other rows are those of the result without padding.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from chainer.backend import get_array_module
@@ -13,37 +18,38 @@ from chainer.backend import get_array_module
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.boxes.nms import nms, nms_padded
 from mask_rcnn.ops.boxes.top_k import top_k_indices
+from mask_rcnn.ops.runtime.array import Array
+
+#: Coordinates and score of padding rows: NaN makes accidental uses visible, and minus infinity sorts last.
+_PAD_BOX, _PAD_SCORE = np.float32(np.nan), np.float32(-np.inf)
 
 #: Maximum number of candidates for padded detections; the candidates with the highest scores are used.  1000 RoIs
 #: rarely have as many scores above 0.05.  A larger number changes the result only if NMS keeps fewer boxes than the
 #: limit allows.
 _MAX_CANDIDATES = 8192
-#: Additional rows of padded detections for ties with the last detection within the limit.
+#: Additional rows of padded detections with ``keep_ties``, for ties with the last detection within the limit.
 _MAX_TIES = 4
-
-#: Coordinate and score of padding rows.
-_PAD_BOX, _PAD_SCORE = np.float32(np.nan), np.float32(-np.inf)
 
 
 def generate_proposals(
-    scores,
-    deltas,
-    anchors,
-    size,
-    scale,
+    scores: Sequence[Array],
+    deltas: Sequence[Array],
+    anchors: Sequence[Array],
+    size: Sequence[float],
+    scale: float,
     *,
     pre_nms: int,
     post_nms: int,
     nms_threshold: float,
     min_size: float = 0.0,
-    weights=(1.0, 1.0, 1.0, 1.0),
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     offset: float = 1.0,
     clip_offset: float = 1.0,
-    max_log_scale=None,
+    max_log_scale: float | None = None,
     suppress_equal: bool = True,
     per_level: bool = True,
     padded: bool = False,
-):
+) -> tuple[Array, Array]:
     """Select the proposals of one image from the outputs of the RPN.
 
     The anchors with the highest scores of each level are decoded, clipped, filtered by size and suppressed by NMS
@@ -56,17 +62,18 @@ def generate_proposals(
         deltas: For each level, ``(4 * A, H, W)`` float32; channels ``4 * a`` to ``4 * a + 3`` are the
             ``(dy, dx, dh, dw)`` of anchor ``a``.
         anchors: For each level, ``(H * W * A, 4)`` float32 boxes (:func:`mask_rcnn.ops.boxes.anchors.shift_anchors`).
-        size: Height and width of the network input.
+        size: Height and width in network input pixels.  Proposals are clipped to them, and those with a centre outside
+            are dropped; the feature maps may extend further.
         scale: Network input pixels per pixel of the original image.
         pre_nms: Maximum number of anchors before NMS, per level or in total.
         post_nms: Maximum number of proposals.
         nms_threshold: IoU threshold of NMS.
-        min_size: Minimum side of a proposal in pixels of the original image; smaller proposals are dropped.
+        min_size: Minimum height and width of a proposal in pixels of the original image; smaller proposals are dropped.
         weights: Weights of the deltas; see :func:`mask_rcnn.ops.boxes.boxes.decode_boxes`.
         offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes.boxes`.
         clip_offset: ``offset`` of :func:`mask_rcnn.ops.boxes.boxes.clip_boxes`.
         max_log_scale: Upper limit of ``dh`` and ``dw``; see :func:`mask_rcnn.ops.boxes.boxes.decode_boxes`.
-        suppress_equal: Whether NMS suppresses at an IoU equal to the threshold; see :func:`mask_rcnn.ops.boxes.nms.nms`.
+        suppress_equal: Whether NMS suppresses at an IoU equal to the threshold (Detectron), or only above it.
         per_level: Whether the selection before NMS, and NMS, run per level (Detectron) or on all levels together
             (Matterport).
         padded: Whether the result is padded; see the module.
@@ -75,46 +82,64 @@ def generate_proposals(
         tuple: Boxes ``(K, 4)`` float32 in the network input and their scores ``(K,)`` in descending order.
     """
     xp = get_array_module(scores[0])
-    candidates = [_best_anchors(*level, pre_nms) for level in zip(scores, deltas, anchors)]
+    candidates = [_top_anchors(*level, pre_nms) for level in zip(scores, deltas, anchors, strict=True)]
     if not per_level:
-        candidates = [_best_of_all(candidates, pre_nms)]
+        candidates = [_merge_levels(candidates, pre_nms)]
+    options: dict[str, Any] = {'offset': offset, 'limit': post_nms, 'suppress_equal': suppress_equal}
     proposals = []
     for level_anchors, level_deltas, level_scores in candidates:
         boxes = decode_boxes(level_anchors, level_deltas, weights=weights, offset=offset, max_log_scale=max_log_scale)
         boxes = clip_boxes(boxes, size, offset=clip_offset)
-        large = _at_least(boxes, min_size, size, scale, offset)
-        options = {'offset': offset, 'limit': post_nms, 'suppress_equal': suppress_equal}
+        is_valid = _is_valid_proposal(boxes, min_size, size, scale, offset)
         if padded:
-            level_scores = xp.where(large, level_scores, _PAD_SCORE)
+            level_scores = xp.where(is_valid, level_scores, _PAD_SCORE)
             keep = nms_padded(boxes, level_scores, nms_threshold, **options)
-            proposals.append(_rows(keep, boxes, level_scores))
+            proposals.append(_take_padded(keep, boxes, level_scores))
         else:
-            boxes, level_scores = boxes[large], level_scores[large]
+            boxes, level_scores = boxes[is_valid], level_scores[is_valid]
             keep = nms(boxes, level_scores, nms_threshold, **options)
             proposals.append((boxes[keep], level_scores[keep]))
-    return _best_of_all(proposals, post_nms)
+    return _merge_levels(proposals, post_nms)
 
 
-def _best_of_all(parts, limit: int):
-    """Join tuples of arrays, of which the last has the scores; return the rows with the ``limit`` highest scores."""
-    xp = get_array_module(parts[0][-1])
-    joined = [xp.concatenate(arrays) for arrays in zip(*parts)]
-    best = top_k_indices(joined[-1], limit)
-    return tuple(array[best] for array in joined)
-
-
-def _best_anchors(scores, deltas, anchors, limit: int):
+def _top_anchors(scores: Array, deltas: Array, anchors: Array, limit: int) -> tuple[Array, Array, Array]:
     """Return the anchors, deltas and scores with the ``limit`` highest scores of a level, in descending order."""
-    n_anchor = len(scores)
+    n_anchors = len(scores)
     scores = scores.transpose(1, 2, 0).ravel()
     best = top_k_indices(scores, limit)
-    deltas = deltas.reshape(n_anchor, 4, len(anchors) // n_anchor).transpose(2, 0, 1).reshape(-1, 4)
+    deltas = deltas.reshape(n_anchors, 4, len(anchors) // n_anchors).transpose(2, 0, 1).reshape(-1, 4)
     return anchors[best], deltas[best], scores[best]
 
 
+def _merge_levels(levels: Sequence[tuple], limit: int) -> tuple:
+    """Concatenate the arrays of all levels; return the rows with the ``limit`` highest scores, in descending order.
+
+    Args:
+        levels: For each level, a tuple of arrays of equal length, the last of which are the scores.
+        limit: Maximum number of rows.
+    """
+    xp = get_array_module(levels[0][-1])
+    merged = [xp.concatenate(arrays) for arrays in zip(*levels, strict=True)]
+    best = top_k_indices(merged[-1], limit)
+    return tuple(array[best] for array in merged)
+
+
+def _is_valid_proposal(boxes: Array, min_size: float, size: Sequence[float], scale: float, offset: float) -> Array:
+    """Return a mask of the boxes that are large enough and have their centre inside the image, ``(R,)`` bool.
+
+    Source: ``_filter_boxes`` of Detectron ``detectron/ops/generate_proposals.py``.
+    """
+    scalar_type = boxes.dtype.type
+    sides = boxes[:, 2:] - boxes[:, :2]
+    centres = boxes[:, :2] + (sides + offset) / 2
+    is_large = sides / scalar_type(scale) + offset >= min_size
+    is_inside = [centres[:, axis] < scalar_type(size[axis]) for axis in (0, 1)]
+    return is_large[:, 0] & is_large[:, 1] & is_inside[0] & is_inside[1]
+
+
 def select_detections(
-    probs,
-    boxes,
+    probs: Array,
+    boxes: Array,
     *,
     score_threshold: float,
     nms_threshold: float,
@@ -125,7 +150,7 @@ def select_detections(
     score_threshold_inclusive: bool = False,
     keep_ties: bool = True,
     padded: bool = False,
-):
+) -> tuple[Array, Array, Array]:
     """Select the detections of one image from the classes of its RoIs.
 
     Every class of every RoI is a candidate; NMS runs per class, and all classes share one limit
@@ -137,14 +162,14 @@ def select_detections(
         boxes: ``(R, 4 * (1 + C))`` float32 boxes of every class.
         score_threshold: Minimum score of a candidate.
         nms_threshold: IoU threshold of NMS.
-        max_detections: Maximum number of detections.
+        max_detections: Maximum number of detections; ``keep_ties`` may exceed it.
         offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes.boxes`.
-        suppress_equal: Whether NMS suppresses at an IoU equal to the threshold; see :func:`mask_rcnn.ops.boxes.nms.nms`.
+        suppress_equal: Whether NMS suppresses at an IoU equal to the threshold (Detectron), or only above it.
         best_class_only: Whether a RoI is a candidate only for its best class.  A RoI with the background as its best
             class is not a candidate then.
         score_threshold_inclusive: Whether a score equal to the threshold passes, or only a score above it.
-        keep_ties: Whether detections with the same score as the last detection within the limit are returned beyond
-            the limit.
+        keep_ties: Whether to return more than ``max_detections`` detections if those beyond the limit have the same
+            score as the last one within it (Detectron).
         padded: Whether the result is padded; see the module.  It has ``max_detections`` rows, and four more with
             ``keep_ties``.
 
@@ -158,7 +183,7 @@ def select_detections(
     if best_class_only:
         candidates &= xp.arange(probs.shape[1]) == probs.argmax(axis=1)[:, None]
     boxes = boxes.reshape(*probs.shape, 4)
-    nms_options = {'threshold': nms_threshold, 'offset': offset, 'suppress_equal': suppress_equal}
+    nms_options: dict[str, Any] = {'threshold': nms_threshold, 'offset': offset, 'suppress_equal': suppress_equal}
     if padded:
         scores = xp.where(candidates, probs, _PAD_SCORE)
         return _select_padded(scores, boxes, max_detections, keep_ties, nms_options)
@@ -173,35 +198,36 @@ def select_detections(
     return boxes[keep], labels[keep].astype(xp.int32), scores[keep]
 
 
-def _select_padded(scores, boxes, max_detections: int, keep_ties: bool, nms_options: dict):
-    """Select detections with a static shape; rows that are not candidates have the padding score."""
+def _select_padded(
+    scores: Array, boxes: Array, max_detections: int, keep_ties: bool, nms_options: dict
+) -> tuple[Array, Array, Array]:
+    """Do the rest of :func:`select_detections` with static shapes.
+
+    Args:
+        scores: ``(R, 1 + C)``; the padding score where a class of a RoI is not a candidate.
+        boxes: ``(R, 1 + C, 4)``.
+        max_detections: See :func:`select_detections`.
+        keep_ties: See :func:`select_detections`.
+        nms_options: Options of :func:`mask_rcnn.ops.boxes.nms.nms_padded`.
+    """
     xp = get_array_module(scores)
-    n_roi = len(scores)
-    by_class = scores[:, 1:].T.ravel()
-    best = top_k_indices(by_class, _MAX_CANDIDATES)
-    labels, rois = best // n_roi, best % n_roi
-    scores, boxes = by_class[best], boxes[rois, labels + 1]
-    rows = max_detections + _MAX_TIES * keep_ties
-    keep = nms_padded(boxes, scores, groups=labels, limit=rows, **nms_options)
-    boxes, scores = _rows(keep, boxes, scores)
-    last = scores[max_detections - 1 : max_detections]
-    if len(last):
-        beyond = scores < last
-        boxes, scores = xp.where(beyond[:, None], _PAD_BOX, boxes), xp.where(beyond, _PAD_SCORE, scores)
+    n_rois = len(scores)
+    class_scores = scores[:, 1:].T.ravel()  # class after class
+    best = top_k_indices(class_scores, _MAX_CANDIDATES)
+    labels, rois = best // n_rois, best % n_rois
+    scores, boxes = class_scores[best], boxes[rois, labels + 1]
+    n_rows = max_detections + _MAX_TIES * keep_ties
+    keep = nms_padded(boxes, scores, groups=labels, limit=n_rows, **nms_options)
+    boxes, scores = _take_padded(keep, boxes, scores)
+    last_score = scores[max_detections - 1 : max_detections]
+    if len(last_score):
+        is_beyond = scores < last_score
+        boxes, scores = xp.where(is_beyond[:, None], _PAD_BOX, boxes), xp.where(is_beyond, _PAD_SCORE, scores)
     return boxes, xp.where(scores == _PAD_SCORE, 0, labels[keep]).astype(np.int32), scores
 
 
-def _rows(keep, boxes, scores):
-    """Return the boxes and scores that :func:`nms_padded` kept, followed by padding rows."""
+def _take_padded(keep: Array, boxes: Array, scores: Array) -> tuple[Array, Array]:
+    """Return the boxes and scores at the indices ``keep``, in which -1 stands for a padding row."""
     xp = get_array_module(boxes)
     scores = xp.where(keep < 0, _PAD_SCORE, scores[keep])
     return xp.where((scores == _PAD_SCORE)[:, None], _PAD_BOX, boxes[keep]), scores
-
-
-def _at_least(boxes, min_size, size, scale, offset):
-    """Return which boxes have sides of at least ``min_size`` original pixels and a centre inside the input."""
-    scalar = boxes.dtype.type
-    sides = boxes[:, 2:] - boxes[:, :2]
-    centres = boxes[:, :2] + (sides + offset) / 2
-    large = sides / scalar(scale) + offset >= min_size
-    return large[:, 0] & large[:, 1] & (centres[:, 0] < scalar(size[0])) & (centres[:, 1] < scalar(size[1]))

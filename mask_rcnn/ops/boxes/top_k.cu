@@ -1,18 +1,18 @@
-// The k largest of n scores, in falling order, the first of equal ones first; see mask_rcnn/ops/top_k.py.
+// The k largest of n scores in descending order, ties in the order of the input; see mask_rcnn/ops/boxes/top_k.py.
 //
-// Radix selection: the score of the k-th is found digit by digit, 11, 11 and 10 bits, each from the numbers of
-// scores that have the digits before it and each value of this one.  top_k_count counts, once for each digit;
-// top_k_collect lists the chosen; top_k_sort sorts them.  Blocks have 256 threads and look at 1024 scores that
-// lie side by side, except in top_k_sort.
+// Radix selection: the k-th largest score is found digit by digit (11, 11 and 10 bits).  For each digit, its values are
+// counted among the scores that match the digits found before.  top_k_count runs once for each digit, top_k_collect
+// lists the selected scores, and top_k_sort sorts them.  Blocks have 256 threads; a block of top_k_count or
+// top_k_collect processes 1024 consecutive scores.
 
 typedef unsigned long long key;
 
-const int threads = 256;
-const int scores_of_block = 1024;
-const int values = 2048;       // of a digit
-const int last_values = 1024;  // of the last one
+const int THREADS = 256;
+const int SCORES_PER_BLOCK = 1024;
+const int VALUES = 2048;       // of a digit
+const int LAST_VALUES = 1024;  // of the last digit
 
-// A number that orders as the scores do, 0 and -0 as equals.
+// An unsigned integer with the order of the scores; 0 and -0 are equal.
 __device__ unsigned int rank_of(float score)
 {
     union { float value; unsigned int bits; } number;
@@ -20,46 +20,46 @@ __device__ unsigned int rank_of(float score)
     return number.bits >> 31 ? ~number.bits : number.bits | 0x80000000u;
 }
 
-// What the threads up to this one have, together.
-__device__ int sum_up_to(int own)
+// Inclusive prefix sum over the threads of a block (Hillis and Steele).
+__device__ int inclusive_scan(int value)
 {
-    __shared__ int sums[2][threads];
-    const int me = threadIdx.x;
-    int side = 0;
-    sums[0][me] = own;
-    for (int step = 1; step < threads; step *= 2) {
+    __shared__ int sums[2][THREADS];
+    const int thread = threadIdx.x;
+    int buffer = 0;
+    sums[0][thread] = value;
+    for (int step = 1; step < THREADS; step *= 2) {
         __syncthreads();
-        own = sums[side][me] + (me >= step ? sums[side][me - step] : 0);
-        side = 1 - side;
-        sums[side][me] = own;
+        value = sums[buffer][thread] + (thread >= step ? sums[buffer][thread - step] : 0);
+        buffer = 1 - buffer;
+        sums[buffer][thread] = value;
     }
-    return own;
+    return value;
 }
 
-// The first digits of the k-th largest score, and how many of the scores that have them are among the k.
-struct prefix_of {
-    unsigned int found;
-    int wanted;
+// The leading digits of the k-th largest score, and the number of scores with these digits among the k largest.
+struct score_prefix {
+    unsigned int digits;
+    int n_selected;
 };
 
-// Find the digits that were counted; every thread of a block gets them.
-__device__ prefix_of find_digits(const int* counts, int digits, int k)
+// Find the first `n_digits` digits, whose values are counted; every thread of a block returns them.
+__device__ score_prefix find_digits(const int* counts, int n_digits, int k)
 {
-    __shared__ prefix_of shared;
-    prefix_of prefix = {0, k};
-    for (int digit = 0; digit < digits; ++digit, counts += values) {
-        const int per_thread = values / threads;
-        const int highest = values - 1 - (int)threadIdx.x * per_thread;
-        int own = 0;
+    __shared__ score_prefix shared;
+    score_prefix prefix = {0, k};
+    for (int digit = 0; digit < n_digits; ++digit, counts += VALUES) {
+        const int per_thread = VALUES / THREADS;
+        const int highest = VALUES - 1 - (int)threadIdx.x * per_thread;
+        int count = 0;
         for (int i = 0; i < per_thread; ++i)
-            own += counts[highest - i];
-        int above = sum_up_to(own) - own;
-        if (above < prefix.wanted && prefix.wanted <= above + own) {  // one thread
+            count += counts[highest - i];
+        int above = inclusive_scan(count) - count;
+        if (above < prefix.n_selected && prefix.n_selected <= above + count) {  // true for one thread
             int value = highest;
-            for (; above + counts[value] < prefix.wanted; --value)
+            for (; above + counts[value] < prefix.n_selected; --value)
                 above += counts[value];
-            shared.found = prefix.found << (digit < 2 ? 11 : 10) | (unsigned int)value;
-            shared.wanted = prefix.wanted - above;
+            shared.digits = prefix.digits << (digit < 2 ? 11 : 10) | (unsigned int)value;
+            shared.n_selected = prefix.n_selected - above;
         }
         __syncthreads();
         prefix = shared;
@@ -67,107 +67,109 @@ __device__ prefix_of find_digits(const int* counts, int digits, int k)
     return prefix;
 }
 
-// Count the values of one digit (0 to 2): in `counts` those of all scores that have the digits before it, for the
-// last digit also block by block.  `counts` is zero before the first digit.
+// Count the values of one digit (0 to 2) among the scores with the digits before it: in `counts` for all scores, and
+// for the last digit also per block.  `counts` must be zero before the first digit.
 extern "C" __global__ void top_k_count(
-    const float* scores, int n, int k, int digit, int* counts, int* counts_of_blocks)
+    const float* scores, int n, int k, int digit, int* counts, int* block_counts)
 {
-    __shared__ int own[values];
-    const int me = threadIdx.x;
-    for (int value = me; value < values; value += threads)
-        own[value] = 0;
-    const unsigned int found = find_digits(counts, digit, k).found;
+    __shared__ int histogram[VALUES];
+    const int thread = threadIdx.x;
+    for (int value = thread; value < VALUES; value += THREADS)
+        histogram[value] = 0;
+    const unsigned int prefix = find_digits(counts, digit, k).digits;
     const int shift = digit == 0 ? 21 : digit == 1 ? 10 : 0;
-    const int above = digit < 2 ? shift + 11 : 10;
+    const int prefix_shift = digit < 2 ? shift + 11 : 10;
     __syncthreads();
-    for (int i = me; i < scores_of_block; i += threads) {
-        const long long index = (long long)blockIdx.x * scores_of_block + i;
+    for (int i = thread; i < SCORES_PER_BLOCK; i += THREADS) {
+        const long long index = (long long)blockIdx.x * SCORES_PER_BLOCK + i;
         if (index >= n)
             break;
         const unsigned int rank = rank_of(scores[index]);
-        if ((unsigned long long)rank >> above == found)
-            atomicAdd(&own[rank >> shift & (digit < 2 ? values - 1 : last_values - 1)], 1);
+        if ((unsigned long long)rank >> prefix_shift == prefix)
+            atomicAdd(&histogram[rank >> shift & (digit < 2 ? VALUES - 1 : LAST_VALUES - 1)], 1);
     }
     __syncthreads();
-    for (int value = me; value < values; value += threads) {
-        if (own[value] > 0)
-            atomicAdd(&counts[digit * values + value], own[value]);
-        if (digit == 2 && value < last_values)
-            counts_of_blocks[(long long)blockIdx.x * last_values + value] = own[value];
+    for (int value = thread; value < VALUES; value += THREADS) {
+        if (histogram[value] > 0)
+            atomicAdd(&counts[digit * VALUES + value], histogram[value]);
+        if (digit == 2 && value < LAST_VALUES)
+            block_counts[(long long)blockIdx.x * LAST_VALUES + value] = histogram[value];
     }
 }
 
-// List the indices of the scores above the k-th largest, in no particular order, then those of the first ones
-// that equal it.  `n_above` is zero on entry.
+// List the indices of the scores above the k-th largest, in no particular order, then the first indices of the scores
+// that equal it.  `n_above` must be zero.
 extern "C" __global__ void top_k_collect(
-    const float* scores, int n, int k, const int* counts, const int* counts_of_blocks, int* n_above, int* chosen)
+    const float* scores, int n, int k, const int* counts, const int* block_counts, int* n_above, int* selected)
 {
-    __shared__ int start, equal_before;
-    const int me = threadIdx.x;
-    const prefix_of prefix = find_digits(counts, 3, k);
-    if (me == 0)
-        equal_before = 0;
+    __shared__ int start, equal_in_earlier_blocks;
+    const int thread = threadIdx.x;
+    const score_prefix prefix = find_digits(counts, 3, k);
+    if (thread == 0)
+        equal_in_earlier_blocks = 0;
     __syncthreads();
-    int before = 0;
-    for (int block = me; block < (int)blockIdx.x; block += threads)
-        before += counts_of_blocks[(long long)block * last_values + prefix.found % last_values];
-    if (before > 0)
-        atomicAdd(&equal_before, before);
+    int earlier = 0;
+    for (int block = thread; block < (int)blockIdx.x; block += THREADS)
+        earlier += block_counts[(long long)block * LAST_VALUES + prefix.digits % LAST_VALUES];
+    if (earlier > 0)
+        atomicAdd(&equal_in_earlier_blocks, earlier);
 
-    const int per_thread = scores_of_block / threads;
-    const long long first = (long long)blockIdx.x * scores_of_block + me * per_thread;
+    const int per_thread = SCORES_PER_BLOCK / THREADS;
+    const long long first = (long long)blockIdx.x * SCORES_PER_BLOCK + thread * per_thread;
     int above = 0, equal = 0;
     for (int i = 0; i < per_thread && first + i < n; ++i) {
         const unsigned int rank = rank_of(scores[first + i]);
-        above += rank > prefix.found;
-        equal += rank == prefix.found;
+        above += rank > prefix.digits;
+        equal += rank == prefix.digits;
     }
-    const int above_so_far = sum_up_to(above);
-    int equal_place = sum_up_to(equal) - equal;
-    if (me == threads - 1)
-        start = atomicAdd(n_above, above_so_far);
+    const int above_scan = inclusive_scan(above);
+    int equal_position = inclusive_scan(equal) - equal;
+    if (thread == THREADS - 1)
+        start = atomicAdd(n_above, above_scan);
     __syncthreads();
-    int place = start + above_so_far - above;
-    equal_place += equal_before;
+    int position = start + above_scan - above;
+    equal_position += equal_in_earlier_blocks;
     for (int i = 0; i < per_thread && first + i < n; ++i) {
         const unsigned int rank = rank_of(scores[first + i]);
-        if (rank > prefix.found)
-            chosen[place++] = (int)(first + i);
-        else if (rank == prefix.found && equal_place++ < prefix.wanted)
-            chosen[k - prefix.wanted + equal_place - 1] = (int)(first + i);
+        if (rank > prefix.digits)
+            selected[position++] = (int)(first + i);
+        else if (rank == prefix.digits && equal_position++ < prefix.n_selected)
+            selected[k - prefix.n_selected + equal_position - 1] = (int)(first + i);
     }
 }
 
-// A number that orders as (score rising, index falling) does, so that no two are equal, and none is 0.
+// An integer with the order of (score, -index).  The keys of different indices differ, and 0 is not a key.
 __device__ key key_of(const float* scores, int index)
 {
     return (key)rank_of(scores[index]) << 32 | (0xffffffffu - (unsigned int)index);
 }
 
-// List the k best of n scores, those that were chosen, or of all: the keys above a score's own are its place.  A
-// block places 32 of them; each warp looks at an eighth of the keys.
+// Sort n scores, either the selected ones or all, and list the k largest.
+//
+// The position of a score is the number of larger keys.  A block finds the positions of 32 scores; each of its warps
+// compares them with an eighth of the keys.
 extern "C" __global__ void top_k_sort(
-    const float* scores, const int* chosen, int is_chosen, int n, int k, int* order)
+    const float* scores, const int* selected, int is_selected, int n, int k, int* order)
 {
-    __shared__ key keys[threads];
-    __shared__ int places[32];
-    const int me = threadIdx.x, lane = me % 32, part = me / 32;
-    const int mine = blockIdx.x * 32 + lane;
-    const int index = mine >= n ? -1 : is_chosen ? chosen[mine] : mine;
-    const key own = index < 0 ? 0 : key_of(scores, index);
-    if (part == 0)
-        places[lane] = 0;
-    int place = 0;
-    for (int first = 0; first < n; first += threads) {
-        const int other = first + me;
+    __shared__ key keys[THREADS];
+    __shared__ int positions[32];
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int item = blockIdx.x * 32 + lane;
+    const int index = item >= n ? -1 : is_selected ? selected[item] : item;
+    const key item_key = index < 0 ? 0 : key_of(scores, index);
+    if (warp == 0)
+        positions[lane] = 0;
+    int n_larger = 0;
+    for (int first = 0; first < n; first += THREADS) {
+        const int other = first + thread;
         __syncthreads();
-        keys[me] = other >= n ? 0 : key_of(scores, is_chosen ? chosen[other] : other);
+        keys[thread] = other >= n ? 0 : key_of(scores, is_selected ? selected[other] : other);
         __syncthreads();
         for (int i = 0; i < 32; ++i)
-            place += keys[32 * part + i] > own;
+            n_larger += keys[32 * warp + i] > item_key;
     }
-    atomicAdd(&places[lane], place);
+    atomicAdd(&positions[lane], n_larger);
     __syncthreads();
-    if (part == 0 && index >= 0 && places[lane] < k)
-        order[places[lane]] = index;
+    if (warp == 0 && index >= 0 && positions[lane] < k)
+        order[positions[lane]] = index;
 }

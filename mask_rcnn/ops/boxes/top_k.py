@@ -1,4 +1,4 @@
-"""The best of many scores, in order."""
+"""The indices of the largest scores, sorted."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import numpy as np
 from chainer.backend import get_array_module
 
 from mask_rcnn.ops.runtime import cuda_kernels
+from mask_rcnn.ops.runtime.array import Array
 
-#: Sorting on the device compares every pair; beyond this many, CuPy's sort is faster (it makes the host
-#: wait).
-_MAX_SORTED = 1 << 14
-#: Up to so many scores are all sorted, however few are wanted: one launch instead of five.
-_MAX_SORTED_WHOLE = 1 << 13
-#: Threads of a block, and what a block of each kernel takes.
-_THREADS, _COUNTED_SCORES, _SORTED_SCORES = 256, 1024, 32
-#: Digits of a score's rank, and values of each; the last has fewer.
+#: The sorting kernel compares every pair of scores.  Above this limit CuPy's sort is faster, although it synchronises.
+_MAX_PAIRWISE_SORT = 1 << 14
+#: Up to this number, all scores are sorted without a selection before: one launch instead of five.
+_MAX_FULL_SORT = 1 << 13
+#: Threads of a block, scores of a block of the counting and collecting kernels, and of the sorting kernel (top_k.cu).
+_THREADS, _SCORES_PER_BLOCK, _SORTED_PER_BLOCK = 256, 1024, 32
+#: The digits of a score's rank, and the number of values of a digit and of the last, shorter one (top_k.cu).
 _DIGITS, _VALUES, _LAST_VALUES = 3, 2048, 1024
 
 
-def top_k_indices(scores, limit: int):
-    """Return the indices of the ``limit`` largest scores, falling; of equal ones the first comes first.
+def top_k_indices(scores: Array, limit: int) -> Array:
+    """Return the indices of the ``limit`` largest scores, in descending order; ties keep the order of the input.
 
-    On the GPU nothing is read back, so the host does not wait; the result is the same in every run.
+    The result has the same bits in every run.  The host does not wait for a GPU unless ``limit`` exceeds 16,384.
 
     Args:
         scores: ``(N,)`` float32, without NaN.
-        limit: 0 or more; all scores are sorted where there are fewer.
+        limit: 0 or more; all scores are sorted if there are fewer.
 
     Returns:
         ``(min(limit, N),)`` integers.
@@ -38,48 +38,48 @@ def top_k_indices(scores, limit: int):
     return implementation(scores, limit)
 
 
-def top_k_indices_cpu(scores, limit: int):
-    """The CPU implementation: NumPy arrays; ``limit`` from 1 to the number of scores."""
+def top_k_indices_cpu(scores: np.ndarray, limit: int) -> np.ndarray:
+    """The CPU implementation; ``limit`` is between 1 and the number of scores."""
     if limit == len(scores):
-        return _falling(scores)
-    worst = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-    candidates = np.flatnonzero(scores >= worst)
-    return candidates[_falling(scores[candidates])[:limit]]
+        return _argsort_descending(scores)
+    lowest = np.partition(scores, len(scores) - limit)[len(scores) - limit]
+    candidates = np.flatnonzero(scores >= lowest)
+    return candidates[_argsort_descending(scores[candidates])[:limit]]
 
 
-def top_k_indices_gpu(scores, limit: int):
-    """The GPU implementation: CuPy arrays; ``limit`` from 1 to the number of scores."""
+def top_k_indices_gpu(scores: Array, limit: int) -> Array:
+    """The GPU implementation; ``limit`` is between 1 and the number of scores."""
     xp = get_array_module(scores)
-    if limit > _MAX_SORTED:
-        return _falling(scores)[:limit].astype(np.int32)
+    if limit > _MAX_PAIRWISE_SORT:
+        return _argsort_descending(scores)[:limit].astype(np.int32)
     scores = xp.ascontiguousarray(scores, np.float32)
-    is_chosen = limit < len(scores) > _MAX_SORTED_WHOLE
-    chosen = _choose(scores, limit) if is_chosen else None
-    n, order = limit if is_chosen else len(scores), xp.empty((limit,), np.int32)
+    is_selected = limit < len(scores) > _MAX_FULL_SORT
+    selected = _radix_select(scores, limit) if is_selected else None
+    n, order = limit if is_selected else len(scores), xp.empty((limit,), np.int32)
     cuda_kernels.kernel('boxes/top_k.cu', 'top_k_sort')(
-        (-(-n // _SORTED_SCORES),),
+        (-(-n // _SORTED_PER_BLOCK),),
         (_THREADS,),
-        (scores, chosen if is_chosen else order, np.int32(is_chosen), np.int32(n), np.int32(limit), order),
+        (scores, selected if is_selected else order, np.int32(is_selected), np.int32(n), np.int32(limit), order),
     )
     return order
 
 
-def _choose(scores, limit: int):
-    """Return the indices that :func:`top_k_indices_gpu` does, in another order."""
+def _radix_select(scores: Array, limit: int) -> Array:
+    """Return the indices of the ``limit`` largest scores, unsorted; of tied scores, those that come first."""
     xp = get_array_module(scores)
-    n, grid = len(scores), (-(-len(scores) // _COUNTED_SCORES),)
+    n, grid = len(scores), (-(-len(scores) // _SCORES_PER_BLOCK),)
     counts, n_above = xp.split(xp.zeros((_DIGITS * _VALUES + 1,), np.int32), [_DIGITS * _VALUES])
-    counts_of_blocks = xp.empty((*grid, _LAST_VALUES), np.int32)
+    block_counts = xp.empty((*grid, _LAST_VALUES), np.int32)
     for digit in range(_DIGITS):
         cuda_kernels.kernel('boxes/top_k.cu', 'top_k_count')(
-            grid, (_THREADS,), (scores, np.int32(n), np.int32(limit), np.int32(digit), counts, counts_of_blocks)
+            grid, (_THREADS,), (scores, np.int32(n), np.int32(limit), np.int32(digit), counts, block_counts)
         )
-    chosen = xp.empty((limit,), np.int32)
+    selected = xp.empty((limit,), np.int32)
     cuda_kernels.kernel('boxes/top_k.cu', 'top_k_collect')(
-        grid, (_THREADS,), (scores, np.int32(n), np.int32(limit), counts, counts_of_blocks, n_above, chosen)
+        grid, (_THREADS,), (scores, np.int32(n), np.int32(limit), counts, block_counts, n_above, selected)
     )
-    return chosen
+    return selected
 
 
-def _falling(scores):
+def _argsort_descending(scores: Array) -> Array:
     return get_array_module(scores).argsort(-scores, kind='stable')

@@ -1,4 +1,4 @@
-"""Affine channel: one scale and one bias per channel, what remains of frozen batch normalisation.
+"""Affine channel: one scale and one bias per channel, the remainder of a frozen batch normalisation.
 
 Source: Caffe2 ``caffe2/operators/affine_channel_op.cc``.
 """
@@ -17,25 +17,31 @@ from mask_rcnn.ops.runtime.memory_layout import memory_axis_order
 def affine_channel_2d(x, scale, bias) -> chainer.Variable:
     """Return ``x * scale + bias``, with one scale and one bias per channel.
 
-    Differentiable with respect to all three (any number of times).  Where ``scale`` needs no gradient, ``x``
-    is not kept for the backward pass.
+    Differentiable with respect to all three inputs any number of times.  If ``scale`` needs no gradient, ``x`` is not
+    kept for the backward pass.
 
     Args:
-        x: Maps (N, C, H, W), floating point, array or variable.
-        scale: (C,), floating point: of the same type, or wider where ``x`` is half precision.
-        bias: (C,), of the type of ``scale``.
+        x: Feature maps ``(N, C, H, W)``, floating point, array or variable.
+        scale: ``(C,)``, floating point: of the type of ``x``, or wider if ``x`` is half precision.
+        bias: ``(C,)``, of the type of ``scale``.
 
     Returns:
-        Variable (N, C, H, W), in memory as ``x`` and of its type.
+        chainer.Variable: ``(N, C, H, W)``, with the type and the memory layout of ``x``.
 
     Raises:
-        chainer.utils.type_check.InvalidType: If shapes or types do not fit.
+        chainer.utils.type_check.InvalidType: Shapes or types do not match.
     """
     scale = chainer.as_variable(scale)
-    return _AffineChannel2D(scale.requires_grad).apply((x, scale, bias))[0]
+    return AffineChannel2DFunction(scale.requires_grad).apply((x, scale, bias))[0]
 
 
-class _AffineChannel2D(chainer.FunctionNode):
+class AffineChannel2DFunction(chainer.FunctionNode):
+    """The function of :func:`affine_channel_2d`.
+
+    Args:
+        trains_scale: Whether to keep ``x``, which the gradient of the scale needs.
+    """
+
     def __init__(self, trains_scale: bool):
         self._trains_scale = trains_scale
 

@@ -1,8 +1,8 @@
-// Depthwise 3x3 convolution, forward and backward; see mask_rcnn/ops/depthwise_convolution.py.
+// Depthwise 3x3 convolution, forward and backward; see mask_rcnn/ops/conv/depthwise.py.
 //
-// Images have their channels innermost, (N, H, W, C), as have filters, (3, 3, C): the threads of a warp read
-// neighbours in memory.  top and left are the zeros above and left of an image; those below and right of it
-// follow from the output's size.
+// The channels of images, (N, H, W, C), and filters, (3, 3, C), are innermost, so that the threads of a warp read
+// adjacent values.  top and left are the numbers of zeros above and left of an image; those below and right of it
+// follow from the size of the output.
 
 #ifndef REAL
 #define REAL float
@@ -10,17 +10,17 @@
 
 typedef REAL real;
 
-// One thread computes one pixel of one channel: blockIdx.x counts the rows of all images' results, blockIdx.y the
-// parts of a row that a block's threads take.
+// Each thread computes one output pixel of one channel.  blockIdx.x is the index of an output row in the batch,
+// blockIdx.y the index of a block in this row.
 extern "C" __global__ void depthwise_forward(
     const real* x, const real* w, int channels, int height, int width, int out_height, int out_width,
     int stride, int top, int left, real* y)
 {
-    const int place = (int)(blockIdx.y * blockDim.x + threadIdx.x);
-    if (place >= out_width * channels)
+    const int index = (int)(blockIdx.y * blockDim.x + threadIdx.x);
+    if (index >= out_width * channels)
         return;
-    const int channel = place % channels;
-    const int column = place / channels * stride - left;
+    const int channel = index % channels;
+    const int column = index / channels * stride - left;
     const int row = (int)(blockIdx.x % out_height) * stride - top;
     const real* image = x + (long long)(blockIdx.x / out_height) * height * width * channels + channel;
     real sum = 0;
@@ -32,20 +32,20 @@ extern "C" __global__ void depthwise_forward(
                 sum += w[(3 * i + j) * channels + channel]
                     * image[((long long)(row + i) * width + column + j) * channels];
     }
-    y[(long long)blockIdx.x * out_width * channels + place] = sum;
+    y[(long long)blockIdx.x * out_width * channels + index] = sum;
 }
 
-// One thread owns one pixel of the images' gradient and gathers what the outputs that saw it send back; blocks as
-// above, but of the images.
+// Each thread computes one pixel of the gradient of one channel: it gathers from all outputs whose window contains the
+// pixel.  blockIdx.x is the index of an image row in the batch, blockIdx.y the index of a block in this row.
 extern "C" __global__ void depthwise_grad_x(
     const real* gy, const real* w, int channels, int height, int width, int out_height, int out_width,
     int stride, int top, int left, real* gx)
 {
-    const int place = (int)(blockIdx.y * blockDim.x + threadIdx.x);
-    if (place >= width * channels)
+    const int index = (int)(blockIdx.y * blockDim.x + threadIdx.x);
+    if (index >= width * channels)
         return;
-    const int channel = place % channels;
-    const int column = place / channels + left;
+    const int channel = index % channels;
+    const int column = index / channels + left;
     const int row = (int)(blockIdx.x % height) + top;
     const real* gradient = gy + (long long)(blockIdx.x / height) * out_height * out_width * channels + channel;
     real sum = 0;
@@ -60,43 +60,43 @@ extern "C" __global__ void depthwise_grad_x(
                     * gradient[((long long)(p / stride) * out_width + q / stride) * channels];
         }
     }
-    gx[(long long)blockIdx.x * width * channels + place] = sum;
+    gx[(long long)blockIdx.x * width * channels + index] = sum;
 }
 
-// A block of 256 threads adds up the gradients of 32 filters, those of group blockIdx.x, over every gridDim.y-th row
-// of all outputs, from row blockIdx.y on: each warp at every eighth pixel, then over the warps.  gw is (gridDim.y, 3,
-// 3, C).  No atomic operation, the same bits in every run.
+// A block of 256 threads sums the gradients of 32 filters, group blockIdx.x, over the output rows blockIdx.y,
+// blockIdx.y + gridDim.y, ... of the batch: each of the eight warps sums every eighth pixel, then the block sums over
+// the warps.  gw is (gridDim.y, 3, 3, C).  Without atomic operations the bits are the same in every run.
 extern "C" __global__ void depthwise_grad_w(
     const real* x, const real* gy, int n_images, int channels, int height, int width, int out_height, int out_width,
     int stride, int top, int left, real* gw)
 {
-    __shared__ real shares[9][8][32];
-    const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
+    __shared__ real warp_sums[9][8][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int channel = blockIdx.x * 32 + lane;
     real sums[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0};
     for (int row = blockIdx.y; channel < channels && row < n_images * out_height; row += gridDim.y) {
         const real* gradient = gy + (long long)row * out_width * channels + channel;
         const real* image = x + (long long)(row / out_height) * height * width * channels + channel;
         const int p = row % out_height * stride - top;
-        for (int column = part; column < out_width; column += 8) {
-            const real sent = gradient[(long long)column * channels];
+        for (int column = warp; column < out_width; column += 8) {
+            const real g = gradient[(long long)column * channels];
             const int q = column * stride - left;
             #pragma unroll
             for (int tap = 0; tap < 9; ++tap) {
                 const int i = p + tap / 3, j = q + tap % 3;
                 if (i >= 0 && i < height && j >= 0 && j < width)
-                    sums[tap] += sent * image[((long long)i * width + j) * channels];
+                    sums[tap] += g * image[((long long)i * width + j) * channels];
             }
         }
     }
     #pragma unroll
     for (int tap = 0; tap < 9; ++tap)
-        shares[tap][part][lane] = sums[tap];
+        warp_sums[tap][warp][lane] = sums[tap];
     __syncthreads();
-    for (int tap = part; tap < 9 && channel < channels; tap += 8) {
+    for (int tap = warp; tap < 9 && channel < channels; tap += 8) {
         real sum = 0;
-        for (int other = 0; other < 8; ++other)
-            sum += shares[tap][other][lane];
+        for (int i = 0; i < 8; ++i)
+            sum += warp_sums[tap][i][lane];
         gw[((long long)blockIdx.y * 9 + tap) * channels + channel] = sum;
     }
 }

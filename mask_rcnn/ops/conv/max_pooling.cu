@@ -1,4 +1,4 @@
-// Max pooling of images whose channels lie innermost, (N, H, W, C); see mask_rcnn/ops/max_pooling.py.
+// Max pooling of images whose channels are innermost, (N, H, W, C); see mask_rcnn/ops/conv/max_pooling.py.
 
 #ifndef REAL
 #define REAL float
@@ -9,12 +9,13 @@ typedef unsigned short half_bits;
 
 #include "runtime/pack.cuh"
 
-// NaN is larger than nothing.
+// No comparison is true for NaN.
 __device__ bool is_larger(real a, real b)
 {
     return a > b;
 }
 
+// An integer with the order of float16 numbers; zeros of both signs are equal.
 __device__ int rank_of(half_bits half)
 {
     return half >> 15 ? 0x8000 - (int)half : (int)half;
@@ -25,7 +26,8 @@ __device__ bool is_larger(half_bits a, half_bits b)
     return (a & 0x7fff) <= 0x7c00 && rank_of(a) > rank_of(b);
 }
 
-// blockIdx.x counts the rows of all images' results, blockIdx.y the parts of a row that 256 threads take.
+// Each thread computes LANES channels of an output pixel.  blockIdx.x is the index of an output row in the batch,
+// blockIdx.y the index of a block in this row.
 template <typename number, int LANES>
 __device__ void pool(
     const number* x, int channels, int height, int width, int rows, int columns, int ksize, int stride, int pad,
@@ -33,12 +35,12 @@ __device__ void pool(
 {
     typedef pack<number, LANES> lanes;
     const int groups = channels / LANES;
-    const int place = (int)(blockIdx.y * blockDim.x + threadIdx.x);
-    if (place >= columns * groups)
+    const int index = (int)(blockIdx.y * blockDim.x + threadIdx.x);
+    if (index >= columns * groups)
         return;
     const int top = (int)(blockIdx.x % rows) * stride - pad;
-    const int left = place / groups * stride - pad;
-    const lanes* image = (const lanes*)x + (long long)(blockIdx.x / rows) * height * width * groups + place % groups;
+    const int left = index / groups * stride - pad;
+    const lanes* image = (const lanes*)x + (long long)(blockIdx.x / rows) * height * width * groups + index % groups;
     lanes largest;
     for (int lane = 0; lane < LANES; ++lane)
         largest.value[lane] = lowest;
@@ -49,7 +51,7 @@ __device__ void pool(
                 if (is_larger(pixel.value[lane], largest.value[lane]))
                     largest.value[lane] = pixel.value[lane];
         }
-    ((lanes*)y)[(long long)blockIdx.x * columns * groups + place] = largest;
+    ((lanes*)y)[(long long)blockIdx.x * columns * groups + index] = largest;
 }
 
 extern "C" __global__ void max_pooling_1(

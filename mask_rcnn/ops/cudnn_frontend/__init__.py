@@ -1,10 +1,10 @@
-"""Convolution on the GPU through cuDNN 9 and NVIDIA's cuDNN Frontend (the Python package ``cudnn``).
+"""Convolution on the GPU with cuDNN 9 and NVIDIA's cuDNN Frontend (the Python package ``cudnn``).
 
-CuPy 14 has no cuDNN bindings any more, and Chainer without them multiplies im2col matrices.  Here every
-convolution is a small graph that cuDNN compiles once per shape (:mod:`~mask_rcnn.ops.cudnn_frontend.graphs`): the
-product, the residual sum, the bias and ReLU run as one kernel.  Arrays keep Chainer's shapes ``(N, C, H,
-W)``, but their channels lie innermost in memory (NHWC), which is what the tensor cores want; an array that
-comes out of one convolution goes into the next one as it is (:mod:`~mask_rcnn.ops.cudnn_frontend.convolution`).
+CuPy 14 has no cuDNN bindings, and Chainer without them multiplies im2col matrices.  Here each convolution is a small
+graph that cuDNN compiles once per shape (:mod:`~mask_rcnn.ops.cudnn_frontend.graphs`); convolution, residual, bias and
+ReLU run as one kernel.  Arrays have Chainer's shape ``(N, C, H, W)`` with the channels innermost in memory (NHWC), the
+layout of the tensor cores.  The result of a convolution is the input of the next one without a copy
+(:mod:`~mask_rcnn.ops.cudnn_frontend.convolution`).
 """
 
 from mask_rcnn.ops.cudnn_frontend.convolution import (

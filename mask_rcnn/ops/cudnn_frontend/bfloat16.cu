@@ -1,8 +1,9 @@
-// Between float and the bits of bfloat16 (the upper half of a float); see mask_rcnn/ops/cudnn/convolution.py.
+// Conversion between float and the bits of bfloat16, the upper half of a float; see
+// mask_rcnn/ops/cudnn_frontend/convolution.py.
 
 union float_bits { float value; unsigned int bits; };
 
-// Rounds to the nearest, ties to the even one, as the hardware's conversion does; a NaN stays one.
+// Round to nearest, ties to even, like the conversion of the hardware; NaN stays NaN.
 extern "C" __global__ void float_to_bfloat16(const float* x, long long n, unsigned short* y)
 {
     long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,4 +1,4 @@
-"""cuDNN Frontend: whether it is there, and one handle for each thread and device."""
+"""Loading of cuDNN Frontend, and a handle and a graph cache per thread and device."""
 
 from __future__ import annotations
 
@@ -11,41 +11,44 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
 from chainer.backends import cuda
 
 logger = logging.getLogger(__name__)
 
-#: cuDNN's own number of 9.0.0; the graphs here are made for its engines.
+#: The version number of cuDNN 9.0.0; the graphs are made for its engines.
 _MIN_VERSION = 90000
-#: Graphs that a thread keeps for each device.  A network has about 60 for each size of its input, so these are 136
-#: sizes.  Most take 0.06 to 0.17 MB (Frontend 1.32, cuDNN 9.28), in all some 1.5 GB; a new one takes 1 ms.
+#: Maximum number of graphs per thread and device.  A network has about 60 per input size, so this is enough for 136
+#: sizes.  Most take 0.06 to 0.17 MB (Frontend 1.32, cuDNN 9.28), all together about 1.5 GB; building one takes 1 ms.
 _MAX_GRAPHS = 8192
-#: The same where each graph keeps all engines that the heuristics named (:mod:`.graphs`): up to 1.9 MB.
+#: The same if each graph keeps all engines that the heuristics return (:mod:`.graphs`): up to 1.9 MB.
 _MAX_DEFAULT_GRAPHS = 1024
-#: Names to cuDNN Frontend the file that it opens as the CUDA runtime.
+#: The environment variable with the path that cuDNN Frontend opens as the CUDA runtime.
 _CUDART_VARIABLE = 'CUDNN_FRONTEND_CUDART_LIB_NAME'
 
 
 @functools.cache
-def load_frontend():
-    """Return the module ``cudnn``, or ``None`` after one warning if it or cuDNN 9 itself is missing."""
+def load_frontend() -> Any:
+    """Import NVIDIA's module ``cudnn``; return ``None``, after one warning, if it or cuDNN 9 is missing."""
     try:
-        with contextlib.suppress(Exception):  # without CuPy, say; Frontend may find the CUDA runtime on its own
+        with contextlib.suppress(Exception):  # no CuPy, for example; Frontend may find the CUDA runtime without help
             _preload_cudart(cuda.cupy.cuda.driver.get_build_version() // 1000)
-        module = importlib.import_module('cudnn')
-        version = module.backend_version()
+        cudnn = importlib.import_module('cudnn')
+        version = cudnn.backend_version()
     except Exception as error:  # ImportError; OSError or RuntimeError where libcudnn is missing or too old
-        return warn_fallback(error)
+        warn_fallback(error)
+        return None
     if version < _MIN_VERSION:
-        return warn_fallback(f'cuDNN is older than version 9 ({version})')
-    return module
+        warn_fallback(f'cuDNN is older than version 9 ({version})')
+        return None
+    return cudnn
 
 
-def warn_fallback(reason) -> None:
-    """Say why cuDNN is not used: an exception, or words."""
+def warn_fallback(reason: Exception | str) -> None:
+    """Log the reason why cuDNN is not used."""
     if isinstance(reason, Exception):
         reason = ' '.join(f'{type(reason).__name__}: {reason}'.split())[:200]
     logger.warning(
@@ -56,10 +59,10 @@ def warn_fallback(reason) -> None:
 
 
 def _preload_cudart(major: int) -> None:
-    """Load the CUDA runtime of CuPy's CUDA version, unless the user has named a file; do nothing if none is found.
+    """Load the CUDA runtime of CuPy's CUDA version, unless the user has set its path or it is not found.
 
-    cuDNN Frontend (1.32) opens it by name when it makes its first graph, but looks neither where pip puts it
-    (``nvidia/cuda_runtime/lib``, ``nvidia/cu13/lib``) nor under ``CUDA_PATH``.
+    cuDNN Frontend (1.32) opens it by name when it builds the first graph, but searches neither pip's folders
+    (``nvidia/cuda_runtime/lib``, ``nvidia/cu13/lib``) nor ``CUDA_PATH``.
     """
     path = None if _CUDART_VARIABLE in os.environ else _find_cudart(f'libcudart.so.{major}')
     if path is not None:
@@ -72,7 +75,7 @@ def _find_cudart(name: str) -> str | None:
         for path in sorted(Path(folder).glob(f'nvidia/*/lib/{name}')):
             return str(path)
     try:
-        ctypes.CDLL(name)  # cuDNN Frontend will find it, too
+        ctypes.CDLL(name)  # cuDNN Frontend finds it the same way
     except OSError:
         from cuda.pathfinder import load_nvidia_dynamic_lib  # comes with CuPy 14
 
@@ -82,29 +85,29 @@ def _find_cudart(name: str) -> str | None:
 
 
 class GraphCache:
-    """cuDNN on one device for one thread: its handle, and the graphs compiled with it.
+    """A cuDNN handle and the graphs compiled with it, for one device and one thread.
 
-    Neither a handle nor a graph's buffers may be used by two threads at once; a cache belongs to its
-    thread, so no lock is needed.
+    Two threads must not use a handle or the buffers of a graph at once.  A cache belongs to its thread and therefore
+    needs no lock.
 
     Args:
         handle: From ``cudnn.create_handle``.
-        max_graphs: How many graphs are kept; the one used longest ago goes first.
+        max_graphs: Maximum number of graphs; the least recently used graph is evicted.
 
     Attributes:
-        engines (dict): What cuDNN's heuristics have answered; see :func:`mask_rcnn.ops.cudnn_frontend.graphs.build`.
+        engines: Engines that cuDNN's heuristics returned; see :func:`mask_rcnn.ops.cudnn_frontend.graphs.build`.
     """
 
-    def __init__(self, handle, max_graphs: int = _MAX_GRAPHS):
+    def __init__(self, handle: Any, max_graphs: int = _MAX_GRAPHS):
         self.handle = handle
-        self.engines = {}
-        self._graphs = OrderedDict()
+        self.engines: dict[Hashable, list[tuple]] = {}
+        self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
         self._max_graphs = max_graphs
 
-    def graph(self, description, build: Callable):
-        """Return the graph of a description, from ``build()`` if it is new.
+    def graph(self, description: Hashable, build: Callable[[], Any]) -> Any:
+        """Return the graph of a description, built by ``build()`` if it is new.
 
-        An exception of ``build`` passes; nothing is kept then.
+        If ``build`` raises an exception, nothing is stored.
         """
         if description in self._graphs:
             self._graphs.move_to_end(description)
@@ -120,14 +123,14 @@ class GraphCache:
 
 class _GraphCaches(threading.local):
     def __init__(self):
-        self.by_device = {}
+        self.by_device: dict[int, GraphCache] = {}
 
 
 _graph_caches = _GraphCaches()
 
 
 def graph_cache() -> GraphCache:
-    """Return this thread's cache on CuPy's current device, whose work goes to CuPy's current stream."""
+    """Return the cache of this thread and CuPy's current device; its work runs on CuPy's current stream."""
     cudnn, device = load_frontend(), _current_device()
     if device not in _graph_caches.by_device:
         max_graphs = _MAX_GRAPHS if supports_engine_query(cudnn) else _MAX_DEFAULT_GRAPHS
@@ -137,8 +140,8 @@ def graph_cache() -> GraphCache:
     return cache
 
 
-def supports_engine_query(cudnn) -> bool:
-    """Whether this Frontend says which engine computes a graph and makes one of it: 1.32 does, 1.10 does not."""
+def supports_engine_query(cudnn: Any) -> bool:
+    """Return whether this Frontend can list engines and build a graph with one of them: 1.32 can, 1.10 cannot."""
     return all(hasattr(cudnn.pygraph, name) for name in ('get_engine_and_knobs_at_index', 'select_plan'))
 
 

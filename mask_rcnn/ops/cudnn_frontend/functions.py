@@ -1,32 +1,36 @@
-"""A convolution and what follows it as one differentiable function: of all that is computed only the result is kept."""
+"""Fused convolution and epilogue as one differentiable function that stores only its output."""
 
 from __future__ import annotations
+
+import abc
+from typing import Any
 
 import chainer
 
 from mask_rcnn.ops.cudnn_frontend.convolution import (
-    as_nhwc,
     convolve,
     convolve_backward_data,
     convolve_backward_filter,
     deconvolve,
 )
+from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc
 
 
 def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False) -> chainer.Variable:
-    """Return ``relu(convolution + b)``, one kernel forward; differentiable once, with respect to all arrays.
+    """Return ``relu(convolution + b)``, one kernel forward; differentiable once with respect to all arrays.
 
     Args:
-        x: ``(N, C, H, W)`` array or variable of CuPy, float32 or float16.
+        x: ``(N, C, H, W)`` CuPy array or variable, float32 or float16.
         W: ``(O, C, kh, kw)``.
         b: ``(O,)``, or ``None``.
-        stride, pad: Of the convolution, the same for all sides.
-        relu: Whether to replace negative numbers by zero.
+        stride: Step of the windows in both directions.
+        pad: Zeros around the images.
+        relu: Whether to apply ReLU.
 
     Returns:
-        chainer.Variable: ``(N, O, oh, ow)`` of ``x``'s type, channels innermost in memory.
+        chainer.Variable: ``(N, O, oh, ow)`` of the type of ``x``, channels innermost in memory.
     """
-    return _apply(_CudnnConvolution(None, relu, stride=stride, pad=pad), x=x, W=W, b=b)
+    return _apply(_CudnnConvolution, {'x': x, 'W': W, 'b': b}, stride=stride, pad=pad, relu=relu)
 
 
 def convolution_affine(
@@ -34,78 +38,111 @@ def convolution_affine(
 ) -> chainer.Variable:
     """Return ``relu(convolution * scale + bias + residual)``, one kernel forward.
 
-    Differentiable once, with respect to ``x``, ``W`` and ``residual``; a chain of functions would keep four
-    arrays for the backward pass.
+    Differentiable once with respect to ``x``, ``W`` and ``residual``.  A chain of functions would keep four arrays for
+    the backward pass.
 
     Args:
-        x, W, stride, pad, relu: As for :func:`convolution_2d`.
-        scale, bias: ``(O,)`` arrays, constants.
+        x: ``(N, C, H, W)`` CuPy array or variable, float32 or float16.
+        W: ``(O, C, kh, kw)``.
+        scale: ``(O,)`` array, a constant.
+        bias: ``(O,)`` array, a constant.
         residual: ``(N, O, oh, ow)`` to add, or ``None``.
+        stride: Step of the windows in both directions.
+        pad: Zeros around the images.
+        relu: Whether to apply ReLU.
 
     Returns:
-        chainer.Variable: As of :func:`convolution_2d`.
+        chainer.Variable: ``(N, O, oh, ow)`` of the type of ``x``, channels innermost in memory.
     """
-    node = _CudnnConvolution(scale[:, None, None, None], relu, stride=stride, pad=pad)
-    return _apply(node, x=x, W=W, b=bias, residual=residual)
+    inputs = {'x': x, 'W': W, 'b': bias, 'residual': residual}
+    return _apply(_CudnnConvolution, inputs, stride=stride, pad=pad, relu=relu, scale=scale[:, None, None, None])
 
 
 def deconvolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False) -> chainer.Variable:
     """Return the transposed convolution ``relu(deconvolution + b)``; differentiable once, like :func:`convolution_2d`.
 
     Args:
-        x, b, stride, pad, relu: As for :func:`convolution_2d`.
+        x: ``(N, C, H, W)`` CuPy array or variable, float32 or float16.
         W: ``(C, O, kh, kw)``.
+        b: ``(O,)``, or ``None``.
+        stride: Step of the windows in both directions.
+        pad: Zeros around the images of the corresponding convolution.
+        relu: Whether to apply ReLU.
 
     Returns:
-        chainer.Variable: ``(N, O, stride * (H - 1) + kh - 2 * pad, ...)`` of ``x``'s type, channels innermost.
+        chainer.Variable: ``(N, O, stride * (H - 1) + kh - 2 * pad, ...)`` of the type of ``x``, channels innermost.
     """
-    return _apply(_CudnnDeconvolution(relu, stride=stride, pad=pad), x=x, W=W, b=b)
+    return _apply(_CudnnDeconvolution, {'x': x, 'W': W, 'b': b}, stride=stride, pad=pad, relu=relu)
 
 
-def _apply(node, **inputs):
-    node.names = [name for name, array in inputs.items() if array is not None]
-    return node.apply([inputs[name] for name in node.names])[0]
+def _apply(function: type[_CudnnFunction], inputs: dict, **options) -> chainer.Variable:
+    """Apply a function to the inputs that are not ``None``."""
+    inputs = {name: array for name, array in inputs.items() if array is not None}
+    return function(list(inputs), **options).apply(list(inputs.values()))[0]
 
 
-class _CudnnFunction(chainer.FunctionNode):
-    """What the functions have in common; ``names`` are those of the inputs."""
+class _CudnnFunction(chainer.FunctionNode, abc.ABC):
+    """A convolution with an epilogue.
 
-    def __init__(self, relu, **geometry):
-        self.relu, self.geometry = relu, geometry
+    Args:
+        names: Names of the inputs: ``'x'``, ``'W'`` and those of ``'b'`` and ``'residual'`` that are present.
+        stride: Step of the windows in both directions.
+        pad: Zeros around the images.
+        relu: Whether to apply ReLU.
+    """
+
+    def __init__(self, names: list[str], *, stride: int, pad: int, relu: bool):
+        self.names, self.relu = names, relu
+        self.geometry: dict[str, Any] = {'stride': stride, 'pad': pad}
+
+    @abc.abstractmethod
+    def compute(self, x, W, **epilogue):
+        """Return the result of the function."""
+
+    @abc.abstractmethod
+    def gradient_x(self, g, x, W):
+        """Return the gradient with respect to ``x``; ``g`` is the gradient before ReLU."""
+
+    @abc.abstractmethod
+    def gradient_w(self, g, x, W):
+        """Return the gradient with respect to ``W``; ``g`` is the gradient before ReLU."""
 
     def forward(self, inputs):
         self.retain_inputs((0, 1))
         if self.relu:
             self.retain_outputs((0,))
-        x, W, *rest = inputs
-        y = self.compute(x, W, relu=self.relu, **dict(zip(self.names[2:], rest)), **self.geometry)
-        return (as_nhwc(y).astype(x.dtype, copy=False).transpose(0, 3, 1, 2),)
+        x, W, *terms = inputs
+        self.input_dtypes = [array.dtype for array in inputs]
+        y = self.compute(x, W, relu=self.relu, **dict(zip(self.names[2:], terms, strict=True)))
+        return (as_nchw(as_nhwc(y).astype(x.dtype, copy=False)),)
 
     def backward(self, indexes, grad_outputs):
         x, W = (variable.array for variable in self.get_retained_inputs())
         g = grad_outputs[0].array
         if self.relu:
             y = self.get_retained_outputs()[0].array
-            g = (as_nhwc(g) * (as_nhwc(y) > 0)).transpose(0, 3, 1, 2)
-        gradients = {
-            'x': lambda: self.gradient_x(g, x, W),
-            'W': lambda: self.gradient_w(g, x, W),
-            'b': lambda: as_nhwc(g).sum(axis=(0, 1, 2)),
-            'residual': lambda: g,
-        }
-        return [
-            chainer.as_variable(gradients[self.names[index]]().astype(self.inputs[index].dtype, copy=False))
-            for index in indexes
-        ]
+            g = as_nchw(as_nhwc(g) * (as_nhwc(y) > 0))
+        gradients = [self._gradient(self.names[index], g, x, W) for index in indexes]
+        dtypes = [self.input_dtypes[index] for index in indexes]
+        return [chainer.as_variable(g.astype(dtype, copy=False)) for g, dtype in zip(gradients, dtypes, strict=True)]
+
+    def _gradient(self, name: str, g, x, W):
+        if name == 'x':
+            return self.gradient_x(g, x, W)
+        if name == 'W':
+            return self.gradient_w(g, x, W)
+        return as_nhwc(g).sum(axis=(0, 1, 2)) if name == 'b' else g
 
 
 class _CudnnConvolution(_CudnnFunction):
-    def __init__(self, scale, relu, **geometry):
-        super().__init__(relu, **geometry)
+    """The convolution; ``scale`` ``(O, 1, 1, 1)``, if given, multiplies the weights."""
+
+    def __init__(self, names: list[str], *, scale=None, **options):
+        super().__init__(names, **options)
         self.scale = scale
 
-    def compute(self, x, W, **rest):
-        return convolve(x, self._scaled(W), **rest)
+    def compute(self, x, W, **epilogue):
+        return convolve(x, self._scaled(W), **epilogue, **self.geometry)
 
     def gradient_x(self, g, x, W):
         return convolve_backward_data(g, self._scaled(W), x.shape, **self.geometry)
@@ -118,8 +155,10 @@ class _CudnnConvolution(_CudnnFunction):
 
 
 class _CudnnDeconvolution(_CudnnFunction):
-    def compute(self, x, W, **rest):
-        return deconvolve(x, W, **rest)
+    """The transposed convolution."""
+
+    def compute(self, x, W, **epilogue):
+        return deconvolve(x, W, **epilogue, **self.geometry)
 
     def gradient_x(self, g, x, W):
         return convolve(g, W, **self.geometry)

@@ -1,92 +1,90 @@
-"""From the description of a convolution to a compiled cuDNN graph.
+"""Compilation of a convolution problem to a cuDNN graph.
 
-cuDNN's heuristics name the engines that may compute a graph, the fastest first by their estimate.  To ask them
-takes 5 to 20 ms, and the graph that asked keeps the whole answer, up to 1.9 MB.  So they are asked once for all
-sizes that are near one another, and each graph is made of one engine: 1 ms and 0.1 MB (Frontend 1.32, cuDNN 9.28).
-Which engine that is depends on the description alone, not on what was computed before, and so do the last bits.
+cuDNN's heuristics return the engines that can compute a graph, the fastest by their estimate first.  Their query takes
+5 to 20 ms, and the graph that runs it keeps the whole answer, up to 1.9 MB.  Therefore they are queried once for all
+sizes that round to the same size, and each graph is built with one engine: 1 ms and 0.1 MB (Frontend 1.32, cuDNN 9.28).
+The engine, and with it the last bits, depends on the problem alone, not on earlier computations.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from mask_rcnn.ops.cudnn_frontend.frontend import load_frontend, supports_engine_query
 
-#: Numbers by which a graph knows its tensors.
+#: Tensor numbers (uids) in a graph.
 X, W, B, RESIDUAL, Y = 1, 2, 3, 4, 5
-#: Which of them a kind of convolution computes.
+#: The tensor that each kind of problem computes.
 OUTPUT = {'forward': Y, 'data': X, 'filter': W}
 
-#: Engines may not ask for more scratch memory than this; each problem here has one that needs none.
+#: Maximum workspace of an engine in bytes; each problem has an engine without a workspace.
 _MAX_WORKSPACE = 256 << 20
+
+Shape = tuple[int, int, int, int]
+Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class ConvProblem:
-    """A convolution ``y = relu(conv(x, w) + residual + b)``, or one of its gradients, for certain shapes.
+    """The description of a convolution ``y = relu(conv(x, w) + residual + b)``, or of one of its gradients.
 
     Args:
         kind: ``'forward'`` (x, w to y), ``'data'`` (y, w to x) or ``'filter'`` (x, y to w).
-        dtype: ``'float32'``, ``'float16'`` or ``'bfloat16'``, of all arrays.
-        x: ``(N, C, H, W)``.
-        w: ``(O, C / groups, kh, kw)``.
+        dtype: Type of all arrays: ``'float32'``, ``'float16'`` or ``'bfloat16'``.
+        x: Shape of x, ``(N, C, H, W)``.
+        w: Shape of w, ``(O, C / groups, kh, kw)``.
         stride: Vertical and horizontal.
-        pad: Zeros ``((above, below), (left, right))``.
+        pad: Zeros ``((top, bottom), (left, right))``.
         tensor_cores: Whether engines may round float32 factors.
-        bias, residual, relu: What follows the product; of a forward convolution only.
+        bias: Whether to add a bias; forward only.
+        residual: Whether to add a residual; forward only.
+        relu: Whether to apply ReLU; forward only.
     """
 
     kind: str
     dtype: str
-    x: tuple[int, int, int, int]
-    w: tuple[int, int, int, int]
+    x: Shape
+    w: Shape
     stride: tuple[int, int] = (1, 1)
-    pad: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    pad: Pads = ((0, 0), (0, 0))
     tensor_cores: bool = True
     bias: bool = False
     residual: bool = False
     relu: bool = False
 
     @property
-    def y(self) -> tuple[int, int, int, int]:
-        """``(N, O, oh, ow)``."""
-        return (
-            self.x[0],
-            self.w[0],
-            *(
-                (side + sum(pad) - window) // stride + 1
-                for side, window, stride, pad in zip(self.x[2:], self.w[2:], self.stride, self.pad)
-            ),
+    def y(self) -> Shape:
+        """Shape of y, ``(N, O, oh, ow)``."""
+        height, width = (
+            (side + sum(pad) - window) // stride + 1
+            for side, window, stride, pad in zip(self.x[2:], self.w[2:], self.stride, self.pad, strict=True)
         )
+        return self.x[0], self.w[0], height, width
 
     @property
-    def out(self) -> tuple[int, int, int, int]:
-        """Shape of what is computed."""
+    def out(self) -> Shape:
+        """Shape of the result."""
         return {'forward': self.y, 'data': self.x, 'filter': self.w}[self.kind]
 
     @property
     def groups(self) -> int:
+        """The number of groups of channels."""
         return self.x[1] // self.w[1]
 
     def rounded(self) -> ConvProblem:
-        """Return the convolution of the next larger round size, which stands for all that are near it.
+        """Return the problem with the size rounded up, which represents all problems with the same rounded size.
 
-        Rows and columns get four significant bits and so grow by less than an eighth; RoIs get a multiple of eight.
+        Height and width keep four significant bits, which adds less than an eighth; the number of RoIs becomes a
+        multiple of eight.
         """
-        n, channels, height, width = self.x
-        return replace(
-            self,
-            x=(
-                _round_up(n, 8 if n > 8 else 1),
-                channels,
-                *(_round_up(side, 1 << max(0, side.bit_length() - 4)) for side in (height, width)),
-            ),
-        )
+        n, channels, *size = self.x
+        height, width = (_round_up(side, 1 << max(0, side.bit_length() - 4)) for side in size)
+        return replace(self, x=(_round_up(n, 8 if n > 8 else 1), channels, height, width))
 
 
 def _round_up(number: int, step: int) -> int:
@@ -100,58 +98,58 @@ class CompiledGraph:
         graph: ``cudnn.pygraph`` with its plan built.
 
     Attributes:
-        workspace_size (int): Bytes of scratch memory that it needs.
+        workspace_size (int): Bytes of workspace.
     """
 
-    def __init__(self, graph):
+    def __init__(self, graph: Any):
         self._graph = graph
-        self._no_overrides = {}
-        # Frontend 1.32 takes addresses as they are only where shapes may be overridden, be it none: half the time.
-        if _can_override(type(graph)) and getattr(graph, 'selected_engine', None) is None:
+        self._no_overrides: dict[str, list] = {}
+        # Frontend 1.32 accepts plain addresses only if shape overrides are passed, even empty.  This halves the time.
+        if _accepts_overrides(graph) and getattr(graph, 'selected_engine', None) is None:
             self._no_overrides = {'override_uids': [], 'override_shapes': [], 'override_strides': []}
         self.workspace_size = graph.get_workspace_size()
 
-    def run(self, pointers: dict[int, int], workspace: int, handle) -> None:
-        """Start it on the handle's stream; device addresses by tensor number."""
+    def run(self, pointers: dict[int, int], workspace: int, handle: Any) -> None:
+        """Start the graph on the stream of the handle; ``pointers`` maps tensor numbers to device addresses."""
         self._graph.execute(pointers, workspace, handle=handle, **self._no_overrides)
 
 
-@functools.cache
-def _can_override(graph_type) -> bool:
-    return 'override_uids' in inspect.signature(graph_type.execute).parameters
+def _accepts_overrides(graph: Any) -> bool:
+    return 'override_uids' in inspect.signature(graph.execute).parameters
 
 
-def build(problem: ConvProblem, handle, engines: dict) -> CompiledGraph | None:
-    """Compile a graph, with the engine that comes first for the rounded size or, if it cannot, for this one.
+def build(problem: ConvProblem, handle: Any, engines: dict) -> CompiledGraph | None:
+    """Compile a graph with the first engine for the rounded size or, if that fails, for the size itself.
 
     Args:
-        problem: What is computed.
-        handle: Of the device.
-        engines: What the heuristics have answered for rounded sizes, which is added to.
+        problem: The convolution.
+        handle: The cuDNN handle of the device.
+        engines: Rounded problem -> engines that the heuristics returned; updated.
 
     Returns:
-        CompiledGraph: ``None`` if no engine computes it on the handle's device.
+        CompiledGraph: ``None`` if no engine computes the problem on the device of the handle.
     """
     rounded = problem.rounded()
     if rounded not in engines:
         engines[rounded] = find_engines(rounded, handle)
-    known = (build_with_engine(engine, problem, handle) for engine in engines[rounded])
-    return next(known, None) or build_default(problem, handle)
+    built = (build_with_engine(engine, problem, handle) for engine in engines[rounded])
+    return next(built, None) or build_default(problem, handle)
 
 
-def find_engines(problem: ConvProblem, handle, max_engines: int = 1) -> list[tuple]:
-    """Return up to ``max_engines`` engines that compute a convolution, by cuDNN's heuristics the fastest first.
+def find_engines(problem: ConvProblem, handle: Any, max_engines: int = 1) -> list[tuple]:
+    """Return up to ``max_engines`` engines that compute a problem, the fastest by cuDNN's heuristics first.
 
     Returns:
-        list: Pairs of an engine's number and its settings; nothing where this Frontend names none.
+        list: Pairs of an engine's number and its settings; empty if this Frontend does not list engines.
     """
-    cudnn, found = load_frontend(), []
+    cudnn = load_frontend()
+    found: list[tuple] = []
     if not supports_engine_query(cudnn):
         return found
     for excluded in _excluded_numeric_notes(cudnn, problem):
         graph = _plan(problem, cudnn, handle, excluded)
         for index in range(0 if graph is None else graph.get_execution_plan_count()):
-            with contextlib.suppress(cudnn.cudnnGraphNotSupportedError):  # what is unwanted, among others
+            with contextlib.suppress(cudnn.cudnnGraphNotSupportedError):  # excluded engines, among others
                 graph.build_plan_at_index(index)
                 found.append(graph.get_engine_and_knobs_at_index(index))
             if len(found) == max_engines:
@@ -161,16 +159,16 @@ def find_engines(problem: ConvProblem, handle, max_engines: int = 1) -> list[tup
     return []
 
 
-def build_with_engine(engine: tuple, problem: ConvProblem, handle) -> CompiledGraph | None:
-    """Compile a graph with one of :func:`find_engines`; ``None`` if that cannot compute it.
+def build_with_engine(engine: tuple, problem: ConvProblem, handle: Any) -> CompiledGraph | None:
+    """Compile a graph with an engine of :func:`find_engines`; return ``None`` if the engine cannot compute it.
 
-    Frontend 1.32 cannot ask again for some engines that it has named (for three channels: a RuntimeError).
+    Frontend 1.32 raises a RuntimeError for some engines that it has listed (for three channels).
     """
     cudnn = load_frontend()
     graph = describe(problem, cudnn, handle=handle)
     try:
         graph.build_operation_graph()
-        # Else Frontend 1.32 asks the heuristics, too, and keeps their answer; to others the name means nothing.
+        # Otherwise Frontend 1.32 also queries the heuristics and keeps their answer; other versions ignore this.
         graph._cpp_plans_created = True
         graph.create_execution_plan(*engine)
         graph.deselect_workspace_greater_than(_MAX_WORKSPACE)
@@ -180,8 +178,8 @@ def build_with_engine(engine: tuple, problem: ConvProblem, handle) -> CompiledGr
     return CompiledGraph(graph)
 
 
-def build_default(problem: ConvProblem, handle) -> CompiledGraph | None:
-    """Compile a graph with the heuristics' first engine, even if it cannot be asked for by name; or ``None``."""
+def build_default(problem: ConvProblem, handle: Any) -> CompiledGraph | None:
+    """Compile a graph with the first engine of the heuristics, whether or not it can be selected by number."""
     cudnn = load_frontend()
     for excluded in _excluded_numeric_notes(cudnn, problem):
         graph = _plan(problem, cudnn, handle, excluded)
@@ -193,8 +191,8 @@ def build_default(problem: ConvProblem, handle) -> CompiledGraph | None:
     return None
 
 
-def _plan(problem, cudnn, handle, excluded):
-    """Return a graph that has asked the heuristics, or ``None`` if they know no engine."""
+def _plan(problem: ConvProblem, cudnn: Any, handle: Any, excluded: list) -> Any:
+    """Return a graph with the engines of the heuristics, or ``None`` if there are none."""
     graph = describe(problem, cudnn, handle=handle)
     try:
         graph.build_operation_graph()
@@ -206,8 +204,8 @@ def _plan(problem, cudnn, handle, excluded):
     return graph
 
 
-def describe(problem: ConvProblem, cudnn, **options):
-    """Return an uncompiled, valid ``cudnn.pygraph``; ``options`` go to its constructor."""
+def describe(problem: ConvProblem, cudnn: Any, **options: Any) -> Any:
+    """Return an uncompiled, validated ``cudnn.pygraph``; ``options`` are passed to its constructor."""
     types = {'float32': cudnn.data_type.FLOAT, 'float16': cudnn.data_type.HALF, 'bfloat16': cudnn.data_type.BFLOAT16}
     io_type = types[problem.dtype]
     graph = cudnn.pygraph(
@@ -224,8 +222,8 @@ def describe(problem: ConvProblem, cudnn, **options):
     return graph
 
 
-def strides(shape) -> list[int]:
-    """Return the steps, in elements, of ``(N, C, H, W)`` with the channels innermost."""
+def strides(shape: Shape) -> list[int]:
+    """Return the strides, in elements, of ``(N, C, H, W)`` with the channels innermost."""
     _, channels, height, width = shape
     return [channels * height * width, 1, width * channels, channels]
 
@@ -248,9 +246,9 @@ def _geometry(problem):
 
 def _forward(graph, problem, tensor):
     y = graph.conv_fprop(image=tensor('x', X, problem.x), weight=tensor('w', W, problem.w), **_geometry(problem))
-    # First the residual, then the bias, in the type of the rest: the order of cuDNN's own fused convolution
-    # ("ConvBiasAct").  For any other order its heuristics (9.28, asked for an H200) offer only the slower
-    # engines that are compiled at run time.
+    # First the residual, then the bias, with the type of the other tensors: the order of cuDNN's fused convolution
+    # ("ConvBiasAct").  For any other order the heuristics (9.28, H200) return only the slower engines that are compiled
+    # at run time.
     if problem.residual:
         y = graph.add(a=y, b=tensor('residual', RESIDUAL, problem.y))
     if problem.bias:
@@ -268,13 +266,13 @@ def _filter(graph, problem, tensor):
     return graph.conv_wgrad(image=tensor('x', X, problem.x), loss=tensor('gy', Y, problem.y), **_geometry(problem))
 
 
-def _excluded_numeric_notes(cudnn, problem):
-    """Return what an engine must not do to the numbers, and what it must not do even if no other is left.
+def _excluded_numeric_notes(cudnn: Any, problem: ConvProblem) -> list[list]:
+    """Return the numeric notes of engines to exclude: the preferred set, then the minimum set.
 
-    Products in less than the storage's precision and sums in less than float32 never; without tensor cores
-    no TF32 (PyTorch sorts engines by the same notes, ``aten/src/ATen/native/cudnn/Conv_v8.cpp``) and no
-    Winograd transform of large tiles, which amplifies rounding errors (Lavin and Gray 2016, section 5.3).
-    Sums in an order that changes from run to run only where there is no other way.
+    The minimum set excludes products in less than the precision of the storage and sums in less than float32 and,
+    without tensor cores, TF32 (PyTorch filters engines by the same notes,
+    ``aten/src/ATen/native/cudnn/Conv_v8.cpp``) and Winograd transforms of large tiles, which amplify rounding errors
+    (Lavin and Gray 2016, section 5.3).  The preferred set also excludes sums whose order changes from run to run.
     """
     note = cudnn.numerical_note
     excluded = [note.DOWN_CONVERT_INPUTS, note.REDUCED_PRECISION_REDUCTION]
@@ -284,5 +282,5 @@ def _excluded_numeric_notes(cudnn, problem):
 
 
 def dtype_name(storage: np.dtype) -> str:
-    """Return the name that :class:`ConvProblem` has for a storage type (uint16 holds bfloat16)."""
+    """Return the name of a storage type in :class:`ConvProblem`; uint16 holds bfloat16."""
     return {'f2': 'float16', 'f4': 'float32', 'u2': 'bfloat16'}[storage.str[1:]]

@@ -1,4 +1,4 @@
-"""From a keypoint head's heat maps to keypoints in the image.
+"""Decoding of a keypoint head's heat maps to keypoints in the image.
 
 Source: Detectron ``detectron/utils/keypoints.py`` (``heatmaps_to_keypoints``, ``scores_to_probs``); OpenCV
 ``modules/imgproc/src/resize.cpp`` (bicubic, float: Keys 1981 with a = -0.75, borders repeated).
@@ -12,31 +12,32 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
+from mask_rcnn.ops.runtime.array import Array
 
-#: Threads that share one heat map.
+#: Threads per heat map.
 _THREADS = 256
 
-#: Keys's a, and what ``interpolateCubic`` makes of it; all in float32, as there.
+#: The float32 constants A, A + 2, A + 3, 4 A, 5 A and 8 A in the expressions of OpenCV's ``interpolateCubic``.
 _A = np.float32(-0.75)
 _A2, _A3 = np.float32(_A + 2), np.float32(_A + 3)
 _A4, _A5, _A8 = np.float32(4 * _A), np.float32(5 * _A), np.float32(8 * _A)
 _ONE = np.float32(1)
 
 
-def decode_heatmaps(heatmaps, boxes):
-    """Find the highest point of each heat map, resized to its box.
+def decode_heatmaps(heatmaps: Array, boxes: Array) -> Array:
+    """Find the maximum of each heat map after it is resized to its box.
 
-    A map is resized bicubically to the box's size, rounded up, in pixels; its highest pixel (the first one,
-    row by row) is the keypoint, at the pixel's centre; the probability is that of a softmax over all pixels.
-    A box from ``x_min`` to ``x_max`` is ``max(x_max - x_min, 1)`` wide here, whatever it is elsewhere.
+    A heat map is resized bicubically to the box's height and width in pixels, rounded up.  The keypoint is the centre
+    of the pixel with the highest logit, the first one in row-major order.  Its probability is that of a softmax over
+    all pixels.  In this function, a box has the width ``max(x_max - x_min, 1)`` in every dialect.
 
     Args:
-        heatmaps: (R, K, M, M) float32: logits over the box, one map for each keypoint.
+        heatmaps: (R, K, M, M) float32, the logits of each keypoint over the box.
         boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
 
     Returns:
-        (R, K, 4) float32: ``(y, x, logit, probability)``, ``y`` and ``x`` in pixels of the image, where the
-        centre of the first pixel is at 0.5.
+        (R, K, 4) float32 ``(y, x, logit, probability)``; ``y`` and ``x`` are in pixels of the image, in which the
+        first pixel has its centre at 0.5.
 
     Raises:
         ValueError: If a shape is wrong.
@@ -57,41 +58,39 @@ def decode_heatmaps(heatmaps, boxes):
     return out
 
 
-def decode_gpu(heatmaps, sizes, out):
-    """The GPU implementation: fills ``out`` with (row, column, logit, probability); ``sizes`` (R, 2) int32."""
-    n_roi, n_keypoint, rows, columns = heatmaps.shape
-    if n_roi:
+def decode_gpu(heatmaps: Array, sizes: Array, out: Array) -> None:
+    """The GPU implementation: fills ``out`` with (row, column, logit, probability); ``sizes`` is (R, 2) int32."""
+    n_rois, n_keypoints, rows, columns = heatmaps.shape
+    if n_rois:
         cuda_kernels.kernel('masks/keypoints.cu', 'decode_heatmaps')(
-            (n_roi * n_keypoint,),
+            (n_rois * n_keypoints,),
             (_THREADS,),
-            (heatmaps, sizes, np.int32(n_keypoint), np.int32(rows), np.int32(columns), out),
+            (heatmaps, sizes, np.int32(n_keypoints), np.int32(rows), np.int32(columns), out),
         )
 
 
-def decode_cpu(heatmaps, sizes, out):
-    """The CPU implementation; the same arguments as :func:`decode_gpu`, NumPy arrays."""
-
-    def work(start, stop):
-        _decode_range(heatmaps, sizes, out, start, stop)
-
-    parallel.parallel_for(work, out.shape[0] * out.shape[1])
+def decode_cpu(heatmaps: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> None:
+    """The CPU implementation; takes the arguments of :func:`decode_gpu`."""
+    parallel.parallel_for(
+        lambda start, stop: _decode_range(heatmaps, sizes, out, start, stop), out.shape[0] * out.shape[1]
+    )
 
 
 @parallel.jit
 def _decode_range(heatmaps, sizes, out, start, stop):
-    """Decode heat maps ``start`` to ``stop``, counted through all RoIs."""
+    """Decode heat maps ``start`` to ``stop``; keypoint ``k`` of RoI ``r`` has the index ``r * K + k``."""
     for index in range(start, stop):
         r, k = index // heatmaps.shape[1], index % heatmaps.shape[1]
         heatmap = heatmaps[r, k]
         height, width = sizes[r, 0], sizes[r, 1]
-        lines = _resized_columns(heatmap, width)
+        lines = _resize_columns(heatmap, width)
         row = np.empty(width, np.float32)
-        # The softmax's sum is kept relative to the highest logit so far.
+        # The sum of the softmax is relative to the highest logit so far, so that no exponential overflows.
         highest, total = np.float32(-np.inf), 0.0
         taps = np.empty(4, np.float32)
         for i in range(height):
-            source = _taps(i, height, heatmap.shape[0], taps)
-            _combine(lines, source, taps, row)
+            source = _cubic_taps(i, height, heatmap.shape[0], taps)
+            _interpolate_rows(lines, source, taps, row)
             best = np.argmax(row)
             if row[best] > highest:
                 total *= math.exp(highest - row[best])
@@ -103,13 +102,13 @@ def _decode_range(heatmaps, sizes, out, start, stop):
 
 
 @parallel.jit
-def _resized_columns(heatmap, width):
-    """Resize the rows of a map to ``width`` pixels."""
+def _resize_columns(heatmap, width):
+    """Return the rows of a heat map resized to ``width`` pixels, (M, width) float32."""
     last = heatmap.shape[1] - 1
     lines = np.empty((heatmap.shape[0], width), np.float32)
     taps = np.empty(4, np.float32)
     for j in range(width):
-        source = _taps(j, width, heatmap.shape[1], taps)
+        source = _cubic_taps(j, width, heatmap.shape[1], taps)
         a, b = min(max(source - 1, 0), last), min(max(source, 0), last)
         c, d = min(max(source + 1, 0), last), min(max(source + 2, 0), last)
         for i in range(heatmap.shape[0]):
@@ -120,8 +119,8 @@ def _resized_columns(heatmap, width):
 
 
 @parallel.jit
-def _combine(lines, source, taps, row):
-    """Sum up the four lines around one row of the result."""
+def _interpolate_rows(lines, source, taps, row):
+    """Compute one row of the result from the four lines around it; ``source`` is the second of them."""
     last = lines.shape[0] - 1
     a, b = lines[min(max(source - 1, 0), last)], lines[min(max(source, 0), last)]
     c, d = lines[min(max(source + 1, 0), last)], lines[min(max(source + 2, 0), last)]
@@ -130,8 +129,11 @@ def _combine(lines, source, taps, row):
 
 
 @parallel.jit
-def _taps(pixel, n_out, n_in, taps):
-    """Write the weights of the four source pixels around a pixel's centre; return the second one's index."""
+def _cubic_taps(pixel, n_out, n_in, taps):
+    """Compute the weights of the four source pixels around a pixel's centre; return the index of the second one.
+
+    The expressions are those of OpenCV's ``interpolateCubic``, operation by operation in float32.
+    """
     position = np.float32((pixel + 0.5) * (1.0 / (n_out / n_in)) - 0.5)
     source = math.floor(position)
     x = position - np.float32(source)

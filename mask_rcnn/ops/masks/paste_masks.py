@@ -8,37 +8,49 @@ Source: Detectron ``detectron/core/test.py`` (``segm_results``), ``detectron/uti
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import chainer
 import numpy as np
 from chainer.backends import cuda
 
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
+from mask_rcnn.ops.runtime.array import Array
 
-#: Threads of a block; CUDA's limit to a grid's second side.
+#: Threads of a block, and CUDA's limit on the height of a grid.
 _THREADS, _MAX_BLOCKS_Y = 256, 65535
-#: Masks are pasted on a GPU in portions of about this many bytes on their way to the host.
-_PORTION_BYTES = 1 << 26
+#: On their way to the host, a GPU pastes masks in chunks of about this many bytes.
+_CHUNK_BYTES = 1 << 26
 
 _ONE = np.float32(1)
 
 
-def paste_masks(probs, boxes, size, *, offset=1.0, padding=1, margin=0, threshold=0.5, threshold_inclusive=False):
+def paste_masks(
+    probs: Array,
+    boxes: Array,
+    size: tuple[int, int],
+    *,
+    offset: float = 1.0,
+    padding: int = 1,
+    margin: int = 0,
+    threshold: float = 0.5,
+    threshold_inclusive: bool = False,
+) -> Array:
     """Resize each mask into its box and binarise it.
 
-    A mask of M x M pixels is padded with zeros, and its box is enlarged by the factor (M + 2 padding) / M.  The
-    corners of the box are truncated to integers.  The padded mask is resized to the box as OpenCV does it, and the
-    threshold is applied.
+    A mask of M x M pixels is padded with zeros, and its box is extended by the factor (M + 2 padding) / M.  The
+    corners of the box are truncated to integers.  The padded mask is resized to the box with OpenCV's bilinear
+    interpolation, and the threshold is applied.
 
     The result has R H W bytes.  To save memory, paste slices of the masks, reuse an array with :func:`paste_into`, or
-    take the run lengths from :func:`mask_runs`.
+    take the runs from :func:`mask_runs`.
 
     Args:
         probs: (R, M, M) float32 probabilities.
         boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
         size: Height and width of the image.
-        offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes.boxes`.  A box with a negative width or height
-            covers no pixels.
+        offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes.boxes`.  A box with a negative width or
+            height covers no pixels.
         padding: Width of the zero border around a mask in mask pixels: 1 (Detectron) or 0.
         margin: Width of the zero border outside the box, 0 or 1.  1 interpolates between the mask and the zeros, but
             not below the minimum of the mask (scikit-image); 0 repeats the border (OpenCV).
@@ -65,315 +77,290 @@ def paste_masks(probs, boxes, size, *, offset=1.0, padding=1, margin=0, threshol
     )
 
 
-def paste_into(out, probs, boxes, *, offset=1.0, padding=1, margin=0, threshold=0.5, threshold_inclusive=False):
-    """Fill ``out`` (R, H, W), a contiguous bool array, with what :func:`paste_masks` returns; return it."""
+def paste_into(out: Array, probs: Array, boxes: Array, **options: Any) -> Array:
+    """Paste masks into an existing array.
+
+    Args:
+        out: (R, H, W) contiguous bool; is overwritten.
+        probs: (R, M, M) float32 probabilities.
+        boxes: (R, 4) float32.
+        options: Keyword arguments of :func:`paste_masks`.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: If a shape is wrong, or ``out`` is not contiguous bool.
+    """
     if out.ndim != 3 or len(out) != len(probs) or out.dtype != np.bool_ or not out.flags.c_contiguous:
         raise ValueError(f'out must be contiguous bool ({len(probs)}, H, W), not {out.dtype} {out.shape}')
     implementation = paste_cpu if chainer.backend.get_array_module(probs) is np else paste_gpu
-    implementation(*_arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclusive), out)
+    implementation(_paste_spec(probs, boxes, **options), out)
     return out
 
 
-def paste_to_host(probs, boxes, size, **options):
-    """Do what :func:`paste_masks` does, a portion of the masks at a time, and bring the result to the host.
+def paste_to_host(probs: Array, boxes: Array, size: tuple[int, int], **options: Any) -> np.ndarray:
+    """Paste masks in chunks and copy the result to the host.
 
-    A GPU packs eight pixels into a byte first: 13 instead of 107 MB of 100 masks of 800 x 1333 pixels.
+    A GPU packs eight pixels into a byte before the copy: 13 instead of 107 MB for 100 masks of 800 x 1333 pixels.
+
+    Args:
+        probs: (R, M, M) float32 probabilities.
+        boxes: (R, 4) float32.
+        size: Height and width of the image.
+        options: Keyword arguments of :func:`paste_masks`.
 
     Returns:
         numpy.ndarray: (R, H, W) bool.
     """
     xp = chainer.backend.get_array_module(probs)
     out = np.empty((len(probs), *size), np.bool_)
-    step = max(1, _PORTION_BYTES // (size[0] * size[1]))
+    step = max(1, _CHUNK_BYTES // (size[0] * size[1]))
     for start in range(0, len(probs), step):
-        part = slice(start, start + step)
-        bits = xp.packbits(paste_masks(probs[part], boxes[part], size, **options))
-        pixels = np.unpackbits(cuda.to_cpu(bits), count=out[part].size)
-        out[part] = pixels.view(np.bool_).reshape(out[part].shape)
+        chunk = slice(start, start + step)
+        bits = xp.packbits(paste_masks(probs[chunk], boxes[chunk], size, **options))
+        pixels = np.unpackbits(cuda.to_cpu(bits), count=out[chunk].size)
+        out[chunk] = pixels.view(np.bool_).reshape(out[chunk].shape)
     return out
 
 
-def mask_runs(probs, boxes, size, *, offset=1.0, padding=1, margin=0, threshold=0.5, threshold_inclusive=False):
-    """Return which pixels :func:`paste_masks` would give, without giving them: as run lengths need them.
+def mask_runs(probs: Array, boxes: Array, size: tuple[int, int], **options: Any) -> list[np.ndarray]:
+    """Return the pixels of the masks of :func:`paste_masks` as runs, from which run lengths are encoded.
 
-    Nothing is as large as the image: only the boxes' pixels are looked at, and of them the runs are kept, which
-    is all that leaves a GPU.
+    No array has the size of the image: only pixels inside the boxes are evaluated, and a GPU returns only the runs.
 
     Args:
-        probs, boxes, size, offset, padding, margin, threshold, threshold_inclusive: See :func:`paste_masks`.
+        probs: (R, M, M) float32 probabilities.
+        boxes: (R, 4) float32.
+        size: Height and width of the image.
+        options: Keyword arguments of :func:`paste_masks`.
 
     Returns:
-        list of numpy.ndarray: For each mask (K, 2) int32: the first pixel of each run and the one behind its
-        last, where pixel (y, x) is number ``x * H + y``; rising.  A run ends with its column.
+        list of numpy.ndarray: For each mask (K, 2) int32: the first pixel of each run and the first pixel after it, in
+        ascending order.  Pixel (y, x) has the index ``x * H + y``.  A run does not continue in the next column.
 
     Raises:
         ValueError: If a shape is wrong.
     """
+    spec = _paste_spec(probs, boxes, **options)
     implementation = runs_cpu if chainer.backend.get_array_module(probs) is np else runs_gpu
-    arguments = _arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclusive)
-    return implementation(*arguments, *map(int, size)) if len(probs) else []
+    height, width = map(int, size)
+    return implementation(spec, height, width) if len(probs) else []
 
 
-def _arguments(probs, boxes, offset, padding, margin, threshold, threshold_inclusive):
-    """Check and return what both implementations take, but for the result."""
+class _BoxAxis(NamedTuple):
+    """The pixels that the padded masks cover along one axis of the image.
+
+    Args:
+        first: First pixel (R,) int32.
+        n_pixels: Number of pixels (R,) int32.
+        scale: Mask pixels per image pixel (R,) float64.
+    """
+
+    first: Array
+    n_pixels: Array
+    scale: Array
+
+
+class _PasteSpec(NamedTuple):
+    """The arguments of both implementations.  Numba compiles functions of named tuples, but not of dataclasses.
+
+    Args:
+        probs: (R, M, M) float32, contiguous.
+        rows: The rows of the image that each mask covers.
+        columns: The columns of the image that each mask covers.
+        padding: See :func:`paste_masks`.
+        margin: See :func:`paste_masks`.
+        min_prob: Lower limit of interpolated probabilities (R,) float32.
+        threshold: See :func:`paste_masks`.
+        threshold_inclusive: See :func:`paste_masks`.
+    """
+
+    probs: Array
+    rows: _BoxAxis
+    columns: _BoxAxis
+    padding: int
+    margin: int
+    min_prob: Array
+    threshold: np.float32
+    threshold_inclusive: bool
+
+
+def _paste_spec(
+    probs: Array,
+    boxes: Array,
+    *,
+    offset: float = 1.0,
+    padding: int = 1,
+    margin: int = 0,
+    threshold: float = 0.5,
+    threshold_inclusive: bool = False,
+) -> _PasteSpec:
+    """Validate the arguments of :func:`paste_masks` and compute where the masks lie in the image."""
     if probs.ndim != 3 or 0 in probs.shape[1:]:
         raise ValueError(f'probs must have the shape (R, M, M), not {probs.shape}')
     if boxes.shape != (len(probs), 4):
         raise ValueError(f'boxes must have the shape ({len(probs)}, 4), not {boxes.shape}')
     xp = chainer.backend.get_array_module(probs)
     rows, columns = (
-        _place(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], offset, padding) for axis in (0, 1)
+        _box_axis(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], offset, padding) for axis in (0, 1)
     )
     probs = xp.ascontiguousarray(probs, np.float32)
-    return (
-        probs,
-        *rows,
-        *columns,
-        int(padding),
-        int(margin),
-        _least(probs, margin),
-        np.float32(threshold),
-        bool(threshold_inclusive),
+    has_min_prob = margin and len(probs)
+    min_prob = probs.min(axis=(1, 2)) if has_min_prob else xp.full((len(probs),), -np.inf, np.float32)
+    return _PasteSpec(
+        probs, rows, columns, int(padding), int(margin), min_prob, np.float32(threshold), bool(threshold_inclusive)
     )
 
 
-def _least(probs, margin: int):
-    """Return what a mask's pixels do not fall below (R,) float32."""
-    xp = chainer.backend.get_array_module(probs)
-    if margin and len(probs):
-        return probs.min(axis=(1, 2))
-    return xp.full((len(probs),), -np.inf, np.float32)
-
-
-def _place(xp, low, high, mask_size: int, offset: float, padding: int):
-    """Find the pixels of one axis that padded masks cover.
-
-    Returns:
-        First pixel and number of pixels, both (R,) int32, and mask pixels per pixel, (R,) float64.
-    """
-    # Finite numbers that int32 holds; a box beyond them covers the same pixels of any image.
+def _box_axis(xp: Any, low: Array, high: Array, mask_size: int, offset: float, padding: int) -> _BoxAxis:
+    """Return the pixels of one axis that padded masks cover, for boxes from ``low`` to ``high`` (R,)."""
+    # Finite numbers that int32 can represent; a box beyond them covers the same pixels of any image.
     low, high = (xp.clip(xp.nan_to_num(edge.astype(np.float32)), -(2.0**27), 2.0**27) for edge in (low, high))
     padded = mask_size + 2 * padding
+    # expand_boxes of detectron/utils/boxes.py, then ref_box.astype(np.int32) of segm_results.
     half = (high - low) * np.float32(0.5) * np.float32(padded / mask_size)
     centre = (high + low) * np.float32(0.5)
     first, last = (centre - half).astype(np.int32), (centre + half).astype(np.int32)
-    count = xp.maximum(last - first + np.int32(offset), 0).astype(np.int32)
-    return first, count, 1.0 / (xp.maximum(count, 1) / float(padded))
+    n_pixels = xp.maximum(last - first + np.int32(offset), 0).astype(np.int32)
+    # OpenCV's inverse scale: 1 / (pixels / mask pixels).
+    return _BoxAxis(first, n_pixels, 1.0 / (xp.maximum(n_pixels, 1) / float(padded)))
 
 
-def paste_gpu(*arguments):
-    """The GPU implementation: what :func:`_arguments` returns, CuPy arrays, and ``out``."""
-    *arguments, out = arguments
+def paste_gpu(spec: _PasteSpec, out: Array) -> None:
+    """The GPU implementation: fills ``out`` (R, H, W)."""
+    _, height, width = out.shape
     if out.size:
-        _launch('paste_masks', out.shape[1], *arguments, *out.shape[1:], out)
+        _launch('paste_masks', height, spec, height, width, out)
 
 
-def runs_gpu(*arguments):
-    """The GPU implementation: what :func:`_arguments` returns, CuPy arrays, not empty, and the image's height and
-    width.
-    """
-    *_, width = arguments
-    xp, n = chainer.backend.get_array_module(arguments[0]), len(arguments[0])
-    counts = xp.empty((n * width,), np.int32)
-    blocks = -(-width // _THREADS)
-    _launch('mask_runs', blocks, *arguments, np.int32(False), counts, counts)
+def runs_gpu(spec: _PasteSpec, height: int, width: int) -> list[np.ndarray]:
+    """The GPU implementation of :func:`mask_runs`, for at least one mask."""
+    xp, n_masks = chainer.backend.get_array_module(spec.probs), len(spec.probs)
+    counts = xp.empty((n_masks * width,), np.int32)
+    n_blocks = -(-width // _THREADS)
+    _launch('mask_runs', n_blocks, spec, height, width, np.int32(False), counts, counts)
     ends = xp.cumsum(counts, dtype=np.int32)
     bounds = cuda.to_cpu(ends[width - 1 :: width])
     runs = xp.empty((int(bounds[-1]), 2), np.int32)
     if len(runs):
-        _launch('mask_runs', blocks, *arguments, np.int32(True), ends, runs)
+        _launch('mask_runs', n_blocks, spec, height, width, np.int32(True), ends, runs)
     return np.split(cuda.to_cpu(runs), bounds[:-1])
 
 
-def _launch(
-    name: str,
-    blocks: int,
-    probs,
-    top,
-    height,
-    y_scale,
-    left,
-    width,
-    x_scale,
-    padding,
-    margin,
-    min_prob,
-    threshold,
-    threshold_inclusive,
-    out_height,
-    out_width,
-    *others,
-):
-    """Launch a kernel that shares each mask among so many blocks."""
+def _launch(name: str, n_blocks: int, spec: _PasteSpec, height: int, width: int, *outputs: Any) -> None:
+    """Launch a kernel with ``n_blocks`` blocks for each mask."""
+    n_masks, *mask_size = spec.probs.shape
     cuda_kernels.kernel('masks/paste_masks.cu', name)(
-        (blocks, min(len(probs), _MAX_BLOCKS_Y)),
+        (n_blocks, min(n_masks, _MAX_BLOCKS_Y)),
         (_THREADS,),
         (
-            probs,
-            top,
-            height,
-            y_scale,
-            left,
-            width,
-            x_scale,
-            *map(np.int32, (len(probs), out_height, out_width, *probs.shape[1:], padding, margin)),
-            min_prob,
-            threshold,
-            np.int32(threshold_inclusive),
-            *others,
+            spec.probs,
+            *spec.rows,
+            *spec.columns,
+            *map(np.int32, (n_masks, height, width, *mask_size, spec.padding, spec.margin)),
+            spec.min_prob,
+            spec.threshold,
+            np.int32(spec.threshold_inclusive),
+            *outputs,
         ),
     )
 
 
-def paste_cpu(*arguments):
-    """The CPU implementation; the same arguments as :func:`paste_gpu`, NumPy arrays."""
-    parallel.parallel_for(lambda start, stop: _paste_range(*arguments, start, stop), len(arguments[0]))
+def paste_cpu(spec: _PasteSpec, out: np.ndarray) -> None:
+    """The CPU implementation: fills ``out`` (R, H, W)."""
+    parallel.parallel_for(lambda start, stop: _paste_range(spec, out, start, stop), len(out))
 
 
-def runs_cpu(probs, top, height, y_scale, left, width, x_scale, padding, margin, min_prob, *rest):
-    """The CPU implementation; the same arguments as :func:`runs_gpu`, NumPy arrays."""
-    runs = [None] * len(probs)
+def runs_cpu(spec: _PasteSpec, height: int, width: int) -> list[np.ndarray]:
+    """The CPU implementation of :func:`mask_runs`."""
+    runs: list = [None] * len(spec.probs)
 
-    def work(start, stop):
+    def find_runs(start: int, stop: int) -> None:
         for r in range(start, stop):
-            runs[r] = _find_runs(
-                probs[r],
-                top[r],
-                height[r],
-                y_scale[r],
-                left[r],
-                width[r],
-                x_scale[r],
-                padding,
-                margin,
-                min_prob[r],
-                *rest,
-            )
+            runs[r] = _find_runs(spec, r, height, width)
 
-    parallel.parallel_for(work, len(probs))
+    parallel.parallel_for(find_runs, len(runs))
     return runs
 
 
 @parallel.jit
-def _paste_range(
-    probs,
-    top,
-    height,
-    y_scale,
-    left,
-    width,
-    x_scale,
-    padding,
-    margin,
-    min_prob,
-    threshold,
-    threshold_inclusive,
-    out,
-    start,
-    stop,
-):
+def _paste_range(spec, out, start, stop):
     """Paste masks ``start`` to ``stop``."""
     for r in range(start, stop):
         out[r] = False
-        y_begin, y_end = max(top[r], 0), min(top[r] + height[r], out.shape[1])
-        x_begin, x_end = max(left[r], 0), min(left[r] + width[r], out.shape[2])
+        y_begin, y_end = _visible_range(spec.rows, r, out.shape[1])
+        x_begin, x_end = _visible_range(spec.columns, r, out.shape[2])
         if y_begin < y_end and x_begin < x_end:
-            _fill(
-                probs[r],
-                y_begin - top[r],
-                y_scale[r],
-                x_begin - left[r],
-                x_scale[r],
-                padding,
-                margin,
-                min_prob[r],
-                threshold,
-                threshold_inclusive,
-                out[r, y_begin:y_end, x_begin:x_end],
-            )
+            _paste_region(spec, r, y_begin, x_begin, out[r, y_begin:y_end, x_begin:x_end])
 
 
 @parallel.jit
-def _find_runs(
-    prob,
-    top,
-    height,
-    y_scale,
-    left,
-    width,
-    x_scale,
-    padding,
-    margin,
-    min_prob,
-    threshold,
-    threshold_inclusive,
-    out_height,
-    out_width,
-):
-    """Return the runs of one mask."""
-    y_begin, y_end = max(top, 0), min(top + height, out_height)
-    x_begin, x_end = max(left, 0), min(left + width, out_width)
+def _find_runs(spec, r, height, width):
+    """Return the runs of mask ``r``."""
+    y_begin, y_end = _visible_range(spec.rows, r, height)
+    x_begin, x_end = _visible_range(spec.columns, r, width)
     if y_begin >= y_end or x_begin >= x_end:
         return np.empty((0, 2), np.int32)
-    part = np.empty((y_end - y_begin, x_end - x_begin), np.bool_)
-    _fill(
-        prob,
-        y_begin - top,
-        y_scale,
-        x_begin - left,
-        x_scale,
-        padding,
-        margin,
-        min_prob,
-        threshold,
-        threshold_inclusive,
-        part,
-    )
-    runs = np.empty((_scan(part, y_begin, x_begin, out_height, np.empty((0, 2), np.int32)), 2), np.int32)
-    _scan(part, y_begin, x_begin, out_height, runs)
+    region = np.empty((y_end - y_begin, x_end - x_begin), np.bool_)
+    _paste_region(spec, r, y_begin, x_begin, region)
+    n_runs = _scan_columns(region, y_begin, x_begin, height, np.empty((0, 2), np.int32))
+    runs = np.empty((n_runs, 2), np.int32)
+    _scan_columns(region, y_begin, x_begin, height, runs)
     return runs
 
 
 @parallel.jit
-def _scan(part, y_begin, x_begin, out_height, runs):
-    """Count the runs down the columns of a part of the image; write as many as ``runs`` has room for."""
+def _visible_range(axis, r, size):
+    """Return the pixels of mask ``r`` along an axis of the image, ``begin`` and ``end``; none if begin >= end."""
+    return max(axis.first[r], 0), min(axis.first[r] + axis.n_pixels[r], size)
+
+
+@parallel.jit
+def _scan_columns(region, y_begin, x_begin, height, runs):
+    """Write the runs of a region of an image whose height is ``height``; return their number.
+
+    Runs for which ``runs`` (K, 2) has no rows are only counted.
+    """
     count = 0
-    for j in range(part.shape[1]):
+    for j in range(region.shape[1]):
         inside = False
-        for i in range(part.shape[0] + 1):
-            now = i < part.shape[0] and part[i, j]
-            if now != inside:
+        for i in range(region.shape[0] + 1):
+            is_set = i < region.shape[0] and region[i, j]
+            if is_set != inside:
                 if count < len(runs):
-                    runs[count, int(inside)] = (x_begin + j) * out_height + y_begin + i
+                    runs[count, int(inside)] = (x_begin + j) * height + y_begin + i
                 count += inside
-                inside = now
+                inside = is_set
     return count
 
 
 @parallel.jit
-def _fill(prob, y_first, y_scale, x_first, x_scale, padding, margin, min_prob, threshold, threshold_inclusive, out):
-    """Paste one mask from its pixel ``(y_first, x_first)``, counted from its own corner, on."""
-    frame = padding + margin
+def _paste_region(spec, r, y_begin, x_begin, out):
+    """Paste the part of mask ``r`` whose first pixel in the image is ``(y_begin, x_begin)``."""
+    prob, frame = spec.probs[r], spec.padding + spec.margin
     padded = np.zeros((prob.shape[0] + 2 * frame, prob.shape[1] + 2 * frame), np.float32)
     padded[frame : frame + prob.shape[0], frame : frame + prob.shape[1]] = prob
     lines = np.empty((padded.shape[0], out.shape[1]), np.float32)
-    _resize_columns(padded, x_first, x_scale, margin, lines)
+    _resize_columns(padded, x_begin - spec.columns.first[r], spec.columns.scale[r], spec.margin, lines)
+    y_first, y_scale, min_prob = y_begin - spec.rows.first[r], spec.rows.scale[r], spec.min_prob[r]
     for i in range(out.shape[0]):
-        row, fraction = _source(y_first + i, y_scale, margin)
+        row, fraction = _source(y_first + i, y_scale, spec.margin)
         upper = min(max(row, 0), padded.shape[0] - 1)
         lower = min(max(row + 1, 0), padded.shape[0] - 1)
         for j in range(out.shape[1]):
             value = lines[upper, j] * (_ONE - fraction) + lines[lower, j] * fraction
             value = max(value, min_prob)
-            out[i, j] = (value > threshold) | (threshold_inclusive & (value == threshold))
+            out[i, j] = (value > spec.threshold) | (spec.threshold_inclusive & (value == spec.threshold))
 
 
 @parallel.jit
 def _resize_columns(padded, first, scale, margin, lines):
-    """Resize the rows of a padded mask to the columns from ``first`` on."""
+    """Resize the rows of a padded mask horizontally to the pixels ``first``, ``first + 1``, ... of its box."""
     last = padded.shape[1] - 1
     for j in range(lines.shape[1]):
         column, fraction = _source(first + j, scale, margin)
+        # OpenCV treats columns, but not rows, separately at the borders.
         if column < 0:
             column, fraction = 0, np.float32(0)
         if column >= last:
@@ -385,7 +372,7 @@ def _resize_columns(padded, first, scale, margin, lines):
 
 @parallel.jit
 def _source(pixel, scale, margin):
-    """Return the source pixel left of a target pixel's centre and the fraction of its right neighbour."""
+    """Return the mask pixel at or before a pixel's centre, and the weight of the mask pixel after it."""
     position = np.float32((pixel + 0.5) * scale - 0.5)
     source = math.floor(position)
     return source + margin, position - np.float32(source)

@@ -1,48 +1,48 @@
-"""Feature maps on the CPU, a block of channels at a time with the channels last.
+"""Feature maps on the CPU in blocks of channels, with the channels of a block last.
 
-Pooling RoIs does the same to every channel: with the channels of a block side by side in memory the
-compiler vectorises over them, and a block of the map stays in the cache while all RoIs are pooled from it.
+RoI pooling treats all channels alike.  If the channels of a block are adjacent in memory, the compiler vectorises over
+them, and the block stays in the cache while all RoIs are pooled from it.
 """
 
 from __future__ import annotations
 
 from mask_rcnn.ops.runtime.parallel import jit
 
-#: Channels of a block: what one RoI touches of them should fit into the first-level cache.
+#: Channels per block: the part of them that one RoI reads should fit into the first-level cache.
 BLOCK = 64
 
 
-def count_blocks(channels: int) -> int:
-    """Return the number of blocks that hold so many channels."""
-    return -(-channels // BLOCK)
+def count_blocks(n_channels: int) -> int:
+    """Return the number of blocks that ``n_channels`` channels need."""
+    return -(-n_channels // BLOCK)
 
 
 @jit
-def gather_maps(x, first, maps):
-    """Copy channels ``first``, ... of ``x`` (C, N, H, W) to ``maps`` (N, H, W * BLOCK)."""
+def gather_features(x, first, features):
+    """Copy channels ``first``, ... of ``x`` (C, N, H, W) to ``features`` (N, H, W * BLOCK)."""
     n_channels = min(BLOCK, x.shape[0] - first)
     if n_channels < BLOCK:
-        maps[:] = 0
+        features[:] = 0
     for n in range(x.shape[1]):
         for i in range(x.shape[2]):
             for c in range(n_channels):
                 for j in range(x.shape[3]):
-                    maps[n, i, j * BLOCK + c] = x[first + c, n, i, j]
+                    features[n, i, j * BLOCK + c] = x[first + c, n, i, j]
 
 
 @jit
-def scatter_maps(maps, first, x):
-    """Copy ``maps`` (N, H, W * BLOCK) to channels ``first``, ... of ``x`` (C, N, H, W)."""
+def scatter_features(features, first, x):
+    """Copy ``features`` (N, H, W * BLOCK) to channels ``first``, ... of ``x`` (C, N, H, W)."""
     for n in range(x.shape[1]):
         for c in range(min(BLOCK, x.shape[0] - first)):
             for i in range(x.shape[2]):
                 for j in range(x.shape[3]):
-                    x[first + c, n, i, j] = maps[n, i, j * BLOCK + c]
+                    x[first + c, n, i, j] = features[n, i, j * BLOCK + c]
 
 
 @jit
 def gather_bins(y, first, bins):
-    """Copy channels of one RoI's ``y`` (C, rows, columns) to ``bins`` (rows * columns, BLOCK)."""
+    """Copy channels ``first``, ... of one RoI's ``y`` (C, rows, columns) to ``bins`` (rows * columns, BLOCK)."""
     columns = y.shape[2]
     for c in range(min(BLOCK, y.shape[0] - first)):
         for i in range(y.shape[1]):
@@ -52,7 +52,7 @@ def gather_bins(y, first, bins):
 
 @jit
 def scatter_bins(bins, first, y):
-    """Copy ``bins`` (rows * columns, BLOCK) to channels of one RoI's ``y`` (C, rows, columns)."""
+    """Copy ``bins`` (rows * columns, BLOCK) to channels ``first``, ... of one RoI's ``y`` (C, rows, columns)."""
     columns = y.shape[2]
     for c in range(min(BLOCK, y.shape[0] - first)):
         for i in range(y.shape[1]):

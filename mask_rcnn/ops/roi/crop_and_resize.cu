@@ -1,11 +1,12 @@
-// Crop and resize, forward and backward; see mask_rcnn/ops/crop_and_resize.py for the formula.
+// Crop and resize, forward and backward; see mask_rcnn/ops/roi/crop_and_resize.py for the formula.
 //
-// Tables of one axis (R RoIs, P bins): first (R, P), the pixel at or before each point, -1 outside of the map;
-// fraction (R, P), the weight of the pixel behind it.
+// Tables of one axis (R RoIs, P bins): first (R, P), the pixel at or before each point, or -1 outside of the map;
+// fraction (R, P), the weight of the pixel after it.
 //
-// Maps, samples and their gradients have their channels innermost, (N, H, W, C) and (R, rows, columns, C): the
-// threads of a warp read neighbours in memory.  Each takes "lanes" channels at once: 4 (which needs a multiple of
-// them, aligned to as many) or 1.  "half" kernels read and write the bits of float16, and calculate as the others do.
+// Feature maps, samples and their gradients have their channels last, (N, H, W, C) and (R, rows, columns, C), so that
+// the threads of a warp read neighbours in memory.  A thread processes `lanes` channels at once: 4, if their number is
+// a multiple of 4 and the memory is aligned to 4 elements, or 1.  "half" kernels read and write float16 as bits; their
+// arithmetic is float32.
 
 #ifndef REAL
 #define REAL float
@@ -22,7 +23,7 @@ struct points {
     const float* fraction;
 };
 
-// A block computes one row of samples of one RoI.
+// Forward.  A block computes one row of samples of one RoI.
 template <typename element, int LANES>
 __device__ void forward(
     const element* x, const int* roi_indices, points vertical, points horizontal, int n_images, int channels,
@@ -86,10 +87,9 @@ extern "C" __global__ void crop_and_resize_forward_half(
                               out);
 }
 
-// Backward: see tiles.cuh.
+// Backward; see tiles.cuh.
 
-
-// The weight of a pixel in a point; 0 if the point does not read it.
+// The weight of a pixel in a sample point; 0 if the point does not read the pixel.
 __device__ float pixel_weight(int pixel, int first, float fraction)
 {
     if (first < 0)
@@ -97,7 +97,7 @@ __device__ float pixel_weight(int pixel, int first, float fraction)
     return pixel == first ? 1.0f - fraction : pixel == first + 1 ? fraction : 0.0f;
 }
 
-// Adds what RoI r gives to the pixels (top, left) to (top + TILE_ROWS - 1, left).
+// Add the contribution of RoI r to the pixels (top, left) to (top + TILE_ROWS - 1, left).
 template <typename element, int LANES>
 __device__ void add_roi(
     const pack<element, LANES>* gy, int r, int groups, points vertical, points horizontal, int rows, int columns,
@@ -109,8 +109,8 @@ __device__ void add_roi(
             continue;
         real line[LANES] = {};
         for (int column = 0; column < columns; ++column) {
-            const int at = r * columns + column;
-            const float weight = pixel_weight(left, horizontal.first[at], horizontal.fraction[at]);
+            const int point = r * columns + column;
+            const float weight = pixel_weight(left, horizontal.first[point], horizontal.fraction[point]);
             if (weight == 0.0f)
                 continue;
             const pack<element, LANES> sample = gy[((long long)row * columns + column) * groups];
@@ -119,7 +119,7 @@ __device__ void add_roi(
         }
         for (int p = 0; p < TILE_ROWS; ++p) {
             const float weight = pixel_weight(top + p, first, vertical.fraction[row]);
-            if (weight == 0.0f)  // what the row does not read must not become NaN
+            if (weight == 0.0f)  // a NaN must not reach pixels that the row does not read
                 continue;
             for (int lane = 0; lane < LANES; ++lane)
                 sum[p][lane] += weight * line[lane];
@@ -129,25 +129,25 @@ __device__ void add_roi(
 
 template <typename element, int LANES>
 __device__ void backward(
-    const element* gy, const roi_ranges& from, points vertical, points horizontal, int channels, int height, int width,
+    const element* gy, const roi_ranges& rois, points vertical, points horizontal, int channels, int height, int width,
     int rows, int columns, int tile_columns, element* gx)
 {
     __shared__ int hits[MAX_HITS];
-    const tile mine = tile_of_block(height, width, tile_columns);
+    const tile area = tile_of_block(height, width, tile_columns);
     const int groups = channels / LANES, groups_of_block = THREADS / tile_columns;
-    const int left = mine.left + threadIdx.x / groups_of_block;
+    const int left = area.left + threadIdx.x / groups_of_block;
     const int group = blockIdx.y * groups_of_block + threadIdx.x % groups_of_block;
     const bool has_pixels = group < groups && left < width;
     real sum[TILE_ROWS][LANES] = {};
-    for (int next = 0; next < from.n;) {
-        const int n = collect_overlapping_rois(from, mine, next, hits);
+    for (int next = 0; next < rois.n;) {
+        const int n = collect_overlapping_rois(rois, area, next, hits);
         for (int i = 0; has_pixels && i < n; ++i)
             add_roi<element, LANES>((const pack<element, LANES>*)gy + group, hits[i], groups, vertical, horizontal,
-                                    rows, columns, mine.top, left, sum);
+                                    rows, columns, area.top, left, sum);
         __syncthreads();
     }
-    for (int p = 0; has_pixels && p < TILE_ROWS && mine.top + p < height; ++p) {
-        const long long pixel = ((long long)mine.image * height + mine.top + p) * width + left;
+    for (int p = 0; has_pixels && p < TILE_ROWS && area.top + p < height; ++p) {
+        const long long pixel = ((long long)area.image * height + area.top + p) * width + left;
         pack<element, LANES> gradient;
         for (int lane = 0; lane < LANES; ++lane)
             store(sum[p][lane], gradient.value[lane]);
@@ -160,12 +160,12 @@ extern "C" __global__ void crop_and_resize_backward(
     const int* y_end, const int* x_first, const float* x_fraction, const int* x_begin, const int* x_end, int n_rois,
     int channels, int height, int width, int rows, int columns, int tile_columns, int lanes, real* gx)
 {
-    const roi_ranges from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
+    const roi_ranges rois = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
     const points vertical = {y_first, y_fraction}, horizontal = {x_first, x_fraction};
     if (lanes == 4)
-        backward<real, 4>(gy, from, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
+        backward<real, 4>(gy, rois, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
     else
-        backward<real, 1>(gy, from, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
+        backward<real, 1>(gy, rois, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
 }
 
 extern "C" __global__ void crop_and_resize_backward_half(
@@ -173,14 +173,14 @@ extern "C" __global__ void crop_and_resize_backward_half(
     const int* y_end, const int* x_first, const float* x_fraction, const int* x_begin, const int* x_end, int n_rois,
     int channels, int height, int width, int rows, int columns, int tile_columns, int lanes, unsigned short* gx)
 {
-    const roi_ranges from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
+    const roi_ranges rois = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
     const points vertical = {y_first, y_fraction}, horizontal = {x_first, x_fraction};
     const half_bits* samples = (const half_bits*)gy;
     half_bits* out = (half_bits*)gx;
     if (lanes == 4)
-        backward<half_bits, 4>(samples, from, vertical, horizontal, channels, height, width, rows, columns,
+        backward<half_bits, 4>(samples, rois, vertical, horizontal, channels, height, width, rows, columns,
                                tile_columns, out);
     else
-        backward<half_bits, 1>(samples, from, vertical, horizontal, channels, height, width, rows, columns,
+        backward<half_bits, 1>(samples, rois, vertical, horizontal, channels, height, width, rows, columns,
                                tile_columns, out);
 }

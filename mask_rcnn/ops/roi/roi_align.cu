@@ -1,10 +1,9 @@
-// RoIAlign, forward and backward; see mask_rcnn/ops/roi_align.py for the formula.
+// RoIAlign, forward and backward; see mask_rcnn/ops/roi/roi_align.py for the formula.
 //
-// Maps, pooled RoIs and their gradients have their channels innermost, (N, H, W, C) and (R, rows, columns, C): the
-// threads of a warp read neighbours in memory, with the same weights.  The number in a kernel's name says how many
-// channels a thread takes at once if "lanes" is that number, too (which needs a multiple of them, and 16-byte
-// alignment); if it is 1, it takes one.  "half" kernels read and write the bits of float16, and calculate as the
-// others do.
+// Feature maps, pooled RoIs and their gradients have their channels last, (N, H, W, C) and (R, rows, columns, C), so
+// that the threads of a warp read neighbours in memory, with the same weights.  A thread processes `lanes` channels at
+// once: either the number in the kernel's name, if the number of channels is a multiple of it and the memory is aligned
+// to 16 bytes, or 1.  "half" kernels read and write float16 as bits; their arithmetic is float32.
 
 #ifndef REAL
 #define REAL float
@@ -16,7 +15,7 @@ typedef REAL real;
 #include "runtime/pack.cuh"
 #include "roi/tiles.cuh"
 
-// How RoIs are divided along one axis; the arguments of roi_align.
+// The division of RoIs into bins along one axis; the arguments of roi_align.
 struct axis_params {
     float scale;
     int bins, ratio, aligned, step;
@@ -27,53 +26,53 @@ struct axis_params {
 // One RoI along one axis of its map.
 struct roi_axis {
     float start, length, bin_size;
-    int grid;  // samples per bin; none if the RoI is not finite
+    int grid;  // samples per bin; 0 if the RoI is not finite
     int size, step;
 
     __device__ float samples() const { return (float)(grid > 1 ? grid : 1); }
     __device__ float bin_start(int bin) const { return start + (float)(bin * step) * bin_size; }
 };
 
-__device__ roi_axis make_roi_axis(float low, float high, const axis_params& by, int size)
+__device__ roi_axis make_roi_axis(float low, float high, const axis_params& params, int size)
 {
-    const float offset = by.aligned ? 0.5f : 0.0f;
+    const float offset = params.aligned ? 0.5f : 0.0f;
     roi_axis result;
-    result.start = low * by.scale - offset;
-    result.length = high * by.scale - offset - result.start;
-    if (!by.aligned && !(result.length >= 1.0f))
+    result.start = low * params.scale - offset;
+    result.length = high * params.scale - offset - result.start;
+    if (!params.aligned && !(result.length >= 1.0f))
         result.length = 1.0f;
-    result.bin_size = result.length / (float)by.bins;
+    result.bin_size = result.length / (float)params.bins;
     result.grid = 0;
     if (isfinite(result.start) && isfinite(result.length))
-        result.grid = by.ratio > 0 ? by.ratio : (int)ceilf(result.bin_size);
+        result.grid = params.ratio > 0 ? params.ratio : (int)ceilf(result.bin_size);
     result.size = size;
-    result.step = by.step;
+    result.step = params.step;
     return result;
 }
 
-// Returns the pixel at or before a bin's i-th sample, -1 outside of the map, and the weight of the one behind it.
-__device__ int sample_pixel(const roi_axis& along, int bin, int i, float* fraction)
+// Return the pixel at or before the i-th sample of a bin, or -1 outside of the map, and the weight of the next pixel.
+__device__ int sample_pixel(const roi_axis& axis, int bin, int i, float* fraction)
 {
-    // Caffe2's expression, operation by operation: which pixel a sample falls on depends on it.
-    float position = along.bin_start(bin) + ((float)i + 0.5f) * along.bin_size / (float)along.grid;
-    if (position < -1.0f || position > (float)along.size)
+    // roi_align_op.cc's expression, operation by operation: its rounding decides which pixel a sample falls on.
+    float position = axis.bin_start(bin) + ((float)i + 0.5f) * axis.bin_size / (float)axis.grid;
+    if (position < -1.0f || position > (float)axis.size)
         return -1;
     position = fmaxf(position, 0.0f);
     int pixel = (int)position;
-    if (pixel >= along.size - 1) {
-        pixel = along.size - 1;
+    if (pixel >= axis.size - 1) {
+        pixel = axis.size - 1;
         position = (float)pixel;
     }
     *fraction = position - (float)pixel;
     return pixel;
 }
 
-// The weight of a pixel in a bin: what the bin's samples give it, added up in their order.
-__device__ float bin_weight(const roi_axis& along, int bin, int pixel)
+// The weight of a pixel in a bin: the sum over the bin's samples, in their order.
+__device__ float bin_weight(const roi_axis& axis, int bin, int pixel)
 {
     float weight = 0.0f, fraction;
-    for (int i = 0; i < along.grid; ++i) {
-        const int lower = sample_pixel(along, bin, i, &fraction);
+    for (int i = 0; i < axis.grid; ++i) {
+        const int lower = sample_pixel(axis, bin, i, &fraction);
         if (lower >= 0 && lower == pixel)
             weight += 1.0f - fraction;
         else if (lower >= 0 && lower + 1 == pixel)
@@ -82,29 +81,30 @@ __device__ float bin_weight(const roi_axis& along, int bin, int pixel)
     return weight;
 }
 
-// Whether what lies from a position for a length may touch a pixel from begin to end; never a wrong no.
+// Return whether an interval may read a pixel from begin to end.  The result may be true for an interval that does not,
+// but is never false for one that does.
 __device__ bool may_overlap(float position, float length, int begin, int end)
 {
     return fmaxf(position, position + length) + 2.0f > (float)begin
         && fminf(position, position + length) - 2.0f < (float)end;
 }
 
-// Forward.  A block computes one row of bins of one RoI, or MAX_COLUMNS of them, in all channels.
+// Forward.  A block computes one row of bins of one RoI, at most MAX_COLUMNS of them, in all channels.
 
 const int MAX_COLUMNS = 32;
 const int FORWARD_TABLE = 512;
 
-// The pixels of the block's bins and their weights.  The bin behind the columns is the row.
+// The pixels of the block's bins and their weights: the columns, and after them the row.
 struct bin_table {
     int first[MAX_COLUMNS + 1], count[MAX_COLUMNS + 1];
     float weight[FORWARD_TABLE];
 };
 
-// The block's share of the work.
+// The bins that a block computes.
 struct row_of_bins {
     roi_axis rows, columns;
     int row, first_column, n_columns;
-    int slots;  // weights of a bin that the table has room for
+    int slots;  // capacity of the table per bin
 
     __device__ bool fits(const bin_table& table) const
     {
@@ -114,7 +114,7 @@ struct row_of_bins {
         return result;
     }
 
-    // The weight of a bin's i-th pixel.
+    // The weight of the i-th pixel of a bin.
     __device__ float weight(const bin_table& table, int bin, int i) const
     {
         const int pixel = table.first[bin] + i;
@@ -122,20 +122,20 @@ struct row_of_bins {
     }
 };
 
-__device__ void find_pixels(const row_of_bins& mine, bool is_somewhere, bin_table& table)
+__device__ void find_pixels(const row_of_bins& bins, bool is_valid, bin_table& table)
 {
     const int bin = threadIdx.x;
-    if (bin > mine.n_columns)
+    if (bin > bins.n_columns)
         return;
-    const bool is_column = bin < mine.n_columns;
-    const roi_axis& along = is_column ? mine.columns : mine.rows;
-    int begin = along.size, end = 0;
-    for (int i = 0; is_somewhere && i < along.grid; ++i) {
+    const bool is_column = bin < bins.n_columns;
+    const roi_axis& axis = is_column ? bins.columns : bins.rows;
+    int begin = axis.size, end = 0;
+    for (int i = 0; is_valid && i < axis.grid; ++i) {
         float fraction;
-        const int pixel = sample_pixel(along, is_column ? mine.first_column + bin : mine.row, i, &fraction);
+        const int pixel = sample_pixel(axis, is_column ? bins.first_column + bin : bins.row, i, &fraction);
         if (pixel < 0)
             continue;
-        const int upper = pixel < along.size - 1 ? pixel + 1 : pixel;
+        const int upper = pixel < axis.size - 1 ? pixel + 1 : pixel;
         begin = pixel < begin ? pixel : begin;
         end = upper >= end ? upper + 1 : end;
     }
@@ -143,39 +143,39 @@ __device__ void find_pixels(const row_of_bins& mine, bool is_somewhere, bin_tabl
     table.count[bin] = end > begin ? end - begin : 0;
 }
 
-__device__ void fill_weights(const row_of_bins& mine, bin_table& table)
+__device__ void fill_weights(const row_of_bins& bins, bin_table& table)
 {
-    for (int entry = threadIdx.x; entry < (mine.n_columns + 1) * mine.slots; entry += blockDim.x) {
-        const int bin = entry / mine.slots, i = entry % mine.slots;
+    for (int entry = threadIdx.x; entry < (bins.n_columns + 1) * bins.slots; entry += blockDim.x) {
+        const int bin = entry / bins.slots, i = entry % bins.slots;
         if (i < table.count[bin])
-            table.weight[entry] = mine.weight(table, bin, i);
+            table.weight[entry] = bins.weight(table, bin, i);
     }
 }
 
-// map: the RoI's image; y: the block's first bin; IS_TABLED: every weight is in the table.
-template <typename element, int LANES, bool IS_TABLED>
-__device__ void pool(const row_of_bins& mine, const bin_table& table, const element* map, int channels, element* y)
+// map: the feature map of the RoI's image.  y: the block's first bin.  IN_TABLE: whether the table has all weights.
+template <typename element, int LANES, bool IN_TABLE>
+__device__ void pool(const row_of_bins& bins, const bin_table& table, const element* map, int channels, element* y)
 {
     const int groups = channels / LANES;
-    const int first_row = table.first[mine.n_columns], n_rows = table.count[mine.n_columns];
-    const real samples = (real)(mine.rows.samples() * mine.columns.samples());
-    for (int item = threadIdx.x; item < mine.n_columns * groups; item += blockDim.x) {
+    const int first_row = table.first[bins.n_columns], n_rows = table.count[bins.n_columns];
+    const real samples = (real)(bins.rows.samples() * bins.columns.samples());
+    for (int item = threadIdx.x; item < bins.n_columns * groups; item += blockDim.x) {
         const int column = item / groups, group = item % groups;
         const int n_pixels = table.count[column];
         const pack<element, LANES>* first_pixel = (const pack<element, LANES>*)map + group
-            + ((long long)first_row * mine.columns.size + table.first[column]) * groups;
+            + ((long long)first_row * bins.columns.size + table.first[column]) * groups;
         real sum[LANES] = {};
         for (int i = 0; i < n_rows; ++i) {
-            const float row_weight = IS_TABLED ? table.weight[mine.n_columns * mine.slots + i]
-                : mine.weight(table, mine.n_columns, i);
-            if (row_weight == 0.0f)  // between samples that are far apart
+            const float row_weight = IN_TABLE ? table.weight[bins.n_columns * bins.slots + i]
+                : bins.weight(table, bins.n_columns, i);
+            if (row_weight == 0.0f)  // a row between samples that are far apart
                 continue;
-            const pack<element, LANES>* pixels = first_pixel + (long long)i * mine.columns.size * groups;
+            const pack<element, LANES>* pixels = first_pixel + (long long)i * bins.columns.size * groups;
             real line[LANES] = {};
 #pragma unroll 2
             for (int j = 0; j < n_pixels; ++j) {
                 const pack<element, LANES> pixel = pixels[(long long)j * groups];
-                const float weight = IS_TABLED ? table.weight[column * mine.slots + j] : mine.weight(table, column, j);
+                const float weight = IN_TABLE ? table.weight[column * bins.slots + j] : bins.weight(table, column, j);
                 for (int lane = 0; lane < LANES; ++lane)
                     line[lane] += weight * load(pixel.value[lane]);
             }
@@ -198,33 +198,33 @@ __device__ T choose(int level, T a, T b, T c, T d)
 // Grid: RoIs x rows of bins, columns / MAX_COLUMNS.
 template <typename element, int LANES>
 __device__ void forward(
-    const element* map, int height, int width, axis_params by_row, axis_params by_column, const float* roi, int image,
-    bool is_somewhere, int lanes, int channels, element* y)
+    const element* map, int height, int width, axis_params row_params, axis_params column_params, const float* roi,
+    int image, bool is_valid, int lanes, int channels, element* y)
 {
     __shared__ bin_table table;
-    __shared__ row_of_bins mine;
-    const int columns = by_column.computed_bins();
+    __shared__ row_of_bins bins;
+    const int columns = column_params.computed_bins();
     if (threadIdx.x == 0) {
-        mine.rows = make_roi_axis(roi[0], roi[2], by_row, height);
-        mine.columns = make_roi_axis(roi[1], roi[3], by_column, width);
-        mine.row = blockIdx.x % by_row.computed_bins();
-        mine.first_column = blockIdx.y * MAX_COLUMNS;
-        mine.n_columns = columns - mine.first_column < MAX_COLUMNS ? columns - mine.first_column : MAX_COLUMNS;
-        mine.slots = FORWARD_TABLE / (mine.n_columns + 1);
+        bins.rows = make_roi_axis(roi[0], roi[2], row_params, height);
+        bins.columns = make_roi_axis(roi[1], roi[3], column_params, width);
+        bins.row = blockIdx.x % row_params.computed_bins();
+        bins.first_column = blockIdx.y * MAX_COLUMNS;
+        bins.n_columns = columns - bins.first_column < MAX_COLUMNS ? columns - bins.first_column : MAX_COLUMNS;
+        bins.slots = FORWARD_TABLE / (bins.n_columns + 1);
     }
     __syncthreads();
-    find_pixels(mine, is_somewhere, table);
+    find_pixels(bins, is_valid, table);
     __syncthreads();
-    fill_weights(mine, table);
+    fill_weights(bins, table);
     __syncthreads();
-    map += (long long)(is_somewhere ? image : 0) * height * width * channels;
-    y += ((long long)blockIdx.x * columns + mine.first_column) * channels;
-    if (!mine.fits(table))
-        pool<element, 1, false>(mine, table, map, channels, y);
+    map += (long long)(is_valid ? image : 0) * height * width * channels;
+    y += ((long long)blockIdx.x * columns + bins.first_column) * channels;
+    if (!bins.fits(table))
+        pool<element, 1, false>(bins, table, map, channels, y);
     else if (lanes == LANES)
-        pool<element, LANES, true>(mine, table, map, channels, y);
+        pool<element, LANES, true>(bins, table, map, channels, y);
     else
-        pool<element, 1, true>(mine, table, map, channels, y);
+        pool<element, 1, true>(bins, table, map, channels, y);
 }
 
 extern "C" __global__ void roi_align_forward_4(
@@ -261,76 +261,76 @@ extern "C" __global__ void roi_align_forward_half_8(
         level >= 0 && level < n_levels && image >= 0 && image < n_images, lanes, channels, (half_bits*)y);
 }
 
-// Backward: see tiles.cuh.  For a batch of the listed RoIs at a time a block tabulates the weights of the tile's pixels.
+// Backward; see tiles.cuh.  A block tabulates the weights of its tile for a batch of the collected RoIs at a time.
 
 const int MAX_TILE_COLUMNS = 16;
 const int MAX_IN_BATCH = 32;
-const int BACKWARD_TABLE = 2048;
+const int BACKWARD_TABLE = 2048;  // _TABLE_SIZE of roi_align.py
 
-// All RoIs; those of one level pool from the map.
+// All RoIs; only those of `level` are pooled from the map.
 struct regions {
     const float* rois;
     const int* roi_indices;
     const int* levels;
     int n, level;
-    axis_params by_row, by_column;
+    axis_params row_params, column_params;
     int height, width;
 
-    __device__ roi_axis along(int r, bool vertically) const
+    __device__ roi_axis axis_of(int r, bool is_vertical) const
     {
-        const float* corner = rois + 4LL * r + (vertically ? 0 : 1);
-        const axis_params by = {by_row.scale, vertically ? by_row.bins : by_column.bins, by_row.ratio, by_row.aligned,
-                                by_row.step};
-        return make_roi_axis(corner[0], corner[2], by, vertically ? height : width);
+        const float* corner = rois + 4LL * r + (is_vertical ? 0 : 1);
+        const axis_params params = {row_params.scale, is_vertical ? row_params.bins : column_params.bins,
+                                    row_params.ratio, row_params.aligned, row_params.step};
+        return make_roi_axis(corner[0], corner[2], params, is_vertical ? height : width);
     }
 
-    __device__ bool may_overlap(int r, const tile& in) const
+    __device__ bool may_overlap(int r, const tile& area) const
     {
-        if (roi_indices[r] != in.image || levels[r] != level)
+        if (roi_indices[r] != area.image || levels[r] != level)
             return false;
-        const roi_axis y = along(r, true), x = along(r, false);
-        return y.grid > 0 && x.grid > 0 && ::may_overlap(y.start, y.length, in.top, in.top + TILE_ROWS)
-            && ::may_overlap(x.start, x.length, in.left, in.left + in.columns);
+        const roi_axis y = axis_of(r, true), x = axis_of(r, false);
+        return y.grid > 0 && x.grid > 0 && ::may_overlap(y.start, y.length, area.top, area.top + TILE_ROWS)
+            && ::may_overlap(x.start, x.length, area.left, area.left + area.columns);
     }
 };
 
-// A batch of RoIs and the pixels of the tile: its rows, then its columns.
+// The weights of a batch of RoIs at the pixels of the tile: its rows, then its columns.
 struct batch_table {
-    int hits[MAX_HITS];  // all RoIs, of which the batch is a part
-    int begin[MAX_IN_BATCH][TILE_ROWS + MAX_TILE_COLUMNS];  // the bins that touch a pixel, from begin to end
+    int hits[MAX_HITS];  // the collected RoIs; the batch is a part of them
+    int begin[MAX_IN_BATCH][TILE_ROWS + MAX_TILE_COLUMNS];  // the bins that read a pixel, from begin to end
     int end[MAX_IN_BATCH][TILE_ROWS + MAX_TILE_COLUMNS];
     float samples[MAX_IN_BATCH];
     float weight[BACKWARD_TABLE];  // (RoI, pixel, bin)
 };
 
-// Where the table has the weights of a RoI.
+// The positions of the weights of a RoI in the table.
 struct table_layout {
     int rows, columns;  // bins
     int roi_size;
 
-    __device__ int of_row(int b, int row) const { return b * roi_size + row * rows; }
-    __device__ int of_column(int b, int column) const
+    __device__ int row_start(int b, int row) const { return b * roi_size + row * rows; }
+    __device__ int column_start(int b, int column) const
     {
         return b * roi_size + TILE_ROWS * rows + column * columns;
     }
 };
 
 __device__ void tabulate(
-    const regions& from, const tile& in, const table_layout& layout, const int* hits, int n, batch_table& table)
+    const regions& rois, const tile& area, const table_layout& layout, const int* hits, int n, batch_table& table)
 {
-    const int pixels = TILE_ROWS + in.columns;
+    const int pixels = TILE_ROWS + area.columns;
     for (int entry = threadIdx.x; entry < n * pixels; entry += THREADS) {
         const int b = entry / pixels, k = entry % pixels;
         const bool is_row = k < TILE_ROWS;
-        const roi_axis along = from.along(hits[b], is_row);
+        const roi_axis axis = rois.axis_of(hits[b], is_row);
         const int n_bins = is_row ? layout.rows : layout.columns;
-        const int pixel = is_row ? in.top + k : in.left + k - TILE_ROWS;
-        float* weights = table.weight + (is_row ? layout.of_row(b, k) : layout.of_column(b, k - TILE_ROWS));
+        const int pixel = is_row ? area.top + k : area.left + k - TILE_ROWS;
+        float* weights = table.weight + (is_row ? layout.row_start(b, k) : layout.column_start(b, k - TILE_ROWS));
         int begin = n_bins, end = 0;
         for (int bin = 0; bin < n_bins; ++bin) {
             float weight = 0.0f;
-            if (may_overlap(along.bin_start(bin), along.bin_size, pixel, pixel))
-                weight = bin_weight(along, bin, pixel);
+            if (may_overlap(axis.bin_start(bin), axis.bin_size, pixel, pixel))
+                weight = bin_weight(axis, bin, pixel);
             weights[bin] = weight;
             if (weight != 0.0f) {
                 begin = bin < begin ? bin : begin;
@@ -340,11 +340,11 @@ __device__ void tabulate(
         table.begin[b][k] = begin;
         table.end[b][k] = end;
         if (k == 0)
-            table.samples[b] = along.samples() * from.along(hits[b], false).samples();
+            table.samples[b] = axis.samples() * rois.axis_of(hits[b], false).samples();
     }
 }
 
-// Adds what RoI number b of the batch, listed as r, gives to a column of the tile, in the order of the CPU's form.
+// Add the contribution of RoI r, the b-th of the batch, to a column of the tile, in the CPU implementation's order.
 template <typename element, int LANES>
 __device__ void add_roi(
     const table_layout& layout, const batch_table& table, int b, int r, int column,
@@ -365,13 +365,13 @@ __device__ void add_roi(
 #pragma unroll 2
         for (int j = x_begin; j < x_end; ++j) {
             const pack<element, LANES> bin = bins[(long long)j * groups];
-            const float weight = table.weight[layout.of_column(b, column) + j];
+            const float weight = table.weight[layout.column_start(b, column) + j];
             for (int lane = 0; lane < LANES; ++lane)
                 line[lane] += weight * (load(bin.value[lane]) / samples);
         }
         for (int p = 0; p < TILE_ROWS; ++p) {
-            const float weight = table.weight[layout.of_row(b, p) + row];
-            if (weight == 0.0f)  // what the row does not read must not become NaN
+            const float weight = table.weight[layout.row_start(b, p) + row];
+            if (weight == 0.0f)  // a NaN must not reach pixels that the row does not read
                 continue;
             for (int lane = 0; lane < LANES; ++lane)
                 sum[p][lane] += weight * line[lane];
@@ -381,26 +381,26 @@ __device__ void add_roi(
 
 template <typename element, int LANES>
 __device__ void backward(
-    const element* gy, const regions& from, int channels, int tile_columns, batch_table& table, element* gx)
+    const element* gy, const regions& rois, int channels, int tile_columns, batch_table& table, element* gx)
 {
-    const tile mine = tile_of_block(from.height, from.width, tile_columns);
+    const tile area = tile_of_block(rois.height, rois.width, tile_columns);
     const int groups = channels / LANES, groups_of_block = THREADS / tile_columns;
     const int column = threadIdx.x / groups_of_block;
     const int group = blockIdx.y * groups_of_block + threadIdx.x % groups_of_block;
-    const bool has_pixels = group < groups && mine.left + column < from.width;
+    const bool has_pixels = group < groups && area.left + column < rois.width;
     table_layout layout;
-    layout.rows = from.by_row.computed_bins();
-    layout.columns = from.by_column.computed_bins();
+    layout.rows = rois.row_params.computed_bins();
+    layout.columns = rois.column_params.computed_bins();
     layout.roi_size = TILE_ROWS * layout.rows + tile_columns * layout.columns;
     const int capacity = BACKWARD_TABLE / layout.roi_size;
     const int in_batch = capacity < MAX_IN_BATCH ? capacity : MAX_IN_BATCH;
 
     real sum[TILE_ROWS][LANES] = {};
-    for (int next = 0; next < from.n;) {
-        const int n_hits = collect_overlapping_rois(from, mine, next, table.hits);
+    for (int next = 0; next < rois.n;) {
+        const int n_hits = collect_overlapping_rois(rois, area, next, table.hits);
         for (int i = 0; i < n_hits; i += in_batch) {
             const int n = n_hits - i < in_batch ? n_hits - i : in_batch;
-            tabulate(from, mine, layout, table.hits + i, n, table);
+            tabulate(rois, area, layout, table.hits + i, n, table);
             __syncthreads();
             for (int b = 0; has_pixels && b < n; ++b)
                 add_roi<element, LANES>(layout, table, b, table.hits[i + b], column,
@@ -408,8 +408,8 @@ __device__ void backward(
             __syncthreads();
         }
     }
-    for (int p = 0; has_pixels && p < TILE_ROWS && mine.top + p < from.height; ++p) {
-        const long long pixel = ((long long)mine.image * from.height + mine.top + p) * from.width + mine.left + column;
+    for (int p = 0; has_pixels && p < TILE_ROWS && area.top + p < rois.height; ++p) {
+        const long long pixel = ((long long)area.image * rois.height + area.top + p) * rois.width + area.left + column;
         pack<element, LANES> gradient;
         for (int lane = 0; lane < LANES; ++lane)
             store(sum[p][lane], gradient.value[lane]);
@@ -423,12 +423,12 @@ extern "C" __global__ void roi_align_backward_4(
     int tile_columns, int lanes, real* gx)
 {
     __shared__ batch_table table;
-    const regions from = {rois, roi_indices, levels, n_rois, level, {scale, row_bins, ratio, aligned, step},
+    const regions all_rois = {rois, roi_indices, levels, n_rois, level, {scale, row_bins, ratio, aligned, step},
                           {scale, column_bins, ratio, aligned, step}, height, width};
     if (lanes == 4)
-        backward<real, 4>(gy, from, channels, tile_columns, table, gx);
+        backward<real, 4>(gy, all_rois, channels, tile_columns, table, gx);
     else
-        backward<real, 1>(gy, from, channels, tile_columns, table, gx);
+        backward<real, 1>(gy, all_rois, channels, tile_columns, table, gx);
 }
 
 extern "C" __global__ void roi_align_backward_half_4(
@@ -437,10 +437,10 @@ extern "C" __global__ void roi_align_backward_half_4(
     int tile_columns, int lanes, unsigned short* gx)
 {
     __shared__ batch_table table;
-    const regions from = {rois, roi_indices, levels, n_rois, level, {scale, row_bins, ratio, aligned, step},
+    const regions all_rois = {rois, roi_indices, levels, n_rois, level, {scale, row_bins, ratio, aligned, step},
                           {scale, column_bins, ratio, aligned, step}, height, width};
     if (lanes == 4)
-        backward<half_bits, 4>((const half_bits*)gy, from, channels, tile_columns, table, (half_bits*)gx);
+        backward<half_bits, 4>((const half_bits*)gy, all_rois, channels, tile_columns, table, (half_bits*)gx);
     else
-        backward<half_bits, 1>((const half_bits*)gy, from, channels, tile_columns, table, (half_bits*)gx);
+        backward<half_bits, 1>((const half_bits*)gy, all_rois, channels, tile_columns, table, (half_bits*)gx);
 }

@@ -1,79 +1,85 @@
-"""RoIAlign: mean of bilinear samples in every bin of a region of interest, forward and backward.
+"""RoIAlign: the mean of bilinear samples in every bin of a region of interest, forward and backward.
 
 Source: He et al., Mask R-CNN, section 3 (RoIAlign); Caffe2 ``caffe2/operators/roi_align_op.cc``.
 
-A bin's samples form a grid, and a bilinear weight is a product of a vertical and a horizontal one, so the
-mean over the samples is a product, too: with ``wy[p]`` the sum, over the bin's sample rows, of the weights
-of map row ``p``, and ``wx[q]`` the same for columns,
+The samples of a bin form a grid, and a bilinear weight is the product of a vertical and a horizontal one, so the mean
+over the samples is separable.  With ``wy[p]`` the sum of the weights of map row ``p`` over the bin's sample rows, and
+``wx[q]`` the same for columns,
 
     y[bin] = sum_p wy[p] * sum_q wx[q] * x[p, q] / (sample rows * sample columns).
 
-Both tabulate ``wy`` and ``wx``.  The CPU does it once per RoI, and sums over rows first, for all columns of
-the RoI at once, then over columns.  On the GPU every block tabulates what it needs: forward, a row of a RoI's bins;
-backward, the RoIs that touch a tile of the map.
+Both implementations tabulate ``wy`` and ``wx``.  The CPU does so once per RoI; it sums over rows first, for all columns
+of the RoI at once, then over columns.  On the GPU, every block tabulates the weights that it needs: a forward block
+those of a row of bins, a backward block those of the RoIs that overlap a tile of the map.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.roi.channel_blocks import BLOCK, count_blocks, gather_bins, gather_maps, scatter_bins, scatter_maps
-from mask_rcnn.ops.roi.common import (
-    BIN_THREADS,
-    TILE_ROWS,
-    TILE_THREADS,
-    as_pair,
-    channels_last,
-    check_arguments,
-    common_lanes,
-    compute_dtype,
-    pixel_range,
-    tile_columns,
-    tile_grid,
+from mask_rcnn.ops.roi.channel_blocks import (
+    BLOCK,
+    count_blocks,
+    gather_bins,
+    gather_features,
+    scatter_bins,
+    scatter_features,
 )
+from mask_rcnn.ops.roi.regions import as_pair, check_arguments, pixel_range
+from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_ROWS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
-from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
+from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_first, channels_last, compute_dtype
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
-#: Maps that the forward kernel takes, and bins of a row that one of its blocks computes.
-_MAX_MAPS, _MAX_COLUMNS = 4, 32
-#: Weights for which a block of the backward kernel has room, and bins of an axis for which that is enough.
-_TABLE, _MAX_BINS = 2048, 256
+#: Maximum number of feature maps of the forward kernel, and of bins in a row that one of its blocks computes.
+_MAX_LEVELS, _MAX_COLUMNS = 4, 32
+#: Number of weights in the table of a block of the backward kernel, and the number of bins per axis for which it
+#: suffices.
+_TABLE_SIZE, _MAX_BINS = 2048, 256
 
 
 def roi_align(
-    x, rois, roi_indices, *, output_size, spatial_scale, sampling_ratio=0, aligned=False, bin_step=1
+    x: chainer.Variable | Array,
+    rois: Array,
+    roi_indices: Array,
+    *,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int = 0,
+    aligned: bool = False,
+    bin_step: int = 1,
 ) -> chainer.Variable:
     """Pool every RoI to a grid of bins, each the mean of bilinear samples.
 
-    Differentiable with respect to ``x`` (twice).  Forward and backward write every number from one thread,
-    in a fixed order, without atomic additions of numbers: on one machine, CPU or GPU, the same arguments give the
-    same bits in every run.  What is float16 is read and written as such, and calculated in float32.
+    Differentiable with respect to ``x`` (twice).  Forward and backward compute each element in one thread and in a
+    fixed order, without floating-point atomics: on one machine, CPU or GPU, the same arguments give the same bits in
+    every run.  float16 is a storage type; the arithmetic is float32.
 
     Args:
-        x: Feature maps (N, C, H, W), float16, float32 or float64, array or variable.  On the GPU those whose
-            channels are innermost in memory are not copied, on the CPU those whose channels are outermost.
-        rois: (R, 4) float32 ``(y_min, x_min, y_max, x_max)`` in pixels of the network's input.
-        roi_indices: (R,) int32, the map of each RoI.  An index outside the batch raises an error on the CPU;
-            on the GPU, where looking would cost a synchronisation, such a RoI is zero.
-        output_size: Bins of the grid, one int or ``(height, width)``.
-        spatial_scale: Size of the map divided by the size of the input.
-        sampling_ratio: Samples per bin and axis; 0 takes ceil(bin size), as many as the bin has pixels.
-        aligned: False is Caffe2's form: coordinates are scaled only, and a RoI is at least one pixel of the
-            map high and wide.  True is detectron2's: RoIs are moved by half a pixel, and may be smaller.
-        bin_step: Return only every ``bin_step``-th bin of each axis, starting with the first: the same as
-            ``[:, :, ::bin_step, ::bin_step]`` of the result, at the cost of what is returned.  At most 256
-            bins of an axis are returned.
+        x: Feature maps (N, C, H, W), float16, float32 or float64, array or variable.  On the GPU, maps whose channels
+            are last in memory are not copied; on the CPU, maps whose channels are first in memory are not copied.
+        rois: (R, 4) float32 ``(y_min, x_min, y_max, x_max)`` in pixels of the network input.
+        roi_indices: (R,) int32, the image of each RoI.  An index outside the batch raises an error on the CPU.  On the
+            GPU, where validation would cost a synchronisation, such a RoI is zero.
+        output_size: Height and width of the grid of bins, or one int for both.
+        spatial_scale: Size of the feature map divided by the size of the input.
+        sampling_ratio: Samples per bin and axis; 0 for ceil(bin size), one per pixel of the bin.
+        aligned: False for Caffe2's definition: coordinates are scaled only, and a RoI has at least the size of one
+            pixel of the map.  True for detectron2's: RoIs are shifted by half a pixel and may be smaller.
+        bin_step: Compute only every ``bin_step``-th bin of each axis, starting with the first.  The result is that of
+            ``[:, :, ::bin_step, ::bin_step]``, and the other bins cost nothing.  The limit is 256 bins per axis.
 
     Returns:
-        Variable (R, C, ceil(height / bin_step), ceil(width / bin_step)) of ``x``'s type.  Samples that are
-        more than one pixel outside of the map count as zero; a RoI that is not finite is zero.
+        Variable (R, C, ceil(height / bin_step), ceil(width / bin_step)) of the dtype of ``x``.  Samples more than one
+        pixel outside the map are zero; a RoI that is not finite is zero.
 
     Raises:
         ValueError: If a shape or a parameter is wrong.
@@ -93,47 +99,48 @@ def roi_align(
 
 
 def roi_align_pyramid(
-    features: Sequence,
-    rois,
-    roi_indices,
-    levels,
+    features: Sequence[chainer.Variable | Array],
+    rois: Array,
+    roi_indices: Array,
+    levels: Array,
     *,
-    output_size,
+    output_size: int | tuple[int, int],
     spatial_scales: Sequence[float],
-    sampling_ratio=0,
-    aligned=False,
-    bin_step=1,
+    sampling_ratio: int = 0,
+    aligned: bool = False,
+    bin_step: int = 1,
 ) -> chainer.Variable:
-    """Pool every RoI from one of several maps; :func:`roi_align` otherwise, which documents what is not said here.
+    """Pool every RoI from one of several feature maps, as :func:`roi_align` pools from one map.
 
-    On the GPU it is one launch that writes every number once, and the host waits for nothing.
+    On a GPU this is a single launch, which writes every element once and does not synchronise.
 
     Args:
-        features: One to four feature maps (N, C, H, W) of one type, which differ in their size only.
+        features: One to four feature maps (N, C, H, W) of one dtype, which differ only in height and width.
         rois: (R, 4) float32.
-        roi_indices: (R,) int32: which of the ``N`` images each RoI is part of.
-        levels: (R,) int32: the index in ``features`` of the one each RoI is pooled from.  One outside raises an error
-            on the CPU; on the GPU such a RoI is zero.
-        output_size: Bins of the grid.
-        spatial_scales: Of each map, its size divided by the size of the input.
-        sampling_ratio: Samples per bin and axis.
-        aligned: How coordinates become the maps'.
-        bin_step: Which bins to return.
+        roi_indices: (R,) int32, the image of each RoI.
+        levels: (R,) int32, the index in ``features`` of the map of each RoI.  An index out of range raises an error on
+            the CPU; on the GPU such a RoI is zero.
+        output_size: Height and width of the grid of bins, or one int for both.
+        spatial_scales: For each map, its size divided by the size of the input.
+        sampling_ratio: Samples per bin and axis; see :func:`roi_align`.
+        aligned: Definition of coordinates; see :func:`roi_align`.
+        bin_step: Step between the computed bins; see :func:`roi_align`.
 
     Returns:
-        Variable (R, C, ...), the RoIs in their order; differentiable with respect to all maps (twice).
+        Variable (R, C, ...) in the order of ``rois``; differentiable with respect to all maps (twice).
 
     Raises:
         ValueError: If a shape or a parameter is wrong.
     """
-    if not 0 < len(features) == len(spatial_scales) <= _MAX_MAPS:
+    if not 0 < len(features) == len(spatial_scales) <= _MAX_LEVELS:
         raise ValueError(
-            f'maps must be 1 to {_MAX_MAPS}, with a scale each, not {len(features)} with {len(spatial_scales)} scales'
+            f'features must be 1 to {_MAX_LEVELS} maps with one scale each, not {len(features)} maps and '
+            f'{len(spatial_scales)} scales'
         )
     for x in features[1:]:
         if x.ndim != 4 or x.shape[:2] != features[0].shape[:2] or x.dtype != features[0].dtype or 0 in x.shape:
             raise ValueError(
-                f'maps must differ in their size only, not {features[0].dtype} {features[0].shape} and '
+                f'features must differ only in height and width, not {features[0].dtype} {features[0].shape} and '
                 f'{x.dtype} {x.shape}'
             )
     rois, roi_indices = check_arguments(features[0], rois, roi_indices, bin_step)
@@ -154,16 +161,16 @@ def roi_align_pyramid(
     )
     if max(regions.bins) > _MAX_BINS:
         raise ValueError(f'output_size must give at most {_MAX_BINS} bins of an axis, not {regions.bins}')
-    return _RoIAlign(regions).apply(tuple(features))[0]
+    return _RoIAlign(regions, [x.shape for x in features]).apply(tuple(features))[0]
 
 
 @dataclass(frozen=True)
 class _Regions:
-    """RoIs and how they are divided; the fields are :func:`roi_align_pyramid`'s arguments."""
+    """RoIs and their division into bins; the fields are the arguments of :func:`roi_align_pyramid`."""
 
-    rois: np.ndarray
-    roi_indices: np.ndarray
-    levels: np.ndarray
+    rois: Array
+    roi_indices: Array
+    levels: Array
     spatial_scales: tuple[float, ...]
     output_size: tuple[int, int]
     sampling_ratio: int
@@ -172,50 +179,41 @@ class _Regions:
 
     @property
     def bins(self) -> tuple[int, int]:
-        """Number of bins that are computed along each axis."""
+        """Number of computed bins along each axis."""
         rows, columns = (-(-bins // self.bin_step) for bins in self.output_size)
         return rows, columns
 
     @property
-    def division(self) -> tuple:
-        """What the GPU must know besides the RoIs and the scales, in the types that it takes."""
+    def kernel_arguments(self) -> tuple:
+        """Arguments of the CUDA kernels that are the same for all RoIs and levels."""
         return tuple(map(np.int32, (*self.output_size, self.sampling_ratio, self.aligned, self.bin_step)))
 
-    def members(self, level: int):
-        """Numbers of the RoIs that belong to one map (CPU)."""
+    def members(self, level: int) -> np.ndarray:
+        """Return the indices of the RoIs of one level (CPU)."""
         return np.flatnonzero(self.levels == level)
 
 
-@dataclass(frozen=True)
-class _AxisWeights:
-    """What one axis of the map contributes to every bin of every RoI.
+class _AxisWeights(NamedTuple):
+    """The weights of one axis of the map in every bin of every RoI.
 
     Args:
         first: First pixel with a weight (R, P) int32.
-        count: Number of pixels from there on that may have one (R, P) int32; 0 for an empty bin.
+        n_pixels: Number of pixels, starting with ``first``, that may have a weight (R, P) int32; 0 for an empty bin.
         weight: (R, P, size of the axis) float32, defined only at those pixels.
         samples: Samples per bin (R,) float32, at least 1.
     """
 
     first: np.ndarray
-    count: np.ndarray
+    n_pixels: np.ndarray
     weight: np.ndarray
     samples: np.ndarray
 
-    def fields(self) -> tuple:
-        """All of them."""
-        return self.first, self.count, self.weight, self.samples
-
-    def range(self):
-        """Pixels that the whole RoI reads, ``[begin, end)``, two int32 arrays (R,)."""
-        return pixel_range(np, self.first, self.count, self.weight.shape[2])
-
 
 class _RoIAlign(chainer.FunctionNode):
-    """Maps to pooled RoIs."""
+    """Feature maps to pooled RoIs."""
 
-    def __init__(self, regions: _Regions):
-        self._regions = regions
+    def __init__(self, regions: _Regions, shapes: Sequence[tuple[int, ...]]):
+        self._regions, self._shapes = regions, shapes
 
     def forward_cpu(self, inputs):
         return (forward_cpu(inputs, self._regions),)
@@ -224,14 +222,14 @@ class _RoIAlign(chainer.FunctionNode):
         return (forward_gpu(inputs, self._regions),)
 
     def backward(self, indexes, grad_outputs):
-        gradients = _RoIAlignGrad(self._regions, [x.shape for x in self.inputs]).apply(grad_outputs)
+        gradients = _RoIAlignGrad(self._regions, self._shapes).apply(grad_outputs)
         return tuple(gradients[i] for i in indexes)
 
 
 class _RoIAlignGrad(chainer.FunctionNode):
-    """The transposed map: gradients of pooled RoIs to gradients of the maps."""
+    """The transposed linear map: gradients of pooled RoIs to gradients of feature maps."""
 
-    def __init__(self, regions: _Regions, shapes):
+    def __init__(self, regions: _Regions, shapes: Sequence[tuple[int, ...]]):
         self._regions, self._shapes = regions, shapes
 
     def forward_cpu(self, inputs):
@@ -244,21 +242,21 @@ class _RoIAlignGrad(chainer.FunctionNode):
         given = next(gradient for gradient in grad_outputs if gradient is not None)
         features = [
             given.xp.zeros(shape, given.dtype) if gradient is None else gradient
-            for gradient, shape in zip(grad_outputs, self._shapes)
+            for gradient, shape in zip(grad_outputs, self._shapes, strict=True)
         ]
-        return _RoIAlign(self._regions).apply(features)
+        return _RoIAlign(self._regions, self._shapes).apply(features)
 
 
-# On the GPU
+# GPU
 
 
-def forward_gpu(features, regions: _Regions):
-    """Return the pooled RoIs (R, C, ...), channels innermost in memory; CuPy arrays in and out."""
+def forward_gpu(features: Sequence[Array], regions: _Regions) -> Array:
+    """Return the pooled RoIs (R, C, ...), channels last in memory."""
     xp = chainer.backend.get_array_module(*features)
-    n_images, channels = features[0].shape[:2]
+    n_images, n_channels = features[0].shape[:2]
     rows, columns = regions.bins
     sources = [channels_last(x) for x in features]
-    y = xp.empty((len(regions.rois), rows, columns, channels), features[0].dtype)
+    y = xp.empty((len(regions.rois), rows, columns, n_channels), features[0].dtype)
     if y.size:
         kernel, max_lanes, view = _variant('forward', y.dtype)
         heights, widths = ([x.shape[axis] for x in sources] for axis in (1, 2))
@@ -266,47 +264,45 @@ def forward_gpu(features, regions: _Regions):
             (len(y) * rows, -(-columns // _MAX_COLUMNS)),
             (BIN_THREADS,),
             (
-                *_repeat(map(view, sources)),
-                *_repeat(map(np.int32, heights)),
-                *_repeat(map(np.int32, widths)),
-                *_repeat(map(np.float32, regions.spatial_scales)),
+                *_pad_to_max_levels(map(view, sources)),
+                *_pad_to_max_levels(map(np.int32, heights)),
+                *_pad_to_max_levels(map(np.int32, widths)),
+                *_pad_to_max_levels(map(np.float32, regions.spatial_scales)),
                 np.int32(len(features)),
                 regions.rois,
                 regions.roi_indices,
                 regions.levels,
                 np.int32(n_images),
-                np.int32(channels),
-                *regions.division,
-                np.int32(common_lanes(max_lanes, *sources)),
+                np.int32(n_channels),
+                *regions.kernel_arguments,
+                np.int32(vector_lanes(max_lanes, *sources)),
                 view(y),
             ),
         )
-    return y.transpose(0, 3, 1, 2)
+    return as_nchw(y)
 
 
-def backward_gpu(gy, regions: _Regions, shapes):
-    """Return the gradients of the maps, of the given shapes; CuPy arrays in and out, as in the forward pass."""
+def backward_gpu(gy: Array, regions: _Regions, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
+    """Return the gradients of the feature maps, with the given shapes and channels last in memory."""
     source = channels_last(gy)
-    return tuple(
-        _backward_level_gpu(source, regions, level, shape).transpose(0, 3, 1, 2) for level, shape in enumerate(shapes)
-    )
+    return tuple(as_nchw(_backward_level_gpu(source, regions, level, shape)) for level, shape in enumerate(shapes))
 
 
-def _backward_level_gpu(gy, regions: _Regions, level: int, shape):
-    """Return the gradient of one map, channels last, as ``gy``."""
+def _backward_level_gpu(gy: Array, regions: _Regions, level: int, shape: tuple[int, ...]) -> Array:
+    """Return the gradient of one feature map (N, H, W, C) from ``gy`` (R, ..., C)."""
     xp = chainer.backend.get_array_module(gy)
-    n_images, channels, height, width = shape
-    gx = xp.empty((n_images, height, width, channels), gy.dtype)
+    n_images, n_channels, height, width = shape
+    gx = xp.empty((n_images, height, width, n_channels), gy.dtype)
     if gx.size:
         kernel, max_lanes, view = _variant('backward', gx.dtype)
-        lanes = common_lanes(max_lanes, gy)
-        groups = channels // lanes
+        lanes = vector_lanes(max_lanes, gy)
+        n_groups = n_channels // lanes
         rows, columns = regions.bins
-        tile_width = tile_columns(groups)
-        while TILE_ROWS * rows + tile_width * columns > _TABLE:
+        tile_width = choose_tile_width(n_groups)
+        while TILE_ROWS * rows + tile_width * columns > _TABLE_SIZE:
             tile_width //= 2
         kernel(
-            tile_grid(shape, groups, tile_width),
+            tile_grid(shape, n_groups, tile_width),
             (TILE_THREADS,),
             (
                 view(gy),
@@ -317,7 +313,7 @@ def _backward_level_gpu(gy, regions: _Regions, level: int, shape):
                 np.int32(level),
                 np.float32(regions.spatial_scales[level]),
                 *map(np.int32, shape[1:]),
-                *regions.division,
+                *regions.kernel_arguments,
                 np.int32(tile_width),
                 np.int32(lanes),
                 view(gx),
@@ -326,8 +322,8 @@ def _backward_level_gpu(gy, regions: _Regions, level: int, shape):
     return gx
 
 
-def _variant(direction: str, dtype):
-    """Return a type's kernel, the most channels that its threads take at once, and how it wants to see arrays."""
+def _variant(direction: str, dtype: np.dtype) -> tuple[Callable, int, Callable]:
+    """Return the kernel for a dtype, its maximum number of channels per thread, and the cast to its array types."""
     if dtype != np.float16:
         return cuda_kernels.kernel('roi/roi_align.cu', f'roi_align_{direction}_4', dtype), 4, lambda array: array
     lanes = 8 if direction == 'forward' else 4
@@ -335,17 +331,17 @@ def _variant(direction: str, dtype):
     return kernel, lanes, lambda array: array.view(np.uint16)
 
 
-def _repeat(values) -> list:
-    """Return a value for each map that the kernel takes."""
+def _pad_to_max_levels(values: Iterable) -> list:
+    """Repeat the first value so that there is one for each level of the kernel's signature."""
     values = list(values)
-    return values + values[:1] * (_MAX_MAPS - len(values))
+    return values + values[:1] * (_MAX_LEVELS - len(values))
 
 
-# On the CPU
+# CPU
 
 
-def forward_cpu(features, regions: _Regions):
-    """Return the pooled RoIs (R, C, ...), in memory as convolutions want them; NumPy arrays in and out."""
+def forward_cpu(features: Sequence[np.ndarray], regions: _Regions) -> np.ndarray:
+    """Return the pooled RoIs (R, C, ...), channels first in memory."""
     levels = regions.levels
     if len(levels) and not (levels.min() >= 0 and levels.max() < len(features)):
         raise ValueError(f'levels must be in [0, {len(features)}), got {levels.min()} to {levels.max()}')
@@ -358,8 +354,8 @@ def forward_cpu(features, regions: _Regions):
     return as_images(y).astype(features[0].dtype, copy=False)
 
 
-def backward_cpu(gy, regions: _Regions, shapes):
-    """Return the gradients of the maps, of the given shapes; NumPy arrays in and out, as in the forward pass."""
+def backward_cpu(gy: np.ndarray, regions: _Regions, shapes: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, ...]:
+    """Return the gradients of the feature maps, with the given shapes and channels first in memory."""
     source = channels_first(gy, compute_dtype(gy.dtype))
     return tuple(
         as_images(_backward_level_cpu(source, regions, level, shape)).astype(gy.dtype, copy=False)
@@ -367,38 +363,41 @@ def backward_cpu(gy, regions: _Regions, shapes):
     )
 
 
-def _forward_level_cpu(x, regions: _Regions, level: int, members, y):
-    """Pool the RoIs ``members`` from one map (C, N, H, W) to their places in ``y`` (C, R, ...)."""
-    rows, columns = (_axis_weights_cpu(regions, level, members, axis, x.shape[2 + axis]) for axis in (0, 1))
+def _forward_level_cpu(x: np.ndarray, regions: _Regions, level: int, members: np.ndarray, y: np.ndarray) -> None:
+    """Pool the RoIs ``members`` from one feature map (C, N, H, W) into ``y`` (C, R, ...)."""
+    rows, columns = (_axis_weights(regions, level, members, axis, x.shape[2 + axis]) for axis in (0, 1))
+    column_range = _read_range(columns)
     parallel.parallel_for(
         lambda start, stop: _forward_blocks(
-            x, members, regions.roi_indices, *rows.fields(), *columns.fields(), *columns.range(), start, stop, y
+            x, members, regions.roi_indices, rows, columns, column_range, start, stop, y
         ),
         count_blocks(x.shape[0]),
     )
 
 
-def _backward_level_cpu(gy, regions: _Regions, level: int, shape):
-    """Return the gradient (C, N, H, W) of one map, whose shape is ``shape``, from ``gy`` (C, R, ...)."""
-    n_images, channels, *size = shape
+def _backward_level_cpu(gy: np.ndarray, regions: _Regions, level: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the gradient (C, N, H, W) of one feature map of the given shape from ``gy`` (C, R, ...)."""
+    n_images, n_channels, *size = shape
     members = regions.members(level)
-    gx = np.empty((channels, n_images, *size), gy.dtype)
-    rows, columns = (_axis_weights_cpu(regions, level, members, axis, size[axis]) for axis in (0, 1))
+    gx = np.empty((n_channels, n_images, *size), gy.dtype)
+    rows, columns = (_axis_weights(regions, level, members, axis, size[axis]) for axis in (0, 1))
+    column_range = _read_range(columns)
     parallel.parallel_for(
         lambda start, stop: _backward_blocks(
-            gy, members, regions.roi_indices, *rows.fields(), *columns.fields(), *columns.range(), start, stop, gx
+            gy, members, regions.roi_indices, rows, columns, column_range, start, stop, gx
         ),
-        count_blocks(channels),
+        count_blocks(n_channels),
     )
     return gx
 
 
-def _axis_weights_cpu(regions: _Regions, level: int, members, axis: int, size: int) -> _AxisWeights:
-    rois, bins = regions.rois[members], regions.bins[axis]
+def _axis_weights(regions: _Regions, level: int, members: np.ndarray, axis: int, size: int) -> _AxisWeights:
+    """Tabulate the weights of the RoIs ``members`` along an axis of ``size`` pixels."""
+    rois, n_bins = regions.rois[members], regions.bins[axis]
     weights = _AxisWeights(
-        np.empty((len(rois), bins), np.int32),
-        np.empty((len(rois), bins), np.int32),
-        np.empty((len(rois), bins, size), np.float32),
+        np.empty((len(rois), n_bins), np.int32),
+        np.empty((len(rois), n_bins), np.int32),
+        np.empty((len(rois), n_bins, size), np.float32),
         np.empty((len(rois),), np.float32),
     )
     _fill_axis_weights(
@@ -409,16 +408,21 @@ def _axis_weights_cpu(regions: _Regions, level: int, members, axis: int, size: i
         np.int32(regions.sampling_ratio),
         np.int32(regions.aligned),
         np.int32(regions.bin_step),
-        *weights.fields(),
+        weights,
     )
     return weights
 
 
+def _read_range(weights: _AxisWeights) -> Any:
+    """Return the range of pixels that each RoI reads, ``begin`` and ``end``, both (R,) int32."""
+    return pixel_range(weights.first, weights.n_pixels, weights.weight.shape[2])
+
+
 @parallel.jit
-def _fill_axis_weights(low, high, scale, bins, ratio, aligned, step, first, count, weight, samples):
-    """Fill the fields of :class:`_AxisWeights` for RoIs from ``low`` to ``high`` (R,) float32."""
+def _fill_axis_weights(low, high, scale, bins, ratio, aligned, step, weights):
+    """Fill :class:`_AxisWeights` for RoIs from ``low`` to ``high`` (R,) float32."""
     offset = _HALF if aligned else _ZERO
-    for r in range(first.shape[0]):
+    for r in range(low.size):
         start = low[r] * scale - offset
         length = high[r] * scale - offset - start
         if not aligned and not length >= _ONE:
@@ -426,20 +430,22 @@ def _fill_axis_weights(low, high, scale, bins, ratio, aligned, step, first, coun
         bin_size = length / np.float32(bins)
         grid = 0
         if math.isfinite(start) and math.isfinite(length):
-            grid = ratio if ratio > 0 else int(math.ceil(bin_size))
-        samples[r] = max(grid, 1)
-        for j in range(first.shape[1]):
+            grid = ratio if ratio > 0 else math.ceil(bin_size)
+        weights.samples[r] = max(grid, 1)
+        for j in range(weights.first.shape[1]):
             bin_start = start + np.float32(j * step) * bin_size
-            first[r, j], count[r, j] = _fill_bin_weights(bin_start, bin_size, grid, weight[r, j])
+            weights.first[r, j], weights.n_pixels[r, j] = _fill_bin_weights(
+                bin_start, bin_size, grid, weights.weight[r, j]
+            )
 
 
 @parallel.jit
 def _fill_bin_weights(bin_start, bin_size, grid, weight):
-    """Add up one bin's bilinear weights; return the first pixel and the number of pixels written."""
+    """Add up the bilinear weights of one bin; return the first pixel and the number of pixels written."""
     size = weight.size
     begin, end = 0, 0
     for i in range(grid):
-        # Caffe2's expression, operation by operation: which pixel a sample falls on depends on it.
+        # roi_align_op.cc's expression, operation by operation: its rounding decides which pixel a sample falls on.
         position = bin_start + (np.float32(i) + _HALF) * bin_size / np.float32(grid)
         if position < -_ONE or position > np.float32(size):
             continue
@@ -451,7 +457,7 @@ def _fill_bin_weights(bin_start, bin_size, grid, weight):
         upper = min(pixel + 1, size - 1)
         if begin == end:
             begin, end = pixel, pixel
-        while begin > pixel:  # the samples of a reversed RoI go down
+        while begin > pixel:  # the samples of a reversed RoI descend
             begin -= 1
             weight[begin] = _ZERO
         while end <= upper:
@@ -464,90 +470,60 @@ def _fill_bin_weights(bin_start, bin_size, grid, weight):
 
 
 @parallel.jit
-def _forward_blocks(
-    x,
-    members,
-    roi_indices,
-    y_first,
-    y_count,
-    y_weight,
-    y_samples,
-    x_first,
-    x_count,
-    x_weight,
-    x_samples,
-    x_begin,
-    x_end,
-    start,
-    stop,
-    out,
-):
-    """Pool the channels of blocks ``start`` to ``stop`` for the RoIs ``members`` to ``out`` (C, R, ...).
+def _forward_blocks(x, members, roi_indices, rows, columns, column_range, start, stop, out):
+    """Pool the channels of blocks ``start`` to ``stop`` for the RoIs ``members`` into ``out`` (C, R, ...).
 
-    The tables have a line for each member.
+    ``rows`` and ``columns`` (:class:`_AxisWeights`) and ``column_range`` have one entry for each member.
     """
-    rows, columns = out.shape[2:]
+    n_rows, n_columns = out.shape[2:]
+    x_begin, x_end = column_range
     features = np.empty((x.shape[1], x.shape[2], x.shape[3] * BLOCK), x.dtype)
     row = np.empty(x.shape[3] * BLOCK, x.dtype)
-    pooled = np.empty((rows * columns, BLOCK), x.dtype)
+    pooled = np.empty((n_rows * n_columns, BLOCK), x.dtype)
     for block in range(start, stop):
-        gather_maps(x, block * BLOCK, features)
+        gather_features(x, block * BLOCK, features)
         for r in range(members.size):
-            part = slice(x_begin[r] * BLOCK, x_end[r] * BLOCK)
+            span = slice(x_begin[r] * BLOCK, x_end[r] * BLOCK)
             pooled[:] = 0
-            for i in range(rows):
-                row[part] = 0
-                for p in range(y_first[r, i], y_first[r, i] + y_count[r, i]):
-                    _add_scaled(y_weight[r, i, p], features[roi_indices[members[r]], p, part], row[part])
-                for j in range(columns):
-                    for q in range(x_first[r, j], x_first[r, j] + x_count[r, j]):
-                        _add_scaled(x_weight[r, j, q], row[q * BLOCK : (q + 1) * BLOCK], pooled[i * columns + j])
-            pooled /= x.dtype.type(y_samples[r] * x_samples[r])
+            for i in range(n_rows):
+                row[span] = 0
+                for p in range(rows.first[r, i], rows.first[r, i] + rows.n_pixels[r, i]):
+                    _add_scaled(rows.weight[r, i, p], features[roi_indices[members[r]], p, span], row[span])
+                for j in range(n_columns):
+                    for q in range(columns.first[r, j], columns.first[r, j] + columns.n_pixels[r, j]):
+                        pixel = row[q * BLOCK : (q + 1) * BLOCK]
+                        _add_scaled(columns.weight[r, j, q], pixel, pooled[i * n_columns + j])
+            pooled /= x.dtype.type(rows.samples[r] * columns.samples[r])
             scatter_bins(pooled, block * BLOCK, out[:, members[r]])
 
 
 @parallel.jit
-def _backward_blocks(
-    gy,
-    members,
-    roi_indices,
-    y_first,
-    y_count,
-    y_weight,
-    y_samples,
-    x_first,
-    x_count,
-    x_weight,
-    x_samples,
-    x_begin,
-    x_end,
-    start,
-    stop,
-    gx,
-):
-    """Add up the gradient, from ``gy`` (C, R, ...), of blocks ``start`` to ``stop``: forward, transposed."""
-    rows, columns = gy.shape[2:]
+def _backward_blocks(gy, members, roi_indices, rows, columns, column_range, start, stop, gx):
+    """Add up the gradient of blocks ``start`` to ``stop`` from ``gy`` (C, R, ...): the transposed forward pass."""
+    n_rows, n_columns = gy.shape[2:]
+    x_begin, x_end = column_range
     features = np.empty((gx.shape[1], gx.shape[2], gx.shape[3] * BLOCK), gx.dtype)
     row = np.empty(gx.shape[3] * BLOCK, gx.dtype)
-    pooled = np.zeros((rows * columns, BLOCK), gx.dtype)
+    pooled = np.zeros((n_rows * n_columns, BLOCK), gx.dtype)
     for block in range(start, stop):
         features[:] = 0
         for r in range(members.size):
-            part = slice(x_begin[r] * BLOCK, x_end[r] * BLOCK)
+            span = slice(x_begin[r] * BLOCK, x_end[r] * BLOCK)
             gather_bins(gy[:, members[r]], block * BLOCK, pooled)
-            pooled /= gy.dtype.type(y_samples[r] * x_samples[r])
-            for i in range(rows):
-                row[part] = 0
-                for j in range(columns):
-                    for q in range(x_first[r, j], x_first[r, j] + x_count[r, j]):
-                        _add_scaled(x_weight[r, j, q], pooled[i * columns + j], row[q * BLOCK : (q + 1) * BLOCK])
-                for p in range(y_first[r, i], y_first[r, i] + y_count[r, i]):
-                    _add_scaled(y_weight[r, i, p], row[part], features[roi_indices[members[r]], p, part])
-        scatter_maps(features, block * BLOCK, gx)
+            pooled /= gy.dtype.type(rows.samples[r] * columns.samples[r])
+            for i in range(n_rows):
+                row[span] = 0
+                for j in range(n_columns):
+                    for q in range(columns.first[r, j], columns.first[r, j] + columns.n_pixels[r, j]):
+                        pixel = row[q * BLOCK : (q + 1) * BLOCK]
+                        _add_scaled(columns.weight[r, j, q], pooled[i * n_columns + j], pixel)
+                for p in range(rows.first[r, i], rows.first[r, i] + rows.n_pixels[r, i]):
+                    _add_scaled(rows.weight[r, i, p], row[span], features[roi_indices[members[r]], p, span])
+        scatter_features(features, block * BLOCK, gx)
 
 
 @parallel.jit
 def _add_scaled(factor, source, target):
-    """Add ``factor * source`` to ``target``.  A loop over a whole array is one that LLVM vectorises."""
+    """Add ``factor * source`` to ``target``.  LLVM vectorises this loop because it runs over whole arrays."""
     for k in range(target.size):
         target[k] += factor * source[k]

@@ -1,10 +1,10 @@
-// RoI max pooling, forward and backward; see mask_rcnn/ops/roi_max_pooling.py.
+// RoI max pooling, forward and backward; see mask_rcnn/ops/roi/roi_max_pooling.py.
 //
-// first, count (R, P): the pixels of every bin along one axis, cut to the map.
+// Tables of one axis (R RoIs, P bins): first (R, P) and count (R, P), the pixels of every bin, clipped to the map.
 //
-// Maps, maxima, their indices and gradients have their channels innermost, (N, H, W, C) and (R, rows, columns, C): the
-// threads of a warp read neighbours in memory.  Each takes "lanes" channels at once: 4 (which needs a multiple of
-// them, aligned to as many) or 1.
+// Feature maps, maxima, their indices and their gradients have their channels last, (N, H, W, C) and
+// (R, rows, columns, C), so that the threads of a warp read neighbours in memory.  A thread processes `lanes` channels
+// at once: 4, if their number is a multiple of 4 and the memory is aligned to 4 elements, or 1.
 
 #ifndef REAL
 #define REAL float
@@ -19,10 +19,13 @@ struct bins {
     const int* first;
     const int* count;
 
-    __device__ bool has(int bin, int pixel) const { return pixel >= first[bin] && pixel < first[bin] + count[bin]; }
+    __device__ bool contains(int bin, int pixel) const
+    {
+        return pixel >= first[bin] && pixel < first[bin] + count[bin];
+    }
 };
 
-// A block computes one row of bins of one RoI.
+// Forward.  A block computes one row of bins of one RoI.
 template <int LANES>
 __device__ void forward(
     const real* x, const int* roi_indices, bins vertical, bins horizontal, int n_images, int channels, int height,
@@ -51,9 +54,9 @@ __device__ void forward(
                         best.value[lane] = pixel.value[lane];
                     }
             }
-        const long long place = (long long)blockIdx.x * columns * groups + item;
-        ((pack<real, LANES>*)y)[place] = best;
-        ((pack<int, LANES>*)argmax)[place] = best_pixel;
+        const long long bin = (long long)blockIdx.x * columns * groups + item;
+        ((pack<real, LANES>*)y)[bin] = best;
+        ((pack<int, LANES>*)argmax)[bin] = best_pixel;
     }
 }
 
@@ -69,10 +72,9 @@ extern "C" __global__ void roi_max_pooling_forward(
         forward<1>(x, roi_indices, vertical, horizontal, n_images, channels, height, width, rows, columns, y, argmax);
 }
 
-// Backward: see tiles.cuh.
+// Backward; see tiles.cuh.
 
-
-// Adds what RoI r gives to the pixels (top, left) to (top + TILE_ROWS - 1, left).
+// Add the contribution of RoI r to the pixels (top, left) to (top + TILE_ROWS - 1, left).
 template <int LANES>
 __device__ void add_roi(
     const pack<real, LANES>* gy, const pack<int, LANES>* argmax, int r, int groups, bins vertical, bins horizontal,
@@ -83,11 +85,11 @@ __device__ void add_roi(
         if (first >= top + TILE_ROWS || first + vertical.count[row] <= top)
             continue;
         for (int column = 0; column < columns; ++column) {
-            if (!horizontal.has(r * columns + column, left))
+            if (!horizontal.contains(r * columns + column, left))
                 continue;
-            const long long place = ((long long)row * columns + column) * groups;
-            const pack<real, LANES> gradient = gy[place];
-            const pack<int, LANES> pixel = argmax[place];
+            const long long bin = ((long long)row * columns + column) * groups;
+            const pack<real, LANES> gradient = gy[bin];
+            const pack<int, LANES> pixel = argmax[bin];
             for (int p = 0; p < TILE_ROWS; ++p)
                 for (int lane = 0; lane < LANES; ++lane)
                     if (pixel.value[lane] == (top + p) * width + left)
@@ -98,25 +100,25 @@ __device__ void add_roi(
 
 template <int LANES>
 __device__ void backward(
-    const real* gy, const int* argmax, const roi_ranges& from, bins vertical, bins horizontal, int channels, int height,
+    const real* gy, const int* argmax, const roi_ranges& rois, bins vertical, bins horizontal, int channels, int height,
     int width, int rows, int columns, int tile_columns, real* gx)
 {
     __shared__ int hits[MAX_HITS];
-    const tile mine = tile_of_block(height, width, tile_columns);
+    const tile area = tile_of_block(height, width, tile_columns);
     const int groups = channels / LANES, groups_of_block = THREADS / tile_columns;
-    const int left = mine.left + threadIdx.x / groups_of_block;
+    const int left = area.left + threadIdx.x / groups_of_block;
     const int group = blockIdx.y * groups_of_block + threadIdx.x % groups_of_block;
     const bool has_pixels = group < groups && left < width;
     real sum[TILE_ROWS][LANES] = {};
-    for (int next = 0; next < from.n;) {
-        const int n = collect_overlapping_rois(from, mine, next, hits);
+    for (int next = 0; next < rois.n;) {
+        const int n = collect_overlapping_rois(rois, area, next, hits);
         for (int i = 0; has_pixels && i < n; ++i)
             add_roi<LANES>((const pack<real, LANES>*)gy + group, (const pack<int, LANES>*)argmax + group, hits[i],
-                           groups, vertical, horizontal, rows, columns, width, mine.top, left, sum);
+                           groups, vertical, horizontal, rows, columns, width, area.top, left, sum);
         __syncthreads();
     }
-    for (int p = 0; has_pixels && p < TILE_ROWS && mine.top + p < height; ++p) {
-        const long long pixel = ((long long)mine.image * height + mine.top + p) * width + left;
+    for (int p = 0; has_pixels && p < TILE_ROWS && area.top + p < height; ++p) {
+        const long long pixel = ((long long)area.image * height + area.top + p) * width + left;
         pack<real, LANES> gradient;
         for (int lane = 0; lane < LANES; ++lane)
             gradient.value[lane] = sum[p][lane];
@@ -130,10 +132,10 @@ extern "C" __global__ void roi_max_pooling_backward(
     const int* x_end, int n_rois, int channels, int height, int width, int rows, int columns, int tile_columns,
     int lanes, real* gx)
 {
-    const roi_ranges from = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
+    const roi_ranges rois = {roi_indices, y_begin, y_end, x_begin, x_end, n_rois};
     const bins vertical = {y_first, y_count}, horizontal = {x_first, x_count};
     if (lanes == 4)
-        backward<4>(gy, argmax, from, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
+        backward<4>(gy, argmax, rois, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
     else
-        backward<1>(gy, argmax, from, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
+        backward<1>(gy, argmax, rois, vertical, horizontal, channels, height, width, rows, columns, tile_columns, gx);
 }

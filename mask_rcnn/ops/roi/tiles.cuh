@@ -1,15 +1,16 @@
-// Gradients of maps, tile by tile: for kernels that send what pooled RoIs have back to the pixels.
+// Tiles of feature maps for the backward kernels of RoI pooling.
 //
-// A block of THREADS owns a tile of one image's pixels, TILE_ROWS high.  It lists the RoIs that may touch the tile, in
-// their order.  A thread owns one column of the tile, some channels, and adds up what the listed RoIs give to it, in
-// their order: no sum depends on the order in which threads run, and the same bits come out in every run.
+// A block of THREADS threads computes the gradient of one tile of one image, TILE_ROWS high.  It collects the RoIs that
+// may overlap the tile in ascending order.  A thread computes one column of the tile in some of the channels and adds
+// up the contributions of the collected RoIs in their order.  No sum depends on the order in which threads run, so the
+// result has the same bits in every run.
 //
-// Grid: images x tiles, groups of channels / (THREADS / columns of a tile).
+// Grid: images x tiles, groups of channels / (THREADS / columns of a tile).  See tiles.py.
 
 const int THREADS = 256;
 const int TILE_ROWS = 4;
-const int ROIS_PER_PASS = 4 * THREADS;  // RoIs at once
-const int MAX_HITS = 2 * ROIS_PER_PASS;
+const int ROIS_PER_PASS = 4 * THREADS;
+const int MAX_HITS = 2 * ROIS_PER_PASS;  // capacity of the list of overlapping RoIs
 
 struct tile {
     int image, top, left, columns;
@@ -22,7 +23,7 @@ __device__ tile tile_of_block(int height, int width, int columns)
     return {tile_row / tiles_y, tile_row % tiles_y * TILE_ROWS, (int)blockIdx.x % tiles_x * columns, columns};
 }
 
-// RoIs of which is known what pixels they read, from begin to end (R) along each axis.
+// RoIs and the ranges of pixels that they read along each axis, from begin to end (R).
 struct roi_ranges {
     const int* roi_indices;
     const int* y_begin;
@@ -31,31 +32,32 @@ struct roi_ranges {
     const int* x_end;
     int n;
 
-    __device__ bool may_overlap(int r, const tile& in) const
+    __device__ bool may_overlap(int r, const tile& area) const
     {
-        return roi_indices[r] == in.image && y_begin[r] < in.top + TILE_ROWS && y_end[r] > in.top
-            && x_begin[r] < in.left + in.columns && x_end[r] > in.left;
+        return roi_indices[r] == area.image && y_begin[r] < area.top + TILE_ROWS && y_end[r] > area.top
+            && x_begin[r] < area.left + area.columns && x_end[r] > area.left;
     }
 };
 
-// Lists RoIs from number "next" on, until all are looked at or the list may have no room for more; returns their
-// number.  Every thread of the block looks at some of them; setting bits has the same result in any order.
-template <typename regions>
-__device__ int collect_overlapping_rois(const regions& from, const tile& in, int& next, int* hits)
+// Collect the RoIs that may overlap a tile, starting with RoI `next`, until all RoIs are tested or the list may be
+// full.  Return the number of hits and advance `next`.  Each thread of the block tests some of the RoIs and sets their
+// bits, which has the same result in any order.
+template <typename roi_list>
+__device__ int collect_overlapping_rois(const roi_list& rois, const tile& area, int& next, int* hits)
 {
     const int words = ROIS_PER_PASS / 64;
     __shared__ unsigned long long overlapping[words];
     int n = 0;
-    for (; next < from.n && n <= MAX_HITS - ROIS_PER_PASS; next += ROIS_PER_PASS) {
+    for (; next < rois.n && n <= MAX_HITS - ROIS_PER_PASS; next += ROIS_PER_PASS) {
         if (threadIdx.x < words)
             overlapping[threadIdx.x] = 0;
         __syncthreads();
-        for (int i = threadIdx.x; i < ROIS_PER_PASS && next + i < from.n; i += THREADS)
-            if (from.may_overlap(next + i, in))
+        for (int i = threadIdx.x; i < ROIS_PER_PASS && next + i < rois.n; i += THREADS)
+            if (rois.may_overlap(next + i, area))
                 atomicOr(&overlapping[i / 64], 1ULL << i % 64);
         __syncthreads();
         const int bit = threadIdx.x % 64;
-#pragma unroll 1  // for its registers a third block fits beside two
+#pragma unroll 1  // saves registers, so that three blocks fit on a multiprocessor instead of two
         for (int word = 0; word < words; ++word) {
             const unsigned long long bits = overlapping[word];
             if (word % (THREADS / 64) == threadIdx.x / 64 && (bits >> bit & 1))

@@ -1,48 +1,51 @@
-"""What is computed once for many predictions, from parameters, or once an image, from its feature maps."""
+"""Caches of values derived from weights (for a series of predictions) and from feature maps (for one image)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 import chainer
 
+#: Sources of these types are compared by identity.
 _BY_IDENTITY = (chainer.Link, *chainer.get_array_types())
 
-chainer.global_config.weight_cache = None
-chainer.global_config.feature_cache = None
+chainer.global_config.weight_cache = None  # type: ignore[attr-defined]  # Chainer accepts any entry
+chainer.global_config.feature_cache = None  # type: ignore[attr-defined]
 
 
 def cache_weights():
-    """Return a context in which no parameter changes, so that what is derived from them is computed once.
+    """Return a context that caches values derived from weights, during which no parameter may change.
 
-    Filters in another layout or type, or with a scale folded into them, are kept for its duration, on this
-    thread: open it around predictions that belong together, not around updates.  An inner one adds to what the
-    outer one keeps.
+    The cache keeps weights with another memory layout or type, or with a folded scale, on this thread and for the
+    duration of the context.  Open it around predictions, not around updates.  A nested context shares the cache of the
+    outer one.
 
         with cache_weights():
             for image in images:
                 model.detect([image])
     """
-    known = chainer.config.weight_cache
-    return chainer.using_config('weight_cache', {} if known is None else known)
+    cache = chainer.config.weight_cache
+    return chainer.using_config('weight_cache', {} if cache is None else cache)
 
 
 def cache_features():
-    """Return a context in which :func:`cached` remembers what depends on feature maps; open it for each image."""
+    """Return a context that caches values derived from the feature maps of one image; open it for each image."""
     return chainer.using_config('feature_cache', {})
 
 
-def cached(make, *sources, scope: str = 'weights'):
-    """Return ``make(*sources)``; inside :func:`cache_weights` the same object for the same sources.
+def cached(make: Callable, *sources: Any, scope: Literal['weights', 'features'] = 'weights') -> Any:
+    """Return ``make(*sources)``, cached inside of :func:`cache_weights`.
 
     Args:
-        make: A function without any other input.
-        sources: Arrays and links, which are told apart by identity and kept alive, or hashable constants.
-        scope: ``'weights'`` remembers inside :func:`cache_weights`; ``'features'``, for sources among which there is
-            a feature map, inside :func:`cache_features`.
+        make: A function that depends only on ``sources``.
+        sources: Arrays and links, compared by identity and kept alive by the cache, and hashable constants.
+        scope: ``'features'`` if a source is a feature map: the value is cached inside of :func:`cache_features`.
     """
-    known = chainer.config.feature_cache if scope == 'features' else chainer.config.weight_cache
-    if known is None:
+    cache = chainer.config.feature_cache if scope == 'features' else chainer.config.weight_cache
+    if cache is None:
         return make(*sources)
     key = (make, *(id(source) if isinstance(source, _BY_IDENTITY) else source for source in sources))
-    if key not in known:
-        known[key] = sources, make(*sources)
-    return known[key][1]
+    if key not in cache:
+        cache[key] = sources, make(*sources)
+    return cache[key][1]

@@ -1,22 +1,23 @@
-"""The devices that Chainer can use."""
+"""Devices of Chainer: selection and properties."""
 
 from __future__ import annotations
 
 import chainer
+import numpy as np
 
 
 def get_device(gpu: int) -> chainer.backend.Device:
-    """Return the device of a number, -1 being the CPU.
+    """Return the device with a number; a negative number is the CPU.
 
     Raises:
-        ValueError: There is no such GPU, or CUDA or CuPy does not work.
+        ValueError: The GPU does not exist, or CUDA or CuPy does not work.
     """
     if gpu < 0:
         return chainer.get_device('@numpy')
     count = cuda_device_count()
     if gpu >= count:
         raise ValueError(
-            f'GPU {gpu} is not there: '
+            f'GPU {gpu} does not exist: '
             + (f'CUDA sees {count}' if count else 'CUDA or CuPy does not work here (README, "Installing")')
         )
     device = chainer.get_device(f'@cupy:{gpu}')
@@ -25,7 +26,7 @@ def get_device(gpu: int) -> chainer.backend.Device:
 
 
 def cuda_device_count() -> int:
-    """Return how many GPUs CUDA sees; 0 where CUDA or CuPy does not work."""
+    """Return the number of GPUs that CUDA sees; 0 if CUDA or CuPy does not work."""
     cuda = chainer.backends.cuda
     if not cuda.available:
         return 0
@@ -33,3 +34,12 @@ def cuda_device_count() -> int:
         return cuda.cupy.cuda.runtime.getDeviceCount()
     except cuda.cupy.cuda.runtime.CUDARuntimeError:
         return 0
+
+
+def uses_padding(device: chainer.backend.Device) -> bool:
+    """Return whether selected boxes are padded to a fixed number (:mod:`mask_rcnn.ops.boxes.proposals`).
+
+    They are on a GPU: the host does not wait for any count before the final results, and all images of one size run the
+    same kernels on the same shapes.
+    """
+    return device.xp is not np

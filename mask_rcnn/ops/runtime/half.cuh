@@ -1,7 +1,8 @@
-// float16 by its bits, as which kernels get it, calculated in "real"; a source defines that before it includes this.
+// Conversion of float16, which kernels receive as bits, to and from "real", the type they compute in.  The source
+// defines "real" before it includes this header.
 struct half_bits { unsigned short bits; };
 
-#ifdef __CUDACC__  // elsewhere whoever emulates CUDA brings these two
+#ifdef __CUDACC__  // an emulator of CUDA provides these two functions
 __device__ float half_to_float(unsigned short bits)
 {
     float value;
@@ -19,5 +20,5 @@ __device__ unsigned short float_to_half(float value)
 
 __device__ real load(real stored) { return stored; }
 __device__ real load(half_bits stored) { return half_to_float(stored.bits); }
-__device__ void store(real value, real& place) { place = value; }
-__device__ void store(real value, half_bits& place) { place.bits = float_to_half((float)value); }
+__device__ void store(real value, real& target) { target = value; }
+__device__ void store(real value, half_bits& target) { target.bits = float_to_half((float)value); }

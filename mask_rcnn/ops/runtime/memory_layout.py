@@ -1,15 +1,18 @@
-"""How activations lie in memory behind the usual shape ``(N, C, H, W)``.
+"""Memory layouts and compute types of activations, whose shape is always ``(N, C, H, W)``.
 
-On the CPU with the channels outermost, on a GPU innermost.
+On the CPU the channels are outermost in memory, ``(C, N, H, W)``; on a GPU they are innermost, ``(N, H, W, C)``.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import chainer
 import numpy as np
 
 
-def channels_first(x, dtype=None):
-    """Return ``(N, C, H, W)`` as a contiguous ``(C, N, H, W)``, copying only what is laid out otherwise.
+def channels_first(x: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """Return ``(N, C, H, W)`` as a contiguous ``(C, N, H, W)``; copy only if the memory layout differs.
 
     Args:
         x: NumPy array.
@@ -19,14 +22,43 @@ def channels_first(x, dtype=None):
 
 
 def as_images(channels):
-    """Return ``(C, N, H, W)`` as ``(N, C, H, W)``, without a copy."""
+    """Return ``(C, N, H, W)`` as ``(N, C, H, W)`` without a copy."""
     return channels.transpose(1, 0, 2, 3)
 
 
-def memory_axis_order(x) -> list[int]:
-    """Return the axes of an array as its memory runs, the longest stride first.
+def channels_last(x, dtype: Any = None):
+    """Return ``(N, C, H, W)`` as a contiguous ``(N, H, W, C)``; copy only if the memory layout differs.
 
-    CuPy's element-wise kernels walk through an array in the order of its axes: transposed this way they read
-    neighbours, and make their results alike.
+    Args:
+        x: NumPy or CuPy array.
+        dtype: Type of the result; by default that of ``x``.
+    """
+    return chainer.backend.get_array_module(x).ascontiguousarray(as_nhwc(x), dtype)
+
+
+def as_nhwc(x):
+    """Return ``(N, C, H, W)`` as ``(N, H, W, C)`` without a copy.
+
+    CuPy's element-wise kernels iterate over the axes in order, whatever the strides.  Without this view, neighbouring
+    threads would access elements ``C`` apart, and results would have the channels outermost.
+    """
+    return x.transpose(0, 2, 3, 1)
+
+
+def as_nchw(x):
+    """Return ``(N, H, W, C)`` as ``(N, C, H, W)`` without a copy."""
+    return x.transpose(0, 3, 1, 2)
+
+
+def memory_axis_order(x) -> list[int]:
+    """Return the axes of an array in the order of its memory, the longest stride first.
+
+    CuPy's element-wise kernels iterate over the axes in order: with the axes transposed this way they access
+    neighbouring elements, and their results have the same memory layout.
     """
     return sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+
+
+def compute_dtype(dtype: Any) -> np.dtype:
+    """Return the type to compute in: float64 for float64, otherwise float32 (float16 is only a storage type)."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)

@@ -1,11 +1,12 @@
-"""Between the host and a GPU: results that come back in one copy, and work beside a GPU's other work."""
+"""Asynchronous copies from a GPU to the host, and side streams."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import chainer
 import numpy as np
@@ -13,15 +14,14 @@ from chainer.backends import cuda
 
 
 class AsyncHostCopy:
-    """Arrays on their way to the host, in one copy; whoever has begun it may go on.
+    """An asynchronous device-to-host copy of several arrays packed into one.
 
-    On the device they become the columns of one float32 array.  It is copied to memory that the GPU reaches by
-    itself, and an event says when it is there: waiting for it does not wait for what the GPU was asked for
-    later.
+    On the device the arrays become the columns of one float32 array, which is copied to pinned host memory.
+    :meth:`wait` waits for an event after this copy, not for later work of the GPU.
 
     Args:
-        arrays: Of equal length; each number must be one of float32's (integers up to 2 ** 24).  ``None`` stays
-            in its place.
+        arrays: Arrays of equal length whose elements float32 represents exactly (integers up to 2 ** 24).  ``None``
+            keeps its position.
     """
 
     def __init__(self, arrays: Sequence):
@@ -29,33 +29,37 @@ class AsyncHostCopy:
         arrays = [array for array in arrays if array is not None]
         xp = chainer.backend.get_array_module(arrays[0])
         packed = xp.concatenate(
-            [array.reshape(len(array), _width(array.shape)).astype(np.float32, copy=False) for array in arrays], axis=1
+            [array.reshape(len(array), _row_size(array.shape)).astype(np.float32, copy=False) for array in arrays],
+            axis=1,
         )
-        self._rows, self._event = (packed, None) if xp is np else _begin_copy(packed)
+        self._rows: np.ndarray
+        self._event: Any  # a CuPy event, or None if there is nothing to wait for
+        self._rows, self._event = (packed, None) if xp is np else _start_copy(packed)
 
     def wait(self) -> list[np.ndarray | None]:
-        """Return the arrays, in their order, shapes and types, as soon as they are there."""
+        """Wait for the copy and return the arrays in their order, with their shapes and types."""
         if self._event is not None:
             self._event.synchronize()
-        arrays, start = [], 0
+        arrays: list[np.ndarray | None] = []
+        start = 0
         for spec in self._specs:
             if spec is None:
                 arrays.append(None)
                 continue
             dtype, shape = spec
-            stop = start + _width(shape)
+            stop = start + _row_size(shape)
             arrays.append(self._rows[:, start:stop].astype(dtype).reshape(shape))
             start = stop
         return arrays
 
 
-def _width(shape: tuple[int, ...]) -> int:
-    """Return how many numbers a row has."""
+def _row_size(shape: tuple[int, ...]) -> int:
+    """Return the number of elements per row."""
     return math.prod(shape[1:])
 
 
-def _begin_copy(array):
-    """Ask the current stream for a copy; return where it will be, and the event that says so."""
+def _start_copy(array):
+    """Start a copy on the current stream; return the host memory and the event that marks the end of the copy."""
     memory = cuda.cupy.cuda.alloc_pinned_memory(array.nbytes)
     host = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
     array.get(out=host, blocking=False)
@@ -65,13 +69,13 @@ def _begin_copy(array):
 
 
 @contextlib.contextmanager
-def side_stream(device: chainer.backend.Device):
-    """Return a context whose work on a GPU does not wait for what the GPU was asked for before.
+def side_stream(device: Any) -> Iterator[None]:
+    """Run the GPU work of a ``with`` block on a side stream, so that it does not wait for the main stream.
 
-    Only the work's results have to be waited for, and its arguments have to be made in it.
+    The block must create the arguments of its work, and it must wait for the results.
 
     Args:
-        device: The GPU; on the CPU nothing changes.
+        device: The GPU, a :class:`chainer.backend.Device`; the context has no effect for the CPU.
     """
     with contextlib.ExitStack() as stack:
         if device.xp is not np:
@@ -82,5 +86,5 @@ def side_stream(device: chainer.backend.Device):
 
 @functools.cache
 def _get_side_stream(gpu: int):
-    """Return a stream of the current GPU, always the same: CuPy keeps each stream's memory for it."""
+    """Return the side stream of the current GPU; there is one, because CuPy pools memory per stream."""
     return cuda.cupy.cuda.Stream(non_blocking=True)

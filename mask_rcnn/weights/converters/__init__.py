@@ -1,1 +1,1 @@
-"""Converters from other programs' parameters to ours."""
+"""Converters from other programs' parameters to those of the native networks."""

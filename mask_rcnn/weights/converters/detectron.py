@@ -1,27 +1,28 @@
-"""Detectron's ``.pkl`` weight files: recognising them and translating names, shapes and orders.
+"""Convert Detectron's ``.pkl`` weight files: names, shapes and the order of axes and channels.
 
-Two kinds are read: Mask R-CNN and Keypoint R-CNN models with a ResNet-50 or ResNet-101 backbone, C4 (masks only)
-or FPN (``model_final.pkl``), and the ImageNet files that Detectron starts its training from (``R-50.pkl``,
+Two kinds of files are supported: Mask R-CNN and Keypoint R-CNN models with a ResNet-50 or ResNet-101 backbone, C4
+(masks only) or FPN (``model_final.pkl``), and the ImageNet files that Detectron's training starts from (``R-50.pkl``,
 ``R-101.pkl``).  Blob names are those of ``detectron/modeling/ResNet.py``, ``FPN.py``, ``rpn_heads.py``,
 ``fast_rcnn_heads.py``, ``mask_rcnn_heads.py`` and ``keypoint_rcnn_heads.py``.
 
-Detectron's orders and ours:
+Detectron's conventions, and the native ones where they differ:
 
 ======================================  ===============================================================
-``rpn_bbox_pred``, ``bbox_pred``        ``(dx, dy, dw, dh)`` of each anchor or class; ours
+``rpn_bbox_pred``, ``bbox_pred``        ``(dx, dy, dw, dh)`` of each anchor or class; native:
                                         ``(dy, dx, dh, dw)``
-``mask_fcn_logits``                     the first channel is the background's, which is never used; we
-                                        drop it
-``conv5_mask_w``, ``kps_score_..._w``   ``(in, out, kh, kw)``, as Chainer's deconvolution
-``fc6_w``                               inputs in C, H, W order, as ours
-``conv1_w``                             takes BGR, as the Detectron dialect's input is
-``.._fpn2``                             the RPN's weights, shared by all levels under the finest one's name
-``kps_score_w``                         fixed bilinear upsampling, which our keypoint head does without it
+``mask_fcn_logits``                     the first channel is the unused background; native: none
+``conv5_mask_w``, ``kps_score_..._w``   ``(in, out, kh, kw)``, as in Chainer's deconvolution
+``fc6_w``                               inputs in C, H, W order, as in the native network
+``conv1_w``                             takes BGR, as the input of the Detectron dialect
+``.._fpn2``                             RPN weights, shared by all levels under the finest level's name
+``kps_score_w``                         fixed bilinear upsampling; native: no weight
 ======================================  ===============================================================
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -30,21 +31,24 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, PRESETS, RESNET_BLOCKS, Config
-from mask_rcnn.io.atomic_file import sha256
 from mask_rcnn.weights.converters import detectron_cfg
 from mask_rcnn.weights.converters.mapping import (
+    CAFFE_BRANCHES,
     ConversionReport,
     ConvertedWeights,
     ParamMapping,
     apply_mappings,
     drop_background,
     group_names,
+    resnet_convolutions,
+    scale_outputs,
     swap_xy,
 )
 from mask_rcnn.weights.errors import WeightFileError
+from mask_rcnn.weights.files import sha256
 from mask_rcnn.weights.readers import safe_pickle
 
-#: Format name that converted files carry as their source's.
+#: Name of the format in the metadata of converted files.
 FORMAT = 'detectron-pickle'
 
 _SUPPORTED = 'Mask R-CNN with R-50 or R-101, C4 or FPN; Keypoint R-CNN with FPN; their ImageNet files'
@@ -52,27 +56,24 @@ _SUPPORTED = 'Mask R-CNN with R-50 or R-101, C4 or FPN; Keypoint R-CNN with FPN;
 _Path = str | os.PathLike
 _Blobs = Mapping[str, np.ndarray]
 
-#: What Detectron takes when a file's ``cfg`` does not know the setting yet (``utils/net.py``,
+#: Detectron's default for files whose ``cfg`` is older than the setting (``utils/net.py``,
 #: ``configure_bbox_reg_weights``).
 _OLD_BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
-#: Detectron's keypoint models know one class (``NUM_CLASSES: 2``): COCO's first.
-_KEYPOINT_CLASS = {'class_names': ('person',), 'category_ids': (1,)}
-
 
 def read(path: _Path) -> ConvertedWeights:
-    """Read and translate a weight file of Detectron.  Nothing in the file is executed.
+    """Read and convert a weight file of Detectron.  Nothing in the file is executed.
 
     Args:
         path: A ``.pkl`` file.
 
     Raises:
-        WeightFileError: It is no such file, it is damaged, its network is not supported, or blobs are
-            missing or have another shape than they should (all of them are named).
+        WeightFileError: The file is not such a file, is damaged, has an unsupported network, or blobs are missing or
+            have the wrong shape (the message lists all of them).
     """
-    blobs, cfg, warnings = _contents(path, safe_pickle.load(path))
+    blobs, cfg, warnings = _parse_contents(path, safe_pickle.load(path))
     kind = _detect_kind(path, blobs)
-    config = _network(path, blobs)
+    config = _detect_network(path, blobs)
     if cfg is not None:
         config, cfg_warnings = detectron_cfg.apply(cfg, config)
         warnings += cfg_warnings
@@ -83,30 +84,33 @@ def read(path: _Path) -> ConvertedWeights:
         mappings += (_fpn_heads if config.has_fpn else _c4_heads)(config, box_weights)
         if box_weights != DETECTRON.boxes.box_delta_weights:
             notes.append(
-                f'MODEL.BBOX_REG_WEIGHTS {box_weights}: bbox_pred was rescaled to '
-                f'{DETECTRON.boxes.box_delta_weights}, which gives the same boxes'
+                f'MODEL.BBOX_REG_WEIGHTS {box_weights}: bbox_pred is rescaled for '
+                f'{DETECTRON.boxes.box_delta_weights}, with the same boxes as result'
             )
     arrays, taken, broken = apply_mappings(path, blobs, mappings, noun='blobs')
     warnings += broken + _upsampling_warnings(blobs)
     report = ConversionReport(taken, group_names(set(blobs) - set(taken), _group_of), tuple(notes), tuple(warnings))
-    classes = _KEYPOINT_CLASS if kind == 'model' and config.n_keypoint and config.n_fg_class == 1 else {}
-    return ConvertedWeights(kind, FORMAT, config, arrays, report, sha256(path), **classes)
+    converted = ConvertedWeights(kind, FORMAT, config, arrays, report, sha256(path))
+    if kind == 'model' and config.n_keypoint and config.n_fg_class == 1:
+        # Detectron's keypoint models have one class (NUM_CLASSES: 2), the first one of COCO.
+        return dataclasses.replace(converted, class_names=('person',), category_ids=(1,))
+    return converted
 
 
-# What is in the file
+# Contents of the file
 
 
-def _contents(path: _Path, data: Any) -> tuple[dict[str, np.ndarray], dict | None, list[str]]:
+def _parse_contents(path: _Path, data: Any) -> tuple[dict[str, np.ndarray], dict | None, list[str]]:
     """Return the blobs, the parsed ``cfg`` if there is one, and warnings."""
     if not isinstance(data, dict):
-        raise WeightFileError(path, f'is not a Detectron weight file: it holds a {type(data).__name__}')
+        raise WeightFileError(path, f'is not a Detectron weight file: it is a {type(data).__name__}, not a dictionary')
     blobs = data.get('blobs', data)  # ImageNet files are the dictionary of blobs itself
     if not isinstance(blobs, dict):
-        raise WeightFileError(path, "is not a Detectron weight file: its 'blobs' are no dictionary")
+        raise WeightFileError(path, "is not a Detectron weight file: its 'blobs' are not a dictionary")
     arrays = {name: blob for name, blob in blobs.items() if isinstance(name, str) and isinstance(blob, np.ndarray)}
     text = data.get('cfg')
     if text is None:
-        warnings = [] if 'blobs' not in data else ["no 'cfg' in the file; Detectron's defaults are used"]
+        warnings = [] if 'blobs' not in data else ["the file has no 'cfg'; Detectron's defaults are used"]
         return arrays, None, warnings
     try:
         if not isinstance(text, str):
@@ -117,7 +121,7 @@ def _contents(path: _Path, data: Any) -> tuple[dict[str, np.ndarray], dict | Non
 
 
 def _detect_kind(path: _Path, blobs: _Blobs) -> str:
-    """Return ``'model'`` or ``'backbone'``; name what is not supported."""
+    """Return ``'model'`` or ``'backbone'``, and raise an error for an unsupported network."""
     parts = _unsupported_parts(blobs)
     if parts:
         raise WeightFileError(
@@ -132,7 +136,7 @@ def _detect_kind(path: _Path, blobs: _Blobs) -> str:
 
 
 def _unsupported_parts(blobs: _Blobs) -> list[str]:
-    """What the network has, or lacks, beyond those that we know."""
+    """Return descriptions of the unsupported parts that the network has, or the necessary ones that it lacks."""
     conv = blobs.get('res2_0_branch2b_w')
     keypoints, fpn = _has_keypoints(blobs), _has_fpn(blobs)
     parts = {
@@ -145,10 +149,10 @@ def _unsupported_parts(blobs: _Blobs) -> list[str]:
     }
     found = [name for name, present in parts.items() if present]
     if not found and _has(blobs, 'conv_rpn|cls_score_w|mask_fcn_logits_w|kps_score|fpn_'):
-        wanted = {'box head': 'cls_score_w', 'RPN': 'conv_rpn_fpn2_w' if fpn else 'conv_rpn_w'}
+        required = {'box head': 'cls_score_w', 'RPN': 'conv_rpn_fpn2_w' if fpn else 'conv_rpn_w'}
         if not keypoints:
-            wanted['mask or keypoint head' if fpn else 'mask head'] = 'mask_fcn_logits_w'
-        found = [f'no {name}' for name, blob in wanted.items() if blob not in blobs]
+            required['mask or keypoint head' if fpn else 'mask head'] = 'mask_fcn_logits_w'
+        found = [f'no {name}' for name, blob in required.items() if blob not in blobs]
     return found
 
 
@@ -164,8 +168,8 @@ def _has_keypoints(blobs: _Blobs) -> bool:
     return _has(blobs, r'kps_score|conv_fcn\d')
 
 
-def _network(path: _Path, blobs: _Blobs) -> Config:
-    """Tell the network by its blobs: the backbone by its res4 blocks, the others by their presence."""
+def _detect_network(path: _Path, blobs: _Blobs) -> Config:
+    """Determine the network from its blobs: the backbone from its res4 blocks, the other parts from their presence."""
     count = len({match[1] for name in blobs if (match := re.fullmatch(r'res4_(\d+)_branch2a_w', name))})
     backbone = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
     if backbone is None:
@@ -182,17 +186,17 @@ def _network(path: _Path, blobs: _Blobs) -> Config:
 
 
 def _size(path: _Path, blobs: _Blobs, name: str, axis: int) -> int:
-    """Return a size that only the file knows."""
+    """Return the size of a blob along an axis, which determines a setting of the network."""
     if name not in blobs:
         raise WeightFileError(path, f'missing blobs: {name}')
     shape = blobs[name].shape
     if len(shape) < 2 or shape[axis] < 2 - axis:
-        raise WeightFileError(path, f'{name} has the shape {shape}, which is not that of such a layer')
+        raise WeightFileError(path, f'{name} has the shape {shape}, which is not valid for such a layer')
     return shape[axis]
 
 
 def _box_weights(cfg: dict | None) -> tuple[float, ...]:
-    """Return ``BBOX_REG_WEIGHTS`` in our order ``(y, x, h, w)``."""
+    """Return ``BBOX_REG_WEIGHTS`` in the native order ``(y, x, h, w)``."""
     if cfg is None:
         return DETECTRON.boxes.box_delta_weights
     weights = detectron_cfg.lookup(cfg, 'MODEL.BBOX_REG_WEIGHTS')
@@ -206,20 +210,18 @@ def _box_weights(cfg: dict | None) -> tuple[float, ...]:
     return _OLD_BOX_WEIGHTS
 
 
-# How each blob is translated
+# Parameter mappings
 
 
-def _rescaled(array: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
-    """Box deltas for ``weights`` as deltas for the dialect's weights: both decode ``delta / weight``."""
+def _rescale_box_deltas(array: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+    """Convert a layer that predicts deltas for ``weights`` to the dialect's weights: both decode ``delta / weight``."""
     array = swap_xy(array)
     factors = np.divide(DETECTRON.boxes.box_delta_weights, weights)
-    if (factors == 1).all():
-        return array
-    return array * np.tile(factors, len(array) // 4).reshape(-1, *[1] * (array.ndim - 1))
+    return array if (factors == 1).all() else scale_outputs(array, factors)
 
 
 def _affine_conv(blob: str, norm: str, path: str, shape: tuple[int, ...]) -> list[ParamMapping]:
-    """A convolution without bias and its AffineChannel."""
+    """Map a convolution without bias and its AffineChannel."""
     return [
         ParamMapping(f'{path}/conv/W', {f'{blob}_w': shape}),
         ParamMapping(f'{path}/norm/scale', {f'{norm}_s': shape[:1]}),
@@ -228,40 +230,20 @@ def _affine_conv(blob: str, norm: str, path: str, shape: tuple[int, ...]) -> lis
 
 
 def _backbone(config: Config) -> list[ParamMapping]:
-    """conv1 to res5; in a C4 network, ``res5_*`` belong to our box head."""
+    """Map conv1 to res5; in a C4 network, ``res5_*`` belong to the native box head."""
     backbone = 'extractor/body' if config.has_fpn else 'extractor'
     mappings = _affine_conv('conv1', 'res_conv1_bn', f'{backbone}/conv1', (64, 3, 7, 7))
-    width_in = 64
-    for stage, n_block in enumerate(RESNET_BLOCKS[config.backbone], start=2):
+    for stage, block, name, shape in resnet_convolutions(config.backbone):
         prefix = 'box_head' if stage == 5 and not config.has_fpn else backbone
-        width = 64 << stage - 2
-        for block in range(n_block):
-            mappings += _bottleneck(
-                f'res{stage}_{block}', f'{prefix}/res{stage}/block{block}', width_in, width, shortcut=block == 0
-            )
-            width_in = 4 * width
+        blob = f'res{stage}_{block}_{CAFFE_BRANCHES[name]}'
+        mappings += _affine_conv(blob, f'{blob}_bn', f'{prefix}/res{stage}/block{block}/{name}', shape)
     return mappings
-
-
-def _bottleneck(blob: str, path: str, width_in: int, width: int, *, shortcut: bool) -> list[ParamMapping]:
-    convs = [
-        ('branch2a', 'conv1', (width, width_in, 1, 1)),
-        ('branch2b', 'conv2', (width, width, 3, 3)),
-        ('branch2c', 'conv3', (4 * width, width, 1, 1)),
-    ]
-    if shortcut:
-        convs.append(('branch1', 'shortcut', (4 * width, width_in, 1, 1)))
-    return [
-        mapping
-        for branch, conv, shape in convs
-        for mapping in _affine_conv(f'{blob}_{branch}', f'{blob}_{branch}_bn', f'{path}/{conv}', shape)
-    ]
 
 
 def _weight_and_bias(
     blob: str, path: str, shape: tuple[int, ...], convert: Callable | None = None, *, out: int = 0
 ) -> list[ParamMapping]:
-    """A layer with a weight and a bias; ``out`` is the axis of the weight's output channels."""
+    """Map a layer with a weight and a bias; ``out`` is the axis of the weight's output channels."""
     return [
         ParamMapping(f'{path}/W', {f'{blob}_w': shape}, convert),
         ParamMapping(f'{path}/b', {f'{blob}_b': (shape[out],)}, convert),
@@ -269,17 +251,17 @@ def _weight_and_bias(
 
 
 def _c4_heads(config: Config, box_weights: tuple[float, ...]) -> list[ParamMapping]:
-    """RPN, box head and mask head on res4 and res5."""
-    n_anchor = len(config.anchor_sizes) * len(config.anchor_ratios)
+    """Map RPN, box head and mask head on res4 and res5."""
+    n_anchors = len(config.anchor_sizes) * len(config.anchor_ratios)
     return [
-        *_rpn(n_anchor, 1024, 1024, ''),
+        *_rpn(n_anchors, 1024, 1024, ''),
         *_box_outputs(config, 2048, box_weights),
         *_mask_outputs(config, 2048),
     ]
 
 
 def _fpn_heads(config: Config, box_weights: tuple[float, ...]) -> list[ParamMapping]:
-    """Feature pyramid, RPN, box head and the heads for masks and keypoints."""
+    """Map the feature pyramid, the RPN, the box head and the heads for masks and keypoints."""
     dim, hidden = config.fpn_channels, config.head_channels
     return [
         *_pyramid(config),
@@ -293,10 +275,10 @@ def _fpn_heads(config: Config, box_weights: tuple[float, ...]) -> list[ParamMapp
 
 
 def _pyramid(config: Config) -> list[ParamMapping]:
-    """The 1x1 laterals, named after the sums that they go into, and the 3x3 outputs."""
+    """Map the 1x1 lateral convolutions, named after the sums that they feed, and the 3x3 output convolutions."""
     mappings = []
-    for stage, n_block in enumerate(RESNET_BLOCKS[config.backbone], start=2):
-        name = f'res{stage}_{n_block - 1}_sum'
+    for stage, n_blocks in enumerate(RESNET_BLOCKS[config.backbone], start=2):
+        name = f'res{stage}_{n_blocks - 1}_sum'
         lateral = f'fpn_inner_{name}' if stage == 5 else f'fpn_inner_{name}_lateral'
         dim = config.fpn_channels
         mappings += _weight_and_bias(lateral, f'extractor/lateral{stage}', (dim, 64 << stage, 1, 1))
@@ -304,36 +286,33 @@ def _pyramid(config: Config) -> list[ParamMapping]:
     return mappings
 
 
-def _rpn(n_anchor: int, width_in: int, width: int, suffix: str) -> list[ParamMapping]:
+def _rpn(n_anchors: int, width_in: int, width: int, suffix: str) -> list[ParamMapping]:
     return [
         *_weight_and_bias(f'conv_rpn{suffix}', 'rpn/conv', (width, width_in, 3, 3)),
-        *_weight_and_bias(f'rpn_cls_logits{suffix}', 'rpn/objectness', (n_anchor, width, 1, 1)),
-        *_weight_and_bias(f'rpn_bbox_pred{suffix}', 'rpn/delta', (4 * n_anchor, width, 1, 1), swap_xy),
+        *_weight_and_bias(f'rpn_cls_logits{suffix}', 'rpn/objectness', (n_anchors, width, 1, 1)),
+        *_weight_and_bias(f'rpn_bbox_pred{suffix}', 'rpn/delta', (4 * n_anchors, width, 1, 1), swap_xy),
     ]
 
 
 def _box_outputs(config: Config, width: int, box_weights: tuple[float, ...]) -> list[ParamMapping]:
-    n_class = config.n_fg_class + 1
-
-    def box_deltas(array: np.ndarray) -> np.ndarray:
-        return _rescaled(array, box_weights)
-
+    n_classes = config.n_fg_class + 1
+    rescale = functools.partial(_rescale_box_deltas, weights=box_weights)
     return [
-        *_weight_and_bias('cls_score', 'box_head/score', (n_class, width)),
-        *_weight_and_bias('bbox_pred', 'box_head/delta', (4 * n_class, width), box_deltas),
+        *_weight_and_bias('cls_score', 'box_head/score', (n_classes, width)),
+        *_weight_and_bias('bbox_pred', 'box_head/delta', (4 * n_classes, width), rescale),
     ]
 
 
 def _mask_outputs(config: Config, width: int) -> list[ParamMapping]:
-    n_class, dim = config.n_fg_class + 1, config.mask_channels
+    n_classes, dim = config.n_fg_class + 1, config.mask_channels
     return [
         *_weight_and_bias('conv5_mask', 'mask_head/deconv', (width, dim, 2, 2), out=1),
-        *_weight_and_bias('mask_fcn_logits', 'mask_head/score', (n_class, dim, 1, 1), drop_background),
+        *_weight_and_bias('mask_fcn_logits', 'mask_head/score', (n_classes, dim, 1, 1), drop_background),
     ]
 
 
 def _fpn_mask_head(config: Config) -> list[ParamMapping]:
-    """Four convolutions (``mask_rcnn_fcn_head_v1up4convs``) before what C4 has, too."""
+    """Map four convolutions (``mask_rcnn_fcn_head_v1up4convs``) and the layers that C4 networks also have."""
     widths = [config.fpn_channels] + 4 * [config.mask_channels]
     convs = [
         mapping
@@ -344,7 +323,7 @@ def _fpn_mask_head(config: Config) -> list[ParamMapping]:
 
 
 def _keypoint_head(config: Config) -> list[ParamMapping]:
-    """Eight convolutions and a deconvolution (``add_roi_pose_head_v1convX``)."""
+    """Map eight convolutions and a deconvolution (``add_roi_pose_head_v1convX``)."""
     widths = [config.fpn_channels] + 8 * [512]
     convs = [
         mapping
@@ -355,19 +334,19 @@ def _keypoint_head(config: Config) -> list[ParamMapping]:
 
 
 def _upsampling_warnings(blobs: _Blobs) -> list[str]:
-    """Detectron never trains ``kps_score_w``, a bilinear interpolation; a file may say otherwise."""
+    """Return a warning if ``kps_score_w`` is not the bilinear interpolation that Detectron leaves untrained."""
     weight, bias = blobs.get('kps_score_w'), blobs.get('kps_score_b')
     if weight is None:
         return []
     row = np.array([0.25, 0.75, 0.75, 0.25], np.float32)
-    usual = np.eye(len(weight), dtype=np.float32)[:, :, None, None] * np.outer(row, row)
-    if weight.shape == usual.shape and (weight == usual).all() and (bias is None or not bias.any()):
+    bilinear = np.eye(len(weight), dtype=np.float32)[:, :, None, None] * np.outer(row, row)
+    if weight.shape == bilinear.shape and (weight == bilinear).all() and (bias is None or not bias.any()):
         return []
-    return ['kps_score_w is no bilinear upsampling, which is what is used instead']
+    return ['kps_score_w is not a bilinear upsampling; bilinear upsampling is used']
 
 
 def _group_of(name: str) -> str:
-    """What a blob is that is not taken."""
+    """Return the group of a blob that is not converted."""
     if name.endswith('_momentum'):
         return 'momentum'
     if re.fullmatch(r'(fc1000|pred)_[wb]', name):

@@ -1,8 +1,8 @@
-"""Detectron's ``cfg``: reading the YAML text of a weight file and taking the numbers a network needs.
+"""Parse the ``cfg`` of Detectron's weight files, and apply the settings that a network needs.
 
-Detectron dumps its configuration with PyYAML's Python tags (``!!python/object/new:...AttrDict``).  The
-text is only parsed to nodes here; a tag never becomes a class or a call.  Names and defaults are those
-of Detectron's ``core/config.py``.
+Detectron dumps its configuration as YAML with PyYAML's Python tags (``!!python/object/new:...AttrDict``).  The text is
+only parsed to nodes here; a tag never becomes a class or a call.  Names and defaults are those of Detectron's
+``core/config.py``.
 """
 
 from __future__ import annotations
@@ -17,27 +17,32 @@ import numpy as np
 import yaml
 
 from mask_rcnn.config import DETECTRON, FPN_STRIDES, Config
+from mask_rcnn.weights.converters.settings import is_integer, is_number, not_supported
 from mask_rcnn.weights.errors import to_printable_ascii
 
-_MAX_TEXT = 1 << 18  # Detectron's own are about 12 kB
-_MAX_NODES = 20_000  # counted along aliases, so that they cannot multiply
+#: Largest text in characters; those of Detectron have about 12 kB.
+_MAX_TEXT = 1 << 18
+
+#: Largest number of nodes, in which each use of an alias counts, so that aliases cannot multiply.
+_MAX_NODES = 20_000
+
 _MAX_DEPTH = 40
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Read the YAML text to nested dictionaries, lists, text, numbers and NumPy arrays.
+    """Parse the YAML text to nested dictionaries, lists, text and numbers.
 
-    Objects become the dictionary of their items, tuples become lists, dumped NumPy scalars and arrays
-    their values; any other Python object becomes ``None``.
+    Objects become the dictionary of their items, tuples become lists, and dumped NumPy scalars and arrays become
+    numbers and lists.  Any other Python object becomes ``None``.
 
     Args:
         text: Content of ``cfg``.
 
     Raises:
-        ValueError: The text is no YAML mapping, or its nesting is beyond anything a configuration has.
+        ValueError: The text is not a YAML mapping, or is larger or nested more deeply than any configuration.
     """
     if len(text) > _MAX_TEXT:
-        raise ValueError(f'{len(text)} characters are too many for a configuration')
+        raise ValueError(f'{len(text)} characters are too many for a configuration (at most {_MAX_TEXT})')
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = _NodeConverter().convert(root, 0) if root is not None else None
@@ -53,35 +58,41 @@ def parse(text: str) -> dict[str, Any]:
 
 
 class _NodeConverter:
-    """Translates YAML nodes to plain values."""
+    """Converts YAML nodes to plain values."""
 
     _PREFIX = 'tag:yaml.org,2002:'
     _SCALARS = yaml.constructor.SafeConstructor()
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._count = 0
 
     def convert(self, node: yaml.Node, depth: int) -> Any:
+        """Return the value of a node at a nesting depth."""
         self._count += 1
         if self._count > _MAX_NODES or depth > _MAX_DEPTH:
             raise ValueError('nested too deeply or too large')
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         kind = node.tag.removeprefix(self._PREFIX)
+        is_object = kind.startswith('python/object')
         if isinstance(node, yaml.SequenceNode):
-            values = [self.convert(item, depth + 1) for item in node.value]
-            return self._object(kind, values, None) if kind.startswith('python/object') else values
+            items = [self.convert(item, depth + 1) for item in node.value]
+            return self._object(kind, items, None) if is_object else items
+        values = self._mapping(node, depth)
+        if not is_object:
+            return values
+        if 'dictitems' in values:
+            return values['dictitems']
+        return self._object(kind, values.get('args'), values.get('state'))
+
+    def _mapping(self, node: yaml.Node, depth: int) -> dict[Any, Any]:
         values = {}
         for key_node, value_node in node.value:
             key = self.convert(key_node, depth + 1)
             if not isinstance(key, (str, int, float, bool)):
                 raise ValueError('a key that is not text')
             values[key] = self.convert(value_node, depth + 1)
-        if not kind.startswith('python/object'):
-            return values
-        if 'dictitems' in values:
-            return values['dictitems']
-        return self._object(kind, values.get('args'), values.get('state'))
+        return values
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         kind = node.tag.removeprefix(self._PREFIX).removeprefix('python/')
@@ -95,14 +106,14 @@ class _NodeConverter:
             if kind == 'binary':
                 return base64.b64decode(node.value)
         except (ValueError, KeyError, IndexError, binascii.Error):
-            raise ValueError(f'{to_printable_ascii(node.value)!r} is no {kind}') from None
+            raise ValueError(f'{to_printable_ascii(node.value)!r} is not a valid {kind}') from None
         if kind in ('null', 'none') or kind.startswith(('name:', 'module:', 'object')):
             return None
         return node.value
 
     @staticmethod
     def _object(kind: str, arguments: Any, state: Any) -> Any:
-        """The values of ``numpy.dtype``, ``scalar`` and ``_reconstruct`` as PyYAML dumps them."""
+        """Return the value of ``numpy.dtype``, ``scalar`` or ``_reconstruct`` as PyYAML dumps them, or ``None``."""
         name = kind.rpartition('.')[2]
         if name == 'dtype' and isinstance(arguments, list) and arguments and arguments[0] in ('f4', 'f8'):
             return np.dtype(arguments[0]).newbyteorder('<')
@@ -131,7 +142,7 @@ def lookup(cfg: dict[str, Any], name: str) -> Any:
 def _integer(value: Any) -> int:
     if isinstance(value, list) and len(value) == 1:  # TEST.SCALES before it became TEST.SCALE
         value = value[0]
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+    if not is_integer(value):
         raise ValueError
     return value
 
@@ -143,7 +154,7 @@ def _positive(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError
     return float(value)
 
@@ -167,15 +178,15 @@ def _is_roi_align(value: Any) -> bool:
 
 
 def _start_size(value: Any) -> tuple[int, ...]:
-    """The anchor size of the finest level; each next one's is twice as large."""
+    """Return the anchor sizes of all levels, which double from one level to the next, given the finest level's."""
     return tuple(_positive(value) << level for level in range(len(FPN_STRIDES)))
 
 
 _MappedSetting = tuple[str, str, Callable[[Any], Any]]
 _SupportedValue = tuple[str, Any]
 
-#: ``cfg`` name, field of :class:`~mask_rcnn.config.Config`, check.  Of two names for a field the last one
-#: that exists counts.
+#: Name in ``cfg``, field of :class:`~mask_rcnn.config.Config`, and a function that checks and converts the value.  If a
+#: field has two names, the last one that exists counts.
 _MAPPED: tuple[_MappedSetting, ...] = (
     ('TEST.SCALES', 'min_size', _positive),
     ('TEST.SCALE', 'min_size', _positive),
@@ -202,7 +213,7 @@ _MAPPED_FPN: tuple[_MappedSetting, ...] = (
     ('FPN.RPN_ASPECT_RATIOS', 'anchor_ratios', _numbers),
 )
 
-#: What our network does, whatever ``cfg`` says.
+#: The only supported values of settings that the native network does not have.
 _SUPPORTED_VALUES: tuple[_SupportedValue, ...] = (
     ('PIXEL_MEANS', list(DETECTRON.input.pixel_mean)),
     ('BBOX_XFORM_CLIP', DETECTRON.boxes.max_log_scale),
@@ -253,40 +264,40 @@ _SUPPORTED_VALUES_KEYPOINT: tuple[_SupportedValue, ...] = (
     ('TEST.KPS_AUG.ENABLED', False),
 )
 
-#: All heads pool in the same way (``MRCNN.x`` and ``KRCNN.x`` follow ``FAST_RCNN.x``).
+#: Settings that all heads share (``MRCNN.x`` and ``KRCNN.x`` must equal ``FAST_RCNN.x``).
 _SHARED = ('ROI_XFORM_METHOD', 'ROI_XFORM_SAMPLING_RATIO')
 
 
 def apply(cfg: dict[str, Any], config: Config) -> tuple[Config, list[str]]:
-    """Take the numbers of ``cfg`` over into a configuration.
+    """Apply the settings of ``cfg`` to a configuration.
 
     Args:
         cfg: Result of :func:`parse`.
-        config: Says which network it is, and supplies what ``cfg`` does not say.
+        config: The network, with the values of the settings that ``cfg`` does not contain.
 
     Returns:
-        The configuration, and one line for every setting that changes results and cannot be honoured.
+        The configuration, and one warning for every unsupported setting that changes results.
     """
     changes: dict[str, Any] = {}
     warnings: list[str] = []
-    for name, field, check in _mapped(config):
+    for name, field, convert in _mapped_settings(config):
         value = lookup(cfg, name)
         if value is None:
             continue
         try:
-            changes[field] = check(value)
+            changes[field] = convert(value)
         except ValueError:
-            warnings.append(_not_supported(name, value, getattr(config, field)))
+            warnings.append(not_supported(name, value, getattr(config, field)))
     try:
         config = config.replace(**changes)
     except ValueError as error:
-        warnings.append(f'its sizes and thresholds do not fit together and are not used: {error}')
+        warnings.append(f'its sizes and thresholds contradict each other and are not used: {error}')
     warnings.extend(_unsupported_settings(cfg, config))
     return config, warnings
 
 
-def _mapped(config: Config) -> tuple[_MappedSetting, ...]:
-    """The settings that mean something to this network."""
+def _mapped_settings(config: Config) -> tuple[_MappedSetting, ...]:
+    """Return the settings that apply to a network."""
     if not config.has_fpn:
         return _MAPPED + _MAPPED_C4
     sizes = tuple((f'{head}.ROI_XFORM_RESOLUTION', 'mask_roi_size', _resolution) for head in _heads(config))
@@ -294,7 +305,7 @@ def _mapped(config: Config) -> tuple[_MappedSetting, ...]:
 
 
 def _heads(config: Config) -> tuple[str, ...]:
-    """``cfg``'s sections for the heads beside the box head."""
+    """Return the sections of ``cfg`` for the heads other than the box head."""
     return ('MRCNN',) * config.masks + ('KRCNN',) * bool(config.n_keypoint)
 
 
@@ -315,32 +326,24 @@ def _supported_values(config: Config) -> tuple[_SupportedValue, ...]:
 
 
 def _unsupported_settings(cfg: dict[str, Any], config: Config) -> list[str]:
-    """Settings that ask for something else than what our network does."""
-    lines = []
+    """Return a warning for every setting that differs from the native network's behaviour."""
+    warnings = []
     for name, used in _supported_values(config):
         value = lookup(cfg, name)
-        if value is not None and not _same(value, used):
-            lines.append(_not_supported(name, value, used))
+        if value is not None and not _is_equal(value, used):
+            warnings.append(not_supported(name, value, used))
     for name in _SHARED if config.has_fpn else (*_SHARED, 'ROI_XFORM_RESOLUTION'):
         for head in _heads(config):
-            box, other = lookup(cfg, f'FAST_RCNN.{name}'), lookup(cfg, f'{head}.{name}')
-            if None not in (box, other) and box != other:
-                lines.append(_not_supported(f'{head}.{name}', other, box))
-    return lines
+            used, value = lookup(cfg, f'FAST_RCNN.{name}'), lookup(cfg, f'{head}.{name}')
+            if None not in (used, value) and used != value:
+                warnings.append(not_supported(f'{head}.{name}', value, used))
+    return warnings
 
 
-def _same(value: Any, used: Any) -> bool:
-    """Equality that forgives how numbers were written and how arrays were nested."""
+def _is_equal(value: Any, used: Any) -> bool:
+    """Compare values regardless of the notation of numbers and the nesting of arrays."""
     try:
         value, used = np.ravel(np.asarray(value, np.float64)), np.ravel(np.asarray(used, np.float64))
     except (TypeError, ValueError):
         return value == used
     return value.shape == used.shape and np.allclose(value, used, rtol=1e-6, atol=0)
-
-
-def _not_supported(name: str, value: Any, used: Any) -> str:
-    return f'{name} is {_shown(value)}, which is not supported; {_shown(used)} is used'
-
-
-def _shown(value: Any) -> str:
-    return to_printable_ascii(value if isinstance(value, str) else repr(value))

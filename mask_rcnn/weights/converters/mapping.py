@@ -1,31 +1,32 @@
-"""What every reader of foreign weight files returns, and the table-driven way to it.
+"""Convert the arrays of other programs with a table of parameter mappings.
 
-A reader names, for each array of our network, the arrays of the file that it is made of
-(:class:`ParamMapping`); :func:`apply_mappings` checks that all are there in the right shape and makes ours.
-See :mod:`mask_rcnn.weights.native` for where the result goes.
+A converter lists, for each array of the native network, the arrays of the source file that it is computed from
+(:class:`ParamMapping`).  :func:`apply_mappings` checks that these exist in the right shapes, and computes the native
+arrays.  :mod:`mask_rcnn.weights.native` stores the result.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from mask_rcnn.config import Config
+from mask_rcnn.config import RESNET_BLOCKS, Config
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What became of a file's arrays.
+    """The outcome of a conversion.
 
     Args:
-        taken: Names of those that were translated, in the network's order.
-        skipped: Names of those that were not, by what they are, such as ``'momentum'`` or ``'unknown'``.
-        notes: Lines about things that were adapted and need no action.
-        warnings: Lines about things that could not be honoured and may change results.
+        taken: Names of the source arrays that were converted, in the network's order.
+        skipped: Names of the other source arrays by group, such as ``'momentum'`` or ``'unknown'``.
+        notes: Lines about adaptations that need no action.
+        warnings: Lines about settings and values that are not supported and may change results.
     """
 
     taken: tuple[str, ...]
@@ -36,17 +37,17 @@ class ConversionReport:
 
 @dataclass(frozen=True)
 class ConvertedWeights:
-    """A foreign weight file in our terms.
+    """A weight file of another program after conversion.
 
     Args:
         kind: ``'model'`` or ``'backbone'``.
-        format: Name of the file's format, such as ``'detectron-pickle'``.
-        config: The network and its numbers.
-        arrays: Arrays by parameter path, float32; some are read-only views into the file's data.
-        report: What was taken and left.
-        sha256: Of the source file.
-        class_names: Names of the foreground classes, where the file knows them.
-        category_ids: Their numbers in the data set, where the file knows them.
+        format: Name of the source format, such as ``'detectron-pickle'``.
+        config: The network and its settings.
+        arrays: Arrays by parameter path, float32; some are read-only views of the file's data.
+        report: The outcome of the conversion.
+        sha256: SHA-256 of the source file.
+        class_names: Names of the foreground classes, if the file has them.
+        category_ids: Category numbers of the classes in the dataset, if the file has them.
     """
 
     kind: str
@@ -61,12 +62,12 @@ class ConvertedWeights:
 
 @dataclass(frozen=True)
 class ParamMapping:
-    """How one array of ours is made.
+    """A native array and the source arrays that it is computed from.
 
     Args:
-        path: Ours, such as ``'extractor/conv1/conv/W'``.
-        inputs: Shape of each of the file's arrays that it is made of, by name; none for a constant.
-        convert: Takes them in that order and returns ours; ``None`` where there is one and it stays as it is.
+        path: Path of the native array, such as ``'extractor/conv1/conv/W'``.
+        inputs: Expected shape of each source array by name; empty for a constant.
+        convert: Computes the native array from the source arrays in that order; ``None`` if it is the only one.
     """
 
     path: str
@@ -74,7 +75,11 @@ class ParamMapping:
     convert: Callable[..., np.ndarray] | None = None
 
     def apply(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return our array from the file's."""
+        """Return the native array.
+
+        Args:
+            arrays: The source arrays by name.
+        """
         inputs = [arrays[name] for name in self.inputs]
         return np.asarray(self.convert(*inputs) if self.convert else inputs[0], np.float32, order='C')
 
@@ -82,27 +87,30 @@ class ParamMapping:
 def apply_mappings(
     path: str | os.PathLike, arrays: Mapping[str, np.ndarray], mappings: Iterable[ParamMapping], *, noun: str = 'arrays'
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[str]]:
-    """Make our arrays from a file's.
+    """Compute the native arrays from the arrays of a file.
 
     Args:
         path: The file, for errors.
         arrays: Its arrays by name.
-        mappings: One for each of ours.
-        noun: What the format calls its arrays.
+        mappings: The mapping of each native array.
+        noun: The format's word for its arrays.
 
     Returns:
-        Our arrays by path, the names of the file's that were taken, and warnings (about numbers that are
+        The native arrays by path, the names of the source arrays that were used, and warnings (about values that are
         infinite or undefined).
 
     Raises:
-        WeightFileError: Arrays are missing, hold no floats or have another shape; all of them are named.
+        WeightFileError: Arrays are missing, are not floats or have another shape; the message lists all of them.
     """
     mappings = tuple(mappings)
-    shapes = {name: shape for t in mappings for name, shape in t.inputs.items()}
-    _check(path, arrays, shapes, noun)
-    native = {t.path: t.apply(arrays) for t in mappings}
+    shapes = {name: shape for mapping in mappings for name, shape in mapping.inputs.items()}
+    _check_arrays(path, arrays, shapes, noun)
+    native = {mapping.path: mapping.apply(arrays) for mapping in mappings}
     broken = dict.fromkeys(
-        name for t in mappings if not np.isfinite(native[t.path]).all() for name in _culprits(t, arrays)
+        name
+        for mapping in mappings
+        if not np.isfinite(native[mapping.path]).all()
+        for name in _broken_inputs(mapping, arrays)
     )
     warnings = []
     if broken:
@@ -110,16 +118,16 @@ def apply_mappings(
     return native, tuple(shapes), warnings
 
 
-def _culprits(mapping: ParamMapping, arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """The inputs that are not finite; all of them where none is to blame alone (a negative variance)."""
+def _broken_inputs(mapping: ParamMapping, arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the inputs that are not finite; all of them if each is finite (a negative variance)."""
     names = list(mapping.inputs)
     return [name for name in names if not np.isfinite(arrays[name]).all()] or names
 
 
-def _check(
+def _check_arrays(
     path: str | os.PathLike, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], noun: str
 ) -> None:
-    """Every array must be there, hold floats and have its shape."""
+    """Check that every array exists, has floats and has its shape."""
     problems = []
     missing = [name for name in shapes if name not in arrays]
     if missing:
@@ -127,17 +135,17 @@ def _check(
     for name, shape in shapes.items():
         array = arrays.get(name)
         if array is not None and (array.shape != shape or array.dtype.kind != 'f'):
-            problems.append(f'{name} is {array.dtype.name} {array.shape}, not float32 {shape}')
+            problems.append(f'{name} is {array.dtype.name} {array.shape}, expected float32 {shape}')
     if problems:
         raise WeightFileError(path, '; '.join(problems))
 
 
 def group_names(names: Iterable[str], group_of: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
-    """Sort names for :attr:`ConversionReport.skipped`.
+    """Group names for :attr:`ConversionReport.skipped`.
 
     Args:
-        names: Of arrays that were not taken.
-        group_of: Says what an array is by its name, such as ``'momentum'`` or ``'unknown'``.
+        names: Names of arrays that were not converted.
+        group_of: Returns the group of a name, such as ``'momentum'`` or ``'unknown'``.
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -146,23 +154,75 @@ def group_names(names: Iterable[str], group_of: Callable[[str], str]) -> dict[st
 
 
 def swap_xy(array: np.ndarray) -> np.ndarray:
-    """Turn ``(dx, dy, dw, dh)`` into ``(dy, dx, dh, dw)`` within each four rows."""
-    fours = array.reshape(-1, 4, *array.shape[1:])
-    return fours[:, [1, 0, 3, 2]].reshape(array.shape)
+    """Reorder ``(dx, dy, dw, dh)`` to ``(dy, dx, dh, dw)`` within each group of four rows."""
+    groups = array.reshape(-1, 4, *array.shape[1:])
+    return groups[:, [1, 0, 3, 2]].reshape(array.shape)
 
 
 def drop_background(array: np.ndarray) -> np.ndarray:
-    """Return a layer of masks without its first output, the background's, which is never used."""
+    """Return the weight or bias of a mask layer without its first output, the unused background."""
     return array[1:]
 
 
-def batch_counter(path: str) -> ParamMapping:
-    """Return Chainer's count of the batches behind a running mean, which means something only without one.
+def scale_outputs(array: np.ndarray, factors: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Multiply a layer that predicts box deltas.
 
     Args:
-        path: Of the batch normalisation.
+        array: ``(4 * N, ...)``, a weight or bias.
+        factors: Four factors, which are repeated for each group of four rows.
+
+    Returns:
+        Array of the same shape.
+    """
+    rows = np.tile(factors, len(array) // 4).reshape(-1, *[1] * (array.ndim - 1))
+    return array * rows
+
+
+def batch_counter(path: str) -> ParamMapping:
+    """Return the mapping of Chainer's batch counter ``N``, which is irrelevant once statistics are loaded.
+
+    Args:
+        path: Path of the batch normalisation.
     """
     return ParamMapping(f'{path}/N', {}, lambda: np.zeros((), np.float32))
+
+
+class ResNetConv(NamedTuple):
+    """A convolution in a bottleneck block of a ResNet.
+
+    Attributes:
+        stage: Number of the stage, 2 to 5.
+        block: Index of the block in the stage.
+        name: ``'conv1'``, ``'conv2'``, ``'conv3'``, or in block 0 also ``'shortcut'``.
+        shape: Shape of the weight.
+    """
+
+    stage: int
+    block: int
+    name: str
+    shape: tuple[int, ...]
+
+
+#: Caffe's names of the convolutions in a block, which Detectron and Matterport also use.
+CAFFE_BRANCHES = {'conv1': 'branch2a', 'conv2': 'branch2b', 'conv3': 'branch2c', 'shortcut': 'branch1'}
+
+
+def resnet_convolutions(backbone: str) -> Iterator[ResNetConv]:
+    """Yield the convolutions in the blocks of a ResNet (He et al. 2016, table 1).
+
+    Args:
+        backbone: A key of :data:`mask_rcnn.config.RESNET_BLOCKS`.
+    """
+    width_in = 64
+    for stage, n_blocks in enumerate(RESNET_BLOCKS[backbone], start=2):
+        width = 64 << stage - 2
+        for block in range(n_blocks):
+            yield ResNetConv(stage, block, 'conv1', (width, width_in, 1, 1))
+            yield ResNetConv(stage, block, 'conv2', (width, width, 3, 3))
+            yield ResNetConv(stage, block, 'conv3', (4 * width, width, 1, 1))
+            if block == 0:
+                yield ResNetConv(stage, block, 'shortcut', (4 * width, width_in, 1, 1))
+            width_in = 4 * width
 
 
 _BACKBONE_NAMES = {'resnet50': 'R-50', 'resnet101': 'R-101', 'mobilenet_v1': 'MobileNetV1'}
@@ -174,6 +234,6 @@ def backbone_name(config: Config) -> str:
 
 
 def network_name(config: Config) -> str:
-    """Return what papers and model zoos call a network, such as ``'R-50-FPN Mask R-CNN'``."""
+    """Return the usual name of a network, such as ``'R-50-FPN Mask R-CNN'``."""
     heads = [name for name, present in (('Mask', config.masks), ('Keypoint', config.n_keypoint)) if present]
     return f'{backbone_name(config)}-{"FPN" if config.has_fpn else "C4"} {" and ".join(heads) or "Faster"} R-CNN'

@@ -1,7 +1,7 @@
-"""What Matterport's ``.h5`` files do not say: the values of the ``Config`` class that a network was run with.
+"""Settings that Matterport's ``.h5`` files do not contain: the values of the ``Config`` class of a network.
 
-They come by their names in ``mrcnn/config.py``, from the command line or from a JSON file, and become fields
-of our :class:`~mask_rcnn.config.Config`.  Names that only concern training are ignored.
+They have the names of ``mrcnn/config.py``, come from the command line or a JSON file, and become fields of the native
+:class:`~mask_rcnn.config.Config`.  Names that only concern training are ignored.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.config import MATTERPORT, Config
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.converters.mapping import scale_outputs
+from mask_rcnn.weights.converters.settings import is_integer, is_number, not_supported
+from mask_rcnn.weights.errors import WeightFileError, format_value
 
+#: Largest JSON file in characters.
 _MAX_TEXT = 1 << 20
 
-#: Between these are sizes, ratios and deviations that one can calculate with.
+#: Range of sizes, ratios and deviations whose products neither overflow nor vanish.
 _MIN_NUMBER, _MAX_NUMBER = 1e-6, 1e6
 
 #: ``RPN_ANCHOR_RATIOS`` of Matterport's own models, as heights divided by widths.
 RATIOS = (2.0, 1.0, 0.5)
 
-#: Without them one cannot run a network as it was trained, unless they are as in Matterport's own models.
+#: Settings without which a network runs as it was trained only if it has the defaults.
 _WARN_IF_MISSING = ('IMAGE_MIN_DIM', 'IMAGE_MAX_DIM', 'RPN_ANCHOR_SCALES', 'DETECTION_MIN_CONFIDENCE')
 
 
@@ -32,7 +35,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON file of settings by name, such as ``{"IMAGE_MAX_DIM": 512}``.
 
     Raises:
-        WeightFileError: The file cannot be read or holds something else.
+        WeightFileError: The file cannot be read or does not contain a JSON object.
     """
     try:
         with open(path, encoding='utf-8') as file:
@@ -40,42 +43,39 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     except OSError as error:
         raise WeightFileError(path, error.strerror or str(error)) from error
     except (ValueError, RecursionError):
-        raise WeightFileError(path, 'is no JSON text') from None
+        raise WeightFileError(path, 'is not JSON text') from None
     if not isinstance(settings, dict):
-        raise WeightFileError(path, 'does not hold names and values in braces')
+        raise WeightFileError(path, 'is not a JSON object of names and values')
     return settings
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
+    if not is_integer(value) or value == 0:
         raise ValueError('a positive integer')
     return value
 
 
 def _fraction(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ValueError('a number from 0 to 1')
     return float(value)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
-    valid = (
-        isinstance(value, (list, tuple))
-        and len(value) > 0
-        and all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and _MIN_NUMBER < v < _MAX_NUMBER for v in value
-        )
-    )
-    if not valid:
+    if not isinstance(value, (list, tuple)) or not value or not all(map(_is_usable, value)):
         raise ValueError(f'a list of positive numbers between {_MIN_NUMBER:g} and {_MAX_NUMBER:g}')
     return tuple(value)
+
+
+def _is_usable(value: Any) -> bool:
+    return is_number(value) and _MIN_NUMBER < value < _MAX_NUMBER
 
 
 def _inverses(value: Any) -> tuple[float, ...]:
     return tuple(1 / ratio for ratio in _numbers(value))
 
 
-#: Name, field of our ``Config``, check and conversion.
+#: Name, field of the native ``Config``, and a function that checks and converts the value.
 _MAPPED: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ('IMAGE_MIN_DIM', 'min_size', _integer),
     ('IMAGE_MAX_DIM', 'max_size', _integer),
@@ -90,7 +90,7 @@ _MAPPED: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ('DETECTION_MAX_INSTANCES', 'max_detections', _integer),
 )
 
-#: What our network does, whatever the settings say.
+#: The only supported values of settings that the native network does not have.
 _SUPPORTED_VALUES: tuple[tuple[str, Any], ...] = (
     ('IMAGE_RESIZE_MODE', 'square'),
     ('IMAGE_MIN_SCALE', 0),
@@ -100,7 +100,7 @@ _SUPPORTED_VALUES: tuple[tuple[str, Any], ...] = (
     ('USE_RPN_ROIS', True),
 )
 
-#: What the arrays decide: name and our field as they have it.
+#: Settings that the arrays determine: name, and a function that returns the value for a network.
 _DETERMINED_BY_ARRAYS: tuple[tuple[str, Callable[[Config], Any]], ...] = (
     ('NUM_CLASSES', lambda config: config.n_fg_class + 1),
     ('BACKBONE', lambda config: config.backbone),
@@ -109,7 +109,8 @@ _DETERMINED_BY_ARRAYS: tuple[tuple[str, Callable[[Config], Any]], ...] = (
     ('FPN_CLASSIF_FC_LAYERS_SIZE', lambda config: config.head_channels),
 )
 
-#: Standard deviations by which predicted deltas are multiplied, the layer that predicts them, and ours.
+#: Standard deviations by which predicted deltas are multiplied: name, layer that predicts the deltas, and the weights
+#: of the native network, which divides by them.
 _DELTA_STD_DEVS = (
     ('RPN_BBOX_STD_DEV', 'rpn/delta', MATTERPORT.boxes.rpn_delta_weights),
     ('BBOX_STD_DEV', 'box_head/delta', MATTERPORT.boxes.box_delta_weights),
@@ -117,29 +118,29 @@ _DELTA_STD_DEVS = (
 
 
 def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str]]:
-    """Take settings over into a configuration.
+    """Apply settings to a configuration.
 
     Args:
-        settings: Values by Matterport's names; text, numbers, lists.
-        config: Supplies what they do not say.
+        settings: Values (text, numbers, lists) by Matterport's names.
+        config: The configuration with the values of the settings that are not given.
 
     Returns:
-        The configuration, and one line for every setting that changes results and cannot be honoured.
+        The configuration, and one warning for every unsupported setting that changes results.
 
     Raises:
-        ValueError: A setting has no valid value, or they do not fit together.
+        ValueError: A setting is not valid, or settings contradict each other.
     """
     changes = {}
-    for name, field, check in _MAPPED:
+    for name, field, convert in _MAPPED:
         if settings.get(name) is not None:
-            changes[field] = _checked(name, settings[name], check)
+            changes[field] = _convert(name, settings[name], convert)
     for name, _, _ in _DELTA_STD_DEVS:
-        if settings.get(name) is not None and len(_checked(name, settings[name], _numbers)) != 4:
-            raise ValueError(f'{name} must be four numbers, not {_shown(settings[name])}')
+        if settings.get(name) is not None and len(_convert(name, settings[name], _numbers)) != 4:
+            raise ValueError(f'{name} must be four numbers, not {format_value(settings[name])}')
     if 'min_size' not in changes and 'max_size' in changes:
         changes['min_size'] = min(config.min_size, changes['max_size'])
     warnings = [
-        f'{name} is {_shown(settings[name])}, which is not supported; {_shown(used)} is used'
+        not_supported(name, settings[name], used)
         for name, used in _SUPPORTED_VALUES
         if settings.get(name) is not None and settings[name] != used
     ]
@@ -147,26 +148,35 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
 
 
 def check(path: str | os.PathLike, settings: Mapping[str, Any], config: Config) -> None:
-    """Compare settings with what the arrays of a file say.
+    """Compare settings with the network that the arrays of a file determine.
+
+    Args:
+        path: The file, for errors.
+        settings: Values by Matterport's names.
+        config: The network.
 
     Raises:
-        WeightFileError: They contradict each other.
+        WeightFileError: A setting contradicts the arrays.
     """
     for name, used in _DETERMINED_BY_ARRAYS:
         if settings.get(name) is not None and settings[name] != used(config):
             raise WeightFileError(
-                path, f'its arrays are for {name} = {used(config)}, not {_shown(settings[name])} as the settings say'
+                path,
+                f'its arrays are for {name} = {used(config)}, not {format_value(settings[name])} as in the settings',
             )
 
 
 def rescale_delta_layers(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the layers that predict deltas, for the dialect's standard deviations instead of the settings'.
+    """Return the layers that predict deltas, converted from the settings' standard deviations to the dialect's.
 
     Both decode ``delta * deviation``, so the boxes stay the same.
 
     Args:
-        settings: As for :func:`apply`.
-        arrays: Ours by path.
+        settings: Valid values by Matterport's names.
+        arrays: Native arrays by path.
+
+    Returns:
+        The arrays that change, by path.
     """
     changed = {}
     for name, path, weights in _DELTA_STD_DEVS:
@@ -174,24 +184,18 @@ def rescale_delta_layers(settings: Mapping[str, Any], arrays: Mapping[str, np.nd
             continue
         factors = np.multiply(settings[name], weights)
         if not np.allclose(factors, 1, rtol=1e-9):
-            for own in (f'{path}/W', f'{path}/b'):
-                array = arrays[own]
-                rows = np.tile(factors, len(array) // 4).reshape(-1, *[1] * (array.ndim - 1))
-                changed[own] = (array * rows).astype(np.float32)
+            for array_path in (f'{path}/W', f'{path}/b'):
+                changed[array_path] = scale_outputs(arrays[array_path], factors).astype(np.float32)
     return changed
 
 
 def missing_settings(settings: Mapping[str, Any]) -> list[str]:
-    """Return the names of important settings that are not given."""
+    """Return the names of the important settings that are not given."""
     return [name for name in _WARN_IF_MISSING if settings.get(name) is None]
 
 
-def _checked(name: str, value: Any, check: Callable[[Any], Any]) -> Any:
+def _convert(name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
     try:
-        return check(value)
+        return convert(value)
     except ValueError as error:
-        raise ValueError(f'{name} must be {error}, not {_shown(value)}') from None
-
-
-def _shown(value: Any) -> str:
-    return to_printable_ascii(value if isinstance(value, str) else repr(value))
+        raise ValueError(f'{name} must be {error}, not {format_value(value)}') from None

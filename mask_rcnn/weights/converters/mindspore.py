@@ -1,4 +1,4 @@
-"""MindSpore's checkpoints (``.ckpt``) of the model zoo's Mask R-CNN, read without MindSpore.
+"""Convert MindSpore's checkpoints (``.ckpt``) of the model zoo's Mask R-CNN without MindSpore.
 
 A checkpoint is one protocol buffer message (``mindspore/ccsrc/utils/checkpoint.proto``,
 :mod:`mask_rcnn.weights.readers.protobuf`):
@@ -9,7 +9,8 @@ A checkpoint is one protocol buffer message (``mindspore/ccsrc/utils/checkpoint.
 ``TensorProto`` ``dims`` = 1, ``tensor_type`` = 2 such as ``Float32``, ``tensor_content`` = 3, the bytes
 ==============  ==================================================================================
 
-Two of the zoo's networks are known, ``maskrcnn`` (ResNet-50) and ``maskrcnn_mobilenetv1``.  Theirs and ours:
+Two networks of the zoo are supported, ``maskrcnn`` (ResNet-50) and ``maskrcnn_mobilenetv1``.  MindSpore's names and the
+native ones:
 
 ========================================================  ===========================================
 ``backbone.conv1``, ``backbone.bn1``                       ``extractor/body/conv1``
@@ -27,7 +28,7 @@ Two of the zoo's networks are known, ``maskrcnn`` (ResNet-50) and ``maskrcnn_mob
 ``rcnn_mask.fpn_mask.mask_deconv5``, ``mask_conv6``        ``mask_head/deconv``, ``score``
 ========================================================  ===========================================
 
-Deltas are ``(dx, dy, dw, dh)`` there and ``(dy, dx, dh, dw)`` here.
+Deltas are ``(dx, dy, dw, dh)`` in MindSpore and ``(dy, dx, dh, dw)`` in the native network.
 """
 
 from __future__ import annotations
@@ -39,8 +40,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from mask_rcnn.config import MINDSPORE, PRESETS, RESNET_BLOCKS, Config
-from mask_rcnn.io.atomic_file import open_for_reading, sha256
+from mask_rcnn.config import MINDSPORE, PRESETS, Config
 from mask_rcnn.weights.converters.mapping import (
     ConversionReport,
     ConvertedWeights,
@@ -49,12 +49,22 @@ from mask_rcnn.weights.converters.mapping import (
     batch_counter,
     drop_background,
     group_names,
+    resnet_convolutions,
     swap_xy,
 )
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
-from mask_rcnn.weights.readers.protobuf import LENGTH, VARINT, Budget, CorruptMessageError, fields, packed, varint
+from mask_rcnn.weights.files import open_weight_file, sha256
+from mask_rcnn.weights.readers.protobuf import (
+    Budget,
+    BytesField,
+    CorruptMessageError,
+    VarintField,
+    fields,
+    packed,
+    varint,
+)
 
-#: Format name that converted files carry as their source's.
+#: Name of the format in the metadata of converted files.
 FORMAT = 'mindspore'
 
 _DTYPES = {
@@ -72,18 +82,18 @@ _DTYPES = {
     'Bool': '|b1',
 }
 
-#: Bytes of a file and sides of a tensor; protocol buffers end there.
+#: Largest file in bytes and largest dimension of a tensor: the limit of protocol buffers.
 _MAX_SIZE = 1 << 31
 
 _MAX_DIMENSIONS = 8
 
-#: The zoo's networks have some hundred, and as many again for an optimizer.
+#: The networks of the zoo have some hundred tensors, and the same number for an optimizer.
 _MAX_TENSORS = 20_000
 
-#: Parameters of a ``BatchNorm2d`` there and here.
+#: MindSpore's and Chainer's names of the parameters of a batch normalisation.
 _NORM = {'gamma': 'gamma', 'beta': 'beta', 'moving_mean': 'avg_mean', 'moving_variance': 'avg_var'}
 
-#: Of a convolution and its normalisation in a bottleneck block there and here.
+#: The native name of each convolution of a bottleneck block, and MindSpore's names of it and its normalisation.
 _BLOCK = {
     'conv1': ('conv1', 'bn1'),
     'conv2': ('conv2', 'bn2'),
@@ -91,10 +101,10 @@ _BLOCK = {
     'shortcut': ('conv_down_sample', 'bn_down_sample'),
 }
 
-#: Channels behind the pointwise convolutions of MobileNetV1's 13 blocks (Howard et al. 2017, table 1).
+#: Output channels of the 13 blocks of MobileNetV1 (Howard et al. 2017, table 1).
 _MOBILENET = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 
-#: What optimizers and schedules save.
+#: Names of the state of optimizers and schedules.
 _OPTIMIZER = re.compile(
     r'(moments|accum|moment[12]|learning_rate|momentum|global_step|epoch_num|step_num|'
     r'loss_scale)\b'
@@ -102,7 +112,7 @@ _OPTIMIZER = re.compile(
 
 
 def is_checkpoint(start: bytes) -> bool:
-    """Whether a file that begins like this may be a checkpoint: a ``Value`` that begins with a tag."""
+    """Return whether a file with these first bytes may be a checkpoint: it begins with a ``Value`` with a tag."""
     data = memoryview(start)
     try:
         if data[:1] != b'\n':
@@ -118,17 +128,17 @@ def is_checkpoint(start: bytes) -> bool:
 
 
 def read(path: str | os.PathLike) -> ConvertedWeights:
-    """Read and translate a checkpoint.  Nothing in the file is executed.
+    """Read and convert a checkpoint.  Nothing in the file is executed.
 
     Args:
         path: A ``.ckpt`` file.
 
     Raises:
-        WeightFileError: It is no such file, it is damaged, its network is not supported, or arrays are
-            missing or have another shape than they should (all of them are named).
+        WeightFileError: The file is not such a file, is damaged, has an unsupported network, or arrays are missing or
+            have the wrong shape (the message lists all of them).
     """
     arrays = read_arrays(path)
-    config = _network(path, arrays)
+    config = _detect_network(path, arrays)
     native, taken, warnings = apply_mappings(path, arrays, _param_mappings(config, arrays))
     warnings.append("MindSpore's feature pyramid upsamples bilinearly; the nearest value is used, as Detectron does")
     report = ConversionReport(taken, group_names(set(arrays) - set(taken), _group_of), (), tuple(warnings))
@@ -139,72 +149,76 @@ def read(path: str | os.PathLike) -> ConvertedWeights:
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read the tensors of a checkpoint by name; read-only views of the file's bytes.
+    """Read the tensors of a checkpoint by name, as read-only views of the file's bytes.
 
     Raises:
         WeightFileError: The file cannot be read or is damaged.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         if size > _MAX_SIZE:
             raise WeightFileError(path, f'is larger ({size / 1e9:.1f} GB) than any checkpoint of Mask R-CNN')
         data = file.read()
     budget = Budget()
     arrays: dict[str, np.ndarray] = {}
     try:
-        for number, wire, value in fields(memoryview(data), budget):
-            if number == 1 and wire == LENGTH:
-                name, array = _value(value, budget)
-                if name in arrays:
-                    raise CorruptMessageError(f'two tensors are called {to_printable_ascii(name)}')
-                if len(arrays) == _MAX_TENSORS:
-                    raise CorruptMessageError(f'more than {_MAX_TENSORS} tensors')
-                arrays[name] = array
+        for field in fields(memoryview(data), budget):
+            match field:
+                case BytesField(1, message):
+                    name, array = _value(message, budget)
+                    if name in arrays:
+                        raise CorruptMessageError(f'two tensors are called {to_printable_ascii(name)}')
+                    if len(arrays) == _MAX_TENSORS:
+                        raise CorruptMessageError(f'more than {_MAX_TENSORS} tensors')
+                    arrays[name] = array
     except (CorruptMessageError, UnicodeDecodeError) as error:
-        raise WeightFileError(path, f'is no MindSpore checkpoint, or damaged: {error}') from None
+        raise WeightFileError(path, f'is not a MindSpore checkpoint, or damaged: {error}') from None
     if not arrays:
-        raise WeightFileError(path, 'is no MindSpore checkpoint: it holds no tensors')
+        raise WeightFileError(path, 'is not a MindSpore checkpoint: it has no tensors')
     return arrays
 
 
 def _value(data: memoryview, budget: Budget) -> tuple[str, np.ndarray]:
-    """``Value``: a name and a tensor."""
+    """Decode ``Value``: a name and a tensor."""
     name, tensor = None, None
-    for number, wire, value in fields(data, budget):
-        if number == 1 and wire == LENGTH:
-            name = bytes(value[:1000]).decode()
-        elif number == 2 and wire == LENGTH:
-            tensor = value
+    for field in fields(data, budget):
+        match field:
+            case BytesField(1, text):
+                name = bytes(text[:1000]).decode()
+            case BytesField(2, message):
+                tensor = message
     if name is None or tensor is None:
         raise CorruptMessageError('a tensor without a name or a name without a tensor')
     return name, _tensor(name, tensor, budget)
 
 
 def _tensor(name: str, data: memoryview, budget: Budget) -> np.ndarray:
-    """``TensorProto``: shape, type and bytes."""
+    """Decode ``TensorProto``: shape, type and bytes."""
     dims: list[int] = []
     kind, content = '', memoryview(b'')
-    for number, wire, value in fields(data, budget):
-        if number == 1 and wire == VARINT:
-            dims.append(value)
-        elif number == 1 and wire == LENGTH:
-            dims.extend(packed(value, budget))
-        elif number == 2 and wire == LENGTH:
-            kind = bytes(value[:100]).decode()
-        elif number == 3 and wire == LENGTH:
-            content = value
+    for field in fields(data, budget):
+        match field:
+            case VarintField(1, value):
+                dims.append(value)
+            case BytesField(1, values):
+                dims.extend(packed(values, budget))
+            case BytesField(2, text):
+                kind = bytes(text[:100]).decode()
+            case BytesField(3, values):
+                content = values
     if kind not in _DTYPES:
         raise CorruptMessageError(f'{to_printable_ascii(name)} is of the unknown type {to_printable_ascii(kind)}')
     dtype = np.dtype(_DTYPES[kind])
     if dims == [0] and len(content) == dtype.itemsize:
         dims = []  # how MindSpore writes a single number
-    # A side of 0 goes with any other one, also with those that NumPy cannot count.
+    # A dimension of 0 makes the product 0 whatever the others are, even if NumPy cannot represent them.
     if (
         len(dims) > _MAX_DIMENSIONS
         or any(n >= _MAX_SIZE for n in dims)
         or math.prod(dims) * dtype.itemsize != len(content)
     ):
+        shape = tuple(dims[:_MAX_DIMENSIONS])
         raise CorruptMessageError(
-            f'{to_printable_ascii(name)} has {len(content)} bytes, which is not the shape {tuple(dims[:8])}'
+            f'{to_printable_ascii(name)} has {len(content)} bytes, which does not match its shape {shape}'
         )
     return np.frombuffer(content, dtype).reshape(dims)
 
@@ -212,8 +226,8 @@ def _tensor(name: str, data: memoryview, budget: Budget) -> np.ndarray:
 # The network
 
 
-def _network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Config:
-    """Tell the network by its names."""
+def _detect_network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Config:
+    """Determine the network from the names of its arrays."""
     if 'backbone.mobilenet_v1.network.0.0.weight' in arrays:
         extractor = 'mobilenet_v1_fpn'
     elif 'backbone.layer1.0.conv1.weight' in arrays:
@@ -226,7 +240,7 @@ def _network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Confi
         )
     score = arrays.get('rcnn_cls.fpn_cls.cls_scores.weight')
     if score is None or score.ndim != 2 or score.shape[1] < 2:
-        raise WeightFileError(path, 'has no layer rcnn_cls.fpn_cls.cls_scores for two classes or more')
+        raise WeightFileError(path, 'has no layer rcnn_cls.fpn_cls.cls_scores with at least two classes')
     return PRESETS[extractor].replace(
         dialect=MINDSPORE, norm='bn', n_fg_class=score.shape[1] - 1, min_size=768, max_size=1280
     )
@@ -239,19 +253,13 @@ def _param_mappings(config: Config, arrays: Mapping[str, np.ndarray]) -> list[Pa
         else (_resnet(config), (256, 512, 1024, 2048))
     )
     neck = 'fpn_ncek' if 'fpn_ncek.fpn_convs_list.0.weight' in arrays else 'fpn_neck'
-    rpn = next(
-        (
-            rpn
-            for rpn in (f'rpn_with_loss.rpn_convs_list.{level}' for level in range(5))
-            if f'{rpn}.rpn_conv.weight' in arrays
-        ),
-        'rpn_with_loss.rpn_convs_list.0',
-    )
+    copies = [f'rpn_with_loss.rpn_convs_list.{level}' for level in range(5)]  # the levels share their weights
+    rpn = next((copy for copy in copies if f'{copy}.rpn_conv.weight' in arrays), copies[0])
     return [*backbone, *_pyramid(config, neck, widths), *_rpn(config, rpn), *_box_head(config), *_mask_head(config)]
 
 
 def _convolution(conv: str, norm: str, path: str, shape: tuple[int, ...]) -> Iterator[ParamMapping]:
-    """A convolution without bias and its batch normalisation."""
+    """Map a convolution without bias and its batch normalisation."""
     yield ParamMapping(f'{path}/conv/W', {f'{conv}.weight': shape})
     for source, native in _NORM.items():
         yield ParamMapping(f'{path}/norm/{native}', {f'{norm}.{source}': shape[:1]})
@@ -260,24 +268,11 @@ def _convolution(conv: str, norm: str, path: str, shape: tuple[int, ...]) -> Ite
 
 def _resnet(config: Config) -> Iterator[ParamMapping]:
     yield from _convolution('backbone.conv1', 'backbone.bn1', 'extractor/body/conv1', (64, 3, 7, 7))
-    width_in = 64
-    for stage, n_block in enumerate(RESNET_BLOCKS[config.backbone], start=2):
-        width = 64 << stage - 2
-        for block in range(n_block):
-            shapes = {
-                'conv1': (width, width_in, 1, 1),
-                'conv2': (width, width, 3, 3),
-                'conv3': (4 * width, width, 1, 1),
-            }
-            if block == 0:
-                shapes['shortcut'] = (4 * width, width_in, 1, 1)
-            source = f'backbone.layer{stage - 1}.{block}'
-            for native, shape in shapes.items():
-                conv, norm = _BLOCK[native]
-                yield from _convolution(
-                    f'{source}.{conv}', f'{source}.{norm}', f'extractor/body/res{stage}/block{block}/{native}', shape
-                )
-            width_in = 4 * width
+    for stage, block, name, shape in resnet_convolutions(config.backbone):
+        source = f'backbone.layer{stage - 1}.{block}'
+        conv, norm = _BLOCK[name]
+        path = f'extractor/body/res{stage}/block{block}/{name}'
+        yield from _convolution(f'{source}.{conv}', f'{source}.{norm}', path, shape)
 
 
 def _mobilenet() -> Iterator[ParamMapping]:
@@ -296,7 +291,7 @@ def _mobilenet() -> Iterator[ParamMapping]:
 def _weight_and_bias(
     source: str, native: str, shape: tuple[int, ...], convert: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> list[ParamMapping]:
-    """A convolution with a bias."""
+    """Map a convolution with a bias."""
     return [
         ParamMapping(f'{native}/W', {f'{source}.weight': shape}, convert),
         ParamMapping(f'{native}/b', {f'{source}.bias': shape[:1]}, convert),
@@ -306,7 +301,7 @@ def _weight_and_bias(
 def _linear(
     source: str, native: str, n_in: int, n_out: int, convert: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> list[ParamMapping]:
-    """A linear layer, which MindSpore's ``DenseNoTranpose`` keeps as ``(in, out)``."""
+    """Map a linear layer, which MindSpore's ``DenseNoTranpose`` stores as ``(in, out)``."""
     source = f'rcnn_cls.fpn_cls.{source}'
     return [
         ParamMapping(f'{native}/W', {f'{source}.weight': (n_in, n_out)}, lambda weight: convert(weight.T)),
@@ -325,21 +320,21 @@ def _pyramid(config: Config, neck: str, widths: tuple[int, ...]) -> Iterator[Par
 
 
 def _rpn(config: Config, rpn: str) -> list[ParamMapping]:
-    width, n_anchor = config.rpn_channels, len(config.anchor_ratios)
+    width, n_anchors = config.rpn_channels, len(config.anchor_ratios)
     return [
         *_weight_and_bias(f'{rpn}.rpn_conv', 'rpn/conv', (width, config.fpn_channels, 3, 3)),
-        *_weight_and_bias(f'{rpn}.rpn_cls', 'rpn/objectness', (n_anchor, width, 1, 1)),
-        *_weight_and_bias(f'{rpn}.rpn_reg', 'rpn/delta', (4 * n_anchor, width, 1, 1), swap_xy),
+        *_weight_and_bias(f'{rpn}.rpn_cls', 'rpn/objectness', (n_anchors, width, 1, 1)),
+        *_weight_and_bias(f'{rpn}.rpn_reg', 'rpn/delta', (4 * n_anchors, width, 1, 1), swap_xy),
     ]
 
 
 def _box_head(config: Config) -> list[ParamMapping]:
-    hidden, n_class = config.head_channels, config.n_fg_class + 1
+    hidden, n_classes = config.head_channels, config.n_fg_class + 1
     return [
         *_linear('shared_fc_0', 'box_head/fc6', config.fpn_channels * config.roi_size**2, hidden),
         *_linear('shared_fc_1', 'box_head/fc7', hidden, hidden),
-        *_linear('cls_scores', 'box_head/score', hidden, n_class),
-        *_linear('reg_scores', 'box_head/delta', hidden, 4 * n_class, swap_xy),
+        *_linear('cls_scores', 'box_head/score', hidden, n_classes),
+        *_linear('reg_scores', 'box_head/delta', hidden, 4 * n_classes, swap_xy),
     ]
 
 
@@ -361,7 +356,7 @@ def _mask_head(config: Config) -> list[ParamMapping]:
 
 
 def _group_of(name: str) -> str:
-    """What a tensor is that is not taken."""
+    """Return the group of a tensor that is not converted."""
     if _OPTIMIZER.match(name):
         return 'optimizer state'
     return 'copies of the RPN' if name.startswith('rpn_with_loss.rpn_convs_list.') else 'unknown'

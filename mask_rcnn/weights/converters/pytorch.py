@@ -1,15 +1,15 @@
-"""PyTorch's state dicts of Matterport's network: recognising them and translating their names.
+"""Convert PyTorch's state dicts of Matterport's network: detect the program and resolve its names.
 
-Two programs wrote such files, both by converting Matterport's Keras weights (``mask_rcnn_coco.h5``) or by
-training on from there:
+Two programs wrote such files, both by converting Matterport's Keras weights (``mask_rcnn_coco.h5``) or by training that
+started from them:
 
-- ``mask_rcnn_coco.pth`` of multimodallearning/pytorch-mask-rcnn: ``fpn.C1.0`` is conv1, ``fpn.C2.0.conv1``
-  the first convolution of the second stage's first block, ``classifier``, ``mask`` and ``rpn`` are the heads;
-- ``mrcnn.pth`` of the program Pytorch_Mask_RCNN: ``resnet_graph.layer1.0.conv1``, and Keras' names behind
-  ``rpn_class``, ``rpn_mask`` and ``rpn``.
+- ``mask_rcnn_coco.pth`` of multimodallearning/pytorch-mask-rcnn: ``fpn.C1.0`` is conv1, ``fpn.C2.0.conv1`` is the first
+  convolution of the second stage's first block, and ``classifier``, ``mask`` and ``rpn`` are the heads;
+- ``mrcnn.pth`` of the program Pytorch_Mask_RCNN: ``resnet_graph.layer1.0.conv1``, and Keras' names after ``rpn_class``,
+  ``rpn_mask`` and ``rpn``.
 
-The layers are Matterport's (:mod:`mask_rcnn.weights.converters.matterport_layers`), and so are the numbers around them
-that are used: the ``matterport`` dialect.
+The layers are Matterport's (:mod:`mask_rcnn.weights.converters.matterport_layers`), and the network uses the
+``matterport`` dialect.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mask_rcnn.weights.converters.mapping import ConvertedWeights, group_names
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.readers import torch_file
 
-#: Format name that converted files carry as their source's.
+#: Name of the format in the metadata of converted files.
 FORMAT = 'pytorch'
 
 _SUPPORTED = 'multimodallearning/pytorch-mask-rcnn (mask_rcnn_coco.pth) and Pytorch_Mask_RCNN (mrcnn.pth)'
@@ -41,10 +41,10 @@ _KINDS = {
     'var': 'running_var',
 }
 
-#: ``res2a_branch2b``, ``bn4w_branch1``: a convolution or normalisation of the backbone.
-_BODY_LAYER = re.compile(r'(?P<kind>res|bn)(?P<stage>[2-5])(?P<block>[a-z])_branch(?P<branch>1|2[abc])')
+#: A convolution or normalisation of the backbone, such as ``res2a_branch2b`` or ``bn4w_branch1``.
+_BACKBONE_LAYER = re.compile(r'(?P<kind>res|bn)(?P<stage>[2-5])(?P<block>[a-z])_branch(?P<branch>1|2[abc])')
 
-#: The other layers of pytorch-mask-rcnn by their Keras names.
+#: pytorch-mask-rcnn's names of the other layers, by their Keras names.
 _MULTIMODAL = {
     'conv1': 'fpn.C1.0',
     'bn_conv1': 'fpn.C1.1',
@@ -64,8 +64,8 @@ _MULTIMODAL = {
     'mrcnn_mask': 'mask.conv5',
 }
 
-#: What state dicts of other programs contain.
-_OTHERS = (
+#: Prefixes in the state dicts of unsupported programs.
+_OTHER_PROGRAMS = (
     ('backbone.bottom_up.', 'detectron2'),
     ('backbone.body.stem.', 'maskrcnn-benchmark'),
     ('backbone.body.', 'torchvision'),
@@ -75,60 +75,60 @@ _OTHERS = (
 
 
 def read(path: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> ConvertedWeights:
-    """Read and translate a state dict.  Nothing in the file is executed.
+    """Read and convert a state dict.  Nothing in the file is executed.
 
     Args:
-        path: A ``.pth`` file of either of PyTorch's formats.
-        settings: What the file cannot say, by the names of Matterport's ``Config``, such as
+        path: A ``.pth`` file in the zip format or the legacy format.
+        settings: Settings that the file does not contain, under the names of Matterport's ``Config``, such as
             ``IMAGE_MAX_DIM``; see :mod:`mask_rcnn.weights.converters.matterport_cfg`.
 
     Raises:
-        WeightFileError: It is no such file, it is damaged, its network is not supported, arrays are missing
-            or have another shape than they should (all of them are named), or the settings contradict it.
-        ValueError: A setting has no valid value.
+        WeightFileError: The file is not such a file, is damaged, has an unsupported network, arrays are missing or have
+            the wrong shape (the message lists all of them), or the settings contradict it.
+        ValueError: A setting is not valid.
     """
     state = torch_file.read(path)
     return matterport_layers.convert_weights(
-        path, FORMAT, state, _dialect(path, state), settings or {}, lambda names: group_names(names, _group_of)
+        path, FORMAT, state, _find_names(path, state), settings or {}, lambda names: group_names(names, _group_of)
     )
 
 
-def _dialect(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> matterport_layers.NameOf:
-    """Tell by a characteristic name which program wrote the state dict."""
+def _find_names(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> matterport_layers.NameOf:
+    """Return the naming function of the program that wrote the state dict, which a characteristic name identifies."""
     for name_of in (_multimodal_name, _graph_name):
         if name_of('conv1', 'kernel') in state:
             return name_of
-    for prefix, program in _OTHERS:
+    for prefix, program in _OTHER_PROGRAMS:
         if any(name.startswith(prefix) for name in state):
             raise WeightFileError(
                 path, f'is a state dict of {program}, which is not supported (supported: {_SUPPORTED})'
             )
     raise WeightFileError(
         path,
-        f'is a state dict, but of no Mask R-CNN that is known ({_SUPPORTED}): it '
+        f'is a state dict, but not of a supported Mask R-CNN ({_SUPPORTED}): it '
         f'begins with {to_printable_ascii(next(iter(state)))}',
     )
 
 
 def _multimodal_name(layer: str, kind: str) -> str:
     """Return pytorch-mask-rcnn's name of an array."""
-    if match := _BODY_LAYER.fullmatch(layer):
+    if match := _BACKBONE_LAYER.fullmatch(layer):
         return f'fpn.C{match["stage"]}.{_in_block(match)}.{_KINDS[kind]}'
     return f'{_MULTIMODAL[layer]}.{_KINDS[kind]}'
 
 
 def _graph_name(layer: str, kind: str) -> str:
     """Return Pytorch_Mask_RCNN's name of an array."""
-    if match := _BODY_LAYER.fullmatch(layer):
+    if match := _BACKBONE_LAYER.fullmatch(layer):
         return f'resnet_graph.layer{int(match["stage"]) - 1}.{_in_block(match)}.{_KINDS[kind]}'
     stem = {'conv1': 'resnet_graph.conv1', 'bn_conv1': 'resnet_graph.bn1'}
     heads = {'rpn_': 'rpn.', 'mrcnn_class': 'rpn_class.', 'mrcnn_bbox': 'rpn_class.', 'mrcnn_mask': 'rpn_mask.'}
-    new_prefix = next((new_prefix for old_prefix, new_prefix in heads.items() if layer.startswith(old_prefix)), '')
-    return f'{stem.get(layer, new_prefix + layer)}.{_KINDS[kind]}'
+    module = next((module for prefix, module in heads.items() if layer.startswith(prefix)), '')
+    return f'{stem.get(layer, module + layer)}.{_KINDS[kind]}'
 
 
 def _in_block(match: re.Match) -> str:
-    """``0.conv1``, ``0.bn1``, ``0.downsample.0``: both programs' names within a stage."""
+    """Return a layer's name within its stage, the same in both programs: ``0.conv1``, ``0.bn1``, ``0.downsample.0``."""
     block = string.ascii_lowercase.index(match['block'])
     if match['branch'] == '1':
         return f'{block}.downsample.{("res", "bn").index(match["kind"])}'
@@ -137,4 +137,5 @@ def _in_block(match: re.Match) -> str:
 
 
 def _group_of(name: str) -> str:
+    """Return the group of an array that is not converted."""
     return 'batch counters' if name.endswith('.num_batches_tracked') else 'unknown'

@@ -1,7 +1,7 @@
-"""Caffe's ``.caffemodel`` of the ResNets (He et al. 2016), read without Caffe or protocol buffer code.
+"""Read Caffe's ``.caffemodel`` of the ResNets (He et al. 2016) without Caffe or protocol buffer code.
 
 The file is one ``NetParameter`` message of ``caffe/proto/caffe.proto`` (:mod:`mask_rcnn.weights.readers.protobuf`).
-Only these fields are looked at:
+Only these fields are read:
 
 =====================  ==========================================================================
 ``NetParameter``       ``layers`` = 2 (before 2015: ``V1LayerParameter``), ``layer`` = 100
@@ -11,8 +11,8 @@ Only these fields are looked at:
                        ``dim`` = 1; ``data`` = 5 (float), ``double_data`` = 8
 =====================  ==========================================================================
 
-A damaged or hostile file cannot do more than raise: lengths are checked against what is there, and nothing
-is allocated but copies of the file's own numbers.
+A damaged or hostile file cannot do more than raise: lengths are checked against the bytes that are left, and nothing
+is allocated except copies of the file's own values.
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file
 from mask_rcnn.weights.readers.protobuf import (
-    FIXED32,
-    FIXED64,
-    LENGTH,
-    VARINT,
     Budget,
+    BytesField,
     CorruptMessageError,
+    FixedField,
+    VarintField,
     fields,
     numbers,
     packed,
 )
 
-#: Caffe's default ``eps`` of batch normalisation, and that of our networks.
+#: Epsilon of batch normalisation: Caffe's default and the native network's.
 EPS = 1e-5
 
-#: Bytes of a file and sides of a blob; protocol buffers end there, and the ResNets have at most 240 MB.
+#: Largest file in bytes and largest dimension of a blob: the limit of protocol buffers (the ResNets have 240 MB).
 _MAX_SIZE = 1 << 31
+
+_MAX_DIMENSIONS = 8
 
 _CONV = re.compile(r'conv1|res\d[a-z]\d{0,2}_branch\d[a-c]?')
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's undecoded blobs, and the epsilon of a batch normalisation."""
+    """The undecoded blobs of a layer, and the epsilon of a batch normalisation."""
 
     blobs: tuple[memoryview, ...]
     eps: float = EPS
@@ -59,21 +60,21 @@ class _Layer:
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read the convolutions and batch normalisations of a Caffe ResNet.
 
-    Caffe's ``BatchNorm`` (sums and how much was summed) and the ``Scale`` after it become one batch
-    normalisation ``y = gamma * (x - mean) / sqrt(var + 1e-5) + beta``.
+    Caffe's ``BatchNorm`` (sums and their count) and the ``Scale`` after it become one batch normalisation
+    ``y = gamma * (x - mean) / sqrt(var + 1e-5) + beta``.
 
     Args:
         path: A ``.caffemodel``.
 
     Returns:
-        dict: float32 arrays: ``conv1/W`` ``(64, 3, 7, 7)``, which takes BGR; ``conv1/b`` if the file has
-        it; ``bn_conv1/gamma``, ``.../beta``, ``.../mean``, ``.../var``; ``res2a_branch2a/W``,
-        ``bn2a_branch2a/gamma`` and so on.
+        dict: float32 arrays: ``conv1/W`` ``(64, 3, 7, 7)``, which takes BGR; ``conv1/b`` if the file has it;
+        ``bn_conv1/gamma``, ``.../beta``, ``.../mean``, ``.../var``; ``res2a_branch2a/W``, ``bn2a_branch2a/gamma`` and
+        so on.
 
     Raises:
-        WeightFileError: The file cannot be read, is damaged, or holds no ResNet.
+        WeightFileError: The file cannot be read, is damaged, or does not contain a ResNet.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         if size > _MAX_SIZE:
             raise WeightFileError(path, f'is larger ({size / 1e9:.1f} GB) than any .caffemodel')
         data = file.read()
@@ -86,7 +87,9 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except (CorruptMessageError, UnicodeDecodeError) as error:
         raise WeightFileError(path, f'is not a .caffemodel, or damaged: {error}') from None
     if not arrays:
-        raise WeightFileError(path, 'holds no ResNet of He et al.: no layers conv1, res2a_branch2a, ...')
+        raise WeightFileError(
+            path, 'does not contain a ResNet of He et al.: the layers conv1, res2a_branch2a, ... are missing'
+        )
     return arrays
 
 
@@ -94,7 +97,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _convolution(name: str, layers: Mapping[str, _Layer], budget: Budget) -> dict[str, np.ndarray]:
-    """Return a convolution's weights and its batch normalisation."""
+    """Return the weights of a convolution and the parameters of its batch normalisation."""
     suffix = '_conv1' if name == 'conv1' else name.removeprefix('res')
     weight, *bias = _blobs(name, layers, budget, (1, 2))
     arrays = {f'{name}/W': weight}
@@ -105,14 +108,14 @@ def _convolution(name: str, layers: Mapping[str, _Layer], budget: Budget) -> dic
     gamma, beta = _blobs(f'scale{suffix}', layers, budget, (2,))
     if factor.size != 1:
         raise CorruptMessageError(f'{bn} has {factor.size} scale factors')
-    # BatchNormLayer::Forward_cpu: the blobs are sums; a factor of 0 says that nothing was summed.
-    factor = np.float64(factor.item())
-    share = 1 / factor if factor else 0.0
+    # BatchNormLayer::Forward_cpu: the blobs are sums; a factor of 0 means that nothing was summed.
+    count = np.float64(factor.item())
+    scale = 1 / count if count else 0.0
     return arrays | {
         f'{bn}/gamma': gamma.reshape(-1),
         f'{bn}/beta': beta.reshape(-1),
-        f'{bn}/mean': np.float32(mean.reshape(-1) * share),
-        f'{bn}/var': np.float32(var.reshape(-1) * share + (layers[bn].eps - EPS)),
+        f'{bn}/mean': np.float32(mean.reshape(-1) * scale),
+        f'{bn}/var': np.float32(var.reshape(-1) * scale + (layers[bn].eps - EPS)),
     }
 
 
@@ -129,15 +132,16 @@ def _blobs(name: str, layers: Mapping[str, _Layer], budget: Budget, counts: tupl
 
 
 def _layers(data: memoryview, budget: Budget) -> dict[str, _Layer]:
-    """NetParameter: the layers that have blobs, by name."""
+    """Decode ``NetParameter``: the layers that have blobs, by name."""
     layers = {}
-    for number, wire, value in fields(data, budget):
-        if wire == LENGTH and number == 100:
-            name, layer = _layer(value, budget, name_field=1, blobs_field=7)
-        elif wire == LENGTH and number == 2:
-            name, layer = _layer(value, budget, name_field=4, blobs_field=6)
-        else:
-            continue
+    for field in fields(data, budget):
+        match field:
+            case BytesField(100, message):
+                name, layer = _layer(message, budget, name_field=1, blobs_field=7)
+            case BytesField(2, message):
+                name, layer = _layer(message, budget, name_field=4, blobs_field=6)
+            case _:
+                continue
         if layer.blobs:
             if name in layers:
                 raise CorruptMessageError(f'two layers {to_printable_ascii(name)}')
@@ -147,54 +151,59 @@ def _layers(data: memoryview, budget: Budget) -> dict[str, _Layer]:
 
 def _layer(data: memoryview, budget: Budget, name_field: int, blobs_field: int) -> tuple[str, _Layer]:
     name, blobs, eps = '', [], EPS
-    for number, wire, value in fields(data, budget):
-        if wire == LENGTH and number == name_field:
-            name = bytes(value[:1000]).decode()
-        elif wire == LENGTH and number == blobs_field:
-            blobs.append(value)
-        elif wire == LENGTH and number == 139:
-            eps = _batch_norm_eps(value, budget)
+    for field in fields(data, budget):
+        if isinstance(field, BytesField):
+            if field.number == name_field:
+                name = bytes(field.data[:1000]).decode()
+            elif field.number == blobs_field:
+                blobs.append(field.data)
+            elif field.number == 139:
+                eps = _batch_norm_eps(field.data, budget)
     return name, _Layer(tuple(blobs), eps)
 
 
 def _batch_norm_eps(data: memoryview, budget: Budget) -> float:
     eps = EPS
-    for number, wire, value in fields(data, budget):
-        if wire == FIXED32 and number == 3:
-            stored = np.frombuffer(value, '<f4')[-1]
-            eps = EPS if stored == np.float32(EPS) else float(stored)
+    for field in fields(data, budget):
+        match field:
+            case FixedField(3, 4, values):
+                stored = np.frombuffer(values, '<f4')[-1]
+                eps = EPS if stored == np.float32(EPS) else float(stored)
     return eps
 
 
 def _blob(name: str, data: memoryview, budget: Budget) -> np.ndarray:
-    """BlobProto: a float32 array."""
-    old_shape, shape, parts = {1: 1, 2: 1, 3: 1, 4: 1}, None, []
-    n_old = 0
-    for number, wire, value in fields(data, budget):
-        if wire == VARINT and number in old_shape:
-            old_shape[number] = value
-            n_old += 1
-        elif wire == LENGTH and number == 7:
-            shape = _blob_shape(value, budget)
-        elif number == 5 and wire in (LENGTH, FIXED32):
-            parts.append(numbers(value, '<f4'))
-        elif number == 8 and wire in (LENGTH, FIXED64):
-            parts.append(numbers(value, '<f8').astype('<f4'))
+    """Decode ``BlobProto``: a float32 array."""
+    legacy_shape, shape, parts = {1: 1, 2: 1, 3: 1, 4: 1}, None, []
+    has_legacy_shape = False
+    for field in fields(data, budget):
+        match field:
+            case VarintField(1 | 2 | 3 | 4 as axis, value):
+                legacy_shape[axis] = value
+                has_legacy_shape = True
+            case BytesField(7, message):
+                shape = _blob_shape(message, budget)
+            case BytesField(5, values) | FixedField(5, 4, values):
+                parts.append(numbers(values, '<f4'))
+            case BytesField(8, values) | FixedField(8, 8, values):
+                parts.append(numbers(values, '<f8').astype('<f4'))
     array = np.concatenate([np.empty(0, '<f4'), *parts]).astype(np.float32, copy=False)
     if shape is None:
-        shape = tuple(old_shape.values()) if n_old else array.shape
-    # A side of 0 goes with any other one, also with those that NumPy cannot count.
-    if len(shape) > 8 or any(n >= _MAX_SIZE for n in shape) or math.prod(shape) != array.size:
-        raise CorruptMessageError(f'a blob of {name} has {array.size} numbers, which is not the shape {shape[:8]}')
+        shape = tuple(legacy_shape.values()) if has_legacy_shape else array.shape
+    # A dimension of 0 makes the product 0 whatever the others are, even if NumPy cannot represent them.
+    if len(shape) > _MAX_DIMENSIONS or any(n >= _MAX_SIZE for n in shape) or math.prod(shape) != array.size:
+        shown = shape[:_MAX_DIMENSIONS]
+        raise CorruptMessageError(f'a blob of {name} has {array.size} numbers, which does not match its shape {shown}')
     return array.reshape(shape)
 
 
 def _blob_shape(data: memoryview, budget: Budget) -> tuple[int, ...]:
-    """BlobShape: the sizes, packed or one by one."""
+    """Decode ``BlobShape``: the dimensions, packed or one by one."""
     dims: list[int] = []
-    for number, wire, value in fields(data, budget):
-        if number == 1 and wire == VARINT:
-            dims.append(value)
-        elif number == 1 and wire == LENGTH:
-            dims.extend(packed(value, budget))
+    for field in fields(data, budget):
+        match field:
+            case VarintField(1, value):
+                dims.append(value)
+            case BytesField(1, values):
+                dims.extend(packed(values, budget))
     return tuple(dims)

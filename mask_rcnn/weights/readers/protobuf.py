@@ -1,62 +1,104 @@
 """Protocol buffers' wire format: a sequence of fields, each a key (number and wire type) and a value.
 
-See https://protobuf.dev/programming-guides/encoding.  A damaged or hostile message cannot do more than raise:
-lengths are checked against what is there, and nothing is allocated but views of the file's own bytes.
+See https://protobuf.dev/programming-guides/encoding.  A damaged or hostile message cannot do more than raise: lengths
+are checked against the bytes that are left, and nothing is allocated except views of the file's own bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+#: Wire types.
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 #: The networks' files have some thousand fields.
 _MAX_FIELDS = 1_000_000
 
+#: A list that is not packed is read in groups of at most this many values.
+_MAX_GROUP = 4096
+
 
 class CorruptMessageError(ValueError):
-    """The bytes are no such message."""
+    """The bytes are not a valid message."""
+
+
+class VarintField(NamedTuple):
+    """A field with an integer of variable length."""
+
+    number: int
+    value: int
+
+
+class BytesField(NamedTuple):
+    """A field with bytes: text, a message or a packed list."""
+
+    number: int
+    data: memoryview
+
+
+class FixedField(NamedTuple):
+    """Consecutive fields of one number with values of ``width`` (4 or 8) bytes each."""
+
+    number: int
+    width: int
+    data: bytes
+
+
+Field: TypeAlias = VarintField | BytesField | FixedField
 
 
 @dataclass
 class Budget:
-    """How many fields may still be read: tiny fields by the million would take minutes."""
+    """The number of fields that may still be read: millions of tiny fields would take minutes."""
 
     left: int = _MAX_FIELDS
 
     def spend(self) -> None:
+        """Count one field.
+
+        Raises:
+            CorruptMessageError: The file has too many fields.
+        """
         self.left -= 1
         if self.left < 0:
             raise CorruptMessageError(f'more than {_MAX_FIELDS} fields')
 
 
-def fields(data: memoryview, budget: Budget) -> Iterator[tuple[int, int, int | memoryview | bytes]]:
-    """Yield ``(number, wire type, value)``; neighbouring numbers of one field come together."""
+def fields(data: memoryview, budget: Budget) -> Iterator[Field]:
+    """Yield the fields of a message.
+
+    Raises:
+        CorruptMessageError: The bytes are not a message.
+    """
     at = 0
     while at < len(data):
         budget.spend()
         start = at
         key, at = varint(data, at)
-        number, wire = key >> 3, key & 7
-        if wire == VARINT:
+        number, wire_type = key >> 3, key & 7
+        if wire_type == _VARINT:
             value, at = varint(data, at)
-        elif wire == LENGTH:
+            yield VarintField(number, value)
+        elif wire_type == _LENGTH:
             length, at = varint(data, at)
             if length > len(data) - at:
                 raise CorruptMessageError(f'a field of {length} bytes where {len(data) - at} are left')
-            value, at = data[at : at + length], at + length
-        elif wire in (FIXED32, FIXED64):
-            value, at = _fixed(data, start, at, 4 if wire == FIXED32 else 8)
+            at += length
+            yield BytesField(number, data[at - length : at])
+        elif wire_type in (_FIXED32, _FIXED64):
+            width = 4 if wire_type == _FIXED32 else 8
+            values, at = _read_fixed(data, start, at, width)
+            yield FixedField(number, width, values)
         else:
-            raise CorruptMessageError(f'unknown wire type {wire}')
-        yield number, wire, value
+            raise CorruptMessageError(f'unknown wire type {wire_type}')
 
 
 def packed(data: memoryview, budget: Budget) -> Iterator[int]:
-    """Yield the numbers of a packed list of varints."""
+    """Yield the integers of a packed list of varints."""
     at = 0
     while at < len(data):
         budget.spend()
@@ -65,14 +107,14 @@ def packed(data: memoryview, budget: Budget) -> Iterator[int]:
 
 
 def numbers(data: memoryview | bytes, dtype: str) -> np.ndarray:
-    """Return the numbers of a packed list of fixed-width ones, a view."""
+    """Return the values of a packed list of fixed width as a view."""
     if len(data) % np.dtype(dtype).itemsize:
         raise CorruptMessageError('a list of numbers ends within one')
     return np.frombuffer(data, dtype)
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Return a number of at most 64 bits, seven in each byte, and where it ends."""
+    """Return the integer of at most 64 bits at position ``at``, seven bits per byte, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -85,13 +127,13 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
     raise CorruptMessageError('a number of more than 64 bits')
 
 
-def _fixed(data: memoryview, start: int, at: int, width: int) -> tuple[bytes, int]:
-    """Return a fixed-width number at ``at``, with those that follow under the same key.
+def _read_fixed(data: memoryview, start: int, at: int, width: int) -> tuple[bytes, int]:
+    """Return the bytes of the value at ``at`` and of those that follow under the same key, and the end position.
 
-    A list that is not packed repeats the key, which begins at ``start``, before each number.
+    A list that is not packed repeats the key, which begins at ``start``, before each value.
     """
     step = at - start + width
-    count = min((len(data) - start) // step, 4096)
+    count = min((len(data) - start) // step, _MAX_GROUP)
     if count == 0:
         raise CorruptMessageError('it ends within a field')
     records = np.frombuffer(data, np.uint8, count * step, start).reshape(count, step)

@@ -1,20 +1,19 @@
 """A reader of pickles that executes nothing.
 
-Python's own unpickler is an interpreter: a pickle may import any module and call anything in it.  This
-one is a second, much smaller interpreter of the same opcodes (``pickletools`` documents them).  It
-builds plain containers, text and numbers, and knows a dozen *names*
-(:attr:`SafeUnpickler.allowed_globals`), for each of which a function of this module does what the real one
-would have done to an array.  No name is looked up, nothing is imported, and every other name is refused.
-A format that stores more than plain pickles do derives its own :class:`SafeUnpickler`
-(:mod:`mask_rcnn.weights.readers.torch_file`).
+Python's unpickler is an interpreter: a pickle may import any module and call anything in it.  This one is a second,
+much smaller interpreter of the same opcodes (``pickletools`` documents them).  It builds plain containers, text and
+numbers, and has a list of a dozen allowed globals (:attr:`SafeUnpickler.allowed_globals`).  For each of them, a
+function of this module does what the real one would do to an array.  No name is looked up, nothing is imported, and
+every other global is refused.  A format that stores more than plain pickles do derives its own
+:class:`SafeUnpickler` (:mod:`mask_rcnn.weights.readers.torch_file`).
 
-What a hostile file could still do is to exhaust the machine.  Therefore
+A hostile file could still try to exhaust the machine.  Therefore
 
-- a length or an array's shape is believed only if the file still has that many bytes;
+- a length or an array's shape is accepted only if the file still has that many bytes;
 - text, bytes and array data together may take twice the size of the file (:meth:`SafeUnpickler._spend`);
-- a file may hold :data:`MAX_OPERATIONS` opcodes, which bounds time, containers and memo;
+- a file may have :data:`MAX_OPERATIONS` opcodes, which bounds time, containers and memo;
 - keys are text, bytes and small integers, whose hashes neither nest nor collide at will;
-- nothing here recurses.
+- no function recurses.
 
 Python 2's byte strings are read as Latin-1 text, as ``pickle.load(encoding='latin1')`` does.
 """
@@ -26,17 +25,19 @@ import os
 import re
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, Literal, cast
 
 import numpy as np
 
-from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import open_weight_file
 
 #: Detectron's largest files need about 30 opcodes for each of 1000 arrays.
 MAX_OPERATIONS = 500_000
 
-_MAX_LINE = 1000  # characters of a number, a name or a memo index in protocol 0
+#: Longest number, name or memo index of protocol 0, in characters.
+_MAX_LINE = 1000
+
 _MAX_DIMENSIONS = 32
 
 #: First bytes of files that are often mistaken for weights.
@@ -47,9 +48,13 @@ _OTHER_FORMATS = (
     (b'\x93NUMPY', 'is a single NumPy array (.npy), not the weights of a network'),
     (b'BZh', 'is bzip2-compressed; unpack it first'),
     (b'\xfd7zXZ', 'is xz-compressed; unpack it first'),
-    (b'<', 'is a web page or XML, no weights; was the download refused?'),
+    (b'<', 'is a web page or XML, not weights; was the download refused?'),
     (b'version https://git-lfs', 'is a Git LFS pointer; the file itself has not been downloaded'),
 )
+
+
+#: The replacement for calling a global: a function of the unpickler and the tuple of arguments.
+_Apply = Callable[[Any, tuple], Any]
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -59,14 +64,14 @@ def load(path: str | os.PathLike) -> Any:
         path: The file.
 
     Returns:
-        Dictionaries (``collections.OrderedDict`` becomes one, too), lists, tuples, sets, text, bytes,
-        numbers and NumPy arrays of booleans, integers and floats.  The arrays are read-only.
+        Dictionaries (also for ``collections.OrderedDict``), lists, tuples, sets, text, bytes, numbers and NumPy arrays
+        of booleans, integers and floats.  The arrays are read-only.
 
     Raises:
-        WeightFileError: The file cannot be read, is damaged or is not such a pickle; the reason of a
-            refused global is its dotted name.
+        WeightFileError: The file cannot be read, is damaged or is not such a pickle; the message names a refused
+            global.
     """
-    with open_for_reading(path) as (file, size):
+    with open_weight_file(path) as (file, size):
         try:
             _refuse_other_formats(file, size)
             return SafeUnpickler(file, size).load()
@@ -77,11 +82,11 @@ def load(path: str | os.PathLike) -> Any:
 
 
 class UnpicklingError(Exception):
-    """Why a file is not read; the message is one line."""
+    """A file cannot be unpickled; the message is one line."""
 
 
 class UnknownGlobalError(UnpicklingError):
-    """It asks for a name that is not on the list."""
+    """The pickle refers to a global that is not on the list."""
 
 
 def _refuse_other_formats(file: BinaryIO, size: int) -> None:
@@ -92,33 +97,43 @@ def _refuse_other_formats(file: BinaryIO, size: int) -> None:
 
 
 def other_format(start: bytes) -> str | None:
-    """Say what a file that begins like this is, if it is often mistaken for weights and cannot be read."""
+    """Return a description of a file that is often mistaken for weights, or ``None`` for any other file.
+
+    Args:
+        start: The first bytes of the file.
+    """
     if not start:
         return 'is empty'
     return next((reason for signature, reason in _OTHER_FORMATS if start.startswith(signature)), None)
 
 
 class AllowedGlobal:
-    """A known name on the stack: neither a value nor something that can be called."""
+    """An allowed global on the stack, which is neither a value nor callable.
 
-    def __init__(self, name: str, apply: Callable[[SafeUnpickler, tuple], Any] | None):
+    Args:
+        name: Its dotted name.
+        apply: The replacement for calling it: a function of the unpickler and the tuple of arguments; ``None`` if it
+            is only used as an argument.
+    """
+
+    def __init__(self, name: str, apply: _Apply | None) -> None:
         self.name = name
         self.apply = apply
 
 
 class _Dtype:
-    """A ``numpy.dtype`` while it is put together; only what an item's bytes mean, no structure."""
+    """A ``numpy.dtype`` under construction: the type and byte order of an item; structures are refused."""
 
     _CODE = re.compile(r'(b1|[iu][1248]|f[248])')
 
-    def __init__(self, code: Any):
+    def __init__(self, code: Any) -> None:
         if not (isinstance(code, str) and self._CODE.fullmatch(code)):
             shown = to_printable_ascii(code) if isinstance(code, str) else type(code).__name__
-            raise UnpicklingError(f"is refused: it holds arrays of type '{shown}', not of numbers")
+            raise UnpicklingError(f"is refused: it has arrays of type '{shown}', not of numbers")
         self.value = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
-        """``(version, byte order, subdtype, names, fields, itemsize, alignment, flags)``."""
+        """Apply ``(version, byte order, subdtype, names, fields, itemsize, alignment, flags)``."""
         if not (
             isinstance(state, tuple)
             and len(state) == 8
@@ -126,32 +141,32 @@ class _Dtype:
             and state[2:5] == (None, None, None)
             and state[5:] == (-1, -1, 0)
         ):
-            raise UnpicklingError('is refused: it holds structured arrays')
+            raise UnpicklingError('is refused: it has structured arrays')
         self.value = self.value.newbyteorder(state[1])
 
 
 class _Array:
     """An array between ``_reconstruct`` (which makes an empty one) and its state (which fills it)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.value: np.ndarray | None = None
 
 
 class SafeUnpickler:
-    """The stack, the memo and the opcodes of one pickle.
+    """A machine with the stack, the memo and the opcodes of one pickle.
 
     Args:
-        file: Opened where the pickle begins.
-        size: Of the file in bytes.
+        file: A file at the position where the pickle begins.
+        size: Size of the file in bytes.
 
     Attributes:
-        allowed_globals: What may be asked for by name, and what is done instead of calling it: a function that takes
-            the machine and the tuple of arguments (``None``: the name is only an argument itself).
+        allowed_globals: The globals that a pickle may refer to, and the function that replaces a call of each: it takes
+            the unpickler and the tuple of arguments (``None``: the global is only used as an argument).
     """
 
-    allowed_globals: Mapping[str, Callable[[SafeUnpickler, tuple], Any] | None]
+    allowed_globals: ClassVar[Mapping[str, _Apply | None]]
 
-    def __init__(self, file: BinaryIO, size: int):
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._size = size
         self._budget = 2 * size + (1 << 20)
@@ -160,13 +175,13 @@ class SafeUnpickler:
         self._memo: dict[int, Any] = {}
 
     def load(self, *, alone: bool = True) -> Any:
-        """Return what the pickle holds.
+        """Return the value in the pickle.
 
         Args:
-            alone: Whether the file ends with it.
+            alone: True if the file must end after the pickle.
 
         Raises:
-            UnpicklingError: The pickle is damaged or asks for more than plain data.
+            UnpicklingError: The pickle is damaged or contains more than plain data.
         """
         for _ in range(MAX_OPERATIONS):
             position = self._file.tell()
@@ -179,10 +194,10 @@ class SafeUnpickler:
             try:
                 operation(self)
             except (ValueError, OverflowError, struct.error, Warning) as error:
-                # Numbers and text that do not parse; a decoder's message may quote the file.
+                # Numbers and text that do not parse; the message of a decoder may quote the file.
                 reason = to_printable_ascii(str(error))
                 raise UnpicklingError(f'is damaged at byte {position}: {reason}') from None
-        raise UnpicklingError(f'holds more than {MAX_OPERATIONS} pickle operations')
+        raise UnpicklingError(f'has more than {MAX_OPERATIONS} pickle operations')
 
     def _finish(self, alone: bool) -> Any:
         result = self._pop()
@@ -220,7 +235,7 @@ class SafeUnpickler:
         """Account for ``count`` bytes that are about to be allocated."""
         self._budget -= count
         if self._budget < 0:
-            raise UnpicklingError('is damaged: it unfolds to more than twice its size')
+            raise UnpicklingError('is damaged: it expands to more than twice its size')
 
     # The stack
 
@@ -245,10 +260,10 @@ class SafeUnpickler:
         del self._stack[start:]
         return values
 
-    def _pop_kind(self, kind: type, what: str) -> Any:
+    def _pop_type(self, expected: type, title: str) -> Any:
         value = self._pop()
-        if not isinstance(value, kind):
-            raise UnpicklingError(f'is damaged: {what} expected')
+        if not isinstance(value, expected):
+            raise UnpicklingError(f'is damaged: {title} expected')
         return value
 
     # Opcodes: numbers and text
@@ -344,7 +359,7 @@ class SafeUnpickler:
 
     def add_items(self) -> None:
         values = self._pop_mark()
-        target = self._pop_kind(set, 'a set')
+        target = self._pop_type(set, 'a set')
         target.update(_key(value) for value in values)
         self._push(target)
 
@@ -352,15 +367,15 @@ class SafeUnpickler:
         self._push(frozenset(_key(value) for value in self._pop_mark()))
 
     def _extend(self, values: list[Any]) -> None:
-        target = self._pop_kind(list, 'a list')
+        target = self._pop_type(list, 'a list')
         target.extend(values)
         self._push(target)
 
     def _set_items(self, values: list[Any]) -> None:
         if len(values) % 2:
             raise UnpicklingError('is damaged: a key without a value')
-        target = self._pop_kind(dict, 'a dictionary')
-        target.update(zip(map(_key, values[::2]), values[1::2]))
+        target = self._pop_type(dict, 'a dictionary')
+        target.update(zip(map(_key, values[::2]), values[1::2], strict=True))
         self._push(target)
 
     # Opcodes: memo
@@ -375,13 +390,13 @@ class SafeUnpickler:
             raise UnpicklingError('is damaged: a memo index out of range')
         self._memo[index] = self._top()
 
-    # Opcodes: names and what they make
+    # Opcodes: globals and objects
 
     def global_line(self) -> None:
         self._push_global(*(to_printable_ascii(self._line().decode('utf-8', 'replace')) for _ in range(2)))
 
     def stack_global(self) -> None:
-        name, module = self._pop_kind(str, 'a name'), self._pop_kind(str, 'a module')
+        name, module = self._pop_type(str, 'a name'), self._pop_type(str, 'a module')
         self._push_global(to_printable_ascii(module), to_printable_ascii(name))
 
     def inst(self) -> None:
@@ -391,11 +406,11 @@ class SafeUnpickler:
     def _push_global(self, module: str, name: str) -> None:
         name = f'{module}.{name}'
         if name not in self.allowed_globals:
-            raise UnknownGlobalError(f'is refused: it asks for {name}')
+            raise UnknownGlobalError(f'is refused: it refers to {name}')
         self._push(AllowedGlobal(name, self.allowed_globals[name]))
 
     def reduce(self) -> None:
-        arguments = self._pop_kind(tuple, 'a tuple of arguments')
+        arguments = self._pop_type(tuple, 'a tuple of arguments')
         function = self._pop()
         if not isinstance(function, AllowedGlobal) or function.apply is None:
             called = getattr(function, 'name', f'a value ({type(function).__name__})')
@@ -413,17 +428,17 @@ class SafeUnpickler:
             self.set_state(target, state)
 
     def set_state(self, target: Any, state: Any) -> None:
-        """Give a finished value more attributes; plain data have none."""
+        """Set attributes of a complete value; plain data have none, so this raises an error."""
         raise UnpicklingError(f'is refused: it sets the state of a value ({type(target).__name__})')
 
     def persistent(self) -> None:
         self._push(self.persistent_load(self._pop()))
 
     def persistent_load(self, reference: Any) -> Any:
-        """Return what a reference to something outside of the pickle means; plain data have none."""
+        """Return the object outside of the pickle that a reference names; plain data have none, so this raises."""
         raise UnpicklingError('is refused: it refers to an object outside of the file (opcode BINPERSID)')
 
-    # What the known names do (arguments come from the file, so each one is checked)
+    # The replacements of allowed globals (arguments come from the file, so each one is checked)
 
     def make_empty_array(self, arguments: tuple) -> _Array:
         if not arguments or not isinstance(arguments[0], AllowedGlobal) or arguments[0].name != 'numpy.ndarray':
@@ -431,20 +446,20 @@ class SafeUnpickler:
         return _Array()
 
     def make_array(self, arguments: tuple) -> np.ndarray:
-        """``_frombuffer(data, dtype, shape, order)`` of protocol 5."""
+        """Apply ``_frombuffer(data, dtype, shape, order)`` of protocol 5."""
         if len(arguments) != 4 or arguments[3] not in ('C', 'F'):
             raise UnpicklingError('is damaged: an array without data, type, shape and order')
         data, dtype, shape, order = arguments
         return self._array(data, dtype, shape, order)
 
     def _array_from_state(self, state: Any) -> np.ndarray:
-        """``(version, shape, dtype, is Fortran order, data)``."""
+        """Return the array of the state ``(version, shape, dtype, is Fortran order, data)``."""
         if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[3], (bool, int))):
             raise UnpicklingError('is damaged: an array without shape, type and data')
         _, shape, dtype, fortran, data = state
         return self._array(data, dtype, shape, 'F' if fortran else 'C')
 
-    def _array(self, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    def _array(self, data: Any, dtype: Any, shape: Any, order: Literal['C', 'F']) -> np.ndarray:
         data = self._buffer(data)
         if not isinstance(dtype, _Dtype):
             raise UnpicklingError('is damaged: an array without a type')
@@ -467,7 +482,7 @@ class SafeUnpickler:
     def make_scalar(self, arguments: tuple) -> np.generic:
         if len(arguments) != 2:
             raise UnpicklingError('is damaged: a number without type and data')
-        return self._array(arguments[1], arguments[0], (), 'C')[()]
+        return cast(np.generic, self._array(arguments[1], arguments[0], (), 'C')[()])
 
     def make_dtype(self, arguments: tuple) -> _Dtype:
         if not 1 <= len(arguments) <= 3:
@@ -475,7 +490,7 @@ class SafeUnpickler:
         return _Dtype(arguments[0])
 
     def make_dict(self, arguments: tuple) -> dict:
-        """``OrderedDict()`` of Python 3, ``OrderedDict([[key, value], ...])`` of Python 2."""
+        """Apply ``OrderedDict()`` of Python 3 or ``OrderedDict([[key, value], ...])`` of Python 2."""
         pairs = arguments[0] if arguments else []
         if not (
             len(arguments) <= 1
@@ -483,11 +498,11 @@ class SafeUnpickler:
             and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs)
         ):
             raise UnpicklingError('is damaged: a dictionary without pairs')
-        self._spend(100 * len(pairs))  # the list may be a shared one: it is copied each time
+        self._spend(100 * len(pairs))  # the list may be shared, and each use makes a copy
         return {_key(key): value for key, value in pairs}
 
     def make_set(self, arguments: tuple) -> set:
-        """``set([...])`` of protocols 0 to 3."""
+        """Apply ``set([...])`` of protocols 0 to 3."""
         values = arguments[0] if len(arguments) == 1 else None
         if not isinstance(values, list):
             raise UnpicklingError('is damaged: a set without a list of elements')
@@ -495,30 +510,30 @@ class SafeUnpickler:
         return {_key(value) for value in values}
 
     def make_bytes(self, arguments: tuple) -> bytes:
-        """``bytes()``: how Python 3 writes empty bytes for Python 2."""
+        """Apply ``bytes()``: how Python 3 writes empty bytes for Python 2."""
         if arguments:
             raise UnpicklingError('is refused: it calls builtins.bytes with arguments')
         return b''
 
     def encode(self, arguments: tuple) -> bytes:
-        """``_codecs.encode(text, 'latin1')``: how Python 3 writes bytes for Python 2."""
+        """Apply ``_codecs.encode(text, 'latin1')``: how Python 3 writes bytes for Python 2."""
         text, encoding = arguments if len(arguments) == 2 else (None, None)
         if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
-            raise UnpicklingError('is refused: it calls _codecs.encode for something else than Latin-1 text')
+            raise UnpicklingError('is refused: it calls _codecs.encode for something other than Latin-1 text')
         return self._buffer(text)
 
     def _buffer(self, data: Any) -> bytes:
-        """Array data as bytes; Python 2's have been read as Latin-1 text."""
+        """Return array data as bytes; those of Python 2 have been read as Latin-1 text."""
         if isinstance(data, bytes):
             return data
         if not isinstance(data, str):
-            raise UnpicklingError('is refused: it holds an array of Python objects')
+            raise UnpicklingError('is refused: it has an array of Python objects')
         self._spend(len(data))
         return data.encode('latin-1')
 
 
 def _complete(value: Any) -> Any:
-    """Return what a popped stack entry stands for."""
+    """Return the value of a popped stack entry."""
     if not isinstance(value, _Array):
         return value
     if value.value is None:
@@ -527,7 +542,7 @@ def _complete(value: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    """Return ``value`` if it may be a key; tuples, floats and large integers allow crafted hashes."""
+    """Return ``value`` if it is a valid key; tuples, floats and large integers allow crafted hashes."""
     if type(value) in (str, bytes, bool) or value is None:
         return value
     if type(value) is int and -1 << 63 <= value < 1 << 64:
@@ -536,20 +551,20 @@ def _key(value: Any) -> Any:
 
 
 def _check_plain(root: Any) -> None:
-    """Refuse names and array types that were left inside the data.  Visits each container once."""
+    """Refuse globals and array types that remain inside the data.  Each container is visited once."""
     seen, waiting = set(), [root]
     while waiting:
         value = waiting.pop()
         if isinstance(value, (AllowedGlobal, _Dtype)):
-            raise UnpicklingError('is refused: it holds a class or an array type as data')
+            raise UnpicklingError('is refused: it has a class or an array type as data')
         if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
             waiting.extend(value.values() if isinstance(value, dict) else value)
 
 
-def _refuse_opcode(what: str) -> Callable[[SafeUnpickler], None]:
+def _refuse_opcode(action: str) -> Callable[[SafeUnpickler], None]:
     def refuse(unpickler: SafeUnpickler) -> None:
-        raise UnpicklingError(f'is refused: it {what}')
+        raise UnpicklingError(f'is refused: it {action}')
 
     return refuse
 
@@ -571,64 +586,64 @@ SafeUnpickler.allowed_globals = {
     'builtins.bytes': SafeUnpickler.make_bytes,
 }
 
-_OPERATIONS: dict[bytes, Callable[[SafeUnpickler], None]] = {
+_OPERATIONS: dict[bytes, Callable[[SafeUnpickler], object]] = {
     b'\x80': SafeUnpickler.proto,
     b'\x95': SafeUnpickler.frame,
     # Numbers
-    b'N': lambda m: m._push(None),
-    b'\x88': lambda m: m._push(True),
-    b'\x89': lambda m: m._push(False),
+    b'N': lambda u: u._push(None),
+    b'\x88': lambda u: u._push(True),
+    b'\x89': lambda u: u._push(False),
     b'I': SafeUnpickler.int_line,
-    b'J': lambda m: m._push(m._number('<i')),
-    b'K': lambda m: m._push(m._number('<B')),
-    b'M': lambda m: m._push(m._number('<H')),
+    b'J': lambda u: u._push(u._number('<i')),
+    b'K': lambda u: u._push(u._number('<B')),
+    b'M': lambda u: u._push(u._number('<H')),
     b'L': SafeUnpickler.long_line,
-    b'\x8a': lambda m: m.long_bytes('<B'),
-    b'\x8b': lambda m: m.long_bytes('<i'),
+    b'\x8a': lambda u: u.long_bytes('<B'),
+    b'\x8b': lambda u: u.long_bytes('<i'),
     b'F': SafeUnpickler.float_line,
-    b'G': lambda m: m._push(m._number('>d')),
+    b'G': lambda u: u._push(u._number('>d')),
     # Text and bytes
     b'S': SafeUnpickler.string_line,
-    b'T': lambda m: m.string_bytes('<i'),
-    b'U': lambda m: m.string_bytes('<B'),
+    b'T': lambda u: u.string_bytes('<i'),
+    b'U': lambda u: u.string_bytes('<B'),
     b'V': SafeUnpickler.unicode_line,
-    b'X': lambda m: m.unicode_bytes('<I'),
-    b'\x8c': lambda m: m.unicode_bytes('<B'),
-    b'\x8d': lambda m: m.unicode_bytes('<Q'),
-    b'B': lambda m: m.raw_bytes('<I'),
-    b'C': lambda m: m.raw_bytes('<B'),
-    b'\x8e': lambda m: m.raw_bytes('<Q'),
-    b'\x96': lambda m: m.raw_bytes('<Q'),
+    b'X': lambda u: u.unicode_bytes('<I'),
+    b'\x8c': lambda u: u.unicode_bytes('<B'),
+    b'\x8d': lambda u: u.unicode_bytes('<Q'),
+    b'B': lambda u: u.raw_bytes('<I'),
+    b'C': lambda u: u.raw_bytes('<B'),
+    b'\x8e': lambda u: u.raw_bytes('<Q'),
+    b'\x96': lambda u: u.raw_bytes('<Q'),
     # Containers
     b'(': SafeUnpickler.mark,
     b'0': SafeUnpickler.pop,
-    b'1': lambda m: m._pop_mark(),
-    b'2': lambda m: m._push(m._top()),
-    b')': lambda m: m._push(()),
-    b't': lambda m: m._push(tuple(m._pop_mark())),
-    b'\x85': lambda m: m.build_tuple(1),
-    b'\x86': lambda m: m.build_tuple(2),
-    b'\x87': lambda m: m.build_tuple(3),
-    b']': lambda m: m._push([]),
-    b'l': lambda m: m._push(m._pop_mark()),
+    b'1': lambda u: u._pop_mark(),
+    b'2': lambda u: u._push(u._top()),
+    b')': lambda u: u._push(()),
+    b't': lambda u: u._push(tuple(u._pop_mark())),
+    b'\x85': lambda u: u.build_tuple(1),
+    b'\x86': lambda u: u.build_tuple(2),
+    b'\x87': lambda u: u.build_tuple(3),
+    b']': lambda u: u._push([]),
+    b'l': lambda u: u._push(u._pop_mark()),
     b'a': SafeUnpickler.append,
     b'e': SafeUnpickler.appends,
-    b'}': lambda m: m._push({}),
+    b'}': lambda u: u._push({}),
     b'd': SafeUnpickler.build_dict,
     b's': SafeUnpickler.set_item,
     b'u': SafeUnpickler.set_items,
-    b'\x8f': lambda m: m._push(set()),
+    b'\x8f': lambda u: u._push(set()),
     b'\x90': SafeUnpickler.add_items,
     b'\x91': SafeUnpickler.frozen_set,
     # Memo
-    b'g': lambda m: m.get(int(m._line())),
-    b'h': lambda m: m.get(m._number('<B')),
-    b'j': lambda m: m.get(m._number('<I')),
-    b'p': lambda m: m.put(int(m._line())),
-    b'q': lambda m: m.put(m._number('<B')),
-    b'r': lambda m: m.put(m._number('<I')),
-    b'\x94': lambda m: m.put(len(m._memo)),
-    # Names
+    b'g': lambda u: u.get(int(u._line())),
+    b'h': lambda u: u.get(u._number('<B')),
+    b'j': lambda u: u.get(u._number('<I')),
+    b'p': lambda u: u.put(int(u._line())),
+    b'q': lambda u: u.put(u._number('<B')),
+    b'r': lambda u: u.put(u._number('<I')),
+    b'\x94': lambda u: u.put(len(u._memo)),
+    # Globals and objects
     b'c': SafeUnpickler.global_line,
     b'\x93': SafeUnpickler.stack_global,
     b'R': SafeUnpickler.reduce,

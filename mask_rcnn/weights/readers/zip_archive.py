@@ -1,4 +1,4 @@
-"""Zip archives that hold weights: what may be in them, checked before anything is unpacked."""
+"""Zip archives of weights: members are checked before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-#: What reading a damaged archive raises (``RuntimeError``: encrypted or of unknown compression; the last four:
+#: Errors that reading a damaged archive raises (``RuntimeError``: encrypted or of unknown compression; the last four:
 #: NumPy's parser, for the header of a damaged array).
 CORRUPT_FILE_ERRORS = (
     ValueError,
@@ -28,15 +28,15 @@ CORRUPT_FILE_ERRORS = (
     IndexError,
 )
 
-#: Bytes of an archive's directory; that of a network of 2000 arrays has about 200 kB.
+#: Largest directory of an archive in bytes; the directory of a network of 2000 arrays has about 200 kB.
 _MAX_DIRECTORY = 1 << 22
 
 
 def open_stored(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """Open an archive whose members lie in it as they are.
+    """Open an archive whose members are not compressed.
 
-    Compressed or overlapping members could unfold to any size, and a directory becomes ten times its size in
-    memory.  Members are only ever read by name; nothing is written to a path that an archive names.
+    Compressed or overlapping members could unpack to any size, and a directory becomes ten times its size in memory.
+    Members are only read by name; nothing is written to a path from an archive.
 
     Args:
         file: The archive.
@@ -46,28 +46,28 @@ def open_stored(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, dict[str, z
         The archive and its members by name.
 
     Raises:
-        zipfile.BadZipFile: It is no zip archive, or damaged.
-        ValueError: It has compressed, overlapping or double members, or a huge directory.
+        zipfile.BadZipFile: The file is not a zip archive, or damaged.
+        ValueError: The archive has compressed, overlapping or duplicate members, or a huge directory.
     """
     return _checked(_open(file, size), (zipfile.ZIP_STORED,), size)
 
 
 def open_deflated(file: BinaryIO, size: int, growth: float) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """Open an archive whose members may be deflated, the one compression that is unpacked piece by piece.
+    """Open an archive whose members may be deflated, the only compression that is unpacked in bounded pieces.
 
-    Of bzip2 and LZMA a single piece can unfold to any size, whatever the archive says.
+    A single piece of bzip2 or LZMA data can unpack to any size, whatever size the archive declares.
 
     Args:
         file: The archive.
         size: Its size in bytes.
-        growth: Its unpacked members may be larger by this factor.
+        growth: Largest ratio of the unpacked members' total size to ``size``.
 
     Returns:
-        As :func:`open_stored`.
+        The archive and its members by name.
 
     Raises:
-        zipfile.BadZipFile: It is no zip archive, or damaged.
-        ValueError: It has members of another compression, too large or double ones, or a huge directory.
+        zipfile.BadZipFile: The file is not a zip archive, or damaged.
+        ValueError: The archive has members of another compression, too large or duplicate ones, or a huge directory.
     """
     return _checked(_open(file, size), (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), growth * size)
 
@@ -80,23 +80,28 @@ def _checked(
     if len(by_name) != len(members):
         raise ValueError('it has two members of one name')
     if any(member.compress_type not in methods for member in members):
-        raise ValueError('its members are compressed in a way that is not read')
+        raise ValueError('its members are compressed with an unsupported method')
     if sum(member.file_size for member in members) > limit:
         raise ValueError('its members are larger than the file can hold')
     return archive, by_name
 
 
 def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read a member ``.npy`` of any form that NumPy writes; nothing is unpickled.
+    """Read a member that is an ``.npy`` file as NumPy writes it; nothing is unpickled.
 
-    Raises :data:`CORRUPT_FILE_ERRORS`.
+    A damaged member raises one of :data:`CORRUPT_FILE_ERRORS`.
     """
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def member_names(file: BinaryIO, size: int) -> frozenset[str]:
-    """Return the names of an archive's members, however they are stored; errors as :func:`open_stored`."""
+    """Return the names of an archive's members, compressed or not.
+
+    Raises:
+        zipfile.BadZipFile: The file is not a zip archive, or damaged.
+        ValueError: The archive has a huge directory.
+    """
     return frozenset(_open(file, size).namelist())
 
 
@@ -108,7 +113,7 @@ def _open(file: BinaryIO, size: int) -> zipfile.ZipFile:
 
 
 class _DirectoryGuard:
-    """A file that refuses the one long read with which :mod:`zipfile` takes in a directory."""
+    """A file that refuses the single long read with which :mod:`zipfile` reads a directory."""
 
     def __init__(self, file: BinaryIO):
         self._file = file

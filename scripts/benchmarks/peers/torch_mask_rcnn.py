@@ -1,17 +1,17 @@
-"""Mask R-CNN in plain PyTorch: what ``benchmark.py --against`` measures us with.
+"""Mask R-CNN in plain PyTorch: the peer of ``benchmark.py --against``.
 
-    python torch_mask_rcnn.py FOLDER [--network torch|torchvision] [--device cpu] [--threads 2] [--precision
-    fp32]
+    python torch_mask_rcnn.py FOLDER [--network torch|torchvision] [--device cpu] [--threads 2] [--precision fp32]
 
-``FOLDER`` holds ``image.npy`` ((3, H, W) float32, RGB, 0 to 255), ``weights.npz`` (our arrays) and
-``setup.json``. ``torch`` is the network of the weights, C4 or FPN, as Detectron and detectron2 compute it:
-weights in channels-last order, normalisations folded, RoIs in one batch, no gradients; RoIAlign and NMS are
-torchvision's where it is installed, else a sparse matrix product and a loop.  ``torchvision`` is its
+``FOLDER`` contains ``image.npy`` ((3, H, W) float32, RGB, 0 to 255), ``weights.npz`` (arrays in the native format) and
+``setup.json``.  ``torch`` is the network of the weights, C4 or FPN, computed like Detectron and detectron2: weights in
+channels-last layout, normalisation folded, all RoIs in one batch, no gradients.  RoIAlign and NMS are torchvision's if
+it is installed, otherwise a sparse matrix multiplication and a loop.  ``torchvision`` is torchvision's
 ``maskrcnn_resnet50_fpn`` with random weights.
 
-Every line on the standard input is a prediction, from the image on the host to the masks there, for which a line of
-JSON comes back: seconds of wall-clock and CPU time, the number of detections, and the memory in bytes; of a GPU what
-PyTorch's allocator has reserved at most, and all that is used (``cudaMemGetInfo``) since before the network was made.
+For each line on the standard input the program makes one prediction, from the image on the host to the masks on the
+host, and prints a line of JSON: wall-clock and CPU seconds, the number of detections, and memory in bytes.  The memory
+of a GPU is the maximum that PyTorch's allocator reserved, and the decrease of free memory (``cudaMemGetInfo``) since
+before the network was built.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ try:
 except ImportError:
     vision_ops = None
 
-#: ``log(1000 / 16)``, Detectron's limit of a predicted growth.
-_MAX_GROWTH = 4.135166556742356
+#: ``log(1000 / 16)``, Detectron's ``BBOX_XFORM_CLIP``.
+_MAX_LOG_SCALE = 4.135166556742356
 
 
 class Network(nn.Module):
     """The parts that both networks share, and the weights.
 
     Args:
-        arrays: Our weights by path.
-        setup: Our configuration, and the anchors of each map.
+        arrays: Weights by parameter path.
+        setup: The configuration, and the cell anchors of each level.
     """
 
     def __init__(self, arrays, setup):
@@ -57,7 +57,7 @@ class Network(nn.Module):
         self.mask_score = self.conv('mask_head/score')
 
     def conv(self, path, *, stride=1, pad=0):
-        """Return a convolution, with its normalisation folded into it where it has one."""
+        """Return a convolution with its normalisation, if any, folded into it."""
         plain = f'{path}/W' in self.arrays
         weight = self.arrays[f'{path}/W' if plain else f'{path}/conv/W']
         bias = self.arrays[f'{path}/b'] if plain else self.arrays[f'{path}/norm/bias']
@@ -80,12 +80,12 @@ class Network(nn.Module):
         return nn.Sequential(*(Bottleneck(self, f'{path}/block{i}', stride if i == 0 else 1) for i in range(n_block)))
 
     def forward(self, image):
-        """Return boxes, labels, scores and masks of an image ``(3, H, W)``, on the host."""
+        """Return the boxes, labels, scores and masks of an image ``(3, H, W)`` on the host."""
         x, scale = self.prepare(image)
-        maps = self.extract(x)
-        rois = self.propose(maps, x.shape[2:])
-        boxes, labels, scores = self.classify(maps, rois, scale, image.shape[1:])
-        logits = self.masks(maps, boxes * scale)
+        features = self.extract(x)
+        rois = self.propose(features, x.shape[2:])
+        boxes, labels, scores = self.classify(features, rois, scale, image.shape[1:])
+        logits = self.masks(features, boxes * scale)
         probs = logits[torch.arange(len(labels), device=labels.device), labels].float().sigmoid()
         boxes, labels, scores, probs = (part.cpu() for part in (boxes, labels, scores, probs))
         return boxes, labels, scores, paste(probs, boxes, image.shape[1:])
@@ -101,11 +101,11 @@ class Network(nn.Module):
         x = F.pad(x, (0, -size[1] % divisor, 0, -size[0] % divisor))
         return x.to(memory_format=torch.channels_last), scale
 
-    def propose(self, maps, size):
-        """Return the proposals ``(K, 4)`` as ``(x1, y1, x2, y2)``; the best of each map, after NMS."""
+    def propose(self, features, size):
+        """Return the proposals ``(K, 4)`` as ``(x1, y1, x2, y2)``: the best of each level after NMS."""
         boxes, scores, levels = [], [], []
         anchors = self.setup['cell_anchors'], self.setup['strides']
-        for level, (x, cell, stride) in enumerate(zip(maps, *anchors)):
+        for level, (x, cell, stride) in enumerate(zip(features, *anchors, strict=True)):
             h = F.relu_(self.rpn_conv(x))
             logits = self.objectness(h)[0].permute(1, 2, 0).reshape(-1).float()
             deltas = self.rpn_delta(h)[0].permute(1, 2, 0).reshape(-1, 4).float()[:, [1, 0, 3, 2]]
@@ -118,8 +118,8 @@ class Network(nn.Module):
         keep = grouped_nms(boxes, scores, levels, self.setup['rpn_nms_threshold'], self.setup['rpn_post_nms'])
         return boxes[keep]
 
-    def classify(self, maps, rois, scale, size):
-        scores, deltas = self.name(maps, rois)
+    def classify(self, features, rois, scale, size):
+        scores, deltas = self.name(features, rois)
         probs = scores.float().softmax(1)
         deltas = deltas.float().reshape(len(rois), -1, 4)[..., [1, 0, 3, 2]]
         weights = torch.tensor([10.0, 10.0, 5.0, 5.0], device=rois.device)
@@ -148,7 +148,7 @@ class Bottleneck(nn.Module):
 
 
 class C4(Network):
-    """res4's map, RoIs of 14 x 14, res5 on each of them."""
+    """Features of res4, RoIs of 14 x 14 bins, res5 on each of them."""
 
     def __init__(self, arrays, setup):
         super().__init__(arrays, setup)
@@ -162,19 +162,19 @@ class C4(Network):
     def extract(self, x):
         return [self.body(F.max_pool2d(F.relu_(self.conv1(x)), 3, 2, 1))]
 
-    def features(self, maps, rois):
-        return self.res5(roi_align(maps[0], rois, 14, 1 / 16, self.setup['sampling_ratio']))
+    def features(self, features, rois):
+        return self.res5(roi_align(features[0], rois, 14, 1 / 16, self.setup['sampling_ratio']))
 
-    def name(self, maps, rois):
-        h = self.features(maps, rois).mean((2, 3))
+    def name(self, features, rois):
+        h = self.features(features, rois).mean((2, 3))
         return self.score(h), self.delta(h)
 
-    def masks(self, maps, rois):
-        return self.mask_score(F.relu_(self.mask_deconv(self.features(maps, rois))))
+    def masks(self, features, rois):
+        return self.mask_score(F.relu_(self.mask_deconv(self.features(features, rois))))
 
 
 class FPN(Network):
-    """The feature pyramid on res2 to res5, two linear layers, four convolutions for the masks."""
+    """The feature pyramid on res2 to res5, a box head of two linear layers, a mask head of four convolutions."""
 
     def __init__(self, arrays, setup):
         super().__init__(arrays, setup)
@@ -194,31 +194,32 @@ class FPN(Network):
         for stage in self.stages:
             x = stage(x)
             bottom_up.append(x)
-        maps, above = [], None
-        for x, lateral, output in reversed(list(zip(bottom_up, self.laterals, self.outputs))):
+        features, above = [], None
+        for x, lateral, output in reversed(list(zip(bottom_up, self.laterals, self.outputs, strict=True))):
             h = lateral(x)
             above = h if above is None else h.add_(F.interpolate(above, scale_factor=2.0, mode='nearest'))
-            maps.insert(0, output(above))
-        return [*maps, maps[-1][:, :, ::2, ::2]]
+            features.insert(0, output(above))
+        return [*features, features[-1][:, :, ::2, ::2]]
 
-    def pool(self, maps, rois, size):
+    def pool(self, features, rois, size):
         sides = rois[:, 2:] - rois[:, :2] + 1
         levels = (4 + ((sides[:, 0] * sides[:, 1]).sqrt() / 224 + 1e-6).log2()).floor().clamp(2, 5).long()
-        pooled = rois.new_empty((len(rois), maps[0].shape[1], size, size), dtype=maps[0].dtype)
+        pooled = rois.new_empty((len(rois), features[0].shape[1], size, size), dtype=features[0].dtype)
         pooled = pooled.to(memory_format=torch.channels_last)
         for level in (2, 3, 4, 5):
-            own = (levels == level).nonzero()[:, 0]
-            if len(own):
-                pooled[own] = roi_align(maps[level - 2], rois[own], size, 1 / 2**level, self.setup['sampling_ratio'])
+            rows = (levels == level).nonzero()[:, 0]
+            if len(rows):
+                samples = self.setup['sampling_ratio']
+                pooled[rows] = roi_align(features[level - 2], rois[rows], size, 1 / 2**level, samples)
         return pooled
 
-    def name(self, maps, rois):
-        h = self.pool(maps, rois, 7).flatten(1)
+    def name(self, features, rois):
+        h = self.pool(features, rois, 7).flatten(1)
         h = F.relu_(self.fc7(F.relu_(self.fc6(h))))
         return self.score(h), self.delta(h)
 
-    def masks(self, maps, rois):
-        h = self.pool(maps, rois, 14)
+    def masks(self, features, rois):
+        h = self.pool(features, rois, 14)
         for conv in self.mask_convs:
             h = F.relu_(conv(h))
         return self.mask_score(F.relu_(self.mask_deconv(h)))
@@ -233,7 +234,7 @@ def _filled(module, weight, bias):
 
 
 def all_anchors(cell, stride, size, device):
-    """Return the anchors ``(H * W * A, 4)`` of a map; ``cell`` is ours, ``(y1, x1, y2, x2)``."""
+    """Return the anchors ``(H * W * A, 4)`` of a level; ``cell`` holds ``(y1, x1, y2, x2)``."""
     cell = torch.tensor(cell, dtype=torch.float32, device=device)[:, [1, 0, 3, 2]]
     y, x = torch.meshgrid(*(torch.arange(side, device=device) * stride for side in size), indexing='ij')
     return (torch.stack([x, y, x, y], -1).reshape(-1, 1, 4) + cell).reshape(-1, 4)
@@ -243,7 +244,7 @@ def decode(boxes, deltas, weights):
     sides = boxes[..., 2:] - boxes[..., :2] + 1
     deltas = deltas / weights
     centres = boxes[..., :2] + 0.5 * sides + deltas[..., :2] * sides
-    half = 0.5 * sides * deltas[..., 2:].clamp(max=_MAX_GROWTH).exp()
+    half = 0.5 * sides * deltas[..., 2:].clamp(max=_MAX_LOG_SCALE).exp()
     return torch.cat([centres - half, centres + half - 1], -1)
 
 
@@ -253,10 +254,10 @@ def clip(boxes, size):
 
 
 def grouped_nms(boxes, scores, groups, threshold, limit):
-    """Return the kept boxes' indices, at most ``limit`` of each group before the best ``limit`` of all."""
+    """Return the indices of the kept boxes, at most ``limit`` of each group and the best ``limit`` of all."""
     boxes = boxes.clone()
     boxes[:, 2:] += 1
-    # Groups are moved apart, as in torchvision's batched_nms.
+    # Offsets separate the groups, as in torchvision's batched_nms.
     boxes += (groups.to(boxes) * (boxes.max() + 1 if len(boxes) else 1))[:, None]
     if vision_ops is not None:
         keep = vision_ops.nms(boxes, scores, threshold)
@@ -281,12 +282,12 @@ def _nms(boxes, scores, threshold):
 
 
 def roi_align(x, rois, size, scale, samples):
-    """Return ``(R, C, size, size)``, channels last; not "aligned", ``samples`` squared points a bin."""
+    """Return ``(R, C, size, size)``, channels last; ``aligned=False``, ``samples ** 2`` points per bin."""
     if vision_ops is not None:
         batch = torch.cat([rois.new_zeros((len(rois), 1)), rois], 1).to(x.dtype)
         pooled = vision_ops.roi_align(x, batch, (size, size), scale, samples)
         return pooled.to(memory_format=torch.channels_last)
-    # A bin is a weighted sum of pixels, all channels alike: one sparse matrix times the map's pixels.
+    # A bin is a weighted sum of pixels, with the same weights for all channels: a sparse matrix times the pixels.
     samples = samples or 2
     x_points = _sample_points(rois[:, 0] * scale, rois[:, 2] * scale, size, samples, x.shape[3])
     y_points = _sample_points(rois[:, 1] * scale, rois[:, 3] * scale, size, samples, x.shape[2])
@@ -305,7 +306,7 @@ def roi_align(x, rois, size, scale, samples):
 
 
 def _sample_points(low, high, size, samples, length):
-    """Return the pixels and the weights, ``(R, size, 2 * samples)``, of one axis."""
+    """Return the pixels and their weights along one axis, each ``(R, size, 2 * samples)``."""
     bin_size = (high - low).clamp(min=1.0) / size
     steps = (torch.arange(size * samples, device=low.device) + 0.5) / samples
     position = low[:, None] + steps * bin_size[:, None]
@@ -320,13 +321,13 @@ def _sample_points(low, high, size, samples, length):
 
 
 def paste(probs, boxes, size):
-    """Return the masks ``(R, H, W)`` bool; each is resized in its own box (the CPU's way in detectron2)."""
+    """Return the masks ``(R, H, W)`` bool; each is resized within its box, as detectron2 does on the CPU."""
     masks = torch.zeros((len(probs), *size), dtype=torch.bool)
     padded = F.pad(probs, (1, 1, 1, 1))
     growth = padded.shape[1] / probs.shape[1] if len(probs) else 1.0
     centres, half = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * growth
     grown = torch.cat([centres - half, centres + half], 1).int().tolist()
-    for mask, prob, (left, top, right, bottom) in zip(masks, padded, grown):
+    for mask, prob, (left, top, right, bottom) in zip(masks, padded, grown, strict=True):
         resized = (
             F.interpolate(
                 prob[None, None],
@@ -342,9 +343,7 @@ def paste(probs, boxes, size):
 
 
 def load(args):
-    """Return a function without arguments that looks at the image and returns boxes, labels, scores and
-    masks.
-    """
+    """Return a function without arguments that predicts boxes, labels, scores and masks of the image."""
     setup = json.loads((args.folder / 'setup.json').read_text())
     on_host = torch.from_numpy(np.load(args.folder / 'image.npy'))
     if args.network == 'torchvision':
@@ -368,7 +367,7 @@ def load(args):
 
 
 def torchvision_model(setup):
-    """Return torchvision's network, random, for images and proposals of our sizes."""
+    """Return torchvision's network with random weights, with the image size and proposals of the setup."""
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
     return maskrcnn_resnet50_fpn(
@@ -379,11 +378,11 @@ def torchvision_model(setup):
         rpn_pre_nms_top_n_test=setup['rpn_pre_nms'],
         rpn_post_nms_top_n_test=setup['rpn_post_nms'],
         box_score_thresh=0.0,
-    )  # random scores are low: let it draw as many masks as we do
+    )  # random scores are low: keep as many detections as the other network
 
 
 def serve(predict, device: str, free: int) -> None:
-    """Predict once for every line on the standard input; ``free`` is :func:`free_memory` before the network."""
+    """Predict once per line on the standard input; ``free`` is :func:`free_memory` before the network was built."""
     print(
         json.dumps(
             {
@@ -410,18 +409,19 @@ def serve(predict, device: str, free: int) -> None:
 
 
 def free_memory(device: str) -> int:
-    """Return the bytes of a GPU's memory that nobody uses; 0 for the CPU."""
+    """Return the free memory of a GPU in bytes; 0 for the CPU."""
     return 0 if device == 'cpu' else torch.cuda.mem_get_info(device)[0]
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Run the peer; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folder', type=Path)
     parser.add_argument('--network', choices=('torch', 'torchvision'), default='torch')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--precision', choices=('fp32', 'tf32', 'fp16', 'bf16'), default='fp32')
-    parser.add_argument('--dump', type=Path, metavar='FILE.npz', help='write one prediction, and end')
+    parser.add_argument('--dump', type=Path, metavar='FILE.npz', help='write one prediction and exit')
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.precision == 'tf32'
@@ -430,7 +430,7 @@ def main(argv=None) -> int:
     predict = load(args)
     if args.dump:
         names = ('boxes', 'labels', 'scores', 'masks')
-        np.savez(args.dump, **{name: part.numpy() for name, part in zip(names, predict())})
+        np.savez(args.dump, **{name: part.numpy() for name, part in zip(names, predict(), strict=True)})
     else:
         serve(predict, args.device, free)
     return 0

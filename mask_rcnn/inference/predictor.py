@@ -1,0 +1,225 @@
+"""From images to detections: batches, a GPU that works ahead, and post-processing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import chainer
+import numpy as np
+
+from mask_rcnn.config import Config
+from mask_rcnn.inference.detections import Detections
+from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
+from mask_rcnn.ops.runtime.device import uses_padding
+from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
+from mask_rcnn.preprocessing.image_io import to_image_array
+from mask_rcnn.preprocessing.image_transform import ImageTransform
+from mask_rcnn.preprocessing.image_transform import prepare_image
+
+#: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
+GPU_BATCH_SIZE = 4
+
+
+class RawDetections(NamedTuple):
+    """The outputs of a network for a batch: lists with an array for each image, on the network's device.
+
+    On a GPU all images have the same number of rows; padding rows have the score minus infinity
+    (:mod:`mask_rcnn.ops.boxes.proposals`).
+
+    Attributes:
+        boxes: ``(R, 4)`` float32, in pixels of the network input if the dialect has
+            ``detections.postprocess_in_input_space``, otherwise in pixels of the original image.
+        labels: ``(R,)`` int32; 0 is the first foreground class.
+        scores: ``(R,)`` float32, in descending order.
+        masks: ``(R, M, M)`` float32 probabilities on a grid over each box, or ``None`` for a network without masks.
+        keypoints: ``(R, K, 4)`` float32 ``(y, x, logit, probability)``, or ``None`` for a network without keypoints.
+    """
+
+    boxes: list
+    labels: list
+    scores: list
+    masks: list | None
+    keypoints: list | None
+
+
+class Network(Protocol):
+    """The interface that :class:`Predictor` requires of a network."""
+
+    config: Config
+    class_names: Sequence[str] | None
+    category_ids: Sequence[int] | None
+    device: chainer.backend.Device
+    xp: Any
+
+    def __call__(self, x: Any, transforms: Sequence[ImageTransform]) -> RawDetections:
+        """Detect objects in a batch ``(N, 3, H, W)`` of network inputs."""
+        ...
+
+
+class Predictor:
+    """Runs a network on images.
+
+    Args:
+        network: A network such as :class:`mask_rcnn.models.MaskRCNN`, on the CPU or a GPU.
+    """
+
+    def __init__(self, network: Network):
+        self.network = network
+
+    def detect(self, images: Iterable, *, batch_size: int | None = None) -> list[Detections]:
+        """Detect objects in images.
+
+        Args:
+            images: File names, ``(3, H, W)`` float arrays (RGB, 0 to 255) or ``(H, W, 3)`` uint8 arrays (RGB); see
+                :func:`mask_rcnn.preprocessing.image_io.to_image_array`.
+            batch_size: See :meth:`iter_detections`.
+
+        Returns:
+            list of mask_rcnn.Detections: One for each image, in descending order of score.
+
+        Raises:
+            ValueError: ``batch_size`` is below 1, or an image cannot be used; see
+                :func:`~mask_rcnn.preprocessing.image_io.to_image_array` for the types.
+        """
+        with cache_weights():
+            return list(self.iter_detections(images, batch_size=batch_size))
+
+    def iter_detections(self, images: Iterable, *, batch_size: int | None = None) -> Iterator[Detections]:
+        """Detect objects in a stream of images.
+
+        Consecutive images whose network inputs have one size form a batch.  Images are taken from ``images`` when they
+        are needed: while a GPU computes a batch, the next batch is prepared, and then the detections of the first are
+        returned.  If a batch does not fit in memory, it is split in half and retried.
+
+        Around a loop over many images, open :func:`~mask_rcnn.ops.runtime.cache.cache_weights`.
+
+        Args:
+            images: See :meth:`detect`.
+            batch_size: Maximum number of images in a batch.  The default is :data:`GPU_BATCH_SIZE` on a GPU and 1 on
+                the CPU, where larger batches are not faster and take more memory.
+
+        Returns:
+            iterator of mask_rcnn.Detections: In the order of the images.
+
+        Raises:
+            ValueError: As for :meth:`detect`.  The error of an image is raised when the image is prepared, before the
+                detections of earlier images of its batch are returned.
+        """
+        if batch_size is None:
+            batch_size = GPU_BATCH_SIZE if uses_padding(self.network.device) else 1
+        if batch_size < 1:
+            raise ValueError(f'batch_size must be at least 1, not {batch_size}')
+        return self._iter_detections(images, batch_size)
+
+    def _iter_detections(self, images: Iterable, batch_size: int) -> Iterator[Detections]:
+        max_in_flight = 1 if uses_padding(self.network.device) else 0
+        in_flight: deque = deque()
+        for xs, transforms in self._iter_batches(images, batch_size):
+            in_flight.extend(self._start(xs, transforms))
+            while len(in_flight) > max_in_flight:
+                yield from self._finish(*in_flight.popleft())
+        while in_flight:
+            yield from self._finish(*in_flight.popleft())
+
+    def prepare(self, image: np.ndarray) -> tuple[Any, ImageTransform]:
+        """Make the network input of an image.
+
+        Args:
+            image: ``(3, H, W)`` float32, RGB, 0 to 255.
+
+        Returns:
+            tuple: ``(1, 3, h, w)`` float32 array on the network's device, and the image's transform; see
+            :func:`mask_rcnn.preprocessing.image_transform.prepare_image`.
+        """
+        x, transform = prepare_image(image, self.network.config)
+        return self.network.xp.asarray(x[None]), transform
+
+    def _iter_batches(self, images: Iterable, batch_size: int) -> Iterator[tuple[list, list[ImageTransform]]]:
+        """Yield lists of network inputs of one size and of their transforms, without reading ahead."""
+        xs: list = []
+        transforms: list[ImageTransform] = []
+        for image in images:
+            x, transform = self.prepare(to_image_array(image))
+            del image  # large arrays do not outlive their use, here and below
+            if xs and x.shape != xs[0].shape:
+                yield xs, transforms
+                xs, transforms = [], []
+            xs.append(x)
+            transforms.append(transform)
+            del x
+            if len(xs) == batch_size:
+                yield xs, transforms
+                xs, transforms = [], []
+        if xs:
+            yield xs, transforms
+
+    def _start(self, xs: list, transforms: list[ImageTransform]) -> list[tuple]:
+        """Run the network on a batch, or on its halves if it does not fit in memory.
+
+        Returns:
+            list: For each part of the batch that was run, the arguments of :meth:`_finish`.  A GPU may still be
+            computing them.
+        """
+        network = self.network
+        try:
+            # These contexts must not be open across a `yield`: the caller's code would run inside them.
+            with chainer.using_config('train', False), chainer.no_backprop_mode(), cache_weights(), cache_features():
+                raw = network(xs[0] if len(xs) == 1 else network.xp.concatenate(xs), transforms)
+                if not uses_padding(network.device):
+                    return [(raw, transforms)]
+                stacked = [None if arrays is None else network.xp.stack(arrays) for arrays in raw]
+                return [(AsyncHostCopy(stacked), transforms)]
+        except MemoryError:
+            if len(xs) == 1:
+                raise
+        half = len(xs) // 2
+        return [*self._start(xs[:half], transforms[:half]), *self._start(xs[half:], transforms[half:])]
+
+    def _finish(self, raw: RawDetections | AsyncHostCopy, transforms: list[ImageTransform]) -> Iterator[Detections]:
+        """Yield the detections of the images of a batch; waits for a GPU."""
+        fields: Iterable = raw.wait() if isinstance(raw, AsyncHostCopy) else raw
+        fields = [[None] * len(transforms) if arrays is None else arrays for arrays in fields]
+        for boxes, labels, scores, masks, keypoints, transform in zip(*fields, transforms, strict=True):
+            yield self.postprocess(boxes, labels, scores, masks, keypoints, transform)
+
+    def postprocess(self, boxes, labels, scores, mask_probs, keypoints, transform: ImageTransform) -> Detections:
+        """Make the detections of one image from the outputs of the network.
+
+        Args:
+            boxes: ``(R, 4)`` float32; see :class:`RawDetections`.
+            labels: ``(R,)`` int32.
+            scores: ``(R,)`` float32.
+            mask_probs: ``(R, M, M)`` float32, or ``None``.
+            keypoints: ``(R, K, 4)`` float32, or ``None``.
+            transform: The image's transform.
+
+        Returns:
+            mask_rcnn.Detections: On the host, in pixels of the image, without padding rows.  Masks are pasted when
+            they are first used, on the network's GPU if it has one.
+        """
+        network, padded = self.network, uses_padding(self.network.device)
+        arrays = {'boxes': boxes, 'labels': labels, 'scores': scores, 'mask_probs': mask_probs, 'keypoints': keypoints}
+        arrays = {name: chainer.backends.cuda.to_cpu(array) for name, array in arrays.items() if array is not None}
+        if padded:
+            is_detection = np.isfinite(arrays['scores'])
+            arrays = {name: array[is_detection] for name, array in arrays.items()}
+        dialect = network.config.dialect
+        boxes = arrays.pop('boxes')
+        if dialect.detections.postprocess_in_input_space:
+            boxes = transform.invert_boxes(boxes)
+        if dialect.detections.integer_boxes:
+            boxes = np.rint(boxes + np.array([0, 0, 1, 1], np.float32))
+        detections = Detections(
+            boxes=boxes,
+            **arrays,
+            size=transform.size,
+            class_names=network.class_names,
+            category_ids=network.category_ids,
+            dialect=dialect,
+            paste_device=network.device if padded else None,
+        )
+        if dialect.detections.integer_boxes:
+            detections = detections[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
+        return detections

@@ -1,0 +1,303 @@
+"""Layers that the backbones and heads share: convolutions, normalisations and chains of stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+
+from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.conv.affine_channel import affine_channel_2d
+from mask_rcnn.ops.conv.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve
+from mask_rcnn.ops.runtime.cache import cached
+from mask_rcnn.weights.folding import norm_to_affine
+
+#: Epsilon of the Caffe ResNets' batch normalisation.
+BN_EPS = 1e-5
+
+
+def select_path(x) -> str:
+    """Select the implementation of convolutional and linear layers for an input.
+
+    ============================= ==================== ====================
+    Input                         backprop disabled    backprop enabled
+    ============================= ==================== ====================
+    NumPy, float32 or float64     ``'cpu'``            ``'chainer'``
+    NumPy, float16                ``'chainer'``        ``'chainer'``
+    CuPy, cuDNN Frontend works    ``'cudnn'``          ``'cudnn_graph'``
+    CuPy, otherwise               ``'chainer'``        ``'chainer'``
+    ============================= ==================== ====================
+
+    ``'cpu'`` and ``'cudnn'`` apply bias, residual and ReLU in the same pass and keep nothing for a backward pass
+    (:func:`mask_rcnn.ops.conv.convolution.convolve`).  ``'cudnn_graph'`` has a fused forward and backward pass
+    (:mod:`mask_rcnn.ops.cudnn_frontend.functions`).  ``'chainer'`` runs one differentiable function after the other.
+
+    Args:
+        x: Array or :class:`chainer.Variable`.
+
+    Returns:
+        str: One of the four names in the table.
+    """
+    forward_only = not chainer.config.enable_backprop
+    if chainer.backend.get_array_module(x) is np:
+        return 'cpu' if forward_only and x.dtype.kind == 'f' and x.dtype.itemsize >= 4 else 'chainer'
+    if not cudnn_frontend.supports(x):
+        return 'chainer'
+    return 'cudnn' if forward_only else 'cudnn_graph'
+
+
+def is_forward_only(x) -> bool:
+    """Return whether the layers for ``x`` keep nothing for a backward pass; see :func:`select_path`."""
+    return select_path(x) in ('cpu', 'cudnn')
+
+
+class Convolution2D(L.Convolution2D):
+    """:class:`chainer.links.Convolution2D` (square stride and padding, no dilation, no groups) with optional ReLU.
+
+    The parameters are Chainer's.  :func:`select_path` selects the implementation.
+    """
+
+    def forward(self, x, *, relu=False):
+        """Convolve ``(N, C, H, W)`` and apply ReLU if ``relu`` is set."""
+        options = {'stride': self.stride[0], 'pad': self.pad[0]}
+        path = select_path(x)
+        if path in ('cpu', 'cudnn'):
+            y = convolve(chainer.as_array(x), self.W.array, _array_of(self.b), relu=relu, **options)
+            return chainer.as_variable(y)
+        if path == 'cudnn_graph':
+            return cudnn_frontend.convolution_2d(x, self.W, self.b, relu=relu, **options)
+        y = convolution_2d(x, self.W, self.b, **options)
+        return F.relu(y) if relu else y
+
+
+class Deconvolution2D(L.Deconvolution2D):
+    """:class:`chainer.links.Deconvolution2D` (square stride and padding) with optional ReLU.
+
+    The counterpart of :class:`Convolution2D`.
+    """
+
+    def forward(self, x, *, relu=False):
+        """Apply the transposed convolution to ``(N, C, H, W)``, and ReLU if ``relu`` is set."""
+        options = {'stride': self.stride[0], 'pad': self.pad[0]}
+        path = select_path(x)
+        if path in ('cpu', 'cudnn'):
+            y = deconvolve(chainer.as_array(x), self.W.array, _array_of(self.b), relu=relu, **options)
+            return chainer.as_variable(y)
+        if path == 'cudnn_graph':
+            return cudnn_frontend.deconvolution_2d(x, self.W, self.b, relu=relu, **options)
+        y = deconvolution_2d(x, self.W, self.b, **options)
+        return F.relu(y) if relu else y
+
+
+class Linear(L.Linear):
+    """:class:`chainer.links.Linear` with optional ReLU; with cuDNN, a 1x1 convolution of one location per row.
+
+    As a convolution it has the precision of the convolutions.  RoI features become rows in the order of their memory:
+    if they are channels last, the weight is reordered, which is smaller and cached.
+    """
+
+    def forward(self, x, *, relu=False):  # type: ignore[override]  # no n_batch_axes
+        """Map ``(R, C)`` or ``(R, C, H, W)`` to ``(R, O)``, and apply ReLU if ``relu`` is set."""
+        path = select_path(x)
+        if path in ('cpu', 'chainer'):
+            y = super().forward(x)
+            return F.relu(y) if relu else y
+        chw_shape = x.shape[1:] if _is_channels_last(x) else None
+        if path == 'cudnn':
+            weight = cached(_as_1x1_weight, self.W.array, chw_shape)
+            y = convolve(_as_rows(chainer.as_array(x), chw_shape), weight, _array_of(self.b), relu=relu)
+            return chainer.as_variable(y[:, :, 0, 0])
+        y = cudnn_frontend.convolution_2d(
+            _as_rows(chainer.as_variable(x), chw_shape), _as_1x1_weight(self.W, chw_shape), self.b, relu=relu
+        )
+        return F.reshape(y, y.shape[:2])
+
+
+def as_float32(x) -> chainer.Variable:
+    """Cast a variable to float32 (a no-op in fp32 mode)."""
+    return x if x.dtype == np.float32 else F.cast(x, np.float32)
+
+
+def _array_of(parameter):
+    return None if parameter is None else parameter.array
+
+
+def _is_channels_last(x) -> bool:
+    array = chainer.as_array(x)
+    return array.ndim == 4 and not array.flags.c_contiguous and array.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def _as_rows(x, chw_shape):
+    """Reshape ``(R, ...)`` to ``(R, C, 1, 1)``; channels-last features keep the order of their memory."""
+    x = x if chw_shape is None else x.transpose(0, 2, 3, 1)
+    return x.reshape(len(x), math.prod(x.shape[1:]), 1, 1)
+
+
+def _as_1x1_weight(W, chw_shape):
+    """Reshape a weight ``(O, C)`` to ``(O, C, 1, 1)`` for rows of features ``(C, H, W)``, or plain rows if ``None``."""
+    return _as_rows(W if chw_shape is None else W.reshape(len(W), *chw_shape), chw_shape)
+
+
+class AffineChannel2D(chainer.Link):
+    """``y = x * scale + bias`` with one scale and one bias per channel: a frozen batch normalisation.
+
+    Caffe2's ``AffineChannel``.
+
+    Args:
+        n_channels: Channels of the ``(N, C, H, W)`` input.
+
+    Attributes:
+        scale, bias (chainer.Parameter): ``(C,)`` float32; initially 1 and 0.
+    """
+
+    def __init__(self, n_channels: int):
+        super().__init__()
+        with self.init_scope():
+            self.scale = chainer.Parameter(np.float32(1), (n_channels,))
+            self.bias = chainer.Parameter(np.float32(0), (n_channels,))
+
+    def forward(self, x):
+        return affine_channel_2d(x, self.scale, self.bias)
+
+
+def make_norm(norm: str, n_channels: int) -> chainer.Link:
+    """Return a new normalisation link, ``'affine'`` or ``'bn'``."""
+    if norm == 'affine':
+        return AffineChannel2D(n_channels)
+    return L.BatchNormalization(n_channels, eps=BN_EPS)
+
+
+def scale_and_bias(norm: Any) -> tuple[Any, Any]:
+    """Return the scale and the bias that a link of :func:`make_norm` applies in test mode, ``(C,)`` float32."""
+    if isinstance(norm, AffineChannel2D):
+        return norm.scale.array, norm.bias.array
+    gamma = 1 if norm.gamma is None else norm.gamma.array
+    beta = 0 if norm.beta is None else norm.beta.array
+    return norm_to_affine(gamma, beta, norm.avg_mean, norm.avg_var, norm.eps)
+
+
+class ConvNorm(chainer.Chain):
+    """A convolution without bias, followed by its normalisation.
+
+    Args:
+        in_channels, out_channels, ksize, stride, pad: As for :class:`chainer.links.Convolution2D`.
+        norm (str): ``'affine'`` or ``'bn'``.
+
+    Attributes:
+        bn_frozen (bool): Whether a batch normalisation uses its running statistics even in training; see
+            :func:`mask_rcnn.training.freezing.freeze`.
+    """
+
+    bn_frozen = False
+
+    def __init__(self, in_channels, out_channels, ksize, *, stride=1, pad=0, norm):
+        super().__init__()
+        init = chainer.initializers.HeNormal(fan_option='fan_out')
+        with self.init_scope():
+            self.conv = Convolution2D(in_channels, out_channels, ksize, stride, pad, nobias=True, initialW=init)
+            self.norm = make_norm(norm, out_channels)
+
+    def forward(self, x, *, relu=False, residual=None, overwrite_residual=False):
+        """Apply convolution and normalisation, then optionally add ``residual`` and apply ReLU.
+
+        Args:
+            x: ``(N, C, H, W)`` floats.
+            relu (bool): Whether to apply ReLU.
+            residual: ``(N, O, oh, ow)`` to be added, or ``None``.
+            overwrite_residual (bool): Whether the result may reuse the memory of ``residual`` if backprop is disabled.
+
+        Returns:
+            chainer.Variable: ``(N, O, oh, ow)``.
+        """
+        options = {'stride': self.conv.stride[0], 'pad': self.conv.pad[0], 'relu': relu}
+        path = select_path(x)
+        if path in ('cpu', 'cudnn') and self.has_fixed_norm:
+            weight, bias = self.fold()
+            residual = None if residual is None else chainer.as_array(residual)
+            y = convolve(
+                chainer.as_array(x), weight, bias, residual=residual, overwrite_residual=overwrite_residual, **options
+            )
+            return chainer.as_variable(y)
+        if path == 'cudnn_graph' and self._has_constant_norm:
+            return cudnn_frontend.convolution_affine(x, self.conv.W, *scale_and_bias(self.norm), residual, **options)
+        return self.normalize(self.conv(x), relu=relu, residual=residual)
+
+    @property
+    def has_fixed_norm(self) -> bool:
+        """True if the normalisation does not depend on the batch in the current mode."""
+        return self.bn_frozen or isinstance(self.norm, AffineChannel2D) or not chainer.config.train
+
+    @property
+    def _has_constant_norm(self) -> bool:
+        """True if the normalisation neither depends on the batch nor is trained."""
+        return self.bn_frozen or (
+            self.has_fixed_norm and not any(parameter.requires_grad for parameter in self.norm.params())
+        )
+
+    def fold(self) -> tuple[Any, Any]:
+        """Fold the normalisation into the convolution: return a weight ``(O, I, kh, kw)`` and a bias ``(O,)``."""
+        return cached(_fold_norm, self.conv.W.array, self.norm)
+
+    def normalize(self, h, *, relu=False, residual=None) -> chainer.Variable:
+        """Normalise ``(N, O, oh, ow)``, then optionally add ``residual`` and apply ReLU."""
+        h = _apply_frozen_bn(self.norm, h) if self.bn_frozen else self.norm(h)
+        if residual is not None:
+            h = h + residual
+        return F.relu(h) if relu else h
+
+
+def _fold_norm(weight, norm):
+    scale, bias = scale_and_bias(norm)
+    return weight * scale[:, None, None, None], bias
+
+
+def _apply_frozen_bn(bn: L.BatchNormalization, x) -> chainer.Variable:
+    """Normalise with the running statistics regardless of ``chainer.config.train``; ``bn`` does not change.
+
+    The equal affine channel computes it: its backward pass needs no activations, and only ``x`` gets a gradient.
+    """
+    scale, bias = scale_and_bias(bn)
+    return affine_channel_2d(x, scale.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False))
+
+
+class Backbone(chainer.Chain):
+    """A chain of stages, the first of which may be frozen.
+
+    A subclass has the attributes below.  It is called with ``(N, 3, H, W)`` floats and returns a tuple of feature maps
+    ``(N, C, ceil(H / s), ceil(W / s))`` with ``C`` and ``s`` as in ``out_channels`` and ``strides``.
+
+    Attributes:
+        outputs (tuple of int): The stages, counted from 1, whose outputs are returned.
+        strides (tuple of int): Input pixels per location of each output.
+        out_channels (tuple of int): Channels of each output.
+        frozen_stages (int): The first ``frozen_stages`` stages are frozen: nothing in them is kept for a backward
+            pass; see :func:`mask_rcnn.training.freezing.freeze`.
+    """
+
+    outputs: tuple[int, ...]
+    strides: tuple[int, ...]
+    out_channels: tuple[int, ...]
+    frozen_stages = 0
+
+    @property
+    def stages(self) -> tuple[Callable, ...]:
+        """The links that are applied one after the other."""
+        return tuple(self.children())
+
+    def forward(self, x):
+        features = []
+        for number, stage in enumerate(self.stages, start=1):
+            if number <= self.frozen_stages:
+                with chainer.no_backprop_mode():
+                    x = stage(x)
+                x = chainer.as_variable(x.array)  # detach: no gradient flows into frozen stages
+            else:
+                x = stage(x)
+            if number in self.outputs:
+                features.append(x)
+        return tuple(features)

@@ -1,0 +1,69 @@
+"""Tile sizes and thresholds of the convolutions on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ConvTuning:
+    """Tile sizes and thresholds; results differ only in their rounding.
+
+    Args:
+        tile_bytes: Size of a tile of the im2col matrix, so that it stays in the second-level cache.
+        min_tile_columns: Minimum number of columns of such a tile, because each matmul reads all weights.
+        pointwise_tile_columns: The number of columns of a tile of a pointwise convolution (1x1 convolutions of res5 on
+            500 RoIs: 87 and 99 GFLOP/s with 2048 columns, 83 and 91 with a smaller number).
+        epilogue_channels: The number of output channels per matmul when a residual is added: the product stays in the
+            cache.
+        col2im_bytes: Size of the columns that are added to images at once in the gradient of strided convolutions.
+        min_multiplications: The number of multiplications that justifies a thread.
+        winograd_block_bytes: Size of the transformed tiles that a thread holds at once, before and after the matmul.
+        min_winograd_block_tiles: Minimum number of tiles of such a block, because each matmul reads its part of the
+            transformed weights.
+        min_winograd_work: Tiles times input and output channels that justify several threads.
+        min_winograd_tiles: Minimum number of tiles per convolution.  With fewer, the transform of the weights costs
+            more than the matmuls save (40 tiles, 1024 channels: 0.10 instead of 0.15 s; 24 tiles, 512 channels: no
+            gain).
+        min_winograd_channels: Minimum number of input and of output channels.  With fewer, the transforms cost more
+            than the matmuls.
+        min_images_by_image, max_tiles_by_image: Tiles are ordered by image if the batch has at least this number of
+            images with at most this number of tiles each (14 x 14 pixels, 16 tiles, take 0.17 s by image and 0.13 s by
+            row).
+    """
+
+    tile_bytes: int = 1 << 20
+    min_tile_columns: int = 256
+    pointwise_tile_columns: int = 2048
+    epilogue_channels: int = 512
+    col2im_bytes: int = 32 << 20
+    min_multiplications: int = 1 << 21
+
+    winograd_block_bytes: int = 4 << 20
+    min_winograd_block_tiles: int = 256
+    min_winograd_work: int = 1 << 17
+    min_winograd_tiles: int = 32
+    min_winograd_channels: int = 16
+    min_images_by_image: int = 32
+    max_tiles_by_image: int = 9
+
+
+_current = ConvTuning()
+
+
+def current_tuning() -> ConvTuning:
+    """Return the tuning in use."""
+    return _current
+
+
+@contextlib.contextmanager
+def using_tuning(tuning: ConvTuning) -> Iterator[None]:
+    """Use another tuning, in all threads, inside a ``with`` block."""
+    global _current
+    previous, _current = _current, tuning
+    try:
+        yield
+    finally:
+        _current = previous

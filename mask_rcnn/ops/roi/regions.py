@@ -1,0 +1,75 @@
+"""Regions of interest: validation of the arguments of RoI pooling, and the pixels that a RoI reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chainer
+import numpy as np
+
+from mask_rcnn.ops.runtime.array import Array
+
+
+def as_pair(size: int | tuple[int, int], name: str = 'output_size') -> tuple[int, int]:
+    """Return ``size`` as ``(height, width)``; an int is both.
+
+    Args:
+        size: An int or a pair of ints.
+        name: The name of the argument, for the error message.
+
+    Raises:
+        ValueError: A size is less than 1.
+    """
+    height, width = (size, size) if isinstance(size, (int, np.integer)) else size
+    if height < 1 or width < 1:
+        raise ValueError(f'{name} must be at least 1, not {size!r}')
+    return int(height), int(width)
+
+
+def check_arguments(x: Any, rois: Any, roi_indices: Array, bin_step: int) -> tuple[Array, Array]:
+    """Validate the arguments that all kinds of RoI pooling have in common.
+
+    Args:
+        x: Feature maps (N, C, H, W), floating point, variable or array.
+        rois: (R, 4), variable or array.
+        roi_indices: (R,).  Their values are validated on the CPU only: reading them would synchronise a GPU.
+        bin_step: At least 1.
+
+    Returns:
+        ``rois`` float32 and ``roi_indices`` int32, contiguous arrays.
+
+    Raises:
+        ValueError: If a shape, a type or an index is wrong.
+    """
+    if x.ndim != 4 or x.dtype.kind != 'f' or 0 in x.shape[1:]:
+        raise ValueError(f'x must be floating-point feature maps (N, C, H, W), not {x.dtype} {x.shape}')
+    if bin_step < 1:
+        raise ValueError(f'bin_step must be at least 1, not {bin_step!r}')
+    rois = rois.array if isinstance(rois, chainer.Variable) else rois
+    if rois.ndim != 2 or rois.shape[1] != 4:
+        raise ValueError(f'rois must have the shape (R, 4), not {rois.shape}')
+    if roi_indices.shape != rois.shape[:1]:
+        raise ValueError(f'roi_indices must have the shape ({len(rois)},), not {roi_indices.shape}')
+    xp = chainer.backend.get_array_module(rois)
+    if xp is np and len(rois) and not (roi_indices.min() >= 0 and roi_indices.max() < x.shape[0]):
+        raise ValueError(f'roi_indices must be in [0, {x.shape[0]}), got {roi_indices.min()} to {roi_indices.max()}')
+    return (xp.ascontiguousarray(rois, dtype=np.float32), xp.ascontiguousarray(roi_indices, dtype=np.int32))
+
+
+def pixel_range(first: Array, count: Array, size: int) -> tuple[Array, Array]:
+    """Return the range of pixels that the bins of each RoI read along one axis.
+
+    Args:
+        first: First pixel of each bin (R, P) int32.
+        count: Number of pixels of each bin (R, P) int32; 0 for an empty bin.
+        size: Length of the axis.
+
+    Returns:
+        ``begin`` and ``end`` of the half-open range, both (R,) int32.
+    """
+    xp = chainer.backend.get_array_module(first)
+    if len(first) == 0:  # CuPy does not reduce empty arrays
+        return xp.empty((0,), np.int32), xp.empty((0,), np.int32)
+    begin = xp.where(count > 0, first, size).min(axis=1).astype(np.int32)
+    end = xp.where(count > 0, first + count, 0).max(axis=1).astype(np.int32)
+    return begin, end

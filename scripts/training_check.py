@@ -1,0 +1,76 @@
+"""Shared parts of the scripts that train with ``train.py`` and compare the result with goals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def make_parser(description: str, *, out: str, iterations: int) -> argparse.ArgumentParser:
+    """Return a parser with the options that all these scripts have.
+
+    Args:
+        description: The script's docstring.
+        out: Default of ``--out``, the folder that the training writes.
+        iterations: Default of ``--iterations``.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, default=Path(out), help='output folder (default: %(default)s)')
+    parser.add_argument('--iterations', type=int, default=iterations, help='(default: %(default)s)')
+    parser.add_argument('--gpu', type=int, default=-1, help='number of the GPU, -1 for the CPU (default)')
+    return parser
+
+
+def train_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Return command line words for ``train.py``.
+
+    Args:
+        options: Values by flag without the dashes; a list becomes several words.
+    """
+    words = []
+    for flag, value in options.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        words += [f'--{flag}', *map(str, values)]
+    return words
+
+
+def step_options(n_iterations: int) -> dict[str, int]:
+    """Return a schedule for a short training.
+
+    The learning rate is a tenth during the first twentieth of the iterations and drops tenfold after three quarters and
+    after nine tenths.  One evaluation takes place, at the end.
+    """
+    return {
+        'iteration': n_iterations,
+        'lr-initialchange': n_iterations // 20,
+        'step-size': n_iterations * 3 // 4,
+        'lr-step': n_iterations * 9 // 10,
+        'validation': n_iterations,
+        'snapshot': max(n_iterations // 4, 1),
+        'keep': 1,
+    }
+
+
+def run_training(words: Sequence[str]) -> int:
+    """Train, print the time that it took, and return the exit status."""
+    from mask_rcnn.cli import train
+
+    started = time.monotonic()
+    status = train.main(words)
+    if not status:
+        sys.stdout.write(f'{(time.monotonic() - started) / 60:.1f} minutes\n')
+    return status
+
+
+def report(log: Path, goals: Mapping[str, float]) -> int:
+    """Print the metrics of the last evaluation in a log beside the goals; return 0 if all are reached, else 1."""
+    last = [entry for entry in json.loads(log.read_text()) if 'validation/bbox/AP' in entry][-1]
+    reached = {name: last[f'validation/{name}'] for name in goals}
+    for name, goal in goals.items():
+        sys.stdout.write(f'{name} {reached[name]:.3f}, goal {goal:.2f}\n')
+    return 0 if all(reached[name] >= goal for name, goal in goals.items()) else 1

@@ -1,0 +1,140 @@
+"""Tests of the horizontal flip, of training examples, and of the shapes that annotations accept."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mask_rcnn.config import PRESETS
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_MIRRORED_KEYPOINTS
+from mask_rcnn.datasets.example import Annotations, Example
+from mask_rcnn.datasets.transforms import TrainingTransform, flip_horizontal
+from mask_rcnn.preprocessing.image_transform import prepare_image
+
+CONFIG = PRESETS['resnet50'].replace(min_size=40, max_size=60)
+
+
+@pytest.fixture
+def example(rng):
+    """An image of 20 x 31 pixels with a polygon and a crowd region in run lengths."""
+    mask = np.zeros((20, 31), np.uint8, order='F')
+    mask[3:9, 2:6] = 1
+    mask[5, 6] = 1
+    annotations = Annotations(
+        boxes=np.float32([[2, 3, 10, 12], [3, 2, 8, 6]]),
+        labels=np.int32([1, 0]),
+        crowd=np.array([False, True]),
+        segmentations=((np.array([3.0, 2, 12.5, 2, 3, 10]),), coco_mask.encode(mask)),
+    )
+    return Example(
+        image=rng.uniform(0, 255, (3, 20, 31)).astype(np.float32), annotations=annotations, name='a.jpg', image_id=3
+    )
+
+
+def with_keypoints(example, keypoints):
+    annotations = dataclasses.replace(example.annotations, keypoints=keypoints)
+    return dataclasses.replace(example, annotations=annotations)
+
+
+def test_flip_of_boxes_and_polygons(example):
+    """Detectron's formula, x' = W - x - 1, evaluated by hand."""
+    flipped = flip_horizontal(example)
+    np.testing.assert_array_equal(flipped.image, example.image[:, :, ::-1])
+    assert flipped.image.flags.c_contiguous
+    np.testing.assert_array_equal(flipped.annotations.boxes, np.float32([[2, 18, 10, 27], [3, 24, 8, 28]]))
+    np.testing.assert_array_equal(flipped.annotations.segmentations[0][0], [27.0, 2, 17.5, 2, 27, 10])
+    assert flipped.annotations.labels is example.annotations.labels
+
+
+def test_flip_of_run_lengths(example):
+    before, after = (coco_mask.decode(e.annotations.segmentations[1]) for e in (example, flip_horizontal(example)))
+    np.testing.assert_array_equal(after, before[:, ::-1])
+
+
+def test_flip_keeps_boxes_around_their_masks(example):
+    flipped = flip_horizontal(example).annotations
+    columns = np.flatnonzero(coco_mask.decode(flipped.segmentations[1]).any(axis=0))
+    assert (columns[0], columns[-1]) == (flipped.boxes[1, 1], flipped.boxes[1, 3])
+
+
+def test_two_flips_restore_the_example_and_leave_the_original_unchanged(example):
+    boxes, polygon = example.annotations.boxes.copy(), example.annotations.segmentations[0][0].copy()
+    twice = flip_horizontal(flip_horizontal(example))
+    np.testing.assert_array_equal(example.annotations.boxes, boxes)
+    np.testing.assert_array_equal(example.annotations.segmentations[0][0], polygon)
+    np.testing.assert_array_equal(twice.image, example.image)
+    np.testing.assert_array_equal(twice.annotations.boxes, boxes)
+    np.testing.assert_allclose(twice.annotations.segmentations[0][0], polygon, rtol=1e-12)
+    assert twice.annotations.segmentations[1] == example.annotations.segmentations[1]
+
+
+def test_flip_of_an_image_without_objects(example):
+    empty = Annotations(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), ())
+    flipped = flip_horizontal(dataclasses.replace(example, annotations=empty))
+    assert len(flipped.annotations) == 0 and flipped.annotations.boxes.shape == (0, 4)
+
+
+def test_flip_of_keypoints(example):
+    """Left and right are exchanged; x' = W - x - 1 for labelled keypoints, 0 for others."""
+    names = list(COCO_KEYPOINT_NAMES)
+    nose, left_ear, right_ear, left_ankle = map(names.index, ('nose', 'left_ear', 'right_ear', 'left_ankle'))
+    keypoints = np.zeros((2, 17, 3), np.float32)
+    keypoints[0, nose] = 4, 10, 2
+    keypoints[0, left_ear] = 3, 0, 1
+    keypoints[1, left_ankle] = 19, 30, 2
+    example = with_keypoints(example, keypoints)
+    flipped = flip_horizontal(example).annotations.keypoints
+    expected = np.zeros((2, 17, 3), np.float32)
+    expected[0, nose] = 4, 20, 2
+    expected[0, right_ear] = 3, 30, 1
+    expected[1, names.index('right_ankle')] = 19, 0, 2
+    np.testing.assert_array_equal(flipped, expected)
+    np.testing.assert_array_equal(flip_horizontal(flip_horizontal(example)).annotations.keypoints, keypoints)
+
+
+def test_mirrored_keypoints_exchange_left_and_right():
+    opposite = {'left': 'right', 'right': 'left'}
+    for name, mirrored in zip(COCO_KEYPOINT_NAMES, COCO_MIRRORED_KEYPOINTS, strict=True):
+        side, _, part = name.partition('_')
+        assert COCO_KEYPOINT_NAMES[mirrored] == (f'{opposite[side]}_{part}' if side in opposite else name)
+
+
+def test_a_training_example_depends_on_the_seed_only(example):
+    transform = TrainingTransform(CONFIG)
+    first, second = transform(example, 5), transform(example, 5)
+    np.testing.assert_array_equal(first.x, second.x)
+    assert (first.seed, first.image_transform.size, first.name, first.image_id) == (5, (20, 31), 'a.jpg', 3)
+    assert first.x.shape == (3, 39, 60) and first.image_transform.scale == pytest.approx(60 / 31)
+
+
+def test_half_of_the_training_examples_are_flipped(example):
+    transform = TrainingTransform(CONFIG)
+    plain, mirrored = example.annotations, flip_horizontal(example).annotations
+    boxes = [transform(example, seed).annotations.boxes for seed in range(200)]
+    n_flipped = sum(np.array_equal(b, mirrored.boxes) for b in boxes)
+    assert n_flipped + sum(np.array_equal(b, plain.boxes) for b in boxes) == 200
+    assert 75 <= n_flipped <= 125  # 3.5 standard deviations
+
+
+def test_flipped_annotations_come_with_the_flipped_network_input(example):
+    transform = TrainingTransform(CONFIG)
+    seed = next(s for s in range(50) if transform(example, s).annotations.boxes[0, 1] == 18)
+    x, _ = prepare_image(np.ascontiguousarray(example.image[:, :, ::-1]), CONFIG)
+    np.testing.assert_array_equal(transform(example, seed).x, x)
+
+
+def test_the_flip_can_be_disabled(example):
+    transform = TrainingTransform(CONFIG, flip=False)
+    assert all(transform(example, seed).annotations is example.annotations for seed in range(20))
+
+
+def test_annotations_must_have_equal_lengths():
+    with pytest.raises(ValueError, match='1 segmentations'):
+        Annotations(np.zeros((2, 4), np.float32), np.zeros(1, np.int32), np.zeros(1, bool), ((),))
+
+
+@pytest.mark.parametrize('shape', [(3, 17, 3), (2, 17, 2), (2, 51)])
+def test_keypoints_must_fit_the_objects(example, shape):
+    with pytest.raises(ValueError, match='2 segmentations, but keypoints of shape'):
+        with_keypoints(example, np.zeros(shape, np.float32))

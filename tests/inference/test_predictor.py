@@ -1,0 +1,79 @@
+"""Batches of images: their order, their memory and the settings around them."""
+
+import chainer
+import numpy as np
+import pytest
+
+
+def test_detections_do_not_depend_on_other_images(small_model, image, rng):
+    tall = rng.uniform(0, 255, (3, 70, 50)).astype(np.float32)
+    together = small_model.detect([image, tall])
+    for detections, alone in zip(
+        together, (small_model.detect([image])[0], small_model.detect([tall])[0]), strict=True
+    ):
+        np.testing.assert_array_equal(detections.boxes, alone.boxes)
+        np.testing.assert_array_equal(detections.mask_probs, alone.mask_probs)
+
+
+@pytest.mark.parametrize('name', ['small_model', 'small_fpn_model'])
+def test_consecutive_images_of_one_size_form_a_batch(name, rng, request, monkeypatch):
+    """A batch has at most ``batch_size`` images; its detections are those of each image alone."""
+    model = request.getfixturevalue(name)
+    sizes = [(48, 60), (48, 60), (48, 60), (70, 50), (24, 30), (48, 60), (48, 61)]
+    images = [rng.uniform(0, 255, (3, *size)).astype(np.float32) for size in sizes]
+    alone = [model.detect([image])[0] for image in images]
+    batches, forward = [], model.forward
+    monkeypatch.setattr(model, 'forward', lambda x, transforms: batches.append(x.shape) or forward(x, transforms))
+    together = model.detect(images, batch_size=2)
+    # 24 x 30 is resized to the input size of 48 x 60, 48 x 61 is not.
+    assert [len(transforms_shape) for transforms_shape in batches] == [4] * len(batches)
+    assert [shape[0] for shape in batches] == [2, 1, 1, 2, 1]
+    assert [detections.size for detections in together] == sizes and len(alone[0]) > 0
+    for detections, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(detections.labels, expected.labels)
+        np.testing.assert_allclose(detections.boxes, expected.boxes, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(detections.scores, expected.scores, rtol=0, atol=5e-5)
+        np.testing.assert_allclose(detections.mask_probs, expected.mask_probs, rtol=0, atol=5e-5)
+    masks, labels, scores = model.predict(images[:3], batch_size=3)
+    assert list(map(len, masks)) == list(map(len, labels)) == list(map(len, scores)) == list(map(len, alone[:3]))
+
+
+def test_batches_are_halved_until_they_fit_in_memory(small_model, image, monkeypatch):
+    expected = small_model.detect([image])[0]
+    batches, forward = [], small_model.forward
+
+    def limited(x, transforms, max_size=1):
+        batches.append(len(x))
+        if len(x) > max_size:
+            raise MemoryError('no memory')
+        return forward(x, transforms)
+
+    monkeypatch.setattr(small_model, 'forward', limited)
+    detections = small_model.detect([image] * 4, batch_size=3)
+    assert len(detections) == 4
+    for found in detections:
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+    assert batches.count(1) == 4 and max(batches) == 3  # every image once, and the first batch was tried
+    monkeypatch.setattr(small_model, 'forward', lambda x, transforms: limited(x, transforms, 0))
+    with pytest.raises(MemoryError, match='no memory'):
+        small_model.detect([image])
+
+
+def test_images_are_read_when_they_are_needed(small_model, image):
+    """The default on the CPU is one image at a time: its detections do not wait for the next image."""
+    for batch_size, expected in ((None, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4, 5]), (9, [5] * 5)):
+        given = []
+        detections = small_model.iter_detections((given.append(i) or image for i in range(5)), batch_size=batch_size)
+        assert given == [] and [len(given) for _ in detections] == expected
+    assert small_model.detect([]) == []
+
+
+def test_the_callers_settings_hold_between_detections(small_model, image):
+    for _ in small_model.iter_detections([image, image]):
+        assert chainer.config.train and chainer.config.enable_backprop
+
+
+def test_batch_size_must_be_positive(small_model, image):
+    for method in (small_model.detect, small_model.iter_detections, small_model.predict):
+        with pytest.raises(ValueError, match='batch_size must be at least 1, not 0'):
+            method([image], batch_size=0)

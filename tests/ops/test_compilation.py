@@ -1,0 +1,34 @@
+"""The notice of a compilation."""
+
+import numba
+
+from mask_rcnn.ops.runtime.compilation import on_first_compilation
+
+
+def test_callback_runs_once_at_the_first_compilation():
+    calls = []
+    on_first_compilation(lambda: calls.append('compiled'))
+    assert calls == []
+    first, second = numba.njit(lambda x: x + 1), numba.njit(lambda x: x + 2)
+    assert first(1) == 2 and calls == ['compiled']
+    assert second(1) == 3 and first(2.0) == 3.0 and calls == ['compiled']
+
+
+def test_callback_does_not_run_for_cached_kernels(tmp_path):
+    """Loading from the cache triggers no pass of the compiler."""
+    import subprocess
+    import sys
+
+    (tmp_path / 'kernels.py').write_text(
+        'from numba import njit\n\n\n@njit(cache=True)\ndef add(x):\n    return x + 1\n'
+    )
+    program = (
+        'from mask_rcnn.ops.runtime.compilation import on_first_compilation\n'
+        'on_first_compilation(lambda: print("compiled"))\n'
+        'from kernels import add\nadd(1)'
+    )
+    outputs = []
+    for _ in range(2):
+        run = subprocess.run([sys.executable, '-c', program], cwd=tmp_path, check=True, capture_output=True, text=True)
+        outputs.append(run.stdout)
+    assert outputs == ['compiled\n', '']
