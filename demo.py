@@ -1,11 +1,9 @@
-"""Find the objects in images; see ``--help``.  The same as ``mask-rcnn demo``."""
+"""Detect objects in images; the same as ``mask-rcnn demo``.  See ``--help``."""
 
-import pathlib
 import sys
-
-ROOT = pathlib.Path(__file__).resolve().parent
+from pathlib import Path
 
 from mask_rcnn.cli import demo
 
 if __name__ == '__main__':
-    sys.exit(demo.main(folder=ROOT / 'modelfiles'))
+    sys.exit(demo.main(folder=Path(__file__).resolve().parent / 'modelfiles'))

@@ -1,11 +1,9 @@
-"""Train Mask R-CNN or evaluate a model; see ``--help``.  The same as ``mask-rcnn train``."""
+"""Train Mask R-CNN or evaluate a model; the same as ``mask-rcnn train``.  See ``--help``."""
 
-import pathlib
 import sys
+from pathlib import Path
 
-ROOT = pathlib.Path(__file__).resolve().parent
-
-if __name__ == '__main__':  # the processes that read images import this file, too
+if __name__ == '__main__':  # the worker processes that read images import this file as well
     from mask_rcnn.cli import train
 
-    sys.exit(train.main(folder=ROOT))
+    sys.exit(train.main(folder=Path(__file__).resolve().parent))

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 
 from mask_rcnn.cli import convert, demo
-from mask_rcnn.cli.options import print_error
+from mask_rcnn.cli.command import report_error
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.weights import download
 
@@ -65,7 +65,7 @@ def _run_on_photo(args: argparse.Namespace, folder: Path, photo_url: str) -> int
     try:
         image = args.image or download.fetch(photo_url, folder / Path(photo_url).name)
     except download.DownloadError as error:
-        return print_error(f'{error}; name a photo of your own: make demo-coco IMAGE=photo.jpg')
+        return report_error(f'{error}; name a photo of your own: make demo-coco IMAGE=photo.jpg')
     return _run_model(weights, image, args.output)
 
 

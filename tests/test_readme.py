@@ -18,7 +18,7 @@ def flags_of_tables(text: str) -> dict[str, set[str]]:
     ):
         command = re.search(r'`mask-rcnn (\w+)`', head)[1]
         first_cells = [row.split('|')[1] for row in body.splitlines()]
-        tables[command] = set(re.findall(r'--[\w-]+', ' '.join(first_cells)))
+        tables[command] = {flag.replace('_', '-') for flag in re.findall(r'--[\w-]+', ' '.join(first_cells))}
     return tables
 
 

@@ -1,11 +1,9 @@
-"""Convert Matterport's weights; see ``--help``.  The same as ``mask-rcnn convert``."""
+"""Convert Matterport's weights; the same as ``mask-rcnn convert``.  See ``--help``."""
 
-import pathlib
 import sys
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from pathlib import Path
 
 from mask_rcnn.cli import convert
 
 if __name__ == '__main__':
-    sys.exit(convert.main(folder=ROOT / 'modelfiles', default='mask_rcnn_coco.h5'))
+    sys.exit(convert.main(folder=Path(__file__).resolve().parents[1] / 'modelfiles', default='mask_rcnn_coco.h5'))

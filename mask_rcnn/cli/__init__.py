@@ -1,7 +1,7 @@
-"""The console command ``mask-rcnn``: one subcommand per module of this package.
+"""The console command ``mask-rcnn``: one subcommand per module listed in :data:`COMMANDS`.
 
-Each module has ``configure(parser)``, which adds its options, and ``run(args)``, which does the work and
-returns the exit status: 0, 1 for a failed run, 2 for bad arguments.
+Each of these modules has ``configure(parser)``, which adds its options; ``run(args)``, which does the work and returns
+the exit status (0, 1 for a failed run, 2 for bad arguments); and ``main(argv)``, which parses and runs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-#: What each subcommand does; its module is only imported when it is called, so that help comes at once.
+import mask_rcnn
+
+#: Subcommand -> its summary.  The module is imported when the subcommand is called, which keeps ``--help`` fast.
 COMMANDS = {
-    'train': "train, fine-tune, go on; on COCO, data of one's own or drawn shapes",
+    'train': 'train, fine-tune or resume training on COCO, your own data or generated shapes',
     'evaluate': "evaluate a model with COCO's metrics",
-    'demo': 'find the objects in images; write pictures and COCO results',
-    'convert': "convert Detectron's, Matterport's, PyTorch's or MindSpore's weights to .npz",
-    'info': 'say what a weight file is',
+    'demo': 'detect objects in images; write pictures and COCO results',
+    'convert': 'convert weights of Detectron, Matterport, PyTorch or MindSpore to .npz',
+    'info': 'describe a weight file',
 }
 
 
@@ -25,39 +27,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Args:
-        argv: Arguments without the program's name (default: those of the process).
+        argv: Arguments without the program's name; ``None`` for those of the process.
 
     Returns:
         The exit status; bad arguments end the process with status 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    name, rest = _parser().parse_args(argv[:1]).command, argv[1:]
+    name = _parser().parse_args(argv[:1]).command
     command = importlib.import_module(f'mask_rcnn.cli.{name}')
-    parser = argparse.ArgumentParser(prog=f'mask-rcnn {name}')
-    command.configure(parser)
-    return command.run(parser.parse_args(rest))
+    return command.main(argv[1:], prog=f'mask-rcnn {name}')
 
 
 def _parser() -> argparse.ArgumentParser:
-    listing = '\n'.join(f'  {name:10}{what}' for name, what in COMMANDS.items())
+    listing = '\n'.join(f'  {name:10}{summary}' for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog='mask-rcnn',
         usage='mask-rcnn [-h] [--version] COMMAND ...',
-        add_help=True,
         description=f'Mask R-CNN on Chainer and CuPy.\n\ncommands:\n{listing}\n\n'
         '"mask-rcnn COMMAND --help" lists the options of a command.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--version', action=_Version, nargs=0, help='show the version and exit')
+    parser.add_argument('--version', action='version', version=f'mask-rcnn {mask_rcnn.__version__}')
     parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help=argparse.SUPPRESS)
     return parser
-
-
-class _Version(argparse.Action):
-    """Look the version up only when it is asked for."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        import mask_rcnn
-
-        sys.stdout.write(f'mask-rcnn {mask_rcnn.__version__}\n')
-        parser.exit()

@@ -1,4 +1,4 @@
-"""``python -m mask_rcnn.cli``: the console command without its installation."""
+"""The console command ``mask-rcnn`` as ``python -m mask_rcnn.cli``, without an installation."""
 
 import sys
 

@@ -1,16 +1,18 @@
-"""``mask-rcnn convert`` and ``utils/*_parser.py``: weight files of other programs to ours."""
+"""``mask-rcnn convert`` and ``utils/*_parser.py``: conversion of other programs' weight files to the native format."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import os
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from mask_rcnn.cli.options import UsageError, run_and_report_errors
+from mask_rcnn.cli.arguments import positive_float, positive_int, score
+from mask_rcnn.cli.command import UsageError, run_and_report_errors, run_command
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
 from mask_rcnn.weights.converters import matterport_cfg
@@ -19,12 +21,12 @@ from mask_rcnn.weights.converters.mapping import ConvertedWeights
 DEFAULT_INPUT = 'model_final.pkl'
 
 _DESCRIPTION = """\
-Convert weights of other programs to weights of this program (.npz): Detectron's Mask and Keypoint R-CNN
-models and ImageNet files (.pkl), Matterport's (.h5) and its PyTorch ports' (.pth), MindSpore's (.ckpt). Files
-are recognised by their contents, and nothing in them is executed."""
+Convert weights of other programs to this program's format (.npz): Detectron's Mask and Keypoint R-CNN models and
+ImageNet files (.pkl), Matterport's models (.h5) and those of its PyTorch ports (.pth), and MindSpore's checkpoints
+(.ckpt). Files are recognised by their contents, and nothing in them is executed."""
 
-#: Our flags for what files cannot say, the field of our ``Config`` and Matterport's name for it.
-_FLAGS = {
+#: Options for settings that weight files do not contain: the field of ``Config`` -> Matterport's name of it.
+_SETTINGS = {
     'min_size': 'IMAGE_MIN_DIM',
     'max_size': 'IMAGE_MAX_DIM',
     'anchor_sizes': 'RPN_ANCHOR_SCALES',
@@ -32,71 +34,61 @@ _FLAGS = {
 }
 
 
-def configure(
-    parser: argparse.ArgumentParser, folder: pathlib.Path = pathlib.Path('modelfiles'), default: str = DEFAULT_INPUT
-) -> None:
+def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles'), default: str = DEFAULT_INPUT) -> None:
     """Add the command's description and options to a parser.
 
     Args:
-        parser: Of the command or of a subcommand.
-        folder: Where the default input and outputs lie.
-        default: Name of the default input.
+        parser: The parser of the command.
+        folder: The folder of the default input and the default outputs.
+        default: File name of the default input.
     """
     parser.description = _DESCRIPTION
     parser.set_defaults(folder=folder, default=folder / default)
-    parser.add_argument(
-        'file', nargs='?', type=pathlib.Path, metavar='FILE', help=f'weights to convert (default: {folder / default})'
-    )
-    parser.add_argument('--input', type=pathlib.Path, metavar='FILE', help='the same as FILE')
-    parser.add_argument(
+    add = parser.add_argument
+    add('file', nargs='?', type=Path, metavar='FILE', help=f'weights to convert (default: {folder / default})')
+    add('--input', type=Path, metavar='FILE', help='the same as FILE')
+    add(
         '--output',
-        type=pathlib.Path,
+        type=Path,
         metavar='FILE',
-        help=f'weights to write (default: in {folder}, by content, such as '
+        help=f'weights to write (default: a file in {folder} named after its contents, such as '
         'e2e_mask_rcnn_R-50-C4_1x_d2c.npz, e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz, '
         'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz)',
     )
-    parser.add_argument(
+    add(
         '--class-names',
-        type=pathlib.Path,
+        type=Path,
         metavar='FILE',
-        help='names of the classes without the background, one per line (default: '
-        "COCO's where there are 80 classes, class_1, class_2, ... otherwise)",
+        help='text file with the names of the classes without the background, one per line (default: the names of '
+        "COCO's classes if there are 80 classes, otherwise class_1, class_2, ...)",
     )
-    parser.add_argument(
+    add(
         '--config',
-        type=pathlib.Path,
+        type=Path,
         metavar='FILE',
-        help="for Matterport's network: a JSON file of values by the names of its Config "
-        'class ({"IMAGE_MAX_DIM": 512, ...}), which its weight files cannot say',
+        help="for Matterport's network: a JSON file with the settings of its Config class that weight files do not "
+        'contain, by their names there: {"IMAGE_MAX_DIM": 512, ...}',
     )
-    parser.add_argument('--min-size', type=int, metavar='N', help="size of the network input's shorter side")
-    parser.add_argument('--max-size', type=int, metavar='N', help='limit of its longer side')
-    parser.add_argument('--anchor-sizes', type=float, nargs='+', metavar='N', help='sides of the anchors')
-    parser.add_argument('--score-threshold', type=float, metavar='S', help='least score of a detection')
+    add('--min-size', type=positive_int, metavar='N', help='size of the shorter side of the network input in pixels')
+    add('--max-size', type=positive_int, metavar='N', help='maximum size of its longer side in pixels')
+    add('--anchor-sizes', type=positive_float, nargs='+', metavar='N', help='sizes of the anchors in pixels')
+    add('--score-threshold', type=score, metavar='S', help='minimum score of a detection')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
+    """Convert a file; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
     return run_and_report_errors(lambda: _convert(args), (WeightFileError,))
 
 
 def main(
-    argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path('modelfiles'), default: str = DEFAULT_INPUT
+    argv: Sequence[str] | None = None,
+    folder: Path = Path('modelfiles'),
+    default: str = DEFAULT_INPUT,
+    *,
+    prog: str | None = None,
 ) -> int:
-    """Parse the command line and convert.
-
-    Args:
-        argv: Arguments without the program's name (default: those of the process).
-        folder: Where the default input and outputs lie.
-        default: Name of the default input.
-
-    Returns:
-        The exit status; bad arguments end the process with status 2.
-    """
-    parser = argparse.ArgumentParser()
-    configure(parser, folder, default)
-    return run(parser.parse_args(argv))
+    """Parse the command line and convert; see :func:`configure` and :func:`mask_rcnn.cli.command.run_command`."""
+    return run_command(partial(configure, folder=folder, default=default), run, argv, prog)
 
 
 def make_meta(
@@ -105,12 +97,12 @@ def make_meta(
     """Return the metadata of converted weights.
 
     Args:
-        path: The source.
-        file: What was read from it.
+        path: The source file.
+        file: The contents of the source file.
         class_names_file: Text file of one class name per line, or ``None`` for the default names.
 
     Raises:
-        WeightFileError: The file of names cannot be read or has another number of names.
+        WeightFileError: The file of names cannot be read or has the wrong number of names.
     """
     names, ids = classes_of(file, class_names_file)
     return ModelMeta(
@@ -118,14 +110,14 @@ def make_meta(
         config=file.config,
         class_names=names,
         category_ids=ids,
-        source=Source(pathlib.Path(path).name, file.sha256, file.format),
+        source=Source(Path(path).name, file.sha256, file.format),
         skipped={group: len(members) for group, members in file.report.skipped.items()},
         notes=file.report.notes + file.report.warnings,
     )
 
 
 def _convert(args: argparse.Namespace) -> int:
-    path = _input(args)
+    path = _input_path(args)
     _check_output(path, args.output)
     file = _read(path, args)
     meta = make_meta(path, file, args.class_names)
@@ -138,9 +130,9 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def _input(args: argparse.Namespace) -> pathlib.Path:
+def _input_path(args: argparse.Namespace) -> Path:
     if args.file is not None and args.input is not None:
-        raise UsageError('name the input once, not twice')
+        raise UsageError('FILE and --input both name the input; give only one of them')
     path = args.file or args.input or args.default
     if path == args.default and not os.path.lexists(path):
         raise WeightFileError(
@@ -149,26 +141,34 @@ def _input(args: argparse.Namespace) -> pathlib.Path:
     return path
 
 
-def _check_output(path: pathlib.Path, output: pathlib.Path | None) -> None:
+def _check_output(path: Path, output: Path | None) -> None:
     if output is None:
         return
     if _is_same_file(path, output):
-        raise UsageError('--output must not be the file given by --input')
+        raise UsageError(f'--output {output} is the input file')
     if output.is_dir():
         raise UsageError(f'--output {output} is a folder; name a file in it')
 
 
-def _read(path: pathlib.Path, args: argparse.Namespace) -> ConvertedWeights:
-    """Read the input, with what the command line says about it."""
-    given = {name: getattr(args, name) for name in _FLAGS if getattr(args, name) is not None}
+def _is_same_file(first: Path, second: Path) -> bool:
+    """Return whether two paths lead to one existing file, also through links and ``..``."""
+    try:
+        return first.samefile(second)
+    except OSError:
+        return False
+
+
+def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
+    """Read the input and apply the settings of the command line."""
+    changes = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
     settings = matterport_cfg.read_settings(args.config) if args.config is not None else {}
     format = formats.detect_format(path)
     if format.suffix is None:
-        raise WeightFileError(path, f'is {format.title}, which is used as it is: there is nothing to convert')
+        raise WeightFileError(path, f'is {format.title}, which needs no conversion')
     try:
         if not format.takes_settings:
-            return _with_changes(formats.read(path, settings), given)
-        settings |= {_FLAGS[name]: value for name, value in given.items()}
+            return _replace_settings(formats.read(path, settings), changes)
+        settings |= {_SETTINGS[name]: value for name, value in changes.items()}
         return formats.read(path, settings)
     except WeightFileError:
         raise
@@ -176,14 +176,7 @@ def _read(path: pathlib.Path, args: argparse.Namespace) -> ConvertedWeights:
         raise UsageError(str(error)) from None
 
 
-def _with_changes(file: ConvertedWeights, given: Mapping[str, Any]) -> ConvertedWeights:
-    """Return a file with some numbers of its network replaced."""
-    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return dataclasses.replace(file, config=file.config.replace(**changes))
-
-
-def _is_same_file(first: pathlib.Path, second: pathlib.Path) -> bool:
-    try:
-        return first.samefile(second)
-    except OSError:
-        return False
+def _replace_settings(file: ConvertedWeights, changes: Mapping[str, Any]) -> ConvertedWeights:
+    """Return a file with some settings of its network replaced."""
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    return dataclasses.replace(file, config=file.config.replace(**fields))

@@ -1,33 +1,29 @@
-"""``mask-rcnn demo`` and ``demo.py``: images in, pictures and COCO results out."""
+"""``mask-rcnn demo`` and ``demo.py``: detection in images, with pictures and COCO results as output."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 import mask_rcnn
-from mask_rcnn.cli.options import (
-    UsageError,
-    add_precision,
-    check_precision,
-    choose_device,
-    gpu_number,
-    print_error,
-    write_line,
-)
+from mask_rcnn.cli.arguments import AddArgument, score
+from mask_rcnn.cli.command import UsageError, run_and_report_errors, run_command
+from mask_rcnn.cli.options import add_gpu, add_precision, check_precision, choose_device
 from mask_rcnn.config import EXTRACTORS
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.io.console import print_error, print_line, progress_bar
+from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.preprocessing.image_io import ImageFileError, list_images, read_image
@@ -35,29 +31,30 @@ from mask_rcnn.visualization import BACKGROUNDS, load_font
 from mask_rcnn.weights import WeightFileError
 
 DEFAULT_MODEL = 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
-#: What a picture shows unless --score-thresh says otherwise.
+
+#: Minimum score of the detections in a picture without ``--score-thresh``.
 PICTURE_THRESHOLD = 0.7
 
-#: What one image may fail with while the others go on.
-_FAILURES = ValueError, OSError, MemoryError
+#: Errors of one image, after which the other images are processed.
+_IMAGE_ERRORS = (ValueError, OSError, MemoryError)
 
-_DESCRIPTION = 'Find the objects in images and write them as pictures and, with --json, as COCO results.'
+_DESCRIPTION = 'Detect objects in images and write the results as pictures and, with --json, in COCO format.'
 
 _EPILOG = """\
 names of the pictures:
-  One image: --output is the picture. Several images, or a folder: --output photos.png gives
-  photos_NAME.png for the image NAME.jpg. If --output is a folder (an existing one, or with / at the
-  end) the pictures are NAME.png in it. The suffix says the format.
+  One image: --output is the picture. Several images or a folder: --output photos.png writes photos_NAME.png
+  for the image NAME.jpg. If --output is a folder (an existing one, or a name that ends with /), the pictures
+  are NAME.png in that folder. The suffix determines the image format.
 
 scores:
-  A picture shows what scores above 0.7; the JSON file holds everything that the model found, which is
-  what scores above 0.05. --score-thresh replaces both numbers.
+  Pictures show detections with scores above 0.7; the JSON file contains all detections of the model, by
+  default those with scores above 0.05. --score-thresh replaces both thresholds.
 
 image_id in the JSON file:
-  The number if the file's name is one (000000000139.jpg: 139), the name without its suffix otherwise.
+  The file name as a number if it is one (000000000139.jpg: 139), otherwise the file name without its suffix.
 
 exit status:
-  0; 1 if something failed (a damaged image is named and the others go on); 2 for bad arguments.
+  0; 1 if something failed (a damaged image is reported, and the others are processed); 2 for bad arguments.
 """
 
 
@@ -65,12 +62,17 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
     """Add the command's description and options to a parser.
 
     Args:
-        parser: Of the command or of a subcommand.
-        folder: Where the default weights lie.
+        parser: The parser of the command.
+        folder: The folder of the default weights.
     """
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
+    _add_input(parser.add_argument_group('input').add_argument)
+    _add_model(parser.add_argument_group('model').add_argument, folder)
+    _add_output(parser.add_argument_group('output').add_argument)
+
+
+def _add_input(add: AddArgument) -> None:
     add(
         '--image',
         nargs='+',
@@ -78,8 +80,11 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
         required=True,
         type=Path,
         metavar='PATH',
-        help='image files, or folders of them',
+        help='image files, or folders of images',
     )
+
+
+def _add_model(add: AddArgument, folder: Path) -> None:
     add(
         '--modelfile',
         type=Path,
@@ -87,75 +92,61 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
         metavar='FILE',
         help='weights, .npz (default: %(default)s)',
     )
-    add(
-        '--gpu',
-        type=gpu_number,
-        metavar='ID',
-        help='number of the GPU, -1 for the CPU (default: 0 where CUDA works, else the CPU)',
-    )
+    add_gpu(add)
     add_precision(add)
+    add('--bn2affine', action='store_true', help='convert batch normalisation to affine channels first')
+    add(
+        '--roialign',
+        action=argparse.BooleanOptionalAction,
+        help='RoIAlign, or RoI max pooling (default: as the weights were trained)',
+    )
+    add(
+        '--roi-size',
+        type=int,
+        choices=(7, 14),
+        help='height and width of the pooled RoI features (default: as the weights were trained)',
+    )
+    add('--extractor', choices=EXTRACTORS, help='must be the extractor of the weights, which is the default')
+
+
+def _add_output(add: AddArgument) -> None:
     add(
         '--output',
         default='output.png',
         metavar='PATH',
         help='picture, or folder for pictures; see below (default: %(default)s)',
     )
-    add('--json', type=Path, metavar='FILE', help='write the results in COCO format, too')
+    add('--json', type=Path, metavar='FILE', help='also write the results in COCO format')
     add(
         '--score-thresh',
-        type=_score,
+        type=score,
         metavar='S',
-        help='only what scores above S, in pictures and JSON alike; see below',
+        help='minimum score (default: 0.7 for pictures, 0.05 for JSON); see below',
     )
     add('--contour', action='store_true', help='draw the outlines of the masks')
     add(
         '--background',
         choices=BACKGROUNDS,
         default='image',
-        help='what the objects are drawn on: the image, the image in grey, or nothing but black or white '
-        '(default: %(default)s)',
+        help='background of the objects: the image, the image in grey, or black or white (default: %(default)s)',
     )
     add(
         '--font',
         type=Path,
         metavar='FILE',
-        help='TrueType or OpenType font of the labels (default: DejaVu Sans, which has no Chinese, Japanese or Korean)',
+        help='TrueType or OpenType font for the labels (default: DejaVu Sans, which has no Chinese, Japanese or '
+        'Korean characters)',
     )
-    add('--bn2affine', action='store_true', help='turn batch normalisation into affine channels first')
-    add(
-        '--roialign',
-        action=argparse.BooleanOptionalAction,
-        help='RoIAlign, or RoI max pooling (default: as the weights were trained)',
-    )
-    add('--roi_size', type=int, choices=(7, 14), help='bins of a RoI (default: as the weights were trained)')
-    add('--extractor', choices=EXTRACTORS, help='must be what the weights are for (default: just that)')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
-    try:
-        return _run(args)
-    except UsageError as error:
-        return print_error(str(error), 2)
-    except (WeightFileError, OSError) as error:
-        return print_error(str(error))
-    except KeyboardInterrupt:
-        return print_error('interrupted', 130)
+    """Detect objects; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
+    return run_and_report_errors(lambda: _run(args), (WeightFileError,))
 
 
-def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles')) -> int:
-    """Parse the command line and detect.
-
-    Args:
-        argv: Arguments without the program's name (default: those of the process).
-        folder: Where the default weights lie.
-
-    Returns:
-        The exit status; bad arguments end the process with status 2.
-    """
-    parser = argparse.ArgumentParser()
-    configure(parser, folder)
-    return run(parser.parse_args(argv))
+def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles'), *, prog: str | None = None) -> int:
+    """Parse the command line and detect; see :func:`configure` and :func:`mask_rcnn.cli.command.run_command`."""
+    return run_command(partial(configure, folder=folder), run, argv, prog)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -168,33 +159,30 @@ def _run(args: argparse.Namespace) -> int:
     model = _load(args)
     for folder in {picture.parent for picture in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
-    results = []
+    results: list[dict[str, Any]] = []
     with (
         using_precision(args.precision),
         cache_weights(),
-        tqdm(total=len(images), unit='image', disable=len(images) < 2) as bar,
+        progress_bar(len(images), unit='image') as bar,
     ):
-        for job in _detect(model, images, pictures):
+        for job in _detect(model, map(_Job, images, pictures)):
             try:
-                if job.error is not None:
-                    raise job.error
-                _show(job, args)
-                if args.json is not None:
-                    results += job.detections.to_coco(image_id(job.image))
-            except _FAILURES as error:
+                results += _write_results(job, args)
+            except _IMAGE_ERRORS as error:
                 n_failed += 1
-                write_line(f'error: {_reason(job.image, error)}', sys.stderr)
+                print_error(_describe_error(job.image, error))
             bar.update()
-            del job  # and its pixels, before the next ones are read
+            del job  # and its pixels, before the next images are read
     if args.json is not None:
         with open_for_writing(args.json) as file:
             file.write(json.dumps(results).encode('ascii'))
     return 1 if n_failed else 0
 
 
-def _find_images(paths: Sequence[Path]) -> tuple[list[Path], int]:
-    """Expand folders; returns the images and how many paths lead to none (each is named)."""
-    images, n_failed = [], 0
+def _find_images(paths: Iterable[Path]) -> tuple[list[Path], int]:
+    """Expand folders; returns the images, and the number of paths without one, each of which is reported."""
+    images: list[Path] = []
+    n_failed = 0
     for path in paths:
         try:
             images += list_images([path])
@@ -205,15 +193,15 @@ def _find_images(paths: Sequence[Path]) -> tuple[list[Path], int]:
 
 
 def picture_paths(images: Sequence[Path], output: str, *, several: bool) -> list[Path]:
-    """Name the picture of each image; the rule is in the command's help.
+    """Return the path of each image's picture; the command's help states the rule.
 
     Args:
-        images: The images' files.
-        output: What ``--output`` says.
+        images: The image files.
+        output: The value of ``--output``.
         several: Whether pictures are named after their images.
 
     Returns:
-        Paths, all different: where images of different folders have one name, ``_2``, ``_3`` ... follow.
+        Distinct paths: if images in different folders have the same name, ``_2``, ``_3``, ... are appended.
     """
     path = Path(output)
     if output.endswith(('/', os.sep)) or path.is_dir():
@@ -222,7 +210,7 @@ def picture_paths(images: Sequence[Path], output: str, *, several: bool) -> list
         names = [path.with_name(f'{path.stem}_{image.stem}{path.suffix}') for image in images]
     else:
         names = [path] * len(images)
-    taken = set()
+    taken: set[Path] = set()
     for i, name in enumerate(names):
         number = 2
         while names[i] in taken:
@@ -233,7 +221,7 @@ def picture_paths(images: Sequence[Path], output: str, *, several: bool) -> list
 
 
 def image_id(image: Path) -> int | str:
-    """Return the number of an image in COCO results; the rule is in the command's help."""
+    """Return an image's id in COCO results; the command's help states the rule."""
     return int(image.stem) if image.stem.isascii() and image.stem.isdigit() else image.stem
 
 
@@ -263,14 +251,14 @@ def _check_font(font: Path | None) -> None:
         raise UsageError(f'--font {error}') from error
 
 
-def _load(args: argparse.Namespace):
-    given = {
+def _load(args: argparse.Namespace) -> MaskRCNN:
+    fields = {
         'roi_align': args.roialign,
         'roi_size': args.roi_size,
         'extractor': args.extractor,
         'score_threshold': args.score_thresh,
     }
-    overrides = {name: value for name, value in given.items() if value is not None}
+    overrides = {name: value for name, value in fields.items() if value is not None}
     if not os.path.lexists(args.modelfile):
         raise WeightFileError(
             args.modelfile,
@@ -289,65 +277,104 @@ def _load(args: argparse.Namespace):
 
 @dataclass
 class _Job:
-    """An image on its way to a picture, or to the error that prevents it."""
+    """An image, its picture, and the results in between: pixels and detections, or an error."""
 
     image: Path
     picture: Path
-    pixels: np.ndarray | None = None
-    detections: Detections | None = None
+    pixels: np.ndarray = field(init=False)
+    detections: Detections = field(init=False)
     error: Exception | None = None
 
+    def read(self) -> None:
+        """Read the image."""
+        try:
+            self.pixels = read_image(self.image)
+        except _IMAGE_ERRORS as error:
+            self.error = error
 
-def _detect(model, images: Sequence[Path], pictures: Sequence[Path]) -> Iterator[_Job]:
-    """Detect in images, several at a time where the model does; yield each with its detections or its error."""
-    left = map(_Job, images, pictures)
-    begun = deque()
+    def detect(self, model: MaskRCNN) -> None:
+        """Detect in this image alone."""
+        try:
+            (self.detections,) = model.detect([self.pixels], batch_size=1)
+        except _IMAGE_ERRORS as error:
+            self.error = error
 
-    def read():
-        for job in left:
-            begun.append(job)
-            try:
-                job.pixels = read_image(job.image)
-            except _FAILURES as error:
-                job.error = error
-            else:
+
+class _JobQueue:
+    """Jobs in the order of their images; the model takes pixels from one end, jobs with results leave at the other.
+
+    Args:
+        jobs: The jobs, whose images are read when the model requests them.
+    """
+
+    def __init__(self, jobs: Iterable[_Job]):
+        self._jobs = iter(jobs)
+        self._begun: deque[_Job] = deque()
+
+    def read_pixels(self) -> Iterator[np.ndarray]:
+        """Yield the pixels of the readable images; a further call continues after the last image."""
+        for job in self._jobs:
+            self._begun.append(job)
+            job.read()
+            if job.error is None:
                 yield job.pixels
 
-    def failed():
-        while begun and begun[0].error is not None:
-            yield begun.popleft()
+    def pop_unreadable(self) -> Iterator[_Job]:
+        """Yield the jobs before the first readable image, or all jobs if there is no readable image."""
+        while self._begun and self._begun[0].error is not None:
+            yield self._begun.popleft()
 
+    def pop(self) -> _Job:
+        """Return the first job."""
+        return self._begun.popleft()
+
+    def pop_all(self) -> Iterator[_Job]:
+        """Yield all jobs whose images have been read."""
+        while self._begun:
+            yield self._begun.popleft()
+
+
+def _detect(model: MaskRCNN, jobs: Iterable[_Job]) -> Iterator[_Job]:
+    """Yield each job with its detections or its error, in order.
+
+    The model reads ahead, because it processes several images at once.  If it fails, the images that it has read are
+    processed one by one, so that only the image that causes the error fails.
+    """
+    queue = _JobQueue(jobs)
     while True:
         try:
-            for detections in model.iter_detections(read()):
-                yield from failed()
-                job = begun.popleft()
+            for detections in model.iter_detections(queue.read_pixels()):
+                yield from queue.pop_unreadable()
+                job = queue.pop()
                 job.detections = detections
                 yield job
-                del job, detections
-            yield from begun  # what failed behind the last detections
+                del job, detections  # free the memory before the next image is read
+        except _IMAGE_ERRORS:
+            for job in queue.pop_all():
+                if job.error is None:
+                    job.detect(model)
+                yield job
+        else:
+            yield from queue.pop_unreadable()
             return
-        except _FAILURES:  # of one of those that are begun: which one?
-            while begun:
-                yield _detect_alone(model, begun.popleft())
 
 
-def _detect_alone(model, job: _Job) -> _Job:
-    if job.error is None:
-        try:
-            (job.detections,) = model.detect([job.pixels], batch_size=1)
-        except _FAILURES as error:
-            job.error = error
-    return job
+def _write_results(job: _Job, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Write an image's picture and print a summary; returns the COCO results for ``--json``.
 
-
-def _show(job: _Job, args: argparse.Namespace) -> None:
-    """Write an image's picture and say what there was."""
-    shown = job.detections.above(PICTURE_THRESHOLD if args.score_thresh is None else args.score_thresh)
-    drawn = shown.draw(job.pixels, contour=args.contour, background=args.background, font=args.font)
-    _write_picture(job.picture, drawn)
+    Raises:
+        Exception: The error of the job, if it has one.
+    """
+    if job.error is not None:
+        raise job.error
+    detections = job.detections
+    shown = detections.above(PICTURE_THRESHOLD if args.score_thresh is None else args.score_thresh)
+    _write_picture(
+        job.picture, shown.draw(job.pixels, contour=args.contour, background=args.background, font=args.font)
+    )
     counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
-    write_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}', sys.stdout)
+    print_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}')
+    return [] if args.json is None else detections.to_coco(image_id(job.image))
 
 
 def _write_picture(path: Path, rgb: np.ndarray) -> None:
@@ -358,22 +385,12 @@ def _write_picture(path: Path, rgb: np.ndarray) -> None:
     if not done:
         raise ValueError(f'a picture of this size cannot be written as {path.suffix}')
     with open_for_writing(path) as file:
-        file.write(data)
+        file.write(data.tobytes())
 
 
-def _reason(image: Path, error: Exception) -> str:
+def _describe_error(image: Path, error: Exception) -> str:
     if isinstance(error, (ImageFileError, WeightFileError, OSError)):
-        return str(error)  # these name the file themselves
+        return str(error)  # names the file
     if isinstance(error, MemoryError):
         return f'{image}: not enough memory'
     return f'{image}: {" ".join(str(error).split())}'
-
-
-def _score(text: str) -> float:
-    score = float(text)
-    if not 0 <= score <= 1:
-        raise argparse.ArgumentTypeError(f'{text} is not between 0 and 1')
-    return score
-
-
-_score.__name__ = 'number'  # argparse names the type in its messages

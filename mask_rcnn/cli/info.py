@@ -1,60 +1,52 @@
-"""``mask-rcnn info``: what a weight file is, without changing anything."""
+"""``mask-rcnn info``: the description of weight files."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
-from mask_rcnn.cli.options import run_and_report_errors
+from mask_rcnn.cli.command import run_and_report_errors, run_command
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.weights import WeightFileError, formats
 
 _DESCRIPTION = """\
-Say what weight files are: format, network, classes, dialect (the program whose numbers they go with), how
-many numbers, and what mask-rcnn convert would take and leave. Files are recognised by their contents, and
-nothing in them is executed."""
+Describe weight files: the format, the network, the classes, the dialect (the program whose conventions the weights
+need), the number of weights, and which arrays mask-rcnn convert would take and skip. Files are recognised by their
+contents, and nothing in them is executed."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's description and options to a parser."""
     parser.description = _DESCRIPTION
-    parser.add_argument('files', type=pathlib.Path, nargs='+', metavar='FILE', help='weight file of any kind')
+    parser.add_argument('files', type=Path, nargs='+', metavar='FILE', help='weight file of any format')
     parser.add_argument(
         '--json',
         action='store_true',
-        help='write a line of JSON for each file, with all names and the whole configuration',
+        help='write one line of JSON per file, with all names and the complete configuration',
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Report on each file; returns the exit status (0, 1 if one of them cannot be used, 130 if interrupted)."""
+    """Describe each file; returns the exit status (0, 1 if a file cannot be used, 130 after an interrupt)."""
     status = 0
     for path in args.files:
-        status = max(status, run_and_report_errors(lambda: _report(path, args.json), (WeightFileError,)))
-        if status == 130:  # Ctrl-C means all of them
+        status = max(status, run_and_report_errors(partial(_describe, path, args.json), (WeightFileError,)))
+        if status == 130:  # Ctrl-C stops all files, not only this one
             break
     return status
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and report.
-
-    Args:
-        argv: Arguments without the program's name (default: those of the process).
-
-    Returns:
-        The exit status; bad arguments end the process with status 2.
-    """
-    parser = argparse.ArgumentParser()
-    configure(parser)
-    return run(parser.parse_args(argv))
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Parse the command line and describe the files; see :func:`mask_rcnn.cli.command.run_command`."""
+    return run_command(configure, run, argv, prog)
 
 
-def _report(path: pathlib.Path, as_json: bool) -> int:
+def _describe(path: Path, as_json: bool) -> int:
     file = formats.read(path)
-    known = describe_file(path, file, classes_of(file)[0])
-    sys.stdout.write(json.dumps(known) + '\n' if as_json else format_description(known))
+    description = describe_file(path, file, classes_of(file)[0])
+    sys.stdout.write(json.dumps(description) + '\n' if as_json else format_description(description))
     return 0

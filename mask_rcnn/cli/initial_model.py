@@ -1,52 +1,36 @@
-"""The model that a run starts from: new, from a model file, or of a snapshot."""
+"""The initial model of a training run: new, from a model file, or from a snapshot."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
+from pathlib import Path
+from typing import Any
 
 import mask_rcnn
-from mask_rcnn.cli import dataset_options
-from mask_rcnn.cli.evaluate import listed
-from mask_rcnn.cli.options import UsageError
+from mask_rcnn.cli.command import UsageError
+from mask_rcnn.cli.dataset_options import ANCHOR_SIZES, PROPOSALS, SIZES, Dataset
+from mask_rcnn.cli.evaluate import shorten_names
+from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
+from mask_rcnn.io.console import print_line
+from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import convert_norm
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
-from mask_rcnn.training.trainer import print_line
 from mask_rcnn.weights import WeightFileError, formats, load_arrays, read_weights
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
 
-#: Fields that flags of their own, or the data, decide.
-_OTHER_FLAGS_SET = (
-    'extractor',
-    'n_fg_class',
-    'n_keypoint',
-    'dialect',
-    'norm',
-    'roi_size',
-    'roi_align',
-    'min_size',
-    'max_size',
-    'anchor_sizes',
-)
 
-
-def make_model(args: argparse.Namespace, train_set, *, is_main: bool):
-    """Return the model of a run, on the CPU, and the snapshot to restore.
+def make_model(args: TrainArguments, train_set: Dataset, *, is_main: bool) -> tuple[MaskRCNN, Snapshot | None]:
+    """Return the initial model of a run on the CPU, and the snapshot to restore.
 
     Args:
         args: The command's arguments.
-        train_set: The data, for the classes.
-        is_main: Whether this process says what it took.
-
-    Returns:
-        tuple: :class:`~mask_rcnn.MaskRCNN`, and a :class:`~mask_rcnn.training.snapshot.Snapshot` or ``None``.
+        train_set: The training data, which determine the classes.
+        is_main: True in the process that prints the report on the pretrained weights.
 
     Raises:
-        UsageError: The flags or the classes do not fit the file.
+        UsageError: The options or the classes do not fit the file.
         mask_rcnn.weights.WeightFileError: A file cannot be used.
     """
     if args.resume is None:
@@ -54,15 +38,15 @@ def make_model(args: argparse.Namespace, train_set, *, is_main: bool):
     snapshot = None
     if is_snapshot(args.resume):
         snapshot = read_snapshot(args.resume)
-        model = _model_of(snapshot, args)
+        model = _model_of_snapshot(snapshot, args)
     else:
         model = load_model(args)
-    _check_classes(model, dataset_options.dataset_name('train', args), train_set)
+    _check_classes(model, args.data.title('train'), train_set)
     return model, snapshot
 
 
-def uses_keypoints(args: argparse.Namespace) -> bool:
-    """Return whether a run's network finds keypoints, as ``--keypoints`` or the file of ``--resume`` says.
+def uses_keypoints(args: TrainArguments) -> bool:
+    """Return whether a run's network predicts keypoints, as ``--keypoints`` or the file of ``--resume`` determines.
 
     Raises:
         UsageError: ``--keypoints`` does not fit the file.
@@ -72,128 +56,32 @@ def uses_keypoints(args: argparse.Namespace) -> bool:
         return args.keypoints
     meta = read_model_meta(args.resume) if is_snapshot(args.resume) else read_weights(args.resume).meta
     if args.keypoints and not meta.config.n_keypoint:
-        raise UsageError(f'--keypoints and --resume {args.resume} contradict each other: its network finds none')
+        raise UsageError(
+            f'--keypoints and --resume {args.resume} contradict each other: the network has no keypoint head'
+        )
     return meta.config.n_keypoint > 0
 
 
-def _new_model(args: argparse.Namespace, train_set, is_main: bool):
-    path = file = None
-    if args.pretrained != 'none':
-        path = find_pretrained(args.pretrained, _preset(args))
-        file = formats.read(path)
-    model = mask_rcnn.build(
-        _new_config(args, file, len(train_set.class_names)),
-        class_names=train_set.class_names,
-        category_ids=train_set.category_ids,
-    )
-    if file is not None:
-        report = load_pretrained(model, path, file)
-        if is_main:
-            print_line(str(report))
-    return model
-
-
-def _new_config(args: argparse.Namespace, file: ConvertedWeights | None, n_fg_class: int) -> Config:
-    """Return what the flags, the data and the file with the starting weights make of a network."""
-    kind, base = dataset_options.kind(args), _base_config(args, file)
-    changes = {}
-    if kind in dataset_options.DRAWN:
-        changes = {
-            'min_size': dataset_options.SIZES[kind][0],
-            'max_size': dataset_options.SIZES[kind][1],
-            'anchor_sizes': dataset_options.ANCHOR_SIZES[kind],
-            'rpn_post_nms': dataset_options.PROPOSALS[kind],
-        }
-    if args.min_size is not None and args.max_size is None:  # keep the proportion
-        before = base.replace(**changes)
-        changes['max_size'] = round(args.min_size * before.max_size / before.min_size)
-    # Without trained statistics there is nothing that an affine channel could stand for.
-    norm = args.norm or ('bn' if args.freeze_bn or args.pretrained == 'none' else 'affine')
-    try:
-        return base.replace(
-            **{
-                **changes,
-                **_overrides(args),
-                'norm': 'affine' if args.bn2affine else norm,
-                'n_fg_class': n_fg_class,
-                'masks': not args.keypoints,
-                'n_keypoint': len(COCO_KEYPOINT_NAMES) if args.keypoints else 0,
-                **dict(args.fields),
-            }
-        )
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
-
-
-def _base_config(args: argparse.Namespace, file: ConvertedWeights | None) -> Config:
-    """Return the network of a model file with its dialect, unless the flags ask for another; else a preset."""
-    if file is None or file.kind != 'model' or args.extractor not in (None, file.config.extractor):
-        return PRESETS[_preset(args)]
-    return file.config if file.config.has_fpn or not args.keypoints else PRESETS[_preset(args)]
-
-
-def _preset(args: argparse.Namespace) -> str:
-    return args.extractor or ('resnet50_fpn' if args.keypoints else 'resnet50')
-
-
-def config_field(text: str) -> tuple[str, object]:
-    """Parse an argument ``FIELD=VALUE`` of ``--set``.
-
-    Raises:
-        argparse.ArgumentTypeError: There is no such field, another flag sets it, or the value is of another type
-            than the field's.
-    """
-    name, _, value = text.partition('=')
-    defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in _OTHER_FLAGS_SET}
-    if name not in defaults:
-        raise argparse.ArgumentTypeError(f'no field {name!r} to set; there are {", ".join(defaults)}')
-    try:
-        value = json.loads(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r}: the value is no number, true, false or list') from None
-    value, default = tuple(value) if isinstance(value, list) else value, defaults[name]
-    fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
-    if not fits or (isinstance(value, tuple) and not all(type(v) in (int, float) for v in value)):
-        raise argparse.ArgumentTypeError(f'{text!r}: {name} is like {json.dumps(default)}')
-    return name, value
-
-
-def _overrides(args: argparse.Namespace) -> dict:
-    given = {
-        'extractor': args.extractor,
-        'roi_align': args.roialign,
-        'roi_size': args.roi_size,
-        'min_size': args.min_size,
-        'max_size': args.max_size,
-        'anchor_sizes': tuple(args.anchor_sizes) if args.anchor_sizes else None,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def load_model(args: argparse.Namespace):
-    """Return the model of ``--resume``, on the CPU, in the normalisation that the flags ask for.
+def load_model(args: TrainArguments) -> MaskRCNN:
+    """Return the model of ``--resume``, a model file or a snapshot, on the CPU.
 
     Args:
-        args: The command's arguments; the file may be a snapshot, too.
+        args: The command's arguments.
 
     Raises:
-        UsageError: The flags do not fit the file.
+        UsageError: The options do not fit the file.
         mask_rcnn.weights.WeightFileError: The file cannot be used.
     """
-    if is_snapshot(args.resume):
-        snapshot = read_snapshot(args.resume)
-        model = _model_of(snapshot, args)
-        prefix = 'updater/model:main/model/'
-        arrays = {
-            name.removeprefix(prefix): array for name, array in snapshot.arrays.items() if name.startswith(prefix)
-        }
-        load_arrays(model, arrays, source=args.resume)
-        return model
+    path = args.resume
+    if path is None:
+        raise UsageError('no model to load; name one with --resume')
+    if is_snapshot(path):
+        return _load_snapshot_model(path, args)
     overrides = _overrides(args)
     if args.norm:
         overrides['norm'] = args.norm
     try:
-        model = mask_rcnn.load(args.resume, bn2affine=args.bn2affine, **overrides)
+        model = mask_rcnn.load(path, bn2affine=args.bn2affine, **overrides)
     except WeightFileError:
         raise
     except ValueError as error:
@@ -203,30 +91,122 @@ def load_model(args: argparse.Namespace):
     return model
 
 
-def _model_of(snapshot: Snapshot, args: argparse.Namespace):
-    """Return the network of a snapshot; flags must not ask for another."""
+def _new_model(args: TrainArguments, train_set: Dataset, is_main: bool) -> MaskRCNN:
+    path = file = None
+    if args.pretrained != 'none':
+        path = find_pretrained(args.pretrained, _preset(args))
+        file = formats.read(path)
+    model = mask_rcnn.build(
+        _new_config(args, file, len(train_set.class_names)),
+        class_names=train_set.class_names,
+        category_ids=train_set.category_ids,
+    )
+    if path is not None:
+        report = load_pretrained(model, path, file)
+        if is_main:
+            print_line(str(report))
+    return model
+
+
+def _new_config(args: TrainArguments, file: ConvertedWeights | None, n_fg_class: int) -> Config:
+    """Return the configuration of a new network.
+
+    Args:
+        args: The command's arguments.
+        file: The pretrained weights, or ``None``.
+        n_fg_class: Number of classes of the training data.
+    """
+    base = _base_config(args, file)
+    changes = _dataset_changes(args)
+    if args.min_size is not None and args.max_size is None:  # keep the ratio of the two
+        default = base.replace(**changes)
+        changes['max_size'] = round(args.min_size * default.max_size / default.min_size)
+    # Affine channels are frozen, so they need pretrained statistics.
+    norm = args.norm or ('bn' if args.freeze_bn or args.pretrained == 'none' else 'affine')
+    changes |= _overrides(args)
+    changes |= {
+        'norm': 'affine' if args.bn2affine else norm,
+        'n_fg_class': n_fg_class,
+        'masks': not args.keypoints,
+        'n_keypoint': len(COCO_KEYPOINT_NAMES) if args.keypoints else 0,
+    }
+    changes |= dict(args.fields)
+    try:
+        return base.replace(**changes)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _dataset_changes(args: TrainArguments) -> dict[str, Any]:
+    """Return the fields of a new network that have other defaults for generated images."""
+    if not args.data.is_generated:
+        return {}
+    name = args.data.name
+    min_size, max_size = SIZES[name]
+    return {
+        'min_size': min_size,
+        'max_size': max_size,
+        'anchor_sizes': ANCHOR_SIZES[name],
+        'rpn_post_nms': PROPOSALS[name],
+    }
+
+
+def _base_config(args: TrainArguments, file: ConvertedWeights | None) -> Config:
+    """Return the configuration in a pretrained model file unless the options select another network; else a preset."""
+    if file is None or file.kind != 'model' or args.extractor not in (None, file.config.extractor):
+        return PRESETS[_preset(args)]
+    return file.config if file.config.has_fpn or not args.keypoints else PRESETS[_preset(args)]
+
+
+def _preset(args: TrainArguments) -> str:
+    return args.extractor or ('resnet50_fpn' if args.keypoints else 'resnet50')
+
+
+def _overrides(args: TrainArguments) -> dict[str, Any]:
+    """Return the fields of the configuration that options set."""
+    fields = {
+        'extractor': args.extractor,
+        'roi_align': args.roialign,
+        'roi_size': args.roi_size,
+        'min_size': args.min_size,
+        'max_size': args.max_size,
+        'anchor_sizes': args.anchor_sizes,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _load_snapshot_model(path: Path, args: TrainArguments) -> MaskRCNN:
+    snapshot = read_snapshot(path)
+    model = _model_of_snapshot(snapshot, args)
+    prefix = 'updater/model:main/model/'
+    arrays = {name.removeprefix(prefix): array for name, array in snapshot.arrays.items() if name.startswith(prefix)}
+    load_arrays(model, arrays, source=path)
+    return model
+
+
+def _model_of_snapshot(snapshot: Snapshot, args: TrainArguments) -> MaskRCNN:
+    """Build the network of a snapshot without its weights; the options must not select another network."""
     config = snapshot.model.config
-    asked = {**_overrides(args), **dict(args.fields)}
+    expected = {**_overrides(args), **dict(args.fields)}
     norm = 'affine' if args.bn2affine else args.norm
     if norm is not None:
-        asked['norm'] = norm
-    for name, value in asked.items():
+        expected['norm'] = norm
+    for name, value in expected.items():
         if getattr(config, name) != value:
             raise UsageError(f'{snapshot.path}: its {name} is {getattr(config, name)!r}, not {value!r}')
     return mask_rcnn.build(config, class_names=snapshot.model.class_names, category_ids=snapshot.model.category_ids)
 
 
-def _check_classes(model, name: str, data_set) -> None:
-    """The model's classes must be the data's, in their order."""
-    model_classes, dataset_classes = model.class_names, data_set.class_names
-    if len(model_classes) != len(dataset_classes):
+def _check_classes(model: MaskRCNN, name: str, dataset: Dataset) -> None:
+    """Raise :class:`UsageError` unless the model and the dataset have the same classes in the same order."""
+    model_names, dataset_names = model.class_names or (), dataset.class_names
+    if len(model_names) != len(dataset_names):
         raise UsageError(
-            f'{name} has {len(dataset_classes)} classes ({listed(dataset_classes)}), but the model '
-            f'has {len(model_classes)} ({listed(model_classes)}); --pretrained takes a model with '
-            'other classes'
+            f'{name} has {len(dataset_names)} classes ({shorten_names(dataset_names)}), but the model '
+            f'has {len(model_names)} ({shorten_names(model_names)}); --pretrained accepts a model with other classes'
         )
-    for i, (model_class, dataset_class) in enumerate(zip(model_classes, dataset_classes)):
-        if model_class != dataset_class:
+    for number, (model_name, dataset_name) in enumerate(zip(model_names, dataset_names, strict=True), 1):
+        if model_name != dataset_name:
             raise UsageError(
-                f'{name}: its class {i + 1} is {dataset_class!r}, but that of the model is {model_class!r}'
+                f'{name}: class {number} is {dataset_name!r}, but class {number} of the model is {model_name!r}'
             )

@@ -1,69 +1,54 @@
-"""What several commands share: errors in one line, and the choice of the device."""
+"""The options ``--gpu`` and ``--precision``, and the choice of the device."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable
 
-from tqdm import tqdm
-
+from mask_rcnn.cli.arguments import AddArgument, gpu_number
+from mask_rcnn.cli.command import UsageError
+from mask_rcnn.io.console import print_line
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, is_available, precision_error
 
 
-class UsageError(Exception):
-    """Arguments that contradict each other, the machine or the files; exit status 2."""
-
-
-def print_error(message: str, status: int = 1) -> int:
-    """Write an error line; returns the exit status."""
-    sys.stderr.write(f'error: {message}\n')
-    return status
-
-
-def run_and_report_errors(body: Callable[[], int], errors: tuple[type[Exception], ...]) -> int:
-    """Turn the errors that a user can do something about into one line and an exit status.
+def add_gpu(add: AddArgument, *short_flags: str) -> None:
+    """Add ``--gpu``.
 
     Args:
-        body: The command's work; returns the status where nothing goes wrong.
-        errors: Types whose messages say everything in one line.
+        add: The ``add_argument`` of a parser or a group.
+        short_flags: Other flags with the same meaning.
     """
-    try:
-        return body()
-    except UsageError as error:
-        return print_error(str(error), 2)
-    except errors as error:
-        return print_error(str(error))
-    except OSError as error:
-        return print_error(f'{error.filename}: {error.strerror}' if error.filename else str(error))
-    except KeyboardInterrupt:
-        return print_error('interrupted', 130)
+    add(
+        '--gpu',
+        *short_flags,
+        type=gpu_number,
+        metavar='ID',
+        help='number of the GPU, -1 for the CPU (default: 0 if CUDA works, otherwise the CPU)',
+    )
 
 
-def write_line(line: str, stream) -> None:
-    """Write a line without breaking a progress bar."""
-    tqdm.write(line, file=stream)
+def add_precision(add: AddArgument) -> None:
+    """Add ``--precision``.
 
-
-def gpu_number(text: str) -> int:
-    """Parse ``--gpu``."""
-    gpu = int(text)
-    if gpu < -1:
-        raise argparse.ArgumentTypeError(f'{gpu} is neither a GPU nor -1')
-    return gpu
-
-
-gpu_number.__name__ = 'integer'  # argparse names the type in its messages
+    Args:
+        add: The ``add_argument`` of a parser or a group.
+    """
+    add(
+        '--precision',
+        choices=tuple(PRECISIONS),
+        default='fp32',
+        help='arithmetic precision of GPU convolutions; accumulation is always fp32, and the CPU supports fp32 only '
+        '(default: %(default)s)',
+    )
 
 
 def choose_device(gpu: int | None) -> int:
-    """Return the GPU to use, -1 for the CPU.
+    """Return the number of the GPU to use, or -1 for the CPU.
 
     Args:
-        gpu: What ``--gpu`` says, or ``None``: GPU 0 where CUDA works, else the CPU, with a line that says so.
+        gpu: The value of ``--gpu``, or ``None``: GPU 0 if CUDA works, otherwise the CPU and a line with the reason.
 
     Raises:
-        UsageError: A GPU that is named explicitly does not work.
+        UsageError: A GPU that ``--gpu`` names does not work.
     """
     if gpu == -1:
         return -1
@@ -72,32 +57,19 @@ def choose_device(gpu: int | None) -> int:
         return gpu or 0
     if gpu is not None:
         raise UsageError(f'--gpu {gpu}: {reason}')
-    write_line(f'running on the CPU: {reason}', sys.stderr)
+    print_line(f'running on the CPU: {reason}', file=sys.stderr)
     return -1
 
 
-def add_precision(add: Callable) -> None:
-    """Add ``--precision`` to the options of a command; ``add`` is a parser's or a group's
-    ``add_argument``.
-    """
-    add(
-        '--precision',
-        choices=tuple(PRECISIONS),
-        default='fp32',
-        help='in which numbers a GPU multiplies; it adds up in fp32 always, and the CPU knows fp32 only '
-        '(default: %(default)s)',
-    )
-
-
 def check_precision(name: str, gpu: int) -> None:
-    """Refuse a precision that a device does not have.
+    """Refuse a precision that a device does not support.
 
     Args:
-        name: What ``--precision`` says.
-        gpu: What :func:`choose_device` returned.
+        name: The value of ``--precision``.
+        gpu: The result of :func:`choose_device`.
 
     Raises:
-        UsageError: It needs another device, or cuDNN.
+        UsageError: The precision needs another device, or cuDNN.
     """
     if name == 'fp32':
         return
@@ -116,15 +88,15 @@ def capability(gpu: int) -> int:
 
 
 def gpu_error(gpu: int) -> str | None:
-    """Say why a GPU cannot be used; ``None`` if it can."""
+    """Return the reason why a GPU cannot be used, or ``None`` if it can."""
     try:
         import cupy
-    except Exception:  # a CuPy that does not fit the driver fails with many kinds of errors
+    except Exception:  # a CuPy that does not fit the driver raises errors of many types
         return 'CuPy is not installed or does not work here'
     try:
-        n_gpu = cupy.cuda.runtime.getDeviceCount()
-        if gpu >= n_gpu:
-            return f'there {"is" if n_gpu == 1 else "are"} only {n_gpu} CUDA device{"s" if n_gpu > 1 else ""}'
+        n_gpus = cupy.cuda.runtime.getDeviceCount()
+        if gpu >= n_gpus:
+            return f'there {"is" if n_gpus == 1 else "are"} only {n_gpus} CUDA device{"s" if n_gpus > 1 else ""}'
         with cupy.cuda.Device(gpu):
             int((cupy.arange(2) + 1).sum())  # compiles and runs a kernel
     except Exception as error:

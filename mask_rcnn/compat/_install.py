@@ -6,11 +6,11 @@ import contextlib
 import functools
 import importlib
 import importlib.machinery
-import importlib.util
 import os
 import sys
 import types
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -38,18 +38,14 @@ _NAMES_USED_LATER = (
 #: Functions of ChainerMN that compile kernels with the type ``half``, whose header CuPy's no longer includes.
 _KERNELS_OF_HALF = ('_cupy_batched_pack_params', '_cupy_batched_unpack_params')
 
-_installed = False
 
+@contextlib.contextmanager
+def patches(package: str) -> Iterator[None]:
+    """Patch what a package needs while it is imported; afterwards, apply its lasting patches.
 
-def install() -> None:
-    """Make ``import chainer`` and ``import chainercv`` work.  A second call does nothing.
-
-    Raises:
-        ImportError: Chainer or ChainerCV is not installed.
+    Args:
+        package: ``'chainer'`` or ``'chainercv'``.
     """
-    global _installed
-    if _installed:
-        return
     with contextlib.ExitStack() as stack:
         for patch in (
             _numpy_sctypes,
@@ -60,18 +56,18 @@ def install() -> None:
             _no_version_warnings,
         ):
             stack.enter_context(patch())
-        importlib.import_module('chainer')
-        _supply_nms_gpu_post()
-        importlib.import_module('chainercv')
-    _lend_numpy_names()
-    _silence_cudnn_warning()
-    _installed = True
+        if package == 'chainercv':
+            _supply_nms_gpu_post()
+        yield
+    _lend_numpy_names(package)
+    if package == 'chainer':
+        _silence_cudnn_warning()
 
 
 def mend_chainermn() -> None:
     """Make ChainerMN's ``pure_nccl`` compile its kernels.  A second call does nothing.
 
-    This is not a part of :func:`install`, because importing ChainerMN starts MPI.
+    This is not a part of the import hook, because importing ChainerMN starts MPI.
 
     Raises:
         ImportError: ChainerMN or mpi4py does not work.
@@ -181,10 +177,7 @@ def _no_version_warnings():
 
 def _supply_nms_gpu_post() -> None:
     """Supply ChainerCV's only C extension, which a Cython too old for Python 3.11 generated."""
-    spec = importlib.util.find_spec('chainercv')
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError('ChainerCV is not installed; see the README, "Installing"')
-    stem = os.path.join(spec.submodule_search_locations[0], 'utils', 'bbox', '_nms_gpu_post')
+    stem = os.path.join(sys.modules['chainercv'].__path__[0], 'utils', 'bbox', '_nms_gpu_post')
     if any(os.path.exists(stem + suffix) for suffix in importlib.machinery.EXTENSION_SUFFIXES):
         return
     name = 'chainercv.utils.bbox._nms_gpu_post'
@@ -193,11 +186,11 @@ def _supply_nms_gpu_post() -> None:
     sys.modules.setdefault(name, module)
 
 
-def _lend_numpy_names() -> None:
-    """Give some functions a view of NumPy with the removed names that they look up when they run."""
+def _lend_numpy_names(package: str) -> None:
+    """Give some functions of a package a view of NumPy with the removed names that they look up when they run."""
     for module_name, path, numpy_name, names in _NAMES_USED_LATER:
         missing = {name: value for name, value in names.items() if not _has(np, name)}
-        if missing:
+        if missing and module_name.split('.')[0] == package:
             owner = importlib.import_module(module_name)
             *parents, function_name = path.split('.')
             for parent in parents:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from chainer import training
-from tqdm import tqdm
 
 from mask_rcnn.datasets.example import Example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.inference.save import model_meta
+from mask_rcnn.io.console import print_line, print_warning
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training.distributed import Communicator
@@ -103,17 +102,6 @@ class TrainingRun:
         # No NumPy warnings: the updater checks the losses and names the images of the batch.
         with self.signal_handler.installed(), np.errstate(over='ignore', invalid='ignore'):
             self.trainer.run(show_loop_exception_msg=False)
-
-
-def print_line(line: str) -> None:
-    """Print a line to stdout without breaking a progress bar."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
-
-
-def print_warning(line: str) -> None:
-    """Print a warning to stderr."""
-    tqdm.write(f'warning: {line}', file=sys.stderr)
 
 
 def build_training_run(

@@ -37,7 +37,8 @@ from machine_ceiling import WorkCounter, copy_bandwidth, matmul_flops
 from peer import Peer, PeerError, check
 
 import mask_rcnn
-from mask_rcnn.cli.options import UsageError, add_precision, check_precision
+from mask_rcnn.cli.command import UsageError
+from mask_rcnn.cli.options import add_precision, check_precision
 from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.ops.cudnn_frontend import current_precision, frontend, using_precision

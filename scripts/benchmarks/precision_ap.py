@@ -21,8 +21,10 @@ from pycocotools import mask as coco_mask
 
 import mask_rcnn
 from mask_rcnn.cli import dataset_options
+from mask_rcnn.cli.arguments import gpu_number
+from mask_rcnn.cli.command import run_and_report_errors
 from mask_rcnn.cli.evaluate import check_classes
-from mask_rcnn.cli.options import check_precision, choose_device, gpu_number, run_and_report_errors
+from mask_rcnn.cli.options import check_precision, choose_device
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation import COCOEvaluator, Metrics, evaluate_model
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, using_precision
@@ -171,13 +173,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Run the comparison that the arguments describe; returns the exit status."""
-    dataset_options.check(args)
+    data = dataset_options.DatasetArguments.from_namespace(args)
     gpu = choose_device(args.gpu)
     for precision in args.precisions:
         check_precision(precision, gpu)
     model = mask_rcnn.load(args.modelfile, gpu=gpu)
-    dataset = dataset_options.open_data('val', args, size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
-    check_classes(model, dataset, dataset_options.dataset_name('val', args))
+    dataset = data.open('val', size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
+    check_classes(model, dataset, data.title('val'))
     result = compare(model, dataset, args.precisions, n_images=args.images, min_score=args.min_score)
     print(table(result))
     if args.json:

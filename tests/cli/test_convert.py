@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import os
-import pathlib
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeig
 
 @pytest.fixture
 def source(monkeypatch, tmp_path):
-    """Makes the reader return a file of the given kind; returns the path to convert."""
+    """A function that makes the reader return weights of the given kind, and returns the path to convert."""
 
     def make(kind='model', n_fg_class=80, extractor='resnet50', notes=(), warnings=(), **more):
         report = ConversionReport(
@@ -39,7 +39,7 @@ def source(monkeypatch, tmp_path):
 
 
 def read_as(monkeypatch, read, **changes):
-    """Let every file be one of Detectron's that is read by a function."""
+    """Let every file be a Detectron file, which the function ``read`` reads."""
     format = dataclasses.replace(formats.BY_NAME[detectron.FORMAT], read=read, **changes)
     monkeypatch.setattr(formats, 'detect_format', lambda path: format)
 
@@ -100,14 +100,14 @@ def test_class_names(source, tmp_path, capsys):
     assert capsys.readouterr().err == f'error: {tmp_path / "no"}: No such file or directory\n'
 
 
-def test_a_file_may_know_its_classes(source, tmp_path):
+def test_class_names_in_the_file_are_kept(source, tmp_path):
     path, output = source(n_fg_class=1, class_names=('person',), category_ids=(17,)), tmp_path / 'out.npz'
     assert convert.main([str(path), '--output', str(output)]) == 0
     meta = read_weights(output).meta
     assert (meta.class_names, meta.category_ids) == (('person',), (17,))
 
 
-def test_numbers_from_the_command_line(source, tmp_path):
+def test_settings_of_the_command_line(source, tmp_path):
     path, output = source(), tmp_path / 'out.npz'
     assert (
         convert.main(
@@ -133,7 +133,7 @@ def test_numbers_from_the_command_line(source, tmp_path):
     )
 
 
-def test_what_matterports_files_cannot_say(source, monkeypatch, tmp_path, capsys):
+def test_settings_that_matterports_files_lack(source, monkeypatch, tmp_path, capsys):
     path, output, settings = source(), tmp_path / 'out.npz', tmp_path / 'config.json'
     file, given = formats.read(path), []
 
@@ -151,11 +151,11 @@ def test_what_matterports_files_cannot_say(source, monkeypatch, tmp_path, capsys
     assert 'takes no settings (IMAGE_MAX_DIM, IMAGE_MIN_DIM)' in capsys.readouterr().err
 
 
-def test_our_own_files_need_no_conversion(source, monkeypatch, tmp_path, capsys):
+def test_native_files_need_no_conversion(source, monkeypatch, tmp_path, capsys):
     path = source()
     read_as(monkeypatch, formats.read, suffix=None)
     assert convert.main([str(path), '--output', str(tmp_path / 'out.npz')]) == 1
-    assert 'there is nothing to convert' in capsys.readouterr().err
+    assert 'which needs no conversion' in capsys.readouterr().err
 
 
 def test_bad_arguments_end_with_2(source, tmp_path, capsys):
@@ -188,8 +188,22 @@ def test_failures_end_with_1_and_one_line(source, monkeypatch, tmp_path, capsys)
     assert lines[-1] == 'error: x.pkl: is refused'
 
 
+@pytest.mark.parametrize('spelling', ['in.pkl', 'link.pkl', 'hard_link.pkl', 'folder/../in.pkl', 'folder/in.pkl'])
+def test_the_output_must_not_be_the_input(source, tmp_path, capsys, monkeypatch, spelling):
+    """The input is recognised through symbolic and hard links, through ``..``, and through a link to its folder."""
+    path = source()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'link.pkl').symlink_to(path)
+    (tmp_path / 'hard_link.pkl').hardlink_to(path)
+    (tmp_path / 'folder').symlink_to(tmp_path) if spelling == 'folder/in.pkl' else (tmp_path / 'folder').mkdir()
+    assert convert.main(['--input', str(path), '--output', spelling]) == 2
+    assert capsys.readouterr().err == f'error: --output {spelling} is the input file\n'
+    assert convert.main(['--input', spelling, '--output', str(path)]) == 2
+    assert path.read_bytes() == b'weights'
+
+
 @pytest.mark.parametrize(('script', 'default'), [('pytorch', 'mask_rcnn_coco.pth'), ('mindspore', 'maskrcnn.ckpt')])
-def test_parser_scripts_of_other_programs(root, tmp_path, script, default, monkeypatch, capsys):
+def test_parser_scripts_have_their_default_input(root, tmp_path, script, default, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['parser', '--help'])
     with pytest.raises(SystemExit):
@@ -198,7 +212,7 @@ def test_parser_scripts_of_other_programs(root, tmp_path, script, default, monke
 
 
 def test_parser_script_from_any_folder(root, tmp_path):
-    """Defaults are the repository's; a damaged file gives one line and leaves nothing."""
+    """The defaults are in the repository; a file that is refused gives one error line and no output file."""
 
     def parse(*arguments):
         return subprocess.run(
@@ -219,19 +233,19 @@ def test_parser_script_from_any_folder(root, tmp_path):
     assert os.listdir(tmp_path) == ['x.pkl']
 
 
-def test_hint_for_the_default_input(tmp_path, capsys):
+def test_a_missing_default_input_has_a_hint(tmp_path, capsys):
     assert convert.main([], folder=tmp_path) == 1
     error = capsys.readouterr().err
     for part in (str(tmp_path / 'model_final.pkl'), 'modelfiles/README.md', '--input'):
         assert part in error
 
 
-def test_coco_categories_are_cocos(shared):
+def test_class_names_and_category_ids_are_those_of_coco(shared):
     from chainercv.datasets import coco_instance_segmentation_label_names
     from pycocotools.coco import COCO
 
     assert tuple(coco_instance_segmentation_label_names) == COCO_CLASS_NAMES
-    annotations = next(pathlib.Path(shared / 'coco-mini' / 'annotations').glob('*.json'))
+    annotations = next(Path(shared / 'coco-mini' / 'annotations').glob('*.json'))
     coco = COCO(annotations)
     assert tuple(sorted(coco.getCatIds())) == COCO_CATEGORY_IDS
     assert tuple(c['name'] for c in coco.loadCats(COCO_CATEGORY_IDS)) == COCO_CLASS_NAMES

@@ -1,3 +1,5 @@
+"""``mask-rcnn demo``: pictures, COCO results, options and errors, with a fake model."""
+
 import json
 import os
 import subprocess
@@ -17,7 +19,7 @@ from mask_rcnn.weights import WeightFileError
 
 
 class FakeModel:
-    """Finds a bright and a faint object in every image; remembers what it was shown."""
+    """A model that detects two objects, with scores 0.9 and 0.1, in every image; it records the images."""
 
     def __init__(self, score_threshold):
         self.config = Config(score_threshold=score_threshold)
@@ -27,20 +29,20 @@ class FakeModel:
         return list(self.iter_detections(images, batch_size=batch_size))
 
     def iter_detections(self, images, *, batch_size=None):
-        """Two images at a time, as a GPU does; what was found comes when the next ones have been asked for."""
-        found = []
+        """Read two images ahead of the detections, as the model on a GPU does."""
+        pending = []
         for image in images:
             self.seen.append(image)
-            found.append(self._detect_one(image))
-            if len(found) > 2:
-                yield found.pop(0)
-        yield from found
+            pending.append(self._detect_one(image))
+            if len(pending) > 2:
+                yield pending.pop(0)
+        yield from pending
 
     def _detect_one(self, image):
         if image.max() == 0:
-            raise ValueError('nothing but black')
+            raise ValueError('a black image')
         size = image.shape[1:]
-        found = Detections(
+        detections = Detections(
             boxes=np.array([[10, 20, 50, 70], [30, 40, 59, 79]], np.float32),
             labels=np.array([0, 2]),
             scores=np.array([0.9, 0.1], np.float32),
@@ -49,23 +51,23 @@ class FakeModel:
             category_ids=(1, 18, 3),
             mask_probs=np.full((2, 14, 14), 0.8, np.float32),
         )
-        return found.above(self.config.score_threshold)
+        return detections.above(self.config.score_threshold)
 
 
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
-    """Put a fake in the place of mask_rcnn.load; gives its calls and models."""
-    made = []
+    """The calls of a fake ``mask_rcnn.load``, with the models that it returned."""
+    calls = []
 
     def load(path, *, gpu=-1, bn2affine=False, **changes):
         model = FakeModel(changes.get('score_threshold', 0.05))
-        made.append({'path': path, 'gpu': gpu, 'bn2affine': bn2affine, 'changes': changes, 'model': model})
+        calls.append({'path': path, 'gpu': gpu, 'bn2affine': bn2affine, 'changes': changes, 'model': model})
         return model
 
     monkeypatch.setattr(mask_rcnn, 'load', load)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'model.npz').write_bytes(b'weights')
-    return made
+    return calls
 
 
 def write_image(path, value=90, size=(60, 80)):
@@ -91,7 +93,7 @@ def test_one_image_gives_the_picture_and_the_results(calls, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ['000000000139.png', 'found.json', 'model.npz', 'output.png']
 
 
-def test_the_model_sees_the_pixels_in_rgb(calls, tmp_path):
+def test_the_model_receives_rgb_pixels(calls, tmp_path):
     path = tmp_path / 'image.png'
     pixels = np.random.RandomState(0).randint(0, 256, (60, 80, 3)).astype(np.uint8)
     cv2.imwrite(str(path), pixels)
@@ -99,7 +101,7 @@ def test_the_model_sees_the_pixels_in_rgb(calls, tmp_path):
     np.testing.assert_array_equal(calls[0]['model'].seen[0], pixels[:, :, ::-1].transpose(2, 0, 1))
 
 
-def test_the_threshold_rule(calls, tmp_path, monkeypatch):
+def test_the_score_thresholds_of_pictures_and_json(calls, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(
         Detections,
@@ -121,7 +123,9 @@ def test_the_threshold_rule(calls, tmp_path, monkeypatch):
 def test_flags_reach_the_model_and_the_drawing(calls, tmp_path, monkeypatch):
     options = {}
     monkeypatch.setattr(
-        Detections, 'draw', lambda self, image, **given: (options.update(given), np.zeros((60, 80, 3), np.uint8))[1]
+        Detections,
+        'draw',
+        lambda self, image, **arguments: (options.update(arguments), np.zeros((60, 80, 3), np.uint8))[1],
     )
     image = write_image(tmp_path / 'a.png')
     assert (
@@ -167,29 +171,29 @@ def test_a_folder_for_the_pictures(calls, tmp_path):
     assert sorted(os.listdir(tmp_path / 'old')) == ['a.png', 'a_2.png']
 
 
-def test_a_broken_image_is_named_and_the_others_go_on(calls, tmp_path, capsys):
+def test_a_broken_image_is_reported_and_the_others_are_processed(calls, tmp_path, capsys):
     (tmp_path / 'in').mkdir()
-    (tmp_path / 'in' / 'broken.jpg').write_bytes(b'nothing of an image')
+    (tmp_path / 'in' / 'broken.jpg').write_bytes(b'no image')
     write_image(tmp_path / 'in' / 'black.png', value=0)
     write_image(tmp_path / 'in' / 'good.png')
     assert call('--image', 'missing.jpg', 'in', '--json', 'found.json') == 1
     errors = capsys.readouterr().err
     assert 'error: missing.jpg: no such file or folder\n' in errors
     assert 'error: in/broken.jpg: not an image of a known format\n' in errors
-    assert 'error: in/black.png: nothing but black\n' in errors
+    assert 'error: in/black.png: a black image\n' in errors
     assert 'Traceback' not in errors
     assert {r['image_id'] for r in json.loads((tmp_path / 'found.json').read_text())} == {'good'}
     assert (tmp_path / 'output_good.png').exists() and not (tmp_path / 'output_broken.png').exists()
 
 
 def test_failures_among_images_that_are_detected_together(calls, tmp_path, capsys):
-    """Each is told by its name, in its turn; the others get their own pictures, whatever was begun with them."""
+    """Each failure is reported in order, and the other images get their own pictures."""
     kinds = ['good', 'broken', 'good', 'good', 'black', 'broken', 'good', 'good', 'good', 'broken', 'broken']
     for i, kind in enumerate(kinds):
         path = tmp_path / 'in' / f'{i:02}_{kind}.png'
         write_image(path, value=100 + i if kind == 'good' else 0)
         if kind == 'broken':
-            path.write_bytes(b'nothing of an image')
+            path.write_bytes(b'no image')
     assert call('--image', 'in', '--json', 'found.json', '--background', 'image') == 1
     captured = capsys.readouterr()
     good = [f'{i:02}_good' for i, kind in enumerate(kinds) if kind == 'good']
@@ -200,25 +204,25 @@ def test_failures_among_images_that_are_detected_together(calls, tmp_path, capsy
     assert [r['image_id'] for r in json.loads((tmp_path / 'found.json').read_text())] == [
         name for name in good for _ in range(2)
     ]
-    for name in good:  # its own pixels
+    for name in good:  # the pixels of the same image
         assert abs(int(cv2.imread(f'output_{name}.png')[-1, 0, 0]) - 100 - int(name[:2])) <= 1
 
 
 def test_few_images_are_in_memory(calls, tmp_path, monkeypatch):
-    """Images are read as the model asks for them, and forgotten when their pictures are written."""
+    """Images are read when the model requests them, and freed when their pictures are written."""
 
     class Pixels(np.ndarray):
         pass
 
-    given, most, read_image = [], [], demo.read_image
+    references, counts, read_image = [], [], demo.read_image
 
     def read(path):
         pixels = read_image(path).view(Pixels)
-        given.append(weakref.ref(pixels))
-        most.append(sum(reference() is not None for reference in given))
+        references.append(weakref.ref(pixels))
+        counts.append(sum(reference() is not None for reference in references))
         return pixels
 
-    def one_behind(self, images):
+    def read_one_ahead(self, images):
         last = None
         for image in images:
             if last is not None:
@@ -228,11 +232,11 @@ def test_few_images_are_in_memory(calls, tmp_path, monkeypatch):
         yield last
 
     monkeypatch.setattr(demo, 'read_image', read)
-    monkeypatch.setattr(FakeModel, 'iter_detections', one_behind)
+    monkeypatch.setattr(FakeModel, 'iter_detections', read_one_ahead)
     for i in range(9):
         write_image(tmp_path / 'in' / f'{i}.png')
     assert call('--image', 'in') == 0
-    assert len(most) == 9 and max(most) == 2
+    assert len(counts) == 9 and max(counts) == 2
 
 
 def test_no_image_at_all(calls, tmp_path, capsys):
@@ -241,14 +245,14 @@ def test_no_image_at_all(calls, tmp_path, capsys):
 
 
 def refused(*arguments, capsys):
-    """Run with bad arguments; returns the one line that says so."""
+    """Run with bad arguments and return the error line."""
     assert call(*arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith('error: ') and error.count('\n') == 1
     return error
 
 
-def test_outputs_that_cannot_be_are_refused_before_any_work(calls, tmp_path, capsys):
+def test_impossible_outputs_are_refused_before_the_model_is_loaded(calls, tmp_path, capsys):
     image = write_image(tmp_path / 'a.png')
     twin = write_image(tmp_path / 'other' / 'a.jpg')
     assert 'is one of the images' in refused('--image', image, '--output', 'a.png', capsys=capsys)
@@ -285,7 +289,7 @@ def test_bad_arguments_end_with_status_2(arguments, capsys):
     assert 'usage: ' in capsys.readouterr().err
 
 
-def test_missing_weights_say_how_to_get_them(tmp_path, monkeypatch, capsys):
+def test_missing_weights_have_a_hint(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     image = write_image(tmp_path / 'a.png')
     assert demo.main(['--image', image]) == 1
@@ -295,23 +299,23 @@ def test_missing_weights_say_how_to_get_them(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ('error', 'status'),
+    ('error', 'line', 'status'),
     [
-        (WeightFileError('model.npz', 'is no weight file'), 1),
-        (PermissionError(13, 'Permission denied', 'model.npz'), 1),
-        (ValueError("model.npz: its extractor is 'resnet50', not 'resnet101'"), 2),
+        (WeightFileError('model.npz', 'is not a weight file'), 'model.npz: is not a weight file', 1),
+        (PermissionError(13, 'Permission denied', 'model.npz'), 'model.npz: Permission denied', 1),
+        (ValueError("model.npz: its extractor is 'resnet50'"), "model.npz: its extractor is 'resnet50'", 2),
     ],
 )
-def test_weights_that_do_not_serve(calls, tmp_path, monkeypatch, capsys, error, status):
+def test_weights_that_cannot_be_used(calls, tmp_path, monkeypatch, capsys, error, line, status):
     def load(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(mask_rcnn, 'load', load)
     assert call('--image', write_image(tmp_path / 'a.png')) == status
-    assert capsys.readouterr().err == f'error: {error}\n'
+    assert capsys.readouterr().err == f'error: {line}\n'
 
 
-def test_an_interruption_leaves_nothing_half_written(calls, tmp_path, monkeypatch, capsys):
+def test_an_interrupt_leaves_no_partial_file(calls, tmp_path, monkeypatch, capsys):
     write_image(tmp_path / 'in' / 'a.png')
     write_image(tmp_path / 'in' / 'b.png')
 
@@ -336,7 +340,7 @@ def test_a_picture_that_cannot_be_written(calls, tmp_path, capsys):
     assert 'output.png/a.png' in capsys.readouterr().err
 
 
-def test_the_device_rule(monkeypatch, tmp_path, calls, capsys):
+def test_device_selection(monkeypatch, tmp_path, calls, capsys):
     image = write_image(tmp_path / 'a.png')
     arguments = ['--image', image, '--modelfile', 'model.npz']
     monkeypatch.setattr(options, 'gpu_error', lambda gpu: None if gpu < 2 else 'there are only 2 CUDA devices')
@@ -377,7 +381,7 @@ def test_the_console_command(calls, tmp_path, capsys):
         assert stop.value.code == 2
 
 
-def test_the_door_works_from_any_folder(root, tmp_path):
+def test_demo_py_works_in_any_folder(root, tmp_path):
     image = write_image(tmp_path / 'a.png')
     command = [sys.executable, str(root / 'demo.py'), '--image', image, '--modelfile', 'none.npz']
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""``mask-rcnn info``."""
+"""``mask-rcnn info``: text, JSON and errors."""
 
 import json
 
@@ -72,7 +72,7 @@ def test_other_formats(model, monkeypatch, capsys):
         assert part in printed
 
 
-def test_bad_files_get_one_line_each(model, tmp_path, capsys):
+def test_bad_files_get_one_error_line_each(model, tmp_path, capsys):
     (tmp_path / 'bad.pth').write_bytes(b'\x00' * 100)
     assert info.main([str(tmp_path / 'bad.pth'), str(model), str(tmp_path / 'missing')]) == 1
     printed = capsys.readouterr()
@@ -93,7 +93,7 @@ def test_ctrl_c_stops_all_files(model, monkeypatch, capsys):
     assert len(seen) == 1 and capsys.readouterr().err == 'error: interrupted\n'
 
 
-def test_a_single_array_is_not_taken_for_a_pickle(tmp_path, capsys):
+def test_a_single_numpy_array_is_not_read_as_a_pickle(tmp_path, capsys):
     np.save(tmp_path / 'a.npy', np.zeros(3))
     assert info.main([str(tmp_path / 'a.npy')]) == 1
     assert capsys.readouterr().err == (

@@ -1,4 +1,4 @@
-"""Keypoints by the commands alone: training, evaluation, the demo's JSON."""
+"""Keypoints in the commands: training, evaluation, and the JSON of the demo."""
 
 import json
 
@@ -44,7 +44,7 @@ def small_network(monkeypatch, tmp_path):
 
 @pytest.fixture
 def persons(tmp_path):
-    """``COCO/`` with four pictures of a bright rectangle, whose keypoints are on its diagonal."""
+    """A folder with a ``COCO/`` of four images of a bright rectangle with keypoints on its diagonal."""
     images, annotations = [], []
     for part in ('train2017', 'val2017', 'annotations'):
         (tmp_path / 'COCO' / part).mkdir(parents=True)
@@ -80,8 +80,8 @@ def persons(tmp_path):
     return tmp_path
 
 
-def test_from_the_pictures_to_the_keypoints(persons, capsys):
-    """coco2017 is person_keypoints_*2017.json; metrics, results, log, table and model are of keypoints."""
+def test_keypoint_training_evaluation_and_demo(persons, capsys):
+    """coco2017 is person_keypoints_*2017.json; the metrics, results, log, table and model contain keypoints."""
     assert train.main([*NEW, '--iteration', '2', '--validation', '2', '--snapshot', '2'], persons) == 0
     output = capsys.readouterr().out
     assert 'keypts' in output and 'keypt AP' in output and 'mask AP' not in output
@@ -105,7 +105,7 @@ def test_from_the_pictures_to_the_keypoints(persons, capsys):
     assert (persons / 'measured' / 'results.keypoints.json').exists()
     assert 'results.bbox.json, results.keypoints.json and metrics.json' in capsys.readouterr().out
 
-    # Snapshots and models of it go on without being told what they find.
+    # --resume needs no --keypoints: the snapshot and the model determine it.
     assert (
         train.main(['--resume', 'result/snapshot_iter_2.npz', '--iteration', '3', '--validation', '0', *RUN], persons)
         == 0
@@ -157,7 +157,7 @@ def test_contradictions(persons, capsys):
     new = ['--keypoints', '--pretrained', 'none', '--validation', '0']
     assert '--dataset shapes has no keypoints' in refused(capsys, persons, *new, '--dataset', 'shapes')
     assert 'keypoint networks need an FPN extractor' in refused(capsys, persons, *new, '--extractor', 'resnet50')
-    assert '--gamma 2: the network draws no masks' in refused(capsys, persons, *new, *TINY, '--gamma', '2')
+    assert '--gamma 2: the network has no mask head' in refused(capsys, persons, *new, *TINY, '--gamma', '2')
     mask_rcnn.save('masks.npz', mask_rcnn.build('resnet50', n_fg_class=1))
     error = refused(capsys, persons, '--keypoints', '--resume', 'masks.npz', '--validation', '0')
     assert '--keypoints and --resume masks.npz contradict each other' in error

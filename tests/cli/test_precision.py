@@ -1,10 +1,12 @@
-"""``--precision`` of the commands that compute: what it sets, and where it is refused."""
+"""``--precision``: its effect on training, and the devices on which it is refused."""
 
 import chainer
 import pytest
 
 from mask_rcnn.cli import demo, evaluate, options, train
-from mask_rcnn.cli.options import UsageError, check_precision
+from mask_rcnn.cli.command import UsageError
+from mask_rcnn.cli.options import check_precision
+from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 
 
@@ -17,7 +19,7 @@ from mask_rcnn.training.train_chain import MaskRCNNTrainChain
         (evaluate.main, ['--dataset', 'shapes', '--modelfile', 'model.npz']),
     ],
 )
-def test_the_cpu_knows_only_fp32(tmp_path, monkeypatch, capsys, main, arguments):
+def test_the_cpu_supports_fp32_only(tmp_path, monkeypatch, capsys, main, arguments):
     monkeypatch.chdir(tmp_path)
     import cv2
     import numpy as np
@@ -37,7 +39,7 @@ def test_unknown_precisions_are_refused(capsys):
     assert 'fp8' in capsys.readouterr().err
 
 
-def test_what_a_gpu_must_have(monkeypatch):
+def test_requirements_of_the_gpu(monkeypatch):
     monkeypatch.setattr(options, 'capability', lambda gpu: 75)
     monkeypatch.setattr(options, 'is_available', lambda: False)
     check_precision('fp32', 0)
@@ -50,8 +52,8 @@ def test_what_a_gpu_must_have(monkeypatch):
 
 
 @pytest.mark.parametrize(('precision', 'scaled'), [('fp32', False), ('fp16', True), ('bf16', False)])
-def test_training_multiplies_so_and_scales_the_loss_of_fp16(tmp_path, monkeypatch, precision, scaled):
-    """The precision reaches every forward pass, and float16 gradients are kept from vanishing."""
+def test_training_uses_the_precision_and_scales_the_loss_of_fp16(tmp_path, monkeypatch, precision, scaled):
+    """Every forward pass uses the precision; with float16, loss scaling keeps small gradients from underflow."""
     monkeypatch.setattr(train, 'check_precision', lambda *_: None)
     seen = []
     forward = MaskRCNNTrainChain.forward
@@ -65,37 +67,11 @@ def test_training_multiplies_so_and_scales_the_loss_of_fp16(tmp_path, monkeypatc
     monkeypatch.setattr(
         train, 'build_training_run', lambda *a, **k: runs.append(build_training_run(*a, **k)) or runs[-1]
     )
-    assert (
-        train.main(
-            [
-                '--dataset',
-                'shapes',
-                '--pretrained',
-                'none',
-                '--gpu',
-                '-1',
-                '--precision',
-                precision,
-                '--out',
-                str(tmp_path / 'run'),
-                '--iteration',
-                '1',
-                '--batchsize',
-                '1',
-                '--min-size',
-                '64',
-                '--max-size',
-                '64',
-                '--validation',
-                '0',
-                '--snapshot',
-                '0',
-                '--workers',
-                '0',
-            ]
-        )
-        == 0
-    )
+    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    flags = '--dataset shapes --pretrained none --gpu -1 --iteration 1 --batchsize 1 --min-size 64 --max-size 64'
+    fast = '--roi-batch 16 --train-proposals 50 --validation 0 --snapshot 0 --workers 0 --set rpn_channels=8'
+    words = [*flags.split(), *fast.split(), '--precision', precision, '--out', str(tmp_path / 'run')]
+    assert train.main(words) == 0
     assert seen == [precision] and chainer.config.precision == 'fp32'
     optimizer = runs[0].trainer.updater.get_optimizer('main')
     assert optimizer._loss_scaling_is_dynamic == scaled

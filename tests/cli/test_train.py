@@ -1,3 +1,6 @@
+"""``mask-rcnn train`` and ``mask-rcnn evaluate``: options, their conflicts, the initial model, and errors."""
+
+import dataclasses
 import functools
 import json
 import subprocess
@@ -10,9 +13,11 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.cli import evaluate, options, train
+from mask_rcnn.cli.command import ArgumentParser
+from mask_rcnn.cli.dataset_options import N_GENERATED
+from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import DETECTRON, MATTERPORT, RESNET_BLOCKS
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
-from mask_rcnn.inference import save
 from mask_rcnn.models import builder
 from mask_rcnn.training import distributed
 from mask_rcnn.training.schedule import step_schedule
@@ -29,44 +34,57 @@ def small_network(monkeypatch, tmp_path):
 
 
 class FakeRun:
-    """Where build_training_run's run would start; tells what it was made of."""
+    """A stand-in for a training run: the arguments of ``build_training_run``, and a run that ends at once."""
 
     def __init__(self, model, train_set, options, *, evaluate, examples, communicator):
         self.model, self.train_set, self.options = model, train_set, options
         self.evaluate, self.examples, self.communicator = evaluate, examples, communicator
-        self.snapshots = self.stop_trigger = self.signal_handler = self
-        self.interrupted, self.signal, self.last, self.error = False, None, None, None
+        self.snapshots = self.stop_trigger = self.signal_handler = self.trainer = self.updater = self
+        self.interrupted, self.signal, self.iteration = False, None, options.iterations
+        self.last = Path(f'snapshot_iter_{options.iterations}.npz')
+        self.error = None
 
     def start(self):
         if self.error:
             raise self.error
 
 
+class FakeRuns(list):
+    """The runs that the command starts, with the attributes in ``changes``."""
+
+    def __init__(self):
+        self.changes = {}
+
+    def build(self, *args, **kwargs):
+        """Stand in for ``build_training_run``."""
+        self.append(FakeRun(*args, **kwargs))
+        vars(self[-1]).update(self.changes)
+        return self[-1]
+
+
 @functools.cache
 def build_once(config, class_names, category_ids, build=mask_rcnn.build):
-    """New networks take a while, and most tests only look at their configuration."""
+    """Build a network once per configuration: building is slow, and most tests read only the configuration."""
     return build(config, class_names=class_names, category_ids=category_ids)
 
 
 @pytest.fixture
-def made(monkeypatch):
-    """The runs that the command made instead of training."""
-    runs = []
+def fake_runs(monkeypatch):
+    """The runs that the command starts; they train nothing."""
+    runs = FakeRuns()
     monkeypatch.setattr(mask_rcnn, 'build', build_once)
-    monkeypatch.setattr(
-        train, 'build_training_run', lambda *args, **kwargs: (runs.append(FakeRun(*args, **kwargs)), runs[-1])[1]
-    )
-    monkeypatch.setattr(train, '_report', lambda *args: 0)
+    monkeypatch.setattr(train, 'build_training_run', runs.build)
     return runs
 
 
-def run_of(made, *arguments):
+def run_of(fake_runs, *arguments):
+    """Return the run that the command would start."""
     assert train.main([*SHAPES, *map(str, arguments)]) == 0
-    return made[-1]
+    return fake_runs[-1]
 
 
-def test_the_defaults_are_the_readmes(made):
-    run = run_of(made)
+def test_defaults_match_the_readme(fake_runs):
+    run = run_of(fake_runs)
     options, config = run.options, run.model.config
     assert options.schedule == step_schedule(1e-4, warmup=800, first_decay=400000, second_decay=480000)
     assert (options.iterations, options.batch_size, options.subdivisions) == (800000, 8, 1)
@@ -109,8 +127,8 @@ def pre_and_post_nms(run):
         ('--clip-gradient 35', lambda run: run.options.clip, 35),
         ('--seed 3', lambda run: run.options.seed, 3),
         ('-s 3', lambda run: (run.train_set[0].image == ShapesDataset(1, seed=3)[0].image).all(), True),
-        ('--out there/now', lambda run: run.options.out, 'there/now'),
-        ('-o there', lambda run: run.options.out, 'there'),
+        ('--out new/folder', lambda run: run.options.out, 'new/folder'),
+        ('-o folder', lambda run: run.options.out, 'folder'),
         ('--workers 3', lambda run: run.options.workers, 3),
         ('--snapshot 5', lambda run: run.options.snapshot_interval, 5),
         ('--keep 7', lambda run: run.options.keep, 7),
@@ -152,15 +170,15 @@ def pre_and_post_nms(run):
         ('-g -1', lambda run: run.model.xp, np),
     ],
 )
-def test_flags_arrive(made, flags, read, expected):
+def test_flags_reach_the_run(fake_runs, flags, read, expected):
     if 'tensorboard' in flags:
         pytest.importorskip('tensorboardX')
-    result = read(run_of(made, *flags.split()))
+    result = read(run_of(fake_runs, *flags.split()))
     assert result == (pytest.approx(expected, rel=1e-9) if isinstance(expected, float) else expected)
 
 
 def refused(capsys, *arguments, given=SHAPES):
-    """Run with bad arguments; returns the one line that says so."""
+    """Run with bad arguments and return the error line."""
     assert train.main([*given, *map(str, arguments)]) == 2
     error = capsys.readouterr().err
     assert error.startswith('error: ') and error.count('\n') == 1
@@ -171,13 +189,13 @@ def refused(capsys, *arguments, given=SHAPES):
     ('flags', 'named'),
     [
         ('--schedule detectron-1x --lr 1e-3', ('--schedule', '--lr')),
-        ('--schedule detectron-1x --lr_step 5', ('--schedule', '--lr_step')),
-        ('--schedule detectron-1x --step_size 5', ('--schedule', '--step_size')),
-        ('--schedule detectron-1x --lr_initialchange 0', ('--schedule', '--lr_initialchange')),
-        ('--step_size 9 --lr_step 8', ('--step_size', '--lr_step')),
+        ('--schedule detectron-1x --lr-step 5', ('--schedule', '--lr-step')),
+        ('--schedule detectron-1x --step_size 5', ('--schedule', '--step-size')),
+        ('--schedule detectron-1x --lr_initialchange 0', ('--schedule', '--lr-initialchange')),
+        ('--step-size 9 --lr-step 8', ('--step-size', '--lr-step')),
         ('--subdivisions 9', ('--subdivisions', '--batchsize')),
         ('--norm bn --bn2affine', ('--norm', '--bn2affine')),
-        ('--norm affine --freeze_bn', ('--norm', '--freeze_bn')),
+        ('--norm affine --freeze-bn', ('--norm', '--freeze-bn')),
         ('--snapshot 0 --keep 2', ('--snapshot', '--keep')),
         ('--resume model.npz', ('--resume', '--pretrained')),
         ('--extractor resnet50_fpn --anchor-sizes 8 16', ('resnet50_fpn', '5 levels')),
@@ -195,16 +213,17 @@ def refused(capsys, *arguments, given=SHAPES):
         ('--lr 0 --resume m.npz --iteration 2', ('--lr 0', '--iteration 2')),
         ('--lr 0 --resume m.npz --tensorboard', ('--lr 0', '--tensorboard')),
         ('--lr 0 --resume m.npz --clip-gradient 1', ('--lr 0', '--clip-gradient')),
+        ('--lr 0 --resume m.npz --subdivisions 2', ('--lr 0', '--subdivisions')),
     ],
 )
-def test_contradictions_name_both_flags(made, capsys, flags, named):
+def test_contradictions_name_both_flags(fake_runs, capsys, flags, named):
     given = [flag for flag in SHAPES if not ('--lr 0' in flags and flag in ('--pretrained', 'none'))]
     error = refused(capsys, *flags.split(), given=given)
     assert all(name in error for name in named), error
-    assert not made
+    assert not fake_runs
 
 
-def test_the_network_of_a_file_cannot_be_set(made, capsys):
+def test_set_is_refused_with_a_model_file(fake_runs, capsys):
     error = refused(capsys, '--resume', 'm.npz', '--set', 'width=0.5', given=['--dataset', 'shapes'])
     assert '--set and --resume contradict each other' in error
 
@@ -214,24 +233,37 @@ def test_the_network_of_a_file_cannot_be_set(made, capsys):
     [
         ('height=1', "no field 'height' to set"),
         ('extractor="resnet50"', "no field 'extractor'"),
-        ('width', 'the value is no number'),
-        ('width=wide', 'the value is no number'),
-        ('width=true', 'width is like 1.0'),
-        ('anchor_ratios=["a"]', 'anchor_ratios is like [0.5, 1, 2]'),
-        ('mask_convs=1.5', 'mask_convs is like 4'),
+        ('width', 'the value is not a number'),
+        ('width=wide', 'the value is not a number'),
+        ('width=true', 'must be like that of width=1.0'),
+        ('anchor_ratios=["a"]', 'must be like that of anchor_ratios=[0.5, 1, 2]'),
+        ('mask_convs=1.5', 'must be like that of mask_convs=4'),
     ],
 )
-def test_fields_that_cannot_be_set(field, words, capsys):
+def test_set_refuses_unknown_fields_and_wrong_types(field, words, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(['--set', field])
     assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
-def test_what_own_data_lack(made, capsys):
-    own = ['--train-annotations', 'a.json', '--train-images', '.', '--pretrained', 'none']
-    assert '--val-annotations' in refused(capsys, *own, '--validation', '5', given=[])
-    assert '--data-dir and' in refused(capsys, *own, '--data-dir', 'x', given=[])
+def test_missing_parts_of_your_own_data_are_named(fake_runs, capsys):
+    training = ['--train-annotations', 'a.json', '--train-images', '.']
+    assert '--val-annotations' in refused(capsys, *training, '--validation', '5', given=[])
+    assert '--data-dir and' in refused(capsys, *training, '--data-dir', 'x', given=[])
+    assert '--lr 0 needs --val-annotations' in refused(capsys, *training, '--lr', '0', '--resume', 'm.npz', given=[])
     assert 'nothing to train on' in refused(capsys, '--val-annotations', 'a.json', '--val-images', '.', given=[])
+
+
+def test_arguments_are_parsed_once(tmp_path):
+    """Defaults are filled in, lists become tuples, and the arguments cannot be changed."""
+    parser = ArgumentParser()
+    train.configure(parser, tmp_path)
+    args = TrainArguments.from_namespace(parser.parse_args(['--anchor-sizes', '8', '16', '--pretrained', 'none']))
+    assert (args.lr, args.seed, args.pretrained, args.iteration, args.only_evaluates) == (1e-4, 0, 'none', None, False)
+    assert (args.anchor_sizes, args.frozen_stages) == ((8, 16), 0)
+    assert (args.data.name, args.data.folder, args.data.files) == ('coco2017', tmp_path / 'COCO', {})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        args.seed = 1
 
 
 @pytest.mark.parametrize(
@@ -267,37 +299,37 @@ def test_bad_arguments_end_with_status_2(flags, capsys):
 
 
 def failed(capsys, *arguments):
-    """Run what must fail; returns the one line that says why."""
+    """Run a command that must fail and return its error line."""
     assert train.main([*map(str, arguments), '--gpu', '-1']) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith('error: '), lines
     return lines[0]
 
 
-def test_missing_and_wrong_files_are_named(made, capsys, tmp_path):
+def test_missing_and_wrong_files_are_named(fake_runs, capsys, tmp_path):
     assert 'COCO/annotations/instances_train2017.json' in failed(capsys, '--pretrained', 'none')
     assert 'here/annotations/instances_train2017.json' in failed(capsys, '--data-dir', 'here')
     (tmp_path / 'a.json').write_text('{"images": ')
-    own = ['--train-annotations', 'a.json', '--train-images', '.']
-    assert 'a.json: not a JSON file' in failed(capsys, *own)
+    data = ['--train-annotations', 'a.json', '--train-images', '.']
+    assert 'a.json: not a JSON file' in failed(capsys, *data)
     (tmp_path / 'a.json').write_text(
         json.dumps({'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'x'}]})
     )
-    assert 'a.json: no image' in failed(capsys, *own)
+    assert 'a.json: no image' in failed(capsys, *data)
     assert 'none.npz' in failed(capsys, '--dataset', 'shapes', '--pretrained', 'none.npz')
     assert 'none.npz' in failed(capsys, '--dataset', 'shapes', '--resume', 'none.npz')
     (tmp_path / 'file').write_text('')
     assert 'file' in failed(capsys, '--dataset', 'shapes', '--pretrained', 'none', '--out', 'file/x')
-    assert not made
+    assert not fake_runs
 
 
-def test_without_imagenet_weights_the_message_says_where_they_go(made, capsys, tmp_path, monkeypatch):
+def test_missing_imagenet_weights_have_a_hint(fake_runs, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv('CHAINER_DATASET_ROOT', str(tmp_path / 'nowhere'))
     assert '--pretrained none' in failed(capsys, '--dataset', 'shapes')
 
 
 def write_coco(folder, n=3, names=('thing',), broken=False):
-    """Write a data set of grey pictures with a square each."""
+    """Write a dataset of grey images with one square each; returns the options that select it."""
     folder.mkdir()
     images, annotations = [], []
     for i in range(1, n + 1):
@@ -321,24 +353,24 @@ def write_coco(folder, n=3, names=('thing',), broken=False):
     return ['--train-annotations', folder / 'a.json', '--train-images', folder]
 
 
-def test_own_data(made, capsys, tmp_path):
-    own = list(map(str, write_coco(tmp_path / 'own')))
-    assert train.main([*own, '--pretrained', 'none', '--gpu', '-1']) == 0
-    run = made[-1]
+def test_your_own_data(fake_runs, capsys, tmp_path):
+    training = list(map(str, write_coco(tmp_path / 'data')))
+    assert train.main([*training, '--pretrained', 'none', '--gpu', '-1']) == 0
+    run = fake_runs[-1]
     assert len(run.train_set) == 3 and run.model.class_names == ('thing',) and run.options.eval_interval == 0
     assert (run.model.config.min_size, run.model.config.max_size) == (800, 1333)
     assert '3 images, 1 classes' in capsys.readouterr().out
-    val = [word.replace('--train', '--val') for word in own]
-    assert train.main([*own, *val, '--pretrained', 'none', '--gpu', '-1']) == 0
-    assert made[-1].options.eval_interval == 30000
+    evaluation = [word.replace('--train', '--val') for word in training]
+    assert train.main([*training, *evaluation, '--pretrained', 'none', '--gpu', '-1']) == 0
+    assert fake_runs[-1].options.eval_interval == 30000
 
 
-def test_broken_images_stop_or_are_left_out(made, capsys, tmp_path):
-    own = write_coco(tmp_path / 'own', broken=True)
-    assert '2.png' in failed(capsys, *own, '--pretrained', 'none')
-    assert train.main([*map(str, own), '--pretrained', 'none', '--gpu', '-1', '--skip-broken']) == 0
-    assert len(made[-1].train_set) == 2
-    assert '(1 broken images and annotations left out)' in capsys.readouterr().out
+def test_broken_images_stop_the_run_or_are_skipped(fake_runs, capsys, tmp_path):
+    data = write_coco(tmp_path / 'data', broken=True)
+    assert '2.png' in failed(capsys, *data, '--pretrained', 'none')
+    assert train.main([*map(str, data), '--pretrained', 'none', '--gpu', '-1', '--skip-broken']) == 0
+    assert len(fake_runs[-1].train_set) == 2
+    assert '(1 broken images and annotations skipped)' in capsys.readouterr().out
 
 
 def small_model(path, names=('square', 'circle', 'triangle'), **changes):
@@ -347,24 +379,23 @@ def small_model(path, names=('square', 'circle', 'triangle'), **changes):
         n_fg_class=len(names),
         class_names=names,
         category_ids=range(1, len(names) + 1),
-        min_size=64,
-        max_size=64,
-        **changes,
+        **{'min_size': 64, 'max_size': 64, 'rpn_channels': 8, 'mask_channels': 8, 'max_detections': 5, **changes},
     )
-    save.save(path, model)
+    mask_rcnn.save(path, model)
     return model
 
 
-def test_resuming_a_model(made, capsys, tmp_path):
+def test_training_from_a_model(fake_runs, capsys, tmp_path):
     model = small_model('m.npz', roi_size=7)
     resume = ['--dataset', 'shapes', '--gpu', '-1', '--resume', 'm.npz']
     assert train.main(resume) == 0
-    taken = made[-1].model
-    assert taken.config == model.config
-    for (path, ours), (_, theirs) in zip(sorted(model.namedparams()), sorted(taken.namedparams())):
-        np.testing.assert_array_equal(theirs.array, ours.array, err_msg=path)
+    initial = fake_runs[-1].model
+    assert initial.config == model.config
+    pairs = zip(sorted(model.namedparams()), sorted(initial.namedparams()), strict=True)
+    for (path, saved), (_, loaded) in pairs:
+        np.testing.assert_array_equal(loaded.array, saved.array, err_msg=path)
     assert train.main([*resume, '--min-size', '80', '--max-size', '90', '--freeze_bn']) == 0
-    config = made[-1].model.config
+    config = fake_runs[-1].model.config
     assert (config.min_size, config.max_size, config.norm) == (80, 90, 'bn')
     assert 'resnet50' in refused(capsys, '--extractor', 'resnet101', given=resume)
     small_model('two.npz', ('a', 'b'))
@@ -373,20 +404,20 @@ def test_resuming_a_model(made, capsys, tmp_path):
     assert '--pretrained' in error
     small_model('other.npz', ('square', 'circle', 'star'))
     error = refused(capsys, '--resume', 'other.npz', given=['--dataset', 'shapes', '--gpu', '-1'])
-    assert "class 3 is 'triangle', but that of the model is 'star'" in error
+    assert "class 3 is 'triangle', but class 3 of the model is 'star'" in error
 
 
-def test_fine_tuning_a_model_of_other_classes(made, capsys):
+def test_fine_tuning_for_other_classes_initialises_the_heads(fake_runs, capsys):
     model = small_model('two.npz', ('a', 'b'))
     assert train.main(['--dataset', 'shapes', '--gpu', '-1', '--pretrained', 'two.npz']) == 0
-    tuned = made[-1].model
+    tuned = fake_runs[-1].model
     np.testing.assert_array_equal(tuned.rpn.conv.W.array, model.rpn.conv.W.array)
     assert tuned.box_head.score.W.shape == (4, 2048)
     assert 'randomly initialised' in capsys.readouterr().out
 
 
-def test_fine_tuning_keeps_the_network_and_the_dialect_of_a_model(made, capsys):
-    """So a model of Matterport's for other classes goes on with its own anchors and deltas; flags go before."""
+def test_fine_tuning_keeps_the_network_and_the_dialect_of_a_model(fake_runs, capsys):
+    """A Matterport model for other classes keeps its anchors and deltas; flags take precedence."""
     start = builder.build(
         'resnet50_fpn',
         n_fg_class=2,
@@ -399,35 +430,37 @@ def test_fine_tuning_keeps_the_network_and_the_dialect_of_a_model(made, capsys):
         max_size=1344,
     )
     mask_rcnn.save('m.npz', start)
-    config = run_of(made, '--pretrained', 'm.npz').model.config
+    config = run_of(fake_runs, '--pretrained', 'm.npz').model.config
     assert (config.extractor, config.dialect, config.rpn_channels) == ('resnet50_fpn', MATTERPORT, 8)
     assert (config.n_fg_class, config.min_size, config.norm) == (3, 128, 'affine')
     assert 'box_head/score' in capsys.readouterr().out
-    config = run_of(made, '--pretrained', 'm.npz', '--extractor', 'resnet50').model.config
+    config = run_of(fake_runs, '--pretrained', 'm.npz', '--extractor', 'resnet50').model.config
     assert (config.extractor, config.dialect) == ('resnet50', DETECTRON)
 
 
-def test_heads_that_are_not_wanted_are_left(made, capsys):
-    """A network for keypoints becomes one for masks."""
+def test_fine_tuning_drops_unused_heads(fake_runs, capsys):
+    """A keypoint network becomes a mask network."""
     start = builder.build('keypoint_resnet50_fpn', fpn_channels=8, rpn_channels=8, head_channels=16)
     mask_rcnn.save('k.npz', start)
-    model = run_of(made, '--pretrained', 'k.npz').model
+    model = run_of(fake_runs, '--pretrained', 'k.npz').model
     assert model.config.masks and not model.config.n_keypoint and model.config.has_fpn
     assert 'has no keypoint_head' in capsys.readouterr().out
 
 
-def test_the_seed_decides_the_new_weights(made, monkeypatch):
+def test_the_seed_determines_the_initial_weights(fake_runs, monkeypatch):
     monkeypatch.setattr(mask_rcnn, 'build', build_once.__wrapped__)
-    first, second, other = (run_of(made, '--seed', seed).model.rpn.conv.W.array for seed in (1, 1, 2))
+    first, second, other = (
+        run_of(fake_runs, '--seed', seed, '--set', 'rpn_channels=8').model.rpn.conv.W.array for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, second)
     assert (first != other).any()
 
 
-def test_evaluating_measures_and_changes_nothing(capsys, tmp_path, monkeypatch):
-    """The README's command on a model file: its bytes stay, the metrics are those of the written results."""
+def test_evaluation_does_not_change_the_model(capsys, tmp_path, monkeypatch):
+    """``train --lr 0`` leaves the model file unchanged and writes the results of ``evaluate``."""
     small_model('m.npz')
     before = (tmp_path / 'm.npz').read_bytes()
-    monkeypatch.setitem(train.dataset_options.N_DRAWN['shapes'], 'val', 3)
+    monkeypatch.setitem(N_GENERATED['shapes'], 'val', 3)
     command = [
         '--dataset',
         'shapes',
@@ -459,7 +492,7 @@ def test_evaluating_measures_and_changes_nothing(capsys, tmp_path, monkeypatch):
     assert (tmp_path / 'again' / 'results.bbox.json').read_bytes() == first
 
 
-def test_evaluating_a_model_of_other_classes_is_refused(capsys, tmp_path):
+def test_evaluating_a_model_with_other_classes_is_refused(capsys, tmp_path):
     small_model('m.npz', ('a', 'b'))
     error = refused(capsys, '--lr', '0', '--resume', 'm.npz', given=['--dataset', 'shapes', '--gpu', '-1'])
     assert 'has 3 classes (square, circle, triangle), but the model has 2 (a, b)' in error
@@ -476,14 +509,14 @@ def test_evaluate_errors(capsys, tmp_path):
         evaluate.main([])
 
 
-def test_the_device(made, monkeypatch, capsys):
+def test_device_selection(fake_runs, monkeypatch, capsys):
     monkeypatch.setattr(options, 'gpu_error', lambda gpu: 'CuPy is not installed')
     assert train.main(SHAPES[:-2]) == 0
     assert 'running on the CPU: CuPy is not installed' in capsys.readouterr().err
     assert '--gpu 0: CuPy is not installed' in refused(capsys, '--gpu', '0', given=SHAPES[:-2])
 
 
-def test_a_communicator_that_cannot_be(monkeypatch, capsys):
+def test_a_communicator_that_does_not_work(monkeypatch, capsys):
     def create_communicator(name):
         raise distributed.DistributedError(f'{name} does not work here')
 
@@ -506,13 +539,8 @@ def test_a_communicator_that_cannot_be(monkeypatch, capsys):
         (OSError(28, 'No space left on device', 'result/x'), 'result/x: No space left on device'),
     ],
 )
-def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, line):
-    def build_training_run(*args, **kwargs):
-        run = FakeRun(*args, **kwargs)
-        run.error = error
-        return run
-
-    monkeypatch.setattr(train, 'build_training_run', build_training_run)
+def test_errors_are_one_line(fake_runs, capsys, error, line):
+    fake_runs.changes = {'error': error, 'last': None}
     assert train.main(SHAPES) == 1
     assert capsys.readouterr().err == f'error: {line}\n'
 
@@ -521,26 +549,20 @@ def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, line):
     ('last', 'words'),
     [(None, 'no snapshot was written'), ('result/snapshot_iter_3.npz', '--resume result/snapshot_iter_3.npz')],
 )
-def test_a_disk_that_is_full_at_the_end_is_a_failure(monkeypatch, capsys, last, words):
-    def build_training_run(*args, **kwargs):
-        run = FakeRun(*args, **kwargs)
-        run.trainer, run.updater, run.iteration = run, run, 5
-        run.last = last and Path(last)
-        return run
-
-    monkeypatch.setattr(train, 'build_training_run', build_training_run)
+def test_an_unsaved_last_state_is_a_failure(fake_runs, capsys, last, words):
+    fake_runs.changes = {'iteration': 5, 'last': last and Path(last)}
     assert train.main(SHAPES) == 1
     error = capsys.readouterr().err
     assert error.startswith('error: the last state is not saved; ') and words in error
 
 
-def test_tensorboard_without_its_library(made, monkeypatch, capsys):
+def test_tensorboard_without_its_library(fake_runs, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'tensorboardX', None)
     assert 'pip install tensorboardX' in failed(capsys, *SHAPES[:-2], '--tensorboard')
-    assert not made
+    assert not fake_runs
 
 
-def test_the_door_works_from_any_folder(root, tmp_path):
+def test_train_py_works_in_any_folder(root, tmp_path):
     command = [sys.executable, str(root / 'train.py'), '--gpu', '-1', '--data-dir', 'none']
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

@@ -155,12 +155,13 @@ def test_missing_chainercv_is_reported():
 import importlib.util, sys
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == 'chainercv' else find_spec(name, *rest)
+import mask_rcnn.compat
 try:
-    import mask_rcnn.compat
+    mask_rcnn.compat.install()
 except ImportError as error:
     print(error)
 """)
-    assert 'ChainerCV is not installed' in out
+    assert 'chainercv is not installed; see the README' in out
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """The scripts that check training; the trainings themselves are too long for a test."""
 
-import argparse
 import importlib
 import json
 
 import pytest
 
 from mask_rcnn.cli import train
+from mask_rcnn.cli.command import ArgumentParser
 
 
 @pytest.fixture
@@ -45,10 +45,9 @@ def test_train_accepts_their_arguments(scripts, tmp_path):
         ['--annotations', 'a', '--images', 'b', '--pretrained', 'c', '--out', str(tmp_path)]
     )
     for words in (eight.training_arguments(args, tmp_path / 'eight.json'), shapes.training_arguments(args)):
-        parser = argparse.ArgumentParser()
+        parser = ArgumentParser()
         train.configure(parser)
-        parsed = parser.parse_args(words)
-        train.check(parsed)
+        parsed = train.TrainArguments.from_namespace(parser.parse_args(words))
         assert parsed.iteration == parsed.validation == args.iterations
 
 

@@ -112,7 +112,7 @@ def test_keypoints_are_compared_as_well(precision_ap):
 
 def test_command(precision_ap, model, tmp_path, monkeypatch, capsys):
     mask_rcnn.save(tmp_path / 'model.npz', model)
-    monkeypatch.setitem(precision_ap.dataset_options.N_DRAWN, 'shapes', {'val': 4})
+    monkeypatch.setitem(precision_ap.dataset_options.N_GENERATED, 'shapes', {'val': 4})
     arguments = ['--dataset', 'shapes', '--modelfile', str(tmp_path / 'model.npz'), '--gpu', '-1']
     assert (
         precision_ap.main(

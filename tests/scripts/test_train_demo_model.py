@@ -8,6 +8,7 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.cli import evaluate, train
+from mask_rcnn.cli.command import ArgumentParser
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.evaluation.coco import evaluate_model
 
@@ -42,13 +43,12 @@ def test_mask_ap_on_unseen_scenes(script, demo_model):
 
 def test_train_accepts_the_arguments_and_they_describe_the_stored_network(script, demo_model):
     args = argparse.Namespace(iterations=script.ITERATIONS, pretrained='none', gpu=-1, workers=0, out='out')
-    parser = argparse.ArgumentParser()
+    parser = ArgumentParser()
     train.configure(parser)
-    parsed = parser.parse_args(script.training_arguments(args))
-    train.check(parsed)
+    parsed = train.TrainArguments.from_namespace(parser.parse_args(script.training_arguments(args)))
     assert parsed.step_size < parsed.lr_step < parsed.iteration == script.ITERATIONS
     config = mask_rcnn.load(demo_model).config
-    assert (config.extractor, config.anchor_sizes) == (parsed.extractor, tuple(parsed.anchor_sizes))
+    assert (config.extractor, config.anchor_sizes) == (parsed.extractor, parsed.anchor_sizes)
     for name, value in parsed.fields:
         assert getattr(config, name) == value
 

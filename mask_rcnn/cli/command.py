@@ -1,0 +1,88 @@
+"""The parts that all commands share: the parser, the main function, and errors as one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mask_rcnn.io.console import print_error
+
+
+class UsageError(Exception):
+    """Arguments that contradict each other, the machine or the files; exit status 2."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose long flags, defined with hyphens, may be written with underscores: ``--lr_step``."""
+
+    def parse_known_args(  # type: ignore[override]  # the base class has overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse arguments after replacing the underscores in flags; see :class:`argparse.ArgumentParser`."""
+        args = list(sys.argv[1:] if args is None else args)
+        n_options = args.index('--') if '--' in args else len(args)
+        args[:n_options] = map(_with_hyphens, args[:n_options])
+        return super().parse_known_args(args, namespace)
+
+
+def _with_hyphens(argument: str) -> str:
+    """Return ``--lr-step=1`` for ``--lr_step=1``; arguments that are not long flags stay as they are."""
+    match = re.fullmatch(r'(--\w[\w-]*)(=.*)?', argument, re.DOTALL)
+    return argument if match is None else match[1].replace('_', '-') + (match[2] or '')
+
+
+def flag(dest: str) -> str:
+    """Return the documented flag of an argument: ``--lr-step`` for ``lr_step``."""
+    return '--' + dest.replace('_', '-')
+
+
+def run_command(
+    configure: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+) -> int:
+    """Parse the command line and run a command.
+
+    Args:
+        configure: Adds the command's description and options to a parser.
+        run: Does the work; returns the exit status.
+        argv: Arguments without the program's name; ``None`` for those of the process.
+        prog: The program's name in the help; ``None`` for that of the process.
+
+    Returns:
+        The exit status: 0, 1 for a failed run, 2 for bad arguments.  Arguments that the parser refuses end the
+        process with status 2.
+    """
+    parser = ArgumentParser(prog=prog)
+    configure(parser)
+    return run(parser.parse_args(argv))
+
+
+def report_error(message: str, status: int = 1) -> int:
+    """Write an error line and return the exit status."""
+    print_error(message)
+    return status
+
+
+def run_and_report_errors(action: Callable[[], int], errors: tuple[type[Exception], ...]) -> int:
+    """Run an action and turn errors that the user can correct into one line and an exit status.
+
+    Args:
+        action: Does the work; returns the exit status.
+        errors: Types of errors whose message is a complete line.  :class:`UsageError`, :class:`OSError` and
+            :class:`KeyboardInterrupt` are always caught.
+    """
+    try:
+        return action()
+    except UsageError as error:
+        return report_error(str(error), 2)
+    except errors as error:
+        return report_error(str(error))
+    except OSError as error:
+        return report_error(f'{error.filename}: {error.strerror}' if error.filename else str(error))
+    except KeyboardInterrupt:
+        return report_error('interrupted', 130)

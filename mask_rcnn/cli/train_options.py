@@ -1,0 +1,441 @@
+"""The options of ``mask-rcnn train``, and the arguments that they make."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mask_rcnn.cli.arguments import (
+    AddArgument,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
+from mask_rcnn.cli.command import UsageError, flag
+from mask_rcnn.cli.dataset_options import DatasetArguments
+from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
+from mask_rcnn.cli.options import add_gpu, add_precision
+from mask_rcnn.config import EXTRACTORS, Config
+from mask_rcnn.targets.sampling import Sampling
+from mask_rcnn.training import distributed
+from mask_rcnn.training.freezing import FROZEN_STAGES
+from mask_rcnn.training.schedule import DETECTRON_SCHEDULES
+from mask_rcnn.training.snapshot import is_snapshot, read_options
+from mask_rcnn.weights import WeightFileError
+
+#: The options that ``--schedule`` replaces.
+_SCHEDULE_OPTIONS = ('lr', 'lr_initialchange', 'step_size', 'lr_step')
+
+#: Fields of ``Config`` that ``--set`` does not accept, because the data or other options determine them.
+_FIELDS_WITH_OPTIONS = (
+    'extractor',
+    'n_fg_class',
+    'n_keypoint',
+    'dialect',
+    'norm',
+    'roi_size',
+    'roi_align',
+    'min_size',
+    'max_size',
+    'anchor_sizes',
+)
+
+_DESCRIPTION = 'Train Mask R-CNN with the losses and schedules of Detectron, on COCO 2017 or on your own data.'
+
+_EPILOG = """\
+learning rate:
+  --lr in the first --lr-initialchange iterations, then ten times --lr; multiplied by 0.1 at iteration
+  --step-size and again at iteration --lr-step. With --schedule: 0.02 for 16 images and proportional to the
+  batch size, after a linear warm-up over 500 iterations; the iterations and steps are scaled so that the
+  network is trained on as many images as in Detectron (1x: 1.44 million).
+
+files in the folder --out:
+  log                      mean losses, learning rate and AP as JSON
+  loss.png, ap.png         the same values as curves
+  snapshot_iter_N.npz      the complete state after iteration N, for --resume
+  model_iter_N.npz         the model alone, for mask-rcnn demo
+  model_best.npz           the model with the best AP so far: keypoint AP or mask AP
+  results_iter_N.*.json    detections in the evaluation data in COCO's format (.bbox and .segm or .keypoints)
+
+evaluation:
+  --lr 0 --iteration 1 --validation 1 --resume MODEL trains nothing, needs no training data and writes
+  results.bbox.json, results.segm.json (or results.keypoints.json) and metrics.json.
+
+GPU memory:
+  CuPy caches freed memory. If an allocation fails, CuPy releases the cache and tries again, so no limit is
+  set here. If other programs use the same GPU, set CUPY_GPU_MEMORY_LIMIT=60% (or a number of bytes).
+
+exit status:
+  0; 1 for a failed run; 2 for bad arguments; 128 + N after signal N: Ctrl-C, SIGTERM and SIGUSR1 finish the
+  iteration and write a snapshot (a second signal stops immediately). mpiexec ends its processes itself after
+  Ctrl-C and SIGTERM; it forwards SIGUSR1.
+"""
+
+
+def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None:
+    """Add the command's description and options to a parser.
+
+    Args:
+        parser: The parser of the command.
+        folder: The parent of the folder ``COCO``.
+    """
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_dataset_arguments(parser.add_argument_group('data'), folder)
+    _add_network(parser.add_argument_group('network').add_argument)
+    _add_initial_weights(parser.add_argument_group('initial weights').add_argument)
+    _add_optimization(parser.add_argument_group('optimisation').add_argument)
+    _add_run(parser.add_argument_group('run').add_argument)
+
+
+def _add_network(add: AddArgument) -> None:
+    add('--extractor', choices=EXTRACTORS, help='(default: resnet50; with --keypoints: resnet50_fpn)')
+    add(
+        '--keypoints',
+        action='store_true',
+        help="predict COCO's 17 keypoints of each object instead of masks; coco2017 is then "
+        'person_keypoints_*2017.json',
+    )
+    add(
+        '--norm',
+        choices=('affine', 'bn'),
+        help='frozen affine channels, or batch normalisation (default: affine, as in Detectron; bn with --freeze-bn '
+        'or --pretrained none; with --resume, the normalisation of the file)',
+    )
+    add('--freeze-bn', action='store_true', help='freeze the statistics and parameters of batch normalisation')
+    add('--bn2affine', action='store_true', help='convert batch normalisation to affine channels first')
+    add('--roialign', action=argparse.BooleanOptionalAction, help='RoIAlign, or RoI max pooling (default: RoIAlign)')
+    add(
+        '--roi-size',
+        '-r',
+        type=int,
+        choices=(7, 14),
+        help='height and width of the pooled RoI features (default: 14; with a feature pyramid: 7)',
+    )
+    add(
+        '--min-size',
+        type=positive_int,
+        metavar='N',
+        help='the shorter side of an image is resized to N pixels (default: 800; shapes: 128) ...',
+    )
+    add(
+        '--max-size',
+        type=positive_int,
+        metavar='N',
+        help='... unless the longer side would exceed N pixels (default: 1333; shapes: 128)',
+    )
+    add(
+        '--anchor-sizes',
+        type=positive_float,
+        nargs='+',
+        metavar='N',
+        help='sizes of the anchors in pixels of the resized image (default: 32 64 128 256 512; shapes: 8 16 32 64 128)',
+    )
+    add(
+        '--set',
+        type=config_field,
+        nargs='+',
+        default=[],
+        metavar='FIELD=VALUE',
+        dest='fields',
+        help='set other fields of mask_rcnn.Config of a new network, such as width=0.5 or anchor_ratios=[1,2]',
+    )
+
+
+def _add_initial_weights(add: AddArgument) -> None:
+    add(
+        '--pretrained',
+        '-p',
+        metavar='NAME',
+        help="imagenet, none, or a file: Caffe's .caffemodel, Detectron's R-50.pkl, or an .npz with an ImageNet "
+        'network or a model of this program; the heads of a model with other classes are newly initialised '
+        '(default: imagenet)',
+    )
+    add(
+        '--resume',
+        type=Path,
+        metavar='FILE',
+        help='a snapshot, to continue its run exactly, or a model, to start from it',
+    )
+
+
+def _add_optimization(add: AddArgument) -> None:
+    add('--lr', '-l', type=non_negative_float, metavar='RATE', help='learning rate; 0 only evaluates (default: 1e-4)')
+    add(
+        '--lr-initialchange',
+        '-li',
+        type=non_negative_int,
+        metavar='N',
+        help='iteration at which the learning rate is multiplied by 10 (default: 800)',
+    )
+    add('--step-size', '-ss', type=positive_int, metavar='N', help='iteration of the first decay (default: 400000)')
+    add('--lr-step', '-ls', type=positive_int, metavar='N', help='iteration of the second decay (default: 480000)')
+    add(
+        '--schedule',
+        choices=DETECTRON_SCHEDULES,
+        help="Detectron's learning rates, steps and iterations instead of the four options above",
+    )
+    add(
+        '--iteration',
+        '-i',
+        type=positive_int,
+        metavar='N',
+        help="number of iterations (default: 800000, or the schedule's)",
+    )
+    add(
+        '--batchsize',
+        '-b',
+        type=positive_int,
+        default=8,
+        metavar='N',
+        help='images per iteration and process (default: %(default)s)',
+    )
+    add(
+        '--subdivisions',
+        type=positive_int,
+        default=1,
+        metavar='K',
+        help='accumulate gradients over K passes of N/K images: the same update with less memory (default: '
+        '%(default)s)',
+    )
+    add(
+        '--roi-batch',
+        type=positive_int,
+        default=Sampling.roi_batch,
+        metavar='N',
+        help='RoIs sampled per image (default: %(default)s)',
+    )
+    add(
+        '--train-proposals',
+        type=positive_int,
+        default=Sampling.train_post_nms,
+        metavar='N',
+        help='proposals per image from which the RoIs are sampled (default: %(default)s)',
+    )
+    add('--gamma', type=non_negative_float, default=1.0, help='weight of the mask loss (default: 1)')
+    add('--clip-gradient', type=positive_float, metavar='NORM', help='clip gradients to this L2 norm')
+    add('--seed', '-s', type=non_negative_int, metavar='N', help='seed of all random numbers (default: 0)')
+
+
+def _add_run(add: AddArgument) -> None:
+    add_gpu(add, '-g')
+    add_precision(add)
+    add(
+        '--communicator',
+        choices=distributed.NAMES,
+        help='train in several processes, started by mpiexec: naive on CPUs, pure_nccl with one GPU each',
+    )
+    add('--out', '-o', type=Path, default=Path('result'), metavar='DIR', help='(default: %(default)s)')
+    add(
+        '--workers',
+        type=non_negative_int,
+        metavar='N',
+        help='processes that read images; 0 reads them in the main process (default: the number of CPUs minus 1, at '
+        'most 4)',
+    )
+    add(
+        '--snapshot',
+        type=non_negative_int,
+        metavar='N',
+        help='iterations between snapshots; 0 writes none (default: 4000, and at the end)',
+    )
+    add('--keep', type=positive_int, metavar='K', help='number of snapshots to keep (default: 3)')
+    add(
+        '--validation',
+        type=non_negative_int,
+        metavar='N',
+        help='iterations between evaluations; 0 never evaluates (default: 30000)',
+    )
+    add('--tensorboard', action='store_true', help='also write logs for TensorBoard (needs tensorboardX)')
+
+
+def config_field(text: str) -> tuple[str, Any]:
+    """Parse an argument ``FIELD=VALUE`` of ``--set``.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no such field, another option sets it, or the value has another type than
+            the field.
+    """
+    name, _, value_text = text.partition('=')
+    defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in _FIELDS_WITH_OPTIONS}
+    if name not in defaults:
+        raise argparse.ArgumentTypeError(f'no field {name!r} to set; there are {", ".join(defaults)}')
+    try:
+        value = json.loads(value_text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r}: the value is not a number, true, false or a list') from None
+    value, default = tuple(value) if isinstance(value, list) else value, defaults[name]
+    fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+    if not fits or (isinstance(value, tuple) and not all(type(v) in (int, float) for v in value)):
+        raise argparse.ArgumentTypeError(f'{text!r}: the value must be like that of {name}={json.dumps(default)}')
+    return name, value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """The checked arguments of ``mask-rcnn train``.
+
+    A field has the name of its option.  The options of the fields with defaults here default to ``None``, so that
+    contradictions between options are detected only where the user gave both.
+
+    Args:
+        data: The datasets.
+        frozen_stages: The first ``frozen_stages`` of conv1, res2, res3 and res4 are frozen.
+    """
+
+    data: DatasetArguments
+
+    extractor: str | None
+    keypoints: bool
+    norm: str | None
+    freeze_bn: bool
+    bn2affine: bool
+    roialign: bool | None
+    roi_size: int | None
+    min_size: int | None
+    max_size: int | None
+    anchor_sizes: tuple[float, ...] | None
+    fields: tuple[tuple[str, Any], ...]
+
+    pretrained: str = 'imagenet'
+    resume: Path | None
+
+    lr: float = 1e-4
+    lr_initialchange: int = 800
+    step_size: int = 400000
+    lr_step: int = 480000
+    schedule: str | None
+    iteration: int | None
+    batchsize: int
+    subdivisions: int
+    roi_batch: int
+    train_proposals: int
+    gamma: float
+    clip_gradient: float | None
+    seed: int = 0
+    frozen_stages: int = FROZEN_STAGES
+
+    gpu: int | None
+    precision: str
+    communicator: str | None
+    out: Path
+    workers: int | None
+    snapshot: int = 4000
+    keep: int = 3
+    validation: int = 30000
+    tensorboard: bool
+
+    @classmethod
+    def from_namespace(cls, args: argparse.Namespace) -> TrainArguments:
+        """Check parsed arguments and fill in the defaults.
+
+        Raises:
+            UsageError: Two options contradict each other; the message names both.
+        """
+        data = DatasetArguments.from_namespace(args)
+        _check_conflicts(args)
+        _check_data(args, data)
+        values: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(cls)}
+        values['data'] = data
+        values['fields'] = tuple(args.fields)
+        values['anchor_sizes'] = tuple(args.anchor_sizes) if args.anchor_sizes else None
+        if not data.has('val'):
+            values['validation'] = 0
+        if args.pretrained == 'none':
+            values['frozen_stages'] = 0  # stages without pretrained weights must be trained
+        if args.resume and args.lr != 0 and is_snapshot(args.resume):
+            values.update(_inherit_from_snapshot(args))
+        for field in dataclasses.fields(cls):
+            if values[field.name] is None and field.default is not dataclasses.MISSING:
+                values[field.name] = field.default
+        arguments = cls(**values)
+        _check_order(arguments)
+        return arguments
+
+    @property
+    def only_evaluates(self) -> bool:
+        """True if nothing is trained (``--lr 0``)."""
+        return self.lr == 0
+
+
+def _inherit_from_snapshot(args: argparse.Namespace) -> dict[str, int]:
+    """Return the arguments that a snapshot determines: the seed and the frozen stages."""
+    try:
+        options = read_options(args.resume)
+    except WeightFileError:
+        return {}  # reported when the whole file is read
+    seed = options.get('seed', 0)
+    if args.seed not in (None, seed):
+        raise UsageError(
+            f'--seed {args.seed} and --resume {args.resume} contradict each other: its run has the seed {seed}'
+        )
+    return {'seed': seed, 'frozen_stages': options.get('frozen_stages', FROZEN_STAGES)}
+
+
+def _contradict(first: str, second: str, reason: str) -> NoReturn:
+    raise UsageError(f'{first} and {second} contradict each other: {reason}')
+
+
+def _check_conflicts(args: argparse.Namespace) -> None:
+    """Raise :class:`UsageError` for options that contradict each other."""
+    if args.schedule:
+        for name in _SCHEDULE_OPTIONS:
+            if getattr(args, name) is not None:
+                _contradict('--schedule', flag(name), 'the schedule determines the learning rates')
+    # A snapshot may be resumed with the command that started its run, so only models are checked.
+    if args.resume and not is_snapshot(args.resume):
+        if args.pretrained:
+            _contradict('--resume', '--pretrained', 'both name the initial weights')
+        if args.fields:
+            _contradict('--set', '--resume', 'the file determines the network')
+    if args.norm == 'bn' and args.bn2affine:
+        _contradict('--norm', '--bn2affine', 'choose batch normalisation or affine channels')
+    if args.norm == 'affine' and args.freeze_bn:
+        _contradict('--norm', '--freeze-bn', 'affine channels are always frozen')
+    if args.snapshot == 0 and args.keep:
+        _contradict('--snapshot', '--keep', 'no snapshots are written')
+    if args.communicator == 'pure_nccl' and args.gpu is not None:
+        _contradict('--communicator', '--gpu', 'pure_nccl assigns one GPU to each process')
+    if args.communicator == 'naive' and args.gpu is not None and args.gpu >= 0:
+        _contradict('--communicator', '--gpu', 'naive runs on CPUs')
+    if args.subdivisions > args.batchsize:
+        _contradict(
+            f'--subdivisions {args.subdivisions}', f'--batchsize {args.batchsize}', 'a pass needs at least one image'
+        )
+    if args.lr == 0:
+        _check_evaluation(args)
+
+
+def _check_evaluation(args: argparse.Namespace) -> None:
+    if args.resume is None:
+        raise UsageError('--lr 0 trains nothing; to evaluate a model, name it with --resume')
+    if args.validation == 0:
+        _contradict('--lr 0', '--validation 0', 'nothing would be done')
+    if args.iteration not in (None, 1):
+        _contradict('--lr 0', f'--iteration {args.iteration}', 'the model is evaluated once')
+    for name, idle in (('subdivisions', 1), ('tensorboard', False), ('clip_gradient', None)):
+        if getattr(args, name) != idle:
+            _contradict('--lr 0', flag(name), 'nothing is trained')
+
+
+def _check_data(args: argparse.Namespace, data: DatasetArguments) -> None:
+    if args.lr == 0 and not data.has('val'):
+        raise UsageError('--lr 0 needs --val-annotations and --val-images')
+    if args.lr != 0 and not data.has('train'):
+        raise UsageError(
+            '--val-annotations without --train-annotations: nothing to train on (to evaluate, give --lr 0)'
+        )
+    if args.validation and not data.has('val'):
+        raise UsageError('--validation needs --val-annotations and --val-images')
+
+
+def _check_order(args: TrainArguments) -> None:
+    if not args.schedule and args.step_size > args.lr_step:
+        _contradict(
+            f'--step-size {args.step_size}', f'--lr-step {args.lr_step}', 'the second decay would precede the first'
+        )

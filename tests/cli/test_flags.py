@@ -1,0 +1,112 @@
+"""The flags of all commands: both spellings, argument types, and the console command itself."""
+
+import argparse
+import importlib
+from pathlib import Path
+
+import pytest
+
+from mask_rcnn.cli import COMMANDS, arguments, main
+from mask_rcnn.cli.command import ArgumentParser, run_and_report_errors
+
+
+def parser_of(command: str) -> ArgumentParser:
+    """Return the parser of a command."""
+    parser = ArgumentParser(prog=command)
+    importlib.import_module(f'mask_rcnn.cli.{command}').configure(parser)
+    return parser
+
+
+def long_flags(command: str) -> dict[str, argparse.Action]:
+    """Return the actions of a command by their long flags."""
+    actions = parser_of(command)._actions
+    return {name: action for action in actions for name in action.option_strings if name.startswith('--')}
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_documented_flags_have_hyphens(command):
+    assert not [name for name in long_flags(command) if '_' in name]
+    assert not [word for word in parser_of(command).format_help().split() if word.startswith('--') and '_' in word]
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_flag_may_be_written_with_underscores(command):
+    parser = parser_of(command)
+    for action in parser._actions:
+        action.required = False  # so that each flag can be parsed alone
+    positional = ['x'] if command == 'info' else []
+    for name, action in long_flags(command).items():
+        if name == '--help':
+            continue
+        value = 'width=0.5' if action.dest == 'fields' else str(next(iter(action.choices))) if action.choices else '1'
+        rest = [] if action.nargs == 0 else [value]
+        hyphens, underscores = (
+            parser.parse_args([*positional, *words])
+            for words in ([name, *rest], ['--' + name[2:].replace('-', '_'), *rest])
+        )
+        assert hyphens == underscores and getattr(hyphens, action.dest) is not None, name
+
+
+@pytest.mark.parametrize(
+    ('words', 'dest', 'value'),
+    [
+        (['--lr_step=7'], 'lr_step', 7),
+        (['--lr_st', '7'], 'lr_step', 7),
+        (['--lr-st', '7'], 'lr_step', 7),
+        (['--step', '7'], 'step_size', 7),
+        (['--freeze_bn'], 'freeze_bn', True),
+        (['--no_roialign'], 'roialign', False),
+        (['--out=a_b/c_d'], 'out', Path('a_b/c_d')),
+        (['--pretrained', 'a_b.npz'], 'pretrained', 'a_b.npz'),
+    ],
+)
+def test_spellings_of_flags_and_values(words, dest, value):
+    assert getattr(parser_of('train').parse_args(words), dest) == value
+
+
+def test_arguments_after_two_hyphens_are_not_flags():
+    assert [str(path) for path in parser_of('info').parse_args(['--', '--my_file']).files] == ['--my_file']
+
+
+@pytest.mark.parametrize(
+    ('parse', 'good', 'bad', 'expected'),
+    [
+        (arguments.non_negative_int, '0', '-1', 'a non-negative integer'),
+        (arguments.positive_int, '1', '0', 'a positive integer'),
+        (arguments.positive_int, '3', '1.5', 'a positive integer'),
+        (arguments.non_negative_float, '0', 'inf', 'a non-negative number'),
+        (arguments.positive_float, '0.5', '0', 'a positive number'),
+        (arguments.positive_float, '1e-3', 'nan', 'a positive number'),
+        (arguments.score, '1', '1.1', 'a number from 0 to 1'),
+        (arguments.gpu_number, '-1', '-2', 'the number of a GPU or -1'),
+    ],
+)
+def test_argument_types(parse, good, bad, expected):
+    assert parse(good) == float(good)
+    with pytest.raises(argparse.ArgumentTypeError) as raised:
+        parse(bad)
+    assert str(raised.value) == f'{bad!r} is not {expected}'
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, '--help'])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith(f'usage: mask-rcnn {command} ')
+
+
+@pytest.mark.parametrize(
+    ('error', 'line', 'status'),
+    [
+        (OSError(28, 'No space left on device', 'a.png'), 'a.png: No space left on device', 1),
+        (OSError('no file name'), 'no file name', 1),
+        (KeyboardInterrupt(), 'interrupted', 130),
+        (ValueError('listed'), 'listed', 1),
+    ],
+)
+def test_errors_become_one_line_and_a_status(error, line, status, capsys):
+    def action():
+        raise error
+
+    assert run_and_report_errors(action, (ValueError,)) == status
+    assert capsys.readouterr().err == f'error: {line}\n'
