@@ -104,7 +104,7 @@ def test_input(seen):
     differ between processors.
     """
     model, case, expected, _, _ = seen
-    x, transform = model.prepare(case.image)
+    x, transform = Predictor(model).prepare(case.image)
     top, left, bottom, right = case.arrays['window']
     assert transform.window == (top, left, bottom - 1, right - 1)
     differences = np.rint(np.abs(x - expected).astype(np.float64) * 1e3) / 1e3  # the mean rounds to 1e-5

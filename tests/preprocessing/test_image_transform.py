@@ -5,6 +5,7 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.config import MATTERPORT, MINDSPORE, PRESETS
+from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.preprocessing.image_transform import ImageTransform, input_scale, prepare_image, resized_size
 
 DETECTRON_CONFIG = PRESETS['resnet50'].replace(min_size=40, max_size=60)
@@ -70,7 +71,7 @@ def test_a_model_prepares_images_with_prepare_image(rng):
     image = rng.uniform(0, 255, (3, 20, 31)).astype(np.float32)
     model = mask_rcnn.build('resnet50', n_fg_class=1, min_size=40, max_size=60)
     x, image_transform = prepare_image(image, DETECTRON_CONFIG)
-    model_x, model_transform = model.prepare(image)
+    model_x, model_transform = Predictor(model).prepare(image)
     assert x.dtype == np.float32 and x.shape == (3, 39, 60) and image_transform == model_transform
     np.testing.assert_array_equal(x, model_x[0])
 
