@@ -6,12 +6,14 @@ import pathlib
 import signal
 import sys
 
+import mask_rcnn  # noqa: F401  (makes Chainer importable, so it comes first)
+
+# isort: split
 import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
 
-import mask_rcnn  # noqa: F401  (makes Chainer importable)
 from mask_rcnn.training.distributed import DistributedError, create_communicator
 
 
