@@ -30,12 +30,12 @@ from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
 from mask_rcnn.training.distributed import Communicator, DistributedError
-from mask_rcnn.training.iterator import ExampleError, WorkerError
 from mask_rcnn.training.schedule import detectron_schedule, step_schedule
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, list_snapshots
 from mask_rcnn.training.tensorboard import TensorBoardMissingError, writer_class
 from mask_rcnn.training.trainer import TrainingOptions, TrainingRun, build_training_run, options_to_store
 from mask_rcnn.training.updater import NonFiniteLossError
+from mask_rcnn.training.worker_pool import ExampleError, WorkerError
 from mask_rcnn.weights import WeightFileError
 
 #: Iterations without ``--iteration`` and ``--schedule``.
@@ -126,7 +126,7 @@ def _train(args: TrainArguments, communicator: Communicator) -> int:
     model.to_device(device)
     training = build_training_run(
         model,
-        train_set,
+        train_set,  # type: ignore[arg-type]  # Chainer's DatasetMixin has len and [], but is not a Sequence
         _options(args, communicator, model.config),
         communicator=communicator,
         evaluate=_evaluator(model, val_set, communicator),

@@ -16,9 +16,9 @@ from mask_rcnn.datasets.example import Annotations, Segmentation
 class PackedAnnotations:
     """The objects of all images in flat arrays.
 
-    Element ``i`` of a level owns the elements ``start[i]:start[i + 1]`` of the next level: images own objects, objects
-    own polygons, polygons own coordinates.  Python lists of a million polygons would take gigabytes of memory, and
-    minutes to send to worker processes.
+    Images consist of objects, objects of polygons, and polygons of coordinates.  The parts of element ``i`` are the
+    elements ``start[i]:start[i + 1]`` of the next level.  Python lists of a million polygons would take gigabytes of
+    memory, and minutes to send to worker processes.
 
     Args:
         object_start: ``(N + 1,)`` int64, the first object of each image.

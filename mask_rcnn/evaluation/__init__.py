@@ -1,4 +1,4 @@
-"""How good detections are: COCO's metrics."""
+"""COCO's metrics of detections."""
 
 from mask_rcnn.evaluation.coco import KEYPOINT_METRIC_NAMES, METRIC_NAMES, COCOEvaluator, Metrics, evaluate_model
 

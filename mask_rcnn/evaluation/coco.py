@@ -1,4 +1,4 @@
-"""COCO's metrics for boxes, masks and keypoints, computed by pycocotools, which is their reference."""
+"""COCO's metrics for boxes, masks and keypoints, computed by pycocotools, the reference implementation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -20,29 +21,30 @@ from tqdm import tqdm
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.runtime.cache import cache_weights
 
 _logger = logging.getLogger(__name__)
 
-#: COCO's twelve numbers in its order: AP over IoU 0.50 to 0.95, at 0.50 and at 0.75, of small (below
-#: 32 x 32 pixels), medium and large (above 96 x 96) objects; recall with 1, 10 and 100 detections an
-#: image, of small, medium and large objects.
+#: COCO's twelve metrics in its order: AP over IoU 0.50 to 0.95, at 0.50 and at 0.75, of small (below 32 x 32 pixels),
+#: medium and large (above 96 x 96) objects; recall with 1, 10 and 100 detections per image, of small, medium and large
+#: objects.
 METRIC_NAMES = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'AR1', 'AR10', 'AR100', 'ARs', 'ARm', 'ARl')
 
-#: COCO's ten numbers for keypoints, all with 20 detections an image; OKS (how near the keypoints are, for the
-#: size of the object) stands for IoU, and there are no small objects.
+#: COCO's ten metrics for keypoints, all with 20 detections per image.  OKS (object keypoint similarity) replaces IoU,
+#: and there are no small objects.
 KEYPOINT_METRIC_NAMES = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """Something that is compared.
+    """A kind of prediction that is evaluated.
 
     Args:
-        name: COCO's: pycocotools' ``iouType``.
-        key: Where a result or an annotation has it.
-        singular, plural: In words; the plural is the field of :class:`Metrics`, too.
-        metrics: Names of its numbers.
+        name: The ``iouType`` of pycocotools.
+        key: Its key in a result or an annotation.
+        singular, plural: Its name in the table; the plural is also its field of :class:`Metrics`.
+        metrics: The names of its metrics.
     """
 
     name: str
@@ -60,18 +62,18 @@ _KINDS = _BOXES, _MASKS, _KEYPOINTS
 
 @dataclass(frozen=True)
 class Metrics:
-    """What COCO's evaluation found.
+    """The result of COCO's evaluation.
 
-    Numbers are between 0 and 1, and -1 (as pycocotools has it) where there is no object to find.  What the
-    model does not find at all, masks or keypoints, has no numbers: its tuples are empty.
+    Values are between 0 and 1, or -1 (as in pycocotools) if there is no object.  The tuples of masks or keypoints are
+    empty if the model does not predict them.
 
     Args:
-        boxes: The twelve numbers of :data:`METRIC_NAMES` for boxes.
-        masks: The same for masks.
+        boxes: The twelve metrics of :data:`METRIC_NAMES` for boxes.
+        masks: The twelve metrics for masks.
         class_names: Names of the classes.
         box_ap_per_class: AP of each class for boxes.
-        mask_ap_per_class: The same for masks.
-        keypoints: The ten numbers of :data:`KEYPOINT_METRIC_NAMES`.
+        mask_ap_per_class: AP of each class for masks.
+        keypoints: The ten metrics of :data:`KEYPOINT_METRIC_NAMES`.
         keypoint_ap_per_class: AP of each class for keypoints.
     """
 
@@ -84,43 +86,49 @@ class Metrics:
     keypoint_ap_per_class: tuple[float, ...] = ()
 
     def ap_per_class(self) -> dict[str, tuple[float, ...]]:
-        """Return the AP of each class for ``'bbox'``, ``'segm'`` and ``'keypoints'``, as far as measured."""
+        """Return the AP of each class for those of ``'bbox'``, ``'segm'`` and ``'keypoints'`` that were evaluated."""
         return {kind.name: getattr(self, f'{kind.singular}_ap_per_class') for kind in self._kinds()}
 
     def _kinds(self) -> list[_Kind]:
         return [kind for kind in _KINDS if getattr(self, kind.plural)]
 
     def summary(self) -> dict[str, float]:
-        """Return the numbers for a log, as ``'bbox/AP50'``, ``'segm/ARs'`` or ``'keypoints/AP'``.
+        """Return the metrics by name: ``'bbox/AP50'``, ``'segm/ARs'``, ``'keypoints/AP'``.
 
-        What has no objects is left out: -1 is no measurement.
+        Metrics without objects, whose value is -1, are omitted.
         """
         return {
             f'{kind.name}/{name}': value
             for kind in self._kinds()
-            for name, value in zip(kind.metrics, getattr(self, kind.plural))
+            for name, value in zip(kind.metrics, getattr(self, kind.plural), strict=True)
             if value >= 0
         }
 
     def table(self) -> str:
-        """Return all numbers in percent as text: of boxes, masks and keypoints, then each class's AP."""
-        kinds, lines, names = self._kinds(), [], ()
+        """Return all metrics in percent as text: those of boxes, masks and keypoints, then the AP of each class."""
+        return '\n'.join([*self._metric_lines(), '', *self._class_lines()])
+
+    def _metric_lines(self) -> list[str]:
+        kinds, lines = self._kinds(), []
+        names: tuple[str, ...] = ()
         margin = max(6, *(len(kind.plural) + 1 for kind in kinds))
         for kind in kinds:
             if kind.metrics != names:
                 names = kind.metrics
                 lines.append(' ' * margin + ''.join(f'{name:>7}' for name in names))
             lines.append(f'{kind.plural:{margin}}' + ''.join(map(_percent, getattr(self, kind.plural))))
-        width = max(map(len, ('class', *self.class_names)))
-        columns = [(f'{kind.singular} AP', aps) for kind, aps in zip(kinds, self.ap_per_class().values())]
-        widths = [max(10, len(heading) + 3) for heading, _ in columns]
-        headings = ''.join(f'{heading:>{w}}' for w, (heading, _) in zip(widths, columns))
-        lines += ['', f'{"class":{width}}{headings}']
-        for i, name in enumerate(self.class_names):
-            lines.append(
-                f'{name:{width}}' + ''.join(f'{_percent(aps[i]):>{w}}' for w, (_, aps) in zip(widths, columns))
-            )
-        return '\n'.join(lines)
+        return lines
+
+    def _class_lines(self) -> list[str]:
+        margin = max(map(len, ('class', *self.class_names)))
+        headings = [f'{kind.singular} AP' for kind in self._kinds()]
+        rows = [headings]
+        rows += [list(map(_percent, aps)) for aps in zip(*self.ap_per_class().values(), strict=True)]
+        widths = [max(10, len(heading) + 3) for heading in headings]
+        return [
+            f'{name:{margin}}' + ''.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True))
+            for name, row in zip(('class', *self.class_names), rows, strict=True)
+        ]
 
 
 def _percent(value: float) -> str:
@@ -128,24 +136,24 @@ def _percent(value: float) -> str:
 
 
 class COCOEvaluator:
-    """Collects detections, and compares them with what should have been found.
+    """Collects detections and evaluates them against the ground truth.
 
-    Only the images that were added are compared, with all their objects.
+    Only the images that were added are evaluated, each with all its objects.
 
     Args:
-        ground_truth: The ``images``, ``annotations`` and ``categories`` of a COCO annotation file; the data
-            sets' ``ground_truth()``.
-        class_names: Name of each label of the data set.
-        category_ids: The number of each label in ``ground_truth``.
-        model_class_names: What the model calls its labels, where it is known.  If all names of the data
-            set are among them, labels are matched by name and other detections are left out; otherwise by
+        ground_truth: The ``images``, ``annotations`` and ``categories`` of a COCO annotation file; the result of a
+            dataset's ``ground_truth()``.
+        class_names: The dataset's name of each label.
+        category_ids: The category id of each label in ``ground_truth``.
+        model_class_names: The model's name of each label, if known.  If they include all names of the dataset,
+            labels are matched by name, and detections of other classes are ignored; otherwise labels are matched by
             their order.
-        n_model_class: Number of the model's classes, if it differs from the data set's.
-        masks: Compare masks.
-        keypoints: Compare COCO's 17 keypoints; the ground truth must have them.
+        n_model_classes: Number of the model's classes, if it differs from the dataset's.
+        masks: Evaluate masks.
+        keypoints: Evaluate COCO's 17 keypoints; the ground truth must contain them.
 
     Raises:
-        ValueError: The model's classes cannot be matched with the data set's, or the ground truth has no
+        ValueError: The model's classes cannot be matched with the dataset's, or the ground truth contains no
             keypoints.
     """
 
@@ -156,30 +164,30 @@ class COCOEvaluator:
         class_names: Sequence[str],
         category_ids: Sequence[int],
         model_class_names: Sequence[str] | None = None,
-        n_model_class: int | None = None,
+        n_model_classes: int | None = None,
         masks: bool = True,
         keypoints: bool = False,
     ):
         if keypoints and not all('num_keypoints' in annotation for annotation in ground_truth['annotations']):
-            raise ValueError('the model finds keypoints, but the data have none')
-        self._kinds = [kind for kind, wanted in zip(_KINDS, (True, masks, keypoints)) if wanted]
+            raise ValueError('the model predicts keypoints, but the ground truth contains none')
+        self._kinds = [_BOXES, *([_MASKS] if masks else []), *([_KEYPOINTS] if keypoints else [])]
         self._ground_truth = ground_truth
         self._known_images = {image['id'] for image in ground_truth['images']}
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
-        self._categories = _match_categories(self.class_names, self.category_ids, model_class_names, n_model_class)
+        self._categories = _match_categories(self.class_names, self.category_ids, model_class_names, n_model_classes)
         self._results: dict[int | str, list[dict]] = {}
 
     def add(self, image_id: int | str, detections: Detections) -> None:
-        """Take the detections of one image.
+        """Add the detections of one image.
 
         Args:
-            image_id: Its number in the ground truth.
-            detections: With the masks and keypoints that are compared.  Their own ``category_ids`` are not
-                used.
+            image_id: The image's id in the ground truth.
+            detections: The detections, with the masks and keypoints that are evaluated.  Their ``category_ids`` are
+                not used.
 
         Raises:
-            ValueError: The image is unknown or was added before, or there are no masks or keypoints.
+            ValueError: The image is unknown or was added before, or masks or keypoints are missing.
         """
         if image_id not in self._known_images:
             raise ValueError(f'image {image_id!r} is not in the ground truth')
@@ -191,119 +199,132 @@ class COCOEvaluator:
             _check_keypoints(image_id, detections)
         if detections.labels.size and detections.labels.max() >= len(self._categories):
             raise ValueError(
-                f'label {detections.labels.max()} of image {image_id!r} is beyond the {len(self._categories)} classes'
+                f'label {detections.labels.max()} of image {image_id!r} is not below the number of classes, '
+                f'{len(self._categories)}'
             )
         categories = [self._categories[label] for label in detections.labels.tolist()]
         detections = detections[np.array([category is not None for category in categories], bool)]
         results = detections.to_coco(image_id)
-        for result, label in zip(results, detections.labels.tolist()):
+        for result, label in zip(results, detections.labels.tolist(), strict=True):
             result['category_id'] = self._categories[label]
         self._results[image_id] = results
 
     def partial_results(self) -> dict[int | str, list[dict]]:
-        """Return the results by image: what :meth:`merge` of another process's evaluator takes."""
+        """Return the results by image, for :meth:`merge` of another process's evaluator."""
         return self._results
 
     def merge(self, parts: Iterable[dict[int | str, list[dict]]]) -> None:
-        """Replace the results by those of several evaluators, each of which has seen other images."""
+        """Replace the results by those of several evaluators of disjoint images."""
         merged = {image_id: results for part in parts for image_id, results in part.items()}
         self._results = {
             image['id']: merged[image['id']] for image in self._ground_truth['images'] if image['id'] in merged
         }
 
     def results(self) -> list[dict]:
-        """Return all detections in COCO's result format, with all that the model finds."""
+        """Return all detections in COCO's result format, with boxes, masks and keypoints."""
         return [result for results in self._results.values() for result in results]
 
     def evaluate(self) -> Metrics:
         """Return COCO's metrics.
 
-        The sizes (small, medium, large) are those of the boxes for boxes and those of the masks for
-        masks, as in Detectron.  pycocotools does so for results with only one of both; given both at
-        once, it would take the sizes of masks from the boxes.
+        The sizes small, medium and large are determined by the box for boxes and by the mask for masks, as in
+        Detectron.  pycocotools does so if the results contain only boxes or only masks; if they contain both, it
+        determines the sizes of masks from the boxes.
 
         Raises:
             ValueError: No image was added.
         """
         if not self._results:
             raise ValueError('there is nothing to evaluate: no image was added')
-        numbers = {}
+        fields: dict[str, tuple[float, ...]] = {}
         for kind in _KINDS:
-            numbers[kind.plural], numbers[f'{kind.singular}_ap_per_class'] = (
+            fields[kind.plural], fields[f'{kind.singular}_ap_per_class'] = (
                 self._evaluate_kind(kind) if kind in self._kinds else ((), ())
             )
-        return Metrics(class_names=self.class_names, **numbers)
+        return Metrics(class_names=self.class_names, **fields)
 
     def write_results(self, path: str | os.PathLike) -> tuple[Path, ...]:
-        """Write the detections as JSON files: ``results.json`` becomes ``results.bbox.json``,
-        ``results.segm.json`` and ``results.keypoints.json``, those of them that are compared.
+        """Write the detections as JSON files, one for each kind that is evaluated.
 
-        Not as one, because pycocotools (and COCO's server) measures boxes, masks and keypoints by themselves;
-        see :meth:`evaluate`.  From each, ``COCOeval`` gives the numbers of :meth:`evaluate`.
+        ``results.json`` becomes ``results.bbox.json``, ``results.segm.json`` and ``results.keypoints.json``, because
+        pycocotools and COCO's server evaluate boxes, masks and keypoints separately; see :meth:`evaluate`.
+        ``COCOeval`` computes the metrics of :meth:`evaluate` from these files.
 
         Args:
-            path: Says the folder and the beginning of the names.
+            path: The folder and the beginning of the names.
 
         Returns:
-            tuple: The files' paths.
+            tuple: The paths of the files.
 
         Raises:
             mask_rcnn.io.atomic_file.FileError: A file cannot be written; an existing one stays unchanged.
         """
         path = Path(path)
         paths = tuple(path.with_name(f'{path.stem}.{kind.name}.json') for kind in self._kinds)
-        for kind, file in zip(self._kinds, paths):
+        for kind, file in zip(self._kinds, paths, strict=True):
             with open_for_writing(file) as stream:
-                stream.write(json.dumps(_of_kind(self.results(), kind)).encode('utf-8'))
+                stream.write(json.dumps(_select_kind(self.results(), kind)).encode('utf-8'))
         return paths
 
     def _evaluate_kind(self, kind: _Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return COCO's numbers and the AP of each class."""
-        with _silence():
+        """Return COCO's metrics of one kind and the AP of each class."""
+        with _stdout_to_log():
             truth = _to_coco(
                 self._ground_truth,
                 [annotation for annotation in self._ground_truth['annotations'] if kind.key in annotation],
             )
-            results = _of_kind(self.results(), kind)
-            found = truth.loadRes(results) if results else _to_coco(self._ground_truth, [])
-            evaluation = COCOeval(truth, found, kind.name)
+            results = _select_kind(self.results(), kind)
+            detections = truth.loadRes(results) if results else _to_coco(self._ground_truth, [])
+            evaluation = COCOeval(truth, detections, kind.name)
             evaluation.params.imgIds = sorted(self._results)
             evaluation.params.catIds = list(self.category_ids)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         order = [evaluation.params.catIds.index(category) for category in self.category_ids]
-        # precision: IoU threshold, recall, class, size (0 is all), number of detections (-1: the most)
+        # Axes of precision: IoU threshold, recall, class, size (0: all), number of detections per image (-1: largest).
         per_class = [_mean_of_valid(evaluation.eval['precision'][:, :, k, 0, -1]) for k in order]
         return tuple(evaluation.stats.tolist()), tuple(per_class)
 
 
+class Communicator(Protocol):
+    """The part of :class:`mask_rcnn.training.distributed.Communicator` that an evaluation uses."""
+
+    rank: int
+    size: int
+
+    def gather(self, obj: Any) -> list | None:
+        """Return the objects of all processes in process 0, ``None`` in the others."""
+
+    def broadcast_object(self, obj: Any) -> Any:
+        """Return process 0's object."""
+
+
 def evaluate_model(
-    model,
-    dataset,
+    model: MaskRCNN,
+    dataset: Any,
     *,
     progress: bool = True,
     results_file: str | os.PathLike | None = None,
     indices: Sequence[int] | None = None,
-    comm=None,
+    comm: Communicator | None = None,
 ) -> Metrics:
-    """Measure a model on a data set; nothing of the model changes.
+    """Evaluate a model on a dataset; the model does not change.
 
     Args:
-        model (mask_rcnn.MaskRCNN): The model.
-        dataset: A data set of :mod:`mask_rcnn.datasets`.  COCO's metrics count images without objects as
-            well: make a :class:`~mask_rcnn.datasets.coco.COCODataset` with ``only_annotated=False``.
-        progress: Show a bar with the time left on stderr.
-        results_file: Where the detections go, if anywhere; see :meth:`COCOEvaluator.write_results`.
-        indices: Look only at these images.
-        comm (mask_rcnn.training.distributed.Communicator): Several processes, each of which calls this
-            function and looks at its part of the images.
+        model: The model.
+        dataset: A dataset of :mod:`mask_rcnn.datasets`.  COCO's metrics include images without objects, so a
+            :class:`~mask_rcnn.datasets.coco.COCODataset` needs ``only_annotated=False``.
+        progress: Show a progress bar on stderr.
+        results_file: File for the detections, or ``None``; see :meth:`COCOEvaluator.write_results`.
+        indices: Evaluate only these images.
+        comm: Several processes, each of which calls this function and processes its part of the images.
 
     Returns:
         Metrics: The same in all processes.
 
     Raises:
-        ValueError: The model's classes or keypoints do not fit the data set's, or ``indices`` is empty.
+        ValueError: The model's classes or keypoints do not match the dataset's, or ``indices`` is empty.
         mask_rcnn.datasets.ImageFileError: An image cannot be read.
         mask_rcnn.io.atomic_file.FileError: ``results_file`` cannot be written.
     """
@@ -316,16 +337,17 @@ def evaluate_model(
         class_names=dataset.class_names,
         category_ids=dataset.category_ids,
         model_class_names=model.class_names,
-        n_model_class=model.config.n_fg_class,
+        n_model_classes=model.config.n_fg_class,
         masks=model.config.masks,
         keypoints=model.config.n_keypoint > 0,
     )
-    own, seen = indices[rank::size], deque()
+    shard = indices[rank::size]
+    pending: deque[int | str] = deque()  # ids of the images that the model has read but not returned
 
-    def images():
-        for i in own:
+    def images() -> Iterator[np.ndarray]:
+        for i in shard:
             example = dataset[i]
-            seen.append(example.image_id)
+            pending.append(example.image_id)
             yield example.image
 
     with cache_weights():
@@ -333,22 +355,22 @@ def evaluate_model(
             model.iter_detections(images()),
             desc='evaluating',
             unit='image',
-            total=len(own),
+            total=len(shard),
             disable=not progress or rank != 0,
         ):
-            evaluator.add(seen.popleft(), detections)
+            evaluator.add(pending.popleft(), detections)
     if comm is None:
         return _finish(evaluator, results_file)
     parts = comm.gather(evaluator.partial_results())
     metrics = None
-    if rank == 0:
+    if parts is not None:  # process 0
         evaluator.merge(parts)
         metrics = _finish(evaluator, results_file)
     return comm.broadcast_object(metrics)
 
 
 def _finish(evaluator: COCOEvaluator, results_file: str | os.PathLike | None) -> Metrics:
-    if results_file is not None:  # before anything else: the detections have cost most
+    if results_file is not None:  # first, because the detections are the expensive part
         evaluator.write_results(results_file)
     return evaluator.evaluate()
 
@@ -357,43 +379,42 @@ def _match_categories(
     class_names: tuple[str, ...],
     category_ids: tuple[int, ...],
     model_class_names: Sequence[str] | None,
-    n_model_class: int | None,
+    n_model_classes: int | None,
 ) -> list[int | None]:
-    """Return the data set's category number of each of the model's labels, ``None`` where it has none."""
+    """Return the dataset's category id of each of the model's labels, ``None`` for classes that it does not have."""
     if model_class_names is not None and set(class_names) <= set(model_class_names):
-        category_of = dict(zip(class_names, category_ids))
+        category_of = dict(zip(class_names, category_ids, strict=True))
         return [category_of.get(name) for name in model_class_names]
-    if n_model_class not in (None, len(class_names)):
-        missing = (
-            ''
-            if model_class_names is None
-            else (f'; it does not know {sorted(set(class_names) - set(model_class_names))[0]!r}')
+    if n_model_classes not in (None, len(class_names)):
+        missing = sorted(set(class_names) - set(model_class_names)) if model_class_names is not None else []
+        raise ValueError(
+            f'the model has {n_model_classes} classes, the dataset {len(class_names)}'
+            + (f'; the model has no class {missing[0]!r}' if missing else '')
         )
-        raise ValueError(f'the model has {n_model_class} classes, the data set {len(class_names)}{missing}')
     if model_class_names is not None:
-        _logger.warning("the model's class names differ from the data set's: matching by their order")
+        _logger.warning("the model's class names differ from the dataset's: matching by their order")
     return list(category_ids)
 
 
 def _check_keypoints(image_id: int | str, detections: Detections) -> None:
     if detections.keypoints is None:
         raise ValueError(f'the detections of image {image_id!r} have no keypoints')
-    count = detections.keypoints.shape[1]
-    if count != len(COCO_KEYPOINT_NAMES):
+    n_keypoints = detections.keypoints.shape[1]
+    if n_keypoints != len(COCO_KEYPOINT_NAMES):
         raise ValueError(
-            f"the detections of image {image_id!r} have {count} keypoints; COCO's metrics are for "
-            f'its {len(COCO_KEYPOINT_NAMES)}'
+            f"the detections of image {image_id!r} have {n_keypoints} keypoints; COCO's metrics need "
+            f'{len(COCO_KEYPOINT_NAMES)}'
         )
 
 
-def _of_kind(results: list[dict], kind: _Kind) -> list[dict]:
+def _select_kind(results: list[dict], kind: _Kind) -> list[dict]:
     """Return copies with only the box, only the mask or only the keypoints."""
-    others = {other.key for other in _KINDS if other != kind}
-    return [{key: value for key, value in result.items() if key not in others} for result in results]
+    dropped = {k.key for k in _KINDS if k != kind}
+    return [{key: value for key, value in result.items() if key not in dropped} for result in results]
 
 
 def _to_coco(content: dict, annotations: list[dict]) -> COCO:
-    """Return pycocotools' index; it gets its own annotations, because it writes into them."""
+    """Return pycocotools' index of copied annotations, because pycocotools writes into them."""
     coco = COCO()
     coco.dataset = {'info': {}, **content, 'annotations': [dict(annotation) for annotation in annotations]}
     coco.createIndex()
@@ -406,8 +427,8 @@ def _mean_of_valid(precision: np.ndarray) -> float:
 
 
 @contextlib.contextmanager
-def _silence():
-    """Send what pycocotools prints to the log."""
+def _stdout_to_log() -> Iterator[None]:
+    """Redirect stdout, to which pycocotools prints, to the log."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         yield

@@ -15,8 +15,7 @@ from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.device import uses_padding
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
 from mask_rcnn.preprocessing.image_io import to_image_array
-from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.preprocessing.image_transform import prepare_image
+from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image
 
 #: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
 GPU_BATCH_SIZE = 4
@@ -114,14 +113,15 @@ class Predictor:
         return self._iter_detections(images, batch_size)
 
     def _iter_detections(self, images: Iterable, batch_size: int) -> Iterator[Detections]:
+        # A GPU computes one batch while the next one is prepared.
         max_in_flight = 1 if uses_padding(self.network.device) else 0
         in_flight: deque = deque()
         for xs, transforms in self._iter_batches(images, batch_size):
-            in_flight.extend(self._start(xs, transforms))
+            in_flight.extend(self._submit_batch(xs, transforms))
             while len(in_flight) > max_in_flight:
-                yield from self._finish(*in_flight.popleft())
+                yield from self._finish_batch(*in_flight.popleft())
         while in_flight:
-            yield from self._finish(*in_flight.popleft())
+            yield from self._finish_batch(*in_flight.popleft())
 
     def prepare(self, image: np.ndarray) -> tuple[Any, ImageTransform]:
         """Make the network input of an image.
@@ -155,11 +155,11 @@ class Predictor:
         if xs:
             yield xs, transforms
 
-    def _start(self, xs: list, transforms: list[ImageTransform]) -> list[tuple]:
+    def _submit_batch(self, xs: list, transforms: list[ImageTransform]) -> list[tuple]:
         """Run the network on a batch, or on its halves if it does not fit in memory.
 
         Returns:
-            list: For each part of the batch that was run, the arguments of :meth:`_finish`.  A GPU may still be
+            list: For each part of the batch that was run, the arguments of :meth:`_finish_batch`.  A GPU may still be
             computing them.
         """
         network = self.network
@@ -175,9 +175,9 @@ class Predictor:
             if len(xs) == 1:
                 raise
         half = len(xs) // 2
-        return [*self._start(xs[:half], transforms[:half]), *self._start(xs[half:], transforms[half:])]
+        return [*self._submit_batch(xs[:half], transforms[:half]), *self._submit_batch(xs[half:], transforms[half:])]
 
-    def _finish(self, raw: RawDetections | AsyncHostCopy, transforms: list[ImageTransform]) -> Iterator[Detections]:
+    def _finish_batch(self, raw: RawDetections | AsyncHostCopy, transforms: list) -> Iterator[Detections]:
         """Yield the detections of the images of a batch; waits for a GPU."""
         fields: Iterable = raw.wait() if isinstance(raw, AsyncHostCopy) else raw
         fields = [[None] * len(transforms) if arrays is None else arrays for arrays in fields]

@@ -27,15 +27,16 @@ def select_path(x) -> str:
     ============================= ==================== ====================
     Input                         backprop disabled    backprop enabled
     ============================= ==================== ====================
-    NumPy, float32 or float64     ``'cpu'``            ``'chainer'``
-    NumPy, float16                ``'chainer'``        ``'chainer'``
+    NumPy, float32 or float64     ``'cpu'``            ``'graph'``
+    NumPy, float16                ``'graph'``          ``'graph'``
     CuPy, cuDNN Frontend works    ``'cudnn'``          ``'cudnn_graph'``
-    CuPy, otherwise               ``'chainer'``        ``'chainer'``
+    CuPy, otherwise               ``'graph'``          ``'graph'``
     ============================= ==================== ====================
 
     ``'cpu'`` and ``'cudnn'`` apply bias, residual and ReLU in the same pass and keep nothing for a backward pass
     (:func:`mask_rcnn.ops.conv.convolution.convolve`).  ``'cudnn_graph'`` has a fused forward and backward pass
-    (:mod:`mask_rcnn.ops.cudnn_frontend.functions`).  ``'chainer'`` runs one differentiable function after the other.
+    (:mod:`mask_rcnn.ops.cudnn_frontend.functions`).  ``'graph'`` applies differentiable functions one after the other;
+    :func:`mask_rcnn.ops.conv.convolution.choose_backend` selects that of the convolution.
 
     Args:
         x: Array or :class:`chainer.Variable`.
@@ -45,9 +46,9 @@ def select_path(x) -> str:
     """
     forward_only = not chainer.config.enable_backprop
     if chainer.backend.get_array_module(x) is np:
-        return 'cpu' if forward_only and x.dtype.kind == 'f' and x.dtype.itemsize >= 4 else 'chainer'
+        return 'cpu' if forward_only and x.dtype.kind == 'f' and x.dtype.itemsize >= 4 else 'graph'
     if not cudnn_frontend.supports(x):
-        return 'chainer'
+        return 'graph'
     return 'cudnn' if forward_only else 'cudnn_graph'
 
 
@@ -104,7 +105,7 @@ class Linear(L.Linear):
     def forward(self, x, *, relu=False):  # type: ignore[override]  # no n_batch_axes
         """Map ``(R, C)`` or ``(R, C, H, W)`` to ``(R, O)``, and apply ReLU if ``relu`` is set."""
         path = select_path(x)
-        if path in ('cpu', 'chainer'):
+        if path in ('cpu', 'graph'):
             y = super().forward(x)
             return F.relu(y) if relu else y
         chw_shape = x.shape[1:] if _is_channels_last(x) else None
@@ -176,8 +177,8 @@ def scale_and_bias(norm: Any) -> tuple[Any, Any]:
     """Return the scale and the bias that a link of :func:`make_norm` applies in test mode, ``(C,)`` float32."""
     if isinstance(norm, AffineChannel2D):
         return norm.scale.array, norm.bias.array
-    gamma = 1 if norm.gamma is None else norm.gamma.array
-    beta = 0 if norm.beta is None else norm.beta.array
+    gamma: Any = 1 if norm.gamma is None else norm.gamma.array
+    beta: Any = 0 if norm.beta is None else norm.beta.array
     return norm_to_affine(gamma, beta, norm.avg_mean, norm.avg_var, norm.eps)
 
 

@@ -52,8 +52,8 @@ def resize_uint8_skimage(image: np.ndarray, size: tuple[int, int]) -> np.ndarray
     as zeros.  So the border of an upscaled image fades to zero, but not below the minimum of the image.  An image that
     already has the requested size is not resized.
 
-    Sample positions have the closed form ``factor * (i + 1/2) - 1/2``; scikit-image estimates the same mapping from
-    three points, so at most about 1 in 10,000 values differs by one grey level from its own result.
+    Sample positions have the closed form ``factor * (i + 1/2) - 1/2``.  scikit-image estimates the same mapping from
+    three points, so at most about 1 in 10,000 values differs from its result, by one grey level.
 
     Args:
         image: ``(C, H, W)`` real array.

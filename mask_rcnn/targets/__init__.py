@@ -1,7 +1,7 @@
-"""Which anchor and which RoI learns what (NumPy; the same numbers wherever the network is).
+"""Training targets for anchors and RoIs.
 
-What is decided by overlaps alone is apart from what is drawn at random, and that takes its random numbers
-from a :class:`numpy.random.RandomState` that is handed in.
+Targets are computed in NumPy, so they do not depend on the device of the network.  Matching by IoU is
+deterministic; sampling takes its random numbers from a :class:`numpy.random.RandomState` that the caller passes.
 """
 
 from mask_rcnn.targets.keypoints import KeypointRoIs, sample_keypoint_rois

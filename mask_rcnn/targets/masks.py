@@ -1,9 +1,12 @@
-"""What the mask head learns (``detectron/roi_data/mask_rcnn.py``, ``detectron/utils/segms.py``)."""
+"""Training targets for the mask head (``detectron/roi_data/mask_rcnn.py``, ``detectron/utils/segms.py``)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pycocotools.mask
+from numpy.typing import ArrayLike
 
 from mask_rcnn.datasets.example import Annotations, Segmentation
 from mask_rcnn.ops.boxes.boxes import box_iou
@@ -11,33 +14,34 @@ from mask_rcnn.targets.sampling import IGNORED
 
 
 def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, offset: float) -> np.ndarray:
-    """Draw, for every foreground RoI, the object in it.
+    """Rasterise, for every foreground RoI, the object that it overlaps most.
 
-    A RoI's object is the one whose shape's bounding box overlaps it most; crowds are none.
+    Overlap is the IoU with the bounding box of the object's segmentation; crowd regions do not count.
 
     Args:
         boxes: ``(F, 4)`` float32 RoIs in pixels of the original image.
-        annotations: The image's objects; at least one that is no crowd, unless there are no RoIs.
-        size: Side M of the masks.
+        annotations: The image's objects; at least one that is not a crowd region, unless F is 0.
+        size: Height and width M of the masks.
         offset: See :mod:`mask_rcnn.ops.boxes.boxes`.
 
     Returns:
-        numpy.ndarray: ``(F, M, M)`` int32: 1 the object, 0 not; -1 everywhere if its shape is not known.
+        numpy.ndarray: ``(F, M, M)`` int32: 1 inside the object, 0 outside; -1 everywhere if the object has no
+        segmentation.
     """
     targets = np.empty((len(boxes), size, size), np.int32)
     if len(boxes) == 0:
         return targets
     objects = np.flatnonzero(~annotations.crowd)
     shape_boxes = np.stack([segmentation_box(annotations.segmentations[i], annotations.boxes[i]) for i in objects])
-    chosen = objects[box_iou(boxes, shape_boxes, offset=offset).argmax(axis=1)]
-    for i in np.unique(chosen):
-        rows = np.flatnonzero(chosen == i)
-        targets[rows] = draw_in_boxes(annotations.segmentations[i], boxes[rows], size)
+    matched = objects[box_iou(boxes, shape_boxes, offset=offset).argmax(axis=1)]
+    for i in np.unique(matched):
+        rows = np.flatnonzero(matched == i)
+        targets[rows] = rasterize_in_boxes(annotations.segmentations[i], boxes[rows], size)
     return targets
 
 
-def segmentation_box(segmentation: Segmentation, default) -> np.ndarray:
-    """Return the bounding box ``(4,)`` float32 of a shape, or ``default`` if there is none."""
+def segmentation_box(segmentation: Segmentation, default: ArrayLike) -> np.ndarray:
+    """Return the bounding box ``(4,)`` float32 of a segmentation, or ``default`` if it is empty."""
     if not segmentation:
         return np.asarray(default, np.float32)
     if isinstance(segmentation, dict):
@@ -47,16 +51,17 @@ def segmentation_box(segmentation: Segmentation, default) -> np.ndarray:
     return np.concatenate([points.min(axis=0)[::-1], points.max(axis=0)[::-1]]).astype(np.float32)
 
 
-def draw_in_boxes(segmentation: Segmentation, boxes: np.ndarray, size: int) -> np.ndarray:
-    """Draw the parts of one shape that are in some boxes.
+def rasterize_in_boxes(segmentation: Segmentation, boxes: np.ndarray, size: int) -> np.ndarray:
+    """Rasterise the part of one segmentation inside each box.
 
     Args:
-        segmentation: Polygons or run lengths.
-        boxes: ``(R, 4)`` float32 in the shape's pixels.
-        size: Side M of the masks.
+        segmentation: Polygons or RLE.
+        boxes: ``(R, 4)`` float32 in the same coordinates.
+        size: Height and width M of the masks.
 
     Returns:
-        numpy.ndarray: ``(R, M, M)`` int32: 1 the shape, 0 not; -1 everywhere if there is no shape.
+        numpy.ndarray: ``(R, M, M)`` int32: 1 inside the object, 0 outside; -1 everywhere if the segmentation is
+        empty.
     """
     if not segmentation:
         return np.full((len(boxes), size, size), IGNORED, np.int32)
@@ -66,36 +71,37 @@ def draw_in_boxes(segmentation: Segmentation, boxes: np.ndarray, size: int) -> n
     return np.stack([rasterize_polygons(segmentation, box, size) for box in boxes])
 
 
-def rasterize_polygons(polygons, box: np.ndarray, size: int) -> np.ndarray:
-    """Move polygons into a box of ``size`` x ``size`` pixels and draw them with COCO's code.
+def rasterize_polygons(polygons: Sequence[np.ndarray], box: np.ndarray, size: int) -> np.ndarray:
+    """Scale polygons from a box to ``size`` x ``size`` pixels and rasterise them with pycocotools.
 
-    ``detectron/utils/segms.py`` ``polys_to_mask_wrt_box``: float32, and the box is ``x2 - x1`` wide (no + 1).
+    This is ``polys_to_mask_wrt_box`` of ``detectron/utils/segms.py``: arithmetic is float32, and the width of the
+    box is ``x2 - x1`` (without + 1).
 
     Args:
         polygons: Flat arrays ``x, y, x, y, ...`` of at least three points.
         box: ``(4,)`` float32.
-        size: Side M of the mask.
+        size: Height and width M of the mask.
 
     Returns:
         numpy.ndarray: ``(M, M)`` int32, 0 or 1.
     """
     origin = box[1::-1]  # x, y
-    side = np.maximum(box[:1:-1] - origin, np.float32(1))
-    moved = [
-        ((np.asarray(polygon, np.float32).reshape(-1, 2) - origin) * np.float32(size) / side).ravel()
+    box_size = np.maximum(box[:1:-1] - origin, np.float32(1))
+    scaled = [
+        ((np.asarray(polygon, np.float32).reshape(-1, 2) - origin) * np.float32(size) / box_size).ravel()
         for polygon in polygons
     ]
-    parts = pycocotools.mask.frPyObjects(moved, size, size)
+    parts = pycocotools.mask.frPyObjects(scaled, size, size)
     return pycocotools.mask.decode(parts).any(axis=2).astype(np.int32)
 
 
 def resample_mask(mask: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-    """Cut a box out of a mask and resize it: 1 where at least half of a pixel of the result is covered.
+    """Crop a box from a mask and resize it by area: a pixel is 1 if the mask covers at least half of it.
 
     Args:
-        mask: ``(H, W)`` of 0 and 1; pixel ``i`` reaches from ``i`` to ``i + 1``, as in COCO's polygons.
+        mask: ``(H, W)`` of 0 and 1; pixel ``i`` extends from ``i`` to ``i + 1``, as in COCO's polygons.
         box: ``(4,)`` float32.
-        size: Side M of the result.
+        size: Height and width M of the result.
 
     Returns:
         numpy.ndarray: ``(M, M)`` int32, 0 or 1.
@@ -105,10 +111,10 @@ def resample_mask(mask: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
     return (rows @ mask @ columns.T >= 0.5).astype(np.int32)
 
 
-def _coverage(low, high, n_bin: int, n_pixel: int) -> np.ndarray:
-    """Return what part of each of ``n_bin`` bins from ``low`` to ``high`` each pixel covers."""
-    edges = float(low) + max(float(high) - float(low), 1.0) * np.arange(n_bin + 1) / n_bin
-    pixels = np.arange(n_pixel)
+def _coverage(low: np.float32, high: np.float32, n_bins: int, n_pixels: int) -> np.ndarray:
+    """Return the fraction ``(n_bins, n_pixels)`` of each bin between ``low`` and ``high`` that each pixel covers."""
+    edges = float(low) + max(float(high) - float(low), 1.0) * np.arange(n_bins + 1) / n_bins
+    pixels = np.arange(n_pixels)
     begin = np.maximum(edges[:-1, None], pixels)
     end = np.minimum(edges[1:, None], pixels + 1)
     return np.maximum(end - begin, 0) / (edges[1] - edges[0])

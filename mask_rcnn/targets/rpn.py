@@ -1,7 +1,8 @@
-"""What the anchors learn (Ren et al. 2015, section 3.1.2; ``detectron/roi_data/rpn.py``)."""
+"""Training targets for anchors (Ren et al. 2015, section 3.1.2; ``detectron/roi_data/rpn.py``)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,10 @@ from mask_rcnn.targets.sampling import IGNORED, Sampling
 
 @dataclass(frozen=True)
 class RPNTargets:
-    """What the anchors of one image learn.
+    """Training targets for the anchors of one image.
 
     Args:
-        labels: ``(K,)`` int32: 1 an object, 0 background, -1 not looked at.
+        labels: ``(K,)`` int32: 1 for an object, 0 for background, -1 for ignored anchors.
         deltas: ``(K, 4)`` float32 ``(dy, dx, dh, dw)``; zero where the label is not 1.
     """
 
@@ -25,17 +26,23 @@ class RPNTargets:
 
 
 def rpn_targets(
-    anchors: np.ndarray, gt_boxes: np.ndarray, size, *, sampling: Sampling, dialect: Dialect, rng: np.random.RandomState
+    anchors: np.ndarray,
+    gt_boxes: np.ndarray,
+    size: Sequence[float],
+    *,
+    sampling: Sampling,
+    dialect: Dialect,
+    rng: np.random.RandomState,
 ) -> RPNTargets:
-    """Choose the anchors of one image that learn, and what.
+    """Sample the anchors of one image and compute their labels and deltas.
 
     Args:
         anchors: ``(K, 4)`` float32 boxes in the network input.
-        gt_boxes: ``(G, 4)`` float32 boxes of the objects (no crowds), in the network input.
+        gt_boxes: ``(G, 4)`` float32 boxes of the objects, without crowd regions, in the network input.
         size: Height and width of the image in the network input, without padding.
-        sampling: How many, from which overlaps on.
-        dialect: Gives ``boxes.offset`` and ``boxes.rpn_delta_weights``.
-        rng: Draws among too many.
+        sampling: Sampling sizes and IoU thresholds.
+        dialect: Provides ``boxes.offset`` and ``boxes.rpn_delta_weights``.
+        rng: Random numbers for the sampling.
     """
     labels = np.full(len(anchors), IGNORED, np.int32)
     deltas = np.zeros((len(anchors), 4), np.float32)
@@ -53,13 +60,13 @@ def rpn_targets(
     return RPNTargets(labels, deltas)
 
 
-def anchors_inside(anchors: np.ndarray, size, straddle: float) -> np.ndarray:
-    """Return the indices of the anchors that reach at most ``straddle`` pixels out of an image.
+def anchors_inside(anchors: np.ndarray, size: Sequence[float], straddle: float) -> np.ndarray:
+    """Return the indices of the anchors that extend at most ``straddle`` pixels beyond an image.
 
     Args:
         anchors: ``(K, 4)`` float32.
         size: Height and width of the image.
-        straddle: Pixels; negative for all anchors.
+        straddle: Pixels; a negative number admits all anchors.
     """
     if straddle < 0:
         return np.arange(len(anchors))
@@ -68,17 +75,18 @@ def anchors_inside(anchors: np.ndarray, size, straddle: float) -> np.ndarray:
 
 
 def match_anchors(iou: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find every anchor's object and every object's anchors.
+    """Match anchors with objects.
 
-    An object that no anchor touches has no best ones.  (In Detectron all anchors that do not touch it become
-    positive then, to learn the box of some other object: hundreds of them, by one small object in a corner.)
+    An object that overlaps no anchor has no best anchors.  (In Detectron, all anchors that do not overlap such an
+    object become positive and regress the box of some other object: one small object in a corner makes hundreds of
+    anchors positive.)
 
     Args:
-        iou: ``(K, G)`` overlaps of anchors and objects.
+        iou: ``(K, G)`` IoU of anchors and objects.
 
     Returns:
-        tuple: For each anchor, its best overlap ``(K,)`` float32 (0 without objects), the object ``(K,)``
-        and whether it is, perhaps with others, the best anchor of an object ``(K,)`` bool.
+        tuple: Three arrays with one entry per anchor: its best IoU ``(K,)`` float32 (0 without objects), the index
+        of that object ``(K,)``, and whether the anchor is the best one of an object, ties included, ``(K,)`` bool.
     """
     count = len(iou)
     if iou.size == 0:
@@ -92,16 +100,16 @@ def match_anchors(iou: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def label_anchors(
     best_iou: np.ndarray, is_best: np.ndarray, sampling: Sampling, rng: np.random.RandomState
 ) -> np.ndarray:
-    """Choose who learns to be an object and who to be background.
+    """Label anchors as positive, negative or ignored, and sample from the positive and negative ones.
 
-    Negatives are drawn with replacement and written last, so that an object's best anchor, if its overlap is
-    small, may become a negative: both as in Detectron.
+    Two details are Detectron's: negatives are drawn with replacement, and they are written last, so that the best
+    anchor of an object becomes negative if its IoU is small and it is drawn.
 
     Args:
-        best_iou: ``(K,)`` best overlaps of the anchors.
-        is_best: ``(K,)`` bool: an object has no better one.
-        sampling: How many, from which overlaps on.
-        rng: Draws among too many.
+        best_iou: ``(K,)`` best IoU of each anchor.
+        is_best: ``(K,)`` bool: True for the best anchors of an object.
+        sampling: Sampling sizes and IoU thresholds.
+        rng: Random numbers for the sampling.
 
     Returns:
         numpy.ndarray: ``(K,)`` int32: 1, 0 or -1.
@@ -113,8 +121,8 @@ def label_anchors(
     if surplus > 0:
         labels[rng.choice(positive, size=surplus, replace=False)] = IGNORED
     negative = np.flatnonzero(best_iou < sampling.rpn_negative_iou)
-    wanted = sampling.rpn_batch - np.count_nonzero(labels == 1)
-    if len(negative) > wanted:
-        negative = negative[rng.randint(len(negative), size=wanted)]
+    n_negative = sampling.rpn_batch - np.count_nonzero(labels == 1)
+    if len(negative) > n_negative:
+        negative = negative[rng.randint(len(negative), size=n_negative)]
     labels[negative] = 0
     return labels

@@ -1,30 +1,30 @@
-"""How many anchors and RoIs learn, and from which overlaps on."""
+"""Sampling sizes and IoU thresholds for training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Label of what is not looked at.
+#: Label of anchors, RoIs, mask pixels and keypoints that do not contribute to a loss.
 IGNORED = -1
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The numbers of Detectron's ``TRAIN`` section (``detectron/core/config.py``).
+    """Sampling sizes and IoU thresholds of Detectron's ``TRAIN`` section (``detectron/core/config.py``).
 
     Args:
-        rpn_batch: Anchors per image that learn what they are.
-        rpn_positive_fraction: At most so many of them are positive.
-        rpn_positive_iou: Anchors with this overlap are positive (as are each object's best ones).
-        rpn_negative_iou: Anchors whose best overlap is below it are negative.
-        rpn_straddle: Only anchors learn that reach at most so many pixels over the image's border; with a
-            negative number all do.
-        roi_batch: RoIs per image that learn.
-        roi_foreground_fraction: At most so many of them are foreground.
-        roi_foreground_iou: RoIs with this overlap are foreground.
-        roi_background_iou: RoIs whose best overlap is in ``[low, high)`` are background.
-        train_pre_nms: Best anchors that enter the proposals' NMS in training.
-        train_post_nms: Proposals that leave it.
+        rpn_batch: Anchors sampled per image.
+        rpn_positive_fraction: Largest fraction of positive anchors among them.
+        rpn_positive_iou: Anchors with IoU >= this value are positive, as are the best anchors of each object.
+        rpn_negative_iou: Anchors whose best IoU is below this value are negative.
+        rpn_straddle: Only anchors that extend at most this many pixels beyond the image are sampled; a negative
+            number admits all anchors.
+        roi_batch: RoIs sampled per image.
+        roi_foreground_fraction: Largest fraction of foreground RoIs among them.
+        roi_foreground_iou: RoIs with IoU >= this value are foreground.
+        roi_background_iou: RoIs whose best IoU is in ``[low, high)`` are background.
+        train_pre_nms: Highest-scoring anchors that enter the proposals' NMS in training.
+        train_post_nms: Proposals kept after it.
     """
 
     rpn_batch: int = 256
@@ -39,7 +39,7 @@ class Sampling:
     train_pre_nms: int = 12000
     train_post_nms: int = 2000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ('rpn_batch', 'roi_batch', 'train_pre_nms', 'train_post_nms'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be at least 1, not {getattr(self, name)!r}')
@@ -55,6 +55,6 @@ class Sampling:
         low, high = self.roi_background_iou
         if not 0 <= low < high <= self.roi_foreground_iou:
             raise ValueError(
-                'roi_background_iou must be two rising numbers from 0 to roi_foreground_iou, '
+                'roi_background_iou must be two increasing numbers from 0 to roi_foreground_iou, '
                 f'not {self.roi_background_iou!r}'
             )

@@ -1,1 +1,1 @@
-"""Learning: what is frozen, the losses, the train chain, and what drives it."""
+"""Training: freezing, losses, the train chain, the optimizer, and the trainer with its extensions."""

@@ -1,19 +1,18 @@
 """Training in several processes, over ChainerMN, MPI and NCCL.
 
-Every process holds the whole model and takes its part of every batch; between the backward pass and the
-update the gradients are averaged, so that all models stay the same.  With one process nothing of MPI is
-needed or imported::
+Every process holds the whole model and processes its part of every batch.  The gradients are averaged between the
+backward pass and the update, so that all models stay equal.  A single process neither needs nor imports MPI::
 
-    communicator = create(name)             # None: one process
-    with communicator.guard():              # a process that fails ends the others, too
+    communicator = create_communicator(name)    # None: one process
+    with communicator.guard():                  # a process that fails ends the others
         communicator.broadcast(model)
         ...
-        loss.backward()                     # as often as the batch has subdivisions
+        loss.backward()                         # once per subdivision of the batch
         communicator.mean_gradients(model)
         optimizer.update()
 
-The mean over processes is the gradient of the whole batch because the loss is a mean over images and every
-process takes equally many.
+The mean over the processes is the gradient of the whole batch, because the loss is a mean over images and every
+process has the same number of images.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import chainer
@@ -34,28 +34,28 @@ from mask_rcnn.inference.save import arrays_of
 from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.weights import WeightFileError, load_arrays
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
-#: The communicators of ChainerMN that :func:`create_communicator` knows: over MPI between CPUs, over NCCL between GPUs.
+#: ChainerMN's communicators that :func:`create_communicator` supports: MPI between CPUs, and NCCL between GPUs.
 NAMES = ('naive', 'pure_nccl')
 
-#: Where launchers leave the number of processes: Open MPI; MPICH and Intel MPI; MVAPICH.
+#: Environment variables with the number of processes: Open MPI; MPICH and Intel MPI; MVAPICH.
 _SIZE_VARIABLES = ('OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE')
 
 
 class DistributedError(RuntimeError):
-    """The processes cannot work together; ``str()`` is one line that says why."""
+    """The processes cannot work together; ``str()`` is one line that states the reason."""
 
 
 class Communicator:
-    """How one process talks to the others; this class is the case that there are no others.
+    """Communication between the processes of a run; this base class is for a single process.
 
-    All methods but :meth:`guard` must be called by every process, in the same order.
+    Every process must call all methods, except :meth:`guard`, in the same order.
 
     Attributes:
         rank (int): Number of this process, from 0.
         size (int): Number of processes.
-        intra_rank (int): Number of this process among those of its host: the GPU it should take.
+        intra_rank (int): Number of this process among those of its host, which is the number of its GPU.
     """
 
     rank = 0
@@ -64,11 +64,11 @@ class Communicator:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and talks to the user."""
+        """True for the process that writes files and prints."""
         return self.rank == 0
 
     def broadcast(self, link: chainer.Link) -> None:
-        """Give all processes the parameters and persistent values of process 0's link.
+        """Copy the parameters and persistent values of process 0's link to all processes.
 
         Raises:
             DistributedError: The links of two processes have different parameters.
@@ -77,22 +77,22 @@ class Communicator:
     def mean_gradients(self, link: chainer.Link) -> None:
         """Replace the gradient of every trained parameter by its mean over the processes.
 
-        Frozen parameters (``requires_grad`` false, or their update rule disabled) are left alone.  A
-        process without a gradient where another has one counts as zero.
+        Frozen parameters (``requires_grad`` false, or a disabled update rule) are skipped.  A gradient that is
+        missing in one process but present in another counts as zero.
 
         Raises:
-            DistributedError: The link is on a device that the communicator does not serve.
+            DistributedError: The communicator does not support the link's device.
         """
 
     def mean_persistents(self, link: chainer.Link) -> None:
         """Replace the floating point persistent values (running statistics) by their mean."""
 
     def mean(self, values: Mapping[str, Any]) -> dict[str, float]:
-        """Return the mean of each number over the processes that have it, the same on all of them."""
+        """Return, in all processes, the mean of each value over the processes that pass it."""
         return {name: _to_float(value) for name, value in values.items()}
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is true in at least one process."""
+        """Return whether the flag is true in any process."""
         return bool(flag)
 
     def gather(self, obj: Any) -> list | None:
@@ -108,11 +108,11 @@ class Communicator:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """End all processes if the body fails in this one.
+        """End all processes if the context raises in this one.
 
-        Without it, the others would wait for ever for an answer of the one that failed.  With several
-        processes, an exception in the body is written to the standard error and ends all of them with
-        exit status 1, and ``SystemExit`` with its status; with one, exceptions pass.
+        Otherwise the others would wait for the failed process for ever.  With several processes, an exception is
+        written to stderr and ends all of them with exit status 1, or with the status of a ``SystemExit``.  In a
+        single process, exceptions propagate.
         """
         yield
 
@@ -121,12 +121,11 @@ def create_communicator(name: str | None) -> Communicator:
     """Return the communicator of this process.
 
     Args:
-        name: ``'naive'`` (models on the CPU), ``'pure_nccl'`` (on a GPU each), or ``None`` for one
+        name: ``'naive'`` (models on the CPU), ``'pure_nccl'`` (one GPU per process), or ``None`` for one
             process.
 
     Raises:
-        DistributedError: MPI, mpi4py or NCCL do not work here, or how the processes were started does
-            not go with ``name``.
+        DistributedError: MPI, mpi4py or NCCL do not work, or the number of started processes contradicts ``name``.
         ValueError: Unknown name.
     """
     started = _n_started()
@@ -149,20 +148,20 @@ def create_communicator(name: str | None) -> Communicator:
             'installations'
         )
     if communicator.size == 1:
-        logger.warning('communicator %s: there is only one process; start with "mpiexec -n N"', name)
+        _logger.warning('communicator %s: there is only one process; start with "mpiexec -n N"', name)
     return communicator
 
 
 def _n_started() -> int:
-    """Return how many processes the launcher says it started; 1 without one."""
+    """Return the number of processes according to the launcher's environment variables; 1 without a launcher."""
     values = [os.environ.get(variable, '') for variable in _SIZE_VARIABLES]
     return max([int(value) for value in values if value.isdecimal()], default=1)
 
 
-def _import_chainermn():
+def _import_chainermn() -> ModuleType:
     try:
         import chainermn
-        import mpi4py.MPI  # noqa: F401  (starts MPI: not before somebody asks for it)
+        import mpi4py.MPI  # noqa: F401  (initialises MPI, so it is imported only if several processes are used)
 
         mend_chainermn()
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
@@ -173,8 +172,8 @@ def _import_chainermn():
     return chainermn
 
 
-def _check_nccl(name: str, chainermn) -> None:
-    """All processes learn whether one lacks NCCL: if that one just left, the others would wait for it."""
+def _check_nccl(name: str, chainermn: ModuleType) -> None:
+    """Raise in all processes if one lacks NCCL; if it raised alone, the others would wait for it."""
     from mpi4py import MPI
 
     lacks_nccl = name == 'pure_nccl' and not (cuda_device_count() and chainermn.nccl._available)
@@ -189,7 +188,7 @@ def _check_nccl(name: str, chainermn) -> None:
 class _MPICommunicator(Communicator):
     """Several processes, over ChainerMN's communicators."""
 
-    def __init__(self, name: str, chainermn):
+    def __init__(self, name: str, chainermn: ModuleType):
         self._name = name
         self._chainermn = chainermn.create_communicator(name)
         self._mpi = self._chainermn.mpi_comm
@@ -197,7 +196,7 @@ class _MPICommunicator(Communicator):
         self.size = self._chainermn.size
         self.intra_rank = self._chainermn.intra_rank
 
-    def broadcast(self, link):
+    def broadcast(self, link: chainer.Link) -> None:
         arrays = self.broadcast_object(arrays_of(link) if self.is_main else None)
         if not self.is_main:
             try:
@@ -205,16 +204,17 @@ class _MPICommunicator(Communicator):
             except WeightFileError as error:
                 raise DistributedError(f'the processes have different models: {error}') from error
 
-    def mean_gradients(self, link):
+    def mean_gradients(self, link: chainer.Link) -> None:
         trained = [(path, param) for path, param in link.namedparams() if _is_trained(param)]
-        for path, param in trained:
+        param: Any  # Chainer declares its gradient read-only
+        for _, param in trained:
             self._check_device(param)
-            # ChainerMN works in place on the memory of a C-contiguous array; of others, on a lost copy.
+            # ChainerMN works in place on C-contiguous arrays, but on a copy of others, which it discards.
             if param.grad is not None and not param.grad.flags.c_contiguous:
                 param.grad = param.xp.ascontiguousarray(param.grad)
         self._chainermn.multi_node_mean_grad(_Parameters(trained), zero_fill=True)
 
-    def mean_persistents(self, link):
+    def mean_persistents(self, link: chainer.Link) -> None:
         params = {path.lstrip('/') for path, _ in link.namedparams()}
         means = {
             path: self._mean_array(array)
@@ -223,26 +223,26 @@ class _MPICommunicator(Communicator):
         }
         load_arrays(link, means, source='the means over the processes', partial=True)
 
-    def mean(self, values):
-        of_all = self._mpi.allgather(super().mean(values))
-        names = dict.fromkeys(name for of_one in of_all for name in of_one)
-        return {name: float(np.mean([of_one[name] for of_one in of_all if name in of_one])) for name in names}
+    def mean(self, values: Mapping[str, Any]) -> dict[str, float]:
+        gathered = self._mpi.allgather(super().mean(values))
+        names = dict.fromkeys(name for process in gathered for name in process)
+        return {name: float(np.mean([process[name] for process in gathered if name in process])) for name in names}
 
-    def any(self, flag):
+    def any(self, flag: bool) -> bool:
         return any(self._mpi.allgather(bool(flag)))
 
-    def gather(self, obj):
+    def gather(self, obj: Any) -> list | None:
         return self._mpi.gather(obj)
 
-    def broadcast_object(self, obj):
-        # ChainerMN's bcast_obj splits what is larger than an MPI message, but takes no None.
+    def broadcast_object(self, obj: Any) -> Any:
+        # ChainerMN's bcast_obj splits objects larger than an MPI message, but does not accept None.
         return self._chainermn.bcast_obj((obj,) if self.is_main else None)[0]
 
-    def barrier(self):
+    def barrier(self) -> None:
         self._mpi.barrier()
 
     @contextlib.contextmanager
-    def guard(self):
+    def guard(self) -> Iterator[None]:
         try:
             yield
         except SystemExit as error:
@@ -266,8 +266,8 @@ class _MPICommunicator(Communicator):
         on_gpu = param.xp is not np
         if on_gpu != (self._name == 'pure_nccl'):
             raise DistributedError(
-                f'communicator {self._name} does not serve models on '
-                f'{"GPUs; take pure_nccl" if on_gpu else "CPUs; take naive"}'
+                f'communicator {self._name} does not support models on '
+                f'{"GPUs; use pure_nccl" if on_gpu else "CPUs; use naive"}'
             )
 
     def _mean_array(self, array: np.ndarray) -> np.ndarray:
@@ -277,7 +277,7 @@ class _MPICommunicator(Communicator):
 
 
 class _Parameters:
-    """The part of a link's interface that ChainerMN's gradient mean reads, for some parameters."""
+    """Some parameters with the part of a link's interface that ChainerMN's gradient mean uses."""
 
     def __init__(self, named_params: list[tuple[str, chainer.Parameter]]):
         self._named_params = named_params

@@ -1,50 +1,54 @@
-"""What does not learn: the first stages, affine channels, and batch normalisation if one wants it so."""
+"""Freezing: the first backbone stages, affine channels and, optionally, batch normalisation."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import chainer
 import chainer.links as L
 
+from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.layers import AffineChannel2D, ConvNorm
 
-#: Detectron's ``TRAIN.FREEZE_AT`` (``detectron/modeling/ResNet.py``): conv1 and res2.
+#: Number of frozen stages in Detectron (``TRAIN.FREEZE_AT``, ``detectron/modeling/ResNet.py``): conv1 and res2.
 FROZEN_STAGES = 2
 
 
 class FrozenParameter(chainer.Parameter):
-    """A parameter without a gradient: no graph is built for it, and optimizers have nothing to update."""
+    """A parameter without a gradient: no graph is built for it, and optimizers do not update it."""
 
     @property
     def requires_grad(self) -> bool:
         return False
 
-    def __copy__(self):
-        frozen = FrozenParameter(self.array, name=self.name)
+    def __copy__(self) -> FrozenParameter:
+        array: Any = self.array
+        frozen = FrozenParameter(array, name=self.name)
         frozen.update_rule = self.update_rule
         return frozen
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return FrozenParameter, (self.array, None, self.name)
 
 
-def freeze(model, *, freeze_bn: bool = False, stages: int = FROZEN_STAGES) -> None:
-    """Freeze what Detectron freezes.
+def freeze(model: MaskRCNN, *, freeze_bn: bool = False, stages: int = FROZEN_STAGES) -> None:
+    """Freeze the layers that Detectron freezes.
 
-    - The first ``stages`` of the extractor, conv1 and res2, whole.  They get no gradient and keep nothing
-      for a backward pass.  (A network that starts from random numbers should freeze none.)
-    - Every affine channel: it stands for a batch normalisation with fixed statistics.
-    - The batch normalisations of these stages, with ``freeze_bn`` all of them: they keep to their running
-      statistics, as if they were affine channels, and neither these nor gamma and beta change.  Those that
-      are not frozen use the statistics of the batch and learn.
+    - The first ``stages`` stages of the extractor.  They get no gradient and store nothing for the backward pass.
+      (A randomly initialised network should freeze none.)
+    - Every affine channel layer, which stands for a batch normalisation with fixed statistics.
+    - The batch normalisations of the frozen stages, and with ``freeze_bn`` all of them.  They use their running
+      statistics, like affine channels; the statistics, gamma and beta stay constant.  The others use the statistics
+      of the batch and are trained.
 
-    A frozen parameter is one with ``requires_grad`` false, a :class:`FrozenParameter` in the place of the
-    former one: call this before ``optimizer.setup(model)``, and after the last change of the model's links
+    A frozen parameter has ``requires_grad`` false: a :class:`FrozenParameter` replaces the original one.  Call this
+    function before ``optimizer.setup(model)`` and after the last change of the model's links
     (:func:`mask_rcnn.models.affine_to_bn` and its inverse).
 
     Args:
-        model (mask_rcnn.models.MaskRCNN): Changed in place.
-        freeze_bn: Also freeze the batch normalisations behind these stages.
-        stages: How many of the backbone's stages (conv1, res2, res3 ...) do not learn.
+        model: Changed in place.
+        freeze_bn: Also freeze the batch normalisations after the frozen stages.
+        stages: Number of frozen backbone stages (conv1, res2, res3 ...).
     """
     model.extractor.frozen_stages = stages
     for stage in model.extractor.stages[:stages]:
@@ -66,7 +70,8 @@ def _fix_batch_normalization(root: chainer.Link) -> None:
 
 def _freeze_parameters(root: chainer.Link) -> None:
     for link in root.links():
-        own = {name: value for name, value in vars(link).items() if isinstance(value, chainer.Parameter)}
+        params = {name: value for name, value in vars(link).items() if isinstance(value, chainer.Parameter)}
         with link.init_scope():
-            for name, param in own.items():
-                setattr(link, name, FrozenParameter(param.array, name=name))
+            for name, param in params.items():
+                array: Any = param.array
+                setattr(link, name, FrozenParameter(array, name=name))

@@ -1,64 +1,67 @@
-"""Momentum SGD as Detectron sets it up (``detectron/modeling/optimizer.py``, ``detectron.py``)."""
+"""Momentum SGD with Detectron's settings (``detectron/modeling/optimizer.py``, ``detectron.py``)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import chainer
 from chainer import optimizers
 
-#: Parameters of normalisation links: their learning rate is the usual one, and they do not decay.
+#: Parameters of normalisation links: they have the usual learning rate and no weight decay.
 _NORM_PARAMETERS = ('scale', 'bias', 'gamma', 'beta')
 
-#: Detectron corrects the momentum when the rate changes by more than this factor (``SOLVER.SCALE_MOMENTUM_
-#: THRESHOLD``), and not from rates as small as this.
+#: Detectron corrects the momentum if the learning rate changes by more than this factor
+#: (``SOLVER.SCALE_MOMENTUM_THRESHOLD``) and was greater than this minimum.
 _CORRECTION_THRESHOLD = 1.1
 _CORRECTION_MIN_RATE = 1e-7
 
 
 class MomentumSGD(optimizers.MomentumSGD):
-    """Chainer's, which looks at all gradients of an update at once.
+    """Chainer's momentum SGD with one overflow check per update.
 
-    Chainer, to skip an update whose float16 gradients have overflown, waits for the GPU once for each parameter
-    and warns of each.
+    To skip an update whose float16 gradients have overflowed, Chainer synchronises with the GPU and warns once for
+    each parameter.
     """
 
-    _grad_norm = None
+    target: chainer.Link  # set by setup()
+    _grad_norm: float | None = None
     _loss_scaling_isnan = False
 
     def compute_grad_norm(self) -> float:
-        """Return the L2 norm of the gradient, without the loss scale; not finite if a part of it is not.
+        """Return the L2 norm of the gradient, without the loss scale; not finite if an element is not finite.
 
-        It is remembered until :meth:`update`, so that a GPU is waited for once; no gradient may change until then.
+        The value is cached until :meth:`update`, so that a GPU synchronises once; no gradient may change until then.
         """
         self._grad_norm = gradient_norm(self.target) / (self._loss_scale or 1)
         return self._grad_norm
 
     @property
     def grad_norm(self) -> float:
-        """What :meth:`compute_grad_norm` returned for this update, or would return."""
+        """The cached result of :meth:`compute_grad_norm`, which is computed if necessary."""
         return self.compute_grad_norm() if self._grad_norm is None else self._grad_norm
 
     @property
     def last_update_skipped(self) -> bool:
-        """Whether the last update was skipped, because of gradients too large for their type."""
+        """True if the last update was skipped because its gradients overflowed."""
         return not self.is_safe_to_update()
 
-    def check_nan_in_grads(self):
+    def check_nan_in_grads(self) -> None:
         self._loss_scaling_isnan = self._loss_scaling_is_dynamic and not math.isfinite(self.grad_norm)
         if self._loss_scaling_isnan:
             self._loss_scaling_isnan_ever = True
 
-    def serialize(self, serializer):
+    def serialize(self, serializer: chainer.Serializer | chainer.Deserializer) -> None:
         super().serialize(serializer)
         if self._loss_scaling_is_dynamic:
             try:
                 self._loss_scale = float(serializer('loss_scale', self._loss_scale))
                 self._loss_scaling_isnan_ever = bool(serializer('has_overflown', self._loss_scaling_isnan_ever))
             except KeyError:
-                pass  # the snapshot is of a run in another precision: the search begins anew
+                pass  # a snapshot of a run in another precision: the search for the scale starts again
 
-    def update(self, lossfun=None, *args, **kwds):
+    def update(self, lossfun: Callable | None = None, *args: Any, **kwds: Any) -> None:
         try:
             super().update(lossfun, *args, **kwds)
         finally:
@@ -68,20 +71,22 @@ class MomentumSGD(optimizers.MomentumSGD):
 def make_optimizer(
     link: chainer.Link, *, momentum: float = 0.9, weight_decay: float = 1e-4, clip: float | None = None
 ) -> MomentumSGD:
-    """Return an optimizer for a link, with the rate 0 (see :func:`set_rate`).
+    """Return an optimizer for a link, with the learning rate 0 (see :func:`set_rate`).
 
-    Biases (``b``) learn at twice the rate and do not decay; scales and shifts of normalisations do not decay
-    either.  Frozen parameters (``requires_grad`` false) are left out.
+    Biases (``b``) have twice the learning rate and no weight decay; scales and shifts of normalisations have no
+    weight decay either.  Frozen parameters (``requires_grad`` false) are excluded.
 
     Args:
-        link: What is to be trained, already frozen where it should be.
-        momentum, weight_decay: Detectron's ``SOLVER.MOMENTUM`` and ``SOLVER.WEIGHT_DECAY``.
-        clip: Largest L2 norm of the gradient of all parameters together; longer ones are shortened to it.
+        link: The link to train, after freezing.
+        momentum: Detectron's ``SOLVER.MOMENTUM``.
+        weight_decay: Detectron's ``SOLVER.WEIGHT_DECAY``.
+        clip: Maximum L2 norm of the gradient of all parameters together; ``None`` disables clipping.
     """
     optimizer = MomentumSGD(lr=0.0, momentum=momentum)
     optimizer.setup(link)
     for path, param in link.namedparams():
-        rule, name = param.update_rule, path.rsplit('/', 1)[1]
+        rule: Any = param.update_rule
+        name = path.rsplit('/', 1)[1]
         if not param.requires_grad:
             rule.enabled = False
         elif name == 'b':
@@ -93,11 +98,11 @@ def make_optimizer(
     return optimizer
 
 
-def set_rate(optimizer: optimizers.MomentumSGD, rate: float) -> None:
-    """Change the learning rate.
+def set_rate(optimizer: MomentumSGD, rate: float) -> None:
+    """Set the learning rate and correct the momentum.
 
-    The momentum holds past gradients times past rates; where the rate jumps, it is scaled along, as if those
-    gradients had been taken at the new rate (Goyal et al. 2017, section 3, "momentum correction";
+    The momentum contains past gradients multiplied by past rates.  If the rate jumps, the momentum is scaled as if
+    those gradients had been multiplied by the new rate (Goyal et al. 2017, section 3, "momentum correction";
     ``detectron/modeling/detector.py``, ``_CorrectMomentum``).
     """
     before, optimizer.lr = optimizer.lr, rate
@@ -106,31 +111,31 @@ def set_rate(optimizer: optimizers.MomentumSGD, rate: float) -> None:
     if max(before, rate) <= _CORRECTION_THRESHOLD * min(before, rate):
         return
     for param in optimizer.target.params():
-        state = param.update_rule.state
+        rule: Any = param.update_rule
+        state = rule.state
         if state:
             state['v'] *= state['v'].dtype.type(rate / before)
 
 
 def gradient_norm(link: chainer.Link) -> float:
-    """Return the L2 norm of all gradients together; not finite if one of them is not."""
+    """Return the L2 norm of all gradients together; not finite if an element is not finite."""
     squares = [_square(param.grad) for param in link.params() if param.requires_grad and param.grad is not None]
     return float(sum(squares)) ** 0.5 if squares else 0.0
 
 
-def _square(gradient):
-    flat = gradient.ravel().astype('f', copy=False)  # the squares of a float16 would overflow
+def _square(gradient: Any) -> Any:
+    flat = gradient.ravel().astype('f', copy=False)  # squares would overflow in float16
     return flat.dot(flat)
 
 
 class ClipGradient:
-    """Optimizer hook: shorten the gradient of all parameters together to a largest L2 norm.
+    """Optimizer hook: clips the L2 norm of the gradient of all parameters together.
 
-    Unlike Chainer's ``GradientClipping`` it knows of loss scaling and leaves frozen parameters alone.
-
-    It is for :class:`MomentumSGD`, whose norm it takes.
+    Unlike Chainer's ``GradientClipping`` it accounts for loss scaling and ignores frozen parameters.  It requires a
+    :class:`MomentumSGD`, which computes the norm.
 
     Args:
-        threshold: The largest norm.
+        threshold: The maximum norm.
     """
 
     name = 'ClipGradient'
@@ -139,10 +144,11 @@ class ClipGradient:
     def __init__(self, threshold: float):
         self.threshold = threshold
 
-    def __call__(self, optimizer):
+    def __call__(self, optimizer: MomentumSGD) -> None:
         norm = optimizer.grad_norm
         if norm <= self.threshold:
             return
+        param: Any  # Chainer declares its gradient read-only
         for param in optimizer.target.params():
             if param.requires_grad and param.grad is not None:
                 param.grad *= param.grad.dtype.type(self.threshold / norm)
@@ -151,16 +157,16 @@ class ClipGradient:
 class _Decay:
     """Update rule hook: weight decay.
 
-    Chainer's own multiplies by the loss scale, which is right only in front of the division by it; the hooks
-    of update rules come behind it.
+    Chainer's ``WeightDecay`` multiplies by the loss scale, which is correct only before the gradient is divided by
+    it.  The hooks of update rules run after that division.
     """
 
     def __init__(self, rate: float):
         self.rate = rate
 
-    def __call__(self, rule, param):
+    def __call__(self, rule: chainer.UpdateRule, param: Any) -> None:
         param.grad += param.dtype.type(self.rate) * param.array
 
 
-def _double(rule, param) -> None:
+def _double(rule: chainer.UpdateRule, param: Any) -> None:
     param.grad *= 2

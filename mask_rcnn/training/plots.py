@@ -1,4 +1,4 @@
-"""The curves of a run as PNG: losses with the learning rate, and AP."""
+"""Plots of a run as PNG: the losses with the learning rate, and AP."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mask_rcnn.io.atomic_file import open_for_writing
 
-#: What the loss figure shows: (key in the log, label, colour), the sum first.
+#: Curves of the loss figure: key in the log, label and colour; the sum comes first.
 LOSSES = (
     ('main/loss', 'sum', '#222222'),
     ('main/rpn_cls_loss', 'RPN objectness', '#0072b2'),
@@ -20,15 +21,15 @@ LOSSES = (
     ('main/roi_keypoint_loss', 'keypoints', '#cc79a7'),
 )
 
-_SIZE, _DPI = (8, 4.8), 120
-_FAINT = '#999999'
+_SIZE, _DPI = (8, 4.8), 120  # inches
+_GREY = '#999999'
 
 
 def plot_losses(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None:
-    """Draw the losses of a log, faint as they were and strong smoothed, above the learning rate.
+    """Plot the losses of a log, raw (faint) and smoothed (strong), above the learning rate.
 
     Args:
-        path: The PNG to write.
+        path: The PNG file to write.
         log: Entries of the log, with ``iteration``.
     """
     from matplotlib.ticker import LogLocator
@@ -56,7 +57,7 @@ def plot_losses(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> 
     axes.set_ylabel('loss')
     axes.tick_params(labelbottom=False)
     x, y = _curve(log, 'lr')
-    rate_axes.step(x, y, where='post', color=_FAINT, linewidth=1.3)
+    rate_axes.step(x, y, where='post', color=_GREY, linewidth=1.3)
     rate_axes.set_ylim(bottom=0)
     rate_axes.set_ylabel('rate')
     rate_axes.set_xlabel('iteration')
@@ -64,10 +65,10 @@ def plot_losses(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> 
 
 
 def plot_ap(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None:
-    """Draw COCO's AP and AP50 of boxes, masks and keypoints of a log's evaluations.
+    """Plot COCO's AP and AP50 of boxes, masks and keypoints over the evaluations of a log.
 
     Args:
-        path: The PNG to write; left alone if there was no evaluation.
+        path: The PNG file to write; not written if the log contains no evaluation.
         log: Entries of the log, with ``iteration``.
     """
     figure, (axes,) = _figure(1)
@@ -97,33 +98,35 @@ def plot_ap(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None
 
 def smooth(values: Sequence[float], fraction: float = 0.05) -> list[float]:
     """Return an exponential moving average over about this fraction of the values, unbiased at the start."""
-    keep = 1 - 1 / max(fraction * len(values), 1)
+    decay = 1 - 1 / max(fraction * len(values), 1)
     total = weight = 0.0
     smoothed = []
     for value in values:
-        total, weight = keep * total + value, keep * weight + 1
+        total, weight = decay * total + value, decay * weight + 1
         smoothed.append(total / weight)
     return smoothed
 
 
-def _curve(log, key: str) -> tuple[list[float], list[float]]:
+def _curve(log: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """Return the iterations and the finite values of one key."""
     points = [(entry['iteration'], entry[key]) for entry in log if math.isfinite(entry.get(key, math.nan))]
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _figure(n_rows: int, **grid):
-    # Without pyplot: it keeps figures alive and picks a backend that may want a display.
+def _figure(n_rows: int, **grid: Any) -> tuple[Any, Any]:
+    """Return a figure and the axes of its rows."""
+    # Not through pyplot, which keeps figures alive and may select a backend that needs a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout='constrained')
     rows = figure.subplots(n_rows, 1, sharex=True, squeeze=False, gridspec_kw=grid)[:, 0]
     for axes in rows:
         axes.spines[['top', 'right']].set_visible(False)
-        axes.grid(True, color=_FAINT, alpha=0.25, linewidth=0.6)
+        axes.grid(True, color=_GREY, alpha=0.25, linewidth=0.6)
     return figure, rows
 
 
-def _write(path, figure) -> None:
+def _write(path: str | os.PathLike, figure: Any) -> None:
     data = io.BytesIO()
     figure.savefig(data, format='png')
     with open_for_writing(path) as file:

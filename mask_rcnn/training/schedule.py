@@ -1,30 +1,32 @@
-"""The learning rate of every iteration."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Detectron's schedules for the networks with 8 images a batch (R-50-C4: 8 GPUs, one image each):
-#: ``configs/12_2017_baselines/e2e_mask_rcnn_R-50-C4_{1x,2x}.yaml``: iterations and decay steps.
+#: Iterations and decay steps of Detectron's schedules for 8 images per batch (R-50-C4: 8 GPUs with one image each):
+#: ``configs/12_2017_baselines/e2e_mask_rcnn_R-50-C4_{1x,2x}.yaml``.
 DETECTRON_SCHEDULES = {
     'detectron-1x': (180000, (120000, 160000)),
     'detectron-2x': (360000, (240000, 320000)),
 }
 _DETECTRON_BATCH = 8
-#: Detectron's rate for a batch of 16 images; it grows with the batch (Goyal et al. 2017, section 2.1).
+#: Detectron's learning rate for a batch of 16 images; it is proportional to the batch size (Goyal et al. 2017,
+#: section 2.1).
 _DETECTRON_RATE = 0.02
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A warm-up, then a rate that decays in steps.
+    """A warm-up, then a learning rate that decays in steps.
 
     Args:
-        peak: Rate after the warm-up.
-        start: Rate at the start of the warm-up.
+        peak: Learning rate after the warm-up.
+        start: Learning rate at the start of the warm-up.
         warmup: Iterations of the warm-up.
-        linear: Whether the rate climbs from ``start`` to ``peak`` during the warm-up, or jumps at its end.
-        steps: Iterations from which on the rate is multiplied by ``decay`` once more.
+        linear: Increase the rate linearly from ``start`` to ``peak`` during the warm-up; otherwise it is ``start``
+            until the end of the warm-up.
+        steps: At each of these iterations the rate is multiplied by ``decay``.
         decay: See ``steps``.
     """
 
@@ -36,30 +38,30 @@ class Schedule:
     decay: float = 0.1
 
     def rate(self, iteration: int) -> float:
-        """Return the rate of an iteration, the first being number 0."""
+        """Return the learning rate of an iteration, counted from 0."""
         rate = self.peak * self.decay ** sum(iteration >= step for step in self.steps)
         if iteration >= self.warmup:
             return rate
         if not self.linear:
             return self.start
-        # detectron/utils/lr_policy.py: get_lr_at_iter, warm-up method "linear"
+        # detectron/utils/lr_policy.py, get_lr_at_iter: warm-up method "linear"
         return self.start + (self.peak - self.start) * iteration / self.warmup
 
 
 def step_schedule(lr: float, *, warmup: int, first_decay: int, second_decay: int) -> Schedule:
-    """Return the schedule of ``train.py``'s own flags: ``lr``, ten times as much, then twice a tenth."""
+    """Return the schedule of ``train.py``'s flags: ``lr`` in the warm-up, then ``10 * lr``, divided by 10 twice."""
     return Schedule(peak=10 * lr if warmup else lr, start=lr, warmup=warmup, steps=(first_decay, second_decay))
 
 
 def detectron_schedule(name: str, batch_size: int) -> tuple[Schedule, int]:
     """Return Detectron's schedule for a batch size and its number of iterations.
 
-    0.02 for 16 images and proportional to the batch, after a linear warm-up from a third of it over 500
-    iterations; iterations and steps are those that show the network as many images as Detectron did.
+    The learning rate is 0.02 for 16 images and proportional to the batch size, after a linear warm-up from a third of
+    it over 500 iterations.  Iterations and steps are scaled so that the number of images equals Detectron's.
 
     Args:
         name: A key of :data:`DETECTRON_SCHEDULES`.
-        batch_size: Images of an update, over all processes.
+        batch_size: Images per update, over all processes.
     """
     iterations, steps = DETECTRON_SCHEDULES[name]
     peak = _DETECTRON_RATE * batch_size / 16

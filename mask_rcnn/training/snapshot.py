@@ -1,7 +1,7 @@
-"""Snapshots: everything that a run needs to go on as if it had never stopped, in one file.
+"""Snapshots: the complete state of a run in one file, from which it resumes exactly.
 
-A snapshot is an uncompressed ``.npz`` of plain arrays, as Chainer's serializers name them, and one JSON text
-(member ``snapshot``) that says what network it is for.  Reading never unpickles.
+A snapshot is an uncompressed ``.npz`` file of plain arrays under the names of Chainer's serializers, and of one JSON
+text (member ``snapshot``) that describes the network.  Reading never unpickles.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Snapshot:
 
     Args:
         path: Its file.
-        model: The network that it is for.
+        model: Description of the network.
         options: The options of the run that wrote it.
         arrays: The trainer's state by name; ``None`` where a value was ``None``.
     """
@@ -49,14 +49,14 @@ class Snapshot:
 
     @property
     def iteration(self) -> int:
-        """Number of updates that had been made."""
+        """The number of completed updates."""
         return int(self.arrays['updater/iteration'])
 
     def restore(self, trainer: training.Trainer) -> None:
-        """Put a trainer, its model, optimizer, iterator and extensions into the state of the snapshot.
+        """Restore the state of a trainer, its model, optimizer, iterator and extensions.
 
         Raises:
-            WeightFileError: The snapshot is of another network or program.
+            WeightFileError: The snapshot belongs to another network or program.
         """
         try:
             serializers.NpzDeserializer(self.arrays).load(trainer)
@@ -72,20 +72,20 @@ class Snapshot:
 def write_snapshot(
     path: str | os.PathLike, trainer: training.Trainer, model: ModelMeta, options: Mapping[str, Any]
 ) -> None:
-    """Write a trainer's state; the file appears under its name when it is complete.
+    """Write a trainer's state; the file gets its name when it is complete.
 
     Args:
         path: The file, ``*.npz``.
         trainer: The trainer.
-        model: What network it trains.
-        options: Options of the run, as JSON takes them.
+        model: Description of the network.
+        options: Options of the run, serialisable as JSON.
 
     Raises:
-        WeightFileError: The file cannot be written; an older one stays as it was.
+        WeightFileError: The file cannot be written; an older file is not changed.
     """
     serializer = serializers.DictionarySerializer()
     serializer.save(trainer)
-    # NumPy holds None only in pickled arrays.
+    # NumPy stores None only in pickled arrays.
     nones = [name for name, array in serializer.target.items() if np.asarray(array).dtype == object]
     header = {
         'format_version': FORMAT_VERSION,
@@ -102,7 +102,7 @@ def write_snapshot(
 
 
 def is_snapshot(path: str | os.PathLike) -> bool:
-    """Return whether a file is a snapshot, and not a model (or anything else)."""
+    """Return whether a file is a snapshot, as opposed to a model or any other file."""
     try:
         with open_weight_file(path) as (file, size):
             return f'{_HEADER}.npy' in zip_archive.member_names(file, size)
@@ -114,7 +114,7 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
     """Read a file that :func:`write_snapshot` wrote.
 
     Raises:
-        WeightFileError: The file cannot be read, is damaged or is something else.
+        WeightFileError: The file cannot be read, is damaged or is not a snapshot.
     """
     with open_weight_file(path) as (file, size):
         try:
@@ -124,33 +124,33 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
                 name.removesuffix('.npy'): zip_archive.read_array(archive, member) for name, member in members.items()
             }
             arrays.update((name, np.asarray(None)) for name in header.nones)
-            int(arrays['updater/iteration'])
+            int(arrays['updater/iteration'])  # a file without it is not a snapshot
             return Snapshot(Path(path), header.model, header.options, arrays)
         except zip_archive.CORRUPT_FILE_ERRORS as error:
             raise _damaged(path, error) from None
 
 
 def read_options(path: str | os.PathLike) -> Mapping[str, Any]:
-    """Return the options of the run that wrote a snapshot, without reading the rest.
+    """Return the options of the run that wrote a snapshot, without reading its arrays.
 
     Raises:
-        WeightFileError: The file cannot be read, is damaged or is something else.
+        WeightFileError: The file cannot be read, is damaged or is not a snapshot.
     """
     return _read_header(path).options
 
 
 def read_model_meta(path: str | os.PathLike) -> ModelMeta:
-    """Return what network a snapshot is of, without reading the rest.
+    """Return the description of a snapshot's network, without reading its arrays.
 
     Raises:
-        WeightFileError: The file cannot be read, is damaged or is something else.
+        WeightFileError: The file cannot be read, is damaged or is not a snapshot.
     """
     return _read_header(path).model
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What the JSON text says; ``nones`` are the names of the values that are ``None``."""
+    """The content of the JSON text; ``nones`` are the names of the values that are ``None``."""
 
     model: ModelMeta
     options: dict[str, Any]
@@ -174,51 +174,51 @@ def _parse_header(array: np.ndarray) -> _Header:
     return _Header(model, dict(header['options']), list(header['nones']))
 
 
-def _damaged(path, error: Exception) -> WeightFileError:
-    return WeightFileError(
-        path,
-        f'is not a snapshot of this program, or damaged: {to_printable_ascii(str(error), 300) or type(error).__name__}',
-    )
+def _damaged(path: str | os.PathLike, error: Exception) -> WeightFileError:
+    reason = to_printable_ascii(str(error), 300) or type(error).__name__
+    return WeightFileError(path, f'is not a snapshot of this program, or is damaged: {reason}')
 
 
 def list_snapshots(folder: str | os.PathLike) -> list[tuple[int, Path]]:
     """Return the snapshots in a folder with their iterations, oldest first."""
-    found = [
+    snapshots = [
         (int(match[1]), path)
         for path in Path(folder).glob('snapshot_iter_*.npz')
         if (match := _NAME.fullmatch(path.name))
     ]
-    return sorted(found)
+    return sorted(snapshots)
 
 
 class Snapshots(training.Extension):
-    """Trainer extension: write snapshots and models, and remove old ones.
+    """Trainer extension: writes snapshots and models, and removes old ones.
 
-    ``snapshot_iter_N.npz`` is the whole state after ``N`` updates, ``model_iter_N.npz`` the model alone;
-    ``model_best.npz`` is the model that evaluated best so far.  Where a file cannot be written, a line says
-    so and the run goes on; nothing older is removed for a file that is not complete.
+    ``snapshot_iter_N.npz`` contains the complete state after ``N`` updates, ``model_iter_N.npz`` the model alone, and
+    ``model_best.npz`` the model with the best evaluation so far.  If a file cannot be written, the run continues with
+    a warning; older files are removed only after a new one is complete.
 
     Args:
-        meta (ModelMeta): What network is trained.
-        options (dict): Options of the run that a snapshot remembers.
-        keep (int): How many snapshots, with their models, are kept.
-        warn (callable): Takes a line about a file that could not be written.
+        meta: Description of the network.
+        options: Options of the run that are stored in snapshots.
+        keep: Number of snapshots, with their models, to keep.
+        warn: Called with one line if a file cannot be written.
+
+    Attributes:
+        last (Path or None): The last snapshot of this run.
     """
 
-    name = 'snapshots'
-    priority = -100  # after everything that changes the state of an iteration
+    name = 'snapshots'  # type: ignore[assignment]  # Chainer declares None
+    priority = -100  # after every extension that changes the state of an iteration
 
-    def __init__(self, meta: ModelMeta, options: Mapping[str, Any], *, keep: int, warn):
+    def __init__(self, meta: ModelMeta, options: Mapping[str, Any], *, keep: int, warn: Callable[[str], None]):
         self._meta, self._options, self._keep, self._warn = meta, options, keep, warn
         self._best = -np.inf
-        #: The last snapshot of this run, or ``None``.
         self.last: Path | None = None
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: training.Trainer) -> None:
         self.write(trainer)
 
     def write(self, trainer: training.Trainer) -> bool:
-        """Write snapshot and model of the current iteration; returns whether that went well."""
+        """Write the snapshot and the model of the current iteration; return whether it succeeded."""
         folder, iteration = Path(trainer.out), trainer.updater.iteration
         path = folder / f'snapshot_iter_{iteration}.npz'
         if path == self.last:
@@ -234,7 +234,7 @@ class Snapshots(training.Extension):
         return True
 
     def save_if_best(self, trainer: training.Trainer, score: float) -> None:
-        """Write ``model_best.npz`` if a model scores higher than all before."""
+        """Write ``model_best.npz`` if the score is higher than all earlier ones."""
         if not score > self._best:
             return
         try:
@@ -247,16 +247,17 @@ class Snapshots(training.Extension):
         except (WeightFileError, OSError) as error:
             self._warn(f'the best model is not saved: {error}')
 
-    def serialize(self, serializer):
+    def serialize(self, serializer: chainer.Serializer | chainer.Deserializer) -> None:
         self._best = float(serializer('best', self._best))
 
     def _remove_old(self, folder: Path, iteration: int) -> None:
-        """Keep the newest; what has a higher number than this iteration is not of this run's past."""
+        """Remove all but the newest ``keep`` snapshots up to this iteration; later ones belong to another run."""
         past = [(number, path) for number, path in list_snapshots(folder) if number <= iteration]
         for number, path in past[: -self._keep]:
             path.unlink(missing_ok=True)
             (folder / f'model_iter_{number}.npz').unlink(missing_ok=True)
 
 
-def _model(trainer) -> chainer.Chain:
+def _model(trainer: training.Trainer) -> Any:
+    """Return the Mask R-CNN that a trainer trains."""
     return trainer.updater.get_optimizer('main').target.model

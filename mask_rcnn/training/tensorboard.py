@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from chainer import training
 
+from mask_rcnn.models import MaskRCNN
 from mask_rcnn.training.extensions import TrainingLog
 
 
 class TensorBoardMissingError(RuntimeError):
-    """tensorboardX is not installed; ``str()`` is one line that says what to do."""
+    """tensorboardX is not installed; ``str()`` is one line that contains the command to install it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("TensorBoard's files need tensorboardX: pip install tensorboardX")
 
 
@@ -22,7 +24,7 @@ def writer_class() -> type:
     """Return tensorboardX's ``SummaryWriter``.
 
     Raises:
-        TensorBoardMissingError: tensorboardX is not there.
+        TensorBoardMissingError: tensorboardX is not installed.
     """
     try:
         from tensorboardX import SummaryWriter
@@ -31,74 +33,81 @@ def writer_class() -> type:
     return SummaryWriter
 
 
-def make_writer(folder: str | os.PathLike, *, purge_step: int):
-    """Return a writer of event files.
+def make_writer(folder: str | os.PathLike, *, purge_step: int) -> Any:
+    """Return a writer of event files, a ``SummaryWriter``.
 
     Args:
-        folder: Where they go.
-        purge_step: TensorBoard forgets what it holds from this step on (of a run that was resumed).
+        folder: The folder of the files.
+        purge_step: TensorBoard discards events of this step or later, which a run wrote before it was resumed.
 
     Raises:
-        TensorBoardMissingError: tensorboardX is not there.
+        TensorBoardMissingError: tensorboardX is not installed.
     """
     return writer_class()(os.fspath(folder), purge_step=purge_step)
 
 
 class TensorBoard(training.Extension):
-    """Trainer extension: every entry of the log as scalars.
+    """Trainer extension: writes every entry of the log as scalars.
 
     Args:
         log: The log.
-        make_writer: Called with the folder and the first step, when the run starts.
+        make_writer: Called with the folder and the first step when the run starts; see :func:`make_writer`.
     """
 
-    name = 'tensorboard'
+    name = 'tensorboard'  # type: ignore[assignment]  # Chainer declares None
     priority = 40  # after the log
 
-    def __init__(self, log: TrainingLog, make_writer: Callable = make_writer):
+    def __init__(self, log: TrainingLog, make_writer: Callable[..., Any] = make_writer):
         self._log, self._make_writer = log, make_writer
-        self._writer = None
+        self._writer: Any = None
         self._n_written = 0
 
-    def initialize(self, trainer):
+    def initialize(self, trainer: training.Trainer) -> None:
         self._n_written = len(self._log.log)
         iteration = trainer.updater.iteration
         self._writer = self._make_writer(os.path.join(trainer.out, 'tensorboard'), purge_step=iteration + 1)
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: training.Trainer) -> None:
         for entry in self._log.log[self._n_written :]:
             for name, value in entry.items():
                 if name != 'iteration':
                     self._writer.add_scalar(name, value, entry['iteration'])
         self._n_written = len(self._log.log)
 
-    def finalize(self):
+    def finalize(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
-    def add_picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """Show an ``(H, W, 3)`` uint8 RGB picture."""
-        self._writer.add_image(name, picture, step, dataformats='HWC')
+    def add_image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Write an ``(H, W, 3)`` uint8 RGB image."""
+        self._writer.add_image(name, image, step, dataformats='HWC')
 
 
 class ExampleDetections(training.Extension):
-    """Trainer extension: what the model finds in a few images, as pictures.
+    """Trainer extension: draws the detections of a few images.
 
     Args:
-        tensorboard: Where they go.
-        model (mask_rcnn.MaskRCNN): The model.
+        tensorboard: Writes the drawings.
+        model: The model.
         images: Pairs of a name and a ``(3, H, W)`` float32 RGB image.
-        threshold: Scores above it are drawn.
+        threshold: Detections with a score above it are drawn.
     """
 
-    name = 'examples'
+    name = 'examples'  # type: ignore[assignment]  # Chainer declares None
     priority = 30
 
-    def __init__(self, tensorboard: TensorBoard, model, images, *, threshold: float = 0.5):
+    def __init__(
+        self,
+        tensorboard: TensorBoard,
+        model: MaskRCNN,
+        images: Sequence[tuple[str, np.ndarray]],
+        *,
+        threshold: float = 0.5,
+    ):
         self._tensorboard, self._model, self._images, self._threshold = tensorboard, model, images, threshold
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: training.Trainer) -> None:
         for name, image in self._images:
-            (found,) = self._model.detect([image])
-            picture = found.above(self._threshold).draw(image)
-            self._tensorboard.add_picture(f'detections/{name}', picture, trainer.updater.iteration)
+            (detections,) = self._model.detect([image])
+            drawing = detections.above(self._threshold).draw(image)
+            self._tensorboard.add_image(f'detections/{name}', drawing, trainer.updater.iteration)

@@ -1,9 +1,10 @@
-"""The network with its losses: what an optimizer's target is."""
+"""The train chain: the network with its losses, the target of the optimizer."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import chainer
 import chainer.functions as F
@@ -11,6 +12,7 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import TrainingExample
+from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.targets import (
     IGNORED,
@@ -25,38 +27,37 @@ from mask_rcnn.targets import (
 )
 from mask_rcnn.training.losses import per_image_mean_weights, sigmoid_cross_entropy, smooth_l1, softmax_cross_entropy
 
-#: Joined to an example's seed, so that what is drawn here has nothing to do with what made the example.
+#: Combined with an example's seed, so that sampling here is independent of the example's augmentation.
 _SAMPLING_STREAM = 1
 
 
 class MaskRCNNTrainChain(chainer.Chain):
-    """Mask R-CNN's losses, as Detectron has them, or another dialect.
+    """Mask R-CNN with the losses of Detectron or of another dialect.
 
-    Calling it reports, all as means over the images:
+    Calling it reports these means over the images:
 
-    - ``rpn_cls_loss``, ``rpn_loc_loss``: whether an anchor is an object, and where that is;
-    - ``roi_cls_loss``, ``roi_loc_loss``: which object a RoI is, and where;
-    - ``roi_mask_loss``: which of the RoI's pixels belong to it (before it is multiplied by ``gamma``), of a
-      network with masks;
-    - ``roi_keypoint_loss``: where its keypoints are, of a network with keypoints;
-    - ``loss``: the sum of these, that of the masks times ``gamma``;
-    - ``n_positive_anchor``, ``n_foreground_roi``: how many learned to be an object;
-    - ``roi_accuracy``: part of the RoIs whose class is found.
+    - ``rpn_cls_loss``, ``rpn_loc_loss``: objectness and box regression loss of the anchors;
+    - ``roi_cls_loss``, ``roi_loc_loss``: classification and box regression loss of the RoIs;
+    - ``roi_mask_loss``: mask loss before it is multiplied by ``gamma``, if the network has a mask head;
+    - ``roi_keypoint_loss``: keypoint loss, if the network has a keypoint head;
+    - ``loss``: the sum of these losses, with the mask loss multiplied by ``gamma``;
+    - ``n_positive_anchor``, ``n_foreground_roi``: the number of positive anchors and of foreground RoIs;
+    - ``roi_accuracy``: the fraction of RoIs that are classified correctly.
 
-    Every image counts the same (see :mod:`mask_rcnn.training.losses`), what is drawn for it comes from its
-    own seed, and no image is padded to the size of another: images of one size go through the network
-    together, others by themselves.  So a batch has the loss and gradient of its parts, however one divides
-    it, to rounding; unless batch normalisations learn, whose statistics are those of the images of one size.
+    The loss and the gradient of a batch equal those of its parts up to rounding, for any division of the batch:
+    every image has the same weight (see :mod:`mask_rcnn.training.losses`), its sampling depends on its own seed
+    only, and no image is padded to the size of another.  Images of one size go through the network together.
+    Batch normalisation in training mode is the exception: its statistics are those of the images of one size.
 
     Args:
-        model (mask_rcnn.models.MaskRCNN): The network; see :func:`mask_rcnn.training.freezing.freeze`.
-        sampling: How many anchors and RoIs learn, and from which overlaps on.
+        model: The network; see :func:`mask_rcnn.training.freezing.freeze`.
+        sampling: Sampling sizes and IoU thresholds; ``None`` for the defaults.
         gamma: Weight of the mask loss.
     """
 
-    def __init__(self, model, *, sampling: Sampling = Sampling(), gamma: float = 1.0):
+    def __init__(self, model: MaskRCNN, *, sampling: Sampling | None = None, gamma: float = 1.0):
         super().__init__()
-        self.sampling = sampling
+        self.sampling = sampling or Sampling()
         self.gamma = gamma
         with self.init_scope():
             self.model = model
@@ -65,9 +66,9 @@ class MaskRCNNTrainChain(chainer.Chain):
         """Return the loss of some examples, a float32 scalar.
 
         Args:
-            examples: At least one, of any sizes; they may have no objects, or crowds only.
+            examples: At least one, of any sizes; they may contain no objects, or only crowd regions.
         """
-        means: dict = {}
+        means: dict[str, Any] = {}
         for group in group_by_size(examples):
             fraction = len(group) / len(examples)
             for name, value in self._losses_of_group(group).items():
@@ -81,36 +82,50 @@ class MaskRCNNTrainChain(chainer.Chain):
         chainer.report(reported, self)
         return loss
 
-    def _losses_of_group(self, examples: Sequence[TrainingExample]) -> dict:
-        """Return the reported means, losses as variables, of images of one size."""
+    def _losses_of_group(self, examples: Sequence[TrainingExample]) -> dict[str, Any]:
+        """Return the reported means of images of one size; the losses are variables."""
         rngs = [np.random.RandomState([example.seed, _SAMPLING_STREAM]) for example in examples]
         features = self.model.extractor(self._input(examples))
         logits, deltas = self.model.rpn(features)
-        anchors = self.anchor_targets(examples, [own.shape[2:] for own in logits], rngs)
-        rois = self.roi_targets(examples, *([own.array for own in outputs] for outputs in (logits, deltas)), rngs)
-        return {**self.rpn_losses(logits, deltas, anchors), **self.roi_losses(features, rois, examples)}
+        anchors = self.anchor_targets(examples, [level_logits.shape[2:] for level_logits in logits], rngs)
+        rois, keypoint_rois = self.roi_targets(
+            examples,
+            [level_logits.array for level_logits in logits],
+            [level_deltas.array for level_deltas in deltas],
+            rngs,
+        )
+        return {
+            **self.rpn_losses(logits, deltas, anchors),
+            **self.roi_losses(features, rois, examples, keypoint_rois),
+        }
 
     def _input(self, examples: Sequence[TrainingExample]):
-        """Return images of one size on the device; in float16 if that is how cuDNN multiplies.
+        """Return images of one size on the device, as float16 if cuDNN computes in float16.
 
-        A layer's result has the type of its input: so are all activations, also where no frozen stage makes them so.
+        Layers keep the dtype of their input, so casting the input makes all activations float16, with or without
+        frozen stages.
         """
         x = self.xp.asarray(np.stack([example.x for example in examples]))
         is_half = cudnn_frontend.supports(x) and cudnn_frontend.current_precision().result == np.float16
         return x.astype(np.float16 if is_half else next(self.model.extractor.params()).dtype, copy=False)
 
-    def anchor_targets(self, examples, map_sizes, rngs) -> list[RPNTargets]:
-        """Return what the anchors of every image learn.
+    def anchor_targets(
+        self,
+        examples: Sequence[TrainingExample],
+        feature_sizes: Sequence[tuple[int, int]],
+        rngs: Sequence[np.random.RandomState],
+    ) -> list[RPNTargets]:
+        """Return the training targets for the anchors of every image.
 
         Args:
             examples: Images of one size.
-            map_sizes: Height and width of each feature map.
-            rngs: A :class:`numpy.random.RandomState` for each image.
+            feature_sizes: Height and width of each level of the features.
+            rngs: One random number generator per image.
         """
         to_cpu = chainer.backends.cuda.to_cpu
-        anchors = np.concatenate([to_cpu(own) for own in self.model.rpn.anchors(map_sizes)])
+        anchors = np.concatenate([to_cpu(level_anchors) for level_anchors in self.model.rpn.anchors(feature_sizes)])
         targets = []
-        for example, rng in zip(examples, rngs):
+        for example, rng in zip(examples, rngs, strict=True):
             objects = example.annotations.boxes[~example.annotations.crowd]
             targets.append(
                 rpn_targets(
@@ -124,61 +139,73 @@ class MaskRCNNTrainChain(chainer.Chain):
             )
         return targets
 
-    def roi_targets(self, examples, logits, deltas, rngs) -> list[SampledRoIs]:
-        """Return the RoIs that learn: drawn from the RPN's proposals, which are constants to the losses.
+    def roi_targets(
+        self,
+        examples: Sequence[TrainingExample],
+        logits: Sequence,
+        deltas: Sequence,
+        rngs: Sequence[np.random.RandomState],
+    ) -> tuple[list[SampledRoIs], list[KeypointRoIs]]:
+        """Return the RoIs that are sampled from the RPN's proposals; no gradient flows through the proposals.
 
         Args:
             examples: Images of one size.
-            logits: For each feature map, ``(N, A, h, w)`` array.
-            deltas: For each feature map, ``(N, 4 * A, h, w)`` array.
-            rngs: A :class:`numpy.random.RandomState` for each image.
+            logits: For each level, ``(N, A, h, w)`` array.
+            deltas: For each level, ``(N, 4 * A, h, w)`` array.
+            rngs: One random number generator per image.
+
+        Returns:
+            tuple: For each image, the RoIs of the box and mask heads, and those of the keypoint head; the second
+            list is empty for a network without keypoint head.
         """
-        targets = []
-        for i, (example, rng) in enumerate(zip(examples, rngs)):
+        rois, keypoint_rois = [], []
+        for i, (example, rng) in enumerate(zip(examples, rngs, strict=True)):
             proposals, _ = self.model.rpn.decode(
-                [own[i] for own in logits],
-                [own[i] for own in deltas],
+                [level_logits[i] for level_logits in logits],
+                [level_deltas[i] for level_deltas in deltas],
                 example.image_transform.input_size,
                 example.image_transform.scale,
                 pre_nms=self.sampling.train_pre_nms,
                 post_nms=self.sampling.train_post_nms,
             )
-            targets.append(self._sample(chainer.backends.cuda.to_cpu(proposals), example, rng))
-        return targets
+            proposals = chainer.backends.cuda.to_cpu(proposals)
+            rois.append(self._sample_rois(proposals, example, rng))
+            if self.model.config.n_keypoint:
+                keypoint_rois.append(self._sample_keypoint_rois(proposals, example, rng))
+        return rois, keypoint_rois
 
-    def _sample(self, proposals, example: TrainingExample, rng) -> SampledRoIs:
-        """Return the RoIs of one image that learn."""
-        config = self.model.config
-        rois = sample_rois(
+    def _sample_rois(self, proposals: np.ndarray, example: TrainingExample, rng: np.random.RandomState) -> SampledRoIs:
+        return sample_rois(
             proposals,
             example.annotations,
             example.image_transform,
             sampling=self.sampling,
-            dialect=config.dialect,
+            dialect=self.model.config.dialect,
             rng=rng,
         )
-        if not config.n_keypoint:
-            return rois
+
+    def _sample_keypoint_rois(
+        self, proposals: np.ndarray, example: TrainingExample, rng: np.random.RandomState
+    ) -> KeypointRoIs:
         head = self.model.keypoint_head
-        return dataclasses.replace(
-            rois,
-            keypoints=sample_keypoint_rois(
-                proposals,
-                example.annotations,
-                example.image_transform,
-                head.upsample_factor * head.pool.roi_size,
-                sampling=self.sampling,
-                offset=config.dialect.boxes.offset,
-                rng=rng,
-            ),
+        return sample_keypoint_rois(
+            proposals,
+            example.annotations,
+            example.image_transform,
+            head.upsample_factor * head.pool.roi_size,
+            sampling=self.sampling,
+            offset=self.model.config.dialect.boxes.offset,
+            rng=rng,
         )
 
-    def rpn_losses(self, logits, deltas, targets: Sequence[RPNTargets]) -> dict:
-        """Return the RPN's losses and counts.
+    def rpn_losses(
+        self, logits: Sequence[chainer.Variable], deltas: Sequence[chainer.Variable], targets: Sequence[RPNTargets]
+    ) -> dict[str, Any]:
+        """Return the losses and counts of the RPN.
 
         Args:
-            logits: For each feature map, ``(N, A, h, w)`` variable.
-            deltas: For each feature map, ``(N, 4 * A, h, w)`` variable.
+            logits: For each level, ``(N, A, h, w)`` variable.
+            deltas: For each level, ``(N, 4 * A, h, w)`` variable.
             targets: For each image.
         """
         xp, n, dialect = self.xp, len(targets), self.model.config.dialect
@@ -189,8 +216,8 @@ class MaskRCNNTrainChain(chainer.Chain):
         loc_weights = box_loss_weights(weights, labels.ravel() == 1, images, n, dialect)
         weights, loc_weights = weights.reshape(labels.shape), loc_weights.reshape(labels.shape)
         if len(logits) > 1 and dialect.losses.rpn_loss_divides_by_batch_size:
-            # ``detectron/modeling/FPN.py`` ``add_fpn_rpn_losses`` divides by the number of anchors that it asked
-            # for, which may be more than there are.
+            # ``detectron/modeling/FPN.py`` ``add_fpn_rpn_losses`` divides by the configured number of anchors, even
+            # if fewer are sampled.
             weights = (labels != IGNORED) * np.float32(1 / (self.sampling.rpn_batch * n))
         return {
             'rpn_cls_loss': sigmoid_cross_entropy(
@@ -205,78 +232,99 @@ class MaskRCNNTrainChain(chainer.Chain):
             'n_positive_anchor': np.count_nonzero(labels == 1) / n,
         }
 
-    def roi_losses(self, features, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample]) -> dict:
-        """Return the heads' losses and counts.
+    def roi_losses(
+        self,
+        features: Sequence,
+        rois: Sequence[SampledRoIs],
+        examples: Sequence[TrainingExample],
+        keypoint_rois: Sequence[KeypointRoIs] = (),
+    ) -> dict[str, Any]:
+        """Return the losses and counts of the heads.
 
-        The mask head looks at the foreground alone (and at one RoI that it ignores, if there is no foreground,
-        as in Detectron: a head cannot do with none); the keypoint head at RoIs of its own.
+        The box head gets all sampled RoIs, the mask head the foreground only, the keypoint head its own RoIs.
 
         Args:
-            features: ``(N, C, h, w)`` variables.
+            features: For each level, ``(N, C, h, w)`` variable.
             rois: For each image.
-            examples: The images, for the objects' shapes.
+            examples: The images, for the segmentations of their objects.
+            keypoint_rois: For each image, if the network has a keypoint head.
         """
-        xp, n, dialect = self.xp, len(rois), self.model.config.dialect
-        batch, images, labels, n_foreground = _foreground_first(rois)
-        n_sampled_fg = max(n_foreground, 1)  # RoIs whose box and mask are looked at
-        batch, indices = xp.asarray(batch), xp.asarray(images)
-        h = self.model.box_head.roi_features(features, batch, indices)
-        scores, deltas = self.model.box_head(h)
-        other_losses = {}
-        if self.model.config.masks:
-            logits = self.model.mask_head(
-                self.model.mask_head.roi_features(
-                    features, batch[:n_sampled_fg], indices[:n_sampled_fg], h[:n_sampled_fg]
-                )
-            )
-            other_losses['roi_mask_loss'] = self._mask_loss(
-                logits, labels[:n_sampled_fg], images[:n_sampled_fg], rois, examples
-            )
-        if self.model.config.n_keypoint:
-            other_losses['roi_keypoint_loss'] = self.keypoint_loss(features, [r.keypoints for r in rois])
-
-        own_class = xp.asarray(np.maximum(labels[:n_sampled_fg], 1))
-        own_deltas = F.reshape(deltas[:n_sampled_fg], (n_sampled_fg, -1, 4))[xp.arange(n_sampled_fg), own_class]
-        delta_targets = np.zeros((n_sampled_fg, 4), np.float32)
-        delta_targets[:n_foreground] = np.concatenate([r.deltas for r in rois])
-        weights = per_image_mean_weights(labels != IGNORED, images, n)
-        delta_weights = box_loss_weights(weights, labels > 0, images, n, dialect)[:n_sampled_fg, None]
-        correct = scores.array.argmax(axis=1) == xp.asarray(labels)
+        model, xp = self.model, self.xp
+        batch = _RoIBatch.join(rois)
+        boxes, images = xp.asarray(batch.boxes), xp.asarray(batch.images)
+        h = model.box_head.roi_features(features, boxes, images)
+        scores, deltas = model.box_head(h)
+        head_losses = {}
+        if model.config.masks:
+            n = batch.n_mask_rois
+            logits = model.mask_head(model.mask_head.roi_features(features, boxes[:n], images[:n], h[:n]))
+            # The CPU rasterises the targets while a GPU still runs the heads.
+            targets = self._mask_targets(rois, examples, logits.shape[2])
+            head_losses['roi_mask_loss'] = self._mask_loss(logits, targets, batch)
+        if model.config.n_keypoint:
+            head_losses['roi_keypoint_loss'] = self.keypoint_loss(features, keypoint_rois)
+        weights = per_image_mean_weights(batch.labels != IGNORED, batch.images, batch.n_images)
+        labels = xp.asarray(batch.labels)
+        correct = scores.array.argmax(axis=1) == labels
         return {
-            'roi_cls_loss': softmax_cross_entropy(scores, xp.asarray(labels), xp.asarray(weights)),
-            'roi_loc_loss': smooth_l1(
-                own_deltas, xp.asarray(delta_targets), xp.asarray(delta_weights), beta=dialect.losses.box_smooth_l1_beta
-            ),
-            **other_losses,
-            'n_foreground_roi': n_foreground / n,
+            'roi_cls_loss': softmax_cross_entropy(scores, labels, xp.asarray(weights)),
+            'roi_loc_loss': self._box_regression_loss(deltas, weights, batch),
+            **head_losses,
+            'n_foreground_roi': batch.n_foreground / batch.n_images,
             'roi_accuracy': (correct * xp.asarray(weights)).sum(),
         }
 
-    def _mask_loss(self, logits, labels, images, rois, examples) -> chainer.Variable:
-        """Return the loss of the masks' logits ``(F, C, M, M)`` of the foreground's classes ``labels``."""
-        xp = self.xp
-        # Drawn while a GPU is still busy with the heads.
-        masks = self._make_mask_targets(rois, examples, logits.shape[2])
-        weights = per_image_mean_weights(masks.ravel() != IGNORED, np.repeat(images, masks[0].size), len(rois))
-        own_logits = logits[xp.arange(len(labels)), xp.asarray(np.maximum(labels, 1) - 1)]
-        return sigmoid_cross_entropy(own_logits, xp.asarray(masks), xp.asarray(weights.reshape(masks.shape)))
-
-    def keypoint_loss(self, features, rois: Sequence[KeypointRoIs]) -> chainer.Variable:
-        """Return the loss of the keypoints' places: a softmax over each heat map (He et al. 2017, section 5).
-
-        What counts is a visible keypoint (``KRCNN.NORMALIZE_BY_VISIBLE_KEYPOINTS``, ``LOSS_WEIGHT`` 1).
-        Where there is none, the head looks at one RoI that is ignored.
+    def _box_regression_loss(self, deltas: Any, weights: np.ndarray, batch: _RoIBatch) -> chainer.Variable:
+        """Return the loss of the deltas ``(R, 4 * C)``, for the foreground and the deltas of its classes.
 
         Args:
-            features: ``(N, C, h, w)`` variables.
+            deltas: The output of the box head, of all RoIs.
+            weights: ``(R,)`` float32 weights of the RoIs in the classification loss.
+            batch: The RoIs.
+        """
+        xp, n, dialect = self.xp, batch.n_mask_rois, self.model.config.dialect
+        classes = xp.asarray(np.maximum(batch.labels[:n], 1))
+        class_deltas = deltas[:n].reshape(n, -1, 4)[xp.arange(n), classes]
+        loss_weights = box_loss_weights(weights, batch.labels > 0, batch.images, batch.n_images, dialect)[:n, None]
+        return smooth_l1(
+            class_deltas, xp.asarray(batch.deltas), xp.asarray(loss_weights), beta=dialect.losses.box_smooth_l1_beta
+        )
+
+    def _mask_loss(self, logits: Any, targets: np.ndarray, batch: _RoIBatch) -> chainer.Variable:
+        """Return the loss of the mask logits ``(F, C, M, M)``, for the masks of the RoIs' classes."""
+        xp, n = self.xp, batch.n_mask_rois
+        pixel_images = np.repeat(batch.images[:n], targets[0].size)
+        weights = per_image_mean_weights(targets.ravel() != IGNORED, pixel_images, batch.n_images)
+        class_logits = logits[xp.arange(n), xp.asarray(np.maximum(batch.labels[:n], 1) - 1)]
+        return sigmoid_cross_entropy(class_logits, xp.asarray(targets), xp.asarray(weights.reshape(targets.shape)))
+
+    def _mask_targets(self, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample], size: int) -> np.ndarray:
+        """Return the mask targets ``(F, size, size)`` of all foreground RoIs, or one ignored mask if F is 0."""
+        offset = self.model.config.dialect.boxes.offset
+        masks = np.concatenate(
+            [
+                mask_targets(image_rois.boxes[: image_rois.n_foreground], example.annotations, size, offset=offset)
+                for image_rois, example in zip(rois, examples, strict=True)
+            ]
+        )
+        return masks if len(masks) else np.full((1, size, size), IGNORED, np.int32)
+
+    def keypoint_loss(self, features: Sequence, rois: Sequence[KeypointRoIs]) -> chainer.Variable:
+        """Return the keypoint loss: softmax cross entropy over each heat map (He et al. 2017, section 5).
+
+        It is a mean over the visible keypoints (``KRCNN.NORMALIZE_BY_VISIBLE_KEYPOINTS``, ``LOSS_WEIGHT`` 1).
+        Without RoIs, the head runs on one dummy RoI with ignored targets.
+
+        Args:
+            features: For each level, ``(N, C, h, w)`` variable.
             rois: For each image.
         """
         xp, head = self.xp, self.model.keypoint_head
-        boxes = np.concatenate([r.rois for r in rois])
-        locations = np.concatenate([r.locations for r in rois])
-        images = np.repeat(np.arange(len(rois), dtype=np.int32), [len(r.rois) for r in rois])
+        boxes = np.concatenate([image_rois.rois for image_rois in rois])
+        locations = np.concatenate([image_rois.locations for image_rois in rois])
+        images = _image_indices(rois)
         if not len(boxes):
-            boxes, images = np.float32([[0, 0, 15, 15]]), np.zeros(1, np.int32)
+            boxes, images = np.array([[0, 0, 15, 15]], np.float32), np.zeros(1, np.int32)
             locations = np.full((1, self.model.config.n_keypoint), IGNORED, np.int32)
         heatmaps = head(head.pool(features, xp.asarray(boxes), xp.asarray(images)))
         images, locations = np.repeat(images, locations.shape[1]), locations.ravel()
@@ -285,32 +333,67 @@ class MaskRCNNTrainChain(chainer.Chain):
             F.reshape(heatmaps, (len(locations), -1)), xp.asarray(locations), xp.asarray(weights)
         )
 
-    def _make_mask_targets(self, rois, examples, size: int) -> np.ndarray:
-        """Return the mask targets ``(F, size, size)`` of all foreground, or one that is ignored."""
-        offset = self.model.config.dialect.boxes.offset
-        masks = np.concatenate(
-            [
-                mask_targets(r.boxes[: r.n_foreground], example.annotations, size, offset=offset)
-                for r, example in zip(rois, examples)
-            ]
+
+@dataclass(frozen=True)
+class _RoIBatch:
+    """The sampled RoIs of several images, the foreground of all images first.
+
+    The heads cannot run on an empty batch.  If no RoI is foreground, the first RoI stands in for the foreground: the
+    mask head runs on it with ignored targets, and its box regression loss has the weight 0, as in Detectron.
+
+    Args:
+        boxes: ``(R, 4)`` float32 in the network input.
+        images: ``(R,)`` int32 index of the image of each RoI.
+        labels: ``(R,)`` int32: 1 + label, 0 for background, -1 for ignored RoIs.
+        deltas: ``(n_mask_rois, 4)`` float32: the regression targets of the foreground, or zeros.
+        n_foreground: Number F of foreground RoIs.
+        n_images: Number of images.
+    """
+
+    boxes: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    deltas: np.ndarray
+    n_foreground: int
+    n_images: int
+
+    @property
+    def n_mask_rois(self) -> int:
+        """The number of RoIs with mask and delta targets: the foreground, or one if there is none."""
+        return max(self.n_foreground, 1)
+
+    @staticmethod
+    def join(rois: Sequence[SampledRoIs]) -> _RoIBatch:
+        """Join the RoIs of several images."""
+        labels = np.concatenate([image_rois.labels for image_rois in rois])
+        order = np.argsort(labels <= 0, kind='stable')
+        n_foreground = int(np.count_nonzero(labels > 0))
+        deltas = np.zeros((max(n_foreground, 1), 4), np.float32)
+        deltas[:n_foreground] = np.concatenate([image_rois.deltas for image_rois in rois])
+        return _RoIBatch(
+            boxes=np.concatenate([image_rois.rois for image_rois in rois])[order],
+            images=_image_indices(rois)[order],
+            labels=labels[order],
+            deltas=deltas,
+            n_foreground=n_foreground,
+            n_images=len(rois),
         )
-        return masks if len(masks) else np.full((1, size, size), IGNORED, np.int32)
 
 
 def box_loss_weights(
     weights: np.ndarray, positive: np.ndarray, images: np.ndarray, n_images: int, dialect: Dialect
 ) -> np.ndarray:
-    """Return the weights of anchors or RoIs in the loss of where they are.
+    """Return the weights of anchors or RoIs in the box regression loss.
 
     Args:
-        weights: ``(K,)`` float32: those in the loss of what they are.
-        positive: ``(K,)`` bool: which are objects.
-        images: ``(K,)`` int: the image of each.
-        n_images: Images of the batch.
-        dialect: Gives ``losses.box_loss_normalizer``.
+        weights: ``(K,)`` float32 weights in the classification loss.
+        positive: ``(K,)`` bool: True for objects.
+        images: ``(K,)`` int index of the image of each anchor or RoI.
+        n_images: Number of images in the batch.
+        dialect: Provides ``losses.box_loss_normalizer``.
 
     Returns:
-        numpy.ndarray: ``(K,)`` float32, 0 where nothing is an object.
+        numpy.ndarray: ``(K,)`` float32, 0 where ``positive`` is False.
     """
     if dialect.losses.box_loss_normalizer == 'sampled':
         return weights * positive
@@ -318,19 +401,19 @@ def box_loss_weights(
 
 
 def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
-    """Put examples whose network input has the same size together, keeping their order."""
-    groups: dict = {}
+    """Group examples by the size of their network input, keeping their order."""
+    groups: dict[tuple[int, ...], list[TrainingExample]] = {}
     for example in examples:
         groups.setdefault(example.x.shape, []).append(example)
     return list(groups.values())
 
 
-def _flatten_anchors(outputs, n_number: int) -> chainer.Variable:
-    """Join the RPN's outputs ``(N, A * n_number, h, w)`` to ``(N, K, n_number)``, in the order of the anchors."""
+def _flatten_anchors(outputs: Sequence[chainer.Variable], n_values: int) -> Any:
+    """Join the RPN's outputs ``(N, A * n_values, h, w)`` to ``(N, K, n_values)``, in the order of the anchors."""
     return F.concat(
         [
             F.reshape(
-                F.transpose(F.reshape(h, (len(h), -1, n_number, *h.shape[2:])), (0, 3, 4, 1, 2)), (len(h), -1, n_number)
+                F.transpose(F.reshape(h, (len(h), -1, n_values, *h.shape[2:])), (0, 3, 4, 1, 2)), (len(h), -1, n_values)
             )
             for h in outputs
         ],
@@ -338,15 +421,6 @@ def _flatten_anchors(outputs, n_number: int) -> chainer.Variable:
     )
 
 
-def _foreground_first(rois: Sequence[SampledRoIs]):
-    """Join the RoIs of all images: the foreground of all, then the rest.
-
-    Returns:
-        tuple: RoIs ``(R, 4)`` float32, their images ``(R,)`` int32, their labels ``(R,)`` int32, and how many
-        of them are foreground.
-    """
-    boxes = np.concatenate([r.rois for r in rois])
-    images = np.repeat(np.arange(len(rois), dtype=np.int32), [len(r.rois) for r in rois])
-    labels = np.concatenate([r.labels for r in rois])
-    order = np.argsort(labels <= 0, kind='stable')
-    return boxes[order], images[order], labels[order], int(np.count_nonzero(labels > 0))
+def _image_indices(rois: Sequence[SampledRoIs] | Sequence[KeypointRoIs]) -> np.ndarray:
+    """Return the index of the image of each RoI, int32."""
+    return np.repeat(np.arange(len(rois), dtype=np.int32), [len(image_rois.rois) for image_rois in rois])

@@ -1,16 +1,18 @@
-"""A run put together: data, train chain, optimizer, updater and what happens between the updates."""
+"""Training runs: the train chain, optimizer, iterator, updater and extensions put together."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from chainer import training
 
+from mask_rcnn.datasets.example import Example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.inference.save import model_meta
 from mask_rcnn.io.console import print_line, print_warning
@@ -22,14 +24,14 @@ from mask_rcnn.training.extensions import (
     Evaluation,
     IntervalTrigger,
     LearningRateScheduler,
-    SignalHandler,
-    StopTrigger,
+    Metrics,
     TrainingLog,
 )
 from mask_rcnn.training.freezing import FROZEN_STAGES, freeze
 from mask_rcnn.training.iterator import ExampleIterator
 from mask_rcnn.training.optimizer import make_optimizer
 from mask_rcnn.training.schedule import Schedule
+from mask_rcnn.training.signals import SignalHandler, StopTrigger
 from mask_rcnn.training.snapshot import Snapshots
 from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
@@ -38,27 +40,27 @@ from mask_rcnn.training.updater import SubdivisionUpdater
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train.
+    """Settings of a training run.
 
     Args:
-        out: Folder of everything that the run writes.
-        iterations: Updates of the whole run, those before a snapshot included.
+        out: Folder of all files that the run writes.
+        iterations: Updates of the whole run, including those before a snapshot.
         schedule: The learning rates.
-        batch_size: Images of an update in each process.
-        subdivisions: Passes in which they go through the network.
-        seed: Of the order of the images, the flips and the sampling of anchors and RoIs.
-        workers: Processes that read images; 0 reads them in this one.
+        batch_size: Images per update in each process.
+        subdivisions: Number of passes in which they go through the network.
+        seed: Seed of the order of the images, the flips and the sampling of anchors and RoIs.
+        workers: Processes that read images; 0 reads them in this process.
         gamma: Weight of the mask loss.
-        sampling: How many anchors and RoIs learn.
-        freeze_bn: Batch normalisation uses its running statistics and learns nothing.
-        frozen_stages: How many of conv1, res2, res3 and res4 do not learn.
-        clip: Largest L2 norm of the gradient, or ``None``.
+        sampling: Sampling sizes and IoU thresholds.
+        freeze_bn: Freeze all batch normalisation: use its running statistics and train no gamma and beta.
+        frozen_stages: Number of frozen backbone stages, in the order conv1, res2, res3, res4.
+        clip: Maximum L2 norm of the gradient; ``None`` disables clipping.
         loss_scale: See :class:`~mask_rcnn.training.updater.SubdivisionUpdater`.
-        snapshot_interval: Iterations between snapshots; 0 writes none, not even at the end.
-        keep: How many of them are kept.
+        snapshot_interval: Iterations between snapshots; 0 writes no snapshot, not even at the end.
+        keep: Number of snapshots to keep.
         eval_interval: Iterations between evaluations; 0 never evaluates.
-        log_interval: Iterations of an entry of the log.
-        tensorboard: Whether to write TensorBoard's files.
+        log_interval: Iterations per entry of the log.
+        tensorboard: Write event files for TensorBoard.
     """
 
     out: str
@@ -69,7 +71,7 @@ class TrainingOptions:
     seed: int = 0
     workers: int = 0
     gamma: float = 1.0
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     freeze_bn: bool = False
     frozen_stages: int = FROZEN_STAGES
     clip: float | None = None
@@ -83,7 +85,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A trainer and those of its parts that decide how it ends."""
+    """A trainer, with the parts that its caller needs when it ends."""
 
     options: TrainingOptions
     trainer: training.Trainer
@@ -92,38 +94,35 @@ class TrainingRun:
     signal_handler: SignalHandler
 
     def start(self) -> None:
-        """Train until the end, or until SIGTERM or Ctrl-C; ``stop_trigger.interrupted`` tells which.
+        """Train until the last iteration or a stop signal; ``stop_trigger.interrupted`` is true after a signal.
 
         Raises:
             mask_rcnn.training.updater.NonFiniteLossError: The loss is not finite.
         """
-        # Numbers that overflow are found in the losses, with the images that they came from.
+        # No NumPy warnings: the updater checks the losses and names the images of the batch.
         with self.signal_handler.installed(), np.errstate(over='ignore', invalid='ignore'):
             self.trainer.run(show_loop_exception_msg=False)
 
 
 def build_training_run(
     model: MaskRCNN,
-    train_set,
+    train_set: Sequence[Example],
     options: TrainingOptions,
     *,
-    evaluate: Callable | None = None,
-    examples=(),
+    evaluate: Callable[[Path], Metrics] | None = None,
+    examples: Sequence[tuple[str, np.ndarray]] = (),
     communicator: Communicator | None = None,
 ) -> TrainingRun:
-    """Put a run together.
+    """Build a run that can be started, or first restored from a snapshot.
 
     Args:
-        model: What is trained, on its device.
-        train_set: Data set of :class:`~mask_rcnn.datasets.example.Example`.
-        options: How to train.
-        evaluate: See :class:`~mask_rcnn.training.extensions.Evaluation`; needed if
+        model: The model to train, on its device.
+        train_set: The training images.
+        options: Settings of the run.
+        evaluate: See :class:`~mask_rcnn.training.extensions.Evaluation`; required if
             ``options.eval_interval`` is not 0.
-        examples: Pairs of a name and an image whose detections TensorBoard shows after evaluations.
-        communicator: How this process talks to the others; ``None``: there are none.
-
-    Returns:
-        TrainingRun: Ready to start, or to be restored from a snapshot first.
+        examples: Pairs of a name and an image; TensorBoard shows their detections after evaluations.
+        communicator: Communication with the other processes; ``None`` for a single process.
     """
     communicator = communicator or Communicator()
     freeze(model, freeze_bn=options.freeze_bn, stages=options.frozen_stages)
@@ -150,9 +149,20 @@ def build_training_run(
 
 
 def _add_extensions(
-    trainer, model, options, stop_trigger, evaluate, examples, communicator, signal_handler
+    trainer: training.Trainer,
+    model: MaskRCNN,
+    options: TrainingOptions,
+    stop_trigger: StopTrigger,
+    evaluate: Callable[[Path], Metrics] | None,
+    examples: Sequence[tuple[str, np.ndarray]],
+    communicator: Communicator,
+    signal_handler: SignalHandler,
 ) -> Snapshots:
-    """Add the extensions; every process has those with a state, so that a snapshot fits all of them."""
+    """Add the extensions to a trainer.
+
+    The state of extensions is part of a snapshot, and every process restores from the same snapshot.  All processes
+    therefore have the extensions with a state; those that only print or write are added in the main process.
+    """
     main, optimizer = communicator.is_main, trainer.updater.get_optimizer('main')
     evaluating = IntervalTrigger(options.eval_interval)
     saving = IntervalTrigger(options.snapshot_interval, also=stop_trigger)
@@ -172,6 +182,8 @@ def _add_extensions(
             trigger=lambda trainer: evaluating(trainer) or saving(trainer),
         )
     if options.eval_interval:
+        if evaluate is None:
+            raise ValueError(f'eval_interval is {options.eval_interval}, but evaluate is None')
         trainer.extend(
             Evaluation(
                 evaluate,
@@ -192,13 +204,13 @@ def _add_extensions(
             ExampleDetections(tensorboard, model, examples),
             trigger=lambda t: evaluating(t) and signal_handler.signal is None,
         )
-    # In the processes that do not write it is never called, but its state is in the snapshot.
-    trainer.extend(snapshots, trigger=saving if main and options.snapshot_interval else IntervalTrigger(0))
+    never = IntervalTrigger(0)  # the extension has a state, so processes that write no snapshots have it as well
+    trainer.extend(snapshots, trigger=saving if main and options.snapshot_interval else never)
     return snapshots
 
 
 def options_to_store(options: TrainingOptions, communicator: Communicator) -> Mapping[str, Any]:
-    """Return what a snapshot remembers of the options, as JSON has it: those that change the losses."""
+    """Return the options stored in a snapshot, as plain JSON values: those that affect the losses."""
     fields = dataclasses.asdict(options)
     kept = {
         name: fields[name] for name in ('seed', 'gamma', 'sampling', 'freeze_bn', 'frozen_stages', 'clip', 'schedule')

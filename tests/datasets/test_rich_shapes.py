@@ -80,6 +80,12 @@ def test_masks_agree_with_point_in_polygon_tests(label, name):
     assert mask.any() and not mask.all()
 
 
+def test_at_least_65_percent_of_each_object_are_inside_the_image(rng):
+    for _ in range(60):
+        for obj in _place_objects(rng, (64, 96)):
+            assert obj.mask((64, 96)).sum() >= 0.65 * obj.area
+
+
 def test_at_least_half_of_each_object_is_visible(rng):
     n_partly_hidden = 0
     for _ in range(60):

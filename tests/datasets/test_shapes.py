@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask_rcnn.datasets.synthetic.shapes import ShapesDataset, _clip_outline, _Shape
+from mask_rcnn.datasets.synthetic.shapes import ShapesDataset, _annotate, _clip_outline, _Shape
 from tests.datasets.masks import decode_masks
 
 
@@ -45,6 +45,15 @@ def test_outlines_agree_with_the_drawing(label, centre):
     assert (mask & inside).sum() / (mask | inside).sum() > 0.95
     if centre == (31.3, 50.8):
         assert drawn.sum() == pytest.approx(shape.area, rel=0.02)
+
+
+@pytest.mark.parametrize(('distance', 'labels'), [(4, [0]), (10, [0, 0])])
+def test_an_object_with_less_than_30_percent_visible_is_not_annotated(distance, labels):
+    """The front square of 20 x 20 pixels leaves ``distance / 20`` of the square behind it visible."""
+    side, upright = 20, np.pi / 4
+    shapes = [_Shape(0, (30.0, x), side / 2**0.5, upright) for x in (30.0 - distance, 30.0)]
+    annotations = _annotate(shapes, [shape.coverage((64, 64)) for shape in shapes])
+    assert annotations.labels.tolist() == labels
 
 
 def test_polygons_are_clipped_to_the_image():

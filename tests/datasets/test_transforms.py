@@ -117,6 +117,12 @@ def test_half_of_the_training_examples_are_flipped(example):
     assert 75 <= n_flipped <= 125  # 3.5 standard deviations
 
 
+def test_the_flip_does_not_share_random_numbers_with_the_sampling(example):
+    transform = TrainingTransform(CONFIG)
+    is_flipped = [transform(example, seed).annotations is not example.annotations for seed in range(50)]
+    assert is_flipped != [np.random.RandomState(seed).rand() < 0.5 for seed in range(50)]
+
+
 def test_flipped_annotations_come_with_the_flipped_network_input(example):
     transform = TrainingTransform(CONFIG)
     seed = next(s for s in range(50) if transform(example, s).annotations.boxes[0, 1] == 18)

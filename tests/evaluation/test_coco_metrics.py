@@ -1,3 +1,5 @@
+"""COCO's metrics for boxes and masks, and the evaluation of a model."""
+
 import json
 
 import chainer
@@ -18,13 +20,13 @@ SHAPES = ShapesDataset(4, size=64)
 
 
 def masks_of(annotations, size):
-    encode_masks = [
+    rles = [
         shape
         if isinstance(shape, dict)
         else coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in shape], *size))
         for shape in annotations.segmentations
     ]
-    return np.array([coco_mask.decode(rle) for rle in encode_masks], bool).reshape(-1, *size)
+    return np.array([coco_mask.decode(rle) for rle in rles], bool).reshape(-1, *size)
 
 
 def perfect(annotations, size):
@@ -38,13 +40,13 @@ def perfect(annotations, size):
 
 
 def noisy(annotations, size, rng):
-    """The truth with moved boxes and masks, some objects missed, some classes wrong, some found twice."""
+    """Return detections with shifted boxes and masks, missed objects, wrong classes and duplicates."""
     chosen = np.repeat(np.arange(len(annotations)), rng.randint(0, 3, len(annotations)))
     boxes = annotations.boxes[chosen] + rng.normal(0, 3, (len(chosen), 4)).astype(np.float32)
     wrong = rng.rand(len(chosen)) < 0.1
     labels = np.where(wrong, rng.randint(0, 80, len(chosen)), annotations.labels[chosen])
     masks = masks_of(annotations, size)[chosen]
-    for mask, shift in zip(masks, rng.randint(-3, 4, (len(chosen), 2))):
+    for mask, shift in zip(masks, rng.randint(-3, 4, (len(chosen), 2)), strict=True):
         mask[...] = np.roll(mask, shift, axis=(0, 1))
     scores = rng.randint(1, 100, len(chosen)) / 100  # with ties
     return Detections(
@@ -52,8 +54,8 @@ def noisy(annotations, size, rng):
     )
 
 
-def by_hand(annotation_file, results_file, kind):
-    """What a user of pycocotools would do."""
+def evaluate_with_pycocotools(annotation_file, results_file, kind):
+    """Evaluate a file of results in the usual way."""
     truth = COCO(str(annotation_file))
     evaluation = COCOeval(truth, truth.loadRes(str(results_file)), kind)
     evaluation.evaluate()
@@ -62,7 +64,7 @@ def by_hand(annotation_file, results_file, kind):
     return evaluation
 
 
-def test_numbers_are_those_of_pycocotools_on_the_written_files(shared, tmp_path, rng):
+def test_metrics_equal_pycocotools_on_the_written_files(shared, tmp_path, rng):
     file = shared / 'coco-mini/annotations/instances_val2017.json'
     dataset = COCODataset(file, shared / 'coco-mini/val2017', only_annotated=False)
     evaluator = COCOEvaluator(
@@ -71,20 +73,24 @@ def test_numbers_are_those_of_pycocotools_on_the_written_files(shared, tmp_path,
     for i, image_id in enumerate(dataset.image_ids):
         evaluator.add(image_id, noisy(dataset._objects.annotations_of(i), dataset.image_size(i), rng))
     metrics = evaluator.evaluate()
-    files = evaluator.write_results(tmp_path / 'found.json')
-    assert [path.name for path in files] == ['found.bbox.json', 'found.segm.json']
+    files = evaluator.write_results(tmp_path / 'results.json')
+    assert [path.name for path in files] == ['results.bbox.json', 'results.segm.json']
     assert sorted(tmp_path.iterdir()) == sorted(files)
     for path, kind, values, per_class in zip(
-        files, ('bbox', 'segm'), (metrics.boxes, metrics.masks), (metrics.box_ap_per_class, metrics.mask_ap_per_class)
+        files,
+        ('bbox', 'segm'),
+        (metrics.boxes, metrics.masks),
+        (metrics.box_ap_per_class, metrics.mask_ap_per_class),
+        strict=True,
     ):
-        reference = by_hand(file, path, kind)
+        reference = evaluate_with_pycocotools(file, path, kind)
         assert values == tuple(reference.stats)
         assert 0.1 < values[0] < 0.9 and values[0] != values[3]
         precision = reference.eval['precision'][:, :, :, 0, 2]
         for label, category in enumerate(dataset.category_ids):
             k = reference.params.catIds.index(category)
-            theirs = precision[:, :, k]
-            assert per_class[label] == (theirs[theirs > -1].mean() if (theirs > -1).any() else -1)
+            expected = precision[:, :, k]
+            assert per_class[label] == (expected[expected > -1].mean() if (expected > -1).any() else -1)
     classes = [ap for ap in metrics.box_ap_per_class if ap >= 0]
     assert np.mean(classes) == pytest.approx(metrics.boxes[0])
 
@@ -105,23 +111,26 @@ def test_perfect_detections():
     assert metrics.summary()['segm/AP'] == pytest.approx(1)
 
 
-def test_nothing_found():
-    evaluator = evaluator_of_shapes()
-    nothing = Detections(
+def no_detections(size=(64, 64)):
+    return Detections(
         boxes=np.zeros((0, 4)),
         labels=np.zeros(0, int),
         scores=np.zeros(0),
-        size=(64, 64),
-        masks=np.zeros((0, 64, 64), bool),
+        size=size,
+        masks=np.zeros((0, *size), bool),
     )
+
+
+def test_no_detections():
+    evaluator = evaluator_of_shapes()
     for image_id in SHAPES.image_ids:
-        evaluator.add(image_id, nothing)
+        evaluator.add(image_id, no_detections())
     metrics = evaluator.evaluate()
     assert metrics.boxes[0] == 0 and metrics.masks[8] == 0 and evaluator.results() == []
 
 
-def test_masks_are_large_or_small_by_their_own_area():
-    """A thin diagonal mask in a large box: small by its area, large by its box."""
+def test_the_size_of_a_mask_is_its_area():
+    """A thin diagonal mask in a large box is a small object."""
     thin = np.zeros((128, 128), bool)
     np.fill_diagonal(thin, True)
     rle = coco_mask.encode(np.asfortranarray(thin, np.uint8))
@@ -141,7 +150,7 @@ def test_masks_are_large_or_small_by_their_own_area():
         ],
     }
     evaluator = COCOEvaluator(truth, class_names=['line'], category_ids=[1])
-    masks = np.stack([thin, np.roll(thin, 64, axis=1)])  # the second one is wrong, and as thin
+    masks = np.stack([thin, np.roll(thin, 64, axis=1)])  # the second one is wrong and equally thin
     evaluator.add(
         1,
         Detections(
@@ -153,17 +162,70 @@ def test_masks_are_large_or_small_by_their_own_area():
         ),
     )
     small = METRIC_NAMES.index('APs')
-    assert evaluator.evaluate().masks[small] == pytest.approx(0.5)  # the wrong one, of a small mask, counts
+    assert evaluator.evaluate().masks[small] == pytest.approx(0.5)  # the wrong detection counts, because it is small
 
 
-def test_only_the_images_that_were_added_count():
+def test_only_added_images_are_evaluated():
     evaluator = evaluator_of_shapes()
     example = SHAPES[1]
     evaluator.add(example.image_id, perfect(example.annotations, (64, 64)))
     assert evaluator.evaluate().boxes[0] == pytest.approx(1)
 
 
-def test_evaluating_twice_gives_the_same():
+def squares_truth(counts, side=100):
+    """Return the ground truth of images with ``counts[i]`` squares of 100 x 100 pixels in a row; ids start at 1."""
+    boxes = [(image, [side * i, 0, side, side]) for image, count in enumerate(counts, 1) for i in range(count)]
+    return {
+        'images': [{'id': i, 'height': side, 'width': 1000} for i in range(1, len(counts) + 1)],
+        'categories': [{'id': 1, 'name': 'square'}],
+        'annotations': [
+            {'id': n, 'image_id': image, 'category_id': 1, 'iscrowd': 0, 'area': side * side, 'bbox': box}
+            for n, (image, box) in enumerate(boxes, 1)
+        ],
+    }
+
+
+def squares(count, score, first=0, side=100):
+    """Return detections of squares ``first`` to ``first + count - 1`` of a row."""
+    x = side * np.arange(first, first + count, dtype=np.float32)
+    zeros = np.zeros(count, np.float32)
+    boxes = np.stack([zeros, x, zeros + side - 1, x + side - 1], axis=1)
+    return Detections(boxes=boxes, labels=zeros.astype(int), scores=zeros + np.float32(score), size=(side, 1000))
+
+
+def square_evaluator(counts):
+    return COCOEvaluator(squares_truth(counts), class_names=['square'], category_ids=[1], masks=False)
+
+
+def test_ap_per_class_uses_all_detections_of_an_image():
+    """Five objects, five correct detections: AP is 1.  With one detection per image the recall would be 0.2."""
+    evaluator = square_evaluator([5])
+    evaluator.add(1, squares(5, 0.9))
+    metrics = evaluator.evaluate()
+    assert metrics.boxes[METRIC_NAMES.index('AR1')] == pytest.approx(0.2)
+    assert metrics.boxes[METRIC_NAMES.index('AP')] == pytest.approx(1)
+    assert metrics.box_ap_per_class == pytest.approx((1,))
+
+
+def test_false_positives_in_an_image_without_objects_count():
+    """The false positive has the highest score, so precision is 1/2 at every recall: AP is 0.5."""
+    evaluator = square_evaluator([1, 0])
+    evaluator.add(1, squares(1, 0.5))
+    evaluator.add(2, squares(1, 0.9))
+    metrics = evaluator.evaluate()
+    assert metrics.boxes[0] == pytest.approx(0.5)
+    assert metrics.box_ap_per_class == pytest.approx((0.5,))
+
+
+def test_false_positives_in_an_image_without_objects_count_after_a_merge():
+    first, second = square_evaluator([1, 0]), square_evaluator([1, 0])
+    first.add(1, squares(1, 0.5))
+    second.add(2, squares(1, 0.9))
+    first.merge([first.partial_results(), second.partial_results()])
+    assert first.evaluate().boxes[0] == pytest.approx(0.5)
+
+
+def test_evaluating_twice_returns_the_same():
     evaluator = evaluator_of_shapes()
     for example in SHAPES:
         evaluator.add(example.image_id, perfect(example.annotations, (64, 64)))
@@ -172,7 +234,7 @@ def test_evaluating_twice_gives_the_same():
     assert json.dumps(evaluator.results()) == before
 
 
-def test_results_have_the_data_sets_categories():
+def test_results_have_the_category_ids_of_the_dataset():
     truth = SHAPES.ground_truth()
     for entry in truth['categories']:
         entry['id'] += 40
@@ -186,55 +248,58 @@ def test_results_have_the_data_sets_categories():
 
 
 def test_classes_are_matched_by_name():
-    """A model that knows more classes, in another order."""
-    evaluator = evaluator_of_shapes(model_class_names=('triangle', 'star', 'circle', 'square'), n_model_class=4)
+    """The model has more classes, in another order."""
+    evaluator = evaluator_of_shapes(model_class_names=('triangle', 'star', 'circle', 'square'), n_model_classes=4)
     to_model = np.int32([3, 2, 0])
     for example in SHAPES:
-        found = perfect(example.annotations, (64, 64))
-        found.labels = to_model[found.labels]
-        found.labels[-1:] = 1 if example.image_id == 1 else found.labels[-1:]  # one star
-        evaluator.add(example.image_id, found)
+        detections = perfect(example.annotations, (64, 64))
+        detections.labels = to_model[detections.labels]
+        detections.labels[-1:] = 1 if example.image_id == 1 else detections.labels[-1:]  # one star
+        evaluator.add(example.image_id, detections)
     n_objects = sum(len(example.annotations) for example in SHAPES)
     assert len(evaluator.results()) == n_objects - 1
     assert 0.8 < evaluator.evaluate().boxes[0] <= 1
 
 
 def test_classes_are_matched_by_order_otherwise(caplog):
-    evaluator = evaluator_of_shapes(model_class_names=('a', 'b', 'c'), n_model_class=3)
+    evaluator = evaluator_of_shapes(model_class_names=('a', 'b', 'c'), n_model_classes=3)
     assert 'matching by their order' in caplog.text
     evaluator.add(1, perfect(SHAPES[0].annotations, (64, 64)))
     assert evaluator.evaluate().boxes[0] == pytest.approx(1)
 
 
-def test_classes_that_do_not_fit():
-    message = "the model has 2 classes, the data set 3; it does not know 'circle'"
+def test_classes_that_do_not_match():
+    message = "the model has 2 classes, the dataset 3; the model has no class 'circle'"
     with pytest.raises(ValueError, match=message):
-        evaluator_of_shapes(model_class_names=('square', 'triangle'), n_model_class=2)
-    with pytest.raises(ValueError, match='the model has 80 classes, the data set 3$'):
-        evaluator_of_shapes(n_model_class=80)
+        evaluator_of_shapes(model_class_names=('square', 'triangle'), n_model_classes=2)
+    with pytest.raises(ValueError, match='the model has 80 classes, the dataset 3$'):
+        evaluator_of_shapes(n_model_classes=80)
 
 
-def test_wrong_images_and_detections():
+def test_invalid_images_and_detections():
     evaluator = evaluator_of_shapes()
-    found = perfect(SHAPES[0].annotations, (64, 64))
+    detections = perfect(SHAPES[0].annotations, (64, 64))
     with pytest.raises(ValueError, match='no image was added'):
         evaluator.evaluate()
     with pytest.raises(ValueError, match='image 77 is not in the ground truth'):
-        evaluator.add(77, found)
+        evaluator.add(77, detections)
     with pytest.raises(ValueError, match='have no masks'):
-        evaluator.add(1, Detections(boxes=found.boxes, labels=found.labels, scores=found.scores, size=(64, 64)))
-    found.labels[:] = 3
-    with pytest.raises(ValueError, match='label 3 of image 1 is beyond the 3 classes'):
-        evaluator.add(1, found)
+        evaluator.add(
+            1,
+            Detections(boxes=detections.boxes, labels=detections.labels, scores=detections.scores, size=(64, 64)),
+        )
+    detections.labels[:] = 3
+    with pytest.raises(ValueError, match='label 3 of image 1 is not below the number of classes, 3'):
+        evaluator.add(1, detections)
     evaluator.add(1, perfect(SHAPES[0].annotations, (64, 64)))
     with pytest.raises(ValueError, match='image 1 has been added before'):
         evaluator.add(1, perfect(SHAPES[0].annotations, (64, 64)))
 
 
-def test_results_that_cannot_be_written(tmp_path):
+def test_unwritable_results(tmp_path):
     evaluator = evaluator_of_shapes()
-    with pytest.raises(FileError, match='no.such.folder.*found.bbox.json: cannot be written'):
-        evaluator.write_results(tmp_path / 'no such folder' / 'found.json')
+    with pytest.raises(FileError, match='no.such.folder.*results.bbox.json: cannot be written'):
+        evaluator.write_results(tmp_path / 'no such folder' / 'results.json')
 
 
 def test_table_and_summary():
@@ -260,7 +325,7 @@ def test_table_and_summary():
     assert 'segm/ARl' not in summary and len(summary) == 23
 
 
-# evaluate_model, with a network that has not learned anything.
+# evaluate_model, with a randomly initialised network.
 
 
 def make_model(norm):
@@ -279,10 +344,10 @@ def state_of(model):
     return state
 
 
-def test_evaluating_changes_nothing():
-    model = make_model('bn')  # the one that has something to change: running statistics
-    before, numbers = state_of(model), np.random.get_state()[1].copy()
-    with chainer.using_config('train', True):  # as in the middle of a training
+def test_evaluation_changes_no_state():
+    model = make_model('bn')  # running statistics could change
+    before, random_state = state_of(model), np.random.get_state()[1].copy()
+    with chainer.using_config('train', True):  # as during training
         evaluate_model(model, SHAPES, progress=False, indices=[0])
         assert chainer.config.train and chainer.config.enable_backprop
     after = state_of(model)
@@ -290,10 +355,10 @@ def test_evaluating_changes_nothing():
     for path in before:
         assert before[path].tobytes() == after[path].tobytes(), path
     assert all(param.grad is None or np.isnan(param.grad).all() for param in model.params())
-    np.testing.assert_array_equal(np.random.get_state()[1], numbers)
+    np.testing.assert_array_equal(np.random.get_state()[1], random_state)
 
 
-def test_results_are_the_models_detections(model, tmp_path, capfd):
+def test_results_are_the_detections_of_the_model(model, tmp_path, capfd):
     evaluate_model(model, SHAPES, indices=[2, 3], results_file=tmp_path / 'results.json')
     output, progress = capfd.readouterr()
     assert output == '' and 'evaluating' in progress and '2/2' in progress
@@ -301,30 +366,30 @@ def test_results_are_the_models_detections(model, tmp_path, capfd):
     masks = json.loads((tmp_path / 'results.segm.json').read_text())
     expected = []
     for i in (2, 3):
-        (found,) = model.detect([SHAPES[i].image])
-        expected += found.to_coco(SHAPES.image_ids[i])
+        (detections,) = model.detect([SHAPES[i].image])
+        expected += detections.to_coco(SHAPES.image_ids[i])
     assert len(expected) > 0
     assert boxes == [{k: v for k, v in result.items() if k != 'segmentation'} for result in expected]
     assert masks == [{k: v for k, v in result.items() if k != 'bbox'} for result in expected]
 
 
-def test_images_go_through_the_model_as_a_stream(model, tmp_path, monkeypatch):
-    """In batches where the model takes them, each result to its image, and no image before it is needed."""
+def test_images_are_streamed_in_batches(model, tmp_path, monkeypatch):
+    """Each image is read when its batch needs it, and each result belongs to its image."""
     evaluate_model(model, SHAPES, progress=False, indices=[2, 0, 1], results_file=tmp_path / 'alone.json')
     read, iter_detections = [], model.iter_detections
 
-    def watched(self, i):
+    def recorded(self, i):
         read.append(i)
         return get(self, i)
 
     def in_pairs(images):
-        read.clear()  # what the annotations needed
-        for i, found in enumerate(iter_detections(images, batch_size=2)):
+        read.clear()  # discard the reads for the ground truth
+        for i, detections in enumerate(iter_detections(images, batch_size=2)):
             assert len(read) == (2, 2, 3)[i]
-            yield found
+            yield detections
 
     get = ShapesDataset.__getitem__
-    monkeypatch.setattr(ShapesDataset, '__getitem__', watched)
+    monkeypatch.setattr(ShapesDataset, '__getitem__', recorded)
     monkeypatch.setattr(model, 'iter_detections', in_pairs)
     evaluate_model(model, SHAPES, progress=False, indices=[2, 0, 1], results_file=tmp_path / 'pairs.json')
     assert read == [2, 0, 1]
@@ -337,7 +402,7 @@ def test_images_go_through_the_model_as_a_stream(model, tmp_path, monkeypatch):
 
 
 class FakeCommunicator:
-    """Process ``rank`` of two, for processes that run one after the other, the main one last."""
+    """Process ``rank`` of two that run one after the other, the main process last."""
 
     size = 2
 
@@ -352,7 +417,7 @@ class FakeCommunicator:
         return value
 
 
-def test_several_processes(model, tmp_path, capfd):
+def test_two_processes_evaluate_like_one(model, tmp_path, capfd):
     indices, shared = [0, 1, 2], []
     alone = evaluate_model(model, SHAPES, progress=False, results_file=tmp_path / 'one.json', indices=indices)
     for rank in (1, 0):
@@ -365,12 +430,12 @@ def test_several_processes(model, tmp_path, capfd):
         assert (tmp_path / f'one.{kind}.json').read_text() == (tmp_path / f'two.{kind}.json').read_text()
 
 
-def test_evaluation_needs_images_and_fitting_classes(model):
+def test_evaluation_needs_images_and_matching_classes(model):
     with pytest.raises(ValueError, match='no image to evaluate'):
         evaluate_model(model, SHAPES, indices=[])
 
     class Other(ShapesDataset):
         class_names, category_ids = ('square', 'circle', 'cat', 'triangle'), (1, 2, 3, 4)
 
-    with pytest.raises(ValueError, match="the model has 3 classes, the data set 4; it does not know 'cat'"):
+    with pytest.raises(ValueError, match="the model has 3 classes, the dataset 4; the model has no class 'cat'"):
         evaluate_model(model, Other(1, size=64))

@@ -1,3 +1,5 @@
+"""COCO's metrics for keypoints."""
+
 import json
 
 import cv2
@@ -15,7 +17,7 @@ SIZE = 240, 320
 
 
 def person(rng, number, image_id):
-    """A COCO annotation; every sixth is a crowd, every fifth has no visible keypoint."""
+    """Return a COCO annotation; every sixth is a crowd, every fifth has no visible keypoint."""
     width, height = rng.uniform(20, 150, 2)
     x, y = rng.uniform(0, (SIZE[1] - width, SIZE[0] - height))
     visibility = rng.randint(0, 3, 17) * (number % 5 > 0) * (number % 6 > 0)
@@ -36,7 +38,7 @@ def person(rng, number, image_id):
 
 @pytest.fixture
 def dataset(tmp_path, rng):
-    """Six images with persons, as ``person_keypoints_val2017.json`` has them."""
+    """Six images with persons in the format of ``person_keypoints_val2017.json``."""
     images = [{'id': 3 + i, 'file_name': f'{i}.png', 'height': SIZE[0], 'width': SIZE[1]} for i in range(6)]
     persons = [person(rng, number, images[number % 6]['id']) for number in range(1, 40)]
     content = {
@@ -50,8 +52,8 @@ def dataset(tmp_path, rng):
     return COCODataset(tmp_path / 'persons.json', tmp_path, only_annotated=False, keypoints=True)
 
 
-def found(annotations, rng, noise):
-    """The truth with moved keypoints and boxes, some persons missed, some found twice, one too many."""
+def noisy(annotations, rng, noise):
+    """Return detections with shifted keypoints and boxes, missed persons, duplicates and one false positive."""
     chosen = np.repeat(np.arange(len(annotations)), rng.randint(0, 3, len(annotations)))
     keypoints = np.zeros((len(chosen) + 1, 17, 4), np.float32)
     keypoints[:-1, :, :2] = annotations.keypoints[chosen, :, :2] + rng.normal(0, noise, (len(chosen), 17, 2))
@@ -79,8 +81,8 @@ def evaluator_of(dataset, **options):
     )
 
 
-def by_hand(annotation_file, results_file, kind):
-    """What a user of pycocotools would do."""
+def evaluate_with_pycocotools(annotation_file, results_file, kind):
+    """Evaluate a file of results in the usual way."""
     truth = COCO(str(annotation_file))
     evaluation = COCOeval(truth, truth.loadRes(str(results_file)), kind)
     evaluation.evaluate()
@@ -89,15 +91,15 @@ def by_hand(annotation_file, results_file, kind):
     return tuple(evaluation.stats)
 
 
-def test_numbers_are_those_of_pycocotools_on_the_written_files(dataset, tmp_path, rng):
+def test_metrics_equal_pycocotools_on_the_written_files(dataset, tmp_path, rng):
     evaluator = evaluator_of(dataset)
     for i, image_id in enumerate(dataset.image_ids):
-        evaluator.add(image_id, found(dataset[i].annotations, rng, noise=4))
+        evaluator.add(image_id, noisy(dataset[i].annotations, rng, noise=4))
     metrics = evaluator.evaluate()
-    files = evaluator.write_results(tmp_path / 'found.json')
-    assert [path.name for path in files] == ['found.bbox.json', 'found.keypoints.json']
-    assert metrics.boxes == by_hand(dataset.annotation_file, files[0], 'bbox')
-    assert metrics.keypoints == by_hand(dataset.annotation_file, files[1], 'keypoints')
+    files = evaluator.write_results(tmp_path / 'results.json')
+    assert [path.name for path in files] == ['results.bbox.json', 'results.keypoints.json']
+    assert metrics.boxes == evaluate_with_pycocotools(dataset.annotation_file, files[0], 'bbox')
+    assert metrics.keypoints == evaluate_with_pycocotools(dataset.annotation_file, files[1], 'keypoints')
     assert len(metrics.keypoints) == len(KEYPOINT_METRIC_NAMES) == 10 and 0.1 < metrics.keypoints[0] < 0.9
     assert metrics.keypoint_ap_per_class == pytest.approx(metrics.keypoints[:1])
     assert metrics.masks == metrics.mask_ap_per_class == ()
@@ -110,8 +112,8 @@ def test_perfect_detections(dataset, rng):
     for i, image_id in enumerate(dataset.image_ids):
         truth = dataset[i].annotations
         keypoints = np.concatenate([truth.keypoints, truth.keypoints[:, :, :1]], axis=2)
-        seen = keypoints[:, :, 2].any(axis=1)
-        scores = np.where(seen, 0.9, 0.1).astype(np.float32)
+        is_visible = keypoints[:, :, 2].any(axis=1)
+        scores = np.where(is_visible, 0.9, 0.1).astype(np.float32)
         evaluator.add(
             image_id, Detections(boxes=truth.boxes, labels=truth.labels, scores=scores, keypoints=keypoints, size=SIZE)
         )
@@ -120,7 +122,7 @@ def test_perfect_detections(dataset, rng):
     assert metrics.summary()['keypoints/AR75'] == pytest.approx(1) and 'segm/AP' not in metrics.summary()
 
 
-def test_nothing_found(dataset):
+def test_no_detections(dataset):
     evaluator = evaluator_of(dataset)
     for image_id in dataset.image_ids:
         evaluator.add(
@@ -136,18 +138,18 @@ def test_nothing_found(dataset):
     assert evaluator.evaluate().keypoints[0] == 0
 
 
-def test_what_cannot_be_compared(dataset, rng):
+def test_missing_or_other_keypoints_are_rejected(dataset, rng):
     evaluator = evaluator_of(dataset)
-    good = found(dataset[0].annotations, rng, noise=1)
+    good = noisy(dataset[0].annotations, rng, noise=1)
     bare = dict(boxes=good.boxes, labels=good.labels, scores=good.scores, size=SIZE)
     with pytest.raises(ValueError, match='the detections of image 3 have no keypoints'):
         evaluator.add(3, Detections(**bare))
-    with pytest.raises(ValueError, match="image 3 have 4 keypoints; COCO's metrics are for its 17"):
+    with pytest.raises(ValueError, match="image 3 have 4 keypoints; COCO's metrics need 17"):
         evaluator.add(3, Detections(**bare, keypoints=good.keypoints[:, :4]))
     truth = dataset.ground_truth()
     for annotation in truth['annotations']:
         del annotation['num_keypoints']
-    with pytest.raises(ValueError, match='the model finds keypoints, but the data have none'):
+    with pytest.raises(ValueError, match='the model predicts keypoints, but the ground truth contains none'):
         COCOEvaluator(truth, class_names=['person'], category_ids=[1], masks=False, keypoints=True)
 
 

@@ -179,7 +179,9 @@ def test_masks_are_pasted_on_the_models_device(model, rng, on_gpu, monkeypatch):
     expected = kept.masks, kept[:0].encode_masks(), kept.encode_masks()
     used = []
     for name, kernel in (('paste_cpu', paste_masks.paste_gpu), ('runs_cpu', paste_masks.runs_gpu)):
-        monkeypatch.setattr(paste_masks, name, lambda *args, kernel=kernel: used.append(len(args[0].probs)) or kernel(*args))
+        monkeypatch.setattr(
+            paste_masks, name, lambda *args, kernel=kernel: used.append(len(args[0].probs)) or kernel(*args)
+        )
     assert found[1:].paste_device == found.paste_device
     pasted = found.masks, found[:0].encode_masks(), model.detect([image])[0].encode_masks()
     for gpu, cpu in zip(pasted, expected, strict=True):

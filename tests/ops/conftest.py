@@ -71,9 +71,9 @@ def backend(request, monkeypatch) -> Backend:
         for function in (
             crop_and_resize._CropAndResize,
             crop_and_resize._CropAndResizeGrad,
-            depthwise._Depthwise,
-            depthwise._DepthwiseGradX,
-            depthwise._DepthwiseGradW,
+            depthwise.DepthwiseFunction,
+            depthwise.DepthwiseGradX,
+            depthwise.DepthwiseGradW,
             roi_align._RoIAlign,
             roi_align._RoIAlignGrad,
             roi_max_pooling._RoIMaxPooling,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import MATTERPORT, PRESETS
+from mask_rcnn.config import MATTERPORT, MINDSPORE, PRESETS
 from mask_rcnn.preprocessing.image_transform import ImageTransform, input_scale, prepare_image, resized_size
 
 DETECTRON_CONFIG = PRESETS['resnet50'].replace(min_size=40, max_size=60)
@@ -83,11 +83,19 @@ def test_prepare_image_reverses_the_channels_and_subtracts_the_mean():
     np.testing.assert_allclose(x.mean(axis=(1, 2)), [30 - b, 20 - g, 10 - r], rtol=1e-5)
 
 
+def test_prepare_image_divides_by_the_standard_deviation():
+    image = np.empty((3, 20, 30), np.float32)
+    image[:] = np.float32([10, 20, 30])[:, None, None]
+    x, _ = prepare_image(image, DETECTRON_CONFIG.replace(dialect=MINDSPORE))
+    mean, std = MINDSPORE.input.pixel_mean, MINDSPORE.input.pixel_std
+    np.testing.assert_allclose(x.mean(axis=(1, 2)), (np.array([10, 20, 30]) - mean) / std, rtol=1e-5)
+
+
 def test_prepare_image_pads_the_input_of_an_fpn_to_multiples_of_32():
     config = PRESETS['resnet50_fpn'].replace(min_size=40, max_size=60)
-    x, transform = prepare_image(np.full((3, 20, 31), 200, np.float32), config)
-    assert x.shape == (3, 64, 64) and transform.input_size == (39, 60)
-    assert x[:, :39, :60].all() and not x[:, 39:].any() and not x[:, :, 60:].any()
+    x, transform = prepare_image(np.full((3, 20, 40), 200, np.float32), config)
+    assert x.shape == (3, 32, 64) and transform.input_size == (30, 60)
+    assert x[:, :30, :60].all() and not x[:, 30:].any() and not x[:, :, 60:].any()
 
 
 def test_prepare_image_letterboxes():

@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 import json
 import types
@@ -10,11 +11,17 @@ import mask_rcnn
 from mask_rcnn.inference.predictor import Predictor
 
 
+def machine_ceiling():
+    return importlib.import_module('machine_ceiling')
+
+
 @pytest.fixture
 def benchmark(root, monkeypatch):
     spec = importlib.util.spec_from_file_location('benchmark', root / 'scripts' / 'benchmarks' / 'benchmark.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(machine_ceiling(), '_COPIED', 1 << 20)
+    monkeypatch.setattr(machine_ceiling(), '_CPU_SIDE', 16)
     build = mask_rcnn.build
     monkeypatch.setattr(
         mask_rcnn,
@@ -92,13 +99,13 @@ def test_memory_of_a_gpu_is_all_that_went(benchmark):
 
 def test_versions_of_all_that_a_gpu_needs(benchmark, monkeypatch, tmp_path):
     frontend = types.SimpleNamespace(backend_version=lambda: 91002, __version__='1.14.0')
-    monkeypatch.setattr(benchmark.library, 'load_frontend', lambda: frontend)
+    monkeypatch.setattr(benchmark.frontend, 'load_frontend', lambda: frontend)
     monkeypatch.setattr(benchmark, 'driver_version', lambda: '570.124.06')
     facts = benchmark.machine(GPU())
     assert facts['gpu'] == 'GPU number 3' and facts['cuda'] == 12080 and facts['cuda_of_driver'] == 13000
     (line,) = benchmark.gpu_lines(facts)
     assert line == 'driver 570.124.06, CUDA 12080, CuPy 14.2.0, cuDNN 91002, cuDNN Frontend 1.14.0'
-    monkeypatch.setattr(benchmark.library, 'load_frontend', lambda: None)
+    monkeypatch.setattr(benchmark.frontend, 'load_frontend', lambda: None)
     assert benchmark.machine(GPU())['cudnn'] is None
     assert benchmark.gpu_lines(benchmark.machine(chainer.get_device('@numpy'))) == []
 

@@ -43,7 +43,7 @@ class CudaEmulator:
     def __init__(self, folder: Path, flags: tuple[str, ...] = ()):
         self._folder, self._flags, self._libraries = folder, flags, {}
 
-    def kernel(self, source: str, name: str, dtype=np.float32):
+    def kernel(self, source: str, name: str, dtype: npt.DTypeLike = np.float32):
         """Return a launcher, with the contract of ``mask_rcnn.ops.runtime.cuda_kernels.kernel``."""
         kernels = {match[1]: match[2] for match in _KERNEL.finditer(cuda_kernels.read_source(source))}
         types = [_argument_type(p, dtype) for p in _parameters(kernels[name])]

@@ -1,4 +1,4 @@
-"""What test_distributed.py runs in each of several processes: ``distributed_cases.py CASE OUTPUT_FOLDER``."""
+"""Cases of test_distributed.py, run in each process: ``distributed_cases.py CASE OUTPUT_FOLDER``."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from mask_rcnn.training.distributed import DistributedError, create_communicator
 
 
 class Network(chainer.Chain):
-    """A frozen, two trained and one seldom used layer, and running statistics."""
+    """A network of a frozen, a normalisation, a trained and a rarely used layer."""
 
     def __init__(self, seed):
         super().__init__()
@@ -45,8 +45,8 @@ def make_optimizer(network):
     return optimizer
 
 
-def learn(network, communicator, batches):
-    """Some updates, each process with its part of every batch; the parameters after them."""
+def train(network, communicator, batches):
+    """Update with each process's part of every batch; return the parameters and losses."""
     optimizer = make_optimizer(network)
     losses = []
     for batch in batches:
@@ -66,14 +66,14 @@ def batches():
 
 
 def gradients(communicator):
-    network = Network(communicator.rank)  # different ones, until process 0's is shared
+    network = Network(communicator.rank)  # different parameters until process 0 broadcasts its own
     communicator.broadcast(network)
-    params, losses = learn(network, communicator, batches())
+    params, losses = train(network, communicator, batches())
     return {'params': params, 'losses': losses, 'N': network.norm.N, 'avg_mean': network.norm.avg_mean.tolist()}
 
 
 def odd_gradients(communicator):
-    """A gradient that is not C-contiguous, and one that only process 1 has."""
+    """Average a gradient that is not C-contiguous, and one that only process 1 has."""
     network = Network(0)
     make_optimizer(network)
     network.cleargrads()
@@ -87,7 +87,7 @@ def odd_gradients(communicator):
         'linear': W.grad.tolist(),
         'rare': network.rare.W.grad.tolist(),
         'frozen': network.frozen.W.grad.mean().item(),
-        'own_rare': None if rare is None else rare.tolist(),
+        'rare_before': None if rare is None else rare.tolist(),
     }
 
 
@@ -99,16 +99,16 @@ def collectives(communicator):
     communicator.mean_persistents(network)
     communicator.barrier()
     return {
-        'who': [rank, communicator.size, communicator.intra_rank, communicator.is_main],
+        'identity': [rank, communicator.size, communicator.intra_rank, communicator.is_main],
         'mean': communicator.mean(
             {'a': np.float32(rank), 'b': chainer.Variable(np.array(4.0 * rank)), **({'c': 5} if rank else {})}
         ),
         'any': [communicator.any(rank == 1), communicator.any(False)],
         'gather': communicator.gather({'rank': rank, 'scores': [0.5] * rank}),
-        'share': [communicator.broadcast_object(f'from {rank}'), communicator.broadcast_object(None)],
+        'broadcast': [communicator.broadcast_object(f'from {rank}'), communicator.broadcast_object(None)],
         'avg_var': network.norm.avg_var.tolist(),
         'N': network.norm.N,
-        'untouched': bool((network.linear.W.array == before).all()),
+        'unchanged': bool((network.linear.W.array == before).all()),
     }
 
 
@@ -136,7 +136,7 @@ def killed(communicator):
 
 
 def one_gpu(communicator):
-    """NCCL with a single process: the mean over it."""
+    """Average over a single process with NCCL."""
     network = Network(0)
     network.to_device(chainer.get_device('@cupy:0'))
     network.device.use()
@@ -149,8 +149,8 @@ def one_gpu(communicator):
     return {'linear': network.linear.W.grad.tolist(), 'before': before.tolist(), 'rare': network.rare.W.grad.tolist()}
 
 
-def refusal(folder, name):
-    """What create says where it cannot work."""
+def write_creation_error(folder, name):
+    """Write the error of create_communicator() to a file."""
     try:
         create_communicator(name)
     except DistributedError as error:
@@ -160,8 +160,8 @@ def refusal(folder, name):
 def main(case, folder):
     if case in ('no_name', 'no_gpu', 'other_mpi'):
         if case == 'other_mpi':
-            os.environ['PMI_SIZE'] = '2'  # as MPICH's launcher would say, which Open MPI does not heed
-        refusal(folder, {'no_name': None, 'no_gpu': 'pure_nccl', 'other_mpi': 'naive'}[case])
+            os.environ['PMI_SIZE'] = '2'  # set by MPICH's launcher, ignored by Open MPI
+        write_creation_error(folder, {'no_name': None, 'no_gpu': 'pure_nccl', 'other_mpi': 'naive'}[case])
         return
     communicator = create_communicator('pure_nccl' if case == 'one_gpu' else 'naive')
     with communicator.guard():

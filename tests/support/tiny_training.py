@@ -1,4 +1,4 @@
-"""A model of a few numbers that trains like a large one, for tests of what goes on around it."""
+"""A model of a few parameters and its trainer, for tests of the code around the model."""
 
 from collections import namedtuple
 
@@ -19,6 +19,8 @@ META = ModelMeta(kind='model', config=Config(n_fg_class=2), class_names=('a', 'b
 
 
 class TinyModel(chainer.Chain):
+    """Two linear layers, with the attributes of a detector that snapshots read."""
+
     config, class_names, category_ids = META.config, META.class_names, META.category_ids
 
     def __init__(self, dtype=np.float32):
@@ -35,7 +37,7 @@ class TinyModel(chainer.Chain):
 
 
 class TinyTrainChain(chainer.Chain):
-    """The mean over the rows of a squared error; keeps the sizes of the batches it saw."""
+    """The mean squared error over the rows of a batch; records the sizes of the batches."""
 
     def __init__(self, dtype=np.float32):
         super().__init__()
@@ -53,6 +55,7 @@ class TinyTrainChain(chainer.Chain):
 
 
 def rows(n=12, seed=1):
+    """Return ``n`` random inputs with targets and names."""
     rng = np.random.RandomState(seed)
     return [Row(rng.randn(4), rng.randn(2), f'row{i}.jpg') for i in range(n)]
 
@@ -60,7 +63,7 @@ def rows(n=12, seed=1):
 def make_trainer(
     out, *, data=None, batch_size=4, rate=0.1, chain=None, optimizer=None, stop=(5, 'iteration'), **updater
 ):
-    """Return a trainer of a tiny chain; its rate stays as it is."""
+    """Return a trainer of a tiny chain with a constant learning rate."""
     iterator = chainer.iterators.SerialIterator(data or rows(), batch_size, shuffle=False)
     optimizer = optimizer or make_optimizer(chain or TinyTrainChain())
     set_rate(optimizer, rate)
@@ -68,4 +71,5 @@ def make_trainer(
 
 
 def arrays(link):
+    """Return copies of all parameters by path."""
     return {name: param.array.copy() for name, param in link.namedparams()}

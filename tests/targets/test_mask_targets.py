@@ -1,4 +1,4 @@
-"""Shapes drawn in RoIs: polygons as Detectron does, run lengths by area."""
+"""Training targets of the mask head: polygons are rasterised as in Detectron, RLE is resized by area."""
 
 import numpy as np
 import pycocotools.mask
@@ -6,7 +6,7 @@ import pytest
 
 from mask_rcnn.datasets.example import Annotations
 from mask_rcnn.targets import IGNORED, mask_targets
-from mask_rcnn.targets.masks import draw_in_boxes, resample_mask, segmentation_box
+from mask_rcnn.targets.masks import rasterize_in_boxes, resample_mask, segmentation_box
 
 XY = [1, 0, 3, 2]
 SQUARE = (np.array([10, 20, 50, 20, 50, 60, 10, 60], np.float32),)
@@ -27,59 +27,75 @@ def encode(mask):
 
 
 @pytest.mark.parametrize('size', [14, 28])
-def test_polygons_are_drawn_as_detectron_does(shared, size):
-    golden = np.load(shared / 'golden' / 'ops' / 'ops_masks.npz')
+def test_polygons_are_rasterised_as_in_detectron(golden, size):
+    arrays = np.load(golden / 'ops' / 'ops_masks.npz')
     polygons = []
-    for i in range(len(golden['polys_to_boxes'])):
-        names = sorted(key for key in golden.files if key.startswith(f'poly{i}_part'))
-        polygons.append(tuple(golden[name] for name in names))
+    for i in range(len(arrays['polys_to_boxes'])):
+        names = sorted(key for key in arrays.files if key.startswith(f'poly{i}_part'))
+        polygons.append(tuple(arrays[name] for name in names))
     boxes = np.array([segmentation_box(p, None) for p in polygons])
-    np.testing.assert_array_equal(boxes[:, XY], golden['polys_to_boxes'])
-    for k in range(int(golden[f'target{size}_count'])):
+    np.testing.assert_array_equal(boxes[:, XY], arrays['polys_to_boxes'])
+    for k in range(int(arrays[f'target{size}_count'])):
         key = f'target{size}_{k:02d}'
-        (mask,) = draw_in_boxes(polygons[int(golden[f'{key}_poly'])], golden[f'{key}_box'][None, XY], size)
-        np.testing.assert_array_equal(mask, golden[f'{key}_mask'], err_msg=key)
+        (mask,) = rasterize_in_boxes(polygons[int(arrays[f'{key}_poly'])], arrays[f'{key}_box'][None, XY], size)
+        np.testing.assert_array_equal(mask, arrays[f'{key}_mask'], err_msg=key)
 
 
-def test_run_lengths_at_their_own_size_are_the_mask(rng):
+def test_rle_at_its_original_size_is_the_mask(rng):
     mask = rng.rand(20, 30) > 0.5
-    (found,) = draw_in_boxes(encode(mask), np.array([[3, 5, 17, 19]], np.float32), 14)
+    (found,) = rasterize_in_boxes(encode(mask), np.array([[3, 5, 17, 19]], np.float32), 14)
     np.testing.assert_array_equal(found, mask[3:17, 5:19])
 
 
-def test_run_lengths_are_resized_by_area(rng):
+def test_rle_is_resized_by_area(rng):
     mask = rng.rand(40, 40) > 0.4
     expected = mask[4:32, 8:36].reshape(14, 2, 14, 2).mean(axis=(1, 3)) >= 0.5
     np.testing.assert_array_equal(resample_mask(mask, np.array([4, 8, 32, 36], np.float32), 14), expected)
 
 
-def test_run_lengths_and_polygons_of_one_shape_agree():
+def test_rle_and_polygons_of_one_object_agree():
     mask = pycocotools.mask.decode(pycocotools.mask.frPyObjects([p.tolist() for p in SQUARE], 80, 80))[..., 0]
     boxes = np.array([[20, 10, 60, 50], [0, 0, 79, 79], [35.5, 30.2, 70.1, 66.6]], np.float32)
-    drawn = draw_in_boxes(SQUARE, boxes, 28)
-    resized = draw_in_boxes(encode(mask), boxes, 28)
-    assert drawn[0].all() and resized[0].all()
-    assert np.mean(drawn != resized) < 0.01
+    rasterised = rasterize_in_boxes(SQUARE, boxes, 28)
+    resized = rasterize_in_boxes(encode(mask), boxes, 28)
+    assert rasterised[0].all() and resized[0].all()
+    assert np.mean(rasterised != resized) < 0.01
     np.testing.assert_array_equal(segmentation_box(encode(mask), None), segmentation_box(SQUARE, None))
 
 
-def test_a_box_outside_of_the_mask_is_empty():
+def test_a_box_outside_the_mask_is_empty():
     assert not resample_mask(np.ones((8, 8)), np.array([20, 20, 30, 30], np.float32), 14).any()
 
 
-def test_a_roi_takes_the_object_that_it_overlaps_most_and_no_crowd():
-    other = (SQUARE[0] + 100,)
-    gt = annotations(SQUARE, SQUARE, other, crowd=[True, False, False])
-    boxes = np.array([[118, 108, 162, 152], [20, 10, 60, 50]], np.float32)
-    masks = mask_targets(boxes, gt, 14, offset=1)
-    np.testing.assert_array_equal(masks[0], draw_in_boxes(other, boxes[:1], 14)[0])
-    assert masks[1].all() and 0 < masks[0].mean() < 1
+def rectangle(x1, y1, x2, y2):
+    return (np.array([x1, y1, x2, y1, x2, y2, x1, y2], np.float32),)
 
 
-def test_an_object_without_a_shape_is_ignored():
+def test_the_target_is_the_object_with_the_best_iou():
+    """Both objects overlap the RoI; 28 of its 56 columns show the better one."""
+    near, far = rectangle(0, 0, 28, 56), rectangle(42, 0, 98, 56)
+    roi = np.array([[0, 0, 56, 56]], np.float32)
+    expected = np.zeros((56, 56), np.int32)
+    expected[:, :28] = 1
+    for objects in ((near, far), (far, near)):
+        (mask,) = mask_targets(roi, annotations(*objects), 56, offset=1)
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_crowd_region_is_not_a_target():
+    """The crowd region is the whole RoI, but the target is the object, which fills its upper half."""
+    crowd, thing = rectangle(0, 0, 28, 28), rectangle(0, 0, 28, 14)
+    roi = np.array([[0, 0, 28, 28]], np.float32)
+    (mask,) = mask_targets(roi, annotations(crowd, thing, crowd=[True, False]), 28, offset=1)
+    expected = np.zeros((28, 28), np.int32)
+    expected[:14] = 1
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_an_object_without_segmentation_is_ignored():
     masks = mask_targets(np.array([[0, 0, 5, 5]], np.float32), annotations(()), 14, offset=1)
     assert masks.shape == (1, 14, 14) and (masks == IGNORED).all()
 
 
-def test_no_rois_no_masks():
+def test_without_rois_there_are_no_masks():
     assert mask_targets(np.zeros((0, 4), np.float32), annotations(), 14, offset=1).shape == (0, 14, 14)

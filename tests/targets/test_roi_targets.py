@@ -1,4 +1,4 @@
-"""Which RoIs learn and what, against Detectron's own targets."""
+"""Sampled RoIs and their targets, against those of Detectron."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,8 @@ from mask_rcnn.config import DETECTRON
 from mask_rcnn.datasets.example import Annotations
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import IGNORED, Sampling, mask_targets, sample_rois
-from mask_rcnn.targets.rois import box_targets, match_rois
+from mask_rcnn.targets.matching import match_rois
+from mask_rcnn.targets.rois import box_targets
 
 XY = [1, 0, 3, 2]
 
@@ -47,7 +48,7 @@ def objects(boxes, labels, crowd, polygons=None):
     )
 
 
-def test_every_candidate_has_detectrons_object(golden, annotations):
+def test_candidates_equal_detectron(golden, annotations):
     inverse = np.float32(1 / golden['frcn_scale'])
     candidates = match_rois(golden['frcn_proposals'][:, 1:][:, XY] * inverse, annotations, offset=1)
     np.testing.assert_array_equal(candidates.boxes[:, XY], golden['frcn_all_boxes'])
@@ -62,7 +63,7 @@ def test_every_candidate_has_detectrons_object(golden, annotations):
     np.testing.assert_allclose(deltas[:, XY], expected[foreground, 1:], rtol=0, atol=2e-6)
 
 
-def test_the_sampled_rois_are_detectrons(golden, annotations):
+def test_sampled_rois_equal_detectron(golden, annotations):
     rois = sample(golden['frcn_proposals'][:, 1:][:, XY], annotations, golden['frcn_scale'], seed=4, roi_batch=64)
     np.testing.assert_array_equal(rois.labels, golden['frcn_sampled_labels'])
     np.testing.assert_array_equal(rois.rois[:, XY], golden['frcn_sampled_rois'][:, 1:])
@@ -73,7 +74,7 @@ def test_the_sampled_rois_are_detectrons(golden, annotations):
 
 
 @pytest.mark.parametrize('size', [14, 28])
-def test_the_masks_of_the_sampled_rois_are_detectrons(golden, annotations, size):
+def test_masks_of_the_sampled_rois_equal_detectron(golden, annotations, size):
     rois = sample(golden['frcn_proposals'][:, 1:][:, XY], annotations, golden['frcn_scale'], seed=4, roi_batch=64)
     boxes = rois.boxes[: rois.n_foreground]
     np.testing.assert_array_equal(rois.rois[: rois.n_foreground, XY], golden[f'frcn_mask_rois_{size}'][:, 1:])
@@ -81,7 +82,7 @@ def test_the_masks_of_the_sampled_rois_are_detectrons(golden, annotations, size)
     np.testing.assert_array_equal(masks, golden[f'frcn_mask_targets_{size}'])
 
 
-def test_a_quarter_is_foreground_at_most(rng):
+def test_at_most_a_quarter_is_foreground(rng):
     low = rng.uniform(0, 60, (3000, 2))
     proposals = np.concatenate([low, low + 40], axis=1)
     rois = sample(proposals, objects([[20, 20, 70, 70]], [2], [False]), roi_foreground_iou=0.5)
@@ -98,7 +99,7 @@ def test_a_roi_on_a_crowd_has_its_class_and_the_box_of_an_object():
     np.testing.assert_array_equal(rois.deltas[on_crowd], expected[0])
 
 
-def test_an_image_with_crowds_only_has_background_only():
+def test_an_image_with_only_crowds_has_only_background():
     gt = objects([[0, 150, 99, 249]], [6], [True])
     rois = sample([[0, 151, 99, 249], [0, 0, 50, 50]], gt)
     np.testing.assert_array_equal(rois.rois, [[0, 0, 50, 50]])
@@ -106,20 +107,41 @@ def test_an_image_with_crowds_only_has_background_only():
     assert rois.n_foreground == 0
 
 
-def test_an_image_without_objects_has_background_only():
+def test_an_image_without_objects_has_only_background():
     rois = sample([[0, 0, 50, 50], [3, 3, 40, 40]], objects([], [], []), scale=2.0)
     np.testing.assert_array_equal(rois.labels, [0, 0])
     np.testing.assert_array_equal(rois.boxes * 2, rois.rois)
 
 
 @pytest.mark.parametrize('proposals', [[[0, 151, 99, 249]], np.zeros((0, 4))])
-def test_where_nothing_can_learn_one_roi_is_ignored(proposals):
+def test_an_image_without_candidates_has_one_ignored_roi(proposals):
     rois = sample(proposals, objects([[0, 150, 99, 249]], [6], [True]))
     np.testing.assert_array_equal(rois.labels, [IGNORED])
     assert rois.rois.shape == (1, 4) and rois.deltas.shape == (0, 4)
 
 
-def test_objects_without_proposals_learn_from_their_own_boxes():
+def test_a_roi_at_the_upper_bound_of_the_background_is_sampled_once():
+    """The interval is half-open: a RoI with IoU 0.5 is foreground and not background as well."""
+    gt = objects([[0, 0, 99, 99]], [3], [False])
+    at_bound, below = [0, 0, 99, 49], [0, 0, 99, 48]
+    candidates = match_rois(np.float32([at_bound, below]), gt, offset=1)
+    np.testing.assert_allclose(candidates.iou, [1, 0.5, 0.49], rtol=1e-6)
+    assert candidates.iou[1] == np.float32(0.5)  # 5000 of 10000 pixels, exactly
+    rois = sample([at_bound, below], gt)
+    assert sorted(map(tuple, rois.rois)) == sorted(map(tuple, np.float32([[0, 0, 99, 99], at_bound, below])))
+    assert rois.n_foreground == 2
+    np.testing.assert_array_equal(rois.labels, [4, 4, 0])
+
+
+def test_a_roi_at_the_lower_bound_of_the_background_is_sampled():
+    gt = objects([[0, 0, 99, 99]], [3], [False])
+    at_bound, below = [0, 0, 99, 24], [0, 0, 99, 23]
+    rois = sample([at_bound, below], gt, roi_background_iou=(0.25, 0.5))
+    np.testing.assert_array_equal(rois.rois, np.float32([[0, 0, 99, 99], at_bound]))
+    np.testing.assert_array_equal(rois.labels, [4, 0])
+
+
+def test_objects_without_proposals_use_their_own_boxes():
     rois = sample(np.zeros((0, 4)), objects([[2, 3, 40, 50]], [0], [False]), scale=2.0)
     np.testing.assert_array_equal(rois.labels, [1])
     np.testing.assert_array_equal(rois.rois, [[4, 6, 80, 100]])

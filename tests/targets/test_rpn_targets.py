@@ -1,4 +1,4 @@
-"""What the anchors learn, against Detectron's own targets."""
+"""Training targets for anchors, against those of Detectron."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from mask_rcnn.targets.rpn import anchors_inside, label_anchors, match_anchors
 
 XY = [1, 0, 3, 2]
 
-#: (stride, sizes, side of the field) of the golden's levels.
+#: Levels of the golden arrays: stride, anchor sizes, height and width of the features.
 C4 = [(16, (32, 64, 128, 256, 512), 32)]
 FPN = [(2**level, (2**level * 8,), 512 >> level) for level in range(2, 7)]
 
-#: So many that nothing is drawn at random.
+#: A batch that is large enough to sample all anchors.
 ALL = {'rpn_batch': 10**6}
 
 CASES = [
@@ -33,12 +33,12 @@ def golden(data):
 
 
 def as_map(values, side):
-    """Numbers of each anchor -> maps like the RPN's outputs."""
+    """Reshape the values of all anchors to the layout of the RPN's outputs."""
     return values.reshape(side, side, -1).transpose(2, 0, 1)
 
 
 def targets_of(golden, levels, changes, seed=3):
-    """Targets of all levels together, as maps of each."""
+    """Return the labels and deltas of each level in the layout of the RPN's outputs."""
     anchors = [
         shift_anchors(detectron_cell_anchors(stride, sizes, (0.5, 1, 2)), stride, side, side)
         for stride, sizes, side in levels
@@ -54,12 +54,12 @@ def targets_of(golden, levels, changes, seed=3):
     bounds = np.cumsum([0] + [len(a) for a in anchors])
     return [
         (as_map(targets.labels[a:b], side), as_map(targets.deltas[a:b], side))
-        for a, b, (_, _, side) in zip(bounds, bounds[1:], levels)
+        for a, b, (_, _, side) in zip(bounds[:-1], bounds[1:], levels, strict=True)
     ]
 
 
 @pytest.mark.parametrize(('name', 'levels', 'changes'), CASES)
-def test_targets_equal_detectrons(golden, name, levels, changes):
+def test_targets_equal_detectron(golden, name, levels, changes):
     maps = targets_of(golden, levels, changes)
     counted = sum(np.count_nonzero(labels != IGNORED) for labels, _ in maps)
     for i, (labels, deltas) in enumerate(maps):
@@ -74,7 +74,7 @@ def test_targets_equal_detectrons(golden, name, levels, changes):
         np.testing.assert_allclose(weight, golden[f'{key}_outside_weight'], rtol=1e-6)
 
 
-def test_no_more_than_the_batch_learn():
+def test_at_most_one_batch_is_sampled():
     best_iou = np.linspace(0, 1, 5000, dtype=np.float32)
     labels = label_anchors(best_iou, np.zeros(5000, bool), Sampling(), np.random.RandomState(0))
     assert np.count_nonzero(labels == 1) == 128
@@ -82,13 +82,41 @@ def test_no_more_than_the_batch_learn():
     assert (best_iou[labels == 1] >= 0.7).all() and (best_iou[labels == 0] < 0.3).all()
 
 
-def test_what_is_drawn_depends_on_the_random_numbers_alone(golden):
+def test_anchors_at_the_thresholds():
+    """Anchors are positive at IoU >= 0.75, negative at IoU < 0.25 and otherwise ignored."""
+    thresholds = dict(rpn_positive_iou=0.75, rpn_negative_iou=0.25)  # exact in float32
+    best_iou = np.float32([0.75, 0.7499999, 0.5, 0.25, 0.2499999, 0])
+    labels = label_anchors(best_iou, np.zeros(6, bool), Sampling(**thresholds), np.random.RandomState(0))
+    np.testing.assert_array_equal(labels, [1, IGNORED, IGNORED, IGNORED, 0, 0])
+
+
+def test_an_anchor_with_exactly_the_negative_iou_is_ignored():
+    """Anchors and the object have 4 by 4 pixels: an overlap of 2 columns is IoU 8 / 24, one of 1 column is 4 / 28."""
+    gt = np.float32([[0, 0, 3, 3]])
+    anchors = np.float32([[0, 0, 3, 3], [0, 2, 3, 5], [0, 3, 3, 6], [8, 8, 11, 11]])
+    for negative_iou, expected in (
+        (8 / 24, [1, IGNORED, 0, 0]),
+        (0.34, [1, 0, 0, 0]),
+        (4 / 28, [1, IGNORED, IGNORED, 0]),
+    ):
+        targets = rpn_targets(
+            anchors,
+            gt,
+            (16, 16),
+            sampling=Sampling(rpn_negative_iou=float(np.float32(negative_iou))),
+            dialect=DETECTRON,
+            rng=np.random.RandomState(0),
+        )
+        np.testing.assert_array_equal(targets.labels, expected)
+
+
+def test_sampling_depends_only_on_the_random_numbers(golden):
     first, again, other = (targets_of(golden, C4, {}, seed)[0][0] for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
-def test_an_object_that_no_anchor_touches_has_no_positives():
+def test_an_object_that_overlaps_no_anchor_has_no_positive_anchors():
     iou = np.array([[0.4, 0], [0.2, 0], [0, 0]], np.float32)
     best_iou, best_gt, is_best = match_anchors(iou)
     np.testing.assert_array_equal(is_best, [True, False, False])
@@ -96,13 +124,13 @@ def test_an_object_that_no_anchor_touches_has_no_positives():
     np.testing.assert_array_equal(best_iou, iou[:, 0])
 
 
-def test_ties_are_all_best():
+def test_tied_anchors_are_all_the_best():
     iou = np.array([[0.4, 0.1], [0.4, 0.2], [0.3, 0.2]], np.float32)
     np.testing.assert_array_equal(match_anchors(iou)[2], [True, True, True])
 
 
 @pytest.mark.parametrize('size', [(100, 160), (10, 10)])
-def test_without_objects_all_are_background(size):
+def test_without_objects_all_anchors_are_background(size):
     anchors = shift_anchors(detectron_cell_anchors(16, (32, 64), (0.5, 1, 2)), 16, 7, 10)
     targets = rpn_targets(
         anchors,
@@ -119,7 +147,7 @@ def test_without_objects_all_are_background(size):
     assert np.count_nonzero(targets.labels == 0) <= 256
 
 
-def test_inside_is_by_pixels_of_the_image():
+def test_anchors_inside_counts_pixels_of_the_image():
     boxes = np.array([[0, 0, 9, 9], [0, 0, 10, 9], [-1, 0, 9, 9], [0, -0.5, 9, 9]], np.float32)
     np.testing.assert_array_equal(anchors_inside(boxes, (10, 10), 0), [0])
     np.testing.assert_array_equal(anchors_inside(boxes, (10, 10), 1), [0, 1, 2, 3])

@@ -1,4 +1,4 @@
-"""Numbers that make no sense are refused."""
+"""Checks of the sampling sizes and thresholds."""
 
 import pytest
 
@@ -17,6 +17,6 @@ from mask_rcnn.targets import Sampling
         {'roi_background_iou': (0.1, 0.6)},
     ],
 )
-def test_bad_numbers(changes):
+def test_values_out_of_range_are_rejected(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         Sampling(**changes)

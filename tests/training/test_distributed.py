@@ -1,10 +1,7 @@
-"""Several processes: their gradients and values, and that none of them waits for a dead one."""
+"""Several processes: gradients and values are averaged, and a failing process ends the others."""
 
-import importlib.util
 import json
 import os
-import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,41 +13,30 @@ import pytest
 from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.training.distributed import Communicator, DistributedError, _MPICommunicator, create_communicator
 from tests.support import distributed_cases
+from tests.support.mpi import mpiexec_command
 
-#: Seconds that processes may take (they need three) before they count as hanging.
-_PATIENCE = 60
-
-
-@pytest.fixture(scope='session')
-def mpiexec():
-    """The command that starts two processes."""
-    beside_python = pathlib.Path(sys.executable).with_name('mpiexec')
-    program = str(beside_python) if beside_python.exists() else shutil.which('mpiexec')
-    if program is None or importlib.util.find_spec('mpi4py') is None:
-        pytest.skip('needs mpi4py and mpiexec')
-    version = subprocess.run([program, '--version'], capture_output=True, text=True).stdout
-    if 'Open MPI' not in version and 'PRRTE' not in version and 'OpenRTE' not in version:
-        pytest.skip('needs the mpiexec of Open MPI')
-    return [program, '--allow-run-as-root', '--oversubscribe', '--bind-to', 'none']
+#: Seconds after which the processes count as hanging (they need three).
+_TIMEOUT = 60
 
 
 @pytest.fixture
-def run(mpiexec, tmp_path, root):
-    """Run a case of distributed_cases.py in several processes; returns the finished launcher."""
+def run(tmp_path, root):
+    """Run a case of distributed_cases.py in several processes; return the completed launcher."""
 
-    def run_case(case, n_process=2):
+    def run_case(case, n_processes=2):
         environment = {
             **os.environ,
             'PYTHONPATH': str(root),
             'OMP_NUM_THREADS': '1',
             'TMPDIR': '/tmp',
         }  # Open MPI's sockets need short paths
-        command = [*mpiexec, '-n', str(n_process), sys.executable, distributed_cases.__file__, case, str(tmp_path)]
+        program = [sys.executable, distributed_cases.__file__, case, str(tmp_path)]
+        command = [*mpiexec_command(), '-n', str(n_processes), *program]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
         )
         try:
-            output, errors = process.communicate(timeout=_PATIENCE)
+            output, errors = process.communicate(timeout=_TIMEOUT)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -62,7 +48,7 @@ def run(mpiexec, tmp_path, root):
 
 @pytest.fixture
 def results(run, tmp_path):
-    """Run a case that must succeed; returns each process's result."""
+    """Run a case that must succeed; return the result of each process."""
 
     def run_case(case):
         done = run(case)
@@ -72,8 +58,8 @@ def results(run, tmp_path):
     return run_case
 
 
-def test_two_processes_learn_what_one_learns(results):
-    alone, losses = distributed_cases.learn(
+def test_two_processes_train_like_one(results):
+    alone, losses = distributed_cases.train(
         distributed_cases.Network(0), create_communicator(None), distributed_cases.batches()
     )
     start = {path: param.array for path, param in distributed_cases.Network(0).namedparams()}
@@ -81,33 +67,33 @@ def test_two_processes_learn_what_one_learns(results):
         np.testing.assert_allclose(result['losses'], losses, rtol=1e-6)
         for path, values in alone.items():
             np.testing.assert_allclose(result['params'][path], values, rtol=1e-5, atol=1e-7, err_msg=path)
-        # Of the frozen layer and the statistics, process 0's went to both.
+        # Both processes have the frozen layer and the statistics of process 0.
         np.testing.assert_array_equal(np.float32(result['params']['/frozen/W']), start['/frozen/W'])
         np.testing.assert_array_equal(np.float32(result['avg_mean']), distributed_cases.Network(0).norm.avg_mean)
         assert result['N'] == 0
     assert not np.allclose(alone['/linear/W'], start['/linear/W'], rtol=1e-3)
 
 
-def test_gradients_that_are_not_contiguous_or_in_one_process_only(results):
+def test_gradients_that_are_not_contiguous_or_exist_in_one_process_only(results):
     first, second = results('odd_gradients')
     expected = np.arange(80).reshape(5, 16) + 1
     for result in (first, second):
         np.testing.assert_array_equal(result['linear'], expected)
-        np.testing.assert_allclose(result['rare'], np.array(second['own_rare']) / 2, rtol=1e-6)
-    assert first['own_rare'] is None
-    assert (first['frozen'], second['frozen']) == (0, 1)  # left alone
+        np.testing.assert_allclose(result['rare'], np.array(second['rare_before']) / 2, rtol=1e-6)
+    assert first['rare_before'] is None
+    assert (first['frozen'], second['frozen']) == (0, 1)  # unchanged
 
 
-def test_values_and_objects(results):
+def test_values_and_objects_are_exchanged(results):
     first, second = results('collectives')
-    assert first['who'] == [0, 2, 0, True] and second['who'] == [1, 2, 1, False]
+    assert first['identity'] == [0, 2, 0, True] and second['identity'] == [1, 2, 1, False]
     assert first['mean'] == second['mean'] == {'a': 0.5, 'b': 2.0, 'c': 5.0}
     assert first['any'] == second['any'] == [True, False]
     assert first['gather'] == [{'rank': 0, 'scores': []}, {'rank': 1, 'scores': [0.5]}]
     assert second['gather'] is None
-    assert first['share'] == second['share'] == ['from 0', None]
+    assert first['broadcast'] == second['broadcast'] == ['from 0', None]
     assert first['avg_var'] == second['avg_var'] == [1.5] * 4
-    assert (first['N'], second['N']) == (0, 1) and first['untouched'] and second['untouched']
+    assert (first['N'], second['N']) == (0, 1) and first['unchanged'] and second['unchanged']
 
 
 @pytest.mark.parametrize(
@@ -134,7 +120,7 @@ def test_nccl_needs_gpus(run, tmp_path):
 
 @pytest.mark.gpu
 def test_nccl_on_one_gpu(run, tmp_path):
-    done = run('one_gpu', n_process=1)
+    done = run('one_gpu', n_processes=1)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / '0.json').read_text())
     np.testing.assert_allclose(result['linear'], result['before'], rtol=1e-6)
@@ -149,25 +135,25 @@ def test_several_processes_need_a_name(run, tmp_path):
     }
 
 
-def test_a_launcher_of_another_mpi(run, tmp_path):
-    done = run('other_mpi', n_process=1)
+def test_a_launcher_of_another_mpi_is_detected(run, tmp_path):
+    done = run('other_mpi', n_processes=1)
     assert done.returncode == 0, done.stderr
     (message,) = [path.read_text() for path in tmp_path.glob('*.txt')]
     assert message.startswith('2 processes were started, but MPI sees 1: the launcher and the library')
 
 
-def test_models_on_the_wrong_device():
+def test_models_on_the_wrong_device_are_rejected():
     communicator = object.__new__(_MPICommunicator)
     link = L.Linear(2, 2)
     communicator._name = 'pure_nccl'
-    with pytest.raises(DistributedError, match='pure_nccl does not serve models on CPUs; take naive'):
+    with pytest.raises(DistributedError, match='pure_nccl does not support models on CPUs; use naive'):
         communicator.mean_gradients(link)
 
 
 # One process
 
 
-def test_one_process_talks_to_itself():
+def test_a_single_process_communicates_with_itself():
     communicator = create_communicator(None)
     assert type(communicator) is Communicator and communicator.is_main
     assert (communicator.rank, communicator.size, communicator.intra_rank) == (0, 1, 0)
@@ -185,12 +171,12 @@ def test_one_process_talks_to_itself():
         raise OSError('passes')
 
 
-def test_unknown_name():
+def test_an_unknown_name_is_rejected():
     with pytest.raises(ValueError, match="naive, pure_nccl, not 'mpi'"):
         create_communicator('mpi')
 
 
-def test_without_mpi4py(monkeypatch):
+def test_missing_mpi4py_is_reported(monkeypatch):
     for name in [name for name in sys.modules if name.split('.')[0] == 'chainermn']:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, 'mpi4py', None)
@@ -200,7 +186,7 @@ def test_without_mpi4py(monkeypatch):
 
 
 @pytest.mark.parametrize('variable', ['OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE'])
-def test_launchers_are_noticed(monkeypatch, variable):
+def test_launchers_are_detected(monkeypatch, variable):
     monkeypatch.setenv(variable, '3')
     with pytest.raises(DistributedError, match='3 processes were started'):
         create_communicator(None)

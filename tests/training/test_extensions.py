@@ -1,3 +1,5 @@
+"""Trainer extensions: triggers, learning rate, log, console table, plots, evaluation and TensorBoard."""
+
 import contextlib
 import errno
 import json
@@ -17,12 +19,11 @@ from mask_rcnn.training.extensions import (
     Evaluation,
     IntervalTrigger,
     LearningRateScheduler,
-    SignalHandler,
-    StopTrigger,
     TrainingLog,
-    duration,
+    format_duration,
 )
 from mask_rcnn.training.schedule import Schedule
+from mask_rcnn.training.signals import SignalHandler, StopTrigger
 from mask_rcnn.training.snapshot import Snapshots
 from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
 from tests.support.tiny_training import META, make_trainer
@@ -32,7 +33,7 @@ def optimizer_of(trainer):
     return trainer.updater.get_optimizer('main')
 
 
-def test_every_iteration_has_its_rate(tmp_path):
+def test_every_iteration_has_its_learning_rate(tmp_path):
     trainer = make_trainer(tmp_path, rate=0, stop=(6, 'iteration'))
     schedule = Schedule(peak=0.1, start=0.01, warmup=2, steps=(4,))
     used = []
@@ -45,7 +46,7 @@ def test_every_iteration_has_its_rate(tmp_path):
     assert used == reported == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_triggers():
+def test_interval_triggers():
     def at(iteration, trigger):
         return trigger(type('Trainer', (), {'updater': type('Updater', (), {'iteration': iteration})}))
 
@@ -61,7 +62,7 @@ def log_of(trainer, *, every=2, plot=0, warn=pytest.fail, write=True):
     return log
 
 
-def test_the_log_holds_means(tmp_path):
+def test_the_log_contains_means(tmp_path):
     trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
     losses = []
     trainer.extend(lambda t: losses.append(t.observation['main/loss']), name='losses', priority=500)
@@ -74,7 +75,7 @@ def test_the_log_holds_means(tmp_path):
     assert {'main/twice', 'grad_norm', 'epoch', 'elapsed_time'} <= set(entries[0])
 
 
-def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatch):
+def test_an_unwritable_log_does_not_stop_the_run(tmp_path, monkeypatch):
     lines = []
     trainer = make_trainer(tmp_path, stop=(6, 'iteration'))
     log = log_of(trainer, plot=6, warn=lines.append)
@@ -87,18 +88,18 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatc
     for module in ('extensions', 'plots'):
         monkeypatch.setattr(f'mask_rcnn.training.{module}.open_for_writing', full)
     trainer.run(show_loop_exception_msg=False)
-    assert len(log.log) == 3 and len(lines) == 4  # loss.png, too; of AP there is nothing to draw
+    assert len(log.log) == 3 and len(lines) == 4  # one of them for loss.png; there is no AP to plot
     assert all('No space left' in line for line in lines)
 
 
-def test_other_processes_keep_the_log_but_write_nothing(tmp_path):
+def test_other_processes_keep_the_log_but_write_no_files(tmp_path):
     trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
     log = log_of(trainer, plot=2, write=False)
     trainer.run()
     assert len(log.log) == 2 and not os.listdir(tmp_path)
 
 
-def test_the_table(tmp_path):
+def test_the_table_has_a_heading_and_a_line_per_entry(tmp_path):
     lines = []
     trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
     trainer.extend(ConsoleTable(log_of(trainer), iterations=4, print_line=lines.append))
@@ -111,12 +112,12 @@ def test_the_table(tmp_path):
 
 
 @pytest.mark.parametrize(('seconds', 'text'), [(4.6, '0:05'), (65, '1:05'), (7800, '2:10:00'), (274000, '3 d 4 h')])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
+def test_durations_as_text(seconds, text):
+    assert format_duration(seconds) == text
 
 
 def history(n=40):
-    """A log with losses that fall, a step of the rate and four evaluations."""
+    """Return a log with decreasing losses, one decay of the learning rate and four evaluations."""
     entries = []
     for i in range(1, n + 1):
         entry = {'iteration': 100 * i, 'lr': 0.02 if i < 30 else 0.002}
@@ -135,7 +136,7 @@ def history(n=40):
     return entries
 
 
-def test_the_curves_are_pictures(tmp_path):
+def test_the_curves_are_plotted(tmp_path):
     plots.plot_losses(tmp_path / 'loss.png', history())
     plots.plot_ap(tmp_path / 'ap.png', history())
     for name in ('loss.png', 'ap.png'):
@@ -145,8 +146,8 @@ def test_the_curves_are_pictures(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['ap.png', 'loss.png']
 
 
-def test_curves_of_next_to_nothing(tmp_path):
-    """One entry; numbers that are not finite; no evaluation, no losses."""
+def test_plots_of_almost_empty_logs(tmp_path):
+    """A single entry, a value that is not finite, and no evaluation."""
     plots.plot_losses(tmp_path / 'loss.png', [{'iteration': 1, 'lr': 0.1, 'main/loss': 2.0}])
     plots.plot_losses(tmp_path / 'loss.png', [{'iteration': 1, 'lr': 0.1, 'main/loss': float('nan')}])
     plots.plot_ap(tmp_path / 'ap.png', [{'iteration': 1}])
@@ -171,7 +172,7 @@ class Metrics:
         return f'AP {self.ap}'
 
 
-def evaluation(trainer, evaluate, signal_handler=None, lines=None, warn=pytest.fail):
+def add_evaluation(trainer, evaluate, signal_handler=None, lines=None, warn=pytest.fail):
     snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
     trainer.extend(
         Evaluation(
@@ -189,7 +190,7 @@ def evaluation(trainer, evaluate, signal_handler=None, lines=None, warn=pytest.f
 def test_evaluations_are_reported_and_the_best_is_kept(tmp_path):
     trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
     log, lines, files, scores = log_of(trainer), [], [], iter([0.3, 0.2])
-    evaluation(trainer, lambda file: (files.append(file), Metrics(next(scores)))[1], lines=lines)
+    add_evaluation(trainer, lambda file: (files.append(file), Metrics(next(scores)))[1], lines=lines)
     trainer.run()
     assert [entry['validation/segm/AP'] for entry in log.log] == [0.3, 0.2]
     assert [entry['validation/bbox/AP'] for entry in log.log] == pytest.approx([0.4, 0.3])
@@ -198,7 +199,7 @@ def test_evaluations_are_reported_and_the_best_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['keypoints', 'segm', 'bbox'])
-def test_the_best_is_that_of_the_hardest(tmp_path, kind):
+def test_the_best_model_is_selected_by_keypoints_then_masks_then_boxes(tmp_path, kind):
     trainer, offered = make_trainer(tmp_path, stop=(2, 'iteration')), []
     snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
     snapshots.save_if_best = lambda trainer, score: offered.append(score)
@@ -217,38 +218,14 @@ def test_the_best_is_that_of_the_hardest(tmp_path, kind):
     assert offered == [0.25]
 
 
-def test_results_that_cannot_be_written_do_not_stop_the_run(tmp_path):
+def test_unwritable_results_do_not_stop_the_run(tmp_path):
     def evaluate(file):
         raise FileError(errno.ENOSPC, 'cannot be written: No space left on device', os.fspath(file))
 
     trainer, lines = make_trainer(tmp_path, stop=(4, 'iteration')), []
-    evaluation(trainer, evaluate, warn=lines.append)
+    add_evaluation(trainer, evaluate, warn=lines.append)
     trainer.run(show_loop_exception_msg=False)
     assert trainer.updater.iteration == 4 and len(lines) == 2 and 'No space left' in lines[0]
-
-
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_the_run_behind_its_iteration(tmp_path, number):
-    trainer = make_trainer(tmp_path)
-    signal_handler = SignalHandler()
-    trainer.stop_trigger = stop = StopTrigger(100, signal_handler, Communicator())
-    trainer.extend(lambda t: os.kill(os.getpid(), number), name='sender', trigger=IntervalTrigger(3))
-    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
-    trainer.extend(snapshots, trigger=IntervalTrigger(0, also=stop))
-    before = signal.getsignal(number)
-    with signal_handler.installed():
-        trainer.run()
-    assert trainer.updater.iteration == 3 and stop.interrupted and signal_handler.signal == number
-    assert snapshots.last == tmp_path / 'snapshot_iter_3.npz'
-    assert signal.getsignal(number) == before
-
-
-def test_a_second_signal_stops_at_once():
-    signal_handler = SignalHandler()
-    with signal_handler.installed(), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(5)
 
 
 def test_a_signal_ends_an_evaluation_and_then_the_run(tmp_path):
@@ -257,57 +234,33 @@ def test_a_signal_ends_an_evaluation_and_then_the_run(tmp_path):
     def evaluate(file):
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(5)
-        pytest.fail('the evaluation went on')
+        pytest.fail('the evaluation continued')
 
     trainer = make_trainer(tmp_path)
     trainer.stop_trigger = StopTrigger(100, signal_handler, Communicator())
-    evaluation(trainer, evaluate, signal_handler)
+    add_evaluation(trainer, evaluate, signal_handler)
     with signal_handler.installed():
         trainer.run()
     assert trainer.updater.iteration == 2 and not any('validation' in key for key in trainer.observation)
 
 
-def test_the_end_is_not_an_interruption(tmp_path):
-    trainer = make_trainer(tmp_path)
-    trainer.stop_trigger = stop = StopTrigger(3, SignalHandler(), Communicator())
-    trainer.run()
-    assert trainer.updater.iteration == 3 and not stop.interrupted
-
-
-def test_all_processes_stop_together(tmp_path):
-    class Partner(Communicator):
-        calls = 0
-
-        def any(self, flag):
-            self.calls += 1
-            return self.calls > 2  # the other process gets the signal in the second iteration
-
-    trainer = make_trainer(tmp_path)
-    communicator = Partner()
-    trainer.stop_trigger = stop = StopTrigger(100, SignalHandler(), communicator)
-    trainer.extend(lambda t: None, name='asks', trigger=lambda t: stop(t))
-    trainer.run()
-    assert trainer.updater.iteration == 2 and stop.interrupted
-    assert communicator.calls == 3  # once an iteration, however many ask
-
-
-class Writer:
+class RecordingWriter:
     def __init__(self, folder, purge_step):
         self.folder, self.purge_step = folder, purge_step
-        self.scalars, self.pictures, self.closed = [], [], False
+        self.scalars, self.images, self.closed = [], [], False
 
     def add_scalar(self, name, value, step):
         self.scalars.append((name, step))
 
-    def add_image(self, name, picture, step, dataformats):
-        self.pictures.append((name, picture, step, dataformats))
+    def add_image(self, name, image, step, dataformats):
+        self.images.append((name, image, step, dataformats))
 
     def close(self):
         self.closed = True
 
 
-def test_tensorboard_gets_scalars_and_pictures(tmp_path):
-    class Found:
+def test_tensorboard_gets_scalars_and_images(tmp_path):
+    class FakeDetections:
         def above(self, threshold):
             assert threshold == 0.5
             return self
@@ -317,12 +270,12 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
 
     class Model:
         def detect(self, images):
-            return [Found()]
+            return [FakeDetections()]
 
     writers = []
     trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
     tensorboard = TensorBoard(
-        log_of(trainer), lambda *args, **kwargs: writers.append(Writer(*args, **kwargs)) or writers[-1]
+        log_of(trainer), lambda *args, **kwargs: writers.append(RecordingWriter(*args, **kwargs)) or writers[-1]
     )
     trainer.extend(tensorboard)
     trainer.extend(ExampleDetections(tensorboard, Model(), [('cat', 'pixels')]), trigger=IntervalTrigger(4))
@@ -330,10 +283,10 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     (writer,) = writers
     assert writer.folder == str(tmp_path / 'tensorboard') and writer.purge_step == 1 and writer.closed
     assert {('main/loss', 2), ('main/loss', 4), ('grad_norm', 4)} <= set(writer.scalars)
-    assert writer.pictures == [('detections/cat', 'drawn pixels', 4, 'HWC')]
+    assert writer.images == [('detections/cat', 'drawn pixels', 4, 'HWC')]
 
 
-def test_tensorboards_files_can_be_read(tmp_path):
+def test_event_files_contain_the_scalars(tmp_path):
     pytest.importorskip('tensorboardX')
     trainer = make_trainer(tmp_path, stop=(2, 'iteration'))
     trainer.extend(TensorBoard(log_of(trainer)))

@@ -1,4 +1,4 @@
-"""What is frozen neither learns nor takes part in the backward pass."""
+"""Frozen layers do not change and take no part in the backward pass."""
 
 import copy
 import pickle
@@ -15,7 +15,7 @@ from mask_rcnn.training.freezing import FrozenParameter, freeze
 
 
 class Model(chainer.Chain):
-    """The part of a model that has something to freeze."""
+    """The extractor of a model and one normalised layer after it."""
 
     def __init__(self, norm):
         super().__init__()
@@ -48,7 +48,7 @@ def is_frozen_stage(path):
 
 
 def train_once(model, x):
-    """One step of SGD; returns the paths of what changed."""
+    """Make one step of SGD; return the paths of changed values, and whether each parameter has a gradient."""
     optimizer = chainer.optimizers.SGD(0.1).setup(model)
     before = state(model)
     for param in model.params():
@@ -56,7 +56,7 @@ def train_once(model, x):
             param.update_rule.enabled = False
     model.cleargrads()
     y = model(x)
-    # A batch normalisation makes simple functions of the whole batch constant.
+    # A plain sum would be constant after a batch normalisation.
     chainer.functions.sum(y * np.random.RandomState(1).randn(*y.shape).astype(np.float32)).backward()
     grads = {path[1:]: param.grad is not None for path, param in model.namedparams()}
     optimizer.update()
@@ -65,19 +65,21 @@ def train_once(model, x):
 
 
 @pytest.mark.parametrize('freeze_bn', [False, True])
-def test_what_changes_in_a_step(norm, freeze_bn, x):
+def test_only_trained_parameters_change_in_a_step(norm, freeze_bn, x):
     model = Model(norm)
     freeze(model, freeze_bn=freeze_bn)
     changed, grads = train_once(model, x)
     for path in state(model):
         is_norm = '/norm/' in path
-        learns = not is_frozen_stage(path) and not (is_norm and (norm == 'affine' or freeze_bn))
-        assert (path in changed) == (learns and not path.endswith('/N')), path  # N counts fine-tuning only
+        is_trained = not is_frozen_stage(path) and not (is_norm and (norm == 'affine' or freeze_bn))
+        assert (path in changed) == (is_trained and not path.endswith('/N')), (
+            path
+        )  # N counts batches of fine-tuning only
         if path in grads:
-            assert grads[path] == learns, path
+            assert grads[path] == is_trained, path
 
 
-def test_frozen_stages_keep_nothing_for_the_backward_pass(norm, x):
+def test_frozen_stages_store_nothing_for_the_backward_pass(norm, x):
     model = Model(norm)
     freeze(model)
     seen = []
@@ -97,7 +99,7 @@ class Spy(chainer.LinkHook):
             self.seen.append(args.args)
 
 
-def test_freezing_does_not_change_what_is_computed(norm, x):
+def test_freezing_does_not_change_the_output(norm, x):
     model = Model(norm)
     for link in model.links():
         if isinstance(link, L.BatchNormalization):
@@ -112,7 +114,7 @@ def test_freezing_does_not_change_what_is_computed(norm, x):
         np.testing.assert_allclose(model(x).array, expected, rtol=0, atol=1e-5 * scale)
 
 
-def test_batch_normalisations_that_are_not_frozen_use_the_batch(x):
+def test_unfrozen_batch_normalisation_uses_the_statistics_of_the_batch(x):
     model = Model('bn')
     freeze(model)
     y = model(x).array
@@ -120,7 +122,7 @@ def test_batch_normalisations_that_are_not_frozen_use_the_batch(x):
     np.testing.assert_allclose(y.var(axis=(0, 2, 3)), 1, atol=1e-2)
 
 
-def test_nothing_but_affine_channels_is_frozen_from_scratch(norm, x):
+def test_without_frozen_stages_only_affine_channels_are_frozen(norm, x):
     model = Model(norm)
     freeze(model, stages=0)
     _, grads = train_once(model, x)
@@ -128,19 +130,19 @@ def test_nothing_but_affine_channels_is_frozen_from_scratch(norm, x):
         assert has_gradient == (norm == 'bn' or '/norm/' not in path), path
 
 
-def test_names_and_values_stay(norm):
+def test_freezing_keeps_names_and_values(norm):
     model = Model(norm)
     before = state(model)
     freeze(model, freeze_bn=True)
     after = state(model)
     assert list(before) == list(after)
     assert all(np.array_equal(before[path], after[path]) for path in before)
-    freeze(model, freeze_bn=True)  # once more does no harm
+    freeze(model, freeze_bn=True)  # freezing twice is allowed
     assert list(state(model)) == list(before)
 
 
-def test_copies_are_frozen_too():
+def test_copies_are_frozen():
     param = FrozenParameter(np.arange(3, dtype=np.float32), name='W')
-    for other in (copy.copy(param), copy.deepcopy(param), pickle.loads(pickle.dumps(param))):
-        assert not other.requires_grad and other.name == 'W'
-        np.testing.assert_array_equal(other.array, param.array)
+    for copied in (copy.copy(param), copy.deepcopy(param), pickle.loads(pickle.dumps(param))):
+        assert not copied.requires_grad and copied.name == 'W'
+        np.testing.assert_array_equal(copied.array, param.array)

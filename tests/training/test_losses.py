@@ -1,4 +1,4 @@
-"""The losses and their gradients, against Detectron's."""
+"""The losses and their gradients, against those of Detectron."""
 
 import chainer
 import numpy as np
@@ -14,40 +14,40 @@ def golden(data):
 
 
 def check(golden, name, predicted, loss, atol=1e-8):
-    """Compare a loss and its gradient; ``atol`` is the gradient's."""
+    """Compare a loss and its gradient; ``atol`` is the tolerance of the gradient."""
     np.testing.assert_allclose(loss.array, golden[f'{name}_loss'], rtol=5e-7)
     assert loss.dtype == np.float32
     loss.backward()
     np.testing.assert_allclose(predicted.grad, golden[f'{name}_grad'], rtol=2e-6, atol=atol)
 
 
-def one_image(counted):
+def single_image_weights(counted):
     weights = per_image_mean_weights(counted.ravel(), np.zeros(counted.size, int), 1)
     return weights.reshape(counted.shape)
 
 
-def test_objectness(golden):
+def test_objectness_loss(golden):
     logits = chainer.Variable(golden['rpn_cls_logits'])
     labels = golden['rpn_cls_labels']
-    check(golden, 'rpn_cls', logits, sigmoid_cross_entropy(logits, labels, one_image(labels >= 0)))
+    check(golden, 'rpn_cls', logits, sigmoid_cross_entropy(logits, labels, single_image_weights(labels >= 0)))
 
 
-def test_anchor_deltas(golden):
+def test_anchor_box_loss(golden):
     predicted = chainer.Variable(golden['rpn_bbox_pred'])
     inside = golden['rpn_bbox_inside']
-    assert set(np.unique(inside)) == {0, 1}  # so that it can be a factor of the weights
+    assert set(np.unique(inside)) == {0, 1}  # so it can be a factor of the weights
     weights = golden['rpn_bbox_outside'] * inside
     loss = smooth_l1(predicted, golden['rpn_bbox_targets'], weights, beta=DETECTRON.losses.rpn_smooth_l1_beta)
     check(golden, 'rpn_bbox', predicted, loss)
 
 
-def test_classes(golden):
+def test_classification_loss(golden):
     scores = chainer.Variable(golden['cls_score'])
     labels = golden['cls_labels']
-    check(golden, 'cls', scores, softmax_cross_entropy(scores, labels, one_image(labels >= 0)))
+    check(golden, 'cls', scores, softmax_cross_entropy(scores, labels, single_image_weights(labels >= 0)))
 
 
-def test_roi_deltas(golden):
+def test_roi_box_loss(golden):
     predicted = chainer.Variable(golden['bbox_pred'])
     inside = golden['bbox_inside']
     assert set(np.unique(inside)) == {0, 1}
@@ -57,17 +57,17 @@ def test_roi_deltas(golden):
     check(golden, 'bbox', predicted, loss)
 
 
-def test_masks(golden):
+def test_mask_loss(golden):
     logits = chainer.Variable(golden['mask_logits'])
     labels = golden['mask_targets'].astype(np.int32)
-    check(golden, 'mask', logits, sigmoid_cross_entropy(logits, labels, one_image(labels >= 0)))
+    check(golden, 'mask', logits, sigmoid_cross_entropy(logits, labels, single_image_weights(labels >= 0)))
 
 
-def test_keypoints(golden):
+def test_keypoint_loss(golden):
     logits = chainer.Variable(golden['kps_logits_f16'].astype(np.float32))
     visible = golden['kps_weights'].ravel() > 0
     labels = np.where(visible, golden['kps_locations'].ravel(), -1).astype(np.int32)
-    loss = softmax_cross_entropy(logits, labels, one_image(visible))
+    loss = softmax_cross_entropy(logits, labels, single_image_weights(visible))
     np.testing.assert_allclose(loss.array, golden['kps_loss'], rtol=5e-7)
     loss.backward()
     np.testing.assert_allclose(np.abs(logits.grad).sum(axis=1), golden['kps_grad_abs_sum'], rtol=2e-5)
@@ -78,7 +78,7 @@ def test_keypoints(golden):
 def test_float16_is_summed_in_float32(golden):
     scores = golden['cls_score'].astype(np.float16)
     labels = golden['cls_labels']
-    weights = one_image(labels >= 0)
+    weights = single_image_weights(labels >= 0)
     variable = chainer.Variable(scores)
     loss = softmax_cross_entropy(variable, labels, weights)
     np.testing.assert_array_equal(loss.array, softmax_cross_entropy(scores.astype(np.float32), labels, weights).array)
@@ -86,7 +86,7 @@ def test_float16_is_summed_in_float32(golden):
     assert loss.dtype == np.float32 and variable.grad.dtype == np.float16
 
 
-def test_smooth_l1_is_continuous_where_it_turns():
+def test_smooth_l1_is_continuous_at_beta():
     for beta in (DETECTRON.losses.rpn_smooth_l1_beta, DETECTRON.losses.box_smooth_l1_beta):
         x = np.array([0.999999, 1, 1.000001], np.float32) * np.float32(beta)
         values = [float(smooth_l1(v, np.zeros_like(v), np.ones_like(v), beta=beta).array) for v in x.reshape(3, 1)]
@@ -101,9 +101,9 @@ def test_every_image_has_the_same_weight():
     assert weights.dtype == np.float32
 
 
-def test_nothing_counted_is_no_loss():
+def test_without_counted_elements_the_loss_is_zero():
     labels = np.full((2, 3), -1, np.int32)
     logits = chainer.Variable(np.ones((2, 3), np.float32))
-    loss = sigmoid_cross_entropy(logits, labels, one_image(labels >= 0))
+    loss = sigmoid_cross_entropy(logits, labels, single_image_weights(labels >= 0))
     loss.backward()
     assert float(loss.array) == 0 and not logits.grad.any()

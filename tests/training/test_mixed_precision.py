@@ -1,4 +1,4 @@
-"""Training in half precision, the way that a GPU takes it: on the CPU, with cuDNN's stand-in and emulated kernels."""
+"""Training in half precision on the GPU's path, on the CPU with cuDNN's stand-in and emulated kernels."""
 
 import chainer
 import numpy as np
@@ -13,13 +13,12 @@ from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.optimizer import make_optimizer, set_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.updater import SubdivisionUpdater
-from tests.models.test_gpu_path import kernels, on_gpu  # noqa: F401  (fixtures)
-from tests.training.test_train_chain import SAMPLING, example
+from tests.support.training_examples import SAMPLING, example
 
 
 @pytest.fixture
-def learning_on_gpu(on_gpu, monkeypatch):  # noqa: F811
-    """NumPy's arrays go the way of CuPy's backward, too."""
+def training_on_gpu(on_gpu, monkeypatch):
+    """NumPy arrays take CuPy's path in the backward pass as well."""
     monkeypatch.setattr(ops_convolution, 'choose_backend', lambda *arrays: ops_convolution.Backend.CUDNN)
     for node in (
         ops_convolution.Convolution2DFunction,
@@ -32,7 +31,7 @@ def learning_on_gpu(on_gpu, monkeypatch):  # noqa: F811
 
 
 def make_chain(extractor, monkeypatch, *, stages, **changes):
-    """Return a network with one block in each of ResNet's stages, whose first ``stages`` do not learn."""
+    """Return a network with one block per ResNet stage, whose first ``stages`` stages are frozen."""
     monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
     np.random.seed(0)
     model = mask_rcnn.build(extractor, n_fg_class=3, rpn_pre_nms=100, rpn_post_nms=20, **changes)
@@ -41,7 +40,7 @@ def make_chain(extractor, monkeypatch, *, stages, **changes):
 
 
 def update(chain, precision, loss_scale=None):
-    """Make one update of two images; returns the optimizer, and all parameters as they were."""
+    """Make one update with two images; return the optimizer and the parameters before the update."""
     optimizer = make_optimizer(chain)
     set_rate(optimizer, 0.001)
     iterator = chainer.iterators.SerialIterator([example(64, 64, seed=seed) for seed in (1, 2)], 2, shuffle=False)
@@ -51,7 +50,7 @@ def update(chain, precision, loss_scale=None):
     reporter.add_observer('main', chain)
     with cudnn_frontend.using_precision(precision), reporter:
         if loss_scale == 'dynamic':
-            optimizer._loss_scale = 2.0**15  # after some iterations
+            optimizer._loss_scale = 2.0**15  # the value after some iterations
         updater.update()
     return optimizer, before
 
@@ -65,16 +64,16 @@ def update(chain, precision, loss_scale=None):
         pytest.param('resnet50_fpn', 'bn', 0, 0.7, marks=pytest.mark.slow),
     ],
 )
-def test_an_update_is_that_of_float32(extractor, norm, stages, tolerance, monkeypatch, learning_on_gpu):
-    """Nearly: rounded scores choose other RoIs to learn from, and the statistics of few locations magnify rounding."""
+def test_an_update_is_close_to_float32(extractor, norm, stages, tolerance, monkeypatch, training_on_gpu):
+    """Tolerances are large: rounded scores select other RoIs, and statistics of few locations amplify rounding."""
     single, half = (make_chain(extractor, monkeypatch, stages=stages, norm=norm) for _ in range(2))
     _, before = update(single, 'fp32')
     update(half, 'fp16', loss_scale=128.0)
     expected = dict(single.namedparams())
     for path, param in half.namedparams():
-        change, wanted = param.array - before[path], expected[path].array - before[path]
+        change, expected_change = param.array - before[path], expected[path].array - before[path]
         assert param.dtype == np.float32, path
-        assert np.linalg.norm(change - wanted) <= tolerance * np.linalg.norm(wanted), path
+        assert np.linalg.norm(change - expected_change) <= tolerance * np.linalg.norm(expected_change), path
         if param.requires_grad:
             assert param.grad.dtype == np.float32, path
         else:
@@ -83,7 +82,7 @@ def test_an_update_is_that_of_float32(extractor, norm, stages, tolerance, monkey
 
 
 @pytest.mark.parametrize('stages', [0, 2])
-def test_activations_are_half_whatever_is_frozen(stages, monkeypatch, learning_on_gpu):
+def test_activations_are_float16_with_and_without_frozen_stages(stages, monkeypatch, training_on_gpu):
     chain = make_chain('resnet50_fpn', monkeypatch, stages=stages)
     images = [example(64, 64)]
     for precision, dtype in (('fp16', np.float16), ('bf16', np.float32), ('tf32', np.float32)):
@@ -92,12 +91,12 @@ def test_activations_are_half_whatever_is_frozen(stages, monkeypatch, learning_o
 
 
 @pytest.mark.parametrize('extractor', ['resnet50', 'resnet50_fpn'])
-def test_an_overflow_skips_the_update_and_halves_the_scale(extractor, monkeypatch, caplog, learning_on_gpu):
+def test_an_overflow_skips_the_update_and_halves_the_scale(extractor, monkeypatch, caplog, training_on_gpu):
     chain = make_chain(extractor, monkeypatch, stages=2)
-    chain.gamma = 1e4  # times the scale: more than float16 holds
+    chain.gamma = 1e4  # multiplied by the loss scale, the gradient overflows in float16
     with np.errstate(all='ignore'):
         optimizer, before = update(chain, 'fp16', loss_scale='dynamic')
     assert optimizer.last_update_skipped and optimizer._loss_scale == 2.0**14
     assert all((param.array == before[path]).all() for path, param in chain.namedparams())
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == 'iteration 1 is skipped: its gradient has overflown; the loss scale is 16384 from now on'
+    assert line == 'iteration 1 is skipped: its gradient has overflowed; the loss scale is now 16384'

@@ -1,3 +1,5 @@
+"""Momentum SGD with Detectron's settings."""
+
 import copy
 
 import chainer
@@ -41,8 +43,8 @@ def state(net):
     }
 
 
-def test_the_update_is_detectrons(net):
-    """Weights decay; biases learn twice as fast and do not; normalisation neither; frozen ones stay."""
+def test_an_update_equals_detectron(net):
+    """Only weights decay, biases have twice the learning rate, frozen parameters stay constant."""
     optimizer = make_optimizer(net, weight_decay=0.01)
     set_rate(optimizer, 0.1)
     before = state(net)
@@ -56,7 +58,7 @@ def test_the_update_is_detectrons(net):
         np.testing.assert_allclose(after[path], array - step, rtol=0, atol=1e-6, err_msg=path)
 
 
-def test_momentum(net):
+def test_momentum_accumulates_gradients(net):
     optimizer = make_optimizer(net, momentum=0.5, weight_decay=0)
     set_rate(optimizer, 0.1)
     param = net.norm.scale
@@ -68,8 +70,8 @@ def test_momentum(net):
 
 
 @pytest.mark.parametrize(('rate', 'scale'), [(0.2, 2), (0.01, 0.1), (0.105, 1), (0.1, 1)])
-def test_the_momentum_follows_a_jump_of_the_rate(net, rate, scale):
-    """Momentum correction: after the jump the update is as if all past gradients had had the new rate."""
+def test_the_momentum_is_corrected_when_the_rate_jumps(net, rate, scale):
+    """The momentum is scaled as if all past gradients had been multiplied by the new rate."""
     optimizer = make_optimizer(net)
     set_rate(optimizer, 0.1)
     optimizer.update()
@@ -79,7 +81,7 @@ def test_the_momentum_follows_a_jump_of_the_rate(net, rate, scale):
     assert optimizer.lr == rate
 
 
-def test_the_gradients_norm(net):
+def test_the_norm_of_all_gradients(net):
     flat = np.concatenate([p.grad.ravel() for p in net.params() if p.requires_grad])
     assert gradient_norm(net) == pytest.approx(np.linalg.norm(flat.astype('d')), rel=1e-6)
     net.conv.b.grad[0] = np.inf
@@ -95,7 +97,7 @@ def test_the_norm_of_float16_gradients_does_not_overflow():
 
 
 @pytest.mark.parametrize('loss_scale', [None, 64.0])
-def test_clipping(net, loss_scale):
+def test_clipping_limits_the_norm(net, loss_scale):
     gradients = {path: param.grad.copy() for path, param in net.namedparams() if param.requires_grad}
     norm = gradient_norm(net)
     for threshold, factor in ((norm / 4, 0.25), (norm * 4, 1)):
@@ -110,7 +112,7 @@ def test_clipping(net, loss_scale):
 
 
 @pytest.mark.parametrize('bad', [np.inf, np.nan, None])
-def test_an_update_whose_gradient_overflowed_is_skipped_and_halves_the_scale(net, bad):
+def test_an_update_that_overflows_is_skipped_and_halves_the_scale(net, bad):
     optimizer = make_optimizer(net)
     set_rate(optimizer, 0.1)
     optimizer.loss_scaling()
@@ -125,8 +127,8 @@ def test_an_update_whose_gradient_overflowed_is_skipped_and_halves_the_scale(net
     assert bool(changed) == (bad is None)
 
 
-def test_the_loss_scale_goes_on_where_it_was(net):
-    """As everything else of a run that is resumed; one that did not scale before looks for its scale."""
+def test_the_loss_scale_is_restored(net):
+    """A run that was saved without a loss scale starts the search for it."""
 
     def saved(optimizer):
         serializer = chainer.serializers.DictionarySerializer()

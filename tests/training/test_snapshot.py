@@ -1,3 +1,5 @@
+"""Snapshots: exact resuming, damaged files and full disks."""
+
 import builtins
 import errno
 import json
@@ -26,7 +28,7 @@ OPTIONS = {'seed': 0, 'batch_size': 4}
 
 
 def run(out, n, *, resume=None, every=0, keep=2, warn=pytest.fail, data=None):
-    """Train a tiny chain for n iterations in all; returns the trainer, its snapshots and its log."""
+    """Train a tiny chain until iteration ``n``; return the trainer, its snapshots and its log."""
     trainer = make_trainer(out, stop=(n, 'iteration'), data=data)
     log = TrainingLog(trigger=IntervalTrigger(3), plot_trigger=IntervalTrigger(0), write=True, warn=warn)
     snapshots = Snapshots(META, OPTIONS, keep=keep, warn=warn)
@@ -42,8 +44,8 @@ def chain_of(trainer):
     return trainer.updater.get_optimizer('main').target
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
-    """Also the momentum, the place in the data and what the log had gathered since its last entry."""
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
+    """Momentum, position in the data and pending values of the log are restored as well."""
     whole, _, whole_log = run(tmp_path / 'whole', 12)
     run(tmp_path / 'first', 7, every=7)
     resumed, _, log = run(tmp_path / 'second', 12, resume=tmp_path / 'first' / 'snapshot_iter_7.npz')
@@ -59,22 +61,22 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     assert json.loads((tmp_path / 'second' / 'log').read_text()) == log.log
 
 
-def test_a_snapshot_knows_its_network_and_needs_no_pickle(tmp_path):
+def test_a_snapshot_describes_its_network_and_contains_no_pickle(tmp_path):
     run(tmp_path, 4, every=4)
     path = tmp_path / 'snapshot_iter_4.npz'
     assert is_snapshot(path) and not is_snapshot(tmp_path / 'model_iter_4.npz')
-    found = read_snapshot(path)
-    assert (found.iteration, found.model, found.options) == (4, META, OPTIONS)
+    snapshot = read_snapshot(path)
+    assert (snapshot.iteration, snapshot.model, snapshot.options) == (4, META, OPTIONS)
     assert read_options(path) == OPTIONS and read_model_meta(path) == META
     with np.load(path, allow_pickle=False) as archive:
         assert all(archive[name].dtype != object for name in archive.files)
     model = read_weights(tmp_path / 'model_iter_4.npz')
     assert model.meta.class_names == ('a', 'b')
     for name, array in model.arrays.items():
-        np.testing.assert_array_equal(array, found.arrays[f'updater/model:main/model/{name}'])
+        np.testing.assert_array_equal(array, snapshot.arrays[f'updater/model:main/model/{name}'])
 
 
-def test_the_last_ones_are_kept_and_strangers_left_alone(tmp_path):
+def test_old_snapshots_are_removed_and_other_files_kept(tmp_path):
     for name in ('snapshot_iter_99.npz', 'snapshot_iter_x.npz', 'other.npz'):
         (tmp_path / name).write_bytes(b'')
     run(tmp_path, 9, every=2, keep=2)
@@ -90,7 +92,7 @@ def test_the_last_ones_are_kept_and_strangers_left_alone(tmp_path):
     assert [n for n, _ in list_snapshots(tmp_path)] == [6, 8, 99]
 
 
-def test_the_best_model_is_kept_also_after_resuming(tmp_path):
+def test_the_best_score_is_restored(tmp_path):
     trainer, snapshots, _ = run(tmp_path, 1)
     for score, is_better in ((0.2, True), (0.1, False), (float('nan'), False), (0.3, True)):
         chain_of(trainer).model.out.b.array[0] = score
@@ -106,10 +108,10 @@ def test_the_best_model_is_kept_also_after_resuming(tmp_path):
 
 
 class FullDisk:
-    """Opens files for writing on a disk that has room for a number of bytes."""
+    """A replacement of ``open`` for a disk with a number of free bytes."""
 
-    def __init__(self, room):
-        self.room, self.open = room, builtins.open
+    def __init__(self, free):
+        self.free, self.open = free, builtins.open
 
     def __call__(self, path, mode='r', *args, **kwargs):
         file = self.open(path, mode, *args, **kwargs)
@@ -127,8 +129,8 @@ class FullDisk:
                     file.close()
 
                 def write(_, data):
-                    self.room -= len(data)
-                    if self.room < 0:
+                    self.free -= len(data)
+                    if self.free < 0:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     return write(data)
 
@@ -136,15 +138,15 @@ class FullDisk:
         return file
 
 
-@pytest.mark.parametrize('room', [0, 2000, 12000])
-def test_a_full_disk_costs_nothing_but_the_new_snapshot(tmp_path, monkeypatch, room):
-    """With room for nothing, for a part of the model, and for the model but not the snapshot."""
+@pytest.mark.parametrize('free', [0, 2000, 12000])
+def test_a_full_disk_keeps_the_old_snapshot(tmp_path, monkeypatch, free):
+    """The free bytes hold nothing, a part of the model, or the model but not the snapshot."""
     trainer, _, _ = run(tmp_path, 4, every=2, keep=1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     lines = []
     snapshots = Snapshots(META, OPTIONS, keep=1, warn=lines.append)
     trainer.updater.iteration = 5
-    monkeypatch.setattr(builtins, 'open', FullDisk(room))
+    monkeypatch.setattr(builtins, 'open', FullDisk(free))
     assert not snapshots.write(trainer)
     monkeypatch.undo()
     assert len(lines) == 1 and 'No space left on device' in lines[0] and '\n' not in lines[0]
@@ -162,7 +164,7 @@ def test_a_snapshot_is_not_written_twice(tmp_path):
     assert os.stat(snapshots.last).st_mtime_ns == stamp
 
 
-def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
+def test_damaged_and_other_files_are_rejected_in_one_line(tmp_path):
     run(tmp_path, 2, every=2)
     good = (tmp_path / 'snapshot_iter_2.npz').read_bytes()
     path = tmp_path / 'bad.npz'
@@ -190,7 +192,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
         "{1: 2, 'a': 3}",
     ],
 )
-def test_damaged_headers_of_arrays_get_one_line(tmp_path, header):
+def test_damaged_headers_are_rejected_in_one_line(tmp_path, header):
     path = tmp_path / 'bad.npz'
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('snapshot.npy', b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header.encode())
@@ -202,7 +204,7 @@ def test_damaged_headers_of_arrays_get_one_line(tmp_path, header):
 
 
 @pytest.mark.parametrize('compression', [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_compressed_archives_are_refused(tmp_path, compression):
+def test_compressed_archives_are_rejected(tmp_path, compression):
     run(tmp_path, 2, every=2)
     with (
         zipfile.ZipFile(tmp_path / 'snapshot_iter_2.npz') as archive,
@@ -215,16 +217,16 @@ def test_compressed_archives_are_refused(tmp_path, compression):
             read(tmp_path / 'packed.npz')
 
 
-def test_archives_of_an_unknown_version_are_no_snapshots(tmp_path):
+def test_archives_of_an_unknown_version_are_not_snapshots(tmp_path):
     run(tmp_path, 2, every=2)
     path = tmp_path / 'snapshot_iter_2.npz'
     data = bytearray(path.read_bytes())
-    data[data.rindex(b'PK\x01\x02') + 6] = 99  # needed to extract
+    data[data.rindex(b'PK\x01\x02') + 6] = 99  # version needed to extract
     path.write_bytes(data)
     assert not is_snapshot(path)
 
 
-def test_a_snapshot_of_another_network_is_refused(tmp_path):
+def test_a_snapshot_of_another_network_is_rejected(tmp_path):
     class Wider(TinyTrainChain):
         def __init__(self):
             super().__init__()
@@ -237,7 +239,7 @@ def test_a_snapshot_of_another_network_is_refused(tmp_path):
         read_snapshot(tmp_path / 'snapshot_iter_2.npz').restore(trainer)
 
 
-def test_values_that_are_none_come_back_as_none(tmp_path):
+def test_none_is_restored_as_none(tmp_path):
     class Memory(chainer.training.Extension):
         value = None
 
@@ -259,7 +261,7 @@ def test_values_that_are_none_come_back_as_none(tmp_path):
     assert memory.value is None
 
 
-def test_newer_snapshots_are_refused(tmp_path, monkeypatch):
+def test_newer_snapshots_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot_module, 'FORMAT_VERSION', 2)
     run(tmp_path, 2, every=2)
     monkeypatch.undo()

@@ -1,9 +1,7 @@
-"""Whole runs of a small network on drawn shapes, killed and resumed for real."""
+"""Whole runs of a small network on generated shapes, some of which are killed and resumed."""
 
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,27 +13,22 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.cli import train
-from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.training.snapshot import read_options, read_snapshot
-from tests.support import small_train
-from tests.support.small_train import ARGUMENTS, SMALL
+from tests.support.mpi import mpiexec_command
+from tests.support.small_train import NETWORK, RUN
 
-N_ITERATION = 3
+TRAIN = Path(__file__).resolve().parents[2] / 'train.py'
 
-#: Frozen normalisation: batch statistics would be those of each part and each process.
+N_ITERATIONS = 3
+
+#: Normalisation is frozen, because batch statistics depend on the division into parts and processes.
 FROZEN = ('--norm', 'affine', '--lr', '1e-7')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def small_network():
-    before, RESNET_BLOCKS['resnet50'] = RESNET_BLOCKS['resnet50'], SMALL
-    yield
-    RESNET_BLOCKS['resnet50'] = before
-
-
-def arguments(out, *more, iteration=N_ITERATION, workers=0):
+def arguments(out, *more, iteration=N_ITERATIONS, workers=0, network=NETWORK):
     return [
-        *ARGUMENTS,
+        *RUN,
+        *network,
         '--out',
         str(out),
         '--iteration',
@@ -49,7 +42,7 @@ def arguments(out, *more, iteration=N_ITERATION, workers=0):
 
 
 def losses(out):
-    """Return iteration and all losses of every entry of a log."""
+    """Return the entries of a log without the elapsed time."""
     return [
         {name: value for name, value in entry.items() if name != 'elapsed_time'}
         for entry in json.loads((out / 'log').read_text())
@@ -63,7 +56,7 @@ def uninterrupted(tmp_path_factory):
     return out
 
 
-def test_a_run_writes_what_it_says(uninterrupted):
+def test_the_files_and_losses_of_a_run(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
     assert names == {
         'log',
@@ -95,9 +88,9 @@ def test_a_run_writes_what_it_says(uninterrupted):
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_was_ended_and_resumed_has_the_losses_of_one_that_was_not(tmp_path, uninterrupted, number):
-    """Ended from outside in a process of its own, with a worker process reading the pictures."""
-    command = [sys.executable, str(Path(small_train.__file__)), *arguments(tmp_path, iteration=399, workers=1)]
+def test_a_killed_and_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path, uninterrupted, number):
+    """The killed run is a separate process with a worker process."""
+    command = [sys.executable, str(TRAIN), *arguments(tmp_path, iteration=399, workers=1)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(tmp_path / 'snapshot_iter_2.npz', process)
         process.send_signal(number)
@@ -111,19 +104,20 @@ def test_a_run_that_was_ended_and_resumed_has_the_losses_of_one_that_was_not(tmp
         snapshot = Path(last.rsplit(' ', 1)[1])
         assert last.startswith('error: stopped by SIGTERM after iteration ') and snapshot.exists()
     done = read_snapshot(snapshot).iteration
-    iterations = max(done + 1, N_ITERATION)
+    iterations = max(done + 1, N_ITERATIONS)
     assert train.main(arguments(tmp_path / 'more', '--resume', snapshot, iteration=iterations)) == 0
     resumed = losses(tmp_path / 'more')
     expected = losses(uninterrupted)
-    assert resumed[:N_ITERATION] == expected[: len(resumed)] and len(resumed) == iterations
-    if iterations == N_ITERATION:
-        ours, theirs = (
-            read_snapshot(out / f'snapshot_iter_{N_ITERATION}.npz').arrays for out in (tmp_path / 'more', uninterrupted)
+    assert resumed[:N_ITERATIONS] == expected[: len(resumed)] and len(resumed) == iterations
+    if iterations == N_ITERATIONS:
+        found, expected = (
+            read_snapshot(out / f'snapshot_iter_{N_ITERATIONS}.npz').arrays
+            for out in (tmp_path / 'more', uninterrupted)
         )
-        assert ours.keys() == theirs.keys()
-        for name in ours:
+        assert found.keys() == expected.keys()
+        for name in found:
             if name.startswith('updater/'):
-                np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+                np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
 def wait_for(path, process, seconds=120):
@@ -134,33 +128,24 @@ def wait_for(path, process, seconds=120):
         time.sleep(0.05)
 
 
-def test_subdivisions_change_nothing_but_the_memory(tmp_path, uninterrupted):
-    """With frozen normalisation, whose statistics do not depend on the parts."""
+def test_subdivisions_do_not_change_the_losses(tmp_path):
+    """Normalisation is frozen, so that its statistics do not depend on the parts."""
     logs = []
     for k in (1, 2):
         out = tmp_path / str(k)
         assert train.main(arguments(out, '--subdivisions', k, *FROZEN, '--snapshot', '0', iteration=2)) == 0
         logs.append(losses(out))
-    for one, other in zip(*logs):
-        assert other == pytest.approx(one, rel=1e-5)
+    for whole, divided in zip(*logs, strict=True):
+        assert divided == pytest.approx(whole, rel=1e-5)
 
 
-def test_going_on_from_a_model_starts_at_the_first_iteration(tmp_path, uninterrupted, capsys):
+def test_training_from_a_model_starts_at_the_first_iteration(tmp_path, uninterrupted, capsys):
     model = uninterrupted / 'model_iter_3.npz'
-    assert (
-        train.main(
-            [
-                argument
-                for argument in arguments(tmp_path, '--resume', model, iteration=1)
-                if argument not in ('--pretrained', 'none')
-            ]
-        )
-        == 0
-    )
+    assert train.main(arguments(tmp_path, '--resume', model, iteration=1, network=[])) == 0
     assert [entry['iteration'] for entry in losses(tmp_path)] == [1]
 
 
-def test_a_change_of_what_the_losses_depend_on_is_said(tmp_path, uninterrupted, capsys):
+def test_a_changed_option_that_affects_the_losses_is_reported(tmp_path, uninterrupted, capsys):
     resume = '--resume', uninterrupted / 'snapshot_iter_2.npz'
     assert train.main(arguments(tmp_path / 'same', *resume)) == 0
     assert capsys.readouterr().err == ''
@@ -168,25 +153,24 @@ def test_a_change_of_what_the_losses_depend_on_is_said(tmp_path, uninterrupted, 
     assert capsys.readouterr().err == 'warning: gamma was 1.0, and is 2.0 from now on\n'
 
 
-def test_what_is_resumed_must_fit(tmp_path, uninterrupted, capsys):
-    def refused(*more, resume='snapshot_iter_3.npz', **options):
-        given = arguments(tmp_path, '--resume', uninterrupted / resume, *more, **options)
-        status = train.main([argument for argument in given if argument not in ('--pretrained', 'none')])
+def test_a_snapshot_must_match_the_options(tmp_path, uninterrupted, capsys):
+    def resume_error(*more, resume='snapshot_iter_3.npz', **options):
+        status = train.main(arguments(tmp_path, '--resume', uninterrupted / resume, *more, network=[], **options))
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith('error: ')
         return status, error
 
-    status, error = refused()
+    status, error = resume_error()
     assert status == 2 and '3 iterations are done' in error
-    status, error = refused('--roi_size', '7', iteration=9)
-    assert status == 2 and 'its roi_size is 14, not 7' in error
-    status, error = refused('--seed', '1', iteration=9)
+    status, error = resume_error('--roi_size', '14', iteration=9)
+    assert status == 2 and 'its roi_size is 7, not 14' in error
+    status, error = resume_error('--seed', '1', iteration=9)
     assert status == 2 and '--seed 1' in error and 'has the seed 0' in error
-    status, error = refused('--norm', 'affine', iteration=9)
+    status, error = resume_error('--norm', 'affine', iteration=9)
     assert status == 2 and "its norm is 'bn', not 'affine'" in error
     broken = uninterrupted / 'broken.npz'
     broken.write_bytes((uninterrupted / 'snapshot_iter_3.npz').read_bytes()[:100000])
-    status, error = refused(resume='broken.npz', iteration=9)
+    status, error = resume_error(resume='broken.npz', iteration=9)
     assert status == 1 and str(broken) in error
     broken.unlink()
 
@@ -199,7 +183,7 @@ def test_a_new_run_does_not_overwrite_an_old_one(uninterrupted, capsys):
     assert os.stat(uninterrupted / 'log').st_mtime_ns == before
 
 
-def test_a_run_that_diverges_names_the_images_and_the_last_good_state(tmp_path, capfd):
+def test_a_diverging_run_names_the_images_and_the_last_snapshot(tmp_path, capfd):
     assert (
         train.main(arguments(tmp_path, '--lr', '1e30', '--lr_initialchange', '0', '--snapshot', '1', iteration=9)) == 1
     )
@@ -210,33 +194,23 @@ def test_a_run_that_diverges_names_the_images_and_the_last_good_state(tmp_path, 
     assert read_snapshot(last).iteration == int(error[0].split()[2].rstrip(':')) - 1
 
 
-def mpiexec():
-    """The command that starts two processes, or a skipped test."""
-    beside_python = Path(sys.executable).with_name('mpiexec')
-    program = str(beside_python) if beside_python.exists() else shutil.which('mpiexec')
-    if program is None or importlib.util.find_spec('mpi4py') is None:
-        pytest.skip('needs mpi4py and mpiexec')
-    if 'Open MPI' not in subprocess.run([program, '--version'], capture_output=True, text=True).stdout:
-        pytest.skip('needs the mpiexec of Open MPI')
-    return [
-        program,
-        '--allow-run-as-root',
-        '--oversubscribe',
-        '--bind-to',
-        'none',
-        '-n',
-        '2',
-        sys.executable,
-        str(Path(small_train.__file__)),
-    ]
-
-
-def run_in_two(*more):
-    """Run the small program in two processes of one image each; returns status and errors."""
+def run_in_two_processes(*more):
+    """Train in two processes with one image each; return the exit status and stderr."""
     # Open MPI's sockets need short paths.
     variables = {**os.environ, 'OMP_NUM_THREADS': '1', 'TMPDIR': '/tmp'}
     with subprocess.Popen(
-        [*mpiexec(), *more, '--communicator', 'naive', '--batchsize', '1'],
+        [
+            *mpiexec_command(),
+            '-n',
+            '2',
+            sys.executable,
+            str(TRAIN),
+            *more,
+            '--communicator',
+            'naive',
+            '--batchsize',
+            '1',
+        ],
         env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -251,32 +225,31 @@ def run_in_two(*more):
     return process.returncode, errors
 
 
-def test_two_processes_have_the_losses_of_one_and_a_snapshot_for_both(tmp_path):
+def test_two_processes_have_the_losses_of_one_and_resume_from_one_snapshot(tmp_path):
     assert train.main(arguments(tmp_path / 'one', *FROZEN)) == 0
-    status, errors = run_in_two(*arguments(tmp_path / 'two', *FROZEN, iteration=2))
+    status, errors = run_in_two_processes(*arguments(tmp_path / 'two', *FROZEN, iteration=2))
     assert status == 0, errors
-    status, errors = run_in_two(
+    status, errors = run_in_two_processes(
         *arguments(tmp_path / 'more', *FROZEN, '--resume', tmp_path / 'two' / 'snapshot_iter_2.npz')
     )
     assert status == 0, errors
     one, two = losses(tmp_path / 'one'), losses(tmp_path / 'more')
     assert [entry['iteration'] for entry in two] == [1, 2, 3]
-    for entry, expected in zip(two, one):
+    for entry, expected in zip(two, one, strict=True):
         assert entry == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert not any(name.startswith('.') for name in os.listdir(tmp_path / 'more'))
 
 
 def test_a_bad_argument_ends_both_processes(tmp_path):
-    status, errors = run_in_two(*arguments(tmp_path, '--min-size', '64', '--max-size', '32'))
+    status, errors = run_in_two_processes(*arguments(tmp_path, '--min-size', '64', '--max-size', '32'))
     assert status == 2 and 'min_size' in errors and 'Traceback' not in errors
 
 
-def test_what_was_never_learned_is_not_frozen(tmp_path):
-    """From random numbers all stages learn; a resumed run remembers that without being told again."""
+def test_a_randomly_initialised_network_has_no_frozen_stages(tmp_path):
+    """All stages are trained, and a resumed run reads that from the snapshot."""
     assert train.main(arguments(tmp_path, iteration=1)) == 0
     snapshot = tmp_path / 'snapshot_iter_1.npz'
     assert read_options(snapshot)['frozen_stages'] == 0
-    given = arguments(tmp_path, '--resume', snapshot, iteration=2)
-    assert train.main([argument for argument in given if argument not in ('--pretrained', 'none')]) == 0
+    assert train.main(arguments(tmp_path, '--resume', snapshot, iteration=2, network=[])) == 0
     before, after = (mask_rcnn.load(tmp_path / f'model_iter_{i}.npz') for i in (1, 2))
-    assert (before.extractor.conv1.conv.W.array != after.extractor.conv1.conv.W.array).any()
+    assert (before.extractor.body.conv0.conv.W.array != after.extractor.body.conv0.conv.W.array).any()

@@ -1,3 +1,5 @@
+"""The updater: subdivisions, loss scaling, and values that are not finite."""
+
 import re
 
 import chainer
@@ -11,7 +13,7 @@ from tests.support.tiny_training import TinyTrainChain, arrays, make_trainer, ro
 
 
 def gradients(out, **options):
-    """Return the gradients and the reports of one update at rate 0, and the sizes of its passes."""
+    """Return the gradients, the reported values and the batch sizes of the passes of one update at rate 0."""
     optimizer = make_optimizer(TinyTrainChain(), weight_decay=0)
     trainer = make_trainer(out, rate=0, stop=(1, 'iteration'), optimizer=optimizer, **options)
     trainer.run()
@@ -24,15 +26,15 @@ def gradients(out, **options):
 )
 def test_a_subdivided_batch_has_the_gradient_of_the_whole(tmp_path, subdivisions, sizes):
     whole, reported, _ = gradients(tmp_path, batch_size=6)
-    parts, of_parts, seen = gradients(tmp_path, batch_size=6, subdivisions=subdivisions)
-    assert seen == sizes
+    parts, reported_by_parts, seen_sizes = gradients(tmp_path, batch_size=6, subdivisions=subdivisions)
+    assert seen_sizes == sizes
     for path in whole:
         np.testing.assert_allclose(parts[path], whole[path], rtol=1e-5, atol=1e-6, err_msg=path)
-    assert of_parts == pytest.approx(reported, rel=1e-5)
+    assert reported_by_parts == pytest.approx(reported, rel=1e-5)
 
 
-def test_one_pass_is_chainers_own_update(tmp_path):
-    """Against an independent loop: the loss of the batch, backward, momentum SGD."""
+def test_one_pass_equals_momentum_sgd(tmp_path):
+    """The reference is an independent loop of forward, backward and momentum SGD."""
     trainer = make_trainer(tmp_path, batch_size=6, optimizer=make_optimizer(TinyTrainChain(), weight_decay=0))
     trainer.run()
     expected = TinyTrainChain()
@@ -54,8 +56,8 @@ def test_one_pass_is_chainers_own_update(tmp_path):
     assert trainer.updater.epoch == 2 and trainer.updater.iteration == 5
 
 
-def test_reports_are_means_over_the_images(tmp_path):
-    """Also with parts of unequal size."""
+def test_reported_values_are_means_over_the_images(tmp_path):
+    """The parts of the batch have different sizes."""
     _, reported, _ = gradients(tmp_path, batch_size=5, subdivisions=2)
     chain = TinyTrainChain()
     reporter = chainer.Reporter()
@@ -87,8 +89,8 @@ def float16_optimizer(chain=None):
     return optimizer
 
 
-def test_mixed_precision_learns_from_gradients_that_float16_cannot_hold(tmp_path):
-    """Below 3e-8 a float16 is 0; the loss scale saves such gradients, and the update undoes it in float32."""
+def test_the_loss_scale_preserves_gradients_that_float16_cannot_represent(tmp_path):
+    """Values below 3e-8 are 0 in float16; the update divides by the loss scale in float32."""
 
     class Chain(TinyTrainChain):
         def forward(self, rows):
@@ -102,9 +104,9 @@ def test_mixed_precision_learns_from_gradients_that_float16_cannot_hold(tmp_path
         )
         trainer.run()
         velocity[scale] = chain.model.out.W.update_rule.state['v']
-    wanted = make_trainer(tmp_path, optimizer=make_optimizer(Chain(), weight_decay=0), stop=(1, 'iteration'))
-    wanted.run()
-    expected = wanted.updater.get_optimizer('main').target.model.out.W.update_rule.state['v']
+    single = make_trainer(tmp_path, optimizer=make_optimizer(Chain(), weight_decay=0), stop=(1, 'iteration'))
+    single.run()
+    expected = single.updater.get_optimizer('main').target.model.out.W.update_rule.state['v']
     assert (velocity[None] == 0).all() and (expected != 0).all()
     np.testing.assert_allclose(velocity[2.0**16], expected, rtol=0.02)
 
@@ -123,7 +125,7 @@ def test_mixed_precision_follows_float32(tmp_path):
 
 
 @pytest.mark.filterwarnings('error:Non finite number')
-def test_dynamic_scaling_skips_what_overflows(tmp_path, caplog):
+def test_dynamic_scaling_skips_updates_that_overflow(tmp_path, caplog):
     trainer = make_trainer(
         tmp_path, optimizer=float16_optimizer(), loss_scale='dynamic', rate=0.001, stop=(30, 'iteration')
     )
@@ -133,26 +135,24 @@ def test_dynamic_scaling_skips_what_overflows(tmp_path, caplog):
     assert all(np.isfinite(array).all() for array in after.values())
     assert any((after[path] != before[path]).any() for path in after)
     assert 1 < trainer.updater.get_optimizer('main')._loss_scale < 65504
-    # A line for each update that was skipped, whatever the number of parameters.
+    # One line for each skipped update, for any number of parameters.
     lines = [record.getMessage() for record in caplog.records]
     assert lines and len(set(lines)) == len(lines) < 30
-    assert all(
-        re.fullmatch(r'iteration \d+ is skipped: .* the loss scale is [\d.]+ from now on', line) for line in lines
-    )
+    assert all(re.fullmatch(r'iteration \d+ is skipped: .* the loss scale is now [\d.]+', line) for line in lines)
 
 
 @pytest.mark.parametrize('loss_scale', [None, 128.0, 'dynamic'])
-def test_gradients_are_looked_at_once_an_update(tmp_path, monkeypatch, loss_scale):
-    """On a GPU every look waits for it: report, overflow check and clipping share one."""
-    looks, look = [], optimizer_module.gradient_norm
-    monkeypatch.setattr(optimizer_module, 'gradient_norm', lambda link: looks.append(1) or look(link))
+def test_the_gradient_norm_is_computed_once_per_update(tmp_path, monkeypatch, loss_scale):
+    """Reporting, overflow check and clipping share one computation, because each synchronises with the GPU."""
+    calls, gradient_norm = [], optimizer_module.gradient_norm
+    monkeypatch.setattr(optimizer_module, 'gradient_norm', lambda link: calls.append(1) or gradient_norm(link))
     trainer = make_trainer(tmp_path, optimizer=make_optimizer(TinyTrainChain(), clip=0.5), loss_scale=loss_scale)
     trainer.run()
-    assert len(looks) == trainer.updater.iteration == 5
+    assert len(calls) == trainer.updater.iteration == 5
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_images(tmp_path, bad):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tmp_path, bad):
     data = rows()
     data[6] = data[6]._replace(t=np.array([bad, 0]))
     trainer = make_trainer(tmp_path, data=data, subdivisions=2)
@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_images(tmp_path
     assert all((after[path] == states[-1][path]).all() for path in after)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(tmp_path):
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(tmp_path):
     class Chain(TinyTrainChain):
         def forward(self, rows):
             loss = super().forward(rows)
@@ -185,7 +185,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(tmp_pat
 
 
 class TwoProcesses:
-    """What a communicator does, seen from one process whose partner has all its numbers doubled."""
+    """A communicator of two processes, the other of which has twice the gradients and values."""
 
     def __init__(self):
         self.calls = []
@@ -200,20 +200,20 @@ class TwoProcesses:
         return {name: 1.5 * float(value) for name, value in values.items()}
 
 
-def test_processes_average_once_an_update(tmp_path):
+def test_processes_average_once_per_update(tmp_path):
     alone, reported, _ = gradients(tmp_path, subdivisions=2)
     communicator = TwoProcesses()
-    together, of_both, _ = gradients(tmp_path, subdivisions=2, communicator=communicator)
+    together, mean_reported, _ = gradients(tmp_path, subdivisions=2, communicator=communicator)
     assert communicator.calls == ['gradients', 'reports']
     for path in alone:
         np.testing.assert_allclose(together[path], 1.5 * alone[path], rtol=1e-6)
-    assert of_both['main/loss'] == pytest.approx(1.5 * float(reported['main/loss']))
+    assert mean_reported['main/loss'] == pytest.approx(1.5 * float(reported['main/loss']))
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 5, 8])
-def test_parts_are_even_and_complete(n):
+def test_parts_are_equal_in_size_and_complete(n):
     parts = split(list(range(5)), n)
-    assert sum(parts, []) == list(range(5)) and all(parts)
+    assert [row for part in parts for row in part] == list(range(5)) and all(parts)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     with pytest.raises(ValueError, match='subdivisions'):
         make_trainer('.', subdivisions=0)

@@ -362,11 +362,11 @@ def test_data_in_other_files_are_not_read(small, tmp_path):
 def test_shapes_beyond_the_file(small):
     with h5py.File(small, 'a') as file:
         file.create_dataset('conv1/conv1/bias:0', (1 << 20, 1 << 20), 'f4', chunks=(64, 64))
-    refused(small, 'more than the file holds')
+    refused(small, 'more than the file contains')
     with h5py.File(small, 'a') as file:
         del file['conv1']
         file.create_dataset('conv1/conv1/bias:0', data=np.zeros(10**6, 'f4'), compression='gzip')
-    refused(small, 'more than the file holds')
+    refused(small, 'more than the file contains')
     with h5py.File(small, 'a') as file:
         del file['conv1']
         file.create_dataset('conv1/conv1/bias:0', (64,), 'f4')

@@ -11,10 +11,11 @@ from chainer import functions as F
 from chainer.backends import cuda
 from chainer.utils import type_check
 
+from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.memory_layout import memory_axis_order
 
 
-def affine_channel_2d(x, scale, bias) -> chainer.Variable:
+def affine_channel_2d(x: Array, scale: Array, bias: Array) -> chainer.Variable:
     """Return ``x * scale + bias``, with one scale and one bias per channel.
 
     Differentiable with respect to all three inputs any number of times.  If ``scale`` needs no gradient, ``x`` is not

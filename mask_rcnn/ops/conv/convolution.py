@@ -13,7 +13,6 @@ On a GPU cuDNN computes the convolution (:mod:`mask_rcnn.ops.cudnn_frontend`), o
 from __future__ import annotations
 
 import enum
-from typing import Any
 
 import chainer
 import chainer.functions as F
@@ -22,6 +21,7 @@ import numpy as np
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv import im2col, winograd
 from mask_rcnn.ops.conv.epilogue import apply_epilogue_to_rows
+from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
 from mask_rcnn.ops.runtime.parallel import parallel_for
 
@@ -34,37 +34,33 @@ class Backend(enum.Enum):
     CHAINER = enum.auto()
 
 
-def choose_backend(*arrays: Any) -> Backend:
-    """Return the implementation that computes a convolution of arrays.
+def choose_backend(*arrays: Array | None) -> Backend:
+    """Return the implementation of :func:`convolution_2d` and :func:`deconvolution_2d` for some arrays.
 
-    ============================================ ======== =========================================================
-    arrays                                       backend  without a graph; with a graph
-    ============================================ ======== =========================================================
-    NumPy, all float32 or all float64            CPU      :func:`convolve`; :func:`convolution_2d` on the same code:
-                                                          :mod:`~mask_rcnn.ops.conv.winograd` where its
-                                                          ``should_use`` is true, otherwise
-                                                          :mod:`~mask_rcnn.ops.conv.im2col`
-    CuPy, float32 and float16, cuDNN works       CUDNN    :func:`mask_rcnn.ops.cudnn_frontend.convolve`, one fused
-                                                          kernel; ``cudnn_frontend.convolution_2d`` or
-                                                          ``convolution_affine``, fused and differentiable once;
-                                                          :func:`convolution_2d`, differentiable any number of times
-    all others                                   CHAINER  :func:`chainer.functions.convolution_2d`
-    ============================================ ======== =========================================================
+    ========================================= =========== ==============================================================
+    arrays                                    backend     implementation
+    ========================================= =========== ==============================================================
+    NumPy, all float32 or all float64         ``CPU``     3x3 of stride 1: :mod:`~mask_rcnn.ops.conv.winograd`
+                                                          if its ``should_use`` is true,
+                                                          otherwise :mod:`~mask_rcnn.ops.conv.im2col`
+    CuPy, float32 or float16, and cuDNN works ``CUDNN``   :mod:`mask_rcnn.ops.cudnn_frontend`
+    all others                                ``CHAINER`` :mod:`chainer.functions`
+    ========================================= =========== ==============================================================
 
-    Deconvolutions follow the same table.
+    :func:`convolve` and :func:`deconvolve`, which build no graph, have the first two implementations.
 
     Args:
         arrays: Images, weights and bias, arrays or variables; ``None`` for an absent bias.
     """
-    arrays = tuple(array for array in arrays if array is not None)
-    if chainer.backend.get_array_module(*arrays) is not np:
-        return Backend.CUDNN if cudnn_frontend.supports(*arrays) else Backend.CHAINER
-    dtypes = {array.dtype for array in arrays}
+    present = [array for array in arrays if array is not None]
+    if chainer.backend.get_array_module(*present) is not np:
+        return Backend.CUDNN if cudnn_frontend.supports(*present) else Backend.CHAINER
+    dtypes = {array.dtype for array in present}
     is_fast = len(dtypes) == 1 and dtypes <= {np.dtype('f4'), np.dtype('f8')}
     return Backend.CPU if is_fast else Backend.CHAINER
 
 
-def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
+def convolution_2d(x: Array, W: Array, b: Array | None = None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
     """Convolve images; differentiable with respect to all arrays any number of times.
 
     Args:
@@ -86,7 +82,7 @@ def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Va
     return Convolution2DFunction(stride, pad).apply(arrays)[0]
 
 
-def deconvolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
+def deconvolution_2d(x: Array, W: Array, b: Array | None = None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
     """Apply the transposed convolution; differentiable with respect to all arrays any number of times.
 
     Args:
@@ -207,8 +203,16 @@ class ConvolutionGradW(chainer.FunctionNode):
 
 
 def convolve(
-    x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False, residual=None, overwrite_residual: bool = False
-):
+    x: Array,
+    W: Array,
+    b: Array | None = None,
+    *,
+    stride: int = 1,
+    pad: int = 0,
+    relu: bool = False,
+    residual: Array | None = None,
+    overwrite_residual: bool = False,
+) -> Array:
     """Return ``relu(convolution + b + residual)``, computed in one pass over the result and without a graph.
 
     Args:
@@ -235,7 +239,9 @@ def convolve(
     return as_images(im2col.convolve(images, W, stride, pad, b, residual, relu, overwrite_residual))
 
 
-def deconvolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False):
+def deconvolve(
+    x: Array, W: Array, b: Array | None = None, *, stride: int = 1, pad: int = 0, relu: bool = False
+) -> Array:
     """Return the transposed convolution ``relu(deconvolution + b)``, computed without a graph.
 
     Args:
@@ -255,7 +261,7 @@ def deconvolve(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = Fals
     return apply_epilogue(y, b, relu=relu)
 
 
-def apply_epilogue(x, b=None, *, relu: bool = False, residual=None):
+def apply_epilogue(x: Array, b: Array | None = None, *, relu: bool = False, residual: Array | None = None) -> Array:
     """Apply the epilogue of :func:`convolve` to an existing array.
 
     Args:
@@ -282,7 +288,7 @@ def apply_epilogue(x, b=None, *, relu: bool = False, residual=None):
     return as_images(y)
 
 
-def _deconvolved_shape(x, W, stride: int, pad: int) -> tuple[int, ...]:
+def _deconvolved_shape(x: Array, W: Array, stride: int, pad: int) -> tuple[int, ...]:
     sides = zip(x.shape[2:], W.shape[2:], strict=False)  # the type check reports arrays that are not 4-D
     size = (stride * (side - 1) + window - 2 * pad for side, window in sides)
     return len(x), W.shape[1], *size

@@ -12,6 +12,7 @@ import numpy as np
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.runtime import cuda_kernels
+from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_first, channels_last, compute_dtype
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 
@@ -39,7 +40,7 @@ def same_padding(size: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def depthwise_convolution_2d(x, W, *, stride: int = 1, pad: Pad) -> chainer.Variable:
+def depthwise_convolution_2d(x: Array, W: Array, *, stride: int = 1, pad: Pad) -> chainer.Variable:
     """Convolve each channel with its filter; differentiable any number of times.
 
     The result has the same bits in every run and with any number of threads.
@@ -60,7 +61,7 @@ def depthwise_convolution_2d(x, W, *, stride: int = 1, pad: Pad) -> chainer.Vari
     return DepthwiseFunction(stride, pad).apply((x, W))[0]
 
 
-def depthwise_convolve(x, W, bias, *, stride: int, pad: Pad, clip_max: float):
+def depthwise_convolve(x: Array, W: Array, bias: Array, *, stride: int, pad: Pad, clip_max: float) -> Array:
     """Return ``min(max(convolution + bias, 0), clip_max)``, computed in one pass and without a graph.
 
     Args:

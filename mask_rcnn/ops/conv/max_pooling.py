@@ -9,13 +9,14 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.ops.runtime import cuda_kernels
+from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, as_nhwc, channels_first, compute_dtype
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 
 _BLOCK_THREADS = 256
 
 
-def max_pooling_2d(x, ksize: int, *, stride: int, pad: int, cover_all: bool) -> chainer.Variable:
+def max_pooling_2d(x: Array, ksize: int, *, stride: int, pad: int, cover_all: bool) -> chainer.Variable:
     """Return the maximum of each window, as :func:`chainer.functions.max_pooling_2d` does.
 
     Without a graph it takes a tenth of Chainer's time on the CPU (64 feature maps of 400 x 667: 0.24 s), keeps the
@@ -39,7 +40,7 @@ def max_pooling_2d(x, ksize: int, *, stride: int, pad: int, cover_all: bool) -> 
     return chainer.as_variable(implementation(chainer.as_array(x), ksize, stride, pad, size))
 
 
-def pool_gpu(x, ksize: int, stride: int, pad: int, size: Sequence[int]):
+def pool_gpu(x: Array, ksize: int, stride: int, pad: int, size: Sequence[int]) -> Array:
     """Pool CuPy arrays; ``size`` is the height and width of the result."""
     xp = chainer.backend.get_array_module(x)
     n, channels, height, width = x.shape

@@ -6,11 +6,12 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
+from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.memory_layout import memory_axis_order
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 
 
-def upsample_add(x, coarse) -> chainer.Variable:
+def upsample_add(x: Array, coarse: Array) -> chainer.Variable:
     """Add a coarse feature map, upsampled by a factor of two, to ``x``; differentiable any number of times.
 
     Without a graph the sum overwrites the array of ``x``, in one pass over memory (on the CPU 0.02 instead of 0.1 s for
@@ -65,7 +66,7 @@ class _SumPool2x2(chainer.FunctionNode):
         return (F.repeat(F.repeat(grad_outputs[0], 2, axis=2), 2, axis=3),)
 
 
-def _add(x, coarse, out) -> None:
+def _add(x: Array, coarse: Array, out: Array) -> None:
     """Write the sum to ``out``, which may be ``x``; NumPy or CuPy arrays."""
     xp = chainer.backend.get_array_module(x)
     if xp is np and x.dtype in (np.float32, np.float64):

@@ -89,16 +89,21 @@ def transform_input_by_image(images, pad, tile_grid, first, last, out, start, st
     """
     buffer = np.empty(IN_TILE * _ROW, out.dtype)
     values = buffer.reshape(IN_TILE * IN_TILE, TILES_PER_BUFFER)
-    padded = np.zeros((OUT_TILE * tile_grid[0] + 2, OUT_TILE * tile_grid[1] + 2, TILES_PER_BUFFER), images.dtype)
+    height, width = images.shape[2:]
+    interleaved = np.empty((height, width, TILES_PER_BUFFER), images.dtype)
     for c in range(start, stop):
         for n in range(first, last, TILES_PER_BUFFER):
             n_tiles = min(TILES_PER_BUFFER, last - n)
-            _interleave_images(images[c, n : n + n_tiles], pad, padded)
+            _interleave_images(images[c, n : n + n_tiles], interleaved)
             for tile in range(tile_grid[0] * tile_grid[1]):
-                top, left = tile // tile_grid[1] * OUT_TILE, tile % tile_grid[1] * OUT_TILE
+                top, left = tile // tile_grid[1] * OUT_TILE - pad, tile % tile_grid[1] * OUT_TILE - pad
                 for i in range(IN_TILE):
                     for j in range(IN_TILE):
-                        values[i * IN_TILE + j] = padded[top + i, left + j]
+                        y, x = top + i, left + j
+                        if 0 <= y < height and 0 <= x < width:
+                            values[i * IN_TILE + j] = interleaved[y, x]
+                        else:
+                            values[i * IN_TILE + j] = 0
                 _transform_input_tiles(buffer)
                 _write_tiles(buffer, n_tiles, out, c, tile * (last - first) + n - first)
 
@@ -146,7 +151,8 @@ def transform_output_by_image(sums, bias, residual, relu, tile_grid, first, last
     """
     buffer = np.empty(IN_TILE * _ROW, sums.dtype)
     values = buffer.reshape(IN_TILE * IN_TILE, TILES_PER_BUFFER)
-    interleaved = np.empty((OUT_TILE * tile_grid[0], OUT_TILE * tile_grid[1], TILES_PER_BUFFER), y.dtype)
+    height, width = y.shape[2:]
+    interleaved = np.empty((height, width, TILES_PER_BUFFER), y.dtype)
     for c in range(start, stop):
         for n in range(first, last, TILES_PER_BUFFER):
             n_tiles = min(TILES_PER_BUFFER, last - n)
@@ -154,8 +160,8 @@ def transform_output_by_image(sums, bias, residual, relu, tile_grid, first, last
                 _read_tiles(sums, c, tile * (last - first) + n - first, n_tiles, buffer)
                 _transform_output_tiles(buffer)
                 top, left = tile // tile_grid[1] * OUT_TILE, tile % tile_grid[1] * OUT_TILE
-                for i in range(OUT_TILE):
-                    for j in range(OUT_TILE):
+                for i in range(min(OUT_TILE, height - top)):
+                    for j in range(min(OUT_TILE, width - left)):
                         interleaved[top + i, left + j] = values[i * IN_TILE + j]
             pixels = y[c, n : n + n_tiles]
             _separate_images(interleaved, pixels)
@@ -327,17 +333,17 @@ def _write_tiles(buffer, n_tiles, out, c, first):
 
 
 @jit
-def _interleave_images(images, pad, padded):
-    """Copy images ``(n, H, W)`` into ``padded`` ``(H', W', TILES_PER_BUFFER)`` at the offset ``pad``."""
+def _interleave_images(images, interleaved):
+    """Copy images ``(n, H, W)`` to ``interleaved`` ``(H, W, TILES_PER_BUFFER)``."""
     for n in range(images.shape[0]):
         for y in range(images.shape[1]):
             for x in range(images.shape[2]):
-                padded[y + pad, x + pad, n] = images[n, y, x]
+                interleaved[y, x, n] = images[n, y, x]
 
 
 @jit
 def _separate_images(interleaved, images):
-    """Copy ``interleaved`` ``(H', W', TILES_PER_BUFFER)``, cropped, to images ``(n, H, W)``."""
+    """Copy ``interleaved`` ``(H, W, TILES_PER_BUFFER)`` to images ``(n, H, W)``."""
     for n in range(images.shape[0]):
         for y in range(images.shape[1]):
             for x in range(images.shape[2]):

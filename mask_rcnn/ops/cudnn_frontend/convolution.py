@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chainer
@@ -27,6 +27,7 @@ from mask_rcnn.ops.cudnn_frontend import frontend, graphs
 from mask_rcnn.ops.cudnn_frontend.graphs import CompiledGraph, ConvProblem
 from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
 from mask_rcnn.ops.runtime import cuda_kernels
+from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.cache import cached
 from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc
 
@@ -57,28 +58,28 @@ def _self_test() -> bool:
     return True
 
 
-def supports(*arrays: Any) -> bool:
+def supports(*arrays: Array | None) -> bool:
     """Return whether cuDNN works and all arrays are CuPy arrays of supported types; ``None`` is an absent array."""
-    arrays = tuple(array for array in arrays if array is not None)
+    present = [array for array in arrays if array is not None]
     return (
-        all(array.dtype.str[1:] in ('f2', 'f4') for array in arrays)
-        and cuda.get_array_module(*arrays) is not np
+        all(array.dtype.str[1:] in ('f2', 'f4') for array in present)
+        and cuda.get_array_module(*present) is not np
         and is_available()
     )
 
 
 def convolve(
-    x,
-    W,
-    b=None,
+    x: Array,
+    W: Array,
+    b: Array | None = None,
     *,
     stride: int = 1,
     pad: Any = 0,
     relu: bool = False,
     clip_max: float = math.inf,
-    residual=None,
+    residual: Array | None = None,
     precision: Precision | None = None,
-):
+) -> Array:
     """Return ``relu(convolution + residual + b)``, computed in one pass and without a graph.
 
     Args:
@@ -124,7 +125,9 @@ def convolve(
     return _result(y, precision.result)
 
 
-def convolve_backward_data(gy, W, x_shape, *, stride: int = 1, pad: Any = 0, precision: Precision | None = None):
+def convolve_backward_data(
+    gy: Array, W: Array, x_shape: Sequence[int], *, stride: int = 1, pad: Any = 0, precision: Precision | None = None
+) -> Array:
     """Return the gradient with respect to ``x``, ``(N, C, H, W)`` of the type of ``gy``, channels innermost.
 
     Args:
@@ -141,7 +144,9 @@ def convolve_backward_data(gy, W, x_shape, *, stride: int = 1, pad: Any = 0, pre
     return _result(_compute(problem, inputs), gy.dtype)
 
 
-def convolve_backward_filter(x, gy, w_shape, *, stride: int = 1, pad: Any = 0, precision: Precision | None = None):
+def convolve_backward_filter(
+    x: Array, gy: Array, w_shape: Sequence[int], *, stride: int = 1, pad: Any = 0, precision: Precision | None = None
+) -> Array:
     """Return the gradient with respect to ``W``, contiguous, of the shape of ``W`` and the type of ``gy``.
 
     Args:
@@ -161,7 +166,16 @@ def convolve_backward_filter(x, gy, w_shape, *, stride: int = 1, pad: Any = 0, p
     return cuda.get_array_module(gradient).ascontiguousarray(gradient)
 
 
-def deconvolve(x, W, b=None, *, stride: int = 1, pad: Any = 0, relu: bool = False, precision: Precision | None = None):
+def deconvolve(
+    x: Array,
+    W: Array,
+    b: Array | None = None,
+    *,
+    stride: int = 1,
+    pad: Any = 0,
+    relu: bool = False,
+    precision: Precision | None = None,
+) -> Array:
     """Return the transposed convolution ``relu(deconvolution + b)``.
 
     Args:
@@ -360,7 +374,9 @@ def _result(y, dtype):
     return as_nchw(as_nhwc(_widen(y)).astype(dtype, copy=False))
 
 
-def apply_epilogue(y, b=None, residual=None, relu: bool = False, clip_max: float = math.inf):
+def apply_epilogue(
+    y: Array, b: Array | None = None, residual: Array | None = None, relu: bool = False, clip_max: float = math.inf
+) -> Array:
     """Apply the epilogue to an existing array, in place and in one pass: return ``relu(y + residual + b)``.
 
     Args:

@@ -13,10 +13,13 @@ from mask_rcnn.ops.cudnn_frontend.convolution import (
     convolve_backward_filter,
     deconvolve,
 )
+from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc
 
 
-def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False) -> chainer.Variable:
+def convolution_2d(
+    x: Array, W: Array, b: Array | None = None, *, stride: int = 1, pad: int = 0, relu: bool = False
+) -> chainer.Variable:
     """Return ``relu(convolution + b)``, one kernel forward; differentiable once with respect to all arrays.
 
     Args:
@@ -34,7 +37,15 @@ def convolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = 
 
 
 def convolution_affine(
-    x, W, scale, bias, residual=None, *, stride: int = 1, pad: int = 0, relu: bool = False
+    x: Array,
+    W: Array,
+    scale: Array,
+    bias: Array,
+    residual: Array | None = None,
+    *,
+    stride: int = 1,
+    pad: int = 0,
+    relu: bool = False,
 ) -> chainer.Variable:
     """Return ``relu(convolution * scale + bias + residual)``, one kernel forward.
 
@@ -58,7 +69,9 @@ def convolution_affine(
     return _apply(_CudnnConvolution, inputs, stride=stride, pad=pad, relu=relu, scale=scale[:, None, None, None])
 
 
-def deconvolution_2d(x, W, b=None, *, stride: int = 1, pad: int = 0, relu: bool = False) -> chainer.Variable:
+def deconvolution_2d(
+    x: Array, W: Array, b: Array | None = None, *, stride: int = 1, pad: int = 0, relu: bool = False
+) -> chainer.Variable:
     """Return the transposed convolution ``relu(deconvolution + b)``; differentiable once, like :func:`convolution_2d`.
 
     Args:

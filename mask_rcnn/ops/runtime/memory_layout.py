@@ -10,6 +10,8 @@ from typing import Any
 import chainer
 import numpy as np
 
+from mask_rcnn.ops.runtime.array import Array
+
 
 def channels_first(x: np.ndarray, dtype: Any = None) -> np.ndarray:
     """Return ``(N, C, H, W)`` as a contiguous ``(C, N, H, W)``; copy only if the memory layout differs.
@@ -21,12 +23,12 @@ def channels_first(x: np.ndarray, dtype: Any = None) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(1, 0, 2, 3), dtype)
 
 
-def as_images(channels):
+def as_images(channels: Array) -> Array:
     """Return ``(C, N, H, W)`` as ``(N, C, H, W)`` without a copy."""
     return channels.transpose(1, 0, 2, 3)
 
 
-def channels_last(x, dtype: Any = None):
+def channels_last(x: Array, dtype: Any = None) -> Array:
     """Return ``(N, C, H, W)`` as a contiguous ``(N, H, W, C)``; copy only if the memory layout differs.
 
     Args:
@@ -36,7 +38,7 @@ def channels_last(x, dtype: Any = None):
     return chainer.backend.get_array_module(x).ascontiguousarray(as_nhwc(x), dtype)
 
 
-def as_nhwc(x):
+def as_nhwc(x: Array) -> Array:
     """Return ``(N, C, H, W)`` as ``(N, H, W, C)`` without a copy.
 
     CuPy's element-wise kernels iterate over the axes in order, whatever the strides.  Without this view, neighbouring
@@ -45,12 +47,12 @@ def as_nhwc(x):
     return x.transpose(0, 2, 3, 1)
 
 
-def as_nchw(x):
+def as_nchw(x: Array) -> Array:
     """Return ``(N, H, W, C)`` as ``(N, C, H, W)`` without a copy."""
     return x.transpose(0, 3, 1, 2)
 
 
-def memory_axis_order(x) -> list[int]:
+def memory_axis_order(x: Array) -> list[int]:
     """Return the axes of an array in the order of its memory, the longest stride first.
 
     CuPy's element-wise kernels iterate over the axes in order: with the axes transposed this way they access
