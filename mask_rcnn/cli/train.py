@@ -126,7 +126,7 @@ def _train(args: TrainArguments, communicator: Communicator) -> int:
     model.to_device(device)
     training = build_training_run(
         model,
-        train_set,
+        train_set,  # type: ignore[arg-type]  # Chainer's DatasetMixin has len and [], but is not a Sequence
         _options(args, communicator, model.config),
         communicator=communicator,
         evaluate=_evaluator(model, val_set, communicator),
