@@ -134,6 +134,23 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+def accepts(command: str, flag: str) -> bool:
+    """Return whether a subcommand knows a flag, also if its parser rewrites the spelling."""
+    parser = parser_of(command)
+    for action in parser._actions:
+        action.required = False
+    messages: list[str] = []
+
+    def record(self: argparse.ArgumentParser, message: str) -> None:
+        messages.append(message)
+        raise SystemExit
+
+    unknown: list[str] = []
+    with mock.patch.object(argparse.ArgumentParser, 'error', record), contextlib.suppress(SystemExit):
+        unknown = parser.parse_known_args([flag])[1]
+    return not unknown and all(message.startswith('argument ') for message in messages)
+
+
 def _describe(action: argparse.Action) -> dict[str, Any]:
     default = action.default
     return {
