@@ -1,7 +1,5 @@
 """What users and stored files rely on is as it was frozen; see ``tests/support/contracts.py``."""
 
-import re
-
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
