@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Segmentation
+from mask_rcnn.ops.masks.rle import decode_counts
 
 _MIN_POLYGON_NUMBERS = 6  # three points
 
@@ -284,7 +285,7 @@ def _read_run_lengths(rle: dict, size: tuple[int, int], name: str) -> dict:
         raise AnnotationError(f'{name} is for an image of {rle.get("size")} pixels, not {list(size)}')
     try:
         counts = rle['counts']
-        runs = np.array(counts if isinstance(counts, list) else _decode_counts(counts))
+        runs = np.array(counts if isinstance(counts, list) else decode_counts(counts))
         if not np.issubdtype(runs.dtype, np.integer) or runs.min() < 0 or runs.sum() != size[0] * size[1]:
             raise ValueError('their sum is not the number of pixels of the image')
         if isinstance(counts, list):
@@ -292,28 +293,3 @@ def _read_run_lengths(rle: dict, size: tuple[int, int], name: str) -> dict:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise AnnotationError(f'{name} has malformed run lengths ({error})') from error
     return {'size': list(size), 'counts': counts.encode('ascii') if isinstance(counts, str) else counts}
-
-
-def _decode_counts(counts: str | bytes) -> np.ndarray:
-    """Return the run lengths in COCO's compressed counts (``rleFrString`` of COCO's ``maskApi.c``).
-
-    A number consists of one or several characters of 5 bits each, low bits first.  Bit 5 of a character is set if
-    another character follows.  Bit 4 of the last character is the sign.  The fourth number and all later numbers are
-    differences from the number two places before.  They are decoded for validation, because pycocotools reads beyond
-    the end of truncated counts.
-    """
-    characters = np.frombuffer(counts.encode('ascii') if isinstance(counts, str) else counts, np.uint8)
-    values = characters.astype(np.int64) - 48
-    ends = np.flatnonzero(values & 0x20 == 0)
-    if not values.size or values.min() < 0 or values.max() > 63 or ends[-1:] != values.size - 1:
-        raise ValueError('they are truncated or contain unknown characters')
-    starts = np.append(0, ends[:-1] + 1)
-    lengths = ends - starts + 1
-    if lengths.max() > 7:
-        raise ValueError('a number is too large')
-    shifts = 5 * (np.arange(values.size) - np.repeat(starts, lengths))
-    numbers = np.add.reduceat((values & 0x1F) << shifts, starts)
-    numbers -= (values[ends] & 0x10 != 0) * (1 << 5 * lengths)
-    numbers[1::2] = numbers[1::2].cumsum()
-    numbers[2::2] = numbers[2::2].cumsum()
-    return numbers

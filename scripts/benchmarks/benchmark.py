@@ -77,7 +77,7 @@ class StageClock:
 
 
 def detect_by_stages(model, image, clock: StageClock):
-    """Do what ``model.detect`` does, timing each stage; return the detections and number of proposals."""
+    """Run the stages of ``model.detect`` and time each; return the detections and the number of proposals."""
     size, predictor = image.shape[1:], Predictor(model)
     with cache_features():
         with clock.stage('prepare'):

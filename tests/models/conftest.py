@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support import models
+from tests.support.gpu_path import kernels, on_gpu  # noqa: F401
 
 
 @pytest.fixture(scope='module')

@@ -8,72 +8,16 @@ import numpy as np
 import pytest
 
 from mask_rcnn.inference import predictor
-from mask_rcnn.models import box_head, keypoint_head, layers, roi_pooling, rpn
-from mask_rcnn.models.backbones import mobilenet_v1, resnet
+from mask_rcnn.models import layers
 from mask_rcnn.ops import cudnn_frontend
-from mask_rcnn.ops.boxes import nms, top_k
 from mask_rcnn.ops.masks import paste_masks
-from mask_rcnn.ops.roi import roi_align
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
 from mask_rcnn.training.freezing import _freeze_parameters
-from tests.support import cudnn_stand_in
-from tests.support.cuda_emulator import CudaEmulator
 from tests.support.models import small_model
 
 #: Limits for the emulated GPU, which is slow.
 FEW = {'rpn_pre_nms': 50, 'rpn_post_nms': 5, 'max_detections': 3, 'score_threshold': 0.05}
-
-
-class ArrayModule:
-    """NumPy under another name, which code does not take for the CPU's array module."""
-
-    def __getattr__(self, name):
-        return getattr(np, name)
-
-
-@pytest.fixture(scope='module')
-def kernels(tmp_path_factory):
-    return CudaEmulator(tmp_path_factory.mktemp('kernels'))
-
-
-def convolve(*args, overwrite_residual=False, **options):
-    return cudnn_frontend.convolve(*args, **options)
-
-
-def select_path(x):
-    return 'cudnn_graph' if chainer.config.enable_backprop else 'cudnn'
-
-
-@pytest.fixture
-def on_gpu(monkeypatch, kernels):
-    """Process NumPy arrays as if they were CuPy arrays."""
-    module = ArrayModule()
-    with cudnn_stand_in.installed(monkeypatch, kernels.kernel) as stand_in:
-        monkeypatch.setattr(cudnn_frontend, 'supports', lambda *arrays: True)
-        monkeypatch.setattr(layers, 'deconvolve', cudnn_frontend.deconvolve)
-        for module_name in (layers, resnet):
-            monkeypatch.setattr(module_name, 'convolve', convolve)
-            monkeypatch.setattr(module_name, 'select_path', select_path)
-        for user in (box_head, keypoint_head, predictor, rpn):
-            monkeypatch.setattr(user, 'uses_padding', lambda device: True)
-        monkeypatch.setattr(
-            mobilenet_v1,
-            'depthwise_convolve',
-            lambda x, W, b, *, stride, pad, clip_max: cudnn_frontend.convolve(
-                x, W, b, stride=stride, pad=pad, relu=True, clip_max=clip_max
-            ),
-        )
-        monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *_: module)
-        monkeypatch.setattr(
-            roi_align,
-            'check_arguments',
-            lambda x, rois, indices, step: (np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')),
-        )
-        monkeypatch.setattr(roi_align._RoIAlign, 'forward_cpu', roi_align._RoIAlign.forward_gpu)
-        monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
-        monkeypatch.setattr(top_k, 'top_k_indices_cpu', top_k.top_k_indices_gpu)
-        yield stand_in
 
 
 @pytest.fixture(params=['resnet50', 'resnet50_fpn', 'mobilenet_v1_fpn'])
