@@ -21,6 +21,12 @@ def pytest_runtest_setup(item):
         pytest.skip('no CUDA device')
 
 
+@pytest.fixture(autouse=True)
+def no_compilation_notice(monkeypatch):
+    """Keep the notice of compiled kernels, which depends on Numba's cache, out of the output that tests compare."""
+    monkeypatch.setattr('mask_rcnn.cli.command.on_first_compilation', lambda callback: None)
+
+
 @pytest.fixture(scope='session')
 def root() -> Path:
     """The root of the repository."""

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mask_rcnn.io.console import print_error
+from mask_rcnn.io.console import print_error, print_line
+from mask_rcnn.ops.runtime.compilation import on_first_compilation
 
 
 class UsageError(Exception):
@@ -59,7 +60,13 @@ def run_command(
     """
     parser = ArgumentParser(prog=prog)
     configure(parser)
-    return run(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    on_first_compilation(_announce_compilation)
+    return run(args)
+
+
+def _announce_compilation() -> None:
+    print_line('compiling CPU kernels, which are then cached; this can take a minute', file=sys.stderr)
 
 
 def report_error(message: str, status: int = 1) -> int:
