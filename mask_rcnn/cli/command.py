@@ -39,27 +39,21 @@ def flag(dest: str) -> str:
     return '--' + dest.replace('_', '-')
 
 
-def run_command(
+def parse_command_line(
     configure: Callable[[argparse.ArgumentParser], None],
-    run: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None = None,
     prog: str | None = None,
-) -> int:
-    """Parse the command line and run a command.
+) -> argparse.Namespace:
+    """Parse the arguments of a command.  Arguments that the parser refuses end the process with status 2.
 
     Args:
         configure: Adds the command's description and options to a parser.
-        run: Does the work; returns the exit status.
         argv: Arguments without the program's name; ``None`` for those of the process.
         prog: The program's name in the help; ``None`` for that of the process.
-
-    Returns:
-        The exit status: 0, 1 for a failed run, 2 for bad arguments.  Arguments that the parser refuses end the
-        process with status 2.
     """
     parser = ArgumentParser(prog=prog)
     configure(parser)
-    return run(parser.parse_args(argv))
+    return parser.parse_args(argv)
 
 
 def report_error(message: str, status: int = 1) -> int:
@@ -75,6 +69,9 @@ def run_and_report_errors(action: Callable[[], int], errors: tuple[type[Exceptio
         action: Does the work; returns the exit status.
         errors: Types of errors whose message is a complete line.  :class:`UsageError`, :class:`OSError` and
             :class:`KeyboardInterrupt` are always caught.
+
+    Returns:
+        The exit status: that of the action, 1 for a failed run, 2 for bad arguments or 130 after an interrupt.
     """
     try:
         return action()

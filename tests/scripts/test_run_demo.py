@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.cli import demo
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.weights import download
 
@@ -61,7 +62,7 @@ def ready_model(tmp_path, monkeypatch):
                     category_ids=(17,),
                 )
 
-    monkeypatch.setattr(mask_rcnn, 'load', lambda path, **options: Model())
+    monkeypatch.setattr(demo, 'load', lambda path, **options: Model())
     return folder
 
 
