@@ -1,7 +1,7 @@
 """The console command ``mask-rcnn``: one subcommand per module listed in :data:`COMMANDS`.
 
-Each of these modules has ``configure(parser)``, which adds its options; ``run(args)``, which does the work and returns
-the exit status (0, 1 for a failed run, 2 for bad arguments); and ``main(argv)``, which parses and runs.
+Each of these modules has ``configure(parser)``, which adds its options; ``run(args)``, which does the work; and
+``main(argv)``, which parses, runs and returns the exit status (0, 1 for a failed run, 2 for bad arguments).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -40,39 +41,34 @@ def flag(dest: str) -> str:
     return '--' + dest.replace('_', '-')
 
 
-def run_command(
+def parse_command_line(
     configure: Callable[[argparse.ArgumentParser], None],
-    run: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None = None,
     prog: str | None = None,
-) -> int:
-    """Parse the command line and run a command.
+) -> argparse.Namespace:
+    """Parse the arguments of a command.  Arguments that the parser refuses end the process with status 2.
 
     Args:
         configure: Adds the command's description and options to a parser.
-        run: Does the work; returns the exit status.
         argv: Arguments without the program's name; ``None`` for those of the process.
         prog: The program's name in the help; ``None`` for that of the process.
-
-    Returns:
-        The exit status: 0, 1 for a failed run, 2 for bad arguments.  Arguments that the parser refuses end the
-        process with status 2.
     """
     parser = ArgumentParser(prog=prog)
     configure(parser)
-    args = parser.parse_args(argv)
-    on_first_compilation(_announce_compilation)
-    return run(args)
-
-
-def _announce_compilation() -> None:
-    print_line('compiling CPU kernels, which are then cached; this can take a minute', file=sys.stderr)
+    return parser.parse_args(argv)
 
 
 def report_error(message: str, status: int = 1) -> int:
     """Write an error line and return the exit status."""
     print_error(message)
     return status
+
+
+@functools.cache
+def announce_compilation() -> None:
+    """Write one line if this process compiles kernels, when it compiles the first one."""
+    message = 'compiling CPU kernels, which are then cached; this can take a minute'
+    on_first_compilation(lambda: print_line(message, file=sys.stderr))
 
 
 def run_and_report_errors(action: Callable[[], int], errors: tuple[type[Exception], ...]) -> int:
@@ -82,7 +78,11 @@ def run_and_report_errors(action: Callable[[], int], errors: tuple[type[Exceptio
         action: Does the work; returns the exit status.
         errors: Types of errors whose message is a complete line.  :class:`UsageError`, :class:`OSError` and
             :class:`KeyboardInterrupt` are always caught.
+
+    Returns:
+        The exit status: that of the action, 1 for a failed run, 2 for bad arguments or 130 after an interrupt.
     """
+    announce_compilation()
     try:
         return action()
     except UsageError as error:

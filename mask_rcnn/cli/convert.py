@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn.cli.arguments import positive_float, positive_int, score
-from mask_rcnn.cli.command import UsageError, run_and_report_errors, run_command
+from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
+from mask_rcnn.cli.options import positive_float, positive_int, score
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
 from mask_rcnn.weights.converters import matterport_cfg
@@ -75,11 +75,6 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
     add('--score-threshold', type=score, metavar='S', help='minimum score of a detection')
 
 
-def run(args: argparse.Namespace) -> int:
-    """Convert a file; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
-    return run_and_report_errors(lambda: _convert(args), (WeightFileError,))
-
-
 def main(
     argv: Sequence[str] | None = None,
     folder: Path = Path('modelfiles'),
@@ -87,8 +82,27 @@ def main(
     *,
     prog: str | None = None,
 ) -> int:
-    """Parse the command line and convert; see :func:`configure` and :func:`mask_rcnn.cli.command.run_command`."""
-    return run_command(partial(configure, folder=folder, default=default), run, argv, prog)
+    """Parse the command line, convert and report errors; returns the exit status.
+
+    See :func:`configure` and :func:`mask_rcnn.cli.command.parse_command_line` for the arguments.
+    """
+    args = parse_command_line(partial(configure, folder=folder, default=default), argv, prog)
+    return run_and_report_errors(partial(run, args), (WeightFileError,))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert a file; returns the exit status 0."""
+    path = _input_path(args)
+    _check_output(path, args.output)
+    file = _read(path, args)
+    meta = make_meta(path, file, args.class_names)
+    output = args.output
+    if output is None:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        output = args.folder / formats.default_name(file)
+    write_weights(output, file.arrays, meta)
+    sys.stdout.write(format_description(describe_file(path, file, meta.class_names)) + f'wrote {output}\n')
+    return 0
 
 
 def make_meta(
@@ -114,20 +128,6 @@ def make_meta(
         skipped={group: len(members) for group, members in file.report.skipped.items()},
         notes=file.report.notes + file.report.warnings,
     )
-
-
-def _convert(args: argparse.Namespace) -> int:
-    path = _input_path(args)
-    _check_output(path, args.output)
-    file = _read(path, args)
-    meta = make_meta(path, file, args.class_names)
-    output = args.output
-    if output is None:
-        args.folder.mkdir(parents=True, exist_ok=True)
-        output = args.folder / formats.default_name(file)
-    write_weights(output, file.arrays, meta)
-    sys.stdout.write(format_description(describe_file(path, file, meta.class_names)) + f'wrote {output}\n')
-    return 0
 
 
 def _input_path(args: argparse.Namespace) -> Path:

@@ -15,15 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-import mask_rcnn
-from mask_rcnn.cli.arguments import AddArgument, score
-from mask_rcnn.cli.command import UsageError, run_and_report_errors, run_command
-from mask_rcnn.cli.options import add_gpu, add_precision, check_precision, choose_device
+from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
+from mask_rcnn.cli.options import AddArgument, add_gpu, add_precision, check_precision, choose_device, score
 from mask_rcnn.config import EXTRACTORS
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.io.console import print_error, print_line, progress_bar
-from mask_rcnn.models import MaskRCNN
+from mask_rcnn.models import MaskRCNN, load
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.preprocessing.image_io import ImageFileError, list_images, read_image
@@ -139,17 +137,17 @@ def _add_output(add: AddArgument) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Detect objects; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
-    return run_and_report_errors(lambda: _run(args), (WeightFileError,))
-
-
 def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles'), *, prog: str | None = None) -> int:
-    """Parse the command line and detect; see :func:`configure` and :func:`mask_rcnn.cli.command.run_command`."""
-    return run_command(partial(configure, folder=folder), run, argv, prog)
+    """Parse the command line, detect and report errors; returns the exit status.
+
+    See :func:`configure` and :func:`mask_rcnn.cli.command.parse_command_line` for the arguments.
+    """
+    args = parse_command_line(partial(configure, folder=folder), argv, prog)
+    return run_and_report_errors(partial(run, args), (WeightFileError,))
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Detect objects; returns the exit status, 0 or 1 if there is an image without a picture."""
     images, n_failed = _find_images(args.image)
     pictures = picture_paths(images, args.output, several=len(args.image) > 1 or args.image[0].is_dir())
     _check_outputs(images, pictures, args)
@@ -268,7 +266,7 @@ def _load(args: argparse.Namespace) -> MaskRCNN:
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
     try:
-        return mask_rcnn.load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine, **overrides)
+        return load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine, **overrides)
     except WeightFileError:
         raise
     except ValueError as error:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import mask_rcnn
-from mask_rcnn.cli.command import UsageError, run_and_report_errors, run_command
+from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
 from mask_rcnn.cli.dataset_options import Dataset, DatasetArguments
 from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
 from mask_rcnn.cli.options import add_gpu, add_precision, check_precision, choose_device
@@ -46,17 +46,17 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     add('--bn2affine', action='store_true', help='convert batch normalisation to affine channels first')
 
 
-def run(args: argparse.Namespace) -> int:
-    """Evaluate a model; returns the exit status (0, 1 for a failed run, 2 for bad arguments)."""
-    return run_and_report_errors(lambda: _evaluate(args), (WeightFileError, AnnotationFileError, ImageFileError))
-
-
 def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: str | None = None) -> int:
-    """Parse the command line and evaluate; see :func:`configure` and :func:`mask_rcnn.cli.command.run_command`."""
-    return run_command(partial(configure, folder=folder), run, argv, prog)
+    """Parse the command line, evaluate and report errors; returns the exit status.
+
+    See :func:`configure` and :func:`mask_rcnn.cli.command.parse_command_line` for the arguments.
+    """
+    args = parse_command_line(partial(configure, folder=folder), argv, prog)
+    return run_and_report_errors(partial(run, args), (WeightFileError, AnnotationFileError, ImageFileError))
 
 
-def _evaluate(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Evaluate a model; returns the exit status 0."""
     data = DatasetArguments.from_namespace(args)
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from mask_rcnn.cli.command import run_and_report_errors, run_command
+from mask_rcnn.cli.command import parse_command_line, run_and_report_errors
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.weights import WeightFileError, formats
 
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Parse the command line and describe the files; see :func:`mask_rcnn.cli.command.run_command`."""
-    return run_command(configure, run, argv, prog)
+    """Parse the command line and describe the files; see :func:`mask_rcnn.cli.command.parse_command_line`."""
+    return run(parse_command_line(configure, argv, prog))
 
 
 def _describe(path: Path, as_json: bool) -> int:

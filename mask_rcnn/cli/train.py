@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mask_rcnn.cli.command import UsageError, report_error, run_and_report_errors, run_command
+from mask_rcnn.cli.command import UsageError, parse_command_line, report_error, run_and_report_errors
 from mask_rcnn.cli.dataset_options import SIZES, Dataset
 from mask_rcnn.cli.evaluate import check_classes, evaluate_to_folder
 from mask_rcnn.cli.initial_model import load_model, make_model, uses_keypoints
@@ -66,15 +66,18 @@ def run(namespace: argparse.Namespace) -> int:
     except DistributedError as error:
         return report_error(str(error))
     with communicator.guard():
-        status = _run_and_report_errors(lambda: _evaluate_or_train(args, communicator))
+        status = _run_and_report_errors(partial(_evaluate if args.only_evaluates else _train, args, communicator))
         if status in (1, 2) and communicator.size > 1:
             raise SystemExit(status)  # other processes may wait for this one: the guard ends them as well
     return status
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: str | None = None) -> int:
-    """Parse the command line and train; see :func:`configure` and :func:`mask_rcnn.cli.command.run_command`."""
-    return run_command(partial(configure, folder=folder), run, argv, prog)
+    """Parse the command line and train; returns the exit status.
+
+    See :func:`configure` and :func:`mask_rcnn.cli.command.parse_command_line` for the arguments.
+    """
+    return run(parse_command_line(partial(configure, folder=folder), argv, prog))
 
 
 def _run_and_report_errors(action: Callable[[], int]) -> int:
@@ -86,12 +89,6 @@ def _run_and_report_errors(action: Callable[[], int]) -> int:
         return report_error(
             'not enough memory (more --subdivisions or a smaller --min-size need less)' + f': {reason}' * bool(reason)
         )
-
-
-def _evaluate_or_train(args: TrainArguments, communicator: Communicator) -> int:
-    if args.only_evaluates:
-        return _evaluate(args, communicator)
-    return _train(args, communicator)
 
 
 def _evaluate(args: TrainArguments, communicator: Communicator) -> int:

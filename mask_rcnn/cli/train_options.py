@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mask_rcnn.cli.arguments import (
+from mask_rcnn.cli.command import UsageError, flag
+from mask_rcnn.cli.dataset_options import DatasetArguments
+from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
+from mask_rcnn.cli.options import (
     AddArgument,
+    add_gpu,
+    add_precision,
     non_negative_float,
     non_negative_int,
     positive_float,
     positive_int,
 )
-from mask_rcnn.cli.command import UsageError, flag
-from mask_rcnn.cli.dataset_options import DatasetArguments
-from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
-from mask_rcnn.cli.options import add_gpu, add_precision
 from mask_rcnn.config import EXTRACTORS, Config
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed

@@ -53,29 +53,20 @@ class RoIPooling:
             chainer.Variable: ``(R, C, roi_size / bin_step, roi_size / bin_step)``.
         """
         if len(self.strides) == 1:
-            pool = self._pool_level_0
-        elif self._uses_roi_align:
-            pool = self._align_pyramid
-        elif get_array_module(rois) is not np and not chainer.config.enable_backprop:
-            pool = self._pool_all_levels_masked
-        else:
-            pool = self._pool_by_level
-        return pool(features, rois, roi_indices)
-
-    def _pool_level_0(self, features, rois, roi_indices):
-        return self._pool(features[0], rois, roi_indices, self.strides[0])
-
-    def _align_pyramid(self, features, rois, roi_indices):
-        """Apply RoIAlign to all levels in one operation."""
-        return roi_align_pyramid(
-            features[: len(self.strides)],
-            rois,
-            roi_indices,
-            self._levels(features, rois),
-            sampling_ratio=self.config.sampling_ratio,
-            spatial_scales=[1 / stride for stride in self.strides],
-            **self._grid,
-        )
+            return self._pool(features[0], rois, roi_indices, self.strides[0])
+        if self._uses_roi_align:
+            return roi_align_pyramid(
+                features[: len(self.strides)],
+                rois,
+                roi_indices,
+                self._levels(features, rois),
+                sampling_ratio=self.config.sampling_ratio,
+                spatial_scales=[1 / stride for stride in self.strides],
+                **self._grid,
+            )
+        if get_array_module(rois) is not np and not chainer.config.enable_backprop:
+            return self._pool_all_levels_masked(features, rois, roi_indices)
+        return self._pool_by_level(features, rois, roi_indices)
 
     def _pool_by_level(self, features, rois, roi_indices):
         """Pool the RoIs of each level, and restore their order."""
@@ -87,7 +78,7 @@ class RoIPooling:
                 pooled.append(self._pool(features[level], rois[indices], roi_indices[indices], stride))
                 order.append(indices)
         if len(pooled) < 2:
-            return pooled[0] if pooled else self._pool_level_0(features, rois, roi_indices)
+            return pooled[0] if pooled else self._pool(features[0], rois, roi_indices, self.strides[0])
         return F.permutate(F.concat(pooled, axis=0), xp.concatenate(order).astype(np.int32), inv=True)
 
     def _pool_all_levels_masked(self, features, rois, roi_indices):
@@ -169,9 +160,10 @@ def run_in_chunks(head: Callable, features, rois: Sequence, chunk_size: int) -> 
     boxes = xp.concatenate(rois)
     n_rois = max(len(boxes), 1)
     step = chunk_size if xp is np else n_rois
-    outputs = [
-        head(features, boxes[start : start + step], indices[start : start + step]) for start in range(0, n_rois, step)
-    ]
+    outputs = []
+    for start in range(0, n_rois, step):
+        chunk = slice(start, start + step)
+        outputs.append(head(features, boxes[chunk], indices[chunk]))
     return [chunks[0] if len(chunks) == 1 else xp.concatenate(chunks) for chunks in zip(*outputs, strict=True)]
 
 

@@ -22,8 +22,14 @@ from chainer import serializers, training
 from mask_rcnn.inference.save import save
 from mask_rcnn.weights import ModelMeta, WeightFileError
 from mask_rcnn.weights.errors import to_printable_ascii
-from mask_rcnn.weights.files import create_weight_file, open_weight_file
-from mask_rcnn.weights.readers import zip_archive
+from mask_rcnn.weights.files import (
+    CORRUPT_FILE_ERRORS,
+    create_weight_file,
+    open_stored_zip,
+    open_weight_file,
+    read_npy_member,
+    zip_member_names,
+)
 
 FORMAT_VERSION = 1
 
@@ -105,8 +111,8 @@ def is_snapshot(path: str | os.PathLike) -> bool:
     """Return whether a file is a snapshot, as opposed to a model or any other file."""
     try:
         with open_weight_file(path) as (file, size):
-            return f'{_HEADER}.npy' in zip_archive.member_names(file, size)
-    except zip_archive.CORRUPT_FILE_ERRORS:  # WeightFileError is one of them
+            return f'{_HEADER}.npy' in zip_member_names(file, size)
+    except CORRUPT_FILE_ERRORS:  # WeightFileError is one of them
         return False
 
 
@@ -118,15 +124,13 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
     """
     with open_weight_file(path) as (file, size):
         try:
-            archive, members = zip_archive.open_stored(file, size)
-            header = _parse_header(zip_archive.read_array(archive, members.pop(f'{_HEADER}.npy')))
-            arrays = {
-                name.removesuffix('.npy'): zip_archive.read_array(archive, member) for name, member in members.items()
-            }
+            archive, members = open_stored_zip(file, size)
+            header = _parse_header(read_npy_member(archive, members.pop(f'{_HEADER}.npy')))
+            arrays = {name.removesuffix('.npy'): read_npy_member(archive, member) for name, member in members.items()}
             arrays.update((name, np.asarray(None)) for name in header.nones)
             int(arrays['updater/iteration'])  # a file without it is not a snapshot
             return Snapshot(Path(path), header.model, header.options, arrays)
-        except zip_archive.CORRUPT_FILE_ERRORS as error:
+        except CORRUPT_FILE_ERRORS as error:
             raise _damaged(path, error) from None
 
 
@@ -160,9 +164,9 @@ class _Header:
 def _read_header(path: str | os.PathLike) -> _Header:
     with open_weight_file(path) as (file, size):
         try:
-            archive, members = zip_archive.open_stored(file, size)
-            return _parse_header(zip_archive.read_array(archive, members[f'{_HEADER}.npy']))
-        except zip_archive.CORRUPT_FILE_ERRORS as error:
+            archive, members = open_stored_zip(file, size)
+            return _parse_header(read_npy_member(archive, members[f'{_HEADER}.npy']))
+        except CORRUPT_FILE_ERRORS as error:
             raise _damaged(path, error) from None
 
 

@@ -1,15 +1,46 @@
-"""Open weight files; every error is a :class:`~mask_rcnn.weights.errors.WeightFileError`."""
+"""Open weight files and the zip archives in them.
+
+Every error of opening a file is a :class:`~mask_rcnn.weights.errors.WeightFileError`.  The members of an archive are
+checked before anything is unpacked; a damaged archive raises one of :data:`CORRUPT_FILE_ERRORS`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import numpy as np
+
 from mask_rcnn.io.atomic_file import FileError, open_for_reading, open_for_writing
 from mask_rcnn.weights.errors import WeightFileError
+
+#: Errors that reading a damaged archive raises (``RuntimeError``: encrypted or of unknown compression; the last four:
+#: NumPy's parser, for the header of a damaged array).
+CORRUPT_FILE_ERRORS = (
+    ValueError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    TypeError,
+    IndexError,
+)
+
+#: Largest directory of an archive in bytes; the directory of a network of 2000 arrays has about 200 kB.
+_MAX_DIRECTORY = 1 << 22
 
 
 @contextlib.contextmanager
@@ -53,3 +84,105 @@ def _weight_file_errors() -> Iterator[None]:
         yield
     except FileError as error:
         raise WeightFileError(error.filename, error.strerror or str(error)) from error
+
+
+def open_stored_zip(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """Open an archive whose members are not compressed.
+
+    Compressed or overlapping members could unpack to any size, and a directory becomes ten times its size in memory.
+    Members are only read by name; nothing is written to a path from an archive.
+
+    Args:
+        file: The archive.
+        size: Its size in bytes.
+
+    Returns:
+        The archive and its members by name.
+
+    Raises:
+        zipfile.BadZipFile: The file is not a zip archive, or damaged.
+        ValueError: The archive has compressed, overlapping or duplicate members, or a huge directory.
+    """
+    return _check_members(_open_zip(file, size), (zipfile.ZIP_STORED,), size)
+
+
+def open_deflated_zip(file: BinaryIO, size: int, growth: float) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """Open an archive whose members may be deflated, the only compression that is unpacked in bounded pieces.
+
+    A single piece of bzip2 or LZMA data can unpack to any size, whatever size the archive declares.
+
+    Args:
+        file: The archive.
+        size: Its size in bytes.
+        growth: Largest ratio of the unpacked members' total size to ``size``.
+
+    Returns:
+        The archive and its members by name.
+
+    Raises:
+        zipfile.BadZipFile: The file is not a zip archive, or damaged.
+        ValueError: The archive has members of another compression, too large or duplicate ones, or a huge directory.
+    """
+    return _check_members(_open_zip(file, size), (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), growth * size)
+
+
+def _check_members(
+    archive: zipfile.ZipFile, methods: tuple[int, ...], limit: float
+) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    members = archive.infolist()
+    by_name = {member.filename: member for member in members}
+    if len(by_name) != len(members):
+        raise ValueError('it has two members of one name')
+    if any(member.compress_type not in methods for member in members):
+        raise ValueError('its members are compressed with an unsupported method')
+    if sum(member.file_size for member in members) > limit:
+        raise ValueError('its members are larger than the file can hold')
+    return archive, by_name
+
+
+def read_npy_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read a member that is an ``.npy`` file as NumPy writes it; nothing is unpickled.
+
+    A damaged member raises one of :data:`CORRUPT_FILE_ERRORS`.
+    """
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def zip_member_names(file: BinaryIO, size: int) -> frozenset[str]:
+    """Return the names of an archive's members, compressed or not.
+
+    Raises:
+        zipfile.BadZipFile: The file is not a zip archive, or damaged.
+        ValueError: The archive has a huge directory.
+    """
+    return frozenset(_open_zip(file, size).namelist())
+
+
+def _open_zip(file: BinaryIO, size: int) -> zipfile.ZipFile:
+    guard = _DirectoryGuard(file)
+    archive = zipfile.ZipFile(guard)
+    guard.limit = size
+    return archive
+
+
+class _DirectoryGuard:
+    """A file that refuses the single long read with which :mod:`zipfile` reads a directory."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.limit = _MAX_DIRECTORY
+
+    def read(self, count: int = -1) -> bytes:
+        if count > self.limit:
+            raise ValueError('its directory is too large')
+        return self._file.read(count)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True

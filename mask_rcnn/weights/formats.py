@@ -14,9 +14,9 @@ from typing import Any
 from mask_rcnn.weights.converters import detectron, imagenet, matterport, mindspore, pytorch
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
-from mask_rcnn.weights.files import open_weight_file, sha256
+from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_weight_file, sha256, zip_member_names
 from mask_rcnn.weights.native import read_weights
-from mask_rcnn.weights.readers import safe_pickle, torch_file, zip_archive
+from mask_rcnn.weights.readers import safe_pickle, torch_file
 
 #: Name of the native format.
 NATIVE = 'mask-rcnn-npz'
@@ -61,8 +61,8 @@ def detect_format(path: _Path) -> Format:
         names: frozenset[str] = frozenset()
         if start.startswith(b'PK'):
             try:
-                names = zip_archive.member_names(file, size)
-            except zip_archive.CORRUPT_FILE_ERRORS as error:
+                names = zip_member_names(file, size)
+            except CORRUPT_FILE_ERRORS as error:
                 reason = to_printable_ascii(str(error), 200)
                 raise WeightFileError(path, f'is a damaged zip archive: {reason}') from None
     for format in FORMATS:

@@ -22,8 +22,7 @@ import numpy as np
 
 from mask_rcnn.config import Config
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
-from mask_rcnn.weights.files import create_weight_file, open_weight_file
-from mask_rcnn.weights.readers.zip_archive import CORRUPT_FILE_ERRORS, open_stored
+from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, create_weight_file, open_stored_zip, open_weight_file
 
 _Check = Callable[[Any], bool]
 
@@ -245,7 +244,7 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
 
 
 def _read_archive(file: BinaryIO, size: int) -> WeightFile:
-    archive, members = open_stored(file, size)
+    archive, members = open_stored_zip(file, size)
     if f'{_META}.npy' not in members:
         raise ValueError('an .npz needs the member meta that mask-rcnn convert writes')
     arrays = {name.removesuffix('.npy'): _read_member(archive, member) for name, member in members.items()}

@@ -21,10 +21,9 @@ from pycocotools import mask as coco_mask
 
 import mask_rcnn
 from mask_rcnn.cli import dataset_options
-from mask_rcnn.cli.arguments import gpu_number
 from mask_rcnn.cli.command import run_and_report_errors
 from mask_rcnn.cli.evaluate import check_classes
-from mask_rcnn.cli.options import check_precision, choose_device
+from mask_rcnn.cli.options import check_precision, choose_device, gpu_number
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation import COCOEvaluator, Metrics, evaluate_model
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, using_precision

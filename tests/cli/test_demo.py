@@ -56,7 +56,7 @@ class FakeModel:
 
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
-    """The calls of a fake ``mask_rcnn.load``, with the models that it returned."""
+    """The calls of a fake ``load``, with the models that it returned."""
     calls = []
 
     def load(path, *, gpu=-1, bn2affine=False, **changes):
@@ -64,7 +64,7 @@ def calls(monkeypatch, tmp_path):
         calls.append({'path': path, 'gpu': gpu, 'bn2affine': bn2affine, 'changes': changes, 'model': model})
         return model
 
-    monkeypatch.setattr(mask_rcnn, 'load', load)
+    monkeypatch.setattr(demo, 'load', load)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'model.npz').write_bytes(b'weights')
     return calls
@@ -310,7 +310,7 @@ def test_weights_that_cannot_be_used(calls, tmp_path, monkeypatch, capsys, error
     def load(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(mask_rcnn, 'load', load)
+    monkeypatch.setattr(demo, 'load', load)
     assert call('--image', write_image(tmp_path / 'a.png')) == status
     assert capsys.readouterr().err == f'error: {line}\n'
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mask_rcnn.cli import COMMANDS, arguments, main
+from mask_rcnn.cli import COMMANDS, main, options
 from mask_rcnn.cli.command import ArgumentParser, run_and_report_errors
 
 
@@ -71,14 +71,14 @@ def test_arguments_after_two_hyphens_are_not_flags():
 @pytest.mark.parametrize(
     ('parse', 'good', 'bad', 'expected'),
     [
-        (arguments.non_negative_int, '0', '-1', 'a non-negative integer'),
-        (arguments.positive_int, '1', '0', 'a positive integer'),
-        (arguments.positive_int, '3', '1.5', 'a positive integer'),
-        (arguments.non_negative_float, '0', 'inf', 'a non-negative number'),
-        (arguments.positive_float, '0.5', '0', 'a positive number'),
-        (arguments.positive_float, '1e-3', 'nan', 'a positive number'),
-        (arguments.score, '1', '1.1', 'a number from 0 to 1'),
-        (arguments.gpu_number, '-1', '-2', 'the number of a GPU or -1'),
+        (options.non_negative_int, '0', '-1', 'a non-negative integer'),
+        (options.positive_int, '1', '0', 'a positive integer'),
+        (options.positive_int, '3', '1.5', 'a positive integer'),
+        (options.non_negative_float, '0', 'inf', 'a non-negative number'),
+        (options.positive_float, '0.5', '0', 'a positive number'),
+        (options.positive_float, '1e-3', 'nan', 'a positive number'),
+        (options.score, '1', '1.1', 'a number from 0 to 1'),
+        (options.gpu_number, '-1', '-2', 'the number of a GPU or -1'),
     ],
 )
 def test_argument_types(parse, good, bad, expected):

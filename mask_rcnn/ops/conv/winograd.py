@@ -87,20 +87,23 @@ def convolve(
         relu,
     )
 
-    def convolve_block(start, stop, tiles, sums):
-        block = plan.tile_grid, start, stop
-        plan.inner_loop(lambda a, b: transform_input(images, pad, *block, tiles, a, b), len(images))
-        plan.inner_loop(lambda a, b: np.matmul(weights[a:b], tiles[a:b], out=sums[a:b]), _POINTS)
-        plan.inner_loop(lambda a, b: transform_output(sums, *epilogue, *block, y, a, b), len(W))
-
     def convolve_blocks(first, last):
         tile_memory, sum_memory = plan.workspace(len(images), images.dtype), plan.workspace(len(W), images.dtype)
         for start, stop in plan.blocks(first, last):
             n_tiles = (stop - start) * plan.tiles_per_unit
-            convolve_block(start, stop, tile_memory[:, :, :n_tiles], sum_memory[:, :, :n_tiles])
+            tiles, sums = tile_memory[:, :, :n_tiles], sum_memory[:, :, :n_tiles]
+            block = plan.tile_grid, start, stop
+            plan.inner_loop(functools.partial(transform_input, images, pad, *block, tiles), len(images))
+            plan.inner_loop(functools.partial(_multiply, weights, tiles, sums), _POINTS)
+            plan.inner_loop(functools.partial(transform_output, sums, *epilogue, *block, y), len(W))
 
     parallel_for(convolve_blocks, plan.n_blocks, uses_blas=True)
     return y
+
+
+def _multiply(weights: np.ndarray, tiles: np.ndarray, sums: np.ndarray, start: int, stop: int) -> None:
+    """Sum over the channels: one matmul for each of the 36 points ``start`` to ``stop``."""
+    np.matmul(weights[start:stop], tiles[start:stop], out=sums[start:stop])
 
 
 def correlate(images: np.ndarray, gradients: np.ndarray, pad: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mask_rcnn.ops.conv.epilogue import bias_residual_relu
+from mask_rcnn.ops.conv.im2col import bias_residual_relu
 from mask_rcnn.ops.runtime.parallel import jit
 
 #: Side of an output tile and of an input tile.

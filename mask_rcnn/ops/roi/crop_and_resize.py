@@ -16,7 +16,7 @@ from typing import NamedTuple
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.roi.regions import as_pair, check_arguments, pixel_range
+from mask_rcnn.ops.roi.common import as_pair, check_arguments, pixel_range
 from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array

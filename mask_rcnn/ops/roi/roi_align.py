@@ -23,15 +23,17 @@ from typing import Any, NamedTuple
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.roi.channel_blocks import (
+from mask_rcnn.ops.roi.common import (
     BLOCK,
+    as_pair,
+    check_arguments,
     count_blocks,
     gather_bins,
     gather_features,
+    pixel_range,
     scatter_bins,
     scatter_features,
 )
-from mask_rcnn.ops.roi.regions import as_pair, check_arguments, pixel_range
 from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_ROWS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array
@@ -180,8 +182,8 @@ class _Regions:
     @property
     def bins(self) -> tuple[int, int]:
         """Number of computed bins along each axis."""
-        rows, columns = (-(-bins // self.bin_step) for bins in self.output_size)
-        return rows, columns
+        height, width = self.output_size
+        return -(-height // self.bin_step), -(-width // self.bin_step)
 
     @property
     def kernel_arguments(self) -> tuple:
@@ -365,7 +367,8 @@ def backward_cpu(gy: np.ndarray, regions: _Regions, shapes: Sequence[tuple[int, 
 
 def _forward_level_cpu(x: np.ndarray, regions: _Regions, level: int, members: np.ndarray, y: np.ndarray) -> None:
     """Pool the RoIs ``members`` from one feature map (C, N, H, W) into ``y`` (C, R, ...)."""
-    rows, columns = (_axis_weights(regions, level, members, axis, x.shape[2 + axis]) for axis in (0, 1))
+    rows = _axis_weights(regions, level, members, 0, x.shape[2])
+    columns = _axis_weights(regions, level, members, 1, x.shape[3])
     column_range = _read_range(columns)
     parallel.parallel_for(
         lambda start, stop: _forward_blocks(
@@ -377,10 +380,11 @@ def _forward_level_cpu(x: np.ndarray, regions: _Regions, level: int, members: np
 
 def _backward_level_cpu(gy: np.ndarray, regions: _Regions, level: int, shape: tuple[int, ...]) -> np.ndarray:
     """Return the gradient (C, N, H, W) of one feature map of the given shape from ``gy`` (C, R, ...)."""
-    n_images, n_channels, *size = shape
+    n_images, n_channels, height, width = shape
     members = regions.members(level)
-    gx = np.empty((n_channels, n_images, *size), gy.dtype)
-    rows, columns = (_axis_weights(regions, level, members, axis, size[axis]) for axis in (0, 1))
+    gx = np.empty((n_channels, n_images, height, width), gy.dtype)
+    rows = _axis_weights(regions, level, members, 0, height)
+    columns = _axis_weights(regions, level, members, 1, width)
     column_range = _read_range(columns)
     parallel.parallel_for(
         lambda start, stop: _backward_blocks(

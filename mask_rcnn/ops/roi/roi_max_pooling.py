@@ -11,8 +11,15 @@ from typing import Any, NamedTuple
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.roi.channel_blocks import BLOCK, count_blocks, gather_features, scatter_bins
-from mask_rcnn.ops.roi.regions import as_pair, check_arguments, pixel_range
+from mask_rcnn.ops.roi.common import (
+    BLOCK,
+    as_pair,
+    check_arguments,
+    count_blocks,
+    gather_features,
+    pixel_range,
+    scatter_bins,
+)
 from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array

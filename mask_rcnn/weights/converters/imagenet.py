@@ -19,9 +19,9 @@ import numpy as np
 from mask_rcnn.config import DETECTRON, MOBILENET, RESNET_BLOCKS, Config, Dialect
 from mask_rcnn.weights.converters.mapping import CAFFE_BRANCHES, ConversionReport, ConvertedWeights, resnet_convolutions
 from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
-from mask_rcnn.weights.files import open_weight_file, sha256
+from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_deflated_zip, open_weight_file, read_npy_member, sha256
 from mask_rcnn.weights.folding import fold_bias_into_mean
-from mask_rcnn.weights.readers import caffemodel, zip_archive
+from mask_rcnn.weights.readers import caffemodel
 
 #: Names of the formats.
 CAFFEMODEL, CAFFE_NPZ, CHAINER_NPZ, MOBILENET_NPZ = 'caffemodel', 'caffe-npz', 'chainer-npz', 'mobilenet-npz'
@@ -172,10 +172,10 @@ def _read_members(path: _Path, is_needed: Callable[[str], bool]) -> dict[str, np
     """Read the needed arrays of floats in an ``.npz`` of ``numpy.savez`` or ``savez_compressed``."""
     with open_weight_file(path) as (file, size):
         try:
-            archive, members = zip_archive.open_deflated(file, size, _MAX_GROWTH)
+            archive, members = open_deflated_zip(file, size, _MAX_GROWTH)
             names = [member.removesuffix('.npy') for member in members if member.endswith('.npy')]
-            read = {name: zip_archive.read_array(archive, members[f'{name}.npy']) for name in names if is_needed(name)}
-        except zip_archive.CORRUPT_FILE_ERRORS as error:
+            read = {name: read_npy_member(archive, members[f'{name}.npy']) for name in names if is_needed(name)}
+        except CORRUPT_FILE_ERRORS as error:
             reason = to_printable_ascii(str(error), 200) or type(error).__name__
             raise WeightFileError(path, f'is not a weight file, or damaged: {reason}') from None
     return {name: array for name, array in read.items() if array.dtype.kind == 'f'}

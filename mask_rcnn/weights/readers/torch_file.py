@@ -24,8 +24,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
-from mask_rcnn.weights.files import open_weight_file
-from mask_rcnn.weights.readers import safe_pickle, zip_archive
+from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_stored_zip, open_weight_file
+from mask_rcnn.weights.readers import safe_pickle
 
 #: The number in the first pickle of a legacy file.
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -89,7 +89,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
             raise WeightFileError(path, f'{error}; only state dicts are supported, not saved models') from None
         except safe_pickle.UnpicklingError as error:
             raise WeightFileError(path, str(error)) from None
-        except zip_archive.CORRUPT_FILE_ERRORS as error:
+        except CORRUPT_FILE_ERRORS as error:
             reason = to_printable_ascii(str(error), 200) or type(error).__name__
             raise WeightFileError(path, f'is not a PyTorch file, or damaged: {reason}') from None
 
@@ -260,7 +260,7 @@ class _Storages:
 
 def _read_zip(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
     """Return the pickled data and the storages of a file in the zip format."""
-    archive, members = zip_archive.open_stored(file, size)
+    archive, members = open_stored_zip(file, size)
     pickles = [name for name in members if name.endswith('/data.pkl')]
     if len(pickles) != 1:
         raise ValueError('it is a zip archive without a data.pkl')
