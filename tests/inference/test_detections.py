@@ -99,6 +99,7 @@ def test_iter_masks_pastes_a_few_masks_at_a_time(rng, monkeypatch):
     [
         (2, [2]),
         (-1, [6]),
+        (-7, [0]),
         (np.int64(3), [3]),
         (slice(1, 5, 2), [1, 3]),
         ([4, 0], [4, 0]),

@@ -70,13 +70,15 @@ def test_rois_are_cropped_and_resized(rng):
     """The level is that of normalised boxes: their sides are (x2 - x1) / (S - 1), and sizes are relative to S."""
     pool = RoIPooling((*STRIDES, 64), 7, config=CONFIG)
     maps = [rng.standard_normal((1, 2, 1024 // s, 1024 // s)).astype(np.float32) for s in (*STRIDES, 64)]
-    rois = np.zeros((40, 4), np.float32)
-    rois[:, 2:] = np.exp(rng.uniform(3, 6.8, (40, 2)))
-    pooled = pool(maps, rois, np.zeros(40, np.int32)).array
+    rois = np.zeros((46, 4), np.float32)
+    rois[:40, 2:] = np.exp(rng.uniform(3, 6.8, (40, 2)))
+    borders = 224 * 2 ** (np.arange(-2, 1) + 0.5) * 1023 / 1024  # sides of squares between two levels
+    rois[40:, 2:] = np.append(borders - 0.03, borders + 0.03)[:, None]
+    pooled = pool(maps, rois, np.zeros(46, np.int32)).array
     normalised = rois / np.float32(1023)
     sizes = np.sqrt(np.prod(normalised[:, 2:], axis=1))
     levels = np.clip(np.rint(np.log2(sizes * 1024 / 224)), -2, 1).astype(int) + 2
-    assert len(set(levels)) == 4
+    assert len(set(levels)) == 4 and levels[40:].tolist() == [0, 1, 2, 1, 2, 3]
     for i, level in enumerate(levels):
         alone = crop_and_resize(maps[level], normalised[i : i + 1], np.zeros(1, np.int32), output_size=7)
         np.testing.assert_allclose(pooled[i : i + 1], alone.array, rtol=0, atol=1e-5)
