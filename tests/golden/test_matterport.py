@@ -200,7 +200,7 @@ def test_detections(seen):
 
     An unstable detection (one of each case) may be missing: it is with OpenBLAS's Haswell and Zen kernels.
     """
-    model, case, x, transform, maps = seen
+    model, case, x, transform, _ = seen
     (boxes,), (labels,), (scores,), (probs,), _ = model(x, [transform])
     detections = Predictor(model).postprocess(boxes, labels, scores, probs, None, transform)
     partners = match(case, detections, min_iou=MIN_BOX_IOU, max_score_difference=2e-4)
