@@ -25,7 +25,7 @@ CHAINER = ['chainer==7.8.1', 'chainercv==0.13.1']
 
 
 class SetupError(Exception):
-    """The environment cannot be created; the message tells the user what to do."""
+    """The environment cannot be created; the message names the remedy."""
 
 
 def main():

@@ -79,7 +79,7 @@ class StageClock:
 
 
 def detect_by_stages(model, image, clock: StageClock):
-    """Do what ``model.detect`` does, timing each stage; return the detections and number of proposals."""
+    """Detect as ``model.detect`` and time each stage; return the detections and number of proposals."""
     size, predictor = image.shape[1:], Predictor(model)
     with cache_features():
         with clock.stage('prepare'):
