@@ -31,12 +31,14 @@ import time
 from functools import partial
 from pathlib import Path
 
+import mask_rcnn  # makes Chainer importable
+
+# isort: split
 import chainer
 import numpy as np
 from machine_ceiling import WorkCounter, copy_bandwidth, matmul_flops
 from peer import Peer, PeerError, check
 
-import mask_rcnn
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.options import add_precision, check_precision
 from mask_rcnn.inference.predictor import Predictor

@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import mask_rcnn  # noqa: F401  # makes Chainer importable
+
+# isort: split
 import chainer
 import numpy as np
 from benchmark import machine, write_json
 from machine_ceiling import copy_bandwidth, seconds
 
-import mask_rcnn  # noqa: F401  (before Chainer, which it makes importable)
 from mask_rcnn.ops.boxes.nms import nms_padded
 from mask_rcnn.ops.boxes.top_k import top_k_indices
 from mask_rcnn.ops.masks.paste_masks import paste_into

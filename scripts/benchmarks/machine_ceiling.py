@@ -7,10 +7,12 @@ import importlib.util
 import time
 from collections.abc import Callable
 
+import mask_rcnn  # noqa: F401  # makes Chainer importable
+
+# isort: split
 import chainer
 import numpy as np
 
-import mask_rcnn  # noqa: F401  (before Chainer, which it makes importable)
 from mask_rcnn.ops.cudnn_frontend import current_precision
 from mask_rcnn.ops.cudnn_frontend.precision import Precision
 

@@ -16,11 +16,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import mask_rcnn  # makes Chainer importable
+
+# isort: split
 import chainer
 import numpy as np
 from benchmark import STAGES, StageClock, detect_by_stages, machine, random_model, write_json
 
-import mask_rcnn
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.ops.runtime.device import get_device
