@@ -19,7 +19,7 @@ _MIN_POLYGON_NUMBERS = 6  # three points
 
 
 class AnnotationFileError(ValueError):
-    """An annotation file that cannot be used; the message is one line, ``path: reason``."""
+    """An annotation file cannot be used; the message is one line, ``path: reason``."""
 
     def __init__(self, path: str | os.PathLike, reason: str):
         super().__init__(f'{os.fspath(path)}: {reason}')
@@ -28,7 +28,7 @@ class AnnotationFileError(ValueError):
 
 
 class AnnotationError(Exception):
-    """A malformed annotation; the message is the reason."""
+    """An annotation is malformed; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class COCOObject:
 
     @property
     def is_trainable(self) -> bool:
-        """True if the object contributes to training: not a crowd, and with a visible keypoint if it has keypoints."""
+        """True if the object is used for training: not a crowd and, with keypoints, at least one of them labelled."""
         return not self.crowd and (len(self.keypoints) == 0 or bool((self.keypoints[:, 2] > 0).any()))
 
 
@@ -125,7 +125,7 @@ def check_keypoint_names(path: Path, categories: list[dict]) -> None:
     """Check that a category has keypoints and that all keypoints are COCO's 17.
 
     Raises:
-        AnnotationFileError: No category has keypoints, or a category has others.
+        AnnotationFileError: No category has keypoints, or a category has other keypoints.
     """
     all_names = [category['keypoints'] for category in categories if 'keypoints' in category]
     if not all_names:
@@ -135,7 +135,7 @@ def check_keypoint_names(path: Path, categories: list[dict]) -> None:
 
 
 def check_annotations(content: dict[str, list[dict]]) -> Iterator[tuple[dict, str | None]]:
-    """Yield each annotation, and the error in its references, box, area or crowd flag, or ``None``."""
+    """Yield each annotation with the error in its references, box, area or crowd flag, or with ``None``."""
     images = {image['id'] for image in content['images']}
     categories = {category['id'] for category in content['categories']}
     for i, annotation in enumerate(content['annotations']):
@@ -299,7 +299,7 @@ def _decode_counts(counts: str | bytes) -> np.ndarray:
 
     A number consists of one or several characters of 5 bits each, low bits first.  Bit 5 of a character is set if
     another character follows.  Bit 4 of the last character is the sign.  The fourth number and all later numbers are
-    differences from the number two places before.  They are decoded for validation, because pycocotools reads beyond
+    differences from the number two positions before.  They are decoded for validation, because pycocotools reads beyond
     the end of truncated counts.
     """
     characters = np.frombuffer(counts.encode('ascii') if isinstance(counts, str) else counts, np.uint8)
