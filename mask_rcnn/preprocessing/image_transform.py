@@ -1,4 +1,4 @@
-"""Conversion of images into network inputs, and of boxes between the two.
+"""Conversion of images into network inputs, and of boxes between their coordinates.
 
 :func:`prepare_image` makes the network input for prediction and for training.  It also returns an
 :class:`ImageTransform`, which maps boxes from the image to the input and back.
@@ -22,7 +22,7 @@ class ImageTransform:
     Args:
         size: Height and width of the image.
         scale: Factor by which the image is resized, before height and width are rounded to whole pixels.
-        factors: Factors of the box coordinates, ``(y, x)``.
+        factors: Factors of box coordinates, ``(y, x)``.
         window: Centres of the resized image's corner pixels in the network input,
             ``(y_min, x_min, y_max, x_max)``.
         input_size: Height and width of the network input before it is padded to a multiple of
@@ -108,7 +108,7 @@ class ImageTransform:
 
 
 def _corner_distance_ratio(n_out: int, n_in: int) -> float:
-    """Return the ratio of the distances between first and last pixel; the distance is 1 where they coincide."""
+    """Return the ratio of the distances between first and last pixel; a distance of 0 counts as 1."""
     return max(n_out - 1, 1) / max(n_in - 1, 1)
 
 
@@ -122,8 +122,8 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
     """Return the factor by which an image is resized.
 
     The shorter side becomes ``config.min_size``, unless the longer side would then exceed ``config.max_size``
-    (Detectron's ``detectron/utils/blob.py``, ``get_target_size``).  With ``dialect.input.upscale_only``, images with a
-    longer shorter side keep their size within that limit (Matterport's ``utils.resize_image``).
+    (Detectron's ``detectron/utils/blob.py``, ``get_target_size``).  With ``dialect.input.upscale_only``, images whose
+    shorter side exceeds ``config.min_size`` keep their size within that limit (Matterport's ``utils.resize_image``).
 
     Args:
         size: Height and width of the image.
