@@ -33,7 +33,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         data = self.site.files.get(self.path)
         self.site.requests.append((self.path, self.headers.get('Range')))
         if data is None:
-            return self.send_error(404)
+            self.send_error(404)
+            return
         start = 0
         if self.headers.get('Range') and self.site.ranges:
             start = int(self.headers['Range'].split('=')[1].split('-')[0])

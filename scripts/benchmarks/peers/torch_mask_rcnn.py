@@ -110,8 +110,8 @@ class Network(nn.Module):
             logits = self.objectness(h)[0].permute(1, 2, 0).reshape(-1).float()
             deltas = self.rpn_delta(h)[0].permute(1, 2, 0).reshape(-1, 4).float()[:, [1, 0, 3, 2]]
             best = logits.topk(min(self.setup['rpn_pre_nms'], len(logits))).indices
-            own = decode(all_anchors(cell, stride, x.shape[2:], x.device)[best], deltas[best], 1.0)
-            boxes.append(clip(own, size))
+            level_boxes = decode(all_anchors(cell, stride, x.shape[2:], x.device)[best], deltas[best], 1.0)
+            boxes.append(clip(level_boxes, size))
             scores.append(logits[best])
             levels.append(torch.full_like(best, level))
         boxes, scores, levels = map(torch.cat, (boxes, scores, levels))
