@@ -197,7 +197,7 @@ DAMAGED = {
     ),
     'no values, with a dimension beyond NumPy': (
         layer('conv1', bytes_field(7, bytes_field(1, varint(0) + varint(1 << 63)))),
-        r'0 numbers, .* \(0, 9223372036854775808\)',
+        r'0 values, .* \(0, 9223372036854775808\)',
     ),
     'many axes': (
         layer('conv1', bytes_field(7, bytes_field(1, b'\x01' * 5000)) + ONE),
