@@ -1,4 +1,4 @@
-"""Mask R-CNN on Chainer and CuPy, with the weights and the detections of Detectron and Matterport.
+"""Mask R-CNN on Chainer and CuPy: loads weights of Detectron and Matterport and reproduces their detections.
 
     import mask_rcnn
 
@@ -51,7 +51,7 @@ _SUBPACKAGES = (
     'weights',
 )
 
-#: Threads that use different names first would otherwise import packages that import each other at the same time.
+#: Serialises lazy imports: two threads would otherwise import interdependent subpackages at the same time.
 _import_lock = threading.RLock()
 
 _register_compat()
@@ -70,5 +70,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the names of the module, including those that are not imported yet."""
+    """Return the names of the module, including those that have not been imported yet."""
     return sorted({*globals(), *__all__, *_SUBPACKAGES})

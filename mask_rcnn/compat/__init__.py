@@ -1,11 +1,11 @@
-"""Chainer 7.8.1 and ChainerCV 0.13.1 on today's Python, NumPy and CuPy.
+"""Patches for Chainer 7.8.1 and ChainerCV 0.13.1 on current versions of Python, NumPy and CuPy.
 
-This is the only place in the project that patches other libraries.  :func:`register`, which ``import mask_rcnn``
+This is the only package in the project that patches other libraries.  :func:`register`, which ``import mask_rcnn``
 calls, adds an import hook (:mod:`._import_hook`) that patches each of the two libraries when it is first imported.
 Patches that are needed only during the import are removed again: afterwards NumPy, :data:`sys.modules`, the environment
-and the warning filters are as before.  No patch is applied twice, and a Chainer that is already imported (by a user who
-patched it) gets only the lasting patches.  :func:`install` imports both libraries at once; :func:`mend_chainermn`
-patches ChainerMN before its use.
+and the warning filters are as before.  No patch is applied twice.  If Chainer is already imported (by a user who
+patched it), only the lasting patches are applied.  :func:`install` imports both libraries at once;
+:func:`patch_chainermn` patches ChainerMN before its use.
 
 =====================================  ===============================================  ==================
 patch                                  why                                              needed since
@@ -28,15 +28,15 @@ ChainerMN                              and they use ``half``
 
 from mask_rcnn.compat._import_hook import install, register
 
-__all__ = ['install', 'mend_chainermn', 'register']
+__all__ = ['install', 'patch_chainermn', 'register']
 
 
-def mend_chainermn() -> None:
-    """Let ChainerMN's ``pure_nccl`` compile its kernels; idempotent.
+def patch_chainermn() -> None:
+    """Patch ChainerMN so that ``pure_nccl`` can compile its kernels; idempotent.
 
     Raises:
         ImportError: ChainerMN or mpi4py does not work.
     """
     from mask_rcnn.compat import _install  # imports NumPy
 
-    _install.mend_chainermn()
+    _install.patch_chainermn()

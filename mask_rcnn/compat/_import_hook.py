@@ -1,6 +1,6 @@
 """An import hook that patches Chainer and ChainerCV when they are first imported.
 
-This module imports only the standard library: a process that never imports Chainer does not pay for the patches.
+This module imports only the standard library, so a process that never imports Chainer never loads the patches.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _patches(name: str) -> AbstractContextManager[None]:
 
 
 class PatchingFinder(importlib.abc.MetaPathFinder):
-    """A finder that wraps the loaders of :data:`PACKAGES`, which the finders after it find.
+    """A finder that wraps the loaders of :data:`PACKAGES`; the later finders in :data:`sys.meta_path` find them.
 
     The finder is removed from :data:`sys.meta_path` when both packages are patched.
     """
@@ -77,7 +77,7 @@ class PatchingFinder(importlib.abc.MetaPathFinder):
 
 
 class _PatchingLoader(importlib.abc.Loader):
-    """A loader that executes a package with its patches, and that then hands over to the original loader."""
+    """A loader that executes a package with its patches and delegates everything else to the original loader."""
 
     def __init__(self, loader: Any):
         self._loader = loader
@@ -93,7 +93,7 @@ class _PatchingLoader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Execute the package; after a failure the hook is still in place for the next attempt."""
+        """Execute the package; after a failure, the hook remains installed for the next attempt."""
         name = module.__name__
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader

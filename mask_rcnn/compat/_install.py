@@ -27,21 +27,21 @@ _SCTYPES = {
 
 _FCIS = 'chainercv.experimental.links.model.fcis'
 
-#: Functions that look up removed names in NumPy when they run: (module, function, its name for NumPy, names).
-_NAMES_USED_LATER = (
+#: Functions that look up removed NumPy names when they run: (module, function, NumPy's name in the module, names).
+_NAMES_USED_AT_RUN_TIME = (
     ('chainer.functions.array.as_strided', 'AsStridedGrad.forward', 'np', {'sctypes': _SCTYPES}),
     ('chainer.functions.array.resize_images', 'compute_indices_and_weights', 'numpy', {'float': float}),
     (f'{_FCIS}.fcis_train_chain', 'FCISTrainChain.forward', 'np', {'int': int}),
     (f'{_FCIS}.utils.proposal_target_creator', 'ProposalTargetCreator.__call__', 'np', {'int': int}),
 )
 
-#: Functions of ChainerMN that compile kernels with the type ``half``, whose header CuPy's no longer includes.
-_KERNELS_OF_HALF = ('_cupy_batched_pack_params', '_cupy_batched_unpack_params')
+#: ChainerMN functions that compile kernels with the type ``half``, whose header CuPy's headers no longer include.
+_HALF_KERNELS = ('_cupy_batched_pack_params', '_cupy_batched_unpack_params')
 
 
 @contextlib.contextmanager
 def patches(package: str) -> Iterator[None]:
-    """Patch what a package needs while it is imported; afterwards, apply its lasting patches.
+    """Apply the patches that a package needs during its import; afterwards, apply its lasting patches.
 
     Args:
         package: ``'chainer'`` or ``'chainercv'``.
@@ -51,46 +51,46 @@ def patches(package: str) -> Iterator[None]:
             _numpy_sctypes,
             _numpy_distutils,
             _distutils,
-            _without_pkg_resources,
+            _supply_pkg_resources,
             _cupy_cublas,
-            _no_version_warnings,
+            _silence_version_warnings,
         ):
             stack.enter_context(patch())
         if package == 'chainercv':
             _supply_nms_gpu_post()
         yield
-    _lend_numpy_names(package)
+    _patch_numpy_names(package)
     if package == 'chainer':
         _silence_cudnn_warning()
 
 
-def mend_chainermn() -> None:
-    """Make ChainerMN's ``pure_nccl`` compile its kernels.  A second call does nothing.
+def patch_chainermn() -> None:
+    """Patch ChainerMN so that ``pure_nccl`` can compile its kernels; idempotent.
 
-    This is not a part of the import hook, because importing ChainerMN starts MPI.
+    This is not part of the import hook, because importing ChainerMN starts MPI.
 
     Raises:
         ImportError: ChainerMN or mpi4py does not work.
     """
     owner = importlib.import_module('chainermn.communicators._memory_utility')
-    for name in _KERNELS_OF_HALF:
+    for name in _HALF_KERNELS:
         function = getattr(owner, name)
         if not hasattr(function, '__wrapped__'):
             view = {
                 **function.__globals__,
-                'chainer': types.SimpleNamespace(cuda=types.SimpleNamespace(raw=_raw_with_half)),
+                'chainer': types.SimpleNamespace(cuda=types.SimpleNamespace(raw=_compile_with_half)),
             }
             setattr(owner, name, _with_globals(function, view))
 
 
-def _raw_with_half(code: str, name: str):
+def _compile_with_half(code: str, name: str):
     """Compile a kernel as ``chainer.cuda.raw`` does, with the type ``half`` defined."""
     return sys.modules['chainer.backends.cuda'].raw(f'#include <cuda_fp16.h>\n{code}', name)
 
 
 @contextlib.contextmanager
 def _numpy_sctypes():
-    """Supply ``numpy.sctypes``, from which ``as_strided`` builds a table on import; NumPy 2 does not have it."""
+    """Supply ``numpy.sctypes``, which ``as_strided`` reads on import; NumPy 2 does not have it."""
     with _attribute(np, 'sctypes', _SCTYPES):
         yield
 
@@ -134,7 +134,7 @@ def _strtobool(text: str) -> int:
 
 
 @contextlib.contextmanager
-def _without_pkg_resources():
+def _supply_pkg_resources():
     """Supply ``pkg_resources``, which setuptools 82 removed; before that, importing it is slow and warns."""
     with _module('pkg_resources', _pkg_resources):
         yield
@@ -158,7 +158,7 @@ def _cupy_cublas():
 
 
 @contextlib.contextmanager
-def _no_version_warnings():
+def _silence_version_warnings():
     """Silence Chainer's warning about CuPy versions after 7, and Python's about deprecated syntax in ChainerCV."""
     key = 'CHAINER_WARN_VERSION_MISMATCH'
     before = os.environ.get(key)
@@ -176,7 +176,7 @@ def _no_version_warnings():
 
 
 def _supply_nms_gpu_post() -> None:
-    """Supply ChainerCV's only C extension, which a Cython too old for Python 3.11 generated."""
+    """Supply ChainerCV's only C extension; its C code comes from a Cython that does not support Python 3.11."""
     stem = os.path.join(sys.modules['chainercv'].__path__[0], 'utils', 'bbox', '_nms_gpu_post')
     if any(os.path.exists(stem + suffix) for suffix in importlib.machinery.EXTENSION_SUFFIXES):
         return
@@ -186,9 +186,9 @@ def _supply_nms_gpu_post() -> None:
     sys.modules.setdefault(name, module)
 
 
-def _lend_numpy_names(package: str) -> None:
-    """Give some functions of a package a view of NumPy with the removed names that they look up when they run."""
-    for module_name, path, numpy_name, names in _NAMES_USED_LATER:
+def _patch_numpy_names(package: str) -> None:
+    """Patch the functions of a package that use removed NumPy names, so that they see a NumPy with these names."""
+    for module_name, path, numpy_name, names in _NAMES_USED_AT_RUN_TIME:
         missing = {name: value for name, value in names.items() if not _has(np, name)}
         if missing and module_name.split('.')[0] == package:
             owner = importlib.import_module(module_name)

@@ -14,7 +14,7 @@ def _nms_gpu_post(mask, n_bbox, threads_per_block, col_blocks):
         col_blocks (int): Number of words per box.
 
     Returns:
-        tuple: ``(n_bbox,)`` int32 indices of the kept boxes, of which the first ``n`` are valid, and ``n``.
+        tuple: ``(n_bbox,)`` int32 indices of the kept boxes, and their number ``n``; only the first ``n`` are valid.
     """
     rows = np.asarray(mask, np.uint64).reshape(n_bbox, col_blocks)
     removed = np.zeros(col_blocks, np.uint64)

@@ -1,4 +1,4 @@
-"""The part of ``pkg_resources`` that Chainer and ChainerCV use, over :mod:`importlib.metadata`."""
+"""The part of ``pkg_resources`` that Chainer and ChainerCV use, implemented with :mod:`importlib.metadata`."""
 
 from importlib import metadata
 

@@ -61,7 +61,7 @@ class BoxConventions:
     """Box arithmetic (:mod:`mask_rcnn.ops.boxes.boxes`, :mod:`mask_rcnn.ops.boxes.nms`).
 
     Args:
-        offset: Number added to ``x2 - x1`` to get the width of a box: 1 if both corners are pixels of the box
+        offset: Value added to ``x2 - x1`` to get the width of a box: 1 if both corners are pixels of the box
             (Detectron), 0 if the corners are coordinates (Matterport).
         clip_offset: Boxes are clipped to ``[0, height - clip_offset]`` and ``[0, width - clip_offset]``; 1 in all
             programs.  With ``detections.postprocess_in_input_space``, detections are clipped to the centres of the
@@ -106,12 +106,12 @@ class RoIConventions:
 
     Args:
         op: Pooling operator.  ``'roi_align'`` averages the samples in each bin (Detectron); ``Config.roi_align`` can
-            replace it by RoI max pooling.  ``'crop_and_resize'`` samples the points of a grid that extends from border
-            to border (Matterport, with TensorFlow's operator); it ignores ``Config.roi_align`` and
+            replace it with RoI max pooling.  ``'crop_and_resize'`` samples the points of a grid that extends from
+            border to border (Matterport, with TensorFlow's operator); it ignores ``Config.roi_align`` and
             ``Config.sampling_ratio``.
         level_rounding: Rounding of the pyramid level of a RoI: ``'floor'`` (Detectron), or ``'nearest'`` with halves
             to even (Matterport).
-        level_epsilon: Number added to the relative size of a RoI before the logarithm of the level: 1e-6 (Detectron)
+        level_epsilon: Value added to the relative size of a RoI before the logarithm of the level: 1e-6 (Detectron)
             or 0 (Matterport).
     """
 
@@ -150,10 +150,10 @@ class MaskConventions:
 
     Args:
         padding: Width of the zero padding of a predicted mask in mask pixels: 1 (Detectron) or 0 (Matterport).  The
-            box is extended in proportion, before the mask is resized to it.
-        margin: Border handling of the resize.  1 interpolates between the mask and zeros outside of the box
-            (Matterport, with scikit-image); 0 repeats the border of the mask (Detectron, with OpenCV).
-        threshold: Minimum probability of the pixels of a mask.
+            box is extended in proportion before the mask is resized to it.
+        margin: Border handling of the resize.  1 interpolates between the mask and zeros outside the box (Matterport,
+            with scikit-image); 0 repeats the border of the mask (Detectron, with OpenCV).
+        threshold: Probability threshold of mask pixels; see ``threshold_inclusive``.
         threshold_inclusive: Whether pixels of a mask need a probability >= threshold (Matterport) or > threshold
             (Detectron).
     """

@@ -24,10 +24,10 @@ class Config:
             normalisation.
         masks: Whether the network has a mask head.
         n_keypoint: Number of keypoints per instance; 0 for a network without a keypoint head.
-        width: Width multiplier of a MobileNet: factor of all numbers of channels (Howard et al. 2017, section 3.3).
+        width: Width multiplier of a MobileNet, which scales all channel counts (Howard et al. 2017, section 3.3).
         fpn_channels: Number of channels of each level of the feature pyramid.
         rpn_channels: Number of output channels of the RPN's 3x3 convolution; 0 for the number of its input channels.
-        head_channels: Number of units of the two fully connected layers in an FPN's box head.
+        head_channels: Number of units in each of the two fully connected layers of an FPN's box head.
         mask_channels: Number of channels of the mask head.
         mask_convs: Number of 3x3 convolutions in an FPN's mask head.
         roi_size: Height and width of pooled RoI features in bins: 14 or 7.  The box head of a C4 network processes
@@ -35,7 +35,7 @@ class Config:
         mask_roi_size: Height and width of pooled RoI features in an FPN's mask and keypoint heads, in bins.
         roi_canonical_size: Size (square root of the area, in pixels) of the RoIs that are pooled from the level of
             stride 16.  RoIs of half that size are pooled from the level of stride 8 (Lin et al. 2017, section 4.2).
-        roi_align: True for RoIAlign, false for RoI max pooling.  Applies to dialects with ``rois.op='roi_align'``.
+        roi_align: True for RoIAlign, False for RoI max pooling.  Applies to dialects with ``rois.op='roi_align'``.
         sampling_ratio: Number of RoIAlign's samples per bin and axis; 0 for one sample per pixel of the bin.
         min_size: Target length of the image's shorter side in pixels.
         max_size: Maximum length of the image's longer side in pixels; also the side of a letterbox.
@@ -140,7 +140,7 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict:
-        """Return the fields as numbers, strings and lists for JSON; the dialect is stored by its name."""
+        """Return the fields as JSON-compatible values; the dialect is stored by its name."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields['dialect'] = self.dialect.name
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
@@ -150,7 +150,7 @@ class Config:
         """Return the configuration with the given fields: the inverse of :meth:`to_dict`.
 
         Args:
-            data: Values of fields; missing fields have their defaults.
+            data: Values by field name; missing fields have their defaults.
 
         Returns:
             Config: The configuration.

@@ -1,4 +1,4 @@
-"""Datasets: COCO, synthetic images, and the transform of their examples for training."""
+"""Datasets: COCO, synthetic shapes, and the transform of examples for training."""
 
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
 from mask_rcnn.datasets.example import Annotations, Example, TrainingExample

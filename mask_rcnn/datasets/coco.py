@@ -33,7 +33,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
     """Images and objects of a COCO annotation file.
 
     The constructor reads the header of every image file, so that a run does not fail on a missing file after hours.
-    Objects are stored in a few flat arrays, which are sent to worker processes quickly.
+    Objects are stored in a few flat arrays, which are fast to send to worker processes.
 
     Args:
         annotation_file: JSON file with ``images``, ``annotations`` and ``categories``.  Segmentations are polygons or
@@ -44,8 +44,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
             the first one raises an error.
         only_annotated: Whether to drop images without an object for training (crowds do not count), as Detectron does
             for training.  Evaluation needs all images: ``False``.
-        keypoints: Whether to read COCO's 17 keypoints of each object (all invisible if an annotation has none).
-            Objects then need no segmentation, and only objects with a visible keypoint are used for training.
+        keypoints: Whether to read COCO's 17 keypoints of each object (none labelled if an annotation has no keypoints).
+            Objects then need no segmentation, and only objects with a labelled keypoint are used for training.
         class_names: Names of the selected classes, in the order of their labels.  By default, all classes sorted by
             category id.
 
@@ -87,7 +87,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         if only_annotated:
             images = [image for image in images if any(obj.is_trainable for obj in objects[image.image_id])]
         if not images:
-            part = 'visible keypoint' if keypoints else 'mask'
+            part = 'labelled keypoint' if keypoints else 'mask'
             reason = f'no image has an object for training (with a class, a box and a {part}, and not a crowd)'
             raise AnnotationFileError(self.annotation_file, reason if only_annotated else 'no images')
         self._images = tuple(images)
@@ -105,22 +105,22 @@ class COCODataset(chainer.dataset.DatasetMixin):
         """Return the path of image ``i``."""
         return str(self.image_folder / self._images[i].file_name)
 
-    def annotations_of(self, i: int) -> Annotations:
+    def get_annotations(self, i: int) -> Annotations:
         """Return the annotations of image ``i`` without reading the image."""
-        return self._objects.annotations_of(i)
+        return self._objects.get_annotations(i)
 
     def get_example(self, i: int) -> Example:
         """Return an :class:`~mask_rcnn.datasets.example.Example`; ``dataset[i]`` calls it.
 
         Raises:
-            ImageFileError: The image cannot be read or has changed its size.
+            ImageFileError: The image cannot be read, or its size has changed.
         """
         name = self.image_name(i)
         image = read_image(name)
         error = _size_error(name, (image.shape[1], image.shape[2]), self.image_size(i))
         if error:
             raise error
-        return Example(image=image, annotations=self.annotations_of(i), name=name, image_id=self.image_ids[i])
+        return Example(image=image, annotations=self.get_annotations(i), name=name, image_id=self.image_ids[i])
 
     def ground_truth(self) -> dict:
         """Return the content of the annotation file for :class:`mask_rcnn.evaluation.COCOEvaluator`.

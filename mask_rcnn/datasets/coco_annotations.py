@@ -20,7 +20,7 @@ _MIN_POLYGON_NUMBERS = 6  # three points
 
 
 class AnnotationFileError(ValueError):
-    """An annotation file that cannot be used; the message is one line, ``path: reason``."""
+    """An annotation file cannot be used; the message is one line, ``path: reason``."""
 
     def __init__(self, path: str | os.PathLike, reason: str):
         super().__init__(f'{os.fspath(path)}: {reason}')
@@ -29,7 +29,7 @@ class AnnotationFileError(ValueError):
 
 
 class AnnotationError(Exception):
-    """A malformed annotation; the message is the reason."""
+    """An annotation is malformed; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class COCOObject:
 
     @property
     def is_trainable(self) -> bool:
-        """True if the object contributes to training: not a crowd, and with a visible keypoint if it has keypoints."""
+        """True if the object is used for training: not a crowd and, with keypoints, at least one of them labelled."""
         return not self.crowd and (len(self.keypoints) == 0 or bool((self.keypoints[:, 2] > 0).any()))
 
 
@@ -126,7 +126,7 @@ def check_keypoint_names(path: Path, categories: list[dict]) -> None:
     """Check that a category has keypoints and that all keypoints are COCO's 17.
 
     Raises:
-        AnnotationFileError: No category has keypoints, or a category has others.
+        AnnotationFileError: No category has keypoints, or a category has other keypoints.
     """
     all_names = [category['keypoints'] for category in categories if 'keypoints' in category]
     if not all_names:
@@ -136,7 +136,7 @@ def check_keypoint_names(path: Path, categories: list[dict]) -> None:
 
 
 def check_annotations(content: dict[str, list[dict]]) -> Iterator[tuple[dict, str | None]]:
-    """Yield each annotation, and the error in its references, box, area or crowd flag, or ``None``."""
+    """Yield each annotation with the error in its references, box, area or crowd flag, or with ``None``."""
     images = {image['id'] for image in content['images']}
     categories = {category['id'] for category in content['categories']}
     for i, annotation in enumerate(content['annotations']):

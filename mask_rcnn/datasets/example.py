@@ -1,6 +1,6 @@
-"""Records that datasets return and that a training step reads.
+"""The records that datasets return and training steps read.
 
-An :class:`Example` is an image with its :class:`Annotations` as they are in the files.
+An :class:`Example` is an image with its :class:`Annotations`, as stored in the dataset.
 :class:`mask_rcnn.datasets.transforms.TrainingTransform` converts it into a :class:`TrainingExample`, which holds the
 network input.
 """
@@ -25,11 +25,11 @@ class Annotations:
         boxes: ``(G, 4)`` float32, ``(y_min, x_min, y_max, x_max)``, clipped to the image.  Both corners are pixels of
             the box, as in Detectron: ``x_max = x_min + width - 1``.
         labels: ``(G,)`` int32; 0 is the first foreground class.
-        crowd: ``(G,)`` bool, true for a region of several objects that are not annotated individually.
+        crowd: ``(G,)`` bool, True for a region of several objects that are not annotated individually.
         segmentations: Shape of each object: a tuple of polygons, each a flat float array ``x, y, x, y, ...`` of at
             least three points; or run lengths in the format of pycocotools, ``{'size': [H, W], 'counts': bytes}``.
         keypoints: ``(G, K, 3)`` float32, ``(y, x, visibility)`` with COCO's visibility: 0 not labelled (``y`` and
-            ``x`` are 0), 1 hidden, 2 visible.  ``None`` if the dataset has no keypoints.
+            ``x`` are 0), 1 labelled but hidden, 2 labelled and visible.  ``None`` if the dataset has no keypoints.
 
     Raises:
         ValueError: The lengths of the fields differ, or a field has a wrong shape.
@@ -57,13 +57,13 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Example:
-    """One image of a dataset, as it is in the files.
+    """One image of a dataset, before any transform.
 
     Args:
         image: ``(3, H, W)`` float32, RGB, 0 to 255, in its original size.
         annotations: The objects of the image.
         name: Name of the image in messages: its path, if it is a file.
-        image_id: Number (or name) of the image in the dataset.
+        image_id: Id of the image in the dataset.
     """
 
     image: np.ndarray
@@ -82,9 +82,9 @@ class TrainingExample:
         image_transform: Mapping from the image to ``x``.
         annotations: The objects, in pixels of the original image, flipped if ``x`` is flipped.
         name: Name of the image in messages.
-        image_id: Number (or name) of the image in the dataset.
+        image_id: Id of the image in the dataset.
         seed: Seed of all random choices for this example, in ``[0, 2**32)``.  The choices therefore depend neither on
-            the batch nor on the process that has the example.
+            the batch nor on the process.
     """
 
     x: np.ndarray

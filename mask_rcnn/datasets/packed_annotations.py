@@ -16,9 +16,9 @@ from mask_rcnn.datasets.example import Annotations, Segmentation
 class PackedAnnotations:
     """The objects of all images in flat arrays.
 
-    Images consist of objects, objects of polygons, and polygons of coordinates.  The parts of element ``i`` are the
-    elements ``start[i]:start[i + 1]`` of the next level.  Python lists of a million polygons would take gigabytes of
-    memory, and minutes to send to worker processes.
+    An image is a range of objects, an object a range of polygons, and a polygon a range of coordinates.  Element ``i``
+    of one level consists of the elements ``start[i]:start[i + 1]`` of the next level.  Python lists of a million
+    polygons would take gigabytes of memory, and minutes to send to worker processes.
 
     Args:
         object_start: ``(N + 1,)`` int64, the first object of each image.
@@ -28,7 +28,7 @@ class PackedAnnotations:
         polygon_start: ``(M + 1,)`` int64, the first polygon of each object.
         coordinate_start: ``(P + 1,)`` int64, the first coordinate of each polygon.
         coordinates: All coordinates, float64.
-        run_lengths: Run lengths of the objects that have no polygons, by the index of the object.
+        run_lengths: Object index -> run lengths, for the objects without polygons.
         keypoints: ``(M, 17, 3)`` float32, or ``(M, 0, 3)`` if the dataset has no keypoints.
     """
 
@@ -61,7 +61,7 @@ class PackedAnnotations:
             keypoints=np.array([obj.keypoints for obj in objects], np.float32).reshape(len(objects), -1, 3),
         )
 
-    def annotations_of(self, i: int) -> Annotations:
+    def get_annotations(self, i: int) -> Annotations:
         """Return copies of the annotations of image ``i``."""
         objects = slice(*self.object_start[i : i + 2])
         return Annotations(

@@ -12,7 +12,7 @@ from mask_rcnn.datasets.coco_keypoints import COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation, TrainingExample
 from mask_rcnn.preprocessing.image_transform import prepare_image
 
-# Separates the random numbers of the flip from those of the sampling, which has the same seed.
+# Second word of the flip's seed; equal to ``training.train_chain._SAMPLING_STREAM``, see there.
 _FLIP_STREAM = 1
 
 

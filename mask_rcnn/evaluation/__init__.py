@@ -1,4 +1,4 @@
-"""COCO's metrics of detections."""
+"""Evaluation of detections with COCO's metrics."""
 
 from mask_rcnn.evaluation.coco import KEYPOINT_METRIC_NAMES, METRIC_NAMES, COCOEvaluator, Metrics, evaluate_model
 

@@ -42,9 +42,9 @@ class _Kind:
 
     Args:
         name: The ``iouType`` of pycocotools.
-        key: Its key in a result or an annotation.
-        singular, plural: Its name in the table; the plural is also its field of :class:`Metrics`.
-        metrics: The names of its metrics.
+        key: Key of the prediction in a result or an annotation.
+        singular, plural: Name in the table; the plural is also the field of :class:`Metrics`.
+        metrics: Names of the metrics.
     """
 
     name: str
@@ -64,8 +64,8 @@ _KINDS = _BOXES, _MASKS, _KEYPOINTS
 class Metrics:
     """The result of COCO's evaluation.
 
-    Values are between 0 and 1, or -1 (as in pycocotools) if there is no object.  The tuples of masks or keypoints are
-    empty if the model does not predict them.
+    Values are between 0 and 1, or -1 (as in pycocotools) if there is no object.  The tuples for masks or keypoints are
+    empty if they were not evaluated.
 
     Args:
         boxes: The twelve metrics of :data:`METRIC_NAMES` for boxes.
@@ -86,7 +86,7 @@ class Metrics:
     keypoint_ap_per_class: tuple[float, ...] = ()
 
     def ap_per_class(self) -> dict[str, tuple[float, ...]]:
-        """Return the AP of each class for those of ``'bbox'``, ``'segm'`` and ``'keypoints'`` that were evaluated."""
+        """Return the AP of each class by kind: ``'bbox'``, ``'segm'`` and ``'keypoints'``, if they were evaluated."""
         return {kind.name: getattr(self, f'{kind.singular}_ap_per_class') for kind in self._kinds()}
 
     def _kinds(self) -> list[_Kind]:
@@ -105,7 +105,7 @@ class Metrics:
         }
 
     def table(self) -> str:
-        """Return all metrics in percent as text: those of boxes, masks and keypoints, then the AP of each class."""
+        """Return all metrics in percent as a text table: boxes, masks and keypoints, then the AP of each class."""
         return '\n'.join([*self._metric_lines(), '', *self._class_lines()])
 
     def _metric_lines(self) -> list[str]:
@@ -138,14 +138,14 @@ def _percent(value: float) -> str:
 class COCOEvaluator:
     """Collects detections and evaluates them against the ground truth.
 
-    Only the images that were added are evaluated, each with all its objects.
+    Only the images that were added are evaluated, against all their objects.
 
     Args:
         ground_truth: The ``images``, ``annotations`` and ``categories`` of a COCO annotation file; the result of a
             dataset's ``ground_truth()``.
-        class_names: The dataset's name of each label.
+        class_names: Name of each of the dataset's labels.
         category_ids: The category id of each label in ``ground_truth``.
-        model_class_names: The model's name of each label, if known.  If they include all names of the dataset,
+        model_class_names: Name of each of the model's labels, if known.  If they include all names of the dataset,
             labels are matched by name, and detections of other classes are ignored; otherwise labels are matched by
             their order.
         n_model_classes: Number of the model's classes, if it differs from the dataset's.
@@ -214,7 +214,7 @@ class COCOEvaluator:
         return self._results
 
     def merge(self, parts: Iterable[dict[int | str, list[dict]]]) -> None:
-        """Replace the results by those of several evaluators of disjoint images."""
+        """Replace the results with those of several evaluators of disjoint images."""
         merged = {image_id: results for part in parts for image_id, results in part.items()}
         self._results = {
             image['id']: merged[image['id']] for image in self._ground_truth['images'] if image['id'] in merged
@@ -251,7 +251,7 @@ class COCOEvaluator:
         ``COCOeval`` computes the metrics of :meth:`evaluate` from these files.
 
         Args:
-            path: The folder and the beginning of the names.
+            path: Folder and base name of the files; a suffix is replaced.
 
         Returns:
             tuple: The paths of the files.
@@ -288,13 +288,13 @@ class COCOEvaluator:
 
 
 class Communicator(Protocol):
-    """The part of :class:`mask_rcnn.training.distributed.Communicator` that an evaluation uses."""
+    """The interface of :class:`mask_rcnn.training.distributed.Communicator` that an evaluation requires."""
 
     rank: int
     size: int
 
     def gather(self, obj: Any) -> list | None:
-        """Return the objects of all processes in process 0, ``None`` in the others."""
+        """Return the objects of all processes, by rank, in process 0 and ``None`` in the others."""
 
     def broadcast_object(self, obj: Any) -> Any:
         """Return process 0's object."""
@@ -318,7 +318,8 @@ def evaluate_model(
         progress: Show a progress bar on stderr.
         results_file: File for the detections, or ``None``; see :meth:`COCOEvaluator.write_results`.
         indices: Evaluate only these images.
-        comm: Several processes, each of which calls this function and processes its part of the images.
+        comm: Communicator of several processes, all of which call this function and process a part of the images;
+            ``None`` for a single process.
 
     Returns:
         Metrics: The same in all processes.
@@ -342,7 +343,7 @@ def evaluate_model(
         keypoints=model.config.n_keypoint > 0,
     )
     shard = indices[rank::size]
-    pending: deque[int | str] = deque()  # ids of the images that the model has read but not returned
+    pending: deque[int | str] = deque()  # ids of the images whose detections the model has not returned yet
 
     def images() -> Iterator[np.ndarray]:
         for i in shard:
@@ -408,13 +409,13 @@ def _check_keypoints(image_id: int | str, detections: Detections) -> None:
 
 
 def _select_kind(results: list[dict], kind: _Kind) -> list[dict]:
-    """Return copies with only the box, only the mask or only the keypoints."""
+    """Return copies of the results that contain only one kind of prediction."""
     dropped = {k.key for k in _KINDS if k != kind}
     return [{key: value for key, value in result.items() if key not in dropped} for result in results]
 
 
 def _to_coco(content: dict, annotations: list[dict]) -> COCO:
-    """Return pycocotools' index of copied annotations, because pycocotools writes into them."""
+    """Return a ``COCO`` index of copies of the annotations, because pycocotools modifies them."""
     coco = COCO()
     coco.dataset = {'info': {}, **content, 'annotations': [dict(annotation) for annotation in annotations]}
     coco.createIndex()

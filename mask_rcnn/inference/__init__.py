@@ -1,4 +1,4 @@
-"""Inference with a network: prediction, its results, and saving the network."""
+"""Inference with a network: the predictor, its detections, and saving the network."""
 
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inference.predictor import Predictor, RawDetections

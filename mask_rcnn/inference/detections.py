@@ -14,17 +14,17 @@ from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_masks, paste_to_hos
 from mask_rcnn.ops.masks.rle import encode_mask, encode_runs
 from mask_rcnn.ops.runtime.transfer import side_stream
 
-#: Approximate number of bytes of the masks that :meth:`Detections.iter_masks` pastes at a time.
+#: Approximate size in bytes of the masks that :meth:`Detections.iter_masks` pastes at a time.
 _CHUNK_BYTES = 2**26
-#: Number of instances that ``repr`` names.
+#: Maximum number of instances listed by ``repr``.
 _MAX_IN_REPR = 5
 
 
 class Detections:
     """The detected instances of one image: boxes, classes, scores, masks and keypoints.
 
-    It is an immutable sequence of instances.  Iteration and indexing return :class:`Detections`; an index is an
-    integer, a slice, a boolean array or an array of integers.
+    An immutable sequence of instances.  Iteration and indexing give :class:`Detections`; an index is an integer, a
+    slice, a boolean array or an array of integers.
 
     Args:
         boxes: ``(R, 4)`` float32, ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
@@ -36,18 +36,19 @@ class Detections:
             over its box.  They are pasted into the image when :attr:`masks` is first read.  ``None``, like ``masks``,
             for a model without masks.
         keypoints: ``(R, K, 4)`` float32, ``(y, x, logit, probability)`` of each keypoint, ``y`` and ``x`` in pixels of
-            the image.  The logit measures the confidence that the keypoint is visible, the probability is that of
-            its position among all pixels of the box.  COCO's 17 keypoints are listed in
+            the image.  The logit measures the confidence that the keypoint is visible; the probability is that of its
+            position among all pixels of the box.  COCO's 17 keypoints are listed in
             :data:`mask_rcnn.datasets.coco_keypoints.COCO_KEYPOINT_NAMES`.  ``None`` for a model without keypoints.
         class_names: Name of each label.
-        category_ids: Number of each label in the dataset (COCO's 80 classes have numbers up to 90); by default
+        category_ids: Category id of each label in the dataset (COCO's 80 classes have ids up to 90); by default
             ``label + 1``.
         dialect: Conventions for the widths of boxes and the pasting of masks.
         paste_device: The GPU that pastes ``mask_probs``, or ``None`` for the CPU; the pixels are the same.  Copies and
             pickles, which may be used on another machine, are pasted by the CPU.
 
     Raises:
-        ValueError: Shapes or dtypes are inconsistent, or a label has no name or category.
+        ValueError: Shapes or dtypes are inconsistent, both ``masks`` and ``mask_probs`` are given, ``size`` is not
+            positive, or a label is negative or has no name or category id.
     """
 
     def __init__(
@@ -66,21 +67,21 @@ class Detections:
         paste_device: chainer.backend.Device | None = None,
     ):
         count = len(boxes)
-        self.size = _checked_size(size)
-        self.boxes = _checked('boxes', boxes, np.float32, (count, 4))
-        self.labels = _checked('labels', labels, np.int32, (count,))
-        self.scores = _checked('scores', scores, np.float32, (count,))
+        self.size = _check_size(size)
+        self.boxes = _check_array('boxes', boxes, np.float32, (count, 4))
+        self.labels = _check_array('labels', labels, np.int32, (count,))
+        self.scores = _check_array('scores', scores, np.float32, (count,))
         if masks is not None and mask_probs is not None:
             raise ValueError('give masks or mask_probs, not both')
         if masks is not None:
-            masks = _checked('masks', masks, bool, (count, *self.size))
+            masks = _check_array('masks', masks, bool, (count, *self.size))
         if mask_probs is not None:
             side: int | str = np.shape(mask_probs)[-1] if np.ndim(mask_probs) == 3 else 'M'
-            mask_probs = _checked('mask_probs', mask_probs, np.float32, (count, side, side))
+            mask_probs = _check_array('mask_probs', mask_probs, np.float32, (count, side, side))
         self.mask_probs: Any = mask_probs
         if keypoints is not None:
             n_keypoints: int | str = np.shape(keypoints)[1] if np.ndim(keypoints) == 3 else 'K'
-            keypoints = _checked('keypoints', keypoints, np.float32, (count, n_keypoints, 4))
+            keypoints = _check_array('keypoints', keypoints, np.float32, (count, n_keypoints, 4))
         self.keypoints = keypoints
         self.class_names = None if class_names is None else tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(int(i) for i in category_ids)
@@ -94,7 +95,7 @@ class Detections:
             raise ValueError(f'labels must not be negative, got {self.labels.min()}')
         for name, table in (('class_names', self.class_names), ('category_ids', self.category_ids)):
             if table is not None and self.labels.size and self.labels.max() >= len(table):
-                raise ValueError(f'label {self.labels.max()} is beyond the {len(table)} {name}')
+                raise ValueError(f'label {self.labels.max()} is out of range for {len(table)} {name}')
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -144,16 +145,16 @@ class Detections:
 
     @property
     def masks(self) -> np.ndarray | None:
-        """The masks ``(R, H, W)`` bool, pasted on the first access; ``None`` for a model without masks.
+        """The masks ``(R, H, W)`` bool, pasted on first access; ``None`` for a model without masks.
 
-        They take ``R x H x W`` bytes; :meth:`iter_masks` needs less memory.
+        They occupy ``R x H x W`` bytes; :meth:`iter_masks` needs less memory.
         """
         if self._masks is None and self.mask_probs is not None:
             self._masks = self._paste(slice(None))
         return self._masks
 
     def iter_masks(self) -> Iterator[np.ndarray]:
-        """Yield the masks, ``(H, W)`` bool each, with only a few of them in memory at a time."""
+        """Yield the masks, ``(H, W)`` bool each, keeping only a few of them in memory at a time."""
         if self._masks is not None or self.mask_probs is None:
             yield from () if self._masks is None else self._masks
             return
@@ -224,10 +225,10 @@ class Detections:
 
         ``bbox`` is ``[x, y, width, height]`` with the dialect's ``boxes.offset`` in width and height, as in
         Detectron's ``boxes.xyxy_to_xywh``.  ``segmentation`` is absent without masks.  ``keypoints``, absent without
-        keypoints, is ``[x, y, 1, x, y, 1, ...]``: COCO ignores the third number, and Detectron writes 1.
+        keypoints, is ``[x, y, 1, x, y, 1, ...]``: COCO ignores the third value of each keypoint; Detectron writes 1.
 
         Args:
-            image_id: The image's number (or name) in the results.
+            image_id: The image's id in the results.
         """
         height, width = (self.boxes[:, 2:] - self.boxes[:, :2] + np.float32(self.dialect.boxes.offset)).T
         boxes = np.stack([self.boxes[:, 1], self.boxes[:, 0], width, height], axis=1).tolist()
@@ -260,7 +261,7 @@ class Detections:
         Returns:
             A uint8 array of shape ``(H, W, 3)``, RGB.
         """
-        # Imported here because the drawing libraries slow the import of the package down.
+        # Imported late: the drawing libraries would slow down the import of the package.
         from mask_rcnn.preprocessing.image_io import read_image
         from mask_rcnn.visualization import draw_detections
 
@@ -269,7 +270,7 @@ class Detections:
         return draw_detections(image, self, **options)
 
 
-def _checked(name: str, array: np.ndarray, dtype: type, shape: tuple) -> np.ndarray:
+def _check_array(name: str, array: np.ndarray, dtype: type, shape: tuple) -> np.ndarray:
     """Convert an array to a dtype of the same kind and check its shape."""
     array = np.asarray(array)
     if array.shape != shape:
@@ -279,7 +280,7 @@ def _checked(name: str, array: np.ndarray, dtype: type, shape: tuple) -> np.ndar
     return array.astype(dtype, copy=False)
 
 
-def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+def _check_size(size: tuple[int, int]) -> tuple[int, int]:
     height, width = (int(side) for side in size)
     if height < 1 or width < 1:
         raise ValueError(f'size must be (height, width), both at least 1, not {size}')

@@ -1,4 +1,4 @@
-"""From images to detections: batches, a GPU that works ahead, and post-processing."""
+"""Prediction: batching of images, asynchronous execution on a GPU, and postprocessing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Predictor:
         """Detect objects in images.
 
         Args:
-            images: File names, ``(3, H, W)`` float arrays (RGB, 0 to 255) or ``(H, W, 3)`` uint8 arrays (RGB); see
+            images: File names, ``(3, H, W)`` float32 arrays (RGB, 0 to 255) or ``(H, W, 3)`` uint8 arrays (RGB); see
                 :func:`mask_rcnn.preprocessing.image_io.to_image_array`.
             batch_size: See :meth:`iter_detections`.
 
@@ -79,8 +79,9 @@ class Predictor:
             list of mask_rcnn.Detections: One for each image, in descending order of score.
 
         Raises:
-            ValueError: ``batch_size`` is below 1, or an image cannot be used; see
-                :func:`~mask_rcnn.preprocessing.image_io.to_image_array` for the types.
+            ValueError: ``batch_size`` is below 1, an image file cannot be read, or an array has the wrong shape or
+                dtype; see :func:`~mask_rcnn.preprocessing.image_io.to_image_array`.
+            TypeError: An image is neither a file name nor an array.
         """
         with cache_weights():
             return list(self.iter_detections(images, batch_size=batch_size))
@@ -88,11 +89,11 @@ class Predictor:
     def iter_detections(self, images: Iterable, *, batch_size: int | None = None) -> Iterator[Detections]:
         """Detect objects in a stream of images.
 
-        Consecutive images whose network inputs have one size form a batch.  Images are taken from ``images`` when they
-        are needed: while a GPU computes a batch, the next batch is prepared, and then the detections of the first are
-        returned.  If a batch does not fit in memory, it is split in half and retried.
+        Consecutive images whose network inputs have the same size form a batch.  ``images`` is consumed lazily: while a
+        GPU computes one batch, the next batch is prepared, and then the detections of the first are returned.  If a
+        batch does not fit in memory, it is split in half and retried.
 
-        Around a loop over many images, open :func:`~mask_rcnn.ops.runtime.cache.cache_weights`.
+        Wrap a loop over many images in :func:`~mask_rcnn.ops.runtime.cache.cache_weights`.
 
         Args:
             images: See :meth:`detect`.
@@ -103,8 +104,8 @@ class Predictor:
             iterator of mask_rcnn.Detections: In the order of the images.
 
         Raises:
-            ValueError: As for :meth:`detect`.  The error of an image is raised when the image is prepared, before the
-                detections of earlier images of its batch are returned.
+            ValueError, TypeError: As for :meth:`detect`.  The error of an image is raised when the image is prepared,
+                before the detections of earlier images of its batch are returned.
         """
         if batch_size is None:
             batch_size = GPU_BATCH_SIZE if uses_padding(self.network.device) else 1
@@ -137,12 +138,12 @@ class Predictor:
         return self.network.xp.asarray(x[None]), transform
 
     def _iter_batches(self, images: Iterable, batch_size: int) -> Iterator[tuple[list, list[ImageTransform]]]:
-        """Yield lists of network inputs of one size and of their transforms, without reading ahead."""
+        """Yield batches of network inputs of one size and their transforms, without reading ahead."""
         xs: list = []
         transforms: list[ImageTransform] = []
         for image in images:
             x, transform = self.prepare(to_image_array(image))
-            del image  # large arrays do not outlive their use, here and below
+            del image  # free large arrays early, here and below
             if xs and x.shape != xs[0].shape:
                 yield xs, transforms
                 xs, transforms = [], []
@@ -159,8 +160,7 @@ class Predictor:
         """Run the network on a batch, or on its halves if it does not fit in memory.
 
         Returns:
-            list: For each part of the batch that was run, the arguments of :meth:`_finish_batch`.  A GPU may still be
-            computing them.
+            list: The arguments of :meth:`_finish_batch` for each part of the batch.  A GPU may still be computing them.
         """
         network = self.network
         try:
@@ -185,7 +185,7 @@ class Predictor:
             yield self.postprocess(boxes, labels, scores, masks, keypoints, transform)
 
     def postprocess(self, boxes, labels, scores, mask_probs, keypoints, transform: ImageTransform) -> Detections:
-        """Make the detections of one image from the outputs of the network.
+        """Convert the outputs of the network for one image into detections.
 
         Args:
             boxes: ``(R, 4)`` float32; see :class:`RawDetections`.
@@ -196,8 +196,8 @@ class Predictor:
             transform: The image's transform.
 
         Returns:
-            mask_rcnn.Detections: On the host, in pixels of the image, without padding rows.  Masks are pasted when
-            they are first used, on the network's GPU if it has one.
+            mask_rcnn.Detections: On the host, in pixels of the image, without padding rows.  Masks are pasted on first
+            access, on the network's GPU if it has one.
         """
         network, padded = self.network, uses_padding(self.network.device)
         arrays = {'boxes': boxes, 'labels': labels, 'scores': scores, 'mask_probs': mask_probs, 'keypoints': keypoints}

@@ -1,4 +1,4 @@
-"""Open files for reading and writing: errors in one line, and no half-written files."""
+"""Opening of files for reading and writing, with one-line errors and atomic replacement."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 
 class FileError(OSError):
-    """A file that cannot be read or written; ``str()`` is one line, ``path: reason``.
+    """A file cannot be read or written; ``str()`` is one line, ``path: reason``.
 
-    It is created as ``FileError(errno, reason, path)`` and has the attributes of every ``OSError``: ``errno``,
-    ``strerror`` (the reason) and ``filename`` (the path).
+    Constructed as ``FileError(errno, reason, path)``, with the attributes of ``OSError``: ``errno``, ``strerror`` (the
+    reason) and ``filename`` (the path).
     """
 
     def __str__(self) -> str:

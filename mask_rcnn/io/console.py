@@ -31,5 +31,5 @@ def print_error(message: str) -> None:
 
 
 def progress_bar(total: int, *, unit: str) -> tqdm:
-    """Return a progress bar on the standard error, a context manager; there is none for a single step."""
+    """Return a progress bar on the standard error, a context manager; it is disabled for a single step."""
     return tqdm(total=total, unit=unit, disable=total < 2)

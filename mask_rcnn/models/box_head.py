@@ -109,7 +109,7 @@ def clip_to_image(boxes, transform, dialect):
         boxes: ``(R, 4 * K)`` floats, in the network input if the dialect has
             ``detections.postprocess_in_input_space``, otherwise in the image.
         transform: The image's :class:`~mask_rcnn.preprocessing.image_transform.ImageTransform`.
-        dialect (mask_rcnn.config.Dialect): Gives ``boxes.clip_offset``.
+        dialect (mask_rcnn.config.Dialect): Provides ``boxes.clip_offset``.
 
     Returns:
         array: ``(R, 4 * K)`` of the same dtype.
@@ -125,13 +125,13 @@ class Res5BoxHead(BoxHead):
 
     Two optimisations change neither outputs nor gradients.  In a 14 x 14 RoI grid, res5's first convolutions (1x1,
     stride 2) read every second bin of every second row: only these bins are computed, and res5 runs on the resulting
-    7 x 7 grid with stride 1.  And if the RoIs have more bins than the feature map has locations, RoIAlign runs after
+    7 x 7 grid with stride 1.  If the RoIs have more bins than the feature map has locations, RoIAlign runs after
     these convolutions (:class:`~mask_rcnn.models.backbones.resnet.PoolAfterConv`): 1000 RoIs on a map of 50 x 84 take
     22 instead of 257 GFLOP.
 
     Args:
         in_channels (int): Channels of the feature map.
-        strides: Input pixels per location of the feature map, one number.
+        strides: Input pixels per location of the feature map, a sequence of one value.
         config (mask_rcnn.config.Config): ``n_fg_class``, ``norm``, ``roi_*``, ``sampling_ratio``, thresholds and the
             dialect.
     """
@@ -153,7 +153,7 @@ class Res5BoxHead(BoxHead):
         """Return the RoIs' features after res5.
 
         Args:
-            features: The feature map ``(N, C, H, W)`` float32, in a tuple.
+            features: The feature map ``(N, C, H, W)`` floats, in a tuple.
             rois: ``(R, 4)`` float32 boxes in the network input.
             roi_indices: ``(R,)`` int32 index of each RoI's image in the batch.
 

@@ -28,9 +28,9 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
     """Build a network with random weights on the CPU.
 
     Args:
-        preset: Name of a preset (``mask_rcnn.PRESETS``) or a whole configuration.
+        preset: Name of a preset (a key of ``mask_rcnn.PRESETS``) or a complete configuration.
         class_names: Names of the classes, or ``None``.
-        category_ids: Numbers of the classes in COCO files, or ``None``.
+        category_ids: COCO category ids of the classes, or ``None``.
         **changes: Fields of :class:`~mask_rcnn.config.Config` that differ from the preset's, such as
             ``n_fg_class=3``.
 
@@ -38,8 +38,8 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
         MaskRCNN: The network.
 
     Raises:
-        ValueError: For an unknown preset or an invalid value.
-        TypeError: For an unknown field.
+        ValueError: The preset is unknown or a value is invalid.
+        TypeError: A field does not exist.
     """
     if not isinstance(preset, Config):
         if preset not in PRESETS:
@@ -98,9 +98,9 @@ def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **c
 
     Args:
         path: An ``.npz`` file written by ``mask-rcnn convert``, by training or by :func:`mask_rcnn.save`.
-        gpu: Number of the CUDA device for the model; -1 for the CPU.
-        bn2affine: Convert every batch normalisation into the equal affine channel.  The same as ``norm='affine'``;
-            ``norm='bn'`` is the inverse.
+        gpu: CUDA device id for the model; -1 for the CPU.
+        bn2affine: Convert every batch normalisation into the equivalent affine channel.  The same as
+            ``norm='affine'``; ``norm='bn'`` is the inverse.
         **changes: Fields of :class:`~mask_rcnn.config.Config` to use instead of the file's, such as
             ``min_size=600`` or ``roi_size=7``.
 
@@ -116,7 +116,7 @@ def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **c
     weights = read_weights(path)
     meta = weights.meta
     if meta.kind != 'model':
-        raise WeightFileError(path, f'contains {meta.kind} weights, which can start a training, but not a whole model')
+        raise WeightFileError(path, f'contains {meta.kind} weights for training, expected a whole model')
     for name in _DETERMINED_BY_ARRAYS:
         if name in changes and changes[name] != getattr(meta.config, name):
             raise ValueError(f'{path}: its {name} is {getattr(meta.config, name)!r}, not {changes[name]!r}')
@@ -131,14 +131,14 @@ def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **c
 
 
 def convert_norm(model: MaskRCNN, norm: str) -> None:
-    """Convert all normalisation links of a model to ``'affine'`` or ``'bn'``, with equal output.
+    """Convert all normalisation links of a model to ``'affine'`` or ``'bn'`` without changing its output.
 
     Args:
         model: Changed in place.
         norm: ``'affine'`` or ``'bn'``.
 
     Raises:
-        ValueError: For another value of ``norm``.
+        ValueError: ``norm`` has another value.
     """
     model.config = model.config.replace(norm=norm)  # checks the value
     if norm == 'affine':

@@ -1,4 +1,4 @@
-"""Keypoint head: predicts a heat map of every keypoint for each RoI (He et al. 2017, section 5)."""
+"""Keypoint head: predicts one heat map per keypoint for each RoI (He et al. 2017, section 5)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class KeypointHead(chainer.Chain):
 
     #: Detectron's ``KRCNN.NUM_STACKED_CONVS`` and ``CONV_HEAD_DIM``.
     n_conv, channels = 8, 512
-    #: Height and width of the heat maps in bins of the RoI grid.
+    #: Heat map cells per bin of the RoI grid, along each axis.
     upsample_factor = 4
-    #: Chunk size for CPU inference; between two convolutions, a RoI takes 0.4 MB.
+    #: Chunk size for CPU inference; the activations of one convolution need 0.4 MB per RoI.
     cpu_chunk_size = 64
 
     def __init__(self, in_channels, *, pool, config):

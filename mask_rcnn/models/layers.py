@@ -1,4 +1,4 @@
-"""Layers that the backbones and heads share: convolutions, normalisations and chains of stages."""
+"""Layers shared by the backbones and heads: convolutions, normalisations and the base class of backbones."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ class Deconvolution2D(L.Deconvolution2D):
 
 
 class Linear(L.Linear):
-    """:class:`chainer.links.Linear` with optional ReLU; with cuDNN, a 1x1 convolution of one location per row.
+    """:class:`chainer.links.Linear` with optional ReLU; with cuDNN, a 1x1 convolution over one location per row.
 
-    As a convolution it has the precision of the convolutions.  RoI features become rows in the order of their memory:
-    if they are channels last, the weight is reordered, which is smaller and cached.
+    As a convolution it uses the precision of the convolutions.  RoI features are flattened in memory order.  If they
+    are channels last, the weight is reordered instead, because it is smaller and the result is cached.
     """
 
     def forward(self, x, *, relu=False):  # type: ignore[override]  # no n_batch_axes
@@ -260,14 +260,14 @@ def _fold_norm(weight, norm):
 def _apply_frozen_bn(bn: L.BatchNormalization, x) -> chainer.Variable:
     """Normalise with the running statistics regardless of ``chainer.config.train``; ``bn`` does not change.
 
-    The equal affine channel computes it: its backward pass needs no activations, and only ``x`` gets a gradient.
+    Computed as the equivalent affine channel: its backward pass needs no activations, and only ``x`` gets a gradient.
     """
     scale, bias = scale_and_bias(bn)
     return affine_channel_2d(x, scale.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False))
 
 
 class Backbone(chainer.Chain):
-    """A chain of stages, the first of which may be frozen.
+    """A chain of stages, of which the first ``frozen_stages`` are frozen.
 
     A subclass has the attributes below.  It is called with ``(N, 3, H, W)`` floats and returns a tuple of feature maps
     ``(N, C, ceil(H / s), ceil(W / s))`` with ``C`` and ``s`` as in ``out_channels`` and ``strides``.
@@ -276,8 +276,8 @@ class Backbone(chainer.Chain):
         outputs (tuple of int): The stages, counted from 1, whose outputs are returned.
         strides (tuple of int): Input pixels per location of each output.
         out_channels (tuple of int): Channels of each output.
-        frozen_stages (int): The first ``frozen_stages`` stages are frozen: nothing in them is kept for a backward
-            pass; see :func:`mask_rcnn.training.freezing.freeze`.
+        frozen_stages (int): Number of frozen stages, which keep nothing for a backward pass; see
+            :func:`mask_rcnn.training.freezing.freeze`.
     """
 
     outputs: tuple[int, ...]

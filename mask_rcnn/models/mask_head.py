@@ -1,4 +1,4 @@
-"""Mask head: predicts a mask of every class for each RoI (He et al. 2017, figure 4)."""
+"""Mask head: predicts one mask per class for each RoI (He et al. 2017, figure 4)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MaskHead(chainer.Chain):
         pool: RoI pooler, called with the feature maps, RoIs and image indices: a
             :class:`~mask_rcnn.models.roi_pooling.RoIPooling`, or the box head's ``roi_features``, which C4 networks
             share.
-        shares_box_features (bool): Whether ``pool`` is that of the box head.
+        shares_box_features (bool): Whether ``pool`` is the box head's ``roi_features``.
         config (mask_rcnn.config.Config): ``n_fg_class``, ``mask_channels`` and the dialect.
     """
 
@@ -76,8 +76,8 @@ class MaskHead(chainer.Chain):
             features: The feature maps.
             rois: ``(R, 4)`` float32 boxes in the network input.
             roi_indices: ``(R,)`` int32 index of each RoI's image in the batch.
-            box_features: The box head's features of the same RoIs, if they are computed already.  A head that shares
-                them returns them.
+            box_features: The box head's features of the same RoIs, if they have already been computed.  They are
+                returned if ``shares_box_features`` is set.
         """
         if self.shares_box_features and box_features is not None:
             return box_features

@@ -23,7 +23,7 @@ class MaskRCNN(chainer.Chain):
             without keypoints.
         config (mask_rcnn.config.Config): Sizes, thresholds and the dialect.
         class_names: Names of the ``n_fg_class`` classes, or ``None``.
-        category_ids: Numbers of the classes in COCO files, or ``None`` for 1, 2 ...
+        category_ids: COCO category ids of the classes, or ``None`` for 1, 2 ...
     """
 
     def __init__(

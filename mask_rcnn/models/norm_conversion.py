@@ -1,4 +1,4 @@
-"""Conversion between batch normalisations and affine channels with equal output."""
+"""Conversion between batch normalisations and equivalent affine channels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mask_rcnn.weights.folding import affine_to_norm
 
 
 def bn_to_affine(chain: chainer.Chain) -> int:
-    """Replace every batch normalisation in a chain by the affine channel that equals it in test mode.
+    """Replace every batch normalisation in a chain with the affine channel that equals it in test mode.
 
     Args:
         chain: Changed in place.
@@ -26,7 +26,7 @@ def bn_to_affine(chain: chainer.Chain) -> int:
 
 
 def affine_to_bn(chain: chainer.Chain, *, eps: float = BN_EPS) -> int:
-    """Replace every affine channel by an equal batch normalisation; the inverse of :func:`bn_to_affine`.
+    """Replace every affine channel with an equivalent batch normalisation; the inverse of :func:`bn_to_affine`.
 
     The new statistics are 0 and ``1 - eps``, so that the standard deviation is 1.
 

@@ -20,7 +20,7 @@ _CANONICAL_LEVEL = 4
 
 
 class RoIPooling:
-    """Pools every RoI to a grid of bins, from the one map of a C4 network or from its level of a pyramid.
+    """Pools every RoI to a grid of bins, from the single map of a C4 network or from the RoI's level of a pyramid.
 
     Args:
         strides: Input pixels per location of each feature map.
@@ -45,7 +45,7 @@ class RoIPooling:
         """Return the features of RoIs.
 
         Args:
-            features: The extractor's feature maps, ``(N, C, H, W)`` float32 each.
+            features: The extractor's feature maps, ``(N, C, H, W)`` floats each.
             rois: ``(R, 4)`` float32 boxes in the network input.
             roi_indices: ``(R,)`` int32 index of each RoI's image in the batch.
 
@@ -69,7 +69,7 @@ class RoIPooling:
         return self._pool_by_level(features, rois, roi_indices)
 
     def _pool_by_level(self, features, rois, roi_indices):
-        """Pool the RoIs of each level, and restore their order."""
+        """Pool the RoIs level by level, and restore their order."""
         xp, levels = get_array_module(rois), self._levels(features, rois)
         pooled, order = [], []
         for level, stride in enumerate(self.strides):
@@ -107,7 +107,7 @@ class RoIPooling:
     def _levels(self, features, rois):
         """Return the index of each RoI's level.
 
-        If boxes clipped to the input measure less than the input (by ``missing`` pixels), the canonical size shrinks
+        A box clipped to the input may be smaller than the input (by ``missing`` pixels).  The canonical size is reduced
         by the same ratio.
         """
         boxes = self.config.dialect.boxes
@@ -127,7 +127,7 @@ def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
         rois: ``(R, 4)`` float32 boxes in the network input.
         strides: Strides of the levels, each twice the one before.
         canonical_size: Size (square root of the area, pixels) of a RoI that belongs to the map of stride 16.
-        dialect: Gives ``boxes.offset``, ``rois.level_rounding`` and ``rois.level_epsilon``.
+        dialect: Provides ``boxes.offset``, ``rois.level_rounding`` and ``rois.level_epsilon``.
 
     Returns:
         array: ``(R,)`` int32 indices of levels.
@@ -146,7 +146,7 @@ def run_in_chunks(head: Callable, features, rois: Sequence, chunk_size: int) -> 
     """Run a head on the RoIs of all images of a batch.
 
     Args:
-        head: Takes feature maps, RoIs ``(R, 4)`` and the index ``(R,)`` of each RoI's image, and returns a tuple of
+        head: Called with feature maps, RoIs ``(R, 4)`` and the index ``(R,)`` of each RoI's image; returns a tuple of
             arrays with ``R`` rows.
         features: The feature maps.
         rois: ``(R, 4)`` for each image.

@@ -13,7 +13,7 @@ from mask_rcnn.ops.runtime.device import uses_padding
 
 
 class RPN(chainer.Chain):
-    """Objectness and deltas for the anchors of every location, and proposals from them.
+    """The region proposal network: objectness and deltas of the anchors at every location, decoded into proposals.
 
     All feature maps share one set of weights (Lin et al. 2017, section 4.1).
 
@@ -92,7 +92,7 @@ class RPN(chainer.Chain):
                 self.xp.asarray(shift_anchors(cell, stride, *size))
                 for cell, stride, size in zip(self.cell_anchors, self.strides, sizes, strict=True)
             ]
-            self._anchors = {key: anchors}  # only those of the last input size
+            self._anchors = {key: anchors}  # keep only the last input size
         return self._anchors[key]
 
     def decode(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None, padded=False):
@@ -103,12 +103,14 @@ class RPN(chainer.Chain):
             deltas: For each feature map, a ``(4 * A, H, W)`` array of floats.
             size: Height and width to which the boxes are clipped, in pixels of the network input.
             scale: Network input pixels per pixel of the original image.
-            pre_nms: Maximum number of anchors per feature map before NMS; by default the configuration's.
-            post_nms: Maximum number of proposals; by default the configuration's.
+            pre_nms: Maximum number of anchors before NMS, per level or in total (``dialect.rpn.proposals_per_level``);
+                by default ``config.rpn_pre_nms``.
+            post_nms: Maximum number of proposals; by default ``config.rpn_post_nms``.
             padded: Whether the result is padded; see :mod:`mask_rcnn.ops.boxes.proposals`.
 
         Returns:
-            tuple: Boxes ``(K, 4)`` float32 in the network input and objectness ``(K,)``, in descending order.
+            tuple: Boxes ``(K, 4)`` float32 in the network input and objectness ``(K,)`` float32, in descending order of
+            objectness.
         """
         config, dialect = self.config, self.config.dialect
         scores = [F.sigmoid(level_logits.astype(np.float32, copy=False)).array for level_logits in logits]

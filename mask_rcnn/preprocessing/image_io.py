@@ -1,8 +1,8 @@
 """Reading of images from files and arrays into the arrays that models expect.
 
-OpenCV decodes ordinary files, so that they have exactly the pixels of ``cv2.imread``, which Detectron uses.  Pillow
-reads the header first, so that wrong or enormous files are rejected before they are decoded.  It also decodes the files
-that OpenCV cannot decode, and gives the reason for an error.
+OpenCV decodes the files, so that the pixels are exactly those of ``cv2.imread``, which Detectron uses.  Pillow reads
+the header first, so that files of other formats and enormous images are rejected before they are decoded.  It also
+decodes the files that OpenCV cannot decode, and reports the reason for an error.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ IMAGE_SUFFIXES = (
 )
 
 # Pillow's names of the accepted formats.  Some of its other readers start programs (EPS starts Ghostscript) or are
-# rarely used and tested.
+# rarely used and poorly tested.
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM', 'JPEG2000')
 _JPEG_FORMATS = ('JPEG', 'MPO')  # MPO: several JPEGs in one file, written by some cameras
 _JPEG_END = b'\xff\xd9'
-_JPEG_TAIL = 4096  # number of bytes at the end of a file that must contain the end marker, apart from padding
+_JPEG_TAIL = 4096  # bytes read from the end of a file, to find the end marker before zero padding
 _SIZE_THREADS = 16
 _EXIF_ORIENTATION = 0x0112
 _EXIF_TRANSPOSED = (5, 6, 7, 8)  # orientations with height and width exchanged
 
 
 class ImageFileError(ValueError):
-    """A file that cannot be read as an image; the message is one line, ``path: reason``."""
+    """A file cannot be read as an image; the message is one line, ``path: reason``."""
 
     def __init__(self, path: str | os.PathLike, reason: str):
         super().__init__(f'{os.fspath(path)}: {reason}')

@@ -1,4 +1,4 @@
-"""Conversion of images into network inputs, and of boxes between the two.
+"""Conversion of images into network inputs, and of boxes between their coordinates.
 
 :func:`prepare_image` makes the network input for prediction and for training.  It also returns an
 :class:`ImageTransform`, which maps boxes from the image to the input and back.  The two resizing functions have the
@@ -25,7 +25,7 @@ class ImageTransform:
     Args:
         size: Height and width of the image.
         scale: Factor by which the image is resized, before height and width are rounded to whole pixels.
-        factors: Factors of the box coordinates, ``(y, x)``.
+        factors: Factors of box coordinates, ``(y, x)``.
         window: Centres of the resized image's corner pixels in the network input,
             ``(y_min, x_min, y_max, x_max)``.
         input_size: Height and width of the network input before it is padded to a multiple of
@@ -111,7 +111,7 @@ class ImageTransform:
 
 
 def _corner_distance_ratio(n_out: int, n_in: int) -> float:
-    """Return the ratio of the distances between first and last pixel; the distance is 1 where they coincide."""
+    """Return the ratio of the distances between first and last pixel; a distance of 0 counts as 1."""
     return max(n_out - 1, 1) / max(n_in - 1, 1)
 
 
@@ -125,8 +125,8 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
     """Return the factor by which an image is resized.
 
     The shorter side becomes ``config.min_size``, unless the longer side would then exceed ``config.max_size``
-    (Detectron's ``detectron/utils/blob.py``, ``get_target_size``).  With ``dialect.input.upscale_only``, images with a
-    longer shorter side keep their size within that limit (Matterport's ``utils.resize_image``).
+    (Detectron's ``detectron/utils/blob.py``, ``get_target_size``).  With ``dialect.input.upscale_only``, images whose
+    shorter side exceeds ``config.min_size`` keep their size within that limit (Matterport's ``utils.resize_image``).
 
     Args:
         size: Height and width of the image.
@@ -192,8 +192,8 @@ def subtract_mean_and_resize(image: np.ndarray, mean: Sequence[float], scale: fl
     """Subtract the mean from an image and resize the result bilinearly (Detectron).
 
     The result has the bits of ``cv2.resize(image - mean, None, fx=scale, fy=scale)`` on float32 pixels in the OpenCV
-    versions of Detectron's time (3.x, 4.2).  Newer versions use interpolation weights of lower precision.  They differ
-    by up to 6e-3 of 255 grey levels, which is enough to exchange two proposals with nearly equal scores.
+    versions of Detectron's time (3.x, 4.2).  Newer versions use interpolation weights of lower precision.  Their
+    results differ by up to 6e-3 on the scale of 0 to 255, enough to swap two proposals with nearly equal scores.
 
     Args:
         image: ``(C, H, W)`` real array.
@@ -206,7 +206,7 @@ def subtract_mean_and_resize(image: np.ndarray, mean: Sequence[float], scale: fl
     n_channels, height, width = image.shape
     out_height, out_width = (max(int(np.rint(side * scale)), 1) for side in (height, width))
     left, x_weights = _split(_opencv_positions(out_width, scale))
-    # OpenCV moves positions outside the first and the last column onto these columns.  It clips the two row indices
+    # OpenCV moves positions beyond the first or the last column onto that column.  It clips the two row indices
     # instead and keeps their weights, which may round differently.
     outside = (left < 0) | (left >= width - 1)
     x_weights[outside] = 0
@@ -226,8 +226,8 @@ def resize_uint8_skimage(image: np.ndarray, size: tuple[int, int]) -> np.ndarray
     """Resize an integer image bilinearly and truncate the result to integers (Matterport).
 
     Reproduces ``transform.resize`` of scikit-image 0.17 (order 1, mode ``'constant'``, clip, no anti-aliasing) on uint8
-    images, followed by a conversion to uint8.  It interpolates in double precision and takes pixels outside the image
-    as zeros.  So the border of an upscaled image fades to zero, but not below the minimum of the image.  An image that
+    images, followed by a conversion to uint8.  It interpolates in double precision and treats pixels outside the image
+    as zeros.  The border of an upscaled image fades to zero, but not below the minimum of the image.  An image that
     already has the requested size is not resized.
 
     Sample positions have the closed form ``factor * (i + 1/2) - 1/2``.  scikit-image estimates the same mapping from

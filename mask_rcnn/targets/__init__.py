@@ -1,7 +1,7 @@
 """Training targets for anchors and RoIs.
 
 Targets are computed in NumPy, so they do not depend on the device of the network.  Matching by IoU is
-deterministic; sampling takes its random numbers from a :class:`numpy.random.RandomState` that the caller passes.
+deterministic; sampling uses a :class:`numpy.random.RandomState` that the caller passes.
 """
 
 from mask_rcnn.targets.keypoints import KeypointRoIs, sample_keypoint_rois

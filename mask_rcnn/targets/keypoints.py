@@ -1,4 +1,7 @@
-"""Training targets for the keypoint head (Detectron's ``roi_data/keypoint_rcnn.py`` and ``utils/keypoints.py``)."""
+"""Training targets for the keypoint head (Detectron's ``roi_data/keypoint_rcnn.py`` and ``utils/keypoints.py``).
+
+As in Detectron, a keypoint is visible if its visibility is above 0: hidden but labelled keypoints count as visible.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +41,16 @@ def sample_keypoint_rois(
 ) -> KeypointRoIs:
     """Sample the RoIs of one image for the keypoint head: foreground with at least one visible keypoint.
 
-    They are sampled independently of the RoIs of the box head; their maximum number is that of its foreground RoIs.
+    They are sampled independently of the RoIs of the box head, with the same limit as its foreground RoIs.
 
     Args:
         proposals: ``(P, 4)`` float32 boxes in the network input.
         annotations: The image's objects, with keypoints.
         transform: Maps the original image to the network input.
-        size: Height and width of the heat maps.
+        size: Height and width of the heat maps in cells.
         sampling: Sampling sizes and IoU thresholds.
         offset: See :mod:`mask_rcnn.ops.boxes.boxes`.
-        rng: Random numbers for the sampling.
+        rng: Random number generator for the sampling.
 
     Returns:
         KeypointRoIs: At most ``sampling.roi_batch * sampling.roi_foreground_fraction`` RoIs; none if no

@@ -14,9 +14,9 @@ from mask_rcnn.targets.sampling import IGNORED
 
 
 def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, offset: float) -> np.ndarray:
-    """Rasterise, for every foreground RoI, the object that it overlaps most.
+    """Rasterise the object that each foreground RoI overlaps most.
 
-    Overlap is the IoU with the bounding box of the object's segmentation; crowd regions do not count.
+    Overlap is the IoU with the bounding box of the object's segmentation; crowd regions are ignored.
 
     Args:
         boxes: ``(F, 4)`` float32 RoIs in pixels of the original image.

@@ -1,4 +1,4 @@
-"""RoIs matched with the objects of an image (``detectron/datasets/json_dataset.py``)."""
+"""Matching of RoIs with the objects of an image (``detectron/datasets/json_dataset.py``)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mask_rcnn.ops.boxes.boxes import box_iou
 
 @dataclass(frozen=True)
 class Candidates:
-    """The RoIs of one image from which training samples: the ground truth boxes and the proposals.
+    """The RoIs of one image that can be sampled for training: the ground truth boxes and the proposals.
 
     Args:
         boxes: ``(K, 4)`` float32 in pixels of the original image.
         iou: ``(K,)`` float32 best IoU with an object or crowd region; -1 for a crowd region itself.
         gt_index: ``(K,)`` int index of that object or crowd region; -1 if nothing overlaps.
-        labels: ``(K,)`` int32: 1 + its label; 0 if nothing overlaps, and for a crowd region itself.
+        labels: ``(K,)`` int32: 1 + the label of that object; 0 if nothing overlaps, and for a crowd region itself.
     """
 
     boxes: np.ndarray
@@ -30,7 +30,7 @@ class Candidates:
 def match_rois(boxes: np.ndarray, annotations: Annotations, *, offset: float) -> Candidates:
     """Prepend the ground truth boxes to the proposals and match each box with an object.
 
-    Crowd regions take part: a RoI whose best match is a crowd region gets the region's class
+    Crowd regions are included: a RoI whose best match is a crowd region gets the region's class
     (``_merge_proposal_boxes_into_roidb``).
 
     Args:

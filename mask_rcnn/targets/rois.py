@@ -21,8 +21,8 @@ class SampledRoIs:
     Args:
         rois: ``(R, 4)`` float32 boxes in the network input; at least one.
         boxes: ``(R, 4)`` float32, the same boxes in pixels of the original image.
-        labels: ``(R,)`` int32: 0 for background, 1 + label for an object, -1 for the dummy RoI of an image
-            from which no RoI can be sampled.
+        labels: ``(R,)`` int32: 0 for background, 1 + label for an object, -1 for the dummy RoI of an image without
+            any RoI to sample.
         deltas: ``(F, 4)`` float32 ``(dy, dx, dh, dw)`` of the foreground.
     """
 
@@ -33,7 +33,7 @@ class SampledRoIs:
 
     @property
     def n_foreground(self) -> int:
-        """The number F of foreground RoIs, which come first."""
+        """The number of foreground RoIs, F; they come first."""
         return len(self.deltas)
 
 
@@ -54,7 +54,7 @@ def sample_rois(
         transform: Maps the original image to the network input.
         sampling: Sampling sizes and IoU thresholds.
         dialect: Provides ``boxes.offset`` and ``boxes.box_delta_weights``.
-        rng: Random numbers for the sampling.
+        rng: Random number generator for the sampling.
     """
     candidates = match_rois(
         transform.invert_boxes(proposals, reciprocal=True), annotations, offset=dialect.boxes.offset
@@ -107,6 +107,6 @@ def _sample_fg_bg(
 
 
 def _dummy_roi() -> SampledRoIs:
-    """Return one RoI with the label :data:`IGNORED`, because the heads cannot run on an empty batch."""
+    """Return one RoI with the label :data:`IGNORED`; the heads cannot run on an empty batch."""
     box = np.array([[0, 0, 15, 15]], np.float32)
     return SampledRoIs(box, box, np.array([IGNORED], np.int32), np.zeros((0, 4), np.float32))

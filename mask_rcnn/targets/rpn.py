@@ -42,7 +42,7 @@ def rpn_targets(
         size: Height and width of the image in the network input, without padding.
         sampling: Sampling sizes and IoU thresholds.
         dialect: Provides ``boxes.offset`` and ``boxes.rpn_delta_weights``.
-        rng: Random numbers for the sampling.
+        rng: Random number generator for the sampling.
     """
     labels = np.full(len(anchors), IGNORED, np.int32)
     deltas = np.zeros((len(anchors), 4), np.float32)
@@ -66,7 +66,7 @@ def anchors_inside(anchors: np.ndarray, size: Sequence[float], straddle: float) 
     Args:
         anchors: ``(K, 4)`` float32.
         size: Height and width of the image.
-        straddle: Pixels; a negative number admits all anchors.
+        straddle: Limit in pixels; a negative value admits all anchors.
     """
     if straddle < 0:
         return np.arange(len(anchors))
@@ -85,8 +85,8 @@ def match_anchors(iou: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         iou: ``(K, G)`` IoU of anchors and objects.
 
     Returns:
-        tuple: Three arrays with one entry per anchor: its best IoU ``(K,)`` float32 (0 without objects), the index
-        of that object ``(K,)``, and whether the anchor is the best one of an object, ties included, ``(K,)`` bool.
+        tuple: Three arrays with one entry per anchor: its best IoU ``(K,)`` float32 (0 without objects), the index of
+        that object ``(K,)`` intp, and ``(K,)`` bool, True if the anchor is the best one of an object, ties included.
     """
     count = len(iou)
     if iou.size == 0:
@@ -102,14 +102,14 @@ def label_anchors(
 ) -> np.ndarray:
     """Label anchors as positive, negative or ignored, and sample from the positive and negative ones.
 
-    Two details are Detectron's: negatives are drawn with replacement, and they are written last, so that the best
-    anchor of an object becomes negative if its IoU is small and it is drawn.
+    Two details follow Detectron: negatives are sampled with replacement, and their labels are written last.  The best
+    anchor of an object therefore becomes negative if its IoU is small and it is sampled.
 
     Args:
         best_iou: ``(K,)`` best IoU of each anchor.
         is_best: ``(K,)`` bool: True for the best anchors of an object.
         sampling: Sampling sizes and IoU thresholds.
-        rng: Random numbers for the sampling.
+        rng: Random number generator for the sampling.
 
     Returns:
         numpy.ndarray: ``(K,)`` int32: 1, 0 or -1.

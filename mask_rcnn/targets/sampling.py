@@ -13,18 +13,19 @@ class Sampling:
     """Sampling sizes and IoU thresholds of Detectron's ``TRAIN`` section (``detectron/core/config.py``).
 
     Args:
-        rpn_batch: Anchors sampled per image.
-        rpn_positive_fraction: Largest fraction of positive anchors among them.
+        rpn_batch: Number of anchors sampled per image.
+        rpn_positive_fraction: Maximum fraction of positive anchors among them.
         rpn_positive_iou: Anchors with IoU >= this value are positive, as are the best anchors of each object.
         rpn_negative_iou: Anchors whose best IoU is below this value are negative.
-        rpn_straddle: Only anchors that extend at most this many pixels beyond the image are sampled; a negative
-            number admits all anchors.
-        roi_batch: RoIs sampled per image.
-        roi_foreground_fraction: Largest fraction of foreground RoIs among them.
+        rpn_straddle: Only anchors that extend at most ``rpn_straddle`` pixels beyond the image are sampled; a negative
+            value admits all anchors.
+        roi_batch: Number of RoIs sampled per image.
+        roi_foreground_fraction: Maximum fraction of foreground RoIs among them.
         roi_foreground_iou: RoIs with IoU >= this value are foreground.
         roi_background_iou: RoIs whose best IoU is in ``[low, high)`` are background.
-        train_pre_nms: Highest-scoring anchors that enter the proposals' NMS in training.
-        train_post_nms: Proposals kept after it.
+        train_pre_nms: Number of highest-scoring anchors that enter NMS in training, per level or in total
+            (``dialect.rpn.proposals_per_level``).
+        train_post_nms: Maximum number of proposals after NMS in training.
     """
 
     rpn_batch: int = 256

@@ -29,8 +29,8 @@ from typing import Any
 import chainer
 import numpy as np
 
-from mask_rcnn.compat import mend_chainermn
-from mask_rcnn.inference.save import arrays_of
+from mask_rcnn.compat import patch_chainermn
+from mask_rcnn.inference.save import collect_arrays
 from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.weights import WeightFileError, load_arrays
 
@@ -44,18 +44,18 @@ _SIZE_VARIABLES = ('OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE')
 
 
 class DistributedError(RuntimeError):
-    """The processes cannot work together; ``str()`` is one line that states the reason."""
+    """Distributed training cannot start or continue; ``str()`` is one line that states the reason."""
 
 
 class Communicator:
-    """Communication between the processes of a run; this base class is for a single process.
+    """Communication between the processes of a run.  This base class implements a run with a single process.
 
     Every process must call all methods, except :meth:`guard`, in the same order.
 
     Attributes:
-        rank (int): Number of this process, from 0.
+        rank (int): Index of this process, from 0.
         size (int): Number of processes.
-        intra_rank (int): Number of this process among those of its host, which is the number of its GPU.
+        intra_rank (int): Index of this process on its host, which is also its CUDA device id.
     """
 
     rank = 0
@@ -64,7 +64,7 @@ class Communicator:
 
     @property
     def is_main(self) -> bool:
-        """True for the process that writes files and prints."""
+        """True for process 0, which writes files and prints."""
         return self.rank == 0
 
     def broadcast(self, link: chainer.Link) -> None:
@@ -110,7 +110,7 @@ class Communicator:
     def guard(self) -> Iterator[None]:
         """End all processes if the context raises in this one.
 
-        Otherwise the others would wait for the failed process for ever.  With several processes, an exception is
+        Otherwise the other processes would wait for the failed one forever.  With several processes, an exception is
         written to stderr and ends all of them with exit status 1, or with the status of a ``SystemExit``.  In a
         single process, exceptions propagate.
         """
@@ -125,10 +125,10 @@ def create_communicator(name: str | None) -> Communicator:
             process.
 
     Raises:
-        DistributedError: MPI, mpi4py or NCCL do not work, or the number of started processes contradicts ``name``.
-        ValueError: Unknown name.
+        DistributedError: MPI, mpi4py or NCCL does not work, or the number of started processes contradicts ``name``.
+        ValueError: ``name`` is unknown.
     """
-    started = _n_started()
+    started = _n_launched()
     if name is None:
         if started > 1:
             raise DistributedError(
@@ -152,8 +152,8 @@ def create_communicator(name: str | None) -> Communicator:
     return communicator
 
 
-def _n_started() -> int:
-    """Return the number of processes according to the launcher's environment variables; 1 without a launcher."""
+def _n_launched() -> int:
+    """Return the number of processes that a launcher started, from its environment variables; 1 without a launcher."""
     values = [os.environ.get(variable, '') for variable in _SIZE_VARIABLES]
     return max([int(value) for value in values if value.isdecimal()], default=1)
 
@@ -163,7 +163,7 @@ def _import_chainermn() -> ModuleType:
         import chainermn
         import mpi4py.MPI  # noqa: F401  (initialises MPI, so it is imported only if several processes are used)
 
-        mend_chainermn()
+        patch_chainermn()
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DistributedError(
@@ -173,7 +173,7 @@ def _import_chainermn() -> ModuleType:
 
 
 def _check_nccl(name: str, chainermn: ModuleType) -> None:
-    """Raise in all processes if one lacks NCCL; if it raised alone, the others would wait for it."""
+    """Raise in all processes if one of them lacks NCCL; if it raised alone, the others would wait forever."""
     from mpi4py import MPI
 
     lacks_nccl = name == 'pure_nccl' and not (cuda_device_count() and chainermn.nccl._available)
@@ -186,7 +186,7 @@ def _check_nccl(name: str, chainermn: ModuleType) -> None:
 
 
 class _MPICommunicator(Communicator):
-    """Several processes, over ChainerMN's communicators."""
+    """Communication between several processes, over ChainerMN's communicators."""
 
     def __init__(self, name: str, chainermn: ModuleType):
         self._name = name
@@ -197,7 +197,7 @@ class _MPICommunicator(Communicator):
         self.intra_rank = self._chainermn.intra_rank
 
     def broadcast(self, link: chainer.Link) -> None:
-        arrays = self.broadcast_object(arrays_of(link) if self.is_main else None)
+        arrays = self.broadcast_object(collect_arrays(link) if self.is_main else None)
         if not self.is_main:
             try:
                 load_arrays(link, arrays, source='the model of process 0')
@@ -218,7 +218,7 @@ class _MPICommunicator(Communicator):
         params = {path.lstrip('/') for path, _ in link.namedparams()}
         means = {
             path: self._mean_array(array)
-            for path, array in sorted(arrays_of(link).items())
+            for path, array in sorted(collect_arrays(link).items())
             if path not in params and array.dtype.kind == 'f'
         }
         load_arrays(link, means, source='the means over the processes', partial=True)
@@ -277,7 +277,7 @@ class _MPICommunicator(Communicator):
 
 
 class _Parameters:
-    """Some parameters with the part of a link's interface that ChainerMN's gradient mean uses."""
+    """A collection of parameters with the part of a link's interface that ChainerMN's gradient averaging uses."""
 
     def __init__(self, named_params: list[tuple[str, chainer.Parameter]]):
         self._named_params = named_params

@@ -14,12 +14,12 @@ from chainer.training import extensions
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.training import plots
 from mask_rcnn.training.distributed import Communicator
-from mask_rcnn.training.optimizer import MomentumSGD, set_rate
+from mask_rcnn.training.optimizer import MomentumSGD, set_learning_rate
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.signals import SignalHandler
 from mask_rcnn.training.snapshot import Snapshots
 
-#: A trigger of Chainer's: called with the trainer, returns whether to run an extension.
+#: A Chainer trigger: called with the trainer, returns whether to run an extension.
 Trigger = Callable[[training.Trainer], bool]
 
 
@@ -51,11 +51,11 @@ class LearningRateScheduler(training.Extension):
         self._schedule, self._optimizer = schedule, optimizer
 
     def initialize(self, trainer: training.Trainer) -> None:
-        set_rate(self._optimizer, self._schedule.rate(trainer.updater.iteration))
+        set_learning_rate(self._optimizer, self._schedule.rate(trainer.updater.iteration))
 
     def __call__(self, trainer: training.Trainer) -> None:
         trainer.observation['lr'] = self._optimizer.lr
-        set_rate(self._optimizer, self._schedule.rate(trainer.updater.iteration))
+        set_learning_rate(self._optimizer, self._schedule.rate(trainer.updater.iteration))
 
 
 class TrainingLog(extensions.LogReport):
@@ -76,7 +76,7 @@ class TrainingLog(extensions.LogReport):
 
     def __init__(self, *, trigger: Trigger, plot_trigger: Trigger, write: bool, warn: Callable[[str], None]):
         super().__init__(trigger=trigger)
-        self._log_name = None  # LogReport writes no file of its own
+        self._log_name = None  # disables the file of LogReport
         self._plot_trigger, self._write, self._warn = plot_trigger, write, warn
 
     def __call__(self, trainer: training.Trainer) -> None:
@@ -109,7 +109,7 @@ class ConsoleTable(training.Extension):
 
     Args:
         log: The log.
-        iterations: Iterations of the whole run, from which the time left is estimated.
+        iterations: Total iterations of the run, used to estimate the time left.
         print_line: Called with each line.
     """
 
@@ -132,7 +132,7 @@ class ConsoleTable(training.Extension):
         ('mask AP', 7, 'validation/segm/AP', '.3f'),
         ('keypt AP', 8, 'validation/keypoints/AP', '.3f'),
     )
-    #: Columns of optional heads and the loss that shows that the network has the head.
+    #: Columns of optional heads -> the loss that is logged only if the network has the head.
     _OPTIONAL: ClassVar = {
         'main/roi_mask_loss': 'main/roi_mask_loss',
         'validation/segm/AP': 'main/roi_mask_loss',
@@ -147,7 +147,7 @@ class ConsoleTable(training.Extension):
         self._first_iteration, self._start_time = 0, time.monotonic()
 
     def initialize(self, trainer: training.Trainer) -> None:
-        self._n_printed = len(self._log.log)  # a resumed run starts with the entries of its past
+        self._n_printed = len(self._log.log)  # a resumed run starts with the entries of the interrupted one
         self._first_iteration, self._start_time = trainer.updater.iteration, time.monotonic()
 
     def __call__(self, trainer: training.Trainer) -> None:
@@ -184,12 +184,12 @@ def format_duration(seconds: float) -> str:
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
-#: The metrics that may select the best model: the first that is measured does.
+#: Metrics that select the best model, in order of preference; the first one that was evaluated is used.
 _SELECTION_METRICS = ('keypoints/AP', 'segm/AP', 'bbox/AP')
 
 
 class Metrics(Protocol):
-    """The part of :class:`mask_rcnn.evaluation.Metrics` that a run uses."""
+    """The interface of :class:`mask_rcnn.evaluation.Metrics` that :class:`Evaluation` requires."""
 
     def summary(self) -> dict[str, float]:
         """Return the values for the log, by name."""
@@ -203,7 +203,7 @@ class Evaluation(training.Extension):
 
     Args:
         evaluate: Called with the file for the results, returns :class:`~mask_rcnn.evaluation.Metrics`.
-        snapshots: Keeps the best model, by the AP of the keypoints, masks or boxes: the first of these that the model
+        snapshots: Saves the best model, by the AP of keypoints, masks or boxes: the first of these that the model
             predicts.
         signal_handler: A stop signal ends an evaluation in progress.
         communicator: Only the main process writes and reports.
@@ -242,7 +242,7 @@ class Evaluation(training.Extension):
 
     def _try_evaluate(self, results: Path) -> Metrics | None:
         """Return the metrics, or ``None`` if the evaluation was interrupted or its results cannot be written."""
-        if self._communicator.size > 1:  # if one process gave up alone, the others would wait for ever
+        if self._communicator.size > 1:  # if one process stopped alone, the others would wait forever
             return self._evaluate(results)
         try:
             with self._signal_handler.interruptible():

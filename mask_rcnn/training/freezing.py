@@ -34,9 +34,9 @@ class FrozenParameter(chainer.Parameter):
 def freeze(model: MaskRCNN, *, freeze_bn: bool = False, stages: int = FROZEN_STAGES) -> None:
     """Freeze the layers that Detectron freezes.
 
-    - The first ``stages`` stages of the extractor.  They get no gradient and store nothing for the backward pass.
+    - The first ``stages`` stages of the backbone.  They get no gradient and store nothing for the backward pass.
       (A randomly initialised network should freeze none.)
-    - Every affine channel layer, which stands for a batch normalisation with fixed statistics.
+    - Every affine channel layer, because it is a batch normalisation with fixed statistics.
     - The batch normalisations of the frozen stages, and with ``freeze_bn`` all of them.  They use their running
       statistics, like affine channels; the statistics, gamma and beta stay constant.  The others use the statistics
       of the batch and are trained.

@@ -1,8 +1,8 @@
 """Batches of training examples in a reproducible order.
 
 A run is one endless sequence of examples.  Every epoch is a permutation of the dataset that is determined by the run's
-seed and the epoch's number, and every position in the sequence has its own seed.  Batches are consecutive ranges of
-that sequence.  The examples, their flips and their sampling therefore do not depend on the number of workers,
+seed and the index of the epoch, and every position in the sequence has a separate seed.  Batches are consecutive ranges
+of that sequence.  The examples, their flips and their sampling therefore do not depend on the number of workers,
 processes or subdivisions, and a snapshot stores only the position in the sequence.
 """
 
@@ -18,17 +18,17 @@ import numpy as np
 from mask_rcnn.datasets.example import Example, TrainingExample
 from mask_rcnn.training.worker_pool import ExampleMaker, Transform, WorkerPool
 
-# Streams of random numbers that are all derived from the run's seed.
+# Second words of the seeds of the random streams that are derived from the run's seed.
 _ORDER_STREAM, _EXAMPLE_STREAM = 0, 1
-_BATCHES_AHEAD = 2
-_EXAMPLES_AHEAD_PER_WORKER = 2
+_PREFETCHED_BATCHES = 2
+_PREFETCHED_PER_WORKER = 2
 
 
 class ExampleIterator(chainer.dataset.Iterator):
     """Iterate over a dataset in batches of training examples.
 
-    Worker processes are started with ``spawn``, because a process with threads cannot be forked safely.  A program
-    that uses them must therefore guard its entry point with ``if __name__ == '__main__':``.  Workers end when the
+    Worker processes are started with ``spawn``, because a process with threads cannot be forked safely.  A program with
+    workers must therefore guard its entry point with ``if __name__ == '__main__':``.  Workers end when the
     iterator is finalized or garbage-collected, and when the process that started them ends, even if it is killed.
     They ignore Ctrl-C and SIGTERM, which that process handles.
 
@@ -36,14 +36,14 @@ class ExampleIterator(chainer.dataset.Iterator):
         dataset: A sequence of :class:`~mask_rcnn.datasets.example.Example`.
         transform: Called with an example and its seed, returns a training example: a
             :class:`~mask_rcnn.datasets.transforms.TrainingTransform`.
-        batch_size: Examples that one call of :meth:`next` returns.
+        batch_size: Number of examples per call of :meth:`next`.
         seed: The run's seed, in ``[0, 2**32)``.
-        workers: Number of processes that read and transform; 0 does both in this process.
-        repeat: Iterate for ever; a batch may then contain the end of one epoch and the beginning of the next.
+        workers: Number of processes that read and transform examples; 0 does both in this process.
+        repeat: Iterate forever; a batch may then contain the end of one epoch and the beginning of the next.
             Otherwise stop after one epoch, whose last batch may be smaller.
         shuffle: Shuffle the dataset in every epoch.
-        shard: ``(rank, size)`` of this process.  It takes the ``rank``-th part of every batch of
-            ``batch_size * size`` examples that a single process would take.  Without ``repeat``, its part of the
+        shard: ``(rank, size)`` of this process.  It gets the ``rank``-th part of every batch of
+            ``batch_size * size`` examples that a single process would get.  Without ``repeat``, its part of the
             last batch may be empty.
 
     Attributes:
@@ -51,7 +51,7 @@ class ExampleIterator(chainer.dataset.Iterator):
         is_new_epoch (bool): True if the last batch completed an epoch.
 
     Raises:
-        ValueError: The dataset is empty or a number is out of range.
+        ValueError: The dataset is empty or an argument is out of range.
         ExampleError: (:meth:`next`) An image is broken or a transform has failed.
         WorkerError: (:meth:`next`) A worker process was killed or could not start.
     """
@@ -83,7 +83,7 @@ class ExampleIterator(chainer.dataset.Iterator):
         self._seed = int(seed)
         self._repeat, self._shuffle = repeat, shuffle
         self._rank, self._size = rank, size
-        self._n_ahead = max(_BATCHES_AHEAD * batch_size, _EXAMPLES_AHEAD_PER_WORKER * workers)
+        self._n_prefetched = max(_PREFETCHED_BATCHES * batch_size, _PREFETCHED_PER_WORKER * workers)
         self._make = ExampleMaker(dataset, transform)
         self._orders: dict[int, np.ndarray] = {}
         self.reset()
@@ -112,7 +112,7 @@ class ExampleIterator(chainer.dataset.Iterator):
         return None if self._previous_start is None else self._previous_start / len(self.dataset)
 
     def __next__(self) -> list[TrainingExample]:
-        """Return the next batch: see the class's arguments."""
+        """Return the next batch; see the arguments of the class."""
         if not self._repeat and self._start >= len(self.dataset):
             raise StopIteration
         batch = [self._get(position) for position in self._positions(self._start)]
@@ -176,16 +176,16 @@ class ExampleIterator(chainer.dataset.Iterator):
     def _get(self, position: int) -> TrainingExample:
         if self._pool is None:
             return self._make(*self._task(position))
-        self._submit_ahead(self._pool, position)
+        self._prefetch(self._pool, position)
         _, future = self._pending.popleft()
         return future.result()
 
-    def _submit_ahead(self, pool: WorkerPool, position: int) -> None:
-        """Submit the example at ``position``, if it is not pending, and some of the next ones."""
+    def _prefetch(self, pool: WorkerPool, position: int) -> None:
+        """Submit the example at ``position``, if it is not pending, and prefetch some of the next ones."""
         if self._pending and self._pending[0][0] != position:  # after an error or an interrupt
             self._cancel_pending()
         for upcoming in self._upcoming(position):
-            if len(self._pending) >= self._n_ahead:
+            if len(self._pending) >= self._n_prefetched:
                 return
             if not self._pending or upcoming > self._pending[-1][0]:
                 self._pending.append((upcoming, pool.submit(self._task(upcoming))))

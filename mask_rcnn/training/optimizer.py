@@ -9,7 +9,7 @@ from typing import Any
 import chainer
 from chainer import optimizers
 
-#: Parameters of normalisation links: they have the usual learning rate and no weight decay.
+#: Parameters of normalisation links, which have the base learning rate and no weight decay.
 _NORM_PARAMETERS = ('scale', 'bias', 'gamma', 'beta')
 
 #: Detectron corrects the momentum if the learning rate changes by more than this factor
@@ -59,7 +59,7 @@ class MomentumSGD(optimizers.MomentumSGD):
                 self._loss_scale = float(serializer('loss_scale', self._loss_scale))
                 self._loss_scaling_isnan_ever = bool(serializer('has_overflown', self._loss_scaling_isnan_ever))
             except KeyError:
-                pass  # a snapshot of a run in another precision: the search for the scale starts again
+                pass  # a snapshot of a run in another precision: the search for the scale restarts
 
     def update(self, lossfun: Callable | None = None, *args: Any, **kwds: Any) -> None:
         try:
@@ -71,7 +71,7 @@ class MomentumSGD(optimizers.MomentumSGD):
 def make_optimizer(
     link: chainer.Link, *, momentum: float = 0.9, weight_decay: float = 1e-4, clip: float | None = None
 ) -> MomentumSGD:
-    """Return an optimizer for a link, with the learning rate 0 (see :func:`set_rate`).
+    """Return an optimizer for a link, with the learning rate 0 (see :func:`set_learning_rate`).
 
     Biases (``b``) have twice the learning rate and no weight decay; scales and shifts of normalisations have no
     weight decay either.  Frozen parameters (``requires_grad`` false) are excluded.
@@ -98,7 +98,7 @@ def make_optimizer(
     return optimizer
 
 
-def set_rate(optimizer: MomentumSGD, rate: float) -> None:
+def set_learning_rate(optimizer: MomentumSGD, rate: float) -> None:
     """Set the learning rate and correct the momentum.
 
     The momentum contains past gradients multiplied by past rates.  If the rate jumps, the momentum is scaled as if

@@ -1,4 +1,4 @@
-"""Plots of a run as PNG: the losses with the learning rate, and AP."""
+"""PNG plots of a run: the losses with the learning rate, and AP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from mask_rcnn.io.atomic_file import open_for_writing
 
-#: Curves of the loss figure: key in the log, label and colour; the sum comes first.
+#: Curves of the loss plot: key in the log, label and colour; the sum comes first.
 LOSSES = (
     ('main/loss', 'sum', '#222222'),
     ('main/rpn_cls_loss', 'RPN objectness', '#0072b2'),

@@ -1,4 +1,4 @@
-"""Signals that stop a run, and the trigger that stops it."""
+"""Signals that stop a run, and Chainer's stop trigger for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from chainer import training
 
 from mask_rcnn.training.distributed import Communicator
 
-#: The signals that stop a run.  Its main process handles them; worker processes must not notice them.
+#: The signals that stop a run.  The parent process handles them; worker processes block them.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, 'SIGUSR1') else []))
 
 
@@ -31,18 +31,18 @@ class SignalHandler:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Handle the signals within the context; must be called in the main thread."""
-        before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        before = {signum: signal.signal(signum, self._handle) for signum in STOP_SIGNALS}
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let the first signal raise ``KeyboardInterrupt`` within the context.
+        """Raise ``KeyboardInterrupt`` on the first signal within the context.
 
-        This is for work that takes long and changes no state.
+        For long-running work that changes no state.
         """
         self._may_raise = True
         try:
@@ -50,9 +50,9 @@ class SignalHandler:
         finally:
             self._may_raise = False
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         is_second = self.signal is not None
-        self.signal = self.signal or number
+        self.signal = self.signal or signum
         if is_second or self._may_raise:
             raise KeyboardInterrupt
 
@@ -60,8 +60,8 @@ class SignalHandler:
 class StopTrigger:
     """Stop trigger: stops after a number of iterations, or after a stop signal in any of the processes.
 
-    The first call in an iteration decides for the whole iteration and for all processes, so that a stopping run
-    always writes a last snapshot.
+    The result of the first call in an iteration holds for the whole iteration and for all processes, so that a stopping
+    run always writes a last snapshot.
 
     Args:
         iterations: Iterations of the whole run.

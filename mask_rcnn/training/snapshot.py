@@ -1,7 +1,7 @@
-"""Snapshots: the complete state of a run in one file, from which it resumes exactly.
+"""Snapshots: the complete state of a run in one file, so that it can be resumed exactly.
 
-A snapshot is an uncompressed ``.npz`` file of plain arrays under the names of Chainer's serializers, and of one JSON
-text (member ``snapshot``) that describes the network.  Reading never unpickles.
+A snapshot is an uncompressed ``.npz`` file.  It contains plain arrays under the names of Chainer's serializers, and a
+JSON text (member ``snapshot``) that describes the network and the options of the run.  Reading never unpickles.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Snapshot:
     """The content of a snapshot.
 
     Args:
-        path: Its file.
+        path: The file.
         model: Description of the network.
         options: The options of the run that wrote it.
         arrays: The trainer's state by name; ``None`` where a value was ``None``.
@@ -78,7 +78,7 @@ class Snapshot:
 def write_snapshot(
     path: str | os.PathLike, trainer: training.Trainer, model: ModelMeta, options: Mapping[str, Any]
 ) -> None:
-    """Write a trainer's state; the file gets its name when it is complete.
+    """Write a trainer's state to a file that appears under its name only when it is complete.
 
     Args:
         path: The file, ``*.npz``.
@@ -256,12 +256,12 @@ class Snapshots(training.Extension):
 
     def _remove_old(self, folder: Path, iteration: int) -> None:
         """Remove all but the newest ``keep`` snapshots up to this iteration; later ones belong to another run."""
-        past = [(number, path) for number, path in list_snapshots(folder) if number <= iteration]
-        for number, path in past[: -self._keep]:
+        past = [(saved, path) for saved, path in list_snapshots(folder) if saved <= iteration]
+        for saved, path in past[: -self._keep]:
             path.unlink(missing_ok=True)
-            (folder / f'model_iter_{number}.npz').unlink(missing_ok=True)
+            (folder / f'model_iter_{saved}.npz').unlink(missing_ok=True)
 
 
 def _model(trainer: training.Trainer) -> Any:
-    """Return the Mask R-CNN that a trainer trains."""
+    """Return the model of a trainer."""
     return trainer.updater.get_optimizer('main').target.model

@@ -27,7 +27,8 @@ from mask_rcnn.targets import (
 )
 from mask_rcnn.training.losses import per_image_mean_weights, sigmoid_cross_entropy, smooth_l1, softmax_cross_entropy
 
-#: Combined with an example's seed, so that sampling here is independent of the example's augmentation.
+#: Second word of the sampling seed.  It equals ``datasets.transforms._FLIP_STREAM``, so the flip is decided by the
+#: first random number of the same stream; a change would change all training runs.
 _SAMPLING_STREAM = 1
 
 
@@ -45,9 +46,9 @@ class MaskRCNNTrainChain(chainer.Chain):
     - ``roi_accuracy``: the fraction of RoIs that are classified correctly.
 
     The loss and the gradient of a batch equal those of its parts up to rounding, for any division of the batch:
-    every image has the same weight (see :mod:`mask_rcnn.training.losses`), its sampling depends on its own seed
+    every image has the same weight (see :mod:`mask_rcnn.training.losses`), its sampling depends on its seed
     only, and no image is padded to the size of another.  Images of one size go through the network together.
-    Batch normalisation in training mode is the exception: its statistics are those of the images of one size.
+    Batch normalisation in training mode is the exception: its statistics are computed over the images of one size.
 
     Args:
         model: The network; see :func:`mask_rcnn.training.freezing.freeze`.
@@ -146,7 +147,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         deltas: Sequence,
         rngs: Sequence[np.random.RandomState],
     ) -> tuple[list[SampledRoIs], list[KeypointRoIs]]:
-        """Return the RoIs that are sampled from the RPN's proposals; no gradient flows through the proposals.
+        """Sample RoIs from the RPN's proposals; no gradient flows through the proposals.
 
         Args:
             examples: Images of one size.
@@ -156,7 +157,7 @@ class MaskRCNNTrainChain(chainer.Chain):
 
         Returns:
             tuple: For each image, the RoIs of the box and mask heads, and those of the keypoint head; the second
-            list is empty for a network without keypoint head.
+            list is empty for a network without a keypoint head.
         """
         rois, keypoint_rois = [], []
         for i, (example, rng) in enumerate(zip(examples, rngs, strict=True)):
@@ -241,7 +242,7 @@ class MaskRCNNTrainChain(chainer.Chain):
     ) -> dict[str, Any]:
         """Return the losses and counts of the heads.
 
-        The box head gets all sampled RoIs, the mask head the foreground only, the keypoint head its own RoIs.
+        The box head gets all sampled RoIs, the mask head only the foreground, and the keypoint head ``keypoint_rois``.
 
         Args:
             features: For each level, ``(N, C, h, w)`` variable.
@@ -312,7 +313,7 @@ class MaskRCNNTrainChain(chainer.Chain):
     def keypoint_loss(self, features: Sequence, rois: Sequence[KeypointRoIs]) -> chainer.Variable:
         """Return the keypoint loss: softmax cross entropy over each heat map (He et al. 2017, section 5).
 
-        It is a mean over the visible keypoints (``KRCNN.NORMALIZE_BY_VISIBLE_KEYPOINTS``, ``LOSS_WEIGHT`` 1).
+        It is a mean over the labelled keypoints (``KRCNN.NORMALIZE_BY_VISIBLE_KEYPOINTS``, ``LOSS_WEIGHT`` 1).
         Without RoIs, the head runs on one dummy RoI with ignored targets.
 
         Args:
@@ -336,9 +337,9 @@ class MaskRCNNTrainChain(chainer.Chain):
 
 @dataclass(frozen=True)
 class _RoIBatch:
-    """The sampled RoIs of several images, the foreground of all images first.
+    """The sampled RoIs of several images, foreground RoIs first.
 
-    The heads cannot run on an empty batch.  If no RoI is foreground, the first RoI stands in for the foreground: the
+    The heads cannot run on an empty batch.  If no RoI is foreground, the first RoI replaces the foreground: the
     mask head runs on it with ignored targets, and its box regression loss has the weight 0, as in Detectron.
 
     Args:
@@ -346,7 +347,7 @@ class _RoIBatch:
         images: ``(R,)`` int32 index of the image of each RoI.
         labels: ``(R,)`` int32: 1 + label, 0 for background, -1 for ignored RoIs.
         deltas: ``(n_mask_rois, 4)`` float32: the regression targets of the foreground, or zeros.
-        n_foreground: Number F of foreground RoIs.
+        n_foreground: Number of foreground RoIs, F.
         n_images: Number of images.
     """
 

@@ -1,4 +1,4 @@
-"""Training runs: the train chain, optimizer, iterator, updater and extensions put together."""
+"""Assembly of training runs from the train chain, optimizer, iterator, updater and extensions."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class TrainingOptions:
 
     Args:
         out: Folder of all files that the run writes.
-        iterations: Updates of the whole run, including those before a snapshot.
+        iterations: Total updates of the run, including those before it was resumed.
         schedule: The learning rates.
         batch_size: Images per update in each process.
-        subdivisions: Number of passes in which they go through the network.
+        subdivisions: Number of passes into which the batch is divided, to save memory.
         seed: Seed of the order of the images, the flips and the sampling of anchors and RoIs.
-        workers: Processes that read images; 0 reads them in this process.
+        workers: Number of processes that read and transform images; 0 does both in this process.
         gamma: Weight of the mask loss.
         sampling: Sampling sizes and IoU thresholds.
-        freeze_bn: Freeze all batch normalisation: use its running statistics and train no gamma and beta.
+        freeze_bn: Freeze all batch normalisations: use their running statistics and do not train gamma and beta.
         frozen_stages: Number of frozen backbone stages, in the order conv1, res2, res3, res4.
         clip: Maximum L2 norm of the gradient; ``None`` disables clipping.
         loss_scale: See :class:`~mask_rcnn.training.updater.SubdivisionUpdater`.
@@ -85,7 +85,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A trainer, with the parts that its caller needs when it ends."""
+    """A trainer, with the components that the caller needs after the run."""
 
     options: TrainingOptions
     trainer: training.Trainer
@@ -113,7 +113,7 @@ def build_training_run(
     examples: Sequence[tuple[str, np.ndarray]] = (),
     communicator: Communicator | None = None,
 ) -> TrainingRun:
-    """Build a run that can be started, or first restored from a snapshot.
+    """Build a run.  It can be restored from a snapshot before it is started.
 
     Args:
         model: The model to train, on its device.
@@ -160,8 +160,8 @@ def _add_extensions(
 ) -> Snapshots:
     """Add the extensions to a trainer.
 
-    The state of extensions is part of a snapshot, and every process restores from the same snapshot.  All processes
-    therefore have the extensions with a state; those that only print or write are added in the main process.
+    The state of extensions is part of a snapshot, and every process restores from the same snapshot.  Stateful
+    extensions are therefore added in all processes; those that only print or write are added in the main process.
     """
     main, optimizer = communicator.is_main, trainer.updater.get_optimizer('main')
     evaluating = IntervalTrigger(options.eval_interval)
@@ -204,7 +204,7 @@ def _add_extensions(
             ExampleDetections(tensorboard, model, examples),
             trigger=lambda t: evaluating(t) and signal_handler.signal is None,
         )
-    never = IntervalTrigger(0)  # the extension has a state, so processes that write no snapshots have it as well
+    never = IntervalTrigger(0)  # the extension is stateful, so processes that write no snapshots need it as well
     trainer.extend(snapshots, trigger=saving if main and options.snapshot_interval else never)
     return snapshots
 

@@ -1,4 +1,4 @@
-"""The updater: one update from a batch in several passes, in one or several processes."""
+"""The updater: gradient accumulation over several passes, in one or several processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
     The batch is divided into ``subdivisions`` parts of nearly equal size.  The loss of each part is weighted by its
     fraction of the images, and the gradients of all parts are accumulated.  Because the loss is a mean over images,
     the update equals that of the whole batch in one pass, but needs the memory of one part.  (Batch normalisation in
-    training mode is the exception: it sees the parts separately.)
+    training mode is the exception: its statistics are computed for each part.)
 
     The reported values are averaged in the same way over the parts and over the processes.  ``grad_norm``, the L2
     norm of the gradient before clipping, is added to them.
@@ -51,7 +51,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         iterator: Returns lists of examples; their ``name`` appears in errors.
         optimizer: Its target is called with a list of examples and returns their mean loss.
         subdivisions: Number of parts; at most one for each example of a batch.
-        loss_scale: Factor of the loss in the backward pass, for float16 gradients.  ``'dynamic'`` searches for the
+        loss_scale: Multiplier of the loss in the backward pass, for float16 gradients.  ``'dynamic'`` searches for the
             largest factor without overflow and skips updates that overflow, with one log line each.
         communicator: Averages gradients and reported values over processes; ``None`` for one process.
         device: Device to move the target to; ``None`` does not move it.

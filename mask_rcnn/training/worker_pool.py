@@ -33,7 +33,7 @@ class ExampleError(ValueError):
     """An example cannot be read or transformed; the message is one line that names the image.
 
     Attributes:
-        details (str): The traceback, also of another process.
+        details (str): The traceback, possibly of another process.
     """
 
     def __init__(self, message: str, details: str = ''):
@@ -79,11 +79,11 @@ class ExampleMaker:
 class WorkerPool:
     """Worker processes, each connected by a pipe to a thread of the parent.
 
-    A worker knows its parent only through the pipe.  No other process holds the parent's end, so the worker reads
-    the end of file as soon as the parent closes it or ends.
+    The pipe is the only connection between a worker and its parent.  No other process holds the parent's end, so the
+    worker reads the end of file as soon as the parent closes that end or exits.
 
     Args:
-        make: Makes the examples; is pickled and sent to the workers.
+        make: Makes the examples; it is pickled and sent to the workers.
         n_workers: Number of processes.
 
     Raises:
@@ -92,7 +92,7 @@ class WorkerPool:
 
     def __init__(self, make: ExampleMaker, n_workers: int):
         try:
-            set_up = [bytes(ForkingPickler.dumps(make))] * n_workers
+            pickles = [bytes(ForkingPickler.dumps(make))] * n_workers
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise ValueError(f'the dataset cannot be sent to worker processes ({error})') from error
         self._tasks: _Tasks = queue.SimpleQueue()
@@ -109,19 +109,19 @@ class WorkerPool:
                 # Not an executor's threads: the interpreter would wait for them when a run is interrupted.
                 threads.append(
                     threading.Thread(
-                        target=_serve, args=(self._tasks, connection, set_up), name='mask_rcnn examples', daemon=True
+                        target=_serve, args=(self._tasks, connection, pickles), name='mask_rcnn examples', daemon=True
                     )
                 )
                 threads[-1].start()
 
     def submit(self, task: tuple[int, int]) -> Future[TrainingExample]:
-        """Let the next free worker make the training example of ``(index, seed)``."""
+        """Submit ``(index, seed)``; the next idle worker makes the training example."""
         future: Future[TrainingExample] = Future()
         self._tasks.put((task, future))
         return future
 
     def close(self) -> None:
-        """End the workers; may be called again."""
+        """End the workers; idempotent."""
         self._close()
 
 
@@ -134,15 +134,15 @@ def _start_worker() -> tuple[BaseProcess, Connection]:
     return process, parent_end
 
 
-def _serve(tasks: _Tasks, connection: Connection, set_up: list[bytes]) -> None:
-    """Pass tasks to one worker, one at a time, until ``None`` comes; runs in a thread of the parent.
+def _serve(tasks: _Tasks, connection: Connection, pickles: list[bytes]) -> None:
+    """Pass tasks to one worker, one at a time, until the task is ``None``; runs in a thread of the parent.
 
-    The thread holds no reference to the pool, so that an unused pool can be collected.  It pops its copy of the
-    pickled dataset from ``set_up``, so that the memory is freed when all workers have received it.
+    The thread holds no reference to the pool, so that an unused pool can be collected.  It pops one of the pickled
+    example makers from ``pickles``, so that the memory is freed when all workers have received one.
     """
     with connection:
         with contextlib.suppress(OSError):  # the first task reports a worker that has ended
-            connection.send_bytes(set_up.pop())
+            connection.send_bytes(pickles.pop())
         while (entry := tasks.get()) is not None:
             task, future = entry
             if future.set_running_or_notify_cancel():
@@ -150,7 +150,7 @@ def _serve(tasks: _Tasks, connection: Connection, set_up: list[bytes]) -> None:
                     future.set_result(_request(connection, task))
                 except Exception as error:
                     future.set_exception(error)
-            del entry, future  # an example takes many megabytes: free it before the next task comes
+            del entry, future  # an example takes many megabytes: free it before waiting for the next task
 
 
 def _request(connection: Connection, task: tuple[int, int]) -> TrainingExample:

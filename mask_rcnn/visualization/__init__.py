@@ -1,4 +1,4 @@
-"""Pictures of detections."""
+"""Drawing of detections on images."""
 
 from mask_rcnn.visualization.drawing import BACKGROUNDS, draw_detections
 from mask_rcnn.visualization.labels import load_font

@@ -1,4 +1,4 @@
-"""Colours of instances: vivid, deterministic, and distinct also for colour-blind readers."""
+"""Colours of instances: vivid, deterministic, and distinct even for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 ) / np.array([[0.95047], [1.0], [1.08883]])
 
-_SIMILAR_DISTANCE = 20.0  # CIE Lab distance below which two colours look alike in a picture
+_SIMILAR_DISTANCE = 20.0  # CIE Lab distance below which two colours look alike in an image
 _NEIGHBOUR_DISTANCE = 0.1  # distance at which a neighbour's colour loses importance, as a fraction of the diagonal
 
 
@@ -51,7 +51,7 @@ def instance_colors(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         boxes: ``(R, 4)``, ``(y_min, x_min, y_max, x_max)``.
-        size: ``(H, W)`` of the picture.
+        size: ``(H, W)`` of the image.
 
     Returns:
         A uint8 array of shape ``(R, 3)``, RGB, rows of :data:`PALETTE`.

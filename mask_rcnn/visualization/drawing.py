@@ -15,7 +15,7 @@ from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON
 from mask_rcnn.visualization.colors import instance_colors, text_color
 from mask_rcnn.visualization.labels import PlacedLabel, draw_label, font_size_for, label_candidates, place_labels
 
-#: Backgrounds of a picture: the image, the image in pale grey, black or white.
+#: Backgrounds of a drawing: the image, the image in pale grey, black or white.
 BACKGROUNDS = ('image', 'grey', 'black', 'white')
 
 _FILL = {'image': 0.45, 'grey': 0.6, 'black': 0.85, 'white': 0.85}  # opacity of the masks
@@ -58,7 +58,7 @@ class MaskCrop:
     """The smallest rectangle of a mask that contains all of its pixels.
 
     Args:
-        top, left: The upper left pixel in the picture.
+        top, left: The upper left pixel in the image.
         mask: uint8, 0 or 1.
         area: Number of ones.
     """
@@ -84,8 +84,8 @@ def draw_detections(
     """Draw masks, boxes, keypoints and labels of detections.
 
     Neighbouring instances have different colours.  Large instances are drawn first, so that small ones stay visible.
-    The sizes of lines and letters are proportional to the picture's.  Labels are placed where they hide least; in a
-    crowded picture, labels without a free place are left out.
+    The sizes of lines and letters are proportional to the image size.  Labels are placed where they hide least; in a
+    crowded image, labels without a free position are omitted.
 
     Args:
         image: float32 ``(3, H, W)`` in [0, 255] or uint8 ``(H, W, 3)``, RGB.  It is not changed.
@@ -133,8 +133,8 @@ def draw_detections(
             label_candidates(name, float(score) if scores else None, ordered.size, font)
             for name, score in zip(ordered.names, ordered.scores, strict=True)
         ]
-        places = place_labels(candidates, clipped_boxes, saliency.values, ordered.size)
-        _draw_labels(canvas, places, clipped_boxes, colors, font)
+        placed = place_labels(candidates, clipped_boxes, saliency.values, ordered.size)
+        _draw_labels(canvas, placed, clipped_boxes, colors, font)
     return canvas
 
 
@@ -167,7 +167,7 @@ def _largest_first(boxes: np.ndarray) -> np.ndarray:
 
 
 def _clip_boxes(boxes: np.ndarray, size: tuple[int, int], offset: float) -> np.ndarray:
-    """Convert boxes to corner coordinates ``(y_min, x_min, y_max, x_max)`` in float64, clipped to the picture."""
+    """Convert boxes to corner coordinates ``(y_min, x_min, y_max, x_max)`` in float64, clipped to the image."""
     boxes = boxes.astype(np.float64)
     boxes[:, 2:] += offset
     return np.clip(boxes, 0, np.tile(size, 2))
@@ -276,17 +276,17 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, color: np.ndarray) -> None:
 
 def _draw_keypoints(canvas: np.ndarray, keypoints: np.ndarray, color: np.ndarray) -> None:
     """Draw the keypoints ``(K, 4)`` of one instance: white dots with a coloured rim, and bones with a black edge."""
-    places = np.rint((keypoints[:, 1::-1] - 0.5) * 2**_SHIFT).astype(int).tolist()
+    points = np.rint((keypoints[:, 1::-1] - 0.5) * 2**_SHIFT).astype(int).tolist()
     is_visible = keypoints[:, 2] > _MIN_KEYPOINT_LOGIT
     width = _line_width(canvas.shape)
     skeleton = COCO_SKELETON if len(keypoints) == len(COCO_KEYPOINT_NAMES) else ()
     bones = [(a, b) for a, b in skeleton if is_visible[a] and is_visible[b]]
     for thickness, ink in ((2 * width + 2, (0, 0, 0)), (2 * width, color.tolist())):
         for a, b in bones:
-            cv2.line(canvas, places[a], places[b], ink, thickness, cv2.LINE_AA, _SHIFT)
+            cv2.line(canvas, points[a], points[b], ink, thickness, cv2.LINE_AA, _SHIFT)
     for k in np.flatnonzero(is_visible):
         for radius, ink in ((2 * width + 1, color.tolist()), (1.5 * width, (255, 255, 255))):
-            cv2.circle(canvas, places[k], round(radius * 2**_SHIFT), ink, -1, cv2.LINE_AA, _SHIFT)
+            cv2.circle(canvas, points[k], round(radius * 2**_SHIFT), ink, -1, cv2.LINE_AA, _SHIFT)
 
 
 def _draw_labels(

@@ -54,7 +54,7 @@ class PlacedLabel:
 
 
 def font_size_for(size: tuple[int, int]) -> int:
-    """Return the font size in pixels for a picture of ``size`` ``(H, W)``."""
+    """Return the font size in pixels for an image of ``size`` ``(H, W)``."""
     return max(_MIN_FONT_SIZE, round(0.021 * float(np.sqrt(size[0] * size[1]))))
 
 
@@ -109,13 +109,13 @@ def place_labels(
     Args:
         candidates: For each of the ``R`` labels, its candidates; see :func:`label_candidates`.
         boxes: ``(R, 4)`` float, the instances' boxes.
-        saliency: ``(h, w)`` float32, a map of the picture at any resolution: the sum of the values that a label covers
+        saliency: ``(h, w)`` float32, a map of the image at any resolution: the sum of the values that a label covers
             is the cost of covering them.
-        size: ``(H, W)`` of the picture.
+        size: ``(H, W)`` of the image.
 
     Returns:
         A placed label for each instance, or ``None`` if every position would overlap another label, hide nearly a
-        whole object, or leave the picture.
+        whole object, or leave the image.
     """
     integral = cv2.integral(saliency, sdepth=cv2.CV_64F)
     placed: list[PlacedLabel | None] = [None] * len(boxes)
@@ -136,7 +136,7 @@ def place_labels(
 
 
 def _positions(box: np.ndarray, text: Text, size: tuple[int, int]) -> np.ndarray:
-    """Return ``(S, 4)`` label boxes inside the picture in order of preference."""
+    """Return ``(S, 4)`` label boxes inside the image in order of preference."""
     if text.height > size[0] or text.width > size[1]:
         return np.zeros((0, 4))
     top, left, bottom, right = box

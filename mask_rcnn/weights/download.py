@@ -1,4 +1,4 @@
-"""Download weight files: resumable, checked by size, and never visible before they are complete."""
+"""Download of weight files: resumable, checked by size, and atomic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DETECTRON_R50_C4_MASK = (
 
 _BLOCK = 1 << 18
 
-#: A response of :mod:`urllib`; one that reports an error is an ``HTTPError``.
+#: A response of :mod:`urllib`; error responses are ``HTTPError`` objects.
 _Response: TypeAlias = http.client.HTTPResponse | urllib.error.HTTPError
 
 
@@ -40,7 +40,7 @@ def fetch(
     """Download a file unless it exists.
 
     The bytes are written to ``path`` + ``'.part'``, which is renamed to ``path`` when it has the size that the server
-    announced.  A partial file of an interrupted run is continued.  A progress bar is shown if the standard error is a
+    announced.  A partial file of an interrupted run is resumed.  A progress bar is shown if the standard error is a
     terminal.
 
     Args:
@@ -168,7 +168,7 @@ def main(folder: str | os.PathLike, url: str = DETECTRON_R50_C4_MASK, **options:
 
     Returns:
         The exit status: 0, or 1 after one line on the standard error that names the file to download by other means
-        and the place for it.
+        and its target path.
     """
     path = pathlib.Path(folder) / 'model_final.pkl'
     try:

@@ -1,4 +1,4 @@
-"""The error of this package, and how its messages show text from files."""
+"""The error of this package, and the formatting of text from files in its messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MAX_LISTED = 5
 
 
 class WeightFileError(ValueError):
-    """A file that cannot be used as weights; ``str()`` is one line, ``path: reason``.
+    """A weight file cannot be used; ``str()`` is one line, ``path: reason``.
 
     Args:
         path: The file, as the caller named it.

@@ -39,7 +39,7 @@ CORRUPT_FILE_ERRORS = (
     IndexError,
 )
 
-#: Largest directory of an archive in bytes; the directory of a network of 2000 arrays has about 200 kB.
+#: Maximum size of an archive's directory in bytes; that of a network with 2000 arrays has about 200 kB.
 _MAX_DIRECTORY = 1 << 22
 
 
@@ -109,19 +109,20 @@ def open_stored_zip(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, dict[st
 def open_deflated_zip(file: BinaryIO, size: int, growth: float) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     """Open an archive whose members may be deflated, the only compression that is unpacked in bounded pieces.
 
-    A single piece of bzip2 or LZMA data can unpack to any size, whatever size the archive declares.
+    A single piece of bzip2 or LZMA data can unpack to any size, regardless of the size that the archive declares.
 
     Args:
         file: The archive.
         size: Its size in bytes.
-        growth: Largest ratio of the unpacked members' total size to ``size``.
+        growth: Maximum ratio of the unpacked members' total size to ``size``.
 
     Returns:
         The archive and its members by name.
 
     Raises:
         zipfile.BadZipFile: The file is not a zip archive, or damaged.
-        ValueError: The archive has members of another compression, too large or duplicate ones, or a huge directory.
+        ValueError: The archive has members with another compression, oversized or duplicate members, or a huge
+            directory.
     """
     return _check_members(_open_zip(file, size), (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), growth * size)
 

@@ -1,7 +1,7 @@
-"""Rewrite layers so that the network computes the same function with fewer or other parameters.
+"""Folding: layers rewritten with fewer or other parameters that compute the same function.
 
-All functions compute in float64 and round once, to float32.  Those on normalisation parameters take NumPy and CuPy
-arrays; the others take NumPy arrays.
+All functions compute in float64 and round once, to float32.  Those on normalisation parameters accept NumPy and CuPy
+arrays; the others accept NumPy arrays.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def norm_to_affine(
     Szegedy 2015, algorithm 2, line 11).
 
     Args:
-        gamma: ``(C,)`` scale of the normalisation, or a number.
-        beta: ``(C,)`` offset of the normalisation, or a number.
+        gamma: ``(C,)`` scale of the normalisation, or a scalar.
+        beta: ``(C,)`` offset of the normalisation, or a scalar.
         mean: ``(C,)`` running mean.
         var: ``(C,)`` running variance.
         eps: Constant added to the variance.

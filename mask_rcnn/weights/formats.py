@@ -1,6 +1,6 @@
-"""The table of weight file formats, which are detected by the content of a file.
+"""The table of weight file formats, and their detection by content.
 
-File names are not reliable: a ``.pth`` or a ``.pkl`` may be a zip archive or a pickle.
+Suffixes are not reliable: a ``.pth`` or a ``.pkl`` may be a zip archive or a pickle.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Format:
         matches: Returns True if a file may have this format, given its first bytes and, for a zip archive, the names of
             its members.
         read: Reads and converts a file of this format.
-        suffix: Last part of the default name of a converted file; ``None`` if there is nothing to convert.
+        suffix: Last part of the default name of a converted file; ``None`` for the native format.
         takes_settings: True if the second argument of ``read`` is a mapping of settings that the file does not contain,
             under the names of Matterport's ``Config`` (:mod:`mask_rcnn.weights.converters.matterport_cfg`).
     """
@@ -99,7 +99,7 @@ def read(path: _Path, settings: Mapping[str, Any] | None = None) -> ConvertedWei
 
 
 def default_name(file: ConvertedWeights) -> str:
-    """Return the default file name for converted weights, in the manner of Detectron's file names.
+    """Return the default file name for converted weights, which follows Detectron's file names.
 
     Examples are ``e2e_mask_rcnn_R-50-C4_1x_d2c.npz`` for Detectron's R-50-C4, ``R-50_d2c.npz`` for its ImageNet weights
     and ``mask_rcnn_R-101-FPN_m2c.npz`` for Matterport's network.

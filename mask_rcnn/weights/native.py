@@ -68,7 +68,7 @@ class ModelMeta:
         kind: ``'model'``, or ``'backbone'`` for ImageNet weights (extractor and res5 only).
         config: The network.  For a backbone, only ``extractor``, ``dialect`` and ``norm`` are meaningful.
         class_names: Name of each foreground class; empty for a backbone.
-        category_ids: Category number of each class in the dataset, for results in COCO's format.
+        category_ids: Category id of each class in the dataset, for results in COCO's format.
         source: The converted file, or ``None`` for weights trained with this library.
         skipped: Number of arrays of the source that were not converted, by group.
         notes: Lines about the conversion for the user.

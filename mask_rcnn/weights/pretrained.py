@@ -1,7 +1,7 @@
-"""Find the weights that training starts from, and load the ones that fit into a model.
+"""Pretrained weights: find the file that initialises training, and load the arrays that fit a model.
 
-Weight files of every format are read (:mod:`mask_rcnn.weights.formats`): ImageNet backbones and whole models, of this
-and of other programs.
+The file may have any supported format (:mod:`mask_rcnn.weights.formats`) and contain an ImageNet backbone or a whole
+model, of this or of another program.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printa
 from mask_rcnn.weights.files import open_weight_file
 from mask_rcnn.weights.native import load_arrays
 
-#: The name that stands for the ImageNet weights in Chainer's model folder.
+#: Name of the ImageNet weights in Chainer's model folder.
 IMAGENET = 'imagenet'
 
 #: Names of ResNet weights in order of preference; ``{depth}`` is 50 or 101.
@@ -44,7 +44,7 @@ _DETECTRON_SOURCE = 'https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained
 #: Parameters whose shape depends on the number of classes or anchors; all others must fit.
 _OUTPUT_LAYERS = re.compile(r'(rpn/(objectness|delta)|box_head/(score|delta)|mask_head/score)/[Wb]')
 
-#: Heads that not every network has.
+#: Heads that a network may lack.
 _OPTIONAL_HEADS = ('mask_head', 'keypoint_head')
 
 #: Paths of the backbone's parameters in a C4 network and in one with a feature pyramid.
@@ -63,8 +63,7 @@ class PretrainedReport:
         path: The file.
         title: The file's content, such as ``"R-50 backbone (a Caffe ResNet's .npz)"``.
         n_taken: Number of arrays that were loaded into the model.
-        reinitialized: Layers that keep their random weights because the file's have another number of classes or
-            anchors.
+        reinitialized: Layers that keep their random weights because the file has another number of classes or anchors.
         missing: Layers that keep their random weights because the file does not have them, such as ``'rpn/conv'``.
         notes: Lines for the user.
     """
@@ -97,7 +96,7 @@ def find_pretrained(name_or_path: _Path, extractor: str = 'resnet50') -> pathlib
 
     Raises:
         WeightFileError: There is no such file; for ``'imagenet'`` the message names the file to download, its source
-            and the folder for it.
+            and the folder to put it in.
     """
     if os.fspath(name_or_path) != IMAGENET:
         with open_weight_file(name_or_path):
@@ -126,7 +125,7 @@ def _imagenet_files(extractor: str) -> tuple[list[str], str]:
 
 
 def load_pretrained(model: chainer.Chain, path: _Path, file: ConvertedWeights | None = None) -> PretrainedReport:
-    """Load the weights of a file into a model, as far as the file has them and they fit.
+    """Load the weights of a file that fit into a model.
 
     Layers whose shape depends on the number of classes or anchors keep their weights if the file has another number.
     Heads that the model does not have are skipped; everything else must fit.  Batch normalisation in the file becomes
@@ -183,7 +182,7 @@ def _has_head(names: Iterable[str], head: str) -> bool:
 
 
 def _match_channel_order(arrays: dict[str, np.ndarray], source: Config, target: Config) -> None:
-    """Reverse the input channels of the first convolution if one network takes RGB and the other BGR."""
+    """Reverse the input channels of the first convolution if one network expects RGB and the other BGR."""
     if source.dialect.input.channel_order == target.dialect.input.channel_order:
         return
     layer = 'conv0' if target.backbone == 'mobilenet_v1' else 'conv1'
@@ -220,7 +219,7 @@ def _check_finite(path: _Path, arrays: _Arrays) -> None:
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
         raise WeightFileError(
-            path, f'has infinite or undefined numbers in {summarize_names(broken)}: did the training diverge?'
+            path, f'has infinite or undefined values in {summarize_names(broken)}: did the training diverge?'
         )
 
 
@@ -238,7 +237,7 @@ def _note_on_classes(in_file: tuple[str, ...], in_model: tuple[str, ...] | None)
         return ()
     old, new = next((a, b) for a, b in zip(in_file, in_model, strict=True) if a != b)
     return (
-        f'the file has the same number of classes, but other ones ({to_printable_ascii(old)!r} where the model has '
+        f'the file has the same number of classes, but other names ({to_printable_ascii(old)!r} where the model has '
         f'{to_printable_ascii(new)!r}): their weights were loaded',
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.inference.save import arrays_of
+from mask_rcnn.inference.save import collect_arrays
 
 PROGRAM = Path(__file__).resolve().parent / 'peers' / 'torch_mask_rcnn.py'
 
@@ -143,4 +143,4 @@ def write_task(folder: Path, model, image) -> None:
     }
     (folder / 'setup.json').write_text(json.dumps(setup))
     np.save(folder / 'image.npy', image)
-    np.savez(folder / 'weights.npz', **arrays_of(model))
+    np.savez(folder / 'weights.npz', **collect_arrays(model))

@@ -30,7 +30,7 @@ def test_the_cpu_supports_fp32_only(tmp_path, monkeypatch, capsys, main, argumen
         arguments = [*arguments, '--modelfile', 'model.npz']
     assert main([*arguments, '--gpu', '-1', '--precision', 'fp16']) == 2
     error = capsys.readouterr().err
-    assert error == 'error: --precision fp16: fp16 needs a GPU; on the CPU there is fp32 only\n'
+    assert error == 'error: --precision fp16: fp16 needs a GPU; the CPU supports only fp32\n'
 
 
 def test_unknown_precisions_are_refused(capsys):

@@ -176,7 +176,7 @@ from chainermn.communicators import _memory_utility as owner
 import chainer.backends.cuda as cuda
 before = dict(vars(owner))
 for _ in range(2):
-    mask_rcnn.compat.mend_chainermn()
+    mask_rcnn.compat.patch_chainermn()
 assert {name for name in before if vars(owner)[name] is not before[name]} == {
     '_cupy_batched_pack_params', '_cupy_batched_unpack_params'}
 raw, sources = cuda.raw, {}

@@ -337,7 +337,7 @@ def test_objects_agree_with_pycocotools(shared):
     dataset, reference = COCODataset(file, shared / 'coco-mini/train2017'), COCO(file)
     assert len(dataset) == 98 and dataset.category_ids == tuple(reference.getCatIds())
     for i in range(len(dataset)):
-        objects = dataset.annotations_of(i)
+        objects = dataset.get_annotations(i)
         expected = [
             a
             for a in reference.loadAnns(reference.getAnnIds(dataset.image_ids[i]))
@@ -362,7 +362,7 @@ def keypoint_names(content, names=COCO_KEYPOINT_NAMES):
 
 
 def keypoints(*visible):
-    """COCO's 51 numbers; a visible keypoint ``i`` has x = i and y = 2 * i."""
+    """COCO's 51 numbers; a labelled keypoint ``i`` has x = i and y = 2 * i."""
     return [number for i in range(17) for number in ((i, 2 * i, 2) if i in visible else (0, 0, 0))]
 
 
@@ -386,7 +386,7 @@ def test_images_without_visible_keypoints_are_not_used_for_training(make):
     annotations = [annotation(keypoints=keypoints()), annotation(id=2, image_id=9, keypoints=keypoints(3))]
     assert make(annotations, keypoint_names, keypoints=True).image_ids == (9,)
     assert make(annotations, keypoint_names, keypoints=True, only_annotated=False).image_ids == (7, 9)
-    with pytest.raises(AnnotationFileError, match='no image has an object for training .*visible keypoint'):
+    with pytest.raises(AnnotationFileError, match='no image has an object for training .*labelled keypoint'):
         make(annotations[:1], keypoint_names, keypoints=True)
 
 

@@ -1,4 +1,4 @@
-"""Tests of the drawn scenes of eight classes."""
+"""Generated scenes with eight classes of shapes."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Tests of the drawn squares, circles and triangles."""
+"""Generated squares, circles and triangles."""
 
 import cv2
 import numpy as np
@@ -36,7 +36,7 @@ def test_masks_do_not_overlap(examples):
 @pytest.mark.parametrize('label', [0, 1, 2])
 @pytest.mark.parametrize('centre', [(31.3, 50.8), (3.0, 20.0), (60.0, 78.0)])
 def test_outlines_agree_with_the_drawing(label, centre):
-    """Compare the outline in COCO's rasteriser with the drawn shape, inside the image and at its border."""
+    """Compare the outline in COCO's rasteriser with the coverage of the shape, inside the image and at its border."""
     shape, size = _Shape(label, centre, 17.4, 0.7), (64, 80)
     drawn = shape.coverage(size)
     (rle,) = coco_mask.frPyObjects([_clip_outline(shape.outline, size).ravel().tolist()], *size)
@@ -49,7 +49,7 @@ def test_outlines_agree_with_the_drawing(label, centre):
 
 @pytest.mark.parametrize(('distance', 'labels'), [(4, [0]), (10, [0, 0])])
 def test_an_object_with_less_than_30_percent_visible_is_not_annotated(distance, labels):
-    """The front square of 20 x 20 pixels leaves ``distance / 20`` of the square behind it visible."""
+    """The front square of 20 x 20 pixels leaves ``distance / 20`` of the square that it occludes visible."""
     side, upright = 20, np.pi / 4
     shapes = [_Shape(0, (30.0, x), side / 2**0.5, upright) for x in (30.0 - distance, 30.0)]
     annotations = _annotate(shapes, [shape.coverage((64, 64)) for shape in shapes])

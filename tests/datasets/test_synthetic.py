@@ -87,5 +87,5 @@ def test_pycocotools_reads_the_ground_truth(dataset):
 
 
 def test_image_names_contain_dataset_index_and_seed():
-    assert RichShapesDataset(1).image_name(0) == 'rich shapes picture 0 of seed 0'
-    assert ShapesDataset(2, seed=7).image_name(1) == 'shapes picture 1 of seed 7'
+    assert RichShapesDataset(1).image_name(0) == 'rich shapes image 0 of seed 0'
+    assert ShapesDataset(2, seed=7).image_name(1) == 'shapes image 1 of seed 7'

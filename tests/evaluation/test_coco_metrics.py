@@ -71,7 +71,7 @@ def test_metrics_equal_pycocotools_on_the_written_files(shared, tmp_path, rng):
         dataset.ground_truth(), class_names=dataset.class_names, category_ids=dataset.category_ids
     )
     for i, image_id in enumerate(dataset.image_ids):
-        evaluator.add(image_id, noisy(dataset._objects.annotations_of(i), dataset.image_size(i), rng))
+        evaluator.add(image_id, noisy(dataset._objects.get_annotations(i), dataset.image_size(i), rng))
     metrics = evaluator.evaluate()
     files = evaluator.write_results(tmp_path / 'results.json')
     assert [path.name for path in files] == ['results.bbox.json', 'results.segm.json']

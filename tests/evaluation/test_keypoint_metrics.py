@@ -17,7 +17,7 @@ SIZE = 240, 320
 
 
 def person(rng, number, image_id):
-    """Return a COCO annotation; every sixth is a crowd, every fifth has no visible keypoint."""
+    """Return a COCO annotation; every sixth is a crowd, every fifth has no labelled keypoint."""
     width, height = rng.uniform(20, 150, 2)
     x, y = rng.uniform(0, (SIZE[1] - width, SIZE[0] - height))
     visibility = rng.randint(0, 3, 17) * (number % 5 > 0) * (number % 6 > 0)

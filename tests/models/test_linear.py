@@ -54,8 +54,8 @@ def test_outputs_and_gradients_of_all_layouts(stand_in, rng, layer, layout, relu
         results.append((y.array, image.grad, layer.W.grad, layer.b.grad))
     with chainer.no_backprop_mode():
         results.append((layer(lay_out(x, LAYOUTS[layout]), relu=relu).array,))
-    for ours in (results[0], results[2]):
-        for actual, expected in zip(ours, results[1], strict=False):  # without backprop, only the output
+    for outputs in (results[0], results[2]):
+        for actual, expected in zip(outputs, results[1], strict=False):  # without backprop, only the output
             np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * max(1, np.abs(expected).max()))
     fused = ['conv', 'bias'] + ['relu'] * relu
     assert stand_in.runs == [fused, ['dgrad'], ['wgrad'], fused]

@@ -4,7 +4,7 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.inference.save import arrays_of
+from mask_rcnn.inference.save import collect_arrays
 from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
 
 EPS = 1e-3
@@ -66,7 +66,7 @@ def backbone(rng):
 def test_backbone_equals_the_reference(backbone, rng, size, backprop):
     """With and without backprop, for sizes that are and are not multiples of 32."""
     x = rng.uniform(-1, 1, (2, 3, *size)).astype(np.float32)
-    arrays = {name: np.asarray(array, np.float64) for name, array in arrays_of(backbone).items()}
+    arrays = {name: np.asarray(array, np.float64) for name, array in collect_arrays(backbone).items()}
     expected = reference(arrays, x.astype('d'))
     assert expected[0].max() == 6 and expected[3].max() == 6
     with chainer.using_config('train', False), chainer.using_config('enable_backprop', backprop):

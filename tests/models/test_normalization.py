@@ -45,7 +45,7 @@ def test_affine_to_bn_keeps_the_output(stage, rng):
     np.testing.assert_allclose(output(stage, x), before, rtol=1e-5, atol=1e-5 * before.std())
 
 
-def test_folding_by_the_definition():
+def test_folding_equals_the_definition():
     bn = chainer.Chain()
     with bn.init_scope():
         bn.norm = L.BatchNormalization(1, eps=0.5)

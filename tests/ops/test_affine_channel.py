@@ -61,7 +61,7 @@ def test_gradient_of_one_input_alone(rng, trained):
     np.testing.assert_allclose(inputs[trained].grad, expected[trained], rtol=1e-12)
 
 
-def test_half_precision_features_meet_float32_parameters(rng):
+def test_half_precision_features_with_float32_parameters(rng):
     """Each gradient has the type of its input, as after frozen layers on a GPU."""
     inputs = [
         chainer.Variable(array.astype(dtype))

@@ -51,7 +51,7 @@ def test_a_nested_context_shares_the_cache(make):
     assert chainer.config.weight_cache is None
 
 
-def test_each_image_has_its_own_cache(make):
+def test_each_batch_has_a_separate_cache(make):
     x = np.arange(3)
     with cache_features():
         first = cached(make, x, 2, scope='features')

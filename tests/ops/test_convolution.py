@@ -241,7 +241,7 @@ def test_gradients_use_winograd(rng, monkeypatch):
 
 
 @pytest.mark.parametrize('transposed', [False, True])
-def test_half_precision_images_meet_float32_parameters(rng, monkeypatch, emulator, transposed):
+def test_half_precision_images_with_float32_parameters(rng, monkeypatch, emulator, transposed):
     """Each gradient has the type of its input, as after frozen layers on a GPU."""
     for node in (convolution.Convolution2DFunction, convolution.ConvolutionGradX, convolution.ConvolutionGradW):
         monkeypatch.setattr(node, 'forward_cpu', node.forward_gpu)

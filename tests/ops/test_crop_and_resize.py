@@ -49,7 +49,7 @@ def test_the_gradient_is_the_transposed_map(backend, rng, output_size):
     np.testing.assert_allclose((gx * other).sum(), expected, rtol=1e-5)
 
 
-def test_the_whole_map_at_its_size_is_the_map(backend, rng):
+def test_a_roi_of_the_whole_map_returns_the_map(backend, rng):
     x = rng.standard_normal((1, 3, 9, 11)).astype(np.float32)
     y = pool(backend, crop_and_resize, x, np.float32([[0, 0, 8, 10]]), np.int32([0]), output_size=(9, 11), last=(8, 10))
     np.testing.assert_allclose(backend.numpy(y), x, rtol=0, atol=3e-6)
@@ -63,7 +63,7 @@ def test_points_outside_the_map_are_zero(backend):
     np.testing.assert_array_equal(backend.numpy(y)[0, 0], expected)
 
 
-def test_last_is_the_unit_of_the_rois(backend, rng):
+def test_last_defines_the_units_of_rois(backend, rng):
     x, rois, indices = random_problem(rng)
     y = pool(backend, crop_and_resize, x, rois, indices, output_size=7, last=LAST)
     normalised = pool(backend, crop_and_resize, x, rois / np.float32([*LAST, *LAST]), indices, output_size=7)

@@ -250,7 +250,7 @@ def check_function(fused, reference, shapes, rng, precision, dtype=np.float32):
 @pytest.mark.parametrize('precision', PRECISIONS)
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('bias', [False, True])
-def test_a_convolution_is_one_function(stand_in, rng, precision, relu, bias):
+def test_a_convolution_and_its_epilogue_are_one_function(stand_in, rng, precision, relu, bias):
     check_function(
         lambda *arrays: cudnn_frontend.convolution_2d(*arrays, stride=2, pad=1, relu=relu),
         lambda *arrays: (F.relu if relu else F.identity)(F.convolution_2d(*arrays, stride=2, pad=1)),
@@ -264,7 +264,7 @@ def test_a_convolution_is_one_function(stand_in, rng, precision, relu, bias):
 @pytest.mark.parametrize('precision', PRECISIONS)
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('bias', [False, True])
-def test_a_deconvolution_is_one_function(stand_in, rng, precision, relu, bias):
+def test_a_deconvolution_and_its_epilogue_are_one_function(stand_in, rng, precision, relu, bias):
     check_function(
         lambda *arrays: cudnn_frontend.deconvolution_2d(*arrays, stride=2, relu=relu),
         lambda *arrays: (F.relu if relu else F.identity)(F.deconvolution_2d(*arrays, stride=2)),
@@ -513,7 +513,7 @@ def test_precision_is_part_of_the_configuration():
 
 def test_errors_of_precisions():
     assert cudnn_frontend.precision_error('fp32', None) is None
-    assert cudnn_frontend.precision_error('fp16', None) == 'fp16 needs a GPU; on the CPU there is fp32 only'
+    assert cudnn_frontend.precision_error('fp16', None) == 'fp16 needs a GPU; the CPU supports only fp32'
     assert cudnn_frontend.precision_error('fp16', 75) is None and cudnn_frontend.precision_error('bf16', 90) is None
     for name in ('tf32', 'bf16'):
         assert cudnn_frontend.precision_error(name, 75) == (

@@ -136,7 +136,7 @@ def test_a_chain_of_overlaps_across_words(backend):
     assert run(backend, boxes, scores, 0.5) == list(range(0, 300, 2))
 
 
-def test_all_of_many_boxes_are_kept(backend, rng):
+def test_many_disjoint_boxes_are_all_kept(backend, rng):
     """2200 boxes fill 35 words, more than a warp marks at a time."""
     boxes = (np.arange(2200)[:, None] * np.float32(20) + np.float32([0, 0, 9, 9])).astype('f')
     scores = rng.uniform(size=2200).astype('f')

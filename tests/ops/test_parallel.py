@@ -38,7 +38,7 @@ def test_ranges_run_at_the_same_time(two_cpus):
     parallel.parallel_for(lambda start, stop: meeting.wait(), 2)
 
 
-def test_little_work_stays_on_the_calling_thread(two_cpus):
+def test_small_loops_run_on_the_calling_thread(two_cpus):
     ranges = []
     parallel.parallel_for(lambda start, stop: ranges.append((start, stop)), 15, min_per_thread=8)
     assert ranges == [(0, 15)]
@@ -128,7 +128,7 @@ def openblas(monkeypatch):
     return threads
 
 
-def test_openblas_uses_one_thread_meanwhile(two_cpus, openblas):
+def test_openblas_is_limited_to_one_thread_during_a_loop(two_cpus, openblas):
     seen = []
     parallel.parallel_for(lambda start, stop: seen.append(openblas[-1]), 8, uses_blas=True)
     assert set(seen) == {1}

@@ -121,7 +121,7 @@ def test_levels_are_selected_separately_or_together():
 
 
 @pytest.mark.parametrize('per_level', [False, True])
-def test_levels_of_different_number_are_an_error(per_level):
+def test_different_numbers_of_levels_are_an_error(per_level):
     scores, deltas, anchors = np.zeros((1, 1, 1), 'f'), np.zeros((4, 1, 1), 'f'), np.zeros((1, 4), 'f')
     with pytest.raises(ValueError, match='shorter'):
         generate_proposals([scores] * 2, [deltas] * 2, [anchors], (9, 9), 1.0, per_level=per_level, **NMS)

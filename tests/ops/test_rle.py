@@ -37,7 +37,7 @@ def test_pycocotools_decodes_an_encoded_mask(rng, shape):
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_runs_end_with_their_columns(rng, shape):
+def test_runs_do_not_cross_columns(rng, shape):
     for mask in masks_of(rng, shape):
         runs, pixels = find_runs(mask), np.zeros(mask.size, bool)
         for start, end in runs:

@@ -68,7 +68,7 @@ def assert_arrays(actual_arrays, expected_arrays):
             np.testing.assert_array_equal(actual, expected)
 
 
-def test_wait_finishes_one_copy_of_all_arrays(queue, rng):
+def test_wait_returns_all_arrays_of_one_copy(queue, rng):
     first, second = some_arrays(rng), some_arrays(rng)
     copies = AsyncHostCopy(first), AsyncHostCopy(second)
     assert len(queue.submitted) == 2 and queue.done == 0

@@ -49,7 +49,7 @@ def test_stages_and_the_whole_are_timed_and_written(benchmark, tmp_path, capsys)
 
 
 def test_the_total_is_one_call_of_detect(benchmark, monkeypatch):
-    """Between the stages of the total nobody waits: they are not those that are timed one by one."""
+    """The total is timed without synchronisation between stages, in other calls than the stages."""
     calls, detect, by_stages = [], benchmark.detect_at_once, benchmark.detect_by_stages
     monkeypatch.setattr(benchmark, 'detect_at_once', lambda *a: calls.append('whole') or detect(*a))
     monkeypatch.setattr(benchmark, 'detect_by_stages', lambda *a: calls.append('stages') or by_stages(*a))
@@ -59,14 +59,14 @@ def test_the_total_is_one_call_of_detect(benchmark, monkeypatch):
         benchmark.random_model('mobilenet_v1_fpn', rpn_post_nms=10), np.zeros((3, 40, 60), np.float32), runs=2, warmup=1
     )
     assert calls == ['stages', 'whole', 'whole', 'stages', 'whole', 'stages']
-    # What the machine can do at best is not known in every precision.
+    # The ceiling of the machine is not known for every precision.
     assert result['stages']['RPN']['of_ceiling'] is None
     text = benchmark.table(result)
     assert 'matrix product n/a' in text and len(text.splitlines()) > 10
 
 
 class GPU:
-    """As much of CuPy as is asked about itself: a GPU of which others and we use memory."""
+    """The memory queries of CuPy: a GPU whose memory is used by this and by other processes."""
 
     def __init__(self):
         self.free = 1000

@@ -132,7 +132,7 @@ def test_bfloat16_has_a_ceiling_where_cupy_knows_it(kernels, monkeypatch):
             machine_ceiling.importlib, 'import_module', lambda name: types.SimpleNamespace(bfloat16=np.float16)
         )
         assert machine_ceiling.matmul_flops(xp) == 2 * 16**3 / 0.25
-    assert {own[:2] for own in xp.types} == {(np.dtype('f2'), np.dtype('f2'))}
+    assert {dtypes[:2] for dtypes in xp.types} == {(np.dtype('f2'), np.dtype('f2'))}
 
 
 def test_a_copy_counts_what_is_read_and_written(kernels):

@@ -80,7 +80,7 @@ def test_turns_are_taken_and_compared(benchmark, stand_in, tmp_path, capsys):
     assert found['ratio']['min'] <= found['ratio']['median'] <= found['ratio']['max']
     assert 2 < found['ratio']['median'] * result['total']['median'] < 6
     assert 'the peer takes' in text and 'torch 0.0 without torchvision (7 detections' in text
-    # The turn before ours: later ones may hold what we have taken meanwhile.
+    # Measured before the library's turn: later measurements may include the memory of the library.
     assert found['memory'] == {'host_peak': 2**20, 'gpu_pool': 6 * 2**20, 'gpu_used': 7 * 2**20}
     assert 'GPU used 7 MiB' in text
 

@@ -73,13 +73,13 @@ def test_truths_have_a_least_score_and_less_likely_ones_do_no_harm(precision_ap,
     assert precision_ap.agreement(detections, detections, SHAPES, min_score=2).summary() == {}
 
 
-def test_empty_masks_take_no_part(precision_ap, detections):
+def test_empty_masks_are_ignored(precision_ap, detections):
     from pycocotools import mask as coco_mask
 
     nothing = coco_mask.encode(np.zeros((64, 64), np.uint8, order='F'))
     empty = {**detections[0], 'segmentation': {**nothing, 'counts': nothing['counts'].decode()}}
-    own = [empty, *detections[1:]]
-    summary = precision_ap.agreement(own, own, SHAPES, min_score=0).summary()
+    results = [empty, *detections[1:]]
+    summary = precision_ap.agreement(results, results, SHAPES, min_score=0).summary()
     assert summary['bbox/AP'] == ONE and summary['segm/AP'] == ONE
 
 
@@ -105,7 +105,9 @@ def test_keypoints_are_compared_as_well(precision_ap):
         }
     ]
     moved = [{**found[0], 'keypoints': [value + 5 for value in found[0]['keypoints']]}]
-    same, other = (precision_ap.agreement(found, own, People, min_score=0.5).summary() for own in (found, moved))
+    same, other = (
+        precision_ap.agreement(found, results, People, min_score=0.5).summary() for results in (found, moved)
+    )
     assert same['bbox/AP'] == ONE and same['keypoints/AP'] == ONE and other['keypoints/AP'] < 0.99
     assert not any(name.startswith('segm') for name in same)
 
@@ -134,7 +136,7 @@ def test_command(precision_ap, model, tmp_path, monkeypatch, capsys):
     assert result['images'] == 2 and result['precisions']['fp32']['as_fp32']['bbox/AP'] == ONE
     assert 'bbox AP' in text and 'as fp32' in text
     assert precision_ap.main(arguments) == 2
-    assert capsys.readouterr().err == 'error: --precision tf32: tf32 needs a GPU; on the CPU there is fp32 only\n'
+    assert capsys.readouterr().err == 'error: --precision tf32: tf32 needs a GPU; the CPU supports only fp32\n'
     arguments[3] = str(tmp_path / 'missing.npz')
     assert precision_ap.main([*arguments, '--precisions', 'fp32']) == 1
     with pytest.raises(SystemExit):

@@ -9,7 +9,7 @@ import numpy as np
 from chainer import training
 
 from mask_rcnn.config import Config
-from mask_rcnn.training.optimizer import make_optimizer, set_rate
+from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 from mask_rcnn.training.updater import SubdivisionUpdater
 from mask_rcnn.weights import ModelMeta
 
@@ -66,7 +66,7 @@ def make_trainer(
     """Return a trainer of a tiny chain with a constant learning rate."""
     iterator = chainer.iterators.SerialIterator(data or rows(), batch_size, shuffle=False)
     optimizer = optimizer or make_optimizer(chain or TinyTrainChain())
-    set_rate(optimizer, rate)
+    set_learning_rate(optimizer, rate)
     return training.Trainer(SubdivisionUpdater(iterator, optimizer, **updater), stop, out=str(out))
 
 

@@ -84,9 +84,9 @@ def test_the_target_is_the_object_with_the_best_iou():
 
 def test_a_crowd_region_is_not_a_target():
     """The crowd region is the whole RoI, but the target is the object, which fills its upper half."""
-    crowd, thing = rectangle(0, 0, 28, 28), rectangle(0, 0, 28, 14)
+    crowd, single = rectangle(0, 0, 28, 28), rectangle(0, 0, 28, 14)
     roi = np.array([[0, 0, 28, 28]], np.float32)
-    (mask,) = mask_targets(roi, annotations(crowd, thing, crowd=[True, False]), 28, offset=1)
+    (mask,) = mask_targets(roi, annotations(crowd, single, crowd=[True, False]), 28, offset=1)
     expected = np.zeros((28, 28), np.int32)
     expected[:14] = 1
     np.testing.assert_array_equal(mask, expected)

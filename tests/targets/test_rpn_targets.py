@@ -78,7 +78,7 @@ def test_at_most_one_batch_is_sampled():
     best_iou = np.linspace(0, 1, 5000, dtype=np.float32)
     labels = label_anchors(best_iou, np.zeros(5000, bool), Sampling(), np.random.RandomState(0))
     assert np.count_nonzero(labels == 1) == 128
-    assert 120 < np.count_nonzero(labels == 0) <= 128  # drawn with replacement
+    assert 120 < np.count_nonzero(labels == 0) <= 128  # sampled with replacement
     assert (best_iou[labels == 1] >= 0.7).all() and (best_iou[labels == 0] < 0.3).all()
 
 

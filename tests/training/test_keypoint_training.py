@@ -13,7 +13,7 @@ from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import Sampling
 from mask_rcnn.training import losses
-from mask_rcnn.training.optimizer import make_optimizer, set_rate
+from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from tests.support.training_examples import run_backward
 
@@ -163,7 +163,7 @@ def test_gradients_equal_numerical_differences(monkeypatch):
 def test_training_reduces_the_keypoint_loss():
     chain = small_chain()
     optimizer = make_optimizer(chain, clip=10.0)
-    set_rate(optimizer, 0.01)
+    set_learning_rate(optimizer, 0.01)
     image = example()
     first = run_backward(chain, [image])[1]['roi_keypoint_loss']
     for _ in range(20):

@@ -10,7 +10,7 @@ from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv import convolution as ops_convolution
 from mask_rcnn.ops.roi import roi_align
 from mask_rcnn.training.freezing import freeze
-from mask_rcnn.training.optimizer import make_optimizer, set_rate
+from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.updater import SubdivisionUpdater
 from tests.support.training_examples import SAMPLING, example
@@ -18,7 +18,7 @@ from tests.support.training_examples import SAMPLING, example
 
 @pytest.fixture
 def training_on_gpu(on_gpu, monkeypatch):
-    """NumPy arrays take CuPy's path in the backward pass as well."""
+    """NumPy arrays use the CuPy path in the backward pass as well."""
     monkeypatch.setattr(ops_convolution, 'choose_backend', lambda *arrays: ops_convolution.Backend.CUDNN)
     for node in (
         ops_convolution.Convolution2DFunction,
@@ -42,7 +42,7 @@ def make_chain(extractor, monkeypatch, *, stages, **changes):
 def update(chain, precision, loss_scale=None):
     """Make one update with two images; return the optimizer and the parameters before the update."""
     optimizer = make_optimizer(chain)
-    set_rate(optimizer, 0.001)
+    set_learning_rate(optimizer, 0.001)
     iterator = chainer.iterators.SerialIterator([example(64, 64, seed=seed) for seed in (1, 2)], 2, shuffle=False)
     updater = SubdivisionUpdater(iterator, optimizer, loss_scale=loss_scale)
     before = {path: param.array.copy() for path, param in chain.namedparams()}

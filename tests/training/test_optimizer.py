@@ -9,7 +9,7 @@ import pytest
 
 from mask_rcnn.models.layers import AffineChannel2D
 from mask_rcnn.training.freezing import FrozenParameter
-from mask_rcnn.training.optimizer import gradient_norm, make_optimizer, set_rate
+from mask_rcnn.training.optimizer import gradient_norm, make_optimizer, set_learning_rate
 
 
 class Net(chainer.Chain):
@@ -46,7 +46,7 @@ def state(net):
 def test_an_update_equals_detectron(net):
     """Only weights decay, biases have twice the learning rate, frozen parameters stay constant."""
     optimizer = make_optimizer(net, weight_decay=0.01)
-    set_rate(optimizer, 0.1)
+    set_learning_rate(optimizer, 0.1)
     before = state(net)
     optimizer.update()
     after = {path: param.array for path, param in net.namedparams()}
@@ -60,7 +60,7 @@ def test_an_update_equals_detectron(net):
 
 def test_momentum_accumulates_gradients(net):
     optimizer = make_optimizer(net, momentum=0.5, weight_decay=0)
-    set_rate(optimizer, 0.1)
+    set_learning_rate(optimizer, 0.1)
     param = net.norm.scale
     start, gradient = param.array.copy(), param.grad.copy()
     for _ in range(2):
@@ -73,10 +73,10 @@ def test_momentum_accumulates_gradients(net):
 def test_the_momentum_is_corrected_when_the_rate_jumps(net, rate, scale):
     """The momentum is scaled as if all past gradients had been multiplied by the new rate."""
     optimizer = make_optimizer(net)
-    set_rate(optimizer, 0.1)
+    set_learning_rate(optimizer, 0.1)
     optimizer.update()
     before = net.conv.W.update_rule.state['v'].copy()
-    set_rate(optimizer, rate)
+    set_learning_rate(optimizer, rate)
     np.testing.assert_allclose(net.conv.W.update_rule.state['v'], scale * before, rtol=1e-6)
     assert optimizer.lr == rate
 
@@ -114,7 +114,7 @@ def test_clipping_limits_the_norm(net, loss_scale):
 @pytest.mark.parametrize('bad', [np.inf, np.nan, None])
 def test_an_update_that_overflows_is_skipped_and_halves_the_scale(net, bad):
     optimizer = make_optimizer(net)
-    set_rate(optimizer, 0.1)
+    set_learning_rate(optimizer, 0.1)
     optimizer.loss_scaling()
     optimizer._loss_scale = 64.0
     if bad is not None:

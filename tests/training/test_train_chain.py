@@ -193,8 +193,8 @@ def proposals(chain, monkeypatch):
     return calls
 
 
-def test_the_chain_takes_the_proposals_of_training(chain, proposals):
-    """Their numbers are those of Sampling, not those of the configuration, and they are clipped to the image."""
+def test_the_chain_uses_the_proposal_limits_of_training(chain, proposals):
+    """The limits are those of Sampling, not of the configuration, and the proposals are clipped to the image."""
     few = Sampling(rpn_batch=32, roi_batch=64, train_pre_nms=30, train_post_nms=7)
     assert few.train_post_nms < chain.model.config.rpn_post_nms
     images = [example(seed=1), example(seed=2, scale=1.0)]

@@ -193,17 +193,17 @@ DAMAGED = {
     'twice': (layer('conv1', ONE) * 2, 'two layers conv1'),
     'shape too large': (
         layer('conv1', bytes_field(7, bytes_field(1, varint(1 << 62) * 3)) + ONE),
-        'has 1 numbers, which does not match its shape',
+        'has 1 values, which does not match its shape',
     ),
     'no values, with a dimension beyond NumPy': (
         layer('conv1', bytes_field(7, bytes_field(1, varint(0) + varint(1 << 63)))),
-        r'0 numbers, .* \(0, 9223372036854775808\)',
+        r'0 values, .* \(0, 9223372036854775808\)',
     ),
     'many axes': (
         layer('conv1', bytes_field(7, bytes_field(1, b'\x01' * 5000)) + ONE),
         'which does not match its shape',
     ),
-    'broken float': (layer('conv1', bytes_field(5, b'abc')), 'ends within one'),
+    'broken float': (layer('conv1', bytes_field(5, b'abc')), 'ends within a value'),
     'group': (b'\x0b', 'unknown wire type 3'),
     'length past the end': (b'\xa2\x06\xff\xff\xff\xff\x0f', '4294967295 bytes where 0 are left'),
     'endless number': (b'\x80' * 20, 'more than 64 bits'),

@@ -62,7 +62,7 @@ def test_the_output_stays_the_same_with_another_epsilon(rng, norm):
     np.testing.assert_allclose(normalised(x, **(norm | {'gamma': gamma})), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_pair_of_logits_becomes_one(rng):
+def test_a_pair_of_logits_becomes_one_logit(rng):
     x, weight, bias = rng.randn(10, 5), rng.randn(6, 5), rng.randn(6)
     pairs = np.exp((x @ weight.T + bias).reshape(10, 3, 2))
     foreground = pairs[..., 1] / pairs.sum(axis=-1)
@@ -84,7 +84,7 @@ def test_apply_mappings():
     )
     assert (native['x/W'] == 3).all() and native['x/W'].dtype == np.float32 and native['n'].shape == ()
     assert taken == ('a', 'b', 'c', 'd')
-    assert warnings == ['infinite or undefined numbers in d: did the training diverge?']
+    assert warnings == ['infinite or undefined values in d: did the training diverge?']
 
 
 def test_mismatches_are_listed():

@@ -152,7 +152,7 @@ def test_convolutions_and_normalisations_of_the_backbone(file, arrays):
     np.testing.assert_array_equal(native['extractor/lateral4/W'], arrays['fpn_c4p4', 'kernel'].transpose(3, 2, 0, 1))
 
 
-def test_a_pair_of_logits_becomes_one(file, arrays):
+def test_a_pair_of_logits_becomes_one_logit(file, arrays):
     kernel, bias = (arrays['rpn_class_raw', kind] for kind in ('kernel', 'bias'))
     np.testing.assert_allclose(
         file.arrays['rpn/objectness/W'][:, :, 0, 0], (kernel[0, 0, :, 1::2] - kernel[0, 0, :, ::2]).T, rtol=0, atol=1e-7
@@ -197,7 +197,7 @@ def test_a_saved_multi_gpu_model(arrays, file, tmp_path):
     assert again.report.skipped == {'optimizer': (f'/{momentum[0]}',), 'unknown': (f'/{anchors[0]}',)}
 
 
-def test_memory(path):
+def test_reading_needs_little_memory(path):
     """Reading takes at most three times the size of the file."""
     code = (
         'import resource, sys, mask_rcnn\nfrom mask_rcnn.weights.converters import matterport\n'

@@ -10,7 +10,7 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.config import DETECTRON, Config
-from mask_rcnn.inference.save import arrays_of, save
+from mask_rcnn.inference.save import collect_arrays, save
 from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
 from mask_rcnn.weights.converters import imagenet
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
@@ -130,7 +130,7 @@ def test_loading_backbones_between_c4_and_fpn_models(raw, image, expected, tmp_p
     load_pretrained(pyramid, tmp_path / 'c4.npz')
     for got, reference in zip(outputs(), expected, strict=True):
         np.testing.assert_allclose(got, reference, atol=1e-4 * reference.max())
-    pyramid.config = pyramid.config.replace(dialect=DETECTRON)  # the file knows dialects by their names
+    pyramid.config = pyramid.config.replace(dialect=DETECTRON)  # the file stores dialects by name
     if norm == 'affine':
         save(tmp_path / 'pyramid.npz', pyramid)
         for param in c4.params():
@@ -286,7 +286,7 @@ def test_the_reference_agrees_with_chainers_resnet(tmp_path, raw, image):
 
 
 def test_resnet101(tmp_path, models):
-    """Each convolution is filled with its number, which identifies it in the model."""
+    """Each convolution is filled with its index, which identifies it in the model."""
     numbers = {conv: i for i, conv in enumerate(conv_shapes('resnet101'))}
     arrays = {}
     for conv, shape in conv_shapes('resnet101').items():
@@ -346,23 +346,23 @@ def model_file(tmp_path_factory):
     """Write a model of three classes and return its path and arrays."""
     model = make_model(1, class_names=('square', 'circle', 'triangle'), norm='bn')
     rng = np.random.RandomState(0)
-    for array in arrays_of(model).values():
+    for array in collect_arrays(model).values():
         if array.ndim == 1:
             array[...] = rng.uniform(0.5, 1.5, array.shape)
     path = tmp_path_factory.mktemp('model') / 'm.npz'
     save(path, model)
-    return path, arrays_of(model)
+    return path, collect_arrays(model)
 
 
 def test_output_layers_are_reinitialised_for_another_number_of_classes(model_file):
     path, arrays = model_file
     model = make_model(2, n_fg_class=5, norm='bn')
-    before = {name: array.copy() for name, array in arrays_of(model).items()}
+    before = {name: array.copy() for name, array in collect_arrays(model).items()}
     report = load_pretrained(model, path)
     assert report.reinitialized == ('box_head/delta', 'box_head/score', 'mask_head/score')
     assert report.missing == () and report.notes == ()
     assert 'randomly initialised (another shape in the file): box_head/delta, box_head/score' in str(report)
-    for name, array in arrays_of(model).items():
+    for name, array in collect_arrays(model).items():
         reference = before if name.rpartition('/')[0] in report.reinitialized else arrays
         np.testing.assert_array_equal(array, reference[name], err_msg=name)
     assert report.n_taken == len(arrays) - 6
@@ -373,7 +373,7 @@ def test_a_model_with_the_same_classes_is_loaded_completely(model_file):
     model = make_model(2, class_names=('square', 'circle', 'triangle'), norm='bn')
     report = load_pretrained(model, path)
     assert (report.reinitialized, report.missing, report.notes) == ((), (), ())
-    for name, array in arrays_of(model).items():
+    for name, array in collect_arrays(model).items():
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
@@ -382,7 +382,7 @@ def test_other_classes_and_other_anchors_are_reported(model_file):
     report = load_pretrained(model, model_file[0])
     assert report.reinitialized == ('rpn/delta', 'rpn/objectness')
     assert report.notes == (
-        "the file has the same number of classes, but other ones ('circle' where the model has 'star'): "
+        "the file has the same number of classes, but other names ('circle' where the model has 'star'): "
         'their weights were loaded',
     )
 
@@ -480,7 +480,7 @@ def test_unusable_files_raise_an_error_and_change_nothing(tmp_path, models):
     (tmp_path / 'cut.npz').write_bytes((tmp_path / 'other.npz').read_bytes()[:-30])
     (tmp_path / 'w.pth').write_text('weights')
     model = models['affine']
-    before = {name: array.copy() for name, array in arrays_of(model).items()}
+    before = {name: array.copy() for name, array in collect_arrays(model).items()}
     for name, reason in [
         ('other.npz', 'is not a zip archive of weights in a supported format'),
         ('little.npz', r'has a ResNet of 1 \+ 0 \+ 0 \+ 0 blocks'),
@@ -493,7 +493,7 @@ def test_unusable_files_raise_an_error_and_change_nothing(tmp_path, models):
         with pytest.raises(WeightFileError, match=reason) as caught:
             load_pretrained(model, tmp_path / name)
         assert str(caught.value).isprintable()
-    for name, array in arrays_of(model).items():
+    for name, array in collect_arrays(model).items():
         np.testing.assert_array_equal(array, before[name])
 
 
@@ -507,7 +507,7 @@ def test_unusable_files_raise_an_error_and_change_nothing(tmp_path, models):
         ),
         ({'res2a_branch2a/W': np.zeros((64, 32, 1, 1), np.float32)}, r'shape \(64, 32, 1, 1\), not \(64, 64, 1, 1\)'),
         ({'bn_conv1/var': np.zeros(63, np.float32)}, r'its extractor/conv1/norm/\.\.\. are damaged'),
-        ({'bn_conv1/var': np.full(64, -1, np.float32)}, 'undefined numbers in extractor/conv1/norm/scale'),
+        ({'bn_conv1/var': np.full(64, -1, np.float32)}, 'undefined values in extractor/conv1/norm/scale'),
         ({'conv1/W': np.full((64, 3, 7, 7), np.nan, np.float32)}, 'did the training diverge'),
         ({'conv1/b': np.zeros(63, np.float32)}, r'conv1/b has the shape \(63,\)'),
         ({'conv1/W': np.zeros((64, 3, 7, 7), np.int32)}, 'lacks conv1/W'),

@@ -7,7 +7,7 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.inference.save import arrays_of, save
+from mask_rcnn.inference.save import collect_arrays, save
 from mask_rcnn.preprocessing import read_image
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
@@ -21,7 +21,7 @@ def raw():
     rng = np.random.default_rng(0)
     model = mask_rcnn.build('mobilenet_v1_fpn', **NARROW)
     arrays = {}
-    for name, array in arrays_of(model.extractor.body).items():
+    for name, array in collect_arrays(model.extractor.body).items():
         block, *_, kind = name.split('/')
         layer = 'Conv2d_0' if block == 'conv0' else f'Conv2d_{block[5:]}_{name.split("/")[1]}'
         source = {

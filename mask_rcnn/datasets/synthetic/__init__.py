@@ -1,1 +1,1 @@
-"""Synthetic datasets: images drawn from a seed, with exact annotations."""
+"""Synthetic datasets: images generated from a seed, with exact annotations."""

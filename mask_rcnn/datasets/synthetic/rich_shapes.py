@@ -1,7 +1,7 @@
 """Synthetic scenes of eight classes of shapes, with light, shadows, materials and clutter.
 
 They are harder than the images of :mod:`mask_rcnn.datasets.synthetic.shapes`.  The bundled model is trained and
-evaluated on them.  Functions of this module process images as ``(3, H, W)`` float32, 0 to 1.
+evaluated on them.  The functions of this module process images as ``(3, H, W)`` float32, 0 to 1.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ _RADII = (0.075, 0.28)
 _MIN_STRETCH = 0.72
 #: An object is placed only if at least this fraction of it is inside the image ...
 _MIN_INSIDE = 0.65
-#: ... and at least this fraction of each object behind it remains visible.
+#: ... and at least this fraction of each object that it occludes remains visible.
 _MIN_VISIBLE = 0.5
 #: Minimum difference, in one channel (0 to 1), between the mean colours of an object and of its background.
 _MIN_CONTRAST = 0.22
 _MAX_CLUTTER = 8
 #: Letters and digits that resemble none of the shapes.
 _LETTERS = 'AEFHKLMNRSVWYZ123457'
-#: Factor of the resolution in which outlines are drawn before they are averaged.
+#: Supersampling factor of outlines.
 _OVERSAMPLING = 4
 
 
 class RichShapesDataset(ShapesDataset):
-    """Drawn scenes of squares, circles, triangles, stars, rings, crosses, hearts and crescents.
+    """Generated scenes of squares, circles, triangles, stars, rings, crosses, hearts and crescents.
 
     Image ``i`` depends on the seed and on ``i`` only, not on ``n``.  Objects are rotated and compressed, may leave the
-    image, and may hide half of an object behind them.  Segmentations are run lengths of the visible parts, and boxes
+    image, and may occlude up to half of another object.  Segmentations are run lengths of the visible parts, and boxes
     enclose the visible parts.
 
     Args:
         n: Number of images.
-        size: Height and width of the images in pixels, one number or ``(H, W)``; at least 32.  Objects grow with the
-            image.
+        size: Height and width of the images in pixels, an int or ``(H, W)``; at least 32.  The sizes of objects are
+            proportional to the image.
         seed: Seed of the images, in ``[0, 2**32)``.
 
     Attributes:
         class_names (tuple): Names of the eight classes.
         category_ids (tuple): 1 to 8.
         image_ids (tuple): 1 to ``n``.
-        kind (str): Name of the dataset in the names of images.
+        kind (str): Name of the dataset, used in the names of images.
 
     Raises:
         ValueError: ``n`` is not positive, ``size`` is too small, or ``seed`` is out of range.
@@ -63,7 +63,7 @@ class RichShapesDataset(ShapesDataset):
     kind = 'rich shapes'
 
     def get_example(self, i: int) -> Example:
-        """Draw image ``i``; ``dataset[i]`` calls it."""
+        """Generate image ``i``; ``dataset[i]`` calls it."""
         rng = np.random.RandomState([self._seed, i])
         light = _Light.random(rng)
         image = _backdrop(rng, self._size)
@@ -101,12 +101,12 @@ class _Object:
 
     @property
     def area(self) -> float:
-        """The area in pixels, also outside of the image."""
+        """The area in pixels, including the part outside the image."""
         first, *holes = map(_polygon_area, self.outlines)
         return first - sum(holes)
 
     def mask(self, size: tuple[int, int]) -> np.ndarray:
-        """Return the pixels of which the object covers at least half, ``(H, W)`` bool."""
+        """Return the mask of the pixels that are at least half covered, ``(H, W)`` bool."""
         window = _Window.around(self.outlines, 1, size)
         mask = np.zeros(size, bool)
         window.of(mask)[...] = window.coverage(self.outlines) >= 0.5

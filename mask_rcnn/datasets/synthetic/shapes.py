@@ -1,7 +1,6 @@
 """Synthetic images of squares, circles and triangles, for training and evaluation without photos.
 
-Objects have all sizes, orientations and textures, partly hide one another, and have textured, cluttered and noisy
-backgrounds.
+Objects of all sizes, orientations and textures occlude one another on textured, cluttered and noisy backgrounds.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ _MAX_NOISE = 6  # standard deviation, in grey levels
 
 
 class ShapesDataset(chainer.dataset.DatasetMixin):
-    """Drawn images of squares, circles and triangles.
+    """Generated images of squares, circles and triangles.
 
     Image ``i`` depends on the seed and on ``i`` only, not on ``n``.  The segmentation of an object is a polygon if the
-    object is not hidden, and run lengths of its visible part otherwise.  Its box encloses the visible part.
+    object is not occluded, and run lengths of its visible part otherwise.  Its box encloses the visible part.
 
     Args:
         n: Number of images.
-        size: Height and width of the images in pixels, one number or ``(H, W)``; at least 32.
+        size: Height and width of the images in pixels, an int or ``(H, W)``; at least 32.
         seed: Seed of the images, in ``[0, 2**32)``.
 
     Attributes:
         class_names (tuple): ``('square', 'circle', 'triangle')``.
         category_ids (tuple): 1, 2, 3.
         image_ids (tuple): 1 to ``n``.
-        kind (str): Name of the dataset in the names of images.
+        kind (str): Name of the dataset, used in the names of images.
 
     Raises:
         ValueError: ``n`` is not positive, ``size`` is too small, or ``seed`` is out of range.
@@ -75,10 +74,10 @@ class ShapesDataset(chainer.dataset.DatasetMixin):
 
     def image_name(self, i: int) -> str:
         """Return the name of image ``i`` in messages."""
-        return f'{self.kind} picture {i} of seed {self._seed}'
+        return f'{self.kind} image {i} of seed {self._seed}'
 
     def get_example(self, i: int) -> Example:
-        """Draw image ``i``; ``dataset[i]`` calls it."""
+        """Generate image ``i``; ``dataset[i]`` calls it."""
         rng = np.random.RandomState([self._seed, i])
         image = _background(rng, self._size)
         shapes = [_random_shape(rng, self._size) for _ in range(1 + rng.randint(_MAX_OBJECTS))]
@@ -150,7 +149,7 @@ class _Shape:
 
     @property
     def area(self) -> float:
-        """The area in pixels, also outside of the image."""
+        """The area in pixels, including the part outside the image."""
         return (2, np.pi, 0.75 * np.sqrt(3))[self.label] * self.radius**2
 
     @property
@@ -192,18 +191,18 @@ def _annotate(shapes: list[_Shape], coverages: list[np.ndarray]) -> Annotations:
     boxes, labels, segmentations = [], [], []
     in_front = np.zeros(coverages[0].shape, bool)
     for shape, coverage in zip(reversed(shapes), reversed(coverages), strict=True):
-        drawn = coverage >= 0.5
-        visible = drawn & ~in_front
-        hidden = (drawn & in_front).any()
-        in_front |= drawn
+        inside = coverage >= 0.5
+        visible = inside & ~in_front
+        hidden = (inside & in_front).any()
+        in_front |= inside
         if visible.sum() < max(_MIN_PIXELS, _MIN_VISIBLE * shape.area):
             continue
         segmentation = (
             coco_mask.encode(np.asfortranarray(visible, np.uint8))
             if hidden
-            else (_clip_outline(shape.outline, drawn.shape).ravel(),)
+            else (_clip_outline(shape.outline, inside.shape).ravel(),)
         )
-        boxes.append(mask_to_box(coco_mask.decode(_to_rle(segmentation, drawn.shape))))
+        boxes.append(mask_to_box(coco_mask.decode(_to_rle(segmentation, inside.shape))))
         labels.append(shape.label)
         segmentations.append(segmentation)
     return make_annotations(boxes, labels, segmentations)
@@ -236,7 +235,7 @@ def _clip_outline(outline: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _clip_side(outline: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Clip a polygon to the part where ``inside`` (one value for each corner, linear between) is not negative."""
+    """Clip a polygon to the part where ``inside`` (one value per corner, interpolated linearly) is not negative."""
     points = []
     next_corners, next_inside = np.roll(outline, -1, axis=0), np.roll(inside, -1)
     for corner, next_corner, a, b in zip(outline, next_corners, inside, next_inside, strict=True):
@@ -257,7 +256,7 @@ def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _background(rng: np.random.RandomState, size: tuple[int, int]) -> np.ndarray:
-    """Return a texture with clutter: objects of none of the three shapes."""
+    """Return a texture with clutter: distractors that have none of the three shapes."""
     image = _texture(rng, size, rng.uniform(30, 225, 3))
     for _ in range(rng.randint(_MAX_CLUTTER + 1)):
         _paint(rng, image, _clutter(rng, size))
@@ -273,7 +272,7 @@ def _paint(rng: np.random.RandomState, image: np.ndarray, coverage: np.ndarray) 
 
 
 def _texture(rng: np.random.RandomState, size: tuple[int, int], colour: np.ndarray) -> np.ndarray:
-    """Return an image of one colour that a pattern makes darker and lighter."""
+    """Return an image of one colour, whose brightness a pattern modulates."""
     y, x = np.mgrid[: size[0], : size[1]] / min(size)
     angle, frequency = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(4), np.log(20)))
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)

@@ -19,10 +19,10 @@ class FPN(chainer.Chain):
     (``detectron/modeling/FPN.py``).
 
     Args:
-        backbone (mask_rcnn.models.layers.Backbone): Returns feature maps of the strides 4, 8, 16 and 32.
+        backbone (mask_rcnn.models.layers.Backbone): Returns feature maps with strides 4, 8, 16 and 32.
         n_channels (int): Channels of the pyramid's feature maps.
 
-    It is called with ``(N, 3, H, W)`` float32, ``H`` and ``W`` multiples of 32, and returns P2 ... P6, a tuple of
+    It is called with ``(N, 3, H, W)`` floats, ``H`` and ``W`` multiples of 32, and returns P2 ... P6, a tuple of
     feature maps ``(N, n_channels, ceil(H / s), ceil(W / s))`` with ``s`` as in ``strides``.
     """
 

@@ -34,9 +34,9 @@ BLOCKS = (
 _STEM_CHANNELS = 32
 #: Minimum number of channels after the multiplication by the width (``min_depth`` of ``mobilenet_v1_base``).
 _MIN_CHANNELS = 8
-#: The last block of each resolution of stride 4 or more: the inputs of a feature pyramid.
+#: The last block at each of the strides 4, 8, 16 and 32: the inputs of a feature pyramid.
 _LAST_BLOCKS = (3, 5, 11, 13)
-#: ReLU6 clips at this (Krizhevsky 2010).
+#: Upper limit of ReLU6 (Krizhevsky 2010).
 _RELU6_MAX = 6.0
 
 
@@ -44,7 +44,7 @@ class MobileNetV1(Backbone):
     """``conv0`` and ``block1`` to ``block13``; returns the outputs of blocks 3, 5, 11 and 13, strides 4 to 32.
 
     Args:
-        width (float): Factor of all numbers of channels ("depth multiplier"), such as 0.25, 0.5 or 1.
+        width (float): Multiplier of all channel counts ("depth multiplier"), such as 0.25, 0.5 or 1.
         norm (str): ``'affine'`` or ``'bn'``.
     """
 
@@ -70,7 +70,7 @@ class MobileNetV1(Backbone):
 
 
 def scale_channels(channels: int, width: float) -> int:
-    """Multiply a number of channels by the width and round it down (``slim/nets/mobilenet_v1.py``)."""
+    """Return a channel count scaled by the width, rounded down, at least 8 (``slim/nets/mobilenet_v1.py``)."""
     return max(int(channels * width), _MIN_CHANNELS)
 
 

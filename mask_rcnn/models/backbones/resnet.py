@@ -21,7 +21,7 @@ class PoolAfterConv:
     RoIAlign is a weighted sum over locations, and a 1x1 convolution is a weighted sum over channels.  Both are linear,
     so their order does not matter: pooling the convolved feature map gives the same features as convolving the pooled
     RoIs.  It is cheaper if the RoIs have more bins than the map has locations, because the map is convolved only once
-    per image (:func:`mask_rcnn.ops.runtime.cache.cache_features`).
+    per batch (:func:`mask_rcnn.ops.runtime.cache.cache_features`).
 
     Args:
         pool: The RoI pooling, called with ``(feature_map,)``, ``rois`` and ``roi_indices``.
@@ -161,8 +161,8 @@ class ResNet(Backbone):
     def __init__(self, name, *, norm, outputs=(4,), pool_pad=1, stride_in_3x3=False):
         super().__init__()
         self.outputs = tuple(outputs)
-        self.strides = tuple(2**number for number in outputs)
-        self.out_channels = tuple(64 * 2**number for number in outputs)
+        self.strides = tuple(2**stage for stage in outputs)
+        self.out_channels = tuple(64 * 2**stage for stage in outputs)
         with self.init_scope():
             self.conv1 = Stem(pool_pad=pool_pad, norm=norm)
             in_channels = 64

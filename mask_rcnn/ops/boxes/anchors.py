@@ -1,4 +1,4 @@
-"""Anchors: the boxes relative to which the RPN predicts its proposals."""
+"""Anchors: the reference boxes of the RPN's deltas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 def detectron_cell_anchors(stride: int, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
     """Return Detectron's anchors of the first location of a feature map.
 
-    Widths and heights are rounded to whole pixels for an anchor of the size of one stride, and then scaled.  Source:
+    Widths and heights are rounded to whole pixels for an anchor with the size of one stride, and then scaled.  Source:
     ``detectron/modeling/generate_anchors.py``.
 
     Args:
@@ -52,13 +52,13 @@ def matterport_cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> 
 
 
 def shift_anchors(cell: np.ndarray, stride: int, height: int, width: int) -> np.ndarray:
-    """Repeat the anchors of the first location at all locations of a feature map.
+    """Shift the anchors of the first location to all locations of a feature map.
 
     Args:
         cell: ``(A, 4)`` anchors of the first location.
         stride: Input pixels per location.
-        height: Rows of the feature map.
-        width: Columns of the feature map.
+        height: Height of the feature map.
+        width: Width of the feature map.
 
     Returns:
         numpy.ndarray: ``(height * width * A, 4)`` float32 boxes; the anchors of a location are the inner loop.

@@ -28,7 +28,7 @@ def box_iou(boxes_a: Array, boxes_b: Array, *, offset: float = 1.0) -> Array:
         array: ``(R, K)`` of the boxes' dtype; 0 for two boxes that do not overlap.
     """
     xp = get_array_module(boxes_a)
-    # Computed as (K, R): boxes_a are anchors or proposals in the slow cases, and long inner loops are fast.
+    # Computed as (K, R): in the slow cases boxes_a are the many anchors or proposals, and long inner loops are fast.
     intersection = _overlap_1d(boxes_a, boxes_b, 0, offset) * _overlap_1d(boxes_a, boxes_b, 1, offset)
     area_a, area_b = (_area_float64(boxes, offset) for boxes in (boxes_a, boxes_b))
     # In cython_bbox.pyx, float32 variables (box_area, ua) receive these float64 expressions.

@@ -32,7 +32,7 @@ def nms(
     limit: int | None = None,
     suppress_equal: bool = True,
 ) -> Array:
-    """Suppress every box that overlaps a kept box with a higher score.
+    """Suppress every box whose IoU with a kept box of higher score is at or above a threshold.
 
     IoU and threshold are compared in float32, with the same rounding on the CPU and on the GPU.
 

@@ -1,10 +1,10 @@
 """Selection of boxes: the proposals of the RPN and the detections of the network.
 
-The number of selected boxes is data-dependent: as a shape, the host must read it, which synchronises the host with the
-GPU after each selection.  With ``padded=True``, the shapes of the results are static instead: they depend only on the
-shapes of the inputs and on the limits.  Unused rows are padding: they come last, their boxes are NaN, their labels are
-0, and their scores are minus infinity: below every threshold, and ignored by :func:`mask_rcnn.ops.boxes.nms.nms`.  The
-other rows are those of the result without padding.
+The number of selected boxes is data-dependent.  To use it as a shape, the host must read it, which synchronises the
+host with the GPU after each selection.  With ``padded=True``, the shapes of the results are static instead: they depend
+only on the shapes of the inputs and on the limits.  Unused rows are padding and come last.  Their boxes are NaN, their
+labels are 0, and their scores are minus infinity: below every threshold, and ignored by
+:func:`mask_rcnn.ops.boxes.nms.nms`.  The other rows are those of the result without padding.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from mask_rcnn.ops.runtime.array import Array
 _PAD_BOX, _PAD_SCORE = np.float32(np.nan), np.float32(-np.inf)
 
 #: Maximum number of candidates for padded detections; the candidates with the highest scores are used.  1000 RoIs
-#: rarely have as many scores above 0.05.  A larger number changes the result only if NMS keeps fewer boxes than the
-#: limit allows.
+#: rarely have that many scores above 0.05.  A larger limit changes the result only if NMS keeps fewer boxes than
+#: ``max_detections``.
 _MAX_CANDIDATES = 8192
 #: Additional rows of padded detections with ``keep_ties``, for ties with the last detection within the limit.
 _MAX_TIES = 4
@@ -115,7 +115,7 @@ def _merge_levels(levels: Sequence[tuple], limit: int) -> tuple:
     """Concatenate the arrays of all levels; return the rows with the ``limit`` highest scores, in descending order.
 
     Args:
-        levels: For each level, a tuple of arrays of equal length, the last of which are the scores.
+        levels: For each level, a tuple of arrays of equal length; the last array has the scores.
         limit: Maximum number of rows.
     """
     xp = get_array_module(levels[0][-1])
@@ -151,7 +151,7 @@ def select_detections(
     keep_ties: bool = True,
     padded: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """Select the detections of one image from the classes of its RoIs.
+    """Select the detections of one image from the class probabilities and boxes of its RoIs.
 
     Every class of every RoI is a candidate; NMS runs per class, and all classes share one limit
     (``detectron/core/test.py`` ``box_results_with_nms_and_limit``).  In Matterport's ``refine_detections_graph``,
@@ -165,8 +165,8 @@ def select_detections(
         max_detections: Maximum number of detections; ``keep_ties`` may exceed it.
         offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes.boxes`.
         suppress_equal: Whether NMS suppresses at an IoU equal to the threshold (Detectron), or only above it.
-        best_class_only: Whether a RoI is a candidate only for its best class.  A RoI with the background as its best
-            class is not a candidate then.
+        best_class_only: Whether a RoI is a candidate only for its highest-scoring class, and not at all if that is
+            the background.
         score_threshold_inclusive: Whether a score equal to the threshold passes, or only a score above it.
         keep_ties: Whether to return more than ``max_detections`` detections if those beyond the limit have the same
             score as the last one within it (Detectron).
@@ -201,7 +201,7 @@ def select_detections(
 def _select_padded(
     scores: Array, boxes: Array, max_detections: int, keep_ties: bool, nms_options: dict
 ) -> tuple[Array, Array, Array]:
-    """Do the rest of :func:`select_detections` with static shapes.
+    """Select detections with static shapes: the second half of :func:`select_detections`.
 
     Args:
         scores: ``(R, 1 + C)``; the padding score where a class of a RoI is not a candidate.

@@ -10,7 +10,7 @@ from mask_rcnn.ops.runtime.array import Array
 
 #: The sorting kernel compares every pair of scores.  Above this limit CuPy's sort is faster, although it synchronises.
 _MAX_PAIRWISE_SORT = 1 << 14
-#: Up to this number, all scores are sorted without a selection before: one launch instead of five.
+#: Up to this count, all scores are sorted without a radix selection first: one launch instead of five.
 _MAX_FULL_SORT = 1 << 13
 #: Threads of a block, scores of a block of the counting and collecting kernels, and of the sorting kernel (top_k.cu).
 _THREADS, _SCORES_PER_BLOCK, _SORTED_PER_BLOCK = 256, 1024, 32
@@ -25,7 +25,7 @@ def top_k_indices(scores: Array, limit: int) -> Array:
 
     Args:
         scores: ``(N,)`` float32, without NaN.
-        limit: 0 or more; all scores are sorted if there are fewer.
+        limit: Maximum number of indices, 0 or more.
 
     Returns:
         ``(min(limit, N),)`` integers.

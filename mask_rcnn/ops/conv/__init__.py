@@ -1,1 +1,1 @@
-"""Convolution and the operations next to it."""
+"""Convolution, its epilogues, pooling and upsampling."""

@@ -1,4 +1,4 @@
-"""Affine channel: one scale and one bias per channel, the remainder of a frozen batch normalisation.
+"""Affine channel: one scale and one bias per channel, equivalent to a frozen batch normalisation.
 
 Source: Caffe2 ``caffe2/operators/affine_channel_op.cc``.
 """

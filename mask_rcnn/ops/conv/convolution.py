@@ -265,12 +265,12 @@ def apply_epilogue(x: Array, b: Array | None = None, *, relu: bool = False, resi
 
     Args:
         x: ``(N, C, H, W)`` floats; overwritten if the memory layout allows it.
-        b: ``(O,)``, or ``None``.
+        b: ``(C,)``, or ``None``.
         relu: Whether to apply ReLU.
-        residual: ``(N, O, oh, ow)`` to add, or ``None``.
+        residual: ``(N, C, H, W)`` to add, or ``None``.
 
     Returns:
-        NumPy or CuPy array: ``relu(x + b + residual)``.
+        NumPy or CuPy array: ``relu(x + b + residual)``, ``(N, C, H, W)``.
     """
     if chainer.backend.get_array_module(x) is not np:
         return cudnn_frontend.apply_epilogue(x, b, residual, relu)

@@ -44,7 +44,7 @@ def is_available() -> bool:
 
 @functools.cache
 def _self_test() -> bool:
-    """Convolve once: many missing libraries are noticed only then."""
+    """Run one convolution, because many missing libraries are detected only then."""
     try:
         problem = ConvProblem('forward', 'float32', (1, 8, 4, 4), (8, 8, 1, 1), tensor_cores=False)
         x, w = (_empty(cuda.cupy, shape, np.float32) for shape in (problem.x, problem.w))

@@ -1,7 +1,7 @@
 """Compilation of a convolution problem to a cuDNN graph.
 
 cuDNN's heuristics return the engines that can compute a graph, the fastest by their estimate first.  Their query takes
-5 to 20 ms, and the graph that runs it keeps the whole answer, up to 1.9 MB.  Therefore they are queried once for all
+5 to 20 ms, and the graph that runs it keeps the whole result, up to 1.9 MB.  Therefore they are queried once for all
 sizes that round to the same size, and each graph is built with one engine: 1 ms and 0.1 MB (Frontend 1.32, cuDNN 9.28).
 The engine, and with it the last bits, depends on the problem alone, not on earlier computations.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from mask_rcnn.ops.cudnn_frontend.frontend import load_frontend, supports_engine_query
 
-#: Tensor numbers (uids) in a graph.
+#: Uids of the tensors in a graph.
 X, W, B, RESIDUAL, Y = 1, 2, 3, 4, 5
 #: The tensor that each kind of problem computes.
 OUTPUT = {'forward': Y, 'data': X, 'filter': W}
@@ -87,8 +87,8 @@ class ConvProblem:
         return replace(self, x=(_round_up(n, 8 if n > 8 else 1), channels, height, width))
 
 
-def _round_up(number: int, step: int) -> int:
-    return -(-number // step) * step
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 class CompiledGraph:
@@ -110,7 +110,7 @@ class CompiledGraph:
         self.workspace_size = graph.get_workspace_size()
 
     def run(self, pointers: dict[int, int], workspace: int, handle: Any) -> None:
-        """Start the graph on the stream of the handle; ``pointers`` maps tensor numbers to device addresses."""
+        """Start the graph on the stream of the handle; ``pointers`` maps tensor uids to device addresses."""
         self._graph.execute(pointers, workspace, handle=handle, **self._no_overrides)
 
 
@@ -140,7 +140,7 @@ def find_engines(problem: ConvProblem, handle: Any, max_engines: int = 1) -> lis
     """Return up to ``max_engines`` engines that compute a problem, the fastest by cuDNN's heuristics first.
 
     Returns:
-        list: Pairs of an engine's number and its settings; empty if this Frontend does not list engines.
+        list: Pairs of an engine's id and its knob settings; empty if this Frontend does not list engines.
     """
     cudnn = load_frontend()
     found: list[tuple] = []
@@ -179,7 +179,7 @@ def build_with_engine(engine: tuple, problem: ConvProblem, handle: Any) -> Compi
 
 
 def build_default(problem: ConvProblem, handle: Any) -> CompiledGraph | None:
-    """Compile a graph with the first engine of the heuristics, whether or not it can be selected by number."""
+    """Compile a graph with the first engine of the heuristics, whether or not it can be selected by id."""
     cudnn = load_frontend()
     for excluded in _excluded_numeric_notes(cudnn, problem):
         graph = _plan(problem, cudnn, handle, excluded)

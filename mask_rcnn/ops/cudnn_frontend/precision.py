@@ -80,7 +80,7 @@ def precision_error(name: str, capability: int | None) -> str | None:
         capability: Compute capability of the GPU, times ten; ``None`` for the CPU.
     """
     if capability is None:
-        return None if name == 'fp32' else f'{name} needs a GPU; on the CPU there is fp32 only'
+        return None if name == 'fp32' else f'{name} needs a GPU; the CPU supports only fp32'
     required = PRECISIONS[name].capability
     if capability < required:
         return f'{name} needs a GPU of compute capability {required / 10:.1f}; this one has {capability / 10:.1f}'

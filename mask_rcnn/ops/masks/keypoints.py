@@ -40,7 +40,7 @@ def decode_heatmaps(heatmaps: Array, boxes: Array) -> Array:
         first pixel has its centre at 0.5.
 
     Raises:
-        ValueError: If a shape is wrong.
+        ValueError: A shape is wrong.
     """
     if heatmaps.ndim != 4 or 0 in heatmaps.shape[1:]:
         raise ValueError(f'heatmaps must have the shape (R, K, M, M), not {heatmaps.shape}')

@@ -19,7 +19,7 @@ from mask_rcnn.ops.runtime.array import Array
 
 #: Threads of a block, and CUDA's limit on the height of a grid.
 _THREADS, _MAX_BLOCKS_Y = 256, 65535
-#: On their way to the host, a GPU pastes masks in chunks of about this many bytes.
+#: Approximate size in bytes of the chunks in which a GPU pastes masks for a copy to the host.
 _CHUNK_BYTES = 1 << 26
 
 _ONE = np.float32(1)
@@ -54,7 +54,7 @@ def paste_masks(
         padding: Width of the zero border around a mask in mask pixels: 1 (Detectron) or 0.
         margin: Width of the zero border outside the box, 0 or 1.  1 interpolates between the mask and the zeros, but
             not below the minimum of the mask (scikit-image); 0 repeats the border (OpenCV).
-        threshold: Probability above which a pixel belongs to the mask.
+        threshold: Pixels with a higher probability belong to the mask.
         threshold_inclusive: Whether a pixel with a probability equal to the threshold belongs to the mask.
 
     Returns:
@@ -125,7 +125,7 @@ def paste_to_host(probs: Array, boxes: Array, size: tuple[int, int], **options: 
 
 
 def mask_runs(probs: Array, boxes: Array, size: tuple[int, int], **options: Any) -> list[np.ndarray]:
-    """Return the pixels of the masks of :func:`paste_masks` as runs, from which run lengths are encoded.
+    """Return the masks of :func:`paste_masks` as runs of pixels, the input of run-length encoding.
 
     No array has the size of the image: only pixels inside the boxes are evaluated, and a GPU returns only the runs.
 
@@ -215,7 +215,7 @@ def _paste_spec(
 
 def _box_axis(xp: Any, low: Array, high: Array, mask_size: int, offset: float, padding: int) -> _BoxAxis:
     """Return the pixels of one axis that padded masks cover, for boxes from ``low`` to ``high`` (R,)."""
-    # Finite numbers that int32 can represent; a box beyond them covers the same pixels of any image.
+    # Clip to values that int32 can represent; a box beyond them covers the same pixels of any image.
     low, high = (xp.clip(xp.nan_to_num(edge.astype(np.float32)), -(2.0**27), 2.0**27) for edge in (low, high))
     padded = mask_size + 2 * padding
     # expand_boxes of detectron/utils/boxes.py, then ref_box.astype(np.int32) of segm_results.
@@ -318,7 +318,7 @@ def _visible_range(axis, r, size):
 
 @parallel.jit
 def _scan_columns(region, y_begin, x_begin, height, runs):
-    """Write the runs of a region of an image whose height is ``height``; return their number.
+    """Write the runs of a region of an image whose height is ``height``; return the number of runs.
 
     Runs for which ``runs`` (K, 2) has no rows are only counted.
     """

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 
 def encode_mask(mask: np.ndarray) -> dict:
-    """Encode a mask.
+    """Encode a mask as compressed run lengths.
 
     The result equals that of ``pycocotools.mask.encode``.  Only the bounding box of the mask is scanned for runs, which
     is many times faster for small instances in large images.
@@ -49,7 +49,7 @@ def find_runs(mask: np.ndarray) -> np.ndarray:
 
 
 def encode_runs(runs: np.ndarray, size: tuple[int, ...]) -> dict:
-    """Encode a mask whose runs are known.
+    """Encode a mask from its runs.
 
     Args:
         runs: ``(K, 2)`` integers, the result of :func:`find_runs` or :func:`mask_rcnn.ops.masks.paste_masks.mask_runs`.
@@ -74,9 +74,10 @@ def encode_runs(runs: np.ndarray, size: tuple[int, ...]) -> dict:
 def decode_counts(counts: str | bytes) -> np.ndarray:
     """Return the run lengths in compressed counts (``rleFrString`` of ``maskApi.c``).
 
-    A number is written as characters of 5 bits, the low bits first.  Bit 5 of a character is set if more characters
-    follow, and bit 4 of the last one is the sign.  The fourth and later numbers are differences from the number two
-    before.  In contrast to pycocotools, which reads past the end of truncated counts, this function validates them.
+    A value is written as characters of 5 bits, the low bits first.  Bit 5 of a character is set if more characters
+    follow, and bit 4 of the last one is the sign.  The fourth and later values are differences from the value two
+    positions before.  In contrast to pycocotools, which reads past the end of truncated counts, this function validates
+    them.
 
     Args:
         counts: The ``'counts'`` of a run-length encoding.

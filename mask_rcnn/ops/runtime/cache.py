@@ -1,4 +1,4 @@
-"""Caches of values derived from weights (for a series of predictions) and from feature maps (for one image)."""
+"""Caches of values derived from weights (for a series of predictions) and from feature maps (for one batch)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cache_weights():
 
 
 def cache_features():
-    """Return a context that caches values derived from the feature maps of one image; open it for each image."""
+    """Return a context that caches values derived from the feature maps of one batch; open it for each batch."""
     return chainer.using_config('feature_cache', {})
 
 

@@ -1,4 +1,4 @@
-"""Notice when Numba compiles a kernel that its cache does not hold."""
+"""A callback for the compilation of Numba kernels that are not in its cache."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def kernel(source: str, name: str, dtype: Any = _FLOAT32) -> Callable:
 def read_source(source: str) -> str:
     """Return the text of a CUDA source in ``mask_rcnn/ops`` with its headers inserted.
 
-    Inserted headers need no include path, and CuPy's kernel cache notices their changes.
+    Inserted headers need no include path, and a change in a header invalidates CuPy's kernel cache.
     """
     text = (resources.files('mask_rcnn.ops') / source).read_text(encoding='utf-8')
     return re.sub(r'^#include "([\w/]+\.cuh)"$', lambda match: read_source(match[1]), text, flags=re.MULTILINE)

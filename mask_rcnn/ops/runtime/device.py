@@ -7,7 +7,7 @@ import numpy as np
 
 
 def get_device(gpu: int) -> chainer.backend.Device:
-    """Return the device with a number; a negative number is the CPU.
+    """Return the device with a CUDA device id; a negative id selects the CPU.
 
     Raises:
         ValueError: The GPU does not exist, or CUDA or CuPy does not work.
@@ -39,7 +39,7 @@ def cuda_device_count() -> int:
 def uses_padding(device: chainer.backend.Device) -> bool:
     """Return whether selected boxes are padded to a fixed number (:mod:`mask_rcnn.ops.boxes.proposals`).
 
-    They are on a GPU: the host does not wait for any count before the final results, and all images of one size run the
-    same kernels on the same shapes.
+    On a GPU they are padded: the host does not wait for any count before the final results, and all images of one size
+    run the same kernels on the same shapes.
     """
     return device.xp is not np

@@ -1,12 +1,12 @@
 """Threads on the CPU: compiled loops and matrix multiplications that share the CPUs.
 
-Numba compiles the loops and releases the global interpreter lock; plain Python threads run them.  Numba's own
+Numba compiles the loops and releases the global interpreter lock; plain Python threads run them.  Numba's built-in
 threading layer stays unused, because a process that has started it cannot be forked safely, and data loaders fork.
 
-NumPy's OpenBLAS has its own threads, which spin while they wait for the next matmul.  A loop that alternates between
-those threads and the threads of this module loses more than half of the machine (3x3 convolutions with tiles of 4 MB:
-60 instead of 210 GFLOP/s).  Therefore the threads of this module call ``np.matmul`` themselves, and OpenBLAS is
-limited to one thread while they run.
+NumPy's OpenBLAS has a separate thread pool, whose threads spin while they wait for the next matmul.  A loop that
+alternates between those threads and the threads of this module loses more than half of the throughput (3x3 convolutions
+with tiles of 4 MB: 60 instead of 210 GFLOP/s).  Therefore the threads of this module call ``np.matmul`` themselves, and
+OpenBLAS is limited to one thread while they run.
 """
 
 from __future__ import annotations

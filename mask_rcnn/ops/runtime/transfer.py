@@ -17,7 +17,7 @@ class AsyncHostCopy:
     """An asynchronous device-to-host copy of several arrays packed into one.
 
     On the device the arrays become the columns of one float32 array, which is copied to pinned host memory.
-    :meth:`wait` waits for an event after this copy, not for later work of the GPU.
+    :meth:`wait` waits for an event that is recorded after this copy, not for later work of the GPU.
 
     Args:
         arrays: Arrays of equal length whose elements float32 represents exactly (integers up to 2 ** 24).  ``None``
@@ -72,7 +72,7 @@ def _start_copy(array):
 def side_stream(device: Any) -> Iterator[None]:
     """Run the GPU work of a ``with`` block on a side stream, so that it does not wait for the main stream.
 
-    The block must create the arguments of its work, and it must wait for the results.
+    The arguments of the work must be created inside the block, and the block must wait for the results.
 
     Args:
         device: The GPU, a :class:`chainer.backend.Device`; the context has no effect for the CPU.

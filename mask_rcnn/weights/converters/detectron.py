@@ -13,7 +13,7 @@ Detectron's conventions, and the native ones where they differ:
 ``mask_fcn_logits``                     the first channel is the unused background; native: none
 ``conv5_mask_w``, ``kps_score_..._w``   ``(in, out, kh, kw)``, as in Chainer's deconvolution
 ``fc6_w``                               inputs in C, H, W order, as in the native network
-``conv1_w``                             takes BGR, as the input of the Detectron dialect
+``conv1_w``                             expects BGR, as the input of the Detectron dialect
 ``.._fpn2``                             RPN weights, shared by all levels under the finest level's name
 ``kps_score_w``                         fixed bilinear upsampling; native: no weight
 ======================================  ===============================================================
@@ -136,7 +136,7 @@ def _detect_kind(path: _Path, blobs: _Blobs) -> str:
 
 
 def _unsupported_parts(blobs: _Blobs) -> list[str]:
-    """Return descriptions of the unsupported parts that the network has, or the necessary ones that it lacks."""
+    """Return descriptions of unsupported parts of the network and of required parts that are missing."""
     conv = blobs.get('res2_0_branch2b_w')
     keypoints, fpn = _has_keypoints(blobs), _has_fpn(blobs)
     parts = {

@@ -20,10 +20,10 @@ from mask_rcnn.config import DETECTRON, FPN_STRIDES, Config
 from mask_rcnn.weights.converters.settings import is_integer, is_number, not_supported
 from mask_rcnn.weights.errors import to_printable_ascii
 
-#: Largest text in characters; those of Detectron have about 12 kB.
+#: Maximum length of the text in characters; Detectron's have about 12 kB.
 _MAX_TEXT = 1 << 18
 
-#: Largest number of nodes, in which each use of an alias counts, so that aliases cannot multiply.
+#: Maximum number of nodes.  Each use of an alias counts, so that nested aliases cannot expand exponentially.
 _MAX_NODES = 20_000
 
 _MAX_DEPTH = 40
@@ -130,7 +130,7 @@ class _NodeConverter:
 
 
 def lookup(cfg: dict[str, Any], name: str) -> Any:
-    """Return the value of a dotted name such as ``'TEST.NMS'``, or ``None`` if it is not there."""
+    """Return the value of a dotted name such as ``'TEST.NMS'``, or ``None`` if it does not exist."""
     value: Any = cfg
     for key in name.split('.'):
         if not isinstance(value, dict) or key not in value:
@@ -186,7 +186,7 @@ _MappedSetting = tuple[str, str, Callable[[Any], Any]]
 _SupportedValue = tuple[str, Any]
 
 #: Name in ``cfg``, field of :class:`~mask_rcnn.config.Config`, and a function that checks and converts the value.  If a
-#: field has two names, the last one that exists counts.
+#: field has two names, the last one that exists is used.
 _MAPPED: tuple[_MappedSetting, ...] = (
     ('TEST.SCALES', 'min_size', _positive),
     ('TEST.SCALE', 'min_size', _positive),

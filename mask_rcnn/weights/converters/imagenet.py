@@ -26,14 +26,14 @@ from mask_rcnn.weights.readers import caffemodel
 #: Names of the formats.
 CAFFEMODEL, CAFFE_NPZ, CHAINER_NPZ, MOBILENET_NPZ = 'caffemodel', 'caffe-npz', 'chainer-npz', 'mobilenet-npz'
 
-#: Largest ratio of the unpacked arrays' size to the size of the file (trained weights hardly compress).
+#: Maximum ratio of the unpacked arrays' size to the size of the file (trained weights hardly compress).
 _MAX_GROWTH = 1.5
 
 #: Number of depthwise separable blocks of a MobileNetV1.
 _MOBILENET_BLOCKS = 13
 
-#: Chainer's numbers of the convolutions in a block.
-_CHAINER_NUMBERS = {'conv1': 1, 'conv2': 2, 'conv3': 3, 'shortcut': 4}
+#: Chainer's index of each convolution in a block.
+_CHAINER_INDICES = {'conv1': 1, 'conv2': 2, 'conv3': 3, 'shortcut': 4}
 
 _Path = str | os.PathLike
 
@@ -57,7 +57,7 @@ def read_caffe_npz(path: _Path) -> ConvertedWeights:
 
 
 def read_chainer_npz(path: _Path) -> ConvertedWeights:
-    """Read and convert the ``.npz`` that Chainer makes of a Caffe ResNet, whose blocks are ``a b1 b2``.
+    """Read and convert the ``.npz`` that Chainer writes for a Caffe ResNet, whose blocks are ``a b1 b2``.
 
     Raises:
         WeightFileError: The file cannot be read or is damaged, or arrays are missing.
@@ -69,8 +69,8 @@ def read_chainer_npz(path: _Path) -> ConvertedWeights:
     layers = [('conv1', 'bn1', 'extractor/conv1')]
     for stage, block, name, _ in resnet_convolutions(extractor):
         source = f'res{stage}/{f"b{block}" if block else "a"}'
-        number = _CHAINER_NUMBERS[name]
-        layers.append((f'{source}/conv{number}', f'{source}/bn{number}', f'{_block_path(stage, block)}/{name}'))
+        index = _CHAINER_INDICES[name]
+        layers.append((f'{source}/conv{index}', f'{source}/bn{index}', f'{_block_path(stage, block)}/{name}'))
     statistics = {name: name for name in ('gamma', 'beta', 'avg_mean', 'avg_var')}
     return _convert(path, CHAINER_NPZ, arrays, layers, statistics, extractor, DETECTRON)
 
@@ -120,7 +120,7 @@ def _block_path(stage: int, block: int) -> str:
 
 
 def _detect_resnet(path: _Path, n_blocks: list[int]) -> str:
-    """Return the extractor with the given numbers of blocks in its four stages."""
+    """Return the extractor whose four stages have the given numbers of blocks."""
     for extractor, expected in RESNET_BLOCKS.items():
         if list(expected) == n_blocks:
             return extractor

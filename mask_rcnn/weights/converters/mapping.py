@@ -1,7 +1,7 @@
-"""Convert the arrays of other programs with a table of parameter mappings.
+"""Conversion of other programs' arrays with a table of parameter mappings.
 
-A converter lists, for each array of the native network, the arrays of the source file that it is computed from
-(:class:`ParamMapping`).  :func:`apply_mappings` checks that these exist in the right shapes, and computes the native
+For each array of the native network, a converter lists the arrays of the source file that it is computed from
+(:class:`ParamMapping`).  :func:`apply_mappings` checks that these exist with the right shapes, and computes the native
 arrays.  :mod:`mask_rcnn.weights.native` stores the result.
 """
 
@@ -47,7 +47,7 @@ class ConvertedWeights:
         report: The outcome of the conversion.
         sha256: SHA-256 of the source file.
         class_names: Names of the foreground classes, if the file has them.
-        category_ids: Category numbers of the classes in the dataset, if the file has them.
+        category_ids: Category ids of the classes in the dataset, if the file has them.
     """
 
     kind: str
@@ -67,7 +67,8 @@ class ParamMapping:
     Args:
         path: Path of the native array, such as ``'extractor/conv1/conv/W'``.
         inputs: Expected shape of each source array by name; empty for a constant.
-        convert: Computes the native array from the source arrays in that order; ``None`` if it is the only one.
+        convert: Computes the native array from the source arrays in that order; ``None`` to use a single source array
+            unchanged.
     """
 
     path: str
@@ -93,11 +94,11 @@ def apply_mappings(
         path: The file, for errors.
         arrays: Its arrays by name.
         mappings: The mapping of each native array.
-        noun: The format's word for its arrays.
+        noun: The format's term for its arrays.
 
     Returns:
-        The native arrays by path, the names of the source arrays that were used, and warnings (about values that are
-        infinite or undefined).
+        The native arrays by path, the names of the source arrays that were used, and warnings about values that are
+        not finite.
 
     Raises:
         WeightFileError: Arrays are missing, are not floats or have another shape; the message lists all of them.
@@ -114,7 +115,7 @@ def apply_mappings(
     )
     warnings = []
     if broken:
-        warnings.append(f'infinite or undefined numbers in {", ".join(broken)}: did the training diverge?')
+        warnings.append(f'infinite or undefined values in {", ".join(broken)}: did the training diverge?')
     return native, tuple(shapes), warnings
 
 
@@ -191,7 +192,7 @@ class ResNetConv(NamedTuple):
     """A convolution in a bottleneck block of a ResNet.
 
     Attributes:
-        stage: Number of the stage, 2 to 5.
+        stage: Stage of the ResNet, 2 to 5.
         block: Index of the block in the stage.
         name: ``'conv1'``, ``'conv2'``, ``'conv3'``, or in block 0 also ``'shortcut'``.
         shape: Shape of the weight.

@@ -3,10 +3,10 @@
 Keras saves one group per layer (``save_weights``, or all of them below ``model_weights`` for ``save``), with datasets
 such as ``conv1/conv1/kernel:0``.  A model inside a model adds groups in between, such as
 ``rpn_model/rpn_conv_shared/kernel:0`` (a multi-GPU model does the same to the whole network), and a repeated name gets
-a number (``conv1_1``).  Therefore, a dataset belongs to the last layer of the network in its path.
+a suffix (``conv1_1``).  Therefore, a dataset belongs to the last layer of the network in its path.
 :mod:`mask_rcnn.weights.converters.matterport_layers` maps the layers to the native network.
 
-Only arrays are read, not attributes.  Links to other files or places, virtual and external datasets, and compression
+Only arrays are read, not attributes.  Links to other files or objects, virtual and external datasets, and compression
 other than the format's own are never followed.
 """
 
@@ -34,13 +34,13 @@ _Path = str | os.PathLike
 #: The first bytes of an HDF5 file.
 SIGNATURE = b'\x89HDF\r\n\x1a\n'
 
-#: Limits of objects, levels of groups and characters of a path; files of Keras have about 1000, 5 and 100.
+#: Limits on objects, group levels and the length of a path; files of Keras have about 1000, 5 and 100.
 _MAX_OBJECTS, _MAX_DEPTH, _MAX_PATH = 20_000, 16, 1000
 
-#: Filters of the format itself (``H5Zpublic.h``): deflate, shuffle, checksum.  Others would be loaded as plugins.
+#: Filters built into HDF5 (``H5Zpublic.h``): deflate, shuffle, checksum.  Others would be loaded as plugins.
 _FILTERS = {1, 2, 3}
 
-#: Largest ratio of the unpacked arrays' size to the size of the file (trained weights hardly compress).
+#: Maximum ratio of the unpacked arrays' size to the size of the file (trained weights hardly compress).
 _MAX_GROWTH = 1.5
 
 #: Errors that h5py raises for damaged files.

@@ -1,7 +1,7 @@
 """Settings that Matterport's ``.h5`` files do not contain: the values of the ``Config`` class of a network.
 
-They have the names of ``mrcnn/config.py``, come from the command line or a JSON file, and become fields of the native
-:class:`~mask_rcnn.config.Config`.  Names that only concern training are ignored.
+They have the names of ``mrcnn/config.py``, are read from the command line or a JSON file, and become fields of the
+native :class:`~mask_rcnn.config.Config`.  Settings that concern only training are ignored.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from mask_rcnn.weights.converters.mapping import scale_outputs
 from mask_rcnn.weights.converters.settings import is_integer, is_number, not_supported
 from mask_rcnn.weights.errors import WeightFileError, format_value
 
-#: Largest JSON file in characters.
+#: Maximum length of a JSON file in characters.
 _MAX_TEXT = 1 << 20
 
 #: Range of sizes, ratios and deviations whose products neither overflow nor vanish.
 _MIN_NUMBER, _MAX_NUMBER = 1e-6, 1e6
 
-#: ``RPN_ANCHOR_RATIOS`` of Matterport's own models, as heights divided by widths.
+#: ``RPN_ANCHOR_RATIOS`` of Matterport's released models, as heights divided by widths.
 RATIOS = (2.0, 1.0, 0.5)
 
-#: Settings without which a network runs as it was trained only if it has the defaults.
+#: Settings that affect detections; the defaults reproduce a network only if it was trained with them.
 _WARN_IF_MISSING = ('IMAGE_MIN_DIM', 'IMAGE_MAX_DIM', 'RPN_ANCHOR_SCALES', 'DETECTION_MIN_CONFIDENCE')
 
 

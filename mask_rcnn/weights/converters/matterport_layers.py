@@ -216,7 +216,7 @@ def _mask_head(config: Config, layers: _LayerMapper) -> Iterator[ParamMapping]:
 
 
 class _LayerMapper:
-    """Makes the mappings of one layer and its normalisation.
+    """Builds the mappings of one layer and its normalisation.
 
     Args:
         name_of: Returns the file's name of an array.

@@ -82,12 +82,12 @@ _DTYPES = {
     'Bool': '|b1',
 }
 
-#: Largest file in bytes and largest dimension of a tensor: the limit of protocol buffers.
+#: Maximum size of a file in bytes and maximum dimension of a tensor: the limit of protocol buffers.
 _MAX_SIZE = 1 << 31
 
 _MAX_DIMENSIONS = 8
 
-#: The networks of the zoo have some hundred tensors, and the same number for an optimizer.
+#: The networks of the zoo have a few hundred tensors, and as many again for an optimizer.
 _MAX_TENSORS = 20_000
 
 #: MindSpore's and Chainer's names of the parameters of a batch normalisation.
@@ -209,8 +209,8 @@ def _tensor(name: str, data: memoryview, budget: Budget) -> np.ndarray:
         raise CorruptMessageError(f'{to_printable_ascii(name)} is of the unknown type {to_printable_ascii(kind)}')
     dtype = np.dtype(_DTYPES[kind])
     if dims == [0] and len(content) == dtype.itemsize:
-        dims = []  # how MindSpore writes a single number
-    # A dimension of 0 makes the product 0 whatever the others are, even if NumPy cannot represent them.
+        dims = []  # MindSpore writes a scalar like this
+    # A dimension of 0 makes the product 0, even if NumPy cannot represent the other dimensions.
     if (
         len(dims) > _MAX_DIMENSIONS
         or any(n >= _MAX_SIZE for n in dims)
@@ -276,8 +276,8 @@ def _resnet(config: Config) -> Iterator[ParamMapping]:
 
 
 def _mobilenet() -> Iterator[ParamMapping]:
-    def layer(number: int, path: str, shape: tuple[int, ...]) -> Iterator[ParamMapping]:
-        source = f'backbone.mobilenet_v1.network.{number}'
+    def layer(index: int, path: str, shape: tuple[int, ...]) -> Iterator[ParamMapping]:
+        source = f'backbone.mobilenet_v1.network.{index}'
         return _convolution(f'{source}.0', f'{source}.1', f'extractor/body/{path}', shape)
 
     yield from layer(0, 'conv0', (32, 3, 3, 3))

@@ -1,7 +1,7 @@
 """Convert PyTorch's state dicts of Matterport's network: detect the program and resolve its names.
 
-Two programs wrote such files, both by converting Matterport's Keras weights (``mask_rcnn_coco.h5``) or by training that
-started from them:
+Two programs wrote such files, either by converting Matterport's Keras weights (``mask_rcnn_coco.h5``) or by training
+initialised with them:
 
 - ``mask_rcnn_coco.pth`` of multimodallearning/pytorch-mask-rcnn: ``fpn.C1.0`` is conv1, ``fpn.C2.0.conv1`` is the first
   convolution of the second stage's first block, and ``classifier``, ``mask`` and ``rpn`` are the heads;
@@ -132,8 +132,8 @@ def _in_block(match: re.Match) -> str:
     block = string.ascii_lowercase.index(match['block'])
     if match['branch'] == '1':
         return f'{block}.downsample.{("res", "bn").index(match["kind"])}'
-    number = 'abc'.index(match['branch'][1]) + 1
-    return f'{block}.{"conv" if match["kind"] == "res" else "bn"}{number}'
+    conv = 'abc'.index(match['branch'][1]) + 1
+    return f'{block}.{"conv" if match["kind"] == "res" else "bn"}{conv}'
 
 
 def _group_of(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Readers of file formats: bytes to arrays; no reader executes anything from a file."""
+"""Readers of file formats, which decode bytes to arrays and execute no code from a file."""

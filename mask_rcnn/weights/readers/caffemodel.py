@@ -11,8 +11,8 @@ Only these fields are read:
                        ``dim`` = 1; ``data`` = 5 (float), ``double_data`` = 8
 =====================  ==========================================================================
 
-A damaged or hostile file cannot do more than raise: lengths are checked against the bytes that are left, and nothing
-is allocated except copies of the file's own values.
+A damaged or hostile file can only raise an error: lengths are checked against the remaining bytes, and nothing is
+allocated except copies of values in the file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from mask_rcnn.weights.readers.protobuf import (
 #: Epsilon of batch normalisation: Caffe's default and the native network's.
 EPS = 1e-5
 
-#: Largest file in bytes and largest dimension of a blob: the limit of protocol buffers (the ResNets have 240 MB).
+#: Maximum size of a file in bytes and maximum dimension of a blob: the limit of protocol buffers (the ResNets have
+#: 240 MB).
 _MAX_SIZE = 1 << 31
 
 _MAX_DIMENSIONS = 8
@@ -67,7 +68,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         path: A ``.caffemodel``.
 
     Returns:
-        dict: float32 arrays: ``conv1/W`` ``(64, 3, 7, 7)``, which takes BGR; ``conv1/b`` if the file has it;
+        dict: float32 arrays: ``conv1/W`` ``(64, 3, 7, 7)``, which expects BGR; ``conv1/b`` if the file has it;
         ``bn_conv1/gamma``, ``.../beta``, ``.../mean``, ``.../var``; ``res2a_branch2a/W``, ``bn2a_branch2a/gamma`` and
         so on.
 
@@ -108,7 +109,7 @@ def _convolution(name: str, layers: Mapping[str, _Layer], budget: Budget) -> dic
     gamma, beta = _blobs(f'scale{suffix}', layers, budget, (2,))
     if factor.size != 1:
         raise CorruptMessageError(f'{bn} has {factor.size} scale factors')
-    # BatchNormLayer::Forward_cpu: the blobs are sums; a factor of 0 means that nothing was summed.
+    # BatchNormLayer::Forward_cpu: the blobs are sums; a factor of 0 means that they are empty sums.
     count = np.float64(factor.item())
     scale = 1 / count if count else 0.0
     return arrays | {
@@ -193,7 +194,7 @@ def _blob(name: str, data: memoryview, budget: Budget) -> np.ndarray:
     # A dimension of 0 makes the product 0 whatever the others are, even if NumPy cannot represent them.
     if len(shape) > _MAX_DIMENSIONS or any(n >= _MAX_SIZE for n in shape) or math.prod(shape) != array.size:
         shown = shape[:_MAX_DIMENSIONS]
-        raise CorruptMessageError(f'a blob of {name} has {array.size} numbers, which does not match its shape {shown}')
+        raise CorruptMessageError(f'a blob of {name} has {array.size} values, which does not match its shape {shown}')
     return array.reshape(shape)
 
 

@@ -1,7 +1,7 @@
-"""Protocol buffers' wire format: a sequence of fields, each a key (number and wire type) and a value.
+"""The wire format of protocol buffers: a sequence of fields, each a key (field number and wire type) and a value.
 
-See https://protobuf.dev/programming-guides/encoding.  A damaged or hostile message cannot do more than raise: lengths
-are checked against the bytes that are left, and nothing is allocated except views of the file's own bytes.
+See https://protobuf.dev/programming-guides/encoding.  A damaged or hostile message can only raise an error: lengths are
+checked against the remaining bytes, and nothing is allocated except views of bytes in the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 #: Wire types.
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
-#: The networks' files have some thousand fields.
+#: Maximum number of fields; files of networks have a few thousand.
 _MAX_FIELDS = 1_000_000
 
 #: A list that is not packed is read in groups of at most this many values.
@@ -41,7 +41,7 @@ class BytesField(NamedTuple):
 
 
 class FixedField(NamedTuple):
-    """Consecutive fields of one number with values of ``width`` (4 or 8) bytes each."""
+    """Consecutive fields with one field number and values of ``width`` (4 or 8) bytes each."""
 
     number: int
     width: int
@@ -109,7 +109,7 @@ def packed(data: memoryview, budget: Budget) -> Iterator[int]:
 def numbers(data: memoryview | bytes, dtype: str) -> np.ndarray:
     """Return the values of a packed list of fixed width as a view."""
     if len(data) % np.dtype(dtype).itemsize:
-        raise CorruptMessageError('a list of numbers ends within one')
+        raise CorruptMessageError('a packed list ends within a value')
     return np.frombuffer(data, dtype)
 
 
@@ -124,7 +124,7 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise CorruptMessageError('a number of more than 64 bits')
+    raise CorruptMessageError('a varint of more than 64 bits')
 
 
 def _read_fixed(data: memoryview, start: int, at: int, width: int) -> tuple[bytes, int]:

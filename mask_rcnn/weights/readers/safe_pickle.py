@@ -1,15 +1,15 @@
-"""A reader of pickles that executes nothing.
+"""A restricted unpickler that executes no code from a pickle.
 
-Python's unpickler is an interpreter: a pickle may import any module and call anything in it.  This one is a second,
-much smaller interpreter of the same opcodes (``pickletools`` documents them).  It builds plain containers, text and
-numbers, and has a list of a dozen allowed globals (:attr:`SafeUnpickler.allowed_globals`).  For each of them, a
-function of this module does what the real one would do to an array.  No name is looked up, nothing is imported, and
-every other global is refused.  A format that stores more than plain pickles do derives its own
-:class:`SafeUnpickler` (:mod:`mask_rcnn.weights.readers.torch_file`).
+Python's unpickler is an interpreter: a pickle may import any module and call any function in it.  This module is a
+second, much smaller interpreter of the same opcodes (``pickletools`` documents them).  It builds plain containers, text
+and numbers, and has a list of a dozen allowed globals (:attr:`SafeUnpickler.allowed_globals`).  A function of this
+module replaces each of them and builds the same array.  No name is looked up, nothing is imported, and every other
+global is refused.  A format that stores more than plain data derives a subclass of :class:`SafeUnpickler`
+(:mod:`mask_rcnn.weights.readers.torch_file`).
 
-A hostile file could still try to exhaust the machine.  Therefore
+To keep a hostile file from exhausting memory or time:
 
-- a length or an array's shape is accepted only if the file still has that many bytes;
+- a length or an array's shape is accepted only if the rest of the file contains that number of bytes;
 - text, bytes and array data together may take twice the size of the file (:meth:`SafeUnpickler._spend`);
 - a file may have :data:`MAX_OPERATIONS` opcodes, which bounds time, containers and memo;
 - keys are text, bytes and small integers, whose hashes neither nest nor collide at will;
@@ -35,7 +35,7 @@ from mask_rcnn.weights.files import open_weight_file
 #: Detectron's largest files need about 30 opcodes for each of 1000 arrays.
 MAX_OPERATIONS = 500_000
 
-#: Longest number, name or memo index of protocol 0, in characters.
+#: Maximum length of a number, name or memo index of protocol 0, in characters.
 _MAX_LINE = 1000
 
 _MAX_DIMENSIONS = 32
@@ -153,15 +153,15 @@ class _Array:
 
 
 class SafeUnpickler:
-    """A machine with the stack, the memo and the opcodes of one pickle.
+    """An interpreter of one pickle: the stack, the memo and the opcodes.
 
     Args:
         file: A file at the position where the pickle begins.
         size: Size of the file in bytes.
 
     Attributes:
-        allowed_globals: The globals that a pickle may refer to, and the function that replaces a call of each: it takes
-            the unpickler and the tuple of arguments (``None``: the global is only used as an argument).
+        allowed_globals: The globals that a pickle may refer to, and the function that replaces a call of each.  It is
+            called with the unpickler and the tuple of arguments (``None``: the global is only used as an argument).
     """
 
     allowed_globals: ClassVar[Mapping[str, _Apply | None]]
@@ -174,11 +174,11 @@ class SafeUnpickler:
         self._marks: list[int] = []  # heights of the stack at which a mark lies
         self._memo: dict[int, Any] = {}
 
-    def load(self, *, alone: bool = True) -> Any:
+    def load(self, *, must_end: bool = True) -> Any:
         """Return the value in the pickle.
 
         Args:
-            alone: True if the file must end after the pickle.
+            must_end: Whether the file must end after the pickle.
 
         Raises:
             UnpicklingError: The pickle is damaged or contains more than plain data.
@@ -187,7 +187,7 @@ class SafeUnpickler:
             position = self._file.tell()
             opcode = self._take(1)
             if opcode == b'.':
-                return self._finish(alone)
+                return self._finish(must_end)
             operation = _OPERATIONS.get(opcode)
             if operation is None:
                 raise UnpicklingError(f'is damaged or not a pickle: unknown opcode {opcode!r} at byte {position}')
@@ -199,12 +199,12 @@ class SafeUnpickler:
                 raise UnpicklingError(f'is damaged at byte {position}: {reason}') from None
         raise UnpicklingError(f'has more than {MAX_OPERATIONS} pickle operations')
 
-    def _finish(self, alone: bool) -> Any:
+    def _finish(self, must_end: bool) -> Any:
         result = self._pop()
         if self._stack or self._marks:
             raise UnpicklingError('is damaged: values are left over at its end')
         rest = self._size - self._file.tell()
-        if rest and alone:
+        if rest and must_end:
             raise UnpicklingError(f'is damaged: {rest} bytes follow the end of the pickle')
         _check_plain(result)
         return result

@@ -27,7 +27,7 @@ from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_stored_zip, open_weight_file
 from mask_rcnn.weights.readers import safe_pickle
 
-#: The number in the first pickle of a legacy file.
+#: The magic number in the first pickle of a legacy file.
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 #: The first bytes of a legacy file: that pickle.
@@ -47,7 +47,7 @@ _DTYPES = {
     'torch.BoolStorage': '|b1',
 }
 
-#: The upper half of the bits of a float32; NumPy has no such type.
+#: bfloat16: the upper half of the bits of a float32; NumPy does not have this type.
 _BFLOAT16 = 'torch.BFloat16Storage'
 
 _MAX_DIMENSIONS = 8
@@ -242,7 +242,7 @@ class _Storages:
         if count and (end > storage.length or count > storage.length):
             raise safe_pickle.UnpicklingError(
                 f'is damaged: a tensor of shape {tensor.shape} does not fit into its '
-                f'storage of {storage.length} numbers'
+                f'storage of {storage.length} elements'
             )
         items = self._items(storage)
         if not count:
@@ -285,7 +285,7 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
 def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
     """Return the pickled data and the storages of a file in the legacy format, which is little-endian."""
     unpicklers = [_TorchUnpickler(file, size) for _ in range(5)]
-    _, version, _, data, keys = (unpickler.load(alone=False) for unpickler in unpicklers)
+    _, version, _, data, keys = (unpickler.load(must_end=False) for unpickler in unpicklers)
     if version != _LEGACY_VERSION:
         raise ValueError(f'its format version is {to_printable_ascii(str(version))}, not {_LEGACY_VERSION}')
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
