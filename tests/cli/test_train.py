@@ -18,6 +18,7 @@ from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import DETECTRON, MATTERPORT, RESNET_BLOCKS
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
+from mask_rcnn.evaluation import Metrics
 from mask_rcnn.models import builder
 from mask_rcnn.training import distributed
 from mask_rcnn.training.schedule import step_schedule
@@ -490,6 +491,26 @@ def test_evaluation_does_not_change_the_model(capsys, tmp_path, monkeypatch):
     command = ['--dataset', 'shapes', '--modelfile', 'm.npz', '--gpu', '-1', '--out', 'again']
     assert evaluate.main(command) == 0
     assert (tmp_path / 'again' / 'results.bbox.json').read_bytes() == first
+
+
+def test_the_metrics_file_has_the_ap_of_each_class(capsys, tmp_path, monkeypatch):
+    metrics = Metrics(
+        boxes=(0.5,) * 12,
+        masks=(0.25,) * 12,
+        class_names=('square', 'circle', 'triangle'),
+        box_ap_per_class=(0.1, 0.2, 0.3),
+        mask_ap_per_class=(0.4, 0.5, -1.0),
+    )
+    monkeypatch.setattr(evaluate, 'evaluate_model', lambda model, dataset, **options: metrics)
+    evaluate.evaluate_to_folder(small_model('m.npz'), ShapesDataset(2, size=32), tmp_path / 'out', name='shapes')
+    written = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    assert written.pop('classes') == {
+        'square': {'bbox/AP': 0.1, 'segm/AP': 0.4},
+        'circle': {'bbox/AP': 0.2, 'segm/AP': 0.5},
+        'triangle': {'bbox/AP': 0.3, 'segm/AP': -1},
+    }
+    assert written == metrics.summary() and written['segm/AP'] == 0.25
+    assert 'shapes, 2 images; wrote results.bbox.json, results.segm.json' in capsys.readouterr().out
 
 
 def test_evaluating_a_model_with_other_classes_is_refused(capsys, tmp_path):

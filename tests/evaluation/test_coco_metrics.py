@@ -225,6 +225,15 @@ def test_false_positives_in_an_image_without_objects_count_after_a_merge():
     assert first.evaluate().boxes[0] == pytest.approx(0.5)
 
 
+def test_objects_in_an_image_without_detections_count_after_a_merge():
+    """One of two objects is found: precision is 1 at the 51 recalls up to 1/2, and 0 at the other 50."""
+    first, second = square_evaluator([1, 1]), square_evaluator([1, 1])
+    first.add(1, squares(1, 0.9))
+    second.add(2, squares(0, 0.9))
+    first.merge([first.partial_results(), second.partial_results()])
+    assert first.evaluate().boxes[0] == pytest.approx(51 / 101)
+
+
 def test_evaluating_twice_returns_the_same():
     evaluator = evaluator_of_shapes()
     for example in SHAPES:

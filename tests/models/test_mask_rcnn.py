@@ -65,6 +65,27 @@ def test_stages_return_one_entry_per_image(small_model, image):
             np.testing.assert_allclose(array, getattr(single, name)[0], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.parametrize(('name', 'n_levels', 'size'), [('small_model', 1, (64, 80)), ('small_fpn_model', 5, (64, 96))])
+def test_proposals_are_clipped_to_the_network_input(name, n_levels, size, image, request, monkeypatch):
+    """The deltas make every box larger than the input, padding included; NMS leaves one box per level.
+
+    Detectron's ``im_info`` contains the size of the padded input (``detectron/utils/blob.py``, ``get_image_blob``).
+    """
+    model, found = request.getfixturevalue(name), []
+    detect = model.box_head.detect
+    monkeypatch.setattr(
+        model.box_head,
+        'detect',
+        lambda features, rois, transforms: found.extend(rois) or detect(features, rois, transforms),
+    )
+    bias = model.rpn.delta.b.array.copy()
+    bias.reshape(-1, 4)[:, 2:] = 4  # dh and dw: 32 pixels become 32 * exp(4) = 1747
+    monkeypatch.setattr(model.rpn.delta.b, 'array', bias)
+    model.detect([image])
+    (proposals,) = found
+    np.testing.assert_array_equal(proposals, [[0, 0, size[0] - 1, size[1] - 1]] * n_levels)
+
+
 def test_mask_rois_are_boxes_in_the_network_input(small_fpn_model, image, monkeypatch):
     """The mask head pools the detections' boxes times the scale of the image (Detectron: ``im_scale``)."""
     model, pooled = small_fpn_model, []

@@ -1,5 +1,7 @@
 """The train chain: the terms of the loss, their gradients, and their independence of the division into batches."""
 
+import dataclasses
+
 import chainer
 import numpy as np
 import pytest
@@ -204,6 +206,21 @@ def test_the_chain_uses_the_proposal_limits_of_training(chain, proposals):
         assert options == {'pre_nms': 30, 'post_nms': 7}
         assert len(boxes) == 7
         assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [63, 79]).all()
+
+
+def test_proposals_of_training_are_clipped_to_the_image_and_not_to_its_padding(chain, proposals):
+    """An input of 64 x 80 pixels is padded to 96 x 128; the deltas make every box larger than both."""
+    image = example(seed=1)
+    image = dataclasses.replace(image, x=np.pad(image.x, ((0, 0), (0, 32), (0, 48))))
+    bias = chain.model.rpn.delta.b.array
+    before = bias.copy()
+    bias.reshape(-1, 4)[:, 2:] = 4  # dh and dw: 16 pixels become 16 * exp(4) = 874
+    try:
+        chain([image])
+    finally:
+        bias[...] = before
+    ((_, _, _, boxes),) = proposals
+    np.testing.assert_array_equal(boxes, [[0, 0, 63, 79]])
 
 
 def test_the_heads_get_rois_sampled_from_the_proposals(chain, proposals, monkeypatch):
