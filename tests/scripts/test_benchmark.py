@@ -125,9 +125,9 @@ def test_random_weights_give_as_many_proposals_as_asked_for(benchmark, rng):
     model = benchmark.random_model('resnet50', rpn_post_nms=50)
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         x, transform = Predictor(model).prepare(rng.uniform(0, 255, (3, 64, 96)).astype(np.float32))
-        maps = model.extractor(x)
-        assert len(model.rpn.propose(maps, x.shape[2:], [transform.scale])[0]) == 50
-    assert 0.1 < maps[0].std() < 100
+        features = model.extractor(x)
+        assert len(model.rpn.propose(features, x.shape[2:], [transform.scale])[0]) == 50
+    assert 0.1 < features[0].array.std() < 100
 
 
 @pytest.mark.parametrize('arguments', [['--runs', '0'], ['--warmup', '-1'], ['--size', '0', '5']])

@@ -79,7 +79,7 @@ def test_turns_are_taken_and_compared(benchmark, stand_in, tmp_path, capsys):
     assert found['detections'] == 7 and found['cpu_median'] == 3
     assert found['ratio']['min'] <= found['ratio']['median'] <= found['ratio']['max']
     assert 2 < found['ratio']['median'] * result['total']['median'] < 6
-    assert 'the peer takes' in text and 'torch 0.0 without torchvision (7 detections' in text
+    assert 'the peer takes' in text and 'PyTorch 0.0 without torchvision (7 detections' in text
     # Measured before the library's turn: later measurements may include the memory of the library.
     assert found['memory'] == {'host_peak': 2**20, 'gpu_pool': 6 * 2**20, 'gpu_used': 7 * 2**20}
     assert 'GPU used 7 MiB' in text
