@@ -83,6 +83,20 @@ def test_keypoints_lie_in_their_boxes(model, image):
     assert (found.keypoints[:, :, 3] > 0).all() and (found.keypoints[:, :, 3] <= 1).all()
 
 
+def test_keypoint_rois_are_boxes_in_the_network_input(model, image, monkeypatch):
+    """The head pools the detections' boxes times the scale of the image (Detectron: ``im_scale``)."""
+    head, pooled = model.keypoint_head, []
+    pool = head.pool
+    monkeypatch.setattr(
+        head, 'pool', lambda features, rois, indices: pooled.append(rois) or pool(features, rois, indices)
+    )
+    (found,) = model.detect([image])
+    (rois,) = pooled
+    scale = 64 / 48  # the shorter side of the image becomes min_size
+    assert len(found) > 0
+    np.testing.assert_allclose(rois, found.boxes * scale, rtol=1e-6)
+
+
 def test_keypoints_are_the_maxima_of_the_heat_maps(model, image, monkeypatch):
     """The maps are resized to the boxes by OpenCV; the probability is that of a softmax over the pixels."""
     maps, forward = [], KeypointHead.forward
