@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.cli import evaluate, options, train
+from mask_rcnn.cli import evaluate, options, train, train_options
 from mask_rcnn.cli.command import ArgumentParser
 from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.cli.train_options import TrainArguments
@@ -265,6 +265,15 @@ def test_arguments_are_parsed_once(tmp_path):
     assert (args.data.name, args.data.folder, args.data.files) == ('coco2017', tmp_path / 'COCO', {})
     with pytest.raises(dataclasses.FrozenInstanceError):
         args.seed = 1
+
+
+def test_a_resumed_run_keeps_the_seed_and_the_frozen_stages(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_options, 'is_snapshot', lambda path: True)
+    monkeypatch.setattr(train_options, 'read_options', lambda path: {'seed': 5, 'frozen_stages': 0})
+    parser = ArgumentParser()
+    train.configure(parser, tmp_path)
+    args = TrainArguments.from_namespace(parser.parse_args(['--resume', 'snapshot.npz']))
+    assert (args.seed, args.frozen_stages) == (5, 0)
 
 
 @pytest.mark.parametrize(

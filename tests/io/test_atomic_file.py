@@ -28,6 +28,15 @@ def test_writing_replaces_a_file_at_the_end(tmp_path):
     assert path.read_text() == 'new' and os.listdir(tmp_path) == ['log']
 
 
+def test_a_file_is_complete_before_it_replaces_another(tmp_path, monkeypatch):
+    """Closing a file writes its buffer, which fails if the disk is full: the old file must still exist then."""
+    contents, replace = [], os.replace
+    monkeypatch.setattr(os, 'replace', lambda new, old: contents.append(new.read_bytes()) or replace(new, old))
+    with open_for_writing(tmp_path / 'log') as file:
+        file.write(b'new')
+    assert contents == [b'new']
+
+
 @pytest.mark.parametrize('error', [ValueError('no picture'), KeyboardInterrupt()])
 def test_a_failed_block_leaves_the_old_file_unchanged(tmp_path, error):
     path = tmp_path / 'log'
@@ -48,6 +57,7 @@ def test_an_os_error_in_the_block_names_the_file(tmp_path):
     with pytest.raises(FileError) as caught, open_for_writing(path):
         raise OSError(errno.ENOSPC, 'No space left on device')
     assert str(caught.value) == f'{path}: cannot be written: No space left on device'
+    assert caught.value.errno == errno.ENOSPC
     path.write_text('content')
     with pytest.raises(FileError) as caught, open_for_reading(path):
         raise OSError('the device was removed')
