@@ -1,5 +1,7 @@
 """The caches of values derived from weights and from feature maps."""
 
+import weakref
+
 import chainer
 import numpy as np
 import pytest
@@ -58,3 +60,21 @@ def test_each_batch_has_a_separate_cache(make):
         with cache_features():
             assert cached(make, x, 2, scope='features') is not first
         assert cached(make, x, 2, scope='features') is first
+
+
+def test_two_functions_of_the_same_sources_have_two_values():
+    x = np.arange(3)
+    with cache_weights():
+        np.testing.assert_array_equal(cached(np.negative, x), [0, -1, -2])
+        np.testing.assert_array_equal(cached(np.square, x), [0, 1, 4])
+
+
+def test_sources_live_as_long_as_the_cache(make):
+    """The address of a deleted array could be that of another array, which would get its value."""
+    x = np.arange(3)
+    source = weakref.ref(x)
+    with cache_weights():
+        cached(make, x, 2)
+        del x
+        assert source() is not None
+    assert source() is None
