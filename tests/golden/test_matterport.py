@@ -304,7 +304,7 @@ def backward(golden, h5_file):
             }.items()
         }
         maps = model.extractor(example.x[None])
-        chain._make_mask_targets = functools.partial(lambda targets, *_: targets, step.masks(i))
+        chain._mask_targets = functools.partial(lambda targets, *_: targets, step.masks(i))
         values = {**chain.rpn_losses(*model.rpn(maps), [anchors]), **chain.roi_losses(maps, [rois], [example])}
         for name, share in shares.items():
             losses[name] = losses.get(name, 0) + values[name] * share

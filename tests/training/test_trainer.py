@@ -188,7 +188,7 @@ def test_a_diverging_run_names_the_images_and_the_last_snapshot(tmp_path, capfd)
         train.main(arguments(tmp_path, '--lr', '1e30', '--lr_initialchange', '0', '--snapshot', '1', iteration=9)) == 1
     )
     error = capfd.readouterr().err.splitlines()
-    assert len(error) == 1 and 'images: ' in error[0] and 'shapes picture' in error[0]
+    assert len(error) == 1 and 'images: ' in error[0] and 'shapes image' in error[0]
     assert 'is nan' in error[0] or 'is inf' in error[0]
     last = Path(error[0].rsplit(' ', 1)[1])
     assert read_snapshot(last).iteration == int(error[0].split()[2].rstrip(':')) - 1
