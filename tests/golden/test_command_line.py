@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from pycocotools import mask as coco_mask
 
 from mask_rcnn import Detections
@@ -18,6 +19,7 @@ def run(root, *arguments):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_parser_and_demo_reproduce_the_detections_of_detectron(golden, root, tmp_path):
     case = Case(golden, 'R-50-C4_seed0')
     pickle = rebuild_pickle(golden, case.settings['recipe'], tmp_path)

@@ -122,7 +122,7 @@ def test_mask_head(small):
     np.testing.assert_allclose(F.sigmoid(logits).array, arrays['mask_probs'], rtol=0, atol=HEADS)
 
 
-@pytest.mark.parametrize('name', [FAST, SMALL, FULL])
+@pytest.mark.parametrize('name', [FAST, SMALL, pytest.param(FULL, marks=pytest.mark.slow)])
 def test_detections(load_model, name):
     """From the photo: the suggested rule, and a stricter one, because the network input has the same bits."""
     model, case = load_model(name)
