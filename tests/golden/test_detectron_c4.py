@@ -95,6 +95,7 @@ def test_box_head(small):
     np.testing.assert_allclose(as_detectron(deltas.array), case.arrays['bbox_pred_first32'], rtol=0, atol=HEADS)
 
 
+@pytest.mark.slow
 def test_box_head_of_every_sampled_roi(small):
     model, case, _, maps = small
     for blob in ('res5_pool', 'cls_score', 'bbox_pred', 'cls_prob'):
@@ -122,7 +123,7 @@ def test_mask_head(small):
     np.testing.assert_allclose(F.sigmoid(logits).array, arrays['mask_probs'], rtol=0, atol=HEADS)
 
 
-@pytest.mark.parametrize('name', [FAST, SMALL, pytest.param(FULL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in (SMALL, FULL))])
 def test_detections(load_model, name):
     """From the photo: the suggested rule, and a stricter one, because the network input has the same bits."""
     model, case = load_model(name)
@@ -142,6 +143,7 @@ def test_the_photo_gives_the_golden_input(small):
     assert transform.scale == float(case.arrays['im_scale'])
 
 
+@pytest.mark.slow
 def test_batch_normalisation_and_affine_channels_agree(load_model):
     affine, case = load_model(FAST, bn2affine=True)
     bn, _ = load_model(FAST, norm='bn')

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.config import RESNET_BLOCKS
 
 STAND_IN = """
 import json, sys
@@ -45,6 +46,8 @@ def benchmark(root, monkeypatch, peer):
 
 @pytest.fixture
 def stand_in(peer, tmp_path, monkeypatch):
+    """A program that answers like a peer, and a ResNet of one block per stage, which is built quickly."""
+    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
     program = tmp_path / 'stand_in.py'
     program.write_text(STAND_IN)
     monkeypatch.setattr(peer, 'PROGRAM', program)

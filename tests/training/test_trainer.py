@@ -225,6 +225,7 @@ def run_in_two_processes(*more):
     return process.returncode, errors
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_and_resume_from_one_snapshot(tmp_path):
     assert train.main(arguments(tmp_path / 'one', *FROZEN)) == 0
     status, errors = run_in_two_processes(*arguments(tmp_path / 'two', *FROZEN, iteration=2))
