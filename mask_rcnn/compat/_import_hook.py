@@ -103,6 +103,8 @@ class _PatchingLoader(importlib.abc.Loader):
             importlib.import_module(required)
         with _patches(name):
             self._loader.exec_module(module)
+            if name == 'chainer':
+                importlib.import_module('chainer.testing')  # chainer.gradient_check imports it; it needs pkg_resources
         _patched.add(name)
         if _patched.issuperset(PACKAGES):
             # A new list, because another thread may iterate over the present one.

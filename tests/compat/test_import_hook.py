@@ -211,3 +211,8 @@ if __name__ == '__main__':
 """)
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=300)
     assert result.stdout == '7.8.1 resnet50\n', result.stderr
+
+
+def test_chainer_testing_is_imported_with_the_patches():
+    """Chainer's gradient checks import it, and it needs pkg_resources, which setuptools 82 does not have."""
+    assert python('import sys, mask_rcnn, chainer\nprint("chainer.testing" in sys.modules)') == 'True'
