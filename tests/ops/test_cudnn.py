@@ -174,7 +174,7 @@ def test_one_kernel_applies_an_epilogue_that_cannot_be_fused(stand_in, rng, monk
     monkeypatch.setattr(
         cudnn_frontend.convolution,
         '_epilogue_kernel',
-        lambda: lambda *args: epilogues.append(args[-1]) or cudnn_stand_in.epilogue(*args),
+        lambda **_: lambda *args: epilogues.append(args[-1]) or cudnn_stand_in.epilogue(*args),
     )
     for precision, limit in (('fp32', 0.5), ('fp16', np.inf), ('bf16', np.inf)):
         with cudnn_frontend.using_precision(precision):

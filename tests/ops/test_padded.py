@@ -86,7 +86,8 @@ def test_padded_proposals(backend, rng, per_level, post_nms):
     n = len(expected_boxes)
     assert len(boxes) == (10 if post_nms == 10 else 136 if per_level else 100) >= n
     np.testing.assert_array_equal(scores[:n], expected_scores)
-    np.testing.assert_allclose(boxes[:n], expected_boxes, rtol=1e-6)
+    # A coordinate is a difference of values up to 80, so its rounding error does not depend on its own size.
+    np.testing.assert_allclose(boxes[:n], expected_boxes, rtol=0, atol=1e-5)
     assert np.isnan(boxes[n:]).all() and (scores[n:] == -np.inf).all()
 
 

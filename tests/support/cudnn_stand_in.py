@@ -362,7 +362,7 @@ def installed(monkeypatch, kernel, pygraph=NewPygraph):
     monkeypatch.setattr(convolution, '_allocate', lambda size: size)
     monkeypatch.setattr(convolution, '_pointer', lambda memory: int(memory))
     monkeypatch.setattr(convolution, '_address', lambda array: array.ctypes.data)
-    monkeypatch.setattr(convolution, '_epilogue_kernel', lambda: epilogue)
+    monkeypatch.setattr(convolution, '_epilogue_kernel', lambda **_: epilogue)
     monkeypatch.setattr(convolution, '_milliseconds', milliseconds)
     monkeypatch.setattr(cuda_kernels, 'kernel', kernel)
     yield STAND_IN

@@ -386,14 +386,17 @@ def apply_epilogue(
         relu: Whether to apply ReLU.
         clip_max: Maximum of the result.
     """
+    kernel = _epilogue_kernel(has_residual=residual is not None, has_bias=b is not None)
     residual, b = (0.0 if residual is None else as_nhwc(residual)), (0.0 if b is None else b)
-    _epilogue_kernel()(residual, b, 0.0 if relu else -math.inf, clip_max, as_nhwc(y))
+    kernel(residual, b, 0.0 if relu else -math.inf, clip_max, as_nhwc(y))
     return y
 
 
-def _epilogue_kernel():
+def _epilogue_kernel(*, has_residual: bool, has_bias: bool):
+    # CuPy infers type variables such as R from arrays only, not from the scalar 0 that replaces an absent array.
     return cuda.elementwise(
-        'R residual, B b, float32 clip_min, float32 clip_max',
+        f'{"R" if has_residual else "float32"} residual, {"B" if has_bias else "float32"} b, '
+        'float32 clip_min, float32 clip_max',
         'T y',
         """
         const float sum = (float)y + (float)residual + (float)b;
