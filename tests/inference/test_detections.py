@@ -309,8 +309,8 @@ def test_draw_accepts_files_and_arrays(rng, tmp_path):
     np.testing.assert_array_equal(from_file, found.draw(image, contour=True))
 
 
-def test_masks_equal_detectrons(shared):
-    case = np.load(shared / 'golden/detectron/case_R-50-C4_seed0.npz')
+def test_masks_equal_detectrons(golden):
+    case = np.load(golden / 'detectron/case_R-50-C4_seed0.npz')
     height, width = (int(side) for side in case['im_shape'][:2])
     found = Detections(
         boxes=case['boxes'][:, [1, 0, 3, 2]],

@@ -35,16 +35,16 @@ def test_anchors_of_a_location_are_the_inner_loop():
     ('case', 'image_size', 'sizes'),
     [('coco_resnet50', 1024, (32, 64, 128, 256, 512)), ('shapes_resnet50_shapes7', 128, (8, 16, 32, 64, 128))],
 )
-def test_matterport_cell_anchors_equal_matterport(shared, case, image_size, sizes):
+def test_matterport_cell_anchors_equal_matterport(golden, case, image_size, sizes):
     """Compare the first anchors (first locations, finest level) and the last ones (last locations, coarsest level)."""
-    golden = np.load(shared / 'golden' / 'matterport' / f'case_{case}.npz')
+    arrays = np.load(golden / 'matterport' / f'case_{case}.npz')
     ratios = [1 / r for r in (0.5, 1, 2)]
     levels = [
         shift_anchors(matterport_cell_anchors((size,), ratios), 2**k, image_size // 2**k, image_size // 2**k)
         for k, size in enumerate(sizes, start=2)
     ]
     anchors = np.concatenate(levels)
-    assert len(anchors) == golden['anchors_count']
+    assert len(anchors) == arrays['anchors_count']
     ends = np.concatenate([anchors[:12], anchors[-12:]])
-    np.testing.assert_allclose(ends + [0, 0, 1, 1], golden['anchors_first_last'], rtol=1e-7, atol=1e-4)
-    np.testing.assert_allclose(ends / (image_size - 1), golden['anchors_norm_first_last'], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(ends + [0, 0, 1, 1], arrays['anchors_first_last'], rtol=1e-7, atol=1e-4)
+    np.testing.assert_allclose(ends / (image_size - 1), arrays['anchors_norm_first_last'], rtol=1e-6, atol=1e-7)

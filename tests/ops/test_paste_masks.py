@@ -10,7 +10,7 @@ from tests.support.arrays import SWAP_XY
 
 
 @pytest.fixture(scope='module')
-def golden(data):
+def detectron(data):
     return np.load(data / 'ops_masks.npz')
 
 
@@ -53,10 +53,10 @@ def run(backend, probs, boxes, *args, **kwargs):
 
 
 @pytest.mark.parametrize('side', [14, 28])
-def test_equals_detectron_to_the_pixel(backend, golden, side):
-    size = tuple(map(int, golden[f'm{side}_image_size']))
-    out = run(backend, golden[f'm{side}_probs'], golden[f'm{side}_boxes'][:, SWAP_XY], size)
-    expected = np.unpackbits(golden[f'm{side}_packed'], axis=-1)[..., : size[1]]
+def test_equals_detectron_to_the_pixel(backend, detectron, side):
+    size = tuple(map(int, detectron[f'm{side}_image_size']))
+    out = run(backend, detectron[f'm{side}_probs'], detectron[f'm{side}_boxes'][:, SWAP_XY], size)
+    expected = np.unpackbits(detectron[f'm{side}_packed'], axis=-1)[..., : size[1]]
     np.testing.assert_array_equal(out, expected.astype(bool))
 
 
@@ -74,20 +74,20 @@ def test_equals_opencv(backend, rng, offset, padding, threshold):
 
 
 @pytest.mark.parametrize('case', ['coco_resnet50', 'shapes_resnet50_shapes7'])
-def test_equals_matterport_to_the_pixel(backend, shared, case):
-    golden = np.load(shared / 'golden' / 'matterport' / f'case_{case}.npz')
-    height, width, _ = golden['masks_shape'].tolist()
+def test_equals_matterport_to_the_pixel(backend, golden, case):
+    arrays = np.load(golden / 'matterport' / f'case_{case}.npz')
+    height, width, _ = arrays['masks_shape'].tolist()
     out = run(
         backend,
-        golden['mask28'],
-        golden['rois'].astype(np.float32),
+        arrays['mask28'],
+        arrays['rois'].astype(np.float32),
         (height, width),
         offset=0,
         padding=0,
         margin=1,
         threshold_inclusive=True,
     )
-    expected = np.unpackbits(golden['masks_packed'], axis=-1)[..., :width]
+    expected = np.unpackbits(arrays['masks_packed'], axis=-1)[..., :width]
     np.testing.assert_array_equal(out, expected.astype(bool))
 
 

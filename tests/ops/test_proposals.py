@@ -26,27 +26,27 @@ def proposals_of(anchors, size, scale, scores=None, **options):
 
 
 @pytest.mark.parametrize('case', ['c4', 'c4_pre', 'c4_minsize', 'fpn3', 'fpn6'])
-def test_proposals_equal_detectron(shared, case):
-    golden = np.load(shared / 'golden' / 'ops' / 'ops_proposals.npz')
-    scores, deltas = golden[f'{case}_scores'][0], swap_channels(golden[f'{case}_deltas'][0])
-    stride = int(golden[f'{case}_stride'])
-    anchors = shift_anchors(golden[f'{case}_anchors'][:, SWAP_XY], stride, *scores.shape[1:])
-    height, width, scale = golden[f'{case}_im_info'][0]
+def test_proposals_equal_detectron(golden, case):
+    arrays = np.load(golden / 'ops' / 'ops_proposals.npz')
+    scores, deltas = arrays[f'{case}_scores'][0], swap_channels(arrays[f'{case}_deltas'][0])
+    stride = int(arrays[f'{case}_stride'])
+    anchors = shift_anchors(arrays[f'{case}_anchors'][:, SWAP_XY], stride, *scores.shape[1:])
+    height, width, scale = arrays[f'{case}_im_info'][0]
     boxes, probs = generate_proposals(
         [scores],
         [deltas],
         [anchors],
         (height, width),
         scale,
-        pre_nms=int(golden[f'{case}_pre_nms']),
-        post_nms=int(golden[f'{case}_post_nms']),
+        pre_nms=int(arrays[f'{case}_pre_nms']),
+        post_nms=int(arrays[f'{case}_post_nms']),
         nms_threshold=0.7,
-        min_size=float(golden[f'{case}_min_size']),
+        min_size=float(arrays[f'{case}_min_size']),
         max_log_scale=MAX_LOG_SCALE,
     )
     assert boxes.dtype == probs.dtype == np.float32
-    np.testing.assert_array_equal(probs, golden[f'{case}_probs'][:, 0])
-    np.testing.assert_allclose(boxes[:, SWAP_XY], golden[f'{case}_rois'][:, 1:], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(probs, arrays[f'{case}_probs'][:, 0])
+    np.testing.assert_allclose(boxes[:, SWAP_XY], arrays[f'{case}_rois'][:, 1:], rtol=0, atol=1e-4)
 
 
 def test_proposals_of_an_empty_map():

@@ -14,7 +14,7 @@ from tests.support.roi_pooling import pool, pool_gradient, pool_with_matrices, r
 
 
 @pytest.fixture(scope='module')
-def golden(data):
+def caffe2(data):
     return np.load(data / 'ops_roi_align.npz')
 
 
@@ -42,27 +42,27 @@ def reference(x, rois, indices, output_size, spatial_scale, sampling_ratio=0, al
     return pool_with_matrices(x, indices, matrix)
 
 
-def assert_equals_caffe2(backend, golden, size, ratio):
-    x, rois = golden['x'], golden['rois']
+def assert_equals_caffe2(backend, caffe2, size, ratio):
+    x, rois = caffe2['x'], caffe2['rois']
     rois, indices = rois[:, 1:][:, SWAP_XY], rois[:, 0].astype(np.int32)
-    options = dict(output_size=size, spatial_scale=float(golden['spatial_scale']), sampling_ratio=ratio)
+    options = dict(output_size=size, spatial_scale=float(caffe2['spatial_scale']), sampling_ratio=ratio)
     y = pool(backend, roi_align, x, rois, indices, **options)
     assert y.dtype == np.float32
-    np.testing.assert_allclose(backend.numpy(y), golden[f'align_{size}_s{ratio}_y'], rtol=0, atol=1e-6)
-    gx = pool_gradient(backend, roi_align, x, rois, indices, golden[f'dy_{size}'], **options)
-    np.testing.assert_allclose(gx, golden[f'align_{size}_s{ratio}_dx'], rtol=0, atol=1.2e-5)
+    np.testing.assert_allclose(backend.numpy(y), caffe2[f'align_{size}_s{ratio}_y'], rtol=0, atol=1e-6)
+    gx = pool_gradient(backend, roi_align, x, rois, indices, caffe2[f'dy_{size}'], **options)
+    np.testing.assert_allclose(gx, caffe2[f'align_{size}_s{ratio}_dx'], rtol=0, atol=1.2e-5)
 
 
 @pytest.mark.parametrize('size', [7, 14])
 @pytest.mark.parametrize('ratio', [0, 2])
-def test_roi_align_equals_caffe2(backend, golden, size, ratio):
-    assert_equals_caffe2(backend, golden, size, ratio)
+def test_roi_align_equals_caffe2(backend, caffe2, size, ratio):
+    assert_equals_caffe2(backend, caffe2, size, ratio)
 
 
 @pytest.mark.parametrize('size', [7, 14])
 @pytest.mark.parametrize('ratio', [0, 2])
-def test_roi_align_equals_caffe2_in_all_channels(backend, shared, size, ratio):
-    assert_equals_caffe2(backend, np.load(shared / 'golden/ops/ops_roi_align.npz'), size, ratio)
+def test_roi_align_equals_caffe2_in_all_channels(backend, golden, size, ratio):
+    assert_equals_caffe2(backend, np.load(golden / 'ops/ops_roi_align.npz'), size, ratio)
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,9 @@ def test_pixels_equal_those_of_imread(tmp_path, image_format, options):
     np.testing.assert_array_equal(as_hwc(read_image(path)), cv2.imread(str(path))[:, :, ::-1])
 
 
-def test_a_photo_has_the_pixels_of_the_reference(shared):
-    case = np.load(shared / 'golden/detectron/case_R-50-C4_seed0_scale300_rois300.npz')
-    image = read_image(shared / 'golden/photos/17790319373_bd19b24cfc_k.jpg')
+def test_a_photo_has_the_pixels_of_the_reference(golden):
+    case = np.load(golden / 'detectron/case_R-50-C4_seed0_scale300_rois300.npz')
+    image = read_image(golden / 'photos/17790319373_bd19b24cfc_k.jpg')
     bgr = np.ascontiguousarray(image[::-1].transpose(1, 2, 0).astype(np.uint8))
     assert zlib.crc32(bgr.tobytes()) == int(case['image_crc32'])
 

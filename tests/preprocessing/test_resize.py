@@ -42,12 +42,12 @@ def test_height_and_width_stay_at_least_one_pixel():
 
 
 @pytest.mark.parametrize('case', ['R-50-C4_seed0', 'R-50-C4_seed0_scale300'])
-def test_network_input_has_the_bits_of_detectron(shared, case):
-    golden = np.load(shared / 'golden' / 'detectron' / f'case_{case}.npz')
-    photo = shared / 'golden' / 'photos' / '17790319373_bd19b24cfc_k.jpg'
+def test_network_input_has_the_bits_of_detectron(golden, case):
+    arrays = np.load(golden / 'detectron' / f'case_{case}.npz')
+    photo = golden / 'photos' / '17790319373_bd19b24cfc_k.jpg'
     image = cv2.imread(str(photo)).transpose(2, 0, 1)
-    x = subtract_mean_and_resize(image, DETECTRON.input.pixel_mean, float(golden['im_scale']))
-    assert zlib.crc32(x.tobytes()) == int(golden['data_crc32'])
+    x = subtract_mean_and_resize(image, DETECTRON.input.pixel_mean, float(arrays['im_scale']))
+    assert zlib.crc32(x.tobytes()) == int(arrays['data_crc32'])
 
 
 def exact_resize(plane, size):
@@ -128,12 +128,12 @@ def test_resize_uint8_skimage_accepts_tiny_images(shape):
     np.testing.assert_array_equal(out, np.full((3, 3 * shape[0], 3 * shape[1]), 7))
 
 
-def test_at_most_1_in_10000_values_differs_from_matterport_by_one_grey_level(shared):
-    golden = np.load(shared / 'golden' / 'matterport' / 'case_coco_resnet50.npz')['molded_uint8']
-    photo = shared / 'golden' / 'photos' / '17790319373_bd19b24cfc_k.jpg'
+def test_at_most_1_in_10000_values_differs_from_matterport_by_one_grey_level(golden):
+    expected = np.load(golden / 'matterport' / 'case_coco_resnet50.npz')['molded_uint8']
+    photo = golden / 'photos' / '17790319373_bd19b24cfc_k.jpg'
     image = cv2.imread(str(photo))[:, :, ::-1].transpose(2, 0, 1)
-    resized = resize_uint8_skimage(image, golden.shape[:2])
-    difference = np.abs(resized.transpose(1, 2, 0) - golden)
+    resized = resize_uint8_skimage(image, expected.shape[:2])
+    difference = np.abs(resized.transpose(1, 2, 0) - expected)
     assert difference.max() <= 1
     assert np.count_nonzero(difference) <= difference.size / 10000
 

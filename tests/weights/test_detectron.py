@@ -404,14 +404,14 @@ def test_box_weights_are_folded_into_the_deltas(read, cfg, factors):
 
 
 @pytest.fixture(scope='module')
-def writer(shared):
+def writer(golden):
     """Return the module that rebuilds the reference weights."""
-    return import_file(shared / 'golden' / 'detectron_weights.py')
+    return import_file(golden / 'detectron_weights.py')
 
 
 @pytest.mark.parametrize('name', ['R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'])
-def test_golden_fpn_models(read, writer, shared, name):
-    blobs, meta = writer.load(shared / 'golden' / 'detectron' / f'recipe_{name}.npz')
+def test_golden_fpn_models(read, writer, golden, name):
+    blobs, meta = writer.load(golden / 'detectron' / f'recipe_{name}.npz')
     file = read({'blobs': blobs, 'cfg': meta['cfg']})
     keypoints = name.startswith('keypoint')
     assert file.config == PRESETS['keypoint_resnet50_fpn' if keypoints else 'resnet50_fpn']
@@ -453,9 +453,9 @@ def test_golden_fpn_models(read, writer, shared, name):
 
 
 @pytest.fixture(scope='module')
-def golden(shared, writer, tmp_path_factory):
+def golden_pickle(golden, writer, tmp_path_factory):
     """Yield ``(path, blobs)`` of the reference C4 weights in a pickle of Python 2.7."""
-    blobs, meta = writer.load(shared / 'golden' / 'detectron' / 'recipe_R-50-C4_seed0.npz')
+    blobs, meta = writer.load(golden / 'detectron' / 'recipe_R-50-C4_seed0.npz')
     path = tmp_path_factory.mktemp('golden') / 'model_final.pkl'
     writer.write_pkl(blobs, meta['cfg'], path)
     yield path, blobs
@@ -474,8 +474,8 @@ def native_path(blob):
     return f'{"box_head" if stage == "res5" else "extractor"}/{stage}/block{block}/{conv}/{kind[suffix]}'
 
 
-def test_golden_conversion(golden):
-    path, blobs = golden
+def test_golden_conversion(golden_pickle):
+    path, blobs = golden_pickle
     file = detectron.read(path)
     assert file.kind == 'model' and file.config == Config()
     assert file.report.warnings == () and file.report.notes == ()
@@ -504,9 +504,9 @@ def test_golden_conversion(golden):
     assert not arrays
 
 
-def test_golden_conversion_takes_little_memory(golden, root, tmp_path):
+def test_golden_conversion_takes_little_memory(golden_pickle, root, tmp_path):
     """The whole process of the command takes less than twice the size of the file, which has the arrays once."""
-    path, _ = golden
+    path, _ = golden_pickle
     script = (
         'import json, runpy, sys\n'
         f'sys.argv = ["x", "--input", {str(path)!r}, "--output", {str(tmp_path / "o.npz")!r}]\n'

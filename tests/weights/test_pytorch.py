@@ -210,13 +210,13 @@ def test_refused_files(read, state, reason):
     assert str(caught.value).isprintable()
 
 
-def test_the_reference_weights_through_a_file(shared, tmp_path):
+def test_the_reference_weights_through_a_file(golden, tmp_path):
     """Matterport's reference weights in a PyTorch file and in an ``.h5`` file convert to the same arrays."""
     pytest.importorskip('h5py')
     from mask_rcnn.weights.converters import matterport
 
-    writer = import_file(shared / 'golden' / 'matterport_weights.py')
-    weights, meta = writer.load(shared / 'golden' / 'matterport' / 'recipe_shapes_resnet50.npz')
+    writer = import_file(golden / 'matterport_weights.py')
+    weights, meta = writer.load(golden / 'matterport' / 'recipe_shapes_resnet50.npz')
     writer.write_h5(weights, meta, tmp_path / 'shapes.h5')
     state = {}
     for name, array in weights.items():
