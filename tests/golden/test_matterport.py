@@ -32,6 +32,9 @@ BLOB = 2e-4
 #: OpenBLAS's kernels for different processors (6e-5, 2.8e-3).
 MASK_PROBS = {SHAPES: 2e-4, COCO: 8e-3}
 
+#: Indices of the detections that may lie outside the suggested rule if the input is computed from the image.
+OUTSIDE_RULE = {SHAPES: set(), COCO: {8, 9}}
+
 
 @pytest.fixture(scope='module')
 def h5_file(golden, tmp_path_factory):
@@ -219,18 +222,19 @@ def test_detections(seen):
 def test_detections_from_the_image(seen):
     """Detections that survive noise of 1e-4 in Matterport have partners; two of them lie outside the suggested rule.
 
-    About 100 values that differ by one grey level (test_input) change some detections more than that noise, the same
-    ones with every processor's kernels: measured IoU at least 0.968, scores within 0.029. Without a resize all agree.
+    About 100 values that differ by one grey level (test_input) change two detections more than that noise, the same
+    ones with every processor's kernels. Measured: IoU 0.9935 and 0.9685, score differences 0.0086 and 0.0290. Without
+    a resize all agree.
     """
     model, case, _, _, _ = seen
     (detections,) = model.detect([case.image])
-    partners = match(case, detections, min_iou=0.95, max_score_difference=0.05, noise='1e-4')
+    partners = match(case, detections, min_iou=0.968, max_score_difference=0.03, noise='1e-4')
     stable = case.arrays['stable_1e-4']
     found = detections[partners]
     iou = box_iou(case.boxes[stable], found.boxes, offset=0).diagonal()
     score_differences = np.abs(found.scores - case.arrays['scores'][stable])
     outside = (iou <= MIN_BOX_IOU) | (score_differences > MAX_SCORE_DIFFERENCE)
-    assert np.count_nonzero(outside) <= (0 if case.name == SHAPES else 2)
+    assert set(np.flatnonzero(stable)[outside]) <= OUTSIDE_RULE[case.name]
     same_box = (found.boxes == case.boxes[stable]).all(axis=1)
     mask_ious = mask_iou(found.masks, case.masks()[stable])
     assert (mask_ious[same_box] >= case.arrays['mask_iou_1e-4'][stable][same_box] - 0.02).all()
