@@ -6,7 +6,8 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.inference.predictor import Predictor
+import mask_rcnn
+from mask_rcnn.inference.predictor import Predictor, RawDetections
 
 
 def test_detections_do_not_depend_on_other_images(small_model, image, rng):
@@ -43,34 +44,55 @@ def test_consecutive_images_of_one_size_form_a_batch(name, rng, request, monkeyp
     assert list(map(len, masks)) == list(map(len, labels)) == list(map(len, scores)) == list(map(len, alone[:3]))
 
 
-def test_batches_are_halved_until_they_fit_in_memory(small_model, image, monkeypatch):
-    expected = small_model.detect([image])[0]
-    batches, forward = [], small_model.forward
+class BrightnessNetwork:
+    """A network with one detection per image, whose score is the brightness of the image; it needs no time.
 
-    def limited(x, transforms, max_size=1):
-        batches.append(len(x))
-        if len(x) > max_size:
+    Args:
+        max_batch: Larger batches do not fit in memory.
+    """
+
+    config = mask_rcnn.Config(n_fg_class=1, min_size=64, max_size=96, masks=False)
+    class_names = category_ids = None
+    device, xp = chainer.get_device('@numpy'), np
+
+    def __init__(self, max_batch=9):
+        self.max_batch, self.batches = max_batch, []
+
+    def __call__(self, x, transforms):
+        assert len(x) == len(transforms)
+        self.batches.append(len(x))
+        if len(x) > self.max_batch:
             raise MemoryError('no memory')
-        return forward(x, transforms)
+        boxes, labels = np.array([[0, 0, 9, 9]], np.float32), np.zeros(1, np.int32)
+        scores = list(x.mean(axis=(1, 2, 3))[:, None] / 1000)
+        return RawDetections([boxes] * len(x), [labels] * len(x), scores, None, None)
 
-    monkeypatch.setattr(small_model, 'forward', limited)
-    detections = small_model.detect([image] * 4, batch_size=3)
-    assert len(detections) == 4
-    for found in detections:
-        np.testing.assert_array_equal(found.boxes, expected.boxes)
-    assert batches.count(1) == 4 and max(batches) == 3  # every image once, and the first batch was tried
-    monkeypatch.setattr(small_model, 'forward', lambda x, transforms: limited(x, transforms, 0))
+
+def images_of_increasing_brightness(n):
+    return [np.full((3, 48, 60), 40 * (i + 1), np.float32) for i in range(n)]
+
+
+def test_batches_are_halved_until_they_fit_in_memory():
+    """Every image runs once, after its batch was tried, and the detections are in the order of the images."""
+    images = images_of_increasing_brightness(4)
+    expected = [found.scores for found in Predictor(BrightnessNetwork()).detect(images)]
+    assert (np.diff(expected, axis=0) > 0).all()
+    network = BrightnessNetwork(max_batch=1)
+    found = Predictor(network).detect(images, batch_size=3)
+    np.testing.assert_array_equal([detections.scores for detections in found], expected)
+    assert network.batches.count(1) == 4 and max(network.batches) == 3
     with pytest.raises(MemoryError, match='no memory'):
-        small_model.detect([image])
+        Predictor(BrightnessNetwork(max_batch=0)).detect(images[:1])
 
 
-def test_images_are_read_when_they_are_needed(small_model, image):
+def test_images_are_read_when_they_are_needed():
     """The default on the CPU is one image at a time: its detections do not wait for the next image."""
+    predictor, (image,) = Predictor(BrightnessNetwork()), images_of_increasing_brightness(1)
     for batch_size, expected in ((None, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4, 5]), (9, [5] * 5)):
         given = []
-        detections = small_model.iter_detections((given.append(i) or image for i in range(5)), batch_size=batch_size)
+        detections = predictor.iter_detections((given.append(i) or image for i in range(5)), batch_size=batch_size)
         assert given == [] and [len(given) for _ in detections] == expected
-    assert small_model.detect([]) == []
+    assert predictor.detect([]) == []
 
 
 def test_the_callers_settings_hold_between_detections(small_model, image):
