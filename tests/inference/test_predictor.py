@@ -72,6 +72,17 @@ def images_of_increasing_brightness(n):
     return [np.full((3, 48, 60), 40 * (i + 1), np.float32) for i in range(n)]
 
 
+@pytest.mark.parametrize('sizes', [((48, 96), (40, 96)), ((96, 48), (96, 40))], ids=['heights', 'widths'])
+def test_a_batch_has_one_height_and_one_width(sizes):
+    """The longer side limits the scale, so that the network inputs differ in one side only."""
+    network = BrightnessNetwork()
+    images = [np.full((3, *size), 100, np.float32) for size in sizes]
+    shapes = [Predictor(network).prepare(image)[0].shape for image in images]
+    assert sum(map(int.__eq__, *(shape[2:] for shape in shapes))) == 1
+    assert [found.size for found in Predictor(network).detect(images, batch_size=2)] == list(sizes)
+    assert network.batches == [1, 1]
+
+
 def test_batches_are_halved_until_they_fit_in_memory():
     """Every image runs once, after its batch was tried, and the detections are in the order of the images."""
     images = images_of_increasing_brightness(4)
