@@ -70,6 +70,12 @@ def test_modules_import_from_lower_floors_only(graph):
     assert upward == []
 
 
+def test_imports_are_absolute(modules):
+    """The other tests of imports do not resolve relative ones."""
+    for name, tree in modules.items():
+        assert not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree)), name
+
+
 def test_every_subpackage_has_a_floor(modules):
     assert {name.split('.')[1] for name in modules if name.count('.')} == set(FLOOR_OF)
 
