@@ -31,7 +31,7 @@ def weight_file(golden, tmp_path_factory):
 
     def get(recipe):
         if recipe not in written:
-            pickle = rebuild_pickle(golden, recipe, folder)
+            pickle = rebuild_pickle(golden, recipe, folder, momentum=False)
             written[recipe] = pickle.with_suffix('.npz')
             assert convert.main(['--input', str(pickle), '--output', str(written[recipe])]) == 0
             pickle.unlink()

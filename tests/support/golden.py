@@ -58,11 +58,18 @@ def send_rois(model: chainer.Link, boxes: np.ndarray) -> tuple[Array, Array]:
     return model.xp.asarray(boxes), model.xp.zeros(len(boxes), np.int32)
 
 
-def rebuild_pickle(golden: Path, recipe: str, folder: Path) -> Path:
-    """Write the Detectron pickle of a recipe with the bytes that Detectron's Python 2 would write."""
+def rebuild_pickle(golden: Path, recipe: str, folder: Path, *, momentum: bool = True) -> Path:
+    """Write the Detectron pickle of a recipe with the bytes that Detectron's Python 2 would write.
+
+    Args:
+        golden: The folder of the reference outputs.
+        recipe: The name of the recipe.
+        folder: The folder of the pickle.
+        momentum: Whether the pickle contains the momentum of training, which is half of its size.
+    """
     module = import_file(golden / 'detectron_weights.py')
     path = folder / Path(recipe).with_suffix('.pkl').name
-    blobs, meta = module.load(str(golden / 'detectron' / recipe))
+    blobs, meta = module.load(str(golden / 'detectron' / recipe), momentum)
     module.write_pkl(blobs, meta['cfg'], str(path))
     return path
 
