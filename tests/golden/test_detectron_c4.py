@@ -121,9 +121,9 @@ def test_mask_head(small):
     assert case.compare_blob('_[mask]_res5_2_sum', h.array) < BODY
     up = F.relu(model.mask_head.deconv(h))
     assert case.compare_blob('conv5_mask', up.array) < BODY
-    logits = to_host(model.mask_head(h))
-    logits = logits[np.arange(len(logits)), arrays['classes'] - 1]
-    np.testing.assert_allclose(F.sigmoid(logits).array, arrays['mask_probs'], rtol=0, atol=HEADS)
+    probs = to_host(F.sigmoid(model.mask_head(h)))
+    class_probs = probs[np.arange(len(probs)), arrays['classes'] - 1]
+    np.testing.assert_allclose(class_probs, arrays['mask_probs'], rtol=0, atol=HEADS)
 
 
 @pytest.mark.parametrize('name', [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in (SMALL, FULL))])
