@@ -1,10 +1,26 @@
 """Models and cases of the reference outputs; each weight file is written once per session."""
 
+import chainer
 import pytest
 
 import mask_rcnn
 from mask_rcnn.cli import convert
 from tests.support.golden import Case, rebuild_pickle
+
+
+@pytest.fixture(scope='session', params=[pytest.param(-1, id='cpu'), pytest.param(0, id='cuda', marks=pytest.mark.gpu)])
+def gpu(request):
+    """The CUDA device id of the tested device; -1 is the CPU.  Both compute in true float32."""
+    assert chainer.config.precision == 'fp32'
+    return request.param
+
+
+@pytest.fixture(scope='session')
+def matterport_golden(golden):
+    """The folder ``golden``; the test is skipped if it lacks the outputs of Matterport's program."""
+    if not (golden / 'matterport').is_dir():
+        pytest.skip(f'no outputs of Matterport in {golden}')
+    return golden
 
 
 @pytest.fixture(scope='session')
@@ -15,7 +31,7 @@ def weight_file(golden, tmp_path_factory):
 
     def get(recipe):
         if recipe not in written:
-            pickle = rebuild_pickle(golden, recipe, folder)
+            pickle = rebuild_pickle(golden, recipe, folder, momentum=False)
             written[recipe] = pickle.with_suffix('.npz')
             assert convert.main(['--input', str(pickle), '--output', str(written[recipe])]) == 0
             pickle.unlink()
@@ -25,12 +41,12 @@ def weight_file(golden, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def load_model(golden, weight_file):
-    """A function from the name of a case to the model with the case's settings, and the case."""
+def load_model(golden, weight_file, gpu):
+    """A function from the name of a case to the model with the case's settings on the device, and the case."""
 
     def load(name, **changes):
         case = Case(golden, name)
         path = weight_file(case.settings['recipe'])
-        return mask_rcnn.load(path, **{**case.config_changes, **changes}), case
+        return mask_rcnn.load(path, gpu=gpu, **{**case.config_changes, **changes}), case
 
     return load

@@ -20,7 +20,7 @@ def run(root, *arguments):
 
 
 @pytest.mark.slow
-def test_parser_and_demo_reproduce_the_detections_of_detectron(golden, root, tmp_path):
+def test_parser_and_demo_reproduce_the_detections_of_detectron(golden, gpu, root, tmp_path):
     case = Case(golden, 'R-50-C4_seed0')
     pickle = rebuild_pickle(golden, case.settings['recipe'], tmp_path)
     weights, results = tmp_path / 'model.npz', tmp_path / 'results.json'
@@ -35,7 +35,7 @@ def test_parser_and_demo_reproduce_the_detections_of_detectron(golden, root, tmp
         '--image',
         case.photo,
         '--gpu',
-        '-1',
+        gpu,
         '--output',
         tmp_path / 'picture.png',
         '--json',

@@ -15,7 +15,7 @@ from mask_rcnn.targets import RPNTargets, SampledRoIs, Sampling, mask_targets, s
 from mask_rcnn.targets.rois import box_targets
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
-from tests.support.golden import XY
+from tests.support.golden import XY, to_host
 
 NAME = 'train_R-50-C4_seed0_scale300'
 
@@ -45,6 +45,7 @@ def path_of(blob):
 
 def as_detectron(blob, grad):
     """Return a gradient in Detectron's order: dx before dy, and masks with a background channel."""
+    grad = to_host(grad)
     if blob == 'rpn_bbox_pred_grad':  # the gradient of the output
         return grad.reshape(1, -1, 4, *grad.shape[2:])[:, :, XY].reshape(grad.shape)
     if 'bbox_pred' in blob:
@@ -117,13 +118,13 @@ def step(golden):
 
 
 @pytest.fixture(scope='module')
-def backward(step, weight_file):
+def backward(step, weight_file, gpu):
     """The chain after a backward pass from Detectron's targets, its losses, its features and the RPN's outputs."""
-    model = mask_rcnn.load(weight_file(step.settings['recipe']))
+    model = mask_rcnn.load(weight_file(step.settings['recipe']), gpu=gpu)
     freeze(model)
     chain = MaskRCNNTrainChain(model, sampling=step.sampling)
     chain.cleargrads()
-    maps = model.extractor(step.x)
+    maps = model.extractor(model.xp.asarray(step.x))
     logits, deltas = model.rpn(maps)
     values = {**chain.rpn_losses(logits, deltas, [step.anchors]), **chain.roi_losses(maps, [step.rois], [step.example])}
     sum(value for name, value in values.items() if name.endswith('loss')).backward(retain_grad=True)
@@ -147,6 +148,7 @@ def test_proposals(step, backward):
         pre_nms=step.sampling.train_pre_nms,
         post_nms=step.sampling.train_post_nms,
     )
+    proposals = to_host(proposals)
     assert len(proposals) == len(step['rpn_rois'])
     np.testing.assert_allclose(proposals[:, XY], step['rpn_rois'][:, 1:], rtol=0, atol=0.01)
 
@@ -171,7 +173,7 @@ def test_roi_targets(step):
     np.testing.assert_allclose(found.deltas[partners[:n]], step.rois.deltas, rtol=0, atol=1e-4)
 
 
-def test_box_and_mask_targets_of_the_golden_rois(step, backward):
+def test_box_and_mask_targets_of_the_golden_rois(step):
     rois = step.rois
     foreground = rois.boxes[: rois.n_foreground]
     deltas = box_targets(foreground, step.annotations.boxes, dialect=DETECTRON)
@@ -212,7 +214,7 @@ def test_the_norm_of_every_gradient(step, backward):
     params = dict(backward[0].model.namedparams())
     squares = np.zeros(2)
     for blob in step['trainable']:
-        norm = np.linalg.norm(params['/' + path_of(blob)].grad.ravel().astype(np.float64))
+        norm = np.linalg.norm(to_host(params['/' + path_of(blob)].grad).ravel().astype(np.float64))
         expected = step[f'grad/{blob}/stat'][-1]
         tolerance = 5e-4 if blob.startswith(('res3', 'res4')) else 1e-4
         np.testing.assert_allclose(norm, expected, rtol=tolerance, err_msg=blob)

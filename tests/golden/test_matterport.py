@@ -18,7 +18,15 @@ from mask_rcnn.preprocessing.image_transform import prepare_image
 from mask_rcnn.targets import RPNTargets, SampledRoIs
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
-from tests.support.golden import MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, mask_iou, match
+from tests.support.golden import (
+    MAX_SCORE_DIFFERENCE,
+    MIN_BOX_IOU,
+    mask_iou,
+    match,
+    send_rois,
+    to_host,
+    without_padding,
+)
 from tests.support.matterport import MatterportCase, load_h5, rebuild_h5
 
 SHAPES, COCO = 'shapes_resnet50_shapes7', 'coco_resnet50'
@@ -36,27 +44,27 @@ MASK_PROBS = {SHAPES: 2e-4, COCO: 8e-3}
 OUTSIDE_RULE = {SHAPES: set(), COCO: {8, 9}}
 
 
-@pytest.fixture(scope='module')
-def h5_file(golden, tmp_path_factory):
+@pytest.fixture(scope='session')
+def h5_file(matterport_golden, tmp_path_factory):
     """A function from the name of a recipe to Keras's ``.h5`` file, written once."""
     folder = tmp_path_factory.mktemp('matterport')
     written = {}
 
     def get(recipe):
         if recipe not in written:
-            written[recipe] = rebuild_h5(golden, recipe, folder)
+            written[recipe] = rebuild_h5(matterport_golden, recipe, folder)
         return written[recipe]
 
     return get
 
 
 @pytest.fixture(scope='module', params=CASES)
-def extracted(request, golden, h5_file):
+def extracted(request, matterport_golden, h5_file, gpu):
     """A model, its case, the golden network input, its transform and its feature maps."""
-    case = MatterportCase(golden, request.param)
-    model = load_h5(h5_file(case.settings['recipe']), case.settings['matterport'])
+    case = MatterportCase(matterport_golden, request.param)
+    model = load_h5(h5_file(case.settings['recipe']), case.settings['matterport'], gpu=gpu)
     _, transform = Predictor(model).prepare(case.image)
-    x = np.ascontiguousarray(case.molded.transpose(2, 0, 1)[None])
+    x = model.xp.asarray(np.ascontiguousarray(case.molded.transpose(2, 0, 1)[None]))
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         return model, case, x, transform, [features.array for features in model.extractor(x)]
 
@@ -69,7 +77,7 @@ def seen(extracted):
 
 
 def nhwc(features):
-    return chainer.as_array(features)[0].transpose(1, 2, 0)
+    return to_host(features)[0].transpose(1, 2, 0)
 
 
 def corners(features):
@@ -84,14 +92,10 @@ def all_anchors(maps):
     """Return the RPN's outputs of all levels as one row per anchor."""
     return np.concatenate(
         [
-            level.array[0].reshape(3, -1, *level.shape[2:]).transpose(2, 3, 0, 1).reshape(-1, level.shape[1] // 3)
-            for level in maps
+            level[0].reshape(3, -1, *level.shape[2:]).transpose(2, 3, 0, 1).reshape(-1, level.shape[1] // 3)
+            for level in map(to_host, maps)
         ]
     )
-
-
-def indices(rois):
-    return np.zeros(len(rois), np.int32)
 
 
 def test_the_golden_input_has_the_bits_of_matterport(seen):
@@ -110,7 +114,8 @@ def test_input(seen):
     x, transform = Predictor(model).prepare(case.image)
     top, left, bottom, right = case.arrays['window']
     assert transform.window == (top, left, bottom - 1, right - 1)
-    differences = np.rint(np.abs(x - expected).astype(np.float64) * 1e3) / 1e3  # the mean rounds to 1e-5
+    differences = np.abs(to_host(x) - to_host(expected)).astype(np.float64)
+    differences = np.rint(differences * 1e3) / 1e3  # the mean rounds to 1e-5
     assert set(np.unique(differences)) <= {0, 1}
     resized = 3 * (bottom - top) * (right - left)
     assert np.count_nonzero(differences) <= (0 if case.name == SHAPES else resized // 10_000)
@@ -148,6 +153,7 @@ def test_proposals(seen):
     """Each proposal has a partner; nearly equal scores may change places."""
     model, case, x, transform, maps = seen
     (found,) = model.rpn.propose(maps, x.shape[2:], [transform.scale])
+    found = without_padding(found)
     expected = case.in_pixels(case.arrays['proposals'])
     assert found.shape == expected.shape
     iou = box_iou(expected, found, offset=0)
@@ -165,8 +171,7 @@ def test_roi_features(seen):
         ('roi_align_mask', model.mask_head.pool, detected),
     ):
         rows = case.rows_of(name)
-        rois = case.in_pixels(boxes[rows])
-        pooled = pool(maps, rois, indices(rois)).array.transpose(0, 2, 3, 1)
+        pooled = pool(maps, *send_rois(model, case.in_pixels(boxes[rows]))).array.transpose(0, 2, 3, 1)
         assert case.differences(name, pooled, rows=rows).max() < BLOB, name
 
 
@@ -174,28 +179,28 @@ def test_box_head(seen):
     model, case, _, _, maps = seen
     for name in ('mrcnn_class_logits', 'mrcnn_class', 'mrcnn_bbox'):
         rows = case.rows_of(name)
-        rois = case.in_pixels(case.arrays['proposals'][rows])
-        scores, deltas = model.box_head(model.box_head.roi_features(maps, rois, indices(rois)))
+        rois = send_rois(model, case.in_pixels(case.arrays['proposals'][rows]))
+        scores, deltas = model.box_head(model.box_head.roi_features(maps, *rois))
         values = {
             'mrcnn_class_logits': scores.array,
             'mrcnn_class': F.softmax(scores).array,
             'mrcnn_bbox': deltas.array.reshape(len(rows), -1, 4),
         }[name]
         assert case.differences(name, values, rows=rows).max() < BLOB, name
-    rois = case.in_pixels(case.arrays['proposals'][:32])
-    scores, deltas = model.box_head(model.box_head.roi_features(maps, rois, indices(rois)))
-    probs = F.softmax(scores).array
+    rois = send_rois(model, case.in_pixels(case.arrays['proposals'][:32]))
+    scores, deltas = model.box_head(model.box_head.roi_features(maps, *rois))
+    probs = to_host(F.softmax(scores))
     np.testing.assert_allclose(probs, case.arrays['mrcnn_class_first32'], rtol=0, atol=5e-5)
-    best = deltas.array.reshape(32, -1, 4)[np.arange(32), probs.argmax(axis=1)]
+    best = to_host(deltas).reshape(32, -1, 4)[np.arange(32), probs.argmax(axis=1)]
     np.testing.assert_allclose(best, case.arrays['mrcnn_bbox_first32_best'], rtol=0, atol=1e-4)
 
 
 def test_mask_head(seen):
     model, case, _, _, maps = seen
-    rois = case.in_pixels(case.arrays['detections'][:, :4])
-    logits = model.mask_head(model.mask_head.roi_features(maps, rois, indices(rois))).array
-    class_logits = logits[np.arange(len(rois)), case.arrays['class_ids'] - 1]
-    np.testing.assert_allclose(F.sigmoid(class_logits).array, case.arrays['mask28'], rtol=0, atol=2.5e-4)
+    rois = send_rois(model, case.in_pixels(case.arrays['detections'][:, :4]))
+    probs = to_host(F.sigmoid(model.mask_head(model.mask_head.roi_features(maps, *rois))))
+    class_probs = probs[np.arange(len(probs)), case.arrays['class_ids'] - 1]
+    np.testing.assert_allclose(class_probs, case.arrays['mask28'], rtol=0, atol=2.5e-4)
 
 
 def test_detections(seen):
@@ -282,18 +287,18 @@ class Step:
 
 
 @pytest.fixture(scope='module')
-def backward(golden, h5_file):
+def backward(matterport_golden, h5_file, gpu):
     """The step, the model after a backward pass, and the losses by name.
 
     Matterport divides by the number of terms of a batch, the package by the number of terms of an image. So each image
     has a pass of its own, weighted with its share of the terms.
     """
-    settings = json.loads(str(np.load(golden / 'matterport' / f'{STEP}.npz')['config']))
-    model = load_h5(h5_file(settings['recipe']), settings['matterport'])
+    settings = json.loads(str(np.load(matterport_golden / 'matterport' / f'{STEP}.npz')['config']))
+    model = load_h5(h5_file(settings['recipe']), settings['matterport'], gpu=gpu)
     freeze(model, freeze_bn=True, stages=0)
     chain = MaskRCNNTrainChain(model)
     chain.cleargrads()
-    step = Step(golden, model.config)
+    step = Step(matterport_golden, model.config)
     losses = {}
     for i in range(2):
         example, anchors, rois = step.example(i), step.anchors(i), step.rois(i)
@@ -307,7 +312,7 @@ def backward(golden, h5_file):
                 'roi_mask_loss': [step.masks(k) for k in range(2)],
             }.items()
         }
-        maps = model.extractor(example.x[None])
+        maps = model.extractor(model.xp.asarray(example.x[None]))
         chain._mask_targets = functools.partial(lambda targets, *_: targets, step.masks(i))
         values = {**chain.rpn_losses(*model.rpn(maps), [anchors]), **chain.roi_losses(maps, [rois], [example])}
         for name, share in shares.items():
@@ -354,7 +359,7 @@ def test_gradients(backward, h5_file):
     with h5py.File(h5_file(step.settings['recipe'])) as file:
         for layer, (path, norm) in KERNELS.items():
             kernel = file[f'{layer}/{layer}/kernel:0'][()]
-            grad = params[f'/{path}/W'].grad
+            grad = to_host(params[f'/{path}/W'].grad)
             if norm:
                 gamma, var = (file[f'{norm}/{norm}/{name}:0'][()] for name in ('gamma', 'moving_variance'))
                 grad = grad * (gamma / np.sqrt(var + 1e-3)).reshape(-1, *[1] * (grad.ndim - 1))

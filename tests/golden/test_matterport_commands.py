@@ -24,15 +24,15 @@ def run(root, *arguments):
 
 
 @pytest.fixture(scope='module')
-def case(golden):
-    return MatterportCase(golden, CASE)
+def case(matterport_golden):
+    return MatterportCase(matterport_golden, CASE)
 
 
 @pytest.fixture(scope='module')
-def weights(case, golden, root, tmp_path_factory):
+def weights(case, matterport_golden, root, tmp_path_factory):
     """The ``.npz`` file, converted from the ``.h5`` file, a JSON file of the settings and a file of class names."""
     folder = tmp_path_factory.mktemp('commands')
-    h5 = rebuild_h5(golden, case.settings['recipe'], folder)
+    h5 = rebuild_h5(matterport_golden, case.settings['recipe'], folder)
     (folder / 'config.json').write_text(json.dumps(case.settings['matterport']))
     (folder / 'names.txt').write_text('square\ncircle\ntriangle\n')
     report = run(

@@ -15,6 +15,7 @@ import numpy as np
 
 from mask_rcnn import Detections
 from mask_rcnn.ops.boxes.boxes import box_iou
+from mask_rcnn.ops.runtime.array import Array
 
 XY = [1, 0, 3, 2]  # (x1, y1, x2, y2) <-> (y1, x1, y2, x2)
 
@@ -39,11 +40,36 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
-def rebuild_pickle(golden: Path, recipe: str, folder: Path) -> Path:
-    """Write the Detectron pickle of a recipe with the bytes that Detectron's Python 2 would write."""
+def to_host(values: chainer.Variable | Array) -> np.ndarray:
+    """Return a variable or an array of any device as a NumPy array; comparisons run on the host."""
+    return chainer.backends.cuda.to_cpu(chainer.as_array(values))
+
+
+def without_padding(boxes: Array) -> np.ndarray:
+    """Return the boxes ``(R, 4)`` on the host, without the padding rows that a GPU appends (NaN)."""
+    boxes = to_host(boxes)
+    n_boxes = np.count_nonzero(~np.isnan(boxes).any(axis=1))
+    assert np.isnan(boxes[n_boxes:]).all(), 'padding rows must come last'
+    return boxes[:n_boxes]
+
+
+def send_rois(model: chainer.Link, boxes: np.ndarray) -> tuple[Array, Array]:
+    """Return the boxes of one image and their image indices ``(R,)`` int32 on the model's device."""
+    return model.xp.asarray(boxes), model.xp.zeros(len(boxes), np.int32)
+
+
+def rebuild_pickle(golden: Path, recipe: str, folder: Path, *, momentum: bool = True) -> Path:
+    """Write the Detectron pickle of a recipe with the bytes that Detectron's Python 2 would write.
+
+    Args:
+        golden: The folder of the reference outputs.
+        recipe: The name of the recipe.
+        folder: The folder of the pickle.
+        momentum: Whether the pickle contains the momentum of training, which is half of its size.
+    """
     module = import_file(golden / 'detectron_weights.py')
     path = folder / Path(recipe).with_suffix('.pkl').name
-    blobs, meta = module.load(str(golden / 'detectron' / recipe))
+    blobs, meta = module.load(str(golden / 'detectron' / recipe), momentum)
     module.write_pkl(blobs, meta['cfg'], str(path))
     return path
 
@@ -89,15 +115,15 @@ class GoldenCase(ABC):
         shape = tuple(self.arrays[f'blob/{name}/shape'])
         return np.unique(np.unravel_index(self.arrays[f'blob/{name}/index'], shape)[0])
 
-    def differences(self, name: str, values: np.ndarray, *, rows: np.ndarray | None = None) -> np.ndarray:
+    def differences(self, name: str, values: Array, *, rows: np.ndarray | None = None) -> np.ndarray:
         """Return the absolute differences from a blob's samples, divided by the blob's standard deviation.
 
         Args:
             name: The program's name of the blob.
-            values: The blob with its axes in the program's order, or its ``rows``.
+            values: The blob on any device, with its axes in the program's order, or its ``rows``.
             rows: Sorted indices into its first axis.
         """
-        arrays = self.arrays
+        arrays, values = self.arrays, to_host(values)
         shape = tuple(arrays[f'blob/{name}/shape'])
         index = np.array(np.unravel_index(arrays[f'blob/{name}/index'], shape))
         if rows is not None:
@@ -147,24 +173,31 @@ class Case(GoldenCase):
         }
         return {field: self.settings[name] for name, field in fields.items()}
 
-    def compare_blob(self, name: str, values: np.ndarray, *, rows: np.ndarray | None = None) -> float:
+    def compare_blob(self, name: str, values: Array, *, rows: np.ndarray | None = None) -> float:
         """Return the largest of the :meth:`differences`."""
         return float(self.differences(name, values, rows=rows).max())
 
 
-def as_detectron(deltas: np.ndarray) -> np.ndarray:
+def as_detectron(deltas: Array) -> np.ndarray:
     """Turn ``(dy, dx, dh, dw)`` into ``(dx, dy, dw, dh)``; the deltas are the second axis, of ``4 * K`` channels."""
+    deltas = to_host(deltas)
     return deltas.reshape(len(deltas), -1, 4, *deltas.shape[2:])[:, :, XY].reshape(deltas.shape)
 
 
-def golden_rois(case: Case, rows=slice(None)) -> tuple[np.ndarray, np.ndarray]:
-    """Return a case's proposals as ``(y1, x1, y2, x2)`` RoIs and the indices of their images."""
-    rois = case.arrays['rois'][rows]
-    return rois[:, 1:][:, XY], rois[:, 0].astype(np.int32)
+def golden_rois(model: chainer.Link, case: Case, rows=slice(None), *, name: str = 'rois') -> tuple[Array, Array]:
+    """Return RoIs ``(y1, x1, y2, x2)`` of a case and the indices of their images, on the model's device.
+
+    Args:
+        model: The model.
+        case: The case.
+        rows: Index of the RoIs to return.
+        name: ``'rois'`` for the proposals, ``'mask_rois'`` or ``'keypoint_rois'`` for the boxes of the detections.
+    """
+    return send_rois(model, case.arrays[name][rows][:, 1:][:, XY])
 
 
 class Recorder(chainer.LinkHook):
-    """Copies the inputs and outputs of some links, by path, in the order of the calls."""
+    """Copies the inputs and outputs of some links to the host, by path, in the order of the calls."""
 
     name = 'Recorder'
 
@@ -175,11 +208,11 @@ class Recorder(chainer.LinkHook):
 
     def forward_preprocess(self, args):
         if id(args.link) in self._paths:
-            self.inputs[self._paths[id(args.link)]].append(chainer.as_array(args.args[0]).copy())
+            self.inputs[self._paths[id(args.link)]].append(to_host(args.args[0]).copy())
 
     def forward_postprocess(self, args):
         if id(args.link) in self._paths:
-            self.outputs[self._paths[id(args.link)]].append(chainer.as_array(args.out).copy())
+            self.outputs[self._paths[id(args.link)]].append(to_host(args.out).copy())
 
 
 def match(

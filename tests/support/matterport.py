@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import mask_rcnn
+from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.preprocessing.image_io import to_image_array
 from mask_rcnn.weights import load_arrays
 from mask_rcnn.weights.converters import matterport
@@ -22,12 +23,13 @@ def rebuild_h5(golden: Path, recipe: str, folder: Path) -> Path:
     return path
 
 
-def load_h5(path: Path, settings: dict):
-    """Return the network of an ``.h5`` file."""
+def load_h5(path: Path, settings: dict, *, gpu: int = -1):
+    """Return the network of an ``.h5`` file on a GPU, or on the CPU if ``gpu`` is -1."""
     file = matterport.read(path, settings)
     assert not file.report.skipped and not file.report.warnings
     model = mask_rcnn.build(file.config)
     load_arrays(model, file.arrays, source=path)
+    model.to_device(get_device(gpu))
     return model
 
 
