@@ -293,6 +293,7 @@ def backward(matterport_golden, h5_file, gpu):
     model = load_h5(h5_file(settings['recipe']), settings['matterport'], gpu=gpu)
     freeze(model, freeze_bn=True, stages=0)
     chain = MaskRCNNTrainChain(model)
+    chain.to_device(model.device)
     chain.cleargrads()
     step = Step(matterport_golden, model.config)
     losses = {}
