@@ -123,6 +123,7 @@ def backward(step, weight_file, gpu):
     model = mask_rcnn.load(weight_file(step.settings['recipe']), gpu=gpu)
     freeze(model)
     chain = MaskRCNNTrainChain(model, sampling=step.sampling)
+    chain.to_device(model.device)
     chain.cleargrads()
     maps = model.extractor(model.xp.asarray(step.x))
     logits, deltas = model.rpn(maps)

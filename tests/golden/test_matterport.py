@@ -140,7 +140,7 @@ def test_body_and_pyramid(seen):
 def test_rpn(seen):
     model, case, _, _, maps = seen
     logits, deltas = model.rpn(maps)
-    probs = F.sigmoid(all_anchors(logits)).array
+    probs = all_anchors(map(F.sigmoid, logits))
     deltas = all_anchors(deltas)
     assert case.differences('rpn_class', np.concatenate([1 - probs, probs], axis=1)).max() < BLOB
     assert case.differences('rpn_bbox', deltas).max() < BLOB
@@ -297,6 +297,7 @@ def backward(matterport_golden, h5_file, gpu):
     model = load_h5(h5_file(settings['recipe']), settings['matterport'], gpu=gpu)
     freeze(model, freeze_bn=True, stages=0)
     chain = MaskRCNNTrainChain(model)
+    chain.to_device(model.device)
     chain.cleargrads()
     step = Step(matterport_golden, model.config)
     losses = {}
