@@ -199,7 +199,7 @@ class Predictor:
 
         Returns:
             mask_rcnn.Detections: On the host, in pixels of the image, without padding rows.  Masks are pasted on first
-            access, on the network's GPU if it has one.
+            access, by the CPU; their run lengths are computed on the network's device.
         """
         network, padded = self.network, uses_padding(self.network.device)
         arrays = {'boxes': boxes, 'labels': labels, 'scores': scores, 'mask_probs': mask_probs, 'keypoints': keypoints}
