@@ -188,11 +188,13 @@ def profile_parts(args: argparse.Namespace) -> Iterator[Part]:
     script = str(BENCHMARKS / 'profile_detect.py')
     words = ['--gpu', str(args.gpu)]
     if args.gpu < 0:
-        words += ['--network', 'bundled']
-    make = functools.partial(Part, seconds=120, is_timed=True, env=ENVIRONMENT)
-    yield make('profile/host', [sys.executable, script, 'host', *words])
+        words += ['--modelfile', str(BUNDLED), '--size', '128', '192', '--runs', '1', '--warmup', '1']
+    else:
+        words += ['--extractor', 'resnet50', '--precision', 'fp16']
+    make = functools.partial(Part, is_timed=True, env=ENVIRONMENT)
+    yield make('profile/host', [sys.executable, script, 'host', *words], 60)
     if args.gpu >= 0:
-        yield make('profile/kernels', [sys.executable, script, 'kernels', *words], needs=['ncu'])
+        yield make('profile/kernels', [sys.executable, script, 'kernels', *words], 180, needs=['ncu'])
 
 
 def pytest_figure(log: str) -> str:
