@@ -40,6 +40,8 @@ BUNDLED = ROOT / 'modelfiles' / 'shapes_mobilenet_v1_fpn.npz'
 
 PRECISIONS = ('fp32', 'tf32', 'fp16', 'bf16')
 NETWORKS = ('bundled', 'resnet50_fpn', 'resnet50')
+#: Part of the message about a precision that the GPU does not support.
+UNSUPPORTED = 'needs a GPU of compute capability'
 #: Networks, precisions and peers of the training measurements.
 TRAINING_SPEED = (
     ('resnet50', 'fp16', 'torch'),
@@ -94,7 +96,7 @@ def sanitizer_parts(args: argparse.Namespace) -> Iterator[Part]:
     """Yield compute-sanitizer on the tests of two kernels."""
     if args.gpu < 0:
         return
-    pytest = [sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', *SANITIZED]
+    pytest = [sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', '-p', 'tests.support.no_memory_pool', *SANITIZED]
     for tool in ('memcheck', 'racecheck'):
         yield Part(
             f'sanitizer/{tool}',
@@ -132,7 +134,16 @@ def measurement(args: argparse.Namespace, name: str, script: str, words: list[st
     json_file = args.out / f'{name.replace("/", "-")}.json'
     path = str(BENCHMARKS / script)
     command = [sys.executable, path, '--gpu', str(args.gpu), *words, '--json', str(json_file)]
-    return Part(name, command, seconds, needs=[path], is_timed=True, figure=figure, env=ENVIRONMENT)
+    return Part(
+        name,
+        command,
+        seconds,
+        needs=[path],
+        is_timed=True,
+        figure=figure,
+        is_skipped=lambda status, log: status != 0 and UNSUPPORTED in log,
+        env=ENVIRONMENT,
+    )
 
 
 def against(args: argparse.Namespace, peer: str) -> list[str]:
@@ -159,7 +170,12 @@ def speed_parts(args: argparse.Namespace) -> Iterator[Part]:
     for network, precision, peer in TRAINING_SPEED:
         words = ['--extractor', network, '--precision', precision, '--batch-sizes', '1', '2', '4', *against(args, peer)]
         yield measurement(
-            args, f'training-speed/{network}/{precision}', 'training.py', words, seconds=150, figure=last_line
+            args,
+            f'training-speed/{network}/{precision}',
+            'training.py',
+            words,
+            seconds=150,
+            figure=training_speed_figure,
         )
 
 
@@ -175,10 +191,8 @@ def training_parts(args: argparse.Namespace) -> Iterator[Part]:
         network = ['--extractor', 'resnet50_fpn', '--lr-initialchange', '10', '--clip-gradient', '10']
         variants = {f'training/{name}': [*network, *sizes, '--precision', name] for name in ('fp32', 'fp16')}
     for name, words in variants.items():
-        out = args.out / name.replace('/', '-')
-        yield Part(
-            name, [*command, *words, '--gpu', str(args.gpu), '--out', str(out)], 120, is_timed=True, env=ENVIRONMENT
-        )
+        words = [*words, '--gpu', str(args.gpu), '--out', str(args.out / name.replace('/', '-'))]
+        yield Part(name, [*command, *words], 120, is_timed=True, figure=training_figure, env=ENVIRONMENT)
 
 
 def profile_parts(args: argparse.Namespace) -> Iterator[Part]:
@@ -219,9 +233,9 @@ def update_figure(log: str) -> str:
 
 
 def comparison_figure(log: str, rows: list[tuple[str, str]]) -> str:
-    """Return the figures of precisions, and the precisions that failed."""
-    failed = [(name, 'failed') for name in re.findall(r'GPU \d+, (\w+): failed', log)]
-    return ', '.join(f'{name} {figure}' for name, figure in [*rows, *failed])
+    """Return the figures of precisions, and the precisions without figures."""
+    others = re.findall(r'GPU \d+, (\w+): (failed|not supported)', log)
+    return ', '.join(f'{name} {figure}' for name, figure in [*rows, *others])
 
 
 def sanitizer_figure(log: str) -> str:
@@ -241,6 +255,20 @@ def kernels_figure(log: str) -> str:
     rows = re.findall(r'^(RoIAlign|NMS).*?([\d.]+)%$', log, re.MULTILINE)
     names = dict.fromkeys(name for name, _ in rows)
     return ', '.join(f'{name} {"/".join(share for other, share in rows if other == name)} %' for name in names)
+
+
+def training_speed_figure(log: str) -> str:
+    """Return for each batch size the median time of an iteration, and how many times as long the peer takes."""
+    rows = re.findall(r'^(\d+) +this +([\d.]+)', log, re.MULTILINE)
+    ratios = [f', peer x {ratio}' for ratio in re.findall(r'the peer takes ([\d.]+) times', log)]
+    ratios += [''] * (len(rows) - len(ratios))
+    return '; '.join(f'{n}: {1e3 * float(s):.0f} ms{ratio}' for (n, s), ratio in zip(rows, ratios, strict=False))
+
+
+def training_figure(log: str) -> str:
+    """Return the first and the last loss of a training."""
+    rows = re.findall(r'^ +(\d+) +\d+ +[\d.e+-]+ +(\S+)', log, re.MULTILINE)
+    return f'loss {rows[0][1]} to {rows[-1][1]} after {rows[-1][0]} iterations'
 
 
 def make_parts(args: argparse.Namespace) -> list[Part]:

@@ -21,7 +21,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mask_rcnn
@@ -31,12 +31,11 @@ import chainer
 import numpy as np
 from benchmark import random_model, write_json
 
-from mask_rcnn.cli.command import UsageError
-from mask_rcnn.cli.options import check_precision, gpu_number
+from mask_rcnn.cli.options import capability, check_precision, gpu_number
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.ops.boxes.boxes import box_iou
-from mask_rcnn.ops.cudnn_frontend import PRECISIONS, using_precision
+from mask_rcnn.ops.cudnn_frontend import PRECISIONS, precision_error, using_precision
 from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.targets import Sampling
 from mask_rcnn.training.freezing import freeze
@@ -245,16 +244,28 @@ def attempt(title: str, action: Callable, describe: Callable) -> dict | None:
     return result
 
 
+def supported(precisions: Sequence[str], args: argparse.Namespace) -> list[str]:
+    """Return the precisions that the device supports, and print a line for each of the others."""
+    errors = {name: precision_error(name, None if args.gpu < 0 else capability(args.gpu)) for name in precisions}
+    for name, error in errors.items():
+        if error is not None and args.gpu >= 0:
+            print(f'{args.network} on GPU {args.gpu}, {name}: not supported, {error}')
+    return [name for name, error in errors.items() if error is None]
+
+
+def run_checked(work: Callable, args: argparse.Namespace, precision: str) -> dict:
+    """Run a command on the device if it supports the precision."""
+    check_precision(precision, args.gpu)
+    return work(args.network, args.gpu, precision)
+
+
 def run(args: argparse.Namespace) -> dict:
     """Run a command on both devices; returns plain data."""
     work, describe, compare, describe_row, precisions = COMMANDS[args.command]
-    precisions = args.precisions or (precisions if args.gpu >= 0 else ('fp32',))
-    for precision in precisions:
-        check_precision(precision, args.gpu)
     results, rows = {}, {}
-    for precision in precisions:
+    for precision in args.precisions or supported(precisions, args):
         title = f'{args.network} on GPU {args.gpu}, {precision}' if args.gpu >= 0 else f'{args.network} on the CPU'
-        results[precision] = attempt(title, lambda name=precision: work(args.network, args.gpu, name), describe)
+        results[precision] = attempt(title, lambda name=precision: run_checked(work, args, name), describe)
     expected = attempt(f'{args.network} on the CPU', lambda: work(args.network, -1, 'fp32'), describe)
     for precision, result in results.items():
         rows[precision] = None
@@ -285,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         result = run(args)
-    except (ValueError, OSError, UsageError) as error:
+    except (ValueError, OSError) as error:
         print(f'compare_devices.py: {error}', file=sys.stderr)
         return 1
     print(json.dumps(result['precisions']))

@@ -96,9 +96,17 @@ def test_an_error_is_reported_and_does_not_stop_the_others(compare, monkeypatch,
     assert out.endswith('failed\n')
 
 
-def test_a_precision_that_the_device_lacks_is_one_line(compare, capsys):
+def test_a_named_precision_that_the_device_lacks_fails(compare, capsys):
     assert compare.main(['detect', '--gpu', '-1', '--precisions', 'fp16']) == 1
-    assert (
-        capsys.readouterr().err
-        == 'compare_devices.py: --precision fp16: fp16 needs a GPU; the CPU supports only fp32\n'
-    )
+    assert 'failed, UsageError: --precision fp16: fp16 needs a GPU; the CPU supports only' in capsys.readouterr().out
+
+
+def test_default_precisions_that_the_gpu_lacks_are_left_out(compare, monkeypatch, capsys):
+    work = lambda network, gpu, precision: detections(BOXES)  # noqa: E731
+    monkeypatch.setitem(compare.COMMANDS, 'detect', (work, *compare.COMMANDS['detect'][1:]))
+    monkeypatch.setattr(compare, 'check_precision', lambda name, gpu: None)
+    monkeypatch.setattr(compare, 'capability', lambda gpu: 75)
+    assert compare.main(['detect', '--gpu', '0']) == 0
+    out = capsys.readouterr().out
+    assert 'bundled on GPU 0, bf16: not supported, bf16 needs a GPU of compute capability 8.0; this one has 7.5' in out
+    assert 'bundled, fp16 compared with the CPU: 3/3 found' in out and 'tf32 compared' not in out

@@ -215,9 +215,9 @@ FIGURES = [
     ('pytest_figure', 'x\n=== 3 passed, 1 skipped in 2.10s ===\n', '3 passed, 1 skipped in 2.10s'),
     (
         'detect_figure',
-        'bundled on GPU 0, tf32: failed, ValueError: x\n'
+        'bundled on GPU 0, tf32: failed, ValueError: x\nbundled on GPU 0, bf16: not supported, it needs more\n'
         'bundled, fp32 compared with the CPU: 10/11 found, box 0.02 px, score 1.2e-05, mask IoU 0.998\n',
-        'fp32 10/11 (0.02 px, 1.2e-05), tf32 failed',
+        'fp32 10/11 (0.02 px, 1.2e-05), tf32 failed, bf16 not supported',
     ),
     (
         'update_figure',
@@ -231,6 +231,18 @@ FIGURES = [
         '12.3 ms, peer x 2.50',
     ),
     ('benchmark_figure', 'total  0.0123  0.01  0.02 0.01 100.0%\n', '12.3 ms'),
+    (
+        'training_speed_figure',
+        '1       this              0.0341    0.03\n1       torch 2.11        0.06\n'
+        'the peer takes 1.90 times as long (1 to 2)\n2       this              0.0500    0.05\n',
+        '1: 34 ms, peer x 1.90; 2: 50 ms',
+    ),
+    (
+        'training_figure',
+        'iteration   epoch       rate     loss\n        1       0   1.00e-04    2.752    0.587\n'
+        '      100       0   1.00e-03    1.173    0.596\ndone after 100 iterations\n',
+        'loss 2.752 to 1.173 after 100 iterations',
+    ),
     (
         'kernels_figure',
         'RoIAlign forward, C4, float32  0.1 2.0 3.0 61.5%\nRoIAlign backward, C4, float32  0.1 2.0 3.0 50.1%\n'
