@@ -64,6 +64,10 @@ class Sizes:
     masks: int = 100
 
 
+#: Sizes that only check the program.
+SMALL = Sizes(image=(64, 96), rois=8, channels=16, boxes=50, kept=10, best=10, masks=3)
+
+
 @dataclass(frozen=True)
 class Case:
     """One operation.
@@ -233,6 +237,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--gpu', '-g', type=int, default=-1, help='-1 is the CPU (default)')
     parser.add_argument('--runs', type=int, default=10)
+    parser.add_argument('--small', action='store_true', help='small sizes, to check this program')
     parser.add_argument('--json', type=Path, help='also write the result to this file')
     args = parser.parse_args(argv)
     if args.runs < 1:
@@ -252,7 +257,7 @@ def main(argv: list[str] | None = None, sizes: Sizes | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     args = parse_arguments(argv)
     try:
-        result = run(args, sizes or Sizes())
+        result = run(args, sizes or (SMALL if args.small else Sizes()))
     except ValueError as error:
         print(f'kernels.py: {error}', file=sys.stderr)
         return 1
