@@ -213,7 +213,7 @@ def rows(batch: dict) -> str:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--extractor', default='resnet50', choices=sorted(mask_rcnn.PRESETS), help='network to build')
+    parser.add_argument('--extractor', default='resnet50', choices=mask_rcnn.config.EXTRACTORS, help='network to build')
     parser.add_argument('--size', type=positive_int, nargs=2, default=(800, 1333), metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--batch-sizes', type=positive_int, nargs='+', default=[1, 2, 4], metavar='N')
     parser.add_argument('--gpu', '-g', type=int, default=-1, help='-1 is the CPU (default)')

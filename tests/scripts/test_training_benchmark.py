@@ -1,8 +1,12 @@
 """The benchmark of training iterations, alone and in turns with a program that answers like a peer."""
 
 import importlib
+import importlib.util
 import json
+import subprocess
+import sys
 
+import chainer
 import numpy as np
 import pytest
 
@@ -124,3 +128,28 @@ def test_bad_arguments(training, options):
     with pytest.raises(SystemExit) as error:
         training.main(options)
     assert error.value.code == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec('torch') is None, reason='no PyTorch')
+@pytest.mark.parametrize('extractor', ['resnet50', 'resnet50_fpn'])
+def test_the_peer_computes_the_same_losses(training, peer, tmp_path, extractor):
+    """All anchors and RoIs are sampled, so that the losses do not depend on random numbers."""
+    model = training.random_model(extractor, min_size=128, max_size=192, sampling_ratio=2)
+    sampling = Sampling(rpn_batch=10000, rpn_positive_fraction=1.0, roi_batch=400, train_pre_nms=100, train_post_nms=60)
+    examples = training.make_examples(model.config, 1, (128, 192))
+    peer.write_training_task(tmp_path, model, examples, sampling)
+    output = subprocess.run(
+        [sys.executable, str(peer.TRAINING_PROGRAM), str(tmp_path)],
+        input='run\n',
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    losses = json.loads(output.splitlines()[-1])['losses']
+    with chainer.using_config('train', True):
+        _, _, reported = training.Trainer(model, sampling, 'fp32').start(examples)()
+    # The peer resamples masks, and the library rasterises polygons.
+    tolerances = {name: 1e-2 if name == 'roi_mask_loss' else 1e-4 for name in losses}
+    assert len(losses) == 5
+    for name, loss in losses.items():
+        assert loss == pytest.approx(reported[name], rel=tolerances[name]), name

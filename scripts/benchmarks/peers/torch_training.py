@@ -34,8 +34,9 @@ LEARNING_RATE = 0.0
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 
-#: Scale of the loss in float16: below the default of ``GradScaler``, 65536, which overflows in the first iterations.
-LOSS_SCALE = 1024.0
+#: Initial scale of the loss in float16, as in Chainer: with the default of ``GradScaler``, 65536, the gradients of the
+#: first iterations overflow, and their updates are skipped.
+LOSS_SCALE = 1.0
 
 #: Weights of ``(dx, dy, dw, dh)`` in the regression targets of the box head.
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -94,18 +95,21 @@ class Trained:
         return {**self.rpn_losses(logits, deltas, anchors, boxes), **self.roi_losses(features, rois)}
 
     def rpn_losses(self, logits, deltas, anchors, boxes):
-        """Return the losses of the RPN: logits ``(N, K)``, deltas ``(N, K, 4)``, anchors ``(K, 4)``."""
+        """Return the losses of the RPN: logits ``(N, K)``, deltas ``(N, K, 4)``, anchors ``(K, 4)``.
+
+        Each is a mean over the sampled anchors of an image; as in Detectron, the objectness loss of an FPN is divided
+        by the number to sample, even if there are fewer.
+        """
         cls_loss, loc_loss = 0.0, 0.0
         for image_logits, image_deltas, image_boxes in zip(logits, deltas, boxes, strict=True):
             positive, negative, targets = self.anchor_targets(anchors, image_boxes)
+            sampled = torch.cat([positive, negative])
             labels = torch.cat([torch.ones_like(positive), torch.zeros_like(negative)]).float()
-            cls_loss += F.binary_cross_entropy_with_logits(
-                image_logits[torch.cat([positive, negative])], labels, reduction='sum'
-            )
+            count = self.setup['sampling']['rpn_batch'] if self.setup['fpn'] else len(sampled)
+            cls_loss += F.binary_cross_entropy_with_logits(image_logits[sampled], labels, reduction='sum') / count
             beta = self.setup['rpn_smooth_l1_beta']
-            loc_loss += F.smooth_l1_loss(image_deltas[positive], targets, reduction='sum', beta=beta)
-        count = self.setup['sampling']['rpn_batch'] * len(logits)
-        return {'rpn_cls_loss': cls_loss / count, 'rpn_loc_loss': loc_loss / count}
+            loc_loss += F.smooth_l1_loss(image_deltas[positive], targets, reduction='sum', beta=beta) / len(sampled)
+        return {'rpn_cls_loss': cls_loss / len(logits), 'rpn_loc_loss': loc_loss / len(logits)}
 
     def anchor_targets(self, anchors, boxes):
         """Return the indices of the sampled positive and negative anchors, and the deltas of the positive ones."""
