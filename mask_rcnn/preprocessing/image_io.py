@@ -334,7 +334,7 @@ def _quiet_opencv() -> Iterator[None]:
 
 
 def to_chw(image: np.ndarray) -> np.ndarray:
-    """Convert ``(H, W, 3)`` uint8 to ``(3, H, W)`` float32; return ``(3, H, W)`` float32 unchanged."""
-    if image.dtype == np.float32:
+    """Convert ``(H, W, 3)`` uint8 to ``(3, H, W)`` float32; return an array of floats unchanged."""
+    if image.dtype != np.uint8:
         return image
     return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
