@@ -1,15 +1,19 @@
 """Convolutions of CuPy arrays.
 
-cuDNN computes them, with these exceptions in the precision ``fp32``, for which cuDNN has slow engines only; a rule, not
-a measurement, selects the implementation:
+cuDNN computes them.  The exceptions are convolutions of one group in the precision ``fp32``, because cuDNN's engines
+without tensor cores reach a third of the GPU's rate (see the modules).  A rule selects the implementation, not a
+measurement:
 
-============================================================ ==============================================
-forward, gradient of ``x`` and of ``W``, one group, no zeros :mod:`~mask_rcnn.ops.cudnn_frontend.matmul`
-around: 1x1 of any stride, or the window as large as the
-stride
-forward and gradient of ``x``, one group: 3x3 of stride 1    :mod:`~mask_rcnn.ops.cudnn_frontend.winograd`
-with 64 or more channels on both sides and 32 or more tiles
-============================================================ ==============================================
+================================================== =============================================
+problem                                            implementation
+================================================== =============================================
+windows 1x1 or as large as the stride, no padding: :mod:`~mask_rcnn.ops.cudnn_frontend.matmul`
+forward and both gradients; linear layers
+3x3 of stride 1, at least 64 input and output      :mod:`~mask_rcnn.ops.cudnn_frontend.winograd`
+channels and 32 tiles of 4x4 output pixels:
+forward and the gradient of ``x``
+all others, or cuBLAS is not found                 cuDNN
+================================================== =============================================
 
 If cuDNN's heuristics choose the engine, the same call gives the same bits in every run.  With
 ``chainer.config.autotune`` (and without ``cudnn_deterministic``) the few best engines by the heuristics are timed once

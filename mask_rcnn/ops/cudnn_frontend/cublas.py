@@ -1,7 +1,7 @@
 """Matrix multiplication in true float32 by cuBLAS.
 
-CuPy's functions call the same library, but not while a CUDA graph is captured: CuPy 14.2 raises NotImplementedError,
-because cuBLAS could allocate memory then.  Here each call passes a workspace from CuPy's pool, as for cuDNN.  CuPy's
+CuPy's functions call the same library, but CuPy 14.2 rejects these calls while a CUDA graph is captured, because cuBLAS
+could allocate memory then.  Here each call passes a workspace from CuPy's pool, as for cuDNN.  CuPy's
 environment variable ``CUPY_TF32`` has no effect.
 """
 
