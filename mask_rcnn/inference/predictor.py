@@ -12,13 +12,17 @@ import numpy as np
 from mask_rcnn.config import Config
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
+from mask_rcnn.ops.runtime.cuda_graph import run_as_graph
 from mask_rcnn.ops.runtime.device import uses_padding
-from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
+from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, PackedArrays, pack_arrays
 from mask_rcnn.preprocessing.image_io import to_image_array
 from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image
 
 #: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
 GPU_BATCH_SIZE = 4
+
+#: The entries of ``chainer.config`` that select kernels.
+_SETTINGS = ('precision', 'autotune', 'cudnn_deterministic', 'use_cudnn')
 
 
 class RawDetections(NamedTuple):
@@ -93,7 +97,9 @@ class Predictor:
         GPU computes one batch, the next batch is prepared, and then the detections of the first are returned.  If a
         batch does not fit in memory, it is split in half and retried.
 
-        Wrap a loop over many images in :func:`~mask_rcnn.ops.runtime.cache.cache_weights`.
+        Wrap a loop over many images in :func:`~mask_rcnn.ops.runtime.cache.cache_weights`.  On a GPU, batches of a size
+        that recurs in it run as CUDA graphs (:mod:`mask_rcnn.ops.runtime.cuda_graph`), unless
+        ``chainer.config.cuda_graphs`` is ``False``.
 
         Args:
             images: See :meth:`detect`.
@@ -165,17 +171,31 @@ class Predictor:
         network = self.network
         try:
             # These contexts must not be open across a `yield`: the caller's code would run inside them.
-            with chainer.using_config('train', False), chainer.no_backprop_mode(), cache_weights(), cache_features():
-                raw = network(xs[0] if len(xs) == 1 else network.xp.concatenate(xs), transforms)
+            with chainer.using_config('train', False), chainer.no_backprop_mode(), cache_weights():
+                x = xs[0] if len(xs) == 1 else network.xp.concatenate(xs)
                 if not uses_padding(network.device):
-                    return [(raw, transforms)]
-                stacked = [None if arrays is None else network.xp.stack(arrays) for arrays in raw]
-                return [(AsyncHostCopy(stacked), transforms)]
+                    return [(self._compute(x, transforms), transforms)]
+                return [(AsyncHostCopy(self._compute_packed(x, transforms)), transforms)]
         except MemoryError:
             if len(xs) == 1:
                 raise
         half = len(xs) // 2
         return [*self._submit_batch(xs[:half], transforms[:half]), *self._submit_batch(xs[half:], transforms[half:])]
+
+    def _compute(self, x: Any, transforms: list[ImageTransform]) -> RawDetections:
+        with cache_features():
+            return self.network(x, transforms)
+
+    def _compute_packed(self, x: Any, transforms: list[ImageTransform]) -> PackedArrays:
+        """Run the network on a batch on a GPU and pack its outputs, if possible as a CUDA graph."""
+        network = self.network
+
+        def compute(x):
+            raw = self._compute(x, transforms)
+            return pack_arrays([None if arrays is None else network.xp.stack(arrays) for arrays in raw])
+
+        key = tuple(transforms), network.config, *(getattr(chainer.config, name) for name in _SETTINGS)
+        return run_as_graph(compute, x, key, network)
 
     def _finish_batch(self, raw: RawDetections | AsyncHostCopy, transforms: list) -> Iterator[Detections]:
         """Yield the detections of the images of a batch; waits for a GPU."""
