@@ -21,6 +21,9 @@ from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_imag
 #: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
 GPU_BATCH_SIZE = 4
 
+#: Maximum batch size of CUDA graphs.  To join more arrays, CuPy copies their addresses to the GPU, which cannot be
+#: captured; and the time of larger batches is that of their kernels.
+_MAX_GRAPH_BATCH = 8
 #: The entries of ``chainer.config`` that select kernels.
 _SETTINGS = ('precision', 'autotune', 'cudnn_deterministic', 'use_cudnn')
 
@@ -194,6 +197,8 @@ class Predictor:
             raw = self._compute(x, transforms)
             return pack_arrays([None if arrays is None else network.xp.stack(arrays) for arrays in raw])
 
+        if len(transforms) > _MAX_GRAPH_BATCH:
+            return compute(x)
         key = tuple(transforms), network.config, *(getattr(chainer.config, name) for name in _SETTINGS)
         return run_as_graph(compute, x, key, network)
 
