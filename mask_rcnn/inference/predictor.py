@@ -15,6 +15,7 @@ from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.cuda_graph import run_as_graph
 from mask_rcnn.ops.runtime.device import uses_padding
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, PackedArrays, pack_arrays
+from mask_rcnn.ops.runtime.weight_cache import keep_weight_cache
 from mask_rcnn.preprocessing.image_io import to_image_array
 from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image
 
@@ -63,6 +64,14 @@ class Network(Protocol):
         """Detect objects in a batch ``(N, 3, H, W)`` of network inputs."""
         ...
 
+    def children(self) -> Iterator[Any]:
+        """Return the parts, as :meth:`chainer.Link.children` does."""
+        ...
+
+    def links(self) -> Iterator[Any]:
+        """Return all links, as :meth:`chainer.Link.links` does."""
+        ...
+
 
 class Predictor:
     """Runs a network on images.
@@ -77,6 +86,9 @@ class Predictor:
     def detect(self, images: Iterable, *, batch_size: int | None = None) -> list[Detections]:
         """Detect objects in images.
 
+        On a GPU, values derived from the weights and CUDA graphs are kept until the weights change or the network is
+        deleted (:mod:`mask_rcnn.ops.runtime.weight_cache`).
+
         Args:
             images: File names, ``(3, H, W)`` float32 arrays (RGB, 0 to 255) or ``(H, W, 3)`` uint8 arrays (RGB); see
                 :func:`mask_rcnn.preprocessing.image_io.to_image_array`.
@@ -90,7 +102,7 @@ class Predictor:
                 dtype; see :func:`~mask_rcnn.preprocessing.image_io.to_image_array`.
             TypeError: An image is neither a file name nor an array.
         """
-        with cache_weights():
+        with keep_weight_cache(self.network):
             return list(self.iter_detections(images, batch_size=batch_size))
 
     def iter_detections(self, images: Iterable, *, batch_size: int | None = None) -> Iterator[Detections]:
@@ -199,8 +211,9 @@ class Predictor:
 
         if len(transforms) > _MAX_GRAPH_BATCH:
             return compute(x)
-        key = tuple(transforms), network.config, *(getattr(chainer.config, name) for name in _SETTINGS)
-        return run_as_graph(compute, x, key, network)
+        configs = [link.config for link in (network, *network.children()) if hasattr(link, 'config')]
+        settings = [getattr(chainer.config, name) for name in _SETTINGS]
+        return run_as_graph(compute, x, (*transforms, *configs, *settings), network)
 
     def _finish_batch(self, raw: RawDetections | AsyncHostCopy, transforms: list) -> Iterator[Detections]:
         """Yield the detections of the images of a batch; waits for a GPU."""

@@ -124,14 +124,30 @@ def test_batches_in_flight(model, rng, replays):
 
 
 @pytest.mark.parametrize('model', MODELS[:2], indirect=True)
+def test_single_images_are_replayed(model, rng, replays):
+    """Graphs outlive a call of ``detect``."""
+    images = make_images(rng, 5)
+    expected = detect_without_graphs(model, images, batch_size=1)
+    assert_equal([model.detect([image])[0] for image in images], expected)
+    assert len(replays) == 3
+
+
+@pytest.mark.parametrize('model', MODELS[:2], indirect=True)
 def test_changed_weights_are_used(model, rng, replays):
     images = make_images(rng, 4)
     before = model.detect(images, batch_size=1)
+    assert len(replays) == 2
     for parameter in model.box_head.params():
         parameter.array *= 1.5
     expected = detect_without_graphs(model, images, batch_size=1)
     assert any((new.scores[:5] != old.scores[:5]).any() for new, old in zip(expected, before, strict=True))
-    assert_equal(model.detect(images, batch_size=1), expected)
+    for image, detections in zip(images, expected, strict=True):
+        assert_equal(model.detect([image]), [detections])
+    assert len(replays) == 4
+    model.to_cpu()
+    model.to_device('@cupy:0')
+    assert_equal(model.detect(images[:1]), expected[:1])
+    assert len(replays) == 4
 
 
 @pytest.mark.parametrize('model', MODELS[:1], indirect=True)

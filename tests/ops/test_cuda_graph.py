@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import weakref
 from types import SimpleNamespace
 
 import chainer
@@ -180,7 +181,7 @@ def test_graphs_are_optional(cuda, function, owner, setting):
 
 
 def test_least_recently_used_graph_is_evicted(cuda, function, owner):
-    graphs = GraphCache(owner, max_graphs=2)
+    graphs = GraphCache(weakref.ref(owner), max_graphs=2)
     with cache_weights():
         for key in 'aabbacca':
             graphs.run(function, image(2), key)
@@ -258,7 +259,7 @@ def test_retained_values_live_as_long_as_the_graph(cuda, owner):
 
 
 def test_memory_of_the_graphs_is_released_if_a_batch_does_not_fit(cuda, function, owner):
-    graphs = GraphCache(owner)
+    graphs = GraphCache(weakref.ref(owner))
     fits = [False, True]
 
     def large(x):

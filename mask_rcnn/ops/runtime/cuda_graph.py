@@ -71,11 +71,12 @@ def run_as_graph(function: Callable[[Array], Any], x: Array, key: Hashable, owne
         return function(x)
     with x.device:
         stream = cuda.cupy.cuda.get_current_stream().ptr
-        graphs = cached(_make_graph_cache, owner, x.device.id, stream)
+        # The cache may outlive the owner and must not keep it alive.
+        graphs = cached(_make_graph_cache, weakref.ref(owner), x.device.id, stream)
         return graphs.run(function, x, (x.shape, x.dtype.str, key))
 
 
-def _make_graph_cache(owner: Any, device: int, stream: int) -> GraphCache:
+def _make_graph_cache(owner: weakref.ref, device: int, stream: int) -> GraphCache:
     return GraphCache(owner)
 
 
@@ -83,12 +84,12 @@ class GraphCache:
     """The graphs of a network on one stream; the least recently used graph is evicted.
 
     Args:
-        owner: The network.
+        owner: A reference to the network.
         max_graphs: Maximum number of graphs.
     """
 
-    def __init__(self, owner: Any, max_graphs: int = _MAX_GRAPHS):
-        self._owner = weakref.ref(owner)
+    def __init__(self, owner: weakref.ref, max_graphs: int = _MAX_GRAPHS):
+        self._owner = owner
         self._max_graphs = max_graphs
         self._graphs: OrderedDict[Hashable, CapturedFunction] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
