@@ -168,22 +168,32 @@ class CapturedFunction:
     def __init__(self, function: Callable[[Array], Any], x: Array, memory: GraphMemory):
         self._memory = memory  # lives as long as the graph
         stream = memory.stream
+        submitted = cuda.cupy.cuda.get_current_stream().record()
         with contextlib.ExitStack() as stack:
             stack.enter_context(cuda.cupy.cuda.using_allocator(memory.pool.malloc))
             stack.enter_context(stream)
-            # A value that is derived during the capture exists only while the graph runs.
+            # A value that is derived on this stream exists only while the function runs.
             stack.enter_context(chainer.using_config('weight_cache', dict(chainer.config.weight_cache)))
             self._retained = stack.enter_context(retained_values())
+            stream.wait_event(submitted)
+            self._x = x.copy()
+            function(self._x)  # CuPy and cuDNN allocate memory per stream, better before the capture
+            self._retained.clear()
             stack.enter_context(_without_host_copies())
-            self._x = cuda.cupy.empty(x.shape, x.dtype)
-            stream.begin_capture()
-            try:
-                self._result = function(self._x)
-            except BaseException:
-                with contextlib.suppress(Exception):  # an invalid capture ends with an error
-                    stream.end_capture()
-                raise
-            self._graph = stream.end_capture()
+            self._result = self._record(function)
+        cuda.cupy.cuda.get_current_stream().wait_event(stream.record())
+
+    def _record(self, function: Callable[[Array], Any]) -> Any:
+        stream = self._memory.stream
+        stream.begin_capture()
+        try:
+            result = function(self._x)
+        except BaseException:
+            with contextlib.suppress(Exception):  # an invalid capture ends with an error
+                stream.end_capture()
+            raise
+        self._graph = stream.end_capture()
+        return result
 
     def __call__(self, x: Array) -> Any:
         """Return the result of the function for another argument of the same shape, computed on the current stream."""
