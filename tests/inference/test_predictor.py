@@ -1,12 +1,15 @@
 """Batches of images: their order, their memory and the settings around them."""
 
 import itertools
+from dataclasses import replace
 
 import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.inference.predictor import Predictor
+from mask_rcnn.inference import predictor
+from mask_rcnn.inference.predictor import Predictor, RawDetections
+from mask_rcnn.ops.cudnn_frontend import using_precision
 
 
 def test_detections_do_not_depend_on_other_images(small_model, image, rng):
@@ -82,3 +85,34 @@ def test_batch_size_must_be_positive(small_model, image):
     for method in (small_model.detect, small_model.iter_detections, small_model.predict):
         with pytest.raises(ValueError, match='batch_size must be at least 1, not 0'):
             method([image], batch_size=0)
+
+
+def test_graphs_are_selected_by_transforms_and_settings(small_model, image, rng, monkeypatch):
+    keys = []
+    monkeypatch.setattr(
+        predictor, 'run_as_graph', lambda function, x, key, owner: keys.append((owner, key)) or function(x)
+    )
+    zeros = (np.zeros((2, 4), 'f'), np.zeros(2, 'i'), np.zeros(2, 'f'))
+    monkeypatch.setattr(
+        small_model,
+        'forward',
+        lambda x, transforms: RawDetections(*([array] * len(transforms) for array in zeros), None, None),
+    )
+
+    def compute(image, n=1):
+        x, transform = Predictor(small_model).prepare(image)
+        packed = Predictor(small_model)._compute_packed(np.concatenate([x] * n), [transform] * n)
+        assert packed.rows.shape == (n, 2 * (4 + 1 + 1))
+
+    compute(image)
+    compute(rng.uniform(0, 255, image.shape).astype('f'))
+    assert len(set(keys)) == 1
+    compute(image, 8)
+    compute(image[:, ::2, ::2])  # the same size of the input, another transform
+    with using_precision('fp16'):
+        compute(image)
+    monkeypatch.setattr(small_model.box_head, 'config', replace(small_model.config, nms_threshold=0.3))
+    compute(image)
+    assert len(keys) == 6 and len(set(keys)) == 5
+    compute(image, 9)
+    assert len(keys) == 6
