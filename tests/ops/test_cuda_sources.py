@@ -23,6 +23,7 @@ KERNELS = {
     'roi/crop_and_resize.cu': 'crop_and_resize_forward',
     'roi/roi_align.cu': 'roi_align_forward_4',
     'roi/roi_max_pooling.cu': 'roi_max_pooling_forward',
+    'runtime/hash.cu': 'hash_segments',
 }
 #: Compute capabilities: the oldest and the newest, and those between.
 OUTER_ARCHITECTURES, INNER_ARCHITECTURES = (75, 120), (80, 86, 89, 90, 100)
