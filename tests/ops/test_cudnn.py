@@ -170,11 +170,9 @@ def test_no_images(stand_in, kind):
 def test_one_kernel_applies_an_epilogue_that_cannot_be_fused(stand_in, rng, monkeypatch):
     x, w, b, residual = make(rng, (2, 4, 5, 5), (8, 4, 3, 3), 8, (2, 8, 5, 5))
     stand_in.unsupported = lambda steps: len(steps) > 1
-    epilogues = []
+    epilogues, launch = [], cudnn_frontend.convolution._launch_epilogue
     monkeypatch.setattr(
-        cudnn_frontend.convolution,
-        '_epilogue_kernel',
-        lambda **_: lambda *args: epilogues.append(args[-1]) or cudnn_stand_in.epilogue(*args),
+        cudnn_frontend.convolution, '_launch_epilogue', lambda *args: epilogues.append(args[0]) or launch(*args)
     )
     for precision, limit in (('fp32', 0.5), ('fp16', np.inf), ('bf16', np.inf)):
         with cudnn_frontend.using_precision(precision):
@@ -220,11 +218,37 @@ def test_im2col_replaces_a_missing_engine(stand_in, rng, caplog, name, precision
     ]
 
 
-def test_nan_stays_nan(stand_in):
-    y = np.full((1, 1, 1, 1), np.nan, 'f')
-    assert np.isnan(cudnn_frontend.apply_epilogue(y, None, None, True)) and np.isnan(
-        cudnn_frontend.apply_epilogue(y, clip_max=6.0)
-    )
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('shape', [(2, 16, 3, 5), (3, 5, 2, 2), (0, 8, 2, 2), (1, 1024, 4, 300)])
+@pytest.mark.parametrize('channels_last', [True, False])
+@pytest.mark.parametrize(('has_bias', 'has_residual'), [(True, True), (True, False), (False, True), (False, False)])
+def test_the_epilogue_of_an_array(xp, rng, dtype, shape, channels_last, has_bias, has_residual):
+    """Vectors and single channels, both memory layouts, and any type of bias and residual, to the bit."""
+    y, residual = (array.astype(dtype) for array in make(rng, shape, shape))
+    b = rng.uniform(-1, 1, shape[1]).astype('f')
+    total = y.astype('f') + (residual.astype('f') if has_residual else 0) + (b[:, None, None] if has_bias else 0)
+    stored = xp.asarray(y)
+    if channels_last:
+        stored = xp.ascontiguousarray(stored.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    arguments = [xp.asarray(array) if present else None for array, present in ((b, has_bias), (residual, has_residual))]
+    out = cudnn_frontend.apply_epilogue(stored, *arguments, relu=True, clip_max=0.75)
+    assert out is stored and out.dtype == dtype
+    np.testing.assert_array_equal(cuda.to_cpu(out), np.clip(total, 0, 0.75).astype(dtype))
+
+
+def test_a_residual_and_a_bias_of_other_types(xp, rng):
+    y, residual, b = make(rng, (1, 8, 2, 3), (1, 8, 2, 3), 8)
+    total = y + residual.astype(np.float16).astype('f') + b.astype(np.float16).astype('f')[:, None, None]
+    out = cudnn_frontend.apply_epilogue(*(xp.asarray(array) for array in (y, b.astype('e'), residual.astype('e'))))
+    np.testing.assert_allclose(cuda.to_cpu(out), total, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('channels', [1, 8])
+def test_nan_stays_nan(xp, dtype, channels):
+    y = xp.full((1, channels, 1, 1), np.nan, dtype)
+    for options in ({'relu': True}, {'clip_max': 6.0}):
+        assert np.isnan(cuda.to_cpu(cudnn_frontend.apply_epilogue(y, **options))).all()
 
 
 # Functions
