@@ -13,6 +13,7 @@ from mask_rcnn.models.layers import Linear, as_float32
 from mask_rcnn.models.roi_pooling import RoIPooling, run_in_chunks, split_by_image
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.boxes.proposals import select_detections
+from mask_rcnn.ops.conv.average_pooling import global_average_pooling_2d
 from mask_rcnn.ops.runtime.device import uses_padding
 
 
@@ -176,7 +177,7 @@ class Res5BoxHead(BoxHead):
             tuple: Logits ``(R, 1 + C)`` and deltas ``(R, 4 * (1 + C))``, both :class:`chainer.Variable`.  Class 0 is
             the background; each class has ``(dy, dx, dh, dw)``.
         """
-        h = as_float32(F.mean(roi_features, axis=(2, 3)))
+        h = global_average_pooling_2d(roi_features)
         return self.score(h), self.delta(h)
 
 

@@ -14,6 +14,7 @@ from mask_rcnn.ops.runtime import cuda_kernels
 KERNELS = {
     'boxes/nms.cu': 'nms_reduce',
     'boxes/top_k.cu': 'top_k_count',
+    'conv/average_pooling.cu': 'average_pooling_half_8',
     'conv/depthwise.cu': 'depthwise_forward',
     'conv/max_pooling.cu': 'max_pooling_4',
     'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16',
