@@ -13,6 +13,7 @@ from mask_rcnn.ops.runtime import cuda_kernels
 #: Source -> one of its kernels.
 KERNELS = {
     'boxes/nms.cu': 'nms_reduce',
+    'boxes/padded_selection.cu': 'decode_proposals',
     'boxes/top_k.cu': 'top_k_count',
     'conv/average_pooling.cu': 'average_pooling_half_8',
     'conv/depthwise.cu': 'depthwise_forward',
