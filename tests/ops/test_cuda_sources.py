@@ -18,6 +18,7 @@ KERNELS = {
     'conv/average_pooling.cu': 'average_pooling_half_8',
     'conv/depthwise.cu': 'depthwise_forward',
     'conv/max_pooling.cu': 'max_pooling_4',
+    'conv/upsample_add.cu': 'upsample_add_half_8',
     'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16',
     'cudnn_frontend/epilogue.cu': 'epilogue_half_8',
     'masks/keypoints.cu': 'decode_heatmaps',
