@@ -21,6 +21,7 @@ KERNELS = {
     'conv/upsample_add.cu': 'upsample_add_half_8',
     'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16',
     'cudnn_frontend/epilogue.cu': 'epilogue_half_8',
+    'images/network_input.cu': 'opencv_uint8',
     'masks/keypoints.cu': 'decode_heatmaps',
     'masks/paste_masks.cu': 'paste_masks',
     'roi/crop_and_resize.cu': 'crop_and_resize_forward',
