@@ -7,6 +7,7 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.models.layers import Convolution2D
+from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
 from mask_rcnn.ops.boxes.proposals import generate_proposals
 from mask_rcnn.ops.runtime.cache import retain
@@ -114,10 +115,9 @@ class RPN(chainer.Chain):
             objectness.
         """
         config, dialect = self.config, self.config.dialect
-        scores = [F.sigmoid(level_logits.astype(np.float32, copy=False)).array for level_logits in logits]
         return generate_proposals(
-            scores,
-            [level_deltas.astype(np.float32, copy=False) for level_deltas in deltas],
+            [_sigmoid(level_logits) for level_logits in logits],
+            deltas,
             self.anchors([level_logits.shape[1:] for level_logits in logits]),
             size,
             scale,
@@ -133,3 +133,9 @@ class RPN(chainer.Chain):
             per_level=dialect.rpn.proposals_per_level,
             padded=padded,
         )
+
+
+def _sigmoid(logits):
+    if padded_selection.is_supported(logits):
+        return padded_selection.sigmoid_gpu(logits)
+    return F.sigmoid(logits.astype(np.float32, copy=False)).array

@@ -17,10 +17,10 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops.roi.common import as_pair, check_arguments, pixel_range
-from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
+from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_last, compute_dtype
+from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_last, compute_dtype, vector_lanes
 
 _ONE = np.float32(1)
 #: Maximum number of channels that a thread of a kernel processes at once.
