@@ -89,104 +89,261 @@ __device__ bool may_overlap(float position, float length, int begin, int end)
         && fminf(position, position + length) - 2.0f < (float)end;
 }
 
-// Forward.  A block computes one row of bins of one RoI, at most MAX_COLUMNS of them, in all channels.
+// Forward.  A block computes a rectangle of the bins of one RoI in some of the channels, and tabulates their taps: the
+// pixels that a bin reads along an axis, and their weights.  A warp computes one column of the rectangle at a time, so
+// that its threads take the same branches.  It keeps the weighted sums of the last two map rows, because neighbouring
+// bins of a small RoI read the same pixels.
 
-const int MAX_COLUMNS = 32;
-const int FORWARD_TABLE = 512;
+const int WARP = 32;
+const int FORWARD_THREADS = 7 * WARP;  // at most; _MAX_WARPS of roi_align.py
+const int FORWARD_BLOCKS = 4;  // of a multiprocessor: limits the registers
+const int MAX_ROWS = 16, MAX_COLUMNS = 16;  // of a block; _MAX_ROWS and _MAX_COLUMNS of roi_align.py
+const int MAX_TAPS = 512;  // of a block, along both axes
+const int LOADS = 4;  // that a thread issues before it uses the first of them
 
-// The pixels of the block's bins and their weights: the columns, and after them the row.
-struct bin_table {
-    int first[MAX_COLUMNS + 1], count[MAX_COLUMNS + 1];
-    float weight[FORWARD_TABLE];
+struct tap {
+    int pixel;
+    float weight;
 };
 
-// The bins that a block computes.
-struct row_of_bins {
-    roi_axis rows, columns;
-    int row, first_column, n_columns;
-    int slots;  // capacity of the table per bin
+// The taps of the block's bins: those of the rows, then those of the columns.
+struct tap_table {
+    int count[MAX_ROWS + MAX_COLUMNS];
+    float samples[MAX_ROWS + MAX_COLUMNS];  // per bin
+    tap taps[MAX_TAPS];  // (bin, slot)
+};
 
-    __device__ bool fits(const bin_table& table) const
+// The bins of a block.
+struct bin_rectangle {
+    int roi, first_row, n_rows, first_column, n_columns;
+
+    __device__ int slots() const { return MAX_TAPS / (n_rows + n_columns); }
+
+    __device__ bool fits(const tap_table& table) const
     {
         bool result = true;
-        for (int bin = 0; bin <= n_columns; ++bin)
-            result = result && table.count[bin] <= slots;
+        for (int bin = 0; bin < n_rows + n_columns; ++bin)
+            result = result && table.count[bin] <= slots();
         return result;
-    }
-
-    // The weight of the i-th pixel of a bin.
-    __device__ float weight(const bin_table& table, int bin, int i) const
-    {
-        const int pixel = table.first[bin] + i;
-        return bin < n_columns ? bin_weight(columns, first_column + bin, pixel) : bin_weight(rows, row, pixel);
     }
 };
 
-__device__ void find_pixels(const row_of_bins& bins, bool is_valid, bin_table& table)
+// One of the feature maps, the map of an image.
+struct feature_map {
+    float scale;
+    int height, width;
+    bool is_valid;  // whether the RoI's level and image exist
+};
+
+// The epilogue of pooling.
+struct epilogue {
+    const real* bias;  // per channel, or null
+    bool relu;
+};
+
+// rows, columns: computed bins of a RoI.
+__device__ bin_rectangle bins_of_block(int rows, int columns, int rows_of_block)
 {
-    const int bin = threadIdx.x;
-    if (bin > bins.n_columns)
-        return;
-    const bool is_column = bin < bins.n_columns;
-    const roi_axis& axis = is_column ? bins.columns : bins.rows;
-    int begin = axis.size, end = 0;
-    for (int i = 0; is_valid && i < axis.grid; ++i) {
+    const int row_blocks = (rows + rows_of_block - 1) / rows_of_block;
+    const int column_blocks = (columns + MAX_COLUMNS - 1) / MAX_COLUMNS;
+    const int row_block = blockIdx.x / column_blocks;
+    bin_rectangle bins;
+    bins.roi = row_block / row_blocks;
+    bins.first_row = row_block % row_blocks * rows_of_block;
+    bins.n_rows = rows - bins.first_row < rows_of_block ? rows - bins.first_row : rows_of_block;
+    bins.first_column = blockIdx.x % column_blocks * MAX_COLUMNS;
+    bins.n_columns = columns - bins.first_column < MAX_COLUMNS ? columns - bins.first_column : MAX_COLUMNS;
+    return bins;
+}
+
+// Add a weight to the tap of a pixel, which is one of the last two taps or a new one.  Return the number of taps.
+__device__ int add_tap(int pixel, float weight, int count, int slots, tap* taps)
+{
+    for (int k = count - 1; k >= 0 && k >= count - 2; --k)
+        if (taps[k].pixel == pixel) {
+            taps[k].weight += weight;
+            return count;
+        }
+    if (count < slots)
+        taps[count] = {pixel, weight};
+    return count + 1;
+}
+
+// Tabulate the taps of a bin.  Return their number, more than `slots` if they do not fit.
+__device__ int fill_taps(const roi_axis& axis, int bin, int slots, tap* taps)
+{
+    int count = 0;
+    for (int i = 0; i < axis.grid && count <= slots; ++i) {
         float fraction;
-        const int pixel = sample_pixel(axis, is_column ? bins.first_column + bin : bins.row, i, &fraction);
+        const int pixel = sample_pixel(axis, bin, i, &fraction);
         if (pixel < 0)
             continue;
-        const int upper = pixel < axis.size - 1 ? pixel + 1 : pixel;
-        begin = pixel < begin ? pixel : begin;
-        end = upper >= end ? upper + 1 : end;
+        count = add_tap(pixel, 1.0f - fraction, count, slots, taps);
+        if (fraction > 0.0f && count <= slots)
+            count = add_tap(pixel + 1, fraction, count, slots, taps);
     }
-    table.first[bin] = begin;
-    table.count[bin] = end > begin ? end - begin : 0;
+    return count;
 }
 
-__device__ void fill_weights(const row_of_bins& bins, bin_table& table)
+// Tabulate the taps of the block's bins, one bin per thread.
+__device__ void tabulate_taps(
+    const bin_rectangle& bins, const float* roi, const feature_map& map, const axis_params& row_params,
+    const axis_params& column_params, tap_table& table)
 {
-    for (int entry = threadIdx.x; entry < (bins.n_columns + 1) * bins.slots; entry += blockDim.x) {
-        const int bin = entry / bins.slots, i = entry % bins.slots;
-        if (i < table.count[bin])
-            table.weight[entry] = bins.weight(table, bin, i);
+    for (int bin = threadIdx.x; bin < bins.n_rows + bins.n_columns; bin += blockDim.x) {
+        const bool is_row = bin < bins.n_rows;
+        const roi_axis axis = is_row ? make_roi_axis(roi[0], roi[2], row_params, map.height)
+            : make_roi_axis(roi[1], roi[3], column_params, map.width);
+        const int number = is_row ? bins.first_row + bin : bins.first_column + bin - bins.n_rows;
+        table.samples[bin] = axis.samples();
+        table.count[bin] = map.is_valid
+            ? fill_taps(axis, number, bins.slots(), table.taps + bin * bins.slots()) : 0;
     }
 }
 
-// map: the feature map of the RoI's image.  y: the block's first bin.  IN_TABLE: whether the table has all weights.
-template <typename element, int LANES, bool IN_TABLE>
-__device__ void pool(const row_of_bins& bins, const bin_table& table, const element* map, int channels, element* y)
+__device__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+// Return the weighted sum of pixels of a map row in `sum`.  pixels: the first pixel of the row; groups: its step.
+template <typename element, int LANES>
+__device__ void sum_line(
+    const pack<element, LANES>* pixels, int groups, const tap* taps, int count, real (&sum)[LANES])
 {
-    const int groups = channels / LANES;
-    const int first_row = table.first[bins.n_columns], n_rows = table.count[bins.n_columns];
-    const real samples = (real)(bins.rows.samples() * bins.columns.samples());
-    for (int item = threadIdx.x; item < bins.n_columns * groups; item += blockDim.x) {
-        const int column = item / groups, group = item % groups;
-        const int n_pixels = table.count[column];
-        const pack<element, LANES>* first_pixel = (const pack<element, LANES>*)map + group
-            + ((long long)first_row * bins.columns.size + table.first[column]) * groups;
-        real sum[LANES] = {};
-        for (int i = 0; i < n_rows; ++i) {
-            const float row_weight = IN_TABLE ? table.weight[bins.n_columns * bins.slots + i]
-                : bins.weight(table, bins.n_columns, i);
-            if (row_weight == 0.0f)  // a row between samples that are far apart
-                continue;
-            const pack<element, LANES>* pixels = first_pixel + (long long)i * bins.columns.size * groups;
-            real line[LANES] = {};
-#pragma unroll 2
-            for (int j = 0; j < n_pixels; ++j) {
-                const pack<element, LANES> pixel = pixels[(long long)j * groups];
-                const float weight = IN_TABLE ? table.weight[column * bins.slots + j] : bins.weight(table, column, j);
+    for (int lane = 0; lane < LANES; ++lane)
+        sum[lane] = 0;
+    for (int first = 0; first < count; first += LOADS) {
+        pack<element, LANES> pixel[LOADS];
+        real weight[LOADS];
+#pragma unroll
+        for (int k = 0; k < LOADS; ++k)
+            if (first + k < count) {
+                pixel[k] = pixels[(long long)taps[first + k].pixel * groups];
+                weight[k] = taps[first + k].weight;
+            }
+#pragma unroll
+        for (int k = 0; k < LOADS; ++k)
+            if (first + k < count)
                 for (int lane = 0; lane < LANES; ++lane)
-                    line[lane] += weight * load(pixel.value[lane]);
+                    sum[lane] = multiply_add(weight[k], load(pixel[k].value[lane]), sum[lane]);
+    }
+}
+
+// Apply the epilogue to the sums of a bin and store them.
+template <typename element, int LANES>
+__device__ void store_bin(
+    const real (&sum)[LANES], real factor, const epilogue& end, int group, pack<element, LANES>* target)
+{
+    pack<element, LANES> bin;
+    for (int lane = 0; lane < LANES; ++lane) {
+        real value = sum[lane] * factor;
+        if (end.bias)
+            value += ((const pack<real, LANES>*)end.bias)[group].value[lane];
+        store(end.relu && value < 0 ? 0 : value, bin.value[lane]);
+    }
+    *target = bin;
+}
+
+// Pool one column of the block's bins.  map, y: the first element of the image and of the column's first bin, in this
+// thread's group of channels; row_pitch: step between the rows of bins in y.
+template <typename element, int LANES>
+__device__ void pool_column(
+    const bin_rectangle& bins, const tap_table& table, int column, const pack<element, LANES>* map, int width,
+    int groups, int group, const epilogue& end, int row_pitch, pack<element, LANES>* y)
+{
+    const int slots = bins.slots(), n_column_taps = table.count[bins.n_rows + column];
+    const tap* column_taps = table.taps + (bins.n_rows + column) * slots;
+    const real factor = (real)1 / (real)(table.samples[0] * table.samples[bins.n_rows]);
+    int older = -1, newer = -1;  // map rows
+    real older_line[LANES] = {}, newer_line[LANES] = {};
+    for (int row = 0; row < bins.n_rows; ++row) {
+        real sum[LANES] = {};
+        for (int k = 0; k < table.count[row]; ++k) {
+            const tap row_tap = table.taps[row * slots + k];
+            if (row_tap.pixel == older) {
+                for (int lane = 0; lane < LANES; ++lane)
+                    sum[lane] = multiply_add(row_tap.weight, older_line[lane], sum[lane]);
+                continue;
+            }
+            if (row_tap.pixel != newer) {
+                for (int lane = 0; lane < LANES; ++lane)
+                    older_line[lane] = newer_line[lane];
+                older = newer;
+                newer = row_tap.pixel;
+                sum_line<element, LANES>(
+                    map + (long long)newer * width * groups, groups, column_taps, n_column_taps, newer_line);
             }
             for (int lane = 0; lane < LANES; ++lane)
-                sum[lane] += row_weight * line[lane];
+                sum[lane] = multiply_add(row_tap.weight, newer_line[lane], sum[lane]);
         }
-        pack<element, LANES> bin;
-        for (int lane = 0; lane < LANES; ++lane)
-            store(sum[lane] / samples, bin.value[lane]);
-        ((pack<element, LANES>*)y)[item] = bin;
+        store_bin<element, LANES>(sum, factor, end, group, y + (long long)row * row_pitch);
     }
+}
+
+// Pool the block's bins sample by sample, for RoIs whose taps do not fit into the table.
+template <typename element>
+__device__ void pool_samples(
+    const bin_rectangle& bins, const roi_axis& rows, const roi_axis& columns, const element* map, int channels,
+    const epilogue& end, int row_pitch, element* y)
+{
+    const int first = blockIdx.y * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.x;
+    for (int item = first; item < bins.n_rows * bins.n_columns * channels; item += step) {
+        const int channel = item % channels, bin = item / channels;
+        const int row = bin / bins.n_columns, column = bin % bins.n_columns;
+        real sum[1] = {};
+        for (int i = 0; i < rows.grid; ++i)
+            for (int j = 0; j < columns.grid; ++j) {
+                float down, right;
+                const int top = sample_pixel(rows, bins.first_row + row, i, &down);
+                const int left = sample_pixel(columns, bins.first_column + column, j, &right);
+                if (top < 0 || left < 0)
+                    continue;
+                for (int corner = 0; corner < 4; ++corner) {
+                    const float weight = (corner & 2 ? down : 1.0f - down) * (corner & 1 ? right : 1.0f - right);
+                    const long long pixel = (long long)(top + (corner >> 1)) * columns.size + left + (corner & 1);
+                    if (weight > 0.0f)  // otherwise the pixel may be outside of the map
+                        sum[0] += weight * load(map[pixel * channels + channel]);
+                }
+            }
+        store_bin<element, 1>(sum, (real)1 / (real)(rows.samples() * columns.samples()), end, channel,
+                              (pack<element, 1>*)y + ((long long)row * row_pitch + column) * channels + channel);
+    }
+}
+
+// y: the first bin of the RoI.
+template <typename element, int LANES>
+__device__ void pool_columns(
+    const bin_rectangle& bins, const tap_table& table, const element* map, int width, int channels, int columns,
+    const epilogue& end, element* y)
+{
+    const int groups = channels / LANES, group = blockIdx.y * WARP + threadIdx.x % WARP;
+    if (group >= groups)
+        return;
+    for (int column = threadIdx.x / WARP; column < bins.n_columns; column += blockDim.x / WARP)
+        pool_column<element, LANES>(
+            bins, table, column, (const pack<element, LANES>*)map + group, width, groups, group, end,
+            columns * groups, (pack<element, LANES>*)y + (long long)column * groups + group);
+}
+
+// Grid: RoIs x blocks of rows x blocks of columns, groups of channels / WARP.
+template <typename element, int LANES>
+__device__ void forward(
+    const element* map, const feature_map& shape, const axis_params& row_params, const axis_params& column_params,
+    const bin_rectangle& bins, const float* roi, int image, int lanes, int channels, const epilogue& end, element* y)
+{
+    __shared__ tap_table table;
+    tabulate_taps(bins, roi, shape, row_params, column_params, table);
+    __syncthreads();
+    const int rows = row_params.computed_bins(), columns = column_params.computed_bins();
+    map += (long long)(shape.is_valid ? image : 0) * shape.height * shape.width * channels;
+    y += (((long long)bins.roi * rows + bins.first_row) * columns + bins.first_column) * channels;
+    if (!bins.fits(table))
+        pool_samples<element>(bins, make_roi_axis(roi[0], roi[2], row_params, shape.height),
+                              make_roi_axis(roi[1], roi[3], column_params, shape.width), map, channels, end, columns,
+                              y);
+    else if (lanes == LANES)
+        pool_columns<element, LANES>(bins, table, map, shape.width, channels, columns, end, y);
+    else
+        pool_columns<element, 1>(bins, table, map, shape.width, channels, columns, end, y);
 }
 
 template <typename T>
@@ -195,70 +352,44 @@ __device__ T choose(int level, T a, T b, T c, T d)
     return level == 0 ? a : level == 1 ? b : level == 2 ? c : d;
 }
 
-// Grid: RoIs x rows of bins, columns / MAX_COLUMNS.
-template <typename element, int LANES>
-__device__ void forward(
-    const element* map, int height, int width, axis_params row_params, axis_params column_params, const float* roi,
-    int image, bool is_valid, int lanes, int channels, element* y)
-{
-    __shared__ bin_table table;
-    __shared__ row_of_bins bins;
-    const int columns = column_params.computed_bins();
-    if (threadIdx.x == 0) {
-        bins.rows = make_roi_axis(roi[0], roi[2], row_params, height);
-        bins.columns = make_roi_axis(roi[1], roi[3], column_params, width);
-        bins.row = blockIdx.x % row_params.computed_bins();
-        bins.first_column = blockIdx.y * MAX_COLUMNS;
-        bins.n_columns = columns - bins.first_column < MAX_COLUMNS ? columns - bins.first_column : MAX_COLUMNS;
-        bins.slots = FORWARD_TABLE / (bins.n_columns + 1);
-    }
-    __syncthreads();
-    find_pixels(bins, is_valid, table);
-    __syncthreads();
-    fill_weights(bins, table);
-    __syncthreads();
-    map += (long long)(is_valid ? image : 0) * height * width * channels;
-    y += ((long long)blockIdx.x * columns + bins.first_column) * channels;
-    if (!bins.fits(table))
-        pool<element, 1, false>(bins, table, map, channels, y);
-    else if (lanes == LANES)
-        pool<element, LANES, true>(bins, table, map, channels, y);
-    else
-        pool<element, 1, true>(bins, table, map, channels, y);
-}
-
-extern "C" __global__ void roi_align_forward_4(
+extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, FORWARD_BLOCKS) roi_align_forward_4(
     const real* map0, const real* map1, const real* map2, const real* map3,
     int height0, int height1, int height2, int height3, int width0, int width1, int width2, int width3,
     float scale0, float scale1, float scale2, float scale3, int n_levels, const float* rois, const int* roi_indices,
     const int* levels, int n_images, int channels, int row_bins, int column_bins, int ratio, int aligned, int step,
-    int lanes, real* y)
+    int lanes, int rows_of_block, const real* bias, int has_bias, int relu, real* y)
 {
-    const int r = blockIdx.x / ((row_bins + step - 1) / step);
-    const int level = levels[r], image = roi_indices[r];
-    const float scale = choose(level, scale0, scale1, scale2, scale3);
+    const bin_rectangle bins = bins_of_block(
+        (row_bins + step - 1) / step, (column_bins + step - 1) / step, rows_of_block);
+    const int level = levels[bins.roi], image = roi_indices[bins.roi];
+    const feature_map shape = {
+        choose(level, scale0, scale1, scale2, scale3), choose(level, height0, height1, height2, height3),
+        choose(level, width0, width1, width2, width3),
+        level >= 0 && level < n_levels && image >= 0 && image < n_images};
     forward<real, 4>(
-        choose(level, map0, map1, map2, map3), choose(level, height0, height1, height2, height3),
-        choose(level, width0, width1, width2, width3), {scale, row_bins, ratio, aligned, step},
-        {scale, column_bins, ratio, aligned, step}, rois + 4LL * r, image,
-        level >= 0 && level < n_levels && image >= 0 && image < n_images, lanes, channels, y);
+        choose(level, map0, map1, map2, map3), shape, {shape.scale, row_bins, ratio, aligned, step},
+        {shape.scale, column_bins, ratio, aligned, step}, bins, rois + 4LL * bins.roi, image, lanes, channels,
+        {has_bias ? bias : nullptr, relu != 0}, y);
 }
 
-extern "C" __global__ void roi_align_forward_half_8(
+extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, FORWARD_BLOCKS) roi_align_forward_half_8(
     const unsigned short* map0, const unsigned short* map1, const unsigned short* map2, const unsigned short* map3,
     int height0, int height1, int height2, int height3, int width0, int width1, int width2, int width3,
     float scale0, float scale1, float scale2, float scale3, int n_levels, const float* rois, const int* roi_indices,
     const int* levels, int n_images, int channels, int row_bins, int column_bins, int ratio, int aligned, int step,
-    int lanes, unsigned short* y)
+    int lanes, int rows_of_block, const real* bias, int has_bias, int relu, unsigned short* y)
 {
-    const int r = blockIdx.x / ((row_bins + step - 1) / step);
-    const int level = levels[r], image = roi_indices[r];
-    const float scale = choose(level, scale0, scale1, scale2, scale3);
+    const bin_rectangle bins = bins_of_block(
+        (row_bins + step - 1) / step, (column_bins + step - 1) / step, rows_of_block);
+    const int level = levels[bins.roi], image = roi_indices[bins.roi];
+    const feature_map shape = {
+        choose(level, scale0, scale1, scale2, scale3), choose(level, height0, height1, height2, height3),
+        choose(level, width0, width1, width2, width3),
+        level >= 0 && level < n_levels && image >= 0 && image < n_images};
     forward<half_bits, 8>(
-        (const half_bits*)choose(level, map0, map1, map2, map3), choose(level, height0, height1, height2, height3),
-        choose(level, width0, width1, width2, width3), {scale, row_bins, ratio, aligned, step},
-        {scale, column_bins, ratio, aligned, step}, rois + 4LL * r, image,
-        level >= 0 && level < n_levels && image >= 0 && image < n_images, lanes, channels, (half_bits*)y);
+        (const half_bits*)choose(level, map0, map1, map2, map3), shape,
+        {shape.scale, row_bins, ratio, aligned, step}, {shape.scale, column_bins, ratio, aligned, step}, bins,
+        rois + 4LL * bins.roi, image, lanes, channels, {has_bias ? bias : nullptr, relu != 0}, (half_bits*)y);
 }
 
 // Backward; see tiles.cuh.  A block tabulates the weights of its tile for a batch of the collected RoIs at a time.
