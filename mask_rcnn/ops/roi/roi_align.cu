@@ -392,8 +392,13 @@ extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, FORWARD_BLOCKS) ro
         rois + 4LL * bins.roi, image, lanes, channels, {has_bias ? bias : nullptr, relu != 0}, (half_bits*)y);
 }
 
-// Backward; see tiles.cuh.  A block tabulates the weights of its tile for a batch of the collected RoIs at a time.
+// Backward; see tiles.cuh.  A block tabulates the weights of its tile for a batch of the collected RoIs at a time.  The
+// heaviest tiles overlap many RoIs, whose bins a thread adds up one after the other: so that it does not wait for every
+// load, it loads the next chunks of bins while it adds up the current one.
 
+const int BINS_OF_CHUNK = 4;
+const int CHUNKS = 2;  // in flight
+const int BACKWARD_BLOCKS = 3;  // of a multiprocessor: limits the registers
 const int MAX_TILE_COLUMNS = 16;
 const int MAX_IN_BATCH = 32;
 const int BACKWARD_TABLE = 2048;  // _TABLE_SIZE of roi_align.py
@@ -430,8 +435,9 @@ struct batch_table {
     int hits[MAX_HITS];  // the collected RoIs; the batch is a part of them
     int begin[MAX_IN_BATCH][TILE_ROWS + MAX_TILE_COLUMNS];  // the bins that read a pixel, from begin to end
     int end[MAX_IN_BATCH][TILE_ROWS + MAX_TILE_COLUMNS];
-    float samples[MAX_IN_BATCH];
-    float weight[BACKWARD_TABLE];  // (RoI, pixel, bin)
+    int y_begin[MAX_IN_BATCH], y_end[MAX_IN_BATCH];  // the rows of bins that read the tile
+    float samples[MAX_IN_BATCH], reciprocal[MAX_IN_BATCH];  // samples per bin
+    alignas(16) float weight[BACKWARD_TABLE];  // (RoI, rows: bin, pixel; columns: pixel, bin)
 };
 
 // The positions of the weights of a RoI in the table.
@@ -439,7 +445,7 @@ struct table_layout {
     int rows, columns;  // bins
     int roi_size;
 
-    __device__ int row_start(int b, int row) const { return b * roi_size + row * rows; }
+    __device__ int row_start(int b, int bin) const { return b * roi_size + bin * TILE_ROWS; }
     __device__ int column_start(int b, int column) const
     {
         return b * roi_size + TILE_ROWS * rows + column * columns;
@@ -456,13 +462,13 @@ __device__ void tabulate(
         const roi_axis axis = rois.axis_of(hits[b], is_row);
         const int n_bins = is_row ? layout.rows : layout.columns;
         const int pixel = is_row ? area.top + k : area.left + k - TILE_ROWS;
-        float* weights = table.weight + (is_row ? layout.row_start(b, k) : layout.column_start(b, k - TILE_ROWS));
+        float* weights = table.weight + (is_row ? layout.row_start(b, 0) + k : layout.column_start(b, k - TILE_ROWS));
         int begin = n_bins, end = 0;
         for (int bin = 0; bin < n_bins; ++bin) {
             float weight = 0.0f;
             if (may_overlap(axis.bin_start(bin), axis.bin_size, pixel, pixel))
                 weight = bin_weight(axis, bin, pixel);
-            weights[bin] = weight;
+            weights[is_row ? bin * TILE_ROWS : bin] = weight;
             if (weight != 0.0f) {
                 begin = bin < begin ? bin : begin;
                 end = bin + 1;
@@ -470,42 +476,134 @@ __device__ void tabulate(
         }
         table.begin[b][k] = begin;
         table.end[b][k] = end;
-        if (k == 0)
+        if (k == 0) {
             table.samples[b] = axis.samples() * rois.axis_of(hits[b], false).samples();
+            table.reciprocal[b] = 1.0f / table.samples[b];
+        }
     }
 }
 
-// Add the contribution of RoI r, the b-th of the batch, to a column of the tile, in the CPU implementation's order.
+// Find the rows of bins that read the tile, for the RoIs of a tabulated batch.
+__device__ void find_rows_of_bins(int n, int rows, batch_table& table)
+{
+    for (int b = threadIdx.x; b < n; b += THREADS) {
+        int begin = rows, end = 0;
+        for (int p = 0; p < TILE_ROWS; ++p) {
+            begin = table.begin[b][p] < begin ? table.begin[b][p] : begin;
+            end = table.end[b][p] > end ? table.end[b][p] : end;
+        }
+        table.y_begin[b] = begin;
+        table.y_end[b] = end;
+    }
+}
+
+// The position of a chunk of bins in a batch: `bins` bins of a row, starting with `first`.
+struct chunk_position {
+    int b, row, first, bins;
+    bool ends_row;
+};
+
+// The chunks of bins that contribute to one column of the tile, in the CPU implementation's order.
+struct chunk_cursor {
+    const batch_table& table;
+    int n, column;
+    int b, row, first;  // the next chunk; there is none if b == n
+
+    __device__ int x_begin() const { return table.begin[b][TILE_ROWS + column]; }
+    __device__ int x_end() const { return table.end[b][TILE_ROWS + column]; }
+
+    // Go to the first chunk of the b-th RoI or of the next one that has any.
+    __device__ void start_roi()
+    {
+        while (b < n && (x_begin() >= x_end() || table.y_begin[b] >= table.y_end[b]))
+            ++b;
+        if (b < n) {
+            row = table.y_begin[b];
+            first = x_begin();
+        }
+    }
+
+    // Return the next chunk and advance.
+    __device__ chunk_position next()
+    {
+        const int left = x_end() - first;
+        const chunk_position chunk = {b, row, first, left < BINS_OF_CHUNK ? left : BINS_OF_CHUNK,
+                                      left <= BINS_OF_CHUNK};
+        first += BINS_OF_CHUNK;
+        if (chunk.ends_row) {
+            first = x_begin();
+            if (++row == table.y_end[b]) {
+                ++b;
+                start_roi();
+            }
+        }
+        return chunk;
+    }
+};
+
+// Divide by a number of samples, of which `reciprocal` is the rounded reciprocal.  The result is rounded correctly, as
+// that of a division, which takes many more instructions (Markstein 1990); infinity becomes NaN.
+__device__ float divide(float value, float samples, float reciprocal)
+{
+    const float quotient = value * reciprocal;
+    return fmaf(fmaf(-quotient, samples, value), reciprocal, quotient);
+}
+__device__ double divide(double value, float samples, float) { return value / samples; }
+
+// Add a chunk of bins to the sums of a column of the tile.  line: the sum of the bins of the row so far.
 template <typename element, int LANES>
-__device__ void add_roi(
-    const table_layout& layout, const batch_table& table, int b, int r, int column,
+__device__ void add_chunk(
+    const table_layout& layout, const batch_table& table, const chunk_position& chunk, int column,
+    const pack<element, LANES> (&bins)[BINS_OF_CHUNK], real (&line)[LANES], real (&sum)[TILE_ROWS][LANES])
+{
+    const float samples = table.samples[chunk.b], reciprocal = table.reciprocal[chunk.b];
+    const float* weights = table.weight + layout.column_start(chunk.b, column) + chunk.first;
+#pragma unroll
+    for (int j = 0; j < BINS_OF_CHUNK; ++j)
+        if (j < chunk.bins)
+            for (int lane = 0; lane < LANES; ++lane)
+                line[lane] += weights[j] * divide(load(bins[j].value[lane]), samples, reciprocal);
+    if (!chunk.ends_row)
+        return;
+    const pack<float, TILE_ROWS> row_weights
+        = *(const pack<float, TILE_ROWS>*)(table.weight + layout.row_start(chunk.b, chunk.row));
+#pragma unroll
+    for (int p = 0; p < TILE_ROWS; ++p)
+        if (row_weights.value[p] != 0.0f)  // a NaN must not reach pixels that the row does not read
+            for (int lane = 0; lane < LANES; ++lane)
+                sum[p][lane] += row_weights.value[p] * line[lane];
+    for (int lane = 0; lane < LANES; ++lane)
+        line[lane] = 0;
+}
+
+// Add the contributions of a batch of n RoIs to a column of the tile.  gy: the first bin in this thread's group.
+template <typename element, int LANES>
+__device__ void add_batch(
+    const table_layout& layout, const batch_table& table, const int* hits, int n, int column,
     const pack<element, LANES>* gy, int groups, real (&sum)[TILE_ROWS][LANES])
 {
-    const int x_begin = table.begin[b][TILE_ROWS + column], x_end = table.end[b][TILE_ROWS + column];
-    if (x_begin >= x_end)
-        return;
-    int y_begin = layout.rows, y_end = 0;
-    for (int p = 0; p < TILE_ROWS; ++p) {
-        y_begin = table.begin[b][p] < y_begin ? table.begin[b][p] : y_begin;
-        y_end = table.end[b][p] > y_end ? table.end[b][p] : y_end;
-    }
-    const real samples = (real)table.samples[b];
-    for (int row = y_begin; row < y_end; ++row) {
-        const pack<element, LANES>* bins = gy + ((long long)r * layout.rows + row) * layout.columns * groups;
-        real line[LANES] = {};
-#pragma unroll 2
-        for (int j = x_begin; j < x_end; ++j) {
-            const pack<element, LANES> bin = bins[(long long)j * groups];
-            const float weight = table.weight[layout.column_start(b, column) + j];
-            for (int lane = 0; lane < LANES; ++lane)
-                line[lane] += weight * (load(bin.value[lane]) / samples);
-        }
-        for (int p = 0; p < TILE_ROWS; ++p) {
-            const float weight = table.weight[layout.row_start(b, p) + row];
-            if (weight == 0.0f)  // a NaN must not reach pixels that the row does not read
+    chunk_cursor cursor = {table, n, column, 0, 0, 0};
+    cursor.start_roi();
+    chunk_position chunk[CHUNKS];
+    pack<element, LANES> bins[CHUNKS][BINS_OF_CHUNK];
+    real line[LANES] = {};
+    for (int round = 0;; ++round) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            if (round > 0 && chunk[i].bins == 0)
+                return;
+            if (round > 0)
+                add_chunk<element, LANES>(layout, table, chunk[i], column, bins[i], line, sum);
+            chunk[i].bins = 0;
+            if (cursor.b == n)
                 continue;
-            for (int lane = 0; lane < LANES; ++lane)
-                sum[p][lane] += weight * line[lane];
+            chunk[i] = cursor.next();
+            const pack<element, LANES>* first = gy + groups
+                * (((long long)hits[chunk[i].b] * layout.rows + chunk[i].row) * layout.columns + chunk[i].first);
+#pragma unroll
+            for (int j = 0; j < BINS_OF_CHUNK; ++j)
+                if (j < chunk[i].bins)
+                    bins[i][j] = first[(long long)j * groups];
         }
     }
 }
@@ -533,9 +631,11 @@ __device__ void backward(
             const int n = n_hits - i < in_batch ? n_hits - i : in_batch;
             tabulate(rois, area, layout, table.hits + i, n, table);
             __syncthreads();
-            for (int b = 0; has_pixels && b < n; ++b)
-                add_roi<element, LANES>(layout, table, b, table.hits[i + b], column,
-                                        (const pack<element, LANES>*)gy + group, groups, sum);
+            find_rows_of_bins(n, layout.rows, table);
+            __syncthreads();
+            if (has_pixels)
+                add_batch<element, LANES>(layout, table, table.hits + i, n, column,
+                                          (const pack<element, LANES>*)gy + group, groups, sum);
             __syncthreads();
         }
     }
@@ -548,7 +648,7 @@ __device__ void backward(
     }
 }
 
-extern "C" __global__ void roi_align_backward_4(
+extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) roi_align_backward_4(
     const real* gy, const float* rois, const int* roi_indices, const int* levels, int n_rois, int level, float scale,
     int channels, int height, int width, int row_bins, int column_bins, int ratio, int aligned, int step,
     int tile_columns, int lanes, real* gx)
@@ -562,7 +662,7 @@ extern "C" __global__ void roi_align_backward_4(
         backward<real, 1>(gy, all_rois, channels, tile_columns, table, gx);
 }
 
-extern "C" __global__ void roi_align_backward_half_4(
+extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) roi_align_backward_half_4(
     const unsigned short* gy, const float* rois, const int* roi_indices, const int* levels, int n_rois, int level,
     float scale, int channels, int height, int width, int row_bins, int column_bins, int ratio, int aligned, int step,
     int tile_columns, int lanes, unsigned short* gx)
