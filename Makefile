@@ -2,6 +2,7 @@
 # make demo-coco    run Detectron's R-50-C4 on a photo; downloads its weights
 # make test         run the tests
 # make test-slow    run the tests that take minutes
+# make gpu-check    check and measure everything on a GPU
 # make lint         check style, names, types and spelling
 # make coverage     run the tests and report the lines that they do not reach
 # All of them create .venv first if it is not up to date.  PYTHON selects the interpreter (3.10 to 3.13), EXTRAS the GPU
@@ -13,7 +14,7 @@ EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo demo-coco test test-slow lint coverage clean
+.PHONY: setup demo demo-coco test test-slow gpu-check lint coverage clean
 
 setup:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
@@ -30,6 +31,9 @@ test: setup
 
 test-slow: setup
 	$(RUN) -m pytest -m slow
+
+gpu-check: setup
+	$(RUN) scripts/gpu_check.py --jobs $(JOBS)
 
 lint: setup
 	$(RUN) -m ruff check .

@@ -39,6 +39,10 @@ _NAMES_USED_AT_RUN_TIME = (
 _HALF_KERNELS = ('_cupy_batched_pack_params', '_cupy_batched_unpack_params')
 
 
+#: The start of Chainer's advice to reinstall CuPy for cuDNN.  It is misleading: CuPy 14 has no cuDNN bindings.
+_CUDNN_ADVICE = 'cuDNN is not enabled'
+
+
 @contextlib.contextmanager
 def patches(package: str) -> Iterator[None]:
     """Apply the patches that a package needs during its import; afterwards, apply its lasting patches.
@@ -53,7 +57,7 @@ def patches(package: str) -> Iterator[None]:
             _distutils,
             _supply_pkg_resources,
             _cupy_cublas,
-            _silence_version_warnings,
+            _silence_import_warnings,
         ):
             stack.enter_context(patch())
         if package == 'chainercv':
@@ -158,8 +162,8 @@ def _cupy_cublas():
 
 
 @contextlib.contextmanager
-def _silence_version_warnings():
-    """Silence Chainer's warning about CuPy versions after 7, and Python's about deprecated syntax in ChainerCV."""
+def _silence_import_warnings():
+    """Silence Chainer's warnings about CuPy versions after 7 and its cuDNN, and Python's about ChainerCV's syntax."""
     key = 'CHAINER_WARN_VERSION_MISMATCH'
     before = os.environ.get(key)
     os.environ[key] = '0'
@@ -167,6 +171,7 @@ def _silence_version_warnings():
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', DeprecationWarning)
             warnings.simplefilter('ignore', SyntaxWarning)
+            warnings.filterwarnings('ignore', _CUDNN_ADVICE)
             yield
     finally:
         if before is None:
@@ -209,7 +214,7 @@ def _with_globals(function, namespace: dict):
 
 
 def _silence_cudnn_warning() -> None:
-    """Silence the advice to reinstall CuPy for cuDNN, which is misleading: CuPy 14 has no cuDNN bindings."""
+    """Silence the advice to reinstall CuPy for cuDNN after the import."""
     chainer_cuda = sys.modules['chainer.backends.cuda']
     chainer_cuda.check_cuda_available._already_warned = True
 

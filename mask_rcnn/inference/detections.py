@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import chainer
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, Dialect
-from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_masks, paste_to_host
+from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_masks
 from mask_rcnn.ops.masks.rle import encode_mask, encode_runs
 from mask_rcnn.ops.runtime.transfer import side_stream
 
@@ -43,8 +43,8 @@ class Detections:
         category_ids: Category id of each label in the dataset (COCO's 80 classes have ids up to 90); by default
             ``label + 1``.
         dialect: Conventions for the widths of boxes and the pasting of masks.
-        paste_device: The GPU that pastes ``mask_probs``, or ``None`` for the CPU; the pixels are the same.  Copies and
-            pickles, which may be used on another machine, are pasted by the CPU.
+        paste_device: The GPU that computes the run lengths of ``mask_probs``, or ``None`` for the CPU; the result is
+            the same.  Copies and pickles, which may be used on another machine, use the CPU.
 
     Raises:
         ValueError: Shapes or dtypes are inconsistent, both ``masks`` and ``mask_probs`` are given, ``size`` is not
@@ -163,22 +163,28 @@ class Detections:
             yield from self._paste(slice(start, start + step))
 
     def _paste(self, part: slice) -> np.ndarray:
-        return self._on_device(paste_masks if self.paste_device is None else paste_to_host, part)
+        # The CPU writes only the pixels in the boxes.  A GPU would have to copy whole masks, eight pixels in a byte,
+        # and the CPU to write each of them: for 100 masks of 800 x 1333 pixels, 65 instead of 15 ms of one CPU.
+        return paste_masks(self.mask_probs[part], self.boxes[part], self.size, **self._paste_options())
 
-    def _on_device(self, operation: Callable, part: slice):
-        """Apply an operation of :mod:`mask_rcnn.ops.masks.paste_masks` to a slice of the masks."""
-        arrays, dialect = (self.mask_probs[part], self.boxes[part]), self.dialect
-        options = {
-            'offset': dialect.boxes.offset,
-            'padding': dialect.masks.padding,
-            'margin': dialect.masks.margin,
-            'threshold': dialect.masks.threshold,
-            'threshold_inclusive': dialect.masks.threshold_inclusive,
-        }
+    def _runs(self) -> list[np.ndarray]:
+        """Return the runs of all masks (:func:`mask_rcnn.ops.masks.paste_masks.mask_runs`), from the GPU if set."""
         if self.paste_device is None:
-            return operation(*arrays, self.size, **options)
+            return mask_runs(self.mask_probs, self.boxes, self.size, **self._paste_options())
         with side_stream(self.paste_device):
-            return operation(*map(self.paste_device.send, arrays), self.size, **options)
+            probs, boxes = map(self.paste_device.send, (self.mask_probs, self.boxes))
+            return mask_runs(probs, boxes, self.size, **self._paste_options())
+
+    def _paste_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of :func:`mask_rcnn.ops.masks.paste_masks.paste_masks`."""
+        conventions = self.dialect.masks
+        return {
+            'offset': self.dialect.boxes.offset,
+            'padding': conventions.padding,
+            'margin': conventions.margin,
+            'threshold': conventions.threshold,
+            'threshold_inclusive': conventions.threshold_inclusive,
+        }
 
     @property
     def names(self) -> list[str]:
@@ -218,7 +224,7 @@ class Detections:
             raise ValueError('these detections have no masks')
         if self._masks is not None:
             return [encode_mask(mask) for mask in self._masks]
-        return [encode_runs(runs, self.size) for runs in self._on_device(mask_runs, slice(None))]
+        return [encode_runs(runs, self.size) for runs in self._runs()]
 
     def to_coco(self, image_id: int | str) -> list[dict]:
         """Return the instances in COCO's result format, as plain Python data for :mod:`json`.

@@ -14,8 +14,8 @@ from mask_rcnn.inference.detections import Detections
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.device import uses_padding
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
-from mask_rcnn.preprocessing.image_io import to_image_array
-from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image
+from mask_rcnn.preprocessing.image_io import load_image, to_chw
+from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image, prepare_image_gpu
 
 #: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
 GPU_BATCH_SIZE = 4
@@ -125,24 +125,26 @@ class Predictor:
             yield from self._finish_batch(*in_flight.popleft())
 
     def prepare(self, image: np.ndarray) -> tuple[Any, ImageTransform]:
-        """Make the network input of an image.
+        """Make the network input of an image on the network's device.
 
         Args:
-            image: ``(3, H, W)`` float32, RGB, 0 to 255.
+            image: ``(3, H, W)`` float32 or ``(H, W, 3)`` uint8, RGB, 0 to 255.
 
         Returns:
             tuple: ``(1, 3, h, w)`` float32 array on the network's device, and the image's transform; see
             :func:`mask_rcnn.preprocessing.image_transform.prepare_image`.
         """
-        x, transform = prepare_image(image, self.network.config)
-        return self.network.xp.asarray(x[None]), transform
+        if uses_padding(self.network.device):
+            return prepare_image_gpu(image, self.network.config, self.network.xp)
+        x, transform = prepare_image(to_chw(image), self.network.config)
+        return x[None], transform
 
     def _iter_batches(self, images: Iterable, batch_size: int) -> Iterator[tuple[list, list[ImageTransform]]]:
         """Yield batches of network inputs of one size and their transforms, without reading ahead."""
         xs: list = []
         transforms: list[ImageTransform] = []
         for image in images:
-            x, transform = self.prepare(to_image_array(image))
+            x, transform = self.prepare(load_image(image))
             del image  # free large arrays early, here and below
             if xs and x.shape != xs[0].shape:
                 yield xs, transforms
@@ -197,7 +199,7 @@ class Predictor:
 
         Returns:
             mask_rcnn.Detections: On the host, in pixels of the image, without padding rows.  Masks are pasted on first
-            access, on the network's GPU if it has one.
+            access, by the CPU; their run lengths are computed on the network's device.
         """
         network, padded = self.network, uses_padding(self.network.device)
         arrays = {'boxes': boxes, 'labels': labels, 'scores': scores, 'mask_probs': mask_probs, 'keypoints': keypoints}

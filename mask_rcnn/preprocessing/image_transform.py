@@ -1,8 +1,8 @@
 """Conversion of images into network inputs, and of boxes between their coordinates.
 
-:func:`prepare_image` makes the network input for prediction and for training.  It also returns an
-:class:`ImageTransform`, which maps boxes from the image to the input and back.  The two resizing functions have the
-arithmetic of the original programs.
+:func:`prepare_image` makes the network input for training and for prediction on the CPU, and
+:func:`prepare_image_gpu` for prediction on a GPU.  They also return an :class:`ImageTransform`, which maps boxes from
+the image to the input and back.  The two resizing functions have the arithmetic of the original programs.
 """
 
 from __future__ import annotations
@@ -10,12 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from chainer.backend import get_array_module
 
 from mask_rcnn.config import Config
+from mask_rcnn.ops.images.network_input import (
+    InputLayout,
+    resize_uint8_skimage_gpu,
+    subtract_mean_and_resize_gpu,
+)
+from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
+from mask_rcnn.ops.runtime.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -158,12 +166,8 @@ def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, ImageT
     """
     conventions, size = config.dialect.input, (image.shape[1], image.shape[2])
     channels = image[::-1] if conventions.channel_order == 'BGR' else image
-    scale = input_scale(size, config)
-    image_transform = (
-        ImageTransform.letterbox(size, scale, config.max_size)
-        if conventions.letterbox
-        else ImageTransform.top_left(size, scale)
-    )
+    image_transform = _image_transform(size, config)
+    scale = image_transform.scale
     if conventions.resize == 'opencv_float32':
         x = subtract_mean_and_resize(channels, conventions.pixel_mean, scale)
         x = _pad(x, image_transform, config.size_divisor)
@@ -177,10 +181,55 @@ def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, ImageT
     return x, image_transform
 
 
+def prepare_image_gpu(image: np.ndarray, config: Config, xp: Any) -> tuple[Array, ImageTransform]:
+    """Convert an image into the network input on the current GPU; the values are those of :func:`prepare_image`.
+
+    The image is copied to the GPU as it is: the bytes of a photo are a quarter of the network input's.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 or ``(3, H, W)`` float32, RGB, 0 to 255, on the host.
+        config: See :func:`prepare_image`.
+        xp: CuPy.
+
+    Returns:
+        tuple: The network input, ``(1, 3, h, w)`` float32, and the transform from the image to it.
+    """
+    conventions = config.dialect.input
+    height, width = image.shape[:2] if image.dtype == np.uint8 else image.shape[1:]
+    image_transform = _image_transform((height, width), config)
+    top, left = (int(corner) for corner in image_transform.window[:2])
+    layout = InputLayout(
+        size=_padded_size(image_transform, config.size_divisor),
+        corner=(top, left),
+        resized=resized_size((height, width), image_transform.scale),
+        reverse_channels=conventions.channel_order == 'BGR',
+        mean=conventions.pixel_mean,
+        std=conventions.pixel_std,
+    )
+    uploaded = upload(image, xp)
+    if conventions.resize == 'opencv_float32':
+        return subtract_mean_and_resize_gpu(uploaded, image_transform.scale, layout), image_transform
+    return resize_uint8_skimage_gpu(uploaded, layout), image_transform
+
+
+def _image_transform(size: tuple[int, int], config: Config) -> ImageTransform:
+    """Return the transform of an image of the given height and width."""
+    scale = input_scale(size, config)
+    if config.dialect.input.letterbox:
+        return ImageTransform.letterbox(size, scale, config.max_size)
+    return ImageTransform.top_left(size, scale)
+
+
+def _padded_size(image_transform: ImageTransform, divisor: int) -> tuple[int, int]:
+    """Return the height and width of the network input, multiples of ``divisor``."""
+    height, width = (side + -side % divisor for side in image_transform.input_size)
+    return height, width
+
+
 def _pad(x: np.ndarray, image_transform: ImageTransform, divisor: int) -> np.ndarray:
     """Zero-pad to the letterbox position and to multiples of ``divisor``."""
     top, left = (int(corner) for corner in image_transform.window[:2])
-    height, width = (side + -side % divisor for side in image_transform.input_size)
+    height, width = _padded_size(image_transform, divisor)
     if (height, width) == x.shape[1:]:
         return x
     padded = np.zeros((len(x), height, width), np.float32)

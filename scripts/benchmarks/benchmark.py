@@ -180,7 +180,7 @@ def peer_results(turns: list[dict], totals: list[float]) -> dict:
     return {
         **summarise([turn['wall'] for turn in turns]),
         'cpu_median': statistics.median(turn['cpu'] for turn in turns),
-        'detections': turns[-1]['detections'],
+        **{name: turns[-1][name] for name in ('detections', 'losses') if name in turns[-1]},
         'memory': {
             'host_peak': turns[-1]['host_peak'],
             **{name: turns[0][name] for name in ('gpu_pool', 'gpu_used') if name in turns[0]},

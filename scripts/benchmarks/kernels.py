@@ -2,12 +2,13 @@
 
     python scripts/benchmarks/kernels.py [--gpu 0] [--json FILE]
 
-RoIAlign forward and backward, non-maximum suppression, top-k and mask pasting, with the sizes of an image of 800 x 1333
-pixels in a C4 and an FPN network.  "MB" is the minimum traffic: every input is read once, every output is written once.
-"Of copy" is the rate of these bytes divided by the rate of a large copy on the same device.  100 % is hardly reachable,
-and non-maximum suppression, which compares pairs of boxes, cannot come close.  On a GPU the time is measured between
-two events of the stream around several consecutive calls; if the kernels are shorter than their launches, it is the
-time of the launches.
+RoIAlign forward and backward, non-maximum suppression, top-k, mask pasting and the network input, with the sizes of
+an image of 800 x 1333 pixels in a C4 and an FPN network.  "Masks to host" and "network input" begin with arrays on
+the host; the masks also end there, pasted by the CPU, or by the GPU and copied.  "MB" is the minimum traffic: every
+input is read once, every output is written once.  "Of copy" is the rate of these bytes divided by the rate of a large
+copy on the same device.  100 % is hardly reachable, and non-maximum suppression, which compares pairs of boxes,
+cannot come close.  On a GPU the time is measured between two events of the stream around several consecutive calls;
+if the kernels are shorter than their launches, it is the time of the launches.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import mask_rcnn  # noqa: F401  # makes Chainer importable
+import mask_rcnn  # makes Chainer importable
 
 # isort: split
 import chainer
@@ -30,9 +31,10 @@ from machine_ceiling import copy_bandwidth, seconds
 
 from mask_rcnn.ops.boxes.nms import nms_padded
 from mask_rcnn.ops.boxes.top_k import top_k_indices
-from mask_rcnn.ops.masks.paste_masks import paste_into
+from mask_rcnn.ops.masks.paste_masks import paste_into, paste_masks, paste_to_host
 from mask_rcnn.ops.roi.roi_align import roi_align
 from mask_rcnn.ops.runtime.device import get_device
+from mask_rcnn.preprocessing.image_transform import prepare_image, prepare_image_gpu
 
 #: Sets of inputs that alternate, so that a cache does not hold the inputs of the previous call.
 _SETS = 4
@@ -60,6 +62,10 @@ class Sizes:
     kept: int = 1000
     best: int = 1000
     masks: int = 100
+
+
+#: Sizes that only check the program.
+SMALL = Sizes(image=(64, 96), rois=8, channels=16, boxes=50, kept=10, best=10, masks=3)
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,36 @@ def cases(xp, sizes: Sizes) -> Iterator[Case]:
         for _ in range(_SETS)
     ]
     yield _case(f'paste {sizes.masks} masks', lambda probs, boxes: paste_into(out, probs, boxes), inputs)
+    yield from _masks_to_host(xp, random, sizes)
+    yield from _network_inputs(xp, random, sizes)
+
+
+def _masks_to_host(xp, random, sizes: Sizes) -> Iterator[Case]:
+    """Yield the ways to paste masks with boxes of 10 % of the image into an array on the host."""
+    sides = np.array(sizes.image) * np.sqrt(0.1)
+    inputs = []
+    for _ in range(_SETS):
+        low = random.uniform(0, 1, (sizes.masks, 2)) * (sizes.image - sides)
+        boxes = np.concatenate([low, low + sides], axis=1).astype(np.float32)
+        inputs.append((_uniform(np, random, sizes.masks, 28, 28), boxes))
+    yield _case(f'{sizes.masks} masks to host, CPU', lambda *arrays: paste_masks(*arrays, sizes.image), inputs)
+    if xp is not np:
+        paste = lambda *arrays: paste_to_host(*map(xp.asarray, arrays), sizes.image)  # noqa: E731
+        yield _case(f'{sizes.masks} masks to host, GPU', paste, inputs)
+
+
+def _network_inputs(xp, random, sizes: Sizes) -> Iterator[Case]:
+    """Yield the ways to prepare the network input of a C4 network."""
+    height, width = sizes.image
+    config = mask_rcnn.PRESETS['resnet50'].replace(min_size=min(sizes.image), max_size=max(sizes.image))
+    images = [(random.uniform(0, 255, (3, height, width)).astype(np.float32),) for _ in range(_SETS)]
+    if xp is np:
+        yield _case('network input, float32', lambda image: prepare_image(image, config)[0], images)
+        return
+    prepare = lambda image: prepare_image_gpu(image, config, xp)[0]  # noqa: E731
+    yield _case('network input, float32', prepare, images)
+    images = [(random.randint(0, 256, (height, width, 3)).astype(np.uint8),) for _ in range(_SETS)]
+    yield _case('network input, uint8', prepare, images)
 
 
 def _roi_align_cases(xp, random, title: str, shape, dtype, sizes: Sizes, **pooling) -> Iterator[Case]:
@@ -201,6 +237,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--gpu', '-g', type=int, default=-1, help='-1 is the CPU (default)')
     parser.add_argument('--runs', type=int, default=10)
+    parser.add_argument('--small', action='store_true', help='small sizes, to check this program')
     parser.add_argument('--json', type=Path, help='also write the result to this file')
     args = parser.parse_args(argv)
     if args.runs < 1:
@@ -220,7 +257,7 @@ def main(argv: list[str] | None = None, sizes: Sizes | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     args = parse_arguments(argv)
     try:
-        result = run(args, sizes or Sizes())
+        result = run(args, sizes or (SMALL if args.small else Sizes()))
     except ValueError as error:
         print(f'kernels.py: {error}', file=sys.stderr)
         return 1

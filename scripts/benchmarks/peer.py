@@ -1,20 +1,27 @@
-"""A peer: another implementation of the network in a separate process that predicts on request."""
+"""A peer: another implementation of the network in a separate process that predicts or trains on request."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask
 
 from mask_rcnn.config import RESNET_BLOCKS
+from mask_rcnn.datasets.example import TrainingExample
 from mask_rcnn.inference.save import collect_arrays
+from mask_rcnn.targets.sampling import Sampling
+from mask_rcnn.training.freezing import FROZEN_STAGES
 
 PROGRAM = Path(__file__).resolve().parent / 'peers' / 'torch_mask_rcnn.py'
+TRAINING_PROGRAM = PROGRAM.with_name('torch_training.py')
 
 
 class PeerError(Exception):
@@ -38,24 +45,19 @@ class Peer:
     def __init__(self, python: str, network: str, model, image, *, precision: str = 'fp32'):
         check(network, model)
         self._folder = tempfile.TemporaryDirectory()
+        write_task(Path(self._folder.name), model, image)
+        self._start(python, PROGRAM, network, model, precision)
+
+    def _start(self, python: str, program: Path, network: str, model, precision: str) -> None:
+        """Start a program on the task in the folder."""
         folder = Path(self._folder.name)
-        write_task(folder, model, image)
         device = 'cpu' if model.xp is np else f'cuda:{model.device.device.id}'
         threads = len(os.sched_getaffinity(0))
         self._errors = (folder / 'errors').open('w+')
-        command = [
-            python,
-            str(PROGRAM),
-            str(folder),
-            '--network',
-            network,
-            '--threads',
-            str(threads),
-            '--precision',
-            precision,
-            '--device',
-            device,
-        ]
+        options = {'network': network, 'threads': threads, 'precision': precision, 'device': device}
+        command = [python, str(program), str(folder)]
+        for name, value in options.items():
+            command += [f'--{name}', str(value)]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
@@ -66,14 +68,14 @@ class Peer:
         self.versions = self._read()
 
     def run(self) -> dict:
-        """Predict once.
+        """Run one prediction or training iteration.
 
         Returns:
-            dict: Seconds of ``wall`` and ``cpu`` time, the number of ``detections``, and bytes: ``host_peak``, and on
-            a GPU ``gpu_pool`` and ``gpu_used``.
+            dict: Seconds of ``wall`` and ``cpu`` time, the result (the number of ``detections``, or the ``losses``),
+            and bytes: ``host_peak``, and on a GPU ``gpu_pool`` and ``gpu_used``.
         """
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write('predict\n')
+            self._process.stdin.write('run\n')
             self._process.stdin.flush()
         return self._read()
 
@@ -105,6 +107,34 @@ class Peer:
         self.close()
 
 
+class TrainingPeer(Peer):
+    """The process of a peer that trains.
+
+    Args:
+        python: Interpreter with PyTorch.
+        network: ``'torch'`` or ``'torchvision'``; see ``peers/torch_training.py``.
+        model: The model; ``'torch'`` trains the same network with the same weights.
+        examples: The batch, images of one size.
+        sampling: Sampling sizes and IoU thresholds.
+        precision: Arithmetic precision.
+    """
+
+    def __init__(
+        self,
+        python: str,
+        network: str,
+        model,
+        examples: Sequence[TrainingExample],
+        sampling: Sampling,
+        *,
+        precision: str = 'fp32',
+    ):
+        check_training(network, model)
+        self._folder = tempfile.TemporaryDirectory()
+        write_training_task(Path(self._folder.name), model, examples, sampling)
+        self._start(python, TRAINING_PROGRAM, network, model, precision)
+
+
 def check(network: str, model) -> None:
     """Raise PeerError if the peer does not support a model."""
     config = model.config
@@ -118,8 +148,58 @@ def check(network: str, model) -> None:
         raise PeerError("--against torch supports Detectron's ResNets with affine channels, boxes and masks")
 
 
+def check_training(network: str, model) -> None:
+    """Raise PeerError if the peer cannot train a model, or trains another network."""
+    check(network, model)
+    if network == 'torchvision' and model.config.extractor != 'resnet50_fpn':
+        raise PeerError('--against torchvision trains R-50-FPN: it needs --extractor resnet50_fpn')
+
+
 def write_task(folder: Path, model, image) -> None:
-    """Write the input files of the peer."""
+    """Write the input files of a peer that predicts."""
+    write_network(folder, model)
+    np.save(folder / 'image.npy', image)
+
+
+def write_training_task(folder: Path, model, examples: Sequence[TrainingExample], sampling: Sampling) -> None:
+    """Write the input files of a peer that trains."""
+    losses = model.config.dialect.losses
+    write_network(
+        folder,
+        model,
+        n_classes=1 + model.config.n_fg_class,
+        frozen_stages=FROZEN_STAGES,
+        rpn_smooth_l1_beta=losses.rpn_smooth_l1_beta,
+        box_smooth_l1_beta=losses.box_smooth_l1_beta,
+        sampling=dataclasses.asdict(sampling),
+        input_size=examples[0].image_transform.input_size,
+    )
+    np.savez(
+        folder / 'batch.npz',
+        x=np.stack([example.x for example in examples]),
+        boxes=np.stack([_input_boxes(example) for example in examples]),
+        labels=np.stack([example.annotations.labels for example in examples]),
+        masks=np.stack([_input_masks(example) for example in examples]),
+    )
+
+
+def _input_boxes(example: TrainingExample) -> np.ndarray:
+    """Return the boxes ``(G, 4)`` of the objects in the network input, as ``(y1, x1, y2, x2)``."""
+    return example.image_transform.apply_boxes(example.annotations.boxes)
+
+
+def _input_masks(example: TrainingExample) -> np.ndarray:
+    """Rasterise the polygons of the objects in the network input: ``(G, h, w)`` uint8."""
+    factor, size = example.image_transform.factors[0], example.image_transform.input_size
+    masks = []
+    for polygons in example.annotations.segmentations:
+        parts = pycocotools.mask.frPyObjects([np.asarray(polygon) * factor for polygon in polygons], *size)
+        masks.append(pycocotools.mask.decode(parts).any(axis=2))
+    return np.stack(masks).astype(np.uint8)
+
+
+def write_network(folder: Path, model, **settings) -> None:
+    """Write the configuration, with more settings, and the weights."""
     config = model.config
     names = (
         'min_size',
@@ -140,7 +220,7 @@ def write_task(folder: Path, model, image) -> None:
         'pixel_mean': config.dialect.input.pixel_mean,
         'strides': model.rpn.strides,
         'cell_anchors': [cell.tolist() for cell in model.rpn.cell_anchors],
+        **settings,
     }
     (folder / 'setup.json').write_text(json.dumps(setup))
-    np.save(folder / 'image.npy', image)
     np.savez(folder / 'weights.npz', **collect_arrays(model))

@@ -113,24 +113,23 @@ def test_a_batch_starts_before_the_previous_one_is_finished(model, rng, on_gpu, 
 
 
 @pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
-def test_masks_are_pasted_on_the_models_device(model, rng, on_gpu, monkeypatch):
-    """The GPU's kernels paste the masks of detections that are not copied or pickled."""
+def test_masks_are_encoded_on_the_models_device(model, rng, on_gpu, monkeypatch):
+    """The GPU's kernels find the runs of detections that are not copied or pickled; the CPU pastes the masks."""
     image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
     (found,) = model.detect([image])
     assert found.paste_device == model.device
     kept = pickle.loads(pickle.dumps(found))
     assert kept.paste_device is None and copy.copy(found).paste_device is None
     expected = kept.masks, kept[:0].encode_masks(), kept.encode_masks()
-    used = []
-    for name, kernel in (('paste_cpu', paste_masks.paste_gpu), ('runs_cpu', paste_masks.runs_gpu)):
-        monkeypatch.setattr(
-            paste_masks, name, lambda *args, kernel=kernel: used.append(len(args[0].probs)) or kernel(*args)
-        )
+    used, runs_gpu = [], paste_masks.runs_gpu
+    monkeypatch.setattr(
+        paste_masks, 'runs_cpu', lambda spec, *size: used.append(len(spec.probs)) or runs_gpu(spec, *size)
+    )
     assert found[1:].paste_device == found.paste_device
     pasted = found.masks, found[:0].encode_masks(), model.detect([image])[0].encode_masks()
     for gpu, cpu in zip(pasted, expected, strict=True):
         np.testing.assert_array_equal(gpu, cpu)
-    assert used == [len(found)] * 2
+    assert used == [len(found)]
 
 
 @pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)

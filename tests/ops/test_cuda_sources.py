@@ -17,6 +17,7 @@ KERNELS = {
     'conv/depthwise.cu': 'depthwise_forward',
     'conv/max_pooling.cu': 'max_pooling_4',
     'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16',
+    'images/network_input.cu': 'opencv_uint8',
     'masks/keypoints.cu': 'decode_heatmaps',
     'masks/paste_masks.cu': 'paste_masks',
     'roi/crop_and_resize.cu': 'crop_and_resize_forward',

@@ -1,5 +1,6 @@
-"""Copies to the host, with a stand-in for CuPy whose stream works only when the host waits for it."""
+"""Copies between the host and a GPU, with a stand-in for CuPy whose stream works only when the host waits for it."""
 
+from collections import deque
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.runtime import transfer
-from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, side_stream
+from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, side_stream, upload
 
 
 class Queue:
@@ -32,6 +33,10 @@ def queue(monkeypatch):
             assert not blocking and out.flags.c_contiguous
             queue.submitted.append(lambda: np.copyto(out, self))
 
+        def set(self, array, stream):
+            assert stream is queue and array.flags.c_contiguous and array.shape == self.shape
+            queue.submitted.append(lambda: np.copyto(self, array))
+
     class Event:
         def __init__(self, disable_timing):
             assert disable_timing
@@ -42,9 +47,15 @@ def queue(monkeypatch):
         def synchronize(self):
             queue.run_to(self.end)
 
+        @property
+        def done(self):
+            return queue.done >= self.end
+
     module = SimpleNamespace(concatenate=lambda parts, axis: np.concatenate(parts, axis).view(Array))
-    cuda = SimpleNamespace(alloc_pinned_memory=bytearray, Event=Event)
-    monkeypatch.setattr(transfer, 'cuda', SimpleNamespace(cupy=SimpleNamespace(cuda=cuda)))
+    cuda = SimpleNamespace(alloc_pinned_memory=bytearray, Event=Event, get_current_stream=lambda: queue)
+    cupy = SimpleNamespace(cuda=cuda, empty=lambda shape, dtype: np.empty(shape, dtype).view(Array))
+    monkeypatch.setattr(transfer, 'cuda', SimpleNamespace(cupy=cupy))
+    monkeypatch.setattr(transfer, '_uploads', deque())
     monkeypatch.setattr(transfer.chainer.backend, 'get_array_module', lambda *_: module)
     return queue
 
@@ -86,6 +97,50 @@ def test_arrays_on_the_host_need_no_copy(rng):
 def test_infinities_and_nan_are_kept(rng):
     rows = np.float32([[np.nan, -np.inf], [0, np.inf]])
     np.testing.assert_array_equal(AsyncHostCopy([rows]).wait()[0], rows)
+
+
+def test_an_upload_does_not_wait_and_does_not_read_the_array_later(queue, rng):
+    images = [rng.randint(0, 256, (7, size, 3)).astype(np.uint8) for size in (5, 9, 11)]
+    expected = [image.copy() for image in images]
+    uploaded = []
+    for image in images:
+        uploaded.append(upload(image[:, ::-1], 'cupy'))
+        image[...] = 0
+    assert queue.done == 0 and len(queue.submitted) == len(transfer._uploads) == 3
+    memories = [memory for _, memory in transfer._uploads]
+    assert [len(memory) for memory in memories] == [128, 256, 256]
+    assert len({id(memory) for memory in memories}) == 3  # none is used again before its copy has ended
+    queue.run_to(2)
+    upload(images[0], 'cupy')
+    assert transfer._uploads[0][1] is memories[2]
+    queue.run_to(4)
+    for array, image in zip(uploaded, expected, strict=True):
+        np.testing.assert_array_equal(array, image[:, ::-1])
+
+
+def test_all_cpus_copy_a_large_upload(queue, rng):
+    image = rng.uniform(0, 255, (3, 700, 901)).astype(np.float32)
+    uploaded = upload(image, 'cupy')
+    queue.run_to(1)
+    np.testing.assert_array_equal(uploaded, image)
+    assert upload(image, np) is image and upload(image[:, ::2], np).flags.c_contiguous
+
+
+@pytest.mark.gpu
+def test_uploads_in_progress_are_not_overwritten():
+    """The GPU still multiplies matrices when the host has written all images to pinned memory."""
+    xp = chainer.backends.cuda.cupy
+    matrix, image = xp.zeros((8192, 8192), np.float32), np.empty((800, 1333, 3), np.uint8)
+    uploaded = []
+    for value in range(20):
+        matrix = matrix @ matrix
+        image.fill(value)
+        uploaded.append(upload(image, xp))
+    assert [(int(array.min()), int(array.max())) for array in uploaded] == [(value, value) for value in range(20)]
+    upload(image, xp)
+    xp.cuda.Device().synchronize()
+    upload(image, xp)
+    assert len(transfer._uploads) == 1
 
 
 def test_each_device_has_one_side_stream(monkeypatch):

@@ -74,6 +74,9 @@ def test_a_model_prepares_images_with_prepare_image(rng):
     model_x, model_transform = Predictor(model).prepare(image)
     assert x.dtype == np.float32 and x.shape == (3, 39, 60) and image_transform == model_transform
     np.testing.assert_array_equal(x, model_x[0])
+    pixels = rng.randint(0, 256, (20, 31, 3)).astype(np.uint8)
+    x, _ = prepare_image(pixels.transpose(2, 0, 1).astype(np.float32), DETECTRON_CONFIG)
+    np.testing.assert_array_equal(Predictor(model).prepare(pixels)[0][0], x)
 
 
 def test_prepare_image_reverses_the_channels_and_subtracts_the_mean():

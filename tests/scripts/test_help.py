@@ -1,11 +1,12 @@
 """Every script starts in a process of its own, where no test has imported Chainer yet."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.environment import subprocess_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (ROOT / 'scripts', ROOT / 'scripts' / 'benchmarks')
@@ -17,7 +18,7 @@ def test_help(script, tmp_path):
     result = subprocess.run(
         [sys.executable, script, '--help'],
         cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env=subprocess_environment(ROOT),
         capture_output=True,
         text=True,
     )

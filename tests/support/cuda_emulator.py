@@ -31,6 +31,7 @@ _TYPES = {
     'word': np.uint64,
     'bool': np.bool_,
     'unsigned short': np.uint16,
+    'unsigned char': np.uint8,
 }
 
 

@@ -1,9 +1,10 @@
 """Read hostile files in a process that records its own actions."""
 
 import json
-import os
 import subprocess
 import sys
+
+from tests.support.environment import subprocess_environment
 
 #: Loads every file of a folder and prints the outcome of each, the audit events in between, and the memory used.
 WATCHED = """
@@ -42,7 +43,7 @@ def run_script(script, folder, root):
         text=True,
         timeout=120,
         cwd=folder,
-        env={**os.environ, 'PYTHONPATH': str(root)},
+        env=subprocess_environment(root),
         check=False,
     )
 

@@ -13,6 +13,7 @@ import pytest
 from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.training.distributed import Communicator, DistributedError, _MPICommunicator, create_communicator
 from tests.support import distributed_cases
+from tests.support.environment import subprocess_environment
 from tests.support.mpi import mpiexec_command
 
 #: Seconds after which the processes count as hanging (they need three).
@@ -24,12 +25,8 @@ def run(tmp_path, root):
     """Run a case of distributed_cases.py in several processes; return the completed launcher."""
 
     def run_case(case, n_processes=2):
-        environment = {
-            **os.environ,
-            'PYTHONPATH': str(root),
-            'OMP_NUM_THREADS': '1',
-            'TMPDIR': '/tmp',
-        }  # Open MPI's sockets need short paths
+        # Open MPI's sockets need short paths.
+        environment = subprocess_environment(root, OMP_NUM_THREADS='1', TMPDIR='/tmp')
         program = [sys.executable, distributed_cases.__file__, case, str(tmp_path)]
         command = [*mpiexec_command(), '-n', str(n_processes), *program]
         process = subprocess.Popen(

@@ -13,6 +13,7 @@ import pytest
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.training.iterator import ExampleIterator
 from mask_rcnn.training.worker_pool import ExampleError, WorkerError
+from tests.support.environment import subprocess_environment
 
 SHAPES = ShapesDataset(7, size=32)
 
@@ -148,7 +149,7 @@ def start(tmp_path, root):
             text=True,
             start_new_session=True,
             cwd=root,
-            env={**os.environ, 'PYTHONPATH': str(root)},
+            env=subprocess_environment(root),
         )
         started.append(process)
         workers = [int(pid) for pid in process.stdout.readline().split()]

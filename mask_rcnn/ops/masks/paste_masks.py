@@ -63,10 +63,7 @@ def paste_masks(
     Raises:
         ValueError: If a shape is wrong.
     """
-    xp = chainer.backend.get_array_module(probs)
-    out = xp.empty((len(probs), *size), np.bool_)
-    return paste_into(
-        out,
+    spec = _paste_spec(
         probs,
         boxes,
         offset=offset,
@@ -75,6 +72,15 @@ def paste_masks(
         threshold=threshold,
         threshold_inclusive=threshold_inclusive,
     )
+    xp, shape = chainer.backend.get_array_module(probs), (len(probs), *map(int, size))
+    if xp is not np:
+        out = xp.empty(shape, np.bool_)
+        paste_gpu(spec, out)
+        return out
+    # The system provides pages of zeros at the first access: memory outside the boxes is not touched.
+    out = np.zeros(shape, np.bool_)
+    paste_cpu(spec, out)
+    return out
 
 
 def paste_into(out: Array, probs: Array, boxes: Array, **options: Any) -> Array:
@@ -94,8 +100,12 @@ def paste_into(out: Array, probs: Array, boxes: Array, **options: Any) -> Array:
     """
     if out.ndim != 3 or len(out) != len(probs) or out.dtype != np.bool_ or not out.flags.c_contiguous:
         raise ValueError(f'out must be contiguous bool ({len(probs)}, H, W), not {out.dtype} {out.shape}')
-    implementation = paste_cpu if chainer.backend.get_array_module(probs) is np else paste_gpu
-    implementation(_paste_spec(probs, boxes, **options), out)
+    spec = _paste_spec(probs, boxes, **options)
+    if chainer.backend.get_array_module(probs) is np:
+        parallel.parallel_for(lambda start, stop: out[start:stop].fill(False), len(out))
+        paste_cpu(spec, out)
+    else:
+        paste_gpu(spec, out)
     return out
 
 
@@ -268,7 +278,7 @@ def _launch(name: str, n_blocks: int, spec: _PasteSpec, height: int, width: int,
 
 
 def paste_cpu(spec: _PasteSpec, out: np.ndarray) -> None:
-    """The CPU implementation: fills ``out`` (R, H, W)."""
+    """The CPU implementation: sets pixels of ``out`` (R, H, W), which is False everywhere."""
     parallel.parallel_for(lambda start, stop: _paste_range(spec, out, start, stop), len(out))
 
 
@@ -288,7 +298,6 @@ def runs_cpu(spec: _PasteSpec, height: int, width: int) -> list[np.ndarray]:
 def _paste_range(spec, out, start, stop):
     """Paste masks ``start`` to ``stop``."""
     for r in range(start, stop):
-        out[r] = False
         y_begin, y_end = _visible_range(spec.rows, r, out.shape[1])
         x_begin, x_end = _visible_range(spec.columns, r, out.shape[2])
         if y_begin < y_end and x_begin < x_end:

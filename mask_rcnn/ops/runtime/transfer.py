@@ -1,16 +1,69 @@
-"""Asynchronous copies from a GPU to the host, and side streams."""
+"""Asynchronous copies between the host and a GPU, and side streams."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import math
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import chainer
 import numpy as np
 from chainer.backends import cuda
+
+from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.parallel import parallel_for
+
+#: Bytes that justify a thread in a copy on the host: 0.2 ms.
+_BYTES_PER_THREAD = 1 << 21
+
+#: The event at the end of each upload that may be in progress, and its pinned memory.
+_uploads: deque[tuple[Any, Any]] = deque()
+_uploads_lock = threading.Lock()
+
+
+def upload(array: np.ndarray, xp: Any) -> Array:
+    """Copy an array to the current GPU without waiting for the GPU.
+
+    All CPUs copy the values to pinned memory, from where the current stream copies them to the GPU.  The caller may
+    change ``array`` afterwards.  Pinned memory returns to CuPy's pool when its copy has ended.
+
+    Args:
+        array: An array on the host.
+        xp: CuPy; for NumPy, the result is the array itself or its contiguous copy.
+
+    Returns:
+        A contiguous array on the current GPU.
+    """
+    array = np.ascontiguousarray(array)
+    if xp is np:
+        return array
+    with _uploads_lock:
+        while _uploads and _uploads[0][0].done:
+            _uploads.popleft()
+    # Blocks of few different sizes, so that images of other sizes use them again.
+    memory = cuda.cupy.cuda.alloc_pinned_memory(1 << max(array.nbytes - 1, 0).bit_length())
+    staging = np.frombuffer(memory, array.dtype, array.size)
+    _copy_on_host(array.reshape(-1), staging)
+    uploaded = cuda.cupy.empty(array.shape, array.dtype)
+    uploaded.set(staging.reshape(array.shape), stream=cuda.cupy.cuda.get_current_stream())
+    event = cuda.cupy.cuda.Event(disable_timing=True)
+    event.record()
+    with _uploads_lock:
+        _uploads.append((event, memory))
+    return uploaded
+
+
+def _copy_on_host(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy a vector on all CPUs."""
+
+    def copy(start: int, stop: int) -> None:
+        target[start:stop] = source[start:stop]
+
+    parallel_for(copy, len(source), min_per_thread=_BYTES_PER_THREAD // source.itemsize)
 
 
 class AsyncHostCopy:

@@ -103,20 +103,30 @@ class Network(nn.Module):
 
     def propose(self, features, size):
         """Return the proposals ``(K, 4)`` as ``(x1, y1, x2, y2)``: the best of each level after NMS."""
-        boxes, scores, levels = [], [], []
+        levels = [(logits[0], deltas[0], anchors) for logits, deltas, anchors in self.rpn(features)]
+        return self.select_proposals(levels, size, self.setup['rpn_pre_nms'], self.setup['rpn_post_nms'])
+
+    def rpn(self, features):
+        """Return, for each level, logits ``(N, K)``, deltas ``(N, K, 4)`` and anchors ``(K, 4)``."""
+        levels = []
         anchors = self.setup['cell_anchors'], self.setup['strides']
-        for level, (x, cell, stride) in enumerate(zip(features, *anchors, strict=True)):
+        for x, cell, stride in zip(features, *anchors, strict=True):
             h = F.relu_(self.rpn_conv(x))
-            logits = self.objectness(h)[0].permute(1, 2, 0).reshape(-1).float()
-            deltas = self.rpn_delta(h)[0].permute(1, 2, 0).reshape(-1, 4).float()[:, [1, 0, 3, 2]]
-            best = logits.topk(min(self.setup['rpn_pre_nms'], len(logits))).indices
-            anchors_of_level = all_anchors(cell, stride, x.shape[2:], x.device)
-            boxes.append(clip(decode(anchors_of_level[best], deltas[best], 1.0), size))
+            logits = self.objectness(h).permute(0, 2, 3, 1).flatten(1).float()
+            deltas = self.rpn_delta(h).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float()[..., [1, 0, 3, 2]]
+            levels.append((logits, deltas, all_anchors(cell, stride, x.shape[2:], x.device)))
+        return levels
+
+    def select_proposals(self, levels, size, pre_nms, post_nms):
+        """Return the proposals ``(K, 4)`` of an image; ``levels`` holds the logits, deltas and anchors of each."""
+        boxes, scores, groups = [], [], []
+        for level, (logits, deltas, anchors) in enumerate(levels):
+            best = logits.topk(min(pre_nms, len(logits))).indices
+            boxes.append(clip(decode(anchors[best], deltas[best], 1.0), size))
             scores.append(logits[best])
-            levels.append(torch.full_like(best, level))
-        boxes, scores, levels = map(torch.cat, (boxes, scores, levels))
-        keep = grouped_nms(boxes, scores, levels, self.setup['rpn_nms_threshold'], self.setup['rpn_post_nms'])
-        return boxes[keep]
+            groups.append(torch.full_like(best, level))
+        boxes, scores, groups = map(torch.cat, (boxes, scores, groups))
+        return boxes[grouped_nms(boxes, scores, groups, self.setup['rpn_nms_threshold'], post_nms)]
 
     def classify(self, features, rois, scale, size):
         scores, deltas = self.name(features, rois)
@@ -202,7 +212,7 @@ class FPN(Network):
         return [*features, features[-1][:, :, ::2, ::2]]
 
     def pool(self, features, rois, size):
-        sides = rois[:, 2:] - rois[:, :2] + 1
+        sides = rois[:, -2:] - rois[:, -4:-2] + 1
         levels = (4 + ((sides[:, 0] * sides[:, 1]).sqrt() / 224 + 1e-6).log2()).floor().clamp(2, 5).long()
         pooled = rois.new_empty((len(rois), features[0].shape[1], size, size), dtype=features[0].dtype)
         pooled = pooled.to(memory_format=torch.channels_last)
@@ -282,9 +292,13 @@ def _nms(boxes, scores, threshold):
 
 
 def roi_align(x, rois, size, scale, samples):
-    """Return ``(R, C, size, size)``, channels last; ``aligned=False``, ``samples ** 2`` points per bin."""
+    """Return ``(R, C, size, size)``, channels last; ``aligned=False``, ``samples ** 2`` points per bin.
+
+    ``rois`` are boxes ``(R, 4)`` in the first image, or ``(R, 5)`` with the index of the image in the first column.
+    """
     if vision_ops is not None:
-        batch = torch.cat([rois.new_zeros((len(rois), 1)), rois], 1).to(x.dtype)
+        # The coordinates stay in float32, in which autocast computes RoIAlign: float16 would round them to pixels.
+        batch = rois if rois.shape[1] == 5 else torch.cat([rois.new_zeros((len(rois), 1)), rois], 1)
         pooled = vision_ops.roi_align(x, batch, (size, size), scale, samples)
         return pooled.to(memory_format=torch.channels_last)
     # A bin is a weighted sum of pixels, with the same weights for all channels: a sparse matrix times the pixels.
@@ -381,8 +395,14 @@ def torchvision_model(setup):
     )  # random scores are low: keep as many detections as the other network
 
 
-def serve(predict, device: str, free: int) -> None:
-    """Predict once per line on the standard input; ``free`` is :func:`free_memory` before the network was built."""
+def serve(work, device: str, free: int) -> None:
+    """Work once per line on the standard input and print the time, the memory and the result.
+
+    Args:
+        work: Returns its result as plain data by name.
+        device: Device of the network.
+        free: Result of :func:`free_memory` before the network was built.
+    """
     print(
         json.dumps(
             {
@@ -396,11 +416,11 @@ def serve(predict, device: str, free: int) -> None:
     )
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
-        found = predict()
+        result = work()
         turn = {
             'wall': time.perf_counter() - wall,
             'cpu': time.process_time() - cpu,
-            'detections': len(found[0]),
+            **result,
             'host_peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         if device != 'cpu':
@@ -413,26 +433,32 @@ def free_memory(device: str) -> int:
     return 0 if device == 'cpu' else torch.cuda.mem_get_info(device)[0]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the peer; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Add the arguments that all peers share, parse them, and set up PyTorch."""
     parser.add_argument('folder', type=Path)
     parser.add_argument('--network', choices=('torch', 'torchvision'), default='torch')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--precision', choices=('fp32', 'tf32', 'fp16', 'bf16'), default='fp32')
-    parser.add_argument('--dump', type=Path, metavar='FILE.npz', help='write one prediction and exit')
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.precision == 'tf32'
     torch.backends.cudnn.benchmark = True
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the peer; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--dump', type=Path, metavar='FILE.npz', help='write one prediction and exit')
+    args = parse_arguments(parser, argv)
     free = free_memory(args.device)
     predict = load(args)
     if args.dump:
         names = ('boxes', 'labels', 'scores', 'masks')
         np.savez(args.dump, **{name: part.numpy() for name, part in zip(names, predict(), strict=True)})
     else:
-        serve(predict, args.device, free)
+        serve(lambda: {'detections': len(predict()[0])}, args.device, free)
     return 0
 
 

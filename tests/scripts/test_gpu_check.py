@@ -1,0 +1,276 @@
+"""The GPU check: its runner with small commands, its parts and its figures."""
+
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mask_rcnn.cli import train_options
+from tests.support.contracts import parser_of
+
+
+@pytest.fixture
+def runner():
+    return importlib.import_module('part_runner')
+
+
+@pytest.fixture
+def check():
+    return importlib.import_module('gpu_check')
+
+
+def python(code):
+    return [sys.executable, '-c', code]
+
+
+#: Starts a child that sleeps, prints its number, and sleeps itself.
+HANGING = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def is_running(pid):
+    """Return whether a process exists that is not a zombie."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def parts(runner):
+    return [
+        runner.Part('speed', python('print("total 3 ms")'), 20, is_timed=True, figure=lambda log: log.split()[1]),
+        runner.Part('tests/good', python('print("12 passed")'), 20),
+        runner.Part('tests/bad', python('print("one"); raise SystemExit("broken")'), 20),
+        runner.Part('tests/hanging', python(HANGING), 2),
+        runner.Part('absent', ['no-such-program-x'], 20, needs=['no-such-program-x']),
+        runner.Part('cannot-start', ['no-such-program-x'], 20),
+        runner.Part('none', python('raise SystemExit(5)'), 20, is_skipped=lambda status, log: status == 5),
+    ]
+
+
+EXPECTED = {
+    'speed': ('ok', '3'),
+    'tests/good': ('ok', '12 passed'),
+    'tests/bad': ('failed', 'broken'),
+    'tests/hanging': ('timed out', None),
+    'absent': ('skipped', 'no-such-program-x does not exist'),
+    'cannot-start': ('failed', 'no-such-program-x: No such file or directory'),
+    'none': ('skipped', ''),
+}
+
+
+needs_proc = pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='reads the states of processes from /proc')
+
+
+@needs_proc
+@pytest.mark.parametrize('jobs', [1, 3])
+def test_parts_end_independently(jobs, runner, parts, tmp_path):
+    reported = []
+    results = runner.PartRunner(tmp_path / 'logs', tmp_path, reported.append, jobs=jobs).run(parts)
+    assert [result.name for result in results] == list(EXPECTED)
+    assert sorted(results, key=lambda result: result.name) == sorted(reported, key=lambda result: result.name)
+    assert reported[-1].name == 'speed'  # alone, after the others
+    for result in results:
+        status, figure = EXPECTED[result.name]
+        assert result.status == status, result
+        assert figure is None or result.figure == figure
+        assert (result.log is None) == (result.name == 'absent')
+    hanging = next(result for result in results if result.name == 'tests/hanging')
+    assert 2 <= hanging.seconds < 20
+    assert_ends(int(Path(hanging.log).read_text()))  # the child was killed as well
+
+
+def assert_ends(pid):
+    deadline = time.monotonic() + 10
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@needs_proc
+def test_children_of_a_finished_part_are_killed(runner, tmp_path):
+    code = HANGING.rsplit('\n', 2)[0]  # ends at once
+    (result,) = runner.PartRunner(tmp_path, tmp_path, lambda result: None).run([runner.Part('a', python(code), 20)])
+    assert result.status == 'ok'
+    assert_ends(int(Path(result.log).read_text()))
+
+
+def test_the_total_limit_cuts_and_skips(runner, tmp_path):
+    slow = [runner.Part(f'slow/{i}', python('import time; time.sleep(30)'), 6) for i in range(2)]
+    started = time.monotonic()
+    first, second = runner.PartRunner(tmp_path, tmp_path, lambda result: None, limit=5.5).run(slow)
+    assert time.monotonic() - started < 15
+    assert first.status == 'timed out'
+    assert (second.status, second.figure, second.log) == ('skipped', 'no time is left', None)
+
+
+def test_an_interrupt_kills_what_runs(runner, tmp_path):
+    def interrupt(result):
+        raise KeyboardInterrupt
+
+    parts = [runner.Part('a', python('pass'), 20), runner.Part('b', python('import time; time.sleep(60)'), 60)]
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        runner.PartRunner(tmp_path, tmp_path, interrupt, jobs=2).run(parts)
+    assert time.monotonic() - started < 30
+
+
+def test_table(runner):
+    results = [
+        runner.Result('tests/a', 'ok', 1.25, '3 passed', ['x']),
+        runner.Result('b', 'timed out', 20, '', ['y']),
+        runner.Result('c', 'ok', 2, 'figure', ['z']),
+    ]
+    lines = runner.table(results).splitlines()
+    assert lines[0].split() == ['part', 'result', 'time', 'figure']
+    assert lines[1].split() == ['tests/a', 'ok', '1.2', 's', '3', 'passed']
+    assert lines[2].split() == ['b', 'timed', 'out', '20.0', 's']
+    assert lines[-1] == '2 ok, 1 timed out'
+
+
+@pytest.mark.parametrize(('bad', 'status'), [(False, 0), (True, 1)])
+def test_json_and_exit_status(bad, status, check, parts, monkeypatch, tmp_path, capsys):
+    chosen = [part for part in parts if part.name in ('tests/good', 'absent') or (bad and part.name == 'tests/bad')]
+    monkeypatch.setattr(check, 'make_parts', lambda args: chosen)
+    path = tmp_path / 'results.json'
+    assert check.main(['--out', str(tmp_path / 'logs'), '--json', str(path)]) == status
+    content = json.loads(path.read_text())
+    assert [part['name'] for part in content['parts']] == [part.name for part in chosen]
+    assert content['parts'][0] | {'seconds': 0} == {
+        'name': 'tests/good',
+        'status': 'ok',
+        'seconds': 0,
+        'figure': '12 passed',
+        'command': list(chosen[0].command),
+        'log': str(tmp_path / 'logs' / 'tests-good.log'),
+    }
+    assert 'tests/good' in capsys.readouterr().out
+
+
+def names(check, *words):
+    return [part.name for part in check.make_parts(check.parse_arguments(list(words)))]
+
+
+def test_groups_and_quick_select_parts(check, monkeypatch):
+    monkeypatch.setattr(check, 'has_package', lambda python, name: True)
+    everything = names(check)
+    assert len(set(everything)) == len(everything)
+    groups = [name.split('/')[0] for name in everything]
+    quick = ['tests', 'golden', 'detect', 'update', 'sanitizer']
+    assert list(dict.fromkeys(groups)) == [*quick, 'predict-speed', 'kernels', 'training-speed', 'training']
+    assert set(groups) - {name.split('/')[0] for name in names(check, '--quick')} == set(groups) - set(quick)
+    assert names(check, '--parts', 'training', 'golden') == ['golden', 'training/fp32', 'training/fp16']
+    assert names(check, '--parts', 'detect/bundled') == ['detect/bundled']
+    assert [name for name in names(check, '--profile') if name.startswith('profile')]
+
+
+#: Scripts that a part may start, with a function that parses their arguments.
+PARSERS = ('benchmark', 'compare_devices', 'kernels', 'profile_detect', 'training')
+
+
+@pytest.mark.parametrize('gpu', ['0', '-1'])
+def test_the_scripts_accept_the_arguments_of_the_parts(gpu, check, monkeypatch):
+    monkeypatch.setattr(check, 'has_package', lambda python, name: True)
+    for part in check.make_parts(check.parse_arguments(['--gpu', gpu, '--profile'])):
+        files = [Path(word) for word in part.command if word.endswith('.py')]
+        assert all((check.ROOT / path).exists() for path in files if str(path) not in part.needs), part.name
+        if files and files[0].stem in PARSERS and files[0].exists():
+            importlib.import_module(files[0].stem).parse_arguments(
+                part.command[part.command.index(str(files[0])) + 1 :]
+            )
+
+
+@pytest.mark.parametrize('gpu', ['0', '-1'])
+def test_train_accepts_the_arguments_of_the_parts(gpu, check):
+    for part in check.make_parts(check.parse_arguments(['--gpu', gpu, '--parts', 'training'])):
+        train_options.TrainArguments.from_namespace(parser_of('train').parse_args(part.command[2:]))
+
+
+def test_folders_with_gpu_tests(check):
+    assert {'ops', 'models'} <= set(check.gpu_test_folders())
+    assert not {'golden', 'scripts', 'support'} & set(check.gpu_test_folders())
+
+
+def test_unknown_parts_are_an_error(check, capsys):
+    assert check.main(['--parts', 'nothing']) == 2
+    assert '--list' in capsys.readouterr().err
+
+
+def test_list_starts_nothing(check, capsys, tmp_path):
+    assert check.main(['--list', '--gpu', '-1', '--out', str(tmp_path / 'logs')]) == 0
+    assert 'detect/bundled' in capsys.readouterr().out
+    assert not (tmp_path / 'logs').exists()
+
+
+FIGURES = [
+    ('pytest_figure', 'x\n=== 3 passed, 1 skipped in 2.10s ===\n', '3 passed, 1 skipped in 2.10s'),
+    (
+        'detect_figure',
+        'bundled on GPU 0, tf32: failed, ValueError: x\nbundled on GPU 0, bf16: not supported, it needs more\n'
+        'bundled, fp32 compared with the CPU: 10/11 found, box 0.02 px, score 1.2e-05, mask IoU 0.998\n',
+        'fp32 10/11 (0.02 px, 1.2e-05), tf32 failed, bf16 not supported',
+    ),
+    (
+        'update_figure',
+        'bundled, fp16 compared with the CPU: losses within 0.01, parameters within 0.2 (relative)\n',
+        'fp16 0.01',
+    ),
+    ('sanitizer_figure', '1 passed\n========= ERROR SUMMARY: 0 errors\n', 'ERROR SUMMARY: 0 errors'),
+    (
+        'benchmark_figure',
+        'RPN  1\ntotal  0.0123  0.01  0.02 0.01 100.0%\n\nthe peer takes 2.50 times as long (2 to 3)\n',
+        '12.3 ms, peer x 2.50',
+    ),
+    ('benchmark_figure', 'total  0.0123  0.01  0.02 0.01 100.0%\n', '12.3 ms'),
+    (
+        'training_speed_figure',
+        '1       this              0.0341    0.03\n1       torch 2.11        0.06\n'
+        'the peer takes 1.90 times as long (1 to 2)\n2       this              0.0500    0.05\n',
+        '1: 34 ms, peer x 1.90; 2: 50 ms',
+    ),
+    (
+        'training_figure',
+        'iteration   epoch       rate     loss\n        1       0   1.00e-04    2.752    0.587\n'
+        '      100       0   1.00e-03    1.173    0.596\ndone after 100 iterations\n',
+        'loss 2.752 to 1.173 after 100 iterations',
+    ),
+    (
+        'kernels_figure',
+        'RoIAlign forward, C4, float32  0.1 2.0 3.0 61.5%\nRoIAlign backward, C4, float32  0.1 2.0 3.0 50.1%\n'
+        'NMS, 6000 boxes  0.1 2.0 3.0 7.0%\n',
+        'RoIAlign 61.5/50.1 %, NMS 7.0 %',
+    ),
+]
+
+
+@pytest.mark.parametrize(('function', 'log', 'figure'), FIGURES)
+def test_figures(function, log, figure, check):
+    assert getattr(check, function)(log) == figure
+
+
+@pytest.mark.parametrize(
+    ('status', 'log', 'skipped'),
+    [
+        (5, 'no tests ran', True),
+        (0, '3 skipped in 1s', True),
+        (0, '1 passed, 3 skipped', False),
+        (1, '1 failed', False),
+    ],
+)
+def test_pytest_without_tests_is_skipped(status, log, skipped, check):
+    assert check.pytest_skipped(status, log) is skipped
+
+
+def test_an_incomplete_log_gives_its_last_line(runner, check, tmp_path):
+    part = runner.Part('a', python('print("starting"); raise SystemExit(1)'), 20, figure=check.benchmark_figure)
+    (result,) = runner.PartRunner(tmp_path, tmp_path, lambda result: None).run([part])
+    assert (result.status, result.figure) == ('failed', 'starting')
