@@ -82,3 +82,24 @@ def test_number_of_rows(stand_in, rng, layer, shape):
     with chainer.no_backprop_mode():
         np.testing.assert_allclose(layer(x).array, expected, atol=1e-6)
     np.testing.assert_allclose(layer(x).array, expected, atol=1e-6)
+
+
+def test_output_layers_are_one_convolution_in_float32(stand_in, rng):
+    """Without backprop; the number of outputs is padded to a multiple of eight."""
+    np.random.seed(0)
+    links = [chainer.links.Linear(24, n) for n in (3, 12)]
+    for link in links:
+        link.b.array[...] = rng.uniform(-1, 1, link.b.shape)
+    x = rng.uniform(-1, 1, (5, 24)).astype('f')
+    expected = [link(x).array for link in links]
+    with cudnn_frontend.using_precision('fp16'):
+        for y, link_output in zip(layers.output_layers(x, *links), expected, strict=True):
+            np.testing.assert_array_equal(y.array, link_output)
+        assert stand_in.runs == []
+        with chainer.no_backprop_mode(), cache_weights():
+            outputs = layers.output_layers(x, *links), layers.output_layers(x, *links)
+    assert stand_in.runs == [['conv', 'bias']] * 2
+    assert stand_in.graphs[0].tensors[1].dim == [16, 24, 1, 1]
+    for variables in outputs:
+        for y, link_output in zip(variables, expected, strict=True):
+            np.testing.assert_allclose(y.array, link_output, rtol=0, atol=1e-6)

@@ -15,6 +15,7 @@ from chainer.backends import cuda
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, frontend, graphs
+from mask_rcnn.ops.cudnn_frontend.blocks import make_blocks
 from mask_rcnn.ops.runtime.cache import cache_weights
 from tests.support import cudnn_stand_in
 
@@ -159,11 +160,9 @@ def test_no_images(stand_in, kind):
 def test_one_kernel_applies_an_epilogue_that_cannot_be_fused(stand_in, rng, monkeypatch):
     x, w, b, residual = make(rng, (2, 4, 5, 5), (8, 4, 3, 3), 8, (2, 8, 5, 5))
     stand_in.unsupported = lambda steps: len(steps) > 1
-    epilogues = []
+    epilogues, launch = [], cudnn_frontend.convolution._launch_epilogue
     monkeypatch.setattr(
-        cudnn_frontend.convolution,
-        '_epilogue_kernel',
-        lambda **_: lambda *args: epilogues.append(args[-1]) or cudnn_stand_in.epilogue(*args),
+        cudnn_frontend.convolution, '_launch_epilogue', lambda *args: epilogues.append(args[0]) or launch(*args)
     )
     for precision, limit in (('fp32', 0.5), ('fp16', np.inf), ('bf16', np.inf)):
         with cudnn_frontend.using_precision(precision):
@@ -206,11 +205,37 @@ def test_im2col_replaces_a_missing_engine(stand_in, rng, caplog, name, precision
     assert kinds == ([] if is_matmul(precision, w_shape) else ['forward', 'data', 'filter'])
 
 
-def test_nan_stays_nan(stand_in):
-    y = np.full((1, 1, 1, 1), np.nan, 'f')
-    assert np.isnan(cudnn_frontend.apply_epilogue(y, None, None, True)) and np.isnan(
-        cudnn_frontend.apply_epilogue(y, clip_max=6.0)
-    )
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('shape', [(2, 16, 3, 5), (3, 5, 2, 2), (0, 8, 2, 2), (1, 1024, 4, 300)])
+@pytest.mark.parametrize('channels_last', [True, False])
+@pytest.mark.parametrize(('has_bias', 'has_residual'), [(True, True), (True, False), (False, True), (False, False)])
+def test_the_epilogue_of_an_array(xp, rng, dtype, shape, channels_last, has_bias, has_residual):
+    """Vectors and single channels, both memory layouts, and any type of bias and residual, to the bit."""
+    y, residual = (array.astype(dtype) for array in make(rng, shape, shape))
+    b = rng.uniform(-1, 1, shape[1]).astype('f')
+    total = y.astype('f') + (residual.astype('f') if has_residual else 0) + (b[:, None, None] if has_bias else 0)
+    stored = xp.asarray(y)
+    if channels_last:
+        stored = xp.ascontiguousarray(stored.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    arguments = [xp.asarray(array) if present else None for array, present in ((b, has_bias), (residual, has_residual))]
+    out = cudnn_frontend.apply_epilogue(stored, *arguments, relu=True, clip_max=0.75)
+    assert out is stored and out.dtype == dtype
+    np.testing.assert_array_equal(cuda.to_cpu(out), np.clip(total, 0, 0.75).astype(dtype))
+
+
+def test_a_residual_and_a_bias_of_other_types(xp, rng):
+    y, residual, b = make(rng, (1, 8, 2, 3), (1, 8, 2, 3), 8)
+    total = y + residual.astype(np.float16).astype('f') + b.astype(np.float16).astype('f')[:, None, None]
+    out = cudnn_frontend.apply_epilogue(*(xp.asarray(array) for array in (y, b.astype('e'), residual.astype('e'))))
+    np.testing.assert_allclose(cuda.to_cpu(out), total, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('channels', [1, 8])
+def test_nan_stays_nan(xp, dtype, channels):
+    y = xp.full((1, channels, 1, 1), np.nan, dtype)
+    for options in ({'relu': True}, {'clip_max': 6.0}):
+        assert np.isnan(cuda.to_cpu(cudnn_frontend.apply_epilogue(y, **options))).all()
 
 
 # Functions
@@ -639,3 +664,33 @@ def test_cudnn_frontend_accepts_the_descriptions(kind, name):
     for dtype in ('float32', 'float16', 'bfloat16'):
         task = graphs.ConvProblem(kind, dtype, x_shape, w_shape, (stride, stride), pads, **everything)
         graphs.describe(task, module, **options)
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize('layout', ['plain', 'padded', 'space_to_depth'])
+@pytest.mark.parametrize('size', [(16, 22), (15, 21)])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_a_convolution_of_few_channels_in_other_layouts(xp, rng, precision, layout, size, channels_last):
+    x, w, b = make(rng, (2, 3, *size), (8, 3, 7, 7), 8)
+    stored = xp.asarray(x)
+    if channels_last:
+        stored = xp.ascontiguousarray(stored.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    with cudnn_frontend.using_precision(precision):
+        actual = cudnn_frontend.convolve_few_channels(
+            stored, xp.asarray(w), xp.asarray(b), stride=2, pad=3, relu=True, layout=layout
+        )
+    assert actual.dtype == PRECISIONS[precision].result and is_channels_last(actual)
+    assert_close(actual, np.maximum(exact(x, w, 2, 3) + b[:, None, None], 0), precision, 150)
+
+
+@pytest.mark.parametrize('types', [('f', 'f'), ('f', 'e'), ('e', 'e')])
+@pytest.mark.parametrize('side', [1, 2])
+def test_blocks_of_pixels_are_channels(xp, rng, types, side):
+    x = make(rng, (2, 3, 5, 6))[0].astype(types[0])
+    blocks = cuda.to_cpu(make_blocks(xp.asarray(x)[:, :, :, ::2], side, 16, np.dtype(types[1])))
+    assert blocks.dtype == types[1] and blocks.shape == (2, 16, -(-5 // side), -(-3 // side))
+    assert not blocks[:, 3 * side**2 :].any()
+    padded = np.pad(x[:, :, :, ::2], [(0, 0), (0, 0), (0, 5 % side), (0, 3 % side)])
+    for i, j in np.ndindex(side, side):
+        first = 3 * (i * side + j)
+        np.testing.assert_array_equal(blocks[:, first : first + 3], padded[:, :, i::side, j::side].astype(types[1]))

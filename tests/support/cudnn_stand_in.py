@@ -232,12 +232,6 @@ class NewPygraph(Pygraph):
         self._execute(pointers, workspace, handle)
 
 
-def epilogue(residual, b, clip_min, clip_max, y):
-    """Apply the kernel of the same name; ``y`` is ``(N, H, W, O)``."""
-    values = y.astype(np.float32) + residual + b
-    y[...] = np.where(values < clip_min, clip_min, np.where(values > clip_max, clip_max, values))
-
-
 def pad_image(x, pre_padding, post_padding):
     return np.pad(x, [(0, 0), (0, 0), *zip(pre_padding, post_padding, strict=True)])
 
@@ -370,7 +364,6 @@ def installed(monkeypatch, kernel, pygraph=NewPygraph):
     monkeypatch.setattr(convolution, '_allocate', lambda size: size)
     monkeypatch.setattr(convolution, '_pointer', lambda memory: int(memory))
     monkeypatch.setattr(convolution, '_address', lambda array: array.ctypes.data)
-    monkeypatch.setattr(convolution, '_epilogue_kernel', lambda **_: epilogue)
     monkeypatch.setattr(convolution, '_milliseconds', milliseconds)
     monkeypatch.setattr(cublas, 'is_available', lambda: True)
     monkeypatch.setattr(cublas, 'matmul', matmul)

@@ -10,7 +10,8 @@ import chainer
 
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.models.layers import Backbone, ConvNorm, select_path
-from mask_rcnn.ops.conv.convolution import apply_epilogue, convolve
+from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.conv.convolution import convolve
 from mask_rcnn.ops.conv.max_pooling import max_pooling_2d
 from mask_rcnn.ops.runtime.cache import cached
 
@@ -24,7 +25,7 @@ class PoolAfterConv:
     per batch (:func:`mask_rcnn.ops.runtime.cache.cache_features`).
 
     Args:
-        pool: The RoI pooling, called with ``(feature_map,)``, ``rois`` and ``roi_indices``.
+        pool: The :class:`~mask_rcnn.models.roi_pooling.RoIPooling`, or a function with its arguments.
         rois: ``(R, 4)`` float32 boxes in the network input.
         roi_indices: ``(R,)`` int32 index of each RoI's image in the batch.
     """
@@ -49,11 +50,11 @@ class PoolAfterConv:
             weight, bias = layer.fold()
             array = chainer.as_array(x)
             h = cached(_convolve, array, weight, layer.conv.stride[0], layer.conv.pad[0], scope='features')
-            return chainer.as_variable(apply_epilogue(self._pool_rois(h).array, bias, relu=relu))
+            return self._pool_rois(h, bias=bias, relu=relu)
         return layer.normalize(self._pool_rois(layer.conv(x)), relu=relu)
 
-    def _pool_rois(self, feature_map):
-        return self._pool((feature_map,), self._rois, self._roi_indices)
+    def _pool_rois(self, feature_map, **epilogue):
+        return self._pool((feature_map,), self._rois, self._roi_indices, **epilogue)
 
 
 def _convolve(x, weight, stride, pad):
@@ -135,14 +136,24 @@ class Stem(ConvNorm):
     Args:
         pool_pad (int): The dialect's ``backbone.stem_pool_pad``.
         norm (str): ``'affine'`` or ``'bn'``.
+
+    Attributes:
+        gpu_layout (str): The layout of the input of the convolution on a GPU if backprop is disabled; see
+            :func:`mask_rcnn.ops.cudnn_frontend.convolve_few_channels`.
     """
+
+    gpu_layout = 'plain'
 
     def __init__(self, *, pool_pad, norm):
         super().__init__(3, 64, 7, stride=2, pad=3, norm=norm)
         self.pool_pad = pool_pad
 
     def forward(self, x):  # type: ignore[override]  # a whole layer without options
-        h = super().forward(x, relu=True)
+        if select_path(x) == 'cudnn' and self.has_fixed_norm:
+            options = {'stride': 2, 'pad': 3, 'relu': True, 'layout': self.gpu_layout}
+            h = cudnn_frontend.convolve_few_channels(chainer.as_array(x), *self.fold(), **options)
+        else:
+            h = super().forward(x, relu=True)
         return max_pooling_2d(h, 3, stride=2, pad=self.pool_pad, cover_all=self.pool_pad == 0)
 
 

@@ -44,7 +44,7 @@ from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.cache import cached
-from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc
+from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, vector_lanes
 
 logger = logging.getLogger(__name__)
 
@@ -416,25 +416,39 @@ def apply_epilogue(
     Args:
         y: ``(N, O, oh, ow)``, float32 or float16, fastest with the channels innermost in memory; overwritten.
         b: ``(O,)``, or ``None``.
-        residual: ``(N, O, oh, ow)``, or ``None``.
+        residual: ``(N, O, oh, ow)``, or ``None``; rounded to the type of ``y``.
         relu: Whether to apply ReLU.
         clip_max: Maximum of the result.
     """
-    kernel = _epilogue_kernel(has_residual=residual is not None, has_bias=b is not None)
-    residual, b = (0.0 if residual is None else as_nhwc(residual)), (0.0 if b is None else b)
-    kernel(residual, b, 0.0 if relu else -math.inf, clip_max, as_nhwc(y))
+    pixels = as_nhwc(y)
+    out = cuda.get_array_module(y).ascontiguousarray(pixels)
+    residual = None if residual is None else as_nhwc(_to_storage(residual, out.dtype))
+    b = None if b is None else cached(_narrow, b, np.dtype(np.float32))
+    _launch_epilogue(out, residual, b, 0.0 if relu else -math.inf, clip_max)
+    if not pixels.flags.c_contiguous:
+        pixels[...] = out
     return y
 
 
-def _epilogue_kernel(*, has_residual: bool, has_bias: bool):
-    # CuPy infers type variables such as R from arrays only, not from the scalar 0 that replaces an absent array.
-    return cuda.elementwise(
-        f'{"R" if has_residual else "float32"} residual, {"B" if has_bias else "float32"} b, '
-        'float32 clip_min, float32 clip_max',
-        'T y',
-        """
-        const float sum = (float)y + (float)residual + (float)b;
-        y = (T)(sum < clip_min ? clip_min : sum > clip_max ? clip_max : sum);
-    """,
-        'convolution_epilogue',
+def _launch_epilogue(y, residual, b, lowest: float, highest: float) -> None:
+    """Apply the epilogue to contiguous arrays ``(N, H, W, O)`` and ``b`` ``(O,)``; an absent array is ``None``."""
+    is_half = y.dtype == np.float16
+    lanes = vector_lanes(8 if is_half else 4, *(array for array in (y, residual, b) if array is not None))
+    source, added = (array.view(np.uint16) if is_half else array for array in (y, y if residual is None else residual))
+    # The kernel does not read the placeholders of absent arrays.
+    bias = cuda.get_array_module(y).empty(1, np.float32) if b is None else b
+    cuda_kernels.launch(
+        cuda_kernels.kernel('cudnn_frontend/epilogue.cu', f'epilogue_{"half_" if is_half else ""}{lanes}'),
+        y.size // lanes,
+        (
+            source,
+            added,
+            np.int32(residual is not None),
+            bias,
+            np.int32(b is not None),
+            np.float32(lowest),
+            np.float32(highest),
+            np.int32(y.shape[3]),
+            np.int64(y.size),
+        ),
     )
