@@ -150,8 +150,9 @@ class Stem(ConvNorm):
 
     def forward(self, x):  # type: ignore[override]  # a whole layer without options
         if select_path(x) == 'cudnn' and self.has_fixed_norm:
-            options = {'stride': 2, 'pad': 3, 'relu': True, 'layout': self.gpu_layout}
-            h = cudnn_frontend.convolve_few_channels(chainer.as_array(x), *self.fold(), **options)
+            h = cudnn_frontend.convolve_few_channels(
+                chainer.as_array(x), *self.fold(), stride=2, pad=3, relu=True, layout=self.gpu_layout
+            )
         else:
             h = super().forward(x, relu=True)
         return max_pooling_2d(h, 3, stride=2, pad=self.pool_pad, cover_all=self.pool_pad == 0)
