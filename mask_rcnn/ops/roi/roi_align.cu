@@ -91,8 +91,8 @@ __device__ bool may_overlap(float position, float length, int begin, int end)
 
 // Forward.  A block computes a rectangle of the bins of one RoI in some of the channels, and tabulates their taps: the
 // pixels that a bin reads along an axis, and their weights.  A warp computes one column of the rectangle at a time, so
-// that its threads take the same branches.  It keeps the weighted sums of the last even and the last odd row of the map,
-// because neighbouring bins of a small RoI read the same pixels.
+// that its threads take the same branches.  It keeps the weighted sums of the last even and the last odd map row: the
+// bins of a small RoI read the same pixels.
 
 const int WARP = 32;
 const int FORWARD_THREADS = 7 * WARP;  // at most; _MAX_WARPS of roi_align.py
@@ -510,10 +510,19 @@ __device__ void find_rows_of_bins(int n, int rows, batch_table& table)
     }
 }
 
-// The position of a chunk of bins in a batch: `bins` bins of a row, starting with `first`.
+// The position of a chunk of bins in a batch, packed into one register: `bins` bins of a row, starting with `first`.
 struct chunk_position {
-    int b, row, first, bins;
-    bool ends_row;
+    unsigned bits;  // 0: none
+
+    __device__ static chunk_position pack(int b, int row, int first, int bins, bool ends_row)
+    {
+        return {(unsigned)b << 24 | (unsigned)row << 16 | (unsigned)first << 8 | (unsigned)bins << 1 | ends_row};
+    }
+    __device__ int b() const { return bits >> 24; }
+    __device__ int row() const { return bits >> 16 & 255; }
+    __device__ int first() const { return bits >> 8 & 255; }
+    __device__ int bins() const { return bits >> 1 & 127; }
+    __device__ bool ends_row() const { return bits & 1; }
 };
 
 // The chunks of bins that contribute to one column of the tile, in the CPU implementation's order.
@@ -540,10 +549,10 @@ struct chunk_cursor {
     __device__ chunk_position next()
     {
         const int left = x_end() - first;
-        const chunk_position chunk = {b, row, first, left < BINS_OF_CHUNK ? left : BINS_OF_CHUNK,
-                                      left <= BINS_OF_CHUNK};
+        const chunk_position chunk = chunk_position::pack(
+            b, row, first, left < BINS_OF_CHUNK ? left : BINS_OF_CHUNK, left <= BINS_OF_CHUNK);
         first += BINS_OF_CHUNK;
-        if (chunk.ends_row) {
+        if (chunk.ends_row()) {
             first = x_begin();
             if (++row == table.y_end[b]) {
                 ++b;
@@ -569,17 +578,17 @@ __device__ void add_chunk(
     const table_layout& layout, const batch_table& table, const chunk_position& chunk, int column,
     const pack<element, LANES> (&bins)[BINS_OF_CHUNK], real (&line)[LANES], real (&sum)[TILE_ROWS][LANES])
 {
-    const float samples = table.samples[chunk.b], reciprocal = table.reciprocal[chunk.b];
-    const float* weights = table.weight + layout.column_start(chunk.b, column) + chunk.first;
+    const float samples = table.samples[chunk.b()], reciprocal = table.reciprocal[chunk.b()];
+    const float* weights = table.weight + layout.column_start(chunk.b(), column) + chunk.first();
 #pragma unroll
     for (int j = 0; j < BINS_OF_CHUNK; ++j)
-        if (j < chunk.bins)
+        if (j < chunk.bins())
             for (int lane = 0; lane < LANES; ++lane)
                 line[lane] += weights[j] * divide(load(bins[j].value[lane]), samples, reciprocal);
-    if (!chunk.ends_row)
+    if (!chunk.ends_row())
         return;
     const pack<float, TILE_ROWS> row_weights
-        = *(const pack<float, TILE_ROWS>*)(table.weight + layout.row_start(chunk.b, chunk.row));
+        = *(const pack<float, TILE_ROWS>*)(table.weight + layout.row_start(chunk.b(), chunk.row()));
 #pragma unroll
     for (int p = 0; p < TILE_ROWS; ++p)
         if (row_weights.value[p] != 0.0f)  // a NaN must not reach pixels that the row does not read
@@ -603,19 +612,19 @@ __device__ void add_batch(
     for (int round = 0;; ++round) {
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
-            if (round > 0 && chunk[i].bins == 0)
+            if (round > 0 && !chunk[i].bits)
                 return;
             if (round > 0)
                 add_chunk<element, LANES>(layout, table, chunk[i], column, bins[i], line, sum);
-            chunk[i].bins = 0;
+            chunk[i].bits = 0;
             if (cursor.b == n)
                 continue;
             chunk[i] = cursor.next();
-            const pack<element, LANES>* first = gy + groups
-                * (((long long)hits[chunk[i].b] * layout.rows + chunk[i].row) * layout.columns + chunk[i].first);
+            const long long row = (long long)hits[chunk[i].b()] * layout.rows + chunk[i].row();
+            const pack<element, LANES>* first = gy + (row * layout.columns + chunk[i].first()) * groups;
 #pragma unroll
             for (int j = 0; j < BINS_OF_CHUNK; ++j)  // the loads have no conditions, so that they do not wait
-                bins[i][j] = first[(j < chunk[i].bins ? j : 0) * groups];
+                bins[i][j] = first[(j < chunk[i].bins() ? j : 0) * groups];
         }
     }
 }
