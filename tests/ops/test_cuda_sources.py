@@ -20,6 +20,7 @@ KERNELS = {
     'conv/max_pooling.cu': 'max_pooling_4',
     'conv/upsample_add.cu': 'upsample_add_half_8',
     'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16',
+    'cudnn_frontend/blocks.cu': 'blocks_float_half',
     'cudnn_frontend/epilogue.cu': 'epilogue_half_8',
     'images/network_input.cu': 'opencv_uint8',
     'masks/keypoints.cu': 'decode_heatmaps',

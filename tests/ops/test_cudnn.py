@@ -15,6 +15,7 @@ from chainer.backends import cuda
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, frontend, graphs
+from mask_rcnn.ops.cudnn_frontend.blocks import make_blocks
 from mask_rcnn.ops.runtime.cache import cache_weights
 from tests.support import cudnn_stand_in
 
@@ -677,3 +678,33 @@ def test_cudnn_frontend_accepts_the_descriptions(kind, name):
     for dtype in ('float32', 'float16', 'bfloat16'):
         task = graphs.ConvProblem(kind, dtype, x_shape, w_shape, (stride, stride), pads, **everything)
         graphs.describe(task, module, **options)
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize('layout', ['plain', 'padded', 'space_to_depth'])
+@pytest.mark.parametrize('size', [(16, 22), (15, 21)])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_a_convolution_of_few_channels_in_other_layouts(xp, rng, precision, layout, size, channels_last):
+    x, w, b = make(rng, (2, 3, *size), (8, 3, 7, 7), 8)
+    stored = xp.asarray(x)
+    if channels_last:
+        stored = xp.ascontiguousarray(stored.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    with cudnn_frontend.using_precision(precision):
+        actual = cudnn_frontend.convolve_few_channels(
+            stored, xp.asarray(w), xp.asarray(b), stride=2, pad=3, relu=True, layout=layout
+        )
+    assert actual.dtype == PRECISIONS[precision].result and is_channels_last(actual)
+    assert_close(actual, np.maximum(exact(x, w, 2, 3) + b[:, None, None], 0), precision, 150)
+
+
+@pytest.mark.parametrize('types', [('f', 'f'), ('f', 'e'), ('e', 'e')])
+@pytest.mark.parametrize('side', [1, 2])
+def test_blocks_of_pixels_are_channels(xp, rng, types, side):
+    x = make(rng, (2, 3, 5, 6))[0].astype(types[0])
+    blocks = cuda.to_cpu(make_blocks(xp.asarray(x)[:, :, :, ::2], side, 16, np.dtype(types[1])))
+    assert blocks.dtype == types[1] and blocks.shape == (2, 16, -(-5 // side), -(-3 // side))
+    assert not blocks[:, 3 * side**2 :].any()
+    padded = np.pad(x[:, :, :, ::2], [(0, 0), (0, 0), (0, 5 % side), (0, 3 % side)])
+    for i, j in np.ndindex(side, side):
+        first = 3 * (i * side + j)
+        np.testing.assert_array_equal(blocks[:, first : first + 3], padded[:, :, i::side, j::side].astype(types[1]))

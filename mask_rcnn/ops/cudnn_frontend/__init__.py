@@ -7,6 +7,7 @@ layout of the tensor cores.  The result of a convolution is the input of the nex
 (:mod:`~mask_rcnn.ops.cudnn_frontend.convolution`).
 """
 
+from mask_rcnn.ops.cudnn_frontend.blocks import convolve_few_channels
 from mask_rcnn.ops.cudnn_frontend.convolution import (
     apply_epilogue,
     convolve,
@@ -27,6 +28,7 @@ __all__ = [
     'convolve',
     'convolve_backward_data',
     'convolve_backward_filter',
+    'convolve_few_channels',
     'current_precision',
     'deconvolution_2d',
     'deconvolve',
