@@ -9,7 +9,7 @@ import numpy as np
 
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.models.backbones.resnet import PoolAfterConv, ResNetStage
-from mask_rcnn.models.layers import Linear, as_float32
+from mask_rcnn.models.layers import Linear, as_float32, output_layers
 from mask_rcnn.models.roi_pooling import RoIPooling, run_in_chunks, split_by_image
 from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
@@ -202,8 +202,7 @@ class Res5BoxHead(BoxHead):
             tuple: Logits ``(R, 1 + C)`` and deltas ``(R, 4 * (1 + C))``, both :class:`chainer.Variable`.  Class 0 is
             the background; each class has ``(dy, dx, dh, dw)``.
         """
-        h = global_average_pooling_2d(roi_features)
-        return self.score(h), self.delta(h)
+        return output_layers(global_average_pooling_2d(roi_features), self.score, self.delta)
 
 
 class LinearBoxHead(BoxHead):
@@ -239,4 +238,4 @@ class LinearBoxHead(BoxHead):
     def forward(self, roi_features):
         """Classify RoIs and regress their boxes; see :meth:`Res5BoxHead.forward`."""
         h = as_float32(self.fc7(self.fc6(roi_features, relu=True), relu=True))
-        return self.score(h), self.delta(h)
+        return output_layers(h, self.score, self.delta)

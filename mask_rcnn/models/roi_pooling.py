@@ -11,6 +11,7 @@ import numpy as np
 from chainer.backend import get_array_module
 
 from mask_rcnn.config import Dialect
+from mask_rcnn.ops.conv.convolution import apply_epilogue
 from mask_rcnn.ops.roi.crop_and_resize import crop_and_resize
 from mask_rcnn.ops.roi.levels import assign_levels_gpu
 from mask_rcnn.ops.roi.roi_align import roi_align, roi_align_pyramid
@@ -42,29 +43,42 @@ class RoIPooling:
         self._uses_roi_align = config.roi_align and config.dialect.rois.op == 'roi_align'
         self._grid = {'output_size': roi_size, 'bin_step': bin_step}
 
-    def __call__(self, features, rois, roi_indices):
+    def __call__(self, features, rois, roi_indices, *, bias=None, relu=False):
         """Return the features of RoIs.
 
         Args:
             features: The extractor's feature maps, ``(N, C, H, W)`` floats each.
             rois: ``(R, 4)`` float32 boxes in the network input.
             roi_indices: ``(R,)`` int32 index of each RoI's image in the batch.
+            bias: ``(C,)`` to add to the features, or ``None``.
+            relu (bool): Whether to apply ReLU.  With a bias or ReLU the result has no graph.
 
         Returns:
             chainer.Variable: ``(R, C, roi_size / bin_step, roi_size / bin_step)``.
         """
+        if self._uses_roi_align:
+            return self._align(features, rois, roi_indices, bias=bias, relu=relu)
+        pooled = self._pool_max_or_crop(features, rois, roi_indices)
+        if bias is None and not relu:
+            return pooled
+        return chainer.as_variable(apply_epilogue(pooled.array, bias, relu=relu))
+
+    def _align(self, features, rois, roi_indices, **epilogue):
+        options = {'sampling_ratio': self.config.sampling_ratio, **self._grid, **epilogue}
+        if len(self.strides) == 1:
+            return roi_align(features[0], rois, roi_indices, spatial_scale=1 / self.strides[0], **options)
+        return roi_align_pyramid(
+            features[: len(self.strides)],
+            rois,
+            roi_indices,
+            self._levels(features, rois),
+            spatial_scales=[1 / stride for stride in self.strides],
+            **options,
+        )
+
+    def _pool_max_or_crop(self, features, rois, roi_indices):
         if len(self.strides) == 1:
             return self._pool(features[0], rois, roi_indices, self.strides[0])
-        if self._uses_roi_align:
-            return roi_align_pyramid(
-                features[: len(self.strides)],
-                rois,
-                roi_indices,
-                self._levels(features, rois),
-                sampling_ratio=self.config.sampling_ratio,
-                spatial_scales=[1 / stride for stride in self.strides],
-                **self._grid,
-            )
         if get_array_module(rois) is not np and not chainer.config.enable_backprop:
             return self._pool_all_levels_masked(features, rois, roi_indices)
         return self._pool_by_level(features, rois, roi_indices)
@@ -100,10 +114,7 @@ class RoIPooling:
         if self.config.dialect.rois.op == 'crop_and_resize':
             last = tuple(side * stride - 1 for side in feature_map.shape[2:])
             return crop_and_resize(feature_map, rois, roi_indices, output_size=self.roi_size, last=last)
-        options = {'spatial_scale': 1 / stride, **self._grid}
-        if self._uses_roi_align:
-            return roi_align(feature_map, rois, roi_indices, sampling_ratio=self.config.sampling_ratio, **options)
-        return roi_max_pooling(feature_map, rois, roi_indices, **options)
+        return roi_max_pooling(feature_map, rois, roi_indices, spatial_scale=1 / stride, **self._grid)
 
     def _levels(self, features, rois):
         """Return the index of each RoI's level.

@@ -10,6 +10,7 @@ from mask_rcnn.models.layers import Convolution2D
 from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
 from mask_rcnn.ops.boxes.proposals import generate_proposals
+from mask_rcnn.ops.runtime.cache import retain
 from mask_rcnn.ops.runtime.device import uses_padding
 
 
@@ -94,7 +95,7 @@ class RPN(chainer.Chain):
                 for cell, stride, size in zip(self.cell_anchors, self.strides, sizes, strict=True)
             ]
             self._anchors = {key: anchors}  # keep only the last input size
-        return self._anchors[key]
+        return retain(self._anchors[key])
 
     def decode(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None, padded=False):
         """Decode the outputs of the network into the proposals of one image.

@@ -22,6 +22,7 @@ KERNELS = {
     'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16',
     'cudnn_frontend/blocks.cu': 'blocks_float_half',
     'cudnn_frontend/epilogue.cu': 'epilogue_half_8',
+    'cudnn_frontend/winograd.cu': 'winograd_input',
     'images/network_input.cu': 'opencv_uint8',
     'masks/keypoints.cu': 'decode_heatmaps',
     'masks/paste_masks.cu': 'paste_masks',
@@ -29,6 +30,7 @@ KERNELS = {
     'roi/levels.cu': 'assign_levels',
     'roi/roi_align.cu': 'roi_align_forward_4',
     'roi/roi_max_pooling.cu': 'roi_max_pooling_forward',
+    'runtime/hash.cu': 'hash_segments',
 }
 #: Compute capabilities: the oldest and the newest, and those between.
 OUTER_ARCHITECTURES, INNER_ARCHITECTURES = (75, 120), (80, 86, 89, 90, 100)

@@ -274,6 +274,54 @@ def test_padding_rois_are_zero_and_have_no_gradient(emulated_kernels, rng, chann
         np.testing.assert_array_equal(gx, expected)
 
 
+@pytest.mark.parametrize('channels', [3, 8])
+@pytest.mark.parametrize(('has_bias', 'relu'), [(True, False), (False, True), (True, True)])
+def test_the_epilogue_adds_the_bias_and_applies_relu(backend, rng, channels, has_bias, relu):
+    x, rois, indices = random_problem(rng, channels=channels)
+    bias = rng.standard_normal(channels).astype(np.float32) if has_bias else None
+    options = dict(output_size=(3, 4), spatial_scale=1 / 16)
+    expected = backend.numpy(pool(backend, roi_align, x, rois, indices, **options))
+    if has_bias:
+        expected = expected + bias[:, None, None]
+    if relu:
+        expected = np.maximum(expected, 0)
+    x, rois, indices, bias = map(backend.array, (x, rois, indices, bias))
+    y = roi_align(chainer.Variable(x), rois, indices, bias=bias, relu=relu, **options)
+    np.testing.assert_array_equal(backend.numpy(y), expected)
+    assert y.creator is None
+
+
+def test_the_epilogue_of_half_precision_is_float32(emulated_kernels, rng):
+    """The sum of a bin and its bias is rounded once; a NaN passes ReLU."""
+    features, rois, indices, levels, scales = pyramid_problem(rng, 2, 8, np.float16)
+    features[0][:, 3], features[1][:, 3] = np.nan, np.nan
+    regions = module._Regions(rois, indices, levels, tuple(scales), (3, 3), 2, False, 1)
+    y = module.forward_gpu([x.astype(np.float32) for x in features], regions)
+    bias = rng.standard_normal(8).astype(np.float32)
+    fused = module.forward_gpu(features, regions, module._Epilogue(bias, relu=True))
+    np.testing.assert_array_equal(fused, np.maximum(y + bias[:, None, None], 0).astype(np.float16))
+    assert np.isnan(fused[:, 3]).any()
+
+
+@pytest.mark.parametrize(('n_rois', 'bins', 'groups'), [(1, (7, 7), 1), (100, (14, 14), 32), (1000, (40, 33), 100)])
+def test_a_forward_launch_has_a_warp_for_every_bin(n_rois, bins, groups):
+    (n_blocks, slices), (n_threads,), n_rows = module._forward_launch(n_rois, bins, groups)
+    assert n_blocks == n_rois * -(-bins[0] // n_rows) * -(-bins[1] // 16)
+    assert 1 <= n_rows <= min(bins[0], 16) and slices * 32 >= groups
+    assert n_threads % 32 == 0 and n_threads <= 7 * 32
+
+
+def test_rows_of_bins_per_block_do_not_change_the_result(emulated_kernels, rng, monkeypatch):
+    features, rois, indices, levels, scales = pyramid_problem(rng, 2, 8)
+    regions = module._Regions(rois, indices, levels, tuple(scales), (20, 9), 0, False, 1)
+    results = []
+    for n_warps in (1, 500, 1 << 20):
+        monkeypatch.setattr(module, '_MIN_WARPS', n_warps)
+        results.append(module.forward_gpu(features, regions))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
 def test_a_pyramid_is_one_launch_without_copies(emulated_kernels, rng):
     features, rois, indices, levels, scales = pyramid_problem(rng, 4, 8, np.float16)
     features = [np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for x in features]

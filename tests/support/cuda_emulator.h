@@ -16,6 +16,7 @@
 #define __global__
 #define __device__ inline
 #define __shared__ static
+#define __launch_bounds__(...)
 #define __syncthreads() emulator::wait_at_barrier(__LINE__)
 #define __popcll __builtin_popcountll
 #define atomicAdd(address, value) __atomic_fetch_add(address, value, __ATOMIC_RELAXED)

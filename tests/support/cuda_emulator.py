@@ -19,7 +19,9 @@ from mask_rcnn.ops.runtime import cuda_kernels
 _HEADER = Path(__file__).with_name('cuda_emulator.h')
 # A fortified longjmp refuses to switch stacks.
 _FLAGS = ('-std=c++20', '-O2', '-ffp-contract=off', '-shared', '-fPIC', '-fno-gnu-unique', '-U_FORTIFY_SOURCE')
-_KERNEL = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)\s*\{(.*?)\n\}', re.DOTALL)
+_KERNEL = re.compile(
+    r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\((.*?)\)\s*\{(.*?)\n\}', re.DOTALL
+)
 _FUNCTION = re.compile(r'^__device__ [\w ]+?(\w+)\([^;{]*\)\s*\{\n(.*?)\n\}', re.DOTALL | re.MULTILINE)
 _TYPES = {
     'float': np.float32,

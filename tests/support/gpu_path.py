@@ -44,6 +44,7 @@ def on_gpu(monkeypatch, kernels):
         for module_name in (layers, resnet):
             monkeypatch.setattr(module_name, 'convolve', convolve)
             monkeypatch.setattr(module_name, 'select_path', select_path)
+        monkeypatch.setattr(keypoint_head, 'select_path', select_path)
         for user in (box_head, keypoint_head, predictor, rpn):
             monkeypatch.setattr(user, 'uses_padding', lambda device: True)
         monkeypatch.setattr(

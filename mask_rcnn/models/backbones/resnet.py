@@ -11,7 +11,7 @@ import chainer
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.models.layers import Backbone, ConvNorm, select_path
 from mask_rcnn.ops import cudnn_frontend
-from mask_rcnn.ops.conv.convolution import apply_epilogue, convolve
+from mask_rcnn.ops.conv.convolution import convolve
 from mask_rcnn.ops.conv.max_pooling import max_pooling_2d
 from mask_rcnn.ops.runtime.cache import cached
 
@@ -25,7 +25,7 @@ class PoolAfterConv:
     per batch (:func:`mask_rcnn.ops.runtime.cache.cache_features`).
 
     Args:
-        pool: The RoI pooling, called with ``(feature_map,)``, ``rois`` and ``roi_indices``.
+        pool: The :class:`~mask_rcnn.models.roi_pooling.RoIPooling`, or a function with its arguments.
         rois: ``(R, 4)`` float32 boxes in the network input.
         roi_indices: ``(R,)`` int32 index of each RoI's image in the batch.
     """
@@ -50,11 +50,11 @@ class PoolAfterConv:
             weight, bias = layer.fold()
             array = chainer.as_array(x)
             h = cached(_convolve, array, weight, layer.conv.stride[0], layer.conv.pad[0], scope='features')
-            return chainer.as_variable(apply_epilogue(self._pool_rois(h).array, bias, relu=relu))
+            return self._pool_rois(h, bias=bias, relu=relu)
         return layer.normalize(self._pool_rois(layer.conv(x)), relu=relu)
 
-    def _pool_rois(self, feature_map):
-        return self._pool((feature_map,), self._rois, self._roi_indices)
+    def _pool_rois(self, feature_map, **epilogue):
+        return self._pool((feature_map,), self._rois, self._roi_indices, **epilogue)
 
 
 def _convolve(x, weight, stride, pad):
@@ -150,9 +150,8 @@ class Stem(ConvNorm):
 
     def forward(self, x):  # type: ignore[override]  # a whole layer without options
         if select_path(x) == 'cudnn' and self.has_fixed_norm:
-            weight, bias = self.fold()
             h = cudnn_frontend.convolve_few_channels(
-                chainer.as_array(x), weight, bias, stride=2, pad=3, relu=True, layout=self.gpu_layout
+                chainer.as_array(x), *self.fold(), stride=2, pad=3, relu=True, layout=self.gpu_layout
             )
         else:
             h = super().forward(x, relu=True)

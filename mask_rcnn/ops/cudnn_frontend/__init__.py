@@ -4,7 +4,8 @@ CuPy 14 has no cuDNN bindings, and Chainer without them multiplies im2col matric
 graph that cuDNN compiles once per shape (:mod:`~mask_rcnn.ops.cudnn_frontend.graphs`); convolution, residual, bias and
 ReLU run as one kernel.  Arrays have Chainer's shape ``(N, C, H, W)`` with the channels innermost in memory (NHWC), the
 layout of the tensor cores.  The result of a convolution is the input of the next one without a copy
-(:mod:`~mask_rcnn.ops.cudnn_frontend.convolution`).
+(:mod:`~mask_rcnn.ops.cudnn_frontend.convolution`).  True float32 convolutions, for which cuDNN has slow engines, mostly
+run by cuBLAS instead (:mod:`~mask_rcnn.ops.cudnn_frontend.matmul`, :mod:`~mask_rcnn.ops.cudnn_frontend.winograd`).
 """
 
 from mask_rcnn.ops.cudnn_frontend.blocks import convolve_few_channels

@@ -89,104 +89,261 @@ __device__ bool may_overlap(float position, float length, int begin, int end)
         && fminf(position, position + length) - 2.0f < (float)end;
 }
 
-// Forward.  A block computes one row of bins of one RoI, at most MAX_COLUMNS of them, in all channels.
+// Forward.  A block computes a rectangle of the bins of one RoI in some of the channels, and tabulates their taps: the
+// pixels that a bin reads along an axis, and their weights.  A warp computes one column of the rectangle at a time, so
+// that its threads take the same branches.  It keeps the weighted sums of the last two map rows, because neighbouring
+// bins of a small RoI read the same pixels.
 
-const int MAX_COLUMNS = 32;
-const int FORWARD_TABLE = 512;
+const int WARP = 32;
+const int FORWARD_THREADS = 7 * WARP;  // at most; _MAX_WARPS of roi_align.py
+const int FORWARD_BLOCKS = 4;  // of a multiprocessor: limits the registers
+const int MAX_ROWS = 16, MAX_COLUMNS = 16;  // of a block; _MAX_ROWS and _MAX_COLUMNS of roi_align.py
+const int MAX_TAPS = 512;  // of a block, along both axes
+const int LOADS = 4;  // that a thread issues before it uses the first of them
 
-// The pixels of the block's bins and their weights: the columns, and after them the row.
-struct bin_table {
-    int first[MAX_COLUMNS + 1], count[MAX_COLUMNS + 1];
-    float weight[FORWARD_TABLE];
+struct tap {
+    int pixel;
+    float weight;
 };
 
-// The bins that a block computes.
-struct row_of_bins {
-    roi_axis rows, columns;
-    int row, first_column, n_columns;
-    int slots;  // capacity of the table per bin
+// The taps of the block's bins: those of the rows, then those of the columns.
+struct tap_table {
+    int count[MAX_ROWS + MAX_COLUMNS];
+    float samples[MAX_ROWS + MAX_COLUMNS];  // per bin
+    tap taps[MAX_TAPS];  // (bin, slot)
+};
 
-    __device__ bool fits(const bin_table& table) const
+// The bins of a block.
+struct bin_rectangle {
+    int roi, first_row, n_rows, first_column, n_columns;
+
+    __device__ int slots() const { return MAX_TAPS / (n_rows + n_columns); }
+
+    __device__ bool fits(const tap_table& table) const
     {
         bool result = true;
-        for (int bin = 0; bin <= n_columns; ++bin)
-            result = result && table.count[bin] <= slots;
+        for (int bin = 0; bin < n_rows + n_columns; ++bin)
+            result = result && table.count[bin] <= slots();
         return result;
-    }
-
-    // The weight of the i-th pixel of a bin.
-    __device__ float weight(const bin_table& table, int bin, int i) const
-    {
-        const int pixel = table.first[bin] + i;
-        return bin < n_columns ? bin_weight(columns, first_column + bin, pixel) : bin_weight(rows, row, pixel);
     }
 };
 
-__device__ void find_pixels(const row_of_bins& bins, bool is_valid, bin_table& table)
+// One of the feature maps, the map of an image.
+struct feature_map {
+    float scale;
+    int height, width;
+    bool is_valid;  // whether the RoI's level and image exist
+};
+
+// The epilogue of pooling.
+struct epilogue {
+    const real* bias;  // per channel, or null
+    bool relu;
+};
+
+// rows, columns: computed bins of a RoI.
+__device__ bin_rectangle bins_of_block(int rows, int columns, int rows_of_block)
 {
-    const int bin = threadIdx.x;
-    if (bin > bins.n_columns)
-        return;
-    const bool is_column = bin < bins.n_columns;
-    const roi_axis& axis = is_column ? bins.columns : bins.rows;
-    int begin = axis.size, end = 0;
-    for (int i = 0; is_valid && i < axis.grid; ++i) {
+    const int row_blocks = (rows + rows_of_block - 1) / rows_of_block;
+    const int column_blocks = (columns + MAX_COLUMNS - 1) / MAX_COLUMNS;
+    const int row_block = blockIdx.x / column_blocks;
+    bin_rectangle bins;
+    bins.roi = row_block / row_blocks;
+    bins.first_row = row_block % row_blocks * rows_of_block;
+    bins.n_rows = rows - bins.first_row < rows_of_block ? rows - bins.first_row : rows_of_block;
+    bins.first_column = blockIdx.x % column_blocks * MAX_COLUMNS;
+    bins.n_columns = columns - bins.first_column < MAX_COLUMNS ? columns - bins.first_column : MAX_COLUMNS;
+    return bins;
+}
+
+// Add a weight to the tap of a pixel, which is one of the last two taps or a new one.  Return the number of taps.
+__device__ int add_tap(int pixel, float weight, int count, int slots, tap* taps)
+{
+    for (int k = count - 1; k >= 0 && k >= count - 2; --k)
+        if (taps[k].pixel == pixel) {
+            taps[k].weight += weight;
+            return count;
+        }
+    if (count < slots)
+        taps[count] = {pixel, weight};
+    return count + 1;
+}
+
+// Tabulate the taps of a bin.  Return their number, more than `slots` if they do not fit.
+__device__ int fill_taps(const roi_axis& axis, int bin, int slots, tap* taps)
+{
+    int count = 0;
+    for (int i = 0; i < axis.grid && count <= slots; ++i) {
         float fraction;
-        const int pixel = sample_pixel(axis, is_column ? bins.first_column + bin : bins.row, i, &fraction);
+        const int pixel = sample_pixel(axis, bin, i, &fraction);
         if (pixel < 0)
             continue;
-        const int upper = pixel < axis.size - 1 ? pixel + 1 : pixel;
-        begin = pixel < begin ? pixel : begin;
-        end = upper >= end ? upper + 1 : end;
+        count = add_tap(pixel, 1.0f - fraction, count, slots, taps);
+        if (fraction > 0.0f && count <= slots)
+            count = add_tap(pixel + 1, fraction, count, slots, taps);
     }
-    table.first[bin] = begin;
-    table.count[bin] = end > begin ? end - begin : 0;
+    return count;
 }
 
-__device__ void fill_weights(const row_of_bins& bins, bin_table& table)
+// Tabulate the taps of the block's bins, one bin per thread.
+__device__ void tabulate_taps(
+    const bin_rectangle& bins, const float* roi, const feature_map& map, const axis_params& row_params,
+    const axis_params& column_params, tap_table& table)
 {
-    for (int entry = threadIdx.x; entry < (bins.n_columns + 1) * bins.slots; entry += blockDim.x) {
-        const int bin = entry / bins.slots, i = entry % bins.slots;
-        if (i < table.count[bin])
-            table.weight[entry] = bins.weight(table, bin, i);
+    for (int bin = threadIdx.x; bin < bins.n_rows + bins.n_columns; bin += blockDim.x) {
+        const bool is_row = bin < bins.n_rows;
+        const roi_axis axis = is_row ? make_roi_axis(roi[0], roi[2], row_params, map.height)
+            : make_roi_axis(roi[1], roi[3], column_params, map.width);
+        const int number = is_row ? bins.first_row + bin : bins.first_column + bin - bins.n_rows;
+        table.samples[bin] = axis.samples();
+        table.count[bin] = map.is_valid
+            ? fill_taps(axis, number, bins.slots(), table.taps + bin * bins.slots()) : 0;
     }
 }
 
-// map: the feature map of the RoI's image.  y: the block's first bin.  IN_TABLE: whether the table has all weights.
-template <typename element, int LANES, bool IN_TABLE>
-__device__ void pool(const row_of_bins& bins, const bin_table& table, const element* map, int channels, element* y)
+__device__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+// Return the weighted sum of pixels of a map row in `sum`.  pixels: the first pixel of the row; groups: its step.
+template <typename element, int LANES>
+__device__ void sum_line(
+    const pack<element, LANES>* pixels, int groups, const tap* taps, int count, real (&sum)[LANES])
 {
-    const int groups = channels / LANES;
-    const int first_row = table.first[bins.n_columns], n_rows = table.count[bins.n_columns];
-    const real samples = (real)(bins.rows.samples() * bins.columns.samples());
-    for (int item = threadIdx.x; item < bins.n_columns * groups; item += blockDim.x) {
-        const int column = item / groups, group = item % groups;
-        const int n_pixels = table.count[column];
-        const pack<element, LANES>* first_pixel = (const pack<element, LANES>*)map + group
-            + ((long long)first_row * bins.columns.size + table.first[column]) * groups;
-        real sum[LANES] = {};
-        for (int i = 0; i < n_rows; ++i) {
-            const float row_weight = IN_TABLE ? table.weight[bins.n_columns * bins.slots + i]
-                : bins.weight(table, bins.n_columns, i);
-            if (row_weight == 0.0f)  // a row between samples that are far apart
-                continue;
-            const pack<element, LANES>* pixels = first_pixel + (long long)i * bins.columns.size * groups;
-            real line[LANES] = {};
-#pragma unroll 2
-            for (int j = 0; j < n_pixels; ++j) {
-                const pack<element, LANES> pixel = pixels[(long long)j * groups];
-                const float weight = IN_TABLE ? table.weight[column * bins.slots + j] : bins.weight(table, column, j);
+    for (int lane = 0; lane < LANES; ++lane)
+        sum[lane] = 0;
+    for (int first = 0; first < count; first += LOADS) {
+        pack<element, LANES> pixel[LOADS];
+        real weight[LOADS];
+#pragma unroll
+        for (int k = 0; k < LOADS; ++k)
+            if (first + k < count) {
+                pixel[k] = pixels[(long long)taps[first + k].pixel * groups];
+                weight[k] = taps[first + k].weight;
+            }
+#pragma unroll
+        for (int k = 0; k < LOADS; ++k)
+            if (first + k < count)
                 for (int lane = 0; lane < LANES; ++lane)
-                    line[lane] += weight * load(pixel.value[lane]);
+                    sum[lane] = multiply_add(weight[k], load(pixel[k].value[lane]), sum[lane]);
+    }
+}
+
+// Apply the epilogue to the sums of a bin and store them.
+template <typename element, int LANES>
+__device__ void store_bin(
+    const real (&sum)[LANES], real factor, const epilogue& end, int group, pack<element, LANES>* target)
+{
+    pack<element, LANES> bin;
+    for (int lane = 0; lane < LANES; ++lane) {
+        real value = sum[lane] * factor;
+        if (end.bias)
+            value += ((const pack<real, LANES>*)end.bias)[group].value[lane];
+        store(end.relu && value < 0 ? 0 : value, bin.value[lane]);
+    }
+    *target = bin;
+}
+
+// Pool one column of the block's bins.  map, y: the first element of the image and of the column's first bin, in this
+// thread's group of channels; row_pitch: step between the rows of bins in y.
+template <typename element, int LANES>
+__device__ void pool_column(
+    const bin_rectangle& bins, const tap_table& table, int column, const pack<element, LANES>* map, int width,
+    int groups, int group, const epilogue& end, int row_pitch, pack<element, LANES>* y)
+{
+    const int slots = bins.slots(), n_column_taps = table.count[bins.n_rows + column];
+    const tap* column_taps = table.taps + (bins.n_rows + column) * slots;
+    const real factor = (real)1 / (real)(table.samples[0] * table.samples[bins.n_rows]);
+    int older = -1, newer = -1;  // map rows
+    real older_line[LANES] = {}, newer_line[LANES] = {};
+    for (int row = 0; row < bins.n_rows; ++row) {
+        real sum[LANES] = {};
+        for (int k = 0; k < table.count[row]; ++k) {
+            const tap row_tap = table.taps[row * slots + k];
+            if (row_tap.pixel == older) {
+                for (int lane = 0; lane < LANES; ++lane)
+                    sum[lane] = multiply_add(row_tap.weight, older_line[lane], sum[lane]);
+                continue;
+            }
+            if (row_tap.pixel != newer) {
+                for (int lane = 0; lane < LANES; ++lane)
+                    older_line[lane] = newer_line[lane];
+                older = newer;
+                newer = row_tap.pixel;
+                sum_line<element, LANES>(
+                    map + (long long)newer * width * groups, groups, column_taps, n_column_taps, newer_line);
             }
             for (int lane = 0; lane < LANES; ++lane)
-                sum[lane] += row_weight * line[lane];
+                sum[lane] = multiply_add(row_tap.weight, newer_line[lane], sum[lane]);
         }
-        pack<element, LANES> bin;
-        for (int lane = 0; lane < LANES; ++lane)
-            store(sum[lane] / samples, bin.value[lane]);
-        ((pack<element, LANES>*)y)[item] = bin;
+        store_bin<element, LANES>(sum, factor, end, group, y + (long long)row * row_pitch);
     }
+}
+
+// Pool the block's bins sample by sample, for RoIs whose taps do not fit into the table.
+template <typename element>
+__device__ void pool_samples(
+    const bin_rectangle& bins, const roi_axis& rows, const roi_axis& columns, const element* map, int channels,
+    const epilogue& end, int row_pitch, element* y)
+{
+    const int first = blockIdx.y * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.x;
+    for (int item = first; item < bins.n_rows * bins.n_columns * channels; item += step) {
+        const int channel = item % channels, bin = item / channels;
+        const int row = bin / bins.n_columns, column = bin % bins.n_columns;
+        real sum[1] = {};
+        for (int i = 0; i < rows.grid; ++i)
+            for (int j = 0; j < columns.grid; ++j) {
+                float down, right;
+                const int top = sample_pixel(rows, bins.first_row + row, i, &down);
+                const int left = sample_pixel(columns, bins.first_column + column, j, &right);
+                if (top < 0 || left < 0)
+                    continue;
+                for (int corner = 0; corner < 4; ++corner) {
+                    const float weight = (corner & 2 ? down : 1.0f - down) * (corner & 1 ? right : 1.0f - right);
+                    const long long pixel = (long long)(top + (corner >> 1)) * columns.size + left + (corner & 1);
+                    if (weight > 0.0f)  // otherwise the pixel may be outside of the map
+                        sum[0] += weight * load(map[pixel * channels + channel]);
+                }
+            }
+        store_bin<element, 1>(sum, (real)1 / (real)(rows.samples() * columns.samples()), end, channel,
+                              (pack<element, 1>*)y + ((long long)row * row_pitch + column) * channels + channel);
+    }
+}
+
+// y: the first bin of the RoI.
+template <typename element, int LANES>
+__device__ void pool_columns(
+    const bin_rectangle& bins, const tap_table& table, const element* map, int width, int channels, int columns,
+    const epilogue& end, element* y)
+{
+    const int groups = channels / LANES, group = blockIdx.y * WARP + threadIdx.x % WARP;
+    if (group >= groups)
+        return;
+    for (int column = threadIdx.x / WARP; column < bins.n_columns; column += blockDim.x / WARP)
+        pool_column<element, LANES>(
+            bins, table, column, (const pack<element, LANES>*)map + group, width, groups, group, end,
+            columns * groups, (pack<element, LANES>*)y + (long long)column * groups + group);
+}
+
+// Grid: RoIs x blocks of rows x blocks of columns, groups of channels / WARP.
+template <typename element, int LANES>
+__device__ void forward(
+    const element* map, const feature_map& shape, const axis_params& row_params, const axis_params& column_params,
+    const bin_rectangle& bins, const float* roi, int image, int lanes, int channels, const epilogue& end, element* y)
+{
+    __shared__ tap_table table;
+    tabulate_taps(bins, roi, shape, row_params, column_params, table);
+    __syncthreads();
+    const int rows = row_params.computed_bins(), columns = column_params.computed_bins();
+    map += (long long)(shape.is_valid ? image : 0) * shape.height * shape.width * channels;
+    y += (((long long)bins.roi * rows + bins.first_row) * columns + bins.first_column) * channels;
+    if (!bins.fits(table))
+        pool_samples<element>(bins, make_roi_axis(roi[0], roi[2], row_params, shape.height),
+                              make_roi_axis(roi[1], roi[3], column_params, shape.width), map, channels, end, columns,
+                              y);
+    else if (lanes == LANES)
+        pool_columns<element, LANES>(bins, table, map, shape.width, channels, columns, end, y);
+    else
+        pool_columns<element, 1>(bins, table, map, shape.width, channels, columns, end, y);
 }
 
 template <typename T>
@@ -195,74 +352,53 @@ __device__ T choose(int level, T a, T b, T c, T d)
     return level == 0 ? a : level == 1 ? b : level == 2 ? c : d;
 }
 
-// Grid: RoIs x rows of bins, columns / MAX_COLUMNS.
-template <typename element, int LANES>
-__device__ void forward(
-    const element* map, int height, int width, axis_params row_params, axis_params column_params, const float* roi,
-    int image, bool is_valid, int lanes, int channels, element* y)
-{
-    __shared__ bin_table table;
-    __shared__ row_of_bins bins;
-    const int columns = column_params.computed_bins();
-    if (threadIdx.x == 0) {
-        bins.rows = make_roi_axis(roi[0], roi[2], row_params, height);
-        bins.columns = make_roi_axis(roi[1], roi[3], column_params, width);
-        bins.row = blockIdx.x % row_params.computed_bins();
-        bins.first_column = blockIdx.y * MAX_COLUMNS;
-        bins.n_columns = columns - bins.first_column < MAX_COLUMNS ? columns - bins.first_column : MAX_COLUMNS;
-        bins.slots = FORWARD_TABLE / (bins.n_columns + 1);
-    }
-    __syncthreads();
-    find_pixels(bins, is_valid, table);
-    __syncthreads();
-    fill_weights(bins, table);
-    __syncthreads();
-    map += (long long)(is_valid ? image : 0) * height * width * channels;
-    y += ((long long)blockIdx.x * columns + bins.first_column) * channels;
-    if (!bins.fits(table))
-        pool<element, 1, false>(bins, table, map, channels, y);
-    else if (lanes == LANES)
-        pool<element, LANES, true>(bins, table, map, channels, y);
-    else
-        pool<element, 1, true>(bins, table, map, channels, y);
-}
-
-extern "C" __global__ void roi_align_forward_4(
+extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, FORWARD_BLOCKS) roi_align_forward_4(
     const real* map0, const real* map1, const real* map2, const real* map3,
     int height0, int height1, int height2, int height3, int width0, int width1, int width2, int width3,
     float scale0, float scale1, float scale2, float scale3, int n_levels, const float* rois, const int* roi_indices,
     const int* levels, int n_images, int channels, int row_bins, int column_bins, int ratio, int aligned, int step,
-    int lanes, real* y)
+    int lanes, int rows_of_block, const real* bias, int has_bias, int relu, real* y)
 {
-    const int r = blockIdx.x / ((row_bins + step - 1) / step);
-    const int level = levels[r], image = roi_indices[r];
-    const float scale = choose(level, scale0, scale1, scale2, scale3);
+    const bin_rectangle bins = bins_of_block(
+        (row_bins + step - 1) / step, (column_bins + step - 1) / step, rows_of_block);
+    const int level = levels[bins.roi], image = roi_indices[bins.roi];
+    const feature_map shape = {
+        choose(level, scale0, scale1, scale2, scale3), choose(level, height0, height1, height2, height3),
+        choose(level, width0, width1, width2, width3),
+        level >= 0 && level < n_levels && image >= 0 && image < n_images};
     forward<real, 4>(
-        choose(level, map0, map1, map2, map3), choose(level, height0, height1, height2, height3),
-        choose(level, width0, width1, width2, width3), {scale, row_bins, ratio, aligned, step},
-        {scale, column_bins, ratio, aligned, step}, rois + 4LL * r, image,
-        level >= 0 && level < n_levels && image >= 0 && image < n_images, lanes, channels, y);
+        choose(level, map0, map1, map2, map3), shape, {shape.scale, row_bins, ratio, aligned, step},
+        {shape.scale, column_bins, ratio, aligned, step}, bins, rois + 4LL * bins.roi, image, lanes, channels,
+        {has_bias ? bias : nullptr, relu != 0}, y);
 }
 
-extern "C" __global__ void roi_align_forward_half_8(
+extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, FORWARD_BLOCKS) roi_align_forward_half_8(
     const unsigned short* map0, const unsigned short* map1, const unsigned short* map2, const unsigned short* map3,
     int height0, int height1, int height2, int height3, int width0, int width1, int width2, int width3,
     float scale0, float scale1, float scale2, float scale3, int n_levels, const float* rois, const int* roi_indices,
     const int* levels, int n_images, int channels, int row_bins, int column_bins, int ratio, int aligned, int step,
-    int lanes, unsigned short* y)
+    int lanes, int rows_of_block, const real* bias, int has_bias, int relu, unsigned short* y)
 {
-    const int r = blockIdx.x / ((row_bins + step - 1) / step);
-    const int level = levels[r], image = roi_indices[r];
-    const float scale = choose(level, scale0, scale1, scale2, scale3);
+    const bin_rectangle bins = bins_of_block(
+        (row_bins + step - 1) / step, (column_bins + step - 1) / step, rows_of_block);
+    const int level = levels[bins.roi], image = roi_indices[bins.roi];
+    const feature_map shape = {
+        choose(level, scale0, scale1, scale2, scale3), choose(level, height0, height1, height2, height3),
+        choose(level, width0, width1, width2, width3),
+        level >= 0 && level < n_levels && image >= 0 && image < n_images};
     forward<half_bits, 8>(
-        (const half_bits*)choose(level, map0, map1, map2, map3), choose(level, height0, height1, height2, height3),
-        choose(level, width0, width1, width2, width3), {scale, row_bins, ratio, aligned, step},
-        {scale, column_bins, ratio, aligned, step}, rois + 4LL * r, image,
-        level >= 0 && level < n_levels && image >= 0 && image < n_images, lanes, channels, (half_bits*)y);
+        (const half_bits*)choose(level, map0, map1, map2, map3), shape,
+        {shape.scale, row_bins, ratio, aligned, step}, {shape.scale, column_bins, ratio, aligned, step}, bins,
+        rois + 4LL * bins.roi, image, lanes, channels, {has_bias ? bias : nullptr, relu != 0}, (half_bits*)y);
 }
 
-// Backward; see tiles.cuh.  A block tabulates the weights of its tile for a batch of the collected RoIs at a time.
+// Backward; see tiles.cuh.  A block tabulates the weights of its tile for a batch of the collected RoIs at a time.  The
+// heaviest tiles overlap many RoIs, whose bins a thread adds up one after the other: so that it does not wait for every
+// load, it loads the next chunks of bins while it adds up the current one.
 
+const int BINS_OF_CHUNK = 4;
+const int CHUNKS = 2;  // in flight
+const int BACKWARD_BLOCKS = 3;  // of a multiprocessor: limits the registers
 const int MAX_TILE_COLUMNS = 16;
 const int MAX_IN_BATCH = 32;
 const int BACKWARD_TABLE = 2048;  // _TABLE_SIZE of roi_align.py
@@ -299,8 +435,9 @@ struct batch_table {
     int hits[MAX_HITS];  // the collected RoIs; the batch is a part of them
     int begin[MAX_IN_BATCH][TILE_ROWS + MAX_TILE_COLUMNS];  // the bins that read a pixel, from begin to end
     int end[MAX_IN_BATCH][TILE_ROWS + MAX_TILE_COLUMNS];
-    float samples[MAX_IN_BATCH];
-    float weight[BACKWARD_TABLE];  // (RoI, pixel, bin)
+    int y_begin[MAX_IN_BATCH], y_end[MAX_IN_BATCH];  // the rows of bins that read the tile
+    float samples[MAX_IN_BATCH], reciprocal[MAX_IN_BATCH];  // samples per bin
+    alignas(16) float weight[BACKWARD_TABLE];  // (RoI, rows: bin, pixel; columns: pixel, bin)
 };
 
 // The positions of the weights of a RoI in the table.
@@ -308,7 +445,7 @@ struct table_layout {
     int rows, columns;  // bins
     int roi_size;
 
-    __device__ int row_start(int b, int row) const { return b * roi_size + row * rows; }
+    __device__ int row_start(int b, int bin) const { return b * roi_size + bin * TILE_ROWS; }
     __device__ int column_start(int b, int column) const
     {
         return b * roi_size + TILE_ROWS * rows + column * columns;
@@ -325,13 +462,13 @@ __device__ void tabulate(
         const roi_axis axis = rois.axis_of(hits[b], is_row);
         const int n_bins = is_row ? layout.rows : layout.columns;
         const int pixel = is_row ? area.top + k : area.left + k - TILE_ROWS;
-        float* weights = table.weight + (is_row ? layout.row_start(b, k) : layout.column_start(b, k - TILE_ROWS));
+        float* weights = table.weight + (is_row ? layout.row_start(b, 0) + k : layout.column_start(b, k - TILE_ROWS));
         int begin = n_bins, end = 0;
         for (int bin = 0; bin < n_bins; ++bin) {
             float weight = 0.0f;
             if (may_overlap(axis.bin_start(bin), axis.bin_size, pixel, pixel))
                 weight = bin_weight(axis, bin, pixel);
-            weights[bin] = weight;
+            weights[is_row ? bin * TILE_ROWS : bin] = weight;
             if (weight != 0.0f) {
                 begin = bin < begin ? bin : begin;
                 end = bin + 1;
@@ -339,42 +476,134 @@ __device__ void tabulate(
         }
         table.begin[b][k] = begin;
         table.end[b][k] = end;
-        if (k == 0)
+        if (k == 0) {
             table.samples[b] = axis.samples() * rois.axis_of(hits[b], false).samples();
+            table.reciprocal[b] = 1.0f / table.samples[b];
+        }
     }
 }
 
-// Add the contribution of RoI r, the b-th of the batch, to a column of the tile, in the CPU implementation's order.
+// Find the rows of bins that read the tile, for the RoIs of a tabulated batch.
+__device__ void find_rows_of_bins(int n, int rows, batch_table& table)
+{
+    for (int b = threadIdx.x; b < n; b += THREADS) {
+        int begin = rows, end = 0;
+        for (int p = 0; p < TILE_ROWS; ++p) {
+            begin = table.begin[b][p] < begin ? table.begin[b][p] : begin;
+            end = table.end[b][p] > end ? table.end[b][p] : end;
+        }
+        table.y_begin[b] = begin;
+        table.y_end[b] = end;
+    }
+}
+
+// The position of a chunk of bins in a batch: `bins` bins of a row, starting with `first`.
+struct chunk_position {
+    int b, row, first, bins;
+    bool ends_row;
+};
+
+// The chunks of bins that contribute to one column of the tile, in the CPU implementation's order.
+struct chunk_cursor {
+    const batch_table& table;
+    int n, column;
+    int b, row, first;  // the next chunk; there is none if b == n
+
+    __device__ int x_begin() const { return table.begin[b][TILE_ROWS + column]; }
+    __device__ int x_end() const { return table.end[b][TILE_ROWS + column]; }
+
+    // Go to the first chunk of the b-th RoI or of the next one that has any.
+    __device__ void start_roi()
+    {
+        while (b < n && (x_begin() >= x_end() || table.y_begin[b] >= table.y_end[b]))
+            ++b;
+        if (b < n) {
+            row = table.y_begin[b];
+            first = x_begin();
+        }
+    }
+
+    // Return the next chunk and advance.
+    __device__ chunk_position next()
+    {
+        const int left = x_end() - first;
+        const chunk_position chunk = {b, row, first, left < BINS_OF_CHUNK ? left : BINS_OF_CHUNK,
+                                      left <= BINS_OF_CHUNK};
+        first += BINS_OF_CHUNK;
+        if (chunk.ends_row) {
+            first = x_begin();
+            if (++row == table.y_end[b]) {
+                ++b;
+                start_roi();
+            }
+        }
+        return chunk;
+    }
+};
+
+// Divide by a number of samples, of which `reciprocal` is the rounded reciprocal.  The result is rounded correctly, as
+// that of a division, which takes many more instructions (Markstein 1990); infinity becomes NaN.
+__device__ float divide(float value, float samples, float reciprocal)
+{
+    const float quotient = value * reciprocal;
+    return fmaf(fmaf(-quotient, samples, value), reciprocal, quotient);
+}
+__device__ double divide(double value, float samples, float) { return value / samples; }
+
+// Add a chunk of bins to the sums of a column of the tile.  line: the sum of the bins of the row so far.
 template <typename element, int LANES>
-__device__ void add_roi(
-    const table_layout& layout, const batch_table& table, int b, int r, int column,
+__device__ void add_chunk(
+    const table_layout& layout, const batch_table& table, const chunk_position& chunk, int column,
+    const pack<element, LANES> (&bins)[BINS_OF_CHUNK], real (&line)[LANES], real (&sum)[TILE_ROWS][LANES])
+{
+    const float samples = table.samples[chunk.b], reciprocal = table.reciprocal[chunk.b];
+    const float* weights = table.weight + layout.column_start(chunk.b, column) + chunk.first;
+#pragma unroll
+    for (int j = 0; j < BINS_OF_CHUNK; ++j)
+        if (j < chunk.bins)
+            for (int lane = 0; lane < LANES; ++lane)
+                line[lane] += weights[j] * divide(load(bins[j].value[lane]), samples, reciprocal);
+    if (!chunk.ends_row)
+        return;
+    const pack<float, TILE_ROWS> row_weights
+        = *(const pack<float, TILE_ROWS>*)(table.weight + layout.row_start(chunk.b, chunk.row));
+#pragma unroll
+    for (int p = 0; p < TILE_ROWS; ++p)
+        if (row_weights.value[p] != 0.0f)  // a NaN must not reach pixels that the row does not read
+            for (int lane = 0; lane < LANES; ++lane)
+                sum[p][lane] += row_weights.value[p] * line[lane];
+    for (int lane = 0; lane < LANES; ++lane)
+        line[lane] = 0;
+}
+
+// Add the contributions of a batch of n RoIs to a column of the tile.  gy: the first bin in this thread's group.
+template <typename element, int LANES>
+__device__ void add_batch(
+    const table_layout& layout, const batch_table& table, const int* hits, int n, int column,
     const pack<element, LANES>* gy, int groups, real (&sum)[TILE_ROWS][LANES])
 {
-    const int x_begin = table.begin[b][TILE_ROWS + column], x_end = table.end[b][TILE_ROWS + column];
-    if (x_begin >= x_end)
-        return;
-    int y_begin = layout.rows, y_end = 0;
-    for (int p = 0; p < TILE_ROWS; ++p) {
-        y_begin = table.begin[b][p] < y_begin ? table.begin[b][p] : y_begin;
-        y_end = table.end[b][p] > y_end ? table.end[b][p] : y_end;
-    }
-    const real samples = (real)table.samples[b];
-    for (int row = y_begin; row < y_end; ++row) {
-        const pack<element, LANES>* bins = gy + ((long long)r * layout.rows + row) * layout.columns * groups;
-        real line[LANES] = {};
-#pragma unroll 2
-        for (int j = x_begin; j < x_end; ++j) {
-            const pack<element, LANES> bin = bins[(long long)j * groups];
-            const float weight = table.weight[layout.column_start(b, column) + j];
-            for (int lane = 0; lane < LANES; ++lane)
-                line[lane] += weight * (load(bin.value[lane]) / samples);
-        }
-        for (int p = 0; p < TILE_ROWS; ++p) {
-            const float weight = table.weight[layout.row_start(b, p) + row];
-            if (weight == 0.0f)  // a NaN must not reach pixels that the row does not read
+    chunk_cursor cursor = {table, n, column, 0, 0, 0};
+    cursor.start_roi();
+    chunk_position chunk[CHUNKS];
+    pack<element, LANES> bins[CHUNKS][BINS_OF_CHUNK];
+    real line[LANES] = {};
+    for (int round = 0;; ++round) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            if (round > 0 && chunk[i].bins == 0)
+                return;
+            if (round > 0)
+                add_chunk<element, LANES>(layout, table, chunk[i], column, bins[i], line, sum);
+            chunk[i].bins = 0;
+            if (cursor.b == n)
                 continue;
-            for (int lane = 0; lane < LANES; ++lane)
-                sum[p][lane] += weight * line[lane];
+            chunk[i] = cursor.next();
+            const pack<element, LANES>* first = gy + groups
+                * (((long long)hits[chunk[i].b] * layout.rows + chunk[i].row) * layout.columns + chunk[i].first);
+#pragma unroll
+            for (int j = 0; j < BINS_OF_CHUNK; ++j)
+                if (j < chunk[i].bins)
+                    bins[i][j] = first[(long long)j * groups];
         }
     }
 }
@@ -402,9 +631,11 @@ __device__ void backward(
             const int n = n_hits - i < in_batch ? n_hits - i : in_batch;
             tabulate(rois, area, layout, table.hits + i, n, table);
             __syncthreads();
-            for (int b = 0; has_pixels && b < n; ++b)
-                add_roi<element, LANES>(layout, table, b, table.hits[i + b], column,
-                                        (const pack<element, LANES>*)gy + group, groups, sum);
+            find_rows_of_bins(n, layout.rows, table);
+            __syncthreads();
+            if (has_pixels)
+                add_batch<element, LANES>(layout, table, table.hits + i, n, column,
+                                          (const pack<element, LANES>*)gy + group, groups, sum);
             __syncthreads();
         }
     }
@@ -417,7 +648,7 @@ __device__ void backward(
     }
 }
 
-extern "C" __global__ void roi_align_backward_4(
+extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) roi_align_backward_4(
     const real* gy, const float* rois, const int* roi_indices, const int* levels, int n_rois, int level, float scale,
     int channels, int height, int width, int row_bins, int column_bins, int ratio, int aligned, int step,
     int tile_columns, int lanes, real* gx)
@@ -431,7 +662,7 @@ extern "C" __global__ void roi_align_backward_4(
         backward<real, 1>(gy, all_rois, channels, tile_columns, table, gx);
 }
 
-extern "C" __global__ void roi_align_backward_half_4(
+extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) roi_align_backward_half_4(
     const unsigned short* gy, const float* rois, const int* roi_indices, const int* levels, int n_rois, int level,
     float scale, int channels, int height, int width, int row_bins, int column_bins, int ratio, int aligned, int step,
     int tile_columns, int lanes, unsigned short* gx)

@@ -10,7 +10,7 @@ over the samples is separable.  With ``wy[p]`` the sum of the weights of map row
 
 Both implementations tabulate ``wy`` and ``wx``.  The CPU does so once per RoI; it sums over rows first, for all columns
 of the RoI at once, then over columns.  On the GPU, every block tabulates the weights that it needs: a forward block
-those of a row of bins, a backward block those of the RoIs that overlap a tile of the map.
+those of some bins of a RoI, a backward block those of the RoIs that overlap a tile of the map.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import chainer
 import numpy as np
 
+from mask_rcnn.ops.conv.convolution import apply_epilogue
 from mask_rcnn.ops.roi.common import (
     BLOCK,
     as_pair,
@@ -34,7 +35,7 @@ from mask_rcnn.ops.roi.common import (
     scatter_bins,
     scatter_features,
 )
-from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_ROWS, TILE_THREADS, choose_tile_width, tile_grid
+from mask_rcnn.ops.roi.tiles import TILE_ROWS, TILE_THREADS, choose_tile_width, tile_grid
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.memory_layout import (
@@ -48,8 +49,12 @@ from mask_rcnn.ops.runtime.memory_layout import (
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
-#: Maximum number of feature maps of the forward kernel, and of bins in a row that one of its blocks computes.
-_MAX_LEVELS, _MAX_COLUMNS = 4, 32
+#: Maximum number of feature maps of the forward kernel, and of rows and columns of bins of one of its blocks.
+_MAX_LEVELS, _MAX_ROWS, _MAX_COLUMNS = 4, 16, 16
+#: Threads of a warp, and maximum number of warps of a forward block.
+_WARP, _MAX_WARPS = 32, 7
+#: Number of warps of a forward launch that keeps a GPU busy.  With fewer RoIs, a block computes fewer rows of bins.
+_MIN_WARPS = 4096
 #: Number of weights in the table of a block of the backward kernel, and the number of bins per axis for which it
 #: suffices.
 _TABLE_SIZE, _MAX_BINS = 2048, 256
@@ -65,6 +70,8 @@ def roi_align(
     sampling_ratio: int = 0,
     aligned: bool = False,
     bin_step: int = 1,
+    bias: Array | None = None,
+    relu: bool = False,
 ) -> chainer.Variable:
     """Pool every RoI to a grid of bins, each the mean of bilinear samples.
 
@@ -85,6 +92,9 @@ def roi_align(
             pixel of the map.  True for detectron2's: RoIs are shifted by half a pixel and may be smaller.
         bin_step: Compute only every ``bin_step``-th bin of each axis, starting with the first.  The result is that of
             ``[:, :, ::bin_step, ::bin_step]``, and the other bins cost nothing.  The limit is 256 bins per axis.
+        bias: (C,) to add to the pooled RoIs, or ``None``.
+        relu: Whether to apply ReLU after it.  With a bias or ReLU the result has no graph; on a GPU, they cost no
+            further pass over the pooled RoIs.
 
     Returns:
         Variable (R, C, ceil(height / bin_step), ceil(width / bin_step)) of the dtype of ``x``.  Samples more than one
@@ -104,6 +114,8 @@ def roi_align(
         sampling_ratio=sampling_ratio,
         aligned=aligned,
         bin_step=bin_step,
+        bias=bias,
+        relu=relu,
     )
 
 
@@ -118,6 +130,8 @@ def roi_align_pyramid(
     sampling_ratio: int = 0,
     aligned: bool = False,
     bin_step: int = 1,
+    bias: Array | None = None,
+    relu: bool = False,
 ) -> chainer.Variable:
     """Pool every RoI from one of several feature maps, as :func:`roi_align` pools from one map.
 
@@ -134,6 +148,8 @@ def roi_align_pyramid(
         sampling_ratio: Samples per bin and axis; see :func:`roi_align`.
         aligned: Definition of coordinates; see :func:`roi_align`.
         bin_step: Step between the computed bins; see :func:`roi_align`.
+        bias: (C,) to add to the pooled RoIs, or ``None``; see :func:`roi_align`.
+        relu: Whether to apply ReLU; see :func:`roi_align`.
 
     Returns:
         Variable (R, C, ...) in the order of ``rois``; differentiable with respect to all maps (twice).
@@ -170,7 +186,10 @@ def roi_align_pyramid(
     )
     if max(regions.bins) > _MAX_BINS:
         raise ValueError(f'output_size must give at most {_MAX_BINS} bins of an axis, not {regions.bins}')
-    return _RoIAlign(regions, [x.shape for x in features]).apply(tuple(features))[0]
+    pooling = _RoIAlign(regions, [x.shape for x in features], _Epilogue(bias, relu))
+    if bias is None and not relu:
+        return pooling.apply(tuple(features))[0]
+    return chainer.as_variable(pooling.forward(tuple(map(chainer.as_array, features)))[0])
 
 
 @dataclass(frozen=True)
@@ -202,6 +221,16 @@ class _Regions:
         return np.flatnonzero(self.levels == level)
 
 
+class _Epilogue(NamedTuple):
+    """The epilogue of pooling: a bias (C,) or ``None``, and whether to apply ReLU."""
+
+    bias: Array | None = None
+    relu: bool = False
+
+
+_NO_EPILOGUE = _Epilogue()
+
+
 class _AxisWeights(NamedTuple):
     """The weights of one axis of the map in every bin of every RoI.
 
@@ -219,16 +248,17 @@ class _AxisWeights(NamedTuple):
 
 
 class _RoIAlign(chainer.FunctionNode):
-    """Feature maps to pooled RoIs."""
+    """Feature maps to pooled RoIs; not differentiable with an epilogue."""
 
-    def __init__(self, regions: _Regions, shapes: Sequence[tuple[int, ...]]):
-        self._regions, self._shapes = regions, shapes
+    def __init__(self, regions: _Regions, shapes: Sequence[tuple[int, ...]], epilogue: _Epilogue = _NO_EPILOGUE):
+        self._regions, self._shapes, self._epilogue = regions, shapes, epilogue
 
     def forward_cpu(self, inputs):
-        return (forward_cpu(inputs, self._regions),)
+        y = forward_cpu(inputs, self._regions)
+        return (apply_epilogue(y, self._epilogue.bias, relu=self._epilogue.relu),)
 
     def forward_gpu(self, inputs):
-        return (forward_gpu(inputs, self._regions),)
+        return (forward_gpu(inputs, self._regions, self._epilogue),)
 
     def backward(self, indexes, grad_outputs):
         gradients = _RoIAlignGrad(self._regions, self._shapes).apply(grad_outputs)
@@ -259,19 +289,23 @@ class _RoIAlignGrad(chainer.FunctionNode):
 # GPU
 
 
-def forward_gpu(features: Sequence[Array], regions: _Regions) -> Array:
+def forward_gpu(features: Sequence[Array], regions: _Regions, epilogue: _Epilogue = _NO_EPILOGUE) -> Array:
     """Return the pooled RoIs (R, C, ...), channels last in memory."""
     xp = chainer.backend.get_array_module(*features)
     n_images, n_channels = features[0].shape[:2]
-    rows, columns = regions.bins
     sources = [channels_last(x) for x in features]
-    y = xp.empty((len(regions.rois), rows, columns, n_channels), features[0].dtype)
+    y = xp.empty((len(regions.rois), *regions.bins, n_channels), features[0].dtype)
     if y.size:
         kernel, max_lanes, view = _variant('forward', y.dtype)
+        bias = xp.empty(0, compute_dtype(y.dtype))
+        if epilogue.bias is not None:
+            bias = xp.ascontiguousarray(epilogue.bias, bias.dtype)
+        lanes = vector_lanes(max_lanes, *sources, bias)
+        grid, block, n_rows = _forward_launch(len(y), regions.bins, n_channels // lanes)
         heights, widths = ([x.shape[axis] for x in sources] for axis in (1, 2))
         kernel(
-            (len(y) * rows, -(-columns // _MAX_COLUMNS)),
-            (BIN_THREADS,),
+            grid,
+            block,
             (
                 *_pad_to_max_levels(map(view, sources)),
                 *_pad_to_max_levels(map(np.int32, heights)),
@@ -281,14 +315,35 @@ def forward_gpu(features: Sequence[Array], regions: _Regions) -> Array:
                 regions.rois,
                 regions.roi_indices,
                 regions.levels,
-                np.int32(n_images),
-                np.int32(n_channels),
+                *map(np.int32, (n_images, n_channels)),
                 *regions.kernel_arguments,
-                np.int32(vector_lanes(max_lanes, *sources)),
+                *map(np.int32, (lanes, n_rows)),
+                bias,
+                *map(np.int32, (epilogue.bias is not None, epilogue.relu)),
                 view(y),
             ),
         )
     return as_nchw(y)
+
+
+def _forward_launch(n_rois: int, bins: tuple[int, int], n_groups: int) -> tuple[tuple[int, int], tuple[int], int]:
+    """Return the grid and the block of a forward launch, and the number of rows of bins of a block.
+
+    A warp pools a column of bins in 32 groups of channels.  It reads the fewest pixels if a block has all rows of a
+    RoI.
+
+    Args:
+        n_rois: Number of RoIs.
+        bins: Number of computed bins along each axis.
+        n_groups: Number of threads that share the channels of a bin.
+    """
+    rows, columns = bins
+    n_warps = -(-columns // -(-columns // _MAX_WARPS))
+    blocks_per_row, slices = -(-columns // _MAX_COLUMNS), -(-n_groups // _WARP)
+    n_rows = min(rows, _MAX_ROWS)
+    while n_rows > 1 and n_rois * blocks_per_row * slices * n_warps * -(-rows // n_rows) < _MIN_WARPS:
+        n_rows = -(-n_rows // 2)
+    return (n_rois * -(-rows // n_rows) * blocks_per_row, slices), (_WARP * n_warps,), n_rows
 
 
 def backward_gpu(gy: Array, regions: _Regions, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
