@@ -30,7 +30,8 @@ def keep_weight_cache(link: Any) -> Iterator[None]:
 
     The next context of the link on this thread opens the same cache if all weights of the link have the same values.
     The cache is deleted with the link, and by :func:`drop_weight_cache`.  It keeps up to as much memory as the weights,
-    and that of CUDA graphs.  On the CPU, without ``chainer.config.cuda_graphs`` and inside of another context, this is
+    in the precision ``fp32`` also four times that of the 3x3 weights (for Winograd convolution), and that of CUDA
+    graphs.  On the CPU, without ``chainer.config.cuda_graphs`` and inside of another context, this is
     :func:`~mask_rcnn.ops.runtime.cache.cache_weights`.
 
     Args:
