@@ -24,7 +24,20 @@ FLOOR_OF = {package: number for number, floor in enumerate(FLOORS) for package i
 IMPORTED_BY_OPERATIONS = {
     *('numpy', 'numba', 'chainer', 'cuda', 'cupy', 'mask_rcnn', 'pycocotools'),
     *('__future__', 'abc', 'collections', 'concurrent', 'contextlib', 'ctypes', 'dataclasses', 'enum', 'functools'),
-    *('importlib', 'inspect', 'logging', 'math', 'operator', 'os', 'pathlib', 're', 'sys', 'threading', 'typing'),
+    *(
+        'importlib',
+        'inspect',
+        'logging',
+        'math',
+        'operator',
+        'os',
+        'pathlib',
+        're',
+        'sys',
+        'threading',
+        'typing',
+        'weakref',
+    ),
 }
 MAX_BODY_LINES = 60
 

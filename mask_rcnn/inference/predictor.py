@@ -12,13 +12,21 @@ import numpy as np
 from mask_rcnn.config import Config
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
+from mask_rcnn.ops.runtime.cuda_graph import run_as_graph
 from mask_rcnn.ops.runtime.device import uses_padding
-from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
+from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, PackedArrays, pack_arrays
+from mask_rcnn.ops.runtime.weight_cache import keep_weight_cache
 from mask_rcnn.preprocessing.image_io import load_image, to_chw
 from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image, prepare_image_gpu
 
 #: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
 GPU_BATCH_SIZE = 4
+
+#: Maximum batch size of CUDA graphs.  To join more arrays, CuPy copies their addresses to the GPU, which cannot be
+#: captured; and the time of larger batches is that of their kernels.
+_MAX_GRAPH_BATCH = 8
+#: The entries of ``chainer.config`` that select kernels.
+_SETTINGS = ('precision', 'autotune', 'cudnn_deterministic', 'use_cudnn')
 
 
 class RawDetections(NamedTuple):
@@ -56,6 +64,14 @@ class Network(Protocol):
         """Detect objects in a batch ``(N, 3, H, W)`` of network inputs."""
         ...
 
+    def children(self) -> Iterator[Any]:
+        """Return the parts, as :meth:`chainer.Link.children` does."""
+        ...
+
+    def links(self) -> Iterator[Any]:
+        """Return all links, as :meth:`chainer.Link.links` does."""
+        ...
+
 
 class Predictor:
     """Runs a network on images.
@@ -70,6 +86,9 @@ class Predictor:
     def detect(self, images: Iterable, *, batch_size: int | None = None) -> list[Detections]:
         """Detect objects in images.
 
+        On a GPU, values derived from the weights and CUDA graphs are kept until the weights change or the network is
+        deleted (:mod:`mask_rcnn.ops.runtime.weight_cache`).
+
         Args:
             images: File names, ``(3, H, W)`` float32 arrays (RGB, 0 to 255) or ``(H, W, 3)`` uint8 arrays (RGB); see
                 :func:`mask_rcnn.preprocessing.image_io.to_image_array`.
@@ -83,7 +102,7 @@ class Predictor:
                 dtype; see :func:`~mask_rcnn.preprocessing.image_io.to_image_array`.
             TypeError: An image is neither a file name nor an array.
         """
-        with cache_weights():
+        with keep_weight_cache(self.network):
             return list(self.iter_detections(images, batch_size=batch_size))
 
     def iter_detections(self, images: Iterable, *, batch_size: int | None = None) -> Iterator[Detections]:
@@ -93,7 +112,9 @@ class Predictor:
         GPU computes one batch, the next batch is prepared, and then the detections of the first are returned.  If a
         batch does not fit in memory, it is split in half and retried.
 
-        Wrap a loop over many images in :func:`~mask_rcnn.ops.runtime.cache.cache_weights`.
+        Wrap a loop over many images in :func:`~mask_rcnn.ops.runtime.cache.cache_weights`.  On a GPU, batches of a size
+        that recurs in it run as CUDA graphs (:mod:`mask_rcnn.ops.runtime.cuda_graph`), unless
+        ``chainer.config.cuda_graphs`` is ``False``.
 
         Args:
             images: See :meth:`detect`.
@@ -167,17 +188,34 @@ class Predictor:
         network = self.network
         try:
             # These contexts must not be open across a `yield`: the caller's code would run inside them.
-            with chainer.using_config('train', False), chainer.no_backprop_mode(), cache_weights(), cache_features():
-                raw = network(xs[0] if len(xs) == 1 else network.xp.concatenate(xs), transforms)
+            with chainer.using_config('train', False), chainer.no_backprop_mode(), cache_weights():
+                x = xs[0] if len(xs) == 1 else network.xp.concatenate(xs)
                 if not uses_padding(network.device):
-                    return [(raw, transforms)]
-                stacked = [None if arrays is None else network.xp.stack(arrays) for arrays in raw]
-                return [(AsyncHostCopy(stacked), transforms)]
+                    return [(self._compute(x, transforms), transforms)]
+                return [(AsyncHostCopy(self._compute_packed(x, transforms)), transforms)]
         except MemoryError:
             if len(xs) == 1:
                 raise
         half = len(xs) // 2
         return [*self._submit_batch(xs[:half], transforms[:half]), *self._submit_batch(xs[half:], transforms[half:])]
+
+    def _compute(self, x: Any, transforms: list[ImageTransform]) -> RawDetections:
+        with cache_features():
+            return self.network(x, transforms)
+
+    def _compute_packed(self, x: Any, transforms: list[ImageTransform]) -> PackedArrays:
+        """Run the network on a batch on a GPU and pack its outputs, if possible as a CUDA graph."""
+        network = self.network
+
+        def compute(x):
+            raw = self._compute(x, transforms)
+            return pack_arrays([None if arrays is None else network.xp.stack(arrays) for arrays in raw])
+
+        if len(transforms) > _MAX_GRAPH_BATCH:
+            return compute(x)
+        configs = [link.config for link in (network, *network.children()) if hasattr(link, 'config')]
+        settings = [getattr(chainer.config, name) for name in _SETTINGS]
+        return run_as_graph(compute, x, (*transforms, *configs, *settings), network)
 
     def _finish_batch(self, raw: RawDetections | AsyncHostCopy, transforms: list) -> Iterator[Detections]:
         """Yield the detections of the images of a batch; waits for a GPU."""

@@ -9,10 +9,12 @@ import numpy as np
 
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.models.backbones.resnet import PoolAfterConv, ResNetStage
-from mask_rcnn.models.layers import Linear, as_float32
+from mask_rcnn.models.layers import Linear, as_float32, output_layers
 from mask_rcnn.models.roi_pooling import RoIPooling, run_in_chunks, split_by_image
+from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.boxes.proposals import select_detections
+from mask_rcnn.ops.conv.average_pooling import global_average_pooling_2d
 from mask_rcnn.ops.runtime.device import uses_padding
 
 
@@ -61,7 +63,10 @@ class BoxHead(chainer.Chain):
     def _classify(self, features, rois, roi_indices):
         """Return class probabilities ``(R, 1 + C)`` and deltas ``(R, 4 * (1 + C))`` as float32 arrays."""
         scores, deltas = self(self.roi_features(features, rois, roi_indices))
-        return F.softmax(as_float32(scores)).array, as_float32(deltas).array
+        scores, deltas = as_float32(scores), as_float32(deltas).array
+        if padded_selection.is_supported(deltas):
+            return padded_selection.softmax_gpu(scores.array), deltas
+        return F.softmax(scores).array, deltas
 
     def decode(self, rois, probs, deltas, transform):
         """Decode the outputs of the head into the detections of one image.
@@ -75,7 +80,11 @@ class BoxHead(chainer.Chain):
         Returns:
             tuple: Boxes, labels and scores; see :meth:`detect`.
         """
-        config, dialect, padded = self.config, self.config.dialect, uses_padding(self.device)
+        dialect, padded = self.config.dialect, uses_padding(self.device)
+        if padded and padded_selection.is_supported(probs):
+            return padded_selection.detect_gpu(
+                rois, probs, deltas, _box_decoding(transform, dialect), **self._selection_options()
+            )
         if not dialect.detections.postprocess_in_input_space:
             rois = transform.invert_boxes(rois)
         boxes = decode_boxes(
@@ -90,16 +99,33 @@ class BoxHead(chainer.Chain):
         return select_detections(
             probs,
             clip_to_image(boxes, transform, dialect),
-            score_threshold=config.score_threshold,
-            nms_threshold=config.nms_threshold,
-            max_detections=config.max_detections,
             offset=dialect.boxes.offset,
-            suppress_equal=dialect.boxes.nms_suppress_equal,
-            best_class_only=dialect.detections.best_class_only,
-            score_threshold_inclusive=dialect.detections.score_threshold_inclusive,
-            keep_ties=dialect.detections.keep_ties,
             padded=padded,
+            **self._selection_options(),
         )
+
+    def _selection_options(self):
+        config, dialect = self.config, self.config.dialect
+        return {
+            'score_threshold': config.score_threshold,
+            'nms_threshold': config.nms_threshold,
+            'max_detections': config.max_detections,
+            'suppress_equal': dialect.boxes.nms_suppress_equal,
+            'best_class_only': dialect.detections.best_class_only,
+            'score_threshold_inclusive': dialect.detections.score_threshold_inclusive,
+            'keep_ties': dialect.detections.keep_ties,
+        }
+
+
+def _box_decoding(transform, dialect) -> padded_selection.BoxDecoding:
+    """Return the decoding of RoIs, which includes :func:`clip_to_image`."""
+    boxes, (top, left, bottom, right) = dialect.boxes, transform.window
+    options = boxes.box_delta_weights, boxes.offset, boxes.max_log_scale
+    if dialect.detections.postprocess_in_input_space:
+        return padded_selection.BoxDecoding(*options, (bottom - top, right - left), 0.0, origin=(top, left))
+    return padded_selection.BoxDecoding(
+        *options, transform.size, boxes.clip_offset, factors=transform.factors, shift=(top, left)
+    )
 
 
 def clip_to_image(boxes, transform, dialect):
@@ -176,8 +202,7 @@ class Res5BoxHead(BoxHead):
             tuple: Logits ``(R, 1 + C)`` and deltas ``(R, 4 * (1 + C))``, both :class:`chainer.Variable`.  Class 0 is
             the background; each class has ``(dy, dx, dh, dw)``.
         """
-        h = as_float32(F.mean(roi_features, axis=(2, 3)))
-        return self.score(h), self.delta(h)
+        return output_layers(global_average_pooling_2d(roi_features), self.score, self.delta)
 
 
 class LinearBoxHead(BoxHead):
@@ -213,4 +238,4 @@ class LinearBoxHead(BoxHead):
     def forward(self, roi_features):
         """Classify RoIs and regress their boxes; see :meth:`Res5BoxHead.forward`."""
         h = as_float32(self.fc7(self.fc6(roi_features, relu=True), relu=True))
-        return self.score(h), self.delta(h)
+        return output_layers(h, self.score, self.delta)

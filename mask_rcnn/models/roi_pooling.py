@@ -13,6 +13,7 @@ from chainer.backend import get_array_module
 from mask_rcnn.config import Dialect
 from mask_rcnn.ops.conv.convolution import apply_epilogue
 from mask_rcnn.ops.roi.crop_and_resize import crop_and_resize
+from mask_rcnn.ops.roi.levels import assign_levels_gpu
 from mask_rcnn.ops.roi.roi_align import roi_align, roi_align_pyramid
 from mask_rcnn.ops.roi.roi_max_pooling import roi_max_pooling
 
@@ -144,6 +145,17 @@ def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
         array: ``(R,)`` int32 indices of levels.
     """
     xp = get_array_module(rois)
+    if xp is not np:
+        return assign_levels_gpu(
+            rois,
+            len(strides),
+            canonical_size=canonical_size,
+            canonical_level=_CANONICAL_LEVEL,
+            first_level=math.log2(strides[0]),
+            offset=dialect.boxes.offset,
+            epsilon=dialect.rois.level_epsilon,
+            round_to_nearest=dialect.rois.level_rounding == 'nearest',
+        )
     sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(dialect.boxes.offset)
     with np.errstate(divide='ignore', invalid='ignore'):  # degenerate and padding RoIs may get any level
         sizes = xp.sqrt(sides[:, 0] * sides[:, 1])

@@ -7,8 +7,10 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.models.layers import Convolution2D
+from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
 from mask_rcnn.ops.boxes.proposals import generate_proposals
+from mask_rcnn.ops.runtime.cache import retain
 from mask_rcnn.ops.runtime.device import uses_padding
 
 
@@ -93,7 +95,7 @@ class RPN(chainer.Chain):
                 for cell, stride, size in zip(self.cell_anchors, self.strides, sizes, strict=True)
             ]
             self._anchors = {key: anchors}  # keep only the last input size
-        return self._anchors[key]
+        return retain(self._anchors[key])
 
     def decode(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None, padded=False):
         """Decode the outputs of the network into the proposals of one image.
@@ -113,10 +115,9 @@ class RPN(chainer.Chain):
             objectness.
         """
         config, dialect = self.config, self.config.dialect
-        scores = [F.sigmoid(level_logits.astype(np.float32, copy=False)).array for level_logits in logits]
         return generate_proposals(
-            scores,
-            [level_deltas.astype(np.float32, copy=False) for level_deltas in deltas],
+            [_sigmoid(level_logits) for level_logits in logits],
+            deltas,
             self.anchors([level_logits.shape[1:] for level_logits in logits]),
             size,
             scale,
@@ -132,3 +133,9 @@ class RPN(chainer.Chain):
             per_level=dialect.rpn.proposals_per_level,
             padded=padded,
         )
+
+
+def _sigmoid(logits):
+    if padded_selection.is_supported(logits):
+        return padded_selection.sigmoid_gpu(logits)
+    return F.sigmoid(logits.astype(np.float32, copy=False)).array

@@ -14,6 +14,7 @@ from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import TrainingExample
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.runtime.weight_cache import drop_weight_cache
 from mask_rcnn.targets import (
     IGNORED,
     KeypointRoIs,
@@ -62,6 +63,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         self.gamma = gamma
         with self.init_scope():
             self.model = model
+        drop_weight_cache(model)  # training needs the memory
 
     def forward(self, examples: Sequence[TrainingExample]) -> chainer.Variable:
         """Return the loss of some examples, a float32 scalar.

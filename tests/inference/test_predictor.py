@@ -1,13 +1,16 @@
 """Batches of images: their order, their memory and the settings around them."""
 
 import itertools
+from dataclasses import replace
 
 import chainer
 import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.inference import predictor
 from mask_rcnn.inference.predictor import Predictor, RawDetections
+from mask_rcnn.ops.cudnn_frontend import using_precision
 
 
 def test_detections_do_not_depend_on_other_images(small_model, image, rng):
@@ -44,7 +47,7 @@ def test_consecutive_images_of_one_size_form_a_batch(name, rng, request, monkeyp
     assert list(map(len, masks)) == list(map(len, labels)) == list(map(len, scores)) == list(map(len, alone[:3]))
 
 
-class BrightnessNetwork:
+class BrightnessNetwork(chainer.Chain):
     """A network with one detection per image, whose score is the brightness of the image; it needs no time.
 
     Args:
@@ -53,12 +56,12 @@ class BrightnessNetwork:
 
     config = mask_rcnn.Config(n_fg_class=1, min_size=64, max_size=96, masks=False)
     class_names = category_ids = None
-    device, xp = chainer.get_device('@numpy'), np
 
     def __init__(self, max_batch=9):
+        super().__init__()
         self.max_batch, self.batches = max_batch, []
 
-    def __call__(self, x, transforms):
+    def forward(self, x, transforms):
         assert len(x) == len(transforms)
         self.batches.append(len(x))
         if len(x) > self.max_batch:
@@ -115,3 +118,34 @@ def test_batch_size_must_be_positive(small_model, image):
     for method in (small_model.detect, small_model.iter_detections, small_model.predict):
         with pytest.raises(ValueError, match='batch_size must be at least 1, not 0'):
             method([image], batch_size=0)
+
+
+def test_graphs_are_selected_by_transforms_and_settings(small_model, image, rng, monkeypatch):
+    keys = []
+    monkeypatch.setattr(
+        predictor, 'run_as_graph', lambda function, x, key, owner: keys.append((owner, key)) or function(x)
+    )
+    zeros = (np.zeros((2, 4), 'f'), np.zeros(2, 'i'), np.zeros(2, 'f'))
+    monkeypatch.setattr(
+        small_model,
+        'forward',
+        lambda x, transforms: RawDetections(*([array] * len(transforms) for array in zeros), None, None),
+    )
+
+    def compute(image, n=1):
+        x, transform = Predictor(small_model).prepare(image)
+        packed = Predictor(small_model)._compute_packed(np.concatenate([x] * n), [transform] * n)
+        assert packed.rows.shape == (n, 2 * (4 + 1 + 1))
+
+    compute(image)
+    compute(rng.uniform(0, 255, image.shape).astype('f'))
+    assert len(set(keys)) == 1
+    compute(image, 8)
+    compute(image[:, ::2, ::2])  # the same size of the input, another transform
+    with using_precision('fp16'):
+        compute(image)
+    monkeypatch.setattr(small_model.box_head, 'config', replace(small_model.config, nms_threshold=0.3))
+    compute(image)
+    assert len(keys) == 6 and len(set(keys)) == 5
+    compute(image, 9)
+    assert len(keys) == 6

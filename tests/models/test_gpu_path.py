@@ -9,6 +9,7 @@ import pytest
 
 from mask_rcnn.inference import predictor
 from mask_rcnn.models import layers
+from mask_rcnn.models.backbones import resnet
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.masks import paste_masks
 from mask_rcnn.ops.runtime.cache import cache_weights
@@ -237,3 +238,14 @@ def test_gpu_detections_equal_cpu_detections(model, rng):
         np.testing.assert_allclose(gpu.scores, cpu.scores, rtol=0, atol=5e-5)
         np.testing.assert_allclose(gpu.mask_probs, cpu.mask_probs, rtol=0, atol=1e-5)
         np.testing.assert_array_equal(gpu.labels, cpu.labels)
+
+
+@pytest.mark.parametrize('layout', ['padded', 'space_to_depth'])
+def test_the_stem_in_other_layouts(rng, request, layout):
+    x = rng.uniform(-1, 1, (1, 3, 64, 96)).astype('f')
+    stem = resnet.Stem(pool_pad=1, norm='affine')
+    with chainer.no_backprop_mode():
+        expected = stem(x).array
+        request.getfixturevalue('on_gpu')
+        stem.gpu_layout = layout
+        np.testing.assert_allclose(stem(x).array, expected, rtol=0, atol=1e-5)

@@ -9,6 +9,7 @@ from chainercv.utils import assert_is_detection_link
 
 import mask_rcnn
 from mask_rcnn.config import PRESETS, RESNET_BLOCKS
+from mask_rcnn.models import keypoint_head
 from mask_rcnn.models.keypoint_head import KeypointHead, upsample_bilinear_2x
 from tests.support.models import small_model
 
@@ -51,13 +52,15 @@ def test_heat_maps_have_four_times_the_size_of_the_roi_grid(model, rng):
     assert heatmaps.shape == (2, 17, 56, 56) and heatmaps.dtype == np.float32
 
 
-def test_upsampling_equals_detectrons_deconvolution(rng):
+def test_upsampling_equals_detectrons_deconvolution(rng, monkeypatch):
     """Detectron's weight is (K, K, 4, 4) with the kernel on the diagonal."""
     x = rng.randn(2, 3, 5, 7).astype(np.float32)
     row = 1 - np.abs(np.arange(4) - 1.5) / 2
     weights = np.eye(3)[:, :, None, None] * np.outer(row, row)
     expected = F.deconvolution_2d(x, weights.astype(np.float32), stride=2, pad=1).array
-    np.testing.assert_allclose(upsample_bilinear_2x(x).array, expected, rtol=0, atol=1e-6)
+    for path in ('cpu', 'cudnn'):
+        monkeypatch.setattr(keypoint_head, 'select_path', lambda x, path=path: path)
+        np.testing.assert_allclose(upsample_bilinear_2x(x).array, expected, rtol=0, atol=1e-6)
 
 
 def test_gradient_of_upsampling(rng):

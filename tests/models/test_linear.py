@@ -6,6 +6,7 @@ import pytest
 
 from mask_rcnn.models import layers
 from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.cudnn_frontend import cublas
 from mask_rcnn.ops.runtime.cache import cache_weights
 from tests.support import cudnn_stand_in
 
@@ -14,8 +15,8 @@ LAYOUTS = {'channels first': (0, 1, 2, 3), 'channels last': (0, 2, 3, 1), 'RoIs 
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
-    with cudnn_stand_in.installed(monkeypatch, None) as stand_in:
+def stand_in(monkeypatch, kernels):
+    with cudnn_stand_in.installed(monkeypatch, kernels.kernel) as stand_in:
         monkeypatch.setattr(layers, 'convolve', cudnn_frontend.convolve)
         monkeypatch.setattr(
             layers, 'select_path', lambda x: 'cudnn_graph' if chainer.config.enable_backprop else 'cudnn'
@@ -57,19 +58,17 @@ def test_outputs_and_gradients_of_all_layouts(stand_in, rng, layer, layout, relu
     for outputs in (results[0], results[2]):
         for actual, expected in zip(outputs, results[1], strict=False):  # without backprop, only the output
             np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * max(1, np.abs(expected).max()))
-    fused = ['conv', 'bias'] + ['relu'] * relu
-    assert stand_in.runs == [fused, ['dgrad'], ['wgrad'], fused]
-    assert all(tuple(tensor.dim[2:]) == (1, 1) for graph in stand_in.graphs for tensor in graph.tensors if tensor.dim)
+    assert stand_in.runs == [['matmul']] * 4
 
 
 @pytest.mark.parametrize('layout', ['channels first', 'channels last'])
 def test_features_are_not_copied_and_weights_are_cached(stand_in, rng, layer, layout, monkeypatch):
     x = lay_out(rng.uniform(-1, 1, (3, 4, 2, 3)).astype('f'), LAYOUTS[layout])
     seen = []
-    monkeypatch.setattr(cudnn_frontend.convolution, '_address', lambda array: seen.append(array) or array.ctypes.data)
+    monkeypatch.setattr(cublas, 'matmul', lambda a, b, out, **_: seen.extend([a, b]))
     with chainer.no_backprop_mode(), cache_weights():
         layer(x), layer(x)
-    images, weights = ([array for array in seen if array.shape == shape] for shape in ((3, 24, 1, 1), (5, 24, 1, 1)))
+    images, weights = ([array for array in seen if array.shape == shape] for shape in ((3, 24), (5, 24)))
     assert len(images) == len(weights) == 2
     assert all(np.shares_memory(x, array) for array in images)
     assert np.shares_memory(*weights)
@@ -83,3 +82,23 @@ def test_number_of_rows(stand_in, rng, layer, shape):
     with chainer.no_backprop_mode():
         np.testing.assert_allclose(layer(x).array, expected, atol=1e-6)
     np.testing.assert_allclose(layer(x).array, expected, atol=1e-6)
+
+
+def test_output_layers_are_one_convolution_in_float32(stand_in, rng):
+    """Without backprop; the number of outputs is padded to a multiple of eight."""
+    np.random.seed(0)
+    links = [chainer.links.Linear(24, n) for n in (3, 12)]
+    for link in links:
+        link.b.array[...] = rng.uniform(-1, 1, link.b.shape)
+    x = rng.uniform(-1, 1, (5, 24)).astype('f')
+    expected = [link(x).array for link in links]
+    with cudnn_frontend.using_precision('fp16'):
+        for y, link_output in zip(layers.output_layers(x, *links), expected, strict=True):
+            np.testing.assert_array_equal(y.array, link_output)
+        assert stand_in.runs == []
+        with chainer.no_backprop_mode(), cache_weights():
+            outputs = layers.output_layers(x, *links), layers.output_layers(x, *links)
+    assert stand_in.runs == [['matmul']] * 2 and outputs[0][0].array.base.shape[-1] == 16
+    for variables in outputs:
+        for y, link_output in zip(variables, expected, strict=True):
+            np.testing.assert_allclose(y.array, link_output, rtol=0, atol=1e-6)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from chainer.backends import cuda
 
-from mask_rcnn.ops.boxes import nms, top_k
+from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.boxes import nms, padded_selection, top_k
 from mask_rcnn.ops.conv import depthwise
 from mask_rcnn.ops.masks import keypoints, paste_masks
 from mask_rcnn.ops.roi import crop_and_resize, roi_align, roi_max_pooling
 from mask_rcnn.ops.runtime import cuda_kernels
+from tests.support import cudnn_stand_in
 from tests.support.cuda_emulator import CudaEmulator
 
 
@@ -82,7 +84,26 @@ def backend(request, monkeypatch) -> Backend:
             monkeypatch.setattr(function, 'forward_cpu', function.forward_gpu)
         monkeypatch.setattr(keypoints, 'decode_cpu', keypoints.decode_gpu)
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
+        monkeypatch.setattr(padded_selection, 'is_supported', lambda array: True)
         monkeypatch.setattr(top_k, 'top_k_indices_cpu', top_k.top_k_indices_gpu)
         monkeypatch.setattr(paste_masks, 'paste_cpu', paste_masks.paste_gpu)
         monkeypatch.setattr(paste_masks, 'runs_cpu', paste_masks.runs_gpu)
     return Backend(request.param)
+
+
+@pytest.fixture
+def stand_in(monkeypatch, emulator):
+    """Process NumPy arrays like CuPy arrays, with cuDNN's stand-in."""
+    with cudnn_stand_in.installed(monkeypatch, emulator.kernel) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(params=['stand-in', pytest.param('cuda', marks=pytest.mark.gpu)])
+def xp(request):
+    """NumPy with cuDNN's stand-in, or CuPy with cuDNN."""
+    if request.param == 'stand-in':
+        request.getfixturevalue('stand_in')
+        return np
+    if not cudnn_frontend.is_available():
+        pytest.skip('no CUDA device with cuDNN Frontend')
+    return cuda.cupy

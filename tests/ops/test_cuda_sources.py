@@ -13,16 +13,24 @@ from mask_rcnn.ops.runtime import cuda_kernels
 #: Source -> one of its kernels.
 KERNELS = {
     'boxes/nms.cu': 'nms_reduce',
+    'boxes/padded_selection.cu': 'decode_proposals',
     'boxes/top_k.cu': 'top_k_count',
+    'conv/average_pooling.cu': 'average_pooling_half_8',
     'conv/depthwise.cu': 'depthwise_forward',
     'conv/max_pooling.cu': 'max_pooling_4',
+    'conv/upsample_add.cu': 'upsample_add_half_8',
     'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16',
+    'cudnn_frontend/blocks.cu': 'blocks_float_half',
+    'cudnn_frontend/epilogue.cu': 'epilogue_half_8',
+    'cudnn_frontend/winograd.cu': 'winograd_input',
     'images/network_input.cu': 'opencv_uint8',
     'masks/keypoints.cu': 'decode_heatmaps',
     'masks/paste_masks.cu': 'paste_masks',
     'roi/crop_and_resize.cu': 'crop_and_resize_forward',
+    'roi/levels.cu': 'assign_levels',
     'roi/roi_align.cu': 'roi_align_forward_4',
     'roi/roi_max_pooling.cu': 'roi_max_pooling_forward',
+    'runtime/hash.cu': 'hash_segments',
 }
 #: Compute capabilities: the oldest and the newest, and those between.
 OUTER_ARCHITECTURES, INNER_ARCHITECTURES = (75, 120), (80, 86, 89, 90, 100)

@@ -15,6 +15,7 @@ from chainer.backends import cuda
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, frontend, graphs
+from mask_rcnn.ops.cudnn_frontend.blocks import make_blocks
 from mask_rcnn.ops.runtime.cache import cache_weights
 from tests.support import cudnn_stand_in
 
@@ -31,23 +32,6 @@ SHAPES = {
     '7x7 stride 2': ((1, 3, 11, 12), (4, 3, 7, 7), 2, 3),
     'depthwise, padded below': ((2, 4, 6, 6), (4, 1, 3, 3), 2, ((0, 1), (0, 1))),
 }
-
-
-@pytest.fixture
-def stand_in(monkeypatch, emulator):
-    with cudnn_stand_in.installed(monkeypatch, emulator.kernel) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture(params=['stand-in', pytest.param('cuda', marks=pytest.mark.gpu)])
-def xp(request):
-    """NumPy with the stand-in, or CuPy with cuDNN."""
-    if request.param == 'stand-in':
-        request.getfixturevalue('stand_in')
-        return np
-    if not cudnn_frontend.is_available():
-        pytest.skip('no CUDA device with cuDNN Frontend')
-    return cuda.cupy
 
 
 def make(rng, *shapes):
@@ -75,6 +59,11 @@ def assert_close(actual, expected, precision, scale):
     assert np.abs(actual - expected).max() <= 3 * EPSILON[precision] * scale
 
 
+def is_matmul(precision, w_shape):
+    """Return whether cuBLAS instead of cuDNN computes a convolution of :data:`SHAPES`."""
+    return precision == 'fp32' and w_shape[2:] == (1, 1)
+
+
 def is_channels_last(array):
     return array.transpose(0, 2, 3, 1).flags.c_contiguous
 
@@ -94,7 +83,8 @@ def test_forward_with_the_epilogue_in_one_graph(xp, rng, request, name, precisio
     assert actual.dtype == PRECISIONS[precision].result and is_channels_last(actual)
     assert_close(actual, expected, precision, 2 + w[0].size)
     if xp is np:
-        assert cudnn_stand_in.STAND_IN.runs == [['conv', 'add', 'bias', 'relu']]
+        fused = [['conv', 'add', 'bias', 'relu']]
+        assert cudnn_stand_in.STAND_IN.runs == ([['matmul']] if is_matmul(precision, w_shape) else fused)
 
 
 @pytest.mark.parametrize('name', SHAPES)
@@ -170,11 +160,9 @@ def test_no_images(stand_in, kind):
 def test_one_kernel_applies_an_epilogue_that_cannot_be_fused(stand_in, rng, monkeypatch):
     x, w, b, residual = make(rng, (2, 4, 5, 5), (8, 4, 3, 3), 8, (2, 8, 5, 5))
     stand_in.unsupported = lambda steps: len(steps) > 1
-    epilogues = []
+    epilogues, launch = [], cudnn_frontend.convolution._launch_epilogue
     monkeypatch.setattr(
-        cudnn_frontend.convolution,
-        '_epilogue_kernel',
-        lambda **_: lambda *args: epilogues.append(args[-1]) or cudnn_stand_in.epilogue(*args),
+        cudnn_frontend.convolution, '_launch_epilogue', lambda *args: epilogues.append(args[0]) or launch(*args)
     )
     for precision, limit in (('fp32', 0.5), ('fp16', np.inf), ('bf16', np.inf)):
         with cudnn_frontend.using_precision(precision):
@@ -213,18 +201,41 @@ def test_im2col_replaces_a_missing_engine(stand_in, rng, caplog, name, precision
             assert actual.dtype == result.dtype and actual.flags == result.flags
             # Float32 sums (measured: up to 5.1 epsilons), rounded to the type of the result.
             np.testing.assert_allclose(actual, result, rtol=0, atol=8 * EPSILON[precision] * np.abs(result).max())
-    assert [record.getMessage().split("kind='")[1].split("'")[0] for record in caplog.records] == [
-        'forward',
-        'data',
-        'filter',
-    ]
+    kinds = [record.getMessage().split("kind='")[1].split("'")[0] for record in caplog.records]
+    assert kinds == ([] if is_matmul(precision, w_shape) else ['forward', 'data', 'filter'])
 
 
-def test_nan_stays_nan(stand_in):
-    y = np.full((1, 1, 1, 1), np.nan, 'f')
-    assert np.isnan(cudnn_frontend.apply_epilogue(y, None, None, True)) and np.isnan(
-        cudnn_frontend.apply_epilogue(y, clip_max=6.0)
-    )
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('shape', [(2, 16, 3, 5), (3, 5, 2, 2), (0, 8, 2, 2), (1, 1024, 4, 300)])
+@pytest.mark.parametrize('channels_last', [True, False])
+@pytest.mark.parametrize(('has_bias', 'has_residual'), [(True, True), (True, False), (False, True), (False, False)])
+def test_the_epilogue_of_an_array(xp, rng, dtype, shape, channels_last, has_bias, has_residual):
+    """Vectors and single channels, both memory layouts, and any type of bias and residual, to the bit."""
+    y, residual = (array.astype(dtype) for array in make(rng, shape, shape))
+    b = rng.uniform(-1, 1, shape[1]).astype('f')
+    total = y.astype('f') + (residual.astype('f') if has_residual else 0) + (b[:, None, None] if has_bias else 0)
+    stored = xp.asarray(y)
+    if channels_last:
+        stored = xp.ascontiguousarray(stored.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    arguments = [xp.asarray(array) if present else None for array, present in ((b, has_bias), (residual, has_residual))]
+    out = cudnn_frontend.apply_epilogue(stored, *arguments, relu=True, clip_max=0.75)
+    assert out is stored and out.dtype == dtype
+    np.testing.assert_array_equal(cuda.to_cpu(out), np.clip(total, 0, 0.75).astype(dtype))
+
+
+def test_a_residual_and_a_bias_of_other_types(xp, rng):
+    y, residual, b = make(rng, (1, 8, 2, 3), (1, 8, 2, 3), 8)
+    total = y + residual.astype(np.float16).astype('f') + b.astype(np.float16).astype('f')[:, None, None]
+    out = cudnn_frontend.apply_epilogue(*(xp.asarray(array) for array in (y, b.astype('e'), residual.astype('e'))))
+    np.testing.assert_allclose(cuda.to_cpu(out), total, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('channels', [1, 8])
+def test_nan_stays_nan(xp, dtype, channels):
+    y = xp.full((1, channels, 1, 1), np.nan, dtype)
+    for options in ({'relu': True}, {'clip_max': 6.0}):
+        assert np.isnan(cuda.to_cpu(cudnn_frontend.apply_epilogue(y, **options))).all()
 
 
 # Functions
@@ -272,7 +283,7 @@ def test_a_deconvolution_and_its_epilogue_are_one_function(stand_in, rng, precis
         rng,
         precision,
     )
-    assert stand_in.runs == [['dgrad'], ['conv'], ['wgrad']]
+    assert stand_in.runs == ([['matmul']] * 3 if precision == 'fp32' else [['dgrad'], ['conv'], ['wgrad']])
 
 
 def test_gradients_have_the_types_of_their_inputs(stand_in, rng):
@@ -347,7 +358,7 @@ def test_fp32_excludes_tensor_cores(stand_in, rng):
     note = cudnn_stand_in.numerical_note
     for precision in PRECISIONS:
         with cudnn_frontend.using_precision(precision):
-            cudnn_frontend.convolve(*make(rng, (1, 4, 3, 3), (4, 4, 1, 1)))
+            cudnn_frontend.convolve(*make(rng, (1, 4, 3, 3), (4, 4, 3, 3)))
         excluded = stand_in.queries[-1].notes
         assert note.DOWN_CONVERT_INPUTS in excluded and note.REDUCED_PRECISION_REDUCTION in excluded
         assert (note.TENSOR_CORE in excluded) == (precision == 'fp32')
@@ -367,7 +378,7 @@ def test_nondeterministic_engines_are_the_last_resort(stand_in, rng, precision):
     stand_in.engines = [engine(0, frozenset({note.DOWN_CONVERT_INPUTS})), nondeterministic, deterministic]
     with cudnn_frontend.using_precision(precision):
         for channels in (1, 2):
-            cudnn_frontend.convolve(*make(rng, (1, channels, 3, 3), (4, channels, 1, 1)))
+            cudnn_frontend.convolve(*make(rng, (1, channels, 3, 3), (4, channels, 3, 3)))
             if channels == 1:
                 stand_in.engines.remove(deterministic)
     assert engines_of(stand_in) == [2, 1]
@@ -375,7 +386,7 @@ def test_nondeterministic_engines_are_the_last_resort(stand_in, rng, precision):
 
 def test_similar_sizes_share_one_query_of_the_heuristics(stand_in, rng):
     stand_in.engines = [cudnn_stand_in.Engine(number) for number in (7, 8)]
-    (w,) = make(rng, (4, 2, 1, 1))
+    (w,) = make(rng, (4, 2, 3, 3))
     for width in (97, 100, 103, 104):
         cudnn_frontend.convolve(*make(rng, (1, 2, 3, width)), w)
         if width == 97:
@@ -653,3 +664,33 @@ def test_cudnn_frontend_accepts_the_descriptions(kind, name):
     for dtype in ('float32', 'float16', 'bfloat16'):
         task = graphs.ConvProblem(kind, dtype, x_shape, w_shape, (stride, stride), pads, **everything)
         graphs.describe(task, module, **options)
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize('layout', ['plain', 'padded', 'space_to_depth'])
+@pytest.mark.parametrize('size', [(16, 22), (15, 21)])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_a_convolution_of_few_channels_in_other_layouts(xp, rng, precision, layout, size, channels_last):
+    x, w, b = make(rng, (2, 3, *size), (8, 3, 7, 7), 8)
+    stored = xp.asarray(x)
+    if channels_last:
+        stored = xp.ascontiguousarray(stored.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    with cudnn_frontend.using_precision(precision):
+        actual = cudnn_frontend.convolve_few_channels(
+            stored, xp.asarray(w), xp.asarray(b), stride=2, pad=3, relu=True, layout=layout
+        )
+    assert actual.dtype == PRECISIONS[precision].result and is_channels_last(actual)
+    assert_close(actual, np.maximum(exact(x, w, 2, 3) + b[:, None, None], 0), precision, 150)
+
+
+@pytest.mark.parametrize('types', [('f', 'f'), ('f', 'e'), ('e', 'e')])
+@pytest.mark.parametrize('side', [1, 2])
+def test_blocks_of_pixels_are_channels(xp, rng, types, side):
+    x = make(rng, (2, 3, 5, 6))[0].astype(types[0])
+    blocks = cuda.to_cpu(make_blocks(xp.asarray(x)[:, :, :, ::2], side, 16, np.dtype(types[1])))
+    assert blocks.dtype == types[1] and blocks.shape == (2, 16, -(-5 // side), -(-3 // side))
+    assert not blocks[:, 3 * side**2 :].any()
+    padded = np.pad(x[:, :, :, ::2], [(0, 0), (0, 0), (0, 5 % side), (0, 3 % side)])
+    for i, j in np.ndindex(side, side):
+        first = 3 * (i * side + j)
+        np.testing.assert_array_equal(blocks[:, first : first + 3], padded[:, :, i::side, j::side].astype(types[1]))

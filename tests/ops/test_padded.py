@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from mask_rcnn.config import DETECTRON, MATTERPORT, Config
+from mask_rcnn.models import box_head
 from mask_rcnn.ops.boxes import nms as nms_module
-from mask_rcnn.ops.boxes import top_k
+from mask_rcnn.ops.boxes import padded_selection, top_k
 from mask_rcnn.ops.boxes.nms import nms, nms_padded
 from mask_rcnn.ops.boxes.proposals import generate_proposals, select_detections
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from tests.support.arrays import random_boxes
 
 
@@ -145,3 +148,62 @@ def test_padded_detections_do_not_synchronise(on_device, rng):
     assert all(isinstance(array, OnDevice) for array in select_detections(*inputs, **options, padded=True))
     with pytest.raises(AssertionError, match='the host reads a value'):
         select_detections(*inputs, **options)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float16])
+@pytest.mark.parametrize('channels_last', [True, False])
+@pytest.mark.parametrize('options', [{}, {'offset': 0.0, 'clip_offset': 0.0, 'weights': (5, 5, 2, 3)}])
+def test_padded_proposals_of_any_layout_and_dialect(backend, rng, dtype, channels_last, options):
+    scores, deltas, anchors = proposal_inputs(rng)
+    deltas = [level_deltas.astype(dtype) for level_deltas in deltas]
+    options = {'post_nms': 500, 'max_log_scale': 0.4, 'suppress_equal': False, **options}
+    expected_boxes, expected_scores = proposals((scores, deltas, anchors), **options)
+    device_inputs = [[backend.array(values) for values in arrays] for arrays in (scores, deltas, anchors)]
+    if channels_last:
+        for arrays in device_inputs[:2]:
+            arrays[:] = [backend.xp.ascontiguousarray(a.transpose(1, 2, 0)).transpose(2, 0, 1) for a in arrays]
+    boxes, found = map(backend.numpy, proposals(device_inputs, padded=True, **options))
+    n = len(expected_boxes)
+    np.testing.assert_array_equal(found[:n], expected_scores)
+    np.testing.assert_allclose(boxes[:n], expected_boxes, rtol=0, atol=1e-5)
+    assert (found[n:] == -np.inf).all()
+
+
+@pytest.mark.parametrize('dialect', [DETECTRON, MATTERPORT])
+@pytest.mark.parametrize('max_detections', [3, 200])
+def test_the_box_head_decodes_on_a_gpu(backend, rng, monkeypatch, dialect, max_detections):
+    """The kernels against the arithmetic of arrays, with a padding RoI and with ties."""
+    rois = np.concatenate([random_boxes(rng, 40), np.full((1, 4), np.nan, 'f')])
+    probs = np.concatenate([detection_inputs(rng)[0], np.full((1, 5), 0.2, 'f')])
+    probs[3], probs[4, 1:] = probs[2], 0.3  # ties of RoIs, and of classes
+    deltas = rng.normal(0, 2, (41, 20)).astype('f')
+    transform = (
+        ImageTransform.letterbox((50, 60), 1.3, 96) if dialect is MATTERPORT else ImageTransform.top_left((50, 60), 1.3)
+    )
+    limits = {'score_threshold': 0.1, 'max_detections': max_detections, 'max_size': 1024}
+    head = box_head.BoxHead(Config(n_fg_class=4, dialect=dialect, **limits))
+    expected = head.decode(rois[:-1], probs[:-1], deltas[:-1], transform)
+    monkeypatch.setattr(box_head, 'uses_padding', lambda device: True)
+    if backend.name == 'cuda':
+        head.to_device('@cupy:0')
+    padded = [backend.numpy(array) for array in head.decode(*map(backend.array, (rois, probs, deltas)), transform)]
+    n = len(expected[0])
+    assert n > 0 and len(padded[0]) >= n
+    np.testing.assert_allclose(padded[0][:n], expected[0], rtol=0, atol=1e-4)
+    for array, expected_array in zip(padded[1:], expected[1:], strict=True):
+        assert array.dtype == expected_array.dtype
+        np.testing.assert_array_equal(array[:n], expected_array)
+    assert np.isnan(padded[0][n:]).all() and not padded[1][n:].any() and (padded[2][n:] == -np.inf).all()
+
+
+@pytest.mark.parametrize('backend', ['emulated', pytest.param('cuda', marks=pytest.mark.gpu)], indirect=True)
+def test_activations_of_the_heads(backend, rng):
+    logits = rng.normal(0, 5, (6, 9)).astype('f')
+    exact = np.exp(logits.astype('f8') - logits.max(axis=1, keepdims=True))
+    probs = backend.numpy(padded_selection.softmax_gpu(backend.array(logits)))
+    np.testing.assert_allclose(probs, exact / exact.sum(axis=1, keepdims=True), rtol=1e-6)
+    for dtype in (np.float32, np.float16):
+        rounded = logits.astype(dtype).reshape(3, 3, 6)
+        scores = backend.numpy(padded_selection.sigmoid_gpu(backend.array(rounded)))
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores, 1 / (1 + np.exp(-rounded.astype('f8'))), rtol=0, atol=2e-7)

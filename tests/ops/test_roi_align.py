@@ -7,8 +7,7 @@ from chainer import gradient_check
 
 from mask_rcnn.ops.roi import roi_align as module
 from mask_rcnn.ops.roi.roi_align import roi_align, roi_align_pyramid
-from mask_rcnn.ops.roi.tiles import vector_lanes
-from mask_rcnn.ops.runtime.memory_layout import channels_last
+from mask_rcnn.ops.runtime.memory_layout import channels_last, vector_lanes
 from tests.support.arrays import SWAP_XY
 from tests.support.roi_pooling import pool, pool_gradient, pool_with_matrices, random_problem
 

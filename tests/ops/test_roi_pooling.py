@@ -4,6 +4,9 @@ import chainer
 import numpy as np
 import pytest
 
+from mask_rcnn.config import DETECTRON, MATTERPORT
+from mask_rcnn.models import roi_pooling
+from mask_rcnn.models.roi_pooling import assign_levels
 from tests.support.roi_pooling import POOLINGS, SIZE, STRIDE, pool, pool_gradient, random_problem
 
 
@@ -188,3 +191,18 @@ def test_an_output_size_below_1_is_an_error(pooling, output_size):
             output_size=output_size,
             **pooling.at_stride((9, 9), 1),
         )
+
+
+@pytest.mark.parametrize('dialect', [DETECTRON, MATTERPORT])
+@pytest.mark.parametrize('backend', ['emulated', pytest.param('cuda', marks=pytest.mark.gpu)], indirect=True)
+def test_levels_on_a_gpu_equal_those_of_the_cpu(backend, rng, monkeypatch, dialect):
+    """Also at the borders between levels, and with RoIs that are padding, empty or inverted."""
+    sides = np.append(rng.uniform(1, 1500, 300), [0.5, 55, 56, 111, 112, 223, 224, 447, 448, 895, 896, -1, -2, np.nan])
+    rois = np.stack([0 * sides + 3, 0 * sides + 7, sides + 3, sides + 7], axis=1).astype('f')
+    options = {'canonical_size': 224, 'dialect': dialect}
+    expected = assign_levels(rois, (4, 8, 16, 32), **options)
+    if backend.name == 'emulated':
+        monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *arrays: None)
+    levels = backend.numpy(assign_levels(backend.array(rois), (4, 8, 16, 32), **options))
+    assert levels.dtype == np.int32 and set(levels) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(levels, expected)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.runtime import transfer
-from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, side_stream, upload
+from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, pack_arrays, side_stream, upload
 
 
 class Queue:
@@ -81,7 +81,7 @@ def assert_arrays(actual_arrays, expected_arrays):
 
 def test_wait_returns_all_arrays_of_one_copy(queue, rng):
     first, second = some_arrays(rng), some_arrays(rng)
-    copies = AsyncHostCopy(first), AsyncHostCopy(second)
+    copies = AsyncHostCopy(pack_arrays(first)), AsyncHostCopy(pack_arrays(second))
     assert len(queue.submitted) == 2 and queue.done == 0
     assert_arrays(copies[0].wait(), first)
     assert queue.done == 1  # the second has not been waited for
@@ -91,12 +91,12 @@ def test_wait_returns_all_arrays_of_one_copy(queue, rng):
 
 def test_arrays_on_the_host_need_no_copy(rng):
     arrays = some_arrays(rng)
-    assert_arrays(AsyncHostCopy(arrays).wait(), arrays)
+    assert_arrays(AsyncHostCopy(pack_arrays(arrays)).wait(), arrays)
 
 
 def test_infinities_and_nan_are_kept(rng):
     rows = np.float32([[np.nan, -np.inf], [0, np.inf]])
-    np.testing.assert_array_equal(AsyncHostCopy([rows]).wait()[0], rows)
+    np.testing.assert_array_equal(AsyncHostCopy(pack_arrays([rows])).wait()[0], rows)
 
 
 def test_an_upload_does_not_wait_and_does_not_read_the_array_later(queue, rng):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from chainer import gradient_check
 
-from mask_rcnn.ops.conv.upsample_add import upsample_add
+from mask_rcnn.ops.conv.upsample_add import add_gpu, upsample_add
 
 
 def feature_maps(rng, dtype):
@@ -25,7 +25,7 @@ def laid_out(x, layout):
 @pytest.mark.parametrize('coarse_layout', LAYOUTS)
 @pytest.mark.parametrize('with_graph', [False, True])
 def test_adds_each_value_to_four_locations(rng, dtype, layout, coarse_layout, with_graph):
-    """Half precision uses the code of the GPU."""
+    """Half precision uses the code of the GPU for feature maps whose channels are not innermost."""
     x, coarse = feature_maps(rng, dtype)
     expected = x + coarse.repeat(2, axis=2).repeat(2, axis=3)
     stored = laid_out(x, layout)
@@ -35,6 +35,26 @@ def test_adds_each_value_to_four_locations(rng, dtype, layout, coarse_layout, wi
     assert (y.array is stored) == (not with_graph)
     np.testing.assert_array_equal(y.array, expected)
     np.testing.assert_array_equal(stored, x if with_graph else expected)
+
+
+@pytest.mark.parametrize('backend', ['emulated', pytest.param('cuda', marks=pytest.mark.gpu)], indirect=True)
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('shape', [(2, 16, 3, 5), (3, 5, 2, 3), (1, 256, 1, 40), (0, 8, 1, 1)])
+@pytest.mark.parametrize('in_place', [False, True])
+def test_the_kernel_adds_each_value_to_four_locations(backend, rng, dtype, shape, in_place):
+    x, coarse = (
+        rng.uniform(-1, 1, (*shape[:2], shape[2] * factor, shape[3] * factor)).astype(dtype) for factor in (2, 1)
+    )
+    stored, term = (backend.array(laid_out(array, (0, 2, 3, 1))) for array in (x, coarse))
+    expected = x + coarse.repeat(2, axis=2).repeat(2, axis=3)
+    if backend.name == 'cuda':
+        with chainer.using_config('enable_backprop', not in_place):
+            out = upsample_add(chainer.Variable(stored), chainer.Variable(term)).array
+    else:
+        out = stored if in_place else laid_out(np.empty_like(x), (0, 2, 3, 1))
+        add_gpu(stored, term, out)
+    np.testing.assert_array_equal(backend.numpy(out), expected)
+    np.testing.assert_array_equal(backend.numpy(stored), expected if in_place else x)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_rcnn.ops.cudnn_frontend import convolution, frontend, graphs
+from mask_rcnn.ops.cudnn_frontend import convolution, cublas, frontend, graphs
 from mask_rcnn.ops.runtime import cuda_kernels
 
 data_type = enum.Enum('data_type', 'NOT_SET FLOAT HALF BFLOAT16')
@@ -232,12 +232,6 @@ class NewPygraph(Pygraph):
         self._execute(pointers, workspace, handle)
 
 
-def epilogue(residual, b, clip_min, clip_max, y):
-    """Apply the kernel of the same name; ``y`` is ``(N, H, W, O)``."""
-    values = y.astype(np.float32) + residual + b
-    y[...] = np.where(values < clip_min, clip_min, np.where(values > clip_max, clip_max, values))
-
-
 def pad_image(x, pre_padding, post_padding):
     return np.pad(x, [(0, 0), (0, 0), *zip(pre_padding, post_padding, strict=True)])
 
@@ -301,7 +295,7 @@ class StandIn:
     Attributes:
         graphs: All graphs built.
         queries: The graphs that queried the heuristics.
-        runs: The steps of each graph run.
+        runs: The steps of each graph run, and ``['matmul']`` for each call of cuBLAS.
         workspace: Bytes of workspace per graph.
         stream: CuPy's current stream.
         device: CuPy's current device.
@@ -337,6 +331,14 @@ def module(pygraph=NewPygraph) -> types.SimpleNamespace:
     )
 
 
+def matmul(a, b, out, *, transpose_a=False, transpose_b=False):
+    """Multiply matrices as ``mask_rcnn.ops.cudnn_frontend.cublas.matmul`` does."""
+    assert all(array.flags.c_contiguous and array.dtype == np.float32 and array.size for array in (a, b, out))
+    a, b = (m.swapaxes(-1, -2) if is_transposed else m for m, is_transposed in ((a, transpose_a), (b, transpose_b)))
+    out[...] = a.astype(np.float64) @ b.astype(np.float64)
+    STAND_IN.runs.append(['matmul'])
+
+
 def milliseconds(run, graph) -> float:
     """Run a graph and return the duration of its engine."""
     run(graph)
@@ -362,7 +364,8 @@ def installed(monkeypatch, kernel, pygraph=NewPygraph):
     monkeypatch.setattr(convolution, '_allocate', lambda size: size)
     monkeypatch.setattr(convolution, '_pointer', lambda memory: int(memory))
     monkeypatch.setattr(convolution, '_address', lambda array: array.ctypes.data)
-    monkeypatch.setattr(convolution, '_epilogue_kernel', lambda **_: epilogue)
     monkeypatch.setattr(convolution, '_milliseconds', milliseconds)
+    monkeypatch.setattr(cublas, 'is_available', lambda: True)
+    monkeypatch.setattr(cublas, 'matmul', matmul)
     monkeypatch.setattr(cuda_kernels, 'kernel', kernel)
     yield STAND_IN

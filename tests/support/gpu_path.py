@@ -8,7 +8,7 @@ from mask_rcnn.inference import predictor
 from mask_rcnn.models import box_head, keypoint_head, layers, roi_pooling, rpn
 from mask_rcnn.models.backbones import mobilenet_v1, resnet
 from mask_rcnn.ops import cudnn_frontend
-from mask_rcnn.ops.boxes import nms, top_k
+from mask_rcnn.ops.boxes import nms, padded_selection, top_k
 from mask_rcnn.ops.roi import roi_align
 from tests.support import cudnn_stand_in
 from tests.support.cuda_emulator import CudaEmulator
@@ -44,6 +44,7 @@ def on_gpu(monkeypatch, kernels):
         for module_name in (layers, resnet):
             monkeypatch.setattr(module_name, 'convolve', convolve)
             monkeypatch.setattr(module_name, 'select_path', select_path)
+        monkeypatch.setattr(keypoint_head, 'select_path', select_path)
         for user in (box_head, keypoint_head, predictor, rpn):
             monkeypatch.setattr(user, 'uses_padding', lambda device: True)
         monkeypatch.setattr(
@@ -61,5 +62,6 @@ def on_gpu(monkeypatch, kernels):
         )
         monkeypatch.setattr(roi_align._RoIAlign, 'forward_cpu', roi_align._RoIAlign.forward_gpu)
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
+        monkeypatch.setattr(padded_selection, 'is_supported', lambda array: True)
         monkeypatch.setattr(top_k, 'top_k_indices_cpu', top_k.top_k_indices_gpu)
         yield stand_in

@@ -10,6 +10,7 @@ import chainer
 
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.models.layers import Backbone, ConvNorm, select_path
+from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv.convolution import convolve
 from mask_rcnn.ops.conv.max_pooling import max_pooling_2d
 from mask_rcnn.ops.runtime.cache import cached
@@ -135,14 +136,25 @@ class Stem(ConvNorm):
     Args:
         pool_pad (int): The dialect's ``backbone.stem_pool_pad``.
         norm (str): ``'affine'`` or ``'bn'``.
+
+    Attributes:
+        gpu_layout (str): The layout of the input of the convolution on a GPU if backprop is disabled; see
+            :func:`mask_rcnn.ops.cudnn_frontend.convolve_few_channels`.
     """
+
+    gpu_layout = 'plain'
 
     def __init__(self, *, pool_pad, norm):
         super().__init__(3, 64, 7, stride=2, pad=3, norm=norm)
         self.pool_pad = pool_pad
 
     def forward(self, x):  # type: ignore[override]  # a whole layer without options
-        h = super().forward(x, relu=True)
+        if select_path(x) == 'cudnn' and self.has_fixed_norm:
+            h = cudnn_frontend.convolve_few_channels(
+                chainer.as_array(x), *self.fold(), stride=2, pad=3, relu=True, layout=self.gpu_layout
+            )
+        else:
+            h = super().forward(x, relu=True)
         return max_pooling_2d(h, 3, stride=2, pad=self.pool_pad, cover_all=self.pool_pad == 0)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from chainer.backend import get_array_module
 
+from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.boxes.nms import nms, nms_padded
 from mask_rcnn.ops.boxes.top_k import top_k_indices
@@ -22,13 +23,6 @@ from mask_rcnn.ops.runtime.array import Array
 
 #: Coordinates and score of padding rows: NaN makes accidental uses visible, and minus infinity sorts last.
 _PAD_BOX, _PAD_SCORE = np.float32(np.nan), np.float32(-np.inf)
-
-#: Maximum number of candidates for padded detections; the candidates with the highest scores are used.  1000 RoIs
-#: rarely have that many scores above 0.05.  A larger limit changes the result only if NMS keeps fewer boxes than
-#: ``max_detections``.
-_MAX_CANDIDATES = 8192
-#: Additional rows of padded detections with ``keep_ties``, for ties with the last detection within the limit.
-_MAX_TIES = 4
 
 
 def generate_proposals(
@@ -59,7 +53,7 @@ def generate_proposals(
 
     Args:
         scores: For each level, ``(A, H, W)`` float32 objectness, on any increasing scale.
-        deltas: For each level, ``(4 * A, H, W)`` float32; channels ``4 * a`` to ``4 * a + 3`` are the
+        deltas: For each level, ``(4 * A, H, W)`` float32 or float16; channels ``4 * a`` to ``4 * a + 3`` are the
             ``(dy, dx, dh, dw)`` of anchor ``a``.
         anchors: For each level, ``(H * W * A, 4)`` float32 boxes (:func:`mask_rcnn.ops.boxes.anchors.shift_anchors`).
         size: Height and width in network input pixels.  Proposals are clipped to them, and those with a centre outside
@@ -82,6 +76,18 @@ def generate_proposals(
         tuple: Boxes ``(K, 4)`` float32 in the network input and their scores ``(K,)`` in descending order.
     """
     xp = get_array_module(scores[0])
+    if padded and padded_selection.is_supported(scores[0]):
+        levels = [_as_rows(*level) for level in zip(scores, deltas, anchors, strict=True)]
+        return padded_selection.propose_gpu(
+            levels if per_level else [tuple(map(xp.concatenate, zip(*levels, strict=True)))],
+            padded_selection.BoxDecoding(weights, offset, max_log_scale, size, clip_offset),
+            scale=scale,
+            min_size=min_size,
+            pre_nms=pre_nms,
+            post_nms=post_nms,
+            nms_threshold=nms_threshold,
+            suppress_equal=suppress_equal,
+        )
     candidates = [_top_anchors(*level, pre_nms) for level in zip(scores, deltas, anchors, strict=True)]
     if not per_level:
         candidates = [_merge_levels(candidates, pre_nms)]
@@ -102,13 +108,18 @@ def generate_proposals(
     return _merge_levels(proposals, post_nms)
 
 
+def _as_rows(scores: Array, deltas: Array, anchors: Array) -> tuple[Array, Array, Array]:
+    """Return scores ``(R,)``, anchors ``(R, 4)`` and deltas ``(R, 4)`` of a level; copy only if necessary."""
+    return scores.transpose(1, 2, 0).ravel(), anchors, deltas.transpose(1, 2, 0).reshape(-1, 4)
+
+
 def _top_anchors(scores: Array, deltas: Array, anchors: Array, limit: int) -> tuple[Array, Array, Array]:
     """Return the anchors, deltas and scores with the ``limit`` highest scores of a level, in descending order."""
     n_anchors = len(scores)
     scores = scores.transpose(1, 2, 0).ravel()
     best = top_k_indices(scores, limit)
     deltas = deltas.reshape(n_anchors, 4, len(anchors) // n_anchors).transpose(2, 0, 1).reshape(-1, 4)
-    return anchors[best], deltas[best], scores[best]
+    return anchors[best], deltas[best].astype(np.float32, copy=False), scores[best]
 
 
 def _merge_levels(levels: Sequence[tuple], limit: int) -> tuple:
@@ -213,10 +224,10 @@ def _select_padded(
     xp = get_array_module(scores)
     n_rois = len(scores)
     class_scores = scores[:, 1:].T.ravel()  # class after class
-    best = top_k_indices(class_scores, _MAX_CANDIDATES)
+    best = top_k_indices(class_scores, padded_selection.MAX_CANDIDATES)
     labels, rois = best // n_rois, best % n_rois
     scores, boxes = class_scores[best], boxes[rois, labels + 1]
-    n_rows = max_detections + _MAX_TIES * keep_ties
+    n_rows = max_detections + padded_selection.MAX_TIES * keep_ties
     keep = nms_padded(boxes, scores, groups=labels, limit=n_rows, **nms_options)
     boxes, scores = _take_padded(keep, boxes, scores)
     last_score = scores[max_detections - 1 : max_detections]

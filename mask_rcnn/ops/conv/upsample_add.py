@@ -6,9 +6,12 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
+from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.memory_layout import memory_axis_order
+from mask_rcnn.ops.runtime.memory_layout import as_nhwc, memory_axis_order, vector_lanes
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
+
+_BLOCK_THREADS = 256
 
 
 def upsample_add(x: Array, coarse: Array) -> chainer.Variable:
@@ -75,11 +78,31 @@ def _add(x: Array, coarse: Array, out: Array) -> None:
         sums, terms = (array.transpose(1, 0, 2, 3) for array in (out, coarse))
         parallel_for(lambda start, stop: _add_channels(sums, terms, start, stop), len(sums))
         return
+    if xp is not np and x.dtype.char in 'ef' and all(as_nhwc(a).flags.c_contiguous for a in (x, coarse, out)):
+        add_gpu(x, coarse, out)
+        return
     n, channels, height, width = coarse.shape
     sums, features = (array.reshape(n, channels, height, 2, width, 2) for array in (out, x))  # views
     axes = memory_axis_order(sums)
     sums, features, terms = (array.transpose(*axes) for array in (sums, features, coarse[:, :, :, None, :, None]))
     xp.add(features, terms, out=sums)
+
+
+def add_gpu(x: Array, coarse: Array, out: Array) -> None:
+    """Write the sum of CuPy arrays, float32 or float16 with the channels innermost, to ``out``, which may be ``x``.
+
+    CuPy's addition would copy ``x`` first, because ``out`` overlaps it.
+    """
+    is_half = x.dtype == np.float16
+    images = [as_nhwc(array).view(np.uint16 if is_half else np.float32) for array in (x, coarse, out)]
+    n, height, width, channels = images[0].shape
+    if x.size:
+        lanes = vector_lanes(8 if is_half else 4, *images)
+        cuda_kernels.kernel('conv/upsample_add.cu', f'upsample_add_{"half_" if is_half else ""}{lanes}')(
+            (n * height, -(-width * channels // lanes // _BLOCK_THREADS)),
+            (_BLOCK_THREADS,),
+            (images[0], images[1], np.int32(channels), np.int32(width), images[2]),
+        )
 
 
 @jit

@@ -4,9 +4,11 @@ CuPy 14 has no cuDNN bindings, and Chainer without them multiplies im2col matric
 graph that cuDNN compiles once per shape (:mod:`~mask_rcnn.ops.cudnn_frontend.graphs`); convolution, residual, bias and
 ReLU run as one kernel.  Arrays have Chainer's shape ``(N, C, H, W)`` with the channels innermost in memory (NHWC), the
 layout of the tensor cores.  The result of a convolution is the input of the next one without a copy
-(:mod:`~mask_rcnn.ops.cudnn_frontend.convolution`).
+(:mod:`~mask_rcnn.ops.cudnn_frontend.convolution`).  True float32 convolutions, for which cuDNN has slow engines, mostly
+run by cuBLAS instead (:mod:`~mask_rcnn.ops.cudnn_frontend.matmul`, :mod:`~mask_rcnn.ops.cudnn_frontend.winograd`).
 """
 
+from mask_rcnn.ops.cudnn_frontend.blocks import convolve_few_channels
 from mask_rcnn.ops.cudnn_frontend.convolution import (
     apply_epilogue,
     convolve,
@@ -27,6 +29,7 @@ __all__ = [
     'convolve',
     'convolve_backward_data',
     'convolve_backward_filter',
+    'convolve_few_channels',
     'current_precision',
     'deconvolution_2d',
     'deconvolve',

@@ -1,5 +1,20 @@
 """Convolutions of CuPy arrays.
 
+cuDNN computes them.  The exceptions are convolutions of one group in the precision ``fp32``, because cuDNN's engines
+without tensor cores reach a third of the GPU's rate (see the modules).  A rule selects the implementation, not a
+measurement:
+
+================================================== =============================================
+problem                                            implementation
+================================================== =============================================
+windows 1x1 or as large as the stride, no padding: :mod:`~mask_rcnn.ops.cudnn_frontend.matmul`
+forward and both gradients; linear layers
+3x3 of stride 1, at least 64 input and output      :mod:`~mask_rcnn.ops.cudnn_frontend.winograd`
+channels and 32 tiles of 4x4 output pixels:
+forward and the gradient of ``x``
+all others, or cuBLAS is not found                 cuDNN
+================================================== =============================================
+
 If cuDNN's heuristics choose the engine, the same call gives the same bits in every run.  With
 ``chainer.config.autotune`` (and without ``cudnn_deterministic``) the few best engines by the heuristics are timed once
 per shape instead.  The fastest of them, and with it the last bits, may differ from run to run.
@@ -23,13 +38,13 @@ import chainer.functions as F
 import numpy as np
 from chainer.backends import cuda
 
-from mask_rcnn.ops.cudnn_frontend import frontend, graphs
+from mask_rcnn.ops.cudnn_frontend import cublas, frontend, graphs, matmul, winograd
 from mask_rcnn.ops.cudnn_frontend.graphs import CompiledGraph, ConvProblem
 from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.cache import cached
-from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc
+from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, vector_lanes
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +129,19 @@ def convolve(
         graphs.B: None if b is None else cached(_narrow, b, precision.storage),
         graphs.RESIDUAL: None if residual is None else _to_storage(residual, precision.storage),
     }
+    implementation = _select(problem)
+    if implementation is winograd:
+        weights = cached(winograd.transform_weights, inputs[graphs.W], False)
+        return winograd.convolve(
+            problem, inputs[graphs.X], weights, inputs[graphs.B], inputs[graphs.RESIDUAL], relu, clip_max
+        )
     inputs = {uid: array for uid, array in inputs.items() if array is not None}
-    y = _run(problem, inputs)
+    y = None if implementation is matmul else _run(problem, inputs)
     if y is None:
         conv_only = _problem('forward', x.shape, W.shape, stride, pad, precision)
-        y = _compute(conv_only, {uid: inputs[uid] for uid in (graphs.X, graphs.W)})
-        y = apply_epilogue(_widen(y), b, residual, relu, clip_max)
+        y = _widen(_compute(conv_only, {uid: inputs[uid] for uid in (graphs.X, graphs.W)}))
+        if b is not None or residual is not None or relu:
+            y = apply_epilogue(y, b, residual, relu, clip_max)
     elif not math.isinf(clip_max):  # with a clip in the graph, cuDNN has only one, slow engine
         y = apply_epilogue(_widen(y), clip_max=clip_max)
     return _result(y, precision.result)
@@ -227,8 +249,20 @@ def _pads(pad: Any) -> graphs.Pads:
     return (int(top), int(bottom)), (int(left), int(right))
 
 
+def _select(problem: ConvProblem):
+    """Return the module that computes a problem, ``matmul`` or ``winograd``; ``None`` for cuDNN."""
+    candidates = (module for module in (matmul, winograd) if module.should_use(problem))
+    return next(candidates, None) if cublas.is_available() else None
+
+
 def _compute(problem: ConvProblem, inputs: dict):
-    """Compute a problem without an epilogue like :func:`_run`; fall back to im2col if cuDNN has no engine for it."""
+    """Compute a problem without an epilogue; fall back to im2col if cuDNN has no engine for it."""
+    implementation = _select(problem)
+    if implementation is matmul:
+        return matmul.compute(problem, inputs)
+    if implementation is winograd:
+        weights = winograd.transform_weights(inputs[graphs.W], transposed=True)
+        return winograd.convolve(problem, inputs[graphs.Y], weights)
     y = _run(problem, inputs)
     return _compute_by_im2col(problem, inputs) if y is None else y
 
@@ -382,25 +416,39 @@ def apply_epilogue(
     Args:
         y: ``(N, O, oh, ow)``, float32 or float16, fastest with the channels innermost in memory; overwritten.
         b: ``(O,)``, or ``None``.
-        residual: ``(N, O, oh, ow)``, or ``None``.
+        residual: ``(N, O, oh, ow)``, or ``None``; rounded to the type of ``y``.
         relu: Whether to apply ReLU.
         clip_max: Maximum of the result.
     """
-    kernel = _epilogue_kernel(has_residual=residual is not None, has_bias=b is not None)
-    residual, b = (0.0 if residual is None else as_nhwc(residual)), (0.0 if b is None else b)
-    kernel(residual, b, 0.0 if relu else -math.inf, clip_max, as_nhwc(y))
+    pixels = as_nhwc(y)
+    out = cuda.get_array_module(y).ascontiguousarray(pixels)
+    residual = None if residual is None else as_nhwc(_to_storage(residual, out.dtype))
+    b = None if b is None else cached(_narrow, b, np.dtype(np.float32))
+    _launch_epilogue(out, residual, b, 0.0 if relu else -math.inf, clip_max)
+    if not pixels.flags.c_contiguous:
+        pixels[...] = out
     return y
 
 
-def _epilogue_kernel(*, has_residual: bool, has_bias: bool):
-    # CuPy infers type variables such as R from arrays only, not from the scalar 0 that replaces an absent array.
-    return cuda.elementwise(
-        f'{"R" if has_residual else "float32"} residual, {"B" if has_bias else "float32"} b, '
-        'float32 clip_min, float32 clip_max',
-        'T y',
-        """
-        const float sum = (float)y + (float)residual + (float)b;
-        y = (T)(sum < clip_min ? clip_min : sum > clip_max ? clip_max : sum);
-    """,
-        'convolution_epilogue',
+def _launch_epilogue(y, residual, b, lowest: float, highest: float) -> None:
+    """Apply the epilogue to contiguous arrays ``(N, H, W, O)`` and ``b`` ``(O,)``; an absent array is ``None``."""
+    is_half = y.dtype == np.float16
+    lanes = vector_lanes(8 if is_half else 4, *(array for array in (y, residual, b) if array is not None))
+    source, added = (array.view(np.uint16) if is_half else array for array in (y, y if residual is None else residual))
+    # The kernel does not read the placeholders of absent arrays.
+    bias = cuda.get_array_module(y).empty(1, np.float32) if b is None else b
+    cuda_kernels.launch(
+        cuda_kernels.kernel('cudnn_frontend/epilogue.cu', f'epilogue_{"half_" if is_half else ""}{lanes}'),
+        y.size // lanes,
+        (
+            source,
+            added,
+            np.int32(residual is not None),
+            bias,
+            np.int32(b is not None),
+            np.float32(lowest),
+            np.float32(highest),
+            np.int32(y.shape[3]),
+            np.int64(y.size),
+        ),
     )

@@ -37,7 +37,7 @@ class Precision:
 
 _FLOAT32, _FLOAT16, _UINT16 = np.dtype('f4'), np.dtype('f2'), np.dtype('u2')
 
-#: Precisions by name.  ``fp32`` is true float32: no tensor cores, and no Winograd transform that loses digits.
+#: Precisions by name.  ``fp32`` is true float32: no tensor cores, and Winograd's algorithm only as on the CPU.
 PRECISIONS = {
     precision.name: precision
     for precision in (

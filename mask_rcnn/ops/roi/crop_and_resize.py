@@ -17,10 +17,10 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops.roi.common import as_pair, check_arguments, pixel_range
-from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
+from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_last, compute_dtype
+from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_last, compute_dtype, vector_lanes
 
 _ONE = np.float32(1)
 #: Maximum number of channels that a thread of a kernel processes at once.
@@ -60,11 +60,9 @@ def crop_and_resize(
     rois, roi_indices = check_arguments(x, rois, roi_indices, 1)
     if not min(last) > 0:
         raise ValueError(f'last must be two positive numbers, not {last!r}')
-    xp = chainer.backend.get_array_module(rois)
-    rois = rois / xp.asarray([last[0], last[1]] * 2, np.float32)
     rows, columns = (
-        _sample_points(rois[:, axis], rois[:, axis + 2], x.shape[2 + axis], n_bins)
-        for axis, n_bins in enumerate(as_pair(output_size))
+        _sample_points(rois[:, axis] / side, rois[:, axis + 2] / side, x.shape[2 + axis], n_bins)
+        for axis, (n_bins, side) in enumerate(zip(as_pair(output_size), map(np.float32, last), strict=True))
     )
     return _CropAndResize(roi_indices, rows, columns, x.shape).apply((x,))[0]
 

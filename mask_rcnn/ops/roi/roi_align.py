@@ -35,10 +35,17 @@ from mask_rcnn.ops.roi.common import (
     scatter_bins,
     scatter_features,
 )
-from mask_rcnn.ops.roi.tiles import TILE_ROWS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
+from mask_rcnn.ops.roi.tiles import TILE_ROWS, TILE_THREADS, choose_tile_width, tile_grid
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_first, channels_last, compute_dtype
+from mask_rcnn.ops.runtime.memory_layout import (
+    as_images,
+    as_nchw,
+    channels_first,
+    channels_last,
+    compute_dtype,
+    vector_lanes,
+)
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 

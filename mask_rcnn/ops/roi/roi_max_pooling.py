@@ -20,10 +20,10 @@ from mask_rcnn.ops.roi.common import (
     pixel_range,
     scatter_bins,
 )
-from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid, vector_lanes
+from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.memory_layout import as_nchw, channels_first, channels_last, compute_dtype
+from mask_rcnn.ops.runtime.memory_layout import as_nchw, channels_first, channels_last, compute_dtype, vector_lanes
 
 #: A value must exceed this one to become the maximum of a bin (Caffe2: ``-FLT_MAX``).
 _LOWEST = np.finfo(np.float32).min

@@ -8,27 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from mask_rcnn.ops.runtime.array import Array
-
 #: Threads of a block of a forward kernel.
 BIN_THREADS = 128
 #: Height of a tile and threads of a block of a backward kernel; tiles.cuh defines the same values.
 TILE_ROWS, TILE_THREADS = 4, 256
-
-
-def vector_lanes(max_lanes: int, *arrays: Array) -> int:
-    """Return the number of channels that a thread can load at once: ``max_lanes`` or 1.
-
-    Args:
-        max_lanes: A power of two.
-        arrays: The arrays to load from, channels last.  Their channels must be a multiple of ``max_lanes``, and their
-            memory must be aligned to it (at most to 16 bytes).
-    """
-    alignment = min(max_lanes * arrays[0].itemsize, 16)
-    fits = all(array.shape[-1] % max_lanes == 0 and _address(array) % alignment == 0 for array in arrays)
-    return max_lanes if fits else 1
 
 
 def choose_tile_width(n_groups: int) -> int:
@@ -51,7 +34,3 @@ def tile_grid(shape: Sequence[int], n_groups: int, tile_width: int) -> tuple[int
     n_images, _, height, width = shape
     n_tiles = n_images * -(-height // TILE_ROWS) * -(-width // tile_width)
     return n_tiles, -(-n_groups // (TILE_THREADS // tile_width))
-
-
-def _address(array: Array) -> int:
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr

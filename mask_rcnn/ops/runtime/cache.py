@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import chainer
@@ -12,6 +13,7 @@ _BY_IDENTITY = (chainer.Link, *chainer.get_array_types())
 
 chainer.global_config.weight_cache = None  # type: ignore[attr-defined]  # Chainer accepts any entry
 chainer.global_config.feature_cache = None  # type: ignore[attr-defined]
+chainer.global_config.retained_values = None  # type: ignore[attr-defined]
 
 
 def cache_weights():
@@ -49,3 +51,21 @@ def cached(make: Callable, *sources: Any, scope: Literal['weights', 'features'] 
     if key not in cache:
         cache[key] = sources, make(*sources)
     return cache[key][1]
+
+
+@contextlib.contextmanager
+def retained_values() -> Iterator[list]:
+    """Collect the values passed to :func:`retain` in a ``with`` block, on this thread."""
+    values: list = []
+    with chainer.using_config('retained_values', values):
+        yield values
+
+
+def retain(value: Any) -> Any:
+    """Return ``value``, kept alive by the CUDA graph that is being captured, if any.
+
+    For arrays on the GPU in a cache that may evict them while the graph still reads them.
+    """
+    if chainer.config.retained_values is not None:
+        chainer.config.retained_values.append(value)
+    return value

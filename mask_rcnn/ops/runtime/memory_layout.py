@@ -64,3 +64,20 @@ def memory_axis_order(x: Array) -> list[int]:
 def compute_dtype(dtype: Any) -> np.dtype:
     """Return the type to compute in: float64 for float64, otherwise float32 (float16 is only a storage type)."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def vector_lanes(max_lanes: int, *arrays: Array) -> int:
+    """Return the number of channels that a thread can load at once: ``max_lanes`` or 1.
+
+    Args:
+        max_lanes: A power of two.
+        arrays: The arrays to load from, channels last.  Their channels must be a multiple of ``max_lanes``, and their
+            memory must be aligned to it (at most to 16 bytes).
+    """
+    alignment = min(max_lanes * arrays[0].itemsize, 16)
+    fits = all(array.shape[-1] % max_lanes == 0 and _address(array) % alignment == 0 for array in arrays)
+    return max_lanes if fits else 1
+
+
+def _address(array: Array) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr

@@ -8,7 +8,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import chainer
 import numpy as np
@@ -66,28 +66,48 @@ def _copy_on_host(source: np.ndarray, target: np.ndarray) -> None:
     parallel_for(copy, len(source), min_per_thread=_BYTES_PER_THREAD // source.itemsize)
 
 
-class AsyncHostCopy:
-    """An asynchronous device-to-host copy of several arrays packed into one.
+class PackedArrays(NamedTuple):
+    """Several arrays as the columns of one, so that a single copy takes them to the host.
 
-    On the device the arrays become the columns of one float32 array, which is copied to pinned host memory.
-    :meth:`wait` waits for an event that is recorded after this copy, not for later work of the GPU.
+    Attributes:
+        rows: ``(N, M)`` float32.
+        specs: The dtype and the shape of each array, or ``None`` for an absent array.
+    """
+
+    rows: Array
+    specs: list[tuple[np.dtype, tuple[int, ...]] | None]
+
+
+def pack_arrays(arrays: Sequence) -> PackedArrays:
+    """Pack arrays into one array on their device.
 
     Args:
         arrays: Arrays of equal length whose elements float32 represents exactly (integers up to 2 ** 24).  ``None``
             keeps its position.
     """
+    specs = [None if array is None else (array.dtype, array.shape) for array in arrays]
+    arrays = [array for array in arrays if array is not None]
+    xp = chainer.backend.get_array_module(arrays[0])
+    columns = [array.reshape(len(array), _row_size(array.shape)).astype(np.float32, copy=False) for array in arrays]
+    return PackedArrays(xp.concatenate(columns, axis=1), specs)
 
-    def __init__(self, arrays: Sequence):
-        self._specs = [None if array is None else (array.dtype, array.shape) for array in arrays]
-        arrays = [array for array in arrays if array is not None]
-        xp = chainer.backend.get_array_module(arrays[0])
-        packed = xp.concatenate(
-            [array.reshape(len(array), _row_size(array.shape)).astype(np.float32, copy=False) for array in arrays],
-            axis=1,
-        )
+
+class AsyncHostCopy:
+    """An asynchronous device-to-host copy of packed arrays.
+
+    They are copied to pinned host memory.  :meth:`wait` waits for an event that is recorded after this copy, not for
+    later work of the GPU.  Work that is submitted to the current stream later may overwrite the arrays.
+
+    Args:
+        packed: The arrays.
+    """
+
+    def __init__(self, packed: PackedArrays):
+        self._specs = packed.specs
         self._rows: np.ndarray
         self._event: Any  # a CuPy event, or None if there is nothing to wait for
-        self._rows, self._event = (packed, None) if xp is np else _start_copy(packed)
+        is_on_host = chainer.backend.get_array_module(packed.rows) is np
+        self._rows, self._event = (packed.rows, None) if is_on_host else _start_copy(packed.rows)
 
     def wait(self) -> list[np.ndarray | None]:
         """Wait for the copy and return the arrays in their order, with their shapes and types."""

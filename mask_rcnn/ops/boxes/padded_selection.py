@@ -1,0 +1,269 @@
+"""The GPU implementation of the padded selections of :mod:`mask_rcnn.ops.boxes.proposals`, in few kernel launches.
+
+Only the selected boxes are decoded.  No shape depends on a value, and nothing is copied to the device, so that a CUDA
+graph can capture the launches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from chainer.backend import get_array_module
+
+from mask_rcnn.ops.boxes.nms import nms_padded
+from mask_rcnn.ops.boxes.top_k import top_k_indices
+from mask_rcnn.ops.runtime import cuda_kernels
+from mask_rcnn.ops.runtime.array import Array
+
+_SOURCE = 'boxes/padded_selection.cu'
+
+#: Maximum number of candidates for padded detections; the candidates with the highest scores are used.  1000 RoIs
+#: rarely have that many scores above 0.05.  A larger limit changes the result only if NMS keeps fewer boxes than
+#: ``max_detections``.
+MAX_CANDIDATES = 8192
+#: Additional rows of padded detections with ``keep_ties``, for ties with the last detection within the limit.
+MAX_TIES = 4
+
+
+def is_supported(array: Array) -> bool:
+    """Return whether the kernels process an array: whether it is on a GPU."""
+    return get_array_module(array) is not np
+
+
+@dataclass(frozen=True)
+class BoxDecoding:
+    """The decoding of deltas and the clipping of the boxes.
+
+    Attributes:
+        weights: Weights of the deltas; see :func:`mask_rcnn.ops.boxes.boxes.decode_boxes`.
+        offset: 1 or 0; see :mod:`mask_rcnn.ops.boxes.boxes`.
+        max_log_scale: Upper limit of ``dh`` and ``dw``, or ``None``.
+        size: Height and width of the image to which boxes are clipped.
+        clip_offset: ``offset`` of :func:`mask_rcnn.ops.boxes.boxes.clip_boxes`.
+        origin: ``origin`` of :func:`mask_rcnn.ops.boxes.boxes.clip_boxes`.
+        factors: Factors by which RoIs are divided before they are decoded, for ``y`` and ``x``.
+        shift: Coordinates that are subtracted from RoIs before.
+    """
+
+    weights: Sequence[float]
+    offset: float
+    max_log_scale: float | None
+    size: Sequence[float]
+    clip_offset: float
+    origin: Sequence[float] = (0.0, 0.0)
+    factors: Sequence[float] = (1.0, 1.0)
+    shift: Sequence[float] = (0.0, 0.0)
+
+    def transform_arguments(self) -> list[np.float32]:
+        """Return the kernel's arguments for the transform of RoIs."""
+        return [np.float32(value) for value in (*self.shift, *self.factors)]
+
+    def decoding_arguments(self) -> list[np.float32]:
+        """Return the kernels' arguments for the decoding."""
+        limit = math.inf if self.max_log_scale is None else self.max_log_scale
+        return [np.float32(value) for value in (*self.weights, self.offset, limit)]
+
+    def low(self) -> list[np.float32]:
+        """Return the lowest ``y`` and ``x``."""
+        return [np.float32(value) for value in self.origin]
+
+    def high(self) -> list[np.float32]:
+        """Return the highest ``y`` and ``x``, rounded as :func:`mask_rcnn.ops.boxes.boxes.clip_boxes` does."""
+        offset = np.float32(self.clip_offset)
+        return [low + np.float32(side) - offset for low, side in zip(self.low(), self.size, strict=True)]
+
+
+def propose_gpu(
+    levels: Sequence[tuple[Array, Array, Array]],
+    decoding: BoxDecoding,
+    *,
+    scale: float,
+    min_size: float,
+    pre_nms: int,
+    post_nms: int,
+    nms_threshold: float,
+    suppress_equal: bool,
+) -> tuple[Array, Array]:
+    """Select proposals; see :func:`mask_rcnn.ops.boxes.proposals.generate_proposals`.
+
+    NMS runs once with the level as the group of a box.  The result is that of NMS per level: among the ``post_nms``
+    best proposals of all levels are only proposals that are among the ``post_nms`` best of their level.
+
+    Args:
+        levels: For each level, scores ``(R,)`` float32, anchors ``(R, 4)`` float32 and deltas ``(R, 4)`` float32 or
+            float16.
+        decoding: The decoding and clipping.
+        scale: Network input pixels per pixel of the original image.
+        min_size: Minimum height and width of a proposal in pixels of the original image.
+        pre_nms: Maximum number of anchors of a level.
+        post_nms: Maximum number of proposals.
+        nms_threshold: IoU threshold of NMS.
+        suppress_equal: Whether NMS suppresses at an IoU equal to the threshold.
+    """
+    xp = get_array_module(levels[0][0])
+    counts = [min(pre_nms, len(scores)) for scores, _, _ in levels]
+    total = sum(counts)
+    boxes, scores, groups = xp.empty((total, 4), np.float32), xp.empty(total, np.float32), xp.empty(total, np.int32)
+    validity = [np.float32(value) for value in (*decoding.size, scale, min_size)]
+    start = 0
+    for number, (n, (level_scores, anchors, deltas)) in enumerate(zip(counts, levels, strict=True)):
+        part = slice(start, start + n)
+        start += n
+        is_half = deltas.dtype == np.float16
+        cuda_kernels.launch(
+            cuda_kernels.kernel(_SOURCE, 'decode_proposals_half' if is_half else 'decode_proposals'),
+            n,
+            (
+                xp.ascontiguousarray(level_scores, np.float32),
+                xp.ascontiguousarray(anchors, np.float32),
+                xp.ascontiguousarray(deltas).view(np.uint16) if is_half else xp.ascontiguousarray(deltas, np.float32),
+                top_k_indices(level_scores, n).astype(np.int32, copy=False),
+                np.int32(n),
+                np.int32(number),
+                *decoding.decoding_arguments(),
+                *decoding.high(),
+                *validity,
+                boxes[part],
+                scores[part],
+                groups[part],
+            ),
+        )
+    keep = nms_padded(
+        boxes,
+        scores,
+        nms_threshold,
+        offset=decoding.offset,
+        groups=groups if len(levels) > 1 else None,
+        limit=post_nms,
+        suppress_equal=suppress_equal,
+    )
+    boxes, _, scores = _take_kept(keep, -1, boxes, scores, groups)
+    return boxes, scores
+
+
+def detect_gpu(
+    rois: Array,
+    probs: Array,
+    deltas: Array,
+    decoding: BoxDecoding,
+    *,
+    score_threshold: float,
+    score_threshold_inclusive: bool,
+    best_class_only: bool,
+    max_detections: int,
+    keep_ties: bool,
+    nms_threshold: float,
+    suppress_equal: bool,
+) -> tuple[Array, Array, Array]:
+    """Decode and select detections; see :func:`mask_rcnn.ops.boxes.proposals.select_detections`.
+
+    Args:
+        rois: ``(R, 4)`` float32 boxes in the network input; padding RoIs are NaN.
+        probs: ``(R, 1 + C)`` float32 class probabilities.
+        deltas: ``(R, 4 * (1 + C))`` float32.
+        decoding: The decoding and clipping.
+        score_threshold: Minimum score of a candidate.
+        score_threshold_inclusive: Whether a score equal to the threshold passes.
+        best_class_only: Whether a RoI is a candidate only for its highest-scoring class.
+        max_detections: Maximum number of detections, except for ties.
+        keep_ties: Whether the result has rows for ties with the last detection within the limit.
+        nms_threshold: IoU threshold of NMS.
+        suppress_equal: Whether NMS suppresses at an IoU equal to the threshold.
+    """
+    xp = get_array_module(probs)
+    rois, probs, deltas = (xp.ascontiguousarray(array, np.float32) for array in (rois, probs, deltas))
+    class_scores = _candidate_scores(rois, probs, score_threshold, score_threshold_inclusive, best_class_only)
+    boxes, scores, labels = _decode_candidates(rois, probs.shape[1], deltas, class_scores, decoding)
+    n_rows = max_detections + MAX_TIES * keep_ties
+    keep = nms_padded(
+        boxes, scores, nms_threshold, offset=decoding.offset, groups=labels, limit=n_rows, suppress_equal=suppress_equal
+    )
+    last = max_detections - 1 if 0 < max_detections <= len(keep) else -1
+    return _take_kept(keep, last, boxes, scores, labels)
+
+
+def _candidate_scores(rois: Array, probs: Array, threshold: float, inclusive: bool, best_class_only: bool) -> Array:
+    """Return the scores of all foreground classes, class after class; minus infinity if not a candidate."""
+    n_rois, n_classes = probs.shape
+    scores = get_array_module(probs).empty(n_rois * (n_classes - 1), np.float32)
+    cuda_kernels.launch(
+        cuda_kernels.kernel(_SOURCE, 'candidate_scores'),
+        scores.size,
+        (
+            rois,
+            probs,
+            np.int32(n_rois),
+            np.int32(n_classes),
+            np.float32(threshold),
+            np.int32(inclusive),
+            np.int32(best_class_only),
+            scores,
+        ),
+    )
+    return scores
+
+
+def _decode_candidates(
+    rois: Array, n_classes: int, deltas: Array, class_scores: Array, decoding: BoxDecoding
+) -> tuple[Array, Array, Array]:
+    """Return boxes, scores and labels of the candidates with the highest scores."""
+    xp = get_array_module(rois)
+    best = top_k_indices(class_scores, MAX_CANDIDATES).astype(np.int32, copy=False)
+    n = len(best)
+    boxes, scores, labels = xp.empty((n, 4), np.float32), xp.empty(n, np.float32), xp.empty(n, np.int32)
+    cuda_kernels.launch(
+        cuda_kernels.kernel(_SOURCE, 'decode_detections'),
+        n,
+        (
+            rois,
+            deltas,
+            class_scores,
+            best,
+            *map(np.int32, (n, len(rois), n_classes)),
+            *decoding.transform_arguments(),
+            *decoding.decoding_arguments(),
+            *decoding.low(),
+            *decoding.high(),
+            boxes,
+            scores,
+            labels,
+        ),
+    )
+    return boxes, scores, labels
+
+
+def _take_kept(keep: Array, last: int, boxes: Array, scores: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Return boxes, labels or groups and scores at ``keep``; padding at -1 and below the score of row ``last``."""
+    xp, n = get_array_module(keep), len(keep)
+    kept = xp.empty((n, 4), np.float32), xp.empty(n, np.float32), xp.empty(n, np.int32)
+    cuda_kernels.launch(
+        cuda_kernels.kernel(_SOURCE, 'take_kept'), n, (keep, np.int32(n), np.int32(last), boxes, scores, labels, *kept)
+    )
+    return kept[0], kept[2], kept[1]
+
+
+def softmax_gpu(logits: Array) -> Array:
+    """Return the softmax of each row of ``(R, K)`` floats as float32."""
+    xp = get_array_module(logits)
+    logits = xp.ascontiguousarray(logits, np.float32)
+    probs = xp.empty(logits.shape, np.float32)
+    cuda_kernels.launch(
+        cuda_kernels.kernel(_SOURCE, 'softmax'), len(logits), (logits, *map(np.int32, logits.shape), probs)
+    )
+    return probs
+
+
+def sigmoid_gpu(logits: Array) -> Array:
+    """Return the sigmoid of ``(A, H, W)`` logits, float16 or float32, as float32 with ``A`` innermost in memory."""
+    xp, is_half = get_array_module(logits), logits.dtype == np.float16
+    logits = xp.ascontiguousarray(logits.transpose(1, 2, 0))
+    scores = xp.empty(logits.shape, np.float32)
+    cuda_kernels.launch(
+        cuda_kernels.kernel(_SOURCE, 'sigmoid_half' if is_half else 'sigmoid'),
+        scores.size,
+        (logits.view(np.uint16) if is_half else logits, np.int32(scores.size), scores),
+    )
+    return scores.transpose(2, 0, 1)

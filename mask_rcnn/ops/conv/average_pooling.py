@@ -1,0 +1,45 @@
+"""Global average pooling: Chainer's mean, or one kernel on a GPU if no gradient is needed."""
+
+from __future__ import annotations
+
+import chainer
+import chainer.functions as F
+import numpy as np
+
+from mask_rcnn.ops.runtime import cuda_kernels
+from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.memory_layout import channels_last, vector_lanes
+
+
+def global_average_pooling_2d(x: chainer.Variable | Array) -> chainer.Variable:
+    """Return the mean over all locations of each channel.
+
+    Args:
+        x: ``(N, C, H, W)``, float32 or float16, not empty in space.
+
+    Returns:
+        chainer.Variable: ``(N, C)`` float32.
+    """
+    on_gpu = chainer.backend.get_array_module(x) is not np
+    if on_gpu and not chainer.config.enable_backprop and x.dtype.char in 'ef':
+        return chainer.as_variable(average_gpu(chainer.as_array(x)))
+    mean = F.mean(x, axis=(2, 3))
+    return mean if mean.dtype == np.float32 else F.cast(mean, np.float32)
+
+
+def average_gpu(x: Array) -> Array:
+    """Pool CuPy arrays, fastest with the channels innermost.
+
+    CuPy's mean takes 0.4 ms for 1000 x 2048 x 7 x 7 float16 (H200).
+    """
+    images = channels_last(x)
+    n, height, width, channels = images.shape
+    y = chainer.backend.get_array_module(x).empty((n, channels), np.float32)
+    is_half = x.dtype == np.float16
+    lanes = vector_lanes(8 if is_half else 4, images)
+    cuda_kernels.launch(
+        cuda_kernels.kernel('conv/average_pooling.cu', f'average_pooling_{"half_" if is_half else ""}{lanes}'),
+        y.size // lanes,
+        (images.view(np.uint16) if is_half else images, *map(np.int32, (n, height * width, channels)), y),
+    )
+    return y
