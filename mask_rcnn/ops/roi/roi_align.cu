@@ -409,7 +409,7 @@ extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, FORWARD_BLOCKS) ro
 // heaviest tiles overlap many RoIs, whose bins a thread adds up one after the other: so that it does not wait for every
 // load, it loads the next chunks of bins while it adds up the current one.
 
-const int BINS_OF_CHUNK = 4;
+const int BINS_OF_CHUNK = 3;
 const int CHUNKS = 2;  // in flight
 const int BACKWARD_BLOCKS = 3;  // of a multiprocessor: limits the registers
 const int MAX_TILE_COLUMNS = 16;
@@ -598,6 +598,24 @@ __device__ void add_chunk(
         line[lane] = 0;
 }
 
+// Load the cursor's next chunk of bins, if any, and return its position.  The loads have no conditions, so that they do
+// not wait for each other.
+template <typename element, int LANES>
+__device__ chunk_position load_chunk(
+    const table_layout& layout, const int* hits, const pack<element, LANES>* gy, int groups, chunk_cursor& cursor,
+    pack<element, LANES> (&bins)[BINS_OF_CHUNK])
+{
+    if (cursor.b == cursor.n)
+        return {0};
+    const chunk_position chunk = cursor.next();
+    const long long row = (long long)hits[chunk.b()] * layout.rows + chunk.row();
+    const pack<element, LANES>* first = gy + (row * layout.columns + chunk.first()) * groups;
+#pragma unroll
+    for (int j = 0; j < BINS_OF_CHUNK; ++j)
+        bins[j] = first[(j < chunk.bins() ? j : 0) * groups];
+    return chunk;
+}
+
 // Add the contributions of a batch of n RoIs to a column of the tile.  gy: the first bin in this thread's group.
 template <typename element, int LANES>
 __device__ void add_batch(
@@ -608,23 +626,17 @@ __device__ void add_batch(
     cursor.start_roi();
     chunk_position chunk[CHUNKS];
     pack<element, LANES> bins[CHUNKS][BINS_OF_CHUNK];
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i)
+        chunk[i] = load_chunk<element, LANES>(layout, hits, gy, groups, cursor, bins[i]);
     real line[LANES] = {};
-    for (int round = 0;; ++round) {
+    for (;;) {
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
-            if (round > 0 && !chunk[i].bits)
+            if (!chunk[i].bits)
                 return;
-            if (round > 0)
-                add_chunk<element, LANES>(layout, table, chunk[i], column, bins[i], line, sum);
-            chunk[i].bits = 0;
-            if (cursor.b == n)
-                continue;
-            chunk[i] = cursor.next();
-            const long long row = (long long)hits[chunk[i].b()] * layout.rows + chunk[i].row();
-            const pack<element, LANES>* first = gy + (row * layout.columns + chunk[i].first()) * groups;
-#pragma unroll
-            for (int j = 0; j < BINS_OF_CHUNK; ++j)  // the loads have no conditions, so that they do not wait
-                bins[i][j] = first[(j < chunk[i].bins() ? j : 0) * groups];
+            add_chunk<element, LANES>(layout, table, chunk[i], column, bins[i], line, sum);
+            chunk[i] = load_chunk<element, LANES>(layout, hits, gy, groups, cursor, bins[i]);
         }
     }
 }
