@@ -62,7 +62,7 @@ __device__ void transform_weights(double g0, double g1, double g2, double* out)
 }
 
 // w: (O, 3, 3, C).  out: (36, C, O); if transposed, for the transposed convolution, (36, O, C) of the rotated weights.
-extern "C" __global__ void winograd_weights(const float* w, int out_channels, int channels, bool transposed, float* out)
+extern "C" __global__ void winograd_weights(const float* w, int out_channels, int channels, int transposed, float* out)
 {
     const long long n = (long long)out_channels * channels;
     long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
@@ -122,7 +122,7 @@ extern "C" __global__ void winograd_input(
 // shape of y, are read only if has_bias and has_residual are set.
 extern "C" __global__ void winograd_output(
     const float* sums, int channels, int height, int width, int rows, int columns, long long first, int n_tiles,
-    bool has_bias, const float* bias, bool has_residual, const float* residual, float clip_min, float clip_max,
+    int has_bias, const float* bias, int has_residual, const float* residual, float clip_min, float clip_max,
     float* y)
 {
     const long long n = (long long)n_tiles * channels;

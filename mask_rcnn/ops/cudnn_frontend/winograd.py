@@ -62,7 +62,7 @@ def transform_weights(w: Array, transposed: bool) -> Array:
     out_channels, channels = w.shape[:2]
     shape = (out_channels, channels) if transposed else (channels, out_channels)
     out = cuda.get_array_module(w).empty((_POINTS, *shape), np.float32)
-    arguments = filters, np.int32(out_channels), np.int32(channels), np.bool_(transposed), out
+    arguments = filters, np.int32(out_channels), np.int32(channels), np.int32(transposed), out
     cuda_kernels.launch(cuda_kernels.kernel(_SOURCE, 'winograd_weights'), out_channels * channels, arguments)
     return out
 
@@ -97,9 +97,9 @@ def convolve(
     y = xp.empty((n, height, width, channels), np.float32)
     x = as_nhwc(images)
     epilogue = (
-        np.bool_(b is not None),
+        np.int32(b is not None),
         y if b is None else b,
-        np.bool_(residual is not None),
+        np.int32(residual is not None),
         y if residual is None else as_nhwc(residual),
         np.float32(0 if relu else -math.inf),
         np.float32(clip_max),

@@ -91,7 +91,7 @@ __device__ bool may_overlap(float position, float length, int begin, int end)
 
 // Forward.  A block computes a rectangle of the bins of one RoI in some of the channels, and tabulates their taps: the
 // pixels that a bin reads along an axis, and their weights.  A warp computes one column of the rectangle at a time, so
-// that its threads take the same branches.  It keeps the weighted sums of the last two map rows, because neighbouring
+// that its threads take the same branches.  It keeps the weighted sums of the last even and the last odd map row: the
 // bins of a small RoI read the same pixels.
 
 const int WARP = 32;
@@ -99,10 +99,10 @@ const int FORWARD_THREADS = 7 * WARP;  // at most; _MAX_WARPS of roi_align.py
 const int FORWARD_BLOCKS = 4;  // of a multiprocessor: limits the registers
 const int MAX_ROWS = 16, MAX_COLUMNS = 16;  // of a block; _MAX_ROWS and _MAX_COLUMNS of roi_align.py
 const int MAX_TAPS = 512;  // of a block, along both axes
-const int LOADS = 4;  // that a thread issues before it uses the first of them
+const int MAX_LOADS = 4;  // that a thread issues before it uses the first of them
 
 struct tap {
-    int pixel;
+    int offset;  // of the pixel: a multiple of the table's pitch
     float weight;
 };
 
@@ -157,20 +157,20 @@ __device__ bin_rectangle bins_of_block(int rows, int columns, int rows_of_block)
 }
 
 // Add a weight to the tap of a pixel, which is one of the last two taps or a new one.  Return the number of taps.
-__device__ int add_tap(int pixel, float weight, int count, int slots, tap* taps)
+__device__ int add_tap(int offset, float weight, int count, int slots, tap* taps)
 {
     for (int k = count - 1; k >= 0 && k >= count - 2; --k)
-        if (taps[k].pixel == pixel) {
+        if (taps[k].offset == offset) {
             taps[k].weight += weight;
             return count;
         }
     if (count < slots)
-        taps[count] = {pixel, weight};
+        taps[count] = {offset, weight};
     return count + 1;
 }
 
-// Tabulate the taps of a bin.  Return their number, more than `slots` if they do not fit.
-__device__ int fill_taps(const roi_axis& axis, int bin, int slots, tap* taps)
+// Tabulate the taps of a bin; pitch: step between pixels.  Return their number, more than `slots` if they do not fit.
+__device__ int fill_taps(const roi_axis& axis, int bin, int pitch, int slots, tap* taps)
 {
     int count = 0;
     for (int i = 0; i < axis.grid && count <= slots; ++i) {
@@ -178,17 +178,17 @@ __device__ int fill_taps(const roi_axis& axis, int bin, int slots, tap* taps)
         const int pixel = sample_pixel(axis, bin, i, &fraction);
         if (pixel < 0)
             continue;
-        count = add_tap(pixel, 1.0f - fraction, count, slots, taps);
+        count = add_tap(pixel * pitch, 1.0f - fraction, count, slots, taps);
         if (fraction > 0.0f && count <= slots)
-            count = add_tap(pixel + 1, fraction, count, slots, taps);
+            count = add_tap((pixel + 1) * pitch, fraction, count, slots, taps);
     }
     return count;
 }
 
-// Tabulate the taps of the block's bins, one bin per thread.
+// Tabulate the taps of the block's bins, one bin per thread; groups: step between the pixels of a map row.
 __device__ void tabulate_taps(
     const bin_rectangle& bins, const float* roi, const feature_map& map, const axis_params& row_params,
-    const axis_params& column_params, tap_table& table)
+    const axis_params& column_params, int groups, tap_table& table)
 {
     for (int bin = threadIdx.x; bin < bins.n_rows + bins.n_columns; bin += blockDim.x) {
         const bool is_row = bin < bins.n_rows;
@@ -197,36 +197,60 @@ __device__ void tabulate_taps(
         const int number = is_row ? bins.first_row + bin : bins.first_column + bin - bins.n_rows;
         table.samples[bin] = axis.samples();
         table.count[bin] = map.is_valid
-            ? fill_taps(axis, number, bins.slots(), table.taps + bin * bins.slots()) : 0;
+            ? fill_taps(axis, number, is_row ? 1 : groups, bins.slots(), table.taps + bin * bins.slots()) : 0;
     }
 }
 
 __device__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// Return the weighted sum of pixels of a map row in `sum`.  pixels: the first pixel of the row; groups: its step.
+// Add N weighted pixels of a map row to `sum`.  The loads have no conditions, so that they do not wait for each other.
+template <typename element, int LANES, int N>
+__device__ void add_pixels(const pack<element, LANES>* pixels, const tap* taps, real (&sum)[LANES])
+{
+    pack<element, LANES> pixel[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+        pixel[k] = pixels[taps[k].offset];
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+        for (int lane = 0; lane < LANES; ++lane)
+            sum[lane] = multiply_add(taps[k].weight, load(pixel[k].value[lane]), sum[lane]);
+}
+
+// Return the weighted sum of pixels of a map row in `sum`.
 template <typename element, int LANES>
-__device__ void sum_line(
-    const pack<element, LANES>* pixels, int groups, const tap* taps, int count, real (&sum)[LANES])
+__device__ void sum_line(const pack<element, LANES>* pixels, const tap* taps, int count, real (&sum)[LANES])
 {
     for (int lane = 0; lane < LANES; ++lane)
         sum[lane] = 0;
-    for (int first = 0; first < count; first += LOADS) {
-        pack<element, LANES> pixel[LOADS];
-        real weight[LOADS];
-#pragma unroll
-        for (int k = 0; k < LOADS; ++k)
-            if (first + k < count) {
-                pixel[k] = pixels[(long long)taps[first + k].pixel * groups];
-                weight[k] = taps[first + k].weight;
-            }
-#pragma unroll
-        for (int k = 0; k < LOADS; ++k)
-            if (first + k < count)
-                for (int lane = 0; lane < LANES; ++lane)
-                    sum[lane] = multiply_add(weight[k], load(pixel[k].value[lane]), sum[lane]);
-    }
+    const tap* const end = taps + count;
+    for (; taps + MAX_LOADS <= end; taps += MAX_LOADS)
+        add_pixels<element, LANES, MAX_LOADS>(pixels, taps, sum);
+    for (; taps + 2 <= end; taps += 2)
+        add_pixels<element, LANES, 2>(pixels, taps, sum);
+    if (taps < end)
+        add_pixels<element, LANES, 1>(pixels, taps, sum);
 }
+
+// The weighted sum of the pixels of a map row that a column of bins reads.
+template <typename element, int LANES>
+struct cached_line {
+    int row;  // or -1
+    real value[LANES];
+
+    // Add the line of a map row times its weight; compute it if it is not the cached one.  pitch: step between rows.
+    __device__ void add_to(
+        real (&sum)[LANES], const tap& row_tap, const pack<element, LANES>* map, int pitch, const tap* taps, int count)
+    {
+        if (row_tap.offset != row) {
+            row = row_tap.offset;
+            sum_line<element, LANES>(map + (long long)row * pitch, taps, count, value);
+        }
+        for (int lane = 0; lane < LANES; ++lane)
+            sum[lane] = multiply_add(row_tap.weight, value[lane], sum[lane]);
+    }
+};
 
 // Apply the epilogue to the sums of a bin and store them.
 template <typename element, int LANES>
@@ -244,38 +268,27 @@ __device__ void store_bin(
 }
 
 // Pool one column of the block's bins.  map, y: the first element of the image and of the column's first bin, in this
-// thread's group of channels; row_pitch: step between the rows of bins in y.
+// thread's group of channels; map_pitch, y_pitch: step between the rows of the map and of bins.
 template <typename element, int LANES>
 __device__ void pool_column(
-    const bin_rectangle& bins, const tap_table& table, int column, const pack<element, LANES>* map, int width,
-    int groups, int group, const epilogue& end, int row_pitch, pack<element, LANES>* y)
+    const bin_rectangle& bins, const tap_table& table, int column, const pack<element, LANES>* map, int map_pitch,
+    int group, const epilogue& end, int y_pitch, pack<element, LANES>* y)
 {
-    const int slots = bins.slots(), n_column_taps = table.count[bins.n_rows + column];
-    const tap* column_taps = table.taps + (bins.n_rows + column) * slots;
+    const int slots = bins.slots(), n_taps = table.count[bins.n_rows + column];
+    const tap* taps = table.taps + (bins.n_rows + column) * slots;
     const real factor = (real)1 / (real)(table.samples[0] * table.samples[bins.n_rows]);
-    int older = -1, newer = -1;  // map rows
-    real older_line[LANES] = {}, newer_line[LANES] = {};
+    cached_line<element, LANES> even = {-1}, odd = {-1};
     for (int row = 0; row < bins.n_rows; ++row) {
         real sum[LANES] = {};
         for (int k = 0; k < table.count[row]; ++k) {
             const tap row_tap = table.taps[row * slots + k];
-            if (row_tap.pixel == older) {
-                for (int lane = 0; lane < LANES; ++lane)
-                    sum[lane] = multiply_add(row_tap.weight, older_line[lane], sum[lane]);
-                continue;
-            }
-            if (row_tap.pixel != newer) {
-                for (int lane = 0; lane < LANES; ++lane)
-                    older_line[lane] = newer_line[lane];
-                older = newer;
-                newer = row_tap.pixel;
-                sum_line<element, LANES>(
-                    map + (long long)newer * width * groups, groups, column_taps, n_column_taps, newer_line);
-            }
-            for (int lane = 0; lane < LANES; ++lane)
-                sum[lane] = multiply_add(row_tap.weight, newer_line[lane], sum[lane]);
+            if (row_tap.offset % 2)
+                odd.add_to(sum, row_tap, map, map_pitch, taps, n_taps);
+            else
+                even.add_to(sum, row_tap, map, map_pitch, taps, n_taps);
         }
-        store_bin<element, LANES>(sum, factor, end, group, y + (long long)row * row_pitch);
+        store_bin<element, LANES>(sum, factor, end, group, y);
+        y += y_pitch;
     }
 }
 
@@ -320,7 +333,7 @@ __device__ void pool_columns(
         return;
     for (int column = threadIdx.x / WARP; column < bins.n_columns; column += blockDim.x / WARP)
         pool_column<element, LANES>(
-            bins, table, column, (const pack<element, LANES>*)map + group, width, groups, group, end,
+            bins, table, column, (const pack<element, LANES>*)map + group, width * groups, group, end,
             columns * groups, (pack<element, LANES>*)y + (long long)column * groups + group);
 }
 
@@ -331,7 +344,7 @@ __device__ void forward(
     const bin_rectangle& bins, const float* roi, int image, int lanes, int channels, const epilogue& end, element* y)
 {
     __shared__ tap_table table;
-    tabulate_taps(bins, roi, shape, row_params, column_params, table);
+    tabulate_taps(bins, roi, shape, row_params, column_params, channels / lanes, table);
     __syncthreads();
     const int rows = row_params.computed_bins(), columns = column_params.computed_bins();
     map += (long long)(shape.is_valid ? image : 0) * shape.height * shape.width * channels;
@@ -497,10 +510,19 @@ __device__ void find_rows_of_bins(int n, int rows, batch_table& table)
     }
 }
 
-// The position of a chunk of bins in a batch: `bins` bins of a row, starting with `first`.
+// The position of a chunk of bins in a batch, packed into one register: `bins` bins of a row, starting with `first`.
 struct chunk_position {
-    int b, row, first, bins;
-    bool ends_row;
+    unsigned bits;  // 0: none
+
+    __device__ static chunk_position pack(int b, int row, int first, int bins, bool ends_row)
+    {
+        return {(unsigned)b << 24 | (unsigned)row << 16 | (unsigned)first << 8 | (unsigned)bins << 1 | ends_row};
+    }
+    __device__ int b() const { return bits >> 24; }
+    __device__ int row() const { return bits >> 16 & 255; }
+    __device__ int first() const { return bits >> 8 & 255; }
+    __device__ int bins() const { return bits >> 1 & 127; }
+    __device__ bool ends_row() const { return bits & 1; }
 };
 
 // The chunks of bins that contribute to one column of the tile, in the CPU implementation's order.
@@ -527,10 +549,10 @@ struct chunk_cursor {
     __device__ chunk_position next()
     {
         const int left = x_end() - first;
-        const chunk_position chunk = {b, row, first, left < BINS_OF_CHUNK ? left : BINS_OF_CHUNK,
-                                      left <= BINS_OF_CHUNK};
+        const chunk_position chunk = chunk_position::pack(
+            b, row, first, left < BINS_OF_CHUNK ? left : BINS_OF_CHUNK, left <= BINS_OF_CHUNK);
         first += BINS_OF_CHUNK;
-        if (chunk.ends_row) {
+        if (chunk.ends_row()) {
             first = x_begin();
             if (++row == table.y_end[b]) {
                 ++b;
@@ -556,17 +578,17 @@ __device__ void add_chunk(
     const table_layout& layout, const batch_table& table, const chunk_position& chunk, int column,
     const pack<element, LANES> (&bins)[BINS_OF_CHUNK], real (&line)[LANES], real (&sum)[TILE_ROWS][LANES])
 {
-    const float samples = table.samples[chunk.b], reciprocal = table.reciprocal[chunk.b];
-    const float* weights = table.weight + layout.column_start(chunk.b, column) + chunk.first;
+    const float samples = table.samples[chunk.b()], reciprocal = table.reciprocal[chunk.b()];
+    const float* weights = table.weight + layout.column_start(chunk.b(), column) + chunk.first();
 #pragma unroll
     for (int j = 0; j < BINS_OF_CHUNK; ++j)
-        if (j < chunk.bins)
+        if (j < chunk.bins())
             for (int lane = 0; lane < LANES; ++lane)
                 line[lane] += weights[j] * divide(load(bins[j].value[lane]), samples, reciprocal);
-    if (!chunk.ends_row)
+    if (!chunk.ends_row())
         return;
     const pack<float, TILE_ROWS> row_weights
-        = *(const pack<float, TILE_ROWS>*)(table.weight + layout.row_start(chunk.b, chunk.row));
+        = *(const pack<float, TILE_ROWS>*)(table.weight + layout.row_start(chunk.b(), chunk.row()));
 #pragma unroll
     for (int p = 0; p < TILE_ROWS; ++p)
         if (row_weights.value[p] != 0.0f)  // a NaN must not reach pixels that the row does not read
@@ -590,20 +612,19 @@ __device__ void add_batch(
     for (int round = 0;; ++round) {
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
-            if (round > 0 && chunk[i].bins == 0)
+            if (round > 0 && !chunk[i].bits)
                 return;
             if (round > 0)
                 add_chunk<element, LANES>(layout, table, chunk[i], column, bins[i], line, sum);
-            chunk[i].bins = 0;
+            chunk[i].bits = 0;
             if (cursor.b == n)
                 continue;
             chunk[i] = cursor.next();
-            const pack<element, LANES>* first = gy + groups
-                * (((long long)hits[chunk[i].b] * layout.rows + chunk[i].row) * layout.columns + chunk[i].first);
+            const long long row = (long long)hits[chunk[i].b()] * layout.rows + chunk[i].row();
+            const pack<element, LANES>* first = gy + (row * layout.columns + chunk[i].first()) * groups;
 #pragma unroll
-            for (int j = 0; j < BINS_OF_CHUNK; ++j)
-                if (j < chunk[i].bins)
-                    bins[i][j] = first[(long long)j * groups];
+            for (int j = 0; j < BINS_OF_CHUNK; ++j)  // the loads have no conditions, so that they do not wait
+                bins[i][j] = first[(j < chunk[i].bins() ? j : 0) * groups];
         }
     }
 }
