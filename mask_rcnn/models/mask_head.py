@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import chainer
-import chainer.functions as F
 
-from mask_rcnn.models.layers import Convolution2D, Deconvolution2D, as_float32
+from mask_rcnn.models.layers import Convolution2D, Deconvolution2D
 from mask_rcnn.models.roi_pooling import run_in_chunks, split_by_image
+from mask_rcnn.ops.masks.class_masks import class_mask_probs
 
 
 class MaskHead(chainer.Chain):
@@ -63,8 +63,7 @@ class MaskHead(chainer.Chain):
                 transform.apply_boxes(image_boxes) for transform, image_boxes in zip(transforms, boxes, strict=True)
             ]
         (logits,) = run_in_chunks(self._predict_logits, features, rois, self.cpu_chunk_size)
-        class_logits = chainer.as_variable(logits[self.xp.arange(len(logits)), self.xp.concatenate(labels)])
-        return split_by_image(F.sigmoid(as_float32(class_logits)).array, boxes)
+        return split_by_image(class_mask_probs(logits, self.xp.concatenate(labels)), boxes)
 
     def _predict_logits(self, features, rois, roi_indices):
         return (self(self.roi_features(features, rois, roi_indices)).array,)

@@ -24,6 +24,7 @@ KERNELS = {
     'cudnn_frontend/epilogue.cu': 'epilogue_half_8',
     'cudnn_frontend/winograd.cu': 'winograd_input',
     'images/network_input.cu': 'opencv_uint8',
+    'masks/class_masks.cu': 'class_masks',
     'masks/keypoints.cu': 'decode_heatmaps',
     'masks/paste_masks.cu': 'paste_masks',
     'roi/crop_and_resize.cu': 'crop_and_resize_forward',

@@ -683,12 +683,18 @@ def test_a_convolution_of_few_channels_in_other_layouts(xp, rng, precision, layo
     assert_close(actual, np.maximum(exact(x, w, 2, 3) + b[:, None, None], 0), precision, 150)
 
 
-@pytest.mark.parametrize('types', [('f', 'f'), ('f', 'e'), ('e', 'e')])
-@pytest.mark.parametrize('side', [1, 2])
-def test_blocks_of_pixels_are_channels(xp, rng, types, side):
+@pytest.mark.parametrize(
+    ('types', 'side', 'channels'),
+    [
+        *((types, *shape) for types in ('ff', 'fe', 'ee') for shape in ((1, 8), (2, 16))),
+        ('ff', 1, 4),
+        ('ff', 2, 12),
+    ],
+)
+def test_blocks_of_pixels_are_channels(xp, rng, types, side, channels):
     x = make(rng, (2, 3, 5, 6))[0].astype(types[0])
-    blocks = cuda.to_cpu(make_blocks(xp.asarray(x)[:, :, :, ::2], side, 16, np.dtype(types[1])))
-    assert blocks.dtype == types[1] and blocks.shape == (2, 16, -(-5 // side), -(-3 // side))
+    blocks = cuda.to_cpu(make_blocks(xp.asarray(x)[:, :, :, ::2], side, channels, np.dtype(types[1])))
+    assert blocks.dtype == types[1] and blocks.shape == (2, channels, -(-5 // side), -(-3 // side))
     assert not blocks[:, 3 * side**2 :].any()
     padded = np.pad(x[:, :, :, ::2], [(0, 0), (0, 0), (0, 5 % side), (0, 3 % side)])
     for i, j in np.ndindex(side, side):

@@ -9,6 +9,7 @@ from mask_rcnn.models import box_head, keypoint_head, layers, roi_pooling, rpn
 from mask_rcnn.models.backbones import mobilenet_v1, resnet
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.boxes import nms, padded_selection, top_k
+from mask_rcnn.ops.masks import class_masks
 from mask_rcnn.ops.roi import roi_align
 from tests.support import cudnn_stand_in
 from tests.support.cuda_emulator import CudaEmulator
@@ -61,6 +62,7 @@ def on_gpu(monkeypatch, kernels):
             lambda x, rois, indices, step: (np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')),
         )
         monkeypatch.setattr(roi_align._RoIAlign, 'forward_cpu', roi_align._RoIAlign.forward_gpu)
+        monkeypatch.setattr(class_masks, 'probs_cpu', class_masks.probs_gpu)
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
         monkeypatch.setattr(padded_selection, 'is_supported', lambda array: True)
         monkeypatch.setattr(top_k, 'top_k_indices_cpu', top_k.top_k_indices_gpu)

@@ -1,54 +1,83 @@
-// Blocks of pixels as channels; see mask_rcnn/ops/cudnn_frontend/blocks.py.
+// Blocks of pixels of RGB images as channels; see mask_rcnn/ops/cudnn_frontend/blocks.py.
 
 typedef float real;
 
 #include "runtime/half.cuh"
+#include "runtime/pack.cuh"
 
-// y is (n_images, rows, columns, y_channels).  Channel (r * side + s) * channels + c of a block is channel c of its
-// pixel (r, s); pixels outside of the image and further channels are 0.  The steps are between the elements of x.
+#define IMAGE_CHANNELS 3
+
+template <typename source>
+struct image {
+    const source* first;
+    int height, width;
+    long long channel_step, row_step, column_step;  // in elements
+};
+
+// Channel (r * SIDE + s) * IMAGE_CHANNELS + c of a block is channel c of its pixel (r, s).  Pixels outside of the image
+// and further channels are 0.
+template <int SIDE, int CHANNELS, typename source, typename target>
+__device__ void make_block(const image<source>& x, int row, int column, long long index, target* y)
+{
+    pack<target, CHANNELS> block;
+    for (int k = 0; k < CHANNELS; ++k)
+        store(0.f, block.value[k]);
+#pragma unroll
+    for (int pixel = 0; pixel < SIDE * SIDE; ++pixel) {
+        const int i = row * SIDE + pixel / SIDE, j = column * SIDE + pixel % SIDE;
+        if (i >= x.height || j >= x.width)
+            continue;
+#pragma unroll
+        for (int c = 0; c < IMAGE_CHANNELS; ++c) {
+            const source value = x.first[c * x.channel_step + i * x.row_step + j * x.column_step];
+            store(load(value), block.value[pixel * IMAGE_CHANNELS + c]);
+        }
+    }
+    ((pack<target, CHANNELS>*)y)[index] = block;
+}
+
+// Each thread makes one block.  blockIdx.x is the index of a row of blocks in the batch, blockIdx.y that of a part of
+// this row.
 template <typename source, typename target>
 __device__ void make_blocks(
-    const source* x, int channels, int height, int width, long long image_step, long long channel_step,
-    long long row_step, long long column_step, int side, int rows, int columns, int y_channels, long long n, target* y)
+    image<source> x, long long image_step, int side, int rows, int columns, int channels, target* y)
 {
-    long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    for (; index < n; index += (long long)gridDim.x * blockDim.x) {
-        const int k = (int)(index % y_channels);
-        const long long block = index / y_channels, block_row = block / columns;
-        const int pixel = k / channels;
-        const int i = (int)(block_row % rows) * side + pixel / side, j = (int)(block % columns) * side + pixel % side;
-        const bool is_inside = pixel < side * side && i < height && j < width;
-        const long long offset =
-            block_row / rows * image_step + k % channels * channel_step + i * row_step + j * column_step;
-        store(is_inside ? load(x[offset]) : 0.f, y[index]);
-    }
+    const int column = blockIdx.y * blockDim.x + threadIdx.x;
+    if (column >= columns)
+        return;
+    const int row = blockIdx.x % rows;
+    const long long index = (long long)blockIdx.x * columns + column;
+    x.first += blockIdx.x / rows * image_step;
+    if (side == 1 && channels == 4)
+        make_block<1, 4>(x, row, column, index, y);
+    else if (side == 1)
+        make_block<1, 8>(x, row, column, index, y);
+    else if (channels == 12)
+        make_block<2, 12>(x, row, column, index, y);
+    else
+        make_block<2, 16>(x, row, column, index, y);
 }
 
 extern "C" __global__ void blocks_float_float(
-    const float* x, int channels, int height, int width, long long image_step, long long channel_step,
-    long long row_step, long long column_step, int side, int rows, int columns, int y_channels, long long n, float* y)
+    const float* x, int height, int width, long long image_step, long long channel_step, long long row_step,
+    long long column_step, int side, int rows, int columns, int channels, float* y)
 {
-    make_blocks(
-        x, channels, height, width, image_step, channel_step, row_step, column_step, side, rows, columns, y_channels,
-        n, y);
+    const image<float> source = {x, height, width, channel_step, row_step, column_step};
+    make_blocks(source, image_step, side, rows, columns, channels, y);
 }
 
 extern "C" __global__ void blocks_float_half(
-    const float* x, int channels, int height, int width, long long image_step, long long channel_step,
-    long long row_step, long long column_step, int side, int rows, int columns, int y_channels, long long n,
-    unsigned short* y)
+    const float* x, int height, int width, long long image_step, long long channel_step, long long row_step,
+    long long column_step, int side, int rows, int columns, int channels, unsigned short* y)
 {
-    make_blocks(
-        x, channels, height, width, image_step, channel_step, row_step, column_step, side, rows, columns, y_channels,
-        n, (half_bits*)y);
+    const image<float> source = {x, height, width, channel_step, row_step, column_step};
+    make_blocks(source, image_step, side, rows, columns, channels, (half_bits*)y);
 }
 
 extern "C" __global__ void blocks_half_half(
-    const unsigned short* x, int channels, int height, int width, long long image_step, long long channel_step,
-    long long row_step, long long column_step, int side, int rows, int columns, int y_channels, long long n,
-    unsigned short* y)
+    const unsigned short* x, int height, int width, long long image_step, long long channel_step, long long row_step,
+    long long column_step, int side, int rows, int columns, int channels, unsigned short* y)
 {
-    make_blocks(
-        (const half_bits*)x, channels, height, width, image_step, channel_step, row_step, column_step, side, rows,
-        columns, y_channels, n, (half_bits*)y);
+    const image<half_bits> source = {(const half_bits*)x, height, width, channel_step, row_step, column_step};
+    make_blocks(source, image_step, side, rows, columns, channels, (half_bits*)y);
 }

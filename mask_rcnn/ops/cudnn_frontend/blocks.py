@@ -1,4 +1,4 @@
-"""Convolutions of images with few channels, such as RGB images, on the GPU.
+"""Convolutions of RGB images on the GPU.
 
 cuDNN's fast kernels need a multiple of 8 channels for float16 and of 4 for float32.  With zeros as further channels,
 or with the pixels of 2 x 2 blocks as channels (space to depth), the same convolution has such a number.  A 7 x 7
@@ -22,6 +22,8 @@ from mask_rcnn.ops.runtime.memory_layout import as_nchw
 #: The side of the blocks whose pixels become channels, by the layout of the input.
 BLOCK_SIDES = {'padded': 1, 'space_to_depth': 2}
 
+_BLOCK_THREADS = 128
+
 
 def convolve_few_channels(
     x: Array, W: Array, b: Array | None = None, *, stride: int, pad: int, layout: str = 'plain', **options: Any
@@ -29,8 +31,8 @@ def convolve_few_channels(
     """Return the result of :func:`mask_rcnn.ops.cudnn_frontend.convolve`, computed in another layout of the input.
 
     Args:
-        x: ``(N, C, H, W)``, float32 or float16.
-        W: ``(O, C, k, k)``.
+        x: ``(N, 3, H, W)``, float32 or float16.
+        W: ``(O, 3, k, k)``.
         b: ``(O,)``, or ``None``.
         stride: Step of the windows; with the layout ``'space_to_depth'`` it must be 2.
         pad: Number of zeros on all sides.
@@ -58,9 +60,9 @@ def make_blocks(x: Array, side: int, channels: int, dtype: np.dtype) -> Array:
     """Return blocks of pixels as channels, and zeros as further channels.
 
     Args:
-        x: CuPy array ``(N, C, H, W)``, float32 or float16, in any memory layout.
-        side: Side of a block in pixels.
-        channels: Channels of the result, at least ``C * side**2``.
+        x: CuPy array ``(N, 3, H, W)``, float32 or float16, in any memory layout.
+        side: Side of a block in pixels, 1 or 2.
+        channels: Channels of the result, ``3 * side**2`` rounded up to a multiple of 4 or 8.
         dtype: Type of the result, float32 or float16; float16 stays float16.
 
     Returns:
@@ -70,25 +72,25 @@ def make_blocks(x: Array, side: int, channels: int, dtype: np.dtype) -> Array:
     if not (x.flags.c_contiguous or x.transpose(0, 2, 3, 1).flags.c_contiguous):
         x = xp.ascontiguousarray(x)
     source = x if x.flags.c_contiguous else x.transpose(0, 2, 3, 1)
-    n, n_channels, height, width = x.shape
+    n, _, height, width = x.shape
     rows, columns = -(-height // side), -(-width // side)
     out_dtype = x.dtype if x.dtype == np.float16 else dtype
     y = xp.empty((n, rows, columns, channels), out_dtype)
     views = [array.view(np.uint16) if array.dtype == np.float16 else array for array in (source, y)]
     names = ['half' if array.dtype == np.float16 else 'float' for array in (source, y)]
     steps = [np.int64(step // x.itemsize) for step in x.strides]
-    cuda_kernels.launch(
-        cuda_kernels.kernel('cudnn_frontend/blocks.cu', 'blocks_' + '_'.join(names)),
-        y.size,
-        (
-            views[0],
-            *map(np.int32, (n_channels, height, width)),
-            *steps,
-            *map(np.int32, (side, rows, columns, channels)),
-            np.int64(y.size),
-            views[1],
-        ),
-    )
+    if y.size:
+        cuda_kernels.kernel('cudnn_frontend/blocks.cu', 'blocks_' + '_'.join(names))(
+            (n * rows, -(-columns // _BLOCK_THREADS)),
+            (_BLOCK_THREADS,),
+            (
+                views[0],
+                *map(np.int32, (height, width)),
+                *steps,
+                *map(np.int32, (side, rows, columns, channels)),
+                views[1],
+            ),
+        )
     return as_nchw(y)
 
 
