@@ -114,4 +114,5 @@ def test_missing_cuda_is_a_clear_error():
 def test_cupy_compiles(source):
     if not cuda.available:
         pytest.skip('no CUDA device')
-    assert cuda_kernels.kernel(source, KERNELS[source]).attributes['max_threads_per_block'] >= 256
+    n_threads = 224 if source == 'roi/roi_align.cu' else 256  # of the largest block that is launched
+    assert cuda_kernels.kernel(source, KERNELS[source]).attributes['max_threads_per_block'] >= n_threads

@@ -316,7 +316,7 @@ def cupy():
 
 @pytest.mark.gpu
 def test_no_setting_of_cupy_selects_tf32(cupy, rng):
-    core = cupy._core
+    core = cupy._core._routines_linalg
     previous = core.get_compute_type(np.float32)
     core.set_compute_type(np.float32, core.COMPUTE_TYPE_TF32)
     try:

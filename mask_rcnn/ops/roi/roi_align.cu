@@ -215,7 +215,7 @@ __device__ void add_pixels(const pack<element, LANES>* pixels, const tap* taps, 
 #pragma unroll
     for (int k = 0; k < N; ++k)
         for (int lane = 0; lane < LANES; ++lane)
-            sum[lane] = multiply_add(taps[k].weight, load(pixel[k].value[lane]), sum[lane]);
+            sum[lane] = multiply_add((real)taps[k].weight, load(pixel[k].value[lane]), sum[lane]);
 }
 
 // Return the weighted sum of pixels of a map row in `sum`.
@@ -248,7 +248,7 @@ struct cached_line {
             sum_line<element, LANES>(map + (long long)row * pitch, taps, count, value);
         }
         for (int lane = 0; lane < LANES; ++lane)
-            sum[lane] = multiply_add(row_tap.weight, value[lane], sum[lane]);
+            sum[lane] = multiply_add((real)row_tap.weight, value[lane], sum[lane]);
     }
 };
 
