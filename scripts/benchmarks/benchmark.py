@@ -5,11 +5,12 @@
 
 Without a weight file the network has random weights.  The work is then the same except for the number of detections,
 which the table contains.  "Total" is one call of ``model.detect``, from the image on the host to the pasted masks on
-the host.  The stages are timed separately, in turns with the total; on a GPU each stage ends with a synchronisation, so
-the stages may add up to more than the total.  "Of ceiling" relates a stage to the peak of the machine, measured
-afterwards: to the rate of a matrix multiplication, or for "prepare" and "paste", which are bound by memory, to the rate
-of a copy.  "GPU used" is the decrease of the free memory that ``cudaMemGetInfo`` reports since before the network was
-built, without CUDA's context.  It includes other processes, so no other process should use the GPU.
+the host.  The stages are timed separately, in turns with the total.  On a GPU the total replays a CUDA graph, while the
+stages are launched one by one and end with a synchronisation, so they add up to more than the total.  "Of ceiling"
+relates a stage to the peak of the machine, measured afterwards: to the rate of a matrix multiplication, or for
+"prepare" and "paste", which are bound by memory, to the rate of a copy.  "GPU used" is the decrease of the free memory
+that ``cudaMemGetInfo`` reports since before the network was built, without CUDA's context.  It includes other
+processes, so no other process should use the GPU.
 
 A peer runs in a separate process, on the same image and the same number of CPUs.  The predictions alternate, so that
 other load on the machine affects both.  ``torch`` is the same network with the same weights in plain PyTorch
@@ -46,7 +47,7 @@ from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.ops.cudnn_frontend import current_precision, frontend, using_precision
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.device import get_device
-from mask_rcnn.preprocessing.image_io import read_image
+from mask_rcnn.preprocessing.image_io import load_image
 
 STAGES = ('prepare', 'extractor', 'RPN', 'box head', 'mask head', 'paste')
 
@@ -80,7 +81,7 @@ class StageClock:
 
 def detect_by_stages(model, image, clock: StageClock):
     """Run the stages of ``model.detect`` and time each; return the detections and the number of proposals."""
-    size, predictor = image.shape[1:], Predictor(model)
+    size, predictor = image.shape[:2], Predictor(model)
     with cache_features():
         with clock.stage('prepare'):
             x, transform = predictor.prepare(image)
@@ -102,7 +103,7 @@ def detect_at_once(model, image, clock: StageClock):
     """Detect the objects of an image and paste their masks, without synchronising between the stages."""
     with clock.timed('total'):
         (detections,) = model.detect([image])
-        assert detections.masks.shape == (len(detections), *image.shape[1:])
+        assert detections.masks.shape == (len(detections), *image.shape[:2])
     return detections
 
 
@@ -116,7 +117,7 @@ def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, 
 
     Args:
         model: The network, on its device.
-        image: ``(3, H, W)`` float32, RGB, on the host.
+        image: ``(H, W, 3)`` uint8, RGB, on the host.
         runs: Number of timed runs.
         warmup: Number of runs before them that are not timed.
         free: Result of :func:`free_memory` before the network was built.
@@ -148,7 +149,7 @@ def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, 
         'precision': current_precision().name,
         'runs': runs,
         'warmup': warmup,
-        'image': {'height': image.shape[1], 'width': image.shape[2]},
+        'image': {'height': image.shape[0], 'width': image.shape[1]},
         'proposals': n_roi,
         'detections': len(detections),
         'network': model.config.to_dict(),
@@ -162,7 +163,8 @@ def benchmark(model, image, *, runs: int, warmup: int, free: int | None = None, 
 
 def stage_results(clock: StageClock, ceiling: dict, image, n_detection: int) -> dict:
     """Return the seconds of each stage and the fraction of the ceiling that it reaches."""
-    copied = {'prepare': 2 * image.nbytes, 'paste': n_detection * image[0].size}
+    # The network input is float32, the masks are bytes.
+    copied = {'prepare': (1 + 4) * image.size, 'paste': n_detection * image[..., 0].size}
     stages = {}
     for stage in STAGES:
         row = {**summarise(clock.wall[stage]), 'cpu_median': statistics.median(clock.cpu[stage])}
@@ -320,6 +322,11 @@ def peer_lines(peer: dict, total: dict) -> list[str]:
     ]
 
 
+def random_image(size) -> np.ndarray:
+    """Return noise, ``(H, W, 3)`` uint8."""
+    return np.random.RandomState(0).randint(0, 256, (*size, 3)).astype(np.uint8)
+
+
 def random_model(extractor: str, **changes):
     """Build a network with random weights that yields as many proposals as a trained one."""
     np.random.seed(0)
@@ -354,9 +361,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help='interpreter of the peer, with PyTorch (default: this one)',
     )
     parser.add_argument('--runs', type=int, default=5)
-    parser.add_argument('--warmup', type=int, default=1)
+    parser.add_argument('--warmup', type=int, help='runs that are not timed (default: 1, on a GPU 4)')
     parser.add_argument('--json', type=Path, help='also write the result to this file')
     args = parser.parse_args(argv)
+    if args.warmup is None:
+        args.warmup = 1 if args.gpu < 0 else 4  # a CUDA graph is captured in the second run
     if args.runs < 1 or args.warmup < 0 or min(args.size) < 1:
         parser.error('--runs and --size must be at least 1, --warmup at least 0')
     return args
@@ -383,10 +392,7 @@ def run(args: argparse.Namespace) -> dict:
     check_precision(args.precision, args.gpu)
     free = free_memory(get_device(args.gpu))
     model = make_model(args)
-    if args.image:
-        image = read_image(args.image)
-    else:
-        image = np.random.RandomState(0).uniform(0, 255, (3, *args.size)).astype(np.float32)
+    image = load_image(args.image) if args.image else random_image(args.size)
     against = None
     if args.against:
         check(args.against, model)

@@ -35,7 +35,7 @@ class Peer:
         python: Interpreter with PyTorch.
         network: ``'torch'`` or ``'torchvision'``; see ``peers/torch_mask_rcnn.py``.
         model: The model; ``'torch'`` computes the same network with the same weights.
-        image: ``(3, H, W)`` float32, RGB.
+        image: ``(H, W, 3)`` uint8, RGB.
         precision: Arithmetic precision.
 
     Attributes:

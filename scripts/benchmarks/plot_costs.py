@@ -21,7 +21,7 @@ import mask_rcnn  # makes Chainer importable
 # isort: split
 import chainer
 import numpy as np
-from benchmark import STAGES, StageClock, detect_by_stages, machine, random_model, write_json
+from benchmark import STAGES, StageClock, detect_by_stages, machine, random_image, random_model, write_json
 
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.ops.runtime.cache import cache_weights
@@ -64,7 +64,7 @@ def measure(extractor: str, sweep: Sweep, value: int, *, runs: int, gpu: int) ->
     changes, n_images = sweep.settings(value)
     model = random_model(extractor, **changes)
     model.to_device(get_device(gpu))
-    image = np.random.RandomState(0).uniform(0, 255, (3, _SIDE, round(_SIDE * _ASPECT))).astype(np.float32)
+    image = random_image((_SIDE, round(_SIDE * _ASPECT)))
     totals = []
     with chainer.using_config('train', False), chainer.no_backprop_mode(), cache_weights():
         detect_by_stages(model, image, StageClock(model.device))

@@ -26,8 +26,7 @@ import mask_rcnn
 
 # isort: split
 import chainer
-import numpy as np
-from benchmark import random_model
+from benchmark import random_image, random_model
 
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.options import add_precision, check_precision, gpu_number
@@ -46,7 +45,7 @@ def make_detect(args: argparse.Namespace):
     """Return a function that detects objects in an image until the masks are on the host."""
     model = mask_rcnn.load(args.modelfile) if args.modelfile else random_model(args.extractor)
     model.to_device(get_device(args.gpu))
-    image = np.random.RandomState(0).uniform(0, 255, (3, *args.size)).astype(np.float32)
+    image = random_image(args.size)
 
     def detect():
         (detections,) = model.detect([image])

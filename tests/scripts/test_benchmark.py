@@ -56,7 +56,7 @@ def test_the_total_is_one_call_of_detect(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, 'matmul_flops', lambda xp: None)
     monkeypatch.setattr(benchmark, 'copy_bandwidth', lambda xp: 1e9)
     result = benchmark.benchmark(
-        benchmark.random_model('mobilenet_v1_fpn', rpn_post_nms=10), np.zeros((3, 40, 60), np.float32), runs=2, warmup=1
+        benchmark.random_model('mobilenet_v1_fpn', rpn_post_nms=10), np.zeros((40, 60, 3), np.uint8), runs=2, warmup=1
     )
     assert calls == ['stages', 'whole', 'whole', 'stages', 'whole', 'stages']
     # The ceiling of the machine is not known for every precision.

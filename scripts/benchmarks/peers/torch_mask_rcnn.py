@@ -2,7 +2,7 @@
 
     python torch_mask_rcnn.py FOLDER [--network torch|torchvision] [--device cpu] [--threads 2] [--precision fp32]
 
-``FOLDER`` contains ``image.npy`` ((3, H, W) float32, RGB, 0 to 255), ``weights.npz`` (arrays in the native format) and
+``FOLDER`` contains ``image.npy`` ((H, W, 3) uint8, RGB), ``weights.npz`` (arrays in the native format) and
 ``setup.json``.  ``torch`` is the network of the weights, C4 or FPN, computed like Detectron and detectron2: weights in
 channels-last layout, normalisation folded, all RoIs in one batch, no gradients.  RoIAlign and NMS are torchvision's if
 it is installed, otherwise a sparse matrix multiplication and a loop.  ``torchvision`` is torchvision's
@@ -368,7 +368,7 @@ def load(args):
     dtype = {'fp16': torch.float16, 'bf16': torch.bfloat16}.get(args.precision)
 
     def predict():
-        image = on_host.to(args.device)
+        image = on_host.to(args.device).permute(2, 0, 1).float()
         images = [image / 255] if args.network == 'torchvision' else image
         autocast = torch.autocast(args.device.split(':')[0], dtype, enabled=dtype is not None)
         with torch.inference_mode(), autocast:
