@@ -260,8 +260,8 @@ def _load(args: argparse.Namespace) -> MaskRCNN:
     if not os.path.lexists(args.modelfile):
         raise WeightFileError(
             args.modelfile,
-            'no such file; "make demo" fetches Detectron\'s weights, and '
-            'utils/detectron_parser.py makes them from model_final.pkl',
+            'no such file; "make demo-coco" downloads and converts Detectron\'s weights, '
+            'utils/detectron_parser.py converts model_final.pkl',
         )
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
