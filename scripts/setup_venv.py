@@ -92,11 +92,10 @@ def environment_key(extras):
 
 def create_environment(folder, extras):
     """Create the environment and compile the CPU kernels."""
-    print(
+    print_now(
         'Setting up %s with Python %s (extras: %s); this takes about three minutes.'
         % (folder, sys.version.split()[0], extras)
     )
-    sys.stdout.flush()
     shutil.rmtree(folder, ignore_errors=True)
     # Not sys.executable: if this environment is activated, it lies in the folder that was just removed.
     interpreter = getattr(sys, '_base_executable', None) or sys.executable
@@ -113,12 +112,20 @@ def create_environment(folder, extras):
         os.path.join(ROOT, 'constraints.txt'),
     ]
     advice = 'pip could not install the packages; check the network (and the proxy), then run it again'
+    print_now('Installing the packages.')
     run(pip + ['setuptools', 'wheel', 'numpy'], advice)  # ChainerCV's setup.py imports NumPy
     run(pip + ['--no-build-isolation', '--no-deps'] + CHAINER, advice, environment={'CC': 'true', 'LDSHARED': 'true'})
     extras = 'test,lint' if extras == 'none' else 'test,lint,' + extras
     run(pip + ['--no-build-isolation', '-e', '%s[%s]' % (ROOT, extras)], advice)
+    print_now('Compiling the CPU kernels.')
     script = os.path.join(ROOT, 'scripts', 'compile_kernels.py')
     run([python, script, '--training'], 'the CPU kernels could not be compiled; the error is printed above')
+
+
+def print_now(line):
+    """Print a line before the next subprocess prints."""
+    print(line)
+    sys.stdout.flush()
 
 
 def run(command, advice, environment=None):

@@ -57,6 +57,14 @@ def test_a_failed_attempt_is_repeated(setup_venv, monkeypatch, tmp_path):
             main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
 
 
+def test_each_long_step_is_announced(setup_venv, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(setup_venv, 'run', lambda command, *rest, **options: None)
+    setup_venv.create_environment(str(tmp_path / 'env'), 'none')
+    first, *steps = capsys.readouterr().out.splitlines()
+    assert first.startswith('Setting up ')
+    assert steps == ['Installing the packages.', 'Compiling the CPU kernels.']
+
+
 def test_an_activated_environment_is_created_by_the_base_interpreter(setup_venv, monkeypatch, tmp_path):
     """The interpreter of the environment is deleted with its folder."""
     commands = []
