@@ -122,20 +122,21 @@ def _add_network(add: AddArgument) -> None:
         '--min-size',
         type=positive_int,
         metavar='N',
-        help='the shorter side of an image is resized to N pixels (default: 800; shapes: 128) ...',
+        help='the shorter side of an image is resized to N pixels (default: 800; shapes: 128; shapes-rich: 160) ...',
     )
     add(
         '--max-size',
         type=positive_int,
         metavar='N',
-        help='... unless the longer side would exceed N pixels (default: 1333; shapes: 128)',
+        help='... unless the longer side would exceed N pixels (default: 1333; shapes: 128; shapes-rich: 160)',
     )
     add(
         '--anchor-sizes',
         type=positive_float,
         nargs='+',
         metavar='N',
-        help='sizes of the anchors in pixels of the resized image (default: 32 64 128 256 512; shapes: 8 16 32 64 128)',
+        help='sizes of the anchors in pixels of the resized image (default: 32 64 128 256 512; shapes '
+        'and shapes-rich: 8 16 32 64 128)',
     )
     add(
         '--set',
