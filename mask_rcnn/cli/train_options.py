@@ -95,7 +95,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
 
 
 def _add_network(add: AddArgument) -> None:
-    add('--extractor', choices=EXTRACTORS, help='(default: resnet50; with --keypoints: resnet50_fpn)')
+    add('--extractor', choices=EXTRACTORS, help='network (default: resnet50; with --keypoints: resnet50_fpn)')
     add(
         '--keypoints',
         action='store_true',
@@ -232,7 +232,7 @@ def _add_run(add: AddArgument) -> None:
         choices=distributed.NAMES,
         help='train in several processes, started by mpiexec: naive on CPUs, pure_nccl with one GPU each',
     )
-    add('--out', '-o', type=Path, default=Path('result'), metavar='DIR', help='(default: %(default)s)')
+    add('--out', '-o', type=Path, default=Path('result'), metavar='DIR', help='output folder (default: %(default)s)')
     add(
         '--workers',
         type=non_negative_int,
