@@ -96,17 +96,18 @@ def describe_file(path: str | os.PathLike, file: ConvertedWeights, class_names: 
 def format_description(description: Mapping[str, Any]) -> str:
     """Return the result of :func:`describe_file` as lines of text."""
     names = description['class_names']
-    classes = f', {len(names)} classes ({_first_and_last(names)})' if names else ''
-    size = f'{description["n_parameter"] / 1e6:.1f} million numbers, {description["file_size"] / 1e6:.1f} MB'
+    noun = 'class' if len(names) == 1 else 'classes'
+    classes = f', {len(names)} {noun} ({_first_and_last(names)})' if names else ''
+    size = f'{description["n_parameter"] / 1e6:.1f} million parameters, {description["file_size"] / 1e6:.1f} MB'
     rows = [
         ('format', description['title']),
         ('dialect', description['dialect']),
         ('size', size),
         ('input', _input_size(description['config']) if names else ''),
         ('SHA-256', description['sha256']),
-        ('took', f'{description["n_taken"]} arrays'),
+        ('used', f'{description["n_taken"]} arrays'),
         *(
-            ('left', f'{len(members)} of {group}{_members(group, members)}')
+            ('skipped', f'{len(members)} of {group}{_members(group, members)}')
             for group, members in description['left'].items()
         ),
         *(('note', note) for note in description['notes']),

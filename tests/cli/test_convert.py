@@ -50,9 +50,9 @@ def test_report_and_metadata(source, tmp_path, capsys):
     printed = capsys.readouterr().out
     for part in (
         'R-50-C4 Mask R-CNN, 80 classes (person ... toothbrush)',
-        'took     2 arrays',
-        'left     2 of momentum',
-        'left     1 of unknown: x',
+        'used     2 arrays',
+        'skipped  2 of momentum',
+        'skipped  1 of unknown: x',
         'note     n1',
         'SHA-256  000000',
         'WARNING  w1',

@@ -35,9 +35,9 @@ def test_text(model, capsys):
     for part in (
         "format   this program's .npz",
         'dialect  detectron',
-        'size     1.5 million numbers, 6.0 MB',
+        'size     1.5 million parameters, 6.0 MB',
         'input    shorter side 300 pixels, longer at most 1333',
-        'took     2 arrays',
+        'used     2 arrays',
         'note     converted from x.pkl (detectron-pickle)',
         'note     adapted?[1m',
     ):
@@ -62,11 +62,11 @@ def test_other_formats(model, monkeypatch, capsys):
     assert info.main([str(model)]) == 0
     printed = capsys.readouterr().out
     for part in (
-        'R-50-FPN Keypoint R-CNN, 1 classes (person)',
+        'R-50-FPN Keypoint R-CNN, 1 class (person)',
         "format   Detectron's .pkl",
-        'took     2 arrays',
-        'left     6 of momentum\n',
-        'left     6 of unknown: u, v, w, x, y, z',
+        'used     2 arrays',
+        'skipped  6 of momentum\n',
+        'skipped  6 of unknown: u, v, w, x, y, z',
         'WARNING  careful',
     ):
         assert part in printed
