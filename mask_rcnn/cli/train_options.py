@@ -261,7 +261,7 @@ def config_field(text: str) -> tuple[str, Any]:
 
     Raises:
         argparse.ArgumentTypeError: There is no such field, another option sets it, or the value has another type than
-            the field.
+            the field or is out of range.
     """
     name, _, value_text = text.partition('=')
     defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in _FIELDS_WITH_OPTIONS}
@@ -275,6 +275,10 @@ def config_field(text: str) -> tuple[str, Any]:
     fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
     if not fits or (isinstance(value, tuple) and not all(type(v) in (int, float) for v in value)):
         raise argparse.ArgumentTypeError(f'{text!r}: the value must be like that of {name}={json.dumps(default)}')
+    try:
+        Config(**{name: value})  # the ranges of these fields do not depend on other fields
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'{text!r}: {error}') from None
     return name, value
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from mask_rcnn.config.dialects import DETECTRON, DIALECTS, MOBILENET, Dialect
+
+#: Minimum of each integer field whose range does not depend on other fields.
+_MIN_INTEGERS = {
+    **dict.fromkeys(('n_fg_class', 'fpn_channels', 'head_channels', 'mask_channels', 'mask_roi_size'), 1),
+    **dict.fromkeys(('rpn_pre_nms', 'rpn_post_nms', 'max_detections'), 1),
+    **dict.fromkeys(('n_keypoint', 'rpn_channels', 'mask_convs', 'sampling_ratio'), 0),
+}
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,7 @@ class Config:
             raise ValueError(f"norm must be 'affine' or 'bn', not {self.norm!r}")
         if self.roi_size not in (7, 14):
             raise ValueError(f'roi_size must be 7 or 14, not {self.roi_size!r}')
-        if self.n_fg_class < 1:
-            raise ValueError(f'n_fg_class must be at least 1, not {self.n_fg_class!r}')
+        self._check_ranges()
         if self.has_fpn and len(self.anchor_sizes) != len(FPN_STRIDES):
             raise ValueError(
                 f'{self.extractor} has {len(FPN_STRIDES)} levels and needs one anchor size for each, '
@@ -108,6 +116,24 @@ class Config:
                 f"max_size, the side of the {self.dialect.name} dialect's square input, must be "
                 f'a multiple of {FPN_STRIDES[-1]}, not {self.max_size}'
             )
+
+    def _check_ranges(self) -> None:
+        for name, minimum in _MIN_INTEGERS.items():
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < minimum:
+                raise ValueError(f'{name} must be an integer of at least {minimum}, not {value!r}')
+        for name in ('width', 'roi_canonical_size'):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f'{name} must be a positive number, not {getattr(self, name)!r}')
+        for name in ('anchor_sizes', 'anchor_ratios'):
+            values = getattr(self, name)
+            if not values or not all(0 < value < math.inf for value in values):
+                raise ValueError(f'{name} must be one or more positive numbers, not {list(values)}')
+        for name in ('score_threshold', 'nms_threshold', 'rpn_nms_threshold'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} must be a number from 0 to 1, not {getattr(self, name)!r}')
+        if not 0 <= self.rpn_min_size < math.inf:
+            raise ValueError(f'rpn_min_size must be a number of at least 0, not {self.rpn_min_size!r}')
 
     @property
     def backbone(self) -> str:

@@ -239,9 +239,12 @@ def test_set_is_refused_with_a_model_file(fake_runs, capsys):
         ('width=true', 'must be like that of width=1.0'),
         ('anchor_ratios=["a"]', 'must be like that of anchor_ratios=[0.5, 1, 2]'),
         ('mask_convs=1.5', 'must be like that of mask_convs=4'),
+        ('fpn_channels=-1', "argument --set: 'fpn_channels=-1': fpn_channels must be an integer of at least 1, not -1"),
+        ('anchor_ratios=[]', 'anchor_ratios must be one or more positive numbers'),
+        ('width=NaN', 'width must be a positive number'),
     ],
 )
-def test_set_refuses_unknown_fields_and_wrong_types(field, words, capsys):
+def test_set_refuses_unknown_fields_and_bad_values(field, words, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(['--set', field])
     assert stop.value.code == 2 and words in capsys.readouterr().err
