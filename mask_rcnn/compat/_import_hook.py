@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-#: The patched packages, in the order in which they must be imported.
-PACKAGES = ('chainer', 'chainercv')
+#: The patched modules, in the order in which they must be imported.  ``chainer.testing`` is separate because it imports
+#: pytest, and ``import chainer`` does not import it (ChainerCV and ``chainer.gradient_check`` do).
+MODULES = ('chainer', 'chainer.testing', 'chainercv')
 
 _patched: set[str] = set()
 
@@ -24,14 +25,14 @@ _patched: set[str] = set()
 def register() -> None:
     """Patch Chainer and ChainerCV on their first import; idempotent.
 
-    A package that is already imported (by a user who patched it) gets the lasting patches immediately.
+    A module that is already imported (by a user who patched it) gets the lasting patches immediately.
     """
-    for name in PACKAGES:
+    for name in MODULES:
         if name in sys.modules and name not in _patched:
             with _patches(name):
                 pass
             _patched.add(name)
-    if not _patched.issuperset(PACKAGES) and not any(isinstance(finder, PatchingFinder) for finder in sys.meta_path):
+    if not _patched.issuperset(MODULES) and not any(isinstance(finder, PatchingFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, PatchingFinder())
 
 
@@ -42,28 +43,28 @@ def install() -> None:
         ImportError: Chainer or ChainerCV is not installed.
     """
     register()
-    for name in PACKAGES:
+    for name in MODULES:
         if importlib.util.find_spec(name) is None:
             raise ImportError(f'{name} is not installed; see the README, "Installing"', name=name)
         importlib.import_module(name)
 
 
 def _patches(name: str) -> AbstractContextManager[None]:
-    """Return the context that patches a package; the patches are imported now because they need NumPy."""
+    """Return the context that patches a module; the patches are imported now because they need NumPy."""
     return importlib.import_module('mask_rcnn.compat._install').patches(name)
 
 
 class PatchingFinder(importlib.abc.MetaPathFinder):
-    """A finder that wraps the loaders of :data:`PACKAGES`; the later finders in :data:`sys.meta_path` find them.
+    """A finder that wraps the loaders of :data:`MODULES`; the later finders in :data:`sys.meta_path` find them.
 
-    The finder is removed from :data:`sys.meta_path` when both packages are patched.
+    The finder is removed from :data:`sys.meta_path` when all modules are patched.
     """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return the specification of a package to patch; ``None`` for other modules and missing packages."""
-        if fullname not in PACKAGES or fullname in _patched:
+        """Return the specification of a module to patch; ``None`` for other and missing modules."""
+        if fullname not in MODULES or fullname in _patched:
             return None
         finders = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else sys.meta_path
         for finder in finders:
@@ -77,7 +78,7 @@ class PatchingFinder(importlib.abc.MetaPathFinder):
 
 
 class _PatchingLoader(importlib.abc.Loader):
-    """A loader that executes a package with its patches and delegates everything else to the original loader."""
+    """A loader that executes a module with its patches and delegates everything else to the original loader."""
 
     def __init__(self, loader: Any):
         self._loader = loader
@@ -93,19 +94,17 @@ class _PatchingLoader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Execute the package; after a failure, the hook remains installed for the next attempt."""
+        """Execute the module; after a failure, the hook remains installed for the next attempt."""
         name = module.__name__
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
-        for required in PACKAGES[: PACKAGES.index(name)]:
-            # Imported before the patches: if two threads import one package each, the contexts do not overlap.
+        for required in MODULES[: MODULES.index(name)]:
+            # Imported before the patches: if two threads import one module each, the contexts do not overlap.
             importlib.import_module(required)
         with _patches(name):
             self._loader.exec_module(module)
-            if name == 'chainer':
-                importlib.import_module('chainer.testing')  # chainer.gradient_check imports it; it needs pkg_resources
         _patched.add(name)
-        if _patched.issuperset(PACKAGES):
+        if _patched.issuperset(MODULES):
             # A new list, because another thread may iterate over the present one.
             sys.meta_path = [finder for finder in sys.meta_path if not isinstance(finder, PatchingFinder)]

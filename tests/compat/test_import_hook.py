@@ -213,6 +213,12 @@ if __name__ == '__main__':
     assert result.stdout == '7.8.1 resnet50\n', result.stderr
 
 
-def test_chainer_testing_is_imported_with_the_patches():
-    """Chainer's gradient checks import it, and it needs pkg_resources, which setuptools 82 does not have."""
-    assert python('import sys, mask_rcnn, chainer\nprint("chainer.testing" in sys.modules)') == 'True'
+def test_chainer_testing_is_patched_when_it_is_imported():
+    """It needs pkg_resources, which setuptools 82 does not have; ``import chainer`` alone must not import pytest."""
+    code = """
+import sys, mask_rcnn, chainer
+assert not {'chainer.testing', 'pytest'} & set(sys.modules)
+import chainer.gradient_check
+print(chainer.testing.helper.pkg_resources.__name__, 'pkg_resources' in sys.modules)
+"""
+    assert python(code) == 'mask_rcnn.compat._pkg_resources False'
