@@ -14,10 +14,9 @@ from pathlib import Path
 
 import cv2
 
-from mask_rcnn.cli import convert, demo
+from mask_rcnn.cli import demo
 from mask_rcnn.cli.command import report_error
-from mask_rcnn.datasets import RichShapesDataset
-from mask_rcnn.weights import download
+from mask_rcnn.datasets.synthetic.rich_shapes import RichShapesDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 #: The bundled model; see ``scripts/train_demo_model.py``.
@@ -55,6 +54,10 @@ def main(argv: list[str] | None = None, folder: Path = ROOT / 'modelfiles', phot
 
 
 def _run_on_photo(args: argparse.Namespace, folder: Path, photo_url: str) -> int:
+    # Imported here because the demo without --coco needs neither the converters nor an HTTP client.
+    from mask_rcnn.cli import convert
+    from mask_rcnn.weights import download
+
     weights = folder / demo.DEFAULT_MODEL
     if not weights.exists():
         source = folder / convert.DEFAULT_INPUT
