@@ -30,12 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``None`` for those of the process.
 
     Returns:
-        The exit status; bad arguments end the process with status 2.
+        The exit status, 130 after an interrupt; bad arguments end the process with status 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = _parser().parse_args(argv[:1]).command
-    command = importlib.import_module(f'mask_rcnn.cli.{name}')
-    return command.main(argv[1:], prog=f'mask-rcnn {name}')
+    try:
+        command = importlib.import_module(f'mask_rcnn.cli.{name}')
+        return command.main(argv[1:], prog=f'mask-rcnn {name}')
+    except KeyboardInterrupt:  # during the imports, which take a second; the command handles later ones
+        sys.stderr.write('error: interrupted\n')
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,18 @@
 """The parts that all commands share."""
 
+import importlib
+
+from mask_rcnn import cli
 from mask_rcnn.cli import command
+
+
+def test_an_interrupt_during_the_imports_is_one_line(monkeypatch, capsys):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, 'import_module', interrupt)
+    assert cli.main(['info', 'model.npz']) == 130
+    assert capsys.readouterr() == ('', 'error: interrupted\n')
 
 
 def test_a_command_announces_the_compilation_of_kernels_once(monkeypatch, capsys):
