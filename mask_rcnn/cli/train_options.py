@@ -275,8 +275,9 @@ def config_field(text: str) -> tuple[str, Any]:
     fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
     if not fits or (isinstance(value, tuple) and not all(type(v) in (int, float) for v in value)):
         raise argparse.ArgumentTypeError(f'{text!r}: the value must be like that of {name}={json.dumps(default)}')
+    fields: dict[str, Any] = {name: value}
     try:
-        Config(**{name: value})  # the ranges of these fields do not depend on other fields
+        Config(**fields)  # the ranges of these fields do not depend on other fields
     except ValueError as error:
         raise argparse.ArgumentTypeError(f'{text!r}: {error}') from None
     return name, value
