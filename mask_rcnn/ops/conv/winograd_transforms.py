@@ -169,113 +169,67 @@ def transform_output_by_image(sums, bias, residual, relu, tile_grid, first, last
 
 
 @jit
-def _points_of_input(d0, d1, d2, d3, d4, d5):
-    """Return ``B^T d``."""
-    even_a, odd_a = d4 - _F_B2 * d2, _F_A * (d3 - _F_B2 * d1)
-    even_b, odd_b = d4 - _F_A2 * d2, _F_B * (d3 - _F_A2 * d1)
-    return (
-        _F_PRODUCT * d0 - _F_SUM * d2 + d4,
-        even_a + odd_a,
-        even_a - odd_a,
-        even_b + odd_b,
-        even_b - odd_b,
-        _F_PRODUCT * d1 - _F_SUM * d3 + d5,
-    )
-
-
-@jit
-def _output_of_points(m0, m1, m2, m3, m4, m5):
-    """Return ``A^T m``."""
-    even_a, odd_a, even_b, odd_b = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    return (
-        m0 + even_a + even_b,
-        _F_A * odd_a + _F_B * odd_b,
-        _F_A2 * even_a + _F_B2 * even_b,
-        _F_A3 * odd_a + _F_B3 * odd_b + m5,
-    )
-
-
-@jit
-def _points_of_gradient(g0, g1, g2, g3):
-    """Return ``A g``."""
-    even_a, odd_a = g0 + _F_A2 * g2, _F_A * g1 + _F_A3 * g3
-    even_b, odd_b = g0 + _F_B2 * g2, _F_B * g1 + _F_B3 * g3
-    return g0, even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, g3
-
-
-@jit
 def _transform_input_tiles(d):
     """Replace input tiles ``d`` by ``B^T d B``."""
-    for j in range(IN_TILE):
-        for k in range(TILES_PER_BUFFER):
-            p = j * TILES_PER_BUFFER + k
-            (d[p], d[p + _ROW], d[p + 2 * _ROW], d[p + 3 * _ROW], d[p + 4 * _ROW], d[p + 5 * _ROW]) = _points_of_input(
-                d[p], d[p + _ROW], d[p + 2 * _ROW], d[p + 3 * _ROW], d[p + 4 * _ROW], d[p + 5 * _ROW]
-            )
+    for p in range(_ROW):
+        _multiply_input(d, p, _ROW)
     for i in range(IN_TILE):
         for k in range(TILES_PER_BUFFER):
-            p = i * _ROW + k
-            (
-                d[p],
-                d[p + TILES_PER_BUFFER],
-                d[p + 2 * TILES_PER_BUFFER],
-                d[p + 3 * TILES_PER_BUFFER],
-                d[p + 4 * TILES_PER_BUFFER],
-                d[p + 5 * TILES_PER_BUFFER],
-            ) = _points_of_input(
-                d[p],
-                d[p + TILES_PER_BUFFER],
-                d[p + 2 * TILES_PER_BUFFER],
-                d[p + 3 * TILES_PER_BUFFER],
-                d[p + 4 * TILES_PER_BUFFER],
-                d[p + 5 * TILES_PER_BUFFER],
-            )
+            _multiply_input(d, i * _ROW + k, TILES_PER_BUFFER)
 
 
 @jit
 def _transform_output_tiles(m):
     """Replace sums ``m`` by ``A^T m A``, in the first four rows and columns."""
-    for j in range(IN_TILE):
-        for k in range(TILES_PER_BUFFER):
-            p = j * TILES_PER_BUFFER + k
-            m[p], m[p + _ROW], m[p + 2 * _ROW], m[p + 3 * _ROW] = _output_of_points(
-                m[p], m[p + _ROW], m[p + 2 * _ROW], m[p + 3 * _ROW], m[p + 4 * _ROW], m[p + 5 * _ROW]
-            )
+    for p in range(_ROW):
+        _multiply_output(m, p, _ROW)
     for i in range(OUT_TILE):
         for k in range(TILES_PER_BUFFER):
-            p = i * _ROW + k
-            m[p], m[p + TILES_PER_BUFFER], m[p + 2 * TILES_PER_BUFFER], m[p + 3 * TILES_PER_BUFFER] = _output_of_points(
-                m[p],
-                m[p + TILES_PER_BUFFER],
-                m[p + 2 * TILES_PER_BUFFER],
-                m[p + 3 * TILES_PER_BUFFER],
-                m[p + 4 * TILES_PER_BUFFER],
-                m[p + 5 * TILES_PER_BUFFER],
-            )
+            _multiply_output(m, i * _ROW + k, TILES_PER_BUFFER)
 
 
 @jit
 def _transform_gradient_tiles(g):
     """Replace gradients ``g``, in the first four rows and columns, by ``A g A^T``."""
-    for j in range(OUT_TILE):
-        for k in range(TILES_PER_BUFFER):
-            p = j * TILES_PER_BUFFER + k
-            (g[p], g[p + _ROW], g[p + 2 * _ROW], g[p + 3 * _ROW], g[p + 4 * _ROW], g[p + 5 * _ROW]) = (
-                _points_of_gradient(g[p], g[p + _ROW], g[p + 2 * _ROW], g[p + 3 * _ROW])
-            )
+    for p in range(OUT_TILE * TILES_PER_BUFFER):
+        _multiply_gradient(g, p, _ROW)
     for i in range(IN_TILE):
         for k in range(TILES_PER_BUFFER):
-            p = i * _ROW + k
-            (
-                g[p],
-                g[p + TILES_PER_BUFFER],
-                g[p + 2 * TILES_PER_BUFFER],
-                g[p + 3 * TILES_PER_BUFFER],
-                g[p + 4 * TILES_PER_BUFFER],
-                g[p + 5 * TILES_PER_BUFFER],
-            ) = _points_of_gradient(
-                g[p], g[p + TILES_PER_BUFFER], g[p + 2 * TILES_PER_BUFFER], g[p + 3 * TILES_PER_BUFFER]
-            )
+            _multiply_gradient(g, i * _ROW + k, TILES_PER_BUFFER)
+
+
+@jit
+def _multiply_input(d, p, step):
+    """Replace the vector ``d[p]``, ``d[p + step]``, ... of six values by ``B^T d``."""
+    d0, d1, d2, d3, d4, d5 = d[p], d[p + step], d[p + 2 * step], d[p + 3 * step], d[p + 4 * step], d[p + 5 * step]
+    even_a, odd_a = d4 - _F_B2 * d2, _F_A * (d3 - _F_B2 * d1)
+    even_b, odd_b = d4 - _F_A2 * d2, _F_B * (d3 - _F_A2 * d1)
+    d[p] = _F_PRODUCT * d0 - _F_SUM * d2 + d4
+    d[p + step], d[p + 2 * step] = even_a + odd_a, even_a - odd_a
+    d[p + 3 * step], d[p + 4 * step] = even_b + odd_b, even_b - odd_b
+    d[p + 5 * step] = _F_PRODUCT * d1 - _F_SUM * d3 + d5
+
+
+@jit
+def _multiply_output(m, p, step):
+    """Replace the first four values of the vector ``m[p]``, ``m[p + step]``, ... of six values by ``A^T m``."""
+    m0, m1, m2, m3, m4, m5 = m[p], m[p + step], m[p + 2 * step], m[p + 3 * step], m[p + 4 * step], m[p + 5 * step]
+    even_a, odd_a, even_b, odd_b = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+    m[p] = m0 + even_a + even_b
+    m[p + step] = _F_A * odd_a + _F_B * odd_b
+    m[p + 2 * step] = _F_A2 * even_a + _F_B2 * even_b
+    m[p + 3 * step] = _F_A3 * odd_a + _F_B3 * odd_b + m5
+
+
+@jit
+def _multiply_gradient(g, p, step):
+    """Replace the vector ``g[p]``, ``g[p + step]``, ..., of which four values are read, by the six of ``A g``."""
+    g0, g1, g2, g3 = g[p], g[p + step], g[p + 2 * step], g[p + 3 * step]
+    even_a, odd_a = g0 + _F_A2 * g2, _F_A * g1 + _F_A3 * g3
+    even_b, odd_b = g0 + _F_B2 * g2, _F_B * g1 + _F_B3 * g3
+    g[p + step], g[p + 2 * step] = even_a + odd_a, even_a - odd_a
+    g[p + 3 * step], g[p + 4 * step] = even_b + odd_b, even_b - odd_b
+    g[p + 5 * step] = g3
 
 
 @jit
