@@ -86,7 +86,7 @@ def backend(request, monkeypatch) -> Backend:
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
         monkeypatch.setattr(padded_selection, 'is_supported', lambda array: True)
         monkeypatch.setattr(top_k, 'top_k_indices_cpu', top_k.top_k_indices_gpu)
-        monkeypatch.setattr(paste_masks, 'paste_cpu', paste_masks.paste_gpu)
+        monkeypatch.setattr(paste_masks, 'paste_cpu', lambda spec, out, is_zero: paste_masks.paste_gpu(spec, out))
         monkeypatch.setattr(paste_masks, 'runs_cpu', paste_masks.runs_gpu)
     return Backend(request.param)
 

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -49,6 +51,28 @@ def test_small_loops_run_on_the_calling_thread(two_cpus):
 def test_the_caller_gets_exceptions(two_cpus):
     with pytest.raises(ZeroDivisionError):
         parallel.parallel_for(lambda start, stop: 1 / (start - start), 8)
+
+
+def test_threads_do_not_keep_the_function(two_cpus, monkeypatch):
+    """A thread may delete its work some time after the caller has got the result."""
+    kept = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, work):
+            kept.append(work)
+            return super().submit(work)
+
+    class Function:
+        def __call__(self, start, stop):
+            pass
+
+    with Pool(1) as pool:
+        monkeypatch.setattr(parallel, '_pool', pool)
+        function = Function()
+        reference = weakref.ref(function)
+        parallel.parallel_for(function, 8)
+        del function
+    assert kept and reference() is None
 
 
 def test_nested_calls_do_not_deadlock(two_cpus):

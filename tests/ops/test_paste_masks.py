@@ -245,3 +245,15 @@ def test_unknown_options_are_an_error(function):
     probs, boxes = np.zeros((1, 14, 14), np.float32), np.zeros((1, 4), np.float32)
     with pytest.raises(TypeError, match='extent'):
         function(probs, boxes, (9, 9), extent=1)
+
+
+@pytest.mark.parametrize(('n_cpus', 'n_bytes'), [(1, 1), (3, 1), (16, 1), (16, 4 * 37 * 45), (3, 1 << 21)])
+def test_shares_of_the_threads_cover_all_masks(rng, monkeypatch, n_cpus, n_bytes):
+    size = (37, 45)
+    probs, boxes = smooth_masks(rng, 11, 14), random_boxes(rng, 11, size)
+    expected = np.concatenate([paste_masks(probs[i : i + 1], boxes[i : i + 1], size) for i in range(11)])
+    monkeypatch.setattr(paste_module.parallel, 'cpu_count', lambda: n_cpus)
+    monkeypatch.setattr(paste_module.parallel, '_pool', None)
+    monkeypatch.setattr(paste_module, '_BYTES_PER_THREAD', n_bytes)
+    np.testing.assert_array_equal(paste_masks(probs, boxes, size), expected)
+    np.testing.assert_array_equal(paste_into(np.ones((11, *size), bool), probs, boxes), expected)

@@ -105,6 +105,7 @@ def parallel_for(
         finally:
             _worker.active = False
             wait(futures)
+            del function  # a thread may still refer to run_ranges, but the arrays of the function are not kept
         for future in futures:
             future.result()
 
