@@ -164,8 +164,9 @@ class Predictor:
         """Yield batches of network inputs of one size and their transforms, without reading ahead."""
         xs: list = []
         transforms: list[ImageTransform] = []
+        check_finite = not uses_padding(self.network.device)  # a GPU's upload checks the values
         for image in images:
-            x, transform = self.prepare(load_image(image))
+            x, transform = self.prepare(load_image(image, check_finite=check_finite))
             del image  # free large arrays early, here and below
             if xs and x.shape != xs[0].shape:
                 yield xs, transforms

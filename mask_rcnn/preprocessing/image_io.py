@@ -172,11 +172,13 @@ def to_image_array(image: str | os.PathLike | np.ndarray) -> np.ndarray:
     return to_chw(load_image(image))
 
 
-def load_image(image: str | os.PathLike | np.ndarray) -> np.ndarray:
+def load_image(image: str | os.PathLike | np.ndarray, *, check_finite: bool = True) -> np.ndarray:
     """Read a file, or check an array, without a conversion to float32: a GPU converts faster.
 
     Args:
         image: See :func:`to_image_array`.
+        check_finite: Whether to check that the values of an array are finite;
+            :func:`mask_rcnn.preprocessing.image_transform.prepare_image_gpu` checks them also.
 
     Returns:
         ``(H, W, 3)`` uint8 for a file, otherwise ``image``.
@@ -197,7 +199,7 @@ def load_image(image: str | os.PathLike | np.ndarray) -> np.ndarray:
         )
     if image.size == 0:
         raise ValueError(f'an image array of shape {image.shape} has no pixels')
-    if is_float and not _is_finite(image):
+    if check_finite and is_float and not _is_finite(image):
         raise ValueError('an image array must not contain NaN or infinity')
     return image
 

@@ -193,6 +193,9 @@ def prepare_image_gpu(image: np.ndarray, config: Config, xp: Any) -> tuple[Array
 
     Returns:
         tuple: The network input, ``(1, 3, h, w)`` float32, and the transform from the image to it.
+
+    Raises:
+        ValueError: The image contains values that are not finite.
     """
     conventions = config.dialect.input
     height, width = image.shape[:2] if image.dtype == np.uint8 else image.shape[1:]
@@ -206,7 +209,7 @@ def prepare_image_gpu(image: np.ndarray, config: Config, xp: Any) -> tuple[Array
         mean=conventions.pixel_mean,
         std=conventions.pixel_std,
     )
-    uploaded = upload(image, xp)
+    uploaded = upload(image, xp, check_finite=image.dtype == np.float32)
     if conventions.resize == 'opencv_float32':
         return subtract_mean_and_resize_gpu(uploaded, image_transform.scale, layout), image_transform
     return resize_uint8_skimage_gpu(uploaded, layout), image_transform

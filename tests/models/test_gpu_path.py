@@ -134,6 +134,15 @@ def test_masks_are_encoded_on_the_models_device(model, rng, on_gpu, monkeypatch)
 
 
 @pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
+@pytest.mark.parametrize('value', [np.nan, -np.inf])
+def test_an_image_must_be_finite(model, value, on_gpu):
+    image = np.zeros((3, 64, 90), np.float32)
+    image[1, 2, 3] = value
+    with pytest.raises(ValueError, match='an image array must not contain NaN or infinity'):
+        model.detect([image])
+
+
+@pytest.mark.parametrize('model', ['resnet50_fpn'], indirect=True)
 def test_half_precision_ends_in_float32_detections(model, rng, request, on_gpu):
     image = rng.uniform(0, 255, (3, 64, 90)).astype('f')
     (full,) = model.detect([image])

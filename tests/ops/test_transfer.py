@@ -126,6 +126,25 @@ def test_all_cpus_copy_a_large_upload(queue, rng):
     assert upload(image, np) is image and upload(image[:, ::2], np).flags.c_contiguous
 
 
+@pytest.mark.parametrize('size', [1, 7, 1_500_000])
+def test_an_upload_checks_the_values_of_its_copy(queue, rng, size):
+    values = rng.uniform(-1, 1, size).astype(np.float32)
+    values[-1] = np.finfo(np.float32).max
+    uploaded = upload(values, 'cupy', check_finite=True)
+    queue.run_to(1)
+    np.testing.assert_array_equal(uploaded, values)
+    assert upload(values, np, check_finite=True) is values
+    for value in (np.nan, np.inf, -np.inf):
+        for position in {0, size // 2, size - 1}:
+            invalid = values.copy()
+            invalid[position] = value
+            for xp in ('cupy', np):
+                with pytest.raises(ValueError, match='must not contain NaN or infinity'):
+                    upload(invalid, xp, check_finite=True)
+    assert len(queue.submitted) == 1
+    upload(invalid, 'cupy')
+
+
 @pytest.mark.gpu
 def test_uploads_in_progress_are_not_overwritten():
     """The GPU still multiplies matrices when the host has written all images to pinned memory."""

@@ -15,17 +15,19 @@ import numpy as np
 from chainer.backends import cuda
 
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.parallel import parallel_for
+from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 
 #: Bytes that justify a thread in a copy on the host: 0.2 ms.
 _BYTES_PER_THREAD = 1 << 21
+#: The bits of float32 that are all set in NaN and infinity.
+_EXPONENT = np.uint32(0x7F800000)
 
 #: The event at the end of each upload that may be in progress, and its pinned memory.
 _uploads: deque[tuple[Any, Any]] = deque()
 _uploads_lock = threading.Lock()
 
 
-def upload(array: np.ndarray, xp: Any) -> Array:
+def upload(array: np.ndarray, xp: Any, *, check_finite: bool = False) -> Array:
     """Copy an array to the current GPU without waiting for the GPU.
 
     All CPUs copy the values to pinned memory, from where the current stream copies them to the GPU.  The caller may
@@ -34,12 +36,18 @@ def upload(array: np.ndarray, xp: Any) -> Array:
     Args:
         array: An array on the host.
         xp: CuPy; for NumPy, the result is the array itself or its contiguous copy.
+        check_finite: Whether to check the values of a float32 array, in the same pass as the copy.
 
     Returns:
         A contiguous array on the current GPU.
+
+    Raises:
+        ValueError: ``check_finite`` is set, and the array contains NaN or infinity.
     """
     array = np.ascontiguousarray(array)
     if xp is np:
+        if check_finite:
+            _require_finite(bool(np.isfinite(array).all()))
         return array
     with _uploads_lock:
         while _uploads and _uploads[0][0].done:
@@ -47,7 +55,10 @@ def upload(array: np.ndarray, xp: Any) -> Array:
     # Blocks of few different sizes, so that images of other sizes use them again.
     memory = cuda.cupy.cuda.alloc_pinned_memory(1 << max(array.nbytes - 1, 0).bit_length())
     staging = np.frombuffer(memory, array.dtype, array.size)
-    _copy_on_host(array.reshape(-1), staging)
+    if check_finite:
+        _require_finite(_copy_and_check(array.reshape(-1), staging))
+    else:
+        _copy_on_host(array.reshape(-1), staging)
     uploaded = cuda.cupy.empty(array.shape, array.dtype)
     uploaded.set(staging.reshape(array.shape), stream=cuda.cupy.cuda.get_current_stream())
     event = cuda.cupy.cuda.Event(disable_timing=True)
@@ -64,6 +75,34 @@ def _copy_on_host(source: np.ndarray, target: np.ndarray) -> None:
         target[start:stop] = source[start:stop]
 
     parallel_for(copy, len(source), min_per_thread=_BYTES_PER_THREAD // source.itemsize)
+
+
+def _copy_and_check(source: np.ndarray, target: np.ndarray) -> bool:
+    """Copy a float32 vector on all CPUs and return whether all values are finite."""
+    source, target = source.view(np.uint32), target.view(np.uint32)
+    results: list[bool] = []
+    parallel_for(
+        lambda start, stop: results.append(_copy_bits(source[start:stop], target[start:stop])),
+        len(source),
+        min_per_thread=_BYTES_PER_THREAD // source.itemsize,
+    )
+    return all(results)
+
+
+@jit
+def _copy_bits(source, target):
+    """Copy the bits of float32 values, uint32, and return whether all values are finite."""
+    max_exponent = np.uint32(0)
+    for i in range(len(source)):
+        bits = source[i]
+        target[i] = bits
+        max_exponent = max(max_exponent, bits & _EXPONENT)
+    return max_exponent != _EXPONENT
+
+
+def _require_finite(is_finite: bool) -> None:
+    if not is_finite:
+        raise ValueError('an image array must not contain NaN or infinity')
 
 
 class PackedArrays(NamedTuple):
