@@ -147,7 +147,8 @@ class Detections:
     def masks(self) -> np.ndarray | None:
         """The masks ``(R, H, W)`` bool, pasted on first access; ``None`` for a model without masks.
 
-        They occupy ``R x H x W`` bytes; :meth:`iter_masks` needs less memory.
+        They occupy ``R x H x W`` bytes; :meth:`iter_masks` needs less memory.  The memory of masks that are deleted is
+        kept for the masks of other images, up to 512 MB (:mod:`mask_rcnn.ops.runtime.host_memory`).
         """
         if self._masks is None and self.mask_probs is not None:
             self._masks = self._paste(slice(None))

@@ -2,7 +2,8 @@
 
 The system provides the pages of a new large array at their first access and takes them back when the array is deleted.
 For the masks of 100 detections, 107 MB, this takes longer than the computation of the masks, and the page faults of
-several threads wait for each other.  Therefore the memory of a deleted array is kept for the next array.
+several threads wait for each other.  Therefore the memory of a deleted array is kept for the next array: with pages of
+4 KB, masks with boxes of 40 % of the image take 23 instead of 63 ms of CPU time; their deletion, 0.02 instead of 10 ms.
 
 Processes share no memory: a forked child has a private copy of the free blocks and of the arrays (copy-on-write), and
 returns blocks to its own list.
