@@ -94,9 +94,12 @@ def parallel_for(
         # The threads share the iterator of a list: a thread switch cannot interrupt ``next``.
         ranges = iter([(n * i // n_ranges, n * (i + 1) // n_ranges) for i in range(n_ranges)])
 
+        # A thread may keep run_ranges some time after its end, but must not keep the arrays of the function.
+        functions = [function]
+
         def run_ranges():
             for start, stop in ranges:
-                function(start, stop)
+                functions[0](start, stop)
 
         futures = [_get_pool().submit(run_ranges) for _ in range(threads - 1)]
         _worker.active = True
@@ -105,7 +108,7 @@ def parallel_for(
         finally:
             _worker.active = False
             wait(futures)
-            del function  # a thread may still refer to run_ranges, but the arrays of the function are not kept
+            functions.clear()
         for future in futures:
             future.result()
 
