@@ -560,7 +560,7 @@ def probe(stand_in, monkeypatch):
     """Make cuDNN available as the stand-in, before the first self-test."""
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'available', True)
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'cupy', np)
-    monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'get_array_module', lambda *arrays: np)
+    monkeypatch.setattr(cudnn_frontend.convolution, 'get_array_module', lambda *arrays: np)
     cudnn_frontend.convolution._self_test.cache_clear()
     yield stand_in
     cudnn_frontend.convolution._self_test.cache_clear()
@@ -642,7 +642,7 @@ def test_supports_only_gpu_arrays(stand_in, rng, monkeypatch):
     x, w = make(rng, (1, 4, 3, 3), (4, 4, 1, 1))
     monkeypatch.setattr(cudnn_frontend.convolution, 'is_available', lambda: True)
     assert not cudnn_frontend.supports(x, w, None)  # NumPy arrays
-    monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'get_array_module', lambda *arrays: cuda)
+    monkeypatch.setattr(cudnn_frontend.convolution, 'get_array_module', lambda *arrays: cuda)
     assert cudnn_frontend.supports(x, w.astype('e'), None) and not cudnn_frontend.supports(x.astype('d'), w)
     monkeypatch.setattr(cudnn_frontend.convolution, 'is_available', lambda: False)
     assert not cudnn_frontend.supports(x, w)

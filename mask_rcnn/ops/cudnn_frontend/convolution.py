@@ -42,7 +42,7 @@ from mask_rcnn.ops.cudnn_frontend import cublas, frontend, graphs, matmul, winog
 from mask_rcnn.ops.cudnn_frontend.graphs import CompiledGraph, ConvProblem
 from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.cache import cached
 from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, vector_lanes
 
@@ -78,7 +78,7 @@ def supports(*arrays: Array | None) -> bool:
     present = [array for array in arrays if array is not None]
     return (
         all(array.dtype.str[1:] in ('f2', 'f4') for array in present)
-        and cuda.get_array_module(*present) is not np
+        and get_array_module(*present) is not np
         and is_available()
     )
 
@@ -185,7 +185,7 @@ def convolve_backward_filter(
         problem, {graphs.X: _to_storage(x, precision.storage), graphs.Y: _to_storage(gy, precision.storage)}
     )
     gradient = _result(gradient, gy.dtype)
-    return cuda.get_array_module(gradient).ascontiguousarray(gradient)
+    return get_array_module(gradient).ascontiguousarray(gradient)
 
 
 def deconvolve(
@@ -274,7 +274,7 @@ def _run(problem: ConvProblem, inputs: dict):
         CuPy array: ``None`` if cuDNN has no engine for the problem on this device.
     """
     first = next(iter(inputs.values()))
-    out = _empty(cuda.get_array_module(first), problem.out, first.dtype)
+    out = _empty(get_array_module(first), problem.out, first.dtype)
     if out.size == 0 or first.size == 0:  # cuDNN has no graphs of empty arrays
         out[...] = 0
         return out
@@ -328,7 +328,7 @@ def _compute_by_im2col(problem: ConvProblem, inputs: dict):
     """Compute a problem as Chainer does without cuDNN: im2col and matmul, in float32."""
     _warn_once(problem)
     first = next(iter(inputs.values()))
-    xp = cuda.get_array_module(first)
+    xp = get_array_module(first)
     arrays = {uid: _widen(array).astype(np.float32, copy=False) for uid, array in inputs.items()}
     x, w = (
         chainer.Variable(arrays[uid] if uid in arrays else xp.zeros(shape, np.float32))
@@ -379,7 +379,7 @@ def _to_storage(x, storage: np.dtype):
 
 def _narrow(x, storage: np.dtype):
     """Return ``x`` contiguous and in a storage type; copy only if necessary."""
-    xp = cuda.get_array_module(x)
+    xp = get_array_module(x)
     if storage != np.uint16:
         return xp.ascontiguousarray(x, dtype=storage)
     x = xp.ascontiguousarray(x, dtype=np.float32)
@@ -395,7 +395,7 @@ def _widen(y):
     if y.dtype != np.uint16:
         return y
     bits = as_nhwc(y)
-    out = cuda.get_array_module(y).empty(bits.shape, np.float32)
+    out = get_array_module(y).empty(bits.shape, np.float32)
     cuda_kernels.launch(
         cuda_kernels.kernel('cudnn_frontend/bfloat16.cu', 'bfloat16_to_float'),
         out.size,
@@ -421,7 +421,7 @@ def apply_epilogue(
         clip_max: Maximum of the result.
     """
     pixels = as_nhwc(y)
-    out = cuda.get_array_module(y).ascontiguousarray(pixels)
+    out = get_array_module(y).ascontiguousarray(pixels)
     residual = None if residual is None else as_nhwc(_to_storage(residual, out.dtype))
     b = None if b is None else cached(_narrow, b, np.dtype(np.float32))
     _launch_epilogue(out, residual, b, 0.0 if relu else -math.inf, clip_max)
@@ -436,7 +436,7 @@ def _launch_epilogue(y, residual, b, lowest: float, highest: float) -> None:
     lanes = vector_lanes(8 if is_half else 4, *(array for array in (y, residual, b) if array is not None))
     source, added = (array.view(np.uint16) if is_half else array for array in (y, y if residual is None else residual))
     # The kernel does not read the placeholders of absent arrays.
-    bias = cuda.get_array_module(y).empty(1, np.float32) if b is None else b
+    bias = get_array_module(y).empty(1, np.float32) if b is None else b
     cuda_kernels.launch(
         cuda_kernels.kernel('cudnn_frontend/epilogue.cu', f'epilogue_{"half_" if is_half else ""}{lanes}'),
         y.size // lanes,
