@@ -308,6 +308,28 @@ def test_only_required_gradients_are_computed(stand_in, rng):
 # Graphs
 
 
+def test_the_stream_of_a_handle_is_set_when_it_changes(stand_in, monkeypatch):
+    seen = []
+    monkeypatch.setattr(frontend.load_frontend(), 'set_stream', lambda handle, stream: seen.append(stream))
+    for stream in (77, 77, 78, 78, 77):
+        stand_in.stream = stream
+        frontend.graph_cache()
+    assert seen == [77, 78, 77]
+
+
+def test_equal_problems_are_one_object(rng):
+    x_shape, w_shape, stride, pad = SHAPES['depthwise, padded below']
+    make_problem = cudnn_frontend.convolution._problem
+    first, second = (
+        make_problem('forward', shape, w_shape, stride, pads, PRECISIONS['fp16'])
+        for shape, pads in ((x_shape, pad), (list(x_shape), [list(zeros) for zeros in pad]))
+    )
+    assert first is second and first.y == (2, 4, 3, 3)
+    copy = graphs.ConvProblem('forward', 'float16', x_shape, w_shape, (2, 2), pad)
+    assert copy == first and hash(copy) == hash(first)
+    assert make_problem('forward', x_shape, w_shape, stride, 0, PRECISIONS['fp16']) != first
+
+
 def test_a_graph_is_built_once_per_problem(stand_in, rng):
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
     for _ in range(3):

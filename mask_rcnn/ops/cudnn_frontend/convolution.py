@@ -44,12 +44,14 @@ from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.cache import cached
-from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, vector_lanes
+from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, cast_nchw, vector_lanes
 
 logger = logging.getLogger(__name__)
 
 #: The number of engines that are timed for a shape, and of timed runs per engine.
 _MAX_TIMED, _TIMED_RUNS = 4, 3
+#: Maximum number of problems whose descriptions are kept; as many as graphs.
+_MAX_PROBLEMS = 8192
 
 
 def is_available() -> bool:
@@ -77,9 +79,7 @@ def supports(*arrays: Array | None) -> bool:
     """Return whether cuDNN works and all arrays are CuPy arrays of supported types; ``None`` is an absent array."""
     present = [array for array in arrays if array is not None]
     return (
-        all(array.dtype.str[1:] in ('f2', 'f4') for array in present)
-        and get_array_module(*present) is not np
-        and is_available()
+        all([array.dtype.char in 'ef' for array in present]) and get_array_module(*present) is not np and is_available()
     )
 
 
@@ -229,21 +229,25 @@ def deconvolve(
     return _result(y, precision.result)
 
 
-def _problem(kind, x_shape, w_shape, stride, pad, precision, **epilogue) -> ConvProblem:
+def _problem(kind, x_shape, w_shape, stride, pad, precision, bias=False, residual=False, relu=False) -> ConvProblem:
+    pads = _pads(pad)
+    return _cached_problem(kind, tuple(x_shape), tuple(w_shape), stride, pads, precision, bias, residual, relu)
+
+
+@functools.lru_cache(_MAX_PROBLEMS)
+def _cached_problem(kind, x_shape, w_shape, stride, pads, precision, bias, residual, relu) -> ConvProblem:
+    """Return the same object for the same arguments, so that its derived values are computed once."""
+    dtype = graphs.dtype_name(precision.storage)
     return ConvProblem(
-        kind,
-        graphs.dtype_name(precision.storage),
-        tuple(x_shape),
-        tuple(w_shape),
-        (stride, stride),
-        _pads(pad),
-        precision.tensor_cores,
-        **epilogue,
+        kind, dtype, x_shape, w_shape, (stride, stride), pads, precision.tensor_cores, bias, residual, relu
     )
 
 
 def _pads(pad: Any) -> graphs.Pads:
+    if type(pad) is int:
+        return (pad, pad), (pad, pad)
     if np.ndim(pad) == 0:
+        pad = int(pad)
         return (pad, pad), (pad, pad)
     (top, bottom), (left, right) = pad
     return (int(top), int(bottom)), (int(left), int(right))
@@ -251,6 +255,8 @@ def _pads(pad: Any) -> graphs.Pads:
 
 def _select(problem: ConvProblem):
     """Return the module that computes a problem, ``matmul`` or ``winograd``; ``None`` for cuDNN."""
+    if problem.dtype != 'float32' or problem.tensor_cores:
+        return None
     candidates = (module for module in (matmul, winograd) if module.should_use(problem))
     return next(candidates, None) if cublas.is_available() else None
 
@@ -274,31 +280,40 @@ def _run(problem: ConvProblem, inputs: dict):
         CuPy array: ``None`` if cuDNN has no engine for the problem on this device.
     """
     first = next(iter(inputs.values()))
+    if _is_on_current_device(first):  # otherwise the context takes as long as the rest
+        return _run_on_current_device(problem, inputs, first)
+    with cuda.get_device_from_array(first):
+        return _run_on_current_device(problem, inputs, first)
+
+
+def _run_on_current_device(problem: ConvProblem, inputs: dict, first: Array):
     out = _empty(get_array_module(first), problem.out, first.dtype)
     if out.size == 0 or first.size == 0:  # cuDNN has no graphs of empty arrays
         out[...] = 0
         return out
     pointers = {uid: _address(array) for uid, array in inputs.items()}
     pointers[graphs.OUTPUT[problem.kind]] = _address(out)
-    with cuda.get_device_from_array(first):
-        cache = frontend.graph_cache()
-
-        def run(graph):
-            # The workspace returns to CuPy's pool before the work is done.  The pool reuses it only on this stream.
-            workspace = _allocate(graph.workspace_size)
-            graph.run(pointers, _pointer(workspace), cache.handle)
-
-        is_timed = chainer.config.autotune and not chainer.config.cudnn_deterministic
-        build = (
-            functools.partial(_build_fastest, problem, cache, run)
-            if is_timed
-            else functools.partial(graphs.build, problem, cache.handle, cache.engines)
-        )
-        graph = cache.graph((problem, is_timed), build)
-        if graph is None:
-            return None
-        run(graph)
+    cache = frontend.graph_cache()
+    is_timed = chainer.config.autotune and not chainer.config.cudnn_deterministic
+    graph = cache.graph((problem, is_timed), _build, problem, cache, pointers, is_timed)
+    if graph is None:
+        return None
+    _start(graph, pointers, cache.handle)
     return out
+
+
+def _start(graph: CompiledGraph, pointers: dict[int, int], handle: Any) -> None:
+    # The workspace returns to CuPy's pool before the work is done.  The pool reuses it only on this stream.
+    workspace = _allocate(graph.workspace_size)
+    graph.run(pointers, _pointer(workspace), handle)
+
+
+def _build(
+    problem: ConvProblem, cache: frontend.GraphCache, pointers: dict[int, int], is_timed: bool
+) -> CompiledGraph | None:
+    if is_timed:
+        return _build_fastest(problem, cache, lambda graph: _start(graph, pointers, cache.handle))
+    return graphs.build(problem, cache.handle, cache.engines)
 
 
 def _build_fastest(
@@ -364,6 +379,10 @@ def _address(array) -> int:
     return array.data.ptr
 
 
+def _is_on_current_device(array) -> bool:
+    return isinstance(array, np.ndarray) or array.device.id == cuda.cupy.cuda.runtime.getDevice()
+
+
 # Layouts and types
 
 
@@ -374,6 +393,11 @@ def _empty(xp, shape, dtype):
 
 def _to_storage(x, storage: np.dtype):
     """Return ``(N, C, H, W)`` in a storage type with the channels innermost; copy only if necessary."""
+    if x.dtype == storage:
+        _, channels, height, width = x.shape
+        size = x.itemsize
+        if x.strides == (height * width * channels * size, size, width * channels * size, channels * size):
+            return x  # the result of another convolution, usually
     return as_nchw(_narrow(as_nhwc(x), storage))
 
 
@@ -405,7 +429,7 @@ def _widen(y):
 
 
 def _result(y, dtype):
-    return as_nchw(as_nhwc(_widen(y)).astype(dtype, copy=False))
+    return cast_nchw(_widen(y), dtype)
 
 
 def apply_epilogue(

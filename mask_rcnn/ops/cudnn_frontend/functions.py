@@ -14,7 +14,7 @@ from mask_rcnn.ops.cudnn_frontend.convolution import (
     deconvolve,
 )
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc
+from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, cast_nchw
 
 
 def convolution_2d(
@@ -127,7 +127,7 @@ class _CudnnFunction(chainer.FunctionNode, abc.ABC):
         x, W, *terms = inputs
         self.input_dtypes = [array.dtype for array in inputs]
         y = self.compute(x, W, relu=self.relu, **dict(zip(self.names[2:], terms, strict=True)))
-        return (as_nchw(as_nhwc(y).astype(x.dtype, copy=False)),)
+        return (cast_nchw(y, x.dtype),)
 
     def backward(self, indexes, grad_outputs):
         x, W = (variable.array for variable in self.get_retained_inputs())

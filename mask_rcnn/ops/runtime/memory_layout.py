@@ -51,6 +51,11 @@ def as_nchw(x: Array) -> Array:
     return x.transpose(0, 3, 1, 2)
 
 
+def cast_nchw(x: Array, dtype: Any) -> Array:
+    """Return ``(N, C, H, W)`` with the channels innermost in another type; ``x`` itself if it has the type."""
+    return x if x.dtype == dtype else as_nchw(as_nhwc(x).astype(dtype))
+
+
 def memory_axis_order(x: Array) -> list[int]:
     """Return the axes of an array in the order of its memory, the longest stride first.
 
