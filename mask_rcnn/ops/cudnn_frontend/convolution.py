@@ -78,9 +78,11 @@ def _self_test() -> bool:
 def supports(*arrays: Array | None) -> bool:
     """Return whether cuDNN works and all arrays are CuPy arrays of supported types; ``None`` is an absent array."""
     present = [array for array in arrays if array is not None]
-    return (
-        all([array.dtype.char in 'ef' for array in present]) and get_array_module(*present) is not np and is_available()
-    )
+    return all(map(_is_supported_type, present)) and get_array_module(*present) is not np and is_available()
+
+
+def _is_supported_type(array: Array) -> bool:
+    return array.dtype.char in 'ef'  # float16, float32
 
 
 def convolve(

@@ -48,7 +48,7 @@ def cached(make: Callable, *sources: Any, scope: Literal['weights', 'features'] 
     cache = chainer.config.feature_cache if scope == 'features' else chainer.config.weight_cache
     if cache is None:
         return make(*sources)
-    key = (make, *[id(source) if _is_compared_by_identity(type(source)) else source for source in sources])
+    key = (make, *[id(source) if _is_by_identity(source.__class__) else source for source in sources])
     entry = cache.get(key)
     if entry is None:
         entry = cache[key] = sources, make(*sources)
@@ -56,7 +56,7 @@ def cached(make: Callable, *sources: Any, scope: Literal['weights', 'features'] 
 
 
 @functools.cache
-def _is_compared_by_identity(source_type: type) -> bool:
+def _is_by_identity(source_type: type) -> bool:
     return issubclass(source_type, _BY_IDENTITY)
 
 
