@@ -308,6 +308,33 @@ def test_only_required_gradients_are_computed(stand_in, rng):
 # Graphs
 
 
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_the_weight_is_converted_once_for_both_passes(stand_in, rng, precision, monkeypatch):
+    """The gradients equal those of a weight converted for each pass, also after a change of the precision."""
+    x, w, scale, bias = make(rng, (2, 8, 6, 5), (8, 8, 3, 3), 8, 8)
+
+    def gradients(backward_precision):
+        variables = [chainer.Variable(array) for array in (x, w)]
+        with cudnn_frontend.using_precision(precision):
+            y = cudnn_frontend.convolution_affine(*variables, scale, bias, pad=1, relu=True)
+        y.grad = np.ones_like(y.array)
+        with cudnn_frontend.using_precision(backward_precision):
+            y.backward()
+        return [variable.grad for variable in variables]
+
+    actual = {name: gradients(name) for name in (precision, 'fp32')}
+    calls = []
+    monkeypatch.setattr(
+        cudnn_frontend.functions._CudnnConvolution,
+        '_stored_weight',
+        lambda function, W: calls.append(W) or function._scaled(W),
+    )
+    for name, results in actual.items():
+        for result, expected in zip(results, gradients(name), strict=True):
+            np.testing.assert_array_equal(result, expected)
+    assert len(calls) == 2 * len(actual)
+
+
 def test_the_stream_of_a_handle_is_set_when_it_changes(stand_in, monkeypatch):
     seen = []
     monkeypatch.setattr(frontend.load_frontend(), 'set_stream', lambda handle, stream: seen.append(stream))

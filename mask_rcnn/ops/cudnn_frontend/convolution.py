@@ -126,10 +126,10 @@ def convolve(
         relu=relu,
     )
     inputs = {
-        graphs.X: _to_storage(x, precision.storage),
-        graphs.W: cached(_to_storage, W, precision.storage),
+        graphs.X: to_storage(x, precision.storage),
+        graphs.W: cached(to_storage, W, precision.storage),
         graphs.B: None if b is None else cached(_narrow, b, precision.storage),
-        graphs.RESIDUAL: None if residual is None else _to_storage(residual, precision.storage),
+        graphs.RESIDUAL: None if residual is None else to_storage(residual, precision.storage),
     }
     implementation = _select(problem)
     if implementation is winograd:
@@ -164,7 +164,7 @@ def convolve_backward_data(
     """
     precision = precision or current_precision()
     problem = _problem('data', x_shape, W.shape, stride, pad, precision)
-    inputs = {graphs.Y: _to_storage(gy, precision.storage), graphs.W: cached(_to_storage, W, precision.storage)}
+    inputs = {graphs.Y: to_storage(gy, precision.storage), graphs.W: cached(to_storage, W, precision.storage)}
     return _result(_compute(problem, inputs), gy.dtype)
 
 
@@ -184,7 +184,7 @@ def convolve_backward_filter(
     precision = precision or current_precision()
     problem = _problem('filter', x.shape, w_shape, stride, pad, precision)
     gradient = _compute(
-        problem, {graphs.X: _to_storage(x, precision.storage), graphs.Y: _to_storage(gy, precision.storage)}
+        problem, {graphs.X: to_storage(x, precision.storage), graphs.Y: to_storage(gy, precision.storage)}
     )
     gradient = _result(gradient, gy.dtype)
     return get_array_module(gradient).ascontiguousarray(gradient)
@@ -224,7 +224,7 @@ def deconvolve(
     problem = _problem('data', shape, W.shape, stride, pads, precision)
     y = _compute(
         problem,
-        {graphs.Y: _to_storage(x, precision.storage), graphs.W: cached(_to_storage, W, precision.storage)},
+        {graphs.Y: to_storage(x, precision.storage), graphs.W: cached(to_storage, W, precision.storage)},
     )
     if b is not None or relu:
         y = apply_epilogue(_widen(y), b, relu=relu)
@@ -361,7 +361,7 @@ def _compute_by_im2col(problem: ConvProblem, inputs: dict):
             y.grad = arrays[graphs.Y]
             y.backward()
             out = {'data': x, 'filter': w}[problem.kind].grad
-    return _to_storage(out, first.dtype)
+    return to_storage(out, first.dtype)
 
 
 @functools.cache
@@ -393,8 +393,13 @@ def _empty(xp, shape, dtype):
     return as_nchw(xp.empty((n, height, width, channels), dtype))
 
 
-def _to_storage(x, storage: np.dtype):
-    """Return ``(N, C, H, W)`` in a storage type with the channels innermost; copy only if necessary."""
+def to_storage(x: Array, storage: np.dtype) -> Array:
+    """Return ``(N, C, H, W)`` in a storage type with the channels innermost; copy only if necessary.
+
+    Args:
+        x: ``(N, C, H, W)``, float32, float16 or already of the storage type.
+        storage: Type of :attr:`~mask_rcnn.ops.cudnn_frontend.precision.Precision.storage`.
+    """
     if x.dtype == storage:
         _, channels, height, width = x.shape
         size = x.itemsize
@@ -406,7 +411,7 @@ def _to_storage(x, storage: np.dtype):
 def _narrow(x, storage: np.dtype):
     """Return ``x`` contiguous and in a storage type; copy only if necessary."""
     xp = get_array_module(x)
-    if storage != np.uint16:
+    if storage != np.uint16 or x.dtype == storage:
         return xp.ascontiguousarray(x, dtype=storage)
     x = xp.ascontiguousarray(x, dtype=np.float32)
     bits = xp.empty(x.shape, np.uint16)
@@ -448,7 +453,7 @@ def apply_epilogue(
     """
     pixels = as_nhwc(y)
     out = get_array_module(y).ascontiguousarray(pixels)
-    residual = None if residual is None else as_nhwc(_to_storage(residual, out.dtype))
+    residual = None if residual is None else as_nhwc(to_storage(residual, out.dtype))
     b = None if b is None else cached(_narrow, b, np.dtype(np.float32))
     _launch_epilogue(out, residual, b, 0.0 if relu else -math.inf, clip_max)
     if not pixels.flags.c_contiguous:
