@@ -9,6 +9,7 @@ import numpy as np
 from mask_rcnn.models.layers import Convolution2D, Deconvolution2D, as_float32, select_path
 from mask_rcnn.models.roi_pooling import run_in_chunks, split_by_image
 from mask_rcnn.ops.masks.keypoints import decode_heatmaps
+from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.ops.runtime.cache import cached
 from mask_rcnn.ops.runtime.device import uses_padding
 
@@ -85,14 +86,14 @@ def upsample_bilinear_2x(x):
     if select_path(x) == 'cudnn':
         return chainer.as_variable(_interpolate(_interpolate(chainer.as_array(x), 2), 3))
     n, k, height, width = x.shape
-    weight = cached(_bilinear_weight, chainer.backend.get_array_module(x), x.dtype)
+    weight = cached(_bilinear_weight, get_array_module(x), x.dtype)
     y = F.deconvolution_2d(F.reshape(x, (n * k, 1, height, width)), weight, stride=2, pad=1)
     return F.reshape(y, (n, k, 2 * height, 2 * width))
 
 
 def _interpolate(x, axis):
     """Upsample ``(R, K, H, W)`` along an axis on a GPU; a CUDA graph cannot capture the matmul of a deconvolution."""
-    xp = chainer.backend.get_array_module(x)
+    xp = get_array_module(x)
     y = xp.empty((*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :]), x.dtype)
     source, target = xp.moveaxis(x, axis, 0), xp.moveaxis(y, axis, 0)
     even, odd = target[::2], target[1::2]

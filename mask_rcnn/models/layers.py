@@ -14,6 +14,7 @@ import numpy as np
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv.affine_channel import affine_channel_2d
 from mask_rcnn.ops.conv.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve
+from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.ops.runtime.cache import cached
 from mask_rcnn.weights.folding import norm_to_affine
 
@@ -47,7 +48,7 @@ def select_path(x) -> str:
         str: One of the four names in the table.
     """
     forward_only = not chainer.config.enable_backprop
-    if chainer.backend.get_array_module(x) is np:
+    if get_array_module(x) is np:
         return 'cpu' if forward_only and x.dtype.kind == 'f' and x.dtype.itemsize >= 4 else 'graph'
     if not cudnn_frontend.supports(x):
         return 'graph'
@@ -146,7 +147,7 @@ def _join_links(*parameters):
     Args:
         parameters: The weight and the bias of each link.
     """
-    xp = chainer.backend.get_array_module(*parameters)
+    xp = get_array_module(*parameters)
     weights, biases = parameters[::2], parameters[1::2]
     n_padding = -sum(map(len, biases)) % _CHANNEL_ALIGNMENT
     padding = xp.zeros((n_padding, weights[0].shape[1]), weights[0].dtype)

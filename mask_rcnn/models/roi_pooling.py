@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import chainer
 import chainer.functions as F
 import numpy as np
-from chainer.backend import get_array_module
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.ops.conv.convolution import apply_epilogue
@@ -16,6 +15,7 @@ from mask_rcnn.ops.roi.crop_and_resize import crop_and_resize
 from mask_rcnn.ops.roi.levels import assign_levels_gpu
 from mask_rcnn.ops.roi.roi_align import roi_align, roi_align_pyramid
 from mask_rcnn.ops.roi.roi_max_pooling import roi_max_pooling
+from mask_rcnn.ops.runtime.array import get_array_module
 
 #: A RoI of ``roi_canonical_size`` belongs to the feature map of stride 2 ** 4 (Lin et al. 2017, section 4.2).
 _CANONICAL_LEVEL = 4

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from chainer.backend import get_array_module
 
 from mask_rcnn.config import Config
 from mask_rcnn.ops.images.network_input import (
@@ -21,7 +20,7 @@ from mask_rcnn.ops.images.network_input import (
     resize_uint8_skimage_gpu,
     subtract_mean_and_resize_gpu,
 )
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 from mask_rcnn.ops.runtime.transfer import upload
 

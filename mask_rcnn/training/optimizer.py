@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chainer
 from chainer import optimizers
+from chainer.optimizers.momentum_sgd import MomentumSGDRule
+
+from mask_rcnn.ops.runtime import multi_array
 
 #: Parameters of normalisation links, which have the base learning rate and no weight decay.
 _NORM_PARAMETERS = ('scale', 'bias', 'gamma', 'beta')
@@ -63,9 +66,25 @@ class MomentumSGD(optimizers.MomentumSGD):
 
     def update(self, lossfun: Callable | None = None, *args: Any, **kwds: Any) -> None:
         try:
-            super().update(lossfun, *args, **kwds)
+            if lossfun is None:
+                self._update_from_gradients()
+            else:
+                super().update(lossfun, *args, **kwds)
         finally:
             self._grad_norm = None
+
+    def _update_from_gradients(self) -> None:
+        """Run the steps of Chainer's optimizers, with one kernel for all parameters if possible."""
+        self.reallocate_cleared_grads()
+        self.check_nan_in_grads()
+        self.call_hooks('pre')
+        self.t += 1
+        if self.is_safe_to_update() and not _update_together(list(self.target.params())):
+            for param in self.target.params():
+                param.update()
+        self.reallocate_cleared_grads()
+        self.call_hooks('post')
+        self.update_loss_scale()
 
 
 def make_optimizer(
@@ -119,8 +138,16 @@ def set_learning_rate(optimizer: MomentumSGD, rate: float) -> None:
 
 def gradient_norm(link: chainer.Link) -> float:
     """Return the L2 norm of all gradients together; not finite if an element is not finite."""
-    squares = [_square(param.grad) for param in link.params() if param.requires_grad and param.grad is not None]
+    trained = (param for param in link.params() if param.requires_grad)
+    gradients = [_contiguous(param.grad) for param in trained if param.grad is not None and param.grad.size]
+    if multi_array.supports(gradients):
+        return multi_array.norm(gradients)
+    squares = [_square(gradient) for gradient in gradients]
     return float(sum(squares)) ** 0.5 if squares else 0.0
+
+
+def _contiguous(gradient: Any) -> Any:
+    return gradient if gradient is None or gradient.flags.c_contiguous else gradient.copy(order='C')
 
 
 def _square(gradient: Any) -> Any:
@@ -170,3 +197,52 @@ class _Decay:
 
 def _double(rule: chainer.UpdateRule, param: Any) -> None:
     param.grad *= 2
+
+
+def _update_together(params: Sequence[Any]) -> bool:
+    """Update parameters as their update rules do, with one kernel; the gradients stay as they are.
+
+    Returns:
+        bool: False if nothing is updated, because a parameter is not on the GPU or has another rule.
+    """
+    params = [param for param in params if param.update_rule is not None and param.update_rule.enabled]
+    rules = [param.update_rule for param in params]
+    terms: list[Any] = [_decay_and_factor(rule) for rule in rules]
+    settings = {
+        (param._loss_scale, rule.hyperparam.lr, rule.hyperparam.momentum)
+        for param, rule in zip(params, rules, strict=True)
+    }
+    arrays, gradients = [param.array for param in params], [_contiguous(param.grad) for param in params]
+    if None in terms or len(settings) != 1 or not multi_array.supports([*arrays, *gradients]):
+        return False
+    for param, rule in zip(params, rules, strict=True):
+        if rule.state is None or type(rule.state['v']) is not type(param.array):
+            rule._init_states(param)
+    velocities = [rule.state['v'] for rule in rules]
+    if not multi_array.supports([*arrays, *velocities]):
+        return False
+    ((loss_scale, rate, momentum),) = settings
+    multi_array.momentum_sgd(
+        arrays,
+        gradients,
+        velocities,
+        terms=terms,
+        loss_scale=1 if loss_scale is None else loss_scale,
+        rate=rate,
+        momentum=momentum,
+    )
+    for rule in rules:
+        rule.t += 1
+    return True
+
+
+def _decay_and_factor(rule: Any) -> tuple[float, float] | None:
+    """Return the weight decay and the factor of the learning rate of a rule; ``None`` for unknown rules and hooks."""
+    hooks = list(rule._hookable._pre_update_hooks.values())
+    if type(rule) is not MomentumSGDRule or rule._hookable._post_update_hooks or len(hooks) > 1:
+        return None
+    if not hooks:
+        return 0.0, 1.0
+    if hooks[0] is _double:
+        return 0.0, 2.0
+    return (hooks[0].rate, 1.0) if isinstance(hooks[0], _Decay) else None

@@ -21,6 +21,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import Config
+from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, create_weight_file, open_stored_zip, open_weight_file
 
@@ -343,7 +344,7 @@ def _set_parameter(param: chainer.Parameter, array: np.ndarray) -> None:
     if param.array is None:
         param.initialize(array.shape)
     target: Any = param.array
-    target[...] = chainer.backend.get_array_module(target).asarray(array)
+    target[...] = get_array_module(target).asarray(array)
 
 
 def _set_persistent(link: chainer.Link, name: str, array: np.ndarray) -> None:
@@ -352,4 +353,4 @@ def _set_persistent(link: chainer.Link, name: str, array: np.ndarray) -> None:
         scalar_type: Any = type(value)
         setattr(link, name, scalar_type(array))
     else:
-        value[...] = chainer.backend.get_array_module(value).asarray(array)
+        value[...] = get_array_module(value).asarray(array)

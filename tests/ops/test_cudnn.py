@@ -308,6 +308,55 @@ def test_only_required_gradients_are_computed(stand_in, rng):
 # Graphs
 
 
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_the_weight_is_converted_once_for_both_passes(stand_in, rng, precision, monkeypatch):
+    """The gradients equal those of a weight converted for each pass, also after a change of the precision."""
+    x, w, scale, bias = make(rng, (2, 8, 6, 5), (8, 8, 3, 3), 8, 8)
+
+    def gradients(backward_precision):
+        variables = [chainer.Variable(array) for array in (x, w)]
+        with cudnn_frontend.using_precision(precision):
+            y = cudnn_frontend.convolution_affine(*variables, scale, bias, pad=1, relu=True)
+        y.grad = np.ones_like(y.array)
+        with cudnn_frontend.using_precision(backward_precision):
+            y.backward()
+        return [variable.grad for variable in variables]
+
+    actual = {name: gradients(name) for name in (precision, 'fp32')}
+    calls = []
+    monkeypatch.setattr(
+        cudnn_frontend.functions._CudnnConvolution,
+        '_stored_weight',
+        lambda function, W: calls.append(W) or function._scaled(W),
+    )
+    for name, results in actual.items():
+        for result, expected in zip(results, gradients(name), strict=True):
+            np.testing.assert_array_equal(result, expected)
+    assert len(calls) == 2 * len(actual)
+
+
+def test_the_stream_of_a_handle_is_set_when_it_changes(stand_in, monkeypatch):
+    seen = []
+    monkeypatch.setattr(frontend.load_frontend(), 'set_stream', lambda handle, stream: seen.append(stream))
+    for stream in (77, 77, 78, 78, 77):
+        stand_in.stream = stream
+        frontend.graph_cache()
+    assert seen == [77, 78, 77]
+
+
+def test_equal_problems_are_one_object(rng):
+    x_shape, w_shape, stride, pad = SHAPES['depthwise, padded below']
+    make_problem = cudnn_frontend.convolution._problem
+    first, second = (
+        make_problem('forward', shape, w_shape, stride, pads, PRECISIONS['fp16'])
+        for shape, pads in ((x_shape, pad), (list(x_shape), [list(zeros) for zeros in pad]))
+    )
+    assert first is second and first.y == (2, 4, 3, 3)
+    copy = graphs.ConvProblem('forward', 'float16', x_shape, w_shape, (2, 2), pad)
+    assert copy == first and hash(copy) == hash(first)
+    assert make_problem('forward', x_shape, w_shape, stride, 0, PRECISIONS['fp16']) != first
+
+
 def test_a_graph_is_built_once_per_problem(stand_in, rng):
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
     for _ in range(3):
@@ -560,7 +609,7 @@ def probe(stand_in, monkeypatch):
     """Make cuDNN available as the stand-in, before the first self-test."""
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'available', True)
     monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'cupy', np)
-    monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'get_array_module', lambda *arrays: np)
+    monkeypatch.setattr(cudnn_frontend.convolution, 'get_array_module', lambda *arrays: np)
     cudnn_frontend.convolution._self_test.cache_clear()
     yield stand_in
     cudnn_frontend.convolution._self_test.cache_clear()
@@ -642,7 +691,7 @@ def test_supports_only_gpu_arrays(stand_in, rng, monkeypatch):
     x, w = make(rng, (1, 4, 3, 3), (4, 4, 1, 1))
     monkeypatch.setattr(cudnn_frontend.convolution, 'is_available', lambda: True)
     assert not cudnn_frontend.supports(x, w, None)  # NumPy arrays
-    monkeypatch.setattr(cudnn_frontend.convolution.cuda, 'get_array_module', lambda *arrays: cuda)
+    monkeypatch.setattr(cudnn_frontend.convolution, 'get_array_module', lambda *arrays: cuda)
     assert cudnn_frontend.supports(x, w.astype('e'), None) and not cudnn_frontend.supports(x.astype('d'), w)
     monkeypatch.setattr(cudnn_frontend.convolution, 'is_available', lambda: False)
     assert not cudnn_frontend.supports(x, w)

@@ -56,7 +56,7 @@ def queue(monkeypatch):
     cupy = SimpleNamespace(cuda=cuda, empty=lambda shape, dtype: np.empty(shape, dtype).view(Array))
     monkeypatch.setattr(transfer, 'cuda', SimpleNamespace(cupy=cupy))
     monkeypatch.setattr(transfer, '_uploads', deque())
-    monkeypatch.setattr(transfer.chainer.backend, 'get_array_module', lambda *_: module)
+    monkeypatch.setattr(transfer, 'get_array_module', lambda *_: module)
     return queue
 
 

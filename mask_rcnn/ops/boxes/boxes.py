@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chainer.backend import get_array_module
-
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 
 def box_iou(boxes_a: Array, boxes_b: Array, *, offset: float = 1.0) -> Array:

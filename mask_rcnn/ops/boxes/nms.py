@@ -6,12 +6,11 @@ Source: Detectron ``detectron/utils/cython_nms.pyx``.  The bit mask of the GPU i
 
 from __future__ import annotations
 
-import chainer
 import numpy as np
 
 from mask_rcnn.ops.boxes.top_k import top_k_indices
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 #: Boxes per 64-bit mask word; also the number of threads per block.
 _WORD_BITS = 64
@@ -87,7 +86,7 @@ def nms_padded(
     limit = len(boxes) if limit is None else min(limit, len(boxes))
     if limit < 0:
         raise ValueError(f'limit must be 0 or more, not {limit}')
-    xp = chainer.backend.get_array_module(boxes)
+    xp = get_array_module(boxes)
     if limit == 0:
         return xp.empty((0,), np.int32)
     implementation = nms_cpu if xp is np else nms_gpu
@@ -112,7 +111,7 @@ def nms_gpu(
     suppress_equal: bool,
 ) -> Array:
     """Suppress boxes on a GPU; takes the arguments of :func:`nms_padded` in their final types, and at least one box."""
-    xp = chainer.backend.get_array_module(boxes)
+    xp = get_array_module(boxes)
     n = len(boxes)
     if n > _MAX_BOXES:
         raise ValueError(f'a GPU takes at most {_MAX_BOXES} boxes, not {n}')

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from chainer.backend import get_array_module
 
 from mask_rcnn.ops.boxes.nms import nms_padded
 from mask_rcnn.ops.boxes.top_k import top_k_indices
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 _SOURCE = 'boxes/padded_selection.cu'
 

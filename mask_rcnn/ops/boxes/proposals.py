@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from chainer.backend import get_array_module
 
 from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.boxes.nms import nms, nms_padded
 from mask_rcnn.ops.boxes.top_k import top_k_indices
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 #: Coordinates and score of padding rows: NaN makes accidental uses visible, and minus infinity sorts last.
 _PAD_BOX, _PAD_SCORE = np.float32(np.nan), np.float32(-np.inf)

@@ -7,7 +7,7 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import channels_last, vector_lanes
 
 
@@ -20,7 +20,7 @@ def global_average_pooling_2d(x: chainer.Variable | Array) -> chainer.Variable:
     Returns:
         chainer.Variable: ``(N, C)`` float32.
     """
-    on_gpu = chainer.backend.get_array_module(x) is not np
+    on_gpu = get_array_module(x) is not np
     if on_gpu and not chainer.config.enable_backprop and x.dtype.char in 'ef':
         return chainer.as_variable(average_gpu(chainer.as_array(x)))
     mean = F.mean(x, axis=(2, 3))
@@ -34,7 +34,7 @@ def average_gpu(x: Array) -> Array:
     """
     images = channels_last(x)
     n, height, width, channels = images.shape
-    y = chainer.backend.get_array_module(x).empty((n, channels), np.float32)
+    y = get_array_module(x).empty((n, channels), np.float32)
     is_half = x.dtype == np.float16
     lanes = vector_lanes(8 if is_half else 4, images)
     cuda_kernels.launch(

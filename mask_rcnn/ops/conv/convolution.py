@@ -20,7 +20,7 @@ import numpy as np
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv import im2col, winograd
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
 from mask_rcnn.ops.runtime.parallel import parallel_for
 
@@ -52,7 +52,7 @@ def choose_backend(*arrays: Array | None) -> Backend:
         arrays: Images, weights and bias, arrays or variables; ``None`` for an absent bias.
     """
     present = [array for array in arrays if array is not None]
-    if chainer.backend.get_array_module(*present) is not np:
+    if get_array_module(*present) is not np:
         return Backend.CUDNN if cudnn_frontend.supports(*present) else Backend.CHAINER
     dtypes = {array.dtype for array in present}
     is_fast = len(dtypes) == 1 and dtypes <= {np.dtype('f4'), np.dtype('f8')}
@@ -229,7 +229,7 @@ def convolve(
     Returns:
         NumPy or CuPy array: ``(N, O, oh, ow)``, in memory with the channels outermost; on a GPU innermost.
     """
-    if chainer.backend.get_array_module(x) is not np:
+    if get_array_module(x) is not np:
         return cudnn_frontend.convolve(x, W, b, stride=stride, pad=pad, relu=relu, residual=residual)
     images = channels_first(x)
     residual = None if residual is None else channels_first(residual)
@@ -254,7 +254,7 @@ def deconvolve(
     Returns:
         NumPy or CuPy array: ``(N, O, stride (h - 1) + kh - 2 pad, ...)``.
     """
-    if chainer.backend.get_array_module(x) is not np:
+    if get_array_module(x) is not np:
         return cudnn_frontend.deconvolve(x, W, b, stride=stride, pad=pad, relu=relu)
     y = _convolve_transposed(x, W, stride, pad, _deconvolved_shape(x, W, stride, pad))
     return apply_epilogue(y, b, relu=relu)
@@ -272,7 +272,7 @@ def apply_epilogue(x: Array, b: Array | None = None, *, relu: bool = False, resi
     Returns:
         NumPy or CuPy array: ``relu(x + b + residual)``, ``(N, C, H, W)``.
     """
-    if chainer.backend.get_array_module(x) is not np:
+    if get_array_module(x) is not np:
         return cudnn_frontend.apply_epilogue(x, b, residual, relu)
     if b is None and residual is None and not relu:
         return x

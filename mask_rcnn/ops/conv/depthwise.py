@@ -12,7 +12,7 @@ import numpy as np
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_first, channels_last, compute_dtype
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 
@@ -76,7 +76,7 @@ def depthwise_convolve(x: Array, W: Array, bias: Array, *, stride: int, pad: Pad
     Returns:
         NumPy or CuPy array: Shape and memory layout are those of :func:`depthwise_convolution_2d`.
     """
-    if chainer.backend.get_array_module(x) is not np:
+    if get_array_module(x) is not np:
         return cudnn_frontend.convolve(x, W, bias, stride=stride, pad=pad, relu=True, clip_max=clip_max)
     return _forward_cpu(x, W, stride, pad, bias, 0.0, clip_max)
 
@@ -187,7 +187,7 @@ def _grad_x_gpu(gy, W, stride, pad, shape):
 
 def _map_gpu(name, x, W, shape, geometry):
     """Launch a kernel that fills an array of a ``shape``, with one grid row per image row; return the array."""
-    xp, dtype = chainer.backend.get_array_module(x), compute_dtype(x.dtype)
+    xp, dtype = get_array_module(x), compute_dtype(x.dtype)
     n_images, n_channels, height, width = shape
     y = xp.empty((n_images, height, width, n_channels), dtype)
     if y.size:
@@ -200,7 +200,7 @@ def _map_gpu(name, x, W, shape, geometry):
 
 
 def _grad_w_gpu(x, gy, stride, pad):
-    xp, dtype = chainer.backend.get_array_module(x), compute_dtype(x.dtype)
+    xp, dtype = get_array_module(x), compute_dtype(x.dtype)
     n_images, n_channels, out_height = gy.shape[:3]
     grid = -(-n_channels // _BLOCK_FILTERS), max(min(n_images * out_height, _MAX_PARTIAL_SUMS), 1)
     partial_sums = xp.empty((grid[1], _KSIZE**2, n_channels), dtype)

@@ -9,7 +9,7 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, as_nhwc, channels_first, compute_dtype
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 
@@ -32,7 +32,7 @@ def max_pooling_2d(x: Array, ksize: int, *, stride: int, pad: int, cover_all: bo
     Returns:
         chainer.Variable: ``(N, C, oh, ow)`` of the type of ``x``.
     """
-    on_gpu = chainer.backend.get_array_module(x) is not np
+    on_gpu = get_array_module(x) is not np
     if chainer.config.enable_backprop or not (on_gpu or x.dtype in (np.float32, np.float64)):
         return F.max_pooling_2d(x, ksize, stride=stride, pad=pad, cover_all=cover_all)
     size = [chainer.utils.conv.get_conv_outsize(side, ksize, stride, pad, cover_all) for side in x.shape[2:]]
@@ -42,7 +42,7 @@ def max_pooling_2d(x: Array, ksize: int, *, stride: int, pad: int, cover_all: bo
 
 def pool_gpu(x: Array, ksize: int, stride: int, pad: int, size: Sequence[int]) -> Array:
     """Pool CuPy arrays; ``size`` is the height and width of the result."""
-    xp = chainer.backend.get_array_module(x)
+    xp = get_array_module(x)
     n, channels, height, width = x.shape
     images = as_nhwc(x)
     is_channels_last = images.flags.c_contiguous

@@ -7,7 +7,7 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_nhwc, memory_axis_order, vector_lanes
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 
@@ -44,7 +44,7 @@ def upsample_add(x: Array, coarse: Array) -> chainer.Variable:
 class _Upsample2xAdd(chainer.FunctionNode):
     def forward(self, inputs):
         x, coarse = inputs
-        y = chainer.backend.get_array_module(x).empty_like(x)
+        y = get_array_module(x).empty_like(x)
         _add(x, coarse, out=y)
         return (y,)
 
@@ -71,7 +71,7 @@ class _SumPool2x2(chainer.FunctionNode):
 
 def _add(x: Array, coarse: Array, out: Array) -> None:
     """Write the sum to ``out``, which may be ``x``; NumPy or CuPy arrays."""
-    xp = chainer.backend.get_array_module(x)
+    xp = get_array_module(x)
     if xp is np and x.dtype in (np.float32, np.float64):
         if out is not x:
             out[...] = x

@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from chainer.backends import cuda
 
 from mask_rcnn.ops.cudnn_frontend.convolution import convolve
 from mask_rcnn.ops.cudnn_frontend.precision import current_precision
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.cache import cached
 from mask_rcnn.ops.runtime.memory_layout import as_nchw
 
@@ -68,7 +67,7 @@ def make_blocks(x: Array, side: int, channels: int, dtype: np.dtype) -> Array:
     Returns:
         array: ``(N, channels, ceil(H / side), ceil(W / side))``, channels innermost in memory.
     """
-    xp = cuda.get_array_module(x)
+    xp = get_array_module(x)
     if not (x.flags.c_contiguous or x.transpose(0, 2, 3, 1).flags.c_contiguous):
         x = xp.ascontiguousarray(x)
     source = x if x.flags.c_contiguous else x.transpose(0, 2, 3, 1)
@@ -96,7 +95,7 @@ def make_blocks(x: Array, side: int, channels: int, dtype: np.dtype) -> Array:
 
 def weight_of_blocks(W: Array, side: int, channels: int, pad: int) -> Array:
     """Return the weight ``(O, channels, ...)`` of the convolution of :func:`make_blocks` for ``W`` ``(O, C, k, k)``."""
-    xp = cuda.get_array_module(W)
+    xp = get_array_module(W)
     n_out, n_channels, height, width = W.shape
     front = -pad % side  # the windows start at the first pixel of a block
     rows, columns = (-(-(length + front) // side) for length in (height, width))

@@ -42,14 +42,16 @@ from mask_rcnn.ops.cudnn_frontend import cublas, frontend, graphs, matmul, winog
 from mask_rcnn.ops.cudnn_frontend.graphs import CompiledGraph, ConvProblem
 from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.cache import cached
-from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, vector_lanes
+from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, cast_nchw, vector_lanes
 
 logger = logging.getLogger(__name__)
 
 #: The number of engines that are timed for a shape, and of timed runs per engine.
 _MAX_TIMED, _TIMED_RUNS = 4, 3
+#: Maximum number of problems whose descriptions are kept; as many as graphs.
+_MAX_PROBLEMS = 8192
 
 
 def is_available() -> bool:
@@ -76,11 +78,11 @@ def _self_test() -> bool:
 def supports(*arrays: Array | None) -> bool:
     """Return whether cuDNN works and all arrays are CuPy arrays of supported types; ``None`` is an absent array."""
     present = [array for array in arrays if array is not None]
-    return (
-        all(array.dtype.str[1:] in ('f2', 'f4') for array in present)
-        and cuda.get_array_module(*present) is not np
-        and is_available()
-    )
+    return all(map(_is_supported_type, present)) and get_array_module(*present) is not np and is_available()
+
+
+def _is_supported_type(array: Array) -> bool:
+    return array.dtype.char in 'ef'  # float16, float32
 
 
 def convolve(
@@ -124,10 +126,10 @@ def convolve(
         relu=relu,
     )
     inputs = {
-        graphs.X: _to_storage(x, precision.storage),
-        graphs.W: cached(_to_storage, W, precision.storage),
+        graphs.X: to_storage(x, precision.storage),
+        graphs.W: cached(to_storage, W, precision.storage),
         graphs.B: None if b is None else cached(_narrow, b, precision.storage),
-        graphs.RESIDUAL: None if residual is None else _to_storage(residual, precision.storage),
+        graphs.RESIDUAL: None if residual is None else to_storage(residual, precision.storage),
     }
     implementation = _select(problem)
     if implementation is winograd:
@@ -162,7 +164,7 @@ def convolve_backward_data(
     """
     precision = precision or current_precision()
     problem = _problem('data', x_shape, W.shape, stride, pad, precision)
-    inputs = {graphs.Y: _to_storage(gy, precision.storage), graphs.W: cached(_to_storage, W, precision.storage)}
+    inputs = {graphs.Y: to_storage(gy, precision.storage), graphs.W: cached(to_storage, W, precision.storage)}
     return _result(_compute(problem, inputs), gy.dtype)
 
 
@@ -182,10 +184,10 @@ def convolve_backward_filter(
     precision = precision or current_precision()
     problem = _problem('filter', x.shape, w_shape, stride, pad, precision)
     gradient = _compute(
-        problem, {graphs.X: _to_storage(x, precision.storage), graphs.Y: _to_storage(gy, precision.storage)}
+        problem, {graphs.X: to_storage(x, precision.storage), graphs.Y: to_storage(gy, precision.storage)}
     )
     gradient = _result(gradient, gy.dtype)
-    return cuda.get_array_module(gradient).ascontiguousarray(gradient)
+    return get_array_module(gradient).ascontiguousarray(gradient)
 
 
 def deconvolve(
@@ -222,28 +224,32 @@ def deconvolve(
     problem = _problem('data', shape, W.shape, stride, pads, precision)
     y = _compute(
         problem,
-        {graphs.Y: _to_storage(x, precision.storage), graphs.W: cached(_to_storage, W, precision.storage)},
+        {graphs.Y: to_storage(x, precision.storage), graphs.W: cached(to_storage, W, precision.storage)},
     )
     if b is not None or relu:
         y = apply_epilogue(_widen(y), b, relu=relu)
     return _result(y, precision.result)
 
 
-def _problem(kind, x_shape, w_shape, stride, pad, precision, **epilogue) -> ConvProblem:
+def _problem(kind, x_shape, w_shape, stride, pad, precision, bias=False, residual=False, relu=False) -> ConvProblem:
+    pads = _pads(pad)
+    return _cached_problem(kind, tuple(x_shape), tuple(w_shape), stride, pads, precision, bias, residual, relu)
+
+
+@functools.lru_cache(_MAX_PROBLEMS)
+def _cached_problem(kind, x_shape, w_shape, stride, pads, precision, bias, residual, relu) -> ConvProblem:
+    """Return the same object for the same arguments, so that its derived values are computed once."""
+    dtype = graphs.dtype_name(precision.storage)
     return ConvProblem(
-        kind,
-        graphs.dtype_name(precision.storage),
-        tuple(x_shape),
-        tuple(w_shape),
-        (stride, stride),
-        _pads(pad),
-        precision.tensor_cores,
-        **epilogue,
+        kind, dtype, x_shape, w_shape, (stride, stride), pads, precision.tensor_cores, bias, residual, relu
     )
 
 
 def _pads(pad: Any) -> graphs.Pads:
+    if type(pad) is int:
+        return (pad, pad), (pad, pad)
     if np.ndim(pad) == 0:
+        pad = int(pad)
         return (pad, pad), (pad, pad)
     (top, bottom), (left, right) = pad
     return (int(top), int(bottom)), (int(left), int(right))
@@ -251,6 +257,8 @@ def _pads(pad: Any) -> graphs.Pads:
 
 def _select(problem: ConvProblem):
     """Return the module that computes a problem, ``matmul`` or ``winograd``; ``None`` for cuDNN."""
+    if problem.dtype != 'float32' or problem.tensor_cores:
+        return None
     candidates = (module for module in (matmul, winograd) if module.should_use(problem))
     return next(candidates, None) if cublas.is_available() else None
 
@@ -274,31 +282,40 @@ def _run(problem: ConvProblem, inputs: dict):
         CuPy array: ``None`` if cuDNN has no engine for the problem on this device.
     """
     first = next(iter(inputs.values()))
-    out = _empty(cuda.get_array_module(first), problem.out, first.dtype)
+    if _is_on_current_device(first):  # otherwise the context takes as long as the rest
+        return _run_on_current_device(problem, inputs, first)
+    with cuda.get_device_from_array(first):
+        return _run_on_current_device(problem, inputs, first)
+
+
+def _run_on_current_device(problem: ConvProblem, inputs: dict, first: Array):
+    out = _empty(get_array_module(first), problem.out, first.dtype)
     if out.size == 0 or first.size == 0:  # cuDNN has no graphs of empty arrays
         out[...] = 0
         return out
     pointers = {uid: _address(array) for uid, array in inputs.items()}
     pointers[graphs.OUTPUT[problem.kind]] = _address(out)
-    with cuda.get_device_from_array(first):
-        cache = frontend.graph_cache()
-
-        def run(graph):
-            # The workspace returns to CuPy's pool before the work is done.  The pool reuses it only on this stream.
-            workspace = _allocate(graph.workspace_size)
-            graph.run(pointers, _pointer(workspace), cache.handle)
-
-        is_timed = chainer.config.autotune and not chainer.config.cudnn_deterministic
-        build = (
-            functools.partial(_build_fastest, problem, cache, run)
-            if is_timed
-            else functools.partial(graphs.build, problem, cache.handle, cache.engines)
-        )
-        graph = cache.graph((problem, is_timed), build)
-        if graph is None:
-            return None
-        run(graph)
+    cache = frontend.graph_cache()
+    is_timed = chainer.config.autotune and not chainer.config.cudnn_deterministic
+    graph = cache.graph((problem, is_timed), _build, problem, cache, pointers, is_timed)
+    if graph is None:
+        return None
+    _start(graph, pointers, cache.handle)
     return out
+
+
+def _start(graph: CompiledGraph, pointers: dict[int, int], handle: Any) -> None:
+    # The workspace returns to CuPy's pool before the work is done.  The pool reuses it only on this stream.
+    workspace = _allocate(graph.workspace_size)
+    graph.run(pointers, _pointer(workspace), handle)
+
+
+def _build(
+    problem: ConvProblem, cache: frontend.GraphCache, pointers: dict[int, int], is_timed: bool
+) -> CompiledGraph | None:
+    if is_timed:
+        return _build_fastest(problem, cache, lambda graph: _start(graph, pointers, cache.handle))
+    return graphs.build(problem, cache.handle, cache.engines)
 
 
 def _build_fastest(
@@ -328,7 +345,7 @@ def _compute_by_im2col(problem: ConvProblem, inputs: dict):
     """Compute a problem as Chainer does without cuDNN: im2col and matmul, in float32."""
     _warn_once(problem)
     first = next(iter(inputs.values()))
-    xp = cuda.get_array_module(first)
+    xp = get_array_module(first)
     arrays = {uid: _widen(array).astype(np.float32, copy=False) for uid, array in inputs.items()}
     x, w = (
         chainer.Variable(arrays[uid] if uid in arrays else xp.zeros(shape, np.float32))
@@ -344,7 +361,7 @@ def _compute_by_im2col(problem: ConvProblem, inputs: dict):
             y.grad = arrays[graphs.Y]
             y.backward()
             out = {'data': x, 'filter': w}[problem.kind].grad
-    return _to_storage(out, first.dtype)
+    return to_storage(out, first.dtype)
 
 
 @functools.cache
@@ -364,6 +381,10 @@ def _address(array) -> int:
     return array.data.ptr
 
 
+def _is_on_current_device(array) -> bool:
+    return isinstance(array, np.ndarray) or array.device.id == cuda.cupy.cuda.runtime.getDevice()
+
+
 # Layouts and types
 
 
@@ -372,15 +393,25 @@ def _empty(xp, shape, dtype):
     return as_nchw(xp.empty((n, height, width, channels), dtype))
 
 
-def _to_storage(x, storage: np.dtype):
-    """Return ``(N, C, H, W)`` in a storage type with the channels innermost; copy only if necessary."""
+def to_storage(x: Array, storage: np.dtype) -> Array:
+    """Return ``(N, C, H, W)`` in a storage type with the channels innermost; copy only if necessary.
+
+    Args:
+        x: ``(N, C, H, W)``, float32, float16 or already of the storage type.
+        storage: Type of :attr:`~mask_rcnn.ops.cudnn_frontend.precision.Precision.storage`.
+    """
+    if x.dtype == storage:
+        _, channels, height, width = x.shape
+        size = x.itemsize
+        if x.strides == (height * width * channels * size, size, width * channels * size, channels * size):
+            return x  # the result of another convolution, usually
     return as_nchw(_narrow(as_nhwc(x), storage))
 
 
 def _narrow(x, storage: np.dtype):
     """Return ``x`` contiguous and in a storage type; copy only if necessary."""
-    xp = cuda.get_array_module(x)
-    if storage != np.uint16:
+    xp = get_array_module(x)
+    if storage != np.uint16 or x.dtype == storage:
         return xp.ascontiguousarray(x, dtype=storage)
     x = xp.ascontiguousarray(x, dtype=np.float32)
     bits = xp.empty(x.shape, np.uint16)
@@ -395,7 +426,7 @@ def _widen(y):
     if y.dtype != np.uint16:
         return y
     bits = as_nhwc(y)
-    out = cuda.get_array_module(y).empty(bits.shape, np.float32)
+    out = get_array_module(y).empty(bits.shape, np.float32)
     cuda_kernels.launch(
         cuda_kernels.kernel('cudnn_frontend/bfloat16.cu', 'bfloat16_to_float'),
         out.size,
@@ -405,7 +436,7 @@ def _widen(y):
 
 
 def _result(y, dtype):
-    return as_nchw(as_nhwc(_widen(y)).astype(dtype, copy=False))
+    return cast_nchw(_widen(y), dtype)
 
 
 def apply_epilogue(
@@ -421,8 +452,8 @@ def apply_epilogue(
         clip_max: Maximum of the result.
     """
     pixels = as_nhwc(y)
-    out = cuda.get_array_module(y).ascontiguousarray(pixels)
-    residual = None if residual is None else as_nhwc(_to_storage(residual, out.dtype))
+    out = get_array_module(y).ascontiguousarray(pixels)
+    residual = None if residual is None else as_nhwc(to_storage(residual, out.dtype))
     b = None if b is None else cached(_narrow, b, np.dtype(np.float32))
     _launch_epilogue(out, residual, b, 0.0 if relu else -math.inf, clip_max)
     if not pixels.flags.c_contiguous:
@@ -436,7 +467,7 @@ def _launch_epilogue(y, residual, b, lowest: float, highest: float) -> None:
     lanes = vector_lanes(8 if is_half else 4, *(array for array in (y, residual, b) if array is not None))
     source, added = (array.view(np.uint16) if is_half else array for array in (y, y if residual is None else residual))
     # The kernel does not read the placeholders of absent arrays.
-    bias = cuda.get_array_module(y).empty(1, np.float32) if b is None else b
+    bias = get_array_module(y).empty(1, np.float32) if b is None else b
     cuda_kernels.launch(
         cuda_kernels.kernel('cudnn_frontend/epilogue.cu', f'epilogue_{"half_" if is_half else ""}{lanes}'),
         y.size // lanes,

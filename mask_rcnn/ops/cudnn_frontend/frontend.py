@@ -95,24 +95,26 @@ class GraphCache:
         max_graphs: Maximum number of graphs; the least recently used graph is evicted.
 
     Attributes:
+        stream: The address of the stream of the handle; ``None`` before the first use.
         engines: Engines that cuDNN's heuristics returned; see :func:`mask_rcnn.ops.cudnn_frontend.graphs.build`.
     """
 
     def __init__(self, handle: Any, max_graphs: int = _MAX_GRAPHS):
         self.handle = handle
+        self.stream: int | None = None
         self.engines: dict[Hashable, list[tuple]] = {}
         self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
         self._max_graphs = max_graphs
 
-    def graph(self, description: Hashable, build: Callable[[], Any]) -> Any:
-        """Return the graph of a description, built by ``build()`` if it is new.
+    def graph(self, description: Hashable, build: Callable, *arguments: Any) -> Any:
+        """Return the graph of a description, built by ``build(*arguments)`` if it is new.
 
         If ``build`` raises an exception, nothing is stored.
         """
         if description in self._graphs:
             self._graphs.move_to_end(description)
         else:
-            self._graphs[description] = build()
+            self._graphs[description] = build(*arguments)
             if len(self._graphs) > self._max_graphs:
                 self._graphs.popitem(last=False)
         return self._graphs[description]
@@ -132,11 +134,14 @@ _graph_caches = _GraphCaches()
 def graph_cache() -> GraphCache:
     """Return the cache of this thread and CuPy's current device; its work runs on CuPy's current stream."""
     cudnn, device = load_frontend(), _current_device()
-    if device not in _graph_caches.by_device:
+    cache = _graph_caches.by_device.get(device)
+    if cache is None:
         max_graphs = _MAX_GRAPHS if supports_engine_query(cudnn) else _MAX_DEFAULT_GRAPHS
-        _graph_caches.by_device[device] = GraphCache(cudnn.create_handle(), max_graphs)
-    cache = _graph_caches.by_device[device]
-    cudnn.set_stream(handle=cache.handle, stream=_current_stream())
+        cache = _graph_caches.by_device[device] = GraphCache(cudnn.create_handle(), max_graphs)
+    stream = _current_stream()
+    if stream != cache.stream:
+        cudnn.set_stream(handle=cache.handle, stream=stream)
+        cache.stream = stream
     return cache
 
 

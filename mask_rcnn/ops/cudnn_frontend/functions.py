@@ -12,9 +12,11 @@ from mask_rcnn.ops.cudnn_frontend.convolution import (
     convolve_backward_data,
     convolve_backward_filter,
     deconvolve,
+    to_storage,
 )
+from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
 from mask_rcnn.ops.runtime.array import Array
-from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc
+from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, cast_nchw
 
 
 def convolution_2d(
@@ -127,7 +129,7 @@ class _CudnnFunction(chainer.FunctionNode, abc.ABC):
         x, W, *terms = inputs
         self.input_dtypes = [array.dtype for array in inputs]
         y = self.compute(x, W, relu=self.relu, **dict(zip(self.names[2:], terms, strict=True)))
-        return (as_nchw(as_nhwc(y).astype(x.dtype, copy=False)),)
+        return (cast_nchw(y, x.dtype),)
 
     def backward(self, indexes, grad_outputs):
         x, W = (variable.array for variable in self.get_retained_inputs())
@@ -153,15 +155,23 @@ class _CudnnConvolution(_CudnnFunction):
     def __init__(self, names: list[str], *, scale=None, **options):
         super().__init__(names, **options)
         self.scale = scale
+        self._stored: tuple[Precision, Array] | None = None
 
     def compute(self, x, W, **epilogue):
-        return convolve(x, self._scaled(W), **epilogue, **self.geometry)
+        return convolve(x, self._stored_weight(W), **epilogue, **self.geometry)
 
     def gradient_x(self, g, x, W):
-        return convolve_backward_data(g, self._scaled(W), x.shape, **self.geometry)
+        return convolve_backward_data(g, self._stored_weight(W), x.shape, **self.geometry)
 
     def gradient_w(self, g, x, W):
         return self._scaled(convolve_backward_filter(x, g, W.shape, **self.geometry))
+
+    def _stored_weight(self, W):
+        """Return the scaled weight in the storage type, computed once for the forward and the backward pass."""
+        precision = current_precision()
+        if self._stored is None or self._stored[0] is not precision:
+            self._stored = precision, to_storage(self._scaled(W), precision.storage)
+        return self._stored[1]
 
     def _scaled(self, W):
         return W if self.scale is None else W * self.scale

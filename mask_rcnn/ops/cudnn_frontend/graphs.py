@@ -9,8 +9,9 @@ The engine, and with it the last bits, depends on the problem alone, not on earl
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,14 @@ class ConvProblem:
     residual: bool = False
     relu: bool = False
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    @functools.cached_property
     def y(self) -> Shape:
         """Shape of y, ``(N, O, oh, ow)``."""
         height, width = (
@@ -66,7 +74,7 @@ class ConvProblem:
         )
         return self.x[0], self.w[0], height, width
 
-    @property
+    @functools.cached_property
     def out(self) -> Shape:
         """Shape of the result."""
         return {'forward': self.y, 'data': self.x, 'filter': self.w}[self.kind]

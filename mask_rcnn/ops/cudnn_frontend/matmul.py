@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import math
 
-from chainer.backends import cuda
-
 from mask_rcnn.ops.cudnn_frontend import cublas, graphs
 from mask_rcnn.ops.cudnn_frontend.graphs import ConvProblem
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc
 
 
@@ -62,7 +60,7 @@ def _data(problem, inputs):
     windows = _product(y, inputs[graphs.W].reshape(problem.w[0], -1))
     if problem.stride == (1, 1):
         return as_nchw(windows.reshape(_nhwc(problem.x)))
-    xp = cuda.get_array_module(y)
+    xp = get_array_module(y)
     x = (xp.empty if windows.size == math.prod(problem.x) else xp.zeros)(_nhwc(problem.x), y.dtype)
     view = _window_view(problem, x)
     view[...] = windows.reshape(view.shape)
@@ -81,7 +79,7 @@ def _window_rows(problem, x):
     if problem.stride == (1, 1):
         return x.reshape(-1, problem.x[1])
     windows = _window_view(problem, x)
-    return cuda.get_array_module(x).ascontiguousarray(windows).reshape(-1, math.prod(windows.shape[3:]))
+    return get_array_module(x).ascontiguousarray(windows).reshape(-1, math.prod(windows.shape[3:]))
 
 
 def _window_view(problem, x):
@@ -90,7 +88,7 @@ def _window_view(problem, x):
     shape = n, rows, columns, *problem.w[2:], problem.x[1]
     image, row, pixel, element = x.strides
     strides = image, problem.stride[0] * row, problem.stride[1] * pixel, row, pixel, element
-    return cuda.get_array_module(x).lib.stride_tricks.as_strided(x, shape, strides)
+    return get_array_module(x).lib.stride_tricks.as_strided(x, shape, strides)
 
 
 def _nhwc(shape):
@@ -102,6 +100,6 @@ def _product(a, b, **transpose):
     """Return the product of two contiguous matrices; see :func:`mask_rcnn.ops.cudnn_frontend.cublas.matmul`."""
     rows = a.shape[1 if transpose.get('transpose_a') else 0]
     columns = b.shape[0 if transpose.get('transpose_b') else 1]
-    out = cuda.get_array_module(a).empty((rows, columns), a.dtype)
+    out = get_array_module(a).empty((rows, columns), a.dtype)
     cublas.matmul(a, b, out, **transpose)
     return out

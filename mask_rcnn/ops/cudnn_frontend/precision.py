@@ -14,9 +14,9 @@ import chainer
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Precision:
-    """A precision of multiplications.
+    """A precision of multiplications; one object per precision, compared by identity.
 
     Args:
         name: The value of ``--precision``.

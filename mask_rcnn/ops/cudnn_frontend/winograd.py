@@ -14,12 +14,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from chainer.backends import cuda
 
 from mask_rcnn.ops.cudnn_frontend import cublas
 from mask_rcnn.ops.cudnn_frontend.graphs import ConvProblem
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc
 
 #: Minimum number of input and of output channels.  With fewer, the transforms move more memory than the matrix
@@ -61,7 +60,7 @@ def transform_weights(w: Array, transposed: bool) -> Array:
     filters = as_nhwc(w)
     out_channels, channels = w.shape[:2]
     shape = (out_channels, channels) if transposed else (channels, out_channels)
-    out = cuda.get_array_module(w).empty((_POINTS, *shape), np.float32)
+    out = get_array_module(w).empty((_POINTS, *shape), np.float32)
     arguments = filters, np.int32(out_channels), np.int32(channels), np.int32(transposed), out
     cuda_kernels.launch(cuda_kernels.kernel(_SOURCE, 'winograd_weights'), out_channels * channels, arguments)
     return out
@@ -90,7 +89,7 @@ def convolve(
     Returns:
         CuPy array: ``problem.out`` with the channels innermost.
     """
-    xp = cuda.get_array_module(images)
+    xp = get_array_module(images)
     n, channels, height, width = problem.out
     pad_top, pad_left = (pad[0] if problem.kind == 'forward' else 2 - pad[0] for pad in problem.pad)
     grid = np.int32(-(-height // _OUT_TILE)), np.int32(-(-width // _OUT_TILE))

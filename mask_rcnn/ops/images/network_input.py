@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import chainer
 import numpy as np
 
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 #: Threads of a block, and CUDA's limit on the height of a grid.
 _THREADS, _MAX_BLOCKS_Y = 256, 65535
@@ -66,7 +65,7 @@ def resize_uint8_skimage_gpu(image: Array, layout: InputLayout) -> Array:
     Returns:
         ``(1, 3, *layout.size)`` float32.
     """
-    limits = chainer.backend.get_array_module(image).empty(2, np.float64)
+    limits = get_array_module(image).empty(2, np.float64)
     limits[0], limits[1] = image.min(), image.max()  # stay on the GPU
     factors = [np.float64(n_in / n_out) for n_in, n_out in zip(_image_size(image), layout.resized, strict=True)]
     return _launch('skimage', image, [limits, *factors], layout)
@@ -75,7 +74,7 @@ def resize_uint8_skimage_gpu(image: Array, layout: InputLayout) -> Array:
 def _launch(resize: str, image: Array, parameters: list[Any], layout: InputLayout) -> Array:
     """Launch the kernel of a resizing method for the dtype of an image."""
     height, width = layout.size
-    out = chainer.backend.get_array_module(image).empty((1, 3, height, width), np.float32)
+    out = get_array_module(image).empty((1, 3, height, width), np.float32)
     is_channels_last = image.dtype == np.uint8
     integers = (*_image_size(image), is_channels_last, layout.reverse_channels, *layout.corner, *layout.resized)
     cuda_kernels.kernel('images/network_input.cu', f'{resize}_{image.dtype}')(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import chainer
 import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import channels_last
 
 
@@ -21,7 +20,7 @@ def class_mask_probs(logits: Array, labels: Array) -> Array:
     Returns:
         array: ``(R, M, M)`` float32.
     """
-    implementation = probs_cpu if chainer.backend.get_array_module(logits) is np else probs_gpu
+    implementation = probs_cpu if get_array_module(logits) is np else probs_gpu
     return implementation(logits, labels)
 
 
@@ -32,7 +31,7 @@ def probs_cpu(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def probs_gpu(logits: Array, labels: Array) -> Array:
     """The GPU implementation: one launch, fastest with the channels innermost in memory."""
-    xp, is_half = chainer.backend.get_array_module(logits), logits.dtype == np.float16
+    xp, is_half = get_array_module(logits), logits.dtype == np.float16
     pixels = channels_last(logits)
     n, height, width, n_classes = pixels.shape
     probs = xp.empty((n, height, width), np.float32)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 
-import chainer
 import numpy as np
 
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 #: Threads per heat map.
 _THREADS = 256
@@ -46,7 +45,7 @@ def decode_heatmaps(heatmaps: Array, boxes: Array) -> Array:
         raise ValueError(f'heatmaps must have the shape (R, K, M, M), not {heatmaps.shape}')
     if boxes.shape != (len(heatmaps), 4):
         raise ValueError(f'boxes must have the shape ({len(heatmaps)}, 4), not {boxes.shape}')
-    xp = chainer.backend.get_array_module(heatmaps)
+    xp = get_array_module(heatmaps)
     origins = boxes[:, :2].astype(np.float32)
     sides = xp.maximum(boxes[:, 2:].astype(np.float32) - origins, np.float32(1))
     sizes = xp.ceil(sides)

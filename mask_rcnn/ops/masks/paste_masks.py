@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import chainer
 import numpy as np
 from chainer.backends import cuda
 
 from mask_rcnn.ops.runtime import cuda_kernels, host_memory, parallel
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 #: Threads of a block, and CUDA's limit on the height of a grid.
 _THREADS, _MAX_BLOCKS_Y = 256, 65535
@@ -74,7 +73,7 @@ def paste_masks(
         threshold=threshold,
         threshold_inclusive=threshold_inclusive,
     )
-    xp, shape = chainer.backend.get_array_module(probs), (len(probs), *map(int, size))
+    xp, shape = get_array_module(probs), (len(probs), *map(int, size))
     if xp is not np:
         out = xp.empty(shape, np.bool_)
         paste_gpu(spec, out)
@@ -102,7 +101,7 @@ def paste_into(out: Array, probs: Array, boxes: Array, **options: Any) -> Array:
     if out.ndim != 3 or len(out) != len(probs) or out.dtype != np.bool_ or not out.flags.c_contiguous:
         raise ValueError(f'out must be contiguous bool ({len(probs)}, H, W), not {out.dtype} {out.shape}')
     spec = _paste_spec(probs, boxes, **options)
-    if chainer.backend.get_array_module(probs) is np:
+    if get_array_module(probs) is np:
         paste_cpu(spec, out, False)
     else:
         paste_gpu(spec, out)
@@ -123,7 +122,7 @@ def paste_to_host(probs: Array, boxes: Array, size: tuple[int, int], **options: 
     Returns:
         numpy.ndarray: (R, H, W) bool.
     """
-    xp = chainer.backend.get_array_module(probs)
+    xp = get_array_module(probs)
     out = np.empty((len(probs), *size), np.bool_)
     step = max(1, _CHUNK_BYTES // (size[0] * size[1]))
     for start in range(0, len(probs), step):
@@ -153,7 +152,7 @@ def mask_runs(probs: Array, boxes: Array, size: tuple[int, int], **options: Any)
         ValueError: If a shape is wrong.
     """
     spec = _paste_spec(probs, boxes, **options)
-    implementation = runs_cpu if chainer.backend.get_array_module(probs) is np else runs_gpu
+    implementation = runs_cpu if get_array_module(probs) is np else runs_gpu
     height, width = map(int, size)
     return implementation(spec, height, width) if len(probs) else []
 
@@ -211,7 +210,7 @@ def _paste_spec(
         raise ValueError(f'probs must have the shape (R, M, M), not {probs.shape}')
     if boxes.shape != (len(probs), 4):
         raise ValueError(f'boxes must have the shape ({len(probs)}, 4), not {boxes.shape}')
-    xp = chainer.backend.get_array_module(probs)
+    xp = get_array_module(probs)
     rows, columns = (
         _box_axis(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], offset, padding) for axis in (0, 1)
     )
@@ -246,7 +245,7 @@ def paste_gpu(spec: _PasteSpec, out: Array) -> None:
 
 def runs_gpu(spec: _PasteSpec, height: int, width: int) -> list[np.ndarray]:
     """The GPU implementation of :func:`mask_runs`, for at least one mask."""
-    xp, n_masks = chainer.backend.get_array_module(spec.probs), len(spec.probs)
+    xp, n_masks = get_array_module(spec.probs), len(spec.probs)
     counts = xp.empty((n_masks * width,), np.int32)
     n_blocks = -(-width // _THREADS)
     _launch('mask_runs', n_blocks, spec, height, width, np.int32(False), counts, counts)

@@ -12,7 +12,7 @@ from typing import Any
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.parallel import jit
 
 #: Channels per block: the part of them that one RoI reads should fit into the first-level cache.
@@ -59,7 +59,7 @@ def check_arguments(x: Any, rois: Any, roi_indices: Array, bin_step: int) -> tup
         raise ValueError(f'rois must have the shape (R, 4), not {rois.shape}')
     if roi_indices.shape != rois.shape[:1]:
         raise ValueError(f'roi_indices must have the shape ({len(rois)},), not {roi_indices.shape}')
-    xp = chainer.backend.get_array_module(rois)
+    xp = get_array_module(rois)
     if xp is np and len(rois) and not (roi_indices.min() >= 0 and roi_indices.max() < x.shape[0]):
         raise ValueError(f'roi_indices must be in [0, {x.shape[0]}), got {roi_indices.min()} to {roi_indices.max()}')
     return (xp.ascontiguousarray(rois, dtype=np.float32), xp.ascontiguousarray(roi_indices, dtype=np.int32))
@@ -76,7 +76,7 @@ def pixel_range(first: Array, count: Array, size: int) -> tuple[Array, Array]:
     Returns:
         ``begin`` and ``end`` of the half-open range, both (R,) int32.
     """
-    xp = chainer.backend.get_array_module(first)
+    xp = get_array_module(first)
     if len(first) == 0:  # CuPy does not reduce empty arrays
         return xp.empty((0,), np.int32), xp.empty((0,), np.int32)
     begin = xp.where(count > 0, first, size).min(axis=1).astype(np.int32)

@@ -19,7 +19,7 @@ import numpy as np
 from mask_rcnn.ops.roi.common import as_pair, check_arguments, pixel_range
 from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_last, compute_dtype, vector_lanes
 
 _ONE = np.float32(1)
@@ -80,13 +80,13 @@ class _Points(NamedTuple):
 
     def range(self, size: int) -> tuple[Array, Array]:
         """Return the range of pixels that each RoI reads, ``begin`` and ``end``, both (R,) int32."""
-        xp = chainer.backend.get_array_module(self.first)
+        xp = get_array_module(self.first)
         return pixel_range(self.first, xp.where(self.first < 0, 0, 2).astype(np.int32), size)
 
 
 def _sample_points(low: Array, high: Array, size: int, n_bins: int) -> _Points:
     """Return the sample points of RoIs from ``low`` to ``high`` (R,) float32 along an axis of ``size`` pixels."""
-    xp = chainer.backend.get_array_module(low)
+    xp = get_array_module(low)
     last = np.float32(size - 1)
     with np.errstate(invalid='ignore'):  # a RoI that is not finite has no point inside
         if n_bins == 1:
@@ -137,7 +137,7 @@ class _CropAndResizeGrad(chainer.FunctionNode):
 
 def forward_gpu(x: Array, roi_indices: Array, rows: _Points, columns: _Points) -> Array:
     """Return the samples (R, C, ...) of CuPy feature maps, channels last in memory."""
-    xp = chainer.backend.get_array_module(x)
+    xp = get_array_module(x)
     source = channels_last(x)
     shape = (len(roi_indices), rows.first.shape[1], columns.first.shape[1], x.shape[1])
     y = xp.empty(shape, x.dtype)
@@ -160,7 +160,7 @@ def forward_gpu(x: Array, roi_indices: Array, rows: _Points, columns: _Points) -
 
 def backward_gpu(gy: Array, roi_indices: Array, rows: _Points, columns: _Points, shape: Sequence[int]) -> Array:
     """Return the gradient of the feature maps, with the given shape and channels last in memory."""
-    xp = chainer.backend.get_array_module(gy)
+    xp = get_array_module(gy)
     source = channels_last(gy)
     n_images, n_channels, height, width = shape
     gx = xp.empty((n_images, height, width, n_channels), gy.dtype)

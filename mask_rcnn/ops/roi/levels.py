@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from chainer.backend import get_array_module
 
 from mask_rcnn.ops.runtime import cuda_kernels
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 
 def assign_levels_gpu(

@@ -37,7 +37,7 @@ from mask_rcnn.ops.roi.common import (
 )
 from mask_rcnn.ops.roi.tiles import TILE_ROWS, TILE_THREADS, choose_tile_width, tile_grid
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import (
     as_images,
     as_nchw,
@@ -103,7 +103,7 @@ def roi_align(
     Raises:
         ValueError: If a shape or a parameter is wrong.
     """
-    xp = chainer.backend.get_array_module(roi_indices)
+    xp = get_array_module(roi_indices)
     return roi_align_pyramid(
         (x,),
         rois,
@@ -173,7 +173,7 @@ def roi_align_pyramid(
         raise ValueError(f'levels must have the shape {roi_indices.shape}, not {levels.shape}')
     if sampling_ratio < 0:
         raise ValueError(f'sampling_ratio must be 0 or more, not {sampling_ratio!r}')
-    levels = chainer.backend.get_array_module(levels).ascontiguousarray(levels, np.int32)
+    levels = get_array_module(levels).ascontiguousarray(levels, np.int32)
     regions = _Regions(
         rois,
         roi_indices,
@@ -291,7 +291,7 @@ class _RoIAlignGrad(chainer.FunctionNode):
 
 def forward_gpu(features: Sequence[Array], regions: _Regions, epilogue: _Epilogue = _NO_EPILOGUE) -> Array:
     """Return the pooled RoIs (R, C, ...), channels last in memory."""
-    xp = chainer.backend.get_array_module(*features)
+    xp = get_array_module(*features)
     n_images, n_channels = features[0].shape[:2]
     sources = [channels_last(x) for x in features]
     y = xp.empty((len(regions.rois), *regions.bins, n_channels), features[0].dtype)
@@ -354,7 +354,7 @@ def backward_gpu(gy: Array, regions: _Regions, shapes: Sequence[tuple[int, ...]]
 
 def _backward_level_gpu(gy: Array, regions: _Regions, level: int, shape: tuple[int, ...]) -> Array:
     """Return the gradient of one feature map (N, H, W, C) from ``gy`` (R, ..., C)."""
-    xp = chainer.backend.get_array_module(gy)
+    xp = get_array_module(gy)
     n_images, n_channels, height, width = shape
     gx = xp.empty((n_images, height, width, n_channels), gy.dtype)
     if gx.size:

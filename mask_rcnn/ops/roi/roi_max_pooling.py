@@ -22,7 +22,7 @@ from mask_rcnn.ops.roi.common import (
 )
 from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid
 from mask_rcnn.ops.runtime import cuda_kernels, parallel
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_nchw, channels_first, channels_last, compute_dtype, vector_lanes
 
 #: A value must exceed this one to become the maximum of a bin (Caffe2: ``-FLT_MAX``).
@@ -91,7 +91,7 @@ class _AxisBins(NamedTuple):
 
 def _axis_bins(low: Array, high: Array, scale: float, n_bins: int, step: int, size: int) -> _AxisBins:
     """Divide RoIs from ``low`` to ``high``, (R,) float32, into bins, with Caffe2's float32 arithmetic."""
-    xp = chainer.backend.get_array_module(low)
+    xp = get_array_module(low)
     start, stop = _round(xp, low * np.float32(scale)), _round(xp, high * np.float32(scale))
     bin_size = xp.maximum(stop - start + 1, 1).astype(np.float32) / np.float32(n_bins)
     bin_index = xp.arange(0, n_bins, step, dtype=np.float32)
@@ -152,7 +152,7 @@ def forward_gpu(x: Array, roi_indices: Array, rows: _AxisBins, columns: _AxisBin
 
     The indices are (R, ..., C) int32; -1 in empty bins.
     """
-    xp = chainer.backend.get_array_module(x)
+    xp = get_array_module(x)
     source = channels_last(x, compute_dtype(x.dtype))
     y = xp.empty((len(roi_indices), rows.first.shape[1], columns.first.shape[1], x.shape[1]), source.dtype)
     argmax = xp.empty(y.shape, np.int32)
@@ -178,7 +178,7 @@ def backward_gpu(
     gy: Array, argmax: Array, roi_indices: Array, rows: _AxisBins, columns: _AxisBins, shape: Sequence[int]
 ) -> Array:
     """Return the gradient of the feature maps, with the given shape and channels last in memory."""
-    xp = chainer.backend.get_array_module(gy)
+    xp = get_array_module(gy)
     source = channels_last(gy, compute_dtype(gy.dtype))
     n_images, n_channels, height, width = shape
     gx = xp.empty((n_images, height, width, n_channels), source.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -47,10 +48,16 @@ def cached(make: Callable, *sources: Any, scope: Literal['weights', 'features'] 
     cache = chainer.config.feature_cache if scope == 'features' else chainer.config.weight_cache
     if cache is None:
         return make(*sources)
-    key = (make, *(id(source) if isinstance(source, _BY_IDENTITY) else source for source in sources))
-    if key not in cache:
-        cache[key] = sources, make(*sources)
-    return cache[key][1]
+    key = (make, *[id(source) if _is_by_identity(source.__class__) else source for source in sources])
+    entry = cache.get(key)
+    if entry is None:
+        entry = cache[key] = sources, make(*sources)
+    return entry[1]
+
+
+@functools.cache
+def _is_by_identity(source_type: type) -> bool:
+    return issubclass(source_type, _BY_IDENTITY)
 
 
 @contextlib.contextmanager

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import chainer
 import numpy as np
 
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 
 def channels_first(x: np.ndarray, dtype: Any = None) -> np.ndarray:
@@ -35,7 +34,7 @@ def channels_last(x: Array, dtype: Any = None) -> Array:
         x: NumPy or CuPy array.
         dtype: Type of the result; by default that of ``x``.
     """
-    return chainer.backend.get_array_module(x).ascontiguousarray(as_nhwc(x), dtype)
+    return get_array_module(x).ascontiguousarray(as_nhwc(x), dtype)
 
 
 def as_nhwc(x: Array) -> Array:
@@ -50,6 +49,11 @@ def as_nhwc(x: Array) -> Array:
 def as_nchw(x: Array) -> Array:
     """Return ``(N, H, W, C)`` as ``(N, C, H, W)`` without a copy."""
     return x.transpose(0, 3, 1, 2)
+
+
+def cast_nchw(x: Array, dtype: Any) -> Array:
+    """Return ``(N, C, H, W)`` with the channels innermost in another type; ``x`` itself if it has the type."""
+    return x if x.dtype == dtype else as_nchw(as_nhwc(x).astype(dtype))
 
 
 def memory_axis_order(x: Array) -> list[int]:

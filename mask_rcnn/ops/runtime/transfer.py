@@ -14,7 +14,7 @@ import chainer
 import numpy as np
 from chainer.backends import cuda
 
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 
 #: Bytes that justify a thread in a copy on the host: 0.2 ms.
@@ -126,7 +126,7 @@ def pack_arrays(arrays: Sequence) -> PackedArrays:
     """
     specs = [None if array is None else (array.dtype, array.shape) for array in arrays]
     arrays = [array for array in arrays if array is not None]
-    xp = chainer.backend.get_array_module(arrays[0])
+    xp = get_array_module(arrays[0])
     columns = [array.reshape(len(array), _row_size(array.shape)).astype(np.float32, copy=False) for array in arrays]
     return PackedArrays(xp.concatenate(columns, axis=1), specs)
 
@@ -145,7 +145,7 @@ class AsyncHostCopy:
         self._specs = packed.specs
         self._rows: np.ndarray
         self._event: Any  # a CuPy event, or None if there is nothing to wait for
-        is_on_host = chainer.backend.get_array_module(packed.rows) is np
+        is_on_host = get_array_module(packed.rows) is np
         self._rows, self._event = (packed.rows, None) if is_on_host else _start_copy(packed.rows)
 
     def wait(self) -> list[np.ndarray | None]:

@@ -7,6 +7,7 @@ hashed on the GPU before the values are used again; the 140 MB of R-50-C4 take a
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 import weakref
 from collections.abc import Iterator
@@ -38,14 +39,15 @@ def keep_weight_cache(link: Any) -> Iterator[None]:
         link: A :class:`chainer.Link`, the network.
     """
     arrays = _weights(link) if chainer.config.weight_cache is None and chainer.config.cuda_graphs else []
-    if not arrays or not all(map(_is_hashable, arrays)):
+    kept = _kept.by_link.get(link)
+    is_same = kept is not None and kept.has_arrays(arrays)  # and therefore hashable
+    if not is_same and (not arrays or not all(map(_is_hashable, arrays))):
         if chainer.config.weight_cache is None:
             drop_weight_cache(link)
         with cache_weights():
             yield
         return
-    kept = _kept.by_link.get(link)
-    if kept is None or not kept.is_valid(arrays):
+    if kept is None or not is_same or not kept.is_valid():
         drop_weight_cache(link)  # first, because it may hold much memory
         kept = _kept.by_link[link] = _KeptCache(arrays)
     with chainer.using_config('weight_cache', kept.cache):
@@ -74,10 +76,13 @@ class _KeptCache:
         self._segments = _Segments(arrays)
         self._hash = self._segments.hash()
 
-    def is_valid(self, arrays: list[Array]) -> bool:
-        """Return whether the weights are the same arrays with the same values; synchronises."""
-        is_same = len(arrays) == len(self._arrays) and all(map(lambda a, b: a is b, arrays, self._arrays))
-        return is_same and np.array_equal(self._segments.hash(), self._hash)
+    def has_arrays(self, arrays: list[Array]) -> bool:
+        """Return whether the weights are the same arrays."""
+        return len(arrays) == len(self._arrays) and all(map(operator.is_, arrays, self._arrays))
+
+    def is_valid(self) -> bool:
+        """Return whether the weights have the same values; synchronises."""
+        return np.array_equal(self._segments.hash(), self._hash)
 
 
 class _Segments:
@@ -111,14 +116,18 @@ class _Segments:
 
 
 def _weights(link: Any) -> list[Array]:
-    """Return the initialised parameters and the persistent arrays of a link, in a fixed order."""
-    values = [
-        getattr(child, name).array if is_parameter else getattr(child, name)
-        for child in link.links()
-        for names, is_parameter in ((child._params, True), (child._persistent, False))
-        for name in sorted(names)
-    ]
-    return [value for value in values if isinstance(value, chainer.get_array_types())]
+    """Return the initialised parameters and the persistent arrays of a link, in an order fixed for the process."""
+    array_types = chainer.get_array_types()
+    values, links = [], [link]
+    for child in links:  # a loop, because Chainer's recursive generators take several times as long
+        entries = child.__dict__
+        for name in child._params:
+            values.append(entries[name].raw_array)
+        for name in child._persistent:
+            values.append(entries[name])
+        children = entries.get('_children', ())
+        links.extend(children if type(children) is list else map(entries.__getitem__, children))
+    return [value for value in values if isinstance(value, array_types)]
 
 
 def _is_hashable(array: Array) -> bool:

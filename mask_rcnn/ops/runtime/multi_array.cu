@@ -1,0 +1,61 @@
+// The norm and the update of many arrays at once; see mask_rcnn/ops/runtime/multi_array.py.
+
+#define THREADS 256
+#define SEGMENT 16384
+
+typedef unsigned long long word;  // an address
+
+// Sum the values of all threads of the block; the result is valid in thread 0.
+__device__ double block_sum(double value, double* sums)
+{
+    const int thread = threadIdx.x;
+    sums[thread] = value;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread < half)
+            sums[thread] += sums[thread + half];
+        __syncthreads();
+    }
+    return sums[0];
+}
+
+// One block per segment of an array: the sum of the squares.
+extern "C" __global__ void square_sums(const word* gradients, const int* arrays, const long long* starts,
+                                       const long long* sizes, double* out)
+{
+    __shared__ double sums[THREADS];
+    const int array = arrays[blockIdx.x];
+    const long long start = starts[blockIdx.x];
+    const float* gradient = (const float*)gradients[array] + start;
+    const long long rest = sizes[array] - start;
+    const int size = rest < SEGMENT ? (int)rest : SEGMENT;
+    double sum = 0;
+    for (int i = threadIdx.x; i < size; i += THREADS)
+        sum += (double)gradient[i] * gradient[i];
+    sum = block_sum(sum, sums);
+    if (threadIdx.x == 0)
+        out[blockIdx.x] = sum;
+}
+
+// One block per segment: gradient = (gradient / loss_scale + decay * parameter) * factor, then momentum SGD.
+// The order of the operations is that of the update rules and their hooks.
+extern "C" __global__ void momentum_sgd(const word* parameters, const word* gradients, const word* velocities,
+                                        const int* arrays, const long long* starts, const long long* sizes,
+                                        const float* decays, const float* factors, float loss_scale, float rate,
+                                        float momentum)
+{
+    const int array = arrays[blockIdx.x];
+    const long long start = starts[blockIdx.x];
+    float* parameter = (float*)parameters[array] + start;
+    const float* gradient = (const float*)gradients[array] + start;
+    float* velocity = (float*)velocities[array] + start;
+    const float decay = decays[array], factor = factors[array];
+    const long long rest = sizes[array] - start;
+    const int size = rest < SEGMENT ? (int)rest : SEGMENT;
+    for (int i = threadIdx.x; i < size; i += THREADS) {
+        const float g = (gradient[i] / loss_scale + decay * parameter[i]) * factor;
+        const float v = momentum * velocity[i] - rate * g;
+        velocity[i] = v;
+        parameter[i] += v;
+    }
+}

@@ -1,0 +1,124 @@
+"""The update of all parameters with one kernel: it equals that of the update rules."""
+
+import copy
+import shutil
+
+import chainer
+import numpy as np
+import pytest
+
+from mask_rcnn.ops.runtime import cuda_kernels, multi_array
+from mask_rcnn.training.optimizer import gradient_norm, make_optimizer, set_learning_rate
+from tests.support.cuda_emulator import CudaEmulator
+
+
+@pytest.fixture(scope='module')
+def emulator(tmp_path_factory):
+    if shutil.which('g++') is None:
+        pytest.skip('no g++ to compile the kernels for the CPU')
+    return CudaEmulator(tmp_path_factory.mktemp('kernels'))
+
+
+@pytest.fixture
+def launches(emulator, monkeypatch):
+    """Take NumPy arrays for CuPy arrays; return the names of the started kernels."""
+    names = []
+
+    def kernel(source, name):
+        return lambda *launch: names.append(name) or emulator.kernel(source, name)(*launch)
+
+    monkeypatch.setattr(cuda_kernels, 'kernel', kernel)
+    monkeypatch.setattr(
+        multi_array, '_is_supported', lambda array: array is not None and array.dtype == np.float32 and array.size > 0
+    )
+    monkeypatch.setattr(multi_array, '_device_id', lambda array: 0)
+    monkeypatch.setattr(multi_array, '_address', lambda array: array.ctypes.data)
+    return names
+
+
+def make_link():
+    link = chainer.Sequential(chainer.links.Linear(200, 100), chainer.links.BatchNormalization(100))
+    rng = np.random.RandomState(0)
+    for param in link.params():
+        param.array[...] = rng.randn(*param.shape)
+    return link
+
+
+def train(link, loss_scale=None, clip=None, xp=np, n_updates=3):
+    """Update a link several times; return the optimizer."""
+    optimizer = make_optimizer(link, weight_decay=0.01, clip=clip)
+    set_learning_rate(optimizer, 0.1)
+    if loss_scale is not None:
+        optimizer.set_loss_scale(loss_scale)
+    rng = np.random.RandomState(1)
+    for _ in range(n_updates):
+        for _, param in sorted(link.namedparams()):
+            param.grad = xp.asarray(rng.randn(*param.shape[::-1]).astype('f')).T  # matrices are not contiguous
+            param._loss_scale = loss_scale
+        optimizer.update()
+    return optimizer
+
+
+def state(optimizer):
+    serializer = chainer.serializers.DictionarySerializer()
+    serializer.save(optimizer)
+    serializer['target'].save(optimizer.target)
+    return serializer.target
+
+
+@pytest.mark.parametrize('loss_scale', [None, 3.0])
+def test_the_update_equals_that_of_the_rules(launches, monkeypatch, loss_scale):
+    together = state(train(make_link(), loss_scale))
+    assert launches == ['momentum_sgd'] * 3
+    monkeypatch.setattr(multi_array, 'supports', lambda arrays: False)
+    expected = state(train(make_link(), loss_scale))
+    assert launches == ['momentum_sgd'] * 3 and together.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(together[name], value, err_msg=name)
+
+
+def test_an_unknown_hook_is_called(launches):
+    link, calls = make_link(), []
+    optimizer = train(link, n_updates=0)
+    link[0].W.update_rule.add_hook(lambda rule, param: calls.append(rule), name='hook')
+    optimizer.update()
+    assert calls == [link[0].W.update_rule] and launches == []
+
+
+def test_a_restored_state_is_used(launches):
+    first, second = train(make_link()), make_optimizer(make_link(), weight_decay=0.01)
+    saved = copy.deepcopy(state(first))
+    set_learning_rate(second, 0.1)
+    chainer.serializers.NpzDeserializer(saved).load(second)
+    chainer.serializers.NpzDeserializer(saved, 'target/').load(second.target)
+    for optimizer in (first, second):
+        optimizer.target.cleargrads()
+        optimizer.update()
+    assert second.target[0].W.update_rule.t == 4
+    np.testing.assert_array_equal(second.target[0].W.array, first.target[0].W.array)
+
+
+@pytest.mark.parametrize('bad', [None, np.inf, np.nan])
+def test_the_norm(launches, bad):
+    link = make_link()
+    train(link, n_updates=1)
+    expected = np.sqrt(sum((param.grad.astype('d') ** 2).sum() for param in link.params()))
+    if bad is None:
+        assert gradient_norm(link) == pytest.approx(expected, rel=1e-12)
+    else:
+        link[0].b.grad[-1] = bad
+        assert not np.isfinite(gradient_norm(link))
+    assert launches == ['momentum_sgd', 'square_sums']
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('clip', [None, 1.0])
+def test_an_update_on_a_gpu_equals_that_on_the_cpu(clip):
+    on_gpu = make_link()
+    on_gpu.to_device('@cupy:0')
+    on_cpu = train(make_link(), 3.0, clip).target
+    optimizer = train(on_gpu, 3.0, clip, xp=chainer.backends.cuda.cupy)
+    assert optimizer.target[0].W.update_rule.t == 3
+    on_gpu.to_device('@numpy')
+    for expected, param in zip(on_cpu.params(), on_gpu.params(), strict=True):
+        np.testing.assert_allclose(param.array, expected.array, rtol=1e-5, atol=1e-6)
