@@ -32,6 +32,7 @@ KERNELS = {
     'roi/roi_align.cu': 'roi_align_forward_4',
     'roi/roi_max_pooling.cu': 'roi_max_pooling_forward',
     'runtime/hash.cu': 'hash_segments',
+    'runtime/multi_array.cu': 'momentum_sgd',
 }
 #: Compute capabilities: the oldest and the newest, and those between.
 OUTER_ARCHITECTURES, INNER_ARCHITECTURES = (75, 120), (80, 86, 89, 90, 100)

@@ -6,6 +6,8 @@ import abc
 from typing import Any
 
 import chainer
+import numpy as np
+from chainer.backends import cuda
 
 from mask_rcnn.ops.cudnn_frontend.convolution import (
     convolve,
@@ -15,7 +17,7 @@ from mask_rcnn.ops.cudnn_frontend.convolution import (
     to_storage,
 )
 from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, cast_nchw
 
 
@@ -90,6 +92,14 @@ def deconvolution_2d(
     return _apply(_CudnnDeconvolution, {'x': x, 'W': W, 'b': b}, stride=stride, pad=pad, relu=relu)
 
 
+def _relu_gradient(g: Array, y: Array) -> Array:
+    """Return ``g`` where ``y`` is positive, otherwise 0; one kernel on a GPU."""
+    if get_array_module(g) is np:
+        return g * (y > 0)
+    kernel = cuda.elementwise('T g, U y', 'T out', 'out = (float)g * ((float)y > 0 ? 1.0f : 0.0f)', 'relu_gradient')
+    return kernel(g, y)
+
+
 def _apply(function: type[_CudnnFunction], inputs: dict, **options) -> chainer.Variable:
     """Apply a function to the inputs that are not ``None``."""
     inputs = {name: array for name, array in inputs.items() if array is not None}
@@ -136,7 +146,7 @@ class _CudnnFunction(chainer.FunctionNode, abc.ABC):
         g = grad_outputs[0].array
         if self.relu:
             y = self.get_retained_outputs()[0].array
-            g = as_nchw(as_nhwc(g) * (as_nhwc(y) > 0))
+            g = as_nchw(_relu_gradient(as_nhwc(g), as_nhwc(y)))
         gradients = [self._gradient(self.names[index], g, x, W) for index in indexes]
         dtypes = [self.input_dtypes[index] for index in indexes]
         return [chainer.as_variable(g.astype(dtype, copy=False)) for g, dtype in zip(gradients, dtypes, strict=True)]
