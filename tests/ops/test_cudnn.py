@@ -119,6 +119,28 @@ def test_deconvolution(xp, rng, precision):
     assert_close(actual, np.maximum(expected, 0), precision, 5)
 
 
+def at_odd_address(xp, array, dtype):
+    """Return a copy, channels innermost, one element after the start of its memory."""
+    pixels = array.transpose(0, 2, 3, 1)
+    memory = xp.empty(array.size + 1, dtype)
+    memory[1:] = xp.asarray(pixels.ravel(), dtype)
+    return memory[1:].reshape(pixels.shape).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(('precision', 'dtype'), [('tf32', 'f4'), ('fp16', 'f2')])
+def test_slices_of_other_arrays(xp, rng, precision, dtype):
+    """The addresses of slices are not always multiples of 16 bytes, which cuDNN requires."""
+    x, w, b, residual = make(rng, (1, 8, 3, 5), (8, 8, 1, 1), 8, (1, 8, 3, 5))
+    expected = exact(x, w, 1, 0) + b[:, None, None] + residual
+    slices = [at_odd_address(xp, array, dtype) for array in (x, w, residual)]
+    bias = at_odd_address(xp, b[None, :, None, None], dtype)[0, :, 0, 0]
+    with cudnn_frontend.using_precision(precision):
+        actual = cudnn_frontend.convolve(*slices[:2], bias, residual=slices[2])
+        gradient = cudnn_frontend.convolve_backward_data(*slices[::-1][:2], x.shape)
+    assert_close(actual, expected, precision, 10)
+    assert_close(gradient, exact(residual, w.transpose(1, 0, 2, 3), 1, 0), precision, 10)
+
+
 @pytest.mark.parametrize(('stride', 'pad'), [(1, 0), (2, 1)])
 def test_deconvolution_with_overlap_and_padding(xp, rng, stride, pad):
     x, w = make(rng, (1, 2, 4, 5), (2, 3, 4, 4))

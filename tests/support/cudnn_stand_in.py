@@ -191,6 +191,8 @@ class Pygraph:
         assert handle.stream == STAND_IN.stream
         assert all(type(value) is int for value in (*pointers, *pointers.values(), workspace))
         (out,) = [tensor for tensor in self.tensors if tensor.output]
+        if any(pointer % 16 for pointer in pointers.values()):
+            raise RuntimeError('CUDNN_STATUS_BAD_PARAM_MISALIGNED_POINTER')
         assert set(pointers) == {tensor.uid for tensor in self.tensors if tensor.uid is not None}
         values = out.values(pointers)
         memory = out.memory(pointers[out.uid])

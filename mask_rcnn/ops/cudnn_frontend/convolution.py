@@ -48,6 +48,9 @@ from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, cast_nchw, vec
 
 logger = logging.getLogger(__name__)
 
+#: The graphs require addresses that are a multiple of this number of bytes; CuPy's pool returns multiples of 512.
+_ALIGNMENT = 16
+
 #: The number of engines that are timed for a shape, and of timed runs per engine.
 _MAX_TIMED, _TIMED_RUNS = 4, 3
 #: Maximum number of problems whose descriptions are kept; as many as graphs.
@@ -293,6 +296,7 @@ def _run_on_current_device(problem: ConvProblem, inputs: dict, first: Array):
     if out.size == 0 or first.size == 0:  # cuDNN has no graphs of empty arrays
         out[...] = 0
         return out
+    inputs = {uid: _aligned(array) for uid, array in inputs.items()}  # copies live until the graph has started
     pointers = {uid: _address(array) for uid, array in inputs.items()}
     pointers[graphs.OUTPUT[problem.kind]] = _address(out)
     cache = frontend.graph_cache()
@@ -379,6 +383,14 @@ def _pointer(memory) -> int:
 
 def _address(array) -> int:
     return array.data.ptr
+
+
+def _aligned(array: Array) -> Array:
+    """Return an array at an address that cuDNN accepts: a copy if the array is a slice of another one, for example.
+
+    The gradient of the smallest map of a pyramid is such a slice, of the gradient of the logits of all levels.
+    """
+    return array if _address(array) % _ALIGNMENT == 0 else array.copy('K')
 
 
 def _is_on_current_device(array) -> bool:
