@@ -4,11 +4,11 @@
 
 RoIAlign forward and backward, non-maximum suppression, top-k, mask pasting and the network input, with the sizes of
 an image of 800 x 1333 pixels in a C4 and an FPN network.  "Masks to host" and "network input" begin with arrays on
-the host; the masks also end there, pasted by the CPU, or by the GPU and copied.  "MB" is the minimum traffic: every
-input is read once, every output is written once.  "Of copy" is the rate of these bytes divided by the rate of a large
-copy on the same device.  100 % is hardly reachable, and non-maximum suppression, which compares pairs of boxes,
-cannot come close.  On a GPU the time is measured between two events of the stream around several consecutive calls;
-if the kernels are shorter than their launches, it is the time of the launches.
+the host; the CPU pastes these masks.  "MB" is the minimum traffic: every input is read once, every output is written
+once.  "Of copy" is the rate of these bytes divided by the rate of a large copy on the same device.  100 % is hardly
+reachable, and non-maximum suppression, which compares pairs of boxes, cannot come close.  On a GPU the time is measured
+between two events of the stream around several consecutive calls; if the kernels are shorter than their launches, it is
+the time of the launches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from machine_ceiling import copy_bandwidth, seconds
 
 from mask_rcnn.ops.boxes.nms import nms_padded
 from mask_rcnn.ops.boxes.top_k import top_k_indices
-from mask_rcnn.ops.masks.paste_masks import paste_into, paste_masks, paste_to_host
+from mask_rcnn.ops.masks.paste_masks import paste_into, paste_masks
 from mask_rcnn.ops.roi.roi_align import roi_align
 from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.preprocessing.image_transform import prepare_image, prepare_image_gpu
@@ -122,17 +122,14 @@ def cases(xp, sizes: Sizes) -> Iterator[Case]:
 
 
 def _masks_to_host(xp, random, sizes: Sizes) -> Iterator[Case]:
-    """Yield the ways to paste masks with boxes of 10 % of the image into an array on the host."""
+    """Yield the pasting of masks, with boxes of 10 % of the image, into an array on the host."""
     sides = np.array(sizes.image) * np.sqrt(0.1)
     inputs = []
     for _ in range(_SETS):
         low = random.uniform(0, 1, (sizes.masks, 2)) * (sizes.image - sides)
         boxes = np.concatenate([low, low + sides], axis=1).astype(np.float32)
         inputs.append((_uniform(np, random, sizes.masks, 28, 28), boxes))
-    yield _case(f'{sizes.masks} masks to host, CPU', lambda *arrays: paste_masks(*arrays, sizes.image), inputs)
-    if xp is not np:
-        paste = lambda *arrays: paste_to_host(*map(xp.asarray, arrays), sizes.image)  # noqa: E731
-        yield _case(f'{sizes.masks} masks to host, GPU', paste, inputs)
+    yield _case(f'{sizes.masks} masks to host', lambda *arrays: paste_masks(*arrays, sizes.image), inputs)
 
 
 def _network_inputs(xp, random, sizes: Sizes) -> Iterator[Case]:

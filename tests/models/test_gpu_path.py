@@ -249,12 +249,14 @@ def test_gpu_detections_equal_cpu_detections(model, rng):
         np.testing.assert_array_equal(gpu.labels, cpu.labels)
 
 
-@pytest.mark.parametrize('layout', ['padded', 'space_to_depth'])
-def test_the_stem_in_other_layouts(rng, request, layout):
+@pytest.mark.parametrize('precision', ['fp32', 'tf32'])
+def test_the_stem_with_blocks_of_pixels_as_channels(rng, request, precision):
     x = rng.uniform(-1, 1, (1, 3, 64, 96)).astype('f')
     stem = resnet.Stem(pool_pad=1, norm='affine')
     with chainer.no_backprop_mode():
         expected = stem(x).array
-        request.getfixturevalue('on_gpu')
-        stem.gpu_layout = layout
-        np.testing.assert_allclose(stem(x).array, expected, rtol=0, atol=1e-5)
+        stand_in = request.getfixturevalue('on_gpu')
+        with cudnn_frontend.using_precision(precision):
+            np.testing.assert_allclose(stem(x).array, expected, rtol=0, atol=1e-5)
+    (graph,) = stand_in.graphs
+    assert graph.tensors[0].dim[1] == (3 if precision == 'fp32' else 12)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.masks import paste_masks as paste_module
-from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_into, paste_masks, paste_to_host
+from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_into, paste_masks
 from tests.support.arrays import SWAP_XY
 
 
@@ -215,17 +215,6 @@ def test_empty_masks_and_no_masks_have_no_runs(backend):
         mask_runs(backend.array(np.zeros((3, 14, 14), np.float32)), boxes, (20, 30))
 
 
-def test_paste_to_host_in_chunks(backend, rng, monkeypatch):
-    size = (41, 53)
-    probs, boxes = smooth_masks(rng, 5, 14), random_boxes(rng, 5, size)
-    expected = run(backend, probs, boxes, size, threshold=0.3)
-    monkeypatch.setattr(paste_module, '_CHUNK_BYTES', 2 * 41 * 53 + 1)
-    for n in (5, 0):
-        masks = paste_to_host(backend.array(probs[:n]), backend.array(boxes[:n]), size, threshold=0.3)
-        assert isinstance(masks, np.ndarray) and masks.dtype == bool
-        np.testing.assert_array_equal(masks, expected[:n])
-
-
 def test_more_masks_than_rows_of_a_grid_and_wide_images(backend, rng, monkeypatch):
     """Each block computes several masks, and a row has more pixels than a block has threads."""
     monkeypatch.setattr(paste_module, '_MAX_BLOCKS_Y', 3)
@@ -240,7 +229,7 @@ def test_more_masks_than_rows_of_a_grid_and_wide_images(backend, rng, monkeypatc
         np.testing.assert_array_equal(mask_of_runs(mask_run, size), mask)
 
 
-@pytest.mark.parametrize('function', [paste_masks, mask_runs, paste_to_host])
+@pytest.mark.parametrize('function', [paste_masks, mask_runs])
 def test_unknown_options_are_an_error(function):
     probs, boxes = np.zeros((1, 14, 14), np.float32), np.zeros((1, 4), np.float32)
     with pytest.raises(TypeError, match='extent'):

@@ -136,13 +136,7 @@ class Stem(ConvNorm):
     Args:
         pool_pad (int): The dialect's ``backbone.stem_pool_pad``.
         norm (str): ``'affine'`` or ``'bn'``.
-
-    Attributes:
-        gpu_layout (str): The layout of the input of the convolution on a GPU if backprop is disabled; see
-            :func:`mask_rcnn.ops.cudnn_frontend.convolve_few_channels`.
     """
-
-    gpu_layout = 'plain'
 
     def __init__(self, *, pool_pad, norm):
         super().__init__(3, 64, 7, stride=2, pad=3, norm=norm)
@@ -150,9 +144,7 @@ class Stem(ConvNorm):
 
     def forward(self, x):  # type: ignore[override]  # a whole layer without options
         if select_path(x) == 'cudnn' and self.has_fixed_norm:
-            h = cudnn_frontend.convolve_few_channels(
-                chainer.as_array(x), *self.fold(), stride=2, pad=3, relu=True, layout=self.gpu_layout
-            )
+            h = cudnn_frontend.convolve_few_channels(chainer.as_array(x), *self.fold(), pad=3, relu=True)
         else:
             h = super().forward(x, relu=True)
         return max_pooling_2d(h, 3, stride=2, pad=self.pool_pad, cover_all=self.pool_pad == 0)

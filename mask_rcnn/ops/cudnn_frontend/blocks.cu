@@ -6,6 +6,7 @@ typedef float real;
 #include "runtime/pack.cuh"
 
 #define IMAGE_CHANNELS 3
+#define SIDE 2  // of a block
 
 template <typename source>
 struct image {
@@ -16,7 +17,7 @@ struct image {
 
 // Channel (r * SIDE + s) * IMAGE_CHANNELS + c of a block is channel c of its pixel (r, s).  Pixels outside of the image
 // and further channels are 0.
-template <int SIDE, int CHANNELS, typename source, typename target>
+template <int CHANNELS, typename source, typename target>
 __device__ void make_block(const image<source>& x, int row, int column, long long index, target* y)
 {
     pack<target, CHANNELS> block;
@@ -40,7 +41,7 @@ __device__ void make_block(const image<source>& x, int row, int column, long lon
 // this row.
 template <typename source, typename target>
 __device__ void make_blocks(
-    image<source> x, long long image_step, int side, int rows, int columns, int channels, target* y)
+    image<source> x, long long image_step, int rows, int columns, int channels, target* y)
 {
     const int column = blockIdx.y * blockDim.x + threadIdx.x;
     if (column >= columns)
@@ -48,36 +49,32 @@ __device__ void make_blocks(
     const int row = blockIdx.x % rows;
     const long long index = (long long)blockIdx.x * columns + column;
     x.first += blockIdx.x / rows * image_step;
-    if (side == 1 && channels == 4)
-        make_block<1, 4>(x, row, column, index, y);
-    else if (side == 1)
-        make_block<1, 8>(x, row, column, index, y);
-    else if (channels == 12)
-        make_block<2, 12>(x, row, column, index, y);
+    if (channels == 12)
+        make_block<12>(x, row, column, index, y);
     else
-        make_block<2, 16>(x, row, column, index, y);
+        make_block<16>(x, row, column, index, y);
 }
 
 extern "C" __global__ void blocks_float_float(
     const float* x, int height, int width, long long image_step, long long channel_step, long long row_step,
-    long long column_step, int side, int rows, int columns, int channels, float* y)
+    long long column_step, int rows, int columns, int channels, float* y)
 {
     const image<float> source = {x, height, width, channel_step, row_step, column_step};
-    make_blocks(source, image_step, side, rows, columns, channels, y);
+    make_blocks(source, image_step, rows, columns, channels, y);
 }
 
 extern "C" __global__ void blocks_float_half(
     const float* x, int height, int width, long long image_step, long long channel_step, long long row_step,
-    long long column_step, int side, int rows, int columns, int channels, unsigned short* y)
+    long long column_step, int rows, int columns, int channels, unsigned short* y)
 {
     const image<float> source = {x, height, width, channel_step, row_step, column_step};
-    make_blocks(source, image_step, side, rows, columns, channels, (half_bits*)y);
+    make_blocks(source, image_step, rows, columns, channels, (half_bits*)y);
 }
 
 extern "C" __global__ void blocks_half_half(
     const unsigned short* x, int height, int width, long long image_step, long long channel_step, long long row_step,
-    long long column_step, int side, int rows, int columns, int channels, unsigned short* y)
+    long long column_step, int rows, int columns, int channels, unsigned short* y)
 {
     const image<half_bits> source = {(const half_bits*)x, height, width, channel_step, row_step, column_step};
-    make_blocks(source, image_step, side, rows, columns, channels, (half_bits*)y);
+    make_blocks(source, image_step, rows, columns, channels, (half_bits*)y);
 }

@@ -18,8 +18,6 @@ from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 #: Threads of a block, and CUDA's limit on the height of a grid.
 _THREADS, _MAX_BLOCKS_Y = 256, 65535
-#: Approximate size in bytes of the chunks in which a GPU pastes masks for a copy to the host.
-_CHUNK_BYTES = 1 << 26
 #: Bytes of masks that justify a thread: 0.1 to 0.6 ms.
 _BYTES_PER_THREAD = 1 << 21
 
@@ -105,31 +103,6 @@ def paste_into(out: Array, probs: Array, boxes: Array, **options: Any) -> Array:
         paste_cpu(spec, out, False)
     else:
         paste_gpu(spec, out)
-    return out
-
-
-def paste_to_host(probs: Array, boxes: Array, size: tuple[int, int], **options: Any) -> np.ndarray:
-    """Paste masks in chunks and copy the result to the host.
-
-    A GPU packs eight pixels into a byte before the copy: 13 instead of 107 MB for 100 masks of 800 x 1333 pixels.
-
-    Args:
-        probs: (R, M, M) float32 probabilities.
-        boxes: (R, 4) float32.
-        size: Height and width of the image.
-        options: Keyword arguments of :func:`paste_masks`.
-
-    Returns:
-        numpy.ndarray: (R, H, W) bool.
-    """
-    xp = get_array_module(probs)
-    out = np.empty((len(probs), *size), np.bool_)
-    step = max(1, _CHUNK_BYTES // (size[0] * size[1]))
-    for start in range(0, len(probs), step):
-        chunk = slice(start, start + step)
-        bits = xp.packbits(paste_masks(probs[chunk], boxes[chunk], size, **options))
-        pixels = np.unpackbits(cuda.to_cpu(bits), count=out[chunk].size)
-        out[chunk] = pixels.view(np.bool_).reshape(out[chunk].shape)
     return out
 
 
