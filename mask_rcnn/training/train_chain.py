@@ -14,6 +14,7 @@ from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import TrainingExample
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.runtime.transfer import upload
 from mask_rcnn.ops.runtime.weight_cache import drop_weight_cache
 from mask_rcnn.targets import (
     IGNORED,
@@ -108,7 +109,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         Layers keep the dtype of their input, so casting the input makes all activations float16, with or without
         frozen stages.
         """
-        x = self.xp.asarray(np.stack([example.x for example in examples]))
+        x = self.xp.stack([upload(example.x, self.xp) for example in examples])
         is_half = cudnn_frontend.supports(x) and cudnn_frontend.current_precision().result == np.float16
         return x.astype(np.float16 if is_half else next(self.model.extractor.params()).dtype, copy=False)
 
@@ -224,12 +225,12 @@ class MaskRCNNTrainChain(chainer.Chain):
             weights = (labels != IGNORED) * np.float32(1 / (self.sampling.rpn_batch * n))
         return {
             'rpn_cls_loss': sigmoid_cross_entropy(
-                _flatten_anchors(logits, 1)[:, :, 0], xp.asarray(labels), xp.asarray(weights)
+                _flatten_anchors(logits, 1)[:, :, 0], upload(labels, xp), upload(weights, xp)
             ),
             'rpn_loc_loss': smooth_l1(
                 _flatten_anchors(deltas, 4),
-                xp.asarray(delta_targets),
-                xp.asarray(loc_weights[:, :, None]),
+                upload(delta_targets, xp),
+                upload(loc_weights[:, :, None], xp),
                 beta=dialect.losses.rpn_smooth_l1_beta,
             ),
             'n_positive_anchor': np.count_nonzero(labels == 1) / n,
