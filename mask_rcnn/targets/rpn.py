@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_rcnn.config import Dialect
-from mask_rcnn.ops.boxes.boxes import box_iou, encode_boxes
+from mask_rcnn.ops.boxes.boxes import encode_boxes
+from mask_rcnn.ops.boxes.iou import match_boxes
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
 
@@ -44,57 +45,41 @@ def rpn_targets(
         dialect: Provides ``boxes.offset`` and ``boxes.rpn_delta_weights``.
         rng: Random number generator for the sampling.
     """
-    labels = np.full(len(anchors), IGNORED, np.int32)
+    offset = dialect.boxes.offset
+    best_iou, best_gt, is_best = match_anchors(anchors, gt_boxes, size, straddle=sampling.rpn_straddle, offset=offset)
+    labels = label_anchors(best_iou, is_best, sampling, rng)
     deltas = np.zeros((len(anchors), 4), np.float32)
-    inside = anchors_inside(anchors, size, sampling.rpn_straddle)
-    candidates = anchors[inside]
-    best_iou, best_gt, is_best = match_anchors(box_iou(candidates, gt_boxes, offset=dialect.boxes.offset))
-    labels[inside] = label_anchors(best_iou, is_best, sampling, rng)
-    positive = np.flatnonzero(labels[inside] == 1)
-    deltas[inside[positive]] = encode_boxes(
-        candidates[positive],
-        gt_boxes[best_gt[positive]],
-        weights=dialect.boxes.rpn_delta_weights,
-        offset=dialect.boxes.offset,
+    positive = np.flatnonzero(labels == 1)
+    deltas[positive] = encode_boxes(
+        anchors[positive], gt_boxes[best_gt[positive]], weights=dialect.boxes.rpn_delta_weights, offset=offset
     )
     return RPNTargets(labels, deltas)
 
 
-def anchors_inside(anchors: np.ndarray, size: Sequence[float], straddle: float) -> np.ndarray:
-    """Return the indices of the anchors that extend at most ``straddle`` pixels beyond an image.
-
-    Args:
-        anchors: ``(K, 4)`` float32.
-        size: Height and width of the image.
-        straddle: Limit in pixels; a negative value admits all anchors.
-    """
-    if straddle < 0:
-        return np.arange(len(anchors))
-    low, high = anchors[:, :2], anchors[:, 2:]
-    return np.flatnonzero(((low >= -straddle) & (high < np.asarray(size) + straddle)).all(axis=1))
-
-
-def match_anchors(iou: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Match anchors with objects.
+def match_anchors(
+    anchors: np.ndarray, gt_boxes: np.ndarray, size: Sequence[float], *, straddle: float, offset: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Match the anchors that extend at most ``straddle`` pixels beyond the image with objects.
 
     An object that overlaps no anchor has no best anchors.  (In Detectron, all anchors that do not overlap such an
     object become positive and regress the box of some other object: one small object in a corner makes hundreds of
     anchors positive.)
 
     Args:
-        iou: ``(K, G)`` IoU of anchors and objects.
+        anchors: ``(K, 4)`` float32.
+        gt_boxes: ``(G, 4)`` float32.
+        size: Height and width of the image.
+        straddle: Limit in pixels; a negative value admits all anchors.
+        offset: See :mod:`mask_rcnn.ops.boxes.boxes`.
 
     Returns:
-        tuple: Three arrays with one entry per anchor: its best IoU ``(K,)`` float32 (0 without objects), the index of
-        that object ``(K,)`` intp, and ``(K,)`` bool, True if the anchor is the best one of an object, ties included.
+        tuple: Three arrays with one entry per anchor: its best IoU ``(K,)`` float32 (0 without objects, -1 for an
+        anchor that extends too far), the index of that object ``(K,)`` int32, and ``(K,)`` bool, True if the anchor is
+        the best one of an object, ties included.
     """
-    count = len(iou)
-    if iou.size == 0:
-        return np.zeros(count, np.float32), np.zeros(count, np.intp), np.zeros(count, bool)
-    best_gt = iou.argmax(axis=1)
-    best_of_gt = iou.max(axis=0)
-    is_best = ((iou == best_of_gt) & (best_of_gt > 0)).any(axis=1)
-    return iou[np.arange(count), best_gt], best_gt, is_best
+    if straddle < 0:
+        return match_boxes(anchors, gt_boxes, offset=offset)
+    return match_boxes(anchors, gt_boxes, offset=offset, low=-straddle, high=np.asarray(size) + straddle)
 
 
 def label_anchors(
@@ -106,7 +91,7 @@ def label_anchors(
     anchor of an object therefore becomes negative if its IoU is small and it is sampled.
 
     Args:
-        best_iou: ``(K,)`` best IoU of each anchor.
+        best_iou: ``(K,)`` best IoU of each anchor; anchors with -1 are ignored.
         is_best: ``(K,)`` bool: True for the best anchors of an object.
         sampling: Sampling sizes and IoU thresholds.
         rng: Random number generator for the sampling.
@@ -115,13 +100,13 @@ def label_anchors(
         numpy.ndarray: ``(K,)`` int32: 1, 0 or -1.
     """
     labels = np.full(len(best_iou), IGNORED, np.int32)
-    labels[is_best | (best_iou >= sampling.rpn_positive_iou)] = 1
-    positive = np.flatnonzero(labels == 1)
-    surplus = len(positive) - int(sampling.rpn_positive_fraction * sampling.rpn_batch)
-    if surplus > 0:
+    positive = np.flatnonzero(is_best | (best_iou >= sampling.rpn_positive_iou))
+    labels[positive] = 1
+    surplus = max(len(positive) - int(sampling.rpn_positive_fraction * sampling.rpn_batch), 0)
+    if surplus:
         labels[rng.choice(positive, size=surplus, replace=False)] = IGNORED
-    negative = np.flatnonzero(best_iou < sampling.rpn_negative_iou)
-    n_negative = sampling.rpn_batch - np.count_nonzero(labels == 1)
+    negative = np.flatnonzero((best_iou >= 0) & (best_iou < sampling.rpn_negative_iou))
+    n_negative = sampling.rpn_batch - (len(positive) - surplus)
     if len(negative) > n_negative:
         negative = negative[rng.randint(len(negative), size=n_negative)]
     labels[negative] = 0

@@ -6,7 +6,7 @@ import pytest
 from mask_rcnn.config import DETECTRON
 from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, shift_anchors
 from mask_rcnn.targets import IGNORED, Sampling, rpn_targets
-from mask_rcnn.targets.rpn import anchors_inside, label_anchors, match_anchors
+from mask_rcnn.targets.rpn import label_anchors, match_anchors
 
 XY = [1, 0, 3, 2]
 
@@ -35,6 +35,12 @@ def golden(data):
 def as_map(values, side):
     """Reshape the values of all anchors to the layout of the RPN's outputs."""
     return values.reshape(side, side, -1).transpose(2, 0, 1)
+
+
+def anchors_inside(anchors, size, straddle):
+    """Return the indices of the anchors that are matched."""
+    no_objects = np.zeros((0, 4), np.float32)
+    return np.flatnonzero(match_anchors(anchors, no_objects, size, straddle=straddle, offset=1)[0] == 0)
 
 
 def targets_of(golden, levels, changes, seed=3):
@@ -117,16 +123,18 @@ def test_sampling_depends_only_on_the_random_numbers(golden):
 
 
 def test_an_object_that_overlaps_no_anchor_has_no_positive_anchors():
-    iou = np.array([[0.4, 0], [0.2, 0], [0, 0]], np.float32)
-    best_iou, best_gt, is_best = match_anchors(iou)
+    anchors = np.float32([[0, 0, 3, 3], [0, 2, 3, 5], [0, 8, 3, 11]])
+    gt_boxes = np.float32([[0, 0, 3, 3], [12, 12, 15, 15]])
+    best_iou, best_gt, is_best = match_anchors(anchors, gt_boxes, (16, 16), straddle=0, offset=1)
     np.testing.assert_array_equal(is_best, [True, False, False])
     np.testing.assert_array_equal(best_gt, [0, 0, 0])
-    np.testing.assert_array_equal(best_iou, iou[:, 0])
+    np.testing.assert_array_equal(best_iou, np.float32([1, 8 / 24, 0]))
 
 
 def test_tied_anchors_are_all_the_best():
-    iou = np.array([[0.4, 0.1], [0.4, 0.2], [0.3, 0.2]], np.float32)
-    np.testing.assert_array_equal(match_anchors(iou)[2], [True, True, True])
+    anchors = np.float32([[0, 0, 3, 3], [0, 2, 3, 5], [0, 3, 3, 6]])
+    is_best = match_anchors(anchors, np.float32([[0, 1, 3, 4]]), (16, 16), straddle=0, offset=1)[2]
+    np.testing.assert_array_equal(is_best, [True, True, False])
 
 
 @pytest.mark.parametrize('size', [(100, 160), (10, 10)])
@@ -152,3 +160,12 @@ def test_anchors_inside_counts_pixels_of_the_image():
     np.testing.assert_array_equal(anchors_inside(boxes, (10, 10), 0), [0])
     np.testing.assert_array_equal(anchors_inside(boxes, (10, 10), 1), [0, 1, 2, 3])
     np.testing.assert_array_equal(anchors_inside(boxes, (10, 10), -1), [0, 1, 2, 3])
+
+
+def test_an_anchor_outside_is_not_matched():
+    anchors = np.float32([[0, -1, 3, 3], [0, 2, 3, 5]])
+    gt_boxes = np.float32([[0, 0, 3, 3]])
+    best_iou, _, is_best = match_anchors(anchors, gt_boxes, (16, 16), straddle=0, offset=1)
+    np.testing.assert_array_equal(best_iou, np.float32([-1, 8 / 24]))
+    np.testing.assert_array_equal(is_best, [False, True])
+    np.testing.assert_array_equal(label_anchors(best_iou, is_best, Sampling(), np.random.RandomState(0)), [IGNORED, 1])

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from mask_rcnn.ops.boxes.iou import box_iou_cpu
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 
 
 def box_iou(boxes_a: Array, boxes_b: Array, *, offset: float = 1.0) -> Array:
     """Return the pairwise intersection over union.
 
-    For float32 boxes, the result equals that of Detectron's C code (``detectron/utils/cython_bbox.pyx``) bit by bit:
-    the areas have double precision, and the second area and the union are rounded to single precision.
+    For finite float32 boxes, the result equals that of Detectron's C code (``detectron/utils/cython_bbox.pyx``) bit by
+    bit: the areas have double precision, and the second area and the union are rounded to single precision.
 
     Args:
         boxes_a: ``(R, 4)`` boxes.
@@ -25,8 +28,15 @@ def box_iou(boxes_a: Array, boxes_b: Array, *, offset: float = 1.0) -> Array:
     Returns:
         array: ``(R, K)`` of the boxes' dtype; 0 for two boxes that do not overlap.
     """
+    if get_array_module(boxes_a) is np and boxes_a.dtype == boxes_b.dtype == np.float32:
+        return box_iou_cpu(boxes_a, boxes_b, offset)
+    return _box_iou_of_arrays(boxes_a, boxes_b, offset)
+
+
+def _box_iou_of_arrays(boxes_a: Array, boxes_b: Array, offset: float) -> Array:
+    """Return the pairwise intersection over union by array operations: for a GPU, and for other dtypes."""
     xp = get_array_module(boxes_a)
-    # Computed as (K, R): in the slow cases boxes_a are the many anchors or proposals, and long inner loops are fast.
+    # Computed as (K, R): in the slow cases boxes_a are the many proposals, and long inner loops are fast.
     intersection = _overlap_1d(boxes_a, boxes_b, 0, offset) * _overlap_1d(boxes_a, boxes_b, 1, offset)
     area_a, area_b = (_area_float64(boxes, offset) for boxes in (boxes_a, boxes_b))
     # In cython_bbox.pyx, float32 variables (box_area, ua) receive these float64 expressions.
