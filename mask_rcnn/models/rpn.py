@@ -36,7 +36,7 @@ class RPN(chainer.Chain):
             else matterport_cell_anchors(level_sizes, config.anchor_ratios)
             for stride, level_sizes in zip(self.strides, sizes, strict=True)
         ]
-        self._anchors = {}
+        self._anchors, self._host_anchors = {}, {}
         n_anchors = len(self.cell_anchors[0])
         channels = config.rpn_channels or in_channels
         init = chainer.initializers.Normal(0.01)
@@ -90,12 +90,28 @@ class RPN(chainer.Chain):
         """
         key = tuple(map(tuple, sizes)), self.device
         if key not in self._anchors:
+            anchors = self.xp.asarray(self.host_anchors(sizes))
+            counts = [height * width * len(self.cell_anchors[0]) for height, width in sizes]
+            levels = self.xp.split(anchors, np.cumsum(counts)[:-1].tolist())
+            self._anchors = {key: levels}  # keep only the last input size
+        return retain(self._anchors[key])
+
+    def host_anchors(self, sizes):
+        """Return the anchors of all feature maps, ``(K, 4)`` float32, as a NumPy array.
+
+        Copying them from a GPU would wait for the work that is queued there.
+
+        Args:
+            sizes: Height and width of each feature map.
+        """
+        key = tuple(map(tuple, sizes))
+        if key not in self._host_anchors:
             anchors = [
-                self.xp.asarray(shift_anchors(cell, stride, *size))
+                shift_anchors(cell, stride, *size)
                 for cell, stride, size in zip(self.cell_anchors, self.strides, sizes, strict=True)
             ]
-            self._anchors = {key: anchors}  # keep only the last input size
-        return retain(self._anchors[key])
+            self._host_anchors = {key: np.concatenate(anchors)}  # keep only the last input size
+        return self._host_anchors[key]
 
     def decode(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None, padded=False):
         """Decode the outputs of the network into the proposals of one image.

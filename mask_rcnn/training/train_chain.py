@@ -126,8 +126,7 @@ class MaskRCNNTrainChain(chainer.Chain):
             feature_sizes: Height and width of each level of the features.
             rngs: One random number generator per image.
         """
-        to_cpu = chainer.backends.cuda.to_cpu
-        anchors = np.concatenate([to_cpu(level_anchors) for level_anchors in self.model.rpn.anchors(feature_sizes)])
+        anchors = self.model.rpn.host_anchors(feature_sizes)
         targets = []
         for example, rng in zip(examples, rngs, strict=True):
             objects = example.annotations.boxes[~example.annotations.crowd]

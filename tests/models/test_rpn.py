@@ -6,6 +6,7 @@ import pytest
 
 from mask_rcnn.config import Config
 from mask_rcnn.models.rpn import RPN
+from mask_rcnn.ops.boxes.anchors import shift_anchors
 
 STRIDE, SIDE = 16, 32
 
@@ -68,6 +69,18 @@ def test_anchors_follow_the_sizes_of_the_maps():
         rows, columns = np.divmod(np.arange(6), width)
         corner = np.stack([rows, columns], axis=1) * STRIDE + 8 - SIDE / 2
         np.testing.assert_array_equal(anchors, np.concatenate([corner, corner + SIDE - 1], axis=1))
+
+
+def test_host_anchors_are_those_of_all_maps():
+    rpn = RPN(4, strides=(8, 16), config=Config(anchor_sizes=(32, 64), anchor_ratios=(0.5, 1)))
+    for sizes in (((4, 6), (2, 3)), ((2, 4), (1, 2))):
+        fine, coarse = rpn.anchors(sizes)
+        assert len(fine) == 2 * sizes[0][0] * sizes[0][1] and len(coarse) == 2 * sizes[1][0] * sizes[1][1]
+        np.testing.assert_array_equal(fine, shift_anchors(rpn.cell_anchors[0], 8, *sizes[0]))
+        np.testing.assert_array_equal(coarse, shift_anchors(rpn.cell_anchors[1], 16, *sizes[1]))
+        anchors = rpn.host_anchors(sizes)
+        assert isinstance(anchors, np.ndarray)
+        np.testing.assert_array_equal(anchors, np.concatenate([fine, coarse]))
 
 
 def test_all_images_of_a_batch_have_their_own_scale():

@@ -63,6 +63,8 @@ def shift_anchors(cell: np.ndarray, stride: int, height: int, width: int) -> np.
     Returns:
         numpy.ndarray: ``(height * width * A, 4)`` float32 boxes; the anchors of a location are the inner loop.
     """
-    y, x = np.meshgrid(np.arange(height) * stride, np.arange(width) * stride, indexing='ij')
-    shifts = np.stack([y, x, y, x], axis=2).reshape(-1, 1, 4)
-    return (shifts + cell).reshape(-1, 4).astype(np.float32)
+    anchors = np.empty((height, width, len(cell), 4), np.float32)
+    # The additions are float64; they run once per row and once per column instead of at every location.
+    anchors[..., ::2] = (np.arange(height)[:, None, None] * stride + cell[:, ::2])[:, None]
+    anchors[..., 1::2] = np.arange(width)[:, None, None] * stride + cell[:, 1::2]
+    return anchors.reshape(-1, 4)
