@@ -239,6 +239,7 @@ def test_cublas_multiplies_contiguous_matrices(library, rng, batch, transpose_a,
     cublas.matmul(stored_a, stored_b, out, transpose_a=transpose_a, transpose_b=transpose_b)
     np.testing.assert_allclose(out, a @ b, rtol=0, atol=1e-6)
     assert library.calls[:3] == ['cublasSetMathMode', 'cublasSetStream_v2', 'cublasSetWorkspace_v2']
+    assert library.calls[4:] == ['cublasSetStream_v2']  # restores the workspace of CuPy's handle
 
 
 def test_an_error_of_cublas_is_an_exception(library):

@@ -72,13 +72,22 @@ def matmul(a: Array, b: Array, out: Array, *, transpose_a: bool = False, transpo
         transpose_b: Whether to transpose ``b``.
     """
     library, handle = _load_library(), _handle()
-    rows, columns = out.shape[-2:]
-    inner = a.shape[-2 if transpose_a else -1]
     # The workspace returns to CuPy's pool before the work is done.  The pool reuses it only on this stream.
     workspace = cuda.cupy.cuda.alloc(_WORKSPACE_BYTES)
+    stream = cuda.cupy.cuda.get_current_stream().ptr
     _check(library.cublasSetMathMode(handle, _DEFAULT_MATH))
-    _check(library.cublasSetStream_v2(handle, cuda.cupy.cuda.get_current_stream().ptr))
+    _check(library.cublasSetStream_v2(handle, stream))
     _check(library.cublasSetWorkspace_v2(handle, workspace.ptr, _WORKSPACE_BYTES))
+    try:
+        _multiply(library, handle, a, b, out, transpose_a, transpose_b)
+    finally:
+        # Setting a stream restores the default workspace: CuPy's own calls must not use this one.
+        _check(library.cublasSetStream_v2(handle, stream))
+
+
+def _multiply(library: Any, handle: int, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool) -> None:
+    rows, columns = out.shape[-2:]
+    inner = a.shape[-2 if transpose_a else -1]
     # cuBLAS stores matrices by columns: a contiguous matrix is the transposed matrix there, so out^T = b^T a^T.
     shape = int(transpose_b), int(transpose_a), columns, rows, inner
     matrices = [(_address(array), array.shape[-1]) for array in (b, a, out)]
