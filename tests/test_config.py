@@ -30,7 +30,7 @@ def test_defaults_are_those_of_detectron():
         ({'fpn_channels': -1}, 'fpn_channels must be an integer of at least 1, not -1'),
         ({'head_channels': 1.5}, 'head_channels must be an integer of at least 1, not 1.5'),
         ({'rpn_channels': -1}, 'rpn_channels must be an integer of at least 0, not -1'),
-        ({'max_detections': 0}, 'max_detections must be an integer of at least 1, not 0'),
+        ({'max_detections': -1}, 'max_detections must be an integer of at least 0, not -1'),
         ({'width': float('inf')}, 'width must be a positive number, not inf'),
         ({'anchor_ratios': ()}, r'anchor_ratios must be one or more positive numbers, not \[\]'),
         ({'anchor_sizes': (32, 0)}, r'anchor_sizes must be one or more positive numbers, not \[32, 0\]'),

@@ -6,6 +6,7 @@ and the dialect of one network.  Weight files store the fields of the configurat
 """
 
 from mask_rcnn.config.dialects import (
+    DENA,
     DETECTRON,
     DIALECTS,
     MATTERPORT,
@@ -20,10 +21,12 @@ from mask_rcnn.config.dialects import (
     MaskConventions,
     RoIConventions,
     RPNConventions,
+    TrainingConventions,
 )
 from mask_rcnn.config.network import EXTRACTORS, FPN_STRIDES, PRESETS, RESNET_BLOCKS, Config
 
 __all__ = [
+    'DENA',
     'DETECTRON',
     'DIALECTS',
     'EXTRACTORS',
@@ -43,4 +46,5 @@ __all__ = [
     'MaskConventions',
     'RPNConventions',
     'RoIConventions',
+    'TrainingConventions',
 ]

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from mask_rcnn.config.dialects import DETECTRON, DIALECTS, MOBILENET, Dialect
+from mask_rcnn.config.dialects import DENA, DETECTRON, DIALECTS, MOBILENET, Dialect
 
 #: Minimum of each integer field whose range does not depend on other fields.
 _MIN_INTEGERS = {
     **dict.fromkeys(('n_fg_class', 'fpn_channels', 'head_channels', 'mask_channels', 'mask_roi_size'), 1),
-    **dict.fromkeys(('rpn_pre_nms', 'rpn_post_nms', 'max_detections'), 1),
-    **dict.fromkeys(('n_keypoint', 'rpn_channels', 'mask_convs', 'sampling_ratio'), 0),
+    **dict.fromkeys(('rpn_pre_nms', 'rpn_post_nms'), 1),
+    **dict.fromkeys(('n_keypoint', 'rpn_channels', 'mask_convs', 'sampling_ratio', 'max_detections'), 0),
+}
+
+#: The dialects of C4 networks, and the fields of such a network whose values differ between their programs.
+_C4_SETTINGS: dict[str, dict[str, Any]] = {
+    DETECTRON.name: {'sampling_ratio': 0, 'rpn_min_size': 0.0, 'max_detections': 100},
+    DENA.name: {'sampling_ratio': 2, 'rpn_min_size': 4.0, 'max_detections': 0},
 }
 
 
@@ -59,7 +65,7 @@ class Config:
             dropped.
         score_threshold: Minimum score of a detection (``dialect.detections.score_threshold_inclusive``).
         nms_threshold: IoU threshold of NMS on the detections of a class (``dialect.boxes.nms_suppress_equal``).
-        max_detections: Maximum number of detections per image (``dialect.detections.keep_ties``).
+        max_detections: Maximum number of detections per image (``dialect.detections.keep_ties``); 0 for no limit.
 
     Raises:
         ValueError: A value is not allowed, or two values contradict each other.
@@ -164,6 +170,29 @@ class Config:
             ValueError: A value is not allowed.
         """
         return dataclasses.replace(self, **changes)
+
+    def in_dialect(self, dialect: Dialect) -> Config:
+        """Return the configuration with which another program runs the same network.
+
+        Args:
+            dialect: :data:`~mask_rcnn.config.DETECTRON` or :data:`~mask_rcnn.config.DENA`: their programs have C4
+                networks.
+
+        Returns:
+            Config: A copy with the dialect, and with the sampling ratio, the minimum size of proposals and the maximum
+            number of detections of its program; the same configuration if it already has the dialect.
+
+        Raises:
+            ValueError: The network is not a C4 network, or no program with the dialect has such networks.
+        """
+        if dialect == self.dialect:
+            return self
+        if self.has_fpn or not {dialect.name, self.dialect.name} <= set(_C4_SETTINGS):
+            raise ValueError(
+                f'a network of the dialect {self.dialect.name!r} cannot run in the dialect {dialect.name!r}: only C4 '
+                f'networks can change between {" and ".join(_C4_SETTINGS)}'
+            )
+        return self.replace(dialect=dialect, **_C4_SETTINGS[dialect.name])
 
     def to_dict(self) -> dict:
         """Return the fields as JSON-compatible values; the dialect is stored by its name."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from mask_rcnn.models.layers import Convolution2D
 from mask_rcnn.ops.boxes import padded_selection
-from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, matterport_cell_anchors, shift_anchors
+from mask_rcnn.ops.boxes.anchors import cell_anchors, shift_anchors
 from mask_rcnn.ops.boxes.proposals import generate_proposals
 from mask_rcnn.ops.runtime.cache import retain
 from mask_rcnn.ops.runtime.device import uses_padding
@@ -31,9 +31,7 @@ class RPN(chainer.Chain):
         self.config = config
         sizes = [config.anchor_sizes] if len(strides) == 1 else [(size,) for size in config.anchor_sizes]
         self.cell_anchors = [
-            detectron_cell_anchors(stride, level_sizes, config.anchor_ratios)
-            if config.dialect.rpn.round_anchors
-            else matterport_cell_anchors(level_sizes, config.anchor_ratios)
+            cell_anchors(config.dialect.rpn.anchors, stride, level_sizes, config.anchor_ratios)
             for stride, level_sizes in zip(self.strides, sizes, strict=True)
         ]
         self._anchors, self._host_anchors = {}, {}

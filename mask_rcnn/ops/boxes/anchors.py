@@ -7,6 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 
 
+def cell_anchors(kind: str, stride: int, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+    """Return the anchors of the first location of a feature map.
+
+    Args:
+        kind: ``'detectron'`` (:func:`detectron_cell_anchors`), ``'matterport'`` (:func:`matterport_cell_anchors`) or
+            ``'dena'`` (:func:`dena_cell_anchors`).
+        stride: Input pixels per location.
+        sizes: Square roots of the anchors' areas in pixels.
+        ratios: Heights divided by widths.
+
+    Returns:
+        numpy.ndarray: ``(len(ratios) * len(sizes), 4)`` float64 boxes, float32 for ``'dena'``; ratios are the outer
+        loop, sizes the inner loop.
+    """
+    if kind == 'matterport':
+        return matterport_cell_anchors(sizes, ratios)
+    return {'detectron': detectron_cell_anchors, 'dena': dena_cell_anchors}[kind](stride, sizes, ratios)
+
+
 def detectron_cell_anchors(stride: int, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
     """Return Detectron's anchors of the first location of a feature map.
 
@@ -45,10 +64,34 @@ def matterport_cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> 
     Returns:
         numpy.ndarray: ``(len(ratios) * len(sizes), 4)`` float64 boxes; ratios are the outer loop, sizes the inner loop.
     """
+    half_sides = _half_sides(sizes, ratios)
+    return np.concatenate([-half_sides, half_sides - 1], axis=1)
+
+
+def dena_cell_anchors(stride: int, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+    """Return the anchors of the first location of a feature map in DeNA's program and ChainerCV's Faster R-CNN.
+
+    Sides are not rounded, and corners are coordinates.  Source: ChainerCV
+    ``links/model/faster_rcnn/utils/generate_anchor_base.py``.
+
+    Args:
+        stride: Input pixels per location.
+        sizes: Square roots of the anchors' areas in pixels.
+        ratios: Heights divided by widths.
+
+    Returns:
+        numpy.ndarray: ``(len(ratios) * len(sizes), 4)`` float32 boxes with the centre ``stride / 2``; ratios are the
+        outer loop, sizes the inner loop.
+    """
+    half_sides = _half_sides(sizes, ratios)
+    return np.concatenate([stride / 2 - half_sides, stride / 2 + half_sides], axis=1).astype(np.float32)
+
+
+def _half_sides(sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+    """Return half the height and half the width of each anchor without rounding, ``(R * S, 2)``."""
     roots = np.sqrt(np.asarray(ratios, np.float64))
     sides = np.stack([roots, 1 / roots], axis=1)[:, None] * np.asarray(sizes, np.float64)[:, None]
-    half_sides = sides.reshape(-1, 2) / 2
-    return np.concatenate([-half_sides, half_sides - 1], axis=1)
+    return sides.reshape(-1, 2) / 2
 
 
 def shift_anchors(cell: np.ndarray, stride: int, height: int, width: int) -> np.ndarray:
