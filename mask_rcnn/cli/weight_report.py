@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from mask_rcnn.models.builder import default_classes
 from mask_rcnn.weights import WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
+from mask_rcnn.weights.files import sha256
 
 #: Maximum number of names that are listed; all names of unknown arrays are listed.
 _MAX_LISTED = 5
@@ -28,20 +30,11 @@ def classes_of(
     Raises:
         WeightFileError: The file of names cannot be read or has the wrong number of names.
     """
-    if file.kind == 'backbone':
-        return (), ()
-    n_classes = file.config.n_fg_class
-    if names_file is not None:
-        names = _read_names(names_file, n_classes)
-    elif file.class_names:
-        names = tuple(file.class_names)
-    elif n_classes == len(COCO_CLASS_NAMES):
-        names = COCO_CLASS_NAMES
-    else:
-        names = tuple(f'class_{i}' for i in range(1, n_classes + 1))
-    if names == tuple(file.class_names) and file.category_ids:
-        return names, tuple(file.category_ids)
-    return names, COCO_CATEGORY_IDS if names == COCO_CLASS_NAMES else tuple(range(1, n_classes + 1))
+    if names_file is not None and file.kind == 'model':
+        names = _read_names(names_file, file.config.n_fg_class)
+        ids = file.category_ids if names == tuple(file.class_names) else ()
+        file = dataclasses.replace(file, class_names=names, category_ids=ids)
+    return default_classes(file)
 
 
 def _read_names(path: str | os.PathLike, n_classes: int) -> tuple[str, ...]:
@@ -85,7 +78,7 @@ def describe_file(path: str | os.PathLike, file: ConvertedWeights, class_names: 
         'config': file.config.to_dict(),
         'n_parameter': sum(array.size for array in file.arrays.values()),
         'file_size': os.stat(path).st_size,
-        'sha256': file.sha256,
+        'sha256': file.sha256 or sha256(path),
         'n_taken': len(file.report.taken),
         'left': {group: list(members) for group, members in file.report.skipped.items()},
         'notes': list(file.report.notes),

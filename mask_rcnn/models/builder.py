@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import chainer
 
-from mask_rcnn.config import PRESETS, Config
+from mask_rcnn.config import DIALECTS, PRESETS, Config, Dialect
+from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.models.backbones.fpn import FPN
 from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
 from mask_rcnn.models.backbones.resnet import ResNet
@@ -18,10 +20,13 @@ from mask_rcnn.models.norm_conversion import affine_to_bn, bn_to_affine, set_eps
 from mask_rcnn.models.roi_pooling import RoIPooling
 from mask_rcnn.models.rpn import RPN
 from mask_rcnn.ops.runtime.device import get_device
-from mask_rcnn.weights import WeightFileError, load_arrays, read_weights
+from mask_rcnn.weights import WeightFileError, formats, load_arrays
+from mask_rcnn.weights.converters.mapping import ConvertedWeights
 
 #: Fields of the configuration that the arrays of a weight file determine.
-_DETERMINED_BY_ARRAYS = ('extractor', 'n_fg_class', 'dialect')
+_DETERMINED_BY_ARRAYS = ('extractor', 'n_fg_class')
+
+_logger = logging.getLogger(__name__)
 
 
 def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=None, **changes) -> MaskRCNN:
@@ -93,14 +98,28 @@ def _build_fpn_heads(extractor, config: Config) -> tuple[chainer.Link | None, ..
     return box_head, mask_head, keypoint_head
 
 
-def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **changes) -> MaskRCNN:
-    """Load a model from a weight file in the native format.
+def load(
+    path: str | os.PathLike,
+    *,
+    gpu: int = -1,
+    bn2affine: bool = False,
+    dialect: str | Dialect | None = None,
+    **changes,
+) -> MaskRCNN:
+    """Load a model from a weight file.
+
+    A file of another program is converted in memory (:mod:`mask_rcnn.weights.formats`), and each warning of the
+    converter is logged as one line.
 
     Args:
-        path: An ``.npz`` file written by ``mask-rcnn convert``, by training or by :func:`mask_rcnn.save`.
+        path: A weight file of any format; usually an ``.npz`` file written by ``mask-rcnn convert``, by training or by
+            :func:`mask_rcnn.save`.
         gpu: CUDA device id for the model; -1 for the CPU.
         bn2affine: Convert every batch normalisation into the equivalent affine channel.  The same as
-            ``norm='affine'``; ``norm='bn'`` is the inverse.
+            ``norm='affine'``; ``norm='bn'`` is the inverse.  In files of DeNA's program: use ``gamma`` and ``beta`` as
+            affine channels and ignore the statistics.
+        dialect: Dialect in which to run a C4 network, or its name, ``'detectron'`` or ``'dena'``; by default that of
+            the program that wrote the weights.
         **changes: Fields of :class:`~mask_rcnn.config.Config` to use instead of the file's, such as
             ``min_size=600`` or ``roi_size=7``.
 
@@ -109,25 +128,55 @@ def load(path: str | os.PathLike, *, gpu: int = -1, bn2affine: bool = False, **c
 
     Raises:
         mask_rcnn.weights.WeightFileError: The file cannot be read or does not contain a model.
-        ValueError: A change contradicts the file's arrays or is not a valid value, or the GPU does not exist.
+        ValueError: A change contradicts the file's arrays or is not a valid value, the network cannot run in the
+            dialect, or the GPU does not exist.
         TypeError: A change names an unknown field.
     """
     device = get_device(gpu)
-    weights = read_weights(path)
-    meta = weights.meta
-    if meta.kind != 'model':
-        raise WeightFileError(path, f'contains {meta.kind} weights for training, expected a whole model')
+    file = formats.read(path, bn2affine=bn2affine, dialect=_find_dialect(dialect))
+    if file.kind != 'model':
+        raise WeightFileError(path, f'contains {file.kind} weights for training, expected a whole model')
     for name in _DETERMINED_BY_ARRAYS:
-        if name in changes and changes[name] != getattr(meta.config, name):
-            raise ValueError(f'{path}: its {name} is {getattr(meta.config, name)!r}, not {changes[name]!r}')
-    norm = 'affine' if bn2affine else changes.pop('norm', meta.config.norm)
-    config = meta.config.replace(**changes)
-    model = build(config, class_names=meta.class_names, category_ids=meta.category_ids)
-    load_arrays(model, weights.arrays, source=path)
-    if norm != config.norm:
+        if name in changes and changes[name] != getattr(file.config, name):
+            raise ValueError(f'{path}: its {name} is {getattr(file.config, name)!r}, not {changes[name]!r}')
+    norm = changes.pop('norm', file.config.norm)
+    config = file.config.replace(**changes)
+    class_names, category_ids = default_classes(file)
+    model = build(config, class_names=class_names, category_ids=category_ids)
+    load_arrays(model, file.arrays, source=path)
+    if norm != config.norm and not bn2affine:
         convert_norm(model, norm)
     model.to_device(device)
+    for line in file.report.warnings:
+        _logger.warning('%s: %s', path, line)
     return model
+
+
+def _find_dialect(dialect: str | Dialect | None) -> Dialect | None:
+    if not isinstance(dialect, str):
+        return dialect
+    if dialect not in DIALECTS:
+        raise ValueError(f'unknown dialect {dialect!r}; expected one of {", ".join(DIALECTS)}')
+    return DIALECTS[dialect]
+
+
+def default_classes(file: ConvertedWeights) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the names of a file's classes and their category ids in the dataset, both empty for a backbone.
+
+    Args:
+        file: The weights.  If they have no names, those of COCO are used for 80 classes, otherwise ``class_1``,
+            ``class_2``, ...
+    """
+    if file.kind == 'backbone':
+        return (), ()
+    n_classes = file.config.n_fg_class
+    names = tuple(file.class_names)
+    if not names:
+        is_coco = n_classes == len(COCO_CLASS_NAMES)
+        names = COCO_CLASS_NAMES if is_coco else tuple(f'class_{i}' for i in range(1, n_classes + 1))
+    if file.category_ids:
+        return names, tuple(file.category_ids)
+    return names, COCO_CATEGORY_IDS if names == COCO_CLASS_NAMES else tuple(range(1, n_classes + 1))
 
 
 def convert_norm(model: MaskRCNN, norm: str) -> None:

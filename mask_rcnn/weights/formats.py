@@ -5,17 +5,20 @@ Suffixes are not reliable: a ``.pth`` or a ``.pkl`` may be a zip archive or a pi
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mask_rcnn.weights.converters import detectron, imagenet, matterport, mindspore, pytorch
+from mask_rcnn.config import Dialect
+from mask_rcnn.weights.converters import dena, detectron, imagenet, matterport, mindspore, pytorch
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
-from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_weight_file, sha256, zip_member_names
+from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_weight_file, zip_member_names
 from mask_rcnn.weights.native import read_weights
+from mask_rcnn.weights.norm_arrays import convert_norm_arrays
 from mask_rcnn.weights.readers import safe_pickle, torch_file
 
 #: Name of the native format.
@@ -40,6 +43,8 @@ class Format:
         suffix: Last part of the default name of a converted file; ``None`` for the native format.
         takes_settings: True if the second argument of ``read`` is a mapping of settings that the file does not contain,
             under the names of Matterport's ``Config`` (:mod:`mask_rcnn.weights.converters.matterport_cfg`).
+        takes_bn2affine: True if ``read`` has the argument ``bn2affine``, because batch normalisations in such files may
+            be affine channels (:mod:`mask_rcnn.weights.converters.dena`).
     """
 
     name: str
@@ -48,6 +53,7 @@ class Format:
     read: Callable[..., ConvertedWeights]
     suffix: str | None = None
     takes_settings: bool = False
+    takes_bn2affine: bool = False
 
 
 def detect_format(path: _Path) -> Format:
@@ -76,26 +82,49 @@ def detect_format(path: _Path) -> Format:
     raise WeightFileError(path, f'is not a {kind} of weights in a supported format ({titles})')
 
 
-def read(path: _Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeights:
+def read(
+    path: _Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    bn2affine: bool = False,
+    dialect: Dialect | None = None,
+) -> ConvertedWeights:
     """Read and convert a weight file of any format.  Nothing in the file is executed.
 
     Args:
         path: The file.
         settings: Settings that files of Matterport's network do not contain; ``None`` or empty for other formats.
+        bn2affine: Return affine channels instead of batch normalisations: for files of DeNA's program ``gamma`` and
+            ``beta``, for others the affine channels with the same output.
+        dialect: Dialect in which to run the network, with the same arrays
+            (:meth:`mask_rcnn.config.Config.in_dialect`); ``None`` for that of the file's program.
 
     Raises:
         WeightFileError: The format is unknown, the file is damaged or not supported, the settings contradict it, or
             there are settings for a format that takes none.
-        ValueError: A setting is not valid.
+        ValueError: A setting is not valid, or the network cannot run in the dialect.
     """
     format = detect_format(path)
-    if format.takes_settings:
-        return format.read(path, settings or {})
-    if settings:
+    if settings and not format.takes_settings:
         raise WeightFileError(
             path, f'takes no settings ({", ".join(map(to_printable_ascii, settings))}): it is {format.title}'
         )
-    return format.read(path)
+    if format.takes_settings:
+        file = format.read(path, settings or {})
+    else:
+        file = format.read(path, bn2affine=bn2affine) if format.takes_bn2affine else format.read(path)
+    norm = 'affine' if bn2affine else file.config.norm
+    return _convert(path, file, norm, dialect or file.config.dialect)
+
+
+def _convert(path: _Path, file: ConvertedWeights, norm: str, dialect: Dialect) -> ConvertedWeights:
+    """Return a file's network with another normalisation and in another dialect."""
+    before = file.config
+    if (norm, dialect) == (before.norm, before.dialect):
+        return file
+    config = before.in_dialect(dialect).replace(norm=norm)
+    arrays = convert_norm_arrays(path, file.arrays, norm, before.dialect.backbone.bn_eps, dialect.backbone.bn_eps)
+    return dataclasses.replace(file, config=config, arrays=arrays)
 
 
 def default_name(file: ConvertedWeights) -> str:
@@ -120,7 +149,7 @@ def _read_native(path: _Path) -> ConvertedWeights:
     origin = (f'converted from {meta.source.file} ({meta.source.format})',) if meta.source else ()
     report = ConversionReport(tuple(weights.arrays), {}, origin + meta.notes)
     return ConvertedWeights(
-        meta.kind, NATIVE, meta.config, weights.arrays, report, sha256(path), meta.class_names, meta.category_ids
+        meta.kind, NATIVE, meta.config, weights.arrays, report, '', meta.class_names, meta.category_ids
     )
 
 
@@ -129,6 +158,10 @@ def _read_native(path: _Path) -> ConvertedWeights:
 
 def _has_member(name: str) -> Callable[[bytes, frozenset[str]], bool]:
     return lambda start, members: name in members
+
+
+def _is_dena(start: bytes, members: frozenset[str]) -> bool:
+    return dena.matches(members)
 
 
 def _is_torch(start: bytes, members: frozenset[str]) -> bool:
@@ -163,6 +196,7 @@ FORMATS = (
     Format(
         imagenet.MOBILENET_NPZ, "a MobileNetV1's .npz", _has_member('Conv2d_0/weights.npy'), imagenet.read_mobilenet_npz
     ),
+    Format(dena.FORMAT, "Chainer_Mask_R-CNN's .npz", _is_dena, dena.read, 'dena2c', takes_bn2affine=True),
     Format(pytorch.FORMAT, "PyTorch's .pth", _is_torch, pytorch.read, 'p2c', takes_settings=True),
     Format(matterport.FORMAT, "Matterport's .h5", _is_hdf5, matterport.read, 'm2c', takes_settings=True),
     Format(mindspore.FORMAT, "MindSpore's .ckpt", _is_mindspore, mindspore.read, 'ms2c'),

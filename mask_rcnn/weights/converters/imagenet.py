@@ -18,16 +18,13 @@ import numpy as np
 
 from mask_rcnn.config import DETECTRON, MOBILENET, RESNET_BLOCKS, Config, Dialect
 from mask_rcnn.weights.converters.mapping import CAFFE_BRANCHES, ConversionReport, ConvertedWeights, resnet_convolutions
-from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
-from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_deflated_zip, open_weight_file, read_npy_member, sha256
+from mask_rcnn.weights.errors import WeightFileError, summarize_names
+from mask_rcnn.weights.files import sha256
 from mask_rcnn.weights.folding import fold_bias_into_mean
-from mask_rcnn.weights.readers import caffemodel
+from mask_rcnn.weights.readers import caffemodel, npz
 
 #: Names of the formats.
 CAFFEMODEL, CAFFE_NPZ, CHAINER_NPZ, MOBILENET_NPZ = 'caffemodel', 'caffe-npz', 'chainer-npz', 'mobilenet-npz'
-
-#: Maximum ratio of the unpacked arrays' size to the size of the file (trained weights hardly compress).
-_MAX_GROWTH = 1.5
 
 #: Number of depthwise separable blocks of a MobileNetV1.
 _MOBILENET_BLOCKS = 13
@@ -169,13 +166,5 @@ def _convert(
 
 
 def _read_members(path: _Path, is_needed: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """Read the needed arrays of floats in an ``.npz`` of ``numpy.savez`` or ``savez_compressed``."""
-    with open_weight_file(path) as (file, size):
-        try:
-            archive, members = open_deflated_zip(file, size, _MAX_GROWTH)
-            names = [member.removesuffix('.npy') for member in members if member.endswith('.npy')]
-            read = {name: read_npy_member(archive, members[f'{name}.npy']) for name in names if is_needed(name)}
-        except CORRUPT_FILE_ERRORS as error:
-            reason = to_printable_ascii(str(error), 200) or type(error).__name__
-            raise WeightFileError(path, f'is not a weight file, or damaged: {reason}') from None
-    return {name: array for name, array in read.items() if array.dtype.kind == 'f'}
+    """Read the needed arrays of floats in an ``.npz``."""
+    return {name: array for name, array in npz.read(path, is_needed).items() if array.dtype.kind == 'f'}

@@ -45,7 +45,7 @@ class ConvertedWeights:
         config: The network and its settings.
         arrays: Arrays by parameter path, float32; some are read-only views of the file's data.
         report: The outcome of the conversion.
-        sha256: SHA-256 of the source file.
+        sha256: SHA-256 of the source file; empty for a file in the native format, which has no other source.
         class_names: Names of the foreground classes, if the file has them.
         category_ids: Category ids of the classes in the dataset, if the file has them.
     """
