@@ -10,6 +10,9 @@ from typing import Any
 
 from mask_rcnn.config.dialects import DENA, DETECTRON, DIALECTS, MOBILENET, Dialect
 
+#: Minimum score of the detections in a picture.
+VISUALIZE_SCORE_THRESHOLD = 0.7
+
 #: Minimum of each integer field whose range does not depend on other fields.
 _MIN_INTEGERS = {
     **dict.fromkeys(('n_fg_class', 'fpn_channels', 'head_channels', 'mask_channels', 'mask_roi_size'), 1),
@@ -193,6 +196,26 @@ class Config:
                 f'networks can change between {" and ".join(_C4_SETTINGS)}'
             )
         return self.replace(dialect=dialect, **_C4_SETTINGS[dialect.name])
+
+    def for_preset(self, preset: str) -> Config:
+        """Return the configuration with the thresholds of a purpose.
+
+        Args:
+            preset: ``'evaluate'``, the thresholds of this configuration, or ``'visualize'``, those of pictures: scores
+                above 0.7, and NMS with ``dialect.detections.visualize_nms_threshold``.
+
+        Raises:
+            ValueError: The preset is unknown.
+        """
+        if preset not in ('evaluate', 'visualize'):
+            raise ValueError(f"preset must be 'visualize' or 'evaluate', not {preset!r}")
+        if preset == 'evaluate':
+            return self
+        nms_threshold = self.dialect.detections.visualize_nms_threshold
+        return self.replace(
+            score_threshold=VISUALIZE_SCORE_THRESHOLD,
+            nms_threshold=self.nms_threshold if nms_threshold is None else nms_threshold,
+        )
 
     def to_dict(self) -> dict:
         """Return the fields as JSON-compatible values; the dialect is stored by its name."""

@@ -180,9 +180,10 @@ class Detections:
         """Return the keyword arguments of :func:`mask_rcnn.ops.masks.paste_masks.paste_masks`."""
         conventions = self.dialect.masks
         return {
-            'offset': self.dialect.boxes.offset,
+            'offset': conventions.box_offset,
             'padding': conventions.padding,
             'margin': conventions.margin,
+            'squeeze_at_border': conventions.squeeze_at_border,
             'threshold': conventions.threshold,
             'threshold_inclusive': conventions.threshold_inclusive,
         }
@@ -273,7 +274,7 @@ class Detections:
         from mask_rcnn.visualization import draw_detections
 
         if isinstance(image, (str, os.PathLike)):
-            image = read_image(image)
+            image = read_image(image, apply_orientation=self.dialect.input.apply_orientation)
         return draw_detections(image, self, **options)
 
 

@@ -164,9 +164,12 @@ class Predictor:
         """Yield batches of network inputs of one size and their transforms, without reading ahead."""
         xs: list = []
         transforms: list[ImageTransform] = []
-        check_finite = not uses_padding(self.network.device)  # a GPU's upload checks the values
+        options = {
+            'check_finite': not uses_padding(self.network.device),  # a GPU's upload checks the values
+            'apply_orientation': self.network.config.dialect.input.apply_orientation,
+        }
         for image in images:
-            x, transform = self.prepare(load_image(image, check_finite=check_finite))
+            x, transform = self.prepare(load_image(image, **options))
             del image  # free large arrays early, here and below
             if xs and x.shape != xs[0].shape:
                 yield xs, transforms
@@ -212,7 +215,8 @@ class Predictor:
             raw = self._compute(x, transforms)
             return pack_arrays([None if arrays is None else network.xp.stack(arrays) for arrays in raw])
 
-        if len(transforms) > _MAX_GRAPH_BATCH:
+        # Without a limit, the host reads the number of detections.
+        if len(transforms) > _MAX_GRAPH_BATCH or not network.config.max_detections:
             return compute(x)
         configs = [link.config for link in (network, *network.children()) if hasattr(link, 'config')]
         settings = [getattr(chainer.config, name) for name in _SETTINGS]

@@ -58,6 +58,9 @@ class BoxHead(chainer.Chain):
             )
         ]
         boxes, labels, scores = map(list, zip(*detections, strict=True))
+        if uses_padding(self.device) and not self.config.max_detections:
+            n_rows = max(max(int((image_scores > -np.inf).sum()) for image_scores in scores), 1)
+            boxes, labels, scores = ([array[:n_rows] for array in arrays] for arrays in (boxes, labels, scores))
         return boxes, labels, scores
 
     def _classify(self, features, rois, roi_indices):
@@ -114,6 +117,7 @@ class BoxHead(chainer.Chain):
             'best_class_only': dialect.detections.best_class_only,
             'score_threshold_inclusive': dialect.detections.score_threshold_inclusive,
             'keep_ties': dialect.detections.keep_ties,
+            'last_of_ties_first': dialect.boxes.last_of_ties_first,
         }
 
 
@@ -170,6 +174,7 @@ class Res5BoxHead(BoxHead):
         super().__init__(config)
         self.pool = RoIPooling(strides, config.roi_size, config=config, bin_step=config.roi_size // 7)
         n_class = config.n_fg_class + 1
+        self._average_size = config.roi_size // 2 if config.dialect.rois.average_half_window else 7
         with self.init_scope():
             self.res5 = ResNetStage(RESNET_BLOCKS[config.backbone][3], in_channels, 512, stride=1, norm=config.norm)
             self.score = L.Linear(self.out_channels, n_class, initialW=chainer.initializers.Normal(0.01))
@@ -202,6 +207,8 @@ class Res5BoxHead(BoxHead):
             tuple: Logits ``(R, 1 + C)`` and deltas ``(R, 4 * (1 + C))``, both :class:`chainer.Variable`.  Class 0 is
             the background; each class has ``(dy, dx, dh, dw)``.
         """
+        if self._average_size < 7:
+            roi_features = roi_features[:, :, : self._average_size, : self._average_size]
         return output_layers(global_average_pooling_2d(roi_features), self.score, self.delta)
 
 

@@ -50,7 +50,7 @@ class MaskRCNN(chainer.Chain):
                 self.mask_head = mask_head
             if keypoint_head is not None:
                 self.keypoint_head = keypoint_head
-        self.config = config
+        self.config = self._loaded_config = config
         self.class_names = None if class_names is None else tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(category_ids)
 
@@ -67,7 +67,7 @@ class MaskRCNN(chainer.Chain):
             RawDetections: Lists with an array for each image.
         """
         features = self.extractor(x)
-        proposals = self.rpn.propose(features, x.shape[2:], [transform.scale for transform in transforms])
+        proposals = self.rpn.propose(features, x.shape[2:], [transform.factors[0] for transform in transforms])
         boxes, labels, scores = self.box_head.detect(features, proposals, transforms)
         masks = keypoints = None
         if self.config.masks:
@@ -75,6 +75,20 @@ class MaskRCNN(chainer.Chain):
         if self.config.n_keypoint:
             keypoints = self.keypoint_head.predict(features, boxes, transforms)
         return RawDetections(boxes, labels, scores, masks, keypoints)
+
+    def use_preset(self, preset: str) -> None:
+        """Set the thresholds of a purpose, with the interface of ChainerCV's links.
+
+        Args:
+            preset: ``'evaluate'`` for the thresholds with which the model was loaded, or ``'visualize'`` for those of
+                pictures: a score above 0.7, and NMS with ``dialect.detections.visualize_nms_threshold``.
+
+        Raises:
+            ValueError: The preset is unknown.
+        """
+        config = self._loaded_config.for_preset(preset)
+        self.config = self.config.replace(score_threshold=config.score_threshold, nms_threshold=config.nms_threshold)
+        self.box_head.config = self.config
 
     def detect(self, images: Iterable, *, batch_size: int | None = None) -> list[Detections]:
         """Detect objects in images; see :meth:`mask_rcnn.inference.predictor.Predictor.detect`."""

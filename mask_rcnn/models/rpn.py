@@ -126,11 +126,11 @@ class RPN(chainer.Chain):
 
         Returns:
             tuple: Boxes ``(K, 4)`` float32 in the network input and objectness ``(K,)`` float32, in descending order of
-            objectness.
+            objectness, which is a logit if the dialect has ``rpn.rank_by_logits`` and a probability otherwise.
         """
         config, dialect = self.config, self.config.dialect
         return generate_proposals(
-            [_sigmoid(level_logits) for level_logits in logits],
+            [self._scores(level_logits) for level_logits in logits],
             deltas,
             self.anchors([level_logits.shape[1:] for level_logits in logits]),
             size,
@@ -145,8 +145,17 @@ class RPN(chainer.Chain):
             max_log_scale=dialect.boxes.max_log_scale,
             suppress_equal=dialect.boxes.nms_suppress_equal,
             per_level=dialect.rpn.proposals_per_level,
+            last_of_ties_first=dialect.boxes.last_of_ties_first,
+            drop_small_first=dialect.rpn.drop_small_first,
+            require_centre_inside=dialect.rpn.require_centre_inside,
             padded=padded,
         )
+
+    def _scores(self, logits):
+        """Return the objectness of one level, ``(A, H, W)`` float32."""
+        if self.config.dialect.rpn.rank_by_logits:
+            return logits.astype(np.float32, copy=False)
+        return _sigmoid(logits)
 
 
 def _sigmoid(logits):

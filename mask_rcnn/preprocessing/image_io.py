@@ -61,7 +61,7 @@ class ImageFileError(ValueError):
         self.reason = reason
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike, *, apply_orientation: bool = True) -> np.ndarray:
     """Read an image file into an array.
 
     The pixels are those of ``cv2.imread``: the EXIF orientation is applied, grey and palette images are converted to
@@ -71,6 +71,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Args:
         path: A JPEG, PNG, BMP, TIFF, WebP, GIF, PPM or JPEG 2000 file.  An image with more than twice
             ``PIL.Image.MAX_IMAGE_PIXELS`` (2 x 89 million) pixels is rejected.
+        apply_orientation: Whether to apply the EXIF orientation, or to return the pixels as they are stored.
 
     Returns:
         ``(3, H, W)`` float32, RGB, 0 to 255.
@@ -78,19 +79,19 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
         ImageFileError: The file is missing, unreadable, not an image, damaged, truncated or too large.
     """
-    return to_chw(_read_pixels(path))
+    return to_chw(_read_pixels(path, apply_orientation))
 
 
-def _read_pixels(path: str | os.PathLike) -> np.ndarray:
+def _read_pixels(path: str | os.PathLike, apply_orientation: bool) -> np.ndarray:
     """Read an image file into ``(H, W, 3)`` uint8, RGB; see :func:`read_image`."""
     data = _read_bytes(path)
     image_format = _check_header(path, data)
-    bgr = _decode_with_opencv(data)
+    bgr = _decode_with_opencv(data, apply_orientation)
     if bgr is None:
-        return _decode_with_pillow(path, data)
+        return _decode_with_pillow(path, data, apply_orientation)
     # Older versions of OpenCV (such as 4.10) fill the rest of a truncated JPEG with grey; Pillow raises an error.
     if image_format in _JPEG_FORMATS and not data.rstrip(b'\0').endswith(_JPEG_END):
-        _decode_with_pillow(path, data)
+        _decode_with_pillow(path, data, apply_orientation)
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
@@ -172,13 +173,16 @@ def to_image_array(image: str | os.PathLike | np.ndarray) -> np.ndarray:
     return to_chw(load_image(image))
 
 
-def load_image(image: str | os.PathLike | np.ndarray, *, check_finite: bool = True) -> np.ndarray:
+def load_image(
+    image: str | os.PathLike | np.ndarray, *, check_finite: bool = True, apply_orientation: bool = True
+) -> np.ndarray:
     """Read a file, or check an array, without a conversion to float32: a GPU converts faster.
 
     Args:
         image: See :func:`to_image_array`.
         check_finite: Whether to check that the values of an array are finite;
             :func:`mask_rcnn.preprocessing.image_transform.prepare_image_gpu` checks them also.
+        apply_orientation: See :func:`read_image`.
 
     Returns:
         ``(H, W, 3)`` uint8 for a file, otherwise ``image``.
@@ -187,7 +191,7 @@ def load_image(image: str | os.PathLike | np.ndarray, *, check_finite: bool = Tr
         ImageFileError, TypeError, ValueError: See :func:`to_image_array`.
     """
     if isinstance(image, (str, os.PathLike)):
-        return _read_pixels(image)
+        return _read_pixels(image, apply_orientation)
     if not isinstance(image, np.ndarray):
         raise TypeError(f'an image must be a file name or a NumPy array, not {type(image).__name__}')
     is_float = image.dtype == np.float32 and image.ndim == 3 and image.shape[0] == 3
@@ -286,23 +290,24 @@ def _check_header(path: str | os.PathLike, data: bytes) -> str:
         return header.format or ''  # Image.open sets it
 
 
-def _decode_with_opencv(data: bytes) -> np.ndarray | None:
+def _decode_with_opencv(data: bytes, apply_orientation: bool) -> np.ndarray | None:
+    flags = cv2.IMREAD_COLOR if apply_orientation else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     with _quiet_opencv():
         try:
-            return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:
             return None
 
 
-def _decode_with_pillow(path: str | os.PathLike, data: bytes) -> np.ndarray:
+def _decode_with_pillow(path: str | os.PathLike, data: bytes, apply_orientation: bool) -> np.ndarray:
     with _pillow_errors(path), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         if image.mode in ('I', 'F'):
             raise ImageFileError(path, 'images with 32-bit samples are not supported')
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith('I;16'):  # Pillow would clip the samples at 255
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        return np.asarray(upright.convert('RGB'))
+        decoded = ImageOps.exif_transpose(image) if apply_orientation else image
+        if decoded.mode.startswith('I;16'):  # Pillow would clip the samples at 255
+            decoded = Image.fromarray((np.asarray(decoded) >> 8).astype(np.uint8))
+        return np.asarray(decoded.convert('RGB'))
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ import numpy as np
 from mask_rcnn.config import Config
 from mask_rcnn.ops.images.network_input import (
     InputLayout,
+    resize_opencv_gpu,
     resize_uint8_skimage_gpu,
-    subtract_mean_and_resize_gpu,
 )
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
@@ -78,18 +78,21 @@ class ImageTransform:
         return mapped
 
     @classmethod
-    def top_left(cls, size: tuple[int, int], scale: float) -> ImageTransform:
+    def top_left(cls, size: tuple[int, int], scale: float, *, use_width_ratio: bool = False) -> ImageTransform:
         """Return the transform of an image that is resized into the upper left corner of the input (Detectron).
 
         Args:
             size: Height and width of the image.
             scale: Factor by which the image is resized.
+            use_width_ratio: Whether the factor of box coordinates, also of ``y``, is the ratio of the widths in whole
+                pixels (DeNA's ``mask_rcnn.py``, ``predict``) instead of ``scale``.
         """
         height, width = resized_size(size, scale)
+        factor = width / size[1] if use_width_ratio else scale
         return cls(
             size=(size[0], size[1]),
             scale=scale,
-            factors=(scale, scale),
+            factors=(factor, factor),
             window=(0.0, 0.0, height - 1.0, width - 1.0),
             input_size=(height, width),
         )
@@ -132,7 +135,8 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
     """Return the factor by which an image is resized.
 
     The shorter side becomes ``config.min_size``, unless the longer side would then exceed ``config.max_size``
-    (Detectron's ``detectron/utils/blob.py``, ``get_target_size``).  With ``dialect.input.upscale_only``, images whose
+    (Detectron's ``detectron/utils/blob.py``, ``get_target_size``); its length is rounded before this comparison if
+    ``dialect.input.round_long_side`` is set.  With ``dialect.input.upscale_only``, images whose
     shorter side exceeds ``config.min_size`` keep their size within that limit (Matterport's ``utils.resize_image``).
 
     Args:
@@ -143,7 +147,8 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
     scale = config.min_size / shorter
     if config.dialect.input.upscale_only:
         scale = max(scale, 1.0)
-    if np.round(scale * longer) > config.max_size:
+    length = scale * longer
+    if (np.round(length) if config.dialect.input.round_long_side else length) > config.max_size:
         scale = config.max_size / longer
     return float(scale)
 
@@ -154,7 +159,7 @@ def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, ImageT
     Detectron (``detectron/utils/blob.py``) subtracts the mean, resizes the image (``prep_im_for_blob``), and then pads
     the input of an FPN with zeros at the bottom and on the right to a multiple of the coarsest stride
     (``im_list_to_blob``).  Matterport resizes and pads the image (``utils.resize_image``), and then subtracts the mean,
-    also from the padding (``mold_image``).
+    also from the padding (``mold_image``).  DeNA's program has Detectron's steps with the mean after the resize.
 
     Args:
         image: ``(3, H, W)`` float32, RGB, 0 to 255.
@@ -168,7 +173,7 @@ def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, ImageT
     image_transform = _image_transform(size, config)
     scale = image_transform.scale
     if conventions.resize == 'opencv_float32':
-        x = subtract_mean_and_resize(channels, conventions.pixel_mean, scale)
+        x = resize_opencv(channels, conventions.pixel_mean, scale, subtract_mean_first=conventions.subtract_mean_first)
         x = _pad(x, image_transform, config.size_divisor)
     else:
         x = resize_uint8_skimage(channels, resized_size(size, scale))
@@ -207,10 +212,11 @@ def prepare_image_gpu(image: np.ndarray, config: Config, xp: Any) -> tuple[Array
         reverse_channels=conventions.channel_order == 'BGR',
         mean=conventions.pixel_mean,
         std=conventions.pixel_std,
+        subtract_mean_first=conventions.subtract_mean_first,
     )
     uploaded = upload(image, xp, check_finite=image.dtype == np.float32)
     if conventions.resize == 'opencv_float32':
-        return subtract_mean_and_resize_gpu(uploaded, image_transform.scale, layout), image_transform
+        return resize_opencv_gpu(uploaded, image_transform.scale, layout), image_transform
     return resize_uint8_skimage_gpu(uploaded, layout), image_transform
 
 
@@ -219,7 +225,7 @@ def _image_transform(size: tuple[int, int], config: Config) -> ImageTransform:
     scale = input_scale(size, config)
     if config.dialect.input.letterbox:
         return ImageTransform.letterbox(size, scale, config.max_size)
-    return ImageTransform.top_left(size, scale)
+    return ImageTransform.top_left(size, scale, use_width_ratio=config.dialect.input.use_width_ratio)
 
 
 def _padded_size(image_transform: ImageTransform, divisor: int) -> tuple[int, int]:
@@ -239,17 +245,22 @@ def _pad(x: np.ndarray, image_transform: ImageTransform, divisor: int) -> np.nda
     return padded
 
 
-def subtract_mean_and_resize(image: np.ndarray, mean: Sequence[float], scale: float) -> np.ndarray:
-    """Subtract the mean from an image and resize the result bilinearly (Detectron).
+def resize_opencv(
+    image: np.ndarray, mean: Sequence[float], scale: float, *, subtract_mean_first: bool = True
+) -> np.ndarray:
+    """Subtract the mean from an image and resize the image bilinearly (Detectron, DeNA).
 
-    The result has the bits of ``cv2.resize(image - mean, None, fx=scale, fy=scale)`` on float32 pixels in the OpenCV
-    versions of Detectron's time (3.x, 4.2).  Newer versions use interpolation weights of lower precision.  Their
-    results differ by up to 6e-3 on the scale of 0 to 255, enough to swap two proposals with nearly equal scores.
+    The result has the bits of ``cv2.resize(image - mean, None, fx=scale, fy=scale)``, or of the same with the mean
+    subtracted from the result, on float32 pixels in the OpenCV versions of Detectron's time (3.x, 4.2).  Newer versions
+    use interpolation weights of lower precision.  Their results differ by up to 6e-3 on the scale of 0 to 255, enough
+    to swap two proposals with nearly equal scores.
 
     Args:
         image: ``(C, H, W)`` real array.
         mean: Mean of each of the ``C`` channels.
         scale: Factor of height and width, which are rounded to whole pixels (halves to even), at least 1.
+        subtract_mean_first: Whether the mean is subtracted before the resize, in double precision (Detectron), or after
+            it, in single precision (DeNA).
 
     Returns:
         ``(C, round(H * scale), round(W * scale))`` float32.
@@ -265,11 +276,14 @@ def subtract_mean_and_resize(image: np.ndarray, mean: Sequence[float], scale: fl
     top, y_weights = _split(_opencv_positions(out_height, scale))
     out = np.empty((n_channels, out_height, out_width), np.float32)
     means = np.asarray(mean, np.float64)
+    means_before = means if subtract_mean_first else np.zeros_like(means)
 
     def resize_rows(start: int, stop: int) -> None:
-        _resize_rows(image, means, left, x_weights, top, y_weights, out, start, stop)
+        _resize_rows(image, means_before, left, x_weights, top, y_weights, out, start, stop)
 
     parallel_for(resize_rows, out_height)
+    if not subtract_mean_first:
+        out -= means.astype(np.float32)[:, None, None]
     return out
 
 

@@ -167,7 +167,7 @@ class MaskRCNNTrainChain(chainer.Chain):
                 [level_logits[i] for level_logits in logits],
                 [level_deltas[i] for level_deltas in deltas],
                 example.image_transform.input_size,
-                example.image_transform.scale,
+                example.image_transform.factors[0],
                 pre_nms=self.sampling.train_pre_nms,
                 post_nms=self.sampling.train_post_nms,
             )

@@ -9,36 +9,34 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.preprocessing.image_transform import resize_uint8_skimage, subtract_mean_and_resize
+from mask_rcnn.preprocessing.image_transform import resize_opencv, resize_uint8_skimage
 
 
 @pytest.mark.parametrize('scale', [0.37, 0.75, 1.0, 1.19, 2.6])
-def test_subtract_mean_and_resize_agrees_with_opencv_up_to_its_rounding(rng, scale):
+def test_resize_opencv_agrees_with_opencv_up_to_its_rounding(rng, scale):
     image = rng.uniform(0, 255, (3, 37, 53)).astype(np.float32)
     mean = (100.5, 110.25, 120.0)
     expected = cv2.resize(image.transpose(1, 2, 0) - np.float32(mean), None, fx=scale, fy=scale)
-    np.testing.assert_allclose(
-        subtract_mean_and_resize(image, mean, scale), expected.transpose(2, 0, 1), rtol=0, atol=0.02
-    )
+    np.testing.assert_allclose(resize_opencv(image, mean, scale), expected.transpose(2, 0, 1), rtol=0, atol=0.02)
 
 
-def test_subtract_mean_and_resize_interpolates_linearly():
+def test_resize_opencv_interpolates_linearly():
     """On a ramp, each output value is the position of its centre, clipped at the border."""
     ramp = np.broadcast_to(np.arange(40, dtype=np.float32), (1, 5, 40))
-    out = subtract_mean_and_resize(ramp, (0,), 1.5)
+    out = resize_opencv(ramp, (0,), 1.5)
     centres = (np.arange(60) + 0.5) / 1.5 - 0.5
     np.testing.assert_allclose(out[0], np.broadcast_to(np.clip(centres, 0, 39), (8, 60)), atol=1e-5)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 7), (9, 1)])
-def test_subtract_mean_and_resize_accepts_tiny_images(shape):
-    out = subtract_mean_and_resize(np.full((3, *shape), 7, np.float32), (1, 2, 3), 3.0)
+def test_resize_opencv_accepts_tiny_images(shape):
+    out = resize_opencv(np.full((3, *shape), 7, np.float32), (1, 2, 3), 3.0)
     assert out.shape == (3, 3 * shape[0], 3 * shape[1])
     np.testing.assert_array_equal(out, np.broadcast_to(np.float32([6, 5, 4])[:, None, None], out.shape))
 
 
 def test_height_and_width_stay_at_least_one_pixel():
-    assert subtract_mean_and_resize(np.zeros((3, 1, 900), np.float32), (0, 0, 0), 0.4).shape == (3, 1, 360)
+    assert resize_opencv(np.zeros((3, 1, 900), np.float32), (0, 0, 0), 0.4).shape == (3, 1, 360)
 
 
 @pytest.mark.parametrize('case', ['R-50-C4_seed0', 'R-50-C4_seed0_scale300'])
@@ -46,7 +44,7 @@ def test_network_input_has_the_bits_of_detectron(golden, case):
     arrays = np.load(golden / 'detectron' / f'case_{case}.npz')
     photo = golden / 'photos' / '17790319373_bd19b24cfc_k.jpg'
     image = cv2.imread(str(photo)).transpose(2, 0, 1)
-    x = subtract_mean_and_resize(image, DETECTRON.input.pixel_mean, float(arrays['im_scale']))
+    x = resize_opencv(image, DETECTRON.input.pixel_mean, float(arrays['im_scale']))
     assert zlib.crc32(x.tobytes()) == int(arrays['data_crc32'])
 
 

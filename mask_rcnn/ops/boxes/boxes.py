@@ -118,7 +118,8 @@ def decode_boxes(
     log_scale = deltas[..., 2:] / _scalar_or_array(weights[2:], deltas)
     if max_log_scale is not None:
         log_scale = xp.minimum(log_scale, scalar_type(max_log_scale))
-    half_side = xp.exp(log_scale) * side * scalar_type(0.5)
+    with np.errstate(over='ignore'):  # without a limit, the side may be infinite; the caller clips the box
+        half_side = xp.exp(log_scale) * side * scalar_type(0.5)
     new_centre = shift * side + centre
     decoded = xp.concatenate([new_centre - half_side, new_centre + half_side - scalar_type(offset)], axis=2)
     return decoded.reshape(len(deltas), 4 * n_classes)

@@ -33,18 +33,20 @@ __device__ void decode_axis(
     decoded.value[axis + 2] = clip(new_centre + half_side - offset, low, high);
 }
 
-__device__ bool is_valid(const box& proposal, int axis, float min_size, float size, float scale, float offset)
+__device__ bool is_valid(
+    const box& proposal, int axis, float min_size, float size, float scale, int centre_inside, float offset)
 {
     const float side = proposal.value[axis + 2] - proposal.value[axis];
-    return side / scale + offset >= min_size && proposal.value[axis] + (side + offset) / 2.f < size;
+    return side / scale + offset >= min_size
+        && (!centre_inside || proposal.value[axis] + (side + offset) / 2.f < size);
 }
 
 template <typename element>
 __device__ void decode_proposal(
     const float* scores, const float* anchors, const element* deltas, const int* best, int n, int level,
     float weight_y, float weight_x, float weight_h, float weight_w, float offset, float max_log_scale, float high_y,
-    float high_x, float height, float width, float scale, float min_size, float* boxes, float* valid_scores,
-    int* levels)
+    float high_x, float height, float width, float scale, float min_size, int centre_inside, float* boxes,
+    float* valid_scores, int* levels)
 {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= n)
@@ -55,8 +57,8 @@ __device__ void decode_proposal(
     box proposal;
     decode_axis(anchor, deltas, 0, weight_y, weight_h, offset, max_log_scale, 0.f, high_y, proposal);
     decode_axis(anchor, deltas, 1, weight_x, weight_w, offset, max_log_scale, 0.f, high_x, proposal);
-    const bool valid = is_valid(proposal, 0, min_size, height, scale, offset)
-        && is_valid(proposal, 1, min_size, width, scale, offset);
+    const bool valid = is_valid(proposal, 0, min_size, height, scale, centre_inside, offset)
+        && is_valid(proposal, 1, min_size, width, scale, centre_inside, offset);
     ((box*)boxes)[row] = proposal;
     valid_scores[row] = valid ? scores[index] : PAD_SCORE;
     levels[row] = level;
@@ -66,22 +68,23 @@ __device__ void decode_proposal(
 extern "C" __global__ void decode_proposals(
     const float* scores, const float* anchors, const float* deltas, const int* best, int n, int level, float weight_y,
     float weight_x, float weight_h, float weight_w, float offset, float max_log_scale, float high_y, float high_x,
-    float height, float width, float scale, float min_size, float* boxes, float* valid_scores, int* levels)
+    float height, float width, float scale, float min_size, int centre_inside, float* boxes, float* valid_scores,
+    int* levels)
 {
     decode_proposal(
         scores, anchors, deltas, best, n, level, weight_y, weight_x, weight_h, weight_w, offset, max_log_scale, high_y,
-        high_x, height, width, scale, min_size, boxes, valid_scores, levels);
+        high_x, height, width, scale, min_size, centre_inside, boxes, valid_scores, levels);
 }
 
 extern "C" __global__ void decode_proposals_half(
     const float* scores, const float* anchors, const unsigned short* deltas, const int* best, int n, int level,
     float weight_y, float weight_x, float weight_h, float weight_w, float offset, float max_log_scale, float high_y,
-    float high_x, float height, float width, float scale, float min_size, float* boxes, float* valid_scores,
-    int* levels)
+    float high_x, float height, float width, float scale, float min_size, int centre_inside, float* boxes,
+    float* valid_scores, int* levels)
 {
     decode_proposal(
         scores, anchors, (const half_bits*)deltas, best, n, level, weight_y, weight_x, weight_h, weight_w, offset,
-        max_log_scale, high_y, high_x, height, width, scale, min_size, boxes, valid_scores, levels);
+        max_log_scale, high_y, high_x, height, width, scale, min_size, centre_inside, boxes, valid_scores, levels);
 }
 
 template <typename element>

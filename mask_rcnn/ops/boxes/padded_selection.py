@@ -27,6 +27,11 @@ MAX_CANDIDATES = 8192
 MAX_TIES = 4
 
 
+def n_rows(max_detections: int, keep_ties: bool) -> int | None:
+    """Return the number of rows of padded detections, or ``None`` without a limit."""
+    return max_detections + MAX_TIES * keep_ties if max_detections else None
+
+
 def is_supported(array: Array) -> bool:
     """Return whether the kernels process an array: whether it is on a GPU."""
     return get_array_module(array) is not np
@@ -85,6 +90,9 @@ def propose_gpu(
     post_nms: int,
     nms_threshold: float,
     suppress_equal: bool,
+    last_of_ties_first: bool,
+    drop_small_first: bool,
+    require_centre_inside: bool,
 ) -> tuple[Array, Array]:
     """Select proposals; see :func:`mask_rcnn.ops.boxes.proposals.generate_proposals`.
 
@@ -101,35 +109,23 @@ def propose_gpu(
         post_nms: Maximum number of proposals.
         nms_threshold: IoU threshold of NMS.
         suppress_equal: Whether NMS suppresses at an IoU equal to the threshold.
+        last_of_ties_first: Whether the last anchor or the first one takes precedence among anchors with equal scores.
+        drop_small_first: Whether small proposals are dropped before the selection of ``pre_nms`` anchors or after it.
+        require_centre_inside: Whether proposals with a centre outside the image are dropped.
     """
     xp = get_array_module(levels[0][0])
+    validity = [*map(np.float32, (*decoding.size, scale, min_size)), np.int32(require_centre_inside)]
+    if drop_small_first:
+        levels = [_drop_invalid(level, decoding, validity) for level in levels]
     counts = [min(pre_nms, len(scores)) for scores, _, _ in levels]
     total = sum(counts)
     boxes, scores, groups = xp.empty((total, 4), np.float32), xp.empty(total, np.float32), xp.empty(total, np.int32)
-    validity = [np.float32(value) for value in (*decoding.size, scale, min_size)]
     start = 0
-    for number, (n, (level_scores, anchors, deltas)) in enumerate(zip(counts, levels, strict=True)):
+    for number, (n, level) in enumerate(zip(counts, levels, strict=True)):
         part = slice(start, start + n)
         start += n
-        is_half = deltas.dtype == np.float16
-        cuda_kernels.launch(
-            cuda_kernels.kernel(_SOURCE, 'decode_proposals_half' if is_half else 'decode_proposals'),
-            n,
-            (
-                xp.ascontiguousarray(level_scores, np.float32),
-                xp.ascontiguousarray(anchors, np.float32),
-                xp.ascontiguousarray(deltas).view(np.uint16) if is_half else xp.ascontiguousarray(deltas, np.float32),
-                top_k_indices(level_scores, n).astype(np.int32, copy=False),
-                np.int32(n),
-                np.int32(number),
-                *decoding.decoding_arguments(),
-                *decoding.high(),
-                *validity,
-                boxes[part],
-                scores[part],
-                groups[part],
-            ),
-        )
+        best = top_k_indices(level[0], n, last_of_ties_first=last_of_ties_first).astype(np.int32, copy=False)
+        _decode_proposals(level, best, number, decoding, validity, boxes[part], scores[part], groups[part])
     keep = nms_padded(
         boxes,
         scores,
@@ -141,6 +137,60 @@ def propose_gpu(
     )
     boxes, _, scores = _take_kept(keep, -1, boxes, scores, groups)
     return boxes, scores
+
+
+def _drop_invalid(
+    level: tuple[Array, Array, Array], decoding: BoxDecoding, validity: Sequence[np.generic]
+) -> tuple[Array, Array, Array]:
+    """Return a level with the score of padding for anchors whose proposals are not valid."""
+    xp, n = get_array_module(level[0]), len(level[0])
+    boxes, scores, groups = xp.empty((n, 4), np.float32), xp.empty(n, np.float32), xp.empty(n, np.int32)
+    _decode_proposals(level, xp.arange(n, dtype=np.int32), 0, decoding, validity, boxes, scores, groups)
+    return scores, level[1], level[2]
+
+
+def _decode_proposals(
+    level: tuple[Array, Array, Array],
+    order: Array,
+    number: int,
+    decoding: BoxDecoding,
+    validity: Sequence[np.generic],
+    boxes: Array,
+    scores: Array,
+    groups: Array,
+) -> None:
+    """Decode the anchors ``order`` of a level into ``boxes``, ``scores`` and ``groups``.
+
+    Args:
+        level: Scores, anchors and deltas of the level.
+        order: ``(n,)`` int32 indices of anchors.
+        number: Number of the level, which is written to ``groups``.
+        decoding: The decoding and clipping.
+        validity: The kernel's arguments for the test of a proposal.
+        boxes: ``(n, 4)`` float32.
+        scores: ``(n,)`` float32; that of padding for a proposal that is not valid.
+        groups: ``(n,)`` int32.
+    """
+    xp, (level_scores, anchors, deltas) = get_array_module(order), level
+    is_half = deltas.dtype == np.float16
+    cuda_kernels.launch(
+        cuda_kernels.kernel(_SOURCE, 'decode_proposals_half' if is_half else 'decode_proposals'),
+        len(order),
+        (
+            xp.ascontiguousarray(level_scores, np.float32),
+            xp.ascontiguousarray(anchors, np.float32),
+            xp.ascontiguousarray(deltas).view(np.uint16) if is_half else xp.ascontiguousarray(deltas, np.float32),
+            order,
+            np.int32(len(order)),
+            np.int32(number),
+            *decoding.decoding_arguments(),
+            *decoding.high(),
+            *validity,
+            boxes,
+            scores,
+            groups,
+        ),
+    )
 
 
 def detect_gpu(
@@ -156,6 +206,7 @@ def detect_gpu(
     keep_ties: bool,
     nms_threshold: float,
     suppress_equal: bool,
+    last_of_ties_first: bool,
 ) -> tuple[Array, Array, Array]:
     """Decode and select detections; see :func:`mask_rcnn.ops.boxes.proposals.select_detections`.
 
@@ -167,18 +218,25 @@ def detect_gpu(
         score_threshold: Minimum score of a candidate.
         score_threshold_inclusive: Whether a score equal to the threshold passes.
         best_class_only: Whether a RoI is a candidate only for its highest-scoring class.
-        max_detections: Maximum number of detections, except for ties.
+        max_detections: Maximum number of detections, except for ties; 0 for no limit.
         keep_ties: Whether the result has rows for ties with the last detection within the limit.
         nms_threshold: IoU threshold of NMS.
         suppress_equal: Whether NMS suppresses at an IoU equal to the threshold.
+        last_of_ties_first: Whether the last RoI or the first one takes precedence in the NMS of RoIs with equal scores.
     """
     xp = get_array_module(probs)
     rois, probs, deltas = (xp.ascontiguousarray(array, np.float32) for array in (rois, probs, deltas))
     class_scores = _candidate_scores(rois, probs, score_threshold, score_threshold_inclusive, best_class_only)
-    boxes, scores, labels = _decode_candidates(rois, probs.shape[1], deltas, class_scores, decoding)
-    n_rows = max_detections + MAX_TIES * keep_ties
+    best = top_k_indices(class_scores, MAX_CANDIDATES, last_of_ties_first=last_of_ties_first)
+    boxes, scores, labels = _decode_candidates(rois, probs.shape[1], deltas, class_scores, best, decoding)
     keep = nms_padded(
-        boxes, scores, nms_threshold, offset=decoding.offset, groups=labels, limit=n_rows, suppress_equal=suppress_equal
+        boxes,
+        scores,
+        nms_threshold,
+        offset=decoding.offset,
+        groups=labels,
+        limit=n_rows(max_detections, keep_ties),
+        suppress_equal=suppress_equal,
     )
     last = max_detections - 1 if 0 < max_detections <= len(keep) else -1
     return _take_kept(keep, last, boxes, scores, labels)
@@ -206,11 +264,11 @@ def _candidate_scores(rois: Array, probs: Array, threshold: float, inclusive: bo
 
 
 def _decode_candidates(
-    rois: Array, n_classes: int, deltas: Array, class_scores: Array, decoding: BoxDecoding
+    rois: Array, n_classes: int, deltas: Array, class_scores: Array, best: Array, decoding: BoxDecoding
 ) -> tuple[Array, Array, Array]:
-    """Return boxes, scores and labels of the candidates with the highest scores."""
+    """Return boxes, scores and labels of the candidates ``best``, indices of ``class_scores``."""
     xp = get_array_module(rois)
-    best = top_k_indices(class_scores, MAX_CANDIDATES).astype(np.int32, copy=False)
+    best = best.astype(np.int32, copy=False)
     n = len(best)
     boxes, scores, labels = xp.empty((n, 4), np.float32), xp.empty(n, np.float32), xp.empty(n, np.int32)
     cuda_kernels.launch(

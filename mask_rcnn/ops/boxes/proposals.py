@@ -41,6 +41,9 @@ def generate_proposals(
     max_log_scale: float | None = None,
     suppress_equal: bool = True,
     per_level: bool = True,
+    last_of_ties_first: bool = False,
+    drop_small_first: bool = False,
+    require_centre_inside: bool = True,
     padded: bool = False,
 ) -> tuple[Array, Array]:
     """Select the proposals of one image from the outputs of the RPN.
@@ -51,12 +54,12 @@ def generate_proposals(
     before the first step.
 
     Args:
-        scores: For each level, ``(A, H, W)`` float32 objectness, on any increasing scale.
+        scores: For each level, ``(A, H, W)`` float32 objectness, on any increasing scale: probabilities or logits.
         deltas: For each level, ``(4 * A, H, W)`` float32 or float16; channels ``4 * a`` to ``4 * a + 3`` are the
             ``(dy, dx, dh, dw)`` of anchor ``a``.
         anchors: For each level, ``(H * W * A, 4)`` float32 boxes (:func:`mask_rcnn.ops.boxes.anchors.shift_anchors`).
-        size: Height and width in network input pixels.  Proposals are clipped to them, and those with a centre outside
-            are dropped; the feature maps may extend further.
+        size: Height and width in network input pixels, to which proposals are clipped; the feature maps may extend
+            further.
         scale: Network input pixels per pixel of the original image.
         pre_nms: Maximum number of anchors before NMS, per level or in total.
         post_nms: Maximum number of proposals.
@@ -69,14 +72,18 @@ def generate_proposals(
         suppress_equal: Whether NMS suppresses at an IoU equal to the threshold (Detectron), or only above it.
         per_level: Whether the selection before NMS, and NMS, run per level (Detectron) or on all levels together
             (Matterport).
+        last_of_ties_first: Whether the last anchor or the first one takes precedence among anchors with equal scores.
+        drop_small_first: Whether small proposals are dropped before the selection of ``pre_nms`` anchors (DeNA), or
+            after it (Detectron).
+        require_centre_inside: Whether proposals with a centre outside ``size`` are dropped (Detectron).
         padded: Whether the result is padded; see the module.
 
     Returns:
         tuple: Boxes ``(K, 4)`` float32 in the network input and their scores ``(K,)`` in descending order.
     """
     xp = get_array_module(scores[0])
+    levels = [_as_rows(*level) for level in zip(scores, deltas, anchors, strict=True)]
     if padded and padded_selection.is_supported(scores[0]):
-        levels = [_as_rows(*level) for level in zip(scores, deltas, anchors, strict=True)]
         return padded_selection.propose_gpu(
             levels if per_level else [tuple(map(xp.concatenate, zip(*levels, strict=True)))],
             padded_selection.BoxDecoding(weights, offset, max_log_scale, size, clip_offset),
@@ -86,16 +93,29 @@ def generate_proposals(
             post_nms=post_nms,
             nms_threshold=nms_threshold,
             suppress_equal=suppress_equal,
+            last_of_ties_first=last_of_ties_first,
+            drop_small_first=drop_small_first,
+            require_centre_inside=require_centre_inside,
         )
-    candidates = [_top_anchors(*level, pre_nms) for level in zip(scores, deltas, anchors, strict=True)]
+
+    def decode(level_anchors: Array, level_deltas: Array) -> tuple[Array, Array]:
+        """Return the clipped boxes and a mask of the valid ones."""
+        boxes = decode_boxes(level_anchors, level_deltas, weights=weights, offset=offset, max_log_scale=max_log_scale)
+        boxes = clip_boxes(boxes, size, offset=clip_offset)
+        return boxes, _is_valid_proposal(boxes, min_size, scale, offset, size if require_centre_inside else None)
+
+    if drop_small_first:
+        levels = [
+            (xp.where(decode(level_anchors, level_deltas)[1], level_scores, _PAD_SCORE), level_anchors, level_deltas)
+            for level_scores, level_anchors, level_deltas in levels
+        ]
+    candidates = [_top_anchors(*level, pre_nms, last_of_ties_first) for level in levels]
     if not per_level:
         candidates = [_merge_levels(candidates, pre_nms)]
     options: dict[str, Any] = {'offset': offset, 'limit': post_nms, 'suppress_equal': suppress_equal}
     proposals = []
     for level_anchors, level_deltas, level_scores in candidates:
-        boxes = decode_boxes(level_anchors, level_deltas, weights=weights, offset=offset, max_log_scale=max_log_scale)
-        boxes = clip_boxes(boxes, size, offset=clip_offset)
-        is_valid = _is_valid_proposal(boxes, min_size, size, scale, offset)
+        boxes, is_valid = decode(level_anchors, level_deltas)
         if padded:
             level_scores = xp.where(is_valid, level_scores, _PAD_SCORE)
             keep = nms_padded(boxes, level_scores, nms_threshold, **options)
@@ -112,12 +132,11 @@ def _as_rows(scores: Array, deltas: Array, anchors: Array) -> tuple[Array, Array
     return scores.transpose(1, 2, 0).ravel(), anchors, deltas.transpose(1, 2, 0).reshape(-1, 4)
 
 
-def _top_anchors(scores: Array, deltas: Array, anchors: Array, limit: int) -> tuple[Array, Array, Array]:
+def _top_anchors(
+    scores: Array, anchors: Array, deltas: Array, limit: int, last_of_ties_first: bool
+) -> tuple[Array, Array, Array]:
     """Return the anchors, deltas and scores with the ``limit`` highest scores of a level, in descending order."""
-    n_anchors = len(scores)
-    scores = scores.transpose(1, 2, 0).ravel()
-    best = top_k_indices(scores, limit)
-    deltas = deltas.reshape(n_anchors, 4, len(anchors) // n_anchors).transpose(2, 0, 1).reshape(-1, 4)
+    best = top_k_indices(scores, limit, last_of_ties_first=last_of_ties_first)
     return anchors[best], deltas[best].astype(np.float32, copy=False), scores[best]
 
 
@@ -134,17 +153,23 @@ def _merge_levels(levels: Sequence[tuple], limit: int) -> tuple:
     return tuple(array[best] for array in merged)
 
 
-def _is_valid_proposal(boxes: Array, min_size: float, size: Sequence[float], scale: float, offset: float) -> Array:
+def _is_valid_proposal(
+    boxes: Array, min_size: float, scale: float, offset: float, size: Sequence[float] | None
+) -> Array:
     """Return a mask of the boxes that are large enough and have their centre inside the image, ``(R,)`` bool.
 
-    Source: ``_filter_boxes`` of Detectron ``detectron/ops/generate_proposals.py``.
+    Source: ``_filter_boxes`` of Detectron ``detectron/ops/generate_proposals.py``.  ``size`` is the height and width of
+    the image, or ``None`` if centres may lie outside.
     """
     scalar_type = boxes.dtype.type
     sides = boxes[:, 2:] - boxes[:, :2]
-    centres = boxes[:, :2] + (sides + offset) / 2
     is_large = sides / scalar_type(scale) + offset >= min_size
+    is_valid = is_large[:, 0] & is_large[:, 1]
+    if size is None:
+        return is_valid
+    centres = boxes[:, :2] + (sides + offset) / 2
     is_inside = [centres[:, axis] < scalar_type(size[axis]) for axis in (0, 1)]
-    return is_large[:, 0] & is_large[:, 1] & is_inside[0] & is_inside[1]
+    return is_valid & is_inside[0] & is_inside[1]
 
 
 def select_detections(
@@ -159,6 +184,7 @@ def select_detections(
     best_class_only: bool = False,
     score_threshold_inclusive: bool = False,
     keep_ties: bool = True,
+    last_of_ties_first: bool = False,
     padded: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Select the detections of one image from the class probabilities and boxes of its RoIs.
@@ -172,7 +198,7 @@ def select_detections(
         boxes: ``(R, 4 * (1 + C))`` float32 boxes of every class.
         score_threshold: Minimum score of a candidate.
         nms_threshold: IoU threshold of NMS.
-        max_detections: Maximum number of detections; ``keep_ties`` may exceed it.
+        max_detections: Maximum number of detections, which ``keep_ties`` may exceed; 0 for no limit.
         offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes.boxes`.
         suppress_equal: Whether NMS suppresses at an IoU equal to the threshold (Detectron), or only above it.
         best_class_only: Whether a RoI is a candidate only for its highest-scoring class, and not at all if that is
@@ -180,8 +206,9 @@ def select_detections(
         score_threshold_inclusive: Whether a score equal to the threshold passes, or only a score above it.
         keep_ties: Whether to return more than ``max_detections`` detections if those beyond the limit have the same
             score as the last one within it (Detectron).
+        last_of_ties_first: Whether the last RoI or the first one takes precedence in the NMS of RoIs with equal scores.
         padded: Whether the result is padded; see the module.  It has ``max_detections`` rows, and four more with
-            ``keep_ties``.
+            ``keep_ties``; without a limit, it has a row for each candidate.
 
     Returns:
         tuple: Boxes ``(K, 4)`` float32, labels ``(K,)`` int32 (0 is the first foreground class) and scores ``(K,)``
@@ -196,12 +223,14 @@ def select_detections(
     nms_options: dict[str, Any] = {'threshold': nms_threshold, 'offset': offset, 'suppress_equal': suppress_equal}
     if padded:
         scores = xp.where(candidates, probs, _PAD_SCORE)
-        return _select_padded(scores, boxes, max_detections, keep_ties, nms_options)
+        return _select_padded(scores, boxes, max_detections, keep_ties, last_of_ties_first, nms_options)
     labels, rois = xp.nonzero(candidates[:, 1:].T)
+    if last_of_ties_first:
+        labels, rois = labels[::-1], rois[::-1]
     scores = probs[rois, labels + 1]
     boxes = boxes[rois, labels + 1]
     keep = nms(boxes, scores, groups=labels, **nms_options)
-    if len(keep) > max_detections:
+    if 0 < max_detections < len(keep):
         kept_scores = scores[keep]  # in descending order
         within = kept_scores >= kept_scores[max_detections - 1]
         keep = keep[within] if keep_ties else keep[:max_detections]
@@ -209,7 +238,12 @@ def select_detections(
 
 
 def _select_padded(
-    scores: Array, boxes: Array, max_detections: int, keep_ties: bool, nms_options: dict
+    scores: Array,
+    boxes: Array,
+    max_detections: int,
+    keep_ties: bool,
+    last_of_ties_first: bool,
+    nms_options: dict,
 ) -> tuple[Array, Array, Array]:
     """Select detections with static shapes: the second half of :func:`select_detections`.
 
@@ -218,18 +252,19 @@ def _select_padded(
         boxes: ``(R, 1 + C, 4)``.
         max_detections: See :func:`select_detections`.
         keep_ties: See :func:`select_detections`.
+        last_of_ties_first: See :func:`select_detections`.
         nms_options: Options of :func:`mask_rcnn.ops.boxes.nms.nms_padded`.
     """
     xp = get_array_module(scores)
     n_rois = len(scores)
     class_scores = scores[:, 1:].T.ravel()  # class after class
-    best = top_k_indices(class_scores, padded_selection.MAX_CANDIDATES)
+    best = top_k_indices(class_scores, padded_selection.MAX_CANDIDATES, last_of_ties_first=last_of_ties_first)
     labels, rois = best // n_rois, best % n_rois
     scores, boxes = class_scores[best], boxes[rois, labels + 1]
-    n_rows = max_detections + padded_selection.MAX_TIES * keep_ties
+    n_rows = padded_selection.n_rows(max_detections, keep_ties)
     keep = nms_padded(boxes, scores, groups=labels, limit=n_rows, **nms_options)
     boxes, scores = _take_padded(keep, boxes, scores)
-    last_score = scores[max_detections - 1 : max_detections]
+    last_score = scores[max_detections - 1 : max_detections] if max_detections else scores[:0]
     if len(last_score):
         is_beyond = scores < last_score
         boxes, scores = xp.where(is_beyond[:, None], _PAD_BOX, boxes), xp.where(is_beyond, _PAD_SCORE, scores)

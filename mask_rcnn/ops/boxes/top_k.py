@@ -17,7 +17,7 @@ _THREADS, _SCORES_PER_BLOCK, _SORTED_PER_BLOCK = 256, 1024, 32
 _DIGITS, _VALUES, _LAST_VALUES = 3, 2048, 1024
 
 
-def top_k_indices(scores: Array, limit: int) -> Array:
+def top_k_indices(scores: Array, limit: int, *, last_of_ties_first: bool = False) -> Array:
     """Return the indices of the ``limit`` largest scores, in descending order; ties keep the order of the input.
 
     The result has the same bits in every run.  The host does not wait for a GPU unless ``limit`` exceeds 16,384.
@@ -25,6 +25,7 @@ def top_k_indices(scores: Array, limit: int) -> Array:
     Args:
         scores: ``(N,)`` float32, without NaN.
         limit: Maximum number of indices, 0 or more.
+        last_of_ties_first: Whether ties have the reverse order of the input instead.
 
     Returns:
         ``(min(limit, N),)`` integers.
@@ -34,6 +35,8 @@ def top_k_indices(scores: Array, limit: int) -> Array:
     if limit == 0:
         return xp.empty((0,), np.int32)
     implementation = top_k_indices_cpu if xp is np else top_k_indices_gpu
+    if last_of_ties_first:
+        return len(scores) - 1 - implementation(scores[::-1], limit)
     return implementation(scores, limit)
 
 

@@ -1,5 +1,5 @@
 // Preparation of the network input; see mask_rcnn/ops/images/network_input.py.  The operations and their order are
-// those of subtract_mean_and_resize and resize_uint8_skimage in mask_rcnn/preprocessing/image_transform.py.
+// those of resize_opencv and resize_uint8_skimage in mask_rcnn/preprocessing/image_transform.py.
 
 // An image of three channels, (height, width, 3) or (3, height, width).
 template <typename pixel>
@@ -50,23 +50,27 @@ __device__ source_position opencv_source(int pixel, double inverse_scale)
     return {(int)before, position - before};
 }
 
-// The value at a pixel of the resized image, as in subtract_mean_and_resize.
+// The value at a pixel of the resized image, as in resize_opencv.
 template <typename pixel>
-__device__ float opencv_value(const image_view<pixel>& image, int c, double mean, source_position y, source_position x)
+__device__ float opencv_value(
+    const image_view<pixel>& image, int c, double mean, int mean_first, source_position y, source_position x)
 {
+    const double mean_before = mean_first ? mean : 0.0;
     const int right = x.before + 1 < image.width ? x.before + 1 : image.width - 1;
     float lines[2];
     for (int k = 0; k < 2; ++k) {
         const int row = clamp_index(y.before + k, image.height - 1);
-        lines[k] = (float)(image.at(c, row, x.before) - mean) * (1.0f - x.fraction)
-            + (float)(image.at(c, row, right) - mean) * x.fraction;
+        lines[k] = (float)(image.at(c, row, x.before) - mean_before) * (1.0f - x.fraction)
+            + (float)(image.at(c, row, right) - mean_before) * x.fraction;
     }
-    return lines[0] * (1.0f - y.fraction) + lines[1] * y.fraction;
+    const float value = lines[0] * (1.0f - y.fraction) + lines[1] * y.fraction;
+    return mean_first ? value : value - (float)mean;
 }
 
 template <typename pixel>
 __device__ void prepare_opencv(
-    const image_view<pixel>& image, double inverse_scale, const statistics& channels, const window& area, float* out)
+    const image_view<pixel>& image, double inverse_scale, int mean_first, const statistics& channels,
+    const window& area, float* out)
 {
     const int j = blockIdx.x * blockDim.x + threadIdx.x;
     if (j >= area.width)
@@ -78,7 +82,8 @@ __device__ void prepare_opencv(
     for (int i = blockIdx.y; i < area.height; i += gridDim.y) {
         const source_position y = opencv_source(i - area.top, inverse_scale);
         for (int c = 0; c < 3; ++c) {
-            const float value = area.contains(i, j) ? opencv_value(image, c, channels.mean[c], y, x) : 0.0f;
+            const float value =
+                area.contains(i, j) ? opencv_value(image, c, channels.mean[c], mean_first, y, x) : 0.0f;
             out[((long long)c * area.height + i) * area.width + j] = value / channels.std[c];
         }
     }
@@ -119,7 +124,7 @@ __device__ void prepare_skimage(
 // Compute a network input (3, out_height, out_width).  A thread computes a column of the rows blockIdx.y,
 // blockIdx.y + gridDim.y, ...
 extern "C" __global__ void opencv_uint8(
-    const unsigned char* image, double inverse_scale,
+    const unsigned char* image, double inverse_scale, int mean_first,
     int height, int width, int channels_last, int reverse_channels, int top, int left, int rows, int columns,
     double mean_0, double mean_1, double mean_2, float std_0, float std_1, float std_2,
     int out_height, int out_width, float* out)
@@ -127,11 +132,11 @@ extern "C" __global__ void opencv_uint8(
     const image_view<unsigned char> view = {image, height, width, channels_last, reverse_channels};
     const statistics channels = {{mean_0, mean_1, mean_2}, {std_0, std_1, std_2}};
     const window area = {top, left, rows, columns, out_height, out_width};
-    prepare_opencv(view, inverse_scale, channels, area, out);
+    prepare_opencv(view, inverse_scale, mean_first, channels, area, out);
 }
 
 extern "C" __global__ void opencv_float32(
-    const float* image, double inverse_scale,
+    const float* image, double inverse_scale, int mean_first,
     int height, int width, int channels_last, int reverse_channels, int top, int left, int rows, int columns,
     double mean_0, double mean_1, double mean_2, float std_0, float std_1, float std_2,
     int out_height, int out_width, float* out)
@@ -139,7 +144,7 @@ extern "C" __global__ void opencv_float32(
     const image_view<float> view = {image, height, width, channels_last, reverse_channels};
     const statistics channels = {{mean_0, mean_1, mean_2}, {std_0, std_1, std_2}};
     const window area = {top, left, rows, columns, out_height, out_width};
-    prepare_opencv(view, inverse_scale, channels, area, out);
+    prepare_opencv(view, inverse_scale, mean_first, channels, area, out);
 }
 
 extern "C" __global__ void skimage_uint8(

@@ -31,6 +31,7 @@ class InputLayout:
         reverse_channels: Whether the network input has the channels in the reverse order of the image.
         mean: Mean of each channel of the network input.
         std: Standard deviation of each channel of the network input.
+        subtract_mean_first: Whether :func:`resize_opencv_gpu` subtracts the mean before the resize or after it.
     """
 
     size: tuple[int, int]
@@ -39,10 +40,11 @@ class InputLayout:
     reverse_channels: bool
     mean: Sequence[float]
     std: Sequence[float]
+    subtract_mean_first: bool = True
 
 
-def subtract_mean_and_resize_gpu(image: Array, scale: float, layout: InputLayout) -> Array:
-    """Subtract the mean from an image, resize it bilinearly and pad it with zeros (Detectron).
+def resize_opencv_gpu(image: Array, scale: float, layout: InputLayout) -> Array:
+    """Subtract the mean from an image, resize it bilinearly and pad it with zeros (Detectron, DeNA).
 
     Args:
         image: ``(H, W, 3)`` uint8 or ``(3, H, W)`` float32, contiguous.
@@ -52,7 +54,7 @@ def subtract_mean_and_resize_gpu(image: Array, scale: float, layout: InputLayout
     Returns:
         ``(1, 3, *layout.size)`` float32.
     """
-    return _launch('opencv', image, [np.float64(1 / scale)], layout)
+    return _launch('opencv', image, [np.float64(1 / scale), np.int32(layout.subtract_mean_first)], layout)
 
 
 def resize_uint8_skimage_gpu(image: Array, layout: InputLayout) -> Array:

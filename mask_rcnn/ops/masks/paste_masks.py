@@ -8,6 +8,7 @@ Source: Detectron ``detectron/core/test.py`` (``segm_results``), ``detectron/uti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ def paste_masks(
     offset: float = 1.0,
     padding: int = 1,
     margin: int = 0,
+    squeeze_at_border: bool = False,
     threshold: float = 0.5,
     threshold_inclusive: bool = False,
 ) -> Array:
@@ -53,6 +55,8 @@ def paste_masks(
         padding: Width of the zero border around a mask in mask pixels: 1 (Detectron) or 0.
         margin: Width of the zero border outside the box, 0 or 1.  1 interpolates between the mask and the zeros, but
             not below the minimum of the mask (scikit-image); 0 repeats the border (OpenCV).
+        squeeze_at_border: Whether the extended box is clipped to the image before the mask is resized to it (DeNA), so
+            that the whole mask is squeezed into the visible part, or the resized mask is cropped (Detectron).
         threshold: Pixels with a higher probability belong to the mask.
         threshold_inclusive: Whether a pixel with a probability equal to the threshold belongs to the mask.
 
@@ -65,9 +69,11 @@ def paste_masks(
     spec = _paste_spec(
         probs,
         boxes,
+        size,
         offset=offset,
         padding=padding,
         margin=margin,
+        squeeze_at_border=squeeze_at_border,
         threshold=threshold,
         threshold_inclusive=threshold_inclusive,
     )
@@ -98,7 +104,7 @@ def paste_into(out: Array, probs: Array, boxes: Array, **options: Any) -> Array:
     """
     if out.ndim != 3 or len(out) != len(probs) or out.dtype != np.bool_ or not out.flags.c_contiguous:
         raise ValueError(f'out must be contiguous bool ({len(probs)}, H, W), not {out.dtype} {out.shape}')
-    spec = _paste_spec(probs, boxes, **options)
+    spec = _paste_spec(probs, boxes, out.shape[1:], **options)
     if get_array_module(probs) is np:
         paste_cpu(spec, out, False)
     else:
@@ -124,7 +130,7 @@ def mask_runs(probs: Array, boxes: Array, size: tuple[int, int], **options: Any)
     Raises:
         ValueError: If a shape is wrong.
     """
-    spec = _paste_spec(probs, boxes, **options)
+    spec = _paste_spec(probs, boxes, size, **options)
     implementation = runs_cpu if get_array_module(probs) is np else runs_gpu
     height, width = map(int, size)
     return implementation(spec, height, width) if len(probs) else []
@@ -171,10 +177,12 @@ class _PasteSpec(NamedTuple):
 def _paste_spec(
     probs: Array,
     boxes: Array,
+    size: Sequence[int],
     *,
     offset: float = 1.0,
     padding: int = 1,
     margin: int = 0,
+    squeeze_at_border: bool = False,
     threshold: float = 0.5,
     threshold_inclusive: bool = False,
 ) -> _PasteSpec:
@@ -184,8 +192,10 @@ def _paste_spec(
     if boxes.shape != (len(probs), 4):
         raise ValueError(f'boxes must have the shape ({len(probs)}, 4), not {boxes.shape}')
     xp = get_array_module(probs)
+    limits = size if squeeze_at_border else (None, None)
     rows, columns = (
-        _box_axis(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], offset, padding) for axis in (0, 1)
+        _box_axis(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], offset, padding, limits[axis])
+        for axis in (0, 1)
     )
     probs = xp.ascontiguousarray(probs, np.float32)
     has_min_prob = margin and len(probs)
@@ -195,8 +205,13 @@ def _paste_spec(
     )
 
 
-def _box_axis(xp: Any, low: Array, high: Array, mask_size: int, offset: float, padding: int) -> _BoxAxis:
-    """Return the pixels of one axis that padded masks cover, for boxes from ``low`` to ``high`` (R,)."""
+def _box_axis(
+    xp: Any, low: Array, high: Array, mask_size: int, offset: float, padding: int, limit: int | None
+) -> _BoxAxis:
+    """Return the pixels of one axis that padded masks cover, for boxes from ``low`` to ``high`` (R,).
+
+    ``limit`` is the size of the image to which extended boxes are clipped, or ``None``.
+    """
     # Clip to values that int32 can represent; a box beyond them covers the same pixels of any image.
     low, high = (xp.clip(xp.nan_to_num(edge.astype(np.float32)), -(2.0**27), 2.0**27) for edge in (low, high))
     padded = mask_size + 2 * padding
@@ -204,6 +219,8 @@ def _box_axis(xp: Any, low: Array, high: Array, mask_size: int, offset: float, p
     half = (high - low) * np.float32(0.5) * np.float32(padded / mask_size)
     centre = (high + low) * np.float32(0.5)
     first, last = (centre - half).astype(np.int32), (centre + half).astype(np.int32)
+    if limit is not None:
+        first, last = xp.maximum(first, 0), xp.minimum(last, np.int32(limit) - np.int32(offset))
     n_pixels = xp.maximum(last - first + np.int32(offset), 0).astype(np.int32)
     # OpenCV's inverse scale: 1 / (pixels / mask pixels).
     return _BoxAxis(first, n_pixels, 1.0 / (xp.maximum(n_pixels, 1) / float(padded)))

@@ -87,7 +87,7 @@ def read(path: _Path, *, bn2affine: bool = False) -> ConvertedWeights:
 
 
 def _describe_reading(bn2affine: bool) -> str:
-    """Return the line that tells the user which of the two kinds of files was assumed."""
+    """Return the line that names the assumed kind of file for the user."""
     if bn2affine:
         return (
             'read with --bn2affine: gamma and beta are affine channels, and the statistics are ignored, which is right '
