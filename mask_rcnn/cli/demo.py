@@ -25,7 +25,7 @@ from mask_rcnn.models import MaskRCNN, load
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.preprocessing.image_io import ImageFileError, list_images, read_image
-from mask_rcnn.visualization import BACKGROUNDS, load_font
+from mask_rcnn.visualization import BACKDROPS, load_font
 from mask_rcnn.weights import WeightFileError
 
 DEFAULT_MODEL = 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
@@ -47,6 +47,10 @@ names of the pictures:
 scores:
   Pictures show detections with scores above 0.7; the JSON file contains all detections of the model, by
   default those with scores above 0.05. --score-thresh replaces both thresholds.
+
+old command lines:
+  --background (no window) is accepted and has no effect, because this program opens no window. --backdrop
+  selects what is drawn behind the objects.
 
 image_id in the JSON file:
   The file name as a number if it is one (000000000139.jpg: 139), otherwise the file name without its suffix.
@@ -90,16 +94,18 @@ def _add_model(add: AddArgument, folder: Path) -> None:
         metavar='FILE',
         help='weights, .npz (default: %(default)s)',
     )
-    add_gpu(add)
+    add_gpu(add, '-g')
     add_precision(add)
     add('--bn2affine', action='store_true', help='convert batch normalisation to affine channels first')
     add(
         '--roialign',
         action=argparse.BooleanOptionalAction,
-        help='RoIAlign, or RoI max pooling (default: as the weights were trained)',
+        help='RoIAlign, or RoI max pooling (default: as the weights were trained); in the old Chainer port, '
+        '--roialign switched RoIAlign off, against its README',
     )
     add(
         '--roi-size',
+        '-r',
         type=int,
         choices=(7, 14),
         help='height and width of the pooled RoI features (default: as the weights were trained)',
@@ -123,11 +129,13 @@ def _add_output(add: AddArgument) -> None:
     )
     add('--contour', action='store_true', help='draw the outlines of the masks')
     add(
-        '--background',
-        choices=BACKGROUNDS,
+        '--backdrop',
+        choices=BACKDROPS,
         default='image',
-        help='background of the objects: the image, the image in grey, or black or white (default: %(default)s)',
+        help='what is drawn behind the objects: the image, the image in grey, or black or white (default: %(default)s)',
     )
+    # The usage would show an optional value, which is read only to be refused; the epilog describes the flag.
+    add('--background', action=_NoWindow, help=argparse.SUPPRESS)
     add(
         '--font',
         type=Path,
@@ -135,6 +143,32 @@ def _add_output(add: AddArgument) -> None:
         help='TrueType or OpenType font for the labels (default: DejaVu Sans, which has no Chinese, Japanese or '
         'Korean characters)',
     )
+
+
+class _NoWindow(argparse.Action):
+    """The flag ``--background`` of the old Chainer port: show the picture in no window, as this program always does.
+
+    A value is an error that names ``--backdrop``.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any):
+        super().__init__(option_strings, dest, nargs='?', default=False, **options)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Accept the flag without a value."""
+        if values is not None:
+            raise argparse.ArgumentError(
+                self,
+                f'takes no value, not {values!r}; --backdrop ({", ".join(BACKDROPS)}) selects what is drawn behind the '
+                'objects, and images follow --image',
+            )
+        setattr(namespace, self.dest, True)
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles'), *, prog: str | None = None) -> int:
@@ -367,9 +401,7 @@ def _write_results(job: _Job, args: argparse.Namespace) -> list[dict[str, Any]]:
         raise job.error
     detections = job.detections
     shown = detections.above(PICTURE_THRESHOLD if args.score_thresh is None else args.score_thresh)
-    _write_picture(
-        job.picture, shown.draw(job.pixels, contour=args.contour, background=args.background, font=args.font)
-    )
+    _write_picture(job.picture, shown.draw(job.pixels, contour=args.contour, backdrop=args.backdrop, font=args.font))
     counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
     print_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}')
     return [] if args.json is None else detections.to_coco(image_id(job.image))

@@ -15,8 +15,8 @@ from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON
 from mask_rcnn.visualization.colors import instance_colors, text_color
 from mask_rcnn.visualization.labels import PlacedLabel, draw_label, font_size_for, label_candidates, place_labels
 
-#: Backgrounds of a drawing: the image, the image in pale grey, black or white.
-BACKGROUNDS = ('image', 'grey', 'black', 'white')
+#: Backdrops of a drawing, behind the objects: the image, the image in pale grey, black or white.
+BACKDROPS = ('image', 'grey', 'black', 'white')
 
 _FILL = {'image': 0.45, 'grey': 0.6, 'black': 0.85, 'white': 0.85}  # opacity of the masks
 _FILL_IN_CONTOUR = 0.6  # factor of the opacity of masks with outlines
@@ -74,7 +74,7 @@ def draw_detections(
     detections: DrawableDetections,
     *,
     contour: bool = False,
-    background: str = 'image',
+    backdrop: str = 'image',
     boxes: bool = True,
     keypoints: bool = True,
     labels: bool = True,
@@ -91,7 +91,7 @@ def draw_detections(
         image: float32 ``(3, H, W)`` in [0, 255] or uint8 ``(H, W, 3)``, RGB.  It is not changed.
         detections: The detections of the image.
         contour: Draw an outline around each mask and fill the mask more lightly.
-        background: One of :data:`BACKGROUNDS`.
+        backdrop: One of :data:`BACKDROPS`.
         boxes: Draw the boxes.
         keypoints: Draw keypoints with a high logit; COCO's 17 keypoints are connected by bones.
         labels: Write the names of the classes.
@@ -103,16 +103,16 @@ def draw_detections(
         A uint8 array of shape ``(H, W, 3)``, RGB.
 
     Raises:
-        ValueError: The image has another type, shape or size than ``detections.size``, or the background is
+        ValueError: The image has another type, shape or size than ``detections.size``, or the backdrop is
             unknown.
         OSError: ``font`` cannot be read.
     """
-    canvas = _canvas(image, detections.size, background)
+    canvas = _canvas(image, detections.size, backdrop)
     ordered = detections[_largest_first(detections.boxes)]
     clipped_boxes = _clip_boxes(ordered.boxes, ordered.size, ordered.dialect.boxes.offset)
     colors = instance_colors(clipped_boxes, ordered.size)
     saliency = _SaliencyMap(ordered.size)
-    opacity = _FILL[background] * (_FILL_IN_CONTOUR if contour else 1)
+    opacity = _FILL[backdrop] * (_FILL_IN_CONTOUR if contour else 1)
     outlines = []
     for crop, box, color in zip(_mask_crops(ordered), clipped_boxes, colors, strict=True):
         saliency.add(crop, box)
@@ -138,10 +138,10 @@ def draw_detections(
     return canvas
 
 
-def _canvas(image: np.ndarray, size: tuple[int, int], background: str) -> np.ndarray:
-    """Return the background as a new uint8 array ``(H, W, 3)``."""
-    if background not in BACKGROUNDS:
-        raise ValueError(f'background must be one of {", ".join(BACKGROUNDS)}, not {background!r}')
+def _canvas(image: np.ndarray, size: tuple[int, int], backdrop: str) -> np.ndarray:
+    """Return the backdrop as a new uint8 array ``(H, W, 3)``."""
+    if backdrop not in BACKDROPS:
+        raise ValueError(f'backdrop must be one of {", ".join(BACKDROPS)}, not {backdrop!r}')
     height, width = size
     if image.dtype == np.uint8 and image.shape == (height, width, 3):
         canvas = image.copy()
@@ -152,11 +152,11 @@ def _canvas(image: np.ndarray, size: tuple[int, int], background: str) -> np.nda
             f'image is {image.dtype} of shape {image.shape}, expected {height} x {width} pixels as in the detections, '
             'float32 (3, H, W) or uint8 (H, W, 3)'
         )
-    if background == 'grey':
+    if backdrop == 'grey':
         grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
         canvas = cv2.cvtColor(cv2.addWeighted(grey, 0.7, grey, 0, 0.3 * 235), cv2.COLOR_GRAY2RGB)
-    elif background != 'image':
-        canvas[...] = 0 if background == 'black' else 255
+    elif backdrop != 'image':
+        canvas[...] = 0 if backdrop == 'black' else 255
     return canvas
 
 

@@ -139,16 +139,37 @@ def test_flags_reach_the_model_and_the_drawing(calls, tmp_path, monkeypatch):
             '--extractor',
             'resnet101',
             '--contour',
-            '--background',
+            '--backdrop',
             'grey',
         )
         == 0
     )
     assert calls[0]['bn2affine']
     assert calls[0]['changes'] == {'roi_align': False, 'roi_size': 7, 'extractor': 'resnet101'}
-    assert options == {'contour': True, 'background': 'grey', 'font': None}
+    assert options == {'contour': True, 'backdrop': 'grey', 'font': None}
     assert call('--image', image, '--roialign') == 0
     assert calls[1]['changes'] == {'roi_align': True}
+
+
+@pytest.mark.parametrize('place', ['before', 'after'])
+def test_the_flag_for_no_window_has_no_effect(calls, tmp_path, place):
+    """The old Chainer port's ``--background``: the picture is the one without the flag."""
+    image = write_image(tmp_path / 'a.png')
+    assert call('--image', image) == 0
+    expected = (tmp_path / 'output.png').read_bytes()
+    (tmp_path / 'output.png').unlink()
+    assert call(*(['--background', '--image', image] if place == 'before' else ['--image', image, '--background'])) == 0
+    assert (tmp_path / 'output.png').read_bytes() == expected
+
+
+@pytest.mark.parametrize('words', [['--background', 'grey'], ['--background=grey'], ['--background', 'b.png']])
+def test_a_value_for_no_window_names_the_option_of_the_backdrop(calls, tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        call('--image', write_image(tmp_path / 'a.png'), *words)
+    line = capsys.readouterr().err.splitlines()[-1]
+    value = words[-1].split('=')[-1]
+    assert stop.value.code == 2 and not calls
+    assert f"argument --background: takes no value, not '{value}'; --backdrop (image, grey, black, white)" in line
 
 
 def test_several_images_and_folders(calls, tmp_path, capsys):
@@ -194,7 +215,7 @@ def test_failures_among_images_that_are_detected_together(calls, tmp_path, capsy
         write_image(path, value=100 + i if kind == 'good' else 0)
         if kind == 'broken':
             path.write_bytes(b'no image')
-    assert call('--image', 'in', '--json', 'found.json', '--background', 'image') == 1
+    assert call('--image', 'in', '--json', 'found.json', '--backdrop', 'image') == 1
     captured = capsys.readouterr()
     good = [f'{i:02}_good' for i, kind in enumerate(kinds) if kind == 'good']
     assert [line.split(':')[0] for line in captured.out.splitlines()] == [f'in/{name}.png' for name in good]
@@ -273,7 +294,7 @@ def test_impossible_outputs_are_refused_before_the_model_is_loaded(calls, tmp_pa
         ['--image'],
         ['--image', 'a', '--roi_size', '8'],
         ['--image', 'a', '--extractor', 'vgg'],
-        ['--image', 'a', '--background', 'pink'],
+        ['--image', 'a', '--backdrop', 'pink'],
         ['--image', 'a', '--score-thresh', '7'],
         ['--image', 'a', '--score-thresh', 'nan'],
         ['--image', 'a', '--score-thresh', 'x'],

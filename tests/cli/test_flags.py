@@ -39,7 +39,7 @@ def test_every_flag_may_be_written_with_underscores(command):
         if name == '--help':
             continue
         value = 'width=0.5' if action.dest == 'fields' else str(next(iter(action.choices))) if action.choices else '1'
-        rest = [] if action.nargs == 0 else [value]
+        rest = [] if action.nargs in (0, '?') else [value]
         hyphens, underscores = (
             parser.parse_args([*positional, *words])
             for words in ([name, *rest], ['--' + name[2:].replace('-', '_'), *rest])

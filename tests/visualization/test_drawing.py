@@ -37,22 +37,22 @@ def rectangles(boxes, size=SIZE, **changes):
 
 
 @pytest.mark.parametrize(
-    ('background', 'expected'),
+    ('backdrop', 'expected'),
     [('image', lambda image: image), ('black', np.zeros_like), ('white', lambda image: np.full_like(image, 255))],
 )
-def test_without_detections_only_the_background_is_drawn(rng, background, expected):
+def test_without_detections_only_the_backdrop_is_drawn(rng, backdrop, expected):
     image = picture(rng)
-    drawn = draw_detections(image, rectangles([]), background=background, contour=True)
+    drawn = draw_detections(image, rectangles([]), backdrop=backdrop, contour=True)
     assert drawn.dtype == np.uint8 and drawn is not image
     np.testing.assert_array_equal(drawn, expected(image))
 
 
-def test_grey_background_keeps_lightness(rng):
+def test_grey_backdrop_keeps_lightness(rng):
     image = np.stack([np.full(SIZE, value, np.uint8) for value in (10, 200, 90)], axis=2)
-    drawn = draw_detections(image, rectangles([]), background='grey')
+    drawn = draw_detections(image, rectangles([]), backdrop='grey')
     assert (drawn == drawn[:1, :1, :1]).all()
     ramp = np.repeat(np.arange(160, dtype=np.uint8)[None, :, None].repeat(120, axis=0), 3, axis=2)
-    grey = draw_detections(ramp, rectangles([]), background='grey')
+    grey = draw_detections(ramp, rectangles([]), backdrop='grey')
     assert (np.diff(grey[0, :, 0].astype(int)) >= 0).all() and grey[0, 0, 0] < grey[0, -1, 0]
 
 
@@ -73,7 +73,7 @@ def test_a_mask_is_drawn_in_a_translucent_colour(rng):
     drawn = draw_detections(image, rectangles([[20, 30, 70, 90]]), boxes=False, labels=False)
     inside = np.zeros(SIZE, bool)
     inside[21:69, 31:89] = True  # without the soft edge
-    on_black = draw_detections(image, rectangles([[20, 30, 70, 90]]), labels=False, background='black')
+    on_black = draw_detections(image, rectangles([[20, 30, 70, 90]]), labels=False, backdrop='black')
     color = on_black[40, 50] / 0.85
     expected = 0.55 * image + 0.45 * color
     assert np.abs(drawn[inside] - expected[inside]).max() <= 1.5
@@ -86,7 +86,7 @@ def test_small_instances_are_drawn_over_large_ones(rng):
     boxes = [[0, 0, 120, 160], [40, 40, 80, 100]]
     for order in (boxes, boxes[::-1]):
         found = rectangles(order)
-        drawn = draw_detections(image, found, boxes=False, labels=False, background='black')
+        drawn = draw_detections(image, found, boxes=False, labels=False, backdrop='black')
         large, both = (drawn[y, x].astype(float) for y, x in ((10, 10), (60, 70)))
         small = (both - 0.15 * large) / 0.85
         assert np.abs(small - both).max() < 0.16 * 255 and np.abs(small - large).max() > 60
@@ -166,7 +166,7 @@ def test_image_sizes_from_1_pixel_to_7_megapixels(rng, size):
         size=size,
         mask_probs=rng.uniform(0, 1, (5, 14, 14)).astype(np.float32),
     )
-    for options in ({'contour': True}, {'background': 'grey'}):
+    for options in ({'contour': True}, {'backdrop': 'grey'}):
         drawn = draw_detections(picture(rng, size), found, **options)
         assert drawn.shape == (*size, 3) and drawn.dtype == np.uint8
 
@@ -199,9 +199,9 @@ def test_an_image_of_another_size_is_rejected(image):
         draw_detections(image, rectangles([]))
 
 
-def test_an_unknown_background_is_rejected():
+def test_an_unknown_backdrop_is_rejected():
     with pytest.raises(ValueError, match="image, grey, black, white, not 'pink'"):
-        draw_detections(np.zeros((*SIZE, 3), np.uint8), rectangles([]), background='pink')
+        draw_detections(np.zeros((*SIZE, 3), np.uint8), rectangles([]), backdrop='pink')
 
 
 def figure(count=17, logit=5.0, **places):
