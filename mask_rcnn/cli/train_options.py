@@ -60,6 +60,8 @@ files in the folder --out:
   loss.png, ap.png         the same values as curves
   snapshot_iter_N.npz      the complete state after iteration N, for --resume
   model_iter_N.npz         the model alone, for mask-rcnn demo
+  snapshot_model.npz       the newest of these models; a file of this name that is not a model of this program,
+                           such as one of the old Chainer port, is renamed to snapshot_model.old.npz first
   model_best.npz           the model with the best AP so far: keypoint AP or mask AP
   results_iter_N.*.json    detections in the evaluation data in COCO's format (.bbox and .segm or .keypoints)
 

@@ -20,7 +20,7 @@ import numpy as np
 from chainer import serializers, training
 
 from mask_rcnn.inference.save import save
-from mask_rcnn.weights import ModelMeta, WeightFileError
+from mask_rcnn.weights import ModelMeta, WeightFileError, formats
 from mask_rcnn.weights.errors import to_printable_ascii
 from mask_rcnn.weights.files import (
     CORRUPT_FILE_ERRORS,
@@ -35,6 +35,9 @@ FORMAT_VERSION = 1
 
 _HEADER = 'snapshot'
 _NAME = re.compile(r'snapshot_iter_(\d+)\.npz')
+
+#: Name of the newest model: the file that Chainer_Mask_R-CNN, DeNA's Chainer port, wrote.
+_NEWEST_MODEL = 'snapshot_model.npz'
 
 
 @dataclass(frozen=True)
@@ -196,15 +199,19 @@ def list_snapshots(folder: str | os.PathLike) -> list[tuple[int, Path]]:
 class Snapshots(training.Extension):
     """Trainer extension: writes snapshots and models, and removes old ones.
 
-    ``snapshot_iter_N.npz`` contains the complete state after ``N`` updates, ``model_iter_N.npz`` the model alone, and
-    ``model_best.npz`` the model with the best evaluation so far.  If a file cannot be written, the run continues with
-    a warning; older files are removed only after a new one is complete.
+    ``snapshot_iter_N.npz`` contains the complete state after ``N`` updates, ``model_iter_N.npz`` the model alone,
+    ``snapshot_model.npz`` the newest model, and ``model_best.npz`` the model with the best evaluation so far.  If a
+    file cannot be written, the run continues with a warning; older files are removed only after a new one is complete.
+
+    A ``snapshot_model.npz`` that is not a model of this program is renamed, not replaced: the old Chainer port wrote
+    its only result under this name.
 
     Args:
         meta: Description of the network.
         options: Options of the run that are stored in snapshots.
         keep: Number of snapshots, with their models, to keep.
         warn: Called with one line if a file cannot be written.
+        print_line: Called with one line if a file is renamed.
 
     Attributes:
         last (Path or None): The last snapshot of this run.
@@ -213,8 +220,16 @@ class Snapshots(training.Extension):
     name = 'snapshots'  # type: ignore[assignment]  # Chainer declares None
     priority = -100  # after every extension that changes the state of an iteration
 
-    def __init__(self, meta: ModelMeta, options: Mapping[str, Any], *, keep: int, warn: Callable[[str], None]):
-        self._meta, self._options, self._keep, self._warn = meta, options, keep, warn
+    def __init__(
+        self,
+        meta: ModelMeta,
+        options: Mapping[str, Any],
+        *,
+        keep: int,
+        warn: Callable[[str], None],
+        print_line: Callable[[str], None],
+    ):
+        self._meta, self._options, self._keep, self._warn, self._print_line = meta, options, keep, warn, print_line
         self._best = -np.inf
         self.last: Path | None = None
 
@@ -222,7 +237,11 @@ class Snapshots(training.Extension):
         self.write(trainer)
 
     def write(self, trainer: training.Trainer) -> bool:
-        """Write the snapshot and the model of the current iteration; return whether it succeeded."""
+        """Write the snapshot and the models of the current iteration.
+
+        Returns:
+            True if the snapshot and its model are complete.
+        """
         folder, iteration = Path(trainer.out), trainer.updater.iteration
         path = folder / f'snapshot_iter_{iteration}.npz'
         if path == self.last:
@@ -235,7 +254,18 @@ class Snapshots(training.Extension):
         except (WeightFileError, OSError) as error:
             self._warn(f'no snapshot of iteration {iteration}: {error}')
             return False
+        self._write_newest_model(folder / _NEWEST_MODEL, trainer)
         return True
+
+    def _write_newest_model(self, path: Path, trainer: training.Trainer) -> None:
+        try:
+            # Not before the first write: the run may have read the file (--resume).
+            kept = _keep_foreign_file(path)
+            if kept is not None:
+                self._print_line(f'{path} is not a model of this program and is kept as {kept}')
+            save(path, _model(trainer))
+        except (WeightFileError, OSError) as error:
+            self._warn(f'the newest model is not saved: {error}')
 
     def save_if_best(self, trainer: training.Trainer, score: float) -> None:
         """Write ``model_best.npz`` if the score is higher than all earlier ones."""
@@ -260,6 +290,33 @@ class Snapshots(training.Extension):
         for saved, path in past[: -self._keep]:
             path.unlink(missing_ok=True)
             (folder / f'model_iter_{saved}.npz').unlink(missing_ok=True)
+
+
+def _keep_foreign_file(path: Path) -> Path | None:
+    """Rename a file that is not in the native format, so that it is not replaced.
+
+    Args:
+        path: A file that may exist, ``NAME.npz``.
+
+    Returns:
+        Its new path, ``NAME.old.npz``, ``NAME.old.2.npz``, ... (the first that is free); ``None`` if there is no such
+        file, or one in the native format.
+    """
+    if not path.is_file() or _is_native(path):
+        return None
+    kept, number = path.with_name(f'{path.stem}.old{path.suffix}'), 2
+    while os.path.lexists(kept):
+        kept = path.with_name(f'{path.stem}.old.{number}{path.suffix}')
+        number += 1
+    path.rename(kept)
+    return kept
+
+
+def _is_native(path: Path) -> bool:
+    try:
+        return formats.detect_format(path).name == formats.NATIVE
+    except WeightFileError:
+        return False
 
 
 def _model(trainer: training.Trainer) -> Any:

@@ -170,7 +170,11 @@ def _add_extensions(
     plotting = IntervalTrigger(10 * options.log_interval, also=stop_trigger)
     log = TrainingLog(trigger=logging, plot_trigger=plotting, write=main, warn=print_warning)
     snapshots = Snapshots(
-        model_meta(model), options_to_store(options, communicator), keep=options.keep, warn=print_warning
+        model_meta(model),
+        options_to_store(options, communicator),
+        keep=options.keep,
+        warn=print_warning,
+        print_line=print_line,
     )
     trainer.extend(LearningRateScheduler(options.schedule, optimizer))
     trainer.extend(log, trigger=(1, 'iteration'))

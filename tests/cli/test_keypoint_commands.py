@@ -97,7 +97,8 @@ def test_keypoint_training_evaluation_and_demo(persons, capsys):
     assert model.class_names == ('person',) and model.category_ids == (1,)
 
     weights = str(persons / 'result' / 'model_iter_2.npz')
-    assert evaluate.main(['--modelfile', weights, '--gpu', '-1', '--out', 'measured'], persons) == 0
+    newest = str(persons / 'result' / 'snapshot_model.npz')  # the same model
+    assert evaluate.main(['--modelfile', newest, '--gpu', '-1', '--out', 'measured'], persons) == 0
     metrics = json.loads((persons / 'measured' / 'metrics.json').read_text())
     assert metrics['keypoints/AP'] == log[-1]['validation/keypoints/AP']
     assert set(metrics['classes']['person']) == {'bbox/AP', 'keypoints/AP'}

@@ -173,7 +173,7 @@ class Metrics:
 
 
 def add_evaluation(trainer, evaluate, signal_handler=None, lines=None, warn=pytest.fail):
-    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
+    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail, print_line=pytest.fail)
     trainer.extend(
         Evaluation(
             evaluate,
@@ -201,7 +201,7 @@ def test_evaluations_are_reported_and_the_best_is_kept(tmp_path):
 @pytest.mark.parametrize('kind', ['keypoints', 'segm', 'bbox'])
 def test_the_best_model_is_selected_by_keypoints_then_masks_then_boxes(tmp_path, kind):
     trainer, offered = make_trainer(tmp_path, stop=(2, 'iteration')), []
-    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
+    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail, print_line=pytest.fail)
     snapshots.save_if_best = lambda trainer, score: offered.append(score)
     trainer.extend(
         Evaluation(

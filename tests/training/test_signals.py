@@ -19,7 +19,7 @@ def test_a_signal_stops_the_run_after_its_iteration(tmp_path, number):
     signal_handler = SignalHandler()
     trainer.stop_trigger = stop = StopTrigger(100, signal_handler, Communicator())
     trainer.extend(lambda t: os.kill(os.getpid(), number), name='sender', trigger=IntervalTrigger(3))
-    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail)
+    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail, print_line=pytest.fail)
     trainer.extend(snapshots, trigger=IntervalTrigger(0, also=stop))
     before = signal.getsignal(number)
     with signal_handler.installed():

@@ -27,11 +27,11 @@ from tests.support.tiny_training import META, TinyTrainChain, arrays, make_train
 OPTIONS = {'seed': 0, 'batch_size': 4}
 
 
-def run(out, n, *, resume=None, every=0, keep=2, warn=pytest.fail, data=None):
+def run(out, n, *, resume=None, every=0, keep=2, warn=pytest.fail, print_line=pytest.fail, data=None):
     """Train a tiny chain until iteration ``n``; return the trainer, its snapshots and its log."""
     trainer = make_trainer(out, stop=(n, 'iteration'), data=data)
     log = TrainingLog(trigger=IntervalTrigger(3), plot_trigger=IntervalTrigger(0), write=True, warn=warn)
-    snapshots = Snapshots(META, OPTIONS, keep=keep, warn=warn)
+    snapshots = Snapshots(META, OPTIONS, keep=keep, warn=warn, print_line=print_line)
     trainer.extend(log, trigger=(1, 'iteration'))
     trainer.extend(snapshots, trigger=IntervalTrigger(every))
     if resume:
@@ -85,6 +85,7 @@ def test_old_snapshots_are_removed_and_other_files_kept(tmp_path):
         'snapshot_iter_8.npz',
         'model_iter_6.npz',
         'model_iter_8.npz',
+        'snapshot_model.npz',
         'snapshot_iter_99.npz',
         'snapshot_iter_x.npz',
         'other.npz',
@@ -144,7 +145,7 @@ def test_a_full_disk_keeps_the_old_snapshot(tmp_path, monkeypatch, free):
     trainer, _, _ = run(tmp_path, 4, every=2, keep=1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     lines = []
-    snapshots = Snapshots(META, OPTIONS, keep=1, warn=lines.append)
+    snapshots = Snapshots(META, OPTIONS, keep=1, warn=lines.append, print_line=pytest.fail)
     trainer.updater.iteration = 5
     monkeypatch.setattr(builtins, 'open', FullDisk(free))
     assert not snapshots.write(trainer)
@@ -155,6 +156,61 @@ def test_a_full_disk_keeps_the_old_snapshot(tmp_path, monkeypatch, free):
     assert after == before and snapshots.last is None
     assert snapshots.write(trainer) and snapshots.last == tmp_path / 'snapshot_iter_5.npz'
     assert not (tmp_path / 'snapshot_iter_4.npz').exists()
+
+
+@pytest.mark.parametrize('n', [2, 5, 6])
+def test_the_newest_model_has_its_own_name(tmp_path, n):
+    run(tmp_path, n, every=2)
+    newest = tmp_path / 'snapshot_model.npz'
+    assert newest.read_bytes() == (tmp_path / f'model_iter_{n // 2 * 2}.npz').read_bytes()
+    assert not list(tmp_path.glob('*.old*'))
+
+
+def test_a_newest_model_that_cannot_be_written_is_a_warning(tmp_path):
+    (tmp_path / 'snapshot_model.npz').mkdir()
+    lines = []
+    _, snapshots, _ = run(tmp_path, 2, every=2, warn=lines.append)
+    (line,) = lines
+    assert line.startswith('the newest model is not saved: ') and 'is a folder' in line
+    assert snapshots.last == tmp_path / 'snapshot_iter_2.npz' and (tmp_path / 'model_iter_2.npz').exists()
+
+
+def foreign_files(folder):
+    """Write files that are not native models under the name of the newest model; yield their contents."""
+    path = folder / 'snapshot_model.npz'
+    np.savez_compressed(path, **{'extractor/conv1/W': np.ones((2, 3), np.float32)})
+    yield path.read_bytes()
+    path.write_bytes(b'')
+    yield b''
+    (folder / 'a').mkdir()
+    run(folder / 'a', 1, every=1)
+    path.write_bytes((folder / 'a' / 'snapshot_iter_1.npz').read_bytes())
+    yield path.read_bytes()
+
+
+def test_the_only_result_of_the_old_program_is_kept(tmp_path):
+    """At the first write, not before; a kept file is not replaced by a later one."""
+    path, lines = tmp_path / 'snapshot_model.npz', []
+    contents, names = [], ['snapshot_model.old.npz', 'snapshot_model.old.2.npz', 'snapshot_model.old.3.npz']
+    for n, (content, name) in enumerate(zip(foreign_files(tmp_path), names, strict=True), start=1):
+        run(tmp_path, n, every=5, print_line=lines.append)
+        assert path.read_bytes() == content and len(lines) == n - 1
+        run(tmp_path, 2 * n, every=n, print_line=lines.append)  # writes twice
+        contents.append(content)
+        assert [(tmp_path / kept).read_bytes() for kept in names[:n]] == contents
+        assert lines[n - 1 :] == [f'{path} is not a model of this program and is kept as {tmp_path / name}']
+        assert path.read_bytes() == (tmp_path / f'model_iter_{2 * n}.npz').read_bytes()
+    assert len(list(tmp_path.glob('*.old*'))) == 3
+
+
+def test_a_foreign_file_stays_if_no_snapshot_can_be_written(tmp_path, monkeypatch):
+    trainer, snapshots, _ = run(tmp_path, 1, warn=lambda line: None)
+    path = tmp_path / 'snapshot_model.npz'
+    path.write_bytes(b'irreplaceable')
+    monkeypatch.setattr(builtins, 'open', FullDisk(0))
+    assert not snapshots.write(trainer)
+    monkeypatch.undo()
+    assert path.read_bytes() == b'irreplaceable'
 
 
 def test_a_snapshot_is_not_written_twice(tmp_path):

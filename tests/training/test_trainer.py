@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.cli import train
+from mask_rcnn.cli import demo, train
+from mask_rcnn.cli.dataset_options import N_GENERATED
+from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.training.snapshot import read_options, read_snapshot
 from tests.support.mpi import mpiexec_command
 from tests.support.small_train import NETWORK, RUN
@@ -65,6 +68,7 @@ def test_the_files_and_losses_of_a_run(uninterrupted):
         'snapshot_iter_3.npz',
         'model_iter_2.npz',
         'model_iter_3.npz',
+        'snapshot_model.npz',
     }
     entries = losses(uninterrupted)
     assert [entry['iteration'] for entry in entries] == [1, 2, 3]
@@ -143,6 +147,43 @@ def test_training_from_a_model_starts_at_the_first_iteration(tmp_path, uninterru
     model = uninterrupted / 'model_iter_3.npz'
     assert train.main(arguments(tmp_path, '--resume', model, iteration=1, network=[])) == 0
     assert [entry['iteration'] for entry in losses(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize(
+    'network',
+    [
+        NETWORK,
+        ['--pretrained', 'none', '--norm', 'affine', '--set', 'rpn_channels=8', 'mask_channels=8'],
+        ['--pretrained', 'none', '--norm', 'bn', '--set', 'rpn_channels=8', 'mask_channels=8'],
+    ],
+    ids=['fpn', 'affine', 'bn'],
+)
+def test_the_old_programs_commands_run_after_a_training(tmp_path, monkeypatch, network):
+    """As its users write them, but for the dataset and the device."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    monkeypatch.setitem(N_GENERATED['shapes'], 'val', 2)
+    cv2.imwrite('photo.jpg', np.full((60, 80, 3), 90, np.uint8))
+    assert train.main([*RUN, *network, '--iteration', '1']) == 0
+    model = Path('result', 'snapshot_model.npz').read_bytes()
+    command = '--image photo.jpg --modelfile result/snapshot_model.npz --contour --gpu -1'
+    assert demo.main(command.split()) == 0
+    assert Path('output.png').exists()
+    command = '--lr 0 --iteration 1 --validation 1 --resume result/snapshot_model.npz --dataset shapes --gpu -1'
+    assert train.main(command.split()) == 0
+    assert Path('result', 'results.segm.json').exists()
+    assert Path('result', 'snapshot_model.npz').read_bytes() == model
+
+
+def test_a_model_of_the_old_program_is_kept_when_a_run_starts_in_its_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('result').mkdir()
+    np.savez('result/snapshot_model.npz', **{'extractor/conv1/W': np.ones((2, 2), np.float32)})
+    old = Path('result', 'snapshot_model.npz').read_bytes()
+    assert train.main([*RUN, *NETWORK, '--iteration', '1']) == 0
+    assert Path('result', 'snapshot_model.old.npz').read_bytes() == old
+    assert mask_rcnn.load('result/snapshot_model.npz').class_names == ('square', 'circle', 'triangle')
+    assert 'is kept as result/snapshot_model.old.npz' in capsys.readouterr().out
 
 
 def test_a_changed_option_that_affects_the_losses_is_reported(tmp_path, uninterrupted, capsys):
