@@ -83,12 +83,14 @@ class DatasetArguments:
         files: The user's own data: part -> annotation file and folder of images.  Empty for the datasets of
             :data:`DATASETS`.
         skip_broken: Skip broken images and annotations.
+        is_default: True if no option selects the dataset.
     """
 
     name: str
     folder: Path
     files: Mapping[str, tuple[Path, Path]]
     skip_broken: bool = False
+    is_default: bool = False
 
     @classmethod
     def from_namespace(cls, args: argparse.Namespace) -> DatasetArguments:
@@ -99,7 +101,13 @@ class DatasetArguments:
         """
         _check_conflicts(args)
         files = {part: (getattr(args, f'{part}_annotations'), getattr(args, f'{part}_images')) for part in _parts(args)}
-        return cls(args.dataset or 'coco2017', args.data_dir or args.coco_folder, files, bool(args.skip_broken))
+        return cls(
+            args.dataset or 'coco2017',
+            args.data_dir or args.coco_folder,
+            files,
+            bool(args.skip_broken),
+            is_default=not (args.dataset or args.data_dir or files),
+        )
 
     @property
     def is_generated(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mask_rcnn
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
-from mask_rcnn.cli.dataset_options import Dataset, DatasetArguments
+from mask_rcnn.cli.dataset_options import GENERATED, Dataset, DatasetArguments
 from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
 from mask_rcnn.cli.options import add_gpu, add_precision, check_precision, choose_device
 from mask_rcnn.datasets.coco import AnnotationFileError
@@ -61,10 +61,32 @@ def run(args: argparse.Namespace) -> int:
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
     model = mask_rcnn.load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine)
-    dataset = data.open('val', size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
+    dataset = open_evaluation_data(data, model)
     with using_precision(args.precision):
         evaluate_to_folder(model, dataset, args.out, name=data.title('val'))
     return 0
+
+
+def open_evaluation_data(data: DatasetArguments, model: MaskRCNN) -> Dataset:
+    """Open the data on which a model is evaluated.
+
+    Args:
+        data: The dataset that the command line selects.
+        model: The model, which determines the size of generated images and whether the objects have keypoints.
+
+    Raises:
+        UsageError: No option selects a dataset, and the model has the classes of a generated one.
+        mask_rcnn.datasets.coco.AnnotationFileError: The annotations cannot be used.
+        mask_rcnn.preprocessing.image_io.ImageFileError: An image cannot be used.
+    """
+    for name, generated in GENERATED.items():
+        # Before the files of coco2017, which may not exist, are read.
+        if data.is_default and tuple(model.class_names or ()) == generated.class_names:
+            raise UsageError(
+                f'the model has the classes of --dataset {name} ({shorten_names(generated.class_names)}), not those of '
+                f'coco2017, which is the default; add --dataset {name}'
+            )
+    return data.open('val', size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
 
 
 def check_classes(model: MaskRCNN, dataset: Dataset, name: str) -> None:
@@ -85,7 +107,8 @@ def check_classes(model: MaskRCNN, dataset: Dataset, name: str) -> None:
     if not set(dataset_names) <= set(model_names) and len(dataset_names) != model.config.n_fg_class:
         raise UsageError(
             f'{name} has {len(dataset_names)} classes ({shorten_names(dataset_names)}), but the model has '
-            f'{model.config.n_fg_class} ({shorten_names(model_names)})'
+            f'{model.config.n_fg_class} ({shorten_names(model_names)}); select the data of the model with --dataset or '
+            '--val-annotations'
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, report_error, run_and_report_errors
 from mask_rcnn.cli.dataset_options import SIZES, Dataset
-from mask_rcnn.cli.evaluate import check_classes, evaluate_to_folder
+from mask_rcnn.cli.evaluate import check_classes, evaluate_to_folder, open_evaluation_data
 from mask_rcnn.cli.initial_model import load_model, make_model, uses_keypoints
 from mask_rcnn.cli.options import check_precision, choose_device
 from mask_rcnn.cli.train_options import TrainArguments, configure
@@ -97,7 +97,7 @@ def _evaluate(args: TrainArguments, communicator: Communicator) -> int:
     check_precision(args.precision, gpu)
     model = load_model(args)
     model.to_device(get_device(gpu))
-    val_set = args.data.open('val', size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
+    val_set = open_evaluation_data(args.data, model)
     with using_precision(args.precision):
         evaluate_to_folder(model, val_set, args.out, name=args.data.title('val'), communicator=communicator)
     return 0

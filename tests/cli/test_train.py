@@ -529,6 +529,19 @@ def test_evaluating_a_model_with_other_classes_is_refused(capsys, tmp_path):
     small_model('m.npz', ('a', 'b'))
     error = refused(capsys, '--lr', '0', '--resume', 'm.npz', given=['--dataset', 'shapes', '--gpu', '-1'])
     assert 'has 3 classes (square, circle, triangle), but the model has 2 (a, b)' in error
+    assert '--dataset or --val-annotations' in error
+
+
+def test_a_model_of_generated_data_names_its_dataset(capsys):
+    """The default dataset is COCO, whose files may not exist."""
+    small_model('m.npz')
+    line = (
+        'error: the model has the classes of --dataset shapes (square, circle, triangle), not those of coco2017, which '
+        'is the default; add --dataset shapes\n'
+    )
+    assert refused(capsys, '--lr', '0', '--resume', 'm.npz', given=['--gpu', '-1']) == line
+    assert evaluate.main(['--modelfile', 'm.npz', '--gpu', '-1']) == 2
+    assert capsys.readouterr().err == line
 
 
 def test_evaluate_errors(capsys, tmp_path):
