@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     add = parser.add_argument
     add('--modelfile', type=Path, required=True, metavar='FILE', help='weights, .npz')
     add('--out', type=Path, default=Path('result'), metavar='DIR', help='output folder (default: %(default)s)')
-    add_gpu(add)
+    add_gpu(add, '-g')
     add_precision(add)
     add('--bn2affine', action='store_true', help='convert batch normalisation to affine channels first')
 

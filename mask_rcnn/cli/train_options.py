@@ -104,15 +104,13 @@ def _add_network(add: AddArgument) -> None:
         help="predict COCO's 17 keypoints of each object instead of masks; coco2017 is then "
         'person_keypoints_*2017.json',
     )
+    _add_normalization(add)
     add(
-        '--norm',
-        choices=('affine', 'bn'),
-        help='frozen affine channels, or batch normalisation (default: affine, as in Detectron; bn with --freeze-bn '
-        'or --pretrained none; with --resume, the normalisation of the file)',
+        '--roialign',
+        action=argparse.BooleanOptionalAction,
+        help='RoIAlign, or RoI max pooling (default: RoIAlign); in the old Chainer port, --roialign switched RoIAlign '
+        'off, against its README',
     )
-    add('--freeze-bn', action='store_true', help='freeze the statistics and parameters of batch normalisation')
-    add('--bn2affine', action='store_true', help='convert batch normalisation to affine channels first')
-    add('--roialign', action=argparse.BooleanOptionalAction, help='RoIAlign, or RoI max pooling (default: RoIAlign)')
     add(
         '--roi-size',
         '-r',
@@ -149,6 +147,23 @@ def _add_network(add: AddArgument) -> None:
         dest='fields',
         help='set other fields of mask_rcnn.Config of a new network, such as width=0.5 or anchor_ratios=[1,2]',
     )
+
+
+def _add_normalization(add: AddArgument) -> None:
+    add(
+        '--norm',
+        choices=('affine', 'bn'),
+        help='frozen affine channels, or batch normalisation (default: affine, as in Detectron; bn with --freeze-bn '
+        'or --pretrained none; with --resume, the normalisation of the file)',
+    )
+    add('--freeze-bn', action='store_true', help='freeze the statistics and parameters of batch normalisation')
+    add(
+        '--unfreeze-bn',
+        action='store_true',
+        help='the same as --norm bn: a flag of early versions of the old Chainer port, which froze batch normalisation '
+        'without it',
+    )
+    add('--bn2affine', action='store_true', help='convert batch normalisation to affine channels first')
 
 
 def _add_initial_weights(add: AddArgument) -> None:
@@ -352,6 +367,8 @@ class TrainArguments:
         values: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(cls)}
         values['data'] = data
         values['fields'] = tuple(args.fields)
+        if args.unfreeze_bn:
+            values['norm'] = 'bn'
         values['anchor_sizes'] = tuple(args.anchor_sizes) if args.anchor_sizes else None
         if not data.has('val'):
             values['validation'] = 0
@@ -402,10 +419,7 @@ def _check_conflicts(args: argparse.Namespace) -> None:
             _contradict('--resume', '--pretrained', 'both name the initial weights')
         if args.fields:
             _contradict('--set', '--resume', 'the file determines the network')
-    if args.norm == 'bn' and args.bn2affine:
-        _contradict('--norm', '--bn2affine', 'choose batch normalisation or affine channels')
-    if args.norm == 'affine' and args.freeze_bn:
-        _contradict('--norm', '--freeze-bn', 'affine channels are always frozen')
+    _check_norm(args)
     if args.snapshot == 0 and args.keep:
         _contradict('--snapshot', '--keep', 'no snapshots are written')
     if args.communicator == 'pure_nccl' and args.gpu is not None:
@@ -418,6 +432,17 @@ def _check_conflicts(args: argparse.Namespace) -> None:
         )
     if args.lr == 0:
         _check_evaluation(args)
+
+
+def _check_norm(args: argparse.Namespace) -> None:
+    if args.norm == 'bn' and args.bn2affine:
+        _contradict('--norm', '--bn2affine', 'choose batch normalisation or affine channels')
+    if args.norm == 'affine' and args.freeze_bn:
+        _contradict('--norm', '--freeze-bn', 'affine channels are always frozen')
+    if args.unfreeze_bn:
+        for name, idle in (('norm', ('bn', None)), ('freeze_bn', (False,)), ('bn2affine', (False,))):
+            if getattr(args, name) not in idle:
+                _contradict('--unfreeze-bn', flag(name), '--unfreeze-bn trains batch normalisation')
 
 
 def _check_evaluation(args: argparse.Namespace) -> None:

@@ -64,6 +64,116 @@ def test_spellings_of_flags_and_values(words, dest, value):
     assert getattr(parser_of('train').parse_args(words), dest) == value
 
 
+#: Command lines of DeNA's Chainer_Mask_R-CNN, with every flag that its programs had: the command, the words, and the
+#: values that differ from those of the shortest command line.
+OLD_COMMAND_LINES = [
+    ('demo', '--image a.jpg', {'image': [Path('a.jpg')], 'background': False}),
+    ('demo', '--image a.jpg --background', {'image': [Path('a.jpg')], 'background': True}),
+    ('demo', '--background --image a.jpg', {'image': [Path('a.jpg')], 'background': True}),
+    (
+        'demo',
+        '--gpu -1 --modelfile m.npz --image a.jpg --roi_size 7 --roialign --contour --background --bn2affine '
+        '--extractor resnet101',
+        {
+            'gpu': -1,
+            'modelfile': Path('m.npz'),
+            'image': [Path('a.jpg')],
+            'roi_size': 7,
+            'roialign': True,
+            'contour': True,
+            'background': True,
+            'bn2affine': True,
+            'extractor': 'resnet101',
+        },
+    ),
+    ('demo', '--image a.jpg -r 14', {'image': [Path('a.jpg')], 'roi_size': 14}),
+    (
+        'train',
+        '--dataset coco2017 --extractor resnet50 --gpu 0 --lr 1e-4 --batchsize 16 --freeze_bn --bn2affine '
+        '--out result --seed 0 --roialign --lr_step 480000 --lr_initialchange 800 --pretrained imagenet '
+        '--snapshot 4000 --validation 30000 --iteration 800000 --roi_size 14 --gamma 1',
+        {
+            'dataset': 'coco2017',
+            'extractor': 'resnet50',
+            'gpu': 0,
+            'lr': 1e-4,
+            'batchsize': 16,
+            'freeze_bn': True,
+            'bn2affine': True,
+            'seed': 0,
+            'roialign': True,
+            'lr_step': 480000,
+            'lr_initialchange': 800,
+            'pretrained': 'imagenet',
+            'snapshot': 4000,
+            'validation': 30000,
+            'iteration': 800000,
+            'roi_size': 14,
+        },
+    ),
+    (
+        'train',
+        '-g -1 -l 0.01 -b 2 -o out -s 3 -ss 100 -ls 200 -li 10 -p p.npz -i 300 -r 7 --resume m.npz --unfreeze_bn',
+        {
+            'gpu': -1,
+            'lr': 0.01,
+            'batchsize': 2,
+            'out': Path('out'),
+            'seed': 3,
+            'step_size': 100,
+            'lr_step': 200,
+            'lr_initialchange': 10,
+            'pretrained': 'p.npz',
+            'iteration': 300,
+            'roi_size': 7,
+            'resume': Path('m.npz'),
+            'unfreeze_bn': True,
+        },
+    ),
+    ('train', '--step_size 100 --gamma 0.5', {'step_size': 100, 'gamma': 0.5}),
+    ('train', '--extractor resnet50 --roialign', {'extractor': 'resnet50', 'roialign': True}),
+    (
+        'train',
+        '--lr 0 --iteration 1 --validation 1 --resume result/snapshot_model.npz',
+        {'lr': 0, 'iteration': 1, 'validation': 1, 'resume': Path('result/snapshot_model.npz')},
+    ),
+    (
+        'demo',
+        '--image photo.jpg --modelfile result/snapshot_model.npz --contour',
+        {'image': [Path('photo.jpg')], 'modelfile': Path('result/snapshot_model.npz'), 'contour': True},
+    ),
+]
+
+
+@pytest.mark.parametrize(('command', 'words', 'values'), OLD_COMMAND_LINES)
+def test_old_command_lines_are_accepted(command, words, values):
+    parser = parser_of(command)
+    defaults = {action.dest: action.default for action in parser._actions if action.dest != 'help'}
+    parsed = vars(parser.parse_args(words.split()))
+    assert {name: parsed[name] for name in defaults} == defaults | values
+
+
+def test_no_image_is_taken_for_a_value_of_the_old_flag(capsys):
+    with pytest.raises(SystemExit):
+        parser_of('demo').parse_args(['--background', 'a.jpg', '--image', 'b.jpg'])
+    assert 'images follow --image' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('command', 'rest'), [('demo', ['--image', 'a']), ('evaluate', ['--modelfile', 'm'])])
+def test_the_short_flag_of_the_gpu(command, rest):
+    assert parser_of(command).parse_args(['-g', '1', *rest]).gpu == 1
+
+
+@pytest.mark.parametrize('command', ['demo', 'train'])
+def test_the_help_explains_what_differs_from_the_old_programs(command):
+    text = ' '.join(parser_of(command).format_help().split())
+    assert '--roialign switched RoIAlign off' in text
+    if command == 'demo':
+        assert '--background (no window) is accepted and has no effect' in text
+    else:
+        assert 'snapshot_model.old.npz' in text
+
+
 def test_arguments_after_two_hyphens_are_not_flags():
     assert [str(path) for path in parser_of('info').parse_args(['--', '--my_file']).files] == ['--my_file']
 
