@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
-from mask_rcnn.cli.options import positive_float, positive_int, score
+from mask_rcnn.cli.options import BN2AFFINE_HELP, add_dialect, positive_float, positive_int, score
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
+from mask_rcnn.config import DIALECTS
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
 from mask_rcnn.weights.converters import matterport_cfg
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
+from mask_rcnn.weights.files import sha256
 
 DEFAULT_INPUT = 'model_final.pkl'
 
 _DESCRIPTION = """\
 Convert weights of other programs to this program's format (.npz): Detectron's Mask and Keypoint R-CNN models and
-ImageNet files (.pkl), Matterport's models (.h5) and those of its PyTorch ports (.pth), and MindSpore's checkpoints
-(.ckpt). Files are recognised by their contents, and nothing in them is executed."""
+ImageNet files (.pkl), Matterport's models (.h5) and those of its PyTorch ports (.pth), MindSpore's checkpoints (.ckpt)
+and models of Chainer_Mask_R-CNN (.npz). Files are recognised by their contents, and nothing in them is executed."""
 
 #: Options for settings that weight files do not contain: the field of ``Config`` -> Matterport's name of it.
 _SETTINGS = {
@@ -72,6 +74,8 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
     add('--min-size', type=positive_int, metavar='N', help='size of the shorter side of the network input in pixels')
     add('--max-size', type=positive_int, metavar='N', help='maximum size of its longer side in pixels')
     add('--anchor-sizes', type=positive_float, nargs='+', metavar='N', help='sizes of the anchors in pixels')
+    add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
+    add_dialect(add)
     add('--score-threshold', type=score, metavar='S', help='minimum score of a detection')
 
 
@@ -124,7 +128,7 @@ def make_meta(
         config=file.config,
         class_names=names,
         category_ids=ids,
-        source=Source(Path(path).name, file.sha256, file.format),
+        source=Source(Path(path).name, file.sha256 or sha256(path), file.format),
         skipped={group: len(members) for group, members in file.report.skipped.items()},
         notes=file.report.notes + file.report.warnings,
     )
@@ -163,13 +167,17 @@ def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
     changes = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
     settings = matterport_cfg.read_settings(args.config) if args.config is not None else {}
     format = formats.detect_format(path)
+    options = {'bn2affine': args.bn2affine, 'dialect': DIALECTS[args.dialect] if args.dialect else None}
     if format.suffix is None:
-        raise WeightFileError(path, f'is {format.title}, which needs no conversion')
+        if format.name != formats.NATIVE or not any(options.values()):
+            raise WeightFileError(path, f'is {format.title}, which needs no conversion')
+        if args.output is None:
+            raise UsageError(f'{path} is {format.title}: name the file to write with --output')
     try:
         if not format.takes_settings:
-            return _replace_settings(formats.read(path, settings), changes)
+            return _replace_settings(formats.read(path, settings, **options), changes)
         settings |= {_SETTINGS[name]: value for name, value in changes.items()}
-        return formats.read(path, settings)
+        return formats.read(path, settings, **options)
     except WeightFileError:
         raise
     except ValueError as error:

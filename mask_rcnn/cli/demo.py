@@ -16,8 +16,17 @@ import cv2
 import numpy as np
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
-from mask_rcnn.cli.options import AddArgument, add_gpu, add_precision, check_precision, choose_device, score
-from mask_rcnn.config import EXTRACTORS
+from mask_rcnn.cli.options import (
+    BN2AFFINE_HELP,
+    AddArgument,
+    add_dialect,
+    add_gpu,
+    add_precision,
+    check_precision,
+    choose_device,
+    score,
+)
+from mask_rcnn.config import EXTRACTORS, VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.io.console import print_error, print_line, progress_bar
@@ -29,9 +38,6 @@ from mask_rcnn.visualization import BACKDROPS, load_font
 from mask_rcnn.weights import WeightFileError
 
 DEFAULT_MODEL = 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
-
-#: Minimum score of the detections in a picture without ``--score-thresh``.
-PICTURE_THRESHOLD = 0.7
 
 #: Errors of one image, after which the other images are processed.
 _IMAGE_ERRORS = (ValueError, OSError, MemoryError)
@@ -46,7 +52,9 @@ names of the pictures:
 
 scores:
   Pictures show detections with scores above 0.7; the JSON file contains all detections of the model, by
-  default those with scores above 0.05. --score-thresh replaces both thresholds.
+  default those with scores above 0.05. --score-thresh replaces both thresholds. Models of Chainer_Mask_R-CNN
+  also have two thresholds of NMS, as in that program: 0.3 for pictures (--preset visualize) and 0.5 for JSON
+  (--preset evaluate); the images are then processed once for each.
 
 old command lines:
   --background (no window) is accepted and has no effect, because this program opens no window. --backdrop
@@ -92,11 +100,12 @@ def _add_model(add: AddArgument, folder: Path) -> None:
         type=Path,
         default=folder / DEFAULT_MODEL,
         metavar='FILE',
-        help='weights, .npz (default: %(default)s)',
+        help='weights, usually .npz (default: %(default)s)',
     )
     add_gpu(add, '-g')
     add_precision(add)
-    add('--bn2affine', action='store_true', help='convert batch normalisation to affine channels first')
+    add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
+    add_dialect(add)
     add(
         '--roialign',
         action=argparse.BooleanOptionalAction,
@@ -126,6 +135,12 @@ def _add_output(add: AddArgument) -> None:
         type=score,
         metavar='S',
         help='minimum score (default: 0.7 for pictures, 0.05 for JSON); see below',
+    )
+    add(
+        '--preset',
+        choices=('visualize', 'evaluate'),
+        help='thresholds of pictures and JSON: visualize for few detections, evaluate for all (default: visualize for '
+        'pictures, evaluate for JSON); see below',
     )
     add('--contour', action='store_true', help='draw the outlines of the masks')
     add(
@@ -192,23 +207,63 @@ def run(args: argparse.Namespace) -> int:
     for folder in {picture.parent for picture in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
+    files = list(zip(images, pictures, strict=True))
+    passes = _passes(model, args)
     with (
         using_precision(args.precision),
         cache_weights(),
-        progress_bar(len(images), unit='image') as bar,
+        progress_bar(len(images) * len(passes), unit='image') as bar,
     ):
-        for job in _detect(model, map(_Job, images, pictures)):
-            try:
-                results += _write_results(job, args)
-            except _IMAGE_ERRORS as error:
-                n_failed += 1
-                print_error(_describe_error(job.image, error))
-            bar.update()
-            del job  # and its pixels, before the next images are read
+        for part in passes:
+            model.set_thresholds(nms=part.nms_threshold)
+            failed = set()
+            for job in _detect(model, (_Job(*names, apply_orientation=part.apply_orientation) for names in files)):
+                try:
+                    results += _write_results(job, part, args)
+                except _IMAGE_ERRORS as error:
+                    failed.add((job.image, job.picture))
+                    print_error(_describe_error(job.image, error))
+                bar.update()
+                del job  # and its pixels, before the next images are read
+            n_failed += len(failed)
+            files = [names for names in files if names not in failed]
     if args.json is not None:
         with open_for_writing(args.json) as file:
             file.write(json.dumps(results).encode('ascii'))
     return 1 if n_failed else 0
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over the images.
+
+    Args:
+        nms_threshold: IoU threshold of NMS.
+        picture_threshold: Minimum score of the detections in pictures, or ``None`` for a pass without pictures.
+        collects_results: Whether the detections are added to the JSON file.
+        apply_orientation: Whether the EXIF orientation of the images is applied.
+    """
+
+    nms_threshold: float
+    picture_threshold: float | None
+    collects_results: bool
+    apply_orientation: bool
+
+
+def _passes(model: MaskRCNN, args: argparse.Namespace) -> list[_Pass]:
+    """Return the passes over the images: one, or two if pictures and JSON have different thresholds of NMS."""
+    config = model.config
+    preset = {name: config.for_preset(args.preset or name).nms_threshold for name in ('visualize', 'evaluate')}
+    threshold = VISUALIZE_SCORE_THRESHOLD if args.preset != 'evaluate' else config.score_threshold
+    if args.score_thresh is not None:
+        threshold = args.score_thresh
+    orientation = config.dialect.input.apply_orientation
+    if args.json is None or preset['visualize'] == preset['evaluate']:
+        return [_Pass(preset['visualize'], threshold, args.json is not None, orientation)]
+    return [
+        _Pass(preset['visualize'], threshold, False, orientation),
+        _Pass(preset['evaluate'], None, True, orientation),
+    ]
 
 
 def _find_images(paths: Iterable[Path]) -> tuple[list[Path], int]:
@@ -288,8 +343,10 @@ def _load(args: argparse.Namespace) -> MaskRCNN:
         'roi_align': args.roialign,
         'roi_size': args.roi_size,
         'extractor': args.extractor,
-        'score_threshold': args.score_thresh,
+        'score_threshold': VISUALIZE_SCORE_THRESHOLD if args.preset == 'visualize' else None,
     }
+    if args.score_thresh is not None:
+        fields['score_threshold'] = args.score_thresh
     overrides = {name: value for name, value in fields.items() if value is not None}
     if not os.path.lexists(args.modelfile):
         raise WeightFileError(
@@ -300,7 +357,7 @@ def _load(args: argparse.Namespace) -> MaskRCNN:
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
     try:
-        return load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine, **overrides)
+        return load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine, dialect=args.dialect, **overrides)
     except WeightFileError:
         raise
     except ValueError as error:
@@ -313,6 +370,7 @@ class _Job:
 
     image: Path
     picture: Path
+    apply_orientation: bool = True
     pixels: np.ndarray = field(init=False)
     detections: Detections = field(init=False)
     error: Exception | None = None
@@ -320,7 +378,7 @@ class _Job:
     def read(self) -> None:
         """Read the image."""
         try:
-            self.pixels = read_image(self.image)
+            self.pixels = read_image(self.image, apply_orientation=self.apply_orientation)
         except _IMAGE_ERRORS as error:
             self.error = error
 
@@ -391,8 +449,8 @@ def _detect(model: MaskRCNN, jobs: Iterable[_Job]) -> Iterator[_Job]:
             return
 
 
-def _write_results(job: _Job, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Write an image's picture and print a summary; returns the COCO results for ``--json``.
+def _write_results(job: _Job, part: _Pass, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Write an image's picture and print a summary, and return the COCO results for ``--json``, as the pass requires.
 
     Raises:
         Exception: The error of the job, if it has one.
@@ -400,11 +458,14 @@ def _write_results(job: _Job, args: argparse.Namespace) -> list[dict[str, Any]]:
     if job.error is not None:
         raise job.error
     detections = job.detections
-    shown = detections.above(PICTURE_THRESHOLD if args.score_thresh is None else args.score_thresh)
-    _write_picture(job.picture, shown.draw(job.pixels, contour=args.contour, backdrop=args.backdrop, font=args.font))
-    counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
-    print_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}')
-    return [] if args.json is None else detections.to_coco(image_id(job.image))
+    if part.picture_threshold is not None:
+        shown = detections.above(part.picture_threshold)
+        _write_picture(
+            job.picture, shown.draw(job.pixels, contour=args.contour, backdrop=args.backdrop, font=args.font)
+        )
+        counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
+        print_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}')
+    return detections.to_coco(image_id(job.image)) if part.collects_results else []
 
 
 def _write_picture(path: Path, rgb: np.ndarray) -> None:

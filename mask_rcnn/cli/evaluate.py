@@ -12,7 +12,7 @@ import mask_rcnn
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
 from mask_rcnn.cli.dataset_options import GENERATED, Dataset, DatasetArguments
 from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
-from mask_rcnn.cli.options import add_gpu, add_precision, check_precision, choose_device
+from mask_rcnn.cli.options import BN2AFFINE_HELP, add_dialect, add_gpu, add_precision, check_precision, choose_device
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, evaluate_model
 from mask_rcnn.io.atomic_file import open_for_writing
@@ -39,11 +39,12 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     parser.description = _DESCRIPTION
     add_dataset_arguments(parser, folder, parts=('val',))
     add = parser.add_argument
-    add('--modelfile', type=Path, required=True, metavar='FILE', help='weights, .npz')
+    add('--modelfile', type=Path, required=True, metavar='FILE', help='weights, usually .npz')
     add('--out', type=Path, default=Path('result'), metavar='DIR', help='output folder (default: %(default)s)')
     add_gpu(add, '-g')
     add_precision(add)
-    add('--bn2affine', action='store_true', help='convert batch normalisation to affine channels first')
+    add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
+    add_dialect(add)
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: str | None = None) -> int:
@@ -60,7 +61,12 @@ def run(args: argparse.Namespace) -> int:
     data = DatasetArguments.from_namespace(args)
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
-    model = mask_rcnn.load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine)
+    try:
+        model = mask_rcnn.load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine, dialect=args.dialect)
+    except WeightFileError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     dataset = open_evaluation_data(data, model)
     with using_precision(args.precision):
         evaluate_to_folder(model, dataset, args.out, name=data.title('val'))

@@ -16,7 +16,7 @@ from mask_rcnn.io.console import print_line
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import convert_norm
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
-from mask_rcnn.weights import WeightFileError, formats, load_arrays, read_weights
+from mask_rcnn.weights import WeightFileError, formats, load_arrays
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
 
@@ -54,12 +54,13 @@ def uses_keypoints(args: TrainArguments) -> bool:
     """
     if args.resume is None:
         return args.keypoints
-    meta = read_model_meta(args.resume) if is_snapshot(args.resume) else read_weights(args.resume).meta
-    if args.keypoints and not meta.config.n_keypoint:
+    is_run = is_snapshot(args.resume)
+    config = read_model_meta(args.resume).config if is_run else formats.read(args.resume).config
+    if args.keypoints and not config.n_keypoint:
         raise UsageError(
             f'--keypoints and --resume {args.resume} contradict each other: the network has no keypoint head'
         )
-    return meta.config.n_keypoint > 0
+    return config.n_keypoint > 0
 
 
 def load_model(args: TrainArguments) -> MaskRCNN:
@@ -95,7 +96,7 @@ def _new_model(args: TrainArguments, train_set: Dataset, is_main: bool) -> MaskR
     path = file = None
     if args.pretrained != 'none':
         path = find_pretrained(args.pretrained, _preset(args))
-        file = formats.read(path)
+        file = formats.read(path, bn2affine=args.bn2affine)
     model = mask_rcnn.build(
         _new_config(args, file, len(train_set.class_names)),
         class_names=train_set.class_names,
@@ -121,8 +122,9 @@ def _new_config(args: TrainArguments, file: ConvertedWeights | None, n_fg_class:
     if args.min_size is not None and args.max_size is None:  # keep the ratio of the two
         default = base.replace(**changes)
         changes['max_size'] = round(args.min_size * default.max_size / default.min_size)
-    # Affine channels are frozen, so they need pretrained statistics.
-    norm = args.norm or ('bn' if args.freeze_bn or args.pretrained == 'none' else 'affine')
+    # Affine channels are frozen, so they need pretrained statistics, and their program must not train them.
+    uses_bn = args.freeze_bn or args.pretrained == 'none' or base.dialect.training.fix_statistics
+    norm = args.norm or ('bn' if uses_bn else 'affine')
     changes |= _overrides(args)
     changes |= {
         'norm': 'affine' if args.bn2affine else norm,

@@ -9,11 +9,18 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mask_rcnn.cli.command import UsageError
+from mask_rcnn.config import C4_DIALECTS
 from mask_rcnn.io.console import print_line
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, is_available, precision_error
 
 #: The type of the method ``add_argument`` of a parser or an argument group.
 AddArgument = Callable[..., argparse.Action]
+
+#: Help of ``--bn2affine``.
+BN2AFFINE_HELP = (
+    'convert batch normalisation to affine channels first; in files of Chainer_Mask_R-CNN: use gamma and beta as '
+    'affine channels and ignore the statistics, which is right for files of its utils/detectron_parser.py'
+)
 
 _Number = TypeVar('_Number', int, float)
 
@@ -86,6 +93,20 @@ def add_precision(add: AddArgument) -> None:
         default='fp32',
         help='arithmetic precision of GPU convolutions; accumulation is always fp32, and the CPU supports fp32 only '
         '(default: %(default)s)',
+    )
+
+
+def add_dialect(add: AddArgument) -> None:
+    """Add ``--dialect``.
+
+    Args:
+        add: The ``add_argument`` of a parser or a group.
+    """
+    add(
+        '--dialect',
+        choices=C4_DIALECTS,
+        help='program with whose numbers a C4 network runs: detectron, or dena for Chainer_Mask_R-CNN (default: the '
+        'program that wrote the weights)',
     )
 
 

@@ -13,6 +13,7 @@ from mask_rcnn.cli.command import UsageError, flag
 from mask_rcnn.cli.dataset_options import DatasetArguments
 from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
 from mask_rcnn.cli.options import (
+    BN2AFFINE_HELP,
     AddArgument,
     add_gpu,
     add_precision,
@@ -163,7 +164,7 @@ def _add_normalization(add: AddArgument) -> None:
         help='the same as --norm bn: a flag of early versions of the old Chainer port, which froze batch normalisation '
         'without it',
     )
-    add('--bn2affine', action='store_true', help='convert batch normalisation to affine channels first')
+    add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
 
 
 def _add_initial_weights(add: AddArgument) -> None:

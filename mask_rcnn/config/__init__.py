@@ -23,9 +23,18 @@ from mask_rcnn.config.dialects import (
     RPNConventions,
     TrainingConventions,
 )
-from mask_rcnn.config.network import EXTRACTORS, FPN_STRIDES, PRESETS, RESNET_BLOCKS, Config
+from mask_rcnn.config.network import (
+    C4_DIALECTS,
+    EXTRACTORS,
+    FPN_STRIDES,
+    PRESETS,
+    RESNET_BLOCKS,
+    VISUALIZE_SCORE_THRESHOLD,
+    Config,
+)
 
 __all__ = [
+    'C4_DIALECTS',
     'DENA',
     'DETECTRON',
     'DIALECTS',
@@ -36,6 +45,7 @@ __all__ = [
     'MOBILENET',
     'PRESETS',
     'RESNET_BLOCKS',
+    'VISUALIZE_SCORE_THRESHOLD',
     'BackboneConventions',
     'BoxConventions',
     'Config',

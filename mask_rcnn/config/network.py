@@ -26,6 +26,9 @@ _C4_SETTINGS: dict[str, dict[str, Any]] = {
     DENA.name: {'sampling_ratio': 2, 'rpn_min_size': 4.0, 'max_detections': 0},
 }
 
+#: Names of the dialects whose programs have C4 networks.
+C4_DIALECTS = tuple(_C4_SETTINGS)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -178,8 +181,7 @@ class Config:
         """Return the configuration with which another program runs the same network.
 
         Args:
-            dialect: :data:`~mask_rcnn.config.DETECTRON` or :data:`~mask_rcnn.config.DENA`: their programs have C4
-                networks.
+            dialect: A dialect of :data:`C4_DIALECTS`.
 
         Returns:
             Config: A copy with the dialect, and with the sampling ratio, the minimum size of proposals and the maximum
@@ -190,10 +192,10 @@ class Config:
         """
         if dialect == self.dialect:
             return self
-        if self.has_fpn or not {dialect.name, self.dialect.name} <= set(_C4_SETTINGS):
+        if self.has_fpn or not {dialect.name, self.dialect.name} <= set(C4_DIALECTS):
             raise ValueError(
-                f'a network of the dialect {self.dialect.name!r} cannot run in the dialect {dialect.name!r}: only C4 '
-                f'networks can change between {" and ".join(_C4_SETTINGS)}'
+                f'{self.extractor} of the dialect {self.dialect.name!r} cannot run in the dialect {dialect.name!r}: '
+                f'only C4 networks can change between {" and ".join(C4_DIALECTS)}'
             )
         return self.replace(dialect=dialect, **_C4_SETTINGS[dialect.name])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import chainer
 
@@ -87,8 +88,22 @@ class MaskRCNN(chainer.Chain):
             ValueError: The preset is unknown.
         """
         config = self._loaded_config.for_preset(preset)
-        self.config = self.config.replace(score_threshold=config.score_threshold, nms_threshold=config.nms_threshold)
-        self.box_head.config = self.config
+        self.set_thresholds(score=config.score_threshold, nms=config.nms_threshold)
+
+    def set_thresholds(self, *, score: float | None = None, nms: float | None = None) -> None:
+        """Set the thresholds of the detections.
+
+        Args:
+            score: Minimum score; ``None`` leaves it as it is.
+            nms: IoU threshold of NMS; ``None`` leaves it as it is.
+
+        Raises:
+            ValueError: A threshold is not a number from 0 to 1.
+        """
+        thresholds = {'score_threshold': score, 'nms_threshold': nms}
+        changes: dict[str, Any] = {name: value for name, value in thresholds.items() if value is not None}
+        self.config = self.config.replace(**changes)
+        self.box_head.config = self.box_head.config.replace(**changes)
 
     def detect(self, images: Iterable, *, batch_size: int | None = None) -> list[Detections]:
         """Detect objects in images; see :meth:`mask_rcnn.inference.predictor.Predictor.detect`."""
