@@ -1,10 +1,12 @@
 """Models and cases of the reference outputs; each weight file is written once per session."""
 
 import chainer
+import numpy as np
 import pytest
 
 import mask_rcnn
 from mask_rcnn.cli import convert
+from tests.support.dena import FILE_NAMES, build_arrays
 from tests.support.golden import Case, rebuild_pickle
 
 
@@ -36,6 +38,29 @@ def weight_file(golden, tmp_path_factory):
             assert convert.main(['--input', str(pickle), '--output', str(written[recipe])]) == 0
             pickle.unlink()
         return written[recipe]
+
+    return get
+
+
+@pytest.fixture(scope='session')
+def dena_golden(golden):
+    """The folder ``golden``; the test is skipped if it lacks the outputs of DeNA's program."""
+    if not (golden / 'dena').is_dir():
+        pytest.skip(f'no outputs of Chainer_Mask_R-CNN in {golden}')
+    return golden
+
+
+@pytest.fixture(scope='session')
+def dena_file(dena_golden, tmp_path_factory):
+    """A function from the kind, the recipe and the seed of a weight file of DeNA's program to the file."""
+    folder = tmp_path_factory.mktemp('dena')
+    written = {}
+
+    def get(kind, recipe, seed):
+        if (kind, recipe, seed) not in written:
+            path = written[kind, recipe, seed] = folder / f'{len(written)}_{FILE_NAMES[kind]}'
+            np.savez(path, **build_arrays(dena_golden, kind, recipe, seed))
+        return written[kind, recipe, seed]
 
     return get
 

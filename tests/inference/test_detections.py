@@ -49,11 +49,11 @@ def assert_same(a, b):
         assert getattr(a, name) == getattr(b, name)
 
 
-@pytest.mark.parametrize('offset', [0.0, 1.0])
+@pytest.mark.parametrize('offset', [0, 1])
 @pytest.mark.parametrize('threshold', [0.3, 0.7])
 def test_masks_are_pasted_by_the_dialects_conventions(rng, offset, threshold):
     """In a box of 14 x 14 pixels, pasting without padding is a comparison with the threshold, pixel by pixel."""
-    dialect = DETECTRON.replace(boxes={'offset': offset}, masks={'padding': 0, 'threshold': threshold})
+    dialect = DETECTRON.replace(masks={'padding': 0, 'box_offset': offset, 'threshold': threshold})
     corners = np.array([[10, 20], [-3, 70], [46, 0]])
     boxes = np.concatenate([corners, corners + 14 - offset], axis=1).astype(np.float32)
     found = make(rng, count=3, boxes=boxes, dialect=dialect)

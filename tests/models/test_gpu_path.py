@@ -7,6 +7,7 @@ import chainer
 import numpy as np
 import pytest
 
+from mask_rcnn.config import DENA, PRESETS
 from mask_rcnn.inference import predictor
 from mask_rcnn.models import layers
 from mask_rcnn.models.backbones import resnet
@@ -38,6 +39,19 @@ def test_detections_equal_those_of_the_cpu(model, rng, request):
     half = len(stand_in.runs) // 2
     assert half > 0 and stand_in.runs[:half] == stand_in.runs[half:]
     assert len(stand_in.graphs) <= half
+
+
+@pytest.mark.parametrize('roi_size', [7, pytest.param(14, marks=pytest.mark.slow)])
+def test_detections_without_a_limit_equal_those_of_the_cpu(rng, request, roi_size):
+    """In the dialect of DeNA's program, the number of rows depends on the detections."""
+    config = PRESETS['resnet50'].in_dialect(DENA)
+    fields = {name: getattr(config, name) for name in ('dialect', 'sampling_ratio', 'rpn_min_size', 'max_detections')}
+    model = small_model('resnet50', **{**FEW, **fields}, roi_size=roi_size)
+    images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]
+    expected = model.detect(images)
+    request.getfixturevalue('on_gpu')
+    for gpu, cpu in zip(model.detect(images, batch_size=2), expected, strict=True):
+        assert_same(gpu, cpu)
 
 
 def assert_same(gpu, cpu):

@@ -115,7 +115,7 @@ def test_no_constant_is_copied_to_the_gpu(rng, monkeypatch):
     def results():
         decoded = decode_boxes(rois, deltas, weights=(10, 10, 5, 5), max_log_scale=MAX_LOG_SCALE)
         yield clip_boxes(decoded, (50, 60), origin=(3, 4))
-        yield proposals._is_valid_proposal(rois, 8, (50, 60), 1.5, 1.0)
+        yield proposals._is_valid_proposal(rois, 8, 1.5, 1.0, (50, 60))
         for transform in transforms:
             yield transform.apply_boxes(rois)
             yield transform.invert_boxes(rois)

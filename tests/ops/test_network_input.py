@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.config import MATTERPORT, MINDSPORE, PRESETS
+from mask_rcnn.config import DENA, MATTERPORT, MINDSPORE, PRESETS
 from mask_rcnn.ops.images import network_input
 from mask_rcnn.preprocessing import image_transform
 from mask_rcnn.preprocessing.image_transform import prepare_image, prepare_image_gpu
@@ -12,6 +12,7 @@ CONFIGS = {
     'C4': PRESETS['resnet50'].replace(min_size=80, max_size=133),
     'FPN': PRESETS['resnet50_fpn'].replace(min_size=80, max_size=133),
     'MindSpore': PRESETS['resnet50'].replace(dialect=MINDSPORE, min_size=80, max_size=133),
+    'DeNA': PRESETS['resnet50'].in_dialect(DENA).replace(min_size=80, max_size=133),
     'Matterport': PRESETS['resnet50_fpn'].replace(dialect=MATTERPORT, min_size=96, max_size=128),
 }
 #: Upscaling, downscaling, no resizing, limits on the longer side, and few pixels.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.config import DETECTRON, MATTERPORT, Config
+from mask_rcnn.config import DENA, DETECTRON, MATTERPORT, Config
 from mask_rcnn.models import box_head
 from mask_rcnn.ops.boxes import nms as nms_module
 from mask_rcnn.ops.boxes import padded_selection, top_k
@@ -100,9 +100,12 @@ def detection_inputs(rng, n_rois=40, n_classes=4):
     return probs, random_boxes(rng, n_rois, 1 + n_classes).reshape(n_rois, -1)
 
 
-@pytest.mark.parametrize(('keep_ties', 'best_class_only'), [(True, False), (False, True)])
-@pytest.mark.parametrize('max_detections', [1, 12, 100])
-def test_padded_detections(backend, rng, keep_ties, best_class_only, max_detections):
+@pytest.mark.parametrize(
+    ('keep_ties', 'best_class_only', 'last_of_ties_first'),
+    [(True, False, False), (False, True, False), (True, False, True)],
+)
+@pytest.mark.parametrize('max_detections', [0, 1, 12, 100])
+def test_padded_detections(backend, rng, keep_ties, best_class_only, last_of_ties_first, max_detections):
     inputs = detection_inputs(rng)
     options = dict(
         score_threshold=0.05,
@@ -110,11 +113,13 @@ def test_padded_detections(backend, rng, keep_ties, best_class_only, max_detecti
         max_detections=max_detections,
         keep_ties=keep_ties,
         best_class_only=best_class_only,
+        last_of_ties_first=last_of_ties_first,
     )
     expected = select_detections(*inputs, **options)
     padded = [backend.numpy(array) for array in select_detections(*map(backend.array, inputs), **options, padded=True)]
     n = len(expected[0])
-    assert len(padded[0]) == max_detections + 4 * keep_ties >= n
+    n_candidates = inputs[0][:, 1:].size
+    assert len(padded[0]) == (max_detections + 4 * keep_ties if max_detections else n_candidates) >= n
     for array, expected_array in zip(padded, expected, strict=True):
         assert array.dtype == expected_array.dtype
         np.testing.assert_array_equal(array[:n], expected_array)
@@ -152,7 +157,14 @@ def test_padded_detections_do_not_synchronise(on_device, rng):
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float16])
 @pytest.mark.parametrize('channels_last', [True, False])
-@pytest.mark.parametrize('options', [{}, {'offset': 0.0, 'clip_offset': 0.0, 'weights': (5, 5, 2, 3)}])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'offset': 0.0, 'clip_offset': 0.0, 'weights': (5, 5, 2, 3)},
+        {'last_of_ties_first': True, 'drop_small_first': True, 'require_centre_inside': False, 'offset': 0.0},
+    ],
+)
 def test_padded_proposals_of_any_layout_and_dialect(backend, rng, dtype, channels_last, options):
     scores, deltas, anchors = proposal_inputs(rng)
     deltas = [level_deltas.astype(dtype) for level_deltas in deltas]
@@ -169,8 +181,8 @@ def test_padded_proposals_of_any_layout_and_dialect(backend, rng, dtype, channel
     assert (found[n:] == -np.inf).all()
 
 
-@pytest.mark.parametrize('dialect', [DETECTRON, MATTERPORT])
-@pytest.mark.parametrize('max_detections', [3, 200])
+@pytest.mark.parametrize('dialect', [DETECTRON, MATTERPORT, DENA])
+@pytest.mark.parametrize('max_detections', [0, 3, 200])
 def test_the_box_head_decodes_on_a_gpu(backend, rng, monkeypatch, dialect, max_detections):
     """The kernels against the arithmetic of arrays, with a padding RoI and with ties."""
     rois = np.concatenate([random_boxes(rng, 40), np.full((1, 4), np.nan, 'f')])

@@ -14,12 +14,17 @@ def detectron(data):
     return np.load(data / 'ops_masks.npz')
 
 
-def reference_paste(prob, box, size, offset, padding, threshold):
-    """Paste a mask as Detectron's ``segm_results`` does, with OpenCV's resize."""
+def reference_paste(prob, box, size, offset, padding, threshold, squeeze=False):
+    """Paste a mask as Detectron's ``segm_results`` does, with OpenCV's resize, or squeeze it into the visible part."""
     mask = np.pad(prob, padding)
     centre, half = (box[2:] + box[:2]) * np.float32(0.5), (box[2:] - box[:2]) * np.float32(0.5)
     half = half * np.float32(len(mask) / len(prob))
     top, left, bottom, right = np.concatenate((centre - half, centre + half)).astype(np.int32)
+    if squeeze:
+        top, left = max(top, 0), max(left, 0)
+        bottom, right = min(bottom, size[0] - offset), min(right, size[1] - offset)
+        if bottom - top + offset < 1 or right - left + offset < 1:
+            return np.zeros(size, bool)
     height, width = max(bottom - top + offset, 1), max(right - left + offset, 1)
     resized = cv2.resize(mask, (int(width), int(height))) > np.float32(threshold)
     out = np.zeros(size, bool)
@@ -60,13 +65,17 @@ def test_equals_detectron_to_the_pixel(backend, detectron, side):
     np.testing.assert_array_equal(out, expected.astype(bool))
 
 
-@pytest.mark.parametrize(('offset', 'padding', 'threshold'), [(1, 1, 0.5), (0, 0, 0.5), (1, 2, 0.3)])
-def test_equals_opencv(backend, rng, offset, padding, threshold):
+@pytest.mark.parametrize(
+    ('offset', 'padding', 'threshold', 'squeeze'),
+    [(1, 1, 0.5, False), (0, 0, 0.5, False), (1, 2, 0.3, False), (1, 1, 0.5, True), (0, 1, 0.5, True)],
+)
+def test_equals_opencv(backend, rng, offset, padding, threshold, squeeze):
     size = (90, 120)
     probs, boxes = smooth_masks(rng, 30, 14), random_boxes(rng, 30, size)
-    out = run(backend, probs, boxes, size, offset=offset, padding=padding, threshold=threshold)
+    options = {'offset': offset, 'padding': padding, 'threshold': threshold}
+    out = run(backend, probs, boxes, size, **options, squeeze_at_border=squeeze)
     expected = np.stack(
-        [reference_paste(p, b, size, offset, padding, threshold) for p, b in zip(probs, boxes, strict=True)]
+        [reference_paste(p, b, size, **options, squeeze=squeeze) for p, b in zip(probs, boxes, strict=True)]
     )
     assert 0.02 < expected.mean() < 0.5
     # OpenCV's vector code may fuse a multiplication with an addition, a difference of one unit in the last place.
@@ -190,7 +199,12 @@ def mask_of_runs(runs, size):
 
 @pytest.mark.parametrize(
     'options',
-    [{}, {'offset': 0, 'padding': 0, 'margin': 1, 'threshold_inclusive': True}, {'padding': 2, 'threshold': 0.3}],
+    [
+        {},
+        {'offset': 0, 'padding': 0, 'margin': 1, 'threshold_inclusive': True},
+        {'padding': 2, 'threshold': 0.3},
+        {'squeeze_at_border': True},
+    ],
 )
 @pytest.mark.parametrize('size', [(90, 120), (3, 300)])
 def test_runs_equal_those_of_the_pasted_masks(backend, rng, options, size):

@@ -67,6 +67,32 @@ def test_the_first_anchors_with_equal_scores_are_proposed():
     np.testing.assert_array_equal(boxes, anchors[:3])
 
 
+def test_the_last_anchors_with_equal_scores_are_proposed_on_request():
+    anchors = np.array([[0, 20 * i, 9, 20 * i + 9] for i in range(6)], np.float32)
+    boxes, _ = proposals_of(anchors, (50, 200), 1.0, scores=np.zeros(6), pre_nms=4, post_nms=3, last_of_ties_first=True)
+    np.testing.assert_array_equal(boxes, anchors[:2:-1])
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_small_anchors_take_no_place_if_they_are_dropped_first(padded):
+    """The two best anchors are too small: they leave no place before NMS, unless they are dropped earlier."""
+    anchors = np.array([[0, 0, 3, 3], [0, 20, 3, 23], [0, 40, 9, 49], [0, 60, 9, 69]], np.float32)
+    options = {'scores': np.float32([0.9, 0.8, 0.7, 0.6]), 'pre_nms': 2, 'min_size': 5.0, 'padded': padded}
+    for drop_small_first, expected in ((False, anchors[:0]), (True, anchors[2:])):
+        boxes, scores = proposals_of(anchors, (50, 200), 1.0, drop_small_first=drop_small_first, **options)
+        np.testing.assert_array_equal(boxes[scores > 0], expected)
+
+
+def test_centres_outside_the_image_are_dropped_on_request():
+    """The corner of the image is the whole of a clipped box; its centre is the border itself without an offset."""
+    anchors = np.array([[0, 200, 9, 209], [0, 20, 9, 29]], np.float32)
+    options = {'offset': 0.0, 'clip_offset': 0.0, 'scores': np.float32([0.9, 0.8])}
+    boxes, _ = proposals_of(anchors, (50, 200), 1.0, **options)
+    np.testing.assert_array_equal(boxes, anchors[1:])
+    boxes, _ = proposals_of(anchors, (50, 200), 1.0, require_centre_inside=False, **options)
+    np.testing.assert_array_equal(boxes, [[0, 200, 9, 200], anchors[1]])
+
+
 @pytest.mark.parametrize('padded', [False, True])
 @pytest.mark.parametrize('offset', [0.0, 1.0])
 @pytest.mark.parametrize('scale', [0.5, 1.0, 2.0])
@@ -151,6 +177,31 @@ def test_ties_with_the_last_detection_are_kept():
     boxes = np.array([[0, 0, 0, 0, 0, 40 * i, 9, 40 * i + 9] for i in range(4)], np.float32)
     selected = select_detections(probs, boxes, score_threshold=0.05, nms_threshold=0.5, max_detections=2)
     assert len(selected[0]) == 4
+
+
+def test_the_last_of_two_equal_rois_is_detected_on_request():
+    probs = np.float32([[0, 1], [0, 1], [0, 0.9]])
+    boxes = np.float32([[0] * 4 + [0, 0, 9, 9], [0] * 4 + [0, 0, 9, 8], [0] * 4 + [0, 0, 9, 9]])
+    options = {'score_threshold': 0.05, 'nms_threshold': 0.5, 'max_detections': 9}
+    for last_of_ties_first, expected in ((False, boxes[0, 4:]), (True, boxes[1, 4:])):
+        found, _, _ = select_detections(probs, boxes, last_of_ties_first=last_of_ties_first, **options)
+        np.testing.assert_array_equal(found, [expected])
+
+
+def test_no_limit_on_the_number_of_detections():
+    probs = np.full((300, 2), 0.5, np.float32)
+    boxes = np.array([[0, 0, 0, 0, 0, 40 * i, 9, 40 * i + 9] for i in range(300)], np.float32)
+    found, _, _ = select_detections(probs, boxes, score_threshold=0.05, nms_threshold=0.5, max_detections=0)
+    assert len(found) == 300
+
+
+def test_boxes_without_area_do_not_suppress_each_other():
+    """Without an offset their IoU is 0 / 0, as in ChainerCV's NMS."""
+    probs = np.float32([[0, 0.9], [0, 0.8]])
+    boxes = np.zeros((2, 8), np.float32)
+    options = {'score_threshold': 0.05, 'nms_threshold': 0.5, 'max_detections': 0}
+    assert len(select_detections(probs, boxes, offset=0.0, **options)[0]) == 2
+    assert len(select_detections(probs, boxes, offset=1.0, **options)[0]) == 1
 
 
 def test_background_is_never_detected():

@@ -29,6 +29,8 @@ def always_select(monkeypatch):
 def assert_equals_stable_sort(backend, scores, limit):
     order = backend.numpy(top_k_indices(backend.array(scores), limit))
     assert order.tolist() == np.argsort(-scores, kind='stable')[:limit].tolist()
+    order = backend.numpy(top_k_indices(backend.array(scores), limit, last_of_ties_first=True))
+    assert order.tolist() == np.lexsort((-np.arange(len(scores)), -scores))[:limit].tolist()
 
 
 @pytest.mark.parametrize('limit', [1, 50, 300, 699, 700, 5000])

@@ -75,3 +75,15 @@ class DenaCase(GoldenCase):
             'score_threshold': score_threshold,
             'nms_threshold': nms_threshold,
         }
+
+    def stored_masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the masks of stable detections that the case contains.
+
+        Returns:
+            tuple: Their indices in ``masks_packed`` and ``mask_probs``, and in the stable detections.
+        """
+        arrays = self.arrays
+        stable = arrays['stable']
+        detections = arrays.get('masks_index', np.arange(len(stable)))
+        is_stable = stable[detections]
+        return np.flatnonzero(is_stable), np.cumsum(stable)[detections[is_stable]] - 1

@@ -593,7 +593,7 @@ HEADERS = [
 @pytest.mark.parametrize('header', HEADERS)
 def test_damaged_headers_raise_a_one_line_error(tmp_path, header):
     write_member(tmp_path / 'h.npz', b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header.encode())
-    with pytest.raises(WeightFileError, match='is not a weight file, or damaged') as caught:
+    with pytest.raises(WeightFileError, match='is not a plain array of numbers, or damaged') as caught:
         imagenet.read_caffe_npz(tmp_path / 'h.npz')
     assert str(caught.value).isprintable()
 
