@@ -30,8 +30,9 @@ from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
 from mask_rcnn.training.distributed import Communicator, DistributedError
+from mask_rcnn.training.earlier_run import set_aside_run
 from mask_rcnn.training.schedule import detectron_schedule, step_schedule
-from mask_rcnn.training.snapshot import Snapshot, is_snapshot, list_snapshots
+from mask_rcnn.training.snapshot import Snapshot, is_snapshot
 from mask_rcnn.training.tensorboard import TensorBoardMissingError, writer_class
 from mask_rcnn.training.trainer import TrainingOptions, TrainingRun, build_training_run, options_to_store
 from mask_rcnn.training.updater import NonFiniteLossError
@@ -104,7 +105,7 @@ def _evaluate(args: TrainArguments, communicator: Communicator) -> int:
 
 
 def _train(args: TrainArguments, communicator: Communicator) -> int:
-    _check_output_dir(args)
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.tensorboard and communicator.is_main:
         writer_class()  # fails before the data are read, not after
     gpu = _choose_gpu(args, communicator)
@@ -121,6 +122,7 @@ def _train(args: TrainArguments, communicator: Communicator) -> int:
     if communicator.is_main:
         _print_datasets({'training': train_set, 'evaluation': val_set})
     model.to_device(device)
+    _set_aside_run(args, communicator)
     training = build_training_run(
         model,
         train_set,  # type: ignore[arg-type]  # Chainer's DatasetMixin has len and [], but is not a Sequence
@@ -135,20 +137,21 @@ def _train(args: TrainArguments, communicator: Communicator) -> int:
         with using_precision(args.precision):
             training.start()
     except NonFiniteLossError as error:
-        last = training.snapshots.last or args.resume
+        resumed = args.resume if args.resume and args.resume.exists() else None  # it may have been set aside
+        last = training.snapshots.last or resumed
         return report_error(f'{error}; ' + (f'the last good state is {last}' if last else 'there is no snapshot yet'))
     communicator.barrier()  # the main process may still be writing
     return _report(training, args, communicator)
 
 
-def _check_output_dir(args: TrainArguments) -> None:
-    """Create ``--out``; a new run must not overwrite the snapshots of an earlier one."""
-    earlier = list_snapshots(args.out)
-    if earlier and args.snapshot and not (args.resume and is_snapshot(args.resume)):
-        raise UsageError(
-            f'--out {args.out} already contains a run; resume it with --resume {earlier[-1][1]}, or name another folder'
-        )
-    args.out.mkdir(parents=True, exist_ok=True)
+def _set_aside_run(args: TrainArguments, communicator: Communicator) -> None:
+    """Move an earlier run in ``--out`` aside, after its files have been read: a new run must not overwrite it."""
+    is_new = bool(args.snapshot) and not (args.resume and is_snapshot(args.resume))
+    if is_new and communicator.is_main:
+        target = set_aside_run(args.out)
+        if target is not None:
+            print_line(f'{args.out} contains an earlier run, which is moved to {target}; --resume continues a run')
+    communicator.barrier()
 
 
 def _choose_gpu(args: TrainArguments, communicator: Communicator) -> int:

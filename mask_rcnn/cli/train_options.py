@@ -65,6 +65,7 @@ files in the folder --out:
                            such as one of the old Chainer port, is renamed to snapshot_model.old.npz first
   model_best.npz           the model with the best AP so far: keypoint AP or mask AP
   results_iter_N.*.json    detections in the evaluation data in COCO's format (.bbox and .segm or .keypoints)
+  run_1, run_2, ...        the files of earlier runs in the same folder, which a new run moves there
 
 evaluation:
   --lr 0 --iteration 1 --validation 1 --resume MODEL trains nothing, needs no training data and writes

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,12 +217,19 @@ def test_a_snapshot_must_match_the_options(tmp_path, uninterrupted, capsys):
     broken.unlink()
 
 
-def test_a_new_run_does_not_overwrite_an_old_one(uninterrupted, capsys):
-    before = os.stat(uninterrupted / 'log').st_mtime_ns
-    assert train.main(arguments(uninterrupted)) == 2
-    error = capsys.readouterr().err
-    assert f'--resume {uninterrupted / "snapshot_iter_3.npz"}' in error and error.count('\n') == 1
-    assert os.stat(uninterrupted / 'log').st_mtime_ns == before
+def test_a_new_run_sets_an_earlier_one_aside(uninterrupted, tmp_path, capsys):
+    """Also if it starts from a model of the earlier run; files that no run writes stay."""
+    out = tmp_path / 'result'
+    shutil.copytree(uninterrupted, out)
+    (out / 'notes.txt').write_text('mine')
+    first = {path.name: path.read_bytes() for path in out.iterdir() if path.name != 'notes.txt'}
+    assert train.main(arguments(out, iteration=1)) == 0
+    assert f'{out} contains an earlier run, which is moved to {out / "run_1"}' in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (out / 'run_1').iterdir()} == first
+    assert read_snapshot(out / 'snapshot_iter_1.npz').iteration == 1 and (out / 'notes.txt').exists()
+
+    assert train.main(arguments(out, '--resume', out / 'snapshot_model.npz', iteration=1, network=())) == 0
+    assert (out / 'run_2' / 'snapshot_iter_1.npz').exists() and (out / 'snapshot_iter_1.npz').exists()
 
 
 def test_a_diverging_run_names_the_images_and_the_last_snapshot(tmp_path, capfd):
