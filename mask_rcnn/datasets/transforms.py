@@ -1,4 +1,4 @@
-"""The conversion of dataset examples into training examples: random flip and network input."""
+"""The conversion of dataset examples into training examples: choice of objects, random flip and network input."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mask_rcnn.config import Config
+from mask_rcnn.config import Config, TrainingConventions
 from mask_rcnn.datasets.coco_keypoints import COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation, TrainingExample
+from mask_rcnn.ops.masks.rle import encode_polygons
 from mask_rcnn.preprocessing.image_transform import prepare_image
 
 # Second word of the flip's seed; equal to ``training.train_chain._SAMPLING_STREAM``, see there.
@@ -21,7 +22,7 @@ class TrainingTransform:
     """The conversion of an :class:`~mask_rcnn.datasets.example.Example` into a training example.
 
     Args:
-        config: Sizes and dialect of the network.
+        config: Sizes and dialect of the network; ``dialect.training`` selects the objects (:func:`select_objects`).
         flip: Whether to flip images horizontally with a probability of 1/2.
     """
 
@@ -35,6 +36,10 @@ class TrainingTransform:
             example: An image with its annotations.
             seed: Seed of all random choices for the example, in ``[0, 2**32)``.
         """
+        conventions = self.config.dialect.training
+        example = dataclasses.replace(example, annotations=select_objects(example.annotations, conventions))
+        if conventions.mask_targets == 'bitmap':  # a flipped polygon is rasterised one pixel beside the flipped bitmap
+            example = rasterize(example)
         if self.flip and np.random.RandomState([seed, _FLIP_STREAM]).rand() < 0.5:
             example = flip_horizontal(example)
         x, image_transform = prepare_image(example.image, self.config)
@@ -46,6 +51,43 @@ class TrainingTransform:
             image_id=example.image_id,
             seed=seed,
         )
+
+
+def select_objects(annotations: Annotations, conventions: TrainingConventions) -> Annotations:
+    """Drop the objects that are not used for training.
+
+    Args:
+        annotations: The objects of an image, in pixels of the original image.
+        conventions: Provides ``use_crowds`` and ``min_object_size``.
+
+    Returns:
+        Annotations: The other objects in their order; there may be none.
+    """
+    # Both corners are pixels of the box, in every dialect; see `Annotations`.
+    sides = annotations.boxes[:, 2:] - annotations.boxes[:, :2] + 1
+    used = (sides > conventions.min_object_size).all(axis=1)
+    if not conventions.use_crowds:
+        used &= ~annotations.crowd
+    if used.all():
+        return annotations
+    return Annotations(
+        boxes=annotations.boxes[used],
+        labels=annotations.labels[used],
+        crowd=annotations.crowd[used],
+        segmentations=tuple(annotations.segmentations[i] for i in np.flatnonzero(used)),
+        keypoints=None if annotations.keypoints is None else annotations.keypoints[used],
+    )
+
+
+def rasterize(example: Example) -> Example:
+    """Replace the polygons of an example by run lengths of the image's size."""
+    size = example.image.shape[1], example.image.shape[2]
+    segmentations = tuple(
+        encode_polygons(segmentation, size) if segmentation and isinstance(segmentation, tuple) else segmentation
+        for segmentation in example.annotations.segmentations
+    )
+    annotations = dataclasses.replace(example.annotations, segmentations=segmentations)
+    return dataclasses.replace(example, annotations=annotations)
 
 
 def flip_horizontal(example: Example) -> Example:

@@ -5,7 +5,7 @@ deterministic; sampling uses a :class:`numpy.random.RandomState` that the caller
 """
 
 from mask_rcnn.targets.keypoints import KeypointRoIs, sample_keypoint_rois
-from mask_rcnn.targets.masks import mask_targets
+from mask_rcnn.targets.masks import bitmap_targets, mask_targets
 from mask_rcnn.targets.rois import SampledRoIs, sample_rois
 from mask_rcnn.targets.rpn import RPNTargets, rpn_targets
 from mask_rcnn.targets.sampling import IGNORED, Sampling
@@ -16,6 +16,7 @@ __all__ = [
     'RPNTargets',
     'SampledRoIs',
     'Sampling',
+    'bitmap_targets',
     'mask_targets',
     'rpn_targets',
     'sample_keypoint_rois',

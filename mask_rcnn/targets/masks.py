@@ -1,15 +1,22 @@
-"""Training targets for the mask head (``detectron/roi_data/mask_rcnn.py``, ``detectron/utils/segms.py``)."""
+"""Training targets for the mask head.
+
+:func:`mask_targets` rasterises polygons in the grid of a RoI (``detectron/roi_data/mask_rcnn.py``,
+``detectron/utils/segms.py``), and :func:`bitmap_targets` crops bitmaps of the network input (DeNA).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import pycocotools.mask
 from numpy.typing import ArrayLike
 
 from mask_rcnn.datasets.example import Annotations, Segmentation
 from mask_rcnn.ops.boxes.boxes import box_iou
+from mask_rcnn.ops.masks.rle import encode_polygons
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets.sampling import IGNORED
 
 
@@ -38,6 +45,77 @@ def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, offs
         rows = np.flatnonzero(matched == i)
         targets[rows] = rasterize_in_boxes(annotations.segmentations[i], boxes[rows], size)
     return targets
+
+
+def bitmap_targets(
+    rois: np.ndarray, annotations: Annotations, transform: ImageTransform, size: int, *, offset: float
+) -> np.ndarray:
+    """Crop the bitmap of the object that each foreground RoI overlaps most, and resize it.
+
+    Overlap is the IoU with the object's annotated box; crowd regions are ignored.
+
+    Args:
+        rois: ``(F, 4)`` float32 boxes in the network input.
+        annotations: The image's objects; at least one that is not a crowd region, unless F is 0.
+        transform: Maps the original image to the network input.
+        size: Height and width M of the masks.
+        offset: See :mod:`mask_rcnn.ops.boxes.boxes`.
+
+    Returns:
+        numpy.ndarray: ``(F, M, M)`` int32: 1 inside the object, 0 outside; -1 everywhere if the object has no
+        segmentation.
+    """
+    targets = np.full((len(rois), size, size), IGNORED, np.int32)
+    if len(rois) == 0:
+        return targets
+    objects = np.flatnonzero(~annotations.crowd)
+    boxes = transform.apply_boxes(annotations.boxes[objects])
+    matched = objects[box_iou(rois, boxes, offset=offset).argmax(axis=1)]
+    for i in np.unique(matched):
+        if annotations.segmentations[i]:
+            bitmap = input_bitmap(annotations.segmentations[i], transform)
+            for row in np.flatnonzero(matched == i):
+                targets[row] = crop_bitmap(bitmap, rois[row], size)
+    return targets
+
+
+def input_bitmap(segmentation: Segmentation, transform: ImageTransform) -> np.ndarray:
+    """Rasterise a segmentation in the original image, and resize the bitmap to the network input.
+
+    The bitmap is resized by OpenCV as uint8: bilinearly, and rounded to 0 or 1.
+
+    Args:
+        segmentation: Polygons or RLE in the original image.
+        transform: Maps the original image to the network input.
+
+    Returns:
+        numpy.ndarray: ``(h, w)`` uint8 of 0 and 1, the size of the network input without padding.
+    """
+    rle = segmentation if isinstance(segmentation, dict) else encode_polygons(segmentation, transform.size)
+    top, left, bottom, right = map(int, transform.window)
+    resized = cv2.resize(pycocotools.mask.decode(rle), (right - left + 1, bottom - top + 1))
+    bitmap = np.zeros(transform.input_size, np.uint8)
+    bitmap[top : bottom + 1, left : right + 1] = resized
+    return bitmap
+
+
+def crop_bitmap(bitmap: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
+    """Crop a bitmap at a box's corners, truncated to integers, and resize it as :func:`input_bitmap` does.
+
+    At least one pixel of the bitmap is cropped.  (DeNA's program fails if the corners enclose none.)
+
+    Args:
+        bitmap: ``(h, w)`` uint8 of 0 and 1.
+        box: ``(4,)`` float32.
+        size: Height and width M of the result.
+
+    Returns:
+        numpy.ndarray: ``(M, M)`` uint8 of 0 and 1.
+    """
+    corners = box.astype(np.int64)
+    top, left = np.clip(corners[:2], 0, np.subtract(bitmap.shape, 1))
+    bottom, right = np.maximum(corners[2:], (top + 1, left + 1))
+    return cv2.resize(bitmap[top:bottom, left:right], (size, size))
 
 
 def segmentation_box(segmentation: Segmentation, default: ArrayLike) -> np.ndarray:

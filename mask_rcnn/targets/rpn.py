@@ -42,12 +42,20 @@ def rpn_targets(
         gt_boxes: ``(G, 4)`` float32 boxes of the objects, without crowd regions, in the network input.
         size: Height and width of the image in the network input, without padding.
         sampling: Sampling sizes and IoU thresholds.
-        dialect: Provides ``boxes.offset`` and ``boxes.rpn_delta_weights``.
+        dialect: Provides ``boxes.offset``, ``boxes.clip_offset``, ``boxes.rpn_delta_weights`` and
+            ``training.redraw_negatives``.
         rng: Random number generator for the sampling.
     """
     offset = dialect.boxes.offset
-    best_iou, best_gt, is_best = match_anchors(anchors, gt_boxes, size, straddle=sampling.rpn_straddle, offset=offset)
-    labels = label_anchors(best_iou, is_best, sampling, rng)
+    best_iou, best_gt, is_best = match_anchors(
+        anchors,
+        gt_boxes,
+        size,
+        straddle=sampling.rpn_straddle,
+        offset=offset,
+        include_border=dialect.boxes.clip_offset == 0,
+    )
+    labels = label_anchors(best_iou, is_best, sampling, rng, redraw_negatives=dialect.training.redraw_negatives)
     deltas = np.zeros((len(anchors), 4), np.float32)
     positive = np.flatnonzero(labels == 1)
     deltas[positive] = encode_boxes(
@@ -57,7 +65,13 @@ def rpn_targets(
 
 
 def match_anchors(
-    anchors: np.ndarray, gt_boxes: np.ndarray, size: Sequence[float], *, straddle: float, offset: float
+    anchors: np.ndarray,
+    gt_boxes: np.ndarray,
+    size: Sequence[float],
+    *,
+    straddle: float,
+    offset: float,
+    include_border: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Match the anchors that extend at most ``straddle`` pixels beyond the image with objects.
 
@@ -71,6 +85,8 @@ def match_anchors(
         size: Height and width of the image.
         straddle: Limit in pixels; a negative value admits all anchors.
         offset: See :mod:`mask_rcnn.ops.boxes.boxes`.
+        include_border: Whether an anchor may end at ``size + straddle`` (corners are coordinates), or must end before
+            it (corners are pixels).
 
     Returns:
         tuple: Three arrays with one entry per anchor: its best IoU ``(K,)`` float32 (0 without objects, -1 for an
@@ -79,22 +95,32 @@ def match_anchors(
     """
     if straddle < 0:
         return match_boxes(anchors, gt_boxes, offset=offset)
-    return match_boxes(anchors, gt_boxes, offset=offset, low=-straddle, high=np.asarray(size) + straddle)
+    high = np.asarray(size) + straddle
+    if include_border:
+        high = np.nextafter(high, np.inf)  # `match_boxes` excludes its upper limits
+    return match_boxes(anchors, gt_boxes, offset=offset, low=-straddle, high=high)
 
 
 def label_anchors(
-    best_iou: np.ndarray, is_best: np.ndarray, sampling: Sampling, rng: np.random.RandomState
+    best_iou: np.ndarray,
+    is_best: np.ndarray,
+    sampling: Sampling,
+    rng: np.random.RandomState,
+    *,
+    redraw_negatives: bool = True,
 ) -> np.ndarray:
     """Label anchors as positive, negative or ignored, and sample from the positive and negative ones.
 
-    Two details follow Detectron: negatives are sampled with replacement, and their labels are written last.  The best
-    anchor of an object therefore becomes negative if its IoU is small and it is sampled.
+    With ``redraw_negatives``, two details follow Detectron: negatives are sampled with replacement, and their labels
+    are written last.  The best anchor of an object therefore becomes negative if its IoU is small and it is sampled.
+    Otherwise negatives are sampled without replacement, from the anchors that are not the best one of an object.
 
     Args:
         best_iou: ``(K,)`` best IoU of each anchor; anchors with -1 are ignored.
         is_best: ``(K,)`` bool: True for the best anchors of an object.
         sampling: Sampling sizes and IoU thresholds.
         rng: Random number generator for the sampling.
+        redraw_negatives: The dialect's ``training.redraw_negatives``.
 
     Returns:
         numpy.ndarray: ``(K,)`` int32: 1, 0 or -1.
@@ -105,9 +131,13 @@ def label_anchors(
     surplus = max(len(positive) - int(sampling.rpn_positive_fraction * sampling.rpn_batch), 0)
     if surplus:
         labels[rng.choice(positive, size=surplus, replace=False)] = IGNORED
-    negative = np.flatnonzero((best_iou >= 0) & (best_iou < sampling.rpn_negative_iou))
+    is_negative = (best_iou >= 0) & (best_iou < sampling.rpn_negative_iou)
+    negative = np.flatnonzero(is_negative if redraw_negatives else is_negative & ~is_best)
     n_negative = sampling.rpn_batch - (len(positive) - surplus)
     if len(negative) > n_negative:
-        negative = negative[rng.randint(len(negative), size=n_negative)]
+        if redraw_negatives:
+            negative = negative[rng.randint(len(negative), size=n_negative)]
+        else:
+            negative = rng.choice(negative, size=n_negative, replace=False)
     labels[negative] = 0
     return labels

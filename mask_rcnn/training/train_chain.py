@@ -22,6 +22,7 @@ from mask_rcnn.targets import (
     RPNTargets,
     SampledRoIs,
     Sampling,
+    bitmap_targets,
     mask_targets,
     rpn_targets,
     sample_keypoint_rois,
@@ -54,13 +55,14 @@ class MaskRCNNTrainChain(chainer.Chain):
 
     Args:
         model: The network; see :func:`mask_rcnn.training.freezing.freeze`.
-        sampling: Sampling sizes and IoU thresholds; ``None`` for the defaults.
+        sampling: Sampling sizes and IoU thresholds; ``None`` for the defaults, with the dialect's
+            ``training.roi_batch``.
         gamma: Weight of the mask loss.
     """
 
     def __init__(self, model: MaskRCNN, *, sampling: Sampling | None = None, gamma: float = 1.0):
         super().__init__()
-        self.sampling = sampling or Sampling()
+        self.sampling = sampling or Sampling(roi_batch=model.config.dialect.training.roi_batch)
         self.gamma = gamma
         with self.init_scope():
             self.model = model
@@ -303,14 +305,20 @@ class MaskRCNNTrainChain(chainer.Chain):
 
     def _mask_targets(self, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample], size: int) -> np.ndarray:
         """Return the mask targets ``(F, size, size)`` of all foreground RoIs, or one ignored mask if F is 0."""
-        offset = self.model.config.dialect.boxes.offset
         masks = np.concatenate(
             [
-                mask_targets(image_rois.boxes[: image_rois.n_foreground], example.annotations, size, offset=offset)
+                self._mask_targets_of_image(image_rois, example, size)
                 for image_rois, example in zip(rois, examples, strict=True)
             ]
         )
         return masks if len(masks) else np.full((1, size, size), IGNORED, np.int32)
+
+    def _mask_targets_of_image(self, rois: SampledRoIs, example: TrainingExample, size: int) -> np.ndarray:
+        dialect, n = self.model.config.dialect, rois.n_foreground
+        offset = dialect.boxes.offset
+        if dialect.training.mask_targets == 'bitmap':
+            return bitmap_targets(rois.rois[:n], example.annotations, example.image_transform, size, offset=offset)
+        return mask_targets(rois.boxes[:n], example.annotations, size, offset=offset)
 
     def keypoint_loss(self, features: Sequence, rois: Sequence[KeypointRoIs]) -> chainer.Variable:
         """Return the keypoint loss: softmax cross entropy over each heat map (He et al. 2017, section 5).

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask_rcnn.config import PRESETS
+from mask_rcnn.config import DENA, DETECTRON, PRESETS
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example
-from mask_rcnn.datasets.transforms import TrainingTransform, flip_horizontal
+from mask_rcnn.datasets.transforms import TrainingTransform, flip_horizontal, select_objects
 from mask_rcnn.preprocessing.image_transform import prepare_image
 
 CONFIG = PRESETS['resnet50'].replace(min_size=40, max_size=60)
@@ -145,3 +145,52 @@ def test_annotations_must_have_equal_lengths():
 def test_keypoints_must_fit_the_objects(example, shape):
     with pytest.raises(ValueError, match='2 segmentations, but keypoints of shape'):
         with_keypoints(example, np.zeros(shape, np.float32))
+
+
+def objects(boxes, crowd):
+    """Return annotations with keypoints, numbered by their labels."""
+    n = len(boxes)
+    keypoints = np.arange(n, dtype=np.float32)[:, None, None] * np.ones((1, 17, 3), np.float32)
+    return Annotations(
+        np.float32(boxes).reshape(-1, 4), np.arange(n, dtype=np.int32), np.array(crowd), ((),) * n, keypoints
+    )
+
+
+#: Boxes of 11 x 11, 10 x 40 and 40 x 10 pixels, and a crowd region.
+MIXED = objects([(0, 0, 10, 10), (0, 0, 9, 39), (0, 0, 39, 9), (0, 0, 50, 50)], [False, False, False, True])
+
+
+def test_crowds_and_small_objects_are_dropped():
+    assert select_objects(MIXED, DETECTRON.training) is MIXED
+    found = select_objects(MIXED, DENA.training)
+    np.testing.assert_array_equal(found.labels, [0])
+    np.testing.assert_array_equal(found.boxes, MIXED.boxes[:1])
+    np.testing.assert_array_equal(found.keypoints, MIXED.keypoints[:1])
+    with_crowds = DENA.replace(training={'use_crowds': True}).training
+    np.testing.assert_array_equal(select_objects(MIXED, with_crowds).labels, [0, 3])
+    with_small = DENA.replace(training={'min_object_size': 0.0}).training
+    np.testing.assert_array_equal(select_objects(MIXED, with_small).labels, [0, 1, 2])
+
+
+def test_a_training_example_may_lose_all_objects(example):
+    """The object has 9 x 10 pixels, and the other annotation is a crowd region."""
+    config = CONFIG.replace(dialect=DENA)
+    assert len(TrainingTransform(config)(example, seed=0).annotations) == 0
+    small = dataclasses.replace(config, dialect=DENA.replace(training={'min_object_size': 8.0}))
+    assert TrainingTransform(small)(example, seed=0).annotations.labels.tolist() == [1]
+
+
+def test_a_flipped_polygon_has_the_flipped_bitmap(example):
+    """The bitmap of a flipped polygon is that of the polygon, mirrored, without a shift by one pixel."""
+    dialect = DENA.replace(training={'min_object_size': 0.0, 'use_crowds': True})
+    transform = TrainingTransform(CONFIG.replace(dialect=dialect))
+    bitmaps = {}
+    for seed in range(20):
+        found = transform(example, seed)
+        is_flipped = found.annotations.boxes[0, 1] != 3
+        bitmaps[is_flipped] = [coco_mask.decode(rle) for rle in found.annotations.segmentations]
+    polygon = coco_mask.frPyObjects([example.annotations.segmentations[0][0].tolist()], 20, 31)
+    np.testing.assert_array_equal(bitmaps[False][0], coco_mask.decode(polygon)[..., 0])
+    for plain, flipped in zip(bitmaps[False], bitmaps[True], strict=True):
+        assert plain.any()
+        np.testing.assert_array_equal(flipped, plain[:, ::-1])

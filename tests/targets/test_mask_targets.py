@@ -1,12 +1,13 @@
-"""Training targets of the mask head: polygons are rasterised as in Detectron, RLE is resized by area."""
+"""Training targets of the mask head: polygons rasterised as in Detectron, RLE resized by area, bitmaps as in DeNA."""
 
 import numpy as np
 import pycocotools.mask
 import pytest
 
 from mask_rcnn.datasets.example import Annotations
-from mask_rcnn.targets import IGNORED, mask_targets
-from mask_rcnn.targets.masks import rasterize_in_boxes, resample_mask, segmentation_box
+from mask_rcnn.preprocessing.image_transform import ImageTransform
+from mask_rcnn.targets import IGNORED, bitmap_targets, mask_targets
+from mask_rcnn.targets.masks import crop_bitmap, input_bitmap, rasterize_in_boxes, resample_mask, segmentation_box
 
 XY = [1, 0, 3, 2]
 SQUARE = (np.array([10, 20, 50, 20, 50, 60, 10, 60], np.float32),)
@@ -99,3 +100,87 @@ def test_an_object_without_segmentation_is_ignored():
 
 def test_without_rois_there_are_no_masks():
     assert mask_targets(np.zeros((0, 4), np.float32), annotations(), 14, offset=1).shape == (0, 14, 14)
+
+
+def resized(bitmap, size):
+    """Resize a bitmap in the integers of OpenCV's bilinear resize of uint8 images.
+
+    Weights have 11 bits.  The products of the rows are truncated to quarters, and their sum is rounded.
+    """
+    (top, bottom, below), (left, right, beyond) = map(positions, bitmap.shape, size)
+    bitmap = bitmap.astype(int)
+    rows = bitmap[:, left] * (2048 - beyond) + bitmap[:, right] * beyond
+    products = [
+        rows[index] // 16 * weight[:, None] // 2**16 for index, weight in ((top, 2048 - below), (bottom, below))
+    ]
+    return (sum(products) + 2) // 4
+
+
+def positions(n_in, n_out):
+    """Return the two pixels between which each output pixel lies, and 2048 times the distance from the first one."""
+    position = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
+    first = np.floor(position).astype(int)
+    return first, np.minimum(first + 1, n_in - 1), np.rint((position - first) * 2048).astype(int)
+
+
+def test_a_bitmap_is_cropped_at_truncated_corners(rng):
+    bitmap = (rng.rand(40, 50) > 0.5).astype(np.uint8)
+    found = crop_bitmap(bitmap, np.float32([3.9, 5.99, 17.2, 19.5]), 14)
+    np.testing.assert_array_equal(found, bitmap[3:17, 5:19])
+
+
+def test_a_crop_of_a_bitmap_is_resized_bilinearly_and_rounded(rng):
+    bitmap = (rng.rand(40, 50) > 0.5).astype(np.uint8)
+    found = crop_bitmap(bitmap, np.float32([3.5, 5.5, 30.5, 14.5]), 14)
+    np.testing.assert_array_equal(found, resized(bitmap[3:30, 5:14], (14, 14)))
+
+
+@pytest.mark.parametrize(
+    ('box', 'pixel'),
+    [((3.1, 5.1, 3.9, 5.9), (3, 5)), ((40, 50, 40, 50), (39, 49)), ((2, 50, 3, 50), (2, 49)), ((0, 0, 0, 0), (0, 0))],
+)
+def test_a_roi_that_encloses_no_pixel_gets_that_of_its_corner(box, pixel):
+    for value in (0, 1):
+        bitmap = np.full((40, 50), 1 - value, np.uint8)
+        bitmap[pixel] = value
+        np.testing.assert_array_equal(crop_bitmap(bitmap, np.float32(box), 14), np.full((14, 14), value))
+
+
+def test_the_bitmap_of_the_input_is_resized_from_that_of_the_image():
+    """Polygons and run lengths have one bitmap; it is resized to the whole pixels of the input."""
+    transform = ImageTransform.top_left((80, 90), 1.5)
+    mask = np.zeros((80, 90), np.uint8)
+    mask[20:60, 10:50] = 1
+    for segmentation in (SQUARE, encode(mask)):
+        np.testing.assert_array_equal(input_bitmap(segmentation, transform), resized(mask, (120, 135)))
+
+
+def test_the_parts_of_an_object_are_one_bitmap():
+    parts = rectangle(0, 0, 10, 10) + rectangle(5, 5, 20, 20)
+    expected = np.zeros((30, 30), int)
+    expected[:10, :10] = expected[5:20, 5:20] = 1
+    np.testing.assert_array_equal(input_bitmap(parts, ImageTransform.top_left((30, 30), 1.0)), expected)
+
+
+def test_the_bitmap_in_a_letterbox():
+    transform = ImageTransform.letterbox((20, 40), 1.0, 64)
+    bitmap = input_bitmap(encode(np.ones((20, 40))), transform)
+    expected = np.zeros((64, 64), int)
+    expected[22:42, 12:52] = 1
+    np.testing.assert_array_equal(bitmap, expected)
+
+
+def test_the_bitmap_target_is_the_object_whose_box_overlaps_most():
+    """RoIs are in the network input, which is twice as large as the image."""
+    transform = ImageTransform.top_left((60, 80), 2.0)
+    crowd, near, far = rectangle(0, 0, 28, 28), rectangle(0, 0, 14, 28), rectangle(30, 0, 58, 28)
+    rois = np.array([[0, 0, 56, 56], [0, 60, 56, 116]], np.float32)
+    masks = bitmap_targets(rois, annotations(crowd, near, far, crowd=[True, False, False]), transform, 28, offset=0)
+    assert masks.dtype == np.int32 and masks[0, :, :14].all() and not masks[0, :, 14:].any() and masks[1].all()
+
+
+def test_bitmap_targets_of_nothing():
+    transform = ImageTransform.top_left((20, 20), 1.0)
+    roi = np.array([[0, 0, 5, 5]], np.float32)
+    assert (bitmap_targets(roi, annotations(()), transform, 14, offset=0) == IGNORED).all()
+    assert bitmap_targets(roi[:0], annotations(), transform, 14, offset=0).shape == (0, 14, 14)

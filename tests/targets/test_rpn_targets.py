@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.config import DETECTRON
+from mask_rcnn.config import DENA, DETECTRON
 from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, shift_anchors
 from mask_rcnn.targets import IGNORED, Sampling, rpn_targets
 from mask_rcnn.targets.rpn import label_anchors, match_anchors
@@ -169,3 +169,51 @@ def test_an_anchor_outside_is_not_matched():
     np.testing.assert_array_equal(best_iou, np.float32([-1, 8 / 24]))
     np.testing.assert_array_equal(is_best, [False, True])
     np.testing.assert_array_equal(label_anchors(best_iou, is_best, Sampling(), np.random.RandomState(0)), [IGNORED, 1])
+
+
+def test_negatives_without_redrawing_are_distinct():
+    best_iou = np.linspace(0, 1, 5000, dtype=np.float32)
+    labels = label_anchors(best_iou, np.zeros(5000, bool), Sampling(), np.random.RandomState(0), redraw_negatives=False)
+    assert np.count_nonzero(labels == 1) == np.count_nonzero(labels == 0) == 128
+    assert (best_iou[labels == 0] < 0.3).all()
+
+
+@pytest.mark.parametrize(('redraw_negatives', 'label'), [(True, 0), (False, 1)])
+def test_a_best_anchor_with_a_small_iou(redraw_negatives, label):
+    """All negatives are sampled."""
+    best_iou, is_best = np.float32([0.2, 0.1, 0]), np.array([True, False, False])
+    labels = label_anchors(best_iou, is_best, Sampling(), np.random.RandomState(0), redraw_negatives=redraw_negatives)
+    np.testing.assert_array_equal(labels, [label, 0, 0])
+
+
+def test_surplus_best_anchors_are_ignored_without_redrawing():
+    """Of 300 best anchors with a small IoU 128 are positive; none becomes negative."""
+    best_iou, is_best = np.full(1000, 0.1, np.float32), np.arange(1000) < 300
+    labels = label_anchors(best_iou, is_best, Sampling(), np.random.RandomState(0), redraw_negatives=False)
+    counts = [np.count_nonzero(labels[is_best] == value) for value in (1, 0, IGNORED)]
+    assert counts == [128, 0, 172] and np.count_nonzero(labels[300:] == 0) == 128
+
+
+@pytest.mark.parametrize(('dialect', 'labels'), [(DETECTRON, [0, IGNORED, IGNORED]), (DENA, [0, 0, IGNORED])])
+def test_an_anchor_at_the_border(dialect, labels):
+    """Corners that are coordinates may lie on the border of 16 x 16 pixels; corners that are pixels may not."""
+    anchors = np.float32([[0, 0, 15, 15], [0, 0, 16, 16], [0, 0, 16, 16.001]])
+    targets = rpn_targets(
+        anchors,
+        np.zeros((0, 4), np.float32),
+        (16, 16),
+        sampling=Sampling(),
+        dialect=dialect,
+        rng=np.random.RandomState(0),
+    )
+    np.testing.assert_array_equal(targets.labels, labels)
+
+
+def test_the_dialect_selects_how_negatives_are_drawn():
+    """The best anchor of the object overlaps it by 4 of 28 pixels."""
+    anchors, gt_boxes = np.float32([[0, 3, 4, 7], [8, 8, 11, 11]]), np.float32([[0, 0, 4, 4]])
+    for dialect, label in ((DETECTRON, 0), (DENA, 1)):
+        targets = rpn_targets(
+            anchors, gt_boxes, (16, 16), sampling=Sampling(), dialect=dialect, rng=np.random.RandomState(0)
+        )
+        np.testing.assert_array_equal(targets.labels, [label, 0])

@@ -6,6 +6,8 @@ A mask is encoded as the lengths of its runs of 0, 1, 0, ... down the columns; p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -103,3 +105,17 @@ def decode_counts(counts: str | bytes) -> np.ndarray:
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
     return numbers
+
+
+def encode_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> dict:
+    """Rasterise the union of polygons in an image as compressed run lengths.
+
+    Args:
+        polygons: At least one flat array ``x, y, x, y, ...`` of at least three points.
+        size: Height and width of the image.
+
+    Returns:
+        dict: ``{'size': [H, W], 'counts': bytes}``.
+    """
+    parts = [np.asarray(polygon, np.float64) for polygon in polygons]
+    return coco_mask.merge(coco_mask.frPyObjects(parts, *size))
