@@ -238,6 +238,8 @@ class TrainingConventions:
             crops the object's bitmap in the network input at the RoI's truncated corners and resizes it (DeNA).
         decay_all: Whether all parameters have the same learning rate and weight decay (DeNA), or biases have twice the
             learning rate and neither biases nor normalisations have weight decay (Detectron).
+        correct_momentum: Whether the momentum is scaled with the learning rate when that jumps (Detectron), or not
+            (DeNA).
         sum_images: Whether the gradients of the images of a batch are added (DeNA) or averaged (Detectron).
     """
 
@@ -249,6 +251,7 @@ class TrainingConventions:
     roi_batch: int
     mask_targets: Literal['polygons', 'bitmap']
     decay_all: bool
+    correct_momentum: bool
     sum_images: bool
 
 
@@ -361,6 +364,7 @@ DETECTRON = Dialect(
         roi_batch=512,
         mask_targets='polygons',
         decay_all=False,
+        correct_momentum=True,
         sum_images=False,
     ),
 )
@@ -444,6 +448,7 @@ DENA = DETECTRON.replace(
         'roi_batch': 128,
         'mask_targets': 'bitmap',
         'decay_all': True,
+        'correct_momentum': False,
         'sum_images': True,
     },
 )

@@ -12,7 +12,8 @@ backward pass and the update, so that all models stay equal.  A single process n
         optimizer.update()
 
 The mean over the processes is the gradient of the whole batch, because the loss is a mean over images and every
-process has the same number of images.
+process has the same number of images.  (Where a dialect adds the gradients of all images, the updater multiplies the
+loss by their number.)
 """
 
 from __future__ import annotations

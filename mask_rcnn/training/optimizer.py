@@ -1,4 +1,4 @@
-"""Momentum SGD with Detectron's settings (``detectron/modeling/optimizer.py``, ``detectron.py``)."""
+"""Momentum SGD with the settings of Detectron (``detectron/modeling/optimizer.py``, ``detector.py``) or DeNA."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class MomentumSGD(optimizers.MomentumSGD):
     """
 
     target: chainer.Link  # set by setup()
+    corrects_momentum = True  # see set_learning_rate()
     _grad_norm: float | None = None
     _loss_scaling_isnan = False
 
@@ -88,29 +89,38 @@ class MomentumSGD(optimizers.MomentumSGD):
 
 
 def make_optimizer(
-    link: chainer.Link, *, momentum: float = 0.9, weight_decay: float = 1e-4, clip: float | None = None
+    link: chainer.Link,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    clip: float | None = None,
+    decay_all: bool = False,
+    correct_momentum: bool = True,
 ) -> MomentumSGD:
     """Return an optimizer for a link, with the learning rate 0 (see :func:`set_learning_rate`).
 
-    Biases (``b``) have twice the learning rate and no weight decay; scales and shifts of normalisations have no
-    weight decay either.  Frozen parameters (``requires_grad`` false) are excluded.
+    Biases (``b``) have twice the learning rate and no weight decay, and scales and shifts of normalisations have no
+    weight decay, unless ``decay_all`` is set.  Frozen parameters (``requires_grad`` false) are excluded.
 
     Args:
         link: The link to train, after freezing.
         momentum: Detectron's ``SOLVER.MOMENTUM``.
         weight_decay: Detectron's ``SOLVER.WEIGHT_DECAY``.
         clip: Maximum L2 norm of the gradient of all parameters together; ``None`` disables clipping.
+        decay_all: The dialect's ``training.decay_all``: all parameters have the same rate and weight decay.
+        correct_momentum: The dialect's ``training.correct_momentum``; see :func:`set_learning_rate`.
     """
     optimizer = MomentumSGD(lr=0.0, momentum=momentum)
+    optimizer.corrects_momentum = correct_momentum
     optimizer.setup(link)
     for path, param in link.namedparams():
         rule: Any = param.update_rule
         name = path.rsplit('/', 1)[1]
         if not param.requires_grad:
             rule.enabled = False
-        elif name == 'b':
+        elif name == 'b' and not decay_all:
             rule.add_hook(_double, name='double')
-        elif name not in _NORM_PARAMETERS:
+        elif decay_all or name not in _NORM_PARAMETERS:
             rule.add_hook(_Decay(weight_decay), name='decay')
     if clip is not None:
         optimizer.add_hook(ClipGradient(clip))
@@ -118,14 +128,14 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: MomentumSGD, rate: float) -> None:
-    """Set the learning rate and correct the momentum.
+    """Set the learning rate and, if ``optimizer.corrects_momentum`` is set, correct the momentum.
 
     The momentum contains past gradients multiplied by past rates.  If the rate jumps, the momentum is scaled as if
     those gradients had been multiplied by the new rate (Goyal et al. 2017, section 3, "momentum correction";
     ``detectron/modeling/detector.py``, ``_CorrectMomentum``).
     """
     before, optimizer.lr = optimizer.lr, rate
-    if before <= _CORRECTION_MIN_RATE or rate == before:
+    if not optimizer.corrects_momentum or before <= _CORRECTION_MIN_RATE or rate == before:
         return
     if max(before, rate) <= _CORRECTION_THRESHOLD * min(before, rate):
         return

@@ -47,6 +47,9 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
     The reported values are averaged in the same way over the parts and over the processes.  ``grad_norm``, the L2
     norm of the gradient before clipping, is added to them.
 
+    With ``sum_images``, the gradient is the sum over the images of all processes instead of the mean; the reported
+    losses remain means.
+
     Args:
         iterator: Returns lists of examples; their ``name`` appears in errors.
         optimizer: Its target is called with a list of examples and returns their mean loss.
@@ -55,6 +58,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
             largest factor without overflow and skips updates that overflow, with one log line each.
         communicator: Averages gradients and reported values over processes; ``None`` for one process.
         device: Device to move the target to; ``None`` does not move it.
+        sum_images: The dialect's ``training.sum_images``.
 
     Raises (from :meth:`update`):
         NonFiniteLossError: The loss or the gradient is not finite; no parameter has been updated.
@@ -69,6 +73,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         loss_scale: float | str | None = None,
         communicator: Communicator | None = None,
         device: Any = None,
+        sum_images: bool = False,
     ):
         if subdivisions < 1:
             raise ValueError(f'subdivisions must be at least 1, not {subdivisions!r}')
@@ -78,6 +83,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
             optimizer.loss_scaling()
         self.subdivisions = subdivisions
         self.communicator = communicator or Communicator()
+        self.sum_images = sum_images
 
     def update_core(self) -> None:
         iterator, optimizer = self.get_iterator('main'), self.get_optimizer('main')
@@ -103,12 +109,14 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
     def _accumulate(self, batch: Sequence, optimizer: Any) -> dict[str, Any]:
         """Accumulate the gradients of all parts; return the means of the reported values."""
         means: dict[str, Any] = {}
+        # The processes have batches of one size, and `mean_gradients` divides by the number of processes.
+        n_images = len(batch) * self.communicator.size if self.sum_images else 1
         for part in split(batch, self.subdivisions):
             weight = len(part) / len(batch)
             reported: dict[str, Any] = {}
             with chainer.reporter.report_scope(reported):
                 loss = optimizer.target(part)
-            (loss * weight).backward(loss_scale=optimizer._loss_scale)
+            (loss * (weight * n_images)).backward(loss_scale=optimizer._loss_scale)
             for name, value in {'main/loss': loss, **reported}.items():
                 means[name] = means.get(name, 0) + weight * chainer.as_array(value)
             del loss  # frees the part's activations before those of the next part are allocated

@@ -44,9 +44,9 @@ def make_link():
     return link
 
 
-def train(link, loss_scale=None, clip=None, xp=np, n_updates=3):
+def train(link, loss_scale=None, clip=None, xp=np, n_updates=3, decay_all=False):
     """Update a link several times; return the optimizer."""
-    optimizer = make_optimizer(link, weight_decay=0.01, clip=clip)
+    optimizer = make_optimizer(link, weight_decay=0.01, clip=clip, decay_all=decay_all)
     set_learning_rate(optimizer, 0.1)
     if loss_scale is not None:
         optimizer.set_loss_scale(loss_scale)
@@ -66,12 +66,12 @@ def state(optimizer):
     return serializer.target
 
 
-@pytest.mark.parametrize('loss_scale', [None, 3.0])
-def test_the_update_equals_that_of_the_rules(launches, monkeypatch, loss_scale):
-    together = state(train(make_link(), loss_scale))
+@pytest.mark.parametrize(('loss_scale', 'decay_all'), [(None, False), (3.0, False), (None, True)])
+def test_the_update_equals_that_of_the_rules(launches, monkeypatch, loss_scale, decay_all):
+    together = state(train(make_link(), loss_scale, decay_all=decay_all))
     assert launches == ['momentum_sgd'] * 3
     monkeypatch.setattr(multi_array, 'supports', lambda arrays: False)
-    expected = state(train(make_link(), loss_scale))
+    expected = state(train(make_link(), loss_scale, decay_all=decay_all))
     assert launches == ['momentum_sgd'] * 3 and together.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(together[name], value, err_msg=name)

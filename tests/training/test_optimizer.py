@@ -58,6 +58,18 @@ def test_an_update_equals_detectron(net):
         np.testing.assert_allclose(after[path], array - step, rtol=0, atol=1e-6, err_msg=path)
 
 
+def test_an_update_with_decay_of_all_parameters(net):
+    """Biases and normalisations decay as well, and all parameters have one learning rate."""
+    optimizer = make_optimizer(net, weight_decay=0.01, decay_all=True)
+    set_learning_rate(optimizer, 0.1)
+    before = state(net)
+    optimizer.update()
+    for path, param in net.namedparams():
+        array, gradient = before[path]
+        step = 0 if 'frozen' in path else 0.1 * (gradient + 0.01 * array)
+        np.testing.assert_allclose(param.array, array - step, rtol=0, atol=1e-6, err_msg=path)
+
+
 def test_momentum_accumulates_gradients(net):
     optimizer = make_optimizer(net, momentum=0.5, weight_decay=0)
     set_learning_rate(optimizer, 0.1)
@@ -79,6 +91,16 @@ def test_the_momentum_is_corrected_when_the_rate_jumps(net, rate, scale):
     set_learning_rate(optimizer, rate)
     np.testing.assert_allclose(net.conv.W.update_rule.state['v'], scale * before, rtol=1e-6)
     assert optimizer.lr == rate
+
+
+def test_the_momentum_is_not_corrected_if_the_dialect_does_not(net):
+    optimizer = make_optimizer(net, correct_momentum=False)
+    set_learning_rate(optimizer, 0.1)
+    optimizer.update()
+    before = net.conv.W.update_rule.state['v'].copy()
+    set_learning_rate(optimizer, 1.0)
+    np.testing.assert_array_equal(net.conv.W.update_rule.state['v'], before)
+    assert optimizer.lr == 1
 
 
 def test_the_norm_of_all_gradients(net):

@@ -187,6 +187,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(tmp_path)
 class TwoProcesses:
     """A communicator of two processes, the other of which has twice the gradients and values."""
 
+    size = 2
+
     def __init__(self):
         self.calls = []
 
@@ -208,6 +210,39 @@ def test_processes_average_once_per_update(tmp_path):
     for path in alone:
         np.testing.assert_allclose(together[path], 1.5 * alone[path], rtol=1e-6)
     assert mean_reported['main/loss'] == pytest.approx(1.5 * float(reported['main/loss']))
+
+
+@pytest.mark.parametrize('subdivisions', [1, 2, 4])
+def test_gradients_of_images_are_added_and_losses_averaged(tmp_path, subdivisions):
+    """The reference is a backward pass of each image; the batch has parts of different sizes."""
+    added, reported, _ = gradients(tmp_path, batch_size=5, subdivisions=subdivisions, sum_images=True)
+    chain = TinyTrainChain()
+    chain.cleargrads()
+    reporter = chainer.Reporter()
+    reporter.add_observer('main', chain)
+    losses = []
+    for row in rows()[:5]:
+        with reporter:
+            loss = chain([row])
+        loss.backward()
+        losses.append(float(loss.array))
+    for path, param in chain.namedparams():
+        expected = param.grad * (2 if path.endswith('/b') else 1)  # the update doubles the gradients of biases
+        np.testing.assert_allclose(added[path], expected, rtol=1e-5, atol=1e-5, err_msg=path)
+    assert reported['main/loss'] == pytest.approx(np.mean(losses), rel=1e-6)
+    norm = np.sqrt(sum((param.grad.astype('d') ** 2).sum() for param in chain.params()))
+    assert reported['grad_norm'] == pytest.approx(norm, rel=1e-5)
+
+
+def test_gradients_of_all_processes_are_added(tmp_path):
+    """The other process has four images as well, with twice the gradient."""
+    mean, reported, _ = gradients(tmp_path, batch_size=4)
+    added, added_reported, _ = gradients(
+        tmp_path, batch_size=4, subdivisions=2, sum_images=True, communicator=TwoProcesses()
+    )
+    for path in mean:
+        np.testing.assert_allclose(added[path], 4 * (1 + 2) * mean[path], rtol=1e-5, atol=1e-6)
+    assert added_reported['main/loss'] == pytest.approx(1.5 * float(reported['main/loss']), rel=1e-6)
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 5, 8])
