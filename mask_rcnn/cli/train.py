@@ -212,14 +212,16 @@ def _options(args: TrainArguments, communicator: Communicator, config: Config) -
 
 
 def _sampling(args: TrainArguments, config: Config) -> Sampling:
-    """Return Detectron's sampling, scaled to ``--train-proposals``.
+    """Return the sampling of the network's dialect, scaled to ``--train-proposals``.
 
     Detectron's FPN configurations keep 2000 anchors per level before NMS (``RPN_PRE_NMS_TOP_N``), C4 12000.
     """
     fraction = args.train_proposals / Sampling.train_post_nms
     pre_nms = Sampling.train_post_nms if config.has_fpn else Sampling.train_pre_nms
     return Sampling(
-        roi_batch=args.roi_batch, train_pre_nms=math.ceil(pre_nms * fraction), train_post_nms=args.train_proposals
+        roi_batch=args.roi_batch or config.dialect.training.roi_batch,
+        train_pre_nms=math.ceil(pre_nms * fraction),
+        train_post_nms=args.train_proposals,
     )
 
 

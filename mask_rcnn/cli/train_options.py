@@ -25,7 +25,6 @@ from mask_rcnn.cli.options import (
 from mask_rcnn.config import EXTRACTORS, Config
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
-from mask_rcnn.training.freezing import FROZEN_STAGES
 from mask_rcnn.training.schedule import DETECTRON_SCHEDULES
 from mask_rcnn.training.snapshot import is_snapshot, read_options
 from mask_rcnn.weights import WeightFileError
@@ -46,6 +45,11 @@ _FIELDS_WITH_OPTIONS = (
     'max_size',
     'anchor_sizes',
 )
+
+
+class _DialectDefault(int):
+    """The default of an option for models of most dialects, as opposed to the same value given by the user."""
+
 
 _DESCRIPTION = 'Train Mask R-CNN with the losses and schedules of Detectron, on COCO 2017 or on your own data.'
 
@@ -227,9 +231,9 @@ def _add_optimization(add: AddArgument) -> None:
     add(
         '--roi-batch',
         type=positive_int,
-        default=Sampling.roi_batch,
+        default=_DialectDefault(Sampling.roi_batch),
         metavar='N',
-        help='RoIs sampled per image (default: %(default)s)',
+        help="RoIs sampled per image (default: %(default)s; for models of DeNA's program: 128)",
     )
     add(
         '--train-proposals',
@@ -311,7 +315,9 @@ class TrainArguments:
 
     Args:
         data: The datasets.
-        frozen_stages: The first ``frozen_stages`` of conv1, res2, res3 and res4 are frozen.
+        roi_batch: ``None`` for the number of the model's dialect.
+        frozen_stages: The first ``frozen_stages`` of conv1, res2, res3 and res4 are frozen; ``None`` for the number of
+            the model's dialect.
     """
 
     data: DatasetArguments
@@ -339,12 +345,12 @@ class TrainArguments:
     iteration: int | None
     batchsize: int
     subdivisions: int
-    roi_batch: int
+    roi_batch: int | None
     train_proposals: int
     gamma: float
     clip_gradient: float | None
     seed: int = 0
-    frozen_stages: int = FROZEN_STAGES
+    frozen_stages: int | None = None
 
     gpu: int | None
     precision: str
@@ -372,6 +378,8 @@ class TrainArguments:
         if args.unfreeze_bn:
             values['norm'] = 'bn'
         values['anchor_sizes'] = tuple(args.anchor_sizes) if args.anchor_sizes else None
+        if isinstance(args.roi_batch, _DialectDefault):
+            values['roi_batch'] = None
         if not data.has('val'):
             values['validation'] = 0
         if args.pretrained == 'none':
@@ -391,7 +399,7 @@ class TrainArguments:
         return self.lr == 0
 
 
-def _inherit_from_snapshot(args: argparse.Namespace) -> dict[str, int]:
+def _inherit_from_snapshot(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments that a snapshot determines: the seed and the frozen stages."""
     try:
         options = read_options(args.resume)
@@ -402,7 +410,7 @@ def _inherit_from_snapshot(args: argparse.Namespace) -> dict[str, int]:
         raise UsageError(
             f'--seed {args.seed} and --resume {args.resume} contradict each other: its run has the seed {seed}'
         )
-    return {'seed': seed, 'frozen_stages': options.get('frozen_stages', FROZEN_STAGES)}
+    return {'seed': seed, 'frozen_stages': options.get('frozen_stages')}
 
 
 def _contradict(first: str, second: str, reason: str) -> NoReturn:

@@ -226,8 +226,8 @@ class ConvNorm(chainer.Chain):
         norm (str): ``'affine'`` or ``'bn'``.
 
     Attributes:
-        bn_frozen (bool): Whether a batch normalisation uses its running statistics even in training; see
-            :func:`mask_rcnn.training.freezing.freeze`.
+        bn_frozen (bool): Whether a batch normalisation uses its running statistics even in training, with a trained
+            or a frozen scale and offset; see :func:`mask_rcnn.training.freezing.freeze`.
     """
 
     bn_frozen = False
@@ -272,9 +272,7 @@ class ConvNorm(chainer.Chain):
     @property
     def _has_constant_norm(self) -> bool:
         """True if the normalisation neither depends on the batch nor is trained."""
-        return self.bn_frozen or (
-            self.has_fixed_norm and not any(parameter.requires_grad for parameter in self.norm.params())
-        )
+        return self.has_fixed_norm and not any(parameter.requires_grad for parameter in self.norm.params())
 
     def fold(self) -> tuple[Any, Any]:
         """Fold the normalisation into the convolution: return a weight ``(O, I, kh, kw)`` and a bias ``(O,)``."""
@@ -294,12 +292,39 @@ def _fold_norm(weight, norm):
 
 
 def _apply_frozen_bn(bn: L.BatchNormalization, x) -> chainer.Variable:
-    """Normalise with the running statistics regardless of ``chainer.config.train``; ``bn`` does not change.
+    """Normalise with the running statistics regardless of ``chainer.config.train``; these do not change.
 
-    Computed as the equivalent affine channel: its backward pass needs no activations, and only ``x`` gets a gradient.
+    Computed as the equivalent affine channel.  If gamma and beta are frozen, its backward pass needs no activations,
+    and only ``x`` gets a gradient.
     """
     scale, bias = scale_and_bias(bn)
+    if any(parameter.requires_grad for parameter in bn.params()):
+        trained_scale, trained_bias = _TrainedAffine(bn, scale, bias).apply((bn.gamma, bn.beta))
+        return affine_channel_2d(x, trained_scale, trained_bias)
     return affine_channel_2d(x, scale.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False))
+
+
+class _TrainedAffine(chainer.FunctionNode):
+    """The affine channel of a batch normalisation as a function of its gamma and beta.
+
+    Args:
+        bn: The normalisation, with running statistics.
+        scale, bias: The result of :func:`scale_and_bias`, which computes it in float64.
+    """
+
+    def __init__(self, bn: L.BatchNormalization, scale: Any, bias: Any):
+        self._affine = scale, bias
+        mean: Any = bn.avg_mean
+        variance: Any = bn.avg_var
+        self._mean = mean
+        self._unit_scale = norm_to_affine(mean.dtype.type(1), mean, mean, variance, bn.eps)[0]
+
+    def forward(self, inputs):
+        return self._affine
+
+    def backward(self, indexes, grad_outputs):
+        grad_scale, grad_bias = grad_outputs
+        return (grad_scale - grad_bias * self._mean) * self._unit_scale, grad_bias
 
 
 class Backbone(chainer.Chain):

@@ -1,4 +1,4 @@
-"""Freezing: the first backbone stages, affine channels and, optionally, batch normalisation."""
+"""Freezing: the first backbone stages, affine channels, and statistics or parameters of batch normalisation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 import chainer
 import chainer.links as L
 
+from mask_rcnn.config import Config
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.layers import AffineChannel2D, ConvNorm
-
-#: Number of frozen stages in Detectron (``TRAIN.FREEZE_AT``, ``detectron/modeling/ResNet.py``): conv1 and res2.
-FROZEN_STAGES = 2
 
 
 class FrozenParameter(chainer.Parameter):
@@ -31,41 +29,45 @@ class FrozenParameter(chainer.Parameter):
         return FrozenParameter, (self.array, None, self.name)
 
 
-def freeze(model: MaskRCNN, *, freeze_bn: bool = False, stages: int = FROZEN_STAGES) -> None:
-    """Freeze the layers that Detectron freezes.
+def freeze(model: MaskRCNN, *, freeze_bn: bool = False, stages: int | None = None) -> None:
+    """Freeze the layers that the original program of the model's dialect freezes.
 
     - The first ``stages`` stages of the backbone.  They get no gradient and store nothing for the backward pass.
       (A randomly initialised network should freeze none.)
     - Every affine channel layer, because it is a batch normalisation with fixed statistics.
     - The batch normalisations of the frozen stages, and with ``freeze_bn`` all of them.  They use their running
-      statistics, like affine channels; the statistics, gamma and beta stay constant.  The others use the statistics
-      of the batch and are trained.
+      statistics, like affine channels; the statistics, gamma and beta stay constant.
+    - The statistics of the other batch normalisations, if the dialect's ``training.fix_statistics`` is set: they use
+      their running statistics, which stay constant, and gamma and beta are trained.  Otherwise they use the statistics
+      of the batch, and the running statistics follow it.
 
     A frozen parameter has ``requires_grad`` false: a :class:`FrozenParameter` replaces the original one.  Call this
     function before ``optimizer.setup(model)`` and after the last change of the model's links
     (:func:`mask_rcnn.models.affine_to_bn` and its inverse).
 
     Args:
-        model: Changed in place.
+        model: Changed in place.  A chain without ``config`` follows Detectron.
         freeze_bn: Also freeze the batch normalisations after the frozen stages.
-        stages: Number of frozen backbone stages (conv1, res2, res3 ...).
+        stages: Number of frozen backbone stages (conv1, res2, res3 ...); ``None`` for the dialect's
+            ``training.frozen_stages``.
     """
+    conventions = getattr(model, 'config', Config()).dialect.training
+    stages = conventions.frozen_stages if stages is None else stages
     model.extractor.frozen_stages = stages
     for stage in model.extractor.stages[:stages]:
         _freeze_parameters(stage)
-        _fix_batch_normalization(stage)
+        _fix_statistics(stage)
     for link in model.links():
-        if isinstance(link, AffineChannel2D):
+        if isinstance(link, AffineChannel2D) or (freeze_bn and isinstance(link, L.BatchNormalization)):
             _freeze_parameters(link)
-    if freeze_bn:
-        _fix_batch_normalization(model)
+    if freeze_bn or conventions.fix_statistics:
+        _fix_statistics(model)
 
 
-def _fix_batch_normalization(root: chainer.Link) -> None:
+def _fix_statistics(root: chainer.Link) -> None:
     for link in root.links():
         if isinstance(link, ConvNorm) and isinstance(link.norm, L.BatchNormalization):
             link.bn_frozen = True
-            _freeze_parameters(link.norm)
 
 
 def _freeze_parameters(root: chainer.Link) -> None:

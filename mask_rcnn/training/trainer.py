@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from chainer import training
 
+from mask_rcnn.config import TrainingConventions
 from mask_rcnn.datasets.example import Example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.inference.save import model_meta
@@ -27,7 +28,7 @@ from mask_rcnn.training.extensions import (
     Metrics,
     TrainingLog,
 )
-from mask_rcnn.training.freezing import FROZEN_STAGES, freeze
+from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.iterator import ExampleIterator
 from mask_rcnn.training.optimizer import make_optimizer
 from mask_rcnn.training.schedule import Schedule
@@ -51,9 +52,11 @@ class TrainingOptions:
         seed: Seed of the order of the images, the flips and the sampling of anchors and RoIs.
         workers: Number of processes that read and transform images; 0 does both in this process.
         gamma: Weight of the mask loss.
-        sampling: Sampling sizes and IoU thresholds.
+        sampling: Sampling sizes and IoU thresholds; ``None`` for the defaults, with the number of RoIs of the model's
+            dialect (``training.roi_batch``).
         freeze_bn: Freeze all batch normalisations: use their running statistics and do not train gamma and beta.
-        frozen_stages: Number of frozen backbone stages, in the order conv1, res2, res3, res4.
+        frozen_stages: Number of frozen backbone stages, in the order conv1, res2, res3, res4; ``None`` for that of the
+            model's dialect (``training.frozen_stages``).
         clip: Maximum L2 norm of the gradient; ``None`` disables clipping.
         loss_scale: See :class:`~mask_rcnn.training.updater.SubdivisionUpdater`.
         snapshot_interval: Iterations between snapshots; 0 writes no snapshot, not even at the end.
@@ -71,9 +74,9 @@ class TrainingOptions:
     seed: int = 0
     workers: int = 0
     gamma: float = 1.0
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling | None = None
     freeze_bn: bool = False
-    frozen_stages: int = FROZEN_STAGES
+    frozen_stages: int | None = None
     clip: float | None = None
     loss_scale: float | str | None = None
     snapshot_interval: int = 4000
@@ -125,11 +128,18 @@ def build_training_run(
         communicator: Communication with the other processes; ``None`` for a single process.
     """
     communicator = communicator or Communicator()
+    conventions = model.config.dialect.training
+    options = _fill_in(options, conventions)
     freeze(model, freeze_bn=options.freeze_bn, stages=options.frozen_stages)
     chain = MaskRCNNTrainChain(model, sampling=options.sampling, gamma=options.gamma)
     chain.to_device(model.device)
     communicator.broadcast(chain)
-    optimizer = make_optimizer(chain, clip=options.clip)
+    optimizer = make_optimizer(
+        chain,
+        clip=options.clip,
+        decay_all=conventions.decay_all,
+        correct_momentum=conventions.correct_momentum,
+    )
     iterator = ExampleIterator(
         train_set,
         TrainingTransform(model.config),
@@ -139,13 +149,25 @@ def build_training_run(
         shard=(communicator.rank, communicator.size),
     )
     updater = SubdivisionUpdater(
-        iterator, optimizer, subdivisions=options.subdivisions, loss_scale=options.loss_scale, communicator=communicator
+        iterator,
+        optimizer,
+        subdivisions=options.subdivisions,
+        loss_scale=options.loss_scale,
+        communicator=communicator,
+        sum_images=conventions.sum_images,
     )
     signal_handler = SignalHandler()
     stop_trigger = StopTrigger(options.iterations, signal_handler, communicator)
     trainer = training.Trainer(updater, stop_trigger=stop_trigger, out=options.out)
     snapshots = _add_extensions(trainer, model, options, stop_trigger, evaluate, examples, communicator, signal_handler)
     return TrainingRun(options, trainer, stop_trigger, snapshots, signal_handler)
+
+
+def _fill_in(options: TrainingOptions, conventions: TrainingConventions) -> TrainingOptions:
+    """Replace the options that are ``None`` by those of the dialect."""
+    stages = conventions.frozen_stages if options.frozen_stages is None else options.frozen_stages
+    sampling = options.sampling or Sampling(roi_batch=conventions.roi_batch)
+    return dataclasses.replace(options, frozen_stages=stages, sampling=sampling)
 
 
 def _add_extensions(
@@ -178,7 +200,8 @@ def _add_extensions(
     )
     trainer.extend(LearningRateScheduler(options.schedule, optimizer))
     trainer.extend(log, trigger=(1, 'iteration'))
-    if communicator.size > 1 and model.config.norm == 'bn' and not options.freeze_bn:
+    fixes_statistics = options.freeze_bn or model.config.dialect.training.fix_statistics
+    if communicator.size > 1 and model.config.norm == 'bn' and not fixes_statistics:
         trainer.extend(
             lambda trainer: communicator.mean_persistents(model),
             name='statistics',

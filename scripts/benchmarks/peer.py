@@ -18,7 +18,6 @@ from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.datasets.example import TrainingExample
 from mask_rcnn.inference.save import collect_arrays
 from mask_rcnn.targets.sampling import Sampling
-from mask_rcnn.training.freezing import FROZEN_STAGES
 
 PROGRAM = Path(__file__).resolve().parent / 'peers' / 'torch_mask_rcnn.py'
 TRAINING_PROGRAM = PROGRAM.with_name('torch_training.py')
@@ -168,7 +167,7 @@ def write_training_task(folder: Path, model, examples: Sequence[TrainingExample]
         folder,
         model,
         n_classes=1 + model.config.n_fg_class,
-        frozen_stages=FROZEN_STAGES,
+        frozen_stages=model.config.dialect.training.frozen_stages,
         rpn_smooth_l1_beta=losses.rpn_smooth_l1_beta,
         box_smooth_l1_beta=losses.box_smooth_l1_beta,
         sampling=dataclasses.asdict(sampling),

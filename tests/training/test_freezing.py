@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.config import DENA, Config
 from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.models.layers import ConvNorm
 from mask_rcnn.training.freezing import FrozenParameter, freeze
@@ -41,6 +42,13 @@ def state(model):
     values = {}
     model.serialize(chainer.serializers.DictionarySerializer(values))
     return {path: None if value is None else np.array(value) for path, value in values.items()}
+
+
+def set_statistics(model):
+    for link in model.links():
+        if isinstance(link, L.BatchNormalization):
+            link.avg_mean[...] = np.linspace(-0.1, 0.1, link.avg_mean.size)
+            link.avg_var[...] = np.linspace(0.9, 1.3, link.avg_var.size)
 
 
 def is_frozen_stage(path):
@@ -101,10 +109,7 @@ class Spy(chainer.LinkHook):
 
 def test_freezing_does_not_change_the_output(norm, x):
     model = Model(norm)
-    for link in model.links():
-        if isinstance(link, L.BatchNormalization):
-            link.avg_mean[...] = np.linspace(-0.1, 0.1, link.avg_mean.size)
-            link.avg_var[...] = np.linspace(0.9, 1.3, link.avg_var.size)
+    set_statistics(model)
     with chainer.using_config('train', False):
         expected = model(x).array
     freeze(model, freeze_bn=True)
@@ -128,6 +133,62 @@ def test_without_frozen_stages_only_affine_channels_are_frozen(norm, x):
     _, grads = train_once(model, x)
     for path, has_gradient in grads.items():
         assert has_gradient == (norm == 'bn' or '/norm/' not in path), path
+
+
+#: The fixed statistics of DeNA's program; a model without a configuration follows Detectron.
+FIXED = Config(norm='bn', dialect=DENA)
+
+
+@pytest.mark.parametrize('freeze_bn', [False, True])
+def test_fixed_statistics_with_trained_gamma_and_beta(freeze_bn, x):
+    """All parameters are trained, except gamma and beta with `freeze_bn`; statistics stay constant bit by bit."""
+    model = Model('bn')
+    model.config = FIXED
+    set_statistics(model)
+    freeze(model, freeze_bn=freeze_bn)
+    assert model.extractor.frozen_stages == 0
+    changed, grads = train_once(model, x)
+    for path in state(model):
+        is_trained = not path.endswith(('avg_mean', 'avg_var', '/N')) and not (freeze_bn and '/norm/' in path)
+        assert (path in changed) == is_trained, path
+        assert grads.get(path, False) == is_trained, path
+
+
+def test_named_stages_are_frozen_with_fixed_statistics(x):
+    model = Model('bn')
+    model.config = FIXED
+    freeze(model, stages=2)
+    _, grads = train_once(model, x)
+    assert all(has_gradient == (not is_frozen_stage(path)) for path, has_gradient in grads.items())
+
+
+def test_the_gradients_of_fixed_statistics_equal_those_of_chainer(rng):
+    """The reference is Chainer's normalisation with fixed statistics."""
+    layer = ConvNorm(3, 5, 3, norm='bn')
+    layer.norm.eps = 2e-5
+    for array in (layer.norm.gamma.array, layer.norm.beta.array, layer.norm.avg_mean, layer.norm.avg_var):
+        array[...] = rng.uniform(0.5, 1.5, 5)
+    layer.bn_frozen = True
+    x, gy = rng.randn(2, 3, 8, 9).astype('f'), rng.randn(2, 5, 6, 7).astype('f')
+
+    def run(normalise):
+        layer.cleargrads()
+        images = chainer.Variable(x)
+        y = normalise(images)
+        y.grad = gy
+        y.backward()
+        return [y.array, images.grad] + [param.grad for _, param in sorted(layer.namedparams())]
+
+    norm = layer.norm
+    expected = run(
+        lambda images: chainer.functions.relu(
+            chainer.functions.fixed_batch_normalization(
+                layer.conv(images), norm.gamma, norm.beta, norm.avg_mean, norm.avg_var, eps=norm.eps
+            )
+        )
+    )
+    for found, reference in zip(run(lambda images: layer(images, relu=True)), expected, strict=True):
+        np.testing.assert_allclose(found, reference, rtol=0, atol=1e-5 * np.abs(reference).max())
 
 
 def test_freezing_keeps_names_and_values(norm):
