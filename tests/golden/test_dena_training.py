@@ -5,16 +5,18 @@ import re
 import zlib
 
 import chainer
+import cv2
 import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.cli import train
 from mask_rcnn.config import DENA
+from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.preprocessing.image_io import read_image
-from mask_rcnn.preprocessing.image_transform import subtract_mean_and_resize
 from mask_rcnn.targets import RPNTargets, SampledRoIs, bitmap_targets
 from mask_rcnn.targets.masks import crop_bitmap, input_bitmap
 from mask_rcnn.targets.rois import box_targets
@@ -22,7 +24,8 @@ from mask_rcnn.targets.rpn import match_anchors
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
-from tests.support.golden import XY, import_file, to_host
+from tests.support.dena import build_arrays
+from tests.support.golden import XY, to_host
 
 NAME = 'train_snapshot_R-50-C4_seed0_scale300'
 LOSSES = ('rpn_cls_loss', 'rpn_loc_loss', 'roi_cls_loss', 'roi_loc_loss', 'roi_mask_loss')
@@ -78,14 +81,6 @@ class Step:
         return [key[len('grad/') : -len('/stat')] for key in self.arrays.files if re.fullmatch('grad/.*/stat', key)]
 
     @property
-    def x(self):
-        """The network input, with the bits of the program's."""
-        resized = subtract_mean_and_resize(self.image, (0, 0, 0), self['img_size'][1] / self.image.shape[2])
-        x = np.ascontiguousarray((resized - np.float32([[[122.7717]], [[115.9465]], [[102.9801]]]))[::-1])
-        assert zlib.crc32(x.tobytes()) == self['data_crc32']
-        return x
-
-    @property
     def annotations(self):
         boxes = self['gt_boxes'][:, XY]
         polygons = tuple((self[f'gt_poly{i}'],) for i in range(len(boxes)))
@@ -129,12 +124,8 @@ def ops(golden, step):
 @pytest.fixture(scope='module')
 def weights(step, tmp_path_factory):
     """The file that the program's trainer writes."""
-    kind, recipe, seed = step.settings['weights']
-    arrays, _ = import_file(step.golden / 'dena' / 'dena_weights.py').build(
-        kind, str(step.golden / 'detectron' / recipe), seed
-    )
     path = tmp_path_factory.mktemp('dena') / 'snapshot_model.npz'
-    np.savez(path, **arrays)
+    np.savez(path, **build_arrays(step.golden, *step.settings['weights']))
     return path
 
 
@@ -153,12 +144,16 @@ def backward(step, weights, example, gpu):
     chain = MaskRCNNTrainChain(model)
     chain.to_device(model.device)
     chain.cleargrads()
-    features = model.extractor(model.xp.asarray(step.x[None]))
+    features = model.extractor(model.xp.asarray(example.x[None]))
     logits, deltas = model.rpn(features)
     rois = step.rois(example.image_transform)
     values = {**chain.rpn_losses(logits, deltas, [step.anchors]), **chain.roi_losses(features, [rois], [example])}
     sum(values[name] for name in LOSSES).backward()
     return chain, values
+
+
+def test_the_network_input(step, example):
+    assert zlib.crc32(np.ascontiguousarray(example.x).tobytes()) == step['data_crc32']
 
 
 def test_the_prepared_objects(step, example):
@@ -264,7 +259,7 @@ def test_the_update(step, backward):
     set_learning_rate(optimizer, 1e-4)
     params, xp = dict(chain.model.namedparams()), chain.xp
     names = [key[len('update/') : -len('/change')] for key in step.arrays.files if key.startswith('update/')]
-    assert len(names) == 5
+    assert len(names) == 6
     before = {}
     for name in names:
         param, index = params['/' + path_of(name)], step[f'grad/{name}/index']
@@ -276,3 +271,37 @@ def test_the_update(step, backward):
         changes = (after.astype(np.float64) - before[name]).ravel()[index]
         rounding = np.spacing(np.abs(before[name]).ravel()[index])
         assert (np.abs(changes - step[f'update/{name}/change']) <= rounding).all(), name
+
+
+@pytest.fixture
+def coco_files(tmp_path):
+    """Two images of 96 x 80 pixels with an object each, one of which is a crowd region, in COCO's format."""
+    rng, images, annotations = np.random.RandomState(0), [], []
+    for i, is_crowd in enumerate((0, 1), start=1):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), rng.randint(0, 256, (80, 96, 3)).astype(np.uint8))
+        images.append({'id': i, 'file_name': f'{i}.png', 'height': 80, 'width': 96})
+        polygon, runs = [[20, 10, 60, 10, 60, 50, 20, 50]], {'size': [80, 96], 'counts': [1610, 40, 6030]}
+        annotations.append(
+            {'id': i, 'image_id': i, 'category_id': 18, 'iscrowd': is_crowd, 'area': 1600, 'bbox': [20, 10, 41, 41]}
+            | {'segmentation': runs if is_crowd else polygon}
+        )
+    categories = [{'id': i, 'name': name} for i, name in zip(COCO_CATEGORY_IDS, COCO_CLASS_NAMES, strict=True)]
+    path = tmp_path / 'annotations.json'
+    path.write_text(json.dumps({'images': images, 'annotations': annotations, 'categories': categories}))
+    return ['--train-annotations', str(path), '--train-images', str(tmp_path)]
+
+
+def test_a_snapshot_of_the_program_is_trained_and_resumed(step, weights, coco_files, tmp_path):
+    """Statistics keep their bits, all other parameters change, and the run goes on from its snapshot."""
+    out = tmp_path / 'result'
+    run = [*coco_files, *('--batchsize', '2', '--min-size', '64', '--max-size', '96', '--train-proposals', '100')]
+    run += ['--gpu', '-1', '--workers', '0', '--out', str(out), '--snapshot', '1']
+    assert train.main([*run, '--resume', str(weights), '--iteration', '1']) == 0
+    snapshot = out / 'snapshot_iter_1.npz'
+    assert train.main([*run, '--resume', str(snapshot), '--iteration', '2']) == 0
+    with np.load(weights) as source, np.load(out / 'model_iter_2.npz') as trained:
+        for name in source.files:
+            is_statistic = name.endswith(('avg_mean', 'avg_var', '/N'))
+            after = trained[path_of(name)]
+            before = source[name][1:] if name.startswith('head/convm2/') else source[name]
+            assert (after == before).all() == is_statistic, name

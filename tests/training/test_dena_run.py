@@ -6,8 +6,16 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.cli import train
-from mask_rcnn.config import DENA, RESNET_BLOCKS, Config
+from mask_rcnn.config import DENA, DETECTRON, RESNET_BLOCKS, Config
+from mask_rcnn.datasets import ShapesDataset
+from mask_rcnn.targets import bitmap_targets, mask_targets, sample_rois
+from mask_rcnn.training.distributed import Communicator
+from mask_rcnn.training.freezing import freeze
+from mask_rcnn.training.schedule import step_schedule
 from mask_rcnn.training.snapshot import read_options
+from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+from mask_rcnn.training.trainer import TrainingOptions, build_training_run
+from tests.support.training_examples import SAMPLING, example, run_backward
 
 CLASSES = ('square', 'circle', 'triangle')
 RUN = [
@@ -80,3 +88,61 @@ def test_freeze_bn_keeps_gamma_and_beta(model_file, tmp_path):
     for name, array in before.items():
         assert (array == after[name]).all() == ('/norm/' in name), name
     assert read_options(tmp_path / 'snapshot_iter_1.npz')['sampling']['roi_batch'] == 512
+
+
+class TwoProcesses(Communicator):
+    """The main process of two, without the other one."""
+
+    size = 2
+
+
+@pytest.mark.parametrize(('dialect', 'is_averaged'), [(DENA, False), (DETECTRON, True)])
+def test_fixed_statistics_are_not_averaged_over_processes(model_file, tmp_path, dialect, is_averaged):
+    model = mask_rcnn.load(model_file)
+    model.config = model.config.replace(dialect=dialect)
+    schedule = step_schedule(1e-4, warmup=1, first_decay=2, second_decay=3)
+    options = TrainingOptions(out=str(tmp_path), iterations=1, schedule=schedule)
+    training = build_training_run(model, ShapesDataset(4), options, communicator=TwoProcesses())
+    assert ('statistics' in training.trainer._extensions) == is_averaged
+    expected = (0, 128) if dialect is DENA else (2, 512)
+    assert (training.options.frozen_stages, training.options.sampling.roi_batch) == expected
+    optimizer = training.trainer.updater.get_optimizer('main')
+    assert optimizer.corrects_momentum == is_averaged and training.trainer.updater.sum_images != is_averaged
+
+
+def make_chain(model_file):
+    model = mask_rcnn.load(model_file)
+    freeze(model)
+    return MaskRCNNTrainChain(model, sampling=SAMPLING)
+
+
+@pytest.mark.parametrize(('dialect', 'make_targets'), [(DENA, bitmap_targets), (DETECTRON, mask_targets)])
+def test_the_dialect_selects_the_mask_targets(model_file, dialect, make_targets):
+    chain, image = make_chain(model_file), example()
+    chain.model.config = chain.model.config.replace(dialect=dialect)
+    boxes = image.image_transform.apply_boxes(image.annotations.boxes) + np.float32([0.4, 2.6, 3.2, 1.7])
+    rois = sample_rois(
+        boxes,
+        image.annotations,
+        image.image_transform,
+        sampling=SAMPLING,
+        dialect=dialect,
+        rng=np.random.RandomState(0),
+    )
+    n = rois.n_foreground
+    if make_targets is bitmap_targets:
+        expected = bitmap_targets(rois.rois[:n], image.annotations, image.image_transform, 14, offset=0)
+    else:
+        expected = mask_targets(rois.boxes[:n], image.annotations, 14, offset=1)
+    np.testing.assert_array_equal(chain._mask_targets([rois], [image], 14), expected)
+
+
+def test_the_default_number_of_rois_is_that_of_the_dialect(model_file):
+    assert MaskRCNNTrainChain(mask_rcnn.load(model_file)).sampling.roi_batch == 128
+
+
+def test_images_that_lost_all_objects_are_background(model_file):
+    chain = make_chain(model_file)
+    loss, reported, grads = run_backward(chain, [example(boxes=(), crowd=())])
+    assert np.isfinite(loss) and reported['roi_cls_loss'] > 0 and reported['roi_mask_loss'] == 0
+    assert grads.keys() == run_backward(chain, [example()])[2].keys()
