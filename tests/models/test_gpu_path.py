@@ -245,6 +245,30 @@ def test_frozen_normalisation_is_fused_into_the_convolution(rng, request, norm, 
     assert stand_in.runs == [['conv'] + ['add'] * residual + ['bias'] + ['relu'] * relu, ['dgrad'], ['wgrad']]
 
 
+def test_fixed_statistics_with_trained_scale_and_offset(rng, request):
+    """The convolution is one graph; gamma and beta get their gradients from the affine channel after it."""
+    np.random.seed(0)
+    link = layers.ConvNorm(4, 6, 3, stride=2, pad=1, norm='bn')
+    for array in (*(parameter.array for parameter in link.norm.params()), link.norm.avg_mean, link.norm.avg_var):
+        array[...] = rng.uniform(0.5, 1.5, array.shape)
+    link.bn_frozen = True
+    inputs, gy = rng.uniform(-1, 1, (2, 4, 5, 6)).astype('f'), rng.uniform(-1, 1, (2, 6, 3, 3)).astype('f')
+
+    def run():
+        link.cleargrads()
+        x = chainer.Variable(inputs)
+        y = link(x, relu=True)
+        y.grad = gy
+        y.backward()
+        return [y.array, x.grad, link.conv.W.grad, link.norm.gamma.grad, link.norm.beta.grad]
+
+    expected = run()
+    stand_in = request.getfixturevalue('on_gpu')
+    for gpu, cpu in zip(run(), expected, strict=True):
+        np.testing.assert_allclose(gpu, cpu, rtol=0, atol=5e-6)
+    assert stand_in.runs == [['conv'], ['dgrad'], ['wgrad']]
+
+
 @pytest.mark.gpu
 def test_gpu_detections_equal_cpu_detections(model, rng):
     """With relative noise of 3e-6 after every convolution, as in float32 Winograd, the stand-in gives errors of 4e-4
