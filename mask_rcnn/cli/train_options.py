@@ -47,10 +47,6 @@ _FIELDS_WITH_OPTIONS = (
 )
 
 
-class _DialectDefault(int):
-    """The default of an option for models of most dialects, as opposed to the same value given by the user."""
-
-
 _DESCRIPTION = 'Train Mask R-CNN with the losses and schedules of Detectron, on COCO 2017 or on your own data.'
 
 _EPILOG = """\
@@ -231,9 +227,8 @@ def _add_optimization(add: AddArgument) -> None:
     add(
         '--roi-batch',
         type=positive_int,
-        default=_DialectDefault(Sampling.roi_batch),
         metavar='N',
-        help="RoIs sampled per image (default: %(default)s; for models of DeNA's program: 128)",
+        help='RoIs sampled per image (default: 512; for models of Chainer_Mask_R-CNN: 128)',
     )
     add(
         '--train-proposals',
@@ -378,8 +373,6 @@ class TrainArguments:
         if args.unfreeze_bn:
             values['norm'] = 'bn'
         values['anchor_sizes'] = tuple(args.anchor_sizes) if args.anchor_sizes else None
-        if isinstance(args.roi_batch, _DialectDefault):
-            values['roi_batch'] = None
         if not data.has('val'):
             values['validation'] = 0
         if args.pretrained == 'none':

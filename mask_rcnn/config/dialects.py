@@ -228,7 +228,7 @@ class TrainingConventions:
     Args:
         frozen_stages: Number of frozen backbone stages (conv1, res2, ...): 2 (Detectron) or 0 (DeNA).
         fix_statistics: Whether batch normalisation uses its running statistics, which stay constant, while its scale
-            and offset are trained (DeNA).
+            and offset, and those of affine channels, are trained (DeNA).
         min_object_size: Objects whose box has a side of at most this many pixels are not used: 10 (DeNA) or 0.
         use_crowds: Whether crowd regions are matched with RoIs (Detectron), or dropped (DeNA).
         redraw_negatives: Whether negative anchors are drawn with replacement and overwrite the best anchors of objects

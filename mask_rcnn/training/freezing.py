@@ -34,7 +34,8 @@ def freeze(model: MaskRCNN, *, freeze_bn: bool = False, stages: int | None = Non
 
     - The first ``stages`` stages of the backbone.  They get no gradient and store nothing for the backward pass.
       (A randomly initialised network should freeze none.)
-    - Every affine channel layer, because it is a batch normalisation with fixed statistics.
+    - Every affine channel, which is a batch normalisation with fixed statistics, unless the dialect's
+      ``training.fix_statistics`` is set: scale and bias are then trained like gamma and beta.
     - The batch normalisations of the frozen stages, and with ``freeze_bn`` all of them.  They use their running
       statistics, like affine channels; the statistics, gamma and beta stay constant.
     - The statistics of the other batch normalisations, if the dialect's ``training.fix_statistics`` is set: they use
@@ -47,7 +48,7 @@ def freeze(model: MaskRCNN, *, freeze_bn: bool = False, stages: int | None = Non
 
     Args:
         model: Changed in place.  A chain without ``config`` follows Detectron.
-        freeze_bn: Also freeze the batch normalisations after the frozen stages.
+        freeze_bn: Also freeze the batch normalisations, or the affine channels, after the frozen stages.
         stages: Number of frozen backbone stages (conv1, res2, res3 ...); ``None`` for the dialect's
             ``training.frozen_stages``.
     """
@@ -58,7 +59,8 @@ def freeze(model: MaskRCNN, *, freeze_bn: bool = False, stages: int | None = Non
         _freeze_parameters(stage)
         _fix_statistics(stage)
     for link in model.links():
-        if isinstance(link, AffineChannel2D) or (freeze_bn and isinstance(link, L.BatchNormalization)):
+        freezes_affine = isinstance(link, AffineChannel2D) and not conventions.fix_statistics
+        if freezes_affine or (freeze_bn and isinstance(link, (AffineChannel2D, L.BatchNormalization))):
             _freeze_parameters(link)
     if freeze_bn or conventions.fix_statistics:
         _fix_statistics(model)

@@ -140,9 +140,9 @@ FIXED = Config(norm='bn', dialect=DENA)
 
 
 @pytest.mark.parametrize('freeze_bn', [False, True])
-def test_fixed_statistics_with_trained_gamma_and_beta(freeze_bn, x):
-    """All parameters are trained, except gamma and beta with `freeze_bn`; statistics stay constant bit by bit."""
-    model = Model('bn')
+def test_fixed_statistics_with_trained_gamma_and_beta(freeze_bn, norm, x):
+    """All parameters are trained, except the normalisation's with `freeze_bn`; statistics stay constant bit by bit."""
+    model = Model(norm)
     model.config = FIXED
     set_statistics(model)
     freeze(model, freeze_bn=freeze_bn)
