@@ -1,4 +1,6 @@
-"""Mask R-CNN on Chainer and CuPy: loads weights of Detectron and Matterport and reproduces their detections.
+"""Mask R-CNN on Chainer and CuPy: reproduces the detections of other programs with their weights.
+
+The programs are Detectron, Matterport's Mask R-CNN with its PyTorch ports, MindSpore, and DeNA's Chainer_Mask_R-CNN.
 
     import mask_rcnn
 

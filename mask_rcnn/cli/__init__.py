@@ -18,7 +18,7 @@ COMMANDS = {
     'train': 'train, fine-tune or resume training on COCO, your own data or generated shapes',
     'evaluate': "evaluate a model with COCO's metrics",
     'demo': 'detect objects in images; write pictures and COCO results',
-    'convert': 'convert weights of Detectron, Matterport, PyTorch or MindSpore to .npz',
+    'convert': 'convert weights of Detectron, Matterport, PyTorch, MindSpore or Chainer_Mask_R-CNN to .npz',
     'info': 'describe a weight file',
 }
 

@@ -1,7 +1,8 @@
 """Configuration of networks: frozen dataclasses, named dialects and named presets.
 
-A :class:`Dialect` holds the conventions of one original program.  A :class:`Config` holds the architecture, the sizes
-and the dialect of one network.  Weight files store the fields of the configuration, with the dialect by its name
+A :class:`Dialect` holds the conventions of one original program: Detectron, DeNA's Chainer_Mask_R-CNN, Matterport's
+Mask R-CNN, MindSpore, or TensorFlow's MobileNets.  A :class:`Config` holds the architecture, the sizes and the dialect
+of one network.  Weight files store the fields of the configuration, with the dialect by its name
 (:mod:`mask_rcnn.weights.native`).
 """
 

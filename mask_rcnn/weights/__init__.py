@@ -5,7 +5,8 @@
 - :mod:`~mask_rcnn.weights.formats`: the table of all formats; the content of a file determines its format.
 - :mod:`~mask_rcnn.weights.readers`: decode other programs' files to arrays.
 - :mod:`~mask_rcnn.weights.converters`: convert other programs' arrays to those of the native network, for Detectron's
-  ``.pkl``, Matterport's ``.h5`` and its network in PyTorch's ``.pth``, MindSpore's ``.ckpt`` and ImageNet backbones.
+  ``.pkl``, Matterport's ``.h5`` and its network in PyTorch's ``.pth``, MindSpore's ``.ckpt``, the ``.npz`` of DeNA's
+  Chainer_Mask_R-CNN and ImageNet backbones.
 - :mod:`~mask_rcnn.weights.pretrained`: load the weights that training starts from.
 - :mod:`~mask_rcnn.weights.download`: download files from a model zoo.
 
