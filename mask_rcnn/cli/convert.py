@@ -12,9 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
-from mask_rcnn.cli.options import BN2AFFINE_HELP, add_dialect, positive_float, positive_int, score
+from mask_rcnn.cli.options import (
+    BN2AFFINE_HELP,
+    add_dialect,
+    add_roi_options,
+    positive_float,
+    positive_int,
+    roi_changes,
+    score,
+)
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.config import DIALECTS
+from mask_rcnn.io.console import print_line
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
 from mask_rcnn.weights.converters import matterport_cfg
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
@@ -76,6 +85,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
     add('--anchor-sizes', type=positive_float, nargs='+', metavar='N', help='sizes of the anchors in pixels')
     add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
     add_dialect(add)
+    add_roi_options(add)
     add('--score-threshold', type=score, metavar='S', help='minimum score of a detection')
 
 
@@ -104,6 +114,9 @@ def run(args: argparse.Namespace) -> int:
     if output is None:
         args.folder.mkdir(parents=True, exist_ok=True)
         output = args.folder / formats.default_name(file)
+        kept = formats.keep_source_file(output)  # the old Chainer port used the same names
+        if kept is not None:
+            print_line(f'{output} is not a model of this program and is kept as {kept}')
     write_weights(output, file.arrays, meta)
     sys.stdout.write(format_description(describe_file(path, file, meta.class_names)) + f'wrote {output}\n')
     return 0
@@ -174,14 +187,23 @@ def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
         if args.output is None:
             raise UsageError(f'{path} is {format.title}: name the file to write with --output')
     try:
-        if not format.takes_settings:
-            return _replace_settings(formats.read(path, settings, **options), changes)
-        settings |= {_SETTINGS[name]: value for name, value in changes.items()}
-        return formats.read(path, settings, **options)
+        if format.takes_settings:
+            settings |= {_SETTINGS[name]: value for name, value in changes.items()}
+            changes = {}
+        file = formats.read(path, settings, **options)
+        return _replace_settings(file, changes | _roi_changes(args, file))
     except WeightFileError:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _roi_changes(args: argparse.Namespace, file: ConvertedWeights) -> dict[str, Any]:
+    """Return the RoI pooling that the options set, which is not stored in other programs' files of C4 networks."""
+    changes = roi_changes(args)
+    if changes and (file.kind != 'model' or file.config.has_fpn):
+        raise ValueError('--roialign and --roi-size are for C4 networks')
+    return changes
 
 
 def _replace_settings(file: ConvertedWeights, changes: Mapping[str, Any]) -> ConvertedWeights:

@@ -22,8 +22,10 @@ from mask_rcnn.cli.options import (
     add_dialect,
     add_gpu,
     add_precision,
+    add_roi_options,
     check_precision,
     choose_device,
+    roi_changes,
     score,
 )
 from mask_rcnn.config import EXTRACTORS, VISUALIZE_SCORE_THRESHOLD
@@ -106,19 +108,7 @@ def _add_model(add: AddArgument, folder: Path) -> None:
     add_precision(add)
     add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
     add_dialect(add)
-    add(
-        '--roialign',
-        action=argparse.BooleanOptionalAction,
-        help='RoIAlign, or RoI max pooling (default: as the weights were trained); in the old Chainer port, '
-        '--roialign switched RoIAlign off, against its README',
-    )
-    add(
-        '--roi-size',
-        '-r',
-        type=int,
-        choices=(7, 14),
-        help='height and width of the pooled RoI features (default: as the weights were trained)',
-    )
+    add_roi_options(add)
     add('--extractor', choices=EXTRACTORS, help='must be the extractor of the weights, which is the default')
 
 
@@ -340,14 +330,12 @@ def _check_font(font: Path | None) -> None:
 
 def _load(args: argparse.Namespace) -> MaskRCNN:
     fields = {
-        'roi_align': args.roialign,
-        'roi_size': args.roi_size,
         'extractor': args.extractor,
         'score_threshold': VISUALIZE_SCORE_THRESHOLD if args.preset == 'visualize' else None,
     }
     if args.score_thresh is not None:
         fields['score_threshold'] = args.score_thresh
-    overrides = {name: value for name, value in fields.items() if value is not None}
+    overrides = roi_changes(args) | {name: value for name, value in fields.items() if value is not None}
     if not os.path.lexists(args.modelfile):
         raise WeightFileError(
             args.modelfile,

@@ -12,7 +12,16 @@ import mask_rcnn
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
 from mask_rcnn.cli.dataset_options import GENERATED, Dataset, DatasetArguments
 from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
-from mask_rcnn.cli.options import BN2AFFINE_HELP, add_dialect, add_gpu, add_precision, check_precision, choose_device
+from mask_rcnn.cli.options import (
+    BN2AFFINE_HELP,
+    add_dialect,
+    add_gpu,
+    add_precision,
+    add_roi_options,
+    check_precision,
+    choose_device,
+    roi_changes,
+)
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, evaluate_model
 from mask_rcnn.io.atomic_file import open_for_writing
@@ -45,6 +54,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     add_precision(add)
     add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
     add_dialect(add)
+    add_roi_options(add)
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: str | None = None) -> int:
@@ -62,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
     try:
-        model = mask_rcnn.load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine, dialect=args.dialect)
+        model = mask_rcnn.load(
+            args.modelfile, gpu=gpu, bn2affine=args.bn2affine, dialect=args.dialect, **roi_changes(args)
+        )
     except WeightFileError:
         raise
     except ValueError as error:

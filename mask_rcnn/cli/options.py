@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.config import C4_DIALECTS
@@ -108,6 +108,33 @@ def add_dialect(add: AddArgument) -> None:
         help='program with whose numbers a C4 network runs: detectron, or dena for Chainer_Mask_R-CNN (default: the '
         'program that wrote the weights)',
     )
+
+
+def add_roi_options(add: AddArgument) -> None:
+    """Add ``--roialign`` and ``--roi-size``, which weight files of other programs do not contain.
+
+    Args:
+        add: The ``add_argument`` of a parser or a group.
+    """
+    add(
+        '--roialign',
+        action=argparse.BooleanOptionalAction,
+        help='RoIAlign, or RoI max pooling (default: as the weights were trained); in the old Chainer port, '
+        '--roialign switched RoIAlign off, against its README',
+    )
+    add(
+        '--roi-size',
+        '-r',
+        type=int,
+        choices=(7, 14),
+        help='height and width of the pooled RoI features (default: as the weights were trained)',
+    )
+
+
+def roi_changes(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of :class:`mask_rcnn.config.Config` that the options of :func:`add_roi_options` set."""
+    fields = {'roi_align': args.roialign, 'roi_size': args.roi_size}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def choose_device(gpu: int | None) -> int:

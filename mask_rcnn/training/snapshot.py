@@ -260,7 +260,7 @@ class Snapshots(training.Extension):
     def _write_newest_model(self, path: Path, trainer: training.Trainer) -> None:
         try:
             # Not before the first write: the run may have read the file (--resume).
-            kept = _keep_foreign_file(path)
+            kept = formats.keep_source_file(path)
             if kept is not None:
                 self._print_line(f'{path} is not a model of this program and is kept as {kept}')
             save(path, _model(trainer))
@@ -290,33 +290,6 @@ class Snapshots(training.Extension):
         for saved, path in past[: -self._keep]:
             path.unlink(missing_ok=True)
             (folder / f'model_iter_{saved}.npz').unlink(missing_ok=True)
-
-
-def _keep_foreign_file(path: Path) -> Path | None:
-    """Rename a file that is not in the native format, so that it is not replaced.
-
-    Args:
-        path: A file that may exist, ``NAME.npz``.
-
-    Returns:
-        Its new path, ``NAME.old.npz``, ``NAME.old.2.npz``, ... (the first that is free); ``None`` if there is no such
-        file, or one in the native format.
-    """
-    if not path.is_file() or _is_native(path):
-        return None
-    kept, number = path.with_name(f'{path.stem}.old{path.suffix}'), 2
-    while os.path.lexists(kept):
-        kept = path.with_name(f'{path.stem}.old.{number}{path.suffix}')
-        number += 1
-    path.rename(kept)
-    return kept
-
-
-def _is_native(path: Path) -> bool:
-    try:
-        return formats.detect_format(path).name == formats.NATIVE
-    except WeightFileError:
-        return False
 
 
 def _model(trainer: training.Trainer) -> Any:

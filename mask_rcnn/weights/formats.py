@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mask_rcnn.config import Dialect
@@ -141,6 +142,33 @@ def default_name(file: ConvertedWeights) -> str:
     if file.format == detectron.FORMAT:
         return f'e2e_{kind}_{backbone}_1x_{suffix}.npz'
     return f'{kind}_{backbone}_{suffix}.npz'
+
+
+def keep_source_file(path: Path) -> Path | None:
+    """Rename a file that is not in the native format, so that it is not replaced.
+
+    Args:
+        path: A file that may exist, ``NAME.npz``.
+
+    Returns:
+        Its new path, ``NAME.old.npz``, ``NAME.old.2.npz``, ... (the first that is free); ``None`` if there is no such
+        file, or one in the native format.
+    """
+    if not path.is_file() or _is_native(path):
+        return None
+    kept, number = path.with_name(f'{path.stem}.old{path.suffix}'), 2
+    while os.path.lexists(kept):
+        kept = path.with_name(f'{path.stem}.old.{number}{path.suffix}')
+        number += 1
+    path.rename(kept)
+    return kept
+
+
+def _is_native(path: Path) -> bool:
+    try:
+        return detect_format(path).name == NATIVE
+    except WeightFileError:
+        return False
 
 
 def _read_native(path: _Path) -> ConvertedWeights:
