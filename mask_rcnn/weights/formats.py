@@ -123,7 +123,10 @@ def _convert(path: _Path, file: ConvertedWeights, norm: str, dialect: Dialect) -
     before = file.config
     if (norm, dialect) == (before.norm, before.dialect):
         return file
-    config = before.in_dialect(dialect).replace(norm=norm)
+    try:
+        config = before.in_dialect(dialect).replace(norm=norm)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
     arrays = convert_norm_arrays(path, file.arrays, norm, before.dialect.backbone.bn_eps, dialect.backbone.bn_eps)
     return dataclasses.replace(file, config=config, arrays=arrays)
 

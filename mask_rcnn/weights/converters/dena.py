@@ -32,6 +32,7 @@ from mask_rcnn.weights.converters.mapping import (
     ParamMapping,
     apply_mappings,
     batch_counter,
+    check_arrays,
     drop_background,
     group_names,
     resnet_convolutions,
@@ -79,8 +80,11 @@ def read(path: _Path, *, bn2affine: bool = False) -> ConvertedWeights:
     arrays = npz.read(path)
     _check_layout(path, arrays)
     config = _detect_network(path, arrays, norm='affine' if bn2affine else 'bn')
+    # All arrays, also statistics that are ignored: without them a file is damaged, and the original refuses it.
+    shapes = _expected_shapes(config)
+    check_arrays(path, arrays, shapes)
     native, taken, warnings = apply_mappings(path, arrays, _mappings(config))
-    if not _has_neutral_statistics(arrays):
+    if not _has_neutral_statistics({name: arrays[name] for name in shapes}):
         warnings.append(_describe_reading(bn2affine))
     report = ConversionReport(taken, group_names(set(arrays) - set(taken), _group_of), (), tuple(warnings))
     return ConvertedWeights('model', FORMAT, config, native, report, sha256(path))
@@ -97,6 +101,12 @@ def _describe_reading(bn2affine: bool) -> str:
         'read without --bn2affine: batch normalisation uses the statistics, which is right for models of the old '
         'train.py; for files of the old utils/detectron_parser.py, give --bn2affine'
     )
+
+
+def _expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a file's arrays by name, without the batch counters."""
+    mappings = _mappings(config.replace(norm='bn'))
+    return {name: shape for mapping in mappings for name, shape in mapping.inputs.items()}
 
 
 def _has_neutral_statistics(arrays: _Arrays) -> bool:

@@ -105,7 +105,7 @@ def apply_mappings(
     """
     mappings = tuple(mappings)
     shapes = {name: shape for mapping in mappings for name, shape in mapping.inputs.items()}
-    _check_arrays(path, arrays, shapes, noun)
+    check_arrays(path, arrays, shapes, noun=noun)
     native = {mapping.path: mapping.apply(arrays) for mapping in mappings}
     broken = dict.fromkeys(
         name
@@ -125,10 +125,24 @@ def _broken_inputs(mapping: ParamMapping, arrays: Mapping[str, np.ndarray]) -> l
     return [name for name in names if not np.isfinite(arrays[name]).all()] or names
 
 
-def _check_arrays(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], noun: str
+def check_arrays(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    noun: str = 'arrays',
 ) -> None:
-    """Check that every array exists, has floats and has its shape."""
+    """Check that every array exists, has floats and has its shape.
+
+    Args:
+        path: The file, for errors.
+        arrays: Its arrays by name.
+        shapes: The expected shapes by name.
+        noun: The format's term for its arrays.
+
+    Raises:
+        WeightFileError: See :func:`apply_mappings`.
+    """
     problems = []
     missing = [name for name in shapes if name not in arrays]
     if missing:
