@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mask_rcnn.config import DETECTRON, DIALECTS, MATTERPORT, PRESETS, Config
+from mask_rcnn.config import DENA, DETECTRON, DIALECTS, MATTERPORT, MINDSPORE, PRESETS, Config
 
 
 def test_from_dict_inverts_to_dict_through_json():
@@ -69,3 +69,38 @@ def test_unknown_fields_and_dialects_are_rejected():
         Config.from_dict({'depth': 50})
     with pytest.raises(ValueError, match="unknown dialect 'klingon'"):
         Config.from_dict({'dialect': 'klingon'})
+
+
+def test_a_network_in_the_dialect_of_another_program():
+    """The settings are those of the programs: DeNA's and Detectron's columns in golden/dena/README.md."""
+    config = Config(n_fg_class=3, min_size=300, max_size=500, rpn_post_nms=300, norm='bn')
+    changed = config.in_dialect(DENA)
+    assert changed == config.replace(dialect=DENA, sampling_ratio=2, rpn_min_size=4.0, max_detections=0)
+    assert changed.in_dialect(DETECTRON) == config
+    special = changed.replace(max_detections=7)
+    assert special.in_dialect(DENA) is special
+    assert Config.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+
+
+@pytest.mark.parametrize(
+    ('config', 'dialect'),
+    [
+        (PRESETS['resnet50_fpn'], DENA),
+        (Config(), MATTERPORT),
+        (PRESETS['resnet50_fpn'].replace(dialect=MINDSPORE), DETECTRON),
+    ],
+)
+def test_other_networks_keep_their_dialect(config, dialect):
+    with pytest.raises(ValueError, match='only C4 networks can change between detectron and dena'):
+        config.in_dialect(dialect)
+    assert config.in_dialect(config.dialect) is config
+
+
+def test_the_thresholds_of_pictures():
+    """DeNA's demo has a score of 0.7 and NMS at 0.3, its evaluation 0.05 and 0.5."""
+    for dialect, nms_threshold in ((DENA, 0.3), (DETECTRON, 0.5), (MATTERPORT, 0.5)):
+        config = Config(dialect=dialect, max_size=1344)
+        assert config.for_preset('evaluate') == config
+        assert config.for_preset('visualize') == config.replace(score_threshold=0.7, nms_threshold=nms_threshold)
+    with pytest.raises(ValueError, match="preset must be 'visualize' or 'evaluate', not 'coco'"):
+        config.for_preset('coco')

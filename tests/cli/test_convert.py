@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mask_rcnn.cli import convert
-from mask_rcnn.config import Config
+from mask_rcnn.config import DENA, DIALECTS, Config
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
-from mask_rcnn.weights import Source, WeightFileError, formats, read_weights
+from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, read_weights, write_weights
 from mask_rcnn.weights.converters import detectron
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
 
@@ -249,3 +249,67 @@ def test_class_names_and_category_ids_are_those_of_coco(shared):
     coco = COCO(annotations)
     assert tuple(sorted(coco.getCatIds())) == COCO_CATEGORY_IDS
     assert tuple(c['name'] for c in coco.loadCats(COCO_CATEGORY_IDS)) == COCO_CLASS_NAMES
+
+
+def write_native(path, **changes):
+    """Write a native file with one normalisation."""
+    arrays = {
+        'a/conv/W': np.ones((2, 2), np.float32),
+        'a/norm/gamma': np.full(2, 3, np.float32),
+        'a/norm/beta': np.ones(2, np.float32),
+        'a/norm/avg_mean': np.full(2, 0.5, np.float32),
+        'a/norm/avg_var': np.full(2, 4, np.float32),
+    }
+    config = Config(n_fg_class=2, norm='bn').replace(**changes)
+    write_weights(path, arrays, ModelMeta('model', config, ('cat', 'dog'), (17, 18), notes=('a note',)))
+    return path
+
+
+def test_native_files_change_their_normalisation_and_dialect(tmp_path, capsys):
+    path, output = write_native(tmp_path / 'in.npz'), tmp_path / 'out.npz'
+    flags = ['--bn2affine', '--dialect', 'dena', '--min-size', '300', '--output', str(output)]
+    assert convert.main([str(path), *flags]) == 0
+    assert capsys.readouterr().err == ''
+    weights = read_weights(output)
+    config = Config(n_fg_class=2, dialect=DENA, sampling_ratio=2, rpn_min_size=4.0, max_detections=0, min_size=300)
+    assert weights.meta.config == config
+    assert (weights.meta.class_names, weights.meta.category_ids) == (('cat', 'dog'), (17, 18))
+    assert weights.meta.notes == ('a note',)
+    assert (weights.meta.source.file, weights.meta.source.format) == ('in.npz', 'mask-rcnn-npz')
+    assert set(weights.arrays) == {'a/conv/W', 'a/norm/scale', 'a/norm/bias'}
+    np.testing.assert_allclose(weights.arrays['a/norm/scale'], 3 / np.sqrt(4 + 1e-5), rtol=1e-6)
+    np.testing.assert_allclose(weights.arrays['a/norm/bias'], 1 - 0.5 * 3 / np.sqrt(4 + 1e-5), rtol=1e-6)
+    back = tmp_path / 'back.npz'
+    assert convert.main([str(output), '--dialect', 'detectron', '--output', str(back)]) == 0
+    assert read_weights(back).meta.config == Config(n_fg_class=2, min_size=300)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'flags', 'status', 'message'),
+    [
+        ({}, [], 1, "is this program's .npz, which needs no conversion"),
+        ({}, ['--min-size', '300'], 1, 'which needs no conversion'),
+        ({}, ['--dialect', 'dena', '--config', 'c.json'], 1, 'takes no settings (IMAGE_MAX_DIM)'),
+        ({'extractor': 'resnet50_fpn'}, ['--dialect', 'dena'], 2, "in.npz: resnet50_fpn of the dialect 'detectron'"),
+        ({'extractor': 'resnet50_fpn'}, ['--dialect=dena'], 2, 'only C4 networks can change between'),
+        ({'dialect': 'matterport'}, ['--dialect', 'detectron'], 2, "of the dialect 'matterport' cannot run in"),
+    ],
+)
+def test_refused_changes_of_native_files(tmp_path, monkeypatch, capsys, changes, flags, status, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'c.json').write_text('{"IMAGE_MAX_DIM": 512}')
+    if 'dialect' in changes:
+        changes = {'dialect': DIALECTS[changes['dialect']], 'max_size': 1344}
+    write_native(tmp_path / 'in.npz', **changes)
+    assert convert.main(['in.npz', '--output', 'out.npz', *flags]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: in.npz') and message in line
+    assert not (tmp_path / 'out.npz').exists()
+
+
+def test_a_native_file_needs_a_name_for_the_output(tmp_path, capsys):
+    path = write_native(tmp_path / 'in.npz')
+    assert convert.main([str(path), '--bn2affine'], folder=tmp_path) == 2
+    assert 'name the file to write with --output' in capsys.readouterr().err
+    assert convert.main([str(path), '--bn2affine', '--output', str(path)]) == 2
+    assert os.listdir(tmp_path) == ['in.npz']
