@@ -9,21 +9,30 @@ import weakref
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 import mask_rcnn
 from mask_rcnn.cli import demo, options
 from mask_rcnn.cli import main as console
-from mask_rcnn.config import Config
+from mask_rcnn.config import DENA, Config
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.weights import WeightFileError
 
 
 class FakeModel:
-    """A model that detects two objects, with scores 0.9 and 0.1, in every image; it records the images."""
+    """A model that detects two objects, with scores 0.9 and 0.1, in every image; it records the images.
 
-    def __init__(self, score_threshold):
+    In DeNA's dialect, it detects the first object twice if the threshold of NMS is above 0.4.
+    """
+
+    def __init__(self, score_threshold, dialect='detectron'):
         self.config = Config(score_threshold=score_threshold)
+        if dialect == 'dena':
+            self.config = self.config.in_dialect(DENA)
         self.seen = []
+
+    def set_thresholds(self, *, nms):
+        self.config = self.config.replace(nms_threshold=nms)
 
     def detect(self, images, *, batch_size=None):
         return list(self.iter_detections(images, batch_size=batch_size))
@@ -50,7 +59,10 @@ class FakeModel:
             class_names=('person', 'dog', 'car'),
             category_ids=(1, 18, 3),
             mask_probs=np.full((2, 14, 14), 0.8, np.float32),
+            dialect=self.config.dialect,
         )
+        if self.config.dialect == DENA and self.config.nms_threshold > 0.4:
+            detections = detections[[0, 0, 1]]
         return detections.above(self.config.score_threshold)
 
 
@@ -59,9 +71,10 @@ def calls(monkeypatch, tmp_path):
     """The calls of a fake ``load``, with the models that it returned."""
     calls = []
 
-    def load(path, *, gpu=-1, bn2affine=False, **changes):
-        model = FakeModel(changes.get('score_threshold', 0.05))
-        calls.append({'path': path, 'gpu': gpu, 'bn2affine': bn2affine, 'changes': changes, 'model': model})
+    def load(path, *, gpu=-1, bn2affine=False, dialect=None, **changes):
+        model = FakeModel(changes.get('score_threshold', 0.05), dialect)
+        given = {'path': path, 'gpu': gpu, 'bn2affine': bn2affine, 'dialect': dialect}
+        calls.append({**given, 'changes': changes, 'model': model})
         return model
 
     monkeypatch.setattr(demo, 'load', load)
@@ -172,6 +185,95 @@ def test_a_value_for_no_window_names_the_option_of_the_backdrop(calls, tmp_path,
     assert f"argument --background: takes no value, not '{value}'; --backdrop (image, grey, black, white)" in line
 
 
+@pytest.fixture
+def shown(monkeypatch):
+    """The scores of the detections in each picture."""
+    shown = []
+
+    def draw(self, image, **options):
+        shown.append([round(float(score), 1) for score in self.scores])
+        return np.zeros((60, 80, 3), np.uint8)
+
+    monkeypatch.setattr(Detections, 'draw', draw)
+    return shown
+
+
+@pytest.mark.parametrize(
+    ('flags', 'picture', 'scores', 'passes'),
+    [
+        ([], [0.9], [0.9, 0.9, 0.1], 2),
+        (['--preset', 'visualize'], [0.9], [0.9], 1),
+        (['--preset', 'evaluate'], [0.9, 0.9, 0.1], [0.9, 0.9, 0.1], 1),
+        (['--score-thresh', '0.5'], [0.9], [0.9, 0.9], 2),
+        (['--score-thresh', '0.05'], [0.9, 0.1], [0.9, 0.9, 0.1], 2),
+        (['--score-thresh', '0.05', '--preset', 'visualize'], [0.9, 0.1], [0.9, 0.1], 1),
+        (['--score-thresh', '0.5', '--preset', 'evaluate'], [0.9, 0.9], [0.9, 0.9], 1),
+    ],
+)
+def test_presets_of_pictures_and_json(calls, shown, tmp_path, capsys, flags, picture, scores, passes):
+    """DeNA's NMS at 0.3 in pictures drops an object that NMS at 0.5 in the JSON file keeps."""
+    image = write_image(tmp_path / 'a.png')
+    assert call('--image', image, '--dialect', 'dena', '--json', 'found.json', *flags) == 0
+    found = [round(result['score'], 1) for result in json.loads((tmp_path / 'found.json').read_text())]
+    assert (shown, found, len(calls[0]['model'].seen)) == ([picture], scores, passes)
+    assert calls[0]['dialect'] == 'dena'
+    assert capsys.readouterr().out.count('->') == 1
+
+
+@pytest.mark.parametrize(
+    ('flags', 'picture'),
+    [([], [0.9]), (['--preset', 'visualize'], [0.9]), (['--preset', 'evaluate'], [0.9, 0.9, 0.1])],
+)
+def test_presets_of_pictures_alone(calls, shown, tmp_path, flags, picture):
+    assert call('--image', write_image(tmp_path / 'a.png'), '--dialect', 'dena', *flags) == 0
+    assert shown == [picture] and len(calls[0]['model'].seen) == 1
+
+
+@pytest.mark.parametrize(
+    ('flags', 'picture', 'n_results'),
+    [([], [0.9], 2), (['--preset=visualize'], [0.9], 1), (['--preset=evaluate'], [0.9, 0.1], 2)],
+)
+def test_presets_of_other_models_are_thresholds_of_scores(calls, shown, tmp_path, flags, picture, n_results):
+    assert call('--image', write_image(tmp_path / 'a.png'), '--json', 'found.json', *flags) == 0
+    results = json.loads((tmp_path / 'found.json').read_text())
+    assert (shown, len(results), len(calls[0]['model'].seen)) == ([picture], n_results, 1)
+
+
+def test_a_broken_image_is_reported_once_in_two_passes(calls, tmp_path, capsys):
+    write_image(tmp_path / 'in' / 'black.png', value=0)
+    write_image(tmp_path / 'in' / 'good.png')
+    (tmp_path / 'in' / 'broken.jpg').write_bytes(b'no image')
+    assert call('--image', 'in', '--dialect', 'dena', '--json', 'found.json') == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert errors == ['error: in/black.png: a black image', 'error: in/broken.jpg: not an image of a known format']
+    results = json.loads((tmp_path / 'found.json').read_text())
+    assert [result['image_id'] for result in results] == ['good'] * 3
+
+
+@pytest.mark.parametrize(('dialect', 'size'), [('dena', (60, 80)), ('detectron', (80, 60))])
+def test_the_orientation_of_an_image(calls, tmp_path, dialect, size):
+    """DeNA's program ignores the EXIF orientation, in its detections and in its picture."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / 'a.jpg', exif=exif)
+    assert call('--image', 'a.jpg', '--dialect', dialect, '--json', 'found.json') == 0
+    assert {image.shape for image in calls[0]['model'].seen} == {(3, *size)}
+    assert cv2.imread('output.png').shape == (*size, 3)
+    sizes = [result['segmentation']['size'] for result in json.loads((tmp_path / 'found.json').read_text())]
+    assert sizes and all(found == list(size) for found in sizes)
+
+
+@pytest.mark.parametrize('dialect', ['dena', 'detectron'])
+def test_no_detections_give_an_empty_list(calls, tmp_path, capsys, dialect):
+    """Where the old program ended with an error."""
+    image = write_image(tmp_path / 'a.png')
+    flags = ['--json', 'found.json', '--score-thresh', '0.95', '--contour']
+    assert call('--image', image, '--dialect', dialect, *flags) == 0
+    assert json.loads((tmp_path / 'found.json').read_text()) == []
+    assert 'a.png: nothing found -> output.png' in capsys.readouterr().out
+    assert cv2.imread('output.png').shape == (60, 80, 3)
+
+
 def test_several_images_and_folders(calls, tmp_path, capsys):
     write_image(tmp_path / 'in' / 'b.png')
     write_image(tmp_path / 'in' / 'a.jpg')
@@ -237,8 +339,8 @@ def test_few_images_are_in_memory(calls, tmp_path, monkeypatch):
 
     references, counts, read_image = [], [], demo.read_image
 
-    def read(path):
-        pixels = read_image(path).view(Pixels)
+    def read(path, **options):
+        pixels = read_image(path, **options).view(Pixels)
         references.append(weakref.ref(pixels))
         counts.append(sum(reference() is not None for reference in references))
         return pixels

@@ -7,10 +7,11 @@ import pickle
 import chainer
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 import mask_rcnn.inference.detections
-from mask_rcnn.config import DETECTRON
+from mask_rcnn.config import DENA, DETECTRON
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.ops.masks.paste_masks import paste_masks
 from mask_rcnn.ops.masks.rle import encode_mask
@@ -307,6 +308,23 @@ def test_draw_accepts_files_and_arrays(rng, tmp_path):
     found = make(rng)
     from_file = found.draw(tmp_path / 'image.png', contour=True)
     np.testing.assert_array_equal(from_file, found.draw(image, contour=True))
+
+
+@pytest.mark.parametrize('dialect', [DENA, DETECTRON])
+def test_draw_reads_files_with_the_orientation_of_the_dialect(tmp_path, dialect):
+    """DeNA's program ignores it, and finds boxes in the pixels as they are stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / 'image.jpg', exif=exif)
+    size = (20, 30) if dialect == DENA else (30, 20)
+    empty = Detections(
+        boxes=np.empty((0, 4), np.float32),
+        labels=np.empty(0, np.int32),
+        scores=np.empty(0, np.float32),
+        size=size,
+        dialect=dialect,
+    )
+    assert empty.draw(tmp_path / 'image.jpg').shape == (*size, 3)
 
 
 def test_masks_equal_detectrons(golden):
