@@ -27,6 +27,7 @@ FILES = {
     'caffe-npz': archive('conv1/W.npy', 'res2a_branch2a/W.npy', compression=zipfile.ZIP_DEFLATED),
     'chainer-npz': archive('res2/a/conv1/W.npy'),
     'mobilenet-npz': archive('Conv2d_0/weights.npy'),
+    'dena-npz': archive('extractor/conv1/W.npy', 'head/convm2/b.npy', compression=zipfile.ZIP_DEFLATED),
     'pytorch': torch_bytes.state_dict({'a': np.ones(2, np.float32)}),
     'pytorch, legacy': torch_bytes.state_dict({'a': np.ones(2, np.float32)}, True),
     'matterport-h5': b'\x89HDF\r\n\x1a\n' + bytes(88),
