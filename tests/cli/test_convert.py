@@ -81,6 +81,38 @@ def test_default_output_follows_the_content(source, tmp_path, kind, extractor, n
     assert read_weights(tmp_path / 'weights' / name).meta.kind == kind
 
 
+def test_an_old_file_of_the_default_name_is_kept(source, monkeypatch, tmp_path, capsys):
+    """The old Chainer port gave the same name to Detectron's model."""
+    path, folder = source(), tmp_path / 'weights'
+    old = folder / 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
+    folder.mkdir()
+    old.write_bytes(b'old')
+    assert convert.main(['--input', str(path)], folder=folder) == 0
+    kept = folder / 'e2e_mask_rcnn_R-50-C4_1x_d2c.old.npz'
+    assert kept.read_bytes() == b'old' and read_weights(old).meta.kind == 'model'
+    assert f'{old} is not a model of this program and is kept as {kept}' in capsys.readouterr().out
+    monkeypatch.setattr(formats, 'keep_source_file', pytest.fail)
+    assert convert.main(['--input', str(path), '--output', str(old)]) == 0  # the user names the file to replace
+
+
+def test_a_native_file_of_the_default_name_is_replaced(tmp_path):
+    path = tmp_path / 'new.npz'
+    write_weights(path, {'a/W': np.ones(3, np.float32)}, ModelMeta('backbone', Config()))
+    assert formats.keep_source_file(path) is None and path.exists()
+    assert formats.keep_source_file(tmp_path / 'missing.npz') is None
+
+
+def test_the_roi_pooling_of_c4_networks(source, tmp_path, capsys):
+    path, output = source(), tmp_path / 'out.npz'
+    words = ['--input', str(path), '--output', str(output), '--no-roialign', '--roi-size', '7']
+    assert convert.main(words) == 0
+    config = read_weights(output).meta.config
+    assert (config.roi_align, config.roi_size) == (False, 7)
+    source(extractor='resnet50_fpn')
+    assert convert.main(words) == 2
+    assert 'for C4 networks' in capsys.readouterr().err
+
+
 def test_class_names(source, tmp_path, capsys):
     path, output, names = source(n_fg_class=2), tmp_path / 'out.npz', tmp_path / 'names.txt'
     arguments = ['--input', str(path), '--output', str(output)]
