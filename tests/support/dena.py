@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from tests.support.golden import GoldenCase, import_file
+from tests.support.golden import Case, import_file
 
 #: The weight files of the public cases: kind, recipe and seed -> the name that the original program gives the file.
 FILE_NAMES = {'detectron': 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz', 'snapshot': 'snapshot_model.npz', 'affine': 'affine.npz'}
@@ -23,7 +22,7 @@ def build_arrays(golden: Path, kind: str, recipe: str, seed: int) -> dict[str, n
 
 
 @dataclass(frozen=True)
-class DenaCase(GoldenCase):
+class DenaCase(Case):
     """A photo and the instances that the original program detects with one of its presets.
 
     Attributes:
@@ -44,21 +43,8 @@ class DenaCase(GoldenCase):
         return {**arrays, 'stable_1e-5': arrays['stable']}
 
     @property
-    def settings(self) -> dict:
-        return json.loads(str(self.arrays['config']))
-
-    @property
     def boxes(self) -> np.ndarray:
         return self.arrays['boxes']
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.arrays['classes'] - 1
-
-    @property
-    def photo(self) -> Path:
-        """The file of the photo."""
-        return self.golden / 'photos' / self.settings['image']
 
     @property
     def options(self) -> dict:
