@@ -49,6 +49,11 @@ def ready_model(tmp_path, monkeypatch):
     (folder / 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz').write_bytes(b'')
 
     class Model:
+        config = mask_rcnn.Config()
+
+        def set_thresholds(self, *, nms):
+            assert nms == self.config.nms_threshold
+
         def iter_detections(self, images):
             for image in images:
                 size = image.shape[1:]
