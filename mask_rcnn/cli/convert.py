@@ -114,10 +114,10 @@ def run(args: argparse.Namespace) -> int:
     if output is None:
         args.folder.mkdir(parents=True, exist_ok=True)
         output = args.folder / formats.default_name(file)
-        kept = formats.keep_source_file(output)  # the old Chainer port used the same names
-        if kept is not None:
-            print_line(f'{output} is not a model of this program and is kept as {kept}')
-    write_weights(output, file.arrays, meta)
+    with formats.keep_source_file(output) as kept:  # the old Chainer port used the same names
+        write_weights(output, file.arrays, meta)
+    if kept is not None:
+        print_line(f'{output} was not a model of this program and is kept as {kept}')
     sys.stdout.write(format_description(describe_file(path, file, meta.class_names)) + f'wrote {output}\n')
     return 0
 
@@ -182,7 +182,7 @@ def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
     format = formats.detect_format(path)
     options = {'bn2affine': args.bn2affine, 'dialect': DIALECTS[args.dialect] if args.dialect else None}
     if format.suffix is None:
-        if format.name != formats.NATIVE or not any(options.values()):
+        if format.name != formats.NATIVE or not (any(options.values()) or roi_changes(args)):
             raise WeightFileError(path, f'is {format.title}, which needs no conversion')
         if args.output is None:
             raise UsageError(f'{path} is {format.title}: name the file to write with --output')

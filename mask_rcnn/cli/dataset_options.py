@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mask_rcnn.cli.command import UsageError, flag
-from mask_rcnn.datasets.coco import COCODataset
+from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
 from mask_rcnn.datasets.synthetic.rich_shapes import RichShapesDataset
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 
@@ -122,7 +122,9 @@ class DatasetArguments:
         """Return the name of a part for messages."""
         return str(self.files[part][0]) if part in self.files else f'{self.name} ({part})'
 
-    def open(self, part: str, *, size: int, seed: int = 0, keypoints: bool = False) -> Dataset:
+    def open(
+        self, part: str, *, size: int, seed: int = 0, keypoints: bool = False, apply_orientation: bool = True
+    ) -> Dataset:
         """Open a part of the dataset.
 
         Args:
@@ -130,6 +132,7 @@ class DatasetArguments:
             size: Side of generated images in pixels.
             seed: Seed of the generated training images.
             keypoints: Whether the objects have COCO's 17 keypoints.
+            apply_orientation: Whether the EXIF orientation of the image files is applied.
 
         Raises:
             UsageError: Generated images have no keypoints.
@@ -147,8 +150,19 @@ class DatasetArguments:
         else:
             name = f'{"person_keypoints" if keypoints else "instances"}_{part}2017.json'
             annotations, images = self.folder / 'annotations' / name, self.folder / f'{part}2017'
+            if not annotations.exists():
+                raise AnnotationFileError(
+                    annotations,
+                    'no such file or directory; ./getcoco.sh downloads COCO, and '
+                    f'--{part}-annotations and --{part}-images name your own data',
+                )
         return COCODataset(
-            annotations, images, skip_broken=self.skip_broken, only_annotated=is_training, keypoints=keypoints
+            annotations,
+            images,
+            skip_broken=self.skip_broken,
+            only_annotated=is_training,
+            keypoints=keypoints,
+            apply_orientation=apply_orientation,
         )
 
 

@@ -202,7 +202,7 @@ def run(args: argparse.Namespace) -> int:
     with (
         using_precision(args.precision),
         cache_weights(),
-        progress_bar(len(images) * len(passes), unit='image') as bar,
+        progress_bar(len(images), unit='image') as bar,
     ):
         for part in passes:
             model.set_thresholds(nms=part.nms_threshold)
@@ -213,7 +213,8 @@ def run(args: argparse.Namespace) -> int:
                 except _IMAGE_ERRORS as error:
                     failed.add((job.image, job.picture))
                     print_error(_describe_error(job.image, error))
-                bar.update()
+                if part is passes[-1] or (job.image, job.picture) in failed:
+                    bar.update()
                 del job  # and its pixels, before the next images are read
             n_failed += len(failed)
             files = [names for names in files if names not in failed]

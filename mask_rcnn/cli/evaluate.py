@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -27,6 +28,7 @@ from mask_rcnn.evaluation.coco import Metrics, evaluate_model
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.io.console import print_line
 from mask_rcnn.models import MaskRCNN
+from mask_rcnn.models.builder import placeholder_names
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.training.distributed import Communicator
@@ -79,32 +81,47 @@ def run(args: argparse.Namespace) -> int:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
-    dataset = open_evaluation_data(data, model)
+    dataset, title = open_evaluation_data(data, model)
     with using_precision(args.precision):
-        evaluate_to_folder(model, dataset, args.out, name=data.title('val'))
+        evaluate_to_folder(model, dataset, args.out, name=title)
     return 0
 
 
-def open_evaluation_data(data: DatasetArguments, model: MaskRCNN) -> Dataset:
-    """Open the data on which a model is evaluated.
+def open_evaluation_data(data: DatasetArguments, model: MaskRCNN) -> tuple[Dataset, str]:
+    """Open the data on which a model is evaluated, and return them with their name for messages.
+
+    If no option selects a dataset, a model with the classes of a generated dataset is evaluated on that dataset.
 
     Args:
         data: The dataset that the command line selects.
         model: The model, which determines the size of generated images and whether the objects have keypoints.
 
     Raises:
-        UsageError: No option selects a dataset, and the model has the classes of a generated one.
+        UsageError: Generated images have no keypoints.
         mask_rcnn.datasets.coco.AnnotationFileError: The annotations cannot be used.
         mask_rcnn.preprocessing.image_io.ImageFileError: An image cannot be used.
     """
     for name, generated in GENERATED.items():
         # Before the files of coco2017, which may not exist, are read.
         if data.is_default and tuple(model.class_names or ()) == generated.class_names:
-            raise UsageError(
-                f'the model has the classes of --dataset {name} ({shorten_names(generated.class_names)}), not those of '
-                f'coco2017, which is the default; add --dataset {name}'
-            )
-    return data.open('val', size=model.config.min_size, keypoints=model.config.n_keypoint > 0)
+            data = dataclasses.replace(data, name=name)
+            print_line(f'the model has the classes of {name}: this dataset is evaluated')
+    config = model.config
+    dataset = data.open(
+        'val',
+        size=config.min_size,
+        keypoints=config.n_keypoint > 0,
+        apply_orientation=config.dialect.input.apply_orientation,
+    )
+    name_classes(model, dataset)
+    return dataset, data.title('val')
+
+
+def name_classes(model: MaskRCNN, dataset: Dataset) -> None:
+    """Give a model from a file without class names the classes of the dataset, if their number is the same."""
+    n_classes = model.config.n_fg_class
+    if model.class_names == placeholder_names(n_classes) and len(dataset.class_names) == n_classes:
+        model.class_names, model.category_ids = tuple(dataset.class_names), tuple(dataset.category_ids)
 
 
 def check_classes(model: MaskRCNN, dataset: Dataset, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import mask_rcnn
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.dataset_options import ANCHOR_SIZES, PROPOSALS, SIZES, Dataset
-from mask_rcnn.cli.evaluate import shorten_names
+from mask_rcnn.cli.evaluate import name_classes, shorten_names
 from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
@@ -18,7 +18,7 @@ from mask_rcnn.models.builder import convert_norm
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
 from mask_rcnn.weights import WeightFileError, formats, load_arrays
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
-from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
+from mask_rcnn.weights.pretrained import IMAGENET, find_pretrained, load_pretrained
 
 
 def make_model(args: TrainArguments, train_set: Dataset, *, is_main: bool) -> tuple[MaskRCNN, Snapshot | None]:
@@ -41,26 +41,33 @@ def make_model(args: TrainArguments, train_set: Dataset, *, is_main: bool) -> tu
         model = _model_of_snapshot(snapshot, args)
     else:
         model = load_model(args)
+        name_classes(model, train_set)
     _check_classes(model, args.data.title('train'), train_set)
     return model, snapshot
 
 
-def uses_keypoints(args: TrainArguments) -> bool:
-    """Return whether a run's network predicts keypoints, as ``--keypoints`` or the file of ``--resume`` determines.
+def data_options(args: TrainArguments) -> dict[str, bool]:
+    """Return the arguments of :meth:`DatasetArguments.open` that the network of a run determines.
+
+    The file of ``--resume`` or ``--pretrained`` contains them; it is read without its weights being kept.
 
     Raises:
         UsageError: ``--keypoints`` does not fit the file.
         mask_rcnn.weights.WeightFileError: The file cannot be used.
     """
     if args.resume is None:
-        return args.keypoints
-    is_run = is_snapshot(args.resume)
-    config = read_model_meta(args.resume).config if is_run else formats.read(args.resume).config
-    if args.keypoints and not config.n_keypoint:
-        raise UsageError(
-            f'--keypoints and --resume {args.resume} contradict each other: the network has no keypoint head'
-        )
-    return config.n_keypoint > 0
+        path = None if args.pretrained in ('none', IMAGENET) else find_pretrained(args.pretrained, _preset(args))
+        config = _base_config(args, None if path is None else formats.read(path))
+        keypoints = args.keypoints
+    else:
+        is_run = is_snapshot(args.resume)
+        config = read_model_meta(args.resume).config if is_run else formats.read(args.resume).config
+        keypoints = config.n_keypoint > 0
+        if args.keypoints and not keypoints:
+            raise UsageError(
+                f'--keypoints and --resume {args.resume} contradict each other: the network has no keypoint head'
+            )
+    return {'keypoints': keypoints, 'apply_orientation': config.dialect.input.apply_orientation}
 
 
 def load_model(args: TrainArguments) -> MaskRCNN:

@@ -16,7 +16,7 @@ import numpy as np
 from mask_rcnn.cli.command import UsageError, parse_command_line, report_error, run_and_report_errors
 from mask_rcnn.cli.dataset_options import SIZES, Dataset
 from mask_rcnn.cli.evaluate import check_classes, evaluate_to_folder, open_evaluation_data
-from mask_rcnn.cli.initial_model import load_model, make_model, uses_keypoints
+from mask_rcnn.cli.initial_model import data_options, load_model, make_model
 from mask_rcnn.cli.options import check_precision, choose_device
 from mask_rcnn.cli.train_options import TrainArguments, configure
 from mask_rcnn.config import Config
@@ -98,9 +98,9 @@ def _evaluate(args: TrainArguments, communicator: Communicator) -> int:
     check_precision(args.precision, gpu)
     model = load_model(args)
     model.to_device(get_device(gpu))
-    val_set = open_evaluation_data(args.data, model)
+    val_set, title = open_evaluation_data(args.data, model)
     with using_precision(args.precision):
-        evaluate_to_folder(model, val_set, args.out, name=args.data.title('val'), communicator=communicator)
+        evaluate_to_folder(model, val_set, args.out, name=title, communicator=communicator)
     return 0
 
 
@@ -146,11 +146,13 @@ def _train(args: TrainArguments, communicator: Communicator) -> int:
 
 def _set_aside_run(args: TrainArguments, communicator: Communicator) -> None:
     """Move an earlier run in ``--out`` aside, after its files have been read: a new run must not overwrite it."""
-    is_new = bool(args.snapshot) and not (args.resume and is_snapshot(args.resume))
-    if is_new and communicator.is_main:
+    continues = (
+        args.resume is not None and is_snapshot(args.resume) and args.resume.resolve().parent == args.out.resolve()
+    )
+    if communicator.is_main and not continues:
         target = set_aside_run(args.out)
         if target is not None:
-            print_line(f'{args.out} contains an earlier run, which is moved to {target}; --resume continues a run')
+            print_line(f'the earlier run in {args.out} is moved to {target}')
     communicator.barrier()
 
 
@@ -163,9 +165,9 @@ def _choose_gpu(args: TrainArguments, communicator: Communicator) -> int:
 def _open_data(args: TrainArguments) -> tuple[Dataset, Dataset | None]:
     """Return the training set, and the evaluation set or ``None``."""
     size = args.min_size or SIZES[args.data.name][0]
-    keypoints = uses_keypoints(args)
-    train_set = args.data.open('train', size=size, seed=args.seed, keypoints=keypoints)
-    val_set = args.data.open('val', size=size, keypoints=keypoints) if args.validation else None
+    options = data_options(args)
+    train_set = args.data.open('train', size=size, seed=args.seed, **options)
+    val_set = args.data.open('val', size=size, **options) if args.validation else None
     return train_set, val_set
 
 

@@ -83,6 +83,7 @@ def describe_file(path: str | os.PathLike, file: ConvertedWeights, class_names: 
         'left': {group: list(members) for group, members in file.report.skipped.items()},
         'notes': list(file.report.notes),
         'warnings': list(file.report.warnings),
+        'assumptions': list(file.report.assumptions),
     }
 
 
@@ -104,6 +105,7 @@ def format_description(description: Mapping[str, Any]) -> str:
             for group, members in description['left'].items()
         ),
         *(('note', note) for note in description['notes']),
+        *(('assumed', assumption) for assumption in description['assumptions']),
         *(('WARNING', warning) for warning in description['warnings']),
     ]
     text = [f'{description["file"]}: {description["network"]}{classes}']

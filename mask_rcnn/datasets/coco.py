@@ -71,12 +71,14 @@ class COCODataset(chainer.dataset.DatasetMixin):
         only_annotated: bool = True,
         keypoints: bool = False,
         class_names: Sequence[str] | None = None,
+        apply_orientation: bool = True,
     ):
         self.annotation_file = Path(annotation_file)
         self.image_folder = Path(image_folder)
         self.n_skipped = 0
         self._skip_broken = skip_broken
         self._keypoints = keypoints
+        self._apply_orientation = apply_orientation
         content = read_coco_json(self.annotation_file)
         categories = content['categories']
         self.category_ids, self.class_names = select_categories(self.annotation_file, categories, class_names)
@@ -116,7 +118,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
             ImageFileError: The image cannot be read, or its size has changed.
         """
         name = self.image_name(i)
-        image = read_image(name)
+        image = read_image(name, apply_orientation=self._apply_orientation)
         error = _size_error(name, (image.shape[1], image.shape[2]), self.image_size(i))
         if error:
             raise error
@@ -150,7 +152,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
         """Return the images whose file exists and has the declared size."""
         names = [os.path.join(self.image_folder, record['file_name']) for record in records]
         images, errors = [], []
-        for name, record, size in zip(names, records, read_image_sizes(names), strict=True):
+        sizes = read_image_sizes(names, apply_orientation=self._apply_orientation)
+        for name, record, size in zip(names, records, sizes, strict=True):
             if isinstance(size, ImageFileError):
                 errors.append(size)
             elif error := _size_error(name, size, (record.get('height', size[0]), record.get('width', size[1]))):

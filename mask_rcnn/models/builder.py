@@ -147,7 +147,7 @@ def load(
     if norm != config.norm and not bn2affine:
         convert_norm(model, norm)
     model.to_device(device)
-    for line in file.report.warnings:
+    for line in file.report.warnings + file.report.assumptions:
         _logger.warning('%s: %s', path, line)
     return model
 
@@ -158,6 +158,11 @@ def _find_dialect(dialect: str | Dialect | None) -> Dialect | None:
     if dialect not in DIALECTS:
         raise ValueError(f'unknown dialect {dialect!r}; expected one of {", ".join(DIALECTS)}')
     return DIALECTS[dialect]
+
+
+def placeholder_names(n_classes: int) -> tuple[str, ...]:
+    """Return the names of classes whose names are unknown: ``class_1``, ``class_2``, ..."""
+    return tuple(f'class_{i}' for i in range(1, n_classes + 1))
 
 
 def default_classes(file: ConvertedWeights) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -173,7 +178,7 @@ def default_classes(file: ConvertedWeights) -> tuple[tuple[str, ...], tuple[int,
     names = tuple(file.class_names)
     if not names:
         is_coco = n_classes == len(COCO_CLASS_NAMES)
-        names = COCO_CLASS_NAMES if is_coco else tuple(f'class_{i}' for i in range(1, n_classes + 1))
+        names = COCO_CLASS_NAMES if is_coco else placeholder_names(n_classes)
     if file.category_ids:
         return names, tuple(file.category_ids)
     return names, COCO_CATEGORY_IDS if names == COCO_CLASS_NAMES else tuple(range(1, n_classes + 1))

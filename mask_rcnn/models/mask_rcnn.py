@@ -80,6 +80,8 @@ class MaskRCNN(chainer.Chain):
     def use_preset(self, preset: str) -> None:
         """Set the thresholds of a purpose, with the interface of ChainerCV's links.
 
+        :func:`mask_rcnn.save` stores the thresholds in force.
+
         Args:
             preset: ``'evaluate'`` for the thresholds with which the model was loaded, or ``'visualize'`` for those of
                 pictures: a score above 0.7, and NMS with ``dialect.detections.visualize_nms_threshold``.

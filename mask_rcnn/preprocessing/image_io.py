@@ -14,6 +14,7 @@ import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -95,7 +96,7 @@ def _read_pixels(path: str | os.PathLike, apply_orientation: bool) -> np.ndarray
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
+def read_image_size(path: str | os.PathLike, *, apply_orientation: bool = True) -> tuple[int, int]:
     """Return the height and width of :func:`read_image`'s result without decoding the image.
 
     The function reads only the header and the last bytes, to be fast on a whole dataset.  It decodes a JPEG file
@@ -103,6 +104,7 @@ def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
 
     Args:
         path: See :func:`read_image`.
+        apply_orientation: See :func:`read_image`.
 
     Raises:
         ImageFileError: The file is missing, unreadable, not an image, a truncated JPEG or too large.
@@ -121,9 +123,9 @@ def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise ImageFileError(path, _os_reason(error)) from error
     if not complete:
-        height, width = read_image(path).shape[1:]
+        height, width = read_image(path, apply_orientation=apply_orientation).shape[1:]
         return height, width
-    return (width, height) if transposed else (height, width)
+    return (width, height) if transposed and apply_orientation else (height, width)
 
 
 def _stored_size(header: Image.Image) -> tuple[int, int]:
@@ -133,11 +135,14 @@ def _stored_size(header: Image.Image) -> tuple[int, int]:
     return header.size
 
 
-def read_image_sizes(paths: Iterable[str | os.PathLike]) -> list[tuple[int, int] | ImageFileError]:
+def read_image_sizes(
+    paths: Iterable[str | os.PathLike], *, apply_orientation: bool = True
+) -> list[tuple[int, int] | ImageFileError]:
     """Call :func:`read_image_size` for many files in several threads.
 
     Args:
         paths: The files.
+        apply_orientation: See :func:`read_image`.
 
     Returns:
         For each path the height and width, or the error if the file cannot be read.
@@ -145,12 +150,12 @@ def read_image_sizes(paths: Iterable[str | os.PathLike]) -> list[tuple[int, int]
     # Each thread silences warnings and OpenCV and restores their state, possibly to the silenced state of another
     # thread.  The outer context managers restore the state that was there before.
     with warnings.catch_warnings(), _quiet_opencv(), ThreadPoolExecutor(_SIZE_THREADS) as pool:
-        return list(pool.map(_size_or_error, paths))
+        return list(pool.map(partial(_size_or_error, apply_orientation=apply_orientation), paths))
 
 
-def _size_or_error(path: str | os.PathLike) -> tuple[int, int] | ImageFileError:
+def _size_or_error(path: str | os.PathLike, *, apply_orientation: bool) -> tuple[int, int] | ImageFileError:
     try:
-        return read_image_size(path)
+        return read_image_size(path, apply_orientation=apply_orientation)
     except ImageFileError as error:
         return error
 

@@ -37,7 +37,7 @@ _HEADER = 'snapshot'
 _NAME = re.compile(r'snapshot_iter_(\d+)\.npz')
 
 #: Name of the newest model: the file that Chainer_Mask_R-CNN, DeNA's Chainer port, wrote.
-_NEWEST_MODEL = 'snapshot_model.npz'
+NEWEST_MODEL = 'snapshot_model.npz'
 
 
 @dataclass(frozen=True)
@@ -254,16 +254,16 @@ class Snapshots(training.Extension):
         except (WeightFileError, OSError) as error:
             self._warn(f'no snapshot of iteration {iteration}: {error}')
             return False
-        self._write_newest_model(folder / _NEWEST_MODEL, trainer)
+        self._write_newest_model(folder / NEWEST_MODEL, trainer)
         return True
 
     def _write_newest_model(self, path: Path, trainer: training.Trainer) -> None:
         try:
             # Not before the first write: the run may have read the file (--resume).
-            kept = formats.keep_source_file(path)
+            with formats.keep_source_file(path) as kept:
+                save(path, _model(trainer))
             if kept is not None:
-                self._print_line(f'{path} is not a model of this program and is kept as {kept}')
-            save(path, _model(trainer))
+                self._print_line(f'{path} was not a model of this program and is kept as {kept}')
         except (WeightFileError, OSError) as error:
             self._warn(f'the newest model is not saved: {error}')
 

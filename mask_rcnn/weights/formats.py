@@ -5,15 +5,16 @@ Suffixes are not reliable: a ``.pth`` or a ``.pkl`` may be a zip archive or a pi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn.config import Dialect
+from mask_rcnn.config import DENA, DETECTRON, Dialect
 from mask_rcnn.weights.converters import dena, detectron, imagenet, matterport, mindspore, pytorch
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
@@ -137,7 +138,7 @@ def default_name(file: ConvertedWeights) -> str:
     Examples are ``e2e_mask_rcnn_R-50-C4_1x_d2c.npz`` for Detectron's R-50-C4, ``R-50_d2c.npz`` for its ImageNet weights
     and ``mask_rcnn_R-101-FPN_m2c.npz`` for Matterport's network.
     """
-    suffix = BY_NAME[file.format].suffix
+    suffix = _suffix(file)
     if file.kind == 'backbone':
         return f'{backbone_name(file.config)}_{suffix}.npz'
     backbone, heads = network_name(file.config).split(maxsplit=1)
@@ -147,27 +148,48 @@ def default_name(file: ConvertedWeights) -> str:
     return f'{kind}_{backbone}_{suffix}.npz'
 
 
-def keep_source_file(path: Path) -> Path | None:
-    """Rename a file that is not in the native format, so that it is not replaced.
+def _suffix(file: ConvertedWeights) -> str:
+    """Return the last part of a default name, which differs for the readings of one file."""
+    format, config = BY_NAME[file.format], file.config
+    original = {dena.FORMAT: DENA, detectron.FORMAT: DETECTRON}.get(file.format, config.dialect)
+    parts = [format.suffix]
+    if format.takes_bn2affine and config.norm == 'affine':
+        parts.append('affine')
+    if config.dialect != original:
+        parts.append(config.dialect.name)
+    return '_'.join(map(str, parts))
+
+
+@contextlib.contextmanager
+def keep_source_file(path: Path) -> Iterator[Path | None]:
+    """Rename a file that is not in the native format while a new file is written in its place.
+
+    If the ``with`` block raises an exception, the file gets its name back.
 
     Args:
         path: A file that may exist, ``NAME.npz``.
 
-    Returns:
-        Its new path, ``NAME.old.npz``, ``NAME.old.2.npz``, ... (the first that is free); ``None`` if there is no such
+    Yields:
+        The new path, ``NAME.old.npz``, ``NAME.old.2.npz``, ... (the first that is free); ``None`` if there is no such
         file, or one in the native format.
     """
-    if not path.is_file() or _is_native(path):
-        return None
+    if not path.is_file() or is_native(path):
+        yield None
+        return
     kept, number = path.with_name(f'{path.stem}.old{path.suffix}'), 2
     while os.path.lexists(kept):
         kept = path.with_name(f'{path.stem}.old.{number}{path.suffix}')
         number += 1
     path.rename(kept)
-    return kept
+    try:
+        yield kept
+    except BaseException:
+        kept.rename(path)
+        raise
 
 
-def _is_native(path: Path) -> bool:
+def is_native(path: _Path) -> bool:
+    """Return whether a file has the native format, as opposed to another format or a damaged file."""
     try:
         return detect_format(path).name == NATIVE
     except WeightFileError:

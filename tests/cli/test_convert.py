@@ -81,7 +81,7 @@ def test_default_output_follows_the_content(source, tmp_path, kind, extractor, n
     assert read_weights(tmp_path / 'weights' / name).meta.kind == kind
 
 
-def test_an_old_file_of_the_default_name_is_kept(source, monkeypatch, tmp_path, capsys):
+def test_an_old_file_of_the_default_name_is_kept(source, tmp_path, capsys):
     """The old Chainer port gave the same name to Detectron's model."""
     path, folder = source(), tmp_path / 'weights'
     old = folder / 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
@@ -90,16 +90,29 @@ def test_an_old_file_of_the_default_name_is_kept(source, monkeypatch, tmp_path, 
     assert convert.main(['--input', str(path)], folder=folder) == 0
     kept = folder / 'e2e_mask_rcnn_R-50-C4_1x_d2c.old.npz'
     assert kept.read_bytes() == b'old' and read_weights(old).meta.kind == 'model'
-    assert f'{old} is not a model of this program and is kept as {kept}' in capsys.readouterr().out
-    monkeypatch.setattr(formats, 'keep_source_file', pytest.fail)
-    assert convert.main(['--input', str(path), '--output', str(old)]) == 0  # the user names the file to replace
+    assert f'{old} was not a model of this program and is kept as {kept}' in capsys.readouterr().out
 
 
-def test_a_native_file_of_the_default_name_is_replaced(tmp_path):
+def test_an_old_file_keeps_its_name_if_the_new_one_cannot_be_written(source, monkeypatch, tmp_path, capsys):
+    path, output = source(), tmp_path / 'out.npz'
+    output.write_bytes(b'old')
+
+    def fail(*arguments):
+        raise WeightFileError(output, 'cannot be written: No space left on device')
+
+    monkeypatch.setattr(convert, 'write_weights', fail)
+    assert convert.main(['--input', str(path), '--output', str(output)]) == 1
+    assert output.read_bytes() == b'old' and not list(tmp_path.glob('*.old*'))
+    assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_a_native_file_of_the_name_is_replaced(tmp_path):
     path = tmp_path / 'new.npz'
     write_weights(path, {'a/W': np.ones(3, np.float32)}, ModelMeta('backbone', Config()))
-    assert formats.keep_source_file(path) is None and path.exists()
-    assert formats.keep_source_file(tmp_path / 'missing.npz') is None
+    for existing_or_missing in (path, tmp_path / 'missing.npz'):
+        with formats.keep_source_file(existing_or_missing) as kept:
+            assert kept is None
+    assert path.exists()
 
 
 def test_the_roi_pooling_of_c4_networks(source, tmp_path, capsys):

@@ -2,14 +2,17 @@
 
 import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import mask_rcnn
 from mask_rcnn import cli
-from mask_rcnn.cli import initial_model, train
+from mask_rcnn.cli import evaluate, initial_model, train
 from mask_rcnn.cli.command import ArgumentParser, UsageError
+from mask_rcnn.cli.dataset_options import DatasetArguments
 from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import DENA, RESNET_BLOCKS
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
@@ -126,3 +129,23 @@ def test_a_converted_file_gives_the_detections_of_the_old_file(source, tmp_path,
         found[flags] = json.loads(results[0])
     assert all(found.values())
     assert len({json.dumps(results) for results in found.values()}) == 2
+
+
+def test_a_file_without_class_names_takes_those_of_the_dataset(backbone):
+    np.savez('three.npz', **random_arrays(3, backbone))
+    model, _ = make_model(SHAPES, '--resume', 'three.npz')
+    assert (model.class_names, model.category_ids) == (SHAPES.class_names, SHAPES.category_ids)
+    model = mask_rcnn.load('three.npz', min_size=32, max_size=32)
+    assert model.class_names == ('class_1', 'class_2', 'class_3')
+    data = DatasetArguments('shapes', Path('COCO'), {})
+    evaluate.open_evaluation_data(data, model)
+    assert model.class_names == SHAPES.class_names
+
+
+@pytest.mark.parametrize('option', ['--resume', '--pretrained'])
+def test_the_file_determines_whether_orientations_are_applied(source, option):
+    for words, expected in (([option, 'old.npz'], False), (['--pretrained', 'none'], True)):
+        parser = ArgumentParser()
+        train.configure(parser)
+        args = TrainArguments.from_namespace(parser.parse_args([*words, '--gpu', '-1']))
+        assert initial_model.data_options(args) == {'keypoints': False, 'apply_orientation': expected}

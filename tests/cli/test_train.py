@@ -537,16 +537,26 @@ def test_evaluating_a_model_with_other_classes_is_refused(capsys, tmp_path):
     assert '--dataset or --val-annotations' in error
 
 
-def test_a_model_of_generated_data_names_its_dataset(capsys):
+def test_a_model_of_generated_data_is_evaluated_on_them(monkeypatch, capsys):
     """The default dataset is COCO, whose files may not exist."""
     small_model('m.npz')
-    line = (
-        'error: the model has the classes of --dataset shapes (square, circle, triangle), not those of coco2017, which '
-        'is the default; add --dataset shapes\n'
-    )
-    assert refused(capsys, '--lr', '0', '--resume', 'm.npz', given=['--gpu', '-1']) == line
-    assert evaluate.main(['--modelfile', 'm.npz', '--gpu', '-1']) == 2
-    assert capsys.readouterr().err == line
+    monkeypatch.setitem(N_GENERATED['shapes'], 'val', 1)
+    for main, words in (
+        (train.main, ['--lr', '0', '--iteration', '1', '--validation', '1', '--resume', 'm.npz']),
+        (evaluate.main, ['--modelfile', 'm.npz']),
+    ):
+        assert main([*words, '--gpu', '-1']) == 0
+        printed = capsys.readouterr().out
+        assert 'the model has the classes of shapes: this dataset is evaluated' in printed
+        assert 'shapes (val), 1 images' in printed
+
+
+def test_missing_files_of_coco_have_a_hint(capsys):
+    small_model('m.npz')
+    assert evaluate.main(['--modelfile', 'm.npz', '--data-dir', 'none', '--gpu', '-1']) == 1
+    error = capsys.readouterr().err
+    assert 'none/annotations/instances_val2017.json: no such file or directory; ./getcoco.sh' in error
+    assert '--val-annotations' in error and error.count('\n') == 1
 
 
 def test_evaluate_errors(capsys, tmp_path):

@@ -7,6 +7,7 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
@@ -432,3 +433,25 @@ def test_a_file_without_cocos_keypoints_is_rejected(make):
         make([annotation()], keypoints=True)
     with pytest.raises(AnnotationFileError, match="the keypoints of a category are not COCO's 17"):
         make([annotation()], lambda content: keypoint_names(content, ['tail']), keypoints=True)
+
+
+@pytest.mark.parametrize('apply_orientation', [True, False])
+def test_the_orientation_of_image_files(tmp_path, apply_orientation):
+    """The annotation file declares the size of the pixels that are read."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    Image.new('RGB', (30, 20)).save(tmp_path / 'photo.jpg', exif=exif)
+    size = (30, 20) if apply_orientation else (20, 30)
+    annotation = {'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [2, 3, 10, 12], 'iscrowd': 0, 'area': 120}
+    annotation['segmentation'] = [[2, 3, 12, 3, 12, 15, 2, 15]]
+    content = {
+        'images': [{'id': 1, 'file_name': 'photo.jpg', 'height': size[0], 'width': size[1]}],
+        'annotations': [annotation],
+        'categories': [{'id': 1, 'name': 'cat'}],
+    }
+    path = tmp_path / 'annotations.json'
+    path.write_text(json.dumps(content))
+    dataset = COCODataset(path, tmp_path, apply_orientation=apply_orientation)
+    assert dataset.image_size(0) == dataset[0].image.shape[1:] == size
+    with pytest.raises(ImageFileError, match='the annotation file declares'):
+        COCODataset(path, tmp_path, apply_orientation=not apply_orientation)

@@ -118,13 +118,26 @@ def test_padded_detections(backend, rng, keep_ties, best_class_only, last_of_tie
     expected = select_detections(*inputs, **options)
     padded = [backend.numpy(array) for array in select_detections(*map(backend.array, inputs), **options, padded=True)]
     n = len(expected[0])
-    n_candidates = inputs[0][:, 1:].size
+    candidates = inputs[0] > 0.05
+    if best_class_only:
+        candidates &= np.arange(5) == inputs[0].argmax(axis=1)[:, None]
+    n_candidates = np.count_nonzero(candidates[:, 1:])
     assert len(padded[0]) == (max_detections + 4 * keep_ties if max_detections else n_candidates) >= n
     for array, expected_array in zip(padded, expected, strict=True):
         assert array.dtype == expected_array.dtype
         np.testing.assert_array_equal(array[:n], expected_array)
     boxes, labels, scores = padded
     assert np.isnan(boxes[n:]).all() and not labels[n:].any() and (scores[n:] == -np.inf).all()
+
+
+def test_all_candidates_enter_nms_without_a_limit():
+    """The number of candidates with a limit is 8192."""
+    n = 9000
+    boxes = np.zeros((n, 8), np.float32)
+    boxes[:, 4:] = np.arange(n, dtype=np.float32)[:, None] * 20 + np.float32([0, 0, 9, 9])
+    options = {'score_threshold': 0.05, 'nms_threshold': 0.5, 'max_detections': 0}
+    _, _, scores = select_detections(np.full((n, 2), 0.5, np.float32), boxes, padded=True, **options)
+    assert np.count_nonzero(scores > 0) == n
 
 
 def test_detections_without_candidates_are_padding(backend):

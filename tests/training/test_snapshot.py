@@ -198,7 +198,7 @@ def test_the_only_result_of_the_old_program_is_kept(tmp_path):
         run(tmp_path, 2 * n, every=n, print_line=lines.append)  # writes twice
         contents.append(content)
         assert [(tmp_path / kept).read_bytes() for kept in names[:n]] == contents
-        assert lines[n - 1 :] == [f'{path} is not a model of this program and is kept as {tmp_path / name}']
+        assert lines[n - 1 :] == [f'{path} was not a model of this program and is kept as {tmp_path / name}']
         assert path.read_bytes() == (tmp_path / f'model_iter_{2 * n}.npz').read_bytes()
     assert len(list(tmp_path.glob('*.old*'))) == 3
 

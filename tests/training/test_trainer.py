@@ -17,6 +17,7 @@ import mask_rcnn
 from mask_rcnn.cli import demo, train
 from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.config import RESNET_BLOCKS
+from mask_rcnn.training.earlier_run import set_aside_run
 from mask_rcnn.training.snapshot import read_options, read_snapshot
 from tests.support.mpi import mpiexec_command
 from tests.support.small_train import NETWORK, RUN
@@ -224,12 +225,28 @@ def test_a_new_run_sets_an_earlier_one_aside(uninterrupted, tmp_path, capsys):
     (out / 'notes.txt').write_text('mine')
     first = {path.name: path.read_bytes() for path in out.iterdir() if path.name != 'notes.txt'}
     assert train.main(arguments(out, iteration=1)) == 0
-    assert f'{out} contains an earlier run, which is moved to {out / "run_1"}' in capsys.readouterr().out
+    assert f'the earlier run in {out} is moved to {out / "run_1"}' in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (out / 'run_1').iterdir()} == first
     assert read_snapshot(out / 'snapshot_iter_1.npz').iteration == 1 and (out / 'notes.txt').exists()
 
     assert train.main(arguments(out, '--resume', out / 'snapshot_model.npz', iteration=1, network=())) == 0
     assert (out / 'run_2' / 'snapshot_iter_1.npz').exists() and (out / 'snapshot_iter_1.npz').exists()
+
+    # A snapshot of another folder begins a run in this one.
+    assert train.main(arguments(out, '--resume', out / 'run_1' / 'snapshot_iter_2.npz', network=())) == 0
+    assert (out / 'run_3' / 'snapshot_iter_1.npz').exists() and read_snapshot(out / 'snapshot_iter_3.npz')
+    # A snapshot of this folder continues it.
+    assert train.main(arguments(out, '--resume', out / 'snapshot_iter_3.npz', iteration=4, network=())) == 0
+    assert not (out / 'run_4').exists()
+
+
+def test_the_log_of_the_old_program_is_set_aside_and_its_model_stays(tmp_path):
+    (tmp_path / 'log').write_text('[]')
+    (tmp_path / 'snapshot_model.npz').write_bytes(b'old')
+    assert set_aside_run(tmp_path) == tmp_path / 'run_1'
+    assert (tmp_path / 'run_1' / 'log').read_text() == '[]'
+    assert (tmp_path / 'snapshot_model.npz').read_bytes() == b'old'
+    assert set_aside_run(tmp_path) is None and set_aside_run(tmp_path / 'none') is None
 
 
 def test_a_diverging_run_names_the_images_and_the_last_snapshot(tmp_path, capfd):

@@ -27,6 +27,20 @@ MAX_CANDIDATES = 8192
 MAX_TIES = 4
 
 
+def n_candidates(class_scores: Array, max_detections: int) -> int:
+    """Return the number of candidates that enter NMS: with a limit on the detections at most :data:`MAX_CANDIDATES`.
+
+    Without a limit, all candidates enter NMS: the host waits for their number.
+
+    Args:
+        class_scores: ``(K,)`` float32; minus infinity if not a candidate.
+        max_detections: Maximum number of detections; 0 for no limit.
+    """
+    if max_detections:
+        return MAX_CANDIDATES
+    return max(int((class_scores > -math.inf).sum()), 1)
+
+
 def n_rows(max_detections: int, keep_ties: bool) -> int | None:
     """Return the number of rows of padded detections, or ``None`` without a limit."""
     return max_detections + MAX_TIES * keep_ties if max_detections else None
@@ -227,7 +241,8 @@ def detect_gpu(
     xp = get_array_module(probs)
     rois, probs, deltas = (xp.ascontiguousarray(array, np.float32) for array in (rois, probs, deltas))
     class_scores = _candidate_scores(rois, probs, score_threshold, score_threshold_inclusive, best_class_only)
-    best = top_k_indices(class_scores, MAX_CANDIDATES, last_of_ties_first=last_of_ties_first)
+    limit = n_candidates(class_scores, max_detections)
+    best = top_k_indices(class_scores, limit, last_of_ties_first=last_of_ties_first)
     boxes, scores, labels = _decode_candidates(rois, probs.shape[1], deltas, class_scores, best, decoding)
     keep = nms_padded(
         boxes,

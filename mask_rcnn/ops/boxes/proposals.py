@@ -111,7 +111,7 @@ def generate_proposals(
         ]
     candidates = [_top_anchors(*level, pre_nms, last_of_ties_first) for level in levels]
     if not per_level:
-        candidates = [_merge_levels(candidates, pre_nms)]
+        candidates = [_merge_levels(candidates[::-1] if last_of_ties_first else candidates, pre_nms)]
     options: dict[str, Any] = {'offset': offset, 'limit': post_nms, 'suppress_equal': suppress_equal}
     proposals = []
     for level_anchors, level_deltas, level_scores in candidates:
@@ -258,7 +258,8 @@ def _select_padded(
     xp = get_array_module(scores)
     n_rois = len(scores)
     class_scores = scores[:, 1:].T.ravel()  # class after class
-    best = top_k_indices(class_scores, padded_selection.MAX_CANDIDATES, last_of_ties_first=last_of_ties_first)
+    limit = padded_selection.n_candidates(class_scores, max_detections)
+    best = top_k_indices(class_scores, limit, last_of_ties_first=last_of_ties_first)
     labels, rois = best // n_rois, best % n_rois
     scores, boxes = class_scores[best], boxes[rois, labels + 1]
     n_rows = padded_selection.n_rows(max_detections, keep_ties)

@@ -56,6 +56,9 @@ _N_ANCHORS, _WIDTH_RES4, _WIDTH_RES5, _WIDTH_MASK = 15, 1024, 2048, 256
 #: Statistics of a batch normalisation without effect, which ``train.py --bn2affine`` writes.
 _NEUTRAL_VARIANCE, _MAX_DEVIATION = 1 - DENA.backbone.bn_eps, 1e-6
 
+#: Beginning of the name that the program's ``utils/detectron_parser.py`` gives its file.
+_PARSER_NAME = 'e2e_mask_rcnn_R-50-C4_1x_d2c'
+
 _Path = str | os.PathLike
 _Arrays = Mapping[str, np.ndarray]
 
@@ -84,22 +87,24 @@ def read(path: _Path, *, bn2affine: bool = False) -> ConvertedWeights:
     shapes = _expected_shapes(config)
     check_arrays(path, arrays, shapes)
     native, taken, warnings = apply_mappings(path, arrays, _mappings(config))
-    if not _has_neutral_statistics({name: arrays[name] for name in shapes}):
-        warnings.append(_describe_reading(bn2affine))
-    report = ConversionReport(taken, group_names(set(arrays) - set(taken), _group_of), (), tuple(warnings))
+    is_neutral = _has_neutral_statistics({name: arrays[name] for name in shapes})
+    assumptions = () if is_neutral else (_describe_reading(path, bn2affine),)
+    skipped = group_names(set(arrays) - set(taken), _group_of)
+    report = ConversionReport(taken, skipped, (), tuple(warnings), assumptions)
     return ConvertedWeights('model', FORMAT, config, native, report, sha256(path))
 
 
-def _describe_reading(bn2affine: bool) -> str:
+def _describe_reading(path: _Path, bn2affine: bool) -> str:
     """Return the line that names the assumed kind of file for the user."""
     if bn2affine:
         return (
             'read with --bn2affine: gamma and beta are affine channels, and the statistics are ignored, which is right '
             'for files of the old utils/detectron_parser.py; for models of the old train.py, omit --bn2affine'
         )
+    named = ', as the name suggests,' if _PARSER_NAME in os.path.basename(path) else ','
     return (
         'read without --bn2affine: batch normalisation uses the statistics, which is right for models of the old '
-        'train.py; for files of the old utils/detectron_parser.py, give --bn2affine'
+        f'train.py; for files of the old utils/detectron_parser.py{named} give --bn2affine'
     )
 
 
@@ -121,7 +126,8 @@ def _has_neutral_statistics(arrays: _Arrays) -> bool:
 
 def _group_of(name: str) -> str:
     """Return the group of an array that is not converted."""
-    return 'statistics' if re.fullmatch(r'.*/bn\d/(avg_mean|avg_var|N)', name) else 'unknown'
+    match = re.fullmatch(r'.*/bn\d/(?:(avg_mean|avg_var)|N)', name)
+    return 'unknown' if match is None else 'statistics' if match[1] else 'batch counters'
 
 
 # The network

@@ -27,12 +27,15 @@ class ConversionReport:
         skipped: Names of the other source arrays by group, such as ``'momentum'`` or ``'unknown'``.
         notes: Lines about adaptations that need no action.
         warnings: Lines about settings and values that are not supported and may change results.
+        assumptions: Lines about properties that the file does not determine, with the option that selects the other
+            reading.
     """
 
     taken: tuple[str, ...]
     skipped: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
