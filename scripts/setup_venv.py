@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def main():
             create_environment(args.venv, extras)
             with open(os.path.join(args.venv, '.ready'), 'w') as stamp:
                 stamp.write(key)
+            print_now('ready; activate the environment with: %s' % activation_command(args.venv))
     except SetupError as error:
         sys.exit('setup: %s' % error)
 
@@ -120,6 +122,13 @@ def create_environment(folder, extras):
     print_now('Compiling the CPU kernels.')
     script = os.path.join(ROOT, 'scripts', 'compile_kernels.py')
     run([python, script, '--training'], 'the CPU kernels could not be compiled; the error is printed above')
+
+
+def activation_command(folder):
+    """Return the shell command that activates an environment."""
+    if os.name == 'nt':
+        return os.path.join(folder, 'Scripts', 'activate')
+    return 'source %s' % shlex.quote(os.path.join(folder, 'bin', 'activate'))
 
 
 def print_now(line):

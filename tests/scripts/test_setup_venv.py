@@ -47,7 +47,22 @@ def test_an_activated_environment_is_up_to_date(setup_venv, created, monkeypatch
     assert created == ['none']
 
 
-def test_a_failed_attempt_is_repeated(setup_venv, monkeypatch, tmp_path):
+@pytest.mark.skipif(os.name == 'nt', reason='the command of POSIX shells')
+@pytest.mark.parametrize(
+    ('folder', 'command'), [('.venv', 'source .venv/bin/activate'), ('my env', "source 'my env/bin/activate'")]
+)
+def test_the_last_line_states_how_to_activate_a_created_environment(
+    setup_venv, created, monkeypatch, tmp_path, capsys, folder, command
+):
+    """An environment that is up to date adds no line to the output of ``make test``."""
+    monkeypatch.chdir(tmp_path)
+    for extras, is_new in (('none', True), ('none', False), ('cuda12', True)):
+        main(setup_venv, monkeypatch, '--venv', folder, '--extras', extras)
+        line = f'ready; activate the environment with: {command}\n'
+        assert capsys.readouterr().out == (line if is_new else '')
+
+
+def test_a_failed_attempt_is_repeated(setup_venv, monkeypatch, tmp_path, capsys):
     def fail(folder, extras):
         raise setup_venv.SetupError('no network')
 
@@ -55,6 +70,7 @@ def test_a_failed_attempt_is_repeated(setup_venv, monkeypatch, tmp_path):
     for _ in range(2):
         with pytest.raises(SystemExit, match='^setup: no network$'):
             main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
+    assert capsys.readouterr().out == ''
 
 
 def test_each_long_step_is_announced(setup_venv, monkeypatch, tmp_path, capsys):
