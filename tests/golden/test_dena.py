@@ -1,14 +1,18 @@
 """The dialect of DeNA's Chainer_Mask_R-CNN compared with that program: operations, stages and detections."""
 
+import json
 import zlib
 
 import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 import mask_rcnn
+from mask_rcnn.cli import demo
 from mask_rcnn.config import DENA, PRESETS
+from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS
 from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.models.layers import ConvNorm
 from mask_rcnn.ops.boxes.anchors import cell_anchors, shift_anchors
@@ -317,3 +321,25 @@ def test_the_dialect_of_detectron_gives_the_detections_of_detectron(dena_golden,
     compare_boxes(case, found)
     compare_masks(case, found)
     assert len(detections) == len(case.arrays['boxes'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('preset', 'words'), [('evaluate', []), ('visualize', ['--preset', 'visualize'])])
+def test_the_old_command_line(dena_golden, dena_file, gpu, tmp_path, preset, words):
+    """The original file and flags; the JSON file contains the detections of the preset."""
+    case = DenaCase(dena_golden, 'detectron_R-50-C4_seed0', preset)
+    path, results = dena_file(*case.settings['weights']), tmp_path / 'results.json'
+    command = ['--bn2affine', '--modelfile', str(path), '--image', str(case.photo), '--json', str(results)]
+    assert demo.main([*command, *words, '--gpu', str(gpu), '--output', str(tmp_path / 'picture.png')]) == 0
+    found = json.loads(results.read_text())
+    x, y, width, height = np.array([entry['bbox'] for entry in found], np.float32).T
+    detections = mask_rcnn.Detections(
+        boxes=np.stack([y, x, y + height, x + width], axis=1),
+        labels=[COCO_CATEGORY_IDS.index(entry['category_id']) for entry in found],
+        scores=[entry['score'] for entry in found],
+        size=tuple(map(int, case.arrays['im_shape'])),
+        masks=np.stack([np.asarray(coco_mask.decode(entry['segmentation'])).astype(bool) for entry in found]),
+    )
+    partners = match(case, detections, min_iou=0.9995, max_score_difference=SCORES)
+    assert len(detections) == len(case.arrays['boxes'])
+    assert mask_iou(detections.masks[partners], case.masks()[case.arrays['stable']]).min() > 0.995
