@@ -49,7 +49,7 @@ def make_model(args: TrainArguments, train_set: Dataset, *, is_main: bool) -> tu
 def data_options(args: TrainArguments) -> dict[str, bool]:
     """Return the arguments of :meth:`DatasetArguments.open` that the network of a run determines.
 
-    The file of ``--resume`` or ``--pretrained`` contains them; it is read without its weights being kept.
+    They are read from the file of ``--resume`` or ``--pretrained``.
 
     Raises:
         UsageError: ``--keypoints`` does not fit the file.
@@ -129,7 +129,7 @@ def _new_config(args: TrainArguments, file: ConvertedWeights | None, n_fg_class:
     if args.min_size is not None and args.max_size is None:  # keep the ratio of the two
         default = base.replace(**changes)
         changes['max_size'] = round(args.min_size * default.max_size / default.min_size)
-    # Affine channels are frozen, so they need pretrained statistics, and their program must not train them.
+    # Affine channels need pretrained statistics, and are frozen in dialects that do not fix statistics in training.
     uses_bn = args.freeze_bn or args.pretrained == 'none' or base.dialect.training.fix_statistics
     norm = args.norm or ('bn' if uses_bn else 'affine')
     changes |= _overrides(args)

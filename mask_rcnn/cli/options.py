@@ -105,7 +105,7 @@ def add_dialect(add: AddArgument) -> None:
     add(
         '--dialect',
         choices=C4_DIALECTS,
-        help='program with whose numbers a C4 network runs: detectron, or dena for Chainer_Mask_R-CNN (default: the '
+        help='conventions of a C4 network: those of detectron, or of dena (Chainer_Mask_R-CNN) (default: those of the '
         'program that wrote the weights)',
     )
 

@@ -305,7 +305,7 @@ def test_detections_of_batches_and_of_arrays(load_case, dena_golden):
 
 @pytest.mark.slow
 def test_the_dialect_of_detectron_gives_the_detections_of_detectron(dena_golden, dena_file, gpu):
-    """The same arrays with the numbers of Detectron; the dialect of the old program is no substitute."""
+    """Run the same arrays with the numbers of Detectron."""
     case = Case(dena_golden, 'R-50-C4_seed0')
     path = dena_file('detectron', 'recipe_R-50-C4_seed0.npz', 50)
     model = mask_rcnn.load(path, gpu=gpu, bn2affine=True, dialect='detectron', **case.config_changes)

@@ -283,7 +283,7 @@ class Payload:
         return open, (str(self.path), 'w')
 
 
-#: Damaged or foreign files: the arrays, and what the error names.
+#: Damaged files and files of other programs: the arrays, and what the error names.
 SCORE = {'head/score/W': np.zeros((4, 2048), np.float32)}
 BAD_FILES = {
     'most arrays missing': (SCORE | {'head/convm2/b': np.zeros(4, np.float32)}, 'missing arrays: '),
