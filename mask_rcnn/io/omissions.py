@@ -1,0 +1,57 @@
+"""The summary of what was left out of a dataset or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePath
+
+#: Number of names in a summary of one reason.
+_N_NAMES = 3
+
+
+class Omissions:
+    """The items that were left out, by reason, in the order in which they were added.
+
+    ``str()`` is one line: ``left out 4 objects: 3 without area (annotation 7, annotation 9, annotation 12), 1 outside
+    its image (annotation 20)``.
+
+    Args:
+        noun: The plural noun of the items, such as ``'objects'``.
+    """
+
+    def __init__(self, noun: str):
+        self.noun = noun
+        self._names: dict[str, list[str]] = {}
+
+    def add(self, reason: str, name: str | PurePath) -> None:
+        """Add an item.
+
+        Args:
+            reason: The end of a phrase that begins with a number: ``'without area'``.
+            name: The name of the item.
+        """
+        self._names.setdefault(reason, []).append(str(name))
+
+    def extend(self, other: Omissions) -> None:
+        """Add all items of another summary."""
+        for reason, names in other._names.items():
+            self._names.setdefault(reason, []).extend(names)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of items by reason."""
+        return {reason: len(names) for reason, names in self._names.items()}
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        reasons = (f'{len(names)} {reason} ({_shorten(names)})' for reason, names in self._names.items())
+        noun = self.noun.removesuffix('s') if len(self) == 1 else self.noun
+        return f'left out {len(self)} {noun}: {", ".join(reasons)}'
+
+
+def _shorten(names: Iterable[str]) -> str:
+    """Return the first names as text."""
+    names = list(names)
+    return ', '.join(names[:_N_NAMES]) + (', ...' if len(names) > _N_NAMES else '')
