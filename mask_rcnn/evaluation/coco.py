@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 #: COCO's twelve metrics in its order: AP over IoU 0.50 to 0.95, at 0.50 and at 0.75, of small (below 32 x 32 pixels),
 #: medium and large (above 96 x 96) objects; recall with 1, 10 and 100 detections per image, of small, medium and large
-#: objects.
+#: objects.  ``AR100`` is called ``AR300`` in an evaluation with ``max_detections=300``.
 METRIC_NAMES = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'AR1', 'AR10', 'AR100', 'ARs', 'ARm', 'ARl')
 
 #: COCO's ten metrics for keypoints, all with 20 detections per image.  OKS (object keypoint similarity) replaces IoU,
@@ -53,6 +53,10 @@ class _Kind:
     plural: str
     metrics: tuple[str, ...] = METRIC_NAMES
 
+    def metric_names(self, max_detections: int) -> tuple[str, ...]:
+        """Return the names of the metrics of an evaluation with at most ``max_detections`` detections per image."""
+        return tuple(f'AR{max_detections}' if name == 'AR100' else name for name in self.metrics)
+
 
 _BOXES = _Kind('bbox', 'bbox', 'box', 'boxes')
 _MASKS = _Kind('segm', 'segmentation', 'mask', 'masks')
@@ -75,6 +79,7 @@ class Metrics:
         mask_ap_per_class: AP of each class for masks.
         keypoints: The ten metrics of :data:`KEYPOINT_METRIC_NAMES`.
         keypoint_ap_per_class: AP of each class for keypoints.
+        max_detections: Number of detections per image and class that count for boxes and masks.
     """
 
     boxes: tuple[float, ...]
@@ -84,6 +89,7 @@ class Metrics:
     mask_ap_per_class: tuple[float, ...]
     keypoints: tuple[float, ...] = ()
     keypoint_ap_per_class: tuple[float, ...] = ()
+    max_detections: int = 100
 
     def ap_per_class(self) -> dict[str, tuple[float, ...]]:
         """Return the AP of each class by kind: ``'bbox'``, ``'segm'`` and ``'keypoints'``, if they were evaluated."""
@@ -100,7 +106,7 @@ class Metrics:
         return {
             f'{kind.name}/{name}': value
             for kind in self._kinds()
-            for name, value in zip(kind.metrics, getattr(self, kind.plural), strict=True)
+            for name, value in zip(kind.metric_names(self.max_detections), getattr(self, kind.plural), strict=True)
             if value >= 0
         }
 
@@ -113,8 +119,8 @@ class Metrics:
         names: tuple[str, ...] = ()
         margin = max(6, *(len(kind.plural) + 1 for kind in kinds))
         for kind in kinds:
-            if kind.metrics != names:
-                names = kind.metrics
+            if kind.metric_names(self.max_detections) != names:
+                names = kind.metric_names(self.max_detections)
                 lines.append(' ' * margin + ''.join(f'{name:>7}' for name in names))
             lines.append(f'{kind.plural:{margin}}' + ''.join(map(_percent, getattr(self, kind.plural))))
         return lines
@@ -151,10 +157,12 @@ class COCOEvaluator:
         n_model_classes: Number of the model's classes, if it differs from the dataset's.
         masks: Evaluate masks.
         keypoints: Evaluate COCO's 17 keypoints; the ground truth must contain them.
+        max_detections: Number of detections per image and class that count for boxes and masks: those with the highest
+            scores (the last of COCO's ``maxDets``).  For keypoints it is 20.
 
     Raises:
-        ValueError: The model's classes cannot be matched with the dataset's, or the ground truth contains no
-            keypoints.
+        ValueError: The model's classes cannot be matched with the dataset's, the ground truth contains no keypoints, or
+            ``max_detections`` is below 1.
     """
 
     def __init__(
@@ -167,10 +175,14 @@ class COCOEvaluator:
         n_model_classes: int | None = None,
         masks: bool = True,
         keypoints: bool = False,
+        max_detections: int = 100,
     ):
+        if max_detections < 1:
+            raise ValueError(f'max_detections must be at least 1, got {max_detections}')
         if keypoints and not all('num_keypoints' in annotation for annotation in ground_truth['annotations']):
             raise ValueError('the model predicts keypoints, but the ground truth contains none')
         self._kinds = [_BOXES, *([_MASKS] if masks else []), *([_KEYPOINTS] if keypoints else [])]
+        self._max_detections = max_detections
         self._ground_truth = ground_truth
         self._known_images = {image['id'] for image in ground_truth['images']}
         self.class_names = tuple(class_names)
@@ -241,7 +253,7 @@ class COCOEvaluator:
             fields[kind.plural], fields[f'{kind.singular}_ap_per_class'] = (
                 self._evaluate_kind(kind) if kind in self._kinds else ((), ())
             )
-        return Metrics(class_names=self.class_names, **fields)
+        return Metrics(class_names=self.class_names, max_detections=self._max_detections, **fields)
 
     def write_results(self, path: str | os.PathLike) -> tuple[Path, ...]:
         """Write the detections as JSON files, one for each kind that is evaluated.
@@ -278,13 +290,15 @@ class COCOEvaluator:
             evaluation = COCOeval(truth, detections, kind.name)
             evaluation.params.imgIds = sorted(self._results)
             evaluation.params.catIds = list(self.category_ids)
+            if kind != _KEYPOINTS:
+                evaluation.params.maxDets = [min(count, self._max_detections) for count in (1, 10)]
+                evaluation.params.maxDets.append(self._max_detections)
             evaluation.evaluate()
             evaluation.accumulate()
-            evaluation.summarize()
         order = [evaluation.params.catIds.index(category) for category in self.category_ids]
         # Axes of precision: IoU threshold, recall, class, size (0: all), number of detections per image (-1: largest).
         per_class = [_mean_of_valid(evaluation.eval['precision'][:, :, k, 0, -1]) for k in order]
-        return tuple(evaluation.stats.tolist()), tuple(per_class)
+        return _summarize(evaluation, kind), tuple(per_class)
 
 
 class Communicator(Protocol):
@@ -308,6 +322,7 @@ def evaluate_model(
     results_file: str | os.PathLike | None = None,
     indices: Sequence[int] | None = None,
     comm: Communicator | None = None,
+    max_detections: int = 100,
 ) -> Metrics:
     """Evaluate a model on a dataset; the model does not change.
 
@@ -320,12 +335,14 @@ def evaluate_model(
         indices: Evaluate only these images.
         comm: Communicator of several processes, all of which call this function and process a part of the images;
             ``None`` for a single process.
+        max_detections: See :class:`COCOEvaluator`.  The model must predict as many.
 
     Returns:
         Metrics: The same in all processes.
 
     Raises:
-        ValueError: The model's classes or keypoints do not match the dataset's, or ``indices`` is empty.
+        ValueError: The model's classes or keypoints do not match the dataset's, ``indices`` is empty, or
+            ``max_detections`` is below 1.
         mask_rcnn.datasets.ImageFileError: An image cannot be read.
         mask_rcnn.io.atomic_file.FileError: ``results_file`` cannot be written.
     """
@@ -341,6 +358,7 @@ def evaluate_model(
         n_model_classes=model.config.n_fg_class,
         masks=model.config.masks,
         keypoints=model.config.n_keypoint > 0,
+        max_detections=max_detections,
     )
     shard = indices[rank::size]
     pending: deque[int | str] = deque()  # ids of the images whose detections the model has not returned yet
@@ -422,8 +440,22 @@ def _to_coco(content: dict, annotations: list[dict]) -> COCO:
     return coco
 
 
-def _mean_of_valid(precision: np.ndarray) -> float:
-    valid = precision[precision > -1]
+def _summarize(evaluation: COCOeval, kind: _Kind) -> tuple[float, ...]:
+    """Return the means of ``COCOeval.summarize``, which finds no AP if ``maxDets`` does not end with 100."""
+    thresholds = {'50': 0, '75': 5}  # indices in 0.5, 0.55, ..., 0.95
+    sizes = {label[0]: i for i, label in enumerate(evaluation.params.areaRngLbl)}
+    values = []
+    for name in kind.metrics:
+        part = name[2:]
+        # The last axis of both is the number of detections per image; AR1 and AR10 are the only ones with fewer.
+        count = {'1': 0, '10': 1}.get(part, -1)
+        array = evaluation.eval['precision' if name.startswith('AP') else 'recall'][..., sizes.get(part, 0), count]
+        values.append(_mean_of_valid(array[thresholds[part]] if part in thresholds else array))
+    return tuple(values)
+
+
+def _mean_of_valid(array: np.ndarray) -> float:
+    valid = array[array > -1]
     return float(valid.mean()) if valid.size else -1.0
 
 

@@ -207,6 +207,30 @@ def test_ap_per_class_uses_all_detections_of_an_image():
     assert metrics.box_ap_per_class == pytest.approx((1,))
 
 
+@pytest.mark.parametrize(('count', 'expected'), [(300, 1), (100, 100 / 300), (5, 5 / 300), (1, 1 / 300)])
+def test_max_detections(count, expected):
+    """An image with 300 objects that are all found: the recall is the fraction of the detections that count."""
+    evaluator = COCOEvaluator(
+        squares_truth([300], side=40), class_names=['square'], category_ids=[1], masks=False, max_detections=count
+    )
+    detections = squares(300, 0.9, side=40)
+    detections.scores[:] = np.linspace(0.9, 0.5, 300)
+    evaluator.add(1, detections)
+    metrics = evaluator.evaluate()
+    # Precision is 1 at the recalls 0, 0.01, ... up to the recall that is reached, and 0 at the others of the 101.
+    ap = (np.floor(100 * expected + 1e-9) + 1) / 101
+    assert metrics.boxes[0] == pytest.approx(ap) and metrics.box_ap_per_class == pytest.approx((ap,))
+    assert metrics.boxes[METRIC_NAMES.index('AR10')] == pytest.approx(min(10, count) / 300)
+    assert metrics.boxes[METRIC_NAMES.index('AR100')] == pytest.approx(expected)
+    assert metrics.summary()[f'bbox/AR{count}'] == pytest.approx(expected)
+    assert f'AR{count}' in metrics.table().splitlines()[0].split()
+
+
+def test_max_detections_is_positive():
+    with pytest.raises(ValueError, match='max_detections must be at least 1, got 0'):
+        COCOEvaluator(squares_truth([1]), class_names=['square'], category_ids=[1], max_detections=0)
+
+
 def test_false_positives_in_an_image_without_objects_count():
     """The false positive has the highest score, so precision is 1/2 at every recall: AP is 0.5."""
     evaluator = square_evaluator([1, 0])
