@@ -1,7 +1,11 @@
 """Tests of configurations and dialects: values, validation and plain data."""
 
+import dataclasses
+import fractions
 import json
+import math
 
+import numpy as np
 import pytest
 
 from mask_rcnn.config import DENA, DETECTRON, DIALECTS, MATTERPORT, MINDSPORE, PRESETS, Config
@@ -104,3 +108,138 @@ def test_the_thresholds_of_pictures():
         assert config.for_preset('visualize') == config.replace(score_threshold=0.7, nms_threshold=nms_threshold)
     with pytest.raises(ValueError, match="preset must be 'visualize' or 'evaluate', not 'coco'"):
         config.for_preset('coco')
+
+
+#: Values that no field accepts, whatever its type.
+NEVER_VALID = [
+    *(math.nan, math.inf, -math.inf, -1, -0.5, 10**400, 10**9 + 0.5, 1j, None, 'x', '1', b'1', '', (), [], {}, {1}),
+    *(np.nan, np.float32('inf'), np.array(3.0), np.ones((2, 2)), [[1]], ['1'], [math.nan], (1, None), range(3)),
+    *(object(), int, lambda: 1, Config, slice(1), 'a\nb' * 1000),
+]
+FIELDS = [field.name for field in dataclasses.fields(Config)]
+
+
+@pytest.mark.parametrize('name', FIELDS)
+def test_no_field_accepts_a_value_of_another_kind(name):
+    wrong_type = 3 if isinstance(getattr(Config(), name), (str, tuple, bool)) or name == 'dialect' else True
+    for value in [*NEVER_VALID, wrong_type]:
+        with pytest.raises(ValueError, match=f'^{name} must be ') as caught:
+            Config(**{name: value})
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize('name', [n for n in FIELDS if n != 'roi_size' and type(getattr(Config(), n)) is int])
+def test_no_integer_is_too_large_for_the_kernels(name):
+    for value in (10**10, 2**63, 1e300):
+        with pytest.raises(ValueError, match=f'^{name} must be (an integer|a number) (of at most|from) '):
+            Config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'fpn_channels': 0}, 'fpn_channels must be an integer of at least 1, not 0'),
+        ({'fpn_channels': 10**9}, 'fpn_channels must be an integer of at most 16384, not 1000000000'),
+        ({'mask_roi_size': 0}, 'mask_roi_size must be an integer of at least 1, not 0'),
+        ({'min_size': 0}, 'min_size must be an integer of at least 1, not 0'),
+        ({'min_size': 600.5}, 'min_size must be an integer of at least 1, not 600.5'),
+        ({'max_size': 10**6}, 'max_size must be an integer of at most 65536, not 1000000'),
+        ({'anchor_ratios': []}, r'anchor_ratios must be one or more positive numbers, not \[\]'),
+        ({'anchor_sizes': [1e300]}, r'anchor_sizes must be .*, each a number from 1e-06 to 1e\+06, not \[1e\+300\]'),
+        ({'anchor_ratios': [1e-300]}, 'anchor_ratios must be one or more positive numbers, each'),
+        ({'anchor_sizes': [1] * 65}, 'anchor_sizes must be one or more positive numbers'),
+        ({'width': 1e-300}, 'width must be a number from 0.001 to 16, not 1e-300'),
+        ({'rpn_min_size': math.nan}, 'rpn_min_size must be a number of at least 0, not nan'),
+        ({'masks': 1}, 'masks must be True or False, not 1'),
+        ({'n_fg_class': True}, 'n_fg_class must be an integer of at least 1, not True'),
+        ({'dialect': 'detectron'}, "dialect must be a Dialect such as mask_rcnn.config.DETECTRON, not 'detectron'"),
+        ({'extractor': ['resnet50']}, r"extractor must be one of resnet50, .*, not \['resnet50'\]"),
+    ],
+)
+def test_the_message_names_the_field_its_range_and_the_value(change, message):
+    for make in (lambda: Config(**change), lambda: Config().replace(**change)):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_numbers_of_other_types_become_plain_values():
+    config = Config(
+        n_fg_class=np.int64(3),
+        min_size=640.0,
+        max_size=np.float32(960),
+        roi_size=np.int8(7),
+        masks=np.bool_(True),
+        norm=np.str_('bn'),
+        width=fractions.Fraction(1, 2),
+        score_threshold=np.float64(0.25),
+        roi_canonical_size=224.5,
+        anchor_sizes=np.array([32, 64]),
+        anchor_ratios=[np.float32(0.5), 1, 2.0],
+    )
+    plain = Config(
+        n_fg_class=3,
+        min_size=640,
+        max_size=960,
+        roi_size=7,
+        norm='bn',
+        width=0.5,
+        score_threshold=0.25,
+        roi_canonical_size=224.5,
+        anchor_sizes=(32, 64),
+        anchor_ratios=(0.5, 1, 2.0),
+    )
+    assert config == plain and hash(config) == hash(plain)
+    for value in (*dataclasses.astuple(config.replace(dialect=DETECTRON)), *config.anchor_sizes, *config.anchor_ratios):
+        assert type(value) in (int, float, bool, str, tuple)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+    assert json.dumps(config.to_dict()) == json.dumps(plain.to_dict())
+
+
+def test_networks_without_optional_heads_and_unordered_anchors_are_valid():
+    boxes_only = PRESETS['resnet50_fpn'].replace(masks=False, n_keypoint=0)
+    assert not boxes_only.masks and boxes_only.replace(anchor_sizes=[512, 32, 64, 128, 256]).anchor_sizes[0] == 512
+    assert Config(sampling_ratio=0, rpn_channels=0, max_detections=0, rpn_min_size=0).max_detections == 0
+
+
+def test_a_similar_field_is_suggested():
+    with pytest.raises(TypeError, match="Config has no field 'score_treshold'; did you mean score_threshold"):
+        Config().replace(score_treshold=0.5)
+    with pytest.raises(TypeError, match="Config has no field 'qqq'$"):
+        Config().replace(qqq=1)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'name': 5}, 'name must be text, not 5'),
+        ({'boxes': None}, 'boxes must be an instance of BoxConventions, not None'),
+        ({'boxes': DETECTRON.masks}, 'boxes must be an instance of BoxConventions'),
+        ({'boxes': {'offset': math.nan}}, 'offset must be a number of at least 0, not nan'),
+        ({'boxes': {'rpn_delta_weights': (1, 1, 1)}}, 'rpn_delta_weights must be four positive numbers'),
+        ({'boxes': {'box_delta_weights': (1, 1, 1, 0)}}, 'box_delta_weights must be four positive numbers'),
+        ({'boxes': {'max_log_scale': math.nan}}, 'max_log_scale must be a positive number or infinity, not nan'),
+        ({'input': {'channel_order': 'GBR'}}, "channel_order must be one of 'RGB', 'BGR', not 'GBR'"),
+        ({'input': {'pixel_std': (1, 1, 0)}}, 'pixel_std must be three positive numbers'),
+        ({'input': {'pixel_mean': 'abc'}}, 'pixel_mean must be 3 finite numbers'),
+        ({'input': {'letterbox': 1}}, 'letterbox must be True or False, not 1'),
+        ({'masks': {'threshold': 1.5}}, 'threshold must be a number from 0 to 1, not 1.5'),
+        (
+            {'detections': {'visualize_nms_threshold': 2}},
+            'visualize_nms_threshold must be a number from 0 to 1 or None',
+        ),
+        ({'training': {'roi_batch': 0}}, 'roi_batch must be an integer of at least 1, not 0'),
+    ],
+)
+def test_invalid_conventions_are_rejected(change, message):
+    with pytest.raises(ValueError, match=message):
+        DETECTRON.replace(**change)
+
+
+@pytest.mark.parametrize('change', [{'name': 'other'}, {'boxes': {'offset': 0.0}}])
+def test_a_dialect_that_its_name_does_not_determine_is_not_stored(change):
+    """A file would be read with the named dialect, or not at all."""
+    config = Config(dialect=DETECTRON.replace(**change))
+    with pytest.raises(ValueError, match='cannot be stored'):
+        config.to_dict()
+    with pytest.raises(ValueError, match='unknown dialect'):
+        Config.from_dict({'dialect': ['detectron']})

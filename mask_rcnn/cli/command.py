@@ -76,8 +76,8 @@ def run_and_report_errors(action: Callable[[], int], errors: tuple[type[Exceptio
 
     Args:
         action: Does the work; returns the exit status.
-        errors: Types of errors whose message is a complete line.  :class:`UsageError`, :class:`OSError` and
-            :class:`KeyboardInterrupt` are always caught.
+        errors: Types of errors whose message is a complete line.  :class:`UsageError`, :class:`OSError`,
+            :class:`MemoryError` and :class:`KeyboardInterrupt` are always caught.
 
     Returns:
         The exit status: that of the action, 1 for a failed run, 2 for bad arguments or 130 after an interrupt.
@@ -91,5 +91,7 @@ def run_and_report_errors(action: Callable[[], int], errors: tuple[type[Exceptio
         return report_error(str(error))
     except OSError as error:
         return report_error(f'{error.filename}: {error.strerror}' if error.filename else str(error))
+    except MemoryError as error:
+        return report_error(f'not enough memory: {" ".join(str(error).split()) or "an array cannot be allocated"}')
     except KeyboardInterrupt:
         return report_error('interrupted', 130)

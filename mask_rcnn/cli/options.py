@@ -25,14 +25,21 @@ BN2AFFINE_HELP = (
 _Number = TypeVar('_Number', int, float)
 
 
+#: Largest integer of an option: that of a seed.
+_MAX_INTEGER = 2**32 - 1
+
+#: Maximum number of characters of an argument in a message.
+_MAX_SHOWN = 80
+
+
 def non_negative_int(text: str) -> int:
     """Parse an integer that is at least 0."""
-    return _parse(text, int, lambda value: value >= 0, 'a non-negative integer')
+    return _parse(text, int, lambda value: 0 <= value <= _MAX_INTEGER, 'a non-negative integer')
 
 
 def positive_int(text: str) -> int:
     """Parse an integer that is at least 1."""
-    return _parse(text, int, lambda value: value >= 1, 'a positive integer')
+    return _parse(text, int, lambda value: 1 <= value <= _MAX_INTEGER, 'a positive integer')
 
 
 def non_negative_float(text: str) -> float:
@@ -52,7 +59,7 @@ def score(text: str) -> float:
 
 def gpu_number(text: str) -> int:
     """Parse the number of a GPU; -1 is the CPU."""
-    return _parse(text, int, lambda value: value >= -1, 'the number of a GPU or -1')
+    return _parse(text, int, lambda value: -1 <= value <= _MAX_INTEGER, 'the number of a GPU or -1')
 
 
 def _parse(text: str, convert: Callable[[str], _Number], fits: Callable[[_Number], bool], expected: str) -> _Number:
@@ -61,7 +68,9 @@ def _parse(text: str, convert: Callable[[str], _Number], fits: Callable[[_Number
     except ValueError:
         value = None
     if value is None or not fits(value):
-        raise argparse.ArgumentTypeError(f'{text!r} is not {expected}')
+        shown = text if len(text) <= _MAX_SHOWN else f'{text[: _MAX_SHOWN - 3]}...'
+        limit = f' of at most {_MAX_INTEGER}' if value is not None and value > _MAX_INTEGER and convert is int else ''
+        raise argparse.ArgumentTypeError(f'{shown!r} is not {expected}{limit}')
     return value
 
 

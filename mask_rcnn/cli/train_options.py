@@ -287,7 +287,7 @@ def config_field(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f'no field {name!r} to set; there are {", ".join(defaults)}')
     try:
         value = json.loads(value_text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise argparse.ArgumentTypeError(f'{text!r}: the value is not a number, true, false or a list') from None
     value, default = tuple(value) if isinstance(value, list) else value, defaults[name]
     fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mask_rcnn.config.dialect_checks import CheckedConventions
+
 
 @dataclass(frozen=True)
-class InputConventions:
+class InputConventions(CheckedConventions):
     """Conversion of an image into the network input (:func:`mask_rcnn.preprocessing.image_transform.prepare_image`).
 
     Args:
@@ -51,7 +53,7 @@ class InputConventions:
 
 
 @dataclass(frozen=True)
-class BackboneConventions:
+class BackboneConventions(CheckedConventions):
     """Layers of the backbone.
 
     Args:
@@ -69,7 +71,7 @@ class BackboneConventions:
 
 
 @dataclass(frozen=True)
-class BoxConventions:
+class BoxConventions(CheckedConventions):
     """Box arithmetic (:mod:`mask_rcnn.ops.boxes.boxes`, :mod:`mask_rcnn.ops.boxes.nms`).
 
     Args:
@@ -100,7 +102,7 @@ class BoxConventions:
 
 
 @dataclass(frozen=True)
-class RPNConventions:
+class RPNConventions(CheckedConventions):
     """Anchors and proposals.
 
     Args:
@@ -123,7 +125,7 @@ class RPNConventions:
 
 
 @dataclass(frozen=True)
-class RoIConventions:
+class RoIConventions(CheckedConventions):
     """Pooling of RoI features (:mod:`mask_rcnn.models.roi_pooling`).
 
     Args:
@@ -147,7 +149,7 @@ class RoIConventions:
 
 
 @dataclass(frozen=True)
-class DetectionConventions:
+class DetectionConventions(CheckedConventions):
     """Postprocessing of the box head's output (:func:`mask_rcnn.ops.boxes.proposals.select_detections`).
 
     Args:
@@ -174,7 +176,7 @@ class DetectionConventions:
 
 
 @dataclass(frozen=True)
-class MaskConventions:
+class MaskConventions(CheckedConventions):
     """Pasting of predicted masks into the image (:func:`mask_rcnn.ops.masks.paste_masks.paste_masks`).
 
     Args:
@@ -200,7 +202,7 @@ class MaskConventions:
 
 
 @dataclass(frozen=True)
-class LossConventions:
+class LossConventions(CheckedConventions):
     """Losses of training (:mod:`mask_rcnn.training.train_chain`).
 
     Args:
@@ -222,7 +224,7 @@ class LossConventions:
 
 
 @dataclass(frozen=True)
-class TrainingConventions:
+class TrainingConventions(CheckedConventions):
     """Data, frozen layers, sampling and optimisation of training (:mod:`mask_rcnn.training`, :mod:`mask_rcnn.targets`).
 
     Args:
@@ -256,7 +258,7 @@ class TrainingConventions:
 
 
 @dataclass(frozen=True)
-class Dialect:
+class Dialect(CheckedConventions):
     """The conventions of one original program.
 
     Args:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
+from mask_rcnn.config import fields
 from mask_rcnn.config.dialects import DENA, DETECTRON, DIALECTS, MOBILENET, Dialect
 
 #: Minimum score of the detections in a picture.
 VISUALIZE_SCORE_THRESHOLD = 0.7
 
-#: Minimum of each integer field whose range does not depend on other fields.
-_MIN_INTEGERS = {
-    **dict.fromkeys(('n_fg_class', 'fpn_channels', 'head_channels', 'mask_channels', 'mask_roi_size'), 1),
-    **dict.fromkeys(('rpn_pre_nms', 'rpn_post_nms'), 1),
-    **dict.fromkeys(('n_keypoint', 'rpn_channels', 'mask_convs', 'sampling_ratio', 'max_detections'), 0),
-}
+#: Names of the extractors: a backbone alone (C4 network), or with a feature pyramid (``_fpn``).
+EXTRACTORS = ('resnet50', 'resnet101', 'resnet50_fpn', 'resnet101_fpn', 'mobilenet_v1_fpn')
+
+#: Strides of the feature pyramid's levels P2 to P6.
+FPN_STRIDES = (4, 8, 16, 32, 64)
 
 #: The dialects of C4 networks, and the fields of such a network whose values differ between their programs.
 _C4_SETTINGS: dict[str, dict[str, Any]] = {
@@ -28,6 +26,57 @@ _C4_SETTINGS: dict[str, dict[str, Any]] = {
 
 #: Names of the dialects whose programs have C4 networks.
 C4_DIALECTS = tuple(_C4_SETTINGS)
+
+#: Maximum number of channels, of classes, of pixels along a side of an image, and of bins along a side of a RoI.  No
+#: network comes near them; beyond them the arrays do not fit into memory.
+_MAX_CHANNELS, _MAX_CLASSES, _MAX_SIDE, _MAX_BINS = 1 << 14, 1 << 16, 1 << 16, 112
+
+#: Range of sizes and ratios whose products neither overflow nor vanish in float32.
+_MIN_SIZE, _MAX_SIZE = 1e-6, 1e6
+
+
+def _roi_size(value: Any) -> int:
+    try:
+        return {7: 7, 14: 14}[fields.integer(1)(value)]
+    except (KeyError, ValueError):
+        raise ValueError('7 or 14') from None
+
+
+_FRACTION = fields.number(0, 1, 'a number from 0 to 1')
+_POSITIVE = fields.number(_MIN_SIZE, _MAX_SIZE, 'a positive number')
+_SIZES = fields.sequence(_POSITIVE, 'one or more positive numbers', max_length=64)
+
+#: The type and the range of each field.
+_CHECKS: dict[str, fields.Check] = {
+    'extractor': fields.choice(EXTRACTORS, f'one of {", ".join(EXTRACTORS)}'),
+    'n_fg_class': fields.integer(1, _MAX_CLASSES),
+    'dialect': fields.instance_of(Dialect, 'a Dialect such as mask_rcnn.config.DETECTRON'),
+    'norm': fields.choice(('affine', 'bn'), "'affine' or 'bn'"),
+    'masks': fields.boolean,
+    'n_keypoint': fields.integer(0, 1024),
+    'width': fields.number(1e-3, 16, 'a positive number'),
+    'fpn_channels': fields.integer(1, _MAX_CHANNELS),
+    'rpn_channels': fields.integer(0, _MAX_CHANNELS),
+    'head_channels': fields.integer(1, _MAX_CHANNELS),
+    'mask_channels': fields.integer(1, _MAX_CHANNELS),
+    'mask_convs': fields.integer(0, 64),
+    'roi_size': _roi_size,
+    'mask_roi_size': fields.integer(1, _MAX_BINS),
+    'roi_canonical_size': _POSITIVE,
+    'roi_align': fields.boolean,
+    'sampling_ratio': fields.integer(0, 64),
+    'min_size': fields.integer(1, _MAX_SIDE),
+    'max_size': fields.integer(1, _MAX_SIDE),
+    'anchor_sizes': _SIZES,
+    'anchor_ratios': _SIZES,
+    'rpn_pre_nms': fields.integer(1),
+    'rpn_post_nms': fields.integer(1),
+    'rpn_nms_threshold': _FRACTION,
+    'rpn_min_size': fields.number(0, _MAX_SIZE, 'a number of at least 0'),
+    'score_threshold': _FRACTION,
+    'nms_threshold': _FRACTION,
+    'max_detections': fields.integer(0),
+}
 
 
 @dataclass(frozen=True)
@@ -107,13 +156,7 @@ class Config:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        if self.extractor not in EXTRACTORS:
-            raise ValueError(f'extractor must be one of {", ".join(EXTRACTORS)}, not {self.extractor!r}')
-        if self.norm not in ('affine', 'bn'):
-            raise ValueError(f"norm must be 'affine' or 'bn', not {self.norm!r}")
-        if self.roi_size not in (7, 14):
-            raise ValueError(f'roi_size must be 7 or 14, not {self.roi_size!r}')
-        self._check_ranges()
+        fields.check_fields(self, _CHECKS)
         if self.has_fpn and len(self.anchor_sizes) != len(FPN_STRIDES):
             raise ValueError(
                 f'{self.extractor} has {len(FPN_STRIDES)} levels and needs one anchor size for each, '
@@ -121,31 +164,13 @@ class Config:
             )
         if self.n_keypoint and not self.has_fpn:
             raise ValueError(f'keypoint networks need an FPN extractor, not {self.extractor!r}')
-        if not 0 < self.min_size <= self.max_size:
+        if self.min_size > self.max_size:
             raise ValueError(f'need 0 < min_size <= max_size, got {self.min_size} and {self.max_size}')
         if self.dialect.input.letterbox and self.max_size % FPN_STRIDES[-1]:
             raise ValueError(
                 f"max_size, the side of the {self.dialect.name} dialect's square input, must be "
                 f'a multiple of {FPN_STRIDES[-1]}, not {self.max_size}'
             )
-
-    def _check_ranges(self) -> None:
-        for name, minimum in _MIN_INTEGERS.items():
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < minimum:
-                raise ValueError(f'{name} must be an integer of at least {minimum}, not {value!r}')
-        for name in ('width', 'roi_canonical_size'):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f'{name} must be a positive number, not {getattr(self, name)!r}')
-        for name in ('anchor_sizes', 'anchor_ratios'):
-            values = getattr(self, name)
-            if not values or not all(0 < value < math.inf for value in values):
-                raise ValueError(f'{name} must be one or more positive numbers, not {list(values)}')
-        for name in ('score_threshold', 'nms_threshold', 'rpn_nms_threshold'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} must be a number from 0 to 1, not {getattr(self, name)!r}')
-        if not 0 <= self.rpn_min_size < math.inf:
-            raise ValueError(f'rpn_min_size must be a number of at least 0, not {self.rpn_min_size!r}')
 
     @property
     def backbone(self) -> str:
@@ -172,9 +197,12 @@ class Config:
             Config: The changed copy.
 
         Raises:
-            TypeError: A field does not exist.
+            TypeError: A field does not exist; the message names similar ones.
             ValueError: A value is not allowed.
         """
+        unknown = next((name for name in changes if name not in _CHECKS), None)
+        if unknown is not None:
+            raise TypeError(f'Config has no field {fields.unknown_name(unknown, _CHECKS)}')
         return dataclasses.replace(self, **changes)
 
     def in_dialect(self, dialect: Dialect) -> Config:
@@ -219,11 +247,21 @@ class Config:
             nms_threshold=self.nms_threshold if nms_threshold is None else nms_threshold,
         )
 
-    def to_dict(self) -> dict:
-        """Return the fields as JSON-compatible values; the dialect is stored by its name."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        fields['dialect'] = self.dialect.name
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-compatible values; the dialect is stored by its name.
+
+        Raises:
+            ValueError: The dialect is not one of :data:`~mask_rcnn.config.DIALECTS`, so that its name does not
+                determine it.
+        """
+        if DIALECTS.get(self.dialect.name) != self.dialect:
+            raise ValueError(
+                f'the dialect {self.dialect.name!r} cannot be stored: its conventions are not those of a dialect in '
+                f'DIALECTS ({", ".join(DIALECTS)})'
+            )
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values['dialect'] = self.dialect.name
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Config:
@@ -238,15 +276,13 @@ class Config:
         Raises:
             ValueError: A field or a dialect is unknown, or a value is not allowed.
         """
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - set(known))
+        unknown = sorted(set(data) - set(_CHECKS))
         if unknown:
             raise ValueError(f'unknown configuration fields: {", ".join(unknown)}')
-        if data.get('dialect', DETECTRON.name) not in DIALECTS:
-            raise ValueError(f'unknown dialect {data["dialect"]!r}')
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        fields['dialect'] = DIALECTS[data.get('dialect', DETECTRON.name)]
-        return cls(**fields)
+        name = data.get('dialect', DETECTRON.name)
+        if not isinstance(name, str) or name not in DIALECTS:
+            raise ValueError(f'unknown dialect {name!r}')
+        return cls(**{**data, 'dialect': DIALECTS[name]})
 
 
 #: Number of bottleneck blocks in the stages res2 to res5 of each ResNet.
@@ -254,12 +290,6 @@ RESNET_BLOCKS = {
     'resnet50': (3, 4, 6, 3),
     'resnet101': (3, 4, 23, 3),
 }
-
-#: Strides of the feature pyramid's levels P2 to P6.
-FPN_STRIDES = (4, 8, 16, 32, 64)
-
-#: Names of the extractors: a backbone alone (C4 network), or with a feature pyramid (``_fpn``).
-EXTRACTORS = ('resnet50', 'resnet101', 'resnet50_fpn', 'resnet101_fpn', 'mobilenet_v1_fpn')
 
 #: Detectron's ``e2e_mask_rcnn_R-50-FPN_*.yaml``; the defaults of the fields are those of C4 networks.
 _RESNET50_FPN = Config(extractor='resnet50_fpn', rpn_channels=256, roi_size=7, sampling_ratio=2, rpn_pre_nms=1000)

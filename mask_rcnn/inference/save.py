@@ -42,7 +42,7 @@ def model_meta(model, notes: Iterable[str] = ()) -> ModelMeta:
         kind='model',
         config=model.config,
         class_names=tuple(model.class_names or (f'class_{i}' for i in default_ids)),
-        category_ids=tuple(int(i) for i in model.category_ids or default_ids),
+        category_ids=tuple(model.category_ids or default_ids),
         notes=tuple(notes),
     )
 

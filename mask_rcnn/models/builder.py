@@ -7,8 +7,9 @@ import os
 
 import chainer
 
-from mask_rcnn.config import DIALECTS, PRESETS, Config, Dialect
+from mask_rcnn.config import DIALECTS, PRESETS, Config, Dialect, fields
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from mask_rcnn.inference.save import model_meta
 from mask_rcnn.models.backbones.fpn import FPN
 from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
 from mask_rcnn.models.backbones.resnet import ResNet
@@ -44,11 +45,12 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
 
     Raises:
         ValueError: The preset is unknown or a value is invalid.
-        TypeError: A field does not exist.
+        TypeError: A field does not exist; the message names similar ones.
     """
     if not isinstance(preset, Config):
-        if preset not in PRESETS:
-            raise ValueError(f'unknown preset {preset!r}; expected one of {", ".join(PRESETS)}')
+        if not isinstance(preset, str) or preset not in PRESETS:
+            shown = fields.describe_value(preset)
+            raise ValueError(f'unknown preset {shown}; expected one of {", ".join(PRESETS)}')
         preset = PRESETS[preset]
     config = preset.replace(**changes)
     extractor = _build_extractor(config)
@@ -57,6 +59,7 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
     model = MaskRCNN(extractor, rpn, *heads, config=config, class_names=class_names, category_ids=category_ids)
     if config.norm == 'bn':
         set_epsilon(model, config.dialect.backbone.bn_eps)
+    model_meta(model)  # an error in the classes is raised here, not when the model is saved
     return model
 
 
@@ -153,9 +156,9 @@ def load(
 
 
 def _find_dialect(dialect: str | Dialect | None) -> Dialect | None:
-    if not isinstance(dialect, str):
+    if dialect is None or isinstance(dialect, Dialect):
         return dialect
-    if dialect not in DIALECTS:
+    if not isinstance(dialect, str) or dialect not in DIALECTS:
         raise ValueError(f'unknown dialect {dialect!r}; expected one of {", ".join(DIALECTS)}')
     return DIALECTS[dialect]
 

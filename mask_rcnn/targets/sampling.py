@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from mask_rcnn.config import fields
 
 #: Label of anchors, RoIs, mask pixels and keypoints that do not contribute to a loss.
 IGNORED = -1
+
+
+_COUNT = fields.integer(1)
+_FRACTION = fields.number(0, 1, 'a number from 0 to 1')
+
+#: The type and the range of each field.
+_CHECKS: dict[str, fields.Check] = {
+    'rpn_batch': _COUNT,
+    'rpn_positive_fraction': _FRACTION,
+    'rpn_positive_iou': _FRACTION,
+    'rpn_negative_iou': _FRACTION,
+    'rpn_straddle': fields.number(-math.inf, math.inf, 'a number of pixels'),
+    'roi_batch': _COUNT,
+    'roi_foreground_fraction': _FRACTION,
+    'roi_foreground_iou': _FRACTION,
+    'roi_background_iou': fields.sequence(_FRACTION, 'two numbers from 0 to 1', min_length=2, max_length=2),
+    'train_pre_nms': _COUNT,
+    'train_post_nms': _COUNT,
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +48,9 @@ class Sampling:
         train_pre_nms: Number of highest-scoring anchors that enter NMS in training, per level or in total
             (``dialect.rpn.proposals_per_level``).
         train_post_nms: Maximum number of proposals after NMS in training.
+
+    Raises:
+        ValueError: A value is not allowed; the message names the field.
     """
 
     rpn_batch: int = 256
@@ -41,20 +66,9 @@ class Sampling:
     train_post_nms: int = 2000
 
     def __post_init__(self) -> None:
-        for name in ('rpn_batch', 'roi_batch', 'train_pre_nms', 'train_post_nms'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be at least 1, not {getattr(self, name)!r}')
-        for name in (
-            'rpn_positive_fraction',
-            'rpn_positive_iou',
-            'rpn_negative_iou',
-            'roi_foreground_fraction',
-            'roi_foreground_iou',
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} must be from 0 to 1, not {getattr(self, name)!r}')
+        fields.check_fields(self, _CHECKS)
         low, high = self.roi_background_iou
-        if not 0 <= low < high <= self.roi_foreground_iou:
+        if not low < high <= self.roi_foreground_iou:
             raise ValueError(
                 'roi_background_iou must be two increasing numbers from 0 to roi_foreground_iou, '
                 f'not {self.roi_background_iou!r}'

@@ -102,7 +102,7 @@ def write_snapshot(
         'options': dict(options),
         'nones': nones,
     }
-    members = {_HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)}
+    members = {_HEADER: np.frombuffer(json.dumps(header, allow_nan=False).encode(), np.uint8)}
     members.update((name, array) for name, array in serializer.target.items() if name not in nones)
     with create_weight_file(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in members.items():

@@ -111,10 +111,19 @@ def read(
         raise WeightFileError(
             path, f'takes no settings ({", ".join(map(to_printable_ascii, settings))}): it is {format.title}'
         )
-    if format.takes_settings:
-        file = format.read(path, settings or {})
-    else:
-        file = format.read(path, bn2affine=bn2affine) if format.takes_bn2affine else format.read(path)
+    try:
+        if format.takes_settings:
+            file = format.read(path, settings or {})
+        else:
+            file = format.read(path, bn2affine=bn2affine) if format.takes_bn2affine else format.read(path)
+    except WeightFileError:
+        raise
+    except ValueError as error:
+        if settings:
+            raise
+        raise WeightFileError(path, f'its network is not supported: {to_printable_ascii(str(error), 200)}') from None
+    except MemoryError:
+        raise WeightFileError(path, 'does not fit into memory') from None
     norm = 'affine' if bn2affine else file.config.norm
     return _convert(path, file, norm, dialect or file.config.dialect)
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import chainer
 import numpy as np
 
-from mask_rcnn.config import Config
+from mask_rcnn.config import Config, fields
 from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, create_weight_file, open_stored_zip, open_weight_file
@@ -61,6 +61,19 @@ class Source:
     format: str
 
 
+_MAX_CLASSES = 1 << 16
+_INT64 = fields.integer(-(1 << 63), (1 << 63) - 1)
+
+#: The type and the range of fields of :class:`ModelMeta`.
+_CHECKS: dict[str, fields.Check] = {
+    'kind': fields.choice(KINDS, f'one of {", ".join(KINDS)}'),
+    'config': fields.instance_of(Config, 'a Config'),
+    'class_names': fields.sequence(fields.text, 'a list of names', min_length=0, max_length=_MAX_CLASSES),
+    'category_ids': fields.sequence(_INT64, 'a list of integers', min_length=0, max_length=_MAX_CLASSES),
+    'notes': fields.sequence(fields.text, 'a list of lines', min_length=0, max_length=1 << 20),
+}
+
+
 @dataclass(frozen=True)
 class ModelMeta:
     """Metadata that is stored with the arrays of a network.
@@ -73,6 +86,9 @@ class ModelMeta:
         source: The converted file, or ``None`` for weights trained with this library.
         skipped: Number of arrays of the source that were not converted, by group.
         notes: Lines about the conversion for the user.
+
+    Raises:
+        ValueError: A value is not allowed, or the number of classes differs from the network's.
     """
 
     kind: str
@@ -84,20 +100,25 @@ class ModelMeta:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f'kind must be one of {", ".join(KINDS)}, not {self.kind!r}')
+        fields.check_fields(self, _CHECKS)
+        if len(set(self.category_ids)) != len(self.category_ids):
+            raise ValueError('two classes have the same category id')
         n_classes = self.config.n_fg_class if self.kind == 'model' else 0
         for name in ('class_names', 'category_ids'):
             if len(getattr(self, name)) != n_classes:
                 raise ValueError(f'{len(getattr(self, name))} {name} for {n_classes} classes')
 
     def to_json(self) -> str:
-        """Return the metadata as JSON text."""
+        """Return the metadata as JSON text.
+
+        Raises:
+            ValueError: The dialect is not a named one (:meth:`mask_rcnn.config.Config.to_dict`).
+        """
         data = {_JSON_KEYS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
         data['config'] = self.config.to_dict()
         data['source'] = dataclasses.asdict(self.source) if self.source else None
         data['left'] = dict(self.skipped)
-        return json.dumps({'format_version': FORMAT_VERSION, **data}, indent=1)
+        return json.dumps({'format_version': FORMAT_VERSION, **data}, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelMeta:
@@ -117,9 +138,13 @@ class ModelMeta:
             raise ValueError(f'format version {version} is newer than this program ({FORMAT_VERSION})')
         _check_fields(data)
         source = data['source']
+        try:
+            config = Config.from_dict(data['config'])
+        except ValueError as error:
+            raise ValueError(f'metadata field config: {error}') from None
         return cls(
             kind=data['kind'],
-            config=Config.from_dict(data['config']),
+            config=config,
             class_names=tuple(data['class_names']),
             category_ids=tuple(data['category_ids']),
             source=Source(**source) if source else None,
@@ -146,10 +171,6 @@ def _is_integer(value: Any) -> bool:
     return type(value) is int and abs(value) < 1 << 63
 
 
-def _is_number(value: Any) -> bool:
-    return (type(value) is float and math.isfinite(value)) or _is_integer(value)
-
-
 def _is_list(check: _Check) -> _Check:
     return lambda value: isinstance(value, list) and all(map(check, value))
 
@@ -163,24 +184,10 @@ def _is_source(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and set(value) == names and all(map(_is_text, value.values())))
 
 
-def _is_config(value: Any) -> bool:
-    """Return whether each field has the type of its default; Config itself checks names and values."""
-    if not isinstance(value, dict):
-        return False
-    checks: dict[type, _Check] = {
-        bool: lambda v: isinstance(v, bool),
-        int: _is_integer,
-        float: _is_number,
-        str: _is_text,
-        list: lambda v: bool(v) and _is_list(_is_number)(v),
-    }
-    return all(checks[type(default)](value[name]) for name, default in Config().to_dict().items() if name in value)
-
-
 #: Each metadata field's check and its description for errors.
 _FIELDS: dict[str, tuple[_Check, str]] = {
     'kind': (_is_text, 'a string'),
-    'config': (_is_config, "an object whose fields have the types of Config's"),
+    'config': (lambda value: isinstance(value, dict), 'an object'),  # Config checks its fields
     'class_names': (_is_list(_is_text), 'a list of strings'),
     'category_ids': (_is_list(_is_integer), 'a list of integers'),
     'source': (_is_source, 'null or an object with the strings file, sha256 and format'),

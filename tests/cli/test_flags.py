@@ -220,3 +220,17 @@ def test_errors_become_one_line_and_a_status(error, line, status, capsys):
 
     assert run_and_report_errors(action, (ValueError,)) == status
     assert capsys.readouterr().err == f'error: {line}\n'
+
+
+@pytest.mark.parametrize('text', ['nan', 'inf', '-inf', '-1', '1e400', 'NaN', '', '1,5', '0x10', '1' * 5000, '-0.5'])
+def test_every_numeric_option_refuses_what_is_not_a_number_of_its_range(text):
+    for parse in (
+        *(options.non_negative_int, options.positive_int),
+        *(options.non_negative_float, options.positive_float, options.score),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match='is not a') as caught:
+            parse(text)
+        assert len(str(caught.value)) < 200
+    with pytest.raises(argparse.ArgumentTypeError, match='not a positive integer of at most 4294967295'):
+        options.positive_int(str(2**32))
+    assert options.non_negative_int('4294967295') == 2**32 - 1

@@ -100,3 +100,21 @@ def test_unknown_presets_and_fields_are_rejected():
         mask_rcnn.build('resnet34')
     with pytest.raises(TypeError, match='n_classes'):
         mask_rcnn.build('resnet50', n_classes=3)
+
+
+def test_classes_that_cannot_be_saved_are_refused_when_the_network_is_built():
+    small = {'n_fg_class': 2, 'width': 0.125, 'fpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
+    for classes, message in (
+        ({'category_ids': (1, 1)}, 'same category id'),
+        ({'category_ids': ('1', '2')}, 'category_ids must be a list of integers'),
+        ({'class_names': (1, 2)}, 'class_names must be a list of names'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mask_rcnn.build('mobilenet_v1_fpn', **classes, **small)
+
+
+def test_unknown_fields_and_presets_are_named():
+    with pytest.raises(TypeError, match="no field 'n_fg_classes'; did you mean n_fg_class"):
+        mask_rcnn.build('resnet50', n_fg_classes=3)
+    with pytest.raises(ValueError, match=r"unknown preset \['resnet50'\]; expected one of resnet50"):
+        mask_rcnn.build(['resnet50'])

@@ -343,3 +343,29 @@ def test_load_arrays_to_the_gpu():
     load_arrays(network, arrays, source='file')
     np.testing.assert_array_equal(chainer.cuda.to_cpu(network.norm.avg_mean), arrays['norm/avg_mean'])
     np.testing.assert_array_equal(chainer.cuda.to_cpu(network.conv.W.array), arrays['conv/W'])
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'class_names': ('a', 5)}, 'class_names must be a list of names'),
+        ({'class_names': 'ab'}, "class_names must be a list of names, not 'ab'"),
+        ({'class_names': ('a',)}, '1 class_names for 2 classes'),
+        ({'category_ids': (1, 1)}, 'two classes have the same category id'),
+        ({'category_ids': (1, '2')}, 'category_ids must be a list of integers'),
+        ({'category_ids': (1, float('nan'))}, 'category_ids must be a list of integers'),
+        ({'category_ids': (1, 2**63)}, 'category_ids must be a list of integers'),
+        ({'notes': (None,)}, 'notes must be a list of lines'),
+        ({'config': None}, 'config must be a Config, not None'),
+    ],
+)
+def test_metadata_that_could_not_be_read_is_not_made(fields, message):
+    valid = {'kind': 'model', 'config': Config(n_fg_class=2), 'class_names': ('a', 'b'), 'category_ids': (1, 2)}
+    with pytest.raises(ValueError, match=message):
+        ModelMeta(**{**valid, **fields})
+
+
+def test_category_ids_of_numpy_become_plain_integers():
+    meta = ModelMeta('model', Config(n_fg_class=2), ['a', 'b'], np.array([3, 9], np.uint8))
+    assert meta.category_ids == (3, 9) and type(meta.category_ids[0]) is int and meta.class_names == ('a', 'b')
+    assert ModelMeta.from_json(meta.to_json()) == meta
