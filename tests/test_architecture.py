@@ -25,6 +25,7 @@ IMPORTED_BY_OPERATIONS = {
     *('numpy', 'numba', 'chainer', 'cuda', 'cupy', 'mask_rcnn', 'pycocotools'),
     *('__future__', 'abc', 'collections', 'concurrent', 'contextlib', 'ctypes', 'dataclasses', 'enum', 'functools'),
     *(
+        'hashlib',
         'importlib',
         'inspect',
         'logging',
@@ -32,7 +33,9 @@ IMPORTED_BY_OPERATIONS = {
         'operator',
         'os',
         'pathlib',
+        'pickle',
         're',
+        'signal',
         'sys',
         'threading',
         'typing',

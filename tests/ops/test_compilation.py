@@ -1,8 +1,13 @@
 """The notice of a compilation."""
 
+import signal
+
 import numba
+import pytest
+from numba.core import event
 
 from mask_rcnn.ops.runtime.compilation import on_first_compilation
+from mask_rcnn.ops.runtime.parallel import jit
 
 
 def test_callback_runs_once_at_the_first_compilation():
@@ -32,3 +37,31 @@ def test_callback_does_not_run_for_cached_kernels(tmp_path):
         run = subprocess.run([sys.executable, '-c', program], cwd=tmp_path, check=True, capture_output=True, text=True)
         outputs.append(run.stdout)
     assert outputs == ['compiled\n', '']
+
+
+class SignalSender(event.Listener):
+    """Sends Ctrl-C from within the compiler, once."""
+
+    sent = False
+
+    def on_start(self, event_):
+        if not self.sent:
+            self.sent = True
+            signal.raise_signal(signal.SIGINT)
+
+    def on_end(self, event_):
+        pass
+
+
+def test_ctrl_c_during_a_compilation_is_raised_after_it(tmp_path, monkeypatch):
+    """Numba's compiler calls Python from LLVM, which drops exceptions."""
+    monkeypatch.setattr(numba.config, 'CACHE_DIR', str(tmp_path))
+    kernel, sender = jit(lambda x: x + 3), SignalSender()
+    event.register('numba:run_pass', sender)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            kernel(1)
+    finally:
+        event.unregister('numba:run_pass', sender)
+    assert len(kernel.signatures) == 1 and kernel(1) == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -8,9 +8,9 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import pytest
+from numba.core import caching
 
 from mask_rcnn.ops.runtime import parallel
 
@@ -115,7 +115,7 @@ def test_jit_works_without_a_cache_folder(monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError('cannot cache function: no locator available')
 
-    monkeypatch.setattr(numba.core.dispatcher, 'FunctionCache', refuse)
+    monkeypatch.setattr(caching.FunctionCache, '__init__', refuse)
     assert parallel.jit(lambda x: x + 1)(2) == 3
 
 

@@ -23,6 +23,9 @@ from typing import Any
 import numba
 import numpy as np
 
+from mask_rcnn.ops.runtime import kernel_cache
+from mask_rcnn.ops.runtime.compilation import delay_signals_during_compilation
+
 #: Ranges per thread.  More than one, so that a slow range does not delay the other threads.
 _RANGES_PER_THREAD = 4
 
@@ -47,14 +50,13 @@ def jit(function: Callable) -> Callable:
     """Compile a loop with Numba: without the interpreter lock, cached on disk, with NumPy's division by zero.
 
     Floating-point operations keep their order and precision (no ``fastmath``), so that a result does not depend on
-    the vectorisation of a loop.  If no folder can hold the compiled code (a read-only installation without a home
-    directory), each process compiles it again.
+    the vectorisation of a loop.  A cache that cannot be used costs time, but raises nothing: see
+    :mod:`mask_rcnn.ops.runtime.kernel_cache`.
     """
-    options: dict[str, Any] = {'nogil': True, 'error_model': 'numpy'}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.njit(**options)(function)
+    kernel: Any = numba.njit(nogil=True, error_model='numpy')(function)
+    if hasattr(kernel, 'enable_caching'):  # not with NUMBA_DISABLE_JIT
+        kernel._cache = kernel_cache.make_cache(function)
+    return kernel
 
 
 def cpu_count() -> int:
@@ -183,5 +185,6 @@ def _reset_after_fork() -> None:
     _openblas_lock, _openblas_users = threading.Lock(), 0
 
 
+delay_signals_during_compilation()
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_reset_after_fork)
