@@ -85,7 +85,7 @@ class KernelCache(caching.FunctionCache):
 
 
 class NoKernelCache(caching.NullCache):
-    """Stores nothing, and says so when the first kernel should be stored.
+    """A cache that stores nothing and warns when the first kernel is compiled.
 
     Args:
         reason: The reason why there is no cache.
@@ -95,7 +95,7 @@ class NoKernelCache(caching.NullCache):
         self._reason = reason
 
     def save_overload(self, sig: Any, cres: Any) -> None:
-        """Say that the kernel is not stored."""
+        """Warn that the kernel is not stored."""
         _warn_once(f'no folder for the compiled CPU kernels ({self._reason}); {_ADVICE}')
 
 
