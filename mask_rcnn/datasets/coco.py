@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import chainer
 
-from mask_rcnn.datasets.coco_annotations import (
-    AnnotationError,
-    AnnotationFileError,
-    COCOObject,
-    check_annotations,
-    check_keypoint_names,
-    clean_object,
-    read_coco_json,
-    select_categories,
-    to_ground_truth,
-)
+from mask_rcnn.datasets.annotation_records import AnnotationRecord, read_records
+from mask_rcnn.datasets.annotation_values import AnnotationError
+from mask_rcnn.datasets.coco_annotations import COCOObject, check_keypoint_names, clean_object, select_categories
+from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRecord, read_coco_json
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.packed_annotations import PackedAnnotations
+from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_sizes
 
 _logger = logging.getLogger(__name__)
+
+#: Crowds are reported as left out if they are more than this fraction of the objects.  They are 1 % of COCO's objects;
+#: labelling tools mark every object that was painted with a brush.
+_MAX_CROWD_FRACTION = 0.1
 
 
 class COCODataset(chainer.dataset.DatasetMixin):
@@ -35,25 +33,35 @@ class COCODataset(chainer.dataset.DatasetMixin):
     The constructor reads the header of every image file, so that a run does not fail on a missing file after hours.
     Objects are stored in a few flat arrays, which are fast to send to worker processes.
 
+    Ids, numbers and flags may be written as text (``"12"``) or with a fractional part of zero (``12.0``).  Boxes and
+    areas that are missing or empty are computed from the outlines.
+
     Args:
         annotation_file: JSON file with ``images``, ``annotations`` and ``categories``.  Segmentations are polygons or
-            run lengths (COCO's compressed or uncompressed form).  ``width`` and ``height`` of images, and ``area``,
-            ``iscrowd`` and ``id`` of annotations are optional.
+            run lengths (COCO's compressed or uncompressed form).  ``width`` and ``height`` of images, and ``bbox``,
+            ``area``, ``iscrowd`` and ``id`` of annotations are optional.
         image_folder: Folder to which each image's ``file_name`` is relative.
-        skip_broken: Whether to skip missing or broken images and annotations, with a warning in the log.  Otherwise,
-            the first one raises an error.
+        skip_broken: Whether to skip missing or broken images and annotations.  Otherwise, the first one raises an
+            error.
         only_annotated: Whether to drop images without an object for training (crowds do not count), as Detectron does
             for training.  Evaluation needs all images: ``False``.
         keypoints: Whether to read COCO's 17 keypoints of each object (none labelled if an annotation has no keypoints).
-            Objects then need no segmentation, and only objects with a labelled keypoint are used for training.
+            Only objects with a labelled keypoint are used for training.
         class_names: Names of the selected classes, in the order of their labels.  By default, all classes sorted by
-            category id.
+            category id, without a root class of a Roboflow export that has no objects.
+        apply_orientation: See :func:`mask_rcnn.preprocessing.image_io.read_image`.
+        masks: Whether objects need an outline, except with ``keypoints``.  Networks without a mask head are trained
+            with ``False``.
+        kept_classes: Names of root classes that are not left out, because a model already has them.
 
     Attributes:
         class_names (tuple): Names of the labels.
         category_ids (tuple): Category ids of the labels in the file.
         image_ids (tuple): Ids of the images in the file, in the order of the dataset.
+        omissions (mask_rcnn.io.omissions.Omissions): The parts of the data that are left out.
         n_skipped (int): Number of skipped images and annotations.
+        n_objects (int): Number of objects in the file that belong to the classes and images of the dataset.
+        n_without_outline (int): Number of those that have no outline, and whose masks are therefore not evaluated.
 
     Raises:
         AnnotationFileError: The file is missing, is not JSON, or is not in COCO's format; an annotation is malformed or
@@ -72,32 +80,52 @@ class COCODataset(chainer.dataset.DatasetMixin):
         keypoints: bool = False,
         class_names: Sequence[str] | None = None,
         apply_orientation: bool = True,
+        masks: bool = True,
+        kept_classes: Sequence[str] = (),
     ):
         self.annotation_file = Path(annotation_file)
         self.image_folder = Path(image_folder)
-        self.n_skipped = 0
+        self.omissions = Omissions('items')
+        self.n_skipped = self.n_objects = self.n_without_outline = 0
         self._skip_broken = skip_broken
         self._keypoints = keypoints
+        self._masks = masks and not keypoints
+        self._only_annotated = only_annotated
         self._apply_orientation = apply_orientation
-        content = read_coco_json(self.annotation_file)
-        categories = content['categories']
-        self.category_ids, self.class_names = select_categories(self.annotation_file, categories, class_names)
+        content = read_coco_json(self.annotation_file, needs_annotations=only_annotated)
+        categories = select_categories(self.annotation_file, content.categories, class_names, kept_classes)
+        self.category_ids = tuple(category.category_id for category in categories)
+        self.class_names = tuple(category.name for category in categories)
+        if class_names is None:
+            for category in content.categories:
+                if category not in categories:
+                    self.omissions.add('empty root class of Roboflow', repr(category.name))
         if keypoints:
-            check_keypoint_names(self.annotation_file, categories)
-        images = self._scan_images(content['images'])
+            check_keypoint_names(self.annotation_file, content.categories)
+        images = self._scan_images(content.images)
         objects = self._read_objects(content, images)
         if only_annotated:
             images = [image for image in images if any(obj.is_trainable for obj in objects[image.image_id])]
         if not images:
-            part = 'labelled keypoint' if keypoints else 'mask'
-            reason = f'no image has an object for training (with a class, a box and a {part}, and not a crowd)'
-            raise AnnotationFileError(self.annotation_file, reason if only_annotated else 'no images')
+            raise AnnotationFileError(self.annotation_file, self._explain_no_images())
         self._images = tuple(images)
         self.image_ids = tuple(image.image_id for image in images)
         self._objects = PackedAnnotations.pack([objects[image_id] for image_id in self.image_ids])
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Remarks on the data for the user, one line each: the omissions, and the objects without an outline."""
+        lines = [str(self.omissions)] if self.omissions else []
+        if self._masks and not self._only_annotated and self.n_without_outline:
+            count = 'no object' if self.n_without_outline == self.n_objects else f'{self.n_without_outline} objects'
+            verb = 'has an outline' if count == 'no object' else 'have no outline'
+            lines.append(
+                f'{count} of {self.n_objects} {verb}: boxes are evaluated, masks only where there are outlines'
+            )
+        return lines
 
     def image_size(self, i: int) -> tuple[int, int]:
         """Return the height and width of image ``i``."""
@@ -127,81 +155,107 @@ class COCODataset(chainer.dataset.DatasetMixin):
     def ground_truth(self) -> dict:
         """Return the content of the annotation file for :class:`mask_rcnn.evaluation.COCOEvaluator`.
 
-        Annotations are not cleaned.  Malformed annotations are dropped.  Annotations without a segmentation are also
-        dropped, unless keypoints are read: then every annotation gets keypoints and ``num_keypoints``.  The file is
+        Annotations are not cleaned, except that those without a box are dropped, as are malformed ones.  They are
+        numbered from 1.  If keypoints are read, every annotation gets keypoints and ``num_keypoints``.  The file is
         read again, because its Python objects would occupy memory during training.
         """
-        content = read_coco_json(self.annotation_file)
+        content = read_coco_json(self.annotation_file, needs_annotations=False)
         sizes = {image.image_id: image.size for image in self._images}
         images = [
-            {'height': sizes[image['id']][0], 'width': sizes[image['id']][1], **image}
-            for image in content['images']
-            if image['id'] in sizes
+            {**image.fields, 'id': image.image_id, **dict(zip(('height', 'width'), sizes[image.image_id], strict=True))}
+            for image in content.images
+            if image.image_id in sizes
         ]
-        annotations = []
-        for annotation, problem in check_annotations(content):
-            if problem is None and annotation['image_id'] in sizes:
-                truth = to_ground_truth(annotation, sizes[annotation['image_id']], keypoints=self._keypoints)
-                if truth is not None:
-                    annotations.append(truth)
-        if len({annotation.get('id') for annotation in annotations} - {None}) < len(annotations):
-            annotations = [{**annotation, 'id': i} for i, annotation in enumerate(annotations, 1)]
-        return {'images': images, 'annotations': annotations, 'categories': content['categories']}
+        annotations: list[dict] = []
+        for record in self._records(content, sizes):
+            if isinstance(record, AnnotationRecord) and record.bbox is not None:
+                annotations.append(record.ground_truth(len(annotations) + 1, keypoints=self._keypoints))
+        categories = [{**category.fields, 'id': category.category_id} for category in content.categories]
+        return {'images': images, 'annotations': annotations, 'categories': categories}
 
-    def _scan_images(self, records: list[dict]) -> list[_Image]:
+    def _scan_images(self, records: Sequence[ImageRecord]) -> list[_Image]:
         """Return the images whose file exists and has the declared size."""
-        names = [os.path.join(self.image_folder, record['file_name']) for record in records]
+        file_names = [_find_file(self.image_folder, record.file_name) for record in records]
+        paths = [os.path.join(self.image_folder, name) for name in file_names]
         images, errors = [], []
-        sizes = read_image_sizes(names, apply_orientation=self._apply_orientation)
-        for name, record, size in zip(names, records, sizes, strict=True):
+        sizes = read_image_sizes(paths, apply_orientation=self._apply_orientation)
+        for path, name, record, size in zip(paths, file_names, records, sizes, strict=True):
             if isinstance(size, ImageFileError):
                 errors.append(size)
-            elif error := _size_error(name, size, (record.get('height', size[0]), record.get('width', size[1]))):
+            elif error := _size_error(path, size, (record.height or size[0], record.width or size[1])):
                 errors.append(error)
             else:
-                images.append(_Image(record['id'], record['file_name'], size))
+                images.append(_Image(record.image_id, name, size))
         if errors and not self._skip_broken:
             total = f' ({len(errors)} unusable images in total)' if len(errors) > 1 else ''
             raise ImageFileError(errors[0].path, errors[0].reason + total) from errors[0]
         for error in errors:
-            self._skip(error)
+            self._skip(error, 'unusable image', str(error.path))
         return images
 
-    def _read_objects(self, content: dict, images: list[_Image]) -> dict[int | str, list[COCOObject]]:
+    def _records(
+        self, content: COCOFile, sizes: dict[int | str, tuple[int, int]]
+    ) -> Iterator[AnnotationRecord | AnnotationError]:
+        """Yield the records of the annotations that belong to images with a size."""
+        all_sizes = {image.image_id: sizes.get(image.image_id) for image in content.images}
+        return read_records(content.annotations, all_sizes, (c.category_id for c in content.categories))
+
+    def _read_objects(self, content: COCOFile, images: list[_Image]) -> dict[int | str, list[COCOObject]]:
         """Return the cleaned objects of each image by its id."""
         label_of = {category: label for label, category in enumerate(self.category_ids)}
         sizes = {image.image_id: image.size for image in images}
         objects: dict[int | str, list[COCOObject]] = defaultdict(list)
-        n_dropped = 0
-        for annotation, problem in check_annotations(content):
-            if problem is not None:
-                self._reject(problem)
+        crowds: dict[int, list[str]] = defaultdict(list)  # names of the annotations by label
+        n_of_label: Counter[int] = Counter()
+        for record in self._records(content, sizes):
+            if isinstance(record, AnnotationError):
+                self._reject(record)
                 continue
-            label, size = label_of.get(annotation['category_id']), sizes.get(annotation['image_id'])
-            if label is None or size is None:  # a class that is not selected, or an image that was skipped
+            label = label_of.get(record.category_id)
+            if label is None:  # a class that is not selected
                 continue
-            try:
-                cleaned = clean_object(annotation, label, size, keypoints=self._keypoints)
-            except AnnotationError as error:
-                self._reject(str(error))
-                continue
-            if cleaned is None:
-                n_dropped += 1
-            else:
-                objects[annotation['image_id']].append(cleaned)
-        if n_dropped:
-            _logger.info('%s: dropped %d objects without area or segmentation', self.annotation_file, n_dropped)
+            n_of_label[label] += 1
+            self.n_without_outline += not record.segmentation
+            if record.is_crowd:
+                crowds[label].append(record.name)
+            cleaned = clean_object(record, label, sizes[record.image_id], masks=self._masks, keypoints=self._keypoints)
+            if isinstance(cleaned, COCOObject):
+                objects[record.image_id].append(cleaned)
+            elif self._only_annotated or record.bbox is None:  # evaluation uses what training leaves out
+                self.omissions.add(cleaned, record.name)
+        self.n_objects = n_of_label.total()
+        self._report_crowds(crowds, n_of_label)
         return objects
 
-    def _reject(self, problem: str) -> None:
+    def _report_crowds(self, crowds: dict[int, list[str]], n_of_label: Counter[int]) -> None:
+        """Report crowds that are probably single objects: all objects of a class, or many of the dataset's."""
+        has_many = sum(map(len, crowds.values())) > _MAX_CROWD_FRACTION * self.n_objects
+        for label, names in crowds.items():
+            if has_many or len(names) == n_of_label[label]:
+                use = 'trained' if self._only_annotated else 'evaluated'
+                for name in names:
+                    self.omissions.add(f'marked as crowds and not {use} ("iscrowd": 0 marks single objects)', name)
+
+    def _explain_no_images(self) -> str:
+        if not self._only_annotated:
+            return 'no images'
+        part = 'labelled keypoint' if self._keypoints else 'mask' if self._masks else ''
+        parts = f'a class, a box and a {part}' if part else 'a class and a box'
+        reason = f'no image has an object for training (with {parts}, and not a crowd)'
+        if self._masks and self.n_objects and self.n_without_outline == self.n_objects:
+            reason = 'no object has an outline, which a mask head needs (--set masks=false trains boxes only)'
+        return f'{reason}; {self.omissions}' if self.omissions else reason
+
+    def _reject(self, problem: AnnotationError) -> None:
         """Raise an error for a malformed annotation, or skip the annotation."""
-        error = AnnotationFileError(self.annotation_file, problem)
+        error = AnnotationFileError(self.annotation_file, str(problem))
         if not self._skip_broken:
             raise error
-        self._skip(error)
+        self._skip(error, 'malformed', str(problem))
 
-    def _skip(self, error: ValueError) -> None:
-        _logger.warning('skipped %s', error)
+    def _skip(self, error: ValueError, reason: str, name: str) -> None:
+        _logger.info('skipped %s', error)
+        self.omissions.add(reason, name)
         self.n_skipped += 1
 
 
@@ -210,6 +264,15 @@ class _Image:
     image_id: int | str
     file_name: str
     size: tuple[int, int]
+
+
+def _find_file(folder: Path, name: str) -> str:
+    """Return the name of an image file; backslashes of Windows become slashes if only that file exists."""
+    if os.sep == '/' and '\\' in name and not os.path.lexists(folder / name):
+        posix_name = name.replace('\\', '/')
+        if os.path.lexists(folder / posix_name):
+            return posix_name
+    return name
 
 
 def _size_error(name: str, size: tuple[int, int], expected: tuple[int, int]) -> ImageFileError | None:

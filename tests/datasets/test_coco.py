@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import re
 
 import cv2
 import numpy as np
@@ -82,8 +83,6 @@ def test_an_example_has_an_image_and_its_objects(make, tmp_path):
         ([30, 20, 100, 100], [20, 30, 29, 39]),  # clipped to the image
         ([-5, -6, 20, 20], [0, 0, 13, 14]),
         ([4, 4, 1, 9], None),  # one pixel wide: x2 = x1
-        ([4, 4, 0, 9], None),
-        ([4, 4, -3, 9], None),  # max(0, w - 1)
         ([39, 4, 9, 9], None),  # only the last column is in the image
         ([60, 4, 9, 9], None),
         ([10**25, 4, 9, 9], None),
@@ -97,18 +96,27 @@ def test_boxes_are_cleaned_as_in_detectron(make, bbox, expected):
 
 
 @pytest.mark.parametrize(
-    'changes', [{'area': 0}, {'ignore': 1}, {'segmentation': []}, {'segmentation': [[1, 1, 5, 5]]}]
+    ('changes', 'reason'),
+    [
+        ({'ignore': 1}, "marked 'ignore'"),
+        ({'ignore': True, 'area': None}, "marked 'ignore'"),
+        ({'segmentation': []}, 'without an outline'),
+        ({'segmentation': None}, 'without an outline'),
+        ({'segmentation': [[]]}, 'without an outline'),
+        ({'segmentation': [[5, 5]]}, 'without an outline'),
+        ({'segmentation': [[5, 5, 5, 9]]}, 'without an outline'),  # a rectangle without area
+        ({'bbox': [4, 4, 1, 9]}, 'with a box of at most one pixel in a direction or outside the image'),
+        ({'bbox': [90, 90, 9, 9]}, 'with a box of at most one pixel in a direction or outside the image'),
+        ({'bbox': [0, 0, 0, 0], 'segmentation': [[5, 5, 9, 5, 5, 5]]}, 'with a box of at most one pixel'),
+        ({'area': 0, 'segmentation': [[5.1, 5.1, 5.2, 5.1, 5.1, 5.2]]}, 'without area'),
+    ],
 )
-def test_unusable_objects_are_dropped(make, changes):
-    dataset = make([annotation(**changes), annotation(id=2, bbox=[1, 1, 5, 5])])
+def test_unusable_objects_are_left_out_and_reported(make, changes, reason):
+    dataset = make([annotation(id=9, **changes), annotation(id=2, bbox=[1, 1, 5, 5])])
     assert dataset[0].annotations.boxes.tolist() == [[1, 1, 5, 5]]
-    assert dataset.n_skipped == 0
-
-
-def test_polygons_of_two_points_are_dropped(make):
-    dataset = make([annotation(segmentation=[[1, 2, 3, 4], TRIANGLE, TRIANGLE])])
-    (shape,) = dataset[0].annotations.segmentations
-    assert [polygon.tolist() for polygon in shape] == [TRIANGLE, TRIANGLE]
+    assert dataset.n_skipped == 0 and len(dataset.omissions) == 1
+    (line,) = dataset.remarks
+    assert line.startswith(f'left out 1 item: 1 {reason}') and line.endswith('(annotation 9)')
 
 
 def test_compressed_and_uncompressed_run_lengths(make, rng):
@@ -142,10 +150,16 @@ def test_compressed_and_uncompressed_run_lengths(make, rng):
         {'size': [HEIGHT, WIDTH]},
         {'size': [WIDTH, HEIGHT], 'counts': [HEIGHT * WIDTH]},
         'polygon',
-        TRIANGLE,
         [[1, 2, 3, 4, 5, 6, 7]],
+        [1, 2, 3, 4, 5, 6, 7],
+        [5],
+        [[1, 2, 3, 4, 5, 6], 7],
+        [[True] * 6],
+        7,
+        {'size': [HEIGHT, WIDTH], 'counts': [2**62, 2**62, 2**62, 2**62 + HEIGHT * WIDTH]},
+        {'size': [HEIGHT, WIDTH], 'counts': [HEIGHT * WIDTH, 0.5]},
         [['a'] * 6],
-        [[[1, 2], [3, 4], [5, 6], [1, 2], [3, 4], [5, 6]]],
+        [[[1, 2, 3], [3, 4, 5]]],
         [[float('nan')] * 6],
         [[10**400] * 6],
         {'size': [HEIGHT, WIDTH], 'counts': [10**400]},
@@ -199,20 +213,34 @@ def test_sizes_and_flags_are_optional(make):
     assert dataset.image_size(0) == (HEIGHT, WIDTH) and len(dataset[0].annotations) == 2
     truth = dataset.ground_truth()
     assert truth['images'] == [{'id': 7, 'file_name': 'a.png', 'height': HEIGHT, 'width': WIDTH}]
-    assert [(a['id'], a['area'], a['iscrowd']) for a in truth['annotations']] == [(1, 208, 0), (2, 208, 0)]
+    area = coco_mask.area(coco_mask.frPyObjects([TRIANGLE], HEIGHT, WIDTH))[0]
+    assert [(a['id'], a['area'], a['iscrowd']) for a in truth['annotations']] == [(1, area, 0), (2, area, 0)]
 
 
 def test_ground_truth_equals_the_file(shared):
     file = shared / 'coco-mini/annotations/instances_val2017.json'
     dataset = COCODataset(file, shared / 'coco-mini/val2017', only_annotated=False)
     content, truth = json.loads(file.read_text()), dataset.ground_truth()
-    assert all(truth[key] == content[key] for key in ('images', 'annotations', 'categories'))
+    assert all(truth[key] == content[key] for key in ('images', 'categories'))
+    for number, (annotation, expected) in enumerate(zip(truth['annotations'], content['annotations'], strict=True), 1):
+        size = next(image for image in content['images'] if image['id'] == expected['image_id'])
+        if expected['iscrowd']:  # run lengths are compressed
+            rle = coco_mask.frPyObjects(expected['segmentation'], size['height'], size['width'])
+            expected['segmentation'] = {**rle, 'counts': rle['counts'].decode()}
+        assert annotation == {**expected, 'id': number}
+    assert dataset.remarks == []
     assert len(dataset) == 100 and len(dataset.class_names) == 80
 
 
-def test_ground_truth_drops_objects_without_segmentation(make):
-    truth = make([annotation(segmentation=[[1, 2, 3, 4], TRIANGLE]), annotation(id=2, segmentation=[])]).ground_truth()
-    assert [a['segmentation'] for a in truth['annotations']] == [[TRIANGLE]]
+def test_ground_truth_keeps_boxes_without_an_outline(make):
+    objects = [annotation(segmentation=[[1, 2], TRIANGLE]), annotation(id=2, segmentation=[], area=None)]
+    objects.append({'id': 3, 'image_id': 7, 'category_id': 3})  # neither a box nor an outline
+    dataset = make(objects, only_annotated=False)
+    truth = dataset.ground_truth()['annotations']
+    assert truth[0]['segmentation'] == [TRIANGLE] and 'segmentation' not in truth[1]
+    assert truth[1]['bbox'] == [5, 5, 16, 13] and truth[1]['area'] == 208 and len(truth) == 2
+    assert dataset.omissions.counts == {'without an outline': 1}
+    assert dataset.remarks[1].startswith('2 objects of 3 have no outline: boxes are evaluated')
 
 
 def test_a_pickled_dataset_has_the_same_annotations(make):
@@ -231,9 +259,14 @@ def test_a_pickled_dataset_has_the_same_annotations(make):
         ({'category_id': 99}, 'has the category 99, which is not in the file'),
         ({'bbox': [1, 2, 3]}, 'not a list of four numbers'),
         ({'bbox': ['a', 2, 3, 4]}, 'four numbers'),
-        ({'iscrowd': None}, "the 'iscrowd' of annotation 2"),
-        ({'bbox': None}, 'four numbers'),
-        ({'area': 'large'}, "the 'area' of annotation 2 is not a number"),
+        ({'iscrowd': 2}, "the 'iscrowd' of annotation 2 is 2, neither 0 nor 1"),
+        ({'iscrowd': [1]}, "the 'iscrowd' of annotation 2"),
+        ({'image_id': [7]}, 'belongs to the image .7., which is not in the file'),
+        ({'image_id': True}, 'belongs to the image True'),
+        ({'image_id': float('nan')}, 'belongs to the image nan'),
+        ({'category_id': 'fish'}, "has the category 'fish', which is not in the file"),
+        ({'bbox': [1, 2, 3, True]}, 'four numbers'),
+        ({'area': 'large'}, "the 'area' of annotation 2 is 'large', not a finite number"),
         ({'bbox': [1, 2, 3, 10**400]}, 'four numbers'),
         ({'bbox': [1, 2, 3, float('nan')]}, 'four numbers'),
         ({'area': 10**400}, "the 'area' of annotation 2"),
@@ -246,9 +279,10 @@ def test_a_malformed_annotation_is_reported_or_skipped(make, changes, text, capl
         make(objects)
     assert 'annotations.json: ' in str(error.value) and 'annotation 2' in str(error.value)
     assert '\n' not in str(error.value)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         dataset = make(objects, skip_broken=True)
-    assert dataset.n_skipped == 1 and len(dataset[0].annotations) == 1 and text in caplog.text
+    assert dataset.n_skipped == 1 and len(dataset[0].annotations) == 1 and re.search(text, caplog.text)
+    assert dataset.omissions.counts == {'malformed': 1} and re.search(text, str(dataset.omissions))
     assert len(dataset.ground_truth()['annotations']) == 1
 
 
@@ -256,9 +290,10 @@ def test_a_missing_image_is_reported_or_skipped(make, tmp_path, caplog):
     objects = [annotation(), annotation(id=2, image_id=9)]
     with pytest.raises(ImageFileError, match=r'b\.png: no such file or directory$'):
         make(objects, images=['a.png'])
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         dataset = make(objects, images=['a.png'], skip_broken=True)
     assert dataset.image_ids == (7,) and dataset.n_skipped == 1 and 'b.png' in caplog.text
+    assert dataset.omissions.counts == {'unusable image': 1} and 'b.png' in str(dataset.omissions)
     (tmp_path / 'a.png').unlink()
     with pytest.raises(ImageFileError, match=r'a\.png: .*\(2 unusable images in total\)'):
         make(objects, images=[])
@@ -288,10 +323,22 @@ def test_an_image_that_changes_after_the_scan_is_reported(make, tmp_path):
         ('\xff', 'not a JSON file'),
         ('[1]', "there is no list 'images'"),
         ('[' * 100_000, 'not a JSON file'),
-        ('{"images": []}', "there is no list 'annotations'"),
-        ('{"images": [1], "annotations": [], "categories": []}', "no list 'images'"),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "'images' has no 'id' or no 'file_name'"),
-        ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "'categories' has no 'id' or no 'name'"),
+        ('{"images": []}', "there is no list 'categories'"),
+        ('{"images": [], "categories": []}', "there is no list 'annotations'"),
+        ('{"images": [1], "annotations": [], "categories": []}', "entry 0 of 'images' is 1, not an object"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "entry 0 of 'images' has no 'file_name'"),
+        ('{"images": [{"file_name": "a"}], "annotations": [], "categories": []}', "entry 0 of 'images' has no 'id'"),
+        ('{"images": [{"id": 1, "file_name": "a\\u0000"}], "annotations": [], "categories": []}', 'not a file name'),
+        ('{"images": [{"id": 1, "file_name": "\\ud834"}], "annotations": [], "categories": []}', 'not a file name'),
+        ('{"images": [{"id": [1], "file_name": "a"}], "annotations": [], "categories": []}', "the 'id' of entry 0"),
+        ('{"images": [{"id": null, "file_name": "a"}], "annotations": [], "categories": []}', "the 'id' of entry 0"),
+        ('{"images": [{"id": NaN, "file_name": "a"}], "annotations": [], "categories": []}', "the 'id' of entry 0"),
+        ('{"images": [{"id": true, "file_name": "a"}], "annotations": [], "categories": []}', "the 'id' of entry 0"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "the 'name' of category 1 is None"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": " "}]}',
+            "the 'name' of category 1 is ' '",
+        ),
         ('{"images": [], "annotations": [], "categories": []}', 'there is no category'),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', 'no image'),
         (
@@ -299,11 +346,11 @@ def test_an_image_that_changes_after_the_scan_is_reported(make, tmp_path):
             "two entries of 'categories' have the same 'id'",
         ),
         (
-            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": "2", "name": "b"}]}',
-            "the ids of 'categories' are partly numbers, partly strings",
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": "1.0", "name": "b"}]}',
+            "two entries of 'categories' have the same 'id', 1",
         ),
         (
-            '{"images": [{"id": 1, "file_name": "a", "width": "4"}], "annotations": [], "categories": []}',
+            '{"images": [{"id": 1, "file_name": "a", "width": "4.5"}], "annotations": [], "categories": []}',
             'the size of image 1 is not a number',
         ),
         (

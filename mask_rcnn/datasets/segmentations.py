@@ -1,0 +1,211 @@
+"""Outlines of objects in annotation files: polygons and run lengths in the forms that labelling tools write."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mask_rcnn.datasets.annotation_values import AnnotationError, read_count, read_numbers, shorten
+from mask_rcnn.datasets.example import Segmentation
+from mask_rcnn.ops.masks.rle import decode_counts, encode_polygons
+
+_MIN_POLYGON_NUMBERS = 6  # three points
+#: A vertex may lie outside the image by this number of image sides or of pixels, whichever is more: tiles of large
+#: images have outlines that continue in other tiles.  pycocotools allocates memory for each pixel of an outline, and
+#: crashes if there are more than 2**31.
+_MAX_SIDES_OUTSIDE, _MAX_PIXELS_OUTSIDE = 4, 10_000
+#: The longest outline, in sums of height and width; the longest one of COCO 2017 has fewer than 20.
+_MAX_OUTLINE_SIDES = 100
+#: Images with more pixels overflow the 32-bit arithmetic of pycocotools.
+_MAX_IMAGE_PIXELS = 2**31
+#: Tolerance in pixels where the annotated box decides what two points mean.
+_BOX_TOLERANCE = 2
+
+
+def read_segmentation(
+    value: Any, size: tuple[int, int], *, bbox: list[float] | None = None, shape: str | None = None
+) -> Segmentation:
+    """Return the polygons or the run lengths of an object.
+
+    A polygon is a list ``x, y, x, y, ...`` or a list of points; a single polygon need not be in a list.  Two points are
+    labelme's rectangle or circle (:func:`two_point_polygon`).  Polygons of a single point are dropped.
+
+    Args:
+        value: The ``segmentation`` of an annotation.
+        size: Height and width of the image.
+        bbox: The annotated box, ``x, y, width, height``.
+        shape: The ``shape_type`` of the annotation, if it has one.
+
+    Returns:
+        Polygons of at least three points, compressed run lengths, or ``()`` if there is no outline.
+
+    Raises:
+        AnnotationError: The value is something else, a polygon is far outside the image, or the run lengths do not fit
+            the image.
+    """
+    if not value:
+        return ()
+    if size[0] * size[1] > _MAX_IMAGE_PIXELS:
+        raise AnnotationError(f'belongs to an image of {size[0]} x {size[1]} pixels, too large for pycocotools')
+    if isinstance(value, dict):
+        return _read_run_lengths(value, size)
+    if not isinstance(value, (list, tuple)):
+        raise AnnotationError('is neither a list of polygons nor run lengths')
+    polygons = []
+    for numbers in map(_read_polygon, _split_polygons(value)):
+        if len(numbers) == 4:
+            polygons.append(two_point_polygon(numbers, bbox, shape))
+        elif len(numbers) >= _MIN_POLYGON_NUMBERS:
+            polygons.append(np.array(numbers, np.float64))
+    for polygon in polygons:
+        check_polygon(polygon, size)
+    return tuple(polygon for polygon in polygons if len(polygon))
+
+
+def check_polygon(polygon: np.ndarray, size: tuple[int, int]) -> None:
+    """Refuse a polygon for which pycocotools would need too much memory.
+
+    Args:
+        polygon: ``x, y, x, y, ...``.
+        size: Height and width of the image.
+
+    Raises:
+        AnnotationError: A vertex is far outside the image, or the polygon is too long.
+    """
+    if not len(polygon):
+        return
+    height, width = size
+    margin = max(_MAX_SIDES_OUTSIDE * max(size), _MAX_PIXELS_OUTSIDE)
+    x, y = polygon[0::2], polygon[1::2]
+    low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
+    if low.min() < -margin or (high - (width, height)).max() > margin:
+        i = np.maximum(abs(x - width / 2), abs(y - height / 2)).argmax()
+        raise AnnotationError(
+            f'has a vertex at x = {x[i]:g}, y = {y[i]:g}, far outside the image of {height} x {width} pixels '
+            '(height x width)'
+        )
+    max_length = _MAX_OUTLINE_SIDES * (height + width) + 8 * margin
+    if len(x) * (high - low).max() > max_length:
+        length = np.maximum(abs(x - np.roll(x, 1)), abs(y - np.roll(y, 1))).sum()
+        if length > max_length:
+            raise AnnotationError(
+                f'has an outline of {length:.0f} pixels, too long for an image of {height} x {width} pixels'
+            )
+
+
+def two_point_polygon(numbers: list[float], bbox: list[float] | None, shape: str | None) -> np.ndarray:
+    """Return the polygon that two points stand for.
+
+    labelme describes a rectangle by two opposite corners, and a circle by its centre and a point on it.  Its converters
+    to COCO's format copy the points.  Two points are a circle if the annotation states it (``shape_type``), or if the
+    annotated box is that of the circle; otherwise they are a rectangle.
+
+    Args:
+        numbers: ``x, y, x, y``.
+        bbox: The annotated box, ``x, y, width, height``, or ``None``.
+        shape: The annotation's ``shape_type``, or ``None``.
+
+    Returns:
+        A polygon, or an empty array for a shape without area.
+    """
+    x1, y1, x2, y2 = numbers
+    radius = math.hypot(x2 - x1, y2 - y1)
+    left, top, width, height = min(x1, x2), min(y1, y2), abs(x2 - x1), abs(y2 - y1)
+    is_circle = shape == 'circle'
+    if shape is None and bbox is not None and not _is_near(bbox, [left, top, width, height]):
+        is_circle = _is_near(bbox, [x1 - radius, y1 - radius, 2 * radius, 2 * radius])
+        if not is_circle and bbox == numbers:  # pycocotools reads four numbers as a box
+            left, top, width, height = bbox
+    if is_circle and radius > 0:
+        # The number of vertices of labelme: the polygon is at most one pixel inside the circle.
+        n_vertices = max(12, int(math.pi / math.acos(1 - 1 / radius))) if radius > 1 else 12
+        angles = np.arange(min(n_vertices, 360)) * (2 * math.pi / min(n_vertices, 360))
+        return np.stack([x1 + radius * np.cos(angles), y1 + radius * np.sin(angles)], axis=1).ravel()
+    if width <= 0 or height <= 0 or shape in ('line', 'linestrip'):
+        return np.zeros(0)
+    right, bottom = left + width, top + height
+    return np.array([left, top, right, top, right, bottom, left, bottom], np.float64)
+
+
+def outline_box(segmentation: Segmentation) -> list[float] | None:
+    """Return the box ``x, y, width, height`` of an outline, or ``None`` if it is empty."""
+    if not segmentation:
+        return None
+    if isinstance(segmentation, dict):
+        box = coco_mask.toBbox(segmentation).tolist()
+    else:
+        points = np.concatenate([polygon.reshape(-1, 2) for polygon in segmentation])
+        low = points.min(axis=0)
+        box = [*low.tolist(), *(points.max(axis=0) - low).tolist()]
+    return box if min(box[2:]) > 0 else None
+
+
+def outline_area(segmentation: Segmentation, size: tuple[int, int]) -> float:
+    """Return the area of an outline in pixels of the image, 0 for an empty one."""
+    if not segmentation:
+        return 0.0
+    rle = segmentation if isinstance(segmentation, dict) else encode_polygons(segmentation, size)
+    return float(coco_mask.area(rle))
+
+
+def to_json(segmentation: Segmentation) -> list | dict:
+    """Return a segmentation as plain Python data in COCO's format."""
+    if isinstance(segmentation, dict):
+        return {**segmentation, 'counts': segmentation['counts'].decode('ascii')}
+    return [polygon.tolist() for polygon in segmentation]
+
+
+def _is_near(box: list[float], other: list[float]) -> bool:
+    return bool(np.abs(np.subtract(box, other)).max() <= _BOX_TOLERANCE)
+
+
+def _split_polygons(value: list | tuple) -> list:
+    """Return the polygons of a list of polygons, of points, or of numbers."""
+    n_lists = sum(isinstance(part, (list, tuple)) for part in value)
+    if n_lists == 0:
+        return [value]  # VGG Image Annotator writes the numbers of one polygon
+    if n_lists < len(value):
+        raise AnnotationError('is neither a list of polygons nor run lengths')
+    if len(value) > 1 and all(map(_is_point, value)):
+        return [value]
+    return list(value)
+
+
+def _is_point(value: Any) -> bool:
+    return len(value) == 2 and not any(isinstance(number, (list, tuple)) for number in value)
+
+
+def _read_polygon(value: list | tuple) -> list[float]:
+    """Return the numbers ``x, y, x, y, ...`` of a polygon in any form."""
+    if value and all(isinstance(part, (list, tuple)) and _is_point(part) for part in value):
+        value = [number for point in value for number in point]
+    elif len(value) % 2:
+        raise AnnotationError(f'has a polygon of {len(value)} numbers, not x, y, x, y, ...')
+    return read_numbers(value, 'has a polygon in which a coordinate')
+
+
+def _read_run_lengths(rle: dict, size: tuple[int, int]) -> dict:
+    """Return the compressed form of valid run lengths."""
+    declared = rle.get('size')
+    try:
+        sides = [read_count(side, 'side') for side in declared] if isinstance(declared, (list, tuple)) else None
+    except AnnotationError:
+        sides = None
+    if sides != list(size):
+        raise AnnotationError(f'is for an image of {shorten(declared)} pixels, not {list(size)}')
+    counts = rle.get('counts')
+    try:
+        if isinstance(counts, (list, tuple)):
+            runs = np.array([read_count(count, 'a run length') for count in counts], np.int64)
+        else:
+            runs = decode_counts(counts)  # type: ignore[arg-type]  # a TypeError is expected
+        if runs.min() < 0 or runs.max() > size[0] * size[1] or runs.sum() != size[0] * size[1]:
+            raise ValueError('their sum is not the number of pixels of the image')
+        if isinstance(counts, (list, tuple)):
+            counts = coco_mask.frPyObjects({'size': list(size), 'counts': runs.tolist()}, *size)['counts']
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise AnnotationError(f'has malformed run lengths ({error})') from error
+    return {'size': list(size), 'counts': counts.encode('ascii') if isinstance(counts, str) else counts}
