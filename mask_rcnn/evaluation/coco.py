@@ -9,7 +9,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,127 +17,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
+from mask_rcnn.datasets.annotation_values import id_order, read_id
+from mask_rcnn.datasets.coco_annotations import clean_ground_truth
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
+from mask_rcnn.evaluation.metrics import BOXES, KEYPOINTS, KINDS, MASKS, Kind, Metrics
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.runtime.cache import cache_weights
 
 _logger = logging.getLogger(__name__)
-
-#: COCO's twelve metrics in its order: AP over IoU 0.50 to 0.95, at 0.50 and at 0.75, of small (below 32 x 32 pixels),
-#: medium and large (above 96 x 96) objects; recall with 1, 10 and 100 detections per image, of small, medium and large
-#: objects.  ``AR100`` is called ``AR300`` in an evaluation with ``max_detections=300``.
-METRIC_NAMES = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'AR1', 'AR10', 'AR100', 'ARs', 'ARm', 'ARl')
-
-#: COCO's ten metrics for keypoints, all with 20 detections per image.  OKS (object keypoint similarity) replaces IoU,
-#: and there are no small objects.
-KEYPOINT_METRIC_NAMES = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of prediction that is evaluated.
-
-    Args:
-        name: The ``iouType`` of pycocotools.
-        key: Key of the prediction in a result or an annotation.
-        singular, plural: Name in the table; the plural is also the field of :class:`Metrics`.
-        metrics: Names of the metrics.
-    """
-
-    name: str
-    key: str
-    singular: str
-    plural: str
-    metrics: tuple[str, ...] = METRIC_NAMES
-
-    def metric_names(self, max_detections: int) -> tuple[str, ...]:
-        """Return the names of the metrics of an evaluation with at most ``max_detections`` detections per image."""
-        return tuple(f'AR{max_detections}' if name == 'AR100' else name for name in self.metrics)
-
-
-_BOXES = _Kind('bbox', 'bbox', 'box', 'boxes')
-_MASKS = _Kind('segm', 'segmentation', 'mask', 'masks')
-_KEYPOINTS = _Kind('keypoints', 'keypoints', 'keypoint', 'keypoints', KEYPOINT_METRIC_NAMES)
-_KINDS = _BOXES, _MASKS, _KEYPOINTS
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """The result of COCO's evaluation.
-
-    Values are between 0 and 1, or -1 (as in pycocotools) if there is no object.  The tuples for masks or keypoints are
-    empty if they were not evaluated.
-
-    Args:
-        boxes: The twelve metrics of :data:`METRIC_NAMES` for boxes.
-        masks: The twelve metrics for masks.
-        class_names: Names of the classes.
-        box_ap_per_class: AP of each class for boxes.
-        mask_ap_per_class: AP of each class for masks.
-        keypoints: The ten metrics of :data:`KEYPOINT_METRIC_NAMES`.
-        keypoint_ap_per_class: AP of each class for keypoints.
-        max_detections: Number of detections per image and class that count for boxes and masks.
-    """
-
-    boxes: tuple[float, ...]
-    masks: tuple[float, ...]
-    class_names: tuple[str, ...]
-    box_ap_per_class: tuple[float, ...]
-    mask_ap_per_class: tuple[float, ...]
-    keypoints: tuple[float, ...] = ()
-    keypoint_ap_per_class: tuple[float, ...] = ()
-    max_detections: int = 100
-
-    def ap_per_class(self) -> dict[str, tuple[float, ...]]:
-        """Return the AP of each class by kind: ``'bbox'``, ``'segm'`` and ``'keypoints'``, if they were evaluated."""
-        return {kind.name: getattr(self, f'{kind.singular}_ap_per_class') for kind in self._kinds()}
-
-    def _kinds(self) -> list[_Kind]:
-        return [kind for kind in _KINDS if getattr(self, kind.plural)]
-
-    def summary(self) -> dict[str, float]:
-        """Return the metrics by name: ``'bbox/AP50'``, ``'segm/ARs'``, ``'keypoints/AP'``.
-
-        Metrics without objects, whose value is -1, are omitted.
-        """
-        return {
-            f'{kind.name}/{name}': value
-            for kind in self._kinds()
-            for name, value in zip(kind.metric_names(self.max_detections), getattr(self, kind.plural), strict=True)
-            if value >= 0
-        }
-
-    def table(self) -> str:
-        """Return all metrics in percent as a text table: boxes, masks and keypoints, then the AP of each class."""
-        return '\n'.join([*self._metric_lines(), '', *self._class_lines()])
-
-    def _metric_lines(self) -> list[str]:
-        kinds, lines = self._kinds(), []
-        names: tuple[str, ...] = ()
-        margin = max(6, *(len(kind.plural) + 1 for kind in kinds))
-        for kind in kinds:
-            if kind.metric_names(self.max_detections) != names:
-                names = kind.metric_names(self.max_detections)
-                lines.append(' ' * margin + ''.join(f'{name:>7}' for name in names))
-            lines.append(f'{kind.plural:{margin}}' + ''.join(map(_percent, getattr(self, kind.plural))))
-        return lines
-
-    def _class_lines(self) -> list[str]:
-        margin = max(map(len, ('class', *self.class_names)))
-        headings = [f'{kind.singular} AP' for kind in self._kinds()]
-        rows = [headings]
-        rows += [list(map(_percent, aps)) for aps in zip(*self.ap_per_class().values(), strict=True)]
-        widths = [max(10, len(heading) + 3) for heading in headings]
-        return [
-            f'{name:{margin}}' + ''.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True))
-            for name, row in zip(('class', *self.class_names), rows, strict=True)
-        ]
-
-
-def _percent(value: float) -> str:
-    return f'{100 * value:7.1f}' if value >= 0 else f'{"-":>7}'
 
 
 class COCOEvaluator:
@@ -148,21 +36,21 @@ class COCOEvaluator:
 
     Args:
         ground_truth: The ``images``, ``annotations`` and ``categories`` of a COCO annotation file; the result of a
-            dataset's ``ground_truth()``.
+            dataset's ``ground_truth()``.  See :func:`mask_rcnn.datasets.coco_annotations.clean_ground_truth`.
         class_names: Name of each of the dataset's labels.
         category_ids: The category id of each label in ``ground_truth``.
         model_class_names: Name of each of the model's labels, if known.  If they include all names of the dataset,
             labels are matched by name, and detections of other classes are ignored; otherwise labels are matched by
             their order.
         n_model_classes: Number of the model's classes, if it differs from the dataset's.
-        masks: Evaluate masks.
+        masks: Evaluate masks, unless all objects of the ground truth are without an outline.
         keypoints: Evaluate COCO's 17 keypoints; the ground truth must contain them.
         max_detections: Number of detections per image and class that count for boxes and masks: those with the highest
             scores (the last of COCO's ``maxDets``).  For keypoints it is 20.
 
     Raises:
-        ValueError: The model's classes cannot be matched with the dataset's, the ground truth contains no keypoints, or
-            ``max_detections`` is below 1.
+        ValueError: The model's classes cannot be matched with the dataset's, the ground truth is malformed or contains
+            no keypoints, or ``max_detections`` is below 1.
     """
 
     def __init__(
@@ -170,7 +58,7 @@ class COCOEvaluator:
         ground_truth: dict,
         *,
         class_names: Sequence[str],
-        category_ids: Sequence[int],
+        category_ids: Sequence[int | str],
         model_class_names: Sequence[str] | None = None,
         n_model_classes: int | None = None,
         masks: bool = True,
@@ -181,13 +69,20 @@ class COCOEvaluator:
             raise ValueError(f'max_detections must be at least 1, got {max_detections}')
         if keypoints and not all('num_keypoints' in annotation for annotation in ground_truth['annotations']):
             raise ValueError('the model predicts keypoints, but the ground truth contains none')
-        self._kinds = [_BOXES, *([_MASKS] if masks else []), *([_KEYPOINTS] if keypoints else [])]
+        self._ground_truth = clean_ground_truth(ground_truth)
+        annotations = self._ground_truth['annotations']
+        masks = masks and (not annotations or any('segmentation' in annotation for annotation in annotations))
+        self._kinds = [BOXES, *([MASKS] if masks else []), *([KEYPOINTS] if keypoints else [])]
         self._max_detections = max_detections
-        self._ground_truth = ground_truth
-        self._known_images = {image['id'] for image in ground_truth['images']}
         self.class_names = tuple(class_names)
-        self.category_ids = tuple(category_ids)
+        self.category_ids = tuple(read_id(category_id, 'a category id') for category_id in category_ids)
         self._categories = _match_categories(self.class_names, self.category_ids, model_class_names, n_model_classes)
+        self._images = {image['id']: image for image in self._ground_truth['images']}
+        # COCOeval needs ids that NumPy can sort and compare: it gets numbers in the order of the ids.
+        self._image_numbers = _number_ids(self._images)
+        self._category_numbers = _number_ids(
+            {*self.category_ids, *(category['id'] for category in self._ground_truth['categories'])}
+        )
         self._results: dict[int | str, list[dict]] = {}
 
     def add(self, image_id: int | str, detections: Detections) -> None:
@@ -199,15 +94,18 @@ class COCOEvaluator:
                 not used.
 
         Raises:
-            ValueError: The image is unknown or was added before, or masks or keypoints are missing.
+            ValueError: The image is unknown, has another size or was added before, or masks or keypoints are missing.
         """
-        if image_id not in self._known_images:
+        image_id = read_id(image_id.item() if isinstance(image_id, np.generic) else image_id, 'the image id')
+        if image_id not in self._images:
             raise ValueError(f'image {image_id!r} is not in the ground truth')
         if image_id in self._results:
             raise ValueError(f'image {image_id!r} has been added before')
-        if _MASKS in self._kinds and not detections.has_masks:
+        if MASKS in self._kinds and not detections.has_masks:
             raise ValueError(f'the detections of image {image_id!r} have no masks')
-        if _KEYPOINTS in self._kinds:
+        if MASKS in self._kinds:
+            _check_size(self._images[image_id], detections)
+        if KEYPOINTS in self._kinds:
             _check_keypoints(image_id, detections)
         if detections.labels.size and detections.labels.max() >= len(self._categories):
             raise ValueError(
@@ -249,7 +147,7 @@ class COCOEvaluator:
         if not self._results:
             raise ValueError('there is nothing to evaluate: no image was added')
         fields: dict[str, tuple[float, ...]] = {}
-        for kind in _KINDS:
+        for kind in KINDS:
             fields[kind.plural], fields[f'{kind.singular}_ap_per_class'] = (
                 self._evaluate_kind(kind) if kind in self._kinds else ((), ())
             )
@@ -278,27 +176,40 @@ class COCOEvaluator:
                 stream.write(json.dumps(_select_kind(self.results(), kind)).encode('utf-8'))
         return paths
 
-    def _evaluate_kind(self, kind: _Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _evaluate_kind(self, kind: Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return COCO's metrics of one kind and the AP of each class."""
         with _stdout_to_log():
-            truth = _to_coco(
-                self._ground_truth,
-                [annotation for annotation in self._ground_truth['annotations'] if kind.key in annotation],
-            )
-            results = _select_kind(self.results(), kind)
-            detections = truth.loadRes(results) if results else _to_coco(self._ground_truth, [])
-            evaluation = COCOeval(truth, detections, kind.name)
-            evaluation.params.imgIds = sorted(self._results)
-            evaluation.params.catIds = list(self.category_ids)
-            if kind != _KEYPOINTS:
+            truth = self._to_coco([a for a in self._ground_truth['annotations'] if kind.key in a])
+            results = [self._with_numbers(result) for result in _select_kind(self.results(), kind)]
+            evaluation = COCOeval(truth, truth.loadRes(results) if results else self._to_coco([]), kind.name)
+            evaluation.params.imgIds = sorted(self._image_numbers[image_id] for image_id in self._results)
+            evaluation.params.catIds = [self._category_numbers[category] for category in self.category_ids]
+            if kind != KEYPOINTS:
                 evaluation.params.maxDets = [min(count, self._max_detections) for count in (1, 10)]
                 evaluation.params.maxDets.append(self._max_detections)
             evaluation.evaluate()
             evaluation.accumulate()
-        order = [evaluation.params.catIds.index(category) for category in self.category_ids]
+        order = [evaluation.params.catIds.index(self._category_numbers[category]) for category in self.category_ids]
         # Axes of precision: IoU threshold, recall, class, size (0: all), number of detections per image (-1: largest).
         per_class = [_mean_of_valid(evaluation.eval['precision'][:, :, k, 0, -1]) for k in order]
         return _summarize(evaluation, kind), tuple(per_class)
+
+    def _to_coco(self, annotations: list[dict]) -> COCO:
+        """Return a ``COCO`` index of copies of the annotations, because pycocotools modifies them."""
+        coco = COCO()
+        coco.dataset = {
+            'info': {},
+            'images': [{**image, 'id': self._image_numbers[image['id']]} for image in self._images.values()],
+            'annotations': [self._with_numbers(annotation) for annotation in annotations],
+            'categories': [{'id': number} for number in self._category_numbers.values()],
+        }
+        coco.createIndex()
+        return coco
+
+    def _with_numbers(self, entry: dict) -> dict:
+        """Return a copy of an annotation or a result with the numbers of its image and category."""
+        image, category = self._image_numbers[entry['image_id']], self._category_numbers[entry['category_id']]
+        return {**entry, 'image_id': image, 'category_id': category}
 
 
 class Communicator(Protocol):
@@ -335,7 +246,7 @@ def evaluate_model(
         indices: Evaluate only these images.
         comm: Communicator of several processes, all of which call this function and process a part of the images;
             ``None`` for a single process.
-        max_detections: See :class:`COCOEvaluator`.  The model must predict as many.
+        max_detections: See :class:`COCOEvaluator`.  The limit of the model applies first.
 
     Returns:
         Metrics: The same in all processes.
@@ -396,11 +307,13 @@ def _finish(evaluator: COCOEvaluator, results_file: str | os.PathLike | None) ->
 
 def _match_categories(
     class_names: tuple[str, ...],
-    category_ids: tuple[int, ...],
+    category_ids: tuple[int | str, ...],
     model_class_names: Sequence[str] | None,
     n_model_classes: int | None,
-) -> list[int | None]:
+) -> list[int | str | None]:
     """Return the dataset's category id of each of the model's labels, ``None`` for classes that it does not have."""
+    if model_class_names is not None and class_names == tuple(model_class_names):  # also if two classes share a name
+        return list(category_ids)
     if model_class_names is not None and set(class_names) <= set(model_class_names):
         category_of = dict(zip(class_names, category_ids, strict=True))
         return [category_of.get(name) for name in model_class_names]
@@ -426,21 +339,27 @@ def _check_keypoints(image_id: int | str, detections: Detections) -> None:
         )
 
 
-def _select_kind(results: list[dict], kind: _Kind) -> list[dict]:
+def _check_size(image: dict, detections: Detections) -> None:
+    size = image.get('height'), image.get('width')
+    if None not in size and size != detections.size:
+        raise ValueError(
+            f'the detections of image {image["id"]!r} have the size {detections.size}, but the ground truth declares '
+            f'{size}'
+        )
+
+
+def _select_kind(results: list[dict], kind: Kind) -> list[dict]:
     """Return copies of the results that contain only one kind of prediction."""
-    dropped = {k.key for k in _KINDS if k != kind}
+    dropped = {k.key for k in KINDS if k != kind}
     return [{key: value for key, value in result.items() if key not in dropped} for result in results]
 
 
-def _to_coco(content: dict, annotations: list[dict]) -> COCO:
-    """Return a ``COCO`` index of copies of the annotations, because pycocotools modifies them."""
-    coco = COCO()
-    coco.dataset = {'info': {}, **content, 'annotations': [dict(annotation) for annotation in annotations]}
-    coco.createIndex()
-    return coco
+def _number_ids(ids: Iterable[int | str]) -> dict[int | str, int]:
+    """Return the number, from 1, of each id in their order."""
+    return {value: number for number, value in enumerate(sorted(ids, key=id_order), 1)}
 
 
-def _summarize(evaluation: COCOeval, kind: _Kind) -> tuple[float, ...]:
+def _summarize(evaluation: COCOeval, kind: Kind) -> tuple[float, ...]:
     """Return the means of ``COCOeval.summarize``, which finds no AP if ``maxDets`` does not end with 100."""
     thresholds = {'50': 0, '75': 5}  # indices in 0.5, 0.55, ..., 0.95
     sizes = {label[0]: i for i, label in enumerate(evaluation.params.areaRngLbl)}
