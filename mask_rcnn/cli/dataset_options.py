@@ -11,6 +11,7 @@ from mask_rcnn.cli.command import UsageError, flag
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
 from mask_rcnn.datasets.synthetic.rich_shapes import RichShapesDataset
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
+from mask_rcnn.io.console import print_warning
 
 #: A dataset of the commands.
 Dataset = COCODataset | ShapesDataset | RichShapesDataset
@@ -70,6 +71,12 @@ def add_arguments(parser: argparse._ActionsContainer, folder: Path, *, parts: Se
         default=None,
         help='skip and count broken images and annotations instead of stopping at the first one',
     )
+    add(
+        '--strict',
+        action='store_true',
+        default=None,
+        help='stop if objects or images would be left out (otherwise, a warning counts them)',
+    )
     parser.set_defaults(coco_folder=folder / 'COCO')
 
 
@@ -83,6 +90,7 @@ class DatasetArguments:
         files: The user's own data: part -> annotation file and folder of images.  Empty for the datasets of
             :data:`DATASETS`.
         skip_broken: Skip broken images and annotations.
+        strict: Refuse data of which a part is left out.
         is_default: True if no option selects the dataset.
     """
 
@@ -90,6 +98,7 @@ class DatasetArguments:
     folder: Path
     files: Mapping[str, tuple[Path, Path]]
     skip_broken: bool = False
+    strict: bool = False
     is_default: bool = False
 
     @classmethod
@@ -106,6 +115,7 @@ class DatasetArguments:
             args.data_dir or args.coco_folder,
             files,
             bool(args.skip_broken),
+            bool(args.strict),
             is_default=not (args.dataset or args.data_dir or files),
         )
 
@@ -123,7 +133,15 @@ class DatasetArguments:
         return str(self.files[part][0]) if part in self.files else f'{self.name} ({part})'
 
     def open(
-        self, part: str, *, size: int, seed: int = 0, keypoints: bool = False, apply_orientation: bool = True
+        self,
+        part: str,
+        *,
+        size: int,
+        seed: int = 0,
+        keypoints: bool = False,
+        masks: bool = True,
+        apply_orientation: bool = True,
+        kept_classes: Sequence[str] = (),
     ) -> Dataset:
         """Open a part of the dataset.
 
@@ -132,11 +150,14 @@ class DatasetArguments:
             size: Side of generated images in pixels.
             seed: Seed of the generated training images.
             keypoints: Whether the objects have COCO's 17 keypoints.
+            masks: Whether the network has a mask head.
             apply_orientation: Whether the EXIF orientation of the image files is applied.
+            kept_classes: See :class:`~mask_rcnn.datasets.coco.COCODataset`.
 
         Raises:
             UsageError: Generated images have no keypoints.
-            mask_rcnn.datasets.coco.AnnotationFileError: The annotations cannot be used.
+            mask_rcnn.datasets.coco.AnnotationFileError: The annotations cannot be used, or a part of the data is left
+                out despite ``strict``.
             mask_rcnn.preprocessing.image_io.ImageFileError: An image cannot be used.
         """
         is_training = part == 'train'
@@ -145,25 +166,51 @@ class DatasetArguments:
                 raise UsageError(f'--dataset {self.name} has no keypoints')
             n_images = N_GENERATED[self.name][part]
             return GENERATED[self.name](n_images, size=max(size, 32), seed=seed if is_training else _VALIDATION_SEED)
-        if part in self.files:
-            annotations, images = self.files[part]
-        else:
-            name = f'{"person_keypoints" if keypoints else "instances"}_{part}2017.json'
-            annotations, images = self.folder / 'annotations' / name, self.folder / f'{part}2017'
-            if not annotations.exists():
-                raise AnnotationFileError(
-                    annotations,
-                    'no such file or directory; ./getcoco.sh downloads COCO, and '
-                    f'--{part}-annotations and --{part}-images name your own data',
-                )
-        return COCODataset(
+        annotations, images = self._find_files(part, keypoints)
+        dataset = COCODataset(
             annotations,
             images,
             skip_broken=self.skip_broken,
             only_annotated=is_training,
             keypoints=keypoints,
             apply_orientation=apply_orientation,
+            masks=masks,
+            kept_classes=kept_classes,
         )
+        if self.strict and dataset.omissions:
+            raise AnnotationFileError(annotations, f'{dataset.omissions} (--strict)')
+        return dataset
+
+    def _find_files(self, part: str, keypoints: bool) -> tuple[Path, Path]:
+        """Return the annotation file and the folder of the images."""
+        if part in self.files:
+            return self.files[part]
+        name = f'{"person_keypoints" if keypoints else "instances"}_{part}2017.json'
+        annotations = self.folder / 'annotations' / name
+        if not annotations.exists():
+            raise AnnotationFileError(
+                annotations,
+                'no such file or directory; ./getcoco.sh downloads COCO, and '
+                f'--{part}-annotations and --{part}-images name your own data',
+            )
+        return annotations, self.folder / f'{part}2017'
+
+
+def print_remarks(dataset: Dataset, name: str) -> None:
+    """Print a warning for each remark of a dataset, such as the summary of what is left out.
+
+    Args:
+        dataset: The dataset.
+        name: The dataset's name in the warnings.
+    """
+    for remark in getattr(dataset, 'remarks', ()):
+        print_warning(f'{name}: {remark}')
+
+
+def model_category_ids(dataset: Dataset) -> tuple[int, ...]:
+    """Return the category ids of a dataset for a model, whose ids are integers: 1, 2, ... if they are texts."""
+    ids = tuple(category for category in dataset.category_ids if isinstance(category, int))
+    return ids if len(ids) == len(dataset.class_names) else tuple(range(1, len(dataset.class_names) + 1))
 
 
 def _parts(args: argparse.Namespace) -> list[str]:
@@ -185,7 +232,7 @@ def _check_conflicts(args: argparse.Namespace) -> None:
                 f'{flag(name)} and --{_parts(args)[0]}-annotations contradict each other: give either a known dataset '
                 'or your own data'
             )
-    for name in ('data_dir', 'skip_broken'):
+    for name in ('data_dir', 'skip_broken', 'strict'):
         if args.dataset in GENERATED and getattr(args, name) is not None:
             raise UsageError(
                 f'--dataset {args.dataset} and {flag(name)} contradict each other: {args.dataset} has no files'

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mask_rcnn
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
-from mask_rcnn.cli.dataset_options import GENERATED, Dataset, DatasetArguments
+from mask_rcnn.cli.dataset_options import GENERATED, Dataset, DatasetArguments, model_category_ids, print_remarks
 from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
 from mask_rcnn.cli.options import (
     BN2AFFINE_HELP,
@@ -111,6 +111,7 @@ def open_evaluation_data(data: DatasetArguments, model: MaskRCNN) -> tuple[Datas
         'val',
         size=config.min_size,
         keypoints=config.n_keypoint > 0,
+        masks=config.masks,
         apply_orientation=config.dialect.input.apply_orientation,
     )
     name_classes(model, dataset)
@@ -121,7 +122,7 @@ def name_classes(model: MaskRCNN, dataset: Dataset) -> None:
     """Give a model from a file without class names the classes of the dataset, if their number is the same."""
     n_classes = model.config.n_fg_class
     if model.class_names == placeholder_names(n_classes) and len(dataset.class_names) == n_classes:
-        model.class_names, model.category_ids = tuple(dataset.class_names), tuple(dataset.category_ids)
+        model.class_names, model.category_ids = tuple(dataset.class_names), model_category_ids(dataset)
 
 
 def check_classes(model: MaskRCNN, dataset: Dataset, name: str) -> None:
@@ -173,6 +174,8 @@ def evaluate_to_folder(
     """
     communicator = communicator or Communicator()
     check_classes(model, dataset, name)
+    if communicator.is_main:
+        print_remarks(dataset, name)
     folder.mkdir(parents=True, exist_ok=True)
     metrics = evaluate_model(model, dataset, results_file=folder / 'results.json', comm=communicator)
     if communicator.is_main:

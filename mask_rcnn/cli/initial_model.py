@@ -7,7 +7,7 @@ from typing import Any
 
 import mask_rcnn
 from mask_rcnn.cli.command import UsageError
-from mask_rcnn.cli.dataset_options import ANCHOR_SIZES, PROPOSALS, SIZES, Dataset
+from mask_rcnn.cli.dataset_options import ANCHOR_SIZES, PROPOSALS, SIZES, Dataset, model_category_ids
 from mask_rcnn.cli.evaluate import name_classes, shorten_names
 from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import PRESETS, Config
@@ -46,7 +46,7 @@ def make_model(args: TrainArguments, train_set: Dataset, *, is_main: bool) -> tu
     return model, snapshot
 
 
-def data_options(args: TrainArguments) -> dict[str, bool]:
+def data_options(args: TrainArguments) -> dict[str, Any]:
     """Return the arguments of :meth:`DatasetArguments.open` that the network of a run determines.
 
     They are read from the file of ``--resume`` or ``--pretrained``.
@@ -59,15 +59,23 @@ def data_options(args: TrainArguments) -> dict[str, bool]:
         path = None if args.pretrained in ('none', IMAGENET) else find_pretrained(args.pretrained, _preset(args))
         config = _base_config(args, None if path is None else formats.read(path))
         keypoints = args.keypoints
+        masks = dict(args.fields).get('masks', not keypoints)
+        class_names: tuple[str, ...] = ()
     else:
         is_run = is_snapshot(args.resume)
-        config = read_model_meta(args.resume).config if is_run else formats.read(args.resume).config
+        model = read_model_meta(args.resume) if is_run else formats.read(args.resume)
+        config, masks, class_names = model.config, model.config.masks, model.class_names
         keypoints = config.n_keypoint > 0
         if args.keypoints and not keypoints:
             raise UsageError(
                 f'--keypoints and --resume {args.resume} contradict each other: the network has no keypoint head'
             )
-    return {'keypoints': keypoints, 'apply_orientation': config.dialect.input.apply_orientation}
+    return {
+        'keypoints': keypoints,
+        'masks': masks,
+        'apply_orientation': config.dialect.input.apply_orientation,
+        'kept_classes': class_names,
+    }
 
 
 def load_model(args: TrainArguments) -> MaskRCNN:
@@ -107,7 +115,7 @@ def _new_model(args: TrainArguments, train_set: Dataset, is_main: bool) -> MaskR
     model = mask_rcnn.build(
         _new_config(args, file, len(train_set.class_names)),
         class_names=train_set.class_names,
-        category_ids=train_set.category_ids,
+        category_ids=model_category_ids(train_set),
     )
     if path is not None:
         report = load_pretrained(model, path, file)

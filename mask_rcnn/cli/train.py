@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, report_error, run_and_report_errors
-from mask_rcnn.cli.dataset_options import SIZES, Dataset
+from mask_rcnn.cli.dataset_options import SIZES, Dataset, print_remarks
 from mask_rcnn.cli.evaluate import check_classes, evaluate_to_folder, open_evaluation_data
 from mask_rcnn.cli.initial_model import data_options, load_model, make_model
 from mask_rcnn.cli.options import check_precision, choose_device
@@ -179,6 +179,7 @@ def _print_datasets(datasets: Mapping[str, Dataset | None]) -> None:
                 f'{name}: {len(dataset)} images, {len(dataset.class_names)} classes'
                 + f' ({n_skipped} broken images and annotations skipped)' * bool(n_skipped)
             )
+            print_remarks(dataset, name)
 
 
 def _options(args: TrainArguments, communicator: Communicator, config: Config) -> TrainingOptions:
