@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import math
 import os
 import random
@@ -23,14 +25,16 @@ from mask_rcnn.config import Config
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, evaluate_model
 from mask_rcnn.io.console import print_line, print_warning
+from mask_rcnn.io.folder_lock import FolderInUseError, lock_folder
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
-from mask_rcnn.training.distributed import Communicator, DistributedError
+from mask_rcnn.training.distributed import Communicator, DistributedError, run_together
 from mask_rcnn.training.earlier_run import set_aside_run
+from mask_rcnn.training.failures import describe_error
 from mask_rcnn.training.schedule import detectron_schedule, step_schedule
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot
 from mask_rcnn.training.tensorboard import TensorBoardMissingError, writer_class
@@ -38,6 +42,8 @@ from mask_rcnn.training.trainer import TrainingOptions, TrainingRun, build_train
 from mask_rcnn.training.updater import NonFiniteLossError
 from mask_rcnn.training.worker_pool import ExampleError, WorkerError
 from mask_rcnn.weights import WeightFileError
+
+_logger = logging.getLogger(__name__)
 
 #: Iterations without ``--iteration`` and ``--schedule``.
 _DEFAULT_ITERATIONS = 800000
@@ -54,6 +60,7 @@ _ERRORS = (
     TensorBoardMissingError,
     ExampleError,
     WorkerError,
+    FolderInUseError,
 )
 
 
@@ -64,7 +71,7 @@ def run(namespace: argparse.Namespace) -> int:
         communicator = distributed.create_communicator(args.communicator)
     except UsageError as error:
         return report_error(str(error), 2)
-    except DistributedError as error:
+    except (DistributedError, WeightFileError) as error:
         return report_error(str(error))
     with communicator.guard():
         status = _run_and_report_errors(partial(_evaluate if args.only_evaluates else _train, args, communicator))
@@ -86,10 +93,7 @@ def _run_and_report_errors(action: Callable[[], int]) -> int:
     try:
         return run_and_report_errors(action, _ERRORS)
     except MemoryError as error:
-        reason = ' '.join(str(error).split())[:100]
-        return report_error(
-            'not enough memory (more --subdivisions or a smaller --min-size need less)' + f': {reason}' * bool(reason)
-        )
+        return report_error(describe_error(error))
 
 
 def _evaluate(args: TrainArguments, communicator: Communicator) -> int:
@@ -105,7 +109,16 @@ def _evaluate(args: TrainArguments, communicator: Communicator) -> int:
 
 
 def _train(args: TrainArguments, communicator: Communicator) -> int:
+    """Train while no other training uses the output folder."""
     args.out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if communicator.is_main:
+            stack.enter_context(lock_folder(args.out, user='training', warn=print_warning))
+        communicator.barrier()
+        return _train_in_locked_folder(args, communicator)
+
+
+def _train_in_locked_folder(args: TrainArguments, communicator: Communicator) -> int:
     if args.tensorboard and communicator.is_main:
         writer_class()  # fails before the data are read, not after
     gpu = _choose_gpu(args, communicator)
@@ -136,10 +149,8 @@ def _train(args: TrainArguments, communicator: Communicator) -> int:
     try:
         with using_precision(args.precision):
             training.start()
-    except NonFiniteLossError as error:
-        resumed = args.resume if args.resume and args.resume.exists() else None  # it may have been set aside
-        last = training.snapshots.last or resumed
-        return report_error(f'{error}; ' + (f'the last good state is {last}' if last else 'there is no snapshot yet'))
+    except (Exception, KeyboardInterrupt) as error:
+        return _report_failure(training, error, args, communicator)
     communicator.barrier()  # the main process may still be writing
     return _report(training, args, communicator)
 
@@ -234,9 +245,10 @@ def _default_workers() -> int:
 
 
 def _evaluator(model: MaskRCNN, val_set: Dataset | None, communicator: Communicator) -> Callable[[Path], Metrics]:
-    """Return a function that evaluates the model and writes its detections to a file."""
-    return lambda results: evaluate_model(
-        model, val_set, progress=communicator.is_main, results_file=results, comm=communicator
+    """Return a function that evaluates the model and writes its detections to a file; it fails in all processes."""
+    return lambda results: run_together(
+        communicator,
+        lambda comm: evaluate_model(model, val_set, progress=comm.is_main, results_file=results, comm=comm),
     )
 
 
@@ -263,7 +275,7 @@ def _restore(training: TrainingRun, snapshot: Snapshot, communicator: Communicat
         before = snapshot.options.get(name)
         if before != value:
             print_warning(f'{name} was {before}, and is {value} from now on')
-    print_line(f'resuming after iteration {snapshot.iteration}')
+    print_line(f'resuming after iteration {snapshot.iteration} of {snapshot.path}')
 
 
 def _report(training: TrainingRun, args: TrainArguments, communicator: Communicator) -> int:
@@ -282,7 +294,9 @@ def _report(training: TrainingRun, args: TrainArguments, communicator: Communica
     if not communicator.is_main:
         return 0
     if args.snapshot and (last is None or last.name != f'snapshot_iter_{iteration}.npz'):
-        return report_error(f'the last state is not saved; {_resume_advice(last)}')
+        model_path = args.out / f'model_iter_{iteration}.npz'
+        saved = f', only the model {model_path}' if model_path.exists() else ''
+        return report_error(f'the last state is not saved{saved}; {_resume_advice(last)}')
     model = f'; the model is {args.out}/model_iter_{iteration}.npz' if args.snapshot else ''
     print_line(f'done after {iteration} iterations{model}')
     return 0
@@ -290,3 +304,35 @@ def _report(training: TrainingRun, args: TrainArguments, communicator: Communica
 
 def _resume_advice(last: Path | None) -> str:
     return f'resume with --resume {last}' if last else 'no snapshot was written'
+
+
+def _report_failure(
+    training: TrainingRun, error: BaseException, args: TrainArguments, communicator: Communicator
+) -> int:
+    """Print why a run has failed and what is saved; returns the exit status."""
+    _logger.debug('the run has failed', exc_info=error)
+    reason, status = describe_error(error), 1
+    if isinstance(error, KeyboardInterrupt):
+        number = training.signal_handler.signal or signal.SIGINT
+        reason, status = f'interrupted by {signal.Signals(number).name}', 128 + number
+    if communicator.is_main or not communicator.failed_together:
+        report_error('; '.join(filter(None, (reason, _describe_saved_state(training, error, args)))))
+    if communicator.failed_together:
+        communicator.barrier()  # a process that ends with an error may end the others
+    if communicator.size > 1:
+        raise SystemExit(status)  # other processes may wait for this one: the guard ends them as well
+    return status
+
+
+def _describe_saved_state(training: TrainingRun, error: BaseException, args: TrainArguments) -> str:
+    """Return the snapshot to resume after an error, as text; empty if the run has not completed an iteration."""
+    iteration, last = training.trainer.updater.iteration, training.snapshots.last
+    if last is not None and last.name == f'snapshot_iter_{iteration}.npz':
+        advice = 'resume with a lower learning rate:' if isinstance(error, NonFiniteLossError) else 'resume with'
+        return f'the state after iteration {iteration} is saved; {advice} --resume {last}'
+    resumed = args.resume if args.resume and args.resume.exists() else None  # it may have been set aside
+    if last is not None or resumed is not None:
+        return f'the last good state is {last or resumed}'
+    if not args.snapshot:
+        return 'no state is saved, because of --snapshot 0'
+    return 'there is no snapshot yet' if isinstance(error, NonFiniteLossError) else ''

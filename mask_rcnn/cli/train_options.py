@@ -23,10 +23,11 @@ from mask_rcnn.cli.options import (
     positive_int,
 )
 from mask_rcnn.config import EXTRACTORS, Config
+from mask_rcnn.io.console import print_warning
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
 from mask_rcnn.training.schedule import DETECTRON_SCHEDULES
-from mask_rcnn.training.snapshot import is_snapshot, read_options
+from mask_rcnn.training.snapshot import check_snapshot, find_newest_snapshot, is_snapshot, read_options
 from mask_rcnn.weights import WeightFileError
 
 #: The options that ``--schedule`` replaces.
@@ -76,9 +77,11 @@ GPU memory:
   set here. If other programs use the same GPU, set CUPY_GPU_MEMORY_LIMIT=60% (or a number of bytes).
 
 exit status:
-  0; 1 for a failed run; 2 for bad arguments; 128 + N after signal N: Ctrl-C, SIGTERM and SIGUSR1 finish the
-  iteration and write a snapshot (a second signal stops immediately). mpiexec ends its processes itself after
-  Ctrl-C and SIGTERM; it forwards SIGUSR1.
+  0; 1 for a failed run; 2 for bad arguments; 128 + N after signal N: Ctrl-C, a closed terminal (SIGHUP), SIGTERM,
+  SIGQUIT, SIGXCPU, SIGUSR1 and SIGUSR2 finish the iteration and write a snapshot. After a second signal, the
+  iteration is dropped and the state before it is saved; a third one stops immediately. mpiexec ends its
+  processes itself after Ctrl-C and SIGTERM; it forwards SIGUSR1.
+  An error ends a run in the same way: the state after the last complete iteration is saved first.
 """
 
 
@@ -181,7 +184,8 @@ def _add_initial_weights(add: AddArgument) -> None:
         '--resume',
         type=Path,
         metavar='FILE',
-        help='a snapshot, to continue its run exactly, or a model, to start from it',
+        help='a snapshot, to continue its run exactly; a folder, to continue from its newest whole snapshot; or a '
+        'model, to start from it',
     )
 
 
@@ -363,8 +367,10 @@ class TrainArguments:
 
         Raises:
             UsageError: Two options contradict each other; the message names both.
+            WeightFileError: The snapshot to resume is damaged; the message names one that is not.
         """
         data = DatasetArguments.from_namespace(args)
+        args.resume = _choose_snapshot(args.resume)
         _check_conflicts(args)
         _check_data(args, data)
         values: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(cls)}
@@ -390,6 +396,19 @@ class TrainArguments:
     def only_evaluates(self) -> bool:
         """True if nothing is trained (``--lr 0``)."""
         return self.lr == 0
+
+
+def _choose_snapshot(path: Path | None) -> Path | None:
+    """Return the newest whole snapshot of a folder, or the file itself."""
+    if path is None:
+        return None
+    if not path.is_dir():
+        check_snapshot(path)
+        return path
+    newest = find_newest_snapshot(path, report_damaged=print_warning)
+    if newest is None:
+        raise UsageError(f'--resume {path}: the folder contains no whole snapshot')
+    return newest
 
 
 def _inherit_from_snapshot(args: argparse.Namespace) -> dict[str, Any]:

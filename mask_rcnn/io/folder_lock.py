@@ -37,8 +37,8 @@ def lock_folder(folder: str | os.PathLike, *, user: str, warn: Callable[[str], N
         lock.acquire()
     except Timeout:
         raise FolderInUseError(f'{folder} is in use by another {user}{_read_holder(path)}') from None
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, 'strerror', None) or error
+    except OSError as error:
+        reason = error.strerror or error
         warn(f'{folder} cannot be locked ({reason}): no other {user} may use it at the same time')
         yield
         return

@@ -23,9 +23,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import chainer
 import numpy as np
@@ -33,9 +33,12 @@ import numpy as np
 from mask_rcnn.compat import patch_chainermn
 from mask_rcnn.inference.save import collect_arrays
 from mask_rcnn.ops.runtime.device import cuda_device_count
+from mask_rcnn.training.failures import describe_error
 from mask_rcnn.weights import WeightFileError, load_arrays
 
 _logger = logging.getLogger(__name__)
+
+_Result = TypeVar('_Result')
 
 #: ChainerMN's communicators that :func:`create_communicator` supports: MPI between CPUs, and NCCL between GPUs.
 NAMES = ('naive', 'pure_nccl')
@@ -48,6 +51,10 @@ class DistributedError(RuntimeError):
     """Distributed training cannot start or continue; ``str()`` is one line that states the reason."""
 
 
+class ProcessError(DistributedError):
+    """Another process has failed; ``str()`` is one line with the number of the process and its error."""
+
+
 class Communicator:
     """Communication between the processes of a run.  This base class implements a run with a single process.
 
@@ -57,11 +64,13 @@ class Communicator:
         rank (int): Index of this process, from 0.
         size (int): Number of processes.
         intra_rank (int): Index of this process on its host, which is also its CUDA device id.
+        failed_together (bool): True after :meth:`agree` has raised, so that all processes do the same.
     """
 
     rank = 0
     size = 1
     intra_rank = 0
+    failed_together = False
 
     @property
     def is_main(self) -> bool:
@@ -95,6 +104,20 @@ class Communicator:
     def any(self, flag: bool) -> bool:
         """Return whether the flag is true in any process."""
         return bool(flag)
+
+    def agree(self, error: BaseException | None) -> None:
+        """Raise in all processes if any of them has failed, so that none waits for another one.
+
+        Args:
+            error: The error of this process, or ``None``.
+
+        Raises:
+            BaseException: ``error``.
+            ProcessError: Another process has failed.
+        """
+        if error is not None:
+            self.failed_together = True
+            raise error
 
     def gather(self, obj: Any) -> list | None:
         """Return the objects of all processes, by rank, in process 0 and ``None`` in the others."""
@@ -232,6 +255,14 @@ class _MPICommunicator(Communicator):
     def any(self, flag: bool) -> bool:
         return any(self._mpi.allgather(bool(flag)))
 
+    def agree(self, error: BaseException | None) -> None:
+        lines = self._mpi.allgather(None if error is None else f'process {self.rank}: {describe_error(error)}')
+        super().agree(error)
+        failures = [line for line in lines if line is not None]
+        if failures:
+            self.failed_together = True
+            raise ProcessError(failures[0])
+
     def gather(self, obj: Any) -> list | None:
         return self._mpi.gather(obj)
 
@@ -275,6 +306,50 @@ class _MPICommunicator(Communicator):
         total = np.empty_like(array, np.float64)
         self._mpi.Allreduce(array.astype(np.float64), total)
         return (total / self.size).astype(array.dtype)
+
+
+class _AgreeingCommunicator(Communicator):
+    """A communicator whose collective operations raise if another process has failed; see :func:`run_together`."""
+
+    def __init__(self, communicator: Communicator):
+        self._communicator = communicator
+        self.rank, self.size, self.intra_rank = communicator.rank, communicator.size, communicator.intra_rank
+
+    def gather(self, obj: Any) -> list | None:
+        self._communicator.agree(None)
+        return self._communicator.gather(obj)
+
+    def broadcast_object(self, obj: Any) -> Any:
+        self._communicator.agree(None)
+        return self._communicator.broadcast_object(obj)
+
+
+def run_together(communicator: Communicator, action: Callable[[Communicator], _Result]) -> _Result:
+    """Return the result of an action of all processes; if it fails in one process, it fails in all of them.
+
+    Args:
+        communicator: The communicator.
+        action: Called with a communicator that has :meth:`Communicator.gather` and
+            :meth:`Communicator.broadcast_object`.
+
+    Raises:
+        ProcessError: The action has failed in any of several processes.  (In a single process, its error propagates.)
+    """
+    if communicator.size == 1:
+        return action(communicator)
+    try:
+        try:
+            result = action(_AgreeingCommunicator(communicator))
+        except ProcessError:
+            raise
+        except Exception as error:
+            with contextlib.suppress(type(error)):
+                communicator.agree(error)
+            raise ProcessError(f'process {communicator.rank}: {describe_error(error)}') from error
+        communicator.agree(None)
+        return result
+    finally:
+        communicator.failed_together = False  # the run goes on
 
 
 class _Parameters:

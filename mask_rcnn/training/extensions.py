@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import chainer
 from chainer import training
 from chainer.training import extensions
 
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.training import plots
-from mask_rcnn.training.distributed import Communicator
+from mask_rcnn.training.distributed import Communicator, ProcessError
+from mask_rcnn.training.failures import describe_error
 from mask_rcnn.training.optimizer import MomentumSGD, set_learning_rate
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.signals import SignalHandler
@@ -34,6 +37,43 @@ class IntervalTrigger:
 
     def __call__(self, trainer: training.Trainer) -> bool:
         return (self._n > 0 and trainer.updater.iteration % self._n == 0) or self._also(trainer)
+
+
+class Tolerant(training.Extension):
+    """Trainer extension: calls an extension that the run does not depend on; its errors are warnings.
+
+    Args:
+        extension: The extension, with a name.
+        warn: Called with one line if the extension fails, once for each text.
+        signal_handler: The second stop signal interrupts the extension.
+    """
+
+    def __init__(self, extension: training.Extension, warn: Callable[[str], None], signal_handler: SignalHandler):
+        self._extension, self._warn, self._signal_handler = extension, warn, signal_handler
+        self.name, self.priority = extension.name, extension.priority
+        self._warnings: set[str] = set()
+
+    def initialize(self, trainer: training.Trainer) -> None:
+        self._try(self._extension.initialize, trainer)
+
+    def __call__(self, trainer: training.Trainer) -> None:
+        with contextlib.suppress(KeyboardInterrupt), self._signal_handler.interruptible(2):
+            self._try(self._extension, trainer)
+
+    def finalize(self) -> None:
+        self._try(self._extension.finalize)
+
+    def serialize(self, serializer: chainer.Serializer | chainer.Deserializer) -> None:
+        self._extension.serialize(serializer)
+
+    def _try(self, function: Callable, *args: Any) -> None:
+        try:
+            function(*args)
+        except Exception as error:
+            line = f'{self.name}: {describe_error(error)}'
+            if line not in self._warnings:
+                self._warnings.add(line)
+                self._warn(line)
 
 
 class LearningRateScheduler(training.Extension):
@@ -94,14 +134,15 @@ class TrainingLog(extensions.LogReport):
             self._try(plots.plot_ap, Path(trainer.out) / 'ap.png', self.log)
 
     def _write_json(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may have been deleted during the run
         with open_for_writing(path) as file:
             file.write(json.dumps(self.log, indent=1).encode())
 
     def _try(self, write: Callable, *args: Any) -> None:
         try:
             write(*args)
-        except OSError as error:
-            self._warn(str(error))
+        except Exception as error:
+            self._warn(describe_error(error))
 
 
 class ConsoleTable(training.Extension):
@@ -202,13 +243,15 @@ class Evaluation(training.Extension):
     """Trainer extension: evaluates the model and reports ``validation/bbox/AP`` and the other metrics.
 
     Args:
-        evaluate: Called with the file for the results, returns :class:`~mask_rcnn.evaluation.Metrics`.
+        evaluate: Called with the file for the results, returns :class:`~mask_rcnn.evaluation.Metrics`.  If it raises,
+            the run continues with a warning; with several processes, only if it raises ``ProcessError`` in all of them
+            (:func:`~mask_rcnn.training.distributed.run_together`).
         snapshots: Saves the best model, by the AP of keypoints, masks or boxes: the first of these that the model
             predicts.
         signal_handler: A stop signal ends an evaluation in progress.
         communicator: Only the main process writes and reports.
         print_line: Called with the table of the metrics.
-        warn: Called with one line if the results cannot be written.
+        warn: Called with one line if the evaluation fails.
     """
 
     name = 'evaluation'  # type: ignore[assignment]  # Chainer declares None
@@ -228,27 +271,33 @@ class Evaluation(training.Extension):
         self._signal_handler, self._communicator = signal_handler, communicator
 
     def __call__(self, trainer: training.Trainer) -> None:
-        results = Path(trainer.out) / f'results_iter_{trainer.updater.iteration}.json'
-        metrics = self._try_evaluate(results)
-        if metrics is None:
+        iteration = trainer.updater.iteration
+        results = Path(trainer.out) / f'results_iter_{iteration}.json'
+        try:
+            metrics = self._try_evaluate(results)
+            if metrics is None:
+                return
+            summary, table = metrics.summary(), metrics.table()
+        except Exception as error:
+            if self._communicator.size > 1 and not isinstance(error, ProcessError):
+                raise  # the other processes do not know of it
+            if self._communicator.is_main:
+                self._warn(f'the evaluation after {iteration} iterations has failed: {describe_error(error)}')
             return
-        summary = metrics.summary()
         trainer.observation.update((f'validation/{name}', value) for name, value in summary.items())
         if self._communicator.is_main:
-            self._print_line(f'evaluation after {trainer.updater.iteration} iterations: {results.stem}.*.json')
-            self._print_line(metrics.table())
+            self._print_line(f'evaluation after {iteration} iterations: {results.stem}.*.json')
+            self._print_line(table)
             scores = [summary[name] for name in _SELECTION_METRICS if name in summary]
             self._snapshots.save_if_best(trainer, scores[0] if scores else -1)
 
     def _try_evaluate(self, results: Path) -> Metrics | None:
-        """Return the metrics, or ``None`` if the evaluation was interrupted or its results cannot be written."""
+        """Return the metrics, or ``None`` after an interrupt."""
         if self._communicator.size > 1:  # if one process stopped alone, the others would wait forever
             return self._evaluate(results)
         try:
             with self._signal_handler.interruptible():
+                results.parent.mkdir(parents=True, exist_ok=True)  # it may have been deleted during the run
                 return self._evaluate(results)
         except KeyboardInterrupt:
-            return None
-        except OSError as error:
-            self._warn(f'no evaluation: {error}')
             return None

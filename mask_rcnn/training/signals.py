@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -11,14 +12,32 @@ from chainer import training
 
 from mask_rcnn.training.distributed import Communicator
 
+#: Names of the signals that stop a run: of the user, of a closed terminal, and of schedulers before they kill a job.
+_STOP_SIGNAL_NAMES = (
+    'SIGINT',
+    'SIGTERM',
+    'SIGHUP',
+    'SIGQUIT',
+    'SIGUSR1',
+    'SIGUSR2',
+    'SIGXCPU',
+    'SIGBREAK',
+)
+
 #: The signals that stop a run.  The parent process handles them; worker processes block them.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, 'SIGUSR1') else []))
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_SIGNAL_NAMES if hasattr(signal, name))
+
+#: The number of signals that stops a run at any place, even while it writes a file.
+_MAX_SIGNALS = 3
 
 
 class SignalHandler:
-    """Records the first stop signal, so that the run stops after its iteration, and raises on the second.
+    """Counts the stop signals.
 
-    The signals are SIGTERM, Ctrl-C and SIGUSR1.  ``mpiexec`` forwards SIGUSR1 without ending its processes itself.
+    The first signal stops the run after its iteration.  ``KeyboardInterrupt`` is raised inside of
+    :meth:`interruptible`, and by the third signal everywhere, for a run that waits for something.
+
+    ``mpiexec`` forwards SIGUSR1 without ending its processes itself.
 
     Attributes:
         signal (int or None): Number of the first signal, ``None`` before it.
@@ -26,12 +45,26 @@ class SignalHandler:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._may_raise = False
+        self._count = 0
+        self._limit = _MAX_SIGNALS
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals within the context; must be called in the main thread."""
-        before = {signum: signal.signal(signum, self._handle) for signum in STOP_SIGNALS}
+        """Handle the signals within the context.
+
+        Only the main thread can do so; in other threads, signals keep their handlers.  A signal that the parent process
+        made this one ignore stays ignored (``nohup``), except Ctrl-C, which shells ignore in background jobs.
+        """
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+            before = {
+                signum: handler
+                for signum, handler in handlers.items()
+                if handler is not None and (handler != signal.SIG_IGN or signum == signal.SIGINT)
+            }
+        for signum in before:
+            signal.signal(signum, self._handle)
         try:
             yield
         finally:
@@ -39,21 +72,23 @@ class SignalHandler:
                 signal.signal(signum, handler)
 
     @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Raise ``KeyboardInterrupt`` on the first signal within the context.
+    def interruptible(self, count: int = 1) -> Iterator[None]:
+        """Raise ``KeyboardInterrupt`` on the ``count``-th signal within the context, or at its start.
 
-        For long-running work that changes no state.
+        For long-running work that changes no state, or whose changes can be undone.
         """
-        self._may_raise = True
+        before, self._limit = self._limit, count
         try:
+            if self._count >= count:
+                raise KeyboardInterrupt
             yield
         finally:
-            self._may_raise = False
+            self._limit = before
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        is_second = self.signal is not None
         self.signal = self.signal or signum
-        if is_second or self._may_raise:
+        self._count += 1
+        if self._count >= self._limit:
             raise KeyboardInterrupt
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from chainer import serializers, training
 
 from mask_rcnn.inference.save import save
+from mask_rcnn.training.failures import describe_error
 from mask_rcnn.weights import ModelMeta, WeightFileError, formats
 from mask_rcnn.weights.errors import to_printable_ascii
 from mask_rcnn.weights.files import (
@@ -108,6 +109,9 @@ def write_snapshot(
         for name, array in members.items():
             with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+        archive.close()  # writes the directory
+        file.flush()
+        os.fsync(file.fileno())  # a power cut must not leave an empty file where older snapshots are removed
 
 
 def is_snapshot(path: str | os.PathLike) -> bool:
@@ -196,12 +200,50 @@ def list_snapshots(folder: str | os.PathLike) -> list[tuple[int, Path]]:
     return sorted(snapshots)
 
 
+def find_newest_snapshot(
+    folder: str | os.PathLike, *, report_damaged: Callable[[str], None] = lambda line: None
+) -> Path | None:
+    """Return the snapshot of the highest iteration that can be read, or ``None``.
+
+    The order is that of the iterations: clocks and the times of files do not matter.
+
+    Args:
+        folder: The folder.
+        report_damaged: Called with one line for each later snapshot that is damaged.
+    """
+    for _, path in reversed(list_snapshots(folder)):
+        try:
+            read_snapshot(path)
+        except WeightFileError as error:
+            report_damaged(str(error))
+        else:
+            return path
+    return None
+
+
+def check_snapshot(path: Path) -> None:
+    """Check a file with the name of a snapshot, and name another one if it is damaged.
+
+    Raises:
+        WeightFileError: The file is damaged.
+    """
+    if not _NAME.fullmatch(path.name) or not path.is_file():
+        return
+    try:
+        read_snapshot(path)
+    except WeightFileError as error:
+        whole = find_newest_snapshot(path.parent)
+        hint = f'the newest whole snapshot is {whole}' if whole else f'{path.parent} has no whole snapshot'
+        raise WeightFileError(path, f'{error.reason}; {hint}') from None
+
+
 class Snapshots(training.Extension):
     """Trainer extension: writes snapshots and models, and removes old ones.
 
     ``snapshot_iter_N.npz`` contains the complete state after ``N`` updates, ``model_iter_N.npz`` the model alone,
     ``snapshot_model.npz`` the newest model, and ``model_best.npz`` the model with the best evaluation so far.  If a
     file cannot be written, the run continues with a warning; older files are removed only after a new one is complete.
+    A folder that was deleted is created again.  A model with values that are not finite is not saved.
 
     A ``snapshot_model.npz`` that is not a model of this program is renamed, not replaced: the old Chainer port wrote
     its only result under this name.
@@ -215,6 +257,8 @@ class Snapshots(training.Extension):
 
     Attributes:
         last (Path or None): The last snapshot of this run.
+        last_model (Path or None): The last model of this run.
+        has_failed (bool): True if the last attempt to write a snapshot has failed.
     """
 
     name = 'snapshots'  # type: ignore[assignment]  # Chainer declares None
@@ -232,30 +276,50 @@ class Snapshots(training.Extension):
         self._meta, self._options, self._keep, self._warn, self._print_line = meta, options, keep, warn, print_line
         self._best = -np.inf
         self.last: Path | None = None
+        self.last_model: Path | None = None
+        self.has_failed = False
 
     def __call__(self, trainer: training.Trainer) -> None:
         self.write(trainer)
 
-    def write(self, trainer: training.Trainer) -> bool:
+    def write(self, trainer: training.Trainer, *, keep_old: bool = False) -> bool:
         """Write the snapshot and the models of the current iteration.
+
+        Args:
+            trainer: The trainer.
+            keep_old: Remove no older snapshot.
 
         Returns:
             True if the snapshot and its model are complete.
         """
         folder, iteration = Path(trainer.out), trainer.updater.iteration
         path = folder / f'snapshot_iter_{iteration}.npz'
-        if path == self.last:
+        if path == self.last and path.exists():
             return True
+        self.has_failed = True
         try:
-            save(folder / f'model_iter_{iteration}.npz', _model(trainer))
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write_model(folder / f'model_iter_{iteration}.npz', _model(trainer))
             write_snapshot(path, trainer, self._meta, self._options)
             self.last = path
-            self._remove_old(folder, iteration)
-        except (WeightFileError, OSError) as error:
-            self._warn(f'no snapshot of iteration {iteration}: {error}')
+            if not keep_old:
+                self._remove_old(folder, iteration)
+        except Exception as error:  # also of CUDA and of a lack of memory: the run may still go on
+            self._warn(f'no snapshot of iteration {iteration}: {describe_error(error)}')
             return False
+        self.has_failed = False
         self._write_newest_model(folder / NEWEST_MODEL, trainer)
         return True
+
+    def _write_model(self, path: Path, model: Any) -> None:
+        """Write a model; the last one is removed first if its snapshot could not be written, to make room."""
+        for name, param in sorted(model.namedparams()):
+            if param.array is not None and not bool(param.xp.isfinite(param.array).all()):
+                raise WeightFileError(path, f'is not written, because values of {name} are not finite')
+        if self.last_model is not None and self.last_model != path and not _snapshot_of(self.last_model).exists():
+            self.last_model.unlink(missing_ok=True)
+        save(path, model)
+        self.last_model = path
 
     def _write_newest_model(self, path: Path, trainer: training.Trainer) -> None:
         try:
@@ -264,8 +328,8 @@ class Snapshots(training.Extension):
                 save(path, _model(trainer))
             if kept is not None:
                 self._print_line(f'{path} was not a model of this program and is kept as {kept}')
-        except (WeightFileError, OSError) as error:
-            self._warn(f'the newest model is not saved: {error}')
+        except Exception as error:
+            self._warn(f'the newest model is not saved: {describe_error(error)}')
 
     def save_if_best(self, trainer: training.Trainer, score: float) -> None:
         """Write ``model_best.npz`` if the score is higher than all earlier ones."""
@@ -278,8 +342,8 @@ class Snapshots(training.Extension):
                 notes=[f'iteration {trainer.updater.iteration}, AP {score:.4f}'],
             )
             self._best = score
-        except (WeightFileError, OSError) as error:
-            self._warn(f'the best model is not saved: {error}')
+        except Exception as error:
+            self._warn(f'the best model is not saved: {describe_error(error)}')
 
     def serialize(self, serializer: chainer.Serializer | chainer.Deserializer) -> None:
         self._best = float(serializer('best', self._best))
@@ -290,6 +354,11 @@ class Snapshots(training.Extension):
         for saved, path in past[: -self._keep]:
             path.unlink(missing_ok=True)
             (folder / f'model_iter_{saved}.npz').unlink(missing_ok=True)
+
+
+def _snapshot_of(model_path: Path) -> Path:
+    """Return the path of the snapshot that belongs to a model."""
+    return model_path.with_name(model_path.name.replace('model_iter_', 'snapshot_iter_'))
 
 
 def _model(trainer: training.Trainer) -> Any:

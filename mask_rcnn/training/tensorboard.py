@@ -43,7 +43,37 @@ def make_writer(folder: str | os.PathLike, *, purge_step: int) -> Any:
     Raises:
         TensorBoardMissingError: tensorboardX is not installed.
     """
-    return writer_class()(os.fspath(folder), purge_step=purge_step)
+    return _keep_errors(writer_class()(os.fspath(folder), purge_step=purge_step))
+
+
+class _ErrorKeeper:
+    """The file of tensorboardX's writing thread; keeps the first error instead of raising it.
+
+    An error would end the thread with a traceback, and the run would wait for it when its queue is full.
+    """
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Callable:
+        method = getattr(self._file, name)
+
+        def call(*args: Any) -> Any:
+            try:
+                return method(*args)
+            except OSError as error:
+                self.error = self.error or error
+
+        return call
+
+
+def _keep_errors(writer: Any) -> Any:
+    """Let the thread of a ``SummaryWriter`` survive errors; its new attribute ``errors`` has the first one."""
+    events: Any = getattr(getattr(writer, 'file_writer', None), 'event_writer', None)
+    if hasattr(events, '_ev_writer') and hasattr(getattr(events, '_worker', None), '_record_writer'):
+        writer.errors = events._ev_writer = events._worker._record_writer = _ErrorKeeper(events._ev_writer)
+    return writer
 
 
 class TensorBoard(training.Extension):
@@ -73,6 +103,9 @@ class TensorBoard(training.Extension):
                 if name != 'iteration':
                     self._writer.add_scalar(name, value, entry['iteration'])
         self._n_written = len(self._log.log)
+        error = getattr(getattr(self._writer, 'errors', None), 'error', None)
+        if error is not None:
+            raise error
 
     def finalize(self) -> None:
         if self._writer is not None:

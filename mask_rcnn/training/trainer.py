@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from mask_rcnn.training.extensions import (
     IntervalTrigger,
     LearningRateScheduler,
     Metrics,
+    Tolerant,
     TrainingLog,
 )
 from mask_rcnn.training.freezing import freeze
@@ -37,6 +39,9 @@ from mask_rcnn.training.snapshot import Snapshots
 from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.updater import SubdivisionUpdater
+
+#: Attempts per ``snapshot_interval`` to write a snapshot after one could not be written.
+_RETRIES_PER_INTERVAL = 10
 
 
 @dataclass(frozen=True)
@@ -95,16 +100,46 @@ class TrainingRun:
     stop_trigger: StopTrigger
     snapshots: Snapshots
     signal_handler: SignalHandler
+    communicator: Communicator
 
     def start(self) -> None:
         """Train until the last iteration or a stop signal; ``stop_trigger.interrupted`` is true after a signal.
 
+        If the run fails, the state after the last complete iteration is saved before the error is raised:
+        ``snapshots.last`` is then the snapshot of ``trainer.updater.iteration``, unless ``options.snapshot_interval``
+        is 0, no iteration was completed, or the state is lost.
+
         Raises:
             mask_rcnn.training.updater.NonFiniteLossError: The loss is not finite.
+            mask_rcnn.training.worker_pool.ExampleError: An image cannot be read.
+            mask_rcnn.training.worker_pool.WorkerError: A worker process was killed.
+            mask_rcnn.training.distributed.ProcessError: Another process has failed.
+            KeyboardInterrupt: After the second stop signal.
         """
+        start = self.trainer.updater.iteration
         # No NumPy warnings: the updater checks the losses and names the images of the batch.
         with self.signal_handler.installed(), np.errstate(over='ignore', invalid='ignore'):
-            self.trainer.run(show_loop_exception_msg=False)
+            try:
+                self.trainer.run(show_loop_exception_msg=False)
+            except BaseException as error:
+                traceback.clear_frames(error.__traceback__)  # frees the memory of the failed iteration
+                updater = self.trainer.updater
+                if not updater.is_consistent:
+                    print_warning(f'the error came during update {updater.iteration + 1}, so its state is not saved')
+                elif updater.iteration > start:
+                    self._save_last_state()
+                raise
+
+    def _save_last_state(self) -> None:
+        """Save the state of a run that has failed; all processes call this if they have failed together."""
+        communicator, model = self.communicator, self.trainer.updater.get_optimizer('main').target.model
+        if communicator.failed_together and averages_statistics(model, self.options, communicator):
+            communicator.mean_persistents(model)
+        if communicator.is_main and self.options.snapshot_interval:
+            # Older snapshots stay: after a loss that is not finite, the last state may be useless.
+            self.snapshots.write(self.trainer, keep_old=True)
+        if communicator.failed_together:
+            communicator.barrier()  # a process that ends with an error may end the others
 
 
 def build_training_run(
@@ -148,6 +183,7 @@ def build_training_run(
         workers=options.workers,
         shard=(communicator.rank, communicator.size),
     )
+    signal_handler = SignalHandler()
     updater = SubdivisionUpdater(
         iterator,
         optimizer,
@@ -155,12 +191,18 @@ def build_training_run(
         loss_scale=options.loss_scale,
         communicator=communicator,
         sum_images=conventions.sum_images,
+        signal_handler=signal_handler,
     )
-    signal_handler = SignalHandler()
     stop_trigger = StopTrigger(options.iterations, signal_handler, communicator)
     trainer = training.Trainer(updater, stop_trigger=stop_trigger, out=options.out)
     snapshots = _add_extensions(trainer, model, options, stop_trigger, evaluate, examples, communicator, signal_handler)
-    return TrainingRun(options, trainer, stop_trigger, snapshots, signal_handler)
+    return TrainingRun(options, trainer, stop_trigger, snapshots, signal_handler, communicator)
+
+
+def averages_statistics(model: MaskRCNN, options: TrainingOptions, communicator: Communicator) -> bool:
+    """Return whether the processes have different running statistics, whose mean is evaluated and saved."""
+    is_fixed = options.freeze_bn or model.config.dialect.training.fix_statistics
+    return communicator.size > 1 and model.config.norm == 'bn' and not is_fixed
 
 
 def _fill_in(options: TrainingOptions, conventions: TrainingConventions) -> TrainingOptions:
@@ -198,10 +240,13 @@ def _add_extensions(
         warn=print_warning,
         print_line=print_line,
     )
+
+    def tolerate(extension: training.Extension, **kwargs: Any) -> None:
+        trainer.extend(Tolerant(extension, print_warning, signal_handler), **kwargs)
+
     trainer.extend(LearningRateScheduler(options.schedule, optimizer))
     trainer.extend(log, trigger=(1, 'iteration'))
-    fixes_statistics = options.freeze_bn or model.config.dialect.training.fix_statistics
-    if communicator.size > 1 and model.config.norm == 'bn' and not fixes_statistics:
+    if averages_statistics(model, options, communicator):
         trainer.extend(
             lambda trainer: communicator.mean_persistents(model),
             name='statistics',
@@ -223,15 +268,20 @@ def _add_extensions(
             trigger=evaluating,
         )
     if main:
-        trainer.extend(ConsoleTable(log, iterations=options.iterations, print_line=print_line))
+        tolerate(ConsoleTable(log, iterations=options.iterations, print_line=print_line))
     if main and options.tensorboard:
         tensorboard = TensorBoard(log)
-        trainer.extend(tensorboard)
-        trainer.extend(
+        tolerate(tensorboard)
+        tolerate(
             ExampleDetections(tensorboard, model, examples),
             trigger=lambda t: evaluating(t) and signal_handler.signal is None,
         )
     never = IntervalTrigger(0)  # the extension is stateful, so processes that write no snapshots need it as well
+    if communicator.size == 1:  # in several processes, the main process would retry alone
+        retrying = IntervalTrigger(max(options.snapshot_interval // _RETRIES_PER_INTERVAL, 1))
+        saving = IntervalTrigger(
+            options.snapshot_interval, also=lambda t: stop_trigger(t) or (snapshots.has_failed and retrying(t))
+        )
     trainer.extend(snapshots, trigger=saving if main and options.snapshot_interval else never)
     return snapshots
 

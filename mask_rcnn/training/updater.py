@@ -12,7 +12,9 @@ import numpy as np
 from chainer import training
 
 from mask_rcnn.training.distributed import Communicator
+from mask_rcnn.training.failures import StateBeforeUpdate
 from mask_rcnn.training.optimizer import MomentumSGD
+from mask_rcnn.training.signals import SignalHandler
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +61,11 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         communicator: Averages gradients and reported values over processes; ``None`` for one process.
         device: Device to move the target to; ``None`` does not move it.
         sum_images: The dialect's ``training.sum_images``.
+        signal_handler: The second stop signal raises ``KeyboardInterrupt`` while the gradient is computed.
+
+    Attributes:
+        is_consistent (bool): False while an update changes the parameters, or if it has failed then.  Otherwise the
+            state is the one after ``iteration`` updates: an update that fails earlier restores it.
 
     Raises (from :meth:`update`):
         NonFiniteLossError: The loss or the gradient is not finite; no parameter has been updated.
@@ -74,6 +81,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         communicator: Communicator | None = None,
         device: Any = None,
         sum_images: bool = False,
+        signal_handler: SignalHandler | None = None,
     ):
         if subdivisions < 1:
             raise ValueError(f'subdivisions must be at least 1, not {subdivisions!r}')
@@ -84,18 +92,49 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         self.subdivisions = subdivisions
         self.communicator = communicator or Communicator()
         self.sum_images = sum_images
+        self.is_consistent = True
+        self._signal_handler = signal_handler or SignalHandler()
+        self._before = StateBeforeUpdate(iterator, optimizer.target)
 
-    def update_core(self) -> None:
-        iterator, optimizer = self.get_iterator('main'), self.get_optimizer('main')
-        batch = iterator.next()
-        optimizer.target.cleargrads()
-        with chainer.using_config('type_check', False):  # it costs host time in each function
-            reports = self._accumulate(batch, optimizer)
+    def update(self) -> None:
+        """Update the parameters and count the iteration."""
+        self._before.save()
+        self.is_consistent = False
+        try:
+            with self._signal_handler.interruptible(2):
+                reports = self._compute_gradient()
+        except BaseException:
+            self._before.restore()
+            self.is_consistent = True
+            raise
+        chainer.report(reports)
+        self.update_core()
+        self.iteration += 1
+        self.is_consistent = True
+
+    def _compute_gradient(self) -> dict[str, float]:
+        """Compute the gradient of the next batch, the same in all processes; return the reported values."""
+        optimizer = self.get_optimizer('main')
+        batch: Sequence = ()
+        reports: dict[str, Any] = {}
+        failure = None
+        try:
+            batch = self.get_iterator('main').next()
+            optimizer.target.cleargrads()
+            with chainer.using_config('type_check', False):  # it costs host time in each function
+                reports = self._accumulate(batch, optimizer)
+        except BaseException as error:
+            failure = error
+        self.communicator.agree(failure)
         self.communicator.mean_gradients(optimizer.target)
         reports['grad_norm'] = optimizer.compute_grad_norm()
         reports = self.communicator.mean(reports)
         self._check(reports, batch, dynamic=optimizer._loss_scaling_is_dynamic)
-        chainer.report(reports)
+        return reports
+
+    def update_core(self) -> None:
+        """Update the parameters with the gradient."""
+        iterator, optimizer = self.get_iterator('main'), self.get_optimizer('main')
         optimizer.update()
         if optimizer.last_update_skipped and self.communicator.is_main:
             _logger.warning(
@@ -132,6 +171,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         if bad:
             gathered = self.communicator.gather([str(example.name) for example in batch])
             names = [name for process in self.communicator.broadcast_object(gathered) for name in process]
+            self.communicator.failed_together = True
             raise NonFiniteLossError(self.iteration + 1, ', '.join(bad), names)
 
 

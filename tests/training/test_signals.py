@@ -1,5 +1,6 @@
 """Stop signals: a run stops after its iteration, in all processes."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -8,12 +9,12 @@ import pytest
 
 from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.training.extensions import IntervalTrigger
-from mask_rcnn.training.signals import SignalHandler, StopTrigger
+from mask_rcnn.training.signals import STOP_SIGNALS, SignalHandler, StopTrigger
 from mask_rcnn.training.snapshot import Snapshots
 from tests.support.tiny_training import META, make_trainer
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize('number', STOP_SIGNALS)
 def test_a_signal_stops_the_run_after_its_iteration(tmp_path, number):
     trainer = make_trainer(tmp_path)
     signal_handler = SignalHandler()
@@ -29,12 +30,50 @@ def test_a_signal_stops_the_run_after_its_iteration(tmp_path, number):
     assert signal.getsignal(number) == before
 
 
-def test_a_second_signal_stops_immediately():
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_a_number_of_signals_stops_immediately(count):
+    """The third signal does so at any place."""
+    signal_handler, sent = SignalHandler(), []
+    interruptible = signal_handler.interruptible(count) if count < 3 else contextlib.nullcontext()
+    with signal_handler.installed(), pytest.raises(KeyboardInterrupt), interruptible:  # noqa: PT012  (any of them raises)
+        for _ in range(5):
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+            threading.Event().wait(0.01)
+    assert len(sent) == count - 1
+
+
+def test_a_signal_before_interruptible_work_prevents_it():
     signal_handler = SignalHandler()
-    with signal_handler.installed(), pytest.raises(KeyboardInterrupt):  # noqa: PT012  (the second signal raises)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(5)
+    with signal_handler.installed():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), signal_handler.interruptible():
+            pytest.fail('the work was started')
+
+
+@pytest.mark.parametrize(('number', 'handles'), [(signal.SIGHUP, False), (signal.SIGINT, True)])
+def test_an_ignored_signal_stays_ignored(number, handles):
+    """As nohup expects; but shells ignore Ctrl-C in background jobs, which kill -INT must stop."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        signal_handler = SignalHandler()
+        with signal_handler.installed():
+            signal.raise_signal(number)
+        assert (signal_handler.signal == number) == handles
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_signals_are_left_alone_outside_of_the_main_thread():
+    def run():
+        with SignalHandler().installed():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    handlers = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
 
 
 def test_the_last_iteration_is_not_an_interruption(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.training import optimizer as optimizer_module
+from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.training.optimizer import make_optimizer
 from mask_rcnn.training.updater import NonFiniteLossError, split
 from tests.support.tiny_training import TinyTrainChain, arrays, make_trainer, rows
@@ -184,7 +185,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(tmp_path)
     assert all((after[path] == before[path]).all() for path in after)
 
 
-class TwoProcesses:
+class TwoProcesses(Communicator):
     """A communicator of two processes, the other of which has twice the gradients and values."""
 
     size = 2
