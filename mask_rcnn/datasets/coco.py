@@ -15,6 +15,7 @@ from mask_rcnn.datasets.annotation_records import AnnotationRecord, read_records
 from mask_rcnn.datasets.annotation_values import AnnotationError
 from mask_rcnn.datasets.coco_annotations import COCOObject, check_keypoint_names, clean_object, select_categories
 from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRecord, read_coco_json
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.packed_annotations import PackedAnnotations
 from mask_rcnn.io.omissions import Omissions
@@ -110,7 +111,10 @@ class COCODataset(chainer.dataset.DatasetMixin):
             raise AnnotationFileError(self.annotation_file, self._explain_no_images())
         self._images = tuple(images)
         self.image_ids = tuple(image.image_id for image in images)
-        self._objects = PackedAnnotations.pack([objects[image_id] for image_id in self.image_ids])
+        self._objects = PackedAnnotations.pack(
+            [objects[image_id] for image_id in self.image_ids],
+            n_keypoints=len(COCO_KEYPOINT_NAMES) if keypoints else 0,
+        )
 
     def __len__(self) -> int:
         return len(self._images)
@@ -190,7 +194,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
             total = f' ({len(errors)} unusable images in total)' if len(errors) > 1 else ''
             raise ImageFileError(errors[0].path, errors[0].reason + total) from errors[0]
         for error in errors:
-            self._skip(error, 'unusable image', str(error.path))
+            self._skip(error, 'unusable image', ' '.join(str(error.path).split()))
         return images
 
     def _records(

@@ -43,8 +43,8 @@ class PackedAnnotations:
     keypoints: np.ndarray
 
     @classmethod
-    def pack(cls, images: Sequence[Sequence[COCOObject]]) -> PackedAnnotations:
-        """Pack the objects of each image."""
+    def pack(cls, images: Sequence[Sequence[COCOObject]], *, n_keypoints: int) -> PackedAnnotations:
+        """Pack the objects of each image, which have ``n_keypoints`` keypoints; there may be no objects."""
         objects = [obj for image_objects in images for obj in image_objects]
         segmentations = [obj.segmentation for obj in objects]
         object_polygons = [() if isinstance(shape, dict) else shape for shape in segmentations]
@@ -58,7 +58,7 @@ class PackedAnnotations:
             coordinate_start=_starts(polygons),
             coordinates=np.concatenate(polygons) if polygons else np.zeros(0),
             run_lengths={i: shape for i, shape in enumerate(segmentations) if isinstance(shape, dict)},
-            keypoints=np.array([obj.keypoints for obj in objects], np.float32).reshape(len(objects), -1, 3),
+            keypoints=np.array([obj.keypoints for obj in objects], np.float32).reshape(len(objects), n_keypoints, 3),
         )
 
     def get_annotations(self, i: int) -> Annotations:
