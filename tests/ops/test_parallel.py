@@ -6,13 +6,13 @@ import subprocess
 import sys
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from numba.core import caching
 
 from mask_rcnn.ops.runtime import parallel
+from mask_rcnn.ops.runtime.thread_pool import DaemonThreadPool
 
 
 @pytest.fixture
@@ -57,21 +57,20 @@ def test_threads_do_not_keep_the_function(two_cpus, monkeypatch):
     """A thread may delete its work some time after the caller has got the result."""
     kept = []
 
-    class Pool(ThreadPoolExecutor):
-        def submit(self, work):
-            kept.append(work)
-            return super().submit(work)
+    class Pool(DaemonThreadPool):
+        def submit(self, function):
+            kept.append(function)
+            return super().submit(function)
 
     class Function:
         def __call__(self, start, stop):
             pass
 
-    with Pool(1) as pool:
-        monkeypatch.setattr(parallel, '_pool', pool)
-        function = Function()
-        reference = weakref.ref(function)
-        parallel.parallel_for(function, 8)
-        del function
+    monkeypatch.setattr(parallel, '_pool', Pool(1, 'test', lambda: None))
+    function = Function()
+    reference = weakref.ref(function)
+    parallel.parallel_for(function, 8)
+    del function
     assert kept and reference() is None
 
 
@@ -90,6 +89,39 @@ def _sum_in_parallel(n):
     values = np.zeros(n)
     parallel.parallel_for(lambda start, stop: values[start:stop].__iadd__(1), n)
     return values.sum()
+
+
+_AFTER_THE_MAIN_THREAD = """
+import threading
+import numpy as np
+from mask_rcnn.ops.runtime import parallel
+
+parallel.cpu_count = lambda: 2
+
+def work():
+    threading.main_thread().join()
+    values = np.zeros(100)
+    parallel.parallel_for(lambda start, stop: values[start:stop].__iadd__(1), len(values))
+    print(values.sum())
+
+threading.Thread(target=work).start()
+"""
+
+
+def test_threads_may_outlive_the_main_thread():
+    """A program that starts threads and does not join them runs until they end."""
+    done = subprocess.run([sys.executable, '-c', _AFTER_THE_MAIN_THREAD], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ('100.0\n', '')
+
+
+def test_without_further_threads_the_caller_does_all_the_work(two_cpus, monkeypatch):
+    """A system that limits threads raises RuntimeError."""
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, 'start', start)
+    assert _sum_in_parallel(10) == 10
 
 
 @pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='no fork')
@@ -177,6 +209,22 @@ def test_exceptions_restore_the_thread_count(two_cpus, openblas):
     with pytest.raises(ZeroDivisionError):
         parallel.parallel_for(lambda start, stop: 1 / 0, 8, uses_blas=True)
     assert openblas[-1] == 4
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork')
+@pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork.*:DeprecationWarning')
+def test_a_process_forked_during_a_loop_gets_the_thread_count(openblas):
+    """The thread that would restore it exists only in the parent."""
+    exit_codes = []
+
+    def fork(start, stop):
+        process = os.fork()
+        if process == 0:
+            os._exit(openblas[-1])
+        exit_codes.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+
+    parallel.parallel_for(fork, 8, min_per_thread=8, uses_blas=True)
+    assert exit_codes == [4]
 
 
 def test_another_blas_keeps_its_threads_and_gets_one_range(two_cpus, monkeypatch):

@@ -17,7 +17,7 @@ import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from typing import Any
 
 import numba
@@ -25,6 +25,7 @@ import numpy as np
 
 from mask_rcnn.ops.runtime import kernel_cache
 from mask_rcnn.ops.runtime.compilation import delay_signals_during_compilation
+from mask_rcnn.ops.runtime.thread_pool import DaemonThreadPool
 
 #: Ranges per thread.  More than one, so that a slow range does not delay the other threads.
 _RANGES_PER_THREAD = 4
@@ -37,7 +38,7 @@ _OPENBLAS_SYMBOLS = tuple(
 )
 
 _lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
+_pool: DaemonThreadPool | None = None
 _worker = threading.local()
 
 _openblas_found: list[tuple[Callable, Callable] | None] = []
@@ -92,6 +93,8 @@ def parallel_for(
         if threads <= 1 or getattr(_worker, 'active', False):
             function(0, n)
             return
+        pool = _get_pool()
+        threads = min(threads, 1 + pool.n_threads)
         n_ranges = min(n, threads * _RANGES_PER_THREAD)
         # The threads share the iterator of a list: a thread switch cannot interrupt ``next``.
         ranges = iter([(n * i // n_ranges, n * (i + 1) // n_ranges) for i in range(n_ranges)])
@@ -103,7 +106,7 @@ def parallel_for(
             for start, stop in ranges:
                 functions[0](start, stop)
 
-        futures = [_get_pool().submit(run_ranges) for _ in range(threads - 1)]
+        futures = [pool.submit(run_ranges) for _ in range(threads - 1)]
         _worker.active = True
         try:
             run_ranges()
@@ -129,11 +132,11 @@ def sum_in_order(partial_sums: dict[int, np.ndarray], shape: tuple[int, ...], dt
     return total
 
 
-def _get_pool() -> ThreadPoolExecutor:
+def _get_pool() -> DaemonThreadPool:
     global _pool
     with _lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(cpu_count(), 'mask_rcnn', initializer=_mark_worker)
+            _pool = DaemonThreadPool(cpu_count(), 'mask_rcnn', _mark_worker)
         return _pool
 
 
@@ -182,6 +185,8 @@ def _reset_after_fork() -> None:
     """Forget the threads of the parent process, which a forked child does not have, and locks that they may hold."""
     global _pool, _lock, _worker, _openblas_lock, _openblas_users
     _pool, _lock, _worker = None, threading.Lock(), threading.local()
+    if _openblas_users and _openblas_found[0] is not None:  # a thread of the parent would have restored it
+        _openblas_found[0][0](_openblas_threads_before)
     _openblas_lock, _openblas_users = threading.Lock(), 0
 
 
