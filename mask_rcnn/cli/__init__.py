@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import mask_rcnn
+from mask_rcnn.io.console import escape, print_error, protected_streams
 
 #: Subcommand -> its summary.  The module is imported when the subcommand is called, which keeps ``--help`` fast.
 COMMANDS = {
@@ -33,13 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status, 130 after an interrupt; bad arguments end the process with status 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    name = _parser().parse_args(argv[:1]).command
-    try:
-        command = importlib.import_module(f'mask_rcnn.cli.{name}')
-        return command.main(argv[1:], prog=f'mask-rcnn {name}')
-    except KeyboardInterrupt:  # during the imports, which take a second; the command handles later ones
-        sys.stderr.write('error: interrupted\n')
-        return 130
+    with protected_streams():
+        name = _parser().parse_args([escape(word) for word in argv[:1]]).command
+        try:
+            command = importlib.import_module(f'mask_rcnn.cli.{name}')
+            return command.main(argv[1:], prog=f'mask-rcnn {name}')
+        except KeyboardInterrupt:  # during the imports, which take a second; the command handles later ones
+            print_error('interrupted')
+            return 130
 
 
 def _parser() -> argparse.ArgumentParser:

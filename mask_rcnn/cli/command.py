@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
-from mask_rcnn.io.console import print_error, print_line
+from mask_rcnn.io.console import (
+    escape,
+    print_error,
+    print_note,
+    print_warning,
+    protected_streams,
+    report_lost_output,
+)
 from mask_rcnn.ops.runtime.compilation import on_first_compilation
 
 
@@ -28,6 +37,10 @@ class ArgumentParser(argparse.ArgumentParser):
         n_options = args.index('--') if '--' in args else len(args)
         args[:n_options] = map(_with_hyphens, args[:n_options])
         return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Write the usage and the message as one line, and end the process with status 2."""
+        super().error(escape(message))
 
 
 def _with_hyphens(argument: str) -> str:
@@ -55,7 +68,8 @@ def parse_command_line(
     """
     parser = ArgumentParser(prog=prog)
     configure(parser)
-    return parser.parse_args(argv)
+    with protected_streams():
+        return parser.parse_args(argv)
 
 
 def report_error(message: str, status: int = 1) -> int:
@@ -68,7 +82,30 @@ def report_error(message: str, status: int = 1) -> int:
 def announce_compilation() -> None:
     """Write one line if this process compiles kernels, when it compiles the first one."""
     message = 'compiling CPU kernels, which are then cached; this can take a minute'
-    on_first_compilation(lambda: print_line(message, file=sys.stderr))
+    on_first_compilation(lambda: print_note(message))
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes the warnings of the package's loggers as lines of the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(Exception):  # as logging does: a message that cannot be formatted ends no command
+            print_warning(record.getMessage())
+
+
+@contextlib.contextmanager
+def _logging_to_console() -> Iterator[None]:
+    """Write warnings of the package to the console, unless the caller of the command has configured logging."""
+    logger = logging.getLogger('mask_rcnn')
+    if logger.hasHandlers():
+        yield
+        return
+    handler = _ConsoleHandler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def run_and_report_errors(action: Callable[[], int], errors: tuple[type[Exception], ...]) -> int:
@@ -80,9 +117,15 @@ def run_and_report_errors(action: Callable[[], int], errors: tuple[type[Exceptio
             :class:`MemoryError` and :class:`KeyboardInterrupt` are always caught.
 
     Returns:
-        The exit status: that of the action, 1 for a failed run, 2 for bad arguments or 130 after an interrupt.
+        The exit status: that of the action, 1 for a failed run, 2 for bad arguments or 130 after an interrupt.  A
+        standard output that cannot be written fails the run after its work is done, unless its reader has ended.
     """
-    announce_compilation()
+    with protected_streams(), _logging_to_console():
+        announce_compilation()
+        return report_lost_output(_run(action, errors))
+
+
+def _run(action: Callable[[], int], errors: tuple[type[Exception], ...]) -> int:
     try:
         return action()
     except UsageError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from mask_rcnn.cli.options import (
 )
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.config import DIALECTS
-from mask_rcnn.io.console import print_line
+from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
 from mask_rcnn.weights.converters import matterport_cfg
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
@@ -118,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
         write_weights(output, file.arrays, meta)
     if kept is not None:
         print_line(f'{output} was not a model of this program and is kept as {kept}')
-    sys.stdout.write(format_description(describe_file(path, file, meta.class_names)) + f'wrote {output}\n')
+    print_lines(format_description(describe_file(path, file, meta.class_names)))
+    print_line(f'wrote {output}')
     return 0
 
 

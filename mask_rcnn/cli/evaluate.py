@@ -26,7 +26,7 @@ from mask_rcnn.cli.options import (
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, evaluate_model
 from mask_rcnn.io.atomic_file import open_for_writing
-from mask_rcnn.io.console import print_line
+from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import placeholder_names
 from mask_rcnn.ops.cudnn_frontend import using_precision
@@ -188,5 +188,5 @@ def evaluate_to_folder(
             file.write(json.dumps({**metrics.summary(), 'classes': per_class}, indent=1).encode())
         files = ', '.join(f'results.{kind}.json' for kind in kinds)
         print_line(f'{name}, {len(dataset)} images; wrote {files} and metrics.json to {folder}')
-        print_line(metrics.table())
+        print_lines(metrics.table())
     return metrics

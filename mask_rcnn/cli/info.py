@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from mask_rcnn.cli.command import parse_command_line, run_and_report_errors
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
+from mask_rcnn.io.console import print_line, print_lines, protected_streams, stdout_is_broken
 from mask_rcnn.weights import WeightFileError, formats
 
 _DESCRIPTION = """\
@@ -33,10 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Describe each file; returns the exit status (0, 1 if a file cannot be used, 130 after an interrupt)."""
     status = 0
-    for path in args.files:
-        status = max(status, run_and_report_errors(partial(_describe, path, args.json), (WeightFileError,)))
-        if status == 130:  # Ctrl-C stops all files, not only this one
-            break
+    with protected_streams():
+        for path in args.files:
+            status = max(status, run_and_report_errors(partial(_describe, path, args.json), (WeightFileError,)))
+            if status == 130 or stdout_is_broken():  # all files stop, not only this one
+                break
     return status
 
 
@@ -48,5 +49,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 def _describe(path: Path, as_json: bool) -> int:
     file = formats.read(path)
     description = describe_file(path, file, classes_of(file)[0])
-    sys.stdout.write(json.dumps(description) + '\n' if as_json else format_description(description))
+    if as_json:
+        print_line(json.dumps(description))
+    else:
+        print_lines(format_description(description))
     return 0

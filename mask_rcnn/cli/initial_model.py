@@ -12,7 +12,7 @@ from mask_rcnn.cli.evaluate import name_classes, shorten_names
 from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
-from mask_rcnn.io.console import print_line
+from mask_rcnn.io.console import print_lines
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import convert_norm
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
@@ -120,7 +120,7 @@ def _new_model(args: TrainArguments, train_set: Dataset, is_main: bool) -> MaskR
     if path is not None:
         report = load_pretrained(model, path, file)
         if is_main:
-            print_line(str(report))
+            print_lines(str(report))
     return model
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.config import C4_DIALECTS
-from mask_rcnn.io.console import print_line
+from mask_rcnn.io.console import print_note
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, is_available, precision_error
 
 #: The type of the method ``add_argument`` of a parser or an argument group.
@@ -162,7 +161,7 @@ def choose_device(gpu: int | None) -> int:
         return gpu or 0
     if gpu is not None:
         raise UsageError(f'--gpu {gpu}: {reason}')
-    print_line(f'running on the CPU: {reason}', file=sys.stderr)
+    print_note(f'running on the CPU: {reason}')
     return -1
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn.io.console import escape
 from mask_rcnn.models.builder import default_classes
 from mask_rcnn.weights import WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
@@ -110,12 +111,7 @@ def format_description(description: Mapping[str, Any]) -> str:
     ]
     text = [f'{description["file"]}: {description["network"]}{classes}']
     text += [f'  {title:8} {value}' for title, value in rows if value]
-    return '\n'.join(map(_to_printable, text)) + '\n'
-
-
-def _to_printable(line: str) -> str:
-    """Replace control characters, which a terminal might obey: names and notes come from the file."""
-    return ''.join(character if character.isprintable() else '?' for character in line)
+    return '\n'.join(map(escape, text))
 
 
 def _input_size(config: Mapping[str, Any]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mask_rcnn.io.console import escape
+
 #: COCO's twelve metrics in its order: AP over IoU 0.50 to 0.95, at 0.50 and at 0.75, of small (below 32 x 32 pixels),
 #: medium and large (above 96 x 96) objects; recall with 1, 10 and 100 detections per image, of small, medium and large
 #: objects.  ``AR100`` is called ``AR300`` in an evaluation with ``max_detections=300``.
@@ -104,14 +106,15 @@ class Metrics:
         return lines
 
     def _class_lines(self) -> list[str]:
-        margin = max(map(len, ('class', *self.class_names)))
+        names = [escape(name) for name in ('class', *self.class_names)]
+        margin = max(map(len, names))
         headings = [f'{kind.singular} AP' for kind in self._kinds()]
         rows = [headings]
         rows += [list(map(_percent, aps)) for aps in zip(*self.ap_per_class().values(), strict=True)]
         widths = [max(10, len(heading) + 3) for heading in headings]
         return [
             f'{name:{margin}}' + ''.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True))
-            for name, row in zip(('class', *self.class_names), rows, strict=True)
+            for name, row in zip(names, rows, strict=True)
         ]
 
 

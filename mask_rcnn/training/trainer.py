@@ -17,7 +17,7 @@ from mask_rcnn.config import TrainingConventions
 from mask_rcnn.datasets.example import Example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.inference.save import model_meta
-from mask_rcnn.io.console import print_line, print_warning
+from mask_rcnn.io.console import print_line, print_lines, print_warning
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training.distributed import Communicator
@@ -262,7 +262,7 @@ def _add_extensions(
                 snapshots,
                 signal_handler=signal_handler,
                 communicator=communicator,
-                print_line=print_line,
+                print_line=print_lines,
                 warn=print_warning,
             ),
             trigger=evaluating,

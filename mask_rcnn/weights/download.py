@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from tqdm import tqdm
 
+from mask_rcnn.io.console import ConsoleStream, print_error
 from mask_rcnn.weights.errors import to_printable_ascii
 
 #: Detectron's model zoo, "R-50-C4 Mask, 1x" (model 35858791, December 2017).
@@ -143,8 +144,9 @@ def _range_of(url: str, response: _Response, start: int) -> tuple[int, int]:
 def _copy(response: _Response, file: BinaryIO, start: int, total: int, label: str) -> int:
     """Copy at most the announced bytes and return the number of bytes received."""
     count = 0
+    stderr = ConsoleStream.wrap(sys.stderr)
     # `disable=None`: no bar if the standard error is not a terminal.
-    with tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=label, disable=None, file=sys.stderr) as bar:
+    with tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=label, disable=None, file=stderr) as bar:
         while start + count < total:
             try:
                 block = response.read(min(_BLOCK, total - start - count))
@@ -174,6 +176,6 @@ def main(folder: str | os.PathLike, url: str = DETECTRON_R50_C4_MASK, **options:
     try:
         fetch(url, path, **options)
     except DownloadError as error:
-        sys.stderr.write(f'error: {error}; download the file by other means and put it at {path}\n')
+        print_error(f'{error}; download the file by other means and put it at {path}')
         return 1
     return 0

@@ -39,7 +39,7 @@ def test_text(model, capsys):
         'input    shorter side 300 pixels, longer at most 1333',
         'used     2 arrays',
         'note     converted from x.pkl (detectron-pickle)',
-        'note     adapted?[1m',
+        r'note     adapted\x1b[1m',
     ):
         assert part in printed
 
