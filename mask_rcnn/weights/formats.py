@@ -227,7 +227,7 @@ def _is_dena(start: bytes, members: frozenset[str]) -> bool:
 
 
 def _is_torch(start: bytes, members: frozenset[str]) -> bool:
-    return start.startswith(torch_file.LEGACY_START) or any(name.endswith('/data.pkl') for name in members)
+    return torch_file.is_legacy(start) or any(name.endswith('/data.pkl') for name in members)
 
 
 def _is_hdf5(start: bytes, members: frozenset[str]) -> bool:

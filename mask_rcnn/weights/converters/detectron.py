@@ -46,7 +46,7 @@ from mask_rcnn.weights.converters.mapping import (
 )
 from mask_rcnn.weights.errors import WeightFileError
 from mask_rcnn.weights.files import sha256
-from mask_rcnn.weights.readers import safe_pickle
+from mask_rcnn.weights.readers import inert_pickle, safe_pickle
 
 #: Name of the format in the metadata of converted files.
 FORMAT = 'detectron-pickle'
@@ -71,7 +71,7 @@ def read(path: _Path) -> ConvertedWeights:
         WeightFileError: The file is not such a file, is damaged, has an unsupported network, or blobs are missing or
             have the wrong shape (the message lists all of them).
     """
-    blobs, cfg, warnings = _parse_contents(path, safe_pickle.load(path))
+    blobs, cfg, warnings = _parse_contents(path, _load(path))
     kind = _detect_kind(path, blobs)
     config = _detect_network(path, blobs)
     if cfg is not None:
@@ -98,6 +98,21 @@ def read(path: _Path) -> ConvertedWeights:
 
 
 # Contents of the file
+
+
+def _load(path: _Path) -> Any:
+    """Return the data of the file; unknown objects are accepted only beside the blobs of a network."""
+    try:
+        return safe_pickle.load(path)
+    except WeightFileError as refusal:
+        try:
+            data = inert_pickle.load(path)
+        except WeightFileError:
+            raise refusal from None
+        blobs = data.get('blobs') if isinstance(data, dict) else None
+        if not isinstance(blobs, dict) or not isinstance(blobs.get('conv1_w'), np.ndarray):
+            raise
+        return data
 
 
 def _parse_contents(path: _Path, data: Any) -> tuple[dict[str, np.ndarray], dict | None, list[str]]:

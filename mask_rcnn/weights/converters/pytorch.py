@@ -14,6 +14,7 @@ The layers are Matterport's (:mod:`mask_rcnn.weights.converters.matterport_layer
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import string
@@ -88,9 +89,11 @@ def read(path: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> 
         ValueError: A setting is not valid.
     """
     state = torch_file.read(path)
-    return matterport_layers.convert_weights(
+    file = matterport_layers.convert_weights(
         path, FORMAT, state, _find_names(path, state), settings or {}, lambda names: group_names(names, _group_of)
     )
+    notes = state.notes if isinstance(state, torch_file.StateDict) else ()
+    return dataclasses.replace(file, report=dataclasses.replace(file.report, notes=(*notes, *file.report.notes)))
 
 
 def _find_names(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> matterport_layers.NameOf:

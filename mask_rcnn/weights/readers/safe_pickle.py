@@ -85,7 +85,11 @@ class UnpicklingError(Exception):
     """A file cannot be unpickled; the message is one line."""
 
 
-class UnknownGlobalError(UnpicklingError):
+class RefusedError(UnpicklingError):
+    """The pickle is intact, but contains something other than plain data; the message begins with ``is refused``."""
+
+
+class UnknownGlobalError(RefusedError):
     """The pickle refers to a global that is not on the list."""
 
 
@@ -121,7 +125,7 @@ class AllowedGlobal:
         self.apply = apply
 
 
-class _Dtype:
+class Dtype:
     """A ``numpy.dtype`` under construction: the type and byte order of an item; structures are refused."""
 
     _CODE = re.compile(r'(b1|[iu][1248]|f[248])')
@@ -129,8 +133,9 @@ class _Dtype:
     def __init__(self, code: Any) -> None:
         if not (isinstance(code, str) and self._CODE.fullmatch(code)):
             shown = to_printable_ascii(code) if isinstance(code, str) else type(code).__name__
-            raise UnpicklingError(f"is refused: it has arrays of type '{shown}', not of numbers")
+            raise RefusedError(f"is refused: it has arrays of type '{shown}', not of numbers")
         self.value = np.dtype(code)
+        self.is_refused = False  # for readers that go on after an error of set_state
 
     def set_state(self, state: Any) -> None:
         """Apply ``(version, byte order, subdtype, names, fields, itemsize, alignment, flags)``."""
@@ -141,15 +146,15 @@ class _Dtype:
             and state[2:5] == (None, None, None)
             and state[5:] == (-1, -1, 0)
         ):
-            raise UnpicklingError('is refused: it has structured arrays')
+            raise RefusedError('is refused: it has structured arrays')
         self.value = self.value.newbyteorder(state[1])
 
 
-class _Array:
+class PendingArray:
     """An array between ``_reconstruct`` (which makes an empty one) and its state (which fills it)."""
 
     def __init__(self) -> None:
-        self.value: np.ndarray | None = None
+        self.value: Any = None
 
 
 class SafeUnpickler:
@@ -162,9 +167,11 @@ class SafeUnpickler:
     Attributes:
         allowed_globals: The globals that a pickle may refer to, and the function that replaces a call of each.  It is
             called with the unpickler and the tuple of arguments (``None``: the global is only used as an argument).
+        max_operations: Maximum number of opcodes.
     """
 
     allowed_globals: ClassVar[Mapping[str, _Apply | None]]
+    max_operations: ClassVar[int] = MAX_OPERATIONS
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -183,7 +190,7 @@ class SafeUnpickler:
         Raises:
             UnpicklingError: The pickle is damaged or contains more than plain data.
         """
-        for _ in range(MAX_OPERATIONS):
+        for _ in range(self.max_operations):
             position = self._file.tell()
             opcode = self._take(1)
             if opcode == b'.':
@@ -197,7 +204,7 @@ class SafeUnpickler:
                 # Numbers and text that do not parse; the message of a decoder may quote the file.
                 reason = to_printable_ascii(str(error))
                 raise UnpicklingError(f'is damaged at byte {position}: {reason}') from None
-        raise UnpicklingError(f'has more than {MAX_OPERATIONS} pickle operations')
+        raise UnpicklingError(f'has more than {self.max_operations} pickle operations')
 
     def _finish(self, must_end: bool) -> Any:
         result = self._pop()
@@ -206,8 +213,19 @@ class SafeUnpickler:
         rest = self._size - self._file.tell()
         if rest and must_end:
             raise UnpicklingError(f'is damaged: {rest} bytes follow the end of the pickle')
-        _check_plain(result)
+        self.check_result(result)
         return result
+
+    def check_result(self, result: Any) -> None:
+        """Refuse globals and array types that remain inside the data.  Each container is visited once."""
+        seen, waiting = set(), [result]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, (AllowedGlobal, Dtype)):
+                raise RefusedError('is refused: it has a class or an array type as data')
+            if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+                seen.add(id(value))
+                waiting.extend(value.values() if isinstance(value, dict) else value)
 
     # Bytes of the file
 
@@ -358,13 +376,15 @@ class SafeUnpickler:
         self._set_items(self._pop_mark())
 
     def add_items(self) -> None:
-        values = self._pop_mark()
-        target = self._pop_type(set, 'a set')
-        target.update(_key(value) for value in values)
-        self._push(target)
+        self._add_elements(self._pop_mark())
 
     def frozen_set(self) -> None:
-        self._push(frozenset(_key(value) for value in self._pop_mark()))
+        self._push(frozenset(map(self.key, self._pop_mark())))
+
+    def _add_elements(self, values: list[Any]) -> None:
+        target = self._pop_type(set, 'a set')
+        target.update(map(self.key, values))
+        self._push(target)
 
     def _extend(self, values: list[Any]) -> None:
         target = self._pop_type(list, 'a list')
@@ -375,8 +395,16 @@ class SafeUnpickler:
         if len(values) % 2:
             raise UnpicklingError('is damaged: a key without a value')
         target = self._pop_type(dict, 'a dictionary')
-        target.update(zip(map(_key, values[::2]), values[1::2], strict=True))
+        target.update(zip(map(self.key, values[::2]), values[1::2], strict=True))
         self._push(target)
+
+    def key(self, value: Any) -> Any:
+        """Return ``value`` if it is a valid key; tuples, floats and large integers allow crafted hashes."""
+        if type(value) in (str, bytes, bool) or value is None:
+            return value
+        if type(value) is int and -1 << 63 <= value < 1 << 64:
+            return value
+        raise RefusedError(f'is refused: a dictionary key or set element of type {type(value).__name__}')
 
     # Opcodes: memo
 
@@ -393,17 +421,17 @@ class SafeUnpickler:
     # Opcodes: globals and objects
 
     def global_line(self) -> None:
-        self._push_global(*(to_printable_ascii(self._line().decode('utf-8', 'replace')) for _ in range(2)))
+        self.push_global(*(to_printable_ascii(self._line().decode('utf-8', 'replace')) for _ in range(2)))
 
     def stack_global(self) -> None:
         name, module = self._pop_type(str, 'a name'), self._pop_type(str, 'a module')
-        self._push_global(to_printable_ascii(module), to_printable_ascii(name))
+        self.push_global(to_printable_ascii(module), to_printable_ascii(name))
 
     def inst(self) -> None:
         module, name = (to_printable_ascii(self._line().decode('utf-8', 'replace')) for _ in range(2))
-        raise UnpicklingError(f'is refused: it makes an object of {module}.{name}')
+        raise RefusedError(f'is refused: it makes an object of {module}.{name}')
 
-    def _push_global(self, module: str, name: str) -> None:
+    def push_global(self, module: str, name: str) -> None:
         name = f'{module}.{name}'
         if name not in self.allowed_globals:
             raise UnknownGlobalError(f'is refused: it refers to {name}')
@@ -414,54 +442,74 @@ class SafeUnpickler:
         function = self._pop()
         if not isinstance(function, AllowedGlobal) or function.apply is None:
             called = getattr(function, 'name', f'a value ({type(function).__name__})')
-            raise UnpicklingError(f'is refused: it calls {called}')
+            raise RefusedError(f'is refused: it calls {called}')
         self._push(function.apply(self, arguments))
 
     def build(self) -> None:
         state = self._pop()
-        target = self._top()
-        if isinstance(target, _Array) and target.value is None:
-            target.value = self._array_from_state(state)
-        elif isinstance(target, _Dtype):
-            target.set_state(state)
-        else:
-            self.set_state(target, state)
+        self.set_state(self._top(), state)
 
     def set_state(self, target: Any, state: Any) -> None:
-        """Set attributes of a complete value; plain data have none, so this raises an error."""
-        raise UnpicklingError(f'is refused: it sets the state of a value ({type(target).__name__})')
+        """Fill an array or an array type; other values have no state, so this raises an error."""
+        if isinstance(target, PendingArray) and target.value is None:
+            target.value = self._array_from_state(state)
+        elif isinstance(target, Dtype):
+            target.set_state(state)
+        else:
+            raise RefusedError(f'is refused: it sets the state of a value ({type(target).__name__})')
+
+    def obj(self) -> None:
+        raise RefusedError('is refused: it makes an object (opcode OBJ)')
+
+    def new_obj(self) -> None:
+        raise RefusedError('is refused: it makes an object (opcode NEWOBJ)')
+
+    def new_obj_ex(self) -> None:
+        raise RefusedError('is refused: it makes an object (opcode NEWOBJ_EX)')
+
+    def extension(self, size: int) -> None:
+        raise RefusedError(f'is refused: it uses the extension registry (opcode EXT{size})')
+
+    def persistent_line(self) -> None:
+        raise RefusedError('is refused: it refers to an object outside of the file (opcode PERSID)')
 
     def persistent(self) -> None:
         self._push(self.persistent_load(self._pop()))
 
+    def next_buffer(self) -> None:
+        raise RefusedError('is refused: it refers to a buffer outside of the file (opcode NEXT_BUFFER)')
+
+    def read_only_buffer(self) -> None:
+        raise RefusedError('is refused: it refers to a buffer outside of the file (opcode READONLY_BUFFER)')
+
     def persistent_load(self, reference: Any) -> Any:
         """Return the object outside of the pickle that a reference names; plain data have none, so this raises."""
-        raise UnpicklingError('is refused: it refers to an object outside of the file (opcode BINPERSID)')
+        raise RefusedError('is refused: it refers to an object outside of the file (opcode BINPERSID)')
 
     # The replacements of allowed globals (arguments come from the file, so each one is checked)
 
-    def make_empty_array(self, arguments: tuple) -> _Array:
+    def make_empty_array(self, arguments: tuple) -> PendingArray:
         if not arguments or not isinstance(arguments[0], AllowedGlobal) or arguments[0].name != 'numpy.ndarray':
-            raise UnpicklingError('is refused: it makes an array of an unknown class')
-        return _Array()
+            raise RefusedError('is refused: it makes an array of an unknown class')
+        return PendingArray()
 
     def make_array(self, arguments: tuple) -> np.ndarray:
         """Apply ``_frombuffer(data, dtype, shape, order)`` of protocol 5."""
         if len(arguments) != 4 or arguments[3] not in ('C', 'F'):
             raise UnpicklingError('is damaged: an array without data, type, shape and order')
         data, dtype, shape, order = arguments
-        return self._array(data, dtype, shape, order)
+        return self.array(data, dtype, shape, order)
 
     def _array_from_state(self, state: Any) -> np.ndarray:
         """Return the array of the state ``(version, shape, dtype, is Fortran order, data)``."""
         if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[3], (bool, int))):
             raise UnpicklingError('is damaged: an array without shape, type and data')
         _, shape, dtype, fortran, data = state
-        return self._array(data, dtype, shape, 'F' if fortran else 'C')
+        return self.array(data, dtype, shape, 'F' if fortran else 'C')
 
-    def _array(self, data: Any, dtype: Any, shape: Any, order: Literal['C', 'F']) -> np.ndarray:
+    def array(self, data: Any, dtype: Any, shape: Any, order: Literal['C', 'F']) -> np.ndarray:
         data = self._buffer(data)
-        if not isinstance(dtype, _Dtype):
+        if not isinstance(dtype, Dtype):
             raise UnpicklingError('is damaged: an array without a type')
         if not (
             isinstance(shape, tuple)
@@ -482,12 +530,12 @@ class SafeUnpickler:
     def make_scalar(self, arguments: tuple) -> np.generic:
         if len(arguments) != 2:
             raise UnpicklingError('is damaged: a number without type and data')
-        return cast(np.generic, self._array(arguments[1], arguments[0], (), 'C')[()])
+        return cast(np.generic, self.array(arguments[1], arguments[0], (), 'C')[()])
 
-    def make_dtype(self, arguments: tuple) -> _Dtype:
+    def make_dtype(self, arguments: tuple) -> Dtype:
         if not 1 <= len(arguments) <= 3:
             raise UnpicklingError('is damaged: an array type without a code')
-        return _Dtype(arguments[0])
+        return Dtype(arguments[0])
 
     def make_dict(self, arguments: tuple) -> dict:
         """Apply ``OrderedDict()`` of Python 3 or ``OrderedDict([[key, value], ...])`` of Python 2."""
@@ -499,7 +547,7 @@ class SafeUnpickler:
         ):
             raise UnpicklingError('is damaged: a dictionary without pairs')
         self._spend(100 * len(pairs))  # the list may be shared, and each use makes a copy
-        return {_key(key): value for key, value in pairs}
+        return {self.key(key): value for key, value in pairs}
 
     def make_set(self, arguments: tuple) -> set:
         """Apply ``set([...])`` of protocols 0 to 3."""
@@ -507,19 +555,19 @@ class SafeUnpickler:
         if not isinstance(values, list):
             raise UnpicklingError('is damaged: a set without a list of elements')
         self._spend(100 * len(values))
-        return {_key(value) for value in values}
+        return {self.key(value) for value in values}
 
     def make_bytes(self, arguments: tuple) -> bytes:
         """Apply ``bytes()``: how Python 3 writes empty bytes for Python 2."""
         if arguments:
-            raise UnpicklingError('is refused: it calls builtins.bytes with arguments')
+            raise RefusedError('is refused: it calls builtins.bytes with arguments')
         return b''
 
     def encode(self, arguments: tuple) -> bytes:
         """Apply ``_codecs.encode(text, 'latin1')``: how Python 3 writes bytes for Python 2."""
         text, encoding = arguments if len(arguments) == 2 else (None, None)
         if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
-            raise UnpicklingError('is refused: it calls _codecs.encode for something other than Latin-1 text')
+            raise RefusedError('is refused: it calls _codecs.encode for something other than Latin-1 text')
         return self._buffer(text)
 
     def _buffer(self, data: Any) -> bytes:
@@ -527,46 +575,18 @@ class SafeUnpickler:
         if isinstance(data, bytes):
             return data
         if not isinstance(data, str):
-            raise UnpicklingError('is refused: it has an array of Python objects')
+            raise RefusedError('is refused: it has an array of Python objects')
         self._spend(len(data))
         return data.encode('latin-1')
 
 
 def _complete(value: Any) -> Any:
     """Return the value of a popped stack entry."""
-    if not isinstance(value, _Array):
+    if not isinstance(value, PendingArray):
         return value
     if value.value is None:
         raise UnpicklingError('is damaged: an array is used before its data')
     return value.value
-
-
-def _key(value: Any) -> Any:
-    """Return ``value`` if it is a valid key; tuples, floats and large integers allow crafted hashes."""
-    if type(value) in (str, bytes, bool) or value is None:
-        return value
-    if type(value) is int and -1 << 63 <= value < 1 << 64:
-        return value
-    raise UnpicklingError(f'is refused: a dictionary key or set element of type {type(value).__name__}')
-
-
-def _check_plain(root: Any) -> None:
-    """Refuse globals and array types that remain inside the data.  Each container is visited once."""
-    seen, waiting = set(), [root]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, (AllowedGlobal, _Dtype)):
-            raise UnpicklingError('is refused: it has a class or an array type as data')
-        if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
-            seen.add(id(value))
-            waiting.extend(value.values() if isinstance(value, dict) else value)
-
-
-def _refuse_opcode(action: str) -> Callable[[SafeUnpickler], None]:
-    def refuse(unpickler: SafeUnpickler) -> None:
-        raise UnpicklingError(f'is refused: it {action}')
-
-    return refuse
 
 
 SafeUnpickler.allowed_globals = {
@@ -646,17 +666,17 @@ _OPERATIONS: dict[bytes, Callable[[SafeUnpickler], object]] = {
     # Globals and objects
     b'c': SafeUnpickler.global_line,
     b'\x93': SafeUnpickler.stack_global,
-    b'R': SafeUnpickler.reduce,
+    b'R': lambda u: u.reduce(),
     b'b': SafeUnpickler.build,
-    b'i': SafeUnpickler.inst,
-    b'o': _refuse_opcode('makes an object (opcode OBJ)'),
-    b'\x81': _refuse_opcode('makes an object (opcode NEWOBJ)'),
-    b'\x92': _refuse_opcode('makes an object (opcode NEWOBJ_EX)'),
-    b'\x82': _refuse_opcode('uses the extension registry (opcode EXT1)'),
-    b'\x83': _refuse_opcode('uses the extension registry (opcode EXT2)'),
-    b'\x84': _refuse_opcode('uses the extension registry (opcode EXT4)'),
-    b'P': _refuse_opcode('refers to an object outside of the file (opcode PERSID)'),
-    b'Q': SafeUnpickler.persistent,
-    b'\x97': _refuse_opcode('refers to a buffer outside of the file (opcode NEXT_BUFFER)'),
-    b'\x98': _refuse_opcode('refers to a buffer outside of the file (opcode READONLY_BUFFER)'),
+    b'i': lambda u: u.inst(),
+    b'o': lambda u: u.obj(),
+    b'\x81': lambda u: u.new_obj(),
+    b'\x92': lambda u: u.new_obj_ex(),
+    b'\x82': lambda u: u.extension(1),
+    b'\x83': lambda u: u.extension(2),
+    b'\x84': lambda u: u.extension(4),
+    b'P': lambda u: u.persistent_line(),
+    b'Q': lambda u: u.persistent(),
+    b'\x97': lambda u: u.next_buffer(),
+    b'\x98': lambda u: u.read_only_buffer(),
 }

@@ -9,7 +9,9 @@ Both formats consist of a pickle whose tensors refer to *storages*, flat arrays 
   its items (``_legacy_save``).
 
 :mod:`~mask_rcnn.weights.readers.safe_pickle` reads the pickles and executes nothing; the only additional globals are
-those of tensors.  A file of a whole saved model refers to the model's class and is refused.
+those of tensors.  In the data, unknown objects beside the tensors become placeholders
+(:mod:`~mask_rcnn.weights.readers.inert_pickle`), and :mod:`~mask_rcnn.weights.readers.state_dicts` finds the state
+dict.  A file of a whole saved model has none and is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
@@ -26,12 +29,19 @@ import numpy as np
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_stored_zip, open_weight_file
 from mask_rcnn.weights.readers import safe_pickle
+from mask_rcnn.weights.readers.inert_pickle import Inert, InertUnpickler
+from mask_rcnn.weights.readers.state_dicts import USUAL_KEYS, find_module, find_state_dict
 
 #: The magic number in the first pickle of a legacy file.
 _MAGIC = 0x1950A86A20F9469CFC6C
 
-#: The first bytes of a legacy file: that pickle.
-LEGACY_START = b'\x80\x02\x8a\x0a' + _MAGIC.to_bytes(10, 'little')
+#: The first bytes of a legacy file: that pickle, of any protocol since 2, with a frame since 4.
+_LEGACY_START = re.compile(
+    rb'\x80[\x02-\x05](?:\x95.{8})?\x8a\x0a' + re.escape(_MAGIC.to_bytes(10, 'little')), re.DOTALL
+)
+
+#: The number of bytes that determine whether a file has the legacy format.
+_N_START = 32
 
 _LEGACY_VERSION = 1001
 
@@ -45,6 +55,17 @@ _DTYPES = {
     'torch.CharStorage': '|i1',
     'torch.ByteStorage': '|u1',
     'torch.BoolStorage': '|b1',
+    'torch.ComplexFloatStorage': '<c8',
+    'torch.ComplexDoubleStorage': '<c16',
+}
+
+#: Storages whose tensors are placeholders: quantised and untyped ones.
+_OTHER_DTYPES = {
+    'torch.QInt8Storage': '|i1',
+    'torch.QUInt8Storage': '|u1',
+    'torch.QInt32Storage': '<i4',
+    'torch.UntypedStorage': '|u1',
+    'torch.storage.UntypedStorage': '|u1',
 }
 
 #: bfloat16: the upper half of the bits of a float32; NumPy does not have this type.
@@ -52,46 +73,78 @@ _BFLOAT16 = 'torch.BFloat16Storage'
 
 _MAX_DIMENSIONS = 8
 
-#: The usual keys of the state dict in checkpoints that contain more than that.
-_STATE_DICT_KEYS = ('state_dict', 'model_state_dict', 'model', 'net', 'network')
+
+class StateDict(dict[str, np.ndarray]):
+    """The arrays of a state dict by name.
+
+    Args:
+        arrays: The arrays.
+        notes: Lines about the choice of the state dict, for the user.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], notes: tuple[str, ...] = ()) -> None:
+        super().__init__(arrays)
+        self.notes = notes
 
 
-def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def is_legacy(start: bytes) -> bool:
+    """Return whether a file that begins with these bytes has the legacy format."""
+    return _LEGACY_START.match(start) is not None
+
+
+def read(path: str | os.PathLike) -> StateDict:
     """Read the state dict of a PyTorch file.
 
     Args:
-        path: A ``.pth`` or ``.pt`` of either format: a state dict, or a checkpoint with one under a usual key
-            (``'state_dict'``, ``'model'`` ...).
+        path: A ``.pth`` or ``.pt`` of either format: a state dict, or a checkpoint that contains one; see
+            :mod:`mask_rcnn.weights.readers.state_dicts`.
 
     Returns:
-        dict: Array by name, in the file's order, without the prefix ``module.`` of ``DataParallel``.  Arrays keep
-        their type, except that bfloat16 becomes float32; some share memory.
+        StateDict: Array by name, in the file's order, without the prefixes of wrappers such as ``module.`` of
+        ``DataParallel``.  Arrays keep their type, except that bfloat16 becomes float32; some share memory.
 
     Raises:
-        WeightFileError: The file cannot be read, is damaged, or contains more than plain data and tensors.
+        WeightFileError: The file cannot be read, is damaged, or contains no state dict.
     """
     with open_weight_file(path) as (file, size):
         try:
-            start = file.read(len(LEGACY_START))
+            start = file.read(_N_START)
             file.seek(0)
-            if start == LEGACY_START:
-                data, storages = _read_legacy(file, size)
+            if is_legacy(start):
+                unpickler, data, storages = _read_legacy(file, size)
             elif start.startswith(b'PK'):
-                data, storages = _read_zip(file, size)
+                unpickler, data, storages = _read_zip(file, size)
             else:
                 raise safe_pickle.UnpicklingError(
                     'is not a PyTorch file: it is neither in the zip format nor in the legacy format '
                     '(files from before PyTorch 0.1.10 are not supported)'
                 )
-            tensors = _state_dict(data)
-            return {name: storages.array(tensor) for name, tensor in tensors.items()}
-        except safe_pickle.UnknownGlobalError as error:
-            raise WeightFileError(path, f'{error}; only state dicts are supported, not saved models') from None
+            tensors, notes = find_state_dict(data, _shape_of)
+            if not tensors:
+                raise _no_state_dict(data, unpickler.refusal)
+            return StateDict({name: storages.array(tensor) for name, tensor in tensors.items()}, notes)
         except safe_pickle.UnpicklingError as error:
             raise WeightFileError(path, str(error)) from None
         except CORRUPT_FILE_ERRORS as error:
             reason = to_printable_ascii(str(error), 200) or type(error).__name__
             raise WeightFileError(path, f'is not a PyTorch file, or damaged: {reason}') from None
+
+
+def _no_state_dict(data: Any, refusal: str | None) -> safe_pickle.UnpicklingError:
+    """Return the error of a file without a state dict."""
+    module = find_module(data)
+    if module is not None:
+        return safe_pickle.UnpicklingError(
+            f'is a saved model ({module}), which contains code; only state dicts are supported: in PyTorch, write one '
+            'with torch.save(model.state_dict(), FILE)'
+        )
+    if refusal is not None:
+        return safe_pickle.UnpicklingError(f'{refusal}; only state dicts are supported, not saved models')
+    if not isinstance(data, dict):
+        return safe_pickle.UnpicklingError('contains a single value or a list, not a state dict')
+    return safe_pickle.UnpicklingError(
+        f'has no tensors: it is not a state dict, and has none under {", ".join(USUAL_KEYS)} or any other key'
+    )
 
 
 # Objects in the pickle
@@ -113,7 +166,7 @@ class _Storage:
     @property
     def dtype(self) -> np.dtype:
         """Type of the items in the file."""
-        return np.dtype('<u2' if self.kind == _BFLOAT16 else _DTYPES[self.kind])
+        return np.dtype('<u2' if self.kind == _BFLOAT16 else (_DTYPES | _OTHER_DTYPES)[self.kind])
 
 
 @dataclass(frozen=True)
@@ -126,7 +179,11 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-class _TorchUnpickler(safe_pickle.SafeUnpickler):
+class _OrderedDict(dict):
+    """An ``OrderedDict``, the only plain container with attributes: ``_metadata`` has the versions of the modules."""
+
+
+class _TorchUnpickler(InertUnpickler):
     """An unpickler of tensors.
 
     Attributes:
@@ -140,13 +197,15 @@ class _TorchUnpickler(safe_pickle.SafeUnpickler):
     def persistent_load(self, reference: Any) -> _Storage:
         """Resolve ``('storage', class, key, device, length)``; in legacy files, a sixth item is a view."""
         if not (isinstance(reference, tuple) and 5 <= len(reference) <= 6 and reference[0] == 'storage'):
-            raise safe_pickle.UnpicklingError('is refused: it refers to an object other than a storage of numbers')
+            raise safe_pickle.RefusedError('is refused: it refers to an object other than a storage of numbers')
         _, kind, key, _, length = reference[:5]
-        is_known = isinstance(kind, safe_pickle.AllowedGlobal) and kind.name in (*_DTYPES, _BFLOAT16)
+        if isinstance(kind, Inert) and kind.name not in _OTHER_DTYPES:
+            raise safe_pickle.RefusedError(f'is refused: it refers to {kind.name}')
+        is_known = isinstance(kind, (safe_pickle.AllowedGlobal, Inert))
         if not (is_known and isinstance(key, str) and _is_size(length)):
             raise safe_pickle.UnpicklingError('is damaged: a storage without type, key and length')
         if reference[5:] not in ((), (None,)):
-            raise safe_pickle.UnpicklingError('is refused: it has a view of a storage, which only PyTorch 0.1 wrote')
+            raise safe_pickle.RefusedError('is refused: it has a view of a storage, which only PyTorch 0.1 wrote')
         return self.storages.setdefault(key, _Storage(kind.name, key, length))
 
     def make_tensor(self, arguments: tuple) -> _Tensor:
@@ -154,6 +213,8 @@ class _TorchUnpickler(safe_pickle.SafeUnpickler):
         if len(arguments) < 4:
             raise safe_pickle.UnpicklingError('is damaged: a tensor without storage, offset, shape and strides')
         storage, offset, shape, strides = arguments[:4]
+        if isinstance(storage, Inert) or (isinstance(storage, _Storage) and storage.kind in _OTHER_DTYPES):
+            raise safe_pickle.RefusedError('is refused: it has a tensor of a type that NumPy does not have')
         if not (
             isinstance(storage, _Storage)
             and _is_size(offset)
@@ -166,6 +227,8 @@ class _TorchUnpickler(safe_pickle.SafeUnpickler):
 
     def make_parameter(self, arguments: tuple) -> _Tensor:
         """Apply ``_rebuild_parameter(tensor, requires_grad, hooks)``."""
+        if arguments and isinstance(arguments[0], Inert):
+            raise safe_pickle.RefusedError('is refused: it has a parameter of an unknown type')
         if not arguments or not isinstance(arguments[0], _Tensor):
             raise safe_pickle.UnpicklingError('is damaged: a parameter without a tensor')
         return arguments[0]
@@ -176,9 +239,23 @@ class _TorchUnpickler(safe_pickle.SafeUnpickler):
             raise safe_pickle.UnpicklingError('is damaged: a size without numbers')
         return arguments[0]
 
+    def make_subclass(self, arguments: tuple) -> Any:
+        """Apply ``_rebuild_from_type_v2(function, class, arguments, state)``: a tensor with attributes."""
+        function = arguments[0] if len(arguments) == 4 else None
+        if isinstance(function, safe_pickle.AllowedGlobal) and isinstance(arguments[2], tuple):
+            if function.name.endswith(('_rebuild_tensor', '_rebuild_tensor_v2')):
+                return self.make_tensor(arguments[2])
+            if function.name.endswith('_rebuild_parameter'):
+                return self.make_parameter(arguments[2])
+        raise safe_pickle.RefusedError('is refused: it has a tensor of an unknown class')
+
+    def make_dict(self, arguments: tuple) -> dict:
+        """Apply ``OrderedDict``."""
+        return _OrderedDict(super().make_dict(arguments))
+
     def set_state(self, target: Any, state: Any) -> None:
-        """Ignore the ``_metadata`` of a state dict (versions of the modules); refuse other attributes."""
-        if not (isinstance(target, dict) and isinstance(state, dict) and set(state) <= {'_metadata'}):
+        """Ignore the attributes of ordered dictionaries and tensors; refuse those of other plain values."""
+        if not isinstance(target, (_OrderedDict, _Tensor)):
             super().set_state(target, state)
 
 
@@ -187,6 +264,9 @@ _TorchUnpickler.allowed_globals = {
     'torch._utils._rebuild_tensor': _TorchUnpickler.make_tensor,
     'torch._utils._rebuild_tensor_v2': _TorchUnpickler.make_tensor,
     'torch._utils._rebuild_parameter': _TorchUnpickler.make_parameter,
+    'torch._utils._rebuild_parameter_with_state': _TorchUnpickler.make_parameter,
+    'torch._tensor._rebuild_from_type_v2': _TorchUnpickler.make_subclass,
+    'collections.OrderedDict': _TorchUnpickler.make_dict,
     'torch.Size': _TorchUnpickler.make_size,
     _BFLOAT16: None,
     **dict.fromkeys(_DTYPES),
@@ -201,20 +281,8 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) <= _MAX_DIMENSIONS and all(map(_is_size, value))
 
 
-def _state_dict(data: Any) -> dict[str, _Tensor]:
-    """Return the dictionary of tensors in the unpickled data."""
-    if not isinstance(data, dict):
-        raise safe_pickle.UnpicklingError('contains a single value or a list, not a state dict')
-    candidates = [data] + [data[key] for key in _STATE_DICT_KEYS if isinstance(data.get(key), dict)]
-    for candidate in candidates:
-        tensors = {
-            name: value for name, value in candidate.items() if isinstance(name, str) and isinstance(value, _Tensor)
-        }
-        if tensors:
-            return {name.removeprefix('module.'): tensor for name, tensor in tensors.items()}
-    raise safe_pickle.UnpicklingError(
-        f'has no tensors: it is not a state dict, and has none under {", ".join(_STATE_DICT_KEYS)}'
-    )
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    return value.shape if isinstance(value, _Tensor) else None
 
 
 # Storages
@@ -258,8 +326,8 @@ class _Storages:
         return self._items_of[storage]
 
 
-def _read_zip(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
-    """Return the pickled data and the storages of a file in the zip format."""
+def _read_zip(file: BinaryIO, size: int) -> tuple[_TorchUnpickler, Any, _Storages]:
+    """Return the unpickler, the pickled data and the storages of a file in the zip format."""
     archive, members = open_stored_zip(file, size)
     pickles = [name for name in members if name.endswith('/data.pkl')]
     if len(pickles) != 1:
@@ -279,18 +347,21 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
             )
         return archive.read(member)
 
-    return _TorchUnpickler(io.BytesIO(pickle), len(pickle)).load(), _Storages(load, byte_order == b'big')
+    unpickler = _TorchUnpickler(io.BytesIO(pickle), len(pickle))
+    return unpickler, unpickler.load(), _Storages(load, byte_order == b'big')
 
 
-def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
-    """Return the pickled data and the storages of a file in the legacy format, which is little-endian."""
-    unpicklers = [_TorchUnpickler(file, size) for _ in range(5)]
-    _, version, _, data, keys = (unpickler.load(must_end=False) for unpickler in unpicklers)
+def _read_legacy(file: BinaryIO, size: int) -> tuple[_TorchUnpickler, Any, _Storages]:
+    """Return the unpickler, the pickled data and the storages of a legacy file, which is little-endian."""
+    unpickler = _TorchUnpickler(file, size)
+    plain = (safe_pickle.SafeUnpickler(file, size) for _ in range(4))
+    _, version, _ = (next(plain).load(must_end=False) for _ in range(3))
+    data, keys = unpickler.load(must_end=False), next(plain).load(must_end=False)
     if version != _LEGACY_VERSION:
         raise ValueError(f'its format version is {to_printable_ascii(str(version))}, not {_LEGACY_VERSION}')
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         raise ValueError('it has no list of its storages')
-    starts = _legacy_starts(file, size, keys, unpicklers[3].storages)
+    starts = _legacy_starts(file, size, keys, unpickler.storages)
 
     def load(storage: _Storage) -> bytes:
         if storage.key not in starts:
@@ -298,7 +369,7 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
         file.seek(starts[storage.key])
         return file.read(storage.length * storage.itemsize)
 
-    return data, _Storages(load, big_endian=False)
+    return unpickler, data, _Storages(load, big_endian=False)
 
 
 def _legacy_starts(file: BinaryIO, size: int, keys: list[str], storages: Mapping[str, _Storage]) -> dict[str, int]:
