@@ -62,7 +62,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         omissions (mask_rcnn.io.omissions.Omissions): The parts of the data that are left out.
         n_skipped (int): Number of skipped images and annotations.
         n_objects (int): Number of objects in the file that belong to the classes and images of the dataset.
-        n_without_outline (int): Number of those that have no outline, and whose masks are therefore not evaluated.
+        n_without_outline (int): Number of those that have a box but no outline: their masks are not evaluated.
 
     Raises:
         AnnotationFileError: The file is missing, is not JSON, or is not in COCO's format; an annotation is malformed or
@@ -123,12 +123,10 @@ class COCODataset(chainer.dataset.DatasetMixin):
     def remarks(self) -> list[str]:
         """Remarks on the data for the user, one line each: the omissions, and the objects without an outline."""
         lines = [str(self.omissions)] if self.omissions else []
-        if self._masks and not self._only_annotated and self.n_without_outline:
-            count = 'no object' if self.n_without_outline == self.n_objects else f'{self.n_without_outline} objects'
-            verb = 'has an outline' if count == 'no object' else 'have no outline'
-            lines.append(
-                f'{count} of {self.n_objects} {verb}: boxes are evaluated, masks only where there are outlines'
-            )
+        if not self._only_annotated and not self.n_objects:
+            lines.append('no objects: every metric is "-"')
+        elif not self._only_annotated and self._masks and self.n_without_outline == self.n_objects:
+            lines.append('no object has an outline: boxes are evaluated, masks are not')
         return lines
 
     def image_size(self, i: int) -> tuple[int, int]:
@@ -210,6 +208,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         sizes = {image.image_id: image.size for image in images}
         objects: dict[int | str, list[COCOObject]] = defaultdict(list)
         crowds: dict[int, list[str]] = defaultdict(list)  # names of the annotations by label
+        without_outline: list[str] = []
         n_of_label: Counter[int] = Counter()
         for record in self._records(content, sizes):
             if isinstance(record, AnnotationError):
@@ -219,7 +218,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
             if label is None:  # a class that is not selected
                 continue
             n_of_label[label] += 1
-            self.n_without_outline += not record.segmentation
+            if not record.segmentation and record.bbox is not None:
+                without_outline.append(record.name)
             if record.is_crowd:
                 crowds[label].append(record.name)
             cleaned = clean_object(record, label, sizes[record.image_id], masks=self._masks, keypoints=self._keypoints)
@@ -227,7 +227,10 @@ class COCODataset(chainer.dataset.DatasetMixin):
                 objects[record.image_id].append(cleaned)
             elif self._only_annotated or record.bbox is None:  # evaluation uses what training leaves out
                 self.omissions.add(cleaned, record.name)
-        self.n_objects = n_of_label.total()
+        self.n_objects, self.n_without_outline = n_of_label.total(), len(without_outline)
+        if self._masks and not self._only_annotated and len(without_outline) < self.n_objects:
+            for name in without_outline:
+                self.omissions.add('without an outline, whose masks are not evaluated', name)
         self._report_crowds(crowds, n_of_label)
         return objects
 

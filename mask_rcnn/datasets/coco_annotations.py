@@ -101,10 +101,10 @@ def clean_object(
     """
     if record.is_ignored:
         return "marked 'ignore'"
+    if record.bbox is None:
+        return 'without a box and without an outline that has one'
     if masks and not record.segmentation:
         return 'without an outline'
-    if record.bbox is None:
-        return 'without a box and an outline'
     box = _clean_box(record.bbox, size)
     if not (box[2:] > box[:2]).all():
         return 'with a box of at most one pixel in a direction or outside the image'

@@ -240,8 +240,10 @@ def test_ground_truth_keeps_boxes_without_an_outline(make):
     truth = dataset.ground_truth()['annotations']
     assert truth[0]['segmentation'] == [TRIANGLE] and 'segmentation' not in truth[1]
     assert truth[1]['bbox'] == [5, 5, 16, 13] and truth[1]['area'] == 208 and len(truth) == 2
-    assert dataset.omissions.counts == {'without an outline': 1}
-    assert dataset.remarks[1].startswith('2 objects of 3 have no outline: boxes are evaluated')
+    assert dataset.omissions.counts == {
+        'without a box and without an outline that has one': 1,
+        'without an outline, whose masks are not evaluated': 1,
+    }
 
 
 def test_a_pickled_dataset_has_the_same_annotations(make):
@@ -634,9 +636,7 @@ def test_objects_without_outlines_are_trained_without_a_mask_head(make):
     assert dataset.remarks == []
     with pytest.raises(AnnotationFileError, match='no object has an outline, which a mask head needs .*masks=false'):
         make(boxes)
-    assert make(boxes, only_annotated=False).remarks == [
-        'no object of 2 has an outline: boxes are evaluated, masks only where there are outlines'
-    ]
+    assert make(boxes, only_annotated=False).remarks == ['no object has an outline: boxes are evaluated, masks are not']
 
 
 def test_a_missing_list_of_annotations(make):
@@ -645,6 +645,7 @@ def test_a_missing_list_of_annotations(make):
 
     dataset = make([], edit, only_annotated=False)
     assert len(dataset) == 2 and dataset.ground_truth()['annotations'] == []
+    assert dataset.remarks == ['no objects: every metric is "-"']
     with pytest.raises(AnnotationFileError, match="there is no list 'annotations'"):
         make([], edit)
 
