@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from mask_rcnn.config import Config, TrainingConventions
 from mask_rcnn.datasets.coco_keypoints import COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation, TrainingExample
-from mask_rcnn.ops.masks.rle import encode_polygons
+from mask_rcnn.ops.masks.rle import decode_rle, encode_polygons
 from mask_rcnn.preprocessing.image_transform import prepare_image
 
 # Second word of the flip's seed; equal to ``training.train_chain._SAMPLING_STREAM``, see there.
@@ -118,7 +118,7 @@ def _flip_keypoints(keypoints: np.ndarray, width: int) -> np.ndarray:
 
 def _flip_segmentation(segmentation: Segmentation, width: int) -> Segmentation:
     if isinstance(segmentation, dict):
-        mask = coco_mask.decode(segmentation)
+        mask = decode_rle(segmentation)
         return coco_mask.encode(np.asfortranarray(mask[:, ::-1]))
     return tuple(_flip_polygon(polygon, width) for polygon in segmentation)
 

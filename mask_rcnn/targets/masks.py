@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from mask_rcnn.datasets.example import Annotations, Segmentation
 from mask_rcnn.ops.boxes.boxes import box_iou
-from mask_rcnn.ops.masks.rle import encode_polygons
+from mask_rcnn.ops.masks.rle import check_polygons, decode_rle, encode_polygons
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets.sampling import IGNORED
 
@@ -93,7 +93,7 @@ def input_bitmap(segmentation: Segmentation, transform: ImageTransform) -> np.nd
     """
     rle = segmentation if isinstance(segmentation, dict) else encode_polygons(segmentation, transform.size)
     top, left, bottom, right = map(int, transform.window)
-    resized = cv2.resize(pycocotools.mask.decode(rle), (right - left + 1, bottom - top + 1))
+    resized = cv2.resize(decode_rle(rle), (right - left + 1, bottom - top + 1))
     bitmap = np.zeros(transform.input_size, np.uint8)
     bitmap[top : bottom + 1, left : right + 1] = resized
     return bitmap
@@ -144,7 +144,7 @@ def rasterize_in_boxes(segmentation: Segmentation, boxes: np.ndarray, size: int)
     if not segmentation:
         return np.full((len(boxes), size, size), IGNORED, np.int32)
     if isinstance(segmentation, dict):
-        mask = pycocotools.mask.decode(segmentation)
+        mask = decode_rle(segmentation)
         return np.stack([resample_mask(mask, box, size) for box in boxes])
     return np.stack([rasterize_polygons(segmentation, box, size) for box in boxes])
 
@@ -162,6 +162,9 @@ def rasterize_polygons(polygons: Sequence[np.ndarray], box: np.ndarray, size: in
 
     Returns:
         numpy.ndarray: ``(M, M)`` int32, 0 or 1.
+
+    Raises:
+        ValueError: See :func:`mask_rcnn.ops.masks.rle.check_polygons`.
     """
     origin = box[1::-1]  # x, y
     box_size = np.maximum(box[:1:-1] - origin, np.float32(1))
@@ -169,6 +172,7 @@ def rasterize_polygons(polygons: Sequence[np.ndarray], box: np.ndarray, size: in
         ((np.asarray(polygon, np.float32).reshape(-1, 2) - origin) * np.float32(size) / box_size).ravel()
         for polygon in polygons
     ]
+    check_polygons(scaled)
     parts = pycocotools.mask.frPyObjects(scaled, size, size)
     return pycocotools.mask.decode(parts).any(axis=2).astype(np.int32)
 

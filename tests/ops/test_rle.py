@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask_rcnn.ops.masks.rle import decode_counts, encode_mask, encode_runs, find_runs
+from mask_rcnn.ops.masks.rle import decode_counts, decode_rle, encode_mask, encode_polygons, encode_runs, find_runs
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (7, 5), (40, 33), (120, 90)]
 
@@ -81,3 +81,35 @@ def test_decode_counts_of_large_and_falling_lengths():
 def test_invalid_counts_are_an_error(counts, message):
     with pytest.raises(ValueError, match=message):
         decode_counts(counts)
+
+
+@pytest.mark.parametrize(
+    'polygon',
+    [
+        [0, 0, 1e8, 0, 1e8, 1e8],
+        [1e8, 0, 1e8, 1, 1e8 + 5, 1],
+        [0, 1e8, 1, 1e8, 1, 1e8 + 5],
+        [0, 0, np.nan, 0, 5, 5],
+        [0, 0, np.inf, 0, 5, 5],
+        [0, 0, 10_000, 10_000] * 1000,
+    ],
+)
+def test_polygons_that_would_crash_pycocotools_are_refused(polygon):
+    with pytest.raises(ValueError, match='a polygon has an outline of .* pixels or lies far outside the mask'):
+        encode_polygons([np.float64([0, 0, 5, 0, 5, 5]), np.float64(polygon)], (30, 40))
+
+
+def test_a_long_outline_is_rasterised():
+    """Many vertices in a large extent, but a short outline."""
+    angles = np.linspace(0, 2 * np.pi, 20_000)
+    polygon = np.stack([1000 + 900 * np.cos(angles), 1000 + 900 * np.sin(angles)], axis=1).ravel()
+    area = coco_mask.area(encode_polygons([polygon], (2000, 2000)))
+    assert area == pytest.approx(np.pi * 900**2, rel=1e-3)
+
+
+def test_decoded_run_lengths_are_checked(rng):
+    mask = rng.rand(30, 40) < 0.5
+    np.testing.assert_array_equal(decode_rle(encode_mask(mask)), mask)
+    for counts in (b'', b'o', b'zzz', b'PPPPPPPPPPPPPPPP0', b'1' * 50):
+        with pytest.raises(ValueError, match='truncated|too large|the number of pixels of a mask of 30 x 40'):
+            decode_rle({'size': [30, 40], 'counts': counts})

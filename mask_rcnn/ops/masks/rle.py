@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
+#: Length in pixels of the longest outline that is rasterised.
+_MAX_OUTLINE = 1e7
+
 
 def encode_mask(mask: np.ndarray) -> dict:
     """Encode a mask as compressed run lengths.
@@ -107,6 +110,45 @@ def decode_counts(counts: str | bytes) -> np.ndarray:
     return numbers
 
 
+def decode_rle(rle: dict) -> np.ndarray:
+    """Return the mask ``(H, W)`` uint8 of compressed run lengths.
+
+    pycocotools returns uninitialised memory for some run lengths that do not fit the size.
+
+    Args:
+        rle: ``{'size': [H, W], 'counts': str or bytes}``.
+
+    Raises:
+        ValueError: The run lengths are invalid or do not fit the size.
+    """
+    height, width = rle['size']
+    runs = decode_counts(rle['counts'])
+    if runs.min() < 0 or runs.max() > height * width or runs.sum() != height * width:
+        raise ValueError(f'the sum of the run lengths is not the number of pixels of a mask of {height} x {width}')
+    return coco_mask.decode(rle)
+
+
+def check_polygons(polygons: Sequence[np.ndarray]) -> None:
+    """Refuse polygons that pycocotools cannot rasterise.
+
+    pycocotools needs some 100 bytes for each pixel of an outline, and crashes if they are too many for 32 bits.
+
+    Args:
+        polygons: Flat arrays ``x, y, x, y, ...`` in pixels of the mask.
+
+    Raises:
+        ValueError: A coordinate is not finite, or an outline is longer than 10 million pixels.
+    """
+    for polygon in polygons:
+        # No polygon is longer than its number of vertices times its extent; this is fast, and False for NaN.
+        if polygon.size * (polygon.max() - polygon.min()) <= _MAX_OUTLINE and abs(polygon[0]) <= _MAX_OUTLINE:
+            continue
+        points = polygon.reshape(-1, 2)
+        length = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+        if not (length <= _MAX_OUTLINE and abs(polygon).max() <= _MAX_OUTLINE):
+            raise ValueError(f'a polygon has an outline of {length:g} pixels or lies far outside the mask')
+
+
 def encode_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> dict:
     """Rasterise the union of polygons in an image as compressed run lengths.
 
@@ -116,6 +158,10 @@ def encode_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> di
 
     Returns:
         dict: ``{'size': [H, W], 'counts': bytes}``.
+
+    Raises:
+        ValueError: See :func:`check_polygons`.
     """
     parts = [np.asarray(polygon, np.float64) for polygon in polygons]
+    check_polygons(parts)
     return coco_mask.merge(coco_mask.frPyObjects(parts, *size))
