@@ -8,12 +8,15 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 #: Integers as text, without leading zeros: ``'17'`` and ``'17.0'``, but not ``'017'``.
 _INTEGER_TEXT = re.compile(r'(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?')
 _DIGITS = re.compile(r'([0-9]+)')
 _FLAGS = {0: False, 1: True, '0': False, '1': True, 'false': False, 'true': True, None: False}
 #: Larger numbers overflow in float32.
 _MAX_NUMBER = 1e30
+_NUMBER_TYPES = {int, float}
 
 
 class AnnotationError(ValueError):
@@ -71,6 +74,14 @@ def read_numbers(values: Sequence, name: str) -> list[float]:
     Raises:
         AnnotationError: A value is not a finite number that fits into float32.
     """
+    if set(map(type, values)) <= _NUMBER_TYPES:  # the usual case, 20 times faster
+        try:
+            numbers = np.array(values, np.float64)
+        except OverflowError:
+            pass
+        else:
+            if (np.abs(numbers) < _MAX_NUMBER).all():
+                return numbers.tolist()
     return [read_number(value, name) for value in values]
 
 

@@ -199,7 +199,9 @@ def _read_run_lengths(rle: dict, size: tuple[int, int]) -> dict:
     counts = rle.get('counts')
     try:
         if isinstance(counts, (list, tuple)):
-            runs = np.array([read_count(count, 'a run length') for count in counts], np.int64)
+            is_plain = set(map(type, counts)) == {int}
+            integers = counts if is_plain else [read_count(count, 'a run length') for count in counts]
+            runs = np.array(integers, np.int64)
         else:
             runs = decode_counts(counts)  # type: ignore[arg-type]  # a TypeError is expected
         if runs.min() < 0 or runs.max() > size[0] * size[1] or runs.sum() != size[0] * size[1]:
