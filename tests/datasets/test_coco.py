@@ -11,54 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mask_rcnn.datasets.annotation_values import id_order
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
-from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.preprocessing.image_io import ImageFileError, read_image
-
-HEIGHT, WIDTH = 30, 40
-TRIANGLE = [5.0, 5.0, 20.5, 5.0, 5.0, 17.25]
-
-
-def annotation(**changes):
-    return {
-        'id': 1,
-        'image_id': 7,
-        'category_id': 3,
-        'iscrowd': 0,
-        'area': 100.0,
-        'bbox': [5, 5, 16, 13],
-        'segmentation': [TRIANGLE],
-        **changes,
-    }
-
-
-def rle_of(mask):
-    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {'size': rle['size'], 'counts': rle['counts'].decode()}
-
-
-@pytest.fixture
-def make(tmp_path):
-    """A function that writes a dataset of the images 7 and 9 with the given annotations, and opens it."""
-
-    def make_dataset(annotations, edit=None, images=('a.png', 'b.png'), **options):
-        content = {
-            'images': [
-                {'id': i, 'file_name': name, 'height': HEIGHT, 'width': WIDTH}
-                for i, name in zip((7, 9), ('a.png', 'b.png'), strict=True)
-            ],
-            'annotations': annotations,
-            'categories': [{'id': 5, 'name': 'dog'}, {'id': 3, 'name': 'cat'}],
-        }
-        if edit:
-            edit(content)
-        for name in images:
-            cv2.imwrite(str(tmp_path / name), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
-        (tmp_path / 'annotations.json').write_text(json.dumps(content))
-        return COCODataset(tmp_path / 'annotations.json', tmp_path, **options)
-
-    return make_dataset
+from tests.support.annotation_files import HEIGHT, TRIANGLE, WIDTH, annotation, keypoint_names, keypoints, rle_of
 
 
 def test_an_example_has_an_image_and_its_objects(make, tmp_path):
@@ -223,12 +178,12 @@ def test_ground_truth_equals_the_file(shared):
     dataset = COCODataset(file, shared / 'coco-mini/val2017', only_annotated=False)
     content, truth = json.loads(file.read_text()), dataset.ground_truth()
     assert all(truth[key] == content[key] for key in ('images', 'categories'))
-    for number, (annotation, expected) in enumerate(zip(truth['annotations'], content['annotations'], strict=True), 1):
+    for number, (found, expected) in enumerate(zip(truth['annotations'], content['annotations'], strict=True), 1):
         size = next(image for image in content['images'] if image['id'] == expected['image_id'])
         if expected['iscrowd']:  # run lengths are compressed
             rle = coco_mask.frPyObjects(expected['segmentation'], size['height'], size['width'])
             expected['segmentation'] = {**rle, 'counts': rle['counts'].decode()}
-        assert annotation == {**expected, 'id': number}
+        assert found == {**expected, 'id': number}
     assert dataset.remarks == []
     assert len(dataset) == 100 and len(dataset.class_names) == 80
 
@@ -408,15 +363,6 @@ def test_objects_agree_with_pycocotools(shared):
             assert rle['counts'] == reference.annToRLE(a)['counts']
 
 
-def keypoint_names(content, names=COCO_KEYPOINT_NAMES):
-    content['categories'][1]['keypoints'] = list(names)
-
-
-def keypoints(*visible):
-    """COCO's 51 numbers; a labelled keypoint ``i`` has x = i and y = 2 * i."""
-    return [number for i in range(17) for number in ((i, 2 * i, 2) if i in visible else (0, 0, 0))]
-
-
 def test_keypoints_of_objects(make):
     dataset = make([annotation(keypoints=keypoints(1, 16)), annotation(id=2)], keypoint_names, keypoints=True)
     found = dataset[0].annotations.keypoints
@@ -505,164 +451,3 @@ def test_the_orientation_of_image_files(tmp_path, apply_orientation):
     assert dataset.image_size(0) == dataset[0].image.shape[1:] == size
     with pytest.raises(ImageFileError, match='the annotation file declares'):
         COCODataset(path, tmp_path, apply_orientation=not apply_orientation)
-
-
-# Objects in the forms that labelling tools write.
-
-
-@pytest.mark.parametrize(
-    ('changes', 'box', 'area'),
-    [
-        ({}, [10, 8, 20, 16], 80),  # two opposite corners
-        ({'segmentation': [[20, 16, 10, 8]]}, [10, 8, 20, 16], 80),
-        ({'segmentation': [[10, 16, 20, 8]]}, [10, 8, 20, 16], 80),
-        ({'segmentation': [[10, 8], [20, 16]]}, [10, 8, 20, 16], 80),
-        ({'segmentation': [10, 8, 20, 16]}, [10, 8, 20, 16], 80),
-        ({'segmentation': [[15, 12, 15, 18]], 'shape_type': 'circle'}, [9, 6, 21, 18], 36 * np.pi),
-        ({'segmentation': [[15, 12, 15, 18]], 'bbox': [9, 6, 12, 12]}, [9, 6, 21, 18], 36 * np.pi),  # its box
-        ({'segmentation': [[20, 9, 15, 12]], 'bbox': [20, 9, 15, 12]}, [20, 9, 35, 21], 180),  # pycocotools' box
-    ],
-)
-def test_two_points_are_a_rectangle_or_a_circle(make, changes, box, area):
-    """The converters of labelme to COCO's format copy the two points of its rectangles and circles."""
-    two_points = {'segmentation': [[10, 8, 20, 16]], 'bbox': None, 'area': None, **changes}
-    dataset = make([annotation(**two_points)])
-    ((polygon,),) = dataset[0].annotations.segmentations
-    points = polygon.reshape(-1, 2)
-    np.testing.assert_allclose([*points.min(axis=0), *points.max(axis=0)], box, rtol=0, atol=0.6)
-    x, y = points.T
-    assert abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2 == pytest.approx(area, rel=0.05)
-    assert dataset.remarks == [] and dataset.ground_truth()['annotations'][0]['area'] == pytest.approx(area, rel=0.1)
-
-
-def test_single_points_beside_a_polygon_are_dropped(make):
-    ((polygon,),) = make([annotation(segmentation=[[1, 2], [], TRIANGLE])])[0].annotations.segmentations
-    assert polygon.tolist() == TRIANGLE
-
-
-@pytest.mark.parametrize('segmentation', [TRIANGLE, [TRIANGLE], np.reshape(TRIANGLE, (-1, 2)).tolist()])
-def test_a_box_and_an_area_from_run_lengths_or_polygons(make, segmentation):
-    mask = coco_mask.decode(coco_mask.frPyObjects([TRIANGLE], HEIGHT, WIDTH))[..., 0]
-    objects = [annotation(segmentation=shape, bbox=[0, 0, 0, 0], area=0) for shape in (segmentation, rle_of(mask))]
-    polygon, rle = make(objects).ground_truth()['annotations']
-    assert polygon['area'] == rle['area'] == mask.sum()
-    assert polygon['bbox'] == [5, 5, 15.5, 12.25]
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    assert rle['bbox'] == [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
-
-
-@pytest.mark.parametrize(
-    'polygon',
-    [
-        [0, 0, 1e8, 0, 1e8, 1e8],
-        [0, 0, 1e9, 0, 5, 5],
-        [-20000, 0, 5, 0, 5, 5],
-        [0, 0, 5, 20000, 5, 5],
-        [1e29, 1e29, 1e29, 0, 0, 0],
-        [5, -10000, 5, 10000] * 100,
-    ],
-)
-def test_a_polygon_far_outside_the_image_is_reported(make, polygon):
-    """There, pycocotools needs memory for each pixel of the outline, and crashes if there are too many."""
-    with pytest.raises(AnnotationFileError, match=r"the 'segmentation' of annotation 4 has (a vertex|an outline)"):
-        make([annotation(), annotation(id=4, segmentation=[polygon])])
-
-
-def test_a_vertex_outside_the_image_is_kept(make):
-    """Tiles of large images have outlines that continue in other tiles."""
-    polygon = [-500.0, -30.0, 300.5, 10.0, 20.0, 900.0]
-    dataset = make([annotation(segmentation=[polygon])])
-    assert dataset[0].annotations.segmentations[0][0].tolist() == polygon and dataset.remarks == []
-
-
-def test_ids_are_understood_in_every_form(make):
-    def edit(content):
-        content['images'][0]['id'], content['images'][1]['id'] = '7', 9.0
-        content['categories'][0]['id'], content['categories'][1]['id'] = '5', 'z9'
-
-    objects = [annotation(image_id=7.0, category_id='z9'), annotation(image_id='9', category_id=5.0)]
-    dataset = make(objects, edit)
-    assert dataset.image_ids == (7, 9) and dataset.category_ids == (5, 'z9')
-    assert [dataset.get_annotations(i).labels.tolist() for i in range(2)] == [[1], [0]]
-
-
-def test_text_ids_are_in_natural_order():
-    ids = ['b', 'a10', 'a9', 'a9b', 10, 'a09', 9]
-    assert sorted(ids, key=id_order) == [9, 10, 'a9', 'a09', 'a9b', 'a10', 'b']
-
-
-def root_class(content):
-    content['categories'] = [
-        {'id': 0, 'name': 'pets', 'supercategory': 'none'},
-        {'id': 3, 'name': 'cat', 'supercategory': 'pets'},
-        {'id': 5, 'name': 'dog', 'supercategory': 'pets'},
-    ]
-
-
-def test_an_empty_root_class_is_left_out_and_reported(make):
-    dataset = make([annotation()], root_class)
-    assert dataset.class_names == ('cat', 'dog') and dataset[0].annotations.labels.tolist() == [0]
-    assert dataset.remarks == ["left out 1 item: 1 empty root class of Roboflow ('pets')"]
-    dataset = make([annotation()], root_class, kept_classes=('pets', 'cat', 'dog'))
-    assert dataset.class_names == ('pets', 'cat', 'dog') and dataset.remarks == []
-    assert make([annotation(), annotation(category_id=0)], root_class).class_names == ('pets', 'cat', 'dog')
-
-
-def test_a_class_without_objects_is_kept(make):
-    assert make([annotation()]).class_names == ('cat', 'dog')
-
-
-def test_brush_masks_marked_as_crowds_are_reported(make):
-    mask = np.zeros((HEIGHT, WIDTH))
-    mask[3:9, 4:20] = 1
-    brush = [annotation(id=i, category_id=5, iscrowd=1, segmentation=rle_of(mask)) for i in (2, 3)]
-    dataset = make([annotation(), *brush])
-    assert dataset.remarks == [
-        'left out 2 items: 2 marked as crowds and not trained ("iscrowd": 0 marks single objects) '
-        '(annotation 2, annotation 3)'
-    ]
-    assert len(dataset[0].annotations) == 3  # they stay crowds
-    with pytest.raises(AnnotationFileError, match=r'no image has an object .*left out 2 items: 2 marked as crowds'):
-        make(brush)
-    singles = [annotation(id=i) for i in range(20)]
-    assert make([*singles, annotation(id=30, iscrowd=1)]).remarks == []  # as in COCO
-
-
-def test_objects_without_outlines_are_trained_without_a_mask_head(make):
-    boxes = [annotation(segmentation=[]), annotation(id=2, segmentation=None, bbox=[1, 2, 9, 9], area=0)]
-    dataset = make(boxes, masks=False)
-    objects = dataset[0].annotations
-    assert objects.boxes.tolist() == [[5, 5, 17, 20], [2, 1, 10, 9]] and objects.segmentations == ((), ())
-    assert dataset.remarks == []
-    with pytest.raises(AnnotationFileError, match='no object has an outline, which a mask head needs .*masks=false'):
-        make(boxes)
-    assert make(boxes, only_annotated=False).remarks == ['no object has an outline: boxes are evaluated, masks are not']
-
-
-def test_a_missing_list_of_annotations(make):
-    def edit(content):
-        del content['annotations']
-
-    dataset = make([], edit, only_annotated=False)
-    assert len(dataset) == 2 and dataset.ground_truth()['annotations'] == []
-    assert dataset.remarks == ['no objects: every metric is "-"']
-    with pytest.raises(AnnotationFileError, match="there is no list 'annotations'"):
-        make([], edit)
-
-
-def test_no_objects_with_keypoints(make):
-    dataset = make([], keypoint_names, keypoints=True, only_annotated=False)
-    assert dataset[0].annotations.keypoints.shape == (0, 17, 3)
-
-
-@pytest.mark.parametrize('numbers', [17 * [[1, 2, 2]], 17 * ['1', 2.0, 2]])
-def test_keypoints_in_other_forms(make, numbers):
-    dataset = make([annotation(keypoints=numbers)], keypoint_names, keypoints=True)
-    assert dataset[0].annotations.keypoints.tolist() == [17 * [[2, 1, 2]]]
-
-
-def test_names_of_classes_that_are_numbers(make):
-    def edit(content):
-        content['categories'][0]['name'] = 8
-
-    assert make([annotation()], edit).class_names == ('cat', '8')
