@@ -21,24 +21,23 @@ BN2AFFINE_HELP = (
     'affine channels and ignore the statistics, which is right for files of its utils/detectron_parser.py'
 )
 
-_Number = TypeVar('_Number', int, float)
-
-
-#: Largest integer of an option: that of a seed.
-_MAX_INTEGER = 2**32 - 1
+#: Maximum of counts and sizes; larger ones are mistakes, and would overflow in NumPy.
+_MAX_INT = 2**31 - 1
 
 #: Maximum number of characters of an argument in a message.
 _MAX_SHOWN = 80
 
+_Number = TypeVar('_Number', int, float)
+
 
 def non_negative_int(text: str) -> int:
     """Parse an integer that is at least 0."""
-    return _parse(text, int, lambda value: 0 <= value <= _MAX_INTEGER, 'a non-negative integer')
+    return _parse_count(text, 0, 'a non-negative integer')
 
 
 def positive_int(text: str) -> int:
     """Parse an integer that is at least 1."""
-    return _parse(text, int, lambda value: 1 <= value <= _MAX_INTEGER, 'a positive integer')
+    return _parse_count(text, 1, 'a positive integer')
 
 
 def non_negative_float(text: str) -> float:
@@ -51,6 +50,11 @@ def positive_float(text: str) -> float:
     return _parse(text, float, lambda value: 0 < value < math.inf, 'a positive number')
 
 
+def seed(text: str) -> int:
+    """Parse a seed of random numbers."""
+    return _parse(text, int, lambda value: 0 <= value < 2**32, f'an integer from 0 to {2**32 - 1}')
+
+
 def score(text: str) -> float:
     """Parse a score of a detection."""
     return _parse(text, float, lambda value: 0 <= value <= 1, 'a number from 0 to 1')
@@ -58,7 +62,12 @@ def score(text: str) -> float:
 
 def gpu_number(text: str) -> int:
     """Parse the number of a GPU; -1 is the CPU."""
-    return _parse(text, int, lambda value: -1 <= value <= _MAX_INTEGER, 'the number of a GPU or -1')
+    return _parse(text, int, lambda value: -1 <= value <= _MAX_INT, 'the number of a GPU or -1')
+
+
+def _parse_count(text: str, minimum: int, expected: str) -> int:
+    _parse(text, int, lambda value: value >= minimum, expected)
+    return _parse(text, int, lambda value: value <= _MAX_INT, f'{expected} of at most {_MAX_INT}')
 
 
 def _parse(text: str, convert: Callable[[str], _Number], fits: Callable[[_Number], bool], expected: str) -> _Number:
@@ -68,8 +77,7 @@ def _parse(text: str, convert: Callable[[str], _Number], fits: Callable[[_Number
         value = None
     if value is None or not fits(value):
         shown = text if len(text) <= _MAX_SHOWN else f'{text[: _MAX_SHOWN - 3]}...'
-        limit = f' of at most {_MAX_INTEGER}' if value is not None and value > _MAX_INTEGER and convert is int else ''
-        raise argparse.ArgumentTypeError(f'{shown!r} is not {expected}{limit}')
+        raise argparse.ArgumentTypeError(f'{shown!r} is not {expected}')
     return value
 
 

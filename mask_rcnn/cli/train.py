@@ -134,12 +134,13 @@ def _train_in_locked_folder(args: TrainArguments, communicator: Communicator) ->
         check_classes(model, val_set, args.data.title('val'))
     if communicator.is_main:
         _print_datasets({'training': train_set, 'evaluation': val_set})
+        _warn_of_large_batch(len(train_set), args.batchsize * communicator.size)
     model.to_device(device)
     _set_aside_run(args, communicator)
     training = build_training_run(
         model,
         train_set,  # type: ignore[arg-type]  # Chainer's DatasetMixin has len and [], but is not a Sequence
-        _options(args, communicator, model.config),
+        _options(args, communicator, model.config, n_images=len(train_set)),
         communicator=communicator,
         evaluate=_evaluator(model, val_set, communicator),
         examples=_examples(val_set) if args.tensorboard else [],
@@ -193,7 +194,12 @@ def _print_datasets(datasets: Mapping[str, Dataset | None]) -> None:
             print_remarks(dataset, name)
 
 
-def _options(args: TrainArguments, communicator: Communicator, config: Config) -> TrainingOptions:
+def _warn_of_large_batch(n_images: int, batch_size: int) -> None:
+    if batch_size > n_images:
+        print_warning(f'a batch of {batch_size} images contains some of the {n_images} training images several times')
+
+
+def _options(args: TrainArguments, communicator: Communicator, config: Config, *, n_images: int) -> TrainingOptions:
     if args.schedule:
         schedule, iterations = detectron_schedule(args.schedule, args.batchsize * communicator.size)
     else:
@@ -209,7 +215,7 @@ def _options(args: TrainArguments, communicator: Communicator, config: Config) -
         batch_size=args.batchsize,
         subdivisions=args.subdivisions,
         seed=args.seed,
-        workers=_default_workers() if args.workers is None else args.workers,
+        workers=min(_default_workers() if args.workers is None else args.workers, n_images),
         gamma=args.gamma,
         sampling=_sampling(args, config),
         freeze_bn=args.freeze_bn,

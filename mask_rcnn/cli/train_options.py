@@ -21,6 +21,7 @@ from mask_rcnn.cli.options import (
     non_negative_int,
     positive_float,
     positive_int,
+    seed,
 )
 from mask_rcnn.config import EXTRACTORS, Config
 from mask_rcnn.io.console import print_warning
@@ -243,7 +244,7 @@ def _add_optimization(add: AddArgument) -> None:
     )
     add('--gamma', type=non_negative_float, default=1.0, help='weight of the mask loss (default: 1)')
     add('--clip-gradient', type=positive_float, metavar='NORM', help='clip gradients to this L2 norm')
-    add('--seed', '-s', type=non_negative_int, metavar='N', help='seed of all random numbers (default: 0)')
+    add('--seed', '-s', type=seed, metavar='N', help='seed of all random numbers (default: 0)')
 
 
 def _add_run(add: AddArgument) -> None:
@@ -417,12 +418,12 @@ def _inherit_from_snapshot(args: argparse.Namespace) -> dict[str, Any]:
         options = read_options(args.resume)
     except WeightFileError:
         return {}  # reported when the whole file is read
-    seed = options.get('seed', 0)
-    if args.seed not in (None, seed):
+    run_seed = options.get('seed', 0)
+    if args.seed not in (None, run_seed):
         raise UsageError(
-            f'--seed {args.seed} and --resume {args.resume} contradict each other: its run has the seed {seed}'
+            f'--seed {args.seed} and --resume {args.resume} contradict each other: its run has the seed {run_seed}'
         )
-    return {'seed': seed, 'frozen_stages': options.get('frozen_stages')}
+    return {'seed': run_seed, 'frozen_stages': options.get('frozen_stages')}
 
 
 def _contradict(first: str, second: str, reason: str) -> NoReturn:

@@ -22,8 +22,8 @@ def describe_error(error: BaseException) -> str:
     text = ' '.join(str(error).split())[:_MAX_CHARACTERS]
     if isinstance(error, MemoryError):  # also CuPy's OutOfMemoryError
         return 'not enough memory (more --subdivisions or a smaller --min-size need less)' + f': {text}' * bool(text)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f'{error.filename}: {error.strerror}'
+    if isinstance(error, OSError) and error.strerror:
+        return f'{error.filename}: {error.strerror}' if error.filename else error.strerror
     if type(error).__module__.startswith('mask_rcnn.') and text:
         return text
     frames = [f for f in traceback.extract_tb(error.__traceback__) if 'mask_rcnn' in f.filename]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 #: Iterations and decay steps of Detectron's schedules for 8 images per batch (R-50-C4: 8 GPUs with one image each):
@@ -28,6 +29,9 @@ class Schedule:
             until the end of the warm-up.
         steps: At each of these iterations the rate is multiplied by ``decay``.
         decay: See ``steps``.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     peak: float
@@ -36,6 +40,14 @@ class Schedule:
     linear: bool = False
     steps: tuple[int, ...] = ()
     decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ('peak', 'start', 'warmup', 'decay'):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:  # also false for NaN
+                raise ValueError(f'{name} must be a finite number of at least 0, not {value!r}')
+        if any(step < 0 for step in self.steps):
+            raise ValueError(f'steps must be at least 0, not {self.steps!r}')
 
     def rate(self, iteration: int) -> float:
         """Return the learning rate of an iteration, counted from 0."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,21 @@ from mask_rcnn.training.updater import SubdivisionUpdater
 #: Attempts per ``snapshot_interval`` to write a snapshot after one could not be written.
 _RETRIES_PER_INTERVAL = 10
 
+#: Fields of :class:`TrainingOptions` -> their minimum.
+_MIN_VALUES = {
+    'iterations': 1,
+    'batch_size': 1,
+    'subdivisions': 1,
+    'seed': 0,
+    'workers': 0,
+    'gamma': 0,
+    'frozen_stages': 0,
+    'snapshot_interval': 0,
+    'keep': 1,
+    'eval_interval': 0,
+    'log_interval': 1,
+}
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -69,6 +85,9 @@ class TrainingOptions:
         eval_interval: Iterations between evaluations; 0 never evaluates.
         log_interval: Iterations per entry of the log.
         tensorboard: Write event files for TensorBoard.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     out: str
@@ -89,6 +108,18 @@ class TrainingOptions:
     eval_interval: int = 0
     log_interval: int = 20
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, minimum in _MIN_VALUES.items():
+            value = getattr(self, name)
+            if value is not None and not minimum <= value < math.inf:  # also false for NaN
+                raise ValueError(f'{name} must be a finite number of at least {minimum}, not {value!r}')
+        if not self.seed < 2**32:
+            raise ValueError(f'seed must be below 2**32, not {self.seed!r}')
+        for name in ('clip', 'loss_scale'):
+            value = getattr(self, name)
+            if value not in (None, 'dynamic') and not 0 < value < math.inf:
+                raise ValueError(f'{name} must be a finite number above 0, not {value!r}')
 
 
 @dataclass(frozen=True)

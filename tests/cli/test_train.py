@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +14,22 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.cli import evaluate, options, train, train_options
-from mask_rcnn.cli.command import ArgumentParser
+from mask_rcnn.cli.command import ArgumentParser, parse_command_line
 from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import DETECTRON, MATTERPORT, RESNET_BLOCKS
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import Metrics
+from mask_rcnn.io.folder_lock import lock_folder
 from mask_rcnn.models import builder
 from mask_rcnn.training import distributed
 from mask_rcnn.training.schedule import step_schedule
+from mask_rcnn.training.snapshot import write_snapshot
+from mask_rcnn.training.trainer import TrainingOptions
 from mask_rcnn.training.updater import NonFiniteLossError
+from tests.support.tiny_training import META, make_trainer
+
+STEPS = {'warmup': 0, 'first_decay': 2, 'second_decay': 3}
 
 SHAPES = ['--dataset', 'shapes', '--pretrained', 'none', '--gpu', '-1']
 
@@ -628,3 +635,98 @@ def test_train_py_works_in_any_folder(root, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.startswith('error: none/annotations/instances_train2017.json'), done.stderr
+
+
+@pytest.mark.parametrize(
+    ('option', 'value'),
+    [
+        ('iterations', 0),
+        ('batch_size', 0),
+        ('subdivisions', 0),
+        ('seed', -1),
+        ('seed', 2**32),
+        ('workers', -1),
+        ('gamma', float('nan')),
+        ('clip', 0),
+        ('clip', float('inf')),
+        ('loss_scale', float('nan')),
+        ('snapshot_interval', -1),
+        ('keep', 0),
+        ('eval_interval', -1),
+        ('log_interval', 0),
+    ],
+)
+def test_options_out_of_range_are_rejected(option, value):
+    with pytest.raises(ValueError, match=f'^{option} must be'):
+        TrainingOptions(**{'out': 'x', 'iterations': 1, 'schedule': step_schedule(1, **STEPS), option: value})
+
+
+@pytest.mark.parametrize(
+    'option', ['--iteration', '--batchsize', '--seed', '--keep', '--train-proposals', '--snapshot']
+)
+@pytest.mark.parametrize('value', ['nan', 'inf', '-1', str(2**80), '9' * 5000, ''])
+def test_absurd_numbers_are_refused_in_one_line(capsys, option, value):
+    with pytest.raises(SystemExit) as error:
+        train.main([*SHAPES, f'{option}={value}'])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert error.value.code == 2 and f'argument {option}' in line and len(line) < 200
+
+
+def test_a_batch_larger_than_the_dataset_is_a_warning_and_workers_are_limited(fake_runs, capsys, tmp_path):
+    data = list(map(str, write_coco(tmp_path / 'data')))
+    assert train.main([*data, '--pretrained', 'none', '--gpu', '-1', '--batchsize', '5', '--workers', '99']) == 0
+    assert fake_runs[-1].options.workers == 3
+    assert capsys.readouterr().err == (
+        'warning: a batch of 5 images contains some of the 3 training images several times\n'
+    )
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_moved(fake_runs, capsys, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'log').write_text('[]')
+    with lock_folder(tmp_path / 'out', user='training', warn=pytest.fail):
+        assert train.main([*SHAPES, '--out', 'out']) == 1
+    error = capsys.readouterr().err
+    assert (
+        error.startswith(f'error: out is in use by another training (pid {os.getpid()} on ') and '\n' not in error[:-1]
+    )
+    assert (tmp_path / 'out' / 'log').exists() and not fake_runs
+
+
+def write_tiny_snapshots(folder, *iterations):
+    """Write snapshots of a tiny network with the fields that the command reads."""
+    for iteration in iterations:
+        trainer = make_trainer(folder, stop=(iteration, 'iteration'))
+        trainer.run()
+        write_snapshot(folder / f'snapshot_iter_{iteration}.npz', trainer, META, {})
+
+
+def resume_error(capsys, path):
+    status = train.main([*SHAPES[:2], '--gpu', '-1', '--resume', str(path)])
+    error = capsys.readouterr().err.splitlines()
+    return status, error
+
+
+@pytest.mark.parametrize('content', [b'', b'PK', None])
+def test_a_damaged_snapshot_names_a_whole_one(capsys, tmp_path, content):
+    """The times of the files are those of a clock that was set back."""
+    write_tiny_snapshots(tmp_path, 1, 2, 10)
+    path = tmp_path / 'snapshot_iter_10.npz'
+    path.write_bytes(path.read_bytes()[:1000] if content is None else content)
+    (tmp_path / '.snapshot_iter_11.npz.1.part').write_bytes(b'')
+    os.utime(tmp_path / 'snapshot_iter_2.npz', (0, 0))
+    status, (error,) = resume_error(capsys, path)
+    assert status == 1 and error.startswith(f'error: {path}: is not a snapshot')
+    assert error.endswith(f'the newest whole snapshot is {tmp_path}/snapshot_iter_2.npz')
+
+
+def test_a_folder_stands_for_its_newest_whole_snapshot(capsys, tmp_path):
+    write_tiny_snapshots(tmp_path, 1, 2, 10)
+    (tmp_path / 'snapshot_iter_10.npz').write_bytes(b'')
+    os.utime(tmp_path / 'snapshot_iter_2.npz', (0, 0))
+    arguments = parse_command_line(train_options.configure, [*SHAPES[:2], '--resume', str(tmp_path)])
+    assert TrainArguments.from_namespace(arguments).resume == tmp_path / 'snapshot_iter_2.npz'
+    assert f'warning: {tmp_path}/snapshot_iter_10.npz: is not a snapshot' in capsys.readouterr().err
+    (tmp_path / 'empty').mkdir()
+    status, (error,) = resume_error(capsys, tmp_path / 'empty')
+    assert (status, error) == (2, f'error: --resume {tmp_path}/empty: the folder contains no whole snapshot')

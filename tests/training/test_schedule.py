@@ -44,3 +44,20 @@ def test_a_decay_within_the_warm_up_takes_effect_after_it():
     schedule = Schedule(peak=1, start=0.5, warmup=10, steps=(5,))
     assert [schedule.rate(i) for i in (4, 9)] == [0.5, 0.5]
     assert schedule.rate(10) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'peak': float('nan')},
+        {'peak': float('inf')},
+        {'start': -1.0},
+        {'warmup': -1},
+        {'steps': (-5,)},
+        {'decay': float('nan')},
+    ],
+)
+def test_values_out_of_range_are_rejected(changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=f'^{name} must be'):
+        Schedule(**{'peak': 0.1, 'start': 0.1, 'warmup': 0, **changes})
