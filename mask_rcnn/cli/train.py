@@ -341,4 +341,6 @@ def _describe_saved_state(training: TrainingRun, error: BaseException, args: Tra
         return f'the last good state is {last or resumed}'
     if not args.snapshot:
         return 'no state is saved, because of --snapshot 0'
+    if isinstance(error, KeyboardInterrupt):
+        return 'no state is saved'
     return 'there is no snapshot yet' if isinstance(error, NonFiniteLossError) else ''

@@ -316,7 +316,7 @@ class Snapshots(training.Extension):
         for name, param in sorted(model.namedparams()):
             if param.array is not None and not bool(param.xp.isfinite(param.array).all()):
                 raise WeightFileError(path, f'is not written, because values of {name} are not finite')
-        if self.last_model is not None and self.last_model != path and not _snapshot_of(self.last_model).exists():
+        if self.last_model is not None and self.last_model != path and not _snapshot_of(self.last_model).is_file():
             self.last_model.unlink(missing_ok=True)
         save(path, model)
         self.last_model = path

@@ -98,6 +98,8 @@ class TensorBoard(training.Extension):
         self._writer = self._make_writer(os.path.join(trainer.out, 'tensorboard'), purge_step=iteration + 1)
 
     def __call__(self, trainer: training.Trainer) -> None:
+        if self._writer is None:  # the folder could not be created
+            return
         for entry in self._log.log[self._n_written :]:
             for name, value in entry.items():
                 if name != 'iteration':
@@ -113,7 +115,8 @@ class TensorBoard(training.Extension):
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
         """Write an ``(H, W, 3)`` uint8 RGB image."""
-        self._writer.add_image(name, image, step, dataformats='HWC')
+        if self._writer is not None:
+            self._writer.add_image(name, image, step, dataformats='HWC')
 
 
 class ExampleDetections(training.Extension):

@@ -19,6 +19,7 @@ from mask_rcnn.training.extensions import (
     Evaluation,
     IntervalTrigger,
     LearningRateScheduler,
+    Tolerant,
     TrainingLog,
     format_duration,
 )
@@ -293,3 +294,48 @@ def test_event_files_contain_the_scalars(tmp_path):
     trainer.run()
     (file,) = (tmp_path / 'tensorboard').iterdir()
     assert b'main/loss' in file.read_bytes() and b'grad_norm' in file.read_bytes()
+
+
+@pytest.mark.parametrize('error', [ValueError('a\nb'), MemoryError(), OSError(5, 'Input/output error', 'x.jpg')])
+def test_an_evaluation_that_fails_is_a_warning(tmp_path, error):
+    def evaluate(file):
+        raise error
+
+    trainer, warnings = make_trainer(tmp_path, stop=(4, 'iteration')), []
+    add_evaluation(trainer, evaluate, warn=warnings.append)
+    trainer.run()
+    assert trainer.updater.iteration == 4
+    assert len(warnings) == 2 and warnings[0].startswith('the evaluation after 2 iterations has failed: ')
+    assert '\n' not in warnings[0]
+
+
+@pytest.mark.filterwarnings('error::pytest.PytestUnhandledThreadExceptionWarning')
+@pytest.mark.parametrize('n_free', [0, 5])
+def test_tensorboard_on_a_full_disk_is_a_warning(tmp_path, monkeypatch, n_free):
+    """Its thread would end with a traceback, and the run would then wait for it."""
+    events_writer = pytest.importorskip('tensorboardX.event_file_writer').EventsWriter
+    write_event, written = events_writer.write_event, []
+
+    def full(self, event):
+        written.append(event)
+        if len(written) > n_free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_event(self, event)
+
+    monkeypatch.setattr(events_writer, 'write_event', full)
+    trainer, warnings = make_trainer(tmp_path, stop=(40, 'iteration')), []
+    trainer.extend(Tolerant(TensorBoard(log_of(trainer)), warnings.append, SignalHandler()))
+    trainer.run()
+    assert warnings == ['tensorboard: No space left on device']
+
+
+def test_a_snapshot_that_could_not_be_written_is_tried_again(tmp_path):
+    trainer, lines = make_trainer(tmp_path, stop=(9, 'iteration')), []
+    snapshots = Snapshots(META, {}, keep=2, warn=lines.append, print_line=pytest.fail)
+    blocked = tmp_path / 'snapshot_iter_5.npz'
+    blocked.mkdir()
+    retrying = IntervalTrigger(2)
+    trainer.extend(snapshots, trigger=IntervalTrigger(5, also=lambda t: snapshots.has_failed and retrying(t)))
+    trainer.run()
+    assert len(lines) == 1 and snapshots.last == tmp_path / 'snapshot_iter_6.npz' and not snapshots.has_failed
+    assert not (tmp_path / 'model_iter_5.npz').exists(), 'the model without a snapshot takes room'
