@@ -21,10 +21,12 @@ from mask_rcnn.cli.options import (
     AddArgument,
     add_dialect,
     add_gpu,
+    add_max_detections,
     add_precision,
     add_roi_options,
     check_precision,
     choose_device,
+    limit_changes,
     roi_changes,
     score,
 )
@@ -126,6 +128,7 @@ def _add_output(add: AddArgument) -> None:
         metavar='S',
         help='minimum score (default: 0.7 for pictures, 0.05 for JSON); see below',
     )
+    add_max_detections(add)
     add(
         '--preset',
         choices=('visualize', 'evaluate'),
@@ -336,7 +339,7 @@ def _load(args: argparse.Namespace) -> MaskRCNN:
     }
     if args.score_thresh is not None:
         fields['score_threshold'] = args.score_thresh
-    overrides = roi_changes(args) | {name: value for name, value in fields.items() if value is not None}
+    overrides = roi_changes(args) | limit_changes(args) | {name: value for name, value in fields.items() if value is not None}
     if not os.path.lexists(args.modelfile):
         raise WeightFileError(
             args.modelfile,

@@ -17,10 +17,12 @@ from mask_rcnn.cli.options import (
     BN2AFFINE_HELP,
     add_dialect,
     add_gpu,
+    add_max_detections,
     add_precision,
     add_roi_options,
     check_precision,
     choose_device,
+    limit_changes,
     roi_changes,
 )
 from mask_rcnn.datasets.coco import AnnotationFileError
@@ -57,6 +59,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
     add_dialect(add)
     add_roi_options(add)
+    add_max_detections(add)
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: str | None = None) -> int:
@@ -75,7 +78,12 @@ def run(args: argparse.Namespace) -> int:
     check_precision(args.precision, gpu)
     try:
         model = mask_rcnn.load(
-            args.modelfile, gpu=gpu, bn2affine=args.bn2affine, dialect=args.dialect, **roi_changes(args)
+            args.modelfile,
+            gpu=gpu,
+            bn2affine=args.bn2affine,
+            dialect=args.dialect,
+            **roi_changes(args),
+            **limit_changes(args),
         )
     except WeightFileError:
         raise
@@ -83,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     dataset, title = open_evaluation_data(data, model)
     with using_precision(args.precision):
-        evaluate_to_folder(model, dataset, args.out, name=title)
+        # Without the option the metrics have COCO's limit, also for models without one.
+        limit = 100 if args.max_detections is None else args.max_detections
+        evaluate_to_folder(model, dataset, args.out, name=title, max_detections=limit)
     return 0
 
 
@@ -154,7 +164,13 @@ def shorten_names(names: Sequence[str]) -> str:
 
 
 def evaluate_to_folder(
-    model: MaskRCNN, dataset: Dataset, folder: Path, *, name: str, communicator: Communicator | None = None
+    model: MaskRCNN,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    name: str,
+    communicator: Communicator | None = None,
+    max_detections: int = 100,
 ) -> Metrics:
     """Evaluate a model, write its detections and the metrics, and print the metrics.
 
@@ -164,6 +180,7 @@ def evaluate_to_folder(
         folder: The folder for ``results.*.json`` and ``metrics.json``.
         name: The dataset's name in messages.
         communicator: The group of processes, each of which calls this function; ``None`` for a single process.
+        max_detections: Maximum number of detections per image in the metrics (COCOeval's ``maxDets``); 0 for no limit.
 
     Returns:
         Metrics: The metrics.
@@ -177,7 +194,13 @@ def evaluate_to_folder(
     if communicator.is_main:
         print_remarks(dataset, name)
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = evaluate_model(model, dataset, results_file=folder / 'results.json', comm=communicator)
+    metrics = evaluate_model(
+        model,
+        dataset,
+        results_file=folder / 'results.json',
+        comm=communicator,
+        max_detections=max_detections or model.config.rpn_post_nms,  # no class can have more
+    )
     if communicator.is_main:
         kinds = metrics.ap_per_class()
         per_class = {

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.config import C4_DIALECTS
+from mask_rcnn.config.fields import MAX_INT32
 from mask_rcnn.io.console import print_note
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, is_available, precision_error
 
@@ -20,9 +21,6 @@ BN2AFFINE_HELP = (
     'convert batch normalisation to affine channels first; in files of Chainer_Mask_R-CNN: use gamma and beta as '
     'affine channels and ignore the statistics, which is right for files of its utils/detectron_parser.py'
 )
-
-#: Maximum of counts and sizes; larger ones are mistakes, and would overflow in NumPy.
-_MAX_INT = 2**31 - 1
 
 #: Maximum number of characters of an argument in a message.
 _MAX_SHOWN = 80
@@ -60,14 +58,19 @@ def score(text: str) -> float:
     return _parse(text, float, lambda value: 0 <= value <= 1, 'a number from 0 to 1')
 
 
+def detection_limit(text: str) -> int:
+    """Parse a maximum number of detections; 0 is no limit."""
+    return _parse(text, int, lambda value: 0 <= value <= MAX_INT32, f'an integer from 0 to {MAX_INT32}')
+
+
 def gpu_number(text: str) -> int:
     """Parse the number of a GPU; -1 is the CPU."""
-    return _parse(text, int, lambda value: -1 <= value <= _MAX_INT, 'the number of a GPU or -1')
+    return _parse(text, int, lambda value: -1 <= value <= MAX_INT32, 'the number of a GPU or -1')
 
 
 def _parse_count(text: str, minimum: int, expected: str) -> int:
     _parse(text, int, lambda value: value >= minimum, expected)
-    return _parse(text, int, lambda value: value <= _MAX_INT, f'{expected} of at most {_MAX_INT}')
+    return _parse(text, int, lambda value: value <= MAX_INT32, f'{expected} of at most {MAX_INT32}')
 
 
 def _parse(text: str, convert: Callable[[str], _Number], fits: Callable[[_Number], bool], expected: str) -> _Number:
@@ -147,10 +150,29 @@ def add_roi_options(add: AddArgument) -> None:
     )
 
 
+def add_max_detections(add: AddArgument) -> None:
+    """Add ``--max-detections``.
+
+    Args:
+        add: The ``add_argument`` of a parser or a group.
+    """
+    add(
+        '--max-detections',
+        type=detection_limit,
+        metavar='N',
+        help='maximum number of detections per image, 0 for no limit (default: that of the weights, usually 100)',
+    )
+
+
 def roi_changes(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of :class:`mask_rcnn.config.Config` that the options of :func:`add_roi_options` set."""
     fields = {'roi_align': args.roialign, 'roi_size': args.roi_size}
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def limit_changes(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the field of :class:`mask_rcnn.config.Config` that ``--max-detections`` sets, if it is given."""
+    return {} if args.max_detections is None else {'max_detections': args.max_detections}
 
 
 def choose_device(gpu: int | None) -> int:
