@@ -339,7 +339,9 @@ def _load(args: argparse.Namespace) -> MaskRCNN:
     }
     if args.score_thresh is not None:
         fields['score_threshold'] = args.score_thresh
-    overrides = roi_changes(args) | limit_changes(args) | {name: value for name, value in fields.items() if value is not None}
+    overrides = (
+        roi_changes(args) | limit_changes(args) | {name: value for name, value in fields.items() if value is not None}
+    )
     if not os.path.lexists(args.modelfile):
         raise WeightFileError(
             args.modelfile,

@@ -59,7 +59,7 @@ def score(text: str) -> float:
 
 
 def detection_limit(text: str) -> int:
-    """Parse a maximum number of detections; 0 is no limit."""
+    """Parse a maximum number of detections; 0 for no limit."""
     return _parse(text, int, lambda value: 0 <= value <= MAX_INT32, f'an integer from 0 to {MAX_INT32}')
 
 

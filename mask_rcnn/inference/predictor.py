@@ -11,12 +11,13 @@ import numpy as np
 
 from mask_rcnn.config import Config
 from mask_rcnn.inference.detections import Detections
+from mask_rcnn.inference.image_lists import check_images, load_listed_image
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.cuda_graph import run_as_graph
 from mask_rcnn.ops.runtime.device import uses_padding
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, PackedArrays, pack_arrays
 from mask_rcnn.ops.runtime.weight_cache import keep_weight_cache
-from mask_rcnn.preprocessing.image_io import load_image, to_chw
+from mask_rcnn.preprocessing.image_io import to_chw
 from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image, prepare_image_gpu
 
 #: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
@@ -100,7 +101,7 @@ class Predictor:
         Raises:
             ValueError: ``batch_size`` is below 1, an image file cannot be read, or an array has the wrong shape or
                 dtype; see :func:`~mask_rcnn.preprocessing.image_io.to_image_array`.
-            TypeError: An image is neither a file name nor an array.
+            TypeError: ``images`` is a single image, or an image is neither a file name nor an array.
         """
         with keep_weight_cache(self.network):
             return list(self.iter_detections(images, batch_size=batch_size))
@@ -132,6 +133,7 @@ class Predictor:
             batch_size = GPU_BATCH_SIZE if uses_padding(self.network.device) else 1
         if batch_size < 1:
             raise ValueError(f'batch_size must be at least 1, not {batch_size}')
+        check_images(images)
         return self._iter_detections(images, batch_size)
 
     def _iter_detections(self, images: Iterable, batch_size: int) -> Iterator[Detections]:
@@ -169,7 +171,7 @@ class Predictor:
             'apply_orientation': self.network.config.dialect.input.apply_orientation,
         }
         for image in images:
-            x, transform = self.prepare(load_image(image, **options))
+            x, transform = self.prepare(load_listed_image(image, **options))
             del image  # free large arrays early, here and below
             if xs and x.shape != xs[0].shape:
                 yield xs, transforms

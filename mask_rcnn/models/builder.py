@@ -138,7 +138,11 @@ def load(
     device = get_device(gpu)
     file = formats.read(path, bn2affine=bn2affine, dialect=_find_dialect(dialect))
     if file.kind != 'model':
-        raise WeightFileError(path, f'contains {file.kind} weights for training, expected a whole model')
+        raise WeightFileError(
+            path,
+            f'contains {file.kind} weights for training, expected a whole model; "mask-rcnn train --pretrained {path}" '
+            'starts a training from them',
+        )
     for name in _DETERMINED_BY_ARRAYS:
         if name in changes and changes[name] != getattr(file.config, name):
             raise ValueError(f'{path}: its {name} is {getattr(file.config, name)!r}, not {changes[name]!r}')

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn.config import DENA, DETECTRON, Dialect
+from mask_rcnn.weights import signposts
 from mask_rcnn.weights.converters import dena, detectron, imagenet, matterport, mindspore, pytorch
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
@@ -64,6 +65,8 @@ def detect_format(path: _Path) -> Format:
     Raises:
         WeightFileError: The file cannot be read, or its format is unknown.
     """
+    if os.path.isdir(path):
+        raise WeightFileError(path, signposts.describe_folder(path))
     with open_weight_file(path) as (file, size):
         start = file.read(_START)
         names: frozenset[str] = frozenset()
@@ -73,6 +76,9 @@ def detect_format(path: _Path) -> Format:
             except CORRUPT_FILE_ERRORS as error:
                 reason = to_printable_ascii(str(error), 200)
                 raise WeightFileError(path, f'is a damaged zip archive: {reason}') from None
+    known_problem = signposts.find_signpost(path, start, names)
+    if known_problem is not None:
+        raise WeightFileError(path, known_problem)
     for format in FORMATS:
         if format.matches(start, names):
             return format
@@ -81,7 +87,9 @@ def detect_format(path: _Path) -> Format:
         raise WeightFileError(path, known_problem)
     kind = 'zip archive' if names else 'file'
     titles = ', '.join(format.title for format in FORMATS)
-    raise WeightFileError(path, f'is not a {kind} of weights in a supported format ({titles})')
+    content = signposts.describe_content(start, names)
+    hint = f': it is {content}' if content else ''
+    raise WeightFileError(path, f'is not a {kind} of weights in a supported format ({titles}){hint}')
 
 
 def read(

@@ -1,12 +1,14 @@
-"""``--max-detections`` of demo and evaluate, and wrong files for their options."""
+"""``--max-detections`` of demo and evaluate, and the metrics that belong to it."""
 
 import json
 
+import cv2
 import pytest
 
 import mask_rcnn
 from mask_rcnn.cli import demo, evaluate, main
-from mask_rcnn.evaluation.coco import Metrics
+from mask_rcnn.datasets import ShapesDataset
+from mask_rcnn.weights import WeightFileError
 
 
 @pytest.mark.parametrize(('option', 'config_limit', 'metric_limit'), [(None, 100, 100), ('7', 7, 7), ('0', 0, 1000)])
@@ -23,7 +25,7 @@ def test_the_limit_reaches_the_model_and_the_metrics(monkeypatch, tmp_path, opti
 
     def evaluate_model(model, dataset, *, max_detections, **options):
         calls['metrics'] = max_detections
-        return Metrics()
+        raise WeightFileError('m.npz', 'stop here')
 
     class Data:
         class_names = ('a',)
@@ -36,19 +38,13 @@ def test_the_limit_reaches_the_model_and_the_metrics(monkeypatch, tmp_path, opti
     monkeypatch.setattr(evaluate, 'evaluate_model', evaluate_model)
     options = [] if option is None else ['--max-detections', option]
     arguments = ['--dataset', 'shapes', '--modelfile', 'm.npz', '--gpu', '-1', '--out', str(tmp_path / 'out')]
-    assert evaluate.main([*arguments, *options]) == 0
+    assert evaluate.main([*arguments, *options]) == 1
     assert (Model.config.max_detections, calls['metrics']) == (config_limit, metric_limit)
 
 
 def test_the_demo_limits_the_results(root, tmp_path, capsys):
     """The detections are the first ones of a run without the option."""
-    image = mask_rcnn.datasets.ShapesDataset(1, size=128).get_image(0) if False else None
-    del image
-    from mask_rcnn.datasets import ShapesDataset
-
     pixels = ShapesDataset(1, size=128)[0].image
-    import cv2
-
     cv2.imwrite(str(tmp_path / '1.png'), pixels.transpose(1, 2, 0)[:, :, ::-1])
     arguments = ['demo', '--image', str(tmp_path / '1.png'), '--output', str(tmp_path / 'out.png'), '--gpu', '-1']
     arguments += ['--modelfile', str(root / 'modelfiles' / 'shapes_mobilenet_v1_fpn.npz')]

@@ -119,6 +119,11 @@ def _parse_contents(path: _Path, data: Any) -> tuple[dict[str, np.ndarray], dict
     """Return the blobs, the parsed ``cfg`` if there is one, and warnings."""
     if not isinstance(data, dict):
         raise WeightFileError(path, f'is not a Detectron weight file: it is a {type(data).__name__}, not a dictionary')
+    if '__author__' in data or (isinstance(data.get('model'), dict) and 'blobs' not in data):
+        raise WeightFileError(
+            path,
+            f'is a detectron2 checkpoint, which is not supported yet (supported of Detectron: {_SUPPORTED})',
+        )
     blobs = data.get('blobs', data)  # ImageNet files are the dictionary of blobs itself
     if not isinstance(blobs, dict):
         raise WeightFileError(path, "is not a Detectron weight file: its 'blobs' are not a dictionary")

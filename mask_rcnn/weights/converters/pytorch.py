@@ -72,7 +72,15 @@ _OTHER_PROGRAMS = (
     ('backbone.body.', 'torchvision'),
     ('neck.lateral_convs.', 'MMDetection'),
     ('layer4.', 'a ResNet classifier'),
+    ('backbone.0.body.', 'DETR'),
+    ('backbone.layer4.', 'MMDetection'),
+    ('roi_head.', 'MMDetection'),
+    ('stem.conv1.', 'detectron2 (ImageNet weights)'),
+    ('0.conv.', 'YOLO'),
 )
+
+#: Names of an optimizer's tensors.
+_OPTIMIZER_NAMES = {'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer', 'square_avg', 'step', 'sum'}
 
 
 def read(path: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> ConvertedWeights:
@@ -101,6 +109,8 @@ def _find_names(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> mat
     for name_of in (_multimodal_name, _graph_name):
         if name_of('conv1', 'kernel') in state:
             return name_of
+    if set(state) <= _OPTIMIZER_NAMES:
+        raise WeightFileError(path, 'contains the state of an optimizer, but no weights; give the file of the model')
     for prefix, program in _OTHER_PROGRAMS:
         if any(name.startswith(prefix) for name in state):
             raise WeightFileError(

@@ -4,11 +4,11 @@ A checkpoint may hold its state dict under any key, at any depth, beside other t
 optimizer's, or an exponential moving average ("EMA") of the weights.  The rule of :func:`find_state_dict`:
 
 1. State dicts inside of optimizers, schedulers and gradient scalers are used only if there is no other.
-2. Of the others, the largest one is used: the one with the most tensors, without scalars such as a best accuracy.
+2. The largest of the others is used: the one with the most tensors, without scalars such as a best accuracy.
    Tensors beside other dictionaries count a quarter.  All that have at least nine tenths of the largest number count as
    equally large.
-3. Of these, weights take precedence over their averages, then the usual keys (:data:`USUAL_KEYS`) in their order, then
-   the size, then the number of elements, and then the place in the file.
+3. Among these, weights take precedence over their averages, then the usual keys (:data:`USUAL_KEYS`) in their order,
+   then the size, then the number of elements, and then the place in the file.
 """
 
 from __future__ import annotations

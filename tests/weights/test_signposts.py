@@ -1,0 +1,110 @@
+"""Files that are not weights of a supported program: each is named, with what to do instead."""
+
+import io
+import json
+import pickle
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from mask_rcnn.weights import WeightFileError, formats
+from tests.support import torch_bytes as tb
+
+
+def archive(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w') as opened:
+        for name in names:
+            opened.writestr(name, b'x')
+    return file.getvalue()
+
+
+def tar():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode='w') as opened:
+        opened.addfile(tarfile.TarInfo('model.pkl'))
+    return file.getvalue()
+
+
+def safetensors():
+    header = json.dumps({'a': {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}}).encode()
+    return struct.pack('<Q', len(header)) + header + bytes(4)
+
+
+def state_dict(*names):
+    return tb.state_dict({name: np.ones(1, np.float32) for name in names})
+
+
+#: The content of files that users mistake for weights -> the part of the error that names it or the way on.
+FILES = {
+    'web page': (b'\n<!DOCTYPE html>\n<html><head>', r'web page \(HTML\).*download the file again'),
+    'safetensors': (safetensors(), 'is a safetensors file.*torch.save'),
+    'TFLite': (b'\x1c\0\0\0TFL3' + bytes(20), 'TensorFlow Lite'),
+    'ONNX': (b'\x08\x07\x12\x07pytorch\x1a\x032.0', 'is an ONNX model.*checkpoint that it was exported from'),
+    'SavedModel': (b'\x08\x01\x12\xe8\x07', 'TensorFlow SavedModel'),
+    'frozen graph': (b'\n\x2f\n\x05image\x12\x0bPlaceholder*', r'TensorFlow graph \(.pb\)'),
+    'TorchScript': (archive('m/data.pkl', 'm/constants.pkl', 'm/code/a.py'), 'TorchScript.*state_dict'),
+    'Keras 3': (archive('config.json', 'metadata.json', 'model.weights.h5'), 'Keras 3 model'),
+    'Chainer': (archive('updater/iteration.npy', 'updater/model:main/a/W.npy'), 'save the model alone.*save_npz'),
+    '7z': (b"7z\xbc\xaf'\x1c" + bytes(20), '7z archive; unpack it'),
+    'tar': (tar(), 'tar archive; unpack it'),
+    'tar.gz': (b'\x1f\x8b\x08' + bytes(20), 'gzip-compressed; unpack it'),
+    'zip': (
+        archive('models/model_final.pkl', 'README'),
+        "name the weight file in it, such as 'models/mod",
+    ),
+    'npz': (archive('arr_0.npy'), "the arrays of another program, such as 'arr_0.npy'"),
+    'OpenVINO': (b'<?xml version="1.0"?>\n<net name="m">', 'OpenVINO'),
+    'JPEG': (b'\xff\xd8\xff\xe0' + bytes(20), 'an image, which belongs to --image'),
+    'PNG': (b'\x89PNG\r\n\x1a\n' + bytes(20), 'an image, which belongs to --image'),
+    'results': (b'[{"image_id": 1, "category_id": 1}]', 'detections'),
+    'annotations': (
+        b'{"info": {}, "images": [], "annotations": []}',
+        'which belongs to --val-annotations',
+    ),
+    'JSON': (b'{"IMAGE_MAX_DIM": 512}', 'it is JSON text'),
+    'YAML': (b'# a comment\nMODEL:\n  TYPE: x\n', 'YAML configuration.*give the weight file'),
+    'prototxt': (b'name: "ResNet-50"\ninput: "data"\n', r'prototxt.*\.caffemodel'),
+    'TensorFlow 1': (b'model_checkpoint_path: "model.ckpt-1"\n', 'TensorFlow checkpoint'),
+    'LFS': (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS pointer'),
+    'text': (b'this is a text about weights\n', 'it is text, not weights'),
+    'empty': (b'', 'is empty'),
+    'detectron2 pickle': (pickle.dumps({'model': {'a': np.ones(1)}, '__author__': 'Detectron2'}, 2), 'detectron2'),
+    'detectron2': (state_dict('backbone.bottom_up.res2.0.conv1.weight'), 'detectron2'),
+    'torchvision': (state_dict('backbone.body.conv1.weight'), 'torchvision'),
+    'MMDetection': (state_dict('backbone.layer4.0.conv1.weight', 'roi_head.a'), 'MMDetection'),
+    'YOLO': (state_dict('model.0.conv.weight', 'model.1.conv.weight'), 'YOLO'),
+    'optimizer': (tb.state_dict({'exp_avg': np.ones(2, 'f4'), 'exp_avg_sq': np.ones(2, 'f4')}), 'of an optimizer'),
+}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_each_file_is_named_in_one_line(tmp_path, name):
+    data, message = FILES[name]
+    path = tmp_path / 'weights.bin'
+    path.write_bytes(data)
+    with pytest.raises(WeightFileError, match=message) as caught:
+        formats.read(path)
+    assert str(caught.value).isprintable() and str(caught.value).startswith(f'{path}: ')
+
+
+@pytest.mark.parametrize('name', ['model.ckpt-9.index', 'model.ckpt-9.data-00000-of-00001', 'model.ckpt.meta'])
+def test_the_parts_of_a_tensorflow_checkpoint_are_recognised_by_their_names(tmp_path, name):
+    (tmp_path / name).write_bytes(bytes(range(100)))
+    with pytest.raises(WeightFileError, match='part of a TensorFlow checkpoint'):
+        formats.read(tmp_path / name)
+
+
+def test_a_folder_names_the_files_in_it(tmp_path):
+    with pytest.raises(WeightFileError, match='is a folder, not a file$'):
+        formats.read(tmp_path)
+    for name in ('model_iter_2.npz', 'log', 'a.PKL'):
+        (tmp_path / name).touch()
+    with pytest.raises(WeightFileError, match=r'name a file in it: \S+/a.PKL, \S+/model_iter_2.npz$'):
+        formats.read(tmp_path)
+    (tmp_path / 'saved_model.pb').touch()
+    with pytest.raises(WeightFileError, match='TensorFlow SavedModel'):
+        formats.read(tmp_path)
