@@ -1,0 +1,50 @@
+"""The errors of image files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+
+class ImageFileError(ValueError):
+    """A file cannot be read as an image; the message is one line, ``path: reason``."""
+
+    def __init__(self, path: str | os.PathLike, reason: str):
+        super().__init__(f'{os.fspath(path)}: {reason}')
+        self.path = Path(path)
+        self.reason = reason
+
+
+class UnsupportedImageError(ValueError):
+    """The content of a file is not damaged, but not supported; the message is the reason, without the path."""
+
+
+@contextlib.contextmanager
+def image_file_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Convert every error that a bad file can cause into an :class:`ImageFileError`; pass on ``MemoryError``."""
+    try:
+        yield
+    except (ImageFileError, MemoryError):
+        raise
+    except UnsupportedImageError as error:
+        raise ImageFileError(path, str(error)) from error
+    except Image.DecompressionBombError as error:  # of a frame of a GIF file
+        raise ImageFileError(path, too_many_pixels()) from error
+    except Exception as error:  # Pillow raises errors of many types for damaged data
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise ImageFileError(path, f'the image is damaged ({reason})') from error
+
+
+def too_many_pixels() -> str:
+    """Return the reason for the rejection of an image with more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels."""
+    return f'the image has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels'
+
+
+def os_reason(error: Exception) -> str:
+    """Return the reason of an ``OSError`` without numbers and paths, or the message of another error."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return (reason or str(error)).lower()
