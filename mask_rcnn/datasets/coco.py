@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter, defaultdict
@@ -19,7 +20,7 @@ from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.packed_annotations import PackedAnnotations
 from mask_rcnn.io.omissions import Omissions
-from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_sizes
+from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_size, read_image_sizes
 
 _logger = logging.getLogger(__name__)
 
@@ -285,8 +286,18 @@ def _find_file(folder: Path, name: str) -> str:
 def _size_error(name: str, size: tuple[int, int], expected: tuple[int, int]) -> ImageFileError | None:
     if tuple(size) == tuple(expected):
         return None
-    return ImageFileError(
-        name,
+    reason = (
         f'the image has {size[0]} x {size[1]} pixels (height x width), but the annotation file declares '
-        f'{expected[0]} x {expected[1]}',
+        f'{expected[0]} x {expected[1]}'
     )
+    if tuple(size) == tuple(expected)[::-1]:
+        with contextlib.suppress(ImageFileError):  # the file has just vanished
+            stored, upright = (read_image_size(name, apply_orientation=apply) for apply in (False, True))
+            if stored == expected and upright == size:
+                reason += (
+                    ', its size without its EXIF orientation: remove the orientation from the file if the annotations '
+                    'fit the stored pixels, otherwise exchange width and height in the annotation file'
+                )
+            elif upright == expected and stored == size:
+                reason += ', its size with its EXIF orientation, which models of this dialect do not apply'
+    return ImageFileError(name, reason)

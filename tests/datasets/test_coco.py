@@ -267,6 +267,26 @@ def test_a_broken_image_is_reported(make, tmp_path):
         make(objects, images=['a.png'])
 
 
+@pytest.mark.parametrize(
+    ('apply_orientation', 'declared', 'text'),
+    [
+        (True, (HEIGHT, WIDTH), r'40 x 30 pixels .* declares 30 x 40, its size without its EXIF orientation: remove'),
+        (False, (WIDTH, HEIGHT), r'30 x 40 pixels .* declares 40 x 30, its size with its EXIF orientation, which'),
+        (True, (HEIGHT, WIDTH + 1), r'40 x 30 pixels .* declares 30 x 41$'),
+    ],
+)
+def test_the_size_without_the_exif_orientation_is_named(make, tmp_path, apply_orientation, declared, text):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (WIDTH, HEIGHT)).save(tmp_path / 'a.png', exif=exif)
+
+    def edit(content):
+        content['images'][0] |= {'height': declared[0], 'width': declared[1]}
+
+    with pytest.raises(ImageFileError, match=text):
+        make([annotation()], edit, images=['b.png'], apply_orientation=apply_orientation)
+
+
 def test_an_image_that_changes_after_the_scan_is_reported(make, tmp_path):
     dataset = make([annotation()])
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((8, 8, 3), np.uint8))
