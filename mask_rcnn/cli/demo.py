@@ -33,7 +33,8 @@ from mask_rcnn.cli.options import (
 from mask_rcnn.config import EXTRACTORS, VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import open_for_writing
-from mask_rcnn.io.console import print_error, print_line, progress_bar
+from mask_rcnn.io.console import print_error, print_line, print_warning, progress_bar
+from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.models import MaskRCNN, load
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
@@ -95,6 +96,11 @@ def _add_input(add: AddArgument) -> None:
         type=Path,
         metavar='PATH',
         help='image files, or folders of images',
+    )
+    add(
+        '--strict',
+        action='store_true',
+        help='stop before the first image if a folder contains files that are left out (default: one warning)',
     )
 
 
@@ -190,7 +196,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles'), *
 
 def run(args: argparse.Namespace) -> int:
     """Detect objects; returns the exit status, 0 or 1 if there is an image without a picture."""
-    images, n_failed = _find_images(args.image)
+    images, n_failed = _find_images(args.image, strict=args.strict)
     pictures = picture_paths(images, args.output, several=len(args.image) > 1 or args.image[0].is_dir())
     _check_outputs(images, pictures, args)
     _check_font(args.font)
@@ -260,16 +266,24 @@ def _passes(model: MaskRCNN, args: argparse.Namespace) -> list[_Pass]:
     ]
 
 
-def _find_images(paths: Iterable[Path]) -> tuple[list[Path], int]:
-    """Expand folders; returns the images, and the number of paths without one, each of which is reported."""
+def _find_images(paths: Iterable[Path], *, strict: bool) -> tuple[list[Path], int]:
+    """Expand folders; returns the images, and the number of paths without one, each of which is reported.
+
+    What is left out of a folder is reported in one line; it is an error if ``strict`` is set.
+    """
     images: list[Path] = []
     n_failed = 0
     for path in paths:
+        omissions = Omissions('files')
         try:
-            images += list_images([path])
+            images += list_images([path], omissions=omissions)
         except ImageFileError as error:
             n_failed += 1
             print_error(str(error))
+        if omissions and strict:
+            raise UsageError(f'{path}: {omissions}')
+        if omissions:
+            print_warning(f'{path}: {omissions}')
     return images, n_failed
 
 
@@ -309,7 +323,7 @@ def image_id(image: Path) -> int | str:
 def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argparse.Namespace) -> None:
     inputs = {path.resolve() for path in images}
     for picture in pictures:
-        if not picture.suffix or not cv2.haveImageWriter(picture.name):
+        if not _can_write(picture.suffix):
             kind = picture.suffix or 'a file without a suffix'
             raise UsageError(f'--output {args.output}: no picture can be written as {kind} (use .png or .jpg)')
         if picture.resolve() in inputs:
@@ -323,6 +337,11 @@ def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argpa
     for number, count in Counter(map(image_id, images)).most_common(1):
         if count > 1:
             raise UsageError(f'--json {args.json}: {count} images have the image_id {number!r}')
+
+
+def _can_write(suffix: str) -> bool:
+    """Return whether OpenCV writes pictures with a suffix; other names and characters do not reach it."""
+    return suffix.isascii() and suffix.isprintable() and len(suffix) > 1 and cv2.haveImageWriter(f'picture{suffix}')
 
 
 def _check_font(font: Path | None) -> None:

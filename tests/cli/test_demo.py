@@ -198,6 +198,31 @@ def shown(monkeypatch):
     return shown
 
 
+def test_what_is_left_out_of_a_folder_is_a_warning_or_an_error(calls, tmp_path, capsys):
+    write_image(tmp_path / 'in' / 'a.png')
+    (tmp_path / 'in' / 'b.heic').write_bytes(b'x')
+    (tmp_path / 'in' / 'c.png').symlink_to('gone.png')
+    left_out = 'in: left out 2 files: 1 in an unsupported format (b.heic), 1 with a dangling link (c.png)\n'
+    assert refused('--image', 'in', '--strict', capsys=capsys) == f'error: {left_out}'
+    assert not calls
+    assert call('--image', 'in') == 0
+    assert capsys.readouterr().err == f'warning: {left_out}'
+
+
+SUFFIXES = r"""
+from pathlib import Path
+from mask_rcnn.cli.demo import _can_write
+names = ['.png', '.JPG', '.xyz', '.', '', '.caf\udce9', '.é', '.a\nb', '.%n%s']
+print([_can_write(Path('caf\udce9' + name).suffix) for name in names])
+"""
+
+
+def test_only_suffixes_in_ascii_reach_opencv():
+    """In a process of its own, because OpenCV crashes with names that are not UTF-8."""
+    process = subprocess.run([sys.executable, '-c', SUFFIXES], capture_output=True, text=True, check=False)
+    assert process.stderr == '' and process.stdout == f'{[True, True, *[False] * 7]}\n'
+
+
 @pytest.mark.parametrize(
     ('flags', 'picture', 'scores', 'passes'),
     [
