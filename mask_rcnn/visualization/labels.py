@@ -9,6 +9,7 @@ the overlap with other objects' boxes.  Labels never overlap each other.
 from __future__ import annotations
 
 import functools
+import io
 import os
 from dataclasses import dataclass
 
@@ -70,9 +71,13 @@ def load_font(path: str | os.PathLike | None, font_size: int) -> ImageFont.FreeT
 
         path = os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')
     try:
-        return ImageFont.truetype(os.fspath(path), font_size)
-    except OSError as error:
-        raise OSError(f'{os.fspath(path)}: cannot be read as a font ({error})') from error
+        if not os.path.isfile(path):
+            return ImageFont.truetype(os.fspath(path), font_size)  # searches the folders of the system
+        with open(path, 'rb') as file:  # FreeType opens no name that is not UTF-8
+            return ImageFont.truetype(io.BytesIO(file.read()), font_size)
+    except (OSError, ValueError) as error:  # ValueError: a name that is not UTF-8 or contains a NUL character
+        reason = 'no such file' if isinstance(error, UnicodeError) else error
+        raise OSError(f'{os.fspath(path)}: cannot be read as a font ({reason})') from error
 
 
 def measure(content: str, font: str | os.PathLike | None, font_size: int) -> Text:

@@ -1,5 +1,9 @@
 """Labels: their candidates, their placement and their appearance."""
 
+import os
+import shutil
+
+import matplotlib
 import numpy as np
 import pytest
 
@@ -137,6 +141,15 @@ def test_an_unreadable_font_is_named(tmp_path):
     path.write_bytes(b'nothing')
     with pytest.raises(OSError, match='font.ttf: cannot be read as a font'):
         load_font(path, 12)
+
+
+@pytest.mark.parametrize('name', [b'caf\xe9.ttf', b'a\nb.ttf', '\N{CAMERA}.ttf'.encode()])
+def test_a_font_may_have_any_name(tmp_path, name):
+    path = os.fsdecode(os.fsencode(tmp_path) + b'/' + name)
+    with pytest.raises(OSError, match='cannot be read as a font'):
+        load_font(path, 12)
+    shutil.copy(os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans-Bold.ttf'), path)
+    assert load_font(path, 12).getname() == ('DejaVu Sans', 'Bold')
 
 
 def test_text_is_compared_by_value():
