@@ -1,4 +1,4 @@
-"""Decoding of image files into RGB, with Pillow alone, so that header and pixels come from one library.
+"""Decoding of image files into RGB, with Pillow, so that header and pixels come from one library.
 
 Pillow and OpenCV decode JPEG with the same library and settings: the pixels equal those of ``cv2.imread``, which
 Detectron uses.  OpenCV's other readers differ between versions in orientation, alpha and range.
@@ -21,6 +21,7 @@ from mask_rcnn.preprocessing import tiff_directory as tiff
 from mask_rcnn.preprocessing.image_errors import UnsupportedImageError
 from mask_rcnn.preprocessing.image_formats import open_with_pillow
 from mask_rcnn.preprocessing.image_header import ImageHeader
+from mask_rcnn.preprocessing.jpeg2000 import wrap_deep_colors
 from mask_rcnn.preprocessing.jpeg_png import Parts, strip_jpeg, strip_png
 from mask_rcnn.preprocessing.netpbm import decode_netpbm
 
@@ -60,6 +61,8 @@ def decode(data: bytes, header: ImageHeader) -> np.ndarray:
         data = strip_jpeg(data, header.structure)
     elif header.format == 'PPM' and (netpbm := decode_netpbm(data)) is not None:
         return _scale_netpbm(*netpbm)
+    elif header.format == 'JPEG2000' and (deep := wrap_deep_colors(data)) is not None:
+        return _decode_deep_jpeg2000(*deep)
     return _decode_with_pillow(data, header.format)
 
 
@@ -87,6 +90,16 @@ def _as_rgba_bytes(data: bytes) -> bytes | None:
         return None
     ihdr = data[start:24] + bytes((8, 6)) + data[26:stop]
     return data[:start] + ihdr + zlib.crc32(ihdr).to_bytes(4, 'big') + data[stop + 4 :]
+
+
+def _decode_deep_jpeg2000(data: bytes, depth: int) -> np.ndarray:
+    """Decode colours of more than 8 bits with OpenCV: Pillow rounds, and white overflows to black (Pillow 12.3)."""
+    with open_with_pillow(io.BytesIO(data), 'JPEG2000') as image:
+        image.load()  # OpenCV would write lines about a damaged file
+    samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None or samples.ndim != 3 or samples.dtype != np.uint16:
+        raise UnsupportedImageError(f'JPEG 2000 images with {depth} bits per sample of this kind are not supported')
+    return reduce_to_8_bits(samples[:, :, 2::-1], depth if depth < 16 else None)
 
 
 def _scale_netpbm(samples: np.ndarray, largest: int) -> np.ndarray:

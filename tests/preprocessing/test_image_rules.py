@@ -240,6 +240,19 @@ def test_jpeg_with_12_bits_and_unknown_tiff_are_named(tmp_path):
         read_image(tmp_path / 'b.tif')
 
 
+def test_colours_of_16_bits_in_jpeg_2000(tmp_path, capfd):
+    """Pillow rounds them, and white overflows to black."""
+    samples = np.random.RandomState(0).randint(0, 1 << 16, (64, 80, 3)).astype(np.uint16)
+    samples[:32] = 65535
+    cv2.imwrite(str(tmp_path / 'a.jp2'), samples[:, :, ::-1], [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])
+    data = (tmp_path / 'a.jp2').read_bytes()
+    (tmp_path / 'a.j2k').write_bytes(data[data.index(b'\xff\x4f\xff\x51') :])
+    for name in ('a.jp2', 'a.j2k'):
+        np.testing.assert_array_equal(as_hwc(tmp_path / name), samples >> 8)
+        assert read_image_size(tmp_path / name) == (64, 80)
+    assert capfd.readouterr() == ('', '')
+
+
 def test_tiff_with_missing_strips_is_damaged(tmp_path):
     (tmp_path / 'a.tif').write_bytes(tiff(gradients(), tags=[(278, [10])]))
     with pytest.raises(ImageFileError, match='1 of 4 strips'):
