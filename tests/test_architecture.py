@@ -34,6 +34,7 @@ IMPORTED_BY_OPERATIONS = {
         'os',
         'pathlib',
         'pickle',
+        'queue',
         're',
         'signal',
         'sys',

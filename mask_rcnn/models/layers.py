@@ -109,7 +109,7 @@ class Linear(L.Linear):
         """Map ``(R, C)`` or ``(R, C, H, W)`` to ``(R, O)``, and apply ReLU if ``relu`` is set."""
         path = select_path(x)
         if path in ('cpu', 'graph'):
-            y = super().forward(x)
+            y = super().forward(F.reshape(x, (len(x), math.prod(x.shape[1:]))))  # Chainer fails to flatten 0 rows
             return F.relu(y) if relu else y
         chw_shape = x.shape[1:] if _is_channels_last(x) else None
         if path == 'cudnn':

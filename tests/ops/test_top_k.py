@@ -7,15 +7,16 @@ from mask_rcnn.ops.boxes import top_k
 from mask_rcnn.ops.boxes.top_k import top_k_indices
 
 
-@pytest.fixture(params=['continuous', 'few values', 'equal', 'both signs', 'infinite'])
+@pytest.fixture(params=['continuous', 'few values', 'equal', 'both signs', 'infinite', 'nan'])
 def scores(request, rng):
-    """Scores of several distributions; "both signs" has positive and negative zeros."""
+    """Scores of several distributions; "both signs" has positive and negative zeros, "nan" both signs of NaN."""
     uniform = rng.uniform(0, 1, 700).astype('f')
     return {
         'continuous': uniform,
         'few values': np.round(uniform * 4) / 4,
         'equal': np.zeros(700, 'f'),
         'both signs': np.where(uniform < 0.3, np.float32([0.0, -0.0] * 350), uniform - 0.7),
+        'nan': np.where(uniform < 0.6, np.float32([np.nan, -np.nan] * 350), uniform - 0.8),
         'infinite': np.where(uniform < 0.9, -np.inf, uniform).astype('f'),
     }[request.param].astype('f')
 

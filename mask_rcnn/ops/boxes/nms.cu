@@ -1,7 +1,7 @@
 // Non-maximum suppression; see mask_rcnn/ops/boxes/nms.py.
 //
 // `order` lists the boxes in descending order of score, and box i is the i-th of this list.  Boxes with a score of minus
-// infinity are padding and come last.
+// infinity or NaN are padding and come last.
 
 typedef unsigned long long word;  // one bit for each of 64 boxes
 
@@ -11,7 +11,7 @@ struct alignas(16) box_corners {  // one load
 
 __device__ bool is_padding(float score)
 {
-    return score < -3.4028235e38f;  // below the lowest finite float
+    return !(score >= -3.4028235e38f);  // below the lowest finite float, or NaN
 }
 
 __device__ float area_of(const box_corners& box, float offset)

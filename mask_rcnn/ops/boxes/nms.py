@@ -41,7 +41,7 @@ def nms(
     Args:
         boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)``.
         scores: (R,) float32.  Of boxes with equal scores, the first takes precedence.  A box with a score of minus
-            infinity is padding: it is not kept and does not suppress other boxes.
+            infinity or NaN is padding: it is not kept and does not suppress other boxes.
         threshold: IoU threshold of suppression.
         offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes.boxes`.
         groups: (R,) ints, the class or level of each box; boxes of different groups do not suppress each other.

@@ -59,12 +59,13 @@ __device__ void decode_proposal(
     decode_axis(anchor, deltas, 1, weight_x, weight_w, offset, max_log_scale, 0.f, high_x, proposal);
     const bool valid = is_valid(proposal, 0, min_size, height, scale, centre_inside, offset)
         && is_valid(proposal, 1, min_size, width, scale, centre_inside, offset);
+    const float score = scores[index];
     ((box*)boxes)[row] = proposal;
-    valid_scores[row] = valid ? scores[index] : PAD_SCORE;
+    valid_scores[row] = valid && score == score ? score : PAD_SCORE;
     levels[row] = level;
 }
 
-// Row i is the proposal of anchor best[i]; the score of an invalid one is that of padding.
+// Row i is the proposal of anchor best[i]; the score of an invalid one, and one that is NaN, is that of padding.
 extern "C" __global__ void decode_proposals(
     const float* scores, const float* anchors, const float* deltas, const int* best, int n, int level, float weight_y,
     float weight_x, float weight_h, float weight_w, float offset, float max_log_scale, float high_y, float high_x,
@@ -143,7 +144,7 @@ extern "C" __global__ void candidate_scores(
     scores[index] = is_candidate ? score : PAD_SCORE;
 }
 
-// Row i is the detection of the candidate best[i], an index of candidate_scores.
+// Row i is the detection of the candidate best[i], an index of candidate_scores; padding if a coordinate is NaN.
 extern "C" __global__ void decode_detections(
     const float* rois, const float* deltas, const float* scores, const int* best, int n, int n_rois, int n_classes,
     float shift_y, float shift_x, float factor_y, float factor_x, float weight_y, float weight_x, float weight_h,
@@ -162,8 +163,11 @@ extern "C" __global__ void decode_detections(
     deltas += ((long long)roi * n_classes + label + 1) * 4;
     decode_axis(source, deltas, 0, weight_y, weight_h, offset, max_log_scale, low_y, high_y, detection);
     decode_axis(source, deltas, 1, weight_x, weight_w, offset, max_log_scale, low_x, high_x, detection);
+    bool has_box = true;  // no coordinate is NaN
+    for (int corner = 0; corner < 4; ++corner)
+        has_box = has_box && detection.value[corner] == detection.value[corner];
     ((box*)boxes)[row] = detection;
-    best_scores[row] = scores[index];
+    best_scores[row] = has_box ? scores[index] : PAD_SCORE;
     labels[row] = label;
 }
 

@@ -189,8 +189,9 @@ def select_detections(
 ) -> tuple[Array, Array, Array]:
     """Select the detections of one image from the class probabilities and boxes of its RoIs.
 
-    Every class of every RoI is a candidate; NMS runs per class, and all classes share one limit
-    (``detectron/core/test.py`` ``box_results_with_nms_and_limit``).  In Matterport's ``refine_detections_graph``,
+    Every class of every RoI is a candidate, unless its score or a coordinate is NaN (of a network whose values
+    overflow); NMS runs per class, and all classes share one limit (``detectron/core/test.py``
+    ``box_results_with_nms_and_limit``).  In Matterport's ``refine_detections_graph``,
     only the best class of a RoI is a candidate.
 
     Args:
@@ -222,13 +223,15 @@ def select_detections(
     boxes = boxes.reshape(*probs.shape, 4)
     nms_options: dict[str, Any] = {'threshold': nms_threshold, 'offset': offset, 'suppress_equal': suppress_equal}
     if padded:
-        scores = xp.where(candidates, probs, _PAD_SCORE)
+        scores = xp.where(candidates & ~xp.isnan(boxes).any(axis=2), probs, _PAD_SCORE)
         return _select_padded(scores, boxes, max_detections, keep_ties, last_of_ties_first, nms_options)
     labels, rois = xp.nonzero(candidates[:, 1:].T)
     if last_of_ties_first:
         labels, rois = labels[::-1], rois[::-1]
-    scores = probs[rois, labels + 1]
     boxes = boxes[rois, labels + 1]
+    has_box = ~xp.isnan(boxes).any(axis=1)
+    labels, rois, boxes = labels[has_box], rois[has_box], boxes[has_box]
+    scores = probs[rois, labels + 1]
     keep = nms(boxes, scores, groups=labels, **nms_options)
     if 0 < max_detections < len(keep):
         kept_scores = scores[keep]  # in descending order

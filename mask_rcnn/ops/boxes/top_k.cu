@@ -12,9 +12,11 @@ const int SCORES_PER_BLOCK = 1024;
 const int VALUES = 2048;       // of a digit
 const int LAST_VALUES = 1024;  // of the last digit
 
-// An unsigned integer with the order of the scores; 0 and -0 are equal.
+// An unsigned integer with the order of the scores; 0 and -0 are equal, and NaN is the lowest.
 __device__ unsigned int rank_of(float score)
 {
+    if (score != score)
+        return 0;
     union { float value; unsigned int bits; } number;
     number.value = score + 0.0f;  // 0 for -0
     return number.bits >> 31 ? ~number.bits : number.bits | 0x80000000u;

@@ -23,7 +23,7 @@ def top_k_indices(scores: Array, limit: int, *, last_of_ties_first: bool = False
     The result has the same bits in every run.  The host does not wait for a GPU unless ``limit`` exceeds 16,384.
 
     Args:
-        scores: ``(N,)`` float32, without NaN.
+        scores: ``(N,)`` float32; NaN is the lowest score.
         limit: Maximum number of indices, 0 or more.
         last_of_ties_first: Whether ties have the reverse order of the input instead.
 
@@ -44,9 +44,12 @@ def top_k_indices_cpu(scores: np.ndarray, limit: int) -> np.ndarray:
     """The CPU implementation; ``limit`` is between 1 and the number of scores."""
     if limit == len(scores):
         return _argsort_descending(scores)
-    lowest = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-    candidates = np.flatnonzero(scores >= lowest)
-    return candidates[_argsort_descending(scores[candidates])[:limit]]
+    descending = -scores  # NumPy sorts NaN last
+    lowest = np.partition(descending, limit - 1)[limit - 1]
+    if np.isnan(lowest):
+        return _argsort_descending(scores)[:limit]
+    candidates = np.flatnonzero(descending <= lowest)
+    return candidates[np.argsort(descending[candidates], kind='stable')[:limit]]
 
 
 def top_k_indices_gpu(scores: Array, limit: int) -> Array:

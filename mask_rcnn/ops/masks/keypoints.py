@@ -86,6 +86,7 @@ def _decode_range(heatmaps, sizes, out, start, stop):
         row = np.empty(width, np.float32)
         # The sum of the softmax is relative to the highest logit so far, so that no exponential overflows.
         highest, total = np.float32(-np.inf), 0.0
+        out[r, k, 0], out[r, k, 1], out[r, k, 2] = 0, 0, highest  # if all logits are NaN
         taps = np.empty(4, np.float32)
         for i in range(height):
             source = _cubic_taps(i, height, heatmap.shape[0], taps)

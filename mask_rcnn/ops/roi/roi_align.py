@@ -163,7 +163,7 @@ def roi_align_pyramid(
             f'{len(spatial_scales)} scales'
         )
     for x in features[1:]:
-        if x.ndim != 4 or x.shape[:2] != features[0].shape[:2] or x.dtype != features[0].dtype or 0 in x.shape:
+        if x.ndim != 4 or x.shape[:2] != features[0].shape[:2] or x.dtype != features[0].dtype or 0 in x.shape[1:]:
             raise ValueError(
                 f'features must differ only in height and width, not {features[0].dtype} {features[0].shape} and '
                 f'{x.dtype} {x.shape}'

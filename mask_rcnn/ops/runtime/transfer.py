@@ -49,6 +49,8 @@ def upload(array: np.ndarray, xp: Any, *, check_finite: bool = False) -> Array:
         if check_finite:
             _require_finite(bool(np.isfinite(array).all()))
         return array
+    if not array.size:  # nothing to copy, and no memory to copy it to
+        return cuda.cupy.empty(array.shape, array.dtype)
     with _uploads_lock:
         while _uploads and _uploads[0][0].done:
             _uploads.popleft()
@@ -172,6 +174,8 @@ def _row_size(shape: tuple[int, ...]) -> int:
 
 def _start_copy(array):
     """Start a copy on the current stream; return the host memory and the event that marks the end of the copy."""
+    if not array.size:  # nothing to copy, and no memory to copy it to
+        return np.empty(array.shape, array.dtype), None
     memory = cuda.cupy.cuda.alloc_pinned_memory(array.nbytes)
     host = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
     array.get(out=host, blocking=False)
