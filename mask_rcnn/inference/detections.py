@@ -112,13 +112,14 @@ class Detections:
             index = np.asarray(index)
             if index.size == 0 and index.dtype != bool:
                 index = index.astype(np.intp)  # NumPy makes a float array of an empty list
+        masks = self._masks  # another thread may paste them at any time
         return Detections(
             boxes=self.boxes[index],
             labels=self.labels[index],
             scores=self.scores[index],
             size=self.size,
-            masks=None if self._masks is None else self._masks[index],
-            mask_probs=None if self._masks is not None or self.mask_probs is None else self.mask_probs[index],
+            masks=None if masks is None else masks[index],
+            mask_probs=None if masks is not None or self.mask_probs is None else self.mask_probs[index],
             keypoints=None if self.keypoints is None else self.keypoints[index],
             class_names=self.class_names,
             category_ids=self.category_ids,

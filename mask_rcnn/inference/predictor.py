@@ -88,7 +88,12 @@ class Predictor:
         """Detect objects in images.
 
         On a GPU, values derived from the weights and CUDA graphs are kept until the weights change or the network is
-        deleted (:mod:`mask_rcnn.ops.runtime.weight_cache`).
+        deleted (:mod:`mask_rcnn.ops.runtime.weight_cache`); each thread has its own.
+
+        Several threads may call this method, :meth:`iter_detections` and :meth:`MaskRCNN.predict
+        <mask_rcnn.models.MaskRCNN.predict>` of one network at the same time.  The detections are those of one thread.
+        Meanwhile no thread may change the network: its thresholds, its device or its parameters.  Settings in
+        ``chainer.config`` hold for one thread; those of all threads are in ``chainer.global_config``.
 
         Args:
             images: File names, ``(3, H, W)`` float32 arrays (RGB, 0 to 255) or ``(H, W, 3)`` uint8 arrays (RGB); see
@@ -158,7 +163,8 @@ class Predictor:
             :func:`mask_rcnn.preprocessing.image_transform.prepare_image`.
         """
         if uses_padding(self.network.device):
-            return prepare_image_gpu(image, self.network.config, self.network.xp)
+            with chainer.using_device(self.network.device):  # a new thread has the first GPU as its current one
+                return prepare_image_gpu(image, self.network.config, self.network.xp)
         x, transform = prepare_image(to_chw(image), self.network.config)
         return x[None], transform
 
@@ -194,7 +200,12 @@ class Predictor:
         network = self.network
         try:
             # These contexts must not be open across a `yield`: the caller's code would run inside them.
-            with chainer.using_config('train', False), chainer.no_backprop_mode(), cache_weights():
+            with (
+                chainer.using_device(network.device),
+                chainer.using_config('train', False),
+                chainer.no_backprop_mode(),
+                cache_weights(),
+            ):
                 x = xs[0] if len(xs) == 1 else network.xp.concatenate(xs)
                 if not uses_padding(network.device):
                     return [(self._compute(x, transforms), transforms)]

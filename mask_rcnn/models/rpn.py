@@ -10,7 +10,7 @@ from mask_rcnn.models.layers import Convolution2D
 from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.anchors import cell_anchors, shift_anchors
 from mask_rcnn.ops.boxes.proposals import generate_proposals
-from mask_rcnn.ops.runtime.cache import retain
+from mask_rcnn.ops.runtime.cache import LastValue, retain
 from mask_rcnn.ops.runtime.device import uses_padding
 
 
@@ -34,7 +34,7 @@ class RPN(chainer.Chain):
             cell_anchors(config.dialect.rpn.anchors, stride, level_sizes, config.anchor_ratios)
             for stride, level_sizes in zip(self.strides, sizes, strict=True)
         ]
-        self._anchors, self._host_anchors = {}, {}
+        self._anchors, self._host_anchors = LastValue(), None
         n_anchors = len(self.cell_anchors[0])
         channels = config.rpn_channels or in_channels
         init = chainer.initializers.Normal(0.01)
@@ -86,13 +86,13 @@ class RPN(chainer.Chain):
         Args:
             sizes: Height and width of each feature map.
         """
-        key = tuple(map(tuple, sizes)), self.device
-        if key not in self._anchors:
+
+        def make():
             anchors = self.xp.asarray(self.host_anchors(sizes))
             counts = [height * width * len(self.cell_anchors[0]) for height, width in sizes]
-            levels = self.xp.split(anchors, np.cumsum(counts)[:-1].tolist())
-            self._anchors = {key: levels}  # keep only the last input size
-        return retain(self._anchors[key])
+            return self.xp.split(anchors, np.cumsum(counts)[:-1].tolist())
+
+        return retain(self._anchors.get((tuple(map(tuple, sizes)), self.device), make))
 
     def host_anchors(self, sizes):
         """Return the anchors of all feature maps, ``(K, 4)`` float32, as a NumPy array.
@@ -103,13 +103,14 @@ class RPN(chainer.Chain):
             sizes: Height and width of each feature map.
         """
         key = tuple(map(tuple, sizes))
-        if key not in self._host_anchors:
+        entry = self._host_anchors  # another thread may replace it at any time
+        if entry is None or entry[0] != key:
             anchors = [
                 shift_anchors(cell, stride, *size)
                 for cell, stride, size in zip(self.cell_anchors, self.strides, sizes, strict=True)
             ]
-            self._host_anchors = {key: np.concatenate(anchors)}  # keep only the last input size
-        return self._host_anchors[key]
+            entry = self._host_anchors = key, np.concatenate(anchors)  # keep only the last input size
+        return entry[1]
 
     def decode(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None, padded=False):
         """Decode the outputs of the network into the proposals of one image.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Literal
 
 import chainer
@@ -58,6 +59,26 @@ def cached(make: Callable, *sources: Any, scope: Literal['weights', 'features'] 
 @functools.cache
 def _is_by_identity(source_type: type) -> bool:
     return issubclass(source_type, _BY_IDENTITY)
+
+
+class LastValue(threading.local):
+    """A value that each thread computes for itself, kept until the thread needs it for another key.
+
+    Threads cannot evict the values of each other: a CUDA graph is captured without computing any.  Copies and pickles
+    are empty.
+    """
+
+    _entry: tuple[Any, Any] | None = None
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return the value of a key; it is that of ``make()`` if the last key of this thread was another one."""
+        entry = self._entry
+        if entry is None or entry[0] != key:
+            entry = self._entry = key, make()
+        return entry[1]
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()
 
 
 @contextlib.contextmanager
