@@ -1,0 +1,183 @@
+"""Intact images of every format and mode, annotation files and settings."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from harness import FIELDS
+from mutations import mutate_jpeg, mutate_json, mutate_png, mutate_tiff, replace_number_in_text
+from PIL import Image
+from weight_samples import CFG, Samples
+
+from mask_rcnn.config import PRESETS
+from mask_rcnn.datasets import ShapesDataset
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
+
+#: Side of the images in pixels, and the number of images of an annotation file.
+SIZE, N_IMAGES = 64, 3
+
+
+# Images
+
+
+def _scene() -> np.ndarray:
+    return ShapesDataset(1, size=SIZE, seed=0)[0].image.transpose(1, 2, 0).astype(np.uint8)[:48]
+
+
+def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def images() -> Samples:
+    """Return images of every accepted format, with the modes and options that have code of their own."""
+    rgb = Image.fromarray(_scene())
+    modes = {mode: rgb.convert(mode) for mode in ('RGB', 'RGBA', 'L', 'LA', 'P', '1', 'CMYK')}
+    deep = Image.fromarray((np.arange(48 * 64, dtype=np.uint16) * 21).reshape(48, 64))
+    samples: Samples = {}
+    for mode in ('RGB', 'RGBA', 'L', 'LA', 'P', '1'):
+        samples[f'{mode}.png'] = (_saved(modes[mode], 'PNG', exif=_exif(6)), (mutate_png,))
+    samples['16.png'] = (_saved(deep, 'PNG'), (mutate_png,))
+    samples['animated.png'] = (
+        _saved(rgb, 'PNG', save_all=True, append_images=[rgb.rotate(180)], duration=100),
+        (mutate_png,),
+    )
+    for mode in ('RGB', 'L', 'CMYK'):
+        samples[f'{mode}.jpg'] = (_saved(modes[mode], 'JPEG', exif=_exif(6)), (mutate_jpeg,))
+    samples['progressive.jpg'] = (_saved(rgb, 'JPEG', progressive=True, exif=_exif(3)), (mutate_jpeg,))
+    samples['camera.mpo'] = (_saved(rgb, 'MPO', save_all=True, append_images=[rgb]), (mutate_jpeg,))
+    for mode in ('RGB', 'RGBA', 'L', 'P', '1', 'CMYK'):
+        samples[f'{mode}.tif'] = (_saved(modes[mode], 'TIFF'), (mutate_tiff,))
+    for compression in ('tiff_lzw', 'tiff_deflate', 'packbits', 'jpeg'):
+        samples[f'{compression}.tif'] = (_saved(rgb, 'TIFF', compression=compression), (mutate_tiff,))
+    samples['group4.tif'] = (_saved(modes['1'], 'TIFF', compression='group4'), (mutate_tiff,))
+    samples['16.tif'] = (_saved(deep, 'TIFF'), (mutate_tiff,))
+    samples['float.tif'] = (_saved(rgb.convert('F'), 'TIFF'), (mutate_tiff,))
+    for mode in ('RGB', 'L', 'P', '1'):
+        samples[f'{mode}.bmp'] = (_saved(modes[mode], 'BMP'), ())
+    samples['lossy.webp'] = (_saved(rgb, 'WEBP', exif=_exif(8)), ())
+    samples['lossless.webp'] = (_saved(modes['RGBA'], 'WEBP', lossless=True), ())
+    samples['animated.webp'] = (_saved(rgb, 'WEBP', save_all=True, append_images=[rgb.rotate(180)]), ())
+    samples['still.gif'] = (_saved(modes['P'], 'GIF'), ())
+    samples['animated.gif'] = (_saved(modes['P'], 'GIF', save_all=True, append_images=[modes['P'].rotate(90)]), ())
+    for mode, suffix in (('RGB', 'ppm'), ('L', 'pgm'), ('1', 'pbm')):
+        samples[f'binary.{suffix}'] = (_saved(modes[mode], 'PPM'), (replace_number_in_text,))
+    samples['text.ppm'] = (b'P3 2 2 255\n' + b'1 20 255 ' * 4, (replace_number_in_text,))
+    samples['grey.jp2'] = (cv2.imencode('.jp2', np.asarray(modes['L']))[1].tobytes(), ())
+    samples['colour.jp2'] = (cv2.imencode('.jp2', np.asarray(rgb))[1].tobytes(), ())
+    return samples
+
+
+# Annotations
+
+
+def write_images(folder: Path) -> None:
+    """Write the images of the annotation files: ``0.png``, ``1.png``, ..."""
+    dataset = ShapesDataset(N_IMAGES, size=SIZE, seed=0)
+    for i in range(N_IMAGES):
+        Image.fromarray(dataset[i].image.transpose(1, 2, 0).astype(np.uint8)).save(folder / f'{i}.png')
+
+
+def _annotation_content(*, keypoints: bool) -> dict:
+    truth = ShapesDataset(N_IMAGES, size=SIZE, seed=0).ground_truth()
+    ids = {image['id']: i for i, image in enumerate(truth['images'])}
+    images = [
+        {'id': i, 'file_name': f'{i}.png', 'height': image['height'], 'width': image['width'], 'license': 1}
+        for i, image in enumerate(truth['images'])
+    ]
+    annotations = [{**entry, 'image_id': ids[entry['image_id']]} for entry in truth['annotations']]
+    runs = {'size': [SIZE, SIZE], 'counts': [SIZE * 8, SIZE * 8, SIZE * (SIZE - 16)]}
+    crowd = {'id': 900, 'image_id': 0, 'category_id': annotations[0]['category_id'], 'iscrowd': 1}
+    annotations.append({**crowd, 'bbox': [8, 0, 8, SIZE], 'area': 8 * SIZE, 'segmentation': runs})
+    categories = truth['categories']
+    if keypoints:
+        categories = [{**category, 'keypoints': list(COCO_KEYPOINT_NAMES)} for category in categories]
+        annotations = [{**entry, 'keypoints': [10, 12, 2] * 17, 'num_keypoints': 17} for entry in annotations]
+    return {'info': {'year': 2017}, 'images': images, 'annotations': annotations, 'categories': categories}
+
+
+def annotations() -> Samples:
+    """Return annotation files of shapes, with polygons, run lengths and keypoints."""
+    return {
+        f'{name}.json': (
+            json.dumps(_jsonable(_annotation_content(keypoints=name == 'keypoints'))).encode(),
+            (mutate_json,),
+        )
+        for name in ('instances', 'keypoints')
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    """Return nested values with bytes as text and NumPy numbers as Python's."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode('ascii')
+    return value.item() if isinstance(value, np.generic) else value.tolist() if isinstance(value, np.ndarray) else value
+
+
+# Settings
+
+#: Fields of ``Config`` that ``--set`` refuses, because other options set them.
+_FIELDS_WITH_OPTIONS = (
+    *('extractor', 'n_fg_class', 'n_keypoint', 'dialect', 'norm', 'roi_size', 'roi_align', 'anchor_sizes'),
+    *('min_size', 'max_size'),
+)
+
+_MATTERPORT = {
+    'IMAGE_MIN_DIM': 128,
+    'IMAGE_MAX_DIM': 128,
+    'RPN_ANCHOR_SCALES': [8, 16, 32, 64, 128],
+    'RPN_ANCHOR_RATIOS': [0.5, 1, 2],
+    'DETECTION_MIN_CONFIDENCE': 0.5,
+    'DETECTION_NMS_THRESHOLD': 0.3,
+    'DETECTION_MAX_INSTANCES': 100,
+    'POST_NMS_ROIS_INFERENCE': 1000,
+    'RPN_BBOX_STD_DEV': [0.1, 0.1, 0.2, 0.2],
+    'BBOX_STD_DEV': [0.1, 0.1, 0.2, 0.2],
+    'MEAN_PIXEL': [123.7, 116.8, 103.9],
+    'MASK_POOL_SIZE': 14,
+    'NUM_CLASSES': 81,
+    'BACKBONE': 'resnet50',
+}
+
+
+def small_config() -> dict:
+    """Return the small network's configuration as JSON values."""
+    sizes = {'n_fg_class': 3, 'min_size': 64, 'max_size': 64, 'anchor_sizes': (8, 16, 32, 64, 128), 'rpn_post_nms': 30}
+    return PRESETS['mobilenet_v1_fpn'].replace(**FIELDS, **sizes).to_dict()
+
+
+def settings() -> Samples:
+    """Return settings: Matterport's, Detectron's, the fields of ``Config``, ``--set`` options and class names."""
+    samples: Samples = {
+        'settings.matterport': (json.dumps(_MATTERPORT).encode(), (mutate_json,)),
+        'fields.config': (json.dumps(small_config()).encode(), (mutate_json,)),
+        'cfg.yaml': (CFG.encode(), (replace_number_in_text,)),
+        'classes.names': (b'square\ncircle\ntriangle\n', ()),
+    }
+    for name, value in small_config().items():
+        if name in _FIELDS_WITH_OPTIONS:
+            continue
+        samples[f'{name}.set'] = (f'{name}={json.dumps(value)}'.encode(), (_mutate_option,))
+    return samples
+
+
+def _mutate_option(data: bytes, rng) -> bytes:
+    """Replace the value of ``FIELD=VALUE``."""
+    name, _, value = data.partition(b'=')
+    return name + b'=' + mutate_json(value, rng)
