@@ -11,6 +11,7 @@ kills wait until the command writes a file.  At the end no temporary file may be
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from mask_rcnn.training.snapshot import list_snapshots, read_snapshot
 from mask_rcnn.weights import WeightFileError, read_weights
 
 #: Updates of a run; a snapshot after each of them.
-ITERATIONS = 30
+ITERATIONS = 12
 
 
 class Killer:
@@ -72,7 +73,7 @@ class Killer:
             while process.poll() is None and not (
                 _temporary(output) - old if waits_for_file else time.monotonic() >= end
             ):
-                time.sleep(0.0002)
+                time.sleep(0.0005)
             time.sleep(delay)
             was_running = process.poll() is None
             process.kill()
@@ -102,7 +103,7 @@ class Killer:
 
 
 def _temporary(folder: Path) -> set[Path]:
-    return set(folder.glob('.*.part')) | set(folder.glob('*.part'))
+    return {folder / name for name in os.listdir(folder) if name.endswith('.part')}
 
 
 def _time(killer: Killer, words: Sequence[str]) -> float:
@@ -125,7 +126,7 @@ def kill_training(killer: Killer, n_kills: int) -> None:
         out = killer.folder / f'run{number}'
         out.mkdir()
         number += 1
-        for _ in range(min(5, stop - killer.n_kills)):
+        for _ in range(min(10, stop - killer.n_kills)):
             killer.run_and_kill([*options, *_resume(out), '--out', str(out)], out, seconds)
             _check_run(killer, out)
         if f'model_iter_{ITERATIONS}.npz' not in {path.name for path in out.iterdir()} or not _is_done(out):
