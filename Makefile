@@ -3,6 +3,7 @@
 # make test         run the tests
 # make test-slow    run the tests that take minutes
 # make gpu-check    check and measure everything on a GPU
+# make reliability  mutate files, kill runs, fill disks: the table of docs/reliability.md
 # make lint         check style, names, types and spelling
 # make coverage     run the tests and report the lines that they do not reach
 # All of them create .venv first if it is not up to date.  PYTHON selects the interpreter (3.10 to 3.13), EXTRAS the GPU
@@ -14,7 +15,7 @@ EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo demo-coco test test-slow gpu-check lint coverage clean
+.PHONY: setup demo demo-coco test test-slow gpu-check reliability lint coverage clean
 
 setup:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
@@ -34,6 +35,9 @@ test-slow: setup
 
 gpu-check: setup
 	$(RUN) scripts/gpu_check.py --jobs $(JOBS)
+
+reliability: setup
+	$(RUN) scripts/reliability/run_all.py --jobs $(JOBS) --page docs/reliability.md
 
 lint: setup
 	$(RUN) -m ruff check .
