@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,10 +31,11 @@ from mask_rcnn.cli.options import (
     roi_changes,
     score,
 )
+from mask_rcnn.cli.outputs import output_path, refuse_inputs
 from mask_rcnn.config import EXTRACTORS, VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.io.atomic_file import open_for_writing
-from mask_rcnn.io.console import print_error, print_line, print_warning, progress_bar
+from mask_rcnn.io.atomic_file import check_writable, check_writable_folder, is_standard_output, open_for_writing
+from mask_rcnn.io.console import print_error, print_line, print_note, print_warning, progress_bar
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.models import MaskRCNN, load
 from mask_rcnn.ops.cudnn_frontend import using_precision
@@ -127,7 +129,12 @@ def _add_output(add: AddArgument) -> None:
         metavar='PATH',
         help='picture, or folder for pictures; see below (default: %(default)s)',
     )
-    add('--json', type=Path, metavar='FILE', help='also write the results in COCO format')
+    add(
+        '--json',
+        type=output_path,
+        metavar='FILE',
+        help='also write the results in COCO format; - for the standard output',
+    )
     add(
         '--score-thresh',
         type=score,
@@ -202,35 +209,73 @@ def run(args: argparse.Namespace) -> int:
     _check_font(args.font)
     if not images:
         return 1
-    model = _load(args)
     for folder in {picture.parent for picture in pictures}:
-        folder.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
-    files = list(zip(images, pictures, strict=True))
+        check_writable_folder(folder)
+    model = _load(args)
+    results = _Results()
+    try:
+        n_failed += _process(model, list(zip(images, pictures, strict=True)), args, results)
+    except BaseException:  # an interrupt leaves the results of the finished images
+        if args.json is not None and results.n_images:
+            results.write(args.json, len(images))
+        raise
+    if args.json is not None:
+        results.write(args.json, len(images))
+    return 1 if n_failed else 0
+
+
+@dataclass
+class _Results:
+    """The results for ``--json`` and the number of their images."""
+
+    detections: list[dict[str, Any]] = field(default_factory=list)
+    n_images: int = 0
+    n_failed: int = 0
+
+    def add(self, detections: list[dict[str, Any]]) -> None:
+        """Add the results of an image."""
+        self.detections += detections
+        self.n_images += 1
+
+    def write(self, path: Path, n_images: int) -> None:
+        """Write the results, and a line if images are missing because the command was interrupted."""
+        with open_for_writing(path) as file:
+            file.write(json.dumps(self.detections).encode('ascii'))
+        if self.n_images + self.n_failed < n_images:
+            print_note(f'{path} contains the results of {self.n_images} of {n_images} images')
+
+
+def _process(model: MaskRCNN, files: list[tuple[Path, Path]], args: argparse.Namespace, results: _Results) -> int:
+    """Detect in images, write their pictures and add their results; returns the number of images with an error.
+
+    Args:
+        model: The model.
+        files: The images and their pictures.
+        args: The arguments of the command.
+        results: Receives the results, also of an image whose picture cannot be written.
+    """
+    failed: set[tuple[Path, Path]] = set()
     passes = _passes(model, args)
     with (
         using_precision(args.precision),
         cache_weights(),
-        progress_bar(len(images), unit='image') as bar,
+        progress_bar(len(files), unit='image') as bar,
     ):
         for part in passes:
             model.set_thresholds(nms=part.nms_threshold)
-            failed = set()
             for job in _detect(model, (_Job(*names, apply_orientation=part.apply_orientation) for names in files)):
                 try:
-                    results += _write_results(job, part, args)
+                    _write_results(job, part, args, results)
                 except _IMAGE_ERRORS as error:
                     failed.add((job.image, job.picture))
                     print_error(_describe_error(job.image, error))
-                if part is passes[-1] or (job.image, job.picture) in failed:
+                if part is passes[-1] or job.error is not None:
                     bar.update()
+                if job.error is not None:
+                    results.n_failed += 1
+                    files = [names for names in files if names != (job.image, job.picture)]
                 del job  # and its pixels, before the next images are read
-            n_failed += len(failed)
-            files = [names for names in files if names not in failed]
-    if args.json is not None:
-        with open_for_writing(args.json) as file:
-            file.write(json.dumps(results).encode('ascii'))
-    return 1 if n_failed else 0
+    return len(failed)
 
 
 @dataclass(frozen=True)
@@ -321,22 +366,35 @@ def image_id(image: Path) -> int | str:
 
 
 def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argparse.Namespace) -> None:
-    inputs = {path.resolve() for path in images}
+    inputs = set(map(_identify, images))
+    others = [('the file of --modelfile', args.modelfile), ('the file of --font', args.font)]
     for picture in pictures:
+        refuse_inputs('--output', picture, others)
         if not _can_write(picture.suffix):
             kind = picture.suffix or 'a file without a suffix'
             raise UsageError(f'--output {args.output}: no picture can be written as {kind} (use .png or .jpg)')
-        if picture.resolve() in inputs:
+        if _identify(picture) in inputs:
             raise UsageError(f'--output {args.output}: {picture} is one of the images')
     if args.json is None:
         return
+    refuse_inputs('--json', args.json, others)
     if args.json.is_dir() or not args.json.absolute().parent.is_dir():
         raise UsageError(f'--json {args.json}: not a file in an existing folder')
-    if args.json.resolve() in inputs | {picture.resolve() for picture in pictures}:
+    if _identify(args.json) in inputs | set(map(_identify, pictures)):
         raise UsageError(f'--json {args.json}: that is an image')
     for number, count in Counter(map(image_id, images)).most_common(1):
         if count > 1:
             raise UsageError(f'--json {args.json}: {count} images have the image_id {number!r}')
+    check_writable(args.json)
+
+
+def _identify(path: Path) -> object:
+    """Return a value that is equal for paths that lead to one file, also through links and hard links."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path.resolve()
+    return status.st_dev, status.st_ino
 
 
 def _can_write(suffix: str) -> bool:
@@ -462,23 +520,25 @@ def _detect(model: MaskRCNN, jobs: Iterable[_Job]) -> Iterator[_Job]:
             return
 
 
-def _write_results(job: _Job, part: _Pass, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Write an image's picture and print a summary, and return the COCO results for ``--json``, as the pass requires.
+def _write_results(job: _Job, part: _Pass, args: argparse.Namespace, results: _Results) -> None:
+    """Add an image's COCO results for ``--json``, write its picture and print a summary, as the pass requires.
 
     Raises:
-        Exception: The error of the job, if it has one.
+        Exception: The error of the job, if it has one, or of its picture.
     """
     if job.error is not None:
         raise job.error
     detections = job.detections
+    if part.collects_results:  # before the picture, which can fail
+        results.add(detections.to_coco(image_id(job.image)))
     if part.picture_threshold is not None:
         shown = detections.above(part.picture_threshold)
         _write_picture(
             job.picture, shown.draw(job.pixels, contour=args.contour, backdrop=args.backdrop, font=args.font)
         )
         counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
-        print_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}')
-    return detections.to_coco(image_id(job.image)) if part.collects_results else []
+        stream = sys.stderr if args.json is not None and is_standard_output(args.json) else sys.stdout
+        print_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}', file=stream)
 
 
 def _write_picture(path: Path, rgb: np.ndarray) -> None:

@@ -476,8 +476,10 @@ def test_an_interrupt_leaves_no_partial_file(calls, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(FakeModel, 'iter_detections', interrupted)
     assert call('--image', 'in', '--json', 'found.json') == 130
-    assert sorted(os.listdir(tmp_path)) == ['in', 'model.npz', 'output_a.png']
-    assert capsys.readouterr().err.endswith('error: interrupted\n')
+    assert sorted(os.listdir(tmp_path)) == ['found.json', 'in', 'model.npz', 'output_a.png']
+    assert {result['image_id'] for result in json.loads((tmp_path / 'found.json').read_text())} == {'a'}
+    note = 'found.json contains the results of 1 of 2 images\nerror: interrupted\n'
+    assert capsys.readouterr().err.endswith(note)
 
 
 def test_a_picture_that_cannot_be_written(calls, tmp_path, capsys):
@@ -486,6 +488,61 @@ def test_a_picture_that_cannot_be_written(calls, tmp_path, capsys):
     (tmp_path / 'output.png' / 'a.png').mkdir()
     assert call('--image', image) == 1
     assert 'output.png/a.png' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('dialect', ['detectron', 'dena'])
+def test_results_of_an_image_whose_picture_cannot_be_written_are_kept(calls, tmp_path, capsys, dialect):
+    """One pass over the images, or one for the pictures and one for the results."""
+    write_image(tmp_path / 'in' / 'a.png')
+    write_image(tmp_path / 'in' / 'b.png')
+    (tmp_path / 'out' / 'a.png').mkdir(parents=True)
+    assert call('--image', 'in', '--output', 'out', '--json', 'found.json', '--dialect', dialect) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if 'error: ' in line]
+    assert len(errors) == 1 and errors[0].endswith('out/a.png: is a folder, not a file')
+    assert {result['image_id'] for result in json.loads((tmp_path / 'found.json').read_text())} == {'a', 'b'}
+
+
+@pytest.mark.parametrize('name', ['-', '/dev/stdout'])
+def test_results_on_the_standard_output_are_alone_there(calls, tmp_path, capfd, name):
+    image = write_image(tmp_path / 'a.png')
+    assert call('--image', image, '--json', name) == 0
+    out, err = capfd.readouterr()
+    assert [result['image_id'] for result in json.loads(out)] == ['a', 'a']
+    assert 'a.png: 1 person -> output.png' in err and os.path.lexists('/dev/stdout')
+    assert call('--image', image, '--json', './-') == 0
+    assert (tmp_path / '-').is_file() and '->' in capfd.readouterr().out
+
+
+def test_outputs_that_would_replace_an_input_are_refused(calls, tmp_path, capsys):
+    image = write_image(tmp_path / 'a.png')
+    (tmp_path / 'link.json').symlink_to('model.npz')
+    (tmp_path / 'hard.json').hardlink_to('model.npz')
+    (tmp_path / 'hard.png').hardlink_to(image)
+    for name in ('model.npz', 'link.json', 'hard.json', './x/../model.npz'):
+        (tmp_path / 'x').mkdir(exist_ok=True)
+        assert 'is the file of --modelfile' in refused('--image', image, '--json', name, capsys=capsys)
+    assert 'is one of the images' in refused('--image', image, '--output', 'hard.png', capsys=capsys)
+    assert 'that is an image' in refused('--image', image, '--json', 'hard.png', capsys=capsys)
+    assert not calls and (tmp_path / 'model.npz').read_bytes() == b'weights'
+
+
+def test_places_that_cannot_be_written_are_known_before_the_model_is_loaded(calls, tmp_path, capsys):
+    image = write_image(tmp_path / 'a.png')
+    for words in (['--json', '/proc/found.json'], ['--output', '/proc/'], ['--output', f'{image}/x.png']):
+        assert call('--image', image, *words) == 1
+        line = capsys.readouterr().err
+        assert 'cannot be written: ' in line and line.count('\n') == 1
+    assert not calls
+
+
+def test_a_name_that_is_not_utf8_is_written_everywhere(calls, tmp_path, capsys):
+    name = os.fsdecode(b'caf\xe9\n') + '魚'
+    write_image(tmp_path / 'a.png')
+    (tmp_path / 'a.png').rename(tmp_path / f'{name}.png')
+    assert call('--image', f'{name}.png', '--output', 'out/', '--json', 'found.json') == 0
+    assert capsys.readouterr().out == 'caf\\udce9\\n魚.png: 1 person -> out/caf\\udce9\\n魚.png\n'
+    assert json.loads((tmp_path / 'found.json').read_text())[0]['image_id'] == name
+    assert os.listdir(tmp_path / 'out') == [f'{name}.png']
 
 
 def test_device_selection(monkeypatch, tmp_path, calls, capsys):

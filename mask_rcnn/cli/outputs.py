@@ -1,0 +1,44 @@
+"""Checks of a command's outputs before its work: they can be written, and replace no input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mask_rcnn.cli.command import UsageError
+from mask_rcnn.io.atomic_file import check_writable, is_same_file, is_standard_output
+
+#: The path of the standard output, which ``-`` on a command line stands for.
+STANDARD_OUTPUT = Path('/dev/stdout')
+
+
+def output_path(text: str) -> Path:
+    """Return the path that an argument names: ``-`` is the standard output, ``./-`` is a file."""
+    return STANDARD_OUTPUT if text == '-' else Path(text)
+
+
+def refuse_inputs(flag: str, output: Path, inputs: Iterable[tuple[str, Path | None]]) -> None:
+    """Refuse an output that would replace a file that the command reads, also through links.
+
+    Args:
+        flag: The option that names the output.
+        output: The file to write.
+        inputs: The title of each input for the message, such as ``'the font'``, and its path; ``None`` is left out.
+
+    Raises:
+        UsageError: The output is one of the inputs.
+    """
+    for title, path in inputs:
+        if path is not None and not is_standard_output(output) and is_same_file(output, path):
+            raise UsageError(f'{flag} {output} is {title}')
+
+
+def check_output(flag: str, output: Path, inputs: Iterable[tuple[str, Path | None]]) -> None:
+    """Refuse an output that would replace an input or cannot be written; see :func:`refuse_inputs`.
+
+    Raises:
+        UsageError: The output is one of the inputs.
+        mask_rcnn.io.atomic_file.FileError: The output cannot be written.
+    """
+    refuse_inputs(flag, output, inputs)
+    check_writable(output)
