@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,10 @@ from mask_rcnn.cli.options import (
     roi_changes,
     score,
 )
+from mask_rcnn.cli.outputs import check_output, refuse_inputs
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.config import DIALECTS
+from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output
 from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
 from mask_rcnn.weights.converters import matterport_cfg
@@ -106,19 +109,25 @@ def main(
 def run(args: argparse.Namespace) -> int:
     """Convert a file; returns the exit status 0."""
     path = _input_path(args)
-    _check_output(path, args.output)
+    inputs = [
+        ('the input file', path),
+        ('the file of --config', args.config),
+        ('the file of --class-names', args.class_names),
+    ]
+    _check_output(args, inputs)
     file = _read(path, args)
     meta = make_meta(path, file, args.class_names)
     output = args.output
     if output is None:
-        args.folder.mkdir(parents=True, exist_ok=True)
         output = args.folder / formats.default_name(file)
+        refuse_inputs('--output', output, inputs)
     with formats.keep_source_file(output) as kept:  # the old Chainer port used the same names
         write_weights(output, file.arrays, meta)
     if kept is not None:
         print_line(f'{output} was not a model of this program and is kept as {kept}')
-    print_lines(format_description(describe_file(path, file, meta.class_names)))
-    print_line(f'wrote {output}')
+    stream = sys.stderr if is_standard_output(output) else sys.stdout
+    print_lines(format_description(describe_file(path, file, meta.class_names)), file=stream)
+    print_line(f'wrote {output}', file=stream)
     return 0
 
 
@@ -158,21 +167,13 @@ def _input_path(args: argparse.Namespace) -> Path:
     return path
 
 
-def _check_output(path: Path, output: Path | None) -> None:
-    if output is None:
-        return
-    if _is_same_file(path, output):
-        raise UsageError(f'--output {output} is the input file')
-    if output.is_dir():
-        raise UsageError(f'--output {output} is a folder; name a file in it')
-
-
-def _is_same_file(first: Path, second: Path) -> bool:
-    """Return whether two paths lead to one existing file, also through links and ``..``."""
-    try:
-        return first.samefile(second)
-    except OSError:
-        return False
+def _check_output(args: argparse.Namespace, inputs: Sequence[tuple[str, Path | None]]) -> None:
+    if args.output is None:
+        check_writable_folder(args.folder)
+    elif args.output.is_dir():
+        raise UsageError(f'--output {args.output} is a folder; name a file in it')
+    else:
+        check_output('--output', args.output, inputs)
 
 
 def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
