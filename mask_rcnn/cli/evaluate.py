@@ -25,9 +25,10 @@ from mask_rcnn.cli.options import (
     limit_changes,
     roi_changes,
 )
+from mask_rcnn.cli.outputs import refuse_inputs
 from mask_rcnn.datasets.coco import AnnotationFileError
-from mask_rcnn.evaluation.coco import Metrics, evaluate_model
-from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
+from mask_rcnn.io.atomic_file import FileError, check_writable_folder, open_for_writing
 from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import placeholder_names
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: s
 def run(args: argparse.Namespace) -> int:
     """Evaluate a model; returns the exit status 0."""
     data = DatasetArguments.from_namespace(args)
+    _check_outputs(args, data)
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
     try:
@@ -95,6 +97,15 @@ def run(args: argparse.Namespace) -> int:
         limit = 100 if args.max_detections is None else args.max_detections
         evaluate_to_folder(model, dataset, args.out, name=title, max_detections=limit)
     return 0
+
+
+def _check_outputs(args: argparse.Namespace, data: DatasetArguments) -> None:
+    """Refuse a folder in which the results cannot be written, or would replace an input, before the evaluation."""
+    inputs = [('the file of --modelfile', args.modelfile)]
+    inputs += [('the annotation file', annotations) for annotations, _ in data.files.values()]
+    for name in ('metrics', 'results.bbox', 'results.segm', 'results.keypoints'):
+        refuse_inputs('--out', args.out / f'{name}.json', inputs)
+    check_writable_folder(args.out)
 
 
 def open_evaluation_data(data: DatasetArguments, model: MaskRCNN) -> tuple[Dataset, str]:
@@ -187,29 +198,45 @@ def evaluate_to_folder(
 
     Raises:
         UsageError: The classes of the model and the dataset do not match.
-        mask_rcnn.io.atomic_file.FileError: A file cannot be written.
+        mask_rcnn.io.atomic_file.FileError: A file cannot be written; if it is not the folder, the metrics are printed.
     """
     communicator = communicator or Communicator()
     check_classes(model, dataset, name)
     if communicator.is_main:
         print_remarks(dataset, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics = evaluate_model(
-        model,
-        dataset,
-        results_file=folder / 'results.json',
-        comm=communicator,
-        max_detections=max_detections or model.config.rpn_post_nms,  # no class can have more
-    )
+        check_writable_folder(folder)
+    error: FileError | None = None
+    try:
+        metrics = evaluate_model(
+            model,
+            dataset,
+            results_file=folder / 'results.json',
+            comm=communicator,
+            max_detections=max_detections or model.config.rpn_post_nms,  # no class can have more
+        )
+    except ResultsFileError as results_error:
+        error, metrics = results_error, results_error.metrics
     if communicator.is_main:
-        kinds = metrics.ap_per_class()
-        per_class = {
-            class_name: {f'{kind}/AP': aps[i] for kind, aps in kinds.items()}
-            for i, class_name in enumerate(metrics.class_names)
-        }
-        with open_for_writing(folder / 'metrics.json') as file:
-            file.write(json.dumps({**metrics.summary(), 'classes': per_class}, indent=1).encode())
-        files = ', '.join(f'results.{kind}.json' for kind in kinds)
-        print_line(f'{name}, {len(dataset)} images; wrote {files} and metrics.json to {folder}')
+        try:
+            _write_metrics(metrics, folder / 'metrics.json')
+        except FileError as metrics_error:
+            error = error or metrics_error
+        if error is None:
+            files = ', '.join(f'results.{kind}.json' for kind in metrics.ap_per_class())
+            print_line(f'{name}, {len(dataset)} images; wrote {files} and metrics.json to {folder}')
+        else:
+            print_line(f'{name}, {len(dataset)} images')
         print_lines(metrics.table())
+    if error is not None:
+        raise error
     return metrics
+
+
+def _write_metrics(metrics: Metrics, path: Path) -> None:
+    kinds = metrics.ap_per_class()
+    per_class = {
+        class_name: {f'{kind}/AP': aps[i] for kind, aps in kinds.items()}
+        for i, class_name in enumerate(metrics.class_names)
+    }
+    with open_for_writing(path) as file:
+        file.write(json.dumps({**metrics.summary(), 'classes': per_class}, indent=1).encode())

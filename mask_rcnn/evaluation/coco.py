@@ -22,7 +22,7 @@ from mask_rcnn.datasets.coco_annotations import clean_ground_truth
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.evaluation.metrics import BOXES, KEYPOINTS, KINDS, MASKS, Kind, Metrics
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.io.atomic_file import FileError, open_for_writing
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.runtime.cache import cache_weights
 
@@ -255,7 +255,7 @@ def evaluate_model(
         ValueError: The model's classes or keypoints do not match the dataset's, ``indices`` is empty, or
             ``max_detections`` is below 1.
         mask_rcnn.datasets.ImageFileError: An image cannot be read.
-        mask_rcnn.io.atomic_file.FileError: ``results_file`` cannot be written.
+        ResultsFileError: ``results_file`` cannot be written; the error contains the metrics.
     """
     rank, size = (0, 1) if comm is None else (comm.rank, comm.size)
     indices = range(len(dataset)) if indices is None else indices
@@ -299,9 +299,24 @@ def evaluate_model(
     return comm.broadcast_object(metrics)
 
 
+class ResultsFileError(FileError):
+    """The detections of an evaluation cannot be written.
+
+    Attributes:
+        metrics (Metrics): The metrics, which are complete.
+    """
+
+    metrics: Metrics
+
+
 def _finish(evaluator: COCOEvaluator, results_file: str | os.PathLike | None) -> Metrics:
-    if results_file is not None:  # first, because the detections are the expensive part
-        evaluator.write_results(results_file)
+    try:
+        if results_file is not None:  # first, because the detections are the expensive part
+            evaluator.write_results(results_file)
+    except FileError as cause:
+        error = ResultsFileError(cause.errno, cause.strerror, cause.filename)
+        error.metrics = evaluator.evaluate()
+        raise error from cause
     return evaluator.evaluate()
 
 

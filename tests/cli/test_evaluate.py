@@ -1,0 +1,86 @@
+"""``mask-rcnn evaluate``: outputs that cannot be written, with a fake evaluation."""
+
+import errno
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from mask_rcnn.cli import evaluate
+from mask_rcnn.evaluation import coco
+from mask_rcnn.evaluation.coco import Metrics
+from mask_rcnn.io.atomic_file import FileError
+
+METRICS = Metrics(
+    boxes=(0.5,) * 12,
+    masks=(),
+    class_names=('cat\n', '魚'),
+    box_ap_per_class=(0.25, 0.75),
+    mask_ap_per_class=(),
+)
+MODEL = SimpleNamespace(class_names=METRICS.class_names, config=SimpleNamespace(n_fg_class=2))
+DATASET = [None, None]
+
+
+class Evaluator:
+    """A finished evaluation, whose detections are written to one file."""
+
+    def evaluate(self):
+        return METRICS
+
+    def write_results(self, path):
+        with coco.open_for_writing(path) as file:
+            file.write(b'[]')
+
+
+@pytest.fixture
+def evaluation(monkeypatch):
+    """Evaluate ``MODEL`` without detecting."""
+    monkeypatch.setattr(
+        evaluate, 'evaluate_model', lambda *_, results_file, comm: coco._finish(Evaluator(), results_file)
+    )
+    monkeypatch.setattr(evaluate, 'check_classes', lambda *arguments: None)
+
+
+def fail(path):
+    raise FileError(errno.ENOSPC, 'cannot be written: No space left on device', str(path))
+
+
+@pytest.mark.parametrize('modules', [(coco,), (evaluate,), (coco, evaluate)])
+def test_figures_are_printed_if_a_file_cannot_be_written(evaluation, monkeypatch, tmp_path, capsys, modules):
+    for module in modules:
+        monkeypatch.setattr(module, 'open_for_writing', fail)
+    name = 'results.json' if coco in modules else 'metrics.json'
+    with pytest.raises(FileError) as caught:
+        evaluate.evaluate_to_folder(MODEL, DATASET, tmp_path / 'out', name='pets')
+    assert str(caught.value) == f'{tmp_path / "out" / name}: cannot be written: No space left on device'
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'pets, 2 images'
+    assert [line.split()[-1] for line in lines if line.startswith((r'cat\n', '魚'))] == ['25.0', '75.0']
+    assert (tmp_path / 'out' / 'metrics.json').exists() == (evaluate not in modules)
+
+
+def test_odd_class_names_are_written(evaluation, tmp_path, capsys):
+    assert evaluate.evaluate_to_folder(MODEL, DATASET, tmp_path, name='pets') is METRICS
+    assert set(json.loads((tmp_path / 'metrics.json').read_text())['classes']) == set(METRICS.class_names)
+    assert 'wrote results.bbox.json and metrics.json' in capsys.readouterr().out
+
+
+def test_outputs_are_checked_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate.mask_rcnn, 'load', pytest.fail)
+    (tmp_path / 'model.npz').write_bytes(b'weights')
+    (tmp_path / 'file').touch()
+    os.mkdir('out')
+    (tmp_path / 'out' / 'results.segm.json').symlink_to('../model.npz')
+    for folder, status, message in (
+        ('/proc/out', 1, '/proc/out: cannot be written: '),
+        ('file', 1, 'file: cannot be written: is a file, not a folder'),
+        ('out', 2, '--out out/results.segm.json is the file of --modelfile'),
+    ):
+        command = ['--dataset', 'shapes', '--modelfile', 'model.npz', '--gpu', '-1', '--out', folder]
+        assert evaluate.main(command) == status
+        line = capsys.readouterr().err
+        assert message in line and line.count('\n') == 1
+    assert (tmp_path / 'model.npz').read_bytes() == b'weights'
