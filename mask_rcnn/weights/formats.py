@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn.config import DENA, DETECTRON, Dialect
-from mask_rcnn.weights import signposts
+from mask_rcnn.weights import signposts, snapshot_model
 from mask_rcnn.weights.converters import dena, detectron, imagenet, matterport, mindspore, pytorch
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
@@ -259,6 +259,13 @@ def _is_caffe(start: bytes, members: frozenset[str]) -> bool:
 #: All formats; the most specific ones first.
 FORMATS = (
     Format(NATIVE, "this program's .npz", _has_member('meta.npy'), _read_native),
+    Format(
+        snapshot_model.FORMAT,
+        "a training snapshot's .npz",
+        _has_member(snapshot_model.HEADER),
+        snapshot_model.read,
+        'snapshot',
+    ),
     Format(imagenet.CAFFE_NPZ, "a Caffe ResNet's .npz", _has_member('res2a_branch2a/W.npy'), imagenet.read_caffe_npz),
     Format(
         imagenet.CHAINER_NPZ, "a Chainer ResNet's .npz", _has_member('res2/a/conv1/W.npy'), imagenet.read_chainer_npz

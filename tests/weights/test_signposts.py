@@ -10,6 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 
+import mask_rcnn
+from mask_rcnn.inference.save import collect_arrays, model_meta
 from mask_rcnn.weights import WeightFileError, formats
 from tests.support import torch_bytes as tb
 
@@ -108,3 +110,32 @@ def test_a_folder_names_the_files_in_it(tmp_path):
     (tmp_path / 'saved_model.pb').touch()
     with pytest.raises(WeightFileError, match='TensorFlow SavedModel'):
         formats.read(tmp_path)
+
+
+def snapshot(path, n_fg_class=2, **changes):
+    """Write the parts of a training snapshot that describe its model; returns the model."""
+    small = {'width': 0.125, 'fpn_channels': 8, 'rpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
+    model = mask_rcnn.build('mobilenet_v1_fpn', n_fg_class=n_fg_class, class_names=['cat', 'dog'], **small)
+    header = {'format_version': 1, 'model': json.loads(model_meta(model).to_json()), 'options': {}, 'nones': []}
+    arrays = {f'updater/model:main/model/{name}': array for name, array in collect_arrays(model).items()}
+    text = np.frombuffer(json.dumps(header | changes).encode(), np.uint8)
+    np.savez(path, **{'snapshot': text, 'updater/iteration': np.array(3), **arrays})
+    return model
+
+
+def test_a_snapshot_is_used_like_its_model(tmp_path):
+    path = tmp_path / 'snapshot_iter_3.npz'
+    model = snapshot(path)
+    loaded = mask_rcnn.load(path)
+    assert loaded.config == model.config and loaded.class_names == ('cat', 'dog')
+    for name, array in collect_arrays(model).items():
+        np.testing.assert_array_equal(collect_arrays(loaded)[name], array)
+    file = formats.read(path)
+    assert file.format == 'mask-rcnn-snapshot' and file.report.skipped['training state']
+
+
+def test_a_damaged_snapshot_is_named(tmp_path):
+    path = tmp_path / 'snapshot_iter_3.npz'
+    snapshot(path, model={'kind': 'model'})
+    with pytest.raises(WeightFileError, match='is a damaged training snapshot: '):
+        mask_rcnn.load(path)
