@@ -104,6 +104,37 @@ def test_images_without_objects_contribute_background_only(chain, special):
     np.testing.assert_allclose(together, (reference['loss'] + loss) / 2, rtol=1e-5)
 
 
+#: Sampling of which a proposal must overlap an object hardly at all to be background.
+NO_BACKGROUND = dataclasses.replace(SAMPLING, roi_background_iou=(0.1, 0.5))
+
+
+@pytest.mark.parametrize(
+    ('image', 'sampling', 'absent'),
+    [
+        ({'height': 8, 'width': 8, 'boxes': [(0, 0, 7, 7)], 'crowd': [False]}, SAMPLING, LOSSES[:2]),
+        ({**NO_OBJECTS}, NO_BACKGROUND, LOSSES[1:]),
+        ({**CROWD}, dataclasses.replace(SAMPLING, roi_background_iou=(0.0, 1e-6)), LOSSES[2:]),
+    ],
+    ids=['no anchor inside', 'no background', 'only crowds'],
+)
+def test_losses_of_nothing_are_zero(chain, image, sampling, absent):
+    """Their gradients are finite."""
+    sparse = MaskRCNNTrainChain(chain.model, sampling=sampling)
+    _, reported, grads = run_backward(sparse, [example(seed=2, **image)])
+    assert [name for name in absent if reported[name] != 0] == []
+    assert all(np.isfinite(grad).all() for grad in grads.values())
+
+
+def test_images_without_proposals_train_on_their_objects(chain, monkeypatch):
+    """Without objects, the heads run on an ignored RoI."""
+    monkeypatch.setattr(chain.model.rpn, 'config', chain.model.rpn.config.replace(rpn_min_size=1000))
+    _, reported, grads = run_backward(chain, [example(seed=1), example(seed=2, **NO_OBJECTS)])
+    assert reported['n_foreground_roi'] == 1 and reported['roi_mask_loss'] > 0  # of the two objects of one image
+    assert all(np.isfinite(grad).all() for grad in grads.values())
+    with chainer.no_backprop_mode():
+        chain([example(seed=2, **NO_OBJECTS)])
+
+
 def test_an_image_filled_by_a_crowd_has_no_head_losses(chain):
     no_background = Sampling(
         rpn_batch=32,
