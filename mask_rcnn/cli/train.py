@@ -23,7 +23,7 @@ from mask_rcnn.cli.options import check_precision, choose_device
 from mask_rcnn.cli.train_options import TrainArguments, configure
 from mask_rcnn.config import Config
 from mask_rcnn.datasets.coco import AnnotationFileError
-from mask_rcnn.evaluation.coco import Metrics, evaluate_model
+from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
 from mask_rcnn.io.console import print_line, print_warning
 from mask_rcnn.io.folder_lock import FolderInUseError, lock_folder
 from mask_rcnn.models import MaskRCNN
@@ -142,7 +142,7 @@ def _train_in_locked_folder(args: TrainArguments, communicator: Communicator) ->
         train_set,  # type: ignore[arg-type]  # Chainer's DatasetMixin has len and [], but is not a Sequence
         _options(args, communicator, model.config, n_images=len(train_set)),
         communicator=communicator,
-        evaluate=_evaluator(model, val_set, communicator),
+        evaluate=make_evaluator(model, val_set, communicator),
         examples=_examples(val_set) if args.tensorboard else [],
     )
     if snapshot is not None:
@@ -250,12 +250,17 @@ def _default_workers() -> int:
     return min(4, max(n_cpus - 1, 0))
 
 
-def _evaluator(model: MaskRCNN, val_set: Dataset | None, communicator: Communicator) -> Callable[[Path], Metrics]:
+def make_evaluator(model: MaskRCNN, val_set: Dataset | None, communicator: Communicator) -> Callable[[Path], Metrics]:
     """Return a function that evaluates the model and writes its detections to a file; it fails in all processes."""
-    return lambda results: run_together(
-        communicator,
-        lambda comm: evaluate_model(model, val_set, progress=comm.is_main, results_file=results, comm=comm),
-    )
+
+    def evaluate(results: Path, comm: Communicator) -> Metrics:
+        try:
+            return evaluate_model(model, val_set, progress=comm.is_main, results_file=results, comm=comm)
+        except ResultsFileError as error:  # only in the main process
+            print_warning(str(error))
+            return error.metrics
+
+    return lambda results: run_together(communicator, partial(evaluate, results))
 
 
 def _examples(val_set: Dataset | None) -> list[tuple[str, np.ndarray]]:

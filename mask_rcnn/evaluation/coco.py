@@ -255,7 +255,8 @@ def evaluate_model(
         ValueError: The model's classes or keypoints do not match the dataset's, ``indices`` is empty, or
             ``max_detections`` is below 1.
         mask_rcnn.datasets.ImageFileError: An image cannot be read.
-        ResultsFileError: ``results_file`` cannot be written; the error contains the metrics.
+        ResultsFileError: ``results_file`` cannot be written; the error contains the metrics.  Of several processes,
+            only process 0 raises it.
     """
     rank, size = (0, 1) if comm is None else (comm.rank, comm.size)
     indices = range(len(dataset)) if indices is None else indices
@@ -292,11 +293,17 @@ def evaluate_model(
     if comm is None:
         return _finish(evaluator, results_file)
     parts = comm.gather(evaluator.partial_results())
-    metrics = None
+    metrics = error = None
     if parts is not None:  # process 0
         evaluator.merge(parts)
-        metrics = _finish(evaluator, results_file)
-    return comm.broadcast_object(metrics)
+        try:
+            metrics = _finish(evaluator, results_file)
+        except ResultsFileError as results_error:
+            metrics, error = results_error.metrics, results_error
+    metrics = comm.broadcast_object(metrics)
+    if error is not None:
+        raise error
+    return metrics
 
 
 class ResultsFileError(FileError):

@@ -38,7 +38,7 @@ class Evaluator:
 def evaluation(monkeypatch):
     """Evaluate ``MODEL`` without detecting."""
     monkeypatch.setattr(
-        evaluate, 'evaluate_model', lambda *_, results_file, comm: coco._finish(Evaluator(), results_file)
+        evaluate, 'evaluate_model', lambda *_, results_file, **options: coco._finish(Evaluator(), results_file)
     )
     monkeypatch.setattr(evaluate, 'check_classes', lambda *arguments: None)
 

@@ -20,6 +20,7 @@ from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import DETECTRON, MATTERPORT, RESNET_BLOCKS
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import Metrics
+from mask_rcnn.evaluation.coco import ResultsFileError
 from mask_rcnn.io.folder_lock import lock_folder
 from mask_rcnn.models import builder
 from mask_rcnn.training import distributed
@@ -730,3 +731,18 @@ def test_a_folder_stands_for_its_newest_whole_snapshot(capsys, tmp_path):
     (tmp_path / 'empty').mkdir()
     status, (error,) = resume_error(capsys, tmp_path / 'empty')
     assert (status, error) == (2, f'error: --resume {tmp_path}/empty: the folder contains no whole snapshot')
+
+
+def test_results_that_cannot_be_written_are_a_warning_in_training(monkeypatch, capsys, tmp_path):
+    """The run gets the metrics of an evaluation whose result files do not fit on the disk."""
+    metrics = Metrics((), (), (), (), ())
+    error = ResultsFileError(28, 'cannot be written: No space left on device', 'results.bbox.json')
+    error.metrics = metrics
+
+    def evaluate_on_full_disk(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(train, 'evaluate_model', evaluate_on_full_disk)
+    evaluate_model = train.make_evaluator(None, None, distributed.Communicator())
+    assert evaluate_model(tmp_path / 'results.json') is metrics
+    assert capsys.readouterr().err == 'warning: results.bbox.json: cannot be written: No space left on device\n'

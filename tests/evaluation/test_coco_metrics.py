@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from mask_rcnn.datasets.coco import COCODataset
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import METRIC_NAMES, COCOEvaluator, Metrics, evaluate_model
+from mask_rcnn.evaluation.coco import ResultsFileError
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import FileError
 from tests.support.models import small_model
@@ -472,3 +473,25 @@ def test_evaluation_needs_images_and_matching_classes(model):
 
     with pytest.raises(ValueError, match="the model has 3 classes, the dataset 4; the model has no class 'cat'"):
         evaluate_model(model, Other(1, size=64))
+
+
+def test_results_that_cannot_be_written_do_not_lose_the_metrics(model, tmp_path):
+    """Both processes get the metrics; the main process raises the error after it has sent them."""
+    sent = []
+
+    class Recording(FakeCommunicator):
+        def broadcast_object(self, value):
+            sent.append(value)
+            return value
+
+    shared = []
+    indices, file = [0, 1], tmp_path / 'missing' / 'results.json'
+    for rank in (1, 0):
+        comm = Recording(rank, shared)
+        if rank == 0:
+            with pytest.raises(ResultsFileError, match='missing') as caught:
+                evaluate_model(model, SHAPES, results_file=file, indices=indices, comm=comm)
+        else:
+            evaluate_model(model, SHAPES, results_file=file, indices=indices, comm=comm)
+    assert sent == [None, caught.value.metrics]
+    assert caught.value.metrics == evaluate_model(model, SHAPES, progress=False, indices=indices)
