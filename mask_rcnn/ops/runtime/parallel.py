@@ -142,6 +142,7 @@ def _get_pool() -> DaemonThreadPool:
 
 def _mark_worker() -> None:
     _worker.active = True
+    np.seterr(over='ignore', invalid='ignore')  # in this thread; the callers' contexts do not reach it
 
 
 @contextlib.contextmanager
