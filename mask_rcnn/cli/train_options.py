@@ -24,12 +24,13 @@ from mask_rcnn.cli.options import (
     seed,
 )
 from mask_rcnn.config import EXTRACTORS, Config
+from mask_rcnn.config.fields import describe_value
 from mask_rcnn.io.console import print_warning
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
 from mask_rcnn.training.schedule import DETECTRON_SCHEDULES
 from mask_rcnn.training.snapshot import check_snapshot, find_newest_snapshot, is_snapshot, read_options
-from mask_rcnn.weights import WeightFileError
+from mask_rcnn.weights import WeightFileError, formats
 
 #: The options that ``--schedule`` replaces.
 _SCHEDULE_OPTIONS = ('lr', 'lr_initialchange', 'step_size', 'lr_step')
@@ -289,20 +290,21 @@ def config_field(text: str) -> tuple[str, Any]:
     name, _, value_text = text.partition('=')
     defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in _FIELDS_WITH_OPTIONS}
     if name not in defaults:
-        raise argparse.ArgumentTypeError(f'no field {name!r} to set; there are {", ".join(defaults)}')
+        raise argparse.ArgumentTypeError(f'no field {describe_value(name)} to set; there are {", ".join(defaults)}')
+    shown = describe_value(text)
     try:
         value = json.loads(value_text)
     except (ValueError, RecursionError):
-        raise argparse.ArgumentTypeError(f'{text!r}: the value is not a number, true, false or a list') from None
+        raise argparse.ArgumentTypeError(f'{shown}: the value is not a number, true, false or a list') from None
     value, default = tuple(value) if isinstance(value, list) else value, defaults[name]
     fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
     if not fits or (isinstance(value, tuple) and not all(type(v) in (int, float) for v in value)):
-        raise argparse.ArgumentTypeError(f'{text!r}: the value must be like that of {name}={json.dumps(default)}')
+        raise argparse.ArgumentTypeError(f'{shown}: the value must be like that of {name}={json.dumps(default)}')
     fields: dict[str, Any] = {name: value}
     try:
         Config(**fields)  # the ranges of these fields do not depend on other fields
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f'{text!r}: {error}') from None
+        raise argparse.ArgumentTypeError(f'{shown}: {error}') from None
     return name, value
 
 
@@ -368,7 +370,7 @@ class TrainArguments:
 
         Raises:
             UsageError: Two options contradict each other; the message names both.
-            WeightFileError: The snapshot to resume is damaged; the message names one that is not.
+            WeightFileError: The file to resume is damaged; for a snapshot, the message names one that is not.
         """
         data = DatasetArguments.from_namespace(args)
         args.resume = _choose_snapshot(args.resume)
@@ -438,6 +440,8 @@ def _check_conflicts(args: argparse.Namespace) -> None:
                 _contradict('--schedule', flag(name), 'the schedule determines the learning rates')
     # A snapshot may be resumed with the command that started its run, so only models are checked.
     if args.resume and not is_snapshot(args.resume):
+        if args.resume.is_file():
+            formats.detect_format(args.resume)  # a damaged snapshot is named, not taken for a model
         if args.pretrained:
             _contradict('--resume', '--pretrained', 'both name the initial weights')
         if args.fields:

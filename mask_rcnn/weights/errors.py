@@ -34,7 +34,10 @@ def to_printable_ascii(text: str, limit: int = 80) -> str:
 
 def format_value(value: Any) -> str:
     """Return a value from a file for a message: text without quotes, everything else as Python writes it."""
-    return to_printable_ascii(value if isinstance(value, str) else repr(value))
+    try:
+        return to_printable_ascii(value if isinstance(value, str) else repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits; deeply nested lists
+        return f'a value of the type {type(value).__name__}'
 
 
 def summarize_names(names: Sequence[str]) -> str:

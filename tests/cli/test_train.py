@@ -255,6 +255,11 @@ def test_set_is_refused_with_a_model_file(fake_runs, capsys):
         ('fpn_channels=-1', "argument --set: 'fpn_channels=-1': fpn_channels must be an integer of at least 1, not -1"),
         ('anchor_ratios=[]', 'anchor_ratios must be one or more positive numbers'),
         ('width=NaN', 'width must be a positive number'),
+        (f'rpn_min_size={10**400}', 'rpn_min_size must be a number from 0 to 1e+06'),
+        (f'rpn_min_size=1{"0" * 5000}', 'the value is not a number'),
+        (f'anchor_ratios={"[" * 3000}', 'the value is not a number'),
+        (f'anchor_ratios={"[" * 900}{"]" * 900}', 'must be like that of anchor_ratios'),
+        ('x' * 3000, 'no field'),
     ],
 )
 def test_set_refuses_unknown_fields_and_bad_values(field, words, capsys):
@@ -719,6 +724,18 @@ def test_a_damaged_snapshot_names_a_whole_one(capsys, tmp_path, content):
     status, (error,) = resume_error(capsys, path)
     assert status == 1 and error.startswith(f'error: {path}: is not a snapshot')
     assert error.endswith(f'the newest whole snapshot is {tmp_path}/snapshot_iter_2.npz')
+
+
+@pytest.mark.parametrize('content', [b'', b'PK', None])
+@pytest.mark.parametrize('name', ['snapshot_iter_1.npz', 'last.npz'])
+def test_a_damaged_snapshot_is_named_with_the_options_of_its_run(capsys, tmp_path, name, content):
+    """The options that started a run select a new network, which would contradict a model but not a snapshot."""
+    write_tiny_snapshots(tmp_path, 1)
+    path = (tmp_path / 'snapshot_iter_1.npz').rename(tmp_path / name)
+    path.write_bytes(path.read_bytes()[:1000] if content is None else content)
+    assert train.main([*SHAPES, '--gpu', '-1', '--set', 'width=0.25', '--resume', str(path)]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f'error: {path}: is ')
 
 
 def test_a_folder_stands_for_its_newest_whole_snapshot(capsys, tmp_path):

@@ -105,7 +105,7 @@ class _NodeConverter:
                 return self._SCALARS.construct_yaml_bool(node)
             if kind == 'binary':
                 return base64.b64decode(node.value)
-        except (ValueError, KeyError, IndexError, binascii.Error):
+        except (ValueError, KeyError, IndexError, OverflowError, binascii.Error):
             raise ValueError(f'{to_printable_ascii(node.value)!r} is not a valid {kind}') from None
         if kind in ('null', 'none') or kind.startswith(('name:', 'module:', 'object')):
             return None
@@ -344,6 +344,6 @@ def _is_equal(value: Any, used: Any) -> bool:
     """Compare values regardless of the notation of numbers and the nesting of arrays."""
     try:
         value, used = np.ravel(np.asarray(value, np.float64)), np.ravel(np.asarray(used, np.float64))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return value == used
     return value.shape == used.shape and np.allclose(value, used, rtol=1e-6, atol=0)

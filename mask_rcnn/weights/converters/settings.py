@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from mask_rcnn.weights.errors import format_value
@@ -13,8 +14,10 @@ def is_integer(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is an integer or a float (a boolean is not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Return whether a value is a float, or an integer that fits into a float (a boolean is neither)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)
 
 
 def not_supported(name: str, value: Any, used: Any) -> str:
