@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn.datasets.annotation_signposts import describe_bytes, describe_json
 from mask_rcnn.datasets.annotation_values import AnnotationError, id_order, read_count, read_id, shorten
+from mask_rcnn.io.file_kinds import ARCHIVE, N_KIND_BYTES, VIDEO, WEIGHTS, describe_kind
 
 
 class AnnotationFileError(ValueError):
@@ -82,16 +84,30 @@ def read_coco_json(path: str | os.PathLike, *, needs_annotations: bool = True) -
     Raises:
         AnnotationFileError: The file cannot be read or is not in COCO's format.
     """
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise AnnotationFileError(path, (error.strerror or str(error)).lower()) from error
-    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, or too many nested lists
-        raise AnnotationFileError(path, f'not a JSON file ({error})') from error
+    content = _read_json(path)
+    other = describe_json(content)
+    if other:
+        raise AnnotationFileError(path, f"not COCO's format: it is {other}")
     try:
         return check_content(content, needs_annotations=needs_annotations)
     except AnnotationError as error:
         raise AnnotationFileError(path, str(error)) from error
+
+
+def _read_json(path: str | os.PathLike) -> Any:
+    start = b''
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(N_KIND_BYTES)
+            if describe_kind(start) in (WEIGHTS, VIDEO, ARCHIVE):  # gigabytes that need not be read
+                raise ValueError
+            return json.loads(start + file.read())
+    except OSError as error:
+        raise AnnotationFileError(path, (error.strerror or str(error)).lower()) from error
+    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, or too many nested lists
+        other = describe_bytes(start)
+        reason = f'not a JSON file: it is {other}' if other else f'not a JSON file ({error})'
+        raise AnnotationFileError(path, reason) from error
 
 
 def check_content(content: Any, *, needs_annotations: bool = True, needs_files: bool = True) -> COCOFile:

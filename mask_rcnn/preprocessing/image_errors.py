@@ -9,6 +9,16 @@ from pathlib import Path
 
 from PIL import Image
 
+from mask_rcnn.io.file_kinds import ARCHIVE, IMAGE, VIDEO, WEB_PAGE, WEIGHTS, describe_kind
+
+#: The continuation of the description of each kind.
+_HINTS = {
+    WEIGHTS: ', which belongs to --modelfile',
+    VIDEO: '; extract its frames first (ffmpeg -i FILE frame_%06d.png)',
+    ARCHIVE: '; unpack it first',
+    WEB_PAGE: '; the download was refused or redirected; download it again',
+}
+
 
 class ImageFileError(ValueError):
     """A file cannot be read as an image; the message is one line, ``path: reason``."""
@@ -37,6 +47,18 @@ def image_file_errors(path: str | os.PathLike) -> Iterator[None]:
     except Exception as error:  # Pillow raises errors of many types for damaged data
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise ImageFileError(path, f'the image is damaged ({reason})') from error
+
+
+def not_an_image(start: bytes) -> str:
+    """Return the reason for the rejection of another file, with its kind and the way on if they are known.
+
+    Args:
+        start: The first :data:`~mask_rcnn.io.file_kinds.N_KIND_BYTES` bytes.
+    """
+    reason, kind = 'not an image of a known format', describe_kind(start)
+    if not kind or kind == IMAGE:
+        return reason
+    return f'{reason}: it is {kind}{_HINTS.get(kind, "")}'
 
 
 def too_many_pixels() -> str:

@@ -7,7 +7,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from mask_rcnn.preprocessing.image_errors import UnsupportedImageError, too_many_pixels
+from mask_rcnn.io.file_kinds import N_KIND_BYTES
+from mask_rcnn.preprocessing.image_errors import UnsupportedImageError, not_an_image, too_many_pixels
 from mask_rcnn.preprocessing.image_formats import N_MAGIC_BYTES, detect_format, open_with_pillow
 from mask_rcnn.preprocessing.jpeg_png import Parts, find_jpeg_parts, find_png_parts
 from mask_rcnn.preprocessing.orientation import UPRIGHT, exif_orientation
@@ -52,7 +53,8 @@ def read_header(file: BinaryIO) -> ImageHeader:
         raise UnsupportedImageError('the file is empty')
     name = detect_format(start)
     if name is None:
-        raise UnsupportedImageError('not an image of a known format')
+        file.seek(0)
+        raise UnsupportedImageError(not_an_image(file.read(N_KIND_BYTES)))
     header = _read_structure(file, name)
     height, width = header.size
     if height < 1 or width < 1:

@@ -10,6 +10,8 @@ import os
 import re
 from pathlib import Path
 
+from mask_rcnn.io.file_kinds import describe_kind
+
 #: Suffixes of weight files, for the hint at a file in a folder.
 _WEIGHT_SUFFIXES = ('.npz', '.pkl', '.pth', '.pt', '.h5', '.ckpt', '.caffemodel')
 
@@ -155,4 +157,4 @@ def describe_content(start: bytes, members: frozenset[str]) -> str:
         if all(name.endswith('.npy') for name in members):
             return f'the arrays of another program, such as {min(members)[:80]!a}'
         return ''
-    return next((description for signature, description in _CONTENTS if signature.match(start)), '')
+    return next((description for signature, description in _CONTENTS if signature.match(start)), describe_kind(start))

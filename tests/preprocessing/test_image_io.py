@@ -16,6 +16,10 @@ from mask_rcnn.preprocessing.image_io import (
     to_image_array,
 )
 from tests.preprocessing.image_files import encode, gradients, write
+from tests.support import wrong_files
+
+OTHER = 'not an image of a known format: it is '
+FFMPEG = 'ffmpeg -i FILE frame_%06d.png'
 
 
 def as_hwc(image):
@@ -90,6 +94,11 @@ def test_a_jpeg_with_trailing_bytes_is_complete(tmp_path):
         (b'', 'the file is empty'),
         (b'no image at all, only words\n' * 9, 'not an image of a known format'),
         (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n', 'not an image of a known format'),
+        *((data, f'{OTHER}a weight file, which belongs to --modelfile') for data in wrong_files.WEIGHTS.values()),
+        *((data, f'{OTHER}a video; extract its frames first ({FFMPEG})') for data in wrong_files.VIDEOS.values()),
+        *((data, f'{OTHER}an archive; unpack it first') for data in wrong_files.ARCHIVES.values()),
+        (b'{"images": []}', f'{OTHER}a JSON file'),
+        (wrong_files.WEB_PAGE, f'{OTHER}a web page (HTML); the download was refused or redirected; download it again'),
         (b'P6 100000 100000 255\n' + bytes(99), 'the image has more than 178956970 pixels'),
     ],
 )

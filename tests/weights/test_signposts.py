@@ -14,6 +14,7 @@ import mask_rcnn
 from mask_rcnn.inference.save import collect_arrays, model_meta
 from mask_rcnn.weights import WeightFileError, formats
 from tests.support import torch_bytes as tb
+from tests.support import wrong_files
 
 
 def archive(*names):
@@ -62,6 +63,7 @@ FILES = {
     'OpenVINO': (b'<?xml version="1.0"?>\n<net name="m">', 'OpenVINO'),
     'JPEG': (b'\xff\xd8\xff\xe0' + bytes(20), 'an image, which belongs to --image'),
     'PNG': (b'\x89PNG\r\n\x1a\n' + bytes(20), 'an image, which belongs to --image'),
+    'video': (wrong_files.VIDEOS['MP4'], 'it is a video'),
     'results': (b'[{"image_id": 1, "category_id": 1}]', 'detections'),
     'annotations': (
         b'{"info": {}, "images": [], "annotations": []}',
