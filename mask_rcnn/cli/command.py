@@ -19,10 +19,11 @@ from mask_rcnn.io.console import (
     protected_streams,
     report_lost_output,
 )
+from mask_rcnn.io.errors import OneLineError
 from mask_rcnn.ops.runtime.compilation import on_first_compilation
 
 
-class UsageError(Exception):
+class UsageError(OneLineError):
     """Arguments that contradict each other, the machine or the files; exit status 2."""
 
 

@@ -11,16 +11,16 @@ from typing import Any
 
 from mask_rcnn.datasets.annotation_signposts import describe_bytes, describe_json
 from mask_rcnn.datasets.annotation_values import AnnotationError, id_order, read_count, read_id, shorten
+from mask_rcnn.io.errors import BadFileError
 from mask_rcnn.io.file_kinds import ARCHIVE, N_KIND_BYTES, VIDEO, WEIGHTS, describe_kind
 
 
-class AnnotationFileError(ValueError):
-    """An annotation file cannot be used; the message is one line, ``path: reason``."""
+class AnnotationFileError(BadFileError):
+    """An annotation file cannot be used; ``str()`` is one line, ``path: reason``."""
 
     def __init__(self, path: str | os.PathLike, reason: str):
-        super().__init__(f'{os.fspath(path)}: {reason}')
+        super().__init__(path, reason)
         self.path = Path(path)
-        self.reason = reason
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from mask_rcnn.io.console import escape
+from mask_rcnn.io.errors import OneLineError
+
 try:
     import fcntl
 
@@ -29,7 +32,7 @@ _MAX_LOCK_ATTEMPTS = 3
 _OPEN_FLAGS = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)
 
 
-class FileError(OSError):
+class FileError(OneLineError, OSError):
     """A file cannot be read or written; ``str()`` is one line, ``path: reason``.
 
     Constructed as ``FileError(errno, reason, path)``, with the attributes of ``OSError``: ``errno``, ``strerror`` (the
@@ -37,7 +40,7 @@ class FileError(OSError):
     """
 
     def __str__(self) -> str:
-        return f'{self.filename}: {self.strerror}'
+        return escape(f'{self.filename}: {self.strerror}')
 
 
 @contextlib.contextmanager

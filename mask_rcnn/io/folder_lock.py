@@ -10,8 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from mask_rcnn.io.errors import OneLineError
 
-class FolderInUseError(Exception):
+
+class FolderInUseError(OneLineError):
     """Another process has locked the folder; ``str()`` is one line that names the folder and the process."""
 
 

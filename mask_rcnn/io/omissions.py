@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import PurePath
 
+from mask_rcnn.io.console import escape
+
 #: Number of names in a summary of one reason.
 _N_NAMES = 3
 
@@ -12,8 +14,8 @@ _N_NAMES = 3
 class Omissions:
     """The items that were left out, by reason, in the order in which they were added.
 
-    ``str()`` is one line: ``left out 4 objects: 3 without area (annotation 7, annotation 9, annotation 12), 1 outside
-    its image (annotation 20)``.
+    ``str()`` is one printable line: ``left out 4 objects: 3 without area (annotation 7, annotation 9, annotation 12),
+    1 outside its image (annotation 20)``.
 
     Args:
         noun: The plural noun of the items, such as ``'objects'``.
@@ -48,7 +50,7 @@ class Omissions:
     def __str__(self) -> str:
         reasons = (f'{len(names)} {reason} ({_shorten(names)})' for reason, names in self._names.items())
         noun = self.noun.removesuffix('s') if len(self) == 1 else self.noun
-        return f'left out {len(self)} {noun}: {", ".join(reasons)}'
+        return escape(f'left out {len(self)} {noun}: {", ".join(reasons)}')
 
 
 def _shorten(names: Iterable[str]) -> str:

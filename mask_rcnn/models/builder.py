@@ -10,6 +10,7 @@ import chainer
 from mask_rcnn.config import DIALECTS, PRESETS, Config, Dialect, fields
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.inference.save import model_meta
+from mask_rcnn.io.console import escape
 from mask_rcnn.models.backbones.fpn import FPN
 from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
 from mask_rcnn.models.backbones.resnet import ResNet
@@ -145,7 +146,7 @@ def load(
         )
     for name in _DETERMINED_BY_ARRAYS:
         if name in changes and changes[name] != getattr(file.config, name):
-            raise ValueError(f'{path}: its {name} is {getattr(file.config, name)!r}, not {changes[name]!r}')
+            raise ValueError(f'{escape(path)}: its {name} is {getattr(file.config, name)!r}, not {changes[name]!r}')
     norm = changes.pop('norm', file.config.norm)
     config = file.config.replace(**changes)
     class_names, category_ids = default_classes(file)
@@ -155,7 +156,7 @@ def load(
         convert_norm(model, norm)
     model.to_device(device)
     for line in file.report.warnings + file.report.assumptions:
-        _logger.warning('%s: %s', path, line)
+        _logger.warning('%s: %s', escape(path), line)
     return model
 
 

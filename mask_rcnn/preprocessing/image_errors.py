@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mask_rcnn.io.errors import BadFileError
 from mask_rcnn.io.file_kinds import ARCHIVE, IMAGE, VIDEO, WEB_PAGE, WEIGHTS, describe_kind
 
 #: The continuation of the description of each kind.
@@ -20,13 +21,12 @@ _HINTS = {
 }
 
 
-class ImageFileError(ValueError):
-    """A file cannot be read as an image; the message is one line, ``path: reason``."""
+class ImageFileError(BadFileError):
+    """A file cannot be read as an image; ``str()`` is one line, ``path: reason``."""
 
     def __init__(self, path: str | os.PathLike, reason: str):
-        super().__init__(f'{os.fspath(path)}: {reason}')
+        super().__init__(path, reason)
         self.path = Path(path)
-        self.reason = reason
 
 
 class UnsupportedImageError(ValueError):

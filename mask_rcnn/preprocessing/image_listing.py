@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from mask_rcnn.io.console import escape
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.preprocessing.image_errors import ImageFileError, UnsupportedImageError, os_reason
 from mask_rcnn.preprocessing.image_formats import IMAGE_SUFFIXES, N_MAGIC_BYTES, detect_format
@@ -59,7 +60,7 @@ def list_images(paths: Iterable[str | os.PathLike], *, omissions: Omissions | No
         if omissions is not None:
             omissions.extend(left_out)
         elif left_out:
-            _logger.warning('%s: %s', path, left_out)
+            _logger.warning('%s: %s', escape(path), left_out)
     if not files:
         raise ValueError('no image was given')
     return files

@@ -10,6 +10,8 @@ import chainer.links as L
 import numpy as np
 from chainer import serializers
 
+from mask_rcnn.io.console import escape
+
 _MAX_CHARACTERS = 500
 
 
@@ -19,11 +21,11 @@ def describe_error(error: BaseException) -> str:
     The messages of this package's errors are complete; those of other errors get their type and the place in this
     package.
     """
-    text = ' '.join(str(error).split())[:_MAX_CHARACTERS]
+    text = escape(' '.join(str(error).split())[:_MAX_CHARACTERS])
     if isinstance(error, MemoryError):  # also CuPy's OutOfMemoryError
         return 'not enough memory (more --subdivisions or a smaller --min-size need less)' + f': {text}' * bool(text)
     if isinstance(error, OSError) and error.strerror:
-        return f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+        return escape(f'{error.filename}: {error.strerror}' if error.filename else error.strerror)
     if type(error).__module__.startswith('mask_rcnn.') and text:
         return text
     frames = [f for f in traceback.extract_tb(error.__traceback__) if 'mask_rcnn' in f.filename]

@@ -11,6 +11,8 @@ import chainer
 import numpy as np
 from chainer import training
 
+from mask_rcnn.io.console import escape
+from mask_rcnn.io.errors import OneLineError
 from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.training.failures import StateBeforeUpdate
 from mask_rcnn.training.optimizer import MomentumSGD
@@ -19,7 +21,7 @@ from mask_rcnn.training.signals import SignalHandler
 _logger = logging.getLogger(__name__)
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(OneLineError, RuntimeError):
     """A loss or a gradient is not finite; ``str()`` is one line.
 
     Args:
@@ -35,7 +37,7 @@ class NonFiniteLossError(RuntimeError):
         self.names = tuple(names)
 
     def __str__(self) -> str:
-        return f'iteration {self.iteration}: {self.reason}; images: {", ".join(self.names)}'
+        return escape(f'iteration {self.iteration}: {self.reason}; images: {", ".join(self.names)}')
 
 
 class SubdivisionUpdater(training.updaters.StandardUpdater):

@@ -21,6 +21,8 @@ from multiprocessing.reduction import ForkingPickler
 import cv2
 
 from mask_rcnn.datasets.example import Example, TrainingExample
+from mask_rcnn.io.console import escape
+from mask_rcnn.io.errors import OneLineError
 from mask_rcnn.training.signals import STOP_SIGNALS
 
 _logger = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ Transform = Callable[[Example, int], TrainingExample]
 _Tasks = queue.SimpleQueue[tuple[tuple[int, int], Future[TrainingExample]] | None]
 
 
-class ExampleError(ValueError):
+class ExampleError(OneLineError, ValueError):
     """An example cannot be read or transformed; the message is one line that names the image.
 
     Attributes:
@@ -41,7 +43,7 @@ class ExampleError(ValueError):
         self.details = details
 
     def __str__(self) -> str:
-        return self.args[0]
+        return escape(self.args[0])
 
 
 class WorkerError(RuntimeError):
@@ -64,7 +66,7 @@ class ExampleMaker:
         try:
             return self._transform(self._dataset[index], seed)
         except Exception as error:
-            name = self._name(index)
+            name = escape(self._name(index))
             reason = ' '.join(str(error).split()) or type(error).__name__
             if not isinstance(error, (OSError, ValueError)):
                 reason = f'{type(error).__name__}: {reason}'

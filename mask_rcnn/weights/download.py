@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TypeAlias
 from tqdm import tqdm
 
 from mask_rcnn.io.console import ConsoleStream, print_error
+from mask_rcnn.io.errors import OneLineError
 from mask_rcnn.weights.errors import to_printable_ascii
 
 #: Detectron's model zoo, "R-50-C4 Mask, 1x" (model 35858791, December 2017).
@@ -31,7 +32,7 @@ _BLOCK = 1 << 18
 _Response: TypeAlias = http.client.HTTPResponse | urllib.error.HTTPError
 
 
-class DownloadError(Exception):
+class DownloadError(OneLineError):
     """A file cannot be downloaded; the message is one line with the address and the reason."""
 
 

@@ -6,10 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from mask_rcnn.io.errors import BadFileError
+
 _MAX_LISTED = 5
 
 
-class WeightFileError(ValueError):
+class WeightFileError(BadFileError):
     """A weight file cannot be used; ``str()`` is one line, ``path: reason``.
 
     Args:
@@ -18,12 +20,8 @@ class WeightFileError(ValueError):
     """
 
     def __init__(self, path: str | os.PathLike, reason: str) -> None:
-        super().__init__(os.fspath(path), reason)
+        super().__init__(path, reason)
         self.path = os.fspath(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f'{self.path}: {self.reason}'
 
 
 def to_printable_ascii(text: str, limit: int = 80) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn.config import DENA, DETECTRON, Dialect
+from mask_rcnn.io.console import escape
 from mask_rcnn.weights import signposts, snapshot_model
 from mask_rcnn.weights.converters import dena, detectron, imagenet, matterport, mindspore, pytorch
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
@@ -144,7 +145,7 @@ def _convert(path: _Path, file: ConvertedWeights, norm: str, dialect: Dialect) -
     try:
         config = before.in_dialect(dialect).replace(norm=norm)
     except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
+        raise ValueError(f'{escape(path)}: {error}') from None
     arrays = convert_norm_arrays(path, file.arrays, norm, before.dialect.backbone.bn_eps, dialect.backbone.bn_eps)
     return dataclasses.replace(file, config=config, arrays=arrays)
 

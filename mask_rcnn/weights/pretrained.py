@@ -16,6 +16,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import Config
+from mask_rcnn.io.console import escape
 from mask_rcnn.weights import formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
@@ -77,7 +78,7 @@ class PretrainedReport:
 
     def __str__(self) -> str:
         """Return the report as lines for the user."""
-        lines = [f'{self.path}: {self.title}, {self.n_taken} arrays loaded']
+        lines = [f'{escape(self.path)}: {self.title}, {self.n_taken} arrays loaded']
         if self.reinitialized:
             lines.append(f'randomly initialised (another shape in the file): {", ".join(self.reinitialized)}')
         if self.missing:
