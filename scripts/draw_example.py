@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 
 import mask_rcnn
+from mask_rcnn.cli.command import report_error
 from mask_rcnn.datasets import RichShapesDataset
+from mask_rcnn.io.atomic_file import FileError, open_for_writing
 
 MODEL = Path(__file__).resolve().parents[1] / 'modelfiles' / 'shapes_mobilenet_v1_fpn.npz'
 _GAP = 12  # pixels between scenes
@@ -39,8 +41,12 @@ def main(argv: list[str] | None = None) -> int:
             np.full((args.side, _GAP, 3), 255, np.uint8),
         ]
     bgr = np.concatenate(columns[:-1], axis=1)[:, :, ::-1]
-    if not cv2.imwrite(str(args.output), bgr, [cv2.IMWRITE_JPEG_QUALITY, 88]):
-        sys.exit(f'{args.output}: cannot be written')
+    _, data = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    try:
+        with open_for_writing(args.output) as file:
+            file.write(data.tobytes())
+    except FileError as error:
+        return report_error(str(error))
     return 0
 
 

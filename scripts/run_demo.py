@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import cv2
+from PIL import Image
 
 from mask_rcnn.cli import demo
 from mask_rcnn.cli.command import report_error
@@ -82,8 +82,8 @@ def write_scenes(folder: Path, n_scenes: int, seed: int, size: int = 512) -> Non
         size: Height and width in pixels.
     """
     for number, example in enumerate(RichShapesDataset(n_scenes, size=size, seed=seed), start=1):
-        bgr = example.image.transpose(1, 2, 0)[:, :, ::-1].astype('uint8')
-        cv2.imwrite(str(folder / f'scene_{number}.png'), bgr)
+        rgb = example.image.transpose(1, 2, 0).astype('uint8')
+        Image.fromarray(rgb).save(folder / f'scene_{number}.png')
 
 
 def _run_model(model: Path, image: str, output: str) -> int:
