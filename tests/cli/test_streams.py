@@ -21,9 +21,9 @@ CLOSED = 'error: standard output: cannot be written: it is closed\n'
     [
         ('', 'caf\\udce9\\n\\u9b5a.npz: R-50-C4 Mask R-CNN, 1 class (\\u732b)', '', 0),
         ('> /dev/full', '', FULL, 1),
-        ('>&-', '', CLOSED, 1),
+        pytest.param('>&-', '', CLOSED, 1, marks=pytest.mark.slow),
         ('>&- 2>&- <&-', '', '', 1),
-        ('| true', '', '', 0),
+        pytest.param('| true', '', '', 0, marks=pytest.mark.slow),
     ],
 )
 def test_the_description_of_a_file_with_an_odd_name(root, tmp_path, redirection, out, err, status):
