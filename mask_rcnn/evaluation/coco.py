@@ -255,8 +255,7 @@ def evaluate_model(
         ValueError: The model's classes or keypoints do not match the dataset's, ``indices`` is empty, or
             ``max_detections`` is below 1.
         mask_rcnn.datasets.ImageFileError: An image cannot be read.
-        ResultsFileError: ``results_file`` cannot be written; the error contains the metrics.  Of several processes,
-            only process 0 raises it.
+        ResultsFileError: ``results_file`` cannot be written; the error contains the metrics.  Only process 0 raises it.
     """
     rank, size = (0, 1) if comm is None else (comm.rank, comm.size)
     indices = range(len(dataset)) if indices is None else indices
