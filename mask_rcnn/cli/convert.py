@@ -21,7 +21,7 @@ from mask_rcnn.cli.options import (
     roi_changes,
     score,
 )
-from mask_rcnn.cli.outputs import check_output, refuse_inputs
+from mask_rcnn.cli.outputs import check_output, output_path, refuse_inputs
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.config import DIALECTS
 from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output
@@ -62,11 +62,11 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
     add('--input', type=Path, metavar='FILE', help='the same as FILE')
     add(
         '--output',
-        type=Path,
+        type=output_path,
         metavar='FILE',
         help=f'weights to write (default: a file in {folder} named after its contents, such as '
         'e2e_mask_rcnn_R-50-C4_1x_d2c.npz, e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz, '
-        'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz)',
+        'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz); - for the standard output',
     )
     add(
         '--class-names',
@@ -172,6 +172,8 @@ def _check_output(args: argparse.Namespace, inputs: Sequence[tuple[str, Path | N
         check_writable_folder(args.folder)
     elif args.output.is_dir():
         raise UsageError(f'--output {args.output} is a folder; name a file in it')
+    elif is_standard_output(args.output) and sys.stdout.isatty():
+        raise UsageError(f'--output {args.output} is the terminal; redirect the weights to a file or a pipe')
     else:
         check_output('--output', args.output, inputs)
 

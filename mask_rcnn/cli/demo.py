@@ -31,10 +31,10 @@ from mask_rcnn.cli.options import (
     roi_changes,
     score,
 )
-from mask_rcnn.cli.outputs import output_path, refuse_inputs
+from mask_rcnn.cli.outputs import check_can_write, output_path, refuse_inputs
 from mask_rcnn.config import EXTRACTORS, VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.io.atomic_file import check_writable, check_writable_folder, is_standard_output, open_for_writing
+from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output, open_for_writing
 from mask_rcnn.io.console import print_error, print_line, print_note, print_warning, progress_bar
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.models import MaskRCNN, load
@@ -385,7 +385,7 @@ def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argpa
     for number, count in Counter(map(image_id, images)).most_common(1):
         if count > 1:
             raise UsageError(f'--json {args.json}: {count} images have the image_id {number!r}')
-    check_writable(args.json)
+    check_can_write(args.json)
 
 
 def _identify(path: Path) -> object:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
 from mask_rcnn.cli.command import UsageError
-from mask_rcnn.io.atomic_file import check_writable, is_same_file, is_standard_output
+from mask_rcnn.io.atomic_file import FileError, check_writable, is_same_file, is_standard_output
+from mask_rcnn.io.console import stdout_is_closed
 
 #: The path of the standard output, which ``-`` on a command line stands for.
 STANDARD_OUTPUT = Path('/dev/stdout')
@@ -41,4 +43,15 @@ def check_output(flag: str, output: Path, inputs: Iterable[tuple[str, Path | Non
         mask_rcnn.io.atomic_file.FileError: The output cannot be written.
     """
     refuse_inputs(flag, output, inputs)
+    check_can_write(output)
+
+
+def check_can_write(output: Path) -> None:
+    """Check that an output can be written, also if it is the standard output.
+
+    Raises:
+        mask_rcnn.io.atomic_file.FileError: The output cannot be written.
+    """
+    if is_standard_output(output) and stdout_is_closed():  # its descriptor leads to the null device
+        raise FileError(errno.EBADF, 'cannot be written: it is closed', 'standard output')
     check_writable(output)

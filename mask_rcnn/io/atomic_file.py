@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import pathlib
 import re
@@ -139,6 +140,15 @@ def is_standard_output(path: str | os.PathLike) -> bool:
         return False
 
 
+def is_replaced(path: str | os.PathLike) -> bool:
+    """Return whether :func:`open_for_writing` replaces a regular file, as opposed to a pipe, device or open file."""
+    try:
+        target = _follow_links(path)
+        return not _is_stream(target) and target.is_file()
+    except OSError:
+        return False
+
+
 def _follow_links(path: str | os.PathLike) -> pathlib.Path:
     """Return the path to which symbolic links lead; it may not exist.  Links to open files are not followed."""
     target = pathlib.Path(path)
@@ -179,9 +189,23 @@ def _is_stream(target: pathlib.Path) -> bool:
     return False
 
 
+class _Stream(io.FileIO):
+    """An open file that is only appended to: ``>> file`` moves to the end before each write, also after a seek."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *arguments: object) -> int:
+        raise io.UnsupportedOperation
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation
+
+
 def _open_stream(target: pathlib.Path) -> BinaryIO:
     descriptor = _own_descriptor(target)
-    return open(os.dup(descriptor) if descriptor is not None else os.open(target, os.O_WRONLY), 'wb')
+    descriptor = os.dup(descriptor) if descriptor is not None else os.open(target, os.O_WRONLY)
+    return io.BufferedWriter(_Stream(descriptor, 'wb'))
 
 
 @contextlib.contextmanager

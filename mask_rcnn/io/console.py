@@ -191,6 +191,11 @@ def stdout_is_broken() -> bool:
     return isinstance(sys.stdout, ConsoleStream) and sys.stdout.error is not None
 
 
+def stdout_is_closed() -> bool:
+    """Return whether the process was started without a standard output, as by ``>&-``."""
+    return sys.stdout is None or (isinstance(sys.stdout, ConsoleStream) and sys.stdout.stream is None)
+
+
 def report_lost_output(status: int) -> int:
     """Write an error line if lines are missing in the standard output of a command; returns the exit status.
 

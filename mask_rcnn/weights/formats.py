@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn.config import DENA, DETECTRON, Dialect
+from mask_rcnn.io.atomic_file import is_replaced
 from mask_rcnn.io.console import escape
 from mask_rcnn.weights import signposts, snapshot_model
 from mask_rcnn.weights.converters import dena, detectron, imagenet, matterport, mindspore, pytorch
@@ -185,13 +186,13 @@ def keep_source_file(path: Path) -> Iterator[Path | None]:
     If the ``with`` block raises an exception, the file gets its name back.
 
     Args:
-        path: A file that may exist, ``NAME.npz``.
+        path: A file that may exist, ``NAME.npz``; pipes, devices and open files (``/dev/stdout``) stay.
 
     Yields:
         The new path, ``NAME.old.npz``, ``NAME.old.2.npz``, ... (the first that is free); ``None`` if there is no such
         file, or one in the native format.
     """
-    if not path.is_file() or is_native(path):
+    if not is_replaced(path) or is_native(path):
         yield None
         return
     kept, number = path.with_name(f'{path.stem}.old{path.suffix}'), 2

@@ -1,6 +1,7 @@
 """``mask-rcnn convert`` and ``utils/*_parser.py``."""
 
 import dataclasses
+import io
 import json
 import os
 import runpy
@@ -17,6 +18,11 @@ from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAM
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, read_weights, write_weights
 from mask_rcnn.weights.converters import detectron
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 @pytest.fixture
@@ -358,3 +364,65 @@ def test_a_native_file_needs_a_name_for_the_output(tmp_path, capsys):
     assert 'name the file to write with --output' in capsys.readouterr().err
     assert convert.main([str(path), '--bn2affine', '--output', str(path)]) == 2
     assert os.listdir(tmp_path) == ['in.npz']
+
+
+@pytest.mark.parametrize(('option', 'title'), [('--config', 'config'), ('--class-names', 'class-names')])
+@pytest.mark.parametrize('link', ['symlink_to', 'hardlink_to', None])
+def test_the_output_must_not_be_a_file_of_another_option(source, tmp_path, capsys, option, title, link):
+    path, output, text = source(), tmp_path / 'out.npz', tmp_path / 'file.txt'
+    text.write_text('{}')
+    if link is None:
+        output = text
+    else:
+        getattr(output, link)(text)
+    assert convert.main([str(path), option, str(text), '--output', str(output)]) == 2
+    assert capsys.readouterr().err == f'error: --output {output} is the file of --{title}\n'
+    assert text.read_text() == output.read_text() == '{}'
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_input_is_read(monkeypatch, tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'loop').symlink_to('loop')
+    monkeypatch.setattr(formats, 'detect_format', lambda path: pytest.fail('the input is read'))
+    for output in ('no/out.npz', 'file/out.npz', 'loop'):
+        assert convert.main(['in.pkl', '--output', str(tmp_path / output)]) == 1
+        assert capsys.readouterr().err.startswith(f'error: {tmp_path / output}: ')
+    assert convert.main(['in.pkl'], folder=tmp_path / 'file') == 1
+    assert sorted(os.listdir(tmp_path)) == ['file', 'loop']
+
+
+def test_the_target_of_a_link_is_written(source, tmp_path):
+    path, target, link = source(), tmp_path / 'target.npz', tmp_path / 'link.npz'
+    link.symlink_to(target)
+    assert convert.main([str(path), '--output', str(link)]) == 0
+    assert link.is_symlink() and read_weights(target).meta.kind == 'model'
+
+
+@pytest.mark.parametrize('name', ['-', '/dev/stdout'])
+def test_weights_on_the_standard_output_are_alone_there(source, tmp_path, capfdbinary, name):
+    """``capfdbinary`` redirects the standard output to a file, which is neither replaced nor renamed."""
+    path = source()
+    assert convert.main([str(path), '--output', name]) == 0
+    out, err = capfdbinary.readouterr()
+    (tmp_path / 'out.npz').write_bytes(out)
+    assert read_weights(tmp_path / 'out.npz').arrays['a/W'].tolist() == [1, 1, 1]
+    assert err.endswith(b'wrote /dev/stdout\n') and os.path.lexists('/dev/stdout')
+    assert not [name for name in os.listdir('/dev') if '.old' in name]
+    assert convert.main([str(path), '--output', str(tmp_path / 'file.npz')]) == 0
+    assert capfdbinary.readouterr().out.endswith(b'file.npz\n')
+
+
+@pytest.mark.parametrize(
+    ('make_stream', 'status', 'reason'),
+    [
+        (lambda: None, 1, 'standard output: cannot be written: it is closed'),
+        (_Terminal, 2, '--output /dev/stdout is the terminal; redirect the weights to a file or a pipe'),
+    ],
+)
+def test_weights_are_not_written_to_a_terminal_or_a_closed_stream(
+    source, monkeypatch, capsys, make_stream, status, reason
+):
+    path = source()
+    monkeypatch.setattr(sys, 'stdout', make_stream())
+    assert convert.main([str(path), '--output', '-']) == status
+    assert capsys.readouterr().err == f'error: {reason}\n'

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,6 +16,7 @@ from mask_rcnn.io.atomic_file import (
     FileError,
     check_writable,
     check_writable_folder,
+    is_replaced,
     is_standard_output,
     open_for_reading,
     open_for_writing,
@@ -149,6 +151,19 @@ def test_an_open_file_is_written_at_its_position(tmp_path):
         file.write(b' last')
         assert (tmp_path / 'file').read_bytes() == b'first newnew last' and link.is_symlink()
     assert is_standard_output('/dev/stdout') and not is_standard_output(tmp_path / 'file')
+
+
+def test_a_zip_archive_is_appended_to_an_open_file(tmp_path):
+    """``>> file`` writes at the end, wherever the archive would correct its headers."""
+    with open(tmp_path / 'file', 'ab') as file:
+        file.write(b'first')
+        file.flush()
+        path = f'/dev/fd/{file.fileno()}'
+        with open_for_writing(path) as stream, zipfile.ZipFile(stream, 'w') as archive:
+            archive.writestr('member', b'new')
+        assert not is_replaced(path) and is_replaced(tmp_path / 'file')
+    with zipfile.ZipFile(tmp_path / 'file') as archive:
+        assert archive.testzip() is None and archive.read('member') == b'new'
 
 
 def test_a_file_keeps_its_mode_and_a_new_one_gets_that_of_the_process(tmp_path):
