@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from mask_rcnn.cli.outputs import refuse_inputs
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
 from mask_rcnn.io.atomic_file import FileError, check_writable_folder, open_for_writing
-from mask_rcnn.io.console import print_line, print_lines
+from mask_rcnn.io.console import print_line, print_lines, print_warning
+from mask_rcnn.io.folder_lock import FolderInUseError, lock_folder
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import placeholder_names
 from mask_rcnn.ops.cudnn_frontend import using_precision
@@ -69,13 +71,19 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: s
     See :func:`configure` and :func:`mask_rcnn.cli.command.parse_command_line` for the arguments.
     """
     args = parse_command_line(partial(configure, folder=folder), argv, prog)
-    return run_and_report_errors(partial(run, args), (WeightFileError, AnnotationFileError, ImageFileError))
+    errors = WeightFileError, AnnotationFileError, ImageFileError, FolderInUseError
+    return run_and_report_errors(partial(run, args), errors)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate a model; returns the exit status 0."""
     data = DatasetArguments.from_namespace(args)
-    _check_outputs(args, data)
+    with reserved_folder(args.out, [('the file of --modelfile', args.modelfile), *annotation_inputs(data)]):
+        _evaluate(args, data)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, data: DatasetArguments) -> None:
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
     try:
@@ -96,16 +104,31 @@ def run(args: argparse.Namespace) -> int:
         # Without the option the metrics have COCO's limit, also for models without one.
         limit = 100 if args.max_detections is None else args.max_detections
         evaluate_to_folder(model, dataset, args.out, name=title, max_detections=limit)
-    return 0
 
 
-def _check_outputs(args: argparse.Namespace, data: DatasetArguments) -> None:
-    """Refuse a folder in which the results cannot be written, or would replace an input, before the evaluation."""
-    inputs = [('the file of --modelfile', args.modelfile)]
-    inputs += [('the annotation file', annotations) for annotations, _ in data.files.values()]
+def annotation_inputs(data: DatasetArguments) -> list[tuple[str, Path]]:
+    """Return the annotation files that the command line names, as inputs of :func:`reserved_folder`."""
+    return [('the annotation file', annotations) for annotations, _ in data.files.values()]
+
+
+@contextlib.contextmanager
+def reserved_folder(folder: Path, inputs: Sequence[tuple[str, Path | None]]) -> Iterator[None]:
+    """Create, check and lock the folder of an evaluation's files, before its work; the lock ends with the context.
+
+    Args:
+        folder: The folder of :func:`evaluate_to_folder`.
+        inputs: The files that must not be replaced; see :func:`mask_rcnn.cli.outputs.refuse_inputs`.
+
+    Raises:
+        UsageError: A file of the evaluation would replace an input.
+        mask_rcnn.io.atomic_file.FileError: The folder cannot be written.
+        FolderInUseError: Another evaluation writes to the folder.
+    """
     for name in ('metrics', 'results.bbox', 'results.segm', 'results.keypoints'):
-        refuse_inputs('--out', args.out / f'{name}.json', inputs)
-    check_writable_folder(args.out)
+        refuse_inputs('--out', folder / f'{name}.json', inputs)
+    check_writable_folder(folder)
+    with lock_folder(folder, user='evaluation', warn=print_warning):
+        yield
 
 
 def open_evaluation_data(data: DatasetArguments, model: MaskRCNN) -> tuple[Dataset, str]:

@@ -17,7 +17,13 @@ import numpy as np
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, report_error, run_and_report_errors
 from mask_rcnn.cli.dataset_options import SIZES, Dataset, print_remarks
-from mask_rcnn.cli.evaluate import check_classes, evaluate_to_folder, open_evaluation_data
+from mask_rcnn.cli.evaluate import (
+    annotation_inputs,
+    check_classes,
+    evaluate_to_folder,
+    open_evaluation_data,
+    reserved_folder,
+)
 from mask_rcnn.cli.initial_model import data_options, load_model, make_model
 from mask_rcnn.cli.options import check_precision, choose_device
 from mask_rcnn.cli.train_options import TrainArguments, configure
@@ -97,7 +103,16 @@ def _run_and_report_errors(action: Callable[[], int]) -> int:
 
 
 def _evaluate(args: TrainArguments, communicator: Communicator) -> int:
-    """Evaluate the model of ``--resume``."""
+    """Evaluate the model of ``--resume`` while no other evaluation uses the output folder."""
+    with contextlib.ExitStack() as stack:
+        if communicator.is_main:
+            inputs = [('the file of --resume', args.resume), *annotation_inputs(args.data)]
+            stack.enter_context(reserved_folder(args.out, inputs))
+        communicator.barrier()
+        return _evaluate_in_locked_folder(args, communicator)
+
+
+def _evaluate_in_locked_folder(args: TrainArguments, communicator: Communicator) -> int:
     gpu = _choose_gpu(args, communicator)
     check_precision(args.precision, gpu)
     model = load_model(args)

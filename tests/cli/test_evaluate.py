@@ -4,13 +4,17 @@ import errno
 import json
 import os
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
-from mask_rcnn.cli import evaluate
+from mask_rcnn import cli
+from mask_rcnn.cli import evaluate, train
 from mask_rcnn.evaluation import coco
 from mask_rcnn.evaluation.coco import Metrics
 from mask_rcnn.io.atomic_file import FileError
+from mask_rcnn.io.folder_lock import lock_folder
+from mask_rcnn.weights import WeightFileError
 
 METRICS = Metrics(
     boxes=(0.5,) * 12,
@@ -84,3 +88,44 @@ def test_outputs_are_checked_before_the_model_is_loaded(tmp_path, monkeypatch, c
         line = capsys.readouterr().err
         assert message in line and line.count('\n') == 1
     assert (tmp_path / 'model.npz').read_bytes() == b'weights'
+
+
+EVALUATE = 'evaluate --dataset shapes --gpu -1 --modelfile'
+TRAIN = 'train --dataset shapes --gpu -1 --lr 0 --resume'
+
+
+@pytest.mark.parametrize('command', [EVALUATE, TRAIN])
+def test_the_second_evaluation_in_a_folder_is_refused_before_its_work(monkeypatch, tmp_path, capsys, command):
+    """``train --lr 0`` evaluates as well.  A training may use the folder at the same time."""
+    loaded = WeightFileError('model.npz', 'is loaded')
+    monkeypatch.setattr(evaluate.mask_rcnn, 'load', mock.Mock(side_effect=loaded))
+    monkeypatch.setattr(train, 'load_model', mock.Mock(side_effect=loaded))
+    words = [*command.split(), str(tmp_path / 'model.npz'), '--out', str(tmp_path / 'out')]
+    assert cli.main(words) == 1
+    assert capsys.readouterr().err == 'error: model.npz: is loaded\n'
+    with lock_folder(tmp_path / 'out', user='evaluation', warn=pytest.fail):
+        assert cli.main(words) == 1
+    line = capsys.readouterr().err
+    assert line.startswith(f'error: {tmp_path}/out is in use by another evaluation (pid {os.getpid()} on ')
+    assert line.count('\n') == 1
+    with lock_folder(tmp_path / 'out', user='training', warn=pytest.fail):
+        assert cli.main(words) == 1
+    assert capsys.readouterr().err == 'error: model.npz: is loaded\n' and os.listdir(tmp_path / 'out') == []
+
+
+@pytest.mark.parametrize('command', [EVALUATE, TRAIN])
+def test_inputs_are_not_replaced_by_the_files_of_an_evaluation(tmp_path, capsys, command):
+    """A person may have moved them into the output folder, or linked them."""
+    (tmp_path / 'metrics.json').write_bytes(b'weights')
+    assert cli.main([*command.split(), str(tmp_path / 'metrics.json'), '--out', str(tmp_path)]) == 2
+    option = '--' + command.rpartition('--')[2]
+    message = f'error: --out {tmp_path}/metrics.json is the file of {option}\n'
+    assert capsys.readouterr().err == message
+    (tmp_path / 'photo.png').touch()
+    (tmp_path / 'results.bbox.json').write_text('{}')
+    (tmp_path / 'val.json').symlink_to('results.bbox.json')
+    data = ['--val-annotations', str(tmp_path / 'val.json'), '--val-images', str(tmp_path)]
+    words = [word for word in command.split() if word not in ('--dataset', 'shapes')]
+    assert cli.main([*words, 'model.npz', '--out', str(tmp_path), *data]) == 2
+    assert capsys.readouterr().err == f'error: --out {tmp_path}/results.bbox.json is the annotation file\n'
+    assert (tmp_path / 'results.bbox.json').read_text() == '{}'
