@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import pathlib
 import re
 import stat
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -30,6 +32,10 @@ _OPEN_FILE = re.compile(r'(?:/proc/(\d+)(?:/task/\d+)?|/dev)/fd/(\d+)')
 _MAX_LINKS = 40
 #: Attempts to get the shared temporary file of a target; other processes can rename it in between.
 _MAX_LOCK_ATTEMPTS = 3
+#: A temporary file whose name contains its process, as earlier versions always wrote them.
+_PROCESS_FILE = re.compile(r'\.(.+)\.(\d+)(?:-\d+)?\.part', re.DOTALL)
+#: Seconds after which a temporary file that is not written belongs to no process of another machine or container.
+_ABANDONED_AFTER = 3600
 _OPEN_FLAGS = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)
 
 
@@ -256,6 +262,8 @@ def _create_temporary(target: pathlib.Path) -> tuple[BinaryIO, pathlib.Path]:
     # File systems limit names to 255 bytes.
     name = target.name if len(os.fsencode(target.name)) <= 200 else f'{zlib.crc32(os.fsencode(target.name)):08x}'
     shared = target.with_name(f'.{name}.part')
+    if _HAS_LOCKS:
+        _remove_abandoned(target.parent, name)
     for _ in range(_MAX_LOCK_ATTEMPTS if _HAS_LOCKS else 0):
         with contextlib.suppress(PermissionError, IsADirectoryError):  # the file of another user
             file = _open_temporary(shared)
@@ -266,6 +274,35 @@ def _create_temporary(target: pathlib.Path) -> tuple[BinaryIO, pathlib.Path]:
     file = _open_temporary(unshared)
     file.truncate(0)
     return file, unshared
+
+
+def _remove_abandoned(folder: pathlib.Path, name: str) -> None:
+    """Remove temporary files of a target whose names contain a process that has ended."""
+    for process, path in _find_process_files(folder).get(name, ()):
+        with contextlib.suppress(OSError):
+            if not _is_running(process) and time.time() - path.lstat().st_mtime > _ABANDONED_AFTER:
+                path.unlink()
+
+
+@functools.lru_cache(maxsize=64)
+def _find_process_files(folder: pathlib.Path) -> dict[str, list[tuple[int, pathlib.Path]]]:
+    """Return the temporary files with processes in their names, by target; a folder is listed once per process."""
+    files: dict[str, list[tuple[int, pathlib.Path]]] = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if match := _PROCESS_FILE.fullmatch(entry.name):
+                files.setdefault(match[1], []).append((int(match[2]), folder / entry.name))
+    return files
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # the process of another user
+        return True
+    return True
 
 
 def _open_temporary(path: pathlib.Path) -> BinaryIO:

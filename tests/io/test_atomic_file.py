@@ -210,6 +210,20 @@ def test_the_temporary_file_of_a_killed_process_is_used_again(tmp_path):
     assert path.read_bytes() == b'new' and os.listdir(tmp_path) == ['file']
 
 
+def test_temporary_files_of_earlier_versions_are_removed_if_their_process_has_ended(tmp_path):
+    with subprocess.Popen(['true']) as ended:
+        pass
+    old = [f'.file.{ended.pid}.part', f'.file.{ended.pid}-140.part', f'.file.{2**70}.part']
+    kept = [f'.file.{os.getpid()}.part', f'.other.{ended.pid}.part', f'.file.{ended.pid}.part.txt', '.file.x.part']
+    for name in old + kept:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    fresh = f'.file.{ended.pid}-1.part'  # possibly of another machine, which writes it now
+    (tmp_path / fresh).touch()
+    write(tmp_path / 'file')
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, fresh, 'file'])
+
+
 def test_writers_of_one_file_do_not_mix_their_contents(tmp_path):
     path = tmp_path / 'file'
     with open_for_writing(path) as first:
