@@ -40,6 +40,8 @@ def test_a_loaded_model_equals_the_saved_one(bn_model, tmp_path):
         np.testing.assert_array_equal(collect_arrays(bn_model)[name], array, err_msg=name)  # unchanged
     save(tmp_path / 'again.npz', loaded, notes=['after 3 iterations'])
     assert (tmp_path / 'm.npz').read_bytes() == (tmp_path / 'again.npz').read_bytes()
+    save(tmp_path / 'm.npz', loaded, notes=['after 3 iterations'])  # onto its own file
+    assert (tmp_path / 'm.npz').read_bytes() == (tmp_path / 'again.npz').read_bytes()
 
 
 def test_classes_without_names_get_numbers(tmp_path):
