@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import itertools
 import json
+import signal
 import sys
 import tempfile
 import zipfile
@@ -166,11 +168,24 @@ def _describe(action: argparse.Action) -> dict[str, Any]:
 def snapshot_members() -> dict[str, Any]:
     """Run :data:`SNAPSHOT_COMMAND` and return the members of its last snapshot, as :func:`fold` abbreviates them."""
     with tempfile.TemporaryDirectory() as folder:
-        status = cli.main([*SNAPSHOT_COMMAND.split(), '--out', folder, '--workers', '0'])
-        if status:
-            raise RuntimeError(f'mask-rcnn {SNAPSHOT_COMMAND} ended with status {status}')
+        _run([*SNAPSHOT_COMMAND.split(), '--out', folder, '--workers', '0'])
         with zipfile.ZipFile(Path(folder) / 'snapshot_iter_2.npz') as archive:
             return fold({name.removesuffix('.npy'): [] for name in sorted(archive.namelist())})
+
+
+def _run(words: list[str]) -> None:
+    """Run a command that must succeed.
+
+    A training handles SIGTERM, as ``timeout`` sends it: a signal that has stopped the command is raised again, so that
+    it ends the tests.
+    """
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        status = cli.main(words)
+    if status > 128:
+        signal.raise_signal(status - 128)
+    if status:
+        raise RuntimeError(f'mask-rcnn {words[0]} ended with status {status}: {errors.getvalue()}')
 
 
 def demo_results() -> list[dict[str, Any]]:
@@ -194,9 +209,7 @@ def demo_results() -> list[dict[str, Any]]:
             '--json',
             results,
         )
-        status = cli.main(['demo', *map(str, options)])
-        if status:
-            raise RuntimeError(f'mask-rcnn demo ended with status {status}')
+        _run(['demo', *map(str, options)])
         return [_rounded(result) for result in json.loads(results.read_text())]
 
 
