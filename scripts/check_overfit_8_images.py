@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     subset = args.out / 'eight.json'
-    content = json.loads(args.annotations.read_text())
+    content = json.loads(args.annotations.read_bytes())
     write_subset(content, args.image_ids or choose_images(content, args.n), subset)
     status = training_check.run_training(training_arguments(args, subset))
     return status or training_check.report(args.out / 'log', GOALS)
