@@ -231,6 +231,6 @@ def test_every_numeric_option_refuses_what_is_not_a_number_of_its_range(text):
         with pytest.raises(argparse.ArgumentTypeError, match='is not a') as caught:
             parse(text)
         assert len(str(caught.value)) < 200
-    with pytest.raises(argparse.ArgumentTypeError, match='not a positive integer of at most 4294967295'):
-        options.positive_int(str(2**32))
-    assert options.non_negative_int('4294967295') == 2**32 - 1
+    with pytest.raises(argparse.ArgumentTypeError, match='not a positive integer of at most 2147483647'):
+        options.positive_int(str(2**31))
+    assert options.non_negative_int('2147483647') == 2**31 - 1

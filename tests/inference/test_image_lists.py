@@ -33,7 +33,7 @@ def test_a_single_image_is_named(images, message):
     'images', [[], ['x'], ('x',), iter(['x']), np.zeros((2, 4, 5, 3), np.uint8), np.array(['a', 'b']), {'x'}]
 )
 def test_lists_are_accepted(images):
-    check_images(images)
+    assert check_images(images) is None
 
 
 @pytest.mark.parametrize(

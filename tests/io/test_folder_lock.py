@@ -12,12 +12,12 @@ import pytest
 from mask_rcnn.io.folder_lock import FolderInUseError, lock_folder
 
 HOLD = """\
-import sys, time
+import sys
 from mask_rcnn.io.folder_lock import lock_folder
 
 with lock_folder(sys.argv[1], user='training', warn=print):
     print('locked', flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -45,7 +45,8 @@ def test_a_link_leads_to_the_same_lock(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
-    with subprocess.Popen([sys.executable, '-c', HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    with subprocess.Popen([sys.executable, '-c', HOLD, str(tmp_path)], **pipes) as process:
         assert process.stdout.readline() == 'locked\n'
         with pytest.raises(FolderInUseError, match=f'pid {process.pid} on '), lock(tmp_path):
             pytest.fail('locked twice')
@@ -82,3 +83,4 @@ def test_a_deleted_folder_does_not_end_in_an_error(tmp_path):
     with lock(folder):
         (folder / '.training.lock').unlink()
         folder.rmdir()
+    assert not folder.exists()
