@@ -16,6 +16,7 @@ from PIL import Image
 
 from mask_rcnn.cli import demo
 from mask_rcnn.cli.command import report_error
+from mask_rcnn.cli.demo_options import DEFAULT_MODEL
 from mask_rcnn.datasets.synthetic.rich_shapes import RichShapesDataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +59,7 @@ def _run_on_photo(args: argparse.Namespace, folder: Path, photo_url: str) -> int
     from mask_rcnn.cli import convert
     from mask_rcnn.weights import download
 
-    weights = folder / demo.DEFAULT_MODEL
+    weights = folder / DEFAULT_MODEL
     if not weights.exists():
         source = folder / convert.DEFAULT_INPUT
         status = 0 if source.exists() else download.main(folder)

@@ -17,22 +17,10 @@ import cv2
 import numpy as np
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
-from mask_rcnn.cli.options import (
-    BN2AFFINE_HELP,
-    AddArgument,
-    add_dialect,
-    add_gpu,
-    add_max_detections,
-    add_precision,
-    add_roi_options,
-    check_precision,
-    choose_device,
-    limit_changes,
-    roi_changes,
-    score,
-)
-from mask_rcnn.cli.outputs import check_can_write, output_path, refuse_inputs
-from mask_rcnn.config import EXTRACTORS, VISUALIZE_SCORE_THRESHOLD
+from mask_rcnn.cli.demo_options import configure
+from mask_rcnn.cli.options import check_precision, choose_device, limit_changes, roi_changes
+from mask_rcnn.cli.outputs import check_can_write, refuse_inputs
+from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output, open_for_writing
 from mask_rcnn.io.console import print_error, print_line, print_note, print_warning, progress_bar
@@ -41,155 +29,11 @@ from mask_rcnn.models import MaskRCNN, load
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.preprocessing.image_io import ImageFileError, list_images, read_image
-from mask_rcnn.visualization import BACKDROPS, load_font
+from mask_rcnn.visualization import load_font
 from mask_rcnn.weights import WeightFileError
-
-DEFAULT_MODEL = 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
 
 #: Errors of one image, after which the other images are processed.
 _IMAGE_ERRORS = (ValueError, OSError, MemoryError)
-
-_DESCRIPTION = 'Detect objects in images and write the results as pictures and, with --json, in COCO format.'
-
-_EPILOG = """\
-names of the pictures:
-  One image: --output is the picture. Several images or a folder: --output photos.png writes photos_NAME.png
-  for the image NAME.jpg. If --output is a folder (an existing one, or a name that ends with /), the pictures
-  are NAME.png in that folder. The suffix determines the image format.
-
-scores:
-  Pictures show detections with scores above 0.7; the JSON file contains all detections of the model, by
-  default those with scores above 0.05. --score-thresh replaces both thresholds. Models of Chainer_Mask_R-CNN
-  also have two thresholds of NMS, as in that program: 0.3 for pictures (--preset visualize) and 0.5 for JSON
-  (--preset evaluate); the images are then processed once for each.
-
-old command lines:
-  --background (no window) is accepted and has no effect, because this program opens no window. --backdrop
-  selects what is drawn behind the objects.
-
-image_id in the JSON file:
-  The file name as a number if it is one (000000000139.jpg: 139), otherwise the file name without its suffix.
-
-exit status:
-  0; 1 if something failed (a damaged image is reported, and the others are processed); 2 for bad arguments.
-"""
-
-
-def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')) -> None:
-    """Add the command's description and options to a parser.
-
-    Args:
-        parser: The parser of the command.
-        folder: The folder of the default weights.
-    """
-    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    _add_input(parser.add_argument_group('input').add_argument)
-    _add_model(parser.add_argument_group('model').add_argument, folder)
-    _add_output(parser.add_argument_group('output').add_argument)
-
-
-def _add_input(add: AddArgument) -> None:
-    add(
-        '--image',
-        nargs='+',
-        action='extend',
-        required=True,
-        type=Path,
-        metavar='PATH',
-        help='image files, or folders of images',
-    )
-    add(
-        '--strict',
-        action='store_true',
-        help='stop before the first image if a folder contains files that are left out (default: one warning)',
-    )
-
-
-def _add_model(add: AddArgument, folder: Path) -> None:
-    add(
-        '--modelfile',
-        type=Path,
-        default=folder / DEFAULT_MODEL,
-        metavar='FILE',
-        help='weights, usually .npz (default: %(default)s)',
-    )
-    add_gpu(add, '-g')
-    add_precision(add)
-    add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
-    add_dialect(add)
-    add_roi_options(add)
-    add('--extractor', choices=EXTRACTORS, help='must be the extractor of the weights, which is the default')
-
-
-def _add_output(add: AddArgument) -> None:
-    add(
-        '--output',
-        default='output.png',
-        metavar='PATH',
-        help='picture, or folder for pictures; see below (default: %(default)s)',
-    )
-    add(
-        '--json',
-        type=output_path,
-        metavar='FILE',
-        help='also write the results in COCO format; - for the standard output',
-    )
-    add(
-        '--score-thresh',
-        type=score,
-        metavar='S',
-        help='minimum score (default: 0.7 for pictures, 0.05 for JSON); see below',
-    )
-    add_max_detections(add)
-    add(
-        '--preset',
-        choices=('visualize', 'evaluate'),
-        help='thresholds of pictures and JSON: visualize for few detections, evaluate for all (default: visualize for '
-        'pictures, evaluate for JSON); see below',
-    )
-    add('--contour', action='store_true', help='draw the outlines of the masks')
-    add(
-        '--backdrop',
-        choices=BACKDROPS,
-        default='image',
-        help='what is drawn behind the objects: the image, the image in grey, or black or white (default: %(default)s)',
-    )
-    # The usage would show an optional value, which is read only to be refused; the epilog describes the flag.
-    add('--background', action=_NoWindow, help=argparse.SUPPRESS)
-    add(
-        '--font',
-        type=Path,
-        metavar='FILE',
-        help='TrueType or OpenType font for the labels (default: DejaVu Sans, which has no Chinese, Japanese or '
-        'Korean characters)',
-    )
-
-
-class _NoWindow(argparse.Action):
-    """The flag ``--background`` of the old Chainer port: show the picture in no window, as this program always does.
-
-    A value is an error that names ``--backdrop``.
-    """
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any):
-        super().__init__(option_strings, dest, nargs='?', default=False, **options)
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Accept the flag without a value."""
-        if values is not None:
-            raise argparse.ArgumentError(
-                self,
-                f'takes no value, not {values!r}; --backdrop ({", ".join(BACKDROPS)}) selects what is drawn behind the '
-                'objects, and images follow --image',
-            )
-        setattr(namespace, self.dest, True)
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles'), *, prog: str | None = None) -> int:

@@ -1,0 +1,166 @@
+"""The options of ``mask-rcnn demo`` and ``demo.py``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mask_rcnn.cli.options import (
+    BN2AFFINE_HELP,
+    AddArgument,
+    add_dialect,
+    add_gpu,
+    add_max_detections,
+    add_precision,
+    add_roi_options,
+    score,
+)
+from mask_rcnn.cli.outputs import output_path
+from mask_rcnn.config import EXTRACTORS
+from mask_rcnn.visualization import BACKDROPS
+
+DEFAULT_MODEL = 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
+
+_DESCRIPTION = 'Detect objects in images and write the results as pictures and, with --json, in COCO format.'
+
+_EPILOG = """\
+names of the pictures:
+  One image: --output is the picture. Several images or a folder: --output photos.png writes photos_NAME.png
+  for the image NAME.jpg. If --output is a folder (an existing one, or a name that ends with /), the pictures
+  are NAME.png in that folder. The suffix determines the image format.
+
+scores:
+  Pictures show detections with scores above 0.7; the JSON file contains all detections of the model, by
+  default those with scores above 0.05. --score-thresh replaces both thresholds. Models of Chainer_Mask_R-CNN
+  also have two thresholds of NMS, as in that program: 0.3 for pictures (--preset visualize) and 0.5 for JSON
+  (--preset evaluate); the images are then processed once for each.
+
+old command lines:
+  --background (no window) is accepted and has no effect, because this program opens no window. --backdrop
+  selects what is drawn behind the objects.
+
+image_id in the JSON file:
+  The file name as a number if it is one (000000000139.jpg: 139), otherwise the file name without its suffix.
+
+exit status:
+  0; 1 if something failed (a damaged image is reported, and the others are processed); 2 for bad arguments.
+"""
+
+
+def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')) -> None:
+    """Add the command's description and options to a parser.
+
+    Args:
+        parser: The parser of the command.
+        folder: The folder of the default weights.
+    """
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    _add_input(parser.add_argument_group('input').add_argument)
+    _add_model(parser.add_argument_group('model').add_argument, folder)
+    _add_output(parser.add_argument_group('output').add_argument)
+
+
+def _add_input(add: AddArgument) -> None:
+    add(
+        '--image',
+        nargs='+',
+        action='extend',
+        required=True,
+        type=Path,
+        metavar='PATH',
+        help='image files, or folders of images',
+    )
+    add(
+        '--strict',
+        action='store_true',
+        help='stop before the first image if a folder contains files that are left out (default: one warning)',
+    )
+
+
+def _add_model(add: AddArgument, folder: Path) -> None:
+    add(
+        '--modelfile',
+        type=Path,
+        default=folder / DEFAULT_MODEL,
+        metavar='FILE',
+        help='weights, usually .npz (default: %(default)s)',
+    )
+    add_gpu(add, '-g')
+    add_precision(add)
+    add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
+    add_dialect(add)
+    add_roi_options(add)
+    add('--extractor', choices=EXTRACTORS, help='must be the extractor of the weights, which is the default')
+
+
+def _add_output(add: AddArgument) -> None:
+    add(
+        '--output',
+        default='output.png',
+        metavar='PATH',
+        help='picture, or folder for pictures; see below (default: %(default)s)',
+    )
+    add(
+        '--json',
+        type=output_path,
+        metavar='FILE',
+        help='also write the results in COCO format; - for the standard output',
+    )
+    add(
+        '--score-thresh',
+        type=score,
+        metavar='S',
+        help='minimum score (default: 0.7 for pictures, 0.05 for JSON); see below',
+    )
+    add_max_detections(add)
+    add(
+        '--preset',
+        choices=('visualize', 'evaluate'),
+        help='thresholds of pictures and JSON: visualize for few detections, evaluate for all (default: visualize for '
+        'pictures, evaluate for JSON); see below',
+    )
+    add('--contour', action='store_true', help='draw the outlines of the masks')
+    add(
+        '--backdrop',
+        choices=BACKDROPS,
+        default='image',
+        help='what is drawn behind the objects: the image, the image in grey, or black or white (default: %(default)s)',
+    )
+    # The usage would show an optional value, which is read only to be refused; the epilog describes the flag.
+    add('--background', action=_NoWindow, help=argparse.SUPPRESS)
+    add(
+        '--font',
+        type=Path,
+        metavar='FILE',
+        help='TrueType or OpenType font for the labels (default: DejaVu Sans, which has no Chinese, Japanese or '
+        'Korean characters)',
+    )
+
+
+class _NoWindow(argparse.Action):
+    """The flag ``--background`` of the old Chainer port: show the picture in no window, as this program always does.
+
+    A value is an error that names ``--backdrop``.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any):
+        super().__init__(option_strings, dest, nargs='?', default=False, **options)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Accept the flag without a value."""
+        if values is not None:
+            raise argparse.ArgumentError(
+                self,
+                f'takes no value, not {values!r}; --backdrop ({", ".join(BACKDROPS)}) selects what is drawn behind the '
+                'objects, and images follow --image',
+            )
+        setattr(namespace, self.dest, True)
