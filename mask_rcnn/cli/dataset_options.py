@@ -196,15 +196,15 @@ class DatasetArguments:
         return annotations, self.folder / f'{part}2017'
 
 
-def print_remarks(dataset: Dataset, name: str) -> None:
-    """Print a warning for each remark of a dataset, such as the summary of what is left out.
+def print_dataset_warnings(dataset: Dataset, name: str) -> None:
+    """Print the warnings of a dataset, such as the summary of what is left out.
 
     Args:
         dataset: The dataset.
         name: The dataset's name in the warnings.
     """
-    for remark in getattr(dataset, 'remarks', ()):
-        print_warning(f'{name}: {remark}')
+    for line in getattr(dataset, 'warnings', ()):  # generated images have none
+        print_warning(f'{name}: {line}')
 
 
 def model_category_ids(dataset: Dataset) -> tuple[int, ...]:

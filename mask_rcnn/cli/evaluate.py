@@ -12,7 +12,13 @@ from pathlib import Path
 
 import mask_rcnn
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
-from mask_rcnn.cli.dataset_options import GENERATED, Dataset, DatasetArguments, model_category_ids, print_remarks
+from mask_rcnn.cli.dataset_options import (
+    GENERATED,
+    Dataset,
+    DatasetArguments,
+    model_category_ids,
+    print_dataset_warnings,
+)
 from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
 from mask_rcnn.cli.options import (
     BN2AFFINE_HELP,
@@ -226,7 +232,7 @@ def evaluate_to_folder(
     communicator = communicator or Communicator()
     check_classes(model, dataset, name)
     if communicator.is_main:
-        print_remarks(dataset, name)
+        print_dataset_warnings(dataset, name)
         check_writable_folder(folder)
     error: FileError | None = None
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, report_error, run_and_report_errors
-from mask_rcnn.cli.dataset_options import SIZES, Dataset, print_remarks
+from mask_rcnn.cli.dataset_options import SIZES, Dataset, print_dataset_warnings
 from mask_rcnn.cli.evaluate import (
     annotation_inputs,
     check_classes,
@@ -206,7 +206,7 @@ def _print_datasets(datasets: Mapping[str, Dataset | None]) -> None:
                 f'{name}: {len(dataset)} images, {len(dataset.class_names)} classes'
                 + f' ({n_skipped} broken images and annotations skipped)' * bool(n_skipped)
             )
-            print_remarks(dataset, name)
+            print_dataset_warnings(dataset, name)
 
 
 def _warn_of_large_batch(n_images: int, batch_size: int) -> None:

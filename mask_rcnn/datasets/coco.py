@@ -121,8 +121,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
         return len(self._images)
 
     @property
-    def remarks(self) -> list[str]:
-        """Remarks on the data for the user, one line each: the omissions, and the objects without an outline."""
+    def warnings(self) -> list[str]:
+        """Warnings for the user, one line each: what is left out, and which metrics the data cannot have."""
         lines = [str(self.omissions)] if self.omissions else []
         if not self._only_annotated and not self.n_objects:
             lines.append('no objects: every metric is "-"')

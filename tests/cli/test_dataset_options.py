@@ -1,4 +1,4 @@
-"""The datasets of the command line: remarks on the data, ``--strict`` and category ids that are texts."""
+"""The datasets of the command line: warnings about the data, ``--strict`` and category ids that are texts."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mask_rcnn.cli.dataset_options import DatasetArguments, model_category_ids, print_remarks
+from mask_rcnn.cli.dataset_options import DatasetArguments, model_category_ids, print_dataset_warnings
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 
@@ -38,7 +38,7 @@ def arguments(tmp_path):
     [('train', '1 without an outline'), ('val', '1 without an outline, whose masks are not evaluated')],
 )
 def test_what_is_left_out_is_printed_or_refused(arguments, capsys, part, reason):
-    print_remarks(arguments().open(part, size=32), 'name')
+    print_dataset_warnings(arguments().open(part, size=32), 'name')
     assert capsys.readouterr() == ('', f'warning: name: left out 1 item: {reason} (annotation 2)\n')
     with pytest.raises(
         AnnotationFileError, match=rf'data\.json: left out 1 item: {reason} \(annotation 2\) .--strict.'
@@ -50,8 +50,8 @@ def test_objects_without_outlines_are_complete_for_a_network_without_a_mask_head
     for part in ('train', 'val'):
         dataset = arguments(strict=True).open(part, size=32, masks=False)
         assert len(dataset[0].annotations) == 2
-        print_remarks(dataset, 'name')
-    print_remarks(ShapesDataset(1, size=32), 'name')
+        print_dataset_warnings(dataset, 'name')
+    print_dataset_warnings(ShapesDataset(1, size=32), 'name')
     assert capsys.readouterr() == ('', '')
 
 

@@ -71,7 +71,7 @@ def test_unusable_objects_are_left_out_and_reported(make, changes, reason):
     dataset = make([annotation(id=9, **changes), annotation(id=2, bbox=[1, 1, 5, 5])])
     assert dataset[0].annotations.boxes.tolist() == [[1, 1, 5, 5]]
     assert dataset.n_skipped == 0 and len(dataset.omissions) == 1
-    (line,) = dataset.remarks
+    (line,) = dataset.warnings
     assert line.startswith(f'left out 1 item: 1 {reason}') and line.endswith('(annotation 9)')
 
 
@@ -184,7 +184,7 @@ def test_ground_truth_equals_the_file(shared):
             rle = coco_mask.frPyObjects(expected['segmentation'], size['height'], size['width'])
             expected['segmentation'] = {**rle, 'counts': rle['counts'].decode()}
         assert found == {**expected, 'id': number}
-    assert dataset.remarks == []
+    assert dataset.warnings == []
     assert len(dataset) == 100 and len(dataset.class_names) == 80
 
 

@@ -31,7 +31,7 @@ def test_two_points_are_a_rectangle_or_a_circle(make, changes, box, area):
     np.testing.assert_allclose([*points.min(axis=0), *points.max(axis=0)], box, rtol=0, atol=0.6)
     x, y = points.T
     assert abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2 == pytest.approx(area, rel=0.05)
-    assert dataset.remarks == [] and dataset.ground_truth()['annotations'][0]['area'] == pytest.approx(area, rel=0.1)
+    assert dataset.warnings == [] and dataset.ground_truth()['annotations'][0]['area'] == pytest.approx(area, rel=0.1)
 
 
 def test_single_points_beside_a_polygon_are_dropped(make):
@@ -71,7 +71,7 @@ def test_a_vertex_outside_the_image_is_kept(make):
     """Tiles of large images have outlines that continue in other tiles."""
     polygon = [-500.0, -30.0, 300.5, 10.0, 20.0, 900.0]
     dataset = make([annotation(segmentation=[polygon])])
-    assert dataset[0].annotations.segmentations[0][0].tolist() == polygon and dataset.remarks == []
+    assert dataset[0].annotations.segmentations[0][0].tolist() == polygon and dataset.warnings == []
 
 
 def test_ids_are_understood_in_every_form(make):
@@ -101,9 +101,9 @@ def root_class(content):
 def test_an_empty_root_class_is_left_out_and_reported(make):
     dataset = make([annotation()], root_class)
     assert dataset.class_names == ('cat', 'dog') and dataset[0].annotations.labels.tolist() == [0]
-    assert dataset.remarks == ["left out 1 item: 1 empty root class of Roboflow ('pets')"]
+    assert dataset.warnings == ["left out 1 item: 1 empty root class of Roboflow ('pets')"]
     dataset = make([annotation()], root_class, kept_classes=('pets', 'cat', 'dog'))
-    assert dataset.class_names == ('pets', 'cat', 'dog') and dataset.remarks == []
+    assert dataset.class_names == ('pets', 'cat', 'dog') and dataset.warnings == []
     assert make([annotation(), annotation(category_id=0)], root_class).class_names == ('pets', 'cat', 'dog')
 
 
@@ -116,7 +116,7 @@ def test_brush_masks_marked_as_crowds_are_reported(make):
     mask[3:9, 4:20] = 1
     brush = [annotation(id=i, category_id=5, iscrowd=1, segmentation=rle_of(mask)) for i in (2, 3)]
     dataset = make([annotation(), *brush])
-    assert dataset.remarks == [
+    assert dataset.warnings == [
         'left out 2 items: 2 marked as crowds and not trained ("iscrowd": 0 marks single objects) '
         '(annotation 2, annotation 3)'
     ]
@@ -124,7 +124,7 @@ def test_brush_masks_marked_as_crowds_are_reported(make):
     with pytest.raises(AnnotationFileError, match=r'no image has an object .*left out 2 items: 2 marked as crowds'):
         make(brush)
     singles = [annotation(id=i) for i in range(20)]
-    assert make([*singles, annotation(id=30, iscrowd=1)]).remarks == []  # as in COCO
+    assert make([*singles, annotation(id=30, iscrowd=1)]).warnings == []  # as in COCO
 
 
 def test_objects_without_outlines_are_trained_without_a_mask_head(make):
@@ -132,10 +132,12 @@ def test_objects_without_outlines_are_trained_without_a_mask_head(make):
     dataset = make(boxes, masks=False)
     objects = dataset[0].annotations
     assert objects.boxes.tolist() == [[5, 5, 17, 20], [2, 1, 10, 9]] and objects.segmentations == ((), ())
-    assert dataset.remarks == []
+    assert dataset.warnings == []
     with pytest.raises(AnnotationFileError, match='no object has an outline, which a mask head needs .*masks=false'):
         make(boxes)
-    assert make(boxes, only_annotated=False).remarks == ['no object has an outline: boxes are evaluated, masks are not']
+    assert make(boxes, only_annotated=False).warnings == [
+        'no object has an outline: boxes are evaluated, masks are not'
+    ]
 
 
 def test_a_missing_list_of_annotations(make):
@@ -144,7 +146,7 @@ def test_a_missing_list_of_annotations(make):
 
     dataset = make([], edit, only_annotated=False)
     assert len(dataset) == 2 and dataset.ground_truth()['annotations'] == []
-    assert dataset.remarks == ['no objects: every metric is "-"']
+    assert dataset.warnings == ['no objects: every metric is "-"']
     with pytest.raises(AnnotationFileError, match="there is no list 'annotations'"):
         make([], edit)
 

@@ -83,7 +83,7 @@ def evaluate(folder, tmp_path):
         path.write_text(json.dumps(content, ensure_ascii=False), encoding=encoding)
         assert len(COCODataset(path, folder)) == N_IMAGES  # it can be trained
         dataset = COCODataset(path, folder, only_annotated=False)
-        assert dataset.remarks == []
+        assert dataset.warnings == []
         evaluator = COCOEvaluator(
             dataset.ground_truth(), class_names=dataset.class_names, category_ids=dataset.category_ids
         )
