@@ -80,7 +80,8 @@ def run(namespace: argparse.Namespace) -> int:
     except (DistributedError, WeightFileError) as error:
         return report_error(str(error))
     with communicator.guard():
-        status = _run_and_report_errors(partial(_evaluate if args.only_evaluates else _train, args, communicator))
+        action = partial(_evaluate if args.only_evaluates else _train, args, communicator)
+        status = run_and_report_errors(action, _ERRORS)
         if status in (1, 2) and communicator.size > 1:
             raise SystemExit(status)  # other processes may wait for this one: the guard ends them as well
     return status
@@ -92,14 +93,6 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: s
     See :func:`configure` and :func:`mask_rcnn.cli.command.parse_command_line` for the arguments.
     """
     return run(parse_command_line(partial(configure, folder=folder), argv, prog))
-
-
-def _run_and_report_errors(action: Callable[[], int]) -> int:
-    """Do as :func:`run_and_report_errors` does, also for a lack of memory."""
-    try:
-        return run_and_report_errors(action, _ERRORS)
-    except MemoryError as error:
-        return report_error(describe_error(error))
 
 
 def _evaluate(args: TrainArguments, communicator: Communicator) -> int:
