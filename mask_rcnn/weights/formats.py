@@ -17,7 +17,7 @@ from typing import Any
 from mask_rcnn.config import DENA, DETECTRON, Dialect
 from mask_rcnn.io.atomic_file import is_replaced
 from mask_rcnn.io.console import escape
-from mask_rcnn.weights import signposts, snapshot_model
+from mask_rcnn.weights import snapshot_model, unsupported
 from mask_rcnn.weights.converters import dena, detectron, imagenet, matterport, mindspore, pytorch
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
@@ -68,7 +68,7 @@ def detect_format(path: _Path) -> Format:
         WeightFileError: The file cannot be read, or its format is unknown.
     """
     if os.path.isdir(path):
-        raise WeightFileError(path, signposts.describe_folder(path))
+        raise WeightFileError(path, unsupported.describe_folder(path))
     with open_weight_file(path) as (file, size):
         start = file.read(_START)
         names: frozenset[str] = frozenset()
@@ -78,7 +78,7 @@ def detect_format(path: _Path) -> Format:
             except CORRUPT_FILE_ERRORS as error:
                 reason = to_printable_ascii(str(error), 200)
                 raise WeightFileError(path, f'is a damaged zip archive: {reason}') from None
-    known_problem = signposts.find_signpost(path, start, names)
+    known_problem = unsupported.describe_unsupported(path, start, names)
     if known_problem is not None:
         raise WeightFileError(path, known_problem)
     for format in FORMATS:
@@ -89,7 +89,7 @@ def detect_format(path: _Path) -> Format:
         raise WeightFileError(path, known_problem)
     kind = 'zip archive' if names else 'file'
     titles = ', '.join(format.title for format in FORMATS)
-    content = signposts.describe_content(start, names)
+    content = unsupported.describe_content(start, names)
     hint = f': it is {content}' if content else ''
     raise WeightFileError(path, f'is not a {kind} of weights in a supported format ({titles}){hint}')
 

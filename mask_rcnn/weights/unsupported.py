@@ -1,6 +1,6 @@
-"""Name files that are not weights of a supported program, and what to do with them instead.
+"""Errors for files that are not weights of a supported program: what the file is, and what to do instead.
 
-:func:`find_signpost` recognises files whose content would be mistaken for another format, and
+:func:`describe_unsupported` recognises files that would be mistaken for a supported format, and
 :func:`describe_content` adds a hint to the general error.
 """
 
@@ -106,7 +106,7 @@ def describe_folder(path: _Path) -> str:
     return f'is a folder, not a file; name a file in it: {listed}{" ..." if len(files) > _MAX_LISTED else ""}'
 
 
-def find_signpost(path: _Path, start: bytes, members: frozenset[str]) -> str | None:
+def describe_unsupported(path: _Path, start: bytes, members: frozenset[str]) -> str | None:
     """Return the error for a file of an unsupported program, or ``None`` for any other file.
 
     Args:
@@ -115,7 +115,7 @@ def find_signpost(path: _Path, start: bytes, members: frozenset[str]) -> str | N
         members: The names of its members if it is a zip archive.
     """
     if members:
-        return _find_archive(members)
+        return _describe_archive(members)
     if _TENSORFLOW_CHECKPOINT.search(os.fspath(path)) and not start.startswith(b'\x89HDF'):
         return 'is a part of a TensorFlow checkpoint, which is not supported; save the weights of Keras as .h5'
     if _GRAPH_NODE.match(start):
@@ -126,7 +126,7 @@ def find_signpost(path: _Path, start: bytes, members: frozenset[str]) -> str | N
     return next((description for signature, description in _SIGNATURES if signature.match(start)), None)
 
 
-def _find_archive(members: frozenset[str]) -> str | None:
+def _describe_archive(members: frozenset[str]) -> str | None:
     """Return the error for an archive of an unsupported program, or ``None``."""
     if any(name.endswith('/constants.pkl') for name in members):
         return (
