@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.config import C4_DIALECTS
-from mask_rcnn.config.fields import MAX_INT32
+from mask_rcnn.config.fields import MAX_INT32, describe_value
 from mask_rcnn.io.console import print_note
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, is_available, precision_error
 
@@ -21,9 +21,6 @@ BN2AFFINE_HELP = (
     'convert batch normalisation to affine channels first; in files of Chainer_Mask_R-CNN: use gamma and beta as '
     'affine channels and ignore the statistics, which is right for files of its utils/detectron_parser.py'
 )
-
-#: Maximum number of characters of an argument in a message.
-_MAX_SHOWN = 80
 
 _Number = TypeVar('_Number', int, float)
 
@@ -79,8 +76,7 @@ def _parse(text: str, convert: Callable[[str], _Number], fits: Callable[[_Number
     except ValueError:
         value = None
     if value is None or not fits(value):
-        shown = text if len(text) <= _MAX_SHOWN else f'{text[: _MAX_SHOWN - 3]}...'
-        raise argparse.ArgumentTypeError(f'{shown!r} is not {expected}')
+        raise argparse.ArgumentTypeError(f'{describe_value(text)} is not {expected}')
     return value
 
 

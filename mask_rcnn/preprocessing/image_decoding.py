@@ -19,7 +19,7 @@ from PIL import Image, ImageFile
 
 from mask_rcnn.preprocessing import tiff_directory as tiff
 from mask_rcnn.preprocessing.image_errors import UnsupportedImageError
-from mask_rcnn.preprocessing.image_formats import open_with_pillow
+from mask_rcnn.preprocessing.image_formats import TOO_DEEP, open_with_pillow
 from mask_rcnn.preprocessing.image_header import ImageHeader
 from mask_rcnn.preprocessing.jpeg2000 import wrap_deep_colors
 from mask_rcnn.preprocessing.jpeg_png import Parts, strip_jpeg, strip_png
@@ -27,7 +27,6 @@ from mask_rcnn.preprocessing.netpbm import decode_netpbm
 
 #: Sample depths of cameras and microscopes whose files have 16 bits per sample.
 _DEPTHS = (8, 10, 12, 14, 16)
-_TOO_DEEP = 'images with 32-bit samples are not supported; convert the file to 8 or 16 bits'
 _MAX_TIFF_SAMPLES = 6  # of Pillow
 _TIFF_JPEG = 7  # compression
 _SIGN_OF_AB = np.array((0, 128, 128), np.uint8)  # Pillow's bytes of a and b are signed
@@ -116,7 +115,7 @@ def _scale_netpbm(samples: np.ndarray, largest: int) -> np.ndarray:
 def _decode_tiff(data: bytes, directory: tiff.TiffDirectory) -> np.ndarray:
     depth, photometric = directory.integer(tiff.BITS, 1), directory.integer(tiff.PHOTOMETRIC, tiff.BLACK_IS_ZERO)
     if depth >= 32:
-        raise UnsupportedImageError(_TOO_DEEP)
+        raise UnsupportedImageError(TOO_DEEP)
     tiff.check_strips(directory)
     is_inverted = depth > 8 and photometric == tiff.WHITE_IS_ZERO  # Pillow inverts up to 8 bits
     # Pillow reads YCbCr only in the form of JPEG.
@@ -171,7 +170,7 @@ def _decode_planes(files: list[bytes], depth: int | None) -> np.ndarray:
 def _decode_with_pillow(data: bytes, name: str, stated_depth: int | None = None) -> np.ndarray:
     with open_with_pillow(io.BytesIO(data), name) as image:
         if image.mode == 'F':
-            raise UnsupportedImageError(_TOO_DEEP)
+            raise UnsupportedImageError(TOO_DEEP)
         tiles = list(image.tile)
         if image.mode.startswith('I'):
             return _repeat_grey(reduce_to_8_bits(np.asarray(image), stated_depth))

@@ -17,6 +17,9 @@ IMAGE_SUFFIXES = (
     *('.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.j2c', '.jpc', '.jpx'),
 )
 
+#: The error of an image with 32 bits per sample.
+TOO_DEEP = 'images with 32-bit samples are not supported; convert the file to 8 or 16 bits'
+
 #: Number of first bytes that :func:`detect_format` needs.
 N_MAGIC_BYTES = 32
 
@@ -63,7 +66,7 @@ def detect_format(start: bytes) -> str | None:
     if start[:1] == b'P' and start[1:2] in b'123456' and start[2:3].isspace():
         return 'PPM'
     if start[:3] in (b'Pf\n', b'PF\n'):
-        raise UnsupportedImageError('images with 32-bit samples are not supported; convert the file to 8 or 16 bits')
+        raise UnsupportedImageError(TOO_DEEP)
     if start[:4] == b'RIFF' and start[8:12] == b'WEBP':
         return 'WEBP'
     if start[4:8] == b'ftyp' and start[8:12] in _AVIF_BRANDS + _HEIF_BRANDS:
