@@ -49,7 +49,7 @@ def test_anchors_of_changing_sizes(frequent_switches):
     expected = [[level.copy() for level in rpn.anchors(size)] for size in sizes]
 
     def call(thread):
-        for i in range(2000):
+        for i in range(800):
             k = (i + thread) % len(sizes)
             found = rpn.anchors(sizes[k])
             assert len(rpn.host_anchors(sizes[k])) == sum(map(len, found))
