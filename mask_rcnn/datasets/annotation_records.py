@@ -25,7 +25,8 @@ class AnnotationRecord:
         image_id: Id of its image.
         category_id: Id of its category.
         bbox: The box ``x, y, width, height``: the annotated one, or that of the outline if the annotation has none or
-            an empty one.  ``None`` if there is neither.
+            an empty one.  ``None`` if there is neither.  The box of polygons is that of their vertices, as in COCO,
+            but that of their pixels if the annotated area is the number of pixels or missing.
         area: The annotated area, or the pixels of the outline if there is none or 0, or the area of the box.
         is_crowd: True for a region of several objects.
         is_ignored: True if the annotation is marked ``ignore``.
@@ -107,10 +108,12 @@ def _read_record(
     except AnnotationError as error:
         raise AnnotationError(f"the 'segmentation' of {name} {error}") from error
     is_box_empty = bbox is None or min(bbox[2:]) <= 0
-    if is_box_empty:
-        bbox = outline_box(segmentation) or bbox
-    if area <= 0:
-        area = outline_area(segmentation, size)
+    if is_box_empty or area <= 0:
+        n_pixels = outline_area(segmentation, size)
+        if is_box_empty:  # tools that count the pixels of masks write the boxes of pixels, COCO those of vertices
+            bbox = outline_box(segmentation, size, of_pixels=area <= 0 or area == n_pixels) or bbox
+        if area <= 0:
+            area = n_pixels
     if area <= 0 and bbox is not None and (not segmentation or annotation.get('area') is None):
         area = max(bbox[2], 0.0) * max(bbox[3], 0.0)
     return AnnotationRecord(

@@ -130,12 +130,18 @@ def two_point_polygon(numbers: list[float], bbox: list[float] | None, shape: str
     return np.array([left, top, right, top, right, bottom, left, bottom], np.float64)
 
 
-def outline_box(segmentation: Segmentation) -> list[float] | None:
-    """Return the box ``x, y, width, height`` of an outline, or ``None`` if it is empty."""
+def outline_box(segmentation: Segmentation, size: tuple[int, int], *, of_pixels: bool) -> list[float] | None:
+    """Return the box ``x, y, width, height`` of an outline, or ``None`` if it is empty.
+
+    Args:
+        segmentation: Polygons or run lengths.
+        size: Height and width of the image.
+        of_pixels: Return the box of the pixels inside of polygons instead of the box of their vertices.
+    """
     if not segmentation:
         return None
-    if isinstance(segmentation, dict):
-        box = coco_mask.toBbox(segmentation).tolist()
+    if isinstance(segmentation, dict) or of_pixels:
+        box = coco_mask.toBbox(_to_rle(segmentation, size)).tolist()
     else:
         points = np.concatenate([polygon.reshape(-1, 2) for polygon in segmentation])
         low = points.min(axis=0)
@@ -145,10 +151,11 @@ def outline_box(segmentation: Segmentation) -> list[float] | None:
 
 def outline_area(segmentation: Segmentation, size: tuple[int, int]) -> float:
     """Return the area of an outline in pixels of the image, 0 for an empty one."""
-    if not segmentation:
-        return 0.0
-    rle = segmentation if isinstance(segmentation, dict) else encode_polygons(segmentation, size)
-    return float(coco_mask.area(rle))
+    return float(coco_mask.area(_to_rle(segmentation, size))) if segmentation else 0.0
+
+
+def _to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict:
+    return segmentation if isinstance(segmentation, dict) else encode_polygons(segmentation, size)
 
 
 def to_json(segmentation: Segmentation) -> list | dict:

@@ -11,6 +11,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mask_rcnn.datasets.coco import COCODataset
+from mask_rcnn.datasets.coco_annotations import clean_ground_truth
+from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import COCOEvaluator
 from mask_rcnn.inference.detections import Detections
 
@@ -185,6 +187,25 @@ def test_a_twin_has_the_metrics_of_the_original(evaluate, original, change):
     change(content)
     assert json.dumps(content) != json.dumps(CONTENT)
     assert evaluate(content) == original
+
+
+@pytest.mark.parametrize('changes', [{'bbox': [0, 0, 0, 0]}, {'bbox': None, 'area': None}], ids=['box', 'box and area'])
+def test_boxes_of_pixels_are_restored(changes):
+    """The generated shapes are annotated with the boxes and the areas of the pixels of their polygons."""
+    truth = ShapesDataset(4).ground_truth()
+    odd = [{**annotation, **changes} for annotation in truth['annotations']]
+    restored = clean_ground_truth({**truth, 'annotations': odd})['annotations']
+    assert [(a['bbox'], a['area']) for a in restored] == [(a['bbox'], a['area']) for a in truth['annotations']]
+
+
+def test_boxes_of_vertices_are_restored():
+    """COCO annotates the boxes of the vertices and the areas of the polygons."""
+    polygon = [10.25, 10.5, 30.75, 12.25, 20.5, 40.25]
+    x, y = polygon[0::2], polygon[1::2]
+    area = sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(3)) / 2
+    annotation = {**CONTENT['annotations'][0], 'segmentation': [polygon], 'area': area, 'bbox': [0, 0, 0, 0]}
+    (restored,) = clean_ground_truth({**CONTENT, 'annotations': [annotation]})['annotations']
+    assert (restored['bbox'], restored['area']) == ([10.25, 10.5, 20.5, 29.75], area)
 
 
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])
