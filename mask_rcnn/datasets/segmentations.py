@@ -31,7 +31,8 @@ def read_segmentation(
     """Return the polygons or the run lengths of an object.
 
     A polygon is a list ``x, y, x, y, ...`` or a list of points; a single polygon need not be in a list.  Two points are
-    labelme's rectangle or circle (:func:`two_point_polygon`).  Polygons of a single point are dropped.
+    labelme's rectangle or circle (:func:`two_point_polygon`).  Polygons of a single point are dropped.  A polygon may be
+    one of VGG Image Annotator's objects with ``all_points_x`` and ``all_points_y``, and run lengths may be in a list.
 
     Args:
         value: The ``segmentation`` of an annotation.
@@ -50,6 +51,10 @@ def read_segmentation(
         return ()
     if size[0] * size[1] > _MAX_IMAGE_PIXELS:
         raise AnnotationError(f'belongs to an image of {size[0]} x {size[1]} pixels, too large for pycocotools')
+    if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], dict):
+        (value,) = value
+    if isinstance(value, dict) and 'all_points_x' in value:
+        value = _read_via_polygon(value)
     if isinstance(value, dict):
         return _read_run_lengths(value, size)
     if not isinstance(value, (list, tuple)):
@@ -194,6 +199,14 @@ def _read_polygon(value: list | tuple) -> list[float]:
     return read_numbers(value, 'has a polygon in which a coordinate')
 
 
+def _read_via_polygon(shape: dict) -> list:
+    """Return the numbers ``x, y, x, y, ...`` of a polygon of VGG Image Annotator's projects."""
+    columns, rows = shape['all_points_x'], shape.get('all_points_y')
+    if not isinstance(columns, list) or not isinstance(rows, list) or len(columns) != len(rows):
+        raise AnnotationError("does not have as many numbers in 'all_points_x' as in 'all_points_y'")
+    return [number for point in zip(columns, rows, strict=True) for number in point]
+
+
 def _read_run_lengths(rle: dict, size: tuple[int, int]) -> dict:
     """Return the compressed form of valid run lengths."""
     declared = rle.get('size')
@@ -211,6 +224,8 @@ def _read_run_lengths(rle: dict, size: tuple[int, int]) -> dict:
             runs = np.array(integers, np.int64)
         else:
             runs = decode_counts(counts)  # type: ignore[arg-type]  # a TypeError is expected
+        if not runs.size:
+            raise ValueError('there are none')
         if runs.min() < 0 or runs.max() > size[0] * size[1] or runs.sum() != size[0] * size[1]:
             raise ValueError('their sum is not the number of pixels of the image')
         if isinstance(counts, (list, tuple)):

@@ -7,6 +7,7 @@ import re
 import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -147,6 +148,11 @@ def points_of(annotation):
     return np.reshape(annotation['segmentation'][0], (-1, 2)).tolist()
 
 
+def run_lengths_of(annotation):
+    (rle,) = coco_mask.frPyObjects(annotation['segmentation'], HEIGHT, WIDTH)
+    return {'size': [HEIGHT, WIDTH], 'counts': rle['counts'].decode('ascii')}
+
+
 TWINS = {
     'annotations from 0': change_ids(annotation=lambda i: i - 1),
     'all ids from 0': change_ids(*[lambda i: i - 1] * 3),
@@ -170,6 +176,11 @@ TWINS = {
     'flat polygons': change_entries('annotations', segmentation=lambda a: a['segmentation'][0]),
     'points': change_entries('annotations', segmentation=points_of),
     'nested points': change_entries('annotations', segmentation=lambda a: [points_of(a)]),
+    'polygons of VIA': change_entries(
+        'annotations',
+        segmentation=lambda a: {'all_points_x': a['segmentation'][0][::2], 'all_points_y': a['segmentation'][0][1::2]},
+    ),
+    'run lengths in a list': change_entries('annotations', segmentation=lambda a: [run_lengths_of(a)]),
     'rectangles': change_entries('annotations', segmentation=lambda a: [points_of(a)[0] + points_of(a)[2]]),
     'sizes as text': change_entries('images', height=str(HEIGHT), width=float(WIDTH)),
     'no sizes': change_entries('images', height=None, width=...),
