@@ -31,8 +31,8 @@ def read_segmentation(
     """Return the polygons or the run lengths of an object.
 
     A polygon is a list ``x, y, x, y, ...`` or a list of points; a single polygon need not be in a list.  Two points are
-    labelme's rectangle or circle (:func:`two_point_polygon`).  Polygons of a single point are dropped.  A polygon may be
-    one of VGG Image Annotator's objects with ``all_points_x`` and ``all_points_y``, and run lengths may be in a list.
+    labelme's rectangle or circle (:func:`two_point_polygon`).  Polygons of a single point are dropped.  A polygon may
+    also be an object of VGG Image Annotator with ``all_points_x`` and ``all_points_y``; run lengths may be in a list.
 
     Args:
         value: The ``segmentation`` of an annotation.

@@ -166,3 +166,16 @@ def test_names_of_classes_that_are_numbers(make):
         content['categories'][0]['name'] = 8
 
     assert make([annotation()], edit).class_names == ('cat', '8')
+
+
+@pytest.mark.parametrize(
+    ('segmentation', 'reason'),
+    [
+        ({'all_points_x': [1, 2, 3], 'all_points_y': [1, 2]}, "as many numbers in 'all_points_x'"),
+        ({'all_points_x': [1, 2, 3]}, "as many numbers in 'all_points_x'"),
+        ({'size': [HEIGHT, WIDTH], 'counts': []}, r'has malformed run lengths \(there are none\)'),
+    ],
+)
+def test_malformed_outlines_in_objects_are_reported(make, segmentation, reason):
+    with pytest.raises(AnnotationFileError, match=f"the 'segmentation' of annotation 4 .*{reason}"):
+        make([annotation(), annotation(id=4, segmentation=segmentation)])
