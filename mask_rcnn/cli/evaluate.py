@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -44,6 +45,9 @@ from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.weights import WeightFileError
+
+#: Errors of a disk on which nothing can be written.
+_UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 _DESCRIPTION = """\
 Evaluate a model with COCO's metrics for boxes and, where the model predicts them, masks and keypoints. The folder
@@ -121,18 +125,27 @@ def annotation_inputs(data: DatasetArguments) -> list[tuple[str, Path]]:
 def reserved_folder(folder: Path, inputs: Sequence[tuple[str, Path | None]]) -> Iterator[None]:
     """Create, check and lock the folder of an evaluation's files, before its work; the lock ends with the context.
 
+    On a disk that is read-only or full, a warning states that the evaluation only prints its figures.
+
     Args:
         folder: The folder of :func:`evaluate_to_folder`.
         inputs: The files that must not be replaced; see :func:`mask_rcnn.cli.outputs.refuse_inputs`.
 
     Raises:
         UsageError: A file of the evaluation would replace an input.
-        mask_rcnn.io.atomic_file.FileError: The folder cannot be written.
+        mask_rcnn.io.atomic_file.FileError: The path is not that of a folder.
         FolderInUseError: Another evaluation writes to the folder.
     """
     for name in ('metrics', 'results.bbox', 'results.segm', 'results.keypoints'):
         refuse_inputs('--out', folder / f'{name}.json', inputs)
-    check_writable_folder(folder)
+    try:
+        check_writable_folder(folder)
+    except FileError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        print_warning(f'{error}; the figures are only printed')
+        yield
+        return
     with lock_folder(folder, user='evaluation', warn=print_warning):
         yield
 
@@ -233,7 +246,8 @@ def evaluate_to_folder(
     check_classes(model, dataset, name)
     if communicator.is_main:
         print_dataset_warnings(dataset, name)
-        check_writable_folder(folder)
+        with contextlib.suppress(OSError):  # writing reports it
+            folder.mkdir(parents=True, exist_ok=True)
     error: FileError | None = None
     try:
         metrics = evaluate_model(

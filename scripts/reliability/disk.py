@@ -44,8 +44,7 @@ class Case:
         name: Name for findings.
         words: The arguments; ``DISK`` is replaced by the folder of the disk.
         old: Names of files that exist before.
-        prints: Text that the command must print although its output fails on a full disk; a read-only disk is found
-            before the work.
+        prints: Text that the command must print although its output fails.
         statuses: The accepted exit statuses.
     """
 
@@ -170,7 +169,7 @@ def check(case: Case, state: str, disk: Disk) -> list[str]:
             problems.append(f'exit status {done.returncode}')
         if not any(line.startswith('error: ') for line in harness.error_lines(done)):
             problems.append('no line that begins with "error:"')
-        if state == 'full' and case.prints not in done.stdout:
+        if case.prints not in done.stdout:
             problems.append('its figures are not printed')
         problems += [f'{name} is changed' for name in case.old if not _is_whole(disk.folder / name)]
         problems += [

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from types import SimpleNamespace
 from unittest import mock
 
@@ -114,9 +115,9 @@ def test_the_second_evaluation_in_a_folder_is_refused_before_its_work(monkeypatc
 
 
 @pytest.mark.parametrize('command', [EVALUATE, TRAIN])
-def test_inputs_are_not_replaced_by_the_files_of_an_evaluation(tmp_path, capsys, command):
+def test_inputs_are_not_replaced_by_the_files_of_an_evaluation(tmp_path, capsys, root, command):
     """A person may have moved them into the output folder, or linked them."""
-    (tmp_path / 'metrics.json').write_bytes(b'weights')
+    shutil.copyfile(root / 'modelfiles' / 'shapes_mobilenet_v1_fpn.npz', tmp_path / 'metrics.json')
     assert cli.main([*command.split(), str(tmp_path / 'metrics.json'), '--out', str(tmp_path)]) == 2
     option = '--' + command.rpartition('--')[2]
     message = f'error: --out {tmp_path}/metrics.json is the file of {option}\n'
@@ -129,3 +130,22 @@ def test_inputs_are_not_replaced_by_the_files_of_an_evaluation(tmp_path, capsys,
     assert cli.main([*words, 'model.npz', '--out', str(tmp_path), *data]) == 2
     assert capsys.readouterr().err == f'error: --out {tmp_path}/results.bbox.json is the annotation file\n'
     assert (tmp_path / 'results.bbox.json').read_text() == '{}'
+
+
+@pytest.mark.parametrize('number', [errno.EROFS, errno.ENOSPC])
+def test_figures_are_printed_on_a_disk_that_cannot_be_written(evaluation, monkeypatch, tmp_path, capsys, number):
+    """A warning precedes the work; an error line and the status follow the figures."""
+    folder = tmp_path / 'out'
+
+    def refuse(path):
+        raise FileError(number, f'cannot be written: {os.strerror(number)}', str(path))
+
+    monkeypatch.setattr(evaluate, 'check_writable_folder', refuse)
+    monkeypatch.setattr(evaluate, 'open_for_writing', fail)
+    with evaluate.reserved_folder(folder, []):
+        assert capsys.readouterr().err == (
+            f'warning: {folder}: cannot be written: {os.strerror(number)}; the figures are only printed\n'
+        )
+        with pytest.raises(FileError, match='cannot be written'):
+            evaluate.evaluate_to_folder(MODEL, DATASET, folder, name='pets')
+    assert '25.0' in capsys.readouterr().out
