@@ -6,9 +6,9 @@ import functools
 import importlib
 from typing import BinaryIO
 
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
-from mask_rcnn.preprocessing.image_errors import UnsupportedImageError
+from mask_rcnn.preprocessing.image_errors import UnsupportedImageError, too_many_pixels
 
 #: Suffixes of image files; a folder's files with other suffixes are judged by their content.
 IMAGE_SUFFIXES = (
@@ -100,12 +100,20 @@ def open_with_pillow(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         name: A name that :func:`detect_format` returns.
 
     Raises:
-        UnsupportedImageError: Pillow was built without the format.
+        UnsupportedImageError: Pillow was built without the format, or the image is too large.
         Exception: The header is damaged; the types of the errors are various.
     """
     if name in ('AVIF', 'WEBP') and not _is_built_in(name):
         raise UnsupportedImageError(f'this installation of Pillow does not read {name} images')
-    return _reader(name)(file, '')
+    try:
+        image = _reader(name)(file, '')
+    except MemoryError:
+        raise ValueError('the header declares more bytes than there is memory') from None
+    # The size that Pillow reads from a damaged file can be another one than that of the first header.
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:
+        image.close()
+        raise UnsupportedImageError(too_many_pixels())
+    return image
 
 
 def _is_built_in(name: str) -> bool:

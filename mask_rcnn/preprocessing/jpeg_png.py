@@ -98,7 +98,7 @@ def find_png_parts(file: BinaryIO) -> Parts:
     """Read the headers of the chunks of a PNG file.
 
     Raises:
-        ValueError: The file does not begin with an image header.
+        ValueError: The file does not begin with an image header, or has two of them.
     """
     parts, length = Parts(is_complete=False), _length(file)
     file.seek(len(_PNG_SIGNATURE))
@@ -111,6 +111,8 @@ def find_png_parts(file: BinaryIO) -> Parts:
             parts.size = (height, width)
         elif not parts.ranges:
             raise ValueError('the file does not begin with an image header')
+        elif name == b'IHDR':  # Pillow would read the size from the last one
+            raise ValueError('the file has two image headers')
         if name == b'eXIf' and parts.exif is None and n_bytes < _MAX_EXIF_SIZE:
             parts.exif = file.read(n_bytes)
         if name in _PNG_PIXEL_CHUNKS:

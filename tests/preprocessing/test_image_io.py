@@ -1,6 +1,8 @@
 """Tests of image files and arrays: pixels, sizes and errors."""
 
+import io
 import os
+import struct
 import zlib
 
 import cv2
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask_rcnn.preprocessing.image_errors import UnsupportedImageError
+from mask_rcnn.preprocessing.image_formats import open_with_pillow
 from mask_rcnn.preprocessing.image_io import (
     ImageFileError,
     read_image,
@@ -204,3 +208,23 @@ def test_read_image_sizes_returns_errors_in_place(tmp_path):
     assert results[1::2] == [(200, 300)] * 20
     assert all(isinstance(error, ImageFileError) for error in results[::2])
     assert [error.path.name for error in results[::2]] == [f'{i}.jpg' for i in range(0, 40, 2)]
+
+
+def test_a_png_with_two_image_headers_is_refused(tmp_path):
+    """Pillow reads the size from the last header: an image of 1 x 1 pixel would need any amount of memory."""
+    data = cv2.imencode('.png', np.zeros((1, 1, 3), np.uint8))[1].tobytes()
+    content = struct.pack('>4sIIBBBBB', b'IHDR', 25_000_000, 2_000_000, 8, 2, 0, 0, 0)
+    header = struct.pack('>I', 13) + content + struct.pack('>I', zlib.crc32(content))
+    path = tmp_path / 'two.png'
+    path.write_bytes(data[:33] + header + data[33:])
+    for read in (read_image, read_image_size):
+        with pytest.raises(ImageFileError, match='two image headers'):
+            read(path)
+
+
+def test_pillows_size_of_an_image_is_limited(monkeypatch):
+    """Also where this package's reader of the header has found another size."""
+    data = cv2.imencode('.bmp', np.zeros((20, 20, 3), np.uint8))[1].tobytes()
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 199)
+    with pytest.raises(UnsupportedImageError, match='more than 398 pixels'):
+        open_with_pillow(io.BytesIO(data), 'BMP')
