@@ -69,7 +69,7 @@ def test_a_letterbox_must_be_a_multiple_of_the_coarsest_stride():
 
 
 def test_unknown_fields_and_dialects_are_rejected():
-    with pytest.raises(ValueError, match='unknown configuration fields: depth'):
+    with pytest.raises(ValueError, match="unknown configuration fields: 'depth'"):
         Config.from_dict({'depth': 50})
     with pytest.raises(ValueError, match="unknown dialect 'klingon'"):
         Config.from_dict({'dialect': 'klingon'})

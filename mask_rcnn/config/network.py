@@ -278,7 +278,7 @@ class Config:
         """
         unknown = sorted(set(data) - set(_CHECKS))
         if unknown:
-            raise ValueError(f'unknown configuration fields: {", ".join(unknown)}')
+            raise ValueError(f'unknown configuration fields: {", ".join(map(fields.describe_value, unknown))}')
         name = data.get('dialect', DETECTRON.name)
         if not isinstance(name, str) or name not in DIALECTS:
             raise ValueError(f'unknown dialect {name!r}')

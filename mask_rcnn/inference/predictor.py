@@ -205,7 +205,7 @@ class Predictor:
                 chainer.using_config('train', False),
                 chainer.no_backprop_mode(),
                 cache_weights(),
-                np.errstate(over='ignore', invalid='ignore'),  # damaged weights: what is not finite is no detection
+                np.errstate(over='ignore', invalid='ignore'),  # weights of damaged files
             ):
                 x = xs[0] if len(xs) == 1 else network.xp.concatenate(xs)
                 if not uses_padding(network.device):

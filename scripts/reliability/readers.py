@@ -175,7 +175,10 @@ def _read_matterport(path: Path) -> None:
 
 
 def _read_config(path: Path) -> None:
-    content = json.loads(path.read_bytes())
+    try:
+        content = json.loads(path.read_bytes())
+    except RecursionError:  # of this script, not of the program
+        return
     if isinstance(content, dict):
         _run_config(Config.from_dict(content))
 
