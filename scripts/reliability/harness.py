@@ -92,7 +92,8 @@ def finish(report: Report, path: Path | None, started: float) -> int:
 
 def machine() -> str:
     """Return the machine and the versions that a table of figures names."""
-    import chainer
+    import mask_rcnn  # noqa: F401  (patches NumPy for Chainer)
+    import chainer  # isort: skip
     import cv2
     import numba
     import numpy
