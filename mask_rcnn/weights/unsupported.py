@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from mask_rcnn.io.file_kinds import describe_kind
+from mask_rcnn.io.file_kinds import ARCHIVE, IMAGE, WEB_PAGE, describe_kind
 
 #: Suffixes of weight files, for the hint at a file in a folder.
 _WEIGHT_SUFFIXES = ('.npz', '.pkl', '.pth', '.pt', '.h5', '.ckpt', '.caffemodel')
@@ -38,14 +38,6 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
             rb'\x08[\x02-\x20](?:\x12|\x1a|\x3a)[\x01-\xff]',
             'is an ONNX model, which cannot be converted; use the checkpoint that it was exported from',
         ),
-        (rb'7z\xbc\xaf', 'is a 7z archive; unpack it first and name the weight file in it'),
-        (rb'Rar!', 'is a RAR archive; unpack it first and name the weight file in it'),
-        (rb'\x28\xb5\x2f\xfd', 'is Zstandard-compressed; unpack it first'),
-        (rb'.{257}ustar', 'is a tar archive; unpack it first and name the weight file in it'),
-        (
-            rb'(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body)',
-            'is a web page (HTML), not weights: the download was refused or redirected; download the file again',
-        ),
         (
             rb'\s*(?:<\?xml[^>]*>\s*)?<net ',
             'is an OpenVINO network (.xml), which cannot be converted; use the weights that it was made from',
@@ -53,14 +45,18 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
     )
 )
 
+#: The continuation of the description of each kind.
+_HINTS = {
+    ARCHIVE: '; unpack it first and name the weight file in it',
+    IMAGE: ', which belongs to --image',
+    WEB_PAGE: ', not weights: the download was refused or redirected; download the file again',
+    'a PDF document': '',
+}
+
 #: Beginnings of files that contain no weights at all.
 _CONTENTS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
     (re.compile(regex, re.DOTALL), description)
     for regex, description in (
-        (
-            rb'\xff\xd8\xff|\x89PNG|GIF8|BM.{12}\(\0\0\0|RIFF.{4}WEBP|II\*\0|MM\0\*',
-            'an image, which belongs to --image',
-        ),
         (rb'\s*\[\s*\{[^}]*"image_id"', 'a JSON file of detections (COCO results), not weights'),
         (
             rb'\s*\{.*"(?:images|annotations|categories|licenses)"\s*:',
@@ -76,7 +72,6 @@ _CONTENTS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
             rb'(?:#[^\n]*\n|\s)*(?:_BASE_|MODEL|[A-Za-z_]\w*)\s*:(?:\s|$)',
             'a YAML configuration, not weights; give the weight file that belongs to it',
         ),
-        (rb'%PDF', 'a PDF document'),
         (rb'\x7fELF|MZ', 'a program'),
         (rb'[\x09\x0a\x0d\x20-\x7e]{16}', 'text, not weights'),
     )
@@ -123,6 +118,8 @@ def describe_unsupported(path: _Path, start: bytes, members: frozenset[str]) -> 
             'is a TensorFlow graph (.pb), which cannot be converted; use the weights that it was made from (the .h5 of '
             "Matterport's program)"
         )
+    if describe_kind(start) == WEB_PAGE:
+        return f'is {WEB_PAGE}{_HINTS[WEB_PAGE]}'
     return next((description for signature, description in _SIGNATURES if signature.match(start)), None)
 
 
@@ -157,4 +154,7 @@ def describe_content(start: bytes, members: frozenset[str]) -> str:
         if all(name.endswith('.npy') for name in members):
             return f'the arrays of another program, such as {min(members)[:80]!a}'
         return ''
-    return next((description for signature, description in _CONTENTS if signature.match(start)), describe_kind(start))
+    kind = describe_kind(start)
+    if kind in _HINTS:
+        return kind + _HINTS[kind]
+    return next((description for signature, description in _CONTENTS if signature.match(start)), kind)

@@ -52,8 +52,8 @@ FILES = {
     'TorchScript': (archive('m/data.pkl', 'm/constants.pkl', 'm/code/a.py'), 'TorchScript.*state_dict'),
     'Keras 3': (archive('config.json', 'metadata.json', 'model.weights.h5'), 'Keras 3 model'),
     'Chainer': (archive('updater/iteration.npy', 'updater/model:main/a/W.npy'), 'save the model alone.*save_npz'),
-    '7z': (b"7z\xbc\xaf'\x1c" + bytes(20), '7z archive; unpack it'),
-    'tar': (tar(), 'tar archive; unpack it'),
+    '7z': (b"7z\xbc\xaf'\x1c" + bytes(20), 'an archive; unpack it'),
+    'tar': (tar(), 'an archive; unpack it'),
     'tar.gz': (b'\x1f\x8b\x08' + bytes(20), 'gzip-compressed; unpack it'),
     'zip': (
         archive('models/model_final.pkl', 'README'),
