@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -210,7 +211,11 @@ def optional(check: Check) -> Check:
     return check_unless_none
 
 
-_finite = number(-1.7e308, 1.7e308, 'a finite number')
+_MAX_FLOAT = sys.float_info.max
+_finite = number(-_MAX_FLOAT, _MAX_FLOAT, 'a finite number')
+#: The checks of finite numbers of at least 0 and above 0.
+non_negative = number(0, _MAX_FLOAT, 'a finite number of at least 0')
+positive = number(math.ulp(0.0), _MAX_FLOAT, 'a finite number above 0')
 
 
 def _is_real(value: Any) -> bool:

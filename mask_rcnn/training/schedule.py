@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from mask_rcnn.config import fields
 
 #: Iterations and decay steps of Detectron's schedules for 8 images per batch (R-50-C4: 8 GPUs with one image each):
 #: ``configs/12_2017_baselines/e2e_mask_rcnn_R-50-C4_{1x,2x}.yaml``.
@@ -15,6 +16,13 @@ _DETECTRON_BATCH = 8
 #: Detectron's learning rate for a batch of 16 images; it is proportional to the batch size (Goyal et al. 2017,
 #: section 2.1).
 _DETECTRON_RATE = 0.02
+
+#: The ranges of the numbers of :class:`Schedule`.
+_CHECKS = {
+    **dict.fromkeys(('peak', 'start', 'decay'), fields.non_negative),
+    'warmup': fields.integer(0),
+    'steps': fields.sequence(fields.integer(0), 'iterations of at least 0', min_length=0, max_length=1000),
+}
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,7 @@ class Schedule:
     decay: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ('peak', 'start', 'warmup', 'decay'):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:  # also false for NaN
-                raise ValueError(f'{name} must be a finite number of at least 0, not {value!r}')
-        if any(step < 0 for step in self.steps):
-            raise ValueError(f'steps must be at least 0, not {self.steps!r}')
+        fields.check_fields(self, _CHECKS)
 
     def rate(self, iteration: int) -> float:
         """Return the learning rate of an iteration, counted from 0."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from chainer import training
 
-from mask_rcnn.config import TrainingConventions
+from mask_rcnn.config import TrainingConventions, fields
 from mask_rcnn.datasets.example import Example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.inference.save import model_meta
@@ -44,19 +43,15 @@ from mask_rcnn.training.updater import SubdivisionUpdater
 #: Attempts per ``snapshot_interval`` to write a snapshot after one could not be written.
 _RETRIES_PER_INTERVAL = 10
 
-#: Fields of :class:`TrainingOptions` -> their minimum.
-_MIN_VALUES = {
-    'iterations': 1,
-    'batch_size': 1,
-    'subdivisions': 1,
-    'seed': 0,
-    'workers': 0,
-    'gamma': 0,
-    'frozen_stages': 0,
-    'snapshot_interval': 0,
-    'keep': 1,
-    'eval_interval': 0,
-    'log_interval': 1,
+#: The ranges of the numbers of :class:`TrainingOptions`.
+_CHECKS = {
+    **dict.fromkeys(('iterations', 'batch_size', 'subdivisions', 'keep', 'log_interval'), fields.integer(1)),
+    **dict.fromkeys(('workers', 'snapshot_interval', 'eval_interval'), fields.integer(0)),
+    'seed': fields.integer(0, 2**32 - 1),
+    'gamma': fields.non_negative,
+    'frozen_stages': fields.optional(fields.integer(0)),
+    'clip': fields.optional(fields.positive),
+    'loss_scale': lambda value: value if value == 'dynamic' else fields.optional(fields.positive)(value),
 }
 
 
@@ -110,16 +105,7 @@ class TrainingOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name, minimum in _MIN_VALUES.items():
-            value = getattr(self, name)
-            if value is not None and not minimum <= value < math.inf:  # also false for NaN
-                raise ValueError(f'{name} must be a finite number of at least {minimum}, not {value!r}')
-        if not self.seed < 2**32:
-            raise ValueError(f'seed must be below 2**32, not {self.seed!r}')
-        for name in ('clip', 'loss_scale'):
-            value = getattr(self, name)
-            if value not in (None, 'dynamic') and not 0 < value < math.inf:
-                raise ValueError(f'{name} must be a finite number above 0, not {value!r}')
+        fields.check_fields(self, _CHECKS)
 
 
 @dataclass(frozen=True)
@@ -319,8 +305,8 @@ def _add_extensions(
 
 def options_to_store(options: TrainingOptions, communicator: Communicator) -> Mapping[str, Any]:
     """Return the options stored in a snapshot, as plain JSON values: those that affect the losses."""
-    fields = dataclasses.asdict(options)
+    values = dataclasses.asdict(options)
     kept = {
-        name: fields[name] for name in ('seed', 'gamma', 'sampling', 'freeze_bn', 'frozen_stages', 'clip', 'schedule')
+        name: values[name] for name in ('seed', 'gamma', 'sampling', 'freeze_bn', 'frozen_stages', 'clip', 'schedule')
     }
     return json.loads(json.dumps({**kept, 'batch_size': options.batch_size * communicator.size}))
