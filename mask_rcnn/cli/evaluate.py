@@ -240,7 +240,7 @@ def evaluate_to_folder(
 
     Raises:
         UsageError: The classes of the model and the dataset do not match.
-        mask_rcnn.io.atomic_file.FileError: A file cannot be written; if it is not the folder, the metrics are printed.
+        mask_rcnn.io.atomic_file.FileError: A file cannot be written; the metrics have been printed.
     """
     communicator = communicator or Communicator()
     check_classes(model, dataset, name)
