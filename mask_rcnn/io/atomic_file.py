@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import io
 import os
 import pathlib
 import re
 import stat
-import threading
-import time
-import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from mask_rcnn.io.console import escape
 from mask_rcnn.io.errors import OneLineError
-
-try:
-    import fcntl
-
-    _HAS_LOCKS = True
-except ImportError:  # Windows
-    _HAS_LOCKS = False
+from mask_rcnn.io.temporary_file import HAS_LOCKS, locked_temporary
 
 #: Files that processes have open, by number; Linux has them as links to pipes without names.
 _OPEN_FILE = re.compile(r'(?:/proc/(\d+)(?:/task/\d+)?|/dev)/fd/(\d+)')
 #: Maximum length of a chain of symbolic links, as in Linux.
 _MAX_LINKS = 40
-#: Attempts to get the shared temporary file of a target; other processes can rename it in between.
-_MAX_LOCK_ATTEMPTS = 3
-#: A temporary file whose name contains its process, as earlier versions always wrote them.
-_PROCESS_FILE = re.compile(r'\.(.+)\.(\d+)(?:-\d+)?\.part', re.DOTALL)
-#: Seconds after which a temporary file that is not written belongs to no process of another machine or container.
-_ABANDONED_AFTER = 3600
-_OPEN_FLAGS = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)
 
 
 class FileError(OneLineError, OSError):
@@ -104,7 +87,7 @@ def check_writable(path: str | os.PathLike) -> None:
     try:
         target = _follow_links(path)
         if not _is_stream(target):
-            with _locked_temporary(target):
+            with locked_temporary(target):
                 pass
         elif not _own_descriptor(target) and not os.access(target, os.W_OK):
             raise _file_error(path, errno.EACCES, f'cannot be written: {os.strerror(errno.EACCES)}')
@@ -123,7 +106,7 @@ def check_writable_folder(folder: str | os.PathLike) -> None:
     folder = pathlib.Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked_temporary(folder / 'check'):
+        with locked_temporary(folder / 'check'):
             pass
     except OSError as error:
         reason = 'is a file, not a folder' if isinstance(error, FileExistsError) else error.strerror or str(error)
@@ -216,117 +199,24 @@ def _open_stream(target: pathlib.Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def _open_replacement(target: pathlib.Path) -> Iterator[BinaryIO]:
-    with _locked_temporary(target) as (file, temporary):
+    with locked_temporary(target) as (file, temporary):
         with contextlib.suppress(FileNotFoundError):
             _copy_permissions(os.stat(target), file.fileno())
         yield file
         file.flush()
         os.fsync(file.fileno())  # after a power cut, the file has the old or the new contents
-        if not _HAS_LOCKS:  # Windows renames closed files only
+        if not HAS_LOCKS:  # Windows renames closed files only
             file.close()
         os.replace(temporary, target)
 
 
 def _copy_permissions(status: os.stat_result, descriptor: int) -> None:
     """Give an open file the owner, as far as the process may, and the mode of another file."""
-    if _HAS_LOCKS:
+    if HAS_LOCKS:
         with contextlib.suppress(OSError):
             os.fchown(descriptor, status.st_uid, status.st_gid)
         with contextlib.suppress(OSError):
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-
-
-@contextlib.contextmanager
-def _locked_temporary(target: pathlib.Path) -> Iterator[tuple[BinaryIO, pathlib.Path]]:
-    """Create the temporary file of a target, lock it while the block runs, and remove it unless it is renamed."""
-    file, temporary = _create_temporary(target)
-    status = os.fstat(file.fileno())
-    try:
-        yield file, temporary
-    finally:
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.lstat(temporary), status):  # not that of another process, after the renaming
-                if not _HAS_LOCKS:
-                    file.close()
-                temporary.unlink()
-        with contextlib.suppress(OSError):  # the disk is full; the block has raised this error
-            file.close()
-
-
-def _create_temporary(target: pathlib.Path) -> tuple[BinaryIO, pathlib.Path]:
-    """Create and lock a temporary file.
-
-    Its name is the same for all processes: a file without a lock was left by a process that has ended, and is used
-    again.  If another process writes the target now, or the file system has no locks, the name contains the process.
-    """
-    # File systems limit names to 255 bytes.
-    name = target.name if len(os.fsencode(target.name)) <= 200 else f'{zlib.crc32(os.fsencode(target.name)):08x}'
-    shared = target.with_name(f'.{name}.part')
-    if _HAS_LOCKS:
-        _remove_abandoned(target.parent, name)
-    for _ in range(_MAX_LOCK_ATTEMPTS if _HAS_LOCKS else 0):
-        with contextlib.suppress(PermissionError, IsADirectoryError):  # the file of another user
-            file = _open_temporary(shared)
-            if _lock(file, shared):
-                return file, shared
-            file.close()
-    unshared = target.with_name(f'.{name}.{os.getpid()}-{threading.get_ident()}.part')
-    file = _open_temporary(unshared)
-    file.truncate(0)
-    return file, unshared
-
-
-def _remove_abandoned(folder: pathlib.Path, name: str) -> None:
-    """Remove temporary files of a target whose names contain a process that has ended."""
-    for process, path in _find_process_files(folder).get(name, ()):
-        with contextlib.suppress(OSError):
-            if not _is_running(process) and time.time() - path.lstat().st_mtime > _ABANDONED_AFTER:
-                path.unlink()
-
-
-@functools.lru_cache(maxsize=64)
-def _find_process_files(folder: pathlib.Path) -> dict[str, list[tuple[int, pathlib.Path]]]:
-    """Return the temporary files with processes in their names, by target; a folder is listed once per process."""
-    files: dict[str, list[tuple[int, pathlib.Path]]] = {}
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if match := _PROCESS_FILE.fullmatch(entry.name):
-                files.setdefault(match[1], []).append((int(match[2]), folder / entry.name))
-    return files
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # the process of another user
-        return True
-    return True
-
-
-def _open_temporary(path: pathlib.Path) -> BinaryIO:
-    # Without O_TRUNC: another process may be writing this file.
-    return open(path, 'wb', opener=lambda name, _: os.open(name, os.O_RDWR | os.O_CREAT | _OPEN_FLAGS, 0o666))
-
-
-def _lock(file: BinaryIO, path: pathlib.Path) -> bool:
-    """Lock and empty an open file; returns whether no other process has it."""
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system has no locks, so that no process uses this name
-        with contextlib.suppress(OSError):
-            path.unlink()
-        return False
-    try:
-        if not os.path.samestat(os.lstat(path), os.fstat(file.fileno())):  # renamed since it was opened
-            return False
-    except FileNotFoundError:
-        return False
-    file.truncate(0)
-    return True
 
 
 def _file_error(path: str | os.PathLike, number: int | None, reason: str) -> FileError:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import Config
-from mask_rcnn.io import atomic_file
+from mask_rcnn.io import temporary_file
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, load_arrays, read_weights, write_weights
 from tests.support.damage import bit_flips, truncations
 
@@ -167,7 +167,7 @@ class FullDisk(io.RawIOBase):
 def test_a_full_disk_leaves_the_old_file_unchanged(tmp_path, monkeypatch):
     path = tmp_path / 'w.npz'
     path.write_text('old')
-    monkeypatch.setattr(atomic_file, 'open', FullDisk, raising=False)
+    monkeypatch.setattr(temporary_file, 'open', FullDisk, raising=False)
     with pytest.raises(WeightFileError, match='w.npz: cannot be written: No space left on device'):
         write_weights(path, ARRAYS, META)
     assert os.listdir(tmp_path) == ['w.npz'] and path.read_text() == 'old'
