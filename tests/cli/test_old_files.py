@@ -148,4 +148,5 @@ def test_the_file_determines_whether_orientations_are_applied(source, option):
         parser = ArgumentParser()
         train.configure(parser)
         args = TrainArguments.from_namespace(parser.parse_args([*words, '--gpu', '-1']))
-        assert initial_model.data_options(args) == {'keypoints': False, 'apply_orientation': expected}
+        options = initial_model.data_options(args)
+        assert (options['apply_orientation'], options['keypoints'], options['masks']) == (expected, False, True)

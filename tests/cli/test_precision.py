@@ -1,5 +1,7 @@
 """``--precision``: its effect on training, and the devices on which it is refused."""
 
+import shutil
+
 import chainer
 import pytest
 
@@ -19,13 +21,13 @@ from mask_rcnn.training.train_chain import MaskRCNNTrainChain
         (evaluate.main, ['--dataset', 'shapes', '--modelfile', 'model.npz']),
     ],
 )
-def test_the_cpu_supports_fp32_only(tmp_path, monkeypatch, capsys, main, arguments):
+def test_the_cpu_supports_fp32_only(tmp_path, monkeypatch, capsys, root, main, arguments):
     monkeypatch.chdir(tmp_path)
     import cv2
     import numpy as np
 
     cv2.imwrite('photo.png', np.zeros((8, 8, 3), np.uint8))
-    (tmp_path / 'model.npz').touch()
+    shutil.copyfile(root / 'modelfiles' / 'shapes_mobilenet_v1_fpn.npz', 'model.npz')
     if main is demo.main:
         arguments = [*arguments, '--modelfile', 'model.npz']
     assert main([*arguments, '--gpu', '-1', '--precision', 'fp16']) == 2
