@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,10 +67,14 @@ class Snapshot:
         """Restore the state of a trainer, its model, optimizer, iterator and extensions.
 
         Raises:
-            WeightFileError: The snapshot belongs to another network or program.
+            WeightFileError: The snapshot belongs to another network or program, or is not complete.
         """
         try:
-            serializers.NpzDeserializer(self.arrays).load(trainer)
+            with warnings.catch_warnings():
+                warnings.simplefilter('error', UserWarning)  # Chainer warns if the state of an extension is missing
+                serializers.NpzDeserializer(self.arrays).load(trainer)
+        except UserWarning as error:
+            raise WeightFileError(self.path, f'is not a complete snapshot: {" ".join(str(error).split())}') from error
         except KeyError as error:
             raise WeightFileError(
                 self.path, f'lacks {error.args[0]}: not a snapshot of this network or of this version'

@@ -326,3 +326,18 @@ def test_newer_snapshots_are_rejected(tmp_path, monkeypatch):
             read(tmp_path / 'snapshot_iter_2.npz')
     with zipfile.ZipFile(tmp_path / 'snapshot_iter_2.npz') as archive:
         assert all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+
+
+def test_a_snapshot_that_lacks_the_state_of_an_extension_is_rejected(tmp_path):
+    """Chainer only warns, and guesses the state of the trigger."""
+    trainers = [make_trainer(tmp_path, stop=(1, 'iteration')) for _ in range(2)]
+    for trainer in trainers:
+        trainer.extend(lambda trainer: None, name='periodic', trigger=(3, 'epoch'))
+    trainers[0].run()
+    write_snapshot(tmp_path / 'x.npz', trainers[0], META, OPTIONS)
+    snapshot = read_snapshot(tmp_path / 'x.npz')
+    snapshot.restore(trainers[1])
+    (name,) = [name for name in snapshot.arrays if name.endswith('periodic/previous_epoch_detail')]
+    del snapshot.arrays[name]
+    with pytest.raises(WeightFileError, match='is not a complete snapshot: .*epoch_detail'):
+        snapshot.restore(trainers[1])
