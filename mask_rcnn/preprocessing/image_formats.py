@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageFile
 
+from mask_rcnn.preprocessing.gif import first_image_size
 from mask_rcnn.preprocessing.image_errors import UnsupportedImageError, too_many_pixels
 
 #: Suffixes of image files; a folder's files with other suffixes are judged by their content.
@@ -105,6 +106,8 @@ def open_with_pillow(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     """
     if name in ('AVIF', 'WEBP') and not _is_built_in(name):
         raise UnsupportedImageError(f'this installation of Pillow does not read {name} images')
+    if name == 'GIF':
+        _check_gif(file)
     try:
         image = _reader(name)(file, '')
     except MemoryError:
@@ -114,6 +117,14 @@ def open_with_pillow(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         image.close()
         raise UnsupportedImageError(too_many_pixels())
     return image
+
+
+def _check_gif(file: BinaryIO) -> None:
+    """Refuse a GIF file of a size of which Pillow's reader of this format would warn."""
+    height, width = first_image_size(file)
+    file.seek(0)
+    if Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS:
+        raise UnsupportedImageError(f'GIF images of more than {Image.MAX_IMAGE_PIXELS} pixels are not supported')
 
 
 def _is_built_in(name: str) -> bool:

@@ -54,7 +54,8 @@ def read_image(path: str | os.PathLike, *, apply_orientation: bool = True) -> np
 
     Args:
         path: A JPEG, PNG, BMP, TIFF, WebP, GIF, PPM or JPEG 2000 file, or an AVIF file with Pillow 11.3 or later.  An
-            image with more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (2 x 89 million) pixels is rejected.
+            image with more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (2 x 89 million) pixels is rejected, a GIF image
+            with more than that number.
         apply_orientation: Whether to apply the EXIF orientation, or to return the pixels as they are stored.
 
     Returns:

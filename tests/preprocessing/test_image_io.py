@@ -228,3 +228,20 @@ def test_pillows_size_of_an_image_is_limited(monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 199)
     with pytest.raises(UnsupportedImageError, match='more than 398 pixels'):
         open_with_pillow(io.BytesIO(data), 'BMP')
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('place', ['screen', 'image'])
+def test_a_large_gif_is_refused_without_a_warning(tmp_path, monkeypatch, place):
+    """The size is that of the screen, or of an image that extends beyond it."""
+    path = tmp_path / 'a.gif'
+    Image.new('P', (20, 10)).save(path, comment=b'a comment before the image')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 200)
+    assert read_image_size(path) == (10, 20) and read_image(path).shape == (3, 10, 20)
+    data = bytearray(path.read_bytes())
+    start = 6 if place == 'screen' else data.index(b',') + 5
+    data[start : start + 2] = (21).to_bytes(2, 'little')
+    path.write_bytes(data)
+    for read in (read_image, read_image_size):
+        with pytest.raises(ImageFileError, match='GIF images of more than 200 pixels'):
+            read(path)
