@@ -116,6 +116,9 @@ def open_with_pillow(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:
         image.close()
         raise UnsupportedImageError(too_many_pixels())
+    stored_size = getattr(image, '_tile_size', None)  # of TIFF files, in newer versions of Pillow
+    if stored_size is not None:  # the reader would warn of a large image when it allocates this memory
+        image.im = Image.core.new(image.mode, stored_size)
     return image
 
 

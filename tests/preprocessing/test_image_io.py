@@ -245,3 +245,14 @@ def test_a_large_gif_is_refused_without_a_warning(tmp_path, monkeypatch, place):
     for read in (read_image, read_image_size):
         with pytest.raises(ImageFileError, match='GIF images of more than 200 pixels'):
             read(path)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('compression', ['raw', 'tiff_lzw'])
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_a_large_tiff_is_read_without_a_warning(tmp_path, monkeypatch, compression, orientation):
+    """It has more pixels than Pillow warns of, but fewer than twice as many."""
+    pixels, path = gradients(10, 20), tmp_path / 'a.tif'
+    Image.fromarray(pixels).save(path, compression=compression, tiffinfo={274: orientation})
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 150)
+    np.testing.assert_array_equal(as_hwc(read_image(path, apply_orientation=False)), pixels)
