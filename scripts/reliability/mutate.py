@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check='mutated files',
         done=f'{counts.total():,} files: {", ".join(args.kind)}',
         outcome=f'{counts["accepted"]:,} accepted, {counts["refused"]:,} refused with one line, '
-        f'{counts[FINDING]} findings of {len(found)} causes',
+        f'{counts[FINDING]} findings, {len(found)} causes',
         findings=found,
     )
     return harness.finish(report, args.json, started)
