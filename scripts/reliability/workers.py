@@ -7,6 +7,7 @@ A worker that crashes or hangs is replaced, and its file is a finding.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -183,6 +184,8 @@ def _serve(connection: Connection, task: Task, warm_up: Callable[[], None], max_
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warm_up()
+    gc.collect()
+    gc.freeze()  # what the parent and the warm-up left is not collected, and its memory not released, during a case
     watch = _Watch()
     sys.addaudithook(watch)
     with open('/proc/self/statm') as file:
@@ -211,6 +214,7 @@ def _read(
     """Read one file and return the outcome."""
     os.ftruncate(output, 0)
     os.lseek(output, 0, os.SEEK_SET)
+    gc.collect()
     before = _reset_peak()
     watch.events.clear()
     watch.active = True

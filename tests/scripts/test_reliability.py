@@ -1,6 +1,7 @@
 """The reliability checks at small size: what they find, and that the program passes them."""
 
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -100,6 +101,31 @@ def test_every_kind_of_finding_is_found(load, tmp_path):
     assert len(outcomes) == len(READERS)
     for number, (_, kind, text) in enumerate(READERS):
         assert outcomes[number].kind == kind and outcomes[number].text.startswith(text), READERS[number]
+
+
+def test_memory_of_the_parent_hides_no_finding(load, tmp_path):
+    """Garbage of the parent that is collected while a file is read would outweigh what the file occupies."""
+
+    def collect_and_occupy(path):
+        gc.collect()
+        np.ones(30_000_000)
+
+    garbage = [np.ones(40_000_000)]
+    garbage.append(garbage)
+    gc.disable()
+    try:
+        del garbage
+        results = load('workers').run_cases(
+            lambda number: (tmp_path / 'file', collect_and_occupy, ()),
+            range(1),
+            warm_up=lambda: None,
+            jobs=1,
+            seconds=9,
+            max_memory=100 << 20,
+        )
+        assert [outcome.text[:8] for _, outcome in results] == ['occupies']
+    finally:
+        gc.enable()
 
 
 def test_mutations_depend_on_the_seed_only(load):
