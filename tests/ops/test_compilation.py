@@ -57,11 +57,13 @@ def test_ctrl_c_during_a_compilation_is_raised_after_it(tmp_path, monkeypatch):
     """Numba's compiler calls Python from LLVM, which drops exceptions."""
     monkeypatch.setattr(numba.config, 'CACHE_DIR', str(tmp_path))
     kernel, sender = jit(lambda x: x + 3), SignalSender()
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
     event.register('numba:run_pass', sender)
     try:
         with pytest.raises(KeyboardInterrupt):
             kernel(1)
+        assert len(kernel.signatures) == 1 and kernel(1) == 4
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         event.unregister('numba:run_pass', sender)
-    assert len(kernel.signatures) == 1 and kernel(1) == 4
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, previous)
