@@ -185,7 +185,7 @@ def _serve(connection: Connection, task: Task, warm_up: Callable[[], None], max_
         warnings.simplefilter('ignore')
         warm_up()
     gc.collect()
-    gc.freeze()  # what the parent and the warm-up left is not collected, and its memory not released, during a case
+    gc.freeze()  # the memory of inherited objects must not be released while a file is read
     watch = _Watch()
     sys.addaudithook(watch)
     with open('/proc/self/statm') as file:
