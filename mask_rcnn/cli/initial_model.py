@@ -15,6 +15,7 @@ from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.io.console import print_lines
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import convert_norm
+from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
 from mask_rcnn.weights import WeightFileError, formats, load_arrays
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
@@ -211,7 +212,8 @@ def _model_of_snapshot(snapshot: Snapshot, args: TrainArguments) -> MaskRCNN:
     for name, value in expected.items():
         if getattr(config, name) != value:
             raise UsageError(f'{snapshot.path}: its {name} is {getattr(config, name)!r}, not {value!r}')
-    return mask_rcnn.build(config, class_names=snapshot.model.class_names, category_ids=snapshot.model.category_ids)
+    with no_initial_weights():
+        return mask_rcnn.build(config, class_names=snapshot.model.class_names, category_ids=snapshot.model.category_ids)
 
 
 def _check_classes(model: MaskRCNN, name: str, dataset: Dataset) -> None:

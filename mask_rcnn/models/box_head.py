@@ -9,6 +9,7 @@ import numpy as np
 
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.models.backbones.resnet import PoolAfterConv, ResNetStage
+from mask_rcnn.models.initializers import glorot_uniform, normal
 from mask_rcnn.models.layers import Linear, as_float32, output_layers
 from mask_rcnn.models.roi_pooling import RoIPooling, run_in_chunks, split_by_image
 from mask_rcnn.ops.boxes import padded_selection
@@ -177,8 +178,8 @@ class Res5BoxHead(BoxHead):
         self._average_size = config.roi_size // 2 if config.dialect.rois.average_half_window else 7
         with self.init_scope():
             self.res5 = ResNetStage(RESNET_BLOCKS[config.backbone][3], in_channels, 512, stride=1, norm=config.norm)
-            self.score = L.Linear(self.out_channels, n_class, initialW=chainer.initializers.Normal(0.01))
-            self.delta = L.Linear(self.out_channels, 4 * n_class, initialW=chainer.initializers.Normal(0.001))
+            self.score = L.Linear(self.out_channels, n_class, initialW=normal(0.01))
+            self.delta = L.Linear(self.out_channels, 4 * n_class, initialW=normal(0.001))
 
     def roi_features(self, features, rois, roi_indices):
         """Return the RoIs' features after res5.
@@ -231,12 +232,12 @@ class LinearBoxHead(BoxHead):
         super().__init__(config)
         self.pool = RoIPooling(strides, config.roi_size, config=config)
         n_class, channels = config.n_fg_class + 1, config.head_channels
-        init = chainer.initializers.GlorotUniform()
+        init = glorot_uniform()
         with self.init_scope():
             self.fc6 = Linear(in_channels * config.roi_size**2, channels, initialW=init)
             self.fc7 = Linear(channels, channels, initialW=init)
-            self.score = L.Linear(channels, n_class, initialW=chainer.initializers.Normal(0.01))
-            self.delta = L.Linear(channels, 4 * n_class, initialW=chainer.initializers.Normal(0.001))
+            self.score = L.Linear(channels, n_class, initialW=normal(0.01))
+            self.delta = L.Linear(channels, 4 * n_class, initialW=normal(0.001))
 
     def roi_features(self, features, rois, roi_indices):
         """Return the RoIs' features ``(R, C, roi_size, roi_size)``; see :class:`~.roi_pooling.RoIPooling`."""

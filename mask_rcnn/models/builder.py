@@ -15,6 +15,7 @@ from mask_rcnn.models.backbones.fpn import FPN
 from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
 from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.models.box_head import LinearBoxHead, Res5BoxHead
+from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.models.mask_head import MaskHead
 from mask_rcnn.models.mask_rcnn import MaskRCNN
@@ -150,7 +151,8 @@ def load(
     norm = changes.pop('norm', file.config.norm)
     config = file.config.replace(**changes)
     class_names, category_ids = default_classes(file)
-    model = build(config, class_names=class_names, category_ids=category_ids)
+    with no_initial_weights():
+        model = build(config, class_names=class_names, category_ids=category_ids)
     load_arrays(model, file.arrays, source=path)
     if norm != config.norm and not bn2affine:
         convert_norm(model, norm)

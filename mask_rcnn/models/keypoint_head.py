@@ -6,6 +6,7 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
+from mask_rcnn.models.initializers import he_normal
 from mask_rcnn.models.layers import Convolution2D, Deconvolution2D, as_float32, select_path
 from mask_rcnn.models.roi_pooling import run_in_chunks, split_by_image
 from mask_rcnn.ops.masks.keypoints import decode_heatmaps
@@ -36,7 +37,7 @@ class KeypointHead(chainer.Chain):
         super().__init__()
         self.pool = pool
         self.config = config
-        init = chainer.initializers.HeNormal(fan_option='fan_out')
+        init = he_normal(fan_option='fan_out')
         with self.init_scope():
             for i in range(1, self.n_conv + 1):
                 setattr(self, f'conv{i}', Convolution2D(in_channels, self.channels, 3, pad=1, initialW=init))

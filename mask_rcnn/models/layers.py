@@ -11,6 +11,7 @@ import chainer.functions as F
 import chainer.links as L
 import numpy as np
 
+from mask_rcnn.models.initializers import he_normal
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv.affine_channel import affine_channel_2d
 from mask_rcnn.ops.conv.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve
@@ -234,7 +235,7 @@ class ConvNorm(chainer.Chain):
 
     def __init__(self, in_channels, out_channels, ksize, *, stride=1, pad=0, norm):
         super().__init__()
-        init = chainer.initializers.HeNormal(fan_option='fan_out')
+        init = he_normal(fan_option='fan_out')
         with self.init_scope():
             self.conv = Convolution2D(in_channels, out_channels, ksize, stride, pad, nobias=True, initialW=init)
             self.norm = make_norm(norm, out_channels)

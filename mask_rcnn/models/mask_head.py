@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import chainer
 
+from mask_rcnn.models.initializers import he_normal, normal
 from mask_rcnn.models.layers import Convolution2D, Deconvolution2D
 from mask_rcnn.models.roi_pooling import run_in_chunks, split_by_image
 from mask_rcnn.ops.masks.class_masks import class_mask_probs
@@ -34,7 +35,7 @@ class MaskHead(chainer.Chain):
         self.n_conv = n_conv
         self.config = config
         channels = config.mask_channels
-        init = chainer.initializers.HeNormal(fan_option='fan_out')
+        init = he_normal(fan_option='fan_out')
         # The standard deviation of the outputs does not depend on the number of classes.  With Detectron's fan-out
         # initialisation, made for COCO's 81 classes, a few classes would start with a mask loss near 10.
         with self.init_scope():
@@ -42,7 +43,7 @@ class MaskHead(chainer.Chain):
                 setattr(self, f'conv{i}', Convolution2D(in_channels, channels, 3, pad=1, initialW=init))
                 in_channels = channels
             self.deconv = Deconvolution2D(in_channels, channels, 2, stride=2, initialW=init)
-            self.score = Convolution2D(channels, config.n_fg_class, 1, initialW=chainer.initializers.Normal(0.001))
+            self.score = Convolution2D(channels, config.n_fg_class, 1, initialW=normal(0.001))
 
     def predict(self, features, boxes, labels, transforms):
         """Predict the masks of the detections of a batch.

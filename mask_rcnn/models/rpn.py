@@ -6,6 +6,7 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
+from mask_rcnn.models.initializers import normal
 from mask_rcnn.models.layers import Convolution2D
 from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.anchors import cell_anchors, shift_anchors
@@ -37,7 +38,7 @@ class RPN(chainer.Chain):
         self._anchors, self._host_anchors = LastValue(), None
         n_anchors = len(self.cell_anchors[0])
         channels = config.rpn_channels or in_channels
-        init = chainer.initializers.Normal(0.01)
+        init = normal(0.01)
         with self.init_scope():
             self.conv = Convolution2D(in_channels, channels, 3, pad=1, initialW=init)
             self.objectness = Convolution2D(channels, n_anchors, 1, initialW=init)

@@ -1,10 +1,13 @@
 """Building networks from presets and loading them from weight files."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import chainer
 import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.models.initializers import no_initial_weights, normal
 from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
 
@@ -33,6 +36,24 @@ def test_load_restores_the_model(small_model, weight_file, image):
     expected, found = small_model.detect([image])[0], model.detect([image])[0]
     np.testing.assert_array_equal(found.boxes, expected.boxes)
     np.testing.assert_array_equal(found.masks, expected.masks)
+
+
+def test_load_draws_no_random_weights(weight_file):
+    before = np.random.get_state()
+    mask_rcnn.load(weight_file)
+    for a, b in zip(np.random.get_state(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_only_the_context_leaves_weights_out():
+    def draws():
+        before = np.random.get_state()[2]
+        chainer.links.Linear(4, 3, initialW=normal(1))
+        return np.random.get_state()[2] != before
+
+    with no_initial_weights(), ThreadPoolExecutor(1) as pool:
+        assert not draws() and pool.submit(draws).result()
+    assert draws()
 
 
 @pytest.mark.parametrize(('options', 'norm'), [({'bn2affine': True}, 'affine'), ({'norm': 'bn'}, 'bn')])

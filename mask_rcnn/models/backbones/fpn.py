@@ -7,6 +7,7 @@ from collections.abc import Callable
 import chainer
 
 from mask_rcnn.config import FPN_STRIDES
+from mask_rcnn.models.initializers import glorot_uniform
 from mask_rcnn.models.layers import Convolution2D
 from mask_rcnn.ops.conv.upsample_add import upsample_add
 
@@ -31,7 +32,7 @@ class FPN(chainer.Chain):
     def __init__(self, backbone, n_channels):
         super().__init__()
         self.out_channels = (n_channels,) * len(self.strides)
-        init = chainer.initializers.GlorotUniform()
+        init = glorot_uniform()
         with self.init_scope():
             self.body = backbone
             for level, in_channels in enumerate(backbone.out_channels, start=2):

@@ -10,6 +10,7 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
+from mask_rcnn.models.initializers import he_normal
 from mask_rcnn.models.layers import Backbone, ConvNorm, is_forward_only
 from mask_rcnn.ops.conv.depthwise import depthwise_convolution_2d, depthwise_convolve, same_padding
 
@@ -122,7 +123,7 @@ class DepthwiseConvNorm(ConvNorm):
 
     def __init__(self, n_channels, *, stride, norm):
         super().__init__(1, n_channels, 3, stride=stride, norm=norm)
-        chainer.initializers.HeNormal()(self.conv.W.array)  # each output has nine inputs
+        he_normal()(self.conv.W.array)  # each output has nine inputs
 
     def forward(self, x):  # type: ignore[override]  # a whole layer without options
         options = {'stride': self.conv.stride[0], 'pad': same_paddings(x, self.conv.stride[0])}
