@@ -1,6 +1,7 @@
 """Fixtures that tests of several folders share."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 import mask_rcnn  # noqa: F401  (makes Chainer importable before any test module imports it)
 from mask_rcnn.ops.runtime.device import cuda_device_count
+from tests.support.cuda_emulator import CudaEmulator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,6 +60,19 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f'{folder} does not exist')
     return folder
+
+
+@pytest.fixture(scope='session')
+def emulator(tmp_path_factory) -> CudaEmulator:
+    """The emulator of CUDA; the test processes share the compiled kernels."""
+    if shutil.which('g++') is None:
+        pytest.skip('no g++ to compile the kernels for the CPU')
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent  # that of all workers
+    kernels = folder / 'kernels'
+    kernels.mkdir(exist_ok=True)
+    return CudaEmulator(kernels)
 
 
 @pytest.fixture

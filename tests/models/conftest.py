@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support import models
-from tests.support.gpu_path import kernels, on_gpu  # noqa: F401
+from tests.support.gpu_path import on_gpu  # noqa: F401
 
 
 @pytest.fixture(scope='module')

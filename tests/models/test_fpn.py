@@ -1,6 +1,5 @@
 """The feature pyramid against its definition, and RoI pooling from its levels."""
 
-import shutil
 from functools import partial
 
 import chainer
@@ -16,7 +15,6 @@ from mask_rcnn.ops.roi import crop_and_resize, roi_max_pooling
 from mask_rcnn.ops.roi import roi_align as roi_align_module
 from mask_rcnn.ops.roi.roi_align import roi_align
 from mask_rcnn.ops.runtime import cuda_kernels
-from tests.support.cuda_emulator import CudaEmulator
 
 STRIDES = (4, 8, 16, 32)
 
@@ -155,12 +153,10 @@ class OtherModule:
 
 
 @pytest.fixture
-def on_gpu(monkeypatch, tmp_path):
+def on_gpu(monkeypatch, emulator):
     """Pool RoIs with the GPU implementation, with kernels emulated on the CPU."""
-    if shutil.which('g++') is None:
-        pytest.skip('no g++ to compile the kernels for the CPU')
-    module, kernels = OtherModule(), CudaEmulator(tmp_path)
-    monkeypatch.setattr(cuda_kernels, 'kernel', kernels.kernel)
+    module = OtherModule()
+    monkeypatch.setattr(cuda_kernels, 'kernel', emulator.kernel)
     monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *_: module)
     for ops, node in (
         (roi_align_module, '_RoIAlign'),

@@ -15,8 +15,8 @@ LAYOUTS = {'channels first': (0, 1, 2, 3), 'channels last': (0, 2, 3, 1), 'RoIs 
 
 
 @pytest.fixture
-def stand_in(monkeypatch, kernels):
-    with cudnn_stand_in.installed(monkeypatch, kernels.kernel) as stand_in:
+def stand_in(monkeypatch, emulator):
+    with cudnn_stand_in.installed(monkeypatch, emulator.kernel) as stand_in:
         monkeypatch.setattr(layers, 'convolve', cudnn_frontend.convolve)
         monkeypatch.setattr(
             layers, 'select_path', lambda x: 'cudnn_graph' if chainer.config.enable_backprop else 'cudnn'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import chainer
@@ -17,7 +16,6 @@ from mask_rcnn.ops.masks import keypoints, paste_masks
 from mask_rcnn.ops.roi import crop_and_resize, roi_align, roi_max_pooling
 from mask_rcnn.ops.runtime import cuda_kernels
 from tests.support import cudnn_stand_in
-from tests.support.cuda_emulator import CudaEmulator
 
 
 class Backend:
@@ -38,13 +36,6 @@ class Backend:
     def numpy(self, values) -> np.ndarray:
         """Return an array or variable of this backend as a NumPy array."""
         return cuda.to_cpu(values.array if isinstance(values, chainer.Variable) else values)
-
-
-@pytest.fixture(scope='session')
-def emulator(tmp_path_factory) -> CudaEmulator:
-    if shutil.which('g++') is None:
-        pytest.skip('no g++ to compile the kernels for the CPU')
-    return CudaEmulator(tmp_path_factory.mktemp('kernels'))
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ code that prepares its arguments.  Unlike a real launch it checks the type of ea
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,7 @@ class CudaEmulator:
     """An emulator that compiles sources on demand.
 
     Args:
-        folder: The folder for compiled libraries.
+        folder: The folder for compiled libraries, which other processes may use at the same time.
         flags: Additional flags for g++, for example ``-fsanitize=address``.
     """
 
@@ -61,21 +63,24 @@ class CudaEmulator:
 
     def _library(self, source: str, dtype: np.dtype) -> ctypes.CDLL:
         if (source, dtype) not in self._libraries:
-            stem = self._folder / f'{Path(source).stem}_{dtype}'
-            text = cuda_kernels.read_source(source)
-            stem.with_suffix('.cpp').write_text(f'#include "{_HEADER}"\n{text}\n{_launchers(text)}')
-            command = [
-                'g++',
-                *_FLAGS,
-                *self._flags,
-                f'-DREAL={cuda_kernels.c_type(dtype)}',
-                '-o',
-                str(stem.with_suffix('.so')),
-                str(stem.with_suffix('.cpp')),
-            ]
-            subprocess.run(command, check=True)
-            self._libraries[source, dtype] = ctypes.CDLL(str(stem.with_suffix('.so')))
+            kernels = cuda_kernels.read_source(source)
+            text = f'#include "{_HEADER}"\n{kernels}\n{_launchers(kernels)}'
+            flags = [*_FLAGS, *self._flags, f'-DREAL={cuda_kernels.c_type(dtype)}']
+            key = zlib.crc32('\n'.join([*flags, text]).encode())
+            library = self._folder / f'{Path(source).stem}_{key:08x}.so'
+            if not library.exists():
+                _compile(text, flags, library)
+            self._libraries[source, dtype] = ctypes.CDLL(str(library))
         return self._libraries[source, dtype]
+
+
+def _compile(text: str, flags: list[str], library: Path) -> None:
+    """Compile a C++ text to a library, which appears under its name only when it is complete."""
+    cpp = library.with_suffix(f'.{os.getpid()}.cpp')
+    unfinished = library.with_suffix(f'.{os.getpid()}.so')
+    cpp.write_text(text)
+    subprocess.run(['g++', *flags, '-o', str(unfinished), str(cpp)], check=True)
+    unfinished.replace(library)
 
 
 def _launchers(text: str) -> str:

@@ -12,7 +12,6 @@ from mask_rcnn.ops.boxes import nms, padded_selection, top_k
 from mask_rcnn.ops.masks import class_masks
 from mask_rcnn.ops.roi import roi_align
 from tests.support import cudnn_stand_in
-from tests.support.cuda_emulator import CudaEmulator
 
 
 class ArrayModule:
@@ -20,11 +19,6 @@ class ArrayModule:
 
     def __getattr__(self, name):
         return getattr(np, name)
-
-
-@pytest.fixture(scope='module')
-def kernels(tmp_path_factory):
-    return CudaEmulator(tmp_path_factory.mktemp('kernels'))
 
 
 def convolve(*args, overwrite_residual=False, **options):
@@ -36,10 +30,10 @@ def select_path(x):
 
 
 @pytest.fixture
-def on_gpu(monkeypatch, kernels):
+def on_gpu(monkeypatch, emulator):
     """Process NumPy arrays as if they were CuPy arrays."""
     module = ArrayModule()
-    with cudnn_stand_in.installed(monkeypatch, kernels.kernel) as stand_in:
+    with cudnn_stand_in.installed(monkeypatch, emulator.kernel) as stand_in:
         monkeypatch.setattr(cudnn_frontend, 'supports', lambda *arrays: True)
         monkeypatch.setattr(layers, 'deconvolve', cudnn_frontend.deconvolve)
         for module_name in (layers, resnet):

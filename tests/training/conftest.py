@@ -1,3 +1,3 @@
 """Fixtures of the training tests."""
 
-from tests.support.gpu_path import kernels, on_gpu  # noqa: F401
+from tests.support.gpu_path import on_gpu  # noqa: F401

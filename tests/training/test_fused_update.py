@@ -1,7 +1,6 @@
 """The update of all parameters with one kernel: it equals that of the update rules."""
 
 import copy
-import shutil
 
 import chainer
 import numpy as np
@@ -9,14 +8,6 @@ import pytest
 
 from mask_rcnn.ops.runtime import cuda_kernels, multi_array
 from mask_rcnn.training.optimizer import gradient_norm, make_optimizer, set_learning_rate
-from tests.support.cuda_emulator import CudaEmulator
-
-
-@pytest.fixture(scope='module')
-def emulator(tmp_path_factory):
-    if shutil.which('g++') is None:
-        pytest.skip('no g++ to compile the kernels for the CPU')
-    return CudaEmulator(tmp_path_factory.mktemp('kernels'))
 
 
 @pytest.fixture
