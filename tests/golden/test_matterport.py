@@ -30,7 +30,7 @@ from tests.support.golden import (
 from tests.support.matterport import MatterportCase, load_h5, rebuild_h5
 
 SHAPES, COCO = 'shapes_resnet50_shapes7', 'coco_resnet50'
-CASES = (SHAPES, COCO)
+CASES = (SHAPES, pytest.param(COCO, marks=pytest.mark.slow))
 STEP = 'train_shapes_resnet50'
 
 #: Largest difference, in standard deviations of a blob: up to 50 layers add float32 numbers in another order.

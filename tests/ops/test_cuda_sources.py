@@ -35,7 +35,7 @@ KERNELS = {
     'runtime/multi_array.cu': 'momentum_sgd',
 }
 #: Compute capabilities: the oldest and the newest, and those between.
-OUTER_ARCHITECTURES, INNER_ARCHITECTURES = (75, 120), (80, 86, 89, 90, 100)
+ARCHITECTURES = 75, 80, 86, 89, 90, 100, 120
 
 
 def supported_by_nvcc(architectures):
@@ -51,14 +51,14 @@ def test_every_source_is_tested(root):
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob('*.cuh')) == sorted(included)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which('nvcc') is None, reason='nvcc is not installed')
 @pytest.mark.parametrize('source', KERNELS)
 @pytest.mark.parametrize(
     ('dtype', 'architectures'),
     [
-        (np.float32, OUTER_ARCHITECTURES),
+        (np.float32, ARCHITECTURES),
         (np.float64, (80,)),
-        pytest.param(np.float32, INNER_ARCHITECTURES, marks=pytest.mark.slow),
     ],
 )
 def test_nvcc_compiles_for_every_architecture(root, tmp_path, source, dtype, architectures):
