@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.config import DENA, MATTERPORT, RESNET_BLOCKS
-from tests.support.models import small_model
+from mask_rcnn.config import DENA, MATTERPORT
+from tests.support.models import shallow_model
 
 #: An upscaled image of 8 x 8 pixels has no proposal of this size in pixels of the image.
 MIN_SIZE = 12
@@ -18,11 +18,8 @@ LIMITS = {'min_size': 32, 'max_size': 64, 'rpn_pre_nms': 50, 'rpn_post_nms': 5, 
 
 
 def build(name, **changes):
-    """Build a network with random weights and one block in each of ResNet's stages."""
     preset, fields = NETWORKS[name]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
-        return small_model(preset, **{**LIMITS, **fields, **changes})
+    return shallow_model(preset, **{**LIMITS, **fields, **changes})
 
 
 @pytest.fixture(scope='module', params=NETWORKS)

@@ -16,7 +16,7 @@ from mask_rcnn.ops.masks import paste_masks
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
 from mask_rcnn.training.freezing import _freeze_parameters
-from tests.support.models import small_model
+from tests.support.models import shallow_model
 
 #: Limits for the emulated GPU, which is slow.
 FEW = {'rpn_pre_nms': 50, 'rpn_post_nms': 5, 'max_detections': 3, 'score_threshold': 0.05}
@@ -24,7 +24,7 @@ FEW = {'rpn_pre_nms': 50, 'rpn_post_nms': 5, 'max_detections': 3, 'score_thresho
 
 @pytest.fixture(params=['resnet50', 'resnet50_fpn', 'mobilenet_v1_fpn'])
 def model(request):
-    return small_model(request.param, width=0.25 if 'mobile' in request.param else 1.0, **FEW)
+    return shallow_model(request.param, width=0.25 if 'mobile' in request.param else 1.0, **FEW)
 
 
 def test_detections_equal_those_of_the_cpu(model, rng, request):
@@ -46,7 +46,7 @@ def test_detections_without_a_limit_equal_those_of_the_cpu(rng, request, roi_siz
     """In the dialect of DeNA's program, the number of rows depends on the detections."""
     config = PRESETS['resnet50'].in_dialect(DENA)
     fields = {name: getattr(config, name) for name in ('dialect', 'sampling_ratio', 'rpn_min_size', 'max_detections')}
-    model = small_model('resnet50', **{**FEW, **fields}, roi_size=roi_size)
+    model = shallow_model('resnet50', **{**FEW, **fields}, roi_size=roi_size)
     images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]
     expected = model.detect(images)
     request.getfixturevalue('on_gpu')
@@ -92,7 +92,7 @@ def test_batches_equal_those_of_the_cpu(model, rng, request, monkeypatch):
 
 @pytest.mark.slow
 def test_keypoints_equal_those_of_the_cpu(rng, request):
-    model = small_model('keypoint_resnet50_fpn', n_fg_class=1, **FEW)
+    model = shallow_model('keypoint_resnet50_fpn', n_fg_class=1, **FEW)
     images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]
     expected = model.detect(images)
     request.getfixturevalue('on_gpu')

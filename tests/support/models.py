@@ -1,8 +1,10 @@
 """Small networks with random weights for tests."""
 
 import numpy as np
+import pytest
 
 import mask_rcnn
+from mask_rcnn.config import RESNET_BLOCKS
 
 #: Configuration of a network that is fast on small images and detects something in each of them.
 SMALL = {
@@ -14,6 +16,9 @@ SMALL = {
     'score_threshold': 0.01,
     'max_detections': 5,
 }
+
+#: Numbers of channels of narrow heads and of a narrow pyramid.
+NARROW = {'fpn_channels': 64, 'head_channels': 128, 'mask_channels': 64}
 
 
 def small_model(preset='resnet50', **changes):
@@ -31,6 +36,13 @@ def small_model(preset='resnet50', **changes):
     limit_activations(model)
     model.rpn.delta.W.array[...] *= 0.1
     return model
+
+
+def shallow_model(preset='resnet50', **changes):
+    """Build a :func:`small_model` with one block in each of ResNet's stages and narrow heads; it cannot be loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+        return small_model(preset, **{**NARROW, **changes})
 
 
 def limit_activations(model):
