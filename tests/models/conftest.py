@@ -10,13 +10,13 @@ from tests.support.gpu_path import on_gpu  # noqa: F401
 @pytest.fixture(scope='module')
 def small_model():
     """A small C4 network with named classes."""
-    return models.small_model('resnet50', class_names=('square', 'circle', 'triangle'))
+    return models.shallow_model('resnet50', class_names=('square', 'circle', 'triangle'))
 
 
 @pytest.fixture(scope='module')
 def small_fpn_model():
     """A small FPN network."""
-    return models.small_model('resnet50_fpn')
+    return models.shallow_model('resnet50_fpn')
 
 
 @pytest.fixture

@@ -10,6 +10,13 @@ import mask_rcnn
 from mask_rcnn.models.initializers import no_initial_weights, normal
 from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
+from tests.support import models
+
+
+@pytest.fixture(scope='module')
+def small_model():
+    """A model that :func:`mask_rcnn.load` can rebuild."""
+    return models.small_model('resnet50', class_names=('square', 'circle', 'triangle'))
 
 
 @pytest.fixture(scope='module')
