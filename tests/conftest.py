@@ -1,5 +1,6 @@
 """Fixtures that tests of several folders share."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: The environment variable that names the folder of the original programs' outputs.
 GOLDEN_VARIABLE = 'MASK_RCNN_GOLDEN'
+
+
+def pytest_collection_finish():
+    """Exclude the objects of the modules and of the collected tests from all later garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):
