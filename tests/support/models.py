@@ -5,6 +5,7 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.config import RESNET_BLOCKS
+from mask_rcnn.models.initializers import no_initial_weights
 
 #: Configuration of a network that is fast on small images and detects something in each of them.
 SMALL = {
@@ -43,6 +44,20 @@ def shallow_model(preset='resnet50', **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
         return small_model(preset, **{**NARROW, **changes})
+
+
+def constant_model(preset='resnet50', **changes):
+    """Build a network whose parameters are all 0.1, which takes a fraction of the time that random ones take."""
+    with no_initial_weights():
+        model = mask_rcnn.build(preset, **changes)
+    fill_parameters(model)
+    return model
+
+
+def fill_parameters(link):
+    """Set all parameters of a link to 0.1."""
+    for param in link.params():
+        param.array[...] = 0.1
 
 
 def limit_activations(model):

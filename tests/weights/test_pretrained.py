@@ -1,6 +1,8 @@
 """Pretrained weights: one ResNet in every format, compared with a forward pass over the raw arrays."""
 
+import functools
 import pickle
+import shutil
 import zipfile
 
 import chainer
@@ -14,6 +16,7 @@ from mask_rcnn.inference.save import collect_arrays, save
 from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
 from mask_rcnn.weights.converters import imagenet
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
+from tests.support.models import constant_model, fill_parameters
 from tests.support.protobuf_bytes import bytes_field, varint
 
 EPS = 1e-5
@@ -108,12 +111,11 @@ def model_forward(model, x):
 
 
 @pytest.mark.parametrize('norm', ['affine', 'bn'])
-def test_loading_backbones_between_c4_and_fpn_models(raw, image, expected, tmp_path, norm):
+def test_loading_backbones_between_c4_and_fpn_models(weight_file, image, expected, tmp_path, norm):
     """An FPN model loads ImageNet weights, also with another epsilon, and a C4 model's; and vice versa."""
-    write_caffe_npz(tmp_path / 'caffe.npz', raw)
     dialect = DETECTRON.replace(backbone={'bn_eps': 1e-3})
-    pyramid = mask_rcnn.build('resnet50_fpn', n_fg_class=2, norm=norm, dialect=dialect)
-    report = load_pretrained(pyramid, tmp_path / 'caffe.npz')
+    pyramid = constant_model('resnet50_fpn', n_fg_class=2, norm=norm, dialect=dialect)
+    report = load_pretrained(pyramid, weight_file('caffe.npz'))
     assert 'extractor/lateral2' in report.missing and not report.reinitialized
 
     def outputs():
@@ -122,19 +124,17 @@ def test_loading_backbones_between_c4_and_fpn_models(raw, image, expected, tmp_p
 
     for got, reference in zip(outputs(), expected, strict=True):
         np.testing.assert_allclose(got, reference, atol=1e-4 * reference.max())
-    c4 = mask_rcnn.build('resnet50', n_fg_class=3, norm='affine')
-    load_pretrained(c4, tmp_path / 'caffe.npz')
+    c4 = constant_model('resnet50', n_fg_class=3, norm='affine')
+    load_pretrained(c4, weight_file('caffe.npz'))
     save(tmp_path / 'c4.npz', c4)
-    for param in pyramid.params():
-        param.array[...] = 0.1
+    fill_parameters(pyramid)
     load_pretrained(pyramid, tmp_path / 'c4.npz')
     for got, reference in zip(outputs(), expected, strict=True):
         np.testing.assert_allclose(got, reference, atol=1e-4 * reference.max())
     pyramid.config = pyramid.config.replace(dialect=DETECTRON)  # the file stores dialects by name
     if norm == 'affine':
         save(tmp_path / 'pyramid.npz', pyramid)
-        for param in c4.params():
-            param.array[...] = 0.1
+        fill_parameters(c4)
         load_pretrained(c4, tmp_path / 'pyramid.npz')
         for got, reference in zip(model_forward(c4, image), expected, strict=True):
             np.testing.assert_allclose(got, reference, atol=1e-4 * reference.max())
@@ -153,7 +153,7 @@ def expected(raw, image):
 @pytest.fixture(scope='module')
 def models():
     """Return a model for each normalisation."""
-    return {norm: mask_rcnn.build('resnet50', n_fg_class=2, norm=norm) for norm in ('affine', 'bn')}
+    return {norm: constant_model('resnet50', n_fg_class=2, norm=norm) for norm in ('affine', 'bn')}
 
 
 # Writers of the formats
@@ -221,7 +221,7 @@ def write_detectron_pkl(path, raw):
             name = f'res{block[0]}_{ord(block[1]) - ord("a")}_{branch}'
         bn = 'res_conv1_bn' if conv == 'conv1' else f'{name}_bn'
         blobs |= {f'{name}_w': weight, f'{bn}_s': scale, f'{bn}_b': bias}
-    path.write_bytes(pickle.dumps({'blobs': blobs | {'fc1000_b': np.zeros(1000, np.float32)}}, protocol=2))
+    path.write_bytes(pickle.dumps({'blobs': blobs | {'fc1000_b': np.zeros(1000, np.float32)}}))
 
 
 def write_native_backbone(path, raw):
@@ -245,6 +245,21 @@ FORMATS = {
     'R-50_d2c.npz': (write_native_backbone, "R-50 backbone (this program's .npz)"),
 }
 
+
+@pytest.fixture(scope='module')
+def weight_file(raw, tmp_path_factory):
+    """Yield a function that writes the weights in a format of :data:`FORMATS` once and returns the path."""
+    folder = tmp_path_factory.mktemp('formats')
+
+    @functools.cache
+    def write(name):
+        FORMATS[name][0](folder / name, raw)
+        return folder / name
+
+    yield write
+    shutil.rmtree(folder)
+
+
 HEADS = (
     'rpn/conv',
     'rpn/objectness',
@@ -257,27 +272,24 @@ HEADS = (
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_every_format_loads_the_same_network(tmp_path, raw, models, image, expected, name):
-    write, title = FORMATS[name]
-    write(tmp_path / name, raw)
+def test_every_format_loads_the_same_network(weight_file, models, image, expected, name):
+    path, title = weight_file(name), FORMATS[name][1]
     both = name in ('caffe.npz', 'R-50.pkl')  # a file with batch normalisation and one without
     for norm, model in models.items() if both else [('affine', models['affine'])]:
-        for param in model.extractor.params():
-            param.array[...] = 0.1
-        report = load_pretrained(model, tmp_path / name)
+        fill_parameters(model.extractor)
+        report = load_pretrained(model, path)
         for got, reference in zip(model_forward(model, image), expected, strict=True):
             assert reference.std() > 0.1
             np.testing.assert_allclose(got, reference, atol=2e-5 * reference.max(), rtol=1e-4)
         assert report.title == title and report.n_taken == {'affine': 159, 'bn': 265}[norm]
         assert report.reinitialized == () and set(report.missing) == set(HEADS) and report.notes == ()
-        assert str(report).startswith(f'{tmp_path / name}: {title}, ')
+        assert str(report).startswith(f'{path}: {title}, ')
         assert 'not in the file): ' in str(report)
 
 
-def test_the_reference_agrees_with_chainers_resnet(tmp_path, raw, image):
+def test_the_reference_agrees_with_chainers_resnet(weight_file, raw, image):
     """Compare :func:`forward` with an independent implementation, with its pooling and epsilon."""
-    write_chainer_npz(tmp_path / 'c.npz', raw)
-    network = chainer.links.ResNet50Layers(pretrained_model=str(tmp_path / 'c.npz'))
+    network = chainer.links.ResNet50Layers(pretrained_model=str(weight_file('ResNet-50-model.npz')))
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         got = network(image, layers=['res4', 'res5'])
     expected = forward(raw, image, pool=lambda x: F.max_pooling_2d(x, 3, 2))
@@ -285,7 +297,7 @@ def test_the_reference_agrees_with_chainers_resnet(tmp_path, raw, image):
         np.testing.assert_allclose(got[name].array, reference, atol=1e-4 * reference.max())
 
 
-def test_resnet101(tmp_path, models):
+def test_resnet101(tmp_path, models, monkeypatch):
     """Each convolution is filled with its index, which identifies it in the model."""
     numbers = {conv: i for i, conv in enumerate(conv_shapes('resnet101'))}
     arrays = {}
@@ -293,8 +305,9 @@ def test_resnet101(tmp_path, models):
         arrays[f'{conv}/W'] = np.broadcast_to(np.float32(numbers[conv]), shape)
         for name in ('gamma', 'beta', 'mean', 'var'):
             arrays[f'{bn_name(conv)}/{name}'] = np.broadcast_to(np.float32(numbers[conv]), shape[:1])
-    np.savez(tmp_path / 'r101.npz', **arrays)
-    model = mask_rcnn.build('resnet101', n_fg_class=1, norm='bn')
+    np.savez(tmp_path / 'r101.npz', **{'res2a_branch2a/W': 0})  # a name determines the format
+    monkeypatch.setattr(imagenet, '_read_members', lambda path, is_needed: arrays)
+    model = constant_model('resnet101', n_fg_class=1, norm='bn')
     load_pretrained(model, tmp_path / 'r101.npz')
     for conv, prefix, block, name in [
         ('res3a_branch1', 'res3', 0, 'shortcut'),
@@ -336,19 +349,17 @@ def test_the_public_imagenet_weights_classify_photos(shared, models):
 # Models
 
 
-def make_model(seed, n_fg_class=3, **changes):
-    np.random.seed(seed)
-    return mask_rcnn.build('resnet50', n_fg_class=n_fg_class, **changes)
-
-
 @pytest.fixture(scope='module')
 def model_file(tmp_path_factory):
     """Write a model of three classes and return its path and arrays."""
-    model = make_model(1, class_names=('square', 'circle', 'triangle'), norm='bn')
-    rng = np.random.RandomState(0)
+    model = constant_model(n_fg_class=3, class_names=('square', 'circle', 'triangle'), norm='bn')
+    rng = np.random.default_rng(0)
     for array in collect_arrays(model).values():
         if array.ndim == 1:
             array[...] = rng.uniform(0.5, 1.5, array.shape)
+        elif array.ndim > 1:
+            rng.standard_normal(out=array, dtype=np.float32)
+            array *= np.float32(np.sqrt(2 / np.prod(array.shape[1:])))
     path = tmp_path_factory.mktemp('model') / 'm.npz'
     save(path, model)
     return path, collect_arrays(model)
@@ -356,7 +367,7 @@ def model_file(tmp_path_factory):
 
 def test_output_layers_are_reinitialised_for_another_number_of_classes(model_file):
     path, arrays = model_file
-    model = make_model(2, n_fg_class=5, norm='bn')
+    model = constant_model(n_fg_class=5, norm='bn')
     before = {name: array.copy() for name, array in collect_arrays(model).items()}
     report = load_pretrained(model, path)
     assert report.reinitialized == ('box_head/delta', 'box_head/score', 'mask_head/score')
@@ -370,7 +381,7 @@ def test_output_layers_are_reinitialised_for_another_number_of_classes(model_fil
 
 def test_a_model_with_the_same_classes_is_loaded_completely(model_file):
     path, arrays = model_file
-    model = make_model(2, class_names=('square', 'circle', 'triangle'), norm='bn')
+    model = constant_model(n_fg_class=3, class_names=('square', 'circle', 'triangle'), norm='bn')
     report = load_pretrained(model, path)
     assert (report.reinitialized, report.missing, report.notes) == ((), (), ())
     for name, array in collect_arrays(model).items():
@@ -378,7 +389,8 @@ def test_a_model_with_the_same_classes_is_loaded_completely(model_file):
 
 
 def test_other_classes_and_other_anchors_are_reported(model_file):
-    model = make_model(2, class_names=('square', 'star', 'triangle'), anchor_sizes=(32, 64), norm='affine')
+    classes = ('square', 'star', 'triangle')
+    model = constant_model(n_fg_class=3, class_names=classes, anchor_sizes=(32, 64), norm='affine')
     report = load_pretrained(model, model_file[0])
     assert report.reinitialized == ('rpn/delta', 'rpn/objectness')
     assert report.notes == (
@@ -389,7 +401,7 @@ def test_other_classes_and_other_anchors_are_reported(model_file):
 
 def test_conversion_between_normalisations(model_file, tmp_path, image):
     path, _ = model_file
-    affine, bn = make_model(2, norm='affine'), make_model(3, norm='bn')
+    affine, bn = (constant_model(n_fg_class=3, norm=norm) for norm in ('affine', 'bn'))
     load_pretrained(affine, path)
     expected = model_forward(mask_rcnn.load(path), image)
     for got, reference in zip(model_forward(affine, image), expected, strict=True):
@@ -400,12 +412,11 @@ def test_conversion_between_normalisations(model_file, tmp_path, image):
         np.testing.assert_allclose(got, reference, atol=1e-4 * reference.max())
 
 
-def test_the_channels_are_reversed_for_a_dialect_with_rgb_input(tmp_path, raw, models, monkeypatch):
-    write_caffe_npz(tmp_path / 'c.npz', raw)
+def test_the_channels_are_reversed_for_a_dialect_with_rgb_input(weight_file, raw, models, monkeypatch):
     model = models['bn']
     rgb = DETECTRON.replace(name='rgb', input={'channel_order': 'RGB'})
     monkeypatch.setattr(model, 'config', model.config.replace(dialect=rgb))
-    load_pretrained(model, tmp_path / 'c.npz')
+    load_pretrained(model, weight_file('caffe.npz'))
     np.testing.assert_array_equal(model.extractor.conv1.conv.W.array, raw['conv1/W'][:, ::-1])
 
 

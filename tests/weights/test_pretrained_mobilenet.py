@@ -11,6 +11,7 @@ from mask_rcnn.inference.save import collect_arrays, save
 from mask_rcnn.preprocessing import read_image
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
+from tests.support.models import constant_model
 
 NARROW = {'n_fg_class': 2, 'width': 0.25, 'fpn_channels': 8, 'rpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
 
@@ -78,7 +79,7 @@ def test_files_that_do_not_fit(raw, tmp_path):
     with pytest.raises(WeightFileError, match='extractor/body/conv0/conv/W has the shape'):
         load_pretrained(wider, tmp_path / 'narrow.npz')
     with pytest.raises(WeightFileError, match='contains a mobilenet_v1.*, but the model has a resnet50'):
-        load_pretrained(mask_rcnn.build('resnet50', n_fg_class=2), tmp_path / 'narrow.npz')
+        load_pretrained(constant_model(n_fg_class=2), tmp_path / 'narrow.npz')
 
 
 def test_a_native_model_as_pretrained_weights(raw, tmp_path):
@@ -118,12 +119,19 @@ def test_imagenet_weights_are_found_in_chainers_folder(tmp_path, monkeypatch):
 PHOTOS = {'000000000285.jpg': 294, '000000000724.jpg': 919, '000000000776.jpg': 850, '000000000785.jpg': 795}
 
 
-@pytest.mark.parametrize(('photo', 'label'), list(PHOTOS.items()))
-def test_imagenet_classification(shared, photo, label):
-    """With the last layer of the file, the backbone classifies photos, which requires the correct preprocessing."""
+@pytest.fixture(scope='module')
+def imagenet_model(shared):
+    """Return a model with the public ImageNet weights and the path of their file."""
     file = shared / 'weights' / 'mobilenet_v1_imagenet.npz'
-    model = mask_rcnn.build('mobilenet_v1_fpn', n_fg_class=1)
+    model = constant_model('mobilenet_v1_fpn', n_fg_class=1)
     load_pretrained(model, file)
+    return model, file
+
+
+@pytest.mark.parametrize(('photo', 'label'), list(PHOTOS.items()))
+def test_imagenet_classification(imagenet_model, shared, photo, label):
+    """With the last layer of the file, the backbone classifies photos, which requires the correct preprocessing."""
+    model, file = imagenet_model
     image = read_image(shared / 'coco-mini' / 'val2017' / photo)
     side = min(image.shape[1:])
     top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
