@@ -176,6 +176,7 @@ class SafeUnpickler:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._size = size
+        self._position = 0  # in the file while it is loaded; tell() is a system call
         self._budget = 2 * size + (1 << 20)
         self._stack: list[Any] = []
         self._marks: list[int] = []  # heights of the stack at which a mark lies
@@ -190,8 +191,9 @@ class SafeUnpickler:
         Raises:
             UnpicklingError: The pickle is damaged or contains more than plain data.
         """
+        self._position = self._file.tell()
         for _ in range(self.max_operations):
-            position = self._file.tell()
+            position = self._position
             opcode = self._take(1)
             if opcode == b'.':
                 return self._finish(must_end)
@@ -210,7 +212,7 @@ class SafeUnpickler:
         result = self._pop()
         if self._stack or self._marks:
             raise UnpicklingError('is damaged: values are left over at its end')
-        rest = self._size - self._file.tell()
+        rest = self._size - self._position
         if rest and must_end:
             raise UnpicklingError(f'is damaged: {rest} bytes follow the end of the pickle')
         self.check_result(result)
@@ -230,9 +232,10 @@ class SafeUnpickler:
     # Bytes of the file
 
     def _take(self, count: int) -> bytes:
-        if not 0 <= count <= self._size - self._file.tell():
-            raise UnpicklingError(f'is truncated or damaged: {count} bytes expected at byte {self._file.tell()}')
+        if not 0 <= count <= self._size - self._position:
+            raise UnpicklingError(f'is truncated or damaged: {count} bytes expected at byte {self._position}')
         data = self._file.read(count)
+        self._position += len(data)
         if len(data) != count:
             raise UnpicklingError('became shorter while it was read')
         return data
@@ -242,6 +245,7 @@ class SafeUnpickler:
 
     def _line(self, limit: int = _MAX_LINE) -> bytes:
         line = self._file.readline(limit + 1)
+        self._position += len(line)
         if not line.endswith(b'\n'):
             raise UnpicklingError('is truncated or damaged: a line does not end')
         return line[:-1]
@@ -293,7 +297,7 @@ class SafeUnpickler:
 
     def frame(self) -> None:
         length = self._number('<Q')
-        if length > self._size - self._file.tell():
+        if length > self._size - self._position:
             raise UnpicklingError('is truncated or damaged: a frame is longer than the file')
 
     def int_line(self) -> None:
