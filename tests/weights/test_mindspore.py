@@ -6,11 +6,11 @@ import struct
 import numpy as np
 import pytest
 
-import mask_rcnn
-from mask_rcnn.config import MINDSPORE
+from mask_rcnn.config import DETECTRON, MINDSPORE
 from mask_rcnn.weights import WeightFileError, load_arrays
 from mask_rcnn.weights.converters import mindspore
 from tests.support.damage import bit_flips
+from tests.support.models import constant_model
 from tests.support.protobuf_bytes import bytes_field, varint
 from tests.support.watching import watch, write_numbered
 from tests.support.weight_arrays import zeros
@@ -142,7 +142,7 @@ def test_every_array_is_converted_and_fits_the_native_network(read, shapes, extr
         'copies of the RPN': ('rpn_with_loss.rpn_convs_list.1.rpn_conv.weight',),
     }
     assert 'upsamples bilinearly' in file.report.warnings[-1]
-    load_arrays(mask_rcnn.build(file.config), file.arrays, source='file')
+    load_arrays(constant_model(file.config), file.arrays, source='file')
 
 
 def test_the_order_of_axes_and_rows(read, rng):
@@ -183,8 +183,8 @@ def test_the_layers_of_mobilenet(read):
 
 def test_the_stride_of_a_stage_is_in_its_3x3_convolution():
     """In ``ResidualBlockUsing``, ``conv2`` has the stride; in Detectron, the first convolution has it."""
-    for dialect, strides in ((MINDSPORE, (1, 2)), (mask_rcnn.config.DETECTRON, (2, 1))):
-        backbone = mask_rcnn.build('resnet50_fpn', n_fg_class=1, dialect=dialect).extractor.body
+    for dialect, strides in ((MINDSPORE, (1, 2)), (DETECTRON, (2, 1))):
+        backbone = constant_model('resnet50_fpn', n_fg_class=1, dialect=dialect).extractor.body
         block = backbone.res3.block0
         assert (block.conv1.conv.stride[0], block.conv2.conv.stride[0]) == strides
         assert block.shortcut.conv.stride[0] == 2 and backbone.res2.block0.conv2.conv.stride[0] == 1

@@ -318,8 +318,8 @@ def test_the_extension_registry_is_not_used(tmp_path):
 
 
 NESTED = {
-    'lists': b']' * 200_000 + b'a' * 199_999 + b'.',
-    'tuples': b')' + b'\x85' * 400_000 + b'.',
+    'lists': b']' * 100_000 + b'a' * 99_999 + b'.',
+    'tuples': b')' + b'\x85' * 100_000 + b'.',
     'dictionaries': b'}' + (b'K\x01}' * 100_000) + b's' * 100_000 + b'.',
     'billion laughs': b']q\x00' + (b'0](' + b'h\x00' * 10 + b'eq\x00') * 100 + b'.',
     'itself': b']q\x00h\x00a.',
