@@ -115,6 +115,8 @@ def numbers(data: memoryview | bytes, dtype: str) -> np.ndarray:
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
     """Return the integer of at most 64 bits at position ``at``, seven bits per byte, and the position after it."""
+    if at < len(data) and data[at] < 0x80:  # most keys and values have one byte
+        return data[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
