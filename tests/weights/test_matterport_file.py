@@ -68,8 +68,8 @@ def keras_shapes(backbone='resnet50'):
 def values(layer, kind, shape):
     """Return small values that differ between layers, kinds and positions; variances are positive."""
     start = sum(map(ord, layer + kind)) % 89
-    array = (np.arange(np.prod(shape), dtype=np.int64) * 7 + start) % 101 / np.float32(101)
-    return array.astype(np.float32).reshape(shape) + np.float32(0.5 if kind == 'moving_variance' else -0.5)
+    period = (np.arange(101) * 7 + start) % 101 / np.float32(101)
+    return np.resize(period.astype(np.float32) + np.float32(0.5 if kind == 'moving_variance' else -0.5), shape)
 
 
 @pytest.fixture(scope='module')
@@ -211,16 +211,28 @@ def test_reading_needs_little_memory(path):
 # Settings that the file does not contain
 
 
-def test_matterports_defaults_are_used_with_a_warning(path):
-    file = matterport.read(path)
+@pytest.fixture(scope='module')
+def contents(path):
+    return matterport._read_contents(path)
+
+
+@pytest.fixture
+def read(path, contents, monkeypatch):
+    """Return a function that converts the arrays of ``path`` with other settings without reading them again."""
+    monkeypatch.setattr(matterport, '_read_contents', lambda _: contents)
+    return lambda settings=None: matterport.read(path, settings)
+
+
+def test_matterports_defaults_are_used_with_a_warning(read):
+    file = read()
     assert (file.config.min_size, file.config.max_size, file.config.score_threshold) == (800, 1024, 0.7)
     assert file.config.anchor_sizes == (32, 64, 128, 256, 512)
     (warning,) = file.report.warnings
     assert 'IMAGE_MAX_DIM' in warning and 'RPN_ANCHOR_SCALES' in warning
 
 
-def test_standard_deviations_are_folded_into_the_deltas(path, file):
-    again = matterport.read(path, {**SETTINGS, 'BBOX_STD_DEV': [0.2, 0.1, 0.2, 0.4]})
+def test_standard_deviations_are_folded_into_the_deltas(read, file):
+    again = read({**SETTINGS, 'BBOX_STD_DEV': [0.2, 0.1, 0.2, 0.4]})
     factors = np.tile([2, 1, 1, 2], N_CLASS)
     np.testing.assert_allclose(again.arrays['box_head/delta/b'], file.arrays['box_head/delta/b'] * factors, rtol=1e-6)
     np.testing.assert_allclose(
@@ -246,26 +258,26 @@ def test_standard_deviations_are_folded_into_the_deltas(path, file):
         ('BBOX_STD_DEV', [1, 2], 'four numbers'),
     ],
 )
-def test_invalid_settings(path, name, value, message):
+def test_invalid_settings(read, name, value, message):
     with pytest.raises(ValueError, match=message) as caught:
-        matterport.read(path, {**SETTINGS, name: value})
+        read({**SETTINGS, name: value})
     assert str(caught.value).isprintable()
 
 
-def test_thresholds_may_be_zero(path):
-    file = matterport.read(path, {**SETTINGS, 'DETECTION_MIN_CONFIDENCE': 0, 'DETECTION_NMS_THRESHOLD': 0})
+def test_thresholds_may_be_zero(read):
+    file = read({**SETTINGS, 'DETECTION_MIN_CONFIDENCE': 0, 'DETECTION_NMS_THRESHOLD': 0})
     assert (file.config.score_threshold, file.config.nms_threshold) == (0, 0)
 
 
 @pytest.mark.parametrize(('name', 'value'), [('NUM_CLASSES', 81), ('BACKBONE', 'resnet101'), ('POOL_SIZE', 14)])
-def test_settings_that_contradict_the_arrays(path, name, value):
+def test_settings_that_contradict_the_arrays(read, name, value):
     with pytest.raises(WeightFileError, match=f'for {name} = .*, not {value}'):
-        matterport.read(path, {**SETTINGS, name: value})
+        read({**SETTINGS, name: value})
 
 
-def test_unsupported_settings_are_warnings(path):
+def test_unsupported_settings_are_warnings(read):
     others = {'IMAGE_RESIZE_MODE': 'pad64', 'LEARNING_RATE': 0.1, 'NAME': 'x'}
-    file = matterport.read(path, {**SETTINGS, **others})
+    file = read({**SETTINGS, **others})
     (warning,) = file.report.warnings
     assert 'IMAGE_RESIZE_MODE is pad64, which is not supported; square is used' in warning
 
