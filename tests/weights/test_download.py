@@ -2,8 +2,8 @@
 
 import http.server
 import os
+import runpy
 import socket
-import subprocess
 import sys
 import threading
 
@@ -152,11 +152,12 @@ def test_the_command_prints_where_to_put_the_file(server, tmp_path, capsys):
     assert (tmp_path / 'model_final.pkl').read_bytes() == CONTENT
 
 
-def test_the_script_runs_the_command(root, tmp_path):
+def test_the_script_runs_the_command(root, monkeypatch, capsys):
     def run(argument):
-        command = [sys.executable, str(root / 'scripts' / 'fetch_weights.py'), argument]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        monkeypatch.setattr(sys, 'argv', ['fetch_weights.py', argument])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(root / 'scripts' / 'fetch_weights.py'), run_name='__main__')
+        return ended.value.code
 
-    shown = run('--help')
-    assert shown.returncode == 0 and 'modelfiles/' in shown.stdout
-    assert run('x').returncode == 2
+    assert run('--help') == 0 and 'modelfiles/' in capsys.readouterr().out
+    assert run('x') == 2
