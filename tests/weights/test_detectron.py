@@ -171,6 +171,45 @@ def test_fpn_models_fit_the_native_networks(read, preset, heads, name):
     load_arrays(constant_model(file.config), file.arrays, source='file')
 
 
+def fpn_layers(head):
+    """Return native path -> blob of layers that are converted unchanged, with the ``'mask'`` or ``'keypoint'`` head."""
+    layers = {
+        'extractor/body/res5/block2/conv3/conv/W': 'res5_2_branch2c_w',
+        'extractor/body/res2/block0/shortcut/norm/bias': 'res2_0_branch1_bn_b',
+        'extractor/lateral5/W': 'fpn_inner_res5_2_sum_w',
+        'extractor/output5/W': 'fpn_res5_2_sum_w',
+        'extractor/lateral4/W': 'fpn_inner_res4_5_sum_lateral_w',
+        'extractor/output2/b': 'fpn_res2_2_sum_b',
+        'rpn/conv/W': 'conv_rpn_fpn2_w',
+        'rpn/objectness/b': 'rpn_cls_logits_fpn2_b',
+        'box_head/fc6/W': 'fc6_w',
+        'box_head/fc7/b': 'fc7_b',
+        'box_head/score/W': 'cls_score_w',
+    }
+    if head == 'keypoint':
+        return layers | {
+            'keypoint_head/conv1/W': 'conv_fcn1_w',
+            'keypoint_head/conv8/b': 'conv_fcn8_b',
+            'keypoint_head/deconv/W': 'kps_score_lowres_w',
+            'keypoint_head/deconv/b': 'kps_score_lowres_b',
+        }
+    return layers | {
+        'mask_head/conv1/W': '_[mask]_fcn1_w',
+        'mask_head/conv4/b': '_[mask]_fcn4_b',
+        'mask_head/deconv/W': 'conv5_mask_w',
+    }
+
+
+@pytest.mark.parametrize('head', ['mask', 'keypoint'])
+def test_each_blob_of_an_fpn_model_becomes_the_array_of_its_layer(read, head):
+    """Each blob is filled with its index, which identifies it in the network."""
+    blobs = fpn_blobs(2, heads=(head,))
+    numbered = {name: np.broadcast_to(np.float32(i), blob.shape) for i, (name, blob) in enumerate(blobs.items())}
+    arrays = read({'blobs': numbered}).arrays
+    for native, source in fpn_layers(head).items():
+        np.testing.assert_array_equal(arrays[native], numbered[source], err_msg=native, strict=True)
+
+
 @pytest.mark.parametrize(('kernel', 'is_bilinear'), [(bilinear(), True), (bilinear() / 2, False), (np.zeros(3), False)])
 def test_a_warning_about_upsampling_that_is_not_bilinear(read, kernel, is_bilinear):
     report = read({'blobs': fpn_blobs(2, heads=('keypoint',), kps_score_w=kernel)}).report
@@ -415,7 +454,7 @@ def writer(golden):
     return import_file(golden / 'detectron_weights.py')
 
 
-@pytest.mark.parametrize('name', ['R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'])
+@pytest.mark.parametrize('name', ['R-50-FPN_seed0', pytest.param('keypoint_R-50-FPN_seed0', marks=pytest.mark.slow)])
 def test_golden_fpn_models(read, writer, golden, name):
     blobs, meta = writer.load(golden / 'detectron' / f'recipe_{name}.npz')
     file = read({'blobs': blobs, 'cfg': meta['cfg']})
@@ -428,33 +467,7 @@ def test_golden_fpn_models(read, writer, golden, name):
         'ImageNet classifier': 2,
         **({'fixed upsampling': 2} if keypoints else {}),
     }
-    same = {
-        'extractor/body/res5/block2/conv3/conv/W': 'res5_2_branch2c_w',
-        'extractor/body/res2/block0/shortcut/norm/bias': 'res2_0_branch1_bn_b',
-        'extractor/lateral5/W': 'fpn_inner_res5_2_sum_w',
-        'extractor/output5/W': 'fpn_res5_2_sum_w',
-        'extractor/lateral4/W': 'fpn_inner_res4_5_sum_lateral_w',
-        'extractor/output2/b': 'fpn_res2_2_sum_b',
-        'rpn/conv/W': 'conv_rpn_fpn2_w',
-        'rpn/objectness/b': 'rpn_cls_logits_fpn2_b',
-        'box_head/fc6/W': 'fc6_w',
-        'box_head/fc7/b': 'fc7_b',
-        'box_head/score/W': 'cls_score_w',
-    }
-    if keypoints:
-        same |= {
-            'keypoint_head/conv1/W': 'conv_fcn1_w',
-            'keypoint_head/conv8/b': 'conv_fcn8_b',
-            'keypoint_head/deconv/W': 'kps_score_lowres_w',
-            'keypoint_head/deconv/b': 'kps_score_lowres_b',
-        }
-    else:
-        same |= {
-            'mask_head/conv1/W': '_[mask]_fcn1_w',
-            'mask_head/conv4/b': '_[mask]_fcn4_b',
-            'mask_head/deconv/W': 'conv5_mask_w',
-        }
-    for native, source in same.items():
+    for native, source in fpn_layers('keypoint' if keypoints else 'mask').items():
         np.testing.assert_array_equal(file.arrays[native], blobs[source], err_msg=native)
 
 
