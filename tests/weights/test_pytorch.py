@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import mask_rcnn
 from mask_rcnn.config import MATTERPORT
 from mask_rcnn.weights import WeightFileError, load_arrays
 from mask_rcnn.weights.converters import pytorch
