@@ -176,7 +176,7 @@ class SafeUnpickler:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._size = size
-        self._position = 0  # in the file while it is loaded; tell() is a system call
+        self._position = 0  # in the file while it is loaded; the method of the file is a system call
         self._budget = 2 * size + (1 << 20)
         self._stack: list[Any] = []
         self._marks: list[int] = []  # heights of the stack at which a mark lies
