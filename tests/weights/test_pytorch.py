@@ -1,5 +1,7 @@
 """State dicts of Matterport's network in PyTorch: names, folding, and refused files."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -210,6 +212,33 @@ def test_refused_files(read, state, reason):
     assert str(caught.value).isprintable()
 
 
+def test_a_file_becomes_the_arrays_of_the_native_network(tmp_path):
+    """The tensors share one storage, in which the index of a tensor is its offset."""
+    shapes = multimodal()
+    items = np.arange(max(map(math.prod, shapes.values())) + len(shapes), dtype=np.float32)
+    storage = torch_bytes.storage('FloatStorage', '0', items.size)
+    arrays, tensors = {}, {}
+    for offset, (name, shape) in enumerate(shapes.items()):
+        arrays[name] = array = items[offset : offset + math.prod(shape)].reshape(shape)
+        tensors[name] = torch_bytes.tensor(storage, offset, shape, [n // array.itemsize for n in array.strides])
+    path = tmp_path / 'model.pth'
+    path.write_bytes(torch_bytes.zipped(torch_bytes.dictionary(tensors), {'0': items.tobytes()}))
+    file = pytorch.read(path)
+    assert (file.kind, file.format, file.config.n_fg_class) == ('model', 'pytorch', 3)
+    assert set(file.report.taken) == set(shapes)
+    for native, source in {
+        'extractor/body/res4/block5/conv2/conv/W': 'fpn.C4.5.conv2.weight',
+        'extractor/body/res3/block0/shortcut/norm/avg_var': 'fpn.C3.0.downsample.1.running_var',
+        'extractor/lateral4/W': 'fpn.P4_conv1.weight',
+        'extractor/output2/b': 'fpn.P2_conv2.1.bias',
+        'rpn/conv/W': 'rpn.conv_shared.weight',
+        'box_head/score/W': 'classifier.linear_class.weight',
+        'mask_head/deconv/W': 'mask.deconv.weight',
+    }.items():
+        np.testing.assert_array_equal(file.arrays[native], arrays[source], err_msg=native)
+
+
+@pytest.mark.slow
 def test_the_reference_weights_through_a_file(golden, tmp_path):
     """Matterport's reference weights in a PyTorch file and in an ``.h5`` file convert to the same arrays."""
     pytest.importorskip('h5py')
