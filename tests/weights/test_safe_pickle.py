@@ -3,6 +3,7 @@
 import collections
 import copyreg
 import functools
+import io
 import json
 import os
 import pickle
@@ -101,6 +102,18 @@ def test_python_2_strings_are_latin_1_text(tmp_path, protocol):
 def test_python_2_ordered_dictionary(tmp_path):
     data = b"ccollections\nOrderedDict\n((l(lS'b'\naI1\naa(lS'a'\naI2\naatR."
     assert list(load_bytes(tmp_path, data).items()) == [('b', 1), ('a', 2)]
+
+
+@pytest.mark.parametrize(
+    ('data', 'reason'),
+    [(b'Fabc\n.', 'is damaged at byte 5:'), (b'U\x09abc', 'is truncated or damaged: 9 bytes expected at byte 7')],
+)
+def test_positions_count_from_the_beginning_of_the_file(data, reason):
+    """The legacy format of PyTorch has several pickles in one file."""
+    file = io.BytesIO(b'start' + data)
+    file.seek(5)
+    with pytest.raises(safe_pickle.UnpicklingError, match=reason):
+        safe_pickle.SafeUnpickler(file, 5 + len(data)).load()
 
 
 # Hostile files
