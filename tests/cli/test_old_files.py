@@ -14,20 +14,28 @@ from mask_rcnn.cli import evaluate, initial_model, train
 from mask_rcnn.cli.command import ArgumentParser, UsageError
 from mask_rcnn.cli.dataset_options import DatasetArguments
 from mask_rcnn.cli.train_options import TrainArguments
-from mask_rcnn.config import DENA, RESNET_BLOCKS
+from mask_rcnn.config import DENA, PRESETS, RESNET_BLOCKS
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
+from mask_rcnn.models.initializers import no_initial_weights
 from tests.support.dena_files import array_shapes, with_counters
 
 COCO = SimpleNamespace(class_names=COCO_CLASS_NAMES, category_ids=COCO_CATEGORY_IDS)
+#: Changes of the preset that make detection fast.
+FAST = {'min_size': 96, 'max_size': 96, 'rpn_post_nms': 50}
+
 SHAPES = SimpleNamespace(class_names=('square', 'circle', 'triangle'), category_ids=(1, 2, 3))
 
 
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch, tmp_path):
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet101', (1, 1, 2, 1))
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope='module', autouse=True)
+def small_networks():
+    """Build one block per stage without random weights, and detect in small images."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+        monkeypatch.setitem(RESNET_BLOCKS, 'resnet101', (1, 1, 2, 1))
+        monkeypatch.setitem(PRESETS, 'resnet50', PRESETS['resnet50'].replace(**FAST))
+        monkeypatch.setattr(mask_rcnn, 'build', no_initial_weights()(mask_rcnn.build))
+        yield
 
 
 def random_arrays(n_classes, backbone):
@@ -36,18 +44,31 @@ def random_arrays(n_classes, backbone):
     return with_counters({name: 0.05 * rng.random(shape, np.float32) for name, shape in shapes.items()})
 
 
-@pytest.fixture(params=['resnet50', 'resnet101'])
+@pytest.fixture(scope='module', params=['resnet50'])
 def backbone(request):
     return request.param
 
 
-@pytest.fixture
-def source(tmp_path, backbone):
-    """The arrays of ``old.npz``."""
+both_backbones = pytest.mark.parametrize('backbone', ['resnet50', 'resnet101'], indirect=True, scope='module')
+
+
+@pytest.fixture(scope='module')
+def source_file(backbone, tmp_path_factory):
+    """A file of the old program and its arrays."""
+    path = tmp_path_factory.mktemp('old') / 'old.npz'
     arrays = random_arrays(80, backbone)
-    np.savez('old.npz', **arrays)
-    yield arrays
-    (tmp_path / 'old.npz').unlink()
+    np.savez(path, **arrays)
+    yield path, arrays
+    path.unlink()
+
+
+@pytest.fixture
+def source(source_file, tmp_path, monkeypatch):
+    """The arrays of ``old.npz``, which the tests read only."""
+    path, arrays = source_file
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'old.npz').hardlink_to(path)
+    return arrays
 
 
 def make_model(dataset, *words):
@@ -57,6 +78,7 @@ def make_model(dataset, *words):
     return initial_model.make_model(args, dataset, is_main=True)
 
 
+@both_backbones
 def test_resuming_a_snapshot_of_the_old_trainer(source, backbone, caplog):
     model, snapshot = make_model(COCO, '--resume', 'old.npz')
     assert snapshot is None and model.config.extractor == backbone
@@ -85,6 +107,7 @@ def test_resuming_with_other_classes_is_refused(source):
         make_model(SHAPES, '--dataset', 'shapes', '--resume', 'old.npz')
 
 
+@both_backbones
 @pytest.mark.parametrize(
     ('flags', 'norm', 'line'), [([], 'bn', 'give --bn2affine'), (['--bn2affine'], 'affine', 'omit --bn2affine')]
 )
@@ -101,7 +124,6 @@ def test_pretrained_weights_of_the_old_program(source, backbone, capsys, flags, 
     assert all(layer in reset for layer in ('box_head/score', 'box_head/delta', 'mask_head/score'))
 
 
-@pytest.mark.parametrize('backbone', ['resnet50'], indirect=True)
 def test_an_fpn_network_takes_the_backbone(source, capsys):
     model, _ = make_model(
         SHAPES, '--dataset', 'shapes', '--pretrained', 'old.npz', '--extractor', 'resnet50_fpn', '--norm', 'bn'
@@ -114,7 +136,6 @@ def test_an_fpn_network_takes_the_backbone(source, capsys):
     np.testing.assert_allclose(norm.gamma.array / np.sqrt(norm.avg_var.astype(float) + norm.eps), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize('backbone', ['resnet50'], indirect=True)
 def test_a_converted_file_gives_the_detections_of_the_old_file(source, tmp_path, capsys):
     example = ShapesDataset(1, size=64)[0]
     (tmp_path / 'in.ppm').write_bytes(b'P6 64 64 255\n' + example.image.transpose(1, 2, 0).astype(np.uint8).tobytes())
@@ -131,7 +152,8 @@ def test_a_converted_file_gives_the_detections_of_the_old_file(source, tmp_path,
     assert len({json.dumps(results) for results in found.values()}) == 2
 
 
-def test_a_file_without_class_names_takes_those_of_the_dataset(backbone):
+def test_a_file_without_class_names_takes_those_of_the_dataset(backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     np.savez('three.npz', **random_arrays(3, backbone))
     model, _ = make_model(SHAPES, '--resume', 'three.npz')
     assert (model.class_names, model.category_ids) == (SHAPES.class_names, SHAPES.category_ids)
