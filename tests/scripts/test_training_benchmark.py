@@ -1,5 +1,6 @@
 """The benchmark of training iterations, alone and in turns with a program that answers like a peer."""
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -13,6 +14,8 @@ import pytest
 import mask_rcnn
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.targets.sampling import Sampling
+
+NARROW = {'fpn_channels': 8, 'rpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
 
 STAND_IN = """
 import json, sys
@@ -35,6 +38,13 @@ def training(monkeypatch):
 
 
 @pytest.fixture
+def narrow_training(training, monkeypatch):
+    """The script, with a network of few channels; the real peer is compared with a full one."""
+    monkeypatch.setattr(training, 'random_model', functools.partial(training.random_model, **NARROW))
+    return training
+
+
+@pytest.fixture
 def peer():
     return importlib.import_module('peer')
 
@@ -48,12 +58,13 @@ def stand_in(peer, tmp_path, monkeypatch):
 
 
 def arguments(*more):
-    return ['--size', '64', '96', '--runs', '2', '--warmup', '1', '--batch-sizes', *more]
+    size = ['--size', '64', '96', '--runs', '2', '--warmup', '1']
+    return ['--extractor', 'resnet50_fpn', *size, '--batch-sizes', *more]
 
 
-def test_each_batch_size_is_timed_and_written(training, tmp_path, capsys):
+def test_each_batch_size_is_timed_and_written(narrow_training, tmp_path, capsys):
     path = tmp_path / 'figures.json'
-    assert training.main([*arguments('2', '1'), '--json', str(path)]) == 0
+    assert narrow_training.main([*arguments('2', '1'), '--json', str(path)]) == 0
     result, text = json.loads(path.read_text()), capsys.readouterr().out
     assert [batch['batch_size'] for batch in result['batches']] == [1, 2]
     for batch in result['batches']:
@@ -65,9 +76,9 @@ def test_each_batch_size_is_timed_and_written(training, tmp_path, capsys):
     assert 'images/s' in text and len(text.splitlines()) == 6
 
 
-def test_iterations_alternate_with_those_of_a_peer(training, stand_in, tmp_path, capsys):
+def test_iterations_alternate_with_those_of_a_peer(narrow_training, stand_in, tmp_path, capsys):
     path = tmp_path / 'figures.json'
-    assert training.main([*arguments('1', '2'), '--against', 'torch', '--json', str(path)]) == 0
+    assert narrow_training.main([*arguments('1', '2'), '--against', 'torch', '--json', str(path)]) == 0
     text = capsys.readouterr().out
     for batch in json.loads(path.read_text())['batches']:
         found = batch['peer']
@@ -77,7 +88,7 @@ def test_iterations_alternate_with_those_of_a_peer(training, stand_in, tmp_path,
     assert text.count('torch 0.0 ') == 2 and text.count('the peer takes') == 2
 
 
-def test_a_failing_peer_leaves_the_earlier_batch_sizes(training, peer, stand_in, tmp_path, monkeypatch, capsys):
+def test_a_failing_peer_leaves_the_earlier_batch_sizes(narrow_training, peer, stand_in, tmp_path, monkeypatch, capsys):
     path, start = tmp_path / 'figures.json', peer.TrainingPeer.__init__
 
     def fail_later(self, python, network, model, examples, sampling, **options):
@@ -86,7 +97,7 @@ def test_a_failing_peer_leaves_the_earlier_batch_sizes(training, peer, stand_in,
         start(self, python, network, model, examples, sampling, **options)
 
     monkeypatch.setattr(peer.TrainingPeer, '__init__', fail_later)
-    assert training.main([*arguments('1', '2'), '--against', 'torch', '--json', str(path)]) == 1
+    assert narrow_training.main([*arguments('1', '2'), '--against', 'torch', '--json', str(path)]) == 1
     message = capsys.readouterr().err
     assert 'out of memory' in message and message.count('\n') == 1
     assert [batch['batch_size'] for batch in json.loads(path.read_text())['batches']] == [1]
@@ -113,12 +124,12 @@ def test_a_peer_gets_the_network_input_and_its_objects(training, peer, tmp_path)
     ('options', 'message'),
     [
         (['--precision', 'bf16'], '--precision bf16'),
-        (['--against', 'torchvision'], '--extractor resnet50_fpn'),
+        (['--against', 'torchvision', '--extractor', 'resnet50'], '--extractor resnet50_fpn'),
         (['--against', 'torch', '--extractor', 'mobilenet_v1_fpn'], 'ResNets with affine channels'),
     ],
 )
-def test_contradictory_options(training, stand_in, capsys, options, message):
-    assert training.main([*arguments('1'), *options]) == 1
+def test_contradictory_options(narrow_training, stand_in, capsys, options, message):
+    assert narrow_training.main([*arguments('1'), *options]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
 
