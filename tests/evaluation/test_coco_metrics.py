@@ -65,9 +65,21 @@ def evaluate_with_pycocotools(annotation_file, results_file, kind):
     return evaluation
 
 
-def test_metrics_equal_pycocotools_on_the_written_files(shared, tmp_path, rng):
-    file = shared / 'coco-mini/annotations/instances_val2017.json'
-    dataset = COCODataset(file, shared / 'coco-mini/val2017', only_annotated=False)
+@pytest.fixture
+def truth_file(shared, tmp_path_factory):
+    """The annotations of every third image of COCO-mini, with those of crowds."""
+    content = json.loads((shared / 'coco-mini/annotations/instances_val2017.json').read_text())
+    content['images'] = content['images'][::3]
+    chosen = {image['id'] for image in content['images']}
+    content['annotations'] = [entry for entry in content['annotations'] if entry['image_id'] in chosen]
+    assert any(entry['iscrowd'] for entry in content['annotations'])
+    path = tmp_path_factory.mktemp('truth') / 'truth.json'
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_metrics_equal_pycocotools_on_the_written_files(shared, truth_file, tmp_path, rng):
+    dataset = COCODataset(truth_file, shared / 'coco-mini/val2017', only_annotated=False)
     evaluator = COCOEvaluator(
         dataset.ground_truth(), class_names=dataset.class_names, category_ids=dataset.category_ids
     )
@@ -84,7 +96,7 @@ def test_metrics_equal_pycocotools_on_the_written_files(shared, tmp_path, rng):
         (metrics.box_ap_per_class, metrics.mask_ap_per_class),
         strict=True,
     ):
-        reference = evaluate_with_pycocotools(file, path, kind)
+        reference = evaluate_with_pycocotools(truth_file, path, kind)
         assert values == tuple(reference.stats)
         assert 0.1 < values[0] < 0.9 and values[0] != values[3]
         precision = reference.eval['precision'][:, :, :, 0, 2]
@@ -208,20 +220,20 @@ def test_ap_per_class_uses_all_detections_of_an_image():
     assert metrics.box_ap_per_class == pytest.approx((1,))
 
 
-@pytest.mark.parametrize(('count', 'expected'), [(300, 1), (100, 100 / 300), (5, 5 / 300), (1, 1 / 300)])
+@pytest.mark.parametrize(('count', 'expected'), [(150, 1), (100, 100 / 150), (5, 5 / 150), (1, 1 / 150)])
 def test_max_detections(count, expected):
-    """An image with 300 objects that are all found: the recall is the fraction of the detections that count."""
+    """An image with 150 objects that are all found: the recall is the fraction of the detections that count."""
     evaluator = COCOEvaluator(
-        squares_truth([300], side=40), class_names=['square'], category_ids=[1], masks=False, max_detections=count
+        squares_truth([150], side=40), class_names=['square'], category_ids=[1], masks=False, max_detections=count
     )
-    detections = squares(300, 0.9, side=40)
-    detections.scores[:] = np.linspace(0.9, 0.5, 300)
+    detections = squares(150, 0.9, side=40)
+    detections.scores[:] = np.linspace(0.9, 0.5, 150)
     evaluator.add(1, detections)
     metrics = evaluator.evaluate()
     # Precision is 1 at the recalls 0, 0.01, ... up to the recall that is reached, and 0 at the others of the 101.
     ap = (np.floor(100 * expected + 1e-9) + 1) / 101
     assert metrics.boxes[0] == pytest.approx(ap) and metrics.box_ap_per_class == pytest.approx((ap,))
-    assert metrics.boxes[METRIC_NAMES.index('AR10')] == pytest.approx(min(10, count) / 300)
+    assert metrics.boxes[METRIC_NAMES.index('AR10')] == pytest.approx(min(10, count) / 150)
     assert metrics.boxes[METRIC_NAMES.index('AR100')] == pytest.approx(expected)
     assert metrics.summary()[f'bbox/AR{count}'] == pytest.approx(expected)
     assert f'AR{count}' in metrics.table().splitlines()[0].split()
@@ -362,8 +374,11 @@ def test_table_and_summary():
 # evaluate_model, with a randomly initialised network.
 
 
+NARROW = {'width': 0.25, 'fpn_channels': 16, 'rpn_channels': 16, 'head_channels': 32, 'mask_channels': 16}
+
+
 def make_model(norm):
-    return small_model(class_names=SHAPES.class_names, norm=norm)
+    return small_model('mobilenet_v1_fpn', class_names=SHAPES.class_names, norm=norm, **NARROW)
 
 
 @pytest.fixture(scope='module')
