@@ -10,7 +10,16 @@ from mask_rcnn.weights import WeightFileError, read_weights
 
 
 def make_model(**changes):
-    model = mask_rcnn.build('resnet50', n_fg_class=2, min_size=100, max_size=170, nms_threshold=0.4, **changes)
+    model = mask_rcnn.build(
+        'resnet50',
+        n_fg_class=2,
+        min_size=100,
+        max_size=170,
+        rpn_channels=8,
+        mask_channels=8,
+        nms_threshold=0.4,
+        **changes,
+    )
     rng = np.random.RandomState(3)
     for array in collect_arrays(model).values():
         if array.ndim == 1:  # scales, biases and statistics differ from their initial values
