@@ -34,6 +34,7 @@ import cv2
 import numpy as np
 
 from mask_rcnn import cli
+from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.config import DIALECTS
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.targets import Sampling
@@ -167,7 +168,8 @@ def _describe(action: argparse.Action) -> dict[str, Any]:
 
 def snapshot_members() -> dict[str, Any]:
     """Run :data:`SNAPSHOT_COMMAND` and return the members of its last snapshot, as :func:`fold` abbreviates them."""
-    with tempfile.TemporaryDirectory() as folder:
+    few_images = mock.patch.dict(N_GENERATED['shapes'], val=2)
+    with tempfile.TemporaryDirectory() as folder, few_images:
         _run([*SNAPSHOT_COMMAND.split(), '--out', folder, '--workers', '0'])
         with zipfile.ZipFile(Path(folder) / 'snapshot_iter_2.npz') as archive:
             return fold({name.removesuffix('.npy'): [] for name in sorted(archive.namelist())})
