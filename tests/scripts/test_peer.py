@@ -1,5 +1,6 @@
 """The peers that the benchmark measures us with: how they are run, and that they compute the same."""
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -46,8 +47,10 @@ def benchmark(root, monkeypatch, peer):
 
 @pytest.fixture
 def stand_in(peer, tmp_path, monkeypatch):
-    """A program that answers like a peer, and a ResNet of one block per stage, which is built quickly."""
+    """A program that answers like a peer, and a narrow ResNet of one block per stage, which is built quickly."""
     monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    narrow = {'fpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
+    monkeypatch.setattr(mask_rcnn, 'build', functools.partial(mask_rcnn.build, **narrow))
     program = tmp_path / 'stand_in.py'
     program.write_text(STAND_IN)
     monkeypatch.setattr(peer, 'PROGRAM', program)
@@ -68,6 +71,8 @@ def test_turns_are_taken_and_compared(benchmark, stand_in, tmp_path, capsys):
                 '1',
                 '--proposals',
                 '20',
+                '--extractor',
+                'resnet50_fpn',
                 '--against',
                 'torch',
                 '--json',
@@ -106,10 +111,11 @@ def test_shares_of_the_ceiling(benchmark, stand_in, tmp_path, capsys):
 
 def test_a_peer_that_fails_is_named(benchmark, stand_in, capsys):
     stand_in.write_text('raise SystemExit("No module named torch")')
-    assert benchmark.main(['--size', '40', '60', '--against', 'torch']) == 1
+    arguments = ['--size', '40', '60', '--extractor', 'resnet50_fpn', '--against', 'torch']
+    assert benchmark.main(arguments) == 1
     message = capsys.readouterr().err
     assert 'No module named torch' in message and '--peer-python' in message and message.count('\n') == 1
-    assert benchmark.main(['--size', '40', '60', '--against', 'torch', '--peer-python', '/nowhere/python']) == 1
+    assert benchmark.main([*arguments, '--peer-python', '/nowhere/python']) == 1
     assert '/nowhere/python' in capsys.readouterr().err
 
 

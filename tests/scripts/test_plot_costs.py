@@ -6,6 +6,8 @@ import pytest
 
 import mask_rcnn
 
+NARROW = {'width': 0.25, 'fpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
+
 
 @pytest.fixture
 def plot_costs(root, monkeypatch):
@@ -23,7 +25,9 @@ def plot_costs(root, monkeypatch):
     )
     build = mask_rcnn.build
     monkeypatch.setattr(
-        mask_rcnn, 'build', lambda preset, **changes: build(preset, **{'min_size': 64, 'max_size': 96, **changes})
+        mask_rcnn,
+        'build',
+        lambda preset, **changes: build(preset, **{'min_size': 64, 'max_size': 96, **NARROW, **changes}),
     )
     return plot_costs
 

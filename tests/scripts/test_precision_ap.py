@@ -33,6 +33,11 @@ def model():
         rpn_post_nms=16,
         score_threshold=0.01,
         max_detections=5,
+        width=0.25,
+        fpn_channels=16,
+        rpn_channels=16,
+        head_channels=32,
+        mask_channels=16,
     )
     model.rpn.delta.W.array[...] *= 0.1
     return model
