@@ -8,8 +8,8 @@ import pytest
 from mask_rcnn.cli import demo, evaluate, options, train
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.options import check_precision
-from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+from tests.support.small_train import NETWORK, RUN
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,8 @@ def test_training_uses_the_precision_and_scales_the_loss_of_fp16(tmp_path, monke
     monkeypatch.setattr(
         train, 'build_training_run', lambda *a, **k: runs.append(build_training_run(*a, **k)) or runs[-1]
     )
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
-    flags = '--dataset shapes --pretrained none --gpu -1 --iteration 1 --batchsize 1 --min-size 64 --max-size 64'
-    fast = '--roi-batch 16 --train-proposals 50 --validation 0 --snapshot 0 --workers 0 --set rpn_channels=8'
-    words = [*flags.split(), *fast.split(), '--precision', precision, '--out', str(tmp_path / 'run')]
+    options = ['--iteration', '1', '--snapshot', '0', '--precision', precision, '--out', str(tmp_path / 'run')]
+    words = [*RUN, *NETWORK, *options]
     assert train.main(words) == 0
     assert seen == [precision] and chainer.config.precision == 'fp32'
     optimizer = runs[0].trainer.updater.get_optimizer('main')
