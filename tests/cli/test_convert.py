@@ -253,32 +253,24 @@ def test_the_output_must_not_be_the_input(source, tmp_path, capsys, monkeypatch,
     assert path.read_bytes() == b'weights'
 
 
-@pytest.mark.parametrize(('script', 'default'), [('pytorch', 'mask_rcnn_coco.pth'), ('mindspore', 'maskrcnn.ckpt')])
+@pytest.mark.parametrize(
+    ('script', 'default'),
+    [('detectron', 'model_final.pkl'), ('pytorch', 'mask_rcnn_coco.pth'), ('mindspore', 'maskrcnn.ckpt')],
+)
 def test_parser_scripts_have_their_default_input(root, tmp_path, script, default, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['parser', '--help'])
     with pytest.raises(SystemExit):
         runpy.run_path(str(root / 'utils' / f'{script}_parser.py'), run_name='__main__')
-    assert f'default:{root}/modelfiles/{default}' in ''.join(capsys.readouterr().out.split())
+    shown = ''.join(capsys.readouterr().out.split())
+    assert f'default:{root}/modelfiles/{default}' in shown and 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz' in shown
 
 
 def test_parser_script_from_any_folder(root, tmp_path):
-    """The defaults are in the repository; a file that is refused gives one error line and no output file."""
-
-    def parse(*arguments):
-        return subprocess.run(
-            [sys.executable, str(root / 'utils' / 'detectron_parser.py'), *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    shown = ''.join(parse('--help').stdout.split())
-    assert f'default:{root}/modelfiles/model_final.pkl' in shown
-    assert 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz' in shown
+    """A file that is refused gives one error line and no output file."""
     (tmp_path / 'x.pkl').write_bytes(b'cos\nsystem\n(S"touch executed"\ntR.')
-    done = parse('--input', 'x.pkl', '--output', 'x.npz')
+    command = [sys.executable, str(root / 'utils' / 'detectron_parser.py'), '--input', 'x.pkl', '--output', 'x.npz']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, '')
     assert done.stderr == 'error: x.pkl: is refused: it refers to os.system\n'
     assert os.listdir(tmp_path) == ['x.pkl']
