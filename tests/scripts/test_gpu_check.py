@@ -104,10 +104,11 @@ def test_children_of_a_finished_part_are_killed(runner, tmp_path):
     assert_ends(int(Path(result.log).read_text()))
 
 
-def test_the_total_limit_cuts_and_skips(runner, tmp_path):
+def test_the_total_limit_cuts_and_skips(runner, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, 'MIN_SECONDS', 0.5)
     slow = [runner.Part(f'slow/{i}', python('import time; time.sleep(30)'), 6) for i in range(2)]
     started = time.monotonic()
-    first, second = runner.PartRunner(tmp_path, tmp_path, lambda result: None, limit=5.5).run(slow)
+    first, second = runner.PartRunner(tmp_path, tmp_path, lambda result: None, limit=1).run(slow)
     assert time.monotonic() - started < 15
     assert first.status == 'timed out'
     assert (second.status, second.figure, second.log) == ('skipped', 'no time is left', None)
