@@ -1,15 +1,19 @@
 """Keypoints in the commands: training, evaluation, and the JSON of the demo."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.cli import demo, evaluate, train
+from mask_rcnn.cli import demo, evaluate, initial_model, train
+from mask_rcnn.cli.command import ArgumentParser
+from mask_rcnn.cli.train_options import TrainArguments
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
+from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.models.keypoint_head import KeypointHead
 
 TINY = [
@@ -24,6 +28,7 @@ TINY = [
     '64',
     '128',
     '--set',
+    'width=0.25',
     'fpn_channels=8',
     'rpn_channels=8',
     'head_channels=8',
@@ -31,7 +36,7 @@ TINY = [
     'max_detections=5',
 ]
 RUN = ['--roi-batch', '16', '--batchsize', '2', '--workers', '0', '--gpu', '-1']
-NEW = ['--keypoints', '--pretrained', 'none', '--train-proposals', '50', *RUN, *TINY]
+NEW = ['--keypoints', '--pretrained', 'none', '--extractor', 'mobilenet_v1_fpn', *RUN, *TINY, '--train-proposals', '50']
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +98,7 @@ def test_keypoint_training_evaluation_and_demo(persons, capsys):
     }
     model = mask_rcnn.load(persons / 'result' / 'model_best.npz')
     config = model.config
-    assert (config.n_keypoint, config.masks, config.extractor) == (17, False, 'resnet50_fpn')
+    assert (config.n_keypoint, config.masks, config.extractor) == (17, False, 'mobilenet_v1_fpn')
     assert model.class_names == ('person',) and model.category_ids == (1,)
 
     weights = str(persons / 'result' / 'model_iter_2.npz')
@@ -147,6 +152,17 @@ def test_keypoint_training_evaluation_and_demo(persons, capsys):
     )
 
 
+def test_the_default_is_resnet50_fpn_without_masks():
+    parser = ArgumentParser()
+    train.configure(parser)
+    words = ['--keypoints', '--pretrained', 'none', '--gpu', '-1']
+    args = TrainArguments.from_namespace(parser.parse_args(words))
+    data = SimpleNamespace(class_names=('person',), category_ids=(1,))
+    with no_initial_weights():
+        model, _ = initial_model.make_model(args, data, is_main=True)
+    assert (model.config.n_keypoint, model.config.masks, model.config.extractor) == (17, False, 'resnet50_fpn')
+
+
 def refused(capsys, persons, *arguments):
     assert train.main([*map(str, arguments), '--gpu', '-1', '--workers', '0'], persons) == 2
     error = capsys.readouterr().err
@@ -159,7 +175,7 @@ def test_contradictions(persons, capsys):
     assert '--dataset shapes has no keypoints' in refused(capsys, persons, *new, '--dataset', 'shapes')
     assert 'keypoint networks need an FPN extractor' in refused(capsys, persons, *new, '--extractor', 'resnet50')
     assert '--gamma 2: the network has no mask head' in refused(capsys, persons, *new, *TINY, '--gamma', '2')
-    mask_rcnn.save('masks.npz', mask_rcnn.build('resnet50', n_fg_class=1))
+    mask_rcnn.save('masks.npz', mask_rcnn.build('mobilenet_v1_fpn', n_fg_class=1, width=0.25, head_channels=8))
     error = refused(capsys, persons, '--keypoints', '--resume', 'masks.npz', '--validation', '0')
     assert '--keypoints and --resume masks.npz contradict each other' in error
 
