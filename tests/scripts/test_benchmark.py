@@ -1,3 +1,4 @@
+import functools
 import importlib
 import importlib.util
 import json
@@ -34,6 +35,7 @@ def benchmark(root, monkeypatch):
 
 def test_stages_and_the_whole_are_timed_and_written(benchmark, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    monkeypatch.setattr(mask_rcnn, 'build', functools.partial(mask_rcnn.build, rpn_channels=32, mask_channels=16))
     path = tmp_path / 'figures.json'
     options = ['--runs', '2', '--warmup', '0', '--proposals', '20']
     assert benchmark.main([*options, '--size', '40', '60', '--json', str(path)]) == 0
