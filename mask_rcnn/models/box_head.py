@@ -177,7 +177,8 @@ class Res5BoxHead(BoxHead):
         n_class = config.n_fg_class + 1
         self._average_size = config.roi_size // 2 if config.dialect.rois.average_half_window else 7
         with self.init_scope():
-            self.res5 = ResNetStage(RESNET_BLOCKS[config.backbone][3], in_channels, 512, stride=1, norm=config.norm)
+            n_blocks, mid_channels = RESNET_BLOCKS[config.backbone][3], self.out_channels // 4
+            self.res5 = ResNetStage(n_blocks, in_channels, mid_channels, stride=1, norm=config.norm)
             self.score = L.Linear(self.out_channels, n_class, initialW=normal(0.01))
             self.delta = L.Linear(self.out_channels, 4 * n_class, initialW=normal(0.001))
 

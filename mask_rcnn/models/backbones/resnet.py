@@ -134,12 +134,13 @@ class Stem(ConvNorm):
     """The 7x7 convolution of stride 2 with normalisation and ReLU, and the 3x3 max pooling of stride 2 after it.
 
     Args:
+        channels (int): Number of output channels.
         pool_pad (int): The dialect's ``backbone.stem_pool_pad``.
         norm (str): ``'affine'`` or ``'bn'``.
     """
 
-    def __init__(self, *, pool_pad, norm):
-        super().__init__(3, 64, 7, stride=2, pad=3, norm=norm)
+    def __init__(self, channels, *, pool_pad, norm):
+        super().__init__(3, channels, 7, stride=2, pad=3, norm=norm)
         self.pool_pad = pool_pad
 
     def forward(self, x):  # type: ignore[override]  # a whole layer without options
@@ -160,18 +161,23 @@ class ResNet(Backbone):
             for a feature pyramid.
         pool_pad (int): The dialect's ``backbone.stem_pool_pad``.
         stride_in_3x3 (bool): The dialect's ``backbone.stride_in_3x3``.
+
+    Attributes:
+        stem_channels (int): Output channels of ``conv1``, a quarter of those of ``res2``; each stage doubles them.
     """
+
+    stem_channels = 64
 
     def __init__(self, name, *, norm, outputs=(4,), pool_pad=1, stride_in_3x3=False):
         super().__init__()
         self.outputs = tuple(outputs)
         self.strides = tuple(2**stage for stage in outputs)
-        self.out_channels = tuple(64 * 2**stage for stage in outputs)
+        self.out_channels = tuple(self.stem_channels * 2**stage for stage in outputs)
         with self.init_scope():
-            self.conv1 = Stem(pool_pad=pool_pad, norm=norm)
-            in_channels = 64
+            self.conv1 = Stem(self.stem_channels, pool_pad=pool_pad, norm=norm)
+            in_channels = self.stem_channels
             for number in range(2, max(outputs) + 1):
-                mid_channels = 16 * 2**number
+                mid_channels = self.stem_channels * 2**number // 4
                 stage = ResNetStage(
                     RESNET_BLOCKS[name][number - 2],
                     in_channels,
