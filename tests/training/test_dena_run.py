@@ -6,7 +6,7 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.cli import train
-from mask_rcnn.config import DENA, DETECTRON, RESNET_BLOCKS, Config
+from mask_rcnn.config import DENA, DETECTRON, Config
 from mask_rcnn.datasets import ShapesDataset
 from mask_rcnn.targets import bitmap_targets, mask_targets, sample_rois
 from mask_rcnn.training.distributed import Communicator
@@ -15,6 +15,7 @@ from mask_rcnn.training.schedule import step_schedule
 from mask_rcnn.training.snapshot import read_options
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.trainer import TrainingOptions, build_training_run
+from tests.support.narrow_resnet import use_narrow_resnet
 from tests.support.training_examples import SAMPLING, example, run_backward
 
 CLASSES = ('square', 'circle', 'triangle')
@@ -26,13 +27,21 @@ RUN = [
 
 @pytest.fixture(scope='module')
 def model_file(tmp_path_factory):
-    """A network with one block in each stage, and statistics of batch normalisation that are not neutral."""
+    """A narrow network, whose statistics of batch normalisation are not neutral."""
     np.random.seed(0)
     rng = np.random.RandomState(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+        use_narrow_resnet(patch)
         config = Config(
-            n_fg_class=3, norm='bn', dialect=DENA, sampling_ratio=2, min_size=64, max_size=64, anchor_sizes=(16, 32)
+            n_fg_class=3,
+            norm='bn',
+            dialect=DENA,
+            sampling_ratio=2,
+            min_size=64,
+            max_size=64,
+            anchor_sizes=(16, 32),
+            rpn_channels=32,
+            mask_channels=16,
         )
         model = mask_rcnn.build(config, class_names=CLASSES, category_ids=(1, 2, 3))
         for link in model.links():
