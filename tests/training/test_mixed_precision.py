@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv import convolution as ops_convolution
 from mask_rcnn.ops.roi import roi_align
@@ -13,7 +12,10 @@ from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.updater import SubdivisionUpdater
+from tests.support.narrow_resnet import use_narrow_resnet
 from tests.support.training_examples import SAMPLING, example
+
+NARROW = dict(rpn_channels=64, fpn_channels=64, head_channels=128, mask_channels=64)
 
 
 @pytest.fixture
@@ -31,10 +33,10 @@ def training_on_gpu(on_gpu, monkeypatch):
 
 
 def make_chain(extractor, monkeypatch, *, stages, **changes):
-    """Return a network with one block per ResNet stage, whose first ``stages`` stages are frozen."""
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    """Return a narrow network, whose first ``stages`` stages are frozen."""
+    use_narrow_resnet(monkeypatch)
     np.random.seed(0)
-    model = mask_rcnn.build(extractor, n_fg_class=3, rpn_pre_nms=100, rpn_post_nms=20, **changes)
+    model = mask_rcnn.build(extractor, n_fg_class=3, rpn_pre_nms=100, rpn_post_nms=20, **NARROW, **changes)
     freeze(model, stages=stages)
     return MaskRCNNTrainChain(model, sampling=SAMPLING)
 
@@ -57,19 +59,20 @@ def update(chain, precision, loss_scale=None, sizes=((64, 64), (64, 64))):
 
 
 @pytest.mark.parametrize(
-    ('extractor', 'norm', 'stages', 'tolerance'),
+    ('extractor', 'norm', 'stages', 'side', 'tolerance'),
     [
-        ('resnet50_fpn', 'affine', 2, 0.3),
-        pytest.param('resnet50', 'bn', 0, 0.7, marks=pytest.mark.slow),
-        pytest.param('resnet50', 'affine', 2, 0.3, marks=pytest.mark.slow),
-        pytest.param('resnet50_fpn', 'bn', 0, 0.7, marks=pytest.mark.slow),
+        ('resnet50_fpn', 'affine', 2, 128, 0.3),
+        pytest.param('resnet50', 'bn', 0, 80, 0.7, marks=pytest.mark.slow),
+        pytest.param('resnet50', 'affine', 2, 80, 0.3, marks=pytest.mark.slow),
+        pytest.param('resnet50_fpn', 'bn', 0, 128, 0.7, marks=pytest.mark.slow),
     ],
 )
-def test_an_update_is_close_to_float32(extractor, norm, stages, tolerance, monkeypatch, training_on_gpu):
+def test_an_update_is_close_to_float32(extractor, norm, stages, side, tolerance, monkeypatch, training_on_gpu):
     """Tolerances are large: rounded scores select other RoIs, and statistics of few locations amplify rounding."""
     single, half = (make_chain(extractor, monkeypatch, stages=stages, norm=norm) for _ in range(2))
-    _, before = update(single, 'fp32')
-    update(half, 'fp16', loss_scale=128.0)
+    sizes = [(side, side)] * 2
+    _, before = update(single, 'fp32', sizes=sizes)
+    update(half, 'fp16', loss_scale=128.0, sizes=sizes)
     expected = dict(single.namedparams())
     for path, param in half.namedparams():
         change, expected_change = param.array - before[path], expected[path].array - before[path]
