@@ -16,10 +16,11 @@ import pytest
 import mask_rcnn
 from mask_rcnn.cli import demo, train
 from mask_rcnn.cli.dataset_options import N_GENERATED
-from mask_rcnn.config import RESNET_BLOCKS
+from mask_rcnn.training import plots
 from mask_rcnn.training.earlier_run import set_aside_run
 from mask_rcnn.training.snapshot import read_options, read_snapshot
 from tests.support.mpi import mpiexec_command
+from tests.support.narrow_resnet import use_narrow_resnet
 from tests.support.small_train import NETWORK, RUN
 
 TRAIN = Path(__file__).resolve().parents[2] / 'train.py'
@@ -59,6 +60,12 @@ def uninterrupted(tmp_path_factory):
     out = tmp_path_factory.mktemp('uninterrupted')
     assert train.main(arguments(out)) == 0
     return out
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch):
+    """Do not plot the losses, which takes as long as three iterations; the uninterrupted run starts before and does."""
+    monkeypatch.setattr(plots, 'plot_losses', lambda path, log: None)
 
 
 def test_the_files_and_losses_of_a_run(uninterrupted):
@@ -163,7 +170,7 @@ def test_training_from_a_model_starts_at_the_first_iteration(tmp_path, uninterru
 def test_the_old_programs_commands_run_after_a_training(tmp_path, monkeypatch, network):
     """As its users write them, but for the dataset and the device."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    use_narrow_resnet(monkeypatch)
     monkeypatch.setitem(N_GENERATED['shapes'], 'val', 2)
     cv2.imwrite('photo.jpg', np.full((60, 80, 3), 90, np.uint8))
     assert train.main([*RUN, *network, '--iteration', '1']) == 0
