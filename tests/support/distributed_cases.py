@@ -1,4 +1,7 @@
-"""Cases of test_distributed.py, run in each process: ``distributed_cases.py CASE OUTPUT_FOLDER``."""
+"""Cases of test_distributed.py, run in each process: ``distributed_cases.py CASES OUTPUT_FOLDER``.
+
+Several cases are separated by commas; starting the processes takes longer than a case.
+"""
 
 import json
 import os
@@ -151,24 +154,33 @@ def one_gpu(communicator):
     return {'linear': network.linear.W.grad.tolist(), 'before': before.tolist(), 'rare': network.rare.W.grad.tolist()}
 
 
-def write_creation_error(folder, name):
+def write_creation_error(folder, case, name):
     """Write the error of create_communicator() to a file."""
     try:
         create_communicator(name)
     except DistributedError as error:
-        (pathlib.Path(folder) / f'{os.getpid()}.txt').write_text(str(error))
+        (pathlib.Path(folder) / f'{case}_{os.getpid()}.txt').write_text(str(error))
 
 
-def main(case, folder):
-    if case in ('no_name', 'no_gpu', 'other_mpi'):
+#: Communicators that cannot be created, by case.
+_WRONG_NAMES = {'no_name': None, 'no_gpu': 'pure_nccl', 'other_mpi': 'naive'}
+
+
+def main(cases, folder):
+    cases = cases.split(',')
+    for case in cases:
         if case == 'other_mpi':
             os.environ['PMI_SIZE'] = '2'  # set by MPICH's launcher, ignored by Open MPI
-        write_creation_error(folder, {'no_name': None, 'no_gpu': 'pure_nccl', 'other_mpi': 'naive'}[case])
+        if case in _WRONG_NAMES:
+            write_creation_error(folder, case, _WRONG_NAMES[case])
+    cases = [case for case in cases if case not in _WRONG_NAMES]
+    if not cases:
         return
-    communicator = create_communicator('pure_nccl' if case == 'one_gpu' else 'naive')
-    with communicator.guard():
-        result = globals()[case](communicator)
-    (pathlib.Path(folder) / f'{communicator.rank}.json').write_text(json.dumps(result))
+    communicator = create_communicator('pure_nccl' if cases == ['one_gpu'] else 'naive')
+    for case in cases:
+        with communicator.guard():
+            result = globals()[case](communicator)
+        (pathlib.Path(folder) / f'{case}_{communicator.rank}.json').write_text(json.dumps(result))
 
 
 if __name__ == '__main__':

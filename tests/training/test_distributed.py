@@ -10,6 +10,7 @@ import chainer.links as L
 import numpy as np
 import pytest
 
+from mask_rcnn.inference.save import collect_arrays
 from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.training.distributed import Communicator, DistributedError, _MPICommunicator, create_communicator
 from tests.support import distributed_cases
@@ -20,39 +21,62 @@ from tests.support.mpi import mpiexec_command
 _TIMEOUT = 60
 
 
+def launch(cases, folder, root, n_processes=2):
+    """Run cases of distributed_cases.py in several processes; return the completed launcher."""
+    # Open MPI's sockets need short paths.
+    environment = subprocess_environment(root, OMP_NUM_THREADS='1', TMPDIR='/tmp')
+    program = [sys.executable, distributed_cases.__file__, ','.join(cases), str(folder)]
+    command = [*mpiexec_command(), '-n', str(n_processes), *program]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        pytest.fail(f'{cases}: the processes hang')
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
 @pytest.fixture
 def run(tmp_path, root):
-    """Run a case of distributed_cases.py in several processes; return the completed launcher."""
+    """Run a case in several processes; return the completed launcher."""
 
     def run_case(case, n_processes=2):
-        # Open MPI's sockets need short paths.
-        environment = subprocess_environment(root, OMP_NUM_THREADS='1', TMPDIR='/tmp')
-        program = [sys.executable, distributed_cases.__file__, case, str(tmp_path)]
-        command = [*mpiexec_command(), '-n', str(n_processes), *program]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-        )
-        try:
-            output, errors = process.communicate(timeout=_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            pytest.fail(f'{case}: the processes hang')
-        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+        return launch([case], tmp_path, root, n_processes)
 
     return run_case
+
+
+@pytest.fixture(scope='module')
+def output(tmp_path_factory, root):
+    """The folder to which two processes write the results of all cases that need not end them."""
+    folder = tmp_path_factory.mktemp('output')
+    no_gpu = [] if cuda_device_count() > 0 else ['no_gpu']
+    done = launch(['no_name', *no_gpu, 'gradients', 'odd_gradients', 'collectives'], folder, root)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture
-def results(run, tmp_path):
-    """Run a case that must succeed; return the result of each process."""
+def results(output):
+    """Return the result of each process in a case."""
 
-    def run_case(case):
-        done = run(case)
-        assert done.returncode == 0, done.stderr
-        return [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in (0, 1)]
+    def read_results(case):
+        return [json.loads((output / f'{case}_{rank}.json').read_text()) for rank in (0, 1)]
 
-    return run_case
+    return read_results
+
+
+@pytest.fixture
+def creation_errors(output):
+    """Return the different errors of the processes in a case that cannot create a communicator."""
+
+    def read_errors(case):
+        return {path.read_text() for path in output.glob(f'{case}_*.txt')}
+
+    return read_errors
 
 
 def test_two_processes_train_like_one(results):
@@ -97,9 +121,9 @@ def test_values_and_objects_are_exchanged(results):
     ('case', 'status', 'message'),
     [
         ('raises', 1, 'the disk is on fire'),
-        ('exits', 3, 'process 1 of 2 failed'),
+        pytest.param('exits', 3, 'process 1 of 2 failed', marks=pytest.mark.slow),
         ('killed', None, ''),
-        ('different_models', 1, 'the processes have different models'),
+        pytest.param('different_models', 1, 'the processes have different models', marks=pytest.mark.slow),
     ],
 )
 def test_a_process_that_fails_ends_the_others(run, case, status, message):
@@ -108,10 +132,59 @@ def test_a_process_that_fails_ends_the_others(run, case, status, message):
     assert message in done.stderr
 
 
+class Aborted(BaseException):
+    """Raised in place of the end of the process."""
+
+
+class MPI:
+    """MPI's communicator of a process that fails."""
+
+    def Abort(self, status):
+        raise Aborted(status)
+
+
+@pytest.fixture
+def failing():
+    """The communicator of process 1 of 2, which raises instead of ending all processes."""
+    communicator = object.__new__(_MPICommunicator)
+    communicator.rank, communicator.size, communicator._mpi = 1, 2, MPI()
+    return communicator
+
+
+@pytest.mark.parametrize(
+    ('error', 'status', 'message'),
+    [
+        (OSError('the disk is on fire'), 1, 'OSError: the disk is on fire'),
+        (SystemExit(3), 3, ''),
+        (SystemExit('wrong option'), 1, 'wrong option'),
+    ],
+)
+def test_the_error_of_a_process_is_written_and_is_the_status_of_all(failing, capsys, error, status, message):
+    with pytest.raises(Aborted) as aborted, failing.guard():
+        raise error
+    assert aborted.value.args == (status,)
+    errors = capsys.readouterr().err
+    assert message in errors and errors.endswith('process 1 of 2 failed; ending all of them\n')
+    assert ('Traceback' in errors) == isinstance(error, OSError)
+
+
+@pytest.mark.parametrize('status', [None, 0])
+def test_a_process_that_exits_without_an_error_does_not_end_the_others(failing, status):
+    with pytest.raises(SystemExit), failing.guard():
+        raise SystemExit(status)
+
+
+def test_different_models_are_rejected(failing, monkeypatch):
+    arrays = collect_arrays(distributed_cases.Network(0))
+    monkeypatch.setattr(failing, 'broadcast_object', lambda obj: arrays)
+    failing.broadcast(distributed_cases.Network(1))
+    with pytest.raises(DistributedError, match='the processes have different models: the model of process 0'):
+        failing.broadcast(L.Linear(2, 2))
+
+
 @pytest.mark.skipif(cuda_device_count() > 0, reason='needs a machine without CUDA')
-def test_nccl_needs_gpus(run, tmp_path):
-    assert run('no_gpu').returncode == 0
-    (message,) = {path.read_text() for path in tmp_path.glob('*.txt')}
+def test_nccl_needs_gpus(creation_errors):
+    (message,) = creation_errors('no_gpu')
     assert message.startswith('communicator pure_nccl needs CUDA, CuPy and NCCL, which do not work on ')
 
 
@@ -119,15 +192,13 @@ def test_nccl_needs_gpus(run, tmp_path):
 def test_nccl_on_one_gpu(run, tmp_path):
     done = run('one_gpu', n_processes=1)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / '0.json').read_text())
+    result = json.loads((tmp_path / 'one_gpu_0.json').read_text())
     np.testing.assert_allclose(result['linear'], result['before'], rtol=1e-6)
     assert not np.any(result['rare'])
 
 
-def test_several_processes_need_a_name(run, tmp_path):
-    run('no_name')
-    messages = {path.read_text() for path in tmp_path.glob('*.txt')}
-    assert messages == {
+def test_several_processes_need_a_name(creation_errors):
+    assert creation_errors('no_name') == {
         '2 processes were started, but no communicator is named: add --communicator naive (CPUs) or pure_nccl (GPUs)'
     }
 
