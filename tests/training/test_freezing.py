@@ -13,16 +13,18 @@ from mask_rcnn.config import DENA, Config
 from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.models.layers import ConvNorm
 from mask_rcnn.training.freezing import FrozenParameter, freeze
+from tests.support.narrow_resnet import use_narrow_resnet
 
 
 class Model(chainer.Chain):
-    """The extractor of a model and one normalised layer after it."""
+    """A narrow extractor and one normalised layer after it."""
 
     def __init__(self, norm):
         super().__init__()
-        with self.init_scope():
+        with self.init_scope(), pytest.MonkeyPatch.context() as patch:
+            use_narrow_resnet(patch)
             self.extractor = ResNet('resnet50', norm=norm)
-            self.head = ConvNorm(1024, 4, 1, norm=norm)
+            self.head = ConvNorm(self.extractor.out_channels[0], 4, 1, norm=norm)
 
     def forward(self, x):
         return self.head(*self.extractor(x))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.datasets.example import Annotations, TrainingExample
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.preprocessing.image_transform import ImageTransform
@@ -15,6 +14,7 @@ from mask_rcnn.targets import Sampling
 from mask_rcnn.training import losses
 from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+from tests.support.narrow_resnet import use_narrow_resnet
 from tests.support.training_examples import run_backward
 
 SAMPLING = Sampling(rpn_batch=32, roi_batch=16, train_pre_nms=100, train_post_nms=20)
@@ -23,10 +23,10 @@ BOX_LOSSES = ('rpn_cls_loss', 'rpn_loc_loss', 'roi_cls_loss', 'roi_loc_loss')
 
 
 def small_chain(**changes):
-    """Return a randomly initialised network with one block per ResNet stage and two convolutions in the head."""
+    """Return a randomly initialised narrow network with two convolutions in the head."""
     np.random.seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+        use_narrow_resnet(patch)
         patch.setattr(KeypointHead, 'n_conv', 2)
         patch.setattr(KeypointHead, 'channels', 16)
         model = mask_rcnn.build('keypoint_resnet50_fpn', **SMALL, **changes)
