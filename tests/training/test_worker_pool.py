@@ -50,13 +50,13 @@ class KillsItself(BrokenAt):
         return i
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+DAMAGED = ValueError('image4.jpg: the image is damaged'), 'image4.jpg: the image is damaged'
+NO_KEY = KeyError('some\nthing'), r"image4.jpg: KeyError: 'some\nthing'"
+
+
 @pytest.mark.parametrize(
-    ('error', 'message'),
-    [
-        (ValueError('image4.jpg: the image is damaged'), 'image4.jpg: the image is damaged'),
-        (KeyError('some\nthing'), r"image4.jpg: KeyError: 'some\nthing'"),
-    ],
+    ('workers', 'error', 'message'),
+    [(0, *DAMAGED), (0, *NO_KEY), (1, *NO_KEY), pytest.param(1, *DAMAGED, marks=pytest.mark.slow)],
 )
 def test_errors_name_the_image(workers, error, message):
     iterator = ExampleIterator(BrokenAt(4, error), index_and_seed, 2, workers=workers, shuffle=False)
@@ -201,7 +201,7 @@ def test_workers_end_when_the_parent_is_killed(start):
 
 
 @needs_proc
-@pytest.mark.parametrize('mode', ['continues', 'continues immediately'])
+@pytest.mark.parametrize('mode', [pytest.param('continues', marks=pytest.mark.slow), 'continues immediately'])
 def test_only_the_parent_handles_signals_to_the_group(start, mode):
     """Ctrl-C or a scheduler's SIGTERM reaches all processes; only the parent may print or end."""
     process, workers = start(mode)
