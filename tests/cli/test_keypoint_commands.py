@@ -11,10 +11,10 @@ import mask_rcnn
 from mask_rcnn.cli import demo, evaluate, initial_model, train
 from mask_rcnn.cli.command import ArgumentParser
 from mask_rcnn.cli.train_options import TrainArguments
-from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.models.keypoint_head import KeypointHead
+from tests.support.small_resnet import use_narrow_resnet
 
 TINY = [
     '--min-size',
@@ -41,7 +41,7 @@ NEW = ['--keypoints', '--pretrained', 'none', '--extractor', 'mobilenet_v1_fpn',
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch, tmp_path):
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    use_narrow_resnet(monkeypatch)
     monkeypatch.setattr(KeypointHead, 'n_conv', 1)
     monkeypatch.setattr(KeypointHead, 'channels', 8)
     monkeypatch.chdir(tmp_path)

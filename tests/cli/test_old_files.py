@@ -14,11 +14,12 @@ from mask_rcnn.cli import evaluate, initial_model, train
 from mask_rcnn.cli.command import ArgumentParser, UsageError
 from mask_rcnn.cli.dataset_options import DatasetArguments
 from mask_rcnn.cli.train_options import TrainArguments
-from mask_rcnn.config import DENA, PRESETS, RESNET_BLOCKS
+from mask_rcnn.config import DENA, PRESETS
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.models.initializers import no_initial_weights
 from tests.support.dena_files import array_shapes, with_counters
+from tests.support.small_resnet import use_shallow_resnet
 
 COCO = SimpleNamespace(class_names=COCO_CLASS_NAMES, category_ids=COCO_CATEGORY_IDS)
 #: Changes of the preset that make detection fast.
@@ -31,8 +32,7 @@ SHAPES = SimpleNamespace(class_names=('square', 'circle', 'triangle'), category_
 def small_networks():
     """Build one block per stage without random weights, and detect in small images."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
-        monkeypatch.setitem(RESNET_BLOCKS, 'resnet101', (1, 1, 2, 1))
+        use_shallow_resnet(monkeypatch)
         monkeypatch.setitem(PRESETS, 'resnet50', PRESETS['resnet50'].replace(**FAST))
         monkeypatch.setattr(mask_rcnn, 'build', no_initial_weights()(mask_rcnn.build))
         yield

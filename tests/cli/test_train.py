@@ -17,7 +17,7 @@ from mask_rcnn.cli import evaluate, options, train, train_options
 from mask_rcnn.cli.command import ArgumentParser, parse_command_line
 from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.cli.train_options import TrainArguments
-from mask_rcnn.config import DETECTRON, MATTERPORT, RESNET_BLOCKS
+from mask_rcnn.config import DETECTRON, MATTERPORT
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import Metrics
 from mask_rcnn.evaluation.coco import ResultsFileError
@@ -30,6 +30,7 @@ from mask_rcnn.training.schedule import step_schedule
 from mask_rcnn.training.snapshot import write_snapshot
 from mask_rcnn.training.trainer import TrainingOptions
 from mask_rcnn.training.updater import NonFiniteLossError
+from tests.support.small_resnet import use_narrow_resnet
 from tests.support.small_train import NETWORK
 from tests.support.tiny_training import META, make_trainer
 
@@ -40,8 +41,7 @@ SHAPES = ['--dataset', 'shapes', '--pretrained', 'none', '--gpu', '-1']
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch, tmp_path):
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet101', (1, 1, 2, 1))
+    use_narrow_resnet(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 

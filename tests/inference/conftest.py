@@ -2,9 +2,9 @@
 
 import pytest
 
-from mask_rcnn.config import RESNET_BLOCKS
 from tests.models.conftest import image
 from tests.support import models
+from tests.support.small_resnet import use_narrow_resnet
 
 __all__ = ['image']
 
@@ -13,7 +13,7 @@ __all__ = ['image']
 def _short_resnet():
     """Build ResNet-50 with one block per stage: these tests are about the code around the network."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+        use_narrow_resnet(monkeypatch)
         yield
 
 

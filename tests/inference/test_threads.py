@@ -10,13 +10,14 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.config import DENA, MATTERPORT, MINDSPORE, PRESETS, RESNET_BLOCKS
+from mask_rcnn.config import DENA, MATTERPORT, MINDSPORE, PRESETS
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.rpn import RPN
 from mask_rcnn.ops.runtime.cache import LastValue
 from tests.support.models import small_model
+from tests.support.small_resnet import use_narrow_resnet
 
 N_THREADS = 8
 
@@ -91,7 +92,7 @@ FURTHER = ('keypoints', 'DeNA', 'Matterport', 'MindSpore')
 @pytest.mark.parametrize('name', ['C4', 'MobileNet', *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)])
 def test_detections_equal_those_of_one_thread(name, rng, monkeypatch, frequent_switches):
     """To the bit, for images of different sizes."""
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    use_narrow_resnet(monkeypatch)
     preset, fields = NETWORKS[name]
     model = small_model(preset, **NARROW, **{'min_size': 32, 'rpn_pre_nms': 50, 'rpn_post_nms': 4, **fields})
     images = [rng.randint(0, 256, (32 + 8 * i, 48, 3), np.uint8) for i in range(3)]
@@ -154,7 +155,7 @@ class StandInDevice(chainer.backend.CpuDevice):
 
 def test_the_device_of_the_network_is_the_current_one(rng, monkeypatch):
     """A new thread has the first GPU as its current one, wherever the network is."""
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    use_narrow_resnet(monkeypatch)
     model, device, depths = small_model('resnet50', **NARROW), StandInDevice(), []
     forward = model.forward
     monkeypatch.setattr(MaskRCNN, 'device', property(lambda self: device))

@@ -290,7 +290,7 @@ def test_gpu_detections_equal_cpu_detections(model, rng):
 @pytest.mark.parametrize('precision', ['fp32', 'tf32'])
 def test_the_stem_with_blocks_of_pixels_as_channels(rng, request, precision):
     x = rng.uniform(-1, 1, (1, 3, 64, 96)).astype('f')
-    stem = resnet.Stem(pool_pad=1, norm='affine')
+    stem = resnet.Stem(64, pool_pad=1, norm='affine')
     with chainer.no_backprop_mode():
         expected = stem(x).array
         stand_in = request.getfixturevalue('on_gpu')

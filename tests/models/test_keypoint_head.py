@@ -8,10 +8,11 @@ import pytest
 from chainercv.utils import assert_is_detection_link
 
 import mask_rcnn
-from mask_rcnn.config import PRESETS, RESNET_BLOCKS
+from mask_rcnn.config import PRESETS
 from mask_rcnn.models import keypoint_head
 from mask_rcnn.models.keypoint_head import KeypointHead, upsample_bilinear_2x
 from tests.support.models import small_model
+from tests.support.small_resnet import use_narrow_resnet
 
 NARROW = {
     'n_fg_class': 1,
@@ -25,7 +26,7 @@ NARROW = {
 
 @pytest.fixture
 def small_head(monkeypatch):
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    use_narrow_resnet(monkeypatch)
     monkeypatch.setattr(KeypointHead, 'channels', 8)
 
 

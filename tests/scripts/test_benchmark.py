@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.inference.predictor import Predictor
+from tests.support.small_resnet import use_narrow_resnet
 
 
 def machine_ceiling():
@@ -34,7 +34,7 @@ def benchmark(root, monkeypatch):
 
 
 def test_stages_and_the_whole_are_timed_and_written(benchmark, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    use_narrow_resnet(monkeypatch)
     monkeypatch.setattr(mask_rcnn, 'build', functools.partial(mask_rcnn.build, rpn_channels=32, mask_channels=16))
     path = tmp_path / 'figures.json'
     options = ['--runs', '2', '--warmup', '0', '--proposals', '20']

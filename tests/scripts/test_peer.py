@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import RESNET_BLOCKS
+from tests.support.small_resnet import use_shallow_resnet
 
 STAND_IN = """
 import json, sys
@@ -48,7 +48,7 @@ def benchmark(root, monkeypatch, peer):
 @pytest.fixture
 def stand_in(peer, tmp_path, monkeypatch):
     """A program that answers like a peer, and a narrow ResNet of one block per stage, which is built quickly."""
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    use_shallow_resnet(monkeypatch)
     narrow = {'fpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
     monkeypatch.setattr(mask_rcnn, 'build', functools.partial(mask_rcnn.build, **narrow))
     program = tmp_path / 'stand_in.py'

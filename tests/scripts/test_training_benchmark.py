@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.targets.sampling import Sampling
+from tests.support.small_resnet import use_narrow_resnet
 
 NARROW = {'fpn_channels': 8, 'rpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
 
@@ -30,7 +30,7 @@ for number, line in enumerate(sys.stdin):
 def training(monkeypatch):
     """The script, with a ResNet of one block per stage and few RoIs."""
     module = importlib.import_module('training')
-    monkeypatch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+    use_narrow_resnet(monkeypatch)
     monkeypatch.setattr(
         module, 'sampling_of', lambda config: Sampling(roi_batch=16, train_pre_nms=100, train_post_nms=30)
     )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.models.initializers import no_initial_weights
+from tests.support.small_resnet import use_shallow_resnet
 
 #: Configuration of a network that is fast on small images and detects something in each of them.
 SMALL = {
@@ -40,9 +40,9 @@ def small_model(preset='resnet50', **changes):
 
 
 def shallow_model(preset='resnet50', **changes):
-    """Build a :func:`small_model` with one block in each of ResNet's stages and narrow heads; it cannot be loaded."""
+    """Build a :func:`small_model` with a shallow ResNet and narrow heads; it cannot be loaded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RESNET_BLOCKS, 'resnet50', (1, 1, 1, 1))
+        use_shallow_resnet(patch)
         return small_model(preset, **{**NARROW, **changes})
 
 

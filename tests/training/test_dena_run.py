@@ -15,7 +15,7 @@ from mask_rcnn.training.schedule import step_schedule
 from mask_rcnn.training.snapshot import read_options
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.trainer import TrainingOptions, build_training_run
-from tests.support.narrow_resnet import use_narrow_resnet
+from tests.support.small_resnet import use_narrow_resnet
 from tests.support.training_examples import SAMPLING, example, run_backward
 
 CLASSES = ('square', 'circle', 'triangle')

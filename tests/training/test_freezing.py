@@ -13,7 +13,7 @@ from mask_rcnn.config import DENA, Config
 from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.models.layers import ConvNorm
 from mask_rcnn.training.freezing import FrozenParameter, freeze
-from tests.support.narrow_resnet import use_narrow_resnet
+from tests.support.small_resnet import use_narrow_resnet
 
 
 class Model(chainer.Chain):

@@ -14,7 +14,7 @@ from mask_rcnn.targets import Sampling
 from mask_rcnn.training import losses
 from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
-from tests.support.narrow_resnet import use_narrow_resnet
+from tests.support.small_resnet import use_narrow_resnet
 from tests.support.training_examples import run_backward
 
 SAMPLING = Sampling(rpn_batch=32, roi_batch=16, train_pre_nms=100, train_post_nms=20)

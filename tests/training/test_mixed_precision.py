@@ -12,7 +12,7 @@ from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.updater import SubdivisionUpdater
-from tests.support.narrow_resnet import use_narrow_resnet
+from tests.support.small_resnet import use_narrow_resnet
 from tests.support.training_examples import SAMPLING, example
 
 NARROW = dict(rpn_channels=64, fpn_channels=64, head_channels=128, mask_channels=64)

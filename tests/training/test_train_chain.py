@@ -12,7 +12,7 @@ from mask_rcnn.datasets.example import TrainingExample
 from mask_rcnn.targets import IGNORED, Sampling
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain, group_by_size
-from tests.support.narrow_resnet import use_narrow_resnet
+from tests.support.small_resnet import use_narrow_resnet
 from tests.support.training_examples import SAMPLING, example, run_backward
 
 LOSSES = ('rpn_cls_loss', 'rpn_loc_loss', 'roi_cls_loss', 'roi_loc_loss', 'roi_mask_loss')

@@ -20,7 +20,7 @@ from mask_rcnn.training import plots
 from mask_rcnn.training.earlier_run import set_aside_run
 from mask_rcnn.training.snapshot import read_options, read_snapshot
 from tests.support.mpi import mpiexec_command
-from tests.support.narrow_resnet import use_narrow_resnet
+from tests.support.small_resnet import use_narrow_resnet
 from tests.support.small_train import NETWORK, RUN
 
 TRAIN = Path(__file__).resolve().parents[2] / 'train.py'
