@@ -1,5 +1,6 @@
 """Fixtures that tests of several folders share."""
 
+import contextlib
 import gc
 import os
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn  # noqa: F401  (makes Chainer importable before any test module imports it)
+from mask_rcnn.ops.runtime import parallel
 from mask_rcnn.ops.runtime.device import cuda_device_count
 from tests.support.cuda_emulator import CudaEmulator
 
@@ -34,6 +36,14 @@ def pytest_runtest_setup(item):
 def no_compilation_notice(monkeypatch):
     """Keep the notice of compiled kernels, which depends on Numba's cache, out of the output that tests compare."""
     monkeypatch.setattr('mask_rcnn.cli.command.on_first_compilation', lambda callback: None)
+
+
+@pytest.fixture
+def one_blas_thread():
+    """Limit OpenBLAS to one thread; the rounding of a product depends on their number."""
+    openblas = parallel._find_openblas()
+    with parallel._single_threaded(*openblas) if openblas else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope='session')

@@ -90,7 +90,7 @@ FURTHER = ('keypoints', 'DeNA', 'Matterport', 'MindSpore')
 
 
 @pytest.mark.parametrize('name', ['C4', 'MobileNet', *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)])
-def test_detections_equal_those_of_one_thread(name, rng, monkeypatch, frequent_switches):
+def test_detections_equal_those_of_one_thread(name, rng, monkeypatch, frequent_switches, one_blas_thread):
     """To the bit, for images of different sizes."""
     use_narrow_resnet(monkeypatch)
     preset, fields = NETWORKS[name]

@@ -166,6 +166,7 @@ def test_memory_that_grows_is_found(load, monkeypatch):
         assert memory.growth() == pytest.approx(14 * step, abs=1)
 
 
+@pytest.mark.usefixtures('one_blas_thread')
 def test_predictions_in_threads_equal_the_serial_ones(load):
     n, findings = load('soak').predict_in_threads(4, 0.3)
     assert n > 0 and findings == []
