@@ -104,20 +104,22 @@ def test_every_kind_of_finding_is_found(load, tmp_path):
         assert outcomes[number].kind == kind and outcomes[number].text.startswith(text), READERS[number]
 
 
+def _collect_and_occupy(path):
+    gc.collect()
+    np.ones(30_000_000)
+
+
 def test_memory_of_the_parent_hides_no_finding(load, tmp_path):
-    """Garbage of the parent that is collected while a file is read would outweigh what the file occupies."""
-
-    def collect_and_occupy(path):
-        gc.collect()
-        np.ones(30_000_000)
-
+    """Neither garbage, which is released while a file is read, nor free blocks of the heap, which are used again."""
     garbage = [np.ones(40_000_000)]
     garbage.append(garbage)
+    blocks = [np.ones(1000) for _ in range(40_000)]
+    end_of_the_heap = np.ones(1000)
     gc.disable()
     try:
-        del garbage
+        del garbage, blocks
         results = load('workers').run_cases(
-            lambda number: (tmp_path / 'file', collect_and_occupy, ()),
+            lambda number: (tmp_path / 'file', _collect_and_occupy, ()),
             range(1),
             warm_up=lambda: None,
             jobs=1,
@@ -127,6 +129,7 @@ def test_memory_of_the_parent_hides_no_finding(load, tmp_path):
         assert [outcome.text[:8] for _, outcome in results] == ['occupies']
     finally:
         gc.enable()
+    assert end_of_the_heap.all()
 
 
 def test_mutations_depend_on_the_seed_only(load):
