@@ -91,9 +91,9 @@ class Predictor:
         deleted (:mod:`mask_rcnn.ops.runtime.weight_cache`); each thread has its own.
 
         Several threads may call this method, :meth:`iter_detections` and :meth:`MaskRCNN.predict
-        <mask_rcnn.models.MaskRCNN.predict>` of one network at the same time.  The detections are those of one thread: to
-        the bit with ``OPENBLAS_NUM_THREADS=1``, otherwise up to the rounding of float32, because the number of OpenBLAS's
-        threads, and with it the order of its sums, depends on what the other threads compute.
+        <mask_rcnn.models.MaskRCNN.predict>` of one network at the same time.  The detections are those of one thread,
+        to the bit with ``OPENBLAS_NUM_THREADS=1`` and otherwise up to the rounding of float32: the number of OpenBLAS's
+        threads, and with it the order of its sums, depends on the computations of the other threads.
         Meanwhile no thread may change the network: its thresholds, its device or its parameters.  Settings in
         ``chainer.config`` hold for one thread; those of all threads are in ``chainer.global_config``.
 
