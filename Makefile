@@ -31,7 +31,7 @@ test: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: setup
-	$(RUN) -m pytest -m slow
+	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m slow
 
 gpu-check: setup
 	$(RUN) scripts/gpu_check.py --jobs $(JOBS)
