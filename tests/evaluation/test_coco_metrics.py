@@ -15,7 +15,7 @@ from mask_rcnn.evaluation import METRIC_NAMES, COCOEvaluator, Metrics, evaluate_
 from mask_rcnn.evaluation.coco import ResultsFileError
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import FileError
-from tests.support.models import small_model
+from tests.support.models import VERY_NARROW, small_model
 
 SHAPES = ShapesDataset(4, size=64)
 
@@ -374,11 +374,8 @@ def test_table_and_summary():
 # evaluate_model, with a randomly initialised network.
 
 
-NARROW = {'width': 0.25, 'fpn_channels': 16, 'rpn_channels': 16, 'head_channels': 32, 'mask_channels': 16}
-
-
 def make_model(norm):
-    return small_model('mobilenet_v1_fpn', class_names=SHAPES.class_names, norm=norm, **NARROW)
+    return small_model('mobilenet_v1_fpn', class_names=SHAPES.class_names, norm=norm, width=0.25, **VERY_NARROW)
 
 
 @pytest.fixture(scope='module')

@@ -10,8 +10,8 @@ __all__ = ['image']
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _short_resnet():
-    """Build ResNet-50 with one block per stage: these tests are about the code around the network."""
+def _narrow_resnet():
+    """Build narrow ResNets: these tests are about the code around the network."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_narrow_resnet(monkeypatch)
         yield
@@ -21,11 +21,10 @@ def _short_resnet():
 def small_model():
     """A small C4 network with named classes."""
     names = ('square', 'circle', 'triangle')
-    return models.small_model('resnet50', class_names=names, rpn_channels=32, mask_channels=16)
+    return models.small_model('resnet50', class_names=names, **models.VERY_NARROW)
 
 
 @pytest.fixture(scope='module')
 def small_fpn_model():
     """A small FPN network."""
-    channels = {'fpn_channels': 16, 'rpn_channels': 16, 'head_channels': 32, 'mask_channels': 16}
-    return models.small_model('resnet50_fpn', **channels)
+    return models.small_model('resnet50_fpn', **models.VERY_NARROW)

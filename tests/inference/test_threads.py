@@ -16,7 +16,7 @@ from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.rpn import RPN
 from mask_rcnn.ops.runtime.cache import LastValue
-from tests.support.models import small_model
+from tests.support.models import VERY_NARROW, small_model
 from tests.support.small_resnet import use_narrow_resnet
 
 N_THREADS = 8
@@ -76,7 +76,6 @@ def test_threads_do_not_evict_the_values_of_each_other():
         assert empty.get('c', lambda: 'new') == 'new'
 
 
-NARROW = {'fpn_channels': 16, 'rpn_channels': 16, 'head_channels': 32, 'mask_channels': 16}
 NETWORKS = {
     'C4': ('resnet50', {}),
     'keypoints': ('resnet50_fpn', {'n_keypoint': 3}),
@@ -94,7 +93,7 @@ def test_detections_equal_those_of_one_thread(name, rng, monkeypatch, frequent_s
     """To the bit, for images of different sizes."""
     use_narrow_resnet(monkeypatch)
     preset, fields = NETWORKS[name]
-    model = small_model(preset, **NARROW, **{'min_size': 32, 'rpn_pre_nms': 50, 'rpn_post_nms': 4, **fields})
+    model = small_model(preset, **VERY_NARROW, **{'min_size': 32, 'rpn_pre_nms': 50, 'rpn_post_nms': 4, **fields})
     images = [rng.randint(0, 256, (32 + 8 * i, 48, 3), np.uint8) for i in range(3)]
     expected = [to_arrays(detections) for detections in model.detect(images)]
     assert all(len(arrays[0]) for arrays in expected)
@@ -156,7 +155,7 @@ class StandInDevice(chainer.backend.CpuDevice):
 def test_the_device_of_the_network_is_the_current_one(rng, monkeypatch):
     """A new thread has the first GPU as its current one, wherever the network is."""
     use_narrow_resnet(monkeypatch)
-    model, device, depths = small_model('resnet50', **NARROW), StandInDevice(), []
+    model, device, depths = small_model('resnet50', **VERY_NARROW), StandInDevice(), []
     forward = model.forward
     monkeypatch.setattr(MaskRCNN, 'device', property(lambda self: device))
     monkeypatch.setattr(

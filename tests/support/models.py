@@ -21,6 +21,9 @@ SMALL = {
 #: Numbers of channels of narrow heads and of a narrow pyramid.
 NARROW = {'fpn_channels': 64, 'head_channels': 128, 'mask_channels': 64}
 
+#: The fewest channels, for tests of the code around the network.
+VERY_NARROW = {'fpn_channels': 16, 'rpn_channels': 16, 'head_channels': 32, 'mask_channels': 16}
+
 
 def small_model(preset='resnet50', **changes):
     """Build a network with random weights that detects something in every image; every call returns the same weights.
