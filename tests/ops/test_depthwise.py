@@ -72,9 +72,9 @@ def test_gradients_of_many_pixels(rng, emulator, monkeypatch, n, channels):
     """There are more filters than a GPU block sums, and more rows than partial sums."""
     x, W = arrays(rng, (12, 13), n=n, channels=channels)
     gy, pad = rng.uniform(-1, 1, x.shape).astype(np.float32), ((1, 1), (1, 1))
-    on_cpu = _grad_x_cpu(gy, W, 1, pad, x.shape), _grad_w_cpu(x, gy, 1, pad)
+    on_cpu = _grad_x_cpu(gy, W, 1, pad, x.shape), _grad_w_cpu(x, gy, 1, pad, x.dtype)
     monkeypatch.setattr(cuda_kernels, 'kernel', emulator.kernel)
-    on_gpu = _grad_x_gpu(gy, W, 1, pad, x.shape), _grad_w_gpu(x, gy, 1, pad)
+    on_gpu = _grad_x_gpu(gy, W, 1, pad, x.shape), _grad_w_gpu(x, gy, 1, pad, x.dtype)
     padded = np.pad(x.astype('d'), ((0, 0), (0, 0), *pad))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     rotated = W[:, :, ::-1, ::-1]
@@ -104,12 +104,29 @@ def test_any_memory_layout(backend, rng, layout):
     np.testing.assert_array_equal(backend.numpy(y), backend.numpy(expected))
 
 
+def test_float16_images_and_float32_filters(backend, rng):
+    """Mixed precision: the gradient of the filters is not rounded to float16, in which it would overflow here."""
+    images, W = arrays(rng, (6, 5))
+    x, pad = images.astype(np.float16), ((1, 1), (1, 1))
+    variables = [chainer.Variable(backend.array(a)) for a in (x, W)]
+    y = depthwise_convolution_2d(*variables, pad=pad)
+    y.grad = backend.array(np.full(y.shape, 6e4, np.float16))
+    y.backward()
+    gx, gw = (backend.numpy(variable.grad) for variable in variables)
+    assert (y.dtype, gx.dtype, gw.dtype) == (np.float16, np.float16, np.float32)
+    np.testing.assert_allclose(backend.numpy(y), reference(x.astype('d'), W.astype('d'), 1, pad), rtol=0, atol=4e-3)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x.astype('d'), ((0, 0), (0, 0), *pad)), (3, 3), (2, 3))
+    expected = float(np.float16(6e4)) * windows.sum(axis=(0, 2, 3))[:, None]
+    assert np.abs(expected).max() > np.finfo(np.float16).max
+    np.testing.assert_allclose(gw, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
 def test_the_gpu_implementation_returns_channels_last(emulator, monkeypatch, rng, dtype):
     monkeypatch.setattr(cuda_kernels, 'kernel', emulator.kernel)
     x, W = arrays(rng, (6, 5), dtype)
     pad = ((0, 1), (0, 1))
-    y, gw = _forward_gpu(x, W, 2, pad), _grad_w_gpu(x, _forward_gpu(x, W, 2, pad), 2, pad)
+    y, gw = _forward_gpu(x, W, 2, pad), _grad_w_gpu(x, _forward_gpu(x, W, 2, pad), 2, pad, dtype)
     gx = _grad_x_gpu(y, W, 2, pad, x.shape)
     assert y.transpose(0, 2, 3, 1).flags.c_contiguous and gx.transpose(0, 2, 3, 1).flags.c_contiguous
     assert gw.flags.c_contiguous and y.dtype == gx.dtype == gw.dtype == dtype

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import chainer
 import numpy as np
+from chainer.utils import type_check
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.runtime import cuda_kernels
@@ -47,7 +48,7 @@ def depthwise_convolution_2d(x: Array, W: Array, *, stride: int = 1, pad: Pad) -
 
     Args:
         x: Images ``(N, C, H, W)``, floating point, array or variable.
-        W: Filters ``(C, 1, 3, 3)`` of the same type.
+        W: Filters ``(C, 1, 3, 3)`` of the same type, or float32 for float16 images; their gradient has their type.
         stride: Step of the windows in both directions.
         pad: Zeros ``((top, bottom), (left, right))`` around the images; see :func:`same_padding`.
 
@@ -88,8 +89,10 @@ class DepthwiseFunction(chainer.FunctionNode):
         self.stride, self.pad = stride, pad
 
     def check_type_forward(self, in_types):
-        expect, x, W = chainer.utils.type_check.expect, in_types[0], in_types[1]
-        expect(x.dtype.kind == 'f', W.dtype == x.dtype, x.ndim == 4, W.ndim == 4)
+        expect, evaluate, x, W = type_check.expect, type_check.eval, in_types[0], in_types[1]
+        expect(x.dtype.kind == 'f', x.ndim == 4, W.ndim == 4)
+        if (evaluate(x.dtype), evaluate(W.dtype)) != (np.float16, np.float32):
+            expect(W.dtype == x.dtype)
         expect(W.shape[0] == x.shape[1], W.shape[1] == 1, W.shape[2] == _KSIZE, W.shape[3] == _KSIZE)
 
     def forward_cpu(self, inputs):
@@ -109,7 +112,7 @@ class DepthwiseFunction(chainer.FunctionNode):
         if 0 in indexes:
             gradients.append(DepthwiseGradX(self.stride, self.pad, x.shape).apply((gy, W))[0])
         if 1 in indexes:
-            gradients.append(DepthwiseGradW(self.stride, self.pad).apply((x, gy))[0])
+            gradients.append(DepthwiseGradW(self.stride, self.pad, W.dtype).apply((x, gy))[0])
         return gradients
 
 
@@ -136,25 +139,25 @@ class DepthwiseGradX(chainer.FunctionNode):
         if 0 in indexes:
             gradients.append(depthwise_convolution_2d(ggx, W, stride=self.stride, pad=self.pad))
         if 1 in indexes:
-            gradients.append(DepthwiseGradW(self.stride, self.pad).apply((ggx, gy))[0])
+            gradients.append(DepthwiseGradW(self.stride, self.pad, W.dtype).apply((ggx, gy))[0])
         return gradients
 
 
 class DepthwiseGradW(chainer.FunctionNode):
-    """The gradient with respect to the filters."""
+    """The gradient with respect to the filters, of their type."""
 
-    def __init__(self, stride: int, pad: Pad):
-        self.stride, self.pad = stride, pad
+    def __init__(self, stride: int, pad: Pad, dtype: np.dtype):
+        self.stride, self.pad, self.dtype = stride, pad, dtype
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
         x, gy = inputs
-        return (_grad_w_cpu(x, gy, self.stride, self.pad),)
+        return (_grad_w_cpu(x, gy, self.stride, self.pad, self.dtype),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
         x, gy = inputs
-        return (_grad_w_gpu(x, gy, self.stride, self.pad),)
+        return (_grad_w_gpu(x, gy, self.stride, self.pad, self.dtype),)
 
     def backward(self, indexes, grad_outputs):
         x, gy = self.get_retained_inputs()
@@ -199,7 +202,7 @@ def _map_gpu(name, x, W, shape, geometry):
     return as_nchw(y).astype(x.dtype, order='K', copy=False)
 
 
-def _grad_w_gpu(x, gy, stride, pad):
+def _grad_w_gpu(x, gy, stride, pad, w_dtype):
     xp, dtype = get_array_module(x), compute_dtype(x.dtype)
     n_images, n_channels, out_height = gy.shape[:3]
     grid = -(-n_channels // _BLOCK_FILTERS), max(min(n_images * out_height, _MAX_PARTIAL_SUMS), 1)
@@ -215,7 +218,7 @@ def _grad_w_gpu(x, gy, stride, pad):
             partial_sums,
         ),
     )
-    gw = xp.ascontiguousarray(partial_sums.sum(axis=0).T, x.dtype)
+    gw = xp.ascontiguousarray(partial_sums.sum(axis=0).T, w_dtype)
     return gw.reshape(n_channels, 1, _KSIZE, _KSIZE)
 
 
@@ -246,11 +249,11 @@ def _grad_x_cpu(gy, W, stride, pad, shape):
     return as_images(gx).astype(gy.dtype, copy=False)
 
 
-def _grad_w_cpu(x, gy, stride, pad):
+def _grad_w_cpu(x, gy, stride, pad, w_dtype):
     images, gradients = (channels_first(array, compute_dtype(array.dtype)) for array in (x, gy))
     gw = np.empty((x.shape[1], 1, _KSIZE, _KSIZE), images.dtype)
     parallel_for(lambda start, stop: _grad_w_channels(images, gradients, stride, pad, gw, start, stop), x.shape[1])
-    return gw.astype(x.dtype, copy=False)
+    return gw.astype(w_dtype, copy=False)
 
 
 def _contiguous(array):
