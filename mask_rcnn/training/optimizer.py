@@ -20,12 +20,17 @@ _NORM_PARAMETERS = ('scale', 'bias', 'gamma', 'beta')
 _CORRECTION_THRESHOLD = 1.1
 _CORRECTION_MIN_RATE = 1e-7
 
+#: The smallest loss scale of dynamic loss scaling.  A float16 gradient that overflows with it exceeds 4e9 without it.
+MIN_LOSS_SCALE = 2.0**-16
+
 
 class MomentumSGD(optimizers.MomentumSGD):
-    """Chainer's momentum SGD with one overflow check per update.
+    """Chainer's momentum SGD with one overflow check per update, and a dynamic loss scale that may be below 1.
 
     To skip an update whose float16 gradients have overflowed, Chainer synchronises with the GPU and warns once for
-    each parameter.
+    each parameter.  Its loss scale is at least 1, with which the gradient of a small network can overflow in every
+    iteration: batch normalisation over a few equal values multiplies gradients by up to ``eps ** -0.5``, about 300, in
+    each layer.
     """
 
     target: chainer.Link  # set by setup()
@@ -55,6 +60,20 @@ class MomentumSGD(optimizers.MomentumSGD):
         self._loss_scaling_isnan = self._loss_scaling_is_dynamic and not math.isfinite(self.grad_norm)
         if self._loss_scaling_isnan:
             self._loss_scaling_isnan_ever = True
+
+    def update_loss_scale(self) -> None:
+        """Halve a dynamic loss scale after an overflow, down to :data:`MIN_LOSS_SCALE`, or raise it as Chainer does."""
+        scale = self._loss_scale or 1.0
+        if self._loss_scaling_is_dynamic and (self.last_update_skipped or scale < 1):
+            factor = 0.5 if self.last_update_skipped else self._loss_scaling_multiplier
+            self._loss_scale = max(scale * factor, MIN_LOSS_SCALE)
+        else:
+            super().update_loss_scale()
+
+    @property
+    def may_overflow(self) -> bool:
+        """True if a gradient that is not finite is skipped because a smaller loss scale may prevent it."""
+        return self._loss_scaling_is_dynamic and (self._loss_scale or 1.0) > MIN_LOSS_SCALE
 
     def serialize(self, serializer: chainer.Serializer | chainer.Deserializer) -> None:
         super().serialize(serializer)

@@ -59,7 +59,8 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         optimizer: Its target is called with a list of examples and returns their mean loss.
         subdivisions: Number of parts; at most one for each example of a batch.
         loss_scale: Multiplier of the loss in the backward pass, for float16 gradients.  ``'dynamic'`` searches for the
-            largest factor without overflow and skips updates that overflow, with one log line each.
+            largest factor without overflow and skips updates that overflow, with one log line each.  It is an error
+            if the gradient overflows with :data:`~mask_rcnn.training.optimizer.MIN_LOSS_SCALE`.
         communicator: Averages gradients and reported values over processes; ``None`` for one process.
         device: Device to move the target to; ``None`` does not move it.
         sum_images: The dialect's ``training.sum_images``.
@@ -131,7 +132,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         self.communicator.mean_gradients(optimizer.target)
         reports['grad_norm'] = optimizer.compute_grad_norm()
         reports = self.communicator.mean(reports)
-        self._check(reports, batch, dynamic=optimizer._loss_scaling_is_dynamic)
+        self._check(reports, batch, optimizer)
         return reports
 
     def update_core(self) -> None:
@@ -163,13 +164,14 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
             del loss  # frees the part's activations before those of the next part are allocated
         return means
 
-    def _check(self, reports: Mapping[str, float], batch: Sequence, *, dynamic: bool) -> None:
-        """Raise if a loss is not finite, or the gradient without dynamic loss scaling."""
+    def _check(self, reports: Mapping[str, float], batch: Sequence, optimizer: MomentumSGD) -> None:
+        """Raise if a loss is not finite, or if the gradient is not and no smaller loss scale may help."""
         losses = {name.rsplit('/', 1)[-1]: value for name, value in reports.items() if name.endswith('loss')}
         bad = [f'{name} is {value}' for name, value in losses.items() if not np.isfinite(value)]
         bad = [line for line in bad if not line.startswith('loss ')] or bad  # the terms rather than their sum
-        if not bad and not dynamic and not np.isfinite(reports['grad_norm']):
-            bad = [f'the gradient is {reports["grad_norm"]}']
+        if not bad and not np.isfinite(reports['grad_norm']) and not optimizer.may_overflow:
+            with_scale = '' if optimizer._loss_scale is None else f' with the loss scale {optimizer._loss_scale:g}'
+            bad = [f'the gradient is {reports["grad_norm"]}{with_scale}']
         if bad:
             gathered = self.communicator.gather([str(example.name) for example in batch])
             names = [name for process in self.communicator.broadcast_object(gathered) for name in process]

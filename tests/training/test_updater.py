@@ -185,6 +185,55 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(tmp_path)
     assert all((after[path] == before[path]).all() for path in after)
 
 
+class Steep(chainer.FunctionNode):
+    """The identity with a gradient of 2048 instead of 1, computed in float16."""
+
+    def forward(self, inputs):
+        return inputs
+
+    def backward(self, indexes, grad_outputs):
+        return (grad_outputs[0] * np.float16(2048),)
+
+
+class SteepChain(TinyTrainChain):
+    """A chain whose loss has the derivative ``2048 ** n_steps`` with respect to ``model/out/b``."""
+
+    def __init__(self, n_steps):
+        super().__init__(np.float16)
+        self.n_steps = n_steps
+
+    def forward(self, rows):
+        b = self.model.out.b
+        for _ in range(self.n_steps):
+            (b,) = Steep().apply((b,))
+        return super().forward(rows) + chainer.functions.sum(chainer.functions.cast(b, np.float32))
+
+
+@pytest.mark.filterwarnings('ignore:overflow encountered:RuntimeWarning')
+def test_a_gradient_that_overflows_without_scaling_is_scaled_down(tmp_path, caplog):
+    """With Chainer's minimum of 1, every update of such a network is skipped."""
+    optimizer = float16_optimizer(SteepChain(2))
+    trainer = make_trainer(tmp_path, optimizer=optimizer, loss_scale='dynamic', rate=1e-9, stop=(8, 'iteration'))
+    trainer.run()
+    assert [record.getMessage().rsplit(' ', 1)[1] for record in caplog.records] == [
+        f'{2.0**-k:g}' for k in range(1, 8)
+    ]  # 2 ** 22 * 2 ** -6 is above 65504
+    assert 2**-7 < optimizer._loss_scale < 2**-6 and not optimizer.last_update_skipped
+    np.testing.assert_allclose(optimizer.target.model.out.b.update_rule.state['v'], -2e-9 * 2**22, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings('ignore:overflow encountered:RuntimeWarning')
+def test_a_gradient_that_always_overflows_stops_the_run(tmp_path):
+    """Otherwise the run would go on without a single update."""
+    optimizer = float16_optimizer(SteepChain(3))
+    before = arrays(optimizer.target)
+    trainer = make_trainer(tmp_path, optimizer=optimizer, loss_scale='dynamic', stop=(50, 'iteration'))
+    with pytest.raises(NonFiniteLossError, match='^iteration 17: the gradient is inf with the loss scale 1.52588e-05;'):
+        trainer.run(show_loop_exception_msg=False)
+    after = arrays(optimizer.target)
+    assert all((after[path] == before[path]).all() for path in after)
+
+
 class TwoProcesses(Communicator):
     """A communicator of two processes, the other of which has twice the gradients and values."""
 
