@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import os
@@ -13,14 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from mask_rcnn.datasets.annotation_values import id_order, read_id
 from mask_rcnn.datasets.coco_annotations import clean_ground_truth
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.evaluation.metrics import BOXES, KEYPOINTS, KINDS, MASKS, Kind, Metrics
+from mask_rcnn.evaluation.quiet_pycocotools import COCO, COCOeval
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import FileError, open_for_writing
 from mask_rcnn.models import MaskRCNN
@@ -178,17 +175,16 @@ class COCOEvaluator:
 
     def _evaluate_kind(self, kind: Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return COCO's metrics of one kind and the AP of each class."""
-        with _stdout_to_log():
-            truth = self._to_coco([a for a in self._ground_truth['annotations'] if kind.key in a])
-            results = [self._with_numbers(result) for result in _select_kind(self.results(), kind)]
-            evaluation = COCOeval(truth, truth.loadRes(results) if results else self._to_coco([]), kind.name)
-            evaluation.params.imgIds = sorted(self._image_numbers[image_id] for image_id in self._results)
-            evaluation.params.catIds = [self._category_numbers[category] for category in self.category_ids]
-            if kind != KEYPOINTS:
-                evaluation.params.maxDets = [min(count, self._max_detections) for count in (1, 10)]
-                evaluation.params.maxDets.append(self._max_detections)
-            evaluation.evaluate()
-            evaluation.accumulate()
+        truth = self._to_coco([a for a in self._ground_truth['annotations'] if kind.key in a])
+        results = [self._with_numbers(result) for result in _select_kind(self.results(), kind)]
+        evaluation = COCOeval(truth, truth.loadRes(results) if results else self._to_coco([]), kind.name)
+        evaluation.params.imgIds = sorted(self._image_numbers[image_id] for image_id in self._results)
+        evaluation.params.catIds = [self._category_numbers[category] for category in self.category_ids]
+        if kind != KEYPOINTS:
+            evaluation.params.maxDets = [min(count, self._max_detections) for count in (1, 10)]
+            evaluation.params.maxDets.append(self._max_detections)
+        evaluation.evaluate()
+        evaluation.accumulate()
         order = [evaluation.params.catIds.index(self._category_numbers[category]) for category in self.category_ids]
         # Axes of precision: IoU threshold, recall, class, size (0: all), number of detections per image (-1: largest).
         per_class = [_mean_of_valid(evaluation.eval['precision'][:, :, k, 0, -1]) for k in order]
@@ -397,12 +393,3 @@ def _summarize(evaluation: COCOeval, kind: Kind) -> tuple[float, ...]:
 def _mean_of_valid(array: np.ndarray) -> float:
     valid = array[array > -1]
     return float(valid.mean()) if valid.size else -1.0
-
-
-@contextlib.contextmanager
-def _stdout_to_log() -> Iterator[None]:
-    """Redirect stdout, to which pycocotools prints, to the log."""
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        yield
-    _logger.debug('%s', output.getvalue())

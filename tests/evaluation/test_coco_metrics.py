@@ -1,6 +1,9 @@
 """COCO's metrics for boxes and masks, and the evaluation of a model."""
 
 import json
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import chainer
 import numpy as np
@@ -507,3 +510,29 @@ def test_results_that_cannot_be_written_do_not_lose_the_metrics(model, tmp_path)
             evaluate_model(model, SHAPES, results_file=file, indices=indices, comm=comm)
     assert sent == [None, caught.value.metrics]
     assert caught.value.metrics == evaluate_model(model, SHAPES, progress=False, indices=indices)
+
+
+def test_evaluations_in_threads_leave_stdout_alone(monkeypatch, capsys, caplog):
+    """Before, two evaluations that overlapped left stdout redirected, and lines of other threads were lost."""
+    before, seen, interval = sys.stdout, set(), sys.getswitchinterval()
+    size, annotations = (64, 64), SHAPES[0].annotations
+    ground_truth = SHAPES.ground_truth()
+    image_id = SHAPES[0].image_id
+
+    def evaluate(_):
+        evaluator = COCOEvaluator(ground_truth, class_names=SHAPES.class_names, category_ids=SHAPES.category_ids)
+        evaluator.add(image_id, perfect(annotations, size))
+        seen.add(sys.stdout)
+        return evaluator.evaluate()
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool, caplog.at_level(logging.DEBUG, logger='mask_rcnn'):
+            futures = [pool.submit(evaluate, i) for i in range(8)]
+            while not all(future.done() for future in futures):
+                seen.add(sys.stdout)
+    finally:
+        sys.setswitchinterval(interval)
+    assert seen == {before} and sys.stdout is before and capsys.readouterr() == ('', '')
+    assert len({future.result() for future in futures}) == 1
+    assert 'Running per image evaluation...' in [record.getMessage() for record in caplog.records]
