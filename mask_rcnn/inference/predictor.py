@@ -207,7 +207,7 @@ class Predictor:
                 chainer.using_config('train', False),
                 chainer.no_backprop_mode(),
                 cache_weights(),
-                np.errstate(over='ignore', invalid='ignore'),  # weights of damaged files
+                np.errstate(all='ignore'),  # whatever the caller's settings, also for weights of damaged files
             ):
                 x = xs[0] if len(xs) == 1 else network.xp.concatenate(xs)
                 if not uses_padding(network.device):

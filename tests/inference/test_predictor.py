@@ -47,6 +47,20 @@ def test_consecutive_images_of_one_size_form_a_batch(name, rng, request, monkeyp
     assert list(map(len, masks)) == list(map(len, labels)) == list(map(len, scores)) == list(map(len, alone[:3]))
 
 
+def test_detections_do_not_depend_on_the_callers_error_settings(small_model, image, monkeypatch):
+    """The exponentials of sharp scores underflow; before, ``np.seterr(all='raise')`` made that an error."""
+    score = small_model.box_head.score.W
+    monkeypatch.setattr(score, 'array', score.array * 1000)
+    (expected,) = small_model.detect([image])
+    with np.errstate(all='raise'):
+        settings = np.geterr()
+        (detections,) = small_model.detect([image])
+        detections.draw(np.zeros((*detections.size, 3), np.uint8))
+        assert np.geterr() == settings
+    np.testing.assert_array_equal(detections.scores, expected.scores)
+    np.testing.assert_array_equal(detections.masks, expected.masks)
+
+
 class BrightnessNetwork(chainer.Chain):
     """A network with one detection per image, whose score is the brightness of the image; it needs no time.
 
