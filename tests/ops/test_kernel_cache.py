@@ -33,10 +33,10 @@ def new_messages():
 def load(tmp_path, monkeypatch):
     """Return a function that loads the kernel as a new process would."""
     monkeypatch.setattr(numba.config, 'CACHE_DIR', str(tmp_path / 'cache'))
-    (tmp_path / 'kernels.py').write_text(SOURCE)
+    (tmp_path / 'cached_kernels.py').write_text(SOURCE)
 
     def load():
-        spec = importlib.util.spec_from_file_location('kernels', tmp_path / 'kernels.py')
+        spec = importlib.util.spec_from_file_location('cached_kernels', tmp_path / 'cached_kernels.py')
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module.triple
@@ -59,24 +59,19 @@ def test_a_kernel_is_compiled_once(load, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize('suffix', ['.nbi', '.nbc'])
-def test_a_damaged_file_is_replaced(load, tmp_path, caplog, suffix):
+def test_a_damaged_file_is_replaced(load, tmp_path, caplog):
     hits(load())
-    (path,) = files(tmp_path, suffix)
+    (path,) = files(tmp_path, '.nbc')
     good = path.read_bytes()
     middle = bytearray(good)
-    middle[len(good) // 2] ^= 255  # machine code, in the file of a kernel
-    damaged = [b'', bytes(100), b'garbage\n', good + b'more' if suffix == '.nbi' else good[:-1], *truncations(good, 4)]
-    for content in damaged + [bytes(middle)] * (suffix == '.nbc'):
+    middle[len(good) // 2] ^= 255  # machine code
+    for content in (b'', bytes(100), b'garbage\n', good[:-1], good + b'x', bytes(middle), *truncations(good, 4)):
         kernel_cache._warn_once.cache_clear()
         caplog.clear()
         path.write_bytes(content)
-        is_harmless = suffix == '.nbi' and content.startswith(good)  # the rest of a pickle is not read
-        assert hits(load()) == is_harmless, content[:10]
-        lines = [record.getMessage() for record in caplog.records]
-        assert len(lines) == 1 - is_harmless and all(
-            line.startswith(f'the CPU kernels in {path.parent} are damaged') and '\n' not in line for line in lines
-        )
+        assert hits(load()) == 0, content[:10]
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line.startswith(f'the CPU kernels in {path.parent} are damaged') and '\n' not in line
         assert hits(load()) == 1, 'the damaged file was not replaced'
 
 
@@ -85,8 +80,76 @@ def test_a_kernel_of_another_signature_is_not_run(load, tmp_path):
     kernel = load()
     kernel(2), kernel(2.5)
     first, second = files(tmp_path, '.nbc')
-    second.write_bytes(first.read_bytes())
-    assert load()(2.5) == 7.5
+    contents = first.read_bytes(), second.read_bytes()
+    for path, content in zip((second, first), contents, strict=True):
+        path.write_bytes(content)
+    assert (load()(2), load()(2.5)) == (6, 7.5)
+
+
+def change_source(tmp_path, name, old, new):
+    """Change a source file, whose size and time Numba takes for its content."""
+    path = tmp_path / f'{name}.py'
+    path.write_text(path.read_text().replace(old, new))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+
+
+def test_a_kernel_of_an_old_source_file_is_not_run_after_a_full_disk(load, tmp_path, monkeypatch):
+    """Numba had stored the new index, so the next process ran the old kernel."""
+    assert hits(load()) == 0
+    change_source(tmp_path, 'cached_kernels', '3 * x', '4 * x')
+    open_for_write = caching.IndexDataCacheFile._open_for_write
+
+    def full(self, path):
+        if path.endswith('.nbc'):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        return open_for_write(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caching.IndexDataCacheFile, '_open_for_write', full)
+        assert load()(2) == 8
+    assert load()(2) == 8
+    kernel = load()
+    assert kernel(2) == 8 and sum(kernel.stats.cache_hits.values()) == 1
+
+
+def test_a_kernel_that_calls_a_changed_kernel_of_another_file_is_compiled_again(load, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'called_kernels.py').write_text(SOURCE)
+    (tmp_path / 'cached_kernels.py').write_text(
+        SOURCE.replace('jit\n', 'jit\nfrom called_kernels import triple as called\n', 1).replace('3 * x', 'called(x)')
+    )
+    assert (hits(load()), hits(load())) == (0, 1)
+    change_source(tmp_path, 'called_kernels', '3 * x', '4 * x')
+    monkeypatch.delitem(sys.modules, 'called_kernels')
+    importlib.invalidate_caches()
+    kernel = load()
+    assert kernel(2) == 8 and not kernel.stats.cache_hits
+
+
+def test_processes_that_compile_at_the_same_time_keep_both_kernels(load, monkeypatch, caplog):
+    """Numba numbers the files of a function: the kernels of two signatures got the same name."""
+    open_for_write, others = caching.IndexDataCacheFile._open_for_write, [2.5]
+
+    def compile_another_first(self, path):
+        if others:
+            load()(others.pop())
+        return open_for_write(self, path)
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, '_open_for_write', compile_another_first)
+    load()(2)
+    kernel = load()
+    assert (kernel(2), kernel(2.5)) == (6, 7.5)
+    assert sum(kernel.stats.cache_hits.values()) == 2 and not caplog.records
+
+
+def test_kernels_of_an_explicit_recompilation_are_stored_again(load, tmp_path):
+    kernel = load()
+    hits(kernel)
+    (path,) = files(tmp_path, '.nbc')
+    (path.parent / 'other.nbc').touch()
+    before = path.stat().st_mtime_ns
+    kernel.recompile()
+    assert path.stat().st_mtime_ns > before and (path.parent / 'other.nbc').exists() and hits(load()) == 1
 
 
 def test_files_of_another_version_are_compiled_again_without_a_word(load, monkeypatch, caplog):
@@ -109,23 +172,38 @@ def test_a_full_disk_costs_only_the_cache(load, tmp_path, monkeypatch, caplog):
 
 def test_a_cache_that_cannot_be_read_costs_only_time(load, tmp_path, caplog):
     hits(load())
-    (index,) = files(tmp_path, '.nbi')
-    index.unlink()
-    index.mkdir()
+    (path,) = files(tmp_path, '.nbc')
+    path.unlink()
+    path.mkdir()
     assert hits(load()) == 0
     (record,) = caplog.records
-    assert f'CPU kernels cannot be cached in {index.parent} (Is a directory)' in record.getMessage()
+    assert f'CPU kernels cannot be cached in {path.parent} (Is a directory)' in record.getMessage()
 
 
 def test_without_a_folder_every_process_compiles(load, tmp_path, monkeypatch, caplog):
     (tmp_path / 'file').write_text('')
     monkeypatch.setattr(numba.config, 'CACHE_DIR', str(tmp_path / 'file'))
-    monkeypatch.setattr(caching.CacheImpl, '_locator_classes', [caching.UserProvidedCacheLocator])
+    monkeypatch.setattr(kernel_cache._KernelFiles, '_locator_classes', [caching.UserProvidedCacheLocator])
+    (tmp_path / 'cached_kernels.py').write_text(SOURCE + SOURCE[SOURCE.index('@') :].replace('triple', 'again'))
     kernel = load()
     assert not caplog.records  # only when a kernel is compiled
-    assert hits(kernel) == 0
+    assert hits(kernel) == 0 and kernel.py_func.__globals__['again'](2) == 6
+    (record,) = caplog.records  # one line for both kernels
+    assert 'no folder for the compiled CPU kernels' in record.getMessage()
+
+
+def test_a_user_without_home_gets_no_folder_named_tilde(load, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(numba.config, 'CACHE_DIR', '')
+    monkeypatch.setattr(kernel_cache._KernelFiles, '_locator_classes', kernel_cache._KernelFiles._locator_classes[2:])
+    monkeypatch.setattr('os.path.expanduser', lambda path: path)  # as for an unknown user without $HOME
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert hits(load()) == 0
     (record,) = caplog.records
     assert 'no folder for the compiled CPU kernels' in record.getMessage()
+    assert [path.name for path in tmp_path.iterdir() if path.name != '__pycache__'] == ['cached_kernels.py']
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    assert (hits(load()), hits(load())) == (0, 1)
 
 
 def test_all_kernels_of_the_package_use_the_cache():

@@ -1,48 +1,101 @@
-"""The cache of compiled CPU kernels on disk: a fault of the cache never ends a program.
+"""The cache of compiled CPU kernels on disk: a fault of the cache never ends a program or changes a result.
 
 Numba's cache raises whatever reading a damaged file or writing to a full disk raises, and it runs machine code from its
-files without a check.  Here a kernel that cannot be read, or whose checksum is wrong, is compiled and stored again,
-and a kernel that cannot be stored is compiled by each process; one line names the folder.
+files without a check.  Its index of a function's kernels is written before the kernel: after a full disk or a crash in
+between, the index of a new source file refers to the kernel of the old one.  It does not know of kernels in other
+source files that a kernel calls, and two processes that compile for different signatures overwrite each other's kernel.
+
+Here each kernel has a file of its own without an index, with a stamp of all that determines it and a checksum.  A
+kernel that cannot be read, or whose checksum is wrong, is compiled and stored again, and a kernel that cannot be stored
+is compiled by each process; one line names the folder.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
+import os
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from numba.core import caching
+from numba.core.dispatcher import Dispatcher
 
 _logger = logging.getLogger(__name__)
 
+_HASH_SIZE = 32
 _ADVICE = 'every process compiles them again (NUMBA_CACHE_DIR may name another folder)'
 
 
+class _UserFolder(caching.UserWideCacheLocator):
+    """The cache folder of the user; Numba's locator makes a folder ``~`` in the current one for a user without home."""
+
+    def ensure_cache_path(self) -> None:
+        if not os.path.isabs(self.get_cache_path()):
+            raise FileNotFoundError('the user has no home folder')
+        super().ensure_cache_path()
+
+
+_LOCATORS = [
+    _UserFolder if locator is caching.UserWideCacheLocator else locator
+    for locator in caching.CacheImpl._locator_classes
+]
+
+
 class _KernelFiles(caching.CompileResultCacheImpl):
+    _locator_classes = _LOCATORS
+
     def get_filename_base(self, fullname: str, abiflags: str) -> str:
-        """Return a name that files of Numba's cache without checksums do not have."""
+        """Return a name that files of Numba's cache do not have."""
         return f'{super().get_filename_base(fullname, abiflags)}.checked'
 
 
 class _CheckedFiles(caching.IndexDataCacheFile):
-    """The files of one function, with a checksum of each kernel and its signature."""
+    """The files of one function, one for each signature and processor.
+
+    A file contains a checksum of the rest, the stamp, and the kernel.
+
+    Args:
+        folder: The folder of the files.
+        base: The first part of their names.
+        source_stamps: Returns the stamps of all source files that the kernel was compiled from.
+    """
+
+    def __init__(self, folder: str, base: str, source_stamps: Callable[[], list]):
+        super().__init__(folder, base, None)
+        self._base = base
+        self._source_stamps = source_stamps
 
     def save(self, key: Any, data: Any) -> None:
-        kernel = self._dump(data)
-        super().save(key, (_checksum(key, kernel), kernel))
+        content = self._stamp(key) + self._dump(data)
+        with self._open_for_write(self._path(key)) as file:
+            file.write(_sha256(content) + content)
 
     def load(self, key: Any) -> Any:
-        entry = super().load(key)
-        if entry is None:
+        try:
+            content = Path(self._path(key)).read_bytes()
+        except FileNotFoundError:
             return None
-        checksum, kernel = entry
-        if checksum != _checksum(key, kernel):
+        checksum, stamp, kernel = content[:_HASH_SIZE], content[_HASH_SIZE : 2 * _HASH_SIZE], content[2 * _HASH_SIZE :]
+        if checksum != _sha256(stamp + kernel):
             raise ValueError('wrong checksum')
-        return pickle.loads(kernel)
+        return pickle.loads(kernel) if stamp == self._stamp(key) else None
+
+    def flush(self) -> None:
+        for path in Path(self._cache_path).iterdir():
+            if path.name.startswith(f'{self._base}.') and path.suffix == '.nbc':
+                path.unlink(missing_ok=True)
+
+    def _path(self, key: Any) -> str:
+        """Return the path of a kernel; another version of the source file has the same one."""
+        signature, processor, *_ = key
+        return self._data_path(f'{self._base}.{_sha256(repr((signature, processor)).encode()).hex()[:16]}.nbc')
+
+    def _stamp(self, key: Any) -> bytes:
+        return _sha256(repr((self._version, self._source_stamps(), key)).encode())
 
 
 class KernelCache(caching.FunctionCache):
@@ -59,7 +112,8 @@ class KernelCache(caching.FunctionCache):
 
     def __init__(self, function: Callable):
         super().__init__(function)
-        self._cache_file = _CheckedFiles(self._cache_path, self._impl.filename_base, self._cache_file._source_stamp)
+        self.source_stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _CheckedFiles(self._cache_path, self._impl.filename_base, self._source_stamps)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the kernel of a signature, or ``None`` if the cache does not contain it or is damaged."""
@@ -67,9 +121,7 @@ class KernelCache(caching.FunctionCache):
             return super().load_overload(sig, target_context)
         except OSError as error:
             self._warn_of(error)
-        except Exception as error:  # unpickling a damaged file raises errors of any type
-            with contextlib.suppress(OSError):
-                self.flush()
+        except Exception as error:  # unpickling may raise errors of any type
             _warn_once(f'the CPU kernels in {self.cache_path} are damaged ({_reason(error)}) and are compiled again')
         return None
 
@@ -79,6 +131,18 @@ class KernelCache(caching.FunctionCache):
             super().save_overload(sig, data)
         except Exception as error:
             self._warn_of(error)
+
+    def _source_stamps(self) -> list:
+        """Return the stamps of the source files of the function and of all kernels that it calls."""
+        stamps, seen, pending = [self.source_stamp], set(), [self._py_func]
+        while pending:
+            function = pending.pop()
+            seen.add(function)
+            for value in map(function.__globals__.get, function.__code__.co_names):
+                if isinstance(value, Dispatcher) and value.py_func not in seen:
+                    pending.append(value.py_func)
+                    stamps.append(getattr(getattr(value, '_cache', None), 'source_stamp', None))
+        return stamps
 
     def _warn_of(self, error: Exception) -> None:
         _warn_once(f'CPU kernels cannot be cached in {self.cache_path} ({_reason(error)}); {_ADVICE}')
@@ -103,12 +167,14 @@ def make_cache(function: Callable) -> KernelCache | NoKernelCache:
     """Return the cache of a function, or one that stores nothing if no folder can hold it."""
     try:
         return KernelCache(function)
+    except RuntimeError:  # its message names the function, but all functions need one warning
+        return NoKernelCache('neither __pycache__ nor the cache folder of the user is writable')
     except Exception as error:
         return NoKernelCache(_reason(error))
 
 
-def _checksum(key: Any, kernel: bytes) -> bytes:
-    return hashlib.sha256(repr(key).encode() + kernel).digest()
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _reason(error: Exception) -> str:
