@@ -1,9 +1,11 @@
 """Tests of configurations and dialects: values, validation and plain data."""
 
+import copy
 import dataclasses
 import fractions
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -71,8 +73,30 @@ def test_a_letterbox_must_be_a_multiple_of_the_coarsest_stride():
 def test_unknown_fields_and_dialects_are_rejected():
     with pytest.raises(ValueError, match="unknown configuration fields: 'depth'"):
         Config.from_dict({'depth': 50})
-    with pytest.raises(ValueError, match="unknown dialect 'klingon'"):
+    with pytest.raises(ValueError, match="^unknown dialect 'klingon'; expected one of detectron, dena, "):
         Config.from_dict({'dialect': 'klingon'})
+
+
+@pytest.mark.parametrize('data', [None, 5, 'x', [], ['masks'], b'', {1: 2, 'x': 3, None: 4}, {'dialect': 'a' * 9999}])
+def test_data_that_are_no_configuration_are_rejected_with_one_line(data):
+    with pytest.raises(ValueError, match='^(must be values by field name, not|unknown (conf|dialect))') as caught:
+        Config.from_dict(data)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize('value', [PRESETS['resnet101_fpn'].replace(n_fg_class=3), DENA, DENA.boxes])
+def test_copies_and_unpickled_instances_are_checked(value):
+    """Pickles of other versions or programs may contain any value."""
+    for same in (copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
+        assert same == value and hash(same) == hash(value)
+    name = dataclasses.fields(value)[0].name
+    for state in ({**vars(value), name: math.nan}, {**vars(value), name: None}):
+        damaged = object.__new__(type(value))
+        vars(damaged).update(state)
+        with pytest.raises(ValueError, match=f'^{name} must be '):
+            pickle.loads(pickle.dumps(damaged))
+        with pytest.raises(ValueError, match=f'^{name} must be '):
+            copy.deepcopy(damaged)
 
 
 def test_a_network_in_the_dialect_of_another_program():
@@ -113,7 +137,18 @@ def test_the_thresholds_of_pictures():
 #: Values that no field accepts, whatever its type.
 NEVER_VALID = [
     *(math.nan, math.inf, -math.inf, -1, -0.5, 10**400, 10**9 + 0.5, 1j, None, 'x', '1', b'1', '', (), [], {}, {1}),
-    *(np.nan, np.float32('inf'), np.array(3.0), np.ones((2, 2)), [[1]], ['1'], [math.nan], (1, None), range(3)),
+    *(
+        np.nan,
+        np.float32('inf'),
+        np.array(3.0),
+        np.ones((2, 2)),
+        np.timedelta64(8, 's'),
+        [[1]],
+        ['1'],
+        [math.nan],
+        (1, None),
+        range(3),
+    ),
     *(object(), int, lambda: 1, Config, slice(1), 'a\nb' * 1000),
 ]
 FIELDS = [field.name for field in dataclasses.fields(Config)]

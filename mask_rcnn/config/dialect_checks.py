@@ -37,7 +37,7 @@ _RANGES: dict[str, fields.Check] = {
 }
 
 
-class CheckedConventions:
+class CheckedConventions(fields.CheckedUnpickling):
     """The base of a dialect and its groups; type hints and ranges determine the valid values of their fields.
 
     Raises:

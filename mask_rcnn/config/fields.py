@@ -46,6 +46,13 @@ def check_fields(instance: Any, checks: Mapping[str, Check]) -> None:
         object.__setattr__(instance, name, plain)
 
 
+class CheckedUnpickling:
+    """Base of a frozen dataclass with checked fields: copies and unpickled instances are checked as well."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).__init__(self, **state)
+
+
 def describe_value(value: Any) -> str:
     """Return a value as one short line for a message."""
     try:
@@ -219,4 +226,4 @@ positive = number(math.ulp(0.0), _MAX_FLOAT, 'a finite number above 0')
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, (bool, np.timedelta64))  # a duration is an Integral

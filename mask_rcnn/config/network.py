@@ -80,7 +80,7 @@ _CHECKS: dict[str, fields.Check] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(fields.CheckedUnpickling):
     """Architecture, sizes and dialect of one network.
 
     The names of the fields are part of the format of weight files and snapshots.
@@ -274,14 +274,16 @@ class Config:
             Config: The configuration.
 
         Raises:
-            ValueError: A field or a dialect is unknown, or a value is not allowed.
+            ValueError: The data is not a dictionary, a field or a dialect is unknown, or a value is not allowed.
         """
-        unknown = sorted(set(data) - set(_CHECKS))
+        if not isinstance(data, dict):
+            raise ValueError(f'must be values by field name, not {fields.describe_value(data)}')
+        unknown = sorted(map(fields.describe_value, set(data) - set(_CHECKS)))
         if unknown:
-            raise ValueError(f'unknown configuration fields: {", ".join(map(fields.describe_value, unknown))}')
+            raise ValueError(f'unknown configuration fields: {", ".join(unknown)}')
         name = data.get('dialect', DETECTRON.name)
         if not isinstance(name, str) or name not in DIALECTS:
-            raise ValueError(f'unknown dialect {name!r}')
+            raise ValueError(f'unknown dialect {fields.describe_value(name)}; expected one of {", ".join(DIALECTS)}')
         return cls(**{**data, 'dialect': DIALECTS[name]})
 
 
