@@ -280,8 +280,10 @@ class Detections:
 
 
 def _check_array(name: str, array: np.ndarray, dtype: type, shape: tuple) -> np.ndarray:
-    """Convert an array to a dtype of the same kind and check its shape."""
+    """Convert an array to a dtype of the same kind and check its shape; an empty list has every shape without rows."""
     array = np.asarray(array)
+    if array.shape == (0,) and shape[0] == 0 and all(isinstance(n, int) for n in shape):
+        array = array.reshape(shape)
     if array.shape != shape:
         raise ValueError(f'{name} must have the shape {shape}, not {array.shape}')
     if array.size and not np.can_cast(array.dtype, dtype, 'same_kind'):

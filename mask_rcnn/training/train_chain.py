@@ -73,7 +73,12 @@ class MaskRCNNTrainChain(chainer.Chain):
 
         Args:
             examples: At least one, of any sizes; they may contain no objects, or only crowd regions.
+
+        Raises:
+            ValueError: There are no examples.
         """
+        if not examples:
+            raise ValueError('the loss needs at least one example')
         means: dict[str, Any] = {}
         for group in group_by_size(examples):
             fraction = len(group) / len(examples)

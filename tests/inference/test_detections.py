@@ -195,6 +195,12 @@ def test_no_detections(rng):
     assert len(empty.sorted_by_score()) == 0
 
 
+def test_empty_lists_are_no_detections():
+    found = Detections(boxes=[], labels=[], scores=[], masks=[], size=SIZE)
+    assert (found.boxes.shape, found.labels.shape, found.masks.shape) == ((0, 4), (0,), (0, *SIZE))
+    assert (found.boxes.dtype, found.labels.dtype, found.masks.dtype) == (np.float32, np.int32, bool)
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [

@@ -53,3 +53,9 @@ def test_lists_are_accepted(images):
 def test_the_error_of_an_image_states_the_conversion(image, message):
     with pytest.raises((TypeError, ValueError), match=message):
         load_listed_image(image)
+
+
+@pytest.mark.parametrize(('shape', 'dtype'), [((0, 5, 3), np.uint8), ((5, 0, 3), np.uint8), ((3, 0, 5), np.float32)])
+def test_an_image_without_pixels_is_not_a_question_of_its_type(shape, dtype):
+    with pytest.raises(ValueError, match='has no pixels$'):
+        load_listed_image(np.zeros(shape, dtype))

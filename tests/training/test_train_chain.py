@@ -74,6 +74,11 @@ def test_a_batch_is_the_mean_of_its_images(chain, batch):
     assert_same_gradients(parts[-1][2], grads)
 
 
+def test_no_examples_have_no_loss(chain):
+    with pytest.raises(ValueError, match='^the loss needs at least one example$'):
+        chain([])
+
+
 def test_the_order_of_the_images_does_not_matter(chain):
     batch = [example(seed=1), example(height=80, width=64, seed=2), example(seed=3)]
     _, _, grads = run_backward(chain, batch)
