@@ -27,6 +27,7 @@ from mask_rcnn.preprocessing.netpbm import decode_netpbm
 
 #: Sample depths of cameras and microscopes whose files have 16 bits per sample.
 _DEPTHS = (8, 10, 12, 14, 16)
+_MAX_PIXELS_AT_ONCE, _PIXELS_PER_STRIP = 1 << 22, 1 << 18  # strips of smaller images save nothing
 _MAX_TIFF_SAMPLES = 6  # of Pillow
 _TIFF_JPEG = 7  # compression
 _SIGN_OF_AB = np.array((0, 128, 128), np.uint8)  # Pillow's bytes of a and b are signed
@@ -178,14 +179,30 @@ def _decode_with_pillow(data: bytes, name: str, stated_depth: int | None = None)
             return cv2.cvtColor(np.asarray(image) ^ _SIGN_OF_AB, cv2.COLOR_LAB2RGB)
         image.load()
         image.info.pop('transparency', None)  # Pillow would warn of some kinds, or apply it
-        pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
+        pixels = _copy_pixels(image)
     low_tiles = _tiles_of_low_bytes(tiles)
     if low_tiles is None or (stated_depth is None and pixels.max() >= 1 << (_DEPTHS[-2] - 8)):
         return pixels
     with open_with_pillow(io.BytesIO(data), name) as image:
         image.tile = low_tiles
-        low = np.asarray(image.convert('RGB'))
+        low = _copy_pixels(image)
     return reduce_to_8_bits(pixels.astype(np.uint16) << 8 | low, stated_depth)
+
+
+def _copy_pixels(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image as ``(H, W, 3)`` uint8, RGB.
+
+    Large images are copied in strips that fit into the cache of a CPU: Pillow converts a whole image in memory, and
+    ``numpy.asarray`` copies it twice.  Of 0.43 s for a JPEG photo of 24 megapixels, 0.21 s were this.
+    """
+    width, height = image.size
+    if width * height <= _MAX_PIXELS_AT_ONCE:
+        return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
+    pixels, n_rows = np.empty((height, width, 3), np.uint8), max(_PIXELS_PER_STRIP // width, 1)
+    for top in range(0, height, n_rows):
+        strip = image.crop((0, top, width, min(top + n_rows, height)))
+        pixels[top : top + n_rows] = np.asarray(strip if strip.mode == 'RGB' else strip.convert('RGB'))
+    return pixels
 
 
 def _tiles_of_low_bytes(tiles: Sequence) -> list | None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
 
+from mask_rcnn.preprocessing import image_decoding
 from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_size
 from mask_rcnn.preprocessing.orientation import exif_orientation
 from tests.preprocessing.image_files import deep_png, gradients, png_chunk, tiff, with_orientation, write
@@ -251,6 +252,17 @@ def test_colours_of_16_bits_in_jpeg_2000(tmp_path, capfd):
         np.testing.assert_array_equal(as_hwc(tmp_path / name), samples >> 8)
         assert read_image_size(tmp_path / name) == (64, 80)
     assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'P', 'CMYK'])
+def test_strips_of_large_images_are_the_whole_image(tmp_path, monkeypatch, mode):
+    image_format = 'PNG' if mode == 'P' else 'JPEG'
+    path = write(tmp_path, 'a', image_in(mode), image_format)
+    whole = as_hwc(path)
+    monkeypatch.setattr(image_decoding, '_MAX_PIXELS_AT_ONCE', 0)
+    for n_pixels in (1, 5 * 53, 36 * 53, 37 * 53):
+        monkeypatch.setattr(image_decoding, '_PIXELS_PER_STRIP', n_pixels)
+        np.testing.assert_array_equal(as_hwc(path), whole)
 
 
 def test_tiff_with_missing_strips_is_damaged(tmp_path):
