@@ -151,7 +151,7 @@ class DatasetArguments:
             seed: Seed of the generated training images.
             keypoints: Whether the objects have COCO's 17 keypoints.
             masks: Whether the network has a mask head.
-            apply_orientation: Whether the EXIF orientation of the image files is applied.
+            apply_orientation: Whether the orientation of the image files is applied.
             kept_classes: See :class:`~mask_rcnn.datasets.coco.COCODataset`.
 
         Raises:

@@ -130,7 +130,7 @@ class _Pass:
         nms_threshold: IoU threshold of NMS.
         picture_threshold: Minimum score of the detections in pictures, or ``None`` for a pass without pictures.
         collects_results: Whether the detections are added to the JSON file.
-        apply_orientation: Whether the EXIF orientation of the images is applied.
+        apply_orientation: Whether the orientation of the images is applied.
     """
 
     nms_threshold: float

@@ -36,8 +36,8 @@ class InputConventions(CheckedConventions):
         use_width_ratio: Whether the factor of box coordinates is the ratio of the widths of the resized image and the
             image, both in whole pixels (DeNA), or the factor of the resize (Detectron).  In a letterbox, the factors
             are ratios of distances between corner pixels in any case.
-        apply_orientation: Whether the EXIF orientation of image files is applied (Detectron, with OpenCV), or ignored
-            (DeNA, with Pillow).
+        apply_orientation: Whether the orientation of image files is applied (Detectron, where OpenCV reads that of EXIF
+            only), or ignored (DeNA, with Pillow).
     """
 
     channel_order: Literal['RGB', 'BGR']

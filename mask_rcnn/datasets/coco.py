@@ -295,9 +295,9 @@ def _size_error(name: str, size: tuple[int, int], expected: tuple[int, int]) -> 
             stored, upright = (read_image_size(name, apply_orientation=apply) for apply in (False, True))
             if stored == expected and upright == size:
                 reason += (
-                    ', its size without its EXIF orientation: remove the orientation from the file if the annotations '
+                    ', its size without its orientation (EXIF or XMP): remove it from the file if the annotations '
                     'fit the stored pixels, otherwise exchange width and height in the annotation file'
                 )
             elif upright == expected and stored == size:
-                reason += ', its size with its EXIF orientation, which models of this dialect do not apply'
+                reason += ', its size with its orientation (EXIF or XMP), which models of this dialect do not apply'
     return ImageFileError(name, reason)

@@ -11,7 +11,7 @@ from mask_rcnn.io.file_kinds import N_KIND_BYTES
 from mask_rcnn.preprocessing.image_errors import UnsupportedImageError, not_an_image, too_many_pixels
 from mask_rcnn.preprocessing.image_formats import N_MAGIC_BYTES, detect_format, open_with_pillow
 from mask_rcnn.preprocessing.jpeg_png import Parts, find_jpeg_parts, find_png_parts
-from mask_rcnn.preprocessing.orientation import UPRIGHT, exif_orientation
+from mask_rcnn.preprocessing.orientation import UPRIGHT, choose_orientation, exif_orientation
 from mask_rcnn.preprocessing.tiff_directory import TiffDirectory, read_tiff_directory
 
 
@@ -22,7 +22,7 @@ class ImageHeader:
     Args:
         format: The format's name, see :func:`mask_rcnn.preprocessing.image_formats.detect_format`.
         size: Stored height and width.
-        orientation: EXIF orientation, 1 to 8.
+        orientation: Orientation, 1 to 8, as EXIF numbers it.
         structure: Where a JPEG, PNG or TIFF file stores its pixels.
     """
 
@@ -67,13 +67,15 @@ def read_header(file: BinaryIO) -> ImageHeader:
 def _read_structure(file: BinaryIO, name: str) -> ImageHeader:
     if name == 'JPEG' or name == 'PNG':
         parts = find_jpeg_parts(file) if name == 'JPEG' else find_png_parts(file)
-        return ImageHeader(name, parts.size, exif_orientation(parts.exif), parts)
+        return ImageHeader(name, parts.size, choose_orientation(exif_orientation(parts.exif), parts.xmp), parts)
     if name == 'TIFF':
         directory = read_tiff_directory(file)
         return ImageHeader(name, directory.size, directory.orientation, directory)
     file.seek(0)
     with open_with_pillow(file, name) as image:
         width, height = image.size
-        # Pillow reports the rotation of AVIF's container as EXIF.
-        has_exif = name in ('WEBP', 'AVIF')
-        return ImageHeader(name, (height, width), exif_orientation(image.info.get('exif')) if has_exif else UPRIGHT)
+        orientation = UPRIGHT
+        if name in ('WEBP', 'AVIF'):  # Pillow reports the rotation of AVIF's container, which is decisive, as EXIF
+            xmp = image.info.get('xmp') if name == 'WEBP' else None
+            orientation = choose_orientation(exif_orientation(image.info.get('exif')), xmp)
+        return ImageHeader(name, (height, width), orientation)

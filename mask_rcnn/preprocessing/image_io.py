@@ -37,11 +37,12 @@ _VALUES_PER_THREAD = 1 << 19  # in the check for NaN and infinity; 0.1 ms
 def read_image(path: str | os.PathLike, *, apply_orientation: bool = True) -> np.ndarray:
     """Read an image file into an array.
 
-    The pixels of JPEG photos and 8-bit PNG files are those of ``cv2.imread``, which Detectron uses.  The same rules
-    hold for every format and for all versions of Pillow:
+    The pixels of JPEG photos and 8-bit PNG files are those of ``cv2.imread``, which Detectron uses, except that OpenCV
+    reads no XMP.  The same rules hold for every format and for all versions of Pillow:
 
-    - Orientation: that of EXIF (for TIFF, the tag of the image; for AVIF, the rotation of the container).  XMP is not
-      read.
+    - Orientation: that of EXIF in JPEG, PNG and WebP files, and the tag of a TIFF image.  Where it is missing or not
+      1 to 8, ``tiff:Orientation`` of the XMP data of the same formats; where this is missing or not valid also, the
+      image is upright.  An AVIF image has the rotation of its container; other formats have no orientation.
     - Alpha: the channel or transparent colour is dropped, the colours are not multiplied by it.  Colours that a TIFF
       file declares as multiplied by alpha are divided by it.
     - Range: grey, palette, CMYK and Lab images are converted to RGB, without ICC profiles.  Samples of 16 bits are
@@ -56,7 +57,7 @@ def read_image(path: str | os.PathLike, *, apply_orientation: bool = True) -> np
         path: A JPEG, PNG, BMP, TIFF, WebP, GIF, PPM or JPEG 2000 file, or an AVIF file with Pillow 11.3 or later.  An
             image with more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (2 x 89 million) pixels is rejected, a GIF image
             with more than that number.
-        apply_orientation: Whether to apply the EXIF orientation, or to return the pixels as they are stored.
+        apply_orientation: Whether to apply the orientation, or to return the pixels as they are stored.
 
     Returns:
         ``(3, H, W)`` float32, RGB, 0 to 255.

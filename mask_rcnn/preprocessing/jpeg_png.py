@@ -1,4 +1,4 @@
-"""The structure of JPEG and PNG files: size, EXIF data, and the parts without metadata.
+"""The structure of JPEG and PNG files: size, EXIF and XMP data, and the parts without metadata.
 
 Pillow decodes only what these functions keep.  Metadata cannot change the pixels, and damaged metadata cannot cause
 errors, warnings, or a decompression of the image (Pillow searches a PNG file for EXIF data after the pixels).
@@ -13,20 +13,23 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from mask_rcnn.preprocessing.image_errors import UnsupportedImageError
+from mask_rcnn.preprocessing.xmp import MAX_XMP_SIZE
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _JPEG_WITHOUT_LENGTH = {0x01, _SOI, *range(0xD0, 0xD8)}
 _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame; the others are tables and extensions
-_JPEG_EXIF, _JPEG_COMMENT = 0xE1, 0xFE
+_JPEG_APP1, _JPEG_COMMENT = 0xE1, 0xFE
 #: Application segments and comments, except JFIF (APP0) and Adobe (APP14), which determine the colour space.
 _JPEG_METADATA = set(range(0xE1, 0xF0)) - {0xEE} | {_JPEG_COMMENT}
 _EXIF_PREFIX = b'Exif\0\0'
+_XMP_PREFIX = b'http://ns.adobe.com/xap/1.0/\0'
 _JPEG_TAIL = 4096  # bytes read from the end of a file, to find the end marker before zero padding
 
 _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _PNG_PIXEL_CHUNKS = (b'IHDR', b'PLTE', b'IDAT')
 _PNG_END = struct.pack('>I4sI', 0, b'IEND', zlib.crc32(b'IEND'))
 _MAX_EXIF_SIZE = 1 << 26
+_PNG_XMP_PREFIX = b'XML:com.adobe.xmp\0'  # the keyword of a chunk of text
 
 
 @dataclass
@@ -36,12 +39,14 @@ class Parts:
     Args:
         size: Stored height and width.
         exif: The EXIF data, if the file has some.
+        xmp: The XMP data, if the file has some.
         ranges: Start and stop of the parts of the file that are necessary to decode the pixels.
         is_complete: Whether the file ends as it should.
     """
 
     size: tuple[int, int] = (0, 0)
     exif: bytes | None = None
+    xmp: bytes | None = None
     ranges: list[tuple[int, int]] = field(default_factory=list)
     is_complete: bool = True
 
@@ -68,8 +73,10 @@ def find_jpeg_parts(file: BinaryIO) -> Parts:
             parts.size = (height, width)
             if bits != 8:
                 raise UnsupportedImageError(f'JPEG images with {bits} bits per sample are not supported')
-        elif marker == _JPEG_EXIF and content.startswith(_EXIF_PREFIX) and parts.exif is None:
+        elif marker == _JPEG_APP1 and content.startswith(_EXIF_PREFIX) and parts.exif is None:
             parts.exif = content
+        elif marker == _JPEG_APP1 and content.startswith(_XMP_PREFIX) and parts.xmp is None:
+            parts.xmp = content.removeprefix(_XMP_PREFIX)
         if marker not in _JPEG_METADATA:
             parts.ranges.append((start, file.tell()))
     parts.ranges.append((file.tell() - 2, length))
@@ -115,6 +122,8 @@ def find_png_parts(file: BinaryIO) -> Parts:
             raise ValueError('the file has two image headers')
         if name == b'eXIf' and parts.exif is None and n_bytes < _MAX_EXIF_SIZE:
             parts.exif = file.read(n_bytes)
+        elif name == b'iTXt' and parts.xmp is None:
+            parts.xmp = _png_xmp(file, n_bytes)
         if name in _PNG_PIXEL_CHUNKS:
             parts.ranges.append((start - 8, min(stop, length)))
         if name == b'IEND' or stop > length:
@@ -124,6 +133,20 @@ def find_png_parts(file: BinaryIO) -> Parts:
     if not parts.ranges:
         raise ValueError('the file ends in its header')
     return parts
+
+
+def _png_xmp(file: BinaryIO, n_bytes: int) -> bytes | None:
+    """Return the XMP data in a chunk of text; ``None`` if the chunk contains other text or is damaged."""
+    if n_bytes < len(_PNG_XMP_PREFIX) or file.read(len(_PNG_XMP_PREFIX)) != _PNG_XMP_PREFIX:
+        return None
+    content = file.read(min(n_bytes - len(_PNG_XMP_PREFIX), MAX_XMP_SIZE))
+    pieces = content[2:].split(b'\0', 2)  # language, translated keyword and text, after two bytes for the compression
+    if len(pieces) < 3 or not content[0]:
+        return pieces[2] if len(pieces) == 3 else None
+    try:
+        return zlib.decompressobj().decompress(pieces[2], MAX_XMP_SIZE)
+    except zlib.error:
+        return None
 
 
 def strip_png(data: bytes, parts: Parts) -> bytes:

@@ -11,22 +11,26 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from mask_rcnn.preprocessing.orientation import ORIENTATION_TAG, valid_orientation
+from mask_rcnn.preprocessing.orientation import ORIENTATION_TAG, choose_orientation
+from mask_rcnn.preprocessing.xmp import MAX_XMP_SIZE
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 SAMPLES, PLANAR, MAX_SAMPLE, EXTRA_SAMPLES, SUBSAMPLING = 277, 284, 281, 338, 530
 _STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES, _SAMPLE_FORMAT = 273, 279, 324, 325, 339
 _ROWS_PER_STRIP, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = 278, 317, 322, 323
+_XMP = 700
 _PLANES = 2  # value of PLANAR
 _DATA_TAGS = (_STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES)
 #: Tags with several values; only the first value of the others is kept.
-_ARRAYS = {BITS, EXTRA_SAMPLES, _SAMPLE_FORMAT, MAX_SAMPLE, *_DATA_TAGS, 320, 347, 529, SUBSAMPLING, 532}
+_ARRAYS = {BITS, EXTRA_SAMPLES, _SAMPLE_FORMAT, MAX_SAMPLE, *_DATA_TAGS, 320, 347, 529, SUBSAMPLING, 532, _XMP}
 #: Tags that determine the pixels: sizes, fill order, rows per strip, fax options, predictor, palette, tiles, inks,
 #: JPEG tables and the parameters of YCbCr.
 _ESSENTIAL = {
     *(WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA_SAMPLES, _SAMPLE_FORMAT, *_DATA_TAGS),
     *(266, _ROWS_PER_STRIP, 292, 293, _PREDICTOR, 320, _TILE_WIDTH, _TILE_HEIGHT, 332, 347, 529, SUBSAMPLING, 531, 532),
 }
+#: Other tags that are read; a damaged one counts as missing.
+_OPTIONAL = {ORIENTATION_TAG, MAX_SAMPLE, _XMP}
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6  # photometric interpretations
 _N_CHANNELS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, 3: 1, 5: 4, YCBCR: 3, 8: 3}
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2  # values of EXTRA_SAMPLES
@@ -84,7 +88,8 @@ class TiffDirectory:
     @property
     def orientation(self) -> int:
         """The orientation, 1 to 8."""
-        return valid_orientation(self.integer(ORIENTATION_TAG, 1))
+        _, xmp = self.tags.get(_XMP, (0, None))
+        return choose_orientation(self.integer(ORIENTATION_TAG, 0), xmp)
 
 
 def read_tiff_directory(file: BinaryIO) -> TiffDirectory:
@@ -109,17 +114,29 @@ def read_tiff_directory(file: BinaryIO) -> TiffDirectory:
     directory = TiffDirectory(order, is_big, {})
     for at in range(0, len(entries), entry_size):
         tag, kind, count = struct.unpack_from(f'{order}{entry_format}', entries, at)
-        if tag not in _ESSENTIAL | {ORIENTATION_TAG, MAX_SAMPLE} or tag in directory.tags:
+        if tag not in _ESSENTIAL | _OPTIONAL or tag in directory.tags:
             continue
-        if kind not in _TYPE_SIZES or not count:
-            raise ValueError(f'tag {tag} has type {kind} and {count} values')
-        value = entries[at + entry_size - word : at + entry_size]
-        n_bytes = _TYPE_SIZES[kind] * count
-        if n_bytes > word:
-            (offset,) = struct.unpack(f'{order}{"Q" if is_big else "I"}', value)
-            value = _read_at(file, offset, n_bytes, length)
-        directory.tags[tag] = kind, value[: n_bytes if tag in _ARRAYS else _TYPE_SIZES[kind]]
+        place = entries[at + entry_size - word : at + entry_size]
+        try:
+            directory.tags[tag] = kind, _read_value(file, order, (tag, kind, count), place, length)
+        except ValueError:
+            if tag in _ESSENTIAL:
+                raise
     return directory
+
+
+def _read_value(file: BinaryIO, order: str, entry: tuple[int, int, int], place: bytes, length: int) -> bytes:
+    """Return the values of an entry (tag, type and count), of which ``place`` has the first bytes or the offset."""
+    tag, kind, count = entry
+    if kind not in _TYPE_SIZES or not count:
+        raise ValueError(f'tag {tag} has type {kind} and {count} values')
+    n_bytes = _TYPE_SIZES[kind] * count
+    if tag == _XMP:
+        n_bytes = min(n_bytes, MAX_XMP_SIZE)
+    if n_bytes > len(place):
+        (offset,) = struct.unpack(f'{order}{"Q" if len(place) > 4 else "I"}', place)
+        place = _read_at(file, offset, n_bytes, length)
+    return place[: n_bytes if tag in _ARRAYS else _TYPE_SIZES[kind]]
 
 
 def check_strips(directory: TiffDirectory) -> None:

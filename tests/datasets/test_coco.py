@@ -270,8 +270,16 @@ def test_a_broken_image_is_reported(make, tmp_path):
 @pytest.mark.parametrize(
     ('apply_orientation', 'declared', 'text'),
     [
-        (True, (HEIGHT, WIDTH), r'40 x 30 pixels .* declares 30 x 40, its size without its EXIF orientation: remove'),
-        (False, (WIDTH, HEIGHT), r'30 x 40 pixels .* declares 40 x 30, its size with its EXIF orientation, which'),
+        (
+            True,
+            (HEIGHT, WIDTH),
+            r'40 x 30 pixels .* declares 30 x 40, its size without its orientation \(EXIF or XMP\): remove',
+        ),
+        (
+            False,
+            (WIDTH, HEIGHT),
+            r'30 x 40 pixels .* declares 40 x 30, its size with its orientation \(EXIF or XMP\), which',
+        ),
         (True, (HEIGHT, WIDTH + 1), r'40 x 30 pixels .* declares 30 x 41$'),
     ],
 )

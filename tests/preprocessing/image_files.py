@@ -7,6 +7,18 @@ import zlib
 import numpy as np
 from PIL import Image
 
+#: The rotation or reflection that each orientation states.
+MAKE_UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
 
 def gradients(height=37, width=53):
     """A smooth RGB image (JPEG hardly changes it) without symmetry and with three different channels."""
