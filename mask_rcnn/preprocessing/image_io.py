@@ -48,7 +48,9 @@ def read_image(path: str | os.PathLike, *, apply_orientation: bool = True) -> np
     - Range: grey, palette, CMYK and Lab images are converted to RGB, without ICC profiles.  Samples of 16 bits are
       reduced to the upper 8 of their significant bits: those that the file states (TIFF's BitsPerSample and
       MaxSampleValue), otherwise the smallest of 8, 10, 12, 14 and 16 bits that holds the largest sample of the image.
-      Samples of 32 bits are rejected.
+      Samples of 32 bits are rejected.  PNG's sBIT is not read: it states how many bits were significant before the
+      encoder scaled the samples to all 16, so that the upper 8 are the same, as in libpng, Pillow and OpenCV.  Files
+      that are not scaled are not correct with sBIT, and the rule above reads them without it.
     - Several images in one file (animation, pages, MPO): the first.
 
     Image files can be read in several threads; neither the warning filters nor the log level of OpenCV are changed.

@@ -136,6 +136,18 @@ def test_netpbm_samples_are_scaled_by_the_largest_value_of_the_header(tmp_path, 
     assert np.abs(image - samples * (255 / largest)).max() <= 1 and image.max() == 255
 
 
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
+def test_significant_bits_of_png_change_nothing(tmp_path, channels):
+    """The encoder scales 12 significant bits to all 16; without scaling, the largest value is the rule."""
+    samples = np.random.RandomState(0).randint(0, 1 << 12, (20, 30, channels)).astype(np.uint16)
+    samples[0, 0] = (1 << 12) - 1
+    for name, stored in (('scaled', samples << 4 | samples >> 8), ('not scaled', samples)):
+        data = deep_png(stored)
+        (tmp_path / name).write_bytes(data[:33] + png_chunk(b'sBIT', bytes([12] * channels)) + data[33:])
+        colors = samples[:, :, :3] if channels > 2 else samples[:, :, :1]
+        np.testing.assert_array_equal(as_hwc(tmp_path / name), np.broadcast_to(colors >> 4, (20, 30, 3)))
+
+
 @pytest.mark.parametrize('order', ['<', '>'])
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_white_is_zero(tmp_path, dtype, order):
