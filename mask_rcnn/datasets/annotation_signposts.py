@@ -6,16 +6,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from mask_rcnn.io.file_kinds import ARCHIVE, IMAGE, WEB_PAGE, WEIGHTS, describe_kind
+from mask_rcnn.io.file_kinds import ARCHIVE, DOWNLOAD_HINTS, IMAGE, REFUSAL, WEIGHTS, describe_kind
 
 _CONVERT = "convert the whole dataset to COCO's JSON first, for example with Datumaro or CVAT"
 
 #: The continuation of the description of each kind.
-_HINTS = {
+_HINTS = DOWNLOAD_HINTS | {
     WEIGHTS: ', which belongs to --modelfile, --pretrained or --resume',
     IMAGE: ', which belongs to a folder of images',
     ARCHIVE: '; unpack it and name the JSON file in it',
-    WEB_PAGE: '; the download was refused or redirected; download it again',
     'an XML file of annotations': f", such as Pascal VOC's or CVAT's; {_CONVERT}",
 }
 
@@ -106,4 +105,8 @@ _OBJECTS: tuple[tuple[Callable[[dict], bool], str], ...] = (
     ),
     (lambda content: content.get('type') == 'FeatureCollection', f'a GeoJSON map; {_CONVERT}'),
     (lambda content: 'objects' in content and 'size' in content, f'a file of Supervisely; {_CONVERT}'),
+    (
+        lambda content: any(isinstance(content.get(key), str) for key in ('error', 'message', 'detail')),
+        REFUSAL + DOWNLOAD_HINTS[REFUSAL],
+    ),
 )

@@ -10,6 +10,15 @@ N_KIND_BYTES = 512
 #: Names of kinds that callers treat specially.
 WEIGHTS, IMAGE, VIDEO, ARCHIVE = 'a weight file', 'an image', 'a video', 'an archive'
 WEB_PAGE = 'a web page (HTML)'
+#: Kinds of contents in the place of a file that was not downloaded.
+POINTER, REFUSAL = 'a pointer of Git LFS or git-annex', 'the refusal of a server'
+
+#: The continuation of the last two kinds and of web pages, which is the same for all files.
+DOWNLOAD_HINTS = {
+    WEB_PAGE: '; the download was refused or redirected; download it again',
+    POINTER: '; download the file itself (git lfs pull, git annex get)',
+    REFUSAL: '; check the address and download it again',
+}
 
 #: Beginnings of files and their kinds; the most specific ones first.
 _KINDS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
@@ -23,6 +32,14 @@ _KINDS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (rb'.{4}ftyp(?:avi[fs]|hei[cxms]|hev[cx]|mif1|msf1)|.{4}jP  \r\n|\xff\x4f\xff\x51|P[1-6]\s', IMAGE),
         (rb'[\0-\x07].{3}(?:ftyp|moov|mdat|wide)|RIFF.{4}AVI |\x1aE\xdf\xa3|\0\0\x01[\xb3\xba]|FLV\x01|0&\xb2u', VIDEO),
         (rb'G.{187}G.{187}G', VIDEO),
+        (rb'version https://(?:git-lfs|hawser)|(?:\.\./)*(?:\.git)?/annex/objects/', POINTER),
+        # Whole texts that GitHub, Hugging Face and object stores send with the status 401, 403, 404 or 429.
+        (
+            rb'(?i:(?:\d{3}:? ?)?(?:(?:entry|file|repository|model|page) )?(?:not found|forbidden|unauthorized|'
+            rb'access denied|too many requests|invalid username or password)\.?)\s*\Z',
+            REFUSAL,
+        ),
+        (rb'\s*\{\s*"(?:error|message|detail)"\s*:\s*"|\s*(?:<\?xml[^>]*>\s*)?<Error>', REFUSAL),
         (rb'%PDF', 'a PDF document'),
         (rb'.{128}DICM', 'a DICOM file'),
         (rb'(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?i:!doctype html|html|head|body)', WEB_PAGE),

@@ -10,14 +10,13 @@ from pathlib import Path
 from PIL import Image
 
 from mask_rcnn.io.errors import BadFileError
-from mask_rcnn.io.file_kinds import ARCHIVE, IMAGE, VIDEO, WEB_PAGE, WEIGHTS, describe_kind
+from mask_rcnn.io.file_kinds import ARCHIVE, DOWNLOAD_HINTS, IMAGE, VIDEO, WEIGHTS, describe_kind
 
 #: The continuation of the description of each kind.
-_HINTS = {
+_HINTS = DOWNLOAD_HINTS | {
     WEIGHTS: ', which belongs to --modelfile',
     VIDEO: '; extract its frames first (ffmpeg -i FILE frame_%06d.png)',
     ARCHIVE: '; unpack it first',
-    WEB_PAGE: '; the download was refused or redirected; download it again',
 }
 
 

@@ -155,8 +155,10 @@ def zip_member_names(file: BinaryIO, size: int) -> frozenset[str]:
 
     Raises:
         zipfile.BadZipFile: The file is not a zip archive, or damaged.
-        ValueError: The archive has a huge directory.
+        ValueError: The archive is truncated or has a huge directory.
     """
+    if not zipfile.is_zipfile(file):
+        raise ValueError('its end is missing or damaged; copy or download it again')
     return frozenset(_open_zip(file, size).namelist())
 
 

@@ -91,7 +91,7 @@ def detect_format(path: _Path) -> Format:
     titles = ', '.join(format.title for format in FORMATS)
     content = unsupported.describe_content(start, names)
     hint = f': it is {content}' if content else ''
-    raise WeightFileError(path, f'is not a {kind} of weights in a supported format ({titles}){hint}')
+    raise WeightFileError(path, f'is not a {kind} of weights in a supported format{hint} (supported: {titles})')
 
 
 def read(

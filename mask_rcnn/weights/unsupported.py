@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from mask_rcnn.io.file_kinds import ARCHIVE, IMAGE, WEB_PAGE, describe_kind
+from mask_rcnn.io.file_kinds import ARCHIVE, DOWNLOAD_HINTS, IMAGE, POINTER, REFUSAL, WEB_PAGE, describe_kind
 
 #: Suffixes of weight files, for the hint at a file in a folder.
 _WEIGHT_SUFFIXES = ('.npz', '.pkl', '.pth', '.pt', '.h5', '.ckpt', '.caffemodel')
@@ -33,6 +33,7 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
             'is a safetensors file, which is not supported; use torch.save instead',
         ),
         (rb'.{4}TFL3', 'is a TensorFlow Lite model, which cannot be converted; use the weights that it was made from'),
+        (rb'\x12\x01\0{6}', 'is an MXNet file (.params), which is not supported'),
         (rb'\x08\x01\x12', 'is a TensorFlow SavedModel, which is not supported; save the weights of Keras as .h5'),
         (
             rb'\x08[\x02-\x20](?:\x12|\x1a|\x3a)[\x01-\xff]',
@@ -49,7 +50,6 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 _HINTS = {
     ARCHIVE: '; unpack it first and name the weight file in it',
     IMAGE: ', which belongs to --image',
-    WEB_PAGE: ', not weights: the download was refused or redirected; download the file again',
     'a PDF document': '',
 }
 
@@ -73,7 +73,7 @@ _CONTENTS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
             'a YAML configuration, not weights; give the weight file that belongs to it',
         ),
         (rb'\x7fELF|MZ', 'a program'),
-        (rb'[\x09\x0a\x0d\x20-\x7e]{16}', 'text, not weights'),
+        (rb'[\x09\x0a\x0d\x20-\x7e]{16}|[\x09\x0a\x0d\x20-\x7e]+\Z', 'text, not weights'),
     )
 )
 
@@ -118,8 +118,8 @@ def describe_unsupported(path: _Path, start: bytes, members: frozenset[str]) -> 
             'is a TensorFlow graph (.pb), which cannot be converted; use the weights that it was made from (the .h5 of '
             "Matterport's program)"
         )
-    if describe_kind(start) == WEB_PAGE:
-        return f'is {WEB_PAGE}{_HINTS[WEB_PAGE]}'
+    if (kind := describe_kind(start)) in (WEB_PAGE, POINTER, REFUSAL):
+        return f'is {kind}, not weights{DOWNLOAD_HINTS[kind]}'
     return next((description for signature, description in _SIGNATURES if signature.match(start)), None)
 
 
@@ -148,7 +148,8 @@ def describe_content(start: bytes, members: frozenset[str]) -> str:
         members: The names of its members if it is a zip archive.
     """
     if members:
-        weights = sorted(name for name in members if name.lower().endswith(_WEIGHT_SUFFIXES))
+        files = (name for name in members if not name.startswith('__MACOSX/'))  # with the attributes of macOS
+        weights = sorted(name for name in files if name.lower().endswith(_WEIGHT_SUFFIXES))
         if weights:
             return f'an archive of files; unpack it and name the weight file in it, such as {weights[0][:80]!a}'
         if all(name.endswith('.npy') for name in members):

@@ -13,6 +13,8 @@ BYTES = {
     **{name: (content, 'it is an image, which belongs') for name, content in wrong_files.IMAGES.items()},
     **{name: (content, 'it is a video') for name, content in wrong_files.VIDEOS.items()},
     **{name: (content, 'an archive; unpack it') for name, content in wrong_files.ARCHIVES.items()},
+    **{name: (content, 'it is a pointer of Git LFS') for name, content in wrong_files.POINTERS.items()},
+    **{name: (content, 'it is the refusal of a server') for name, content in wrong_files.REFUSALS.items()},
     'web page': (wrong_files.WEB_PAGE, 'a web page (HTML); the download was refused'),
     'Pascal VOC': (b'<annotation>\n<folder>x</folder></annotation>', "Pascal VOC's"),
     'CVAT': (b'<?xml version="1.0"?>\n<annotations>\n<version>1.1</version>', "or CVAT's; convert"),

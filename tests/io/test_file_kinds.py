@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mask_rcnn.io.file_kinds import ARCHIVE, IMAGE, N_KIND_BYTES, VIDEO, WEIGHTS, describe_kind
+from mask_rcnn.io.file_kinds import ARCHIVE, IMAGE, N_KIND_BYTES, POINTER, REFUSAL, VIDEO, WEIGHTS, describe_kind
 from tests.support import wrong_files
 
 CASES = [
@@ -14,6 +14,8 @@ CASES = [
         (IMAGE, wrong_files.IMAGES),
         (VIDEO, wrong_files.VIDEOS),
         (ARCHIVE, wrong_files.ARCHIVES),
+        (POINTER, wrong_files.POINTERS),
+        (REFUSAL, wrong_files.REFUSALS),
     )
     for content in contents.values()
 ]
@@ -34,3 +36,8 @@ def test_the_words_in_a_json_file_do_not_matter(padding):
 @pytest.mark.parametrize('content', [b'', b'words', b'\x00', bytes(512)])
 def test_other_files_have_no_kind(content):
     assert describe_kind(content) == ''
+
+
+@pytest.mark.parametrize('content', [b'not found in the lexicon', b'404 0.5 0.5 0.2 0.2', b'{"messages": []}'])
+def test_texts_that_begin_like_a_refusal_are_none(content):
+    assert describe_kind(content) != REFUSAL

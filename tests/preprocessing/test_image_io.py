@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask_rcnn.io.file_kinds import DOWNLOAD_HINTS, POINTER, REFUSAL
 from mask_rcnn.preprocessing.image_errors import UnsupportedImageError
 from mask_rcnn.preprocessing.image_formats import open_with_pillow
 from mask_rcnn.preprocessing.image_io import (
@@ -101,6 +102,8 @@ def test_a_jpeg_with_trailing_bytes_is_complete(tmp_path):
         *((data, f'{OTHER}a weight file, which belongs to --modelfile') for data in wrong_files.WEIGHTS.values()),
         *((data, f'{OTHER}a video; extract its frames first ({FFMPEG})') for data in wrong_files.VIDEOS.values()),
         *((data, f'{OTHER}an archive; unpack it first') for data in wrong_files.ARCHIVES.values()),
+        *((data, f'{OTHER}{POINTER}{DOWNLOAD_HINTS[POINTER]}') for data in wrong_files.POINTERS.values()),
+        *((data, f'{OTHER}{REFUSAL}{DOWNLOAD_HINTS[REFUSAL]}') for data in wrong_files.REFUSALS.values()),
         (b'{"images": []}', f'{OTHER}a JSON file'),
         (wrong_files.WEB_PAGE, f'{OTHER}a web page (HTML); the download was refused or redirected; download it again'),
         (b'P6 100000 100000 255\n' + bytes(99), 'the image has more than 178956970 pixels'),

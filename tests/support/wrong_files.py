@@ -34,3 +34,16 @@ VIDEOS = {
 }
 ARCHIVES = {'zip': _zip('annotations/instances_val2017.json'), 'gzip': b'\x1f\x8b\x08\0' + bytes(40)}
 WEB_PAGE = b'\n<!DOCTYPE html>\n<html><body>404</body></html>'
+POINTERS = {
+    'LFS': b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 178062352\n',
+    'annex': b'/annex/objects/SHA256E-s178062352--4d7a.pkl\n',
+    'annex link': b'../../.git/annex/objects/mV/2x/SHA256E-s5--4d7a.pkl/SHA256E-s5--4d7a.pkl',
+}
+REFUSALS = {
+    'raw.githubusercontent.com': b'404: Not Found',
+    'github.com': b'Not Found',
+    'huggingface.co': b'Entry not found',
+    'huggingface.co, 401': b'Invalid username or password.',
+    'api.github.com': b'{"message":"Not Found","documentation_url":"https://docs.github.com/rest"}',
+    'S3': b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code></Error>',
+}

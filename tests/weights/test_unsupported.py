@@ -43,7 +43,7 @@ def state_dict(*names):
 
 #: The content of files that users mistake for weights -> the part of the error that names it or the way on.
 FILES = {
-    'web page': (b'\n<!DOCTYPE html>\n<html><head>', r'web page \(HTML\).*download the file again'),
+    'web page': (b'\n<!DOCTYPE html>\n<html><head>', r'web page \(HTML\), not weights; .*download it again'),
     'safetensors': (safetensors(), 'is a safetensors file.*torch.save'),
     'TFLite': (b'\x1c\0\0\0TFL3' + bytes(20), 'TensorFlow Lite'),
     'ONNX': (b'\x08\x07\x12\x07pytorch\x1a\x032.0', 'is an ONNX model.*checkpoint that it was exported from'),
@@ -60,6 +60,11 @@ FILES = {
         "name the weight file in it, such as 'models/mod",
     ),
     'npz': (archive('arr_0.npy'), "the arrays of another program, such as 'arr_0.npy'"),
+    'zip of macOS': (archive('__MACOSX/._a.pth', 'a.pth'), "such as 'a.pth'"),
+    'truncated zip': (archive('arr_0.npy')[:-30], 'damaged zip archive: its end is missing.*download it again'),
+    'refusal': (b'Entry not found', 'the refusal of a server, not weights; check the address'),
+    'short text': (b'weights', 'it is text, not weights'),
+    'MXNet': (struct.pack('<QQQ', 0x112, 0, 3), 'an MXNet file'),
     'OpenVINO': (b'<?xml version="1.0"?>\n<net name="m">', 'OpenVINO'),
     'JPEG': (b'\xff\xd8\xff\xe0' + bytes(20), 'an image, which belongs to --image'),
     'PNG': (b'\x89PNG\r\n\x1a\n' + bytes(20), 'an image, which belongs to --image'),
@@ -73,7 +78,7 @@ FILES = {
     'YAML': (b'# a comment\nMODEL:\n  TYPE: x\n', 'YAML configuration.*give the weight file'),
     'prototxt': (b'name: "ResNet-50"\ninput: "data"\n', r'prototxt.*\.caffemodel'),
     'TensorFlow 1': (b'model_checkpoint_path: "model.ckpt-1"\n', 'TensorFlow checkpoint'),
-    'LFS': (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS pointer'),
+    'LFS': (b'version https://git-lfs.github.com/spec/v1\n', 'pointer of Git LFS.*git lfs pull'),
     'text': (b'this is a text about weights\n', 'it is text, not weights'),
     'empty': (b'', 'is empty'),
     'detectron2 pickle': (pickle.dumps({'model': {'a': np.ones(1)}, '__author__': 'Detectron2'}, 2), 'detectron2'),
