@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -275,12 +276,17 @@ class _Image:
 
 
 def _find_file(folder: Path, name: str) -> str:
-    """Return the name of an image file; backslashes of Windows become slashes if only that file exists."""
-    if os.sep == '/' and '\\' in name and not os.path.lexists(folder / name):
-        posix_name = name.replace('\\', '/')
-        if os.path.lexists(folder / posix_name):
-            return posix_name
-    return name
+    """Return the name of an image file, in another spelling if only the file of that name exists.
+
+    Windows writes backslashes, macOS decomposes letters with accents, and names in UTF-8 come to systems with another
+    encoding.
+    """
+    if (name.isascii() and '\\' not in name) or os.path.lexists(folder / name):
+        return name
+    slashes = name.replace('\\', '/') if os.sep == '/' else name
+    spellings = [slashes, *(unicodedata.normalize(form, slashes) for form in ('NFC', 'NFD'))]
+    spellings += [os.fsdecode(spelling.encode('utf-8', 'surrogateescape')) for spelling in spellings]
+    return next((spelling for spelling in spellings if os.path.lexists(folder / spelling)), name)
 
 
 def _size_error(name: str, size: tuple[int, int], expected: tuple[int, int]) -> ImageFileError | None:

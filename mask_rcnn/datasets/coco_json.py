@@ -170,11 +170,7 @@ def _read_image(entry: dict, i: int, needs_file: bool) -> ImageRecord:
     if needs_file or isinstance(name, str):
         if not isinstance(name, str) or not name:
             raise AnnotationError(f"not COCO's format: entry {i} of 'images' has no 'file_name'")
-        try:
-            is_valid = b'\0' not in os.fsencode(name)
-        except UnicodeEncodeError:  # half a surrogate pair
-            is_valid = False
-        if not is_valid:
+        if not _is_file_name(name):
             raise AnnotationError(f"the 'file_name' of image {shorten(image_id)} is {shorten(name)}, not a file name")
     sides: dict[str, int | None] = {}
     for key in ('height', 'width'):
@@ -184,6 +180,13 @@ def _read_image(entry: dict, i: int, needs_file: bool) -> ImageRecord:
         except AnnotationError as error:
             raise AnnotationError(f'the size of image {shorten(image_id)} is not a number: {error}') from error
     return ImageRecord(image_id, name if isinstance(name, str) else '', sides['height'], sides['width'], entry)
+
+
+def _is_file_name(text: str) -> bool:
+    try:
+        return b'\0' not in text.encode('utf-8', 'surrogateescape')  # whatever the encoding of the system's names is
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def _read_name(entry: dict, category_id: int | str) -> str:
