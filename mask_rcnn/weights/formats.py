@@ -237,7 +237,7 @@ def _is_dena(start: bytes, members: frozenset[str]) -> bool:
 
 
 def _is_torch(start: bytes, members: frozenset[str]) -> bool:
-    return torch_file.is_legacy(start) or any(name.endswith('/data.pkl') for name in members)
+    return torch_file.is_legacy(start) or bool(torch_file.find_pickles(members))
 
 
 def _is_hdf5(start: bytes, members: frozenset[str]) -> bool:

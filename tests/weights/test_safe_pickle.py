@@ -208,11 +208,12 @@ def hostile():
         '_codecs.decode',
         'torch._utils._rebuild_tensor',
     ):
-        files[name] = global_(name) + shell, f'refers to {name}$'
+        hint = ', which is only read from files of torch.save' if name.startswith('torch.') else ''
+        files[name] = global_(name) + shell, f'refers to {name}{hint}$'
         module, _, attribute = name.rpartition('.')
         files[f'{name} from the stack'] = (
             b'\x80\x04' + text(module) + text(attribute) + b'\x93' + shell,
-            f'refers to {name}$',
+            f'refers to {name}{hint}$',
         )
     return files | opcode_tricks(command) | bad_arrays() | bombs() | broken_files()
 

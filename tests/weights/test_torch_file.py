@@ -1,9 +1,11 @@
 """PyTorch's zip and legacy formats, read without PyTorch."""
 
 import base64
+import io
 import pickle
 import random
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -112,6 +114,52 @@ def test_checkpoints_and_data_parallel(tmp_path, key):
     assert list(arrays) == ['a'] and arrays['a'].tolist() == [1, 1]
 
 
+def packed_again(data, compression, rename=str, more=()):
+    """Return an archive whose members were unpacked and packed again."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(file, 'w', compression) as target:
+        for name in source.namelist():
+            target.writestr(rename(name), source.read(name))
+        for name in more:
+            target.writestr(name, b'x')
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'compression': zipfile.ZIP_DEFLATED},
+        {'compression': zipfile.ZIP_STORED, 'rename': lambda name: name.split('/', 1)[1]},
+        {'compression': zipfile.ZIP_DEFLATED, 'more': ['archive/data/', '__MACOSX/archive/data.pkl']},
+    ],
+    ids=['compressed', 'without a folder', 'on macOS'],
+)
+def test_files_that_were_unpacked_and_packed_again(tmp_path, changes):
+    weights = np.random.RandomState(0).rand(40, 50).astype('<f4')
+    arrays = read_bytes(tmp_path, packed_again(tb.state_dict({'a': weights}), **changes))
+    np.testing.assert_array_equal(arrays['a'], weights)
+
+
+@pytest.mark.parametrize('as_legacy', [False, True])
+def test_a_state_dict_of_numpy_arrays(tmp_path, as_legacy):
+    """Arrays are used only where there is no tensor: they are also results and random states."""
+    names = [f'layer{k}.weight' for k in range(4)]
+    values = {name: np.full((2, 3), k, np.float32) for k, name in enumerate(names)}
+
+    def read_pickled(pickled, storages):
+        lengths = {key: len(data) // 4 for key, data in storages.items()}
+        return read_bytes(
+            tmp_path, tb.legacy(pickled, storages, lengths) if as_legacy else tb.zipped(pickled, storages)
+        )
+
+    arrays = read_pickled(pickle.dumps({'epoch': 3, 'state_dict': values}, 2), {})
+    assert list(arrays) == names and all(np.array_equal(arrays[name], values[name]) for name in names)
+    state = tb.dictionary({'a': tb.tensor(tb.storage('FloatStorage', '0', 4, as_legacy), 0, (4,), (1,))})[2:-1]
+    results = pickle.dumps(values, 2)[2:-1]
+    pickled = b'\x80\x02}(' + tb.text('results') + results + tb.text('net') + state + b'u.'
+    assert list(read_pickled(pickled, {'0': ONES})) == ['a']
+
+
 # Hostile files
 
 STORED = tb.storage('FloatStorage', '0', 4)
@@ -182,7 +230,11 @@ HOSTILE = {
         zipped_tensor(stored=tb.storage('FloatStorage', '0', 1 << 30)),
         'not have the length',
     ),
-    'compressed members': (zipped_tensor(compression=8), 'members are compressed'),
+    'compressed members': (zipped_tensor(compression=zipfile.ZIP_BZIP2), 'members are compressed'),
+    'growing members': (
+        zipped_tensor(data=bytes(1 << 20), compression=zipfile.ZIP_DEFLATED),
+        'members are larger than the file can hold',
+    ),
     'no byte order': (zipped_tensor(byteorder='none'), 'byte order'),
     'no pickle': (tb.zipped(b'', {}).replace(b'data.pkl', b'data.xyz'), 'without a data.pkl'),
     'an empty archive': (b'PK\x05\x06' + bytes(18), 'without a data.pkl'),

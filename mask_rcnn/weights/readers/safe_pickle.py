@@ -438,7 +438,8 @@ class SafeUnpickler:
     def push_global(self, module: str, name: str) -> None:
         name = f'{module}.{name}'
         if name not in self.allowed_globals:
-            raise UnknownGlobalError(f'is refused: it refers to {name}')
+            hint = ', which is only read from files of torch.save' if module.startswith('torch.') else ''
+            raise UnknownGlobalError(f'is refused: it refers to {name}{hint}')
         self._push(AllowedGlobal(name, self.allowed_globals[name]))
 
     def reduce(self) -> None:

@@ -20,14 +20,14 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
-from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_stored_zip, open_weight_file
+from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_deflated_zip, open_weight_file
 from mask_rcnn.weights.readers import safe_pickle
 from mask_rcnn.weights.readers.inert_pickle import Inert, InertUnpickler
 from mask_rcnn.weights.readers.state_dicts import USUAL_KEYS, find_module, find_state_dict
@@ -73,6 +73,9 @@ _BFLOAT16 = 'torch.BFloat16Storage'
 
 _MAX_DIMENSIONS = 8
 
+#: Maximum ratio of the unpacked members to the archive, which PyTorch does not compress; weights hardly shrink.
+_MAX_GROWTH = 4
+
 
 class StateDict(dict[str, np.ndarray]):
     """The arrays of a state dict by name.
@@ -90,6 +93,14 @@ class StateDict(dict[str, np.ndarray]):
 def is_legacy(start: bytes) -> bool:
     """Return whether a file that begins with these bytes has the legacy format."""
     return _LEGACY_START.match(start) is not None
+
+
+def find_pickles(names: Iterable[str]) -> list[str]:
+    """Return the members of an archive that are the pickle of a file in the zip format: one, in such a file.
+
+    Users unpack and pack such files again, which moves the members to the root or adds those of macOS.
+    """
+    return [name for name in names if f'/{name}'.endswith('/data.pkl') and not name.startswith('__MACOSX/')]
 
 
 def read(path: str | os.PathLike) -> StateDict:
@@ -120,9 +131,12 @@ def read(path: str | os.PathLike) -> StateDict:
                     '(files from before PyTorch 0.1.10 are not supported)'
                 )
             tensors, notes = find_state_dict(data, _shape_of)
+            if not tensors:  # some programs convert the tensors to NumPy's arrays first
+                tensors, notes = find_state_dict(data, _array_shape)
             if not tensors:
                 raise _no_state_dict(data, unpickler.refusal)
-            return StateDict({name: storages.array(tensor) for name, tensor in tensors.items()}, notes)
+            arrays = {name: storages.array(x) if isinstance(x, _Tensor) else x for name, x in tensors.items()}
+            return StateDict(arrays, notes)
         except safe_pickle.UnpicklingError as error:
             raise WeightFileError(path, str(error)) from None
         except CORRUPT_FILE_ERRORS as error:
@@ -285,6 +299,10 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
     return value.shape if isinstance(value, _Tensor) else None
 
 
+def _array_shape(value: Any) -> tuple[int, ...] | None:
+    return value.shape if isinstance(value, np.ndarray) else None
+
+
 # Storages
 
 
@@ -328,8 +346,8 @@ class _Storages:
 
 def _read_zip(file: BinaryIO, size: int) -> tuple[_TorchUnpickler, Any, _Storages]:
     """Return the unpickler, the pickled data and the storages of a file in the zip format."""
-    archive, members = open_stored_zip(file, size)
-    pickles = [name for name in members if name.endswith('/data.pkl')]
+    archive, members = open_deflated_zip(file, size, _MAX_GROWTH)
+    pickles = find_pickles(members)
     if len(pickles) != 1:
         raise ValueError('it is a zip archive without a data.pkl')
     root = pickles[0].removesuffix('data.pkl')
