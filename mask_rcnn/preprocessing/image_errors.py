@@ -62,7 +62,7 @@ def not_an_image(start: bytes) -> str:
 
 def too_many_pixels() -> str:
     """Return the reason for the rejection of an image with more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels."""
-    return f'the image has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels'
+    return f'the image has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels; cut it into tiles first'
 
 
 def os_reason(error: Exception) -> str:

@@ -127,7 +127,9 @@ def _check_gif(file: BinaryIO) -> None:
     height, width = first_image_size(file)
     file.seek(0)
     if Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS:
-        raise UnsupportedImageError(f'GIF images of more than {Image.MAX_IMAGE_PIXELS} pixels are not supported')
+        raise UnsupportedImageError(
+            f'GIF images of more than {Image.MAX_IMAGE_PIXELS} pixels are not supported; convert the file to PNG'
+        )
 
 
 def _is_built_in(name: str) -> bool:

@@ -106,7 +106,7 @@ def test_a_jpeg_with_trailing_bytes_is_complete(tmp_path):
         *((data, f'{OTHER}{REFUSAL}{DOWNLOAD_HINTS[REFUSAL]}') for data in wrong_files.REFUSALS.values()),
         (b'{"images": []}', f'{OTHER}a JSON file'),
         (wrong_files.WEB_PAGE, f'{OTHER}a web page (HTML); the download was refused or redirected; download it again'),
-        (b'P6 100000 100000 255\n' + bytes(99), 'the image has more than 178956970 pixels'),
+        (b'P6 100000 100000 255\n' + bytes(99), 'the image has more than 178956970 pixels; cut it into tiles first'),
     ],
 )
 def test_files_that_are_not_usable_images(tmp_path, data, reason):
