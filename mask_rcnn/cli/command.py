@@ -37,7 +37,16 @@ class ArgumentParser(argparse.ArgumentParser):
         args = list(sys.argv[1:] if args is None else args)
         n_options = args.index('--') if '--' in args else len(args)
         args[:n_options] = map(_with_hyphens, args[:n_options])
+        self._check_not_empty(args)
         return super().parse_known_args(args, namespace)
+
+    def _check_not_empty(self, args: Sequence[str]) -> None:
+        """Refuse empty values: the empty name of a file would be the current folder."""
+        for previous, argument in zip(['', *args], args, strict=False):
+            if not argument or re.fullmatch(r'--[\w-]+=', argument):
+                option = argument.removesuffix('=') or previous
+                place = f'argument {option}: the value' if re.match(r'--?[A-Za-z]', option) else 'an argument'
+                self.error(f'{place} is empty; a variable of the shell may be unset')
 
     def error(self, message: str) -> NoReturn:
         """Write the usage and the message as one line, and end the process with status 2."""

@@ -2,6 +2,8 @@
 
 import importlib
 
+import pytest
+
 from mask_rcnn import cli
 from mask_rcnn.cli import command
 
@@ -26,3 +28,24 @@ def test_a_command_announces_the_compilation_of_kernels_once(monkeypatch, capsys
     announce()
     out, err = capsys.readouterr()
     assert out == '' and err.startswith('compiling CPU kernels') and err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('argv', 'place'),
+    [
+        (['info', ''], 'an argument'),
+        (['info', 'a.npz', ''], 'an argument'),
+        (['demo', '--image', ''], 'argument --image: the value'),
+        (['demo', '--image', 'a.jpg', '--output='], 'argument --output: the value'),
+        (['demo', '--image', 'a.jpg', '-g', '-1', ''], 'an argument'),
+        (['evaluate', '--modelfile', 'a.npz', '--out', ''], 'argument --out: the value'),
+        (['train', '--train_images='], 'argument --train-images: the value'),
+        (['convert', '--output', ''], 'argument --output: the value'),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(capsys, argv, place):
+    """The shell passes "$FILE" as an empty argument if the variable is not set."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(f'error: {place} is empty; a variable of the shell may be unset\n')
