@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles'), *
     See :func:`configure` and :func:`mask_rcnn.cli.command.parse_command_line` for the arguments.
     """
     args = parse_command_line(partial(configure, folder=folder), argv, prog)
-    return run_and_report_errors(partial(run, args), (WeightFileError,))
+    return run_and_report_errors(partial(run, args), (WeightFileError, ImageFileError))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -158,7 +158,10 @@ def _passes(model: MaskRCNN, args: argparse.Namespace) -> list[_Pass]:
 def _find_images(paths: Iterable[Path], *, strict: bool) -> tuple[list[Path], int]:
     """Expand folders; returns the images, and the number of paths without one, each of which is reported.
 
-    What is left out of a folder is reported in one line; it is an error if ``strict`` is set.
+    What is left out of a folder is reported in one line.
+
+    Raises:
+        ImageFileError: ``strict`` is set, and a path has no image or a folder contains a file that is left out.
     """
     images: list[Path] = []
     n_failed = 0
@@ -167,10 +170,12 @@ def _find_images(paths: Iterable[Path], *, strict: bool) -> tuple[list[Path], in
         try:
             images += list_images([path], omissions=omissions)
         except ImageFileError as error:
+            if strict:
+                raise
             n_failed += 1
             print_error(str(error))
         if omissions and strict:
-            raise UsageError(f'{path}: {omissions}')
+            raise ImageFileError(path, f'{omissions} (--strict)')
         if omissions:
             print_warning(f'{path}: {omissions}')
     return images, n_failed

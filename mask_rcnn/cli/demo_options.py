@@ -45,7 +45,8 @@ image_id in the JSON file:
   The file name as a number if it is one (000000000139.jpg: 139), otherwise the file name without its suffix.
 
 exit status:
-  0; 1 if something failed (a damaged image is reported, and the others are processed); 2 for bad arguments.
+  0; 1 if something failed (a damaged image is reported, and the others are processed), or --strict found
+  files that would be left out; 2 for bad arguments.
 """
 
 
@@ -76,7 +77,8 @@ def _add_input(add: AddArgument) -> None:
     add(
         '--strict',
         action='store_true',
-        help='stop before the first image if a folder contains files that are left out (default: one warning)',
+        help='stop with status 1 before the first image if one is missing or a folder contains files that are left out '
+        '(default: one line for each, and the other images are processed)',
     )
 
 

@@ -203,10 +203,24 @@ def test_what_is_left_out_of_a_folder_is_a_warning_or_an_error(calls, tmp_path, 
     (tmp_path / 'in' / 'b.heic').write_bytes(b'x')
     (tmp_path / 'in' / 'c.png').symlink_to('gone.png')
     left_out = 'in: left out 2 files: 1 in an unsupported format (b.heic), 1 with a dangling link (c.png)\n'
-    assert refused('--image', 'in', '--strict', capsys=capsys) == f'error: {left_out}'
+    assert call('--image', 'in', '--strict') == 1  # as with the datasets of the other commands
+    assert capsys.readouterr().err == f'error: {left_out[:-1]} (--strict)\n'
     assert not calls
     assert call('--image', 'in') == 0
     assert capsys.readouterr().err == f'warning: {left_out}'
+
+
+@pytest.mark.parametrize('name', ['gone.png', 'b.heic'])
+def test_a_path_without_an_image_stops_a_strict_command(calls, tmp_path, capsys, name):
+    image = write_image(tmp_path / 'a.png')
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / 'b.heic').write_bytes(b'x')
+    path = {'gone.png': 'gone.png', 'b.heic': 'in'}[name]
+    assert call('--image', image, path, '--strict') == 1 and not calls
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: {path}: ') and error.count('\n') == 1
+    assert call('--image', image, path) == 1 and calls
+    assert error in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('suffix', ['', '.', '.caf\udce9', '.é', '.a\nb'])
