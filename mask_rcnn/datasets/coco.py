@@ -15,7 +15,13 @@ import chainer
 
 from mask_rcnn.datasets.annotation_records import AnnotationRecord, read_records
 from mask_rcnn.datasets.annotation_values import AnnotationError
-from mask_rcnn.datasets.coco_annotations import COCOObject, check_keypoint_names, clean_object, select_categories
+from mask_rcnn.datasets.coco_annotations import (
+    COCOObject,
+    check_keypoint_names,
+    clean_object,
+    explain_miss,
+    select_categories,
+)
 from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRecord, read_coco_json
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Annotations, Example
@@ -62,6 +68,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
         category_ids (tuple): Category ids of the labels in the file.
         image_ids (tuple): Ids of the images in the file, in the order of the dataset.
         omissions (mask_rcnn.io.omissions.Omissions): The parts of the data that are left out.
+        misses (mask_rcnn.io.omissions.Omissions): The evaluated objects that no detection can match; empty with
+            ``only_annotated``.
         n_skipped (int): Number of skipped images and annotations.
         n_objects (int): Number of objects in the file that belong to the classes and images of the dataset.
         n_without_outline (int): Number of those that have a box but no outline: their masks are not evaluated.
@@ -89,6 +97,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         self.annotation_file = Path(annotation_file)
         self.image_folder = Path(image_folder)
         self.omissions = Omissions('items')
+        self.misses = Omissions('unmatchable objects', action='kept')
         self.n_skipped = self.n_objects = self.n_without_outline = 0
         self._skip_broken = skip_broken
         self._keypoints = keypoints
@@ -123,8 +132,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for the user, one line each: what is left out, and which metrics the data cannot have."""
-        lines = [str(self.omissions)] if self.omissions else []
+        """Warnings for the user, one line each: what is left out or doubtful, and which metrics are impossible."""
+        lines = [str(items) for items in (self.omissions, self.misses) if items]
         if not self._only_annotated and not self.n_objects:
             lines.append('no objects: every metric is "-"')
         elif not self._only_annotated and self._masks and self.n_without_outline == self.n_objects:
@@ -224,6 +233,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
                 without_outline.append(record.name)
             if record.is_crowd:
                 crowds[label].append(record.name)
+            if not self._only_annotated and (miss := explain_miss(record, sizes[record.image_id], masks=self._masks)):
+                self.misses.add(miss, record.name)
             cleaned = clean_object(record, label, sizes[record.image_id], masks=self._masks, keypoints=self._keypoints)
             if isinstance(cleaned, COCOObject):
                 objects[record.image_id].append(cleaned)

@@ -13,6 +13,7 @@ from mask_rcnn.datasets.annotation_values import AnnotationError
 from mask_rcnn.datasets.coco_json import AnnotationFileError, CategoryRecord, check_content
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Segmentation
+from mask_rcnn.datasets.segmentations import outline_area
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,29 @@ def clean_object(
     if keypoints:
         points = np.zeros((len(COCO_KEYPOINT_NAMES), 3)) if record.keypoints is None else record.keypoints
     return COCOObject(box, label, record.is_crowd, record.segmentation, points)
+
+
+def explain_miss(record: AnnotationRecord, size: tuple[int, int], *, masks: bool) -> str:
+    """Return the reason for which no detection can match an object, a miss in every evaluation.
+
+    Args:
+        record: The annotation.
+        size: Height and width of its image.
+        masks: Whether masks are evaluated.
+
+    Returns:
+        The reason, or an empty string if a detection can match the object or if the object is not evaluated.
+    """
+    if record.is_crowd or record.bbox is None:
+        return ''
+    x, y, width, height = record.bbox
+    if min(width, height) <= 0:
+        return 'with a box without area'
+    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+        return 'with a box outside its image'
+    if masks and record.segmentation and not outline_area(record.segmentation, size):
+        return 'whose outline has no pixel in its image'
+    return ''
 
 
 def clean_ground_truth(content: dict) -> dict:

@@ -1,4 +1,4 @@
-"""The summary of what was left out of a dataset or a folder."""
+"""The summary of what was left out of a dataset or a folder, or is doubtful in it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ _N_NAMES = 3
 
 
 class Omissions:
-    """The items that were left out, by reason, in the order in which they were added.
+    """The items that were left out or are doubtful, by reason, in the order in which they were added.
 
     ``str()`` is one printable line: ``left out 4 objects: 3 without area (annotation 7, annotation 9, annotation 12),
     1 outside its image (annotation 20)``.
 
     Args:
         noun: The plural noun of the items, such as ``'objects'``.
+        action: The verb of the summary, in the past tense.
     """
 
-    def __init__(self, noun: str):
-        self.noun = noun
+    def __init__(self, noun: str, *, action: str = 'left out'):
+        self.noun, self.action = noun, action
         self._names: dict[str, list[str]] = {}
 
     def add(self, reason: str, name: str | PurePath) -> None:
@@ -50,7 +51,7 @@ class Omissions:
     def __str__(self) -> str:
         reasons = (f'{len(names)} {reason} ({_shorten(names)})' for reason, names in self._names.items())
         noun = self.noun.removesuffix('s') if len(self) == 1 else self.noun
-        return escape(f'left out {len(self)} {noun}: {", ".join(reasons)}')
+        return escape(f'{self.action} {len(self)} {noun}: {", ".join(reasons)}')
 
 
 def _shorten(names: Iterable[str]) -> str:

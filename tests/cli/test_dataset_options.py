@@ -14,15 +14,15 @@ from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 
 @pytest.fixture
 def arguments(tmp_path):
-    """A function that returns the arguments for a dataset of one image, of whose objects one has no outline."""
+    """A function that returns the arguments for a dataset of one image, of whose objects the second has no outline."""
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((20, 30, 3), np.uint8))
 
-    def write(category=1, **options):
+    def write(category=1, second=None, **options):
         whole = {'id': 1, 'image_id': 1, 'category_id': category, 'bbox': [2, 3, 8, 9]}
         whole['segmentation'] = [[2, 3, 10, 3, 10, 12, 2, 12]]
         content = {
             'images': [{'id': 1, 'file_name': 'a.png'}],
-            'annotations': [whole, {**whole, 'id': 2, 'segmentation': []}],
+            'annotations': [whole, {**whole, 'id': 2, **(second or {'segmentation': []})}],
             'categories': [{'id': category, 'name': 'cat'}],
         }
         path = tmp_path / 'data.json'
@@ -44,6 +44,16 @@ def test_what_is_left_out_is_printed_or_refused(arguments, capsys, part, reason)
         AnnotationFileError, match=rf'data\.json: left out 1 item: {reason} \(annotation 2\) .--strict.'
     ):
         arguments(strict=True).open(part, size=32)
+
+
+def test_objects_that_no_detection_can_match_are_printed_or_refused(arguments, capsys):
+    outside = {'bbox': [40, 3, 8, 9], 'segmentation': [[40, 3, 48, 3, 48, 12]]}
+    reason = 'kept 1 unmatchable object: 1 with a box outside its image (annotation 2)'
+    print_dataset_warnings(arguments(second=outside).open('val', size=32), 'name')
+    assert capsys.readouterr() == ('', f'warning: name: {reason}\n')
+    with pytest.raises(AnnotationFileError) as caught:
+        arguments(second=outside, strict=True).open('val', size=32)
+    assert caught.value.reason == f'{reason} (--strict)'
 
 
 def test_objects_without_outlines_are_complete_for_a_network_without_a_mask_head(arguments, capsys):

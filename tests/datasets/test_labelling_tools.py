@@ -139,6 +139,40 @@ def test_objects_without_outlines_are_trained_without_a_mask_head(make):
     ]
 
 
+OUTSIDE = [[WIDTH + 1, 5, WIDTH + 9, 5, WIDTH + 9, 12]]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({'segmentation': OUTSIDE, 'bbox': None}, 'with a box outside its image'),
+        ({'segmentation': [], 'bbox': [-10, 5, 10, 8]}, 'with a box outside its image'),
+        ({'segmentation': [], 'bbox': [5, HEIGHT, 10, 8]}, 'with a box outside its image'),
+        ({'segmentation': [], 'bbox': [5, 5, 0, 8]}, 'with a box without area'),
+        ({'segmentation': OUTSIDE}, 'whose outline has no pixel in its image'),
+        ({'segmentation': [[3, 3, 9, 9, 6, 6]]}, 'whose outline has no pixel in its image'),
+        ({'segmentation': rle_of(np.zeros((HEIGHT, WIDTH)))}, 'whose outline has no pixel in its image'),
+    ],
+)
+def test_objects_that_no_detection_can_match_are_reported(make, changes, reason):
+    dataset = make([annotation(), annotation(id=2, **changes)], only_annotated=False)
+    assert dataset.misses.counts == {reason: 1} and dataset.n_skipped == 0
+    assert f'kept 1 unmatchable object: 1 {reason} (annotation 2)' in dataset.warnings
+    truths = dataset.ground_truth()['annotations']
+    assert len(truths) == 2  # each of them counts as a miss, as with pycocotools
+    outline = truths[1].get('segmentation')
+    masks = coco_mask.frPyObjects(outline, HEIGHT, WIDTH) if isinstance(outline, list) else outline
+    box, area = truths[1]['bbox'], 0 if outline is None else np.sum(coco_mask.area(masks))
+    overlaps = coco_mask.iou(np.array([box]), np.array([[0.0, 0, WIDTH, HEIGHT]]), [0])
+    assert overlaps == 0 or area == 0
+    assert make([annotation(), annotation(id=2, iscrowd=1, **changes)], only_annotated=False).misses.counts == {}
+
+
+def test_objects_that_reach_into_the_image_are_not_reported(make):
+    edge = annotation(bbox=[WIDTH - 1, HEIGHT - 1, 50, 50], segmentation=[[WIDTH - 1, 0, WIDTH + 50, 0, WIDTH, 60]])
+    assert make([edge], only_annotated=False).warnings == []
+
+
 def test_a_missing_list_of_annotations(make):
     def edit(content):
         del content['annotations']

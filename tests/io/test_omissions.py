@@ -21,6 +21,12 @@ def test_a_summary_of_one_item_is_singular():
     assert str(omissions) == 'left out 1 file: 1 with an unknown suffix (a.heic)'
 
 
+def test_a_summary_states_what_was_done():
+    kept = Omissions('doubtful objects', action='kept')
+    kept.add('outside its image', 'annotation 2')
+    assert str(kept) == 'kept 1 doubtful object: 1 outside its image (annotation 2)'
+
+
 def test_an_empty_summary_is_false():
     assert not Omissions('files')
 
