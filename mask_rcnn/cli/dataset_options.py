@@ -75,8 +75,8 @@ def add_arguments(parser: argparse._ActionsContainer, folder: Path, *, parts: Se
         '--strict',
         action='store_true',
         default=None,
-        help='stop with status 1 if objects or images would be left out, or cannot be matched in an evaluation '
-        '(otherwise, a warning counts them)',
+        help='stop with status 1 if objects or images would be left out, or if objects are doubtful, such as boxes '
+        'outside their image (otherwise, warnings count them)',
     )
     parser.set_defaults(coco_folder=folder / 'COCO')
 
@@ -91,7 +91,7 @@ class DatasetArguments:
         files: The user's own data: part -> annotation file and folder of images.  Empty for the datasets of
             :data:`DATASETS`.
         skip_broken: Skip broken images and annotations.
-        strict: Refuse data of which a part is left out or cannot be matched in an evaluation.
+        strict: Refuse data of which a part is left out or doubtful.
         is_default: True if no option selects the dataset.
     """
 
@@ -158,7 +158,7 @@ class DatasetArguments:
         Raises:
             UsageError: Generated images have no keypoints.
             mask_rcnn.datasets.coco.AnnotationFileError: The annotations cannot be used, or a part of the data is left
-                out or cannot be matched despite ``strict``.
+                out or doubtful despite ``strict``.
             mask_rcnn.preprocessing.image_io.ImageFileError: An image cannot be used.
         """
         is_training = part == 'train'
@@ -178,7 +178,7 @@ class DatasetArguments:
             masks=masks,
             kept_classes=kept_classes,
         )
-        problems = [str(items) for items in (dataset.omissions, dataset.misses) if items]
+        problems = [str(items) for items in (dataset.omissions, dataset.doubts) if items]
         if self.strict and problems:
             raise AnnotationFileError(annotations, f'{"; ".join(problems)} (--strict)')
         return dataset

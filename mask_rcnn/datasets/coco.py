@@ -19,7 +19,7 @@ from mask_rcnn.datasets.coco_annotations import (
     COCOObject,
     check_keypoint_names,
     clean_object,
-    explain_miss,
+    explain_doubt,
     select_categories,
 )
 from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRecord, read_coco_json
@@ -68,8 +68,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         category_ids (tuple): Category ids of the labels in the file.
         image_ids (tuple): Ids of the images in the file, in the order of the dataset.
         omissions (mask_rcnn.io.omissions.Omissions): The parts of the data that are left out.
-        misses (mask_rcnn.io.omissions.Omissions): The evaluated objects that no detection can match; empty with
-            ``only_annotated``.
+        doubts (mask_rcnn.io.omissions.Omissions): The objects that are used, but are probably annotated wrongly.
         n_skipped (int): Number of skipped images and annotations.
         n_objects (int): Number of objects in the file that belong to the classes and images of the dataset.
         n_without_outline (int): Number of those that have a box but no outline: their masks are not evaluated.
@@ -97,7 +96,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         self.annotation_file = Path(annotation_file)
         self.image_folder = Path(image_folder)
         self.omissions = Omissions('items')
-        self.misses = Omissions('unmatchable objects', action='kept')
+        self.doubts = Omissions('doubtful objects', action='kept')
         self.n_skipped = self.n_objects = self.n_without_outline = 0
         self._skip_broken = skip_broken
         self._keypoints = keypoints
@@ -133,7 +132,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
     @property
     def warnings(self) -> list[str]:
         """Warnings for the user, one line each: what is left out or doubtful, and which metrics are impossible."""
-        lines = [str(items) for items in (self.omissions, self.misses) if items]
+        lines = [str(items) for items in (self.omissions, self.doubts) if items]
         if not self._only_annotated and not self.n_objects:
             lines.append('no objects: every metric is "-"')
         elif not self._only_annotated and self._masks and self.n_without_outline == self.n_objects:
@@ -233,13 +232,15 @@ class COCODataset(chainer.dataset.DatasetMixin):
                 without_outline.append(record.name)
             if record.is_crowd:
                 crowds[label].append(record.name)
-            if not self._only_annotated and (miss := explain_miss(record, sizes[record.image_id], masks=self._masks)):
-                self.misses.add(miss, record.name)
-            cleaned = clean_object(record, label, sizes[record.image_id], masks=self._masks, keypoints=self._keypoints)
+            size = sizes[record.image_id]
+            cleaned = clean_object(record, label, size, masks=self._masks, keypoints=self._keypoints)
             if isinstance(cleaned, COCOObject):
                 objects[record.image_id].append(cleaned)
             elif self._only_annotated or record.bbox is None:  # evaluation uses what training leaves out
                 self.omissions.add(cleaned, record.name)
+                continue
+            if doubt := explain_doubt(record, size, masks=self._masks, evaluated=not self._only_annotated):
+                self.doubts.add(doubt, record.name)
         self.n_objects, self.n_without_outline = n_of_label.total(), len(without_outline)
         if self._masks and not self._only_annotated and len(without_outline) < self.n_objects:
             for name in without_outline:

@@ -7,13 +7,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from mask_rcnn.datasets.annotation_records import AnnotationRecord, read_records
 from mask_rcnn.datasets.annotation_values import AnnotationError
 from mask_rcnn.datasets.coco_json import AnnotationFileError, CategoryRecord, check_content
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Segmentation
-from mask_rcnn.datasets.segmentations import outline_area
+from mask_rcnn.datasets.segmentations import outline_area, outline_box
+
+#: Below this IoU with the box of its outline, a box is reported: x, y, x, y instead of x, y, width, height, the box of
+#: another object, or a box that begins at its centre.
+_MIN_BOX_OVERLAP = 0.2
+#: Boxes with shorter sides in pixels are not compared: tools that trace pixels write outlines without area for them.
+_MIN_COMPARED_SIDE = 4
 
 
 @dataclass(frozen=True)
@@ -117,26 +124,33 @@ def clean_object(
     return COCOObject(box, label, record.is_crowd, record.segmentation, points)
 
 
-def explain_miss(record: AnnotationRecord, size: tuple[int, int], *, masks: bool) -> str:
-    """Return the reason for which no detection can match an object, a miss in every evaluation.
+def explain_doubt(record: AnnotationRecord, size: tuple[int, int], *, masks: bool, evaluated: bool) -> str:
+    """Return the reason for which an object is probably annotated wrongly, or an empty string.
 
     Args:
         record: The annotation.
         size: Height and width of its image.
-        masks: Whether masks are evaluated.
-
-    Returns:
-        The reason, or an empty string if a detection can match the object or if the object is not evaluated.
+        masks: Whether masks are used.
+        evaluated: Whether the object is evaluated; boxes and masks that no detection can match are then reported.
+            Before training, boxes are clipped and those without area are left out.
     """
     if record.is_crowd or record.bbox is None:
         return ''
     x, y, width, height = record.bbox
-    if min(width, height) <= 0:
-        return 'with a box without area'
-    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
-        return 'with a box outside its image'
-    if masks and record.segmentation and not outline_area(record.segmentation, size):
-        return 'whose outline has no pixel in its image'
+    inside = _clip_to_image(record.bbox, size)
+    if evaluated:
+        if min(width, height) < 1:
+            return 'with a box smaller than a pixel'
+        if min(inside[2:]) <= 0:
+            return 'with a box outside its image'
+        if inside[2] * inside[3] < width * height / 2:
+            return 'with a box mostly outside its image'
+        if masks and record.segmentation and not outline_area(record.segmentation, size):
+            return 'whose outline has no pixel in its image'
+    if record.segmentation and min(inside[2:]) >= _MIN_COMPARED_SIDE:
+        outline = outline_box(record.segmentation, size, of_pixels=False) or [x, y, 0, 0]
+        if coco_mask.iou(np.array([inside]), np.array([_clip_to_image(outline, size)]), [0]).item() < _MIN_BOX_OVERLAP:
+            return 'with a box that does not fit its outline ("bbox" is x, y, width, height)'
     return ''
 
 
@@ -173,6 +187,13 @@ def clean_ground_truth(content: dict) -> dict:
         'annotations': truths,
         'categories': [{**category.fields, 'id': category.category_id} for category in file.categories],
     }
+
+
+def _clip_to_image(bbox: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """Return the part ``x, y, width, height`` of a box in its image; its sides are 0 if there is none."""
+    x, y, width, height = bbox
+    left, top = max(x, 0.0), max(y, 0.0)
+    return [left, top, max(min(x + width, size[1]) - left, 0.0), max(min(y + height, size[0]) - top, 0.0)]
 
 
 def _clean_box(bbox: Sequence[float], size: tuple[int, int]) -> np.ndarray:

@@ -46,9 +46,9 @@ def test_what_is_left_out_is_printed_or_refused(arguments, capsys, part, reason)
         arguments(strict=True).open(part, size=32)
 
 
-def test_objects_that_no_detection_can_match_are_printed_or_refused(arguments, capsys):
+def test_doubtful_objects_are_printed_or_refused(arguments, capsys):
     outside = {'bbox': [40, 3, 8, 9], 'segmentation': [[40, 3, 48, 3, 48, 12]]}
-    reason = 'kept 1 unmatchable object: 1 with a box outside its image (annotation 2)'
+    reason = 'kept 1 doubtful object: 1 with a box outside its image (annotation 2)'
     print_dataset_warnings(arguments(second=outside).open('val', size=32), 'name')
     assert capsys.readouterr() == ('', f'warning: name: {reason}\n')
     with pytest.raises(AnnotationFileError) as caught:

@@ -68,8 +68,8 @@ def test_boxes_are_cleaned_as_in_detectron(make, bbox, expected):
     ],
 )
 def test_unusable_objects_are_left_out_and_reported(make, changes, reason):
-    dataset = make([annotation(id=9, **changes), annotation(id=2, bbox=[1, 1, 5, 5])])
-    assert dataset[0].annotations.boxes.tolist() == [[1, 1, 5, 5]]
+    dataset = make([annotation(id=9, **changes), annotation(id=2, bbox=[1, 1, 16, 13])])
+    assert dataset[0].annotations.boxes.tolist() == [[1, 1, 13, 16]]
     assert dataset.n_skipped == 0 and len(dataset.omissions) == 1
     (line,) = dataset.warnings
     assert line.startswith(f'left out 1 item: 1 {reason}') and line.endswith('(annotation 9)')

@@ -69,7 +69,7 @@ def test_a_polygon_far_outside_the_image_is_reported(make, polygon):
 def test_a_vertex_outside_the_image_is_kept(make):
     """Tiles of large images have outlines that continue in other tiles."""
     polygon = [-500.0, -30.0, 300.5, 10.0, 20.0, 900.0]
-    dataset = make([annotation(segmentation=[polygon])])
+    dataset = make([annotation(segmentation=[polygon], bbox=[0, 0, WIDTH, HEIGHT])])
     assert dataset[0].annotations.segmentations[0][0].tolist() == polygon and dataset.warnings == []
 
 
@@ -148,7 +148,7 @@ OUTSIDE = [[WIDTH + 1, 5, WIDTH + 9, 5, WIDTH + 9, 12]]
         ({'segmentation': OUTSIDE, 'bbox': None}, 'with a box outside its image'),
         ({'segmentation': [], 'bbox': [-10, 5, 10, 8]}, 'with a box outside its image'),
         ({'segmentation': [], 'bbox': [5, HEIGHT, 10, 8]}, 'with a box outside its image'),
-        ({'segmentation': [], 'bbox': [5, 5, 0, 8]}, 'with a box without area'),
+        ({'segmentation': [], 'bbox': [5, 5, 0, 8]}, 'with a box smaller than a pixel'),
         ({'segmentation': OUTSIDE}, 'whose outline has no pixel in its image'),
         ({'segmentation': [[3, 3, 9, 9, 6, 6]]}, 'whose outline has no pixel in its image'),
         ({'segmentation': rle_of(np.zeros((HEIGHT, WIDTH)))}, 'whose outline has no pixel in its image'),
@@ -156,8 +156,8 @@ OUTSIDE = [[WIDTH + 1, 5, WIDTH + 9, 5, WIDTH + 9, 12]]
 )
 def test_objects_that_no_detection_can_match_are_reported(make, changes, reason):
     dataset = make([annotation(), annotation(id=2, **changes)], only_annotated=False)
-    assert dataset.misses.counts == {reason: 1} and dataset.n_skipped == 0
-    assert f'kept 1 unmatchable object: 1 {reason} (annotation 2)' in dataset.warnings
+    assert dataset.doubts.counts == {reason: 1} and dataset.n_skipped == 0
+    assert f'kept 1 doubtful object: 1 {reason} (annotation 2)' in dataset.warnings
     truths = dataset.ground_truth()['annotations']
     assert len(truths) == 2  # each of them counts as a miss, as with pycocotools
     outline = truths[1].get('segmentation')
@@ -165,11 +165,38 @@ def test_objects_that_no_detection_can_match_are_reported(make, changes, reason)
     box, area = truths[1]['bbox'], 0 if outline is None else np.sum(coco_mask.area(masks))
     overlaps = coco_mask.iou(np.array([box]), np.array([[0.0, 0, WIDTH, HEIGHT]]), [0])
     assert overlaps == 0 or area == 0
-    assert make([annotation(), annotation(id=2, iscrowd=1, **changes)], only_annotated=False).misses.counts == {}
+    assert make([annotation(), annotation(id=2, iscrowd=1, **changes)], only_annotated=False).doubts.counts == {}
+
+
+NO_FIT = 'with a box that does not fit its outline ("bbox" is x, y, width, height)'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'trained', 'evaluated'),
+    [
+        ({'segmentation': [], 'bbox': [-6, 5, 10, 8]}, '', 'with a box mostly outside its image'),
+        ({'segmentation': [], 'bbox': [5.2, 5.3, 0.4, 8]}, '', 'with a box smaller than a pixel'),
+        ({'bbox': [30, 5, 8, 9]}, NO_FIT, NO_FIT),
+        ({'segmentation': OUTSIDE}, NO_FIT, 'whose outline has no pixel in its image'),
+        ({'segmentation': [[10, 10, 16, 10, 16, 15]], 'bbox': [10, 10, 16, 15]}, NO_FIT, NO_FIT),  # both corners
+        ({'segmentation': [[20, 10, 32, 10, 32, 20, 20, 20]], 'bbox': [26, 15, 12, 10]}, NO_FIT, NO_FIT),  # the centre
+        (
+            {'segmentation': [[7, 5, 7, 15, 7, 10]], 'bbox': [7, 5, 1, 11]},
+            '',
+            'whose outline has no pixel in its image',
+        ),
+    ],
+)
+def test_doubtful_objects_are_reported(make, changes, trained, evaluated):
+    objects = [annotation(), annotation(id=2, **changes)]
+    dataset = make(objects, masks=False)
+    assert dataset.doubts.counts == ({trained: 1} if trained else {})
+    assert dataset.omissions.counts.keys() <= {'with a box of at most one pixel in a direction or outside the image'}
+    assert make(objects, only_annotated=False).doubts.counts == {evaluated: 1}
 
 
 def test_objects_that_reach_into_the_image_are_not_reported(make):
-    edge = annotation(bbox=[WIDTH - 1, HEIGHT - 1, 50, 50], segmentation=[[WIDTH - 1, 0, WIDTH + 50, 0, WIDTH, 60]])
+    edge = annotation(bbox=[WIDTH - 4, 0, 6, 31], segmentation=[[WIDTH - 4, 0, WIDTH + 2, 0, WIDTH + 2, 31]])
     assert make([edge], only_annotated=False).warnings == []
 
 
