@@ -14,6 +14,9 @@ from mask_rcnn.datasets.annotation_values import AnnotationError, id_order, read
 from mask_rcnn.io.errors import BadFileError
 from mask_rcnn.io.file_kinds import ARCHIVE, N_KIND_BYTES, VIDEO, WEIGHTS, describe_kind
 
+#: The lists of an annotation file.
+_LISTS = ('images', 'annotations', 'categories')
+
 
 class AnnotationFileError(BadFileError):
     """An annotation file cannot be used; ``str()`` is one line, ``path: reason``."""
@@ -101,13 +104,32 @@ def _read_json(path: str | os.PathLike) -> Any:
             start = file.read(N_KIND_BYTES)
             if describe_kind(start) in (WEIGHTS, VIDEO, ARCHIVE):  # gigabytes that need not be read
                 raise ValueError
-            return json.loads(start + file.read())
+            return _parse_json(start + file.read())
+    except AnnotationError as error:
+        raise AnnotationFileError(path, str(error)) from error
     except OSError as error:
         raise AnnotationFileError(path, (error.strerror or str(error)).lower()) from error
     except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, or too many nested lists
         other = describe_bytes(start)
         reason = f'not a JSON file: it is {other}' if other else f'not a JSON file ({error})'
         raise AnnotationFileError(path, reason) from error
+
+
+def _parse_json(data: bytes) -> Any:
+    """Parse JSON.  A list that is there twice is refused, because :mod:`json` would drop the first one."""
+    text = data.decode(json.detect_encoding(data), 'surrogatepass')
+    is_repeated = any(text.count(f'"{key}"') > 1 for key in _LISTS)
+    return json.loads(text, object_pairs_hook=_refuse_repeated_lists if is_repeated else None)  # the hook is slow
+
+
+def _refuse_repeated_lists(pairs: list[tuple[str, Any]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        for key in _LISTS:
+            if keys.count(key) > 1:
+                raise AnnotationError(f'the file has {keys.count(key)} lists {key!r}; join them into one')
+    return content
 
 
 def check_content(content: Any, *, needs_annotations: bool = True, needs_files: bool = True) -> COCOFile:

@@ -58,3 +58,16 @@ def test_other_files_are_named_in_one_line(content, words, tmp_path):
         read_coco_json(path)
     message = str(caught.value)
     assert message.startswith(f'{path}: not ') and words in message and message.isprintable(), message
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-16'])
+@pytest.mark.parametrize('key', ['images', 'annotations', 'categories'])
+def test_a_list_that_is_there_twice_is_refused(key, encoding, tmp_path):
+    """Python's parser drops the first one: files that were joined as text lost half of their objects."""
+    content = {'images': [IMAGE], 'annotations': [ANNOTATION], 'categories': [{'id': 1, 'name': 'a'}]}
+    path = tmp_path / 'a.json'
+    path.write_text(f'{json.dumps(content)[:-1]}, "{key}": []}}', encoding=encoding)
+    with pytest.raises(AnnotationFileError, match=f"a.json: the file has 2 lists '{key}'; join them into one"):
+        read_coco_json(path)
+    path.write_text(json.dumps({**content, 'info': {key: 'x', 'name': key}}), encoding=encoding)
+    assert len(read_coco_json(path).annotations) == 1
