@@ -32,7 +32,8 @@ def read_segmentation(
 
     A polygon is a list ``x, y, x, y, ...`` or a list of points; a single polygon need not be in a list.  Two points are
     labelme's rectangle or circle (:func:`two_point_polygon`).  Polygons of a single point are dropped.  A polygon may
-    also be an object of VGG Image Annotator with ``all_points_x`` and ``all_points_y``; run lengths may be in a list.
+    also be an object of VGG Image Annotator with ``all_points_x`` and ``all_points_y``.  Run lengths may be in a list;
+    several are joined.
 
     Args:
         value: The ``segmentation`` of an annotation.
@@ -53,6 +54,8 @@ def read_segmentation(
         raise AnnotationError(f'belongs to an image of {size[0]} x {size[1]} pixels, too large for pycocotools')
     if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], dict):
         (value,) = value
+    if isinstance(value, (list, tuple)) and all(isinstance(part, dict) and 'counts' in part for part in value):
+        return coco_mask.merge([_read_run_lengths(part, size) for part in value])
     if isinstance(value, dict) and 'all_points_x' in value:
         value = _read_via_polygon(value)
     if isinstance(value, dict):
@@ -222,14 +225,20 @@ def _read_run_lengths(rle: dict, size: tuple[int, int]) -> dict:
             is_plain = set(map(type, counts)) == {int}
             integers = counts if is_plain else [read_count(count, 'a run length') for count in counts]
             runs = np.array(integers, np.int64)
+        elif isinstance(counts, (str, bytes)):
+            runs = decode_counts(counts)
         else:
-            runs = decode_counts(counts)  # type: ignore[arg-type]  # a TypeError is expected
+            raise ValueError(f"'counts' is {shorten(counts)}, neither a text nor a list")
         if not runs.size:
             raise ValueError('there are none')
         if runs.min() < 0 or runs.max() > size[0] * size[1] or runs.sum() != size[0] * size[1]:
             raise ValueError('their sum is not the number of pixels of the image')
         if isinstance(counts, (list, tuple)):
             counts = coco_mask.frPyObjects({'size': list(size), 'counts': runs.tolist()}, *size)['counts']
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+    except UnicodeEncodeError as error:
+        raise AnnotationError('has malformed run lengths (they have invalid characters)') from error
+    except OverflowError as error:
+        raise AnnotationError('has malformed run lengths (a number is too large)') from error
+    except ValueError as error:
         raise AnnotationError(f'has malformed run lengths ({error})') from error
     return {'size': list(size), 'counts': counts.encode('ascii') if isinstance(counts, str) else counts}

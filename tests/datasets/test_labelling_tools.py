@@ -49,6 +49,12 @@ def test_a_box_and_an_area_from_run_lengths_or_polygons(make, segmentation):
     assert polygon['bbox'] == rle['bbox'] == [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
 
 
+def test_run_lengths_of_several_parts_are_one_object(make, rng):
+    parts = [rng.rand(HEIGHT, WIDTH) < 0.1 for _ in range(3)]
+    (segmentation,) = make([annotation(segmentation=[rle_of(part) for part in parts])])[0].annotations.segmentations
+    np.testing.assert_array_equal(coco_mask.decode(segmentation), np.any(parts, axis=0))
+
+
 @pytest.mark.parametrize(
     'polygon',
     [
@@ -235,6 +241,9 @@ def test_names_of_classes_that_are_numbers(make):
         ({'all_points_x': [1, 2, 3], 'all_points_y': [1, 2]}, "as many numbers in 'all_points_x'"),
         ({'all_points_x': [1, 2, 3]}, "as many numbers in 'all_points_x'"),
         ({'size': [HEIGHT, WIDTH], 'counts': []}, r'has malformed run lengths \(there are none\)'),
+        ({'size': [HEIGHT, WIDTH]}, r"has malformed run lengths \('counts' is None, neither a text nor a list\)"),
+        ({'size': [HEIGHT, WIDTH], 'counts': [10**30]}, r'has malformed run lengths \(a number is too large\)'),
+        ({'size': [HEIGHT, WIDTH], 'counts': '漢'}, r'has malformed run lengths \(they have invalid characters\)'),
     ],
 )
 def test_malformed_outlines_in_objects_are_reported(make, segmentation, reason):
