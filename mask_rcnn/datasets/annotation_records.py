@@ -32,7 +32,7 @@ class AnnotationRecord:
         is_ignored: True if the annotation is marked ``ignore``.
         segmentation: Polygons, run lengths, or ``()`` without an outline.
         keypoints: ``(17, 3)`` float64, ``(y, x, visibility)``, zeros if they are not labelled; ``None`` if the
-            annotation has no ``keypoints``.
+            annotation has no ``keypoints`` or they are not read.
     """
 
     name: str
@@ -70,7 +70,11 @@ class AnnotationRecord:
 
 
 def read_records(
-    annotations: Iterable, sizes: Mapping[int | str, tuple[int, int] | None], category_ids: Iterable[int | str]
+    annotations: Iterable,
+    sizes: Mapping[int | str, tuple[int, int] | None],
+    category_ids: Iterable[int | str],
+    *,
+    keypoints: bool,
 ) -> Iterator[AnnotationRecord | AnnotationError]:
     """Yield the record of each annotation, or the error if it is malformed.
 
@@ -79,6 +83,7 @@ def read_records(
         sizes: Height and width of each image of the file by its id.  The annotations of an image without a size are
             skipped.
         category_ids: The ids of the file's categories.
+        keypoints: Whether to read keypoints; those of other objects than COCO's persons are malformed.
     """
     known_categories = frozenset(category_ids)
     for i, annotation in enumerate(annotations):
@@ -92,13 +97,19 @@ def read_records(
             size = sizes[image_id]
             if size is None:
                 continue
-            yield _read_record(annotation, name, image_id, category_id, size)
+            yield _read_record(annotation, name, image_id, category_id, size, keypoints=keypoints)
         except AnnotationError as error:
             yield error
 
 
 def _read_record(
-    annotation: dict, name: str, image_id: int | str, category_id: int | str, size: tuple[int, int]
+    annotation: dict,
+    name: str,
+    image_id: int | str,
+    category_id: int | str,
+    size: tuple[int, int],
+    *,
+    keypoints: bool,
 ) -> AnnotationRecord:
     bbox = _read_box(annotation.get('bbox'), name)
     area = annotation.get('area')
@@ -125,7 +136,7 @@ def _read_record(
         is_crowd=read_flag(annotation.get('iscrowd'), f"the 'iscrowd' of {name}"),
         is_ignored=read_flag(annotation.get('ignore'), f"the 'ignore' of {name}"),
         segmentation=segmentation,
-        keypoints=_read_keypoints(annotation.get('keypoints'), name),
+        keypoints=_read_keypoints(annotation.get('keypoints'), name) if keypoints else None,
     )
 
 

@@ -210,7 +210,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
     ) -> Iterator[AnnotationRecord | AnnotationError]:
         """Yield the records of the annotations that belong to images with a size."""
         all_sizes = {image.image_id: sizes.get(image.image_id) for image in content.images}
-        return read_records(content.annotations, all_sizes, (c.category_id for c in content.categories))
+        category_ids = [category.category_id for category in content.categories]
+        return read_records(content.annotations, all_sizes, category_ids, keypoints=self._keypoints)
 
     def _read_objects(self, content: COCOFile, images: list[_Image]) -> dict[int | str, list[COCOObject]]:
         """Return the cleaned objects of each image by its id."""

@@ -154,12 +154,13 @@ def explain_doubt(record: AnnotationRecord, size: tuple[int, int], *, masks: boo
     return ''
 
 
-def clean_ground_truth(content: dict) -> dict:
+def clean_ground_truth(content: dict, *, keypoints: bool = True) -> dict:
     """Check annotations in COCO's format and return what pycocotools needs of them.
 
     Args:
         content: ``images``, ``annotations`` and ``categories``; every image that has an outline needs its ``height``
             and ``width``.
+        keypoints: Whether to read keypoints.
 
     Returns:
         dict: The three lists, with ids as integers where they are integers in any form, and annotations numbered from
@@ -171,13 +172,14 @@ def clean_ground_truth(content: dict) -> dict:
     file = check_content(content, needs_annotations=False, needs_files=False)
     sizes = {image.image_id: (image.height or 0, image.width or 0) for image in file.images}
     truths: list[dict] = []
-    for i, record in enumerate(read_records(file.annotations, sizes, (c.category_id for c in file.categories))):
+    category_ids = [category.category_id for category in file.categories]
+    for i, record in enumerate(read_records(file.annotations, sizes, category_ids, keypoints=keypoints)):
         if isinstance(record, AnnotationError):
             raise AnnotationError(f'the ground truth cannot be used: {record}')
         if record.segmentation and 0 in sizes[record.image_id]:
             raise AnnotationError(f'the ground truth cannot be used: image {record.image_id!r} has no size')
         if record.bbox is not None:
-            has_keypoints = 'num_keypoints' in file.annotations[i] or record.keypoints is not None
+            has_keypoints = keypoints and ('num_keypoints' in file.annotations[i] or record.keypoints is not None)
             truths.append(record.ground_truth(len(truths) + 1, keypoints=has_keypoints))
     return {
         'images': [

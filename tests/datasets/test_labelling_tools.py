@@ -228,6 +228,14 @@ def test_keypoints_in_other_forms(make, numbers):
     assert dataset[0].annotations.keypoints.tolist() == [17 * [[2, 1, 2]]]
 
 
+@pytest.mark.parametrize('numbers', [[1, 2, 2] * 21, [1, 2], 'none'], ids=['hand', 'two', 'text'])
+def test_other_keypoints_do_not_matter_where_none_are_used(make, numbers):
+    dataset = make([annotation(keypoints=numbers, num_keypoints=21)])
+    assert len(dataset[0].annotations) == 1 and 'keypoints' not in dataset.ground_truth()['annotations'][0]
+    with pytest.raises(AnnotationFileError, match="the 'keypoints' of annotation 1 are not a list of 51 numbers"):
+        make([annotation(keypoints=numbers)], keypoint_names, keypoints=True)
+
+
 def test_names_of_classes_that_are_numbers(make):
     def edit(content):
         content['categories'][0]['name'] = 8
