@@ -195,8 +195,10 @@ def _print_datasets(datasets: Mapping[str, Dataset | None]) -> None:
     for name, dataset in datasets.items():
         if dataset is not None:
             n_skipped = getattr(dataset, 'n_skipped', 0)
+            n_without_objects = getattr(dataset, 'n_without_objects', 0)
             print_line(
                 f'{name}: {len(dataset)} images, {len(dataset.class_names)} classes'
+                + f' ({n_without_objects} without an object left out)' * bool(n_without_objects)
                 + f' ({n_skipped} broken images and annotations skipped)' * bool(n_skipped)
             )
             print_dataset_warnings(dataset, name)

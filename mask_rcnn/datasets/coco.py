@@ -70,6 +70,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         omissions (mask_rcnn.io.omissions.Omissions): The parts of the data that are left out.
         doubts (mask_rcnn.io.omissions.Omissions): The objects that are used, but are probably annotated wrongly.
         n_skipped (int): Number of skipped images and annotations.
+        n_without_objects (int): Number of images that ``only_annotated`` drops.
         n_objects (int): Number of objects in the file that belong to the classes and images of the dataset.
         n_without_outline (int): Number of those that have a box but no outline: their masks are not evaluated.
 
@@ -115,10 +116,12 @@ class COCODataset(chainer.dataset.DatasetMixin):
             check_keypoint_names(self.annotation_file, content.categories)
         images = self._scan_images(content.images)
         objects = self._read_objects(content, images)
+        n_images = len(images)
         if only_annotated:
             images = [image for image in images if any(obj.is_trainable for obj in objects[image.image_id])]
         if not images:
             raise AnnotationFileError(self.annotation_file, self._explain_no_images())
+        self.n_without_objects = n_images - len(images)
         self._images = tuple(images)
         self.image_ids = tuple(image.image_id for image in images)
         self._objects = PackedAnnotations.pack(

@@ -388,6 +388,15 @@ def write_coco(folder, n=3, names=('thing',), broken=False):
     return ['--train-annotations', folder / 'a.json', '--train-images', folder]
 
 
+def test_training_images_without_an_object_are_counted(fake_runs, capsys, tmp_path):
+    data = write_coco(tmp_path / 'data')
+    content = json.loads(data[1].read_text())
+    content['annotations'].pop()
+    data[1].write_text(json.dumps(content))
+    assert train.main([*map(str, data), '--pretrained', 'none', '--gpu', '-1']) == 0
+    assert 'training: 2 images, 1 classes (1 without an object left out)\n' in capsys.readouterr().out
+
+
 def test_your_own_data(fake_runs, capsys, tmp_path):
     training = list(map(str, write_coco(tmp_path / 'data')))
     assert train.main([*training, '--pretrained', 'none', '--gpu', '-1']) == 0

@@ -75,6 +75,12 @@ def test_unusable_objects_are_left_out_and_reported(make, changes, reason):
     assert line.startswith(f'left out 1 item: 1 {reason}') and line.endswith('(annotation 9)')
 
 
+def test_images_without_an_object_are_counted(make):
+    assert make([annotation()]).n_without_objects == 1
+    assert make([annotation(), annotation(id=2, image_id=9)]).n_without_objects == 0
+    assert make([annotation()], only_annotated=False).n_without_objects == 0
+
+
 def test_compressed_and_uncompressed_run_lengths(make, rng):
     mask = rng.rand(HEIGHT, WIDTH) < 0.5
     mask[:, :20] = False  # begins with a long run
