@@ -12,7 +12,8 @@ from chainer import training
 
 from mask_rcnn.training.distributed import Communicator
 
-#: Names of the signals that stop a run: of the user, of a closed terminal, and of schedulers before they kill a job.
+#: Names of the signals that stop a run: of the user, of a closed terminal, of schedulers before they kill a job, of a
+#: power failure, and of time limits (``perl -e 'alarm 3600; exec @ARGV'``).
 _STOP_SIGNAL_NAMES = (
     'SIGINT',
     'SIGTERM',
@@ -21,7 +22,9 @@ _STOP_SIGNAL_NAMES = (
     'SIGUSR1',
     'SIGUSR2',
     'SIGXCPU',
+    'SIGPWR',
     'SIGBREAK',
+    'SIGALRM',
 )
 
 #: The signals that stop a run.  The parent process handles them; worker processes block them.
@@ -53,7 +56,8 @@ class SignalHandler:
         """Handle the signals within the context.
 
         Only the main thread can do so; in other threads, signals keep their handlers.  A signal that the parent process
-        made this one ignore stays ignored (``nohup``), except Ctrl-C, which shells ignore in background jobs.
+        made this one ignore stays ignored (``nohup``), except Ctrl-C, which shells ignore in background jobs.  A timer
+        of the caller (``SIGALRM``) keeps its handler.
         """
         before = {}
         if threading.current_thread() is threading.main_thread():
@@ -61,7 +65,9 @@ class SignalHandler:
             before = {
                 signum: handler
                 for signum, handler in handlers.items()
-                if handler is not None and (handler != signal.SIG_IGN or signum == signal.SIGINT)
+                if handler is not None
+                and (handler != signal.SIG_IGN or signum == signal.SIGINT)
+                and (handler == signal.SIG_DFL or signum != getattr(signal, 'SIGALRM', None))
             }
         for signum in before:
             signal.signal(signum, self._handle)

@@ -70,6 +70,16 @@ def test_an_ignored_signal_stays_ignored(number, handles):
         signal.signal(number, before)
 
 
+def test_a_timer_of_the_caller_keeps_its_handler():
+    before = signal.signal(signal.SIGALRM, handler := lambda *arguments: None)
+    try:
+        with SignalHandler().installed():
+            assert signal.getsignal(signal.SIGALRM) == handler
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_signals_are_left_alone_outside_of_the_main_thread():
     def run():
         with SignalHandler().installed():
