@@ -318,13 +318,15 @@ def _report(training: TrainingRun, args: TrainArguments, communicator: Communica
         model_path = args.out / f'model_iter_{iteration}.npz'
         saved = f', only the model {model_path}' if model_path.exists() else ''
         return report_error(f'the last state is not saved{saved}; {_resume_advice(last)}')
+    if args.snapshot and last is not None and last.parent != args.out:
+        return report_error(f'{args.out} cannot be written; the state after iteration {iteration} is saved as {last}')
     model = f'; the model is {args.out}/model_iter_{iteration}.npz' if args.snapshot else ''
     print_line(f'done after {iteration} iterations{model}')
     return 0
 
 
 def _resume_advice(last: Path | None) -> str:
-    return f'resume with --resume {last}' if last else 'no snapshot was written'
+    return f'resume with --resume {last}' if last else 'there is no snapshot'
 
 
 def _report_failure(

@@ -80,10 +80,11 @@ GPU memory:
 
 exit status:
   0; 1 for a failed run; 2 for bad arguments; 128 + N after signal N: Ctrl-C, a closed terminal (SIGHUP), SIGTERM,
-  SIGQUIT, SIGXCPU, SIGUSR1 and SIGUSR2 finish the iteration and write a snapshot. After a second signal, the
-  iteration is dropped and the state before it is saved; a third one stops immediately. mpiexec ends its
-  processes itself after Ctrl-C and SIGTERM; it forwards SIGUSR1.
-  An error ends a run in the same way: the state after the last complete iteration is saved first.
+  SIGQUIT, SIGALRM, SIGXCPU, SIGPWR, SIGUSR1 and SIGUSR2 finish the iteration and write a snapshot. After a second
+  signal, the iteration is dropped and the state before it is saved; a third one stops immediately. mpiexec ends
+  its processes itself after Ctrl-C and SIGTERM; it forwards SIGUSR1.
+  An error ends a run in the same way: the state after the last complete iteration is saved first. If --out cannot
+  be written (a full disk), the last state is saved in a temporary folder, which the error names.
 """
 
 

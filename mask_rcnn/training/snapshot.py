@@ -6,9 +6,11 @@ JSON text (member ``snapshot``) that describes the network and the options of th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -248,7 +250,8 @@ class Snapshots(training.Extension):
     ``snapshot_iter_N.npz`` contains the complete state after ``N`` updates, ``model_iter_N.npz`` the model alone,
     ``snapshot_model.npz`` the newest model, and ``model_best.npz`` the model with the best evaluation so far.  If a
     file cannot be written, the run continues with a warning; older files are removed only after a new one is complete.
-    A folder that was deleted is created again.  A model with values that are not finite is not saved.
+    A folder that was deleted is created again.  A model with values that are not finite is not saved.  The last state
+    of a run whose folder cannot be written is saved in a temporary folder.
 
     A ``snapshot_model.npz`` that is not a model of this program is renamed, not replaced: the old Chainer port wrote
     its only result under this name.
@@ -261,7 +264,6 @@ class Snapshots(training.Extension):
         print_line: Called with one line if a file is renamed.
 
     Attributes:
-        last (Path or None): The last snapshot of this run.
         last_model (Path or None): The last model of this run.
         has_failed (bool): True if the last attempt to write a snapshot has failed.
     """
@@ -280,9 +282,14 @@ class Snapshots(training.Extension):
     ):
         self._meta, self._options, self._keep, self._warn, self._print_line = meta, options, keep, warn, print_line
         self._best = -np.inf
-        self.last: Path | None = None
+        self._last: Path | None = None
         self.last_model: Path | None = None
         self.has_failed = False
+
+    @property
+    def last(self) -> Path | None:
+        """The last snapshot of this run; ``None`` if there is none or it has been deleted."""
+        return self._last if self._last is not None and os.path.exists(self._last) else None
 
     def __call__(self, trainer: training.Trainer) -> None:
         self.write(trainer)
@@ -299,14 +306,14 @@ class Snapshots(training.Extension):
         """
         folder, iteration = Path(trainer.out), trainer.updater.iteration
         path = folder / f'snapshot_iter_{iteration}.npz'
-        if path == self.last and path.exists():
+        if path == self.last:
             return True
         self.has_failed = True
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._write_model(folder / f'model_iter_{iteration}.npz', _model(trainer))
             write_snapshot(path, trainer, self._meta, self._options)
-            self.last = path
+            self._last = path
             if not keep_old:
                 self._remove_old(folder, iteration)
         except Exception as error:  # also of CUDA and of a lack of memory: the run may still go on
@@ -316,11 +323,31 @@ class Snapshots(training.Extension):
         self._write_newest_model(folder / NEWEST_MODEL, trainer)
         return True
 
+    def rescue(self, trainer: training.Trainer) -> None:
+        """Write the snapshot of the last state of a run to a temporary folder if the last attempt has failed.
+
+        The disk of the output folder can be full or gone.  A model with values that are not finite is not saved.
+        """
+        if not self.has_failed or _find_non_finite(_model(trainer)):
+            return
+        folder = None
+        try:
+            folder = Path(tempfile.mkdtemp(prefix='mask_rcnn_'))
+            path = folder / f'snapshot_iter_{trainer.updater.iteration}.npz'
+            write_snapshot(path, trainer, self._meta, self._options)
+        except Exception as error:
+            self._warn(f'no snapshot in a temporary folder: {describe_error(error)}')
+            if folder is not None:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        else:
+            self._last, self.has_failed = path, False
+
     def _write_model(self, path: Path, model: Any) -> None:
         """Write a model; the last one is removed first if its snapshot could not be written, to make room."""
-        for name, param in sorted(model.namedparams()):
-            if param.array is not None and not bool(param.xp.isfinite(param.array).all()):
-                raise WeightFileError(path, f'is not written, because values of {name} are not finite')
+        name = _find_non_finite(model)
+        if name:
+            raise WeightFileError(path, f'is not written, because values of {name} are not finite')
         if self.last_model is not None and self.last_model != path and not _snapshot_of(self.last_model).is_file():
             self.last_model.unlink(missing_ok=True)
         save(path, model)
@@ -364,6 +391,14 @@ class Snapshots(training.Extension):
 def _snapshot_of(model_path: Path) -> Path:
     """Return the path of the snapshot that belongs to a model."""
     return model_path.with_name(model_path.name.replace('model_iter_', 'snapshot_iter_'))
+
+
+def _find_non_finite(model: Any) -> str:
+    """Return the name of the first parameter with values that are not finite; empty if there is none."""
+    for name, param in sorted(model.namedparams()):
+        if param.array is not None and not bool(param.xp.isfinite(param.array).all()):
+            return name
+    return ''
 
 
 def _model(trainer: training.Trainer) -> Any:

@@ -124,7 +124,8 @@ class TrainingRun:
 
         If the run fails, the state after the last complete iteration is saved before the error is raised:
         ``snapshots.last`` is then the snapshot of ``trainer.updater.iteration``, unless ``options.snapshot_interval``
-        is 0, no iteration was completed, or the state is lost.
+        is 0, no iteration was completed, or the state is lost.  If the last state cannot be written to ``options.out``,
+        ``snapshots.last`` is in a temporary folder.
 
         Raises:
             mask_rcnn.training.updater.NonFiniteLossError: The loss is not finite.
@@ -146,6 +147,7 @@ class TrainingRun:
                 elif updater.iteration > start:
                     self._save_last_state()
                 raise
+            self.snapshots.rescue(self.trainer)
 
     def _save_last_state(self) -> None:
         """Save the state of a run that has failed; all processes call this if they have failed together."""
@@ -155,6 +157,7 @@ class TrainingRun:
         if communicator.is_main and self.options.snapshot_interval:
             # Older snapshots stay: after a loss that is not finite, the last state may be useless.
             self.snapshots.write(self.trainer, keep_old=True)
+            self.snapshots.rescue(self.trainer)
         if communicator.failed_together:
             communicator.barrier()  # a process that ends with an error may end the others
 

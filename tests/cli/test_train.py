@@ -53,7 +53,7 @@ class FakeRun:
         self.evaluate, self.examples, self.communicator = evaluate, examples, communicator
         self.snapshots = self.stop_trigger = self.signal_handler = self.trainer = self.updater = self
         self.interrupted, self.signal, self.iteration = False, None, options.iterations
-        self.last = Path(f'snapshot_iter_{options.iterations}.npz')
+        self.last = Path(options.out, f'snapshot_iter_{options.iterations}.npz')
         self.error = None
 
     def start(self):
@@ -647,13 +647,21 @@ def test_errors_are_one_line(fake_runs, capsys, error, line):
 
 @pytest.mark.parametrize(
     ('last', 'words'),
-    [(None, 'no snapshot was written'), ('result/snapshot_iter_3.npz', '--resume result/snapshot_iter_3.npz')],
+    [(None, 'there is no snapshot'), ('result/snapshot_iter_3.npz', '--resume result/snapshot_iter_3.npz')],
 )
 def test_an_unsaved_last_state_is_a_failure(fake_runs, capsys, last, words):
     fake_runs.changes = {'iteration': 5, 'last': last and Path(last)}
     assert train.main(SHAPES) == 1
     error = capsys.readouterr().err
     assert error.startswith('error: the last state is not saved; ') and words in error
+
+
+def test_a_last_state_in_a_temporary_folder_is_a_failure_that_names_it(fake_runs, capsys):
+    fake_runs.changes = {'iteration': 5, 'last': Path('/tmp/x/snapshot_iter_5.npz')}
+    assert train.main(SHAPES) == 1
+    assert capsys.readouterr().err == (
+        'error: result cannot be written; the state after iteration 5 is saved as /tmp/x/snapshot_iter_5.npz\n'
+    )
 
 
 def test_tensorboard_without_its_library(fake_runs, monkeypatch, capsys):

@@ -1,6 +1,9 @@
 """Runs that end with an error: the last complete state is saved, and a resumed run equals an uninterrupted one."""
 
+import contextlib
+import os
 import signal
+import tempfile
 import threading
 from types import SimpleNamespace
 
@@ -9,7 +12,7 @@ import chainer.links as L
 import numpy as np
 import pytest
 
-from mask_rcnn.training import distributed
+from mask_rcnn.training import distributed, snapshot
 from mask_rcnn.training.distributed import Communicator, ProcessError, run_together
 from mask_rcnn.training.extensions import IntervalTrigger, Tolerant, TrainingLog
 from mask_rcnn.training.failures import describe_error
@@ -84,7 +87,7 @@ def press_ctrl_c_twice():
 
 
 def raiser(error):
-    def raise_error():
+    def raise_error(*arguments):
         raise error
 
     return raise_error
@@ -190,6 +193,60 @@ def test_a_deleted_folder_is_created_again(tmp_path):
         'model_iter_4.npz',
         'snapshot_model.npz',
     }
+
+
+def replace_by_file(folder):
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_text('x')
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_the_last_state_is_saved_elsewhere_if_its_folder_cannot_be_written(tmp_path, monkeypatch, fails):
+    """Ended or failed: the last snapshot is that of an uninterrupted run."""
+    monkeypatch.setattr(tempfile, 'tempdir', os.fspath(tmp_path))
+    run, lines = make_run(tmp_path / 'out', n=6, interval=2), []
+    run.snapshots._warn = lines.append
+    run.trainer.extend(
+        lambda trainer: replace_by_file(tmp_path / 'out'), name='x', trigger=lambda t: t.updater.iteration == 3
+    )
+    run.trainer.get_extension('log')._write = False
+    if fails:
+        chain_of(run).failure = lambda: 1 / 0 if run.trainer.updater.iteration == 5 else None
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        run.start()
+    last = run.snapshots.last
+    assert last.name == f'snapshot_iter_{6 - fails}.npz' and last.parent.parent == tmp_path != last.parent
+    assert len(lines) == 2 and all(line.startswith('no snapshot of iteration ') for line in lines)
+    whole = make_run(tmp_path / 'whole', n=6 - fails)
+    whole.start()
+    expected, found = (read_snapshot(path).arrays for path in (whole.snapshots.last, last))
+    names = [name for name in expected if name.startswith('updater/model:main/')]
+    assert names
+    for name in names:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_a_deleted_snapshot_is_not_named(tmp_path):
+    run = make_run(tmp_path, n=2)
+    run.start()
+    assert run.snapshots.last == tmp_path / 'snapshot_iter_2.npz'
+    run.snapshots.last.unlink()
+    assert run.snapshots.last is None
+
+
+def test_a_last_state_that_cannot_be_saved_anywhere_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', os.fspath(tmp_path))
+    monkeypatch.setattr(snapshot, 'write_snapshot', raiser(OSError(28, 'No space left on device', 'x')))
+    run, lines = make_run(tmp_path / 'out', n=2), []
+    run.snapshots._warn = lines.append
+    run.start()
+    assert lines == [
+        'no snapshot of iteration 2: x: No space left on device',
+        'no snapshot in a temporary folder: x: No space left on device',
+    ]
+    assert run.snapshots.last is None and not list(tmp_path.glob('mask_rcnn_*'))
 
 
 def test_an_extension_that_fails_is_a_warning(tmp_path):
