@@ -86,10 +86,13 @@ def check_writable(path: str | os.PathLike) -> None:
     """
     try:
         target = _follow_links(path)
-        if not _is_stream(target):
+        descriptor = _own_descriptor(target)
+        if descriptor is not None:
+            os.write(descriptor, b'')  # fails if it is closed or only for reading
+        elif not _is_stream(target):
             with locked_temporary(target):
                 pass
-        elif not _own_descriptor(target) and not os.access(target, os.W_OK):
+        elif not os.access(target, os.W_OK):
             raise _file_error(path, errno.EACCES, f'cannot be written: {os.strerror(errno.EACCES)}')
     except FileError:
         raise

@@ -258,6 +258,20 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path, monke
         assert str(caught.value) == f'{place}: cannot be written: Read-only file system'
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/fd'), reason='no files for descriptors')
+def test_a_descriptor_that_cannot_be_written_is_known_before_the_work(tmp_path):
+    path = tmp_path / 'file'
+    path.write_text('old')
+    with open(path) as reading, open(path, 'a') as writing:
+        check_writable(f'/dev/fd/{writing.fileno()}')
+        closed = os.dup(writing.fileno())
+        os.close(closed)
+        for number in (reading.fileno(), closed):
+            with pytest.raises(FileError, match=f'/dev/fd/{number}: cannot be written: Bad file descriptor'):
+                check_writable(f'/dev/fd/{number}')
+    assert path.read_text() == 'old'
+
+
 def test_weight_files_raise_weight_file_errors(tmp_path):
     missing = tmp_path / 'missing'
     for open_file in (open_weight_file, create_weight_file):
