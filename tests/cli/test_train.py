@@ -1,6 +1,7 @@
 """``mask-rcnn train`` and ``mask-rcnn evaluate``: options, their conflicts, the initial model, and errors."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -21,6 +22,7 @@ from mask_rcnn.config import DETECTRON, MATTERPORT
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import Metrics
 from mask_rcnn.evaluation.coco import ResultsFileError
+from mask_rcnn.io import atomic_file
 from mask_rcnn.io.folder_lock import lock_folder
 from mask_rcnn.models import builder
 from mask_rcnn.models.initializers import no_initial_weights
@@ -654,6 +656,17 @@ def test_an_unsaved_last_state_is_a_failure(fake_runs, capsys, last, words):
     assert train.main(SHAPES) == 1
     error = capsys.readouterr().err
     assert error.startswith('error: the last state is not saved; ') and words in error
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_the_data_are_read(fake_runs, capsys, monkeypatch):
+    monkeypatch.setattr(train, '_open_data', pytest.fail)
+    monkeypatch.setattr(atomic_file, 'locked_temporary', raise_read_only)
+    assert train.main([*SHAPES, '--out', 'out']) == 1 and not fake_runs
+    assert capsys.readouterr().err == 'error: out: cannot be written: Read-only file system\n'
+
+
+def raise_read_only(path):
+    raise OSError(errno.EROFS, 'Read-only file system')
 
 
 def test_a_last_state_in_a_temporary_folder_is_a_failure_that_names_it(fake_runs, capsys):
