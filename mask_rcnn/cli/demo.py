@@ -224,6 +224,8 @@ def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argpa
             raise UsageError(f'--output {args.output}: no picture can be written as {kind} (use .png or .jpg)')
         if _identify(picture) in inputs:
             raise UsageError(f'--output {args.output}: {picture} is one of the images')
+        if os.path.lexists(picture):  # new files need only their folder
+            check_can_write(picture)
     if args.json is None:
         return
     refuse_inputs('--json', args.json, others)
@@ -242,7 +244,7 @@ def _identify(path: Path) -> object:
     try:
         status = path.stat()
     except OSError:
-        return path.resolve()
+        return os.path.realpath(path)  # also of a link that leads to itself
     return status.st_dev, status.st_ino
 
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from mask_rcnn.cli.options import (
     limit_changes,
     roi_changes,
 )
-from mask_rcnn.cli.outputs import refuse_inputs
+from mask_rcnn.cli.outputs import check_can_write, refuse_inputs
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
 from mask_rcnn.io.atomic_file import FileError, check_writable_folder, open_for_writing
@@ -133,11 +134,12 @@ def reserved_folder(folder: Path, inputs: Sequence[tuple[str, Path | None]]) -> 
 
     Raises:
         UsageError: A file of the evaluation would replace an input.
-        mask_rcnn.io.atomic_file.FileError: The path is not that of a folder.
+        mask_rcnn.io.atomic_file.FileError: The path is not that of a folder, or a file in it cannot be replaced.
         FolderInUseError: Another evaluation writes to the folder.
     """
-    for name in ('metrics', 'results.bbox', 'results.segm', 'results.keypoints'):
-        refuse_inputs('--out', folder / f'{name}.json', inputs)
+    files = [folder / f'{name}.json' for name in ('metrics', 'results.bbox', 'results.segm', 'results.keypoints')]
+    for file in files:
+        refuse_inputs('--out', file, inputs)
     try:
         check_writable_folder(folder)
     except FileError as error:
@@ -146,6 +148,8 @@ def reserved_folder(folder: Path, inputs: Sequence[tuple[str, Path | None]]) -> 
         print_warning(f'{error}; the figures are only printed')
         yield
         return
+    for file in filter(os.path.lexists, files):
+        check_can_write(file)
     with lock_folder(folder, user='evaluation', warn=print_warning):
         yield
 

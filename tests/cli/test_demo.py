@@ -500,11 +500,18 @@ def test_a_picture_that_cannot_be_written(calls, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('dialect', ['detectron', 'dena'])
-def test_results_of_an_image_whose_picture_cannot_be_written_are_kept(calls, tmp_path, capsys, dialect):
+def test_results_of_an_image_whose_picture_cannot_be_written_are_kept(calls, tmp_path, capsys, monkeypatch, dialect):
     """One pass over the images, or one for the pictures and one for the results."""
     write_image(tmp_path / 'in' / 'a.png')
     write_image(tmp_path / 'in' / 'b.png')
-    (tmp_path / 'out' / 'a.png').mkdir(parents=True)
+    (tmp_path / 'out').mkdir()
+    load = demo.load
+
+    def load_and_make_folder(*args, **options):
+        (tmp_path / 'out' / 'a.png').mkdir()  # after the outputs were checked
+        return load(*args, **options)
+
+    monkeypatch.setattr(demo, 'load', load_and_make_folder)
     assert call('--image', 'in', '--output', 'out', '--json', 'found.json', '--dialect', dialect) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if 'error: ' in line]
     assert len(errors) == 1 and errors[0].endswith('out/a.png: is a folder, not a file')
@@ -541,6 +548,20 @@ def test_places_that_cannot_be_written_are_known_before_the_model_is_loaded(call
         assert call('--image', image, *words) == 1
         line = capsys.readouterr().err
         assert 'cannot be written: ' in line and line.count('\n') == 1
+    assert not calls
+
+
+def test_links_that_cannot_be_written_are_known_before_the_model_is_loaded(calls, tmp_path, capsys):
+    image = write_image(tmp_path / 'a.png')
+    (tmp_path / 'loop.png').symlink_to('loop.png')
+    (tmp_path / 'gone.png').symlink_to('gone/x.png')
+    for flag in ('--output', '--json'):
+        for name, reason in (
+            ('loop.png', 'is a symbolic link that leads to itself'),
+            ('gone.png', 'cannot be written: No such file or directory'),
+        ):
+            assert call('--image', image, flag, name) == 1
+            assert capsys.readouterr().err == f'error: {name}: {reason}\n'
     assert not calls
 
 

@@ -79,10 +79,15 @@ def test_outputs_are_checked_before_the_model_is_loaded(tmp_path, monkeypatch, c
     (tmp_path / 'file').touch()
     os.mkdir('out')
     (tmp_path / 'out' / 'results.segm.json').symlink_to('../model.npz')
+    (tmp_path / 'out2' / 'metrics.json').mkdir(parents=True)
+    os.mkdir('out3')
+    (tmp_path / 'out3' / 'results.bbox.json').symlink_to('gone/x')
     for folder, status, message in (
         ('/proc/out', 1, '/proc/out: cannot be written: '),
         ('file', 1, 'file: cannot be written: is a file, not a folder'),
         ('out', 2, '--out out/results.segm.json is the file of --modelfile'),
+        ('out2', 1, 'out2/metrics.json: is a folder, not a file'),
+        ('out3', 1, 'out3/results.bbox.json: cannot be written: No such file or directory'),
     ):
         command = ['--dataset', 'shapes', '--modelfile', 'model.npz', '--gpu', '-1', '--out', folder]
         assert evaluate.main(command) == status
