@@ -64,9 +64,9 @@ class COCOEvaluator:
     ):
         if max_detections < 1:
             raise ValueError(f'max_detections must be at least 1, got {max_detections}')
-        if keypoints and not all('num_keypoints' in annotation for annotation in ground_truth['annotations']):
-            raise ValueError('the model predicts keypoints, but the ground truth contains none')
         self._ground_truth = clean_ground_truth(ground_truth, keypoints=keypoints)
+        if keypoints and not all('num_keypoints' in annotation for annotation in ground_truth.get('annotations') or ()):
+            raise ValueError('the model predicts keypoints, but the ground truth contains none')
         annotations = self._ground_truth['annotations']
         masks = masks and (not annotations or any('segmentation' in annotation for annotation in annotations))
         self._kinds = [BOXES, *([MASKS] if masks else []), *([KEYPOINTS] if keypoints else [])]

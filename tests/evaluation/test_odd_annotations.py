@@ -269,6 +269,13 @@ def test_masks_are_not_evaluated_without_outlines(tmp_path):
     assert [path.name for path in evaluator.write_results(tmp_path / 'r.json')] == ['r.bbox.json']
 
 
+@pytest.mark.parametrize('keypoints', [False, True])
+@pytest.mark.parametrize('content', [None, {}, [], {**CONTENT, 'annotations': {}}, {**CONTENT, 'annotations': [5]}])
+def test_ground_truth_of_another_kind_is_refused(content, keypoints):
+    with pytest.raises(ValueError, match="not COCO's format: there is no list|annotation number 0 is 5, not an object"):
+        evaluator_of(content, keypoints=keypoints)
+
+
 def test_detections_of_another_size_are_refused():
     detections = detections_of(1)
     content = copy.deepcopy(CONTENT)
