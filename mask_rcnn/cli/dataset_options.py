@@ -177,6 +177,7 @@ class DatasetArguments:
             apply_orientation=apply_orientation,
             masks=masks,
             kept_classes=kept_classes,
+            log_warnings=False,  # :func:`print_dataset_warnings` prints them
         )
         problems = [str(items) for items in (dataset.omissions, dataset.doubts) if items]
         if self.strict and problems:

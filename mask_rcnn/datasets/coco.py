@@ -26,6 +26,7 @@ from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRec
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.packed_annotations import PackedAnnotations
+from mask_rcnn.io.console import escape
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_size, read_image_sizes
 
@@ -62,6 +63,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         masks: Whether objects need an outline, except with ``keypoints``.  Networks without a mask head are trained
             with ``False``.
         kept_classes: Names of root classes that are not left out, because a model already has them.
+        log_warnings: Whether to log :attr:`warnings`.
 
     Attributes:
         class_names (tuple): Names of the labels.
@@ -93,6 +95,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         apply_orientation: bool = True,
         masks: bool = True,
         kept_classes: Sequence[str] = (),
+        log_warnings: bool = True,
     ):
         self.annotation_file = Path(annotation_file)
         self.image_folder = Path(image_folder)
@@ -128,6 +131,8 @@ class COCODataset(chainer.dataset.DatasetMixin):
             [objects[image_id] for image_id in self.image_ids],
             n_keypoints=len(COCO_KEYPOINT_NAMES) if keypoints else 0,
         )
+        for line in self.warnings if log_warnings else ():
+            _logger.warning('%s: %s', escape(annotation_file), line)
 
     def __len__(self) -> int:
         return len(self._images)

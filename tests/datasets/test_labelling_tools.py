@@ -201,6 +201,16 @@ def test_doubtful_objects_are_reported(make, changes, trained, evaluated):
     assert make(objects, only_annotated=False).doubts.counts == {evaluated: 1}
 
 
+def test_python_programs_get_the_warnings_in_the_log(make, caplog):
+    objects = [annotation(), annotation(id=2, segmentation=[])]
+    dataset = make(objects)
+    (record,) = caplog.records
+    assert record.levelname == 'WARNING' and record.getMessage() == f'{dataset.annotation_file}: {dataset.warnings[0]}'
+    caplog.clear()
+    make(objects, log_warnings=False)
+    assert not caplog.records
+
+
 def test_objects_that_reach_into_the_image_are_not_reported(make):
     edge = annotation(bbox=[WIDTH - 4, 0, 6, 31], segmentation=[[WIDTH - 4, 0, WIDTH + 2, 0, WIDTH + 2, 31]])
     assert make([edge], only_annotated=False).warnings == []
