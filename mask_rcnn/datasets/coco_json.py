@@ -11,6 +11,7 @@ from typing import Any
 
 from mask_rcnn.datasets.annotation_signposts import describe_bytes, describe_json
 from mask_rcnn.datasets.annotation_values import AnnotationError, id_order, read_count, read_id, shorten
+from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.io.errors import BadFileError
 from mask_rcnn.io.file_kinds import ARCHIVE, N_KIND_BYTES, VIDEO, WEIGHTS, describe_kind
 
@@ -100,7 +101,7 @@ def read_coco_json(path: str | os.PathLike, *, needs_annotations: bool = True) -
 def _read_json(path: str | os.PathLike) -> Any:
     start = b''
     try:
-        with open(path, 'rb') as file:
+        with open_for_reading(path) as (file, _):
             start = file.read(N_KIND_BYTES)
             if describe_kind(start) in (WEIGHTS, VIDEO, ARCHIVE):  # gigabytes that need not be read
                 raise ValueError

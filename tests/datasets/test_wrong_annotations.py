@@ -1,6 +1,7 @@
 """Files of other kinds in the place of annotation files: each is named, with what to do instead."""
 
 import json
+import os
 
 import pytest
 
@@ -71,3 +72,13 @@ def test_a_list_that_is_there_twice_is_refused(key, encoding, tmp_path):
         read_coco_json(path)
     path.write_text(json.dumps({**content, 'info': {key: 'x', 'name': key}}), encoding=encoding)
     assert len(read_coco_json(path).annotations) == 1
+
+
+def test_pipes_and_devices_are_refused(tmp_path):
+    """A pipe waits for a writer, and a device has no end; the file is read twice."""
+    os.mkfifo(tmp_path / 'pipe')
+    for path, reason in ((tmp_path / 'pipe', 'is not a regular file'), ('/dev/zero', 'is not a regular file')):
+        with pytest.raises(AnnotationFileError, match=f'{path}: {reason}'):
+            read_coco_json(path)
+    with pytest.raises(AnnotationFileError, match='is a folder, not a file'):
+        read_coco_json(tmp_path)
