@@ -286,6 +286,8 @@ def test_settings_from_json(tmp_path):
     path = tmp_path / 'config.json'
     path.write_text(json.dumps(SETTINGS))
     assert matterport_cfg.read_settings(path) == SETTINGS
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())  # of Windows' Notepad
+    assert matterport_cfg.read_settings(path) == SETTINGS
     for text, message in (('[1]', 'names and values'), ('{', 'not JSON'), ('[' * 10**5, 'not JSON')):
         path.write_text(text)
         with pytest.raises(WeightFileError, match=message):

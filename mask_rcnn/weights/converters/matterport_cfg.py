@@ -38,7 +38,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
         WeightFileError: The file cannot be read or does not contain a JSON object.
     """
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8-sig') as file:
             settings = json.loads(file.read(_MAX_TEXT))
     except OSError as error:
         raise WeightFileError(path, error.strerror or str(error)) from error
