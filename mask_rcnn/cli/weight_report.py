@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mask_rcnn.io.console import escape
@@ -14,6 +13,8 @@ from mask_rcnn.weights import WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.files import sha256
 
+#: Maximum number of characters of a file of class names; devices such as /dev/zero have no end.
+_MAX_TEXT = 1 << 20
 #: Maximum number of names that are listed; all names of unknown arrays are listed.
 _MAX_LISTED = 5
 
@@ -40,7 +41,8 @@ def classes_of(
 
 def _read_names(path: str | os.PathLike, n_classes: int) -> tuple[str, ...]:
     try:
-        lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
+        with open(path, encoding='utf-8-sig') as file:
+            lines = file.read(_MAX_TEXT).splitlines()
     except OSError as error:
         raise WeightFileError(path, error.strerror or str(error)) from error
     except UnicodeDecodeError:

@@ -147,6 +147,8 @@ def test_class_names(source, tmp_path, capsys):
         names.write_bytes(content)
         assert convert.main([*arguments, '--class-names', str(names)]) == 1
         assert reason in capsys.readouterr().err
+    assert convert.main([*arguments, '--class-names', '/dev/zero']) == 1
+    assert 'has 1 class names' in capsys.readouterr().err
     assert convert.main([*arguments, '--class-names', str(tmp_path / 'no')]) == 1
     assert capsys.readouterr().err == f'error: {tmp_path / "no"}: No such file or directory\n'
 
