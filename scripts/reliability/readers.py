@@ -120,7 +120,7 @@ def read_annotations(path: Path) -> None:
 
 
 def _use_annotations(path: Path, *, keypoints: bool, skip_broken: bool) -> None:
-    options = {'keypoints': keypoints, 'skip_broken': skip_broken}
+    options = {'keypoints': keypoints, 'skip_broken': skip_broken, 'log_warnings': False}
     train = COCODataset(path, path.parent, **options)
     transform = TrainingTransform(Config.from_dict(small_config()))
     for i in range(len(train)):
