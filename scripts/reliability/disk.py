@@ -155,7 +155,7 @@ def check(case: Case, state: str, disk: Disk) -> list[str]:
         done = subprocess.run(
             harness.command(words),
             cwd=disk.folder.parent,
-            env=harness.environment(),
+            env=harness.environment(TMPDIR=str(disk.folder.parent)),  # for the last state of a training
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
