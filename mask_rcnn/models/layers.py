@@ -61,7 +61,21 @@ def is_forward_only(x) -> bool:
     return select_path(x) in ('cpu', 'cudnn')
 
 
-class Convolution2D(L.Convolution2D):
+class _WithoutInitialGradient:
+    """Mixin for a link of Chainer's: the gradient of its weight is not allocated before a backward pass.
+
+    Chainer fills it with NaN at construction, which doubles the memory of a network, also on a GPU: 169 MB of a
+    ResNet-50 FPN network.
+    """
+
+    W: Any
+
+    def _initialize_params(self, in_channels: int) -> None:
+        self.W.cleargrad()
+        super()._initialize_params(in_channels)  # type: ignore[misc]  # that of the link
+
+
+class Convolution2D(_WithoutInitialGradient, L.Convolution2D):
     """:class:`chainer.links.Convolution2D` (square stride and padding, no dilation, no groups) with optional ReLU.
 
     The parameters are Chainer's.  :func:`select_path` selects the implementation.
@@ -80,7 +94,7 @@ class Convolution2D(L.Convolution2D):
         return F.relu(y) if relu else y
 
 
-class Deconvolution2D(L.Deconvolution2D):
+class Deconvolution2D(_WithoutInitialGradient, L.Deconvolution2D):
     """:class:`chainer.links.Deconvolution2D` (square stride and padding) with optional ReLU.
 
     The counterpart of :class:`Convolution2D`.
@@ -99,7 +113,7 @@ class Deconvolution2D(L.Deconvolution2D):
         return F.relu(y) if relu else y
 
 
-class Linear(L.Linear):
+class Linear(_WithoutInitialGradient, L.Linear):
     """:class:`chainer.links.Linear` with optional ReLU; with cuDNN, a 1x1 convolution over one location per row.
 
     As a convolution it uses the precision of the convolutions.  RoI features are flattened in memory order.  If they

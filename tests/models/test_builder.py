@@ -52,6 +52,17 @@ def test_load_draws_no_random_weights(weight_file):
         np.testing.assert_array_equal(a, b)
 
 
+def test_loaded_weights_have_no_gradients(weight_file):
+    """Those of Chainer's normalisations, biases and output layers are small."""
+    model = mask_rcnn.load(weight_file)
+    params = [param for param in model.params() if param.array is not None]
+    n_bytes, n_gradient_bytes = (
+        sum(array.nbytes for array in arrays if array is not None)
+        for arrays in ([param.array for param in params], [param.grad for param in params])
+    )
+    assert n_gradient_bytes < n_bytes / 50
+
+
 def test_only_the_context_leaves_weights_out():
     def draws():
         before = np.random.get_state()[2]

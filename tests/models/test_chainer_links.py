@@ -1,11 +1,13 @@
 """Gradients of the Chainer links and functions that the network uses, under mask_rcnn.compat."""
 
+import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
 import pytest
 from chainer import gradient_check
 
+from mask_rcnn.models import layers
 from mask_rcnn.models.layers import AffineChannel2D
 
 FUNCTIONS = {
@@ -46,3 +48,17 @@ def test_link_gradient(name, rng):
     x = rng.uniform(-1, 1, shape)
     gy = rng.uniform(-1, 1, link(x).shape)
     gradient_check.check_backward(link, x, gy, tuple(link.params()), eps=1e-4, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['Convolution2D', 'Deconvolution2D', 'Linear'])
+def test_the_first_gradient_needs_no_clearing(name, rng):
+    """The weight has no gradient before the first backward pass; Chainer's link must be cleared."""
+    arguments = (6, 4) if name == 'Linear' else (6, 4, 3)
+    link, expected = getattr(layers, name)(*arguments), getattr(L, name)(*arguments)
+    assert link.W.grad is None and np.isnan(expected.W.grad).all()
+    expected.copyparams(link)
+    expected.cleargrads()
+    x = rng.uniform(-1, 1, (2, 6) if name == 'Linear' else (2, 6, 5, 5)).astype(np.float32)
+    for each in (link, expected):
+        F.sum(each(chainer.Variable(x)) ** 2).backward()
+    np.testing.assert_allclose(link.W.grad, expected.W.grad, rtol=1e-5, atol=1e-5)
