@@ -20,6 +20,7 @@ def run(root, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.command
 def test_parser_and_demo_reproduce_the_detections_of_detectron(golden, gpu, root, tmp_path):
     case = Case(golden, 'R-50-C4_seed0')
     pickle = rebuild_pickle(golden, case.settings['recipe'], tmp_path)

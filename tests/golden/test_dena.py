@@ -317,6 +317,7 @@ def test_the_dialect_of_detectron_gives_the_detections_of_detectron(dena_golden,
 
 
 @pytest.mark.slow
+@pytest.mark.command
 @pytest.mark.parametrize(('preset', 'words'), [('evaluate', []), ('visualize', ['--preset', 'visualize'])])
 def test_the_old_command_line(dena_golden, dena_file, gpu, tmp_path, preset, words):
     """The original file and flags; the JSON file contains the detections of the preset."""

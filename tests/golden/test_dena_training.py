@@ -292,6 +292,7 @@ def coco_files(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.command
 def test_a_snapshot_of_the_program_is_trained_and_resumed(step, weights, coco_files, tmp_path):
     """Statistics keep their bits, all other parameters change, and the run goes on from its snapshot."""
     out = tmp_path / 'result'

@@ -16,6 +16,8 @@ from tests.support.matterport import MatterportCase, rebuild_h5
 
 CASE = 'shapes_resnet50_shapes7'
 
+pytestmark = pytest.mark.command
+
 
 def run(root, *arguments):
     result = subprocess.run([sys.executable, *map(str, arguments)], cwd=root, capture_output=True, text=True)
