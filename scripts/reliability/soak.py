@@ -139,7 +139,7 @@ def predict_in_threads(n_threads: int, seconds: float) -> tuple[int, list[str]]:
     def work(thread: int) -> None:
         i = thread
         try:
-            while time.monotonic() < end:
+            while not counts[thread] or time.monotonic() < end:
                 if _values(model.detect([images[i % len(images)]])[0]) != expected[i % len(images)]:
                     findings.append(f'thread {thread}: another result than one thread alone')
                     return

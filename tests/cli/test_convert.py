@@ -272,7 +272,7 @@ def test_parser_script_from_any_folder(root, tmp_path):
     """A file that is refused gives one error line and no output file."""
     (tmp_path / 'x.pkl').write_bytes(b'cos\nsystem\n(S"touch executed"\ntR.')
     command = [sys.executable, str(root / 'utils' / 'detectron_parser.py'), '--input', 'x.pkl', '--output', 'x.npz']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (1, '')
     assert done.stderr == 'error: x.pkl: is refused: it refers to os.system\n'
     assert os.listdir(tmp_path) == ['x.pkl']

@@ -619,6 +619,6 @@ def test_the_console_command(calls, tmp_path, capsys):
 def test_demo_py_works_in_any_folder(root, tmp_path):
     image = write_image(tmp_path / 'a.png')
     command = [sys.executable, str(root / 'demo.py'), '--image', image, '--modelfile', 'none.npz']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.startswith('error: none.npz: no such file'), done.stderr

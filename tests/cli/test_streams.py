@@ -35,7 +35,7 @@ def test_the_description_of_a_file_with_an_odd_name(root, tmp_path, redirection,
         cwd=tmp_path,
         env={**os.environ, 'PYTHONPATH': str(root), 'PYTHONIOENCODING': 'ascii:strict', 'PYTHONUTF8': '0'},
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     lines = done.stdout.decode('ascii').splitlines()
     assert (lines[0] if lines else '', done.stderr.decode('ascii'), done.returncode) == (out, err, status)

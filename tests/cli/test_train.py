@@ -685,7 +685,7 @@ def test_tensorboard_without_its_library(fake_runs, monkeypatch, capsys):
 
 def test_train_py_works_in_any_folder(root, tmp_path):
     command = [sys.executable, str(root / 'train.py'), '--gpu', '-1', '--data-dir', 'none']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.startswith('error: none/annotations/instances_train2017.json'), done.stderr
 

@@ -33,7 +33,7 @@ def frequent_switches():
 
 def run_in_threads(function, n=N_THREADS):
     """Return ``function(i)`` of each of ``n`` threads, which start together."""
-    start = threading.Barrier(n, timeout=60)
+    start = threading.Barrier(n, timeout=300)
 
     def run(i):
         start.wait()

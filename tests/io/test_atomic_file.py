@@ -204,7 +204,7 @@ def test_the_temporary_file_of_a_killed_process_is_used_again(tmp_path):
         'with open_for_writing(sys.argv[1]) as file:\n'
         '    file.write(b"half" * 100); file.flush(); os.kill(os.getpid(), signal.SIGKILL)'
     )
-    subprocess.run([sys.executable, '-c', code, path], cwd=process, check=False, timeout=60)
+    subprocess.run([sys.executable, '-c', code, path], cwd=process, check=False, timeout=300)
     assert len(os.listdir(tmp_path)) == 1 and not path.exists()
     write(path)
     assert path.read_bytes() == b'new' and os.listdir(tmp_path) == ['file']

@@ -214,17 +214,19 @@ def test_a_forked_process_changes_only_its_own_memory(free):
 def test_arrays_at_the_end_of_the_process():
     """Neither module globals, cycles nor a running thread cause an error."""
     code = """
-import threading, time, numpy as np
+import threading, numpy as np
 from mask_rcnn.ops.runtime.host_memory import allocate
 kept = allocate((8, 1024, 1024), np.bool_)[0]
 cycle = [allocate((8, 1024, 1024), np.bool_)[0]]
 cycle.append(cycle)
 view = allocate((8, 1024, 1024), np.bool_)[0][1]
+works = threading.Event()
 def work():
     while True:
         allocate((8, 1024, 1024), np.bool_)[0].fill(True)
+        works.set()
 threading.Thread(target=work, daemon=True).start()
-time.sleep(0.1)
+works.wait()
 """
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0 and 'Exception' not in done.stderr and 'Error' not in done.stderr, done.stderr

@@ -161,7 +161,7 @@ print(counts)
 def test_damaged_files_cause_no_crash_and_no_line(tmp_path):
     """In a process of its own, whose memory is limited, with warnings as errors."""
     command = [sys.executable, '-W', 'error', '-c', FUZZ, str(tmp_path), '600']
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (process.returncode, process.stderr) == (0, '')
     n_sizes, n_images = ast.literal_eval(process.stdout)
     assert 600 > n_sizes > n_images > 50

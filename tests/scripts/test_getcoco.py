@@ -101,7 +101,7 @@ def coco(root, tmp_path, site):
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             env={**os.environ, **settings, **environment},
         )
 

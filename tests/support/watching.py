@@ -41,7 +41,7 @@ def run_script(script, folder, root):
         [sys.executable, '-c', script, str(folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=folder,
         env=subprocess_environment(root),
         check=False,

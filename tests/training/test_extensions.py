@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import threading
 
 import cv2
 import pytest
@@ -233,8 +232,7 @@ def test_a_signal_ends_an_evaluation_and_then_the_run(tmp_path):
     signal_handler = SignalHandler()
 
     def evaluate(file):
-        os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(5)
+        signal.raise_signal(signal.SIGTERM)
         pytest.fail('the evaluation continued')
 
     trainer = make_trainer(tmp_path)

@@ -277,7 +277,7 @@ class Processes:
     """MPI's ``allgather`` and the like between threads."""
 
     def __init__(self, size):
-        self.size, self.values, self.barrier = size, [None] * size, threading.Barrier(size, timeout=20)
+        self.size, self.values, self.barrier = size, [None] * size, threading.Barrier(size, timeout=120)
 
     def communicator(self, rank):
         communicator = object.__new__(distributed._MPICommunicator)
@@ -315,7 +315,7 @@ class Processes:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(300)
         return results
 
 

@@ -1,7 +1,6 @@
 """Stop signals: a run stops after its iteration, in all processes."""
 
 import contextlib
-import os
 import signal
 import threading
 
@@ -19,7 +18,7 @@ def test_a_signal_stops_the_run_after_its_iteration(tmp_path, number):
     trainer = make_trainer(tmp_path)
     signal_handler = SignalHandler()
     trainer.stop_trigger = stop = StopTrigger(100, signal_handler, Communicator())
-    trainer.extend(lambda t: os.kill(os.getpid(), number), name='sender', trigger=IntervalTrigger(3))
+    trainer.extend(lambda t: signal.raise_signal(number), name='sender', trigger=IntervalTrigger(3))
     snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail, print_line=pytest.fail)
     trainer.extend(snapshots, trigger=IntervalTrigger(0, also=stop))
     outer = signal.getsignal(number)
@@ -43,8 +42,7 @@ def test_a_number_of_signals_stops_immediately(count):
     interruptible = signal_handler.interruptible(count) if count < 3 else contextlib.nullcontext()
     with signal_handler.installed(), pytest.raises(KeyboardInterrupt), interruptible:  # noqa: PT012  (any of them raises)
         for _ in range(5):
-            sent.append(os.kill(os.getpid(), signal.SIGTERM))
-            threading.Event().wait(0.01)
+            sent.append(signal.raise_signal(signal.SIGTERM))
     assert len(sent) == count - 1
 
 

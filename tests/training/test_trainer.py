@@ -103,11 +103,13 @@ def test_the_files_and_losses_of_a_run(uninterrupted):
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_and_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path, uninterrupted, number):
     """The killed run is a separate process with a worker process."""
-    command = [sys.executable, str(TRAIN), *arguments(tmp_path, iteration=399, workers=1)]
+    # All snapshots are kept: the run may go on for some iterations before the signal.
+    options = ['--keep', '999']
+    command = [sys.executable, str(TRAIN), *arguments(tmp_path, *options, iteration=399, workers=1)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(tmp_path / 'snapshot_iter_2.npz', process)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     if number == signal.SIGKILL:
         assert process.returncode == -number, errors
         snapshot = tmp_path / 'snapshot_iter_2.npz'
@@ -133,7 +135,7 @@ def test_a_killed_and_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_pat
                 np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
-def wait_for(path, process, seconds=120):
+def wait_for(path, process, seconds=300):
     end = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.communicate()[1]
@@ -291,7 +293,7 @@ def run_in_two_processes(*more):
         start_new_session=True,
     ) as process:
         try:
-            _, errors = process.communicate(timeout=150)
+            _, errors = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             pytest.fail('the processes hang')

@@ -114,7 +114,6 @@ PROGRAM = textwrap.dedent("""
     import multiprocessing
     import signal
     import sys
-    import time
 
     import mask_rcnn
     from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
@@ -122,7 +121,11 @@ PROGRAM = textwrap.dedent("""
     from mask_rcnn.training.iterator import ExampleIterator
 
     if __name__ == '__main__':
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+        interrupts = []
+        if sys.argv[1] == 'continues':  # an interrupt ends it between two batches, as it ends a run
+            signal.signal(signal.SIGINT, lambda *arguments: interrupts.append(arguments))
+        else:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
         config = mask_rcnn.PRESETS['resnet50'].replace(min_size=32, max_size=64)
         iterator = ExampleIterator(ShapesDataset(9, size=32), TrainingTransform(config), 4, workers=2)
         if 'immediately' not in sys.argv[1]:
@@ -132,7 +135,8 @@ PROGRAM = textwrap.dedent("""
             raise RuntimeError('the run fails')
         while 'continues' in sys.argv[1]:
             iterator.next()
-            time.sleep(0.01)
+            if interrupts:
+                raise KeyboardInterrupt
 """)
 
 
@@ -164,7 +168,7 @@ def start(tmp_path, root):
         process.communicate()
 
 
-def wait_until_gone(pids, seconds=20):
+def wait_until_gone(pids, seconds=120):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         pids = [pid for pid in pids if is_running(pid)]
@@ -188,11 +192,19 @@ def is_running(pid):
         return False
 
 
+def pending_and_blocked(pid):
+    """Return the signals that have arrived at a process and are blocked."""
+    with open(f'/proc/{pid}/status') as file:
+        fields = dict(line.split(':', 1) for line in file)
+    bits = int(fields['ShdPnd'], 16) & int(fields['SigBlk'], 16)
+    return {number for number in signal.valid_signals() if bits >> (number - 1) & 1}
+
+
 @needs_proc
 @pytest.mark.parametrize(('mode', 'status'), [('ends', 0), ('fails immediately', 1)])
 def test_a_run_without_finalize_ends(start, mode, status):
     process, workers = start(mode)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == status
     assert count_uncaught_errors(errors) == status
     assert wait_until_gone(workers)
@@ -204,7 +216,7 @@ def test_workers_end_when_the_parent_is_killed(start):
     assert all(map(is_running, workers))
     process.kill()
     assert wait_until_gone(workers)
-    assert process.communicate(timeout=10)[1] == ''
+    assert process.communicate(timeout=120)[1] == ''
 
 
 @needs_proc
@@ -214,10 +226,11 @@ def test_only_the_parent_handles_signals_to_the_group(start, mode):
     process, workers = start(mode)
     for pid in workers:
         os.kill(pid, signal.SIGTERM)
-    time.sleep(0.2)
-    assert process.poll() is None and all(map(is_running, workers))
+    assert process.poll() is None
+    for pid in workers:
+        assert is_running(pid) and signal.SIGTERM in pending_and_blocked(pid)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=40)
-    # The signal may arrive in an exception handler.
+    _, errors = process.communicate(timeout=120)
+    # Without a handler, it may interrupt an exception handler.
     assert count_uncaught_errors(errors) == 1 and errors.endswith('KeyboardInterrupt\n')
     assert wait_until_gone(workers)

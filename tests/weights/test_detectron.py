@@ -540,7 +540,7 @@ def test_golden_conversion_takes_little_memory(golden_pickle, root, tmp_path):
         'line = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))\n'
         'print(json.dumps(int(line.split()[1]) * 1024))\n'
     )
-    done = subprocess.run([sys.executable, '-c', script], cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, '-c', script], cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) < 2 * path.stat().st_size
 
