@@ -30,8 +30,9 @@ demo-coco: setup
 test: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
+# In the order of the files: those with few but long tests are among the first.
 test-slow: setup
-	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m slow
+	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m slow
 
 gpu-check: setup
 	$(RUN) scripts/gpu_check.py --jobs $(JOBS)
