@@ -1,6 +1,6 @@
 """The package on each available Python from 3.10 to 3.13, with the oldest and the newest supported NumPy.
 
-Each combination has a separate environment, which takes minutes and needs a network connection (or pip's cache).
+Each Python has a separate environment, which takes minutes and needs a network connection (or pip's cache).
 """
 
 import glob
@@ -58,51 +58,75 @@ def run(command, **options):
     return result.stdout
 
 
-@pytest.fixture(params=VERSIONS)
-def interpreter(request):
-    path = find_python(request.param)
-    if path is None:
+class Environment:
+    """A virtual environment with the package and its test requirements.
+
+    Args:
+        folder: An empty folder, which receives the environment and the tests.
+        version: The version of Python.
+        root: The root of the repository.
+    """
+
+    def __init__(self, folder, version, root):
+        self.folder, self.version, self.tests = folder, version, folder / 'source'
+        self.bin = folder / 'env' / 'bin'
+        self.python = str(self.bin / 'python')
+        lines = (root / 'constraints.txt').read_text().splitlines()
+        self._constraints = [line for line in lines if not line.startswith('numpy')]
+
+    def requirement(self, numpy):
+        """Return the requirement of the oldest or the newest NumPy."""
+        return 'numpy<2.6' if numpy == 'newest' else f'numpy=={OLDEST_NUMPY.get(self.version, "2.0.0")}'
+
+    def install(self, numpy, *words, **variables):
+        """Install packages together with the oldest or the newest NumPy."""
+        constraints = self.folder / 'constraints.txt'
+        constraints.write_text('\n'.join([*self._constraints, self.requirement(numpy)]))
+        options = ['--disable-pip-version-check', '-q', '-c', str(constraints), '--no-compile']  # most files are unused
+        run([self.python, '-m', 'pip', 'install', *options, *words], env={**os.environ, **variables})
+
+    def create(self, interpreter, root):
+        """Create the environment as a user does, with the oldest NumPy."""
+        run([interpreter, '-m', 'venv', str(self.folder / 'env')])
+        self.install('oldest', 'setuptools', 'wheel', 'numpy')
+        sources = ['--no-build-isolation', '--no-deps', 'chainer==7.8.1', 'chainercv==0.13.1']
+        self.install('oldest', *sources, CC='true', LDSHARED='true')
+        # A copy, because building writes into the source folder; not editable, because users install it that way.
+        shutil.copytree(root, self.tests, ignore=shutil.ignore_patterns('.git', '.venv', 'build', '*.egg-info'))
+        self.install('oldest', '--no-build-isolation', f'{self.tests}[test]')
+        shutil.rmtree(self.tests / 'mask_rcnn')  # the tests must use the installed package
+        run([self.python, '-m', 'pip', 'uninstall', '-q', '-y', 'setuptools'])  # pkg_resources must not be needed
+
+
+@pytest.fixture(scope='module', params=VERSIONS)
+def environment(request, root, tmp_path_factory):
+    """The environment of a version of Python; the tests change its NumPy only."""
+    interpreter = find_python(request.param)
+    if interpreter is None:
         pytest.skip(f'no Python {request.param} on this machine')
-    return request.param, path
+    folder = tmp_path_factory.mktemp('environment')
+    created = Environment(folder, request.param, root)
+    created.create(interpreter, root)
+    yield created
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize('numpy', ['oldest', 'newest'])
-def test_package_on(interpreter, numpy, root, tmp_path):
-    version, python = interpreter
-    requirement = 'numpy<2.6' if numpy == 'newest' else f'numpy=={OLDEST_NUMPY.get(version, "2.0.0")}'
-    constraints = tmp_path / 'constraints.txt'
-    constraints.write_text(
-        ''.join(
-            line
-            for line in (root / 'constraints.txt').read_text().splitlines(keepends=True)
-            if not line.startswith('numpy')
-        )
-        + requirement
-        + '\n'
-    )
-    run([python, '-m', 'venv', str(tmp_path / 'env')])
-    python = str(tmp_path / 'env' / 'bin' / 'python')
-    pip = [python, '-m', 'pip', '--disable-pip-version-check', 'install', '-q', '-c', str(constraints)]
-    run(pip + ['setuptools', 'wheel', 'numpy'])
-    run(
-        pip + ['--no-build-isolation', '--no-deps', 'chainer==7.8.1', 'chainercv==0.13.1'],
-        env={**os.environ, 'CC': 'true', 'LDSHARED': 'true'},
-    )
-    # A copy, because building writes into the source folder; not editable, because users install it that way.
-    source = tmp_path / 'source'
-    shutil.copytree(root, source, ignore=shutil.ignore_patterns('.git', '.venv', 'build', '*.egg-info'))
-    run(pip + ['--no-build-isolation', f'{source}[test]'])
-    shutil.rmtree(source / 'mask_rcnn')  # the tests must use the installed package
-    run([python, '-m', 'pip', 'uninstall', '-q', '-y', 'setuptools'])  # pkg_resources must not be needed
+def test_package_on(environment, numpy, tmp_path):
+    python, requirement = environment.python, environment.requirement(numpy)
+    environment.install(numpy, '--upgrade', requirement)
     found = run([python, '-c', 'import numpy; print(numpy.__version__)']).strip()
-    assert found == requirement[7:] or numpy == 'newest'
-    command = str(tmp_path / 'env' / 'bin' / 'mask-rcnn')
+    if numpy == 'oldest':
+        assert found == requirement.removeprefix('numpy==')
+    else:
+        assert tuple(map(int, found.split('.')[:2])) > (2, 1)
+    command = str(environment.bin / 'mask-rcnn')
     assert run([command, '--version']).startswith('mask-rcnn ')
     assert '--bn2affine' in run([command, 'demo', '--help']) and '--input' in run([command, 'convert', '--help'])
     # Emulated kernels do not depend on the version of Python.
     out = run(
         [python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', '-k', 'not emulated', *TESTS],
-        cwd=source,
+        cwd=environment.tests,
         env={**os.environ, 'NUMBA_CACHE_DIR': str(tmp_path / 'numba')},
     )
     assert ' passed' in out
