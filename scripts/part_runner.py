@@ -172,6 +172,8 @@ class PartRunner:
                 return 127
         with self._lock:
             self._processes.add(process)
+            if self._is_stopped:  # after the check in `_run`
+                kill_group(process)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -3,7 +3,10 @@
 import importlib
 import json
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -119,6 +122,30 @@ def test_an_interrupt_kills_what_runs(runner, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         runner.PartRunner(tmp_path, tmp_path, interrupt, jobs=2).run(parts)
     assert time.monotonic() - started < 300
+
+
+def test_a_part_that_starts_during_an_interrupt_is_killed(runner, tmp_path, monkeypatch):
+    def interrupt(result):
+        raise KeyboardInterrupt
+
+    processes, starting = [], threading.Event()
+    part_runner = runner.PartRunner(tmp_path, tmp_path, interrupt, jobs=2)
+
+    class Process(subprocess.Popen):
+        def __init__(self, command, **options):
+            if command[0] == 'sleep':
+                processes.append(self)
+                starting.set()
+                while not part_runner._is_stopped:
+                    time.sleep(0.01)
+            else:  # the part whose result is interrupted
+                starting.wait()
+            super().__init__(command, **options)
+
+    monkeypatch.setattr(runner.subprocess, 'Popen', Process)
+    with pytest.raises(KeyboardInterrupt):
+        part_runner.run([runner.Part('a', ['true'], 120), runner.Part('b', ['sleep', '20'], 600)])
+    assert [process.returncode for process in processes] == [-signal.SIGKILL]
 
 
 def test_table(runner):
