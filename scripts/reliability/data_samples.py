@@ -12,6 +12,7 @@ import numpy as np
 from harness import FIELDS
 from mutations import mutate_jpeg, mutate_json, mutate_png, mutate_tiff, replace_number_in_text
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from weight_samples import CFG, Samples
 
 from mask_rcnn.config import PRESETS
@@ -20,6 +21,12 @@ from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 
 #: Side of the images in pixels, and the number of images of an annotation file.
 SIZE, N_IMAGES = 64, 3
+
+_XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/"><tiff:Orientation>6</tiff:Orientation>'
+    b'</rdf:Description></rdf:RDF></x:xmpmeta>'
+)
 
 
 # Images
@@ -41,12 +48,24 @@ def _exif(orientation: int) -> Image.Exif:
     return exif
 
 
+def _xmp_images(image: Image.Image) -> Samples:
+    """Return images whose orientation is in XMP data only."""
+    text = PngInfo()
+    text.add_itxt('XML:com.adobe.xmp', _XMP.decode(), zip=True)
+    return {
+        'xmp.png': (_saved(image, 'PNG', pnginfo=text), (mutate_png,)),
+        'xmp.jpg': (_saved(image, 'JPEG', xmp=_XMP), (mutate_jpeg,)),  # with Pillow 11 or later
+        'xmp.tif': (_saved(image, 'TIFF', tiffinfo={700: _XMP}), (mutate_tiff,)),
+        'xmp.webp': (_saved(image, 'WEBP', xmp=_XMP), ()),
+    }
+
+
 def images() -> Samples:
     """Return images of every accepted format, with the modes and options that have code of their own."""
     rgb = Image.fromarray(_scene())
     modes = {mode: rgb.convert(mode) for mode in ('RGB', 'RGBA', 'L', 'LA', 'P', '1', 'CMYK')}
     deep = Image.fromarray((np.arange(48 * 64, dtype=np.uint16) * 21).reshape(48, 64))
-    samples: Samples = {}
+    samples = _xmp_images(rgb)
     for mode in ('RGB', 'RGBA', 'L', 'LA', 'P', '1'):
         samples[f'{mode}.png'] = (_saved(modes[mode], 'PNG', exif=_exif(6)), (mutate_png,))
     samples['16.png'] = (_saved(deep, 'PNG'), (mutate_png,))
