@@ -1,4 +1,4 @@
-"""The package on each available Python from 3.10 to 3.13, with the oldest and the newest supported NumPy.
+"""The package on each available Python from 3.10 to 3.13, with the oldest and the newest supported NumPy and Numba.
 
 Each Python has a separate environment, which takes minutes and needs a network connection (or pip's cache).
 """
@@ -12,11 +12,13 @@ import pytest
 
 VERSIONS = ('3.10', '3.11', '3.12', '3.13')
 OLDEST_NUMPY = {'3.13': '2.1.0'}  # NumPy 2.0 has no build for Python 3.13
+OLDEST_NUMBA = '0.61.0'
 #: The tests that run in each environment: compat, Chainer's gradients, and the whole network.
 TESTS = (
     'tests/compat/test_compat.py',
     'tests/models/test_chainer_links.py',
     'tests/models/test_mask_rcnn.py',
+    'tests/ops/test_kernel_cache.py',
     'tests/ops/test_proposals.py',
     'tests/ops/test_roi_align.py',
     'tests/inference/test_detections.py',
@@ -72,16 +74,19 @@ class Environment:
         self.bin = folder / 'env' / 'bin'
         self.python = str(self.bin / 'python')
         lines = (root / 'constraints.txt').read_text().splitlines()
-        self._constraints = [line for line in lines if not line.startswith('numpy')]
+        self._constraints = [line for line in lines if not line.startswith(('numpy', 'numba', 'llvmlite'))]
+        self._pinned_numba = next(line for line in lines if line.startswith('numba=='))
 
-    def requirement(self, numpy):
-        """Return the requirement of the oldest or the newest NumPy."""
-        return 'numpy<2.6' if numpy == 'newest' else f'numpy=={OLDEST_NUMPY.get(self.version, "2.0.0")}'
+    def requirements(self, age):
+        """Return the requirements of the oldest or the newest NumPy and Numba."""
+        if age == 'newest':
+            return ['numpy<2.6', self._pinned_numba]
+        return [f'numpy=={OLDEST_NUMPY.get(self.version, "2.0.0")}', f'numba=={OLDEST_NUMBA}']
 
-    def install(self, numpy, *words, **variables):
-        """Install packages together with the oldest or the newest NumPy."""
+    def install(self, age, *words, **variables):
+        """Install packages together with the oldest or the newest NumPy and Numba."""
         constraints = self.folder / 'constraints.txt'
-        constraints.write_text('\n'.join([*self._constraints, self.requirement(numpy)]))
+        constraints.write_text('\n'.join([*self._constraints, *self.requirements(age)]))
         options = ['--disable-pip-version-check', '-q', '-c', str(constraints), '--no-compile']  # most files are unused
         run([self.python, '-m', 'pip', 'install', *options, *words], env={**os.environ, **variables})
 
@@ -100,7 +105,7 @@ class Environment:
 
 @pytest.fixture(scope='module', params=VERSIONS)
 def environment(request, root, tmp_path_factory):
-    """The environment of a version of Python; the tests change its NumPy only."""
+    """The environment of a version of Python; the tests change its NumPy and Numba only."""
     interpreter = find_python(request.param)
     if interpreter is None:
         pytest.skip(f'no Python {request.param} on this machine')
@@ -111,15 +116,16 @@ def environment(request, root, tmp_path_factory):
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize('numpy', ['oldest', 'newest'])
-def test_package_on(environment, numpy, tmp_path):
-    python, requirement = environment.python, environment.requirement(numpy)
-    environment.install(numpy, '--upgrade', requirement)
-    found = run([python, '-c', 'import numpy; print(numpy.__version__)']).strip()
-    if numpy == 'oldest':
-        assert found == requirement.removeprefix('numpy==')
+@pytest.mark.parametrize('age', ['oldest', 'newest'])
+def test_package_on(environment, age, tmp_path):
+    python, requirements = environment.python, environment.requirements(age)
+    environment.install(age, '--upgrade', *requirements)
+    found = run([python, '-c', 'import numba, numpy; print(numpy.__version__, numba.__version__)']).split()
+    if age == 'oldest':
+        assert found == [requirement.partition('==')[2] for requirement in requirements]
     else:
-        assert tuple(map(int, found.split('.')[:2])) > (2, 1)
+        numpy, numba = (tuple(map(int, version.split('.')[:2])) for version in found)
+        assert numpy > (2, 1) and numba > (0, 61)
     command = str(environment.bin / 'mask-rcnn')
     assert run([command, '--version']).startswith('mask-rcnn ')
     assert '--bn2affine' in run([command, 'demo', '--help']) and '--input' in run([command, 'convert', '--help'])

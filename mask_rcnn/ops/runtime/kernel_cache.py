@@ -30,7 +30,13 @@ _HASH_SIZE = 32
 _ADVICE = 'every process compiles them again (NUMBA_CACHE_DIR may name another folder)'
 
 
-class _UserFolder(caching.UserWideCacheLocator):
+# The name of the class has an underscore up to Numba 0.61.
+_UserWideCacheLocator: Any = next(
+    locator for locator in caching.CacheImpl._locator_classes if locator.__name__.endswith('UserWideCacheLocator')
+)
+
+
+class _UserFolder(_UserWideCacheLocator):
     """The cache folder of the user; Numba's locator makes a folder ``~`` in the current one for a user without home."""
 
     def ensure_cache_path(self) -> None:
@@ -40,8 +46,7 @@ class _UserFolder(caching.UserWideCacheLocator):
 
 
 _LOCATORS = [
-    _UserFolder if locator is caching.UserWideCacheLocator else locator
-    for locator in caching.CacheImpl._locator_classes
+    _UserFolder if locator is _UserWideCacheLocator else locator for locator in caching.CacheImpl._locator_classes
 ]
 
 
