@@ -11,10 +11,8 @@ from mask_rcnn.io.console import escape
 from mask_rcnn.models.builder import default_classes
 from mask_rcnn.weights import WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
-from mask_rcnn.weights.files import sha256
+from mask_rcnn.weights.files import read_text_file, sha256
 
-#: Maximum number of characters of a file of class names; devices such as /dev/zero have no end.
-_MAX_TEXT = 1 << 20
 #: Maximum number of names that are listed; all names of unknown arrays are listed.
 _MAX_LISTED = 5
 
@@ -40,14 +38,7 @@ def classes_of(
 
 
 def _read_names(path: str | os.PathLike, n_classes: int) -> tuple[str, ...]:
-    try:
-        with open(path, encoding='utf-8-sig') as file:
-            lines = file.read(_MAX_TEXT).splitlines()
-    except OSError as error:
-        raise WeightFileError(path, error.strerror or str(error)) from error
-    except UnicodeDecodeError:
-        raise WeightFileError(path, 'is not UTF-8 text') from None
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in read_text_file(path).splitlines() if line.strip())
     if len(names) != n_classes:
         raise WeightFileError(
             path, f'has {len(names)} class names, but the weights are for {n_classes} classes (without the background)'

@@ -21,6 +21,9 @@ import numpy as np
 from mask_rcnn.io.atomic_file import FileError, open_for_reading, open_for_writing
 from mask_rcnn.weights.errors import WeightFileError
 
+#: Maximum size in bytes of the files of :func:`read_text_file`.
+_MAX_TEXT_SIZE = 1 << 22
+
 #: Errors that reading a damaged archive raises (``RuntimeError``: encrypted or of unknown compression; the last four:
 #: NumPy's parser, for the header of a damaged array).
 CORRUPT_FILE_ERRORS = (
@@ -52,6 +55,21 @@ def open_weight_file(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, int]]:
     """
     with _weight_file_errors(), open_for_reading(path) as file_and_size:
         yield file_and_size
+
+
+def read_text_file(path: str | os.PathLike) -> str:
+    """Return the text of a file of class names or settings, without a byte order mark.
+
+    Raises:
+        WeightFileError: The file cannot be read, is larger than 4 MiB, or is not UTF-8.
+    """
+    with open_weight_file(path) as (file, size):
+        if size > _MAX_TEXT_SIZE:
+            raise WeightFileError(path, f'has {size} bytes, too many for names or settings (at most {_MAX_TEXT_SIZE})')
+        try:
+            return file.read().decode('utf-8-sig')
+        except UnicodeDecodeError:
+            raise WeightFileError(path, 'is not UTF-8 text') from None
 
 
 @contextlib.contextmanager

@@ -148,7 +148,10 @@ def test_class_names(source, tmp_path, capsys):
         assert convert.main([*arguments, '--class-names', str(names)]) == 1
         assert reason in capsys.readouterr().err
     assert convert.main([*arguments, '--class-names', '/dev/zero']) == 1
-    assert 'has 1 class names' in capsys.readouterr().err
+    assert capsys.readouterr().err == 'error: /dev/zero: is not a regular file\n'
+    names.write_bytes(b'a\n' * (1 << 21) + b'a')
+    assert convert.main([*arguments, '--class-names', str(names)]) == 1
+    assert 'has 4194305 bytes, too many' in capsys.readouterr().err
     assert convert.main([*arguments, '--class-names', str(tmp_path / 'no')]) == 1
     assert capsys.readouterr().err == f'error: {tmp_path / "no"}: No such file or directory\n'
 

@@ -17,9 +17,7 @@ from mask_rcnn.config import MATTERPORT, Config
 from mask_rcnn.weights.converters.mapping import scale_outputs
 from mask_rcnn.weights.converters.settings import is_integer, is_number, not_supported
 from mask_rcnn.weights.errors import WeightFileError, format_value
-
-#: Maximum length of a JSON file in characters.
-_MAX_TEXT = 1 << 20
+from mask_rcnn.weights.files import read_text_file
 
 #: Range of sizes, ratios and deviations whose products neither overflow nor vanish.
 _MIN_NUMBER, _MAX_NUMBER = 1e-6, 1e6
@@ -37,11 +35,9 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         WeightFileError: The file cannot be read or does not contain a JSON object.
     """
+    text = read_text_file(path)
     try:
-        with open(path, encoding='utf-8-sig') as file:
-            settings = json.loads(file.read(_MAX_TEXT))
-    except OSError as error:
-        raise WeightFileError(path, error.strerror or str(error)) from error
+        settings = json.loads(text)
     except (ValueError, RecursionError):
         raise WeightFileError(path, 'is not JSON text') from None
     if not isinstance(settings, dict):
