@@ -327,7 +327,7 @@ def _report(training: TrainingRun, args: TrainArguments, communicator: Communica
 
 
 def _resume_advice(last: Path | None) -> str:
-    return f'resume with --resume {last}' if last else 'there is no snapshot'
+    return f'resume with --resume {last}' if last else 'no snapshot exists'
 
 
 def _report_failure(
@@ -361,4 +361,4 @@ def _describe_saved_state(training: TrainingRun, error: BaseException, args: Tra
         return 'no state is saved, because of --snapshot 0'
     if isinstance(error, KeyboardInterrupt):
         return 'no state is saved'
-    return 'there is no snapshot yet' if isinstance(error, NonFiniteLossError) else ''
+    return 'no snapshot exists yet' if isinstance(error, NonFiniteLossError) else ''

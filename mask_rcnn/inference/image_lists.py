@@ -58,9 +58,7 @@ def _advise(image: Any) -> str:
         return 'convert a PIL image with numpy.asarray(image.convert("RGB"))'
     if image is None:
         return 'cv2.imread returns None for a file that it cannot read'
-    if isinstance(image, np.ndarray) and not image.size:
-        return ''
-    if not isinstance(image, np.ndarray):
+    if not isinstance(image, np.ndarray) or not image.size:
         return ''
     if image.ndim == 2:
         return 'convert a grayscale image with numpy.stack([image] * 3, axis=2)'

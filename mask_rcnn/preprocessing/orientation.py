@@ -26,7 +26,7 @@ def choose_orientation(stated: int | None, xmp: bytes | None) -> int:
 
     Args:
         stated: The value of EXIF or of the format itself; values that are not valid count as missing.
-        xmp: XMP data, which is read only if there is no valid other value.
+        xmp: XMP data; it is parsed only if ``stated`` is not valid.
 
     Returns:
         1 to 8; 1 if no value is valid.

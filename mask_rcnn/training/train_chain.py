@@ -75,7 +75,7 @@ class MaskRCNNTrainChain(chainer.Chain):
             examples: At least one, of any sizes; they may contain no objects, or only crowd regions.
 
         Raises:
-            ValueError: There are no examples.
+            ValueError: ``examples`` is empty.
         """
         if not examples:
             raise ValueError('the loss needs at least one example')

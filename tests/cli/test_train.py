@@ -632,7 +632,7 @@ def test_a_communicator_that_does_not_work(monkeypatch, capsys):
     [
         (
             NonFiniteLossError(7, 'rpn_loc_loss is nan', ['a.jpg']),
-            'iteration 7: rpn_loc_loss is nan; images: a.jpg; there is no snapshot yet',
+            'iteration 7: rpn_loc_loss is nan; images: a.jpg; no snapshot exists yet',
         ),
         (
             MemoryError('out of GPU memory'),
@@ -649,7 +649,7 @@ def test_errors_are_one_line(fake_runs, capsys, error, line):
 
 @pytest.mark.parametrize(
     ('last', 'words'),
-    [(None, 'there is no snapshot'), ('result/snapshot_iter_3.npz', '--resume result/snapshot_iter_3.npz')],
+    [(None, 'no snapshot exists'), ('result/snapshot_iter_3.npz', '--resume result/snapshot_iter_3.npz')],
 )
 def test_an_unsaved_last_state_is_a_failure(fake_runs, capsys, last, words):
     fake_runs.changes = {'iteration': 5, 'last': last and Path(last)}
@@ -669,11 +669,12 @@ def raise_read_only(path):
     raise OSError(errno.EROFS, 'Read-only file system')
 
 
-def test_a_last_state_in_a_temporary_folder_is_a_failure_that_names_it(fake_runs, capsys):
-    fake_runs.changes = {'iteration': 5, 'last': Path('/tmp/x/snapshot_iter_5.npz')}
+def test_a_last_state_in_a_temporary_folder_is_a_failure_that_names_it(fake_runs, capsys, tmp_path):
+    last = tmp_path / 'mask_rcnn_x' / 'snapshot_iter_5.npz'
+    fake_runs.changes = {'iteration': 5, 'last': last}
     assert train.main(SHAPES) == 1
     assert capsys.readouterr().err == (
-        'error: result cannot be written; the state after iteration 5 is saved as /tmp/x/snapshot_iter_5.npz\n'
+        f'error: result cannot be written; the state after iteration 5 is saved as {last}\n'
     )
 
 

@@ -142,7 +142,7 @@ def test_files_that_were_unpacked_and_packed_again(tmp_path, changes):
 
 @pytest.mark.parametrize('as_legacy', [False, True])
 def test_a_state_dict_of_numpy_arrays(tmp_path, as_legacy):
-    """Arrays are used only where there is no tensor: they are also results and random states."""
+    """Arrays are used only if the file has no tensors: results and random states are arrays, too."""
     names = [f'layer{k}.weight' for k in range(4)]
     values = {name: np.full((2, 3), k, np.float32) for k, name in enumerate(names)}
 
