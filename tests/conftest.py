@@ -75,6 +75,22 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope='session')
+def matterport_golden(golden) -> Path:
+    """The folder ``golden``; the test is skipped if it lacks the outputs of Matterport's program."""
+    if not (golden / 'matterport').is_dir():
+        pytest.skip(f'no outputs of Matterport in {golden}')
+    return golden
+
+
+@pytest.fixture(scope='session')
+def dena_golden(golden) -> Path:
+    """The folder ``golden``; the test is skipped if it lacks the outputs of DeNA's program."""
+    if not (golden / 'dena').is_dir():
+        pytest.skip(f'no outputs of Chainer_Mask_R-CNN in {golden}')
+    return golden
+
+
+@pytest.fixture(scope='session')
 def shared() -> Path:
     """The folder of photos, annotations and weights that are not part of the repository."""
     folder = ROOT.parent / 'shared'

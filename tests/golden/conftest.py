@@ -18,14 +18,6 @@ def gpu(request):
 
 
 @pytest.fixture(scope='session')
-def matterport_golden(golden):
-    """The folder ``golden``; the test is skipped if it lacks the outputs of Matterport's program."""
-    if not (golden / 'matterport').is_dir():
-        pytest.skip(f'no outputs of Matterport in {golden}')
-    return golden
-
-
-@pytest.fixture(scope='session')
 def weight_file(golden, tmp_path_factory):
     """A function from the name of a recipe to an .npz file, converted from Detectron's pickle by the command."""
     folder = tmp_path_factory.mktemp('weights')
@@ -40,14 +32,6 @@ def weight_file(golden, tmp_path_factory):
         return written[recipe]
 
     return get
-
-
-@pytest.fixture(scope='session')
-def dena_golden(golden):
-    """The folder ``golden``; the test is skipped if it lacks the outputs of DeNA's program."""
-    if not (golden / 'dena').is_dir():
-        pytest.skip(f'no outputs of Chainer_Mask_R-CNN in {golden}')
-    return golden
 
 
 @pytest.fixture(scope='session')

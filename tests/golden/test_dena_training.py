@@ -110,15 +110,13 @@ class Step:
 
 
 @pytest.fixture(scope='module')
-def step(golden):
-    if not (golden / 'dena' / f'{NAME}.npz').is_file():
-        pytest.skip(f'no outputs of the program of DeNA in {golden}')
-    return Step(golden)
+def step(dena_golden):
+    return Step(dena_golden)
 
 
 @pytest.fixture(scope='module')
-def ops(golden, step):
-    return np.load(golden / 'dena' / 'ops_dena.npz')
+def ops(dena_golden):
+    return np.load(dena_golden / 'dena' / 'ops_dena.npz')
 
 
 @pytest.fixture(scope='module')

@@ -35,9 +35,9 @@ def test_anchors_of_a_location_are_the_inner_loop():
     ('case', 'image_size', 'sizes'),
     [('coco_resnet50', 1024, (32, 64, 128, 256, 512)), ('shapes_resnet50_shapes7', 128, (8, 16, 32, 64, 128))],
 )
-def test_matterport_cell_anchors_equal_matterport(golden, case, image_size, sizes):
+def test_matterport_cell_anchors_equal_matterport(matterport_golden, case, image_size, sizes):
     """Compare the first anchors (first locations, finest level) and the last ones (last locations, coarsest level)."""
-    arrays = np.load(golden / 'matterport' / f'case_{case}.npz')
+    arrays = np.load(matterport_golden / 'matterport' / f'case_{case}.npz')
     ratios = [1 / r for r in (0.5, 1, 2)]
     levels = [
         shift_anchors(matterport_cell_anchors((size,), ratios), 2**k, image_size // 2**k, image_size // 2**k)

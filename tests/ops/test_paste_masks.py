@@ -83,8 +83,8 @@ def test_equals_opencv(backend, rng, offset, padding, threshold, squeeze):
 
 
 @pytest.mark.parametrize('case', ['coco_resnet50', 'shapes_resnet50_shapes7'])
-def test_equals_matterport_to_the_pixel(backend, golden, case):
-    arrays = np.load(golden / 'matterport' / f'case_{case}.npz')
+def test_equals_matterport_to_the_pixel(backend, matterport_golden, case):
+    arrays = np.load(matterport_golden / 'matterport' / f'case_{case}.npz')
     height, width, _ = arrays['masks_shape'].tolist()
     out = run(
         backend,

@@ -126,9 +126,9 @@ def test_resize_uint8_skimage_accepts_tiny_images(shape):
     np.testing.assert_array_equal(out, np.full((3, 3 * shape[0], 3 * shape[1]), 7))
 
 
-def test_at_most_1_in_10000_values_differs_from_matterport_by_one_grey_level(golden):
-    expected = np.load(golden / 'matterport' / 'case_coco_resnet50.npz')['molded_uint8']
-    photo = golden / 'photos' / '17790319373_bd19b24cfc_k.jpg'
+def test_at_most_1_in_10000_values_differs_from_matterport_by_one_grey_level(matterport_golden):
+    expected = np.load(matterport_golden / 'matterport' / 'case_coco_resnet50.npz')['molded_uint8']
+    photo = matterport_golden / 'photos' / '17790319373_bd19b24cfc_k.jpg'
     image = cv2.imread(str(photo))[:, :, ::-1].transpose(2, 0, 1)
     resized = resize_uint8_skimage(image, expected.shape[:2])
     difference = np.abs(resized.transpose(1, 2, 0) - expected)

@@ -409,11 +409,11 @@ def test_the_settings_of_matterport_are_refused(tmp_path, capsys):
         pytest.param('affine', 7, marks=pytest.mark.slow),
     ],
 )
-def test_the_files_of_the_original_program(golden, tmp_path, capsys, kind, seed):
+def test_the_files_of_the_original_program(dena_golden, tmp_path, capsys, kind, seed):
     """Every array survives ``convert`` bit for bit, apart from the counters and the mask of the background."""
-    entries = json.loads((golden / 'dena' / f'names_{kind}_R-50-C4_seed0.json').read_text())
+    entries = json.loads((dena_golden / 'dena' / f'names_{kind}_R-50-C4_seed0.json').read_text())
     hashes = {name: digest for name, _, _, digest in entries}
-    arrays = build_arrays(golden, kind, RECIPE, seed)
+    arrays = build_arrays(dena_golden, kind, RECIPE, seed)
     assert {name: sha256(array) for name, array in arrays.items()} == hashes
     path, output = tmp_path / 'source.npz', tmp_path / 'converted.npz'
     np.savez(path, **arrays)

@@ -239,13 +239,13 @@ def test_a_file_becomes_the_arrays_of_the_native_network(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_reference_weights_through_a_file(golden, tmp_path):
+def test_the_reference_weights_through_a_file(matterport_golden, tmp_path):
     """Matterport's reference weights in a PyTorch file and in an ``.h5`` file convert to the same arrays."""
     pytest.importorskip('h5py')
     from mask_rcnn.weights.converters import matterport
 
-    writer = import_file(golden / 'matterport_weights.py')
-    weights, meta = writer.load(golden / 'matterport' / 'recipe_shapes_resnet50.npz')
+    writer = import_file(matterport_golden / 'matterport_weights.py')
+    weights, meta = writer.load(matterport_golden / 'matterport' / 'recipe_shapes_resnet50.npz')
     writer.write_h5(weights, meta, tmp_path / 'shapes.h5')
     state = {}
     for name, array in weights.items():
