@@ -208,7 +208,8 @@ def _copy_pixels(image: Image.Image) -> np.ndarray:
 def _tiles_of_low_bytes(tiles: Sequence) -> list | None:
     """Return Pillow's tiles for the lower bytes of 16-bit colours, of which it usually decodes only the upper ones.
 
-    With the other byte order, Pillow takes the lower bytes for the upper ones.  Returns ``None`` for other samples.
+    With the other byte order, Pillow takes the lower bytes for the upper ones.  Returns ``None`` for other samples, and
+    for decoders without tiles (WebP), whose samples have 8 bits.
     """
     changed = []
     for codec, box, offset, options in tiles:
@@ -218,7 +219,7 @@ def _tiles_of_low_bytes(tiles: Sequence) -> list | None:
         raw_mode = _RAW_MODES_OF_LOW_BYTES[raw_mode]
         changed.append((codec, box, offset, raw_mode if isinstance(options, str) else (raw_mode, *others)))
     make_tile = getattr(ImageFile, '_Tile', None)  # Pillow 11 or later
-    return [make_tile(*tile) for tile in changed] if make_tile else changed
+    return [make_tile(*tile) if make_tile else tile for tile in changed] or None
 
 
 def reduce_to_8_bits(samples: np.ndarray, depth: int | None = None) -> np.ndarray:

@@ -67,6 +67,16 @@ def test_orientation_of_every_format_and_mode(tmp_path, image_format, mode, orie
     assert read_image_size(turned, apply_orientation=False) == (37, 53)
 
 
+@pytest.mark.parametrize('image_format', MODES)
+def test_dark_images_of_8_bits_stay_dark(tmp_path, image_format):
+    """Samples below 64 are not taken for those of 14 bits in 16."""
+    if not MODES[image_format]:
+        pytest.skip('this Pillow has no AVIF')
+    dark = gradients() // 4
+    path = write(tmp_path, 'dark', Image.fromarray(dark), image_format, **OPTIONS.get(image_format, {}))
+    assert 50 < dark.max() < 64 and np.abs(as_hwc(path) - dark).max() <= (8 if image_format in ('JPEG', 'AVIF') else 0)
+
+
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('options', [{}, {'quality': 60, 'progressive': True}, {'subsampling': '4:2:2'}])
 def test_jpeg_equals_imread_in_every_orientation(tmp_path, orientation, options):
