@@ -33,6 +33,7 @@ import numpy as np
 from mask_rcnn.compat import patch_chainermn
 from mask_rcnn.inference.save import collect_arrays
 from mask_rcnn.ops.runtime.device import cuda_device_count
+from mask_rcnn.ops.runtime.transfer import read_scalars
 from mask_rcnn.training.failures import describe_error
 from mask_rcnn.weights import WeightFileError, load_arrays
 
@@ -99,7 +100,7 @@ class Communicator:
 
     def mean(self, values: Mapping[str, Any]) -> dict[str, float]:
         """Return, in all processes, the mean of each value over the processes that pass it."""
-        return {name: _to_float(value) for name, value in values.items()}
+        return dict(zip(values, read_scalars([*values.values()]), strict=True))
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is true in any process."""
@@ -365,7 +366,3 @@ class _Parameters:
 def _is_trained(param: chainer.Parameter) -> bool:
     rule = param.update_rule
     return param.array is not None and param.requires_grad and (rule is None or rule.enabled)
-
-
-def _to_float(value: Any) -> float:
-    return float(chainer.backends.cuda.to_cpu(chainer.as_array(value)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.runtime import transfer
-from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, pack_arrays, side_stream, upload
+from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, pack_arrays, read_scalars, side_stream, upload
 
 
 class Queue:
@@ -160,6 +160,47 @@ def test_uploads_in_progress_are_not_overwritten():
     xp.cuda.Device().synchronize()
     upload(image, xp)
     assert len(transfer._uploads) == 1
+
+
+def make_scalars(xp):
+    """Return scalars of several types, and their values."""
+    single = xp.asarray(np.array([0.1, 2.5], np.float32))
+    scalars = [
+        chainer.Variable(single[:1].reshape(())),
+        3,
+        xp.asarray(np.array([[1e-40]])),
+        0.7,
+        xp.asarray(np.array(np.nan, np.float16)),
+        np.float64(1e300),
+        single[1:],
+        xp.asarray(np.array(-(1 << 30), np.int32)),
+    ]
+    return scalars, [float(np.float32(0.1)), 3.0, 1e-40, 0.7, np.nan, 1e300, 2.5, -float(1 << 30)]
+
+
+@pytest.mark.parametrize('gpu', [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_scalars_are_read_without_rounding(gpu):
+    scalars, expected = make_scalars(chainer.backends.cuda.cupy if gpu else np)
+    found = read_scalars(scalars)
+    np.testing.assert_array_equal(found, expected)
+    assert all(type(value) is float for value in found) and read_scalars([]) == []
+
+
+def test_scalars_on_a_gpu_are_read_with_one_copy(monkeypatch):
+    copies = []
+
+    class Array(np.ndarray):
+        def get(self):
+            copies.append(self.nbytes)
+            return np.array(self)
+
+    module = SimpleNamespace(
+        asarray=lambda array: array.view(Array), concatenate=lambda parts: np.concatenate(parts).view(Array)
+    )
+    monkeypatch.setattr(transfer, 'cuda', SimpleNamespace(cupy=module, ndarray=Array))
+    scalars, expected = make_scalars(module)
+    np.testing.assert_array_equal(read_scalars(scalars), expected)
+    assert copies == [4 + 8 + 2 + 4 + 4]
 
 
 def test_each_device_has_one_side_stream(monkeypatch):

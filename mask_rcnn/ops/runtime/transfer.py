@@ -107,6 +107,23 @@ def _require_finite(is_finite: bool) -> None:
         raise ValueError('an image array must not contain NaN or infinity')
 
 
+def read_scalars(values: Sequence[Any]) -> list[float]:
+    """Return numbers, and arrays or variables of one element each, as floats.
+
+    One copy, for which the host waits, takes all arrays that are on a GPU to the host.
+    """
+    arrays: list[Any] = [chainer.as_array(value) for value in values]
+    on_gpu = [i for i, array in enumerate(arrays) if isinstance(array, cuda.ndarray)]
+    if on_gpu:
+        with chainer.using_device(chainer.backend.get_device_from_array(arrays[on_gpu[0]])):
+            packed = cuda.cupy.concatenate([arrays[i].reshape(1).view(np.uint8) for i in on_gpu]).get()
+        stop = 0
+        for i in on_gpu:
+            start, stop = stop, stop + arrays[i].itemsize
+            arrays[i] = packed[start:stop].view(arrays[i].dtype)
+    return [float(array.item() if isinstance(array, np.ndarray) else array) for array in arrays]
+
+
 class PackedArrays(NamedTuple):
     """Several arrays as the columns of one, so that a single copy takes them to the host.
 
