@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import chainer
 from chainer import optimizers
-from chainer.optimizers.momentum_sgd import MomentumSGDRule
 
-from mask_rcnn.ops.runtime import multi_array
+from mask_rcnn.ops.runtime.transfer import read_scalars
+from mask_rcnn.training.fused_update import FusedUpdate, WeightDecay, double_gradient, is_updated, prepare_update
 
 #: Parameters of normalisation links, which have the base learning rate and no weight decay.
 _NORM_PARAMETERS = ('scale', 'bias', 'gamma', 'beta')
@@ -36,20 +36,54 @@ class MomentumSGD(optimizers.MomentumSGD):
     target: chainer.Link  # set by setup()
     corrects_momentum = True  # see set_learning_rate()
     _grad_norm: float | None = None
+    _params: list[Any] | None = None  # of the target, during an update
+    _fused_update: FusedUpdate | None = None
     _loss_scaling_isnan = False
 
-    def compute_grad_norm(self) -> float:
-        """Return the L2 norm of the gradient, without the loss scale; not finite if an element is not finite.
+    def cleargrads(self) -> None:
+        """Clear the gradients; until the end of :meth:`update`, the target must keep its parameters."""
+        self._params = list(self.target.params())
+        for param in self._params:
+            param.cleargrad()
 
-        The value is cached until :meth:`update`, so that a GPU synchronises once; no gradient may change until then.
+    def reallocate_cleared_grads(self) -> None:
+        """Set missing gradients to zero; those of parameters that are not updated only for hooks that may read them.
+
+        Two of three parameters of a ResNet are frozen, and each array costs the host and the GPU several microseconds.
         """
-        self._grad_norm = gradient_norm(self.target) / (self._loss_scale or 1)
-        return self._grad_norm
+        needs_all = self._has_unknown_hooks()
+        for param in self._current_params():
+            if (needs_all or is_updated(param)) and param.array is not None and param.grad is None:
+                with chainer.using_device(param.device):
+                    param.grad = param.device.xp.zeros_like(param.array)
+
+    def report_grad_norm(self, reports: Mapping[str, Any]) -> dict[str, float]:
+        """Return reported values as floats, and ``grad_norm``, the L2 norm of the gradient without the loss scale.
+
+        The norm is not finite if an element of the gradient is not finite.  A GPU synchronises once for all values.
+        The norm is cached until :meth:`update`; no gradient may change until then.
+        """
+        self.reallocate_cleared_grads()
+        self._fused_update = prepare_update(self._current_params())
+        fused = self._fused_update
+        total = _square_sum(self._current_params()) if fused is None else fused.square_sum()
+        *values, square_sum = read_scalars([*reports.values(), total])
+        self._grad_norm = math.sqrt(square_sum) / (self._loss_scale or 1)
+        return {**dict(zip(reports, values, strict=True)), 'grad_norm': self._grad_norm}
 
     @property
     def grad_norm(self) -> float:
-        """The cached result of :meth:`compute_grad_norm`, which is computed if necessary."""
-        return self.compute_grad_norm() if self._grad_norm is None else self._grad_norm
+        """The cached norm of :meth:`report_grad_norm`, which is computed if necessary."""
+        return self.report_grad_norm({})['grad_norm'] if self._grad_norm is None else self._grad_norm
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply the gradients of all trained parameters by a factor."""
+        if self._fused_update is not None and self._fused_update.is_current:
+            self._fused_update.scale_gradients(factor)
+            return
+        for param in self._current_params():
+            if param.requires_grad and param.grad is not None:
+                param.grad *= param.grad.dtype.type(factor)
 
     @property
     def last_update_skipped(self) -> bool:
@@ -91,20 +125,36 @@ class MomentumSGD(optimizers.MomentumSGD):
             else:
                 super().update(lossfun, *args, **kwds)
         finally:
-            self._grad_norm = None
+            self._grad_norm = self._params = self._fused_update = None
 
     def _update_from_gradients(self) -> None:
         """Run the steps of Chainer's optimizers, with one kernel for all parameters if possible."""
+        self._params = self._current_params()
         self.reallocate_cleared_grads()
         self.check_nan_in_grads()
         self.call_hooks('pre')
         self.t += 1
-        if self.is_safe_to_update() and not _update_together(list(self.target.params())):
-            for param in self.target.params():
+        if self.is_safe_to_update() and not self._update_together():
+            for param in self._params:
                 param.update()
         self.reallocate_cleared_grads()
         self.call_hooks('post')
         self.update_loss_scale()
+
+    def _update_together(self) -> bool:
+        """Update all parameters with one kernel; return false if nothing is updated."""
+        fused = self._fused_update
+        if fused is None or not fused.is_current:
+            fused = prepare_update(self._current_params())
+        return fused is not None and fused.run()
+
+    def _current_params(self) -> list[Any]:
+        return list(self.target.params()) if self._params is None else self._params
+
+    def _has_unknown_hooks(self) -> bool:
+        hookable: Any = self._hookable
+        hooks = [*hookable._pre_update_hooks.values(), *hookable._post_update_hooks.values()]
+        return any(type(hook) is not ClipGradient for hook in hooks)
 
 
 def make_optimizer(
@@ -138,9 +188,9 @@ def make_optimizer(
         if not param.requires_grad:
             rule.enabled = False
         elif name == 'b' and not decay_all:
-            rule.add_hook(_double, name='double')
+            rule.add_hook(double_gradient, name='double')
         elif decay_all or name not in _NORM_PARAMETERS:
-            rule.add_hook(_Decay(weight_decay), name='decay')
+            rule.add_hook(WeightDecay(weight_decay), name='decay')
     if clip is not None:
         optimizer.add_hook(ClipGradient(clip))
     return optimizer
@@ -165,23 +215,11 @@ def set_learning_rate(optimizer: MomentumSGD, rate: float) -> None:
             state['v'] *= state['v'].dtype.type(rate / before)
 
 
-def gradient_norm(link: chainer.Link) -> float:
-    """Return the L2 norm of all gradients together; not finite if an element is not finite."""
-    trained = (param for param in link.params() if param.requires_grad)
-    gradients = [_contiguous(param.grad) for param in trained if param.grad is not None and param.grad.size]
-    if multi_array.supports(gradients):
-        return multi_array.norm(gradients)
-    squares = [_square(gradient) for gradient in gradients]
-    return float(sum(squares)) ** 0.5 if squares else 0.0
-
-
-def _contiguous(gradient: Any) -> Any:
-    return gradient if gradient is None or gradient.flags.c_contiguous else gradient.copy(order='C')
-
-
-def _square(gradient: Any) -> Any:
-    flat = gradient.ravel().astype('f', copy=False)  # squares would overflow in float16
-    return flat.dot(flat)
+def _square_sum(params: Iterable[Any]) -> Any:
+    """Return the sum of the squares of all gradients together: a number, or an array ``()`` on their device."""
+    trained = [param.grad for param in params if param.requires_grad and param.grad is not None]
+    flat = [gradient.ravel().astype('f', copy=False) for gradient in trained]  # squares would overflow in float16
+    return sum(gradient.dot(gradient) for gradient in flat)
 
 
 class ClipGradient:
@@ -202,76 +240,5 @@ class ClipGradient:
 
     def __call__(self, optimizer: MomentumSGD) -> None:
         norm = optimizer.grad_norm
-        if norm <= self.threshold:
-            return
-        param: Any  # Chainer declares its gradient read-only
-        for param in optimizer.target.params():
-            if param.requires_grad and param.grad is not None:
-                param.grad *= param.grad.dtype.type(self.threshold / norm)
-
-
-class _Decay:
-    """Update rule hook: weight decay.
-
-    Chainer's ``WeightDecay`` multiplies by the loss scale, which is correct only before the gradient is divided by
-    it.  The hooks of update rules run after that division.
-    """
-
-    def __init__(self, rate: float):
-        self.rate = rate
-
-    def __call__(self, rule: chainer.UpdateRule, param: Any) -> None:
-        param.grad += param.dtype.type(self.rate) * param.array
-
-
-def _double(rule: chainer.UpdateRule, param: Any) -> None:
-    param.grad *= 2
-
-
-def _update_together(params: Sequence[Any]) -> bool:
-    """Update parameters as their update rules do, with one kernel; the gradients stay as they are.
-
-    Returns:
-        bool: False if nothing is updated, because a parameter is not on the GPU or has another rule.
-    """
-    params = [param for param in params if param.update_rule is not None and param.update_rule.enabled]
-    rules = [param.update_rule for param in params]
-    terms: list[Any] = [_decay_and_factor(rule) for rule in rules]
-    settings = {
-        (param._loss_scale, rule.hyperparam.lr, rule.hyperparam.momentum)
-        for param, rule in zip(params, rules, strict=True)
-    }
-    arrays, gradients = [param.array for param in params], [_contiguous(param.grad) for param in params]
-    if None in terms or len(settings) != 1 or not multi_array.supports([*arrays, *gradients]):
-        return False
-    for param, rule in zip(params, rules, strict=True):
-        if rule.state is None or type(rule.state['v']) is not type(param.array):
-            rule._init_states(param)
-    velocities = [rule.state['v'] for rule in rules]
-    if not multi_array.supports([*arrays, *velocities]):
-        return False
-    ((loss_scale, rate, momentum),) = settings
-    multi_array.momentum_sgd(
-        arrays,
-        gradients,
-        velocities,
-        terms=terms,
-        loss_scale=1 if loss_scale is None else loss_scale,
-        rate=rate,
-        momentum=momentum,
-    )
-    for rule in rules:
-        rule.t += 1
-    return True
-
-
-def _decay_and_factor(rule: Any) -> tuple[float, float] | None:
-    """Return the weight decay and the factor of the learning rate of a rule; ``None`` for unknown rules and hooks."""
-    hooks = list(rule._hookable._pre_update_hooks.values())
-    if type(rule) is not MomentumSGDRule or rule._hookable._post_update_hooks or len(hooks) > 1:
-        return None
-    if not hooks:
-        return 0.0, 1.0
-    if hooks[0] is _double:
-        return 0.0, 2.0
-    return (hooks[0].rate, 1.0) if isinstance(hooks[0], _Decay) else None
+        if not norm <= self.threshold:
+            optimizer.scale_gradients(self.threshold / norm)

@@ -123,15 +123,14 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         failure = None
         try:
             batch = self.get_iterator('main').next()
-            optimizer.target.cleargrads()
+            optimizer.cleargrads()
             with chainer.using_config('type_check', False):  # it costs host time in each function
                 reports = self._accumulate(batch, optimizer)
         except BaseException as error:
             failure = error
         self.communicator.agree(failure)
         self.communicator.mean_gradients(optimizer.target)
-        reports['grad_norm'] = optimizer.compute_grad_norm()
-        reports = self.communicator.mean(reports)
+        reports = self.communicator.mean(optimizer.report_grad_norm(reports))
         self._check(reports, batch, optimizer)
         return reports
 

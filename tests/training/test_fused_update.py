@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.runtime import cuda_kernels, multi_array
-from mask_rcnn.training.optimizer import gradient_norm, make_optimizer, set_learning_rate
+from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 
 
 @pytest.fixture
@@ -28,11 +28,22 @@ def launches(emulator, monkeypatch):
 
 
 def make_link():
-    link = chainer.Sequential(chainer.links.Linear(200, 100), chainer.links.BatchNormalization(100))
+    link = chainer.Sequential(
+        chainer.links.Linear(200, 100),
+        chainer.links.BatchNormalization(100),
+        chainer.links.Convolution2D(40, 50, (3, 5)),
+    )
     rng = np.random.RandomState(0)
     for param in link.params():
         param.array[...] = rng.randn(*param.shape)
     return link
+
+
+def make_gradient(rng, shape, xp):
+    """Return a gradient: of a convolution, channels last as cuDNN's; of a linear layer, transposed."""
+    if len(shape) == 4:
+        return xp.asarray(rng.randn(*(shape[i] for i in (0, 2, 3, 1))).astype('f')).transpose(0, 3, 1, 2)
+    return xp.asarray(rng.randn(*shape[::-1]).astype('f')).T
 
 
 def train(link, loss_scale=None, clip=None, xp=np, n_updates=3, decay_all=False):
@@ -44,7 +55,7 @@ def train(link, loss_scale=None, clip=None, xp=np, n_updates=3, decay_all=False)
     rng = np.random.RandomState(1)
     for _ in range(n_updates):
         for _, param in sorted(link.namedparams()):
-            param.grad = xp.asarray(rng.randn(*param.shape[::-1]).astype('f')).T  # matrices are not contiguous
+            param.grad = make_gradient(rng, param.shape, xp)
             param._loss_scale = loss_scale
         optimizer.update()
     return optimizer
@@ -61,7 +72,7 @@ def state(optimizer):
 def test_the_update_equals_that_of_the_rules(launches, monkeypatch, loss_scale, decay_all):
     together = state(train(make_link(), loss_scale, decay_all=decay_all))
     assert launches == ['momentum_sgd'] * 3
-    monkeypatch.setattr(multi_array, 'supports', lambda arrays: False)
+    monkeypatch.setattr(multi_array, 'supports', lambda arrays, **options: False)
     expected = state(train(make_link(), loss_scale, decay_all=decay_all))
     assert launches == ['momentum_sgd'] * 3 and together.keys() == expected.keys()
     for name, value in expected.items():
@@ -92,14 +103,77 @@ def test_a_restored_state_is_used(launches):
 @pytest.mark.parametrize('bad', [None, np.inf, np.nan])
 def test_the_norm(launches, bad):
     link = make_link()
-    train(link, n_updates=1)
+    optimizer = train(link, n_updates=1)
     expected = np.sqrt(sum((param.grad.astype('d') ** 2).sum() for param in link.params()))
     if bad is None:
-        assert gradient_norm(link) == pytest.approx(expected, rel=1e-12)
+        assert optimizer.grad_norm == pytest.approx(expected, rel=1e-12)
     else:
-        link[0].b.grad[-1] = bad
-        assert not np.isfinite(gradient_norm(link))
+        link[2].b.grad[-1] = bad
+        assert not np.isfinite(optimizer.grad_norm)
     assert launches == ['momentum_sgd', 'square_sums']
+
+
+@pytest.mark.parametrize('clip', [10.0, 1e4])
+def test_clipping(launches, monkeypatch, clip):
+    """All gradients are scaled with one kernel, if their norm, about 200, exceeds the threshold."""
+    together = state(train(make_link(), 3.0, clip))
+    assert launches == (['square_sums', 'scale', 'momentum_sgd'] if clip == 10 else ['square_sums', 'momentum_sgd']) * 3
+    monkeypatch.setattr(multi_array, 'supports', lambda arrays, **options: False)
+    expected = state(train(make_link(), 3.0, clip))
+    for name, value in expected.items():
+        np.testing.assert_allclose(together[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_all_addresses_are_uploaded_at_once(launches, monkeypatch):
+    uploads, upload = [], multi_array.upload
+    monkeypatch.setattr(multi_array, 'upload', lambda array, xp: uploads.append(array.shape) or upload(array, xp))
+    optimizer = train(make_link(), clip=1.0)
+    assert uploads == [(2, 6), (3, 6), (3, 6), (3, 6)]  # the first update creates the velocities
+    uploads.clear()
+    optimizer.update()
+    assert uploads == [(3, 6)]
+
+
+@pytest.mark.parametrize('changed', ['grad', 'array', 'velocity'])
+def test_a_hook_may_replace_arrays(launches, changed):
+    """The hook runs after the addresses have been uploaded for the norm."""
+
+    def replace(optimizer):
+        param = optimizer.target[2].W
+        if changed == 'grad':
+            param.grad = np.full_like(param.array, 0.5)
+        elif changed == 'array':
+            param.array = np.full_like(param.array, 0.5)
+        else:
+            param.update_rule.state['v'] = np.full_like(param.array, 0.5)
+
+    optimizer = train(make_link(), clip=1e9, n_updates=1)
+    param = optimizer.target[2].W
+    gradient, array = param.grad.copy(), param.array.copy()
+    velocity = param.update_rule.state['v'].copy()
+    gradient, array, velocity = (
+        np.full_like(value, 0.5) if name == changed else value
+        for name, value in (('grad', gradient), ('array', array), ('velocity', velocity))
+    )
+    optimizer.add_hook(replace, name='replace')
+    launches.clear()
+    optimizer.update()
+    velocity = 0.9 * velocity - 0.1 * (gradient + 0.01 * array)
+    np.testing.assert_allclose(param.array, array + velocity, rtol=1e-5, atol=1e-6)
+    assert launches == ['square_sums', 'momentum_sgd']
+
+
+def test_a_rule_with_its_own_learning_rate(launches):
+    optimizer = train(make_link(), n_updates=0)
+    link = optimizer.target
+    for param in link.params():
+        param.cleargrad()
+        param.grad = np.ones_like(param.array)
+    before = link[0].b.array.copy()
+    link[0].b.update_rule.hyperparam.lr = 0.5
+    optimizer.update()
+    assert launches == []
+    np.testing.assert_allclose(link[0].b.array, before - 0.5 * 2, rtol=1e-6)
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ import pytest
 
 from mask_rcnn.models.layers import AffineChannel2D
 from mask_rcnn.training.freezing import FrozenParameter
-from mask_rcnn.training.optimizer import gradient_norm, make_optimizer, set_learning_rate
+from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 
 
 class Net(chainer.Chain):
@@ -103,11 +103,43 @@ def test_the_momentum_is_not_corrected_if_the_dialect_does_not(net):
     assert optimizer.lr == 1
 
 
+def gradient_norm(link):
+    return np.linalg.norm(np.concatenate([p.grad.ravel().astype('d') for p in link.params() if p.requires_grad]))
+
+
 def test_the_norm_of_all_gradients(net):
-    flat = np.concatenate([p.grad.ravel() for p in net.params() if p.requires_grad])
-    assert gradient_norm(net) == pytest.approx(np.linalg.norm(flat.astype('d')), rel=1e-6)
+    optimizer = make_optimizer(net)
+    reports = optimizer.report_grad_norm({'loss': chainer.Variable(np.array(0.1, 'f')), 'n': 3})
+    assert reports == {'loss': np.float32(0.1), 'n': 3, 'grad_norm': pytest.approx(gradient_norm(net), rel=1e-6)}
+    assert all(type(value) is float for value in reports.values())
     net.conv.b.grad[0] = np.inf
-    assert not np.isfinite(gradient_norm(net))
+    assert not np.isfinite(optimizer.report_grad_norm({})['grad_norm'])
+
+
+def test_only_hooks_may_read_gradients_of_frozen_parameters(net):
+    """Zeros for all frozen parameters take time and memory; Chainer's hooks need them."""
+    optimizer = make_optimizer(net, clip=1.0, weight_decay=0)
+    optimizer.cleargrads()
+    optimizer.update()
+    assert [param.grad is None for param in net.params()] == [not param.requires_grad for param in net.params()]
+    optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(0.5))
+    optimizer.cleargrads()
+    net.conv.W.grad = np.ones((3, 2, 1, 1), 'f')
+    optimizer.update()
+    np.testing.assert_allclose(net.conv.W.grad, 0.5 / 6**0.5, rtol=1e-4)
+    assert all((param.grad == 0).all() for param in net.params() if param is not net.conv.W)
+
+
+def test_parameters_may_change_between_updates(net):
+    optimizer = make_optimizer(net)
+    optimizer.update()
+    with net.norm.init_scope():
+        net.norm.scale = chainer.Parameter(np.ones(3, 'f'))
+    net.norm.scale.update_rule = optimizer.create_update_rule()
+    set_learning_rate(optimizer, 0.5)
+    net.norm.scale.grad = np.full(3, 0.25, 'f')
+    optimizer.update()
+    np.testing.assert_allclose(net.norm.scale.array, 1 - 0.5 * 0.25)
 
 
 def test_the_norm_of_float16_gradients_does_not_overflow():
@@ -115,7 +147,7 @@ def test_the_norm_of_float16_gradients_does_not_overflow():
     for param in link.params():
         param.array = param.array.astype(np.float16)
         param.grad = np.full(param.shape, 300, np.float16)
-    assert gradient_norm(link) == pytest.approx(300 * 6**0.5, rel=1e-6)
+    assert make_optimizer(link).grad_norm == pytest.approx(300 * 6**0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize('loss_scale', [None, 64.0])
