@@ -22,6 +22,7 @@ KERNELS = {
     'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16',
     'cudnn_frontend/blocks.cu': 'blocks_float_half',
     'cudnn_frontend/epilogue.cu': 'epilogue_half_8',
+    'cudnn_frontend/epilogue_gradient.cu': 'sum_pixels_half_8',
     'cudnn_frontend/winograd.cu': 'winograd_input',
     'images/network_input.cu': 'opencv_uint8',
     'masks/class_masks.cu': 'class_masks',

@@ -6,8 +6,6 @@ import abc
 from typing import Any
 
 import chainer
-import numpy as np
-from chainer.backends import cuda
 
 from mask_rcnn.ops.cudnn_frontend.convolution import (
     convolve,
@@ -16,9 +14,10 @@ from mask_rcnn.ops.cudnn_frontend.convolution import (
     deconvolve,
     to_storage,
 )
+from mask_rcnn.ops.cudnn_frontend.epilogue_gradient import epilogue_gradient
 from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
-from mask_rcnn.ops.runtime.array import Array, get_array_module
-from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, cast_nchw
+from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.memory_layout import cast_nchw
 
 
 def convolution_2d(
@@ -92,14 +91,6 @@ def deconvolution_2d(
     return _apply(_CudnnDeconvolution, {'x': x, 'W': W, 'b': b}, stride=stride, pad=pad, relu=relu)
 
 
-def _relu_gradient(g: Array, y: Array) -> Array:
-    """Return ``g`` where ``y`` is positive, otherwise 0; one kernel on a GPU."""
-    if get_array_module(g) is np:
-        return g * (y > 0)
-    kernel = cuda.elementwise('T g, U y', 'T out', 'out = (float)g * ((float)y > 0 ? 1.0f : 0.0f)', 'relu_gradient')
-    return kernel(g, y)
-
-
 def _apply(function: type[_CudnnFunction], inputs: dict, **options) -> chainer.Variable:
     """Apply a function to the inputs that are not ``None``."""
     inputs = {name: array for name, array in inputs.items() if array is not None}
@@ -143,20 +134,19 @@ class _CudnnFunction(chainer.FunctionNode, abc.ABC):
 
     def backward(self, indexes, grad_outputs):
         x, W = (variable.array for variable in self.get_retained_inputs())
-        g = grad_outputs[0].array
-        if self.relu:
-            y = self.get_retained_outputs()[0].array
-            g = as_nchw(_relu_gradient(as_nhwc(g), as_nhwc(y)))
-        gradients = [self._gradient(self.names[index], g, x, W) for index in indexes]
+        y = self.get_retained_outputs()[0].array if self.relu else None
+        names = [self.names[index] for index in indexes]
+        g, bias_gradient = epilogue_gradient(grad_outputs[0].array, y, has_bias='b' in names)
+        gradients = [self._gradient(name, g, bias_gradient, x, W) for name in names]
         dtypes = [self.input_dtypes[index] for index in indexes]
         return [chainer.as_variable(g.astype(dtype, copy=False)) for g, dtype in zip(gradients, dtypes, strict=True)]
 
-    def _gradient(self, name: str, g, x, W):
+    def _gradient(self, name: str, g, bias_gradient, x, W):
         if name == 'x':
             return self.gradient_x(g, x, W)
         if name == 'W':
             return self.gradient_w(g, x, W)
-        return as_nhwc(g).sum(axis=(0, 1, 2)) if name == 'b' else g
+        return bias_gradient if name == 'b' else g
 
 
 class _CudnnConvolution(_CudnnFunction):
