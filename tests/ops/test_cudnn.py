@@ -16,6 +16,7 @@ from chainer.backends import cuda
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, frontend, graphs
 from mask_rcnn.ops.cudnn_frontend.blocks import make_blocks
+from mask_rcnn.ops.cudnn_frontend.storage import scale_weight
 from mask_rcnn.ops.runtime.cache import cache_weights
 from tests.support import cudnn_stand_in
 
@@ -349,12 +350,43 @@ def test_the_weight_is_converted_once_for_both_passes(stand_in, rng, precision, 
     monkeypatch.setattr(
         cudnn_frontend.functions._CudnnConvolution,
         '_stored_weight',
-        lambda function, W: calls.append(W) or function._scaled(W),
+        lambda function, W: calls.append(W) or W * function.scale,
     )
     for name, results in actual.items():
         for result, expected in zip(results, gradients(name), strict=True):
             np.testing.assert_array_equal(result, expected)
     assert len(calls) == 2 * len(actual)
+
+
+@pytest.mark.parametrize(('source', 'target'), ['ff', 'fe', 'ef', 'ee'])
+@pytest.mark.parametrize('is_source_last', [False, True])
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('has_scale', [False, True])
+def test_a_scaled_weight_is_rounded_once(xp, rng, source, target, is_source_last, channels_last, has_scale):
+    w, scale = rng.randn(4, 3, 3, 5).astype(source), rng.randn(4, 1, 1, 1).astype('f')
+    stored = xp.asarray(w)
+    if is_source_last:
+        stored = xp.ascontiguousarray(stored.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    actual = scale_weight(stored, xp.asarray(scale) if has_scale else None, target, channels_last=channels_last)
+    product = (w.astype('d') * scale if has_scale else w).astype('f').astype(target)  # the product is exact in float64
+    assert actual.dtype == target
+    assert is_channels_last(actual) if channels_last else actual.flags.c_contiguous
+    np.testing.assert_array_equal(cuda.to_cpu(actual), product)
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_the_gradient_of_a_scaled_weight(xp, rng, precision):
+    x, gy, scale = make(rng, (2, 8, 5, 7), (2, 16, 5, 7), (16, 1, 1, 1))
+    with cudnn_frontend.using_precision(precision):
+        gw = cudnn_frontend.convolve_backward_filter(
+            xp.asarray(x), xp.asarray(gy, 'e'), (16, 8, 3, 3), pad=1, dtype='f', scale=xp.asarray(scale)
+        )
+    image, weight = chainer.Variable(x.astype('d')), chainer.Variable(np.zeros((16, 8, 3, 3)))
+    y = F.convolution_2d(image, weight, pad=1)
+    y.grad = gy.astype('e').astype('d')
+    y.backward()
+    assert gw.dtype == np.float32 and gw.flags.c_contiguous
+    assert_close(gw, weight.grad * scale, precision, 70)
 
 
 def test_the_stream_of_a_handle_is_set_when_it_changes(stand_in, monkeypatch):
@@ -541,11 +573,13 @@ def test_autotune_times_engines(stand_in, rng, autotune, deterministic):
 def test_constant_weights_are_converted_once(stand_in, rng, monkeypatch):
     x, w, b = make(rng, (1, 4, 3, 3), (4, 4, 3, 3), 4)
     copied = []
-    monkeypatch.setattr(
-        cudnn_frontend.convolution,
-        '_narrow',
-        lambda array, storage: copied.append(array.shape) or np.ascontiguousarray(array, storage),
-    )
+
+    def narrow(array, storage):
+        copied.append(array.shape)
+        return np.ascontiguousarray(array, storage)
+
+    for module in (cudnn_frontend.convolution, cudnn_frontend.storage):
+        monkeypatch.setattr(module, 'narrow', narrow)
     with cache_weights():
         first = cudnn_frontend.convolve(x, w, b)
         copied.clear()
@@ -566,15 +600,15 @@ def test_rounding_to_bfloat16(stand_in, rng):
         ]
     ).astype('f')
     with np.errstate(over='ignore'):
-        narrow = cudnn_frontend.convolution._narrow(numbers, np.dtype('u2'))
-        wide = cudnn_frontend.convolution._widen(narrow.reshape(1, -1, 1, 1)).ravel()
+        narrow = cudnn_frontend.storage.narrow(numbers, np.dtype('u2'))
+        wide = cudnn_frontend.storage.widen(narrow.reshape(1, -1, 1, 1)).ravel()
     mantissa, exponent = np.frexp(numbers.astype(np.float64))
     expected = np.ldexp(np.round(mantissa * 256), exponent - 8)  # NumPy also rounds ties to even
     expected[np.abs(expected) > 3.39e38] = np.copysign(np.inf, expected[np.abs(expected) > 3.39e38])
     assert (wide == np.where(np.isfinite(numbers), expected, numbers)).all()
     nan = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view('f')
     assert np.isnan(
-        cudnn_frontend.convolution._widen(cudnn_frontend.convolution._narrow(nan, np.dtype('u2')).reshape(1, 2, 1, 1))
+        cudnn_frontend.storage.widen(cudnn_frontend.storage.narrow(nan, np.dtype('u2')).reshape(1, 2, 1, 1))
     ).all()
 
 

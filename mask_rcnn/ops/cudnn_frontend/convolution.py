@@ -41,6 +41,7 @@ from chainer.backends import cuda
 from mask_rcnn.ops.cudnn_frontend import cublas, frontend, graphs, matmul, winograd
 from mask_rcnn.ops.cudnn_frontend.graphs import CompiledGraph, ConvProblem
 from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
+from mask_rcnn.ops.cudnn_frontend.storage import narrow, scale_weight, to_storage, widen
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.cache import cached
@@ -131,7 +132,7 @@ def convolve(
     inputs = {
         graphs.X: to_storage(x, precision.storage),
         graphs.W: cached(to_storage, W, precision.storage),
-        graphs.B: None if b is None else cached(_narrow, b, precision.storage),
+        graphs.B: None if b is None else cached(narrow, b, precision.storage),
         graphs.RESIDUAL: None if residual is None else to_storage(residual, precision.storage),
     }
     implementation = _select(problem)
@@ -144,11 +145,11 @@ def convolve(
     y = None if implementation is matmul else _run(problem, inputs)
     if y is None:
         conv_only = _problem('forward', x.shape, W.shape, stride, pad, precision)
-        y = _widen(_compute(conv_only, {uid: inputs[uid] for uid in (graphs.X, graphs.W)}))
+        y = widen(_compute(conv_only, {uid: inputs[uid] for uid in (graphs.X, graphs.W)}))
         if b is not None or residual is not None or relu:
             y = apply_epilogue(y, b, residual, relu, clip_max)
     elif not math.isinf(clip_max):  # with a clip in the graph, cuDNN has only one, slow engine
-        y = apply_epilogue(_widen(y), clip_max=clip_max)
+        y = apply_epilogue(widen(y), clip_max=clip_max)
     return _result(y, precision.result)
 
 
@@ -172,9 +173,17 @@ def convolve_backward_data(
 
 
 def convolve_backward_filter(
-    x: Array, gy: Array, w_shape: Sequence[int], *, stride: int = 1, pad: Any = 0, precision: Precision | None = None
+    x: Array,
+    gy: Array,
+    w_shape: Sequence[int],
+    *,
+    stride: int = 1,
+    pad: Any = 0,
+    precision: Precision | None = None,
+    dtype: Any = None,
+    scale: Array | None = None,
 ) -> Array:
-    """Return the gradient with respect to ``W``, contiguous, of the shape of ``W`` and the type of ``gy``.
+    """Return the gradient with respect to ``W``, contiguous and of the shape of ``W``.
 
     Args:
         x: ``(N, C, H, W)``.
@@ -183,14 +192,14 @@ def convolve_backward_filter(
         stride: See the module.
         pad: See the module.
         precision: See the module.
+        dtype: Type of the result, float32 or float16; by default that of ``gy``.
+        scale: ``(O, 1, 1, 1)`` factors of the result, or ``None``.
     """
     precision = precision or current_precision()
     problem = _problem('filter', x.shape, w_shape, stride, pad, precision)
-    gradient = _compute(
-        problem, {graphs.X: to_storage(x, precision.storage), graphs.Y: to_storage(gy, precision.storage)}
-    )
-    gradient = _result(gradient, gy.dtype)
-    return get_array_module(gradient).ascontiguousarray(gradient)
+    inputs = {graphs.X: to_storage(x, precision.storage), graphs.Y: to_storage(gy, precision.storage)}
+    gradient = widen(_compute(problem, inputs))
+    return scale_weight(gradient, scale, gy.dtype if dtype is None else dtype, channels_last=False)
 
 
 def deconvolve(
@@ -230,7 +239,7 @@ def deconvolve(
         {graphs.Y: to_storage(x, precision.storage), graphs.W: cached(to_storage, W, precision.storage)},
     )
     if b is not None or relu:
-        y = apply_epilogue(_widen(y), b, relu=relu)
+        y = apply_epilogue(widen(y), b, relu=relu)
     return _result(y, precision.result)
 
 
@@ -350,7 +359,7 @@ def _compute_by_im2col(problem: ConvProblem, inputs: dict):
     _warn_once(problem)
     first = next(iter(inputs.values()))
     xp = get_array_module(first)
-    arrays = {uid: _widen(array).astype(np.float32, copy=False) for uid, array in inputs.items()}
+    arrays = {uid: widen(array).astype(np.float32, copy=False) for uid, array in inputs.items()}
     x, w = (
         chainer.Variable(arrays[uid] if uid in arrays else xp.zeros(shape, np.float32))
         for uid, shape in ((graphs.X, problem.x), (graphs.W, problem.w))
@@ -397,58 +406,13 @@ def _is_on_current_device(array) -> bool:
     return isinstance(array, np.ndarray) or array.device.id == cuda.cupy.cuda.runtime.getDevice()
 
 
-# Layouts and types
-
-
 def _empty(xp, shape, dtype):
     n, channels, height, width = shape
     return as_nchw(xp.empty((n, height, width, channels), dtype))
 
 
-def to_storage(x: Array, storage: np.dtype) -> Array:
-    """Return ``(N, C, H, W)`` in a storage type with the channels innermost; copy only if necessary.
-
-    Args:
-        x: ``(N, C, H, W)``, float32, float16 or already of the storage type.
-        storage: Type of :attr:`~mask_rcnn.ops.cudnn_frontend.precision.Precision.storage`.
-    """
-    if x.dtype == storage:
-        _, channels, height, width = x.shape
-        size = x.itemsize
-        if x.strides == (height * width * channels * size, size, width * channels * size, channels * size):
-            return x  # the result of another convolution, usually
-    return as_nchw(_narrow(as_nhwc(x), storage))
-
-
-def _narrow(x, storage: np.dtype):
-    """Return ``x`` contiguous and in a storage type; copy only if necessary."""
-    xp = get_array_module(x)
-    if storage != np.uint16 or x.dtype == storage:
-        return xp.ascontiguousarray(x, dtype=storage)
-    x = xp.ascontiguousarray(x, dtype=np.float32)
-    bits = xp.empty(x.shape, np.uint16)
-    cuda_kernels.launch(
-        cuda_kernels.kernel('cudnn_frontend/bfloat16.cu', 'float_to_bfloat16'), x.size, (x, np.int64(x.size), bits)
-    )
-    return bits
-
-
-def _widen(y):
-    """Return the bits of bfloat16 as float32, and other types unchanged."""
-    if y.dtype != np.uint16:
-        return y
-    bits = as_nhwc(y)
-    out = get_array_module(y).empty(bits.shape, np.float32)
-    cuda_kernels.launch(
-        cuda_kernels.kernel('cudnn_frontend/bfloat16.cu', 'bfloat16_to_float'),
-        out.size,
-        (bits, np.int64(out.size), out),
-    )
-    return as_nchw(out)
-
-
 def _result(y, dtype):
-    return cast_nchw(_widen(y), dtype)
+    return cast_nchw(widen(y), dtype)
 
 
 def apply_epilogue(
@@ -466,7 +430,7 @@ def apply_epilogue(
     pixels = as_nhwc(y)
     out = get_array_module(y).ascontiguousarray(pixels)
     residual = None if residual is None else as_nhwc(to_storage(residual, out.dtype))
-    b = None if b is None else cached(_narrow, b, np.dtype(np.float32))
+    b = None if b is None else cached(narrow, b, np.dtype(np.float32))
     _launch_epilogue(out, residual, b, 0.0 if relu else -math.inf, clip_max)
     if not pixels.flags.c_contiguous:
         pixels[...] = out

@@ -6,16 +6,17 @@ import abc
 from typing import Any
 
 import chainer
+import numpy as np
 
 from mask_rcnn.ops.cudnn_frontend.convolution import (
     convolve,
     convolve_backward_data,
     convolve_backward_filter,
     deconvolve,
-    to_storage,
 )
 from mask_rcnn.ops.cudnn_frontend.epilogue_gradient import epilogue_gradient
 from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
+from mask_rcnn.ops.cudnn_frontend.storage import scale_weight, to_storage
 from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.memory_layout import cast_nchw
 
@@ -164,17 +165,21 @@ class _CudnnConvolution(_CudnnFunction):
         return convolve_backward_data(g, self._stored_weight(W), x.shape, **self.geometry)
 
     def gradient_w(self, g, x, W):
-        return self._scaled(convolve_backward_filter(x, g, W.shape, **self.geometry))
+        return convolve_backward_filter(x, g, W.shape, dtype=W.dtype, scale=self.scale, **self.geometry)
 
     def _stored_weight(self, W):
         """Return the scaled weight in the storage type, computed once for the forward and the backward pass."""
         precision = current_precision()
         if self._stored is None or self._stored[0] is not precision:
-            self._stored = precision, to_storage(self._scaled(W), precision.storage)
+            self._stored = precision, self._convert_weight(W, precision.storage)
         return self._stored[1]
 
-    def _scaled(self, W):
-        return W if self.scale is None else W * self.scale
+    def _convert_weight(self, W, storage):
+        if self.scale is None:
+            return to_storage(W, storage)  # without a copy if possible
+        if storage == np.uint16:  # the bits of bfloat16
+            return to_storage(W * self.scale, storage)
+        return scale_weight(W, self.scale, storage, channels_last=True)
 
 
 class _CudnnDeconvolution(_CudnnFunction):
@@ -187,4 +192,4 @@ class _CudnnDeconvolution(_CudnnFunction):
         return convolve(g, W, **self.geometry)
 
     def gradient_w(self, g, x, W):
-        return convolve_backward_filter(g, x, W.shape, **self.geometry)
+        return convolve_backward_filter(g, x, W.shape, dtype=W.dtype, **self.geometry)
