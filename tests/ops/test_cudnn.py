@@ -328,6 +328,53 @@ def test_only_required_gradients_are_computed(stand_in, rng):
     assert stand_in.runs == [['conv', 'bias'], ['wgrad']]
 
 
+@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize('n_readers', [2, 3])
+def test_gradients_of_features_with_several_readers(xp, rng, precision, n_readers, monkeypatch):
+    """One kernel adds a gradient, in place; the sum keeps the channels innermost."""
+    x, *weights = make(rng, (2, 8, 5, 6), *[(8, 8, 1, 1)] * n_readers)
+    feature, *expected_weights = (chainer.Variable(array.astype('d')) for array in (x, *weights))
+    total = sum((F.convolution_2d(feature, w) for w in expected_weights), feature * 0)
+    total.grad = np.ones_like(total.array)
+    total.backward()
+    module = cudnn_frontend.gradient_sum
+    epilogues = []
+    if xp is np:
+        monkeypatch.setattr(module, 'get_array_module', lambda *arrays: None)
+    monkeypatch.setattr(
+        module,
+        'apply_epilogue',
+        lambda y, residual: epilogues.append(y) or cudnn_frontend.apply_epilogue(y, residual=residual),
+    )
+    image, *variables = (chainer.Variable(xp.asarray(array)) for array in (x, *weights))
+    with cudnn_frontend.using_precision(precision):
+        outputs = [cudnn_frontend.convolution_2d(image, w) for w in variables]
+        gradients = chainer.grad(outputs, [image, *variables])  # of the sum of all outputs
+    assert len(epilogues) == n_readers - 1
+    assert is_channels_last(gradients[0].array)
+    for actual, variable in zip(gradients, (feature, *expected_weights), strict=True):
+        assert_close(actual.array, variable.grad, precision, 8 * n_readers * 60)
+
+
+@pytest.mark.parametrize('relu', [False, True])
+def test_a_gradient_that_is_read_elsewhere_is_not_overwritten(stand_in, rng, relu, monkeypatch):
+    """Without ReLU the gradient of the residual is that of the result."""
+    monkeypatch.setattr(cudnn_frontend.gradient_sum, 'get_array_module', lambda *arrays: None)
+    x, w, scale, bias = make(rng, (1, 8, 4, 5), (8, 8, 1, 1), 8, 8)
+    image = chainer.Variable(x)
+    outputs = [cudnn_frontend.convolution_affine(image, w, scale, bias, image, relu=relu) for _ in range(2)]
+    gys = make(rng, *[x.shape] * 2)
+    for y, gy in zip(outputs, gys, strict=True):
+        y.grad = gy.copy()
+    (gradient,) = chainer.grad(outputs, [image], grad_outputs=[y.grad_var for y in outputs])
+    expected = 0
+    for y, gy in zip(outputs, gys, strict=True):
+        np.testing.assert_array_equal(y.grad, gy)
+        g = gy.astype('d') * (y.array > 0 if relu else 1)
+        expected = expected + g + exact(g, (w * scale[:, None, None, None]).transpose(1, 0, 2, 3), 1, 0)
+    assert_close(gradient.array, expected, 'fp32', 40)
+
+
 # Graphs
 
 

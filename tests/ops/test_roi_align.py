@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from chainer import gradient_check
 
+from mask_rcnn.ops.cudnn_frontend import gradient_sum
 from mask_rcnn.ops.roi import roi_align as module
 from mask_rcnn.ops.roi.roi_align import roi_align, roi_align_pyramid
 from mask_rcnn.ops.runtime.memory_layout import channels_last, vector_lanes
@@ -239,6 +240,27 @@ def test_the_second_derivative_of_one_level(backend, rng):
     (ggy,) = chainer.grad([gx], [gy], [features[1]])
     expected = backend.numpy(y) * (levels == 1)[:, None, None, None]
     np.testing.assert_allclose(backend.numpy(ggy), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float16])
+def test_the_gradients_of_two_poolings_are_added(backend, rng, dtype, monkeypatch):
+    """On a GPU one kernel adds them in place; CuPy would write a sum with another memory layout."""
+    if backend.name == 'emulated':
+        monkeypatch.setattr(gradient_sum, 'get_array_module', lambda *arrays: None)
+    epilogues, apply_epilogue = [], gradient_sum.apply_epilogue
+    monkeypatch.setattr(
+        gradient_sum,
+        'apply_epilogue',
+        lambda *args, **options: epilogues.append(args) or apply_epilogue(*args, **options),
+    )
+    x = chainer.Variable(backend.array(rng.randn(1, 8, 10, 12).astype(dtype)))
+    rois, indices = backend.array(np.array([[4, 4, 60, 70]], 'f')), backend.array(np.zeros(1, 'i'))
+    outputs = [roi_align(x, rois, indices, output_size=size, spatial_scale=1 / 8) for size in (3, 5)]
+    gradients = [backend.numpy(chainer.grad([y], [x])[0]) for y in outputs]
+    (total,) = chainer.grad(outputs, [x])
+    np.testing.assert_array_equal(backend.numpy(total), gradients[0] + gradients[1])
+    if backend.name != 'cpu':
+        assert len(epilogues) == 1 and total.array.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 @pytest.mark.parametrize('level', [-1, 2])

@@ -6,6 +6,7 @@ import pytest
 from chainer import gradient_check
 
 from mask_rcnn.ops.conv.upsample_add import add_gpu, upsample_add
+from mask_rcnn.ops.cudnn_frontend import gradient_sum
 
 
 def feature_maps(rng, dtype):
@@ -69,6 +70,32 @@ def test_the_coarse_gradient_sums_four_locations(rng, layout, dtype, tolerance):
     np.testing.assert_allclose(coarse.grad, expected, rtol=0, atol=tolerance)
     assert coarse.grad.dtype == dtype
     assert np.argsort(coarse.grad.strides).tolist() == np.argsort(gy.strides).tolist()
+
+
+@pytest.mark.parametrize('backend', ['emulated', pytest.param('cuda', marks=pytest.mark.gpu)], indirect=True)
+def test_the_gradients_of_other_readers_are_added_in_place(backend, rng, monkeypatch):
+    """That of the coarse map; that of ``x`` is the gradient of the sum, which must not change."""
+    if backend.name == 'emulated':
+        monkeypatch.setattr(gradient_sum, 'get_array_module', lambda *arrays: None)
+    sums, apply_epilogue = [], gradient_sum.apply_epilogue
+    monkeypatch.setattr(
+        gradient_sum, 'apply_epilogue', lambda y, residual: sums.append(y) or apply_epilogue(y, residual=residual)
+    )
+    arrays = [laid_out(array, (0, 2, 3, 1)) for array in feature_maps(rng, np.float32)]
+    x, coarse = (chainer.Variable(backend.array(array)) for array in arrays)
+    gys = [chainer.Variable(backend.array(rng.uniform(-1, 1, x.shape).astype('f'))) for _ in range(2)]
+    total, *gradients = (
+        [backend.numpy(gradient) for gradient in chainer.grad(outputs, [x, coarse], grad_outputs=outputs_gys)]
+        for outputs, outputs_gys in (
+            ([upsample_add(x, coarse) for _ in gys], gys),
+            ([upsample_add(x, coarse)], gys[:1]),
+            ([upsample_add(x, coarse)], gys[1:]),
+        )
+    )
+    for actual, *terms in zip(total, *gradients, strict=True):
+        np.testing.assert_array_equal(actual, sum(terms))
+    assert [array.shape for array in sums] == [coarse.shape]
+    np.testing.assert_array_equal(gradients[0][0], backend.numpy(gys[0]))
 
 
 def test_empty_arrays():

@@ -6,6 +6,7 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
+from mask_rcnn.ops.cudnn_frontend.gradient_sum import add_gradient
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_nhwc, memory_axis_order, vector_lanes
@@ -51,6 +52,13 @@ class _Upsample2xAdd(chainer.FunctionNode):
     def backward(self, indexes, grad_outputs):
         (gy,) = grad_outputs
         return [gy if index == 0 else _SumPool2x2().apply((gy,))[0] for index in indexes]
+
+    def backward_accumulate(self, target_input_indexes, grad_outputs, grad_inputs):
+        gradients = self.backward(target_input_indexes, grad_outputs)
+        return tuple(
+            add_gradient(gradient, other, overwrite=index != 0)  # that of x is the gradient of the sum
+            for index, gradient, other in zip(target_input_indexes, gradients, grad_inputs, strict=True)
+        )
 
 
 class _SumPool2x2(chainer.FunctionNode):

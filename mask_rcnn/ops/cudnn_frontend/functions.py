@@ -15,6 +15,7 @@ from mask_rcnn.ops.cudnn_frontend.convolution import (
     deconvolve,
 )
 from mask_rcnn.ops.cudnn_frontend.epilogue_gradient import epilogue_gradient
+from mask_rcnn.ops.cudnn_frontend.gradient_sum import add_gradient
 from mask_rcnn.ops.cudnn_frontend.precision import Precision, current_precision
 from mask_rcnn.ops.cudnn_frontend.storage import scale_weight, to_storage
 from mask_rcnn.ops.runtime.array import Array
@@ -141,6 +142,14 @@ class _CudnnFunction(chainer.FunctionNode, abc.ABC):
         gradients = [self._gradient(name, g, bias_gradient, x, W) for name in names]
         dtypes = [self.input_dtypes[index] for index in indexes]
         return [chainer.as_variable(g.astype(dtype, copy=False)) for g, dtype in zip(gradients, dtypes, strict=True)]
+
+    def backward_accumulate(self, target_input_indexes, grad_outputs, grad_inputs):
+        gradients = self.backward(target_input_indexes, grad_outputs)
+        return tuple(
+            # The gradient of the residual may be that of the result.
+            add_gradient(gradient, other, overwrite=self.names[index] == 'x')
+            for index, gradient, other in zip(target_input_indexes, gradients, grad_inputs, strict=True)
+        )
 
     def _gradient(self, name: str, g, bias_gradient, x, W):
         if name == 'x':

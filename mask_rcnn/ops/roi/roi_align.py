@@ -24,6 +24,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.ops.conv.convolution import apply_epilogue
+from mask_rcnn.ops.cudnn_frontend.gradient_sum import add_gradient
 from mask_rcnn.ops.roi.common import (
     BLOCK,
     as_pair,
@@ -263,6 +264,10 @@ class _RoIAlign(chainer.FunctionNode):
     def backward(self, indexes, grad_outputs):
         gradients = _RoIAlignGrad(self._regions, self._shapes).apply(grad_outputs)
         return tuple(gradients[i] for i in indexes)
+
+    def backward_accumulate(self, target_input_indexes, grad_outputs, grad_inputs):
+        gradients = self.backward(target_input_indexes, grad_outputs)
+        return tuple(map(add_gradient, gradients, grad_inputs))
 
 
 class _RoIAlignGrad(chainer.FunctionNode):
