@@ -12,6 +12,7 @@ from chainer.backends import cuda
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.boxes import nms, padded_selection, top_k
 from mask_rcnn.ops.conv import depthwise
+from mask_rcnn.ops.losses import elementwise, softmax
 from mask_rcnn.ops.masks import keypoints, paste_masks
 from mask_rcnn.ops.roi import crop_and_resize, roi_align, roi_max_pooling
 from mask_rcnn.ops.runtime import cuda_kernels
@@ -67,12 +68,15 @@ def backend(request, monkeypatch) -> Backend:
             depthwise.DepthwiseFunction,
             depthwise.DepthwiseGradX,
             depthwise.DepthwiseGradW,
+            elementwise._SelectedLoss,
             roi_align._RoIAlign,
             roi_align._RoIAlignGrad,
             roi_max_pooling._RoIMaxPooling,
             roi_max_pooling._RoIMaxPoolingGrad,
+            softmax._SoftmaxCrossEntropy,
         ):
             monkeypatch.setattr(function, 'forward_cpu', function.forward_gpu)
+        monkeypatch.setattr(elementwise._SelectedLoss, 'gradient_cpu', elementwise._SelectedLoss.gradient_gpu)
         monkeypatch.setattr(keypoints, 'decode_cpu', keypoints.decode_gpu)
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
         monkeypatch.setattr(padded_selection, 'is_supported', lambda array: True)

@@ -25,6 +25,7 @@ KERNELS = {
     'cudnn_frontend/epilogue_gradient.cu': 'sum_pixels_half_8',
     'cudnn_frontend/winograd.cu': 'winograd_input',
     'images/network_input.cu': 'opencv_uint8',
+    'losses/losses.cu': 'softmax_cross_entropy',
     'masks/class_masks.cu': 'class_masks',
     'masks/keypoints.cu': 'decode_heatmaps',
     'masks/paste_masks.cu': 'paste_masks',

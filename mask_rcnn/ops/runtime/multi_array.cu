@@ -5,19 +5,7 @@
 
 typedef unsigned long long word;  // an address
 
-// Sum the values of all threads of the block; the result is valid in thread 0.
-__device__ double block_sum(double value, double* sums)
-{
-    const int thread = threadIdx.x;
-    sums[thread] = value;
-    __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (thread < half)
-            sums[thread] += sums[thread + half];
-        __syncthreads();
-    }
-    return sums[0];
-}
+#include "runtime/block_sum.cuh"
 
 // One block per segment of an array: the sum of the squares.
 extern "C" __global__ void square_sums(const word* gradients, const int* arrays, const long long* starts,

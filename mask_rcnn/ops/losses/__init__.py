@@ -1,0 +1,1 @@
+"""Losses as weighted sums, each one differentiable function."""
