@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.runtime import transfer
-from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, pack_arrays, read_scalars, side_stream, upload
+from mask_rcnn.ops.runtime.transfer import (
+    AsyncHostCopy,
+    pack_arrays,
+    read_scalars,
+    side_stream,
+    upload,
+    upload_together,
+)
 
 
 class Queue:
@@ -232,3 +239,30 @@ def test_each_device_has_one_side_stream(monkeypatch):
     transfer._get_side_stream.cache_clear()
     with side_stream(chainer.get_device('@numpy')):
         assert len(used) == 3 and not current
+
+
+@pytest.mark.parametrize('xp', ['cupy', np])
+def test_arrays_uploaded_together_need_one_copy(queue, rng, xp):
+    arrays = [
+        rng.normal(size=(3, 5)).astype('f')[:, ::2],
+        rng.randint(0, 9, 7).astype(np.int32),
+        np.zeros((2, 0), np.int32),
+        rng.normal(size=(2, 3, 1)),
+        np.array([True, False, True]),
+    ]
+    expected = [array.copy() for array in arrays]
+    uploaded = upload_together(arrays, xp)
+    if xp != np:
+        assert len(queue.submitted) == 1 and queue.done == 0
+        for array in arrays:
+            array[...] = 0
+        queue.run_to(1)
+        addresses = {array.ctypes.data - uploaded[0].ctypes.data for array in uploaded}
+        assert all(address % 16 == 0 for address in addresses) and max(addresses) < 200  # of one array
+    for array, original in zip(uploaded, expected, strict=True):
+        assert array.dtype == original.dtype and array.shape == original.shape and array.flags.c_contiguous
+        np.testing.assert_array_equal(array, original)
+
+
+def test_no_arrays_are_uploaded_together(queue):
+    assert upload_together([], 'cupy') == [] and upload_together([np.zeros((0, 4), 'f')], 'cupy')[0].shape == (0, 4)
