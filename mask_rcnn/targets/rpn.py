@@ -10,18 +10,22 @@ import numpy as np
 from mask_rcnn.config import Dialect
 from mask_rcnn.ops.boxes.boxes import encode_boxes
 from mask_rcnn.ops.boxes.iou import match_boxes
-from mask_rcnn.targets.sampling import IGNORED, Sampling
+from mask_rcnn.targets.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class RPNTargets:
-    """Training targets for the anchors of one image.
+    """The sampled anchors of one image, positive ones first, and their training targets.
+
+    Of 268,000 anchors 256 are sampled; arrays of all anchors would cost milliseconds.
 
     Args:
-        labels: ``(K,)`` int32: 1 for an object, 0 for background, -1 for ignored anchors.
-        deltas: ``(K, 4)`` float32 ``(dy, dx, dh, dw)``; zero where the label is not 1.
+        indices: ``(S,)`` int indices of the anchors; distinct.
+        labels: ``(S,)`` int32: 1 for an object, 0 for background.
+        deltas: ``(S, 4)`` float32 ``(dy, dx, dh, dw)``; zero where the label is not 1.
     """
 
+    indices: np.ndarray
     labels: np.ndarray
     deltas: np.ndarray
 
@@ -55,13 +59,16 @@ def rpn_targets(
         offset=offset,
         include_border=dialect.boxes.clip_offset == 0,
     )
-    labels = label_anchors(best_iou, is_best, sampling, rng, redraw_negatives=dialect.training.redraw_negatives)
-    deltas = np.zeros((len(anchors), 4), np.float32)
-    positive = np.flatnonzero(labels == 1)
-    deltas[positive] = encode_boxes(
+    positive, negative = sample_anchors(
+        best_iou, is_best, sampling, rng, redraw_negatives=dialect.training.redraw_negatives
+    )
+    labels = np.zeros(len(positive) + len(negative), np.int32)
+    labels[: len(positive)] = 1
+    deltas = np.zeros((len(labels), 4), np.float32)
+    deltas[: len(positive)] = encode_boxes(
         anchors[positive], gt_boxes[best_gt[positive]], weights=dialect.boxes.rpn_delta_weights, offset=offset
     )
-    return RPNTargets(labels, deltas)
+    return RPNTargets(np.concatenate([positive, negative]), labels, deltas)
 
 
 def match_anchors(
@@ -101,15 +108,15 @@ def match_anchors(
     return match_boxes(anchors, gt_boxes, offset=offset, low=-straddle, high=high)
 
 
-def label_anchors(
+def sample_anchors(
     best_iou: np.ndarray,
     is_best: np.ndarray,
     sampling: Sampling,
     rng: np.random.RandomState,
     *,
     redraw_negatives: bool = True,
-) -> np.ndarray:
-    """Label anchors as positive, negative or ignored, and sample from the positive and negative ones.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sample from the positive and the negative anchors.
 
     With ``redraw_negatives``, two details follow Detectron: negatives are sampled with replacement, and their labels
     are written last.  The best anchor of an object therefore becomes negative if its IoU is small and it is sampled.
@@ -123,21 +130,19 @@ def label_anchors(
         redraw_negatives: The dialect's ``training.redraw_negatives``.
 
     Returns:
-        numpy.ndarray: ``(K,)`` int32: 1, 0 or -1.
+        tuple: The indices of the positive and of the negative anchors, each ascending; they are disjoint.
     """
-    labels = np.full(len(best_iou), IGNORED, np.int32)
     positive = np.flatnonzero(is_best | (best_iou >= sampling.rpn_positive_iou))
-    labels[positive] = 1
     surplus = max(len(positive) - int(sampling.rpn_positive_fraction * sampling.rpn_batch), 0)
     if surplus:
-        labels[rng.choice(positive, size=surplus, replace=False)] = IGNORED
+        dropped = rng.choice(positive, size=surplus, replace=False)
+        positive = np.setdiff1d(positive, dropped, assume_unique=True)
     is_negative = (best_iou >= 0) & (best_iou < sampling.rpn_negative_iou)
     negative = np.flatnonzero(is_negative if redraw_negatives else is_negative & ~is_best)
-    n_negative = sampling.rpn_batch - (len(positive) - surplus)
+    n_negative = sampling.rpn_batch - len(positive)
     if len(negative) > n_negative:
         if redraw_negatives:
-            negative = negative[rng.randint(len(negative), size=n_negative)]
+            negative = np.unique(negative[rng.randint(len(negative), size=n_negative)])
         else:
-            negative = rng.choice(negative, size=n_negative, replace=False)
-    labels[negative] = 0
-    return labels
+            negative = np.sort(rng.choice(negative, size=n_negative, replace=False))
+    return np.setdiff1d(positive, negative, assume_unique=True), negative

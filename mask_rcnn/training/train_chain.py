@@ -10,11 +10,14 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import TrainingExample
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops import cudnn_frontend
-from mask_rcnn.ops.runtime.transfer import upload
+from mask_rcnn.ops.boxes.flatten_anchors import flatten_anchors
+from mask_rcnn.ops.losses.elementwise import sigmoid_cross_entropy, smooth_l1
+from mask_rcnn.ops.losses.softmax import softmax_cross_entropy
+from mask_rcnn.ops.losses.weighted_sum import weighted_sum
+from mask_rcnn.ops.runtime.transfer import upload, upload_together
 from mask_rcnn.ops.runtime.weight_cache import drop_weight_cache
 from mask_rcnn.targets import (
     IGNORED,
@@ -28,7 +31,7 @@ from mask_rcnn.targets import (
     sample_keypoint_rois,
     sample_rois,
 )
-from mask_rcnn.training.losses import per_image_mean_weights, sigmoid_cross_entropy, smooth_l1, softmax_cross_entropy
+from mask_rcnn.training.losses import box_loss_weights, per_image_mean_weights
 
 #: Second word of the sampling seed.  It equals ``datasets.transforms._FLIP_STREAM``, so the flip is decided by the
 #: first random number of the same stream; a change would change all training runs.
@@ -79,18 +82,17 @@ class MaskRCNNTrainChain(chainer.Chain):
         """
         if not examples:
             raise ValueError('the loss needs at least one example')
-        means: dict[str, Any] = {}
-        for group in group_by_size(examples):
-            fraction = len(group) / len(examples)
-            for name, value in self._losses_of_group(group).items():
-                means[name] = means.get(name, 0) + value * fraction
-        loss = sum(
-            value * (self.gamma if name == 'roi_mask_loss' else 1.0)
-            for name, value in means.items()
+        groups = group_by_size(examples)
+        values = [self._losses_of_group(group) for group in groups]
+        fractions = [len(group) / len(examples) for group in groups]
+        terms = [
+            (value, fraction * (self.gamma if name == 'roi_mask_loss' else 1.0))
+            for group_values, fraction in zip(values, fractions, strict=True)
+            for name, value in group_values.items()
             if name.endswith('_loss')
-        )
-        reported = {name: chainer.as_array(value) for name, value in {**means, 'loss': loss}.items()}
-        chainer.report(reported, self)
+        ]
+        loss = weighted_sum(*zip(*terms, strict=True))
+        chainer.report({**_means(values, fractions), 'loss': loss.array}, self)
         return loss
 
     def _losses_of_group(self, examples: Sequence[TrainingExample]) -> dict[str, Any]:
@@ -106,7 +108,7 @@ class MaskRCNNTrainChain(chainer.Chain):
             rngs,
         )
         return {
-            **self.rpn_losses(logits, deltas, anchors),
+            **self.rpn_losses(flatten_anchors(logits, 1), flatten_anchors(deltas, 4), anchors),
             **self.roi_losses(features, rois, examples, keypoint_rois),
         }
 
@@ -209,37 +211,36 @@ class MaskRCNNTrainChain(chainer.Chain):
         )
 
     def rpn_losses(
-        self, logits: Sequence[chainer.Variable], deltas: Sequence[chainer.Variable], targets: Sequence[RPNTargets]
+        self, logits: chainer.Variable, deltas: chainer.Variable, targets: Sequence[RPNTargets]
     ) -> dict[str, Any]:
         """Return the losses and counts of the RPN.
 
         Args:
-            logits: For each level, ``(N, A, h, w)`` variable.
-            deltas: For each level, ``(N, 4 * A, h, w)`` variable.
+            logits: ``(N, K)`` variable.
+            deltas: ``(N, K, 4)`` variable.
             targets: For each image.
         """
-        xp, n, dialect = self.xp, len(targets), self.model.config.dialect
-        labels = np.stack([target.labels for target in targets])
-        delta_targets = np.stack([target.deltas for target in targets])
-        images = np.repeat(np.arange(n), labels.shape[1])
-        weights = per_image_mean_weights(labels.ravel() != IGNORED, images, n)
-        loc_weights = box_loss_weights(weights, labels.ravel() == 1, images, n, dialect)
-        weights, loc_weights = weights.reshape(labels.shape), loc_weights.reshape(labels.shape)
-        if len(logits) > 1 and dialect.losses.rpn_loss_divides_by_batch_size:
+        n, dialect = len(targets), self.model.config.dialect
+        images = np.repeat(np.arange(n), [len(target.indices) for target in targets])
+        indices = np.stack([images, np.concatenate([target.indices for target in targets])]).astype(np.int32)
+        labels = np.concatenate([target.labels for target in targets]).astype(np.int32, copy=False)
+        weights = per_image_mean_weights(np.ones(len(labels), bool), images, n)
+        loc_weights = box_loss_weights(weights, labels == 1, images, n, dialect)
+        if len(self.model.rpn.strides) > 1 and dialect.losses.rpn_loss_divides_by_batch_size:
             # ``detectron/modeling/FPN.py`` ``add_fpn_rpn_losses`` divides by the configured number of anchors, even
             # if fewer are sampled.
-            weights = (labels != IGNORED) * np.float32(1 / (self.sampling.rpn_batch * n))
+            weights = np.full(len(labels), 1 / (self.sampling.rpn_batch * n), np.float32)
+        n_positive = np.count_nonzero(labels == 1)
+        delta_targets = np.concatenate([target.deltas for target in targets])
+        indices, labels, weights, loc_weights, delta_targets = upload_together(
+            [indices, labels, weights, loc_weights, delta_targets], self.xp
+        )
         return {
-            'rpn_cls_loss': sigmoid_cross_entropy(
-                _flatten_anchors(logits, 1)[:, :, 0], upload(labels, xp), upload(weights, xp)
-            ),
+            'rpn_cls_loss': sigmoid_cross_entropy(logits, indices, labels, weights),
             'rpn_loc_loss': smooth_l1(
-                _flatten_anchors(deltas, 4),
-                upload(delta_targets, xp),
-                upload(loc_weights[:, :, None], xp),
-                beta=dialect.losses.rpn_smooth_l1_beta,
+                deltas, indices, delta_targets, loc_weights, beta=dialect.losses.rpn_smooth_l1_beta
             ),
-            'n_positive_anchor': np.count_nonzero(labels == 1) / n,
+            'n_positive_anchor': n_positive / n,
         }
 
     def roi_losses(
@@ -259,9 +260,11 @@ class MaskRCNNTrainChain(chainer.Chain):
             examples: The images, for the segmentations of their objects.
             keypoint_rois: For each image, if the network has a keypoint head.
         """
-        model, xp = self.model, self.xp
-        batch = _RoIBatch.join(rois)
-        boxes, images = xp.asarray(batch.boxes), xp.asarray(batch.images)
+        model, batch = self.model, _RoIBatch.join(rois)
+        host_weights = per_image_mean_weights(batch.labels != IGNORED, batch.images, batch.n_images)
+        boxes, images, labels, weights, *delta_targets = upload_together(
+            [batch.boxes, batch.images, batch.labels, host_weights, *self._delta_targets(batch, host_weights)], self.xp
+        )
         h = model.box_head.roi_features(features, boxes, images)
         scores, deltas = model.box_head(h)
         head_losses = {}
@@ -273,40 +276,44 @@ class MaskRCNNTrainChain(chainer.Chain):
             head_losses['roi_mask_loss'] = self._mask_loss(logits, targets, batch)
         if model.config.n_keypoint:
             head_losses['roi_keypoint_loss'] = self.keypoint_loss(features, keypoint_rois)
-        weights = per_image_mean_weights(batch.labels != IGNORED, batch.images, batch.n_images)
-        labels = xp.asarray(batch.labels)
         correct = scores.array.argmax(axis=1) == labels
         return {
-            'roi_cls_loss': softmax_cross_entropy(scores, labels, xp.asarray(weights)),
-            'roi_loc_loss': self._box_regression_loss(deltas, weights, batch),
+            'roi_cls_loss': softmax_cross_entropy(scores, labels, weights),
+            'roi_loc_loss': smooth_l1(deltas, *delta_targets, beta=model.config.dialect.losses.box_smooth_l1_beta),
             **head_losses,
             'n_foreground_roi': batch.n_foreground / batch.n_images,
-            'roi_accuracy': (correct * xp.asarray(weights)).sum(),
+            'roi_accuracy': (correct * weights).sum(),
         }
 
-    def _box_regression_loss(self, deltas: Any, weights: np.ndarray, batch: _RoIBatch) -> chainer.Variable:
-        """Return the loss of the deltas ``(R, 4 * C)``, for the foreground and the deltas of its classes.
+    def _delta_targets(self, batch: _RoIBatch, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the targets of the box regression loss, for the deltas of the foreground's classes.
 
         Args:
-            deltas: The output of the box head, of all RoIs.
-            weights: ``(R,)`` float32 weights of the RoIs in the classification loss.
             batch: The RoIs.
+            weights: ``(R,)`` float32 weights of the RoIs in the classification loss.
+
+        Returns:
+            tuple: The indices ``(2, 4 * F)`` int32 of the deltas in the box head's output ``(R, 4 * C)``, their
+            targets and their weights ``(4 * F,)`` float32; F is ``batch.n_mask_rois``.
         """
-        xp, n, dialect = self.xp, batch.n_mask_rois, self.model.config.dialect
-        classes = xp.asarray(np.maximum(batch.labels[:n], 1))
-        class_deltas = deltas[:n].reshape(n, -1, 4)[xp.arange(n), classes]
-        loss_weights = box_loss_weights(weights, batch.labels > 0, batch.images, batch.n_images, dialect)[:n, None]
-        return smooth_l1(
-            class_deltas, xp.asarray(batch.deltas), xp.asarray(loss_weights), beta=dialect.losses.box_smooth_l1_beta
-        )
+        n, dialect = batch.n_mask_rois, self.model.config.dialect
+        loss_weights = box_loss_weights(weights, batch.labels > 0, batch.images, batch.n_images, dialect)[:n]
+        rows, classes = batch.class_indices
+        columns = 4 * classes[:, None] + np.arange(4, dtype=np.int32)
+        return np.stack([np.repeat(rows, 4), columns.ravel()]), batch.deltas.ravel(), np.repeat(loss_weights, 4)
 
     def _mask_loss(self, logits: Any, targets: np.ndarray, batch: _RoIBatch) -> chainer.Variable:
-        """Return the loss of the mask logits ``(F, C, M, M)``, for the masks of the RoIs' classes."""
-        xp, n = self.xp, batch.n_mask_rois
-        pixel_images = np.repeat(batch.images[:n], targets[0].size)
-        weights = per_image_mean_weights(targets.ravel() != IGNORED, pixel_images, batch.n_images)
-        class_logits = logits[xp.arange(n), xp.asarray(np.maximum(batch.labels[:n], 1) - 1)]
-        return sigmoid_cross_entropy(class_logits, xp.asarray(targets), xp.asarray(weights.reshape(targets.shape)))
+        """Return the loss of the mask logits ``(F, C, M, M)``, for the masks of the RoIs' classes.
+
+        Args:
+            logits: The output of the mask head.
+            targets: ``(F, M, M)`` int32; a mask is ignored as a whole or not at all.
+            batch: The RoIs.
+        """
+        n_pixels = targets[0].size * (targets[:, 0, 0] != IGNORED)
+        weights = per_image_mean_weights(n_pixels, batch.images[: batch.n_mask_rois], batch.n_images)
+        indices = batch.class_indices - np.array([[0], [1]], np.int32)  # the background has no masks
+        return sigmoid_cross_entropy(logits, *upload_together([indices, targets, weights], self.xp))
 
     def _mask_targets(self, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample], size: int) -> np.ndarray:
         """Return the mask targets ``(F, size, size)`` of all foreground RoIs, or one ignored mask if F is 0."""
@@ -335,19 +342,18 @@ class MaskRCNNTrainChain(chainer.Chain):
             features: For each level, ``(N, C, h, w)`` variable.
             rois: For each image.
         """
-        xp, head = self.xp, self.model.keypoint_head
+        head = self.model.keypoint_head
         boxes = np.concatenate([image_rois.rois for image_rois in rois])
         locations = np.concatenate([image_rois.locations for image_rois in rois])
         images = _image_indices(rois)
         if not len(boxes):
             boxes, images = np.array([[0, 0, 15, 15]], np.float32), np.zeros(1, np.int32)
             locations = np.full((1, self.model.config.n_keypoint), IGNORED, np.int32)
-        heatmaps = head(head.pool(features, xp.asarray(boxes), xp.asarray(images)))
-        images, locations = np.repeat(images, locations.shape[1]), locations.ravel()
-        weights = per_image_mean_weights(locations != IGNORED, images, len(rois))
-        return softmax_cross_entropy(
-            F.reshape(heatmaps, (len(locations), -1)), xp.asarray(locations), xp.asarray(weights)
-        )
+        labels = locations.ravel()
+        weights = per_image_mean_weights(labels != IGNORED, np.repeat(images, locations.shape[1]), len(rois))
+        boxes, images, labels, weights = upload_together([boxes, images, labels, weights], self.xp)
+        heatmaps = head(head.pool(features, boxes, images))
+        return softmax_cross_entropy(F.reshape(heatmaps, (len(labels), -1)), labels, weights)
 
 
 @dataclass(frozen=True)
@@ -378,10 +384,16 @@ class _RoIBatch:
         """The number of RoIs with mask and delta targets: the foreground, or one if there is none."""
         return max(self.n_foreground, 1)
 
+    @property
+    def class_indices(self) -> np.ndarray:
+        """The index and the class of each of these RoIs, ``(2, n_mask_rois)`` int32; 1 is the first object class."""
+        n = self.n_mask_rois
+        return np.stack([np.arange(n, dtype=np.int32), np.maximum(self.labels[:n], 1)])
+
     @staticmethod
     def join(rois: Sequence[SampledRoIs]) -> _RoIBatch:
         """Join the RoIs of several images."""
-        labels = np.concatenate([image_rois.labels for image_rois in rois])
+        labels = np.concatenate([image_rois.labels for image_rois in rois]).astype(np.int32, copy=False)
         order = np.argsort(labels <= 0, kind='stable')
         n_foreground = int(np.count_nonzero(labels > 0))
         deltas = np.zeros((max(n_foreground, 1), 4), np.float32)
@@ -396,26 +408,6 @@ class _RoIBatch:
         )
 
 
-def box_loss_weights(
-    weights: np.ndarray, positive: np.ndarray, images: np.ndarray, n_images: int, dialect: Dialect
-) -> np.ndarray:
-    """Return the weights of anchors or RoIs in the box regression loss.
-
-    Args:
-        weights: ``(K,)`` float32 weights in the classification loss.
-        positive: ``(K,)`` bool: True for objects.
-        images: ``(K,)`` int index of the image of each anchor or RoI.
-        n_images: Number of images in the batch.
-        dialect: Provides ``losses.box_loss_normalizer``.
-
-    Returns:
-        numpy.ndarray: ``(K,)`` float32, 0 where ``positive`` is False.
-    """
-    if dialect.losses.box_loss_normalizer == 'sampled':
-        return weights * positive
-    return per_image_mean_weights(positive, images, n_images) / np.float32(4)
-
-
 def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
     """Group examples by the size of their network input, keeping their order."""
     groups: dict[tuple[int, ...], list[TrainingExample]] = {}
@@ -424,17 +416,17 @@ def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExam
     return list(groups.values())
 
 
-def _flatten_anchors(outputs: Sequence[chainer.Variable], n_values: int) -> Any:
-    """Join the RPN's outputs ``(N, A * n_values, h, w)`` to ``(N, K, n_values)``, in the order of the anchors."""
-    return F.concat(
-        [
-            F.reshape(
-                F.transpose(F.reshape(h, (len(h), -1, n_values, *h.shape[2:])), (0, 3, 4, 1, 2)), (len(h), -1, n_values)
-            )
-            for h in outputs
-        ],
-        axis=1,
-    )
+def _means(values: Sequence[dict[str, Any]], fractions: Sequence[float]) -> dict[str, Any]:
+    """Return the means of the reported values of groups of images, as arrays or numbers."""
+    if len(values) == 1:  # no kernels
+        return {name: chainer.as_array(value) for name, value in values[0].items()}
+    return {
+        name: sum(
+            chainer.as_array(group_values[name]) * fraction
+            for group_values, fraction in zip(values, fractions, strict=True)
+        )
+        for name in values[0]
+    }
 
 
 def _image_indices(rois: Sequence[SampledRoIs] | Sequence[KeypointRoIs]) -> np.ndarray:

@@ -16,14 +16,16 @@ from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAM
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.ops.boxes.boxes import box_iou
+from mask_rcnn.ops.boxes.flatten_anchors import flatten_anchors
 from mask_rcnn.preprocessing.image_io import read_image
-from mask_rcnn.targets import RPNTargets, SampledRoIs, bitmap_targets
+from mask_rcnn.targets import SampledRoIs, bitmap_targets
 from mask_rcnn.targets.masks import crop_bitmap, input_bitmap
 from mask_rcnn.targets.rois import box_targets
 from mask_rcnn.targets.rpn import match_anchors
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+from tests.support.anchors import sampled_targets
 from tests.support.dena import build_arrays
 from tests.support.golden import XY, to_host
 
@@ -99,7 +101,7 @@ class Step:
         labels[self['rpn_label_negative']] = 0
         labels[self['rpn_label_positive']] = 1
         deltas[self['rpn_label_positive']] = self['rpn_positive_targets']
-        return RPNTargets(labels, deltas)
+        return sampled_targets(labels, deltas)
 
     def rois(self, transform):
         """The program's sampled RoIs and their targets."""
@@ -145,7 +147,8 @@ def backward(step, weights, example, gpu):
     features = model.extractor(model.xp.asarray(example.x[None]))
     logits, deltas = model.rpn(features)
     rois = step.rois(example.image_transform)
-    values = {**chain.rpn_losses(logits, deltas, [step.anchors]), **chain.roi_losses(features, [rois], [example])}
+    flat = flatten_anchors(logits, 1), flatten_anchors(deltas, 4)
+    values = {**chain.rpn_losses(*flat, [step.anchors]), **chain.roi_losses(features, [rois], [example])}
     sum(values[name] for name in LOSSES).backward()
     return chain, values
 

@@ -10,11 +10,13 @@ import pytest
 import mask_rcnn
 from mask_rcnn.config import DETECTRON
 from mask_rcnn.datasets.example import Annotations, TrainingExample
+from mask_rcnn.ops.boxes.flatten_anchors import flatten_anchors
 from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.targets import RPNTargets, SampledRoIs, Sampling, mask_targets, sample_rois
+from mask_rcnn.targets import SampledRoIs, Sampling, mask_targets, sample_rois
 from mask_rcnn.targets.rois import box_targets
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+from tests.support.anchors import sampled_targets
 from tests.support.golden import XY, to_host
 
 NAME = 'train_R-50-C4_seed0_scale300'
@@ -101,7 +103,7 @@ class Step:
         labels = self['rpn_labels'].astype(np.int32)
         deltas = np.zeros((*labels.shape, 4), np.float32)
         deltas[tuple(self['rpn_positive'].T)] = self['rpn_positive_targets'][:, XY]
-        return RPNTargets(labels.transpose(1, 2, 0).ravel(), deltas.transpose(1, 2, 0, 3).reshape(-1, 4))
+        return sampled_targets(labels.transpose(1, 2, 0).ravel(), deltas.transpose(1, 2, 0, 3).reshape(-1, 4))
 
     @property
     def rois(self):
@@ -127,7 +129,8 @@ def backward(step, weight_file, gpu):
     chain.cleargrads()
     maps = model.extractor(model.xp.asarray(step.x))
     logits, deltas = model.rpn(maps)
-    values = {**chain.rpn_losses(logits, deltas, [step.anchors]), **chain.roi_losses(maps, [step.rois], [step.example])}
+    flat = flatten_anchors(logits, 1), flatten_anchors(deltas, 4)
+    values = {**chain.rpn_losses(*flat, [step.anchors]), **chain.roi_losses(maps, [step.rois], [step.example])}
     sum(value for name, value in values.items() if name.endswith('loss')).backward(retain_grad=True)
     return chain, values, maps[0], logits[0], deltas[0]
 
@@ -135,6 +138,7 @@ def backward(step, weight_file, gpu):
 def test_anchor_targets(step, backward):
     chain, _, _, logits, _ = backward
     (found,) = chain.anchor_targets([step.example], [logits.shape[2:]], [np.random.RandomState(step.settings['seed'])])
+    np.testing.assert_array_equal(found.indices, step.anchors.indices)
     np.testing.assert_array_equal(found.labels, step.anchors.labels)
     np.testing.assert_allclose(found.deltas, step.anchors.deltas, rtol=0, atol=1e-6)
 

@@ -14,10 +14,12 @@ from mask_rcnn.datasets.example import Annotations, TrainingExample
 from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.models.layers import ConvNorm
 from mask_rcnn.ops.boxes.boxes import box_iou
+from mask_rcnn.ops.boxes.flatten_anchors import flatten_anchors
 from mask_rcnn.preprocessing.image_transform import prepare_image
-from mask_rcnn.targets import RPNTargets, SampledRoIs
+from mask_rcnn.targets import SampledRoIs
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
+from tests.support.anchors import sampled_targets
 from tests.support.golden import (
     MAX_SCORE_DIFFERENCE,
     MIN_BOX_IOU,
@@ -273,7 +275,7 @@ class Step:
         labels = np.where(match == 0, -1, np.maximum(match, 0)).astype(np.int32)
         deltas = np.zeros((len(labels), 4), np.float32)
         deltas[labels == 1] = self['rpn_bbox'][i, : np.count_nonzero(labels == 1)]
-        return RPNTargets(labels, deltas)
+        return sampled_targets(labels, deltas)
 
     def rois(self, i):
         labels = self['target_class_ids'][i]
@@ -315,7 +317,8 @@ def backward(matterport_golden, h5_file, gpu):
         }
         maps = model.extractor(model.xp.asarray(example.x[None]))
         chain._mask_targets = functools.partial(lambda targets, *_: targets, step.masks(i))
-        values = {**chain.rpn_losses(*model.rpn(maps), [anchors]), **chain.roi_losses(maps, [rois], [example])}
+        flat = map(flatten_anchors, model.rpn(maps), (1, 4))
+        values = {**chain.rpn_losses(*flat, [anchors]), **chain.roi_losses(maps, [rois], [example])}
         for name, share in shares.items():
             losses[name] = losses.get(name, 0) + values[name] * share
     sum(losses.values()).backward()

@@ -17,7 +17,8 @@ from mask_rcnn.ops.boxes.boxes import decode_boxes
 from mask_rcnn.ops.roi.crop_and_resize import crop_and_resize
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import Sampling, sample_rois
-from mask_rcnn.training.train_chain import MaskRCNNTrainChain, box_loss_weights
+from mask_rcnn.training.losses import box_loss_weights
+from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 
 CONFIG = PRESETS['resnet50_fpn'].replace(
     dialect=MATTERPORT, n_fg_class=2, min_size=64, max_size=64, rpn_post_nms=20, max_detections=5
@@ -130,7 +131,7 @@ def test_targets_decode_to_the_objects(model):
     (targets,) = chain.anchor_targets([one], sizes, random)
     positive = targets.labels == 1
     decoded = decode_boxes(
-        np.concatenate(model.rpn.anchors(sizes))[positive],
+        np.concatenate(model.rpn.anchors(sizes))[targets.indices[positive]],
         targets.deltas[positive],
         weights=MATTERPORT.boxes.rpn_delta_weights,
         offset=0,

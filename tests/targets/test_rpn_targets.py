@@ -6,7 +6,8 @@ import pytest
 from mask_rcnn.config import DENA, DETECTRON
 from mask_rcnn.ops.boxes.anchors import detectron_cell_anchors, shift_anchors
 from mask_rcnn.targets import IGNORED, Sampling, rpn_targets
-from mask_rcnn.targets.rpn import label_anchors, match_anchors
+from mask_rcnn.targets.rpn import match_anchors, sample_anchors
+from tests.support.anchors import dense_targets, label_map
 
 XY = [1, 0, 3, 2]
 
@@ -43,14 +44,20 @@ def anchors_inside(anchors, size, straddle):
     return np.flatnonzero(match_anchors(anchors, no_objects, size, straddle=straddle, offset=1)[0] == 0)
 
 
+def label_anchors(best_iou, *arguments, **options):
+    """Return the labels of all anchors."""
+    return label_map(len(best_iou), *sample_anchors(best_iou, *arguments, **options))
+
+
 def targets_of(golden, levels, changes, seed=3):
     """Return the labels and deltas of each level in the layout of the RPN's outputs."""
     anchors = [
         shift_anchors(detectron_cell_anchors(stride, sizes, (0.5, 1, 2)), stride, side, side)
         for stride, sizes, side in levels
     ]
+    joined = np.concatenate(anchors)
     targets = rpn_targets(
-        np.concatenate(anchors),
+        joined,
         golden['rpn_gt_boxes'][:, XY],
         golden['rpn_image_size'],
         sampling=Sampling(**changes),
@@ -58,8 +65,9 @@ def targets_of(golden, levels, changes, seed=3):
         rng=np.random.RandomState(seed),
     )
     bounds = np.cumsum([0] + [len(a) for a in anchors])
+    labels, deltas = dense_targets(targets, len(joined))
     return [
-        (as_map(targets.labels[a:b], side), as_map(targets.deltas[a:b], side))
+        (as_map(labels[a:b], side), as_map(deltas[a:b], side))
         for a, b, (_, _, side) in zip(bounds[:-1], bounds[1:], levels, strict=True)
     ]
 
@@ -113,7 +121,7 @@ def test_an_anchor_with_exactly_the_negative_iou_is_ignored():
             dialect=DETECTRON,
             rng=np.random.RandomState(0),
         )
-        np.testing.assert_array_equal(targets.labels, expected)
+        np.testing.assert_array_equal(dense_targets(targets, 4)[0], expected)
 
 
 def test_sampling_depends_only_on_the_random_numbers(golden):
@@ -150,9 +158,8 @@ def test_without_objects_all_anchors_are_background(size):
     )
     inside = anchors_inside(anchors, size, 0)
     assert (len(inside) == 0) == (size == (10, 10))
-    assert set(inside) == set(np.flatnonzero(targets.labels == 0)) | set(inside[targets.labels[inside] == IGNORED])
-    assert not (targets.labels == 1).any() and not targets.deltas.any()
-    assert np.count_nonzero(targets.labels == 0) <= 256
+    assert set(targets.indices) <= set(inside) and len(targets.indices) == min(len(inside), 256)
+    assert not targets.labels.any() and not targets.deltas.any()
 
 
 def test_anchors_inside_counts_pixels_of_the_image():
@@ -206,7 +213,7 @@ def test_an_anchor_at_the_border(dialect, labels):
         dialect=dialect,
         rng=np.random.RandomState(0),
     )
-    np.testing.assert_array_equal(targets.labels, labels)
+    np.testing.assert_array_equal(dense_targets(targets, 3)[0], labels)
 
 
 def test_the_dialect_selects_how_negatives_are_drawn():
@@ -216,4 +223,4 @@ def test_the_dialect_selects_how_negatives_are_drawn():
         targets = rpn_targets(
             anchors, gt_boxes, (16, 16), sampling=Sampling(), dialect=dialect, rng=np.random.RandomState(0)
         )
-        np.testing.assert_array_equal(targets.labels, [label, 0])
+        np.testing.assert_array_equal(dense_targets(targets, 2)[0], [label, 0])

@@ -1,11 +1,14 @@
 """The losses and their gradients, against those of Detectron."""
 
 import chainer
+import chainer.functions as F
 import numpy as np
 import pytest
 
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.training.losses import per_image_mean_weights, sigmoid_cross_entropy, smooth_l1, softmax_cross_entropy
+from mask_rcnn.ops.losses import elementwise
+from mask_rcnn.ops.losses.softmax import softmax_cross_entropy
+from mask_rcnn.training.losses import per_image_mean_weights
 
 
 @pytest.fixture(scope='module')
@@ -19,6 +22,22 @@ def check(golden, name, predicted, loss, atol=1e-8):
     assert loss.dtype == np.float32
     loss.backward()
     np.testing.assert_allclose(predicted.grad, golden[f'{name}_grad'], rtol=2e-6, atol=atol)
+
+
+def sigmoid_cross_entropy(logits, labels, weights):
+    """Return the loss of all elements."""
+    flat = F.reshape(logits, (1, -1))
+    return elementwise.sigmoid_cross_entropy(flat, all_of(flat), labels.ravel(), weights.ravel())
+
+
+def smooth_l1(predicted, targets, weights, *, beta):
+    """Return the loss of all elements."""
+    flat = F.reshape(predicted, (1, -1))
+    return elementwise.smooth_l1(flat, all_of(flat), targets.ravel(), weights.ravel(), beta=beta)
+
+
+def all_of(x):
+    return np.indices(x.shape, np.int32).reshape(2, -1)
 
 
 def single_image_weights(counted):
@@ -99,6 +118,11 @@ def test_every_image_has_the_same_weight():
     weights = per_image_mean_weights(counted, images, 4)
     np.testing.assert_allclose(weights, [1 / 8, 1 / 8, 0, 1 / 4, 0, 1 / 8, 1 / 8], rtol=1e-7)
     assert weights.dtype == np.float32
+
+
+def test_elements_may_count_several_values():
+    weights = per_image_mean_weights(np.array([3, 0, 1, 2]), np.array([0, 0, 0, 1]), 2)
+    np.testing.assert_allclose(weights, [1 / 8, 0, 1 / 8, 1 / 4], rtol=1e-7)
 
 
 def test_without_counted_elements_the_loss_is_zero():

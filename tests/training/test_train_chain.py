@@ -9,9 +9,11 @@ import pytest
 import mask_rcnn
 from mask_rcnn.config import Config
 from mask_rcnn.datasets.example import TrainingExample
+from mask_rcnn.ops.boxes.flatten_anchors import flatten_anchors
 from mask_rcnn.targets import IGNORED, Sampling
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain, group_by_size
+from tests.support.anchors import dense_targets
 from tests.support.small_resnet import use_narrow_resnet
 from tests.support.training_examples import SAMPLING, example, run_backward
 
@@ -200,7 +202,7 @@ def test_gradients_equal_numerical_differences(chain, path):
 
     def loss():
         logits, deltas = model.rpn(features)
-        values = chain.rpn_losses(logits, deltas, anchors)
+        values = chain.rpn_losses(flatten_anchors(logits, 1), flatten_anchors(deltas, 4), anchors)
         values.update(chain.roi_losses(features, rois, batch))
         return sum(value for name, value in values.items() if name in LOSSES)
 
@@ -290,8 +292,11 @@ def test_ignored_anchors_have_no_gradient(chain):
     logits, deltas = chain.model.rpn(chain.model.extractor(image.x[None]))
     targets = chain.anchor_targets([image], [logits[0].shape[2:]], [np.random.RandomState(0)])
     logits = chainer.Variable(logits[0].array)
-    chain.rpn_losses([logits], deltas, targets)['rpn_cls_loss'].backward()
-    np.testing.assert_array_equal(logits.grad[0].transpose(1, 2, 0).ravel() != 0, targets[0].labels != IGNORED)
+    flat = flatten_anchors([logits], 1)
+    chain.rpn_losses(flat, flatten_anchors(deltas, 4), targets)['rpn_cls_loss'].backward()
+    labels, _ = dense_targets(targets[0], flat.shape[1])
+    assert (labels == IGNORED).any() and (labels != IGNORED).any()
+    np.testing.assert_array_equal(logits.grad[0].transpose(1, 2, 0).ravel() != 0, labels != IGNORED)
 
 
 def test_float16_outputs_have_float32_losses_and_proposals(chain):
@@ -299,7 +304,7 @@ def test_float16_outputs_have_float32_losses_and_proposals(chain):
     single = [[level.array for level in outputs] for outputs in chain.model.rpn(chain.model.extractor(image.x[None]))]
     halves = [[chainer.Variable(level.astype(np.float16)) for level in outputs] for outputs in single]
     targets = chain.anchor_targets([image], [single[0][0].shape[2:]], [np.random.RandomState(0)])
-    expected, found = chain.rpn_losses(*single, targets), chain.rpn_losses(*halves, targets)
+    expected, found = (chain.rpn_losses(*map(flatten_anchors, x, (1, 4)), targets) for x in (single, halves))
     for name in ('rpn_cls_loss', 'rpn_loc_loss'):
         assert found[name].dtype == np.float32
         np.testing.assert_allclose(found[name].array, chainer.as_array(expected[name]), rtol=2e-3)
@@ -350,15 +355,17 @@ def test_rpn_losses_of_a_pyramid_equal_detectron(pyramid):
     targets = pyramid.anchor_targets(
         batch, [level.shape[2:] for level in logits], [np.random.RandomState(i) for i in range(2)]
     )
-    found = pyramid.rpn_losses(logits, deltas, targets)
+    found = pyramid.rpn_losses(flatten_anchors(logits, 1), flatten_anchors(deltas, 4), targets)
     entropy = distance = 0.0
+    n_anchors = sum(level.size for level in logits) // 2
     for i, target in enumerate(targets):
-        start, counted = 0, (target.labels != IGNORED).sum()
-        assert counted < SAMPLING.rpn_batch or (target.labels == 1).any()
+        labels, delta_targets = dense_targets(target, n_anchors)
+        start, counted = 0, (labels != IGNORED).sum()
+        assert counted < SAMPLING.rpn_batch or (labels == 1).any()
         for level_logits, level_deltas in zip(logits, deltas, strict=True):
             n_anchor, height, width = level_logits.shape[1:]
             for y, x, a in np.ndindex(height, width, n_anchor):
-                label, expected = target.labels[start], target.deltas[start]
+                label, expected = labels[start], delta_targets[start]
                 start += 1
                 if label != IGNORED:
                     value = float(level_logits.array[i, a, y, x])
@@ -366,7 +373,7 @@ def test_rpn_losses_of_a_pyramid_equal_detectron(pyramid):
                 if label == 1:
                     d = np.abs(level_deltas.array[i, 4 * a : 4 * a + 4, y, x].astype(np.float64) - expected)
                     distance += np.where(d < 1 / 9, 4.5 * d * d, d - 1 / 18).sum() / counted / 2
-        assert start == len(target.labels)
+        assert start == n_anchors
     np.testing.assert_allclose(found['rpn_cls_loss'].array, entropy, rtol=1e-5)
     np.testing.assert_allclose(found['rpn_loc_loss'].array, distance, rtol=1e-5)
 
