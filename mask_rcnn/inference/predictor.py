@@ -13,7 +13,7 @@ from mask_rcnn.config import Config
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inference.image_lists import check_images, load_listed_image
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
-from mask_rcnn.ops.runtime.cuda_graph import run_as_graph
+from mask_rcnn.ops.runtime.cuda_graph import graph_settings, run_as_graph
 from mask_rcnn.ops.runtime.device import uses_padding
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, PackedArrays, pack_arrays
 from mask_rcnn.ops.runtime.weight_cache import keep_weight_cache
@@ -26,8 +26,6 @@ GPU_BATCH_SIZE = 4
 #: Maximum batch size of CUDA graphs.  To join more arrays, CuPy copies their addresses to the GPU, which cannot be
 #: captured; and the time of larger batches is that of their kernels.
 _MAX_GRAPH_BATCH = 8
-#: The entries of ``chainer.config`` that select kernels.
-_SETTINGS = ('precision', 'autotune', 'cudnn_deterministic', 'use_cudnn')
 
 
 class RawDetections(NamedTuple):
@@ -235,8 +233,7 @@ class Predictor:
         if len(transforms) > _MAX_GRAPH_BATCH or not network.config.max_detections:
             return compute(x)
         configs = [link.config for link in (network, *network.children()) if hasattr(link, 'config')]
-        settings = [getattr(chainer.config, name) for name in _SETTINGS]
-        return run_as_graph(compute, x, (*transforms, *configs, *settings), network)
+        return run_as_graph(compute, x, (*transforms, *configs, *graph_settings()), network)
 
     def _finish_batch(self, raw: RawDetections | AsyncHostCopy, transforms: list) -> Iterator[Detections]:
         """Yield the detections of the images of a batch; waits for a GPU."""

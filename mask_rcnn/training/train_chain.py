@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,12 @@ from mask_rcnn.ops.boxes.flatten_anchors import flatten_anchors
 from mask_rcnn.ops.losses.elementwise import sigmoid_cross_entropy, smooth_l1
 from mask_rcnn.ops.losses.softmax import softmax_cross_entropy
 from mask_rcnn.ops.losses.weighted_sum import weighted_sum
-from mask_rcnn.ops.runtime.transfer import upload, upload_together
+from mask_rcnn.ops.runtime.cuda_graph import graph_settings
+from mask_rcnn.ops.runtime.device import uses_padding
+from mask_rcnn.ops.runtime.training_graph import TrainingGraphs
+from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, pack_arrays, upload, upload_together
 from mask_rcnn.ops.runtime.weight_cache import drop_weight_cache
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import (
     IGNORED,
     KeypointRoIs,
@@ -33,6 +37,8 @@ from mask_rcnn.targets import (
 )
 from mask_rcnn.training.losses import box_loss_weights, per_image_mean_weights
 
+#: With CUDA graphs the number of RoIs of the mask head is a multiple of this.
+_MASK_ROI_STEP = 64
 #: Second word of the sampling seed.  It equals ``datasets.transforms._FLIP_STREAM``, so the flip is decided by the
 #: first random number of the same stream; a change would change all training runs.
 _SAMPLING_STREAM = 1
@@ -69,6 +75,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         self.gamma = gamma
         with self.init_scope():
             self.model = model
+        self._trunk_graphs, self._head_graphs = TrainingGraphs(), TrainingGraphs()
         drop_weight_cache(model)  # training needs the memory
 
     def forward(self, examples: Sequence[TrainingExample]) -> chainer.Variable:
@@ -95,22 +102,68 @@ class MaskRCNNTrainChain(chainer.Chain):
         chainer.report({**_means(values, fractions), 'loss': loss.array}, self)
         return loss
 
+    def passes(self, examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
+        """Divide examples into groups of one size, for passes that take less memory and may use CUDA graphs."""
+        return group_by_size(examples)
+
     def _losses_of_group(self, examples: Sequence[TrainingExample]) -> dict[str, Any]:
         """Return the reported means of images of one size; the losses are variables."""
         rngs = [np.random.RandomState([example.seed, _SAMPLING_STREAM]) for example in examples]
-        features = self.model.extractor(self._input(examples))
-        logits, deltas = self.model.rpn(features)
-        anchors = self.anchor_targets(examples, [level_logits.shape[2:] for level_logits in logits], rngs)
-        rois, keypoint_rois = self.roi_targets(
-            examples,
-            [level_logits.array for level_logits in logits],
-            [level_deltas.array for level_deltas in deltas],
-            rngs,
-        )
+        features, logits, deltas, proposals = self._run_trunk(examples)
+        wait_for_proposals = _start_copy(proposals, self.device)
+        # The CPU computes the targets of the anchors while a GPU runs the trunk.
+        anchors = self.anchor_targets(examples, [level.shape[2:] for level in features], rngs)
+        rois, keypoint_rois = self.roi_targets(examples, wait_for_proposals(), rngs)
         return {
-            **self.rpn_losses(flatten_anchors(logits, 1), flatten_anchors(deltas, 4), anchors),
+            **self.rpn_losses(logits, deltas, anchors),
             **self.roi_losses(features, rois, examples, keypoint_rois),
         }
+
+    def _run_trunk(self, examples: Sequence[TrainingExample]) -> tuple[Any, Any, Any, Any]:
+        """Run the extractor and the RPN on images of one size, on a GPU as CUDA graphs if the size recurs.
+
+        Returns:
+            tuple: The features of each level, the flat logits and deltas of the RPN, and the proposals of each image.
+        """
+        x, model = self._input(examples), self.model
+        transforms = [example.image_transform for example in examples]
+
+        def trunk(x):
+            features = model.extractor(x)
+            logits, deltas = model.rpn(features)
+            proposals = self.propose([level.array for level in logits], [level.array for level in deltas], transforms)
+            return [*features, flatten_anchors(logits, 1), flatten_anchors(deltas, 4), *proposals]
+
+        scalars = [(transform.input_size, transform.factors[0]) for transform in transforms]
+        key = (*scalars, self.sampling, model.config, *graph_settings())
+        outputs = self._trunk_graphs.run(trunk, [x], [model.extractor, model.rpn], key)
+        n = len(examples)
+        return tuple(outputs[: -n - 2]), outputs[-n - 2], outputs[-n - 1], outputs[-n:]
+
+    def propose(self, logits: Sequence, deltas: Sequence, transforms: Sequence[ImageTransform]) -> list:
+        """Return the RPN's proposals of each image; no gradient flows through them.
+
+        Args:
+            logits: For each level, ``(N, A, h, w)`` array.
+            deltas: For each level, ``(N, 4 * A, h, w)`` array.
+            transforms: For each image.
+
+        Returns:
+            list: For each image, ``(P, 4)`` float32 boxes in the network input, in descending order of objectness; on a
+            GPU with rows of NaN as padding.
+        """
+        return [
+            self.model.rpn.decode(
+                [level_logits[i] for level_logits in logits],
+                [level_deltas[i] for level_deltas in deltas],
+                transform.input_size,
+                transform.factors[0],
+                pre_nms=self.sampling.train_pre_nms,
+                post_nms=self.sampling.train_post_nms,
+                padded=uses_padding(self.device),
+            )[0]
+            for i, transform in enumerate(transforms)
+        ]
 
     def _input(self, examples: Sequence[TrainingExample]):
         """Return images of one size on the device, as float16 if cuDNN computes in float16.
@@ -154,16 +207,14 @@ class MaskRCNNTrainChain(chainer.Chain):
     def roi_targets(
         self,
         examples: Sequence[TrainingExample],
-        logits: Sequence,
-        deltas: Sequence,
+        proposals: Sequence[np.ndarray],
         rngs: Sequence[np.random.RandomState],
     ) -> tuple[list[SampledRoIs], list[KeypointRoIs]]:
-        """Sample RoIs from the RPN's proposals; no gradient flows through the proposals.
+        """Sample RoIs from the RPN's proposals.
 
         Args:
             examples: Images of one size.
-            logits: For each level, ``(N, A, h, w)`` array.
-            deltas: For each level, ``(N, 4 * A, h, w)`` array.
+            proposals: For each image, ``(P, 4)`` float32 boxes in the network input, on the host, without padding.
             rngs: One random number generator per image.
 
         Returns:
@@ -171,19 +222,10 @@ class MaskRCNNTrainChain(chainer.Chain):
             list is empty for a network without a keypoint head.
         """
         rois, keypoint_rois = [], []
-        for i, (example, rng) in enumerate(zip(examples, rngs, strict=True)):
-            proposals, _ = self.model.rpn.decode(
-                [level_logits[i] for level_logits in logits],
-                [level_deltas[i] for level_deltas in deltas],
-                example.image_transform.input_size,
-                example.image_transform.factors[0],
-                pre_nms=self.sampling.train_pre_nms,
-                post_nms=self.sampling.train_post_nms,
-            )
-            proposals = chainer.backends.cuda.to_cpu(proposals)
-            rois.append(self._sample_rois(proposals, example, rng))
+        for boxes, example, rng in zip(proposals, examples, rngs, strict=True):
+            rois.append(self._sample_rois(boxes, example, rng))
             if self.model.config.n_keypoint:
-                keypoint_rois.append(self._sample_keypoint_rois(proposals, example, rng))
+                keypoint_rois.append(self._sample_keypoint_rois(boxes, example, rng))
         return rois, keypoint_rois
 
     def _sample_rois(self, proposals: np.ndarray, example: TrainingExample, rng: np.random.RandomState) -> SampledRoIs:
@@ -265,12 +307,9 @@ class MaskRCNNTrainChain(chainer.Chain):
         boxes, images, labels, weights, *delta_targets = upload_together(
             [batch.boxes, batch.images, batch.labels, host_weights, *self._delta_targets(batch, host_weights)], self.xp
         )
-        h = model.box_head.roi_features(features, boxes, images)
-        scores, deltas = model.box_head(h)
+        scores, deltas, *mask_logits = self._run_heads(features, boxes, images, batch.n_mask_rois)
         head_losses = {}
-        if model.config.masks:
-            n = batch.n_mask_rois
-            logits = model.mask_head(model.mask_head.roi_features(features, boxes[:n], images[:n], h[:n]))
+        for logits in mask_logits:
             # The CPU rasterises the targets while a GPU still runs the heads.
             targets = self._mask_targets(rois, examples, logits.shape[2])
             head_losses['roi_mask_loss'] = self._mask_loss(logits, targets, batch)
@@ -284,6 +323,35 @@ class MaskRCNNTrainChain(chainer.Chain):
             'n_foreground_roi': batch.n_foreground / batch.n_images,
             'roi_accuracy': (correct * weights).sum(),
         }
+
+    def _run_heads(self, features: Sequence, boxes: Any, images: Any, n_mask_rois: int) -> Sequence[Any]:
+        """Run the box head and the mask head, on a GPU as CUDA graphs if the numbers of RoIs recur.
+
+        Args:
+            features: For each level, ``(N, C, h, w)`` variable.
+            boxes: ``(R, 4)`` float32 RoIs in the network input.
+            images: ``(R,)`` int32 index of the image of each RoI.
+            n_mask_rois: Number of RoIs of the mask head, which are the first ones.
+
+        Returns:
+            list: Scores ``(R, 1 + C)``, deltas ``(R, 4 * (1 + C))`` and, with a mask head, mask logits
+            ``(F, C, M, M)``.  With CUDA graphs, F is rounded up so that few numbers occur.
+        """
+        model, inputs = self.model, [*features, boxes, images]
+        if self._head_graphs.is_active(inputs):
+            n_mask_rois = min(n_mask_rois + -n_mask_rois % _MASK_ROI_STEP, len(boxes))
+
+        def heads(*inputs):
+            *features, boxes, images = inputs
+            h = model.box_head.roi_features(features, boxes, images)
+            outputs = list(model.box_head(h))
+            if model.config.masks:
+                n = n_mask_rois
+                outputs.append(model.mask_head(model.mask_head.roi_features(features, boxes[:n], images[:n], h[:n])))
+            return outputs
+
+        links = [model.box_head, *([model.mask_head] if model.config.masks else [])]
+        return self._head_graphs.run(heads, inputs, links, (n_mask_rois, model.config, *graph_settings()))
 
     def _delta_targets(self, batch: _RoIBatch, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the targets of the box regression loss, for the deltas of the foreground's classes.
@@ -427,6 +495,14 @@ def _means(values: Sequence[dict[str, Any]], fractions: Sequence[float]) -> dict
         )
         for name in values[0]
     }
+
+
+def _start_copy(proposals: Sequence, device: chainer.backend.Device) -> Callable[[], list[np.ndarray]]:
+    """Start to copy the proposals of each image to the host; return a function that waits and removes padding."""
+    if not uses_padding(device):
+        return lambda: list(proposals)
+    copy = AsyncHostCopy(pack_arrays(proposals))
+    return lambda: [boxes[~np.isnan(boxes[:, 0])] for boxes in copy.wait() if boxes is not None]
 
 
 def _image_indices(rois: Sequence[SampledRoIs] | Sequence[KeypointRoIs]) -> np.ndarray:

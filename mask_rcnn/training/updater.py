@@ -148,19 +148,21 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
             optimizer.new_epoch(auto=True)
 
     def _accumulate(self, batch: Sequence, optimizer: Any) -> dict[str, Any]:
-        """Accumulate the gradients of all parts; return the means of the reported values."""
+        """Accumulate the gradients of all passes; return the means of the reported values."""
         means: dict[str, Any] = {}
         # The processes have batches of one size, and `mean_gradients` divides by the number of processes.
         n_images = len(batch) * self.communicator.size if self.sum_images else 1
-        for part in split(batch, self.subdivisions):
-            weight = len(part) / len(batch)
+        passes = getattr(optimizer.target, 'passes', lambda part: [part])
+        for examples in (examples for part in split(batch, self.subdivisions) for examples in passes(part)):
+            weight = len(examples) / len(batch)
             reported: dict[str, Any] = {}
-            with chainer.reporter.report_scope(reported):
-                loss = optimizer.target(part)
+            # A backward pass follows each forward pass.
+            with chainer.using_config('training_graphs', True), chainer.reporter.report_scope(reported):
+                loss = optimizer.target(examples)
             (loss * (weight * n_images)).backward(loss_scale=optimizer._loss_scale)
             for name, value in {'main/loss': loss, **reported}.items():
                 means[name] = means.get(name, 0) + weight * chainer.as_array(value)
-            del loss  # frees the part's activations before those of the next part are allocated
+            del loss  # frees the activations before those of the next pass are allocated
         return means
 
     def _check(self, reports: Mapping[str, float], batch: Sequence, optimizer: MomentumSGD) -> None:

@@ -1,6 +1,5 @@
 """CUDA graphs: when a function is captured and replayed, with stand-ins for CuPy's streams, graphs and memory."""
 
-import contextlib
 import logging
 import weakref
 from types import SimpleNamespace
@@ -12,73 +11,7 @@ import pytest
 from mask_rcnn.ops.runtime import cuda_graph
 from mask_rcnn.ops.runtime.cache import cache_weights, cached, retain
 from mask_rcnn.ops.runtime.cuda_graph import GraphCache, HostCopyError, run_as_graph
-
-
-class Array(np.ndarray):
-    """A NumPy array that is taken for a CuPy array."""
-
-    device = contextlib.nullcontext()
-    device.id = 0
-
-
-class Stream:
-    """A stream that records its events; ``Cuda.stream`` is the current one."""
-
-    def __init__(self, cuda, ptr=0):
-        self._cuda, self.ptr = cuda, ptr
-
-    def __enter__(self):
-        self._outer, self._cuda.stream = self._cuda.stream, self
-        return self
-
-    def __exit__(self, *_):
-        self._cuda.stream = self._outer
-
-    def record(self):
-        return self
-
-    def wait_event(self, event):
-        assert event is not self
-
-    def begin_capture(self):
-        self._cuda.is_capturing = True
-        self._cuda.events.append('begin')
-
-    def end_capture(self):
-        self._cuda.is_capturing = False
-        self._cuda.events.append('end')
-        if self._cuda.is_invalid:
-            raise RuntimeError('cudaErrorStreamCaptureInvalidated')
-        return SimpleNamespace(launch=lambda: self._cuda.events.append('launch'))
-
-
-class Cuda:
-    """The names of ``cupy.cuda`` that the module uses."""
-
-    def __init__(self):
-        self.events, self.is_invalid, self.is_capturing, self.stream = [], False, False, Stream(self)
-        self.allocator = self.pinned_allocator = self.default_pinned_allocator = lambda size: bytearray(size)
-
-    def get_current_stream(self):
-        return self.stream
-
-    def Stream(self, *, non_blocking):
-        assert non_blocking
-        return Stream(self)
-
-    def MemoryPool(self):
-        return SimpleNamespace(malloc=object())
-
-    @contextlib.contextmanager
-    def using_allocator(self, allocator):
-        outer, self.allocator = self.allocator, allocator
-        try:
-            yield
-        finally:
-            self.allocator = outer
-
-    def set_pinned_memory_allocator(self, allocator):
-        self.pinned_allocator = allocator
+from tests.support.cuda_graphs import Array, Cuda, Stream
 
 
 class Owner:

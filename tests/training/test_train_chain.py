@@ -198,7 +198,8 @@ def test_gradients_equal_numerical_differences(chain, path):
     logits, deltas = ([level.array for level in outputs] for outputs in model.rpn(features))
     rngs = [np.random.RandomState(0)]
     anchors = chain.anchor_targets(batch, [logits[0].shape[2:]], rngs)
-    rois, _ = chain.roi_targets(batch, logits, deltas, rngs)
+    proposals = chain.propose(logits, deltas, [batch[0].image_transform])
+    rois, _ = chain.roi_targets(batch, proposals, rngs)
 
     def loss():
         logits, deltas = model.rpn(features)
@@ -242,7 +243,7 @@ def test_the_chain_uses_the_proposal_limits_of_training(chain, proposals):
     MaskRCNNTrainChain(chain.model, sampling=few)(images)
     for image, (size, scale, options, boxes) in zip(images, proposals, strict=True):
         assert size == (64, 80) and scale == image.image_transform.scale
-        assert options == {'pre_nms': 30, 'post_nms': 7}
+        assert options == {'pre_nms': 30, 'post_nms': 7, 'padded': False}
         assert len(boxes) == 7
         assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [63, 79]).all()
 
@@ -311,7 +312,8 @@ def test_float16_outputs_have_float32_losses_and_proposals(chain):
     found['rpn_cls_loss'].backward()
     assert halves[0][0].grad.dtype == np.float16 and halves[0][0].grad.any()
     logits, deltas = ([level.array for level in outputs] for outputs in halves)
-    (rois,), _ = chain.roi_targets([image], logits, deltas, [np.random.RandomState(0)])
+    proposals = chain.propose(logits, deltas, [image.image_transform])
+    (rois,), _ = chain.roi_targets([image], proposals, [np.random.RandomState(0)])
     assert rois.rois.dtype == np.float32
 
 

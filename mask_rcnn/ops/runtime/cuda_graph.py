@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 #: Whether the inference of networks on a GPU uses CUDA graphs.
 chainer.global_config.cuda_graphs = True  # type: ignore[attr-defined]  # Chainer accepts any entry
 
+#: The entries of ``chainer.config`` that select kernels.
+_SETTINGS = ('precision', 'autotune', 'cudnn_deterministic', 'use_cudnn', 'train')
+
 #: Maximum number of graphs of a network.  They share the memory of their temporary arrays; each has its input and
 #: output and about 0.3 MB for 300 kernels.
 _MAX_GRAPHS = 8
@@ -44,6 +47,11 @@ _MAX_SEEN = 64
 _failed: weakref.WeakSet = weakref.WeakSet()
 #: A capture replaces CuPy's allocator of pinned memory, which all threads share.
 _capture_lock = threading.Lock()
+
+
+def graph_settings() -> tuple:
+    """Return the entries of ``chainer.config`` that select kernels: a part of the key of a graph."""
+    return tuple(getattr(chainer.config, name) for name in _SETTINGS)
 
 
 def run_as_graph(function: Callable[[Array], Any], x: Array, key: Hashable, owner: Any) -> Any:
@@ -146,11 +154,15 @@ class GraphMemory:
     Their memory must not come from CuPy's pool: each replay writes the arrays that the captured function has deleted.
     Graphs that are replayed one after the other can share the memory of temporary arrays.  CuPy's pools manage memory
     per stream, so all captures use the same stream.
+
+    Attributes:
+        pass_number (int): Number of forward passes of training graphs, which the last one has increased.
     """
 
     def __init__(self):
         self.stream = cuda.cupy.cuda.Stream(non_blocking=True)
         self.pool = cuda.cupy.cuda.MemoryPool()
+        self.pass_number = 0
 
 
 class CapturedFunction:
@@ -179,21 +191,9 @@ class CapturedFunction:
             self._x = x.copy()
             function(self._x)  # CuPy and cuDNN allocate memory per stream, better before the capture
             self._retained.clear()
-            stack.enter_context(_without_host_copies())
-            self._result = self._record(function)
+            stack.enter_context(without_host_copies())
+            self._graph, self._result = record(stream, lambda: function(self._x))
         cuda.cupy.cuda.get_current_stream().wait_event(stream.record())
-
-    def _record(self, function: Callable[[Array], Any]) -> Any:
-        stream = self._memory.stream
-        stream.begin_capture()
-        try:
-            result = function(self._x)
-        except BaseException:
-            with contextlib.suppress(Exception):  # an invalid capture ends with an error
-                stream.end_capture()
-            raise
-        self._graph = stream.end_capture()
-        return result
 
     def __call__(self, x: Array) -> Any:
         """Return the result of the function for another argument of the same shape, computed on the current stream."""
@@ -202,12 +202,32 @@ class CapturedFunction:
         return self._result
 
 
+def record(stream: Any, function: Callable[[], Any]) -> tuple[Any, Any]:
+    """Capture the work that a function submits to a stream.
+
+    Args:
+        stream: The current stream.
+        function: A function that can be captured; see the module.
+
+    Returns:
+        tuple: The CUDA graph and the result of the function, whose arrays each launch of the graph fills.
+    """
+    stream.begin_capture()
+    try:
+        result = function()
+    except BaseException:
+        with contextlib.suppress(Exception):  # an invalid capture ends with an error
+            stream.end_capture()
+        raise
+    return stream.end_capture(), result
+
+
 class HostCopyError(Exception):
     """A captured function copies values from the host to the GPU."""
 
 
 @contextlib.contextmanager
-def _without_host_copies() -> Iterator[None]:
+def without_host_copies() -> Iterator[None]:
     """Raise :class:`HostCopyError` if CuPy copies values to the GPU on this thread.
 
     The graph would read the values from a buffer that CuPy reuses: the copy itself succeeds, and replays read anything.

@@ -38,7 +38,7 @@ def keep_weight_cache(link: Any) -> Iterator[None]:
     Args:
         link: A :class:`chainer.Link`, the network.
     """
-    arrays = _weights(link) if chainer.config.weight_cache is None and chainer.config.cuda_graphs else []
+    arrays = weights_of(link) if chainer.config.weight_cache is None and chainer.config.cuda_graphs else []
     kept = _kept.by_link.get(link)
     is_same = kept is not None and kept.has_arrays(arrays)  # and therefore hashable
     if not is_same and (not arrays or not all(map(_is_hashable, arrays))):
@@ -115,7 +115,7 @@ class _Segments:
             return cuda.to_cpu(hashes)
 
 
-def _weights(link: Any) -> list[Array]:
+def weights_of(link: Any) -> list[Array]:
     """Return the initialised parameters and the persistent arrays of a link, in an order fixed for the process."""
     array_types = chainer.get_array_types()
     values, links = [], [link]

@@ -1,0 +1,290 @@
+"""CUDA graphs of training: equal gradients, with stand-ins for CuPy's streams, graphs and memory."""
+
+import copy
+import logging
+import pickle
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
+
+from mask_rcnn.ops.runtime import training_graph
+from mask_rcnn.ops.runtime.training_graph import TrainingGraphs
+from tests.support.cuda_graphs import Array, training_graphs_on_the_cpu
+
+
+class Net(chainer.Chain):
+    """A linear layer that computes a variable with a gradient, an unused one, and an array."""
+
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.linear = L.Linear(3, 2)
+            self.unused = L.Linear(3, 5)
+        self.n_runs = 0
+
+    def __call__(self, x, factor):
+        self.n_runs += 1
+        h = self.linear(x)
+        return [F.tanh(h) * factor, h + 1, h.array * 10]
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    with training_graphs_on_the_cpu(monkeypatch, Array) as cuda:
+        monkeypatch.setattr(training_graph, 'weights_of', lambda link: [parameter.array for parameter in link.params()])
+        yield cuda
+
+
+@pytest.fixture
+def net():
+    return Net()
+
+
+def arrays(seed, n=4):
+    rng = np.random.RandomState(seed)
+    return [rng.uniform(-1, 1, shape).astype('f').view(Array) for shape in ((n, 3), (n, 2))]
+
+
+def run_pass(run, net, seed=0, n=4):
+    """Make a forward pass with new inputs, of which the first one has a gradient."""
+    x, factor = arrays(seed, n)
+    return run(net, [chainer.Variable(x), factor])
+
+
+def step(run, net, seed=0, n=4):
+    """Make a forward and a backward pass; return the outputs, and the gradients of the input and the layer."""
+    x, factor = arrays(seed, n)
+    x = chainer.Variable(x)
+    net.cleargrads()
+    tanh, shifted, scaled = run(net, [x, factor])
+    F.sum(tanh * tanh).backward()
+    results = [tanh.array, shifted.array, scaled, x.grad, net.linear.W.grad, net.linear.b.grad]
+    return [result.copy() for result in results]
+
+
+def eager(function, inputs):
+    return function(*inputs)
+
+
+def using(graphs, net, key='key'):
+    return lambda function, inputs: graphs.run(function, inputs, [net], key)
+
+
+def assert_equal(found, expected):
+    for array, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
+def test_results_and_gradients_follow_the_inputs_and_the_parameters(cuda, net):
+    graphs = TrainingGraphs()
+    for seed in range(5):
+        expected = step(eager, net, seed)
+        assert_equal(step(using(graphs, net), net, seed), expected)
+        assert net.unused.W.grad is None
+        net.linear.W.array[...] *= 0.7  # in place, as optimizers do
+
+
+def test_the_second_call_captures_both_passes_and_later_calls_replay_them(cuda, net):
+    graphs, events = TrainingGraphs(), []
+    for seed in range(3):
+        cuda.events.clear()
+        step(using(graphs, net), net, seed)
+        events.append(list(cuda.events))
+    assert events == [[], ['begin', 'end', 'begin', 'end'], []]
+
+
+def test_the_capture_has_its_own_stream_and_memory(cuda, net):
+    seen, outer = [], (cuda.stream, cuda.allocator)
+    graphs = TrainingGraphs()
+
+    def function(*inputs):
+        seen.append((cuda.stream, cuda.allocator))
+        return net(*inputs)
+
+    for _ in range(2):
+        step(lambda _, inputs: graphs.run(function, inputs, [net], 'key'), net)
+    assert seen[0] == outer
+    (inside,) = {*seen[1:3]}
+    assert inside[0] is not outer[0] and inside[1] is not outer[1]
+    assert (cuda.stream, cuda.allocator, cuda.pinned_allocator) == (*outer, cuda.default_pinned_allocator)
+
+
+def test_gradients_of_two_passes_are_accumulated(cuda, net):
+    """The gradients of the first pass are no longer in the arrays of the graph when those of the second are added."""
+    graphs = TrainingGraphs()
+    for _ in range(2):
+        step(using(graphs, net), net)
+
+    def accumulate(run):
+        net.cleargrads()
+        for seed in (1, 2):
+            F.sum(run_pass(run, net, seed)[0]).backward()
+        return net.linear.W.grad.copy(), net.linear.b.grad.copy()
+
+    for found, expected in zip(accumulate(using(graphs, net)), accumulate(eager), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_an_output_without_a_gradient_has_the_gradient_zero(cuda, net):
+    graphs = TrainingGraphs()
+
+    def gradient(run, names):
+        net.cleargrads()
+        tanh, shifted, _ = run_pass(run, net)
+        F.sum(sum({'tanh': tanh, 'shifted': shifted}[name] for name in names)).backward()
+        return net.linear.W.grad.copy()
+
+    for names in (['tanh'], ['tanh', 'shifted'], ['tanh', 'shifted'], ['tanh']):
+        expected = gradient(eager, names)
+        np.testing.assert_array_equal(gradient(using(graphs, net), names), expected)
+
+
+def test_a_forward_pass_between_the_passes_is_an_error(cuda, net):
+    graphs = TrainingGraphs()
+    for _ in range(2):
+        for n in (4, 5):
+            step(using(graphs, net), net, n=n)
+    first, _, _ = run_pass(using(graphs, net), net, n=4)
+    run_pass(using(graphs, net), net, n=5)
+    with pytest.raises(RuntimeError, match='a later forward pass has overwritten'):
+        F.sum(first).backward()
+
+
+@pytest.mark.parametrize('change', ['key', 'shape', 'parameter', 'stream'])
+def test_other_inputs_are_not_replayed(cuda, net, change):
+    graphs = TrainingGraphs()
+    for _ in range(2):
+        step(using(graphs, net), net)
+    if change == 'parameter':
+        net.linear.W.array = net.linear.W.array * 2
+    if change == 'stream':
+        cuda.stream.ptr += 1
+    n = 5 if change == 'shape' else 4
+    expected, runs = step(eager, net, n=n), net.n_runs
+    found = step(using(graphs, net, 'other' if change == 'key' else 'key'), net, n=n)
+    assert_equal(found, expected)
+    assert net.n_runs == runs + 1
+
+
+def test_a_failed_capture_is_reported_once(cuda, net, caplog):
+    graphs = TrainingGraphs()
+
+    def function(*inputs):
+        if cuda.is_capturing:
+            raise ValueError('two\nlines')
+        return net(*inputs)
+
+    with caplog.at_level(logging.WARNING):
+        for seed in range(4):
+            expected = step(eager, net, seed)
+            assert_equal(step(lambda _, inputs: graphs.run(function, inputs, [net], 'key'), net, seed), expected)
+    (record,) = caplog.records
+    assert record.message.endswith('the capture failed: ValueError: two lines')
+
+
+def test_copies_from_the_host_fail_the_capture(cuda, net, caplog):
+    graphs = TrainingGraphs()
+
+    def function(*inputs):
+        cuda.pinned_allocator(16)
+        return net(*inputs)
+
+    for _ in range(2):
+        step(lambda _, inputs: graphs.run(function, inputs, [net], 'key'), net)
+    assert '16 bytes are copied from the host to the GPU' in caplog.text
+    assert cuda.pinned_allocator is cuda.default_pinned_allocator
+
+
+def test_without_memory_the_graphs_are_released(cuda, net, caplog):
+    graphs = TrainingGraphs()
+    for _ in range(2):
+        step(using(graphs, net), net)
+    failures = [MemoryError('full')]
+
+    def function(*inputs):
+        if failures:
+            raise failures.pop()
+        return net(*inputs)
+
+    step(lambda _, inputs: graphs.run(function, inputs, [net], 'other'), net)
+    runs = net.n_runs
+    step(using(graphs, net), net)
+    assert net.n_runs == runs + 1  # no graph is left
+    failures.append(MemoryError('full'))
+    graphs.release()
+    with pytest.raises(MemoryError, match='full'):
+        step(lambda _, inputs: graphs.run(function, inputs, [net], 'other'), net)
+
+
+def test_short_memory_in_a_capture_does_not_rule_out_later_captures(cuda, net, caplog):
+    graphs = TrainingGraphs()
+
+    def function(*inputs):
+        if cuda.is_capturing and cuda.is_full:
+            raise MemoryError('full')
+        return net(*inputs)
+
+    for cuda.is_full in (True, True, False, False):
+        step(lambda _, inputs: graphs.run(function, inputs, [net], 'key'), net)
+    assert cuda.events[-4:] == ['begin', 'end', 'begin', 'end']
+
+
+def test_statistics_are_updated_once_per_call(cuda):
+    class Normalised(chainer.Chain):
+        def __init__(self):
+            super().__init__()
+            with self.init_scope():
+                self.norm = L.BatchNormalization(3)
+            for name in ('avg_mean', 'avg_var'):
+                setattr(self.norm, name, getattr(self.norm, name).view(Array))
+
+        def __call__(self, x):
+            return [self.norm(x)]
+
+    expected, found, graphs = Normalised(), Normalised(), TrainingGraphs()
+    cuda.persistent = [found.norm.avg_mean, found.norm.avg_var]
+    for seed in range(4):
+        x = arrays(seed)[0]
+        F.sum(expected(x)[0]).backward()
+        F.sum(graphs.run(found, [x], [found], 'key')[0]).backward()
+        np.testing.assert_array_equal(found.norm.avg_mean, expected.norm.avg_mean)
+        np.testing.assert_array_equal(found.norm.avg_var, expected.norm.avg_var)
+
+
+def test_graphs_in_use_are_kept_and_idle_ones_replaced(cuda, net, monkeypatch):
+    monkeypatch.setattr(training_graph, '_MAX_IDLE', 5)
+    graphs = TrainingGraphs(max_graphs=2)
+
+    def sizes():
+        return {shapes[0][1][0] for _, (shapes, *_), _ in graphs._graphs}
+
+    for n in (1, 2, 1, 2, 3, 3, 3):
+        step(using(graphs, net), net, n=n)
+    assert sizes() == {1, 2}
+    for n in (2, 2, 3, 3):
+        step(using(graphs, net), net, n=n)
+    assert sizes() == {2, 3}
+
+
+@pytest.mark.parametrize('reason', ['training_graphs', 'cuda_graphs', 'enable_backprop', 'debug', 'numpy'])
+def test_graphs_are_not_always_active(cuda, net, reason):
+    graphs, inputs = TrainingGraphs(), arrays(0)
+    if reason == 'numpy':
+        inputs = [array.view(np.ndarray) for array in inputs]
+    with chainer.using_config(reason, reason == 'debug'):
+        assert not graphs.is_active(inputs)
+        for _ in range(3):
+            graphs.run(net, inputs, [net], 'key')
+    assert net.n_runs == 3 and not cuda.events
+    assert graphs.is_active(arrays(0))
+
+
+def test_copies_are_empty(cuda, net):
+    graphs = TrainingGraphs(max_graphs=3)
+    for _ in range(2):
+        step(using(graphs, net), net)
+    for other in (copy.deepcopy(graphs), pickle.loads(pickle.dumps(graphs))):
+        assert other._max_graphs == 3 and not other._graphs
