@@ -140,18 +140,25 @@ class Linear(_WithoutInitialGradient, L.Linear):
 def output_layers(x, *links: Any) -> tuple[chainer.Variable, ...]:
     """Map ``(R, C)`` float32 to ``(R, O)`` for each linear link, in float32 in every precision.
 
-    With cuDNN and without backprop, all links are one convolution.  It takes fewer launches, and a CUDA graph can
-    capture it: CuPy (14) raises an exception if cuBLAS is called during a capture.
+    With cuDNN the links are 1x1 convolutions, which a CUDA graph can capture: CuPy (14) raises an exception if it calls
+    cuBLAS during a capture.  Without backprop, all links are one convolution, which takes fewer launches.
 
     Args:
         x: Array or :class:`chainer.Variable`.
         links: :class:`chainer.links.Linear` with a bias.
     """
-    if select_path(x) != 'cudnn':
+    path, precision = select_path(x), cudnn_frontend.PRECISIONS['fp32']
+    if path == 'cudnn_graph':
+        rows = _as_rows(chainer.as_variable(x), None)
+        outputs = [
+            cudnn_frontend.convolution_2d(rows, _as_rows(link.W, None), link.b, precision=precision) for link in links
+        ]
+        return tuple(F.reshape(y, y.shape[:2]) for y in outputs)
+    if path != 'cudnn':
         return tuple(link(x) for link in links)
     weight, bias = cached(_join_links, *(parameter.array for link in links for parameter in (link.W, link.b)))
     rows = _as_rows(chainer.as_array(x), None)
-    y = cudnn_frontend.convolve(rows, weight, bias, precision=cudnn_frontend.PRECISIONS['fp32'])[:, :, 0, 0]
+    y = cudnn_frontend.convolve(rows, weight, bias, precision=precision)[:, :, 0, 0]
     ends = np.cumsum([len(link.b) for link in links]).tolist()
     return tuple(chainer.as_variable(y[:, end - len(link.b) : end]) for link, end in zip(links, ends, strict=True))
 

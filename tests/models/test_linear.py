@@ -92,13 +92,27 @@ def test_output_layers_are_one_convolution_in_float32(stand_in, rng):
         link.b.array[...] = rng.uniform(-1, 1, link.b.shape)
     x = rng.uniform(-1, 1, (5, 24)).astype('f')
     expected = [link(x).array for link in links]
-    with cudnn_frontend.using_precision('fp16'):
-        for y, link_output in zip(layers.output_layers(x, *links), expected, strict=True):
-            np.testing.assert_array_equal(y.array, link_output)
-        assert stand_in.runs == []
-        with chainer.no_backprop_mode(), cache_weights():
-            outputs = layers.output_layers(x, *links), layers.output_layers(x, *links)
+    with cudnn_frontend.using_precision('fp16'), chainer.no_backprop_mode(), cache_weights():
+        outputs = layers.output_layers(x, *links), layers.output_layers(x, *links)
     assert stand_in.runs == [['matmul']] * 2 and outputs[0][0].array.base.shape[-1] == 16
     for variables in outputs:
         for y, link_output in zip(variables, expected, strict=True):
             np.testing.assert_allclose(y.array, link_output, rtol=0, atol=1e-6)
+
+
+def test_output_layers_have_float32_gradients_in_every_precision(stand_in, rng):
+    """By this package's calls of cuBLAS, because CuPy's cannot be captured in a CUDA graph."""
+    np.random.seed(0)
+    links = [chainer.links.Linear(24, n) for n in (3, 12)]
+    x, *upstream = (rng.uniform(-1, 1, shape).astype('f') for shape in ((5, 24), (5, 3), (5, 12)))
+    x = chainer.Variable(x)
+    parameters = [parameter for link in links for parameter in (link.W, link.b)]
+    expected = chainer.grad([link(x) for link in links], [x, *parameters], [chainer.Variable(g) for g in upstream])
+    with cudnn_frontend.using_precision('fp16'):
+        outputs = layers.output_layers(x, *links)
+        found = chainer.grad(outputs, [x, *parameters], [chainer.Variable(g) for g in upstream])
+    assert stand_in.runs == [['matmul']] * 6
+    for y, link in zip(outputs, links, strict=True):
+        np.testing.assert_allclose(y.array, link(x).array, rtol=0, atol=1e-6)
+    for gradient, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(gradient.array, other.array, rtol=0, atol=1e-5)

@@ -23,7 +23,14 @@ from mask_rcnn.ops.runtime.memory_layout import cast_nchw
 
 
 def convolution_2d(
-    x: Array, W: Array, b: Array | None = None, *, stride: int = 1, pad: int = 0, relu: bool = False
+    x: Array,
+    W: Array,
+    b: Array | None = None,
+    *,
+    stride: int = 1,
+    pad: int = 0,
+    relu: bool = False,
+    precision: Precision | None = None,
 ) -> chainer.Variable:
     """Return ``relu(convolution + b)``, one kernel forward; differentiable once with respect to all arrays.
 
@@ -34,11 +41,13 @@ def convolution_2d(
         stride: Step of the windows in both directions.
         pad: Zeros around the images.
         relu: Whether to apply ReLU.
+        precision: Precision of both passes, by default that of the configuration.
 
     Returns:
         chainer.Variable: ``(N, O, oh, ow)`` of the type of ``x``, channels innermost in memory.
     """
-    return _apply(_CudnnConvolution, {'x': x, 'W': W, 'b': b}, stride=stride, pad=pad, relu=relu)
+    options = {'stride': stride, 'pad': pad, 'relu': relu, 'precision': precision}
+    return _apply(_CudnnConvolution, {'x': x, 'W': W, 'b': b}, **options)
 
 
 def convolution_affine(
@@ -107,11 +116,12 @@ class _CudnnFunction(chainer.FunctionNode, abc.ABC):
         stride: Step of the windows in both directions.
         pad: Zeros around the images.
         relu: Whether to apply ReLU.
+        precision: Precision of both passes, or ``None`` for that of the configuration.
     """
 
-    def __init__(self, names: list[str], *, stride: int, pad: int, relu: bool):
+    def __init__(self, names: list[str], *, stride: int, pad: int, relu: bool, precision: Precision | None = None):
         self.names, self.relu = names, relu
-        self.geometry: dict[str, Any] = {'stride': stride, 'pad': pad}
+        self.options: dict[str, Any] = {'stride': stride, 'pad': pad, 'precision': precision}
 
     @abc.abstractmethod
     def compute(self, x, W, **epilogue):
@@ -168,17 +178,17 @@ class _CudnnConvolution(_CudnnFunction):
         self._stored: tuple[Precision, Array] | None = None
 
     def compute(self, x, W, **epilogue):
-        return convolve(x, self._stored_weight(W), **epilogue, **self.geometry)
+        return convolve(x, self._stored_weight(W), **epilogue, **self.options)
 
     def gradient_x(self, g, x, W):
-        return convolve_backward_data(g, self._stored_weight(W), x.shape, **self.geometry)
+        return convolve_backward_data(g, self._stored_weight(W), x.shape, **self.options)
 
     def gradient_w(self, g, x, W):
-        return convolve_backward_filter(x, g, W.shape, dtype=W.dtype, scale=self.scale, **self.geometry)
+        return convolve_backward_filter(x, g, W.shape, dtype=W.dtype, scale=self.scale, **self.options)
 
     def _stored_weight(self, W):
         """Return the scaled weight in the storage type, computed once for the forward and the backward pass."""
-        precision = current_precision()
+        precision = self.options['precision'] or current_precision()
         if self._stored is None or self._stored[0] is not precision:
             self._stored = precision, self._convert_weight(W, precision.storage)
         return self._stored[1]
@@ -195,10 +205,10 @@ class _CudnnDeconvolution(_CudnnFunction):
     """The transposed convolution."""
 
     def compute(self, x, W, **epilogue):
-        return deconvolve(x, W, **epilogue, **self.geometry)
+        return deconvolve(x, W, **epilogue, **self.options)
 
     def gradient_x(self, g, x, W):
-        return convolve(g, W, **self.geometry)
+        return convolve(g, W, **self.options)
 
     def gradient_w(self, g, x, W):
-        return convolve_backward_filter(g, x, W.shape, dtype=W.dtype, **self.geometry)
+        return convolve_backward_filter(g, x, W.shape, dtype=W.dtype, **self.options)
