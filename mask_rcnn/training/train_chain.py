@@ -17,6 +17,7 @@ from mask_rcnn.ops.boxes.flatten_anchors import flatten_anchors
 from mask_rcnn.ops.losses.elementwise import sigmoid_cross_entropy, smooth_l1
 from mask_rcnn.ops.losses.softmax import softmax_cross_entropy
 from mask_rcnn.ops.losses.weighted_sum import weighted_sum
+from mask_rcnn.ops.roi.first_rois import first_rois
 from mask_rcnn.ops.runtime.cuda_graph import graph_settings
 from mask_rcnn.ops.runtime.device import uses_padding
 from mask_rcnn.ops.runtime.training_graph import TrainingGraphs
@@ -347,7 +348,8 @@ class MaskRCNNTrainChain(chainer.Chain):
             outputs = list(model.box_head(h))
             if model.config.masks:
                 n = n_mask_rois
-                outputs.append(model.mask_head(model.mask_head.roi_features(features, boxes[:n], images[:n], h[:n])))
+                mask_h = model.mask_head.roi_features(features, boxes[:n], images[:n], first_rois(h, n))
+                outputs.append(model.mask_head(mask_h))
             return outputs
 
         links = [model.box_head, *([model.mask_head] if model.config.masks else [])]

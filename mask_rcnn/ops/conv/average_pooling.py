@@ -8,7 +8,7 @@ import numpy as np
 
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
-from mask_rcnn.ops.runtime.memory_layout import channels_last, vector_lanes
+from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, channels_last, vector_lanes
 
 
 def global_average_pooling_2d(x: chainer.Variable | Array) -> chainer.Variable:
@@ -18,13 +18,33 @@ def global_average_pooling_2d(x: chainer.Variable | Array) -> chainer.Variable:
         x: ``(N, C, H, W)``, float32 or float16, not empty in space.
 
     Returns:
-        chainer.Variable: ``(N, C)`` float32.
+        chainer.Variable: ``(N, C)`` float32; on a GPU differentiable once.
     """
-    on_gpu = get_array_module(x) is not np
-    if on_gpu and not chainer.config.enable_backprop and x.dtype.char in 'ef':
-        return chainer.as_variable(average_gpu(chainer.as_array(x)))
+    if get_array_module(x) is not np and x.dtype.char in 'ef':
+        return _GlobalAveragePooling().apply((x,))[0]
     mean = F.mean(x, axis=(2, 3))
     return mean if mean.dtype == np.float32 else F.cast(mean, np.float32)
+
+
+class _GlobalAveragePooling(chainer.FunctionNode):
+    """The mean over all locations on a GPU; the gradient of ``x`` has the channels innermost."""
+
+    def forward(self, inputs):
+        self._shape, self._dtype = inputs[0].shape, inputs[0].dtype
+        return (average_gpu(inputs[0]),)
+
+    def backward(self, indexes, grad_outputs):
+        return self.backward_accumulate(indexes, grad_outputs, (None,))
+
+    def backward_accumulate(self, target_input_indexes, grad_outputs, grad_inputs):
+        n, channels, height, width = self._shape
+        share = (grad_outputs[0].array / np.float32(height * width)).astype(self._dtype)[:, None, None]
+        if grad_inputs[0] is None:
+            xp = get_array_module(share)
+            gradient = xp.ascontiguousarray(xp.broadcast_to(share, (n, height, width, channels)))
+        else:
+            gradient = as_nhwc(grad_inputs[0].array) + share
+        return (chainer.as_variable(as_nchw(gradient)),)
 
 
 def average_gpu(x: Array) -> Array:
