@@ -15,7 +15,7 @@ import pytest
 from mask_rcnn.training import distributed, snapshot
 from mask_rcnn.training.distributed import Communicator, ProcessError, run_together
 from mask_rcnn.training.extensions import IntervalTrigger, Tolerant, TrainingLog
-from mask_rcnn.training.failures import describe_error
+from mask_rcnn.training.failures import StateBeforeUpdate, describe_error
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.signals import SignalHandler, StopTrigger
 from mask_rcnn.training.snapshot import Snapshots, list_snapshots, read_snapshot
@@ -120,6 +120,24 @@ def test_the_state_before_a_failed_update_is_saved(tmp_path, place, kind):
     for name in expected:
         if 'elapsed_time' not in name and not name.endswith('_log'):
             np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize('device', ['@numpy', pytest.param('@cupy:0', marks=pytest.mark.gpu)])
+def test_all_running_statistics_are_restored(device):
+    """The saved values are copies."""
+    link = chainer.Sequential(L.BatchNormalization(3), L.Linear(4, 2), L.BatchNormalization((2, 4), axis=0))
+    link.to_device(device)
+    arrays = [array for norm in (link[0], link[2]) for array in (norm.avg_mean, norm.avg_var)]
+    for i, array in enumerate(arrays):
+        array[...] = link.xp.arange(array.size).reshape(array.shape) / 7 + i
+    expected = [chainer.backends.cuda.to_cpu(array).copy() for array in arrays]
+    state = StateBeforeUpdate(chainer.iterators.SerialIterator([1], 1), link)
+    state.save()
+    for array in arrays:
+        array[...] = -1
+    state.restore()
+    for array, values in zip(arrays, expected, strict=True):
+        np.testing.assert_array_equal(chainer.backends.cuda.to_cpu(array), values)
 
 
 def test_an_error_between_updates_saves_the_completed_iteration(tmp_path):
