@@ -282,7 +282,7 @@ class ConvNorm(chainer.Chain):
                 chainer.as_array(x), weight, bias, residual=residual, overwrite_residual=overwrite_residual, **options
             )
             return chainer.as_variable(y)
-        if path == 'cudnn_graph' and self._has_constant_norm:
+        if path == 'cudnn_graph' and self.has_constant_norm:
             return cudnn_frontend.convolution_affine(x, self.conv.W, *scale_and_bias(self.norm), residual, **options)
         return self.normalize(self.conv(x), relu=relu, residual=residual)
 
@@ -292,7 +292,7 @@ class ConvNorm(chainer.Chain):
         return self.bn_frozen or isinstance(self.norm, AffineChannel2D) or not chainer.config.train
 
     @property
-    def _has_constant_norm(self) -> bool:
+    def has_constant_norm(self) -> bool:
         """True if the normalisation neither depends on the batch nor is trained."""
         return self.has_fixed_norm and not any(parameter.requires_grad for parameter in self.norm.params())
 

@@ -13,6 +13,7 @@ from mask_rcnn.models import layers
 from mask_rcnn.models.backbones import resnet
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.masks import paste_masks
+from mask_rcnn.ops.roi.roi_align import roi_align
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy
 from mask_rcnn.training.freezing import _freeze_parameters
@@ -243,6 +244,41 @@ def test_frozen_normalisation_is_fused_into_the_convolution(rng, request, norm, 
     for gpu, cpu in zip(run(), expected, strict=True):
         np.testing.assert_allclose(gpu, cpu, rtol=0, atol=2e-6)  # measured: 7e-7 for values up to 6
     assert stand_in.runs == [['conv'] + ['add'] * residual + ['bias'] + ['relu'] * relu, ['dgrad'], ['wgrad']]
+
+
+@pytest.mark.parametrize('relu', [False, True])
+def test_frozen_normalisation_after_pooling(rng, request, monkeypatch, relu):
+    """The scale is part of the convolution; one kernel adds the bias, and one computes the derivative of ReLU."""
+    np.random.seed(0)
+    link = layers.ConvNorm(4, 8, 1, stride=2, norm='affine')
+    for parameter in link.norm.params():
+        parameter.array[...] = rng.uniform(-1.5, 1.5, parameter.shape)
+    _freeze_parameters(link.norm)
+    inputs, gy = rng.uniform(-1, 1, (2, 4, 9, 10)).astype('f'), rng.uniform(-1, 1, (3, 8, 4, 4)).astype('f')
+    rois, indices = np.array([[0, 0, 60, 70], [9, 30, 80, 90], [3, 3, 20, 60]], 'f'), np.array([0, 1, -1], 'i')
+
+    def run():
+        link.cleargrads()
+        x = chainer.Variable(inputs)
+        pool = lambda features, *args, **epilogue: roi_align(  # noqa: E731
+            features[0], *args, output_size=4, spatial_scale=1 / 16, **epilogue
+        )
+        y = resnet.PoolAfterConv(pool, rois[:n_rois], indices[:n_rois])(link, x, relu=relu)
+        y.grad = gy[:n_rois]
+        y.backward()
+        return [y.array, x.grad, link.conv.W.grad]
+
+    n_rois = 2
+    expected = run()
+    stand_in = request.getfixturevalue('on_gpu')
+    monkeypatch.setattr(link, 'normalize', None)  # not called
+    for gpu, cpu in zip(run(), expected, strict=True):
+        np.testing.assert_allclose(gpu, cpu, rtol=0, atol=5e-6)
+    n_rois = 3
+    (padding,) = run()[0][2:]  # its features are 0 before the bias
+    bias = link.norm.bias.array[:, None, None]
+    np.testing.assert_array_equal(padding, np.broadcast_to(np.maximum(bias, 0) if relu else bias, padding.shape))
+    assert stand_in.runs == [['matmul']] * 6  # three of each run
 
 
 def test_fixed_statistics_with_trained_scale_and_offset(rng, request):

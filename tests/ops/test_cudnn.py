@@ -375,6 +375,25 @@ def test_a_gradient_that_is_read_elsewhere_is_not_overwritten(stand_in, rng, rel
     assert_close(gradient.array, expected, 'fp32', 40)
 
 
+@pytest.mark.parametrize('dtype', ['f', 'e'])
+@pytest.mark.parametrize('relu', [False, True])
+def test_a_constant_epilogue(xp, rng, dtype, relu):
+    """It overwrites the result of another function, but not the gradient."""
+    x, gy = (array.astype(dtype) for array in make(rng, (2, 8, 3, 5), (2, 8, 3, 5)))
+    (b,) = make(rng, 8)
+    image = chainer.Variable(xp.asarray(x))
+    h = image * 2
+    y = cudnn_frontend.apply_constant_epilogue(h, xp.asarray(b), relu=relu)
+    assert y.array is h.array and y.dtype == dtype
+    total = 2 * x.astype('f') + b[:, None, None]
+    expected = (np.maximum(total, 0) if relu else total).astype(dtype)
+    np.testing.assert_array_equal(cuda.to_cpu(y.array), expected)
+    y.grad = gradient = xp.asarray(gy.copy())
+    y.backward()
+    np.testing.assert_array_equal(cuda.to_cpu(image.grad), 2 * (gy * (expected > 0) if relu else gy))
+    np.testing.assert_array_equal(cuda.to_cpu(gradient), gy)
+
+
 # Graphs
 
 

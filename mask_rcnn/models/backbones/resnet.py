@@ -9,7 +9,7 @@ from __future__ import annotations
 import chainer
 
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.models.layers import Backbone, ConvNorm, select_path
+from mask_rcnn.models.layers import Backbone, ConvNorm, scale_and_bias, select_path
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv.convolution import convolve
 from mask_rcnn.ops.conv.max_pooling import max_pooling_2d
@@ -46,11 +46,16 @@ class PoolAfterConv:
         Returns:
             chainer.Variable: ``(R, O, bins, bins)``.
         """
-        if select_path(x) in ('cpu', 'cudnn') and layer.has_fixed_norm:
+        path, stride, pad = select_path(x), layer.conv.stride[0], layer.conv.pad[0]
+        if path in ('cpu', 'cudnn') and layer.has_fixed_norm:
             weight, bias = layer.fold()
             array = chainer.as_array(x)
-            h = cached(_convolve, array, weight, layer.conv.stride[0], layer.conv.pad[0], scope='features')
+            h = cached(_convolve, array, weight, stride, pad, scope='features')
             return self._pool_rois(h, bias=bias, relu=relu)
+        if path == 'cudnn_graph' and layer.has_constant_norm:
+            scale, bias = scale_and_bias(layer.norm)
+            h = cudnn_frontend.convolution_affine(x, layer.conv.W, scale, None, stride=stride, pad=pad)
+            return cudnn_frontend.apply_constant_epilogue(self._pool_rois(h), bias, relu=relu)
         return layer.normalize(self._pool_rois(layer.conv(x)), relu=relu)
 
     def _pool_rois(self, feature_map, **epilogue):

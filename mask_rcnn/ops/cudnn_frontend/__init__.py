@@ -9,6 +9,7 @@ run by cuBLAS instead (:mod:`~mask_rcnn.ops.cudnn_frontend.matmul`, :mod:`~mask_
 """
 
 from mask_rcnn.ops.cudnn_frontend.blocks import convolve_few_channels
+from mask_rcnn.ops.cudnn_frontend.constant_epilogue import apply_constant_epilogue
 from mask_rcnn.ops.cudnn_frontend.convolution import (
     apply_epilogue,
     convolve,
@@ -23,6 +24,7 @@ from mask_rcnn.ops.cudnn_frontend.precision import PRECISIONS, current_precision
 
 __all__ = [
     'PRECISIONS',
+    'apply_constant_epilogue',
     'apply_epilogue',
     'convolution_2d',
     'convolution_affine',

@@ -54,7 +54,7 @@ def convolution_affine(
     x: Array,
     W: Array,
     scale: Array,
-    bias: Array,
+    bias: Array | None,
     residual: Array | None = None,
     *,
     stride: int = 1,
@@ -70,7 +70,7 @@ def convolution_affine(
         x: ``(N, C, H, W)`` CuPy array or variable, float32 or float16.
         W: ``(O, C, kh, kw)``.
         scale: ``(O,)`` array, a constant.
-        bias: ``(O,)`` array, a constant.
+        bias: ``(O,)`` array, a constant, or ``None``.
         residual: ``(N, O, oh, ow)`` to add, or ``None``.
         stride: Step of the windows in both directions.
         pad: Zeros around the images.
