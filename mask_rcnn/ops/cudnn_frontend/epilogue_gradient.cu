@@ -27,7 +27,8 @@ __device__ void differentiate_relu(
     long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     for (; index < n / LANES; index += (long long)gridDim.x * blockDim.x) {
         lanes gradient = ((const lanes*)gy)[index];
-        multiply_by_derivative<element, LANES>(((const lanes*)y)[index], gradient);
+        const lanes output = ((const lanes*)y)[index];  // a reference to memory would be read lane by lane
+        multiply_by_derivative<element, LANES>(output, gradient);
         ((lanes*)g)[index] = gradient;
     }
 }
