@@ -146,35 +146,36 @@ def rasterize_in_boxes(segmentation: Segmentation, boxes: np.ndarray, size: int)
     if isinstance(segmentation, dict):
         mask = decode_rle(segmentation)
         return np.stack([resample_mask(mask, box, size) for box in boxes])
-    return np.stack([rasterize_polygons(segmentation, box, size) for box in boxes])
+    return rasterize_polygons(segmentation, boxes, size)
 
 
-def rasterize_polygons(polygons: Sequence[np.ndarray], box: np.ndarray, size: int) -> np.ndarray:
-    """Scale polygons from a box to ``size`` x ``size`` pixels and rasterise them with pycocotools.
+def rasterize_polygons(polygons: Sequence[np.ndarray], boxes: np.ndarray, size: int) -> np.ndarray:
+    """Scale polygons from each box to ``size`` x ``size`` pixels and rasterise them with pycocotools.
 
-    This is ``polys_to_mask_wrt_box`` of ``detectron/utils/segms.py``: arithmetic is float32, and the width of the
-    box is ``x2 - x1`` (without + 1).
+    This is ``polys_to_mask_wrt_box`` of ``detectron/utils/segms.py``: arithmetic is float32, and the width of a box is
+    ``x2 - x1`` (without + 1).
 
     Args:
         polygons: Flat arrays ``x, y, x, y, ...`` of at least three points.
-        box: ``(4,)`` float32.
-        size: Height and width M of the mask.
+        boxes: ``(R, 4)`` float32; at least one.
+        size: Height and width M of the masks.
 
     Returns:
-        numpy.ndarray: ``(M, M)`` int32, 0 or 1.
+        numpy.ndarray: ``(R, M, M)`` int32, 0 or 1.
 
     Raises:
         ValueError: See :func:`mask_rcnn.ops.masks.rle.check_polygons`.
     """
-    origin = box[1::-1]  # x, y
-    box_size = np.maximum(box[:1:-1] - origin, np.float32(1))
-    scaled = [
-        ((np.asarray(polygon, np.float32).reshape(-1, 2) - origin) * np.float32(size) / box_size).ravel()
-        for polygon in polygons
-    ]
-    check_polygons(scaled)
-    parts = pycocotools.mask.frPyObjects(scaled, size, size)
-    return pycocotools.mask.decode(parts).any(axis=2).astype(np.int32)
+    origins = boxes[:, None, 1::-1]  # x, y
+    box_sizes = np.maximum(boxes[:, None, :1:-1] - origins, np.float32(1))
+    masks = np.zeros((len(boxes), size, size), np.int32)
+    for polygon in polygons:
+        points = np.asarray(polygon, np.float32).reshape(-1, 2)
+        scaled = ((points - origins) * np.float32(size) / box_sizes).reshape(len(boxes), -1)
+        check_polygons(scaled)
+        parts = pycocotools.mask.frPyObjects(list(scaled), size, size)
+        masks |= pycocotools.mask.decode(parts).transpose(2, 0, 1)
+    return masks
 
 
 def resample_mask(mask: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:

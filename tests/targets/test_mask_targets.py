@@ -42,6 +42,29 @@ def test_polygons_are_rasterised_as_in_detectron(golden, size):
         np.testing.assert_array_equal(mask, arrays[f'{key}_mask'], err_msg=key)
 
 
+def test_boxes_are_rasterised_independently(rng):
+    """An object of a triangle and a pentagon, against the union that pycocotools merges in each box."""
+    polygons = tuple((rng.rand(2 * n) * 40).astype('f') for n in (3, 5))
+    corners = rng.uniform(0, 30, (20, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0.1, 20, (20, 2))], axis=1).astype('f')
+    found = rasterize_in_boxes(polygons, boxes, 28)
+    assert found.dtype == np.int32 and found.any() and not found.all()
+    for mask, (y1, x1, y2, x2) in zip(found, boxes, strict=True):
+        size = np.maximum(np.array([x2 - x1, y2 - y1]), np.float32(1))
+        scaled = [((p.reshape(-1, 2) - [x1, y1]).astype('f') * np.float32(28) / size).ravel() for p in polygons]
+        merged = pycocotools.mask.merge(pycocotools.mask.frPyObjects(scaled, 28, 28))
+        np.testing.assert_array_equal(mask, pycocotools.mask.decode(merged))
+
+
+@pytest.mark.parametrize('value', [np.nan, 3e7])
+def test_one_refused_polygon_among_several_boxes(value):
+    """The second box has 1 pixel, so that the polygon is scaled by 28."""
+    polygon = np.array([0, 0, value, 0, 5, 5], np.float32)
+    boxes = np.array([[0, 0, 1e9, 1e9], [0, 0, 1, 1], [0, 0, 1e9, 1e9]], np.float32)
+    with pytest.raises(ValueError, match='a polygon has an outline of .* pixels or lies far outside the mask'):
+        rasterize_in_boxes((polygon,), boxes, 28)
+
+
 def test_rle_at_its_original_size_is_the_mask(rng):
     mask = rng.rand(20, 30) > 0.5
     (found,) = rasterize_in_boxes(encode(mask), np.array([[3, 5, 17, 19]], np.float32), 14)
