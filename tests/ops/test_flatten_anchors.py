@@ -14,10 +14,11 @@ def random_outputs(rng, n_values, dtype=np.float32):
     return [rng.normal(size=(2, 3 * n_values, *size)).astype(dtype) for size in SIZES]
 
 
+@pytest.mark.parametrize('backend', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)], indirect=True)
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
 @pytest.mark.parametrize('channels_last', [True, False])
 @pytest.mark.parametrize('n_values', [1, 4])
-def test_the_order_is_that_of_the_anchors(rng, dtype, channels_last, n_values):
+def test_the_order_is_that_of_the_anchors(backend, rng, dtype, channels_last, n_values):
     """Level by level and row by row; the anchors of a location are neighbours."""
     outputs = random_outputs(rng, n_values, dtype)
     expected = [
@@ -29,9 +30,14 @@ def test_the_order_is_that_of_the_anchors(rng, dtype, channels_last, n_values):
     expected = np.array(expected).reshape(2, -1, n_values)
     if channels_last:
         outputs = [np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for x in outputs]
-    flat = flatten_anchors(outputs, n_values)
+    variables = [chainer.Variable(backend.array(x)) for x in outputs]
+    flat = flatten_anchors(variables, n_values)
     assert flat.dtype == dtype and flat.shape == ((2, 93, 4) if n_values == 4 else (2, 93))
-    np.testing.assert_array_equal(flat.array.reshape(2, 93, -1), expected)
+    np.testing.assert_array_equal(backend.numpy(flat).reshape(2, 93, -1), expected)
+    flat.grad = flat.array.copy()
+    flat.backward()
+    for variable, x in zip(variables, outputs, strict=True):
+        np.testing.assert_array_equal(backend.numpy(variable.grad), x)
 
 
 @pytest.mark.parametrize('n_values', [1, 4])

@@ -180,11 +180,12 @@ def test_losses_equal_those_of_chainer(rng, name, dtype):
     assert found.dtype == (np.float64 if dtype == np.float64 else np.float32) and variables[1].grad.dtype == dtype
 
 
+@pytest.mark.parametrize('backend', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)], indirect=True)
 @pytest.mark.parametrize('factors', [(1, 1, 1), (1, 0.5, 3), (0.25, 1, 1)])
-def test_the_weighted_sum_of_scalars(factors):
-    values = [chainer.Variable(np.array(value, 'f')) for value in (1.5, -2, 8)]
+def test_the_weighted_sum_of_scalars(backend, factors):
+    values = [chainer.Variable(backend.array(np.array(value, 'f'))) for value in (1.5, -2, 8)]
     total = weighted_sum(values, factors)
-    assert total.dtype == np.float32 and isinstance(total.array, np.ndarray)
+    assert total.dtype == np.float32 and isinstance(total.array, backend.xp.ndarray)
     assert float(total.array) == 1.5 * factors[0] - 2 * factors[1] + 8 * factors[2]
     (total * 4).backward()
     assert [float(value.grad) for value in values] == [4 * factor for factor in factors]

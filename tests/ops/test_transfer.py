@@ -264,5 +264,20 @@ def test_arrays_uploaded_together_need_one_copy(queue, rng, xp):
         np.testing.assert_array_equal(array, original)
 
 
+@pytest.mark.gpu
+def test_arrays_are_uploaded_together_to_a_gpu():
+    xp = chainer.backends.cuda.cupy
+    arrays = [
+        np.arange(7, dtype=np.int32),
+        np.zeros((2, 0), np.float32),
+        np.arange(12, dtype=np.float64).reshape(3, 4)[:, ::2],
+        np.array([True, False, True]),
+    ]
+    for array, found in zip(arrays, upload_together(arrays, xp), strict=True):
+        assert isinstance(found, xp.ndarray) and found.dtype == array.dtype and found.flags.c_contiguous
+        np.testing.assert_array_equal(found.get(), array)
+    assert upload_together([np.zeros((0, 4), 'f')], xp)[0].shape == (0, 4)
+
+
 def test_no_arrays_are_uploaded_together(queue):
     assert upload_together([], 'cupy') == [] and upload_together([np.zeros((0, 4), 'f')], 'cupy')[0].shape == (0, 4)
