@@ -43,8 +43,9 @@ def match_rois(boxes: np.ndarray, annotations: Annotations, *, offset: float) ->
     iou, gt_index = np.zeros(len(boxes), np.float32), np.full(len(boxes), -1)
     if len(crowd) and len(boxes):
         overlaps = box_iou(boxes, annotations.boxes, offset=offset)
-        iou = overlaps.max(axis=1)
-        gt_index = np.where(iou > 0, overlaps.argmax(axis=1), -1)
+        best = overlaps.argmax(axis=1)
+        iou = overlaps[np.arange(len(boxes)), best]  # a maximum along a short axis is slow
+        gt_index = np.where(iou > 0, best, -1)
     labels = np.append(gt_labels, np.int32(0))[gt_index]  # index -1 reads the appended 0
     return Candidates(
         boxes=np.concatenate([annotations.boxes, boxes]),
