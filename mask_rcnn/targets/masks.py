@@ -35,16 +35,13 @@ def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, offs
         numpy.ndarray: ``(F, M, M)`` int32: 1 inside the object, 0 outside; -1 everywhere if the object has no
         segmentation.
     """
-    targets = np.empty((len(boxes), size, size), np.int32)
     if len(boxes) == 0:
-        return targets
+        return np.empty((0, size, size), np.int32)
     objects = np.flatnonzero(~annotations.crowd)
-    shape_boxes = np.stack([segmentation_box(annotations.segmentations[i], annotations.boxes[i]) for i in objects])
-    matched = objects[box_iou(boxes, shape_boxes, offset=offset).argmax(axis=1)]
-    for i in np.unique(matched):
-        rows = np.flatnonzero(matched == i)
-        targets[rows] = rasterize_in_boxes(annotations.segmentations[i], boxes[rows], size)
-    return targets
+    segmentations = [annotations.segmentations[i] for i in objects]
+    shape_boxes = np.stack(list(map(segmentation_box, segmentations, annotations.boxes[objects])))
+    matched = box_iou(boxes, shape_boxes, offset=offset).argmax(axis=1)
+    return rasterize_in_boxes(segmentations, matched, boxes, size)
 
 
 def bitmap_targets(
@@ -129,53 +126,70 @@ def segmentation_box(segmentation: Segmentation, default: ArrayLike) -> np.ndarr
     return np.concatenate([points.min(axis=0)[::-1], points.max(axis=0)[::-1]]).astype(np.float32)
 
 
-def rasterize_in_boxes(segmentation: Segmentation, boxes: np.ndarray, size: int) -> np.ndarray:
-    """Rasterise the part of one segmentation inside each box.
+def rasterize_in_boxes(
+    segmentations: Sequence[Segmentation], objects: np.ndarray, boxes: np.ndarray, size: int
+) -> np.ndarray:
+    """Rasterise the part of a segmentation inside each box.
 
     Args:
-        segmentation: Polygons or RLE.
+        segmentations: For each object, polygons or RLE.
+        objects: ``(R,)`` int index of the object of each box.
         boxes: ``(R, 4)`` float32 in the same coordinates.
         size: Height and width M of the masks.
 
     Returns:
-        numpy.ndarray: ``(R, M, M)`` int32: 1 inside the object, 0 outside; -1 everywhere if the segmentation is
-        empty.
+        numpy.ndarray: ``(R, M, M)`` int32: 1 inside the object, 0 outside; -1 everywhere if its segmentation is empty.
     """
-    if not segmentation:
-        return np.full((len(boxes), size, size), IGNORED, np.int32)
-    if isinstance(segmentation, dict):
-        mask = decode_rle(segmentation)
-        return np.stack([resample_mask(mask, box, size) for box in boxes])
-    return rasterize_polygons(segmentation, boxes, size)
+    masks = np.full((len(boxes), size, size), IGNORED, np.int32)
+    of_polygons = []
+    for i, segmentation in enumerate(segmentations):
+        rows = np.flatnonzero(objects == i)
+        if not segmentation or not len(rows):
+            continue
+        if isinstance(segmentation, dict):
+            bitmap = decode_rle(segmentation)
+            masks[rows] = [resample_mask(bitmap, boxes[row], size) for row in rows]
+        else:
+            of_polygons.extend(rows.tolist())
+    if of_polygons:
+        masks[of_polygons] = rasterize_polygons(
+            [segmentations[objects[row]] for row in of_polygons], boxes[of_polygons], size
+        )
+    return masks
 
 
-def rasterize_polygons(polygons: Sequence[np.ndarray], boxes: np.ndarray, size: int) -> np.ndarray:
+def rasterize_polygons(segmentations: Sequence[Sequence[np.ndarray]], boxes: np.ndarray, size: int) -> np.ndarray:
     """Scale polygons from each box to ``size`` x ``size`` pixels and rasterise them with pycocotools.
 
     This is ``polys_to_mask_wrt_box`` of ``detectron/utils/segms.py``: arithmetic is float32, and the width of a box is
-    ``x2 - x1`` (without + 1).
+    ``x2 - x1`` (without + 1).  All polygons are rasterised together: a call costs more than a polygon.
 
     Args:
-        polygons: Flat arrays ``x, y, x, y, ...`` of at least three points.
+        segmentations: For each box, at least one flat array ``x, y, x, y, ...`` of at least three points.
         boxes: ``(R, 4)`` float32; at least one.
         size: Height and width M of the masks.
 
     Returns:
-        numpy.ndarray: ``(R, M, M)`` int32, 0 or 1.
+        numpy.ndarray: ``(R, M, M)`` uint8, 0 or 1.
 
     Raises:
         ValueError: See :func:`mask_rcnn.ops.masks.rle.check_polygons`.
     """
-    origins = boxes[:, None, 1::-1]  # x, y
-    box_sizes = np.maximum(boxes[:, None, :1:-1] - origins, np.float32(1))
-    masks = np.zeros((len(boxes), size, size), np.int32)
-    for polygon in polygons:
-        points = np.asarray(polygon, np.float32).reshape(-1, 2)
-        scaled = ((points - origins) * np.float32(size) / box_sizes).reshape(len(boxes), -1)
-        check_polygons(scaled)
-        parts = pycocotools.mask.frPyObjects(list(scaled), size, size)
-        masks |= pycocotools.mask.decode(parts).transpose(2, 0, 1)
-    return masks
+    parts = [np.asarray(polygon, np.float32).reshape(-1, 2) for polygons in segmentations for polygon in polygons]
+    box_of_part = np.repeat(np.arange(len(boxes)), [len(polygons) for polygons in segmentations])
+    stops = np.cumsum([len(part) for part in parts])
+    box_of_point = np.repeat(box_of_part, np.diff(stops, prepend=0))
+    origins = boxes[:, 1::-1]  # x, y
+    box_sizes = np.maximum(boxes[:, :1:-1] - origins, np.float32(1))
+    points = (np.concatenate(parts) - origins[box_of_point]) * np.float32(size) / box_sizes[box_of_point]
+    scaled = [part.ravel() for part in np.split(points, stops[:-1])]
+    check_polygons(scaled)
+    masks = pycocotools.mask.decode(pycocotools.mask.frPyObjects(scaled, size, size)).T  # (parts, x, y), contiguous
+    is_first = np.diff(box_of_part, prepend=-1) > 0
+    union = masks[is_first]
+    for i in np.flatnonzero(~is_first):
+        union[box_of_part[i]] |= masks[i]
+    return union.transpose(0, 2, 1)
 
 
 def resample_mask(mask: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:

@@ -6,8 +6,8 @@ import pytest
 
 from mask_rcnn.datasets.example import Annotations
 from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.targets import IGNORED, bitmap_targets, mask_targets
-from mask_rcnn.targets.masks import crop_bitmap, input_bitmap, rasterize_in_boxes, resample_mask, segmentation_box
+from mask_rcnn.targets import IGNORED, bitmap_targets, mask_targets, masks
+from mask_rcnn.targets.masks import crop_bitmap, input_bitmap, resample_mask, segmentation_box
 
 XY = [1, 0, 3, 2]
 SQUARE = (np.array([10, 20, 50, 20, 50, 60, 10, 60], np.float32),)
@@ -25,6 +25,11 @@ def annotations(*segmentations, crowd=None):
 
 def encode(mask):
     return pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def rasterize_in_boxes(segmentation, boxes, size):
+    """Return the masks of one object in several boxes."""
+    return masks.rasterize_in_boxes([segmentation], np.zeros(len(boxes), int), boxes, size)
 
 
 @pytest.mark.parametrize('size', [14, 28])
@@ -54,6 +59,18 @@ def test_boxes_are_rasterised_independently(rng):
         scaled = [((p.reshape(-1, 2) - [x1, y1]).astype('f') * np.float32(28) / size).ravel() for p in polygons]
         merged = pycocotools.mask.merge(pycocotools.mask.frPyObjects(scaled, 28, 28))
         np.testing.assert_array_equal(mask, pycocotools.mask.decode(merged))
+
+
+def test_objects_of_all_kinds_are_rasterised_together(rng):
+    """Boxes of objects with one and two polygons, with RLE, and without a segmentation."""
+    two = SQUARE[0], np.float32([0, 0, 9, 5, 4, 30])
+    objects = [SQUARE, encode(rng.rand(40, 40) > 0.5), (), two]
+    corners, matched = rng.uniform(0, 30, (30, 2)), rng.randint(4, size=30)
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 30, (30, 2))], axis=1).astype('f')
+    found = masks.rasterize_in_boxes(objects, matched, boxes, 14)
+    assert found.dtype == np.int32 and set(matched) == {0, 1, 2, 3} and (found[matched == 2] == IGNORED).all()
+    for mask, i, box in zip(found, matched, boxes, strict=True):
+        np.testing.assert_array_equal(mask, rasterize_in_boxes(objects[i], box[None], 14)[0])
 
 
 @pytest.mark.parametrize('value', [np.nan, 3e7])

@@ -128,37 +128,27 @@ def decode_rle(rle: dict) -> np.ndarray:
     return coco_mask.decode(rle)
 
 
-def check_polygons(polygons: Sequence[np.ndarray] | np.ndarray) -> None:
+def check_polygons(polygons: Sequence[np.ndarray]) -> None:
     """Refuse polygons that pycocotools cannot rasterise.
 
     pycocotools needs some 100 bytes for each pixel of an outline, and crashes if they are too many for 32 bits.
 
     Args:
-        polygons: Flat arrays ``x, y, x, y, ...`` in pixels of the mask, or one array ``(R, 2 * P)`` of R polygons.
+        polygons: At least one flat array ``x, y, x, y, ...`` in pixels of the mask; none is empty.
 
     Raises:
         ValueError: A coordinate is not finite, or an outline is longer than 10 million pixels.
     """
-    if isinstance(polygons, np.ndarray) and _has_short_outline(polygons):
-        return
-    for polygon in polygons:
-        if _has_short_outline(polygon):
-            continue
-        points = polygon.reshape(-1, 2)
+    coordinates, sizes = np.concatenate(polygons), np.array([polygon.size for polygon in polygons])
+    starts = np.cumsum(sizes) - sizes
+    extents = np.maximum.reduceat(coordinates, starts) - np.minimum.reduceat(coordinates, starts)
+    # No polygon is longer than its number of vertices times its extent; this is fast, and False for NaN.
+    is_short = (sizes * extents <= _MAX_OUTLINE) & (np.abs(coordinates[starts]) <= _MAX_OUTLINE)
+    for i in np.flatnonzero(~is_short).tolist():
+        points = polygons[i].reshape(-1, 2)
         length = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
-        if not (length <= _MAX_OUTLINE and abs(polygon).max() <= _MAX_OUTLINE):
+        if not (length <= _MAX_OUTLINE and np.abs(points).max() <= _MAX_OUTLINE):
             raise ValueError(f'a polygon has an outline of {length:g} pixels or lies far outside the mask')
-
-
-def _has_short_outline(polygons: np.ndarray) -> bool:
-    """Return True only if all outlines are short: none exceeds its number of vertices times its extent.
-
-    This is fast, and False for NaN.
-    """
-    if not polygons.size:
-        return True
-    lowest, highest = polygons.min(), polygons.max()
-    return bool(polygons.size * (highest - lowest) <= _MAX_OUTLINE and abs(lowest) <= _MAX_OUTLINE)
 
 
 def encode_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> dict:
