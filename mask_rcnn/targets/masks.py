@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import pycocotools.mask
-from numpy.typing import ArrayLike
 
 from mask_rcnn.datasets.example import Annotations, Segmentation
 from mask_rcnn.ops.boxes.boxes import box_iou
@@ -39,7 +38,7 @@ def mask_targets(boxes: np.ndarray, annotations: Annotations, size: int, *, offs
         return np.empty((0, size, size), np.int32)
     objects = np.flatnonzero(~annotations.crowd)
     segmentations = [annotations.segmentations[i] for i in objects]
-    shape_boxes = np.stack(list(map(segmentation_box, segmentations, annotations.boxes[objects])))
+    shape_boxes = segmentation_boxes(segmentations, annotations.boxes[objects])
     matched = box_iou(boxes, shape_boxes, offset=offset).argmax(axis=1)
     return rasterize_in_boxes(segmentations, matched, boxes, size)
 
@@ -115,15 +114,28 @@ def crop_bitmap(bitmap: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(bitmap[top:bottom, left:right], (size, size))
 
 
-def segmentation_box(segmentation: Segmentation, default: ArrayLike) -> np.ndarray:
-    """Return the bounding box ``(4,)`` float32 of a segmentation, or ``default`` if it is empty."""
-    if not segmentation:
-        return np.asarray(default, np.float32)
-    if isinstance(segmentation, dict):
-        x, y, width, height = pycocotools.mask.toBbox(segmentation)
-        return np.array([y, x, y + height, x + width], np.float32)
-    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in segmentation])
-    return np.concatenate([points.min(axis=0)[::-1], points.max(axis=0)[::-1]]).astype(np.float32)
+def segmentation_boxes(segmentations: Sequence[Segmentation], defaults: np.ndarray) -> np.ndarray:
+    """Return the bounding boxes ``(G, 4)`` float32 of segmentations.
+
+    Args:
+        segmentations: For each object, polygons or RLE.
+        defaults: ``(G, 4)`` boxes of the objects whose segmentation is empty.
+    """
+    boxes = np.array(defaults, np.float32)
+    polygons: dict[int, list[np.ndarray]] = {}
+    for i, segmentation in enumerate(segmentations):
+        if segmentation and isinstance(segmentation, dict):
+            x, y, width, height = pycocotools.mask.toBbox(segmentation)
+            boxes[i] = y, x, y + height, x + width
+        elif segmentation:
+            polygons[i] = [np.reshape(polygon, (-1, 2)) for polygon in segmentation]
+    if polygons:
+        n_points = np.array([sum(map(len, parts)) for parts in polygons.values()])
+        points = np.concatenate([part for parts in polygons.values() for part in parts])
+        starts = np.cumsum(n_points) - n_points
+        corners = [corner.reduceat(points, starts)[:, ::-1] for corner in (np.minimum, np.maximum)]
+        boxes[list(polygons)] = np.concatenate(corners, axis=1)
+    return boxes
 
 
 def rasterize_in_boxes(

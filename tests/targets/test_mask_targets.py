@@ -7,16 +7,16 @@ import pytest
 from mask_rcnn.datasets.example import Annotations
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import IGNORED, bitmap_targets, mask_targets, masks
-from mask_rcnn.targets.masks import crop_bitmap, input_bitmap, resample_mask, segmentation_box
+from mask_rcnn.targets.masks import crop_bitmap, input_bitmap, resample_mask, segmentation_boxes
 
 XY = [1, 0, 3, 2]
 SQUARE = (np.array([10, 20, 50, 20, 50, 60, 10, 60], np.float32),)
 
 
 def annotations(*segmentations, crowd=None):
-    boxes = [segmentation_box(s, [0, 0, 5, 5]) for s in segmentations]
+    boxes = segmentation_boxes(segmentations, np.float32([[0, 0, 5, 5]] * len(segmentations)).reshape(-1, 4))
     return Annotations(
-        np.array(boxes, np.float32).reshape(-1, 4),
+        boxes,
         np.zeros(len(boxes), np.int32),
         np.array(crowd or [False] * len(boxes)),
         segmentations,
@@ -39,7 +39,7 @@ def test_polygons_are_rasterised_as_in_detectron(golden, size):
     for i in range(len(arrays['polys_to_boxes'])):
         names = sorted(key for key in arrays.files if key.startswith(f'poly{i}_part'))
         polygons.append(tuple(arrays[name] for name in names))
-    boxes = np.array([segmentation_box(p, None) for p in polygons])
+    boxes = segmentation_boxes(polygons, np.zeros((len(polygons), 4), np.float32))
     np.testing.assert_array_equal(boxes[:, XY], arrays['polys_to_boxes'])
     for k in range(int(arrays[f'target{size}_count'])):
         key = f'target{size}_{k:02d}'
@@ -101,7 +101,17 @@ def test_rle_and_polygons_of_one_object_agree():
     resized = rasterize_in_boxes(encode(mask), boxes, 28)
     assert rasterised[0].all() and resized[0].all()
     assert np.mean(rasterised != resized) < 0.01
-    np.testing.assert_array_equal(segmentation_box(encode(mask), None), segmentation_box(SQUARE, None))
+
+
+def test_bounding_boxes_of_segmentations():
+    """RLE, one polygon, no segmentation and two polygons."""
+    mask = np.zeros((80, 80))
+    mask[20:60, 10:50] = 1
+    two = np.float32([10, 20, 12, 30, 8, 25]), np.array([1.5, 40, 60, 21, 30, 50])
+    found = segmentation_boxes([encode(mask), SQUARE, (), two], np.full((4, 4), 7.5))
+    expected = [[20, 10, 60, 50], [20, 10, 60, 50], [7.5, 7.5, 7.5, 7.5], [20, 1.5, 50, 60]]
+    np.testing.assert_array_equal(found, np.float32(expected))
+    assert found.dtype == np.float32 and segmentation_boxes([], np.zeros((0, 4))).shape == (0, 4)
 
 
 def test_a_box_outside_the_mask_is_empty():
