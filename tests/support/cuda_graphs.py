@@ -89,7 +89,7 @@ def training_graphs_on_the_cpu(monkeypatch, array_type):
     cupy = SimpleNamespace(
         cuda=cuda,
         get_default_pinned_memory_pool=lambda: pool,
-        get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
+        get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda stream=None: None),
         zeros_like=np.zeros_like,
         empty=lambda shape, dtype: np.empty(shape, dtype).view(array_type),
     )

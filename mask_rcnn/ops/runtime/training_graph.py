@@ -16,7 +16,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import chainer
 import numpy as np
@@ -63,6 +63,7 @@ class TrainingGraphs:
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._n_calls = 0
         self._memory: GraphMemory | None = None
+        self._gradients: ParameterGradients | None = None
         self._has_failed = False
 
     def __reduce__(self) -> tuple:
@@ -98,9 +99,11 @@ class TrainingGraphs:
         if not self.is_active(inputs):
             return function(*inputs)
         self._n_calls += 1
-        # The graphs keep the arrays, so that no other array gets the identity of one of them.
-        key = (key, _signature(inputs), tuple(id(weight) for link in links for weight in weights_of(link)))
-        graph = self._graphs.get(key) or self._capture_if_recurring(function, inputs, links, key)
+        parameters = [parameter for link in links for parameter in link.params() if parameter.requires_grad]
+        weights = [weight for link in links for weight in weights_of(link)]
+        # The graphs keep these objects, so that no other object gets the identity of one of them.
+        key = (key, _signature(inputs), tuple(map(id, parameters)), tuple(map(id, weights)))
+        graph = self._graphs.get(key) or self._capture_if_recurring(function, inputs, links, parameters, key)
         if graph is None:
             return self._run_without_graphs(function, inputs)
         self._last_use[key] = self._n_calls
@@ -121,20 +124,26 @@ class TrainingGraphs:
         self._graphs.clear()
         self._last_use.clear()
         self._seen.clear()
-        self._memory = None
+        self._memory = self._gradients = None
 
     def _run_without_graphs(self, function: Function, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Call the function; if memory is short, release that of the graphs and try again."""
+        """Call the function; if memory is short, release that of the graphs, keep fewer of them and try again."""
         try:
             return function(*inputs)
         except MemoryError:
             if self._memory is None:
                 raise
+        self._max_graphs = len(self._graphs) // 2
         self.release()
         return function(*inputs)
 
     def _capture_if_recurring(
-        self, function: Function, inputs: Sequence[Any], links: Sequence[chainer.Link], key: Hashable
+        self,
+        function: Function,
+        inputs: Sequence[Any],
+        links: Sequence[chainer.Link],
+        parameters: list[chainer.Parameter],
+        key: Hashable,
     ) -> CapturedGradient | None:
         """Capture the function if the key has been seen and there is a place; remember the key otherwise."""
         if key not in self._seen:
@@ -149,9 +158,14 @@ class TrainingGraphs:
             # The arrays of the calls without graphs would be kept for nothing.
             cuda.cupy.get_default_memory_pool().free_all_blocks()
             self._memory = self._memory or GraphMemory()
-            self._graphs[key] = CapturedGradient(function, inputs, links, self._memory)
+            if self._gradients is None or list(map(id, self._gradients.parameters)) != list(map(id, parameters)):
+                self._gradients = ParameterGradients(parameters)
+            self._graphs[key] = CapturedGradient(function, inputs, links, self._memory, self._gradients)
+        except MemoryError:
+            self._max_graphs = len(self._graphs)  # no further attempts, each of which takes as long as several steps
+            return None
         except Exception as error:
-            self._has_failed = not isinstance(error, MemoryError)
+            self._has_failed = True
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
             logger.warning('training runs without CUDA graphs, which takes longer: the capture failed: %s', reason)
             logger.debug('the capture of a CUDA graph failed', exc_info=True)
@@ -163,6 +177,8 @@ class TrainingGraphs:
         """Return whether there is a place for another pair of graphs; evict one that has been idle for long."""
         if len(self._graphs) < self._max_graphs:
             return True
+        if not self._graphs:
+            return False
         oldest = next(iter(self._graphs))
         if self._n_calls - self._last_use[oldest] <= _MAX_IDLE:
             return False
@@ -178,33 +194,46 @@ class CapturedGradient:
         inputs: Its inputs.
         links: Contain the parameters with respect to which it is differentiated.
         memory: Provides the memory of the function's arrays.
+        gradients: The arrays into which the backward pass writes the gradients of the parameters.
 
     Raises:
         Exception: The function cannot be captured, or memory is short.
     """
 
-    def __init__(self, function: Function, inputs: Sequence[Any], links: Sequence[chainer.Link], memory: GraphMemory):
+    def __init__(
+        self,
+        function: Function,
+        inputs: Sequence[Any],
+        links: Sequence[chainer.Link],
+        memory: GraphMemory,
+        gradients: ParameterGradients,
+    ):
         self._memory = memory  # lives as long as the graphs
         self._weights = [weight for link in links for weight in weights_of(link)]  # likewise
-        self._parameters = [parameter for link in links for parameter in link.params() if parameter.requires_grad]
+        self._parameter_gradients = gradients
         self._has_gradient = [isinstance(value, chainer.Variable) for value in inputs]
         stream = memory.stream
         submitted = cuda.cupy.cuda.get_current_stream().record()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(cuda.cupy.cuda.using_allocator(memory.pool.malloc))
-            stack.enter_context(stream)
-            self._retained = stack.enter_context(retained_values())
+        with stream, retained_values() as self._retained:
             stream.wait_event(submitted)
-            self._inputs = [chainer.as_array(value).copy(order='K') for value in inputs]
-            # CuPy and cuDNN allocate memory per stream, and kernels are compiled, better before the capture.
+            with cuda.cupy.cuda.using_allocator(memory.pool.malloc):
+                self._inputs = [chainer.as_array(value).copy(order='K') for value in inputs]
             with _unchanged(links):
-                variables, outputs = self._run(function)
-                self._differentiate(variables, outputs, [cuda.cupy.zeros_like(y.array) for y in _variables_of(outputs)])
-                del variables, outputs
+                self._run_both_passes(function)
             self._retained.clear()
-            stack.enter_context(without_host_copies())
-            self._record(function, stream)
+            cuda.cupy.get_default_memory_pool().free_all_blocks(stream=stream)
+            with cuda.cupy.cuda.using_allocator(memory.pool.malloc), without_host_copies():
+                self._record(function, stream)
         cuda.cupy.cuda.get_current_stream().wait_event(stream.record())
+
+    def _run_both_passes(self, function: Function) -> None:
+        """Run the passes before they are recorded, so that kernels are compiled and caches are filled.
+
+        The memory of the graphs is not used: the values that remain in caches must not lie where another graph has its
+        temporary arrays.
+        """
+        variables, outputs = self._run(function)
+        self._differentiate(variables, outputs, [cuda.cupy.zeros_like(y.array) for y in _variables_of(outputs)])
 
     def _record(self, function: Function, stream: Any) -> None:
         """Record both passes; the arrays of the forward pass exist until the backward pass has been recorded."""
@@ -219,7 +248,7 @@ class CapturedGradient:
         self._forward, self._outputs = record(stream, run_forward)
         self._is_variable = [isinstance(output, chainer.Variable) for output in outputs]
         self._grad_outputs = [cuda.cupy.zeros_like(output.array) for output in _variables_of(outputs)]
-        self._backward, self._gradients = record(
+        self._backward, (self._input_gradients, self._is_differentiated) = record(
             stream, lambda: self._differentiate(variables, outputs, self._grad_outputs)
         )
 
@@ -233,21 +262,26 @@ class CapturedGradient:
 
     def _differentiate(
         self, variables: Sequence[chainer.Variable], outputs: Sequence[Any], grad_outputs: Sequence[Array]
-    ) -> _Gradients:
-        """Compute the gradients of a pass."""
-        gradients = chainer.grad(
-            _variables_of(outputs), [*variables, *self._parameters], [chainer.Variable(array) for array in grad_outputs]
-        )
+    ) -> tuple[list[Array | None], list[bool]]:
+        """Compute the gradients of a pass.
+
+        Returns:
+            tuple: The gradients of the inputs with a gradient, and for each parameter whether it has one.
+        """
+        targets = [*variables, *self._parameter_gradients.parameters]
+        upstream = [chainer.Variable(array) for array in grad_outputs]
+        gradients = chainer.grad(_variables_of(outputs), targets, upstream)
         arrays = [None if gradient is None else gradient.array for gradient in gradients]
         n = len(variables)
-        return _Gradients(arrays[:n], *_pack(arrays[n:]))
+        self._parameter_gradients.assign(arrays[n:])
+        return arrays[:n], [array is not None for array in arrays[n:]]
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """Return the outputs for other inputs of the same shapes, computed on the current stream."""
         for copy, value in zip(self._inputs, inputs, strict=True):
             _assign(copy, chainer.as_array(value))
         node = _Replay(self)
-        found = iter(node.apply([*_variables_of(inputs), *self._parameters]))
+        found = iter(node.apply([*_variables_of(inputs), *self._parameter_gradients.parameters]))
         return [
             next(found) if is_variable else array
             for array, is_variable in zip(self._outputs, self._is_variable, strict=True)
@@ -269,7 +303,7 @@ class CapturedGradient:
             else:
                 _assign(copy, gradient)
         self._backward.launch()
-        return [*self._gradients.inputs, *self._gradients.unpack()]
+        return [*self._input_gradients, *self._parameter_gradients.copies(self._is_differentiated)]
 
     @property
     def pass_number(self) -> int:
@@ -277,23 +311,39 @@ class CapturedGradient:
         return self._memory.pass_number
 
 
-class _Gradients(NamedTuple):
-    """The gradients that a graph computes.
+class ParameterGradients:
+    """The gradients of parameters as one vector, into which all graphs of a function write.
 
-    Attributes:
-        inputs: The gradient of each input variable, or ``None``.
-        parameters: The gradients of all parameters as one vector, float32.
-        places: The slice and the shape of each parameter's gradient in it, or ``None``.
+    Args:
+        parameters: The parameters.
     """
 
-    inputs: list[Array | None]
-    parameters: Array
-    places: list[tuple[slice, tuple[int, ...]] | None]
+    def __init__(self, parameters: Sequence[chainer.Parameter]):
+        self.parameters = list(parameters)
+        self._places = []
+        start = 0
+        for parameter in parameters:
+            self._places.append((slice(start, start + parameter.size), parameter.shape))
+            start += math.ceil(parameter.size / _ALIGNMENT) * _ALIGNMENT
+        self._vector = cuda.cupy.empty(start, np.float32)
 
-    def unpack(self) -> list[Array | None]:
-        """Return copies of the gradients of the parameters, because those of several passes may be accumulated."""
-        vector = self.parameters.copy()
-        return [None if place is None else vector[place[0]].reshape(place[1]) for place in self.places]
+    def assign(self, gradients: Sequence[Array | None]) -> None:
+        """Copy the gradient of each parameter that has one."""
+        for (place, shape), gradient in zip(self._places, gradients, strict=True):
+            if gradient is not None:
+                self._vector[place].reshape(shape)[...] = gradient
+
+    def copies(self, is_present: Sequence[bool]) -> list[Array | None]:
+        """Return copies, because the gradients of several passes may be accumulated; one kernel for all.
+
+        Args:
+            is_present: For each parameter, whether it has a gradient; if not, the result is ``None``.
+        """
+        vector = self._vector.copy()
+        return [
+            vector[place].reshape(shape) if present else None
+            for (place, shape), present in zip(self._places, is_present, strict=True)
+        ]
 
 
 class _Replay(chainer.FunctionNode):
@@ -342,20 +392,3 @@ def _assign(target: Array, values: Array) -> None:
     """Copy an array into another one of its shape, which is faster if their memory layouts are equal."""
     order = memory_axis_order(target)
     target.transpose(order)[...] = values.transpose(order)
-
-
-def _pack(gradients: Sequence[Array | None]) -> tuple[Array, list[tuple[slice, tuple[int, ...]] | None]]:
-    """Copy gradients into one float32 vector; return it with the slice and the shape of each gradient."""
-    places: list[tuple[slice, tuple[int, ...]] | None] = []
-    start = 0
-    for gradient in gradients:
-        if gradient is None:
-            places.append(None)
-            continue
-        places.append((slice(start, start + gradient.size), gradient.shape))
-        start += math.ceil(gradient.size / _ALIGNMENT) * _ALIGNMENT
-    vector = cuda.cupy.empty(start, np.float32)
-    for place, gradient in zip(places, gradients, strict=True):
-        if place is not None and gradient is not None:
-            vector[place[0]].reshape(place[1])[...] = gradient
-    return vector, places
