@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import chainer
@@ -37,6 +36,7 @@ from mask_rcnn.targets import (
     sample_rois,
 )
 from mask_rcnn.training.losses import box_loss_weights, per_image_mean_weights
+from mask_rcnn.training.roi_batch import RoIBatch, image_indices
 
 #: With CUDA graphs the number of RoIs of the mask head is a multiple of this.
 _MASK_ROI_STEP = 64
@@ -114,11 +114,9 @@ class MaskRCNNTrainChain(chainer.Chain):
         wait_for_proposals = _start_copy(proposals, self.device)
         # The CPU computes the targets of the anchors while a GPU runs the trunk.
         anchors = self.anchor_targets(examples, [level.shape[2:] for level in features], rngs)
+        rpn_losses = self.rpn_losses(logits, deltas, anchors)
         rois, keypoint_rois = self.roi_targets(examples, wait_for_proposals(), rngs)
-        return {
-            **self.rpn_losses(logits, deltas, anchors),
-            **self.roi_losses(features, rois, examples, keypoint_rois),
-        }
+        return {**rpn_losses, **self.roi_losses(features, rois, examples, keypoint_rois)}
 
     def _run_trunk(self, examples: Sequence[TrainingExample]) -> tuple[Any, Any, Any, Any]:
         """Run the extractor and the RPN on images of one size, on a GPU as CUDA graphs if the size recurs.
@@ -135,8 +133,10 @@ class MaskRCNNTrainChain(chainer.Chain):
             proposals = self.propose([level.array for level in logits], [level.array for level in deltas], transforms)
             return [*features, flatten_anchors(logits, 1), flatten_anchors(deltas, 4), *proposals]
 
-        scalars = [(transform.input_size, transform.factors[0]) for transform in transforms]
-        key = (*scalars, self.sampling, model.config, *graph_settings())
+        # The scale of an image only matters to the minimum size of proposals.
+        scales = [transform.factors[0] if model.config.rpn_min_size else None for transform in transforms]
+        sizes = [transform.input_size for transform in transforms]
+        key = (*sizes, *scales, self.sampling, model.config, *graph_settings())
         outputs = self._trunk_graphs.run(trunk, [x], [model.extractor, model.rpn], key)
         n = len(examples)
         return tuple(outputs[: -n - 2]), outputs[-n - 2], outputs[-n - 1], outputs[-n:]
@@ -303,7 +303,7 @@ class MaskRCNNTrainChain(chainer.Chain):
             examples: The images, for the segmentations of their objects.
             keypoint_rois: For each image, if the network has a keypoint head.
         """
-        model, batch = self.model, _RoIBatch.join(rois)
+        model, batch = self.model, RoIBatch.join(rois)
         host_weights = per_image_mean_weights(batch.labels != IGNORED, batch.images, batch.n_images)
         boxes, images, labels, weights, *delta_targets = upload_together(
             [batch.boxes, batch.images, batch.labels, host_weights, *self._delta_targets(batch, host_weights)], self.xp
@@ -355,7 +355,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         links = [model.box_head, *([model.mask_head] if model.config.masks else [])]
         return self._head_graphs.run(heads, inputs, links, (n_mask_rois, model.config, *graph_settings()))
 
-    def _delta_targets(self, batch: _RoIBatch, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _delta_targets(self, batch: RoIBatch, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the targets of the box regression loss, for the deltas of the foreground's classes.
 
         Args:
@@ -372,7 +372,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         columns = 4 * classes[:, None] + np.arange(4, dtype=np.int32)
         return np.stack([np.repeat(rows, 4), columns.ravel()]), batch.deltas.ravel(), np.repeat(loss_weights, 4)
 
-    def _mask_loss(self, logits: Any, targets: np.ndarray, batch: _RoIBatch) -> chainer.Variable:
+    def _mask_loss(self, logits: Any, targets: np.ndarray, batch: RoIBatch) -> chainer.Variable:
         """Return the loss of the mask logits ``(F, C, M, M)``, for the masks of the RoIs' classes.
 
         Args:
@@ -415,7 +415,7 @@ class MaskRCNNTrainChain(chainer.Chain):
         head = self.model.keypoint_head
         boxes = np.concatenate([image_rois.rois for image_rois in rois])
         locations = np.concatenate([image_rois.locations for image_rois in rois])
-        images = _image_indices(rois)
+        images = image_indices(rois)
         if not len(boxes):
             boxes, images = np.array([[0, 0, 15, 15]], np.float32), np.zeros(1, np.int32)
             locations = np.full((1, self.model.config.n_keypoint), IGNORED, np.int32)
@@ -424,58 +424,6 @@ class MaskRCNNTrainChain(chainer.Chain):
         boxes, images, labels, weights = upload_together([boxes, images, labels, weights], self.xp)
         heatmaps = head(head.pool(features, boxes, images))
         return softmax_cross_entropy(F.reshape(heatmaps, (len(labels), -1)), labels, weights)
-
-
-@dataclass(frozen=True)
-class _RoIBatch:
-    """The sampled RoIs of several images, foreground RoIs first.
-
-    The heads cannot run on an empty batch.  If no RoI is foreground, the first RoI replaces the foreground: the
-    mask head runs on it with ignored targets, and its box regression loss has the weight 0, as in Detectron.
-
-    Args:
-        boxes: ``(R, 4)`` float32 in the network input.
-        images: ``(R,)`` int32 index of the image of each RoI.
-        labels: ``(R,)`` int32: 1 + label, 0 for background, -1 for ignored RoIs.
-        deltas: ``(n_mask_rois, 4)`` float32: the regression targets of the foreground, or zeros.
-        n_foreground: Number of foreground RoIs, F.
-        n_images: Number of images.
-    """
-
-    boxes: np.ndarray
-    images: np.ndarray
-    labels: np.ndarray
-    deltas: np.ndarray
-    n_foreground: int
-    n_images: int
-
-    @property
-    def n_mask_rois(self) -> int:
-        """The number of RoIs with mask and delta targets: the foreground, or one if there is none."""
-        return max(self.n_foreground, 1)
-
-    @property
-    def class_indices(self) -> np.ndarray:
-        """The index and the class of each of these RoIs, ``(2, n_mask_rois)`` int32; 1 is the first object class."""
-        n = self.n_mask_rois
-        return np.stack([np.arange(n, dtype=np.int32), np.maximum(self.labels[:n], 1)])
-
-    @staticmethod
-    def join(rois: Sequence[SampledRoIs]) -> _RoIBatch:
-        """Join the RoIs of several images."""
-        labels = np.concatenate([image_rois.labels for image_rois in rois]).astype(np.int32, copy=False)
-        order = np.argsort(labels <= 0, kind='stable')
-        n_foreground = int(np.count_nonzero(labels > 0))
-        deltas = np.zeros((max(n_foreground, 1), 4), np.float32)
-        deltas[:n_foreground] = np.concatenate([image_rois.deltas for image_rois in rois])
-        return _RoIBatch(
-            boxes=np.concatenate([image_rois.rois for image_rois in rois])[order],
-            images=_image_indices(rois)[order],
-            labels=labels[order],
-            deltas=deltas,
-            n_foreground=n_foreground,
-            n_images=len(rois),
-        )
 
 
 def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
@@ -505,8 +453,3 @@ def _start_copy(proposals: Sequence, device: chainer.backend.Device) -> Callable
         return lambda: list(proposals)
     copy = AsyncHostCopy(pack_arrays(proposals))
     return lambda: [boxes[~np.isnan(boxes[:, 0])] for boxes in copy.wait() if boxes is not None]
-
-
-def _image_indices(rois: Sequence[SampledRoIs] | Sequence[KeypointRoIs]) -> np.ndarray:
-    """Return the index of the image of each RoI, int32."""
-    return np.repeat(np.arange(len(rois), dtype=np.int32), [len(image_rois.rois) for image_rois in rois])
