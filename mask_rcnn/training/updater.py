@@ -159,9 +159,11 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
             # A backward pass follows each forward pass.
             with chainer.using_config('training_graphs', True), chainer.reporter.report_scope(reported):
                 loss = optimizer.target(examples)
-            (loss * (weight * n_images)).backward(loss_scale=optimizer._loss_scale)
+            # A product with 1 would start a kernel.
+            (loss if weight * n_images == 1 else loss * (weight * n_images)).backward(loss_scale=optimizer._loss_scale)
             for name, value in {'main/loss': loss, **reported}.items():
-                means[name] = means.get(name, 0) + weight * chainer.as_array(value)
+                array = chainer.as_array(value)
+                means[name] = array if weight == 1 else means.get(name, 0) + weight * array
             del loss  # frees the activations before those of the next pass are allocated
         return means
 
