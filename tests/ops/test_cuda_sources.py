@@ -31,7 +31,7 @@ KERNELS = {
     'masks/paste_masks.cu': 'paste_masks',
     'roi/crop_and_resize.cu': 'crop_and_resize_forward',
     'roi/levels.cu': 'assign_levels',
-    'roi/roi_align.cu': 'roi_align_forward_4',
+    'roi/roi_align.cu': 'roi_align_forward_8',
     'roi/roi_max_pooling.cu': 'roi_max_pooling_forward',
     'runtime/hash.cu': 'hash_segments',
     'runtime/multi_array.cu': 'momentum_sgd',

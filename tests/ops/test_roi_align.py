@@ -139,7 +139,7 @@ def test_wrong_options_are_an_error(options, message):
 @pytest.mark.parametrize(('output_size', 'ratio'), [((1, 1), 0), ((1, 2), 2), ((40, 3), 0), ((1, 250), 2)])
 def test_wide_rois_and_many_bins(backend, rng, output_size, ratio):
     """Bins have more pixels than a block's table holds, and rows more bins than a block computes."""
-    x = rng.standard_normal((1, 4, 5, 600)).astype(np.float32)
+    x = rng.standard_normal((1, 8, 5, 600)).astype(np.float32)
     rois = np.float32([[0, 0, 5, 600], [-1, 3, 3, 590]])
     indices, kwargs = np.zeros(2, np.int32), dict(output_size=output_size, spatial_scale=1, sampling_ratio=ratio)
     y = pool(backend, roi_align, x, rois, indices, **kwargs)
@@ -178,6 +178,36 @@ def test_maps_that_are_not_aligned_in_memory(backend, rng):
     kwargs = dict(output_size=3, spatial_scale=1 / 16)
     y = roi_align(shifted, backend.array(rois), backend.array(indices), **kwargs)
     np.testing.assert_array_equal(backend.numpy(y), backend.numpy(pool(backend, roi_align, x, rois, indices, **kwargs)))
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'channels', 'offset', 'kernel'),
+    [
+        ('f', 16, 0, '8'),
+        ('f', 12, 0, '4'),
+        ('f', 3, 0, '1'),
+        ('f', 16, 4, '8'),
+        ('f', 16, 1, '1'),
+        ('d', 16, 0, '4'),
+        ('d', 16, 1, '1'),
+        ('e', 16, 0, 'half_8'),
+        ('e', 12, 0, 'half_1'),
+        ('e', 16, 4, 'half_1'),
+    ],
+)
+def test_the_forward_kernel_has_the_most_lanes_that_fit(emulated_kernels, rng, dtype, channels, offset, kernel):
+    """A view that starts ``offset`` elements after an aligned address gives the bits of an aligned map."""
+    x, rois, indices = random_problem(rng, channels=channels, dtype=dtype)
+    pixels = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    buffer = np.zeros(pixels.size + 32, dtype)
+    start = -buffer.ctypes.data % 16 // buffer.itemsize + offset
+    view = buffer[start : start + pixels.size].reshape(pixels.shape)
+    view[...] = pixels
+    regions = module._Regions(rois, indices, np.zeros(12, np.int32), (1 / 16,), (3, 4), 0, False, 1)
+    y = module.forward_gpu([view.transpose(0, 3, 1, 2)], regions)
+    assert [name for name, _ in emulated_kernels] == [f'roi_align_forward_{kernel}']
+    one_channel = [module.forward_gpu([x[:, c : c + 1]], regions) for c in range(channels)]
+    np.testing.assert_array_equal(y, np.concatenate(one_channel, axis=1))
 
 
 def pyramid_problem(rng, n_levels, channels=5, dtype=np.float32):
@@ -342,6 +372,32 @@ def test_rows_of_bins_per_block_do_not_change_the_result(emulated_kernels, rng, 
         results.append(module.forward_gpu(features, regions))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(('channels', 'bin_step', 'relu'), [(8, 1, True), (16, 2, False), (1024, 2, True)])
+@pytest.mark.parametrize('n_levels', [1, 4])
+def test_the_number_of_lanes_does_not_change_the_result(
+    emulated_kernels, rng, monkeypatch, channels, bin_step, relu, n_levels
+):
+    features, rois, indices, levels, scales = pyramid_problem(rng, n_levels, channels)
+    regions = module._Regions(rois, indices, levels, tuple(scales), (7, 9), 0, False, bin_step)
+    epilogue = module._Epilogue(rng.standard_normal(channels).astype(np.float32), relu)
+    results = []
+    for lanes in (8, 4, 1):
+        monkeypatch.setitem(module._FORWARD_LANES, np.dtype(np.float32), (lanes,))
+        results.append(module.forward_gpu(features, regions, epilogue))
+    assert [name for name, _ in emulated_kernels] == [f'roi_align_forward_{lanes}' for lanes in (8, 4, 1)]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize('channels', [1, 3, 8, 12, 16, 1024])
+def test_all_numbers_of_channels(backend, rng, channels):
+    x, rois, indices = random_problem(rng, n=6, channels=channels)
+    kwargs = dict(output_size=(4, 3), spatial_scale=1 / 16, bin_step=2)
+    y = pool(backend, roi_align, x, rois, indices, **kwargs)
+    np.testing.assert_allclose(backend.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=1e-5)
+    assert pool(backend, roi_align, x, rois[:0], indices[:0], **kwargs).shape == (0, channels, 2, 2)
 
 
 def test_a_pyramid_is_one_launch_without_copies(emulated_kernels, rng):

@@ -56,6 +56,10 @@ _MAX_LEVELS, _MAX_ROWS, _MAX_COLUMNS = 4, 16, 16
 _WARP, _MAX_WARPS = 32, 7
 #: Number of warps of a forward launch that keeps a GPU busy.  With fewer RoIs, a block computes fewer rows of bins.
 _MIN_WARPS = 4096
+#: For each dtype, the numbers of channels that a thread of a forward kernel can process, in addition to 1.
+_FORWARD_LANES = {np.dtype(np.float16): (8,), np.dtype(np.float32): (8, 4), np.dtype(np.float64): (4,)}
+#: Maximum number of channels per thread of the backward kernels.
+_BACKWARD_LANES = 4
 #: Number of weights in the table of a block of the backward kernel, and the number of bins per axis for which it
 #: suffices.
 _TABLE_SIZE, _MAX_BINS = 2048, 256
@@ -301,11 +305,11 @@ def forward_gpu(features: Sequence[Array], regions: _Regions, epilogue: _Epilogu
     sources = [channels_last(x) for x in features]
     y = xp.empty((len(regions.rois), *regions.bins, n_channels), features[0].dtype)
     if y.size:
-        kernel, max_lanes, view = _variant('forward', y.dtype)
         bias = xp.empty(0, compute_dtype(y.dtype))
         if epilogue.bias is not None:
             bias = xp.ascontiguousarray(epilogue.bias, bias.dtype)
-        lanes = vector_lanes(max_lanes, *sources, bias)
+        lanes = max(vector_lanes(n, *sources, bias) for n in _FORWARD_LANES[y.dtype])
+        kernel, view = _variant('forward', y.dtype, lanes)
         grid, block, n_rows = _forward_launch(len(y), regions.bins, n_channels // lanes)
         heights, widths = ([x.shape[axis] for x in sources] for axis in (1, 2))
         kernel(
@@ -322,7 +326,7 @@ def forward_gpu(features: Sequence[Array], regions: _Regions, epilogue: _Epilogu
                 regions.levels,
                 *map(np.int32, (n_images, n_channels)),
                 *regions.kernel_arguments,
-                *map(np.int32, (lanes, n_rows)),
+                np.int32(n_rows),
                 bias,
                 *map(np.int32, (epilogue.bias is not None, epilogue.relu)),
                 view(y),
@@ -363,8 +367,8 @@ def _backward_level_gpu(gy: Array, regions: _Regions, level: int, shape: tuple[i
     n_images, n_channels, height, width = shape
     gx = xp.empty((n_images, height, width, n_channels), gy.dtype)
     if gx.size:
-        kernel, max_lanes, view = _variant('backward', gx.dtype)
-        lanes = vector_lanes(max_lanes, gy)
+        kernel, view = _variant('backward', gx.dtype, _BACKWARD_LANES)
+        lanes = vector_lanes(_BACKWARD_LANES, gy)
         n_groups = n_channels // lanes
         rows, columns = regions.bins
         tile_width = choose_tile_width(n_groups)
@@ -391,13 +395,12 @@ def _backward_level_gpu(gy: Array, regions: _Regions, level: int, shape: tuple[i
     return gx
 
 
-def _variant(direction: str, dtype: np.dtype) -> tuple[Callable, int, Callable]:
-    """Return the kernel for a dtype, its maximum number of channels per thread, and the cast to its array types."""
+def _variant(direction: str, dtype: np.dtype, lanes: int) -> tuple[Callable, Callable]:
+    """Return the kernel for a dtype and a number of channels per thread, and the cast to its array types."""
     if dtype != np.float16:
-        return cuda_kernels.kernel('roi/roi_align.cu', f'roi_align_{direction}_4', dtype), 4, lambda array: array
-    lanes = 8 if direction == 'forward' else 4
+        return cuda_kernels.kernel('roi/roi_align.cu', f'roi_align_{direction}_{lanes}', dtype), lambda array: array
     kernel = cuda_kernels.kernel('roi/roi_align.cu', f'roi_align_{direction}_half_{lanes}')
-    return kernel, lanes, lambda array: array.view(np.uint16)
+    return kernel, lambda array: array.view(np.uint16)
 
 
 def _pad_to_max_levels(values: Iterable) -> list:
