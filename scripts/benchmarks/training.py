@@ -9,9 +9,10 @@ weights are random, and the learning rate is 0: the work does not depend on it, 
 network, the sampling and the frozen stages are the defaults of ``train.py``, except that images are not resized.
 
 Memory is measured for each batch size: "GPU pool" is the size of CuPy's memory pool, which is emptied before and after
-the first iteration (so that trials of algorithms do not count), and "GPU used" is the decrease of the free memory that
-``cudaMemGetInfo`` reports since before the network was built, without CUDA's context.  It includes other processes, so
-no other process should use the GPU.  "Host peak" is that of the whole process, and batch sizes run in ascending order.
+the first iteration (so that trials of algorithms do not count), without the memory of CUDA graphs.  "GPU used" is the
+decrease of the free memory that ``cudaMemGetInfo`` reports since before the network was built, without CUDA's context.
+It includes other processes, so no other process should use the GPU.  "Host peak" is that of the whole process, and
+batch sizes run in ascending order.
 
 A peer runs in a separate process, one for each batch size, on the same batch and the same number of CPUs.  The
 iterations alternate, so that other load on the machine affects both.  ``torch`` is the same network with the same
