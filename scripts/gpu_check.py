@@ -9,6 +9,7 @@ status is 0 if no part failed or ran out of time, else 1.
 - tests: the tests that need a GPU, by folder
 - golden: the reference outputs of the original programs (skipped if they are absent)
 - detect, update: detections and one training update in each precision, compared with those of the CPU
+- precision-ap: the AP of each precision on generated scenes
 - sanitizer: compute-sanitizer on RoIAlign and NMS (skipped if it is not on the PATH)
 - predict-speed: prediction time in each precision, in turns with PyTorch and torchvision if --peer-python has them
 - kernels: memory bandwidth of the operations
@@ -90,6 +91,20 @@ def comparison_parts(args: argparse.Namespace) -> Iterator[Part]:
                 figure=figure,
                 env=ENVIRONMENT | ONE_THREAD,
             )
+
+
+def precision_parts(args: argparse.Namespace) -> Iterator[Part]:
+    """Yield the AP of the precisions; on the CPU that of ``fp32``."""
+    words = ['--modelfile', str(BUNDLED), '--dataset', 'shapes-rich', '--gpu', str(args.gpu)]
+    if args.gpu < 0:
+        words += ['--images', '2', '--precisions', 'fp32']
+    yield Part(
+        'precision-ap',
+        [sys.executable, str(BENCHMARKS / 'precision_ap.py'), *words, '--json', str(args.out / 'precision-ap.json')],
+        120,
+        figure=precision_figure,
+        env=ENVIRONMENT | ONE_THREAD,
+    )
 
 
 def sanitizer_parts(args: argparse.Namespace) -> Iterator[Part]:
@@ -238,6 +253,12 @@ def comparison_figure(log: str, rows: list[tuple[str, str]]) -> str:
     return ', '.join(f'{name} {figure}' for name, figure in [*rows, *others])
 
 
+def precision_figure(log: str) -> str:
+    """Return the mask AP of each precision in percent."""
+    rows = re.findall(r'^(\w+) +[\d.]+ +\S+ +\S+ +([\d.]+) ', log, re.MULTILINE)
+    return ', '.join(f'{name} {ap}' for name, ap in rows)
+
+
 def sanitizer_figure(log: str) -> str:
     """Return the summary of compute-sanitizer."""
     return re.findall(r'=+ ((?:ERROR|RACECHECK) SUMMARY: .*)', log)[-1]
@@ -273,7 +294,7 @@ def training_figure(log: str) -> str:
 
 def make_parts(args: argparse.Namespace) -> list[Part]:
     """Return the parts that the arguments select, in their order."""
-    sources = [test_parts, comparison_parts, sanitizer_parts]
+    sources = [test_parts, comparison_parts, precision_parts, sanitizer_parts]
     if not args.quick:
         sources += [prediction_parts, speed_parts, training_parts, profile_parts]
     parts = [part for source in sources for part in source(args)]

@@ -189,7 +189,7 @@ def test_groups_and_quick_select_parts(check, monkeypatch):
     everything = names(check)
     assert len(set(everything)) == len(everything)
     groups = [name.split('/')[0] for name in everything]
-    quick = ['tests', 'golden', 'detect', 'update', 'sanitizer']
+    quick = ['tests', 'golden', 'detect', 'update', 'precision-ap', 'sanitizer']
     assert list(dict.fromkeys(groups)) == [*quick, 'predict-speed', 'kernels', 'training-speed', 'training']
     assert set(groups) - {name.split('/')[0] for name in names(check, '--quick')} == set(groups) - set(quick)
     assert names(check, '--parts', 'training', 'golden') == ['golden', 'training/fp32', 'training/fp16']
@@ -198,7 +198,7 @@ def test_groups_and_quick_select_parts(check, monkeypatch):
 
 
 #: Scripts that a part may start, with a function that parses their arguments.
-PARSERS = ('benchmark', 'compare_devices', 'kernels', 'profile_detect', 'training')
+PARSERS = ('benchmark', 'compare_devices', 'kernels', 'precision_ap', 'profile_detect', 'training')
 
 
 @pytest.mark.parametrize('gpu', ['0', '-1'])
@@ -247,6 +247,14 @@ FIGURES = [
         'update_figure',
         'bundled, fp16 compared with the CPU: losses within 0.01, parameters within 0.2 (relative)\n',
         'fp16 0.01',
+    ),
+    (
+        'precision_figure',
+        'mobilenet_v1_fpn, 200 images\n'
+        'precision        bbox AP   change  as fp32       segm AP   change  as fp32  detections\n'
+        'fp32               66.30        -        -         66.00        -        -        1581\n'
+        'fp16               66.31    +0.01    99.41         65.98    -0.02    99.53        1582\n',
+        'fp32 66.00, fp16 65.98',
     ),
     ('sanitizer_figure', '1 passed\n========= ERROR SUMMARY: 0 errors\n', 'ERROR SUMMARY: 0 errors'),
     (
