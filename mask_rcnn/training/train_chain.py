@@ -107,6 +107,11 @@ class MaskRCNNTrainChain(chainer.Chain):
         """Divide examples into groups of one size, for passes that take less memory and may use CUDA graphs."""
         return group_by_size(examples)
 
+    def disable_graphs(self) -> bool:
+        """Delete all CUDA graphs, with their memory, and use no more; return whether there were any."""
+        had_trunk_graphs, had_head_graphs = self._trunk_graphs.disable(), self._head_graphs.disable()
+        return had_trunk_graphs or had_head_graphs
+
     def _losses_of_group(self, examples: Sequence[TrainingExample]) -> dict[str, Any]:
         """Return the reported means of images of one size; the losses are variables."""
         rngs = [np.random.RandomState([example.seed, _SAMPLING_STREAM]) for example in examples]

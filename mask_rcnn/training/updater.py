@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -105,7 +106,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         self.is_consistent = False
         try:
             with self._signal_handler.interruptible(2):
-                reports = self._compute_gradient()
+                reports = self._compute_gradient_with_retry()
         except BaseException:
             self._before.restore()
             self.is_consistent = True
@@ -114,6 +115,18 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         self.update_core()
         self.iteration += 1
         self.is_consistent = True
+
+    def _compute_gradient_with_retry(self) -> dict[str, float]:
+        """Compute the gradient; if memory is short, give up the CUDA graphs of this process and compute it again."""
+        try:
+            return self._compute_gradient()
+        except MemoryError:
+            disable_graphs = getattr(self.get_optimizer('main').target, 'disable_graphs', None)
+            if self.communicator.size > 1 or disable_graphs is None or not disable_graphs():
+                raise
+        gc.collect()  # the frames of the error refer to it and keep the arrays of the passes alive
+        self._before.restore()
+        return self._compute_gradient()
 
     def _compute_gradient(self) -> dict[str, float]:
         """Compute the gradient of the next batch, the same in all processes; return the reported values."""

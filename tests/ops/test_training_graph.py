@@ -244,6 +244,27 @@ def test_a_capture_without_memory_is_not_repeated(cuda, net, caplog):
     assert constants[0] is constants[1]  # the array of the graph
 
 
+def test_no_graph_takes_the_last_half_of_the_memory(cuda, net, caplog):
+    graphs = TrainingGraphs()
+    cuda.free_memory = 0.4
+    for _ in range(3):
+        step(using(graphs, net), net)
+    assert cuda.events == [] and caplog.records == []
+
+
+def test_disabled_graphs_are_deleted(cuda, net):
+    graphs = TrainingGraphs()
+    assert not graphs.disable()
+    graphs = TrainingGraphs()
+    for _ in range(2):
+        step(using(graphs, net), net)
+    assert graphs.disable()
+    cuda.events.clear()
+    for _ in range(3):
+        step(using(graphs, net), net)
+    assert cuda.events == []
+
+
 def test_statistics_are_updated_once_per_call(cuda):
     class Normalised(chainer.Chain):
         def __init__(self):

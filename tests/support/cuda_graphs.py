@@ -52,6 +52,8 @@ class Cuda:
 
     def __init__(self):
         self.events, self.is_invalid, self.is_capturing, self.stream = [], False, False, Stream(self)
+        self.free_memory = 0.9
+        self.runtime = SimpleNamespace(memGetInfo=lambda: (self.free_memory, 1))
         self.allocator = self.pinned_allocator = self.default_pinned_allocator = lambda size: bytearray(size)
 
     def get_current_stream(self):

@@ -252,6 +252,41 @@ class TwoProcesses(Communicator):
         return {name: 1.5 * float(value) for name, value in values.items()}
 
 
+class ShortOfMemory(TinyTrainChain):
+    """Fails in the second update, after the passes of some rows, as long as it has CUDA graphs."""
+
+    has_graphs = True
+
+    def forward(self, rows):
+        loss = super().forward(rows)
+        if self.has_graphs and len(self.sizes) == 4:
+            raise MemoryError('full')
+        return loss
+
+    def disable_graphs(self):
+        had_graphs, self.has_graphs = self.has_graphs, False
+        return had_graphs
+
+
+def test_an_update_without_memory_is_repeated_without_graphs(tmp_path):
+    """With the same rows, and without the gradients of the passes that succeeded."""
+    chains = TinyTrainChain(), ShortOfMemory()
+    for chain in chains:
+        make_trainer(tmp_path, chain=chain, subdivisions=2, stop=(3, 'iteration')).run()
+    expected, found = map(arrays, chains)
+    assert not chains[1].has_graphs and len(chains[1].sizes) == len(chains[0].sizes) + 2
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+
+def test_without_graphs_a_lack_of_memory_ends_the_run(tmp_path):
+    chain = ShortOfMemory()
+    chain.disable_graphs = lambda: False
+    with pytest.raises(MemoryError, match='full'):
+        make_trainer(tmp_path, chain=chain, subdivisions=2, stop=(3, 'iteration')).run()
+    assert len(chain.sizes) == 4
+
+
 def test_processes_average_once_per_update(tmp_path):
     alone, reported, _ = gradients(tmp_path, subdivisions=2)
     communicator = TwoProcesses()

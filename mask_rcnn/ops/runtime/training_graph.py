@@ -40,6 +40,8 @@ _MAX_GRAPHS = 16
 _MAX_IDLE = 256
 #: Maximum number of keys that are remembered after their first call.
 _MAX_SEEN = 64
+#: Least fraction of the GPU's memory that is free before a capture: sizes without graphs and other programs need some.
+_MIN_FREE_MEMORY = 0.5
 #: Elements; gradients start at multiples of it, 512 bytes like the arrays of CuPy's memory pool.
 _ALIGNMENT = 128
 
@@ -119,6 +121,13 @@ class TrainingGraphs:
             return False
         return all(isinstance(chainer.as_array(value), cuda.ndarray) for value in inputs)
 
+    def disable(self) -> bool:
+        """Delete all graphs and capture no more; return whether there were any."""
+        had_graphs = bool(self._graphs)
+        self._max_graphs = 0
+        self.release()
+        return had_graphs
+
     def release(self) -> None:
         """Delete all graphs and their memory."""
         self._graphs.clear()
@@ -157,6 +166,9 @@ class TrainingGraphs:
         try:
             # The arrays of the calls without graphs would be kept for nothing.
             cuda.cupy.get_default_memory_pool().free_all_blocks()
+            free, total = cuda.cupy.cuda.runtime.memGetInfo()
+            if free < _MIN_FREE_MEMORY * total:
+                raise MemoryError
             self._memory = self._memory or GraphMemory()
             if self._gradients is None or list(map(id, self._gradients.parameters)) != list(map(id, parameters)):
                 self._gradients = ParameterGradients(parameters)
