@@ -145,15 +145,38 @@ def test_an_output_without_a_gradient_has_the_gradient_zero(cuda, net):
         np.testing.assert_array_equal(gradient(using(graphs, net), names), expected)
 
 
-def test_a_forward_pass_between_the_passes_is_an_error(cuda, net):
+@pytest.mark.parametrize('n', [4, 5])
+def test_two_forward_passes_before_the_backward_pass_have_their_gradients(cuda, net, n):
+    """The second one is not replayed, because it would overwrite the intermediate results of the first one."""
     graphs = TrainingGraphs()
     for _ in range(2):
-        for n in (4, 5):
-            step(using(graphs, net), net, n=n)
-    first, _, _ = run_pass(using(graphs, net), net, n=4)
-    run_pass(using(graphs, net), net, n=5)
+        for size in (4, 5):
+            step(using(graphs, net), net, n=size)
+
+    def differentiate_sum(run):
+        net.cleargrads()
+        outputs = [run_pass(run, net, seed, size)[0] for seed, size in ((1, 4), (2, n))]
+        F.sum(outputs[0] * outputs[0]).backward()
+        F.sum(outputs[1] * outputs[1]).backward()
+        return net.linear.W.grad.copy(), net.linear.b.grad.copy()
+
+    assert_equal(differentiate_sum(using(graphs, net)), differentiate_sum(eager))
+    runs = net.n_runs
+    run_pass(using(graphs, net), net)  # a pass whose results are deleted needs no backward pass
+    step(using(graphs, net), net)
+    assert net.n_runs - runs <= 4  # replays of the stand-in: two forward passes and one backward pass
+
+
+def test_a_backward_pass_after_another_forward_pass_is_an_error(cuda, net):
+    graphs = TrainingGraphs()
+    for _ in range(2):
+        step(using(graphs, net), net)
+    loss = F.sum(run_pass(using(graphs, net), net)[0])
+    loss.backward()
+    loss.backward()
+    step(using(graphs, net), net)
     with pytest.raises(RuntimeError, match='a later forward pass has overwritten'):
-        F.sum(first).backward()
+        loss.backward()
 
 
 @pytest.mark.parametrize('change', ['key', 'shape', 'array', 'frozen', 'stream'])

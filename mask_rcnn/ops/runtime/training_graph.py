@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
@@ -64,7 +65,7 @@ class TrainingGraphs:
         self._last_use: dict[Hashable, int] = {}
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._n_calls = 0
-        self._memory: GraphMemory | None = None
+        self._memory: TrainingGraphMemory | None = None
         self._gradients: ParameterGradients | None = None
         self._has_failed = False
 
@@ -79,9 +80,9 @@ class TrainingGraphs:
     ) -> Sequence[Any]:
         """Return ``function(*inputs)``; from the second call with a key on, replay CUDA graphs.
 
-        The backward pass of a call must run before the next call with the same :class:`TrainingGraphs`, whose
-        intermediate results overwrite those of this call.  On the CPU, without backprop, in Chainer's debug mode and
-        without ``chainer.config.training_graphs`` and ``cuda_graphs``, the function always runs itself.
+        The intermediate results of a replay overwrite those of the last one.  The function therefore runs itself while
+        the backward pass of the last replay is pending.  It always does on the CPU, without backprop, in Chainer's
+        debug mode and without ``chainer.config.training_graphs`` and ``cuda_graphs``.
 
         Args:
             function: The function; see the module.  It is differentiable once, with respect to its inputs that are
@@ -117,7 +118,7 @@ class TrainingGraphs:
         config = chainer.config
         if self._has_failed or not (config.training_graphs and config.cuda_graphs and config.enable_backprop):
             return False
-        if chainer.is_debug():
+        if chainer.is_debug() or (self._memory is not None and self._memory.is_pending):
             return False
         return all(isinstance(chainer.as_array(value), cuda.ndarray) for value in inputs)
 
@@ -169,7 +170,7 @@ class TrainingGraphs:
             free, total = cuda.cupy.cuda.runtime.memGetInfo()
             if free < _MIN_FREE_MEMORY * total:
                 raise MemoryError
-            self._memory = self._memory or GraphMemory()
+            self._memory = self._memory or TrainingGraphMemory()
             if self._gradients is None or list(map(id, self._gradients.parameters)) != list(map(id, parameters)):
                 self._gradients = ParameterGradients(parameters)
             self._graphs[key] = CapturedGradient(function, inputs, links, self._memory, self._gradients)
@@ -217,7 +218,7 @@ class CapturedGradient:
         function: Function,
         inputs: Sequence[Any],
         links: Sequence[chainer.Link],
-        memory: GraphMemory,
+        memory: TrainingGraphMemory,
         gradients: ParameterGradients,
     ):
         self._memory = memory  # lives as long as the graphs
@@ -299,16 +300,15 @@ class CapturedGradient:
             for array, is_variable in zip(self._outputs, self._is_variable, strict=True)
         ]
 
-    def replay_forward(self) -> tuple[Array, ...]:
-        """Run the forward pass on the copies of the inputs; return the outputs that have a gradient."""
-        self._memory.pass_number += 1
+    def replay_forward(self, node: chainer.FunctionNode) -> tuple[Array, ...]:
+        """Run the forward pass of a node on the copies of the inputs; return the outputs that have a gradient."""
+        self._memory.begin_pass(node)
         self._forward.launch()
         return tuple(array for array, is_variable in zip(self._outputs, self._is_variable, strict=True) if is_variable)
 
-    def replay_backward(self, pass_number: int, grad_outputs: Sequence[Array | None]) -> list[Array | None]:
-        """Run the backward pass of the last forward pass; return the gradients of the variables and the parameters."""
-        if pass_number != self._memory.pass_number:
-            raise RuntimeError('a later forward pass has overwritten the intermediate results of this backward pass')
+    def replay_backward(self, node: chainer.FunctionNode, grad_outputs: Sequence[Array | None]) -> list[Array | None]:
+        """Run the backward pass of a node; return the gradients of the variables and the parameters."""
+        self._memory.end_pass(node)
         for copy, gradient in zip(self._grad_outputs, grad_outputs, strict=True):
             if gradient is None:
                 copy.fill(0)
@@ -317,10 +317,33 @@ class CapturedGradient:
         self._backward.launch()
         return [*self._input_gradients, *self._parameter_gradients.copies(self._is_differentiated)]
 
+
+class TrainingGraphMemory(GraphMemory):
+    """The memory of the graphs of a function, which holds the intermediate results of one forward pass at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self._last_node: Any = None  # a weak reference
+        self.is_backward_done = True
+
     @property
-    def pass_number(self) -> int:
-        """The number of the last forward pass of all functions that share the memory."""
-        return self._memory.pass_number
+    def is_pending(self) -> bool:
+        """True if the backward pass of the last forward pass has not run and may still do so."""
+        return not self.is_backward_done and self._last_node() is not None
+
+    def begin_pass(self, node: chainer.FunctionNode) -> None:
+        """Register the forward pass of a node, which overwrites the last one."""
+        self._last_node, self.is_backward_done = weakref.ref(node), False
+
+    def end_pass(self, node: chainer.FunctionNode) -> None:
+        """Register the backward pass of a node.
+
+        Raises:
+            RuntimeError: Another forward pass has run since that of the node.
+        """
+        if self._last_node is None or self._last_node() is not node:
+            raise RuntimeError('a later forward pass has overwritten the intermediate results of this backward pass')
+        self.is_backward_done = True
 
 
 class ParameterGradients:
@@ -365,13 +388,11 @@ class _Replay(chainer.FunctionNode):
         self._graph = graph
 
     def forward(self, inputs):
-        outputs = self._graph.replay_forward()
-        self._pass_number = self._graph.pass_number
-        return outputs
+        return self._graph.replay_forward(self)
 
     def backward(self, indexes, grad_outputs):
         arrays = [None if gradient is None else gradient.array for gradient in grad_outputs]
-        gradients = self._graph.replay_backward(self._pass_number, arrays)
+        gradients = self._graph.replay_backward(self, arrays)
         return tuple(None if gradients[i] is None else chainer.as_variable(gradients[i]) for i in indexes)
 
 
