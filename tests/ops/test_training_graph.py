@@ -275,6 +275,23 @@ def test_no_graph_takes_the_last_half_of_the_memory(cuda, net, caplog):
     assert cuda.events == [] and caplog.records == []
 
 
+def test_the_outer_stream_waits_for_a_failed_capture(cuda, net):
+    """Values that the run before the recording has computed remain in caches, from which the outer stream reads."""
+    graphs, outer = TrainingGraphs(), cuda.stream
+    outer.waited = []
+    outer.wait_event = outer.waited.append
+
+    def function(*inputs):
+        if cuda.stream is not outer:
+            raise ValueError
+        return net(*inputs)
+
+    for _ in range(2):
+        step(lambda _, inputs: graphs.run(function, inputs, [net], 'key'), net)
+    (stream,) = outer.waited
+    assert stream is not outer
+
+
 def test_disabled_graphs_are_deleted(cuda, net):
     graphs = TrainingGraphs()
     assert not graphs.disable()

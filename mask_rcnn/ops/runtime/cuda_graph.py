@@ -154,15 +154,26 @@ class GraphMemory:
     Their memory must not come from CuPy's pool: each replay writes the arrays that the captured function has deleted.
     Graphs that are replayed one after the other can share the memory of temporary arrays.  CuPy's pools manage memory
     per stream, so all captures use the same stream.
-
-    Attributes:
-        pass_number (int): Number of forward passes of training graphs, which the last one has increased.
     """
 
     def __init__(self):
         self.stream = cuda.cupy.cuda.Stream(non_blocking=True)
         self.pool = cuda.cupy.cuda.MemoryPool()
-        self.pass_number = 0
+
+    @contextlib.contextmanager
+    def use_stream(self) -> Iterator[None]:
+        """Run the GPU work of a ``with`` block on the stream: after that of the outer stream, which then waits for it.
+
+        It also waits if the block fails, because values that the block has computed may remain in caches.
+        """
+        outer = cuda.cupy.cuda.get_current_stream()
+        submitted = outer.record()
+        try:
+            with self.stream:
+                self.stream.wait_event(submitted)
+                yield
+        finally:
+            outer.wait_event(self.stream.record())
 
 
 class CapturedFunction:
@@ -179,21 +190,17 @@ class CapturedFunction:
 
     def __init__(self, function: Callable[[Array], Any], x: Array, memory: GraphMemory):
         self._memory = memory  # lives as long as the graph
-        stream = memory.stream
-        submitted = cuda.cupy.cuda.get_current_stream().record()
         with contextlib.ExitStack() as stack:
             stack.enter_context(cuda.cupy.cuda.using_allocator(memory.pool.malloc))
-            stack.enter_context(stream)
+            stack.enter_context(memory.use_stream())
             # A value that is derived on this stream exists only while the function runs.
             stack.enter_context(chainer.using_config('weight_cache', dict(chainer.config.weight_cache)))
             self._retained = stack.enter_context(retained_values())
-            stream.wait_event(submitted)
             self._x = x.copy()
             function(self._x)  # CuPy and cuDNN allocate memory per stream, better before the capture
             self._retained.clear()
             stack.enter_context(without_host_copies())
-            self._graph, self._result = record(stream, lambda: function(self._x))
-        cuda.cupy.cuda.get_current_stream().wait_event(stream.record())
+            self._graph, self._result = record(memory.stream, lambda: function(self._x))
 
     def __call__(self, x: Array) -> Any:
         """Return the result of the function for another argument of the same shape, computed on the current stream."""

@@ -225,19 +225,15 @@ class CapturedGradient:
         self._weights = [weight for link in links for weight in weights_of(link)]  # likewise
         self._parameter_gradients = gradients
         self._has_gradient = [isinstance(value, chainer.Variable) for value in inputs]
-        stream = memory.stream
-        submitted = cuda.cupy.cuda.get_current_stream().record()
-        with stream, retained_values() as self._retained:
-            stream.wait_event(submitted)
+        with memory.use_stream(), retained_values() as self._retained:
             with cuda.cupy.cuda.using_allocator(memory.pool.malloc):
                 self._inputs = [chainer.as_array(value).copy(order='K') for value in inputs]
             with _unchanged(links):
                 self._run_both_passes(function)
             self._retained.clear()
-            cuda.cupy.get_default_memory_pool().free_all_blocks(stream=stream)
+            cuda.cupy.get_default_memory_pool().free_all_blocks(stream=memory.stream)
             with cuda.cupy.cuda.using_allocator(memory.pool.malloc), without_host_copies():
-                self._record(function, stream)
-        cuda.cupy.cuda.get_current_stream().wait_event(stream.record())
+                self._record(function, memory.stream)
 
     def _run_both_passes(self, function: Function) -> None:
         """Run the passes before they are recorded, so that kernels are compiled and caches are filled.
