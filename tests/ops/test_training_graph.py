@@ -305,24 +305,36 @@ def test_disabled_graphs_are_deleted(cuda, net):
     assert cuda.events == []
 
 
-def test_statistics_are_updated_once_per_call(cuda):
-    class Normalised(chainer.Chain):
-        def __init__(self):
-            super().__init__()
-            with self.init_scope():
-                self.norm = L.BatchNormalization(3)
-            for name in ('avg_mean', 'avg_var'):
-                setattr(self.norm, name, getattr(self.norm, name).view(Array))
+class Normalised(chainer.Chain):
+    """A batch normalisation that fails at the end of a run as long as there are ``failures``."""
 
-        def __call__(self, x):
-            return [self.norm(x)]
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.norm = L.BatchNormalization(3)
+        for name in ('avg_mean', 'avg_var'):
+            setattr(self.norm, name, getattr(self.norm, name).view(Array))
+        self.failures = []
 
+    def __call__(self, x):
+        y = self.norm(x)
+        if self.failures:
+            raise self.failures.pop()
+        return [y]
+
+
+@pytest.mark.parametrize('failing_call', [None, 'captured', 'not captured'])
+def test_statistics_are_updated_once_per_call(cuda, failing_call):
+    """Also if memory is short in the run before a recording, or in a run without graphs."""
     expected, found, graphs = Normalised(), Normalised(), TrainingGraphs()
     cuda.persistent = [found.norm.avg_mean, found.norm.avg_var]
-    for seed in range(4):
+    for seed in range(5):
         x = arrays(seed)[0]
+        if (seed, failing_call) in ((1, 'captured'), (3, 'not captured')):
+            found.failures.append(MemoryError('full'))
         F.sum(expected(x)[0]).backward()
-        F.sum(graphs.run(found, [x], [found], 'key')[0]).backward()
+        F.sum(graphs.run(found, [x], [found], 'other' if seed == 3 else 'key')[0]).backward()
+        assert found.failures == []
         np.testing.assert_array_equal(found.norm.avg_mean, expected.norm.avg_mean)
         np.testing.assert_array_equal(found.norm.avg_var, expected.norm.avg_var)
 
