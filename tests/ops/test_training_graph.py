@@ -179,6 +179,17 @@ def test_a_backward_pass_after_another_forward_pass_is_an_error(cuda, net):
         loss.backward()
 
 
+def test_a_frozen_function_is_not_captured(cuda, net, caplog):
+    for link in (net.linear, net.unused):
+        with link.init_scope():
+            link.W, link.b = FrozenParameter(link.W.array, name='W'), FrozenParameter(link.b.array, name='b')
+    graphs = TrainingGraphs()
+    for seed in range(3):
+        found = [chainer.as_array(y) for y in graphs.run(net, arrays(seed), [net], 'key')]
+        assert_equal(found, [chainer.as_array(y) for y in net(*arrays(seed))])
+    assert cuda.events == [] and caplog.records == []
+
+
 @pytest.mark.parametrize('change', ['key', 'shape', 'array', 'frozen', 'stream'])
 def test_other_inputs_are_not_replayed(cuda, net, change):
     graphs = TrainingGraphs()

@@ -102,6 +102,8 @@ class TrainingGraphs:
             return function(*inputs)
         self._n_calls += 1
         parameters = [parameter for link in links for parameter in link.params() if parameter.requires_grad]
+        if not parameters and not any(value.requires_grad for value in _variables_of(inputs)):
+            return function(*inputs)  # there is nothing to differentiate
         weights = [weight for link in links for weight in weights_of(link)]
         # The graphs keep these objects, so that no other object gets the identity of one of them.
         key = (key, _signature(inputs), tuple(map(id, parameters)), tuple(map(id, weights)))
