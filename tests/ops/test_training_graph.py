@@ -286,6 +286,19 @@ def test_no_graph_takes_the_last_half_of_the_memory(cuda, net, caplog):
     assert cuda.events == [] and caplog.records == []
 
 
+def test_a_first_capture_without_memory_keeps_none(cuda, net):
+    graphs = TrainingGraphs()
+
+    def function(*inputs):
+        if cuda.is_capturing:
+            raise MemoryError('full')
+        return net(*inputs)
+
+    for _ in range(3):
+        step(lambda _, inputs: graphs.run(function, inputs, [net], 'key'), net)
+    assert graphs._memory is None and graphs._gradients is None
+
+
 def test_the_outer_stream_waits_for_a_failed_capture(cuda, net):
     """Values that the run before the recording has computed remain in caches, from which the outer stream reads."""
     graphs, outer = TrainingGraphs(), cuda.stream

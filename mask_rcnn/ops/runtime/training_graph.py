@@ -181,6 +181,8 @@ class TrainingGraphs:
             self._graphs[key] = CapturedGradient(function, inputs, links, self._memory, self._gradients)
         except MemoryError:
             self._max_graphs = len(self._graphs)  # no further attempts, each of which takes as long as several steps
+            if not self._graphs:
+                self.release()
             return None
         except Exception as error:
             self._has_failed = True
