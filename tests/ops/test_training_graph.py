@@ -179,6 +179,23 @@ def test_a_backward_pass_after_another_forward_pass_is_an_error(cuda, net):
         loss.backward()
 
 
+def test_gradients_have_the_types_of_the_parameters(cuda, net):
+    graphs = TrainingGraphs()
+    for parameter in net.linear.params():
+        parameter.array = parameter.array.astype('e')
+
+    def gradient(run):
+        net.cleargrads()
+        h = run(lambda x: [net.linear(x)], [arrays(0)[0].astype('e')])[0]
+        F.sum(h).backward()
+        return net.linear.W.grad
+
+    for _ in range(3):
+        found = gradient(using(graphs, net))
+        assert found.dtype == np.float16
+        np.testing.assert_array_equal(found, gradient(eager))
+
+
 def test_a_frozen_function_is_not_captured(cuda, net, caplog):
     for link in (net.linear, net.unused):
         with link.init_scope():

@@ -364,13 +364,13 @@ class ParameterGradients:
         self._places = []
         start = 0
         for parameter in parameters:
-            self._places.append((slice(start, start + parameter.size), parameter.shape))
+            self._places.append((slice(start, start + parameter.size), parameter.shape, parameter.dtype))
             start += math.ceil(parameter.size / _ALIGNMENT) * _ALIGNMENT
         self._vector = cuda.cupy.empty(start, np.float32)
 
     def assign(self, gradients: Sequence[Array | None]) -> None:
         """Copy the gradient of each parameter that has one."""
-        for (place, shape), gradient in zip(self._places, gradients, strict=True):
+        for (place, shape, _), gradient in zip(self._places, gradients, strict=True):
             if gradient is not None:
                 self._vector[place].reshape(shape)[...] = gradient
 
@@ -382,8 +382,8 @@ class ParameterGradients:
         """
         vector = self._vector.copy()
         return [
-            vector[place].reshape(shape) if present else None
-            for (place, shape), present in zip(self._places, is_present, strict=True)
+            vector[place].reshape(shape).astype(dtype, copy=False) if present else None
+            for (place, shape, dtype), present in zip(self._places, is_present, strict=True)
         ]
 
 
