@@ -62,7 +62,7 @@ def queue(monkeypatch):
     cuda = SimpleNamespace(alloc_pinned_memory=bytearray, Event=Event, get_current_stream=lambda: queue)
     cupy = SimpleNamespace(cuda=cuda, empty=lambda shape, dtype: np.empty(shape, dtype).view(Array))
     monkeypatch.setattr(transfer, 'cuda', SimpleNamespace(cupy=cupy))
-    monkeypatch.setattr(transfer, '_uploads', deque())
+    monkeypatch.setattr(transfer, '_copies', deque())
     monkeypatch.setattr(transfer, 'get_array_module', lambda *_: module)
     return queue
 
@@ -113,16 +113,27 @@ def test_an_upload_does_not_wait_and_does_not_read_the_array_later(queue, rng):
     for image in images:
         uploaded.append(upload(image[:, ::-1], 'cupy'))
         image[...] = 0
-    assert queue.done == 0 and len(queue.submitted) == len(transfer._uploads) == 3
-    memories = [memory for _, memory in transfer._uploads]
+    assert queue.done == 0 and len(queue.submitted) == len(transfer._copies) == 3
+    memories = [memory for _, memory in transfer._copies]
     assert [len(memory) for memory in memories] == [128, 256, 256]
     assert len({id(memory) for memory in memories}) == 3  # none is used again before its copy has ended
     queue.run_to(2)
     upload(images[0], 'cupy')
-    assert transfer._uploads[0][1] is memories[2]
+    assert transfer._copies[0][1] is memories[2]
     queue.run_to(4)
     for array, image in zip(uploaded, expected, strict=True):
         np.testing.assert_array_equal(array, image[:, ::-1])
+
+
+def test_the_memory_of_a_deleted_copy_to_the_host_is_kept_until_its_end(queue, rng):
+    """An error between the start of a copy and :meth:`wait`, for example, deletes it."""
+    AsyncHostCopy(pack_arrays(some_arrays(rng)))
+    ((_, memory),) = transfer._copies
+    upload(np.zeros(3, np.uint8), 'cupy')
+    assert transfer._copies[0][1] is memory
+    queue.run_to(1)
+    upload(np.zeros(3, np.uint8), 'cupy')
+    assert all(other is not memory for _, other in transfer._copies)
 
 
 def test_all_cpus_copy_a_large_upload(queue, rng):
@@ -166,7 +177,7 @@ def test_uploads_in_progress_are_not_overwritten():
     upload(image, xp)
     xp.cuda.Device().synchronize()
     upload(image, xp)
-    assert len(transfer._uploads) == 1
+    assert len(transfer._copies) == 1
 
 
 def make_scalars(xp):

@@ -24,9 +24,9 @@ _ALIGNMENT = 16
 #: The bits of float32 that are all set in NaN and infinity.
 _EXPONENT = np.uint32(0x7F800000)
 
-#: The event at the end of each upload that may be in progress, and its pinned memory.
-_uploads: deque[tuple[Any, Any]] = deque()
-_uploads_lock = threading.Lock()
+#: The event at the end of each copy that may be in progress, and its pinned memory.
+_copies: deque[tuple[Any, Any]] = deque()
+_copies_lock = threading.Lock()
 
 
 def upload(array: np.ndarray, xp: Any, *, check_finite: bool = False) -> Array:
@@ -53,11 +53,8 @@ def upload(array: np.ndarray, xp: Any, *, check_finite: bool = False) -> Array:
         return array
     if not array.size:  # nothing to copy, and no memory to copy it to
         return cuda.cupy.empty(array.shape, array.dtype)
-    with _uploads_lock:
-        while _uploads and _uploads[0][0].done:
-            _uploads.popleft()
     # Blocks of few different sizes, so that images of other sizes use them again.
-    memory = cuda.cupy.cuda.alloc_pinned_memory(1 << max(array.nbytes - 1, 0).bit_length())
+    memory = _allocate_pinned(1 << max(array.nbytes - 1, 0).bit_length())
     staging = np.frombuffer(memory, array.dtype, array.size)
     if check_finite:
         _require_finite(_copy_and_check(array.reshape(-1), staging))
@@ -65,10 +62,7 @@ def upload(array: np.ndarray, xp: Any, *, check_finite: bool = False) -> Array:
         _copy_on_host(array.reshape(-1), staging)
     uploaded = cuda.cupy.empty(array.shape, array.dtype)
     uploaded.set(staging.reshape(array.shape), stream=cuda.cupy.cuda.get_current_stream())
-    event = cuda.cupy.cuda.Event(disable_timing=True)
-    event.record()
-    with _uploads_lock:
-        _uploads.append((event, memory))
+    _keep_until_copied(memory)
     return uploaded
 
 
@@ -93,6 +87,26 @@ def upload_together(arrays: Sequence[np.ndarray], xp: Any) -> list[Array]:
         uploaded[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
         for array, start in zip(arrays, starts[:-1], strict=True)
     ]
+
+
+def _allocate_pinned(size: int) -> Any:
+    """Return pinned memory of CuPy's pool, after that of ended copies has returned to it."""
+    with _copies_lock:
+        while _copies and _copies[0][0].done:
+            _copies.popleft()
+    return cuda.cupy.cuda.alloc_pinned_memory(size)
+
+
+def _keep_until_copied(memory: Any) -> Any:
+    """Keep pinned memory until the work of the current stream has ended; return the event at its end.
+
+    CuPy's pool would lend the memory of deleted arrays at once, and the copy would overwrite or read other values.
+    """
+    event = cuda.cupy.cuda.Event(disable_timing=True)
+    event.record()
+    with _copies_lock:
+        _copies.append((event, memory))
+    return event
 
 
 def _copy_on_host(source: np.ndarray, target: np.ndarray) -> None:
@@ -218,12 +232,10 @@ def _start_copy(array):
     """Start a copy on the current stream; return the host memory and the event that marks the end of the copy."""
     if not array.size:  # nothing to copy, and no memory to copy it to
         return np.empty(array.shape, array.dtype), None
-    memory = cuda.cupy.cuda.alloc_pinned_memory(array.nbytes)
+    memory = _allocate_pinned(array.nbytes)
     host = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
     array.get(out=host, blocking=False)
-    event = cuda.cupy.cuda.Event(disable_timing=True)
-    event.record()
-    return host, event
+    return host, _keep_until_copied(memory)
 
 
 @contextlib.contextmanager
