@@ -42,6 +42,7 @@ class MomentumSGD(optimizers.MomentumSGD):
 
     def cleargrads(self) -> None:
         """Clear the gradients; until the end of :meth:`update`, the target must keep its parameters."""
+        self._grad_norm = self._fused_update = None  # of a step that has failed before its update
         self._params = list(self.target.params())
         for param in self._params:
             param.cleargrad()

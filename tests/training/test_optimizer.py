@@ -116,6 +116,17 @@ def test_the_norm_of_all_gradients(net):
     assert not np.isfinite(optimizer.report_grad_norm({})['grad_norm'])
 
 
+def test_the_norm_of_a_failed_step_does_not_clip_the_next_one(net):
+    """A step fails after its norm, for example, if its loss is not finite."""
+    optimizer = make_optimizer(net, clip=1.0, weight_decay=0)
+    net.conv.W.grad[...] = 1e3
+    optimizer.report_grad_norm({})
+    optimizer.cleargrads()
+    net.conv.W.grad = np.full((3, 2, 1, 1), 0.1, 'f')
+    optimizer.update()
+    np.testing.assert_array_equal(net.conv.W.grad, np.float32(0.1))
+
+
 def test_only_hooks_may_read_gradients_of_frozen_parameters(net):
     """Zeros for all frozen parameters take time and memory; Chainer's hooks need them."""
     optimizer = make_optimizer(net, clip=1.0, weight_decay=0)
