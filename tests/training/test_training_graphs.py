@@ -85,6 +85,30 @@ def test_recorded_passes_have_the_same_gradients_on_the_cpu(extractor, monkeypat
     assert_close(found, expected, 1e-5, 1e-5)
 
 
+class TwoViews(MaskRCNNTrainChain):
+    """A train chain with two forward passes for a backward pass."""
+
+    def forward(self, examples):
+        return super().forward(examples) + super().forward(examples[::-1])
+
+    def passes(self, examples):
+        return [examples]
+
+
+def test_a_chain_may_run_several_forward_passes_before_a_backward_pass(monkeypatch):
+    """For images of two sizes, four passes are pending."""
+    use_narrow_resnet(monkeypatch)
+
+    def gradients():
+        chain = TwoViews(make_chain('resnet50', device='@numpy').model, sampling=SAMPLING)
+        return repeat(chain, EXAMPLES, 'fp32', n_updates=3)
+
+    expected = gradients()
+    with training_graphs_on_the_cpu(monkeypatch, np.ndarray):
+        monkeypatch.setattr(training_graph, '_device_and_stream', lambda array: ())
+        assert_close(gradients(), expected, 1e-5, 1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ('extractor', 'norm', 'precision'),
