@@ -232,8 +232,7 @@ class Predictor:
         # Without a limit, the host reads the number of detections.
         if len(transforms) > _MAX_GRAPH_BATCH or not network.config.max_detections:
             return compute(x)
-        configs = [link.config for link in (network, *network.children()) if hasattr(link, 'config')]
-        return run_as_graph(compute, x, (*transforms, *configs, *graph_settings()), network)
+        return run_as_graph(compute, x, (*transforms, *graph_settings(network)), network)
 
     def _finish_batch(self, raw: RawDetections | AsyncHostCopy, transforms: list) -> Iterator[Detections]:
         """Yield the detections of the images of a batch; waits for a GPU."""

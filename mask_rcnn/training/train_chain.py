@@ -139,9 +139,10 @@ class MaskRCNNTrainChain(chainer.Chain):
             return [*features, flatten_anchors(logits, 1), flatten_anchors(deltas, 4), *proposals]
 
         # The scale of an image only matters to the minimum size of proposals.
-        scales = [transform.factors[0] if model.config.rpn_min_size else None for transform in transforms]
+        min_size = getattr(model.rpn, 'config', model.config).rpn_min_size
+        scales = [transform.factors[0] if min_size else None for transform in transforms]
         sizes = [transform.input_size for transform in transforms]
-        key = (*sizes, *scales, self.sampling, model.config, *graph_settings())
+        key = (*sizes, *scales, self.sampling, *graph_settings(model))
         outputs = self._trunk_graphs.run(trunk, [x], [model.extractor, model.rpn], key)
         n = len(examples)
         return tuple(outputs[: -n - 2]), outputs[-n - 2], outputs[-n - 1], outputs[-n:]
@@ -358,7 +359,7 @@ class MaskRCNNTrainChain(chainer.Chain):
             return outputs
 
         links = [model.box_head, *([model.mask_head] if model.config.masks else [])]
-        return self._head_graphs.run(heads, inputs, links, (n_mask_rois, model.config, *graph_settings()))
+        return self._head_graphs.run(heads, inputs, links, (n_mask_rois, *graph_settings(model)))
 
     def _delta_targets(self, batch: RoIBatch, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the targets of the box regression loss, for the deltas of the foreground's classes.

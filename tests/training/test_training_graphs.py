@@ -85,6 +85,22 @@ def test_recorded_passes_have_the_same_gradients_on_the_cpu(extractor, monkeypat
     assert_close(found, expected, 1e-5, 1e-5)
 
 
+def test_graphs_follow_the_configuration_of_a_part(monkeypatch):
+    use_narrow_resnet(monkeypatch)
+
+    def losses(n_updates):
+        chain = make_chain('resnet50', device='@numpy')
+        for n in n_updates:
+            reported, _, _ = repeat(chain, EXAMPLES[:1], 'fp32', n)
+            chain.model.rpn.config = chain.model.rpn.config.replace(rpn_nms_threshold=0.1)
+        return reported
+
+    expected = losses([1, 1])
+    with training_graphs_on_the_cpu(monkeypatch, np.ndarray):
+        monkeypatch.setattr(training_graph, '_device_and_stream', lambda array: ())
+        assert losses([3, 1]) == pytest.approx(expected, rel=1e-5)
+
+
 class TwoViews(MaskRCNNTrainChain):
     """A train chain with two forward passes for a backward pass."""
 

@@ -49,9 +49,13 @@ _failed: weakref.WeakSet = weakref.WeakSet()
 _capture_lock = threading.Lock()
 
 
-def graph_settings() -> tuple:
-    """Return the entries of ``chainer.config`` that select kernels: a part of the key of a graph."""
-    return tuple(getattr(chainer.config, name) for name in _SETTINGS)
+def graph_settings(network: Any) -> tuple:
+    """Return the settings that select kernels, a part of the key of a graph.
+
+    They are entries of ``chainer.config``, and ``config`` of the network and of its parts.
+    """
+    configs = [link.config for link in (network, *network.children()) if hasattr(link, 'config')]
+    return (*configs, *(getattr(chainer.config, name) for name in _SETTINGS))
 
 
 def run_as_graph(function: Callable[[Array], Any], x: Array, key: Hashable, owner: Any) -> Any:
