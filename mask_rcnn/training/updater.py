@@ -57,7 +57,9 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
 
     Args:
         iterator: Returns lists of examples; their ``name`` appears in errors.
-        optimizer: Its target is called with a list of examples and returns their mean loss.
+        optimizer: Its target is called with a list of examples and returns their mean loss.  If it has the methods
+            ``passes`` and ``disable_graphs``, like :class:`~mask_rcnn.training.train_chain.MaskRCNNTrainChain`, the
+            first one divides each part further, and the second one is called if memory is short.
         subdivisions: Number of parts; at most one for each example of a batch.
         loss_scale: Multiplier of the loss in the backward pass, for float16 gradients.  ``'dynamic'`` searches for the
             largest factor without overflow and skips updates that overflow, with one log line each.  It is an error
