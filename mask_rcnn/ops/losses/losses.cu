@@ -106,8 +106,7 @@ extern "C" __global__ void smooth_l1_half(
 template <typename element>
 __device__ void scatter(const float* gradients, const float* loss_gradient, selection selected, element* out)
 {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < selected.n)
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < selected.n; i += gridDim.x * blockDim.x)
         store(gradients[i] * loss_gradient[0], out[selected.position(i)]);
 }
 
