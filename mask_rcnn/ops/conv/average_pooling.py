@@ -1,4 +1,4 @@
-"""Global average pooling: Chainer's mean, or one kernel on a GPU if no gradient is needed."""
+"""Global average pooling: Chainer's mean, or one kernel on a GPU."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from mask_rcnn.ops.runtime.cache import cached, retained_values
 
 logger = logging.getLogger(__name__)
 
-#: Whether the inference of networks on a GPU uses CUDA graphs.
+#: Whether networks on a GPU use CUDA graphs.
 chainer.global_config.cuda_graphs = True  # type: ignore[attr-defined]  # Chainer accepts any entry
 
 #: The entries of ``chainer.config`` that select kernels.
