@@ -336,6 +336,6 @@ def sigmoid_gpu(logits: Array) -> Array:
     cuda_kernels.launch(
         cuda_kernels.kernel(_SOURCE, 'sigmoid_half' if is_half else 'sigmoid'),
         scores.size,
-        (logits.view(np.uint16) if is_half else logits, np.int32(scores.size), scores),
+        (cuda_kernels.as_argument(logits), np.int32(scores.size), scores),
     )
     return scores.transpose(2, 0, 1)

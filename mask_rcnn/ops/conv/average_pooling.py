@@ -60,6 +60,6 @@ def average_gpu(x: Array) -> Array:
     cuda_kernels.launch(
         cuda_kernels.kernel('conv/average_pooling.cu', f'average_pooling_{"half_" if is_half else ""}{lanes}'),
         y.size // lanes,
-        (images.view(np.uint16) if is_half else images, *map(np.int32, (n, height * width, channels)), y),
+        (cuda_kernels.as_argument(images), *map(np.int32, (n, height * width, channels)), y),
     )
     return y

@@ -102,7 +102,7 @@ def add_gpu(x: Array, coarse: Array, out: Array) -> None:
     CuPy's addition would copy ``x`` first, because ``out`` overlaps it.
     """
     is_half = x.dtype == np.float16
-    images = [as_nhwc(array).view(np.uint16 if is_half else np.float32) for array in (x, coarse, out)]
+    images = [cuda_kernels.as_argument(as_nhwc(array)) for array in (x, coarse, out)]
     n, height, width, channels = images[0].shape
     if x.size:
         lanes = vector_lanes(8 if is_half else 4, *images)

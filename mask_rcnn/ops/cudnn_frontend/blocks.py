@@ -64,7 +64,7 @@ def make_blocks(x: Array, channels: int, dtype: np.dtype) -> Array:
     rows, columns = -(-height // _SIDE), -(-width // _SIDE)
     out_dtype = x.dtype if x.dtype == np.float16 else dtype
     y = xp.empty((n, rows, columns, channels), out_dtype)
-    views = [array.view(np.uint16) if array.dtype == np.float16 else array for array in (source, y)]
+    views = [cuda_kernels.as_argument(array) for array in (source, y)]
     names = ['half' if array.dtype == np.float16 else 'float' for array in (source, y)]
     steps = [np.int64(step // x.itemsize) for step in x.strides]
     if y.size:

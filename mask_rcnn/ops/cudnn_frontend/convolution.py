@@ -441,7 +441,7 @@ def _launch_epilogue(y, residual, b, lowest: float, highest: float) -> None:
     """Apply the epilogue to contiguous arrays ``(N, H, W, O)`` and ``b`` ``(O,)``; an absent array is ``None``."""
     is_half = y.dtype == np.float16
     lanes = vector_lanes(8 if is_half else 4, *(array for array in (y, residual, b) if array is not None))
-    source, added = (array.view(np.uint16) if is_half else array for array in (y, y if residual is None else residual))
+    source, added = map(cuda_kernels.as_argument, (y, y if residual is None else residual))
     # The kernel does not read the placeholders of absent arrays.
     bias = get_array_module(y).empty(1, np.float32) if b is None else b
     cuda_kernels.launch(

@@ -51,7 +51,7 @@ def epilogue_gradient(gy: Array, y: Array | None = None, *, has_bias: bool = Fal
 
 def _multiply_by_derivative(gy: Array, y: Array, g: Array) -> None:
     """Write the gradient before ReLU to ``g``; contiguous arrays of one shape and type."""
-    gy, y, g = (_storage(array).ravel() for array in (gy, y, g))
+    gy, y, g = (cuda_kernels.as_argument(array).ravel() for array in (gy, y, g))
     kernel, lanes = _variant('relu_gradient', gy, y, g)
     cuda_kernels.launch(kernel, g.size // lanes, (gy, y, np.int64(g.size), g))
 
@@ -78,7 +78,7 @@ def _sum_parts(gy: Array, y: Array | None, g: Array, n_parts: int | None = None)
         n_parts: The number of parts, by default as many as keep a GPU busy.
     """
     n_pixels, channels = gy.shape
-    arrays = [_storage(array) for array in (gy, gy if y is None else y, g)]
+    arrays = [cuda_kernels.as_argument(array) for array in (gy, gy if y is None else y, g)]
     kernel, lanes = _variant('sum_pixels', *arrays)
     n_groups = channels // lanes
     # With a single part, blocks are as narrow and as many as possible.
@@ -105,12 +105,7 @@ def _sum_parts(gy: Array, y: Array | None, g: Array, n_parts: int | None = None)
 
 
 def _variant(name: str, *arrays: Array):
-    """Return the kernel for arrays in their storage types, and the number of its lanes."""
+    """Return the kernel for arrays as its arguments, and the number of its lanes."""
     is_half = arrays[0].dtype == np.uint16
     lanes = vector_lanes(8 if is_half else 4, *arrays)
     return cuda_kernels.kernel(_SOURCE, f'{name}_{"half_" if is_half else ""}{lanes}'), lanes
-
-
-def _storage(array: Array) -> Array:
-    """Return an array in the type that the kernels declare."""
-    return array.view(np.uint16) if array.dtype == np.float16 else array

@@ -14,7 +14,7 @@ from typing import Any
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.losses.kernels import as_argument, kernel, launch_sum
+from mask_rcnn.ops.losses.kernels import kernel, launch_sum
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import compute_dtype, memory_axis_order
@@ -94,9 +94,10 @@ class _SelectedLoss(chainer.FunctionNode):
         self._shape, self._dtype, self._axes = inputs[0].shape, x.dtype, axes
         self._gradients = xp.empty(self._targets.shape, np.float32)
         self._selection = _selection(inputs[0].shape, axes, self._indices, n)
-        arguments = self._targets, self._weights, np.float32(self._beta), self._gradients
+        selected = cuda_kernels.as_argument(x), *self._selection
+        arguments = *selected, self._targets, self._weights, np.float32(self._beta), self._gradients
         n_blocks = min(-(-n // _BLOCK_ELEMENTS), _MAX_BLOCKS)
-        return (launch_sum(kernel(self._name, x.dtype), n_blocks, (as_argument(x), *self._selection, *arguments), xp),)
+        return (launch_sum(kernel(self._name, x.dtype), n_blocks, arguments, xp),)
 
     def backward(self, indexes, grad_outputs):
         gradient = grad_outputs[0].array
@@ -115,7 +116,7 @@ class _SelectedLoss(chainer.FunctionNode):
         cuda_kernels.launch(
             kernel('scatter_gradients', gradient.dtype),
             self._gradients.size,
-            (self._gradients, loss_gradient, *self._selection, as_argument(gradient)),
+            (self._gradients, loss_gradient, *self._selection, cuda_kernels.as_argument(gradient)),
         )
         return gradient.transpose(np.argsort(self._axes).tolist())
 

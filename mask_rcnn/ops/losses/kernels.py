@@ -21,11 +21,6 @@ def kernel(name: str, dtype: Any = np.float32) -> Any:
     return cuda_kernels.kernel('losses/losses.cu', name + _SUFFIXES[np.dtype(dtype)])
 
 
-def as_argument(x: Array) -> Array:
-    """Return an array as kernels receive it: float16 as integers."""
-    return x.view(np.uint16) if x.dtype == np.float16 else x
-
-
 def launch_sum(launcher: Any, n_blocks: int, arguments: Sequence, xp: Any) -> Array:
     """Launch a kernel that sums losses, and a second one if the first has several blocks.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import chainer
 import numpy as np
 
-from mask_rcnn.ops.losses.kernels import as_argument, kernel, launch_sum
+from mask_rcnn.ops.losses.kernels import kernel, launch_sum
+from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import compute_dtype
 
@@ -56,7 +57,8 @@ class _SoftmaxCrossEntropy(chainer.FunctionNode):
         scores = xp.ascontiguousarray(inputs[0])
         n_rows, n_classes = scores.shape
         self._dtype, self._gradients = scores.dtype, xp.empty(scores.shape, np.float32)
-        arguments = as_argument(scores), np.int32(n_classes), self._labels, self._weights, self._gradients
+        rows = cuda_kernels.as_argument(scores), np.int32(n_classes)
+        arguments = *rows, self._labels, self._weights, self._gradients
         return (launch_sum(kernel('softmax_cross_entropy', scores.dtype), n_rows, arguments, xp),)
 
     def backward(self, indexes, grad_outputs):

@@ -39,7 +39,7 @@ def probs_gpu(logits: Array, labels: Array) -> Array:
         cuda_kernels.kernel('masks/class_masks.cu', 'class_masks_half' if is_half else 'class_masks'),
         probs.size,
         (
-            pixels.view(np.uint16) if is_half else pixels,
+            cuda_kernels.as_argument(pixels),
             xp.ascontiguousarray(labels, np.int32),
             *map(np.int32, (probs.size, height * width, n_classes)),
             probs,

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from chainer.backends import cuda
 
+from mask_rcnn.ops.runtime.array import Array
+
 #: Compiler options for all sources; ``-DREAL`` is added.
 OPTIONS = ('--std=c++14', '--fmad=false')
 
@@ -55,6 +57,11 @@ def read_source(source: str) -> str:
 def c_type(dtype: Any) -> str:
     """Return the C name of float32 or float64."""
     return _C_TYPES[np.dtype(dtype)]
+
+
+def as_argument(array: Array) -> Array:
+    """Return an array as kernels declare it: float16 as the bits of its elements, uint16, and other types unchanged."""
+    return array.view(np.uint16) if array.dtype == np.float16 else array
 
 
 def launch(launcher: Callable, n: int, arguments: Sequence) -> None:
