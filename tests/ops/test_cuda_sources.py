@@ -31,7 +31,8 @@ KERNELS = {
     'masks/paste_masks.cu': 'paste_masks',
     'roi/crop_and_resize.cu': 'crop_and_resize_forward',
     'roi/levels.cu': 'assign_levels',
-    'roi/roi_align.cu': 'roi_align_forward_8',
+    'roi/roi_align_backward.cu': 'roi_align_backward_4',
+    'roi/roi_align_forward.cu': 'roi_align_forward_8',
     'roi/roi_max_pooling.cu': 'roi_max_pooling_forward',
     'runtime/hash.cu': 'hash_segments',
     'runtime/multi_array.cu': 'momentum_sgd',
@@ -117,5 +118,5 @@ def test_missing_cuda_is_a_clear_error():
 def test_cupy_compiles(source):
     if not cuda.available:
         pytest.skip('no CUDA device')
-    n_threads = 224 if source == 'roi/roi_align.cu' else 256  # of the largest block that is launched
+    n_threads = 224 if source == 'roi/roi_align_forward.cu' else 256  # of the largest block that is launched
     assert cuda_kernels.kernel(source, KERNELS[source]).attributes['max_threads_per_block'] >= n_threads

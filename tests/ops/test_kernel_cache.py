@@ -10,7 +10,7 @@ import numba
 import pytest
 from numba.core import caching
 
-from mask_rcnn.ops.roi import roi_align  # noqa: F401  (contains kernels)
+from mask_rcnn.ops.roi import roi_align_cpu  # noqa: F401  (contains kernels)
 from mask_rcnn.ops.runtime import kernel_cache
 from tests.support.damage import truncations
 

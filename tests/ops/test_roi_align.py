@@ -6,8 +6,9 @@ import pytest
 from chainer import gradient_check
 
 from mask_rcnn.ops.cudnn_frontend import gradient_sum
-from mask_rcnn.ops.roi import roi_align as module
+from mask_rcnn.ops.roi import roi_align_cpu, roi_align_gpu
 from mask_rcnn.ops.roi.roi_align import roi_align, roi_align_pyramid
+from mask_rcnn.ops.roi.roi_align_regions import Epilogue, Regions
 from mask_rcnn.ops.runtime.memory_layout import channels_last, vector_lanes
 from tests.support.arrays import SWAP_XY
 from tests.support.roi_pooling import pool, pool_gradient, pool_with_matrices, random_problem
@@ -115,9 +116,9 @@ def test_gradients_equal_numerical_ones(backend, rng, ratio, aligned, bin_step):
 @pytest.mark.parametrize(('channels', 'ratio', 'aligned'), [(4, 0, False), (5, 2, True), (20, 3, False)])
 def test_cpu_and_gpu_gradients_have_the_same_bits(emulated_kernels, rng, channels, ratio, aligned):
     features, rois, indices, levels, scales = pyramid_problem(rng, 2, channels)
-    regions = module._Regions(rois, indices, levels, tuple(scales), (5, 7), ratio, aligned, 1)
+    regions = Regions(rois, indices, levels, tuple(scales), (5, 7), ratio, aligned, 1)
     gy, shapes = rng.standard_normal((20, channels, 5, 7)).astype(np.float32), [x.shape for x in features]
-    on_gpu, on_cpu = module.backward_gpu(gy, regions, shapes), module.backward_cpu(gy, regions, shapes)
+    on_gpu, on_cpu = roi_align_gpu.backward_gpu(gy, regions, shapes), roi_align_cpu.backward_cpu(gy, regions, shapes)
     for gx, expected in zip(on_gpu, on_cpu, strict=True):
         np.testing.assert_array_equal(gx, expected)
 
@@ -203,10 +204,10 @@ def test_the_forward_kernel_has_the_most_lanes_that_fit(emulated_kernels, rng, d
     start = -buffer.ctypes.data % 16 // buffer.itemsize + offset
     view = buffer[start : start + pixels.size].reshape(pixels.shape)
     view[...] = pixels
-    regions = module._Regions(rois, indices, np.zeros(12, np.int32), (1 / 16,), (3, 4), 0, False, 1)
-    y = module.forward_gpu([view.transpose(0, 3, 1, 2)], regions)
+    regions = Regions(rois, indices, np.zeros(12, np.int32), (1 / 16,), (3, 4), 0, False, 1)
+    y = roi_align_gpu.forward_gpu([view.transpose(0, 3, 1, 2)], regions)
     assert [name for name, _ in emulated_kernels] == [f'roi_align_forward_{kernel}']
-    one_channel = [module.forward_gpu([x[:, c : c + 1]], regions) for c in range(channels)]
+    one_channel = [roi_align_gpu.forward_gpu([x[:, c : c + 1]], regions) for c in range(channels)]
     np.testing.assert_array_equal(y, np.concatenate(one_channel, axis=1))
 
 
@@ -313,16 +314,14 @@ def test_padding_rois_are_zero_and_have_no_gradient(emulated_kernels, rng, chann
     """Padding RoIs have an image index of -1, or are NaN."""
     features, rois, indices, levels, scales = pyramid_problem(rng, 3, channels, dtype)
     indices[::3], rois[1::3] = -1, np.nan
-    regions = module._Regions(rois, indices, levels, tuple(scales), (3, 3), 2, False, 1)
+    regions = Regions(rois, indices, levels, tuple(scales), (3, 3), 2, False, 1)
     gy, shapes = rng.standard_normal((20, channels, 3, 3)).astype(dtype), [x.shape for x in features]
-    y, gradients = module.forward_gpu(features, regions), module.backward_gpu(gy, regions, shapes)
+    y, gradients = roi_align_gpu.forward_gpu(features, regions), roi_align_gpu.backward_gpu(gy, regions, shapes)
     kept = slice(2, None, 3)
-    regions = module._Regions(
-        *(array[kept].copy() for array in (rois, indices, levels)), tuple(scales), (3, 3), 2, False, 1
-    )
+    regions = Regions(*(array[kept].copy() for array in (rois, indices, levels)), tuple(scales), (3, 3), 2, False, 1)
     assert not y[::3].any() and not y[1::3].any()
-    np.testing.assert_array_equal(y[kept], module.forward_gpu(features, regions))
-    for gx, expected in zip(gradients, module.backward_gpu(gy[kept], regions, shapes), strict=True):
+    np.testing.assert_array_equal(y[kept], roi_align_gpu.forward_gpu(features, regions))
+    for gx, expected in zip(gradients, roi_align_gpu.backward_gpu(gy[kept], regions, shapes), strict=True):
         np.testing.assert_array_equal(gx, expected)
 
 
@@ -347,17 +346,17 @@ def test_the_epilogue_of_half_precision_is_float32(emulated_kernels, rng):
     """The sum of a bin and its bias is rounded once; a NaN passes ReLU."""
     features, rois, indices, levels, scales = pyramid_problem(rng, 2, 8, np.float16)
     features[0][:, 3], features[1][:, 3] = np.nan, np.nan
-    regions = module._Regions(rois, indices, levels, tuple(scales), (3, 3), 2, False, 1)
-    y = module.forward_gpu([x.astype(np.float32) for x in features], regions)
+    regions = Regions(rois, indices, levels, tuple(scales), (3, 3), 2, False, 1)
+    y = roi_align_gpu.forward_gpu([x.astype(np.float32) for x in features], regions)
     bias = rng.standard_normal(8).astype(np.float32)
-    fused = module.forward_gpu(features, regions, module._Epilogue(bias, relu=True))
+    fused = roi_align_gpu.forward_gpu(features, regions, Epilogue(bias, relu=True))
     np.testing.assert_array_equal(fused, np.maximum(y + bias[:, None, None], 0).astype(np.float16))
     assert np.isnan(fused[:, 3]).any()
 
 
 @pytest.mark.parametrize(('n_rois', 'bins', 'groups'), [(1, (7, 7), 1), (100, (14, 14), 32), (1000, (40, 33), 100)])
 def test_a_forward_launch_has_a_warp_for_every_bin(n_rois, bins, groups):
-    (n_blocks, slices), (n_threads,), n_rows = module._forward_launch(n_rois, bins, groups)
+    (n_blocks, slices), (n_threads,), n_rows = roi_align_gpu._forward_launch(n_rois, bins, groups)
     assert n_blocks == n_rois * -(-bins[0] // n_rows) * -(-bins[1] // 16)
     assert 1 <= n_rows <= min(bins[0], 16) and slices * 32 >= groups
     assert n_threads % 32 == 0 and n_threads <= 7 * 32
@@ -365,11 +364,11 @@ def test_a_forward_launch_has_a_warp_for_every_bin(n_rois, bins, groups):
 
 def test_rows_of_bins_per_block_do_not_change_the_result(emulated_kernels, rng, monkeypatch):
     features, rois, indices, levels, scales = pyramid_problem(rng, 2, 8)
-    regions = module._Regions(rois, indices, levels, tuple(scales), (20, 9), 0, False, 1)
+    regions = Regions(rois, indices, levels, tuple(scales), (20, 9), 0, False, 1)
     results = []
     for n_warps in (1, 500, 1 << 20):
-        monkeypatch.setattr(module, '_MIN_WARPS', n_warps)
-        results.append(module.forward_gpu(features, regions))
+        monkeypatch.setattr(roi_align_gpu, '_MIN_WARPS', n_warps)
+        results.append(roi_align_gpu.forward_gpu(features, regions))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
@@ -380,12 +379,12 @@ def test_the_number_of_lanes_does_not_change_the_result(
     emulated_kernels, rng, monkeypatch, channels, bin_step, relu, n_levels
 ):
     features, rois, indices, levels, scales = pyramid_problem(rng, n_levels, channels)
-    regions = module._Regions(rois, indices, levels, tuple(scales), (7, 9), 0, False, bin_step)
-    epilogue = module._Epilogue(rng.standard_normal(channels).astype(np.float32), relu)
+    regions = Regions(rois, indices, levels, tuple(scales), (7, 9), 0, False, bin_step)
+    epilogue = Epilogue(rng.standard_normal(channels).astype(np.float32), relu)
     results = []
     for lanes in (8, 4, 1):
-        monkeypatch.setitem(module._FORWARD_LANES, np.dtype(np.float32), (lanes,))
-        results.append(module.forward_gpu(features, regions, epilogue))
+        monkeypatch.setitem(roi_align_gpu._FORWARD_LANES, np.dtype(np.float32), (lanes,))
+        results.append(roi_align_gpu.forward_gpu(features, regions, epilogue))
     assert [name for name, _ in emulated_kernels] == [f'roi_align_forward_{lanes}' for lanes in (8, 4, 1)]
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
@@ -403,7 +402,7 @@ def test_all_numbers_of_channels(backend, rng, channels):
 def test_a_pyramid_is_one_launch_without_copies(emulated_kernels, rng):
     features, rois, indices, levels, scales = pyramid_problem(rng, 4, 8, np.float16)
     features = [np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for x in features]
-    y = module.forward_gpu(features, module._Regions(rois, indices, levels, tuple(scales), (7, 7), 2, False, 1))
+    y = roi_align_gpu.forward_gpu(features, Regions(rois, indices, levels, tuple(scales), (7, 7), 2, False, 1))
     ((name, arguments),) = emulated_kernels
     assert name == 'roi_align_forward_half_8' and y.dtype == np.float16
     assert all(map(np.may_share_memory, arguments[:4], features)) and np.may_share_memory(arguments[-1], y)
