@@ -62,6 +62,10 @@ class StateBeforeUpdate:
     def restore(self) -> None:
         """Restore the last copy."""
         serializers.NpzDeserializer(self._position).load(self._iterator)
+        self.restore_statistics()
+
+    def restore_statistics(self) -> None:
+        """Restore the last copy of the running statistics, but not the iterator."""
         stop = 0
         for array in self._running_statistics():
             start, stop = stop, stop + array.size

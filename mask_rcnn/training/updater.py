@@ -108,7 +108,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         self.is_consistent = False
         try:
             with self._signal_handler.interruptible(2):
-                reports = self._compute_gradient_with_retry()
+                reports = self._compute_gradient()
         except BaseException:
             self._before.restore()
             self.is_consistent = True
@@ -118,18 +118,6 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         self.iteration += 1
         self.is_consistent = True
 
-    def _compute_gradient_with_retry(self) -> dict[str, float]:
-        """Compute the gradient; if memory is short, give up the CUDA graphs of this process and compute it again."""
-        try:
-            return self._compute_gradient()
-        except MemoryError:
-            disable_graphs = getattr(self.get_optimizer('main').target, 'disable_graphs', None)
-            if self.communicator.size > 1 or disable_graphs is None or not disable_graphs():
-                raise
-        gc.collect()  # the frames of the error refer to it and keep the arrays of the passes alive
-        self._before.restore()
-        return self._compute_gradient()
-
     def _compute_gradient(self) -> dict[str, float]:
         """Compute the gradient of the next batch, the same in all processes; return the reported values."""
         optimizer = self.get_optimizer('main')
@@ -138,9 +126,8 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         failure = None
         try:
             batch = self.get_iterator('main').next()
-            optimizer.cleargrads()
             with chainer.using_config('type_check', False):  # it costs host time in each function
-                reports = self._accumulate(batch, optimizer)
+                reports = self._accumulate_with_retry(batch, optimizer)
         except BaseException as error:
             failure = error
         self.communicator.agree(failure)
@@ -162,8 +149,21 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         if iterator.is_new_epoch:
             optimizer.new_epoch(auto=True)
 
+    def _accumulate_with_retry(self, batch: Sequence, optimizer: Any) -> dict[str, Any]:
+        """Accumulate the gradients; if memory is short, give up the CUDA graphs of this process and try again."""
+        try:
+            return self._accumulate(batch, optimizer)
+        except MemoryError:
+            disable_graphs = getattr(optimizer.target, 'disable_graphs', None)
+            if disable_graphs is None or not disable_graphs():
+                raise
+        gc.collect()  # the frames of the error refer to it and keep the arrays of the passes alive
+        self._before.restore_statistics()
+        return self._accumulate(batch, optimizer)
+
     def _accumulate(self, batch: Sequence, optimizer: Any) -> dict[str, Any]:
         """Accumulate the gradients of all passes; return the means of the reported values."""
+        optimizer.cleargrads()
         means: dict[str, Any] = {}
         # The processes have batches of one size, and `mean_gradients` divides by the number of processes.
         n_images = len(batch) * self.communicator.size if self.sum_images else 1

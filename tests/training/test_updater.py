@@ -253,11 +253,20 @@ class TwoProcesses(Communicator):
 
 
 class ShortOfMemory(TinyTrainChain):
-    """Fails in the second update, after the passes of some rows, as long as it has CUDA graphs."""
+    """Has running statistics; fails in the second update, after the passes of some rows, as long as it has graphs.
 
-    has_graphs = True
+    Args:
+        has_graphs: Whether it has CUDA graphs.
+    """
+
+    def __init__(self, has_graphs):
+        super().__init__()
+        self.has_graphs = has_graphs
+        with self.init_scope():
+            self.norm = chainer.links.BatchNormalization(4, use_gamma=False, use_beta=False)
 
     def forward(self, rows):
+        self.norm(np.stack([row.x for row in rows]).astype(np.float32))
         loss = super().forward(rows)
         if self.has_graphs and len(self.sizes) == 4:
             raise MemoryError('full')
@@ -269,18 +278,18 @@ class ShortOfMemory(TinyTrainChain):
 
 
 def test_an_update_without_memory_is_repeated_without_graphs(tmp_path):
-    """With the same rows, and without the gradients of the passes that succeeded."""
-    chains = TinyTrainChain(), ShortOfMemory()
+    """With the same rows and statistics, and without the gradients of the passes that succeeded."""
+    chains = ShortOfMemory(has_graphs=False), ShortOfMemory(has_graphs=True)
     for chain in chains:
         make_trainer(tmp_path, chain=chain, subdivisions=2, stop=(3, 'iteration')).run()
-    expected, found = map(arrays, chains)
+    expected, found = ({**arrays(chain), 'mean': chain.norm.avg_mean, 'var': chain.norm.avg_var} for chain in chains)
     assert not chains[1].has_graphs and len(chains[1].sizes) == len(chains[0].sizes) + 2
     for path, array in expected.items():
         np.testing.assert_array_equal(found[path], array, err_msg=path)
 
 
 def test_without_graphs_a_lack_of_memory_ends_the_run(tmp_path):
-    chain = ShortOfMemory()
+    chain = ShortOfMemory(has_graphs=True)
     chain.disable_graphs = lambda: False
     with pytest.raises(MemoryError, match='full'):
         make_trainer(tmp_path, chain=chain, subdivisions=2, stop=(3, 'iteration')).run()

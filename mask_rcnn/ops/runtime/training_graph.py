@@ -11,11 +11,12 @@ its links in place, like the statistics of a batch normalisation.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import chainer
@@ -77,7 +78,7 @@ class TrainingGraphs:
     def run(
         self, function: Function, inputs: Sequence[Any], links: Sequence[chainer.Link], key: Hashable
     ) -> Sequence[Any]:
-        """Return ``function(*inputs)``; from the second call with a key on, replay CUDA graphs.
+        """Return ``function(*inputs)``; the second and later calls with a key replay CUDA graphs.
 
         The intermediate results of a replay overwrite those of the last one.  The function therefore runs itself while
         the backward pass of the last replay is pending.  It always does on the CPU, without backprop, in Chainer's
@@ -94,9 +95,6 @@ class TrainingGraphs:
         Returns:
             The variables and arrays of the function.  The next call overwrites their values and the gradients of its
             inputs.
-
-        Raises:
-            MemoryError: The function does not fit in memory without graphs.
         """
         if not self.is_active(inputs):
             return function(*inputs)
@@ -109,7 +107,7 @@ class TrainingGraphs:
         key = (key, _signature(inputs), tuple(map(id, parameters)), tuple(map(id, weights)))
         graph = self._graphs.get(key) or self._capture_if_recurring(function, inputs, links, parameters, key)
         if graph is None:
-            return self._run_without_graphs(function, inputs, links)
+            return function(*inputs)
         self._last_use[key] = self._n_calls
         self._graphs.move_to_end(key)
         return graph(inputs)
@@ -136,21 +134,6 @@ class TrainingGraphs:
         self._last_use.clear()
         self._seen.clear()
         self._memory = self._gradients = None
-
-    def _run_without_graphs(
-        self, function: Function, inputs: Sequence[Any], links: Sequence[chainer.Link]
-    ) -> Sequence[Any]:
-        """Call the function; if memory is short, release that of the graphs, keep fewer of them and try again."""
-        if self._memory is None:
-            return function(*inputs)
-        before = _PersistentArrays(links)
-        try:
-            return function(*inputs)
-        except MemoryError:
-            before.restore()
-        self._max_graphs = len(self._graphs) // 2
-        self.release()
-        return function(*inputs)
 
     def _capture_if_recurring(
         self,
@@ -235,11 +218,8 @@ class CapturedGradient:
         with memory.use_stream(), retained_values() as self._retained:
             with cuda.cupy.cuda.using_allocator(memory.pool.malloc):
                 self._inputs = [chainer.as_array(value).copy(order='K') for value in inputs]
-            before = _PersistentArrays(links)
-            try:
+            with _unchanged(links):
                 self._run_both_passes(function)
-            finally:
-                before.restore()
             self._retained.clear()
             cuda.cupy.get_default_memory_pool().free_all_blocks(stream=memory.stream)
             with cuda.cupy.cuda.using_allocator(memory.pool.malloc), without_host_copies():
@@ -402,16 +382,16 @@ class _Replay(chainer.FunctionNode):
         return tuple(None if gradients[i] is None else chainer.as_variable(gradients[i]) for i in indexes)
 
 
-class _PersistentArrays:
-    """A copy of the persistent arrays of links, such as running statistics, which a run of a function changes."""
-
-    def __init__(self, links: Sequence[chainer.Link]):
-        values = [child.__dict__[name] for link in links for child in link.links() for name in child._persistent]
-        self._arrays = [value for value in values if isinstance(value, cuda.ndarray)]
-        self._copies = [array.copy() for array in self._arrays]
-
-    def restore(self) -> None:
-        for array, copy in zip(self._arrays, self._copies, strict=True):
+@contextlib.contextmanager
+def _unchanged(links: Sequence[chainer.Link]) -> Iterator[None]:
+    """Restore the persistent arrays of links, such as running statistics, after a ``with`` block, also if it fails."""
+    values = [child.__dict__[name] for link in links for child in link.links() for name in child._persistent]
+    arrays = [value for value in values if isinstance(value, cuda.ndarray)]
+    copies = [array.copy() for array in arrays]
+    try:
+        yield
+    finally:
+        for array, copy in zip(arrays, copies, strict=True):
             array[...] = copy
 
 
