@@ -139,8 +139,7 @@ class MaskRCNNTrainChain(chainer.Chain):
             return [*features, flatten_anchors(logits, 1), flatten_anchors(deltas, 4), *proposals]
 
         # The scale of an image only matters to the minimum size of proposals.
-        min_size = getattr(model.rpn, 'config', model.config).rpn_min_size
-        scales = [transform.factors[0] if min_size else None for transform in transforms]
+        scales = [transform.factors[0] if model.rpn.config.rpn_min_size else None for transform in transforms]
         sizes = [transform.input_size for transform in transforms]
         key = (*sizes, *scales, self.sampling, *graph_settings(model))
         outputs = self._trunk_graphs.run(trunk, [x], [model.extractor, model.rpn], key)
