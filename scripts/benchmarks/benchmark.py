@@ -38,7 +38,7 @@ import mask_rcnn  # makes Chainer importable
 import chainer
 import numpy as np
 from machine_ceiling import WorkCounter, copy_bandwidth, matmul_flops
-from peer import Peer, PeerError, check
+from peer import Peer, PeerError, add_peer_arguments, check
 
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.options import add_precision, check_precision
@@ -353,13 +353,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--proposals', type=int, help='number of proposals (default: as configured)')
     parser.add_argument('--gpu', '-g', type=int, default=-1, help='-1 is the CPU (default)')
     add_precision(parser.add_argument)
-    parser.add_argument('--against', choices=('torch', 'torchvision'), help='peer to alternate with')
-    parser.add_argument(
-        '--peer-python',
-        default=sys.executable,
-        metavar='PYTHON',
-        help='interpreter of the peer, with PyTorch (default: this one)',
-    )
+    add_peer_arguments(parser)
     parser.add_argument('--runs', type=int, default=5)
     parser.add_argument('--warmup', type=int, help='runs that are not timed (default: 1, on a GPU 4)')
     parser.add_argument('--json', type=Path, help='also write the result to this file')

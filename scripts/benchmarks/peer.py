@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,17 @@ from mask_rcnn.targets.sampling import Sampling
 
 PROGRAM = Path(__file__).resolve().parent / 'peers' / 'torch_mask_rcnn.py'
 TRAINING_PROGRAM = PROGRAM.with_name('torch_training.py')
+
+
+def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select a peer and its interpreter."""
+    parser.add_argument('--against', choices=('torch', 'torchvision'), help='peer to alternate with')
+    parser.add_argument(
+        '--peer-python',
+        default=sys.executable,
+        metavar='PYTHON',
+        help='interpreter of the peer, with PyTorch (default: this one)',
+    )
 
 
 class PeerError(Exception):

@@ -37,7 +37,7 @@ import chainer
 import numpy as np
 from benchmark import free_memory, gpu_lines, machine, memory, peer_results, random_model, sizes, summarise, write_json
 from chainer.iterators import SerialIterator
-from peer import PeerError, TrainingPeer, check_training
+from peer import PeerError, TrainingPeer, add_peer_arguments, check_training
 
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.options import add_precision, check_precision, positive_int
@@ -219,13 +219,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch-sizes', type=positive_int, nargs='+', default=[1, 2, 4], metavar='N')
     parser.add_argument('--gpu', '-g', type=int, default=-1, help='-1 is the CPU (default)')
     add_precision(parser.add_argument)
-    parser.add_argument('--against', choices=('torch', 'torchvision'), help='peer to alternate with')
-    parser.add_argument(
-        '--peer-python',
-        default=sys.executable,
-        metavar='PYTHON',
-        help='interpreter of the peer, with PyTorch (default: this one)',
-    )
+    add_peer_arguments(parser)
     parser.add_argument('--runs', type=int, default=5)
     parser.add_argument('--warmup', type=int, default=2)
     parser.add_argument('--json', type=Path, help='also write the result to this file, after each batch size')
