@@ -136,7 +136,7 @@ def is_updated(param: chainer.Parameter) -> bool:
 
 def dense(gradient: Array | None) -> Array | None:
     """Return a gradient that is contiguous or channels last itself, and otherwise a contiguous copy."""
-    if gradient is None or multi_array.interleaving(gradient) is not None:
+    if gradient is None or multi_array.channels_last_shape(gradient) is not None:
         return gradient
     return gradient.copy(order='C')
 

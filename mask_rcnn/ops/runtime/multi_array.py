@@ -33,14 +33,14 @@ def supports(arrays: Sequence[Array | None], *, channels_last: bool = False) -> 
     """
     if not arrays or not all(map(_is_supported, arrays)) or len(set(map(_device_id, arrays))) != 1:
         return False
-    return all((interleaving(array) is not None) if channels_last else _is_contiguous(array) for array in arrays)
+    return all((channels_last_shape(array) is not None) if channels_last else _is_contiguous(array) for array in arrays)
 
 
-def interleaving(array: Array) -> tuple[int, int] | None:
-    """Return the number of channels, and of locations, if they are transposed in memory (channels last).
+def channels_last_shape(array: Array) -> tuple[int, int] | None:
+    """Return the numbers of channels and of locations of ``(N, C, H, W)`` whose channels are innermost in memory.
 
     Returns:
-        tuple: ``(1, 1)`` for a contiguous array; ``None`` for an array with another layout.
+        tuple: ``(C, H * W)``; ``(1, 1)`` for a contiguous array; ``None`` for an array with another layout.
     """
     if _is_contiguous(array):
         return 1, 1
@@ -60,7 +60,7 @@ class ArrayTable:
     def __init__(self, first: Sequence[Array], *others: Sequence[Array]):
         self._lists = first, *others  # the arrays live as long as their addresses
         self.device = chainer.backend.get_device_from_array(first[0])
-        self.interleaving = [interleaving(array) for array in first]
+        self.channels_last_shapes = [channels_last_shape(array) for array in first]
         with chainer.using_device(self.device):
             self.segments = _segments(tuple(array.size for array in first), self.device.name)
             addresses = np.array([[_address(array) for array in arrays] for arrays in self._lists], np.uint64)
@@ -102,7 +102,7 @@ def momentum_sgd(
     """
     device = table.device.name
     with chainer.using_device(table.device):
-        layout = [_constants(values, np.int32, device) for values in zip(*table.interleaving, strict=True)]
+        layout = [_constants(values, np.int32, device) for values in zip(*table.channels_last_shapes, strict=True)]
         constants = [_constants(values, np.float32, device) for values in zip(*terms, strict=True)]
         scalars = map(np.float32, (loss_scale, rate, momentum))
         table.launch('momentum_sgd', *table.addresses, *table.segments, *layout, *constants, *scalars)
