@@ -115,4 +115,4 @@ def test_output_layers_have_float32_gradients_in_every_precision(stand_in, rng):
     for y, link in zip(outputs, links, strict=True):
         np.testing.assert_allclose(y.array, link(x).array, rtol=0, atol=1e-6)
     for gradient, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(gradient.array, other.array, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(gradient.array, other.array, rtol=0, atol=1e-6)

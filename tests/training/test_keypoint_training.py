@@ -156,7 +156,7 @@ def test_gradients_equal_numerical_differences():
             param.array[...] = start + step / norm**2 * param.grad
             values.append(float(loss().array))
         param.array[...] = start
-        np.testing.assert_allclose(values[0] - values[1], 2e-7, rtol=1e-6, err_msg=path)
+        np.testing.assert_allclose(values[0] - values[1], 2e-7, rtol=1e-7, err_msg=path)
 
 
 def test_training_reduces_the_keypoint_loss():
