@@ -79,10 +79,11 @@ def test_the_update_equals_that_of_the_rules(launches, monkeypatch, loss_scale, 
         np.testing.assert_array_equal(together[name], value, err_msg=name)
 
 
-def test_an_unknown_hook_is_called(launches):
+@pytest.mark.parametrize('timing', ['pre', 'post'])
+def test_an_unknown_hook_is_called(launches, timing):
     link, calls = make_link(), []
     optimizer = train(link, n_updates=0)
-    link[0].W.update_rule.add_hook(lambda rule, param: calls.append(rule), name='hook')
+    link[0].W.update_rule.add_hook(lambda rule, param: calls.append(rule), name='hook', timing=timing)
     optimizer.update()
     assert calls == [link[0].W.update_rule] and launches == []
 
@@ -174,6 +175,32 @@ def test_a_rule_with_its_own_learning_rate(launches):
     optimizer.update()
     assert launches == []
     np.testing.assert_allclose(link[0].b.array, before - 0.5 * 2, rtol=1e-6)
+
+
+def test_parameters_with_several_loss_scales(launches):
+    optimizer = train(make_link(), n_updates=0)
+    link = optimizer.target
+    optimizer.set_loss_scale(8.0)
+    for param in link.params():
+        param.grad, param._loss_scale = np.ones_like(param.array), 8.0
+    link[2].b._loss_scale = 2.0
+    before = [param.array.copy() for param in (link[0].b, link[2].b)]
+    optimizer.update()
+    assert launches == []
+    for param, array, loss_scale in zip((link[0].b, link[2].b), before, (8, 2), strict=True):
+        np.testing.assert_allclose(param.array, array - 0.1 * 2 / loss_scale, rtol=1e-6, atol=1e-7)
+
+
+def test_a_disabled_rule_updates_nothing(launches):
+    optimizer = train(make_link(), n_updates=0)
+    disabled, other = optimizer.target[0].W, optimizer.target[2].W
+    disabled.update_rule.enabled = False
+    for param in optimizer.target.params():
+        param.grad = np.ones_like(param.array)
+    before, other_before = disabled.array.copy(), other.array.copy()
+    optimizer.update()
+    np.testing.assert_array_equal(disabled.array, before)
+    np.testing.assert_allclose(other.array, other_before - 0.1 * (1 + 0.01 * other_before), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.gpu
