@@ -1,5 +1,7 @@
 """Training targets of the mask head: polygons rasterised as in Detectron, RLE resized by area, bitmaps as in DeNA."""
 
+import dataclasses
+
 import numpy as np
 import pycocotools.mask
 import pytest
@@ -131,6 +133,14 @@ def test_the_target_is_the_object_with_the_best_iou():
     for objects in ((near, far), (far, near)):
         (mask,) = mask_targets(roi, annotations(*objects), 56, offset=1)
         np.testing.assert_array_equal(mask, expected)
+
+
+def test_the_overlap_is_that_of_the_segmentation():
+    """The annotated boxes of the objects are exchanged."""
+    objects = annotations(rectangle(0, 0, 28, 56), rectangle(42, 0, 98, 56))
+    exchanged = dataclasses.replace(objects, boxes=objects.boxes[::-1])
+    (mask,) = mask_targets(np.array([[0, 0, 56, 56]], np.float32), exchanged, 56, offset=1)
+    np.testing.assert_array_equal(mask, np.broadcast_to(np.arange(56) < 28, (56, 56)))
 
 
 def test_a_crowd_region_is_not_a_target():

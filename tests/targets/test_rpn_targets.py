@@ -185,6 +185,15 @@ def test_negatives_without_redrawing_are_distinct():
     assert (best_iou[labels == 0] < 0.3).all()
 
 
+@pytest.mark.parametrize('redraw_negatives', [False, True])
+def test_sampled_indices_ascend(redraw_negatives):
+    best_iou, is_best = np.linspace(1, 0, 5000, dtype=np.float32), np.zeros(5000, bool)
+    for indices in sample_anchors(
+        best_iou, is_best, Sampling(), np.random.RandomState(0), redraw_negatives=redraw_negatives
+    ):
+        assert len(indices) > 100 and (np.diff(indices) > 0).all()
+
+
 @pytest.mark.parametrize(('redraw_negatives', 'label'), [(True, 0), (False, 1)])
 def test_a_best_anchor_with_a_small_iou(redraw_negatives, label):
     """All negatives are sampled."""
