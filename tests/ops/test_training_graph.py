@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.runtime import training_graph
+from mask_rcnn.ops.runtime.cache import retain
 from mask_rcnn.ops.runtime.training_graph import TrainingGraphs
 from mask_rcnn.training.freezing import FrozenParameter
 from tests.support.cuda_graphs import Array, training_graphs_on_the_cpu
@@ -94,7 +95,7 @@ def test_the_second_call_captures_both_passes_and_later_calls_replay_them(cuda, 
         cuda.events.clear()
         step(using(graphs, net), net, seed)
         events.append(list(cuda.events))
-    assert events == [[], ['begin', 'end', 'begin', 'end'], []]
+    assert events == [[], ['begin', 'end', 'begin', 'end', 'launch', 'launch'], ['launch', 'launch']]
 
 
 def test_the_capture_has_its_own_stream_and_memory(cuda, net):
@@ -161,10 +162,10 @@ def test_two_forward_passes_before_the_backward_pass_have_their_gradients(cuda, 
         return net.linear.W.grad.copy(), net.linear.b.grad.copy()
 
     assert_equal(differentiate_sum(using(graphs, net)), differentiate_sum(eager))
-    runs = net.n_runs
+    cuda.events.clear()
     run_pass(using(graphs, net), net)  # a pass whose results are deleted needs no backward pass
     step(using(graphs, net), net)
-    assert net.n_runs - runs <= 4  # replays of the stand-in: two forward passes and one backward pass
+    assert cuda.events == ['launch'] * 3
 
 
 def test_a_backward_pass_after_another_forward_pass_is_an_error(cuda, net):
@@ -177,6 +178,19 @@ def test_a_backward_pass_after_another_forward_pass_is_an_error(cuda, net):
     step(using(graphs, net), net)
     with pytest.raises(RuntimeError, match='a later forward pass has overwritten'):
         loss.backward()
+
+
+def test_an_input_variable_that_requires_no_gradient(cuda, net):
+    graphs = TrainingGraphs()
+
+    def gradients(run, seed):
+        x, factor = arrays(seed)
+        net.cleargrads()
+        F.sum(run(net, [chainer.Variable(x, requires_grad=False), factor])[0]).backward()
+        return net.linear.W.grad.copy(), net.linear.b.grad.copy()
+
+    for seed in range(3):
+        assert_equal(gradients(using(graphs, net), seed), gradients(eager, seed))
 
 
 def test_gradients_have_the_types_of_the_parameters(cuda, net):
@@ -207,23 +221,32 @@ def test_a_frozen_function_is_not_captured(cuda, net, caplog):
     assert cuda.events == [] and caplog.records == []
 
 
-@pytest.mark.parametrize('change', ['key', 'shape', 'array', 'frozen', 'stream'])
+@pytest.mark.parametrize('change', ['key', 'shape', 'type', 'array', 'parameter', 'frozen', 'stream'])
 def test_other_inputs_are_not_replayed(cuda, net, change):
     graphs = TrainingGraphs()
     for _ in range(2):
         step(using(graphs, net), net)
     if change == 'array':
         net.linear.W.array = net.linear.W.array * 2
+    if change == 'parameter':
+        with net.linear.init_scope():
+            net.linear.W = chainer.Parameter(net.linear.W.array)
     if change == 'frozen':
         with net.linear.init_scope():
             net.linear.b = FrozenParameter(net.linear.b.array, name='b')
     if change == 'stream':
         cuda.stream.ptr += 1
-    n = 5 if change == 'shape' else 4
-    expected, runs = step(eager, net, n=n), net.n_runs
-    found = step(using(graphs, net, 'other' if change == 'key' else 'key'), net, n=n)
-    assert_equal(found, expected)
-    assert net.n_runs == runs + 1
+    n, key = 5 if change == 'shape' else 4, 'other' if change == 'key' else 'key'
+
+    def convert(inputs):
+        return [inputs[0], inputs[1].astype('e')] if change == 'type' else inputs
+
+    for events in ([], ['begin', 'end', 'begin', 'end', 'launch', 'launch'], ['launch', 'launch']):
+        cuda.events.clear()
+        expected = step(lambda function, inputs: function(*convert(inputs)), net, n=n)
+        found = step(lambda function, inputs: using(graphs, net, key)(function, convert(inputs)), net, n=n)
+        assert_equal(found, expected)
+        assert cuda.events == events
 
 
 def test_a_failed_capture_is_reported_once(cuda, net, caplog):
@@ -272,6 +295,19 @@ def test_a_capture_without_memory_is_not_repeated(cuda, net, caplog):
     assert len(attempts) == 1 and caplog.records == []
     constants = [run_pass(using(graphs, net), net)[2] for _ in range(2)]
     assert constants[0] is constants[1]  # the array of the graph
+
+
+def test_the_graphs_keep_values_of_the_recording_only(cuda, net):
+    graphs, values = TrainingGraphs(), []
+
+    def function(*inputs):
+        values.append(retain(object()))
+        return net(*inputs)
+
+    for _ in range(2):
+        step(lambda _, inputs: graphs.run(function, inputs, [net], 'key'), net)
+    (graph,) = graphs._graphs.values()
+    assert graph._retained == values[2:3]  # the third run
 
 
 def test_no_graph_takes_the_last_half_of_the_memory(cuda, net, caplog):
@@ -366,12 +402,23 @@ def test_graphs_in_use_are_kept_and_idle_ones_replaced(cuda, net, monkeypatch):
     def sizes():
         return {shapes[0][1][0] for _, (shapes, *_), *_ in graphs._graphs}
 
-    for n in (1, 2, 1, 2, 3, 3, 3):
+    for n in (*[1, 2] * 5, 3, 3, 3):
         step(using(graphs, net), net, n=n)
     assert sizes() == {1, 2}
-    for n in (2, 2, 3, 3):
+    for n in (1, 1, 3, 3):
         step(using(graphs, net), net, n=n)
-    assert sizes() == {2, 3}
+    assert sizes() == {1, 3}
+
+
+def test_few_keys_are_remembered(cuda, net, monkeypatch):
+    """A key that recurs after many others counts as new."""
+    monkeypatch.setattr(training_graph, '_MAX_SEEN', 2)
+    graphs = TrainingGraphs()
+    for n in (1, 2, 3, 1):
+        step(using(graphs, net), net, n=n)
+    assert cuda.events == []
+    step(using(graphs, net), net, n=1)
+    assert cuda.events[:1] == ['begin']
 
 
 @pytest.mark.parametrize('reason', ['training_graphs', 'cuda_graphs', 'enable_backprop', 'debug', 'numpy'])

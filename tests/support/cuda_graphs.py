@@ -105,10 +105,15 @@ def training_graphs_on_the_cpu(monkeypatch, array_type):
 def record(stream, function):
     """Record a function; each launch of the stand-in for a graph computes into the arrays of the result."""
     before = [(array, array.copy()) for array in stream._cuda.persistent]
-    _, result = cuda_graph.record(stream, function)
+    graph, result = cuda_graph.record(stream, function)
     for array, values in before:
         array[...] = values
-    return SimpleNamespace(launch=lambda: _overwrite(result, function())), result
+
+    def launch():
+        graph.launch()
+        _overwrite(result, function())
+
+    return SimpleNamespace(launch=launch), result
 
 
 def _overwrite(arrays, values):
