@@ -375,6 +375,39 @@ def test_a_gradient_that_is_read_elsewhere_is_not_overwritten(stand_in, rng, rel
     assert_close(gradient.array, expected, 'fp32', 40)
 
 
+@pytest.mark.parametrize('order', [1, -1])
+def test_the_gradient_of_another_reader_is_not_overwritten(stand_in, rng, order, monkeypatch):
+    """The other reader adds the features as a residual, so that their gradient is that of its result."""
+    monkeypatch.setattr(cudnn_frontend.gradient_sum, 'get_array_module', lambda *arrays: None)
+    x, other, w, scale, bias = make(rng, (1, 8, 4, 5), (1, 8, 4, 5), (8, 8, 1, 1), 8, 8)
+    image = chainer.Variable(x)
+    readers = [
+        lambda: cudnn_frontend.convolution_2d(image, w),
+        lambda: cudnn_frontend.convolution_affine(other, w, scale, bias, image),
+    ]
+    outputs, gys = [reader() for reader in readers[::order]], make(rng, *[x.shape] * 2)
+    variables = [chainer.Variable(gy.copy()) for gy in gys]
+    (gradient,) = chainer.grad(outputs, [image], grad_outputs=variables)
+    for variable, gy in zip(variables, gys, strict=True):
+        np.testing.assert_array_equal(variable.array, gy)
+    of_convolution, of_residual = (gy.astype('d') for gy in gys[::order])
+    expected = exact(of_convolution, w.transpose(1, 0, 2, 3), 1, 0) + of_residual
+    assert_close(gradient.array, expected, 'fp32', 40)
+
+
+@pytest.mark.parametrize('reason', ['float64', 'overwrite', 'enable_backprop'])
+def test_gradients_that_are_not_added_in_place(stand_in, rng, reason, monkeypatch):
+    monkeypatch.setattr(cudnn_frontend.gradient_sum, 'get_array_module', lambda *arrays: None)
+    arrays = [array.astype('d' if reason == 'float64' else 'f') for array in make(rng, *[(1, 8, 3, 3)] * 2)]
+    variables = [chainer.Variable(array.copy()) for array in arrays]
+    with chainer.using_config('enable_backprop', reason == 'enable_backprop'):
+        total = cudnn_frontend.gradient_sum.add_gradient(*variables, overwrite=reason != 'overwrite')
+    np.testing.assert_array_equal(total.array, arrays[0] + arrays[1])
+    for variable, array in zip(variables, arrays, strict=True):
+        np.testing.assert_array_equal(variable.array, array)
+    assert (total.creator is not None) == (reason == 'enable_backprop')
+
+
 @pytest.mark.parametrize('dtype', ['f', 'e'])
 @pytest.mark.parametrize('relu', [False, True])
 def test_a_constant_epilogue(xp, rng, dtype, relu):

@@ -54,7 +54,10 @@ def test_the_gradient_of_relu(xp, rng, types, layout, has_bias, channels):
     """To the bit, also for values that are not finite or that float16 rounds to 0."""
     gy, y = (rng.randn(2, channels, 6, 7).astype(dtype) for dtype in types)
     y[0, 0, 0, :4], gy[0, 0, 0, :2] = (0, -0.0, np.nan, 1e-30 if types[1] == 'f' else 6e-8), (np.inf, np.nan)
-    g, gb = epilogue_gradient(*(LAYOUTS[layout](xp, array) for array in (gy, y)), has_bias=has_bias)
+    arrays = [LAYOUTS[layout](xp, array) for array in (gy, y)]
+    g, gb = epilogue_gradient(*arrays, has_bias=has_bias)
+    for array, values in zip(arrays, (gy, y), strict=True):
+        np.testing.assert_array_equal(cuda.to_cpu(array), values)  # not overwritten
     assert g.dtype == types[0] and g.transpose(0, 2, 3, 1).flags.c_contiguous
     expected = expected_gradient(gy, y)
     np.testing.assert_array_equal(cuda.to_cpu(g), expected)
