@@ -40,20 +40,22 @@ def test_with_backprop_there_is_a_gradient(rng, dtype):
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
-@pytest.mark.parametrize('has_other', [False, True])
-def test_the_gradient_on_a_gpu(backend, rng, dtype, has_other):
+@pytest.mark.parametrize('other_reader', ['none', 'first', 'last'])
+def test_the_gradient_on_a_gpu(backend, rng, dtype, other_reader):
     """It is divided among all locations and added to that of other functions; it has the channels innermost."""
     values, other, upstream = (rng.uniform(-1, 1, shape) for shape in ((2, 8, 4, 5), (2, 8, 4, 5), (2, 8)))
     x = chainer.Variable(as_channels_last(backend.array(values.astype(dtype))))
     y = _GlobalAveragePooling().apply((x,))[0] if backend.name != 'cpu' else global_average_pooling_2d(x)
     outputs, gradients = [y], [upstream.astype('f')]
     expected = np.broadcast_to(upstream[:, :, None, None] / 20, values.shape)
-    if has_other:
-        outputs, gradients = [*outputs, x * 1], [*gradients, other.astype(dtype)]
+    if other_reader != 'none':
+        position = int(other_reader == 'last')
+        outputs.insert(position, x * 1)
+        gradients.insert(position, other.astype(dtype))
         expected = expected + other
     gradients = [chainer.Variable(backend.array(gradient)) for gradient in gradients]
     (found,) = chainer.grad(outputs, [x], gradients)
     assert found.dtype == dtype
     np.testing.assert_allclose(backend.numpy(found.array), expected, atol=2e-3 if dtype == np.float16 else 1e-6)
-    if backend.name != 'cpu' and not has_other:
+    if backend.name != 'cpu' and other_reader == 'none':
         assert found.array.transpose(0, 2, 3, 1).flags.c_contiguous
