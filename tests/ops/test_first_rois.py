@@ -34,6 +34,18 @@ def test_the_gradient_of_other_rois_is_zero_or_that_of_other_functions(backend, 
     np.testing.assert_array_equal(backend.numpy(variable.grad), expected)
 
 
+def test_the_gradient_of_another_function_is_not_overwritten(backend, rng, features):
+    """The gradient of the identity is the upstream gradient itself."""
+    variable = features[1]
+    outputs = [F.identity(variable), slice_rois(backend, variable, 2)]
+    values = [rng.uniform(-1, 1, output.shape).astype('f') for output in outputs]
+    upstream = [chainer.Variable(as_channels_last(backend.array(array))) for array in values]
+    (gradient,) = chainer.grad(outputs, [variable], upstream)
+    np.testing.assert_array_equal(backend.numpy(upstream[0]), values[0])
+    values[0][:2] += values[1]
+    np.testing.assert_array_equal(backend.numpy(gradient), values[0])
+
+
 def test_the_features_are_not_copied(backend, features):
     x, variable = features
     y = slice_rois(backend, variable, 2).array
