@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.runtime import cuda_kernels, multi_array
-from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
+from mask_rcnn.training.optimizer import ClipGradient, make_optimizer, set_learning_rate
 
 
 @pytest.fixture
@@ -162,6 +162,25 @@ def test_a_hook_may_replace_arrays(launches, changed):
     velocity = 0.9 * velocity - 0.1 * (gradient + 0.01 * array)
     np.testing.assert_allclose(param.array, array + velocity, rtol=1e-6, atol=1e-7)
     assert launches == ['square_sums', 'momentum_sgd']
+
+
+def test_clipping_scales_the_array_of_a_hook(launches):
+    """The hook copies a gradient after the norm has been computed."""
+    optimizer = train(make_link(), n_updates=0)
+    params = list(optimizer.target.params())
+
+    def copy_gradient(optimizer):
+        params[0].grad = params[0].grad.copy()
+
+    optimizer.add_hook(copy_gradient, name='copy')
+    optimizer.add_hook(ClipGradient(1.0))
+    for param in params:
+        param.grad = np.ones_like(param.array)
+    optimizer.report_grad_norm({})
+    optimizer.update()
+    expected = sum(param.size for param in params) ** -0.5
+    for param in params:
+        np.testing.assert_allclose(param.grad, expected, rtol=1e-6)
 
 
 def test_a_rule_with_its_own_learning_rate(launches):
