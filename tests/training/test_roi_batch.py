@@ -60,12 +60,13 @@ def test_the_losses_are_those_of_the_classes_of_the_rois(rng, monkeypatch, label
     losses = chain.roi_losses([], rois, [])
 
     scores, deltas, logits = (output.array.astype('d') for output in outputs)
-    expected = dict.fromkeys(('roi_cls_loss', 'roi_loc_loss', 'roi_mask_loss'), 0.0)
+    expected = dict.fromkeys(('roi_cls_loss', 'roi_loc_loss', 'roi_mask_loss', 'roi_accuracy'), 0.0)
     gradients = [np.zeros(shape) for shape in shapes[1:]]
     for row, (is_background, i, k) in enumerate(order):
         label, share = labels[i][k], 1 / len(labels) / max(sum(label >= 0 for label in labels[i]), 1)
         if label >= 0:
             expected['roi_cls_loss'] += share * (np.log(np.exp(scores[row]).sum()) - scores[row, label])
+            expected['roi_accuracy'] += share * (scores[row].argmax() == label)
         if is_background:
             continue
         for c in range(4):
@@ -79,7 +80,7 @@ def test_the_losses_are_those_of_the_classes_of_the_rois(rng, monkeypatch, label
             expected['roi_mask_loss'] += mask_share * (np.log1p(np.exp(x)) - target * x)
             gradients[1][(row, label - 1, *pixel)] = mask_share * (1 / (1 + np.exp(-x)) - target)
     for name, value in expected.items():
-        np.testing.assert_allclose(losses[name].array, value, rtol=5e-7, err_msg=name)
+        np.testing.assert_allclose(chainer.as_array(losses[name]), value, rtol=5e-7, err_msg=name)
     for name, output, gradient in zip(('roi_loc_loss', 'roi_mask_loss'), outputs[1:], gradients, strict=True):
         losses[name].backward()
         np.testing.assert_allclose(output.grad, gradient, rtol=2e-6, atol=1e-8, err_msg=name)
