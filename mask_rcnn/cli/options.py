@@ -12,6 +12,7 @@ from mask_rcnn.config import C4_DIALECTS
 from mask_rcnn.config.fields import MAX_INT32, describe_value
 from mask_rcnn.io.console import print_note
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, is_available, precision_error
+from mask_rcnn.ops.runtime.device import get_device
 
 #: The type of the method ``add_argument`` of a parser or an argument group.
 AddArgument = Callable[..., argparse.Action]
@@ -211,10 +212,13 @@ def check_precision(name: str, gpu: int) -> None:
 
 
 def capability(gpu: int) -> int:
-    """Return a GPU's compute capability times ten."""
-    import cupy
+    """Return a GPU's compute capability times ten.
 
-    return int(cupy.cuda.Device(gpu).compute_capability)
+    Raises:
+        ValueError: The GPU does not exist, or CUDA or CuPy does not work.
+    """
+    device: Any = get_device(gpu)
+    return int(device.device.compute_capability)
 
 
 def gpu_error(gpu: int) -> str | None:

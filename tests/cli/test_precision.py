@@ -53,6 +53,11 @@ def test_requirements_of_the_gpu(monkeypatch):
     check_precision('fp16', 0)
 
 
+def test_the_precision_of_a_missing_gpu_is_one_line():
+    with pytest.raises(ValueError, match='GPU 1000 does not exist'):
+        check_precision('fp16', 1000)
+
+
 @pytest.mark.parametrize(('precision', 'scaled'), [('fp32', False), ('fp16', True), ('bf16', False)])
 def test_training_uses_the_precision_and_scales_the_loss_of_fp16(tmp_path, monkeypatch, precision, scaled):
     """Every forward pass uses the precision; with float16, loss scaling keeps small gradients from underflow."""

@@ -18,7 +18,7 @@ def get_device(gpu: int) -> chainer.backend.Device:
     if gpu >= count:
         raise ValueError(
             f'GPU {gpu} does not exist: '
-            + (f'CUDA sees {count}' if count else 'CUDA or CuPy does not work here (README, "Installing")')
+            + (f'CUDA sees {count}' if count else 'CUDA or CuPy does not work here (README, "Two commands")')
         )
     device = chainer.get_device(f'@cupy:{gpu}')
     device.use()
