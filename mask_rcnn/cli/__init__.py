@@ -21,6 +21,7 @@ COMMANDS = {
     'demo': 'detect objects in images; write pictures and COCO results',
     'convert': 'convert weights of Detectron, Matterport, PyTorch, MindSpore or Chainer_Mask_R-CNN to .npz',
     'info': 'describe a weight file',
+    'data': 'import, check, describe, show and split your own data',
 }
 
 

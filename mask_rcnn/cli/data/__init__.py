@@ -1,0 +1,29 @@
+"""``mask-rcnn data``: import, check, describe, show and split datasets; one module per subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+
+from mask_rcnn.cli.command import parse_command_line
+
+#: Subcommand -> its module (a package cannot contain a module named ``import``) and its summary.  A module has
+#: ``configure(parser)`` and ``run(args)``, like those of the other commands.
+SUBCOMMANDS: dict[str, tuple[str, str]] = {}
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Parse the command line and run a subcommand; see :func:`mask_rcnn.cli.command.parse_command_line`."""
+    args = parse_command_line(_configure, argv, prog)
+    return args.run(args)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Prepare your own data for training: any labelling tool's annotations become COCO's format."
+    subparsers = parser.add_subparsers(required=True, metavar='SUBCOMMAND')
+    for name, (module_name, summary) in SUBCOMMANDS.items():
+        module = importlib.import_module(f'mask_rcnn.cli.data.{module_name}')
+        subparser = subparsers.add_parser(name, help=summary)
+        module.configure(subparser)
+        subparser.set_defaults(run=module.run)
