@@ -14,6 +14,7 @@ import pycocotools.mask
 
 from mask_rcnn.datasets.example import Annotations, Segmentation
 from mask_rcnn.ops.boxes.boxes import box_iou
+from mask_rcnn.ops.masks.resample_rle import resample_rle
 from mask_rcnn.ops.masks.rle import check_polygons, decode_rle, encode_polygons
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets.sampling import IGNORED
@@ -159,8 +160,7 @@ def rasterize_in_boxes(
         if not segmentation or not len(rows):
             continue
         if isinstance(segmentation, dict):
-            bitmap = decode_rle(segmentation)
-            masks[rows] = [resample_mask(bitmap, boxes[row], size) for row in rows]
+            masks[rows] = resample_rle(segmentation, boxes[rows], size)
         else:
             of_polygons.extend(rows.tolist())
     if of_polygons:
@@ -202,28 +202,3 @@ def rasterize_polygons(segmentations: Sequence[Sequence[np.ndarray]], boxes: np.
     for i in np.flatnonzero(~is_first):
         union[box_of_part[i]] |= masks[i]
     return union.transpose(0, 2, 1)
-
-
-def resample_mask(mask: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-    """Crop a box from a mask and resize it by area: a pixel is 1 if the mask covers at least half of it.
-
-    Args:
-        mask: ``(H, W)`` of 0 and 1; pixel ``i`` extends from ``i`` to ``i + 1``, as in COCO's polygons.
-        box: ``(4,)`` float32.
-        size: Height and width M of the result.
-
-    Returns:
-        numpy.ndarray: ``(M, M)`` int32, 0 or 1.
-    """
-    rows = _coverage(box[0], box[2], size, mask.shape[0])
-    columns = _coverage(box[1], box[3], size, mask.shape[1])
-    return (rows @ mask @ columns.T >= 0.5).astype(np.int32)
-
-
-def _coverage(low: np.float32, high: np.float32, n_bins: int, n_pixels: int) -> np.ndarray:
-    """Return the fraction ``(n_bins, n_pixels)`` of each bin between ``low`` and ``high`` that each pixel covers."""
-    edges = float(low) + max(float(high) - float(low), 1.0) * np.arange(n_bins + 1) / n_bins
-    pixels = np.arange(n_pixels)
-    begin = np.maximum(edges[:-1, None], pixels)
-    end = np.minimum(edges[1:, None], pixels + 1)
-    return np.maximum(end - begin, 0) / (edges[1] - edges[0])

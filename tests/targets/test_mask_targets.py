@@ -9,7 +9,7 @@ import pytest
 from mask_rcnn.datasets.example import Annotations
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import IGNORED, bitmap_targets, mask_targets, masks
-from mask_rcnn.targets.masks import crop_bitmap, input_bitmap, resample_mask, segmentation_boxes
+from mask_rcnn.targets.masks import crop_bitmap, input_bitmap, segmentation_boxes
 
 XY = [1, 0, 3, 2]
 SQUARE = (np.array([10, 20, 50, 20, 50, 60, 10, 60], np.float32),)
@@ -90,12 +90,6 @@ def test_rle_at_its_original_size_is_the_mask(rng):
     np.testing.assert_array_equal(found, mask[3:17, 5:19])
 
 
-def test_rle_is_resized_by_area(rng):
-    mask = rng.rand(40, 40) > 0.4
-    expected = mask[4:32, 8:36].reshape(14, 2, 14, 2).mean(axis=(1, 3)) >= 0.5
-    np.testing.assert_array_equal(resample_mask(mask, np.array([4, 8, 32, 36], np.float32), 14), expected)
-
-
 def test_rle_and_polygons_of_one_object_agree():
     mask = pycocotools.mask.decode(pycocotools.mask.frPyObjects([p.tolist() for p in SQUARE], 80, 80))[..., 0]
     boxes = np.array([[20, 10, 60, 50], [0, 0, 79, 79], [35.5, 30.2, 70.1, 66.6]], np.float32)
@@ -114,10 +108,6 @@ def test_bounding_boxes_of_segmentations():
     expected = [[20, 10, 60, 50], [20, 10, 60, 50], [7.5, 7.5, 7.5, 7.5], [20, 1.5, 50, 60]]
     np.testing.assert_array_equal(found, np.float32(expected))
     assert found.dtype == np.float32 and segmentation_boxes([], np.zeros((0, 4))).shape == (0, 4)
-
-
-def test_a_box_outside_the_mask_is_empty():
-    assert not resample_mask(np.ones((8, 8)), np.array([20, 20, 30, 30], np.float32), 14).any()
 
 
 def rectangle(x1, y1, x2, y2):

@@ -121,11 +121,27 @@ def decode_rle(rle: dict) -> np.ndarray:
     Raises:
         ValueError: The run lengths are invalid or do not fit the size.
     """
+    decode_runs(rle)
+    return coco_mask.decode(rle)
+
+
+def decode_runs(rle: dict) -> np.ndarray:
+    """Return the pixels at which the runs of compressed run lengths end.
+
+    Args:
+        rle: ``{'size': [H, W], 'counts': str or bytes}``.
+
+    Returns:
+        numpy.ndarray: ``(K,)`` int64, the first pixel after each run of 0, 1, 0, ...; the last one is ``H * W``.
+
+    Raises:
+        ValueError: The run lengths are invalid or do not fit the size.
+    """
     height, width = rle['size']
     runs = decode_counts(rle['counts'])
     if runs.min() < 0 or runs.max() > height * width or runs.sum() != height * width:
         raise ValueError(f'the sum of the run lengths is not the number of pixels of a mask of {height} x {width}')
-    return coco_mask.decode(rle)
+    return runs.cumsum()
 
 
 def check_polygons(polygons: Sequence[np.ndarray]) -> None:
