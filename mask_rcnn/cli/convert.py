@@ -16,10 +16,10 @@ from mask_rcnn.cli.options import (
     BN2AFFINE_HELP,
     add_dialect,
     add_roi_options,
+    fraction,
     positive_float,
     positive_int,
     roi_changes,
-    score,
 )
 from mask_rcnn.cli.outputs import check_output, output_path, refuse_inputs
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
@@ -88,7 +88,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
     add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
     add_dialect(add)
     add_roi_options(add)
-    add('--score-threshold', type=score, metavar='S', help='minimum score of a detection')
+    add('--score-threshold', type=fraction, metavar='S', help='minimum score of a detection')
 
 
 def main(

@@ -15,7 +15,7 @@ from mask_rcnn.cli.options import (
     add_max_detections,
     add_precision,
     add_roi_options,
-    score,
+    fraction,
 )
 from mask_rcnn.cli.outputs import output_path
 from mask_rcnn.config import EXTRACTORS
@@ -113,7 +113,7 @@ def _add_output(add: AddArgument) -> None:
     )
     add(
         '--score-thresh',
-        type=score,
+        type=fraction,
         metavar='S',
         help='minimum score (default: 0.7 for pictures, 0.05 for JSON); see below',
     )

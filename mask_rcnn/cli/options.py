@@ -51,8 +51,8 @@ def seed(text: str) -> int:
     return _parse(text, int, lambda value: 0 <= value < 2**32, f'an integer from 0 to {2**32 - 1}')
 
 
-def score(text: str) -> float:
-    """Parse a score of a detection."""
+def fraction(text: str) -> float:
+    """Parse a number from 0 to 1."""
     return _parse(text, float, lambda value: 0 <= value <= 1, 'a number from 0 to 1')
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import json
 import logging
 import math
 import os
@@ -28,6 +30,7 @@ from mask_rcnn.cli.initial_model import data_options, load_model, make_model
 from mask_rcnn.cli.options import check_precision, choose_device
 from mask_rcnn.cli.train_options import TrainArguments, configure
 from mask_rcnn.config import Config
+from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
 from mask_rcnn.io.atomic_file import check_writable_folder
@@ -228,6 +231,7 @@ def _options(args: TrainArguments, communicator: Communicator, config: Config, *
         seed=args.seed,
         workers=min(_default_workers() if args.workers is None else args.workers, n_images),
         gamma=args.gamma,
+        augmentation=args.augmentation,
         sampling=_sampling(args, config),
         freeze_bn=args.freeze_bn,
         frozen_stages=args.frozen_stages,
@@ -293,8 +297,10 @@ def _restore(training: TrainingRun, snapshot: Snapshot, communicator: Communicat
     snapshot.restore(training.trainer)
     if not communicator.is_main:
         return
+    # Snapshots of earlier versions do not contain the augmentation, which could not be changed.
+    stored = {'augmentation': json.loads(json.dumps(dataclasses.asdict(Augmentation()))), **snapshot.options}
     for name, value in options_to_store(options, communicator).items():
-        before = snapshot.options.get(name)
+        before = stored.get(name)
         if before != value:
             print_warning(f'{name} was {before}, and is {value} from now on')
     print_line(f'resuming after iteration {snapshot.iteration} of {snapshot.path}')

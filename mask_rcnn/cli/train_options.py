@@ -17,6 +17,7 @@ from mask_rcnn.cli.options import (
     AddArgument,
     add_gpu,
     add_precision,
+    fraction,
     non_negative_float,
     non_negative_int,
     positive_float,
@@ -25,6 +26,7 @@ from mask_rcnn.cli.options import (
 )
 from mask_rcnn.config import EXTRACTORS, Config
 from mask_rcnn.config.fields import describe_value
+from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.io.console import print_warning
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
@@ -101,6 +103,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     _add_network(parser.add_argument_group('network').add_argument)
     _add_initial_weights(parser.add_argument_group('initial weights').add_argument)
     _add_optimization(parser.add_argument_group('optimisation').add_argument)
+    _add_augmentation(parser.add_argument_group('augmentation').add_argument)
     _add_run(parser.add_argument_group('run').add_argument)
 
 
@@ -249,6 +252,39 @@ def _add_optimization(add: AddArgument) -> None:
     add('--seed', '-s', type=seed, metavar='N', help='seed of all random numbers (default: 0)')
 
 
+def _add_augmentation(add: AddArgument) -> None:
+    add(
+        '--flip',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='flip half of the images horizontally (default: yes); --no-flip for objects such as text',
+    )
+    add('--vertical-flip', action='store_true', help='flip half of the images vertically')
+    add('--quarter-turns', action='store_true', help='rotate images by 0, 90, 180 or 270 degrees')
+    add(
+        '--scale-jitter',
+        type=positive_float,
+        nargs=2,
+        default=(1.0, 1.0),
+        metavar=('LOW', 'HIGH'),
+        help='multiply the size of the network input by a random factor from LOW to HIGH, such as 0.5 2',
+    )
+    add(
+        '--crop',
+        type=positive_int,
+        metavar='N',
+        help='train on a random window of N x N pixels of each resized image',
+    )
+    add(
+        '--color-jitter',
+        type=fraction,
+        default=0.0,
+        metavar='S',
+        help='change brightness, contrast and saturation by random factors from 1 - S to 1 + S, and the hue by up to '
+        'S / 4 of the colour circle (default: 0)',
+    )
+
+
 def _add_run(add: AddArgument) -> None:
     add_gpu(add, '-g')
     add_precision(add)
@@ -351,6 +387,7 @@ class TrainArguments:
     roi_batch: int | None
     train_proposals: int
     gamma: float
+    augmentation: Augmentation
     clip_gradient: float | None
     seed: int = 0
     frozen_stages: int | None = None
@@ -380,6 +417,7 @@ class TrainArguments:
         values: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(cls)}
         values['data'] = data
         values['fields'] = tuple(args.fields)
+        values['augmentation'] = _read_augmentation(args)
         if args.unfreeze_bn:
             values['norm'] = 'bn'
         values['anchor_sizes'] = tuple(args.anchor_sizes) if args.anchor_sizes else None
@@ -460,6 +498,14 @@ def _check_conflicts(args: argparse.Namespace) -> None:
         )
     if args.lr == 0:
         _check_evaluation(args)
+
+
+def _read_augmentation(args: argparse.Namespace) -> Augmentation:
+    low, high = args.scale_jitter
+    if low > high:
+        raise UsageError(f'--scale-jitter {low:g} {high:g}: the lowest factor comes first')
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Augmentation)}
+    return Augmentation(**values)
 
 
 def _check_norm(args: argparse.Namespace) -> None:

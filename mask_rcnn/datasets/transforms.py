@@ -1,17 +1,18 @@
-"""The conversion of dataset examples into training examples: choice of objects, random flip and network input."""
+"""The conversion of dataset examples into training examples: choice of objects, augmentation and network input."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from mask_rcnn.config import Config, TrainingConventions
+from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.coco_keypoints import COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation, TrainingExample
-from mask_rcnn.ops.masks.rle import decode_rle, encode_polygons
-from mask_rcnn.preprocessing.image_transform import prepare_image
+from mask_rcnn.datasets.geometry import Symmetry, transform_segmentation
+from mask_rcnn.ops.masks.rle import encode_polygons
+from mask_rcnn.preprocessing.image_transform import input_scale, prepare_image
 
 # Second word of the flip's seed; equal to ``training.train_chain._SAMPLING_STREAM``, see there.
 _FLIP_STREAM = 1
@@ -23,11 +24,11 @@ class TrainingTransform:
 
     Args:
         config: Sizes and dialect of the network; ``dialect.training`` selects the objects (:func:`select_objects`).
-        flip: Whether to flip images horizontally with a probability of 1/2.
+        augmentation: The random changes of images and objects.
     """
 
     config: Config
-    flip: bool = True
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
 
     def __call__(self, example: Example, seed: int) -> TrainingExample:
         """Convert an example; the result depends on the arguments only.
@@ -40,9 +41,14 @@ class TrainingTransform:
         example = dataclasses.replace(example, annotations=select_objects(example.annotations, conventions))
         if conventions.mask_targets == 'bitmap':  # a flipped polygon is rasterised one pixel beside the flipped bitmap
             example = rasterize(example)
-        if self.flip and np.random.RandomState([seed, _FLIP_STREAM]).rand() < 0.5:
+        scale = input_scale(example.image.shape[1:], self.config) * self.augmentation.draw_scale(seed)
+        changed = self.augmentation.change_pixels_and_geometry(example, scale, seed)
+        if changed.annotations is not example.annotations:  # a crop may cut objects
+            changed = dataclasses.replace(changed, annotations=select_objects(changed.annotations, conventions))
+        example = changed
+        if self.augmentation.flip and np.random.RandomState([seed, _FLIP_STREAM]).rand() < 0.5:
             example = flip_horizontal(example)
-        x, image_transform = prepare_image(example.image, self.config)
+        x, image_transform = prepare_image(example.image, self.config, scale=scale)
         return TrainingExample(
             x=x,
             image_transform=image_transform,
@@ -118,8 +124,7 @@ def _flip_keypoints(keypoints: np.ndarray, width: int) -> np.ndarray:
 
 def _flip_segmentation(segmentation: Segmentation, width: int) -> Segmentation:
     if isinstance(segmentation, dict):
-        mask = decode_rle(segmentation)
-        return coco_mask.encode(np.asfortranarray(mask[:, ::-1]))
+        return transform_segmentation(segmentation, Symmetry(flip_x=True), (segmentation['size'][0], width))
     return tuple(_flip_polygon(polygon, width) for polygon in segmentation)
 
 

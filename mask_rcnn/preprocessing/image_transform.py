@@ -153,7 +153,9 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
     return float(scale)
 
 
-def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, ImageTransform]:
+def prepare_image(
+    image: np.ndarray, config: Config, *, scale: float | None = None
+) -> tuple[np.ndarray, ImageTransform]:
     """Convert an image into the network input.
 
     Detectron (``detectron/utils/blob.py``) subtracts the mean, resizes the image (``prep_im_for_blob``), and then pads
@@ -164,13 +166,14 @@ def prepare_image(image: np.ndarray, config: Config) -> tuple[np.ndarray, ImageT
     Args:
         image: ``(3, H, W)`` float32, RGB, 0 to 255.
         config: Sizes of the input, and the dialect with the order, mean and standard deviation of the channels.
+        scale: Factor by which the image is resized; ``None`` for that of :func:`input_scale`.
 
     Returns:
         tuple: The network input, ``(3, h, w)`` float32, and the transform from the image to it.
     """
     conventions, size = config.dialect.input, (image.shape[1], image.shape[2])
     channels = image[::-1] if conventions.channel_order == 'BGR' else image
-    image_transform = _image_transform(size, config)
+    image_transform = _image_transform(size, config, scale)
     scale = image_transform.scale
     if conventions.resize == 'opencv_float32':
         x = resize_opencv(channels, conventions.pixel_mean, scale, subtract_mean_first=conventions.subtract_mean_first)
@@ -220,11 +223,13 @@ def prepare_image_gpu(image: np.ndarray, config: Config, xp: Any) -> tuple[Array
     return resize_uint8_skimage_gpu(uploaded, layout), image_transform
 
 
-def _image_transform(size: tuple[int, int], config: Config) -> ImageTransform:
+def _image_transform(size: tuple[int, int], config: Config, scale: float | None = None) -> ImageTransform:
     """Return the transform of an image of the given height and width."""
-    scale = input_scale(size, config)
+    scale = input_scale(size, config) if scale is None else scale
     if config.dialect.input.letterbox:
-        return ImageTransform.letterbox(size, scale, config.max_size)
+        longer = max(resized_size(size, scale))
+        side = config.max_size if longer <= config.max_size else longer + -longer % config.size_divisor
+        return ImageTransform.letterbox(size, scale, side)
     return ImageTransform.top_left(size, scale, use_width_ratio=config.dialect.input.use_width_ratio)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from chainer import training
 
 from mask_rcnn.config import TrainingConventions, fields
+from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.example import Example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.inference.save import model_meta
@@ -68,6 +69,7 @@ class TrainingOptions:
         seed: Seed of the order of the images, the flips and the sampling of anchors and RoIs.
         workers: Number of processes that read and transform images; 0 does both in this process.
         gamma: Weight of the mask loss.
+        augmentation: The random changes of images and objects.
         sampling: Sampling sizes and IoU thresholds; ``None`` for the defaults, with the number of RoIs of the model's
             dialect (``training.roi_batch``).
         freeze_bn: Freeze all batch normalisations: use their running statistics and do not train gamma and beta.
@@ -93,6 +95,7 @@ class TrainingOptions:
     seed: int = 0
     workers: int = 0
     gamma: float = 1.0
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     sampling: Sampling | None = None
     freeze_bn: bool = False
     frozen_stages: int | None = None
@@ -197,7 +200,7 @@ def build_training_run(
     )
     iterator = ExampleIterator(
         train_set,
-        TrainingTransform(model.config),
+        TrainingTransform(model.config, options.augmentation),
         options.batch_size,
         seed=options.seed,
         workers=options.workers,
@@ -310,6 +313,7 @@ def options_to_store(options: TrainingOptions, communicator: Communicator) -> Ma
     """Return the options stored in a snapshot, as plain JSON values: those that affect the losses."""
     values = dataclasses.asdict(options)
     kept = {
-        name: values[name] for name in ('seed', 'gamma', 'sampling', 'freeze_bn', 'frozen_stages', 'clip', 'schedule')
+        name: values[name]
+        for name in ('seed', 'gamma', 'augmentation', 'sampling', 'freeze_bn', 'frozen_stages', 'clip', 'schedule')
     }
     return json.loads(json.dumps({**kept, 'batch_size': options.batch_size * communicator.size}))

@@ -41,6 +41,7 @@ from peer import PeerError, TrainingPeer, add_peer_arguments, check_training
 
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.options import add_precision, check_precision, positive_int
+from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.ops.cudnn_frontend import using_precision
@@ -101,7 +102,7 @@ def make_examples(config, count: int, size: tuple[int, int]):
         count: Number of images.
         size: Height and width of the images.
     """
-    transform = TrainingTransform(config, flip=False)
+    transform = TrainingTransform(config, Augmentation(flip=False))
     rng = np.random.RandomState(0)
     examples = []
     for i in range(count):

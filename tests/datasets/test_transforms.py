@@ -7,6 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mask_rcnn.config import DENA, DETECTRON, PRESETS
+from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.transforms import TrainingTransform, flip_horizontal, select_objects
@@ -132,7 +133,7 @@ def test_flipped_annotations_come_with_the_flipped_network_input(example):
 
 
 def test_the_flip_can_be_disabled(example):
-    transform = TrainingTransform(CONFIG, flip=False)
+    transform = TrainingTransform(CONFIG, Augmentation(flip=False))
     assert all(transform(example, seed).annotations is example.annotations for seed in range(20))
 
 

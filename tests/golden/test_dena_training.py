@@ -12,6 +12,7 @@ import pytest
 import mask_rcnn
 from mask_rcnn.cli import train
 from mask_rcnn.config import DENA
+from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.transforms import TrainingTransform
@@ -133,7 +134,7 @@ def weights(step, tmp_path_factory):
 def example(step):
     """The photo with its objects, as a training run without flips prepares it."""
     config = mask_rcnn.Config(dialect=DENA, norm='bn', min_size=300, max_size=500)
-    return TrainingTransform(config, flip=False)(Example(step.image, step.annotations, NAME, 0), 0)
+    return TrainingTransform(config, Augmentation(flip=False))(Example(step.image, step.annotations, NAME, 0), 0)
 
 
 @pytest.fixture(scope='module')

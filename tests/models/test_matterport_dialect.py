@@ -6,6 +6,7 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.config import DETECTRON, FPN_STRIDES, MATTERPORT, PRESETS
+from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.inference.predictor import Predictor
@@ -123,7 +124,7 @@ def test_targets_decode_to_the_objects(model):
     boxes = np.float32([[3, 4, 20, 30], [10, 30, 29, 58]])
     annotations = Annotations(boxes, np.int32([0, 1]), np.zeros(2, bool), ((), ()))
     image = np.zeros((3, 32, 61), np.float32)
-    one = TrainingTransform(CONFIG, flip=False)(Example(image, annotations, 'a.png', 1), 0)
+    one = TrainingTransform(CONFIG, Augmentation(flip=False))(Example(image, annotations, 'a.png', 1), 0)
     objects = one.image_transform.apply_boxes(boxes)
     assert (objects[:, [0, 2]] > 16).all()  # shifted by the letterbox
     random = [np.random.RandomState(0)]

@@ -53,7 +53,7 @@ class ImportedDataset:
         format_name: The recognised format, as the user knows it: ``'VIA 2'``.
         images: The images, in the order of the source.
         class_names: All classes: in the order of the source if it declares one, otherwise sorted.
-        omissions: What was left out.
+        omissions: The items that were left out.
     """
 
     format_name: str
