@@ -10,7 +10,6 @@ prediction time meet ``GOALS``.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import time
@@ -43,26 +42,18 @@ def main(argv: list[str] | None = None) -> int:
     status = training_check.run_training(training_arguments(args))
     if status:
         return status
-    store(args.out / f'model_iter_{args.iterations}.npz', args.modelfile)
+    training_check.store(args.out / f'model_iter_{args.iterations}.npz', args.modelfile, **SIZES)
     return evaluate(args.modelfile, args.out, args.gpu)
 
 
 def training_arguments(args: argparse.Namespace) -> list[str]:
     """Return the arguments of ``train.py``."""
-    fields = {
-        'fpn_channels': 64,
-        'rpn_channels': 64,
-        'head_channels': 256,
-        'mask_channels': 64,
-        'mask_convs': 2,
-        'roi_canonical_size': 112,
-    }
     return training_check.train_arguments({
         'dataset': 'shapes-rich',
         'extractor': 'mobilenet_v1_fpn',
         'pretrained': args.pretrained,
         'anchor-sizes': [12, 24, 48, 96, 160],
-        'set': [f'{name}={value}' for name, value in fields.items()],
+        'set': [f'{name}={value}' for name, value in training_check.SLIM_NETWORK.items()],
         'batchsize': 4,
         'roi-batch': 32,
         'train-proposals': 200,
@@ -82,18 +73,6 @@ def training_arguments(args: argparse.Namespace) -> list[str]:
     })  # fmt: skip
 
 
-def store(source: Path, target: Path) -> None:
-    """Rewrite a model file with weights in half precision (loading converts them to float32) and ``SIZES``."""
-    import numpy as np
-
-    from mask_rcnn.weights import read_weights, write_weights
-
-    file = read_weights(source)
-    arrays = {name: array.astype(np.float16) if array.ndim > 1 else array for name, array in file.arrays.items()}
-    meta = dataclasses.replace(file.meta, config=file.meta.config.replace(**SIZES))
-    write_weights(target, arrays, meta)
-
-
 def evaluate(path: Path, out: Path, gpu: int) -> int:
     """Compare a model file with the goals; return 0 if all are met, else 1."""
     import mask_rcnn
@@ -108,13 +87,7 @@ def evaluate(path: Path, out: Path, gpu: int) -> int:
         'megabytes': path.stat().st_size / 1e6,
         'seconds': prediction_seconds(model, unseen[0].image),
     }
-    passed = {
-        name: reached[name] >= goal if name == 'mask AP' else reached[name] <= goal for name, goal in GOALS.items()
-    }
-    for name, goal in GOALS.items():
-        verdict = 'reached' if passed[name] else 'not reached'
-        sys.stdout.write(f'{name} {reached[name]:.3f}, goal {goal:.2f}: {verdict}\n')
-    return 0 if all(passed.values()) else 1
+    return training_check.compare(reached, GOALS, at_most={'megabytes', 'seconds'})
 
 
 def prediction_seconds(model, image) -> float:

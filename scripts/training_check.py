@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+#: Fields of a MobileNetV1-FPN whose file is small in half precision and that trains on a CPU.
+SLIM_NETWORK = {
+    'fpn_channels': 64,
+    'rpn_channels': 64,
+    'head_channels': 256,
+    'mask_channels': 64,
+    'mask_convs': 2,
+    'roi_canonical_size': 112,
+}
 
 
 def make_parser(description: str, *, out: str, iterations: int) -> argparse.ArgumentParser:
@@ -74,3 +85,36 @@ def report(log: Path, goals: Mapping[str, float]) -> int:
     for name, goal in goals.items():
         sys.stdout.write(f'{name} {reached[name]:.3f}, goal {goal:.2f}\n')
     return 0 if all(reached[name] >= goal for name, goal in goals.items()) else 1
+
+
+def store(source: Path, target: Path, **changes: Any) -> None:
+    """Rewrite a model file with weights in half precision, which loading converts to float32.
+
+    Args:
+        source: The model file of a training.
+        target: The file to write.
+        **changes: New values of fields of its configuration.
+    """
+    import numpy as np
+
+    from mask_rcnn.weights import read_weights, write_weights
+
+    file = read_weights(source)
+    arrays = {name: array.astype(np.float16) if array.ndim > 1 else array for name, array in file.arrays.items()}
+    meta = dataclasses.replace(file.meta, config=file.meta.config.replace(**changes))
+    write_weights(target, arrays, meta)
+
+
+def compare(reached: Mapping[str, float], goals: Mapping[str, float], *, at_most: Collection[str] = ()) -> int:
+    """Print values beside their goals; return 0 if all are reached, else 1.
+
+    Args:
+        reached: The values by name.
+        goals: The minimum of each value.
+        at_most: Names of the values whose goal is a maximum.
+    """
+    passed = {name: reached[name] <= goal if name in at_most else reached[name] >= goal for name, goal in goals.items()}
+    for name, goal in goals.items():
+        verdict = 'reached' if passed[name] else 'not reached'
+        sys.stdout.write(f'{name} {reached[name]:.3f}, goal {goal:.2f}: {verdict}\n')
+    return 0 if all(passed.values()) else 1

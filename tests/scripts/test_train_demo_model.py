@@ -65,7 +65,7 @@ def test_the_file_stores_the_model_in_half_precision(script, tmp_path):
         class_names=('a', 'b'),
     )
     mask_rcnn.save(tmp_path / 'large.npz', model)
-    script.store(tmp_path / 'large.npz', tmp_path / 'small.npz')
+    script.training_check.store(tmp_path / 'large.npz', tmp_path / 'small.npz', **script.SIZES)
     assert (tmp_path / 'small.npz').stat().st_size < 0.65 * (tmp_path / 'large.npz').stat().st_size
     stored = mask_rcnn.load(tmp_path / 'small.npz')
     assert stored.config == model.config.replace(**script.SIZES) and stored.class_names == ('a', 'b')
