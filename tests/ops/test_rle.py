@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask_rcnn.ops.masks.rle import decode_counts, decode_rle, encode_mask, encode_polygons, encode_runs, find_runs
+from mask_rcnn.ops.masks.rle import (
+    decode_counts,
+    decode_rle,
+    encode_labels,
+    encode_mask,
+    encode_polygons,
+    encode_runs,
+    find_runs,
+)
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (7, 5), (40, 33), (120, 90)]
 
@@ -28,6 +36,23 @@ def encode_with_pycocotools(mask):
 def test_encode_mask_equals_pycocotools(rng, shape):
     for mask in masks_of(rng, shape):
         assert encode_mask(mask) == encode_with_pycocotools(mask)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.int32])
+def test_encode_labels_equals_pycocotools_for_each_instance(rng, shape, dtype):
+    for n_values in (1, 2, 3, 200):
+        coarse = rng.randint(n_values, size=(shape[0] // 3 + 1, shape[1] // 3 + 1))
+        labels = np.kron(coarse, np.ones((3, 3), int))[: shape[0], : shape[1]].astype(dtype)
+        values = np.unique(labels[labels > 0]).tolist()
+        encoded = encode_labels(labels)
+        assert list(encoded) == values
+        for value in values:
+            assert encoded[value] == coco_mask.encode(np.asfortranarray(labels == value, np.uint8))
+
+
+def test_encode_labels_of_an_empty_array():
+    assert encode_labels(np.zeros((0, 5), np.uint8)) == {}
 
 
 @pytest.mark.parametrize('shape', SHAPES)

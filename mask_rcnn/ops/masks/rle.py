@@ -76,6 +76,36 @@ def encode_runs(runs: np.ndarray, size: tuple[int, ...]) -> dict:
     return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
 
 
+def encode_labels(labels: np.ndarray) -> dict[int, dict]:
+    """Encode all instances of a label image as compressed run lengths.
+
+    The pixels are scanned once, whatever the number of instances is: the runs of equal values in column order are
+    sorted by value.
+
+    Args:
+        labels: ``(H, W)`` integers or bool: 0 for background, otherwise the value of the pixel's instance.
+
+    Returns:
+        dict: Value -> ``{'size': [H, W], 'counts': bytes}``, ascending; the run lengths equal those of
+        ``pycocotools.mask.encode(labels == value)``.
+    """
+    height, width = labels.shape
+    pixels = labels.ravel(order='F')
+    starts = np.append(0, np.flatnonzero(pixels[1:] != pixels[:-1]) + 1) if pixels.size else np.empty(0, np.int64)
+    stops = np.append(starts[1:], pixels.size)[: len(starts)]
+    values = pixels[starts]
+    order = np.argsort(values, kind='stable')
+    order = order[values[order] != 0]
+    edges = np.stack([starts[order], stops[order]], axis=1)
+    found, first = np.unique(values[order], return_index=True)
+    encoded = {}
+    for value, runs in zip(found.tolist(), np.split(edges, first[1:]), strict=False):  # one empty part if there is none
+        lengths = np.diff(runs.ravel(), prepend=0, append=pixels.size)
+        counts = {'size': [height, width], 'counts': lengths[: -1 if lengths[-1] == 0 else None].tolist()}
+        encoded[value] = {'size': [height, width], 'counts': coco_mask.frPyObjects(counts, height, width)['counts']}
+    return encoded
+
+
 def decode_counts(counts: str | bytes) -> np.ndarray:
     """Return the run lengths in compressed counts (``rleFrString`` of ``maskApi.c``).
 
