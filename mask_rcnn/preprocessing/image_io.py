@@ -72,7 +72,7 @@ def read_image(path: str | os.PathLike, *, apply_orientation: bool = True) -> np
 
 def _read_pixels(path: str | os.PathLike, apply_orientation: bool) -> np.ndarray:
     """Read an image file into ``(H, W, 3)`` uint8, RGB; see :func:`read_image`."""
-    data = _read_bytes(path)
+    data = read_bytes(path)
     with image_file_errors(path):
         header = read_header(io.BytesIO(data))
         pixels = decode(data, header)
@@ -128,7 +128,7 @@ def _size_or_error(path: str | os.PathLike, *, apply_orientation: bool) -> tuple
         return error
 
 
-def _read_bytes(path: str | os.PathLike) -> bytes:
+def read_bytes(path: str | os.PathLike) -> bytes:
     try:
         _check_regular(path)
         return Path(path).read_bytes()
