@@ -71,11 +71,13 @@ class ImportOptions:
         skip_broken: Leave out and count what cannot be read, instead of raising an error.
         default_class: The class of objects for which the source names none (VIA regions without attributes, masks of
             instances).
+        part: The part of a source that has several (``train``, ``val``); ``None`` if it has only one.
     """
 
     image_folder: Path | None = None
     skip_broken: bool = False
     default_class: str = 'object'
+    part: str | None = None
 
 
 class Importer(Protocol):
