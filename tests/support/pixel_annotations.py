@@ -23,9 +23,10 @@ GARBAGE = {
 
 
 def save(path, pixels, **options):
-    """Write pixels to an image file and create its folder."""
+    """Write an array or an image of Pillow to a file and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(pixels)).save(path, **options)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
     return path
 
 

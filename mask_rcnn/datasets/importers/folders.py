@@ -16,6 +16,8 @@ from mask_rcnn.preprocessing.image_formats import IMAGE_SUFFIXES, N_MAGIC_BYTES,
 
 #: Text files are lists of names or of coordinates; a file that is larger is another one.
 _MAX_TEXT_BYTES = 1 << 26
+#: Suffixes of the names of label images, the longest first; Cellpose's graphical program writes the first one.
+LABEL_SUFFIXES = ('_cp_masks', '_masks', '_mask', '_labels', '_label')
 
 
 def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -72,6 +74,17 @@ def index_by_stem(paths: Iterable[Path], name_of: Callable[[Path], str] = lambda
         if name:
             index[name] = path
     return index
+
+
+def name_without_label_suffix(path: Path) -> str:
+    """Return the name of a label image without its suffixes: ``NAME`` for ``NAME_masks.png``."""
+    suffix = next((suffix for suffix in LABEL_SUFFIXES if path.stem.endswith(suffix)), '')
+    return path.stem.removesuffix(suffix)
+
+
+def name_without_image_suffix(path: Path) -> str:
+    """Return the name of an image without its suffixes: ``NAME`` for ``NAME_img.png``."""
+    return path.stem.removesuffix('_img')
 
 
 def is_label_file(path: Path) -> bool:

@@ -20,6 +20,8 @@ from mask_rcnn.datasets.importers.folders import (
     is_label_file,
     list_folder,
     list_images,
+    name_without_image_suffix,
+    name_without_label_suffix,
     read_images,
 )
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
@@ -81,11 +83,13 @@ def _mask_folders(source: Path) -> dict[str, Path]:
     names = {folder.name for folder in subfolders}
     if _MASKS in names:
         files, groups = list_folder(source / _MASKS)
-        stems = {path.stem for path in images_in(source / _IMAGES)}
+        images = images_in(source / _IMAGES)
+        stems = {path.stem for path in images}
         if any(group.name in stems for group in groups) or _IMAGES not in names:
             return {group.name: group for group in groups}
-        is_single = len(stems) == 1 and not any(path.stem in stems for path in files)
-        return {source.name: source / _MASKS} if is_single else {}
+        names = {name_without_image_suffix(path) for path in images}
+        is_label = any(path.stem in stems or name_without_label_suffix(path) in names for path in files)
+        return {source.name: source / _MASKS} if len(images) == 1 and not is_label else {}
     return {folder.name: folder / _MASKS for folder in subfolders if os.path.isdir(folder / _MASKS)}
 
 

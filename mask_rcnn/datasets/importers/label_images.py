@@ -19,6 +19,7 @@ import numpy as np
 
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers.folders import (
+    LABEL_SUFFIXES,
     check_size,
     has_image_suffix,
     images_in,
@@ -26,6 +27,8 @@ from mask_rcnn.datasets.importers.folders import (
     is_label_file,
     list_folder,
     list_images,
+    name_without_image_suffix,
+    name_without_label_suffix,
     read_images,
 )
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
@@ -37,9 +40,6 @@ from mask_rcnn.preprocessing.label_image import LabelImage, read_label_image
 NAME = 'label images'
 
 _IMAGE_FOLDERS, _LABEL_FOLDERS = ('images', 'image'), ('labels', 'masks', 'label', 'mask')
-#: Suffixes of the names of label images, the longest first; Cellpose's graphical program writes the first one.
-_LABEL_SUFFIXES = ('_cp_masks', '_masks', '_mask', '_labels', '_label')
-_IMAGE_SUFFIX = '_img'
 #: More values than any picture has objects; photos have more colours.
 _MAX_INSTANCES = 1 << 16
 
@@ -84,10 +84,10 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
 def _find_files(source: Path, image_folder: Path | None) -> _Files:
     _, subfolders = list_folder(source)
     names = [folder.name for folder in subfolders]
-    labels = next((source / name for name in _LABEL_FOLDERS if name in names), None)
+    labels = next((source / name for name in _LABEL_FOLDERS if name in names and images_in(source / name)), None)
     images = image_folder or next((source / name for name in _IMAGE_FOLDERS if name in names), None)
     if images is not None:
-        image_index = index_by_stem(list_images(images), _image_name)
+        image_index = index_by_stem(list_images(images), name_without_image_suffix)
         if labels is None and image_folder is not None and not _is_same(image_folder, source):
             labels = source
         if labels is not None:
@@ -95,29 +95,19 @@ def _find_files(source: Path, image_folder: Path | None) -> _Files:
                 index_by_stem(images_in(labels), lambda path: _label_name(path, image_index)), image_index, images
             )
     files = [path for path in list_folder(source)[0] if has_image_suffix(path)]
-    others = index_by_stem((path for path in files if not _has_label_suffix(path)), _image_name)
-    labelled = (path for path in files if _has_label_suffix(path))
-    return _Files(index_by_stem(labelled, lambda path: _label_name(path, others)), others, source)
+    labelled = [path for path in files if path.stem.endswith(LABEL_SUFFIXES)]
+    others = [path for path in files if not path.stem.endswith(LABEL_SUFFIXES)]
+    image_index = index_by_stem(others, name_without_image_suffix)
+    return _Files(index_by_stem(labelled, lambda path: _label_name(path, image_index)), image_index, source)
 
 
 def _is_same(folder: Path, other: Path) -> bool:
     return os.path.realpath(folder) == os.path.realpath(other)
 
 
-def _has_label_suffix(path: Path) -> bool:
-    return path.stem.endswith(_LABEL_SUFFIXES)
-
-
-def _image_name(path: Path) -> str:
-    return path.stem.removesuffix(_IMAGE_SUFFIX)
-
-
 def _label_name(path: Path, images: dict[str, Path]) -> str:
     """Return the name of the image that belongs to a label image."""
-    if path.stem in images:
-        return path.stem
-    suffix = next((suffix for suffix in _LABEL_SUFFIXES if path.stem.endswith(suffix)), '')
-    return _image_name(path.with_name(path.stem.removesuffix(suffix) + path.suffix)) or path.stem
+    return path.stem if path.stem in images else name_without_label_suffix(path)
 
 
 def _read_image(path: Path, label_path: Path, class_name: str) -> ImportedImage:

@@ -59,7 +59,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
         raise AnnotationFileError(source, f'has no folder {_OBJECTS[-1]} with label images of the instances')
     images = options.image_folder or next((root / name for name in _IMAGE_FOLDERS if os.path.isdir(root / name)), None)
     if images is None:
-        raise AnnotationFileError(root, f'has no folder {_IMAGE_FOLDERS[0]}; name the folder of the images')
+        raise AnnotationFileError(root, f'has no folder {_IMAGE_FOLDERS[0]}; --images names the folder of the images')
     names = _image_names(root, objects, chosen, options)
     table, omissions = read_voc_classes(root), Omissions('items')
 
