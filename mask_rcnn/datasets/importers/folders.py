@@ -153,6 +153,16 @@ def choose_part(parts: Iterable[str], options: ImportOptions, source: Path) -> s
     return options.part
 
 
+def refuse_part(options: ImportOptions, source: Path) -> None:
+    """Refuse ``options.part`` for a source that has no parts.
+
+    Raises:
+        AnnotationFileError: A part was chosen.
+    """
+    if options.part is not None:
+        raise AnnotationFileError(source, f'has no parts, of which one could be {options.part!r} (--part)')
+
+
 def read_images(
     paths: Iterable[Path], read: Callable[[Path], ImportedImage | None], options: ImportOptions, omissions: Omissions
 ) -> tuple[ImportedImage, ...]:

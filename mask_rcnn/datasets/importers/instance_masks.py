@@ -23,6 +23,7 @@ from mask_rcnn.datasets.importers.folders import (
     name_without_image_suffix,
     name_without_label_suffix,
     read_images,
+    refuse_part,
 )
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
 from mask_rcnn.io.omissions import Omissions
@@ -58,6 +59,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
 
     The pixels of an instance are those of its mask file that are not 0.  Instances may overlap.
     """
+    refuse_part(options, source)
     folders = _mask_folders(source)
     if not folders:
         raise AnnotationFileError(

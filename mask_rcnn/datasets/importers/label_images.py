@@ -30,6 +30,7 @@ from mask_rcnn.datasets.importers.folders import (
     name_without_image_suffix,
     name_without_label_suffix,
     read_images,
+    refuse_part,
 )
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
 from mask_rcnn.io.omissions import Omissions
@@ -63,6 +64,7 @@ def recognises(source: Path) -> bool:
 
 def read(source: Path, options: ImportOptions) -> ImportedDataset:
     """Read the label images; see :class:`mask_rcnn.datasets.importers.records.Importer`."""
+    refuse_part(options, source)
     labels, images, folder = _find_files(source, options.image_folder)
     if not labels:
         raise AnnotationFileError(source, 'has neither folders images and labels (or masks) nor files NAME_masks.png')

@@ -21,6 +21,7 @@ from mask_rcnn.datasets.importers.folders import (
     list_folder,
     read_images,
     read_lines,
+    refuse_part,
 )
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.voc_classes import VOID, VOCClasses, read_voc_classes, voc_color
@@ -102,11 +103,12 @@ def _nested(folder: Path) -> list[Path]:
 
 def _image_names(root: Path, objects: Path, chosen: Path | None, options: ImportOptions) -> list[Path]:
     """Return the names of the images without suffix: those of a list, or of all masks if there is no list."""
-    folder = root / _LISTS
-    if chosen is None and os.path.isdir(folder):
-        lists = {path.stem: path for path in list_folder(folder)[0] if path.suffix == '.txt'}
-        if lists:
-            chosen = lists[choose_part(lists, options, root)]
+    files = list_folder(root / _LISTS)[0] if chosen is None and os.path.isdir(root / _LISTS) else []
+    lists = {path.stem: path for path in files if path.suffix == '.txt'}
+    if lists:
+        chosen = lists[choose_part(lists, options, root)]
+    else:
+        refuse_part(options, chosen or root)
     if chosen is None:
         return [Path(path.stem) for path in images_in(objects)]
     names = []

@@ -14,7 +14,15 @@ import yaml
 
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
-from mask_rcnn.datasets.importers.folders import choose_part, images_in, list_folder, list_images, read_lines, read_text
+from mask_rcnn.datasets.importers.folders import (
+    choose_part,
+    images_in,
+    list_folder,
+    list_images,
+    read_lines,
+    read_text,
+    refuse_part,
+)
 from mask_rcnn.datasets.importers.records import ImportOptions
 
 #: Keys of the parts in a YAML file.
@@ -24,7 +32,8 @@ _YAML_SUFFIXES, _YAML_NAMES = ('.yaml', '.yml'), ('data.yaml', 'data.yml', 'data
 _NAME_FILES = ('classes.txt', 'obj.names')
 #: Text files beside label files that are not label files.
 _OTHER_TEXTS = {*_NAME_FILES, 'train.txt', 'val.txt', 'test.txt'}
-_MAX_YAML_CHARACTERS = 1 << 20
+#: PyYAML needs seconds for larger files, and minutes for thousands of nested brackets.
+_MAX_YAML_CHARACTERS, _MAX_YAML_BRACKETS = 1 << 18, 400
 _MAX_PARENTS = 2
 _MAX_DEPTH = 16
 _MAX_FILES_TO_RECOGNISE = 20
@@ -136,6 +145,8 @@ def _read_yaml(path: Path) -> dict:
     text = read_text(path)
     if len(text) > _MAX_YAML_CHARACTERS:
         raise AnnotationFileError(path, f'has {len(text)} characters, too many for the description of a dataset')
+    if text.count('[') + text.count('{') > _MAX_YAML_BRACKETS:
+        raise AnnotationFileError(path, 'has too many brackets for the description of a dataset')
     try:
         content = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -211,12 +222,12 @@ def _nested_images(folder: Path, depth: int = 0) -> list[Path]:
 def _images_of(source: Path, options: ImportOptions) -> list[Path]:
     """Return the images of a folder whose layout has no description."""
     if options.image_folder is not None:
-        return list_images(options.image_folder)
-    if images := list_images(source):
-        return images
-    if label_files(source):
-        return images_in(_sibling(source, _LABELS, _IMAGES))
-    if images := images_in(source / _IMAGES):
+        images = list_images(options.image_folder)
+    else:
+        labels = _sibling(source, _LABELS, _IMAGES) if label_files(source) else source / _IMAGES
+        images = list_images(source) or images_in(labels)
+    if images:
+        refuse_part(options, source)
         return images
     inside = source / _IMAGES
     if os.path.isdir(inside):
