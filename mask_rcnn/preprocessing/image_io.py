@@ -129,6 +129,11 @@ def _size_or_error(path: str | os.PathLike, *, apply_orientation: bool) -> tuple
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        ImageFileError: The file is missing, unreadable or not a regular file.
+    """
     try:
         _check_regular(path)
         return Path(path).read_bytes()

@@ -219,6 +219,12 @@ def test_size(voc, folder):
         voc_masks.read(source, DEFAULT)
 
 
+def test_suffix_in_upper_case(voc):
+    source = voc()
+    os.rename(source / 'JPEGImages' / 'p1.jpg', source / 'JPEGImages' / 'p1.JPG')
+    assert voc_masks.read(source, DEFAULT).images[0].path.name == 'p1.JPG'
+
+
 def test_missing_image(voc):
     source = voc()
     os.remove(source / 'JPEGImages' / 'p1.jpg')

@@ -158,6 +158,8 @@ def test_layout_of_roboflow(tmp_path):
         save_photo(tmp_path / part / 'images' / f'{part}_1.png')
         write(tmp_path / part / 'labels' / f'{part}_1.txt', f'0 {RECTANGLE}\n')
     write(tmp_path / 'data.yaml', 'train: ../train/images\nval: ../valid/images\nnc: 1\nnames: [a]\n')
+    write(tmp_path / 'README.dataset.txt', 'https://example.com/\n')
+    save_photo(tmp_path / 'preview.png')
     assert yolo.recognises(tmp_path) and yolo.recognises(tmp_path / 'train')
     assert names_of(yolo.read(tmp_path, ImportOptions(part='val'))) == ['valid_1.png']
     dataset = yolo.read(tmp_path / 'train', DEFAULT)
@@ -186,6 +188,12 @@ def test_labels_beside_the_images(tmp_path):
     write(tmp_path / 'classes.txt', 'cup\n')
     assert yolo.recognises(tmp_path)
     assert yolo.read(tmp_path, DEFAULT).images[0].objects[0].class_name == 'cup'
+
+
+def test_picture_beside_the_folders(folders):
+    save_photo(folders / 'preview.png')
+    write(folders / 'README.txt', 'Export\n')
+    assert yolo.recognises(folders) and names_of(yolo.read(folders, DEFAULT)) == ['a.png']
 
 
 def test_last_folder_of_images_is_replaced(tmp_path):

@@ -122,7 +122,7 @@ def _image_names(root: Path, objects: Path, chosen: Path | None, options: Import
 
 def _find_file(folder: Path, name: str) -> Path | None:
     """Return the image with a name that has no suffix."""
-    paths = (folder / f'{name}{suffix}' for suffix in IMAGE_SUFFIXES)
+    paths = (folder / f'{name}{spelling}' for suffix in IMAGE_SUFFIXES for spelling in (suffix, suffix.upper()))
     return next((path for path in paths if os.path.isfile(path)), None)
 
 

@@ -66,13 +66,15 @@ def find_files(source: Path, options: ImportOptions) -> YOLOFiles:
         AnnotationFileError: The source is broken, has no images, or has several parts and none was chosen.
     """
     declared = find_yaml(source)
-    if declared is not None and not _is_part(source):
-        path, content = declared
-        entries = {part: content[part] for part in PARTS if content.get(part)}
-        part = choose_part(entries, options, source) if entries else None
-        images = list(_resolve(path, content, part, entries[part])) if part else _images_of(path.parent, options)
-        return YOLOFiles(_pair(images, source, options), _read_yaml_names(path, content), path)
-    labels = _pair(_images_of(source, options), source, options)
+    entries = {part: declared[1][part] for part in PARTS if declared[1].get(part)} if declared else {}
+    if declared and entries and options.image_folder is None:
+        part = choose_part(entries, options, source)
+        images = list(_resolve(*declared, part, entries[part]))
+    else:
+        images = _images_of(declared[0].parent if declared else source, options)
+    labels = _pair(images, source, options)
+    if declared:
+        return YOLOFiles(labels, _read_yaml_names(*declared), declared[0])
     names, names_file = _search_names(source, labels)
     return YOLOFiles(labels, names, names_file)
 
@@ -94,11 +96,6 @@ def first_label_files(source: Path) -> list[Path]:
         folders.append(_sibling(source, _IMAGES, _LABELS))
     files = (path for folder in folders for path in label_files(folder) if os.path.getsize(path))
     return list(itertools.islice(files, _MAX_FILES_TO_RECOGNISE))
-
-
-def _is_part(source: Path) -> bool:
-    """Return whether a folder contains images, or labels, itself."""
-    return os.path.isdir(source) and bool(list_images(source) or label_files(source))
 
 
 def find_yaml(source: Path) -> tuple[Path, dict] | None:
@@ -221,11 +218,7 @@ def _nested_images(folder: Path, depth: int = 0) -> list[Path]:
 
 def _images_of(source: Path, options: ImportOptions) -> list[Path]:
     """Return the images of a folder whose layout has no description."""
-    if options.image_folder is not None:
-        images = list_images(options.image_folder)
-    else:
-        labels = _sibling(source, _LABELS, _IMAGES) if label_files(source) else source / _IMAGES
-        images = list_images(source) or images_in(labels)
+    images = list_images(options.image_folder) if options.image_folder is not None else _direct_images(source)
     if images:
         refuse_part(options, source)
         return images
@@ -238,12 +231,24 @@ def _images_of(source: Path, options: ImportOptions) -> list[Path]:
     return parts[choose_part(parts, options, source)] if parts else []
 
 
+def _direct_images(source: Path) -> list[Path]:
+    """Return the images in a folder itself, in ``images`` inside it, or those of a folder of labels."""
+    folders = [source, source / _IMAGES]
+    if label_files(source):
+        folders.append(_sibling(source, _LABELS, _IMAGES))
+    candidates = [images for folder in folders if (images := images_in(folder))]
+    # The folder of a dataset may also contain pictures that are not annotated.
+    labelled = (images for images in candidates if any(_label_of(image, []) for image in images))
+    return next(labelled, candidates[0] if candidates else [])
+
+
 def _pair(images: Iterable[Path], source: Path, options: ImportOptions) -> dict[Path, Path | None]:
     """Return the label file of each image."""
-    folder = None
-    if options.image_folder is not None and os.path.isdir(source):
-        folder = source if label_files(source) else source / _LABELS
-    labels = {image: _label_of(image, folder) for image in images}
+    folders = []
+    if options.image_folder is not None:
+        root = source if os.path.isdir(source) else source.parent
+        folders = [root, root / _LABELS]
+    labels = {image: _label_of(image, folders) for image in images}
     if not labels:
         raise AnnotationFileError(source, 'has no images; the folder needs images/ and labels/')
     if not any(labels.values()):
@@ -252,12 +257,17 @@ def _pair(images: Iterable[Path], source: Path, options: ImportOptions) -> dict[
     return labels
 
 
-def _label_of(image: Path, folder: Path | None) -> Path | None:
-    """Return the label file of an image, which is in ``labels`` instead of ``images``, or beside the image."""
+def _label_of(image: Path, folders: list[Path]) -> Path | None:
+    """Return the label file of an image.
+
+    Args:
+        image: The image.
+        folders: The folders of the label files; if there are none, the file is in ``labels`` instead of ``images``, or
+            beside the image.
+    """
     name = f'{image.stem}.txt'
-    places = [_sibling(image, _IMAGES, _LABELS).with_name(name), image.with_name(name)]
-    if folder is not None:
-        places = [folder / name]
+    places = [folder / name for folder in folders]
+    places = places or [_sibling(image, _IMAGES, _LABELS).with_name(name), image.with_name(name)]
     return next((place for place in places if os.path.isfile(place)), None)
 
 
