@@ -1,10 +1,12 @@
 """Importer of the text files of YOLO."""
 
+import json
 import os
 import random
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers import instance_masks, label_images, voc_masks, yolo
@@ -310,3 +312,30 @@ def test_damaged_files(parts, name):
 def test_a_part_that_does_not_exist(folders):
     with pytest.raises(AnnotationFileError, match="has no parts, of which one could be 'val'"):
         yolo.read(folders, ImportOptions(part='val'))
+
+
+def test_polygons_equal_those_of_coco(shared, tmp_path):
+    """Polygons with six decimals, as Ultralytics' converter writes them, cover the same pixels."""
+    folder = shared / 'coco-mini'
+    path = folder / 'annotations' / 'instances_val2017.json'
+    if not path.is_file():
+        pytest.skip(f'no file {path}')
+    content = json.loads(path.read_text())
+    image = content['images'][0]
+    size, scale = (image['height'], image['width']), np.array([image['width'], image['height']])
+    polygons = [
+        np.reshape(annotation['segmentation'][0], (-1, 2))
+        for annotation in content['annotations']
+        if annotation['image_id'] == image['id'] and not annotation['iscrowd'] and len(annotation['segmentation']) == 1
+    ]
+    assert polygons
+    os.makedirs(tmp_path / 'images')
+    os.symlink(folder / 'val2017' / image['file_name'], tmp_path / 'images' / 'a.jpg')
+    lines = [' '.join(['0', *(f'{number:.6f}' for number in (polygon / scale).ravel())]) for polygon in polygons]
+    write(tmp_path / 'labels' / 'a.txt', '\n'.join(lines))
+    (record,) = yolo.read(tmp_path, DEFAULT).images
+    assert record.size == size and len(record.objects) == len(polygons)
+    for item, polygon in zip(record.objects, polygons, strict=True):
+        mask = decode(item, size)
+        expected = coco_mask.decode(coco_mask.frPyObjects([polygon.ravel().tolist()], *size))[:, :, 0].astype(bool)
+        assert (mask & expected).sum() >= 0.99 * (mask | expected).sum()
