@@ -46,3 +46,6 @@ COCO_SKELETON = (
 
 #: Index of the keypoint that each keypoint becomes in a horizontally flipped image.
 COCO_MIRRORED_KEYPOINTS = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
+
+#: Detected keypoints with a lower logit count as invisible (``kp_thresh`` in ``detectron/utils/vis.py``).
+MIN_KEYPOINT_LOGIT = 2.0

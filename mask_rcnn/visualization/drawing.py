@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
 import numpy as np
 
 from mask_rcnn.config import Dialect
-from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON, MIN_KEYPOINT_LOGIT
+from mask_rcnn.ops.masks.crop import MaskCrop, crop_mask
 from mask_rcnn.visualization.colors import instance_colors, text_color
 from mask_rcnn.visualization.labels import PlacedLabel, draw_label, font_size_for, label_candidates, place_labels
 
@@ -24,8 +24,6 @@ _BOX = 0.9  # opacity of the boxes
 _BAND_PIXELS = 2**17  # pixels of a mask that are blended at a time, so that the arrays stay in the cache
 _SALIENCY_SIZE = 512  # longer side of the saliency map, pixels
 _SHIFT = 4  # fractional bits of the coordinates for OpenCV's drawing functions: multiples of 1 / 16
-#: Keypoints with a lower logit are not drawn (``kp_thresh`` in ``detectron/utils/vis.py``).
-_MIN_KEYPOINT_LOGIT = 2.0
 
 
 class DrawableDetections(Protocol):
@@ -51,22 +49,6 @@ class DrawableDetections(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: np.ndarray) -> DrawableDetections: ...
-
-
-@dataclass(frozen=True)
-class MaskCrop:
-    """The smallest rectangle of a mask that contains all of its pixels.
-
-    Args:
-        top, left: The upper left pixel in the image.
-        mask: uint8, 0 or 1.
-        area: Number of ones.
-    """
-
-    top: int
-    left: int
-    mask: np.ndarray
-    area: int
 
 
 def draw_detections(
@@ -178,10 +160,7 @@ def _mask_crops(detections: DrawableDetections) -> Iterator[MaskCrop | None]:
     if not detections.has_masks:
         yield from [None] * len(detections)
         return
-    for mask in detections.iter_masks():
-        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
-        part = np.ascontiguousarray(mask[top : top + height, left : left + width]).view(np.uint8)
-        yield MaskCrop(top, left, part, cv2.countNonZero(part)) if part.size else None
+    yield from map(crop_mask, detections.iter_masks())
 
 
 class _SaliencyMap:
@@ -277,7 +256,7 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, color: np.ndarray) -> None:
 def _draw_keypoints(canvas: np.ndarray, keypoints: np.ndarray, color: np.ndarray) -> None:
     """Draw the keypoints ``(K, 4)`` of one instance: white dots with a coloured rim, and bones with a black edge."""
     points = np.rint((keypoints[:, 1::-1] - 0.5) * 2**_SHIFT).astype(int).tolist()
-    is_visible = keypoints[:, 2] > _MIN_KEYPOINT_LOGIT
+    is_visible = keypoints[:, 2] > MIN_KEYPOINT_LOGIT
     width = _line_width(canvas.shape)
     skeleton = COCO_SKELETON if len(keypoints) == len(COCO_KEYPOINT_NAMES) else ()
     bones = [(a, b) for a, b in skeleton if is_visible[a] and is_visible[b]]
