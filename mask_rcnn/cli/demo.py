@@ -17,9 +17,10 @@ import cv2
 import numpy as np
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
+from mask_rcnn.cli.demo_annotations import AnnotationWriter, COCOWriter, LabelmeWriter, is_folder
 from mask_rcnn.cli.demo_options import configure
 from mask_rcnn.cli.options import check_precision, choose_device, limit_changes, roi_changes
-from mask_rcnn.cli.outputs import check_can_write, refuse_inputs
+from mask_rcnn.cli.outputs import check_can_write, output_path, refuse_inputs
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output, open_for_writing
@@ -51,42 +52,69 @@ def run(args: argparse.Namespace) -> int:
     pictures = picture_paths(images, args.output, several=len(args.image) > 1 or args.image[0].is_dir())
     _check_outputs(images, pictures, args)
     _check_font(args.font)
+    results = _Results(args.json, _open_annotations(images, pictures, args))
     if not images:
         return 1
     for folder in {picture.parent for picture in pictures}:
         check_writable_folder(folder)
     model = _load(args)
-    results = _Results()
     try:
         n_failed += _process(model, list(zip(images, pictures, strict=True)), args, results)
     except BaseException:  # an interrupt leaves the results of the finished images
-        if args.json is not None and results.n_images:
-            results.write(args.json, len(images))
+        if results.n_images or results.n_annotated:
+            results.write(len(images))
         raise
-    if args.json is not None:
-        results.write(args.json, len(images))
+    results.write(len(images))
     return 1 if n_failed else 0
 
 
 @dataclass
 class _Results:
-    """The results for ``--json`` and the number of their images."""
+    """The results for ``--json`` and ``--annotations``, and the number of their images.
 
+    Args:
+        json_path: The file of ``--json``.
+        annotations: The writer of ``--annotations``.
+    """
+
+    json_path: Path | None
+    annotations: AnnotationWriter | None
     detections: list[dict[str, Any]] = field(default_factory=list)
     n_images: int = 0
+    n_annotated: int = 0
     n_failed: int = 0
 
-    def add(self, detections: list[dict[str, Any]]) -> None:
-        """Add the results of an image."""
-        self.detections += detections
+    @property
+    def use_standard_output(self) -> bool:
+        """True if the results are written to the standard output, which then contains nothing else."""
+        paths = [self.json_path] if self.json_path is not None else []
+        return any(map(is_standard_output, paths + (self.annotations.paths if self.annotations else [])))
+
+    def add(self, image: Path, detections: Detections) -> None:
+        """Add the results of an image for ``--json``."""
+        self.detections += detections.to_coco(image_id(image))
         self.n_images += 1
 
-    def write(self, path: Path, n_images: int) -> None:
+    def annotate(self, image: Path, detections: Detections) -> None:
+        """Add the annotations of an image."""
+        if self.annotations is not None:
+            self.annotations.add(image, detections)
+            self.n_annotated += 1
+
+    def write(self, n_images: int) -> None:
         """Write the results, and a line if images are missing because the command was interrupted."""
-        with open_for_writing(path) as file:
-            file.write(json.dumps(self.detections).encode('ascii'))
-        if self.n_images + self.n_failed < n_images:
-            print_note(f'{path} contains the results of {self.n_images} of {n_images} images')
+        if self.json_path is not None:
+            with open_for_writing(self.json_path) as file:
+                file.write(json.dumps(self.detections).encode('ascii'))
+            self._report_missing(self.json_path, self.n_images, n_images)
+        if self.annotations is not None:
+            self.annotations.write()
+            for path in self.annotations.paths[:1]:
+                self._report_missing(path, self.n_annotated, n_images)
+
+    def _report_missing(self, path: Path, n_written: int, n_images: int) -> None:
+        if n_written + self.n_failed < n_images:
+            print_note(f'{path} contains the results of {n_written} of {n_images} images')
 
 
 def _process(model: MaskRCNN, files: list[tuple[Path, Path]], args: argparse.Namespace, results: _Results) -> int:
@@ -226,17 +254,50 @@ def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argpa
             raise UsageError(f'--output {args.output}: {picture} is one of the images')
         if os.path.lexists(picture):  # new files need only their folder
             check_can_write(picture)
-    if args.json is None:
-        return
-    refuse_inputs('--json', args.json, others)
-    if args.json.is_dir() or not args.json.absolute().parent.is_dir():
-        raise UsageError(f'--json {args.json}: not a file in an existing folder')
-    if _identify(args.json) in inputs | set(map(_identify, pictures)):
-        raise UsageError(f'--json {args.json}: that is an image')
-    for number, count in Counter(map(image_id, images)).most_common(1):
+    if args.json is not None:
+        _check_file('--json', args.json, images, pictures, others)
+        for number, count in Counter(map(image_id, images)).most_common(1):
+            if count > 1:
+                raise UsageError(f'--json {args.json}: {count} images have the image_id {number!r}')
+        check_can_write(args.json)
+
+
+def _check_file(
+    flag: str,
+    path: Path,
+    images: Sequence[Path],
+    pictures: Sequence[Path],
+    inputs: Iterable[tuple[str, Path | None]],
+) -> None:
+    """Refuse a file of results that is an input, an image or a picture, or has no folder."""
+    refuse_inputs(flag, path, inputs)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f'{flag} {path}: not a file in an existing folder')
+    if _identify(path) in set(map(_identify, [*images, *pictures])):
+        raise UsageError(f'{flag} {path}: that is an image')
+
+
+def _open_annotations(
+    images: Sequence[Path], pictures: Sequence[Path], args: argparse.Namespace
+) -> AnnotationWriter | None:
+    """Check the value of ``--annotations`` and return its writer."""
+    if args.annotations is None:
+        return None
+    for image, count in Counter(images).most_common(1):
         if count > 1:
-            raise UsageError(f'--json {args.json}: {count} images have the image_id {number!r}')
-    check_can_write(args.json)
+            raise UsageError(f'--annotations {args.annotations}: {image} is given {count} times')
+    if is_folder(args.annotations):
+        names = picture_paths(images, os.path.join(args.annotations, ''), several=True)
+        labelme = LabelmeWriter(images, [name.with_suffix('.json') for name in names])
+        labelme.check()
+        return labelme
+    path = output_path(args.annotations)
+    others = [('the file of --modelfile', args.modelfile), ('the file of --font', args.font)]
+    _check_file('--annotations', path, images, pictures, [*others, ('the file of --json', args.json)])
+    if args.json is not None and is_standard_output(path) and is_standard_output(args.json):
+        raise UsageError('--json and --annotations are both written to the standard output')
+    check_can_write(path)
+    return COCOWriter(path, images)
 
 
 def _identify(path: Path) -> object:
@@ -372,7 +433,7 @@ def _detect(model: MaskRCNN, jobs: Iterable[_Job]) -> Iterator[_Job]:
 
 
 def _write_results(job: _Job, part: _Pass, args: argparse.Namespace, results: _Results) -> None:
-    """Add an image's COCO results for ``--json``, write its picture and print a summary, as the pass requires.
+    """Add an image's results and annotations, write its picture and print a summary, as the pass requires.
 
     Raises:
         Exception: The error of the job, if it has one, or of its picture.
@@ -381,14 +442,15 @@ def _write_results(job: _Job, part: _Pass, args: argparse.Namespace, results: _R
         raise job.error
     detections = job.detections
     if part.collects_results:  # before the picture, which can fail
-        results.add(detections.to_coco(image_id(job.image)))
+        results.add(job.image, detections)
     if part.picture_threshold is not None:
         shown = detections.above(part.picture_threshold)
+        results.annotate(job.image, shown)
         _write_picture(
             job.picture, shown.draw(job.pixels, contour=args.contour, backdrop=args.backdrop, font=args.font)
         )
         counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
-        stream = sys.stderr if args.json is not None and is_standard_output(args.json) else sys.stdout
+        stream = sys.stderr if results.use_standard_output else sys.stdout
         print_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}', file=stream)
 
 

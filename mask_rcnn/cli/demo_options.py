@@ -37,6 +37,13 @@ scores:
   also have two thresholds of NMS, as in that program: 0.3 for pictures (--preset visualize) and 0.5 for JSON
   (--preset evaluate); the images are then processed once for each.
 
+annotations:
+  --annotations found.json writes one COCO dataset (images, annotations, categories) that CVAT, Label Studio,
+  VIA and others import and "mask-rcnn train" reads; the file names are relative to the folder that contains
+  all images. --annotations labels/ (an existing folder, or a name that ends with /) writes a file of labelme
+  for each image and replaces none. Both contain the detections of the pictures, as polygons whose IoU with
+  the masks is at least 0.99. Polygons have no holes: a line joins each hole to the outline around it.
+
 old command lines:
   --background (no window) is accepted and has no effect, because this program opens no window. --backdrop
   selects what is drawn behind the objects.
@@ -110,6 +117,12 @@ def _add_output(add: AddArgument) -> None:
         type=output_path,
         metavar='FILE',
         help='also write the results in COCO format; - for the standard output',
+    )
+    add(
+        '--annotations',
+        metavar='PATH',
+        help='also write the detections of the pictures for annotation tools: a COCO dataset with polygons, or, if '
+        'this is a folder, files of labelme; see below',
     )
     add(
         '--score-thresh',

@@ -10,7 +10,9 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, Dialect
+from mask_rcnn.ops.masks.crop import crop_mask
 from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_masks
+from mask_rcnn.ops.masks.polygons import trace_crop
 from mask_rcnn.ops.masks.rle import encode_mask, encode_runs
 from mask_rcnn.ops.runtime.transfer import side_stream
 
@@ -255,6 +257,51 @@ class Detections:
                 result['keypoints'] = instance_triples.ravel().tolist()
         return results
 
+    def to_annotations(self, image_id: int, *, first_id: int = 1) -> list[dict]:
+        """Return the instances as annotations of a COCO dataset, which annotation tools open and correct.
+
+        In contrast to :meth:`to_coco`, ``segmentation`` is a list of polygons, and ``bbox`` encloses them.  Holes are
+        joined to the polygons around them (:func:`mask_rcnn.ops.masks.polygons.trace_polygons`).  An instance without
+        mask pixels has only its box, clipped to the image.  ``score`` is an additional field, which tools ignore.
+
+        Args:
+            image_id: The image's id in the dataset.
+            first_id: The id of the first annotation; the others follow.
+        """
+        masks = self.iter_masks() if self.has_masks else [None] * len(self)
+        annotations = []
+        for i, (category, score, mask) in enumerate(zip(self._categories(), self.scores.tolist(), masks, strict=True)):
+            annotation = {'id': first_id + i, 'image_id': image_id, 'category_id': category, 'iscrowd': 0}
+            annotation |= self._describe_box(i) if mask is None else _describe_mask(mask) or self._describe_box(i)
+            if self.keypoints is not None:
+                annotation |= _describe_keypoints(self.keypoints[i])
+            annotations.append({**annotation, 'score': round(score, 4)})
+        return annotations
+
+    def _describe_box(self, i: int) -> dict[str, Any]:
+        """Return the fields of an annotation for the box of an instance."""
+        corners = self.boxes[i].astype(np.float64) + np.array([0, 0, 1, 1]) * self.dialect.boxes.offset
+        top, left, bottom, right = np.clip(corners, 0, np.tile(self.size, 2)).round(2).tolist()
+        box = [left, top, right - left, bottom - top]
+        return {'bbox': box, 'area': box[2] * box[3], 'segmentation': []}
+
+    @property
+    def categories(self) -> list[dict]:
+        """The categories of a COCO dataset: all classes of the model, or the found ones if it has no class names."""
+        # Imported late: the datasets would slow down the import of the package.
+        from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON
+
+        if self.class_names is None:
+            found = sorted(set(zip(self._categories(), self.names, strict=True)))
+        else:
+            ids = self.category_ids or range(1, len(self.class_names) + 1)
+            found = list(zip(ids, self.class_names, strict=True))
+        fields: dict[str, Any] = {'supercategory': ''}
+        if self.keypoints is not None and self.keypoints.shape[1] == len(COCO_KEYPOINT_NAMES):
+            skeleton = [[a + 1, b + 1] for a, b in COCO_SKELETON]
+            fields |= {'keypoints': list(COCO_KEYPOINT_NAMES), 'skeleton': skeleton}
+        return [{'id': category, 'name': name, **fields} for category, name in found]
+
     def _categories(self) -> list[int]:
         if self.category_ids is None:
             return [label + 1 for label in self.labels.tolist()]
@@ -277,6 +324,29 @@ class Detections:
         if isinstance(image, (str, os.PathLike)):
             image = read_image(image, apply_orientation=self.dialect.input.apply_orientation)
         return draw_detections(image, self, **options)
+
+
+def _describe_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Return the fields of an annotation for a mask, none for a mask without pixels."""
+    crop = crop_mask(mask)
+    if crop is None:
+        return {}
+    height, width = crop.mask.shape
+    return {
+        'bbox': [crop.left, crop.top, width, height],
+        'area': crop.area,
+        'segmentation': [polygon.tolist() for polygon in trace_crop(crop, simplify=True)],
+    }
+
+
+def _describe_keypoints(keypoints: np.ndarray) -> dict[str, Any]:
+    """Return the fields of an annotation for the keypoints ``(K, 4)`` of an instance; 2 marks visible ones."""
+    from mask_rcnn.datasets.coco_keypoints import MIN_KEYPOINT_LOGIT  # imported late, as above
+
+    is_visible = keypoints[:, 2] > MIN_KEYPOINT_LOGIT
+    triples = np.concatenate([keypoints[:, 1::-1], np.full((len(keypoints), 1), 2)], axis=1)
+    triples[~is_visible] = 0
+    return {'keypoints': triples.ravel().round(2).tolist(), 'num_keypoints': int(is_visible.sum())}
 
 
 def _check_array(name: str, array: np.ndarray, dtype: type, shape: tuple) -> np.ndarray:

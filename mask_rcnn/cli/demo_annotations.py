@@ -1,0 +1,150 @@
+"""The annotations that ``mask-rcnn demo`` writes for annotation tools: a COCO dataset, or files of labelme."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mask_rcnn.cli.command import UsageError
+from mask_rcnn.inference.detections import Detections
+from mask_rcnn.io.atomic_file import check_writable_folder, open_for_writing
+
+#: labelme compares the major version with its own and reads all fields of older files.
+_LABELME_VERSION = '5.0.0'
+
+
+class AnnotationWriter(Protocol):
+    """A writer of annotations; ``paths`` are its files."""
+
+    paths: list[Path]
+
+    def add(self, image: Path, detections: Detections) -> None:
+        """Add the detections of an image."""
+
+    def write(self) -> None:
+        """Write what :meth:`add` has not yet written."""
+
+
+def is_folder(value: str) -> bool:
+    """Return whether ``--annotations`` names a folder: an existing one, or a name that ends with a slash."""
+    return value.endswith(('/', os.sep)) or os.path.isdir(value)
+
+
+class COCOWriter:
+    """Writes one COCO dataset for all images.
+
+    Args:
+        path: The file.
+        images: All images of the command; names in the dataset are relative to their common folder.
+    """
+
+    def __init__(self, path: Path, images: Sequence[Path]):
+        self.paths = [path]
+        self._folder = os.path.commonpath([os.path.abspath(image.parent) for image in images]) if images else ''
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._categories: dict[int, dict[str, Any]] = {}
+
+    def add(self, image: Path, detections: Detections) -> None:
+        """Add the detections of an image."""
+        number, name = len(self._images) + 1, _relative(image, self._folder)
+        height, width = detections.size
+        self._images.append({'id': number, 'file_name': name, 'width': width, 'height': height})
+        self._annotations += detections.to_annotations(number, first_id=len(self._annotations) + 1)
+        self._categories |= {category['id']: category for category in detections.categories}
+
+    def write(self) -> None:
+        """Write the dataset."""
+        content = {
+            'info': {'description': 'detections of a model, to be corrected'},
+            'licenses': [],
+            'images': self._images,
+            'annotations': self._annotations,
+            'categories': [category for _, category in sorted(self._categories.items())],
+        }
+        _write_json(self.paths[0], content)
+
+
+class LabelmeWriter:
+    """Writes a file of labelme for each image.
+
+    Args:
+        images: All images of the command.
+        paths: The file of each image.
+    """
+
+    def __init__(self, images: Sequence[Path], paths: Sequence[Path]):
+        self.paths = list(paths)
+        self._path_of = dict(zip(images, paths, strict=True))
+
+    def check(self) -> None:
+        """Refuse files that exist, because people correct them in place, and create the folder.
+
+        Raises:
+            UsageError: A file exists.
+            mask_rcnn.io.atomic_file.FileError: The folder cannot be written.
+        """
+        for path in self.paths:
+            if os.path.lexists(path):
+                raise UsageError(f'--annotations {path.parent}{os.sep}: {path} exists and may have been corrected')
+        for folder in {path.parent for path in self.paths}:
+            check_writable_folder(folder)
+
+    def add(self, image: Path, detections: Detections) -> None:
+        """Write the file of an image."""
+        path = self._path_of[image]
+        height, width = detections.size
+        content: dict[str, Any] = {
+            'version': _LABELME_VERSION,
+            'flags': {},
+            'shapes': labelme_shapes(detections),
+            'imagePath': _relative(image, os.path.abspath(path.parent)),
+            'imageData': None,
+            'imageHeight': height,
+            'imageWidth': width,
+        }
+        _write_json(path, content)
+
+    def write(self) -> None:
+        """Do nothing: the files are written."""
+
+
+def labelme_shapes(detections: Detections) -> list[dict[str, Any]]:
+    """Return instances as shapes of labelme; those of one instance have the same ``group_id``.
+
+    An instance is a polygon for each of its parts, or a rectangle if it has no mask, and a point for each visible
+    keypoint.
+    """
+    shapes = []
+    for annotation, name in zip(detections.to_annotations(1), detections.names, strict=True):
+        parts = [('polygon', polygon, name) for polygon in annotation['segmentation']]
+        if not parts:
+            left, top, width, height = annotation['bbox']
+            parts = [('rectangle', [left, top, left + width, top + height], name)]
+        parts += [('point', point, point_name) for point, point_name in _visible_keypoints(annotation, detections)]
+        common = {'group_id': annotation['id'] if len(parts) > 1 else None, 'flags': {}, 'score': annotation['score']}
+        for shape_type, numbers, label in parts:
+            points = [numbers[i : i + 2] for i in range(0, len(numbers), 2)]
+            shapes.append({'label': label, 'points': points, 'shape_type': shape_type, **common})
+    return shapes
+
+
+def _visible_keypoints(annotation: dict[str, Any], detections: Detections) -> list[tuple[list[float], str]]:
+    """Return the place ``[x, y]`` and the name of each visible keypoint of an annotation."""
+    numbers = annotation.get('keypoints', [])
+    category = next(c for c in detections.categories if c['id'] == annotation['category_id'])
+    triples = [numbers[i : i + 3] for i in range(0, len(numbers), 3)]
+    names = category.get('keypoints') or [f'keypoint {i}' for i in range(1, len(triples) + 1)]
+    return [(triple[:2], name) for triple, name in zip(triples, names, strict=False) if triple[2]]
+
+
+def _relative(image: Path, folder: str) -> str:
+    return Path(os.path.relpath(image, folder)).as_posix()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with open_for_writing(path) as file:
+        file.write(json.dumps(content).encode('ascii'))
