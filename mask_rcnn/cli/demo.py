@@ -446,9 +446,8 @@ def _write_results(job: _Job, part: _Pass, args: argparse.Namespace, results: _R
     if part.picture_threshold is not None:
         shown = detections.above(part.picture_threshold)
         results.annotate(job.image, shown)
-        _write_picture(
-            job.picture, shown.draw(job.pixels, contour=args.contour, backdrop=args.backdrop, font=args.font)
-        )
+        style = {'contour': args.contour, 'backdrop': args.backdrop, 'labels': args.labels, 'font': args.font}
+        _write_picture(job.picture, shown.draw(job.pixels, **style))
         counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
         stream = sys.stderr if results.use_standard_output else sys.stdout
         print_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}', file=stream)

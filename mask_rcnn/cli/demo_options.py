@@ -19,7 +19,7 @@ from mask_rcnn.cli.options import (
 )
 from mask_rcnn.cli.outputs import output_path
 from mask_rcnn.config import EXTRACTORS
-from mask_rcnn.visualization import BACKDROPS
+from mask_rcnn.visualization import BACKDROPS, LABELS
 
 DEFAULT_MODEL = 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
 
@@ -43,6 +43,12 @@ annotations:
   all images. --annotations labels/ (an existing folder, or a name that ends with /) writes a file of labelme
   for each image and replaces none. Both contain the detections of the pictures, as polygons whose IoU with
   the masks is at least 0.99. Polygons have no holes: a line joins each hole to the outline around it.
+
+labels:
+  --labels auto draws no label that is larger than its object, and a legend that counts the objects of each
+  class with an object without a label. In a crowd (20 objects or more, all of one class or most of them too
+  small for a label), the legend replaces all labels and the boxes of objects with masks; if there are several
+  classes, the objects have shades of the colours in the legend. Pictures have the size of their images.
 
 old command lines:
   --background (no window) is accepted and has no effect, because this program opens no window. --backdrop
@@ -142,7 +148,15 @@ def _add_output(add: AddArgument) -> None:
         '--backdrop',
         choices=BACKDROPS,
         default='image',
-        help='what is drawn behind the objects: the image, the image in grey, or black or white (default: %(default)s)',
+        help='what is drawn behind the objects: the image, the image in grey, or black or white; splash draws the '
+        'objects in their own colours on the image in grey, without boxes and fillings (default: %(default)s)',
+    )
+    add(
+        '--labels',
+        choices=LABELS,
+        default='auto',
+        help='names of the objects: all has a label for each object that has room for one, none has no text; see below '
+        'for auto (default: %(default)s)',
     )
     # The usage would show an optional value, which is read only to be refused; the epilog describes the flag.
     add('--background', action=_NoWindow, help=argparse.SUPPRESS)

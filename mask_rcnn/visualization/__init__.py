@@ -1,6 +1,6 @@
 """Drawing of detections on images."""
 
-from mask_rcnn.visualization.drawing import BACKDROPS, draw_detections
+from mask_rcnn.visualization.drawing import BACKDROPS, LABELS, draw_detections
 from mask_rcnn.visualization.labels import load_font
 
-__all__ = ['BACKDROPS', 'draw_detections', 'load_font']
+__all__ = ['BACKDROPS', 'LABELS', 'draw_detections', 'load_font']

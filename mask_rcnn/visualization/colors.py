@@ -39,6 +39,9 @@ _XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 ) / np.array([[0.95047], [1.0], [1.08883]])
 
+# Shades of a class: a grey value and its weight in the mixture with the colour of the class.
+_SHADES = ((0, 0.0), (255, 0.3), (0, 0.3))
+
 _SIMILAR_DISTANCE = 20.0  # CIE Lab distance below which two colours look alike in an image
 _NEIGHBOUR_DISTANCE = 0.1  # distance at which a neighbour's colour loses importance, as a fraction of the diagonal
 
@@ -65,6 +68,34 @@ def instance_colors(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         chosen[i] = np.argmin(conflict + 1e-3 * used)
         used[chosen[i]] += 1
     return PALETTE[chosen]
+
+
+def class_colors(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Choose a colour for each class, and one of its shades for each instance so that neighbours differ.
+
+    A class has the same colour in all pictures, as long as no other class of the picture shares it.
+
+    Args:
+        boxes: ``(R, 4)``, ``(y_min, x_min, y_max, x_max)``.
+        labels: ``(R,)`` integers.
+        size: ``(H, W)`` of the image.
+
+    Returns:
+        A uint8 array of shape ``(R, 3)``, RGB.
+    """
+    bases: dict[int, int] = {}
+    for label in np.unique(labels).tolist():
+        free = [i % len(PALETTE) for i in range(label, label + len(PALETTE)) if i % len(PALETTE) not in bases.values()]
+        bases[label] = free[0] if free else label % len(PALETTE)
+    nearness = np.exp(-_gaps(boxes) / (_NEIGHBOUR_DISTANCE * np.hypot(*size)))
+    shades = np.zeros(len(boxes), np.intp)
+    for i in range(len(boxes)):
+        same = np.flatnonzero(labels[:i] == labels[i])
+        conflict = np.bincount(shades[same], nearness[i, same], minlength=len(_SHADES))
+        shades[i] = np.argmin(conflict)
+    base = PALETTE[[bases[label] for label in labels.tolist()]].astype(np.float64).reshape(-1, 3)
+    ink, weight = np.array(_SHADES)[shades].T
+    return np.rint(base + (ink[:, None] - base) * weight[:, None]).astype(np.uint8)
 
 
 def text_color(plate: np.ndarray) -> tuple[int, int, int]:

@@ -12,16 +12,23 @@ import numpy as np
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON, MIN_KEYPOINT_LOGIT
 from mask_rcnn.ops.masks.crop import MaskCrop, crop_mask
-from mask_rcnn.visualization.colors import instance_colors, text_color
-from mask_rcnn.visualization.labels import PlacedLabel, draw_label, font_size_for, label_candidates, place_labels
+from mask_rcnn.visualization.colors import class_colors, instance_colors, text_color
+from mask_rcnn.visualization.labels import PlacedLabel, Text, draw_label, font_size_for, label_candidates, place_labels
+from mask_rcnn.visualization.legend import draw_legend, make_legend, place_legend
 
-#: Backdrops of a drawing, behind the objects: the image, the image in pale grey, black or white.
-BACKDROPS = ('image', 'grey', 'black', 'white')
+#: Backdrops of a drawing, behind the objects: the image, the image in pale grey, black, white, or the image in grey
+#: with the objects in their original colours.
+BACKDROPS = ('image', 'grey', 'black', 'white', 'splash')
+#: Kinds of labels: those that suit the picture, one for each object, or none.
+LABELS = ('auto', 'all', 'none')
 
+_MIN_CROWD = 20  # objects
+_MIN_SIDES_PER_LINE = 40  # size of an object in widths of the lines around it
 _FILL = {'image': 0.45, 'grey': 0.6, 'black': 0.85, 'white': 0.85}  # opacity of the masks
 _FILL_IN_CONTOUR = 0.6  # factor of the opacity of masks with outlines
 _BOX = 0.9  # opacity of the boxes
 _BAND_PIXELS = 2**17  # pixels of a mask that are blended at a time, so that the arrays stay in the cache
+_LABEL_COST = 50  # of a pixel of a label that a legend hides, in pixels of objects
 _SALIENCY_SIZE = 512  # longer side of the saliency map, pixels
 _SHIFT = 4  # fractional bits of the coordinates for OpenCV's drawing functions: multiples of 1 / 16
 
@@ -31,6 +38,7 @@ class DrawableDetections(Protocol):
 
     size: tuple[int, int]
     boxes: np.ndarray
+    labels: np.ndarray
     scores: np.ndarray
     keypoints: np.ndarray | None
     dialect: Dialect
@@ -59,24 +67,31 @@ def draw_detections(
     backdrop: str = 'image',
     boxes: bool = True,
     keypoints: bool = True,
-    labels: bool = True,
+    labels: bool | str = 'auto',
     scores: bool = True,
     font: str | os.PathLike | None = None,
 ) -> np.ndarray:
     """Draw masks, boxes, keypoints and labels of detections.
 
     Neighbouring instances have different colours.  Large instances are drawn first, so that small ones stay visible.
-    The sizes of lines and letters are proportional to the image size.  Labels are placed where they hide least; in a
-    crowded image, labels without a free position are omitted.
+    The sizes of lines and letters are proportional to the image size; lines around small objects are thinner.  Labels
+    are placed where they hide least; in a crowded image, labels without a free position are omitted.
+
+    ``labels='auto'`` draws no label that is larger than the box of its object, and adds a legend with the number of
+    objects of each class that has an object without a label.  The legend is in the corner that hides the fewest pixels
+    of objects.  In a crowd (at least 20 objects, all of one class or most of them too small for a label), the legend
+    replaces all labels, the boxes of objects with masks are omitted, and objects of several classes have shades of the
+    colour of their class.
 
     Args:
         image: float32 ``(3, H, W)`` in [0, 255] or uint8 ``(H, W, 3)``, RGB.  It is not changed.
         detections: The detections of the image.
         contour: Draw an outline around each mask and fill the mask more lightly.
-        backdrop: One of :data:`BACKDROPS`.
+        backdrop: One of :data:`BACKDROPS`.  With ``'splash'``, masks are not filled and objects with masks have no
+            boxes.
         boxes: Draw the boxes.
         keypoints: Draw keypoints with a high logit; COCO's 17 keypoints are connected by bones.
-        labels: Write the names of the classes.
+        labels: One of :data:`LABELS`, for the names of the classes; ``True`` is ``'all'``, ``False`` is ``'none'``.
         scores: Write the scores after the names.
         font: TrueType or OpenType file for the labels, for scripts that DejaVu Sans does not contain (Chinese,
             Japanese, Korean, ...).
@@ -85,61 +100,111 @@ def draw_detections(
         A uint8 array of shape ``(H, W, 3)``, RGB.
 
     Raises:
-        ValueError: The image has another type, shape or size than ``detections.size``, or the backdrop is
-            unknown.
+        ValueError: The image has another type, shape or size than ``detections.size``, or the backdrop or the kind of
+            labels is unknown.
         OSError: ``font`` cannot be read.
     """
-    canvas = _canvas(image, detections.size, backdrop)
+    kind = _label_kind(labels)
+    pixels = _to_pixels(image, detections.size)
+    canvas = _canvas(pixels, backdrop)
     ordered = detections[_largest_first(detections.boxes)]
     clipped_boxes = _clip_boxes(ordered.boxes, ordered.size, ordered.dialect.boxes.offset)
-    colors = instance_colors(clipped_boxes, ordered.size)
-    saliency = _SaliencyMap(ordered.size)
-    opacity = _FILL[backdrop] * (_FILL_IN_CONTOUR if contour else 1)
+    candidates = _label_candidates(ordered, clipped_boxes, kind, scores, font)
+    is_crowd = kind == 'auto' and _is_crowd(candidates, ordered.labels)
+    if is_crowd:
+        candidates = [[] for _ in candidates]
+    colors = _choose_colors(ordered, clipped_boxes, is_crowd)
+    cover = _Cover(ordered.size)
     outlines = []
     for crop, box, color in zip(_mask_crops(ordered), clipped_boxes, colors, strict=True):
-        saliency.add(crop, box)
-        if crop is not None:
-            _fill(canvas, crop, color, opacity)
-            if contour:
-                outlines.append((_outline(crop, canvas.shape), color))
-    for curves, color in outlines:
-        _draw_curves(canvas, curves, color)
-    if boxes:
+        cover.add(crop, box)
+        if backdrop == 'splash':
+            _reveal(canvas, pixels, crop, box)
+        elif crop is not None:
+            _fill(canvas, crop, color, _FILL[backdrop] * (_FILL_IN_CONTOUR if contour else 1))
+        if crop is not None and contour:
+            width = _line_width(canvas.shape, box, scale=400)
+            outlines.append((_outline(crop, width), color, width))
+    for curves, color, width in outlines:
+        cv2.polylines(canvas, curves, True, color.tolist(), width, cv2.LINE_AA, _SHIFT)
+    if boxes and not (ordered.has_masks and (is_crowd or backdrop == 'splash')):
         for box, color in zip(clipped_boxes, colors, strict=True):
             _draw_box(canvas, box, color)
     if keypoints and ordered.keypoints is not None:
         for points, color in zip(ordered.keypoints, colors, strict=True):
             _draw_keypoints(canvas, points, color)
-    if labels:
-        candidates = [
-            label_candidates(name, float(score) if scores else None, ordered.size, font)
-            for name, score in zip(ordered.names, ordered.scores, strict=True)
-        ]
-        placed = place_labels(candidates, clipped_boxes, saliency.values, ordered.size)
-        _draw_labels(canvas, placed, clipped_boxes, colors, font)
+    placed = place_labels(candidates, clipped_boxes, cover.saliency, ordered.size)
+    _draw_labels(canvas, placed, clipped_boxes, colors, font)
+    if kind == 'auto':
+        has_colors = contour or backdrop != 'splash' or not ordered.has_masks
+        _draw_legend_of_unlabelled(canvas, ordered.names, placed, colors if has_colors else None, cover, font)
     return canvas
 
 
-def _canvas(image: np.ndarray, size: tuple[int, int], backdrop: str) -> np.ndarray:
+def _label_kind(labels: bool | str) -> str:
+    kind = {True: 'all', False: 'none'}.get(labels, labels) if isinstance(labels, bool) else labels
+    if kind not in LABELS:
+        raise ValueError(f'labels must be one of {", ".join(LABELS)}, not {kind!r}')
+    return kind
+
+
+def _label_candidates(
+    detections: DrawableDetections, clipped_boxes: np.ndarray, kind: str, scores: bool, font: str | os.PathLike | None
+) -> list[list[tuple[float, Text]]]:
+    """Return the candidates for each label; for ``'auto'`` only those that are no larger than the object's box."""
+    if kind == 'none':
+        return [[] for _ in range(len(detections))]
+    candidates = [
+        label_candidates(name, float(score) if scores else None, detections.size, font)
+        for name, score in zip(detections.names, detections.scores, strict=True)
+    ]
+    if kind == 'all':
+        return candidates
+    areas = np.prod(clipped_boxes[:, 2:] - clipped_boxes[:, :2], axis=1)
+    return [
+        [(cost, text) for cost, text in texts if text.width * text.height <= area]
+        for texts, area in zip(candidates, areas, strict=True)
+    ]
+
+
+def _is_crowd(candidates: list[list[tuple[float, Text]]], labels: np.ndarray) -> bool:
+    """Return whether objects are many, and of one class or mostly too small for labels."""
+    n_without = sum(not texts for texts in candidates)
+    return len(labels) >= _MIN_CROWD and (len(np.unique(labels)) == 1 or 2 * n_without > len(labels))
+
+
+def _choose_colors(detections: DrawableDetections, clipped_boxes: np.ndarray, is_crowd: bool) -> np.ndarray:
+    """Return the colours of instances; in a crowd of several classes, those of the classes in the legend."""
+    if is_crowd and len(np.unique(detections.labels)) > 1:
+        return class_colors(clipped_boxes, detections.labels, detections.size)
+    return instance_colors(clipped_boxes, detections.size)
+
+
+def _to_pixels(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the image as a uint8 array ``(H, W, 3)``, which may be the image itself."""
+    height, width = size
+    if image.dtype == np.uint8 and image.shape == (height, width, 3):
+        return image
+    if image.dtype == np.float32 and image.shape == (3, height, width):
+        return np.ascontiguousarray(np.rint(image.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
+    raise ValueError(
+        f'image is {image.dtype} of shape {image.shape}, expected {height} x {width} pixels as in the detections, '
+        'float32 (3, H, W) or uint8 (H, W, 3)'
+    )
+
+
+def _canvas(pixels: np.ndarray, backdrop: str) -> np.ndarray:
     """Return the backdrop as a new uint8 array ``(H, W, 3)``."""
     if backdrop not in BACKDROPS:
         raise ValueError(f'backdrop must be one of {", ".join(BACKDROPS)}, not {backdrop!r}')
-    height, width = size
-    if image.dtype == np.uint8 and image.shape == (height, width, 3):
-        canvas = image.copy()
-    elif image.dtype == np.float32 and image.shape == (3, height, width):
-        canvas = np.ascontiguousarray(np.rint(image.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
-    else:
-        raise ValueError(
-            f'image is {image.dtype} of shape {image.shape}, expected {height} x {width} pixels as in the detections, '
-            'float32 (3, H, W) or uint8 (H, W, 3)'
-        )
-    if backdrop == 'grey':
-        grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
-        canvas = cv2.cvtColor(cv2.addWeighted(grey, 0.7, grey, 0, 0.3 * 235), cv2.COLOR_GRAY2RGB)
-    elif backdrop != 'image':
-        canvas[...] = 0 if backdrop == 'black' else 255
-    return canvas
+    if backdrop == 'image':
+        return pixels.copy()
+    if backdrop in ('black', 'white'):
+        return np.full_like(pixels, 0 if backdrop == 'black' else 255)
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    if backdrop == 'grey':  # pale, so that the masks stand out
+        grey = cv2.addWeighted(grey, 0.7, grey, 0, 0.3 * 235)
+    return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
 
 
 def _largest_first(boxes: np.ndarray) -> np.ndarray:
@@ -163,13 +228,19 @@ def _mask_crops(detections: DrawableDetections) -> Iterator[MaskCrop | None]:
     yield from map(crop_mask, detections.iter_masks())
 
 
-class _SaliencyMap:
-    """A small map of the cost of hiding pixels; the values of each instance's pixels add up to 1."""
+class _Cover:
+    """Maps of the objects of a picture, for the placement of labels and of the legend.
+
+    Attributes:
+        saliency: A small float32 map of the cost of hiding pixels; the values of each instance's pixels add up to 1.
+        covered: ``(H, W)`` uint8, 1 for the pixels of objects.
+    """
 
     def __init__(self, size: tuple[int, int]):
         self.size = np.array(size)
         shape = np.maximum(1, np.rint(self.size * min(1, _SALIENCY_SIZE / self.size.max()))).astype(int)
-        self.values = np.zeros(shape, np.float32)
+        self.saliency = np.zeros(shape, np.float32)
+        self.covered = np.zeros(size, np.uint8)
         self._scale = shape / self.size
 
     def add(self, crop: MaskCrop | None, box: np.ndarray) -> None:
@@ -177,17 +248,20 @@ class _SaliencyMap:
         if crop is None:
             region = self._region(box[:2], box[2:])
             region += 1 / region.size
+            top, left, bottom, right = np.rint(box).astype(int)
+            self.covered[top:bottom, left:right] = 1
             return
-        start = np.array((crop.top, crop.left))
-        region = self._region(start, start + crop.mask.shape)
+        start, shape = np.array((crop.top, crop.left)), crop.mask.shape
+        self.covered[crop.top : crop.top + shape[0], crop.left : crop.left + shape[1]] |= crop.mask
+        region = self._region(start, start + shape)
         coverage = cv2.resize(crop.mask * np.uint8(255), region.shape[::-1], interpolation=cv2.INTER_AREA)
         region += coverage / np.float32(max(int(coverage.sum()), 1))
 
     def _region(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        shape = np.array(self.values.shape)
+        shape = np.array(self.saliency.shape)
         low = np.minimum(np.floor(start * self._scale).astype(int), shape - 1)
         high = np.clip(np.ceil(stop * self._scale).astype(int), low + 1, shape)
-        return self.values[low[0] : high[0], low[1] : high[1]]
+        return self.saliency[low[0] : high[0], low[1] : high[1]]
 
 
 def _fill(canvas: np.ndarray, crop: MaskCrop, color: np.ndarray, opacity: float) -> None:
@@ -201,18 +275,28 @@ def _fill(canvas: np.ndarray, crop: MaskCrop, color: np.ndarray, opacity: float)
         band[...] = _blend(band, color, alpha[row : row + step, :, None])
 
 
+def _reveal(canvas: np.ndarray, pixels: np.ndarray, crop: MaskCrop | None, box: np.ndarray) -> None:
+    """Copy the pixels of an object into the canvas: those of its mask, or of its box if it has no mask."""
+    if crop is None:
+        top, left, bottom, right = np.rint(box).astype(int)
+        canvas[top:bottom, left:right] = pixels[top:bottom, left:right]
+        return
+    region = slice(crop.top, crop.top + crop.mask.shape[0]), slice(crop.left, crop.left + crop.mask.shape[1])
+    np.copyto(canvas[region], pixels[region], where=crop.mask[:, :, None].view(bool))
+
+
 def _blend(below: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Compute ``below + (color - below) * alpha / 255`` in integers, rounded; ``alpha`` is uint8."""
     change = (color.astype(np.int32) - below) * alpha
     return (below + (change + 127) // 255).astype(np.uint8)
 
 
-def _outline(crop: MaskCrop, shape: tuple[int, ...]) -> list[np.ndarray]:
+def _outline(crop: MaskCrop, line_width: int) -> list[np.ndarray]:
     """Return the closed curves around a mask, ``(P, 1, 2)`` int32 in sixteenths of a pixel, (x, y)."""
     framed = cv2.copyMakeBorder(crop.mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
     found = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
     origin = np.array((crop.left - 1, crop.top - 1))
-    reach = 1 + _line_width(shape)
+    reach = 1 + line_width
     return [
         np.rint((_smoothed(points[:, 0], reach) + origin) * 2**_SHIFT).astype(np.int32)[:, None] for points in found
     ]
@@ -228,19 +312,18 @@ def _smoothed(points: np.ndarray, reach: int) -> np.ndarray:
     return (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)
 
 
-def _line_width(shape: tuple[int, ...]) -> int:
-    return max(1, round(float(np.sqrt(shape[0] * shape[1])) / 450))
-
-
-def _draw_curves(canvas: np.ndarray, curves: list[np.ndarray], color: np.ndarray) -> None:
-    width = max(1, round(float(np.sqrt(canvas.shape[0] * canvas.shape[1])) / 400))
-    cv2.polylines(canvas, curves, True, color.tolist(), width, cv2.LINE_AA, _SHIFT)
+def _line_width(shape: tuple[int, ...], box: np.ndarray | None = None, scale: float = 450) -> int:
+    """Return the width of lines in a picture of a shape ``(H, W, ...)``, at most 1/40 of the size of a box."""
+    width = float(np.sqrt(shape[0] * shape[1])) / scale
+    if box is not None:
+        width = min(width, float(np.sqrt(np.prod(box[2:] - box[:2]))) / _MIN_SIDES_PER_LINE)
+    return max(1, round(width))
 
 
 def _draw_box(canvas: np.ndarray, box: np.ndarray, color: np.ndarray) -> None:
     """Draw a rectangle whose lines lie inside the box."""
     top, left, bottom, right = np.rint(box).astype(int)
-    width = _line_width(canvas.shape)
+    width = _line_width(canvas.shape, box)
     alpha = np.full((1, 1, 1), round(255 * _BOX), np.uint8)
     inner_top, inner_bottom = min(top + width, bottom), max(bottom - width, top)
     sides = (
@@ -294,3 +377,23 @@ def _draw_leader(canvas: np.ndarray, label: PlacedLabel, box: np.ndarray, color:
     if np.hypot(*(end - start)) > font_size_for(canvas.shape[:2]) / 3:
         first, last = (np.rint(point[::-1] * 2**_SHIFT).astype(int).tolist() for point in (start, end))
         cv2.line(canvas, first, last, color.tolist(), _line_width(canvas.shape), cv2.LINE_AA, _SHIFT)
+
+
+def _draw_legend_of_unlabelled(
+    canvas: np.ndarray,
+    names: list[str],
+    labels: list[PlacedLabel | None],
+    colors: np.ndarray | None,
+    cover: _Cover,
+    font: str | os.PathLike | None,
+) -> None:
+    """Draw a legend of the classes with an object without a label."""
+    listed = {name for name, label in zip(names, labels, strict=True) if label is None}
+    legend = make_legend(names, colors, listed, canvas.shape[:2], font)
+    if legend is None:
+        return
+    for label in labels:
+        if label is not None:
+            top, left, bottom, right = label.box
+            cover.covered[top:bottom, left:right] = _LABEL_COST
+    draw_legend(canvas, legend, place_legend(legend, cover.covered), font)

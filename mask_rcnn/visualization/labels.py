@@ -96,14 +96,18 @@ def label_candidates(
     name: str, score: float | None, size: tuple[int, int], font: str | os.PathLike | None
 ) -> list[tuple[float, Text]]:
     """Return the candidates for the text of a label, each with its cost, in ascending order of cost."""
-    name = ' '.join(name.split())
-    if len(name) > _MAX_TEXT_LENGTH:
-        name = name[: _MAX_TEXT_LENGTH - 1] + '…'
+    name = shorten_name(name)
     full = name if score is None else f'{name} {score:.2f}'
     large = font_size_for(size)
     small = max(_MIN_FONT_SIZE, round(0.8 * large))
     candidates = [(0.0, full, large), (_SMALL_FONT_COST, full, small), (_NO_SCORE_COST, name, small)]
     return [(cost, measure(content, font, font_size)) for cost, content, font_size in candidates]
+
+
+def shorten_name(name: str) -> str:
+    """Return a class name in one line of limited length."""
+    name = ' '.join(name.split())
+    return name if len(name) <= _MAX_TEXT_LENGTH else name[: _MAX_TEXT_LENGTH - 1] + '…'
 
 
 def place_labels(
@@ -239,16 +243,25 @@ def draw_label(
     """
     top, left, bottom, right = label.box
     region = canvas[top:bottom, left:right]
-    plate = _plate(label.text.height, label.text.width, max(1, label.text.font_size // 4))
-    letters = Image.new('L', (label.text.width, label.text.height), 0)
+    blend_plate(region, color, max(1, label.text.font_size // 4), 0.88)
+    draw_text(region, label.text, ink, font)
+
+
+def blend_plate(region: np.ndarray, color: np.ndarray | tuple[int, int, int], radius: int, opacity: float) -> None:
+    """Blend a plate with rounded corners over a region of a picture, uint8 ``(h, w, 3)``, in place."""
+    region[...] = np.rint(_blend(region, color, _plate(region.shape[0], region.shape[1], radius) * np.float32(opacity)))
+
+
+def draw_text(region: np.ndarray, text: Text, ink: tuple[int, int, int], font: str | os.PathLike | None) -> None:
+    """Draw a text into a region of its size, uint8 ``(h, w, 3)``, in place."""
+    letters = Image.new('L', (text.width, text.height), 0)
     ImageDraw.Draw(letters).text(
-        (_padding(label.text.font_size), _padding(label.text.font_size) // 4),
-        label.text.content,
+        (_padding(text.font_size), _padding(text.font_size) // 4),
+        text.content,
         fill=255,
-        font=load_font(font, label.text.font_size),  # type: ignore[arg-type]  # as above
+        font=load_font(font, text.font_size),  # type: ignore[arg-type]  # as above
     )
-    blended = _blend(region, color, plate * np.float32(0.88))
-    region[...] = np.rint(_blend(blended, ink, np.asarray(letters, np.float32) / 255))
+    region[...] = np.rint(_blend(region, ink, np.asarray(letters, np.float32) / 255))
 
 
 def _padding(font_size: int) -> int:

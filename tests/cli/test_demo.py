@@ -154,12 +154,14 @@ def test_flags_reach_the_model_and_the_drawing(calls, tmp_path, monkeypatch):
             '--contour',
             '--backdrop',
             'grey',
+            '--labels',
+            'none',
         )
         == 0
     )
     assert calls[0]['bn2affine']
     assert calls[0]['changes'] == {'roi_align': False, 'roi_size': 7, 'extractor': 'resnet101'}
-    assert options == {'contour': True, 'backdrop': 'grey', 'font': None}
+    assert options == {'contour': True, 'backdrop': 'grey', 'labels': 'none', 'font': None}
     assert call('--image', image, '--roialign') == 0
     assert calls[1]['changes'] == {'roi_align': True}
 
@@ -182,7 +184,9 @@ def test_a_value_for_no_window_names_the_option_of_the_backdrop(calls, tmp_path,
     line = capsys.readouterr().err.splitlines()[-1]
     value = words[-1].split('=')[-1]
     assert stop.value.code == 2 and not calls
-    assert f"argument --background: takes no value, not '{value}'; --backdrop (image, grey, black, white)" in line
+    assert (
+        f"argument --background: takes no value, not '{value}'; --backdrop (image, grey, black, white, splash)" in line
+    )
 
 
 @pytest.fixture
@@ -431,6 +435,7 @@ def test_impossible_outputs_are_refused_before_the_model_is_loaded(calls, tmp_pa
         ['--image', 'a', '--roi_size', '8'],
         ['--image', 'a', '--extractor', 'vgg'],
         ['--image', 'a', '--backdrop', 'pink'],
+        ['--image', 'a', '--labels', 'few'],
         ['--image', 'a', '--score-thresh', '7'],
         ['--image', 'a', '--score-thresh', 'nan'],
         ['--image', 'a', '--score-thresh', 'x'],

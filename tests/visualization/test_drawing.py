@@ -200,7 +200,7 @@ def test_an_image_of_another_size_is_rejected(image):
 
 
 def test_an_unknown_backdrop_is_rejected():
-    with pytest.raises(ValueError, match="image, grey, black, white, not 'pink'"):
+    with pytest.raises(ValueError, match="image, grey, black, white, splash, not 'pink'"):
         draw_detections(np.zeros((*SIZE, 3), np.uint8), rectangles([]), backdrop='pink')
 
 
