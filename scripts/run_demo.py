@@ -1,8 +1,9 @@
 """``make demo`` and ``make demo-coco``: run a trained model.
 
-By default the bundled model runs on generated scenes; no network connection is needed.  With ``--coco`` Detectron's
-R-50-C4 Mask R-CNN runs on a photo: its weights are downloaded once (resumable) and converted once; without a network
-connection an error message names the file to provide.
+By default the bundled models run on generated scenes and on scikit-image's picture of a tissue, whose nuclei they
+count; no network connection is needed.  Without scikit-image (the extra ``demo``) only the scenes are processed.  With
+``--coco`` Detectron's R-50-C4 Mask R-CNN runs on a photo: its weights are downloaded once (resumable) and converted
+once; without a network connection an error message names the file to provide.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from mask_rcnn.cli import demo
 from mask_rcnn.cli.command import report_error
 from mask_rcnn.cli.demo_options import DEFAULT_MODEL
 from mask_rcnn.datasets.synthetic.rich_shapes import RichShapesDataset
+from mask_rcnn.io.console import print_note
 
 ROOT = Path(__file__).resolve().parents[1]
 #: The bundled model; see ``scripts/train_demo_model.py``.
 DEMO_MODEL = 'shapes_mobilenet_v1_fpn.npz'
+#: The bundled model of nuclei in microscope images.
+NUCLEI_MODEL = 'nuclei_mobilenet_v1_fpn.npz'
 #: The default photo, from COCO's val2017.
 PHOTO = 'http://images.cocodataset.org/val2017/000000000139.jpg'
 
@@ -51,7 +55,15 @@ def main(argv: list[str] | None = None, folder: Path = ROOT / 'modelfiles', phot
         return _run_model(folder / DEMO_MODEL, args.image, args.output)
     with tempfile.TemporaryDirectory() as temporary:
         write_scenes(Path(temporary), args.scenes, args.seed)
-        return _run_model(folder / DEMO_MODEL, temporary, args.output)
+        status = _run_model(folder / DEMO_MODEL, temporary, args.output)
+    with tempfile.TemporaryDirectory() as temporary:
+        tissue = Path(temporary) / 'tissue.png'
+        if not write_tissue(tissue):
+            print_note("the picture of nuclei needs scikit-image: pip install -e '.[demo]'")
+            return status
+        output = Path(args.output)
+        picture = output.with_name(f'{output.stem}_nuclei{output.suffix}')
+        return _run_model(folder / NUCLEI_MODEL, tissue, picture) or status
 
 
 def _run_on_photo(args: argparse.Namespace, folder: Path, photo_url: str) -> int:
@@ -87,9 +99,30 @@ def write_scenes(folder: Path, n_scenes: int, seed: int, size: int = 512) -> Non
         Image.fromarray(rgb).save(folder / f'scene_{number}.png')
 
 
-def _run_model(model: Path, image: str, output: str) -> int:
+def write_tissue(path: Path) -> bool:
+    """Write scikit-image's picture of a stained tissue, in which the nuclei are blue.
+
+    scikit-image installs this picture and downloads its other pictures of many cells.
+
+    Args:
+        path: The file to write.
+
+    Returns:
+        Whether the picture is written; ``False`` without scikit-image.
+    """
+    try:
+        from skimage.data import immunohistochemistry
+
+        tissue = immunohistochemistry()
+    except ImportError:  # no scikit-image, or one that needs pooch for a download
+        return False
+    Image.fromarray(tissue).save(path)
+    return True
+
+
+def _run_model(model: Path, image: str | Path, output: str | Path) -> int:
     json_file = Path(output).with_suffix('.json')
-    options = {'modelfile': model, 'image': image, 'output': output, 'json': json_file}
+    options = {'modelfile': model, 'image': image, 'output': output, 'json': json_file, 'max-detections': 0}
     words = [word for name, value in options.items() for word in (f'--{name}', str(value))]
     return demo.main([*words, '--bn2affine', '--contour'])
 

@@ -119,9 +119,18 @@ def create_environment(folder, extras):
     run(pip + ['--no-build-isolation', '--no-deps'] + CHAINER, advice, environment={'CC': 'true', 'LDSHARED': 'true'})
     extras = 'test,lint' if extras == 'none' else 'test,lint,' + extras
     run(pip + ['--no-build-isolation', '-e', '%s[%s]' % (ROOT, extras)], advice)
+    install_demo_pictures(pip)
     print_now('Compiling the CPU kernels.')
     script = os.path.join(ROOT, 'scripts', 'compile_kernels.py')
     run([python, script, '--training'], 'the CPU kernels could not be compiled; the error is printed above')
+
+
+def install_demo_pictures(pip):
+    """Install the extra ``demo``; if that fails, "make demo" leaves out a picture, and everything else works."""
+    try:
+        run(pip + ['--no-build-isolation', '--only-binary', 'scikit-image,scipy', '-e', '%s[demo]' % ROOT], None)
+    except SetupError:
+        print_now('The extra "demo" (scikit-image) could not be installed; "make demo" runs without the nuclei.')
 
 
 def activation_command(folder):

@@ -4,7 +4,9 @@ import functools
 import http.server
 import importlib.util
 import json
+import sys
 import threading
+import types
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import mask_rcnn
 from mask_rcnn.cli import demo
 from mask_rcnn.datasets import RichShapesDataset
+from mask_rcnn.inference.detections import Detections
 from mask_rcnn.weights import download
 
 
@@ -110,7 +113,16 @@ def test_damaged_weights_are_named(run_demo, tmp_path, capsys):
 
 @pytest.fixture
 def demo_model(run_demo, tmp_path):
-    """A folder with an untrained network of the same architecture as the bundled model."""
+    """A folder with untrained networks of the same architecture as the bundled models."""
+    for name, class_names in (
+        (run_demo.DEMO_MODEL, RichShapesDataset.class_names),
+        (run_demo.NUCLEI_MODEL, ['nucleus']),
+    ):
+        save_model(tmp_path / name, class_names)
+    return tmp_path
+
+
+def save_model(path, class_names):
     model = mask_rcnn.build(
         'mobilenet_v1_fpn',
         width=0.25,
@@ -121,24 +133,71 @@ def demo_model(run_demo, tmp_path):
         min_size=64,
         max_size=64,
         anchor_sizes=(8, 16, 32, 64, 128),
-        n_fg_class=8,
-        class_names=RichShapesDataset.class_names,
+        n_fg_class=len(class_names),
+        class_names=class_names,
         score_threshold=0.0,
     )
-    mask_rcnn.save(tmp_path / run_demo.DEMO_MODEL, model)
-    return tmp_path
+    mask_rcnn.save(path, model)
 
 
-def test_every_scene_gets_a_picture_and_results(run_demo, demo_model, tmp_path, capsys):
+@pytest.fixture
+def skimage(monkeypatch):
+    """A stand-in for scikit-image; its picture is the attribute ``tissue`` of the result."""
+    stand_in = types.SimpleNamespace(tissue=np.random.RandomState(0).randint(0, 256, (64, 96, 3)).astype(np.uint8))
+    data = types.ModuleType('skimage.data')
+    data.immunohistochemistry = lambda: stand_in.tissue
+    monkeypatch.setitem(sys.modules, 'skimage', types.ModuleType('skimage'))
+    monkeypatch.setitem(sys.modules, 'skimage.data', data)
+    return stand_in
+
+
+@pytest.fixture
+def no_skimage(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'skimage', None)  # its import fails
+    monkeypatch.setitem(sys.modules, 'skimage.data', None)
+
+
+def test_every_scene_gets_a_picture_and_results(run_demo, demo_model, no_skimage, tmp_path, capsys):
     output = tmp_path / 'out.png'
     assert run_demo.main(['--scenes', '2', '--output', str(output)], demo_model) == 0
     for number in (1, 2):
         assert cv2.imread(str(tmp_path / f'out_scene_{number}.png')).shape == (512, 512, 3)
     results = json.loads((tmp_path / 'out.json').read_text())
     assert {result['image_id'] for result in results} == {'scene_1', 'scene_2'}
-    lines = capsys.readouterr().out
+    lines, notes = capsys.readouterr()
+    assert "the picture of nuclei needs scikit-image: pip install -e '.[demo]'\n" in notes
+    assert not list(tmp_path.glob('*nuclei*.png'))
     assert [lines.count(f'scene_{number}.png') for number in (1, 2)] == [2, 2]  # the image and the picture
     assert not list(tmp_path.glob('scene_*'))
+
+
+def test_the_nuclei_of_a_tissue_are_counted(run_demo, demo_model, skimage, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(demo, 'VISUALIZE_SCORE_THRESHOLD', 0.0)
+    monkeypatch.setattr(Detections, 'draw', lambda self, image, **options: (seen.append((self, image)), image)[1])
+    monkeypatch.setattr(demo, '_write_picture', lambda path, rgb: path.write_bytes(b'picture'))
+    output = tmp_path / 'out.png'
+    assert run_demo.main(['--scenes', '1', '--output', str(output)], demo_model) == 0
+    (scene, _), (nuclei, image) = seen
+    assert set(scene.names) <= set(RichShapesDataset.class_names)
+    np.testing.assert_array_equal(image.transpose(1, 2, 0), skimage.tissue)
+    assert set(nuclei.names) == {'nucleus'} and len(nuclei) > 100  # no limit: a tissue has many nuclei
+    assert (tmp_path / 'out_nuclei.png').exists()
+    results = json.loads((tmp_path / 'out_nuclei.json').read_text())
+    assert {result['image_id'] for result in results} == {'tissue'}
+
+
+def test_a_missing_model_of_nuclei_is_an_error(run_demo, demo_model, skimage, tmp_path, capsys):
+    (demo_model / run_demo.NUCLEI_MODEL).unlink()
+    assert run_demo.main(['--scenes', '1', '--output', str(tmp_path / 'out.png')], demo_model) == 1
+    assert 'nuclei_mobilenet_v1_fpn.npz: no such file' in capsys.readouterr().err
+    assert (tmp_path / 'out_scene_1.png').exists()
+
+
+def test_the_picture_of_scikit_image_is_installed(run_demo, tmp_path):
+    pytest.importorskip('skimage')
+    assert run_demo.write_tissue(tmp_path / 'tissue.png')
+    assert cv2.imread(str(tmp_path / 'tissue.png')).shape == (512, 512, 3)
 
 
 def test_the_bundled_model_runs_on_a_given_image(run_demo, demo_model, tmp_path):

@@ -81,6 +81,21 @@ def test_each_long_step_is_announced(setup_venv, monkeypatch, tmp_path, capsys):
     assert steps == ['Installing the packages.', 'Compiling the CPU kernels.']
 
 
+def test_an_environment_without_the_pictures_of_the_demo_is_ready(setup_venv, monkeypatch, tmp_path, capsys):
+    commands = []
+
+    def run(command, *rest, **options):
+        commands.append(command)
+        if command[-1].endswith('[demo]'):
+            raise setup_venv.SetupError('no network')
+
+    monkeypatch.setattr(setup_venv, 'run', run)
+    setup_venv.create_environment(str(tmp_path / 'env'), 'none')
+    assert '"make demo" runs without the nuclei' in capsys.readouterr().out
+    assert sum(command[-1].endswith('[demo]') for command in commands) == 1
+    assert commands[-1][1].endswith('compile_kernels.py')
+
+
 def test_an_activated_environment_is_created_by_the_base_interpreter(setup_venv, monkeypatch, tmp_path):
     """The interpreter of the environment is deleted with its folder."""
     commands = []
