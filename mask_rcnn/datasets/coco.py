@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from mask_rcnn.datasets.coco_annotations import (
 from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRecord, read_coco_json
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Annotations, Example
+from mask_rcnn.datasets.file_names import find_spelling
 from mask_rcnn.datasets.packed_annotations import PackedAnnotations
 from mask_rcnn.io.console import escape
 from mask_rcnn.io.omissions import Omissions
@@ -195,7 +195,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
 
     def _scan_images(self, records: Sequence[ImageRecord]) -> list[_Image]:
         """Return the images whose file exists and has the declared size."""
-        file_names = [_find_file(self.image_folder, record.file_name) for record in records]
+        file_names = [find_spelling(self.image_folder, record.file_name) for record in records]
         paths = [os.path.join(self.image_folder, name) for name in file_names]
         images, errors = [], []
         sizes = read_image_sizes(paths, apply_orientation=self._apply_orientation)
@@ -294,20 +294,6 @@ class _Image:
     image_id: int | str
     file_name: str
     size: tuple[int, int]
-
-
-def _find_file(folder: Path, name: str) -> str:
-    """Return the name of an image file, in another spelling if only the file of that name exists.
-
-    Windows writes backslashes, macOS decomposes letters with accents, and names in UTF-8 come to systems with another
-    encoding.
-    """
-    if (name.isascii() and '\\' not in name) or os.path.lexists(folder / name):
-        return name
-    slashes = name.replace('\\', '/') if os.sep == '/' else name
-    spellings = [slashes, *(unicodedata.normalize(form, slashes) for form in ('NFC', 'NFD'))]
-    spellings += [os.fsdecode(spelling.encode('utf-8', 'surrogateescape')) for spelling in spellings]
-    return next((spelling for spelling in spellings if os.path.lexists(folder / spelling)), name)
 
 
 def _size_error(name: str, size: tuple[int, int], expected: tuple[int, int]) -> ImageFileError | None:

@@ -88,7 +88,7 @@ def read_coco_json(path: str | os.PathLike, *, needs_annotations: bool = True) -
     Raises:
         AnnotationFileError: The file cannot be read or is not in COCO's format.
     """
-    content = _read_json(path)
+    content = read_json(path)
     other = describe_json(content)
     if other:
         raise AnnotationFileError(path, f"not COCO's format: it is {other}")
@@ -98,7 +98,12 @@ def read_coco_json(path: str | os.PathLike, *, needs_annotations: bool = True) -
         raise AnnotationFileError(path, str(error)) from error
 
 
-def _read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike) -> Any:
+    """Return the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        AnnotationFileError: The file cannot be read or is not JSON.
+    """
     start = b''
     try:
         with open_for_reading(path) as (file, _):

@@ -10,7 +10,9 @@ from mask_rcnn.cli.command import parse_command_line
 
 #: Subcommand -> its module (a package cannot contain a module named ``import``) and its summary.  A module has
 #: ``configure(parser)`` and ``run(args)``, like those of the other commands.
-SUBCOMMANDS: dict[str, tuple[str, str]] = {}
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    'import': ('import_annotations', "convert the annotations of a labelling tool to COCO's format"),
+}
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:

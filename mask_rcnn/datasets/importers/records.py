@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -35,14 +36,16 @@ class ImportedImage:
     """One image with its objects.
 
     Args:
-        path: The image file, which exists.
+        path: The image file, which exists unless ``read_data`` is set.
         size: Height and width in pixels, read from the image file with its orientation applied.
         objects: Its objects, in the order of the source; there may be none.
+        read_data: Returns the bytes of an image file that exists only inside the annotations; ``path`` is its name.
     """
 
     path: Path
     size: tuple[int, int]
     objects: tuple[ImportedObject, ...]
+    read_data: Callable[[], bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ class ImportedDataset:
         images: The images, in the order of the source.
         class_names: All classes: in the order of the source if it declares one, otherwise sorted.
         omissions: The items that were left out.
+        doubts: The items that were kept although they may be wrong.
     """
 
     format_name: str
     images: tuple[ImportedImage, ...]
     class_names: tuple[str, ...]
     omissions: Omissions = field(default_factory=lambda: Omissions('items'))
+    doubts: Omissions = field(default_factory=lambda: Omissions('doubtful items', action='kept'))
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,18 @@ class ImportOptions:
         default_class: The class of objects for which the source names none (VIA regions without attributes, masks of
             instances).
         part: The part of a source that has several (``train``, ``val``); ``None`` if it has only one.
+        attribute: The attribute of VIA's regions that names the class; ``None`` to choose it.
+        crowds: ``'keep'`` for crowds as the source marks them, ``'objects'`` to import them as single objects.
+        embedded_images: Whether an image may exist only inside the annotations; see :class:`ImportedImage`.
     """
 
     image_folder: Path | None = None
     skip_broken: bool = False
     default_class: str = 'object'
     part: str | None = None
+    attribute: str | None = None
+    crowds: str = 'keep'
+    embedded_images: bool = False
 
 
 class Importer(Protocol):

@@ -1,0 +1,99 @@
+"""The folder of the images of an imported dataset, and copies of the images."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage
+from mask_rcnn.io.atomic_file import (
+    FileError,
+    check_writable_folder,
+    is_same_file,
+    open_for_reading,
+    open_for_writing,
+)
+
+
+def common_folder(images: Sequence[ImportedImage], preferred: Path | None = None) -> Path:
+    """Return the deepest folder that contains all images.
+
+    Args:
+        images: At least one image.
+        preferred: A folder that is returned if it contains all images.
+    """
+    parents = [os.path.abspath(image.path.parent) for image in images]
+    folder = os.path.commonpath(parents)
+    if preferred is not None and os.path.commonpath([folder, os.path.abspath(preferred)]) == os.path.abspath(preferred):
+        return preferred
+    if all(not image.path.is_absolute() for image in images):
+        return Path(os.path.relpath(folder))
+    return Path(folder)
+
+
+def copy_images(dataset: ImportedDataset, source_folder: Path, folder: Path) -> ImportedDataset:
+    """Copy the images to a folder, and return the dataset with the copies.
+
+    Subfolders are kept.  An image that the folder already has is not copied.  After an error, the copies are removed.
+
+    Args:
+        dataset: The dataset.
+        source_folder: A folder that contains all images.
+        folder: The folder of the copies, which is created.
+
+    Raises:
+        FileError: An image cannot be read or written, or a file with its name and another content exists.
+    """
+    check_writable_folder(folder)
+    copies: list[ImportedImage] = []
+    written: list[Path] = []
+    try:
+        for image in dataset.images:
+            name = unicodedata.normalize('NFC', os.path.relpath(image.path, source_folder))
+            target = folder / name
+            data = image.read_data() if image.read_data else None
+            if not _exists(image, target, data):
+                check_writable_folder(target.parent)
+                _write(image.path, target, data)
+                written.append(target)
+            copies.append(replace(image, path=target, read_data=None))
+    except BaseException:
+        for path in written:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+    return replace(dataset, images=tuple(copies))
+
+
+def _exists(image: ImportedImage, target: Path, data: bytes | None) -> bool:
+    """Return whether a copy exists.
+
+    Raises:
+        FileError: The file is another one.
+    """
+    if not os.path.lexists(target):
+        return False
+    if data is None and is_same_file(image.path, target):
+        return True
+    if data is None:
+        with open_for_reading(image.path) as (file, _):
+            data = file.read()
+    with open_for_reading(target) as (file, _):
+        if file.read() == data:
+            return True
+    raise FileError(errno.EEXIST, 'exists and is another file; name another folder to copy to', os.fspath(target))
+
+
+def _write(source: Path, target: Path, data: bytes | None) -> None:
+    with open_for_writing(target) as file:
+        if data is not None:
+            file.write(data)
+            return
+        with open_for_reading(source) as (original, _):
+            shutil.copyfileobj(original, file)

@@ -1,0 +1,77 @@
+"""The importers, and the recognition of the format of a source by its content."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import cast
+
+from mask_rcnn.datasets.annotation_signposts import describe_bytes
+from mask_rcnn.datasets.annotation_values import shorten
+from mask_rcnn.datasets.coco_json import AnnotationFileError, read_json
+from mask_rcnn.datasets.importers.records import Importer
+from mask_rcnn.io.atomic_file import open_for_reading
+from mask_rcnn.io.file_kinds import N_KIND_BYTES
+
+#: Format for ``--format`` -> the module of its importer and the description in messages.
+FORMATS: dict[str, tuple[str, str]] = {
+    'via': ('via', 'VGG Image Annotator 1 and 2 (JSON, project or CSV)'),
+    'labelme': ('labelme', 'labelme (JSON)'),
+    'labelme-xml': ('labelme_xml', "LabelMe of MIT and CVAT's LabelMe (XML)"),
+    'coco': ('coco', 'COCO of CVAT, Roboflow, Label Studio, COCO Annotator (JSON)'),
+}
+
+
+def get_importer(name: str) -> Importer:
+    """Return the importer of a format.
+
+    Args:
+        name: A key of :data:`FORMATS`.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if name not in FORMATS:
+        raise ValueError(f'unknown format {name!r}; known are {", ".join(FORMATS)}')
+    return cast(Importer, importlib.import_module(f'mask_rcnn.datasets.importers.{FORMATS[name][0]}'))
+
+
+def recognise(source: Path) -> Importer:
+    """Return the importer that recognises a file or a folder.
+
+    Raises:
+        AnnotationFileError: The source does not exist, or no importer or several ones recognise it.
+    """
+    try:
+        source.stat()
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, 'strerror', None) or str(error)).lower()
+        raise AnnotationFileError(source, reason) from error
+    names = [name for name in FORMATS if get_importer(name).recognises(source)]
+    if len(names) == 1:
+        return get_importer(names[0])
+    if names:
+        raise AnnotationFileError(source, f'may have the formats {" and ".join(names)}; --format selects one')
+    known = '; '.join(description for _, description in FORMATS.values())
+    raise AnnotationFileError(source, f'{_explain(source)}; known are: {known}')
+
+
+def _explain(source: Path) -> str:
+    """Return the reason why no importer recognises a source.
+
+    Raises:
+        AnnotationFileError: The source is damaged JSON.
+    """
+    if source.is_dir():
+        return 'the folder has no annotations of a known format'
+    try:
+        with open_for_reading(source) as (file, _):
+            start = file.read(N_KIND_BYTES)
+    except OSError as error:
+        raise AnnotationFileError(source, (error.strerror or str(error)).lower()) from error
+    if start.lstrip(b'\xef\xbb\xbf \t\r\n')[:1] in (b'{', b'['):
+        content = read_json(source)
+        keys = shorten(list(content)) if isinstance(content, dict) else 'no names'
+        return f'not annotations of a known format: it is JSON with {keys}'
+    kind = describe_bytes(start).split(';')[0].split(', ')[0]
+    return 'not annotations of a known format' + (f': it is {kind}' if kind else '')

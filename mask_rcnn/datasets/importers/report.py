@@ -1,0 +1,41 @@
+"""The report of an import: what is left out or doubtful, and the choice between an error and an omission."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mask_rcnn.datasets.coco_json import AnnotationFileError
+from mask_rcnn.io.omissions import Omissions
+from mask_rcnn.preprocessing.image_io import ImageFileError
+
+
+class ImportReport:
+    """Collects what an importer leaves out or keeps with doubts.
+
+    Args:
+        skip_broken: Whether :meth:`reject` counts what cannot be read, instead of raising an error.
+    """
+
+    def __init__(self, *, skip_broken: bool):
+        self.omissions = Omissions('items')
+        self.doubts = Omissions('doubtful items', action='kept')
+        self._skip_broken = skip_broken
+
+    def reject(self, error: AnnotationFileError | ImageFileError) -> None:
+        """Raise an error about something that cannot be read, or count it."""
+        if not self._skip_broken:
+            raise error
+        reason = 'unusable images' if isinstance(error, ImageFileError) else 'malformed'
+        self.omissions.add(reason, ' '.join(str(error).split()))
+
+    def reject_object(self, source: Path, place: str, problem: ValueError) -> None:
+        """Reject an object.
+
+        Args:
+            source: The annotation file.
+            place: The object in it, such as ``'region 3 of a.jpg'``.
+            problem: An error whose message continues the sentence: ``'has a polygon of 5 numbers'``.
+        """
+        error = AnnotationFileError(source, f'{place} {problem}')
+        error.__cause__ = problem
+        self.reject(error)
