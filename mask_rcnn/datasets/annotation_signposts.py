@@ -8,6 +8,7 @@ from typing import Any
 
 from mask_rcnn.io.file_kinds import ARCHIVE, DOWNLOAD_HINTS, IMAGE, REFUSAL, WEIGHTS, describe_kind
 
+_IMPORT = 'convert it with "mask-rcnn data import"'
 _CONVERT = "convert the whole dataset to COCO's JSON first, for example with Datumaro or CVAT"
 
 #: The continuation of the description of each kind.
@@ -98,10 +99,10 @@ def _is_via(content: dict) -> bool:
 
 #: Objects of other programs: a function that recognises them, and their descriptions.
 _OBJECTS: tuple[tuple[Callable[[dict], bool], str], ...] = (
-    (_is_via, "a project of the VGG Image Annotator (VIA); export it in COCO's format instead"),
+    (_is_via, f'a project of the VGG Image Annotator (VIA); {_IMPORT}'),
     (
         lambda content: 'shapes' in content and 'imagePath' in content,
-        "a file of labelme, which has one file for each image; convert the folder with labelme's labelme2coco.py",
+        f'a file of labelme, which has one file for each image; {_IMPORT}',
     ),
     (lambda content: content.get('type') == 'FeatureCollection', f'a GeoJSON map; {_CONVERT}'),
     (lambda content: 'objects' in content and 'size' in content, f'a file of Supervisely; {_CONVERT}'),

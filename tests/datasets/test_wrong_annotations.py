@@ -35,9 +35,12 @@ IMAGE = {'id': 1, 'file_name': 'a.jpg'}
 JSON = {
     'results': ([RESULT], 'a list of detections (COCO results), not annotations; name the file'),
     'annotations': ([ANNOTATION], 'the list of annotations alone'),
-    'VIA': ({'a.jpg1': {'filename': 'a.jpg', 'size': 1, 'regions': []}}, '(VIA); export it'),
-    'VIA project': ({'_via_settings': {}, '_via_img_metadata': {}}, '(VIA); export it'),
-    'labelme': ({'version': '4', 'shapes': [], 'imagePath': 'a.jpg'}, 'labelme2coco'),
+    'VIA': (
+        {'a.jpg1': {'filename': 'a.jpg', 'size': 1, 'regions': []}},
+        '(VIA); convert it with "mask-rcnn data import"',
+    ),
+    'VIA project': ({'_via_settings': {}, '_via_img_metadata': {}}, '(VIA); convert it with "mask-rcnn data import"'),
+    'labelme': ({'version': '4', 'shapes': [], 'imagePath': 'a.jpg'}, 'data import'),
     'Label Studio': ([{'id': 1, 'annotations': [], 'data': {}}], 'Label Studio'),
     'Create ML': ([{'image': 'a.jpg', 'annotations': []}], 'Create ML'),
     'Labelbox': ([{'ID': 'x', 'Labeled Data': 'url'}], 'Labelbox'),

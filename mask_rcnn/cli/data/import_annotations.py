@@ -34,6 +34,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add('--images', type=Path, metavar='DIR', help='folder of the images (default: where the annotations imply it)')
     add('--format', choices=tuple(FORMATS), help='format of the sources (default: recognised by the content)')
     add(
+        '--part',
+        metavar='NAME',
+        help='part of a source that has several, such as train, valid and test (each becomes a file of its own)',
+    )
+    add(
         '--copy-images',
         type=Path,
         metavar='DIR',
@@ -88,6 +93,7 @@ def _run(args: argparse.Namespace) -> int:
         image_folder=args.images,
         skip_broken=args.skip_broken,
         default_class=args.default_class,
+        part=args.part,
         attribute=args.attribute,
         crowds=args.crowds,
         embedded_images=args.copy_images is not None,
@@ -130,5 +136,7 @@ def _print_summary(output: Path, dataset: ImportedDataset, dropped: Counter[str]
     print_result('classes: ' + ', '.join(f'{name} ({counts[name]} objects)' for name in dataset.class_names))
     if dropped:
         print_result('dropped: ' + ', '.join(f'{name} ({n} objects)' for name, n in dropped.items()))
+    if is_standard_output(output):
+        return
     print_result(f'wrote {output}; for training:')
     print_result(f'--train-annotations {shlex.quote(str(output))} --train-images {shlex.quote(str(folder))}')

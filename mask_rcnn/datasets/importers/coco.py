@@ -63,7 +63,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
         AnnotationFileError: The file is damaged, or a folder has several.
         ImageFileError: An image is missing, is broken, or does not have the declared size.
     """
-    source = _choose_file(source)
+    source = _choose_file(source, options.part)
     raw = read_json_source(source)
     other = describe_json(raw)
     if other:
@@ -97,7 +97,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
     return assemble(NAME, measured, report, names)
 
 
-def _choose_file(source: Path) -> Path:
+def _choose_file(source: Path, part: str | None) -> Path:
     if not source.is_dir():
         return source
     files = _find_files(source)
@@ -106,10 +106,14 @@ def _choose_file(source: Path) -> Path:
     if files:
         names = ', '.join(str(file.relative_to(source)) for file in files)
         raise AnnotationFileError(source, f"{len(files)} files in COCO's format in the folder ({names}); name the file")
-    parts = ', '.join(str(part) for part in _find_parts(source))
+    parts = {folder.name: folder for folder in _find_parts(source)}
     if not parts:
         raise AnnotationFileError(source, "no file in COCO's format in the folder")
-    raise AnnotationFileError(source, f'contains several datasets; import each on its own: {parts}')
+    if part is None and len(parts) > 1:
+        raise AnnotationFileError(source, f'has the parts {", ".join(parts)}; choose one of them (--part)')
+    if part is not None and part not in parts:
+        raise AnnotationFileError(source, f'has no part {part!r}, only {", ".join(parts)}')
+    return (next(iter(parts.values())) if part is None else parts[part]) / _ROBOFLOW_FILE
 
 
 def _without_deleted(raw: Any, report: ImportReport) -> Any:
@@ -117,19 +121,16 @@ def _without_deleted(raw: Any, report: ImportReport) -> Any:
     if not isinstance(raw, dict):
         return raw
     content = dict(raw)
-    for key in ('images', 'annotations', 'categories'):
-        entries = raw.get(key)
-        if isinstance(entries, list):
-            content[key] = [entry for entry in entries if not _is_deleted(entry)]
-            for entry in entries:
+    for key in (*_LISTS, 'categories'):
+        if isinstance(raw.get(key), list):
+            content[key] = [entry for entry in raw[key] if not _is_deleted(entry)]
+            for entry in raw[key]:
                 if _is_deleted(entry):
                     report.omissions.add('marked as deleted', f'{key} {entry.get("id")}')
-    gone = {str(entry.get('id')) for entry in raw.get('images') or () if _is_deleted(entry)}
-    if gone and isinstance(content.get('annotations'), list):
+    if all(isinstance(raw.get(key), list) for key in _LISTS):
+        gone = [entry.get('id') for entry in raw['images'] if _is_deleted(entry)]
         content['annotations'] = [
-            entry
-            for entry in content['annotations']
-            if not (isinstance(entry, dict) and str(entry.get('image_id')) in gone)
+            entry for entry in content['annotations'] if not (isinstance(entry, dict) and entry.get('image_id') in gone)
         ]
     return content
 

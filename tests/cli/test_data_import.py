@@ -1,0 +1,123 @@
+"""The command ``mask-rcnn data import``."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+
+from mask_rcnn.cli import data
+from mask_rcnn.datasets.coco import COCODataset
+from tests.support import labelling_files as files
+
+
+@pytest.fixture
+def source(tmp_path):
+    """An export of VIA with two classes and a point."""
+    files.write_image(tmp_path / 'my photos' / 'a.png')
+    files.write_image(tmp_path / 'my photos' / 'b.png')
+    point = files.via_region({'name': 'point', 'cx': 3, 'cy': 4})
+    circle = files.via_region({'name': 'circle', 'cx': 50, 'cy': 50, 'r': 20}, {'class': 'dog'})
+    images = {**files.via_image([files.via_triangle({'class': 'cat'}), circle, point]), **files.via_image([], 'b.png')}
+    return files.write_json(tmp_path / 'my photos' / 'via.json', images)
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """A function that runs the command; returns the status, the lines of the output, and those of the errors."""
+
+    def run_command(*arguments, output='out.json'):
+        target = ['--output', str(tmp_path / output)] if output else []
+        status = data.main(['import', *map(str, arguments), *target])
+        captured = capsys.readouterr()
+        return status, captured.out.splitlines(), captured.err.splitlines()
+
+    return run_command
+
+
+def test_the_summary_and_the_options_for_training(run, source, tmp_path):
+    status, lines, errors = run(source)
+    assert status == 0
+    assert lines[:2] == ['VIA 2: 2 images (1 without objects), 2 objects', 'classes: cat (1 objects), dog (1 objects)']
+    assert errors == ['warning: left out 1 item: 1 points (region 2 of a.png)']
+    _, annotations, _, images = shlex.split(lines[-1])
+    assert shlex.split(lines[-1])[::2] == ['--train-annotations', '--train-images']
+    dataset = COCODataset(annotations, images)
+    assert dataset.class_names == ('cat', 'dog') and len(dataset) == 1 and dataset.warnings == []
+
+
+def test_classes_and_copies(run, source, tmp_path):
+    (tmp_path / 'classes.txt').write_text('dog: animal\ncat:\n')
+    copies = tmp_path / 'copies'
+    status, lines, _ = run(source, '--classes', tmp_path / 'classes.txt', '--copy-images', copies)
+    assert status == 0
+    assert lines[1:3] == ['classes: animal (1 objects)', 'dropped: cat (1 objects)']
+    content = json.loads((tmp_path / 'out.json').read_text())
+    assert [image['file_name'] for image in content['images']] == ['a.png', 'b.png']
+    assert content['categories'] == [{'id': 1, 'name': 'animal'}]
+    assert sorted(path.name for path in copies.iterdir()) == ['a.png', 'b.png']
+    assert shlex.split(lines[-1])[-1] == str(copies)
+
+
+def test_several_sources(run, source, tmp_path):
+    shapes = [files.labelme_shape(np.reshape(files.TRIANGLE, (-1, 2)).tolist(), label='rat')]
+    files.write_image(tmp_path / 'other' / 'c.png')
+    other = files.write_json(tmp_path / 'other' / 'c.json', files.labelme_file(shapes, 'c.png'))
+    status, lines, _ = run(source, other)
+    assert status == 0 and lines[0] == 'VIA 2, labelme: 3 images (1 without objects), 3 objects'
+    names = [image['file_name'] for image in json.loads((tmp_path / 'out.json').read_text())['images']]
+    assert names == ['my photos/a.png', 'my photos/b.png', 'other/c.png']
+
+
+def test_the_standard_output(source, capfd):
+    status = data.main(['import', str(source), '--output', '-'])
+    captured = capfd.readouterr()
+    lines, errors = captured.out.splitlines(), captured.err.splitlines()
+    assert status == 0 and len(lines) == 1 and len(json.loads(lines[0])['annotations']) == 2
+    assert errors[0].startswith('VIA 2: 2 images')
+
+
+@pytest.mark.parametrize(
+    ('options', 'status', 'message'),
+    [
+        (['--strict'], 1, 'via.json: left out 1 item: 1 points (region 2 of a.png) (--strict)'),
+        (['--attribute', 'kind'], 1, "no region has the attribute 'kind'"),
+        (['--format', 'labelme'], 1, 'not a file of labelme'),
+        (['--format', 'coco'], 1, 'a project of the VGG Image Annotator'),
+        (['--images', 'nowhere'], 2, '--images nowhere: no such folder'),
+        (['--classes', 'nowhere.txt'], 1, 'nowhere.txt: no such file'),
+    ],
+)
+def test_errors_write_nothing(run, source, tmp_path, options, status, message):
+    before = sorted(tmp_path.rglob('*'))
+    found, lines, errors = run(source, *options)
+    assert (found, lines, len(errors)) == (status, [], 1) and message in errors[0]
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_the_output_is_not_a_source(run, source):
+    before = source.read_bytes()
+    status, _, errors = run(source, '--output', source, output=None)
+    assert status == 2 and errors == [f'error: --output {source} is a source'] and source.read_bytes() == before
+
+
+def test_the_copies_are_not_the_images(run, source):
+    status, _, errors = run(source, '--images', source.parent, '--copy-images', source.parent)
+    assert status == 2 and errors[0].endswith('is the folder of --images')
+
+
+def test_crowds(run, tmp_path):
+    files.write_image(tmp_path / 'a.png')
+    path = files.write_json(tmp_path / 'a.json', files.coco_file([files.coco_object(iscrowd=1)]))
+    _, _, errors = run(path)
+    assert "1 crowds, as all of 'cat' (--crowds objects makes them objects)" in errors[0]
+    _, _, errors = run(path, '--crowds', 'objects')
+    assert errors == []
+    assert json.loads((tmp_path / 'out.json').read_text())['annotations'][0]['iscrowd'] == 0
+
+
+def test_no_image_remains(run, source):
+    for image in source.parent.glob('*.png'):
+        image.unlink()
+    status, _, errors = run(source, '--skip-broken')
+    assert status == 1 and 'no image remains; left out' in errors[0]
