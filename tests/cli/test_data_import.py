@@ -38,7 +38,7 @@ def run(tmp_path, capsys):
 def test_the_summary_and_the_options_for_training(run, source, tmp_path):
     status, lines, errors = run(source)
     assert status == 0
-    assert lines[:2] == ['VIA 2: 2 images (1 without objects), 2 objects', 'classes: cat (1 objects), dog (1 objects)']
+    assert lines[:2] == ['VIA 2: 2 images (1 without objects), 2 objects', 'classes: cat (1), dog (1)']
     assert errors == ['warning: left out 1 item: 1 points (region 2 of a.png)']
     _, annotations, _, images = shlex.split(lines[-1])
     assert shlex.split(lines[-1])[::2] == ['--train-annotations', '--train-images']
@@ -51,7 +51,7 @@ def test_classes_and_copies(run, source, tmp_path):
     copies = tmp_path / 'copies'
     status, lines, _ = run(source, '--classes', tmp_path / 'classes.txt', '--copy-images', copies)
     assert status == 0
-    assert lines[1:3] == ['classes: animal (1 objects)', 'dropped: cat (1 objects)']
+    assert lines[1:3] == ['classes: animal (1)', 'dropped: cat (1)']
     content = json.loads((tmp_path / 'out.json').read_text())
     assert [image['file_name'] for image in content['images']] == ['a.png', 'b.png']
     assert content['categories'] == [{'id': 1, 'name': 'animal'}]

@@ -133,9 +133,9 @@ def _print_summary(output: Path, dataset: ImportedDataset, dropped: Counter[str]
     n_empty = sum(not image.objects for image in dataset.images)
     empty = f' ({n_empty} without objects)' if n_empty else ''
     print_result(f'{dataset.format_name}: {len(dataset.images)} images{empty}, {counts.total()} objects')
-    print_result('classes: ' + ', '.join(f'{name} ({counts[name]} objects)' for name in dataset.class_names))
+    print_result('classes: ' + ', '.join(f'{name} ({counts[name]})' for name in dataset.class_names))
     if dropped:
-        print_result('dropped: ' + ', '.join(f'{name} ({n} objects)' for name, n in dropped.items()))
+        print_result('dropped: ' + ', '.join(f'{name} ({n})' for name, n in dropped.items()))
     if is_standard_output(output):
         return
     print_result(f'wrote {output}; for training:')

@@ -17,6 +17,7 @@ from mask_rcnn.preprocessing.image_io import ImageFileError
 _UPLOAD_PREFIX = re.compile(r'[0-9a-f]{8}-(?=.)')
 _DRIVE_OR_SCHEME = re.compile(r'^[A-Za-z]:(?=[/\\])|^[A-Za-z][A-Za-z0-9+.-]+://')
 _MAX_PARTS = 20
+_MAX_SHOWN = 255
 
 
 class ImageFinder:
@@ -63,6 +64,8 @@ class ImageFinder:
     def missing(self, name: str) -> ImageFileError:
         """Return the error about a missing file."""
         first = next(_candidates(name), name)
+        if len(first) > _MAX_SHOWN:
+            first = f'{first[:_MAX_SHOWN]}...'
         return ImageFileError(self.folders[0] / first, 'no such image file; --images names the folder of the images')
 
     def _claim(self, path: Path, name: str) -> Path:

@@ -1,6 +1,7 @@
 """Importer of LabelMe, MIT's annotation tool on the web: one XML file for each image; CVAT also exports it.
 
-An object has a ``polygon``, or a ``segm`` with the name of a bitmap of the image's size in a folder ``Masks``.
+An object has a ``polygon``, or a ``segm`` with the name of a bitmap of the image's size in a folder ``Masks``.  The
+parts of an object are objects of their own.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
         ImageFileError: An image is missing or broken.
     """
     report = ImportReport(skip_broken=options.skip_broken)
-    finders: dict[Path, ImageFinder] = {}
+    finders: dict[tuple[Path, ...], ImageFinder] = {}
     entries = []
     for file in list_files(source, '.xml') if source.is_dir() else [source]:
         try:
@@ -63,7 +64,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
             if root.tag != 'annotation' or not name:
                 raise AnnotationFileError(file, "not a file of LabelMe: it has no 'annotation' with a 'filename'")
             folders = [options.image_folder] if options.image_folder else _image_folders(file, _text(root, 'folder'))
-            path = finders.setdefault(folders[-1], ImageFinder(folders)).find(name)
+            path = finders.setdefault(tuple(folders), ImageFinder(folders)).find(name)
             entries.append(ImageEntry(file, path, partial(_read_objects, file, root, report, options.default_class)))
         except (AnnotationFileError, ImageFileError) as error:
             report.reject(error)

@@ -10,6 +10,7 @@ from mask_rcnn.datasets.annotation_signposts import describe_bytes
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError, read_json
 from mask_rcnn.datasets.importers.records import Importer
+from mask_rcnn.datasets.importers.source_files import sample
 from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.io.file_kinds import N_KIND_BYTES
 
@@ -47,13 +48,24 @@ def recognise(source: Path) -> Importer:
     except (OSError, ValueError) as error:
         reason = (getattr(error, 'strerror', None) or str(error)).lower()
         raise AnnotationFileError(source, reason) from error
-    names = [name for name in FORMATS if get_importer(name).recognises(source)]
+    names = _find_formats(source)
     if len(names) == 1:
         return get_importer(names[0])
     if names:
         raise AnnotationFileError(source, f'may have the formats {" and ".join(names)}; --format selects one')
     known = '; '.join(description for _, description in FORMATS.values())
     raise AnnotationFileError(source, f'{_explain(source)}; known are: {known}')
+
+
+def _find_formats(source: Path) -> list[str]:
+    return [name for name in FORMATS if get_importer(name).recognises(source)]
+
+
+def _first_subfolders(folder: Path) -> list[Path]:
+    try:
+        return sample(sorted(path for path in folder.iterdir() if path.is_dir()))
+    except OSError as error:
+        raise AnnotationFileError(folder, (error.strerror or str(error)).lower()) from error
 
 
 def _explain(source: Path) -> str:
@@ -63,7 +75,9 @@ def _explain(source: Path) -> str:
         AnnotationFileError: The source is damaged JSON.
     """
     if source.is_dir():
-        return 'the folder has no annotations of a known format'
+        folders = [folder for folder in _first_subfolders(source) if _find_formats(folder)]
+        names = ', '.join(map(str, folders))
+        return 'the folder has no annotations of a known format' + (f', but subfolders have: {names}' if names else '')
     try:
         with open_for_reading(source) as (file, _):
             start = file.read(N_KIND_BYTES)
