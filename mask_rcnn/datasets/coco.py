@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections import Counter, defaultdict
@@ -24,11 +23,11 @@ from mask_rcnn.datasets.coco_annotations import (
 from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRecord, read_coco_json
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.datasets.example import Annotations, Example
-from mask_rcnn.datasets.file_names import find_spelling
+from mask_rcnn.datasets.image_files import explain_size, find_image_file
 from mask_rcnn.datasets.packed_annotations import PackedAnnotations
 from mask_rcnn.io.console import escape
 from mask_rcnn.io.omissions import Omissions
-from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_size, read_image_sizes
+from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_sizes
 
 _logger = logging.getLogger(__name__)
 
@@ -167,7 +166,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         """
         name = self.image_name(i)
         image = read_image(name, apply_orientation=self._apply_orientation)
-        error = _size_error(name, (image.shape[1], image.shape[2]), self.image_size(i))
+        error = explain_size(name, (image.shape[1], image.shape[2]), self.image_size(i))
         if error:
             raise error
         return Example(image=image, annotations=self.get_annotations(i), name=name, image_id=self.image_ids[i])
@@ -195,14 +194,14 @@ class COCODataset(chainer.dataset.DatasetMixin):
 
     def _scan_images(self, records: Sequence[ImageRecord]) -> list[_Image]:
         """Return the images whose file exists and has the declared size."""
-        file_names = [find_spelling(self.image_folder, record.file_name) for record in records]
+        file_names = [find_image_file(self.image_folder, record.file_name) for record in records]
         paths = [os.path.join(self.image_folder, name) for name in file_names]
         images, errors = [], []
         sizes = read_image_sizes(paths, apply_orientation=self._apply_orientation)
         for path, name, record, size in zip(paths, file_names, records, sizes, strict=True):
             if isinstance(size, ImageFileError):
                 errors.append(size)
-            elif error := _size_error(path, size, (record.height or size[0], record.width or size[1])):
+            elif error := explain_size(path, size, (record.height or size[0], record.width or size[1])):
                 errors.append(error)
             else:
                 images.append(_Image(record.image_id, name, size))
@@ -294,23 +293,3 @@ class _Image:
     image_id: int | str
     file_name: str
     size: tuple[int, int]
-
-
-def _size_error(name: str, size: tuple[int, int], expected: tuple[int, int]) -> ImageFileError | None:
-    if tuple(size) == tuple(expected):
-        return None
-    reason = (
-        f'the image has {size[0]} x {size[1]} pixels (height x width), but the annotation file declares '
-        f'{expected[0]} x {expected[1]}'
-    )
-    if tuple(size) == tuple(expected)[::-1]:
-        with contextlib.suppress(ImageFileError):  # the file has just vanished
-            stored, upright = (read_image_size(name, apply_orientation=apply) for apply in (False, True))
-            if stored == expected and upright == size:
-                reason += (
-                    ', its size without its orientation (EXIF or XMP): remove it from the file if the annotations '
-                    'fit the stored pixels, otherwise exchange width and height in the annotation file'
-                )
-            elif upright == expected and stored == size:
-                reason += ', its size with its orientation (EXIF or XMP), which models of this dialect do not apply'
-    return ImageFileError(name, reason)

@@ -88,7 +88,20 @@ def read_coco_json(path: str | os.PathLike, *, needs_annotations: bool = True) -
     Raises:
         AnnotationFileError: The file cannot be read or is not in COCO's format.
     """
-    content = read_json(path)
+    return check_coco_json(path, read_json(path), needs_annotations=needs_annotations)
+
+
+def check_coco_json(path: str | os.PathLike, content: Any, *, needs_annotations: bool = True) -> COCOFile:
+    """Check the parsed JSON of an annotation file; see :func:`read_coco_json`.
+
+    Args:
+        path: The file, for messages.
+        content: Its parsed JSON.
+        needs_annotations: Whether the list ``annotations`` is needed.
+
+    Raises:
+        AnnotationFileError: The file is not in COCO's format.
+    """
     other = describe_json(content)
     if other:
         raise AnnotationFileError(path, f"not COCO's format: it is {other}")
@@ -99,11 +112,7 @@ def read_coco_json(path: str | os.PathLike, *, needs_annotations: bool = True) -
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Return the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
-
-    Raises:
-        AnnotationFileError: The file cannot be read or is not JSON.
-    """
+    """Return the parsed JSON of an annotation file; see :func:`read_coco_json`."""
     start = b''
     try:
         with open_for_reading(path) as (file, _):

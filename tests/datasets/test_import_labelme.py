@@ -105,9 +105,14 @@ def test_a_malformed_shape(read, shape, reason):
 
 
 def test_another_size(read):
-    with pytest.raises(ImageFileError, match=r'a\.png: the image has 90 x 120 pixels .*a\.json declares 91 x 120'):
+    with pytest.raises(ImageFileError, match=r'a\.png: the image has 90 x 120 pixels .*declares 91 x 120'):
         read([], {'imageHeight': 91})
     assert read([], {'imageHeight': 91}, skip_broken=True).omissions.counts == {'unusable images': 1}
+
+
+def test_a_source_has_no_parts(read):
+    with pytest.raises(AnnotationFileError, match=r"a\.json: has no parts, of which one could be 'train' \(--part\)"):
+        read([], part='train')
 
 
 @pytest.mark.parametrize('name', ['..\\photos\\a.png', '../photos/a.png', 'C:\\x\\a.png', 'other.png'])

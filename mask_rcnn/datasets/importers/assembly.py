@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mask_rcnn.datasets.example import Segmentation
+from mask_rcnn.datasets.image_files import explain_size
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject
 from mask_rcnn.datasets.importers.report import ImportReport
 from mask_rcnn.datasets.segmentations import outline_area
@@ -48,12 +49,7 @@ def measure_images(entries: Sequence[ImageEntry], report: ImportReport) -> list[
         size = sizes[entry.path] if entry.read_data is None else _embedded_size(entry.path, entry.read_data)
         if not isinstance(size, ImageFileError):
             height, width = (declared or side for declared, side in zip(entry.declared_size, size, strict=True))
-            if (height, width) != tuple(size):
-                size = ImageFileError(
-                    entry.path,
-                    f'the image has {size[0]} x {size[1]} pixels (height x width), but {entry.source} declares '
-                    f'{height} x {width}',
-                )
+            size = explain_size(str(entry.path), size, (height, width)) or size
         if isinstance(size, ImageFileError):
             report.reject(size)
         else:

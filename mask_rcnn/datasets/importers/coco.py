@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn.datasets.annotation_records import AnnotationRecord, read_records
-from mask_rcnn.datasets.annotation_signposts import describe_json
 from mask_rcnn.datasets.annotation_values import AnnotationError
-from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRecord, check_content
+from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRecord, check_coco_json
 from mask_rcnn.datasets.importers.assembly import ImageEntry, assemble, clean_name, measure_images
 from mask_rcnn.datasets.importers.image_finder import ImageFinder
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
-from mask_rcnn.datasets.importers.source_files import N_SAMPLED_FILES, json_or_none, list_files, read_json_source
+from mask_rcnn.datasets.importers.source_files import (
+    N_SAMPLED_FILES,
+    json_or_none,
+    list_files,
+    read_json_source,
+    refuse_part,
+)
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 NAME = 'COCO'
@@ -65,14 +70,8 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
     """
     source = _choose_file(source, options.part)
     raw = read_json_source(source)
-    other = describe_json(raw)
-    if other:
-        raise AnnotationFileError(source, f"not COCO's format: it is {other}")
     report = ImportReport(skip_broken=options.skip_broken)
-    try:
-        content = check_content(_without_deleted(raw, report))
-    except AnnotationError as error:
-        raise AnnotationFileError(source, str(error)) from error
+    content = check_coco_json(source, _without_deleted(raw, report))
     finder = ImageFinder([options.image_folder] if options.image_folder else _image_folders(source))
     objects: dict[int | str, list[ImportedObject]] = defaultdict(list)
     entries: dict[int | str, ImageEntry] = {}
@@ -98,10 +97,9 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
 
 
 def _choose_file(source: Path, part: str | None) -> Path:
-    if not source.is_dir():
-        return source
-    files = _find_files(source)
+    files = _find_files(source) if source.is_dir() else [source]
     if len(files) == 1:
+        refuse_part(part, source)
         return files[0]
     if files:
         names = ', '.join(str(file.relative_to(source)) for file in files)

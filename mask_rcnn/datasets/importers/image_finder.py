@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mask_rcnn.datasets.annotation_values import shorten
-from mask_rcnn.datasets.file_names import find_spelling
+from mask_rcnn.datasets.image_files import find_image_file
 from mask_rcnn.preprocessing.image_formats import IMAGE_SUFFIXES
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
@@ -46,7 +46,7 @@ class ImageFinder:
         """
         for candidate in _candidates(name) if _is_encodable(name) else ():
             for folder in self.folders:
-                path = folder / find_spelling(folder, candidate)
+                path = folder / find_image_file(folder, candidate)
                 if os.path.isfile(path):
                     return self._claim(_without_parents(path), name)
         raise self.missing(name)

@@ -17,7 +17,7 @@ from mask_rcnn.datasets.importers.labelme_shapes import LEFT_OUT_SHAPES, read_sh
 from mask_rcnn.datasets.importers.outlines import join
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
-from mask_rcnn.datasets.importers.source_files import json_or_none, list_files, sample
+from mask_rcnn.datasets.importers.source_files import json_or_none, list_files, refuse_part, sample
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 NAME = 'labelme'
@@ -44,6 +44,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
         AnnotationFileError: A file is damaged.
         ImageFileError: An image is missing, is broken, or does not have the declared size.
     """
+    refuse_part(options.part, source)
     report = ImportReport(skip_broken=options.skip_broken)
     files = list_files(source, '.json') if source.is_dir() else [source]
     finders: dict[Path, ImageFinder] = {}

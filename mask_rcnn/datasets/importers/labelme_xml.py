@@ -22,7 +22,7 @@ from mask_rcnn.datasets.importers.image_finder import ImageFinder
 from mask_rcnn.datasets.importers.outlines import paste_bitmap, read_polygon
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
-from mask_rcnn.datasets.importers.source_files import list_files, read_xml, sample
+from mask_rcnn.datasets.importers.source_files import list_files, read_xml, refuse_part, sample
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 NAME = 'LabelMe XML'
@@ -54,6 +54,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
         AnnotationFileError: A file is damaged.
         ImageFileError: An image is missing or broken.
     """
+    refuse_part(options.part, source)
     report = ImportReport(skip_broken=options.skip_broken)
     finders: dict[tuple[Path, ...], ImageFinder] = {}
     entries = []

@@ -20,7 +20,13 @@ from mask_rcnn.datasets.importers.image_finder import ImageFinder
 from mask_rcnn.datasets.importers.outlines import ellipse, read_polygon, rectangle
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
-from mask_rcnn.datasets.importers.source_files import N_SAMPLED_FILES, json_or_none, list_files, read_json_source
+from mask_rcnn.datasets.importers.source_files import (
+    N_SAMPLED_FILES,
+    json_or_none,
+    list_files,
+    read_json_source,
+    refuse_part,
+)
 from mask_rcnn.datasets.importers.via_attributes import ClassAttribute, find_attribute
 from mask_rcnn.datasets.importers.via_csv import is_via_csv, read_via_csv
 from mask_rcnn.preprocessing.image_io import ImageFileError
@@ -65,6 +71,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
         AnnotationFileError: The file is damaged, or its classes need ``options.attribute``.
         ImageFileError: An image is missing or broken.
     """
+    refuse_part(options.part, source)
     if source.is_dir():
         files = _find_files(source)
         if len(files) != 1:
