@@ -13,6 +13,7 @@ from mask_rcnn.datasets.annotation_values import AnnotationError
 from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRecord, check_coco_json
 from mask_rcnn.datasets.importers.assembly import ImageEntry, assemble, clean_name, measure_images
 from mask_rcnn.datasets.importers.image_finder import ImageFinder
+from mask_rcnn.datasets.importers.parts import choose_part, refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
 from mask_rcnn.datasets.importers.source_files import (
@@ -20,7 +21,6 @@ from mask_rcnn.datasets.importers.source_files import (
     json_or_none,
     list_files,
     read_json_source,
-    refuse_part,
 )
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
@@ -107,11 +107,7 @@ def _choose_file(source: Path, part: str | None) -> Path:
     parts = {folder.name: folder for folder in _find_parts(source)}
     if not parts:
         raise AnnotationFileError(source, "no file in COCO's format in the folder")
-    if part is None and len(parts) > 1:
-        raise AnnotationFileError(source, f'has the parts {", ".join(parts)}; choose one of them (--part)')
-    if part is not None and part not in parts:
-        raise AnnotationFileError(source, f'has no part {part!r}, only {", ".join(parts)}')
-    return (next(iter(parts.values())) if part is None else parts[part]) / _ROBOFLOW_FILE
+    return parts[choose_part(parts, part, source)] / _ROBOFLOW_FILE
 
 
 def _without_deleted(raw: Any, report: ImportReport) -> Any:

@@ -132,37 +132,6 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in numbered if line.strip()]
 
 
-def choose_part(parts: Iterable[str], options: ImportOptions, source: Path) -> str:
-    """Return the part to import.
-
-    Args:
-        parts: The names of the parts that the source has, at least one.
-        options: ``options.part`` is the part that the user chose.
-        source: The source, for messages.
-
-    Raises:
-        AnnotationFileError: There are several parts and none was chosen, or the chosen one does not exist.
-    """
-    names = list(parts)
-    if options.part is None and len(names) == 1:
-        return names[0]
-    if options.part is None:
-        raise AnnotationFileError(source, f'has the parts {", ".join(names)}; choose one of them (--part)')
-    if options.part not in names:
-        raise AnnotationFileError(source, f'has no part {options.part!r}, only {", ".join(names) or "one"}')
-    return options.part
-
-
-def refuse_part(options: ImportOptions, source: Path) -> None:
-    """Refuse ``options.part`` for a source that has no parts.
-
-    Raises:
-        AnnotationFileError: A part was chosen.
-    """
-    if options.part is not None:
-        raise AnnotationFileError(source, f'has no parts, of which one could be {options.part!r} (--part)')
-
-
 def read_images(
     paths: Iterable[Path], read: Callable[[Path], ImportedImage | None], options: ImportOptions, omissions: Omissions
 ) -> tuple[ImportedImage, ...]:

@@ -23,8 +23,8 @@ from mask_rcnn.datasets.importers.folders import (
     name_without_image_suffix,
     name_without_label_suffix,
     read_images,
-    refuse_part,
 )
+from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.ops.masks.rle import encode_labels
@@ -59,7 +59,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
 
     The pixels of an instance are those of its mask file that are not 0.  Instances may overlap.
     """
-    refuse_part(options, source)
+    refuse_part(options.part, source)
     folders = _mask_folders(source)
     if not folders:
         raise AnnotationFileError(

@@ -30,8 +30,8 @@ from mask_rcnn.datasets.importers.folders import (
     name_without_image_suffix,
     name_without_label_suffix,
     read_images,
-    refuse_part,
 )
+from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.ops.masks.rle import encode_labels
@@ -64,7 +64,7 @@ def recognises(source: Path) -> bool:
 
 def read(source: Path, options: ImportOptions) -> ImportedDataset:
     """Read the label images; see :class:`mask_rcnn.datasets.importers.records.Importer`."""
-    refuse_part(options, source)
+    refuse_part(options.part, source)
     labels, images, folder = _find_files(source, options.image_folder)
     if not labels:
         raise AnnotationFileError(source, 'has neither folders images and labels (or masks) nor files NAME_masks.png')

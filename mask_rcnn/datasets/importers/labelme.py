@@ -15,9 +15,10 @@ from mask_rcnn.datasets.importers.assembly import ImageEntry, assemble, clean_na
 from mask_rcnn.datasets.importers.image_finder import ImageFinder
 from mask_rcnn.datasets.importers.labelme_shapes import LEFT_OUT_SHAPES, read_shape
 from mask_rcnn.datasets.importers.outlines import join
+from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
-from mask_rcnn.datasets.importers.source_files import json_or_none, list_files, refuse_part, sample
+from mask_rcnn.datasets.importers.source_files import json_or_none, list_files, sample
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 NAME = 'labelme'

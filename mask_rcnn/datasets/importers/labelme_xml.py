@@ -20,9 +20,10 @@ from mask_rcnn.datasets.example import Segmentation
 from mask_rcnn.datasets.importers.assembly import ImageEntry, assemble, clean_name, measure_images
 from mask_rcnn.datasets.importers.image_finder import ImageFinder
 from mask_rcnn.datasets.importers.outlines import paste_bitmap, read_polygon
+from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
-from mask_rcnn.datasets.importers.source_files import list_files, read_xml, refuse_part, sample
+from mask_rcnn.datasets.importers.source_files import list_files, read_xml, sample
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 NAME = 'LabelMe XML'

@@ -20,6 +20,10 @@ FORMATS: dict[str, tuple[str, str]] = {
     'labelme': ('labelme', 'labelme (JSON)'),
     'labelme-xml': ('labelme_xml', "LabelMe of MIT and CVAT's LabelMe (XML)"),
     'coco': ('coco', 'COCO of CVAT, Roboflow, Label Studio, COCO Annotator (JSON)'),
+    'yolo': ('yolo', 'YOLO segmentation of Ultralytics, Roboflow, CVAT (TXT, data.yaml)'),
+    'voc-masks': ('voc_masks', 'Pascal VOC masks, also of CVAT and labelme (PNG)'),
+    'instance-masks': ('instance_masks', 'one mask file for each instance (Data Science Bowl 2018)'),
+    'label-images': ('label_images', 'one label image for each image, value n = instance n (Cellpose, StarDist)'),
 }
 
 

@@ -77,16 +77,6 @@ def sample(files: Iterable[Path]) -> list[Path]:
     return list(files)[:N_SAMPLED_FILES]
 
 
-def refuse_part(part: str | None, source: Path) -> None:
-    """Refuse a chosen part of a source that has no parts.
-
-    Raises:
-        AnnotationFileError: A part was chosen.
-    """
-    if part is not None:
-        raise AnnotationFileError(source, f'has no parts, of which one could be {part!r} (--part)')
-
-
 def read_xml(path: Path) -> Element:
     """Return the root of an XML file.
 

@@ -15,14 +15,13 @@ from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers.folders import (
     check_size,
-    choose_part,
     images_in,
     is_label_file,
     list_folder,
     read_images,
     read_lines,
-    refuse_part,
 )
+from mask_rcnn.datasets.importers.parts import choose_part, refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.voc_classes import VOID, VOCClasses, read_voc_classes, voc_color
 from mask_rcnn.io.omissions import Omissions
@@ -106,9 +105,9 @@ def _image_names(root: Path, objects: Path, chosen: Path | None, options: Import
     files = list_folder(root / _LISTS)[0] if chosen is None and os.path.isdir(root / _LISTS) else []
     lists = {path.stem: path for path in files if path.suffix == '.txt'}
     if lists:
-        chosen = lists[choose_part(lists, options, root)]
+        chosen = lists[choose_part(lists, options.part, root)]
     else:
-        refuse_part(options, chosen or root)
+        refuse_part(options.part, chosen or root)
     if chosen is None:
         return [Path(path.stem) for path in images_in(objects)]
     names = []

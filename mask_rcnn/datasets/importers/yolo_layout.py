@@ -15,14 +15,13 @@ import yaml
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers.folders import (
-    choose_part,
     images_in,
     list_folder,
     list_images,
     read_lines,
     read_text,
-    refuse_part,
 )
+from mask_rcnn.datasets.importers.parts import choose_part, refuse_part
 from mask_rcnn.datasets.importers.records import ImportOptions
 
 #: Keys of the parts in a YAML file.
@@ -68,7 +67,7 @@ def find_files(source: Path, options: ImportOptions) -> YOLOFiles:
     declared = find_yaml(source)
     entries = {part: declared[1][part] for part in PARTS if declared[1].get(part)} if declared else {}
     if declared and entries and options.image_folder is None:
-        part = choose_part(entries, options, source)
+        part = choose_part(entries, options.part, source)
         images = list(_resolve(*declared, part, entries[part]))
     else:
         images = _images_of(declared[0].parent if declared else source, options)
@@ -220,7 +219,7 @@ def _images_of(source: Path, options: ImportOptions) -> list[Path]:
     """Return the images of a folder whose layout has no description."""
     images = list_images(options.image_folder) if options.image_folder is not None else _direct_images(source)
     if images:
-        refuse_part(options, source)
+        refuse_part(options.part, source)
         return images
     inside = source / _IMAGES
     if os.path.isdir(inside):
@@ -228,7 +227,7 @@ def _images_of(source: Path, options: ImportOptions) -> list[Path]:
     else:
         folders = list_folder(source)[1]
         parts = {folder.name: images for folder in folders if (images := images_in(folder / _IMAGES))}
-    return parts[choose_part(parts, options, source)] if parts else []
+    return parts[choose_part(parts, options.part, source)] if parts else []
 
 
 def _direct_images(source: Path) -> list[Path]:
