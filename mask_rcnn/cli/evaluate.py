@@ -112,9 +112,7 @@ def _evaluate(args: argparse.Namespace, data: DatasetArguments) -> None:
         raise UsageError(str(error)) from error
     dataset, title = open_evaluation_data(data, model)
     with using_precision(args.precision):
-        # Without the option the metrics have COCO's limit, also for models without one.
-        limit = 100 if args.max_detections is None else args.max_detections
-        evaluate_to_folder(model, dataset, args.out, name=title, max_detections=limit)
+        evaluate_to_folder(model, dataset, args.out, name=title, max_detections=args.max_detections)
 
 
 def annotation_inputs(data: DatasetArguments) -> list[tuple[str, Path]]:
@@ -227,7 +225,7 @@ def evaluate_to_folder(
     *,
     name: str,
     communicator: Communicator | None = None,
-    max_detections: int = 100,
+    max_detections: int | None = None,
 ) -> Metrics:
     """Evaluate a model, write its detections and the metrics, and print the metrics.
 
@@ -237,7 +235,8 @@ def evaluate_to_folder(
         folder: The folder for ``results.*.json`` and ``metrics.json``.
         name: The dataset's name in messages.
         communicator: The group of processes, each of which calls this function; ``None`` for a single process.
-        max_detections: Maximum number of detections per image in the metrics (COCOeval's ``maxDets``); 0 for no limit.
+        max_detections: Maximum number of detections per image in the metrics (COCOeval's ``maxDets``); 0 for no limit,
+            ``None`` for COCO's 100 or the limit of the model if it is larger.
 
     Returns:
         Metrics: The metrics.
@@ -259,7 +258,7 @@ def evaluate_to_folder(
             dataset,
             results_file=folder / 'results.json',
             comm=communicator,
-            max_detections=max_detections or model.config.rpn_post_nms,  # no class can have more
+            max_detections=model.config.rpn_post_nms if max_detections == 0 else max_detections,  # no class has more
         )
     except ResultsFileError as results_error:
         error, metrics = results_error, results_error.metrics

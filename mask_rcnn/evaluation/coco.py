@@ -25,6 +25,9 @@ from mask_rcnn.ops.runtime.cache import cache_weights
 
 _logger = logging.getLogger(__name__)
 
+#: Number of detections per image in COCO's metrics.
+COCO_LIMIT = 100
+
 
 class COCOEvaluator:
     """Collects detections and evaluates them against the ground truth.
@@ -60,7 +63,7 @@ class COCOEvaluator:
         n_model_classes: int | None = None,
         masks: bool = True,
         keypoints: bool = False,
-        max_detections: int = 100,
+        max_detections: int = COCO_LIMIT,
     ):
         if max_detections < 1:
             raise ValueError(f'max_detections must be at least 1, got {max_detections}')
@@ -229,7 +232,7 @@ def evaluate_model(
     results_file: str | os.PathLike | None = None,
     indices: Sequence[int] | None = None,
     comm: Communicator | None = None,
-    max_detections: int = 100,
+    max_detections: int | None = None,
 ) -> Metrics:
     """Evaluate a model on a dataset; the model does not change.
 
@@ -242,7 +245,8 @@ def evaluate_model(
         indices: Evaluate only these images.
         comm: Communicator of several processes, all of which call this function and process a part of the images;
             ``None`` for a single process.
-        max_detections: See :class:`COCOEvaluator`.  The limit of the model applies first.
+        max_detections: See :class:`COCOEvaluator`.  The limit of the model applies first.  ``None`` for COCO's limit of
+            100, or that of the model if it is larger.
 
     Returns:
         Metrics: The same in all processes.
@@ -265,7 +269,7 @@ def evaluate_model(
         n_model_classes=model.config.n_fg_class,
         masks=model.config.masks,
         keypoints=model.config.n_keypoint > 0,
-        max_detections=max_detections,
+        max_detections=max(COCO_LIMIT, model.config.max_detections) if max_detections is None else max_detections,
     )
     shard = indices[rank::size]
     pending: deque[int | str] = deque()  # ids of the images whose detections the model has not returned yet

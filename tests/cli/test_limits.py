@@ -8,10 +8,11 @@ import pytest
 import mask_rcnn
 from mask_rcnn.cli import demo, evaluate, main
 from mask_rcnn.datasets import ShapesDataset
+from mask_rcnn.evaluation import evaluate_model
 from mask_rcnn.weights import WeightFileError
 
 
-@pytest.mark.parametrize(('option', 'config_limit', 'metric_limit'), [(None, 100, 100), ('7', 7, 7), ('0', 0, 1000)])
+@pytest.mark.parametrize(('option', 'config_limit', 'metric_limit'), [(None, 100, None), ('7', 7, 7), ('0', 0, 1000)])
 def test_the_limit_reaches_the_model_and_the_metrics(monkeypatch, tmp_path, option, config_limit, metric_limit):
     config = mask_rcnn.PRESETS['resnet50']
     calls = {}
@@ -40,6 +41,25 @@ def test_the_limit_reaches_the_model_and_the_metrics(monkeypatch, tmp_path, opti
     arguments = ['--dataset', 'shapes', '--modelfile', 'm.npz', '--gpu', '-1', '--out', str(tmp_path / 'out')]
     assert evaluate.main([*arguments, *options]) == 1
     assert (Model.config.max_detections, calls['metrics']) == (config_limit, metric_limit)
+
+
+@pytest.mark.parametrize(('limit', 'metric'), [(0, 'AR100'), (7, 'AR100'), (100, 'AR100'), (300, 'AR300')])
+def test_the_metrics_have_at_least_the_limit_of_coco(limit, metric):
+    """A model of crowds is evaluated with all its detections."""
+    model = mask_rcnn.build(
+        'mobilenet_v1_fpn',
+        width=0.25,
+        fpn_channels=8,
+        head_channels=8,
+        mask_channels=8,
+        n_fg_class=3,
+        class_names=ShapesDataset.class_names,
+        min_size=64,
+        max_size=64,
+        max_detections=limit,
+    )
+    metrics = evaluate_model(model, ShapesDataset(1, size=64), progress=False)
+    assert f'segm/{metric}' in metrics.summary()
 
 
 def test_the_demo_limits_the_results(root, tmp_path, capsys):
