@@ -1,0 +1,1 @@
+"""Inspection of your own data before training: statistics, suggested settings, checks, contact sheets and splits."""
