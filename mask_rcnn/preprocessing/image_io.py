@@ -15,7 +15,7 @@ import numpy as np
 from mask_rcnn.ops.runtime.parallel import parallel_for
 from mask_rcnn.preprocessing.image_decoding import decode
 from mask_rcnn.preprocessing.image_errors import ImageFileError, image_file_errors, os_reason
-from mask_rcnn.preprocessing.image_header import read_header
+from mask_rcnn.preprocessing.image_header import ImageHeader, read_header
 from mask_rcnn.preprocessing.image_listing import list_images
 from mask_rcnn.preprocessing.orientation import make_upright, upright_size
 
@@ -24,6 +24,7 @@ __all__ = [
     'list_images',
     'load_image',
     'read_image',
+    'read_image_header',
     'read_image_size',
     'read_image_sizes',
     'to_chw',
@@ -92,17 +93,26 @@ def read_image_size(path: str | os.PathLike, *, apply_orientation: bool = True) 
     Raises:
         ImageFileError: The file is missing, unreadable, not an image, a truncated JPEG or too large.
     """
+    header = read_image_header(path)
+    if header.may_be_truncated:
+        read_image(path)
+    return upright_size(header.size, header.orientation) if apply_orientation else header.size
+
+
+def read_image_header(path: str | os.PathLike) -> ImageHeader:
+    """Read the format, the stored size and the orientation of an image file.
+
+    Raises:
+        ImageFileError: The file is missing, unreadable, not an image or too large.
+    """
     try:
         _check_regular(path)
         with open(path, 'rb') as file, image_file_errors(path):
-            header = read_header(file)
+            return read_header(file)
     except ImageFileError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise ImageFileError(path, os_reason(error)) from error
-    if header.may_be_truncated:
-        read_image(path)
-    return upright_size(header.size, header.orientation) if apply_orientation else header.size
 
 
 def read_image_sizes(

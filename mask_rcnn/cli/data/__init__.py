@@ -12,6 +12,7 @@ from mask_rcnn.cli.command import parse_command_line
 #: ``configure(parser)`` and ``run(args)``, like those of the other commands.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     'import': ('import_annotations', "convert the annotations of a labelling tool to COCO's format"),
+    'check': ('check', 'list everything that is missing, broken or doubtful'),
     'stats': ('stats', 'objects per class and image, sizes, and suggested settings for training'),
 }
 

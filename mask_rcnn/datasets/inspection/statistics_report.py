@@ -70,8 +70,9 @@ def format_statistics(statistics: Statistics, config: Config) -> str:
     lines = [
         f'images   {len(statistics.image_sizes)} with objects, {statistics.n_without_objects} without (not used for '
         'training)',
-        f'objects  {len(statistics.labels)} in {len(statistics.class_names)} classes, {statistics.n_crowds} crowds (not '
-        'counted below)',
+        f'objects  {len(statistics.labels)} in {len(statistics.class_names)} class'
+        + 'es' * (len(statistics.class_names) > 1)
+        + f', {statistics.n_crowds} crowds (not counted below)',
         'per image  min {:g}, median {:g}, mean {:.1f}, max {:g} objects'.format(*counts),
         '',
         *_format_image_sizes(statistics),
@@ -220,7 +221,7 @@ def _plot_object_sizes(axes: Any, statistics: Statistics, config: Config) -> Non
     high = max(max(values.max() for values in sizes.values()), max(config.anchor_sizes), 2 * low)
     bins = np.geomspace(low / 1.1, high * 1.1, 50)
     for name, values in sizes.items():
-        label = 'original image' if name == 'original' else f'network input ({config.min_size} to {config.max_size})'
+        label = 'original image' if name == 'original' else f'network input ({config.min_size}, {config.max_size})'
         axes.hist(values, bins, histtype='stepfilled', alpha=0.35, color=_COLORS[name], label=label)
     for i, anchor in enumerate(config.anchor_sizes):
         axes.axvline(anchor, color='#222222', linestyle=':', linewidth=1, label=None if i else 'anchors')
@@ -228,13 +229,14 @@ def _plot_object_sizes(axes: Any, statistics: Statistics, config: Config) -> Non
     axes.xaxis.set_major_formatter('{x:g}')
     axes.set_xlabel('object size, pixels (square root of the box area)')
     axes.set_ylabel('objects')
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.2)  # room for the legend
+    axes.legend(loc='upper center', ncols=3, frameon=False, fontsize=8)
 
 
 def _plot_objects_per_image(axes: Any, statistics: Statistics) -> None:
     counts = statistics.objects_per_image
-    n_bins = int(min(counts.max(), 40))
-    axes.hist(counts, np.linspace(0.5, counts.max() + 0.5, n_bins + 1), color=_COLORS['original'], alpha=0.7)
+    step = -(-int(counts.max()) // 40)  # bins of whole numbers
+    axes.hist(counts, np.arange(0.5, counts.max() + step + 0.5, step), color=_COLORS['original'], alpha=0.7)
     axes.axvline(np.median(counts), color='#222222', linestyle=':', label=f'median {np.median(counts):g}')
     axes.set_xlabel('objects per image')
     axes.set_ylabel('images')
@@ -256,6 +258,6 @@ def _plot_classes(axes: Any, classes: Sequence[ClassStatistics], *, n_classes: i
     names = [' '.join(summary.name.split())[:24].replace('$', r'\$') for summary in classes]
     axes.barh(range(len(classes)), [summary.n_objects for summary in classes], color=_COLORS['original'], alpha=0.7)
     axes.set_yticks(range(len(classes)), names, fontsize=9 if len(classes) < 15 else 7)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(classes), 6) - 0.5, -0.5)  # from top to bottom; few bars are not thick
     axes.grid(False, axis='y')
     axes.set_xlabel('objects' if len(classes) == n_classes else f'objects of the {len(classes)} most frequent classes')

@@ -16,7 +16,7 @@ import numpy as np
 from mask_rcnn.config import FPN_STRIDES, PRESETS, Config
 from mask_rcnn.datasets.inspection.statistics import Statistics
 
-#: Target size of small objects (10th percentile) in pixels of the network input.  RoIAlign pools from a stride of 4 with
+#: Target size of small objects (10th percentile) in pixels of the network input.  RoIAlign pools from a stride of 4 in
 #: a feature pyramid: 16 pixels are four samples of the features along each side.
 SMALL_OBJECT_SIZE = 16
 #: Detectron's sizes: images are not resized to a longer side, and not to a longer shorter side without a reason.
@@ -140,7 +140,7 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
     - Size: the median shorter side of the images (at most 800), more if the small objects would be less than 16 pixels
       large, within four times the images' size, Detectron's 1333 pixels and the memory.
     - Anchors: a geometric sequence of five sizes over the sizes of the objects in the network input.
-    - Batch: 8 images on a GPU; on a CPU up to 4, at most about two million pixels.  It is subdivided if memory is short.
+    - Batch: 8 images on a GPU; on a CPU up to 4, at most two million pixels.  It is subdivided if memory is short.
     - RoIs: 16 for each object of a crowded image (90th percentile), because a quarter of the RoIs are foreground.
     - Rate: 0.00125 for each image of the batch, as Detectron's, always after a warm-up and with clipped gradients.  (A
       rate of 0.01 for 4 images without a warm-up diverged after 112 iterations of MobileNetV1-FPN.)
