@@ -27,6 +27,7 @@ from mask_rcnn.datasets.image_files import explain_size, find_image_file
 from mask_rcnn.datasets.packed_annotations import PackedAnnotations
 from mask_rcnn.io.console import escape
 from mask_rcnn.io.omissions import Omissions
+from mask_rcnn.io.progress import Progress, no_progress
 from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_sizes
 
 _logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
             with ``False``.
         kept_classes: Names of root classes that are not left out, because a model already has them.
         log_warnings: Whether to log :attr:`warnings`.
+        progress: Shows the progress of reading the annotations.
 
     Attributes:
         class_names (tuple): Names of the labels.
@@ -95,6 +97,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         masks: bool = True,
         kept_classes: Sequence[str] = (),
         log_warnings: bool = True,
+        progress: Progress = no_progress,
     ):
         self.annotation_file = Path(annotation_file)
         self.image_folder = Path(image_folder)
@@ -117,7 +120,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         if keypoints:
             check_keypoint_names(self.annotation_file, content.categories)
         images = self._scan_images(content.images)
-        objects = self._read_objects(content, images)
+        objects = self._read_objects(content, images, progress)
         n_images = len(images)
         if only_annotated:
             images = [image for image in images if any(obj.is_trainable for obj in objects[image.image_id])]
@@ -220,7 +223,9 @@ class COCODataset(chainer.dataset.DatasetMixin):
         category_ids = [category.category_id for category in content.categories]
         return read_records(content.annotations, all_sizes, category_ids, keypoints=self._keypoints)
 
-    def _read_objects(self, content: COCOFile, images: list[_Image]) -> dict[int | str, list[COCOObject]]:
+    def _read_objects(
+        self, content: COCOFile, images: list[_Image], progress: Progress
+    ) -> dict[int | str, list[COCOObject]]:
         """Return the cleaned objects of each image by its id."""
         label_of = {category: label for label, category in enumerate(self.category_ids)}
         sizes = {image.image_id: image.size for image in images}
@@ -228,7 +233,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
         crowds: dict[int, list[str]] = defaultdict(list)  # names of the annotations by label
         without_outline: list[str] = []
         n_of_label: Counter[int] = Counter()
-        for record in self._records(content, sizes):
+        for record in progress(self._records(content, sizes), len(content.annotations), 'object'):
             if isinstance(record, AnnotationError):
                 self._reject(record)
                 continue

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from mask_rcnn.cli.command import run_and_report_errors
-from mask_rcnn.cli.data.dataset_files import add_dataset
+from mask_rcnn.cli.data.dataset_files import add_dataset, show_progress
 from mask_rcnn.cli.options import add_gpu, choose_device, positive_float
 from mask_rcnn.cli.outputs import check_output
 from mask_rcnn.config import EXTRACTORS, PRESETS
@@ -63,8 +63,7 @@ def _describe(args: argparse.Namespace) -> int:
     machine = find_machine(choose_device(args.gpu))
     if args.memory is not None:
         machine = Machine(int(args.memory * 2**30), machine.has_gpu)
-    print_note(f'reading {args.annotations}')
-    dataset = COCODataset(args.annotations, args.images, skip_broken=True, log_warnings=False)
+    dataset = COCODataset(args.annotations, args.images, skip_broken=True, log_warnings=False, progress=show_progress)
     statistics = collect_statistics(dataset)
     settings = suggest_settings(statistics, extractor=args.extractor, machine=machine)
     config = PRESETS[args.extractor].replace(

@@ -16,13 +16,8 @@ from mask_rcnn.datasets.annotation_values import AnnotationError
 from mask_rcnn.datasets.coco_annotations import clean_object, explain_doubt
 from mask_rcnn.datasets.coco_json import COCOFile, read_coco_json
 from mask_rcnn.datasets.image_files import explain_size
-from mask_rcnn.datasets.inspection.image_scan import (
-    Progress,
-    ScannedImage,
-    group_equal_images,
-    no_progress,
-    scan_images,
-)
+from mask_rcnn.datasets.inspection.image_scan import ScannedImage, group_equal_images, scan_images
+from mask_rcnn.io.progress import Progress, no_progress
 from mask_rcnn.preprocessing.image_transform import input_scale
 
 #: Kind of a finding -> its title, the end of a phrase that begins with a number.
@@ -207,7 +202,10 @@ def _explain_outside(record: AnnotationRecord, size: tuple[int, int]) -> str:
     """Return the vertex that is farthest outside of the image, or an empty string."""
     if not record.segmentation or isinstance(record.segmentation, dict):
         return ''
-    points = np.concatenate(record.segmentation).reshape(-1, 2)
+    coordinates = np.concatenate(record.segmentation) if len(record.segmentation) > 1 else record.segmentation[0]
+    if coordinates.min() >= 0 and coordinates.max() <= min(size):  # the usual case
+        return ''
+    points = coordinates.reshape(-1, 2)
     distances = np.maximum(-points, points - np.array(size[::-1])).max(axis=1)
     worst = int(distances.argmax())
     if distances[worst] <= _OUTSIDE_TOLERANCE:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from mask_rcnn.datasets.coco_json import ImageRecord
 from mask_rcnn.datasets.image_files import find_image_file
 from mask_rcnn.io.atomic_file import open_for_reading
+from mask_rcnn.io.progress import Progress, no_progress
 from mask_rcnn.preprocessing.image_io import ImageFileError, load_image, read_image_header, read_image_size
 from mask_rcnn.preprocessing.orientation import UPRIGHT
-
-_Item = TypeVar('_Item')
-#: Shows the progress of a loop: called with items, their number and the singular of their name, it yields the items.
-Progress = Callable[[Iterable, int, str], Iterable]
 
 _HEADER_THREADS = 16
 _MAX_DECODING_THREADS = 4  # each holds an image
@@ -44,11 +40,6 @@ class ScannedImage:
     is_upright: bool = True
     error: str = ''
     pixels: bytes = b''
-
-
-def no_progress(items: Iterable[_Item], n_items: int, unit: str) -> Iterable[_Item]:
-    """Return the items: the :data:`Progress` that shows nothing."""
-    return items
 
 
 def scan_images(
