@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
@@ -21,6 +20,7 @@ from mask_rcnn.cli.demo_annotations import AnnotationWriter, COCOWriter, Labelme
 from mask_rcnn.cli.demo_options import configure
 from mask_rcnn.cli.options import check_precision, choose_device, limit_changes, roi_changes
 from mask_rcnn.cli.outputs import check_can_write, output_path, refuse_inputs
+from mask_rcnn.cli.pictures import can_write_picture, write_picture
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output, open_for_writing
@@ -247,7 +247,7 @@ def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argpa
     others = [('the file of --modelfile', args.modelfile), ('the file of --font', args.font)]
     for picture in pictures:
         refuse_inputs('--output', picture, others)
-        if not _can_write(picture.suffix):
+        if not can_write_picture(picture.suffix):
             kind = picture.suffix or 'a file without a suffix'
             raise UsageError(f'--output {args.output}: no picture can be written as {kind} (use .png or .jpg)')
         if _identify(picture) in inputs:
@@ -307,11 +307,6 @@ def _identify(path: Path) -> object:
     except OSError:
         return os.path.realpath(path)  # also of a link that leads to itself
     return status.st_dev, status.st_ino
-
-
-def _can_write(suffix: str) -> bool:
-    """Return whether OpenCV writes pictures with a suffix; other names and characters do not reach it."""
-    return suffix.isascii() and suffix.isprintable() and len(suffix) > 1 and cv2.haveImageWriter(f'picture{suffix}')
 
 
 def _check_font(font: Path | None) -> None:
@@ -447,21 +442,10 @@ def _write_results(job: _Job, part: _Pass, args: argparse.Namespace, results: _R
         shown = detections.above(part.picture_threshold)
         results.annotate(job.image, shown)
         style = {'contour': args.contour, 'backdrop': args.backdrop, 'labels': args.labels, 'font': args.font}
-        _write_picture(job.picture, shown.draw(job.pixels, **style))
+        write_picture(job.picture, shown.draw(job.pixels, **style))
         counts = ', '.join(f'{count} {name}' for name, count in Counter(shown.names).most_common())
         stream = sys.stderr if results.use_standard_output else sys.stdout
         print_line(f'{job.image}: {counts or "nothing found"} -> {job.picture}', file=stream)
-
-
-def _write_picture(path: Path, rgb: np.ndarray) -> None:
-    try:
-        done, data = cv2.imencode(path.suffix, np.ascontiguousarray(rgb[:, :, ::-1]))
-    except cv2.error:
-        done = False
-    if not done:
-        raise ValueError(f'a picture of this size cannot be written as {path.suffix}')
-    with open_for_writing(path) as file:
-        file.write(data.tobytes())
 
 
 def _describe_error(image: Path, error: Exception) -> str:

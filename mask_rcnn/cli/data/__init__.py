@@ -13,6 +13,7 @@ from mask_rcnn.cli.command import parse_command_line
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     'import': ('import_annotations', "convert the annotations of a labelling tool to COCO's format"),
     'check': ('check', 'list everything that is missing, broken or doubtful'),
+    'show': ('show', 'draw a contact sheet of annotated images'),
     'split': ('split', 'divide a dataset into training and validation data'),
     'stats': ('stats', 'objects per class and image, sizes, and suggested settings for training'),
 }

@@ -196,11 +196,11 @@ def _spread_classes(groups: Sequence[ImageGroup], is_val: list[bool], order: Seq
         if len(missing) < fewest:
             fewest, best = len(missing), list(is_val)
         moves = (_choose_move(members[c], groups, counts[not side], moved) for c, side in missing)
-        i = next((move for move in moves if move is not None), None)
-        if i is None:
+        chosen = next((move for move in moves if move is not None), None)
+        if chosen is None:
             break
-        moved.add(i)
-        _move(i, groups, is_val, counts)
+        moved.add(chosen)
+        _move(chosen, groups, is_val, counts)
     is_val[:] = best
 
 

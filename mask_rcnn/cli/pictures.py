@@ -1,0 +1,36 @@
+"""Writing of pictures in the formats of OpenCV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mask_rcnn.io.atomic_file import open_for_writing
+
+
+def can_write_picture(suffix: str) -> bool:
+    """Return whether OpenCV writes pictures with a suffix; other names and characters do not reach it."""
+    return suffix.isascii() and suffix.isprintable() and len(suffix) > 1 and cv2.haveImageWriter(f'picture{suffix}')
+
+
+def write_picture(path: Path, rgb: np.ndarray) -> None:
+    """Write a picture atomically, in the format of the file's suffix.
+
+    Args:
+        path: The file to write.
+        rgb: ``(H, W, 3)`` uint8, RGB.
+
+    Raises:
+        ValueError: The format has no pictures of this size.
+        mask_rcnn.io.atomic_file.FileError: The file cannot be written.
+    """
+    try:
+        done, data = cv2.imencode(path.suffix, np.ascontiguousarray(rgb[:, :, ::-1]))
+    except cv2.error:
+        done = False
+    if not done:
+        raise ValueError(f'a picture of this size cannot be written as {path.suffix}')
+    with open_for_writing(path) as file:
+        file.write(data.tobytes())
