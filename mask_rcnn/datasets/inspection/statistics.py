@@ -64,9 +64,10 @@ class Statistics:
 
     def input_scales(self, config: Config) -> np.ndarray:
         """Return ``(N,)`` float64, the factor by which each image is resized for a network."""
-        sizes, index = np.unique(self.image_sizes, axis=0, return_inverse=True)
-        scales = np.array([input_scale((int(height), int(width)), config) for height, width in sizes])
-        return scales[index.ravel()]
+        keys = self.image_sizes[:, 0] << 32 | self.image_sizes[:, 1]  # many times faster than np.unique of pairs
+        sizes, index = np.unique(keys, return_inverse=True)
+        scales = np.array([input_scale((key >> 32, key & 0xFFFFFFFF), config) for key in sizes.tolist()])
+        return scales[index]
 
     def input_object_sizes(self, config: Config) -> np.ndarray:
         """Return ``(M,)`` float64, the object sizes in pixels of the network input."""

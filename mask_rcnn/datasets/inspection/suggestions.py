@@ -168,11 +168,13 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
     n_epochs = iterations * batch / len(statistics.image_sizes)
     crowded = np.percentile(statistics.objects_per_image, 90)
     place = 'a GPU' if machine.has_gpu else 'a CPU'
+    fits = _fits(batch // subdivisions, n_pixels, extractor, rois, machine)
     reasons = {
         'min_size': size_reason,
         'anchor_sizes': 'geometric over the sizes of the objects in the network input',
         'batch_size': f'images per iteration on {place} with {machine.memory / 2**30:.0f} GiB',
-        'subdivisions': 'passes per iteration, so that the memory is enough',
+        'subdivisions': 'passes per iteration, so that the memory '
+        + ('is enough' if fits else 'is used least; it may still not be enough'),
         'rois_per_image': f'16 for each of {crowded:.0f} objects (90th percentile of the images), from 128 to 512',
         'lr': f'{_RATE_PER_IMAGE:g} for each image of the batch, a tenth of it in the warm-up',
         'warmup': 'iterations of the warm-up',
