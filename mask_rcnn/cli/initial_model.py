@@ -19,7 +19,8 @@ from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
 from mask_rcnn.weights import WeightFileError, formats, load_arrays
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
-from mask_rcnn.weights.pretrained import IMAGENET, find_pretrained, load_pretrained
+from mask_rcnn.weights.pretrained import load_pretrained
+from mask_rcnn.weights.pretrained_files import IMAGENET, find_pretrained
 
 
 def make_model(args: TrainArguments, train_set: Dataset, *, is_main: bool) -> tuple[MaskRCNN, Snapshot | None]:
@@ -57,7 +58,7 @@ def data_options(args: TrainArguments) -> dict[str, Any]:
         mask_rcnn.weights.WeightFileError: The file cannot be used.
     """
     if args.resume is None:
-        path = None if args.pretrained in ('none', IMAGENET) else find_pretrained(args.pretrained, _preset(args))
+        path = None if args.pretrained in ('none', IMAGENET) else _pretrained_file(args)
         config = _base_config(args, None if path is None else formats.read(path))
         keypoints = args.keypoints
         masks = dict(args.fields).get('masks', not keypoints)
@@ -111,7 +112,7 @@ def load_model(args: TrainArguments) -> MaskRCNN:
 def _new_model(args: TrainArguments, train_set: Dataset, is_main: bool) -> MaskRCNN:
     path = file = None
     if args.pretrained != 'none':
-        path = find_pretrained(args.pretrained, _preset(args))
+        path = _pretrained_file(args)
         file = formats.read(path, bn2affine=args.bn2affine)
     model = mask_rcnn.build(
         _new_config(args, file, len(train_set.class_names)),
@@ -123,6 +124,10 @@ def _new_model(args: TrainArguments, train_set: Dataset, is_main: bool) -> MaskR
         if is_main:
             print_lines(str(report))
     return model
+
+
+def _pretrained_file(args: TrainArguments) -> Path:
+    return find_pretrained(args.pretrained, _preset(args), keypoints=args.keypoints, model_folder=args.model_folder)
 
 
 def _new_config(args: TrainArguments, file: ConvertedWeights | None, n_fg_class: int) -> Config:

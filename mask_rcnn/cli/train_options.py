@@ -33,6 +33,10 @@ from mask_rcnn.training import distributed
 from mask_rcnn.training.schedule import DETECTRON_SCHEDULES
 from mask_rcnn.training.snapshot import check_snapshot, find_newest_snapshot, is_snapshot, read_options
 from mask_rcnn.weights import WeightFileError, formats
+from mask_rcnn.weights.pretrained_files import MODEL_FOLDER
+
+#: The value of ``--resume`` for the newest whole snapshot in ``--out``.
+LAST = 'last'
 
 #: The options that ``--schedule`` replaces.
 _SCHEDULE_OPTIONS = ('lr', 'lr_initialchange', 'step_size', 'lr_step')
@@ -99,6 +103,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     """
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(model_folder=folder / MODEL_FOLDER)
     add_dataset_arguments(parser.add_argument_group('data'), folder)
     _add_network(parser.add_argument_group('network').add_argument)
     _add_initial_weights(parser.add_argument_group('initial weights').add_argument)
@@ -182,8 +187,9 @@ def _add_initial_weights(add: AddArgument) -> None:
         '--pretrained',
         '-p',
         metavar='NAME',
-        help="imagenet, none, or a file: Caffe's .caffemodel, Detectron's R-50.pkl, or an .npz with an ImageNet "
-        'network or a model of this program; the heads of a model with other classes are newly initialised '
+        help="imagenet (a backbone) or coco (the whole network; finds the file in modelfiles/ or Chainer's folder, or "
+        "names the one to download), none, or a file: Caffe's .caffemodel, Detectron's R-50.pkl, or an .npz with an "
+        'ImageNet network or a model of this program; the heads of a model with other classes are newly initialised '
         '(default: imagenet)',
     )
     add(
@@ -362,6 +368,7 @@ class TrainArguments:
     data: DatasetArguments
 
     extractor: str | None
+        model_folder: The folder in which ``--pretrained imagenet`` and ``coco`` also search.
     keypoints: bool
     norm: str | None
     freeze_bn: bool
@@ -379,6 +386,7 @@ class TrainArguments:
     lr: float = 1e-4
     lr_initialchange: int = 800
     step_size: int = 400000
+    model_folder: Path
     lr_step: int = 480000
     schedule: str | None
     iteration: int | None

@@ -1,4 +1,4 @@
-"""Pretrained weights: find the file that initialises training, and load the arrays that fit a model.
+"""Pretrained weights: load the arrays of a file that fit a model.
 
 The file may have any supported format (:mod:`mask_rcnn.weights.formats`) and contain an ImageNet backbone or a whole
 model, of this or of another program.
@@ -7,7 +7,6 @@ model, of this or of another program.
 from __future__ import annotations
 
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,27 +19,8 @@ from mask_rcnn.io.console import escape
 from mask_rcnn.weights import formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
-from mask_rcnn.weights.files import open_weight_file
 from mask_rcnn.weights.native import load_arrays
 from mask_rcnn.weights.norm_arrays import convert_norm_arrays
-
-#: Name of the ImageNet weights in Chainer's model folder.
-IMAGENET = 'imagenet'
-
-#: Names of ResNet weights in order of preference; ``{depth}`` is 50 or 101.
-_IMAGENET_FILES = (
-    'ResNet-{depth}-model.caffemodel',
-    'R-{depth}.pkl',
-    'R-{depth}_d2c.npz',
-    'resnet{depth}_imagenet.npz',
-    'ResNet-{depth}-model.npz',
-)
-
-_MOBILENET_FILES = ('mobilenet_v1_imagenet.npz',)
-
-_MOBILENET_SOURCE = 'https://github.com/tensorflow/models/blob/master/research/slim/nets/mobilenet_v1.md'
-_CAFFE_SOURCE = 'https://github.com/KaimingHe/deep-residual-networks'
-_DETECTRON_SOURCE = 'https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-{depth}.pkl'
 
 #: Parameters whose shape depends on the number of classes or anchors; all others must fit.
 _OUTPUT_LAYERS = re.compile(r'(rpn/(objectness|delta)|box_head/(score|delta)|mask_head/score)/[Wb]')
@@ -84,45 +64,6 @@ class PretrainedReport:
         if self.missing:
             lines.append(f'randomly initialised (not in the file): {", ".join(self.missing)}')
         return '\n'.join(lines + list(self.notes))
-
-
-def find_pretrained(name_or_path: _Path, extractor: str = 'resnet50') -> pathlib.Path:
-    """Return the file that ``--pretrained`` names.
-
-    Args:
-        name_or_path: ``'imagenet'`` for the ImageNet weights of the extractor in
-            ``~/.chainer/dataset/pfnet/chainer/models/``, where Chainer keeps its models
-            (``$CHAINER_DATASET_ROOT`` replaces ``~/.chainer/dataset`` if it is set), or a path.
-        extractor: One of :data:`mask_rcnn.config.EXTRACTORS`.
-
-    Raises:
-        WeightFileError: There is no such file; for ``'imagenet'`` the message names the file to download, its source
-            and the folder to put it in.
-    """
-    if os.fspath(name_or_path) != IMAGENET:
-        with open_weight_file(name_or_path):
-            return pathlib.Path(name_or_path)
-    folder = pathlib.Path(chainer.dataset.get_dataset_root(), 'pfnet', 'chainer', 'models')
-    names, sources = _imagenet_files(extractor)
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise WeightFileError(
-        folder,
-        f'has no ImageNet weights for {extractor}: put {sources} there, name a file '
-        'with --pretrained FILE, or train from scratch with --pretrained none',
-    )
-
-
-def _imagenet_files(extractor: str) -> tuple[list[str], str]:
-    """Return the names of an extractor's ImageNet weights in order of preference, and the sources of the best."""
-    if extractor.startswith('mobilenet'):
-        return list(_MOBILENET_FILES), (
-            f'{_MOBILENET_FILES[0]} (the arrays of the checkpoint from {_MOBILENET_SOURCE})'
-        )
-    depth = extractor.removeprefix('resnet').removesuffix('_fpn')
-    names = [name.format(depth=depth) for name in _IMAGENET_FILES]
-    return names, (f'{names[0]} (from {_CAFFE_SOURCE}) or {names[1]} (from {_DETECTRON_SOURCE.format(depth=depth)})')
 
 
 def load_pretrained(model: chainer.Chain, path: _Path, file: ConvertedWeights | None = None) -> PretrainedReport:

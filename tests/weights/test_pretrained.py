@@ -2,8 +2,10 @@
 
 import functools
 import pickle
+import re
 import shutil
 import zipfile
+from types import SimpleNamespace
 
 import chainer
 import chainer.functions as F
@@ -11,11 +13,13 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import DETECTRON, Config
+from mask_rcnn.config import DETECTRON, PRESETS, Config
 from mask_rcnn.inference.save import collect_arrays, save
-from mask_rcnn.weights import ModelMeta, WeightFileError, write_weights
-from mask_rcnn.weights.converters import imagenet
-from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
+from mask_rcnn.weights import ModelMeta, WeightFileError, formats, write_weights
+from mask_rcnn.weights.converters import detectron, imagenet, mindspore
+from mask_rcnn.weights.download import DETECTRON_R50_C4_MASK
+from mask_rcnn.weights.pretrained import load_pretrained
+from mask_rcnn.weights.pretrained_files import find_pretrained
 from tests.support.models import constant_model, fill_parameters
 from tests.support.protobuf_bytes import bytes_field, varint
 
@@ -478,6 +482,52 @@ def test_a_path_is_returned_unchanged(tmp_path):
     assert find_pretrained(str(tmp_path / 'w.npz')) == tmp_path / 'w.npz'
     with pytest.raises(WeightFileError, match='no.npz: No such file'):
         find_pretrained(tmp_path / 'no.npz')
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_coco_weights_are_those_that_the_converter_writes(tmp_path, zoo, preset):
+    """The line names a file to download, and the name under which the converter stores it, where it is then found."""
+    config = PRESETS[preset]
+    source = mindspore.FORMAT if preset.startswith('mobilenet') else detectron.FORMAT
+    name = formats.default_name(SimpleNamespace(kind='model', config=config, format=source))
+    keypoints = config.n_keypoint > 0
+    with pytest.raises(WeightFileError, match=name.replace('.', r'\.')) as caught:
+        find_pretrained('coco', config.extractor, keypoints=keypoints, model_folder=tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f'{tmp_path}: has no COCO weights for {config.extractor}') and '\n' not in message
+    assert str(zoo) in message and '--pretrained FILE' in message
+    if preset == 'resnet101':  # not in the zoo
+        assert 'https' not in message
+    else:
+        (url,) = re.findall(r'https://\S+', message)
+        assert url.endswith('.ckpt' if source == mindspore.FORMAT else '/generalized_rcnn/model_final.pkl')
+        assert source == mindspore.FORMAT or name.removesuffix('_d2c.npz') in url
+    (zoo / name).touch()
+    assert find_pretrained('coco', config.extractor, keypoints=keypoints, model_folder=tmp_path) == zoo / name
+    (tmp_path / name).touch()
+    assert find_pretrained('coco', config.extractor, keypoints=keypoints, model_folder=tmp_path) == tmp_path / name
+
+
+def test_the_script_downloads_the_coco_weights_of_the_default_network(tmp_path, zoo):
+    with pytest.raises(WeightFileError, match='scripts/fetch_weights.py downloads') as caught:
+        find_pretrained('coco', model_folder=tmp_path)
+    assert f'{DETECTRON_R50_C4_MASK} as {tmp_path / "model_final.pkl"},' in str(caught.value)
+    (tmp_path / 'model_final.pkl').touch()
+    assert find_pretrained('coco', model_folder=tmp_path) == tmp_path / 'model_final.pkl'
+    with pytest.raises(WeightFileError, match='resnet50_fpn'):  # the file is that of another network
+        find_pretrained('coco', 'resnet50_fpn', model_folder=tmp_path)
+
+
+def test_imagenet_weights_are_also_found_among_converted_files(tmp_path, zoo):
+    (tmp_path / 'R-50_d2c.npz').touch()
+    assert find_pretrained('imagenet', model_folder=tmp_path) == tmp_path / 'R-50_d2c.npz'
+    (zoo / 'R-50.pkl').touch()
+    assert find_pretrained('imagenet', model_folder=tmp_path) == zoo / 'R-50.pkl'
+
+
+def test_no_coco_weights_of_keypoints_of_a_mobilenet(tmp_path, zoo):
+    with pytest.raises(WeightFileError, match='mobilenet_v1_fpn with keypoints.* no such weights are published'):
+        find_pretrained('coco', 'mobilenet_v1_fpn', keypoints=True, model_folder=tmp_path)
 
 
 # Unusable files

@@ -10,7 +10,8 @@ from mask_rcnn.config import DETECTRON
 from mask_rcnn.inference.save import collect_arrays, save
 from mask_rcnn.preprocessing import read_image
 from mask_rcnn.weights import WeightFileError
-from mask_rcnn.weights.pretrained import find_pretrained, load_pretrained
+from mask_rcnn.weights.pretrained import load_pretrained
+from mask_rcnn.weights.pretrained_files import find_pretrained
 from tests.support.models import constant_model
 
 NARROW = {'n_fg_class': 2, 'width': 0.25, 'fpn_channels': 8, 'rpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
