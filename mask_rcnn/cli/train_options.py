@@ -99,7 +99,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
 
     Args:
         parser: The parser of the command.
-        folder: The parent of the folder ``COCO``.
+        folder: The parent of the folders ``COCO`` and ``modelfiles``.
     """
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -194,10 +194,10 @@ def _add_initial_weights(add: AddArgument) -> None:
     )
     add(
         '--resume',
-        type=Path,
+        type=resume_source,
         metavar='FILE',
-        help='a snapshot, to continue its run exactly; a folder, to continue from its newest whole snapshot; or a '
-        'model, to start from it',
+        help='a snapshot, to continue its run exactly; a folder, to continue from its newest whole snapshot; last, to '
+        'continue from the newest whole snapshot in --out (./last is a file); or a model, to start from it',
     )
 
 
@@ -323,6 +323,11 @@ def _add_run(add: AddArgument) -> None:
     add('--tensorboard', action='store_true', help='also write logs for TensorBoard (needs tensorboardX)')
 
 
+def resume_source(text: str) -> Path | str:
+    """Return the path that ``--resume`` names, or :data:`LAST`; ``./last`` is a file."""
+    return LAST if text == LAST else Path(text)
+
+
 def config_field(text: str) -> tuple[str, Any]:
     """Parse an argument ``FIELD=VALUE`` of ``--set``.
 
@@ -363,12 +368,12 @@ class TrainArguments:
         roi_batch: ``None`` for the number of the model's dialect.
         frozen_stages: The first ``frozen_stages`` of conv1, res2, res3 and res4 are frozen; ``None`` for the number of
             the model's dialect.
+        model_folder: The folder in which ``--pretrained imagenet`` and ``coco`` also search.
     """
 
     data: DatasetArguments
 
     extractor: str | None
-        model_folder: The folder in which ``--pretrained imagenet`` and ``coco`` also search.
     keypoints: bool
     norm: str | None
     freeze_bn: bool
@@ -381,12 +386,12 @@ class TrainArguments:
     fields: tuple[tuple[str, Any], ...]
 
     pretrained: str = 'imagenet'
+    model_folder: Path
     resume: Path | None
 
     lr: float = 1e-4
     lr_initialchange: int = 800
     step_size: int = 400000
-    model_folder: Path
     lr_step: int = 480000
     schedule: str | None
     iteration: int | None
@@ -419,7 +424,7 @@ class TrainArguments:
             WeightFileError: The file to resume is damaged; for a snapshot, the message names one that is not.
         """
         data = DatasetArguments.from_namespace(args)
-        args.resume = _choose_snapshot(args.resume)
+        args.resume = _choose_snapshot(args.resume, args.out)
         _check_conflicts(args)
         _check_data(args, data)
         values: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(cls)}
@@ -448,16 +453,23 @@ class TrainArguments:
         return self.lr == 0
 
 
-def _choose_snapshot(path: Path | None) -> Path | None:
-    """Return the newest whole snapshot of a folder, or the file itself."""
+def _choose_snapshot(path: Path | str | None, out: Path) -> Path | None:
+    """Return the newest whole snapshot of a folder, or the file itself.
+
+    Args:
+        path: A file, a folder, :data:`LAST` or ``None``.
+        out: The folder for :data:`LAST`.
+    """
     if path is None:
         return None
-    if not path.is_dir():
-        check_snapshot(path)
-        return path
-    newest = find_newest_snapshot(path, report_damaged=print_warning)
+    title = f'--resume {path}'
+    folder = out if path == LAST else Path(path)
+    if path != LAST and not folder.is_dir():
+        check_snapshot(folder)
+        return folder
+    newest = find_newest_snapshot(folder, report_damaged=print_warning)
     if newest is None:
-        raise UsageError(f'--resume {path}: the folder contains no whole snapshot')
+        raise UsageError(f'{title}: {f"--out {out}" if path == LAST else "the folder"} contains no whole snapshot')
     return newest
 
 

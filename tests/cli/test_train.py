@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.cli import evaluate, options, train, train_options
+
+# Chainer is importable only after mask_rcnn.
+# isort: split
+import chainer
+
+from mask_rcnn.cli import evaluate, initial_model, options, train, train_options
 from mask_rcnn.cli.command import ArgumentParser, parse_command_line
 from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.cli.train_options import TrainArguments
@@ -796,6 +801,39 @@ def test_a_folder_stands_for_its_newest_whole_snapshot(capsys, tmp_path):
     (tmp_path / 'empty').mkdir()
     status, (error,) = resume_error(capsys, tmp_path / 'empty')
     assert (status, error) == (2, f'error: --resume {tmp_path}/empty: the folder contains no whole snapshot')
+
+
+def test_last_is_the_newest_whole_snapshot_in_the_output_folder(capsys, tmp_path):
+    """The file ./last is a file, not the newest snapshot."""
+    write_tiny_snapshots(tmp_path / 'run', 2, 10)
+    (tmp_path / 'run' / 'snapshot_iter_10.npz').write_bytes(b'')
+    command = [*SHAPES[:2], '--gpu', '-1', '--out', 'run', '--resume']
+    arguments = parse_command_line(train_options.configure, [*command, 'last'])
+    assert TrainArguments.from_namespace(arguments).resume == Path('run/snapshot_iter_2.npz')
+    assert 'warning: run/snapshot_iter_10.npz: is not a snapshot' in capsys.readouterr().err
+    (tmp_path / 'last').write_bytes(b'')
+    assert train.main([*command, './last']) == 1
+    assert capsys.readouterr().err.startswith('error: last: ')
+    assert train.main([*SHAPES[:2], '--gpu', '-1', '--resume', 'last', '--out', 'new']) == 2
+    assert capsys.readouterr().err == 'error: --resume last: --out new contains no whole snapshot\n'
+    assert not (tmp_path / 'new').exists()
+
+
+def test_pretrained_coco_is_found_in_the_folder_of_the_converters(fake_runs, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv('CHAINER_DATASET_ROOT', str(tmp_path / 'chainer'))
+    monkeypatch.setattr(chainer.dataset.download, '_dataset_root', str(tmp_path / 'chainer'))
+    command = ['--dataset', 'shapes', '--gpu', '-1', '--pretrained', 'coco']
+    assert train.main(command, tmp_path) == 1
+    assert f'error: {tmp_path}/modelfiles: has no COCO weights for resnet50, ' in capsys.readouterr().err
+    assert train.main([*command, '--keypoints'], tmp_path) == 1
+    assert 'e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz' in capsys.readouterr().err
+    (tmp_path / 'modelfiles').mkdir()
+    model = build_once(mask_rcnn.PRESETS['resnet50'].replace(n_fg_class=2), ('a', 'b'), (1, 2))
+    mask_rcnn.save(tmp_path / 'modelfiles' / 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz', model)
+    monkeypatch.setattr(initial_model, 'load_pretrained', lambda model, path, file: used.append(path) or path)
+    used = []
+    assert train.main(command, tmp_path) == 0
+    assert used == [tmp_path / 'modelfiles' / 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz']
 
 
 def test_results_that_cannot_be_written_are_a_warning_in_training(monkeypatch, capsys, tmp_path):
