@@ -46,7 +46,7 @@ from mask_rcnn.training.distributed import Communicator, DistributedError, run_t
 from mask_rcnn.training.earlier_run import set_aside_run
 from mask_rcnn.training.failures import describe_error
 from mask_rcnn.training.schedule import detectron_schedule, step_schedule
-from mask_rcnn.training.snapshot import Snapshot, is_snapshot
+from mask_rcnn.training.snapshot import BEST_MODEL, Snapshot, is_snapshot
 from mask_rcnn.training.tensorboard import TensorBoardMissingError, writer_class
 from mask_rcnn.training.trainer import TrainingOptions, TrainingRun, build_training_run, options_to_store
 from mask_rcnn.training.updater import NonFiniteLossError
@@ -241,6 +241,7 @@ def _options(args: TrainArguments, communicator: Communicator, config: Config, *
         snapshot_interval=args.snapshot,
         keep=args.keep,
         eval_interval=args.validation,
+        patience=args.early_stop,
         log_interval=max(1, min(100, iterations // 200)),
         tensorboard=args.tensorboard,
     )
@@ -295,6 +296,12 @@ def _restore(training: TrainingRun, snapshot: Snapshot, communicator: Communicat
             f'{snapshot.iteration} iterations are done'
         )
     snapshot.restore(training.trainer)
+    early = training.stop_trigger.early_stopping
+    if early is not None and early.is_exhausted:
+        raise UsageError(
+            f'--resume {snapshot.path} and --early-stop {early.patience} contradict each other: {early.n_worse} '
+            f'evaluations are done since the best one, after iteration {early.best_iteration}'
+        )
     if not communicator.is_main:
         return
     # Snapshots of earlier versions do not contain the augmentation, which could not be changed.
@@ -328,8 +335,19 @@ def _report(training: TrainingRun, args: TrainArguments, communicator: Communica
     if args.snapshot and last is not None and last.parent != args.out:
         return report_error(f'{args.out} cannot be written; the state after iteration {iteration} is saved as {last}')
     model = f'; the model is {args.out}/model_iter_{iteration}.npz' if args.snapshot else ''
-    print_line(f'done after {iteration} iterations{model}')
+    print_line(f'{_describe_early_stop(training)}done after {iteration} iterations{model}')
     return 0
+
+
+def _describe_early_stop(training: TrainingRun) -> str:
+    """Return the best evaluation as the beginning of a line; empty if the run did not stop early."""
+    early = training.stop_trigger.early_stopping
+    if early is None or not early.is_exhausted:
+        return ''
+    return (
+        f'the last {early.n_worse} evaluations were not better than that after iteration {early.best_iteration} '
+        f'(AP {early.best_score:.3f}), whose model is {Path(training.options.out) / BEST_MODEL}; '
+    )
 
 
 def _resume_advice(last: Path | None) -> str:

@@ -320,6 +320,13 @@ def _add_run(add: AddArgument) -> None:
         metavar='N',
         help='iterations between evaluations; 0 never evaluates (default: 30000)',
     )
+    add(
+        '--early-stop',
+        type=positive_int,
+        metavar='N',
+        help='stop after N evaluations without a better AP (keypoint AP or mask AP); model_best.npz is then the model '
+        'of the best one',
+    )
     add('--tensorboard', action='store_true', help='also write logs for TensorBoard (needs tensorboardX)')
 
 
@@ -413,6 +420,7 @@ class TrainArguments:
     snapshot: int = 4000
     keep: int = 3
     validation: int = 30000
+    early_stop: int | None
     tensorboard: bool
 
     @classmethod
@@ -546,7 +554,7 @@ def _check_evaluation(args: argparse.Namespace) -> None:
         _contradict('--lr 0', '--validation 0', 'nothing would be done')
     if args.iteration not in (None, 1):
         _contradict('--lr 0', f'--iteration {args.iteration}', 'the model is evaluated once')
-    for name, idle in (('subdivisions', 1), ('tensorboard', False), ('clip_gradient', None)):
+    for name, idle in (('subdivisions', 1), ('tensorboard', False), ('clip_gradient', None), ('early_stop', None)):
         if getattr(args, name) != idle:
             _contradict('--lr 0', flag(name), 'nothing is trained')
 
@@ -560,6 +568,9 @@ def _check_data(args: argparse.Namespace, data: DatasetArguments) -> None:
         )
     if args.validation and not data.has('val'):
         raise UsageError('--validation needs --val-annotations and --val-images')
+    if args.early_stop and (args.validation == 0 or not data.has('val')):
+        missing = '--validation 0' if data.has('val') else 'no --val-annotations'
+        _contradict('--early-stop', missing, 'the AP of the evaluations decides')
 
 
 def _check_order(args: TrainArguments) -> None:

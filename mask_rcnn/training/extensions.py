@@ -16,6 +16,7 @@ from chainer.training import extensions
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.training import plots
 from mask_rcnn.training.distributed import Communicator, ProcessError
+from mask_rcnn.training.early_stopping import selection_score
 from mask_rcnn.training.failures import describe_error
 from mask_rcnn.training.optimizer import MomentumSGD, set_learning_rate
 from mask_rcnn.training.schedule import Schedule
@@ -225,10 +226,6 @@ def format_duration(seconds: float) -> str:
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
-#: Metrics that select the best model, in order of preference; the first one that was evaluated is used.
-_SELECTION_METRICS = ('keypoints/AP', 'segm/AP', 'bbox/AP')
-
-
 class Metrics(Protocol):
     """The interface of :class:`mask_rcnn.evaluation.Metrics` that :class:`Evaluation` requires."""
 
@@ -288,8 +285,8 @@ class Evaluation(training.Extension):
         if self._communicator.is_main:
             self._print_line(f'evaluation after {iteration} iterations: {results.stem}.*.json')
             self._print_line(table)
-            scores = [summary[name] for name in _SELECTION_METRICS if name in summary]
-            self._snapshots.save_if_best(trainer, scores[0] if scores else -1)
+            score = selection_score(summary)
+            self._snapshots.save_if_best(trainer, -1 if score is None else score)
 
     def _try_evaluate(self, results: Path) -> Metrics | None:
         """Return the metrics, or ``None`` after an interrupt."""

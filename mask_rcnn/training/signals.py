@@ -11,6 +11,7 @@ from types import FrameType
 from chainer import training
 
 from mask_rcnn.training.distributed import Communicator
+from mask_rcnn.training.early_stopping import EarlyStopping
 
 #: Names of the signals that stop a run: of the user, of a closed terminal, of schedulers before they kill a job, of a
 #: power failure, and of time limits (``perl -e 'alarm 3600; exec @ARGV'``).
@@ -99,7 +100,7 @@ class SignalHandler:
 
 
 class StopTrigger:
-    """Stop trigger: stops after a number of iterations, or after a stop signal in any of the processes.
+    """Stop trigger: stops after a number of iterations, after a stop signal in any of the processes, or early.
 
     The result of the first call in an iteration holds for the whole iteration and for all processes, so that a stopping
     run always writes a last snapshot.
@@ -108,13 +109,22 @@ class StopTrigger:
         iterations: Iterations of the whole run.
         signal_handler: Records the stop signals.
         communicator: Makes all processes stop after the same iteration.
+        early_stopping: Stops a run whose AP no longer grows, in all processes after the same iteration.
 
     Attributes:
         interrupted (bool): True if a signal stops the run.
+        early_stopping (EarlyStopping or None): The argument.
     """
 
-    def __init__(self, iterations: int, signal_handler: SignalHandler, communicator: Communicator):
+    def __init__(
+        self,
+        iterations: int,
+        signal_handler: SignalHandler,
+        communicator: Communicator,
+        early_stopping: EarlyStopping | None = None,
+    ):
         self.interrupted = False
+        self.early_stopping = early_stopping
         self._iterations, self._signal_handler, self._communicator = iterations, signal_handler, communicator
         self._decided_iteration: int | None = None
 
@@ -123,4 +133,9 @@ class StopTrigger:
         if self._decided_iteration != iteration:
             self._decided_iteration = iteration
             self.interrupted = self._communicator.any(self._signal_handler.signal is not None)
-        return self.interrupted or iteration >= self._iterations
+        return self.interrupted or self.stops_early or iteration >= self._iterations
+
+    @property
+    def stops_early(self) -> bool:
+        """True if early stopping ends the run."""
+        return self.early_stopping is not None and self.early_stopping.is_exhausted

@@ -43,6 +43,9 @@ _NAME = re.compile(r'snapshot_iter_(\d+)\.npz')
 #: Name of the newest model: the file that Chainer_Mask_R-CNN, DeNA's Chainer port, wrote.
 NEWEST_MODEL = 'snapshot_model.npz'
 
+#: Name of the model with the best evaluation so far.
+BEST_MODEL = 'model_best.npz'
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -369,7 +372,7 @@ class Snapshots(training.Extension):
             return
         try:
             save(
-                Path(trainer.out) / 'model_best.npz',
+                Path(trainer.out) / BEST_MODEL,
                 _model(trainer),
                 notes=[f'iteration {trainer.updater.iteration}, AP {score:.4f}'],
             )

@@ -22,6 +22,7 @@ from mask_rcnn.io.console import print_line, print_lines, print_warning
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training.distributed import Communicator
+from mask_rcnn.training.early_stopping import EarlyStopping
 from mask_rcnn.training.extensions import (
     ConsoleTable,
     Evaluation,
@@ -51,6 +52,7 @@ _CHECKS = {
     'seed': fields.integer(0, 2**32 - 1),
     'gamma': fields.non_negative,
     'frozen_stages': fields.optional(fields.integer(0)),
+    'patience': fields.optional(fields.integer(1)),
     'clip': fields.optional(fields.positive),
     'loss_scale': lambda value: value if value == 'dynamic' else fields.optional(fields.positive)(value),
 }
@@ -80,11 +82,12 @@ class TrainingOptions:
         snapshot_interval: Iterations between snapshots; 0 writes no snapshot, not even at the end.
         keep: Number of snapshots to keep.
         eval_interval: Iterations between evaluations; 0 never evaluates.
+        patience: Number of evaluations without a better AP after which the run ends; ``None`` never ends it early.
         log_interval: Iterations per entry of the log.
         tensorboard: Write event files for TensorBoard.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or ``patience`` is set without evaluations.
     """
 
     out: str
@@ -104,11 +107,14 @@ class TrainingOptions:
     snapshot_interval: int = 4000
     keep: int = 3
     eval_interval: int = 0
+    patience: int | None = None
     log_interval: int = 20
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         fields.check_fields(self, _CHECKS)
+        if self.patience is not None and not self.eval_interval:
+            raise ValueError('patience needs evaluations: eval_interval is 0')
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,8 @@ def build_training_run(
         sum_images=conventions.sum_images,
         signal_handler=signal_handler,
     )
-    stop_trigger = StopTrigger(options.iterations, signal_handler, communicator)
+    early_stopping = None if options.patience is None else EarlyStopping(options.patience)
+    stop_trigger = StopTrigger(options.iterations, signal_handler, communicator, early_stopping)
     trainer = training.Trainer(updater, stop_trigger=stop_trigger, out=options.out)
     snapshots = _add_extensions(trainer, model, options, stop_trigger, evaluate, examples, communicator, signal_handler)
     return TrainingRun(options, trainer, stop_trigger, snapshots, signal_handler, communicator)
@@ -253,7 +260,9 @@ def _add_extensions(
     main, optimizer = communicator.is_main, trainer.updater.get_optimizer('main')
     evaluating = IntervalTrigger(options.eval_interval)
     saving = IntervalTrigger(options.snapshot_interval, also=stop_trigger)
-    logging = IntervalTrigger(options.log_interval, also=lambda t: t.updater.iteration == options.iterations)
+    logging = IntervalTrigger(
+        options.log_interval, also=lambda t: t.updater.iteration == options.iterations or stop_trigger.stops_early
+    )
     plotting = IntervalTrigger(10 * options.log_interval, also=stop_trigger)
     log = TrainingLog(trigger=logging, plot_trigger=plotting, write=main, warn=print_warning)
     snapshots = Snapshots(
@@ -279,17 +288,16 @@ def _add_extensions(
     if options.eval_interval:
         if evaluate is None:
             raise ValueError(f'eval_interval is {options.eval_interval}, but evaluate is None')
-        trainer.extend(
-            Evaluation(
-                evaluate,
-                snapshots,
-                signal_handler=signal_handler,
-                communicator=communicator,
-                print_line=print_lines,
-                warn=print_warning,
-            ),
-            trigger=evaluating,
+        evaluation = Evaluation(
+            evaluate,
+            snapshots,
+            signal_handler=signal_handler,
+            communicator=communicator,
+            print_line=print_lines,
+            warn=print_warning,
         )
+        for extension in filter(None, (evaluation, stop_trigger.early_stopping)):
+            trainer.extend(extension, trigger=evaluating)
     if main:
         tolerate(ConsoleTable(log, iterations=options.iterations, print_line=print_line))
     if main and options.tensorboard:

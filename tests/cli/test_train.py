@@ -60,6 +60,7 @@ class FakeRun:
         self.evaluate, self.examples, self.communicator = evaluate, examples, communicator
         self.snapshots = self.stop_trigger = self.signal_handler = self.trainer = self.updater = self
         self.interrupted, self.signal, self.iteration = False, None, options.iterations
+        self.early_stopping = None
         self.last = Path(options.out, f'snapshot_iter_{options.iterations}.npz')
         self.error = None
 
@@ -154,6 +155,7 @@ def pre_and_post_nms(run):
         ('--keep 7', lambda run: run.options.keep, 7),
         ('--validation 6', lambda run: run.options.eval_interval, 6),
         ('--validation 0', lambda run: run.options.eval_interval, 0),
+        ('--early-stop 4', lambda run: run.options.patience, 4),
         ('--extractor resnet101', lambda run: run.model.config.extractor, 'resnet101'),
         (
             '--extractor resnet50_fpn',
@@ -230,6 +232,7 @@ def refused(capsys, *arguments, given=SHAPES):
         ('--train-annotations a.json --train-images b', ('--dataset', '--train-annotations')),
         ('--train-annotations a.json', ('--train-annotations', '--train-images')),
         ('--val-images a', ('--val-images', '--val-annotations')),
+        ('--early-stop 2 --validation 0', ('--early-stop', '--validation 0')),
         ('--communicator pure_nccl', ('--communicator', '--gpu')),
         ('--communicator naive --gpu 1', ('--communicator', '--gpu')),
         ('--min-size 99 --max-size 98', ('min_size', 'max_size')),
@@ -238,6 +241,7 @@ def refused(capsys, *arguments, given=SHAPES):
         ('--lr 0 --resume m.npz --iteration 2', ('--lr 0', '--iteration 2')),
         ('--lr 0 --resume m.npz --tensorboard', ('--lr 0', '--tensorboard')),
         ('--lr 0 --resume m.npz --clip-gradient 1', ('--lr 0', '--clip-gradient')),
+        ('--lr 0 --resume m.npz --early-stop 2', ('--lr 0', '--early-stop')),
         ('--lr 0 --resume m.npz --subdivisions 2', ('--lr 0', '--subdivisions')),
     ],
 )
@@ -282,6 +286,7 @@ def test_set_refuses_unknown_fields_and_bad_values(field, words, capsys):
 def test_missing_parts_of_your_own_data_are_named(fake_runs, capsys):
     training = ['--train-annotations', 'a.json', '--train-images', '.']
     assert '--val-annotations' in refused(capsys, *training, '--validation', '5', given=[])
+    assert '--early-stop and no --val-annotations' in refused(capsys, *training, '--early-stop', '5', given=[])
     assert '--data-dir and' in refused(capsys, *training, '--data-dir', 'x', given=[])
     assert '--lr 0 needs --val-annotations' in refused(capsys, *training, '--lr', '0', '--resume', 'm.npz', given=[])
     assert 'nothing to train on' in refused(capsys, '--val-annotations', 'a.json', '--val-images', '.', given=[])
