@@ -155,9 +155,14 @@ def _new_config(args: TrainArguments, file: ConvertedWeights | None, n_fg_class:
     }
     changes |= dict(args.fields)
     try:
-        return base.replace(**changes)
+        config = base.replace(**changes)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+    for name, _ in args.fields:
+        if name in config.unused_fields:
+            heads = '' if config.masks else ' without masks'
+            raise UsageError(f'--set {name}: the network {config.extractor}{heads} does not use this field')
+    return config
 
 
 def _dataset_changes(args: TrainArguments) -> dict[str, Any]:

@@ -187,6 +187,18 @@ class Config(fields.CheckedUnpickling):
         """Divisor of the padded height and width of the network input (Detectron's ``FPN.COARSEST_STRIDE``)."""
         return 32 if self.has_fpn else 1
 
+    @property
+    def unused_fields(self) -> frozenset[str]:
+        """Names of the fields whose values do not affect the network: those of layers that it does not have."""
+        unused: set[str] = set()
+        if self.backbone != 'mobilenet_v1':
+            unused |= {'width'}
+        if not self.has_fpn:
+            unused |= {'fpn_channels', 'head_channels', 'mask_convs', 'mask_roi_size', 'roi_canonical_size'}
+        if not self.masks:
+            unused |= {'mask_channels', 'mask_convs'} | (set() if self.n_keypoint else {'mask_roi_size'})
+        return frozenset(unused)
+
     def replace(self, **changes: Any) -> Config:
         """Return a copy with changed fields.
 

@@ -258,6 +258,22 @@ def test_set_is_refused_with_a_model_file(fake_runs, capsys):
 
 
 @pytest.mark.parametrize(
+    ('flags', 'named'),
+    [
+        ('--set width=0.5', '--set width: the network resnet50 does'),
+        ('--set rpn_channels=8 fpn_channels=8', '--set fpn_channels: the network resnet50 does'),
+        ('--extractor resnet50_fpn --set fpn_channels=8 width=0.5', '--set width: the network resnet50_fpn does'),
+        (
+            '--extractor mobilenet_v1_fpn --set masks=false mask_convs=2',
+            '--set mask_convs: the network mobilenet_v1_fpn without masks does',
+        ),
+    ],
+)
+def test_set_refuses_fields_that_the_network_does_not_use(fake_runs, capsys, flags, named):
+    assert f'{named} not use this field' in refused(capsys, *flags.split())
+
+
+@pytest.mark.parametrize(
     ('field', 'words'),
     [
         ('height=1', "no field 'height' to set"),

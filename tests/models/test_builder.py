@@ -157,3 +157,31 @@ def test_unknown_fields_and_presets_are_named():
         mask_rcnn.build('resnet50', n_fg_classes=3)
     with pytest.raises(ValueError, match=r"unknown preset \['resnet50'\]; expected one of resnet50"):
         mask_rcnn.build(['resnet50'])
+
+
+@pytest.mark.parametrize('masks', [True, False])
+@pytest.mark.parametrize('preset', ['resnet50', 'resnet50_fpn', 'mobilenet_v1_fpn', 'keypoint_resnet50_fpn'])
+def test_unused_fields_change_no_parameter(preset, masks):
+    """And all others that determine shapes change one."""
+    config = mask_rcnn.PRESETS[preset].replace(masks=masks)
+    values = {
+        'width': 0.5,
+        'fpn_channels': 8,
+        'head_channels': 8,
+        'mask_channels': 8,
+        'mask_convs': 1,
+        'rpn_channels': 8,
+        'roi_size': 7 if config.roi_size == 14 else 14,
+        'anchor_ratios': (1,),
+    }
+
+    def shapes(config):
+        with no_initial_weights():
+            model = mask_rcnn.build(config)
+        return {name: param.shape for name, param in model.namedparams()}
+
+    expected = shapes(config)
+    for name, value in values.items():
+        is_unused = shapes(config.replace(**{name: value})) == expected
+        # The box head of a C4 network processes 7 x 7 bins in any case, but pools others.
+        assert is_unused == (name in config.unused_fields or (name == 'roi_size' and not config.has_fpn)), name
