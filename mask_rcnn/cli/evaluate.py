@@ -37,7 +37,7 @@ from mask_rcnn.cli.options import (
 from mask_rcnn.cli.outputs import check_can_write, refuse_inputs
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
-from mask_rcnn.io.atomic_file import FileError, check_writable_folder, open_for_writing
+from mask_rcnn.io.atomic_file import FileError, check_writable_folder, open_for_writing, removing_empty_folder
 from mask_rcnn.io.console import print_line, print_lines, print_warning
 from mask_rcnn.io.folder_lock import FolderInUseError, lock_folder
 from mask_rcnn.models import MaskRCNN
@@ -138,18 +138,19 @@ def reserved_folder(folder: Path, inputs: Sequence[tuple[str, Path | None]]) -> 
     files = [folder / f'{name}.json' for name in ('metrics', 'results.bbox', 'results.segm', 'results.keypoints')]
     for file in files:
         refuse_inputs('--out', file, inputs)
-    try:
-        check_writable_folder(folder)
-    except FileError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
-        print_warning(f'{error}; the figures are only printed')
-        yield
-        return
-    for file in filter(os.path.lexists, files):
-        check_can_write(file)
-    with lock_folder(folder, user='evaluation', warn=print_warning):
-        yield
+    with removing_empty_folder(folder):
+        try:
+            check_writable_folder(folder)
+        except FileError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            print_warning(f'{error}; the figures are only printed')
+            yield
+            return
+        for file in filter(os.path.lexists, files):
+            check_can_write(file)
+        with lock_folder(folder, user='evaluation', warn=print_warning):
+            yield
 
 
 def open_evaluation_data(data: DatasetArguments, model: MaskRCNN) -> tuple[Dataset, str]:

@@ -33,7 +33,7 @@ from mask_rcnn.config import Config
 from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
-from mask_rcnn.io.atomic_file import check_writable_folder
+from mask_rcnn.io.atomic_file import check_writable_folder, removing_empty_folder
 from mask_rcnn.io.console import print_line, print_warning
 from mask_rcnn.io.folder_lock import FolderInUseError, lock_folder
 from mask_rcnn.models import MaskRCNN
@@ -122,8 +122,10 @@ def _evaluate_in_locked_folder(args: TrainArguments, communicator: Communicator)
 
 def _train(args: TrainArguments, communicator: Communicator) -> int:
     """Train while no other training uses the output folder."""
-    check_writable_folder(args.out)
     with contextlib.ExitStack() as stack:
+        if communicator.is_main:
+            stack.enter_context(removing_empty_folder(args.out))
+        check_writable_folder(args.out)
         if communicator.is_main:
             stack.enter_context(lock_folder(args.out, user='training', warn=print_warning))
         communicator.barrier()

@@ -116,6 +116,19 @@ def check_writable_folder(folder: str | os.PathLike) -> None:
         raise _file_error(folder, error.errno, f'cannot be written: {reason}') from error
 
 
+@contextlib.contextmanager
+def removing_empty_folder(folder: str | os.PathLike) -> Iterator[None]:
+    """Remove a folder after the context, and its parents, if they did not exist before it and are empty."""
+    folder = pathlib.Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
+            for path in missing:
+                path.rmdir()
+
+
 def is_same_file(first: str | os.PathLike, second: str | os.PathLike) -> bool:
     """Return whether two paths lead to one file, also through links, hard links and ``..``."""
     try:

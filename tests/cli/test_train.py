@@ -840,6 +840,17 @@ def test_last_is_the_newest_whole_snapshot_in_the_output_folder(capsys, tmp_path
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.parametrize('command', [train.main, evaluate.main])
+def test_a_command_that_fails_leaves_no_empty_folder(capsys, tmp_path, command):
+    is_training = command is train.main
+    model = ['--resume', 'none.npz'] if is_training else ['--modelfile', 'none.npz']
+    (tmp_path / 'old').mkdir()
+    for folder in ('new/deep', 'old', 'old/new'):
+        assert command([*SHAPES[:2], '--gpu', '-1', *model, '--out', folder]) == 1
+    assert 'none.npz' in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ['old'] and os.listdir('old') == []
+
+
 def test_pretrained_coco_is_found_in_the_folder_of_the_converters(fake_runs, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv('CHAINER_DATASET_ROOT', str(tmp_path / 'chainer'))
     monkeypatch.setattr(chainer.dataset.download, '_dataset_root', str(tmp_path / 'chainer'))
