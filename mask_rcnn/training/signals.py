@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ _STOP_SIGNAL_NAMES = (
 #: The signals that stop a run.  The parent process handles them; worker processes block them.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_SIGNAL_NAMES if hasattr(signal, name))
 
+#: File descriptor of the standard error.
+_STANDARD_ERROR = 2
+
 #: The number of signals that stops a run at any place, even while it writes a file.
 _MAX_SIGNALS = 3
 
@@ -41,14 +45,20 @@ class SignalHandler:
     The first signal stops the run after its iteration.  ``KeyboardInterrupt`` is raised inside of
     :meth:`interruptible`, and by the third signal everywhere, for a run that waits for something.
 
+    The first one is announced at once, because an iteration can take minutes.
+
     ``mpiexec`` forwards SIGUSR1 without ending its processes itself.
+
+    Args:
+        announces: Write a line to the standard error after the first signal.
 
     Attributes:
         signal (int or None): Number of the first signal, ``None`` before it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, announces: bool = True) -> None:
         self.signal: int | None = None
+        self._announces = announces
         self._count = 0
         self._limit = _MAX_SIGNALS
 
@@ -95,8 +105,20 @@ class SignalHandler:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.signal = self.signal or signum
         self._count += 1
+        if self._count == 1 and self._announces:
+            _announce(signum)
         if self._count >= self._limit:
             raise KeyboardInterrupt
+
+
+def _announce(signum: int) -> None:
+    line = (
+        f'{signal.Signals(signum).name}: the run stops after this iteration; a second signal drops the iteration, a '
+        'third one stops immediately\n'
+    )
+    # Not a print: the signal may have interrupted one, and Python's streams cannot be entered twice.
+    with contextlib.suppress(OSError):
+        os.write(_STANDARD_ERROR, line.encode('ascii'))
 
 
 class StopTrigger:

@@ -212,7 +212,7 @@ def build_training_run(
         workers=options.workers,
         shard=(communicator.rank, communicator.size),
     )
-    signal_handler = SignalHandler()
+    signal_handler = SignalHandler(announces=communicator.is_main)
     updater = SubdivisionUpdater(
         iterator,
         optimizer,

@@ -1,7 +1,9 @@
 """Stop signals: a run stops after its iteration, in all processes."""
 
 import contextlib
+import io
 import signal
+import sys
 import threading
 
 import pytest
@@ -33,6 +35,37 @@ def test_a_signal_stops_the_run_after_its_iteration(tmp_path, number):
         signal.signal(number, outer)
     assert trainer.updater.iteration == 3 and stop.interrupted and signal_handler.signal == number
     assert snapshots.last == tmp_path / 'snapshot_iter_3.npz'
+
+
+def test_the_first_signal_is_announced_at_once(capfd):
+    signal_handler = SignalHandler()
+    with signal_handler.installed():
+        signal.raise_signal(signal.SIGTERM)
+        first = capfd.readouterr()
+        signal.raise_signal(signal.SIGUSR1)
+    assert first.out == '' and first.err.startswith('SIGTERM: the run stops after this iteration;')
+    assert first.err.count('\n') == 1 and capfd.readouterr() == ('', '')
+    with (silent := SignalHandler(announces=False)).installed():  # another process than the main one
+        signal.raise_signal(signal.SIGTERM)
+    assert silent.signal == signal.SIGTERM and capfd.readouterr() == ('', '')
+
+
+def test_a_signal_may_interrupt_a_print(monkeypatch, capfd):
+    """The stream is locked while it writes; a print of the handler would raise an error."""
+
+    class Raw(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    with SignalHandler().installed(), io.TextIOWrapper(io.BufferedWriter(Raw()), 'utf-8') as stream:
+        monkeypatch.setattr(sys, 'stderr', stream)
+        print('a line', file=stream, flush=True)
+    monkeypatch.undo()
+    assert capfd.readouterr().err.startswith('SIGTERM: ')
 
 
 @pytest.mark.parametrize('count', [1, 2, 3])
