@@ -21,22 +21,37 @@ from typing import TYPE_CHECKING, Any
 from mask_rcnn.compat import register as _register_compat
 
 if TYPE_CHECKING:
+    from mask_rcnn.api import train
     from mask_rcnn.config import DETECTRON, MATTERPORT, PRESETS, Config, Dialect
     from mask_rcnn.inference import Detections, save
     from mask_rcnn.models import MaskRCNN, build, load
 
 __version__ = '0.1.0'
 
-__all__ = ['DETECTRON', 'MATTERPORT', 'PRESETS', 'Config', 'Detections', 'Dialect', 'MaskRCNN', 'build', 'load', 'save']
+__all__ = [
+    'DETECTRON',
+    'MATTERPORT',
+    'PRESETS',
+    'Config',
+    'Detections',
+    'Dialect',
+    'MaskRCNN',
+    'build',
+    'load',
+    'save',
+    'train',
+]
 
 #: Public name -> the subpackage that defines it.
 _SOURCES = {
     **dict.fromkeys(('DETECTRON', 'MATTERPORT', 'PRESETS', 'Config', 'Dialect'), 'config'),
     **dict.fromkeys(('Detections', 'save'), 'inference'),
     **dict.fromkeys(('MaskRCNN', 'build', 'load'), 'models'),
+    'train': 'api',
 }
 
 _SUBPACKAGES = (
+    'api',
     'cli',
     'compat',
     'config',

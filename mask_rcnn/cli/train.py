@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import random
 import signal
@@ -40,7 +39,7 @@ from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.preprocessing.image_io import ImageFileError
-from mask_rcnn.targets.sampling import Sampling
+from mask_rcnn.targets.sampling import network_sampling
 from mask_rcnn.training import distributed
 from mask_rcnn.training.distributed import Communicator, DistributedError, run_together
 from mask_rcnn.training.earlier_run import set_aside_run
@@ -234,7 +233,7 @@ def _options(args: TrainArguments, communicator: Communicator, config: Config, *
         workers=min(_default_workers() if args.workers is None else args.workers, n_images),
         gamma=args.gamma,
         augmentation=args.augmentation,
-        sampling=_sampling(args, config),
+        sampling=network_sampling(config, roi_batch=args.roi_batch, proposals=args.train_proposals),
         freeze_bn=args.freeze_bn,
         frozen_stages=args.frozen_stages,
         clip=args.clip_gradient,
@@ -246,20 +245,6 @@ def _options(args: TrainArguments, communicator: Communicator, config: Config, *
         patience=args.early_stop,
         log_interval=max(1, min(100, iterations // 200)),
         tensorboard=args.tensorboard,
-    )
-
-
-def _sampling(args: TrainArguments, config: Config) -> Sampling:
-    """Return the sampling of the network's dialect, scaled to ``--train-proposals``.
-
-    Detectron's FPN configurations keep 2000 anchors per level before NMS (``RPN_PRE_NMS_TOP_N``), C4 12000.
-    """
-    fraction = args.train_proposals / Sampling.train_post_nms
-    pre_nms = Sampling.train_post_nms if config.has_fpn else Sampling.train_pre_nms
-    return Sampling(
-        roi_batch=args.roi_batch or config.dialect.training.roi_batch,
-        train_pre_nms=math.ceil(pre_nms * fraction),
-        train_post_nms=args.train_proposals,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mask_rcnn.config import fields
+from mask_rcnn.config import Config, fields
 
 #: Label of anchors, RoIs, mask pixels and keypoints that do not contribute to a loss.
 IGNORED = -1
@@ -73,3 +73,23 @@ class Sampling:
                 'roi_background_iou must be two increasing numbers from 0 to roi_foreground_iou, '
                 f'not {self.roi_background_iou!r}'
             )
+
+
+def network_sampling(
+    config: Config, *, roi_batch: int | None = None, proposals: int = Sampling.train_post_nms
+) -> Sampling:
+    """Return the sampling of a network's dialect.
+
+    Detectron's FPN configurations keep 2000 anchors per level before NMS (``RPN_PRE_NMS_TOP_N``), C4 12000.
+
+    Args:
+        config: The network.
+        roi_batch: RoIs sampled per image; ``None`` for the number of the dialect.
+        proposals: Maximum number of proposals after NMS; the number before NMS is scaled with it.
+    """
+    pre_nms = Sampling.train_post_nms if config.has_fpn else Sampling.train_pre_nms
+    return Sampling(
+        roi_batch=roi_batch or config.dialect.training.roi_batch,
+        train_pre_nms=math.ceil(pre_nms * proposals / Sampling.train_post_nms),
+        train_post_nms=proposals,
+    )

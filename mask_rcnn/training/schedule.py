@@ -87,3 +87,13 @@ def detectron_schedule(name: str, batch_size: int) -> tuple[Schedule, int]:
     return Schedule(
         peak=peak, start=peak / 3, warmup=500, linear=True, steps=tuple(map(rescale_iterations, steps))
     ), rescale_iterations(iterations)
+
+
+def run_schedule(lr: float, iterations: int) -> Schedule:
+    """Return a schedule for a run of any length, with the proportions of Detectron's 1x.
+
+    The learning rate rises linearly from a third of ``lr`` over 500 iterations, or over a quarter of a short run, and
+    is multiplied by 0.1 after 2/3 and 8/9 of the iterations.
+    """
+    warmup = min(500, iterations // 4)
+    return Schedule(peak=lr, start=lr / 3, warmup=warmup, linear=True, steps=(iterations * 2 // 3, iterations * 8 // 9))
