@@ -80,6 +80,18 @@ def data_options(args: TrainArguments) -> dict[str, Any]:
     }
 
 
+def selected_extractor(args: TrainArguments) -> str:
+    """Return the extractor of a run's network: that of the options, or of the file of ``--resume`` or ``--pretrained``.
+
+    Raises:
+        mask_rcnn.weights.WeightFileError: The file cannot be used.
+    """
+    if args.resume is not None:
+        return formats.read(args.resume).config.extractor
+    path = None if args.pretrained in ('none', IMAGENET) else _pretrained_file(args)
+    return _base_config(args, None if path is None else formats.read(path)).extractor
+
+
 def load_model(args: TrainArguments) -> MaskRCNN:
     """Return the model of ``--resume``, a model file or a snapshot, on the CPU.
 

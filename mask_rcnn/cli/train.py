@@ -10,12 +10,14 @@ import logging
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from mask_rcnn.cli.auto_options import print_and_return_arguments
 from mask_rcnn.cli.command import UsageError, parse_command_line, report_error, run_and_report_errors
 from mask_rcnn.cli.dataset_options import SIZES, Dataset, print_dataset_warnings
 from mask_rcnn.cli.evaluate import (
@@ -95,7 +97,25 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: s
 
     See :func:`configure` and :func:`mask_rcnn.cli.command.parse_command_line` for the arguments.
     """
-    return run(parse_command_line(partial(configure, folder=folder), argv, prog))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    namespace = parse_command_line(partial(configure, folder=folder), argv, prog)
+    if not namespace.auto:
+        return run(namespace)
+    given = parse_command_line(partial(_configure_without_defaults, folder=folder), argv, prog)
+    explicit: list[str] = []
+
+    def choose() -> int:
+        explicit.extend(print_and_return_arguments(namespace, given, argv, prog or 'mask-rcnn train'))
+        return 0
+
+    status = run_and_report_errors(choose, _ERRORS)
+    return status or run(parse_command_line(partial(configure, folder=folder), explicit, prog))
+
+
+def _configure_without_defaults(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """Configure a parser whose numbers are ``None`` if they are not given."""
+    configure(parser, folder)
+    parser.set_defaults(batchsize=None, subdivisions=None)
 
 
 def _evaluate(args: TrainArguments, communicator: Communicator) -> int:

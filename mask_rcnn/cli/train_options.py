@@ -292,6 +292,12 @@ def _add_augmentation(add: AddArgument) -> None:
 
 
 def _add_run(add: AddArgument) -> None:
+    add(
+        '--auto',
+        action='store_true',
+        help='choose image size, anchors, batch, learning rates, length and evaluations for your own data and this '
+        'machine, and print the command with these options; options that you give are kept',
+    )
     add_gpu(add, '-g')
     add_precision(add)
     add(
