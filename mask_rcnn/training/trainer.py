@@ -22,6 +22,7 @@ from mask_rcnn.io.console import print_line, print_lines, print_warning
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training.distributed import Communicator
+from mask_rcnn.training.divergence import DivergenceWarning
 from mask_rcnn.training.early_stopping import EarlyStopping
 from mask_rcnn.training.extensions import (
     ConsoleTable,
@@ -300,6 +301,7 @@ def _add_extensions(
             trainer.extend(extension, trigger=evaluating)
     if main:
         tolerate(ConsoleTable(log, iterations=options.iterations, print_line=print_line))
+        tolerate(DivergenceWarning(log, print_warning))
     if main and options.tensorboard:
         tensorboard = TensorBoard(log)
         tolerate(tensorboard)
