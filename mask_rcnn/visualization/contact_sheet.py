@@ -17,8 +17,8 @@ from mask_rcnn.visualization.labels import load_font
 
 _GAP, _FONT_SIZE = 12, 13  # pixels
 _BACKGROUND, _INK, _DETAIL_INK = (255, 255, 255), (20, 20, 20), (110, 110, 110)
-#: With more objects, boxes and class names would hide the image.
-_MAX_BOXES, _MAX_LABELS = 40, 25
+#: With more objects, boxes would hide the image.
+_MAX_BOXES = 40
 #: Images are enlarged by at most this factor.
 _MAX_UPSCALE = 2.0
 
@@ -31,12 +31,14 @@ class AnnotatedObjects:
         size: Height and width of the picture.
         boxes: ``(R, 4)`` float32, ``(y_min, x_min, y_max, x_max)``.
         masks: ``(R, height, width)`` bool.
+        labels: ``(R,)`` int32, the class of each object.
         all_names: Name of each object.
     """
 
     size: tuple[int, int]
     boxes: np.ndarray
     masks: np.ndarray
+    labels: np.ndarray
     all_names: np.ndarray
     keypoints: np.ndarray | None = None
     dialect: Dialect = DETECTRON
@@ -62,7 +64,9 @@ class AnnotatedObjects:
         return len(self.boxes)
 
     def __getitem__(self, index: np.ndarray) -> AnnotatedObjects:
-        return AnnotatedObjects(self.size, self.boxes[index], self.masks[index], self.all_names[index])
+        return AnnotatedObjects(
+            self.size, self.boxes[index], self.masks[index], self.labels[index], self.all_names[index]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,7 @@ def draw_tile_picture(
     """Draw the objects of an image on a small picture.
 
     The image is resized first, so that lines and letters have the same sizes on all pictures.  Class names are written
-    if there are several classes and not many objects.
+    if there are several classes.
 
     Args:
         image: ``(H, W, 3)`` uint8, RGB.
@@ -106,14 +110,15 @@ def draw_tile_picture(
         class_names[label] + ' (crowd)' * bool(crowd)
         for label, crowd in zip(annotations.labels, annotations.crowd, strict=True)
     ]
-    masks = [_resize_mask(segmentation, full_size, size) for segmentation in annotations.segmentations]
-    objects = AnnotatedObjects(size, boxes, np.array(masks, bool).reshape(-1, *size), np.array(names, object))
+    resized_masks = [_resize_mask(segmentation, full_size, size) for segmentation in annotations.segmentations]
+    masks = np.array(resized_masks, bool).reshape(-1, *size)
+    objects = AnnotatedObjects(size, boxes, masks, annotations.labels, np.array(names, object))
     return draw_detections(
         resized,
         objects,
         contour=True,
         boxes=len(objects) <= _MAX_BOXES,
-        labels=len(objects) <= _MAX_LABELS and (len(class_names) > 1 or bool(annotations.crowd.any())),
+        labels='auto' if len(class_names) > 1 or annotations.crowd.any() else 'none',
         scores=False,
     )
 
