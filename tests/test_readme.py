@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from mask_rcnn.cli import COMMANDS
 from mask_rcnn.config import DENA, DETECTRON, PRESETS, Config, Dialect
+from tests.support.commands import COMMAND_NAMES
 from tests.support.contracts import parser_of
 
 READMES = ('README.md', 'README_JP.md')
@@ -16,9 +16,9 @@ def flags_of_tables(text: str) -> dict[str, set[str]]:
     """Return command -> flags, for each table whose head names a command ``mask-rcnn NAME``."""
     tables = {}
     for head, body in re.findall(
-        r'^\| ([^\n]*`mask-rcnn (?:\w+)`[^\n]*)\|\n\| ---[^\n]*\n((?:\|[^\n]*\n)+)', text, re.MULTILINE
+        r'^\| ([^\n]*`mask-rcnn (?:data )?(?:\w+)`[^\n]*)\|\n\| ---[^\n]*\n((?:\|[^\n]*\n)+)', text, re.MULTILINE
     ):
-        command = re.search(r'`mask-rcnn (\w+)`', head)[1]
+        command = re.search(r'`mask-rcnn ((?:data )?\w+)`', head)[1]
         first_cells = [row.split('|')[1] for row in body.splitlines()]
         tables[command] = {flag.replace('_', '-') for flag in re.findall(r'--[\w-]+', ' '.join(first_cells))}
     return tables
@@ -28,7 +28,7 @@ def flags_of_tables(text: str) -> dict[str, set[str]]:
 def test_every_option_is_described_and_exists(root, name):
     """A table names at least one spelling of every option, and no flag that the command does not have."""
     tables = flags_of_tables((root / name).read_text(encoding='utf-8'))
-    assert set(tables) == set(COMMANDS)
+    assert set(tables) == set(COMMAND_NAMES)
     for command, described in tables.items():
         options = [set(action.option_strings) for action in parser_of(command)._actions if action.dest != 'help']
         assert described <= set().union(*options), command

@@ -15,7 +15,7 @@ from typing import Any, cast
 from mask_rcnn.cli.command import UsageError, flag
 from mask_rcnn.cli.initial_model import data_options, selected_extractor
 from mask_rcnn.cli.options import choose_device
-from mask_rcnn.cli.train_options import TrainArguments
+from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.datasets.coco import COCODataset
 from mask_rcnn.datasets.inspection.machine import find_machine
 from mask_rcnn.datasets.inspection.statistics import collect_statistics

@@ -9,7 +9,7 @@ import mask_rcnn
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.dataset_options import ANCHOR_SIZES, PROPOSALS, SIZES, Dataset, model_category_ids
 from mask_rcnn.cli.evaluate import name_classes, shorten_names
-from mask_rcnn.cli.train_options import TrainArguments
+from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.io.console import print_lines

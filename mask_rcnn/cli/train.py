@@ -29,7 +29,8 @@ from mask_rcnn.cli.evaluate import (
 )
 from mask_rcnn.cli.initial_model import data_options, load_model, make_model
 from mask_rcnn.cli.options import check_precision, choose_device
-from mask_rcnn.cli.train_options import TrainArguments, configure
+from mask_rcnn.cli.train_arguments import TrainArguments
+from mask_rcnn.cli.train_options import configure
 from mask_rcnn.config import Config
 from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.coco import AnnotationFileError

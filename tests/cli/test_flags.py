@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from mask_rcnn.cli import COMMANDS, main, options
+from mask_rcnn.cli import main, options
 from mask_rcnn.cli.command import ArgumentParser, run_and_report_errors
+from tests.support.commands import COMMAND_NAMES, module_name
 
 
 def parser_of(command: str) -> ArgumentParser:
     """Return the parser of a command."""
     parser = ArgumentParser(prog=command)
-    importlib.import_module(f'mask_rcnn.cli.{command}').configure(parser)
+    importlib.import_module(module_name(command)).configure(parser)
     return parser
 
 
@@ -23,18 +24,18 @@ def long_flags(command: str) -> dict[str, argparse.Action]:
     return {name: action for action in actions for name in action.option_strings if name.startswith('--')}
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', COMMAND_NAMES)
 def test_documented_flags_have_hyphens(command):
     assert not [name for name in long_flags(command) if '_' in name]
     assert not [word for word in parser_of(command).format_help().split() if word.startswith('--') and '_' in word]
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', COMMAND_NAMES)
 def test_every_flag_may_be_written_with_underscores(command):
     parser = parser_of(command)
     for action in parser._actions:
         action.required = False  # so that each flag can be parsed alone
-    positional = ['x'] if command == 'info' else []
+    positional = ['x' for action in parser._actions if not action.option_strings]
     for name, action in long_flags(command).items():
         if name == '--help':
             continue
@@ -187,7 +188,7 @@ def test_arguments_after_two_hyphens_are_not_flags():
         (options.non_negative_float, '0', 'inf', 'a non-negative number'),
         (options.positive_float, '0.5', '0', 'a positive number'),
         (options.positive_float, '1e-3', 'nan', 'a positive number'),
-        (options.score, '1', '1.1', 'a number from 0 to 1'),
+        (options.fraction, '1', '1.1', 'a number from 0 to 1'),
         (options.gpu_number, '-1', '-2', 'the number of a GPU or -1'),
     ],
 )
@@ -198,7 +199,7 @@ def test_argument_types(parse, good, bad, expected):
     assert str(raised.value) == f'{bad!r} is not {expected}'
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', COMMAND_NAMES)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, '--help'])

@@ -10,7 +10,7 @@ import pytest
 import mask_rcnn
 from mask_rcnn.cli import demo, evaluate, initial_model, train
 from mask_rcnn.cli.command import ArgumentParser
-from mask_rcnn.cli.train_options import TrainArguments
+from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.models.keypoint_head import KeypointHead

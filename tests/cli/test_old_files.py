@@ -13,7 +13,7 @@ from mask_rcnn import cli
 from mask_rcnn.cli import evaluate, initial_model, train
 from mask_rcnn.cli.command import ArgumentParser, UsageError
 from mask_rcnn.cli.dataset_options import DatasetArguments
-from mask_rcnn.cli.train_options import TrainArguments
+from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.config import DENA, PRESETS
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset

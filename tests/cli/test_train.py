@@ -19,10 +19,10 @@ import mask_rcnn
 # isort: split
 import chainer
 
-from mask_rcnn.cli import evaluate, initial_model, options, train, train_options
+from mask_rcnn.cli import evaluate, initial_model, options, train, train_arguments, train_options
 from mask_rcnn.cli.command import ArgumentParser, parse_command_line
 from mask_rcnn.cli.dataset_options import N_GENERATED
-from mask_rcnn.cli.train_options import TrainArguments
+from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.config import DETECTRON, MATTERPORT
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import Metrics
@@ -321,8 +321,8 @@ def test_arguments_are_parsed_once(tmp_path):
 
 
 def test_a_resumed_run_keeps_the_seed_and_the_frozen_stages(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_options, 'is_snapshot', lambda path: True)
-    monkeypatch.setattr(train_options, 'read_options', lambda path: {'seed': 5, 'frozen_stages': 0})
+    monkeypatch.setattr(train_arguments, 'is_snapshot', lambda path: True)
+    monkeypatch.setattr(train_arguments, 'read_options', lambda path: {'seed': 5, 'frozen_stages': 0})
     parser = ArgumentParser()
     train.configure(parser, tmp_path)
     args = TrainArguments.from_namespace(parser.parse_args(['--resume', 'snapshot.npz']))

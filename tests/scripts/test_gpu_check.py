@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mask_rcnn.cli import train_options
+from mask_rcnn.cli.train_arguments import TrainArguments
 from tests.support.contracts import parser_of
 
 
@@ -216,7 +216,7 @@ def test_the_scripts_accept_the_arguments_of_the_parts(gpu, check, monkeypatch):
 @pytest.mark.parametrize('gpu', ['0', '-1'])
 def test_train_accepts_the_arguments_of_the_parts(gpu, check):
     for part in check.make_parts(check.parse_arguments(['--gpu', gpu, '--parts', 'training'])):
-        train_options.TrainArguments.from_namespace(parser_of('train').parse_args(part.command[2:]))
+        TrainArguments.from_namespace(parser_of('train').parse_args(part.command[2:]))
 
 
 def test_folders_with_gpu_tests(check):

@@ -128,11 +128,11 @@ def commands() -> dict[str, list[dict[str, Any]]]:
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """Return the parser that prints the help of a subcommand."""
+    """Return the parser that prints the help of a command, such as ``'data import'``."""
     parsers: list[argparse.ArgumentParser] = []
     recorded = mock.patch.object(argparse.ArgumentParser, 'print_help', lambda self, file=None: parsers.append(self))
     with recorded, contextlib.suppress(SystemExit):
-        cli.main([command, '--help'])
+        cli.main([*command.split(), '--help'])
     (parser,) = parsers
     return parser
 

@@ -21,11 +21,12 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Parse the command line and run a subcommand; see :func:`mask_rcnn.cli.command.parse_command_line`."""
-    args = parse_command_line(_configure, argv, prog)
+    args = parse_command_line(configure, argv, prog)
     return args.run(args)
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description and its subcommands to a parser."""
     parser.description = "Prepare your own data for training: any labelling tool's annotations become COCO's format."
     subparsers = parser.add_subparsers(required=True, metavar='SUBCOMMAND')
     for name, (module_name, summary) in SUBCOMMANDS.items():
