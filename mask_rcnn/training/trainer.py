@@ -301,7 +301,7 @@ def _add_extensions(
             trainer.extend(extension, trigger=evaluating)
     if main:
         tolerate(ConsoleTable(log, iterations=options.iterations, print_line=print_line))
-        tolerate(DivergenceWarning(log, print_warning))
+        tolerate(DivergenceWarning(log, print_warning), trigger=logging)
     if main and options.tensorboard:
         tensorboard = TensorBoard(log)
         tolerate(tensorboard)

@@ -19,7 +19,7 @@ _GAP, _FONT_SIZE = 12, 13  # pixels
 _BACKGROUND, _INK, _DETAIL_INK = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 #: With more objects, boxes would hide the image.
 _MAX_BOXES = 40
-#: Images are enlarged by at most this factor.
+#: Images are upscaled by at most this factor.
 _MAX_UPSCALE = 2.0
 
 

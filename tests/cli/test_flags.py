@@ -39,8 +39,10 @@ def test_every_flag_may_be_written_with_underscores(command):
     for name, action in long_flags(command).items():
         if name == '--help':
             continue
-        value = 'width=0.5' if action.dest == 'fields' else str(next(iter(action.choices))) if action.choices else '1'
-        rest = [] if action.nargs in (0, '?') else [value]
+        values = {'fields': 'width=0.5', 'fraction': '0.5'}
+        value = str(next(iter(action.choices))) if action.choices else values.get(action.dest, '1')
+        n_values = action.nargs if isinstance(action.nargs, int) else action.nargs != '?'
+        rest = [value] * n_values
         hyphens, underscores = (
             parser.parse_args([*positional, *words])
             for words in ([name, *rest], ['--' + name[2:].replace('-', '_'), *rest])
@@ -202,7 +204,7 @@ def test_argument_types(parse, good, bad, expected):
 @pytest.mark.parametrize('command', COMMAND_NAMES)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, '--help'])
+        main([*command.split(), '--help'])
     assert stop.value.code == 0 and capsys.readouterr().out.startswith(f'usage: mask-rcnn {command} ')
 
 
@@ -227,7 +229,7 @@ def test_errors_become_one_line_and_a_status(error, line, status, capsys):
 def test_every_numeric_option_refuses_what_is_not_a_number_of_its_range(text):
     for parse in (
         *(options.non_negative_int, options.positive_int),
-        *(options.non_negative_float, options.positive_float, options.score),
+        *(options.non_negative_float, options.positive_float, options.fraction),
     ):
         with pytest.raises(argparse.ArgumentTypeError, match='is not a') as caught:
             parse(text)

@@ -219,7 +219,7 @@ def _choose_move(
 
 
 def _balance(groups: Sequence[ImageGroup], is_val: list[bool], order: Sequence[int], n_wanted: int) -> None:
-    """Move groups that no class needs until the number of validation images is nearest to the wanted one."""
+    """Move groups that no class needs until the number of validation images is nearest to ``n_wanted``."""
     counts = _count_classes(groups, is_val)
     n_val = sum(len(group.images) for group, side in zip(groups, is_val, strict=True) if side)
     n_groups = [len(groups) - sum(is_val), sum(is_val)]

@@ -25,12 +25,12 @@ _MAX_LONG_SIDE, _MAX_USUAL_SHORT_SIDE = 1333, 800
 _MIN_SHORT_SIDE = 128
 #: Sides are multiples of the stride to which inputs of a pyramid are padded.
 _SIDE_STEP = 32
-#: Images are enlarged by at most this factor: an enlarged image has no more details.
+#: Images are upscaled by at most this factor: an upscaled image has no more details.
 _MAX_UPSCALE = 4
 
 #: Percentiles of the object sizes that the anchors span.
 _ANCHOR_PERCENTILES = (5, 95)
-#: The largest anchor is at least this multiple of the smallest: objects that are flipped, cut off or new differ.
+#: The largest anchor is at least this multiple of the smallest: augmented and new objects differ.
 _MIN_ANCHOR_RANGE = 4
 #: The smallest anchor of a single feature map is at least as large as its stride: others miss objects between them.
 _C4_STRIDE = 16
