@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import mask_rcnn
-from mask_rcnn.cli import demo, options
+from mask_rcnn.cli import demo, options, pictures
 from mask_rcnn.cli import main as console
 from mask_rcnn.config import DENA, Config
 from mask_rcnn.inference.detections import Detections
@@ -230,7 +230,7 @@ def test_a_path_without_an_image_stops_a_strict_command(calls, tmp_path, capsys,
 @pytest.mark.parametrize('suffix', ['', '.', '.caf\udce9', '.é', '.a\nb'])
 def test_only_suffixes_in_ascii_reach_opencv(calls, tmp_path, capsys, monkeypatch, suffix):
     """OpenCV crashes with names that are not UTF-8."""
-    monkeypatch.setattr(demo.cv2, 'haveImageWriter', pytest.fail)
+    monkeypatch.setattr(pictures.cv2, 'haveImageWriter', pytest.fail)
     image = write_image(tmp_path / 'a.png')
     assert 'no picture can be written as' in refused('--image', image, '--output', f'x{suffix}', capsys=capsys)
     assert not calls
