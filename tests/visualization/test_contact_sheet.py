@@ -53,7 +53,7 @@ def test_names_are_written_where_they_help(monkeypatch):
     image = np.zeros((100, 200, 3), np.uint8)
     for names, crowd in ((['cat'], False), (['cat'], True), (['cat', 'dog'], False)):
         draw_tile_picture(image, one_object((), (20, 100, 79, 199), crowd), names, side=100)
-    assert written == [(['cat'], False), (['cat (crowd)'], True), (['cat'], True)]
+    assert written == [(['cat'], 'none'), (['cat (crowd)'], 'auto'), (['cat'], 'auto')]
 
 
 def test_pictures_are_in_rows_above_their_captions():
