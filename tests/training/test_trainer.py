@@ -115,7 +115,8 @@ def test_a_killed_and_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_pat
         snapshot = tmp_path / 'snapshot_iter_2.npz'
     else:
         assert process.returncode == 128 + number, errors
-        (last,) = errors.splitlines()
+        first, last = errors.splitlines()
+        assert first.startswith('SIGTERM: the run stops after this iteration; ')
         snapshot = Path(last.rsplit(' ', 1)[1])
         assert last.startswith('error: stopped by SIGTERM after iteration ') and snapshot.exists()
     done = read_snapshot(snapshot).iteration
