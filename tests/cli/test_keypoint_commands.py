@@ -174,7 +174,9 @@ def test_contradictions(persons, capsys):
     new = ['--keypoints', '--pretrained', 'none', '--validation', '0']
     assert '--dataset shapes has no keypoints' in refused(capsys, persons, *new, '--dataset', 'shapes')
     assert 'keypoint networks need an FPN extractor' in refused(capsys, persons, *new, '--extractor', 'resnet50')
-    assert '--gamma 2: the network has no mask head' in refused(capsys, persons, *new, *TINY, '--gamma', '2')
+    assert '--gamma 2: the network has no mask head' in refused(
+        capsys, persons, *NEW, '--validation', '0', '--gamma', '2'
+    )
     mask_rcnn.save('masks.npz', mask_rcnn.build('mobilenet_v1_fpn', n_fg_class=1, width=0.25, head_channels=8))
     error = refused(capsys, persons, '--keypoints', '--resume', 'masks.npz', '--validation', '0')
     assert '--keypoints and --resume masks.npz contradict each other' in error
