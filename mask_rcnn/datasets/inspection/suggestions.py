@@ -21,6 +21,9 @@ from mask_rcnn.datasets.inspection.statistics import Statistics
 SMALL_OBJECT_SIZE = 16
 #: Detectron's sizes: images are not resized to a longer side, and not to a longer shorter side without a reason.
 _MAX_LONG_SIDE, _MAX_USUAL_SHORT_SIDE = 1333, 800
+#: On a CPU, images are reduced until small objects (10th percentile) have this size, or until the shorter side has this
+#: length: the time of an iteration is proportional to the pixels.
+_CPU_OBJECT_SIZE, _MIN_CPU_SHORT_SIDE = 32, 320
 #: Shorter inputs leave less than two positions on the coarsest level of a pyramid.
 _MIN_SHORT_SIDE = 128
 #: Sides are multiples of the stride to which inputs of a pyramid are padded.
@@ -138,7 +141,8 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
     """Return settings for training on a dataset; the result depends on the arguments only.
 
     - Size: the median shorter side of the images (at most 800), more if the small objects would be less than 16 pixels
-      large, within four times the images' size, Detectron's 1333 pixels and the memory.
+      large, within four times the images' size, Detectron's 1333 pixels and the memory.  On a CPU, less if the small
+      objects would be more than 32 pixels large, but at least 320.
     - Anchors: a geometric sequence of five sizes over the sizes of the objects in the network input.
     - Batch: 8 images on a GPU; on a CPU up to 4, at most two million pixels.  It is subdivided if memory is short.
     - RoIs: 16 for each object of a crowded image (90th percentile), because a quarter of the RoIs are foreground.
@@ -206,6 +210,8 @@ def _suggest_size(statistics: Statistics, extractor: str, rois: int, machine: Ma
     usual = min(float(np.median(shorter)), _MAX_USUAL_SHORT_SIDE)
     needed = SMALL_OBJECT_SIZE / float(np.percentile(statistics.relative_sizes, 10))
     limit = min(_MAX_UPSCALE * float(np.median(shorter)), _MAX_LONG_SIDE)
+    if not machine.has_gpu:
+        usual = min(usual, max(_CPU_OBJECT_SIZE / SMALL_OBJECT_SIZE * needed, _MIN_CPU_SHORT_SIDE))
     side = _round_side(min(max(usual, needed), max(usual, limit)))
     aspect = float(np.percentile(longer / shorter, 99))
     config = _with_sides(extractor, side, aspect)

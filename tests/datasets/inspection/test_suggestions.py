@@ -48,6 +48,13 @@ def test_large_photos_are_reduced_as_in_detectron():
     assert (settings.min_size, settings.max_size) == (800, 1088)  # the aspect ratio needs 1067
 
 
+@pytest.mark.parametrize(('size', 'side'), [(20, 768), (32, 768), (40, 640), (48, 512), (64, 384), (100, 320)])
+def test_images_with_large_objects_are_reduced_on_a_cpu(size, side):
+    """768 * 32 / size rounded up to a multiple of 32, at least 320; images are not upscaled for it."""
+    assert suggest(make([size], image=(768, 1024)), machine=CPU).min_size == side
+    assert suggest(make([size], image=(256, 256)), machine=CPU).min_size == 256
+
+
 @pytest.mark.parametrize('size', [6, 8, 12, 15])
 def test_small_objects_are_enlarged(size):
     """From 480: 16 / size times as large, rounded up to a multiple of 32."""
@@ -135,7 +142,7 @@ def test_length_follows_the_number_of_images():
 def test_batch():
     assert suggest(make([100])).batch_size == 8
     assert suggest(make([100], image=(300, 400)), machine=CPU).batch_size == 4
-    assert suggest(make([400], image=(2000, 2000)), machine=CPU).batch_size == 3  # 800 x 800 pixels
+    assert suggest(make([60], image=(2000, 2000)), machine=CPU).batch_size == 3  # 800 x 800 pixels
     assert suggest(make([100], n_images=3)).batch_size == 3
 
 
