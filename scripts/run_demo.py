@@ -1,7 +1,7 @@
 """``make demo`` and ``make demo-coco``: run a trained model.
 
-By default the bundled models run on generated scenes and on scikit-image's picture of a tissue, whose nuclei they
-count; no network connection is needed.  Without scikit-image (the extra ``demo``) only the scenes are processed.  With
+By default the bundled models run on generated scenes and on mahotas's picture of cell nuclei, which they count; no
+network connection is needed.  Without mahotas (the extra ``demo``) only the scenes are processed.  With
 ``--coco`` Detectron's R-50-C4 Mask R-CNN runs on a photo: its weights are downloaded once (resumable) and converted
 once; without a network connection an error message names the file to provide.
 """
@@ -9,6 +9,7 @@ once; without a network connection an error message names the file to provide.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -57,13 +58,13 @@ def main(argv: list[str] | None = None, folder: Path = ROOT / 'modelfiles', phot
         write_scenes(Path(temporary), args.scenes, args.seed)
         status = _run_model(folder / DEMO_MODEL, temporary, args.output)
     with tempfile.TemporaryDirectory() as temporary:
-        tissue = Path(temporary) / 'tissue.png'
-        if not write_tissue(tissue):
-            print_note("the picture of nuclei needs scikit-image: pip install -e '.[demo]'")
+        cells = Path(temporary) / 'cells.png'
+        if not copy_cells(cells):
+            print_note("the picture of nuclei needs mahotas: pip install -e '.[demo]'")
             return status
         output = Path(args.output)
         picture = output.with_name(f'{output.stem}_nuclei{output.suffix}')
-        return _run_model(folder / NUCLEI_MODEL, tissue, picture) or status
+        return _run_model(folder / NUCLEI_MODEL, cells, picture) or status
 
 
 def _run_on_photo(args: argparse.Namespace, folder: Path, photo_url: str) -> int:
@@ -99,24 +100,20 @@ def write_scenes(folder: Path, n_scenes: int, seed: int, size: int = 512) -> Non
         Image.fromarray(rgb).save(folder / f'scene_{number}.png')
 
 
-def write_tissue(path: Path) -> bool:
-    """Write scikit-image's picture of a stained tissue, in which the nuclei are blue.
-
-    scikit-image installs this picture and downloads its other pictures of many cells.
+def copy_cells(path: Path) -> bool:
+    """Copy mahotas's picture of cells, a fluorescence microscope's image of their nuclei.
 
     Args:
         path: The file to write.
 
     Returns:
-        Whether the picture is written; ``False`` without scikit-image.
+        Whether the picture is copied; ``False`` without mahotas.
     """
     try:
-        from skimage.data import immunohistochemistry
-
-        tissue = immunohistochemistry()
-    except ImportError:  # no scikit-image, or one that needs pooch for a download
+        from mahotas.demos import image_path
+    except ImportError:
         return False
-    Image.fromarray(tissue).save(path)
+    shutil.copyfile(image_path('nuclear.png'), path)
     return True
 
 

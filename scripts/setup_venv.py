@@ -128,9 +128,9 @@ def create_environment(folder, extras):
 def install_demo_pictures(pip):
     """Install the extra ``demo``; if that fails, "make demo" leaves out a picture, and everything else works."""
     try:
-        run(pip + ['--no-build-isolation', '--only-binary', 'scikit-image,scipy', '-e', '%s[demo]' % ROOT], None)
+        run(pip + ['--no-build-isolation', '--only-binary', 'mahotas', '-e', '%s[demo]' % ROOT], None)
     except SetupError:
-        print_now('The extra "demo" (scikit-image) could not be installed; "make demo" runs without the nuclei.')
+        print_now('The extra "demo" (mahotas) could not be installed; "make demo" runs without the nuclei.')
 
 
 def activation_command(folder):

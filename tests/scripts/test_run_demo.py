@@ -141,23 +141,26 @@ def save_model(path, class_names):
 
 
 @pytest.fixture
-def skimage(monkeypatch):
-    """A stand-in for scikit-image; its picture is the attribute ``tissue`` of the result."""
-    stand_in = types.SimpleNamespace(tissue=np.random.RandomState(0).randint(0, 256, (64, 96, 3)).astype(np.uint8))
-    data = types.ModuleType('skimage.data')
-    data.immunohistochemistry = lambda: stand_in.tissue
-    monkeypatch.setitem(sys.modules, 'skimage', types.ModuleType('skimage'))
-    monkeypatch.setitem(sys.modules, 'skimage.data', data)
-    return stand_in
+def cells(monkeypatch, tmp_path):
+    """A picture in the place of mahotas's."""
+    pixels = np.random.RandomState(0).randint(0, 256, (64, 96, 3)).astype(np.uint8)
+    folder = tmp_path / 'mahotas'
+    folder.mkdir()
+    cv2.imwrite(str(folder / 'nuclear.png'), pixels[:, :, ::-1])
+    demos = types.ModuleType('mahotas.demos')
+    demos.image_path = lambda name: str(folder / name)
+    monkeypatch.setitem(sys.modules, 'mahotas', types.ModuleType('mahotas'))
+    monkeypatch.setitem(sys.modules, 'mahotas.demos', demos)
+    return pixels
 
 
 @pytest.fixture
-def no_skimage(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'skimage', None)  # its import fails
-    monkeypatch.setitem(sys.modules, 'skimage.data', None)
+def no_mahotas(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mahotas', None)  # its import fails
+    monkeypatch.setitem(sys.modules, 'mahotas.demos', None)
 
 
-def test_every_scene_gets_a_picture_and_results(run_demo, demo_model, no_skimage, tmp_path, capsys):
+def test_every_scene_gets_a_picture_and_results(run_demo, demo_model, no_mahotas, tmp_path, capsys):
     output = tmp_path / 'out.png'
     assert run_demo.main(['--scenes', '2', '--output', str(output)], demo_model) == 0
     for number in (1, 2):
@@ -165,39 +168,39 @@ def test_every_scene_gets_a_picture_and_results(run_demo, demo_model, no_skimage
     results = json.loads((tmp_path / 'out.json').read_text())
     assert {result['image_id'] for result in results} == {'scene_1', 'scene_2'}
     lines, notes = capsys.readouterr()
-    assert "the picture of nuclei needs scikit-image: pip install -e '.[demo]'\n" in notes
+    assert "the picture of nuclei needs mahotas: pip install -e '.[demo]'\n" in notes
     assert not list(tmp_path.glob('*nuclei*.png'))
     assert [lines.count(f'scene_{number}.png') for number in (1, 2)] == [2, 2]  # the image and the picture
     assert not list(tmp_path.glob('scene_*'))
 
 
-def test_the_nuclei_of_a_tissue_are_counted(run_demo, demo_model, skimage, tmp_path, monkeypatch):
+def test_the_nuclei_of_cells_are_counted(run_demo, demo_model, cells, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(demo, 'VISUALIZE_SCORE_THRESHOLD', 0.0)
     monkeypatch.setattr(Detections, 'draw', lambda self, image, **options: (seen.append((self, image)), image)[1])
-    monkeypatch.setattr(demo, '_write_picture', lambda path, rgb: path.write_bytes(b'picture'))
+    monkeypatch.setattr(demo, 'write_picture', lambda path, rgb: path.write_bytes(b'picture'))
     output = tmp_path / 'out.png'
     assert run_demo.main(['--scenes', '1', '--output', str(output)], demo_model) == 0
     (scene, _), (nuclei, image) = seen
     assert set(scene.names) <= set(RichShapesDataset.class_names)
-    np.testing.assert_array_equal(image.transpose(1, 2, 0), skimage.tissue)
-    assert set(nuclei.names) == {'nucleus'} and len(nuclei) > 100  # no limit: a tissue has many nuclei
+    np.testing.assert_array_equal(image.transpose(1, 2, 0), cells)
+    assert set(nuclei.names) == {'nucleus'} and len(nuclei) > 100  # no limit: a picture has many nuclei
     assert (tmp_path / 'out_nuclei.png').exists()
     results = json.loads((tmp_path / 'out_nuclei.json').read_text())
-    assert {result['image_id'] for result in results} == {'tissue'}
+    assert {result['image_id'] for result in results} == {'cells'}
 
 
-def test_a_missing_model_of_nuclei_is_an_error(run_demo, demo_model, skimage, tmp_path, capsys):
+def test_a_missing_model_of_nuclei_is_an_error(run_demo, demo_model, cells, tmp_path, capsys):
     (demo_model / run_demo.NUCLEI_MODEL).unlink()
     assert run_demo.main(['--scenes', '1', '--output', str(tmp_path / 'out.png')], demo_model) == 1
     assert 'nuclei_mobilenet_v1_fpn.npz: no such file' in capsys.readouterr().err
     assert (tmp_path / 'out_scene_1.png').exists()
 
 
-def test_the_picture_of_scikit_image_is_installed(run_demo, tmp_path):
-    pytest.importorskip('skimage')
-    assert run_demo.write_tissue(tmp_path / 'tissue.png')
-    assert cv2.imread(str(tmp_path / 'tissue.png')).shape == (512, 512, 3)
+def test_the_picture_of_mahotas_is_installed(run_demo, tmp_path):
+    pytest.importorskip('mahotas')
+    assert run_demo.copy_cells(tmp_path / 'cells.png')
+    assert cv2.imread(str(tmp_path / 'cells.png')).shape == (1024, 1344, 3)
 
 
 def test_the_bundled_model_runs_on_a_given_image(run_demo, demo_model, tmp_path):
