@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -313,12 +314,21 @@ def _restore(training: TrainingRun, snapshot: Snapshot, communicator: Communicat
     if not communicator.is_main:
         return
     # Snapshots of earlier versions do not contain the augmentation, which could not be changed.
-    stored = {'augmentation': json.loads(json.dumps(dataclasses.asdict(Augmentation()))), **snapshot.options}
-    for name, value in options_to_store(options, communicator).items():
-        before = stored.get(name)
-        if before != value:
-            print_warning(f'{name} was {before}, and is {value} from now on')
+    unchanged = json.loads(json.dumps(dataclasses.asdict(Augmentation())))
+    before = _flatten({'augmentation': unchanged, **snapshot.options})
+    for name, value in _flatten(options_to_store(options, communicator)).items():
+        if before.get(name) != value:
+            print_warning(f'{name} was {before.get(name)}, and is {value} from now on')
     print_line(f'resuming after iteration {snapshot.iteration} of {snapshot.path}')
+
+
+def _flatten(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the fields of groups as separate options: ``augmentation.crop``."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        fields = value if isinstance(value, Mapping) else {'': value}
+        flat |= {f'{name}.{field}'.rstrip('.'): field_value for field, field_value in fields.items()}
+    return flat
 
 
 def _report(training: TrainingRun, args: TrainArguments, communicator: Communicator) -> int:

@@ -1,5 +1,6 @@
 """Whole runs of a small network on generated shapes, some of which are killed and resumed."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.cli import demo, train
+from mask_rcnn.cli import demo, initial_model, train
 from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.training import plots
 from mask_rcnn.training.earlier_run import set_aside_run
@@ -204,6 +205,29 @@ def test_a_changed_option_that_affects_the_losses_is_reported(tmp_path, uninterr
     assert capsys.readouterr().err == ''
     assert train.main(arguments(tmp_path / 'other', *resume, '--gamma', '2')) == 0
     assert capsys.readouterr().err == 'warning: gamma was 1.0, and is 2.0 from now on\n'
+    assert train.main(arguments(tmp_path / 'crop', *resume, '--crop', '48', '--no-flip')) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        'warning: augmentation.flip was True, and is False from now on',
+        'warning: augmentation.crop was None, and is 48 from now on',
+    ]
+
+
+def test_a_snapshot_without_the_augmentation_has_the_default(tmp_path, uninterrupted, monkeypatch, capsys):
+    """Earlier versions flipped images and stored nothing about it."""
+    read = initial_model.read_snapshot
+
+    def read_earlier(path):
+        snapshot = read(path)
+        options = {name: value for name, value in snapshot.options.items() if name != 'augmentation'}
+        return dataclasses.replace(snapshot, options=options)
+
+    monkeypatch.setattr(initial_model, 'read_snapshot', read_earlier)
+    resume = '--resume', uninterrupted / 'snapshot_iter_2.npz'
+    assert train.main(arguments(tmp_path / 'same', *resume)) == 0
+    assert capsys.readouterr().err == ''
+    assert train.main(arguments(tmp_path / 'other', *resume, '--color-jitter', '0.5')) == 0
+    assert capsys.readouterr().err == 'warning: augmentation.color_jitter was 0.0, and is 0.5 from now on\n'
 
 
 def test_a_snapshot_must_match_the_options(tmp_path, uninterrupted, capsys):
