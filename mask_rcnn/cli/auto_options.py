@@ -7,6 +7,7 @@ printed trains with the same losses.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -75,10 +76,23 @@ def print_and_return_arguments(
     words = [word for word in argv if not ('--auto'.startswith(word) and word.startswith('--au'))]
     for name, value in options.items():
         words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
+    fields = choose_fields(settings, arguments)
+    if fields:
+        words += ['--set', *(f'{name}={json.dumps(value)}' for name, value in fields.items())]
     place = f'a {"GPU" if machine.has_gpu else "CPU"} with {machine.memory / 2**30:.0f} GiB'
     print_line(f'--auto: settings for {len(dataset)} images on {place}; the same command without --auto is')
     print_line(shlex.join([*prog.split(), *words]))
     return words
+
+
+def choose_fields(settings: Settings, arguments: TrainArguments) -> dict[str, Any]:
+    """Return the fields of ``--set``: those of the settings and of the user, or none if the settings add none.
+
+    The last ``--set`` of a command line counts, so it contains all fields.
+    """
+    given = dict(arguments.fields)
+    added = {name: value for name, value in settings.network_fields.items() if name not in given}
+    return {**given, **added} if added and arguments.resume is None else {}
 
 
 def choose_options(

@@ -1,12 +1,15 @@
 """``train --auto``: the options that it adds, and the run of the command that it prints."""
 
+import dataclasses
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 
+import mask_rcnn
 from mask_rcnn.cli import train
-from mask_rcnn.cli.auto_options import choose_options
+from mask_rcnn.cli.auto_options import choose_fields, choose_options
 from mask_rcnn.datasets.inspection.suggestions import Settings
 from mask_rcnn.training import plots
 from mask_rcnn.training.snapshot import write_snapshot
@@ -28,6 +31,7 @@ SETTINGS = Settings(
     iterations=3000,
     validation_interval=200,
     clip_gradient=10.0,
+    max_detections=100,
     reasons={},
 )
 NOTHING = dict.fromkeys((*SETTINGS.train_options, 'schedule'))
@@ -118,6 +122,30 @@ def test_the_printed_command_has_the_same_losses(data, capsys, tmp_path):
     logs = [json.loads((tmp_path / name / 'log').read_text()) for name in ('auto', 'explicit')]
     losses = [[entry['main/loss'] for entry in log] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ('limit', 'given', 'resume', 'expected'),
+    [
+        (100, {'width': 0.5}, None, {}),
+        (300, {}, None, {'max_detections': 300}),
+        (1000, {'anchor_ratios': (1, 2)}, None, {'anchor_ratios': (1, 2), 'max_detections': 1000}),
+        (1000, {'max_detections': 50}, None, {}),
+        (1000, {}, 'model.npz', {}),
+    ],
+)
+def test_crowds_raise_the_limit_of_detections(limit, given, resume, expected):
+    """A second --set replaces the first one, so it contains the user's fields."""
+    arguments = SimpleNamespace(fields=tuple(given.items()), resume=resume)
+    assert choose_fields(dataclasses.replace(SETTINGS, max_detections=limit), arguments) == expected
+
+
+def test_the_fields_are_part_of_the_printed_command(data, capsys, monkeypatch):
+    monkeypatch.setattr(Settings, 'network_fields', {'max_detections': 300})
+    command = [*NETWORK, *data, '--iteration', '1', '--min-size', '64', '--batchsize', '1', '--workers', '0']
+    assert train.main([*command, '--auto', '--gpu', '-1', '--out', 'auto']) == 0
+    config = mask_rcnn.load('auto/model_iter_1.npz').config
+    assert (config.max_detections, config.width, config.fpn_channels) == (300, 0.25, 16)
 
 
 def refused(capsys, *arguments):

@@ -91,4 +91,6 @@ def _train_command(args: argparse.Namespace, settings: Settings) -> str:
     for name, value in settings.train_options.items():
         values = value if isinstance(value, tuple) else (value,)
         words += ['--' + name.replace('_', '-'), *(f'{v:g}' if isinstance(v, float) else str(v) for v in values)]
+    if settings.network_fields:
+        words += ['--set', *(f'{name}={value}' for name, value in settings.network_fields.items())]
     return shlex.join(words)

@@ -100,6 +100,7 @@ def format_settings(settings: Settings) -> str:
         (f'--validation {settings.validation_interval}', reasons['validation_interval']),
         (f'--clip-gradient {settings.clip_gradient:g}', reasons['clip_gradient']),
     ]
+    rows += [(f'--set {name}={value}', reasons[name]) for name, value in settings.network_fields.items()]
     width = max(len(option) for option, _ in rows)
     return '\n'.join(f'  {option:{width}}  {reason}' for option, reason in rows)
 

@@ -53,6 +53,8 @@ _GPU_ITERATIONS, _CPU_ITERATIONS = (1000, 90000), (500, 5000)
 #: Detectron's schedule 1x has 12 epochs of about 118,000 images.  Smaller datasets need more epochs, fewer images.
 _EPOCHS, _FULL_DATASET, _MAX_EPOCHS = 12, 20000, 100
 _N_EVALUATIONS = 15
+#: Limits of the detections per image: Detectron's, and more for crowds; the network has up to 1000 proposals.
+_DETECTION_LIMITS = 100, 300, 1000
 
 #: Fraction of the memory that training may use: the rest is for the system, data and validation.
 _USABLE_MEMORY = 0.7
@@ -97,6 +99,7 @@ class Settings:
         iterations: Number of iterations.
         validation_interval: Iterations between evaluations; a divisor of ``iterations``.
         clip_gradient: Maximum L2 norm of the gradient.
+        max_detections: Maximum number of detections per image.
         reasons: Field -> the reason for its value, one phrase.
     """
 
@@ -112,7 +115,13 @@ class Settings:
     iterations: int
     validation_interval: int
     clip_gradient: float
+    max_detections: int
     reasons: Mapping[str, str]
+
+    @property
+    def network_fields(self) -> dict[str, Any]:
+        """The fields of :class:`~mask_rcnn.config.Config`, for ``--set``, that differ from their defaults."""
+        return {} if self.max_detections == Config.max_detections else {'max_detections': self.max_detections}
 
     @property
     def train_options(self) -> dict[str, Any]:
@@ -146,6 +155,7 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
     - Anchors: a geometric sequence of five sizes over the sizes of the objects in the network input.
     - Batch: 8 images on a GPU; on a CPU up to 4, at most two million pixels.  It is subdivided if memory is short.
     - RoIs: 16 for each object of a crowded image (90th percentile), because a quarter of the RoIs are foreground.
+    - Detections per image: 100, 300 or 1000, at least the number of objects in the most crowded image.
     - Rate: 0.00125 for each image of the batch, as Detectron's, always after a warm-up and with clipped gradients.  (A
       rate of 0.01 for 4 images without a warm-up diverged after 112 iterations of MobileNetV1-FPN.)
     - Length: 12 epochs of large datasets, up to 100 of small ones, within limits; the rate decays after 2/3 and 8/9 of
@@ -186,6 +196,7 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
         'iterations': f'about {n_epochs:.3g} epochs of {len(statistics.image_sizes)} images',
         'validation_interval': f'{iterations // interval} evaluations',
         'clip_gradient': 'limits the effect of single batches',
+        'max_detections': f'detections per image: an image has {statistics.objects_per_image.max()} objects',
     }
     return Settings(
         min_size=config.min_size,
@@ -200,6 +211,7 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
         iterations=iterations,
         validation_interval=interval,
         clip_gradient=_CLIP_GRADIENT,
+        max_detections=_suggest_detections(statistics),
         reasons=reasons,
     )
 
@@ -272,6 +284,12 @@ def _suggest_rois(statistics: Statistics) -> int:
     """Return the RoIs per image: a power of two from 128 to 512."""
     needed = 16 * float(np.percentile(statistics.objects_per_image, 90))
     return next((rois for rois in (128, 256) if rois >= needed), 512)
+
+
+def _suggest_detections(statistics: Statistics) -> int:
+    """Return the limit of the detections per image."""
+    crowded = statistics.objects_per_image.max()
+    return next((limit for limit in _DETECTION_LIMITS if limit >= crowded), _DETECTION_LIMITS[-1])
 
 
 def _suggest_batch(n_images: int, n_pixels: float, extractor: str, rois: int, machine: Machine) -> tuple[int, int]:

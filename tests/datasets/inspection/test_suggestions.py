@@ -107,6 +107,16 @@ def test_rois_follow_the_crowdedness():
     assert [suggest(make([50] * n)).rois_per_image for n in (1, 8, 9, 16, 17, 300)] == [128, 128, 256, 256, 512, 512]
 
 
+@pytest.mark.parametrize(
+    ('n_objects', 'limit'), [(1, 100), (100, 100), (101, 300), (300, 300), (301, 1000), (2000, 1000)]
+)
+def test_crowds_need_more_detections(n_objects, limit):
+    settings = suggest(make([20] * n_objects, n_images=2))
+    assert settings.max_detections == limit
+    assert settings.network_fields == ({} if limit == 100 else {'max_detections': limit})
+    assert ('--set max_detections' in format_settings(settings)) == (limit > 100)
+
+
 @pytest.mark.parametrize('machine', [GPU, CPU, Machine(6 << 30, has_gpu=True), Machine(4 << 30, has_gpu=False)])
 @pytest.mark.parametrize('extractor', EXTRACTORS)
 @pytest.mark.parametrize('n_images', [1, 60, 3000])
