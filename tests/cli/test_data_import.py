@@ -121,3 +121,24 @@ def test_no_image_remains(run, source):
         image.unlink()
     status, _, errors = run(source, '--skip-broken')
     assert status == 1 and 'no image remains; left out' in errors[0]
+
+
+@pytest.mark.parametrize('name', ['a.json', 'a.png'])
+def test_the_output_replaces_no_file_of_the_source(run, name, tmp_path):
+    for stem in 'ab':
+        files.write_image(tmp_path / 'photos' / f'{stem}.png')
+        shape = files.labelme_shape([[10, 5], [80, 20], [30, 75]])
+        files.write_json(tmp_path / 'photos' / f'{stem}.json', files.labelme_file([shape], f'{stem}.png'))
+    before = (tmp_path / 'photos' / name).read_bytes()
+    status, _, errors = run(tmp_path / 'photos', output=f'photos/{name}')
+    assert status == 2 and ('an image of the source' in errors[0] or 'exists in the source' in errors[0])
+    assert (tmp_path / 'photos' / name).read_bytes() == before
+
+
+def test_an_import_into_the_source_can_be_repeated(run, tmp_path):
+    files.write_image(tmp_path / 'photos' / 'a.png')
+    shape = files.labelme_shape([[10, 5], [80, 20], [30, 75]])
+    files.write_json(tmp_path / 'photos' / 'a.json', files.labelme_file([shape]))
+    for options in ([], ['--format', 'labelme']):
+        assert run(tmp_path / 'photos', *options, output='photos/out.json')[0] == 0
+    assert run(tmp_path / 'photos', '--format', 'coco', output='photos/out.json')[0] == 2

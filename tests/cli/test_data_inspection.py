@@ -219,3 +219,17 @@ def test_10000_images_take_less_than_a_minute(words, tmp_path_factory, root):
     assert '100%' in done.stderr  # the progress bar
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert seconds < 60 and after.ru_maxrss * 1024 < 2e9, f'{seconds:.0f} s, {after.ru_maxrss} KiB'
+
+
+@pytest.mark.parametrize('command', ['stats', 'show'])
+def test_a_picture_replaces_no_image_of_the_dataset(command, dataset, capsys):
+    image = f'{dataset[1]}/3.png'
+    before = open(image, 'rb').read()
+    assert main(['data', command, *dataset, '--output', image]) == 2
+    assert f'--output {image} is an image of the dataset' in capsys.readouterr().err
+    assert open(image, 'rb').read() == before
+
+
+def test_the_histograms_are_a_png_file(dataset, tmp_path, capsys):
+    assert main(['data', 'stats', *dataset, '--output', str(tmp_path / 'sizes.jpg')]) == 2
+    assert 'does not end with .png' in capsys.readouterr().err

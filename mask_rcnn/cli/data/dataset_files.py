@@ -7,6 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from mask_rcnn.cli.outputs import check_output, refuse_inputs
+from mask_rcnn.datasets.coco_json import read_coco_json
+from mask_rcnn.datasets.image_files import find_image_file
+from mask_rcnn.io.atomic_file import is_replaced
 from mask_rcnn.io.console import progress_bar
 
 _Item = TypeVar('_Item')
@@ -24,3 +28,18 @@ def show_progress(items: Iterable[_Item], n_items: int, unit: str) -> Iterator[_
         for item in items:
             yield item
             bar.update()
+
+
+def check_picture_output(args: argparse.Namespace) -> None:
+    """Check that the picture of ``--output`` can be written, and replaces neither the annotations nor an image.
+
+    Raises:
+        UsageError: The picture is a file of the dataset.
+        mask_rcnn.io.atomic_file.FileError: The picture cannot be written.
+        AnnotationFileError: The picture exists, and the annotations cannot be read.
+    """
+    check_output('--output', args.output, [('the annotation file', args.annotations)])
+    if is_replaced(args.output):
+        for image in read_coco_json(args.annotations, needs_annotations=False).images:
+            path = args.images / find_image_file(args.images, image.file_name)
+            refuse_inputs('--output', args.output, [('an image of the dataset', path)])

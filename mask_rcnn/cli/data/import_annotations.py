@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 from mask_rcnn.cli.command import UsageError, run_and_report_errors
-from mask_rcnn.cli.outputs import check_output, output_path
+from mask_rcnn.cli.outputs import check_output, output_path, refuse_inputs
 from mask_rcnn.datasets.coco_json import AnnotationFileError
-from mask_rcnn.datasets.importers import FORMATS, ImportedDataset, ImportOptions, import_annotations, merge_datasets
+from mask_rcnn.datasets.importers import (
+    FORMATS,
+    ImportedDataset,
+    ImportOptions,
+    coco,
+    import_annotations,
+    merge_datasets,
+)
 from mask_rcnn.datasets.importers.class_map import apply_class_map, read_class_map
 from mask_rcnn.datasets.importers.coco_writer import write_coco
 from mask_rcnn.datasets.importers.image_copies import common_folder, copy_images
-from mask_rcnn.io.atomic_file import is_same_file, is_standard_output
+from mask_rcnn.datasets.importers.source_files import json_or_none
+from mask_rcnn.io.atomic_file import is_replaced, is_same_file, is_standard_output
 from mask_rcnn.io.console import print_line, print_note, print_warning
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
@@ -108,6 +117,7 @@ def _run(args: argparse.Namespace) -> int:
     problems = [str(items) for items in (dataset.omissions, dataset.doubts) if items]
     if args.strict and problems:
         raise AnnotationFileError(args.sources[0], f'{"; ".join(problems)} (--strict)')
+    _refuse_replacing_source(args, dataset)
     folder = common_folder(dataset.images, args.images)
     if args.copy_images is not None:
         dataset = copy_images(dataset, folder, args.copy_images)
@@ -124,6 +134,21 @@ def _check_folders(args: argparse.Namespace) -> None:
         raise UsageError(f'--images {args.images}: no such folder')
     if args.copy_images is not None and args.images is not None and is_same_file(args.copy_images, args.images):
         raise UsageError(f'--copy-images {args.copy_images} is the folder of --images')
+
+
+def _refuse_replacing_source(args: argparse.Namespace, dataset: ImportedDataset) -> None:
+    """Refuse an output that would replace an image, or a file in a source folder that may be an annotation.
+
+    A file in COCO's format is replaced if the source has another format: it is probably that of an earlier import.
+    """
+    if not is_replaced(args.output):
+        return
+    refuse_inputs('--output', args.output, (('an image of the source', image.path) for image in dataset.images))
+    if dataset.format_name != coco.NAME and coco.is_coco(json_or_none(args.output)):
+        return
+    for source in args.sources:
+        if Path(os.path.realpath(args.output)).is_relative_to(os.path.realpath(source)):
+            raise UsageError(f'--output {args.output} exists in the source {source}; name another file, or remove it')
 
 
 def _print_summary(output: Path, dataset: ImportedDataset, dropped: Counter[str], folder: Path) -> None:

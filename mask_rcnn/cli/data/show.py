@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn.cli.command import UsageError, run_and_report_errors
-from mask_rcnn.cli.data.dataset_files import add_dataset, show_progress
+from mask_rcnn.cli.data.dataset_files import add_dataset, check_picture_output, show_progress
 from mask_rcnn.cli.options import positive_int, seed
-from mask_rcnn.cli.outputs import check_output
 from mask_rcnn.cli.pictures import can_write_picture, write_picture
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
 from mask_rcnn.io.console import print_note, print_warning
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     if not can_write_picture(args.output.suffix):
         raise UsageError(f'--output {args.output} does not end with the extension of a picture, such as .png or .jpg')
-    check_output('--output', args.output, [('the annotation file', args.annotations)])
+    check_picture_output(args)
     dataset = COCODataset(
         args.annotations,
         args.images,

@@ -7,10 +7,9 @@ import json
 import shlex
 from pathlib import Path
 
-from mask_rcnn.cli.command import run_and_report_errors
-from mask_rcnn.cli.data.dataset_files import add_dataset, show_progress
+from mask_rcnn.cli.command import UsageError, run_and_report_errors
+from mask_rcnn.cli.data.dataset_files import add_dataset, check_picture_output, show_progress
 from mask_rcnn.cli.options import add_gpu, choose_device, positive_float
-from mask_rcnn.cli.outputs import check_output
 from mask_rcnn.config import EXTRACTORS, PRESETS
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
 from mask_rcnn.datasets.inspection.machine import find_machine
@@ -59,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _describe(args: argparse.Namespace) -> int:
     if args.output is not None:
-        check_output('--output', args.output, [('the annotation file', args.annotations)])
+        if args.output.suffix.lower() != '.png':
+            raise UsageError(f'--output {args.output} does not end with .png')
+        check_picture_output(args)
     machine = find_machine(choose_device(args.gpu))
     if args.memory is not None:
         machine = Machine(int(args.memory * 2**30), machine.has_gpu)
