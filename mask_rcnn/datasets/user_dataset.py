@@ -40,8 +40,9 @@ class ObjectData(Protocol):
     def objects(self, i: int) -> tuple[np.ndarray | Sequence, Sequence[int] | np.ndarray]:
         """Return the outlines and the labels of the objects in image ``i``.
 
-        The outlines are masks, ``(G, H, W)`` bool, or a list of ``G`` outlines in COCO's format: each a list of
-        polygons ``[x, y, x, y, ...]`` or run lengths.  The labels are ``G`` integers.
+        The outlines are masks, ``(G, H, W)`` bool, or a list of ``G`` outlines: each a mask ``(H, W)`` bool, or in
+        COCO's format a list of polygons ``[x, y, x, y, ...]`` or run lengths.  Polygons may be arrays, also ``(N, 2)``.
+        The labels are ``G`` integers.
         """
 
 
@@ -75,14 +76,18 @@ class UserDataset(chainer.dataset.DatasetMixin):
         self.class_names = _check_class_names(data.class_names)
         self.category_ids = tuple(range(1, len(self.class_names) + 1))
         self.omissions = Omissions('objects')
+        self._has_range_of_255 = False
         images: list[tuple[int, tuple[int, int], list[COCOObject]]] = []
         for i in range(len(data)):
             size = self._read_size(i)
             objects = self._clean_objects(i, size)
             if objects or not only_annotated:
                 images.append((i, size, objects))
+        if len(data) and not self._has_range_of_255:
+            raise ValueError('the values of all images are at most 1, but float32 images have values from 0 to 255')
         if not images:
-            raise ValueError('the dataset has no image' + ' with an object' * only_annotated)
+            reason = 'the dataset has no image' + ' with an object' * only_annotated
+            raise ValueError(f'{reason}; {self.omissions}' if self.omissions else reason)
         self._indices, self._sizes, all_objects = zip(*images, strict=True)
         self.image_ids = tuple(i + 1 for i in self._indices)
         self._objects = PackedAnnotations.pack(all_objects, n_keypoints=0)
@@ -137,11 +142,15 @@ class UserDataset(chainer.dataset.DatasetMixin):
     def _read_size(self, i: int) -> tuple[int, int]:
         image = self._data.image(i)
         if isinstance(image, (str, os.PathLike)):
+            self._has_range_of_255 = True
             return read_image_size(image, apply_orientation=self._apply_orientation)
         try:
-            height, width = to_chw(load_image(image)).shape[1:]
+            pixels = load_image(image)
+            height, width = to_chw(pixels).shape[1:]
         except (TypeError, ValueError) as error:
             raise ValueError(f'image {i}: {error}') from error
+        # An image may be black, but not all of them.
+        self._has_range_of_255 |= pixels.dtype != np.float32 or pixels.max() > 1
         return height, width
 
     def _clean_objects(self, i: int, size: tuple[int, int]) -> list[COCOObject]:
@@ -182,10 +191,13 @@ class UserDataset(chainer.dataset.DatasetMixin):
             raise ValueError(f'image {i}: outlines must be an array of masks or a list, not {shorten(outlines)}')
         if len(outlines) != len(labels):
             raise ValueError(f'image {i}: there are {len(outlines)} outlines, but {len(labels)} labels')
-        return outlines, labels
+        return [_to_outline(i, outline, size) for outline in outlines], labels
 
     def _check_labels(self, i: int, labels: Any) -> np.ndarray:
-        array, n_classes = np.asarray(labels), len(self.class_names)
+        try:
+            array, n_classes = np.asarray(labels), len(self.class_names)
+        except ValueError as error:  # lists of different lengths
+            raise ValueError(f'image {i}: labels must be a list of integers, not {shorten(labels)}') from error
         if array.ndim != 1 or (array.size and array.dtype.kind not in 'iu'):
             raise ValueError(f'image {i}: labels must be a list of integers, not {array.dtype} of shape {array.shape}')
         for label in array.tolist():
@@ -208,6 +220,8 @@ def _check_class_names(names: Any) -> tuple[str, ...]:
 
 def _encode_masks(i: int, masks: np.ndarray, size: tuple[int, int]) -> list[dict]:
     """Return the run lengths of masks, after a check of their shape and type."""
+    if masks.shape == (0,):  # numpy.array([]) of an image without objects
+        return []
     if masks.shape[1:] != size or masks.ndim != 3:
         is_last = masks.ndim == 3 and masks.shape[:2] == size
         advice = '; numpy.moveaxis(masks, -1, 0) puts the objects first' if is_last else ''
@@ -217,3 +231,20 @@ def _encode_masks(i: int, masks: np.ndarray, size: tuple[int, int]) -> list[dict
     if not len(masks):
         return []
     return coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+
+
+def _to_outline(i: int, outline: Any, size: tuple[int, int]) -> Any:
+    """Return an outline in COCO's format of plain numbers: masks become run lengths, and arrays become lists."""
+    if isinstance(outline, np.ndarray):
+        is_polygon = outline.ndim == 1 or outline.shape[1:] == (2,)
+        return [_to_plain(outline)] if is_polygon else _encode_masks(i, outline[None], size)[0]
+    return [_to_plain(polygon) for polygon in outline] if isinstance(outline, (list, tuple)) else outline
+
+
+def _to_plain(polygon: Any) -> Any:
+    """Return the numbers of a polygon, or a number of one, without the types of NumPy."""
+    if isinstance(polygon, (list, tuple)):
+        return [number.item() if isinstance(number, np.generic) else number for number in polygon]
+    if isinstance(polygon, np.ndarray):
+        return polygon.ravel().tolist()
+    return polygon.item() if isinstance(polygon, np.generic) else polygon

@@ -34,7 +34,9 @@ class Data:
 
 def test_masks_polygons_and_run_lengths():
     rle = {'size': [8, 10], 'counts': UserDataset(Data())[1].annotations.segmentations[0]['counts']}
-    for outlines in (MASKS, [[POLYGON]], [POLYGON], [rle]):
+    array = np.array(POLYGON, np.float32)
+    arrays = [[array], [[array]], [array.reshape(-1, 2)], [[array.reshape(-1, 2)]], [list(array)], [list(MASKS)[0]]]
+    for outlines in (MASKS, [[POLYGON]], [POLYGON], [rle], *arrays):
         example = UserDataset(Data(objects=(outlines, [1])))[1]
         # Corners y_min, x_min, y_max, x_max, of which the last are pixels of the box.
         np.testing.assert_array_equal(example.annotations.boxes, [[2, 3, 5, 8]])
@@ -67,6 +69,9 @@ def test_images_of_files(tmp_path):
         ({'objects': (MASKS[0], [0])}, 'image 1: masks must have the shape (G, 8, 10), not (8, 10)'),
         ({'objects': (MASKS[:, :, 1:], [0])}, 'image 1: masks must have the shape (G, 8, 10), not (1, 8, 9)'),
         ({'objects': (np.moveaxis(MASKS, 0, -1), [0])}, 'numpy.moveaxis(masks, -1, 0) puts the objects first'),
+        ({'objects': ([MASKS[0, 1:]], [0])}, 'image 1: masks must have the shape (G, 8, 10), not (1, 7, 10)'),
+        ({'objects': ([MASKS[0].astype(np.uint8)], [0])}, 'image 1: masks must be bool, not uint8'),
+        ({'objects': (MASKS, [[0], [1, 0]])}, 'image 1: labels must be a list of integers, not [[0], [1, 0]]'),
         ({'objects': MASKS}, 'image 1: objects() must return outlines and labels, not '),
         ({'objects': (7, [0])}, 'image 1: outlines must be an array of masks or a list, not 7'),
         ({'objects': (['x'], [0])}, "image 1: the 'segmentation' of object 0 is neither a list of polygons"),
@@ -92,3 +97,23 @@ def test_objects_without_pixels_are_left_out(caplog):
     assert 'object 1 of image 1' in caplog.text
     with pytest.raises(ValueError, match='the dataset has no image with an object'):
         UserDataset(type('Empty', (Data,), {'objects': lambda self, i: ([], [])})())
+
+
+def test_an_empty_array_has_no_objects():
+    assert len(UserDataset(Data(objects=(np.array([]), np.array([]))), only_annotated=False)[1].annotations) == 0
+
+
+def test_the_reason_why_no_object_remains():
+    data = type('Empty', (Data,), {'objects': lambda self, i: (np.zeros_like(MASKS), [0])})()
+    with pytest.raises(ValueError, match='no image with an object; left out 2 objects: .*object 0 of image 0'):
+        UserDataset(data)
+
+
+def test_images_from_0_to_1_are_refused():
+    image = np.full((3, 8, 10), 0.5, np.float32)
+    data = type('Dim', (Data,), {'image': lambda self, i: image})()
+    with pytest.raises(ValueError, match='the values of all images are at most 1'):
+        UserDataset(data)
+    image[:] = 2
+    UserDataset(data)
+    UserDataset(Data(image=np.full((3, 8, 10), 0.5, np.float32)))  # one nearly black image
