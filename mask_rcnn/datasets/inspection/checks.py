@@ -22,6 +22,7 @@ from mask_rcnn.preprocessing.image_transform import input_scale
 
 #: Kind of a finding -> its title, the end of a phrase that begins with a number.
 KINDS = {
+    'empty': 'annotation files without images or without classes',
     'unreadable': 'images that cannot be read',
     'size': 'images of another size than the annotation file declares',
     'orientation': 'images with an orientation in EXIF or XMP (annotations must fit the upright image)',
@@ -103,7 +104,12 @@ def check_dataset(
     """
     content = read_coco_json(annotation_file)
     images = scan_images(content.images, image_folder, decode=decode, progress=progress)
-    findings = [*_check_images(content, images), *_check_equal_images(images)]
+    findings = [
+        Finding('empty', str(annotation_file), reason=f'there are no {what}')
+        for what, entries in (('images', content.images), ('classes', content.categories))
+        if not entries
+    ]
+    findings += [*_check_images(content, images), *_check_equal_images(images)]
     findings += _check_annotations(annotation_file, content, images, config, progress)
     return CheckedDataset(annotation_file, content, tuple(images), len(content.annotations), tuple(findings))
 

@@ -181,3 +181,9 @@ def test_thick_polygons_have_pixels(rng):
         assert coco_annotations._has_pixels((polygon,), (30, 30)) == has_pixels
         n_thick += coco_annotations._is_thick(polygon, (30, 30))
     assert n_thick > 20
+
+
+def test_a_dataset_without_images_and_classes(tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_text('{"images": [], "annotations": [], "categories": []}')
+    assert found(check_dataset(path, tmp_path, CONFIG).findings) == [('empty', 'a.json', '')] * 2
