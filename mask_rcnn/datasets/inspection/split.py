@@ -77,12 +77,14 @@ def split_groups(groups: Sequence[ImageGroup], fraction: float, *, seed: int) ->
     Raises:
         ValueError: There are fewer than two groups.
     """
+    n_images = sum(len(group.images) for group in groups)
+    if n_images < 2:
+        raise ValueError(f'there {"is 1 image" if n_images else "are no images"}; a division needs at least 2')
     if len(groups) < 2:
         raise ValueError('all images belong together, so that they cannot be divided')
     order = np.random.RandomState(seed).permutation(len(groups)).tolist()
     is_val = _stratify(groups, fraction, order)
     _spread_classes(groups, is_val, order)
-    n_images = sum(len(group.images) for group in groups)
     _balance(groups, is_val, order, min(max(round(fraction * n_images), 1), n_images - 1))
     return is_val
 

@@ -81,6 +81,9 @@ def test_equal_images_and_names_stay_together():
 
 
 def test_one_group_cannot_be_divided():
+    for groups, words in (([], 'there are no images'), ([ImageGroup((0,), {})], 'there is 1 image;')):
+        with pytest.raises(ValueError, match=words):
+            split_groups(groups, 0.5, seed=0)
     with pytest.raises(ValueError, match='all images belong together'):
         split_groups([ImageGroup((0, 1, 2), {})], 0.1, seed=0)
 
