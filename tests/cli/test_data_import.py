@@ -5,6 +5,7 @@ import shlex
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mask_rcnn.cli import data
 from mask_rcnn.datasets.coco import COCODataset
@@ -142,3 +143,42 @@ def test_an_import_into_the_source_can_be_repeated(run, tmp_path):
     for options in ([], ['--format', 'labelme']):
         assert run(tmp_path / 'photos', *options, output='photos/out.json')[0] == 0
     assert run(tmp_path / 'photos', '--format', 'coco', output='photos/out.json')[0] == 2
+
+
+def test_a_dataset_without_classes_is_refused(run, tmp_path):
+    files.write_image(tmp_path / 'a.png')
+    source = files.write_json(tmp_path / 'a.json', files.labelme_file([]))
+    status, _, errors = run(source)
+    assert status == 1 and errors == [
+        f'error: {source}: there are no objects and no classes; --classes names the classes'
+    ]
+    assert not (tmp_path / 'out.json').exists()
+    (tmp_path / 'classes.txt').write_text('cat\n')
+    assert run(source, '--classes', tmp_path / 'classes.txt')[0] == 0
+
+
+def test_class_names_of_folders_with_decomposed_accents(run, tmp_path):
+    mask = np.zeros(files.SIZE, bool)
+    mask[5:20, 7:30] = True
+    files.write_image(tmp_path / 'in' / 'a' / 'images' / 'a.png')
+    folder = tmp_path / 'in' / 'a' / 'masks' / 'cafe\N{COMBINING ACUTE ACCENT}'
+    folder.mkdir(parents=True)
+    Image.fromarray(mask).save(folder / '0.png')
+    (tmp_path / 'classes.txt').write_text('caf\N{LATIN SMALL LETTER E WITH ACUTE}\n', encoding='utf-8')
+    status, lines, _ = run(tmp_path / 'in', '--classes', tmp_path / 'classes.txt')
+    assert status == 0 and lines[1] == 'classes: caf\N{LATIN SMALL LETTER E WITH ACUTE} (1)'
+
+
+def test_linked_images_above_the_annotations_keep_their_names(run, tmp_path, monkeypatch):
+    files.write_image(tmp_path / 'store' / 'hash.png')
+    (tmp_path / 'images').mkdir()
+    for name in ('a.png', 'b.png'):
+        (tmp_path / 'images' / name).symlink_to(tmp_path / 'store' / 'hash.png')
+        shape = files.labelme_shape([[10, 5], [80, 20], [30, 75]])
+        content = files.labelme_file([shape], f'../images/{name}')
+        files.write_json(tmp_path / 'labels' / f'{name}.json', content)
+    monkeypatch.chdir(tmp_path)
+    status, lines, _ = run('labels')
+    assert status == 0 and shlex.split(lines[-1])[-1] == 'images'
+    content = json.loads((tmp_path / 'out.json').read_text())
+    assert [image['file_name'] for image in content['images']] == ['a.png', 'b.png']

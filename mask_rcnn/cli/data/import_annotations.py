@@ -114,6 +114,8 @@ def _run(args: argparse.Namespace) -> int:
     if not dataset.images:
         reason = f'no image remains; {dataset.omissions}' if dataset.omissions else 'there are no images'
         raise AnnotationFileError(args.sources[0], reason)
+    if not dataset.class_names:
+        raise AnnotationFileError(args.sources[0], 'there are no objects and no classes; --classes names the classes')
     problems = [str(items) for items in (dataset.omissions, dataset.doubts) if items]
     if args.strict and problems:
         raise AnnotationFileError(args.sources[0], f'{"; ".join(problems)} (--strict)')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mask_rcnn.datasets.importers.assembly import clean_class_names
 from mask_rcnn.datasets.importers.merging import merge_datasets
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.registry import FORMATS, get_importer, recognise
@@ -38,6 +39,6 @@ def import_annotations(
     path = Path(source)
     try:
         importer = recognise(path) if format_name is None else get_importer(format_name)
-        return importer.read(path, options or ImportOptions())
+        return clean_class_names(importer.read(path, options or ImportOptions()))
     finally:
         forget_json()

@@ -136,3 +136,15 @@ def _identity(segmentation: Segmentation) -> object:
 def clean_name(text: str) -> str:
     """Return the name of a class without white space around it, with composed accents."""
     return unicodedata.normalize('NFC', ' '.join(text.split()))
+
+
+def clean_class_names(dataset: ImportedDataset) -> ImportedDataset:
+    """Return a dataset whose class names are those of :func:`clean_name`; macOS decomposes accents in folder names."""
+    names = dict.fromkeys(map(clean_name, dataset.class_names))
+    if tuple(names) == dataset.class_names:
+        return dataset
+    images = tuple(
+        replace(image, objects=tuple(replace(obj, class_name=clean_name(obj.class_name)) for obj in image.objects))
+        for image in dataset.images
+    )
+    return replace(dataset, images=images, class_names=tuple(names))

@@ -103,5 +103,7 @@ def _is_encodable(name: str) -> bool:
 
 
 def _without_parents(path: Path) -> Path:
-    """Return a path without ``..``."""
-    return Path(os.path.relpath(os.path.realpath(path)) if '..' in path.parts and not path.is_absolute() else path)
+    """Return a path without ``..``; the name of an image that is a link stays."""
+    if '..' not in path.parts or path.is_absolute():
+        return path
+    return Path(os.path.relpath(os.path.realpath(path.parent)), path.name)
