@@ -10,8 +10,10 @@ import cv2
 import numpy as np
 
 from mask_rcnn.config import fields
-from mask_rcnn.datasets.example import Annotations, Example
+from mask_rcnn.datasets.example import Annotations, Example, Segmentation
 from mask_rcnn.datasets.geometry import Symmetry, Window, crop_annotations, crop_example, transform_example
+from mask_rcnn.ops.masks.rle import encode_polygons
+from mask_rcnn.ops.masks.rle_crops import decode_crop
 
 # Second words of the seeds of the random streams; 1 is that of the horizontal flip and of the sampling.
 _SCALE_STREAM, _CROP_STREAM, _SYMMETRY_STREAM, _COLOR_STREAM = 2, 3, 4, 5
@@ -121,13 +123,34 @@ def draw_window(example: Example, side: int, rng: np.random.RandomState) -> Wind
         window = Window(rng.randint(size[0] - height + 1), rng.randint(size[1] - width + 1), height, width)
         if not len(boxes) or _has_object(example.annotations, window):
             return window
-    box = boxes[rng.randint(len(boxes))]
-    centre = (box[:2] + box[2:] + 1) / 2
+    i = int(np.flatnonzero(~example.annotations.crowd)[rng.randint(len(boxes))])
+    box = example.annotations.boxes[i]
+    window = _place_window((box[:2] + box[2:] + 1) / 2, (height, width), size, rng)
+    if _has_object(example.annotations, window):
+        return window
+    # The centre of a box is not always a pixel of its object.
+    pixels = _object_pixels(example.annotations.segmentations[i], size)
+    return _place_window(pixels[rng.randint(len(pixels))] + 0.5, (height, width), size, rng) if len(pixels) else window
+
+
+def _place_window(
+    point: np.ndarray, window_size: tuple[int, int], size: tuple[int, int], rng: np.random.RandomState
+) -> Window:
+    """Return a window of which a point ``y, x`` is in the middle half of each side, as far as the image allows it."""
     top, left = (
         int(np.clip(round(float(middle) - rng.uniform(0.25, 0.75) * n), 0, total - n))
-        for middle, n, total in zip(centre, (height, width), size, strict=True)
+        for middle, n, total in zip(point, window_size, size, strict=True)
     )
-    return Window(top, left, height, width)
+    return Window(top, left, *window_size)
+
+
+def _object_pixels(segmentation: Segmentation, size: tuple[int, int]) -> np.ndarray:
+    """Return the pixels of an object in an image, ``(K, 2)`` of ``y, x``."""
+    if not segmentation:
+        return np.zeros((0, 2), int)
+    rle = segmentation if isinstance(segmentation, dict) else encode_polygons(segmentation, size)
+    crop, top, left = decode_crop(rle)
+    return np.argwhere(crop) + (top, left)
 
 
 def _has_object(annotations: Annotations, window: Window) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mask_rcnn.datasets.coco_keypoints import COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation
+from mask_rcnn.datasets.segmentations import outline_area
 from mask_rcnn.ops.masks.rle_crops import decode_crop, encode_crop
 
 
@@ -208,9 +209,13 @@ def clip_polygon(polygon: np.ndarray, window: Window) -> np.ndarray:
     for axis in (0, 1):
         for sign, limit in ((1.0, 0.0), (-1.0, -size[axis])):  # keep the points with sign * coordinate >= limit
             points = _clip_half_plane(points, sign * points[:, axis] - limit)
+    if len(points) < 3:
+        return np.zeros(0)
     x, y = points.T
     area = (x * np.roll(y, -1) - y * np.roll(x, -1)).sum()
-    return points.ravel() if abs(area) > 0 else np.zeros(0)
+    # The areas of the parts of a polygon that crosses itself may have opposite signs.
+    has_area = area != 0 or outline_area((points.ravel(),), (window.height, window.width)) > 0
+    return points.ravel() if has_area else np.zeros(0)
 
 
 def _clip_half_plane(points: np.ndarray, distances: np.ndarray) -> np.ndarray:

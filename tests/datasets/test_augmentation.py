@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from mask_rcnn.config import MATTERPORT, PRESETS
 from mask_rcnn.datasets.augmentation import Augmentation, draw_window, jitter_colors
 from mask_rcnn.datasets.example import Annotations, Example
-from mask_rcnn.datasets.geometry import Symmetry
+from mask_rcnn.datasets.geometry import Symmetry, crop_example
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.preprocessing.image_transform import prepare_image
 
@@ -195,3 +195,19 @@ def test_the_strength_of_the_colour_jitter_bounds_the_factors(example):
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**options)
+
+
+@pytest.mark.parametrize('is_polygon', [False, True])
+def test_a_crop_contains_a_pixel_of_an_object_without_pixels_in_its_middle(example, is_polygon):
+    """A mask of two pixels in opposite corners, and a triangle beside the diagonal of its box."""
+    mask = np.zeros((60, 60), np.uint8)
+    mask[5, 5] = mask[55, 55] = 1
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    outline = (np.array([5, 5, 56, 56, 5, 6.5]),) if is_polygon else rle
+    annotations = Annotations(
+        np.array([[5, 5, 55, 55]], np.float32), np.zeros(1, np.int32), np.zeros(1, bool), (outline,)
+    )
+    corners = dataclasses.replace(example, image=np.zeros((3, 60, 60), np.float32), annotations=annotations)
+    for seed in range(100):
+        window = draw_window(corners, 4, np.random.RandomState(seed))
+        assert len(crop_example(corners, window).annotations) == 1

@@ -218,3 +218,8 @@ def test_a_crop_removes_keypoints_outside_the_window(example):
     expected[0] = 0, 0, 2
     expected[2] = 9, 9, 1
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_clipped_polygon_that_crosses_itself_keeps_its_parts():
+    clipped = clip_polygon(np.array([10, 10, 30, 30, 30, 10, 10, 30.0]), Window(12, 0, 16, 50))
+    assert len(clipped) and clipped[1::2].max() == 16
