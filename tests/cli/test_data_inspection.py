@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -223,11 +224,11 @@ def test_10000_images_take_less_than_a_minute(words, tmp_path_factory, root):
 
 @pytest.mark.parametrize('command', ['stats', 'show'])
 def test_a_picture_replaces_no_image_of_the_dataset(command, dataset, capsys):
-    image = f'{dataset[1]}/3.png'
-    before = open(image, 'rb').read()
-    assert main(['data', command, *dataset, '--output', image]) == 2
+    image = Path(dataset[1]) / '3.png'
+    before = image.read_bytes()
+    assert main(['data', command, *dataset, '--output', str(image)]) == 2
     assert f'--output {image} is an image of the dataset' in capsys.readouterr().err
-    assert open(image, 'rb').read() == before
+    assert image.read_bytes() == before
 
 
 def test_the_histograms_are_a_png_file(dataset, tmp_path, capsys):

@@ -35,7 +35,7 @@ class Data:
 def test_masks_polygons_and_run_lengths():
     rle = {'size': [8, 10], 'counts': UserDataset(Data())[1].annotations.segmentations[0]['counts']}
     array = np.array(POLYGON, np.float32)
-    arrays = [[array], [[array]], [array.reshape(-1, 2)], [[array.reshape(-1, 2)]], [list(array)], [list(MASKS)[0]]]
+    arrays = [[array], [[array]], [array.reshape(-1, 2)], [[array.reshape(-1, 2)]], [list(array)], [MASKS[0]]]
     for outlines in (MASKS, [[POLYGON]], [POLYGON], [rle], *arrays):
         example = UserDataset(Data(objects=(outlines, [1])))[1]
         # Corners y_min, x_min, y_max, x_max, of which the last are pixels of the box.
