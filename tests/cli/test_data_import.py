@@ -1,7 +1,9 @@
 """The command ``mask-rcnn data import``."""
 
+import itertools
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from mask_rcnn.cli import data
 from mask_rcnn.datasets.coco import COCODataset
+from mask_rcnn.datasets.importers import image_copies
 from tests.support import labelling_files as files
 
 
@@ -182,3 +185,20 @@ def test_linked_images_above_the_annotations_keep_their_names(run, tmp_path, mon
     assert status == 0 and shlex.split(lines[-1])[-1] == 'images'
     content = json.loads((tmp_path / 'out.json').read_text())
     assert [image['file_name'] for image in content['images']] == ['a.png', 'b.png']
+
+
+def test_copies_that_fail_leave_no_folders(run, tmp_path, monkeypatch):
+    for name in ('a', 'b'):
+        files.write_image(tmp_path / 'in' / name / f'{name}.png')
+        shape = files.labelme_shape([[10, 5], [80, 20], [30, 75]])
+        files.write_json(tmp_path / 'in' / name / f'{name}.json', files.labelme_file([shape], f'{name}.png'))
+    copy, n_copies = shutil.copyfileobj, itertools.count()
+
+    def interrupt(*args):
+        if next(n_copies):
+            raise KeyboardInterrupt
+        copy(*args)
+
+    monkeypatch.setattr(image_copies.shutil, 'copyfileobj', interrupt)
+    assert run(tmp_path / 'in', '--copy-images', tmp_path / 'new' / 'copies')[0] == 130
+    assert next(n_copies) == 2 and not (tmp_path / 'new').exists()

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mask_rcnn.io.atomic_file import (
     is_same_file,
     open_for_reading,
     open_for_writing,
+    removing_empty_folder,
 )
 
 
@@ -40,7 +41,8 @@ def common_folder(images: Sequence[ImportedImage], preferred: Path | None = None
 def copy_images(dataset: ImportedDataset, source_folder: Path, folder: Path) -> ImportedDataset:
     """Copy the images to a folder, and return the dataset with the copies.
 
-    Subfolders are kept.  An image that the folder already has is not copied.  After an error, the copies are removed.
+    Subfolders are kept.  An image that the folder already has is not copied.  After an error, the copies and their
+    folders are removed.
 
     Args:
         dataset: The dataset.
@@ -50,25 +52,39 @@ def copy_images(dataset: ImportedDataset, source_folder: Path, folder: Path) -> 
     Raises:
         FileError: An image cannot be read or written, or a file with its name and another content exists.
     """
-    check_writable_folder(folder)
     copies: list[ImportedImage] = []
-    written: list[Path] = []
-    try:
+    with contextlib.ExitStack() as stack:  # the files are removed before their folders
+        parents = [folder, *{_copy_path(image, source_folder, folder).parent for image in dataset.images}]
+        for parent in sorted(parents):
+            stack.enter_context(removing_empty_folder(parent))
+        check_writable_folder(folder)
+        written = stack.enter_context(_removing_after_error())
         for image in dataset.images:
-            name = unicodedata.normalize('NFC', os.path.relpath(image.path, source_folder))
-            target = folder / name
+            target = _copy_path(image, source_folder, folder)
             data = image.read_data() if image.read_data else None
             if not _exists(image, target, data):
                 check_writable_folder(target.parent)
                 _write(image.path, target, data)
                 written.append(target)
             copies.append(replace(image, path=target, read_data=None))
+    return replace(dataset, images=tuple(copies))
+
+
+def _copy_path(image: ImportedImage, source_folder: Path, folder: Path) -> Path:
+    return folder / unicodedata.normalize('NFC', os.path.relpath(image.path, source_folder))
+
+
+@contextlib.contextmanager
+def _removing_after_error() -> Iterator[list[Path]]:
+    """Yield a list, and remove the files that are appended to it if the context raises an error."""
+    written: list[Path] = []
+    try:
+        yield written
     except BaseException:
         for path in written:
             with contextlib.suppress(OSError):
                 path.unlink()
         raise
-    return replace(dataset, images=tuple(copies))
 
 
 def _exists(image: ImportedImage, target: Path, data: bytes | None) -> bool:
