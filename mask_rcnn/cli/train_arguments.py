@@ -186,11 +186,11 @@ def _check_conflicts(args: argparse.Namespace) -> None:
 
 
 def _read_augmentation(args: argparse.Namespace) -> Augmentation:
-    low, high = args.scale_jitter
-    if low > high:
-        raise UsageError(f'--scale-jitter {low:g} {high:g}: the lowest factor comes first')
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Augmentation)}
-    return Augmentation(**values)
+    try:
+        return Augmentation(**values)
+    except ValueError as error:  # the parser checks all but the scale jitter
+        raise UsageError(f'--scale-jitter: {error}') from None
 
 
 def _check_norm(args: argparse.Namespace) -> None:

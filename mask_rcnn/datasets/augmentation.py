@@ -19,14 +19,18 @@ from mask_rcnn.ops.masks.rle_crops import decode_crop
 _SCALE_STREAM, _CROP_STREAM, _SYMMETRY_STREAM, _COLOR_STREAM = 2, 3, 4, 5
 #: Number of random windows; if none of them contains an object, the window is placed over an object.
 _MAX_WINDOWS = 10
+#: Limits of the scale jitter.
+_MIN_SCALE, _MAX_SCALE = 0.01, 100.0
 #: The hue is shifted by up to this fraction of the strength of the colour jitter, in turns of the colour circle.
 _HUE_FRACTION = 0.25
 
 
 def _check_scale_jitter(value: Any) -> tuple[float, float]:
-    low, high = fields.sequence(fields.positive, 'two factors LOW <= HIGH', min_length=2, max_length=2)(value)
+    expected = 'two factors LOW <= HIGH'
+    factor = fields.number(_MIN_SCALE, _MAX_SCALE, expected)
+    low, high = fields.sequence(factor, expected, min_length=2, max_length=2)(value)
     if low > high:
-        raise ValueError('two factors LOW <= HIGH')
+        raise ValueError(expected)
     return float(low), float(high)
 
 

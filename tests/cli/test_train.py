@@ -24,6 +24,7 @@ from mask_rcnn.cli.command import ArgumentParser, parse_command_line
 from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.config import DETECTRON, MATTERPORT
+from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import Metrics
 from mask_rcnn.evaluation.coco import ResultsFileError
@@ -250,6 +251,21 @@ def test_contradictions_name_both_flags(fake_runs, capsys, flags, named):
     error = refused(capsys, *flags.split(), given=given)
     assert all(name in error for name in named), error
     assert not fake_runs
+
+
+@pytest.mark.parametrize('factors', ['2 0.5', '1e-4 1', '1 1e30'])
+def test_factors_of_the_scale_jitter_out_of_range(fake_runs, capsys, factors):
+    assert '--scale-jitter: scale_jitter must be two factors LOW <= HIGH' in refused(
+        capsys, '--scale-jitter', *factors.split()
+    )
+    assert not fake_runs
+
+
+def test_the_flags_of_the_augmentation_reach_the_run(fake_runs):
+    flags = '--no-flip --vertical-flip --quarter-turns --scale-jitter 0.5 2 --crop 64 --color-jitter 0.3'
+    assert run_of(fake_runs, *flags.split()).options.augmentation == Augmentation(
+        flip=False, vertical_flip=True, quarter_turns=True, scale_jitter=(0.5, 2.0), crop=64, color_jitter=0.3
+    )
 
 
 def test_set_is_refused_with_a_model_file(fake_runs, capsys):

@@ -187,6 +187,7 @@ def test_the_strength_of_the_colour_jitter_bounds_the_factors(example):
     [
         ({'scale_jitter': (2, 0.5)}, r'scale_jitter must be two factors LOW <= HIGH, not \[2, 0.5\]'),
         ({'scale_jitter': (0, 1)}, 'scale_jitter must be'),
+        ({'scale_jitter': (1, 1e30)}, 'scale_jitter must be two factors LOW <= HIGH, each a number from 0.01 to 100'),
         ({'crop': 0}, 'crop must be an integer of at least 1 or None, not 0'),
         ({'color_jitter': 1.5}, 'color_jitter must be a number from 0 to 1'),
         ({'flip': 2}, 'flip must be'),
