@@ -50,6 +50,7 @@ _SOURCES = {
     'train': 'api',
 }
 
+#: Subpackages and modules.
 _SUBPACKAGES = (
     'api',
     'cli',

@@ -62,9 +62,10 @@ def test_dir_lists_public_names_and_subpackages():
     assert {*mask_rcnn.__all__, 'config', 'models', 'weights', '__version__'} <= set(names)
 
 
-def test_every_subpackage_is_an_attribute(root):
+def test_every_subpackage_and_module_is_an_attribute(root):
     folders = {path.parent.name for path in (root / 'mask_rcnn').glob('*/__init__.py')}
-    assert set(mask_rcnn._SUBPACKAGES) == folders
+    modules = {path.stem for path in (root / 'mask_rcnn').glob('*.py')} - {'__init__'}
+    assert set(mask_rcnn._SUBPACKAGES) == folders | modules
     assert python('import mask_rcnn; print(mask_rcnn.config.PRESETS is mask_rcnn.PRESETS)') == 'True'
 
 
