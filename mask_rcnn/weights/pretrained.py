@@ -70,6 +70,7 @@ def load_pretrained(model: chainer.Chain, path: _Path, file: ConvertedWeights | 
     """Load the weights of a file that fit into a model.
 
     Layers whose shape depends on the number of classes or anchors keep their weights if the file has another number.
+    Classes with the same names in another order are matched by name.
     Heads that the model does not have are skipped; everything else must fit.  Batch normalisation in the file becomes
     an affine channel in a model with ``norm='affine'``, and vice versa, with the same output.  Nothing in the file is
     executed, and the model is unchanged if there is an error.
@@ -94,6 +95,7 @@ def load_pretrained(model: chainer.Chain, path: _Path, file: ConvertedWeights | 
     _check_backbone(path, missing, model.config)
     _check_finite(path, arrays)
     _match_channel_order(arrays, file.config, model.config)
+    class_note = _match_classes(arrays, file.class_names, model.class_names)
     reinitialized = _layer_names(
         name
         for name, param in params.items()
@@ -104,7 +106,7 @@ def load_pretrained(model: chainer.Chain, path: _Path, file: ConvertedWeights | 
     notes = [
         *(file.report.warnings + file.report.assumptions if file.kind == 'model' else ()),
         *(f"the model has no {head}: the file's is skipped" for head in absent_heads if _has_head(file.arrays, head)),
-        *_note_on_classes(file.class_names, model.class_names),
+        *class_note,
     ]
     return PretrainedReport(os.fspath(path), _file_title(file), len(loaded), reinitialized, missing, tuple(notes))
 
@@ -176,9 +178,25 @@ def _layer_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(_layer_name, names)))
 
 
-def _note_on_classes(in_file: tuple[str, ...], in_model: tuple[str, ...] | None) -> tuple[str, ...]:
+def _match_classes(
+    arrays: dict[str, np.ndarray], in_file: tuple[str, ...], in_model: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """Put the classes of the output layers into the model's order if the file has the same names; return a note."""
     if not in_file or in_model is None or len(in_file) != len(in_model) or in_file == tuple(in_model):
         return ()
+    if sorted(in_file) == sorted(in_model) and len(set(in_file)) == len(in_file):
+        order = [in_file.index(name) for name in in_model]
+        with_background = [0, *(label + 1 for label in order)]
+        for layer, rows, n_per_class in (
+            ('box_head/score', with_background, 1),
+            ('box_head/delta', with_background, 4),
+            ('mask_head/score', order, 1),
+        ):
+            for name in (f'{layer}/W', f'{layer}/b'):
+                if name in arrays and len(arrays[name]) == n_per_class * len(rows):  # load_arrays reports other shapes
+                    classes = arrays[name].reshape(len(rows), n_per_class, *arrays[name].shape[1:])
+                    arrays[name] = classes[rows].reshape(arrays[name].shape)
+        return ('the file has the same classes in another order: their weights were matched by name',)
     old, new = next((a, b) for a, b in zip(in_file, in_model, strict=True) if a != b)
     return (
         f'the file has the same number of classes, but other names ({to_printable_ascii(old)!r} where the model has '

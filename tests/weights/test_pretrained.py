@@ -395,6 +395,25 @@ def test_a_model_with_the_same_classes_is_loaded_completely(model_file):
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
+def test_the_same_classes_in_another_order_are_matched_by_name(model_file):
+    """Class 0 of the box head is the background, and each class has four deltas."""
+    path, arrays = model_file
+    model = constant_model(n_fg_class=3, class_names=('triangle', 'square', 'circle'), norm='bn')
+    report = load_pretrained(model, path)
+    assert report.notes == ('the file has the same classes in another order: their weights were matched by name',)
+    loaded = collect_arrays(model)
+    for name, array in arrays.items():
+        expected = array
+        if name.startswith(('box_head/score', 'box_head/delta')):
+            background, square, circle, triangle = np.split(array, 4)
+            expected = np.concatenate([background, triangle, square, circle])
+        elif name.startswith('mask_head/score'):
+            square, circle, triangle = array
+            expected = np.stack([triangle, square, circle])
+        np.testing.assert_array_equal(loaded[name], expected, err_msg=name)
+    assert len(np.unique(arrays['box_head/score/W'])) > 3  # the classes differ
+
+
 def test_other_classes_and_other_anchors_are_reported(model_file):
     classes = ('square', 'star', 'triangle')
     model = constant_model(n_fg_class=3, class_names=classes, anchor_sizes=(32, 64), norm='affine')
