@@ -296,6 +296,8 @@ def _open_annotations(
     _check_file('--annotations', path, images, pictures, [*others, ('the file of --json', args.json)])
     if args.json is not None and is_standard_output(path) and is_standard_output(args.json):
         raise UsageError('--json and --annotations are both written to the standard output')
+    if path.is_file() and path.stat().st_size:
+        raise UsageError(f'--annotations {path}: the file exists and may have been corrected')
     check_can_write(path)
     return COCOWriter(path, images)
 

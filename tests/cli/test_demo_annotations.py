@@ -100,6 +100,13 @@ def test_files_of_labelme_are_not_replaced(photos, calls, tmp_path, capsys):  # 
     assert (tmp_path / 'labels' / '7.json').read_text() == 'corrected'
 
 
+def test_a_dataset_is_not_replaced(photos, calls, tmp_path, capsys):  # noqa: F811
+    (tmp_path / 'found.json').write_text('corrected')
+    error = refused('--image', *photos, '--annotations', 'found.json', capsys=capsys)
+    assert '--annotations found.json: the file exists and may have been corrected' in error
+    assert not calls and (tmp_path / 'found.json').read_text() == 'corrected'
+
+
 @pytest.mark.parametrize(
     ('words', 'reason'),
     [
