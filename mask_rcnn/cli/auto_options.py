@@ -25,8 +25,8 @@ from mask_rcnn.io.console import print_line
 from mask_rcnn.training.schedule import detectron_schedule
 from mask_rcnn.training.snapshot import is_snapshot
 
-#: Number of evaluations of a run, and limit of the warm-up in iterations.
-_N_EVALUATIONS, _MAX_WARMUP = 15, 500
+#: Number of evaluations of a run, and minimum number of iterations between them; limit of the warm-up in iterations.
+_N_EVALUATIONS, _MIN_INTERVAL, _MAX_WARMUP = 15, 10, 500
 
 #: The options of the learning rates, which ``--schedule`` replaces.
 _RATES = ('lr', 'lr_initialchange', 'step_size', 'lr_step')
@@ -130,7 +130,7 @@ def choose_options(
             'lr_initialchange': min(_MAX_WARMUP, iterations // 4),
             'step_size': max(iterations * 2 // 3, 1),
             'lr_step': max(iterations * 8 // 9, 1),
-            'validation': max(iterations // _N_EVALUATIONS, 1),
+            'validation': max(iterations // _N_EVALUATIONS, min(_MIN_INTERVAL, iterations)),
         }
     chosen['step_size'] = min(chosen['step_size'], given['lr_step'] or math.inf)
     chosen['lr_step'] = max(chosen['lr_step'], given['step_size'] or 0)

@@ -73,6 +73,7 @@ def test_without_options_of_the_user_all_settings_are_added():
         ({'batchsize': 1}, {'subdivisions': 1, 'lr': 0.000125, 'iteration': 12000, 'lr_initialchange': 500}),
         ({'subdivisions': 8}, {'batchsize': 8, 'lr': 0.001}),
         ({'iteration': 900}, {'step_size': 600, 'lr_step': 800, 'lr_initialchange': 225, 'validation': 60}),
+        ({'iteration': 20}, {'step_size': 13, 'lr_step': 17, 'lr_initialchange': 5, 'validation': 10}),
         ({'iteration': 1}, {'step_size': 1, 'lr_step': 1, 'lr_initialchange': 0, 'validation': 1}),
         ({'step_size': 2900}, {'lr_step': 2900, 'iteration': 3000}),
         ({'lr_step': 1000}, {'step_size': 1000, 'iteration': 3000}),
