@@ -272,7 +272,7 @@ class COCODataset(chainer.dataset.DatasetMixin):
 
     def _explain_no_images(self) -> str:
         if not self._only_annotated:
-            return 'no images'
+            return f'no image remains; {self.omissions}' if self.omissions else 'no images'
         part = 'labelled keypoint' if self._keypoints else 'mask' if self._masks else ''
         parts = f'a class, a box and a {part}' if part else 'a class and a box'
         reason = f'no image has an object for training (with {parts}, and not a crowd)'

@@ -234,3 +234,11 @@ def test_a_picture_replaces_no_image_of_the_dataset(command, dataset, capsys):
 def test_the_histograms_are_a_png_file(dataset, tmp_path, capsys):
     assert main(['data', 'stats', *dataset, '--output', str(tmp_path / 'sizes.jpg')]) == 2
     assert 'does not end with .png' in capsys.readouterr().err
+
+
+def test_a_contact_sheet_of_missing_images_names_them(dataset, tmp_path, capsys):
+    (tmp_path / 'other').mkdir()
+    assert main(['data', 'show', dataset[0], str(tmp_path / 'other'), '--output', str(tmp_path / 'sheet.png')]) == 1
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert 'no image remains; left out' in line and 'unusable image' in line and 'other' in line
+    assert not (tmp_path / 'sheet.png').exists()
