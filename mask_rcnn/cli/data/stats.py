@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--extractor',
         choices=EXTRACTORS,
-        default='resnet50_fpn',
+        default='resnet50',
         help='network for which settings are suggested (default: %(default)s)',
     )
     add_gpu(parser.add_argument)
