@@ -51,8 +51,9 @@ CASES = [SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 #: Largest difference of a blob in its standard deviations.
 BLOB = 5e-5
 
-#: Largest differences of scores and boxes (in pixels); half of them was measured: 3.3e-4 and 0.022.
-SCORES, BOXES = 6e-4, 0.05
+#: Largest differences of scores and boxes (in pixels).  Measured with OpenBLAS's kernels
+#: for Haswell: 3.3e-4 and 0.022; for SkylakeX: 6.6e-4 and 0.042.
+SCORES, BOXES = 8e-4, 0.05
 
 
 @pytest.fixture(scope='module')
@@ -285,12 +286,23 @@ def compare_with(case, found):
     assert [found.category_ids[label] for label in found.labels] == arrays['category_ids'][stable].tolist()
     if 'returned_boxes' in arrays:  # x, y, width and height, without 1 pixel more
         returned = [result['bbox'] for result in found.to_coco(1)]
-        np.testing.assert_allclose(returned, arrays['returned_boxes'][stable], rtol=0, atol=BOXES)
+        # The errors of two sides add up in a width.
+        np.testing.assert_allclose(returned, arrays['returned_boxes'][stable], rtol=0, atol=2 * BOXES)
     stored, rows = case.stored_masks()
     np.testing.assert_allclose(found.mask_probs[rows], arrays['mask_probs'][stored], rtol=0, atol=8e-3)
     iou = mask_iou(found.masks[rows], case.masks()[stored])
-    # A corner that truncates to another integer moves a whole border of a small mask.
-    assert iou.min() > 0.9 and np.median(iou) > 0.999
+    # A corner of the enlarged box that truncates to another integer moves a whole border of a mask, also of a thin one.
+    side = found.mask_probs.shape[-1]
+    is_same = (paste_corners(found.boxes[rows], side) == paste_corners(case.boxes[stable][rows], side)).all(axis=1)
+    assert iou[is_same].min() > 0.99 and iou.min() > 0.5 and is_same.mean() > 0.9
+
+
+def paste_corners(boxes, side):
+    """Return the integer corners of the rectangles into which masks with a border of one cell are pasted."""
+    centres, halves = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    return np.trunc(
+        np.concatenate([centres - halves * (side + 2) / side, centres + halves * (side + 2) / side], axis=1)
+    )
 
 
 @pytest.mark.slow
