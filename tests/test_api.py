@@ -25,7 +25,7 @@ def test_the_example_of_the_readme(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = (root / 'README.md').read_text(encoding='utf-8')
     (code,) = (block for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL) if 'mask_rcnn.train(' in block)
-    for old, new in {'iterations=60': 'iterations=30', 'return 40': 'return 8'}.items():  # enough to see the loss fall
+    for old, new in {'iterations=300': 'iterations=30', 'return 40': 'return 8'}.items():  # enough to see the loss fall
         assert old in code
         code = code.replace(old, new)
     np.random.seed(0)
