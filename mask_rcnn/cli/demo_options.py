@@ -46,13 +46,13 @@ annotations:
 
 labels:
   --labels auto draws no label that is larger than its object, and a legend that counts the objects of each
-  class with an object without a label. In a crowd (20 objects or more, all of one class or most of them too
-  small for a label), the legend replaces all labels and the boxes of objects with masks; if there are several
-  classes, the objects have shades of the colours in the legend. Pictures have the size of their images.
+  class with an object without a label. If most objects are too small for a label, or 20 or more are all of
+  one class, the legend replaces all labels; objects of several classes then have shades of the colours in the
+  legend, and 20 or more objects with masks have no boxes. Pictures have the size of their images.
 
 old command lines:
   --background (no window) is accepted and has no effect, because this program opens no window. --backdrop
-  selects what is drawn behind the objects.
+  selects the picture behind the objects.
 
 image_id in the JSON file:
   The file name as a number if it is one (000000000139.jpg: 139), otherwise the file name without its suffix.
@@ -148,8 +148,8 @@ def _add_output(add: AddArgument) -> None:
         '--backdrop',
         choices=BACKDROPS,
         default='image',
-        help='what is drawn behind the objects: the image, the image in grey, or black or white; splash draws the '
-        'objects in their own colours on the image in grey, without boxes and fillings (default: %(default)s)',
+        help='picture behind the objects: the image, the image in grey, black or white; splash draws the objects in '
+        'their original colours on the image in grey, without boxes and fillings (default: %(default)s)',
     )
     add(
         '--labels',
@@ -170,7 +170,7 @@ def _add_output(add: AddArgument) -> None:
 
 
 class _NoWindow(argparse.Action):
-    """The flag ``--background`` of the old Chainer port: show the picture in no window, as this program always does.
+    """The flag ``--background`` of the old Chainer port: open no window, as this program always does.
 
     A value is an error that names ``--backdrop``.
     """
@@ -189,7 +189,7 @@ class _NoWindow(argparse.Action):
         if values is not None:
             raise argparse.ArgumentError(
                 self,
-                f'takes no value, not {values!r}; --backdrop ({", ".join(BACKDROPS)}) selects what is drawn behind the '
+                f'takes no value, not {values!r}; --backdrop ({", ".join(BACKDROPS)}) selects the picture behind the '
                 'objects, and images follow --image',
             )
         setattr(namespace, self.dest, True)

@@ -79,9 +79,9 @@ def draw_detections(
 
     ``labels='auto'`` draws no label that is larger than the box of its object, and adds a legend with the number of
     objects of each class that has an object without a label.  The legend is in the corner that hides the fewest pixels
-    of objects.  In a crowd (at least 20 objects, all of one class or most of them too small for a label), the legend
-    replaces all labels, the boxes of objects with masks are omitted, and objects of several classes have shades of the
-    colour of their class.
+    of objects.  If most objects are too small for a label, or at least 20 objects are all of one class, the legend
+    replaces all labels, and objects of several classes have shades of the colour of their class.  With at least 20
+    objects, such pictures also omit the boxes of objects with masks.
 
     Args:
         image: float32 ``(3, H, W)`` in [0, 255] or uint8 ``(H, W, 3)``, RGB.  It is not changed.
@@ -110,10 +110,11 @@ def draw_detections(
     ordered = detections[_largest_first(detections.boxes)]
     clipped_boxes = _clip_boxes(ordered.boxes, ordered.size, ordered.dialect.boxes.offset)
     candidates = _label_candidates(ordered, clipped_boxes, kind, scores, font)
-    is_crowd = kind == 'auto' and _is_crowd(candidates, ordered.labels)
-    if is_crowd:
+    only_legend = kind == 'auto' and _suits_legend(candidates, ordered.labels)
+    if only_legend:
         candidates = [[] for _ in candidates]
-    colors = _choose_colors(ordered, clipped_boxes, is_crowd)
+    is_crowd = only_legend and len(ordered) >= _MIN_CROWD
+    colors = _choose_colors(ordered, clipped_boxes, only_legend)
     cover = _Cover(ordered.size)
     outlines = []
     for crop, box, color in zip(_mask_crops(ordered), clipped_boxes, colors, strict=True):
@@ -167,15 +168,15 @@ def _label_candidates(
     ]
 
 
-def _is_crowd(candidates: list[list[tuple[float, Text]]], labels: np.ndarray) -> bool:
-    """Return whether objects are many, and of one class or mostly too small for labels."""
+def _suits_legend(candidates: list[list[tuple[float, Text]]], labels: np.ndarray) -> bool:
+    """Return whether most objects are too small for labels, or a crowd is of one class."""
     n_without = sum(not texts for texts in candidates)
-    return len(labels) >= _MIN_CROWD and (len(np.unique(labels)) == 1 or 2 * n_without > len(labels))
+    return 2 * n_without > len(labels) or (len(labels) >= _MIN_CROWD and len(np.unique(labels)) == 1)
 
 
-def _choose_colors(detections: DrawableDetections, clipped_boxes: np.ndarray, is_crowd: bool) -> np.ndarray:
-    """Return the colours of instances; in a crowd of several classes, those of the classes in the legend."""
-    if is_crowd and len(np.unique(detections.labels)) > 1:
+def _choose_colors(detections: DrawableDetections, clipped_boxes: np.ndarray, only_legend: bool) -> np.ndarray:
+    """Return the colours of instances; if a legend names several classes, shades of the colours of the classes."""
+    if only_legend and len(np.unique(detections.labels)) > 1:
         return class_colors(clipped_boxes, detections.labels, detections.size)
     return instance_colors(clipped_boxes, detections.size)
 

@@ -17,7 +17,8 @@ SIZE = 300, 400
 def grid(count, side, size=SIZE, pitch=25):
     """Return the boxes of squares in rows, from the upper left corner."""
     per_row = (size[1] - side) // pitch
-    corners = np.array([(10 + i // per_row * pitch, 10 + i % per_row * pitch) for i in range(count)])
+    rows, columns = np.divmod(np.arange(count), per_row)
+    corners = 10 + pitch * np.stack([rows, columns], axis=1)
     return np.concatenate([corners, corners + side], axis=1)
 
 
@@ -54,11 +55,51 @@ def test_a_label_is_no_larger_than_its_object(rng, drawn):
 
 
 def test_the_legend_counts_the_classes_of_objects_without_labels(drawn):
-    boxes = [[10, 10, 100, 100], [150, 10, 155, 15], [150, 200, 250, 300], [20, 200, 24, 204], [40, 200, 44, 204]]
-    found = rectangles(boxes, SIZE, labels=[0, 0, 1, 2, 2], class_names=('cat', 'dog', 'bird'))
+    boxes = [
+        [10, 10, 100, 100],
+        [150, 10, 155, 15],
+        [150, 200, 250, 300],
+        [20, 200, 24, 204],
+        [40, 200, 44, 204],
+        [180, 10, 280, 100],
+    ]
+    found = rectangles(boxes, SIZE, labels=[0, 0, 1, 2, 2, 1], class_names=('cat', 'dog', 'bird'))
     draw_detections(np.zeros((*SIZE, 3), np.uint8), found)
-    assert len(drawn['labels']) == 2
+    assert len(drawn['labels']) == 3
     assert drawn['legends'] == [['bird  2', 'cat  2']]
+
+
+@pytest.mark.parametrize(
+    ('n_small', 'n_large', 'n_labels', 'legend'),
+    [
+        (15, 1, 0, ['thing  16']),
+        (2, 1, 0, ['thing  3']),
+        (2, 2, 2, ['thing  4']),  # half of them
+        (0, 1, 1, None),
+        (1, 0, 0, ['thing  1']),
+    ],
+)
+def test_a_legend_replaces_the_labels_of_few_objects_that_are_mostly_too_small(
+    drawn, n_small, n_large, n_labels, legend
+):
+    small, large = grid(n_small, 10), grid(n_large, 100, pitch=120) + (100, 0, 100, 0)
+    found = rectangles(np.concatenate([small, large]), SIZE, class_names=('thing',))
+    image = np.zeros((*SIZE, 3), np.uint8)
+    draw_detections(image, found)
+    assert len(drawn['labels']) == n_labels
+    assert drawn['legends'] == ([legend] if legend else [])
+    drawn['labels'].clear()
+    draw_detections(image, found, labels='all')
+    assert len(drawn['labels']) == n_small + n_large
+
+
+def test_few_objects_with_a_legend_have_boxes_in_shades_of_their_class():
+    boxes = np.concatenate([[[150, 50, 250, 150]], grid(6, 10)])  # as they are drawn, the largest one first
+    labels = np.array([0, 1, 0, 1, 0, 1, 0])
+    found = rectangles(boxes, SIZE, masks=np.zeros((7, *SIZE), bool), labels=labels, class_names=('cat', 'dog'))
+    pictured = draw_detections(np.zeros((*SIZE, 3), np.uint8), found)
+    corners = pictured[boxes[:, 0], boxes[:, 1]]
+    np.testing.assert_allclose(corners, 0.9 * class_colors(boxes, labels, SIZE), atol=1)
 
 
 @pytest.mark.parametrize(
