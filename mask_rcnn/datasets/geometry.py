@@ -10,6 +10,7 @@ import numpy as np
 from mask_rcnn.datasets.coco_keypoints import COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example, Segmentation
 from mask_rcnn.datasets.segmentations import outline_area
+from mask_rcnn.ops.masks.crop import crop_mask
 from mask_rcnn.ops.masks.rle_crops import decode_crop, encode_crop
 
 
@@ -176,17 +177,18 @@ def _crop_segmentation(segmentation: Segmentation, window: Window) -> tuple[Segm
     return polygons, np.concatenate([points.min(axis=0), points.max(axis=0) - 1])
 
 
-def _crop_rle(rle: dict, window: Window) -> tuple[dict, np.ndarray | None]:
+def _crop_rle(rle: dict, window: Window) -> tuple[Segmentation, np.ndarray | None]:
     crop, top, left = decode_crop(rle)
     top, left = top - window.top, left - window.left
     rows = slice(max(-top, 0), max(window.height - top, 0))
     columns = slice(max(-left, 0), max(window.width - left, 0))
-    crop, top, left = crop[rows, columns], max(top, 0), max(left, 0)
-    cropped = encode_crop(crop, top, left, (window.height, window.width))
-    if not crop.any():
-        return cropped, None
-    y, x = (np.flatnonzero(crop.any(axis=axis)) for axis in (1, 0))
-    return cropped, np.array([top + y[0], left + x[0], top + y[-1], left + x[-1]])
+    part = crop_mask(crop[rows, columns])
+    if part is None:
+        return (), None
+    top, left = max(top, 0) + part.top, max(left, 0) + part.left
+    cropped = encode_crop(part.mask, top, left, (window.height, window.width))
+    height, width = part.mask.shape
+    return cropped, np.array([top, left, top + height - 1, left + width - 1])
 
 
 def clip_polygon(polygon: np.ndarray, window: Window) -> np.ndarray:

@@ -24,7 +24,7 @@ class MaskCrop(NamedTuple):
 
 
 def crop_mask(mask: np.ndarray) -> MaskCrop | None:
-    """Return the crop of a mask ``(H, W)`` bool, ``None`` for a mask without pixels."""
+    """Return the crop of a mask ``(H, W)``, bool or uint8 of 0 and 1; ``None`` for a mask without pixels."""
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     if not width:
         return None

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mask_rcnn.ops.masks.crop import crop_mask
+
 #: Length in pixels of the longest outline that is rasterised.
 _MAX_OUTLINE = 1e7
 
@@ -40,16 +42,14 @@ def find_runs(mask: np.ndarray) -> np.ndarray:
         numpy.ndarray: ``(K, 2)`` integers: the first pixel of each run and the first pixel after it, ascending.  A run
         does not continue in the next column, as in :func:`mask_rcnn.ops.masks.paste_masks.mask_runs`.
     """
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
+    crop = crop_mask(mask)
+    if crop is None:
         return np.empty((0, 2), np.int64)
-    top, bottom = rows[0], rows[-1] + 1
-    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
-    left, right = columns[0], columns[-1] + 1
-    framed = np.zeros((right - left, bottom - top + 2), np.int8)
-    framed[:, 1:-1] = mask[top:bottom, left:right].T
+    height, width = crop.mask.shape
+    framed = np.zeros((width, height + 2), np.int8)
+    framed[:, 1:-1] = crop.mask.T
     change = np.diff(framed, axis=1)
-    edges = [(x + left) * len(mask) + y + top for x, y in (np.nonzero(change == 1), np.nonzero(change == -1))]
+    edges = [(x + crop.left) * len(mask) + y + crop.top for x, y in (np.nonzero(change == 1), np.nonzero(change == -1))]
     return np.stack(edges, axis=1)
 
 
