@@ -161,15 +161,7 @@ def _has_object(annotations: Annotations, window: Window) -> bool:
     boxes, first = annotations.boxes, np.array([window.top, window.left])
     last = first + (window.height - 1, window.width - 1)
     touches = ((boxes[:, :2] <= last) & (boxes[:, 2:] >= first)).all(axis=1) & ~annotations.crowd
-    if not touches.any():
-        return False
-    chosen = Annotations(
-        boxes[touches],
-        annotations.labels[touches],
-        annotations.crowd[touches],
-        tuple(annotations.segmentations[i] for i in np.flatnonzero(touches)),
-    )
-    return len(crop_annotations(chosen, window)) > 0
+    return bool(touches.any()) and len(crop_annotations(annotations.select(touches), window)) > 0
 
 
 def _jitter_example(example: Example, strength: float, rng: np.random.RandomState) -> Example:

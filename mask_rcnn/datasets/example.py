@@ -7,6 +7,7 @@ network input.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,16 @@ class Annotations:
 
     def __len__(self) -> int:
         return len(self.segmentations)
+
+    def select(self, mask: np.ndarray) -> Annotations:
+        """Return the objects for which ``mask``, ``(G,)`` bool, is true."""
+        return Annotations(
+            boxes=self.boxes[mask],
+            labels=self.labels[mask],
+            crowd=self.crowd[mask],
+            segmentations=tuple(itertools.compress(self.segmentations, mask)),
+            keypoints=None if self.keypoints is None else self.keypoints[mask],
+        )
 
 
 @dataclass(frozen=True)

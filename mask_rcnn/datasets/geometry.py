@@ -111,14 +111,14 @@ def crop_annotations(annotations: Annotations, window: Window) -> Annotations:
             is_visible[i] = False
         elif is_cut[i]:
             clipped[i] = _intersect(clipped[i], box)
-    kept = np.flatnonzero(is_visible)
+    keypoints = annotations.keypoints
     return Annotations(
-        boxes=clipped[kept],
-        labels=annotations.labels[kept],
-        crowd=annotations.crowd[kept],
-        segmentations=tuple(segmentations[i] for i in kept),
-        keypoints=None if annotations.keypoints is None else _crop_keypoints(annotations.keypoints[kept], origin, last),
-    )
+        boxes=clipped,
+        labels=annotations.labels,
+        crowd=annotations.crowd,
+        segmentations=tuple(segmentations),
+        keypoints=None if keypoints is None else _crop_keypoints(keypoints, origin, last),
+    ).select(is_visible)
 
 
 def transform_example(example: Example, symmetry: Symmetry) -> Example:

@@ -74,15 +74,7 @@ def select_objects(annotations: Annotations, conventions: TrainingConventions) -
     used = (sides > conventions.min_object_size).all(axis=1)
     if not conventions.use_crowds:
         used &= ~annotations.crowd
-    if used.all():
-        return annotations
-    return Annotations(
-        boxes=annotations.boxes[used],
-        labels=annotations.labels[used],
-        crowd=annotations.crowd[used],
-        segmentations=tuple(annotations.segmentations[i] for i in np.flatnonzero(used)),
-        keypoints=None if annotations.keypoints is None else annotations.keypoints[used],
-    )
+    return annotations if used.all() else annotations.select(used)
 
 
 def rasterize(example: Example) -> Example:
