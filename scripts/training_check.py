@@ -79,12 +79,9 @@ def run_training(words: Sequence[str]) -> int:
 
 
 def report(log: Path, goals: Mapping[str, float]) -> int:
-    """Print the metrics of the last evaluation in a log beside the goals; return 0 if all are reached, else 1."""
+    """Compare the metrics of the last evaluation in a log with the goals; see :func:`compare`."""
     last = [entry for entry in json.loads(log.read_text()) if 'validation/bbox/AP' in entry][-1]
-    reached = {name: last[f'validation/{name}'] for name in goals}
-    for name, goal in goals.items():
-        sys.stdout.write(f'{name} {reached[name]:.3f}, goal {goal:.2f}\n')
-    return 0 if all(reached[name] >= goal for name, goal in goals.items()) else 1
+    return compare({name: last[f'validation/{name}'] for name in goals}, goals)
 
 
 def store(source: Path, target: Path, **changes: Any) -> None:

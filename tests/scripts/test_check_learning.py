@@ -61,4 +61,4 @@ def test_the_last_evaluation_decides(scripts, tmp_path, capsys):
     for log, status in ((entries, 1), (entries[::-1] + [{'iteration': 9}], 0)):
         (tmp_path / 'log').write_text(json.dumps(log))
         assert report(tmp_path / 'log', eight.GOALS) == status
-    assert 'bbox/AP50 0.950, goal 0.90' in capsys.readouterr().out
+    assert 'bbox/AP50 0.950, goal 0.90: reached' in capsys.readouterr().out
