@@ -5,13 +5,11 @@ import json
 
 import pytest
 
-from mask_rcnn.cli import train
-from mask_rcnn.cli.command import ArgumentParser
+from tests.support.train_scripts import parse_train_arguments
 
 
 @pytest.fixture
-def scripts(root, monkeypatch):
-    monkeypatch.syspath_prepend(str(root / 'scripts'))
+def scripts():
     return importlib.import_module('check_overfit_8_images'), importlib.import_module('check_learning_shapes')
 
 
@@ -45,9 +43,7 @@ def test_train_accepts_their_arguments(scripts, tmp_path):
         ['--annotations', 'a', '--images', 'b', '--pretrained', 'c', '--out', str(tmp_path)]
     )
     for words in (eight.training_arguments(args, tmp_path / 'eight.json'), shapes.training_arguments(args)):
-        parser = ArgumentParser()
-        train.configure(parser)
-        parsed = train.TrainArguments.from_namespace(parser.parse_args(words))
+        parsed = parse_train_arguments(words)
         assert parsed.iteration == parsed.validation == args.iterations
 
 

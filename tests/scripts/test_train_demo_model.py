@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.cli import evaluate, train
-from mask_rcnn.cli.command import ArgumentParser
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.evaluation.coco import evaluate_model
+from tests.support.train_scripts import parse_train_arguments, replace_evaluation
 
 
 @pytest.fixture
-def script(root, monkeypatch):
-    monkeypatch.syspath_prepend(str(root / 'scripts'))
+def script():
     return importlib.import_module('train_demo_model')
 
 
@@ -43,9 +41,7 @@ def test_mask_ap_on_unseen_scenes(script, demo_model):
 
 def test_train_accepts_the_arguments_and_they_describe_the_stored_network(script, demo_model):
     args = argparse.Namespace(iterations=script.ITERATIONS, pretrained='none', gpu=-1, workers=0, out='out')
-    parser = ArgumentParser()
-    train.configure(parser)
-    parsed = train.TrainArguments.from_namespace(parser.parse_args(script.training_arguments(args)))
+    parsed = parse_train_arguments(script.training_arguments(args))
     assert parsed.step_size < parsed.lr_step < parsed.iteration == script.ITERATIONS
     config = mask_rcnn.load(demo_model).config
     assert (config.extractor, config.anchor_sizes) == (parsed.extractor, parsed.anchor_sizes)
@@ -81,15 +77,7 @@ def test_the_file_stores_the_model_in_half_precision(script, tmp_path):
     [(0.61, 11.9, 0.9, 0), (0.59, 11.9, 0.9, 1), (0.61, 12.1, 0.9, 1), (0.61, 11.9, 1.1, 1)],
 )
 def test_every_goal_must_be_reached(script, tmp_path, monkeypatch, capsys, ap, megabytes, seconds, status):
-    class Metrics:
-        def summary(self):
-            return {'segm/AP': ap}
-
-    model_file = tmp_path / 'model.npz'
-    with open(model_file, 'wb') as file:
-        file.truncate(int(megabytes * 1e6))
-    monkeypatch.setattr(mask_rcnn, 'load', lambda path, gpu: None)
-    monkeypatch.setattr(evaluate, 'evaluate_to_folder', lambda *arguments, name: Metrics())
+    model_file = replace_evaluation(monkeypatch, tmp_path, {'segm/AP': ap}, megabytes=megabytes)
     monkeypatch.setattr(script, 'prediction_seconds', lambda model, image: seconds)
     assert script.evaluate(model_file, tmp_path, -1) == status
     out = capsys.readouterr().out

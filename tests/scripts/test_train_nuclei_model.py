@@ -8,15 +8,13 @@ import pytest
 from pycocotools import mask as coco_mask
 
 import mask_rcnn
-from mask_rcnn.cli import evaluate, train
-from mask_rcnn.cli.command import ArgumentParser
 from mask_rcnn.datasets import COCODataset
 from mask_rcnn.evaluation.coco import evaluate_model
+from tests.support.train_scripts import parse_train_arguments, replace_evaluation
 
 
 @pytest.fixture
-def script(root, monkeypatch):
-    monkeypatch.syspath_prepend(str(root / 'scripts'))
+def script():
     return importlib.import_module('train_nuclei_model')
 
 
@@ -84,9 +82,7 @@ def test_train_accepts_the_arguments(script, tmp_path, resume):
     args = argparse.Namespace(
         iterations=script.ITERATIONS, data=tmp_path, pretrained='none', resume=None, gpu=-1, workers=0, out=tmp_path
     )
-    parser = ArgumentParser()
-    train.configure(parser)
-    parsed = train.TrainArguments.from_namespace(parser.parse_args(script.training_arguments(args)))
+    parsed = parse_train_arguments(script.training_arguments(args))
     assert parsed.step_size < parsed.lr_step < parsed.iteration == script.ITERATIONS
     assert parsed.augmentation.crop == 320 and parsed.augmentation.vertical_flip
     args.resume = resume
@@ -98,16 +94,9 @@ def test_train_accepts_the_arguments(script, tmp_path, resume):
     [(0.5, 0.86, 9, 0), (0.49, 0.86, 9, 1), (0.5, 0.84, 9, 1), (0.5, 0.86, 13, 1)],
 )
 def test_every_goal_must_be_reached(script, tmp_path, monkeypatch, capsys, ap, ap50, megabytes, status):
-    class Metrics:
-        def summary(self):
-            return {'segm/AP': ap, 'segm/AP50': ap50}
-
-    model_file = tmp_path / 'model.npz'
-    with open(model_file, 'wb') as file:
-        file.truncate(int(megabytes * 1e6))
-    monkeypatch.setattr(mask_rcnn, 'load', lambda path, gpu: None)
+    summary = {'segm/AP': ap, 'segm/AP50': ap50}
+    model_file = replace_evaluation(monkeypatch, tmp_path, summary, megabytes=megabytes)
     monkeypatch.setattr('mask_rcnn.datasets.COCODataset', lambda *arguments, only_annotated: [])
-    monkeypatch.setattr(evaluate, 'evaluate_to_folder', lambda *arguments, name: Metrics())
     monkeypatch.setattr(script, 'mean_dsb_score', lambda model, dataset: 0.4)
     assert script.evaluate(model_file, tmp_path, tmp_path, -1) == status
     assert capsys.readouterr().out.count(': not reached') == status
