@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections import Counter, deque
@@ -16,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
-from mask_rcnn.cli.demo_annotations import AnnotationWriter, COCOWriter, LabelmeWriter, is_folder
+from mask_rcnn.cli.demo_annotations import AnnotationWriter, COCOWriter, LabelmeWriter, is_folder, write_json
 from mask_rcnn.cli.demo_options import configure
 from mask_rcnn.cli.options import check_precision, choose_device, limit_changes, roi_changes
 from mask_rcnn.cli.outputs import check_can_write, output_path, refuse_inputs
 from mask_rcnn.cli.pictures import can_write_picture, write_picture
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output, open_for_writing
+from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output
 from mask_rcnn.io.console import print_error, print_line, print_note, print_warning, progress_bar
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.models import MaskRCNN, load
@@ -104,8 +103,7 @@ class _Results:
     def write(self, n_images: int) -> None:
         """Write the results, and a line if images are missing because the command was interrupted."""
         if self.json_path is not None:
-            with open_for_writing(self.json_path) as file:
-                file.write(json.dumps(self.detections).encode('ascii'))
+            write_json(self.json_path, self.detections)
             self._report_missing(self.json_path, self.n_images, n_images)
         if self.annotations is not None:
             self.annotations.write()
@@ -244,7 +242,7 @@ def image_id(image: Path) -> int | str:
 
 def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argparse.Namespace) -> None:
     inputs = set(map(_identify, images))
-    others = [('the file of --modelfile', args.modelfile), ('the file of --font', args.font)]
+    others = _other_inputs(args)
     for picture in pictures:
         refuse_inputs('--output', picture, others)
         if not can_write_picture(picture.suffix):
@@ -260,6 +258,11 @@ def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argpa
             if count > 1:
                 raise UsageError(f'--json {args.json}: {count} images have the image_id {number!r}')
         check_can_write(args.json)
+
+
+def _other_inputs(args: argparse.Namespace) -> list[tuple[str, Path | None]]:
+    """Return the names and the paths of the inputs that are not images."""
+    return [('the file of --modelfile', args.modelfile), ('the file of --font', args.font)]
 
 
 def _check_file(
@@ -292,8 +295,8 @@ def _open_annotations(
         labelme.check()
         return labelme
     path = output_path(args.annotations)
-    others = [('the file of --modelfile', args.modelfile), ('the file of --font', args.font)]
-    _check_file('--annotations', path, images, pictures, [*others, ('the file of --json', args.json)])
+    others = [*_other_inputs(args), ('the file of --json', args.json)]
+    _check_file('--annotations', path, images, pictures, others)
     if args.json is not None and is_standard_output(path) and is_standard_output(args.json):
         raise UsageError('--json and --annotations are both written to the standard output')
     if path.is_file() and path.stat().st_size:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mask_rcnn.cli.command import UsageError
+from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import check_writable_folder, open_for_writing
 
@@ -25,7 +26,7 @@ class AnnotationWriter(Protocol):
         """Add the detections of an image."""
 
     def write(self) -> None:
-        """Write what :meth:`add` has not yet written."""
+        """Write the annotations that :meth:`add` has collected."""
 
 
 def is_folder(value: str) -> bool:
@@ -65,7 +66,7 @@ class COCOWriter:
             'annotations': self._annotations,
             'categories': [category for _, category in sorted(self._categories.items())],
         }
-        _write_json(self.paths[0], content)
+        write_json(self.paths[0], content)
 
 
 class LabelmeWriter:
@@ -106,7 +107,7 @@ class LabelmeWriter:
             'imageHeight': height,
             'imageWidth': width,
         }
-        _write_json(path, content)
+        write_json(path, content)
 
     def write(self) -> None:
         """Do nothing: the files are written."""
@@ -119,12 +120,13 @@ def labelme_shapes(detections: Detections) -> list[dict[str, Any]]:
     keypoint.
     """
     shapes = []
+    point_names = _keypoint_names(detections)
     for annotation, name in zip(detections.to_annotations(1), detections.names, strict=True):
         parts = [('polygon', polygon, name) for polygon in annotation['segmentation']]
         if not parts:
             left, top, width, height = annotation['bbox']
             parts = [('rectangle', [left, top, left + width, top + height], name)]
-        parts += [('point', point, point_name) for point, point_name in _visible_keypoints(annotation, detections)]
+        parts += [('point', point, point_name) for point, point_name in _visible_keypoints(annotation, point_names)]
         common = {'group_id': annotation['id'] if len(parts) > 1 else None, 'flags': {}, 'score': annotation['score']}
         for shape_type, numbers, label in parts:
             points = [numbers[i : i + 2] for i in range(0, len(numbers), 2)]
@@ -132,19 +134,25 @@ def labelme_shapes(detections: Detections) -> list[dict[str, Any]]:
     return shapes
 
 
-def _visible_keypoints(annotation: dict[str, Any], detections: Detections) -> list[tuple[list[float], str]]:
-    """Return the place ``[x, y]`` and the name of each visible keypoint of an annotation."""
+def _keypoint_names(detections: Detections) -> Sequence[str]:
+    n_keypoints = 0 if detections.keypoints is None else detections.keypoints.shape[1]
+    if n_keypoints == len(COCO_KEYPOINT_NAMES):
+        return COCO_KEYPOINT_NAMES
+    return [f'keypoint {i}' for i in range(1, n_keypoints + 1)]
+
+
+def _visible_keypoints(annotation: dict[str, Any], names: Sequence[str]) -> list[tuple[list[float], str]]:
+    """Return the coordinates ``[x, y]`` and the name of each visible keypoint of an annotation."""
     numbers = annotation.get('keypoints', [])
-    category = next(c for c in detections.categories if c['id'] == annotation['category_id'])
     triples = [numbers[i : i + 3] for i in range(0, len(numbers), 3)]
-    names = category.get('keypoints') or [f'keypoint {i}' for i in range(1, len(triples) + 1)]
-    return [(triple[:2], name) for triple, name in zip(triples, names, strict=False) if triple[2]]
+    return [(triple[:2], name) for triple, name in zip(triples, names, strict=True) if triple[2]]
 
 
 def _relative(image: Path, folder: str) -> str:
     return Path(os.path.relpath(image, folder)).as_posix()
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, which appears when it is complete."""
     with open_for_writing(path) as file:
         file.write(json.dumps(content).encode('ascii'))

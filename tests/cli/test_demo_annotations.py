@@ -89,6 +89,18 @@ def test_parts_of_an_object_have_a_common_group():
         ('point', 3),
     ]
     assert shapes[3]['points'] == [[6, 5], [11, 10]] and shapes[4]['points'] == [[34, 12]]
+    assert shapes[4]['label'] == 'keypoint 2'
+
+
+def test_the_keypoints_of_people_have_the_names_of_coco():
+    from mask_rcnn.cli.demo_annotations import labelme_shapes
+    from mask_rcnn.inference.detections import Detections
+
+    keypoints = np.zeros((1, 17, 4), np.float32)
+    keypoints[0, [0, 16], 2] = 9
+    boxes = [[5, 6, 9, 10]]
+    found = Detections(boxes=boxes, labels=[0], scores=[0.7], size=(30, 40), keypoints=keypoints)
+    assert [shape['label'] for shape in labelme_shapes(found)[1:]] == ['nose', 'right_ankle']
 
 
 def test_files_of_labelme_are_not_replaced(photos, calls, tmp_path, capsys):  # noqa: F811
