@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from mask_rcnn.datasets.coco_annotations import clean_object, explain_doubt
 from mask_rcnn.datasets.coco_json import COCOFile, read_coco_json
 from mask_rcnn.datasets.image_files import explain_size
 from mask_rcnn.datasets.inspection.image_scan import ScannedImage, group_equal_images, scan_images
+from mask_rcnn.datasets.inspection.split import classes_of_images
 from mask_rcnn.io.progress import Progress, no_progress
 from mask_rcnn.preprocessing.image_transform import input_scale
 
@@ -158,7 +158,6 @@ def _check_annotations(
     sizes = {image_id: image.size for image_id, image in image_of.items()}
     category_ids = [category.category_id for category in content.categories]
     records = read_records(content.annotations, sizes, category_ids, keypoints=False)
-    n_of_category: Counter[int | str] = Counter()
     trained_images: set[int | str] = set()
     first_of: dict[tuple, str] = {}
     for record in progress(records, len(content.annotations), 'object'):
@@ -166,18 +165,20 @@ def _check_annotations(
             yield Finding('malformed', str(path), reason=str(record))
             continue
         image = image_of[record.image_id]
-        n_of_category[record.category_id] += 1
         findings = _check_object(record, image, config)
         if not {'left-out', 'crowd'} & {finding.kind for finding in findings}:
             trained_images.add(record.image_id)
         yield from findings
         if record.bbox is not None and not record.is_crowd:
             key = (record.image_id, record.category_id, *record.bbox)
-            first = first_of.setdefault(key, record.name)
-            if first is not record.name:
-                yield Finding('repeated', image.path, record.name, f'has the class and the box of {first}')
+            if key in first_of:
+                yield Finding('repeated', image.path, record.name, f'has the class and the box of {first_of[key]}')
+            else:
+                first_of[key] = record.name
+    # Annotations that are malformed, or in images that cannot be read, are annotations of their classes as well.
+    annotated_classes = set().union(*classes_of_images(content))
     for category in content.categories:
-        if not n_of_category[category.category_id]:
+        if category.category_id not in annotated_classes:
             yield Finding('empty-class', str(path), f'class {category.name!r}')
     for record in content.images:
         if record.image_id not in trained_images and image_of[record.image_id].size is not None:

@@ -55,7 +55,7 @@ def group_images(
     members: dict[int, list[int]] = defaultdict(list)
     for i in range(len(parents)):
         members[_find_root(parents, i)].append(i)
-    classes = _classes_of_images(content)
+    classes = classes_of_images(content)
     return [ImageGroup(tuple(group), Counter(c for i in group for c in classes[i])) for group in members.values()]
 
 
@@ -105,15 +105,8 @@ def select_images(content: dict, file: COCOFile, indices: Iterable[int]) -> dict
     return {**content, 'images': [file.images[i].fields for i in chosen], 'annotations': annotations}
 
 
-def _find_root(parents: list[int], i: int) -> int:
-    while parents[i] != i:
-        parents[i] = parents[parents[i]]
-        i = parents[i]
-    return i
-
-
-def _classes_of_images(content: COCOFile) -> list[set[int | str]]:
-    """Return the category ids of the objects of each image."""
+def classes_of_images(content: COCOFile) -> list[set[int | str]]:
+    """Return the category ids of the annotations of each image, without a check of the rest of the annotations."""
     index_of = {image.image_id: i for i, image in enumerate(content.images)}
     classes: list[set[int | str]] = [set() for _ in content.images]
     for annotation in content.annotations:
@@ -121,6 +114,13 @@ def _classes_of_images(content: COCOFile) -> list[set[int | str]]:
         if image in index_of and category is not None:
             classes[index_of[image]].add(category)
     return classes
+
+
+def _find_root(parents: list[int], i: int) -> int:
+    while parents[i] != i:
+        parents[i] = parents[parents[i]]
+        i = parents[i]
+    return i
 
 
 def _image_of(annotation: Any) -> int | str | None:

@@ -99,6 +99,13 @@ def test_classes_and_images_without_objects(findings):
     ]
 
 
+def test_a_class_with_malformed_annotations_only_is_not_empty(findings):
+    def edit(content):
+        content['annotations'][1]['bbox'] = [1, 2]
+
+    assert found(findings(edit=edit)) == [('malformed', 'data.json', ''), ('no-objects', '1.png', '')]
+
+
 def test_sizes(findings):
     def edit(content):
         content['images'][1]['height'] = 99
@@ -123,8 +130,7 @@ def test_unreadable_images(findings):
         data = (folder / '1.png').read_bytes()
         (folder / '1.png').write_bytes(data[: len(data) - 30])
 
-    unreadable = [('unreadable', '0.png', ''), ('unreadable', '1.png', '')]
-    assert [entry for entry in found(findings(edit_files=damage)) if entry[0] == 'unreadable'] == unreadable
+    assert found(findings(edit_files=damage)) == [('unreadable', '0.png', ''), ('unreadable', '1.png', '')]
 
 
 def test_damaged_pixels_are_found_by_decoding_only(findings):
@@ -134,7 +140,7 @@ def test_damaged_pixels_are_found_by_decoding_only(findings):
         data[len(data) // 2] ^= 0xFF
         (folder / '1.png').write_bytes(data)
 
-    assert ('unreadable', '1.png', '') in found(findings(edit_files=damage))
+    assert found(findings(edit_files=damage)) == [('unreadable', '1.png', '')]
     assert findings(edit_files=damage, decode=False) == ()
 
 
