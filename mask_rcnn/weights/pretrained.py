@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import chainer
 import numpy as np
 
-from mask_rcnn.config import Config
+from mask_rcnn.config import EXTRACTORS, PRESETS, Config
 from mask_rcnn.io.console import escape
 from mask_rcnn.weights import formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
@@ -114,7 +114,12 @@ def load_pretrained(model: chainer.Chain, path: _Path, file: ConvertedWeights | 
 def _arrays_for(config: Config, path: _Path, file: ConvertedWeights) -> dict[str, np.ndarray]:
     """Return a file's arrays under the paths and with the normalisation of a network."""
     if file.config.backbone != config.backbone:
-        raise WeightFileError(path, f'contains a {file.config.backbone}, but the model has a {config.extractor}')
+        fitting = [name for name in EXTRACTORS if PRESETS[name].backbone == file.config.backbone]
+        raise WeightFileError(
+            path,
+            f'contains a {file.config.backbone}, but the model has a {config.extractor}; choose the network with '
+            f'--extractor {" or ".join(fitting)}',
+        )
     arrays = file.arrays
     if file.config.extractor != config.extractor:
         arrays = _move_backbone(arrays, to_fpn=config.has_fpn)

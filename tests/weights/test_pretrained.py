@@ -326,7 +326,8 @@ def test_resnet101(tmp_path, models, monkeypatch):
         for array in (link.conv.W.array, link.norm.gamma.array, link.norm.avg_var):
             assert (array == numbers[conv]).all(), conv
     assert (model.box_head.res5.block2.conv3.conv.W.array == numbers['res5c_branch2c']).all()
-    with pytest.raises(WeightFileError, match='contains a resnet101, but the model has a resnet50'):
+    expected = 'contains a resnet101, but the model has a resnet50; .* --extractor resnet101 or resnet101_fpn$'
+    with pytest.raises(WeightFileError, match=expected):
         load_pretrained(models['affine'], tmp_path / 'r101.npz')
 
 
