@@ -153,6 +153,7 @@ class ConsoleTable(training.Extension):
         log: The log.
         iterations: Total iterations of the run, used to estimate the time left.
         print_line: Called with each line.
+        evaluation: The evaluation, whose time is not part of ``s/iter``, but of the time left.
     """
 
     name = 'table'  # type: ignore[assignment]  # Chainer declares None
@@ -183,8 +184,15 @@ class ConsoleTable(training.Extension):
     }
     _LINES_PER_HEADING = 30
 
-    def __init__(self, log: TrainingLog, *, iterations: int, print_line: Callable[[str], None]):
-        self._log, self._iterations, self._print_line = log, iterations, print_line
+    def __init__(
+        self,
+        log: TrainingLog,
+        *,
+        iterations: int,
+        print_line: Callable[[str], None],
+        evaluation: Evaluation | None = None,
+    ):
+        self._log, self._iterations, self._print_line, self._evaluation = log, iterations, print_line, evaluation
         self._n_printed = self._n_lines = 0
         self._first_iteration, self._start_time = 0, time.monotonic()
 
@@ -212,9 +220,11 @@ class ConsoleTable(training.Extension):
             for _, width, key, format_spec in self._columns(entry)
         ]
         iteration = entry['iteration']
-        seconds = (time.monotonic() - self._start_time) / max(iteration - self._first_iteration, 1)
-        time_left = seconds * max(self._iterations - iteration, 0)
-        return '  '.join(cells) + f'  {seconds:6.2f}  {format_duration(time_left):>9}'
+        n_done = max(iteration - self._first_iteration, 1)
+        seconds = time.monotonic() - self._start_time
+        evaluating = 0.0 if self._evaluation is None else self._evaluation.seconds
+        time_left = seconds / n_done * max(self._iterations - iteration, 0)
+        return '  '.join(cells) + f'  {(seconds - evaluating) / n_done:6.2f}  {format_duration(time_left):>9}'
 
 
 def format_duration(seconds: float) -> str:
@@ -249,6 +259,9 @@ class Evaluation(training.Extension):
         communicator: Only the main process writes and reports.
         print_line: Called with the table of the metrics.
         warn: Called with one line if the evaluation fails.
+
+    Attributes:
+        seconds (float): The time of all evaluations in this process.
     """
 
     name = 'evaluation'  # type: ignore[assignment]  # Chainer declares None
@@ -266,8 +279,16 @@ class Evaluation(training.Extension):
     ):
         self._evaluate, self._snapshots, self._print_line, self._warn = evaluate, snapshots, print_line, warn
         self._signal_handler, self._communicator = signal_handler, communicator
+        self.seconds = 0.0
 
     def __call__(self, trainer: training.Trainer) -> None:
+        start = time.monotonic()
+        try:
+            self._evaluate_and_report(trainer)
+        finally:
+            self.seconds += time.monotonic() - start
+
+    def _evaluate_and_report(self, trainer: training.Trainer) -> None:
         iteration = trainer.updater.iteration
         results = Path(trainer.out) / f'results_iter_{iteration}.json'
         try:

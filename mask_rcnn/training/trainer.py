@@ -286,6 +286,7 @@ def _add_extensions(
             priority=350,
             trigger=lambda trainer: evaluating(trainer) or saving(trainer),
         )
+    evaluation = None
     if options.eval_interval:
         if evaluate is None:
             raise ValueError(f'eval_interval is {options.eval_interval}, but evaluate is None')
@@ -300,7 +301,7 @@ def _add_extensions(
         for extension in filter(None, (evaluation, stop_trigger.early_stopping)):
             trainer.extend(extension, trigger=evaluating)
     if main:
-        tolerate(ConsoleTable(log, iterations=options.iterations, print_line=print_line))
+        tolerate(ConsoleTable(log, iterations=options.iterations, print_line=print_line, evaluation=evaluation))
         tolerate(DivergenceWarning(log, print_warning), trigger=logging)
     if main and options.tensorboard:
         tensorboard = TensorBoard(log)

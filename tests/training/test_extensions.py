@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -111,6 +112,23 @@ def test_the_table_has_a_heading_and_a_line_per_entry(tmp_path):
     assert re.search(r'\d\.\d\d +\d+:\d\d$', first) and last.endswith('0:00')
 
 
+def test_evaluations_are_part_of_the_time_left_only(tmp_path, monkeypatch):
+    """Two iterations take 3 s each, and their evaluation 10 s: 16 s for two iterations remain 16 s for two more."""
+    now, lines = [0.0], []
+    monkeypatch.setattr('mask_rcnn.training.extensions.time', SimpleNamespace(monotonic=lambda: now[0]))
+
+    def wait(seconds):
+        now[0] += seconds
+
+    trainer = make_trainer(tmp_path, stop=(2, 'iteration'))
+    evaluation = add_evaluation(trainer, lambda file: (wait(10), Metrics(0.3))[1])
+    trainer.extend(lambda trainer: wait(3), name='work', priority=500, trigger=(1, 'iteration'))
+    table = ConsoleTable(log_of(trainer), iterations=4, print_line=lines.append, evaluation=evaluation)
+    trainer.extend(table)
+    trainer.run()
+    assert lines[1].split()[-2:] == ['3.00', '0:16']
+
+
 @pytest.mark.parametrize(('seconds', 'text'), [(4.6, '0:05'), (65, '1:05'), (7800, '2:10:00'), (274000, '3 d 4 h')])
 def test_durations_as_text(seconds, text):
     assert format_duration(seconds) == text
@@ -173,18 +191,16 @@ class Metrics:
 
 
 def add_evaluation(trainer, evaluate, signal_handler=None, lines=None, warn=pytest.fail):
-    snapshots = Snapshots(META, {}, keep=1, warn=pytest.fail, print_line=pytest.fail)
-    trainer.extend(
-        Evaluation(
-            evaluate,
-            snapshots,
-            signal_handler=signal_handler or SignalHandler(),
-            warn=warn,
-            communicator=Communicator(),
-            print_line=(lines if lines is not None else []).append,
-        ),
-        trigger=IntervalTrigger(2),
+    evaluation = Evaluation(
+        evaluate,
+        Snapshots(META, {}, keep=1, warn=pytest.fail, print_line=pytest.fail),
+        signal_handler=signal_handler or SignalHandler(),
+        warn=warn,
+        communicator=Communicator(),
+        print_line=(lines if lines is not None else []).append,
     )
+    trainer.extend(evaluation, trigger=IntervalTrigger(2))
+    return evaluation
 
 
 def test_evaluations_are_reported_and_the_best_is_kept(tmp_path):
