@@ -16,7 +16,7 @@ from typing import Any, cast
 from mask_rcnn.cli.command import UsageError, flag
 from mask_rcnn.cli.initial_model import data_options, selected_extractor
 from mask_rcnn.cli.options import choose_device
-from mask_rcnn.cli.train_arguments import TrainArguments
+from mask_rcnn.cli.train_arguments import SCHEDULE_OPTIONS, TrainArguments
 from mask_rcnn.datasets.coco import COCODataset
 from mask_rcnn.datasets.inspection.machine import find_machine
 from mask_rcnn.datasets.inspection.statistics import collect_statistics
@@ -27,9 +27,6 @@ from mask_rcnn.training.snapshot import is_snapshot
 
 #: Number of evaluations of a run, and minimum number of iterations between them; limit of the warm-up in iterations.
 _N_EVALUATIONS, _MIN_INTERVAL, _MAX_WARMUP = 15, 10, 500
-
-#: The options of the learning rates, which ``--schedule`` replaces.
-_RATES = ('lr', 'lr_initialchange', 'step_size', 'lr_step')
 
 
 def print_and_return_arguments(
@@ -45,6 +42,9 @@ def print_and_return_arguments(
 
     Raises:
         UsageError: An option contradicts ``--auto``.
+        mask_rcnn.datasets.coco.AnnotationFileError: The training data cannot be used.
+        mask_rcnn.weights.WeightFileError: The file of ``--resume`` or ``--pretrained`` cannot be used.
+        ValueError: The GPU cannot be used.
     """
     if args.lr == 0:
         raise UsageError('--auto and --lr 0 contradict each other: nothing is trained')
@@ -63,16 +63,14 @@ def print_and_return_arguments(
     gpu = choose_device(arguments.gpu)
     machine = find_machine(gpu)
     dataset = arguments.data.open('train', size=0, **data_options(arguments))  # no generated images, so no size
-    try:
-        statistics = collect_statistics(cast(COCODataset, dataset))
-    except ValueError as error:
-        raise UsageError(f'{arguments.data.title("train")}: {error}') from error
+    statistics = collect_statistics(cast(COCODataset, dataset))
     settings = suggest_settings(statistics, extractor=selected_extractor(arguments), machine=machine)
     options = choose_options(
         settings, vars(given), has_val=arguments.data.has('val'), keeps_network=arguments.resume is not None
     )
     if given.gpu is None:
         options['gpu'] = gpu
+    # The parser accepts abbreviations of flags; shorter ones than --au are ambiguous.
     words = [word for word in argv if not ('--auto'.startswith(word) and word.startswith('--au'))]
     for name, value in options.items():
         words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
@@ -136,7 +134,7 @@ def choose_options(
     chosen['lr_step'] = max(chosen['lr_step'], given['step_size'] or 0)
     dropped = {name for name in chosen if given[name] is not None}
     if given['schedule']:
-        dropped |= {*_RATES, 'iteration'}
+        dropped |= {*SCHEDULE_OPTIONS, 'iteration'}
     if not has_val:
         dropped.add('validation')
     if keeps_network:

@@ -17,7 +17,7 @@ from mask_rcnn.training.snapshot import check_snapshot, find_newest_snapshot, is
 from mask_rcnn.weights import WeightFileError, formats
 
 #: The options that ``--schedule`` replaces.
-_SCHEDULE_OPTIONS = ('lr', 'lr_initialchange', 'step_size', 'lr_step')
+SCHEDULE_OPTIONS = ('lr', 'lr_initialchange', 'step_size', 'lr_step')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ def _contradict(first: str, second: str, reason: str) -> NoReturn:
 def _check_conflicts(args: argparse.Namespace) -> None:
     """Raise :class:`UsageError` for options that contradict each other."""
     if args.schedule:
-        for name in _SCHEDULE_OPTIONS:
+        for name in SCHEDULE_OPTIONS:
             if getattr(args, name) is not None:
                 _contradict('--schedule', flag(name), 'the schedule determines the learning rates')
     # A snapshot may be resumed with the command that started its run, so only models are checked.

@@ -32,7 +32,7 @@ class Statistics:
         n_without_objects: Number of images that are left out because they have no object for training.
 
     Raises:
-        ValueError: There is no image or no object.
+        ValueError: The dataset has no image or no object.
     """
 
     class_names: tuple[str, ...]
@@ -94,19 +94,20 @@ class ClassStatistics:
 
 
 def collect_statistics(dataset: COCODataset) -> Statistics:
-    """Collect the statistics of a dataset that was opened for training.
+    """Collect the statistics of a dataset.
 
-    Raises:
-        ValueError: The dataset has no image, or no object except crowds.
+    Args:
+        dataset: A dataset that was opened with ``only_annotated=True``: each of its images has an object.
     """
     annotations = [dataset.get_annotations(i) for i in range(len(dataset))]
-    crowd = np.concatenate([a.crowd for a in annotations]) if annotations else np.zeros(0, bool)
-    boxes = np.concatenate([a.boxes for a in annotations])[~crowd] if annotations else np.zeros((0, 4))
-    labels = np.concatenate([a.labels for a in annotations])[~crowd] if annotations else np.zeros(0, np.int32)
+    crowd, boxes, labels = (
+        np.concatenate([getattr(a, name) for a in annotations]) for name in ('crowd', 'boxes', 'labels')
+    )
+    boxes, labels = boxes[~crowd], labels[~crowd]
     image_of = np.repeat(np.arange(len(dataset)), [len(a) for a in annotations])[~crowd]
     return Statistics(
         class_names=dataset.class_names,
-        image_sizes=np.array([dataset.image_size(i) for i in range(len(dataset))], np.int64).reshape(-1, 2),
+        image_sizes=np.array([dataset.image_size(i) for i in range(len(dataset))], np.int64),
         labels=labels,
         image_of=image_of,
         box_sizes=boxes[:, 2:].astype(np.float64) - boxes[:, :2] + 1,  # both corners are pixels of the box
