@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from mask_rcnn.datasets.coco_json import ImageRecord
 from mask_rcnn.datasets.image_files import find_image_file
 from mask_rcnn.io.atomic_file import open_for_reading
@@ -67,8 +69,9 @@ def _scan_image(path: str, *, decode: bool) -> ScannedImage:
         image = load_image(path)
     except ImageFileError as error:
         return ScannedImage(path, None, error=error.reason)
-    digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
-    return ScannedImage(path, (image.shape[0], image.shape[1]), is_upright, pixels=digest)
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return ScannedImage(path, (image.shape[0], image.shape[1]), is_upright, pixels=digest.digest())
 
 
 def group_equal_images(images: Sequence[ScannedImage]) -> list[list[int]]:
