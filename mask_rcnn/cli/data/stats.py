@@ -7,7 +7,7 @@ import json
 import shlex
 from pathlib import Path
 
-from mask_rcnn.cli.command import UsageError, run_and_report_errors
+from mask_rcnn.cli.command import UsageError, flag, run_and_report_errors
 from mask_rcnn.cli.data.dataset_files import add_dataset, check_picture_output, show_progress
 from mask_rcnn.cli.options import add_gpu, choose_device, positive_float
 from mask_rcnn.config import EXTRACTORS, PRESETS
@@ -91,7 +91,7 @@ def _train_command(args: argparse.Namespace, settings: Settings) -> str:
     words += ['--extractor', args.extractor]
     for name, value in settings.train_options.items():
         values = value if isinstance(value, tuple) else (value,)
-        words += ['--' + name.replace('_', '-'), *(f'{v:g}' if isinstance(v, float) else str(v) for v in values)]
+        words += [flag(name), *(f'{v:g}' if isinstance(v, float) else str(v) for v in values)]
     if settings.network_fields:
         words += ['--set', *(f'{name}={value}' for name, value in settings.network_fields.items())]
     return shlex.join(words)
