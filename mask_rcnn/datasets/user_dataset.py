@@ -190,7 +190,7 @@ class UserDataset(chainer.dataset.DatasetMixin):
         elif not isinstance(outlines, (list, tuple)):
             raise ValueError(f'image {i}: outlines must be an array of masks or a list, not {shorten(outlines)}')
         if len(outlines) != len(labels):
-            raise ValueError(f'image {i}: there are {len(outlines)} outlines, but {len(labels)} labels')
+            raise ValueError(f'image {i}: objects() returned {len(outlines)} outlines, but {len(labels)} labels')
         return [_to_outline(i, outline, size) for outline in outlines], labels
 
     def _check_labels(self, i: int, labels: Any) -> np.ndarray:

@@ -109,8 +109,8 @@ def find_pretrained(
         model_folder: The folder of the converters.
 
     Raises:
-        WeightFileError: There is no such file; for a name, the message states the file to download, its source and the
-            folder to put it in.
+        WeightFileError: The file does not exist; for a name, the message states the file to download, its source and
+            the folder to put it in.
     """
     name = os.fspath(name_or_path)
     if name not in (IMAGENET, COCO):

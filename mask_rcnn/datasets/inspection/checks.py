@@ -105,7 +105,7 @@ def check_dataset(
     content = read_coco_json(annotation_file)
     images = scan_images(content.images, image_folder, decode=decode, progress=progress)
     findings = [
-        Finding('empty', str(annotation_file), reason=f'there are no {what}')
+        Finding('empty', str(annotation_file), reason=f'the file contains no {what}')
         for what, entries in (('images', content.images), ('classes', content.categories))
         if not entries
     ]

@@ -75,11 +75,11 @@ def split_groups(groups: Sequence[ImageGroup], fraction: float, *, seed: int) ->
         True for each group of the validation data.
 
     Raises:
-        ValueError: There are fewer than two groups.
+        ValueError: ``groups`` contains fewer than two groups.
     """
     n_images = sum(len(group.images) for group in groups)
     if n_images < 2:
-        raise ValueError(f'there {"is 1 image" if n_images else "are no images"}; a division needs at least 2')
+        raise ValueError(f'a division needs at least 2 images, not {n_images}')
     if len(groups) < 2:
         raise ValueError('all images belong together, so that they cannot be divided')
     order = np.random.RandomState(seed).permutation(len(groups)).tolist()

@@ -81,7 +81,7 @@ def test_equal_images_and_names_stay_together():
 
 
 def test_one_group_cannot_be_divided():
-    for groups, words in (([], 'there are no images'), ([ImageGroup((0,), {})], 'there is 1 image;')):
+    for groups, words in (([], 'at least 2 images, not 0'), ([ImageGroup((0,), {})], 'at least 2 images, not 1')):
         with pytest.raises(ValueError, match=words):
             split_groups(groups, 0.5, seed=0)
     with pytest.raises(ValueError, match='all images belong together'):
