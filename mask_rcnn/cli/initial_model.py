@@ -58,8 +58,7 @@ def data_options(args: TrainArguments) -> dict[str, Any]:
         mask_rcnn.weights.WeightFileError: The file cannot be used.
     """
     if args.resume is None:
-        path = None if args.pretrained in ('none', IMAGENET) else _pretrained_file(args)
-        config = _base_config(args, None if path is None else formats.read(path))
+        config = _config_before_options(args)
         keypoints = args.keypoints
         masks = dict(args.fields).get('masks', not keypoints)
         class_names: tuple[str, ...] = ()
@@ -88,8 +87,7 @@ def selected_extractor(args: TrainArguments) -> str:
     """
     if args.resume is not None:
         return formats.read(args.resume).config.extractor
-    path = None if args.pretrained in ('none', IMAGENET) else _pretrained_file(args)
-    return _base_config(args, None if path is None else formats.read(path)).extractor
+    return _config_before_options(args).extractor
 
 
 def load_model(args: TrainArguments) -> MaskRCNN:
@@ -189,6 +187,13 @@ def _dataset_changes(args: TrainArguments) -> dict[str, Any]:
         'anchor_sizes': ANCHOR_SIZES[name],
         'rpn_post_nms': PROPOSALS[name],
     }
+
+
+def _config_before_options(args: TrainArguments) -> Config:
+    """Return the configuration that the options of a new network change; it reads the file of ``--pretrained``."""
+    if args.pretrained in ('none', IMAGENET):
+        return _base_config(args, None)
+    return _base_config(args, formats.read(_pretrained_file(args)))
 
 
 def _base_config(args: TrainArguments, file: ConvertedWeights | None) -> Config:
