@@ -78,7 +78,7 @@ def train(
             (:class:`~mask_rcnn.datasets.ObjectData`), or a dataset of :mod:`mask_rcnn.datasets`.
         iterations: Number of updates.
         out: Folder of all files that the run writes.
-        val: The evaluation data, as ``dataset``.
+        val: The evaluation data, as ``dataset``, with the same classes or some of them.
         batch_size: Images per update.
         lr: Learning rate after the warm-up; see :func:`~mask_rcnn.training.schedule.run_schedule`.  ``None`` for
             Detectron's, 0.00125 for each image of the batch.
@@ -105,6 +105,11 @@ def train(
     train_set = _adapt(dataset, model, only_annotated=True)
     val_set = None if val is None else _adapt(val, model, only_annotated=False)
     _match_classes(model, train_set.class_names)
+    if val_set is not None and not set(val_set.class_names) <= set(train_set.class_names):
+        raise ValueError(
+            f'the classes of val are {", ".join(val_set.class_names)}, but those of the dataset are '
+            f'{", ".join(train_set.class_names)}'
+        )
     if schedule is None:
         schedule = run_schedule(_RATE_PER_IMAGE * batch_size if lr is None else lr, iterations)
     elif lr is not None:

@@ -94,6 +94,10 @@ def test_the_models_classes_are_those_of_the_data(tmp_path):
     model.class_names = None
     with pytest.raises(ValueError, match='eval_interval needs val'):
         mask_rcnn.train(model, Scenes(), iterations=1, out=tmp_path / 'new', eval_interval=1)
+    val = Scenes()
+    val.class_names = ('red', 'blue')
+    with pytest.raises(ValueError, match='classes of val are red, blue, but those of the dataset are red, green'):
+        mask_rcnn.train(model, Scenes(), val=val, iterations=1, out=tmp_path / 'new')
     with pytest.raises(ValueError, match='lr and schedule'):
         mask_rcnn.train(model, Scenes(), iterations=1, out=tmp_path, lr=1, schedule=run_schedule(1, 9))
     with pytest.raises(TypeError, match='nonsense'):
