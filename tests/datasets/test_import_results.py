@@ -117,7 +117,7 @@ def test_the_written_file(tmp_path, rng):
     dataset = ImportedDataset('test', (ImportedImage(path, size, objects),), ('cat', 'caf\xe9'))
     coco, ((first, second, third),) = read_back(dataset, tmp_path / 'a.json', tmp_path / 'photos')
     assert coco.class_names == ('cat', 'caf\xe9') and not coco.doubts
-    assert files.iou(first, files.polygon_mask(polygon, size)) > 0.99
+    assert files.iou(first, files.polygon_mask(polygon, size)) >= 0.999
     expected = np.zeros(size, bool)
     expected[20:70, 30:90] = bitmap
     np.testing.assert_array_equal(second, expected)
