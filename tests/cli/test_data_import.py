@@ -152,9 +152,7 @@ def test_a_dataset_without_classes_is_refused(run, tmp_path):
     files.write_image(tmp_path / 'a.png')
     source = files.write_json(tmp_path / 'a.json', files.labelme_file([]))
     status, _, errors = run(source)
-    assert status == 1 and errors == [
-        f'error: {source}: there are no objects and no classes; --classes names the classes'
-    ]
+    assert status == 1 and errors == [f'error: {source}: has neither objects nor classes; --classes names the classes']
     assert not (tmp_path / 'out.json').exists()
     (tmp_path / 'classes.txt').write_text('cat\n')
     assert run(source, '--classes', tmp_path / 'classes.txt')[0] == 0

@@ -106,7 +106,7 @@ def test_images_without_label_images_are_left_out(pair):
 def test_label_image_without_an_image(pair):
     source = pair(TOUCHING)
     save(source / 'labels' / 'b.png', TOUCHING)
-    with pytest.raises(AnnotationFileError, match=r'labels/b\.png: there is no image b in .*images'):
+    with pytest.raises(AnnotationFileError, match=r'labels/b\.png: its image b does not exist in .*images'):
         label_images.read(source, CELL)
     assert len(label_images.read(source, ImportOptions(skip_broken=True)).images) == 1
 

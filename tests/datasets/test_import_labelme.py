@@ -111,7 +111,7 @@ def test_another_size(read):
 
 
 def test_a_source_has_no_parts(read):
-    with pytest.raises(AnnotationFileError, match=r"a\.json: has no parts, of which one could be 'train' \(--part\)"):
+    with pytest.raises(AnnotationFileError, match=r'a\.json: has no parts, so --part train does not apply to it'):
         read([], part='train')
 
 

@@ -77,9 +77,9 @@ def test_a_class_that_is_not_in_the_file(tmp_path, class_map):
 @pytest.mark.parametrize(
     ('data', 'reason'),
     [
-        (b'cat\ndog\ncat: pet', "line 3: the class 'cat' is there twice"),
-        (b'# cat\n', 'there are no classes'),
-        (b'cat:\n', 'there are no classes'),
+        (b'cat\ndog\ncat: pet', "line 3: the class 'cat' occurs twice"),
+        (b'# cat\n', 'keeps no class; write one name'),
+        (b'cat:\n', 'keeps no class; write one name'),
         (b'\xff\xfe\0', 'is not text in UTF-8'),
     ],
 )

@@ -175,7 +175,9 @@ def test_lists_of_images(parts):
     dataset = yolo.read(parts, DEFAULT)
     assert names_of(dataset) == ['train_1.png', 'val_1.png'] and all(image.objects for image in dataset.images)
     write(parts / 'train.txt', 'images/train/train_1.png\nimages/missing.png\n')
-    with pytest.raises(AnnotationFileError, match=r"train\.txt: line 2: there is no image 'images/missing\.png'"):
+    with pytest.raises(
+        AnnotationFileError, match=r"train\.txt: line 2: the image 'images/missing\.png' does not exist"
+    ):
         yolo.read(parts, DEFAULT)
 
 
@@ -310,7 +312,7 @@ def test_damaged_files(parts, name):
 
 
 def test_a_part_that_does_not_exist(folders):
-    with pytest.raises(AnnotationFileError, match="has no parts, of which one could be 'val'"):
+    with pytest.raises(AnnotationFileError, match='has no parts, so --part val does not apply'):
         yolo.read(folders, ImportOptions(part='val'))
 
 

@@ -112,10 +112,10 @@ def _run(args: argparse.Namespace) -> int:
     if class_map is not None:
         dataset, dropped = apply_class_map(dataset, class_map, skip_broken=args.skip_broken)
     if not dataset.images:
-        reason = f'no image remains; {dataset.omissions}' if dataset.omissions else 'there are no images'
+        reason = f'no image remains; {dataset.omissions}' if dataset.omissions else 'has no images'
         raise AnnotationFileError(args.sources[0], reason)
     if not dataset.class_names:
-        raise AnnotationFileError(args.sources[0], 'there are no objects and no classes; --classes names the classes')
+        raise AnnotationFileError(args.sources[0], 'has neither objects nor classes; --classes names the classes')
     problems = [str(items) for items in (dataset.omissions, dataset.doubts) if items]
     if args.strict and problems:
         raise AnnotationFileError(args.sources[0], f'{"; ".join(problems)} (--strict)')

@@ -59,11 +59,11 @@ def read_class_map(path: Path) -> ClassMap:
         old, new = (line, line) if match is None else (match[1], match[2] or '')
         old, new = clean_name(old), clean_name(new)
         if old in targets:
-            raise AnnotationFileError(path, f'line {number}: the class {old!r} is there twice')
+            raise AnnotationFileError(path, f'line {number}: the class {old!r} occurs twice')
         targets[old] = new or None
     names = tuple(dict.fromkeys(name for name in targets.values() if name is not None))
     if not names:
-        raise AnnotationFileError(path, 'there are no classes; write one in each line')
+        raise AnnotationFileError(path, 'keeps no class; write one name in each line')
     return ClassMap(path, names, targets)
 
 

@@ -84,7 +84,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
         get_objects = partial(_objects_of, objects, image.image_id)
         entries[image.image_id] = ImageEntry(source, path, get_objects, (image.height, image.width))
     if not content.images:
-        raise AnnotationFileError(source, 'there are no images')
+        raise AnnotationFileError(source, 'has no images')
     measured = measure_images(list(entries.values()), report)
     size_of = {id(entry): size for entry, size in measured}
     sizes = {image_id: size_of.get(id(entry)) for image_id, entry in entries.items()}

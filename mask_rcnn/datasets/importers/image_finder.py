@@ -42,7 +42,7 @@ class ImageFinder:
             name: The name in the annotations: a path with slashes or backslashes, or an address.
 
         Raises:
-            ImageFileError: There is no such file, or another name has led to it.
+            ImageFileError: The file does not exist, or another name has led to it.
         """
         for candidate in _candidates(name) if _is_encodable(name) else ():
             for folder in self.folders:

@@ -106,7 +106,7 @@ def _find_image(source: Path, name: str, masks: Path, images: dict[str, Path]) -
     """
     if images:
         if name not in images:
-            raise AnnotationFileError(masks, f'there is no image {name} in {next(iter(images.values())).parent}')
+            raise AnnotationFileError(masks, f'its image {name} does not exist in {next(iter(images.values())).parent}')
         return images[name]
     folder = masks.parent / _IMAGES if masks.name == _MASKS else source / _IMAGES
     files = images_in(folder)

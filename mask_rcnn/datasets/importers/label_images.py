@@ -73,7 +73,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
 
     def read_image(path: Path) -> ImportedImage:
         if names[path] not in images:
-            raise AnnotationFileError(path, f'there is no image {names[path]} in {folder}')
+            raise AnnotationFileError(path, f'its image {names[path]} does not exist in {folder}')
         return _read_image(images[names[path]], path, options.default_class)
 
     read_in = read_images(labels.values(), read_image, options, omissions)

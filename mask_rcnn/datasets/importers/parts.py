@@ -17,7 +17,7 @@ def choose_part(parts: Iterable[str], part: str | None, source: Path) -> str:
         source: The source, for messages.
 
     Raises:
-        AnnotationFileError: There are several parts and none was chosen, or the chosen one does not exist.
+        AnnotationFileError: The source has several parts and none was chosen, or the chosen one does not exist.
     """
     names = list(parts)
     if part is None and len(names) == 1:
@@ -36,4 +36,4 @@ def refuse_part(part: str | None, source: Path) -> None:
         AnnotationFileError: A part was chosen.
     """
     if part is not None:
-        raise AnnotationFileError(source, f'has no parts, of which one could be {part!r} (--part)')
+        raise AnnotationFileError(source, f'has no parts, so --part {part} does not apply to it')

@@ -73,7 +73,7 @@ class ImportOptions:
 
     Args:
         image_folder: The folder of the images; ``None`` for the place that the source implies.
-        skip_broken: Leave out and count what cannot be read, instead of raising an error.
+        skip_broken: Leave out and count unreadable items instead of raising an error.
         default_class: The class of objects for which the source names none (VIA regions without attributes, masks of
             instances).
         part: The part of a source that has several (``train``, ``val``); ``None`` if it has only one.

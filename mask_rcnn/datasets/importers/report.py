@@ -1,4 +1,4 @@
-"""The report of an import: what is left out or doubtful, and the choice between an error and an omission."""
+"""The report of an import: omissions, doubts, and the choice between an error and an omission."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mask_rcnn.preprocessing.image_io import ImageFileError
 
 
 class ImportReport:
-    """Collects what an importer leaves out or keeps with doubts.
+    """The items that an importer leaves out or keeps with doubts.
 
     Args:
-        skip_broken: Whether :meth:`reject` counts what cannot be read, instead of raising an error.
+        skip_broken: Whether :meth:`reject` counts unreadable items instead of raising an error.
     """
 
     def __init__(self, *, skip_broken: bool):

@@ -100,7 +100,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
             continue
         entries.append(ImageEntry(source, path, partial(_read_objects, source, path, regions[key], attribute, report)))
     if not images:
-        raise AnnotationFileError(source, 'there are no images')
+        raise AnnotationFileError(source, 'has no images')
     is_first_version = any(
         isinstance(image, dict) and isinstance(image.get('regions'), dict) for image in images.values()
     )

@@ -13,7 +13,7 @@ from mask_rcnn.datasets.importers.assembly import clean_name
 from mask_rcnn.datasets.importers.records import ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
 
-#: Usual names of the attribute, the first of them that a file has is used.
+#: Usual names of the attribute; the first one that a file has is used.
 _USUAL_NAMES = ('class', 'label', 'category', 'name', 'type', 'object', 'class_name', 'object_name')
 
 

@@ -202,7 +202,7 @@ def _read_list(path: Path, folders: list[Path]) -> Iterator[Path]:
         places = [folder / line for folder in (*folders, path.parent)]
         image = next((place for place in places if os.path.isfile(place)), None)
         if image is None:
-            raise AnnotationFileError(path, f'line {number}: there is no image {shorten(line)} in {folders[0]}')
+            raise AnnotationFileError(path, f'line {number}: the image {shorten(line)} does not exist in {folders[0]}')
         yield image
 
 
@@ -261,7 +261,7 @@ def _label_of(image: Path, folders: list[Path]) -> Path | None:
 
     Args:
         image: The image.
-        folders: The folders of the label files; if there are none, the file is in ``labels`` instead of ``images``, or
+        folders: The folders of the label files; if empty, the file is in ``labels`` instead of ``images``, or
             beside the image.
     """
     name = f'{image.stem}.txt'
