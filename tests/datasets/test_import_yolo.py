@@ -68,10 +68,12 @@ def test_polygon(folders):
 
 
 def test_box(folders):
-    (item,), omitted = read_line(folders, '0 0.5 0.25 0.4 0.3')
+    write(folders / 'labels' / 'a.txt', '0 0.5 0.25 0.4 0.3')
+    dataset = yolo.read(folders, DEFAULT)
+    (item,) = dataset.images[0].objects
     assert item.segmentation == () and item.class_name == 'cup'
     np.testing.assert_allclose(item.box, (9, 2, 12, 6))
-    assert omitted == {'masks of objects that have only a box': 1}
+    assert dataset.doubts.counts == {'boxes without an outline': 1} and not dataset.omissions
 
 
 def test_lines_of_several_forms(folders):

@@ -14,8 +14,8 @@ from mask_rcnn.datasets.annotation_values import AnnotationError, read_number
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers.folders import read_images, read_lines
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
+from mask_rcnn.datasets.importers.report import ImportReport
 from mask_rcnn.datasets.importers.yolo_layout import PARTS, YOLOFiles, find_files, find_yaml, first_label_files
-from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.preprocessing.image_io import read_image_size
 
 NAME = 'YOLO'
@@ -48,19 +48,20 @@ def _is_label_file(path: Path) -> bool:
 def read(source: Path, options: ImportOptions) -> ImportedDataset:
     """Read the label files; see :class:`mask_rcnn.datasets.importers.records.Importer`.
 
-    An image without a label file has no objects.  Objects that have only a box are read without an outline, and their
-    masks are counted as omissions.
+    An image without a label file has no objects.  Objects that have only a box are kept without an outline and
+    counted as doubts.
     """
-    files, omissions = find_files(source, options), Omissions('items')
+    files, report = find_files(source, options), ImportReport(skip_broken=options.skip_broken)
 
     def read_image(path: Path) -> ImportedImage:
-        return _read_image(path, files, options.default_class, omissions)
+        return _read_image(path, files, options.default_class, report)
 
-    images = read_images(files.labels, read_image, options, omissions)
-    return ImportedDataset(NAME, images, files.names or (options.default_class,), omissions)
+    images = read_images(files.labels, read_image, options, report.omissions)
+    names = files.names or (options.default_class,)
+    return ImportedDataset(NAME, images, names, report.omissions, report.doubts)
 
 
-def _read_image(path: Path, files: YOLOFiles, default_class: str, omissions: Omissions) -> ImportedImage:
+def _read_image(path: Path, files: YOLOFiles, default_class: str, report: ImportReport) -> ImportedImage:
     size, label_path = read_image_size(path), files.labels[path]
     objects = []
     for number, line in read_lines(label_path) if label_path else ():
@@ -70,10 +71,10 @@ def _read_image(path: Path, files: YOLOFiles, default_class: str, omissions: Omi
         except AnnotationError as error:
             raise AnnotationFileError(label_path or path, f'{place}: {error}') from error
         if item is None:
-            omissions.add('outlines without area', f'{path.name}, {place}')
+            report.omissions.add('outlines without area', f'{path.name}, {place}')
             continue
         if not item.segmentation:
-            omissions.add('masks of objects that have only a box', f'{path.name}, {place}')
+            report.doubts.add('boxes without an outline', f'{path.name}, {place}')
         objects.append(item)
     return ImportedImage(path, size, tuple(objects))
 
