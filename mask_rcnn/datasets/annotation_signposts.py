@@ -1,4 +1,4 @@
-"""Name annotation files that are not in COCO's format, and what to do with them instead."""
+"""Descriptions of annotation files that are not in COCO's format, with the remedy for each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from mask_rcnn.io.file_kinds import ARCHIVE, DOWNLOAD_HINTS, IMAGE, REFUSAL, WEIGHTS, describe_kind
 
 _IMPORT = 'convert it with "mask-rcnn data import"'
+_IMPORT_FOLDER = 'convert the folder of its dataset with "mask-rcnn data import"'
 _CONVERT = "convert the whole dataset to COCO's JSON first, for example with Datumaro or CVAT"
 
 #: The continuation of the description of each kind.
@@ -16,15 +17,20 @@ _HINTS = DOWNLOAD_HINTS | {
     WEIGHTS: ', which belongs to --modelfile, --pretrained or --resume',
     IMAGE: ', which belongs to a folder of images',
     ARCHIVE: '; unpack it and name the JSON file in it',
-    'an XML file of annotations': f", such as Pascal VOC's or CVAT's; {_CONVERT}",
+    'an XML file of annotations': (
+        f", such as LabelMe's, Pascal VOC's or CVAT's; {_IMPORT} if LabelMe wrote it; otherwise {_CONVERT}"
+    ),
 }
 
 #: Beginnings of texts that labelling tools write in the place of JSON.
 _TEXTS: tuple[tuple[re.Pattern[bytes], str], ...] = (
-    (re.compile(rb'\s*\d+(?:[ \t]+-?\d*\.?\d+){4,}\s*(?:\n|$)'), f"a text of YOLO's labels; {_CONVERT}"),
+    (re.compile(rb'\s*\d+(?:[ \t]+-?\d*\.?\d+){4,}\s*(?:\n|$)'), f"a text of YOLO's labels; {_IMPORT_FOLDER}"),
     (re.compile(rb'\s*\{[^\n]*\}[ \t\r]*\n\s*\{'), 'JSON lines, one object in each; the file must be one object'),
-    (re.compile(rb'[^\n{\[]*,[^\n]*,[^\n]*\n'), f'a table (CSV); {_CONVERT}'),
-    (re.compile(rb'(?:\s*#[^\n]*\n|\s*---|\s)*[A-Za-z_][\w ]*:(?:\s|$)'), "a YAML file; name COCO's JSON instead"),
+    (re.compile(rb'[^\n{\[]*,[^\n]*,[^\n]*\n'), f'a table (CSV); {_IMPORT} if VIA wrote it; otherwise {_CONVERT}'),
+    (
+        re.compile(rb'(?:\s*#[^\n]*\n|\s*---|\s)*[A-Za-z_][\w ]*:(?:\s|$)'),
+        f"a YAML file; name COCO's JSON instead; if it declares a YOLO dataset, {_IMPORT}",
+    ),
 )
 
 
