@@ -173,6 +173,29 @@ def test_labelme_xml(tmp_path):
         import_annotations(path)
 
 
+@pytest.mark.parametrize(
+    ('pixels', 'reason'),
+    [
+        (np.ones((3, 4), bool), 'has 3 x 4 pixels, but its image has 90 x 120'),
+        (np.full(files.SIZE, -1, np.int32), 'contains the value -1'),
+        (None, 'not an image'),
+    ],
+)
+def test_a_malformed_bitmap_of_labelme_xml(tmp_path, pixels, reason):
+    files.write_image(tmp_path / 'a.png')
+    bitmap = tmp_path / 'Masks' / 'm.tif'
+    bitmap.parent.mkdir()
+    bitmap.write_bytes(b'text')
+    if pixels is not None:
+        Image.fromarray(pixels).save(bitmap)
+    segment = '<object><name>dog</name><segm><mask>m.tif</mask></segm></object>'
+    (tmp_path / 'a.xml').write_text(files.xml_file(segment))
+    with pytest.raises(ImageFileError, match=rf'm\.tif: {reason}'):
+        import_annotations(tmp_path / 'a.xml')
+    skipped = import_annotations(tmp_path / 'a.xml', ImportOptions(skip_broken=True))
+    assert skipped.omissions.counts == {'unusable images': 1} and skipped.images[0].objects == ()
+
+
 def test_xml_of_pascal_voc_is_not_that_of_labelme(tmp_path):
     box = '<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>'
     content = f'<size><width>9</width></size><object><name>cat</name>{box}</object>'

@@ -11,20 +11,19 @@ from functools import partial
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-import numpy as np
-from PIL import Image
-
 from mask_rcnn.datasets.annotation_values import AnnotationError, shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.example import Segmentation
 from mask_rcnn.datasets.importers.assembly import ImageEntry, assemble, clean_name, measure_images
 from mask_rcnn.datasets.importers.image_finder import ImageFinder
-from mask_rcnn.datasets.importers.outlines import paste_bitmap, read_polygon
+from mask_rcnn.datasets.importers.outlines import read_polygon
 from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
 from mask_rcnn.datasets.importers.source_files import list_files, read_xml, sample
+from mask_rcnn.ops.masks.rle import encode_labels
 from mask_rcnn.preprocessing.image_io import ImageFileError
+from mask_rcnn.preprocessing.label_image import read_label_image
 
 NAME = 'LabelMe XML'
 
@@ -143,15 +142,9 @@ def _find_bitmap(file: Path, name: str) -> Path:
 
 
 def _read_bitmap(path: Path, size: tuple[int, int]) -> Segmentation:
-    """Return the run lengths of the pixels of a bitmap that are not black."""
-    try:
-        with Image.open(path, formats=('PNG',)) as image:
-            if image.size[::-1] != tuple(size):
-                reason = f'has {image.height} x {image.width} pixels, but its image has {size[0]} x {size[1]}'
-                raise ImageFileError(path, reason)
-            bitmap = np.asarray(image.convert('L')) > 0
-    except ImageFileError:
-        raise
-    except Exception as error:  # Pillow raises errors of many types for damaged data
-        raise ImageFileError(path, 'is not a PNG image') from error
-    return paste_bitmap(bitmap, 0, 0, size) if bitmap.any() else ()
+    """Return the run lengths of the pixels of a bitmap that are not 0."""
+    is_object = read_label_image(path).values != 0
+    if is_object.shape != size:
+        height, width = is_object.shape
+        raise ImageFileError(path, f'has {height} x {width} pixels, but its image has {size[0]} x {size[1]}')
+    return encode_labels(is_object).get(1, ())
