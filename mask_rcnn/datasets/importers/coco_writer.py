@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn.datasets.example import Segmentation
-from mask_rcnn.datasets.importers.outlines import to_run_lengths
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject
 from mask_rcnn.datasets.segmentations import outline_area, outline_box, to_json
 from mask_rcnn.io.atomic_file import open_for_writing
@@ -63,9 +61,7 @@ def describe_object(obj: ImportedObject, size: tuple[int, int]) -> dict[str, Any
         obj: The object.
         size: Height and width of its image.
     """
-    segmentation: Segmentation = obj.segmentation
-    if isinstance(segmentation, dict):
-        segmentation = to_run_lengths(segmentation)
+    segmentation = obj.segmentation
     box: Sequence[float] | None = obj.box
     if segmentation:
         box = outline_box(segmentation, size, of_pixels=False) or box

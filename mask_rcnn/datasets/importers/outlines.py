@@ -102,7 +102,7 @@ def ellipse(
 
 
 def paste_bitmap(bitmap: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict:
-    """Return the run lengths of a bitmap at a place of an image.
+    """Return the run lengths of a bitmap at a place of an image, with ``counts`` as bytes.
 
     Args:
         bitmap: ``(h, w)`` bool.
@@ -117,13 +117,8 @@ def paste_bitmap(bitmap: np.ndarray, top: int, left: int, size: tuple[int, int])
     part = mask[rows, columns]
     first_row, first_column = max(-top, 0), max(-left, 0)
     part[:] = bitmap[first_row : first_row + part.shape[0], first_column : first_column + part.shape[1]]
-    return to_run_lengths(encode_mask(mask))
-
-
-def to_run_lengths(rle: dict) -> dict:
-    """Return run lengths with ``counts`` as bytes, the form in an object's ``segmentation``."""
-    counts = rle['counts']
-    return {'size': rle['size'], 'counts': counts.encode('ascii') if isinstance(counts, str) else counts}
+    rle = encode_mask(mask)
+    return {**rle, 'counts': rle['counts'].encode('ascii')}
 
 
 def join(parts: Sequence[Segmentation], size: tuple[int, int]) -> Segmentation:
@@ -134,4 +129,4 @@ def join(parts: Sequence[Segmentation], size: tuple[int, int]) -> Segmentation:
     if all(isinstance(part, tuple) for part in parts):
         return tuple(polygon for part in parts for polygon in part)
     runs = [part if isinstance(part, dict) else encode_polygons(part, size) for part in parts]
-    return to_run_lengths(coco_mask.merge(runs))
+    return coco_mask.merge(runs)
