@@ -80,7 +80,7 @@ def test_a_class_that_is_not_in_the_file(tmp_path, class_map):
         (b'cat\ndog\ncat: pet', "line 3: the class 'cat' occurs twice"),
         (b'# cat\n', 'keeps no class; write one name'),
         (b'cat:\n', 'keeps no class; write one name'),
-        (b'\xff\xfe\0', 'is not text in UTF-8'),
+        (b'\xff\xfe\0', 'not a text file in UTF-8'),
     ],
 )
 def test_a_bad_file_of_classes(tmp_path, data, reason):

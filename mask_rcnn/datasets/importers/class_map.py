@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers.assembly import clean_name
+from mask_rcnn.datasets.importers.folders import read_text
 from mask_rcnn.datasets.importers.records import ImportedDataset
-from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.io.omissions import Omissions
 
 _MAX_FILE_SIZE = 1 << 22
@@ -42,17 +42,8 @@ def read_class_map(path: Path) -> ClassMap:
     Raises:
         AnnotationFileError: The file cannot be read, has no class, or has a class twice.
     """
-    try:
-        with open_for_reading(path) as (file, size):
-            if size > _MAX_FILE_SIZE:
-                raise AnnotationFileError(path, 'is too large for a list of classes')
-            text = file.read().decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise AnnotationFileError(path, 'is not text in UTF-8') from error
-    except OSError as error:
-        raise AnnotationFileError(path, (error.strerror or str(error)).lower()) from error
     targets: dict[str, str | None] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_text(path, max_bytes=_MAX_FILE_SIZE).splitlines(), 1):
         if not line.strip() or line.lstrip().startswith('#'):
             continue
         match = _RENAMING.fullmatch(line.strip())

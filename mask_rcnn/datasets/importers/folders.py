@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers.records import ImportedImage, ImportOptions
-from mask_rcnn.io.atomic_file import FileError, open_for_reading
+from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.io.file_kinds import N_KIND_BYTES, describe_kind
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.preprocessing.image_errors import ImageFileError, UnsupportedImageError, os_reason
@@ -96,26 +96,25 @@ def is_label_file(path: Path) -> bool:
         return False
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, max_bytes: int = _MAX_TEXT_BYTES) -> str:
     """Return the content of a text file.
 
     Args:
         path: The file, in UTF-8 with or without a byte order mark.
+        max_bytes: The maximum size of the file.
 
     Raises:
         AnnotationFileError: The file is missing, unreadable, too large, or is not a text.
     """
     try:
         with open_for_reading(path) as (file, n_bytes):
-            if n_bytes > _MAX_TEXT_BYTES:
+            if n_bytes > max_bytes:
                 raise AnnotationFileError(path, f'has {n_bytes} bytes, too many for a text file of annotations')
-            data = file.read(_MAX_TEXT_BYTES)
-    except FileError as error:
-        raise AnnotationFileError(path, (error.strerror or str(error)).lower()) from error
+            data = file.read()
     except AnnotationFileError:
         raise
-    except ValueError as error:  # a NUL character in the name
-        raise AnnotationFileError(path, str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise AnnotationFileError(path, os_reason(error)) from error
     try:
         text = data.decode('utf-8-sig')
     except UnicodeDecodeError as error:

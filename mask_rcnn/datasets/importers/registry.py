@@ -13,6 +13,7 @@ from mask_rcnn.datasets.importers.records import Importer
 from mask_rcnn.datasets.importers.source_files import sample
 from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.io.file_kinds import N_KIND_BYTES
+from mask_rcnn.preprocessing.image_errors import os_reason
 
 #: Format for ``--format`` -> the module of its importer and the description in messages.
 FORMATS: dict[str, tuple[str, str]] = {
@@ -50,8 +51,7 @@ def recognise(source: Path) -> Importer:
     try:
         source.stat()
     except (OSError, ValueError) as error:
-        reason = (getattr(error, 'strerror', None) or str(error)).lower()
-        raise AnnotationFileError(source, reason) from error
+        raise AnnotationFileError(source, os_reason(error)) from error
     names = _find_formats(source)
     if len(names) == 1:
         return get_importer(names[0])
@@ -69,7 +69,7 @@ def _first_subfolders(folder: Path) -> list[Path]:
     try:
         return sample(sorted(path for path in folder.iterdir() if path.is_dir()))
     except OSError as error:
-        raise AnnotationFileError(folder, (error.strerror or str(error)).lower()) from error
+        raise AnnotationFileError(folder, os_reason(error)) from error
 
 
 def _explain(source: Path) -> str:
@@ -86,7 +86,7 @@ def _explain(source: Path) -> str:
         with open_for_reading(source) as (file, _):
             start = file.read(N_KIND_BYTES)
     except OSError as error:
-        raise AnnotationFileError(source, (error.strerror or str(error)).lower()) from error
+        raise AnnotationFileError(source, os_reason(error)) from error
     if start.lstrip(b'\xef\xbb\xbf \t\r\n')[:1] in (b'{', b'['):
         content = read_json(source)
         keys = shorten(list(content)) if isinstance(content, dict) else 'no names'

@@ -12,6 +12,7 @@ from xml.parsers import expat
 
 from mask_rcnn.datasets.coco_json import AnnotationFileError, read_json
 from mask_rcnn.io.atomic_file import open_for_reading
+from mask_rcnn.preprocessing.image_errors import os_reason
 
 #: Larger XML files are refused; LabelMe writes some kilobytes for each image.
 _MAX_XML_SIZE = 64 << 20
@@ -60,7 +61,7 @@ def list_files(folder: Path, suffix: str, *, recursive: bool = True) -> list[Pat
     files: list[Path] = []
 
     def fail(error: OSError) -> None:
-        raise AnnotationFileError(error.filename or folder, (error.strerror or str(error)).lower()) from error
+        raise AnnotationFileError(error.filename or folder, os_reason(error)) from error
 
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if recursive and not name.startswith('.'))
@@ -92,7 +93,7 @@ def read_xml(path: Path) -> Element:
                 raise AnnotationFileError(path, f'is too large for an XML file of annotations ({size} bytes)')
             return _parse_xml(path, file.read())
     except OSError as error:
-        raise AnnotationFileError(path, (error.strerror or str(error)).lower()) from error
+        raise AnnotationFileError(path, os_reason(error)) from error
 
 
 def _parse_xml(path: Path, data: bytes) -> Element:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
+from mask_rcnn.datasets.importers.folders import read_text
 from mask_rcnn.io.atomic_file import open_for_reading
 
 #: The columns that are read; version 1 writes '#filename'.
@@ -17,6 +18,7 @@ _COLUMNS = ('filename', 'region_shape_attributes', 'region_attributes')
 _N_HEADER_BYTES = 512
 #: Maximum length of a field; the default of :mod:`csv` is shorter than long polygons.
 _MAX_FIELD = 1 << 26
+_MAX_FILE_SIZE = 1 << 30
 
 
 def is_via_csv(path: Path) -> bool:
@@ -36,13 +38,7 @@ def read_via_csv(path: Path) -> dict[str, Any]:
     Raises:
         AnnotationFileError: The file cannot be read or is damaged.
     """
-    try:
-        with open_for_reading(path) as (file, _):
-            text = file.read().decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise AnnotationFileError(path, 'is not text in UTF-8') from error
-    except OSError as error:
-        raise AnnotationFileError(path, (error.strerror or str(error)).lower()) from error
+    text = read_text(path, max_bytes=_MAX_FILE_SIZE)
     images: dict[str, Any] = {}
     limit = csv.field_size_limit(_MAX_FIELD)
     reader = csv.reader(io.StringIO(text, newline=''), strict=True)
