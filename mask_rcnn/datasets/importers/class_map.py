@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers.assembly import clean_name
-from mask_rcnn.datasets.importers.folders import read_text
 from mask_rcnn.datasets.importers.records import ImportedDataset
+from mask_rcnn.datasets.importers.source_files import read_text
 from mask_rcnn.io.omissions import Omissions
 
 _MAX_FILE_SIZE = 1 << 22

@@ -12,16 +12,12 @@ from mask_rcnn.datasets.annotation_records import AnnotationRecord, read_records
 from mask_rcnn.datasets.annotation_values import AnnotationError
 from mask_rcnn.datasets.coco_json import AnnotationFileError, COCOFile, ImageRecord, check_coco_json
 from mask_rcnn.datasets.importers.assembly import ImageEntry, assemble, clean_name, measure_images
+from mask_rcnn.datasets.importers.folders import N_SAMPLED_FILES, list_files
 from mask_rcnn.datasets.importers.image_finder import ImageFinder
 from mask_rcnn.datasets.importers.parts import choose_part, refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
-from mask_rcnn.datasets.importers.source_files import (
-    N_SAMPLED_FILES,
-    json_or_none,
-    list_files,
-    read_json_source,
-)
+from mask_rcnn.datasets.importers.source_files import json_or_none, read_json_source
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 NAME = 'COCO'

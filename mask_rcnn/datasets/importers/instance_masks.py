@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mask_rcnn.datasets.coco_json import AnnotationFileError
-from mask_rcnn.datasets.importers.folders import (
+from mask_rcnn.datasets.importers.folders import has_image_suffix, images_in, list_folder, list_images
+from mask_rcnn.datasets.importers.mask_files import (
     check_size,
-    has_image_suffix,
-    images_in,
     index_by_stem,
     is_label_file,
-    list_folder,
-    list_images,
     name_without_image_suffix,
     name_without_label_suffix,
-    read_images,
 )
 from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
+from mask_rcnn.datasets.importers.report import read_images
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.ops.masks.rle import encode_labels
 from mask_rcnn.preprocessing.image_io import read_image_size

@@ -12,13 +12,14 @@ from typing import Any
 from mask_rcnn.datasets.annotation_values import AnnotationError, read_count, shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError, read_json
 from mask_rcnn.datasets.importers.assembly import ImageEntry, assemble, clean_name, measure_images
+from mask_rcnn.datasets.importers.folders import list_files, sample
 from mask_rcnn.datasets.importers.image_finder import ImageFinder
 from mask_rcnn.datasets.importers.labelme_shapes import LEFT_OUT_SHAPES, read_shape
 from mask_rcnn.datasets.importers.outlines import join
 from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
-from mask_rcnn.datasets.importers.source_files import json_or_none, list_files, sample
+from mask_rcnn.datasets.importers.source_files import json_or_none
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 NAME = 'labelme'

@@ -15,12 +15,13 @@ from mask_rcnn.datasets.annotation_values import AnnotationError, shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.example import Segmentation
 from mask_rcnn.datasets.importers.assembly import ImageEntry, assemble, clean_name, measure_images
+from mask_rcnn.datasets.importers.folders import list_files, sample
 from mask_rcnn.datasets.importers.image_finder import ImageFinder
 from mask_rcnn.datasets.importers.outlines import read_polygon
 from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
-from mask_rcnn.datasets.importers.source_files import list_files, read_xml, sample
+from mask_rcnn.datasets.importers.source_files import read_xml
 from mask_rcnn.ops.masks.rle import encode_labels
 from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.preprocessing.label_image import read_label_image

@@ -9,8 +9,8 @@ from typing import cast
 from mask_rcnn.datasets.annotation_signposts import describe_bytes
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError, read_json
+from mask_rcnn.datasets.importers.folders import sample
 from mask_rcnn.datasets.importers.records import Importer
-from mask_rcnn.datasets.importers.source_files import sample
 from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.io.file_kinds import N_KIND_BYTES
 from mask_rcnn.preprocessing.image_errors import os_reason

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mask_rcnn.datasets.coco_json import AnnotationFileError
+from mask_rcnn.datasets.importers.records import ImportedImage, ImportOptions
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
@@ -39,3 +41,31 @@ class ImportReport:
         error = AnnotationFileError(source, f'{place} {problem}')
         error.__cause__ = problem
         self.reject(error)
+
+
+def read_images(
+    paths: Iterable[Path], read: Callable[[Path], ImportedImage | None], options: ImportOptions, omissions: Omissions
+) -> tuple[ImportedImage, ...]:
+    """Read images one by one; leave out and count broken ones if ``options.skip_broken`` is set.
+
+    Args:
+        paths: The images or annotation files.
+        read: Reads one of them; returns ``None`` for an image that it has left out itself.
+        options: The settings of the import.
+        omissions: Receives the images that are left out.
+
+    Raises:
+        AnnotationFileError, ImageFileError: A file is broken.
+    """
+    images = []
+    for path in paths:
+        try:
+            image = read(path)
+        except (AnnotationFileError, ImageFileError) as error:
+            if not options.skip_broken:
+                raise
+            omissions.add('images that cannot be read', str(error))
+            continue
+        if image is not None:
+            images.append(image)
+    return tuple(images)

@@ -1,10 +1,9 @@
-"""Access to the files of a source: parsed JSON, parsed XML, and listings of folders."""
+"""Access to the files of a source: parsed JSON, parsed XML, and text."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -12,13 +11,15 @@ from xml.parsers import expat
 
 from mask_rcnn.datasets.coco_json import AnnotationFileError, read_json
 from mask_rcnn.io.atomic_file import open_for_reading
+from mask_rcnn.io.file_kinds import N_KIND_BYTES, describe_kind
 from mask_rcnn.preprocessing.image_errors import os_reason
+
+#: Text files are lists of names or of coordinates; a file that is larger is another one.
+_MAX_TEXT_BYTES = 1 << 26
 
 #: Larger XML files are refused; LabelMe writes some kilobytes for each image.
 _MAX_XML_SIZE = 64 << 20
 _MAX_XML_DEPTH = 32
-#: Number of files by which the format of a folder is recognised.
-N_SAMPLED_FILES = 8
 
 
 def read_json_source(path: Path) -> Any:
@@ -50,32 +51,6 @@ def json_or_none(path: Path) -> Any:
         return read_json_source(path)
     except AnnotationFileError:
         return None
-
-
-def list_files(folder: Path, suffix: str, *, recursive: bool = True) -> list[Path]:
-    """Return the files of a folder with a suffix in lower or upper case, sorted, without hidden ones.
-
-    Raises:
-        AnnotationFileError: The folder cannot be read.
-    """
-    files: list[Path] = []
-
-    def fail(error: OSError) -> None:
-        raise AnnotationFileError(error.filename or folder, os_reason(error)) from error
-
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if recursive and not name.startswith('.'))
-        files += [Path(parent, name) for name in sorted(names) if _has_suffix(name, suffix)]
-    return files
-
-
-def _has_suffix(name: str, suffix: str) -> bool:
-    return name.lower().endswith(suffix) and not name.startswith('.')
-
-
-def sample(files: Iterable[Path]) -> list[Path]:
-    """Return the first files of a folder, by which its format is recognised."""
-    return list(files)[:N_SAMPLED_FILES]
 
 
 def read_xml(path: Path) -> Element:
@@ -128,3 +103,38 @@ def _parse_xml(path: Path, data: bytes) -> Element:
             raise
         raise AnnotationFileError(path, f'not an XML file ({error})') from error
     return builder.close()
+
+
+def read_text(path: Path, *, max_bytes: int = _MAX_TEXT_BYTES) -> str:
+    """Return the content of a text file.
+
+    Args:
+        path: The file, in UTF-8 with or without a byte order mark.
+        max_bytes: The maximum size of the file.
+
+    Raises:
+        AnnotationFileError: The file is missing, unreadable, too large, or is not a text.
+    """
+    try:
+        with open_for_reading(path) as (file, n_bytes):
+            if n_bytes > max_bytes:
+                raise AnnotationFileError(path, f'has {n_bytes} bytes, too many for a text file of annotations')
+            data = file.read()
+    except AnnotationFileError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise AnnotationFileError(path, os_reason(error)) from error
+    try:
+        text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        kind = describe_kind(data[:N_KIND_BYTES])
+        raise AnnotationFileError(path, f'not a text file in UTF-8{f": it is {kind}" if kind else ""}') from error
+    if '\0' in text:
+        raise AnnotationFileError(path, 'not a text file: it contains NUL characters')
+    return text
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a text file that are not empty, with their numbers; see :func:`read_text`."""
+    numbered = enumerate(read_text(path).splitlines(), 1)
+    return [(number, line.strip()) for number, line in numbered if line.strip()]

@@ -16,17 +16,13 @@ import numpy as np
 from mask_rcnn.datasets.annotation_values import AnnotationError, read_number, shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers.assembly import ImageEntry, assemble, measure_images
+from mask_rcnn.datasets.importers.folders import N_SAMPLED_FILES, list_files
 from mask_rcnn.datasets.importers.image_finder import ImageFinder
 from mask_rcnn.datasets.importers.outlines import ellipse, read_polygon, rectangle
 from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
-from mask_rcnn.datasets.importers.source_files import (
-    N_SAMPLED_FILES,
-    json_or_none,
-    list_files,
-    read_json_source,
-)
+from mask_rcnn.datasets.importers.source_files import json_or_none, read_json_source
 from mask_rcnn.datasets.importers.via_attributes import ClassAttribute, find_attribute
 from mask_rcnn.datasets.importers.via_csv import is_via_csv, read_via_csv
 from mask_rcnn.preprocessing.image_io import ImageFileError

@@ -10,7 +10,7 @@ from typing import Any
 
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
-from mask_rcnn.datasets.importers.folders import read_text
+from mask_rcnn.datasets.importers.source_files import read_text
 from mask_rcnn.io.atomic_file import open_for_reading
 
 #: The columns that are read; version 1 writes '#filename'.

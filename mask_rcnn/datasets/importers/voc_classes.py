@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
-from mask_rcnn.datasets.importers.folders import read_lines
+from mask_rcnn.datasets.importers.source_files import read_lines
 from mask_rcnn.preprocessing.label_image import LabelImage
 
 #: Names of the classes 1 to 20 (development kit of VOC 2012, section 2).

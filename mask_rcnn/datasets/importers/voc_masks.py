@@ -13,16 +13,12 @@ import numpy as np
 
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
-from mask_rcnn.datasets.importers.folders import (
-    check_size,
-    images_in,
-    is_label_file,
-    list_folder,
-    read_images,
-    read_lines,
-)
+from mask_rcnn.datasets.importers.folders import images_in, list_folder
+from mask_rcnn.datasets.importers.mask_files import check_size, is_label_file
 from mask_rcnn.datasets.importers.parts import choose_part, refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
+from mask_rcnn.datasets.importers.report import read_images
+from mask_rcnn.datasets.importers.source_files import read_lines
 from mask_rcnn.datasets.importers.voc_classes import VOID, VOCClasses, read_voc_classes, voc_color
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.ops.masks.rle import encode_labels

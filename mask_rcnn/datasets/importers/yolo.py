@@ -12,9 +12,9 @@ import numpy as np
 
 from mask_rcnn.datasets.annotation_values import AnnotationError, read_number
 from mask_rcnn.datasets.coco_json import AnnotationFileError
-from mask_rcnn.datasets.importers.folders import read_images, read_lines
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
-from mask_rcnn.datasets.importers.report import ImportReport
+from mask_rcnn.datasets.importers.report import ImportReport, read_images
+from mask_rcnn.datasets.importers.source_files import read_lines
 from mask_rcnn.datasets.importers.yolo_layout import PARTS, YOLOFiles, find_files, find_yaml, first_label_files
 from mask_rcnn.preprocessing.image_io import read_image_size
 

@@ -14,15 +14,10 @@ import yaml
 
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
-from mask_rcnn.datasets.importers.folders import (
-    images_in,
-    list_folder,
-    list_images,
-    read_lines,
-    read_text,
-)
+from mask_rcnn.datasets.importers.folders import images_in, list_folder, list_images
 from mask_rcnn.datasets.importers.parts import choose_part, refuse_part
 from mask_rcnn.datasets.importers.records import ImportOptions
+from mask_rcnn.datasets.importers.source_files import read_lines, read_text
 
 #: Keys of the parts in a YAML file.
 PARTS = ('train', 'val', 'test')
