@@ -118,9 +118,12 @@ def _without_deleted(raw: Any, report: ImportReport) -> Any:
                 if _is_deleted(entry):
                     report.omissions.add('marked as deleted', f'{key} {entry.get("id")}')
     if all(isinstance(raw.get(key), list) for key in _LISTS):
-        gone = [entry.get('id') for entry in raw['images'] if _is_deleted(entry)]
+        # As text: an id of a damaged file may be a list, which a set cannot contain.
+        gone = {repr(entry.get('id')) for entry in raw['images'] if _is_deleted(entry)}
         content['annotations'] = [
-            entry for entry in content['annotations'] if not (isinstance(entry, dict) and entry.get('image_id') in gone)
+            entry
+            for entry in content['annotations']
+            if not (isinstance(entry, dict) and repr(entry.get('image_id')) in gone)
         ]
     return content
 
