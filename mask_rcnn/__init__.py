@@ -59,6 +59,7 @@ _SUBPACKAGES = (
     'datasets',
     'evaluation',
     'inference',
+    'inspect',
     'io',
     'models',
     'ops',

@@ -10,7 +10,7 @@ import pytest
 #: Subpackages by floor, top floor first.  A module imports only from its own subpackage and from lower floors.
 FLOORS = (
     {'cli'},
-    {'api'},
+    {'api', 'inspect'},
     {'training', 'evaluation'},
     {'targets', 'models'},
     {'inference'},

@@ -16,9 +16,11 @@ def flags_of_tables(text: str) -> dict[str, set[str]]:
     """Return command -> flags, for each table whose head names a command ``mask-rcnn NAME``."""
     tables = {}
     for head, body in re.findall(
-        r'^\| ([^\n]*`mask-rcnn (?:data )?(?:\w+)`[^\n]*)\|\n\| ---[^\n]*\n((?:\|[^\n]*\n)+)', text, re.MULTILINE
+        r'^\| ([^\n]*`mask-rcnn (?:(?:data|inspect) )?(?:\w+)`[^\n]*)\|\n\| ---[^\n]*\n((?:\|[^\n]*\n)+)',
+        text,
+        re.MULTILINE,
     ):
-        command = re.search(r'`mask-rcnn ((?:data )?\w+)`', head)[1]
+        command = re.search(r'`mask-rcnn ((?:(?:data|inspect) )?\w+)`', head)[1]
         first_cells = [row.split('|')[1] for row in body.splitlines()]
         tables[command] = {flag.replace('_', '-') for flag in re.findall(r'--[\w-]+', ' '.join(first_cells))}
     return tables

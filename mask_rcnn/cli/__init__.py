@@ -22,6 +22,7 @@ COMMANDS = {
     'convert': 'convert weights of Detectron, Matterport, PyTorch, MindSpore or Chainer_Mask_R-CNN to .npz',
     'info': 'describe a weight file',
     'data': 'import, check, describe, show and split your own data',
+    'inspect': 'show every step of a detection, the training targets, or the weights of a file',
 }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.visualization.figures import GREY, encode_figure, new_figure, style_plot
 
 #: Curves of the loss plot: key in the log, label and colour; the sum comes first.
 LOSSES = (
@@ -21,8 +21,7 @@ LOSSES = (
     ('main/roi_keypoint_loss', 'keypoints', '#cc79a7'),
 )
 
-_SIZE, _DPI = (8, 4.8), 120  # inches
-_GREY = '#999999'
+_SIZE = (8, 4.8)  # inches
 
 
 def plot_losses(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None:
@@ -57,7 +56,7 @@ def plot_losses(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> 
     axes.set_ylabel('loss')
     axes.tick_params(labelbottom=False)
     x, y = _curve(log, 'lr')
-    rate_axes.step(x, y, where='post', color=_GREY, linewidth=1.3)
+    rate_axes.step(x, y, where='post', color=GREY, linewidth=1.3)
     rate_axes.set_ylim(bottom=0)
     rate_axes.set_ylabel('rate')
     rate_axes.set_xlabel('iteration')
@@ -115,19 +114,12 @@ def _curve(log: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], l
 
 def _figure(n_rows: int, **grid: Any) -> tuple[Any, Any]:
     """Return a figure and the axes of its rows."""
-    # Not through pyplot, which keeps figures alive and may select a backend that needs a display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SIZE, dpi=_DPI, layout='constrained')
-    rows = figure.subplots(n_rows, 1, sharex=True, squeeze=False, gridspec_kw=grid)[:, 0]
-    for axes in rows:
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.grid(True, color=_GREY, alpha=0.25, linewidth=0.6)
-    return figure, rows
+    figure, axes = new_figure(*_SIZE, n_rows, sharex=True, **grid)
+    for row in axes[:, 0]:
+        style_plot(row)
+    return figure, axes[:, 0]
 
 
 def _write(path: str | os.PathLike, figure: Any) -> None:
-    data = io.BytesIO()
-    figure.savefig(data, format='png')
     with open_for_writing(path) as file:
-        file.write(data.getvalue())
+        file.write(encode_figure(figure))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Sequence
 
 from mask_rcnn.cli.command import parse_command_line
+from mask_rcnn.cli.subcommands import add_subcommands
 
-#: Subcommand -> its module (a package cannot contain a module named ``import``) and its summary.  A module has
-#: ``configure(parser)`` and ``run(args)``, like those of the other commands.
+#: Subcommand -> its module (a package cannot contain a module named ``import``) and its summary.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     'import': ('import_annotations', "convert the annotations of a labelling tool to COCO's format"),
     'check': ('check', 'list everything that is missing, broken or doubtful'),
@@ -17,6 +16,8 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     'split': ('split', 'divide a dataset into training and validation data'),
     'stats': ('stats', 'objects per class and image, sizes, and suggested settings for training'),
 }
+
+_DESCRIPTION = "Prepare your own data for training: any labelling tool's annotations become COCO's format."
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
@@ -27,10 +28,4 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's description and its subcommands to a parser."""
-    parser.description = "Prepare your own data for training: any labelling tool's annotations become COCO's format."
-    subparsers = parser.add_subparsers(required=True, metavar='SUBCOMMAND')
-    for name, (module_name, summary) in SUBCOMMANDS.items():
-        module = importlib.import_module(f'mask_rcnn.cli.data.{module_name}')
-        subparser = subparsers.add_parser(name, help=summary)
-        module.configure(subparser)
-        subparser.set_defaults(run=module.run)
+    add_subcommands(parser, __name__, SUBCOMMANDS, _DESCRIPTION)

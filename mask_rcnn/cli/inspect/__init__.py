@@ -1,0 +1,25 @@
+"""``mask-rcnn inspect``: every step of a detection, of the training targets and of weight files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mask_rcnn.cli.command import parse_command_line
+from mask_rcnn.cli.subcommands import add_subcommands
+
+#: Subcommand -> its module and its summary.
+SUBCOMMANDS: dict[str, tuple[str, str]] = {}
+
+_DESCRIPTION = 'Show the steps of a detection, the training targets of a dataset, or the weights of a file.'
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Parse the command line and run a subcommand; see :func:`mask_rcnn.cli.command.parse_command_line`."""
+    args = parse_command_line(configure, argv, prog)
+    return args.run(args)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description and its subcommands to a parser."""
+    add_subcommands(parser, __name__, SUBCOMMANDS, _DESCRIPTION)

@@ -1,0 +1,82 @@
+"""Matplotlib figures: their style, and their encoding as files."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Colours of lines and bars that colour-blind readers distinguish (Okabe and Ito, "Color Universal Design", 2008).
+INK, GREY = '#222222', '#999999'
+BLUE, SKY, GREEN, YELLOW = '#0072b2', '#56b4e9', '#009e73', '#f0e442'
+ORANGE, VERMILION, PURPLE = '#e69f00', '#d55e00', '#cc79a7'
+#: The colours of several curves, in this order.
+CYCLE = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, GREY)
+
+#: Resolution of figures, pixels per inch.
+DPI = 120
+
+
+def new_figure(
+    width: float, height: float, n_rows: int = 1, n_columns: int = 1, *, sharex: bool = False, **grid: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return an empty figure and its axes, without the window that ``pyplot`` may open.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+        n_rows: Number of rows of axes.
+        n_columns: Number of columns of axes.
+        sharex: Whether all axes share the x axis.
+        **grid: Options of Matplotlib's ``GridSpec``, such as ``height_ratios``.
+
+    Returns:
+        tuple: The figure and the axes, an array ``(n_rows, n_columns)``.
+    """
+    from matplotlib.figure import Figure  # not through pyplot, which keeps figures alive
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout='constrained')
+    axes = figure.subplots(n_rows, n_columns, sharex=sharex, squeeze=False, gridspec_kw=grid)
+    return figure, axes
+
+
+def style_plot(axes: Axes) -> None:
+    """Remove the frame above and to the right of a plot, and add a pale grid."""
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.grid(True, color=GREY, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def show_picture(axes: Axes, picture: np.ndarray, title: str = '', **options: Any) -> None:
+    """Show a picture without ticks, so that data coordinates are pixels: ``(0, 0)`` is the outer corner of the first.
+
+    Args:
+        axes: The axes.
+        picture: ``(H, W, 3)`` uint8, or ``(H, W)`` values for a colour map.
+        title: Text above the picture.
+        **options: Options of Matplotlib's ``imshow``, such as ``cmap``.
+    """
+    height, width = picture.shape[:2]
+    axes.imshow(picture, **{'extent': (0, width, height, 0), 'interpolation': 'nearest', **options})
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, fontsize='medium')
+
+
+def encode_figure(figure: Figure, suffix: str = 'png') -> bytes:
+    """Return a figure as the contents of a file.
+
+    Args:
+        figure: The figure.
+        suffix: A format of Matplotlib, such as ``'png'``, ``'svg'`` or ``'pdf'``.
+    """
+    data = io.BytesIO()
+    figure.savefig(data, format=suffix)
+    return data.getvalue()
