@@ -267,7 +267,7 @@ class Predictor:
         if dialect.detections.postprocess_in_input_space:
             boxes = transform.invert_boxes(boxes)
         if dialect.detections.integer_boxes:
-            boxes = np.rint(boxes + np.array([0, 0, 1, 1], np.float32))
+            boxes = round_boxes(boxes)
         detections = Detections(
             boxes=boxes,
             **arrays,
@@ -278,5 +278,18 @@ class Predictor:
             paste_device=network.device if padded else None,
         )
         if dialect.detections.integer_boxes:
-            detections = detections[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
+            detections = detections[has_area(boxes)]
         return detections
+
+
+def round_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Round boxes ``(R, 4)`` float32, whose corners are pixels, to whole pixels; the second corner is after the box.
+
+    Source: Matterport's ``utils.denorm_boxes``.
+    """
+    return np.rint(boxes + np.array([0, 0, 1, 1], np.float32))
+
+
+def has_area(boxes: np.ndarray) -> np.ndarray:
+    """Return a mask ``(R,)`` of the boxes ``(R, 4)`` whose height and width are positive."""
+    return np.all(boxes[:, 2:] > boxes[:, :2], axis=1)

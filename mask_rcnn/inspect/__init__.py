@@ -1,4 +1,35 @@
 """Inspection of networks, of their training data and of weight files: every intermediate result as plain arrays.
 
-The functions return data.  :mod:`mask_rcnn.visualization.figures` and its neighbours draw it.
+The functions return data.  The modules of :mod:`mask_rcnn.visualization` draw it.  The names of this module are
+imported when they are first used.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mask_rcnn.inspect.layers import activations, layer_names
+    from mask_rcnn.inspect.reasons import Origin, Rejection, Step, why, why_not
+    from mask_rcnn.inspect.tables import Fate, Trace
+    from mask_rcnn.inspect.tracing import trace
+
+__all__ = ['Fate', 'Origin', 'Rejection', 'Step', 'Trace', 'activations', 'layer_names', 'trace', 'why', 'why_not']
+
+#: Public name -> the module that defines it.
+_SOURCES = {
+    **dict.fromkeys(('activations', 'layer_names'), 'layers'),
+    **dict.fromkeys(('Origin', 'Rejection', 'Step', 'why', 'why_not'), 'reasons'),
+    **dict.fromkeys(('Fate', 'Trace'), 'tables'),
+    'trace': 'tracing',
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _SOURCES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(importlib.import_module(f'{__name__}.{_SOURCES[name]}'), name)
+    globals()[name] = value
+    return value

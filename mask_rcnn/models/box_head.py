@@ -87,8 +87,25 @@ class BoxHead(chainer.Chain):
         dialect, padded = self.config.dialect, uses_padding(self.device)
         if padded and padded_selection.is_supported(probs):
             return padded_selection.detect_gpu(
-                rois, probs, deltas, _box_decoding(transform, dialect), **self._selection_options()
+                rois, probs, deltas, _box_decoding(transform, dialect), **self.selection_options()
             )
+        if padded:  # padding RoIs get score 0
+            probs = self.xp.where(self.xp.isnan(rois[:, :1]), np.float32(0), probs)
+        boxes = self.class_boxes(rois, deltas, transform)
+        return select_detections(probs, boxes, offset=dialect.boxes.offset, padded=padded, **self.selection_options())
+
+    def class_boxes(self, rois, deltas, transform):
+        """Decode the deltas of one image and clip the boxes.
+
+        Args:
+            rois: ``(K, 4)`` float32 boxes in the network input.
+            deltas: ``(K, 4 * (1 + C))`` float32.
+            transform: The image's :class:`~mask_rcnn.preprocessing.image_transform.ImageTransform`.
+
+        Returns:
+            array: ``(K, 4 * (1 + C))`` float32 boxes of every class, in the coordinates of :meth:`detect`.
+        """
+        dialect = self.config.dialect
         if not dialect.detections.postprocess_in_input_space:
             rois = transform.invert_boxes(rois)
         boxes = decode_boxes(
@@ -98,17 +115,10 @@ class BoxHead(chainer.Chain):
             offset=dialect.boxes.offset,
             max_log_scale=dialect.boxes.max_log_scale,
         )
-        if padded:  # padding RoIs get score 0
-            probs = self.xp.where(self.xp.isnan(rois[:, :1]), np.float32(0), probs)
-        return select_detections(
-            probs,
-            clip_to_image(boxes, transform, dialect),
-            offset=dialect.boxes.offset,
-            padded=padded,
-            **self._selection_options(),
-        )
+        return clip_to_image(boxes, transform, dialect)
 
-    def _selection_options(self):
+    def selection_options(self):
+        """Return the options of :func:`~mask_rcnn.ops.boxes.proposals.select_detections`, but for the offset."""
         config, dialect = self.config, self.config.dialect
         return {
             'score_threshold': config.score_threshold,

@@ -71,7 +71,7 @@ class RoIPooling:
             features[: len(self.strides)],
             rois,
             roi_indices,
-            self._levels(features, rois),
+            self.levels(features, rois),
             spatial_scales=[1 / stride for stride in self.strides],
             **options,
         )
@@ -85,7 +85,7 @@ class RoIPooling:
 
     def _pool_by_level(self, features, rois, roi_indices):
         """Pool the RoIs level by level, and restore their order."""
-        xp, levels = get_array_module(rois), self._levels(features, rois)
+        xp, levels = get_array_module(rois), self.levels(features, rois)
         pooled, order = [], []
         for level, stride in enumerate(self.strides):
             indices = xp.flatnonzero(levels == level)
@@ -102,7 +102,7 @@ class RoIPooling:
         For GPUs: the number of RoIs of a level would have to be copied to the host first.  For a RoI with image
         index -1 the kernel only writes zeros.
         """
-        xp, levels = get_array_module(rois), self._levels(features, rois)
+        xp, levels = get_array_module(rois), self.levels(features, rois)
         pooled = [
             self._pool(features[level], rois, xp.where(levels == level, roi_indices, -1).astype(np.int32), stride)
             for level, stride in enumerate(self.strides)
@@ -116,8 +116,8 @@ class RoIPooling:
             return crop_and_resize(feature_map, rois, roi_indices, output_size=self.roi_size, last=last)
         return roi_max_pooling(feature_map, rois, roi_indices, spatial_scale=1 / stride, **self._grid)
 
-    def _levels(self, features, rois):
-        """Return the index of each RoI's level.
+    def levels(self, features, rois):
+        """Return the index of each RoI's level, ``(R,)`` int32; 0 for the single map of a C4 network.
 
         A box clipped to the input may be smaller than the input (by ``missing`` pixels).  The canonical size is reduced
         by the same ratio.

@@ -130,28 +130,41 @@ class RPN(chainer.Chain):
             tuple: Boxes ``(K, 4)`` float32 in the network input and objectness ``(K,)`` float32, in descending order of
             objectness, which is a logit if the dialect has ``rpn.rank_by_logits`` and a probability otherwise.
         """
+        inputs = self.selection_inputs(logits, deltas, size, scale, pre_nms=pre_nms, post_nms=post_nms)
+        return generate_proposals(**inputs, padded=padded)
+
+    def selection_inputs(self, logits, deltas, size, scale, *, pre_nms=None, post_nms=None):
+        """Return the arguments of :func:`~mask_rcnn.ops.boxes.proposals.generate_proposals` for one image.
+
+        Args:
+            logits: See :meth:`decode`, as for the other arguments.
+            deltas: For each feature map, a ``(4 * A, H, W)`` array of floats.
+            size: Height and width to which the boxes are clipped.
+            scale: Network input pixels per pixel of the original image.
+            pre_nms: Maximum number of anchors before NMS.
+            post_nms: Maximum number of proposals.
+        """
         config, dialect = self.config, self.config.dialect
-        return generate_proposals(
-            [self._scores(level_logits) for level_logits in logits],
-            deltas,
-            self.anchors([level_logits.shape[1:] for level_logits in logits]),
-            size,
-            scale,
-            pre_nms=pre_nms or config.rpn_pre_nms,
-            post_nms=post_nms or config.rpn_post_nms,
-            nms_threshold=config.rpn_nms_threshold,
-            min_size=config.rpn_min_size,
-            weights=dialect.boxes.rpn_delta_weights,
-            offset=dialect.boxes.offset,
-            clip_offset=dialect.boxes.clip_offset,
-            max_log_scale=dialect.boxes.max_log_scale,
-            suppress_equal=dialect.boxes.nms_suppress_equal,
-            per_level=dialect.rpn.proposals_per_level,
-            last_of_ties_first=dialect.boxes.last_of_ties_first,
-            drop_small_first=dialect.rpn.drop_small_first,
-            require_centre_inside=dialect.rpn.require_centre_inside,
-            padded=padded,
-        )
+        return {
+            'scores': [self._scores(level_logits) for level_logits in logits],
+            'deltas': deltas,
+            'anchors': self.anchors([level_logits.shape[1:] for level_logits in logits]),
+            'size': size,
+            'scale': scale,
+            'pre_nms': pre_nms or config.rpn_pre_nms,
+            'post_nms': post_nms or config.rpn_post_nms,
+            'nms_threshold': config.rpn_nms_threshold,
+            'min_size': config.rpn_min_size,
+            'weights': dialect.boxes.rpn_delta_weights,
+            'offset': dialect.boxes.offset,
+            'clip_offset': dialect.boxes.clip_offset,
+            'max_log_scale': dialect.boxes.max_log_scale,
+            'suppress_equal': dialect.boxes.nms_suppress_equal,
+            'per_level': dialect.rpn.proposals_per_level,
+            'last_of_ties_first': dialect.boxes.last_of_ties_first,
+            'drop_small_first': dialect.rpn.drop_small_first,
+            'require_centre_inside': dialect.rpn.require_centre_inside,
+        }
 
     def _scores(self, logits):
         """Return the objectness of one level, ``(A, H, W)`` float32."""

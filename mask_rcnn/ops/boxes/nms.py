@@ -182,6 +182,54 @@ def nms_cpu(
     return padded
 
 
+def find_suppressors(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    kept: np.ndarray,
+    threshold: float,
+    *,
+    offset: float = 1.0,
+    groups: np.ndarray | None = None,
+    suppress_equal: bool = True,
+) -> np.ndarray:
+    """Return which kept box suppresses each box, on the CPU: the one with the highest score of several.
+
+    Args:
+        boxes: See :func:`nms`, as for the other arguments.
+        scores: ``(R,)`` float32.
+        kept: The result of :func:`nms` for these boxes.
+        threshold: IoU threshold of suppression.
+        offset: 1 or 0.
+        groups: ``(R,)`` ints, or ``None``.
+        suppress_equal: Whether a box is suppressed at an IoU equal to the threshold.
+
+    Returns:
+        numpy.ndarray: ``(R,)`` int64 index of the suppressing box; -1 for kept boxes, padding, and the boxes that
+        :func:`nms` did not reach because of its limit.
+    """
+    order = np.argsort(-scores, kind='stable')
+    order = order[scores[order] > -np.inf]
+    rank = np.full(len(boxes), -1, np.int64)
+    rank[order] = np.arange(len(order))
+    groups = np.zeros(len(boxes), np.int64) if groups is None else np.asarray(groups)
+    corners = np.ascontiguousarray(boxes[order].T.astype(np.float32, copy=False))
+    offset = np.float32(offset)
+    areas = (corners[2] - corners[0] + offset) * (corners[3] - corners[1] + offset)
+    suppressors = np.full(len(boxes), -1, np.int64)
+    for i in kept.tolist():
+        start = rank[i] + 1
+        overlaps = np.zeros(len(order) - start, np.bool_)
+        box, area = corners[:, start - 1], areas[start - 1]
+        _mark_overlapping(
+            box, area, *corners[:, start:], areas[start:], np.float32(threshold), offset, suppress_equal, overlaps
+        )
+        following = order[start:][overlaps]
+        following = following[(groups[following] == groups[i]) & (suppressors[following] < 0)]
+        suppressors[following] = i
+    suppressors[kept] = -1
+    return suppressors
+
+
 @parallel.jit
 def _suppress(corners, bounds, threshold, offset, suppress_equal, limit, keep):
     """Mark the kept boxes of every group.

@@ -9,8 +9,9 @@ labels are 0, and their scores are minus infinity: below every threshold, and ig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +46,7 @@ def generate_proposals(
     drop_small_first: bool = False,
     require_centre_inside: bool = True,
     padded: bool = False,
+    record: list[NMSRecord] | None = None,
 ) -> tuple[Array, Array]:
     """Select the proposals of one image from the outputs of the RPN.
 
@@ -77,12 +79,13 @@ def generate_proposals(
             after it (Detectron).
         require_centre_inside: Whether proposals with a centre outside ``size`` are dropped (Detectron).
         padded: Whether the result is padded; see the module.
+        record: Receives each run of NMS, without ``padded``: one per level or one in total.
 
     Returns:
         tuple: Boxes ``(K, 4)`` float32 in the network input and their scores ``(K,)`` in descending order.
     """
     xp = get_array_module(scores[0])
-    levels = [_as_rows(*level) for level in zip(scores, deltas, anchors, strict=True)]
+    levels = [as_rows(*level) for level in zip(scores, deltas, anchors, strict=True)]
     if padded and padded_selection.is_supported(scores[0]):
         return padded_selection.propose_gpu(
             levels if per_level else [tuple(map(xp.concatenate, zip(*levels, strict=True)))],
@@ -98,46 +101,117 @@ def generate_proposals(
             require_centre_inside=require_centre_inside,
         )
 
-    def decode(level_anchors: Array, level_deltas: Array) -> tuple[Array, Array]:
-        """Return the clipped boxes and a mask of the valid ones."""
-        boxes = decode_boxes(level_anchors, level_deltas, weights=weights, offset=offset, max_log_scale=max_log_scale)
-        boxes = clip_boxes(boxes, size, offset=clip_offset)
-        return boxes, _is_valid_proposal(boxes, min_size, scale, offset, size if require_centre_inside else None)
-
-    if drop_small_first:
-        levels = [
-            (xp.where(decode(level_anchors, level_deltas)[1], level_scores, _PAD_SCORE), level_anchors, level_deltas)
-            for level_scores, level_anchors, level_deltas in levels
-        ]
-    candidates = [_top_anchors(*level, pre_nms, last_of_ties_first) for level in levels]
-    if not per_level:
-        candidates = [_merge_levels(candidates[::-1] if last_of_ties_first else candidates, pre_nms)]
+    decode = ProposalDecoding(size, scale, weights, offset, clip_offset, max_log_scale, min_size, require_centre_inside)
+    groups = _select_candidates(
+        levels,
+        pre_nms,
+        per_level=per_level,
+        last_of_ties_first=last_of_ties_first,
+        decode_first=decode if drop_small_first else None,
+    )
     options: dict[str, Any] = {'offset': offset, 'limit': post_nms, 'suppress_equal': suppress_equal}
     proposals = []
-    for level_anchors, level_deltas, level_scores in candidates:
-        boxes, is_valid = decode(level_anchors, level_deltas)
+    for group in groups:
+        boxes, is_valid = decode(group.anchors, group.deltas)
         if padded:
-            level_scores = xp.where(is_valid, level_scores, _PAD_SCORE)
-            keep = nms_padded(boxes, level_scores, nms_threshold, **options)
-            proposals.append(_take_padded(keep, boxes, level_scores))
+            group_scores = xp.where(is_valid, group.scores, _PAD_SCORE)
+            keep = nms_padded(boxes, group_scores, nms_threshold, **options)
+            proposals.append(_take_padded(keep, boxes, group_scores))
         else:
-            boxes, level_scores = boxes[is_valid], level_scores[is_valid]
-            keep = nms(boxes, level_scores, nms_threshold, **options)
-            proposals.append((boxes[keep], level_scores[keep]))
+            rows = xp.flatnonzero(is_valid)
+            keep = rows[nms(boxes[rows], group.scores[rows], nms_threshold, **options)]
+            proposals.append((boxes[keep], group.scores[keep]))
+            if record is not None:
+                record.append(NMSRecord(group.indices, boxes, group.scores, is_valid, keep))
     return _merge_levels(proposals, post_nms)
 
 
-def _as_rows(scores: Array, deltas: Array, anchors: Array) -> tuple[Array, Array, Array]:
+class NMSRecord(NamedTuple):
+    """One run of NMS: its candidates in descending order of score, and those that it keeps.
+
+    Attributes:
+        indices: ``(C,)`` index of each candidate: of the anchor, in the order of :func:`generate_proposals`; or of the
+            class probability in ``(R, 1 + C)``, flattened.
+        boxes: ``(C, 4)`` float32, decoded and clipped.
+        scores: ``(C,)`` float32.
+        is_valid: ``(C,)`` bool: False for candidates that are dropped before NMS.
+        keep: Rows of the kept candidates, in descending order of score.
+    """
+
+    indices: Array
+    boxes: Array
+    scores: Array
+    is_valid: Array
+    keep: Array
+
+
+class _Candidates(NamedTuple):
+    """The anchors that enter one run of NMS, with their indices in all levels, in descending order of score."""
+
+    indices: Array
+    anchors: Array
+    deltas: Array
+    scores: Array
+
+
+@dataclass(frozen=True)
+class ProposalDecoding:
+    """The decoding of anchors into proposals; the fields are arguments of :func:`generate_proposals`."""
+
+    size: Sequence[float]
+    scale: float
+    weights: Sequence[float]
+    offset: float
+    clip_offset: float
+    max_log_scale: float | None
+    min_size: float
+    require_centre_inside: bool
+
+    def __call__(self, anchors: Array, deltas: Array) -> tuple[Array, Array]:
+        """Return the clipped boxes ``(R, 4)`` and a mask of the valid ones ``(R,)``."""
+        boxes = decode_boxes(
+            anchors, deltas, weights=self.weights, offset=self.offset, max_log_scale=self.max_log_scale
+        )
+        boxes = clip_boxes(boxes, self.size, offset=self.clip_offset)
+        size = self.size if self.require_centre_inside else None
+        return boxes, _is_valid_proposal(boxes, self.min_size, self.scale, self.offset, size)
+
+
+def _select_candidates(
+    levels: Sequence[tuple[Array, Array, Array]],
+    pre_nms: int,
+    *,
+    per_level: bool,
+    last_of_ties_first: bool,
+    decode_first: Callable[[Array, Array], tuple[Array, Array]] | None,
+) -> list[_Candidates]:
+    """Return the anchors with the highest scores, for NMS per level or on all levels together.
+
+    Args:
+        levels: Scores, anchors and deltas of each level; see :func:`as_rows`.
+        pre_nms: See :func:`generate_proposals`.
+        per_level: See :func:`generate_proposals`.
+        last_of_ties_first: See :func:`generate_proposals`.
+        decode_first: Decodes anchors, of which the invalid ones are dropped before the selection; ``None`` if they are
+            dropped after it.
+    """
+    xp = get_array_module(levels[0][0])
+    groups, start = [], 0
+    for scores, anchors, deltas in levels:
+        if decode_first is not None:
+            scores = xp.where(decode_first(anchors, deltas)[1], scores, _PAD_SCORE)
+        best = top_k_indices(scores, pre_nms, last_of_ties_first=last_of_ties_first)
+        best_deltas = deltas[best].astype(np.float32, copy=False)
+        groups.append(_Candidates(best + start, anchors[best], best_deltas, scores[best]))
+        start += len(anchors)
+    if per_level:
+        return groups
+    return [_Candidates(*_merge_levels(groups[::-1] if last_of_ties_first else groups, pre_nms))]
+
+
+def as_rows(scores: Array, deltas: Array, anchors: Array) -> tuple[Array, Array, Array]:
     """Return scores ``(R,)``, anchors ``(R, 4)`` and deltas ``(R, 4)`` of a level; copy only if necessary."""
     return scores.transpose(1, 2, 0).ravel(), anchors, deltas.transpose(1, 2, 0).reshape(-1, 4)
-
-
-def _top_anchors(
-    scores: Array, anchors: Array, deltas: Array, limit: int, last_of_ties_first: bool
-) -> tuple[Array, Array, Array]:
-    """Return the anchors, deltas and scores with the ``limit`` highest scores of a level, in descending order."""
-    best = top_k_indices(scores, limit, last_of_ties_first=last_of_ties_first)
-    return anchors[best], deltas[best].astype(np.float32, copy=False), scores[best]
 
 
 def _merge_levels(levels: Sequence[tuple], limit: int) -> tuple:
@@ -186,6 +260,7 @@ def select_detections(
     keep_ties: bool = True,
     last_of_ties_first: bool = False,
     padded: bool = False,
+    record: list[NMSRecord] | None = None,
 ) -> tuple[Array, Array, Array]:
     """Select the detections of one image from the class probabilities and boxes of its RoIs.
 
@@ -210,6 +285,7 @@ def select_detections(
         last_of_ties_first: Whether the last RoI or the first one takes precedence in the NMS of RoIs with equal scores.
         padded: Whether the result is padded; see the module.  It has ``max_detections`` rows, and four more with
             ``keep_ties``; without a limit, it has a row for each candidate.
+        record: Receives the run of NMS, without ``padded``; all its candidates are valid.
 
     Returns:
         tuple: Boxes ``(K, 4)`` float32, labels ``(K,)`` int32 (0 is the first foreground class) and scores ``(K,)``
@@ -233,6 +309,9 @@ def select_detections(
     labels, rois, boxes = labels[has_box], rois[has_box], boxes[has_box]
     scores = probs[rois, labels + 1]
     keep = nms(boxes, scores, groups=labels, **nms_options)
+    if record is not None:
+        indices = rois * probs.shape[1] + labels + 1
+        record.append(NMSRecord(indices, boxes, scores, xp.ones(len(scores), bool), keep))
     if 0 < max_detections < len(keep):
         kept_scores = scores[keep]  # in descending order
         within = kept_scores >= kept_scores[max_detections - 1]

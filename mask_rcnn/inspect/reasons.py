@@ -1,0 +1,405 @@
+"""Why an object was detected, and at which step another one was lost.
+
+The answers are read from the tables of a :class:`~mask_rcnn.inspect.Trace`; nothing is estimated.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mask_rcnn.inspect.tables import Fate, Trace
+from mask_rcnn.ops.boxes.boxes import box_iou
+
+#: Number of classes that are listed for an RoI.
+_MAX_CLASSES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """The origin of a detection: the result of :func:`why`.  ``str()`` is a text of several lines.
+
+    Args:
+        detection: Index of the detection.
+        name: Name of its class.
+        score: Its score.
+        box: ``(4,)`` float32 in pixels of the image, as the other boxes.
+        candidate: Index of its candidate in ``Trace.candidates``.
+        roi: Index of its RoI.
+        roi_box: ``(4,)`` box of the RoI.
+        roi_level: Name of the feature map from which the RoI is pooled.
+        class_scores: The classes of the RoI with the highest scores, in descending order, with the background.
+        anchor: Index of its anchor.
+        anchor_box: ``(4,)`` box of the anchor.
+        anchor_level: Name of the anchor's feature map.
+        anchor_cell: Row and column of the anchor in its feature map.
+        objectness: Probability of an object at the anchor.
+        anchor_rank: Rank of the anchor's objectness among all anchors, 1 for the highest.
+        n_anchors: Number of anchors.
+        suppressed: Indices of the candidates of the same class that the detection suppresses, in descending order of
+            score.
+        suppressed_scores: Their scores.
+    """
+
+    detection: int
+    name: str
+    score: float
+    box: np.ndarray
+    candidate: int
+    roi: int
+    roi_box: np.ndarray
+    roi_level: str
+    class_scores: tuple[tuple[str, float], ...]
+    anchor: int
+    anchor_box: np.ndarray
+    anchor_level: str
+    anchor_cell: tuple[int, int]
+    objectness: float
+    anchor_rank: int
+    n_anchors: int
+    suppressed: np.ndarray
+    suppressed_scores: np.ndarray
+
+    def __str__(self) -> str:
+        row, column = self.anchor_cell
+        classes = ', '.join(f'{name} {score:.3f}' for name, score in self.class_scores)
+        lines = [
+            f'detection {self.detection}: {self.name} {self.score:.3f} at {format_box(self.box)}',
+            f'  anchor    {self.anchor_level}, row {row}, column {column}, at {format_box(self.anchor_box)}: '
+            f'objectness {self.objectness:.3f}, rank {self.anchor_rank} of {self.n_anchors}',
+            f'  proposal  RoI {self.roi}, pooled from {self.roi_level}, at {format_box(self.roi_box)}',
+            f'  classes   {classes}',
+        ]
+        if len(self.suppressed):
+            noun = 'box' if len(self.suppressed) == 1 else 'boxes'
+            lines.append(
+                f'  NMS       suppresses {len(self.suppressed)} {noun} of the class with scores up to '
+                f'{self.suppressed_scores[0]:.3f}'
+            )
+        return '\n'.join(lines)
+
+
+class Step(enum.Enum):
+    """The steps of a detection at which an object can be lost, in their order; the values are their titles."""
+
+    ANCHORS = 'RPN regression'
+    OBJECTNESS = 'selection by objectness'
+    SIZE = 'filter of proposals'
+    PROPOSAL_NMS = 'NMS of proposals'
+    PROPOSAL_LIMIT = 'limit of proposals'
+    REFINEMENT = 'box regression'
+    CLASSIFICATION = 'classification'
+    DETECTION_NMS = 'NMS of detections'
+    DETECTION_LIMIT = 'limit of detections'
+    ROUNDING = 'rounding of boxes'
+    #: The object is not lost.
+    DETECTED = 'detected'
+
+
+@dataclass(frozen=True, eq=False)
+class Rejection:
+    """The step at which a wanted object was lost: the result of :func:`why_not`.  ``str()`` is a text of several lines.
+
+    Args:
+        step: The step; :attr:`Step.DETECTED` if the object is detected.
+        name: Name of the wanted class.
+        box: ``(4,)`` float32, the wanted box in pixels of the image.
+        min_iou: IoU with the wanted box at which a box counts as fitting.
+        reason: What happened at the step, one sentence.
+        counts: For each table in the order of the network its title, the number of fitting boxes, and the best IoU of
+            its boxes with the wanted box (0 without boxes).
+        index: Index of the best row in the table of the step: an anchor, a candidate for proposals, an RoI, a candidate
+            for detections or a detection; -1 for none.
+        others: Indices of the detections of other classes that fit the wanted box.
+    """
+
+    step: Step
+    name: str
+    box: np.ndarray
+    min_iou: float
+    reason: str
+    counts: tuple[tuple[str, int, float], ...]
+    index: int
+    others: np.ndarray
+
+    def __str__(self) -> str:
+        status = 'is detected' if self.step is Step.DETECTED else f'is lost at the {self.step.value}'
+        lines = [f'{self.name} at {format_box(self.box)} {status}: {self.reason}']
+        lines += [
+            f'  {title:34}{count:7} with IoU >= {self.min_iou:g}, best {best:.2f}' for title, count, best in self.counts
+        ]
+        return '\n'.join(lines)
+
+
+def why(trace: Trace, detection: int) -> Origin:
+    """Return the origin of a detection: its candidate, RoI and anchor, and the boxes with which it competed.
+
+    Args:
+        trace: The steps.
+        detection: Index of the detection in ``trace.detections``.
+
+    Raises:
+        IndexError: There is no such detection.
+    """
+    detections = trace.detections
+    if not 0 <= detection < len(detections):
+        raise IndexError(f'detection {detection} does not exist: there are {len(detections)}')
+    candidate = int(trace.candidate_of_detection[detection])
+    roi = int(trace.candidates.rois[candidate])
+    anchor = int(trace.proposals.anchors[trace.rois.candidates[roi]])
+    suppressed = np.flatnonzero(trace.candidates.suppressed_by == candidate)
+    suppressed = suppressed[np.argsort(-trace.candidates.scores[suppressed], kind='stable')]
+    score = trace.anchors.scores[anchor]
+    return Origin(
+        detection=detection,
+        name=detections.names[detection],
+        score=float(detections.scores[detection]),
+        box=detections.boxes[detection],
+        candidate=candidate,
+        roi=roi,
+        roi_box=trace.in_image(trace.rois.boxes[roi]),
+        roi_level=trace.level_names[trace.rois.levels[roi]],
+        class_scores=_best_classes(trace, roi),
+        anchor=anchor,
+        anchor_box=trace.in_image(trace.anchors.boxes[anchor]),
+        anchor_level=trace.level_names[trace.anchors.levels[anchor]],
+        anchor_cell=_find_cell(trace, anchor),
+        objectness=float(trace.probabilities(score)),
+        anchor_rank=1 + int(np.count_nonzero(trace.anchors.scores > score)),
+        n_anchors=len(trace.anchors),
+        suppressed=suppressed,
+        suppressed_scores=trace.candidates.scores[suppressed],
+    )
+
+
+def why_not(trace: Trace, box: Sequence[float], label: int | str, *, min_iou: float = 0.5) -> Rejection:
+    """Find the step at which a wanted object was lost.
+
+    The tables are searched from the detections back to the anchors for a box that fits the wanted one.  The step that
+    follows the last table with such a box has lost the object: it has dropped, suppressed, misclassified or moved it.
+    Of several boxes that fit, the one with the highest score counts.
+
+    Args:
+        trace: The steps.
+        box: The wanted box, ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
+        label: The wanted class: its label, 0 for the first foreground class, or its name.
+        min_iou: IoU with the wanted box from 0 to 1, at or above which a box fits.
+
+    Raises:
+        ValueError: The class does not exist, the box is not four increasing finite numbers, or ``min_iou`` is not from
+            0 to 1.
+    """
+    search = _Search(trace, _check_box(box), _find_label(trace, label), _check_iou(min_iou))
+    step, index, reason = (
+        search.in_detections()
+        or search.in_candidates()
+        or search.in_rois()
+        or search.in_proposals()
+        or search.in_anchors()
+    )
+    others = np.flatnonzero(search.fits['detections'] & (trace.detections.labels != search.label))
+    if len(others):
+        names = trace.detections.names
+        listed = ', '.join(f'{names[i]} {trace.detections.scores[i]:.3f}' for i in others[:3].tolist())
+        reason += f'; detected as another class: {listed}'
+    return Rejection(step, search.name, search.box, min_iou, reason, search.count(), index, others)
+
+
+class _Search:
+    """The search for a wanted object in the tables of a trace.
+
+    Attributes:
+        ious: For each table, the IoU of its boxes with the wanted box.
+        fits: For each table, a mask of the boxes that fit.
+    """
+
+    def __init__(self, trace: Trace, box: np.ndarray, label: int, min_iou: float):
+        self.trace, self.box, self.label, self.min_iou = trace, box, label, min_iou
+        self.name = trace.class_names[label]
+        in_input = trace.transform.apply_boxes(box[None])[0]
+        self.ious = {
+            'placed': self._iou(trace.anchors.boxes, in_input),
+            'anchors': self._iou(trace.anchors.decoded, in_input),
+            'proposals': self._iou(trace.proposals.boxes, in_input),
+            'rois': self._iou(trace.rois.boxes, in_input),
+            'refined': self._iou(trace.rois.class_boxes[:, 1 + label], box),
+            'candidates': self._iou(trace.candidates.boxes, box),
+            'detections': self._iou(trace.detections.boxes, box),
+        }
+        self.fits = {name: iou >= min_iou for name, iou in self.ious.items()}
+
+    def _iou(self, boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+        offset = self.trace.config.dialect.boxes.offset
+        iou = box_iou(np.ascontiguousarray(boxes), box[None].astype(np.float32), offset=offset)
+        return np.nan_to_num(iou[:, 0])
+
+    def count(self) -> tuple[tuple[str, int, float], ...]:
+        """Return the number of fitting boxes and the best IoU of each table."""
+        is_class = self.trace.candidates.labels == self.label
+        is_detected = self.trace.detections.labels == self.label
+        every = np.ones(1, bool)
+        tables = (
+            ('anchors', 'placed', every),
+            ('anchors after regression', 'anchors', every),
+            ('proposals before NMS', 'proposals', every),
+            ('RoIs (proposals after NMS)', 'rois', every),
+            (f'RoIs after regression as {self.name}', 'refined', every),
+            ('... with a score, before NMS', 'candidates', is_class),
+            ('detections', 'detections', is_detected),
+        )
+        return tuple(
+            (title, int((self.fits[name] & mask).sum()), float((self.ious[name] * mask).max(initial=0.0)))
+            for title, name, mask in tables
+        )
+
+    def in_detections(self) -> tuple[Step, int, str] | None:
+        """Find the object among the detections."""
+        detections = self.trace.detections
+        i = _best(detections.scores, self.fits['detections'] & (detections.labels == self.label))
+        if i < 0:
+            return None
+        iou = self.ious['detections'][i]
+        return Step.DETECTED, i, f'detection {i} has the score {detections.scores[i]:.3f} and IoU {iou:.2f}'
+
+    def in_candidates(self) -> tuple[Step, int, str] | None:
+        """Find the object among the boxes with a sufficient score."""
+        table, config = self.trace.candidates, self.trace.config
+        i = _best(table.scores, self.fits['candidates'] & (table.labels == self.label))
+        if i < 0:
+            return None
+        subject = f'the box of RoI {table.rois[i]} has the score {table.scores[i]:.3f}'
+        if table.fates[i] == Fate.SUPPRESSED:
+            j = int(table.suppressed_by[i])
+            text = f'{subject}, but a box with the score {table.scores[j]:.3f} and IoU '
+            text += f'{self._overlap(table.boxes, i, j):.2f} suppresses it (threshold {config.nms_threshold:g}); '
+            return (
+                Step.DETECTION_NMS,
+                i,
+                text + f'that box has IoU {self.ious["candidates"][j]:.2f} with the wanted one',
+            )
+        if table.fates[i] != Fate.BEYOND_LIMIT:
+            return Step.ROUNDING, i, f'{subject}, but it does not fit after rounding to whole pixels'
+        text = f'{subject}, but max_detections is {config.max_detections}, and the last detection has '
+        return Step.DETECTION_LIMIT, i, text + f'{self.trace.detections.scores.min(initial=1):.3f}'
+
+    def in_rois(self) -> tuple[Step, int, str] | None:
+        """Find the object among the RoIs, before or after their regression."""
+        rois, config = self.trace.rois, self.trace.config
+        scores = rois.probs[:, 1 + self.label]
+        i = _best(scores, self.fits['refined'])
+        if i < 0:
+            i = _best(scores, self.fits['rois'])
+        if i < 0:
+            return None
+        ious = f'IoU {self.ious["rois"][i]:.2f}, {self.ious["refined"][i]:.2f} after regression'
+        is_candidate = (self.trace.candidates.rois == i) & (self.trace.candidates.labels == self.label)
+        if is_candidate.any():
+            text = f'RoI {i} has the score {scores[i]:.3f}, but its box moves away ({ious})'
+            return Step.REFINEMENT, i, text
+        best = ', '.join(f'{name} {score:.3f}' for name, score in _best_classes(self.trace, i)[:2])
+        text = f'RoI {i} ({ious}) has the score {scores[i]:.3f} for {self.name}'
+        if config.dialect.detections.best_class_only and scores[i] >= config.score_threshold:
+            return Step.CLASSIFICATION, i, f'{text}, but only its best class counts: {best}'
+        return Step.CLASSIFICATION, i, f'{text} (threshold {config.score_threshold:g}); its best classes are {best}'
+
+    def in_proposals(self) -> tuple[Step, int, str] | None:
+        """Find the object among the candidates for proposals."""
+        table, config = self.trace.proposals, self.trace.config
+        fits = self.fits['proposals']
+        i = _best(table.scores, fits & (table.fates != Fate.INVALID))
+        if i < 0:
+            i = _best(table.scores, fits)
+        if i < 0:
+            return None
+        level = self.trace.level_names[table.levels[i]]
+        objectness = float(self.trace.probabilities(table.scores[i]))
+        subject = f'a proposal of {level} with IoU {self.ious["proposals"][i]:.2f} has the objectness {objectness:.3f}'
+        if table.fates[i] == Fate.INVALID:
+            return Step.SIZE, i, f'{subject}, but it is too small, or its centre is outside the image'
+        if table.fates[i] == Fate.SUPPRESSED:
+            j = int(table.suppressed_by[i])
+            text = f'{subject}, but a proposal with IoU {self._overlap(table.boxes, i, j):.2f} suppresses it '
+            text += (
+                f'(threshold {config.rpn_nms_threshold:g}); that one has IoU {self.ious["proposals"][j]:.2f} with the '
+            )
+            return Step.PROPOSAL_NMS, i, text + 'wanted box'
+        text = f'{subject}, but rpn_post_nms is {config.rpn_post_nms}, and all proposals have a higher one'
+        return Step.PROPOSAL_LIMIT, i, text
+
+    def in_anchors(self) -> tuple[Step, int, str]:
+        """Find the object among all anchors."""
+        table, config = self.trace.anchors, self.trace.config
+        i = _best(table.scores, self.fits['anchors'])
+        if i < 0:
+            i = int(self.ious['anchors'].argmax()) if len(table) else -1
+            text = f'no anchor is regressed to it: the best has IoU {self.ious["anchors"].max(initial=0):.2f}, and '
+            return Step.ANCHORS, i, text + f'{self.ious["placed"].max(initial=0):.2f} before regression'
+        level, objectness = table.levels[i], float(self.trace.probabilities(table.scores[i]))
+        per_level = config.dialect.rpn.proposals_per_level
+        rivals = table.scores[table.levels == level] if per_level else table.scores
+        rank = 1 + int(np.count_nonzero(rivals > table.scores[i]))
+        name = self.trace.level_names[level]
+        subject = (
+            f'the best anchor that fits (of {name}) has the objectness {objectness:.3f}, rank {rank} of {len(rivals)}'
+        )
+        if rank <= config.rpn_pre_nms:
+            return Step.SIZE, i, f'{subject}, but it is too small, or its centre is outside the image'
+        return Step.OBJECTNESS, i, f'{subject}; rpn_pre_nms keeps {config.rpn_pre_nms}'
+
+    def _overlap(self, boxes: np.ndarray, i: int, j: int) -> float:
+        return float(self._iou(boxes[[i]], boxes[j])[0])
+
+
+def _best(scores: np.ndarray, mask: np.ndarray) -> int:
+    """Return the index of the highest score where ``mask`` is true; -1 if it is nowhere."""
+    indices = np.flatnonzero(mask)
+    return int(indices[np.argmax(scores[indices])]) if len(indices) else -1
+
+
+def _best_classes(trace: Trace, roi: int) -> tuple[tuple[str, float], ...]:
+    names = ('background', *trace.class_names)
+    probs = trace.rois.probs[roi]
+    order = np.argsort(-probs, kind='stable')[:_MAX_CLASSES]
+    return tuple((names[k], float(probs[k])) for k in order.tolist())
+
+
+def _find_cell(trace: Trace, anchor: int) -> tuple[int, int]:
+    """Return the row and the column of an anchor in its feature map."""
+    level = trace.anchors.levels[anchor]
+    height, width = trace.features[level].shape[1:]
+    first = int(np.searchsorted(trace.anchors.levels, level))
+    n_anchors = int(np.count_nonzero(trace.anchors.levels == level)) // (height * width)
+    row, column = divmod((anchor - first) // n_anchors, width)
+    return row, column
+
+
+def _find_label(trace: Trace, label: int | str) -> int:
+    names = trace.class_names
+    if isinstance(label, str):
+        if label not in names:
+            raise ValueError(f'unknown class {label!r}; the classes are {", ".join(names)}')
+        return names.index(label)
+    if not 0 <= label < len(names):
+        raise ValueError(f'label {label} is not from 0 to {len(names) - 1}')
+    return int(label)
+
+
+def _check_box(box: Sequence[float]) -> np.ndarray:
+    array = np.asarray(box, np.float32)
+    if array.shape != (4,) or not np.isfinite(array).all() or not (array[2:] > array[:2]).all():
+        raise ValueError(f'a box must be (y_min, x_min, y_max, x_max) with finite increasing numbers, not {box!r}')
+    return array
+
+
+def _check_iou(value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError(f'min_iou must be above 0 and at most 1, not {value!r}')
+    return value
+
+
+def format_box(box: np.ndarray) -> str:
+    """Return a box ``(y_min, x_min, y_max, x_max)`` as text in the order of COCO's corners: ``x0,y0,x1,y1``."""
+    return ','.join(f'{box[i]:.0f}' for i in (1, 0, 3, 2))
