@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.boxes import nms as nms_module
-from mask_rcnn.ops.boxes.nms import nms
+from mask_rcnn.ops.boxes.boxes import box_iou
+from mask_rcnn.ops.boxes.nms import find_suppressors, nms
 from tests.support.arrays import SWAP_XY, random_boxes
 
 
@@ -174,3 +175,24 @@ def test_wrong_shapes_are_an_error(boxes, scores, groups):
 def test_a_negative_limit_is_an_error():
     with pytest.raises(ValueError, match='limit must be 0 or more, not -1'):
         nms(np.zeros((3, 4), np.float32), np.zeros(3, np.float32), 0.5, limit=-1)
+
+
+@pytest.mark.parametrize('suppress_equal', [True, False])
+@pytest.mark.parametrize('limit', [None, 3])
+def test_suppressors_are_the_best_kept_boxes_that_overlap(rng, suppress_equal, limit):
+    """Against the definition, on boxes of few different sizes, so that IoUs equal the threshold."""
+    corners = rng.randint(0, 6, (60, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + rng.randint(1, 4, (60, 2))], axis=1).astype(np.float32)
+    scores = np.float32(rng.randint(0, 20, 60) / 20)
+    scores[:3] = -np.inf
+    groups = rng.randint(0, 2, 60)
+    options = {'offset': 1.0, 'groups': groups, 'suppress_equal': suppress_equal}
+    kept = nms(boxes, scores, 0.5, limit=limit, **options)
+    found = find_suppressors(boxes, scores, kept, 0.5, **options)
+    iou = box_iou(boxes, boxes, offset=1.0)
+    for i in range(60):
+        overlaps = iou[kept, i] >= 0.5 if suppress_equal else iou[kept, i] > 0.5
+        is_before = (scores[kept] > scores[i]) | ((scores[kept] == scores[i]) & (kept < i))
+        rivals = kept[overlaps & is_before & (groups[kept] == groups[i]) & (scores[i] > -np.inf)]
+        assert found[i] == (rivals[0] if len(rivals) and i not in kept else -1)
+    assert (found >= 0).any() and (limit is None or ((found < 0) & (scores > -np.inf)).sum() > len(kept))
