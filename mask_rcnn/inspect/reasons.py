@@ -101,19 +101,19 @@ class Step(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class Rejection:
-    """The step at which a wanted object was lost: the result of :func:`why_not`.  ``str()`` is a text of several lines.
+    """The step at which an expected object was lost: the result of :func:`why_not`.  ``str()`` is a text of several lines.
 
     Args:
         step: The step; :attr:`Step.DETECTED` if the object is detected.
-        name: Name of the wanted class.
-        box: ``(4,)`` float32, the wanted box in pixels of the image.
-        min_iou: IoU with the wanted box at which a box counts as fitting.
+        name: Name of the expected class.
+        box: ``(4,)`` float32, the expected box in pixels of the image.
+        min_iou: IoU with the expected box at which a box counts as fitting.
         reason: What happened at the step, one sentence.
         counts: For each table in the order of the network its title, the number of fitting boxes, and the best IoU of
-            its boxes with the wanted box (0 without boxes).
+            its boxes with the expected box (0 without boxes).
         index: Index of the best row in the table of the step: an anchor, a candidate for proposals, an RoI, a candidate
             for detections or a detection; -1 for none.
-        others: Indices of the detections of other classes that fit the wanted box.
+        others: Indices of the detections of other classes that fit the expected box.
     """
 
     step: Step
@@ -176,17 +176,17 @@ def why(trace: Trace, detection: int) -> Origin:
 
 
 def why_not(trace: Trace, box: Sequence[float], label: int | str, *, min_iou: float = 0.5) -> Rejection:
-    """Find the step at which a wanted object was lost.
+    """Find the step at which an expected object was lost.
 
-    The tables are searched from the detections back to the anchors for a box that fits the wanted one.  The step that
+    The tables are searched from the detections back to the anchors for a box that fits the expected one.  The step that
     follows the last table with such a box has lost the object: it has dropped, suppressed, misclassified or moved it.
-    Of several boxes that fit, the one with the highest score counts.
+    If several boxes fit, the one with the highest score counts.
 
     Args:
         trace: The steps.
-        box: The wanted box, ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
-        label: The wanted class: its label, 0 for the first foreground class, or its name.
-        min_iou: IoU with the wanted box from 0 to 1, at or above which a box fits.
+        box: The expected box, ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
+        label: The expected class: its label, 0 for the first foreground class, or its name.
+        min_iou: IoU with the expected box from 0 to 1, at or above which a box fits.
 
     Raises:
         ValueError: The class does not exist, the box is not four increasing finite numbers, or ``min_iou`` is not from
@@ -209,10 +209,10 @@ def why_not(trace: Trace, box: Sequence[float], label: int | str, *, min_iou: fl
 
 
 class _Search:
-    """The search for a wanted object in the tables of a trace.
+    """The search for an expected object in the tables of a trace.
 
     Attributes:
-        ious: For each table, the IoU of its boxes with the wanted box.
+        ious: For each table, the IoU of its boxes with the expected box.
         fits: For each table, a mask of the boxes that fit.
     """
 
@@ -278,7 +278,7 @@ class _Search:
             return (
                 Step.DETECTION_NMS,
                 i,
-                text + f'that box has IoU {self.ious["candidates"][j]:.2f} with the wanted one',
+                text + f'that box has IoU {self.ious["candidates"][j]:.2f} with the expected one',
             )
         if table.fates[i] != Fate.BEYOND_LIMIT:
             return Step.ROUNDING, i, f'{subject}, but it does not fit after rounding to whole pixels'
@@ -325,7 +325,7 @@ class _Search:
             text += (
                 f'(threshold {config.rpn_nms_threshold:g}); that one has IoU {self.ious["proposals"][j]:.2f} with the '
             )
-            return Step.PROPOSAL_NMS, i, text + 'wanted box'
+            return Step.PROPOSAL_NMS, i, text + 'expected box'
         text = f'{subject}, but rpn_post_nms is {config.rpn_post_nms}, and all proposals have a higher one'
         return Step.PROPOSAL_LIMIT, i, text
 

@@ -19,7 +19,7 @@ from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 
 class Fate(enum.IntEnum):
-    """What becomes of a candidate in a selection of boxes."""
+    """The outcome of a candidate in a selection of boxes."""
 
     KEPT = 0
     #: The box is too small, its centre is outside the image, or it is empty after rounding.
@@ -147,7 +147,7 @@ class Trace:
         heatmaps: ``(N, K, S, S)`` float32, logits of the keypoints of each detection on a grid over its box, or
             ``None``.
         layer_shapes: Name of each layer in order -> the shapes of the arrays that it returned.
-        activations: Name -> arrays of the layers that were asked for; see :func:`mask_rcnn.inspect.activations`.
+        activations: Name -> arrays of the requested layers; see :func:`mask_rcnn.inspect.activations`.
     """
 
     image: np.ndarray

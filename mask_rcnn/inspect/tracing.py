@@ -199,7 +199,7 @@ def _drop_empty(candidates: DetectionCandidates, transform: ImageTransform, dial
 
 
 def _suppressors(record: NMSRecord, inputs: Mapping[str, Any], start: int) -> np.ndarray:
-    """Return which candidate suppresses each one in a selection of proposals; -1 for none.
+    """Return the index of the candidate that suppresses each one in a selection of proposals; -1 for none.
 
     Args:
         record: A run of NMS.

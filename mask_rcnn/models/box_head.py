@@ -118,7 +118,7 @@ class BoxHead(chainer.Chain):
         return clip_to_image(boxes, transform, dialect)
 
     def selection_options(self):
-        """Return the options of :func:`~mask_rcnn.ops.boxes.proposals.select_detections`, but for the offset."""
+        """Return the options of :func:`~mask_rcnn.ops.boxes.proposals.select_detections` except the offset."""
         config, dialect = self.config, self.config.dialect
         return {
             'score_threshold': config.score_threshold,

@@ -192,7 +192,7 @@ def find_suppressors(
     groups: np.ndarray | None = None,
     suppress_equal: bool = True,
 ) -> np.ndarray:
-    """Return which kept box suppresses each box, on the CPU: the one with the highest score of several.
+    """Return the index of the kept box that suppresses each box, on the CPU; the one with the highest score of several.
 
     Args:
         boxes: See :func:`nms`, as for the other arguments.
