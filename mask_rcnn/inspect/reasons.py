@@ -1,4 +1,4 @@
-"""Why an object was detected, and at which step another one was lost.
+"""The origin of a detection, and the step at which an expected object was lost.
 
 The answers are read from the tables of a :class:`~mask_rcnn.inspect.Trace`; nothing is estimated.
 """
@@ -101,14 +101,16 @@ class Step(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class Rejection:
-    """The step at which an expected object was lost: the result of :func:`why_not`.  ``str()`` is a text of several lines.
+    """The step at which an expected object was lost; the result of :func:`why_not`.
+
+    ``str()`` is a text of several lines.
 
     Args:
         step: The step; :attr:`Step.DETECTED` if the object is detected.
         name: Name of the expected class.
         box: ``(4,)`` float32, the expected box in pixels of the image.
         min_iou: IoU with the expected box at which a box counts as fitting.
-        reason: What happened at the step, one sentence.
+        reason: The event at the step, one sentence.
         counts: For each table in the order of the network its title, the number of fitting boxes, and the best IoU of
             its boxes with the expected box (0 without boxes).
         index: Index of the best row in the table of the step: an anchor, a candidate for proposals, an RoI, a candidate
