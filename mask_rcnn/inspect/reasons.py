@@ -16,6 +16,8 @@ from mask_rcnn.ops.boxes.boxes import box_iou
 
 #: Number of classes that are listed for an RoI.
 _MAX_CLASSES = 5
+#: Minimum IoU of a detection that is mentioned although it does not fit.
+_MIN_OVERLAP = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,10 +205,9 @@ def why_not(trace: Trace, box: Sequence[float], label: int | str, *, min_iou: fl
         or search.in_anchors()
     )
     others = np.flatnonzero(search.fits['detections'] & (trace.detections.labels != search.label))
-    if len(others):
-        names = trace.detections.names
-        listed = ', '.join(f'{names[i]} {trace.detections.scores[i]:.3f}' for i in others[:3].tolist())
-        reason += f'; detected as another class: {listed}'
+    reason += search.describe(others)
+    if step is not Step.DETECTED:
+        reason += search.describe_closest()
     return Rejection(step, search.name, search.box, min_iou, reason, search.count(), index, others)
 
 
@@ -256,6 +257,21 @@ class _Search:
             (title, int((self.fits[name] & mask).sum()), float((self.ious[name] * mask).max(initial=0.0)))
             for title, name, mask in tables
         )
+
+    def describe(self, others: np.ndarray) -> str:
+        """Return the detections of other classes that fit the box, as a clause."""
+        detections = self.trace.detections
+        listed = ', '.join(f'{detections.names[i]} {detections.scores[i]:.3f}' for i in others[:3].tolist())
+        return f'; detected as another class: {listed}' if listed else ''
+
+    def describe_closest(self) -> str:
+        """Return the detection of the class that overlaps the box without fitting it, as a clause."""
+        detections = self.trace.detections
+        ious = self.ious['detections'] * (detections.labels == self.label)
+        i = int(ious.argmax()) if len(ious) else -1
+        if i < 0 or ious[i] < _MIN_OVERLAP:
+            return ''
+        return f'; the closest detection of {self.name} has the score {detections.scores[i]:.3f} and IoU {ious[i]:.2f}'
 
     def in_detections(self) -> tuple[Step, int, str] | None:
         """Find the object among the detections."""

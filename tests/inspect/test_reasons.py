@@ -85,6 +85,7 @@ def test_a_better_detection_suppresses_it():
     rejection = lose(model, min_iou=0.9)
     assert rejection.step is Step.DETECTION_NMS
     assert '0.900 and IoU 0.60 suppresses it (threshold 0.5)' in rejection.reason
+    assert rejection.reason.endswith('the closest detection of cat has the score 0.900 and IoU 0.60')
     assert counts_of(rejection) == [1, 1, 1, 1, 1, 1, 0]
 
 
