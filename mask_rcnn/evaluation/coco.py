@@ -6,7 +6,8 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,23 @@ _logger = logging.getLogger(__name__)
 
 #: Number of detections per image in COCO's metrics.
 COCO_LIMIT = 100
+
+
+@dataclass(frozen=True)
+class KindEvaluation:
+    """The finished evaluation of one kind of prediction, with all its matches.
+
+    Args:
+        kind: Boxes, masks or keypoints.
+        coco_eval: The ``COCOeval`` after ``accumulate``.
+        class_indices: Position of each of the dataset's labels in ``coco_eval.params.catIds``.
+        image_ids: The id of each image of ``coco_eval.params.imgIds`` in the ground truth.
+    """
+
+    kind: Kind
+    coco_eval: Any
+    class_indices: tuple[int, ...]
+    image_ids: tuple[int | str, ...]
 
 
 class COCOEvaluator:
@@ -134,12 +152,16 @@ class COCOEvaluator:
         """Return all detections in COCO's result format, with boxes, masks and keypoints."""
         return [result for results in self._results.values() for result in results]
 
-    def evaluate(self) -> Metrics:
+    def evaluate(self, on_kind: Callable[[KindEvaluation], object] | None = None) -> Metrics:
         """Return COCO's metrics.
 
         The sizes small, medium and large are determined by the box for boxes and by the mask for masks, as in
         Detectron.  pycocotools does so if the results contain only boxes or only masks; if they contain both, it
         determines the sizes of masks from the boxes.
+
+        Args:
+            on_kind: Called with the evaluation of each kind, which is discarded afterwards because of its size; see
+                :func:`mask_rcnn.evaluation.analysis.analyse`.
 
         Raises:
             ValueError: No image was added.
@@ -148,9 +170,14 @@ class COCOEvaluator:
             raise ValueError('there is nothing to evaluate: no image was added')
         fields: dict[str, tuple[float, ...]] = {}
         for kind in KINDS:
-            fields[kind.plural], fields[f'{kind.singular}_ap_per_class'] = (
-                self._evaluate_kind(kind) if kind in self._kinds else ((), ())
-            )
+            summary: tuple[float, ...] = ()
+            per_class: tuple[float, ...] = ()
+            if kind in self._kinds:
+                evaluation = self._evaluate_kind(kind)
+                summary, per_class = _summarize(evaluation.coco_eval, kind), _ap_per_class(evaluation)
+                if on_kind is not None:
+                    on_kind(evaluation)
+            fields[kind.plural], fields[f'{kind.singular}_ap_per_class'] = summary, per_class
         return Metrics(class_names=self.class_names, max_detections=self._max_detections, **fields)
 
     def write_results(self, path: str | os.PathLike) -> tuple[Path, ...]:
@@ -176,22 +203,21 @@ class COCOEvaluator:
                 stream.write(json.dumps(_select_kind(self.results(), kind)).encode('utf-8'))
         return paths
 
-    def _evaluate_kind(self, kind: Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return COCO's metrics of one kind and the AP of each class."""
+    def _evaluate_kind(self, kind: Kind) -> KindEvaluation:
+        """Match the detections of one kind with the objects."""
         truth = self._to_coco([a for a in self._ground_truth['annotations'] if kind.key in a])
         results = [self._with_numbers(result) for result in _select_kind(self.results(), kind)]
         evaluation = COCOeval(truth, truth.loadRes(results) if results else self._to_coco([]), kind.name)
-        evaluation.params.imgIds = sorted(self._image_numbers[image_id] for image_id in self._results)
+        image_ids = sorted(self._results, key=self._image_numbers.__getitem__)
+        evaluation.params.imgIds = [self._image_numbers[image_id] for image_id in image_ids]
         evaluation.params.catIds = [self._category_numbers[category] for category in self.category_ids]
         if kind != KEYPOINTS:
             evaluation.params.maxDets = [min(count, self._max_detections) for count in (1, 10)]
             evaluation.params.maxDets.append(self._max_detections)
         evaluation.evaluate()
         evaluation.accumulate()
-        order = [evaluation.params.catIds.index(self._category_numbers[category]) for category in self.category_ids]
-        # Axes of precision: IoU threshold, recall, class, size (0: all), number of detections per image (-1: largest).
-        per_class = [_mean_of_valid(evaluation.eval['precision'][:, :, k, 0, -1]) for k in order]
-        return _summarize(evaluation, kind), tuple(per_class)
+        indices = [evaluation.params.catIds.index(self._category_numbers[category]) for category in self.category_ids]
+        return KindEvaluation(kind, evaluation, tuple(indices), tuple(image_ids))
 
     def _to_coco(self, annotations: list[dict]) -> COCO:
         """Return a ``COCO`` index of copies of the annotations, because pycocotools modifies them."""
@@ -233,6 +259,7 @@ def evaluate_model(
     indices: Sequence[int] | None = None,
     comm: Communicator | None = None,
     max_detections: int | None = None,
+    evaluate: Callable[[COCOEvaluator], Metrics] | None = None,
 ) -> Metrics:
     """Evaluate a model on a dataset; the model does not change.
 
@@ -247,6 +274,8 @@ def evaluate_model(
             ``None`` for a single process.
         max_detections: See :class:`COCOEvaluator`.  The limit of the model applies first.  ``None`` for COCO's limit of
             100, or that of the model if it is larger.
+        evaluate: Computes the metrics from all detections, in process 0, for instance with
+            :func:`mask_rcnn.evaluation.analysis.analyse`; ``None`` for :meth:`COCOEvaluator.evaluate`.
 
     Returns:
         Metrics: The same in all processes.
@@ -290,13 +319,13 @@ def evaluate_model(
         ):
             evaluator.add(pending.popleft(), detections)
     if comm is None:
-        return _finish(evaluator, results_file)
+        return _finish(evaluator, results_file, evaluate)
     parts = comm.gather(evaluator.partial_results())
     metrics = error = None
     if parts is not None:  # process 0
         evaluator.merge(parts)
         try:
-            metrics = _finish(evaluator, results_file)
+            metrics = _finish(evaluator, results_file, evaluate)
         except ResultsFileError as results_error:
             metrics, error = results_error.metrics, results_error
     metrics = comm.broadcast_object(metrics)
@@ -315,15 +344,19 @@ class ResultsFileError(FileError):
     metrics: Metrics
 
 
-def _finish(evaluator: COCOEvaluator, results_file: str | os.PathLike | None) -> Metrics:
+def _finish(
+    evaluator: COCOEvaluator,
+    results_file: str | os.PathLike | None,
+    evaluate: Callable[[COCOEvaluator], Metrics] | None = None,
+) -> Metrics:
     try:
         if results_file is not None:  # first, because the detections are the expensive part
             evaluator.write_results(results_file)
     except FileError as cause:
         error = ResultsFileError(cause.errno, cause.strerror, cause.filename)
-        error.metrics = evaluator.evaluate()
+        error.metrics = evaluate(evaluator) if evaluate else evaluator.evaluate()
         raise error from cause
-    return evaluator.evaluate()
+    return evaluate(evaluator) if evaluate else evaluator.evaluate()
 
 
 def _match_categories(
@@ -392,6 +425,13 @@ def _summarize(evaluation: COCOeval, kind: Kind) -> tuple[float, ...]:
         array = evaluation.eval['precision' if name.startswith('AP') else 'recall'][..., sizes.get(part, 0), count]
         values.append(_mean_of_valid(array[thresholds[part]] if part in thresholds else array))
     return tuple(values)
+
+
+def _ap_per_class(evaluation: KindEvaluation) -> tuple[float, ...]:
+    """Return the AP of each class."""
+    # Axes of precision: IoU threshold, recall, class, size (0: all), number of detections per image (-1: largest).
+    precision = evaluation.coco_eval.eval['precision']
+    return tuple(_mean_of_valid(precision[:, :, k, 0, -1]) for k in evaluation.class_indices)
 
 
 def _mean_of_valid(array: np.ndarray) -> float:

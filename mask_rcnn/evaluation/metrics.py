@@ -94,6 +94,16 @@ class Metrics:
         """Return all metrics in percent as a text table: boxes, masks and keypoints, then the AP of each class."""
         return '\n'.join([*self._metric_lines(), '', *self._class_lines()])
 
+    def tables(self) -> list[tuple[list[str], list[list[str]]]]:
+        """Return the metrics of :meth:`table` as header and rows of cells, one table for each set of names."""
+        tables: list[tuple[list[str], list[list[str]]]] = []
+        for kind in self._kinds():
+            header = ['', *kind.metric_names(self.max_detections)]
+            if not tables or tables[-1][0] != header:
+                tables.append((header, []))
+            tables[-1][1].append([kind.plural, *map(format_percent, getattr(self, kind.plural))])
+        return tables
+
     def _metric_lines(self) -> list[str]:
         kinds, lines = self._kinds(), []
         names: tuple[str, ...] = ()
@@ -118,5 +128,10 @@ class Metrics:
         ]
 
 
+def format_percent(value: float) -> str:
+    """Return a metric in percent with one digit after the point, or ``'-'`` without objects."""
+    return f'{100 * value:.1f}' if value >= 0 else '-'
+
+
 def _percent(value: float) -> str:
-    return f'{100 * value:7.1f}' if value >= 0 else f'{"-":>7}'
+    return f'{format_percent(value):>7}'

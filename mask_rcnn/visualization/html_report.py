@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_SIDE = 1600  # pixels of a picture
 _JPEG_QUALITY = 85
+_NUMBER = re.compile(r'[+-]?\d+(\.\d+)?')
 
 # The policy forbids every request and every script, whatever texts the report contains.
 _HEAD = """\
@@ -86,7 +88,8 @@ class Report:
 
         Args:
             header: The titles of the columns.
-            rows: The cells of each row.  Numbers are aligned to the right; floats are rounded to four digits.
+            rows: The cells of each row.  Numbers are aligned to the right, also those that are written as text; floats are
+                rounded to four digits.
         """
         body = [list(row) for row in rows]
         numeric = [all(_is_number(row[i]) for row in body) and bool(body) for i in range(len(header))]
@@ -134,6 +137,8 @@ def _encode(picture: Figure | np.ndarray) -> tuple[str, bytes]:
 
 
 def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return _NUMBER.fullmatch(value) is not None
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
