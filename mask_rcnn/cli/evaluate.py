@@ -22,6 +22,7 @@ from mask_rcnn.cli.dataset_options import (
     print_dataset_warnings,
 )
 from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
+from mask_rcnn.cli.evaluation_report import EvaluationReport, check_report
 from mask_rcnn.cli.options import (
     BN2AFFINE_HELP,
     add_dialect,
@@ -68,6 +69,13 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     add = parser.add_argument
     add('--modelfile', type=Path, required=True, metavar='FILE', help='weights, usually .npz')
     add('--out', type=Path, default=Path('result'), metavar='DIR', help='output folder (default: %(default)s)')
+    add(
+        '--report',
+        type=Path,
+        metavar='FILE',
+        help='also write an HTML report: precision-recall curves, AP by size and class, confused classes, kinds of '
+        'errors, and the worst images',
+    )
     add_gpu(add, '-g')
     add_precision(add)
     add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
@@ -89,7 +97,10 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: s
 def run(args: argparse.Namespace) -> int:
     """Evaluate a model; returns the exit status 0."""
     data = DatasetArguments.from_namespace(args)
-    with reserved_folder(args.out, [('the file of --modelfile', args.modelfile), *annotation_inputs(data)]):
+    inputs = [('the file of --modelfile', args.modelfile), *annotation_inputs(data)]
+    with reserved_folder(args.out, inputs):
+        if args.report is not None:  # it may be in the folder, which exists now
+            check_report(args.report, inputs)
         _evaluate(args, data)
     return 0
 
@@ -111,8 +122,18 @@ def _evaluate(args: argparse.Namespace, data: DatasetArguments) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     dataset, title = open_evaluation_data(data, model)
+    report = None if args.report is None else _make_report(args, model, title)
     with using_precision(args.precision):
-        evaluate_to_folder(model, dataset, args.out, name=title, max_detections=args.max_detections)
+        evaluate_to_folder(model, dataset, args.out, name=title, max_detections=args.max_detections, report=report)
+
+
+def _make_report(args: argparse.Namespace, model: MaskRCNN, dataset_name: str) -> EvaluationReport:
+    details = [
+        ('model', str(args.modelfile)),
+        ('data', dataset_name),
+        ('score threshold of the model', f'{model.config.score_threshold:g}'),
+    ]
+    return EvaluationReport(args.report, title=f'Evaluation of {args.modelfile.name}', details=details)
 
 
 def annotation_inputs(data: DatasetArguments) -> list[tuple[str, Path]]:
@@ -227,6 +248,7 @@ def evaluate_to_folder(
     name: str,
     communicator: Communicator | None = None,
     max_detections: int | None = None,
+    report: EvaluationReport | None = None,
 ) -> Metrics:
     """Evaluate a model, write its detections and the metrics, and print the metrics.
 
@@ -238,6 +260,7 @@ def evaluate_to_folder(
         communicator: The group of processes, each of which calls this function; ``None`` for a single process.
         max_detections: Maximum number of detections per image in the metrics (COCOeval's ``maxDets``); 0 for no limit,
             ``None`` for COCO's 100 or the limit of the model if it is larger.
+        report: The report to write, or ``None``.
 
     Returns:
         Metrics: The metrics.
@@ -260,6 +283,7 @@ def evaluate_to_folder(
             results_file=folder / 'results.json',
             comm=communicator,
             max_detections=model.config.rpn_post_nms if max_detections == 0 else max_detections,  # no class has more
+            evaluate=None if report is None else report.evaluate,
         )
     except ResultsFileError as results_error:
         error, metrics = results_error, results_error.metrics
@@ -274,6 +298,12 @@ def evaluate_to_folder(
         else:
             print_line(f'{name}, {len(dataset)} images')
         print_lines(metrics.table())
+        if report is not None:
+            try:
+                report.write(dataset)
+                print_line(f'wrote {report.path}')
+            except FileError as report_error:
+                error = error or report_error
     if error is not None:
         raise error
     return metrics

@@ -26,7 +26,7 @@ _NUMBERS = 111, 121  # positions of two columns of numbers to the right of 100 %
 _KINDS = {'boxes': BLUE, 'masks': ORANGE, 'keypoints': VERMILION}
 
 
-def plot_precision_recall(recalls: np.ndarray, curves: Mapping[str, np.ndarray], measure: str = 'IoU') -> Figure:
+def plot_precision_recall(recalls: np.ndarray, curves: Mapping[str, np.ndarray]) -> Figure:
     """Plot the precision-recall curves of all classes, one panel for each kind of prediction.
 
     Args:
@@ -66,7 +66,9 @@ def plot_class_curves(recalls: np.ndarray, curves: Sequence[tuple[str, np.ndarra
         axes.set_xticks([0, 0.5, 1])
         axes.set_yticks([0, 0.5, 1], ['0', '0.5', '1'] if i % n_columns == 0 else [])
     lines = grid[0, 0].lines
-    figure.legend(lines, [f'IoU {name}' for name in _CURVES], loc='outside upper center', ncols=3, fontsize=8, frameon=False)
+    figure.legend(
+        lines, [f'IoU {name}' for name in _CURVES], loc='outside upper center', ncols=3, fontsize=8, frameon=False
+    )
     figure.supxlabel('recall', fontsize=9)
     figure.supylabel('precision', fontsize=9)
     return figure
@@ -97,9 +99,7 @@ def plot_size_ap(aps: Mapping[str, Mapping[str, float]], counts: Mapping[str, in
     axes.set_ylabel('AP, IoU 0.5:0.95')
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if len(aps) > 1 and handles:
-        figure.legend(
-            handles.values(), handles.keys(), loc='outside upper center', ncols=3, fontsize=8, frameon=False
-        )
+        figure.legend(handles.values(), handles.keys(), loc='outside upper center', ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -113,7 +113,9 @@ def plot_size_recall(limits: Sequence[float], n_objects: np.ndarray, recall: np.
     """
     figure, grid = new_figure(_WIDTH, 4.2, 2, 1, sharex=True, height_ratios=[3, 2])
     upper, lower = grid[:, 0]
-    names = [f'{low:g} to {high:g}' if math.isfinite(high) else f'above {low:g}' for low, high in itertools.pairwise(limits)]
+    names = [
+        f'{low:g} to {high:g}' if math.isfinite(high) else f'above {low:g}' for low, high in itertools.pairwise(limits)
+    ]
     positions = np.arange(len(n_objects))
     for values, (name, (color, dashes)) in zip(recall, _CURVES.items(), strict=True):
         used = ~np.isnan(values)
@@ -166,7 +168,9 @@ def plot_class_ap(classes: Sequence[tuple[str, float, float]], n_worst: int | No
     return figure
 
 
-def plot_error_costs(costs: Mapping[str, Sequence[tuple[str, float]]], totals: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
+def plot_error_costs(
+    costs: Mapping[str, Sequence[tuple[str, float]]], totals: Mapping[str, Sequence[tuple[str, float]]]
+) -> Figure:
     """Plot the costs of the kinds of errors, one panel for each kind of prediction.
 
     Args:
@@ -182,7 +186,14 @@ def plot_error_costs(costs: Mapping[str, Sequence[tuple[str, float]]], totals: M
         positions = [i + 0.5 * (i >= len(costs[title])) for i in range(len(items))]
         style_plot(axes)
         axes.grid(False, axis='y')
-        axes.barh(positions, [100 * cost for _, cost, _ in items], 0.75, color=[c for *_, c in items], edgecolor=INK, linewidth=0.5)
+        axes.barh(
+            positions,
+            [100 * cost for _, cost, _ in items],
+            0.75,
+            color=[c for *_, c in items],
+            edgecolor=INK,
+            linewidth=0.5,
+        )
         for y, (_, cost, _) in zip(positions, items, strict=True):
             axes.text(100 * cost + 0.015 * max(highest, 1), y, f'{100 * cost:.1f}', va='center', fontsize=8)
         axes.set_yticks(positions, [text.replace(' and ', '\nand ') for text, *_ in items], fontsize=8)

@@ -35,7 +35,15 @@ def plot_confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[st
     for (i, j), count in np.ndenumerate(counts):
         if count:
             ink = 'white' if fractions[i, j] > 0.55 else INK
-            axes.text(j, i, _short(int(count)), ha='center', va='center', color=ink, fontsize=font)
+            axes.text(
+                j,
+                i,
+                str(count) if cell > 0.4 else _short(int(count)),
+                ha='center',
+                va='center',
+                color=ink,
+                fontsize=font,
+            )
     axes.set_xticks(range(n_columns), [plot_name(name) for name in columns], rotation=90, fontsize=font)
     axes.set_yticks(range(n_rows), [plot_name(name) for name in rows], fontsize=font)
     axes.tick_params(length=0)
@@ -45,7 +53,7 @@ def plot_confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[st
     axes.axhline(n_rows - 1.5, color=GREY, linewidth=0.8)
     axes.axvline(n_columns - 1.5, color=GREY, linewidth=0.8)
     bar = figure.colorbar(picture, ax=axes, label='fraction of the row', shrink=0.7, fraction=0.04, pad=0.02)
-    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=font)
     return figure
 
 

@@ -60,6 +60,11 @@ MARKS = {
 }
 
 
+def mark_title(kind: str) -> str:
+    """Return the title of a kind of error in the legend; a name that is not a kind stays as it is."""
+    return MARKS[kind].title if kind in MARKS else kind
+
+
 @dataclass(frozen=True, eq=False)
 class MarkedShapes:
     """Objects or detections with their kinds.
@@ -126,7 +131,9 @@ def _draw_panel(canvas: np.ndarray, shapes: MarkedShapes, scale: float) -> np.nd
 def _mask_curves(rle: dict, size: tuple[int, int]) -> list[np.ndarray]:
     """Return the outer outlines of a mask in a picture of a size, ``(P, 2)`` float (x, y); none if it is too small."""
     mask = decode_rle(rle)
-    resized = cv2.resize(mask * np.uint8(255), size[::-1], interpolation=cv2.INTER_AREA if size < mask.shape else cv2.INTER_LINEAR)
+    resized = cv2.resize(
+        mask * np.uint8(255), size[::-1], interpolation=cv2.INTER_AREA if size < mask.shape else cv2.INTER_LINEAR
+    )
     contours, _ = cv2.findContours((resized > 127).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return [contour[:, 0].astype(np.float64) for contour in contours if len(contour) > 2]
 

@@ -88,8 +88,8 @@ class Report:
 
         Args:
             header: The titles of the columns.
-            rows: The cells of each row.  Numbers are aligned to the right, also those that are written as text; floats are
-                rounded to four digits.
+            rows: The cells of each row.  Numbers are aligned to the right, also if they are texts; floats are rounded
+                to four digits.
         """
         body = [list(row) for row in rows]
         numeric = [all(_is_number(row[i]) for row in body) and bool(body) for i in range(len(header))]

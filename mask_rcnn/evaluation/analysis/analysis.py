@@ -122,5 +122,5 @@ class _Collector:
         self.confusion = measure_confusion(matches, self._score_threshold)
         losses = measure_image_losses(matches)
         worst = [i for i in np.argsort(-losses, kind='stable')[: self._n_worst].tolist() if losses[i] > 0]
-        self.n_images_with_loss = np.count_nonzero(losses > 0)
+        self.n_images_with_loss = int((losses > 0).sum())
         self.worst_images = tuple(describe_image(evaluation, matches, outcomes, i, float(losses[i])) for i in worst)

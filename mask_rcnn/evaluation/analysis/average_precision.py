@@ -32,7 +32,9 @@ def average_precision(ranks: np.ndarray, n_objects: int, n_detections: int) -> f
     return float(np.append(best, 0)[reached].mean())
 
 
-def average_precisions(labels: np.ndarray, scores: np.ndarray, is_true: np.ndarray, n_objects: np.ndarray) -> np.ndarray:
+def average_precisions(
+    labels: np.ndarray, scores: np.ndarray, is_true: np.ndarray, n_objects: np.ndarray
+) -> np.ndarray:
     """Return the AP of each class.
 
     Args:

@@ -49,7 +49,9 @@ class ConfusionMatrix:
         n_objects = self.counts.sum(axis=1)
         return [
             Confusion(label, predicted, int(pairs[label, predicted]), float(pairs[label, predicted] / n_objects[label]))
-            for label, predicted in zip(*(index.tolist() for index in np.unravel_index(order, pairs.shape)), strict=True)
+            for label, predicted in zip(
+                *(index.tolist() for index in np.unravel_index(order, pairs.shape)), strict=True
+            )
             if pairs[label, predicted]
         ]
 

@@ -73,12 +73,10 @@ def measure_image_losses(matches: Matches) -> np.ndarray:
         )
         for image, rise in _iter_class_losses(matches, label, int(n_objects[label]), lost):
             losses[image] += rise
-    return losses / max(np.count_nonzero(n_objects), 1)
+    return losses / max(int((n_objects > 0).sum()), 1)
 
 
-def _iter_class_losses(
-    matches: Matches, label: int, n_objects: int, n_lost: np.ndarray
-) -> Iterator[tuple[int, float]]:
+def _iter_class_losses(matches: Matches, label: int, n_objects: int, n_lost: np.ndarray) -> Iterator[tuple[int, float]]:
     """Yield the images whose errors lower the AP of one class, and by how much they lower it."""
     chosen = np.flatnonzero((matches.detection_labels == label) & ~matches.is_ignored)
     chosen = chosen[np.argsort(-matches.scores[chosen], kind='stable')]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from mask_rcnn.evaluation.analysis.analysis import Analysis, KindAnalysis
-from mask_rcnn.evaluation.analysis.image_losses import ImageErrors
+from mask_rcnn.evaluation.analysis.report_images import ImageReader, add_worst_images
 from mask_rcnn.evaluation.metrics import format_percent
 from mask_rcnn.visualization.analysis_figures import (
     plot_class_ap,
@@ -20,22 +19,18 @@ from mask_rcnn.visualization.analysis_figures import (
     plot_size_recall,
 )
 from mask_rcnn.visualization.confusion_figure import plot_confusion
-from mask_rcnn.visualization.error_pictures import MARKS, MarkedShapes, draw_errors
+from mask_rcnn.visualization.error_pictures import mark_title
 from mask_rcnn.visualization.html_report import Report
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: Number of classes in the figures; of more classes, the worst and the best ones are shown.
 _MAX_CURVES, _MAX_BARS, _MAX_CONFUSED = 24, 30, 24
 _MAX_PAIRS = 15
 _SIZE_NAMES = {'small': 'APs', 'medium': 'APm', 'large': 'APl'}
 
-#: Returns the image with an id as ``(H, W, 3)`` uint8, RGB, and its name; raises ``OSError`` if it cannot be read.
-ImageReader = Callable[[int | str], tuple[np.ndarray, str]]
 
-
-def make_report(analysis: Analysis, read_image: ImageReader, *, title: str, details: Sequence[tuple[str, str]] = ()) -> Report:
+def make_report(
+    analysis: Analysis, read_image: ImageReader, *, title: str, details: Sequence[tuple[str, str]] = ()
+) -> Report:
     """Return the report of an analysis.
 
     Args:
@@ -53,7 +48,7 @@ def make_report(analysis: Analysis, read_image: ImageReader, *, title: str, deta
         _add_classes(report, analysis)
         _add_confusion(report, analysis)
         _add_costs(report, analysis)
-        _add_worst_images(report, analysis, read_image)
+        add_worst_images(report, analysis, read_image)
     return report
 
 
@@ -77,8 +72,7 @@ def _add_summary(report: Report, analysis: Analysis, details: Sequence[tuple[str
 def _add_curves(report: Report, analysis: Analysis) -> None:
     report.add_heading('Precision and recall')
     kinds = {kind.kind.plural: kind.curves for kind in analysis.kinds}
-    _add_figure(
-        report,
+    report.add_figure(
         plot_precision_recall(analysis.kinds[0].curves.recalls, {name: c.precision for name, c in kinds.items()}),
         'Each curve shows the precision that remains when the score threshold is lowered until a recall is reached; '
         'the area below it is the AP, and it ends at the recall that no threshold exceeds. Mean of all classes.',
@@ -88,13 +82,12 @@ def _add_curves(report: Report, analysis: Analysis) -> None:
     if len(classes) < 2:
         return
     shown, n_worst = _ends(classes, _MAX_CURVES)
-    note = '' if n_worst is None else f' Of {len(classes)} classes with objects, the {n_worst} with the lowest and the {len(shown) - n_worst} with the highest AP.'
     names = analysis.metrics.class_names
-    _add_figure(
-        report,
+    report.add_figure(
         plot_class_curves(main.curves.recalls, [(names[k], main.curves.precision_per_class[k]) for k in shown]),
         f'The same curves of the {main.kind.plural} of each class, in ascending order of AP: a curve that ends early '
-        f'belongs to a class with missed objects, a low one to a class with false positives.{note}',
+        f'belongs to a class with missed objects, a low one to a class with false positives.'
+        + _explain_ends(classes, n_worst),
     )
 
 
@@ -110,15 +103,13 @@ def _add_sizes(report: Report, analysis: Analysis) -> None:
         }
         for kind in analysis.kinds
     }
-    _add_figure(
-        report,
+    report.add_figure(
         plot_size_ap(aps, main.size_counts),
         "AP of COCO's three sizes: a low value for one size shows which objects the model finds badly.",
     )
     sizes = main.size_recall
     if len(sizes.n_objects):
-        _add_figure(
-            report,
+        report.add_figure(
             plot_size_recall(sizes.limits, sizes.n_objects, sizes.recall),
             f'Fraction of the objects of each size that any detection finds ({main.kind.plural}, all scores), and the '
             'number of these objects: a gap between the curves means that objects are found, but badly located.',
@@ -135,12 +126,11 @@ def _add_classes(report: Report, analysis: Analysis) -> None:
     shown, n_worst = _ends(classes, _MAX_BARS)
     names, aps = analysis.metrics.class_names, main.curves.ap_per_class
     rows = [(f'{names[k]} ({main.objects_per_class[k]})', aps[k, 2], aps[k, 0]) for k in shown]
-    note = '' if n_worst is None else f' Of {len(classes)} classes with objects, the {n_worst} lowest and the {len(shown) - n_worst} highest.'
-    _add_figure(
-        report,
+    report.add_figure(
         plot_class_ap(rows, n_worst),
-        f'AP of the {main.kind.plural} of each class with its number of objects, the worst class first: a long distance '
-        f'from the bar to the dot means that the objects are found, but badly located.{note}',
+        f'AP of the {main.kind.plural} of each class with its number of objects, the worst class first: a long '
+        'distance from the bar to the dot means that the objects are found, but badly located.'
+        + _explain_ends(classes, n_worst),
     )
     per_kind = analysis.metrics.ap_per_class().values()
     report.add_table(
@@ -156,8 +146,7 @@ def _add_confusion(report: Report, analysis: Analysis) -> None:
     shown = [names[k] for k in labels]
     rest = [f'{len(names) - len(labels)} other classes'] if len(labels) < len(names) else []
     note = f' The {len(labels)} classes that are confused most.' if rest else ''
-    _add_figure(
-        report,
+    report.add_figure(
         plot_confusion(counts, [*shown, *rest, 'background'], [*shown, *rest, 'not found']),
         f'Each row shows as what the objects of a class are detected ({analysis.main_kind.plural} with a score above '
         f'{matrix.score_threshold:g} and IoU of at least 0.5), and the last row shows detections without an object; '
@@ -174,20 +163,19 @@ def _add_confusion(report: Report, analysis: Analysis) -> None:
 def _add_costs(report: Report, analysis: Analysis) -> None:
     report.add_heading('Kinds of errors')
     kinds = {kind.kind.plural: kind.costs for kind in analysis.kinds if kind.costs is not None}
-    _add_figure(
-        report,
+    report.add_figure(
         plot_error_costs(
             {name: [(item.name, item.cost) for item in costs.kinds] for name, costs in kinds.items()},
             {name: [(item.name, item.cost) for item in costs.totals] for name, costs in kinds.items()},
         ),
-        'By how much AP50 would rise if one kind of error was corrected and nothing else (TIDE, ECCV 2020): the longest '
-        'coloured bar is what to improve first. The bars do not add up, because errors hide each other.',
+        'By how much AP50 would rise if one kind of error was corrected and nothing else (TIDE, ECCV 2020): the '
+        'longest coloured bar is what to improve first, and the bars do not add up, because errors hide each other.',
     )
     report.add_table(
         ['', *(title for name in kinds for title in (name, 'AP50')), 'definition'],
         [
             (
-                _title(items[0].name),
+                mark_title(items[0].name),
                 *(cell for item in items for cell in (item.count, f'+{100 * item.cost:.1f}')),
                 _DEFINITIONS[items[0].name],
             )
@@ -208,62 +196,6 @@ _DEFINITIONS = {
 }
 
 
-def _title(name: str) -> str:
-    return MARKS[name].title if name in MARKS else name
-
-
-def _add_worst_images(report: Report, analysis: Analysis, read_image: ImageReader) -> None:
-    report.add_heading('Worst images')
-    if not analysis.worst_images:
-        report.add_text('No error lowers AP50.')
-        return
-    report.add_text(
-        f'The {len(analysis.worst_images)} of {analysis.n_images_with_loss} images with errors that cost most: by how '
-        'much AP50 of all images would rise if the false positives of this image were removed, and the objects that '
-        f'were not found were not counted. Left: the objects, right or below: the detections ({analysis.main_kind.plural}). '
-        f'False positives with a score of at most {analysis.confusion.score_threshold:g} are not drawn.'
-    )
-    for number, errors in enumerate(analysis.worst_images, 1):
-        try:
-            image, name = read_image(errors.image_id)
-        except OSError as error:
-            report.add_text(f'{number}. {error}')
-            continue
-        picture, n_hidden = _draw(image, errors, analysis)
-        report.add_figure(picture, f'{number}. {name}: {_describe(errors, n_hidden)}')
-
-
-def _draw(image: np.ndarray, errors: ImageErrors, analysis: Analysis) -> tuple[np.ndarray, int]:
-    """Return the picture of an image, and the number of false positives that are not drawn."""
-    names, threshold = analysis.metrics.class_names, analysis.confusion.score_threshold
-    has_names = len(names) > 1
-    is_drawn = np.array([kind == 'correct' for kind in errors.kinds], bool) | (errors.scores > threshold)
-    drawn = np.flatnonzero(is_drawn).tolist()
-    kinds = [errors.kinds[i] for i in drawn]
-    texts = [
-        '' if kind == 'correct' else f'{names[errors.labels[i]]} {errors.scores[i]:.2f}' if has_names else f'{errors.scores[i]:.2f}'
-        for i, kind in zip(drawn, kinds, strict=True)
-    ]
-    object_texts = [
-        names[label] if has_names and state not in ('correct', 'crowd') else ''
-        for label, state in zip(errors.object_labels.tolist(), errors.object_states, strict=True)
-    ]
-    objects = MarkedShapes(errors.object_boxes, errors.object_masks, errors.object_states, object_texts)
-    masks = [errors.masks[i] for i in drawn] if errors.masks else ()
-    detections = MarkedShapes(errors.boxes[drawn], masks, kinds, texts)
-    titles = f'objects: {errors.n_found} of {errors.n_objects} found', 'detections'
-    n_hidden = int((~is_drawn & [kind != 'ignored' for kind in errors.kinds]).sum())
-    return draw_errors(image, objects, detections, titles), n_hidden
-
-
-def _describe(errors: ImageErrors, n_hidden: int) -> str:
-    counts = {kind: errors.kinds.count(kind) for kind in MARKS if kind in errors.kinds}
-    parts = [f'{n} {_title(kind)}' for kind, n in counts.items() if kind not in ('correct', 'ignored')]
-    hidden = f' ({n_hidden} with a low score)' if n_hidden else ''
-    false = f'; false positives: {", ".join(parts)}{hidden}' if parts else ''
-    return f'costs {100 * errors.loss:.2f} points of AP50; {errors.n_found} of {errors.n_objects} objects found{false}'
-
-
 def _main(analysis: Analysis) -> KindAnalysis:
     return next(kind for kind in analysis.kinds if kind.kind == analysis.main_kind)
 
@@ -282,5 +214,10 @@ def _ends(classes: Sequence[int], limit: int) -> tuple[list[int], int | None]:
     return [*classes[:half], *classes[-half:]], half
 
 
-def _add_figure(report: Report, figure: Figure, caption: str) -> None:
-    report.add_figure(figure, caption)
+def _explain_ends(classes: Sequence[int], n_worst: int | None) -> str:
+    """Return a sentence about classes that are left out."""
+    if n_worst is None:
+        return ''
+    return (
+        f' Of {len(classes)} classes with objects, the {n_worst} with the lowest and the {n_worst} with the highest AP.'
+    )
