@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: The colour and the dashes of the curves at IoU 0.5, at 0.75, and of their mean over 0.5 to 0.95.
 _CURVES = {'0.5': (BLUE, '-'), '0.75': (ORANGE, '--'), '0.5:0.95': (VERMILION, '-.')}
 _WIDTH = 9.5  # inches
-_COLUMNS, _MULTIPLE = 6, 1.55  # small multiples in a row, and the height of one in inches
+_MAX_COLUMNS, _MULTIPLE = 6, 1.5  # small multiples in a row, and the height of one in inches
 _NUMBERS = 111, 121  # positions of two columns of numbers to the right of 100 %
 #: Colours of boxes, masks and keypoints.
 _KINDS = {'boxes': BLUE, 'masks': ORANGE, 'keypoints': VERMILION}
@@ -53,17 +53,17 @@ def plot_class_curves(recalls: np.ndarray, curves: Sequence[tuple[str, np.ndarra
         recalls: ``(101,)``.
         curves: The name of each class and its curves ``(3, 101)``; see :func:`plot_precision_recall`.
     """
-    n_columns = min(_COLUMNS, len(curves))
-    n_rows = math.ceil(len(curves) / n_columns)
-    width = _WIDTH * n_columns / _COLUMNS + 0.4
-    figure, grid = new_figure(width, _MULTIPLE * n_rows + 0.5, n_rows, n_columns, sharex=True)
+    n_rows = math.ceil(len(curves) / _MAX_COLUMNS)
+    n_columns = math.ceil(len(curves) / n_rows)
+    figure, grid = new_figure(_WIDTH * min(n_columns / 4, 1), _MULTIPLE * n_rows + 0.7, n_rows, n_columns)
     for axes in grid.flat[len(curves) :]:
         axes.set_axis_off()
     for i, (axes, (name, precision)) in enumerate(zip(grid.flat, curves, strict=False)):
         _plot_curves(axes, recalls, precision, width=1.2)
         axes.set_title(f'{plot_name(name)}  {_percent(precision[2].mean())}', fontsize=8, pad=3)
         axes.tick_params(labelsize=7)
-        axes.set_xticks([0, 0.5, 1])
+        is_lowest = i + n_columns >= len(curves)
+        axes.set_xticks([0, 0.5, 1], ['0', '0.5', '1'] if is_lowest else [])
         axes.set_yticks([0, 0.5, 1], ['0', '0.5', '1'] if i % n_columns == 0 else [])
     lines = grid[0, 0].lines
     figure.legend(
@@ -178,7 +178,7 @@ def plot_error_costs(
             :data:`mask_rcnn.visualization.error_pictures.MARKS`) and the cost in AP50 (0 to 1) of each kind of error.
         totals: The names and costs of sums of several kinds, in the same form; the names are any texts.
     """
-    figure, (row,) = new_figure(_WIDTH, 3.2, 1, len(costs))
+    figure, (row,) = new_figure(_WIDTH if len(costs) > 1 else 5.5, 3.2, 1, len(costs))
     highest = max((100 * cost for part in (*costs.values(), *totals.values()) for _, cost in part), default=0)
     for axes, title in zip(row, costs, strict=True):
         items = [(MARKS[name].title, cost, MARKS[name].color) for name, cost in costs[title]]

@@ -13,8 +13,8 @@ from mask_rcnn.visualization.figures import GREY, INK, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MAX_CELL, _MAX_SIDE = 0.45, 7.4  # inches, of a cell and of the matrix
-_MARGIN = 2.2  # inches, for names and the colour bar
+_MAX_CELL, _MAX_SIDE = 0.45, 7.2  # inches, of a cell and of the matrix
+_LETTER = 0.065  # inches
 
 
 def plot_confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
@@ -26,8 +26,10 @@ def plot_confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[st
         columns: Names of the columns, the predicted classes; the last one is the background.
     """
     n_rows, n_columns = counts.shape
+    names = [[plot_name(name) for name in part] for part in (rows, columns)]
+    margin = _LETTER * max(map(len, names[0] + names[1])) + 0.5
     cell = min(_MAX_CELL, _MAX_SIDE / max(n_rows, n_columns))
-    figure, ((axes,),) = new_figure(cell * max(n_columns, 4) + _MARGIN, cell * max(n_rows, 4) + 0.8 * _MARGIN)
+    figure, ((axes,),) = new_figure(cell * max(n_columns, 4) + margin + 0.9, cell * max(n_rows, 4) + margin)
     font = 8 if cell > 0.3 else 7
     totals = counts.sum(axis=1, keepdims=True)
     fractions = counts / np.maximum(totals, 1)
@@ -44,8 +46,8 @@ def plot_confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[st
                 color=ink,
                 fontsize=font,
             )
-    axes.set_xticks(range(n_columns), [plot_name(name) for name in columns], rotation=90, fontsize=font)
-    axes.set_yticks(range(n_rows), [plot_name(name) for name in rows], fontsize=font)
+    axes.set_xticks(range(n_columns), names[1], rotation=90, fontsize=font)
+    axes.set_yticks(range(n_rows), names[0], fontsize=font)
     axes.tick_params(length=0)
     axes.set_xlabel('class of the detection')
     axes.set_ylabel('class of the object')
@@ -58,5 +60,5 @@ def plot_confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[st
 
 
 def _short(count: int) -> str:
-    """Return a count in at most four characters, or five above 10,000."""
-    return str(count) if count < 1000 else f'{count / 1000:.1f}k' if count < 99950 else f'{count / 1000:.0f}k'
+    """Return a count in at most four characters."""
+    return str(count) if count < 1000 else f'{count / 1000:.1f}k' if count < 9950 else f'{count / 1000:.0f}k'

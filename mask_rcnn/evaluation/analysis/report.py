@@ -156,7 +156,7 @@ def _add_confusion(report: Report, analysis: Analysis) -> None:
     if pairs:
         report.add_table(
             ['object', 'detected as', 'objects', 'percent of its class'],
-            [(names[p.label], names[p.predicted], p.count, round(100 * p.fraction, 1)) for p in pairs],
+            [(names[p.label], names[p.predicted], p.count, f'{100 * p.fraction:.1f}') for p in pairs],
         )
 
 

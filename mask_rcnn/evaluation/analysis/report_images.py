@@ -51,17 +51,12 @@ def _draw(image: np.ndarray, errors: ImageErrors, analysis: Analysis) -> tuple[n
     """Return the picture of an image, and the number of false positives that are not drawn."""
     names, threshold = analysis.metrics.class_names, analysis.confusion.score_threshold
     has_names = len(names) > 1
-    is_drawn = np.array([kind == 'correct' for kind in errors.kinds], bool) | (errors.scores > threshold)
-    drawn = np.flatnonzero(is_drawn).tolist()
+    scores = errors.scores.tolist()
+    drawn = [i for i, kind in enumerate(errors.kinds) if kind == 'correct' or scores[i] > threshold]
     kinds = [errors.kinds[i] for i in drawn]
-    texts = [
-        ''
-        if kind == 'correct'
-        else f'{names[errors.labels[i]]} {errors.scores[i]:.2f}'
-        if has_names
-        else f'{errors.scores[i]:.2f}'
-        for i, kind in zip(drawn, kinds, strict=True)
-    ]
+    texts = ['' if kind == 'correct' else f'{scores[i]:.2f}' for i, kind in zip(drawn, kinds, strict=True)]
+    if has_names:
+        texts = [text and f'{names[errors.labels[i]]} {text}' for i, text in zip(drawn, texts, strict=True)]
     object_texts = [
         names[label] if has_names and state not in ('correct', 'crowd') else ''
         for label, state in zip(errors.object_labels.tolist(), errors.object_states, strict=True)
@@ -70,7 +65,7 @@ def _draw(image: np.ndarray, errors: ImageErrors, analysis: Analysis) -> tuple[n
     masks = [errors.masks[i] for i in drawn] if errors.masks else ()
     detections = MarkedShapes(errors.boxes[drawn], masks, kinds, texts)
     titles = f'objects: {errors.n_found} of {errors.n_objects} found', 'detections'
-    n_hidden = int((~is_drawn & [kind != 'ignored' for kind in errors.kinds]).sum())
+    n_hidden = sum(kind != 'ignored' for kind in errors.kinds) - sum(kind != 'ignored' for kind in kinds)
     return draw_errors(image, objects, detections, titles), n_hidden
 
 
