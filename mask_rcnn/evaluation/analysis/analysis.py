@@ -63,7 +63,7 @@ class Analysis:
 
 
 def analyse(evaluator: COCOEvaluator, *, score_threshold: float = 0.5, n_worst: int = 12) -> Analysis:
-    """Compute COCO's metrics and analyse the errors behind them.
+    """Compute COCO's metrics and analyse the errors that lower them.
 
     Args:
         evaluator: An evaluator with the detections of all images.

@@ -53,9 +53,9 @@ class ImageErrors:
 def measure_image_losses(matches: Matches) -> np.ndarray:
     """Return by how much AP50 would rise without the errors of each image.
 
-    Of a single image, the false positives are removed, and the objects that no detection has found are taken out of
-    the count: TIDE's oracles for false positives and false negatives, for one image.  The result is exact.  It takes
-    one pass over the true positives of a class for each image with errors in this class.
+    The false positives of a single image are removed, and its objects that no detection has found are taken out of the
+    count: TIDE's oracles for false positives and false negatives, for one image.  The result is exact.  It takes one
+    pass over the true positives of a class for each image with errors in this class.
 
     Args:
         matches: The matches of boxes or masks.

@@ -18,7 +18,7 @@ FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
 
 
 class Outcome(enum.IntEnum):
-    """What a detection is: correct, a kind of false positive, or on a crowd, where it does not count."""
+    """The outcome of a detection: correct, a kind of false positive, or on a crowd, where it does not count."""
 
     CORRECT = 0
     CLASSIFICATION = 1
@@ -47,7 +47,7 @@ class Outcomes:
         kinds: ``(D,)`` integers, values of :class:`Outcome`.
         targets: ``(D,)`` integers, the object that a detection finds, or would find if its class or its location were
             corrected; -1 for other detections.
-        is_missed: ``(G,)`` bool, objects that no detection finds and that are no target of a wrong class or location.
+        is_missed: ``(G,)`` bool, objects that no detection finds, not even one with a wrong class or location.
     """
 
     kinds: np.ndarray
@@ -82,16 +82,16 @@ def find_outcomes(matches: Matches) -> Outcomes:
     for (detections, objects), overlaps in zip(matches.iter_images(), matches.overlaps, strict=True):
         if not overlaps.size:
             continue
-        is_own = matches.detection_labels[detections, None] == matches.object_labels[None, objects]
-        own, other = np.where(is_own, overlaps, 0), np.where(is_own, 0, overlaps)
-        own_best, other_best = own.max(axis=1), other.max(axis=1)
-        is_near, is_confused = _is_between(own_best), other_best >= FOREGROUND_IOU
+        is_same = matches.detection_labels[detections, None] == matches.object_labels[None, objects]
+        same, other = np.where(is_same, overlaps, 0), np.where(is_same, 0, overlaps)
+        best_same, best_other = same.max(axis=1), other.max(axis=1)
+        is_near, is_confused = _is_between(best_same), best_other >= FOREGROUND_IOU
         kinds[detections] = np.select(
-            [is_near, is_confused, own_best >= FOREGROUND_IOU, other_best < BACKGROUND_IOU],
+            [is_near, is_confused, best_same >= FOREGROUND_IOU, best_other < BACKGROUND_IOU],
             [Outcome.LOCALISATION, Outcome.CLASSIFICATION, Outcome.DUPLICATE, Outcome.BACKGROUND],
             Outcome.BOTH,
         )
-        would_find = np.select([is_near, is_confused], [own.argmax(axis=1), other.argmax(axis=1)], -1)
+        would_find = np.select([is_near, is_confused], [same.argmax(axis=1), other.argmax(axis=1)], -1)
         is_open = (targets[detections] < 0) & (would_find >= 0)
         targets[detections] = np.where(is_open, would_find + objects.start, targets[detections])
     kinds[matches.is_true_positive] = Outcome.CORRECT
