@@ -118,18 +118,14 @@ def test_average_precision_of_ranks():
 
 
 def test_recall_by_size():
-    """Two objects of 10 pixels, of which one is found with IoU 0.8; one of 32 pixels that is missed."""
-    objects = [
-        (1, 0, (0, 0, 10, 10)),
-        (1, 0, (100, 0, 10, 10)),
-        (1, 0, (300, 0, 32, 32)),
-        (1, 0, (500, 0, 9, 9), 'crowd'),
-    ]
-    analysis = analyse(box_evaluator(objects, [(1, 0, (0, 0, 10, 8), 0.9)]))
+    """Two objects of 10 pixels that are found with IoU 0.8 and 0.72; one of 32 pixels that is missed; a crowd."""
+    objects = [(1, 0, (0, 0, 10, 10)), (1, 0, (100, 0, 10, 10)), (1, 0, (300, 0, 32, 32))]
+    objects.append((1, 0, (500, 0, 9, 9), 'crowd'))
+    analysis = analyse(box_evaluator(objects, [(1, 0, (0, 0, 10, 8), 0.9), (1, 0, (100, 0, 10, 7.2), 0.9)]))
     sizes = analysis.kinds[0].size_recall
     assert sizes.limits == (8, 16, 24, 32, 48) and sizes.n_objects.tolist() == [2, 0, 0, 1]
-    # IoU 0.8 reaches seven of the ten thresholds: 0.5, 0.55, ... 0.8.
-    np.testing.assert_allclose(sizes.recall[:, 0], [0.5, 0.5, 0.35])
+    # The thresholds are 0.5, 0.55, ... 0.95: seven are below 0.8 or equal to it, five below 0.72.
+    np.testing.assert_allclose(sizes.recall[:, 0], [1, 0.5, 12 / 20])
     np.testing.assert_array_equal(sizes.recall[:, 3], [0, 0, 0])
     assert np.isnan(sizes.recall[:, 1:3]).all()
     # 32 x 32 pixels are the limit of small and medium objects, which belongs to both.
@@ -183,6 +179,11 @@ def test_the_best_overlap_is_confused():
     assert matrix.counts[0].tolist() == [0, 0, 1, 0] and matrix.counts[1].tolist() == [0, 0, 1, 0]
 
 
+def test_the_detection_with_the_highest_score_is_confused():
+    matrix = confusion_of([(1, 0, A)], [(1, 1, A, 0.8), (1, 2, A, 0.9)], n_classes=3)
+    assert matrix.counts.tolist() == [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+
+
 def test_crowds_are_not_confused():
     objects = [(1, 0, A, 'crowd')]
     assert confusion_of(objects, [(1, 0, A, 0.9)]).counts.sum() == 0
@@ -222,6 +223,7 @@ def test_losses_of_images_by_hand():
     """
     objects = [(1, 0, A), (1, 0, B), (2, 0, A), (3, 1, A)]
     detections = [(1, 0, A, 0.9), (2, 0, NOWHERE, 0.8), (2, 0, A, 0.7), (3, 1, A, 0.9)]
+    detections += [(2, 0, NOWHERE, 0.1), (4, 0, NOWHERE, 0.2)]  # after the last true positive: without effect
     analysis = analyse(box_evaluator(objects, detections, n_classes=2, n_images=4))
     before = (34 + 33 * 2 / 3) / 101
     losses = {image.image_id: image.loss for image in analysis.worst_images}
@@ -234,7 +236,7 @@ def test_losses_of_images_by_hand():
     assert (first.image_id, first.n_objects, first.n_found) == (1, 2, 1)
     assert first.object_states == ('correct', 'missed') and first.kinds == ('correct',)
     assert first.boxes.tolist() == [[0, 0, 100, 100]] and first.object_boxes[1].tolist() == [0, 300, 100, 400]
-    assert analysis.worst_images[1].kinds == ('background', 'correct')
+    assert analysis.worst_images[1].kinds == ('background', 'correct', 'background')
 
 
 def without_errors(objects, detections, image):
@@ -337,6 +339,20 @@ def test_merged_evaluations_are_analysed_like_one(rng):
     merged = analyse(evaluator)
     assert merged.metrics == whole.metrics and merged.kinds[0].costs == whole.kinds[0].costs
     assert [image.image_id for image in merged.worst_images] == [image.image_id for image in whole.worst_images]
+
+
+def test_categories_in_another_order(rng):
+    """The classes keep their order whatever their ids are."""
+    case = random_case(rng)
+    ordered, shuffled = (
+        analyse(box_evaluator(*case, n_classes=3, n_images=12, category_ids=ids)) for ids in ((1, 2, 3), (7, 3, 5))
+    )
+    assert ordered.confusion.counts.tolist() == shuffled.confusion.counts.tolist()
+    np.testing.assert_array_equal(
+        ordered.kinds[0].curves.precision_per_class, shuffled.kinds[0].curves.precision_per_class
+    )
+    assert ordered.kinds[0].objects_per_class.tolist() == shuffled.kinds[0].objects_per_class.tolist()
+    assert len(set(ordered.kinds[0].objects_per_class.tolist())) == 3
 
 
 def test_keypoints_have_curves_and_sizes_but_no_kinds_of_errors():

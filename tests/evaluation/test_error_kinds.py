@@ -86,11 +86,11 @@ def test_missed_objects_leave_the_false_positives():
 
 
 def test_a_corrected_detection_replaces_one_with_a_lower_score():
-    """Ranks: bad, B, A.  Precision 2/3 at every recall.  The corrected detection finds A, and the old one of A goes."""
-    detections = [(1, 0, moved(A, BAD), 0.9), (1, 0, B, 0.85), (1, 0, A, 0.8)]
+    """Ranks: bad, background, A; B is missed.  Precision 1/3 at 51 recalls; corrected, it is 1, and one A goes."""
+    detections = [(1, 0, moved(A, BAD), 0.9), (1, 0, NOWHERE, 0.85), (1, 0, A, 0.8)]
     ap50, kinds, _ = costs_of([(1, 0, A), (1, 0, B)], detections)
-    assert ap50 == pytest.approx(2 / 3)
-    assert kinds == {'localisation': (1, pytest.approx(1 / 3))}
+    assert ap50 == pytest.approx(HALF / 3)
+    assert kinds['localisation'] == (1, pytest.approx(HALF - HALF / 3))
 
 
 def test_a_corrected_detection_with_a_lower_score_is_removed():
@@ -146,6 +146,13 @@ def test_crowds_are_no_objects_and_detections_on_them_do_not_count():
     # On the crowd of another class, a detection is in the background.
     _, kinds, _ = costs_of(objects, [(1, 1, B, 0.95), (1, 0, A, 0.9)], n_classes=2)
     assert kinds == {'background': (1, 0)}
+
+
+def test_an_object_beside_a_crowd_is_missed():
+    """The detection covers half of the object and lies on the crowd, so it does not count."""
+    objects = [(1, 0, A), (1, 0, (0, 0, 400, 100), 'crowd')]
+    _, kinds, _ = costs_of(objects, [(1, 0, moved(A, BAD), 0.9)])
+    assert kinds == {'missed': (1, 1)}
 
 
 def test_objects_of_other_images_are_no_targets():

@@ -8,7 +8,7 @@ from mask_rcnn.inference.detections import Detections
 SIZE = 1000  # of each image, pixels
 
 
-def box_evaluator(objects, detections, *, n_classes=1, n_images=1):
+def box_evaluator(objects, detections, *, n_classes=1, n_images=1, category_ids=None):
     """Return an evaluator of boxes.
 
     Args:
@@ -16,14 +16,16 @@ def box_evaluator(objects, detections, *, n_classes=1, n_images=1):
         detections: ``(image, label, (x, y, width, height), score)``.
         n_classes: Number of classes.
         n_images: Number of images.
+        category_ids: Category id of each class; ``None`` for 1, 2, ...
     """
+    category_ids = range(1, n_classes + 1) if category_ids is None else category_ids
     annotations = []
     for image, label, box, *crowd in objects:
         annotations.append(
             {
                 'id': len(annotations) + 1,
                 'image_id': image,
-                'category_id': label + 1,
+                'category_id': category_ids[label],
                 'bbox': list(box),
                 'area': box[2] * box[3],
                 'iscrowd': int(bool(crowd)),
@@ -32,12 +34,12 @@ def box_evaluator(objects, detections, *, n_classes=1, n_images=1):
     truth = {
         'images': [{'id': i, 'height': SIZE, 'width': SIZE} for i in range(1, n_images + 1)],
         'annotations': annotations,
-        'categories': [{'id': k + 1, 'name': f'class {k}'} for k in range(n_classes)],
+        'categories': [{'id': category_ids[k], 'name': f'class {k}'} for k in range(n_classes)],
     }
     evaluator = COCOEvaluator(
         truth,
         class_names=[f'class {k}' for k in range(n_classes)],
-        category_ids=range(1, n_classes + 1),
+        category_ids=category_ids,
         masks=False,
     )
     for image in range(1, n_images + 1):
