@@ -138,24 +138,24 @@ def plot_size_recall(limits: Sequence[float], n_objects: np.ndarray, recall: np.
     return figure
 
 
-def plot_class_ap(classes: Sequence[tuple[str, float, float]], n_worst: int | None = None) -> Figure:
+def plot_class_ap(classes: Sequence[tuple[str, int, float, float]], n_worst: int | None = None) -> Figure:
     """Plot the AP of classes as bars, and AP50 as dots.
 
     Args:
-        classes: Name, AP and AP50 (0 to 1) of each class, from top to bottom.
+        classes: Name, number of objects, AP and AP50 (0 to 1) of each class, from top to bottom.
         n_worst: Number of classes above a gap, which stands for the classes that are left out; ``None`` for no gap.
     """
     positions = [i + (n_worst is not None and i >= n_worst) for i in range(len(classes))]
     figure, ((axes,),) = new_figure(7.5, 0.22 * max(len(positions), 3) + 1.2)
     style_plot(axes)
     axes.grid(False, axis='y')
-    values = [100 * ap for _, ap, _ in classes]
+    values = [100 * ap for _, _, ap, _ in classes]
     axes.barh(positions, values, 0.75, color=BLUE, label='AP, IoU 0.5:0.95')
-    axes.plot([100 * ap50 for _, _, ap50 in classes], positions, 'o', color=ORANGE, markersize=5, label='AP50')
-    for y, (_, ap, ap50) in zip(positions, classes, strict=True):
+    axes.plot([100 * ap50 for *_, ap50 in classes], positions, 'o', color=ORANGE, markersize=5, label='AP50')
+    for y, (_, _, ap, ap50) in zip(positions, classes, strict=True):
         for x, value in zip(_NUMBERS, (ap, ap50), strict=True):
             axes.text(x, y, _percent(value), va='center', ha='right', fontsize=8)
-    axes.set_yticks(positions, [plot_name(name) for name, _, _ in classes], fontsize=8)
+    axes.set_yticks(positions, [f'{plot_name(name)} ({n})' for name, n, _, _ in classes], fontsize=8)
     for x, title in zip(_NUMBERS, ('AP', 'AP50'), strict=True):
         axes.text(x, -1, title, va='center', ha='right', fontsize=8, fontweight='bold')
     if n_worst is not None:
@@ -195,7 +195,7 @@ def plot_error_costs(
             linewidth=0.5,
         )
         for y, (_, cost, _) in zip(positions, items, strict=True):
-            axes.text(100 * cost + 0.015 * max(highest, 1), y, f'{100 * cost:.1f}', va='center', fontsize=8)
+            axes.text(100 * cost + 0.015 * max(highest, 1), y, f'{100 * max(cost, 0):.1f}', va='center', fontsize=8)
         axes.set_yticks(positions, [text.replace(' and ', '\nand ') for text, *_ in items], fontsize=8)
         axes.set_ylim(positions[-1] + 0.6, -0.6)
         axes.set_xlim(0, max(1.15 * highest, 1))

@@ -85,11 +85,13 @@ def test_recall_by_size():
 
 @pytest.mark.parametrize(('n_classes', 'n_worst'), [(1, None), (5, None), (30, 15)])
 def test_ap_by_class(n_classes, n_worst):
-    classes = [(f'class {i}', 0.01 * i, 0.02 * i) for i in range(n_classes)]
+    classes = [(f'class {i} with a name of many letters', 10 * i, 0.01 * i, 0.02 * i) for i in range(n_classes)]
     figure = plot_class_ap(classes, n_worst)
     (axes,) = figure.axes
     np.testing.assert_allclose([bar.get_width() for bar in axes.patches], np.arange(n_classes))
     np.testing.assert_allclose(axes.lines[0].get_xdata(), 2 * np.arange(n_classes))
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [f'{plot_name(name)} ({n})' for name, n, _, _ in classes]
     positions = [bar.get_y() + bar.get_height() / 2 for bar in axes.patches]
     gaps = np.diff(positions)
     assert np.flatnonzero(gaps > 1.5).tolist() == ([] if n_worst is None else [n_worst - 1])
@@ -131,4 +133,4 @@ def test_large_counts_fit_their_cells():
 def test_class_names_are_no_formulas():
     assert plot_name('a $x$ \n b') == r'a \$x\$ b'
     assert plot_name('x' * 50) == 'x' * 23 + '…'
-    encode_figure(plot_class_ap([('$\\broken{', 0.5, 0.5)]))
+    encode_figure(plot_class_ap([('$\\broken{', 3, 0.5, 0.5)]))

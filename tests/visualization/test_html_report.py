@@ -71,6 +71,13 @@ def test_numbers_are_aligned_and_rounded():
     assert {'1.235', '1e-07', '1', '-'} <= set(elements.texts)
 
 
+def test_numbers_as_texts_are_aligned():
+    report = Report('title')
+    report.add_table(['a', 'b', 'c'], [['12.0', '+0.3', '1.5 %'], ['-1', '7', '2.5']])
+    cells = [a.get('class') for tag, a in Elements(report.to_html()).tags if tag == 'td']
+    assert cells == ['number', 'number', None] * 2
+
+
 def test_pictures_and_figures_are_embedded():
     picture = np.zeros((90, 3200, 3), np.uint8)
     picture[..., 0] = 200  # red

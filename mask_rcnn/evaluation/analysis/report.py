@@ -75,7 +75,7 @@ def _add_curves(report: Report, analysis: Analysis) -> None:
     report.add_figure(
         plot_precision_recall(analysis.kinds[0].curves.recalls, {name: c.precision for name, c in kinds.items()}),
         'Each curve shows the precision that remains when the score threshold is lowered until a recall is reached; '
-        'the area below it is the AP, and it ends at the recall that no threshold exceeds. Mean of all classes.',
+        'the area below it is the AP, and it falls to 0 at the recall that no threshold exceeds. Mean of all classes.',
     )
     main = _main(analysis)
     classes = _evaluated_classes(main)
@@ -85,8 +85,8 @@ def _add_curves(report: Report, analysis: Analysis) -> None:
     names = analysis.metrics.class_names
     report.add_figure(
         plot_class_curves(main.curves.recalls, [(names[k], main.curves.precision_per_class[k]) for k in shown]),
-        f'The same curves of the {main.kind.plural} of each class, in ascending order of AP: a curve that ends early '
-        f'belongs to a class with missed objects, a low one to a class with false positives.'
+        f'The same curves of the {main.kind.plural} of each class with its AP, in ascending order: a curve that falls '
+        'to 0 early belongs to a class with missed objects, a low one to a class with false positives.'
         + _explain_ends(classes, n_worst),
     )
 
@@ -125,7 +125,7 @@ def _add_classes(report: Report, analysis: Analysis) -> None:
         return
     shown, n_worst = _ends(classes, _MAX_BARS)
     names, aps = analysis.metrics.class_names, main.curves.ap_per_class
-    rows = [(f'{names[k]} ({main.objects_per_class[k]})', aps[k, 2], aps[k, 0]) for k in shown]
+    rows = [(names[k], int(main.objects_per_class[k]), aps[k, 2], aps[k, 0]) for k in shown]
     report.add_figure(
         plot_class_ap(rows, n_worst),
         f'AP of the {main.kind.plural} of each class with its number of objects, the worst class first: a long '
@@ -154,6 +154,7 @@ def _add_confusion(report: Report, analysis: Analysis) -> None:
     )
     pairs = matrix.confusions(_MAX_PAIRS)
     if pairs:
+        report.add_text(f'The most frequent confusions, at most {_MAX_PAIRS}:')
         report.add_table(
             ['object', 'detected as', 'objects', 'percent of its class'],
             [(names[p.label], names[p.predicted], p.count, f'{100 * p.fraction:.1f}') for p in pairs],
@@ -176,7 +177,7 @@ def _add_costs(report: Report, analysis: Analysis) -> None:
         [
             (
                 mark_title(items[0].name),
-                *(cell for item in items for cell in (item.count, f'+{100 * item.cost:.1f}')),
+                *(cell for item in items for cell in (item.count, f'+{100 * max(item.cost, 0):.1f}')),
                 _DEFINITIONS[items[0].name],
             )
             for items in zip(*((*costs.kinds, *costs.totals) for costs in kinds.values()), strict=True)
