@@ -11,6 +11,7 @@ from mask_rcnn.evaluation.analysis import analyse
 from mask_rcnn.evaluation.analysis.report import make_report
 from mask_rcnn.evaluation.analysis.report_images import add_worst_images
 from mask_rcnn.preprocessing.image_io import ImageFileError
+from mask_rcnn.visualization import html_report
 from mask_rcnn.visualization.html_report import Report
 from tests.evaluation.test_coco_metrics import noisy
 from tests.support.box_evaluation import SIZE, box_evaluator
@@ -119,8 +120,9 @@ def test_reports_without_objects_or_detections(objects, detections):
     assert headings(document) == SECTIONS and 'nan' not in Elements(document).texts
 
 
-def test_many_classes_are_limited():
+def test_many_classes_are_limited(monkeypatch):
     """40 classes: the worst and the best ones are in the figures and the table, and the text states it."""
+    monkeypatch.setattr(html_report, 'encode_figure', lambda figure: b'')  # which takes seconds
     objects = [(1, k, (20 * k, 0, 10, 10)) for k in range(40)]
     detections = [(1, k, (20 * k, 0, 10, 10 if k < 35 else 6), 0.9) for k in range(40)]
     evaluator = box_evaluator(objects, detections, n_classes=40)
@@ -132,7 +134,6 @@ def test_many_classes_are_limited():
     assert 'The 24 classes that are confused most.' in document
     names = [row[0] for row in rows(document) if row[0].startswith('class ')]
     assert len(names) == 30 and names[:5] == [f'class {k}' for k in range(35, 40)]
-    assert len(document) < 3e6
 
 
 def test_odd_class_names_are_written(recwarn):
