@@ -9,6 +9,7 @@ from mask_rcnn.evaluation import COCOEvaluator
 from mask_rcnn.evaluation.analysis import analyse
 from mask_rcnn.evaluation.analysis.average_precision import average_precision
 from mask_rcnn.evaluation.analysis.confusion import ConfusionMatrix
+from mask_rcnn.evaluation.analysis.report import make_report
 from mask_rcnn.inference.detections import Detections
 from tests.evaluation.test_coco_metrics import masks_of, noisy, perfect
 from tests.support.box_evaluation import box_evaluator, random_case
@@ -376,3 +377,5 @@ def test_keypoints_have_curves_and_sizes_but_no_kinds_of_errors():
     assert keypoints.kind.name == 'keypoints' and keypoints.costs is None and boxes.costs is not None
     np.testing.assert_allclose(keypoints.curves.ap, 1)
     assert keypoints.size_counts == {'medium': 1, 'large': 0} and analysis.main_kind.name == 'bbox'
+    document = make_report(analysis, pytest.fail, title='t').to_html()
+    assert '<td>keypoints</td><td class="number">100.0</td>' in document and 'keypoint AP' in document
