@@ -6,12 +6,13 @@ As in Detectron, a keypoint is visible if its visibility is above 0: hidden but 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mask_rcnn.datasets.example import Annotations
 from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.targets.matching import match_rois
+from mask_rcnn.targets.matching import Candidates, match_rois
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
 
@@ -59,6 +60,34 @@ def sample_keypoint_rois(
     Raises:
         ValueError: The annotations have no keypoints.
     """
+    candidates, sampled = sample_keypoint_candidates(
+        proposals, annotations, transform, sampling=sampling, offset=offset, rng=rng
+    )
+    boxes = candidates.boxes[sampled]
+    keypoints: Any = annotations.keypoints
+    locations = keypoint_locations(keypoints[candidates.gt_index[sampled]], boxes, size)
+    return KeypointRoIs(transform.apply_boxes(boxes), locations)
+
+
+def sample_keypoint_candidates(
+    proposals: np.ndarray,
+    annotations: Annotations,
+    transform: ImageTransform,
+    *,
+    sampling: Sampling,
+    offset: float,
+    rng: np.random.RandomState,
+) -> tuple[Candidates, np.ndarray]:
+    """Match the proposals of one image with its objects, and sample those with a visible keypoint.
+
+    The arguments are those of :func:`sample_keypoint_rois`.
+
+    Returns:
+        tuple: The ground truth boxes and proposals with their best objects, and the indices of the sampled ones.
+
+    Raises:
+        ValueError: The annotations have no keypoints.
+    """
     if annotations.keypoints is None:
         raise ValueError('the network has a keypoint head, but the annotations have no keypoints')
     candidates = match_rois(transform.invert_boxes(proposals, reciprocal=True), annotations, offset=offset)
@@ -68,9 +97,7 @@ def sample_keypoint_rois(
     max_rois = round(sampling.roi_foreground_fraction * sampling.roi_batch)
     if len(sampled) > max_rois:
         sampled = rng.choice(sampled, size=max_rois, replace=False)
-    boxes = candidates.boxes[sampled]
-    locations = keypoint_locations(annotations.keypoints[candidates.gt_index[sampled]], boxes, size)
-    return KeypointRoIs(transform.apply_boxes(boxes), locations)
+    return candidates, sampled
 
 
 def visible_inside(keypoints: np.ndarray, boxes: np.ndarray) -> np.ndarray:

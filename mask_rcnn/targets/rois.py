@@ -56,10 +56,9 @@ def sample_rois(
         dialect: Provides ``boxes.offset`` and ``boxes.box_delta_weights``.
         rng: Random number generator for the sampling.
     """
-    candidates = match_rois(
-        transform.invert_boxes(proposals, reciprocal=True), annotations, offset=dialect.boxes.offset
+    candidates, foreground, background = sample_candidates(
+        proposals, annotations, transform, sampling=sampling, dialect=dialect, rng=rng
     )
-    foreground, background = _sample_fg_bg(candidates, ~annotations.crowd, sampling, rng)
     if len(foreground) + len(background) == 0:
         return _dummy_roi()
     sampled = np.concatenate([foreground, background])
@@ -68,6 +67,28 @@ def sample_rois(
     labels[len(foreground) :] = 0
     deltas = box_targets(boxes[: len(foreground)], annotations.boxes[~annotations.crowd], dialect=dialect)
     return SampledRoIs(transform.apply_boxes(boxes), boxes, labels, deltas)
+
+
+def sample_candidates(
+    proposals: np.ndarray,
+    annotations: Annotations,
+    transform: ImageTransform,
+    *,
+    sampling: Sampling,
+    dialect: Dialect,
+    rng: np.random.RandomState,
+) -> tuple[Candidates, np.ndarray, np.ndarray]:
+    """Match the proposals of one image with its objects, and sample from them.
+
+    The arguments are those of :func:`sample_rois`.
+
+    Returns:
+        tuple: The ground truth boxes and proposals with their best objects, and the indices of the sampled foreground
+        and background among them.
+    """
+    boxes = transform.invert_boxes(proposals, reciprocal=True)
+    candidates = match_rois(boxes, annotations, offset=dialect.boxes.offset)
+    return candidates, *_sample_fg_bg(candidates, ~annotations.crowd, sampling, rng)
 
 
 def box_targets(boxes: np.ndarray, gt_boxes: np.ndarray, *, dialect: Dialect) -> np.ndarray:

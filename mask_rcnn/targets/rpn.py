@@ -51,14 +51,7 @@ def rpn_targets(
         rng: Random number generator for the sampling.
     """
     offset = dialect.boxes.offset
-    best_iou, best_gt, is_best = match_anchors(
-        anchors,
-        gt_boxes,
-        size,
-        straddle=sampling.rpn_straddle,
-        offset=offset,
-        include_border=dialect.boxes.clip_offset == 0,
-    )
+    best_iou, best_gt, is_best = match_anchors_of_image(anchors, gt_boxes, size, sampling=sampling, dialect=dialect)
     positive, negative = sample_anchors(
         best_iou, is_best, sampling, rng, redraw_negatives=dialect.training.redraw_negatives
     )
@@ -69,6 +62,28 @@ def rpn_targets(
         anchors[positive], gt_boxes[best_gt[positive]], weights=dialect.boxes.rpn_delta_weights, offset=offset
     )
     return RPNTargets(np.concatenate([positive, negative]), labels, deltas)
+
+
+def match_anchors_of_image(
+    anchors: np.ndarray, gt_boxes: np.ndarray, size: Sequence[float], *, sampling: Sampling, dialect: Dialect
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the result of :func:`match_anchors` with the conventions of a dialect.
+
+    Args:
+        anchors: See :func:`rpn_targets`.
+        gt_boxes: See :func:`rpn_targets`.
+        size: See :func:`rpn_targets`.
+        sampling: Provides ``rpn_straddle``.
+        dialect: Provides ``boxes.offset`` and ``boxes.clip_offset``.
+    """
+    return match_anchors(
+        anchors,
+        gt_boxes,
+        size,
+        straddle=sampling.rpn_straddle,
+        offset=dialect.boxes.offset,
+        include_border=dialect.boxes.clip_offset == 0,
+    )
 
 
 def match_anchors(
@@ -132,13 +147,13 @@ def sample_anchors(
     Returns:
         tuple: The indices of the positive and of the negative anchors, each ascending; they are disjoint.
     """
-    positive = np.flatnonzero(is_best | (best_iou >= sampling.rpn_positive_iou))
+    is_positive, is_negative = anchor_candidates(best_iou, is_best, sampling, redraw_negatives=redraw_negatives)
+    positive = np.flatnonzero(is_positive)
     surplus = max(len(positive) - int(sampling.rpn_positive_fraction * sampling.rpn_batch), 0)
     if surplus:
         dropped = rng.choice(positive, size=surplus, replace=False)
         positive = np.setdiff1d(positive, dropped, assume_unique=True)
-    is_negative = (best_iou >= 0) & (best_iou < sampling.rpn_negative_iou)
-    negative = np.flatnonzero(is_negative if redraw_negatives else is_negative & ~is_best)
+    negative = np.flatnonzero(is_negative)
     n_negative = sampling.rpn_batch - len(positive)
     if len(negative) > n_negative:
         if redraw_negatives:
@@ -146,3 +161,25 @@ def sample_anchors(
         else:
             negative = np.sort(rng.choice(negative, size=n_negative, replace=False))
     return np.setdiff1d(positive, negative, assume_unique=True), negative
+
+
+def anchor_candidates(
+    best_iou: np.ndarray, is_best: np.ndarray, sampling: Sampling, *, redraw_negatives: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the anchors from which :func:`sample_anchors` samples.
+
+    Args:
+        best_iou: See :func:`sample_anchors`.
+        is_best: See :func:`sample_anchors`.
+        sampling: Provides the IoU thresholds.
+        redraw_negatives: See :func:`sample_anchors`.
+
+    Returns:
+        tuple: Two arrays ``(K,)`` bool: True for positive and for negative anchors.  With ``redraw_negatives``, the best
+        anchor of an object can be both.
+    """
+    is_negative = (best_iou >= 0) & (best_iou < sampling.rpn_negative_iou)
+    return (
+        is_best | (best_iou >= sampling.rpn_positive_iou),
+        is_negative if redraw_negatives else is_negative & ~is_best,
+    )

@@ -284,9 +284,15 @@ class MaskRCNNTrainChain(chainer.Chain):
             [indices, labels, weights, loc_weights, delta_targets], self.xp
         )
         return {
-            'rpn_cls_loss': sigmoid_cross_entropy(logits, indices, labels, weights),
-            'rpn_loc_loss': smooth_l1(
-                deltas, indices, delta_targets, loc_weights, beta=dialect.losses.rpn_smooth_l1_beta
+            'rpn_cls_loss': self.apply_loss('rpn_cls_loss', sigmoid_cross_entropy, logits, indices, labels, weights),
+            'rpn_loc_loss': self.apply_loss(
+                'rpn_loc_loss',
+                smooth_l1,
+                deltas,
+                indices,
+                delta_targets,
+                loc_weights,
+                beta=dialect.losses.rpn_smooth_l1_beta,
             ),
             'n_positive_anchor': n_positive / n,
         }
@@ -323,8 +329,14 @@ class MaskRCNNTrainChain(chainer.Chain):
             head_losses['roi_keypoint_loss'] = self.keypoint_loss(features, keypoint_rois)
         correct = scores.array.argmax(axis=1) == labels
         return {
-            'roi_cls_loss': softmax_cross_entropy(scores, labels, weights),
-            'roi_loc_loss': smooth_l1(deltas, *delta_targets, beta=model.config.dialect.losses.box_smooth_l1_beta),
+            'roi_cls_loss': self.apply_loss('roi_cls_loss', softmax_cross_entropy, scores, labels, weights),
+            'roi_loc_loss': self.apply_loss(
+                'roi_loc_loss',
+                smooth_l1,
+                deltas,
+                *delta_targets,
+                beta=model.config.dialect.losses.box_smooth_l1_beta,
+            ),
             **head_losses,
             'n_foreground_roi': batch.n_foreground / batch.n_images,
             'roi_accuracy': (correct * weights).sum(),
@@ -388,7 +400,8 @@ class MaskRCNNTrainChain(chainer.Chain):
         n_pixels = targets[0].size * (targets[:, 0, 0] != IGNORED)
         weights = per_image_mean_weights(n_pixels, batch.images[: batch.n_mask_rois], batch.n_images)
         indices = batch.class_indices - np.array([[0], [1]], np.int32)  # the background has no masks
-        return sigmoid_cross_entropy(logits, *upload_together([indices, targets, weights], self.xp))
+        arguments = upload_together([indices, targets, weights], self.xp)
+        return self.apply_loss('roi_mask_loss', sigmoid_cross_entropy, logits, *arguments)
 
     def _mask_targets(self, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample], size: int) -> np.ndarray:
         """Return the mask targets ``(F, size, size)`` of all foreground RoIs, or one ignored mask if F is 0."""
@@ -428,7 +441,15 @@ class MaskRCNNTrainChain(chainer.Chain):
         weights = per_image_mean_weights(labels != IGNORED, np.repeat(images, locations.shape[1]), len(rois))
         boxes, images, labels, weights = upload_together([boxes, images, labels, weights], self.xp)
         heatmaps = head(head.pool(features, boxes, images))
-        return softmax_cross_entropy(F.reshape(heatmaps, (len(labels), -1)), labels, weights)
+        rows = F.reshape(heatmaps, (len(labels), -1))
+        return self.apply_loss('roi_keypoint_loss', softmax_cross_entropy, rows, labels, weights)
+
+    def apply_loss(self, name: str, function: Callable, *arguments: Any, **options: Any) -> chainer.Variable:
+        """Return ``function(*arguments, **options)``, the loss with a name; all losses are computed here.
+
+        :class:`mask_rcnn.inspect.recording.RecordingTrainChain` records the arguments.
+        """
+        return function(*arguments, **options)
 
 
 def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:

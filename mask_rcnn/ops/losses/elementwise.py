@@ -63,6 +63,43 @@ def smooth_l1(
     return _SelectedLoss('smooth_l1', indices, targets, weights, beta).apply((predicted,))[0]
 
 
+def sigmoid_cross_entropies(logits: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the terms of :func:`sigmoid_cross_entropy` without their weights, on the CPU.
+
+    Args:
+        logits: See :func:`sigmoid_cross_entropy`.
+        indices: See :func:`sigmoid_cross_entropy`.
+        labels: See :func:`sigmoid_cross_entropy`.
+
+    Returns:
+        numpy.ndarray: ``(S, ...)`` floats; 0 for ignored elements.
+    """
+    return _select_losses('sigmoid_cross_entropy', logits, indices, labels, 1.0)[0]
+
+
+def smooth_l1_losses(predicted: np.ndarray, indices: np.ndarray, targets: np.ndarray, *, beta: float) -> np.ndarray:
+    """Return the terms of :func:`smooth_l1` without their weights, on the CPU.
+
+    Args:
+        predicted: See :func:`smooth_l1`.
+        indices: See :func:`smooth_l1`.
+        targets: See :func:`smooth_l1`.
+        beta: See :func:`smooth_l1`.
+
+    Returns:
+        numpy.ndarray: ``(S, ...)`` floats.
+    """
+    return _select_losses('smooth_l1', predicted, indices, targets, beta)[0]
+
+
+def _select_losses(
+    name: str, x: np.ndarray, indices: np.ndarray, targets: np.ndarray, beta: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the loss and the gradient of each selected element, on the CPU."""
+    selected = x[tuple(indices)].astype(compute_dtype(x.dtype), copy=False)
+    return _FUNCTIONS[name](selected, targets, selected.dtype.type(beta))
+
+
 class _SelectedLoss(chainer.FunctionNode):
     """A weighted sum of the losses of selected elements.
 
@@ -82,11 +119,10 @@ class _SelectedLoss(chainer.FunctionNode):
     def forward_cpu(self, inputs):
         (x,) = inputs
         self._shape, self._dtype, self._axes = x.shape, x.dtype, memory_axis_order(x)
-        selected = x[tuple(self._indices)].astype(compute_dtype(x.dtype), copy=False)
-        losses, gradients = _FUNCTIONS[self._name](selected, self._targets, selected.dtype.type(self._beta))
-        weights = self._weights.reshape(-1, *[1] * (selected.ndim - 1))
+        losses, gradients = _select_losses(self._name, x, self._indices, self._targets, self._beta)
+        weights = self._weights.reshape(-1, *[1] * (losses.ndim - 1))
         self._gradients = gradients * weights
-        return (np.asarray((losses * weights).sum(dtype=np.float64), selected.dtype),)
+        return (np.asarray((losses * weights).sum(dtype=np.float64), compute_dtype(x.dtype)),)
 
     def forward_gpu(self, inputs):
         x, axes = _as_dense(inputs[0])

@@ -30,6 +30,25 @@ def softmax_cross_entropy(scores: chainer.Variable | Array, labels: Array, weigh
     return _SoftmaxCrossEntropy(labels, weights).apply((scores,))[0]
 
 
+def softmax_cross_entropies(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the terms of :func:`softmax_cross_entropy` without their weights, and the probabilities, on the CPU.
+
+    Args:
+        scores: ``(R, C)`` floats.
+        labels: ``(R,)`` int32; the loss of an ignored row, whose weight is 0, is that of the label 0.
+
+    Returns:
+        tuple: The losses ``(R,)`` and the probabilities ``(R, C)``.
+    """
+    x = scores.astype(compute_dtype(scores.dtype), copy=False)
+    x = x - x.max(axis=1, keepdims=True)
+    e = np.exp(x)
+    totals = e.sum(axis=1)
+    losses = np.log(totals) - x[np.arange(len(x)), np.maximum(labels, 0)]
+    e /= totals[:, None]
+    return losses, e
+
+
 class _SoftmaxCrossEntropy(chainer.FunctionNode):
     """The forward pass computes the gradient of each score as well, so that it retains neither input nor output."""
 
@@ -39,18 +58,11 @@ class _SoftmaxCrossEntropy(chainer.FunctionNode):
     def forward_cpu(self, inputs):
         (scores,) = inputs
         self._dtype = scores.dtype
-        x = scores.astype(compute_dtype(scores.dtype), copy=False)
-        x = x - x.max(axis=1, keepdims=True)
-        e = np.exp(x)
-        totals = e.sum(axis=1)
-        rows, columns = np.arange(len(x)), np.maximum(self._labels, 0)
+        losses, self._gradients = softmax_cross_entropies(scores, self._labels)
         weights = self._weights * (self._labels >= 0)
-        losses = np.log(totals) - x[rows, columns]
-        self._gradients = e
-        self._gradients /= totals[:, None]
-        self._gradients[rows, columns] -= 1
+        self._gradients[np.arange(len(scores)), np.maximum(self._labels, 0)] -= 1
         self._gradients *= weights[:, None]
-        return (np.asarray((losses * weights).sum(dtype=np.float64), x.dtype),)
+        return (np.asarray((losses * weights).sum(dtype=np.float64), compute_dtype(scores.dtype)),)
 
     def forward_gpu(self, inputs):
         xp = get_array_module(inputs[0])
