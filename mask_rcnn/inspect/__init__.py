@@ -11,18 +11,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mask_rcnn.inspect.layers import activations, layer_names
+    from mask_rcnn.inspect.network_input import viewable_input
     from mask_rcnn.inspect.reasons import Origin, Rejection, Step, why, why_not
     from mask_rcnn.inspect.tables import Fate, Trace
+    from mask_rcnn.inspect.targets import TrainingTrace, input_annotations, trace_training
     from mask_rcnn.inspect.tracing import trace
 
-__all__ = ['Fate', 'Origin', 'Rejection', 'Step', 'Trace', 'activations', 'layer_names', 'trace', 'why', 'why_not']
+__all__ = [
+    'Fate',
+    'Origin',
+    'Rejection',
+    'Step',
+    'Trace',
+    'TrainingTrace',
+    'activations',
+    'input_annotations',
+    'layer_names',
+    'trace',
+    'trace_training',
+    'viewable_input',
+    'why',
+    'why_not',
+]
 
 #: Public name -> the module that defines it.
 _SOURCES = {
     **dict.fromkeys(('activations', 'layer_names'), 'layers'),
     **dict.fromkeys(('Origin', 'Rejection', 'Step', 'why', 'why_not'), 'reasons'),
     **dict.fromkeys(('Fate', 'Trace'), 'tables'),
+    **dict.fromkeys(('TrainingTrace', 'input_annotations', 'trace_training'), 'targets'),
     'trace': 'tracing',
+    'viewable_input': 'network_input',
 }
 
 
@@ -33,3 +52,8 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f'{__name__}.{_SOURCES[name]}'), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """Return the names of the module, including those that have not been imported yet."""
+    return sorted({*globals(), *__all__})
