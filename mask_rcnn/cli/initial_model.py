@@ -44,7 +44,7 @@ def make_model(args: TrainArguments, train_set: Dataset, *, is_main: bool) -> tu
     else:
         model = load_model(args)
         name_classes(model, train_set)
-    _check_classes(model, args.data.title('train'), train_set)
+    check_same_classes(model, args.data.title('train'), train_set, '; --pretrained accepts a model with other classes')
     return model, snapshot
 
 
@@ -243,13 +243,23 @@ def _model_of_snapshot(snapshot: Snapshot, args: TrainArguments) -> MaskRCNN:
         return mask_rcnn.build(config, class_names=snapshot.model.class_names, category_ids=snapshot.model.category_ids)
 
 
-def _check_classes(model: MaskRCNN, name: str, dataset: Dataset) -> None:
-    """Raise :class:`UsageError` unless the model and the dataset have the same classes in the same order."""
+def check_same_classes(model: MaskRCNN, name: str, dataset: Dataset, advice: str = '') -> None:
+    """Refuse a model and a dataset that do not have the same classes in the same order.
+
+    Args:
+        model: The model.
+        name: The dataset's name in the message.
+        dataset: The dataset.
+        advice: The end of the message if the numbers of classes differ.
+
+    Raises:
+        UsageError: The classes differ.
+    """
     model_names, dataset_names = model.class_names or (), dataset.class_names
     if len(model_names) != len(dataset_names):
         raise UsageError(
             f'{name} has {len(dataset_names)} classes ({shorten_names(dataset_names)}), but the model '
-            f'has {len(model_names)} ({shorten_names(model_names)}); --pretrained accepts a model with other classes'
+            f'has {len(model_names)} ({shorten_names(model_names)}){advice}'
         )
     for number, (model_name, dataset_name) in enumerate(zip(model_names, dataset_names, strict=True), 1):
         if model_name != dataset_name:

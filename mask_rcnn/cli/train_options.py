@@ -98,18 +98,12 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     _add_network(parser.add_argument_group('network').add_argument)
     _add_initial_weights(parser.add_argument_group('initial weights').add_argument)
     _add_optimization(parser.add_argument_group('optimisation').add_argument)
-    _add_augmentation(parser.add_argument_group('augmentation').add_argument)
+    add_augmentation(parser.add_argument_group('augmentation').add_argument)
     _add_run(parser.add_argument_group('run').add_argument)
 
 
 def _add_network(add: AddArgument) -> None:
-    add('--extractor', choices=EXTRACTORS, help='network (default: resnet50; with --keypoints: resnet50_fpn)')
-    add(
-        '--keypoints',
-        action='store_true',
-        help="predict COCO's 17 keypoints of each object instead of masks; coco2017 is then "
-        'person_keypoints_*2017.json',
-    )
+    add_extractor(add)
     _add_normalization(add)
     add(
         '--roialign',
@@ -124,6 +118,30 @@ def _add_network(add: AddArgument) -> None:
         choices=(7, 14),
         help='height and width of the pooled RoI features (default: 14; with a feature pyramid: 7)',
     )
+    add_network_fields(add)
+
+
+def add_extractor(add: AddArgument) -> None:
+    """Add the options that select a new network.
+
+    Args:
+        add: The ``add_argument`` of a parser or a group.
+    """
+    add('--extractor', choices=EXTRACTORS, help='network (default: resnet50; with --keypoints: resnet50_fpn)')
+    add(
+        '--keypoints',
+        action='store_true',
+        help="predict COCO's 17 keypoints of each object instead of masks; coco2017 is then "
+        'person_keypoints_*2017.json',
+    )
+
+
+def add_network_fields(add: AddArgument) -> None:
+    """Add the options that set sizes and other fields of the network.
+
+    Args:
+        add: The ``add_argument`` of a parser or a group.
+    """
     add(
         '--min-size',
         type=positive_int,
@@ -230,6 +248,18 @@ def _add_optimization(add: AddArgument) -> None:
         help='accumulate gradients over K passes of N/K images: the same update with less memory (default: '
         '%(default)s)',
     )
+    add_sampling(add)
+    add('--gamma', type=non_negative_float, default=1.0, help='weight of the mask loss (default: 1)')
+    add('--clip-gradient', type=positive_float, metavar='NORM', help='clip gradients to this L2 norm')
+    add('--seed', '-s', type=seed, metavar='N', help='seed of all random numbers (default: 0)')
+
+
+def add_sampling(add: AddArgument) -> None:
+    """Add the options of the sampling of RoIs.
+
+    Args:
+        add: The ``add_argument`` of a parser or a group.
+    """
     add(
         '--roi-batch',
         type=positive_int,
@@ -243,12 +273,14 @@ def _add_optimization(add: AddArgument) -> None:
         metavar='N',
         help='proposals per image from which the RoIs are sampled (default: %(default)s)',
     )
-    add('--gamma', type=non_negative_float, default=1.0, help='weight of the mask loss (default: 1)')
-    add('--clip-gradient', type=positive_float, metavar='NORM', help='clip gradients to this L2 norm')
-    add('--seed', '-s', type=seed, metavar='N', help='seed of all random numbers (default: 0)')
 
 
-def _add_augmentation(add: AddArgument) -> None:
+def add_augmentation(add: AddArgument) -> None:
+    """Add the options of random changes of the images.
+
+    Args:
+        add: The ``add_argument`` of a parser or a group.
+    """
     add(
         '--flip',
         action=argparse.BooleanOptionalAction,

@@ -175,8 +175,8 @@ def anchor_candidates(
         redraw_negatives: See :func:`sample_anchors`.
 
     Returns:
-        tuple: Two arrays ``(K,)`` bool: True for positive and for negative anchors.  With ``redraw_negatives``, the best
-        anchor of an object can be both.
+        tuple: Two arrays ``(K,)`` bool: True for positive and for negative anchors.  With ``redraw_negatives``, the
+        best anchor of an object can be both.
     """
     is_negative = (best_iou >= 0) & (best_iou < sampling.rpn_negative_iou)
     return (

@@ -168,9 +168,8 @@ class ExampleIterator(chainer.dataset.Iterator):
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
-            rng = np.random.RandomState([self._seed, _ORDER_STREAM, epoch])
             self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
-            self._orders[epoch] = rng.permutation(len(self.dataset))
+            self._orders[epoch] = epoch_order(self._seed, epoch, len(self.dataset))
         return self._orders[epoch]
 
     def _get(self, position: int) -> TrainingExample:
@@ -201,6 +200,17 @@ class ExampleIterator(chainer.dataset.Iterator):
         for _, future in self._pending:
             future.cancel()
         self._pending.clear()
+
+
+def epoch_order(run_seed: int, epoch: int, n_images: int) -> np.ndarray:
+    """Return the order of the images in an epoch, ``(n_images,)`` int indices in the dataset.
+
+    Args:
+        run_seed: The run's seed.
+        epoch: Index of the epoch, from 0.
+        n_images: Number of images of the dataset.
+    """
+    return np.random.RandomState([run_seed, _ORDER_STREAM, epoch]).permutation(n_images)
 
 
 def example_seed(run_seed: int, position: int) -> int:

@@ -106,7 +106,7 @@ def draw_detections(
     """
     kind = _label_kind(labels)
     pixels = _to_pixels(image, detections.size)
-    canvas = _canvas(pixels, backdrop)
+    canvas = make_canvas(pixels, backdrop)
     ordered = detections[_largest_first(detections.boxes)]
     clipped_boxes = _clip_boxes(ordered.boxes, ordered.size, ordered.dialect.boxes.offset)
     candidates = _label_candidates(ordered, clipped_boxes, kind, scores, font)
@@ -194,8 +194,16 @@ def _to_pixels(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     )
 
 
-def _canvas(pixels: np.ndarray, backdrop: str) -> np.ndarray:
-    """Return the backdrop as a new uint8 array ``(H, W, 3)``."""
+def make_canvas(pixels: np.ndarray, backdrop: str) -> np.ndarray:
+    """Return a backdrop of :data:`BACKDROPS` as a new uint8 array ``(H, W, 3)``.
+
+    Args:
+        pixels: ``(H, W, 3)`` uint8, RGB.
+        backdrop: One of :data:`BACKDROPS`.
+
+    Raises:
+        ValueError: The backdrop is unknown.
+    """
     if backdrop not in BACKDROPS:
         raise ValueError(f'backdrop must be one of {", ".join(BACKDROPS)}, not {backdrop!r}')
     if backdrop == 'image':

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 if TYPE_CHECKING:
@@ -80,3 +81,9 @@ def encode_figure(figure: Figure, suffix: str = 'png') -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format=suffix)
     return data.getvalue()
+
+
+def render_figure(figure: Figure) -> np.ndarray:
+    """Return a figure as a picture ``(H, W, 3)`` uint8, RGB: reports store pictures in less memory than figures."""
+    pixels = cv2.imdecode(np.frombuffer(encode_figure(figure), np.uint8), cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(pixels[:, :, ::-1])

@@ -9,7 +9,9 @@ from mask_rcnn.cli.command import parse_command_line
 from mask_rcnn.cli.subcommands import add_subcommands
 
 #: Subcommand -> its module and its summary.
-SUBCOMMANDS: dict[str, tuple[str, str]] = {}
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    'data': ('training_data', 'show how images are trained: inputs, anchors, RoIs, targets and losses'),
+}
 
 _DESCRIPTION = 'Show the steps of a detection, the training targets of a dataset, or the weights of a file.'
 

@@ -1,0 +1,204 @@
+"""The figures of one training pass, as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mask_rcnn.inspect.anchor_roles import ANCHOR_ROLES
+from mask_rcnn.inspect.targets import TrainingTrace
+from mask_rcnn.visualization.contact_sheet import draw_tile_picture
+from mask_rcnn.visualization.figures import render_figure
+from mask_rcnn.visualization.loss_figures import draw_keypoint_targets, draw_mask_targets, plot_costs
+from mask_rcnn.visualization.target_figures import ANCHOR_STYLES, Objects, Panel, plot_anchors, plot_rois
+
+_MAX_DRAWN = 100  # anchors of a role and level, and RoIs of a role
+_MAX_PER_OBJECT = 6  # foreground RoIs of an object
+_MAX_MASKS, _MAX_KEYPOINTS, _MAX_BARS = 24, 15, 12
+
+
+def level_names(strides: Sequence[int]) -> list[str]:
+    """Return the usual names of the levels of features: ``P2`` and so on, or ``C4``."""
+    if len(strides) == 1:
+        return [f'C{round(np.log2(strides[0]))}']
+    return [f'P{round(np.log2(stride))}' for stride in strides]
+
+
+def draw_input(trace: TrainingTrace, class_names: Sequence[str], *, side: int) -> np.ndarray:
+    """Draw the boxes and masks of the objects on the network input; see :func:`draw_tile_picture`."""
+    return draw_tile_picture(trace.picture, trace.objects, class_names, side=side)
+
+
+def draw_anchors(trace: TrainingTrace, offset: float) -> np.ndarray | None:
+    """Draw the anchors by role, one panel for each level with anchors to draw; ``None`` if there is none.
+
+    Args:
+        trace: The training pass.
+        offset: ``boxes.offset`` of the dialect.
+    """
+    anchors, panels = trace.anchors, []
+    for level, name in enumerate(level_names(anchors.strides)):
+        boxes, texts = {}, []
+        for role in ANCHOR_STYLES:
+            members = np.flatnonzero((anchors.levels == level) & (anchors.roles == ANCHOR_ROLES.index(role)))
+            kept = members[np.argsort(-anchors.best_iou[members], kind='stable')]
+            if role in ('ignored', 'positive_not_sampled'):
+                kept = kept[:_MAX_DRAWN]
+            boxes[role] = _corners(anchors.boxes[kept], offset)
+            if len(members):
+                drawn = f' ({len(kept)} drawn)' if len(kept) < len(members) else ''
+                texts.append(f'{len(members)} {role.replace("_", " ")}{drawn}')
+        if texts:
+            panels.append(Panel(f'{name}: {", ".join(texts[::-1])}', boxes))
+    if not panels:
+        return None
+    marked = tuple(anchors.objects_without_positive)
+    return render_figure(plot_anchors(trace.picture, Objects(_object_corners(trace, offset), marked), panels))
+
+
+def draw_rois(trace: TrainingTrace, offset: float) -> np.ndarray:
+    """Draw the sampled RoIs and the targets of the foreground.
+
+    Args:
+        trace: The training pass.
+        offset: ``boxes.offset`` of the dialect.
+    """
+    rois = trace.rois
+    owners = rois.best_object[: rois.n_foreground]
+    drawn = _spread(owners, np.arange(len(owners)), _MAX_DRAWN, _MAX_PER_OBJECT)
+    background = np.flatnonzero(rois.labels == 0)
+    limited = f' ({len(drawn)} drawn)' if len(drawn) < len(owners) else ''
+    titles = f'{len(owners)} foreground RoIs{limited}', f'{len(background)} background RoIs'
+    if len(background) > _MAX_DRAWN:
+        titles = titles[0], f'{titles[1]} ({_MAX_DRAWN} drawn, those with the highest IoU)'
+        background = background[np.argsort(-rois.iou[background], kind='stable')[:_MAX_DRAWN]]
+    objects = Objects(
+        _object_corners(trace, offset), tuple(rois.objects_without_foreground.tolist()), 'object without foreground RoI'
+    )
+    figure = plot_rois(
+        trace.picture,
+        objects,
+        _corners(rois.boxes[drawn], offset),
+        _corners(rois.target_boxes[drawn], offset),
+        owners[drawn],
+        _corners(rois.boxes[background], offset),
+        titles,
+    )
+    return render_figure(figure)
+
+
+def draw_masks(trace: TrainingTrace, class_names: Sequence[str], offset: float) -> np.ndarray | None:
+    """Draw mask targets, the most expensive ones of each object; ``None`` without foreground RoIs or a mask head."""
+    rois, masks = trace.rois, trace.masks
+    if masks is None or not len(masks.targets):
+        return None
+    losses = masks.terms.losses.mean(axis=(1, 2))
+    owners = rois.best_object[: rois.n_foreground]
+    shown = _spread(owners, np.argsort(-losses, kind='stable'), _MAX_MASKS)
+    captions = [
+        (f'{owners[i]} {class_names[rois.labels[i] - 1]}', f'IoU {rois.iou[i]:.2f}, loss {losses[i]:.2g}')
+        for i in shown
+    ]
+    return draw_mask_targets(
+        trace.picture,
+        _corners(rois.boxes[shown], offset),
+        masks.targets[shown],
+        masks.probabilities[shown],
+        captions,
+    )
+
+
+def draw_keypoints(trace: TrainingTrace, offset: float) -> np.ndarray | None:
+    """Draw keypoint targets, the most expensive ones of each object; ``None`` without RoIs or a keypoint head."""
+    keypoints = trace.keypoints
+    if keypoints is None or not len(keypoints.boxes):
+        return None
+    has_target = keypoints.locations >= 0
+    losses = (keypoints.terms.losses * has_target).sum(axis=1) / np.maximum(has_target.sum(axis=1), 1)
+    shown = _spread(keypoints.best_object, np.argsort(-losses, kind='stable'), _MAX_KEYPOINTS)
+    targets = np.where(has_target[:, :, None], _cell_centres(keypoints.locations, keypoints.size), np.nan)
+    captions = [(f'object {keypoints.best_object[i]}', f'loss {losses[i]:.2g}') for i in shown]
+    return draw_keypoint_targets(
+        trace.picture,
+        _corners(keypoints.boxes[shown], offset),
+        targets[shown],
+        _cell_centres(keypoints.predicted, keypoints.size)[shown],
+        captions,
+    )
+
+
+def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: float) -> np.ndarray:
+    """Draw the contributions of the RoIs that contribute most to the loss."""
+    rois, n = trace.rois, trace.rois.n_foreground
+    parts = {'class': rois.classification.values, 'box': np.zeros(len(rois.labels))}
+    parts['box'][:n] = rois.regression.values.sum(axis=1)
+    if trace.masks is not None:
+        parts['mask'] = np.zeros(len(rois.labels))
+        parts['mask'][:n] = trace.masks.terms.values.sum(axis=(1, 2))
+    shown = np.argsort(-sum(parts.values()), kind='stable')[:_MAX_BARS]
+    names = ['background', *class_names]
+    texts = []
+    for i in shown:
+        found = int(rois.probabilities[i].argmax())
+        probability = rois.probabilities[i, max(rois.labels[i], 0)]
+        confused = f', predicted {names[found]} {rois.probabilities[i, found]:.2f}' if found != rois.labels[i] else ''
+        owner = f' {rois.best_object[i]}' if i < n else ''
+        texts.append(f'{names[rois.labels[i]]}{owner}: p = {probability:.2f}{confused}, IoU {rois.iou[i]:.2f}')
+    values = {name: part[shown] for name, part in parts.items()}
+    share = sum(part.sum() for part in values.values()) / max(sum(part.sum() for part in parts.values()), 1e-12)
+    title = f'{len(shown)} of {len(rois.labels)} RoIs contribute {share:.0%} of the losses of the heads'
+    return render_figure(plot_costs(trace.picture, _corners(rois.boxes[shown], offset), texts, values, title))
+
+
+def draw_anchor_costs(trace: TrainingTrace, offset: float) -> np.ndarray | None:
+    """Draw the contributions of the anchors that contribute most to the loss; ``None`` if none is sampled."""
+    anchors = trace.anchors
+    if not len(anchors.indices):
+        return None
+    parts = {'objectness': anchors.classification.values, 'box': anchors.regression.values.sum(axis=1)}
+    shown = np.argsort(-sum(parts.values()), kind='stable')[:_MAX_BARS]
+    indices, names = anchors.indices[shown], level_names(anchors.strides)
+    probabilities = 1 / (1 + np.exp(-anchors.logits[shown].astype(np.float64)))
+    texts = [
+        f'{"positive, object " + str(anchors.best_object[i]) if label else "negative"}: p = {probability:.2f}, '
+        f'IoU {anchors.best_iou[i]:.2f}, {names[anchors.levels[i]]}'
+        for i, label, probability in zip(indices, anchors.labels[shown], probabilities, strict=True)
+    ]
+    values = {name: part[shown] for name, part in parts.items()}
+    share = sum(part.sum() for part in values.values()) / max(sum(part.sum() for part in parts.values()), 1e-12)
+    title = f'{len(shown)} of {len(anchors.indices)} anchors contribute {share:.0%} of the losses of the RPN'
+    return render_figure(plot_costs(trace.picture, _corners(anchors.boxes[indices], offset), texts, values, title))
+
+
+def _spread(owners: np.ndarray, order: np.ndarray, limit: int, per_object: int | None = None) -> np.ndarray:
+    """Return at most ``limit`` indices in ascending order of their objects, with similar numbers of each object.
+
+    Args:
+        owners: ``(F,)`` int: the object of each RoI.
+        order: ``(F,)`` indices; the first ones of an object are preferred.
+        limit: Maximum number of indices.
+        per_object: Maximum number of indices of an object; ``None`` for no limit.
+    """
+    ranks, counts = np.zeros(len(owners), np.intp), dict.fromkeys(owners.tolist(), 0)
+    for i in order.tolist():
+        ranks[i] = counts[int(owners[i])]
+        counts[int(owners[i])] += 1
+    kept = order[np.argsort(ranks[order], kind='stable')][:limit]
+    if per_object is not None:
+        kept = kept[ranks[kept] < per_object]
+    return kept[np.lexsort((ranks[kept], owners[kept]))]
+
+
+def _cell_centres(locations: np.ndarray, size: int) -> np.ndarray:
+    """Return the centres ``(Q, N, 2)`` of heat map cells in fractions of the RoI."""
+    return (np.stack([locations // size, locations % size], axis=2) + 0.5) / size
+
+
+def _object_corners(trace: TrainingTrace, offset: float) -> np.ndarray:
+    return _corners(trace.objects.boxes, offset)
+
+
+def _corners(boxes: np.ndarray, offset: float) -> np.ndarray:
+    """Return boxes in coordinates of outer corners: with ``offset`` 1, the last corner is a pixel of the box."""
+    return boxes + np.array([0, 0, offset, offset], np.float32)

@@ -1,0 +1,311 @@
+"""The HTML report of training passes: inputs, anchors, RoIs, mask targets and losses of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mask_rcnn.config import Config
+from mask_rcnn.inspect.targets import TrainingTrace
+from mask_rcnn.inspect.training_pictures import (
+    draw_anchor_costs,
+    draw_anchors,
+    draw_input,
+    draw_keypoints,
+    draw_masks,
+    draw_roi_costs,
+    draw_rois,
+    level_names,
+)
+from mask_rcnn.inspect.training_summary import (
+    TrainedObject,
+    describe_training,
+    summarize_classes,
+    summarize_objects,
+)
+from mask_rcnn.targets import Sampling
+from mask_rcnn.visualization.contact_sheet import Tile, compose_sheet
+from mask_rcnn.visualization.html_report import Report
+from mask_rcnn.visualization.target_figures import Overlaps, plot_overlaps
+
+#: Images with figures; more would make the file too large.
+MAX_IMAGES = 8
+_MAX_MISSING, _MAX_OBJECTS = 50, 30  # rows of tables
+_SHEET_SIDE, _SHEET_COLUMNS = 380, 4  # pixels, pictures
+
+_ANCHOR_TEXT = (
+    'An anchor is positive if its IoU with an object is at least {high:g}, or if no anchor has a higher IoU with that '
+    'object. It is negative if its best IoU is below {low:g}. Anchors between the thresholds are ignored, as are those '
+    'that extend beyond the image. {batch} anchors are sampled, at most {most} of them positive.'
+)
+_ROI_TEXT = (
+    'The proposals and the annotated boxes are foreground if their IoU with an object is at least {foreground:g}, and '
+    'background if it is at least {low:g} and below {high:g}. {batch} RoIs are sampled, at most {most} of them '
+    'foreground.'
+)
+
+
+@dataclass(eq=False)
+class TrainingReport:
+    """A report that is filled image by image.
+
+    Args:
+        title: The title.
+        class_names: Names of the classes.
+        config: The network.
+        sampling: Sampling sizes and IoU thresholds of the training passes.
+        notes: Sentences on the network and the data, for the first section.
+
+    Attributes:
+        objects: The training of the objects of all images.
+    """
+
+    title: str
+    class_names: Sequence[str]
+    config: Config
+    sampling: Sampling
+    notes: Sequence[str] = ()
+    objects: list[TrainedObject] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._losses: list[dict[str, float]] = []
+        self._tiles: list[Tile] = []
+        self._sections: list[_Section] = []
+
+    def add(self, trace: TrainingTrace) -> None:
+        """Add an image; the first :data:`MAX_IMAGES` get a section with figures."""
+        objects = summarize_objects(trace, self.config.dialect.boxes.offset)
+        self.objects += objects
+        self._losses.append(trace.losses)
+        if len(self._sections) < MAX_IMAGES:
+            title = Path(trace.example.name).name
+            n_objects = len(trace.objects)
+            details = f'{n_objects} object{"s" * (n_objects != 1)}, {_describe_size(trace.picture.shape)}'
+            picture = draw_input(trace, self.class_names, side=_SHEET_SIDE)
+            self._tiles.append(Tile(picture, title, details))
+            self._sections.append(_make_section(trace, objects, self))
+
+    def summary(self) -> list[str]:
+        """Return the most important results as sentences."""
+        lines = describe_training(self.objects, self.config.anchor_sizes, self.sampling.roi_foreground_iou)
+        means = {name: np.mean([losses[name] for losses in self._losses]) for name in self._loss_names()}
+        parts = ', '.join(
+            f'{name.removesuffix("_loss")} {value:.3g}' for name, value in means.items() if name != 'loss'
+        )
+        return [*lines, f'mean loss {means["loss"]:.3g}: {parts}'] if means else lines
+
+    def to_report(self) -> Report:
+        """Return the document."""
+        report = Report(self.title)
+        self._add_summary(report)
+        self._add_explanations(report)
+        if self._tiles:
+            report.add_heading('Network inputs')
+            report.add_text(
+                'The images after augmentation, in the size and the colours in which the network reads them, with the '
+                'boxes and masks in the same coordinates.'
+            )
+            sheet = compose_sheet(self._tiles, columns=_SHEET_COLUMNS, side=_SHEET_SIDE)
+            report.add_figure(sheet, f'The first {len(self._tiles)} of {len(self._losses)} network inputs')
+        for section in self._sections:
+            section.add_to(report)
+        return report
+
+    def _loss_names(self) -> list[str]:
+        return list(self._losses[0]) if self._losses else []
+
+    def _add_summary(self, report: Report) -> None:
+        report.add_heading('Summary')
+        for line in (*self.notes, *self.summary()):
+            report.add_text(_as_sentence(line))
+        if len(self._losses) > len(self._sections):
+            report.add_text(
+                f'These are the numbers of {len(self._losses)} images, of which the first {len(self._sections)} are drawn.'
+            )
+        if not self.objects:
+            return
+        report.add_table(*_class_table(self))
+        report.add_figure(_plot_overlaps(self), 'Best overlap of every object with an anchor and with a proposal')
+        missing = [obj for obj in self.objects if obj.missing]
+        if missing:
+            report.add_heading('Objects without a positive anchor', level=3)
+            _add_limited_table(report, *_missing_table(missing, self.class_names), limit=_MAX_MISSING)
+
+    def _add_explanations(self, report: Report) -> None:
+        sampling = self.sampling
+        report.add_heading('Roles of anchors and RoIs')
+        report.add_text(
+            _ANCHOR_TEXT.format(
+                high=sampling.rpn_positive_iou,
+                low=sampling.rpn_negative_iou,
+                batch=sampling.rpn_batch,
+                most=int(sampling.rpn_positive_fraction * sampling.rpn_batch),
+            )
+        )
+        if self.config.dialect.training.redraw_negatives:
+            report.add_text(
+                'Negative anchors are drawn with replacement, so that fewer different ones may be sampled, and they '
+                "replace positive ones: an object's best anchor with a low IoU can become negative."
+            )
+        low, high = sampling.roi_background_iou
+        report.add_text(
+            _ROI_TEXT.format(
+                foreground=sampling.roi_foreground_iou,
+                low=low,
+                high=high,
+                batch=sampling.roi_batch,
+                most=round(sampling.roi_foreground_fraction * sampling.roi_batch),
+            )
+        )
+
+
+@dataclass(eq=False)
+class _Section:
+    """The section of one image: its tables, and its figures as pictures."""
+
+    title: str
+    texts: list[str]
+    objects: tuple[list[str], list[list]]
+    levels: tuple[list[str], list[list]]
+    losses: tuple[list[str], list[list]]
+    figures: list[tuple[str, np.ndarray, str]]  # heading, picture, caption
+
+    def add_to(self, report: Report) -> None:
+        report.add_heading(self.title)
+        for text in self.texts:
+            report.add_text(text)
+        report.add_table(*self.losses)
+        if self.objects[1]:
+            _add_limited_table(report, *self.objects, limit=_MAX_OBJECTS)
+        heading = ''
+        for title, picture, caption in self.figures:
+            if title != heading:
+                report.add_heading(title, level=3)
+                if title == 'Anchors':
+                    report.add_table(*self.levels)
+            heading = title
+            report.add_figure(picture, caption)
+
+
+def _make_section(trace: TrainingTrace, objects: Sequence[TrainedObject], report: TrainingReport) -> _Section:
+    offset, names, transform = report.config.dialect.boxes.offset, report.class_names, trace.example.image_transform
+    height, width = transform.size
+    n_crowds = int(trace.objects.crowd.sum())
+    texts = [
+        f'Seed {trace.example.seed}. The augmented image of {width} x {height} pixels is resized by '
+        f'{transform.scale:.3g}; the network input has {_describe_size(trace.picture.shape)} with padding. '
+        f'{len(objects)} object{"s" * (len(objects) != 1)}'
+        + (f' and {n_crowds} crowd region{"s" * (n_crowds != 1)}.' if n_crowds else '.')
+        + f' {trace.rois.n_proposals} proposals, {trace.rois.n_foreground} foreground RoIs, '
+        f'{int((trace.rois.labels == 0).sum())} background RoIs.'
+    ]
+    figures = [
+        ('Anchors', draw_anchors(trace, offset), 'Anchors by role; objects are numbered as in the table'),
+        ('RoIs', draw_rois(trace, offset), 'Sampled RoIs, and the targets of the foreground'),
+        ('Mask targets', draw_masks(trace, names, offset), 'Crop of the RoI, its target, and the predicted mask'),
+        ('Keypoint targets', draw_keypoints(trace, offset), 'Targets (green discs) and predictions (orange crosses)'),
+        ('Losses', draw_roi_costs(trace, names, offset), 'The RoIs that contribute most to the loss'),
+        ('Losses', draw_anchor_costs(trace, offset), 'The anchors that contribute most to the loss'),
+    ]
+    return _Section(
+        title=Path(trace.example.name).name,
+        texts=texts,
+        objects=_object_table(objects, names, has_masks=trace.masks is not None),
+        levels=_level_table(trace),
+        losses=(list(trace.losses), [list(trace.losses.values())]),
+        figures=[(title, picture, caption) for title, picture, caption in figures if picture is not None],
+    )
+
+
+def _class_table(report: TrainingReport) -> tuple[list[str], list[list]]:
+    header = [
+        *('class', 'objects', 'median size', 'without positive anchor', 'positive anchors per object'),
+        *('without proposal', 'foreground RoIs per object', 'class loss', 'box loss', 'mask loss'),
+    ]
+    rows = [
+        [
+            *(report.class_names[c.label], c.n_objects, round(c.size), c.n_without_positive, round(c.n_positive, 1)),
+            *(c.n_without_proposal, round(c.n_foreground, 1), *map(_cell, (c.classification, c.regression, c.mask))),
+        ]
+        for c in summarize_classes(report.objects, report.sampling.roi_foreground_iou)
+    ]
+    return header, sorted(rows, key=lambda row: -row[1])
+
+
+def _missing_table(objects: Sequence[TrainedObject], names: Sequence[str]) -> tuple[list[str], list[list]]:
+    header = ['image', 'number', 'class', 'size', 'best IoU with an anchor', 'reason']
+    rows = [[o.image, o.number, names[o.label], round(o.size), round(o.best_anchor, 3), o.missing] for o in objects]
+    return header, rows
+
+
+def _object_table(
+    objects: Sequence[TrainedObject], names: Sequence[str], *, has_masks: bool
+) -> tuple[list[str], list[list]]:
+    header = [
+        *('number', 'class', 'size', 'positive anchors', 'best anchor', 'best proposal', 'foreground RoIs'),
+        *('of them proposals', 'class loss', 'box loss', *['mask loss'] * has_masks),
+    ]
+    rows = [
+        [
+            *(o.number, names[o.label], round(o.size), o.n_positive, round(o.best_anchor, 2)),
+            *(round(o.best_proposal, 2), o.n_foreground, o.n_proposals, _cell(o.classification), _cell(o.regression)),
+            *[_cell(o.mask)] * has_masks,
+        ]
+        for o in objects
+    ]
+    return header, rows
+
+
+def _level_table(trace: TrainingTrace) -> tuple[list[str], list[list]]:
+    header = ['level', 'stride', 'anchors', 'outside', 'ignored', 'negative, not sampled', 'negative']
+    header += ['positive, not sampled', 'positive']
+    rows = [
+        [name, stride, int(counts.sum()), *counts.tolist()]
+        for name, stride, counts in zip(
+            level_names(trace.anchors.strides), trace.anchors.strides, trace.anchors.counts, strict=True
+        )
+    ]
+    return header, rows
+
+
+def _add_limited_table(report: Report, header: list[str], rows: list[list], *, limit: int) -> None:
+    report.add_table(header, rows[:limit])
+    if len(rows) > limit:
+        report.add_text(f'The first {limit} of {len(rows)} rows.')
+
+
+def _plot_overlaps(report: TrainingReport):
+    sampling, objects = report.sampling, report.objects
+    return plot_overlaps(
+        np.array([obj.size for obj in objects]),
+        np.array([obj.label for obj in objects]),
+        report.class_names,
+        [
+            Overlaps(
+                'anchors',
+                np.array([obj.best_anchor for obj in objects]),
+                {'positive': sampling.rpn_positive_iou, 'negative below': sampling.rpn_negative_iou},
+            ),
+            Overlaps(
+                'proposals',
+                np.array([obj.best_proposal for obj in objects]),
+                {'foreground': sampling.roi_foreground_iou},
+            ),
+        ],
+        report.config.anchor_sizes,
+    )
+
+
+def _cell(value: float) -> float | str:
+    return '-' if np.isnan(value) else float(f'{value:.3g}')
+
+
+def _describe_size(shape: Sequence[int]) -> str:
+    return f'{shape[1]} x {shape[0]} pixels'
+
+
+def _as_sentence(line: str) -> str:
+    return f'{line[0].upper()}{line[1:].rstrip(".")}.'
