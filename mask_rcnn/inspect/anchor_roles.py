@@ -86,7 +86,7 @@ class AnchorRoles:
         """The objects to which no sampled positive anchor belongs: index -> reason."""
         is_object = ~np.isnan(self.best_iou_of_object)
         missing = np.flatnonzero(is_object & (self.positives_of_object.sum(axis=1) == 0))
-        return {int(i): self._explain_missing(i) for i in missing}
+        return {i: self._explain_missing(i) for i in missing.tolist()}
 
     def _explain_missing(self, i: int) -> str:
         if self.best_iou_of_object[i] == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +14,13 @@ from mask_rcnn.visualization.figures import render_figure
 from mask_rcnn.visualization.loss_figures import draw_keypoint_targets, draw_mask_targets, plot_costs
 from mask_rcnn.visualization.target_figures import ANCHOR_STYLES, Objects, Panel, plot_anchors, plot_rois
 
-_MAX_DRAWN = 100  # anchors of a role and level, and RoIs of a role
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MAX_IGNORED = 40  # anchors of a level that are not sampled
+_MAX_DRAWN = 100  # RoIs of a role
 _MAX_PER_OBJECT = 6  # foreground RoIs of an object
-_MAX_MASKS, _MAX_KEYPOINTS, _MAX_BARS = 24, 15, 12
+_MAX_MASKS, _MAX_KEYPOINTS, _MAX_BARS = 16, 15, 12
 
 
 def level_names(strides: Sequence[int]) -> list[str]:
@@ -44,7 +49,7 @@ def draw_anchors(trace: TrainingTrace, offset: float) -> np.ndarray | None:
             members = np.flatnonzero((anchors.levels == level) & (anchors.roles == ANCHOR_ROLES.index(role)))
             kept = members[np.argsort(-anchors.best_iou[members], kind='stable')]
             if role in ('ignored', 'positive_not_sampled'):
-                kept = kept[:_MAX_DRAWN]
+                kept = kept[:_MAX_IGNORED]
             boxes[role] = _corners(anchors.boxes[kept], offset)
             if len(members):
                 drawn = f' ({len(kept)} drawn)' if len(kept) < len(members) else ''
@@ -128,7 +133,7 @@ def draw_keypoints(trace: TrainingTrace, offset: float) -> np.ndarray | None:
     )
 
 
-def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: float) -> np.ndarray:
+def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: float) -> Figure:
     """Draw the contributions of the RoIs that contribute most to the loss."""
     rois, n = trace.rois, trace.rois.n_foreground
     parts = {'class': rois.classification.values, 'box': np.zeros(len(rois.labels))}
@@ -141,17 +146,18 @@ def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: flo
     texts = []
     for i in shown:
         found = int(rois.probabilities[i].argmax())
-        probability = rois.probabilities[i, max(rois.labels[i], 0)]
-        confused = f', predicted {names[found]} {rois.probabilities[i, found]:.2f}' if found != rois.labels[i] else ''
-        owner = f' {rois.best_object[i]}' if i < n else ''
-        texts.append(f'{names[rois.labels[i]]}{owner}: p = {probability:.2f}{confused}, IoU {rois.iou[i]:.2f}')
+        label = int(rois.labels[i])
+        title = f'{names[label]} {rois.best_object[i]}' if i < n else ('ignored' if label < 0 else 'background')
+        other = f', {names[found]} {rois.probabilities[i, found]:.2f}' if found != label else ''
+        probability = rois.probabilities[i, max(label, 0)]
+        texts.append(f'{title} (IoU {rois.iou[i]:.2f}): p = {probability:.2f}{other}')
     values = {name: part[shown] for name, part in parts.items()}
     share = sum(part.sum() for part in values.values()) / max(sum(part.sum() for part in parts.values()), 1e-12)
     title = f'{len(shown)} of {len(rois.labels)} RoIs contribute {share:.0%} of the losses of the heads'
-    return render_figure(plot_costs(trace.picture, _corners(rois.boxes[shown], offset), texts, values, title))
+    return plot_costs(trace.picture, _corners(rois.boxes[shown], offset), texts, values, title)
 
 
-def draw_anchor_costs(trace: TrainingTrace, offset: float) -> np.ndarray | None:
+def draw_anchor_costs(trace: TrainingTrace, offset: float) -> Figure | None:
     """Draw the contributions of the anchors that contribute most to the loss; ``None`` if none is sampled."""
     anchors = trace.anchors
     if not len(anchors.indices):
@@ -161,14 +167,15 @@ def draw_anchor_costs(trace: TrainingTrace, offset: float) -> np.ndarray | None:
     indices, names = anchors.indices[shown], level_names(anchors.strides)
     probabilities = 1 / (1 + np.exp(-anchors.logits[shown].astype(np.float64)))
     texts = [
-        f'{"positive, object " + str(anchors.best_object[i]) if label else "negative"}: p = {probability:.2f}, '
-        f'IoU {anchors.best_iou[i]:.2f}, {names[anchors.levels[i]]}'
+        f'{names[anchors.levels[i]]}, '
+        + (f'positive, object {anchors.best_object[i]}' if label else 'negative')
+        + f' (IoU {anchors.best_iou[i]:.2f}): p = {probability:.2f}'
         for i, label, probability in zip(indices, anchors.labels[shown], probabilities, strict=True)
     ]
     values = {name: part[shown] for name, part in parts.items()}
     share = sum(part.sum() for part in values.values()) / max(sum(part.sum() for part in parts.values()), 1e-12)
     title = f'{len(shown)} of {len(anchors.indices)} anchors contribute {share:.0%} of the losses of the RPN'
-    return render_figure(plot_costs(trace.picture, _corners(anchors.boxes[indices], offset), texts, values, title))
+    return plot_costs(trace.picture, _corners(anchors.boxes[indices], offset), texts, values, title)
 
 
 def _spread(owners: np.ndarray, order: np.ndarray, limit: int, per_object: int | None = None) -> np.ndarray:

@@ -178,7 +178,7 @@ class RecordingTrainChain(MaskRCNNTrainChain):
         host = [to_cpu(chainer.as_array(argument)) for argument in arguments]
         losses, outputs = _TERMS[function](*host[:-1], **options)
         weights = host[-1].reshape(-1, *[1] * (losses.ndim - 1))
-        self._record.losses[name] = LossTerms(float(loss.array), losses, weights, outputs)
+        self._record.losses[name] = LossTerms(float(to_cpu(loss.array)), losses, weights, outputs)
         return loss
 
 

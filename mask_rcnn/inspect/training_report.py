@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,22 +19,20 @@ from mask_rcnn.inspect.training_pictures import (
     draw_masks,
     draw_roi_costs,
     draw_rois,
-    level_names,
 )
-from mask_rcnn.inspect.training_summary import (
-    TrainedObject,
-    describe_training,
-    summarize_classes,
-    summarize_objects,
-)
+from mask_rcnn.inspect.training_summary import TrainedObject, describe_training, summarize_objects
+from mask_rcnn.inspect.training_tables import Table, class_table, level_table, missing_table, object_table
 from mask_rcnn.targets import Sampling
 from mask_rcnn.visualization.contact_sheet import Tile, compose_sheet
 from mask_rcnn.visualization.html_report import Report
 from mask_rcnn.visualization.target_figures import Overlaps, plot_overlaps
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 #: Images with figures; more would make the file too large.
-MAX_IMAGES = 8
-_MAX_MISSING, _MAX_OBJECTS = 50, 30  # rows of tables
+MAX_IMAGES = 6
+_MAX_CLASSES, _MAX_MISSING, _MAX_OBJECTS = 100, 50, 30  # rows of tables
 _SHEET_SIDE, _SHEET_COLUMNS = 380, 4  # pixels, pictures
 
 _ANCHOR_TEXT = (
@@ -109,7 +108,8 @@ class TrainingReport:
                 'boxes and masks in the same coordinates.'
             )
             sheet = compose_sheet(self._tiles, columns=_SHEET_COLUMNS, side=_SHEET_SIDE)
-            report.add_figure(sheet, f'The first {len(self._tiles)} of {len(self._losses)} network inputs')
+            drawn, n_images = len(self._tiles), len(self._losses)
+            report.add_figure(sheet, f'The first {drawn} of {n_images} inputs' if drawn < n_images else 'All inputs')
         for section in self._sections:
             section.add_to(report)
         return report
@@ -122,17 +122,21 @@ class TrainingReport:
         for line in (*self.notes, *self.summary()):
             report.add_text(_as_sentence(line))
         if len(self._losses) > len(self._sections):
-            report.add_text(
-                f'These are the numbers of {len(self._losses)} images, of which the first {len(self._sections)} are drawn.'
-            )
+            report.add_text(f'Of {len(self._losses)} images, the first {len(self._sections)} are drawn below.')
         if not self.objects:
             return
-        report.add_table(*_class_table(self))
+        _add_limited_table(
+            report, *class_table(self.objects, self.class_names, self.sampling.roi_foreground_iou), limit=_MAX_CLASSES
+        )
+        report.add_text(
+            'Sizes are square roots of areas in pixels of the network input. Numbers of anchors and RoIs, and the '
+            'losses of foreground RoIs, are means of the objects.'
+        )
         report.add_figure(_plot_overlaps(self), 'Best overlap of every object with an anchor and with a proposal')
         missing = [obj for obj in self.objects if obj.missing]
         if missing:
             report.add_heading('Objects without a positive anchor', level=3)
-            _add_limited_table(report, *_missing_table(missing, self.class_names), limit=_MAX_MISSING)
+            _add_limited_table(report, *missing_table(missing, self.class_names), limit=_MAX_MISSING)
 
     def _add_explanations(self, report: Report) -> None:
         sampling = self.sampling
@@ -168,10 +172,10 @@ class _Section:
 
     title: str
     texts: list[str]
-    objects: tuple[list[str], list[list]]
-    levels: tuple[list[str], list[list]]
-    losses: tuple[list[str], list[list]]
-    figures: list[tuple[str, np.ndarray, str]]  # heading, picture, caption
+    objects: Table
+    levels: Table
+    losses: Table
+    figures: list[tuple[str, Figure | np.ndarray, str]]  # heading, picture, caption
 
     def add_to(self, report: Report) -> None:
         report.add_heading(self.title)
@@ -179,6 +183,7 @@ class _Section:
             report.add_text(text)
         report.add_table(*self.losses)
         if self.objects[1]:
+            report.add_heading('Objects', level=3)
             _add_limited_table(report, *self.objects, limit=_MAX_OBJECTS)
         heading = ''
         for title, picture, caption in self.figures:
@@ -213,62 +218,11 @@ def _make_section(trace: TrainingTrace, objects: Sequence[TrainedObject], report
     return _Section(
         title=Path(trace.example.name).name,
         texts=texts,
-        objects=_object_table(objects, names, has_masks=trace.masks is not None),
-        levels=_level_table(trace),
+        objects=object_table(objects, names, has_masks=trace.masks is not None),
+        levels=level_table(trace),
         losses=(list(trace.losses), [list(trace.losses.values())]),
         figures=[(title, picture, caption) for title, picture, caption in figures if picture is not None],
     )
-
-
-def _class_table(report: TrainingReport) -> tuple[list[str], list[list]]:
-    header = [
-        *('class', 'objects', 'median size', 'without positive anchor', 'positive anchors per object'),
-        *('without proposal', 'foreground RoIs per object', 'class loss', 'box loss', 'mask loss'),
-    ]
-    rows = [
-        [
-            *(report.class_names[c.label], c.n_objects, round(c.size), c.n_without_positive, round(c.n_positive, 1)),
-            *(c.n_without_proposal, round(c.n_foreground, 1), *map(_cell, (c.classification, c.regression, c.mask))),
-        ]
-        for c in summarize_classes(report.objects, report.sampling.roi_foreground_iou)
-    ]
-    return header, sorted(rows, key=lambda row: -row[1])
-
-
-def _missing_table(objects: Sequence[TrainedObject], names: Sequence[str]) -> tuple[list[str], list[list]]:
-    header = ['image', 'number', 'class', 'size', 'best IoU with an anchor', 'reason']
-    rows = [[o.image, o.number, names[o.label], round(o.size), round(o.best_anchor, 3), o.missing] for o in objects]
-    return header, rows
-
-
-def _object_table(
-    objects: Sequence[TrainedObject], names: Sequence[str], *, has_masks: bool
-) -> tuple[list[str], list[list]]:
-    header = [
-        *('number', 'class', 'size', 'positive anchors', 'best anchor', 'best proposal', 'foreground RoIs'),
-        *('of them proposals', 'class loss', 'box loss', *['mask loss'] * has_masks),
-    ]
-    rows = [
-        [
-            *(o.number, names[o.label], round(o.size), o.n_positive, round(o.best_anchor, 2)),
-            *(round(o.best_proposal, 2), o.n_foreground, o.n_proposals, _cell(o.classification), _cell(o.regression)),
-            *[_cell(o.mask)] * has_masks,
-        ]
-        for o in objects
-    ]
-    return header, rows
-
-
-def _level_table(trace: TrainingTrace) -> tuple[list[str], list[list]]:
-    header = ['level', 'stride', 'anchors', 'outside', 'ignored', 'negative, not sampled', 'negative']
-    header += ['positive, not sampled', 'positive']
-    rows = [
-        [name, stride, int(counts.sum()), *counts.tolist()]
-        for name, stride, counts in zip(
-            level_names(trace.anchors.strides), trace.anchors.strides, trace.anchors.counts, strict=True
-        )
-    ]
-    return header, rows
 
 
 def _add_limited_table(report: Report, header: list[str], rows: list[list], *, limit: int) -> None:
@@ -277,7 +231,7 @@ def _add_limited_table(report: Report, header: list[str], rows: list[list], *, l
         report.add_text(f'The first {limit} of {len(rows)} rows.')
 
 
-def _plot_overlaps(report: TrainingReport):
+def _plot_overlaps(report: TrainingReport) -> Figure:
     sampling, objects = report.sampling, report.objects
     return plot_overlaps(
         np.array([obj.size for obj in objects]),
@@ -297,10 +251,6 @@ def _plot_overlaps(report: TrainingReport):
         ],
         report.config.anchor_sizes,
     )
-
-
-def _cell(value: float) -> float | str:
-    return '-' if np.isnan(value) else float(f'{value:.3g}')
 
 
 def _describe_size(shape: Sequence[int]) -> str:

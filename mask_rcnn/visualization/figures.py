@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,5 +85,5 @@ def encode_figure(figure: Figure, suffix: str = 'png') -> bytes:
 
 def render_figure(figure: Figure) -> np.ndarray:
     """Return a figure as a picture ``(H, W, 3)`` uint8, RGB: reports store pictures in less memory than figures."""
-    pixels = cv2.imdecode(np.frombuffer(encode_figure(figure), np.uint8), cv2.IMREAD_COLOR)
-    return np.ascontiguousarray(pixels[:, :, ::-1])
+    with Image.open(io.BytesIO(encode_figure(figure))) as image:
+        return np.asarray(image.convert('RGB'))

@@ -143,7 +143,7 @@ def plot_costs(
         title: Text above the bars.
     """
     n = max(len(boxes), 1)
-    figure, axes = new_figure(11, 0.9 + 0.42 * n, 1, 2, width_ratios=(1, 14))
+    figure, axes = new_figure(11, 0.95 + 0.44 * n, 1, 2, width_ratios=(1, 23))
     crops, bars = axes[0]
     crops.set_axis_off()
     crops.set_xlim(0, 1)

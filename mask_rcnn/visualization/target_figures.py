@@ -41,6 +41,7 @@ ANCHOR_STYLES: dict[str, tuple[str, dict[str, Any]]] = {
 
 _WIDTH, _MAX_PANEL_HEIGHT = 12.0, 7.5  # inches
 _TITLE_HEIGHT, _LEGEND_HEIGHT = 0.35, 0.45  # inches
+_COLUMNS = {1: 1, 2: 2, 4: 2}  # of so few panels; three of more
 _MAX_SIDE = 1000  # pixels of a picture in a figure
 _MAX_NUMBERS = 40  # objects with a number; more would hide the picture
 
@@ -81,7 +82,7 @@ def plot_anchors(picture: np.ndarray, objects: Objects, panels: Sequence[Panel])
         objects: Its objects, which are drawn in all panels with their numbers.
         panels: At least one, usually one for each level of the features; roles of :data:`ANCHOR_STYLES`.
     """
-    figure, axes = _picture_grid(picture, [panel.title for panel in panels], columns=min(len(panels), 3))
+    figure, axes = _picture_grid(picture, [panel.title for panel in panels], columns=_COLUMNS.get(len(panels), 3))
     for panel_axes, panel in zip(axes, panels, strict=True):
         for role, (_, style) in ANCHOR_STYLES.items():
             if len(panel.boxes.get(role, ())):
@@ -134,7 +135,7 @@ def plot_rois(
         _add_boxes(axes[1], background, color=BLUE, linewidth=0.6, alpha=0.6)
     for panel_axes in axes:
         _add_objects(panel_axes, objects)
-    entries = [
+    entries: list[tuple[str, dict[str, Any]]] = [
         ('foreground RoI, in the colour of its object; arrows lead to the corners of its target', {'color': GREEN}),
         ('background RoI', {'color': BLUE, 'linewidth': 0.8}),
     ]
@@ -198,7 +199,8 @@ def plot_overlaps(
     axes[0, 0].set_ylabel('best IoU')
     if len(sizes):
         handles, texts = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc='outside lower center', ncols=min(len(texts), 6), frameon=False)
+        n_rows = -(-len(texts) // 6)
+        figure.legend(handles, texts, loc='outside lower center', ncols=-(-len(texts) // n_rows), frameon=False)
     return figure
 
 

@@ -92,7 +92,7 @@ def _inspect(args: argparse.Namespace) -> int:
     model.to_device(get_device(choose_device(args.gpu)))
     sampling = network_sampling(model.config, roi_batch=arguments.roi_batch, proposals=arguments.train_proposals)
     report = TrainingReport(
-        title=f'Training data: {arguments.data.title("train")}',
+        title=f'Training data: {Path(arguments.data.title("train")).name}',
         class_names=dataset.class_names,
         config=model.config,
         sampling=sampling,
