@@ -17,7 +17,8 @@ from mask_rcnn.visualization.target_figures import ANCHOR_STYLES, Objects, Panel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MAX_IGNORED = 40  # anchors of a level that are not sampled
+#: Ignored anchors, and positive ones that are not sampled, in the panel of a level.
+MAX_NOT_SAMPLED = 40
 _MAX_DRAWN = 100  # RoIs of a role
 _MAX_PER_OBJECT = 6  # foreground RoIs of an object
 _MAX_MASKS, _MAX_KEYPOINTS, _MAX_BARS = 16, 15, 12
@@ -44,18 +45,15 @@ def draw_anchors(trace: TrainingTrace, offset: float) -> np.ndarray | None:
     """
     anchors, panels = trace.anchors, []
     for level, name in enumerate(level_names(anchors.strides)):
-        boxes, texts = {}, []
+        boxes, counts = {}, {}
         for role in ANCHOR_STYLES:
             members = np.flatnonzero((anchors.levels == level) & (anchors.roles == ANCHOR_ROLES.index(role)))
-            kept = members[np.argsort(-anchors.best_iou[members], kind='stable')]
+            drawn, counts[role] = members, len(members)
             if role in ('ignored', 'positive_not_sampled'):
-                kept = kept[:_MAX_IGNORED]
-            boxes[role] = _corners(anchors.boxes[kept], offset)
-            if len(members):
-                drawn = f' ({len(kept)} drawn)' if len(kept) < len(members) else ''
-                texts.append(f'{len(members)} {role.replace("_", " ")}{drawn}')
-        if texts:
-            panels.append(Panel(f'{name}: {", ".join(texts[::-1])}', boxes))
+                drawn = members[np.argsort(-anchors.best_iou[members], kind='stable')][:MAX_NOT_SAMPLED]
+            boxes[role] = _corners(anchors.boxes[drawn], offset)
+        if any(counts.values()):
+            panels.append(Panel(f'{name}: {counts["positive"]} positive, {counts["negative"]} negative', boxes))
     if not panels:
         return None
     marked = tuple(anchors.objects_without_positive)

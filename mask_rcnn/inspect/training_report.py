@@ -12,6 +12,7 @@ import numpy as np
 from mask_rcnn.config import Config
 from mask_rcnn.inspect.targets import TrainingTrace
 from mask_rcnn.inspect.training_pictures import (
+    MAX_NOT_SAMPLED,
     draw_anchor_costs,
     draw_anchors,
     draw_input,
@@ -39,6 +40,15 @@ _ANCHOR_TEXT = (
     'An anchor is positive if its IoU with an object is at least {high:g}, or if no anchor has a higher IoU with that '
     'object. It is negative if its best IoU is below {low:g}. Anchors between the thresholds are ignored, as are those '
     'that extend beyond the image. {batch} anchors are sampled, at most {most} of them positive.'
+)
+_ANCHOR_CAPTION = (
+    'Anchors by role; objects have the numbers of the table. A panel contains at most '
+    f'{MAX_NOT_SAMPLED} ignored anchors, and as many positive ones that were not sampled.'
+)
+_TABLE_TEXT = (
+    'Sizes are square roots of areas in pixels of the network input. Anchors are sampled positive anchors. RoIs are '
+    'sampled foreground RoIs: proposals and the annotated boxes. The IoUs are the best ones with any anchor and with '
+    'any proposal. Losses are means of the foreground RoIs.'
 )
 _ROI_TEXT = (
     'The proposals and the annotated boxes are foreground if their IoU with an object is at least {foreground:g}, and '
@@ -109,7 +119,9 @@ class TrainingReport:
             )
             sheet = compose_sheet(self._tiles, columns=_SHEET_COLUMNS, side=_SHEET_SIDE)
             drawn, n_images = len(self._tiles), len(self._losses)
-            report.add_figure(sheet, f'The first {drawn} of {n_images} inputs' if drawn < n_images else 'All inputs')
+            report.add_figure(
+                sheet, f'The first {drawn} of {n_images} inputs' if drawn < n_images else 'All network inputs'
+            )
         for section in self._sections:
             section.add_to(report)
         return report
@@ -128,10 +140,7 @@ class TrainingReport:
         _add_limited_table(
             report, *class_table(self.objects, self.class_names, self.sampling.roi_foreground_iou), limit=_MAX_CLASSES
         )
-        report.add_text(
-            'Sizes are square roots of areas in pixels of the network input. Numbers of anchors and RoIs, and the '
-            'losses of foreground RoIs, are means of the objects.'
-        )
+        report.add_text(f'{_TABLE_TEXT} Those of classes are means of the objects.')
         report.add_figure(_plot_overlaps(self), 'Best overlap of every object with an anchor and with a proposal')
         missing = [obj for obj in self.objects if obj.missing]
         if missing:
@@ -208,13 +217,20 @@ def _make_section(trace: TrainingTrace, objects: Sequence[TrainedObject], report
         f'{int((trace.rois.labels == 0).sum())} background RoIs.'
     ]
     figures = [
-        ('Anchors', draw_anchors(trace, offset), 'Anchors by role; objects are numbered as in the table'),
+        ('Anchors', draw_anchors(trace, offset), _ANCHOR_CAPTION),
         ('RoIs', draw_rois(trace, offset), 'Sampled RoIs, and the targets of the foreground'),
-        ('Mask targets', draw_masks(trace, names, offset), 'Crop of the RoI, its target, and the predicted mask'),
+        (
+            'Mask targets',
+            draw_masks(trace, names, offset),
+            'The RoI, its target, and the predicted mask (yellow: 1, blue: 0)',
+        ),
         ('Keypoint targets', draw_keypoints(trace, offset), 'Targets (green discs) and predictions (orange crosses)'),
         ('Losses', draw_roi_costs(trace, names, offset), 'The RoIs that contribute most to the loss'),
         ('Losses', draw_anchor_costs(trace, offset), 'The anchors that contribute most to the loss'),
     ]
+    if len(objects) > _MAX_OBJECTS:
+        objects = sorted(objects, key=lambda obj: (obj.n_positive, obj.number))
+        texts.append('The table of objects begins with those that have the fewest positive anchors.')
     return _Section(
         title=Path(trace.example.name).name,
         texts=texts,

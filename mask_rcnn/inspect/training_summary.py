@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,9 +151,11 @@ def describe_training(
     """
     missing = [obj for obj in objects if obj.missing]
     unfound = [obj for obj in objects if obj.best_proposal < foreground_iou]
-    smallest = f'; the smallest anchors have {min(anchor_sizes):g}' if missing else ''
+    reasons = Counter(obj.missing for obj in missing).most_common()
+    because = f' ({"; ".join(f"{reason}: {n}" for reason, n in reasons)})' if reasons else ''
+    anchors = f'; anchors have {min(anchor_sizes):g} to {max(anchor_sizes):g}' if missing else ''
     return [
-        f'{_count(missing, objects)} no positive anchor{_describe_sizes(missing)}{smallest}',
+        f'{_count(missing, objects)} no positive anchor{because}{_describe_sizes(missing)}{anchors}',
         f'{_count(unfound, objects)} no proposal with IoU >= {foreground_iou:g}{_describe_sizes(unfound)}',
     ]
 
@@ -165,10 +168,10 @@ def _count(some: Sequence[TrainedObject], objects: Sequence[TrainedObject]) -> s
 def _describe_sizes(objects: Sequence[TrainedObject]) -> str:
     if not objects:
         return ''
-    low, high = min(obj.size for obj in objects), max(obj.size for obj in objects)
+    sizes = [obj.size for obj in objects]
     if len(objects) == 1:
-        return f': its size is {low:.0f} pixels of the network input'
-    return f': their sizes are {low:.0f} to {high:.0f} pixels of the network input'
+        return f', size {sizes[0]:.0f} pixels in the network input'
+    return f', sizes {min(sizes):.0f} to {max(sizes):.0f} pixels in the network input (median {np.median(sizes):.0f})'
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -23,13 +23,14 @@ def class_table(objects: Sequence[TrainedObject], names: Sequence[str], foregrou
         foreground_iou: IoU of foreground RoIs: ``Sampling.roi_foreground_iou``.
     """
     header = [
-        *('class', 'objects', 'median size', 'no positive anchor', 'positive anchors', 'no proposal'),
-        *('foreground RoIs', 'class loss', 'box loss', 'mask loss'),
+        *('class', 'objects', 'median size', 'no anchor', 'no proposal', 'anchors', 'RoIs'),
+        *('class loss', 'box loss', 'mask loss'),
     ]
     rows = [
         [
-            *(names[c.label], c.n_objects, round(c.size), c.n_without_positive, round(c.n_positive, 1)),
-            *(c.n_without_proposal, round(c.n_foreground, 1), *map(_cell, (c.classification, c.regression, c.mask))),
+            *(names[c.label], c.n_objects, round(c.size), c.n_without_positive, c.n_without_proposal),
+            *(round(c.n_positive, 1), round(c.n_foreground, 1)),
+            *map(_cell, (c.classification, c.regression, c.mask)),
         ]
         for c in summarize_classes(objects, foreground_iou)
     ]
@@ -38,7 +39,7 @@ def class_table(objects: Sequence[TrainedObject], names: Sequence[str], foregrou
 
 def missing_table(objects: Sequence[TrainedObject], names: Sequence[str]) -> Table:
     """Return a row for each object without a positive anchor, with the reason."""
-    header = ['image', 'number', 'class', 'size', 'best IoU with an anchor', 'reason']
+    header = ['image', 'number', 'class', 'size', 'anchor IoU', 'reason']
     rows = [[o.image, o.number, names[o.label], round(o.size), round(o.best_anchor, 3), o.missing] for o in objects]
     return header, rows
 
@@ -46,8 +47,8 @@ def missing_table(objects: Sequence[TrainedObject], names: Sequence[str]) -> Tab
 def object_table(objects: Sequence[TrainedObject], names: Sequence[str], *, has_masks: bool) -> Table:
     """Return a row for each object of an image."""
     header = [
-        *('number', 'class', 'size', 'positive anchors', 'best IoU', 'best proposal', 'foreground RoIs'),
-        *('proposals', 'class loss', 'box loss', *['mask loss'] * has_masks),
+        *('number', 'class', 'size', 'anchors', 'anchor IoU', 'proposal IoU', 'RoIs', 'of these proposals'),
+        *('class loss', 'box loss', *['mask loss'] * has_masks),
     ]
     rows = [
         [

@@ -257,10 +257,12 @@ def _add_objects(axes: Axes, objects: Objects) -> None:
     """Add the boxes and numbers of objects; marked ones have another colour."""
     is_marked = np.zeros(len(objects.boxes), bool)
     is_marked[list(objects.marked)] = True
-    _add_boxes(axes, objects.boxes, color='white', linewidth=2.6, alpha=0.9, zorder=3)
+    is_crowded = len(objects.boxes) > _MAX_NUMBERS
+    halo, width = (1.8, 0.8) if is_crowded else (2.6, 1.3)
+    _add_boxes(axes, objects.boxes, color='white', linewidth=halo, alpha=0.9, zorder=3)
     for selected, color in ((~is_marked, INK), (is_marked, VERMILION)):
-        _add_boxes(axes, objects.boxes[selected], color=color, linewidth=1.3, zorder=3)
-    numbered = range(len(objects.boxes)) if len(objects.boxes) <= _MAX_NUMBERS else objects.marked[:_MAX_NUMBERS]
+        _add_boxes(axes, objects.boxes[selected], color=color, linewidth=width, zorder=3)
+    numbered = objects.marked[:_MAX_NUMBERS] if is_crowded else range(len(objects.boxes))
     for i in numbered:
         top, left = objects.boxes[i, :2]
         fits_above = top > 0.04 * axes.get_ylim()[0]
