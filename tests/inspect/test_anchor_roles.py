@@ -131,8 +131,6 @@ def test_reasons_without_positive_anchor(boxes, anchors, sampling, reasons):
 
 
 def test_a_pass_must_be_recorded():
-    image = TrainingExample(
-        np.zeros((3, 8, 8), np.float32), ImageTransform.top_left((8, 8), 1.0), None, 'a.jpg', 1, 0
-    )
+    image = TrainingExample(np.zeros((3, 8, 8), np.float32), ImageTransform.top_left((8, 8), 1.0), None, 'a.jpg', 1, 0)
     with pytest.raises(ValueError, match='^no training pass is recorded$'):
         anchor_roles(TrainingRecord(), image, ANCHORS, STRIDES, sampling=Sampling(), dialect=DETECTRON)

@@ -38,7 +38,17 @@ NETWORKS = {
 
 @pytest.fixture(scope='module', params=NETWORKS)
 def model(request):
-    preset, changes = NETWORKS[request.param]
+    return narrow_model(request.param)
+
+
+def small_keypoint_model():
+    """Return a network with mask and keypoint heads."""
+    return narrow_model('keypoints')
+
+
+def narrow_model(name):
+    """Return a network of :data:`NETWORKS`."""
+    preset, changes = NETWORKS[name]
     with pytest.MonkeyPatch.context() as patch:
         use_narrow_resnet(patch)
         patch.setattr(KeypointHead, 'n_conv', 2)

@@ -86,7 +86,7 @@ def _inspect(args: argparse.Namespace) -> int:
     arguments = _training_arguments(args)
     run_seed = arguments.seed if args.seed is None else args.seed
     np.random.seed(run_seed)  # determines random weights as in a training run
-    dataset = _open_dataset(arguments)
+    dataset = _open_dataset(arguments, run_seed)
     chosen = _choose_images(dataset, args, run_seed)
     model = _make_model(arguments, dataset)
     model.to_device(get_device(choose_device(args.gpu)))
@@ -143,9 +143,9 @@ def _training_arguments(args: argparse.Namespace) -> TrainArguments:
     return TrainArguments.from_namespace(namespace)
 
 
-def _open_dataset(arguments: TrainArguments) -> Dataset:
+def _open_dataset(arguments: TrainArguments, run_seed: int) -> Dataset:
     size = arguments.min_size or SIZES[arguments.data.name][0]
-    dataset = arguments.data.open('train', size=size, seed=arguments.seed, **data_options(arguments))
+    dataset = arguments.data.open('train', size=size, seed=run_seed, **data_options(arguments))
     print_dataset_warnings(dataset, arguments.data.title('train'))
     return dataset
 
