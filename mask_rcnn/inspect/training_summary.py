@@ -1,4 +1,4 @@
-"""Why objects and classes are not trained: overlaps, sampled anchors and RoIs, and losses of each object and class."""
+"""The training of objects and classes: overlaps, sampled anchors and RoIs, and losses of each object and class."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from mask_rcnn.weights import WeightFileError
 
 _DESCRIPTION = f"""\
 Show how images are trained: the augmented network inputs, the role of every anchor, the sampled RoIs and their targets,
-mask and keypoint targets, and the anchors and RoIs that contribute most to the loss. Numbers and classes that are
+mask and keypoint targets, and the anchors and RoIs that contribute most to the loss. Objects and classes that are
 hardly trained are listed. Everything equals the first epoch of "mask-rcnn train" with the same options and seed, for
 the model as it is. The report draws {MAX_IMAGES} images; its numbers are those of all selected images."""
 
