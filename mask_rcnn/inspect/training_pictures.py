@@ -134,6 +134,7 @@ def draw_keypoints(trace: TrainingTrace, offset: float) -> np.ndarray | None:
 def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: float) -> Figure:
     """Draw the contributions of the RoIs that contribute most to the loss."""
     rois, n = trace.rois, trace.rois.n_foreground
+    heads = 'box head' if trace.masks is None else 'box and mask heads'
     parts = {'class': rois.classification.values, 'box': np.zeros(len(rois.labels))}
     parts['box'][:n] = rois.regression.values.sum(axis=1)
     if trace.masks is not None:
@@ -151,7 +152,7 @@ def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: flo
         texts.append(f'{title} (IoU {rois.iou[i]:.2f}): p = {probability:.2f}{other}')
     values = {name: part[shown] for name, part in parts.items()}
     share = sum(part.sum() for part in values.values()) / max(sum(part.sum() for part in parts.values()), 1e-12)
-    title = f'{len(shown)} of {len(rois.labels)} RoIs contribute {share:.0%} of the losses of the heads'
+    title = f'{len(shown)} of {len(rois.labels)} RoIs contribute {share:.0%} of the losses of the {heads}'
     return plot_costs(trace.picture, _corners(rois.boxes[shown], offset), texts, values, title)
 
 

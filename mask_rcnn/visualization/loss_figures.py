@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _CROP, _GAP = 96, 6  # pixels of a crop in a tile, and between two
 _KEYPOINT_CROP = 230  # pixels
 _PART_COLORS = (BLUE, ORANGE, GREEN, PURPLE)
-_IGNORED_GREY, _WHITE = 150, 255
+_IGNORED_GREY, _FRAME_GREY, _WHITE = 150, 190, 255
 
 
 def crop_box(picture: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -87,6 +87,8 @@ def draw_mask_targets(
             _enlarge(np.repeat(levels[:, :, None], 3, axis=2)),
             _enlarge(predicted),
         ]
+        for part in parts:  # a target may be as white as the sheet
+            cv2.rectangle(part, (0, 0), (_CROP - 1, _CROP - 1), (_FRAME_GREY,) * 3, 1)
         tiles.append(Tile(np.hstack([parts[0], gap, parts[1], gap, parts[2]]), title, details))
     return compose_sheet(tiles, columns=columns, side=tiles[0].picture.shape[1])
 
@@ -122,8 +124,8 @@ def draw_keypoint_targets(
             if not np.isnan(y):
                 target, prediction = (round(x), round(y)), (round(found_x), round(found_y))
                 cv2.line(crop, target, prediction, (255, 255, 255), 1, cv2.LINE_AA)
-                cv2.drawMarker(crop, prediction, (0, 0, 0), cv2.MARKER_TILTED_CROSS, 9, 3, cv2.LINE_AA)
-                cv2.drawMarker(crop, prediction, _rgb(ORANGE), cv2.MARKER_TILTED_CROSS, 8, 1, cv2.LINE_AA)
+                cv2.drawMarker(crop, prediction, (0, 0, 0), cv2.MARKER_TILTED_CROSS, 10, 4, cv2.LINE_AA)
+                cv2.drawMarker(crop, prediction, _rgb(ORANGE), cv2.MARKER_TILTED_CROSS, 9, 2, cv2.LINE_AA)
                 cv2.circle(crop, target, 4, (255, 255, 255), -1, cv2.LINE_AA)
                 cv2.circle(crop, target, 3, _rgb(GREEN), -1, cv2.LINE_AA)
         tiles.append(Tile(crop, title, details))

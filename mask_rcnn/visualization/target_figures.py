@@ -39,7 +39,7 @@ ANCHOR_STYLES: dict[str, tuple[str, dict[str, Any]]] = {
     'positive': ('positive, sampled', {'color': GREEN, 'linewidth': 2.2}),
 }
 
-_WIDTH, _MAX_PANEL_HEIGHT = 12.0, 7.5  # inches
+_WIDTH, _MAX_PANEL_HEIGHT = 12.0, 5.0  # inches
 _TITLE_HEIGHT, _LEGEND_HEIGHT = 0.35, 0.45  # inches
 _COLUMNS = {1: 1, 2: 2, 4: 2}  # of so few panels; three of more
 _MAX_SIDE = 1000  # pixels of a picture in a figure
@@ -116,7 +116,7 @@ def plot_rois(
     """
     figure, axes = _picture_grid(picture, titles, columns=2)
     colors = PALETTE[owners % len(PALETTE)] / 255
-    _add_boxes(axes[0], foreground, colors=colors, linewidth=1.0)
+    _add_boxes(axes[0], foreground, colors=colors, linewidth=1.0, zorder=4)
     for start in (0, 2):  # the upper left corners, then the lower right ones
         tails, heads = (boxes[:, start : start + 2].astype(np.float64) for boxes in (foreground, targets))
         vectors = heads - tails
@@ -129,7 +129,7 @@ def plot_rois(
                 scale=1,
                 width=0.004,
                 headwidth=4,
-                zorder=4,
+                zorder=4.5,
             )
     if len(background):
         _add_boxes(axes[1], background, color=BLUE, linewidth=0.6, alpha=0.6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import DENA, DIALECTS, MATTERPORT
+from mask_rcnn.config import DENA, MATTERPORT
 from mask_rcnn.inspect import input_annotations, trace_training
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.ops.masks.rle import decode_rle
@@ -30,7 +30,6 @@ NETWORKS = {
     'dena': ('resnet50', {'dialect': DENA}),
     'fpn': ('resnet50_fpn', PYRAMID),
     'matterport': ('resnet50_fpn', {**PYRAMID, 'dialect': MATTERPORT, 'norm': 'bn', 'max_size': 128}),
-    'mindspore': ('resnet50_fpn', {**PYRAMID, 'dialect': DIALECTS['mindspore'], 'norm': 'bn'}),
     'mobilenet': ('mobilenet_v1_fpn', {**PYRAMID, 'width': 0.25}),
     'keypoints': ('keypoint_resnet50_fpn', {**PYRAMID, 'n_fg_class': 3, 'masks': True}),
 }
