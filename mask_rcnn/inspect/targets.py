@@ -63,7 +63,8 @@ def trace_training(
     """Yield the training pass of each image: targets, sampled RoIs and losses, equal to those of a training run.
 
     The passes are those of :class:`mask_rcnn.training.train_chain.MaskRCNNTrainChain` on batches of one image, of the
-    model as it is: nothing is updated.  The model does not change; a copy of it is frozen as for training.
+    model as it is: nothing is updated.  The model does not change; a copy of it is frozen as for training.  Batch
+    normalisations that are not frozen use the statistics of the one image.
 
     Args:
         model: The network, on any device.

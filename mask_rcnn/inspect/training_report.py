@@ -208,9 +208,10 @@ def _make_section(trace: TrainingTrace, objects: Sequence[TrainedObject], report
     offset, names, transform = report.config.dialect.boxes.offset, report.class_names, trace.example.image_transform
     height, width = transform.size
     n_crowds = int(trace.objects.crowd.sum())
+    padding = '' if trace.picture.shape[:2] == transform.input_size else ' with padding'
     texts = [
         f'Seed {trace.example.seed}. The augmented image of {width} x {height} pixels is resized by '
-        f'{transform.scale:.3g}; the network input has {_describe_size(trace.picture.shape)} with padding. '
+        f'{transform.scale:.3g}; the network input has {_describe_size(trace.picture.shape)}{padding}. '
         f'{len(objects)} object{"s" * (len(objects) != 1)}'
         + (f' and {n_crowds} crowd region{"s" * (n_crowds != 1)}.' if n_crowds else '.')
         + f' {trace.rois.n_proposals} proposals, {trace.rois.n_foreground} foreground RoIs, '

@@ -1,5 +1,6 @@
 """``mask-rcnn inspect data``: the report, the chosen images, and errors as one line."""
 
+import json
 import re
 
 import numpy as np
@@ -103,6 +104,22 @@ def test_a_model_file_determines_the_network(traced, tmp_path, capsys, root):
     assert str(model) in (tmp_path / 'a.html').read_text(encoding='utf-8')
 
 
+def test_losses_and_images_equal_those_of_a_training_run(traced, tmp_path):
+    """The first iteration of a run, without a model file; its snapshot then determines network and seed."""
+    run = ['--dataset', 'shapes', '--seed', '3', *NETWORK]
+    options = ['--pretrained', 'none', '--batchsize', '1', '--iteration', '1', '--snapshot', '1', '--validation', '0']
+    assert main(['train', *run, *options, '--workers', '0', '--out', str(tmp_path / 'run')]) == 0
+    (entry,) = json.loads((tmp_path / 'run' / 'log').read_text())
+    assert inspect(*run, '--limit', '1', '--out', tmp_path / 'a.html') == 0
+    trace, _ = traced.pop()
+    for name, value in trace.losses.items():
+        assert value == pytest.approx(entry[f'main/{name}'], rel=1e-6), name
+    snapshot = ['--dataset', 'shapes', '--modelfile', tmp_path / 'run' / 'snapshot_iter_1.npz', '--limit', '1']
+    assert inspect(*snapshot, '--min-size', '64', '--max-size', '64', '--gpu', '-1', '--out', tmp_path / 'a.html') == 0
+    np.testing.assert_array_equal(traced[0][0].example.x, trace.example.x)
+    assert 0 < abs(traced[0][0].losses['loss'] - trace.losses['loss']) < 1  # of the updated weights
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
@@ -117,6 +134,7 @@ def test_a_model_file_determines_the_network(traced, tmp_path, capsys, root):
             ['--dataset', 'shapes', '--modelfile', 'm.npz', '--set', 'width=1.0'],
             'error: --set and --modelfile contradict',
         ),
+        (['--dataset', 'shapes', '--modelfile', '.'], 'error: --modelfile . is a folder; name a model or a snapshot'),
         (['--dataset', 'shapes', '--keypoints'], 'error: --dataset shapes has no keypoints'),
         ([*SHAPES, '--image', 'x'], 'error: --image x: no image with an object has this name or id'),
         ([*SHAPES, '--scale-jitter', '2', '1'], 'error: --scale-jitter: '),

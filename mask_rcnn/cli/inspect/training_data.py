@@ -34,8 +34,9 @@ from mask_rcnn.weights import WeightFileError
 _DESCRIPTION = f"""\
 Show how images are trained: the augmented network inputs, the role of every anchor, the sampled RoIs and their targets,
 mask and keypoint targets, and the anchors and RoIs that contribute most to the loss. Objects and classes that are
-hardly trained are listed. Everything equals the first epoch of "mask-rcnn train" with the same options and seed, for
-the model as it is. The report draws {MAX_IMAGES} images; its numbers are those of all selected images."""
+hardly trained are listed. Everything equals the first epoch of "mask-rcnn train" with the same options and seed and a
+batch of one image, for the model as it is. The report draws {MAX_IMAGES} images; its numbers are those of all selected
+images."""
 
 #: Options of a new network, which a model file determines.
 _NEW_NETWORK = ('extractor', 'keypoints', 'fields')
@@ -122,6 +123,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         if getattr(args, name):
             given = '--set' if name == 'fields' else flag(name)
             raise UsageError(f'{given} and --modelfile contradict each other: the file determines the network')
+    if args.modelfile is not None and args.modelfile.is_dir():
+        raise UsageError(f'--modelfile {args.modelfile} is a folder; name a model or a snapshot')
     if args.out.suffix.lower() not in ('.html', '.htm'):
         raise UsageError(f'--out {args.out} does not end with .html')
     check_output('--out', args.out, [('the annotation file', args.annotations), ('the model file', args.modelfile)])
