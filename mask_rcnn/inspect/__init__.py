@@ -10,12 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mask_rcnn.inspect.dead_channels import dead_channels
     from mask_rcnn.inspect.layers import activations, layer_names
     from mask_rcnn.inspect.network_input import viewable_input
     from mask_rcnn.inspect.reasons import Origin, Rejection, Step, why, why_not
     from mask_rcnn.inspect.tables import Fate, Trace
     from mask_rcnn.inspect.targets import TrainingTrace, input_annotations, trace_training
     from mask_rcnn.inspect.tracing import trace
+    from mask_rcnn.inspect.weight_changes import compare_weights
+    from mask_rcnn.inspect.weights import weight_table
 
 __all__ = [
     'Fate',
@@ -25,11 +28,14 @@ __all__ = [
     'Trace',
     'TrainingTrace',
     'activations',
+    'compare_weights',
+    'dead_channels',
     'input_annotations',
     'layer_names',
     'trace',
     'trace_training',
     'viewable_input',
+    'weight_table',
     'why',
     'why_not',
 ]
@@ -40,8 +46,11 @@ _SOURCES = {
     **dict.fromkeys(('Origin', 'Rejection', 'Step', 'why', 'why_not'), 'reasons'),
     **dict.fromkeys(('Fate', 'Trace'), 'tables'),
     **dict.fromkeys(('TrainingTrace', 'input_annotations', 'trace_training'), 'targets'),
+    'compare_weights': 'weight_changes',
+    'dead_channels': 'dead_channels',
     'trace': 'tracing',
     'viewable_input': 'network_input',
+    'weight_table': 'weights',
 }
 
 

@@ -11,6 +11,7 @@ from mask_rcnn.cli.subcommands import add_subcommands
 #: Subcommand -> its module and its summary.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     'data': ('training_data', 'show how images are trained: inputs, anchors, RoIs, targets and losses'),
+    'weights': ('weights', 'describe the values of the weights in a file, or the differences between two files'),
 }
 
 _DESCRIPTION = 'Show the steps of a detection, the training targets of a dataset, or the weights of a file.'
