@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mask_rcnn.inspect.dead_channels import dead_channels
+    from mask_rcnn.inspect.channel_checks import dead_channels
     from mask_rcnn.inspect.layers import activations, layer_names
     from mask_rcnn.inspect.network_input import viewable_input
     from mask_rcnn.inspect.reasons import Origin, Rejection, Step, why, why_not
@@ -47,7 +47,7 @@ _SOURCES = {
     **dict.fromkeys(('Fate', 'Trace'), 'tables'),
     **dict.fromkeys(('TrainingTrace', 'input_annotations', 'trace_training'), 'targets'),
     'compare_weights': 'weight_changes',
-    'dead_channels': 'dead_channels',
+    'dead_channels': 'channel_checks',
     'trace': 'tracing',
     'viewable_input': 'network_input',
     'weight_table': 'weights',

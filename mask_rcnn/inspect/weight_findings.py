@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from mask_rcnn.inspect.dead_channels import DeadChannels, count_dead, dead_channels
+from mask_rcnn.inspect.channel_checks import DeadChannels, count_dead, dead_channels
 from mask_rcnn.inspect.weight_changes import WeightComparison
 from mask_rcnn.inspect.weight_source import NetworkWeights
 from mask_rcnn.inspect.weights import ArrayStatistics, weight_table

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from mask_rcnn.inspect.dead_channels import REASONS
+from mask_rcnn.inspect.channel_checks import REASONS
 from mask_rcnn.inspect.weight_changes import WeightComparison
 from mask_rcnn.inspect.weight_findings import (
     WeightInspection,

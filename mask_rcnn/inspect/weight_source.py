@@ -28,7 +28,7 @@ class NetworkWeights:
         title: The network in words, such as ``'R-50-FPN Mask R-CNN'``.
         arrays: Array by parameter path, such as ``'extractor/conv1/conv/W'``, in the order of the layers.
         config: The configuration; ``None`` for arrays without one.
-        description: What the file states beyond the configuration, such as its format and its class names.
+        description: The contents of the file beside the configuration, such as its format and its class names.
     """
 
     title: str
@@ -48,7 +48,7 @@ class NetworkWeights:
         return {**self.description, **used}
 
 
-#: What the functions of this package accept as weights: a file of any format, a model, or arrays by parameter path.
+#: The weights that the functions of this package accept: a file of any format, a model, or arrays by parameter path.
 WeightSource = str | os.PathLike | chainer.Link | Mapping[str, np.ndarray] | NetworkWeights
 
 

@@ -117,18 +117,16 @@ def _format_inspection(inspection: Any, *, with_parts: bool) -> str:
 
 
 def _format_comparison(comparison: Any) -> str:
-    lines = [
-        f'{len(comparison.changes)} arrays of both have the same shape, {comparison.n_identical} are equal bit for bit'
-    ]
+    lines = [f'arrays in both: {len(comparison.changes)}, of which equal bit for bit: {comparison.n_identical}']
     for name, values in comparison.settings.items():
         first, second = ('-' if value is None else _shorten(value) for value in values)
         lines.append(f'  {name}: {first}, then {second}')
     for title, names in (('first', comparison.only_first), ('second', comparison.only_second)):
         if names:
-            lines.append(f'  only in the {title}: {len(names)} arrays ({_first_names(names)})')
+            lines.append(f'  only in the {title}: {len(names)} ({_first_names(names)})')
     if comparison.other_shapes:
         shapes = [f'{name} {first}, then {second}' for name, (first, second) in comparison.other_shapes.items()]
-        lines.append(f'  other shapes: {len(shapes)} arrays ({_first_names(shapes)})')
+        lines.append(f'  of other shapes: {len(shapes)} ({_first_names(shapes)})')
     changed = [change for change in comparison.changes if not change.is_identical]
     rows = [
         (
@@ -145,7 +143,7 @@ def _format_comparison(comparison: Any) -> str:
 
 
 def _describe_kind(change: Any) -> str:
-    """Return what the numbers of a change do not state."""
+    """Return the properties of a change that its numbers do not state."""
     parts = []
     if change.dtypes[0] != change.dtypes[1]:
         parts.append(f'{change.dtypes[0]}, then {change.dtypes[1]}')

@@ -1,24 +1,4 @@
-"""Dead channels: output channels of layers that do not depend on the input, and so contribute nothing but a constant.
-
-A channel of a convolution, a deconvolution or a linear layer is dead for one or several of these reasons:
-
-``zero weights``
-    The absolute value of each of its weights is at most 1e-6 of the largest one of the layer.
-``zero scale``
-    The absolute value of the scale of its normalisation (gamma, or the scale of an affine channel) is at most 1e-6 of
-    the largest one of the layer.
-``zero variance``
-    The running variance of its batch normalisation is at most 1e-6 of epsilon: over the training images, the
-    normalised values differ by at most 0.001 of a standard deviation.  A negative variance, which is an error, counts
-    as zero.
-``closed ReLU``
-    Its batch normalisation is followed by ReLU, and ``beta + 5 * abs(gamma) <= 0``: the output is 0 wherever the value
-    is less than five standard deviations from its mean.
-
-The input of a layer is not examined: a channel that reads only dead channels is found by its zero variance, if it has a
-batch normalisation.  Channels with NaN or infinities are not dead.  The deltas of the background class in a box head
-are never read, and so are left out.
-"""
+"""The search for dead channels: output channels of layers that contribute nothing but a constant."""
 
 from __future__ import annotations
 
@@ -63,7 +43,23 @@ class DeadChannels:
 
 
 def dead_channels(source: WeightSource) -> tuple[DeadChannels, ...]:
-    """Return the dead channels of all layers, in the order of the layers; see the module for the definition.
+    """Return the dead channels of all layers, in the order of the layers.
+
+    A channel is dead if its output does not depend on the input.  One or several of these reasons apply to an output
+    channel of a convolution, a deconvolution or a linear layer:
+
+    - ``'zero weights'``: The absolute value of each of its weights is at most 1e-6 of the largest one of the layer.
+    - ``'zero scale'``: The absolute value of the scale of its normalisation (gamma, or the scale of an affine channel)
+      is at most 1e-6 of the largest one of the layer.
+    - ``'zero variance'``: The running variance of its batch normalisation is at most 1e-6 of epsilon, so that the
+      normalised values of the training images differ by at most 0.001 of a standard deviation.  A negative variance,
+      which is an error, counts as zero.
+    - ``'closed ReLU'``: Its batch normalisation is followed by ReLU, and ``beta + 5 * abs(gamma) <= 0``: the output is
+      0 unless the value is more than five standard deviations from its mean.
+
+    The inputs of a layer are not examined: a channel that reads only dead channels is found by its variance, if it has
+    a batch normalisation.  Channels with NaN or infinities are not dead.  The deltas of the background class in a box
+    head, which no program reads, are left out.
 
     Args:
         source: A weight file of any format, a model, or arrays by parameter path; see
@@ -123,6 +119,6 @@ def _largest_weights(layer: str, weight: np.ndarray) -> np.ndarray:
 
 
 def _are_zero(values: np.ndarray) -> np.ndarray:
-    """Return which absolute values are at most :data:`_TOLERANCE` of the largest finite one."""
+    """Return ``(O,)`` bool, true for absolute values of at most :data:`_TOLERANCE` of the largest finite one."""
     finite = values[np.isfinite(values)]
     return values <= _TOLERANCE * (finite.max() if finite.size else 0.0)
