@@ -138,7 +138,9 @@ def _run(model: MaskRCNN, train_set: Any, val_set: Any, settings: TrainingOption
     if aside is not None:
         print_line(f'the earlier run in {settings.out} is moved to {aside}')
     latest: dict[str, float] = {}
-    run = build_training_run(model, train_set, settings, evaluate=_make_evaluator(model, val_set, latest))
+    run = build_training_run(
+        model, train_set, settings, evaluate=_make_evaluator(model, val_set, latest), val_set=val_set
+    )
     run.start()
     return _describe(run, latest)
 

@@ -51,7 +51,7 @@ from mask_rcnn.training.failures import describe_error
 from mask_rcnn.training.schedule import detectron_schedule, step_schedule
 from mask_rcnn.training.snapshot import BEST_MODEL, Snapshot, is_snapshot
 from mask_rcnn.training.tensorboard import TensorBoardMissingError, writer_class
-from mask_rcnn.training.trainer import TrainingOptions, TrainingRun, build_training_run, options_to_store
+from mask_rcnn.training.trainer import TrainingOptions, TrainingRun, build_training_run, flatten, options_to_store
 from mask_rcnn.training.updater import NonFiniteLossError
 from mask_rcnn.training.worker_pool import ExampleError, WorkerError
 from mask_rcnn.weights import WeightFileError
@@ -60,9 +60,6 @@ _logger = logging.getLogger(__name__)
 
 #: Iterations without ``--iteration`` and ``--schedule``.
 _DEFAULT_ITERATIONS = 800000
-
-#: Number of evaluation images that TensorBoard shows.
-_N_EXAMPLES = 4
 
 #: Errors whose message is a complete line.
 _ERRORS = (
@@ -178,7 +175,8 @@ def _train_in_locked_folder(args: TrainArguments, communicator: Communicator) ->
         _options(args, communicator, model.config, n_images=len(train_set)),
         communicator=communicator,
         evaluate=make_evaluator(model, val_set, communicator),
-        examples=_examples(val_set) if args.tensorboard else [],
+        val_set=val_set,
+        configuration={'command_line': _describe_arguments(args)},
     )
     if snapshot is not None:
         _restore(training, snapshot, communicator)
@@ -288,12 +286,9 @@ def make_evaluator(model: MaskRCNN, val_set: Dataset | None, communicator: Commu
     return lambda results: run_together(communicator, partial(evaluate, results))
 
 
-def _examples(val_set: Dataset | None) -> list[tuple[str, np.ndarray]]:
-    """Return names and images of the first evaluation data, for TensorBoard."""
-    if val_set is None:
-        return []
-    examples = [val_set[i] for i in range(min(_N_EXAMPLES, len(val_set)))]
-    return [(Path(example.name).stem, example.image) for example in examples]
+def _describe_arguments(args: TrainArguments) -> dict[str, Any]:
+    """Return the names and values of the options that are set."""
+    return {name: value for name, value in flatten(dataclasses.asdict(args)).items() if value is not None}
 
 
 def _restore(training: TrainingRun, snapshot: Snapshot, communicator: Communicator) -> None:
@@ -315,20 +310,11 @@ def _restore(training: TrainingRun, snapshot: Snapshot, communicator: Communicat
         return
     # Snapshots of earlier versions do not contain the augmentation, which could not be changed.
     unchanged = json.loads(json.dumps(dataclasses.asdict(Augmentation())))
-    before = _flatten({'augmentation': unchanged, **snapshot.options})
-    for name, value in _flatten(options_to_store(options, communicator)).items():
+    before = flatten({'augmentation': unchanged, **snapshot.options})
+    for name, value in flatten(options_to_store(options, communicator)).items():
         if before.get(name) != value:
             print_warning(f'{name} was {before.get(name)}, and is {value} from now on')
     print_line(f'resuming after iteration {snapshot.iteration} of {snapshot.path}')
-
-
-def _flatten(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with the fields of groups as separate options: ``augmentation.crop``."""
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        fields = value if isinstance(value, Mapping) else {'': value}
-        flat |= {f'{name}.{field}'.rstrip('.'): field_value for field, field_value in fields.items()}
-    return flat
 
 
 def _report(training: TrainingRun, args: TrainArguments, communicator: Communicator) -> int:

@@ -1,16 +1,22 @@
-"""Scalars and example detections for TensorBoard, through tensorboardX."""
+"""Event files for TensorBoard, through tensorboardX: scalars, texts, images and histograms."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from chainer import training
 
-from mask_rcnn.models import MaskRCNN
+from mask_rcnn.io.console import escape
 from mask_rcnn.training.extensions import TrainingLog
+from mask_rcnn.weights.histograms import finite_values, histogram_of
+
+#: Characters with a meaning in Markdown or HTML.
+_MARKUP = re.compile(r"[^\w .,:;/()=+%'-]|_")
 
 
 class TensorBoardMissingError(RuntimeError):
@@ -77,18 +83,25 @@ def _keep_errors(writer: Any) -> Any:
 
 
 class TensorBoard(training.Extension):
-    """Trainer extension: writes every entry of the log as scalars.
+    """Trainer extension: writes every entry of the log as scalars, and the configuration of the run as text.
 
     Args:
         log: The log.
         make_writer: Called with the folder and the first step when the run starts; see :func:`make_writer`.
+        configuration: Title -> the names and values of a table, such as the options of the run.
     """
 
     name = 'tensorboard'  # type: ignore[assignment]  # Chainer declares None
     priority = 40  # after the log
 
-    def __init__(self, log: TrainingLog, make_writer: Callable[..., Any] = make_writer):
-        self._log, self._make_writer = log, make_writer
+    def __init__(
+        self,
+        log: TrainingLog,
+        make_writer: Callable[..., Any] = make_writer,
+        *,
+        configuration: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    ):
+        self._log, self._make_writer, self._configuration = log, make_writer, configuration
         self._writer: Any = None
         self._n_written = 0
 
@@ -96,6 +109,8 @@ class TensorBoard(training.Extension):
         self._n_written = len(self._log.log)
         iteration = trainer.updater.iteration
         self._writer = self._make_writer(os.path.join(trainer.out, 'tensorboard'), purge_step=iteration + 1)
+        for title, values in self._configuration.items():
+            self._writer.add_text(f'configuration/{title}', markdown_table(values), iteration)
 
     def __call__(self, trainer: training.Trainer) -> None:
         if self._writer is None:  # the folder could not be created
@@ -118,32 +133,30 @@ class TensorBoard(training.Extension):
         if self._writer is not None:
             self._writer.add_image(name, image, step, dataformats='HWC')
 
+    def add_histogram(self, name: str, array: np.ndarray, step: int) -> None:
+        """Write the histogram of the finite values of an array; nothing if there are none."""
+        values = finite_values(array)
+        if self._writer is None or not values.size:
+            return
+        histogram = histogram_of(values)
+        self._writer.add_histogram_raw(
+            name,
+            min=float(values.min()),
+            max=float(values.max()),
+            num=int(values.size),
+            sum=float(values.sum()),
+            sum_squares=float(values @ values),
+            bucket_limits=histogram.edges[1:].tolist(),
+            bucket_counts=histogram.counts.tolist(),
+            global_step=step,
+        )
 
-class ExampleDetections(training.Extension):
-    """Trainer extension: draws the detections of a few images.
 
-    Args:
-        tensorboard: Writes the drawings.
-        model: The model.
-        images: Pairs of a name and a ``(3, H, W)`` float32 RGB image.
-        threshold: Detections with a score above it are drawn.
-    """
+def markdown_table(values: Mapping[str, Any]) -> str:
+    """Return names and values as a table in Markdown; characters with a meaning in Markdown become HTML entities."""
+    rows = [f'| {_plain(name)} | {_plain(value)} |' for name, value in values.items()]
+    return '\n'.join(['| name | value |', '| --- | --- |', *rows])
 
-    name = 'examples'  # type: ignore[assignment]  # Chainer declares None
-    priority = 30
 
-    def __init__(
-        self,
-        tensorboard: TensorBoard,
-        model: MaskRCNN,
-        images: Sequence[tuple[str, np.ndarray]],
-        *,
-        threshold: float = 0.5,
-    ):
-        self._tensorboard, self._model, self._images, self._threshold = tensorboard, model, images, threshold
-
-    def __call__(self, trainer: training.Trainer) -> None:
-        for name, image in self._images:
-            (detections,) = self._model.detect([image])
-            drawing = detections.above(self._threshold).draw(image)
-            self._tensorboard.add_image(f'detections/{name}', drawing, trainer.updater.iteration)
+def _plain(value: Any) -> str:
+    return _MARKUP.sub(lambda match: f'&#{ord(match[0])};', escape(value))

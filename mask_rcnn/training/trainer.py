@@ -8,12 +8,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from chainer import training
 
-from mask_rcnn.config import TrainingConventions, fields
+from mask_rcnn.config import Config, TrainingConventions, fields
 from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.example import Example
 from mask_rcnn.datasets.transforms import TrainingTransform
@@ -32,6 +33,7 @@ from mask_rcnn.training.extensions import (
     Metrics,
     Tolerant,
     TrainingLog,
+    Trigger,
 )
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.iterator import ExampleIterator
@@ -39,12 +41,17 @@ from mask_rcnn.training.optimizer import make_optimizer
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.signals import SignalHandler, StopTrigger
 from mask_rcnn.training.snapshot import Snapshots
-from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
+from mask_rcnn.training.tensorboard import TensorBoard
+from mask_rcnn.training.tensorboard_examples import ExampleDetections
+from mask_rcnn.training.tensorboard_histograms import WeightHistograms
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.updater import SubdivisionUpdater
 
 #: Attempts per ``snapshot_interval`` to write a snapshot after one could not be written.
 _RETRIES_PER_INTERVAL = 10
+
+#: Entries of the log per histogram in TensorBoard, in a run without evaluations.
+_LOGS_PER_HISTOGRAM = 10
 
 #: The ranges of the numbers of :class:`TrainingOptions`.
 _CHECKS = {
@@ -178,7 +185,8 @@ def build_training_run(
     options: TrainingOptions,
     *,
     evaluate: Callable[[Path], Metrics] | None = None,
-    examples: Sequence[tuple[str, np.ndarray]] = (),
+    val_set: Any = None,
+    configuration: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     communicator: Communicator | None = None,
 ) -> TrainingRun:
     """Build a run.  It can be restored from a snapshot before it is started.
@@ -189,7 +197,9 @@ def build_training_run(
         options: Settings of the run.
         evaluate: See :class:`~mask_rcnn.training.extensions.Evaluation`; required if
             ``options.eval_interval`` is not 0.
-        examples: Pairs of a name and an image; TensorBoard shows their detections after evaluations.
+        val_set: The evaluation data; TensorBoard shows some of the images after evaluations.
+        configuration: Title -> the names and values of a table, for TensorBoard, in addition to those of the network
+            and of ``options``.
         communicator: Communication with the other processes; ``None`` for a single process.
     """
     communicator = communicator or Communicator()
@@ -226,7 +236,10 @@ def build_training_run(
     early_stopping = None if options.patience is None else EarlyStopping(options.patience)
     stop_trigger = StopTrigger(options.iterations, signal_handler, communicator, early_stopping)
     trainer = training.Trainer(updater, stop_trigger=stop_trigger, out=options.out)
-    snapshots = _add_extensions(trainer, model, options, stop_trigger, evaluate, examples, communicator, signal_handler)
+    snapshots = _add_extensions(trainer, model, options, stop_trigger, evaluate, communicator, signal_handler)
+    if communicator.is_main and options.tensorboard:
+        tables = {**configuration, **describe_configuration(model.config, options)}
+        _add_tensorboard(trainer, model, options, val_set, tables, signal_handler)
     return TrainingRun(options, trainer, stop_trigger, snapshots, signal_handler, communicator)
 
 
@@ -249,7 +262,6 @@ def _add_extensions(
     options: TrainingOptions,
     stop_trigger: StopTrigger,
     evaluate: Callable[[Path], Metrics] | None,
-    examples: Sequence[tuple[str, np.ndarray]],
     communicator: Communicator,
     signal_handler: SignalHandler,
 ) -> Snapshots:
@@ -303,13 +315,6 @@ def _add_extensions(
     if main:
         tolerate(ConsoleTable(log, iterations=options.iterations, print_line=print_line, evaluation=evaluation))
         tolerate(DivergenceWarning(log, print_warning), trigger=logging)
-    if main and options.tensorboard:
-        tensorboard = TensorBoard(log)
-        tolerate(tensorboard)
-        tolerate(
-            ExampleDetections(tensorboard, model, examples),
-            trigger=lambda t: evaluating(t) and signal_handler.signal is None,
-        )
     never = IntervalTrigger(0)  # the extension is stateful, so processes that write no snapshots need it as well
     if communicator.size == 1:  # in several processes, the main process would retry alone
         retrying = IntervalTrigger(max(options.snapshot_interval // _RETRIES_PER_INTERVAL, 1))
@@ -318,6 +323,56 @@ def _add_extensions(
         )
     trainer.extend(snapshots, trigger=saving if main and options.snapshot_interval else never)
     return snapshots
+
+
+def _add_tensorboard(
+    trainer: training.Trainer,
+    model: MaskRCNN,
+    options: TrainingOptions,
+    val_set: Any,
+    configuration: Mapping[str, Mapping[str, Any]],
+    signal_handler: SignalHandler,
+) -> None:
+    """Add the extensions that write event files; a run whose stop was requested does without images and histograms."""
+    evaluating = IntervalTrigger(options.eval_interval)
+    interval = options.eval_interval or _LOGS_PER_HISTOGRAM * options.log_interval
+
+    def is_due(iteration: int) -> bool:
+        return iteration % interval == 0 or iteration == options.iterations
+
+    def add(extension: training.Extension, is_triggered: Trigger) -> None:
+        trainer.extend(
+            Tolerant(extension, print_warning, signal_handler),
+            trigger=lambda t: is_triggered(t) and signal_handler.signal is None,
+        )
+
+    tensorboard = TensorBoard(trainer.get_extension('log'), configuration=configuration)
+    trainer.extend(Tolerant(tensorboard, print_warning, signal_handler))
+    add(WeightHistograms(tensorboard, model, is_due), lambda t: is_due(t.updater.iteration))
+    if val_set is not None:
+        add(ExampleDetections(tensorboard, model, val_set), evaluating)
+
+
+def describe_configuration(config: Config, options: TrainingOptions) -> dict[str, dict[str, Any]]:
+    """Return tables of the network, its dialect, the sampling and the other options of a run, as names and values."""
+    network = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    dialect = dataclasses.asdict(config.dialect)
+    values = dataclasses.asdict(options)
+    return {
+        'training': flatten({name: value for name, value in values.items() if name != 'sampling'}),
+        'sampling': dict(values['sampling'] or {}),
+        'network': {**network, 'dialect': config.dialect.name},
+        'dialect': flatten(dialect),
+    }
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with the fields of groups as separate values: ``augmentation.crop``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        members = value if isinstance(value, Mapping) else {'': value}
+        flat |= {f'{name}.{member}'.rstrip('.'): member_value for member, member_value in members.items()}
+    return flat
 
 
 def options_to_store(options: TrainingOptions, communicator: Communicator) -> Mapping[str, Any]:

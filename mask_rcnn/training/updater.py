@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chainer
@@ -72,6 +72,8 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
     Attributes:
         is_consistent (bool): False while an update changes the parameters, or if it has failed then.  Otherwise the
             state is the one after ``iteration`` updates: an update that fails earlier restores it.
+        gradient_observer: Called with the updater before each update, when the parameters have the gradient that is
+            the same in all processes, with the loss scale and not clipped.  It must neither change anything nor raise.
 
     Raises (from :meth:`update`):
         NonFiniteLossError: The loss or the gradient is not finite; no parameter has been updated.
@@ -99,6 +101,7 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
         self.communicator = communicator or Communicator()
         self.sum_images = sum_images
         self.is_consistent = True
+        self.gradient_observer: Callable[[SubdivisionUpdater], None] | None = None
         self._signal_handler = signal_handler or SignalHandler()
         self._before = StateBeforeUpdate(iterator, optimizer.target)
 
@@ -114,6 +117,8 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
             self.is_consistent = True
             raise
         chainer.report(reports)
+        if self.gradient_observer is not None:
+            self.gradient_observer(self)
         self.update_core()
         self.iteration += 1
         self.is_consistent = True

@@ -56,9 +56,10 @@ def small_network(monkeypatch, tmp_path):
 class FakeRun:
     """A stand-in for a training run: the arguments of ``build_training_run``, and a run that ends at once."""
 
-    def __init__(self, model, train_set, options, *, evaluate, examples, communicator):
+    def __init__(self, model, train_set, options, *, evaluate, val_set, configuration, communicator):
         self.model, self.train_set, self.options = model, train_set, options
-        self.evaluate, self.examples, self.communicator = evaluate, examples, communicator
+        self.evaluate, self.val_set, self.communicator = evaluate, val_set, communicator
+        self.configuration = configuration
         self.snapshots = self.stop_trigger = self.signal_handler = self.trainer = self.updater = self
         self.interrupted, self.signal, self.iteration = False, None, options.iterations
         self.early_stopping = None
@@ -191,7 +192,11 @@ def pre_and_post_nms(run):
             (8, (160, 160), 100000),
         ),
         ('--anchor-sizes 16 32 48', lambda run: run.model.config.anchor_sizes, (16, 32, 48)),
-        ('--tensorboard', lambda run: (run.options.tensorboard, len(run.examples)), (True, 4)),
+        (
+            '--tensorboard --seed 7',
+            lambda run: (run.options.tensorboard, run.configuration['command_line']['seed'], len(run.val_set) > 4),
+            (True, 7, True),
+        ),
         ('-g -1', lambda run: run.model.xp, np),
     ],
 )

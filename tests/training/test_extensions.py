@@ -1,4 +1,4 @@
-"""Trainer extensions: triggers, learning rate, log, console table, plots, evaluation and TensorBoard."""
+"""Trainer extensions: triggers, learning rate, log, console table, plots and evaluation."""
 
 import contextlib
 import errno
@@ -19,14 +19,12 @@ from mask_rcnn.training.extensions import (
     Evaluation,
     IntervalTrigger,
     LearningRateScheduler,
-    Tolerant,
     TrainingLog,
     format_duration,
 )
 from mask_rcnn.training.schedule import Schedule
 from mask_rcnn.training.signals import SignalHandler, StopTrigger
 from mask_rcnn.training.snapshot import Snapshots
-from mask_rcnn.training.tensorboard import ExampleDetections, TensorBoard
 from tests.support.tiny_training import META, make_trainer
 
 
@@ -259,57 +257,6 @@ def test_a_signal_ends_an_evaluation_and_then_the_run(tmp_path):
     assert trainer.updater.iteration == 2 and not any('validation' in key for key in trainer.observation)
 
 
-class RecordingWriter:
-    def __init__(self, folder, purge_step):
-        self.folder, self.purge_step = folder, purge_step
-        self.scalars, self.images, self.closed = [], [], False
-
-    def add_scalar(self, name, value, step):
-        self.scalars.append((name, step))
-
-    def add_image(self, name, image, step, dataformats):
-        self.images.append((name, image, step, dataformats))
-
-    def close(self):
-        self.closed = True
-
-
-def test_tensorboard_gets_scalars_and_images(tmp_path):
-    class FakeDetections:
-        def above(self, threshold):
-            assert threshold == 0.5
-            return self
-
-        def draw(self, image):
-            return f'drawn {image}'
-
-    class Model:
-        def detect(self, images):
-            return [FakeDetections()]
-
-    writers = []
-    trainer = make_trainer(tmp_path, stop=(4, 'iteration'))
-    tensorboard = TensorBoard(
-        log_of(trainer), lambda *args, **kwargs: writers.append(RecordingWriter(*args, **kwargs)) or writers[-1]
-    )
-    trainer.extend(tensorboard)
-    trainer.extend(ExampleDetections(tensorboard, Model(), [('cat', 'pixels')]), trigger=IntervalTrigger(4))
-    trainer.run()
-    (writer,) = writers
-    assert writer.folder == str(tmp_path / 'tensorboard') and writer.purge_step == 1 and writer.closed
-    assert {('main/loss', 2), ('main/loss', 4), ('grad_norm', 4)} <= set(writer.scalars)
-    assert writer.images == [('detections/cat', 'drawn pixels', 4, 'HWC')]
-
-
-def test_event_files_contain_the_scalars(tmp_path):
-    pytest.importorskip('tensorboardX')
-    trainer = make_trainer(tmp_path, stop=(2, 'iteration'))
-    trainer.extend(TensorBoard(log_of(trainer)))
-    trainer.run()
-    (file,) = (tmp_path / 'tensorboard').iterdir()
-    assert b'main/loss' in file.read_bytes() and b'grad_norm' in file.read_bytes()
-
-
 @pytest.mark.parametrize('error', [ValueError('a\nb'), MemoryError(), OSError(5, 'Input/output error', 'x.jpg')])
 def test_an_evaluation_that_fails_is_a_warning(tmp_path, error):
     def evaluate(file):
@@ -321,26 +268,6 @@ def test_an_evaluation_that_fails_is_a_warning(tmp_path, error):
     assert trainer.updater.iteration == 4
     assert len(warnings) == 2 and warnings[0].startswith('the evaluation after 2 iterations has failed: ')
     assert '\n' not in warnings[0]
-
-
-@pytest.mark.filterwarnings('error::pytest.PytestUnhandledThreadExceptionWarning')
-@pytest.mark.parametrize('n_free', [0, 5])
-def test_tensorboard_on_a_full_disk_is_a_warning(tmp_path, monkeypatch, n_free):
-    """Its thread would end with a traceback, and the run would then wait for it."""
-    events_writer = pytest.importorskip('tensorboardX.event_file_writer').EventsWriter
-    write_event, written = events_writer.write_event, []
-
-    def full(self, event):
-        written.append(event)
-        if len(written) > n_free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write_event(self, event)
-
-    monkeypatch.setattr(events_writer, 'write_event', full)
-    trainer, warnings = make_trainer(tmp_path, stop=(40, 'iteration')), []
-    trainer.extend(Tolerant(TensorBoard(log_of(trainer)), warnings.append, SignalHandler()))
-    trainer.run()
-    assert warnings == ['tensorboard: No space left on device']
 
 
 def test_a_snapshot_that_could_not_be_written_is_tried_again(tmp_path):
