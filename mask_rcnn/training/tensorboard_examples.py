@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from chainer import training
 
+from mask_rcnn.inference import Detections
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.training.tensorboard import TensorBoard
 
@@ -26,12 +27,14 @@ class _ExamplePicture:
     Args:
         tag: Its name in TensorBoard.
         image: ``(3, H, W)`` float32, RGB.
+        resized: ``(h, w, 3)`` uint8, RGB, the image in the size of the picture.
         annotated: ``(h, w, 3)`` uint8, RGB, the image with its annotations.
         n_objects: The number of annotated objects.
     """
 
     tag: str
     image: np.ndarray
+    resized: np.ndarray
     annotated: np.ndarray
     n_objects: int
 
@@ -72,12 +75,14 @@ class ExampleDetections(training.Extension):
 
         example = self._dataset[index]
         pixels = np.rint(example.image.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0)
-        annotated = draw_tile_picture(
-            np.ascontiguousarray(pixels), example.annotations, self._dataset.class_names, side=_SIDE
-        )
+        pixels = np.ascontiguousarray(pixels)
+        annotated = draw_tile_picture(pixels, example.annotations, self._dataset.class_names, side=_SIDE)
+        is_smaller = annotated.shape[0] < pixels.shape[0]
+        interpolation = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
+        resized = cv2.resize(pixels, annotated.shape[1::-1], interpolation=interpolation)
         # Numbered: TensorBoard replaces the characters of many names by underscores.
         tag = f'examples/{number}_{Path(example.name).stem}'
-        return _ExamplePicture(tag, example.image, annotated, len(example.annotations))
+        return _ExamplePicture(tag, example.image, resized, annotated, len(example.annotations))
 
     def _draw(self, example: _ExamplePicture) -> np.ndarray:
         """Return the annotations and the detections side by side, ``(H, W, 3)`` uint8."""
@@ -86,12 +91,37 @@ class ExampleDetections(training.Extension):
         (detections,) = self._model.detect([example.image])
         shown = detections.above(self._threshold)
         height, width = example.annotated.shape[:2]
-        drawing = cv2.resize(shown.draw(example.image, contour=True), (width, height), interpolation=cv2.INTER_AREA)
+        drawing = resize_detections(shown, (height, width)).draw(example.resized, contour=True)
         tiles = [
             Tile(example.annotated, 'annotations', _count(example.n_objects)),
             Tile(drawing, 'detections', f'{_count(len(shown))}, score > {self._threshold:g}'),
         ]
         return compose_sheet(tiles, columns=2, side=max(height, width, _MIN_WIDTH))
+
+
+def resize_detections(detections: Detections, size: tuple[int, int]) -> Detections:
+    """Return the detections of a resized image; masks are pasted in the new size.
+
+    Args:
+        detections: The detections of a model.
+        size: Height and width of the resized image.
+    """
+    factors = np.array(size, np.float32) / np.array(detections.size, np.float32)
+    offset = np.array([0, 0, 1, 1], np.float32) * np.float32(detections.dialect.boxes.offset)
+    keypoints = None if detections.keypoints is None else detections.keypoints.copy()
+    if keypoints is not None:
+        keypoints[:, :, :2] *= factors
+    return Detections(
+        boxes=(detections.boxes + offset) * np.tile(factors, 2) - offset,
+        labels=detections.labels,
+        scores=detections.scores,
+        size=size,
+        mask_probs=detections.mask_probs,
+        keypoints=keypoints,
+        class_names=detections.class_names,
+        category_ids=detections.category_ids,
+        dialect=detections.dialect,
+    )
 
 
 def _count(n: int) -> str:
