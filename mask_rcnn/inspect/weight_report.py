@@ -26,8 +26,11 @@ from mask_rcnn.visualization.weight_figures import (
     draw_ranges,
 )
 
-#: Limits of the lists and figures of a report: arrays of a comparison, bars, histograms, dead channels.
-_MAX_ROWS, _MAX_BARS, _MAX_PANELS, _MAX_DEAD = 1000, 40, 20, 500
+#: Limits of a report, which files of real networks do not reach: rows of a table, histograms of a part of the network,
+#: arrays of a range figure, filters.
+_MAX_ROWS, _MAX_PANELS, _MAX_RANGES, _MAX_FILTERS = 1000, 150, 400, 256
+#: Numbers of the changed arrays that are drawn as bars and as histograms.
+_MAX_BARS, _MAX_CHANGED_PANELS = 40, 20
 #: The first layer of a ResNet and of a MobileNet.
 _FIRST_LAYERS = ('conv1/conv/W', 'conv0/conv/W')
 _SCALES = ('/gamma', '/scale')
@@ -58,13 +61,16 @@ def build_weight_report(inspection: WeightInspection) -> Report:
         'so that single outliers are visible.'
     )
     for part, members in groupby(filter(is_weight, inspection.arrays), key=lambda array: array.part):
+        panels = [_panel(array) for array in members]
         report.add_heading(part, level=3)
-        report.add_figure(draw_histograms([_panel(array) for array in members]), f'Weights of the {part}')
+        report.add_figure(draw_histograms(panels[:_MAX_PANELS]), f'Weights of the {part}')
+        _add_limit(report, min(len(panels), _MAX_PANELS), len(panels), 'layers')
     report.add_heading('All arrays')
     report.add_table(
         ('array', 'shape', 'type', 'values', 'mean', 'std', 'min', 'max', 'zeros %', 'NaN', 'infinite'),
-        [_row(array) for array in inspection.arrays],
+        [_row(array) for array in inspection.arrays[:_MAX_ROWS]],
     )
+    _add_limit(report, min(len(inspection.arrays), _MAX_ROWS), len(inspection.arrays), 'arrays')
     return report
 
 
@@ -86,6 +92,8 @@ def build_comparison_report(first: WeightInspection, second: WeightInspection, c
         report.add_text('No array of one has the name and the shape of an array of the other.')
     for inspection in (first, second):
         _add_filters(report, inspection, of=f' of {inspection.name}')
+    if comparison.changes:
+        _add_change_table(report, comparison)
     return report
 
 
@@ -105,7 +113,7 @@ def _add_doubts(report: Report, inspections: list[WeightInspection]) -> None:
             rows = [(array.name, array.size, array.n_nan, array.n_inf) for array in inspection.not_finite]
             report.add_table(('array', 'values', 'NaN', 'infinite'), rows)
         if inspection.dead:
-            dead = sorted(inspection.dead, key=lambda item: REASONS.index(item.reason))[:_MAX_DEAD]
+            dead = sorted(inspection.dead, key=lambda item: REASONS.index(item.reason))[:_MAX_ROWS]
             report.add_table(
                 ('layer', 'reason', 'channels'), [(item.layer, item.reason, describe_channels(item)) for item in dead]
             )
@@ -133,12 +141,15 @@ def _add_filters(report: Report, inspection: WeightInspection, of: str = '') -> 
     name = next((name for name in arrays if name.endswith(_FIRST_LAYERS)), None)
     if name is None or config is None or arrays[name].ndim != 4 or arrays[name].shape[1] != 3:
         return
+    weight = arrays[name][:_MAX_FILTERS]
+    if not weight.size:
+        return
     order = config.dialect.input.channel_order
     report.add_heading(f'Filters of the first layer{of}')
     report.add_figure(
-        draw_filters(arrays[name], channel_order=order),
-        f'{name}, {len(arrays[name])} filters. The input channels are {order}, the pictures are RGB. Grey is the '
-        'weight 0; each filter is scaled by its largest weight, and filters without weights are grey.',
+        draw_filters(weight, channel_order=order),
+        f'{name}, {len(weight)} of {len(arrays[name])} filters. The input channels are {order}, the pictures are RGB. '
+        'Grey is the weight 0; each filter is scaled by its largest weight, and filters without weights are grey.',
     )
 
 
@@ -150,9 +161,10 @@ def _add_ranges(report: Report, inspection: WeightInspection) -> None:
         if arrays:
             rows = [
                 RangeRow(short_name(array.name), array.part, array.min, array.percentiles, array.max)
-                for array in arrays
+                for array in arrays[:_MAX_RANGES]
             ]
             report.add_figure(draw_ranges(rows), f'{caption}, from the input to the heads')
+            _add_limit(report, len(rows), len(arrays), 'arrays')
 
 
 def _add_mismatches(report: Report, comparison: WeightComparison) -> None:
@@ -189,18 +201,22 @@ def _add_changes(report: Report, comparison: WeightComparison) -> None:
         draw_changes([change.name for change in bars], [change.relative_change for change in bars]),
         f'The {len(bars)} arrays that changed most' if len(bars) < len(changes) else 'All arrays',
     )
+
+
+def _add_change_table(report: Report, comparison: WeightComparison) -> None:
+    report.add_heading('All arrays')
     rows = [
         (
             *(change.name, str(change.shape), change.relative_change, change.max_difference, change.cosine),
             'yes' if change.is_identical else 'no',
             change.n_not_finite_changes,
         )
-        for change in changes[:_MAX_ROWS]
+        for change in comparison.changes[:_MAX_ROWS]
     ]
     report.add_table(
         ('array', 'shape', 'relative change', 'max difference', 'cosine', 'equal bits', 'NaN or infinite changes'), rows
     )
-    _add_limit(report, len(rows), len(changes), 'arrays')
+    _add_limit(report, len(rows), len(comparison.changes), 'arrays')
 
 
 def _add_changed_histograms(
@@ -208,7 +224,7 @@ def _add_changed_histograms(
 ) -> None:
     before, after = ({array.name: array for array in inspection.arrays} for inspection in (first, second))
     changed = [change for change in comparison.changes if not change.is_identical and np.prod(change.shape) > 1]
-    changed = [change for change in changed if change.max_difference > 0][:_MAX_PANELS]
+    changed = [change for change in changed if change.max_difference > 0][:_MAX_CHANGED_PANELS]
     if not changed:
         return
     report.add_heading('Histograms of the most changed arrays')
@@ -223,7 +239,7 @@ def _add_changed_histograms(
         for change in changed
     ]
     report.add_figure(
-        draw_histograms(panels, labels=(first.name, second.name)),
+        draw_histograms(panels, labels=('first file', 'second file')),
         'Values of the arrays in both files, with logarithmic counts, and the relative change',
     )
 

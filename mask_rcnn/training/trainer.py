@@ -349,7 +349,7 @@ def _add_tensorboard(
     tensorboard = TensorBoard(trainer.get_extension('log'), configuration=configuration)
     trainer.extend(Tolerant(tensorboard, print_warning, signal_handler))
     add(WeightHistograms(tensorboard, model, is_due), lambda t: is_due(t.updater.iteration))
-    if val_set is not None:
+    if val_set is not None and options.eval_interval:
         add(ExampleDetections(tensorboard, model, val_set), evaluating)
 
 

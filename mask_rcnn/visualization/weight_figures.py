@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mask_rcnn.io.console import escape
 from mask_rcnn.visualization.figures import (
     BLUE,
     GREY,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 11.0  # inches of every figure
-_N_COLUMNS = 5
+_N_COLUMNS, _PANEL_HEIGHT = 5, 1.4  # of the histograms; inches
 _MAX_TITLE = 28  # characters of the title of a histogram
 
 #: Filters whose largest weight is at most this fraction of the largest of all are not amplified.
@@ -91,7 +92,17 @@ def draw_histograms(
     """
     n_rows = math.ceil(len(panels) / _N_COLUMNS)
     legend_height = 0.35 if labels else 0.0
-    figure, axes = new_figure(_WIDTH, 1.35 * n_rows + 0.1 + legend_height, n_rows, _N_COLUMNS)
+    height = _PANEL_HEIGHT * n_rows + legend_height
+    figure, axes = new_figure(_WIDTH, height, n_rows, _N_COLUMNS)
+    figure.set_layout_engine(None)  # the time of the constrained layout grows with the square of the number of axes
+    figure.subplots_adjust(
+        left=0.15 / _WIDTH,
+        right=1 - 0.15 / _WIDTH,
+        bottom=0.24 / height,
+        top=1 - (0.26 + legend_height) / height,
+        wspace=0.12,
+        hspace=0.5 / (_PANEL_HEIGHT - 0.5),
+    )
     for panel, place in zip(panels, axes.flat, strict=False):
         _draw_histogram(place, panel, log_counts)
     for place in axes.flat[len(panels) :]:
@@ -102,7 +113,7 @@ def draw_histograms(
 
         handles: list[Any] = [Patch(color=SKY, label=_plain(labels[0])), Line2D([], [], color=VERMILION)]
         handles[1].set_label(_plain(labels[1]))
-        figure.legend(handles=handles, loc='outside upper center', ncols=2, frameon=False, fontsize=9)
+        figure.legend(handles=handles, loc='upper center', ncols=2, frameon=False, fontsize=9, borderaxespad=0.2)
     return figure
 
 
@@ -116,7 +127,7 @@ def _draw_histogram(axes: Axes, panel: HistogramPanel, log_counts: bool) -> None
     borders = [edges for counts, edges in histograms if counts.any()] or [panel.edges]
     low, high = min(edges[0] for edges in borders), max(edges[-1] for edges in borders)
     axes.set_xlim(low, high)
-    axes.locator_params(axis='x', nbins=4)
+    axes.locator_params(axis='x', nbins=4, prune='both')
     axes.xaxis.get_offset_text().set_fontsize(7)
     highest = max(1, *(int(counts.max()) for counts, _ in histograms))
     if log_counts:
@@ -287,9 +298,9 @@ def draw_changes(names: Sequence[str], changes: Iterable[float]) -> Figure:
 
 def _shorten(title: str) -> str:
     """Return the end of a name, with an ellipsis if it was longer."""
-    return _plain(title if len(title) <= _MAX_TITLE else f'…{title[1 - _MAX_TITLE :]}')
+    return _plain(title if len(title) <= _MAX_TITLE else f'...{title[3 - _MAX_TITLE :]}')
 
 
 def _plain(text: str) -> str:
-    """Return text from a file as one line, without what Matplotlib would typeset as a formula."""
-    return ' '.join(text.split()).replace('$', r'\$')
+    """Return text from a file as one line of ASCII, for which every font has glyphs, and without formulas."""
+    return escape(text).encode('ascii', 'backslashreplace').decode('ascii').replace('$', r'\$')

@@ -8,6 +8,7 @@ import pytest
 
 from mask_rcnn.cli import main
 from mask_rcnn.config import Config
+from mask_rcnn.inspect import weight_report
 from mask_rcnn.weights import ModelMeta, write_weights
 from tests.support.wrong_files import IMAGES, REFUSALS, WEIGHTS
 
@@ -117,6 +118,27 @@ def test_the_report_of_different_networks(tmp_path, capsys):
     text = out.read_text()
     assert '<td>rpn/conv/W</td><td>(1, 2, 1, 1)</td><td>(1, 3, 1, 1)</td>' in text
     assert 'Arrays that only the first has (1): x' in text and '<img' not in text
+
+
+def test_strange_names_and_sizes_of_arrays(tmp_path, capsys, monkeypatch, recwarn):
+    """More arrays than a figure has room for, names that no font has, a first layer without or with many filters."""
+    monkeypatch.setattr(weight_report, '_MAX_PANELS', 7)
+    monkeypatch.setattr(weight_report, '_MAX_RANGES', 8)
+    arrays = {f'rpn/x{i}/W': np.zeros((1, 1), np.float32) for i in range(30)}
+    arrays |= {'重み\x1b[31m$a$\n/W': np.ones((2, 2), np.float32), 'rpn/conv/b': np.ones(0, np.float32)}
+    for n_filters in (0, 1000):
+        arrays['extractor/conv1/conv/W'] = np.ones((n_filters, 3, 7, 7), np.float32)
+        path, out = tmp_path / 'odd.npz', tmp_path / 'report.html'
+        write_weights(path, arrays, META)
+        assert main(['inspect', 'weights', str(path), '--out', str(out)]) == 0
+        assert main(['inspect', 'weights', str(path), str(path), '--out', str(tmp_path / 'two.html')]) == 0
+        printed = capsys.readouterr()
+        assert '\x1b' not in printed.out and len(printed.out.splitlines()) < 60
+        text = out.read_text()
+        for count in ('7 of 30 layers', '8 of 3'):
+            assert f'The first {count}' in text
+        assert ('256 of 1000 filters' in text) == (n_filters == 1000)
+    assert [str(warning.message) for warning in recwarn if 'lyph' in str(warning.message)] == []
 
 
 @pytest.mark.parametrize('content', [WEIGHTS['npz'], IMAGES['PNG'], REFUSALS['github.com'], b'', b'\0' * 100])

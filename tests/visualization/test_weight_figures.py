@@ -37,7 +37,7 @@ def test_two_histograms_share_their_axis():
     )
     figure = draw_histograms([panel], labels=('before', 'after'))
     assert figure.axes[0].get_xlim() == (-4, 2) and len(figure.axes[0].patches) == 2
-    assert figure.axes[0].get_title().startswith('…') and len(figure.axes[0].get_title()) == 28
+    assert figure.axes[0].get_title().startswith('...') and len(figure.axes[0].get_title()) == 28
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.texts] == ['before', 'after']
 
