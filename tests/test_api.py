@@ -11,6 +11,7 @@ from mask_rcnn.cli import train
 from mask_rcnn.datasets import COCODataset, UserDataset
 from mask_rcnn.training import plots
 from mask_rcnn.training.schedule import run_schedule, step_schedule
+from tests.support.models import VERY_NARROW
 from tests.support.scenes import Scenes, write_coco
 from tests.support.small_train import NETWORK
 
@@ -65,6 +66,17 @@ def test_the_losses_and_metrics_are_those_of_the_command_on_the_same_data(tmp_pa
     assert list(result.losses) == [entry['main/loss'] for entry in log] and len(log) == 4
     expected = {name.removeprefix('validation/'): v for name, v in log[-1].items() if name.startswith('validation/')}
     assert dict(result.metrics) == expected and 'segm/AP' in expected
+
+
+def test_event_files_show_images_of_the_evaluation_data(tmp_path):
+    pytest.importorskip('tensorboardX')
+    sizes = {'min_size': 64, 'max_size': 64, 'width': 0.25, 'anchor_sizes': (8, 16, 32, 64, 128)}
+    model = mask_rcnn.build('mobilenet_v1_fpn', n_fg_class=len(Scenes().class_names), **sizes, **VERY_NARROW)
+    mask_rcnn.train(model, Scenes(), val=Scenes(), iterations=1, roi_batch=16, out=tmp_path, tensorboard=True)
+    (file,) = (tmp_path / 'tensorboard').iterdir()
+    content = file.read_bytes()
+    assert content.count(b'examples/') == min(4, len(Scenes()))
+    assert b'gradients_rpn/conv/W' in content and b'configuration/training' in content
 
 
 def test_a_dataset_of_files_is_used_as_it_is(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 
 from mask_rcnn.ops.runtime import cuda_kernels, multi_array
 from mask_rcnn.training.optimizer import ClipGradient, make_optimizer, set_learning_rate
+from mask_rcnn.training.tensorboard_histograms import copy_gradients
+from tests.support.tiny_training import TinyTrainChain, make_trainer
 
 
 @pytest.fixture
@@ -233,3 +235,26 @@ def test_an_update_on_a_gpu_equals_that_on_the_cpu(clip):
     on_gpu.to_device('@numpy')
     for expected, param in zip(on_cpu.params(), on_gpu.params(), strict=True):
         np.testing.assert_allclose(param.array, expected.array, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradients_that_tensorboard_shows_are_the_same(launches, monkeypatch, tmp_path):
+    """The update rules change gradients, the kernel does not; both are read before."""
+
+    def run():
+        chain, found = TinyTrainChain(), []
+        trainer = make_trainer(
+            tmp_path, chain=chain, optimizer=make_optimizer(chain, clip=0.1), stop=(2, 'iteration'), loss_scale=8.0
+        )
+        trainer.updater.gradient_observer = lambda updater: found.append(copy_gradients(chain, 8.0))
+        trainer.run()
+        return found
+
+    together = run()
+    assert launches.count('momentum_sgd') == 2
+    monkeypatch.setattr(multi_array, 'supports', lambda arrays, **options: False)
+    expected = run()
+    assert launches.count('momentum_sgd') == 2 and len(expected) == 2
+    for a, b in zip(together, expected, strict=True):
+        assert a.keys() == b.keys() and '/model/hidden/W' in a
+        for path, gradient in b.items():
+            np.testing.assert_allclose(a[path], gradient, rtol=1e-5, atol=1e-6, err_msg=path)
