@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from mask_rcnn.inference.save import collect_arrays
 from mask_rcnn.inspect.network_order import network_order
 from mask_rcnn.weights import formats
 from mask_rcnn.weights.converters.mapping import backbone_name, network_name
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 
 #: The fields of a network's configuration that the weights of a backbone determine.
 _BACKBONE_FIELDS = ('extractor', 'dialect', 'norm', 'width')
@@ -41,7 +43,10 @@ class NetworkWeights:
         """The description and the fields of the configuration that affect the network, as JSON-compatible values."""
         if self.config is None:
             return dict(self.description)
-        values = self.config.to_dict()
+        # Not with Config.to_dict(), which refuses the dialects that a file cannot name.
+        fields = {item.name: getattr(self.config, item.name) for item in dataclasses.fields(self.config)}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        values['dialect'] = self.config.dialect.name
         if self.description.get('kind') == 'backbone':
             values = {name: values[name] for name in _BACKBONE_FIELDS}
         used = {name: value for name, value in values.items() if name not in self.config.unused_fields}
@@ -91,7 +96,11 @@ def _from_file(path: str | os.PathLike, bn2affine: bool) -> NetworkWeights:
         'class_names': list(file.class_names),
         'category_ids': list(file.category_ids),
     }
-    return NetworkWeights(title, _in_order(file.arrays), file.config, details)
+    try:
+        arrays = _in_order(file.arrays)
+    except TypeError as error:
+        raise WeightFileError(path, to_printable_ascii(str(error), 200)) from None
+    return NetworkWeights(title, arrays, file.config, details)
 
 
 def _in_order(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Statistics of arrays, dead channels and differences between networks, held against hand-computed values."""
 
+import dataclasses
 import math
 import pkgutil
 
@@ -8,10 +9,13 @@ import pytest
 
 import mask_rcnn
 import mask_rcnn.inspect as room
+from mask_rcnn.config import Config
 from mask_rcnn.inspect import compare_weights, dead_channels, weight_table
 from mask_rcnn.inspect.network_order import network_order, part_of
 from mask_rcnn.inspect.weight_findings import describe_doubts, inspect_weights, summarize_parts
-from mask_rcnn.inspect.weight_source import read_network_weights
+from mask_rcnn.inspect.weight_source import NetworkWeights, read_network_weights
+from mask_rcnn.weights import WeightFileError, formats
+from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
 from tests.support import contracts
 from tests.support.models import VERY_NARROW, constant_model
 
@@ -63,6 +67,14 @@ def test_unusual_arrays(array, n_nan, mean):
 def test_an_array_without_numbers_is_an_error():
     with pytest.raises(TypeError, match=r'^rpn/conv/W is <U1, not numbers$'):
         weight_table({'rpn/conv/W': np.array(['x'])})
+
+
+def test_a_file_with_such_an_array_is_refused(tmp_path, monkeypatch):
+    report = ConversionReport((), {})
+    file = ConvertedWeights('model', 'x', Config(), {'rpn/conv/W': np.array(['x'])}, report, '')
+    monkeypatch.setattr(formats, 'read', lambda path, bn2affine: file)
+    with pytest.raises(WeightFileError, match=r'^a\.npz: rpn/conv/W is <U1, not numbers$'):
+        weight_table('a.npz')
 
 
 def test_arrays_are_in_the_order_of_the_layers():
@@ -331,6 +343,12 @@ def test_settings_that_differ(model, tmp_path):
     before = model.config
     expected = {'min_size': (before.min_size, 64), 'max_size': (before.max_size, 64)}
     assert compare_weights(tmp_path / 'a.npz', tmp_path / 'b.npz').settings == expected
+
+
+def test_a_dialect_that_no_file_can_name_is_compared(model):
+    dialect = dataclasses.replace(model.config.dialect, name='mine')
+    other = NetworkWeights('x', {}, model.config.replace(dialect=dialect))
+    assert compare_weights(NetworkWeights('y', {}, model.config), other).settings == {'dialect': ('mobilenet', 'mine')}
 
 
 def test_the_names_are_functions_in_every_order_of_imports():
