@@ -25,7 +25,7 @@ class LayerRecorder(chainer.LinkHook):
 
     Args:
         network: The network.
-        names: Paths of the links whose outputs are copied, such as ``'extractor/backbone/res4'``; see
+        names: Paths of the links whose outputs are copied, such as ``'extractor/body/res4'``; see
             :func:`layer_names`.
 
     Attributes:
