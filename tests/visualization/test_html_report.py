@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.io.atomic_file import FileError
-from mask_rcnn.visualization.figures import new_figure
+from mask_rcnn.visualization.figures import encode_figure, new_figure
 from mask_rcnn.visualization.html_report import Report
 
 HOSTILE = '<script src="http://example.org/x.js"></script>&"\''
@@ -89,6 +89,17 @@ def test_pictures_and_figures_are_embedded():
     report = Report('title')
     report.add_figure(new_figure(2, 1)[0], 'a figure')
     assert picture_of(report.to_html()).shape == (120, 240, 3)
+
+
+def test_figures_that_contain_photos_are_stored_as_jpeg():
+    figure, axes = new_figure(8, 6)
+    axes[0, 0].imshow(np.random.RandomState(0).randint(0, 256, (600, 800, 3)).astype(np.uint8))
+    report = Report('title')
+    report.add_figure(figure, 'noise')
+    document = report.to_html()
+    assert 'data:image/jpeg' in document and 'data:image/png' not in document
+    assert picture_of(document).shape == (720, 960, 3)
+    assert len(document) < 1.5 * len(encode_figure(figure))
 
 
 def test_a_report_is_written_completely_or_not_at_all(tmp_path):
