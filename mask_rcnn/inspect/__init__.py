@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mask_rcnn.inspect.layers import activations, layer_names
     from mask_rcnn.inspect.network_input import viewable_input
     from mask_rcnn.inspect.reasons import Origin, Rejection, Step, why, why_not
+    from mask_rcnn.inspect.report import make_report
     from mask_rcnn.inspect.tables import Fate, Trace
     from mask_rcnn.inspect.targets import TrainingTrace, input_annotations, trace_training
     from mask_rcnn.inspect.tracing import trace
@@ -32,6 +33,7 @@ __all__ = [
     'dead_channels',
     'input_annotations',
     'layer_names',
+    'make_report',
     'trace',
     'trace_training',
     'viewable_input',
@@ -48,6 +50,7 @@ _SOURCES = {
     **dict.fromkeys(('TrainingTrace', 'input_annotations', 'trace_training'), 'targets'),
     'compare_weights': 'weight_changes',
     'dead_channels': 'channel_checks',
+    'make_report': 'report',
     'trace': 'tracing',
     'viewable_input': 'network_input',
     'weight_table': 'weights',
