@@ -18,7 +18,7 @@ from PIL import Image
 
 from mask_rcnn.cli import demo
 from mask_rcnn.cli.command import report_error
-from mask_rcnn.cli.demo_options import DEFAULT_MODEL
+from mask_rcnn.cli.network_options import DEFAULT_MODEL
 from mask_rcnn.datasets.synthetic.rich_shapes import RichShapesDataset
 from mask_rcnn.io.console import print_note
 

@@ -17,15 +17,16 @@ import numpy as np
 from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
 from mask_rcnn.cli.demo_annotations import AnnotationWriter, COCOWriter, LabelmeWriter, is_folder, write_json
 from mask_rcnn.cli.demo_options import configure
-from mask_rcnn.cli.options import check_precision, choose_device, limit_changes, roi_changes
-from mask_rcnn.cli.outputs import check_can_write, output_path, refuse_inputs
+from mask_rcnn.cli.network_options import check_modelfile, load_network
+from mask_rcnn.cli.options import check_precision, choose_device
+from mask_rcnn.cli.outputs import check_can_write, output_path, paths_of_images, refuse_inputs
 from mask_rcnn.cli.pictures import can_write_picture, write_picture
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output
 from mask_rcnn.io.console import print_error, print_line, print_note, print_warning, progress_bar
 from mask_rcnn.io.omissions import Omissions
-from mask_rcnn.models import MaskRCNN, load
+from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.preprocessing.image_io import ImageFileError, list_images, read_image
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles'), *
 def run(args: argparse.Namespace) -> int:
     """Detect objects; returns the exit status, 0 or 1 if there is an image without a picture."""
     images, n_failed = _find_images(args.image, strict=args.strict)
-    pictures = picture_paths(images, args.output, several=len(args.image) > 1 or args.image[0].is_dir())
+    pictures = paths_of_images(images, args.output, several=len(args.image) > 1 or args.image[0].is_dir())
     _check_outputs(images, pictures, args)
     _check_font(args.font)
     results = _Results(args.json, _open_annotations(images, pictures, args))
@@ -207,34 +208,6 @@ def _find_images(paths: Iterable[Path], *, strict: bool) -> tuple[list[Path], in
     return images, n_failed
 
 
-def picture_paths(images: Sequence[Path], output: str, *, several: bool) -> list[Path]:
-    """Return the path of each image's picture; the command's help states the rule.
-
-    Args:
-        images: The image files.
-        output: The value of ``--output``.
-        several: Whether pictures are named after their images.
-
-    Returns:
-        Distinct paths: if images in different folders have the same name, ``_2``, ``_3``, ... are appended.
-    """
-    path = Path(output)
-    if output.endswith(('/', os.sep)) or path.is_dir():
-        names = [path / f'{image.stem}.png' for image in images]
-    elif several:
-        names = [path.with_name(f'{path.stem}_{image.stem}{path.suffix}') for image in images]
-    else:
-        names = [path] * len(images)
-    taken: set[Path] = set()
-    for i, name in enumerate(names):
-        number = 2
-        while names[i] in taken:
-            names[i] = name.with_name(f'{name.stem}_{number}{name.suffix}')
-            number += 1
-        taken.add(names[i])
-    return names
-
-
 def image_id(image: Path) -> int | str:
     """Return an image's id in COCO results; the command's help states the rule."""
     return int(image.stem) if image.stem.isascii() and image.stem.isdigit() else image.stem
@@ -290,7 +263,7 @@ def _open_annotations(
         if count > 1:
             raise UsageError(f'--annotations {args.annotations}: {image} is given {count} times')
     if is_folder(args.annotations):
-        names = picture_paths(images, os.path.join(args.annotations, ''), several=True)
+        names = paths_of_images(images, os.path.join(args.annotations, ''), several=True)
         labelme = LabelmeWriter(images, [name.with_suffix('.json') for name in names])
         labelme.check()
         return labelme
@@ -322,29 +295,13 @@ def _check_font(font: Path | None) -> None:
 
 
 def _load(args: argparse.Namespace) -> MaskRCNN:
-    fields = {
-        'extractor': args.extractor,
-        'score_threshold': VISUALIZE_SCORE_THRESHOLD if args.preset == 'visualize' else None,
-    }
-    if args.score_thresh is not None:
-        fields['score_threshold'] = args.score_thresh
-    overrides = (
-        roi_changes(args) | limit_changes(args) | {name: value for name, value in fields.items() if value is not None}
-    )
-    if not os.path.lexists(args.modelfile):
-        raise WeightFileError(
-            args.modelfile,
-            'no such file; "make demo-coco" downloads and converts Detectron\'s weights, '
-            'utils/detectron_parser.py converts model_final.pkl',
-        )
+    check_modelfile(args.modelfile)
     gpu = choose_device(args.gpu)
     check_precision(args.precision, gpu)
-    try:
-        return load(args.modelfile, gpu=gpu, bn2affine=args.bn2affine, dialect=args.dialect, **overrides)
-    except WeightFileError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    threshold = VISUALIZE_SCORE_THRESHOLD if args.preset == 'visualize' else None
+    if args.score_thresh is not None:
+        threshold = args.score_thresh
+    return load_network(args, gpu=gpu, extractor=args.extractor, score_threshold=threshold)
 
 
 @dataclass

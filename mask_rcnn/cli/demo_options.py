@@ -7,21 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn.cli.network_options import add_conventions, add_modelfile
 from mask_rcnn.cli.options import (
-    BN2AFFINE_HELP,
     AddArgument,
-    add_dialect,
     add_gpu,
     add_max_detections,
     add_precision,
-    add_roi_options,
     fraction,
 )
 from mask_rcnn.cli.outputs import output_path
 from mask_rcnn.config import EXTRACTORS
 from mask_rcnn.visualization import BACKDROPS, LABELS
-
-DEFAULT_MODEL = 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
 
 _DESCRIPTION = 'Detect objects in images and write the results as pictures and, with --json, in COCO format.'
 
@@ -96,18 +92,10 @@ def _add_input(add: AddArgument) -> None:
 
 
 def _add_model(add: AddArgument, folder: Path) -> None:
-    add(
-        '--modelfile',
-        type=Path,
-        default=folder / DEFAULT_MODEL,
-        metavar='FILE',
-        help='weights, usually .npz (default: %(default)s)',
-    )
+    add_modelfile(add, folder)
     add_gpu(add, '-g')
     add_precision(add)
-    add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
-    add_dialect(add)
-    add_roi_options(add)
+    add_conventions(add)
     add('--extractor', choices=EXTRACTORS, help='must be the extractor of the weights, which is the default')
 
 

@@ -1,9 +1,10 @@
-"""Checks of a command's outputs before its work: they can be written, and replace no input."""
+"""A command's outputs: their paths, and checks before its work: they can be written, and replace no input."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mask_rcnn.cli.command import UsageError
@@ -55,3 +56,32 @@ def check_can_write(output: Path) -> None:
     if is_standard_output(output) and stdout_is_closed():  # its descriptor leads to the null device
         raise FileError(errno.EBADF, 'cannot be written: it is closed', 'standard output')
     check_writable(output)
+
+
+def paths_of_images(images: Sequence[Path], output: str, *, several: bool, suffix: str = '.png') -> list[Path]:
+    """Return the path of each image's output, such as a picture; the help of ``mask-rcnn demo`` states the rule.
+
+    Args:
+        images: The image files.
+        output: A file, or a folder: an existing one, or a name that ends with ``/``.
+        several: Whether files are named after their images.
+        suffix: The suffix of files in a folder.
+
+    Returns:
+        Distinct paths: if images in different folders have the same name, ``_2``, ``_3``, ... are appended.
+    """
+    path = Path(output)
+    if output.endswith(('/', os.sep)) or path.is_dir():
+        names = [path / f'{image.stem}{suffix}' for image in images]
+    elif several:
+        names = [path.with_name(f'{path.stem}_{image.stem}{path.suffix}') for image in images]
+    else:
+        names = [path] * len(images)
+    taken: set[Path] = set()
+    for i, name in enumerate(names):
+        number = 2
+        while names[i] in taken:
+            names[i] = name.with_name(f'{name.stem}_{number}{name.suffix}')
+            number += 1
+        taken.add(names[i])
+    return names

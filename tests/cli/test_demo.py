@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import mask_rcnn
-from mask_rcnn.cli import demo, options, pictures
+from mask_rcnn.cli import demo, network_options, options, pictures
 from mask_rcnn.cli import main as console
 from mask_rcnn.config import DENA, Config
 from mask_rcnn.inference.detections import Detections
@@ -77,7 +77,7 @@ def calls(monkeypatch, tmp_path):
         calls.append({**given, 'changes': changes, 'model': model})
         return model
 
-    monkeypatch.setattr(demo, 'load', load)
+    monkeypatch.setattr(network_options, 'load', load)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'model.npz').write_bytes(b'weights')
     return calls
@@ -472,7 +472,7 @@ def test_weights_that_cannot_be_used(calls, tmp_path, monkeypatch, capsys, error
     def load(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(demo, 'load', load)
+    monkeypatch.setattr(network_options, 'load', load)
     assert call('--image', write_image(tmp_path / 'a.png')) == status
     assert capsys.readouterr().err == f'error: {line}\n'
 
@@ -510,13 +510,13 @@ def test_results_of_an_image_whose_picture_cannot_be_written_are_kept(calls, tmp
     write_image(tmp_path / 'in' / 'a.png')
     write_image(tmp_path / 'in' / 'b.png')
     (tmp_path / 'out').mkdir()
-    load = demo.load
+    load = network_options.load
 
     def load_and_make_folder(*args, **options):
         (tmp_path / 'out' / 'a.png').mkdir()  # after the outputs were checked
         return load(*args, **options)
 
-    monkeypatch.setattr(demo, 'load', load_and_make_folder)
+    monkeypatch.setattr(network_options, 'load', load_and_make_folder)
     assert call('--image', 'in', '--output', 'out', '--json', 'found.json', '--dialect', dialect) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if 'error: ' in line]
     assert len(errors) == 1 and errors[0].endswith('out/a.png: is a folder, not a file')

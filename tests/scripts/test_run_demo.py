@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.cli import demo
+from mask_rcnn.cli import demo, network_options
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.weights import download
@@ -70,7 +70,7 @@ def ready_model(tmp_path, monkeypatch):
                     category_ids=(17,),
                 )
 
-    monkeypatch.setattr(demo, 'load', lambda path, **options: Model())
+    monkeypatch.setattr(network_options, 'load', lambda path, **options: Model())
     return folder
 
 
