@@ -39,7 +39,7 @@ def test_every_flag_may_be_written_with_underscores(command):
     for name, action in long_flags(command).items():
         if name == '--help':
             continue
-        values = {'fields': 'width=0.5', 'fraction': '0.5'}
+        values = {'fields': 'width=0.5', 'fraction': '0.5', 'box': '0,0,9,9'}
         value = str(next(iter(action.choices))) if action.choices else values.get(action.dest, '1')
         n_values = action.nargs if isinstance(action.nargs, int) else action.nargs != '?'
         rest = [value] * n_values
