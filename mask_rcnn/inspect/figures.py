@@ -342,19 +342,16 @@ def _plot_title(title: str, name: str) -> str:
 
 def _best_box(trace: Trace, rejection: Rejection) -> np.ndarray | None:
     """Return the best box of the step at which an object was lost, in pixels of the image."""
-    i, step = rejection.index, rejection.step
+    i = rejection.index
     if i < 0:
         return None
-    if step is Step.DETECTED:
-        return trace.detections.boxes[i]
-    if step in (Step.DETECTION_NMS, Step.DETECTION_LIMIT, Step.ROUNDING):
-        return trace.candidates.boxes[i]
-    if step in (Step.REFINEMENT, Step.CLASSIFICATION):
+    if rejection.table == 'rois':
         return trace.rois.class_boxes[i, 1 + trace.class_names.index(rejection.name)]
-    is_candidate = rejection.counts[2][1] > 0  # otherwise the index is that of an anchor
-    if step in (Step.PROPOSAL_NMS, Step.PROPOSAL_LIMIT) or (step is Step.SIZE and is_candidate):
+    if rejection.table == 'proposals':
         return trace.in_image(trace.proposals.boxes[i])
-    return trace.in_image(trace.anchors.decoded[i])
+    if rejection.table == 'anchors':
+        return trace.in_image(trace.anchors.decoded[i])
+    return (trace.candidates if rejection.table == 'candidates' else trace.detections).boxes[i]
 
 
 def draw_detections(trace: Trace, *, min_score: float = 0.0) -> np.ndarray:

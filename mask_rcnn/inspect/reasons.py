@@ -115,8 +115,9 @@ class Rejection:
         reason: The event at the step, one sentence.
         counts: For each table in the order of the network its title, the number of fitting boxes, and the best IoU of
             its boxes with the expected box (0 without boxes).
-        index: Index of the best row in the table of the step: an anchor, a candidate for proposals, an RoI, a candidate
-            for detections or a detection; -1 for none.
+        table: The last table of the trace with a box that fits: ``'anchors'``, ``'proposals'``, ``'rois'``,
+            ``'candidates'`` or ``'detections'``; ``'anchors'`` if there is none.
+        index: Index of the best box in this table; -1 if the table is empty.
         others: Indices of the detections of other classes that fit the expected box.
     """
 
@@ -126,6 +127,7 @@ class Rejection:
     min_iou: float
     reason: str
     counts: tuple[tuple[str, int, float], ...]
+    table: str
     index: int
     others: np.ndarray
 
@@ -197,18 +199,19 @@ def why_not(trace: Trace, box: Sequence[float], label: int | str, *, min_iou: fl
             0 to 1.
     """
     search = _Search(trace, _check_box(box), _find_label(trace, label), _check_iou(min_iou))
-    step, index, reason = (
-        search.in_detections()
-        or search.in_candidates()
-        or search.in_rois()
-        or search.in_proposals()
-        or search.in_anchors()
-    )
+    searches = {
+        'detections': search.in_detections,
+        'candidates': search.in_candidates,
+        'rois': search.in_rois,
+        'proposals': search.in_proposals,
+        'anchors': search.in_anchors,
+    }
+    table, (step, index, reason) = next((name, found) for name, find in searches.items() if (found := find()))
     others = np.flatnonzero(search.fits['detections'] & (trace.detections.labels != search.label))
     reason += search.describe(others)
     if step is not Step.DETECTED:
         reason += search.describe_closest()
-    return Rejection(step, search.name, search.box, min_iou, reason, search.count(), index, others)
+    return Rejection(step, search.name, search.box, min_iou, reason, search.count(), table, index, others)
 
 
 class _Search:

@@ -51,9 +51,9 @@ def _add_summary(report: Report, trace: Trace) -> None:
     height, width = trace.image.shape[:2]
     report.add_heading('Overview')
     report.add_text(
-        'Mask R-CNN detects objects in two stages. The first stage, the region proposal network (RPN), finds places '
-        'that may contain an object of any kind. The second stage looks at each of these places again: it decides the '
-        'class, corrects the box, and draws the mask. This page follows one image through all steps.'
+        'Mask R-CNN detects objects in two stages. The first stage, the region proposal network (RPN), proposes boxes '
+        'that may contain an object of any class. The second stage classifies each proposal, regresses its box, and '
+        'predicts its mask. This page follows one image through all steps.'
     )
     counts = Counter(detections.names).most_common(_MAX_ROWS)
     listed = ', '.join(f'{count} {name}' for name, count in counts) or 'nothing'
@@ -110,8 +110,8 @@ def _add_features(report: Report, trace: Trace) -> None:
     if trace.config.has_fpn:
         text += (
             'maps of features, which become coarser and more abstract from stage to stage. The feature pyramid (FPN) '
-            'adds the coarse maps to the fine ones, so that each level is abstract and still knows the place: P2 is '
-            'for small objects, P6 for large ones.'
+            'adds the coarse maps to the fine ones, so that each level combines abstract features with exact '
+            'positions: P2 is for small objects, P6 for large ones.'
         )
     else:
         text += 'one map of features, C4, which all following steps read; objects of all sizes share it.'
@@ -176,7 +176,7 @@ def _add_proposals(report: Report, trace: Trace) -> None:
     report.add_table(['level', 'before NMS', *(figures.FATE_NAMES[fate] for fate in Fate)], rows)
     report.add_figure(
         figures.draw_proposals(trace),
-        'Proposals before NMS (dotted) and after it (solid), and what became of them: invalid boxes are too small or '
+        'Proposals before NMS (dotted) and after it (solid), and their outcomes: invalid boxes are too small or '
         'lie outside the image, and boxes beyond the limit have a lower objectness than enough others.',
     )
 
@@ -228,8 +228,8 @@ def _add_classification(report: Report, trace: Trace) -> None:
 def _add_refinement(report: Report, trace: Trace) -> None:
     report.add_heading('Box refinement')
     report.add_text(
-        'The box head also corrects the box of each RoI, separately for each class, because it now sees the whole '
-        'object at the resolution of the grid.'
+        'The box head also regresses the box of each RoI, separately for each class, from the features of the whole '
+        'RoI, while the RPN regresses an anchor from the features around one location.'
     )
     if not _has_detections(report, trace):
         return
@@ -267,12 +267,12 @@ def _add_nms(report: Report, trace: Trace) -> None:
 
 
 def _add_masks(report: Report, trace: Trace) -> None:
-    config = trace.config
+    conventions = trace.config.dialect.masks
     report.add_heading('Masks')
     report.add_text(
         'For each detection, the mask head estimates on a small grid over the box which locations belong to the '
-        'object. The grid is resized to the box in the image, and pixels with a probability of at least '
-        f'{config.dialect.masks.threshold:g} form the mask.'
+        'object. The grid is resized to the box in the image, and pixels with a probability '
+        f'{"of at least" if conventions.threshold_inclusive else "above"} {conventions.threshold:g} form the mask.'
     )
     if not _has_detections(report, trace):
         return

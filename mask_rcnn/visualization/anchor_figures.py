@@ -138,7 +138,7 @@ def draw_proposals(
     draw_boxes(panels[0], boxes[best], score_colors(scores[best]), 'dotted')
     show_backdrop(panels[1], picture, f'After NMS: the best {len(best_kept)} of {len(kept)}')
     draw_boxes(panels[1], boxes[best_kept], score_colors(scores[best_kept]))
-    show_backdrop(panels[2], picture, f'What became of the best {len(best)}')
+    show_backdrop(panels[2], picture, f'Outcomes of the best {len(best)}')
     for outcome, (color, sign) in reversed(_OUTCOMES.items()):
         draw_boxes(panels[2], boxes[best[results[best] == outcome]], color, sign)
     _draw_outcomes(panels[3], results, levels)

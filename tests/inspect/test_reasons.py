@@ -25,7 +25,7 @@ def counts_of(rejection):
 
 def test_a_detected_object():
     rejection = lose(scripted_network({CELL: 5}, scores={0: CAT}))
-    assert rejection.step is Step.DETECTED and rejection.index == 0
+    assert rejection.step is Step.DETECTED and (rejection.table, rejection.index) == ('detections', 0)
     assert counts_of(rejection) == [1] * 7
     assert all(iou == pytest.approx(1) for _, _, iou in rejection.counts)
 
@@ -42,12 +42,12 @@ def test_too_many_anchors_have_a_higher_objectness():
     rejection = lose(scripted_network({CELL: 1, OTHER: 5, (0, 6): 4}, rpn_pre_nms=2))
     assert rejection.step is Step.OBJECTNESS
     assert 'objectness 0.731, rank 3 of 64' in rejection.reason and 'rpn_pre_nms keeps 2' in rejection.reason
-    assert rejection.index == 8 * CELL[0] + CELL[1]
+    assert (rejection.table, rejection.index) == ('anchors', 8 * CELL[0] + CELL[1])
 
 
 def test_a_proposal_is_too_small():
     rejection = lose(scripted_network({CELL: 5}, rpn_min_size=40.0))
-    assert rejection.step is Step.SIZE and 'too small' in rejection.reason
+    assert rejection.step is Step.SIZE and 'too small' in rejection.reason and rejection.table == 'proposals'
 
 
 def test_a_better_proposal_suppresses_it():
@@ -65,7 +65,7 @@ def test_too_many_proposals_have_a_higher_objectness():
 
 def test_its_class_has_a_low_score():
     rejection = lose(scripted_network({CELL: 5}, scores={0: [0.05, 0.02, 0.93]}, score_threshold=0.05))
-    assert rejection.step is Step.CLASSIFICATION and rejection.index == 0
+    assert rejection.step is Step.CLASSIFICATION and (rejection.table, rejection.index) == ('rois', 0)
     assert '0.020 for cat (threshold 0.05); its best classes are dog 0.930' in rejection.reason
     assert 'detected as another class: dog 0.930' in rejection.reason and list(rejection.others) == [0]
 
@@ -83,7 +83,7 @@ def test_a_better_detection_suppresses_it():
         nms_threshold=0.5,
     )
     rejection = lose(model, min_iou=0.9)
-    assert rejection.step is Step.DETECTION_NMS
+    assert rejection.step is Step.DETECTION_NMS and rejection.table == 'candidates'
     assert '0.900 and IoU 0.60 suppresses it (threshold 0.5)' in rejection.reason
     assert rejection.reason.endswith('the closest detection of cat has the score 0.900 and IoU 0.60')
     assert counts_of(rejection) == [1, 1, 1, 1, 1, 1, 0]
