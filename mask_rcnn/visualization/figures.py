@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +71,41 @@ def show_picture(axes: Axes, picture: np.ndarray, title: str = '', **options: An
     axes.set_axis_off()
     if title:
         axes.set_title(title, fontsize='medium')
+
+
+def picture_grid(
+    pictures: Sequence[np.ndarray],
+    titles: Sequence[str] = (),
+    *,
+    n_columns: int = 3,
+    width: float = 10,
+    **options: Any,
+) -> Figure:
+    """Return a figure of several pictures in rows, such as those of :meth:`mask_rcnn.Detections.draw`.
+
+    Args:
+        pictures: One or more pictures for :func:`show_picture`; the aspect ratio of the first one determines the height
+            of the rows.
+        titles: Text above each picture, or nothing.
+        n_columns: Maximum number of pictures in a row.
+        width: Width of the figure in inches.
+        **options: Options of :func:`show_picture`.
+
+    Raises:
+        ValueError: There is no picture, or the number of titles differs from that of the pictures.
+    """
+    if not pictures or len(titles) not in (0, len(pictures)):
+        raise ValueError(f'need one or more pictures with a title for each, got {len(pictures)} and {len(titles)}')
+    n_columns = min(n_columns, len(pictures))
+    n_rows = math.ceil(len(pictures) / n_columns)
+    aspect = pictures[0].shape[0] / pictures[0].shape[1]
+    row_height = aspect * width / n_columns + (0.3 if titles else 0.1)  # a line of text, or a gap
+    figure, axes = new_figure(width, n_rows * row_height, n_rows, n_columns)
+    for axis in axes.flat[len(pictures) :]:
+        axis.set_axis_off()
+    for axis, picture, title in zip(axes.flat, pictures, titles or [''] * len(pictures), strict=False):
+        show_picture(axis, picture, title, **options)
+    return figure
 
 
 def encode_figure(figure: Figure, suffix: str = 'png') -> bytes:
