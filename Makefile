@@ -1,5 +1,6 @@
 # make demo         run the bundled model on generated scenes
 # make demo-coco    run Detectron's R-50-C4 on a photo; downloads its weights
+# make notebooks    open the notebooks in Jupyter
 # make test         run the tests
 # make test-slow    run the tests that take minutes
 # make gpu-check    check and measure everything on a GPU
@@ -15,7 +16,7 @@ EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo demo-coco test test-slow gpu-check reliability lint coverage clean
+.PHONY: setup demo demo-coco notebooks test test-slow gpu-check reliability lint coverage clean
 
 setup:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
@@ -25,6 +26,12 @@ demo: setup
 
 demo-coco: setup
 	@$(RUN) scripts/run_demo.py --coco $(if $(IMAGE),--image '$(IMAGE)')
+
+# JupyterLab and its seventy requirements are not installed for the tests.
+notebooks: setup
+	@$(RUN) -c 'import jupyterlab' 2> /dev/null || { echo 'Installing Jupyter.'; \
+	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt --no-build-isolation -e '.[notebooks]'; }
+	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/demo.ipynb
 
 # One BLAS thread per process: two processes with two threads each would wait for each other.
 test: setup
