@@ -10,16 +10,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mask_rcnn.inspect.channel_checks import dead_channels
     from mask_rcnn.inspect.layers import activations, layer_names
     from mask_rcnn.inspect.network_input import viewable_input
     from mask_rcnn.inspect.reasons import Origin, Rejection, Step, why, why_not
     from mask_rcnn.inspect.report import make_report
     from mask_rcnn.inspect.tables import Fate, Trace
-    from mask_rcnn.inspect.targets import TrainingTrace, input_annotations, trace_training
     from mask_rcnn.inspect.tracing import trace
-    from mask_rcnn.inspect.weight_changes import compare_weights
-    from mask_rcnn.inspect.weights import weight_table
+    from mask_rcnn.inspect.training.trace import TrainingTrace, input_annotations, trace_training
+    from mask_rcnn.inspect.weights.changes import compare_weights
+    from mask_rcnn.inspect.weights.dead_channels import dead_channels
+    from mask_rcnn.inspect.weights.statistics import weight_table
 
 __all__ = [
     'Fate',
@@ -47,13 +47,13 @@ _SOURCES = {
     **dict.fromkeys(('activations', 'layer_names'), 'layers'),
     **dict.fromkeys(('Origin', 'Rejection', 'Step', 'why', 'why_not'), 'reasons'),
     **dict.fromkeys(('Fate', 'Trace'), 'tables'),
-    **dict.fromkeys(('TrainingTrace', 'input_annotations', 'trace_training'), 'targets'),
-    'compare_weights': 'weight_changes',
-    'dead_channels': 'channel_checks',
+    **dict.fromkeys(('TrainingTrace', 'input_annotations', 'trace_training'), 'training.trace'),
+    'compare_weights': 'weights.changes',
+    'dead_channels': 'weights.dead_channels',
     'make_report': 'report',
     'trace': 'tracing',
     'viewable_input': 'network_input',
-    'weight_table': 'weights',
+    'weight_table': 'weights.statistics',
 }
 
 

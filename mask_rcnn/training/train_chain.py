@@ -447,7 +447,7 @@ class MaskRCNNTrainChain(chainer.Chain):
     def apply_loss(self, name: str, function: Callable, *arguments: Any, **options: Any) -> chainer.Variable:
         """Return ``function(*arguments, **options)``, the loss with a name; all losses are computed here.
 
-        :class:`mask_rcnn.inspect.training_record.RecordingTrainChain` records the arguments.
+        :class:`mask_rcnn.inspect.training.record.RecordingTrainChain` records the arguments.
         """
         return function(*arguments, **options)
 

@@ -12,7 +12,7 @@ from mask_rcnn.cli.inspect import training_data
 from mask_rcnn.datasets import ShapesDataset
 from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.transforms import TrainingTransform
-from mask_rcnn.inspect import training_report
+from mask_rcnn.inspect.training import report as training_report
 from mask_rcnn.training.iterator import ExampleIterator
 from tests.support.small_dataset import annotation, write_dataset
 

@@ -8,7 +8,7 @@ import pytest
 
 from mask_rcnn.cli import main
 from mask_rcnn.config import Config
-from mask_rcnn.inspect import weight_report
+from mask_rcnn.inspect.weights import report as weight_report
 from mask_rcnn.weights import ModelMeta, write_weights
 from tests.support.wrong_files import IMAGES, REFUSALS, WEIGHTS
 

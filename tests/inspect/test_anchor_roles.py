@@ -5,8 +5,8 @@ import pytest
 
 from mask_rcnn.config import DENA, DETECTRON
 from mask_rcnn.datasets.example import Annotations, TrainingExample
-from mask_rcnn.inspect.anchor_roles import ANCHOR_ROLES, anchor_roles
-from mask_rcnn.inspect.training_record import LossTerms, TrainingRecord
+from mask_rcnn.inspect.training.anchor_roles import ANCHOR_ROLES, anchor_roles
+from mask_rcnn.inspect.training.record import LossTerms, TrainingRecord
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import Sampling, rpn_targets
 

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from mask_rcnn.inspect.targets import trace_training
-from mask_rcnn.inspect.training_pictures import draw_anchors, draw_keypoints, draw_masks, draw_rois, level_names
-from mask_rcnn.inspect.training_summary import (
+from mask_rcnn.inspect.training.pictures import draw_anchors, draw_keypoints, draw_masks, draw_rois, level_names
+from mask_rcnn.inspect.training.summary import (
     TrainedObject,
     describe_training,
     summarize_classes,
     summarize_objects,
 )
-from mask_rcnn.inspect.training_tables import class_table, missing_table, object_table
+from mask_rcnn.inspect.training.tables import class_table, missing_table, object_table
+from mask_rcnn.inspect.training.trace import trace_training
 from tests.inspect.test_targets import SAMPLING, small_keypoint_model, with_squares
 from tests.training.test_keypoint_training import example as keypoint_example
 

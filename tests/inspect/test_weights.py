@@ -11,9 +11,9 @@ import mask_rcnn
 import mask_rcnn.inspect as room
 from mask_rcnn.config import Config
 from mask_rcnn.inspect import compare_weights, dead_channels, weight_table
-from mask_rcnn.inspect.network_order import network_order, part_of
-from mask_rcnn.inspect.weight_findings import describe_doubts, inspect_weights, summarize_parts
-from mask_rcnn.inspect.weight_source import NetworkWeights, read_network_weights
+from mask_rcnn.inspect.weights.findings import describe_doubts, inspect_weights, summarize_parts
+from mask_rcnn.inspect.weights.network_order import network_order, part_of
+from mask_rcnn.inspect.weights.source import NetworkWeights, read_network_weights
 from mask_rcnn.weights import WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
 from tests.support import contracts

@@ -21,8 +21,8 @@ from mask_rcnn.cli.train_options import configure as configure_training
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.datasets.example import TrainingExample
 from mask_rcnn.datasets.transforms import TrainingTransform
-from mask_rcnn.inspect.targets import trace_training
-from mask_rcnn.inspect.training_report import MAX_IMAGES, TrainingReport
+from mask_rcnn.inspect.training.report import MAX_IMAGES, TrainingReport
+from mask_rcnn.inspect.training.trace import trace_training
 from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.runtime.device import get_device

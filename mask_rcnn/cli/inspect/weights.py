@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     # Imported late: --help must not load the readers and the network.
-    from mask_rcnn.inspect.weight_changes import compare_weights
-    from mask_rcnn.inspect.weight_findings import describe_comparison, describe_inspection, inspect_weights
-    from mask_rcnn.inspect.weight_source import read_network_weights
+    from mask_rcnn.inspect.weights.changes import compare_weights
+    from mask_rcnn.inspect.weights.findings import describe_comparison, describe_inspection, inspect_weights
+    from mask_rcnn.inspect.weights.source import read_network_weights
 
     paths = [path for path in (args.file, args.other) if path is not None]
     if args.out is not None:
@@ -79,7 +79,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _write_report(path: Path, inspections: Sequence[Any], comparison: Any) -> None:
-    from mask_rcnn.inspect.weight_report import build_comparison_report, build_weight_report
+    from mask_rcnn.inspect.weights.report import build_comparison_report, build_weight_report
 
     if comparison is None:
         report = build_weight_report(inspections[0])
@@ -90,7 +90,7 @@ def _write_report(path: Path, inspections: Sequence[Any], comparison: Any) -> No
 
 
 def _format_inspection(inspection: Any, *, with_parts: bool) -> str:
-    from mask_rcnn.inspect.weight_findings import describe_doubts, summarize_parts
+    from mask_rcnn.inspect.weights.findings import describe_doubts, summarize_parts
 
     lines = [
         f'{inspection.name}: {inspection.weights.title}, {len(inspection.arrays)} arrays, '

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.inspect.weight_source import WeightSource, read_network_weights
+from mask_rcnn.inspect.weights.source import WeightSource, read_network_weights
 
 #: The reasons for which a channel is dead.
 REASONS = ('zero weights', 'zero scale', 'zero variance', 'closed ReLU')
@@ -63,7 +63,7 @@ def dead_channels(source: WeightSource) -> tuple[DeadChannels, ...]:
 
     Args:
         source: A weight file of any format, a model, or arrays by parameter path; see
-            :func:`mask_rcnn.inspect.weight_source.read_network_weights`.
+            :func:`mask_rcnn.inspect.weights.source.read_network_weights`.
 
     Raises:
         mask_rcnn.weights.WeightFileError: The file cannot be read.

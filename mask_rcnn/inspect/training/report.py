@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mask_rcnn.config import Config
-from mask_rcnn.inspect.targets import TrainingTrace
-from mask_rcnn.inspect.training_pictures import (
+from mask_rcnn.inspect.training.pictures import (
     MAX_NOT_SAMPLED,
     draw_anchor_costs,
     draw_anchors,
@@ -21,8 +20,9 @@ from mask_rcnn.inspect.training_pictures import (
     draw_roi_costs,
     draw_rois,
 )
-from mask_rcnn.inspect.training_summary import TrainedObject, describe_training, summarize_objects
-from mask_rcnn.inspect.training_tables import Table, class_table, level_table, missing_table, object_table
+from mask_rcnn.inspect.training.summary import TrainedObject, describe_training, summarize_objects
+from mask_rcnn.inspect.training.tables import Table, class_table, level_table, missing_table, object_table
+from mask_rcnn.inspect.training.trace import TrainingTrace
 from mask_rcnn.targets import Sampling
 from mask_rcnn.visualization.contact_sheet import Tile, compose_sheet
 from mask_rcnn.visualization.html_report import Report

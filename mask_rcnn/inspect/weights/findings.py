@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from mask_rcnn.inspect.channel_checks import DeadChannels, count_dead, dead_channels
-from mask_rcnn.inspect.weight_changes import WeightComparison
-from mask_rcnn.inspect.weight_source import NetworkWeights
-from mask_rcnn.inspect.weights import ArrayStatistics, weight_table
+from mask_rcnn.inspect.weights.changes import WeightComparison
+from mask_rcnn.inspect.weights.dead_channels import DeadChannels, count_dead, dead_channels
+from mask_rcnn.inspect.weights.source import NetworkWeights
+from mask_rcnn.inspect.weights.statistics import ArrayStatistics, weight_table
 
 #: Number of channels that a text lists.
 _MAX_CHANNELS = 12

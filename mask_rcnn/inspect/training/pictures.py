@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mask_rcnn.inspect.anchor_roles import ANCHOR_ROLES
-from mask_rcnn.inspect.targets import TrainingTrace
+from mask_rcnn.inspect.training.anchor_roles import ANCHOR_ROLES
+from mask_rcnn.inspect.training.trace import TrainingTrace
 from mask_rcnn.visualization.contact_sheet import draw_tile_picture
 from mask_rcnn.visualization.figures import render_figure
 from mask_rcnn.visualization.loss_figures import draw_keypoint_targets, draw_mask_targets, plot_costs

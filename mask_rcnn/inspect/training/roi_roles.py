@@ -8,7 +8,7 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import TrainingExample
-from mask_rcnn.inspect.training_record import LossTerms, TrainingRecord
+from mask_rcnn.inspect.training.record import LossTerms, TrainingRecord
 from mask_rcnn.ops.boxes.boxes import box_iou, decode_boxes
 from mask_rcnn.targets import IGNORED
 

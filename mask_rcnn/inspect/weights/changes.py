@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mask_rcnn.inspect.network_order import part_of
-from mask_rcnn.inspect.weight_source import WeightSource, read_network_weights
+from mask_rcnn.inspect.weights.network_order import part_of
+from mask_rcnn.inspect.weights.source import WeightSource, read_network_weights
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ArrayChange:
 
     Args:
         name: The path of the arrays.
-        part: The part of the network, one of :data:`mask_rcnn.inspect.network_order.PARTS`.
+        part: The part of the network, one of :data:`mask_rcnn.inspect.weights.network_order.PARTS`.
         shape: Their shape.
         dtypes: The names of their types.
         max_difference: ``max(abs(a - b))``; 0 without finite values.
@@ -76,7 +76,7 @@ def compare_weights(first: WeightSource, second: WeightSource) -> WeightComparis
 
     Args:
         first: A weight file of any format, a model, or arrays by parameter path; see
-            :func:`mask_rcnn.inspect.weight_source.read_network_weights`.
+            :func:`mask_rcnn.inspect.weights.source.read_network_weights`.
         second: Another one.
 
     Raises:

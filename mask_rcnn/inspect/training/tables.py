@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mask_rcnn.inspect.targets import TrainingTrace
-from mask_rcnn.inspect.training_pictures import level_names
-from mask_rcnn.inspect.training_summary import TrainedObject, summarize_classes
+from mask_rcnn.inspect.training.pictures import level_names
+from mask_rcnn.inspect.training.summary import TrainedObject, summarize_classes
+from mask_rcnn.inspect.training.trace import TrainingTrace
 
 #: The titles of the columns, and the rows.
 Table = tuple[list[str], list[list]]

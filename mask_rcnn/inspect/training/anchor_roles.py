@@ -8,7 +8,7 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import TrainingExample
-from mask_rcnn.inspect.training_record import LossTerms, TrainingRecord
+from mask_rcnn.inspect.training.record import LossTerms, TrainingRecord
 from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.targets import Sampling
 from mask_rcnn.targets.rpn import anchor_candidates, match_anchors_of_image

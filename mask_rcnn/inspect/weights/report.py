@@ -6,16 +6,16 @@ from itertools import groupby
 
 import numpy as np
 
-from mask_rcnn.inspect.channel_checks import REASONS
-from mask_rcnn.inspect.weight_changes import WeightComparison
-from mask_rcnn.inspect.weight_findings import (
+from mask_rcnn.inspect.weights.changes import WeightComparison
+from mask_rcnn.inspect.weights.dead_channels import REASONS
+from mask_rcnn.inspect.weights.findings import (
     WeightInspection,
     describe_channels,
     describe_doubts,
     is_weight,
     summarize_parts,
 )
-from mask_rcnn.inspect.weights import ArrayStatistics
+from mask_rcnn.inspect.weights.statistics import ArrayStatistics
 from mask_rcnn.visualization.html_report import Report
 from mask_rcnn.visualization.weight_figures import (
     HistogramPanel,

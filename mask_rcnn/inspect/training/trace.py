@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_rcnn.datasets.example import Annotations, Segmentation, TrainingExample
-from mask_rcnn.inspect.anchor_roles import AnchorRoles, anchor_roles
 from mask_rcnn.inspect.network_input import viewable_input
-from mask_rcnn.inspect.roi_roles import (
+from mask_rcnn.inspect.training.anchor_roles import AnchorRoles, anchor_roles
+from mask_rcnn.inspect.training.record import RecordingTrainChain
+from mask_rcnn.inspect.training.roi_roles import (
     KeypointTargets,
     MaskTargets,
     RoIRoles,
@@ -19,7 +20,6 @@ from mask_rcnn.inspect.roi_roles import (
     mask_targets_of_record,
     roi_roles,
 )
-from mask_rcnn.inspect.training_record import RecordingTrainChain
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.masks.rle import encode_mask
 from mask_rcnn.targets import Sampling

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_rcnn.inspect.network_order import part_of
-from mask_rcnn.inspect.weight_source import WeightSource, read_network_weights
+from mask_rcnn.inspect.weights.network_order import part_of
+from mask_rcnn.inspect.weights.source import WeightSource, read_network_weights
 from mask_rcnn.weights.histograms import Histogram, finite_values, histogram_of
 
 #: The percentiles of :attr:`ArrayStatistics.percentiles`.
@@ -23,7 +23,7 @@ class ArrayStatistics:
 
     Args:
         name: The path of the array.
-        part: The part of the network, one of :data:`mask_rcnn.inspect.network_order.PARTS`.
+        part: The part of the network, one of :data:`mask_rcnn.inspect.weights.network_order.PARTS`.
         shape: Its shape.
         dtype: The name of its type, such as ``'float16'``.
         mean: The mean.
@@ -67,7 +67,7 @@ def weight_table(source: WeightSource) -> tuple[ArrayStatistics, ...]:
 
     Args:
         source: A weight file of any format, a model, or arrays by parameter path; see
-            :func:`mask_rcnn.inspect.weight_source.read_network_weights`.
+            :func:`mask_rcnn.inspect.weights.source.read_network_weights`.
 
     Raises:
         mask_rcnn.weights.WeightFileError: The file cannot be read.

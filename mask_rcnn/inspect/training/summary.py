@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mask_rcnn.inspect.targets import TrainingTrace
+from mask_rcnn.inspect.training.trace import TrainingTrace
 
 
 @dataclass(frozen=True)

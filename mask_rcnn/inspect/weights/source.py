@@ -13,7 +13,7 @@ import numpy as np
 
 from mask_rcnn.config import Config
 from mask_rcnn.inference.save import collect_arrays
-from mask_rcnn.inspect.network_order import network_order
+from mask_rcnn.inspect.weights.network_order import network_order
 from mask_rcnn.weights import formats
 from mask_rcnn.weights.converters.mapping import backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
