@@ -248,7 +248,7 @@ def _filter_tiles(weight: np.ndarray, channel_order: str) -> np.ndarray:
     filters = np.where(is_finite[:, None, None, None], filters, 0)
     largest = np.abs(filters).max(axis=(1, 2, 3), initial=0)
     scale = np.where(largest > _MIN_FILTER * largest.max(initial=0), largest, np.inf)
-    pixels = np.rint(_NEUTRAL + 127 * filters / np.maximum(scale, 1e-300)[:, None, None, None]).astype(np.uint8)
+    pixels = np.rint(_NEUTRAL + 127 * (filters / np.maximum(scale, 1e-300)[:, None, None, None])).astype(np.uint8)
     rows, columns = (np.arange(_TILE_SIDE) * count // _TILE_SIDE for count in pixels.shape[1:3])
     tiles = pixels[:, rows][:, :, columns]
     tiles[~is_finite] = _crossed_out()

@@ -88,6 +88,14 @@ def test_filters_are_rgb_pictures_in_the_order_of_the_dialect():
     assert len(encode_figure(draw_filters(weight))) > 1000
 
 
+@pytest.mark.filterwarnings('error')
+def test_filters_near_the_largest_float64():
+    weight = np.full((1, 3, 2, 2), 1e308)
+    weight[0, 0] *= -1
+    tile = np.asarray(draw_filters(weight).axes[0].images[0].get_array())[8, 8]
+    assert tile[0] <= 1 and tile[1] == tile[2] == 255
+
+
 @pytest.mark.parametrize('n_filters', [1, 17])
 def test_numbers_of_filters(n_filters):
     figure = draw_filters(np.ones((n_filters, 3, 3, 3), np.float16))
