@@ -19,8 +19,13 @@ def viewable_input(x: np.ndarray, config: Config) -> np.ndarray:
         config: Provides the order, mean and standard deviation of the channels (``dialect.input``).
 
     Returns:
-        numpy.ndarray: ``(h, w, 3)`` uint8, RGB; values are rounded.
+        numpy.ndarray: ``(h, w, 3)`` uint8, RGB; values are rounded, and NaN is black.
+
+    Raises:
+        ValueError: ``x`` does not have this shape; a batch of images has one more axis.
     """
+    if np.ndim(x) != 3 or len(x) != 3:
+        raise ValueError(f'a network input must have the shape (3, h, w), not {np.shape(x)}')
     conventions = config.dialect.input
     std, mean = (
         np.array(values, np.float32)[:, None, None] for values in (conventions.pixel_std, conventions.pixel_mean)
@@ -28,4 +33,4 @@ def viewable_input(x: np.ndarray, config: Config) -> np.ndarray:
     channels = x.astype(np.float32) * std + mean
     if conventions.channel_order == 'BGR':
         channels = channels[::-1]
-    return np.ascontiguousarray(np.rint(channels.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
+    return np.ascontiguousarray(np.rint(np.nan_to_num(channels).clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
