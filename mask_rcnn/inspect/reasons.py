@@ -6,8 +6,10 @@ The answers are read from the tables of a :class:`~mask_rcnn.inspect.Trace`; not
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -149,8 +151,10 @@ def why(trace: Trace, detection: int) -> Origin:
 
     Raises:
         IndexError: There is no such detection.
+        TypeError: The index is not an integer.
     """
     detections = trace.detections
+    detection = _check_integer(detection, 'a detection must be an index')
     if not 0 <= detection < len(detections):
         raise IndexError(f'detection {detection} does not exist: there are {len(detections)}')
     candidate = int(trace.candidate_of_detection[detection])
@@ -347,7 +351,7 @@ class _Search:
                 f'(threshold {config.rpn_nms_threshold:g}); that one has IoU {self.ious["proposals"][j]:.2f} with the '
             )
             return Step.PROPOSAL_NMS, i, text + 'expected box'
-        text = f'{subject}, but rpn_post_nms is {config.rpn_post_nms}, and all proposals have a higher one'
+        text = f'{subject}, but rpn_post_nms is {config.rpn_post_nms}, and no proposal has a lower one'
         return Step.PROPOSAL_LIMIT, i, text
 
     def in_anchors(self) -> tuple[Step, int, str]:
@@ -403,19 +407,36 @@ def _find_label(trace: Trace, label: int | str) -> int:
         if label not in names:
             raise ValueError(f'unknown class {label!r}; the classes are {", ".join(names)}')
         return names.index(label)
+    label = _check_integer(label, 'a label must be an index or the name of a class')
     if not 0 <= label < len(names):
         raise ValueError(f'label {label} is not from 0 to {len(names) - 1}')
-    return int(label)
+    return label
+
+
+def _check_integer(value: Any, expected: str) -> int:
+    """Return an integer of any type; a truth value is most likely a comparison's result in the wrong place."""
+    if isinstance(value, (bool, np.bool_)) or np.ndim(value):
+        raise TypeError(f'{expected}, not {value!r}')
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f'{expected}, not {value!r}') from None
 
 
 def _check_box(box: Sequence[float]) -> np.ndarray:
-    array = np.asarray(box, np.float32)
+    try:
+        with np.errstate(over='ignore'):  # becomes infinite, which is refused
+            array = np.asarray(box, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        array = np.empty(0, np.float32)
     if array.shape != (4,) or not np.isfinite(array).all() or not (array[2:] > array[:2]).all():
         raise ValueError(f'a box must be (y_min, x_min, y_max, x_max) with finite increasing numbers, not {box!r}')
     return array
 
 
 def _check_iou(value: float) -> float:
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f'min_iou must be a number, not {value!r}')
     if not 0 < value <= 1:
         raise ValueError(f'min_iou must be above 0 and at most 1, not {value!r}')
     return value

@@ -147,6 +147,44 @@ def test_bad_questions():
         why(steps, 3)
 
 
+@pytest.mark.parametrize('index', [0.0, '0', None, True, np.True_, [0], np.array([0])])
+def test_an_index_that_is_not_an_integer(index):
+    """A fraction would be truncated, and a truth value is the result of a comparison."""
+    steps = trace(scripted_network({CELL: 5}, scores={0: CAT}), IMAGE)
+    with pytest.raises(TypeError, match='a detection must be an index, not'):
+        why(steps, index)
+    with pytest.raises((TypeError, ValueError), match=r'a label must be an index or the name|unknown class'):
+        why_not(steps, (0, 0, 9, 9), index)
+
+
+@pytest.mark.parametrize('integer', [np.int64(0), np.uint8(0), np.array(0)])
+def test_integers_of_numpy(integer):
+    steps = trace(scripted_network({CELL: 5}, scores={0: CAT}), IMAGE)
+    assert why(steps, integer).name == 'cat'
+    assert why_not(steps, why(steps, 0).box, integer).step is Step.DETECTED
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('box', ['abcd', {1, 2}, [1, 2, 3j, 4], [0, 0, 10**400, 9], [[1], 2, 3, 4], [0, 0, 1e300, 9]])
+def test_boxes_that_are_no_four_numbers(box):
+    with pytest.raises(ValueError, match='a box must be .* increasing numbers, not'):
+        lose(scripted_network({CELL: 5}), box=box)
+
+
+def test_a_minimum_iou_that_is_not_a_number():
+    with pytest.raises(TypeError, match=r"min_iou must be a number, not '0\.5'"):
+        lose(scripted_network({CELL: 5}), min_iou='0.5')
+
+
+@pytest.mark.parametrize('objectness', [5, np.nan])
+def test_proposals_with_the_same_objectness_at_the_limit(objectness):
+    """The reason does not claim that the other proposals have a higher one."""
+    model = scripted_network(dict.fromkeys([(0, 0), OTHER, CELL], objectness), rpn_post_nms=1)
+    rejection = lose(model, box=anchor_box(model, *OTHER))
+    assert rejection.step is Step.PROPOSAL_LIMIT
+    assert 'rpn_post_nms is 1, and no proposal has a lower one' in rejection.reason
+
+
 def test_the_origin_of_a_detection():
     model = scripted_network(
         {CELL: 4, (3, 4): 5, OTHER: 2},
