@@ -97,9 +97,10 @@ def activations(
 
     Raises:
         ValueError: A layer does not exist, is not called for this image, or is computed together with others.
+        TypeError: The layers are not a list of names, or the model is not a network.
         mask_rcnn.preprocessing.image_io.ImageFileError: The image file cannot be read.
     """
-    names = list(layers)
+    names = check_layers(layers)
     network = on_cpu(model)
     with LayerRecorder(network, names) as recorder:
         network.detect([image])
@@ -112,13 +113,42 @@ def layer_names(model: MaskRCNN) -> tuple[str, ...]:
     The convolution and the normalisation of one layer are computed together and have one name.
     ``Trace.layer_shapes`` lists the layers in the order of the computation.
     """
+    check_model(model)
     paths = [path.lstrip('/') for path, _ in model.namedlinks(skipself=True)]
     fused = {path for path, link in model.namedlinks() if hasattr(link, 'has_fixed_norm')}
     return tuple(sorted(path for path in paths if not any(f'/{parent}' in fused for parent in _parents(path))))
 
 
+def check_model(model: MaskRCNN) -> None:
+    """Refuse what is not a network.
+
+    Raises:
+        TypeError: The model is something else, such as the name of its file.
+    """
+    if not isinstance(model, MaskRCNN):
+        raise TypeError(f'the model must be a MaskRCNN, as mask_rcnn.load returns it, not {type(model).__name__}')
+
+
+def check_layers(layers: Iterable[str]) -> list[str]:
+    """Return the names of layers as a list.
+
+    Raises:
+        TypeError: It is one text, whose letters would be names, or contains something that is not a text.
+    """
+    is_list = isinstance(layers, Iterable) and not isinstance(layers, str)
+    names = list(layers) if is_list else []
+    if not is_list or not all(isinstance(name, str) for name in names):
+        raise TypeError(f'layers must be a list of names, such as ["rpn"], not {layers!r}')
+    return names
+
+
 def on_cpu(model: MaskRCNN) -> MaskRCNN:
-    """Return a model itself if it is on the CPU, otherwise a copy on the CPU."""
+    """Return a model itself if it is on the CPU, otherwise a copy on the CPU.
+
+    Raises:
+        TypeError: It is not a network, such as the name of its file.
+    """
+    check_model(model)
     if get_array_module(next(model.params()).array) is np:
         return model
     with no_initial_weights():

@@ -18,7 +18,7 @@ import numpy as np
 from mask_rcnn.config import Dialect
 from mask_rcnn.inference.image_lists import load_listed_image
 from mask_rcnn.inference.predictor import Predictor, has_area, round_boxes
-from mask_rcnn.inspect.layers import LayerRecorder, on_cpu
+from mask_rcnn.inspect.layers import LayerRecorder, check_layers, on_cpu
 from mask_rcnn.inspect.tables import Anchors, DetectionCandidates, Fate, ProposalCandidates, RoIs, Trace
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.boxes.nms import find_suppressors
@@ -41,10 +41,11 @@ def trace(model: MaskRCNN, image: str | os.PathLike | np.ndarray, *, layers: Ite
 
     Raises:
         ValueError: A layer does not exist, or the array is not an image.
+        TypeError: The layers are not a list of names, or the model is not a network.
         mask_rcnn.preprocessing.image_io.ImageFileError: The image file cannot be read.
     """
     network = on_cpu(model)
-    config, layers = network.config, tuple(layers)
+    config, layers = network.config, check_layers(layers)
     pixels = load_listed_image(image, check_finite=True, apply_orientation=config.dialect.input.apply_orientation)
     with LayerRecorder(network, {*_PARTS.intersection(_children(network)), *layers}) as recorder:
         (detections,) = network.detect([pixels])

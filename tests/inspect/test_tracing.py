@@ -9,7 +9,7 @@ import pytest
 
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.inference.predictor import Predictor
-from mask_rcnn.inspect import Fate, activations, layer_names, layers, trace
+from mask_rcnn.inspect import Fate, activations, layer_names, layers, trace, trace_training
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.preprocessing.image_io import ImageFileError
 from tests.inspect.networks import NETWORKS, bundled_model, make_network
@@ -170,6 +170,27 @@ def test_unknown_and_joined_layers(image):
         activations(model, image, ['extractor/outputs3'])
     with pytest.raises(ValueError, match='extractor/body/conv1 computes it together with other layers'):
         activations(model, image, ['extractor/body/conv1/conv'])
+
+
+@pytest.mark.parametrize('layers', ['rpn', None, 3, [None], ['rpn', 3]])
+def test_layers_that_are_no_list_of_names(image, layers):
+    """The letters of a text are no names."""
+    model = make_network('fpn')
+    for function in (lambda: activations(model, image, layers), lambda: trace(model, image, layers=layers)):
+        with pytest.raises(TypeError, match='layers must be a list of names'):
+            function()
+
+
+@pytest.mark.parametrize('model', [None, 'model.npz', chainer.Chain()])
+def test_models_that_are_no_networks(image, model):
+    for function in (
+        lambda: trace(model, image),
+        lambda: activations(model, image, ['rpn']),
+        lambda: layer_names(model),
+        lambda: list(trace_training(model, [])),
+    ):
+        with pytest.raises(TypeError, match=f'must be a MaskRCNN, .* not {type(model).__name__}'):
+            function()
 
 
 def test_a_missing_image(root, tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_rcnn.datasets.example import Annotations, Segmentation, TrainingExample
+from mask_rcnn.inspect.layers import check_model
 from mask_rcnn.inspect.network_input import viewable_input
 from mask_rcnn.inspect.training.anchor_roles import AnchorRoles, anchor_roles
 from mask_rcnn.inspect.training.record import RecordingTrainChain
@@ -74,7 +75,11 @@ def trace_training(
         gamma: Weight of the mask loss in the sum of the losses.
         freeze_bn: See :func:`mask_rcnn.training.freezing.freeze`.
         frozen_stages: See :func:`mask_rcnn.training.freezing.freeze`.
+
+    Raises:
+        TypeError: The model is not a network.
     """
+    check_model(model)
     chain = RecordingTrainChain.of_copy(
         model, sampling=sampling, gamma=gamma, freeze_bn=freeze_bn, frozen_stages=frozen_stages
     )
