@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mask_rcnn.io.atomic_file import open_for_writing
-from mask_rcnn.visualization.figures import GREY, encode_figure, new_figure, style_plot
+from mask_rcnn.visualization.figures import GREY, default_style, encode_figure, new_figure, style_plot
 
 #: Curves of the loss plot: key in the log, label and colour; the sum comes first.
 LOSSES = (
@@ -24,6 +24,7 @@ LOSSES = (
 _SIZE = (8, 4.8)  # inches
 
 
+@default_style()
 def plot_losses(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None:
     """Plot the losses of a log, raw (faint) and smoothed (strong), above the learning rate.
 
@@ -63,6 +64,7 @@ def plot_losses(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> 
     _write(path, figure)
 
 
+@default_style()
 def plot_ap(path: str | os.PathLike, log: Sequence[Mapping[str, float]]) -> None:
     """Plot COCO's AP and AP50 of boxes, masks and keypoints over the evaluations of a log.
 

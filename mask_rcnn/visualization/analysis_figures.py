@@ -11,7 +11,7 @@ import numpy as np
 
 from mask_rcnn.visualization.class_names import plot_name
 from mask_rcnn.visualization.error_pictures import MARKS
-from mask_rcnn.visualization.figures import BLUE, GREY, INK, ORANGE, VERMILION, new_figure, style_plot
+from mask_rcnn.visualization.figures import BLUE, GREY, INK, ORANGE, VERMILION, default_style, new_figure, style_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,7 @@ _NUMBERS = 111, 121  # positions of two columns of numbers to the right of 100 %
 _KINDS = {'boxes': BLUE, 'masks': ORANGE, 'keypoints': VERMILION}
 
 
+@default_style()
 def plot_precision_recall(recalls: np.ndarray, curves: Mapping[str, np.ndarray]) -> Figure:
     """Plot the precision-recall curves of all classes, one panel for each kind of prediction.
 
@@ -46,6 +47,7 @@ def plot_precision_recall(recalls: np.ndarray, curves: Mapping[str, np.ndarray])
     return figure
 
 
+@default_style()
 def plot_class_curves(recalls: np.ndarray, curves: Sequence[tuple[str, np.ndarray]]) -> Figure:
     """Plot the precision-recall curves of several classes as small multiples, with the AP of each class.
 
@@ -74,6 +76,7 @@ def plot_class_curves(recalls: np.ndarray, curves: Sequence[tuple[str, np.ndarra
     return figure
 
 
+@default_style()
 def plot_size_ap(aps: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> Figure:
     """Plot the AP of small, medium and large objects.
 
@@ -103,6 +106,7 @@ def plot_size_ap(aps: Mapping[str, Mapping[str, float]], counts: Mapping[str, in
     return figure
 
 
+@default_style()
 def plot_size_recall(limits: Sequence[float], n_objects: np.ndarray, recall: np.ndarray) -> Figure:
     """Plot the recall by the size of the object, above the numbers of objects.
 
@@ -138,6 +142,7 @@ def plot_size_recall(limits: Sequence[float], n_objects: np.ndarray, recall: np.
     return figure
 
 
+@default_style()
 def plot_class_ap(classes: Sequence[tuple[str, int, float, float]], n_worst: int | None = None) -> Figure:
     """Plot the AP of classes as bars, and AP50 as dots.
 
@@ -168,6 +173,7 @@ def plot_class_ap(classes: Sequence[tuple[str, int, float, float]], n_worst: int
     return figure
 
 
+@default_style()
 def plot_error_costs(
     costs: Mapping[str, Sequence[tuple[str, float]]], totals: Mapping[str, Sequence[tuple[str, float]]]
 ) -> Figure:

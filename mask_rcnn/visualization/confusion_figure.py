@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mask_rcnn.visualization.class_names import plot_name
-from mask_rcnn.visualization.figures import GREY, INK, new_figure
+from mask_rcnn.visualization.figures import GREY, INK, default_style, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +17,7 @@ _MAX_CELL, _MAX_SIDE = 0.45, 7.2  # inches, of a cell and of the matrix
 _LETTER = 0.065  # inches
 
 
+@default_style()
 def plot_confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
     """Plot a confusion matrix: colours are fractions of the rows, numbers are counts.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,19 @@ CYCLE = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, GREY)
 
 #: Resolution of figures, pixels per inch.
 DPI = 120
+
+
+@contextlib.contextmanager
+def default_style() -> Iterator[None]:
+    """Use Matplotlib's defaults in a context or, as a decorator, in a function that draws a figure.
+
+    The settings of a user (``matplotlibrc`` in the working folder or at home) are for figures of other sizes: large
+    fonts hide plots, and TeX reads the names of classes and files.  They are restored afterwards.
+    """
+    import matplotlib.style
+
+    with matplotlib.style.context('default'):
+        yield
 
 
 def new_figure(
@@ -116,7 +131,10 @@ def encode_figure(figure: Figure, suffix: str = 'png') -> bytes:
         suffix: A format of Matplotlib, such as ``'png'``, ``'svg'`` or ``'pdf'``.
     """
     data = io.BytesIO()
-    figure.savefig(data, format=suffix)
+    with default_style(), warnings.catch_warnings():
+        # Names may have letters of any script; those that the font lacks are drawn as boxes.
+        warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)
+        figure.savefig(data, format=suffix)
     return data.getvalue()
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from mask_rcnn.visualization.contact_sheet import Tile, compose_sheet
-from mask_rcnn.visualization.figures import BLUE, GREEN, ORANGE, PURPLE, new_figure, style_plot
+from mask_rcnn.visualization.figures import BLUE, GREEN, ORANGE, PURPLE, default_style, new_figure, style_plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def draw_mask_targets(
         picture: ``(H, W, 3)`` uint8, RGB.
         boxes: ``(F, 4)`` RoIs; at least one.
         targets: ``(F, M, M)`` int: 1 inside the object, 0 outside, -1 ignored.
-        probabilities: ``(F, M, M)`` floats.
+        probabilities: ``(F, M, M)`` floats; NaN, of a network that overflows, is drawn as 0.
         captions: Two lines of text for each RoI.
         columns: Number of RoIs in a row.
 
@@ -81,7 +81,9 @@ def draw_mask_targets(
     tiles = []
     for box, target, probability, (title, details) in zip(boxes, targets, probabilities, captions, strict=True):
         levels = np.where(target < 0, _IGNORED_GREY, target * 255).astype(np.uint8)
-        predicted = cv2.applyColorMap(np.rint(probability * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[:, :, ::-1]
+        predicted = cv2.applyColorMap(np.rint(np.nan_to_num(probability) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[
+            :, :, ::-1
+        ]
         parts = [
             _with_outline(crop_box(picture, box, (_CROP, _CROP)), target),
             _enlarge(np.repeat(levels[:, :, None], 3, axis=2)),
@@ -132,6 +134,7 @@ def draw_keypoint_targets(
     return compose_sheet(tiles, columns=columns, side=_KEYPOINT_CROP)
 
 
+@default_style()
 def plot_costs(
     picture: np.ndarray, boxes: np.ndarray, texts: Sequence[str], parts: Mapping[str, np.ndarray], title: str
 ) -> Figure:
@@ -141,7 +144,7 @@ def plot_costs(
         picture: ``(H, W, 3)`` uint8, RGB.
         boxes: ``(N, 4)``, in the order of the bars from top to bottom.
         texts: Text for each box.
-        parts: Name of the loss -> ``(N,)`` contributions, at most four losses.
+        parts: Name of the loss -> ``(N,)`` contributions, at most four losses; those that are not finite have no bar.
         title: Text above the bars.
     """
     n = max(len(boxes), 1)
@@ -150,7 +153,8 @@ def plot_costs(
     crops.set_axis_off()
     crops.set_xlim(0, 1)
     starts = np.zeros(len(boxes))
-    for (name, values), color in zip(parts.items(), _PART_COLORS, strict=False):
+    for (name, contributions), color in zip(parts.items(), _PART_COLORS, strict=False):
+        values = np.where(np.isfinite(contributions), contributions, 0)
         bars.barh(np.arange(len(boxes)), values, left=starts, height=0.7, color=color, label=name)
         starts = starts + values
     for i, (box, text, total) in enumerate(zip(boxes, texts, starts, strict=True)):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from mask_rcnn.visualization.class_names import plot_name
 from mask_rcnn.visualization.colors import PALETTE
 from mask_rcnn.visualization.drawing import make_canvas
 from mask_rcnn.visualization.figures import (
@@ -22,6 +23,7 @@ from mask_rcnn.visualization.figures import (
     INK,
     ORANGE,
     VERMILION,
+    default_style,
     new_figure,
     show_picture,
     style_plot,
@@ -74,6 +76,7 @@ class Objects:
     marked_title: str = 'object without positive anchor'
 
 
+@default_style()
 def plot_anchors(picture: np.ndarray, objects: Objects, panels: Sequence[Panel]) -> Figure:
     """Draw anchors by role: positive ones solid, negative ones thin, ignored ones dotted.
 
@@ -94,6 +97,7 @@ def plot_anchors(picture: np.ndarray, objects: Objects, panels: Sequence[Panel])
     return figure
 
 
+@default_style()
 def plot_rois(
     picture: np.ndarray,
     objects: Objects,
@@ -158,6 +162,7 @@ class Overlaps:
     limits: Mapping[str, float]
 
 
+@default_style()
 def plot_overlaps(
     sizes: np.ndarray,
     labels: np.ndarray,
@@ -186,7 +191,7 @@ def plot_overlaps(
                 text, (1, limit), (-2, 2), xycoords=('axes fraction', 'data'), textcoords='offset points',
                 ha='right', va='bottom', fontsize='small', color=INK,
             )  # fmt: skip
-        groups = [(class_names[label], labels == label) for label in common]
+        groups = [(plot_name(class_names[label]), labels == label) for label in common]
         groups.append(('other classes', ~np.isin(labels, common)))
         for (name, members), color in zip(groups, CYCLE, strict=False):
             if members.any():

@@ -18,6 +18,7 @@ from mask_rcnn.visualization.figures import (
     ORANGE,
     SKY,
     VERMILION,
+    default_style,
     new_figure,
     show_picture,
     style_plot,
@@ -80,6 +81,7 @@ class RangeRow:
     high: float
 
 
+@default_style()
 def draw_histograms(
     panels: Sequence[HistogramPanel], *, log_counts: bool = True, labels: tuple[str, str] | None = None
 ) -> Figure:
@@ -147,6 +149,7 @@ def _draw_histogram(axes: Axes, panel: HistogramPanel, log_counts: bool) -> None
     axes.text(0.99, 0.98, panel.note, transform=axes.transAxes, ha='right', va='top', fontsize=7, color=ink)
 
 
+@default_style()
 def draw_ranges(rows: Sequence[RangeRow]) -> Figure:
     """Draw the distribution of each array as a box on a symmetric logarithmic axis, one row per array.
 
@@ -213,6 +216,7 @@ def _mark_parts(axes: Axes, parts: Sequence[str]) -> None:
         start = stop
 
 
+@default_style()
 def draw_filters(weight: np.ndarray, *, channel_order: str = 'RGB') -> Figure:
     """Draw the filters of the first layer as small RGB pictures; grey is the weight 0.
 
@@ -264,6 +268,7 @@ def _crossed_out() -> np.ndarray:
     return tile
 
 
+@default_style()
 def draw_changes(names: Sequence[str], changes: Iterable[float]) -> Figure:
     """Draw the relative change of arrays as bars on a logarithmic axis, from top to bottom.
 
