@@ -175,3 +175,34 @@ def test_a_model_of_other_classes_is_refused(dataset, tmp_path, capsys, root):
     assert inspect(*dataset, '--out', tmp_path / 'a.html', '--modelfile', model, '--gpu', '-1') == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f'error: {dataset[0]} has 2 classes (cat, dog), but the model has 8 (square, circle ... crescent)'
+
+
+@pytest.mark.filterwarnings('error::RuntimeWarning')
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_network_that_overflows(dataset, tmp_path, capsys, monkeypatch, value):
+    """Its losses are NaN: they have no bars, and nothing is converted to integers."""
+    make = training_data.make_model
+
+    def make_bad(*args, **options):
+        model, *rest = make(*args, **options)
+        model.extractor.body.conv0.conv.W.array[...] = value
+        return model, *rest
+
+    monkeypatch.setattr(training_data, 'make_model', make_bad)
+    out = tmp_path / 'report.html'
+    assert inspect(*dataset, '--out', out, *NETWORK, '--limit', 1) == 0
+    captured = capsys.readouterr()
+    assert 'mean loss nan' in captured.out and 'Warning' not in captured.err
+    assert out.read_text(encoding='utf-8').count('<img src="data:image/') == 7
+
+
+@pytest.mark.filterwarnings('error::UserWarning')
+def test_class_names_that_figures_cannot_contain(tmp_path, capsys):
+    """A long name would leave no room for the plot, and Matplotlib would read a formula."""
+    objects = [annotation(0, 0, (10, 10, 40, 30)), annotation(1, 0, (30, 30, 40, 20), 2)]
+    names = ('x' * 300 + '\u202eabc', '\U0001f600 $x^{\n\x07<b>')
+    file = write_dataset(tmp_path / 'in', [(60, 90)], objects, names=names)
+    out = tmp_path / 'report.html'
+    assert inspect(file, file.parent, '--out', out, *NETWORK) == 0
+    capsys.readouterr()
+    assert '<b>' not in out.read_text(encoding='utf-8')

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mask_rcnn.inspect.training.anchor_roles import ANCHOR_ROLES
 from mask_rcnn.inspect.training.trace import TrainingTrace
+from mask_rcnn.visualization.class_names import plot_name
 from mask_rcnn.visualization.contact_sheet import draw_tile_picture
 from mask_rcnn.visualization.figures import render_figure
 from mask_rcnn.visualization.loss_figures import draw_keypoint_targets, draw_mask_targets, plot_costs
@@ -98,7 +99,7 @@ def draw_masks(trace: TrainingTrace, class_names: Sequence[str], offset: float) 
         return None
     losses = masks.terms.losses.mean(axis=(1, 2))
     owners = rois.best_object[: rois.n_foreground]
-    shown = _spread(owners, np.argsort(-losses, kind='stable'), _MAX_MASKS)
+    shown = _spread(owners, _most_expensive(losses), _MAX_MASKS)
     captions = [
         (f'{owners[i]} {class_names[rois.labels[i] - 1]}', f'IoU {rois.iou[i]:.2f}, loss {losses[i]:.2g}')
         for i in shown
@@ -119,7 +120,7 @@ def draw_keypoints(trace: TrainingTrace, offset: float) -> np.ndarray | None:
         return None
     has_target = keypoints.locations >= 0
     losses = (keypoints.terms.losses * has_target).sum(axis=1) / np.maximum(has_target.sum(axis=1), 1)
-    shown = _spread(keypoints.best_object, np.argsort(-losses, kind='stable'), _MAX_KEYPOINTS)
+    shown = _spread(keypoints.best_object, _most_expensive(losses), _MAX_KEYPOINTS)
     targets = np.where(has_target[:, :, None], _cell_centres(keypoints.locations, keypoints.size), np.nan)
     captions = [(f'object {keypoints.best_object[i]}', f'loss {losses[i]:.2g}') for i in shown]
     return draw_keypoint_targets(
@@ -140,8 +141,8 @@ def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: flo
     if trace.masks is not None:
         parts['mask'] = np.zeros(len(rois.labels))
         parts['mask'][:n] = trace.masks.terms.values.sum(axis=(1, 2))
-    shown = np.argsort(-sum(parts.values()), kind='stable')[:_MAX_BARS]
-    names = ['background', *class_names]
+    shown = _most_expensive(_sum(parts))[:_MAX_BARS]
+    names = ['background', *map(plot_name, class_names)]
     texts = []
     for i in shown:
         found = int(rois.probabilities[i].argmax())
@@ -150,9 +151,8 @@ def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: flo
         other = f', {names[found]} {rois.probabilities[i, found]:.2f}' if found != label else ''
         probability = rois.probabilities[i, max(label, 0)]
         texts.append(f'{title} (IoU {rois.iou[i]:.2f}): p = {probability:.2f}{other}')
+    title = f'{len(shown)} of {len(rois.labels)} RoIs {_describe_share(parts, shown)} of the {heads}'
     values = {name: part[shown] for name, part in parts.items()}
-    share = sum(part.sum() for part in values.values()) / max(sum(part.sum() for part in parts.values()), 1e-12)
-    title = f'{len(shown)} of {len(rois.labels)} RoIs contribute {share:.0%} of the losses of the {heads}'
     return plot_costs(trace.picture, _corners(rois.boxes[shown], offset), texts, values, title)
 
 
@@ -162,7 +162,7 @@ def draw_anchor_costs(trace: TrainingTrace, offset: float) -> Figure | None:
     if not len(anchors.indices):
         return None
     parts = {'objectness': anchors.classification.values, 'box': anchors.regression.values.sum(axis=1)}
-    shown = np.argsort(-sum(parts.values()), kind='stable')[:_MAX_BARS]
+    shown = _most_expensive(_sum(parts))[:_MAX_BARS]
     indices, names = anchors.indices[shown], level_names(anchors.strides)
     probabilities = 1 / (1 + np.exp(-anchors.logits[shown].astype(np.float64)))
     texts = [
@@ -171,10 +171,27 @@ def draw_anchor_costs(trace: TrainingTrace, offset: float) -> Figure | None:
         + f' (IoU {anchors.best_iou[i]:.2f}): p = {probability:.2f}'
         for i, label, probability in zip(indices, anchors.labels[shown], probabilities, strict=True)
     ]
+    title = f'{len(shown)} of {len(anchors.indices)} anchors {_describe_share(parts, shown)} of the RPN'
     values = {name: part[shown] for name, part in parts.items()}
-    share = sum(part.sum() for part in values.values()) / max(sum(part.sum() for part in parts.values()), 1e-12)
-    title = f'{len(shown)} of {len(anchors.indices)} anchors contribute {share:.0%} of the losses of the RPN'
     return plot_costs(trace.picture, _corners(anchors.boxes[indices], offset), texts, values, title)
+
+
+def _sum(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.sum(list(parts.values()), axis=0)
+
+
+def _most_expensive(losses: np.ndarray) -> np.ndarray:
+    """Return the indices of losses in descending order; those that are not finite are first."""
+    return np.argsort(-np.where(np.isfinite(losses), losses, np.inf), kind='stable')
+
+
+def _describe_share(parts: Mapping[str, np.ndarray], shown: np.ndarray) -> str:
+    """Return the share of elements in the losses, as a clause that ends with "the losses"."""
+    losses = _sum(parts)
+    n_bad = int(np.count_nonzero(~np.isfinite(losses)))
+    if n_bad:
+        return f'({n_bad} of all have NaN or infinite losses, without bars) contribute most to the losses'
+    return f'contribute {losses[shown].sum() / max(losses.sum(), 1e-12):.0%} of the losses'
 
 
 def _spread(owners: np.ndarray, order: np.ndarray, limit: int, per_object: int | None = None) -> np.ndarray:

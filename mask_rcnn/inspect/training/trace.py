@@ -84,7 +84,9 @@ def trace_training(
         model, sampling=sampling, gamma=gamma, freeze_bn=freeze_bn, frozen_stages=frozen_stages
     )
     for example in examples:
-        yield _trace(chain, example)
+        with np.errstate(all='ignore'):  # the losses of a network that overflows are NaN; no warning is needed
+            result = _trace(chain, example)
+        yield result
 
 
 def input_annotations(example: TrainingExample) -> Annotations:
