@@ -22,7 +22,7 @@ from mask_rcnn.cli.dataset_options import (
     print_dataset_warnings,
 )
 from mask_rcnn.cli.dataset_options import add_arguments as add_dataset_arguments
-from mask_rcnn.cli.evaluation_report import EvaluationReport, check_report
+from mask_rcnn.cli.evaluation_report import EvaluationReport
 from mask_rcnn.cli.options import (
     BN2AFFINE_HELP,
     add_dialect,
@@ -35,7 +35,7 @@ from mask_rcnn.cli.options import (
     limit_changes,
     roi_changes,
 )
-from mask_rcnn.cli.outputs import check_can_write, refuse_inputs
+from mask_rcnn.cli.outputs import check_can_write, check_report, refuse_inputs
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
 from mask_rcnn.io.atomic_file import FileError, check_writable_folder, open_for_writing, removing_empty_folder
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = [('the file of --modelfile', args.modelfile), *annotation_inputs(data)]
     with reserved_folder(args.out, inputs):
         if args.report is not None:  # it may be in the folder, which exists now
-            check_report(args.report, inputs)
+            check_report('--report', args.report, inputs)
         _evaluate(args, data)
     return 0
 

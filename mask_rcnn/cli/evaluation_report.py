@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.dataset_options import Dataset
-from mask_rcnn.cli.outputs import check_output
 from mask_rcnn.evaluation.coco import COCOEvaluator
 from mask_rcnn.evaluation.metrics import Metrics
 
 if TYPE_CHECKING:
     from mask_rcnn.evaluation.analysis import Analysis
-
-
-def check_report(path: Path, inputs: Iterable[tuple[str, Path | None]]) -> None:
-    """Refuse a report that would replace an input or cannot be written.
-
-    Raises:
-        UsageError: The path does not end with .html, or is one of the inputs.
-        mask_rcnn.io.atomic_file.FileError: The file cannot be written.
-    """
-    if path.suffix.lower() not in ('.html', '.htm'):
-        raise UsageError(f'--report {path} does not end with .html')
-    check_output('--report', path, inputs)
 
 
 class EvaluationReport:

@@ -47,6 +47,18 @@ def check_output(flag: str, output: Path, inputs: Iterable[tuple[str, Path | Non
     check_can_write(output)
 
 
+def check_report(flag: str, output: Path, inputs: Iterable[tuple[str, Path | None]]) -> None:
+    """Refuse the file of an HTML report that has another extension or that :func:`check_output` refuses.
+
+    Raises:
+        UsageError: The output does not end with .html, or is one of the inputs.
+        mask_rcnn.io.atomic_file.FileError: The output cannot be written.
+    """
+    if output.suffix.lower() not in ('.html', '.htm'):
+        raise UsageError(f'{flag} {output} does not end with .html')
+    check_output(flag, output, inputs)
+
+
 def check_can_write(output: Path) -> None:
     """Check that an output can be written, also if it is the standard output.
 

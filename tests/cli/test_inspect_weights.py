@@ -158,7 +158,11 @@ def test_outputs_are_checked_first(tmp_path, capsys):
     path = write(tmp_path / 'a.npz')
     before = path.read_bytes()
     assert main(['inspect', 'weights', str(path), '--out', str(path)]) == 2
-    assert capsys.readouterr().err == f'error: --out {path} is the weight file\n'
+    assert capsys.readouterr().err == f'error: --out {path} does not end with .html\n'
+    link = tmp_path / 'link.html'
+    link.symlink_to(path)
+    assert main(['inspect', 'weights', str(path), '--out', str(link)]) == 2
+    assert capsys.readouterr().err == f'error: --out {link} is the weight file\n'
     assert main(['inspect', 'weights', str(path), '--out', str(tmp_path / 'none' / 'x.html')]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: ') and path.read_bytes() == before

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn.cli.command import run_and_report_errors
-from mask_rcnn.cli.outputs import check_output
+from mask_rcnn.cli.outputs import check_report
 from mask_rcnn.io.console import escape, print_line, print_lines, print_note
 from mask_rcnn.weights import WeightFileError
 
@@ -56,7 +56,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
     paths = [path for path in (args.file, args.other) if path is not None]
     if args.out is not None:
-        check_output('--out', args.out, [('the weight file', path) for path in paths])
+        check_report('--out', args.out, [('the weight file', path) for path in paths])
     inspections = [
         inspect_weights(escape(path), read_network_weights(path, bn2affine=args.bn2affine)) for path in paths
     ]
