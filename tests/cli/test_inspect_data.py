@@ -206,3 +206,13 @@ def test_class_names_that_figures_cannot_contain(tmp_path, capsys):
     assert inspect(file, file.parent, '--out', out, *NETWORK) == 0
     capsys.readouterr()
     assert '<b>' not in out.read_text(encoding='utf-8')
+
+
+def test_a_missing_folder_of_images(dataset, tmp_path, capsys):
+    assert inspect(dataset[0], tmp_path / 'none', '--out', tmp_path / 'x.html', *NETWORK) == 2
+    assert capsys.readouterr().err == f'error: IMAGES {tmp_path / "none"} is not a folder\n'
+
+
+def test_an_image_that_is_named_twice(dataset, tmp_path, traced):
+    assert inspect(*dataset, '--out', tmp_path / 'x.html', *NETWORK, '--image', '1.png', '0.png', '1', '1.png') == 0
+    assert [trace.example.image_id for trace, _ in traced] == [1, 0]

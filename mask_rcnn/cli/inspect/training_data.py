@@ -14,7 +14,7 @@ from mask_rcnn.cli.dataset_options import GENERATED, SIZES, Dataset, print_datas
 from mask_rcnn.cli.evaluate import name_classes
 from mask_rcnn.cli.initial_model import check_same_classes, data_options, load_model, make_model
 from mask_rcnn.cli.options import add_gpu, choose_device, positive_int, seed
-from mask_rcnn.cli.outputs import check_output
+from mask_rcnn.cli.outputs import check_report
 from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.cli.train_options import add_augmentation, add_extractor, add_network_fields, add_sampling
 from mask_rcnn.cli.train_options import configure as configure_training
@@ -125,9 +125,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise UsageError(f'{given} and --modelfile contradict each other: the file determines the network')
     if args.modelfile is not None and args.modelfile.is_dir():
         raise UsageError(f'--modelfile {args.modelfile} is a folder; name a model or a snapshot')
-    if args.out.suffix.lower() not in ('.html', '.htm'):
-        raise UsageError(f'--out {args.out} does not end with .html')
-    check_output('--out', args.out, [('the annotation file', args.annotations), ('the model file', args.modelfile)])
+    if args.images is not None and not args.images.is_dir():
+        raise UsageError(f'IMAGES {args.images} is not a folder')
+    check_report('--out', args.out, [('the annotation file', args.annotations), ('the model file', args.modelfile)])
 
 
 def _training_arguments(args: argparse.Namespace) -> TrainArguments:
@@ -172,7 +172,8 @@ def _choose_images(dataset: Dataset, args: argparse.Namespace, run_seed: int) ->
             f'(id {dataset.image_ids[0]})'
         )
     positions = {index: position for position, index in enumerate(order)}
-    return [(numbers[name], example_seed(run_seed, positions[numbers[name]])) for name in args.image]
+    indices = dict.fromkeys(numbers[name] for name in args.image)  # one image may be named several times
+    return [(index, example_seed(run_seed, positions[index])) for index in indices]
 
 
 def _make_model(arguments: TrainArguments, dataset: Dataset) -> MaskRCNN:
