@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mask_rcnn.visualization.box_artists import draw_boxes
-from mask_rcnn.visualization.figures import ORANGE, PURPLE, SKY, YELLOW, style_plot
+from mask_rcnn.visualization.figures import ORANGE, PURPLE, SKY, YELLOW, default_style, style_plot
 from mask_rcnn.visualization.panels import (
     PALE,
     add_legend,
@@ -39,6 +39,7 @@ _OUTCOMES = {
 }
 
 
+@default_style()
 def draw_anchors(
     picture: np.ndarray,
     names: Sequence[str],
@@ -76,6 +77,7 @@ def draw_anchors(
     return figure
 
 
+@default_style()
 def draw_objectness(
     picture: np.ndarray, names: Sequence[str], maps: Sequence[np.ndarray], extents: Sequence[np.ndarray]
 ) -> Figure:
@@ -110,6 +112,7 @@ def _translucent(values: np.ndarray) -> np.ndarray:
     return colors
 
 
+@default_style()
 def draw_proposals(
     picture: np.ndarray,
     boxes: np.ndarray,
@@ -172,6 +175,7 @@ def _draw_outcomes(axes: Axes, outcomes: np.ndarray, levels: Sequence[str]) -> N
     axes.tick_params(labelsize='small')
 
 
+@default_style()
 def draw_roi_levels(
     picture: np.ndarray, names: Sequence[str], boxes: np.ndarray, levels: np.ndarray, *, n: int = 40
 ) -> Figure:

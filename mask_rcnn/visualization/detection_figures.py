@@ -10,7 +10,7 @@ import numpy as np
 
 from mask_rcnn.visualization.box_artists import draw_boxes, draw_frame, draw_moves, label_boxes, settle_layout
 from mask_rcnn.visualization.colors import instance_colors
-from mask_rcnn.visualization.figures import new_figure
+from mask_rcnn.visualization.figures import default_style, new_figure
 from mask_rcnn.visualization.panels import (
     PALE,
     add_legend,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@default_style()
 def draw_class_scores(
     picture: np.ndarray,
     boxes: np.ndarray,
@@ -56,6 +57,7 @@ def draw_class_scores(
     return figure
 
 
+@default_style()
 def draw_refinement(
     picture: np.ndarray, before: np.ndarray, after: np.ndarray, texts: Sequence[str], *, total: int | None = None
 ) -> Figure:
@@ -81,6 +83,7 @@ def draw_refinement(
     return figure
 
 
+@default_style()
 def draw_suppression(
     picture: np.ndarray,
     kept: np.ndarray,

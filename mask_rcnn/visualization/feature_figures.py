@@ -10,7 +10,7 @@ import numpy as np
 
 from mask_rcnn.visualization.box_artists import draw_boxes
 from mask_rcnn.visualization.class_names import plot_name
-from mask_rcnn.visualization.figures import GREY, SKY, VERMILION, YELLOW, new_figure
+from mask_rcnn.visualization.figures import GREY, SKY, VERMILION, YELLOW, default_style, new_figure
 from mask_rcnn.visualization.panels import (
     WHITE,
     add_score_bar,
@@ -31,6 +31,7 @@ _FEATURE_COLORS = 'viridis'
 _MAX_MAP_SIDE = 400  # pixels of a drawn feature map
 
 
+@default_style()
 def draw_input(image: np.ndarray, network_input: np.ndarray, window: np.ndarray) -> Figure:
     """Draw an image beside the pixels that the network reads, with a frame around the resized image.
 
@@ -52,6 +53,7 @@ def draw_input(image: np.ndarray, network_input: np.ndarray, window: np.ndarray)
     return figure
 
 
+@default_style()
 def draw_feature_maps(names: Sequence[str], features: Sequence[np.ndarray]) -> Figure:
     """Draw the mean and the maximum over the channels of feature maps.
 
@@ -74,6 +76,7 @@ def draw_feature_maps(names: Sequence[str], features: Sequence[np.ndarray]) -> F
     return figure
 
 
+@default_style()
 def draw_channels(array: np.ndarray, *, n: int = 16, title: str = '', columns: int = 8) -> Figure:
     """Draw the channels of an array with the highest variance, in their order.
 
@@ -121,6 +124,7 @@ def _show_map(axes: Axes, values: np.ndarray, title: str, *, size: str = 'small'
     axes.set_title(title, fontsize=size, pad=2)
 
 
+@default_style()
 def draw_masks(
     picture: np.ndarray,
     boxes: np.ndarray,
@@ -180,6 +184,7 @@ def _show_mask(axes: Axes, picture: np.ndarray, mask: np.ndarray, region: np.nda
         axes.contour(x, y, crop, [0.5], colors=YELLOW, linewidths=1.3)
 
 
+@default_style()
 def draw_heatmaps(
     picture: np.ndarray,
     box: np.ndarray,

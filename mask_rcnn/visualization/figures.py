@@ -88,6 +88,7 @@ def show_picture(axes: Axes, picture: np.ndarray, title: str = '', **options: An
         axes.set_title(title, fontsize='medium')
 
 
+@default_style()
 def picture_grid(
     pictures: Sequence[np.ndarray],
     titles: Sequence[str] = (),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mask_rcnn.visualization.box_artists import draw_boxes, draw_frame, draw_moves, label_boxes, settle_layout
-from mask_rcnn.visualization.figures import BLUE, INK, ORANGE, SKY, VERMILION, YELLOW, new_figure
+from mask_rcnn.visualization.figures import BLUE, INK, ORANGE, SKY, VERMILION, YELLOW, default_style, new_figure
 from mask_rcnn.visualization.panels import (
     PALE,
     WHITE,
@@ -26,6 +26,7 @@ _ANCHOR, _PROPOSAL, _FINAL, _RIVAL = SKY, ORANGE, YELLOW, PALE
 _MAX_RIVALS = 30
 
 
+@default_style()
 def draw_origin(
     picture: np.ndarray,
     anchor: np.ndarray,
@@ -67,6 +68,7 @@ def draw_origin(
     return figure
 
 
+@default_style()
 def draw_rejection(
     picture: np.ndarray,
     expected: np.ndarray,
