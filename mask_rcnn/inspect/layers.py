@@ -108,9 +108,10 @@ def activations(
 
 
 def layer_names(model: MaskRCNN) -> tuple[str, ...]:
-    """Return the names of the layers that :func:`activations` accepts, sorted.
+    """Return the names of the layers of a network, sorted.
 
-    The convolution and the normalisation of one layer are computed together and have one name.
+    The convolution and the normalisation of one layer are computed together and have one name.  The box head of a C4
+    network also computes some of its first convolutions together with RoIAlign; :func:`activations` refuses these.
     ``Trace.layer_shapes`` lists the layers in the order of the computation.
     """
     check_model(model)

@@ -379,3 +379,12 @@ def test_keypoints_have_curves_and_sizes_but_no_kinds_of_errors():
     assert keypoints.size_counts == {'medium': 1, 'large': 0} and analysis.main_kind.name == 'bbox'
     document = make_report(analysis, pytest.fail, title='t').to_html()
     assert '<td>keypoints</td><td class="number">100.0</td>' in document and 'keypoint AP' in document
+
+
+@pytest.mark.parametrize(
+    ('options', 'reason'),
+    [({'n_worst': -1}, 'n_worst must be 0 or more'), ({'score_threshold': 1.5}, 'score_threshold must be from 0 to 1')],
+)
+def test_numbers_out_of_range(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        analyse(box_evaluator([], [], n_images=1), **options)

@@ -67,12 +67,16 @@ def analyse(evaluator: COCOEvaluator, *, score_threshold: float = 0.5, n_worst: 
 
     Args:
         evaluator: An evaluator with the detections of all images.
-        score_threshold: Detections with a higher score are in the confusion matrix.
-        n_worst: Maximum number of worst images.
+        score_threshold: Detections with a higher score are in the confusion matrix; from 0 to 1.
+        n_worst: Maximum number of worst images, 0 or more.
 
     Raises:
-        ValueError: No image was added to the evaluator.
+        ValueError: No image was added to the evaluator, or a number is out of range.
     """
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f'score_threshold must be from 0 to 1, not {score_threshold!r}')
+    if n_worst < 0:
+        raise ValueError(f'n_worst must be 0 or more, not {n_worst!r}')
     collector = _Collector(score_threshold, n_worst)
     metrics = evaluator.evaluate(collector.add)
     return Analysis(

@@ -162,7 +162,7 @@ def describe_training(
 
 def _count(some: Sequence[TrainedObject], objects: Sequence[TrainedObject]) -> str:
     noun = 'object' if len(objects) == 1 else 'objects'
-    return f'{len(some)} of {len(objects)} {noun} {"has" if len(some) == 1 else "have"}'
+    return f'{len(some)} of {len(objects)} {noun} {"has" if 1 in (len(some), len(objects)) else "have"}'
 
 
 def _describe_sizes(objects: Sequence[TrainedObject]) -> str:
