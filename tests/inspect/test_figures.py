@@ -197,6 +197,7 @@ def test_the_report_has_every_section(steps, without_rendering):
     assert f'The other {len(steps.detections) - 2} detections are not shown.' in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['c4', 'matterport', 'keypoints'])
 @pytest.mark.parametrize('detects', [False, True])
 def test_reports_of_all_networks(name, detects, keypoint_model, without_rendering):

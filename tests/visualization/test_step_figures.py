@@ -175,7 +175,9 @@ def step_figures(n, size):
     }
 
 
-@pytest.mark.parametrize(('n', 'size'), [(0, SIZES[0]), (1, SIZES[1]), (100, SIZES[0])])
+@pytest.mark.parametrize(
+    ('n', 'size'), [(0, SIZES[0]), (1, SIZES[1]), pytest.param(100, SIZES[0], marks=pytest.mark.slow)]
+)
 def test_every_number_of_boxes_can_be_drawn(n, size):
     for name, (figure, n_panels) in step_figures(n, size).items():
         panels = [axes for axes in figure.axes if axes.get_visible() and axes.get_label() != '<colorbar>']
