@@ -1,7 +1,12 @@
 """Inspection of networks, of their training data and of weight files: every intermediate result as plain arrays.
 
-The functions return data.  The modules of :mod:`mask_rcnn.visualization` draw it.  The names of this module are
-imported when they are first used.
+- One detection: :func:`trace` returns the tables of all steps, which ``help(mask_rcnn.inspect.tables)`` describes;
+  :func:`why` and :func:`why_not` explain a detection and a missing one, :mod:`mask_rcnn.inspect.figures` draws the
+  steps, and :func:`make_report` writes them as HTML.  :func:`activations` returns the outputs of single layers.
+- Training: :func:`trace_training` returns the targets, the sampled boxes and their losses.
+- Weights: :func:`weight_table`, :func:`dead_channels` and :func:`compare_weights` describe a file or a model.
+
+The names of this module are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -10,6 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mask_rcnn.inspect import figures as figures
+    from mask_rcnn.inspect import tables as tables
     from mask_rcnn.inspect.layers import activations, layer_names
     from mask_rcnn.inspect.network_input import viewable_input
     from mask_rcnn.inspect.reasons import Origin, Rejection, Step, why, why_not
@@ -55,10 +62,14 @@ _SOURCES = {
     'viewable_input': 'network_input',
     'weight_table': 'weights.statistics',
 }
+#: Public modules.
+_MODULES = ('figures', 'tables')
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
+    if name in _MODULES:
+        return importlib.import_module(f'{__name__}.{name}')
     if name not in _SOURCES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     value = getattr(importlib.import_module(f'{__name__}.{_SOURCES[name]}'), name)
@@ -68,4 +79,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return the names of the module, including those that have not been imported yet."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

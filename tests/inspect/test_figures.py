@@ -1,6 +1,8 @@
 """Figures and reports of traces: they show the rows of the tables, for every kind of network."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -52,6 +54,14 @@ def without_rendering(monkeypatch):
     monkeypatch.setattr(html_report, '_encode', lambda picture: ('png', b''))
     monkeypatch.setattr(Figure, 'draw_without_rendering', lambda figure: None)
     monkeypatch.setattr(report, 'MAX_REASONS', 2)
+
+
+def test_the_modules_are_imported_on_first_use():
+    code = """import sys, mask_rcnn
+assert not {'mask_rcnn.inspect.figures', 'mask_rcnn.inspect.tables'} & {*sys.modules}
+assert {'figures', 'tables'} < {*dir(mask_rcnn.inspect)}
+mask_rcnn.inspect.figures.draw_why, mask_rcnn.inspect.tables.Anchors"""
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def sections(document):
