@@ -251,13 +251,16 @@ class _Search:
         is_class = self.trace.candidates.labels == self.label
         is_detected = self.trace.detections.labels == self.label
         every = np.ones(1, bool)
+        config = self.trace.config
+        inclusive = config.dialect.detections.score_threshold_inclusive
+        bound = f'{"of at least" if inclusive else "above"} {config.score_threshold:g}'
         tables = (
             ('anchors', 'placed', every),
             ('anchors after regression', 'anchors', every),
             ('proposals before NMS', 'proposals', every),
             ('RoIs (proposals after NMS)', 'rois', every),
             (f'RoIs after regression as {self.name}', 'refined', every),
-            ('... with a score, before NMS', 'candidates', is_class),
+            (f'... with a score {bound}, before NMS', 'candidates', is_class),
             ('detections', 'detections', is_detected),
         )
         return tuple(

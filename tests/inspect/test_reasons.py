@@ -28,6 +28,7 @@ def test_a_detected_object():
     assert rejection.step is Step.DETECTED and (rejection.table, rejection.index) == ('detections', 0)
     assert counts_of(rejection) == [1] * 7
     assert all(iou == pytest.approx(1) for _, _, iou in rejection.counts)
+    assert rejection.counts[5][0] == '... with a score above 0.01, before NMS'
 
 
 def test_no_anchor_is_regressed_to_it():
@@ -118,6 +119,7 @@ def test_the_best_class_alone_counts_in_matterports_dialect(matterport_steps):
     roi = int(np.argmax(scores * (second > 0) * (areas(rois.class_boxes).min(axis=1) > 100)))
     rejection = why_not(matterport_steps, rois.class_boxes[roi, second[roi]], int(second[roi]) - 1, min_iou=0.99)
     assert rejection.step is Step.CLASSIFICATION and 'only its best class counts' in rejection.reason
+    assert rejection.counts[5][0] == '... with a score of at least 0.01, before NMS'
 
 
 def test_the_steps_are_tested_in_their_order():
