@@ -65,9 +65,10 @@ def _add_summary(report: Report, trace: Trace) -> None:
         caption = f'The {n_drawn} detections with scores above {threshold:g}. {caption}'
     report.add_figure(figures.draw_detections(trace, min_score=threshold), caption)
     kept = int(np.count_nonzero(trace.proposals.fates == Fate.KEPT))
+    n_classes = _count(config.n_fg_class, 'class', 'classes')
     rows = [
         ('image', f'{width} x {height} pixels'),
-        ('network', f'{config.extractor}, dialect {config.dialect.name}, {config.n_fg_class} classes'),
+        ('network', f'{config.extractor}, dialect {config.dialect.name}, {n_classes}'),
         ('anchors', len(trace.anchors)),
         ('proposals before NMS', len(trace.proposals)),
         ('RoIs: proposals after NMS', kept),
@@ -245,8 +246,8 @@ def _add_nms(report: Report, trace: Trace) -> None:
     report.add_heading('Detections')
     limit = f'At most {config.max_detections} detections remain.' if config.max_detections else ''
     report.add_text(
-        'Several RoIs usually find the same object. NMS, now within each class, keeps the box with the highest score '
-        f'and drops those whose IoU with it is {_at_threshold(trace, config.nms_threshold)}. {limit}'
+        'Several RoIs usually contain the same object. NMS, now within each class, keeps the box with the highest '
+        f'score and drops those whose IoU with it is {_at_threshold(trace, config.nms_threshold)}. {limit}'
     )
     counts = Counter(table.fates.tolist())
     report.add_table(
@@ -315,7 +316,7 @@ def _add_layer(report: Report, trace: Trace, name: str) -> None:
 
 
 def _add_reasons(report: Report, trace: Trace) -> None:
-    report.add_heading('Why the best detections were found')
+    report.add_heading('Origins of the best detections')
     report.add_text(
         'Every detection goes back to one RoI, one proposal and one anchor. Arrows lead from the centre of the anchor '
         'to that of the proposal, and to that of the detection.'
@@ -339,7 +340,11 @@ def _describe_origin(origin: Origin) -> str:
         f'{origin.roi}, whose features come from {origin.roi_level}. The detection has the box {format_box(origin.box)}'
     )
     n = len(origin.suppressed)
-    return f'{text} and suppresses {n} other {"box" if n == 1 else "boxes"}.' if n else f'{text}.'
+    return f'{text} and suppresses {_count(n, "other box", "other boxes")}.' if n else f'{text}.'
+
+
+def _count(n: int, noun: str, plural: str) -> str:
+    return f'{n} {noun if n == 1 else plural}'
 
 
 def _at_threshold(trace: Trace, threshold: float) -> str:

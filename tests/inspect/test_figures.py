@@ -28,7 +28,7 @@ SECTIONS = [
     'Box refinement',
     'Detections',
     'Masks',
-    'Why the best detections were found',
+    'Origins of the best detections',
 ]
 
 
@@ -223,6 +223,8 @@ def test_reports_of_all_networks(name, detects, keypoint_model, without_renderin
         title if name != 'keypoints' or title != 'Masks' else 'Keypoints' for title in SECTIONS
     ]
     assert ('There are no detections.' in document) != detects
+    n_classes = model.config.n_fg_class
+    assert f', {n_classes} {"class" if n_classes == 1 else "classes"}<' in document
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from mask_rcnn.weights import WeightFileError
 
 _DESCRIPTION = """\
 Write a report on every step of the detection in a photo: the network input, feature maps, anchors, proposals, class
-scores, masks, and why the best detections were found. The report is one HTML file that contains its pictures. The
+scores, masks, and the origins of the best detections. The report is one HTML file that contains its pictures. The
 network runs on the CPU."""
 
 _MAX_SHAPES = 6  # of a layer in a list
