@@ -56,10 +56,11 @@ def test_the_report_contains_figures_and_tables(dataset, tmp_path, capsys):
     out = tmp_path / 'report.html'
     assert inspect(*dataset, '--out', out, *NETWORK, '--image', '0.png') == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f'wrote {out}' and len(lines) == 4
+    assert lines[-1] == f'wrote {out}' and len(lines) == 5
     assert re.match(r'\d of 2 objects ha(s|ve) no positive anchor', lines[0])
-    assert re.match(r'\d of 2 objects ha(s|ve) no proposal with IoU >= 0.5', lines[1])
-    assert lines[2].startswith('mean loss ')
+    assert re.match('1 of 2 objects has no anchor with IoU >= 0.3, size 3 pixels .*: dog 1 of 1;', lines[1])
+    assert re.match(r'\d of 2 objects ha(s|ve) no proposal with IoU >= 0.5', lines[2])
+    assert lines[3].startswith('mean loss ')
     document = out.read_text(encoding='utf-8')
     for title in ('Summary', 'Network inputs', '0.png', 'Anchors', 'RoIs', 'Mask targets', 'Losses'):
         assert f'>{title}</h' in document, title

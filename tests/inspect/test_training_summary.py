@@ -14,13 +14,16 @@ from mask_rcnn.inspect.training.summary import (
 )
 from mask_rcnn.inspect.training.tables import class_table, missing_table, object_table
 from mask_rcnn.inspect.training.trace import trace_training
+from mask_rcnn.targets import Sampling
 from tests.inspect.test_targets import SAMPLING, small_keypoint_model, with_squares
 from tests.training.test_keypoint_training import example as keypoint_example
 
 NAMES = ('cat', 'dog')
 
 
-def trained(label=0, size=20.0, *, missing='', best_proposal=0.8, losses=(1.0, 2.0, 0.5), n_positive=3):
+def trained(
+    label=0, size=20.0, *, missing='', best_anchor=0.4, best_proposal=0.8, losses=(1.0, 2.0, 0.5), n_positive=3
+):
     classification, regression, mask = losses
     return TrainedObject(
         image='a.jpg',
@@ -28,7 +31,7 @@ def trained(label=0, size=20.0, *, missing='', best_proposal=0.8, losses=(1.0, 2
         label=label,
         size=size,
         n_positive=0 if missing else n_positive,
-        best_anchor=0.4,
+        best_anchor=best_anchor,
         missing=missing,
         n_foreground=4,
         n_proposals=3,
@@ -57,7 +60,7 @@ def test_classes_are_means_of_their_objects():
 
 def test_the_summary_counts_reasons_and_names_sizes():
     objects = [trained(size=8.0, missing='too small'), trained(size=12.0, missing='too small'), trained()]
-    first, second = describe_training(objects, (32, 64), 0.5)
+    first, second = describe_training(objects, (32, 64), Sampling(), NAMES)
     assert first == (
         '2 of 3 objects have no positive anchor (too small: 2), sizes 8 to 12 pixels in the network input (median 10); '
         'anchors have 32 to 64'
@@ -76,7 +79,20 @@ def test_the_summary_counts_reasons_and_names_sizes():
     ],
 )
 def test_summaries_of_few_objects(objects, expected):
-    assert describe_training(objects, (32,), 0.5)[1] == expected
+    assert describe_training(objects, (32,), Sampling(), NAMES)[1] == expected
+
+
+def test_the_summary_names_the_classes_that_no_anchor_fits():
+    """Their best anchors are positive with any IoU, so that they do not lack positive anchors."""
+    objects = [trained(1, 6.0, best_anchor=0.04), trained(1, 8.0, best_anchor=0.29), trained(1), trained(0)]
+    first, second, _ = describe_training(objects, (32, 64), Sampling(), NAMES)
+    assert first == '0 of 4 objects have no positive anchor'
+    assert second == (
+        '2 of 4 objects have no anchor with IoU >= 0.3, sizes 6 to 8 pixels in the network input (median 7); anchors '
+        'have 32 to 64: dog 2 of 3; "mask-rcnn data stats" suggests --anchor-sizes and --min-size'
+    )
+    many = [trained(label, best_anchor=0.1) for label in range(7)]
+    assert '4 1 of 1 and 2 more classes;' in describe_training(many, (32,), Sampling(), [str(i) for i in range(7)])[1]
 
 
 def test_tables_have_a_cell_for_each_column():

@@ -99,7 +99,7 @@ class TrainingReport:
 
     def summary(self) -> list[str]:
         """Return the most important results as sentences."""
-        lines = describe_training(self.objects, self.config.anchor_sizes, self.sampling.roi_foreground_iou)
+        lines = describe_training(self.objects, self.config.anchor_sizes, self.sampling, self.class_names)
         means = {name: np.mean([losses[name] for losses in self._losses]) for name in self._loss_names()}
         parts = ', '.join(
             f'{name.removesuffix("_loss")} {value:.3g}' for name, value in means.items() if name != 'loss'

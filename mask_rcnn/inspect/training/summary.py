@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn.inspect.training.trace import TrainingTrace
+from mask_rcnn.targets import Sampling
+
+_MAX_CLASSES = 5  # in a sentence
 
 
 @dataclass(frozen=True)
@@ -140,29 +143,52 @@ def summarize_classes(objects: Sequence[TrainedObject], foreground_iou: float) -
 
 
 def describe_training(
-    objects: Sequence[TrainedObject], anchor_sizes: Sequence[float], foreground_iou: float
+    objects: Sequence[TrainedObject],
+    anchor_sizes: Sequence[float],
+    sampling: Sampling,
+    class_names: Sequence[str],
 ) -> list[str]:
     """Return the summary of the objects of all images as sentences.
 
     Args:
         objects: The objects.
         anchor_sizes: Sizes of the network's anchors.
-        foreground_iou: IoU of foreground RoIs: ``Sampling.roi_foreground_iou``.
+        sampling: The IoU thresholds of negative anchors and of foreground RoIs.
+        class_names: Names of the classes.
     """
+    foreground_iou, low = sampling.roi_foreground_iou, sampling.rpn_negative_iou
+    unmatched = [obj for obj in objects if obj.best_anchor < low]
     missing = [obj for obj in objects if obj.missing]
     unfound = [obj for obj in objects if obj.best_proposal < foreground_iou]
     reasons = Counter(obj.missing for obj in missing).most_common()
     because = f' ({"; ".join(f"{reason}: {n}" for reason, n in reasons)})' if reasons else ''
     anchors = f'; anchors have {min(anchor_sizes):g} to {max(anchor_sizes):g}' if missing else ''
-    return [
+    lines = [
         f'{_count(missing, objects)} no positive anchor{because}{_describe_sizes(missing)}{anchors}',
         f'{_count(unfound, objects)} no proposal with IoU >= {foreground_iou:g}{_describe_sizes(unfound)}',
     ]
+    if unmatched:
+        # The best anchor of an object is positive whatever its IoU, so these objects are not among the missing ones.
+        lines.insert(
+            1,
+            f'{_count(unmatched, objects)} no anchor with IoU >= {low:g}{_describe_sizes(unmatched)}; anchors have '
+            f'{min(anchor_sizes):g} to {max(anchor_sizes):g}: {_count_classes(unmatched, objects, class_names)}; '
+            '"mask-rcnn data stats" suggests --anchor-sizes and --min-size',
+        )
+    return lines
 
 
 def _count(some: Sequence[TrainedObject], objects: Sequence[TrainedObject]) -> str:
     noun = 'object' if len(objects) == 1 else 'objects'
     return f'{len(some)} of {len(objects)} {noun} {"has" if 1 in (len(some), len(objects)) else "have"}'
+
+
+def _count_classes(some: Sequence[TrainedObject], objects: Sequence[TrainedObject], class_names: Sequence[str]) -> str:
+    """Return the number of objects of each class, such as ``'cat 2 of 3'``, the most frequent class first."""
+    totals = Counter(obj.label for obj in objects)
+    counts = Counter(obj.label for obj in some).most_common()
+    listed = ', '.join(f'{class_names[label]} {n} of {totals[label]}' for label, n in counts[:_MAX_CLASSES])
+    return listed + (f' and {len(counts) - _MAX_CLASSES} more classes' if len(counts) > _MAX_CLASSES else '')
 
 
 def _describe_sizes(objects: Sequence[TrainedObject]) -> str:
