@@ -332,6 +332,7 @@ def draw_rejection(trace: Trace, rejection: Rejection) -> Figure:
         [(_plot_title(title, rejection.name), count, iou) for title, count, iou in rejection.counts],
         _LOST_TABLE[rejection.step],
         text=plot_name(rejection.name),
+        suppressor=_suppressor(trace, rejection),
     )
 
 
@@ -352,6 +353,15 @@ def _best_box(trace: Trace, rejection: Rejection) -> np.ndarray | None:
     if rejection.table == 'anchors':
         return trace.in_image(trace.anchors.decoded[i])
     return (trace.candidates if rejection.table == 'candidates' else trace.detections).boxes[i]
+
+
+def _suppressor(trace: Trace, rejection: Rejection) -> np.ndarray | None:
+    """Return the box because of which NMS suppressed an object, in pixels of the image."""
+    if rejection.step is Step.PROPOSAL_NMS:
+        return trace.in_image(trace.proposals.boxes[trace.proposals.suppressed_by[rejection.index]])
+    if rejection.step is Step.DETECTION_NMS:
+        return trace.candidates.boxes[trace.candidates.suppressed_by[rejection.index]]
+    return None
 
 
 def draw_detections(trace: Trace, *, min_score: float = 0.0) -> np.ndarray:

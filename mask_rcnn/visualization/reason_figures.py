@@ -77,6 +77,7 @@ def draw_rejection(
     lost: int,
     *,
     text: str,
+    suppressor: np.ndarray | None = None,
 ) -> Figure:
     """Draw an expected object that was lost, the best box of the step, and the number of fitting boxes at each step.
 
@@ -87,14 +88,18 @@ def draw_rejection(
         counts: For each step its title, the number of fitting boxes, and the best IoU with the expected box.
         lost: Index of the first step without a fitting box; ``len(counts)`` if the object is detected.
         text: The name of the expected object.
+        suppressor: ``(4,)`` the box because of which NMS suppresses the best box, or ``None``.
     """
-    boxes = expected[None] if best is None else np.stack([expected, best])
+    boxes = np.stack([box for box in (expected, best, suppressor) if box is not None])
     figure, axes, bars = _new_figure(picture, boxes)
     draw_boxes(axes, expected[None], WHITE)
     entries = [('expected box', WHITE, 'solid')]
     if best is not None:
         draw_boxes(axes, best[None], _PROPOSAL, 'dashed')
         entries.append(('detection' if lost == len(counts) else 'best box of the step', _PROPOSAL, 'dashed'))
+    if suppressor is not None:
+        draw_boxes(axes, suppressor[None], _ANCHOR, 'dotted')
+        entries.append(('box that suppresses it', _ANCHOR, 'dotted'))
     _draw_funnel(bars, counts, lost)
     add_legend(figure, entries)
     settle_layout(figure)

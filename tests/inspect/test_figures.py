@@ -176,6 +176,22 @@ def test_the_best_box_of_the_step_is_drawn(step):
     assert step is Step.DETECTED or counts[is_bold.index(True)].startswith('0,')
 
 
+@pytest.mark.parametrize(('step', 'shift'), [(Step.PROPOSAL_NMS, 4.6), (Step.DETECTION_NMS, 8.0)])
+def test_the_suppressing_box_is_drawn(step, shift):
+    """It is the proposal of the next column, moved until it differs from the anchor by ``shift`` rows."""
+    cat, other = (0.1, 0.8, 0.1), (0.05, 0.9, 0.05)
+    scores = {0: cat} if step is Step.PROPOSAL_NMS else {0: other, 1: cat}
+    model = scripted_network(
+        {(4, 4): 4, (4, 5): 5}, deltas={(4, 5): (shift / 32, -0.5, 0, 0)}, scores=scores, nms_threshold=0.5
+    )
+    steps = trace(model, np.zeros((128, 128, 3), np.uint8))
+    box = steps.in_image(steps.anchors.boxes[[36]])[0]
+    rejection = why_not(steps, box, 'cat', min_iou=0.9)
+    assert rejection.step is step
+    axes = figures.draw_rejection(steps, rejection).axes[1]
+    np.testing.assert_allclose(drawn_boxes(axes, 'dotted'), [box + (shift, 0, shift, 0)], atol=0.5)
+
+
 def test_keypoints_are_drawn_at_their_places(keypoint_model):
     steps = trace(keypoint_model, np.random.RandomState(0).randint(0, 256, (60, 80, 3)).astype(np.uint8))
     panels = figures.draw_keypoints(steps, 1).axes[1:18]

@@ -257,7 +257,7 @@ def test_the_step_that_loses_an_object_is_marked(lost, best):
     )
     _, axes, bars = figure.axes
     np.testing.assert_allclose(drawn_boxes(axes, 'solid'), box[None], rtol=1e-5)
-    assert len(drawn_boxes(axes, 'dashed')) == best
+    assert len(drawn_boxes(axes, 'dashed')) == best and not len(drawn_boxes(axes, 'dotted'))
     is_bold = [label.get_fontweight() == 'bold' for label in bars.get_yticklabels()]
     assert is_bold == [row == lost for row in range(3)]
     lengths = [bar.get_width() for bar in bars.patches]
