@@ -29,6 +29,7 @@ def test_a_detected_object():
     assert counts_of(rejection) == [1] * 7
     assert all(iou == pytest.approx(1) for _, _, iou in rejection.counts)
     assert rejection.counts[5][0] == '... with a score above 0.01, before NMS'
+    assert len({line.index(' with IoU') for line in str(rejection).splitlines()[1:]}) == 1  # aligned
 
 
 def test_no_anchor_is_regressed_to_it():
