@@ -76,6 +76,10 @@ def test_the_summary_counts_reasons_and_names_sizes():
             [trained(size=9.0, best_proposal=0.1)],
             '1 of 1 object has no proposal with IoU >= 0.5, size 9 pixels in the network input',
         ),
+        (
+            [trained(size=8.9, best_proposal=0.1), trained(size=9.1, best_proposal=0.1)],
+            '2 of 2 objects have no proposal with IoU >= 0.5, size 9 pixels in the network input',
+        ),
     ],
 )
 def test_summaries_of_few_objects(objects, expected):

@@ -195,9 +195,10 @@ def _describe_sizes(objects: Sequence[TrainedObject]) -> str:
     if not objects:
         return ''
     sizes = [obj.size for obj in objects]
-    if len(objects) == 1:
-        return f', size {sizes[0]:.0f} pixels in the network input'
-    return f', sizes {min(sizes):.0f} to {max(sizes):.0f} pixels in the network input (median {np.median(sizes):.0f})'
+    smallest, largest = f'{min(sizes):.0f}', f'{max(sizes):.0f}'
+    if smallest == largest:
+        return f', size {smallest} pixels in the network input'
+    return f', sizes {smallest} to {largest} pixels in the network input (median {np.median(sizes):.0f})'
 
 
 def _mean(values: Iterable[float]) -> float:
