@@ -138,7 +138,8 @@ class Rejection:
         lines = [f'{self.name} at {format_box(self.box)} {status}: {self.reason}']
         width = max(34, *(len(title) for title, _, _ in self.counts))
         lines += [
-            f'  {title:{width}}{count:7} with IoU >= {self.min_iou:g}, best {best:.2f}' for title, count, best in self.counts
+            f'  {title:{width}}{count:7} with IoU >= {self.min_iou:g}, best {best:.2f}'
+            for title, count, best in self.counts
         ]
         return '\n'.join(lines)
 
