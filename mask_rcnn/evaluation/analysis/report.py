@@ -105,14 +105,14 @@ def _add_sizes(report: Report, analysis: Analysis) -> None:
     }
     report.add_figure(
         plot_size_ap(aps, main.size_counts),
-        "AP of COCO's three sizes: a low value for one size shows which objects the model finds badly.",
+        "AP of COCO's three sizes: a low value shows the size of the objects that the model detects poorly.",
     )
     sizes = main.size_recall
     if len(sizes.n_objects):
         report.add_figure(
             plot_size_recall(sizes.limits, sizes.n_objects, sizes.recall),
-            f'Fraction of the objects of each size that any detection finds ({main.kind.plural}, all scores), and the '
-            'number of these objects: a gap between the curves means that objects are found, but badly located.',
+            f'Recall of the objects of each size ({main.kind.plural}, all scores), and their number: a gap between the '
+            'curves means that objects are detected, but poorly localised.',
         )
 
 
@@ -129,7 +129,7 @@ def _add_classes(report: Report, analysis: Analysis) -> None:
     report.add_figure(
         plot_class_ap(rows, n_worst),
         f'AP of the {main.kind.plural} of each class with its number of objects, the worst class first: a long '
-        'distance from the bar to the dot means that the objects are found, but badly located.'
+        'distance from the bar to the dot means that the objects are detected, but poorly localised.'
         + _explain_ends(classes, n_worst),
     )
     per_kind = analysis.metrics.ap_per_class().values()
@@ -191,7 +191,7 @@ _DEFINITIONS = {
     'both': 'IoU of 0.1 to 0.5 with an object of another class',
     'duplicate': 'IoU of at least 0.5 with an object that is found with a higher score',
     'background': 'IoU below 0.1 with every object',
-    'missed': 'objects that no detection finds, even with a wrong class or location',
+    'missed': 'objects without a detection, even of a wrong class or location',
     'false positives': 'the five kinds of detections above',
     'false negatives': 'all objects that are not found',
 }
