@@ -128,7 +128,7 @@ class DetectionCandidates:
         return len(self.boxes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
     """Every step of the detection in one image; the result of :func:`mask_rcnn.inspect.trace`.
 
@@ -164,6 +164,13 @@ class Trace:
     heatmaps: np.ndarray | None
     layer_shapes: Mapping[str, list[tuple[int, ...]]]
     activations: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        return (
+            f'Trace({width} x {height} pixels: {len(self.anchors)} anchors, {len(self.proposals)} proposals before '
+            f'NMS, {len(self.rois)} RoIs, {len(self.detections)} detections)'
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:

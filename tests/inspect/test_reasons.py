@@ -32,6 +32,13 @@ def test_a_detected_object():
     assert len({line.index(' with IoU') for line in str(rejection).splitlines()[1:]}) == 1  # aligned
 
 
+def test_a_trace_has_a_short_text():
+    """A notebook shows it at the end of a cell."""
+    steps = trace(scripted_network({CELL: 5}, scores={0: CAT}, rpn_pre_nms=9, rpn_post_nms=1), IMAGE[:, :64])
+    text = f'{len(steps.anchors)} anchors, 9 proposals before NMS, 1 RoIs, {len(steps.detections)} detections'
+    assert repr(steps) == f'Trace(64 x 128 pixels: {text})'
+
+
 def test_no_anchor_is_regressed_to_it():
     rejection = lose(scripted_network({CELL: 5}, scores={0: CAT}), box=(50, 50, 54, 54))
     assert rejection.step is Step.ANCHORS
