@@ -33,7 +33,7 @@ _MAX_MAP_SIDE = 400  # pixels of a drawn feature map
 
 @default_style()
 def draw_input(image: np.ndarray, network_input: np.ndarray, window: np.ndarray) -> Figure:
-    """Draw an image beside the pixels that the network reads, with a frame around the resized image.
+    """Draw an image beside the pixels that the network reads, with a frame between the resized image and padding.
 
     Args:
         image: ``(H, W, 3)`` uint8, RGB.
@@ -49,7 +49,8 @@ def draw_input(image: np.ndarray, network_input: np.ndarray, window: np.ndarray)
         axes.imshow(shrink(picture, 1000), extent=(0, sides[1], sides[0], 0), interpolation='antialiased')
         axes.set_title(f'{title}: {sides[1]} x {sides[0]} pixels', fontsize='medium')
         axes.tick_params(labelsize='x-small')
-    draw_boxes(grid[0, 1], window[None], SKY, 'dashed')
+    if tuple(window) != (0, 0, *network_input.shape[:2]):
+        draw_boxes(grid[0, 1], window[None], SKY, 'dashed')
     return figure
 
 
