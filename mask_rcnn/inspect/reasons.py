@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.inspect.tables import Fate, Trace
-from mask_rcnn.ops.boxes.boxes import box_iou
+from mask_rcnn.ops.boxes.boxes import box_iou, format_box
 
 #: Number of classes that are listed for an RoI.
 _MAX_CLASSES = 5
@@ -445,8 +445,3 @@ def _check_iou(value: float) -> float:
     if not 0 < value <= 1:
         raise ValueError(f'min_iou must be above 0 and at most 1, not {value!r}')
     return value
-
-
-def format_box(box: np.ndarray) -> str:
-    """Return a box ``(y_min, x_min, y_max, x_max)`` as text in the order of COCO's corners: ``x0,y0,x1,y1``."""
-    return ','.join(f'{box[i]:.0f}' for i in (1, 0, 3, 2))

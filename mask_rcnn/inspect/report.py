@@ -8,8 +8,9 @@ import numpy as np
 
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inspect import figures
-from mask_rcnn.inspect.reasons import Origin, format_box, why
+from mask_rcnn.inspect.reasons import Origin, why
 from mask_rcnn.inspect.tables import Fate, Trace
+from mask_rcnn.ops.boxes.boxes import format_box
 from mask_rcnn.visualization.html_report import Report
 
 #: Maximum number of detections with a figure of their origin, of rows of a table, and of objects with heat maps.
@@ -89,11 +90,10 @@ def _add_input(report: Report, trace: Trace) -> None:
         f'unless the longer side would exceed {config.max_size}. {padding}The mean colour is subtracted, and the '
         'values are divided by the standard deviation of the channels.'
     )
-    report.add_figure(
-        figures.draw_input(trace),
-        'The image, and the network input with the mean colour added again. The dashed frame separates the resized '
-        'image from padding.',
-    )
+    caption = 'The image, and the network input with the mean colour added again.'
+    if padding:
+        caption += ' The dashed frame separates the resized image from padding.'
+    report.add_figure(figures.draw_input(trace), caption)
     conventions = config.dialect.input
     report.add_table(
         ['convention', 'value'],

@@ -103,6 +103,23 @@ def test_hidden_false_positives_are_counted():
     )
 
 
+def test_objects_that_were_not_found_are_listed_with_their_boxes():
+    """One is found, one is detected with a wrong class, one is missed, and a crowd does not count."""
+    found, confused, missed, crowd = (0, 0, 50, 50), (100, 0, 40, 30), (300, 200, 50, 25), (0, 300, 60, 60)
+    objects = [(1, 0, found), (1, 0, confused), (1, 1, missed), (1, 1, crowd, 'crowd')]
+    document = describe_images(box_evaluator(objects, [(1, 0, found, 0.9), (1, 1, confused, 0.8)], n_classes=2))
+    header, *lost = rows(document)
+    assert header == ['class', 'box x0,y0,x1,y1', 'error']
+    names = box_evaluator([], [], n_classes=2).class_names
+    assert lost == [[names[0], '100,0,140,30', 'wrong class'], [names[1], '300,200,350,225', 'missed']]
+
+
+def test_the_list_of_lost_objects_is_limited():
+    objects = [(1, 0, (10 * i, 0, 8, 8)) for i in range(13)]
+    document = describe_images(box_evaluator(objects, []))
+    assert len(rows(document)) == 1 + 10 and 'The other 3 objects are not listed.' in document
+
+
 @pytest.mark.parametrize('error', [ImageFileError('1.png', 'is gone'), FileNotFoundError(2, 'is gone', '1.png')])
 def test_an_image_that_cannot_be_read_is_named(error):
     def fail(image_id):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mask_rcnn.evaluation.analysis.analysis import Analysis
 from mask_rcnn.evaluation.analysis.image_losses import ImageErrors
+from mask_rcnn.ops.boxes.boxes import format_box
 from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.visualization.error_pictures import MARKS, MarkedShapes, draw_errors, mark_title
 from mask_rcnn.visualization.html_report import Report
+
+_MAX_LOST = 10  # rows of a table
 
 #: Returns the image with an id as ``(H, W, 3)`` uint8, RGB, and its name.
 ImageReader = Callable[[int | str], tuple[np.ndarray, str]]
@@ -35,6 +38,10 @@ def add_worst_images(report: Report, analysis: Analysis, read_image: ImageReader
         f'({analysis.main_kind.plural}), without the false positives with a score of at most '
         f'{analysis.confusion.score_threshold:g}.'
     )
+    report.add_text(
+        'A table lists the objects that were not found. "mask-rcnn inspect why IMAGE --box BOX --class CLASS" shows '
+        'the step of the network at which an object was lost.'
+    )
     for number, errors in enumerate(analysis.worst_images, 1):
         try:
             image, name = read_image(errors.image_id)
@@ -45,6 +52,7 @@ def add_worst_images(report: Report, analysis: Analysis, read_image: ImageReader
         report.add_figure(
             picture, f'{number}. {name}: {_describe(errors, n_hidden, analysis.confusion.score_threshold)}'
         )
+        _add_lost_objects(report, errors, analysis.metrics.class_names)
 
 
 def _draw(image: np.ndarray, errors: ImageErrors, analysis: Analysis) -> tuple[np.ndarray, int]:
@@ -75,3 +83,18 @@ def _describe(errors: ImageErrors, n_hidden: int, threshold: float) -> str:
     hidden = f' ({n_hidden} of them with a score of at most {threshold:g})' if n_hidden else ''
     false = f'; false positives: {", ".join(parts)}{hidden}' if parts else ''
     return f'costs {100 * errors.loss:.2f} points of AP50; {errors.n_found} of {errors.n_objects} objects found{false}'
+
+
+def _add_lost_objects(report: Report, errors: ImageErrors, class_names: Sequence[str]) -> None:
+    """Add a table of the objects that no detection has found, with their boxes in the form of ``inspect why``."""
+    rows = [
+        (class_names[label], format_box(box), mark_title(state))
+        for label, box, state in zip(
+            errors.object_labels.tolist(), errors.object_boxes, errors.object_states, strict=True
+        )
+        if state not in ('correct', 'crowd')
+    ]
+    if rows:
+        report.add_table(['class', 'box x0,y0,x1,y1', 'error'], rows[:_MAX_LOST])
+    if len(rows) > _MAX_LOST:
+        report.add_text(f'The other {len(rows) - _MAX_LOST} objects are not listed.')

@@ -161,3 +161,8 @@ def clip_boxes(
 def _centre_and_side(boxes: Array, offset: float) -> tuple[Array, Array]:
     side = boxes[..., 2:] - boxes[..., :2] + boxes.dtype.type(offset)
     return boxes[..., :2] + boxes.dtype.type(0.5) * side, side
+
+
+def format_box(box: np.ndarray) -> str:
+    """Return a box ``(y_min, x_min, y_max, x_max)`` as text in the order of COCO's corners: ``x0,y0,x1,y1``."""
+    return ','.join(f'{box[i]:.0f}' for i in (1, 0, 3, 2))
