@@ -11,6 +11,7 @@ import numpy as np
 from mask_rcnn.cli.dataset_options import Dataset
 from mask_rcnn.evaluation.coco import COCOEvaluator
 from mask_rcnn.evaluation.metrics import Metrics
+from mask_rcnn.preprocessing.image_io import to_pixels
 
 if TYPE_CHECKING:
     from mask_rcnn.evaluation.analysis import Analysis
@@ -54,7 +55,6 @@ class EvaluationReport:
 
         def read_image(image_id: int | str) -> tuple[np.ndarray, str]:
             example = dataset[index_of[image_id]]
-            pixels = np.rint(example.image).clip(0, 255).astype(np.uint8)
-            return np.ascontiguousarray(pixels.transpose(1, 2, 0)), Path(example.name).name
+            return to_pixels(example.image), Path(example.name).name
 
         make_report(self._analysis, read_image, title=self._title, details=self._details).write(self.path)

@@ -31,7 +31,6 @@ class LayerRecorder(chainer.LinkHook):
     Attributes:
         shapes: Path of each called link -> the shape of each array that its calls return.
         outputs: Path of each link of ``names`` that is called -> for each call, a list of arrays.
-        inputs: The same for the first argument of the calls.
 
     Raises:
         ValueError: A name is not the path of a link; the message names similar ones.
@@ -50,13 +49,6 @@ class LayerRecorder(chainer.LinkHook):
             _check_name(name, self._paths.values())
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         self.outputs: dict[str, list[list[np.ndarray]]] = {}
-        self.inputs: dict[str, list[list[np.ndarray]]] = {}
-
-    def forward_preprocess(self, args: Any) -> None:
-        """Copy the input of a link; it may be overwritten by a later layer."""
-        path = self._paths.get(id(args.link))
-        if path in self._names:
-            self.inputs.setdefault(path, []).append([array.copy() for array in _arrays_in(args.args[:1])])
 
     def forward_postprocess(self, args: Any) -> None:
         """Copy the output of a link; it may be overwritten by a later layer."""
@@ -159,7 +151,7 @@ def on_cpu(model: MaskRCNN) -> MaskRCNN:
 
 
 def _arrays_in(output: Any) -> Iterator[np.ndarray]:
-    """Yield the arrays of a link's arguments or output: of a variable, an array, or nested tuples and lists of them."""
+    """Yield the arrays of a link's output: of a variable, an array, or nested tuples and lists of them."""
     if isinstance(output, (tuple, list)):
         for item in output:
             yield from _arrays_in(item)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mask_rcnn.config import Config
+from mask_rcnn.preprocessing.image_io import to_pixels
 
 
 def viewable_input(x: np.ndarray, config: Config) -> np.ndarray:
@@ -33,4 +34,4 @@ def viewable_input(x: np.ndarray, config: Config) -> np.ndarray:
     channels = x.astype(np.float32) * std + mean
     if conventions.channel_order == 'BGR':
         channels = channels[::-1]
-    return np.ascontiguousarray(np.rint(np.nan_to_num(channels).clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
+    return to_pixels(np.nan_to_num(channels))

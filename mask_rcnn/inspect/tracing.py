@@ -24,7 +24,7 @@ from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.boxes.nms import find_suppressors
 from mask_rcnn.ops.boxes.proposals import NMSRecord, ProposalDecoding, as_rows, generate_proposals, select_detections
 from mask_rcnn.ops.boxes.top_k import top_k_indices
-from mask_rcnn.preprocessing.image_io import to_chw
+from mask_rcnn.preprocessing.image_io import to_pixels
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 
@@ -55,7 +55,7 @@ def trace(model: MaskRCNN, image: str | os.PathLike | np.ndarray, *, layers: Ite
         features = recorder.output('extractor')
         rois, candidates = _trace_box_head(network, recorder, features, proposals, transform)
     return Trace(
-        image=_to_picture(pixels),
+        image=to_pixels(pixels),
         transform=transform,
         input=x[0],
         config=config,
@@ -77,13 +77,6 @@ _PARTS = frozenset({'extractor', 'rpn', 'box_head', 'keypoint_head'})
 
 def _children(network: chainer.Chain) -> set[str]:
     return {child.name for child in network.children() if child.name is not None}
-
-
-def _to_picture(image: np.ndarray) -> np.ndarray:
-    """Return an image as ``(H, W, 3)`` uint8."""
-    if image.dtype == np.uint8:
-        return image
-    return np.rint(to_chw(image).clip(0, 255)).astype(np.uint8).transpose(1, 2, 0)
 
 
 def _trace_rpn(

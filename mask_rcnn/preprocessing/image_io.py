@@ -230,3 +230,13 @@ def to_chw(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8:
         return image
     return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+
+
+def to_pixels(image: np.ndarray) -> np.ndarray:
+    """Convert ``(3, H, W)`` floats, 0 to 255, to ``(H, W, 3)`` uint8: rounded, clipped and contiguous.
+
+    An array of uint8 is returned unchanged.
+    """
+    if image.dtype == np.uint8:
+        return image
+    return np.ascontiguousarray(np.rint(image.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))

@@ -12,6 +12,7 @@ from chainer import training
 
 from mask_rcnn.inference import Detections
 from mask_rcnn.models import MaskRCNN
+from mask_rcnn.preprocessing.image_io import to_pixels
 from mask_rcnn.training.tensorboard import TensorBoard
 
 #: Number of images.
@@ -74,8 +75,7 @@ class ExampleDetections(training.Extension):
         from mask_rcnn.visualization.contact_sheet import draw_tile_picture
 
         example = self._dataset[index]
-        pixels = np.rint(example.image.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0)
-        pixels = np.ascontiguousarray(pixels)
+        pixels = to_pixels(example.image)
         annotated = draw_tile_picture(pixels, example.annotations, self._dataset.class_names, side=_SIDE)
         is_smaller = annotated.shape[0] < pixels.shape[0]
         interpolation = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC

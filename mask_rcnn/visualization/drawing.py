@@ -12,6 +12,7 @@ import numpy as np
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON, MIN_KEYPOINT_LOGIT
 from mask_rcnn.ops.masks.crop import MaskCrop, crop_mask
+from mask_rcnn.preprocessing.image_io import to_pixels
 from mask_rcnn.visualization.colors import class_colors, instance_colors, text_color
 from mask_rcnn.visualization.labels import PlacedLabel, Text, draw_label, font_size_for, label_candidates, place_labels
 from mask_rcnn.visualization.legend import draw_legend, make_legend, place_legend
@@ -105,7 +106,7 @@ def draw_detections(
         OSError: ``font`` cannot be read.
     """
     kind = _label_kind(labels)
-    pixels = _to_pixels(image, detections.size)
+    pixels = _check_pixels(image, detections.size)
     canvas = make_canvas(pixels, backdrop)
     ordered = detections[_largest_first(detections.boxes)]
     clipped_boxes = _clip_boxes(ordered.boxes, ordered.size, ordered.dialect.boxes.offset)
@@ -181,13 +182,13 @@ def _choose_colors(detections: DrawableDetections, clipped_boxes: np.ndarray, on
     return instance_colors(clipped_boxes, detections.size)
 
 
-def _to_pixels(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _check_pixels(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return the image as a uint8 array ``(H, W, 3)``, which may be the image itself."""
     height, width = size
     if image.dtype == np.uint8 and image.shape == (height, width, 3):
         return image
     if image.dtype == np.float32 and image.shape == (3, height, width):
-        return np.ascontiguousarray(np.rint(image.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
+        return to_pixels(image)
     raise ValueError(
         f'image is {image.dtype} of shape {image.shape}, expected {height} x {width} pixels as in the detections, '
         'float32 (3, H, W) or uint8 (H, W, 3)'

@@ -19,6 +19,7 @@ from mask_rcnn.preprocessing.image_io import (
     read_image_size,
     read_image_sizes,
     to_image_array,
+    to_pixels,
 )
 from tests.preprocessing.image_files import encode, gradients, write
 from tests.support import wrong_files
@@ -259,3 +260,11 @@ def test_a_large_tiff_is_read_without_a_warning(tmp_path, monkeypatch, compressi
     Image.fromarray(pixels).save(path, compression=compression, tiffinfo={274: orientation})
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 150)
     np.testing.assert_array_equal(as_hwc(read_image(path, apply_orientation=False)), pixels)
+
+
+def test_floats_become_pixels():
+    image = np.float32([[[-3, 0.4]], [[0.6, 254.6]], [[255.4, 300]]])
+    pixels = to_pixels(image)
+    assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, [[[0, 1, 255], [0, 255, 255]]])
+    assert to_pixels(pixels) is pixels
