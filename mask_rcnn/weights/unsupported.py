@@ -49,7 +49,7 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 #: The continuation of the description of each kind.
 _HINTS = {
     ARCHIVE: '; unpack it first and name the weight file in it',
-    IMAGE: ', which belongs to --image',
+    IMAGE: ', not weights',
     'a PDF document': '',
 }
 
@@ -60,7 +60,7 @@ _CONTENTS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (rb'\s*\[\s*\{[^}]*"image_id"', 'a JSON file of detections (COCO results), not weights'),
         (
             rb'\s*\{.*"(?:images|annotations|categories|licenses)"\s*:',
-            'a JSON file of annotations, which belongs to --val-annotations or --train-annotations',
+            'a JSON file of annotations, not weights',
         ),
         (rb'\s*[{\[]\s*["{\[\]}]', 'JSON text, not weights'),
         (rb'model_checkpoint_path:', 'the index of a TensorFlow checkpoint, which is not supported'),
