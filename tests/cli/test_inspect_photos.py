@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mask_rcnn.cli import main
-from mask_rcnn.cli.inspect import photos
+from mask_rcnn.cli.inspect import image, photos
 from mask_rcnn.datasets import RichShapesDataset
-from mask_rcnn.inspect import Step, report, trace, why, why_not
+from mask_rcnn.inspect import Step, trace, why, why_not
 from mask_rcnn.visualization import html_report
 from tests.inspect.networks import bundled_model
 
@@ -43,7 +43,7 @@ def photo(tmp_path, monkeypatch, scene):
 def inspect(monkeypatch, model, steps, photo):
     """Run a subcommand with the model that is loaded already, and with reports without figures."""
     monkeypatch.setattr(photos, 'load_network', lambda args, **changes: model)
-    monkeypatch.setattr(report, 'make_report', short_report)
+    monkeypatch.setattr(image, 'make_report', short_report)
     monkeypatch.setattr(html_report, '_encode', lambda picture: ('png', b''))
     return lambda *words: main(['inspect', *map(str, words), '--modelfile', 'model.npz'])
 
@@ -168,7 +168,7 @@ def test_a_detection_and_its_figures(inspect, steps, tmp_path, capsys):
     assert inspect('why', 'scene.png', '--detection', '1', '--out', 'why.html') == 0
     assert capsys.readouterr().out == f'{why(steps, 1)}\n'
     text = (tmp_path / 'why.html').read_text(encoding='utf-8')
-    assert 'The origin of detection 1' in text and '  proposal'.strip() in text
+    assert 'The origin of detection 1' in text and '<p>proposal' in text
     assert inspect('why', 'scene.png', '--box', '5,120,60,180', '--class', 'heart', '--out', 'not.png') == 0
     assert cv2.imread(str(tmp_path / 'not.png')).shape[1] == 1200
 

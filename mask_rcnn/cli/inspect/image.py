@@ -12,6 +12,7 @@ from mask_rcnn.cli.command import UsageError, run_and_report_errors
 from mask_rcnn.cli.inspect.photos import add_network, check_layers, load_model, trace_photo
 from mask_rcnn.cli.network_options import check_modelfile
 from mask_rcnn.cli.outputs import check_can_write, paths_of_images, refuse_inputs
+from mask_rcnn.inspect.report import make_report
 from mask_rcnn.inspect.tables import Trace
 from mask_rcnn.io.atomic_file import check_writable_folder
 from mask_rcnn.io.console import print_error, print_line, print_lines, progress_bar
@@ -96,12 +97,10 @@ def _check_reports(reports: Sequence[Path], args: argparse.Namespace) -> None:
 
 
 def _write_report(model: MaskRCNN, photo: Path, path: Path, layers: Sequence[str]) -> None:
-    from mask_rcnn.inspect.report import make_report  # imported late: it needs Matplotlib's modules
-
     steps = trace_photo(model, photo, layers)
     make_report(steps, f'Detection in {photo.name}').write(path)
     counts = ', '.join(f'{count} {name}' for name, count in Counter(steps.detections.names).most_common(10))
-    print_line(f'{photo}: {counts or "nothing found"} -> {path}')
+    print_line(f'{photo}: {counts or "no detections"} -> {path}')
 
 
 def list_layers(steps: Trace) -> list[str]:

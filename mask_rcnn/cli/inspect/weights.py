@@ -11,6 +11,17 @@ from typing import Any
 
 from mask_rcnn.cli.command import run_and_report_errors
 from mask_rcnn.cli.outputs import check_report
+from mask_rcnn.inspect.weights.changes import ArrayChange, WeightComparison, compare_weights
+from mask_rcnn.inspect.weights.findings import (
+    WeightInspection,
+    describe_comparison,
+    describe_doubts,
+    describe_inspection,
+    inspect_weights,
+    summarize_parts,
+)
+from mask_rcnn.inspect.weights.report import build_comparison_report, build_weight_report
+from mask_rcnn.inspect.weights.source import read_network_weights
 from mask_rcnn.io.console import escape, print_line, print_lines, print_note
 from mask_rcnn.weights import WeightFileError
 
@@ -49,11 +60,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    # Imported late: --help must not load the readers and the network.
-    from mask_rcnn.inspect.weights.changes import compare_weights
-    from mask_rcnn.inspect.weights.findings import describe_comparison, describe_inspection, inspect_weights
-    from mask_rcnn.inspect.weights.source import read_network_weights
-
     paths = [path for path in (args.file, args.other) if path is not None]
     if args.out is not None:
         check_report('--out', args.out, [('the weight file', path) for path in paths])
@@ -78,9 +84,7 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_report(path: Path, inspections: Sequence[Any], comparison: Any) -> None:
-    from mask_rcnn.inspect.weights.report import build_comparison_report, build_weight_report
-
+def _write_report(path: Path, inspections: Sequence[WeightInspection], comparison: WeightComparison | None) -> None:
     if comparison is None:
         report = build_weight_report(inspections[0])
     else:
@@ -89,9 +93,7 @@ def _write_report(path: Path, inspections: Sequence[Any], comparison: Any) -> No
     print_note(f'wrote {path}')
 
 
-def _format_inspection(inspection: Any, *, with_parts: bool) -> str:
-    from mask_rcnn.inspect.weights.findings import describe_doubts, summarize_parts
-
+def _format_inspection(inspection: WeightInspection, *, with_parts: bool) -> str:
     lines = [
         f'{inspection.name}: {inspection.weights.title}, {len(inspection.arrays)} arrays, '
         f'{inspection.n_values / 1e6:.3g} million values, {inspection.zero_fraction:.2%} of them zero'
@@ -116,7 +118,7 @@ def _format_inspection(inspection: Any, *, with_parts: bool) -> str:
     return '\n'.join(map(escape, lines))
 
 
-def _format_comparison(comparison: Any) -> str:
+def _format_comparison(comparison: WeightComparison) -> str:
     lines = [f'arrays in both: {len(comparison.changes)}, of which equal bit for bit: {comparison.n_identical}']
     for name, values in comparison.settings.items():
         first, second = ('-' if value is None else _shorten(value) for value in values)
@@ -142,7 +144,7 @@ def _format_comparison(comparison: Any) -> str:
     return '\n'.join(map(escape, lines))
 
 
-def _describe_kind(change: Any) -> str:
+def _describe_kind(change: ArrayChange) -> str:
     """Return the properties of a change that its numbers do not state."""
     parts = []
     if change.dtypes[0] != change.dtypes[1]:
