@@ -13,11 +13,14 @@ from mask_rcnn.cli.options import non_negative_int
 from mask_rcnn.cli.outputs import check_output
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.config.fields import describe_value
-from mask_rcnn.inspect.reasons import Step, why, why_not
+from mask_rcnn.inspect import figures
+from mask_rcnn.inspect.reasons import Rejection, Step, why, why_not
 from mask_rcnn.inspect.tables import Trace
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.io.console import print_lines, print_note
 from mask_rcnn.preprocessing.image_io import ImageFileError
+from mask_rcnn.visualization.figures import encode_figure
+from mask_rcnn.visualization.html_report import Report
 from mask_rcnn.weights import WeightFileError
 
 _DESCRIPTION = """\
@@ -87,11 +90,16 @@ def _explain(args: argparse.Namespace) -> int:
     _check(args)
     model = load_model(args)
     steps = trace_photo(model, args.photo)
+    rejection = None
     if args.detection is not None:
         _check_detection(args.detection, steps)
-        text, detection = str(why(steps, args.detection)), args.detection
+        detection, texts = args.detection, []
     else:
-        text, detection = _find(steps, args)
+        rejection = _search(steps, args)
+        detection, texts = rejection.index if rejection.step is Step.DETECTED else -1, [str(rejection)]
+    if detection >= 0:
+        texts.append(str(why(steps, detection)))
+    text = '\n'.join(texts)
     print_lines(text)
     if detection >= 0 and steps.detections.scores[detection] <= VISUALIZE_SCORE_THRESHOLD:
         print_note(
@@ -99,7 +107,7 @@ def _explain(args: argparse.Namespace) -> int:
             f'{steps.detections.scores[detection]:.3f} is not above {VISUALIZE_SCORE_THRESHOLD}'
         )
     if args.out is not None:
-        _write(steps, args, text, detection)
+        _write(steps, args, text, rejection, detection)
         print_note(f'wrote {args.out}')
     return 0
 
@@ -123,8 +131,8 @@ def _check_detection(detection: int, steps: Trace) -> None:
         raise UsageError(f'--detection {detection} does not exist: there {"is" if n == 1 else "are"} {n}')
 
 
-def _find(steps: Trace, args: argparse.Namespace) -> tuple[str, int]:
-    """Return the text on an expected object, and the index of its detection or -1."""
+def _search(steps: Trace, args: argparse.Namespace) -> Rejection:
+    """Return the step at which the expected object was lost."""
     height, width = steps.image.shape[:2]
     left, top, right, bottom = args.box
     if right > width or bottom > height:
@@ -132,28 +140,19 @@ def _find(steps: Trace, args: argparse.Namespace) -> tuple[str, int]:
     if args.class_name not in steps.class_names:
         listed = ', '.join(steps.class_names[:100])
         raise UsageError(f'--class {args.class_name!r} is not a class of the network: {listed}')
-    rejection = why_not(steps, (top, left, bottom, right), args.class_name, min_iou=args.iou)
-    if rejection.step is not Step.DETECTED:
-        return str(rejection), -1
-    return f'{rejection}\n{why(steps, rejection.index)}', rejection.index
+    return why_not(steps, (top, left, bottom, right), args.class_name, min_iou=args.iou)
 
 
 def _format(box: tuple[float, ...]) -> str:
     return ','.join(f'{value:g}' for value in box)
 
 
-def _write(steps: Trace, args: argparse.Namespace, text: str, detection: int) -> None:
+def _write(steps: Trace, args: argparse.Namespace, text: str, rejection: Rejection | None, detection: int) -> None:
     """Write the figure or figures of the object."""
-    # Imported late: they need Matplotlib's modules.
-    from mask_rcnn.inspect import figures
-    from mask_rcnn.visualization.figures import encode_figure
-    from mask_rcnn.visualization.html_report import Report
-
     drawn = []
-    if args.box is not None:
-        left, top, right, bottom = args.box
-        found = figures.draw_why_not(steps, (top, left, bottom, right), args.class_name, min_iou=args.iou)
-        drawn.append((found, f'{args.class_name} at {_format(args.box)}'))
+    if rejection is not None:
+        figure = figures.draw_rejection(steps, rejection)
+        drawn.append((figure, f'{args.class_name} at {_format(args.box)}'))
     if detection >= 0:
         drawn.append((figures.draw_why(steps, detection), f'The origin of detection {detection}'))
     if args.out.suffix.lower() == '.png':
