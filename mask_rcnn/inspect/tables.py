@@ -15,6 +15,7 @@ import numpy as np
 
 from mask_rcnn.config import Config
 from mask_rcnn.inference.detections import Detections
+from mask_rcnn.inspect.names import level_names, names_of_classes
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 
@@ -175,8 +176,7 @@ class Trace:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The name of each foreground class."""
-        names = self.detections.class_names
-        return tuple(f'class {i}' for i in range(self.config.n_fg_class)) if names is None else names
+        return names_of_classes(self.detections.class_names, self.config.n_fg_class)
 
     @cached_property
     def candidate_of_detection(self) -> np.ndarray:
@@ -187,8 +187,7 @@ class Trace:
     @property
     def level_names(self) -> tuple[str, ...]:
         """The name of each feature map: ``'P2'`` to ``'P6'``, or ``'C4'`` for the single map of a C4 network."""
-        letter = 'P' if self.config.has_fpn else 'C'
-        return tuple(f'{letter}{stride.bit_length() - 1}' for stride in self.strides)
+        return level_names(self.strides)
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Return the probabilities of objectness scores, which are logits in some dialects; see :class:`Anchors`."""

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,9 +136,3 @@ def encode_figure(figure: Figure, suffix: str = 'png') -> bytes:
         warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)
         figure.savefig(data, format=suffix)
     return data.getvalue()
-
-
-def render_figure(figure: Figure) -> np.ndarray:
-    """Return a figure as a picture ``(H, W, 3)`` uint8, RGB: reports store pictures in less memory than figures."""
-    with Image.open(io.BytesIO(encode_figure(figure))) as image:
-        return np.asarray(image.convert('RGB'))

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mask_rcnn.inspect.training.pictures import draw_anchors, draw_keypoints, draw_masks, draw_rois, level_names
+from mask_rcnn.inspect.names import level_names, names_of_classes
+from mask_rcnn.inspect.training.pictures import draw_anchors, draw_keypoints, draw_masks, draw_rois
 from mask_rcnn.inspect.training.summary import (
     TrainedObject,
     describe_training,
@@ -116,8 +117,8 @@ def test_tables_have_a_cell_for_each_column():
 
 
 def test_levels_have_their_usual_names():
-    assert level_names((16,)) == ['C4']
-    assert level_names((4, 8, 16, 32, 64)) == ['P2', 'P3', 'P4', 'P5', 'P6']
+    assert level_names((16,)) == ('C4',)
+    assert level_names((4, 8, 16, 32, 64)) == ('P2', 'P3', 'P4', 'P5', 'P6')
 
 
 def test_objects_of_a_trace_and_its_pictures():
@@ -125,7 +126,7 @@ def test_objects_of_a_trace_and_its_pictures():
     model = small_keypoint_model()
     image = with_squares(keypoint_example())
     (trace,) = trace_training(model, [image], sampling=SAMPLING)
-    objects = summarize_objects(trace, 1.0)
+    objects = summarize_objects(trace)
     assert [obj.number for obj in objects] == [0, 1] and {obj.image for obj in objects} == {'1.jpg'}
     np.testing.assert_allclose([obj.size for obj in objects], [(42 * 32) ** 0.5, (42 * 34) ** 0.5])
     owners, n = trace.rois.best_object[: trace.rois.n_foreground], trace.rois.n_foreground
@@ -138,17 +139,17 @@ def test_objects_of_a_trace_and_its_pictures():
         if len(rows):
             assert obj.classification == pytest.approx(trace.rois.classification.losses[:n][rows].mean())
             assert obj.mask == pytest.approx(trace.masks.terms.losses[rows].mean())
-    for picture in (
-        draw_anchors(trace, 1.0),
-        draw_rois(trace, 1.0),
-        draw_masks(trace, ['a', 'b', 'c'], 1.0),
-        draw_keypoints(trace, 1.0),
-    ):
+    assert draw_anchors(trace).axes and draw_rois(trace).axes
+    for picture in (draw_masks(trace), draw_keypoints(trace)):
         assert picture.dtype == np.uint8 and picture.shape[2] == 3
+
+
+def test_classes_without_names_have_numbers():
+    assert names_of_classes(None, 2) == ('class 0', 'class 1') and names_of_classes(['cat'], 1) == ('cat',)
 
 
 def test_images_without_objects_have_no_masks_to_draw():
     (trace,) = trace_training(small_keypoint_model(), [with_squares(keypoint_example(boxes=()))], sampling=SAMPLING)
-    assert summarize_objects(trace, 1.0) == []
-    assert draw_masks(trace, ['a', 'b', 'c'], 1.0) is None and draw_keypoints(trace, 1.0) is None
-    assert draw_anchors(trace, 1.0) is not None and draw_rois(trace, 1.0) is not None
+    assert summarize_objects(trace) == []
+    assert draw_masks(trace) is None and draw_keypoints(trace) is None
+    assert draw_anchors(trace) is not None and draw_rois(trace) is not None

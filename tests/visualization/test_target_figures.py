@@ -1,12 +1,15 @@
 """Figures of training targets contain the boxes, targets and losses, for 0, 1 and 100 objects."""
 
+import io
+
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.quiver import Quiver
+from PIL import Image
 
-from mask_rcnn.visualization.figures import BLUE, GREEN, INK, ORANGE, VERMILION, render_figure
+from mask_rcnn.visualization.figures import BLUE, GREEN, INK, ORANGE, VERMILION, encode_figure
 from mask_rcnn.visualization.loss_figures import crop_box, draw_keypoint_targets, draw_mask_targets, plot_costs
 from mask_rcnn.visualization.target_figures import (
     Objects,
@@ -75,8 +78,8 @@ def test_figures_of_any_number_of_objects(n, size):
     assert len(axes.texts) == (len(marked) if n > 40 else n)
     for panel_axes in figure.axes:
         assert panel_axes.get_xlim() == (0, size[1]) and panel_axes.get_ylim() == (size[0], 0)
-    pixels = render_figure(figure)
-    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and 300 < pixels.shape[0] < 2200
+    with Image.open(io.BytesIO(encode_figure(figure))) as pixels:
+        assert 300 < pixels.height < 2200
 
 
 def test_arrows_lead_from_rois_to_their_targets():
@@ -98,7 +101,7 @@ def test_rois_of_any_number_of_objects(n):
     figure = plot_rois(picture(), Objects(boxes), boxes, boxes + 1, owners, boxes)
     assert sum(len(corners) for _, corners in of_color(figure.axes[1], BLUE)) == n
     if n != 1:
-        assert render_figure(figure).shape[2] == 3
+        assert len(encode_figure(figure)) > 1000
 
 
 @pytest.mark.parametrize('n', [0, 1, 100])
@@ -116,7 +119,7 @@ def test_overlaps_of_every_object_are_plotted(n):
         low, high = axes.get_xlim()
         assert all(low < size < high for size in (*sizes, 32, 64))
     if n != 1:
-        assert render_figure(figure).shape[2] == 3
+        assert len(encode_figure(figure)) > 1000
 
 
 def test_a_crop_of_whole_pixels_is_a_part_of_the_picture():
@@ -174,4 +177,4 @@ def test_bars_are_stacked_contributions(n):
     np.testing.assert_allclose([bar.get_x() for bar in bars], [*np.zeros(n), *first])
     assert len(figure.axes[0].images) == n
     if n == 0:
-        assert render_figure(figure).shape[2] == 3
+        assert len(encode_figure(figure)) > 1000

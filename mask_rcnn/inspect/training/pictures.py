@@ -1,17 +1,17 @@
-"""The figures of one training pass, as pictures."""
+"""The figures and pictures of one training pass."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mask_rcnn.inspect.names import level_names
 from mask_rcnn.inspect.training.anchor_roles import ANCHOR_ROLES
 from mask_rcnn.inspect.training.trace import TrainingTrace
 from mask_rcnn.visualization.class_names import plot_name
 from mask_rcnn.visualization.contact_sheet import draw_tile_picture
-from mask_rcnn.visualization.figures import render_figure
 from mask_rcnn.visualization.loss_figures import draw_keypoint_targets, draw_mask_targets, plot_costs
 from mask_rcnn.visualization.target_figures import ANCHOR_STYLES, Objects, Panel, plot_anchors, plot_rois
 
@@ -25,25 +25,21 @@ _MAX_PER_OBJECT = 6  # foreground RoIs of an object
 _MAX_MASKS, _MAX_KEYPOINTS, _MAX_BARS = 16, 15, 12
 
 
-def level_names(strides: Sequence[int]) -> list[str]:
-    """Return the usual names of the levels of features: ``P2`` and so on, or ``C4``."""
-    if len(strides) == 1:
-        return [f'C{round(np.log2(strides[0]))}']
-    return [f'P{round(np.log2(stride))}' for stride in strides]
-
-
-def draw_input(trace: TrainingTrace, class_names: Sequence[str], *, side: int) -> np.ndarray:
-    """Draw the boxes and masks of the objects on the network input; see :func:`draw_tile_picture`."""
-    return draw_tile_picture(trace.picture, trace.objects, class_names, side=side)
-
-
-def draw_anchors(trace: TrainingTrace, offset: float) -> np.ndarray | None:
-    """Draw the anchors by role, one panel for each level with anchors to draw; ``None`` if there is none.
+def draw_input(trace: TrainingTrace, *, side: int) -> np.ndarray:
+    """Draw the boxes and masks of the objects on the network input.
 
     Args:
         trace: The training pass.
-        offset: ``boxes.offset`` of the dialect.
+        side: The longer side of the picture in pixels.
+
+    Returns:
+        numpy.ndarray: ``(h, w, 3)`` uint8, RGB.
     """
+    return draw_tile_picture(trace.picture, trace.objects, trace.class_names, side=side)
+
+
+def draw_anchors(trace: TrainingTrace) -> Figure | None:
+    """Draw the anchors by role, one panel for each level with anchors to draw; ``None`` if there is none."""
     anchors, panels = trace.anchors, []
     for level, name in enumerate(level_names(anchors.strides)):
         boxes, counts = {}, {}
@@ -52,22 +48,17 @@ def draw_anchors(trace: TrainingTrace, offset: float) -> np.ndarray | None:
             drawn, counts[role] = members, len(members)
             if role in ('ignored', 'positive_not_sampled'):
                 drawn = members[np.argsort(-anchors.best_iou[members], kind='stable')][:MAX_NOT_SAMPLED]
-            boxes[role] = _corners(anchors.boxes[drawn], offset)
+            boxes[role] = _corners(trace, anchors.boxes[drawn])
         if any(counts.values()):
             panels.append(Panel(f'{name}: {counts["positive"]} positive, {counts["negative"]} negative', boxes))
     if not panels:
         return None
     marked = tuple(anchors.objects_without_positive)
-    return render_figure(plot_anchors(trace.picture, Objects(_object_corners(trace, offset), marked), panels))
+    return plot_anchors(trace.picture, Objects(_corners(trace, trace.objects.boxes), marked), panels)
 
 
-def draw_rois(trace: TrainingTrace, offset: float) -> np.ndarray:
-    """Draw the sampled RoIs and the targets of the foreground.
-
-    Args:
-        trace: The training pass.
-        offset: ``boxes.offset`` of the dialect.
-    """
+def draw_rois(trace: TrainingTrace) -> Figure:
+    """Draw the sampled RoIs and the targets of the foreground."""
     rois = trace.rois
     owners = rois.best_object[: rois.n_foreground]
     drawn = _spread(owners, np.arange(len(owners)), _MAX_DRAWN, _MAX_PER_OBJECT)
@@ -78,61 +69,70 @@ def draw_rois(trace: TrainingTrace, offset: float) -> np.ndarray:
         titles = titles[0], f'{titles[1]} ({_MAX_DRAWN} drawn, those with the highest IoU)'
         background = background[np.argsort(-rois.iou[background], kind='stable')[:_MAX_DRAWN]]
     objects = Objects(
-        _object_corners(trace, offset), tuple(rois.objects_without_foreground.tolist()), 'object without foreground RoI'
+        _corners(trace, trace.objects.boxes),
+        tuple(rois.objects_without_foreground.tolist()),
+        'object without foreground RoI',
     )
-    figure = plot_rois(
+    return plot_rois(
         trace.picture,
         objects,
-        _corners(rois.boxes[drawn], offset),
-        _corners(rois.target_boxes[drawn], offset),
+        _corners(trace, rois.boxes[drawn]),
+        _corners(trace, rois.target_boxes[drawn]),
         owners[drawn],
-        _corners(rois.boxes[background], offset),
+        _corners(trace, rois.boxes[background]),
         titles,
     )
-    return render_figure(figure)
 
 
-def draw_masks(trace: TrainingTrace, class_names: Sequence[str], offset: float) -> np.ndarray | None:
-    """Draw mask targets, the most expensive ones of each object; ``None`` without foreground RoIs or a mask head."""
+def draw_masks(trace: TrainingTrace) -> np.ndarray | None:
+    """Draw the mask targets with the highest losses, similar numbers of each object.
+
+    Returns:
+        numpy.ndarray: ``(h, w, 3)`` uint8, RGB; ``None`` without foreground RoIs or a mask head.
+    """
     rois, masks = trace.rois, trace.masks
     if masks is None or not len(masks.targets):
         return None
     losses = masks.terms.losses.mean(axis=(1, 2))
     owners = rois.best_object[: rois.n_foreground]
-    shown = _spread(owners, _most_expensive(losses), _MAX_MASKS)
+    shown = _spread(owners, _highest_first(losses), _MAX_MASKS)
     captions = [
-        (f'{owners[i]} {class_names[rois.labels[i] - 1]}', f'IoU {rois.iou[i]:.2f}, loss {losses[i]:.2g}')
+        (f'{owners[i]} {trace.class_names[rois.labels[i] - 1]}', f'IoU {rois.iou[i]:.2f}, loss {losses[i]:.2g}')
         for i in shown
     ]
     return draw_mask_targets(
         trace.picture,
-        _corners(rois.boxes[shown], offset),
+        _corners(trace, rois.boxes[shown]),
         masks.targets[shown],
         masks.probabilities[shown],
         captions,
     )
 
 
-def draw_keypoints(trace: TrainingTrace, offset: float) -> np.ndarray | None:
-    """Draw keypoint targets, the most expensive ones of each object; ``None`` without RoIs or a keypoint head."""
+def draw_keypoints(trace: TrainingTrace) -> np.ndarray | None:
+    """Draw the keypoint targets with the highest losses, similar numbers of each object.
+
+    Returns:
+        numpy.ndarray: ``(h, w, 3)`` uint8, RGB; ``None`` without RoIs or a keypoint head.
+    """
     keypoints = trace.keypoints
     if keypoints is None or not len(keypoints.boxes):
         return None
     has_target = keypoints.locations >= 0
     losses = (keypoints.terms.losses * has_target).sum(axis=1) / np.maximum(has_target.sum(axis=1), 1)
-    shown = _spread(keypoints.best_object, _most_expensive(losses), _MAX_KEYPOINTS)
+    shown = _spread(keypoints.best_object, _highest_first(losses), _MAX_KEYPOINTS)
     targets = np.where(has_target[:, :, None], _cell_centres(keypoints.locations, keypoints.size), np.nan)
     captions = [(f'object {keypoints.best_object[i]}', f'loss {losses[i]:.2g}') for i in shown]
     return draw_keypoint_targets(
         trace.picture,
-        _corners(keypoints.boxes[shown], offset),
+        _corners(trace, keypoints.boxes[shown]),
         targets[shown],
         _cell_centres(keypoints.predicted, keypoints.size)[shown],
         captions,
     )
 
 
-def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: float) -> Figure:
+def draw_roi_costs(trace: TrainingTrace) -> Figure:
     """Draw the contributions of the RoIs that contribute most to the loss."""
     rois, n = trace.rois, trace.rois.n_foreground
     heads = 'box head' if trace.masks is None else 'box and mask heads'
@@ -141,8 +141,8 @@ def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: flo
     if trace.masks is not None:
         parts['mask'] = np.zeros(len(rois.labels))
         parts['mask'][:n] = trace.masks.terms.values.sum(axis=(1, 2))
-    shown = _most_expensive(_sum(parts))[:_MAX_BARS]
-    names = ['background', *map(plot_name, class_names)]
+    shown = _highest_first(_sum(parts))[:_MAX_BARS]
+    names = ['background', *map(plot_name, trace.class_names)]
     texts = []
     for i in shown:
         found = int(rois.probabilities[i].argmax())
@@ -153,16 +153,16 @@ def draw_roi_costs(trace: TrainingTrace, class_names: Sequence[str], offset: flo
         texts.append(f'{title} (IoU {rois.iou[i]:.2f}): p = {probability:.2f}{other}')
     title = f'{len(shown)} of {len(rois.labels)} RoIs {_describe_share(parts, shown)} of the {heads}'
     values = {name: part[shown] for name, part in parts.items()}
-    return plot_costs(trace.picture, _corners(rois.boxes[shown], offset), texts, values, title)
+    return plot_costs(trace.picture, _corners(trace, rois.boxes[shown]), texts, values, title)
 
 
-def draw_anchor_costs(trace: TrainingTrace, offset: float) -> Figure | None:
+def draw_anchor_costs(trace: TrainingTrace) -> Figure | None:
     """Draw the contributions of the anchors that contribute most to the loss; ``None`` if none is sampled."""
     anchors = trace.anchors
     if not len(anchors.indices):
         return None
     parts = {'objectness': anchors.classification.values, 'box': anchors.regression.values.sum(axis=1)}
-    shown = _most_expensive(_sum(parts))[:_MAX_BARS]
+    shown = _highest_first(_sum(parts))[:_MAX_BARS]
     indices, names = anchors.indices[shown], level_names(anchors.strides)
     probabilities = 1 / (1 + np.exp(-anchors.logits[shown].astype(np.float64)))
     texts = [
@@ -173,14 +173,14 @@ def draw_anchor_costs(trace: TrainingTrace, offset: float) -> Figure | None:
     ]
     title = f'{len(shown)} of {len(anchors.indices)} anchors {_describe_share(parts, shown)} of the RPN'
     values = {name: part[shown] for name, part in parts.items()}
-    return plot_costs(trace.picture, _corners(anchors.boxes[indices], offset), texts, values, title)
+    return plot_costs(trace.picture, _corners(trace, anchors.boxes[indices]), texts, values, title)
 
 
 def _sum(parts: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.sum(list(parts.values()), axis=0)
 
 
-def _most_expensive(losses: np.ndarray) -> np.ndarray:
+def _highest_first(losses: np.ndarray) -> np.ndarray:
     """Return the indices of losses in descending order; those that are not finite are first."""
     return np.argsort(-np.where(np.isfinite(losses), losses, np.inf), kind='stable')
 
@@ -218,10 +218,7 @@ def _cell_centres(locations: np.ndarray, size: int) -> np.ndarray:
     return (np.stack([locations // size, locations % size], axis=2) + 0.5) / size
 
 
-def _object_corners(trace: TrainingTrace, offset: float) -> np.ndarray:
-    return _corners(trace.objects.boxes, offset)
-
-
-def _corners(boxes: np.ndarray, offset: float) -> np.ndarray:
-    """Return boxes in coordinates of outer corners: with ``offset`` 1, the last corner is a pixel of the box."""
+def _corners(trace: TrainingTrace, boxes: np.ndarray) -> np.ndarray:
+    """Return boxes in coordinates of outer corners: with ``boxes.offset`` 1, the last corner is a pixel of the box."""
+    offset = trace.config.dialect.boxes.offset
     return boxes + np.array([0, 0, offset, offset], np.float32)

@@ -86,16 +86,16 @@ class TrainingReport:
 
     def add(self, trace: TrainingTrace) -> None:
         """Add an image; the first :data:`MAX_IMAGES` get a section with figures."""
-        objects = summarize_objects(trace, self.config.dialect.boxes.offset)
+        objects = summarize_objects(trace)
         self.objects += objects
         self._losses.append(trace.losses)
         if len(self._sections) < MAX_IMAGES:
             title = Path(trace.example.name).name
             n_objects = len(trace.objects)
             details = f'{n_objects} object{"s" * (n_objects != 1)}, {_describe_size(trace.picture.shape)}'
-            picture = draw_input(trace, self.class_names, side=_SHEET_SIDE)
+            picture = draw_input(trace, side=_SHEET_SIDE)
             self._tiles.append(Tile(picture, title, details))
-            self._sections.append(_make_section(trace, objects, self))
+            self._sections.append(_make_section(trace, objects))
 
     def summary(self) -> list[str]:
         """Return the most important results as sentences."""
@@ -177,7 +177,7 @@ class TrainingReport:
 
 @dataclass(eq=False)
 class _Section:
-    """The section of one image: its tables, and its figures as pictures."""
+    """The section of one image: its tables, figures and pictures."""
 
     title: str
     texts: list[str]
@@ -204,8 +204,8 @@ class _Section:
             report.add_figure(picture, caption)
 
 
-def _make_section(trace: TrainingTrace, objects: Sequence[TrainedObject], report: TrainingReport) -> _Section:
-    offset, names, transform = report.config.dialect.boxes.offset, report.class_names, trace.example.image_transform
+def _make_section(trace: TrainingTrace, objects: Sequence[TrainedObject]) -> _Section:
+    names, transform = trace.class_names, trace.example.image_transform
     height, width = transform.size
     n_crowds = int(trace.objects.crowd.sum())
     padding = '' if trace.picture.shape[:2] == transform.input_size else ' with padding'
@@ -218,16 +218,16 @@ def _make_section(trace: TrainingTrace, objects: Sequence[TrainedObject], report
         f'{int((trace.rois.labels == 0).sum())} background RoIs.'
     ]
     figures = [
-        ('Anchors', draw_anchors(trace, offset), _ANCHOR_CAPTION),
-        ('RoIs', draw_rois(trace, offset), 'Sampled RoIs, and the targets of the foreground'),
+        ('Anchors', draw_anchors(trace), _ANCHOR_CAPTION),
+        ('RoIs', draw_rois(trace), 'Sampled RoIs, and the targets of the foreground'),
         (
             'Mask targets',
-            draw_masks(trace, names, offset),
+            draw_masks(trace),
             'The RoI, its target, and the predicted mask (yellow: 1, blue: 0)',
         ),
-        ('Keypoint targets', draw_keypoints(trace, offset), 'Targets (green discs) and predictions (orange crosses)'),
-        ('Losses', draw_roi_costs(trace, names, offset), 'The RoIs that contribute most to the loss'),
-        ('Losses', draw_anchor_costs(trace, offset), 'The anchors that contribute most to the loss'),
+        ('Keypoint targets', draw_keypoints(trace), 'Targets (green discs) and predictions (orange crosses)'),
+        ('Losses', draw_roi_costs(trace), 'The RoIs that contribute most to the loss'),
+        ('Losses', draw_anchor_costs(trace), 'The anchors that contribute most to the loss'),
     ]
     if len(objects) > _MAX_OBJECTS:
         objects = sorted(objects, key=lambda obj: (obj.n_positive, obj.number))

@@ -79,15 +79,10 @@ class TrainedClass:
     mask: float
 
 
-def summarize_objects(trace: TrainingTrace, offset: float) -> list[TrainedObject]:
-    """Return the training of each object of an image, without its crowd regions.
-
-    Args:
-        trace: The training pass of the image.
-        offset: ``boxes.offset`` of the dialect.
-    """
+def summarize_objects(trace: TrainingTrace) -> list[TrainedObject]:
+    """Return the training of each object of an image, without its crowd regions."""
     anchors, rois, objects = trace.anchors, trace.rois, trace.objects
-    sides = objects.boxes[:, 2:] - objects.boxes[:, :2] + np.float32(offset)
+    sides = objects.boxes[:, 2:] - objects.boxes[:, :2] + np.float32(trace.config.dialect.boxes.offset)
     sizes, n_positive = np.sqrt(sides.prod(axis=1)), anchors.positives_of_object.sum(axis=1)
     missing, owners = anchors.objects_without_positive, rois.best_object[: rois.n_foreground]
     regression = rois.regression.losses.sum(axis=1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mask_rcnn.inspect.training.pictures import level_names
+from mask_rcnn.inspect.names import level_names
 from mask_rcnn.inspect.training.summary import TrainedObject, summarize_classes
 from mask_rcnn.inspect.training.trace import TrainingTrace
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mask_rcnn.config import Config
 from mask_rcnn.datasets.example import Annotations, Segmentation, TrainingExample
 from mask_rcnn.inspect.layers import check_model
+from mask_rcnn.inspect.names import names_of_classes
 from mask_rcnn.inspect.network_input import viewable_input
 from mask_rcnn.inspect.training.anchor_roles import AnchorRoles, anchor_roles
 from mask_rcnn.inspect.training.record import RecordingTrainChain
@@ -33,6 +35,8 @@ class TrainingTrace:
 
     Args:
         example: The augmented example.
+        config: The configuration of the network.
+        class_names: Name of each foreground class.
         picture: ``(h, w, 3)`` uint8, RGB: the network input with its padding, as a picture.
         objects: The objects and crowd regions in pixels of the network input; see :func:`input_annotations`.
         anchors: The anchors and their roles.
@@ -43,6 +47,8 @@ class TrainingTrace:
     """
 
     example: TrainingExample
+    config: Config
+    class_names: tuple[str, ...]
     picture: np.ndarray
     objects: Annotations
     anchors: AnchorRoles
@@ -126,6 +132,8 @@ def _trace(chain: RecordingTrainChain, example: TrainingExample) -> TrainingTrac
     total = sum(value * (chain.gamma if name == 'roi_mask_loss' else 1) for name, value in losses.items())
     return TrainingTrace(
         example=example,
+        config=config,
+        class_names=names_of_classes(chain.model.class_names, config.n_fg_class),
         picture=viewable_input(example.x, config),
         objects=input_annotations(example),
         anchors=anchor_roles(
