@@ -22,7 +22,7 @@ import numpy as np
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, MIN_KEYPOINT_LOGIT
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inspect.network_input import viewable_input
-from mask_rcnn.inspect.reasons import Rejection, Step, why, why_not
+from mask_rcnn.inspect.reasons import Rejection, Step, best_classes, check_detection, why, why_not
 from mask_rcnn.inspect.tables import Fate, Trace
 from mask_rcnn.visualization import anchor_figures, detection_figures, feature_figures, reason_figures
 from mask_rcnn.visualization.class_names import plot_name
@@ -154,7 +154,7 @@ def draw_objectness(trace: Trace) -> Figure:
 
 
 def draw_proposals(trace: Trace, *, n: int = 40) -> Figure:
-    """Draw the ``n`` best proposals before and after NMS, and what became of the boxes that enter NMS."""
+    """Draw the ``n`` best proposals before and after NMS, and the outcomes of the boxes that enter NMS."""
     table = trace.proposals
     return anchor_figures.draw_proposals(
         trace.image,
@@ -183,7 +183,7 @@ def draw_class_scores(trace: Trace, *, n: int = 6, n_rejected: int = 4) -> Figur
     The latter are the ``n_rejected`` RoIs with the highest scores of a class among those below the threshold.
     """
     detected = trace.candidates.rois[trace.candidate_of_detection][:n]
-    titles = [f'{describe_detection(trace, i)}' for i in range(len(detected))]
+    titles = [describe_detection(trace, i) for i in range(len(detected))]
     probs = trace.rois.probs[:, 1:].max(axis=1, initial=0)
     below = np.setdiff1d(np.arange(len(trace.rois)), trace.candidates.rois)
     rejected = below[np.argsort(-probs[below], kind='stable')][:n_rejected]
@@ -192,17 +192,10 @@ def draw_class_scores(trace: Trace, *, n: int = 6, n_rejected: int = 4) -> Figur
     return detection_figures.draw_class_scores(
         trace.image,
         trace.in_image(trace.rois.boxes[rois]),
-        [_best_classes(trace, i) for i in rois.tolist()],
+        [best_classes(trace, i) for i in rois.tolist()],
         titles,
         threshold=trace.config.score_threshold,
     )
-
-
-def _best_classes(trace: Trace, roi: int, *, n: int = 5) -> tuple[list[str], np.ndarray]:
-    """Return the best classes of an RoI, with the background, and their probabilities."""
-    probs, names = trace.rois.probs[roi], ('background', *trace.class_names)
-    order = np.argsort(-probs, kind='stable')[:n]
-    return [names[k] for k in order.tolist()], probs[order]
 
 
 def describe_detection(trace: Trace, i: int) -> str:
@@ -247,8 +240,10 @@ def draw_masks(trace: Trace, *, n: int = 8) -> Figure:
         ValueError: The network has no mask head, or there are no detections.
     """
     detections = trace.detections[:n]
-    if detections.mask_probs is None or not len(detections):
-        raise ValueError('there are no masks')
+    if detections.mask_probs is None:
+        raise ValueError('the network has no mask head')
+    if not len(detections):
+        raise ValueError('the network detects nothing in this image')
     return feature_figures.draw_masks(
         trace.image,
         detections.boxes,
@@ -268,7 +263,7 @@ def draw_keypoints(trace: Trace, detection: int = 0) -> Figure:
     """
     if trace.heatmaps is None or trace.detections.keypoints is None:
         raise ValueError('the network has no keypoint head')
-    check_detection(trace, detection)
+    detection = check_detection(trace, detection)
     keypoints = trace.detections.keypoints[detection]
     is_coco = len(keypoints) == len(COCO_KEYPOINT_NAMES)
     names = COCO_KEYPOINT_NAMES if is_coco else [f'keypoint {k}' for k in range(len(keypoints))]
@@ -300,7 +295,7 @@ def draw_why(trace: Trace, detection: int) -> Figure:
         origin.roi_box,
         origin.box,
         trace.candidates.boxes[origin.suppressed],
-        _best_classes(trace, origin.roi),
+        origin.class_scores,
         text=describe_detection(trace, detection),
         threshold=trace.config.score_threshold,
     )
@@ -319,6 +314,7 @@ def draw_why_not(trace: Trace, box: Sequence[float], label: int | str, *, min_io
 
     Raises:
         ValueError: As :func:`mask_rcnn.inspect.why_not`.
+        TypeError: As :func:`mask_rcnn.inspect.why_not`.
     """
     return draw_rejection(trace, why_not(trace, box, label, min_iou=min_iou))
 
@@ -386,9 +382,3 @@ def draw_detections(trace: Trace, *, min_score: float = 0.0) -> np.ndarray:
         dialect=detections.dialect,
     )
     return enlarged.draw(trace.image.repeat(k, axis=0).repeat(k, axis=1))
-
-
-def check_detection(trace: Trace, detection: int) -> None:
-    """Raise :class:`IndexError` if there is no such detection."""
-    if not 0 <= detection < len(trace.detections):
-        raise IndexError(f'detection {detection} does not exist: there are {len(trace.detections)}')

@@ -155,10 +155,7 @@ def why(trace: Trace, detection: int) -> Origin:
         IndexError: There is no such detection.
         TypeError: The index is not an integer.
     """
-    detections = trace.detections
-    detection = _check_integer(detection, 'a detection must be an index')
-    if not 0 <= detection < len(detections):
-        raise IndexError(f'detection {detection} does not exist: there are {len(detections)}')
+    detections, detection = trace.detections, check_detection(trace, detection)
     candidate = int(trace.candidate_of_detection[detection])
     roi = int(trace.candidates.rois[candidate])
     anchor = int(trace.proposals.anchors[trace.rois.candidates[roi]])
@@ -174,7 +171,7 @@ def why(trace: Trace, detection: int) -> Origin:
         roi=roi,
         roi_box=trace.in_image(trace.rois.boxes[roi]),
         roi_level=trace.level_names[trace.rois.levels[roi]],
-        class_scores=_best_classes(trace, roi),
+        class_scores=best_classes(trace, roi),
         anchor=anchor,
         anchor_box=trace.in_image(trace.anchors.boxes[anchor]),
         anchor_level=trace.level_names[trace.anchors.levels[anchor]],
@@ -188,7 +185,7 @@ def why(trace: Trace, detection: int) -> Origin:
 
 
 def why_not(trace: Trace, box: Sequence[float], label: int | str, *, min_iou: float = 0.5) -> Rejection:
-    """Find the step at which an expected object was lost.
+    """Return the step at which an expected object was lost.
 
     The tables are searched from the detections back to the anchors for a box that fits the expected one.  The step that
     follows the last table with such a box has lost the object: it has dropped, suppressed, misclassified or moved it.
@@ -198,11 +195,12 @@ def why_not(trace: Trace, box: Sequence[float], label: int | str, *, min_iou: fl
         trace: The steps.
         box: The expected box, ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
         label: The expected class: its label, 0 for the first foreground class, or its name.
-        min_iou: IoU with the expected box from 0 to 1, at or above which a box fits.
+        min_iou: IoU with the expected box at or above which a box fits; above 0 and at most 1.
 
     Raises:
-        ValueError: The class does not exist, the box is not four increasing finite numbers, or ``min_iou`` is not from
-            0 to 1.
+        ValueError: The class does not exist, the box is not ``(y_min, x_min, y_max, x_max)`` with finite increasing
+            numbers, or ``min_iou`` is not above 0 and at most 1.
+        TypeError: The class is neither an integer nor a name, or ``min_iou`` is not a number.
     """
     search = _Search(trace, _check_box(box), _find_label(trace, label), _check_iou(min_iou))
     searches = {
@@ -286,7 +284,7 @@ class _Search:
         return f'; the closest detection of {self.name} has the score {detections.scores[i]:.3f} and IoU {ious[i]:.2f}'
 
     def in_detections(self) -> tuple[Step, int, str] | None:
-        """Find the object among the detections."""
+        """Search the detections for the object."""
         detections = self.trace.detections
         i = _best(detections.scores, self.fits['detections'] & (detections.labels == self.label))
         if i < 0:
@@ -295,7 +293,7 @@ class _Search:
         return Step.DETECTED, i, f'detection {i} has the score {detections.scores[i]:.3f} and IoU {iou:.2f}'
 
     def in_candidates(self) -> tuple[Step, int, str] | None:
-        """Find the object among the boxes with a sufficient score."""
+        """Search the boxes with a sufficient score, which enter NMS, for the object."""
         table, config = self.trace.candidates, self.trace.config
         i = _best(table.scores, self.fits['candidates'] & (table.labels == self.label))
         if i < 0:
@@ -316,7 +314,7 @@ class _Search:
         return Step.DETECTION_LIMIT, i, text + f'{self.trace.detections.scores.min(initial=1):.3f}'
 
     def in_rois(self) -> tuple[Step, int, str] | None:
-        """Find the object among the RoIs, before or after their regression."""
+        """Search the RoIs for the object, before and after their regression."""
         rois, config = self.trace.rois, self.trace.config
         scores = rois.probs[:, 1 + self.label]
         i = _best(scores, self.fits['refined'])
@@ -329,14 +327,14 @@ class _Search:
         if is_candidate.any():
             text = f'RoI {i} has the score {scores[i]:.3f}, but its box moves away ({ious})'
             return Step.REFINEMENT, i, text
-        best = ', '.join(f'{name} {score:.3f}' for name, score in _best_classes(self.trace, i)[:2])
+        best = ', '.join(f'{name} {score:.3f}' for name, score in best_classes(self.trace, i)[:2])
         text = f'RoI {i} ({ious}) has the score {scores[i]:.3f} for {self.name}'
         if config.dialect.detections.best_class_only and scores[i] >= config.score_threshold:
             return Step.CLASSIFICATION, i, f'{text}, but only its best class counts: {best}'
         return Step.CLASSIFICATION, i, f'{text} (threshold {config.score_threshold:g}); its best classes are {best}'
 
     def in_proposals(self) -> tuple[Step, int, str] | None:
-        """Find the object among the candidates for proposals."""
+        """Search the candidates for proposals for the object."""
         table, config = self.trace.proposals, self.trace.config
         fits = self.fits['proposals']
         i = _best(table.scores, fits & (table.fates != Fate.INVALID))
@@ -360,7 +358,7 @@ class _Search:
         return Step.PROPOSAL_LIMIT, i, text
 
     def in_anchors(self) -> tuple[Step, int, str]:
-        """Find the object among all anchors."""
+        """Search all anchors for the object."""
         table, config = self.trace.anchors, self.trace.config
         i = _best(table.scores, self.fits['anchors'])
         if i < 0:
@@ -389,7 +387,8 @@ def _best(scores: np.ndarray, mask: np.ndarray) -> int:
     return int(indices[np.argmax(scores[indices])]) if len(indices) else -1
 
 
-def _best_classes(trace: Trace, roi: int) -> tuple[tuple[str, float], ...]:
+def best_classes(trace: Trace, roi: int) -> tuple[tuple[str, float], ...]:
+    """Return the names and probabilities of the best classes of an RoI, in descending order, with the background."""
     names = ('background', *trace.class_names)
     probs = trace.rois.probs[roi]
     order = np.argsort(-probs, kind='stable')[:_MAX_CLASSES]
@@ -416,6 +415,19 @@ def _find_label(trace: Trace, label: int | str) -> int:
     if not 0 <= label < len(names):
         raise ValueError(f'label {label} is not from 0 to {len(names) - 1}')
     return label
+
+
+def check_detection(trace: Trace, detection: Any) -> int:
+    """Return the index of a detection.
+
+    Raises:
+        IndexError: There is no such detection.
+        TypeError: The index is not an integer.
+    """
+    index = _check_integer(detection, 'a detection must be an index')
+    if not 0 <= index < len(trace.detections):
+        raise IndexError(f'detection {index} does not exist: there are {len(trace.detections)}')
+    return index
 
 
 def _check_integer(value: Any, expected: str) -> int:

@@ -122,7 +122,7 @@ def draw_proposals(
     *,
     n: int = 40,
 ) -> Figure:
-    """Draw the best proposals before NMS, the best ones after NMS, and what became of the best ones.
+    """Draw the best proposals before NMS, the best ones after NMS, and the outcomes of the best ones.
 
     Args:
         picture: ``(H, W, 3)`` uint8, RGB.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def draw_class_scores(
     picture: np.ndarray,
     boxes: np.ndarray,
-    scores: Sequence[tuple[Sequence[str], np.ndarray]],
+    scores: Sequence[Sequence[tuple[str, float]]],
     titles: Sequence[str],
     *,
     threshold: float | None = None,
@@ -39,7 +39,7 @@ def draw_class_scores(
     Args:
         picture: ``(H, W, 3)`` uint8, RGB.
         boxes: ``(R, 4)`` RoIs in pixels of the picture.
-        scores: For each RoI, the names of its best classes and their probabilities.
+        scores: For each RoI, the names and probabilities of its best classes, the best first.
         titles: The title of each RoI.
         threshold: The minimum score of a detection, a dashed line.
         columns: RoIs in a row.
@@ -47,11 +47,11 @@ def draw_class_scores(
     n_rows = max(1, math.ceil(len(boxes) / columns))
     figure, grid = new_figure(10, 1.75 * n_rows, n_rows, 2 * columns, width_ratios=[1, 1.7] * columns)
     cells = grid.reshape(-1, 2)
-    for (crop, bars), box, (names, values), title in zip(cells, boxes, scores, titles, strict=False):
+    for (crop, bars), box, classes, title in zip(cells, boxes, scores, titles, strict=False):
         region = zoom_region(box[None], picture.shape[:2], margin=0.25, min_side=0.02)
         show_backdrop(crop, picture, region=region, style='bright')
         draw_frame(crop, box)
-        draw_score_bars(bars, names, values, threshold=threshold, title=title)
+        draw_score_bars(bars, classes, threshold=threshold, title=title)
     for axes in cells[len(boxes) :].flat:
         axes.set_visible(False)
     return figure

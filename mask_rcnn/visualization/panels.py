@@ -213,29 +213,28 @@ def add_legend(figure: Figure, entries: Iterable[tuple[str, Any, str]]) -> None:
 
 
 def draw_score_bars(
-    axes: Axes, names: Sequence[str], scores: np.ndarray, *, threshold: float | None = None, title: str = ''
+    axes: Axes, classes: Sequence[tuple[str, float]], *, threshold: float | None = None, title: str = ''
 ) -> None:
     """Draw class scores as horizontal bars; the background is grey.
 
     Args:
         axes: The axes.
-        names: The classes, the highest bar first.
-        scores: ``(C,)`` probabilities.
+        classes: The name and probability of each class, from top to bottom.
         threshold: The minimum score of a detection, a dashed line, or ``None``.
         title: Text above the bars.
     """
-    rows = np.arange(len(names))
-    colors = [GREY if name == 'background' else BLUE for name in names]
-    axes.barh(rows, scores, color=colors, height=0.72)
-    for row, score in zip(rows.tolist(), np.asarray(scores).tolist(), strict=True):
+    rows = range(len(classes))
+    colors = [GREY if name == 'background' else BLUE for name, _ in classes]
+    axes.barh(rows, [score for _, score in classes], color=colors, height=0.72)
+    for row, (_, score) in enumerate(classes):
         # The line of the threshold must not cross the text.
         place = score if threshold is None or score >= threshold else threshold
         axes.text(place + 0.025, row, f'{score:.2f}', va='center', fontsize='x-small')
     if threshold is not None:
         axes.axvline(threshold, color=INK, linestyle=(0, (3, 2)), linewidth=0.9)
-    axes.set_yticks(rows, [plot_name(name) for name in names], fontsize='x-small')
+    axes.set_yticks(rows, [plot_name(name) for name, _ in classes], fontsize='x-small')
     axes.set_xlim(0, 1.22)
-    axes.set_ylim(max(len(names), 3) - 0.4, -0.6)
+    axes.set_ylim(max(len(classes), 3) - 0.4, -0.6)
     axes.set_xticks([0, 0.5, 1], ['0', '0.5', '1'], fontsize='x-small')
     style_plot(axes)
     axes.grid(False, axis='y')

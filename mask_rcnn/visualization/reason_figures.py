@@ -33,12 +33,12 @@ def draw_origin(
     proposal: np.ndarray,
     box: np.ndarray,
     suppressed: np.ndarray,
-    class_scores: tuple[Sequence[str], np.ndarray],
+    class_scores: Sequence[tuple[str, float]],
     *,
     text: str,
     threshold: float | None = None,
 ) -> Figure:
-    """Draw how a detection came about: its anchor, its proposal, its box, and the boxes that it suppresses.
+    """Draw the origin of a detection: its anchor, its proposal, its box, and the boxes that it suppresses.
 
     Args:
         picture: ``(H, W, 3)`` uint8, RGB.
@@ -46,7 +46,7 @@ def draw_origin(
         proposal: ``(4,)``.
         box: ``(4,)`` the box of the detection.
         suppressed: ``(S, 4)`` the boxes that the detection suppresses, the best first; at most 30 are drawn.
-        class_scores: The names of the best classes of the RoI and their probabilities.
+        class_scores: The names and probabilities of the best classes of the RoI, the best first.
         text: Name and score of the detection.
         threshold: The minimum score of a detection.
     """
@@ -56,7 +56,7 @@ def draw_origin(
     draw_boxes(axes, boxes[:1], _ANCHOR, 'dashed')
     draw_boxes(axes, boxes[1:2], _PROPOSAL, 'dotted')
     draw_boxes(axes, boxes[2:], _FINAL)
-    draw_score_bars(bars, *class_scores, threshold=threshold, title='Scores of the RoI')
+    draw_score_bars(bars, class_scores, threshold=threshold, title='Scores of the RoI')
     entries = [('anchor', _ANCHOR, 'dashed'), ('proposal', _PROPOSAL, 'dotted'), ('detection', _FINAL, 'solid')]
     if len(suppressed):
         more = f'the best {_MAX_RIVALS} of ' if len(suppressed) > _MAX_RIVALS else ''

@@ -199,7 +199,13 @@ def test_keypoints_are_drawn_at_their_places(keypoint_model):
     np.testing.assert_allclose([np.ravel(axes.lines[0].get_data()) for axes in panels], points)
     with pytest.raises(IndexError, match='there are'):
         figures.draw_keypoints(steps, 99)
-    with pytest.raises(ValueError, match='no masks'):
+    with pytest.raises(ValueError, match=r'^the network has no mask head$'):
+        figures.draw_masks(steps)
+
+
+def test_there_are_no_masks_without_detections():
+    steps = trace(scripted_network(logits={}), np.zeros((128, 128, 3), np.uint8))
+    with pytest.raises(ValueError, match=r'^the network detects nothing in this image$'):
         figures.draw_masks(steps)
 
 

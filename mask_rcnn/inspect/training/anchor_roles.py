@@ -129,7 +129,7 @@ def anchor_roles(
     )
     best_object = np.append(objects, -1)[np.where(best_iou > 0, best_gt, -1)].astype(np.int32)
     best_of_object = np.full(len(annotations), np.nan, np.float32)
-    best_of_object[objects] = _best_overlaps(gt_boxes, anchors[best_iou >= 0], dialect.boxes.offset)
+    best_of_object[objects] = best_overlaps(gt_boxes, anchors[best_iou >= 0], dialect.boxes.offset)
     n_locations = [height * width for height, width in record.feature_sizes]
     per_location = len(anchors) // max(sum(n_locations), 1)
     return AnchorRoles(
@@ -169,8 +169,14 @@ def _roles(
     return roles
 
 
-def _best_overlaps(objects: np.ndarray, boxes: np.ndarray, offset: float) -> np.ndarray:
-    """Return the best IoU of each object with a box, ``(G,)`` float32; 0 without boxes."""
+def best_overlaps(objects: np.ndarray, boxes: np.ndarray, offset: float) -> np.ndarray:
+    """Return the best IoU of each object with a box, ``(G,)`` float32; 0 without boxes.
+
+    Args:
+        objects: ``(G, 4)`` boxes of the objects.
+        boxes: ``(K, 4)`` in the same coordinates; their overlaps are computed in chunks.
+        offset: ``boxes.offset`` of the dialect.
+    """
     best = np.zeros(len(objects), np.float32)
     for start in range(0, len(boxes) if len(objects) else 0, _CHUNK_SIZE):
         best = np.maximum(best, box_iou(boxes[start : start + _CHUNK_SIZE], objects, offset=offset).max(axis=0))

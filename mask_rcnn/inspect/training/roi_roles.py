@@ -8,8 +8,9 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import TrainingExample
+from mask_rcnn.inspect.training.anchor_roles import best_overlaps
 from mask_rcnn.inspect.training.record import LossTerms, TrainingRecord
-from mask_rcnn.ops.boxes.boxes import box_iou, decode_boxes
+from mask_rcnn.ops.boxes.boxes import decode_boxes
 from mask_rcnn.targets import IGNORED
 
 
@@ -136,7 +137,7 @@ def roi_roles(record: TrainingRecord, example: TrainingExample, dialect: Dialect
         classification=classification,
         regression=_first_rows(regression, (n_foreground, 4)),
         is_crowd=annotations.crowd,
-        best_proposal=_best_of_objects(candidates.boxes[len(annotations) :], annotations.boxes, boxes.offset),
+        best_proposal=best_overlaps(annotations.boxes, candidates.boxes[len(annotations) :], boxes.offset),
         n_proposals=len(record.proposals),
     )
 
@@ -179,10 +180,3 @@ def _first_rows(terms: LossTerms, shape: tuple[int, ...]) -> LossTerms:
     losses, weights = (array.ravel()[:n_elements].reshape(shape) for array in (terms.losses, weights))
     n_rows = n_elements * len(terms.outputs) // max(terms.losses.size, 1)
     return LossTerms(terms.value, losses, weights, terms.outputs[:n_rows])
-
-
-def _best_of_objects(boxes: np.ndarray, objects: np.ndarray, offset: float) -> np.ndarray:
-    """Return the best IoU of each object with a box, ``(G,)`` float32; 0 without boxes."""
-    if not len(boxes):
-        return np.zeros(len(objects), np.float32)
-    return box_iou(boxes, objects, offset=offset).max(axis=0)
