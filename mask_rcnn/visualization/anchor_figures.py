@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mask_rcnn.visualization.box_artists import draw_boxes
-from mask_rcnn.visualization.figures import ORANGE, PURPLE, SKY, YELLOW, default_style, style_plot
+from mask_rcnn.visualization.figures import ORANGE, PURPLE, SKY, YELLOW, default_style, shrink, style_plot
 from mask_rcnn.visualization.panels import (
     PALE,
     add_legend,
@@ -20,7 +20,6 @@ from mask_rcnn.visualization.panels import (
     score_colors,
     set_limits,
     show_backdrop,
-    shrink,
 )
 
 if TYPE_CHECKING:

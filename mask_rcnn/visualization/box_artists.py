@@ -35,23 +35,30 @@ def draw_boxes(
     Returns:
         The added collection, whose paths are the boxes in reverse order.
     """
-    from matplotlib.collections import PolyCollection
-
     style, width = LINES[sign]
-    top, left, bottom, right = np.asarray(boxes, np.float64).reshape(-1, 4).T
-    corners = np.stack([left, top, right, top, right, bottom, left, bottom], axis=1).reshape(-1, 4, 2)
     if not isinstance(colors, str):
         colors = np.asarray(colors)[::-1]
-    collection = PolyCollection(
-        list(corners[::-1]),
-        facecolors='none',
-        edgecolors=colors,
-        linestyles=[style],
-        linewidths=width,
-        alpha=alpha,
-        joinstyle='miter',
-    )
-    collection.set_gid(sign)
+    boxes = np.asarray(boxes).reshape(-1, 4)[::-1]
+    return outline_boxes(axes, boxes, colors, linestyles=[style], linewidths=width, alpha=alpha, gid=sign)
+
+
+def outline_boxes(axes: Axes, boxes: np.ndarray, color: Any, **style: Any) -> PolyCollection:
+    """Draw the outlines of boxes, the last on top.
+
+    Args:
+        axes: The axes.
+        boxes: ``(R, 4)`` ``(y_min, x_min, y_max, x_max)``.
+        color: One colour, or ``(R, 3)`` or ``(R, 4)`` colours.
+        **style: Options of Matplotlib's ``PolyCollection``, such as ``linewidth``.
+
+    Returns:
+        The added collection, whose paths are the boxes.
+    """
+    from matplotlib.collections import PolyCollection
+
+    top, left, bottom, right = np.asarray(boxes, np.float64).reshape(-1, 4).T
+    corners = np.stack([left, top, right, top, right, bottom, left, bottom], axis=1).reshape(-1, 4, 2)
+    collection = PolyCollection(list(corners), facecolors='none', edgecolors=color, joinstyle='miter', **style)
     axes.add_collection(collection, autolim=False)
     return collection
 

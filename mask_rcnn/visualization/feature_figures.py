@@ -10,7 +10,17 @@ import numpy as np
 
 from mask_rcnn.visualization.box_artists import draw_boxes
 from mask_rcnn.visualization.class_names import plot_name
-from mask_rcnn.visualization.figures import GREY, SKY, VERMILION, YELLOW, default_style, new_figure
+from mask_rcnn.visualization.figures import (
+    BLUE,
+    GREY,
+    SKY,
+    VERMILION,
+    YELLOW,
+    default_style,
+    new_figure,
+    shrink,
+    style_plot,
+)
 from mask_rcnn.visualization.panels import (
     WHITE,
     add_score_bar,
@@ -19,7 +29,6 @@ from mask_rcnn.visualization.panels import (
     score_colormap,
     set_limits,
     show_backdrop,
-    shrink,
     zoom_region,
 )
 
@@ -108,11 +117,12 @@ def draw_channels(array: np.ndarray, *, n: int = 16, title: str = '', columns: i
 def _draw_vector(values: np.ndarray, title: str) -> Figure:
     figure, grid = new_figure(10, 1.8)
     axes = grid[0, 0]
-    axes.bar(range(len(values)), values, width=1.0, color='#0072b2')
+    style_plot(axes)
+    axes.grid(False, axis='x')
+    axes.bar(range(len(values)), values, width=1.0, color=BLUE)
     axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_xlabel('channel', fontsize='small')
     axes.tick_params(labelsize='x-small')
-    axes.spines[['top', 'right']].set_visible(False)
     axes.set_title(title, fontsize='medium')
     return figure
 

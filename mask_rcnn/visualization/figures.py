@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 if TYPE_CHECKING:
@@ -85,6 +86,20 @@ def show_picture(axes: Axes, picture: np.ndarray, title: str = '', **options: An
     axes.set_axis_off()
     if title:
         axes.set_title(title, fontsize='medium')
+
+
+def shrink(picture: np.ndarray, side: int) -> np.ndarray:
+    """Return a picture whose longer side is at most ``side`` pixels; a smaller picture is returned as it is.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8, or ``(H, W)`` floats.
+        side: Maximum height and width.
+    """
+    scale = side / max(picture.shape[:2])
+    if scale >= 1:
+        return picture
+    height, width = (max(1, round(length * scale)) for length in picture.shape[:2])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
 @default_style()

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from mask_rcnn.io.atomic_file import open_for_writing
-from mask_rcnn.visualization.figures import encode_figure
+from mask_rcnn.visualization.figures import encode_figure, shrink
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,11 +134,7 @@ def _encode(picture: Figure | np.ndarray) -> tuple[str, bytes]:
             return 'png', data
         pixels = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
         return 'jpeg', _encode_jpeg(pixels, _FIGURE_QUALITY)
-    scale = _MAX_SIDE / max(picture.shape[:2])
-    if scale < 1:
-        height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
-        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    return 'jpeg', _encode_jpeg(picture[:, :, ::-1], _JPEG_QUALITY)
+    return 'jpeg', _encode_jpeg(shrink(picture, _MAX_SIDE)[:, :, ::-1], _JPEG_QUALITY)
 
 
 def _encode_jpeg(bgr: np.ndarray, quality: int) -> bytes:

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from mask_rcnn.visualization.class_names import plot_name
-from mask_rcnn.visualization.figures import BLUE, GREY, INK, new_figure, style_plot
+from mask_rcnn.visualization.drawing import make_canvas
+from mask_rcnn.visualization.figures import BLUE, GREY, INK, new_figure, shrink, style_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +45,14 @@ _MARGIN, _MAX_MARGIN = 0.03, 0.3
 
 
 def new_panels(
-    n: int, size: Sequence[float], *, columns: int = 3, width: float = 10.0, extra: float = 0.45, bar: bool = False
+    n: int,
+    size: Sequence[float],
+    *,
+    columns: int = 3,
+    width: float = 10.0,
+    min_width: float = 3.0,
+    extra: float = 0.45,
+    bar: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with panels for pictures of one size.
 
@@ -53,6 +61,7 @@ def new_panels(
         size: Height and width of the pictures; their ratio determines the height of the panels.
         columns: Maximum number of panels in a row.
         width: Maximum width of the figure in inches.
+        min_width: Its minimum width, such as that of a legend.
         extra: Height in inches for what is below the panels, such as a legend.
         bar: Whether a colour bar follows.
     """
@@ -62,7 +71,7 @@ def new_panels(
     ratio = min(max(size[0] / size[1], 0.3), 2.5)
     panel_width = min((width - bar_width) / columns, _MAX_PANEL_HEIGHT / ratio)
     height = n_rows * (panel_width * ratio + _TITLE_HEIGHT) + extra
-    figure, axes = new_figure(max(panel_width * columns + bar_width, 3.0), height, n_rows, columns)
+    figure, axes = new_figure(max(panel_width * columns + bar_width, min_width), height, n_rows, columns)
     for unused in axes.flat[n:]:
         unused.set_visible(False)
     return figure, list(axes.flat[:n])
@@ -77,14 +86,15 @@ def show_backdrop(
     style: str = 'dark',
     margin: float = _MARGIN,
 ) -> None:
-    """Show a picture, usually in dark, pale colours, from which lines stand out.  Data coordinates are its pixels.
+    """Show a picture, usually in dark, faded colours, from which lines stand out.  Data coordinates are its pixels.
 
     Args:
         axes: The axes.
         picture: ``(H, W, 3)`` uint8, RGB.
         title: Text above the picture.
         region: ``(4,)`` part of the picture that is shown; ``None`` for the picture with a margin.
-        style: ``'dark'``; ``'bright'`` for its own colours, which are brightened in dark parts; or ``'plain'``.
+        style: ``'dark'``; ``'pale'`` grey; ``'bright'`` for its own colours, which are brightened in dark parts; or
+            ``'plain'``.
         margin: Width of the margin as a fraction of the longer side.
     """
     height, width = picture.shape[:2]
@@ -94,7 +104,7 @@ def show_backdrop(
         extent = (0, width, height, 0)
     shown = shrink(picture, _MAX_PICTURE_SIDE)
     if style != 'plain':
-        shown = darken(shown) if style == 'dark' else brighten(shown)
+        shown = {'dark': darken, 'pale': fade, 'bright': brighten}[style](shown)
     axes.imshow(shown, extent=extent, interpolation='antialiased')
     pad = margin * max(height, width)
     limits = np.array([-pad, -pad, height + pad, width + pad]) if region is None else region
@@ -103,11 +113,16 @@ def show_backdrop(
 
 
 def darken(picture: np.ndarray) -> np.ndarray:
-    """Return a picture ``(H, W, 3)`` uint8 in dark, pale colours; the contrast of dark pictures is raised."""
+    """Return a picture ``(H, W, 3)`` uint8 in dark, faded colours; the contrast of dark pictures is raised."""
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None]
     pale = _SATURATION * picture + (1 - _SATURATION) * grey
     low, high = np.percentile(grey, (1, 99))
     return (_BLACK + (pale - low) * (_WHITE - _BLACK) / max(high - low, 40)).clip(0, _WHITE).astype(np.uint8)
+
+
+def fade(picture: np.ndarray) -> np.ndarray:
+    """Return a picture ``(H, W, 3)`` uint8 in pale grey."""
+    return make_canvas(picture, 'grey')
 
 
 def brighten(picture: np.ndarray) -> np.ndarray:
@@ -138,15 +153,6 @@ def _cut(picture: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, tuple[int
     bottom = int(np.clip(np.ceil(region[2]), top + 1, height))
     right = int(np.clip(np.ceil(region[3]), left + 1, width))
     return picture[top:bottom, left:right], (left, right, bottom, top)
-
-
-def shrink(picture: np.ndarray, side: int) -> np.ndarray:
-    """Return a picture whose longer side is at most ``side`` pixels."""
-    scale = side / max(picture.shape[:2])
-    if scale >= 1:
-        return picture
-    height, width = (max(1, round(length * scale)) for length in picture.shape[:2])
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def zoom_region(boxes: np.ndarray, size: Sequence[int], *, margin: float = 0.2, min_side: float = 0.12) -> np.ndarray:

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
+from mask_rcnn.visualization.box_artists import outline_boxes
 from mask_rcnn.visualization.class_names import plot_name
 from mask_rcnn.visualization.colors import PALETTE
-from mask_rcnn.visualization.drawing import make_canvas
 from mask_rcnn.visualization.figures import (
     BLUE,
     CYCLE,
@@ -25,9 +24,9 @@ from mask_rcnn.visualization.figures import (
     VERMILION,
     default_style,
     new_figure,
-    show_picture,
     style_plot,
 )
+from mask_rcnn.visualization.panels import new_panels, show_backdrop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,10 +40,8 @@ ANCHOR_STYLES: dict[str, tuple[str, dict[str, Any]]] = {
     'positive': ('positive, sampled', {'color': GREEN, 'linewidth': 2.2}),
 }
 
-_WIDTH, _MAX_PANEL_HEIGHT = 12.0, 5.0  # inches
-_TITLE_HEIGHT, _LEGEND_HEIGHT = 0.35, 0.45  # inches
+_WIDTH, _MIN_WIDTH = 12.0, 7.0  # inches
 _COLUMNS = {1: 1, 2: 2, 4: 2}  # of so few panels; three of more
-_MAX_SIDE = 1000  # pixels of a picture in a figure
 _MAX_NUMBERS = 40  # objects with a number; more would hide the picture
 
 
@@ -85,11 +82,11 @@ def plot_anchors(picture: np.ndarray, objects: Objects, panels: Sequence[Panel])
         objects: Its objects, which are drawn in all panels with their numbers.
         panels: At least one, usually one for each level of the features; roles of :data:`ANCHOR_STYLES`.
     """
-    figure, axes = _picture_grid(picture, [panel.title for panel in panels], columns=_COLUMNS.get(len(panels), 3))
+    figure, axes = _pale_panels(picture, [panel.title for panel in panels], columns=_COLUMNS.get(len(panels), 3))
     for panel_axes, panel in zip(axes, panels, strict=True):
         for role, (_, style) in ANCHOR_STYLES.items():
             if len(panel.boxes.get(role, ())):
-                _add_boxes(panel_axes, panel.boxes[role], **style)
+                outline_boxes(panel_axes, panel.boxes[role], **style)
         _add_objects(panel_axes, objects)
     drawn = {role for panel in panels for role, boxes in panel.boxes.items() if len(boxes)}
     entries = [style for role, style in ANCHOR_STYLES.items() if role in drawn]
@@ -118,9 +115,9 @@ def plot_rois(
         background: ``(B, 4)`` RoIs.
         titles: Titles of the two panels.
     """
-    figure, axes = _picture_grid(picture, titles, columns=2)
+    figure, axes = _pale_panels(picture, titles, columns=2)
     colors = PALETTE[owners % len(PALETTE)] / 255
-    _add_boxes(axes[0], foreground, colors=colors, linewidth=1.0, zorder=4)
+    outline_boxes(axes[0], foreground, color=colors, linewidth=1.0, zorder=4)
     for start in (0, 2):  # the upper left corners, then the lower right ones
         tails, heads = (boxes[:, start : start + 2].astype(np.float64) for boxes in (foreground, targets))
         vectors = heads - tails
@@ -136,7 +133,7 @@ def plot_rois(
                 zorder=4.5,
             )
     if len(background):
-        _add_boxes(axes[1], background, color=BLUE, linewidth=0.6, alpha=0.6)
+        outline_boxes(axes[1], background, color=BLUE, linewidth=0.6, alpha=0.6)
     for panel_axes in axes:
         _add_objects(panel_axes, objects)
     entries: list[tuple[str, dict[str, Any]]] = [
@@ -227,35 +224,12 @@ def _most_common(labels: np.ndarray, n: int) -> list[int]:
     return sorted(values[np.argsort(-counts, kind='stable')][:n].tolist())
 
 
-def _picture_grid(picture: np.ndarray, titles: Sequence[str], columns: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a pale picture in each panel, in which one unit is a pixel of the original picture."""
-    height, width = picture.shape[:2]
-    rows = -(-len(titles) // columns)
-    panel_width = min(_WIDTH / columns, _MAX_PANEL_HEIGHT * width / height)
-    panel_height = panel_width * height / width
-    figure_height = rows * (panel_height + _TITLE_HEIGHT) + _LEGEND_HEIGHT
-    figure, axes = new_figure(max(columns * panel_width, 7.0), figure_height, rows, columns)
-    scale = _MAX_SIDE / max(height, width)
-    if scale < 1:
-        size = max(round(width * scale), 1), max(round(height * scale), 1)
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    pale = make_canvas(picture, 'grey')
-    panels = axes.ravel().tolist()
-    for panel_axes, title in zip(panels, titles, strict=False):
-        show_picture(panel_axes, pale, title, extent=(0, width, height, 0))
-        panel_axes.set_xlim(0, width)
-        panel_axes.set_ylim(height, 0)
-    for panel_axes in panels[len(titles) :]:
-        panel_axes.set_axis_off()
-    return figure, panels[: len(titles)]
-
-
-def _add_boxes(axes: Axes, boxes: np.ndarray, **style: Any) -> None:
-    """Add the outlines of boxes to a panel."""
-    from matplotlib.collections import LineCollection
-
-    corners = boxes[:, [1, 0, 3, 0, 3, 2, 1, 2, 1, 0]].reshape(-1, 5, 2)
-    axes.add_collection(LineCollection(list(corners), capstyle='butt', joinstyle='miter', **style), autolim=False)
+def _pale_panels(picture: np.ndarray, titles: Sequence[str], columns: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a pale picture in each panel."""
+    figure, panels = new_panels(len(titles), picture.shape[:2], columns=columns, width=_WIDTH, min_width=_MIN_WIDTH)
+    for axes, title in zip(panels, titles, strict=True):
+        show_backdrop(axes, picture, title, style='pale', margin=0)
+    return figure, panels
 
 
 def _add_objects(axes: Axes, objects: Objects) -> None:
@@ -264,9 +238,9 @@ def _add_objects(axes: Axes, objects: Objects) -> None:
     is_marked[list(objects.marked)] = True
     is_crowded = len(objects.boxes) > _MAX_NUMBERS
     halo, width = (1.8, 0.8) if is_crowded else (2.6, 1.3)
-    _add_boxes(axes, objects.boxes, color='white', linewidth=halo, alpha=0.9, zorder=3)
+    outline_boxes(axes, objects.boxes, color='white', linewidth=halo, alpha=0.9, zorder=3)
     for selected, color in ((~is_marked, INK), (is_marked, VERMILION)):
-        _add_boxes(axes, objects.boxes[selected], color=color, linewidth=width, zorder=3)
+        outline_boxes(axes, objects.boxes[selected], color=color, linewidth=width, zorder=3)
     numbered = objects.marked[:_MAX_NUMBERS] if is_crowded else range(len(objects.boxes))
     for i in numbered:
         top, left = objects.boxes[i, :2]

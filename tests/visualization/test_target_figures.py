@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from matplotlib.collections import LineCollection
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.quiver import Quiver
 from PIL import Image
@@ -37,9 +37,15 @@ def lines(axes):
     """Return the lines of a panel: (colour, style, corners ``(N, 5, 2)``)."""
     found = []
     for collection in axes.collections:
-        if isinstance(collection, LineCollection):
+        if isinstance(collection, PolyCollection):
             dashes = collection.get_linestyle()[0][1]
-            found.append((to_hex(collection.get_color()[0]), dashes is None, np.array(collection.get_segments())))
+            found.append(
+                (
+                    to_hex(collection.get_edgecolor()[0]),
+                    dashes is None,
+                    np.array([p.vertices for p in collection.get_paths()]),
+                )
+            )
     return found
 
 
