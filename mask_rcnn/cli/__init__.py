@@ -7,9 +7,11 @@ Each of these modules has ``configure(parser)``, which adds its options; ``run(a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import mask_rcnn
 from mask_rcnn.io.console import escape, print_error, protected_streams
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status, 130 after an interrupt; bad arguments end the process with status 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    with protected_streams():
+    with protected_streams(), _without_backend():
         name = _parser().parse_args([escape(word) for word in argv[:1]]).command
         try:
             command = importlib.import_module(f'mask_rcnn.cli.{name}')
@@ -44,6 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # during the imports, which take a second; the command handles later ones
             print_error('interrupted')
             return 130
+
+
+@contextlib.contextmanager
+def _without_backend() -> Iterator[None]:
+    """Hide ``MPLBACKEND``: commands open no windows, and Matplotlib cannot be imported if it names no backend."""
+    backend = os.environ.pop('MPLBACKEND', None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ['MPLBACKEND'] = backend
 
 
 def _parser() -> argparse.ArgumentParser:

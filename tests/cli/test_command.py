@@ -1,11 +1,17 @@
 """The parts that all commands share."""
 
 import importlib
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from mask_rcnn import cli
 from mask_rcnn.cli import command
+from mask_rcnn.config import Config
+from mask_rcnn.weights import ModelMeta, write_weights
 
 
 def test_an_interrupt_during_the_imports_is_one_line(monkeypatch, capsys):
@@ -49,3 +55,21 @@ def test_an_empty_argument_is_not_the_current_folder(capsys, argv, place):
         cli.main(argv)
     assert stop.value.code == 2
     assert capsys.readouterr().err.endswith(f'error: {place} is empty; a variable of the shell may be unset\n')
+
+
+def test_commands_do_not_read_the_backend_of_matplotlib(tmp_path):
+    """Matplotlib cannot be imported with a wrong one."""
+    write_weights(
+        tmp_path / 'a.npz',
+        {'rpn/conv/W': np.ones((1, 1, 1, 1), np.float32)},
+        ModelMeta('model', Config(n_fg_class=1), ('cat',), (1,)),
+    )
+    code = """import os, sys, mask_rcnn.cli
+status = mask_rcnn.cli.main(['inspect', 'weights', 'a.npz', '--out', 'a.html'])
+assert 'matplotlib' in sys.modules and os.environ['MPLBACKEND'] == 'nonsense'
+sys.exit(status)"""
+    environment = {**os.environ, 'MPLBACKEND': 'nonsense', 'PYTHONPATH': os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, b'wrote a.html\n')
