@@ -98,6 +98,11 @@ def class_colors(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -
     return np.rint(base + (ink[:, None] - base) * weight[:, None]).astype(np.uint8)
 
 
+def rgb_of(color: str) -> np.ndarray:
+    """Return the values of a colour ``'#rrggbb'``, ``(3,)`` uint8."""
+    return np.frombuffer(bytes.fromhex(color.removeprefix('#')), np.uint8)
+
+
 def text_color(plate: np.ndarray) -> tuple[int, int, int]:
     """Return black or white, the colour with the higher contrast ratio to ``plate`` (RGB; WCAG 2.1)."""
     luminance = float(_linear(plate) @ np.array([0.2126, 0.7152, 0.0722]))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from mask_rcnn.ops.masks.rle import decode_rle
-from mask_rcnn.visualization.colors import text_color
+from mask_rcnn.visualization.colors import rgb_of, text_color
 from mask_rcnn.visualization.figures import GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from mask_rcnn.visualization.labels import draw_label, draw_text, measure, place_labels, shorten_name
 
@@ -32,7 +32,7 @@ class Mark:
 
     Args:
         title: Text of the legend.
-        color: A colour of Matplotlib, ``'#rrggbb'``.
+        color: ``'#rrggbb'``.
         dashes: Lengths of strokes and gaps in pixels; none for a solid line.
     """
 
@@ -43,7 +43,7 @@ class Mark:
     @property
     def rgb(self) -> np.ndarray:
         """``(3,)`` uint8."""
-        return np.array([int(self.color[i : i + 2], 16) for i in (1, 3, 5)], np.uint8)
+        return rgb_of(self.color)
 
 
 #: The marks of objects and detections by their kind, in the order of the legend.

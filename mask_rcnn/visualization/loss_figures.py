@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mask_rcnn.visualization.colors import rgb_of
 from mask_rcnn.visualization.contact_sheet import Tile, compose_sheet
 from mask_rcnn.visualization.figures import BLUE, GREEN, ORANGE, PURPLE, default_style, new_figure, style_plot
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _CROP, _GAP = 96, 6  # pixels of a crop in a tile, and between two
 _KEYPOINT_CROP = 230  # pixels
 _PART_COLORS = (BLUE, ORANGE, GREEN, PURPLE)
+_ORANGE, _GREEN = rgb_of(ORANGE).tolist(), rgb_of(GREEN).tolist()
 _IGNORED_GREY, _FRAME_GREY, _WHITE = 150, 190, 255
 
 
@@ -127,9 +129,9 @@ def draw_keypoint_targets(
                 target, prediction = (round(x), round(y)), (round(found_x), round(found_y))
                 cv2.line(crop, target, prediction, (255, 255, 255), 1, cv2.LINE_AA)
                 cv2.drawMarker(crop, prediction, (0, 0, 0), cv2.MARKER_TILTED_CROSS, 10, 4, cv2.LINE_AA)
-                cv2.drawMarker(crop, prediction, _rgb(ORANGE), cv2.MARKER_TILTED_CROSS, 9, 2, cv2.LINE_AA)
+                cv2.drawMarker(crop, prediction, _ORANGE, cv2.MARKER_TILTED_CROSS, 9, 2, cv2.LINE_AA)
                 cv2.circle(crop, target, 4, (255, 255, 255), -1, cv2.LINE_AA)
-                cv2.circle(crop, target, 3, _rgb(GREEN), -1, cv2.LINE_AA)
+                cv2.circle(crop, target, 3, _GREEN, -1, cv2.LINE_AA)
         tiles.append(Tile(crop, title, details))
     return compose_sheet(tiles, columns=columns, side=_KEYPOINT_CROP)
 
@@ -179,7 +181,7 @@ def _square_crop(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
     (top, left), (bottom, right) = (
         np.rint((corner - square[:2]) * (64 / side)).astype(int) for corner in (box[:2], box[2:])
     )
-    cv2.rectangle(crop, (int(left), int(top)), (int(right), int(bottom)), _rgb(ORANGE), 2)
+    cv2.rectangle(crop, (int(left), int(top)), (int(right), int(bottom)), _ORANGE, 2)
     return crop
 
 
@@ -188,15 +190,9 @@ def _with_outline(crop: np.ndarray, target: np.ndarray) -> np.ndarray:
     crop = np.ascontiguousarray(crop)
     mask = _enlarge((target == 1).astype(np.uint8))
     contours = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
-    cv2.drawContours(crop, contours, -1, _rgb(ORANGE), 1, cv2.LINE_AA)
+    cv2.drawContours(crop, contours, -1, _ORANGE, 1, cv2.LINE_AA)
     return crop
 
 
 def _enlarge(mask: np.ndarray) -> np.ndarray:
     return cv2.resize(mask, (_CROP, _CROP), interpolation=cv2.INTER_NEAREST)
-
-
-def _rgb(color: str) -> tuple[int, int, int]:
-    """Return the values of a colour ``#rrggbb``."""
-    red, green, blue = bytes.fromhex(color[1:])
-    return red, green, blue

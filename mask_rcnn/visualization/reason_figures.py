@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mask_rcnn.visualization.box_artists import draw_boxes, draw_frame, draw_moves, label_boxes, settle_layout
+from mask_rcnn.visualization.colors import rgb_of
 from mask_rcnn.visualization.figures import BLUE, INK, ORANGE, SKY, VERMILION, YELLOW, default_style, new_figure
 from mask_rcnn.visualization.panels import (
     PALE,
@@ -142,6 +143,5 @@ def _draw_funnel(axes: Axes, counts: Sequence[tuple[str, int, float]], lost: int
 
 
 def _rgb(*colors: str) -> np.ndarray:
-    from matplotlib.colors import to_rgb
-
-    return np.array([to_rgb(color) for color in colors])
+    """Return colours ``(N, 3)`` from 0 to 1."""
+    return np.array([rgb_of(color) for color in colors]) / 255

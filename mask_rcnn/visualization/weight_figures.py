@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mask_rcnn.io.console import escape
+from mask_rcnn.visualization.colors import rgb_of
 from mask_rcnn.visualization.figures import (
     BLUE,
     GREY,
@@ -264,7 +265,7 @@ def _crossed_out() -> np.ndarray:
     diagonal = np.arange(_TILE_SIDE)
     for shift in (-1, 0, 1):
         shifted = np.clip(diagonal + shift, 0, _TILE_SIDE - 1)
-        tile[diagonal, shifted] = tile[diagonal, shifted[::-1]] = (213, 94, 0)  # vermilion
+        tile[diagonal, shifted] = tile[diagonal, shifted[::-1]] = rgb_of(VERMILION)
     return tile
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.visualization.colors import PALETTE, instance_colors, text_color
+from mask_rcnn.visualization.colors import PALETTE, instance_colors, rgb_of, text_color
 
 SIZE = 400, 600
 
@@ -53,3 +53,8 @@ def test_no_instances():
 def test_text_has_enough_contrast_to_its_plate(plate):
     low, high = sorted((luminance(text_color(np.array(plate))), luminance(plate)))
     assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG 2.1, level AA
+
+
+def test_the_values_of_a_colour():
+    values = rgb_of('#0a80ff')
+    assert values.tolist() == [10, 128, 255] and values.dtype == np.uint8
