@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mask_rcnn.io.console import escape
+from mask_rcnn.io.wording import counted
 from mask_rcnn.models.builder import default_classes
 from mask_rcnn.weights import WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
@@ -84,8 +85,7 @@ def describe_file(path: str | os.PathLike, file: ConvertedWeights, class_names: 
 def format_description(description: Mapping[str, Any]) -> str:
     """Return the result of :func:`describe_file` as lines of text."""
     names = description['class_names']
-    noun = 'class' if len(names) == 1 else 'classes'
-    classes = f', {len(names)} {noun} ({_first_and_last(names)})' if names else ''
+    classes = f', {counted(len(names), "class", "classes")} ({_first_and_last(names)})' if names else ''
     size = f'{description["n_parameter"] / 1e6:.1f} million parameters, {description["file_size"] / 1e6:.1f} MB'
     rows = [
         ('format', description['title']),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.inspect.tables import Fate, Trace
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.boxes.boxes import box_iou, format_box
 
 #: Number of classes that are listed for an RoI.
@@ -78,11 +79,8 @@ class Origin:
             f'  classes   {classes}',
         ]
         if len(self.suppressed):
-            noun = 'box' if len(self.suppressed) == 1 else 'boxes'
-            lines.append(
-                f'  NMS       suppresses {len(self.suppressed)} {noun} of the class with scores up to '
-                f'{self.suppressed_scores[0]:.3f}'
-            )
+            boxes, best = counted(len(self.suppressed), 'box', 'boxes'), self.suppressed_scores[0]
+            lines.append(f'  NMS       suppresses {boxes} of the class with scores up to {best:.3f}')
         return '\n'.join(lines)
 
 

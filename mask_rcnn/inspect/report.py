@@ -10,6 +10,7 @@ from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inspect import figures
 from mask_rcnn.inspect.reasons import Origin, why
 from mask_rcnn.inspect.tables import Fate, Trace
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.boxes.boxes import format_box
 from mask_rcnn.visualization.html_report import Report
 
@@ -57,7 +58,7 @@ def _add_summary(report: Report, trace: Trace) -> None:
         'predicts its mask. This page follows one image through all steps.'
     )
     counts = Counter(detections.names).most_common(_MAX_ROWS)
-    listed = ', '.join(f'{count} {name}' for name, count in counts) or 'nothing'
+    listed = ', '.join(f'{count} {name}' for name, count in counts) or 'none'
     n_drawn = int(np.count_nonzero(detections.scores > VISUALIZE_SCORE_THRESHOLD))
     # A network that is unsure of everything still has a picture.
     threshold = VISUALIZE_SCORE_THRESHOLD if n_drawn else 0.0
@@ -66,7 +67,7 @@ def _add_summary(report: Report, trace: Trace) -> None:
         caption = f'The {n_drawn} detections with scores above {threshold:g}. {caption}'
     report.add_figure(figures.draw_detections(trace, min_score=threshold), caption)
     kept = int(np.count_nonzero(trace.proposals.fates == Fate.KEPT))
-    n_classes = _count(config.n_fg_class, 'class', 'classes')
+    n_classes = counted(config.n_fg_class, 'class', 'classes')
     rows = [
         ('image', f'{width} x {height} pixels'),
         ('network', f'{config.extractor}, dialect {config.dialect.name}, {n_classes}'),
@@ -186,14 +187,14 @@ def _add_rois(report: Report, trace: Trace) -> None:
     config = trace.config
     report.add_heading('Regions of interest')
     text = (
-        'Each remaining proposal is a region of interest (RoI). Its features are cut out of a feature map and '
-        f'resampled to a grid of {config.roi_size} x {config.roi_size}, whatever its size. '
+        'Each remaining proposal is a region of interest (RoI). RoIAlign pools its features from a feature map: it '
+        f'interpolates them on a grid of {config.roi_size} x {config.roi_size}, whatever the size of the RoI. '
     )
     if config.has_fpn:
         text += (
-            'Large RoIs are cut out of coarse levels, small ones of fine levels: those of about '
-            f'{config.roi_canonical_size:g} x {config.roi_canonical_size:g} input pixels out of P4, half of that out '
-            'of P3.'
+            'Large RoIs are pooled from coarse levels, small ones from fine levels: those of about '
+            f'{config.roi_canonical_size:g} x {config.roi_canonical_size:g} input pixels from P4, those of half this '
+            'size from P3.'
         )
     report.add_text(text)
     names = figures.pooled_level_names(trace)
@@ -209,7 +210,7 @@ def _add_classification(report: Report, trace: Trace) -> None:
     bound = f'{"of at least" if inclusive else "above"} {config.score_threshold:g}'
     report.add_text(
         'The box head estimates the class of each RoI: probabilities of all classes and of the background, whose sum '
-        f'is 1. Classes with a probability {bound} go on; most RoIs are background.'
+        f'is 1. Pairs of an RoI and a class with a probability {bound} enter NMS; most RoIs are background.'
     )
     best = trace.rois.probs.argmax(axis=1)
     names = ('background', *trace.class_names)
@@ -318,7 +319,7 @@ def _add_layer(report: Report, trace: Trace, name: str) -> None:
 def _add_reasons(report: Report, trace: Trace) -> None:
     report.add_heading('Origins of the best detections')
     report.add_text(
-        'Every detection goes back to one RoI, one proposal and one anchor. Arrows lead from the centre of the anchor '
+        'Every detection comes from one RoI, one proposal and one anchor. Arrows lead from the centre of the anchor '
         'to that of the proposal, and to that of the detection.'
     )
     if not _has_detections(report, trace):
@@ -340,11 +341,7 @@ def _describe_origin(origin: Origin) -> str:
         f'{origin.roi}, whose features come from {origin.roi_level}. The detection has the box {format_box(origin.box)}'
     )
     n = len(origin.suppressed)
-    return f'{text} and suppresses {_count(n, "other box", "other boxes")}.' if n else f'{text}.'
-
-
-def _count(n: int, noun: str, plural: str) -> str:
-    return f'{n} {noun if n == 1 else plural}'
+    return f'{text} and suppresses {counted(n, "other box", "other boxes")}.' if n else f'{text}.'
 
 
 def _at_threshold(trace: Trace, threshold: float) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from chainer import training
 
 from mask_rcnn.inference import Detections
+from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.preprocessing.image_io import to_pixels
 from mask_rcnn.training.tensorboard import TensorBoard
@@ -93,8 +94,8 @@ class ExampleDetections(training.Extension):
         height, width = example.annotated.shape[:2]
         drawing = resize_detections(shown, (height, width)).draw(example.resized, contour=True)
         tiles = [
-            Tile(example.annotated, 'annotations', _count(example.n_objects)),
-            Tile(drawing, 'detections', f'{_count(len(shown))}, score > {self._threshold:g}'),
+            Tile(example.annotated, 'annotations', counted(example.n_objects, 'object')),
+            Tile(drawing, 'detections', f'{counted(len(shown), "object")}, score > {self._threshold:g}'),
         ]
         return compose_sheet(tiles, columns=2, side=max(height, width, _MIN_WIDTH))
 
@@ -122,7 +123,3 @@ def resize_detections(detections: Detections, size: tuple[int, int]) -> Detectio
         category_ids=detections.category_ids,
         dialect=detections.dialect,
     )
-
-
-def _count(n: int) -> str:
-    return f'{n} object{"s" * (n != 1)}'

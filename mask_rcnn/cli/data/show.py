@@ -13,6 +13,7 @@ from mask_rcnn.cli.options import positive_int, seed
 from mask_rcnn.cli.pictures import can_write_picture, write_picture
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
 from mask_rcnn.io.console import print_note, print_warning
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_io import ImageFileError, load_image
 from mask_rcnn.visualization.contact_sheet import Tile, compose_sheet, draw_tile_picture
 
@@ -85,5 +86,5 @@ def _draw_tile(dataset: COCODataset, i: int, side: int) -> Tile:
     annotations = dataset.get_annotations(i)
     picture = draw_tile_picture(load_image(dataset.image_name(i)), annotations, dataset.class_names, side=side)
     n_objects, (height, width) = len(annotations), dataset.image_size(i)
-    details = f'{n_objects} object{"s" * (n_objects != 1)}, {width} x {height}'
+    details = f'{counted(n_objects, "object")}, {width} x {height}'
     return Tile(picture, Path(dataset.image_name(i)).name, details)

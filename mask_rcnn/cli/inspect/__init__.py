@@ -12,7 +12,7 @@ from mask_rcnn.cli.subcommands import add_subcommands
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     'image': ('image', 'write a report on every step of the detection in a photo'),
     'why': ('why', 'print why an object was detected, or at which step it was lost'),
-    'data': ('training_data', 'show how images are trained: inputs, anchors, RoIs, targets and losses'),
+    'data': ('training_data', 'show the training with images of a dataset: inputs, anchors, RoIs, targets and losses'),
     'weights': ('weights', 'describe the values of the weights in a file, or the differences between two files'),
 }
 

@@ -1,4 +1,4 @@
-"""``mask-rcnn inspect data``: how images are trained, as an HTML report."""
+"""``mask-rcnn inspect data``: an HTML report on the training with images of a dataset."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from mask_rcnn.training.iterator import epoch_order, example_seed
 from mask_rcnn.weights import WeightFileError
 
 _DESCRIPTION = f"""\
-Show how images are trained: the augmented network inputs, the role of every anchor, the sampled RoIs and their targets,
-mask and keypoint targets, and the anchors and RoIs that contribute most to the loss. Objects and classes that are
-hardly trained are listed. Everything equals the first epoch of "mask-rcnn train" with the same options and seed and a
-batch of one image, for the model as it is. The report draws {MAX_IMAGES} images; its numbers are those of all selected
-images."""
+Show the training with images of a dataset: the augmented network inputs, the role of every anchor, the sampled RoIs and
+their targets, mask and keypoint targets, and the anchors and RoIs that contribute most to the loss. The report lists
+the objects without a positive anchor and, for each class, the number of those without a proposal. Everything equals the
+first epoch of "mask-rcnn train" with the same options and seed and a batch of one image, for the model as it is. The
+report draws {MAX_IMAGES} images; its numbers are those of all selected images."""
 
 #: Options of a new network, which a model file determines.
 _NEW_NETWORK = ('extractor', 'keypoints', 'fields')

@@ -145,10 +145,10 @@ def draw_roi_costs(trace: TrainingTrace) -> Figure:
     names = ['background', *map(plot_name, trace.class_names)]
     texts = []
     for i in shown:
-        found = int(rois.probabilities[i].argmax())
+        predicted = int(rois.probabilities[i].argmax())
         label = int(rois.labels[i])
         title = f'{names[label]} {rois.best_object[i]}' if i < n else ('ignored' if label < 0 else 'background')
-        other = f', {names[found]} {rois.probabilities[i, found]:.2f}' if found != label else ''
+        other = f', {names[predicted]} {rois.probabilities[i, predicted]:.2f}' if predicted != label else ''
         probability = rois.probabilities[i, max(label, 0)]
         texts.append(f'{title} (IoU {rois.iou[i]:.2f}): p = {probability:.2f}{other}')
     title = f'{len(shown)} of {len(rois.labels)} RoIs {_describe_share(parts, shown)} of the {heads}'

@@ -23,6 +23,7 @@ from mask_rcnn.inspect.training.pictures import (
 from mask_rcnn.inspect.training.summary import TrainedObject, describe_training, summarize_objects
 from mask_rcnn.inspect.training.tables import Table, class_table, level_table, missing_table, object_table
 from mask_rcnn.inspect.training.trace import TrainingTrace
+from mask_rcnn.io.wording import counted
 from mask_rcnn.targets import Sampling
 from mask_rcnn.visualization.contact_sheet import Tile, compose_sheet
 from mask_rcnn.visualization.html_report import Report
@@ -91,8 +92,7 @@ class TrainingReport:
         self._losses.append(trace.losses)
         if len(self._sections) < MAX_IMAGES:
             title = Path(trace.example.name).name
-            n_objects = len(trace.objects)
-            details = f'{n_objects} object{"s" * (n_objects != 1)}, {_describe_size(trace.picture.shape)}'
+            details = f'{counted(len(trace.objects), "object")}, {_describe_size(trace.picture.shape)}'
             picture = draw_input(trace, side=_SHEET_SIDE)
             self._tiles.append(Tile(picture, title, details))
             self._sections.append(_make_section(trace, objects))
@@ -212,8 +212,8 @@ def _make_section(trace: TrainingTrace, objects: Sequence[TrainedObject]) -> _Se
     texts = [
         f'Seed {trace.example.seed}. The augmented image of {width} x {height} pixels is resized by '
         f'{transform.scale:.3g}; the network input has {_describe_size(trace.picture.shape)}{padding}. '
-        f'{len(objects)} object{"s" * (len(objects) != 1)}'
-        + (f' and {n_crowds} crowd region{"s" * (n_crowds != 1)}.' if n_crowds else '.')
+        f'{counted(len(objects), "object")}'
+        + (f' and {counted(n_crowds, "crowd region")}.' if n_crowds else '.')
         + f' {trace.rois.n_proposals} proposals, {trace.rois.n_foreground} foreground RoIs, '
         f'{int((trace.rois.labels == 0).sum())} background RoIs.'
     ]

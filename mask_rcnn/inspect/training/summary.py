@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn.inspect.training.trace import TrainingTrace
+from mask_rcnn.io.wording import counted
 from mask_rcnn.targets import Sampling
 
 _MAX_CLASSES = 5  # in a sentence
@@ -154,13 +155,13 @@ def describe_training(
     foreground_iou, low = sampling.roi_foreground_iou, sampling.rpn_negative_iou
     unmatched = [obj for obj in objects if obj.best_anchor < low]
     missing = [obj for obj in objects if obj.missing]
-    unfound = [obj for obj in objects if obj.best_proposal < foreground_iou]
+    unproposed = [obj for obj in objects if obj.best_proposal < foreground_iou]
     reasons = Counter(obj.missing for obj in missing).most_common()
     because = f' ({"; ".join(f"{reason}: {n}" for reason, n in reasons)})' if reasons else ''
     anchors = f'; anchors have {min(anchor_sizes):g} to {max(anchor_sizes):g}' if missing else ''
     lines = [
         f'{_count(missing, objects)} no positive anchor{because}{_describe_sizes(missing)}{anchors}',
-        f'{_count(unfound, objects)} no proposal with IoU >= {foreground_iou:g}{_describe_sizes(unfound)}',
+        f'{_count(unproposed, objects)} no proposal with IoU >= {foreground_iou:g}{_describe_sizes(unproposed)}',
     ]
     if unmatched:
         # The best anchor of an object is positive whatever its IoU, so these objects are not among the missing ones.
@@ -174,8 +175,7 @@ def describe_training(
 
 
 def _count(some: Sequence[TrainedObject], objects: Sequence[TrainedObject]) -> str:
-    noun = 'object' if len(objects) == 1 else 'objects'
-    return f'{len(some)} of {len(objects)} {noun} {"has" if 1 in (len(some), len(objects)) else "have"}'
+    return f'{len(some)} of {counted(len(objects), "object")} {"has" if 1 in (len(some), len(objects)) else "have"}'
 
 
 def _count_classes(some: Sequence[TrainedObject], objects: Sequence[TrainedObject], class_names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Training as it happens for one image: the augmented input, the training targets, and the losses of each element."""
+"""The training pass of one image: the augmented input, the training targets, and the losses of each element."""
 
 from __future__ import annotations
 

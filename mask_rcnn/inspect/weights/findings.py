@@ -13,6 +13,7 @@ from mask_rcnn.inspect.weights.changes import WeightComparison
 from mask_rcnn.inspect.weights.dead_channels import DeadChannels, count_dead, dead_channels
 from mask_rcnn.inspect.weights.source import NetworkWeights
 from mask_rcnn.inspect.weights.statistics import ArrayStatistics, weight_table
+from mask_rcnn.io.wording import counted
 
 #: Number of channels that a text lists.
 _MAX_CHANNELS = 12
@@ -167,16 +168,12 @@ def describe_doubts(inspection: WeightInspection) -> Iterator[tuple[str, Sequenc
         if arrays:
             total = sum(getattr(array, attribute) for array in arrays)
             yield (
-                f'{kind}: {total} in {_count(len(arrays), "array")}',
+                f'{kind}: {total} in {counted(len(arrays), "array")}',
                 [f'{array.name}: {getattr(array, attribute)} of {array.size}' for array in arrays],
             )
     if inspection.dead:
         n_layers = len({item.layer for item in inspection.dead})
         yield (
-            f'dead channels: {count_dead(inspection.dead)} in {_count(n_layers, "layer")}',
+            f'dead channels: {count_dead(inspection.dead)} in {counted(n_layers, "layer")}',
             [f'{item.layer}: {item.reason} in {describe_channels(item)}' for item in inspection.dead],
         )
-
-
-def _count(n: int, noun: str) -> str:
-    return f'{n} {noun}{"s" * (n != 1)}'
