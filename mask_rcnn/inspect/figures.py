@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, MIN_KEYPOINT_LOGIT
-from mask_rcnn.inference.detections import Detections
+from mask_rcnn.inference.resize import resize_detections
 from mask_rcnn.inspect.network_input import viewable_input
 from mask_rcnn.inspect.reasons import Rejection, Step, best_classes, check_detection, why, why_not
 from mask_rcnn.inspect.tables import Fate, Trace
@@ -370,15 +370,5 @@ def draw_detections(trace: Trace, *, min_score: float = 0.0) -> np.ndarray:
     k = max(1, _MIN_SIDE // max(detections.size))
     if k == 1:
         return detections.draw(trace.image)
-    scale = np.array([k, k, 1, 1], np.float32)  # of a keypoint (y, x, logit, probability)
-    enlarged = Detections(
-        boxes=detections.boxes * np.float32(k),
-        labels=detections.labels,
-        scores=detections.scores,
-        size=(detections.size[0] * k, detections.size[1] * k),
-        mask_probs=detections.mask_probs,
-        keypoints=None if detections.keypoints is None else detections.keypoints * scale,
-        class_names=detections.class_names,
-        dialect=detections.dialect,
-    )
+    enlarged = resize_detections(detections, (detections.size[0] * k, detections.size[1] * k))
     return enlarged.draw(trace.image.repeat(k, axis=0).repeat(k, axis=1))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from chainer import training
 
-from mask_rcnn.inference import Detections
+from mask_rcnn.inference.resize import resize_detections
 from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.preprocessing.image_io import to_pixels
@@ -98,28 +98,3 @@ class ExampleDetections(training.Extension):
             Tile(drawing, 'detections', f'{counted(len(shown), "object")}, score > {self._threshold:g}'),
         ]
         return compose_sheet(tiles, columns=2, side=max(height, width, _MIN_WIDTH))
-
-
-def resize_detections(detections: Detections, size: tuple[int, int]) -> Detections:
-    """Return the detections of a resized image; masks are pasted in the new size.
-
-    Args:
-        detections: The detections of a model.
-        size: Height and width of the resized image.
-    """
-    factors = np.array(size, np.float32) / np.array(detections.size, np.float32)
-    offset = np.array([0, 0, 1, 1], np.float32) * np.float32(detections.dialect.boxes.offset)
-    keypoints = None if detections.keypoints is None else detections.keypoints.copy()
-    if keypoints is not None:
-        keypoints[:, :, :2] *= factors
-    return Detections(
-        boxes=(detections.boxes + offset) * np.tile(factors, 2) - offset,
-        labels=detections.labels,
-        scores=detections.scores,
-        size=size,
-        mask_probs=detections.mask_probs,
-        keypoints=keypoints,
-        class_names=detections.class_names,
-        category_ids=detections.category_ids,
-        dialect=detections.dialect,
-    )

@@ -14,6 +14,7 @@ from mask_rcnn.cli import train
 from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.datasets import ShapesDataset
 from mask_rcnn.inference import Detections
+from mask_rcnn.inference.resize import resize_detections
 from mask_rcnn.training import plots
 from mask_rcnn.training.extensions import IntervalTrigger, Tolerant, TrainingLog
 from mask_rcnn.training.freezing import FrozenParameter
@@ -21,7 +22,7 @@ from mask_rcnn.training.optimizer import make_optimizer
 from mask_rcnn.training.signals import SignalHandler
 from mask_rcnn.training.snapshot import read_snapshot
 from mask_rcnn.training.tensorboard import TensorBoard, markdown_table
-from mask_rcnn.training.tensorboard_examples import ExampleDetections, choose_examples, resize_detections
+from mask_rcnn.training.tensorboard_examples import ExampleDetections, choose_examples
 from mask_rcnn.training.tensorboard_histograms import WeightHistograms
 from tests.support.small_train import NETWORK, RUN
 from tests.support.tiny_training import TinyTrainChain, arrays, make_trainer
