@@ -1,9 +1,9 @@
 """``make demo`` and ``make demo-coco``: run a trained model.
 
-By default the bundled models run on generated scenes and on mahotas's picture of cell nuclei, which they count; no
-network connection is needed.  Without mahotas (the extra ``demo``) only the scenes are processed.  With
-``--coco`` Detectron's R-50-C4 Mask R-CNN runs on a photo: its weights are downloaded once (resumable) and converted
-once; without a network connection an error message names the file to provide.
+By default the bundled models run on generated scenes, which remain in the folder ``output_scenes``, and on mahotas's
+picture of cell nuclei, which they count; no network connection is needed.  Without mahotas (the extra ``demo``) only
+the scenes are processed.  With ``--coco`` Detectron's R-50-C4 Mask R-CNN runs on a photo: its weights are downloaded
+once (resumable) and converted once; without a network connection an error message names the file to provide.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from mask_rcnn.io.console import print_note
 ROOT = Path(__file__).resolve().parents[1]
 #: The bundled model; see ``scripts/train_demo_model.py``.
 DEMO_MODEL = 'shapes_mobilenet_v1_fpn.npz'
+#: The default seed of the scenes.
+SCENE_SEED = 2_000_016
 #: The bundled model of nuclei in microscope images.
 NUCLEI_MODEL = 'nuclei_mobilenet_v1_fpn.npz'
 #: The default photo, from COCO's val2017.
@@ -48,21 +50,21 @@ def main(argv: list[str] | None = None, folder: Path = ROOT / 'modelfiles', phot
     add('--image', help='image file (default: generated scenes; with --coco, a photo from COCO)')
     add('--output', default='output.png', help='picture to write; scenes append their names (default: %(default)s)')
     add('--scenes', type=int, default=6, help='number of scenes to generate (default: %(default)s)')
-    add('--seed', type=int, default=2_000_016, help='random seed of the scenes (default: %(default)s)')
+    add('--seed', type=int, default=SCENE_SEED, help='random seed of the scenes (default: %(default)s)')
     args = parser.parse_args(argv)
+    output = Path(args.output)
     if args.coco:
         return _run_on_photo(args, folder, photo_url)
     if args.image:
         return _run_model(folder / DEMO_MODEL, args.image, args.output)
-    with tempfile.TemporaryDirectory() as temporary:
-        write_scenes(Path(temporary), args.scenes, args.seed)
-        status = _run_model(folder / DEMO_MODEL, temporary, args.output)
+    scenes = output.with_name(f'{output.stem}_scenes')
+    write_scenes(scenes, args.scenes, args.seed)
+    status = _run_model(folder / DEMO_MODEL, scenes, args.output)
     with tempfile.TemporaryDirectory() as temporary:
         cells = Path(temporary) / 'cells.png'
         if not copy_cells(cells):
             print_note("the picture of nuclei needs mahotas: pip install -e '.[demo]'")
             return status
-        output = Path(args.output)
         picture = output.with_name(f'{output.stem}_nuclei{output.suffix}')
         return _run_model(folder / NUCLEI_MODEL, cells, picture) or status
 
@@ -87,14 +89,17 @@ def _run_on_photo(args: argparse.Namespace, folder: Path, photo_url: str) -> int
 
 
 def write_scenes(folder: Path, n_scenes: int, seed: int, size: int = 512) -> None:
-    """Write generated scenes as ``scene_1.png``, ``scene_2.png``, ... into a folder.
+    """Write generated scenes as ``scene_1.png``, ``scene_2.png``, ... into a folder, in place of earlier scenes.
 
     Args:
-        folder: An existing folder.
+        folder: The folder, which is created if it is missing.
         n_scenes: Number of scenes.
         seed: Random seed.
         size: Height and width in pixels.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob('scene_*.png'):
+        earlier.unlink()
     for number, example in enumerate(RichShapesDataset(n_scenes, size=size, seed=seed), start=1):
         rgb = example.image.transpose(1, 2, 0).astype('uint8')
         Image.fromarray(rgb).save(folder / f'scene_{number}.png')

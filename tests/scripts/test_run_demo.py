@@ -4,6 +4,7 @@ import functools
 import http.server
 import importlib.util
 import json
+import re
 import sys
 import threading
 import types
@@ -171,7 +172,8 @@ def test_every_scene_gets_a_picture_and_results(run_demo, demo_model, no_mahotas
     assert "the picture of nuclei needs mahotas: pip install -e '.[demo]'\n" in notes
     assert not list(tmp_path.glob('*nuclei*.png'))
     assert [lines.count(f'scene_{number}.png') for number in (1, 2)] == [2, 2]  # the image and the picture
-    assert not list(tmp_path.glob('scene_*'))
+    images = [cv2.imread(str(tmp_path / 'out_scenes' / f'scene_{number}.png')) for number in (1, 2)]
+    assert all(image.shape == (512, 512, 3) for image in images)
 
 
 def test_the_nuclei_of_cells_are_counted(run_demo, demo_model, cells, tmp_path, monkeypatch):
@@ -214,3 +216,22 @@ def test_scenes_are_images_of_the_dataset(run_demo, tmp_path):
     run_demo.write_scenes(tmp_path, 2, 5, size=64)
     written = cv2.imread(str(tmp_path / 'scene_2.png'))[:, :, ::-1].transpose(2, 0, 1)
     np.testing.assert_array_equal(written, RichShapesDataset(2, size=64, seed=5)[1].image)
+
+
+def test_scenes_replace_earlier_ones(run_demo, tmp_path):
+    folder = tmp_path / 'scenes'
+    run_demo.write_scenes(folder, 3, 5, size=64)
+    (folder / 'mine.png').write_bytes(b'')
+    run_demo.write_scenes(folder, 1, 5, size=64)
+    assert sorted(path.name for path in folder.iterdir()) == ['mine.png', 'scene_1.png']
+
+
+def test_the_object_that_the_readmes_ask_for_is_in_the_scene(root, run_demo):
+    expected = re.compile(r'inspect why output_scenes/scene_(\d+)\.png --box ([\d,]+) --class (\w+) ')
+    for readme in ('README.md', 'README_JP.md'):
+        number, box, name = expected.search((root / readme).read_text(encoding='utf-8')).groups()
+        x0, y0, x1, y1 = map(int, box.split(','))
+        scenes = RichShapesDataset(int(number), size=512, seed=run_demo.SCENE_SEED)
+        annotations = scenes[int(number) - 1].annotations
+        objects = zip(annotations.boxes.round().tolist(), annotations.labels, strict=True)
+        assert ([y0, x0, y1, x1], scenes.class_names.index(name)) in list(objects)
