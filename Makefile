@@ -27,11 +27,12 @@ demo: setup
 demo-coco: setup
 	@$(RUN) scripts/run_demo.py --coco $(if $(IMAGE),--image '$(IMAGE)')
 
-# JupyterLab and its seventy requirements are not installed for the tests.
+# JupyterLab and its seventy requirements are not installed for the tests.  Root is the usual user of a container, where
+# Jupyter refuses to start without the flag; it answers on this machine only, and asks for its token.
 notebooks: setup
 	@$(RUN) -c 'import jupyterlab' 2> /dev/null || { echo 'Installing Jupyter.'; \
 	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt --no-build-isolation -e '.[notebooks]'; }
-	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/demo.ipynb
+	$(RUN) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/demo.ipynb
 
 # One BLAS thread per process: two processes with two threads each would wait for each other.
 test: setup
