@@ -58,11 +58,11 @@ def _add_summary(report: Report, trace: Trace) -> None:
         'predicts its mask. This page follows one image through all steps.'
     )
     counts = Counter(detections.names).most_common(_MAX_ROWS)
-    listed = ', '.join(f'{count} {name}' for name, count in counts) or 'none'
+    listed = ', '.join(f'{count} {name}' for name, count in counts)
     n_drawn = int(np.count_nonzero(detections.scores > VISUALIZE_SCORE_THRESHOLD))
     # A network that is unsure of everything still has a picture.
     threshold = VISUALIZE_SCORE_THRESHOLD if n_drawn else 0.0
-    caption = f'All {len(detections)} detections: {listed}.'
+    caption = f'All {len(detections)} detections: {listed}.' if listed else 'There are no detections.'
     if 0 < n_drawn < len(detections):
         caption = f'The {n_drawn} detections with scores above {threshold:g}. {caption}'
     report.add_figure(figures.draw_detections(trace, min_score=threshold), caption)
@@ -125,7 +125,8 @@ def _add_features(report: Report, trace: Trace) -> None:
     report.add_table(['level', 'input pixels per location', 'channels x height x width'], rows)
     report.add_figure(
         figures.draw_features(trace),
-        'Mean and maximum over the channels; violet is the lowest and yellow the highest value of each map.',
+        'Mean and maximum over the channels; violet is the lowest and yellow the highest value of each map. A map that '
+        'differs only at its border says little about the image: the convolutions see zero padding there.',
     )
     level = min(1, len(trace.features) - 1)
     report.add_figure(figures.draw_channels(trace, level), 'Single channels react to different patterns.')
