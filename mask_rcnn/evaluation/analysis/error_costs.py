@@ -67,11 +67,9 @@ def measure_costs(matches: Matches, outcomes: Outcomes) -> ErrorCosts:
         corrects_target = kind in (Outcome.CLASSIFICATION, Outcome.LOCALISATION)
         after = oracle.after_correction(is_error) if corrects_target else oracle.ap50(kept=~is_error)
         kinds.append(ErrorCost(kind.name.lower(), int(is_error.sum()), after - before))
-    is_lost = ~matches.is_crowd
-    is_lost[matches.matched_object[matches.is_true_positive]] = False
     missed, lost = (
         ErrorCost(name, int(objects.sum()), oracle.ap50(removed_objects=objects) - before)
-        for name, objects in (('missed', outcomes.is_missed), ('false negatives', is_lost))
+        for name, objects in (('missed', outcomes.is_missed), ('false negatives', matches.is_lost))
     )
     is_false = outcomes.is_false_positive
     false = ErrorCost('false positives', int(is_false.sum()), oracle.ap50(kept=~is_false) - before)

@@ -65,8 +65,7 @@ def measure_image_losses(matches: Matches) -> np.ndarray:
     """
     losses = np.zeros(len(matches.image_ids))
     n_objects = matches.objects_per_class
-    is_lost = ~matches.is_crowd
-    is_lost[matches.matched_object[matches.is_true_positive]] = False
+    is_lost = matches.is_lost
     for label in np.flatnonzero(n_objects).tolist():
         lost = np.bincount(
             matches.object_images[is_lost & (matches.object_labels == label)], minlength=len(matches.image_ids)

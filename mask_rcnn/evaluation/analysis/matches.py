@@ -69,6 +69,11 @@ class Matches:
         return (self.matched_object >= 0) & ~self.is_ignored
 
     @property
+    def is_lost(self) -> np.ndarray:
+        """``(G,)`` bool, whether an object counts and no detection matches it with IoU >= 0.5."""
+        return ~(self.is_crowd | self.is_found[0])
+
+    @property
     def objects_per_class(self) -> np.ndarray:
         """``(n_classes,)`` integers, the number of objects that count."""
         return np.bincount(self.object_labels[~self.is_crowd], minlength=self.n_classes)
