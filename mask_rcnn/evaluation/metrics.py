@@ -48,7 +48,7 @@ KINDS = BOXES, MASKS, KEYPOINTS
 class Metrics:
     """The result of COCO's evaluation.
 
-    Values are between 0 and 1, or -1 (as in pycocotools) if there is no object.  The tuples for masks or keypoints are
+    Values are between 0 and 1, or -1 (as in pycocotools) without objects.  The tuples for masks or keypoints are
     empty if they were not evaluated.
 
     Args:
@@ -105,22 +105,19 @@ class Metrics:
         return tables
 
     def _metric_lines(self) -> list[str]:
-        kinds, lines = self._kinds(), []
-        names: tuple[str, ...] = ()
-        margin = max(6, *(len(kind.plural) + 1 for kind in kinds))
-        for kind in kinds:
-            if kind.metric_names(self.max_detections) != names:
-                names = kind.metric_names(self.max_detections)
-                lines.append(' ' * margin + ''.join(f'{name:>7}' for name in names))
-            lines.append(f'{kind.plural:{margin}}' + ''.join(map(_percent, getattr(self, kind.plural))))
-        return lines
+        margin = max(6, *(len(kind.plural) + 1 for kind in self._kinds()))
+        return [
+            f'{name:{margin}}' + ''.join(f'{cell:>7}' for cell in cells)
+            for header, rows in self.tables()
+            for name, *cells in (header, *rows)
+        ]
 
     def _class_lines(self) -> list[str]:
         names = [escape(name) for name in ('class', *self.class_names)]
         margin = max(map(len, names))
         headings = [f'{kind.singular} AP' for kind in self._kinds()]
         rows = [headings]
-        rows += [list(map(_percent, aps)) for aps in zip(*self.ap_per_class().values(), strict=True)]
+        rows += [list(map(format_percent, aps)) for aps in zip(*self.ap_per_class().values(), strict=True)]
         widths = [max(10, len(heading) + 3) for heading in headings]
         return [
             f'{name:{margin}}' + ''.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True))
@@ -129,9 +126,5 @@ class Metrics:
 
 
 def format_percent(value: float) -> str:
-    """Return a metric in percent with one digit after the point, or ``'-'`` without objects."""
+    """Return a metric in percent with one digit after the point, or ``'-'`` if it is negative: there are no objects."""
     return f'{100 * value:.1f}' if value >= 0 else '-'
-
-
-def _percent(value: float) -> str:
-    return f'{format_percent(value):>7}'
