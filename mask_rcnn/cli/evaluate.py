@@ -37,7 +37,7 @@ from mask_rcnn.cli.options import (
 )
 from mask_rcnn.cli.outputs import check_can_write, check_report, refuse_inputs
 from mask_rcnn.datasets.coco import AnnotationFileError
-from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
+from mask_rcnn.evaluation.coco import COCOEvaluator, Metrics, ResultsFileError, evaluate_model
 from mask_rcnn.io.atomic_file import FileError, check_writable_folder, open_for_writing, removing_empty_folder
 from mask_rcnn.io.console import print_line, print_lines, print_warning
 from mask_rcnn.io.folder_lock import FolderInUseError, lock_folder
@@ -283,7 +283,7 @@ def evaluate_to_folder(
             results_file=folder / 'results.json',
             comm=communicator,
             max_detections=model.config.rpn_post_nms if max_detections == 0 else max_detections,  # no class has more
-            evaluate=None if report is None else report.evaluate,
+            evaluate=COCOEvaluator.evaluate if report is None else report.evaluate,
         )
     except ResultsFileError as results_error:
         error, metrics = results_error, results_error.metrics

@@ -259,7 +259,7 @@ def evaluate_model(
     indices: Sequence[int] | None = None,
     comm: Communicator | None = None,
     max_detections: int | None = None,
-    evaluate: Callable[[COCOEvaluator], Metrics] | None = None,
+    evaluate: Callable[[COCOEvaluator], Metrics] = COCOEvaluator.evaluate,
 ) -> Metrics:
     """Evaluate a model on a dataset; the model does not change.
 
@@ -275,7 +275,7 @@ def evaluate_model(
         max_detections: See :class:`COCOEvaluator`.  The limit of the model applies first.  ``None`` for COCO's limit of
             100, or that of the model if it is larger.
         evaluate: Computes the metrics from all detections, in process 0, for instance with
-            :func:`mask_rcnn.evaluation.analysis.analyse`; ``None`` for :meth:`COCOEvaluator.evaluate`.
+            :func:`mask_rcnn.evaluation.analysis.analyse`.
 
     Returns:
         Metrics: The same in all processes.
@@ -347,16 +347,16 @@ class ResultsFileError(FileError):
 def _finish(
     evaluator: COCOEvaluator,
     results_file: str | os.PathLike | None,
-    evaluate: Callable[[COCOEvaluator], Metrics] | None = None,
+    evaluate: Callable[[COCOEvaluator], Metrics],
 ) -> Metrics:
     try:
         if results_file is not None:  # first, because the detections are the expensive part
             evaluator.write_results(results_file)
     except FileError as cause:
         error = ResultsFileError(cause.errno, cause.strerror, cause.filename)
-        error.metrics = evaluate(evaluator) if evaluate else evaluator.evaluate()
+        error.metrics = evaluate(evaluator)
         raise error from cause
-    return evaluate(evaluator) if evaluate else evaluator.evaluate()
+    return evaluate(evaluator)
 
 
 def _match_categories(
