@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,15 +39,13 @@ def make_report(
         details: Names and values for the summary, such as the model and the dataset.
     """
     report = Report(title)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph', UserWarning)  # of class names in scripts that DejaVu Sans lacks
-        _add_summary(report, analysis, details)
-        _add_curves(report, analysis)
-        _add_sizes(report, analysis)
-        _add_classes(report, analysis)
-        _add_confusion(report, analysis)
-        _add_costs(report, analysis)
-        add_worst_images(report, analysis, read_image)
+    _add_summary(report, analysis, details)
+    _add_curves(report, analysis)
+    _add_sizes(report, analysis)
+    _add_classes(report, analysis)
+    _add_confusion(report, analysis)
+    _add_costs(report, analysis)
+    add_worst_images(report, analysis, read_image)
     return report
 
 
