@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from chainer import training
 
@@ -15,6 +14,7 @@ from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.preprocessing.image_io import to_pixels
 from mask_rcnn.training.tensorboard import TensorBoard
+from mask_rcnn.visualization.pictures import resize_picture
 
 #: Number of images.
 N_EXAMPLES = 4
@@ -78,9 +78,7 @@ class ExampleDetections(training.Extension):
         example = self._dataset[index]
         pixels = to_pixels(example.image)
         annotated = draw_tile_picture(pixels, example.annotations, self._dataset.class_names, side=_SIDE)
-        is_smaller = annotated.shape[0] < pixels.shape[0]
-        interpolation = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
-        resized = cv2.resize(pixels, annotated.shape[1::-1], interpolation=interpolation)
+        resized = resize_picture(pixels, annotated.shape[:2])
         # Numbered: TensorBoard replaces the characters of many names by underscores.
         tag = f'examples/{number}_{Path(example.name).stem}'
         return _ExamplePicture(tag, example.image, resized, annotated, len(example.annotations))

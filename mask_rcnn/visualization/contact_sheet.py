@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -14,6 +13,7 @@ from mask_rcnn.datasets.example import Annotations, Segmentation
 from mask_rcnn.ops.masks.rle import decode_rle, encode_polygons
 from mask_rcnn.visualization.drawing import draw_detections
 from mask_rcnn.visualization.labels import load_font
+from mask_rcnn.visualization.pictures import resize_mask, resize_picture
 
 _GAP, _FONT_SIZE = 12, 13  # pixels
 _BACKGROUND, _INK, _DETAIL_INK = (255, 255, 255), (20, 20, 20), (110, 110, 110)
@@ -104,7 +104,7 @@ def draw_tile_picture(
     full_size = image.shape[0], image.shape[1]
     scale = min(side / max(full_size), _MAX_UPSCALE)
     size = max(round(full_size[0] * scale), 1), max(round(full_size[1] * scale), 1)
-    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    resized = resize_picture(image, size)
     boxes = annotations.boxes * np.float32(scale)
     names = [
         class_names[label] + ' (crowd)' * bool(crowd)
@@ -165,9 +165,7 @@ def _resize_mask(segmentation: Segmentation, full_size: tuple[int, int], size: t
         scale = np.array([size[1] / full_size[1], size[0] / full_size[0]])
         rle = encode_polygons(tuple((p.reshape(-1, 2) * scale).ravel() for p in segmentation), size)
         return decode_rle(rle).astype(bool)
-    mask = decode_rle(segmentation)
-    interpolation = cv2.INTER_AREA if size[0] < full_size[0] else cv2.INTER_LINEAR
-    return cv2.resize(mask * np.uint8(255), size[::-1], interpolation=interpolation) > 127
+    return resize_mask(decode_rle(segmentation), size)
 
 
 def _shorten(text: str, width: int, font: object) -> str:

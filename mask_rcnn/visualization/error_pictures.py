@@ -12,6 +12,7 @@ from mask_rcnn.ops.masks.rle import decode_rle
 from mask_rcnn.visualization.colors import rgb_of, text_color
 from mask_rcnn.visualization.figures import GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from mask_rcnn.visualization.labels import draw_label, draw_text, measure, place_labels, shorten_name
+from mask_rcnn.visualization.pictures import resize_mask, resize_picture
 
 #: Longer side of a panel in pixels; images are resized to it, so that lines and letters have equal sizes.
 _SIDE = 620
@@ -99,7 +100,7 @@ def draw_errors(
     height, width = image.shape[:2]
     scale = _SIDE / max(height, width)
     size = max(round(height * scale), 1), max(round(width * scale), 1)
-    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    resized = resize_picture(image, size)
     panels = [
         _add_title(_draw_panel(resized.copy(), shapes, scale), title)
         for shapes, title in zip((objects, detections), titles, strict=True)
@@ -130,11 +131,8 @@ def _draw_panel(canvas: np.ndarray, shapes: MarkedShapes, scale: float) -> np.nd
 
 def _mask_curves(rle: dict, size: tuple[int, int]) -> list[np.ndarray]:
     """Return the outer outlines of a mask in a picture of a size, ``(P, 2)`` float (x, y); none if it is too small."""
-    mask = decode_rle(rle)
-    resized = cv2.resize(
-        mask * np.uint8(255), size[::-1], interpolation=cv2.INTER_AREA if size < mask.shape else cv2.INTER_LINEAR
-    )
-    contours, _ = cv2.findContours((resized > 127).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    mask = resize_mask(decode_rle(rle), size).view(np.uint8)
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return [contour[:, 0].astype(np.float64) for contour in contours if len(contour) > 2]
 
 

@@ -1,0 +1,39 @@
+"""Pictures and masks in other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+
+def resize_picture(picture: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resize a picture: average pixels if it becomes smaller, otherwise interpolate bicubically.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8.
+        size: Height and width of the result.
+
+    Returns:
+        A uint8 array of shape ``(*size, 3)``.
+    """
+    height, width = size
+    is_smaller = height * width < picture.shape[0] * picture.shape[1]
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC)
+
+
+def resize_mask(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resize a mask; a pixel of the result is inside if at least half of it is.
+
+    Args:
+        mask: ``(H, W)`` uint8, 0 or 1.
+        size: Height and width of the result.
+
+    Returns:
+        A bool array of shape ``size``.
+    """
+    height, width = size
+    is_smaller = height * width < mask.size
+    interpolation = cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR
+    return cv2.resize(mask * np.uint8(255), (width, height), interpolation=interpolation) > 127
