@@ -63,8 +63,6 @@ def draw_mask_targets(
     targets: np.ndarray,
     probabilities: np.ndarray,
     captions: Sequence[tuple[str, str]],
-    *,
-    columns: int = 4,
 ) -> np.ndarray:
     """Draw mask targets in a grid: the crop of the RoI, its target, and the predicted probabilities.
 
@@ -74,7 +72,6 @@ def draw_mask_targets(
         targets: ``(F, M, M)`` int: 1 inside the object, 0 outside, -1 ignored.
         probabilities: ``(F, M, M)`` floats; NaN, of a network that overflows, is drawn as 0.
         captions: Two lines of text for each RoI.
-        columns: Number of RoIs in a row.
 
     Returns:
         numpy.ndarray: ``(h, w, 3)`` uint8, RGB.
@@ -94,7 +91,7 @@ def draw_mask_targets(
         for part in parts:  # a target may be as white as the sheet
             cv2.rectangle(part, (0, 0), (_CROP - 1, _CROP - 1), (_FRAME_GREY,) * 3, 1)
         tiles.append(Tile(np.hstack([parts[0], gap, parts[1], gap, parts[2]]), title, details))
-    return compose_sheet(tiles, columns=columns, side=tiles[0].picture.shape[1])
+    return compose_sheet(tiles, columns=4, side=tiles[0].picture.shape[1])
 
 
 def draw_keypoint_targets(
@@ -103,8 +100,6 @@ def draw_keypoint_targets(
     targets: np.ndarray,
     predicted: np.ndarray,
     captions: Sequence[tuple[str, str]],
-    *,
-    columns: int = 5,
 ) -> np.ndarray:
     """Draw keypoint targets in a grid of RoIs: discs for targets, joined with crosses for predictions.
 
@@ -114,7 +109,6 @@ def draw_keypoint_targets(
         targets: ``(Q, N, 2)`` float ``(y, x)`` in fractions of the RoI; NaN for keypoints without a target.
         predicted: ``(Q, N, 2)`` float, likewise.
         captions: Two lines of text for each RoI.
-        columns: Number of RoIs in a row.
 
     Returns:
         numpy.ndarray: ``(h, w, 3)`` uint8, RGB.
@@ -133,7 +127,7 @@ def draw_keypoint_targets(
                 cv2.circle(crop, target, 4, (255, 255, 255), -1, cv2.LINE_AA)
                 cv2.circle(crop, target, 3, _GREEN, -1, cv2.LINE_AA)
         tiles.append(Tile(crop, title, details))
-    return compose_sheet(tiles, columns=columns, side=_KEYPOINT_CROP)
+    return compose_sheet(tiles, columns=5, side=_KEYPOINT_CROP)
 
 
 @default_style()
