@@ -58,7 +58,10 @@ def test_text_of_two_files(tmp_path, capsys):
     second = write(tmp_path / 'b.npz', rpn__conv__W=[[[[1]], [[1]]]], rpn__conv__b=[0.25])
     assert main(['inspect', 'weights', str(first), str(second)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[5:7] == ['arrays in both: 4, of which equal bit for bit: 1', '  only in the first: 1 (mask_head/x)']
+    assert lines[5:7] == [
+        'arrays in both: 4, of which equal in type and bits: 1',
+        '  only in the first: 1 (mask_head/x)',
+    ]
     assert [line.split() for line in lines[7:]] == [
         ['changed', 'array', 'relative', 'max', 'cosine'],
         ['rpn/conv/W', '1.26', '4', '-0.447214'],  # 4 / sqrt(10), -2 / sqrt(20)

@@ -119,7 +119,7 @@ def _format_inspection(inspection: WeightInspection, *, with_parts: bool) -> str
 
 
 def _format_comparison(comparison: WeightComparison) -> str:
-    lines = [f'arrays in both: {len(comparison.changes)}, of which equal bit for bit: {comparison.n_identical}']
+    lines = [f'arrays in both: {len(comparison.changes)}, of which equal in type and bits: {comparison.n_identical}']
     for name, values in comparison.settings.items():
         first, second = ('-' if value is None else _shorten(value) for value in values)
         lines.append(f'  {name}: {first}, then {second}')

@@ -27,7 +27,8 @@ class ArrayChange:
         max_difference: ``max(abs(a - b))``; 0 without finite values.
         relative_change: ``norm(a - b) / norm(a)`` with L2 norms: 0 for equal values, infinite if only ``a`` is zero.
         cosine: The cosine of the angle between ``a`` and ``b`` as vectors; NaN if one of them is zero.
-        is_identical: True if the types and all bits are equal.
+        is_identical: True if the types and all bits are equal.  Equal values of different types, such as float16 and
+            float32, are not identical: one file does not replace the other.  Their ``relative_change`` is 0.
         n_not_finite: The number of values that are NaN or infinite in one of the arrays.
         n_not_finite_changes: The number of these that differ between the arrays; NaN is equal to NaN.
     """

@@ -80,7 +80,7 @@ def build_comparison_report(first: WeightInspection, second: WeightInspection, c
     report.add_text(f'{first.name}: {first.weights.title}. {second.name}: {second.weights.title}.')
     report.add_text(
         f'{len(comparison.changes)} arrays have the same name and shape; {comparison.n_identical} of them are equal '
-        'bit for bit.'
+        'in type and bits.'
     )
     _add_doubts(report, [first, second])
     _add_mismatches(report, comparison)
@@ -214,7 +214,16 @@ def _add_change_table(report: Report, comparison: WeightComparison) -> None:
         for change in comparison.changes[:_MAX_ROWS]
     ]
     report.add_table(
-        ('array', 'shape', 'relative change', 'max difference', 'cosine', 'equal bits', 'NaN or infinite changes'), rows
+        (
+            'array',
+            'shape',
+            'relative change',
+            'max difference',
+            'cosine',
+            'equal type and bits',
+            'NaN or infinite changes',
+        ),
+        rows,
     )
     _add_limit(report, len(rows), len(comparison.changes), 'arrays')
 
