@@ -49,7 +49,7 @@ class Mark:
 
 #: The marks of objects and detections by their kind, in the order of the legend.
 MARKS = {
-    'correct': Mark('found', GREEN),
+    'correct': Mark('detected', GREEN),
     'missed': Mark('missed', YELLOW, (10, 6)),
     'classification': Mark('wrong class', PURPLE, (10, 6)),
     'localisation': Mark('bad location', ORANGE, (10, 6)),

@@ -234,7 +234,7 @@ def test_losses_of_images_by_hand():
     }
     assert analysis.n_images_with_loss == 2
     first = analysis.worst_images[0]
-    assert (first.image_id, first.n_objects, first.n_found) == (1, 2, 1)
+    assert (first.image_id, first.n_objects, first.n_detected) == (1, 2, 1)
     assert first.object_states == ('correct', 'missed') and first.kinds == ('correct',)
     assert first.boxes.tolist() == [[0, 0, 100, 100]] and first.object_boxes[1].tolist() == [0, 300, 100, 400]
     assert analysis.worst_images[1].kinds == ('background', 'correct', 'background')

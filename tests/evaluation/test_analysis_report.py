@@ -89,16 +89,16 @@ def test_sections_and_numbers(shapes_evaluator, tmp_path):
     assert len(captions) == 9 and all(len(caption.split()) >= 8 for caption in captions)
     worst = analysis.worst_images[0]
     assert captions[7].startswith(f'1. {worst.image_id}.png: costs {100 * worst.loss:.2f} points of AP50')
-    assert f'{worst.n_found} of {worst.n_objects} objects found' in captions[7]
+    assert f'{worst.n_detected} of {worst.n_objects} objects detected' in captions[7]
 
 
 def test_hidden_false_positives_are_counted():
     box, first, second = (0, 0, 100, 100), (300, 200, 50, 50), (300, 0, 50, 50)
     detections = [(1, 0, first, 0.9), (1, 0, second, 0.4), (1, 0, box, 0.3)]
     document = describe_images(box_evaluator([(1, 0, box)], detections))
-    assert '1 of 1 objects found; false positives: 2 background (1 of them with a score of at most 0.5)' in document
+    assert '1 of 1 objects detected; false positives: 2 background (1 of them with a score of at most 0.5)' in document
     # Before the last true positive there is none.
-    assert 'No error lowers AP50.' in describe_images(
+    assert 'No image has an error that lowers AP50.' in describe_images(
         box_evaluator([(1, 0, box)], [(1, 0, box, 0.9), *detections[1:2]])
     )
 

@@ -115,7 +115,7 @@ def test_costs_of_errors():
 def test_confusion_matrices(n_classes):
     counts = np.arange((n_classes + 1) ** 2).reshape(n_classes + 1, -1)
     names = [f'class {i} with a long name' for i in range(n_classes)]
-    figure = plot_confusion(counts, [*names, 'background'], [*names, 'not found'])
+    figure = plot_confusion(counts, [*names, 'background'], [*names, 'not detected'])
     axes = figure.axes[0]
     fractions = axes.images[0].get_array()
     np.testing.assert_allclose(fractions, counts / counts.sum(axis=1, keepdims=True))

@@ -25,10 +25,10 @@ def average_precision(ranks: np.ndarray, n_objects: int, n_detections: int) -> f
     """
     if n_objects == 0:
         return float(n_detections == 0)
-    n_found = np.arange(1, len(ranks) + 1)
-    precision = n_found / (ranks + np.spacing(1))  # COCOeval's protection against a division by zero
+    n_matched = np.arange(1, len(ranks) + 1)
+    precision = n_matched / (ranks + np.spacing(1))  # COCOeval's protection against a division by zero
     best = np.maximum.accumulate(precision[::-1])[::-1]
-    reached = np.searchsorted(n_found / n_objects, RECALLS, side='left')
+    reached = np.searchsorted(n_matched / n_objects, RECALLS, side='left')
     return float(np.append(best, 0)[reached].mean())
 
 

@@ -12,7 +12,7 @@ from mask_rcnn.evaluation.analysis.outcomes import FOREGROUND_IOU
 
 @dataclass(frozen=True)
 class Confusion:
-    """Objects of one class that were found as another class.
+    """Objects of one class that are detected as another class.
 
     Args:
         label: The class of the objects.
@@ -33,7 +33,7 @@ class ConfusionMatrix:
 
     Args:
         counts: ``(n_classes + 1, n_classes + 1)`` integers: the objects of each class (row) by the class of the
-            detection that found them (column).  The last column contains objects that were not found, the last row
+            detection that matches them (column).  The last column contains objects that are not detected, the last row
             detections without an object.
         score_threshold: Detections with a higher score count.
     """
@@ -97,17 +97,17 @@ def measure_confusion(matches: Matches, score_threshold: float = 0.5) -> Confusi
     n_classes = matches.n_classes
     counts = np.zeros((n_classes + 1, n_classes + 1), np.int64)
     is_counted = (matches.scores > score_threshold) & ~matches.is_ignored
-    found = np.where(is_counted & matches.is_true_positive, matches.matched_object, -1)
+    matched = np.where(is_counted & matches.is_true_positive, matches.matched_object, -1)
     is_free = ~matches.is_crowd
-    is_free[found[found >= 0]] = False
+    is_free[matched[matched >= 0]] = False
     for (detections, objects), overlaps in zip(matches.iter_images(), matches.overlaps, strict=True):
-        rest = np.flatnonzero(is_counted[detections] & (found[detections] < 0))
+        rest = np.flatnonzero(is_counted[detections] & (matched[detections] < 0))
         for i in rest[np.argsort(-matches.scores[detections][rest], kind='stable')].tolist():
             free_overlaps = np.where(is_free[objects], overlaps[i], 0)
             if free_overlaps.max(initial=0) >= FOREGROUND_IOU:
-                found[detections.start + i] = objects.start + int(free_overlaps.argmax())
-                is_free[found[detections.start + i]] = False
-    true_labels = np.where(found >= 0, np.append(matches.object_labels, n_classes)[found], n_classes)
+                matched[detections.start + i] = objects.start + int(free_overlaps.argmax())
+                is_free[matched[detections.start + i]] = False
+    true_labels = np.where(matched >= 0, np.append(matches.object_labels, n_classes)[matched], n_classes)
     np.add.at(counts, (true_labels[is_counted], matches.detection_labels[is_counted]), 1)
     np.add.at(counts, (matches.object_labels[is_free], n_classes), 1)
     return ConfusionMatrix(counts, score_threshold)

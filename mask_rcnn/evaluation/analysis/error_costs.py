@@ -36,7 +36,7 @@ class ErrorCosts:
     Args:
         ap50: AP at IoU 0.5 before the correction, -1 without objects.
         kinds: The six kinds of TIDE.
-        totals: All false positives, and all objects that are not found.
+        totals: All false positives, and all objects that are not detected.
     """
 
     ap50: float
@@ -49,8 +49,8 @@ def measure_costs(matches: Matches, outcomes: Outcomes) -> ErrorCosts:
 
     The oracles are those of the paper (section 2.3):
 
-    - wrong class, wrong location: the detection finds its target.  If several detections then find one object, only
-      that with the highest score stays.
+    - wrong class, wrong location: the detection matches its target.  If several detections then match one object,
+      only that with the highest score stays.
     - both wrong, duplicate, background, false positives: the detections are removed.
     - missed objects, false negatives: the objects are taken out of the count, as if the precision at the higher recall
       were the same.
@@ -99,7 +99,7 @@ class _Oracle:
         return self._mean_ap(self._matches.detection_labels, self._is_true, kept, n_objects)
 
     def after_correction(self, is_error: np.ndarray) -> float:
-        """Return AP50 if detections find their targets; one detection of each object stays."""
+        """Return AP50 if detections match their targets; one detection of each object stays."""
         targets = self._outcomes.targets
         rivals = np.flatnonzero(is_error | self._is_true)
         # By object and score; with equal scores, a detection that needs no correction is first.

@@ -22,11 +22,11 @@ class ImageErrors:
         image_id: The image's id in the ground truth.
         loss: Rise of AP50 of the whole dataset (0 to 1) without the errors of the image.
         n_objects: Number of objects; crowds do not count.
-        n_found: Number of objects that a detection has found with IoU >= 0.5.
+        n_detected: Number of objects that a detection matches with IoU >= 0.5.
         object_boxes: ``(G, 4)`` float64, ``(y_min, x_min, y_max, x_max)``, edges of pixels.
         object_masks: ``G`` run lengths for :func:`mask_rcnn.ops.masks.rle.decode_rle`; empty if boxes are analysed.
         object_labels: ``(G,)`` integers.
-        object_states: ``G`` names: ``'correct'`` (found), ``'missed'``, ``'crowd'``, or ``'classification'`` or
+        object_states: ``G`` names: ``'correct'`` (detected), ``'missed'``, ``'crowd'``, or ``'classification'`` or
             ``'localisation'`` for the target of a detection with this error.
         boxes: ``(D, 4)`` float64, in the same form.
         masks: ``D`` run lengths, or empty.
@@ -38,7 +38,7 @@ class ImageErrors:
     image_id: int | str
     loss: float
     n_objects: int
-    n_found: int
+    n_detected: int
     object_boxes: np.ndarray
     object_masks: tuple[dict, ...]
     object_labels: np.ndarray
@@ -53,7 +53,7 @@ class ImageErrors:
 def measure_image_losses(matches: Matches) -> np.ndarray:
     """Return by how much AP50 would rise without the errors of each image.
 
-    The false positives of a single image are removed, and its objects that no detection has found are taken out of the
+    The false positives of a single image are removed, and its objects that no detection matches are taken out of the
     count: TIDE's oracles for false positives and false negatives, for one image.  The result is exact.  It takes one
     pass over the true positives of a class for each image with errors in this class.
 
@@ -107,8 +107,8 @@ def describe_image(
     """
     detections = np.flatnonzero(matches.detection_images == image)
     objects = np.flatnonzero(matches.object_images == image)
-    found, truth = evaluation.coco_eval.cocoDt.anns, evaluation.coco_eval.cocoGt.anns
-    shapes = [found[i] for i in matches.detection_ids[detections].tolist()]
+    detected, truth = evaluation.coco_eval.cocoDt.anns, evaluation.coco_eval.cocoGt.anns
+    shapes = [detected[i] for i in matches.detection_ids[detections].tolist()]
     true_shapes = [truth[i] for i in matches.object_ids[objects].tolist()]
     kinds = [Outcome(kind).name.lower() for kind in outcomes.kinds[detections].tolist()]
     state_of = dict.fromkeys(objects.tolist(), 'missed')
@@ -121,7 +121,7 @@ def describe_image(
         image_id=matches.image_ids[image],
         loss=loss,
         n_objects=int((~matches.is_crowd[objects]).sum()),
-        n_found=kinds.count('correct'),
+        n_detected=kinds.count('correct'),
         object_boxes=_corners(true_shapes),
         object_masks=tuple(shape['segmentation'] for shape in true_shapes) if has_masks else (),
         object_labels=matches.object_labels[objects],

@@ -33,7 +33,7 @@ class Matches:
         detection_images: ``(D,)`` integers, indices in ``image_ids``.
         detection_labels: ``(D,)`` integers.
         scores: ``(D,)`` float64.
-        matched_object: ``(D,)`` integers, the object that a detection has found with IoU >= 0.5, or -1.
+        matched_object: ``(D,)`` integers, the object that a detection matches with IoU >= 0.5, or -1.
         is_ignored: ``(D,)`` bool, whether a detection lies on a crowd of its class (at IoU 0.5) and does not count.
         object_ids: ``(G,)`` integers, the ids in ``COCOeval.cocoGt``.
         object_images: ``(G,)`` integers, indices in ``image_ids``.
@@ -41,7 +41,7 @@ class Matches:
         object_areas: ``(G,)`` float64, square pixels, as the ground truth states them.
         is_crowd: ``(G,)`` bool, whether an object does not count: a crowd or, in an evaluation of keypoints, an object
             without keypoints.
-        is_found: ``(T, G)`` bool, whether a detection has found an object, at each threshold.
+        is_matched: ``(T, G)`` bool, whether a detection matches an object, at each threshold.
         overlaps: For each image, the IoU of each of its detections with each of its objects, float64; 0 for crowds.
             Empty for keypoints.
     """
@@ -60,18 +60,18 @@ class Matches:
     object_labels: np.ndarray
     object_areas: np.ndarray
     is_crowd: np.ndarray
-    is_found: np.ndarray
+    is_matched: np.ndarray
     overlaps: tuple[np.ndarray, ...]
 
     @property
     def is_true_positive(self) -> np.ndarray:
-        """``(D,)`` bool, whether a detection has found an object that counts, with IoU >= 0.5."""
+        """``(D,)`` bool, whether a detection matches an object that counts, with IoU >= 0.5."""
         return (self.matched_object >= 0) & ~self.is_ignored
 
     @property
     def is_lost(self) -> np.ndarray:
         """``(G,)`` bool, whether an object counts and no detection matches it with IoU >= 0.5."""
-        return ~(self.is_crowd | self.is_found[0])
+        return ~(self.is_crowd | self.is_matched[0])
 
     @property
     def objects_per_class(self) -> np.ndarray:
@@ -94,7 +94,7 @@ def collect_matches(evaluation: KindEvaluation) -> Matches:
     detection_ids = _concatenate([entry['dtIds'] for _, _, entry in entries], np.int64)
     object_ids = _concatenate([entry['gtIds'] for _, _, entry in entries], np.int64)
     n_thresholds = len(coco_eval.params.iouThrs)
-    found = [np.zeros((n_thresholds, 0)), *(entry['gtMatches'] for _, _, entry in entries)]
+    matched = [np.zeros((n_thresholds, 0)), *(entry['gtMatches'] for _, _, entry in entries)]
     matched_ids = _concatenate([entry['dtMatches'][0] for _, _, entry in entries], np.int64)
     index_of = {0: -1, **{object_id: i for i, object_id in enumerate(object_ids.tolist())}}  # 0: no match
     detection_counts = [len(entry['dtIds']) for _, _, entry in entries]
@@ -118,7 +118,7 @@ def collect_matches(evaluation: KindEvaluation) -> Matches:
         object_labels=np.repeat(labels, object_counts),
         object_areas=np.array([coco_eval.cocoGt.anns[i]['area'] for i in object_ids.tolist()], np.float64),
         is_crowd=is_crowd,
-        is_found=np.concatenate(found, axis=1) > 0,
+        is_matched=np.concatenate(matched, axis=1) > 0,
         overlaps=tuple(
             _iter_overlaps(evaluation, (detection_ids, detection_images), (object_ids, object_images), is_crowd)
         ),
@@ -151,9 +151,9 @@ def _iter_overlaps(
         *(itertools.pairwise(np.searchsorted(images, limits).tolist()) for _, images in (detections, objects)),
         strict=True,
     )
-    found, truth = evaluation.coco_eval.cocoDt.anns, evaluation.coco_eval.cocoGt.anns
+    detected, truth = evaluation.coco_eval.cocoDt.anns, evaluation.coco_eval.cocoGt.anns
     for (start, stop), (first, last) in bounds:
-        shapes = [found[i][key] for i in detections[0][start:stop].tolist()]
+        shapes = [detected[i][key] for i in detections[0][start:stop].tolist()]
         true_shapes = [truth[i][key] for i in objects[0][first:last].tolist()]
         if not (shapes and true_shapes):
             yield np.zeros((len(shapes), len(true_shapes)))

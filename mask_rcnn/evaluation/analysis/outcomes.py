@@ -45,9 +45,9 @@ class Outcomes:
 
     Args:
         kinds: ``(D,)`` integers, values of :class:`Outcome`.
-        targets: ``(D,)`` integers, the object that a detection finds, or would find if its class or its location were
-            corrected; -1 for other detections.
-        is_missed: ``(G,)`` bool, objects that no detection finds, not even one with a wrong class or location.
+        targets: ``(D,)`` integers, the object that a detection matches, or would match if its class or its location
+            were corrected; -1 for other detections.
+        is_missed: ``(G,)`` bool, objects that no detection matches, not even one with a wrong class or location.
     """
 
     kinds: np.ndarray
@@ -56,7 +56,7 @@ class Outcomes:
 
     @property
     def is_false_positive(self) -> np.ndarray:
-        """``(D,)`` bool."""
+        """``(D,)`` bool, whether a detection counts and matches no object."""
         return (self.kinds != Outcome.CORRECT) & (self.kinds != Outcome.IGNORED)
 
 
@@ -67,7 +67,7 @@ def find_outcomes(matches: Matches) -> Outcomes:
 
     1. badly localised: its highest IoU with the objects of its class is at least 0.1 and below 0.5;
     2. wrongly classified: its IoU with an object of another class is at least 0.5;
-    3. a duplicate: its IoU with an object of its class is at least 0.5, and a detection with a higher score has found
+    3. a duplicate: its IoU with an object of its class is at least 0.5, and a detection with a higher score matches
        that object;
     4. background: its IoU with every object is below 0.1;
     5. both badly localised and wrongly classified otherwise: its highest IoU is that with an object of another class.
@@ -91,9 +91,9 @@ def find_outcomes(matches: Matches) -> Outcomes:
             [Outcome.LOCALISATION, Outcome.CLASSIFICATION, Outcome.DUPLICATE, Outcome.BACKGROUND],
             Outcome.BOTH,
         )
-        would_find = np.select([is_near, is_confused], [same.argmax(axis=1), other.argmax(axis=1)], -1)
-        is_open = (targets[detections] < 0) & (would_find >= 0)
-        targets[detections] = np.where(is_open, would_find + objects.start, targets[detections])
+        would_match = np.select([is_near, is_confused], [same.argmax(axis=1), other.argmax(axis=1)], -1)
+        is_open = (targets[detections] < 0) & (would_match >= 0)
+        targets[detections] = np.where(is_open, would_match + objects.start, targets[detections])
     kinds[matches.is_true_positive] = Outcome.CORRECT
     kinds[matches.is_ignored] = Outcome.IGNORED
     targets[matches.is_ignored] = -1

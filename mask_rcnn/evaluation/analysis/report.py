@@ -60,7 +60,7 @@ def _add_summary(report: Report, analysis: Analysis, details: Sequence[tuple[str
     report.add_text(
         "COCO's metrics in percent: AP is averaged over the IoU thresholds 0.50 to 0.95, AP50 and AP75 are at one "
         'threshold; s, m and l are small (below 32 x 32 pixels), medium and large (above 96 x 96 pixels) objects; AR '
-        'is the recall with the given number of detections per image. "-" means that there is no object.'
+        'is the recall with the given number of detections per image. "-" stands for a metric without objects.'
     )
     for header, rows in analysis.metrics.tables():
         report.add_table(header, rows)
@@ -118,7 +118,7 @@ def _add_classes(report: Report, analysis: Analysis) -> None:
     main = _main(analysis)
     classes = _evaluated_classes(main)
     if not classes:
-        report.add_text('There is no object.')
+        report.add_text('The ground truth has no objects.')
         return
     shown, n_worst = _ends(classes, _MAX_BARS)
     names, aps = analysis.metrics.class_names, main.curves.ap_per_class
@@ -144,10 +144,10 @@ def _add_confusion(report: Report, analysis: Analysis) -> None:
     rest = [f'{len(names) - len(labels)} other classes'] if len(labels) < len(names) else []
     note = f' The {len(labels)} classes that are confused most.' if rest else ''
     report.add_figure(
-        plot_confusion(counts, [*shown, *rest, 'background'], [*shown, *rest, 'not found']),
-        f'Each row shows as what the objects of a class are detected ({analysis.main_kind.plural} with a score above '
-        f'{matrix.score_threshold:g} and IoU of at least 0.5), and the last row shows detections without an object; '
-        f'a good model has its numbers on the diagonal.{note}',
+        plot_confusion(counts, [*shown, *rest, 'background'], [*shown, *rest, 'not detected']),
+        'Each row contains the objects of one class by the class of their detections '
+        f'({analysis.main_kind.plural} with a score above {matrix.score_threshold:g} and IoU of at least 0.5), and the '
+        f'last row detections without an object; a good model has its numbers on the diagonal.{note}',
     )
     pairs = matrix.confusions(_MAX_PAIRS)
     if pairs:
@@ -166,8 +166,8 @@ def _add_costs(report: Report, analysis: Analysis) -> None:
             {name: [(item.name, item.cost) for item in costs.kinds] for name, costs in kinds.items()},
             {name: [(item.name, item.cost) for item in costs.totals] for name, costs in kinds.items()},
         ),
-        'By how much AP50 would rise if one kind of error was corrected and nothing else (TIDE, ECCV 2020): the '
-        'longest coloured bar is what to improve first, and the bars do not add up, because errors hide each other.',
+        'By how much AP50 would rise if one kind of error were corrected and nothing else (TIDE, ECCV 2020): the '
+        'longest coloured bar is the kind to improve first. The bars do not add up, because errors hide each other.',
     )
     report.add_table(
         ['', *(title for name in kinds for title in (name, 'AP50')), 'definition'],
@@ -186,11 +186,11 @@ _DEFINITIONS = {
     'classification': 'IoU of at least 0.5 with an object of another class',
     'localisation': 'IoU of 0.1 to 0.5 with an object of the class',
     'both': 'IoU of 0.1 to 0.5 with an object of another class',
-    'duplicate': 'IoU of at least 0.5 with an object that is found with a higher score',
+    'duplicate': 'IoU of at least 0.5 with an object that a detection with a higher score matches',
     'background': 'IoU below 0.1 with every object',
     'missed': 'objects without a detection, even of a wrong class or location',
     'false positives': 'the five kinds of detections above',
-    'false negatives': 'all objects that are not found',
+    'false negatives': 'all objects that are not detected',
 }
 
 

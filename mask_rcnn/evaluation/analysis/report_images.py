@@ -29,17 +29,17 @@ def add_worst_images(report: Report, analysis: Analysis, read_image: ImageReader
     """
     report.add_heading('Worst images')
     if not analysis.worst_images:
-        report.add_text('No error lowers AP50.')
+        report.add_text('No image has an error that lowers AP50.')
         return
     report.add_text(
         f'The {len(analysis.worst_images)} of {analysis.n_images_with_loss} images with errors that cost most: by how '
         'much AP50 of all images would rise if the false positives of this image were removed, and the objects that '
-        'were not found were not counted. First the objects, then the detections '
+        'are not detected were not counted. First the objects, then the detections '
         f'({analysis.main_kind.plural}), without the false positives with a score of at most '
         f'{analysis.confusion.score_threshold:g}.'
     )
     report.add_text(
-        'A table lists the objects that were not found. "mask-rcnn inspect why IMAGE --box BOX --class CLASS" shows '
+        'A table lists the objects that are not detected. "mask-rcnn inspect why IMAGE --box BOX --class CLASS" shows '
         'the step of the network at which an object was lost.'
     )
     for number, errors in enumerate(analysis.worst_images, 1):
@@ -72,7 +72,7 @@ def _draw(image: np.ndarray, errors: ImageErrors, analysis: Analysis) -> tuple[n
     objects = MarkedShapes(errors.object_boxes, errors.object_masks, errors.object_states, object_texts)
     masks = [errors.masks[i] for i in drawn] if errors.masks else ()
     detections = MarkedShapes(errors.boxes[drawn], masks, kinds, texts)
-    titles = f'objects: {errors.n_found} of {errors.n_objects} found', 'detections'
+    titles = f'objects: {errors.n_detected} of {errors.n_objects} detected', 'detections'
     n_hidden = sum(kind != 'ignored' for kind in errors.kinds) - sum(kind != 'ignored' for kind in kinds)
     return draw_errors(image, objects, detections, titles), n_hidden
 
@@ -82,11 +82,12 @@ def _describe(errors: ImageErrors, n_hidden: int, threshold: float) -> str:
     parts = [f'{n} {mark_title(kind)}' for kind, n in counts.items() if kind not in ('correct', 'ignored')]
     hidden = f' ({n_hidden} of them with a score of at most {threshold:g})' if n_hidden else ''
     false = f'; false positives: {", ".join(parts)}{hidden}' if parts else ''
-    return f'costs {100 * errors.loss:.2f} points of AP50; {errors.n_found} of {errors.n_objects} objects found{false}'
+    detected = f'{errors.n_detected} of {errors.n_objects} objects detected'
+    return f'costs {100 * errors.loss:.2f} points of AP50; {detected}{false}'
 
 
 def _add_lost_objects(report: Report, errors: ImageErrors, class_names: Sequence[str]) -> None:
-    """Add a table of the objects that no detection has found, with their boxes in the form of ``inspect why``."""
+    """Add a table of the objects that no detection matches, with their boxes in the form of ``inspect why``."""
     rows = [
         (class_names[label], format_box(box), mark_title(state))
         for label, box, state in zip(

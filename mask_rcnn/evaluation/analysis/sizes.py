@@ -15,7 +15,7 @@ SIZE_LIMITS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
 
 @dataclass(frozen=True, eq=False)
 class SizeRecall:
-    """The objects of each size and the fraction of them that is found by any detection.
+    """The objects of each size and the fraction of them that any detection matches.
 
     Args:
         limits: Lower limits of the bins, and the upper limit of the last one, which is infinite if larger objects
@@ -33,12 +33,12 @@ def measure_size_recall(matches: Matches) -> SizeRecall:
     """Return the recall by size of the object."""
     counts = ~matches.is_crowd
     sizes = np.sqrt(matches.object_areas[counts])
-    is_found = matches.is_found[:, counts]
+    is_matched = matches.is_matched[:, counts]
     bins = np.searchsorted(SIZE_LIMITS, sizes, side='right') - 1
     n_objects = np.bincount(bins, minlength=len(SIZE_LIMITS))
-    n_found = np.array([np.bincount(bins, row, minlength=len(SIZE_LIMITS)) for row in is_found])
+    n_matched = np.array([np.bincount(bins, row, minlength=len(SIZE_LIMITS)) for row in is_matched])
     with np.errstate(invalid='ignore'):
-        recall = n_found / n_objects
+        recall = n_matched / n_objects
     used = np.flatnonzero(n_objects)
     part = slice(used[0], used[-1] + 1) if used.size else slice(0, 0)
     limits = (*SIZE_LIMITS, float('inf'))[part.start : part.stop + 1] if used.size else ()
