@@ -92,14 +92,10 @@ def _add_sizes(report: Report, analysis: Analysis) -> None:
     report.add_heading('Object sizes')
     summary = analysis.metrics.summary()
     main = _main(analysis)
-    aps = {
-        kind.kind.plural: {
-            size: summary[f'{kind.kind.name}/{_SIZE_NAMES[size]}']
-            for size in kind.size_counts
-            if f'{kind.kind.name}/{_SIZE_NAMES[size]}' in summary
-        }
-        for kind in analysis.kinds
-    }
+    aps = {}
+    for kind in analysis.kinds:
+        keys = {size: f'{kind.kind.name}/{_SIZE_NAMES[size]}' for size in kind.size_counts}
+        aps[kind.kind.plural] = {size: summary[key] for size, key in keys.items() if key in summary}
     report.add_figure(
         plot_size_ap(aps, main.size_counts),
         "AP of COCO's three sizes: a low value shows the size of the objects that the model detects poorly.",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mask_rcnn.evaluation.analysis.curves import select_thresholds
 from mask_rcnn.evaluation.analysis.matches import Matches
 from mask_rcnn.evaluation.coco import KindEvaluation
 
@@ -42,8 +43,7 @@ def measure_size_recall(matches: Matches) -> SizeRecall:
     used = np.flatnonzero(n_objects)
     part = slice(used[0], used[-1] + 1) if used.size else slice(0, 0)
     limits = (*SIZE_LIMITS, float('inf'))[part.start : part.stop + 1] if used.size else ()
-    curves = np.stack([recall[0], recall[5], recall.mean(axis=0)])  # the thresholds 0.5 and 0.75
-    return SizeRecall(limits, n_objects[part], curves[:, part])
+    return SizeRecall(limits, n_objects[part], select_thresholds(recall)[:, part])
 
 
 def count_size_ranges(evaluation: KindEvaluation, matches: Matches) -> dict[str, int]:
