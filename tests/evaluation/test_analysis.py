@@ -163,7 +163,7 @@ def test_confusions_by_hand():
 
 
 def test_a_detection_is_matched_with_its_own_class_first():
-    """A detection of class 1 with a higher score lies on an object of class 0, which a detection of class 0 finds."""
+    """A detection of class 1 with a higher score lies on an object of class 0, which a detection of class 0 matches."""
     matrix = confusion_of([(1, 0, A)], [(1, 1, A, 0.9), (1, 0, A, 0.6)])
     assert matrix.counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
 

@@ -43,15 +43,12 @@ class ConfusionMatrix:
 
     def confusions(self, limit: int) -> list[Confusion]:
         """Return the pairs of different classes with the most confusions, in descending order."""
-        pairs = self.counts[:-1, :-1].copy()
-        np.fill_diagonal(pairs, 0)
+        pairs = self._confused_pairs()
         order = np.argsort(-pairs, axis=None, kind='stable')[:limit]
         n_objects = self.counts.sum(axis=1)
         return [
             Confusion(label, predicted, int(pairs[label, predicted]), float(pairs[label, predicted] / n_objects[label]))
-            for label, predicted in zip(
-                *(index.tolist() for index in np.unravel_index(order, pairs.shape)), strict=True
-            )
+            for label, predicted in np.stack(np.unravel_index(order, pairs.shape), axis=1).tolist()
             if pairs[label, predicted]
         ]
 
@@ -68,8 +65,7 @@ class ConfusionMatrix:
         n_classes = len(self.counts) - 1
         if n_classes <= limit:
             return list(range(n_classes)), self.counts
-        pairs = self.counts[:-1, :-1].copy()
-        np.fill_diagonal(pairs, 0)
+        pairs = self._confused_pairs()
         # Classes without confusions follow by their number of errors.
         errors = self.counts.sum(axis=1)[:-1] + self.counts.sum(axis=0)[:-1] - 2 * self.counts.diagonal()[:-1]
         order = np.lexsort((-errors, -(pairs.sum(axis=0) + pairs.sum(axis=1))))
@@ -80,6 +76,12 @@ class ConfusionMatrix:
         reduced = np.zeros((limit + 2, limit + 2), self.counts.dtype)
         np.add.at(reduced, (group[:, None], group[None]), self.counts)
         return labels, reduced
+
+    def _confused_pairs(self) -> np.ndarray:
+        """Return the counts ``(n_classes, n_classes)`` of different classes; the diagonal is 0."""
+        pairs = self.counts[:-1, :-1].copy()
+        np.fill_diagonal(pairs, 0)
+        return pairs
 
 
 def measure_confusion(matches: Matches, score_threshold: float = 0.5) -> ConfusionMatrix:

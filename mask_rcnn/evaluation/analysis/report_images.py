@@ -73,7 +73,10 @@ def _draw(image: np.ndarray, errors: ImageErrors, analysis: Analysis) -> tuple[n
     masks = [errors.masks[i] for i in drawn] if errors.masks else ()
     detections = MarkedShapes(errors.boxes[drawn], masks, kinds, texts)
     titles = f'objects: {errors.n_detected} of {errors.n_objects} detected', 'detections'
-    n_hidden = sum(kind != 'ignored' for kind in errors.kinds) - sum(kind != 'ignored' for kind in kinds)
+    n_hidden = sum(
+        kind not in ('correct', 'ignored') and score <= threshold
+        for kind, score in zip(errors.kinds, scores, strict=True)
+    )
     return draw_errors(image, objects, detections, titles), n_hidden
 
 
