@@ -121,6 +121,10 @@ class RoIPooling:
 
         A box clipped to the input may be smaller than the input (by ``missing`` pixels).  The canonical size is reduced
         by the same ratio.
+
+        Args:
+            features: The feature maps, from the finest level; only the shape ``(N, C, H, W)`` of the first is read.
+            rois: ``(R, 4)`` float32 boxes in the network input.
         """
         boxes = self.config.dialect.boxes
         missing = boxes.clip_offset - boxes.offset

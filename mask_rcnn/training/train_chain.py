@@ -445,9 +445,10 @@ class MaskRCNNTrainChain(chainer.Chain):
         return self.apply_loss('roi_keypoint_loss', softmax_cross_entropy, rows, labels, weights)
 
     def apply_loss(self, name: str, function: Callable, *arguments: Any, **options: Any) -> chainer.Variable:
-        """Return ``function(*arguments, **options)``, the loss with a name; all losses are computed here.
+        """Return ``function(*arguments, **options)``, the loss with a name.
 
-        :class:`mask_rcnn.inspect.training.record.RecordingTrainChain` records the arguments.
+        Every loss is computed by a call of this method, so that a subclass can record the arguments:
+        :class:`mask_rcnn.inspect.training.record.RecordingTrainChain`.
         """
         return function(*arguments, **options)
 

@@ -28,7 +28,7 @@ class Histogram:
 
 
 def finite_values(array: np.ndarray) -> np.ndarray:
-    """Return the finite values of an array in memory order, ``(K,)`` float64; a view if nothing is left out."""
+    """Return the finite values of an array in memory order, ``(K,)`` float64; it may be a view of the array."""
     values = np.asarray(array, np.float64).ravel(order='K')
     is_finite = np.isfinite(values)
     return values if is_finite.all() else values[is_finite]

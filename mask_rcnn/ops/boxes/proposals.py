@@ -79,7 +79,7 @@ def generate_proposals(
             after it (Detectron).
         require_centre_inside: Whether proposals with a centre outside ``size`` are dropped (Detectron).
         padded: Whether the result is padded; see the module.
-        record: Receives each run of NMS, without ``padded``: one per level or one in total.
+        record: A list to which each run of NMS is appended: one per level or one in total; none if ``padded``.
 
     Returns:
         tuple: Boxes ``(K, 4)`` float32 in the network input and their scores ``(K,)`` in descending order.
@@ -285,7 +285,7 @@ def select_detections(
         last_of_ties_first: Whether the last RoI or the first one takes precedence in the NMS of RoIs with equal scores.
         padded: Whether the result is padded; see the module.  It has ``max_detections`` rows, and four more with
             ``keep_ties``; without a limit, it has a row for each candidate.
-        record: Receives the run of NMS, without ``padded``; all its candidates are valid.
+        record: A list to which the run of NMS is appended, unless ``padded``; all its candidates are valid.
 
     Returns:
         tuple: Boxes ``(K, 4)`` float32, labels ``(K,)`` int32 (0 is the first foreground class) and scores ``(K,)``
