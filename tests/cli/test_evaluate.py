@@ -43,7 +43,9 @@ class Evaluator:
 def evaluation(monkeypatch):
     """Evaluate ``MODEL`` without detecting."""
     monkeypatch.setattr(
-        evaluate, 'evaluate_model', lambda *_, results_file, **options: coco._finish(Evaluator(), results_file)
+        evaluate,
+        'evaluate_model',
+        lambda *_, results_file, **options: coco._finish(Evaluator(), results_file, Evaluator.evaluate),
     )
     monkeypatch.setattr(evaluate, 'check_classes', lambda *arguments: None)
 
