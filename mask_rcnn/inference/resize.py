@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mask_rcnn.inference.detections import Detections
+from mask_rcnn.ops.boxes.boxes import outer_corners
 
 
 def resize_detections(detections: Detections, size: tuple[int, int]) -> Detections:
@@ -15,12 +16,12 @@ def resize_detections(detections: Detections, size: tuple[int, int]) -> Detectio
         size: Height and width of the resized image.
     """
     factors = np.array(size, np.float32) / np.array(detections.size, np.float32)
-    offset = np.array([0, 0, 1, 1], np.float32) * np.float32(detections.dialect.boxes.offset)
+    offset = detections.dialect.boxes.offset
     keypoints = None if detections.keypoints is None else detections.keypoints.copy()
     if keypoints is not None:
         keypoints[:, :, :2] *= factors
     return Detections(
-        boxes=(detections.boxes + offset) * np.tile(factors, 2) - offset,
+        boxes=outer_corners(outer_corners(detections.boxes, offset) * np.tile(factors, 2), -offset),
         labels=detections.labels,
         scores=detections.scores,
         size=size,

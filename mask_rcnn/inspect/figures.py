@@ -24,6 +24,7 @@ from mask_rcnn.inference.resize import resize_detections
 from mask_rcnn.inspect.network_input import viewable_input
 from mask_rcnn.inspect.reasons import Rejection, Step, best_classes, check_detection, why, why_not
 from mask_rcnn.inspect.tables import Fate, Trace
+from mask_rcnn.ops.boxes.boxes import outer_corners
 from mask_rcnn.visualization import anchor_figures, detection_figures, feature_figures, reason_figures
 from mask_rcnn.visualization.class_names import plot_name
 
@@ -124,7 +125,7 @@ def draw_anchors(trace: Trace, *, n: int = 20) -> Figure:
     boxes, scores, shapes = [], [], []
     for level in range(len(trace.level_names)):
         rows = np.flatnonzero(trace.anchors.levels == level)
-        level_boxes = trace.in_image(trace.anchors.boxes[rows])
+        level_boxes = _corners(trace, trace.in_image(trace.anchors.boxes[rows]))
         boxes.append(level_boxes)
         scores.append(trace.probabilities(trace.anchors.scores[rows]))
         height, width = trace.features[level].shape[1:]
@@ -158,7 +159,7 @@ def draw_proposals(trace: Trace, *, n: int = 40) -> Figure:
     table = trace.proposals
     return anchor_figures.draw_proposals(
         trace.image,
-        trace.in_image(table.boxes),
+        _corners(trace, trace.in_image(table.boxes)),
         trace.probabilities(table.scores),
         [FATE_NAMES[Fate(fate)] for fate in table.fates.tolist()],
         [trace.level_names[level] for level in table.levels.tolist()],
@@ -169,7 +170,9 @@ def draw_proposals(trace: Trace, *, n: int = 40) -> Figure:
 def draw_roi_levels(trace: Trace, *, n: int = 40) -> Figure:
     """Draw the ``n`` best RoIs of each level from which RoIs are pooled, and the distribution of all sizes."""
     names = pooled_level_names(trace)
-    return anchor_figures.draw_roi_levels(trace.image, names, trace.in_image(trace.rois.boxes), trace.rois.levels, n=n)
+    return anchor_figures.draw_roi_levels(
+        trace.image, names, _corners(trace, trace.in_image(trace.rois.boxes)), trace.rois.levels, n=n
+    )
 
 
 def pooled_level_names(trace: Trace) -> tuple[str, ...]:
@@ -191,7 +194,7 @@ def draw_class_scores(trace: Trace, *, n: int = 6, n_rejected: int = 4) -> Figur
     rois = np.concatenate([detected, rejected]).astype(np.intp)
     return detection_figures.draw_class_scores(
         trace.image,
-        trace.in_image(trace.rois.boxes[rois]),
+        _corners(trace, trace.in_image(trace.rois.boxes[rois])),
         [best_classes(trace, i) for i in rois.tolist()],
         titles,
         threshold=trace.config.score_threshold,
@@ -209,8 +212,8 @@ def draw_refinement(trace: Trace, *, n: int = 12) -> Figure:
     rois = trace.candidates.rois[trace.candidate_of_detection[:n]]
     return detection_figures.draw_refinement(
         trace.image,
-        trace.in_image(trace.rois.boxes[rois]),
-        detections.boxes,
+        _corners(trace, trace.in_image(trace.rois.boxes[rois])),
+        _corners(trace, detections.boxes),
         [describe_detection(trace, i) for i in range(len(detections))],
         total=len(trace.detections),
     )
@@ -225,8 +228,8 @@ def draw_detection_nms(trace: Trace, *, n: int = 100) -> Figure:
     owner_of[kept] = np.arange(len(kept))
     return detection_figures.draw_suppression(
         trace.image,
-        trace.candidates.boxes[kept],
-        trace.candidates.boxes[suppressed],
+        _corners(trace, trace.candidates.boxes[kept]),
+        _corners(trace, trace.candidates.boxes[suppressed]),
         owner_of[by[suppressed]],
         [describe_detection(trace, i) for i in range(len(kept))],
         total=len(trace.detections),
@@ -246,7 +249,7 @@ def draw_masks(trace: Trace, *, n: int = 8) -> Figure:
         raise ValueError('the network detects nothing in this image')
     return feature_figures.draw_masks(
         trace.image,
-        detections.boxes,
+        _corners(trace, detections.boxes),
         detections.mask_probs,
         list(detections.iter_masks()),
         [describe_detection(trace, i) for i in range(len(detections))],
@@ -291,10 +294,10 @@ def draw_why(trace: Trace, detection: int) -> Figure:
     origin = why(trace, detection)
     return reason_figures.draw_origin(
         trace.image,
-        origin.anchor_box,
-        origin.roi_box,
-        origin.box,
-        trace.candidates.boxes[origin.suppressed],
+        _corners(trace, origin.anchor_box),
+        _corners(trace, origin.roi_box),
+        _corners(trace, origin.box),
+        _corners(trace, trace.candidates.boxes[origin.suppressed]),
         origin.class_scores,
         text=describe_detection(trace, detection),
         threshold=trace.config.score_threshold,
@@ -321,14 +324,15 @@ def draw_why_not(trace: Trace, box: Sequence[float], label: int | str, *, min_io
 
 def draw_rejection(trace: Trace, rejection: Rejection) -> Figure:
     """Draw the result of :func:`mask_rcnn.inspect.why_not`."""
+    best, suppressor = _best_box(trace, rejection), _suppressor(trace, rejection)
     return reason_figures.draw_rejection(
         trace.image,
-        rejection.box,
-        _best_box(trace, rejection),
+        _corners(trace, rejection.box),
+        None if best is None else _corners(trace, best),
         [(_plot_title(title, rejection.name), count, iou) for title, count, iou in rejection.counts],
         _LOST_TABLE[rejection.step],
         text=plot_name(rejection.name),
-        suppressor=_suppressor(trace, rejection),
+        suppressor=None if suppressor is None else _corners(trace, suppressor),
     )
 
 
@@ -358,6 +362,11 @@ def _suppressor(trace: Trace, rejection: Rejection) -> np.ndarray | None:
     if rejection.step is Step.DETECTION_NMS:
         return trace.candidates.boxes[trace.candidates.suppressed_by[rejection.index]]
     return None
+
+
+def _corners(trace: Trace, boxes: np.ndarray) -> np.ndarray:
+    """Return boxes ``(..., 4)`` of the image with their outer corners, as they are drawn."""
+    return outer_corners(boxes, trace.config.dialect.boxes.offset)
 
 
 def draw_detections(trace: Trace, *, min_score: float = 0.0) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_SKELETON, MIN_KEYPOINT_LOGIT
+from mask_rcnn.ops.boxes.boxes import outer_corners
 from mask_rcnn.ops.masks.crop import MaskCrop, crop_mask
 from mask_rcnn.preprocessing.image_io import to_pixels
 from mask_rcnn.visualization.colors import class_colors, instance_colors, text_color
@@ -225,9 +226,7 @@ def _largest_first(boxes: np.ndarray) -> np.ndarray:
 
 def _clip_boxes(boxes: np.ndarray, size: tuple[int, int], offset: float) -> np.ndarray:
     """Convert boxes to corner coordinates ``(y_min, x_min, y_max, x_max)`` in float64, clipped to the image."""
-    boxes = boxes.astype(np.float64)
-    boxes[:, 2:] += offset
-    return np.clip(boxes, 0, np.tile(size, 2))
+    return np.clip(outer_corners(boxes.astype(np.float64), offset), 0, np.tile(size, 2))
 
 
 def _mask_crops(detections: DrawableDetections) -> Iterator[MaskCrop | None]:

@@ -69,12 +69,17 @@ def sections(document):
     return re.findall('<h2[^>]*>([^<]*)</h2>', document)
 
 
+def boxes_in(axes, sign=None):
+    """Return the drawn boxes from first to last pixel; they are drawn to the outer corners of the last one."""
+    return drawn_boxes(axes, sign) - (0, 0, 1, 1)
+
+
 def test_anchors_of_each_level_are_the_best(steps):
     panels = figures.draw_anchors(steps, n=3).axes[1:]
     for level, axes in zip(range(5), panels, strict=False):
         rows = np.flatnonzero(steps.anchors.levels == level)
         best = rows[np.argsort(-steps.anchors.scores[rows], kind='stable')[:3]]
-        np.testing.assert_allclose(drawn_boxes(axes), steps.in_image(steps.anchors.boxes[best]), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(boxes_in(axes), steps.in_image(steps.anchors.boxes[best]), rtol=1e-5, atol=1e-4)
 
 
 def test_objectness_maps_lie_over_the_anchors(steps):
@@ -98,12 +103,12 @@ def test_proposals_and_rois_are_those_of_the_trace(steps):
     order = np.argsort(-steps.proposals.scores, kind='stable')
     kept = order[steps.proposals.fates[order] == Fate.KEPT]
     for axes, rows in ((before, order[:10]), (after, kept[:10])):
-        np.testing.assert_allclose(drawn_boxes(axes), steps.in_image(steps.proposals.boxes[rows]), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(boxes_in(axes), steps.in_image(steps.proposals.boxes[rows]), rtol=1e-5, atol=1e-4)
     assert [int(text.get_text()) for text in bars.texts] == np.bincount(steps.proposals.levels).tolist()
     panels = [axes for axes in figures.draw_roi_levels(steps, n=5).axes if axes.get_visible()]
     assert [axes.get_title().split(':')[0] for axes in panels[1:]] == ['P2', 'P3', 'P4', 'P5']
     rows = np.flatnonzero(steps.rois.levels == 1)[:5]
-    np.testing.assert_allclose(drawn_boxes(panels[2]), steps.in_image(steps.rois.boxes[rows]), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(boxes_in(panels[2]), steps.in_image(steps.rois.boxes[rows]), rtol=1e-5, atol=1e-4)
     assert sum(int(bar.get_height()) for bars in panels[0].containers for bar in bars) == len(steps.rois)
 
 
@@ -121,21 +126,33 @@ def test_refinement_nms_and_origins_are_those_of_the_trace(steps):
     (axes,) = figures.draw_refinement(steps, n=4).axes
     kept = steps.candidate_of_detection[:4]
     rois = steps.in_image(steps.rois.boxes[steps.candidates.rois[kept]])
-    np.testing.assert_allclose(drawn_boxes(axes, 'dotted'), rois, rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(drawn_boxes(axes, 'solid'), steps.detections.boxes[:4], rtol=1e-5)
+    np.testing.assert_allclose(boxes_in(axes, 'dotted'), rois, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(boxes_in(axes, 'solid'), steps.detections.boxes[:4], rtol=1e-5)
     before, after = figures.draw_detection_nms(steps, n=4).axes
-    n_suppressed = np.isin(steps.candidates.suppressed_by, kept).sum()
-    assert len(drawn_boxes(before)) == 4 + n_suppressed and len(drawn_boxes(after)) == 4
+    involved = [*kept, *np.flatnonzero(np.isin(steps.candidates.suppressed_by, kept))]
+    for axes, rows in ((before, involved), (after, kept)):
+        boxes = steps.candidates.boxes[rows]
+        np.testing.assert_allclose(np.sort(boxes_in(axes), axis=0), np.sort(boxes, axis=0), rtol=1e-5, atol=1e-4)
     origin = why(steps, 1)
     axes = figures.draw_why(steps, 1).axes[1]
+    assert len(origin.suppressed)
+    np.testing.assert_allclose(boxes_in(axes, 'thin')[0], steps.candidates.boxes[origin.suppressed[0]], rtol=1e-5)
     for sign, box in (('dashed', origin.anchor_box), ('dotted', origin.roi_box), ('solid', origin.box)):
-        np.testing.assert_allclose(drawn_boxes(axes, sign), box[None], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(boxes_in(axes, sign), box[None], rtol=1e-4, atol=1e-4)
+
+
+def test_boxes_of_coordinates_end_where_they_are_drawn():
+    """Only the boxes of a dialect in which corners are pixels are drawn to the outer corners of the last pixels."""
+    steps = trace(make_network('dena'), np.random.RandomState(0).randint(0, 256, (60, 80, 3)).astype(np.uint8))
+    (axes,) = figures.draw_refinement(steps, n=4).axes
+    np.testing.assert_allclose(drawn_boxes(axes, 'solid'), steps.detections.boxes[:4], rtol=1e-5, atol=1e-4)
 
 
 def test_masks_and_activations_are_those_of_the_trace(steps):
     panels = figures.draw_masks(steps, n=2).axes
     for i in range(2):
         np.testing.assert_array_equal(panels[2 * i].images[0].get_array(), steps.detections.mask_probs[i])
+        np.testing.assert_allclose(boxes_in(panels[2 * i + 1]), steps.detections.boxes[[i]], rtol=1e-5)
     axes = figures.draw_activations(steps, 'extractor/body/conv0', n=32).axes
     for channel in range(32):
         values = steps.activations['extractor/body/conv0'][0][0, channel]
@@ -166,8 +183,8 @@ def test_the_best_box_of_the_step_is_drawn(step):
     box = steps.in_image(steps.anchors.boxes[[36]])[0]  # row 4, column 4
     assert why_not(steps, box, 'cat').step is step
     _, axes, bars = figures.draw_why_not(steps, box, 'cat').axes
-    np.testing.assert_allclose(drawn_boxes(axes, 'solid'), box[None], rtol=1e-5)
-    (best,) = drawn_boxes(axes, 'dashed')
+    np.testing.assert_allclose(boxes_in(axes, 'solid'), box[None], rtol=1e-5)
+    (best,) = boxes_in(axes, 'dashed')
     if step is not Step.ANCHORS:
         np.testing.assert_allclose(best, box, atol=1.01)
     is_bold = [label.get_fontweight() == 'bold' for label in bars.get_yticklabels()]
@@ -189,7 +206,7 @@ def test_the_suppressing_box_is_drawn(step, shift):
     rejection = why_not(steps, box, 'cat', min_iou=0.9)
     assert rejection.step is step
     axes = figures.draw_rejection(steps, rejection).axes[1]
-    np.testing.assert_allclose(drawn_boxes(axes, 'dotted'), [box + (shift, 0, shift, 0)], atol=0.5)
+    np.testing.assert_allclose(boxes_in(axes, 'dotted'), [box + (shift, 0, shift, 0)], atol=0.5)
 
 
 def test_keypoints_are_drawn_at_their_places(keypoint_model):

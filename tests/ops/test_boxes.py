@@ -5,7 +5,7 @@ import pytest
 
 from mask_rcnn.ops.boxes import boxes as boxes_module
 from mask_rcnn.ops.boxes import proposals
-from mask_rcnn.ops.boxes.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes
+from mask_rcnn.ops.boxes.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes, outer_corners
 from mask_rcnn.preprocessing import image_transform
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from tests.support.arrays import random_boxes, swap_xy
@@ -126,3 +126,11 @@ def test_no_constant_is_copied_to_the_gpu(rng, monkeypatch):
         monkeypatch.setattr(module, 'get_array_module', lambda *_: Device())
     for result, expected_result in zip(results(), expected, strict=True):
         np.testing.assert_array_equal(result, expected_result)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_outer_corners_enclose_the_last_pixels(dtype):
+    boxes = np.array([[[2, 1, 2, 5]]], dtype)  # one row of five pixels
+    corners = outer_corners(boxes, 1.0)
+    assert corners.dtype == dtype and corners.tolist() == [[[2, 1, 3, 6]]] and boxes.tolist() == [[[2, 1, 2, 5]]]
+    np.testing.assert_array_equal(outer_corners(boxes, 0.0), boxes)

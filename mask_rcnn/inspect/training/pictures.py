@@ -10,6 +10,7 @@ import numpy as np
 from mask_rcnn.inspect.names import level_names
 from mask_rcnn.inspect.training.anchor_roles import ANCHOR_ROLES
 from mask_rcnn.inspect.training.trace import TrainingTrace
+from mask_rcnn.ops.boxes.boxes import outer_corners
 from mask_rcnn.visualization.class_names import plot_name
 from mask_rcnn.visualization.contact_sheet import draw_tile_picture
 from mask_rcnn.visualization.loss_figures import draw_keypoint_targets, draw_mask_targets, plot_costs
@@ -219,6 +220,5 @@ def _cell_centres(locations: np.ndarray, size: int) -> np.ndarray:
 
 
 def _corners(trace: TrainingTrace, boxes: np.ndarray) -> np.ndarray:
-    """Return boxes in coordinates of outer corners: with ``boxes.offset`` 1, the last corner is a pixel of the box."""
-    offset = trace.config.dialect.boxes.offset
-    return boxes + np.array([0, 0, offset, offset], np.float32)
+    """Return boxes with their outer corners, as they are drawn."""
+    return outer_corners(boxes, trace.config.dialect.boxes.offset)

@@ -163,6 +163,16 @@ def _centre_and_side(boxes: Array, offset: float) -> tuple[Array, Array]:
     return boxes[..., :2] + boxes.dtype.type(0.5) * side, side
 
 
+def outer_corners(boxes: np.ndarray, offset: float) -> np.ndarray:
+    """Return boxes that end at the outer corners of their last pixels, as they are drawn: with width ``x_max - x_min``.
+
+    Args:
+        boxes: ``(..., 4)`` floats.
+        offset: 1 or 0; see the module.
+    """
+    return boxes + np.array([0, 0, offset, offset], boxes.dtype)
+
+
 def format_box(box: np.ndarray) -> str:
     """Return a box ``(y_min, x_min, y_max, x_max)`` as text in the order of COCO's corners: ``x0,y0,x1,y1``."""
     return ','.join(f'{box[i]:.0f}' for i in (1, 0, 3, 2))
