@@ -32,10 +32,11 @@ def steps(model, scene):
 
 @pytest.fixture
 def photo(tmp_path, monkeypatch, scene):
-    """A photo in the current folder, beside a file that stands for the weights."""
+    """A photo in the current folder, beside files that stand for the weights, one without an extension."""
     monkeypatch.chdir(tmp_path)
     cv2.imwrite('scene.png', scene[..., ::-1])
-    (tmp_path / 'model.npz').write_bytes(b'weights')
+    for name in ('model.npz', 'weights'):
+        (tmp_path / name).write_bytes(b'weights')
     return 'scene.png'
 
 
@@ -65,6 +66,8 @@ def corners(box):
     [
         ([], 'scene.html'),
         (['--out', 'reports/'], 'reports/scene.html'),
+        (['--out', 'new'], 'new/scene.html'),
+        (['--out', 'folder.d/'], 'folder.d/scene.html'),
         (['--out', 'a.html'], 'a.html'),
     ],
 )
@@ -101,6 +104,7 @@ def test_the_list_of_layers(inspect, capsys, tmp_path):
     ('words', 'status', 'line'),
     [
         ('image scene.png --out a.png', 2, '--out a.png is neither a folder nor a file .html'),
+        ('image scene.png --out weights', 1, 'weights: cannot be written: is a file, not a folder'),
         ('image none.png', 1, 'none.png: no such file'),
         (
             'image scene.png --layers rpn/conw',

@@ -38,8 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         '-o',
         default='.',
         metavar='PATH',
-        help='the report of one photo, a file .html, or a folder (an existing one, or a name that ends with /) for '
-        'reports NAME.html (default: the current folder)',
+        help='the report of one photo, a file .html, or a folder for reports NAME.html (default: the current folder)',
     )
     add(
         '--layers',
@@ -67,7 +66,8 @@ def _inspect(args: argparse.Namespace) -> int:
         steps = trace_photo(load_model(args), args.photos[0])
         print_lines('\n'.join(list_layers(steps)))
         return 0
-    reports = paths_of_images(args.photos, args.out, several=len(args.photos) > 1, suffix='.html')
+    out = args.out if Path(args.out).suffix else f'{args.out}/'  # without an extension, it is a folder
+    reports = paths_of_images(args.photos, out, several=len(args.photos) > 1, suffix='.html')
     check_modelfile(args.modelfile)
     _check_reports(reports, args)
     model = load_model(args)
