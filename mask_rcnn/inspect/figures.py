@@ -125,7 +125,7 @@ def draw_anchors(trace: Trace, *, n: int = 20) -> Figure:
     boxes, scores, shapes = [], [], []
     for level in range(len(trace.level_names)):
         rows = np.flatnonzero(trace.anchors.levels == level)
-        level_boxes = _corners(trace, trace.in_image(trace.anchors.boxes[rows]))
+        level_boxes = _input_corners(trace, trace.anchors.boxes[rows])
         boxes.append(level_boxes)
         scores.append(trace.probabilities(trace.anchors.scores[rows]))
         height, width = trace.features[level].shape[1:]
@@ -159,7 +159,7 @@ def draw_proposals(trace: Trace, *, n: int = 40) -> Figure:
     table = trace.proposals
     return anchor_figures.draw_proposals(
         trace.image,
-        _corners(trace, trace.in_image(table.boxes)),
+        _input_corners(trace, table.boxes),
         trace.probabilities(table.scores),
         [FATE_NAMES[Fate(fate)] for fate in table.fates.tolist()],
         [trace.level_names[level] for level in table.levels.tolist()],
@@ -171,7 +171,7 @@ def draw_roi_levels(trace: Trace, *, n: int = 40) -> Figure:
     """Draw the ``n`` best RoIs of each level from which RoIs are pooled, and the distribution of all sizes."""
     names = pooled_level_names(trace)
     return anchor_figures.draw_roi_levels(
-        trace.image, names, _corners(trace, trace.in_image(trace.rois.boxes)), trace.rois.levels, n=n
+        trace.image, names, _input_corners(trace, trace.rois.boxes), trace.rois.levels, n=n
     )
 
 
@@ -194,7 +194,7 @@ def draw_class_scores(trace: Trace, *, n: int = 6, n_rejected: int = 4) -> Figur
     rois = np.concatenate([detected, rejected]).astype(np.intp)
     return detection_figures.draw_class_scores(
         trace.image,
-        _corners(trace, trace.in_image(trace.rois.boxes[rois])),
+        _input_corners(trace, trace.rois.boxes[rois]),
         [best_classes(trace, i) for i in rois.tolist()],
         titles,
         threshold=trace.config.score_threshold,
@@ -212,7 +212,7 @@ def draw_refinement(trace: Trace, *, n: int = 12) -> Figure:
     rois = trace.candidates.rois[trace.candidate_of_detection[:n]]
     return detection_figures.draw_refinement(
         trace.image,
-        _corners(trace, trace.in_image(trace.rois.boxes[rois])),
+        _input_corners(trace, trace.rois.boxes[rois]),
         _corners(trace, detections.boxes),
         [describe_detection(trace, i) for i in range(len(detections))],
         total=len(trace.detections),
@@ -294,8 +294,8 @@ def draw_why(trace: Trace, detection: int) -> Figure:
     origin = why(trace, detection)
     return reason_figures.draw_origin(
         trace.image,
-        _corners(trace, origin.anchor_box),
-        _corners(trace, origin.roi_box),
+        _input_corners(trace, trace.anchors.boxes[origin.anchor]),
+        _input_corners(trace, trace.rois.boxes[origin.roi]),
         _corners(trace, origin.box),
         _corners(trace, trace.candidates.boxes[origin.suppressed]),
         origin.class_scores,
@@ -324,15 +324,14 @@ def draw_why_not(trace: Trace, box: Sequence[float], label: int | str, *, min_io
 
 def draw_rejection(trace: Trace, rejection: Rejection) -> Figure:
     """Draw the result of :func:`mask_rcnn.inspect.why_not`."""
-    best, suppressor = _best_box(trace, rejection), _suppressor(trace, rejection)
     return reason_figures.draw_rejection(
         trace.image,
         _corners(trace, rejection.box),
-        None if best is None else _corners(trace, best),
+        _best_box(trace, rejection),
         [(_plot_title(title, rejection.name), count, iou) for title, count, iou in rejection.counts],
         _LOST_TABLE[rejection.step],
         text=plot_name(rejection.name),
-        suppressor=None if suppressor is None else _corners(trace, suppressor),
+        suppressor=_suppressor(trace, rejection),
     )
 
 
@@ -342,26 +341,31 @@ def _plot_title(title: str, name: str) -> str:
 
 
 def _best_box(trace: Trace, rejection: Rejection) -> np.ndarray | None:
-    """Return the best box of the step at which an object was lost, in pixels of the image."""
+    """Return the best box of the step at which an object was lost, as it is drawn."""
     i = rejection.index
     if i < 0:
         return None
     if rejection.table == 'rois':
-        return trace.rois.class_boxes[i, 1 + trace.class_names.index(rejection.name)]
+        return _corners(trace, trace.rois.class_boxes[i, 1 + trace.class_names.index(rejection.name)])
     if rejection.table == 'proposals':
-        return trace.in_image(trace.proposals.boxes[i])
+        return _input_corners(trace, trace.proposals.boxes[i])
     if rejection.table == 'anchors':
-        return trace.in_image(trace.anchors.decoded[i])
-    return (trace.candidates if rejection.table == 'candidates' else trace.detections).boxes[i]
+        return _input_corners(trace, trace.anchors.decoded[i])
+    return _corners(trace, (trace.candidates if rejection.table == 'candidates' else trace.detections).boxes[i])
 
 
 def _suppressor(trace: Trace, rejection: Rejection) -> np.ndarray | None:
-    """Return the box because of which NMS suppressed an object, in pixels of the image."""
+    """Return the box because of which NMS suppressed an object, as it is drawn."""
     if rejection.step is Step.PROPOSAL_NMS:
-        return trace.in_image(trace.proposals.boxes[trace.proposals.suppressed_by[rejection.index]])
+        return _input_corners(trace, trace.proposals.boxes[trace.proposals.suppressed_by[rejection.index]])
     if rejection.step is Step.DETECTION_NMS:
-        return trace.candidates.boxes[trace.candidates.suppressed_by[rejection.index]]
+        return _corners(trace, trace.candidates.boxes[trace.candidates.suppressed_by[rejection.index]])
     return None
+
+
+def _input_corners(trace: Trace, boxes: np.ndarray) -> np.ndarray:
+    """Return boxes ``(..., 4)`` of the network input in the image, with their outer corners, as they are drawn."""
+    return trace.in_image(outer_corners(boxes, trace.config.dialect.boxes.offset))
 
 
 def _corners(trace: Trace, boxes: np.ndarray) -> np.ndarray:

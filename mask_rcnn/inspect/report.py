@@ -62,7 +62,8 @@ def _add_summary(report: Report, trace: Trace) -> None:
     n_drawn = int(np.count_nonzero(detections.scores > VISUALIZE_SCORE_THRESHOLD))
     # A network that is unsure of everything still has a picture.
     threshold = VISUALIZE_SCORE_THRESHOLD if n_drawn else 0.0
-    caption = f'All {len(detections)} detections: {listed}.' if listed else 'There are no detections.'
+    total = f'All {len(detections)} detections' if len(detections) > 1 else 'The detection'
+    caption = f'{total}: {listed}.' if listed else 'There are no detections.'
     if 0 < n_drawn < len(detections):
         caption = f'The {n_drawn} detections with scores above {threshold:g}. {caption}'
     report.add_figure(figures.draw_detections(trace, min_score=threshold), caption)
@@ -126,7 +127,7 @@ def _add_features(report: Report, trace: Trace) -> None:
     report.add_figure(
         figures.draw_features(trace),
         'Mean and maximum over the channels; violet is the lowest and yellow the highest value of each map. A map that '
-        'differs only at its border says little about the image: the convolutions see zero padding there.',
+        'differs only at its border contains little information: zero padding of the convolutions causes the difference.',
     )
     level = min(1, len(trace.features) - 1)
     report.add_figure(figures.draw_channels(trace, level), 'Single channels react to different patterns.')

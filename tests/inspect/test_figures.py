@@ -74,12 +74,17 @@ def boxes_in(axes, sign=None):
     return drawn_boxes(axes, sign) - (0, 0, 1, 1)
 
 
+def corners_in_image(boxes):
+    """Return boxes of the network input of 192 x 192 pixels in the image of 512 x 512."""
+    return (boxes + (0, 0, 1, 1)) * (512 / 192)
+
+
 def test_anchors_of_each_level_are_the_best(steps):
     panels = figures.draw_anchors(steps, n=3).axes[1:]
     for level, axes in zip(range(5), panels, strict=False):
         rows = np.flatnonzero(steps.anchors.levels == level)
         best = rows[np.argsort(-steps.anchors.scores[rows], kind='stable')[:3]]
-        np.testing.assert_allclose(boxes_in(axes), steps.in_image(steps.anchors.boxes[best]), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(drawn_boxes(axes), corners_in_image(steps.anchors.boxes[best]), rtol=1e-5, atol=1e-4)
 
 
 def test_objectness_maps_lie_over_the_anchors(steps):
@@ -103,12 +108,14 @@ def test_proposals_and_rois_are_those_of_the_trace(steps):
     order = np.argsort(-steps.proposals.scores, kind='stable')
     kept = order[steps.proposals.fates[order] == Fate.KEPT]
     for axes, rows in ((before, order[:10]), (after, kept[:10])):
-        np.testing.assert_allclose(boxes_in(axes), steps.in_image(steps.proposals.boxes[rows]), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(
+            drawn_boxes(axes), corners_in_image(steps.proposals.boxes[rows]), rtol=1e-5, atol=1e-4
+        )
     assert [int(text.get_text()) for text in bars.texts] == np.bincount(steps.proposals.levels).tolist()
     panels = [axes for axes in figures.draw_roi_levels(steps, n=5).axes if axes.get_visible()]
     assert [axes.get_title().split(':')[0] for axes in panels[1:]] == ['P2', 'P3', 'P4', 'P5']
     rows = np.flatnonzero(steps.rois.levels == 1)[:5]
-    np.testing.assert_allclose(boxes_in(panels[2]), steps.in_image(steps.rois.boxes[rows]), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(drawn_boxes(panels[2]), corners_in_image(steps.rois.boxes[rows]), rtol=1e-5, atol=1e-4)
     assert sum(int(bar.get_height()) for bars in panels[0].containers for bar in bars) == len(steps.rois)
 
 
@@ -125,8 +132,8 @@ def test_bars_are_the_probabilities_of_the_roi(steps):
 def test_refinement_nms_and_origins_are_those_of_the_trace(steps):
     (axes,) = figures.draw_refinement(steps, n=4).axes
     kept = steps.candidate_of_detection[:4]
-    rois = steps.in_image(steps.rois.boxes[steps.candidates.rois[kept]])
-    np.testing.assert_allclose(boxes_in(axes, 'dotted'), rois, rtol=1e-5, atol=1e-4)
+    rois = corners_in_image(steps.rois.boxes[steps.candidates.rois[kept]])
+    np.testing.assert_allclose(drawn_boxes(axes, 'dotted'), rois, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(boxes_in(axes, 'solid'), steps.detections.boxes[:4], rtol=1e-5)
     before, after = figures.draw_detection_nms(steps, n=4).axes
     involved = [*kept, *np.flatnonzero(np.isin(steps.candidates.suppressed_by, kept))]
@@ -137,8 +144,9 @@ def test_refinement_nms_and_origins_are_those_of_the_trace(steps):
     axes = figures.draw_why(steps, 1).axes[1]
     assert len(origin.suppressed)
     np.testing.assert_allclose(boxes_in(axes, 'thin')[0], steps.candidates.boxes[origin.suppressed[0]], rtol=1e-5)
-    for sign, box in (('dashed', origin.anchor_box), ('dotted', origin.roi_box), ('solid', origin.box)):
-        np.testing.assert_allclose(boxes_in(axes, sign), box[None], rtol=1e-4, atol=1e-4)
+    for sign, box in (('dashed', steps.anchors.boxes[origin.anchor]), ('dotted', steps.rois.boxes[origin.roi])):
+        np.testing.assert_allclose(drawn_boxes(axes, sign), corners_in_image(box[None]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(boxes_in(axes, 'solid'), origin.box[None], rtol=1e-4, atol=1e-4)
 
 
 def test_boxes_of_coordinates_end_where_they_are_drawn():
@@ -244,7 +252,7 @@ def test_the_report_has_every_section(steps, without_rendering):
         assert f' {value} ' in ' '.join(text.split())
     assert sum(tag == 'h3' for tag, _ in elements.tags) == 2
     assert f'The other {len(steps.detections) - 2} detections are not shown.' in text
-    assert 'A map that differs only at its border says little about the image' in text
+    assert 'A map that differs only at its border contains little information' in text
 
 
 @pytest.mark.slow
