@@ -127,7 +127,7 @@ def _add_features(report: Report, trace: Trace) -> None:
     report.add_figure(
         figures.draw_features(trace),
         'Mean and maximum over the channels; violet is the lowest and yellow the highest value of each map. A map that '
-        'differs only at its border contains little information: zero padding of the convolutions causes the difference.',
+        'differs only at its border contains little information: the difference comes from the zero padding.',
     )
     level = min(1, len(trace.features) - 1)
     report.add_figure(figures.draw_channels(trace, level), 'Single channels react to different patterns.')

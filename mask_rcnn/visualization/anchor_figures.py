@@ -136,11 +136,12 @@ def draw_proposals(
     order = np.argsort(-scores, kind='stable')
     kept = order[results[order] == 'kept']
     best, best_kept = order[:n], kept[:n]
-    show_backdrop(panels[0], picture, f'Before NMS: the best {len(best)} of {len(boxes)}')
+    margin = margin_for(boxes[[*best, *best_kept]], picture.shape[:2])
+    show_backdrop(panels[0], picture, f'Before NMS: the best {len(best)} of {len(boxes)}', margin=margin)
     draw_boxes(panels[0], boxes[best], score_colors(scores[best]), 'dotted')
-    show_backdrop(panels[1], picture, f'After NMS: the best {len(best_kept)} of {len(kept)}')
+    show_backdrop(panels[1], picture, f'After NMS: the best {len(best_kept)} of {len(kept)}', margin=margin)
     draw_boxes(panels[1], boxes[best_kept], score_colors(scores[best_kept]))
-    show_backdrop(panels[2], picture, f'Outcomes of the best {len(best)}')
+    show_backdrop(panels[2], picture, f'Outcomes of the best {len(best)}', margin=margin)
     for outcome, (color, sign) in reversed(_OUTCOMES.items()):
         draw_boxes(panels[2], boxes[best[results[best] == outcome]], color, sign)
     _draw_outcomes(panels[3], results, levels)
@@ -188,11 +189,13 @@ def draw_roi_levels(
         n: Maximum number of RoIs that are drawn per level.
     """
     figure, panels = new_panels(len(names) + 1, picture.shape[:2], extra=0.35)
+    rows = [np.flatnonzero(levels == i) for i in range(len(names))]
+    drawn = [boxes[of_level[:n]] for of_level in rows]
+    margin = margin_for(np.concatenate(drawn), picture.shape[:2])
     for i, (axes, name) in enumerate(zip(panels[1:], names, strict=True)):
-        rows = np.flatnonzero(levels == i)
-        best = f'the best {n} of ' if len(rows) > n else ''
-        show_backdrop(axes, picture, f'{name}: {best}{len(rows)} RoIs')
-        draw_boxes(axes, boxes[rows[:n]], LEVEL_COLORS[i % len(LEVEL_COLORS)])
+        best = f'the best {n} of ' if len(rows[i]) > n else ''
+        show_backdrop(axes, picture, f'{name}: {best}{len(rows[i])} RoIs', margin=margin)
+        draw_boxes(axes, drawn[i], LEVEL_COLORS[i % len(LEVEL_COLORS)])
     _draw_sizes(panels[0], names, boxes, levels)
     return figure
 

@@ -15,6 +15,7 @@ from mask_rcnn.visualization.panels import (
     PALE,
     add_legend,
     draw_score_bars,
+    margin_for,
     new_panels,
     show_backdrop,
     zoom_region,
@@ -72,7 +73,8 @@ def draw_refinement(
     """
     figure, (axes,) = new_panels(1, picture.shape[:2], width=9.0)
     of_all = f' of {total}' if total is not None and total > len(after) else ''
-    show_backdrop(axes, picture, f'Refinement of {len(after)}{of_all} RoIs')
+    margin = margin_for(np.concatenate([before, after]), picture.shape[:2])
+    show_backdrop(axes, picture, f'Refinement of {len(after)}{of_all} RoIs', margin=margin)
     colors = instance_colors(after, picture.shape[:2]) / 255
     draw_boxes(axes, before, colors, 'dotted')
     draw_boxes(axes, after, colors)

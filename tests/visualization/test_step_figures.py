@@ -139,6 +139,22 @@ def test_close_ups_contain_their_boxes_and_stay_in_the_picture(size):
     assert margin_for(np.zeros((0, 4)), size) == margin_for(np.array([[1, 1, 2, 2]]), size)
 
 
+@pytest.mark.parametrize('size', SIZES)
+def test_boxes_in_the_padding_of_the_input_are_visible(size):
+    """Detectron's proposals are clipped to the padded input, up to 31 of its pixels outside the image."""
+    box, score = np.array([[5, 5, size[0] + 0.1 * max(size), size[1] + 0.05 * max(size)]], np.float32), np.ones(1)
+    inside = np.array([[5, 5, 20, 20]], np.float32)
+    for figure in (
+        anchor_figures.draw_proposals(picture_of(size), box, score, ['kept'], ['P2']),
+        anchor_figures.draw_roi_levels(picture_of(size), ['P2', 'P3'], box, np.zeros(1, int)),
+        detection_figures.draw_refinement(picture_of(size), box, inside, ['cat']),
+    ):
+        panels = [axes for axes in figure.axes if len(drawn_boxes(axes))]
+        assert panels
+        for axes in panels:
+            assert axes.get_xlim()[1] > box[0, 3] and axes.get_ylim()[0] > box[0, 2]
+
+
 def test_backdrops_are_dark_and_show_dark_pictures():
     dark = np.random.RandomState(0).randint(0, 20, (50, 50, 3)).astype(np.uint8)
     for picture in (dark, picture_of((50, 50)), np.full((5, 5, 3), 255, np.uint8)):
