@@ -171,7 +171,7 @@ def _train_in_locked_folder(args: TrainArguments, communicator: Communicator) ->
     _set_aside_run(args, communicator)
     training = build_training_run(
         model,
-        train_set,  # type: ignore[arg-type]  # Chainer's DatasetMixin has len and [], but is not a Sequence
+        train_set,
         _options(args, communicator, model.config, n_images=len(train_set)),
         communicator=communicator,
         evaluate=make_evaluator(model, val_set, communicator),

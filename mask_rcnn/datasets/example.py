@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -81,6 +82,16 @@ class Example:
     annotations: Annotations
     name: str
     image_id: int | str
+
+
+class ExampleDataset(Protocol):
+    """A dataset of examples with random access: a list, or one of Chainer's datasets."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def __getitem__(self, index: int, /) -> Example:
+        """Return the example of image ``index``."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ class ObjectData(Protocol):
         class_names: Names of the classes; label 0 is the first one.
     """
 
-    class_names: Sequence[str]
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Return the names; a tuple or list as an attribute of the class or of the object will do."""
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -9,13 +9,13 @@ processes or subdivisions, and a snapshot stores only the position in the sequen
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 
 import chainer
 import numpy as np
 
-from mask_rcnn.datasets.example import Example, TrainingExample
+from mask_rcnn.datasets.example import ExampleDataset, TrainingExample
 from mask_rcnn.training.worker_pool import ExampleMaker, Transform, WorkerPool
 
 # Second words of the seeds of the random streams that are derived from the run's seed.
@@ -58,7 +58,7 @@ class ExampleIterator(chainer.dataset.Iterator):
 
     def __init__(
         self,
-        dataset: Sequence[Example],
+        dataset: ExampleDataset,
         transform: Transform,
         batch_size: int,
         *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from chainer import training
 
 from mask_rcnn.config import Config, TrainingConventions, fields
 from mask_rcnn.datasets.augmentation import Augmentation
-from mask_rcnn.datasets.example import Example
+from mask_rcnn.datasets.example import ExampleDataset
 from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.inference.save import model_meta
 from mask_rcnn.io.console import print_line, print_lines, print_warning
@@ -181,7 +181,7 @@ class TrainingRun:
 
 def build_training_run(
     model: MaskRCNN,
-    train_set: Sequence[Example],
+    train_set: ExampleDataset,
     options: TrainingOptions,
     *,
     evaluate: Callable[[Path], Metrics] | None = None,

@@ -12,7 +12,7 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -20,7 +20,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import cv2
 
-from mask_rcnn.datasets.example import Example, TrainingExample
+from mask_rcnn.datasets.example import Example, ExampleDataset, TrainingExample
 from mask_rcnn.io.console import escape
 from mask_rcnn.io.errors import OneLineError
 from mask_rcnn.training.signals import STOP_SIGNALS
@@ -58,7 +58,7 @@ class ExampleMaker:
         transform: Called with an example and its seed.
     """
 
-    def __init__(self, dataset: Sequence[Example], transform: Transform):
+    def __init__(self, dataset: ExampleDataset, transform: Transform):
         self._dataset = dataset
         self._transform = transform
 
