@@ -74,7 +74,7 @@ def choose_images(content: dict, n: int) -> list[int]:
         content: A COCO annotation file.
         n: Number of images.
     """
-    smallest = {}
+    smallest: dict[int, float] = {}
     images = {image['id']: image for image in content['images']}
     for annotation in content['annotations']:
         image = images[annotation['image_id']]

@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from mask_rcnn.ops.runtime.cache import cache_weights
 #: Small channels and images keep the networks cheap; kernels are compiled per type, not per size.
 _SMALL = {'min_size': 64, 'max_size': 128, 'rpn_pre_nms': 50, 'rpn_post_nms': 10, 'n_fg_class': 2}
 _SMALL_FPN = {**_SMALL, 'fpn_channels': 16, 'rpn_channels': 16, 'head_channels': 16, 'mask_channels': 16}
-_NETWORKS = {
+_NETWORKS: dict[str, Mapping[str, object]] = {
     'resnet50': _SMALL,
     'resnet50_fpn': {**_SMALL_FPN, 'norm': 'bn'},
     'mobilenet_v1_fpn': {**_SMALL_FPN, 'width': 0.25},

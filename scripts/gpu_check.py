@@ -266,9 +266,9 @@ def sanitizer_figure(log: str) -> str:
 
 def benchmark_figure(log: str) -> str:
     """Return the median time of a prediction and how many times as long the peer takes."""
-    total = re.search(r'^total +([\d.]+)', log, re.MULTILINE)
+    total = re.findall(r'^total +([\d.]+)', log, re.MULTILINE)[0]
     peer = re.search(r'the peer takes ([\d.]+) times', log)
-    return f'{1e3 * float(total[1]):.1f} ms' + (f', peer x {peer[1]}' if peer else '')
+    return f'{1e3 * float(total):.1f} ms' + (f', peer x {peer[1]}' if peer else '')
 
 
 def kernels_figure(log: str) -> str:

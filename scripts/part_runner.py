@@ -203,7 +203,7 @@ def _figure(part: Part, log: str) -> str:
     """Return the figure of a part; the last line of its log if there is none."""
     try:
         figure = part.figure(log)
-    except (LookupError, ValueError, TypeError):  # the output is incomplete
+    except (LookupError, ValueError):  # the output is incomplete
         figure = ''
     return figure or last_line(log)
 

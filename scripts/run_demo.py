@@ -100,9 +100,10 @@ def write_scenes(folder: Path, n_scenes: int, seed: int, size: int = 512) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob('scene_*.png'):
         earlier.unlink()
-    for number, example in enumerate(RichShapesDataset(n_scenes, size=size, seed=seed), start=1):
-        rgb = example.image.transpose(1, 2, 0).astype('uint8')
-        Image.fromarray(rgb).save(folder / f'scene_{number}.png')
+    scenes = RichShapesDataset(n_scenes, size=size, seed=seed)
+    for i in range(n_scenes):
+        rgb = scenes[i].image.transpose(1, 2, 0).astype('uint8')
+        Image.fromarray(rgb).save(folder / f'scene_{i + 1}.png')
 
 
 def copy_cells(path: Path) -> bool:

@@ -29,6 +29,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -57,14 +58,15 @@ class StageClock:
 
     def __init__(self, device):
         self.device = device
-        self.wall = {stage: [] for stage in (*STAGES, 'total')}
-        self.cpu = {stage: [] for stage in (*STAGES, 'total')}
+        self.wall: dict[str, list[float]] = {stage: [] for stage in (*STAGES, 'total')}
+        self.cpu: dict[str, list[float]] = {stage: [] for stage in (*STAGES, 'total')}
         self.operations = dict.fromkeys(STAGES, 0)
 
     @contextlib.contextmanager
     def stage(self, name: str):
         """Time a block and count its operations."""
-        with self.timed(name), WorkCounter() as counter:
+        counter = WorkCounter()
+        with self.timed(name), counter:
             yield
         self.operations[name] = counter.operations
 
@@ -95,7 +97,7 @@ def detect_by_stages(model, image, clock: StageClock):
             masks = model.mask_head.predict(features, boxes, labels, [transform])
         with clock.stage('paste'):
             detections = predictor.postprocess(boxes[0], labels[0], scores[0], masks[0], None, transform)
-            assert detections.masks.shape == (len(detections), *size)
+            assert detections.masks is not None and detections.masks.shape == (len(detections), *size)
     return detections, len(proposals[0])
 
 
@@ -107,7 +109,7 @@ def detect_at_once(model, image, clock: StageClock):
     return detections
 
 
-def summarise(seconds: list[float]) -> dict[str, float]:
+def summarise(seconds: Sequence[float]) -> dict[str, float]:
     """Return median, minimum and maximum in seconds."""
     return {'median': statistics.median(seconds), 'min': min(seconds), 'max': max(seconds)}
 
@@ -167,17 +169,18 @@ def stage_results(clock: StageClock, ceiling: dict, image, n_detection: int) -> 
     copied = {'prepare': (1 + 4) * image.size, 'paste': n_detection * image[..., 0].size}
     stages = {}
     for stage in STAGES:
-        row = {**summarise(clock.wall[stage]), 'cpu_median': statistics.median(clock.cpu[stage])}
+        seconds, n_operations = summarise(clock.wall[stage]), clock.operations[stage]
+        row: dict[str, float | None] = {**seconds, 'cpu_median': statistics.median(clock.cpu[stage])}
         if stage in copied:
-            row['of_ceiling'] = copied[stage] / row['median'] / ceiling['copy']
+            row['of_ceiling'] = copied[stage] / seconds['median'] / ceiling['copy']
         else:
-            row['operations'] = clock.operations[stage]
-            row['of_ceiling'] = row['operations'] / row['median'] / ceiling['product'] if ceiling['product'] else None
+            row['operations'] = n_operations
+            row['of_ceiling'] = n_operations / seconds['median'] / ceiling['product'] if ceiling['product'] else None
         stages[stage] = row
     return stages
 
 
-def peer_results(turns: list[dict], totals: list[float]) -> dict:
+def peer_results(turns: list[dict], totals: Sequence[float]) -> dict:
     """Return the seconds of the peer, and their ratios to the total seconds of this program, turn by turn."""
     return {
         **summarise([turn['wall'] for turn in turns]),
@@ -207,8 +210,9 @@ def memory(device, free: int | None = None) -> dict[str, int]:
     taken = {'host_peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.xp is not np:
         taken['gpu_pool'] = device.xp.get_default_memory_pool().total_bytes()
-        if free is not None:
-            taken['gpu_used'] = free - free_memory(device)
+        left = free_memory(device)
+        if free is not None and left is not None:
+            taken['gpu_used'] = free - left
     return taken
 
 
@@ -333,6 +337,7 @@ def random_model(extractor: str, **changes):
     model = mask_rcnn.build(extractor, **changes)
     for path, param in model.namedparams():
         if path.endswith('conv3/norm/scale'):  # keeps activations near 1 through the residual sums
+            assert isinstance(param.array, np.ndarray)
             param.array[...] = 0.2
     model.rpn.delta.W.array[...] *= 0.1  # keeps proposals near their anchors
     return model

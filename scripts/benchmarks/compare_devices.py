@@ -170,7 +170,8 @@ def update(network: str, gpu: int, precision: str) -> dict:
     examples = [transform(scene, seed) for seed, scene in enumerate(scenes(2))]
     iterator = chainer.iterators.SerialIterator(examples, len(examples), shuffle=False)
     updater = SubdivisionUpdater(iterator, optimizer, loss_scale=LOSS_SCALE.get(precision))
-    reporter, reported = chainer.Reporter(), {}
+    reporter = chainer.Reporter()
+    reported: dict[str, np.ndarray] = {}
     reporter.add_observer('main', chain)
     started = time.perf_counter()
     with using_precision(precision), reporter.scope(reported):
@@ -262,7 +263,8 @@ def run_checked(work: Callable, args: argparse.Namespace, precision: str) -> dic
 def run(args: argparse.Namespace) -> dict:
     """Run a command on both devices; returns plain data."""
     work, describe, compare, describe_row, precisions = COMMANDS[args.command]
-    results, rows = {}, {}
+    results: dict[str, dict | None] = {}
+    rows: dict[str, dict | None] = {}
     for precision in args.precisions or supported(precisions, args):
         title = f'{args.network} on GPU {args.gpu}, {precision}' if args.gpu >= 0 else f'{args.network} on the CPU'
         results[precision] = attempt(title, lambda name=precision: run_checked(work, args, name), describe)

@@ -102,7 +102,7 @@ def cases(xp, sizes: Sizes) -> Iterator[Case]:
             yield from _roi_align_cases(
                 xp, random, f'{network}, {dtype}', shape, np.dtype(dtype), sizes, spatial_scale=1 / stride, **pooling
             )
-    inputs = [
+    inputs: list[tuple] = [
         (xp.asarray(_boxes(random, sizes.boxes, sizes.image)), _uniform(xp, random, sizes.boxes)) for _ in range(_SETS)
     ]
     yield _case(
@@ -129,7 +129,7 @@ def _masks_to_host(xp, random, sizes: Sizes) -> Iterator[Case]:
         low = random.uniform(0, 1, (sizes.masks, 2)) * (sizes.image - sides)
         boxes = np.concatenate([low, low + sides], axis=1).astype(np.float32)
         inputs.append((_uniform(np, random, sizes.masks, 28, 28), boxes))
-    yield _case(f'{sizes.masks} masks to host', lambda *arrays: paste_masks(*arrays, sizes.image), inputs)
+    yield _case(f'{sizes.masks} masks to host', lambda probs, boxes: paste_masks(probs, boxes, sizes.image), inputs)
 
 
 def _network_inputs(xp, random, sizes: Sizes) -> Iterator[Case]:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,12 +86,14 @@ class Peer:
             dict: Seconds of ``wall`` and ``cpu`` time, the result (the number of ``detections``, or the ``losses``),
             and bytes: ``host_peak``, and on a GPU ``gpu_pool`` and ``gpu_used``.
         """
+        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write('run\n')
             self._process.stdin.flush()
         return self._read()
 
     def _read(self) -> dict:
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
@@ -235,4 +237,5 @@ def write_network(folder: Path, model, **settings) -> None:
         **settings,
     }
     (folder / 'setup.json').write_text(json.dumps(setup))
-    np.savez(folder / 'weights.npz', **collect_arrays(model))
+    save: Callable[..., None] = np.savez  # its type forbids names of arrays from a dictionary
+    save(folder / 'weights.npz', **collect_arrays(model))

@@ -71,7 +71,8 @@ def agreement(truth: list[dict], found: list[dict], dataset, *, min_score: float
         masks=any('segmentation' in result for result in truth),
         keypoints=any('keypoints' in result for result in truth),
     )
-    by_image = {image['id']: [] for image in content['images']}  # images that were not evaluated have no results
+    # Images that were not evaluated have no results.
+    by_image: dict[int | str, list[dict]] = {image['id']: [] for image in content['images']}
     for result in filter(_has_mask_or_none, found):
         by_image[result['image_id']].append(result)
     evaluator.merge([by_image])

@@ -83,7 +83,8 @@ class Trainer:
         reporter.add_observer('main', self.optimizer.target)
 
         def update():
-            reported, wall, cpu = {}, time.perf_counter(), time.process_time()
+            reported: dict[str, np.ndarray] = {}
+            wall, cpu = time.perf_counter(), time.process_time()
             with reporter.scope(reported):
                 updater.update()
             if self.device.xp is not np:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _annotation_content(*, keypoints: bool) -> dict:
     return {'info': {'year': 2017}, 'images': images, 'annotations': annotations, 'categories': categories}
 
 
-def annotations() -> Samples:
+def annotation_files() -> Samples:
     """Return annotation files of shapes, with polygons, run lengths and keypoints."""
     return {
         f'{name}.json': (
@@ -200,3 +201,7 @@ def _mutate_option(data: bytes, rng) -> bytes:
     """Replace the value of ``FIELD=VALUE``."""
     name, _, value = data.partition(b'=')
     return name + b'=' + mutate_json(value, rng)
+
+
+#: Kind -> the function that returns the intact files of it.
+MAKERS: dict[str, Callable[[], Samples]] = {'images': images, 'annotations': annotation_files, 'settings': settings}

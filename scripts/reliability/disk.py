@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with harness.working_folder() as folder:
         model = harness.prepare_model(folder)
         data_samples.write_images(folder)
-        (folder / 'instances.json').write_bytes(data_samples.annotations()['instances.json'][0])
+        (folder / 'instances.json').write_bytes(data_samples.annotation_files()['instances.json'][0])
         cases = make_cases(folder, model)[: args.cases]
         for case in cases:
             for state in states:

@@ -112,7 +112,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 def command(words: Sequence[str | os.PathLike]) -> list[str]:
     """Return the command line that runs ``mask-rcnn`` with some arguments."""
-    return [sys.executable, '-m', 'mask_rcnn.cli', *map(os.fspath, words)]
+    return [sys.executable, '-m', 'mask_rcnn.cli', *(os.fspath(word) for word in words)]
 
 
 def run(

@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = harness.prepare_model(folder)
         data_samples.write_images(folder)
         annotations = folder / 'instances.json'
-        annotations.write_bytes(data_samples.annotations()['instances.json'][0])
+        annotations.write_bytes(data_samples.annotation_files()['instances.json'][0])
         killer = Killer(folder, random.Random(args.seed))
         n_training = max(1, args.kills // 2)
         n_conversion = max(1, args.kills // 4)

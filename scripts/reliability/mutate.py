@@ -63,9 +63,7 @@ class Corpus:
             if kind == 'weights':
                 return weight_samples.weights(native, self.folder / CANARY)
             return {name: (data, (mutate_zip,)) for name, data in snapshots.items()}
-        return {'images': data_samples.images, 'annotations': data_samples.annotations}.get(
-            kind, data_samples.settings
-        )()
+        return data_samples.MAKERS[kind]()
 
     def _trained(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Return the model and the snapshot of a short training run."""

@@ -120,14 +120,16 @@ def read_annotations(path: Path) -> None:
 
 
 def _use_annotations(path: Path, *, keypoints: bool, skip_broken: bool) -> None:
-    options = {'keypoints': keypoints, 'skip_broken': skip_broken, 'log_warnings': False}
-    train = COCODataset(path, path.parent, **options)
+    read = functools.partial(
+        COCODataset, path, path.parent, keypoints=keypoints, skip_broken=skip_broken, log_warnings=False
+    )
+    train = read()
     transform = TrainingTransform(Config.from_dict(small_config()))
     for i in range(len(train)):
         example = train[i]
         transform(example, i)
         rasterize(example)
-    data = COCODataset(path, path.parent, only_annotated=False, **options)
+    data = read(only_annotated=False)
     evaluator = COCOEvaluator(
         data.ground_truth(),
         class_names=data.class_names,

@@ -72,7 +72,8 @@ def hostile_objects(canary: Path) -> list[Any]:
 
 def _npz(arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> bytes:
     file = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(file, **arrays)
+    save: Callable[..., None] = np.savez_compressed if compressed else np.savez
+    save(file, **arrays)
     return file.getvalue()
 
 
@@ -178,7 +179,7 @@ def _chainer_arrays() -> dict[str, np.ndarray]:
 def _mobilenet_arrays() -> dict[str, np.ndarray]:
     """Return the arrays of a MobileNetV1 of width 1/16 under TensorFlow's names."""
     widths = [max(8, round(n / 16)) for n in (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)]
-    shapes = {'Conv2d_0/weights': (widths[0], 3, 3, 3)}
+    shapes: dict[str, tuple[int, ...]] = {'Conv2d_0/weights': (widths[0], 3, 3, 3)}
     for i, (width_in, width) in enumerate(itertools.pairwise(widths), start=1):
         shapes[f'Conv2d_{i}_depthwise/depthwise_weights'] = (width_in, 1, 3, 3)
         shapes[f'Conv2d_{i}_pointwise/weights'] = (width, width_in, 1, 1)
@@ -222,8 +223,10 @@ def _keras() -> Samples:
     kinds = {'mean': 'moving_mean', 'var': 'moving_variance'}
     shapes: dict[tuple[str, str], tuple[int, ...]] = {}
     for mapping in param_mappings(config, lambda layer, kind: f'{layer}/{kind}'):
-        shapes |= {tuple(name.split('/')): shape for name, shape in mapping.inputs.items()}
-    samples = {}
+        for name, shape in mapping.inputs.items():
+            layer, kind = name.split('/')
+            shapes[layer, kind] = shape
+    samples: Samples = {}
     for compression in (None, 'gzip'):
         file = io.BytesIO()
         with h5py.File(file, 'w') as opened:

@@ -126,14 +126,14 @@ def run_cases(
                     continue
                 assert worker.case is not None
                 yield worker.case, outcome
-                number = next(numbers, None)
-                if number is None:
+                next_number = next(numbers, None)
+                if next_number is None:
                     workers.pop(i).stop()
                     continue
                 if not worker.process.is_alive():
                     worker.stop()
                     worker = workers[i] = Worker(task, warm_up, max_memory)
-                worker.begin(number)
+                worker.begin(next_number)
     finally:
         for worker in workers:
             worker.stop()

@@ -204,7 +204,8 @@ class FPN(Network):
         for stage in self.stages:
             x = stage(x)
             bottom_up.append(x)
-        features, above = [], None
+        features: list[torch.Tensor] = []
+        above = None
         for x, lateral, output in reversed(list(zip(bottom_up, self.laterals, self.outputs, strict=True))):
             h = lateral(x)
             above = h if above is None else h.add_(F.interpolate(above, scale_factor=2.0, mode='nearest'))

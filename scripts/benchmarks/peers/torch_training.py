@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch_mask_rcnn import C4, FPN, free_memory, parse_arguments, serve
+from torch_mask_rcnn import C4, FPN, Network, free_memory, parse_arguments, serve
 from torchvision import ops
 
 #: The weights stay constant, so all iterations have the same numbers of RoIs.  The work does not depend on the value.
@@ -65,7 +65,7 @@ class AffineConv(nn.Module):
         return F.conv2d(x, self.weight * self.scale, self.bias, self.stride, self.pad)
 
 
-class Trained:
+class Trained(Network):
     """The training step of both networks: targets, sampling and losses.  RoIs are ``(image, x1, y1, x2, y2)``."""
 
     def conv(self, path, *, stride=1, pad=0):
@@ -77,7 +77,7 @@ class Trained:
         for stage in self.bottom_up()[: self.setup['frozen_stages']]:
             stage.requires_grad_(False)
 
-    def forward(self, x, boxes, labels, masks):
+    def losses(self, x, boxes, labels, masks):
         """Return the losses of a batch, each a mean over the images."""
         features = self.extract(x)
         levels = self.rpn(features)
@@ -236,7 +236,7 @@ class TorchvisionNetwork(nn.Module):
             box_bg_iou_thresh=sampling['roi_foreground_iou'],
         )
 
-    def forward(self, x, boxes, labels, masks):
+    def losses(self, x, boxes, labels, masks):
         """Return the losses of a batch."""
         height, width = self.size
         targets = [
@@ -314,7 +314,7 @@ def load(args):
         tensors['x'] = tensors['x'].contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad()
         with torch.autocast(device, dtype, enabled=dtype is not None):
-            losses = network(**tensors)
+            losses = network.losses(**tensors)
         scaler.scale(sum(losses.values())).backward()
         scaler.step(optimizer)
         scaler.update()
