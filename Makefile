@@ -52,6 +52,7 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m nbqa mypy notebooks
 	$(RUN) -m codespell_lib
 
 coverage: setup
