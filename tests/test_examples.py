@@ -1,0 +1,63 @@
+"""The Python examples of the README and of docs/ run; README_JP.md has the same code (test_readme.py)."""
+
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from mask_rcnn.config import DENA, DETECTRON
+from mask_rcnn.datasets import RichShapesDataset
+from mask_rcnn.inference.save import save
+from tests.conftest import ROOT
+from tests.support.models import constant_model
+from tests.support.small_resnet import use_narrow_resnet
+
+#: The bundled model stands in for the one that the README downloads.
+DOWNLOADED, BUNDLED = 'modelfiles/e2e_mask_rcnn_R-50-C4_1x_d2c.npz', 'modelfiles/shapes_mobilenet_v1_fpn.npz'
+
+
+def code_blocks(name):
+    """Return the Python blocks of a Markdown file, except the training, which tests/test_api.py runs."""
+    text = (ROOT / name).read_text(encoding='utf-8')
+    return [code for code in re.findall(r'```python\n(.*?)```', text, re.DOTALL) if 'mask_rcnn.train(' not in code]
+
+
+@pytest.fixture
+def names(request, root, tmp_path, monkeypatch):
+    """The variables of the examples of a file, after they have run in a folder with the files that they read."""
+    for folder in ('modelfiles', 'result'):
+        (tmp_path / folder).mkdir()
+    shutil.copy(root / BUNDLED, tmp_path / DOWNLOADED)
+    use_narrow_resnet(monkeypatch)
+    save(tmp_path / 'result' / 'snapshot_model.npz', constant_model('resnet50', n_fg_class=3, dialect=DENA))
+    picture = RichShapesDataset(1, size=256, seed=7)[0].image.transpose(1, 2, 0).astype('uint8')
+    Image.fromarray(picture).save(tmp_path / 'photo.jpg', quality=95)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in code_blocks(request.param):
+        exec(code.replace('RichShapesDataset(60,', 'RichShapesDataset(2,'), names)
+    return names
+
+
+@pytest.mark.parametrize('names', ['README.md'], indirect=True)
+def test_the_example_of_the_readme(names, capsys):
+    model, detections, results = names['model'], names['detections'], names['results']
+    assert len(results) == len(detections) > 0 and results[0]['image_id'] == 1
+    assert set(detections.names) <= set(model.class_names)
+    assert names['picture'].shape == (256, 256, 3)
+    assert [len(part) for part in (names['masks'][0], names['labels'][0], names['scores'][0])] == [len(detections)] * 3
+    assert names['new'].class_names == ('cat', 'dog', 'hamster')
+    assert names['old'].config.dialect == DETECTRON
+
+
+@pytest.mark.parametrize('names', ['docs/your-own-data.md'], indirect=True)
+def test_the_example_of_generated_scenes(names, tmp_path):
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / 'scenes').iterdir()}
+    assert sizes == {'000.png': (256, 256), '001.png': (256, 256)}
+
+
+def test_all_documents_with_examples_are_tested():
+    documents = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
+    with_code = {path.relative_to(ROOT).as_posix() for path in documents if code_blocks(path)}
+    assert with_code == {'README.md', 'docs/your-own-data.md'}
