@@ -18,6 +18,7 @@ def zeros(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 def import_file(path: Path) -> ModuleType:
     """Import a Python file that is not on the module search path."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
