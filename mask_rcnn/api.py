@@ -16,6 +16,7 @@ from mask_rcnn.evaluation.coco import evaluate_model
 from mask_rcnn.io.atomic_file import check_writable_folder, removing_empty_folder
 from mask_rcnn.io.console import print_line, print_warning
 from mask_rcnn.io.folder_lock import lock_folder
+from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import placeholder_names
 from mask_rcnn.targets.sampling import network_sampling
@@ -187,7 +188,9 @@ def _match_classes(model: MaskRCNN, class_names: tuple[str, ...]) -> None:
     """Give a model without class names those of the data, and refuse one with others."""
     n_classes = model.config.n_fg_class
     if n_classes != len(class_names):
-        raise ValueError(f'the model has n_fg_class={n_classes}, but the dataset has {len(class_names)} classes')
+        raise ValueError(
+            f'the model has n_fg_class={n_classes}, but the dataset has {counted(len(class_names), "class", "classes")}'
+        )
     names = tuple(model.class_names or ())
     if names in ((), placeholder_names(n_classes)):
         model.class_names, model.category_ids = class_names, tuple(range(1, n_classes + 1))

@@ -22,6 +22,7 @@ from mask_rcnn.datasets.inspection.machine import find_machine
 from mask_rcnn.datasets.inspection.statistics import collect_statistics
 from mask_rcnn.datasets.inspection.suggestions import Settings, suggest_settings
 from mask_rcnn.io.console import print_line
+from mask_rcnn.io.wording import counted
 from mask_rcnn.training.schedule import detectron_schedule
 from mask_rcnn.training.snapshot import is_snapshot
 
@@ -78,7 +79,7 @@ def print_and_return_arguments(
     if fields:
         words += ['--set', *(f'{name}={json.dumps(value)}' for name, value in fields.items())]
     place = f'a {"GPU" if machine.has_gpu else "CPU"} with {machine.memory / 2**30:.0f} GiB'
-    print_line(f'--auto: settings for {len(dataset)} images on {place}; the same command without --auto is')
+    print_line(f'--auto: settings for {counted(len(dataset), "image")} on {place}; the same command without --auto is')
     print_line(shlex.join([*prog.split(), *words]))
     return words
 

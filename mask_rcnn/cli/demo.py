@@ -26,6 +26,7 @@ from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output
 from mask_rcnn.io.console import print_error, print_line, print_note, print_warning, progress_bar
 from mask_rcnn.io.omissions import Omissions
+from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
@@ -113,7 +114,7 @@ class _Results:
 
     def _report_missing(self, path: Path, n_written: int, n_images: int) -> None:
         if n_written + self.n_failed < n_images:
-            print_note(f'{path} contains the results of {n_written} of {n_images} images')
+            print_note(f'{path} contains the results of {n_written} of {counted(n_images, "image")}')
 
 
 def _process(model: MaskRCNN, files: list[tuple[Path, Path]], args: argparse.Namespace, results: _Results) -> int:
@@ -229,7 +230,7 @@ def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argpa
         _check_file('--json', args.json, images, pictures, others)
         for number, count in Counter(map(image_id, images)).most_common(1):
             if count > 1:
-                raise UsageError(f'--json {args.json}: {count} images have the image_id {number!r}')
+                raise UsageError(f'--json {args.json}: {counted(count, "image")} with the image_id {number!r}')
         check_can_write(args.json)
 
 

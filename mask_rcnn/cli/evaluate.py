@@ -41,6 +41,7 @@ from mask_rcnn.evaluation.coco import COCOEvaluator, Metrics, ResultsFileError, 
 from mask_rcnn.io.atomic_file import FileError, check_writable_folder, open_for_writing, removing_empty_folder
 from mask_rcnn.io.console import print_line, print_lines, print_warning
 from mask_rcnn.io.folder_lock import FolderInUseError, lock_folder
+from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import placeholder_names
 from mask_rcnn.ops.cudnn_frontend import using_precision
@@ -229,9 +230,9 @@ def check_classes(model: MaskRCNN, dataset: Dataset, name: str) -> None:
     model_names, dataset_names = model.class_names or (), dataset.class_names
     if not set(dataset_names) <= set(model_names) and len(dataset_names) != model.config.n_fg_class:
         raise UsageError(
-            f'{name} has {len(dataset_names)} classes ({shorten_names(dataset_names)}), but the model has '
-            f'{model.config.n_fg_class} ({shorten_names(model_names)}); select the data of the model with --dataset or '
-            '--val-annotations'
+            f'{name} has {counted(len(dataset_names), "class", "classes")} ({shorten_names(dataset_names)}), but the '
+            f'model has {model.config.n_fg_class} ({shorten_names(model_names)}); select the data of the model with '
+            '--dataset or --val-annotations'
         )
 
 
@@ -294,9 +295,9 @@ def evaluate_to_folder(
             error = error or metrics_error
         if error is None:
             files = ', '.join(f'results.{kind}.json' for kind in metrics.ap_per_class())
-            print_line(f'{name}, {len(dataset)} images; wrote {files} and metrics.json to {folder}')
+            print_line(f'{name}, {counted(len(dataset), "image")}; wrote {files} and metrics.json to {folder}')
         else:
-            print_line(f'{name}, {len(dataset)} images')
+            print_line(f'{name}, {counted(len(dataset), "image")}')
         print_lines(metrics.table())
         if report is not None:
             try:

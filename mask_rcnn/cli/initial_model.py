@@ -13,6 +13,7 @@ from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.config import PRESETS, Config
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.io.console import print_lines
+from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import convert_norm
 from mask_rcnn.models.initializers import no_initial_weights
@@ -258,8 +259,8 @@ def check_same_classes(model: MaskRCNN, name: str, dataset: Dataset, advice: str
     model_names, dataset_names = model.class_names or (), dataset.class_names
     if len(model_names) != len(dataset_names):
         raise UsageError(
-            f'{name} has {len(dataset_names)} classes ({shorten_names(dataset_names)}), but the model '
-            f'has {len(model_names)} ({shorten_names(model_names)}){advice}'
+            f'{name} has {counted(len(dataset_names), "class", "classes")} ({shorten_names(dataset_names)}), but the '
+            f'model has {len(model_names)} ({shorten_names(model_names)}){advice}'
         )
     for number, (model_name, dataset_name) in enumerate(zip(model_names, dataset_names, strict=True), 1):
         if model_name != dataset_name:

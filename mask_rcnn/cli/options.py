@@ -11,6 +11,7 @@ from mask_rcnn.cli.command import UsageError
 from mask_rcnn.config import C4_DIALECTS
 from mask_rcnn.config.fields import MAX_INT32, describe_value
 from mask_rcnn.io.console import print_note
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, is_available, precision_error
 from mask_rcnn.ops.runtime.device import get_device
 
@@ -230,7 +231,7 @@ def gpu_error(gpu: int) -> str | None:
     try:
         n_gpus = cupy.cuda.runtime.getDeviceCount()
         if gpu >= n_gpus:
-            return f'there {"is" if n_gpus == 1 else "are"} only {n_gpus} CUDA device{"s" if n_gpus > 1 else ""}'
+            return f'there {"is" if n_gpus == 1 else "are"} only {counted(n_gpus, "CUDA device")}'
         with cupy.cuda.Device(gpu):
             int((cupy.arange(2) + 1).sum())  # compiles and runs a kernel
     except Exception as error:

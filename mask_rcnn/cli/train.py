@@ -39,6 +39,7 @@ from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
 from mask_rcnn.io.atomic_file import check_writable_folder, removing_empty_folder
 from mask_rcnn.io.console import print_line, print_warning
 from mask_rcnn.io.folder_lock import FolderInUseError, lock_folder
+from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.device import get_device
@@ -222,16 +223,19 @@ def _print_datasets(datasets: Mapping[str, Dataset | None]) -> None:
             n_skipped = getattr(dataset, 'n_skipped', 0)
             n_without_objects = getattr(dataset, 'n_without_objects', 0)
             print_line(
-                f'{name}: {len(dataset)} images, {len(dataset.class_names)} classes'
+                f'{name}: {counted(len(dataset), "image")}, {counted(len(dataset.class_names), "class", "classes")}'
                 + f' ({n_without_objects} without an object left out)' * bool(n_without_objects)
-                + f' ({n_skipped} broken images and annotations skipped)' * bool(n_skipped)
+                + f' ({counted(n_skipped, "broken image or annotation", "broken images and annotations")} skipped)'
+                * bool(n_skipped)
             )
             print_dataset_warnings(dataset, name)
 
 
 def _warn_of_large_batch(n_images: int, batch_size: int) -> None:
     if batch_size > n_images:
-        print_warning(f'a batch of {batch_size} images contains some of the {n_images} training images several times')
+        print_warning(
+            f'a batch of {batch_size} images contains some of {counted(n_images, "training image")} several times'
+        )
 
 
 def _options(args: TrainArguments, communicator: Communicator, config: Config, *, n_images: int) -> TrainingOptions:
@@ -297,14 +301,14 @@ def _restore(training: TrainingRun, snapshot: Snapshot, communicator: Communicat
     if snapshot.iteration >= options.iterations:
         raise UsageError(
             f'--resume {snapshot.path} and --iteration {options.iterations} contradict each other: '
-            f'{snapshot.iteration} iterations are done'
+            f'the snapshot was written after {counted(snapshot.iteration, "iteration")}'
         )
     snapshot.restore(training.trainer)
     early = training.stop_trigger.early_stopping
     if early is not None and early.is_exhausted:
         raise UsageError(
-            f'--resume {snapshot.path} and --early-stop {early.patience} contradict each other: {early.n_worse} '
-            f'evaluations are done since the best one, after iteration {early.best_iteration}'
+            f'--resume {snapshot.path} and --early-stop {early.patience} contradict each other: '
+            f'{counted(early.n_worse, "evaluation")} since the best one, after iteration {early.best_iteration}'
         )
     if not communicator.is_main:
         return
@@ -339,7 +343,7 @@ def _report(training: TrainingRun, args: TrainArguments, communicator: Communica
     if args.snapshot and last is not None and last.parent != args.out:
         return report_error(f'{args.out} cannot be written; the state after iteration {iteration} is saved as {last}')
     model = f'; the model is {args.out}/model_iter_{iteration}.npz' if args.snapshot else ''
-    print_line(f'{_describe_early_stop(training)}done after {iteration} iterations{model}')
+    print_line(f'{_describe_early_stop(training)}done after {counted(iteration, "iteration")}{model}')
     return 0
 
 
@@ -349,7 +353,7 @@ def _describe_early_stop(training: TrainingRun) -> str:
     if early is None or not early.is_exhausted:
         return ''
     return (
-        f'the last {early.n_worse} evaluations were not better than that after iteration {early.best_iteration} '
+        f'{counted(early.n_worse, "evaluation")} not better than that after iteration {early.best_iteration} '
         f'(AP {early.best_score:.3f}), whose model is {Path(training.options.out) / BEST_MODEL}; '
     )
 

@@ -42,7 +42,9 @@ def _read_names(path: str | os.PathLike, n_classes: int) -> tuple[str, ...]:
     names = tuple(line.strip() for line in read_text_file(path).splitlines() if line.strip())
     if len(names) != n_classes:
         raise WeightFileError(
-            path, f'has {len(names)} class names, but the weights are for {n_classes} classes (without the background)'
+            path,
+            f'has {counted(len(names), "class name")}, but the weights are for '
+            f'{counted(n_classes, "class", "classes")} (without the background)',
         )
     return names
 
@@ -93,7 +95,7 @@ def format_description(description: Mapping[str, Any]) -> str:
         ('size', size),
         ('input', _input_size(description['config']) if names else ''),
         ('SHA-256', description['sha256']),
-        ('used', f'{description["n_taken"]} arrays'),
+        ('used', counted(description['n_taken'], 'array')),
         *(
             ('skipped', f'{len(members)} of {group}{_members(group, members)}')
             for group, members in description['left'].items()

@@ -198,8 +198,8 @@ def _check_of_hint(hint: Any) -> Check:
     if origin is Literal:
         return choice(arguments, f'one of {", ".join(map(repr, arguments))}')
     if origin is tuple:
-        expected = f'{len(arguments)} finite numbers'
-        return sequence(_finite, expected, min_length=len(arguments), max_length=len(arguments))
+        length = len(arguments)
+        return sequence(_finite, f'{length} finite numbers', min_length=length, max_length=length)
     if origin is types.UnionType:
         return optional(_check_of_hint(arguments[0]))
     simple: dict[Any, Check] = {bool: boolean, int: integer(0), float: _finite, str: text}

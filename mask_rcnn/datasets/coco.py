@@ -28,6 +28,7 @@ from mask_rcnn.datasets.packed_annotations import PackedAnnotations
 from mask_rcnn.io.console import escape
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.io.progress import Progress, no_progress
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_io import ImageFileError, read_image, read_image_sizes
 
 _logger = logging.getLogger(__name__)
@@ -209,10 +210,10 @@ class COCODataset(chainer.dataset.DatasetMixin):
             else:
                 images.append(_Image(record.image_id, name, size))
         if errors and not self._skip_broken:
-            total = f' ({len(errors)} unusable images in total)' if len(errors) > 1 else ''
+            total = f' ({counted(len(errors), "unusable image")} in total)' if len(errors) > 1 else ''
             raise ImageFileError(errors[0].path, errors[0].reason + total) from errors[0]
         for error in errors:
-            self._skip(error, 'unusable image', ' '.join(str(error.path).split()))
+            self._skip(error, 'unusable images', ' '.join(str(error.path).split()), one='unusable image')
         return images
 
     def _records(
@@ -287,9 +288,9 @@ class COCODataset(chainer.dataset.DatasetMixin):
             raise error
         self._skip(error, 'malformed', str(problem))
 
-    def _skip(self, error: ValueError, reason: str, name: str) -> None:
+    def _skip(self, error: ValueError, reason: str, name: str, *, one: str | None = None) -> None:
         _logger.info('skipped %s', error)
-        self.omissions.add(reason, name)
+        self.omissions.add(reason, name, one=one)
         self.n_skipped += 1
 
 

@@ -14,6 +14,7 @@ from mask_rcnn.datasets.annotation_values import AnnotationError, id_order, read
 from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.io.errors import BadFileError
 from mask_rcnn.io.file_kinds import ARCHIVE, N_KIND_BYTES, VIDEO, WEIGHTS, describe_kind
+from mask_rcnn.io.wording import counted
 
 #: The lists of an annotation file.
 _LISTS = ('images', 'annotations', 'categories')
@@ -143,7 +144,7 @@ def _refuse_repeated_lists(pairs: list[tuple[str, Any]]) -> dict:
         keys = [key for key, _ in pairs]
         for key in _LISTS:
             if keys.count(key) > 1:
-                raise AnnotationError(f'the file has {keys.count(key)} lists {key!r}; join them into one')
+                raise AnnotationError(f'the file has {counted(keys.count(key), "list")} {key!r}; join them into one')
     return content
 
 

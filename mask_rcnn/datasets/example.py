@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 #: The shape of one object: polygons (flat arrays ``x, y, x, y, ...``) or COCO's run lengths.
@@ -47,11 +48,11 @@ class Annotations:
         count = len(self.segmentations)
         shapes = np.shape(self.boxes), np.shape(self.labels), np.shape(self.crowd)
         if shapes != ((count, 4), (count,), (count,)):
-            raise ValueError(f'{count} segmentations, but boxes, labels and crowd of shapes {shapes}')
+            raise ValueError(f'{counted(count, "segmentation")}, but boxes, labels and crowd of shapes {shapes}')
         if self.keypoints is not None:
             shape = np.shape(self.keypoints)
             if shape != (count, *shape[1:2], 3):
-                raise ValueError(f'{count} segmentations, but keypoints of shape {shape}')
+                raise ValueError(f'{counted(count, "segmentation")}, but keypoints of shape {shape}')
 
     def __len__(self) -> int:
         return len(self.segmentations)

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn.datasets.annotation_values import AnnotationError, read_count, read_numbers, shorten
 from mask_rcnn.datasets.example import Segmentation
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.masks.rle import decode_counts, encode_polygons
 
 _MIN_POLYGON_NUMBERS = 6  # three points
@@ -198,7 +199,7 @@ def _read_polygon(value: list | tuple) -> list[float]:
     if value and all(isinstance(part, (list, tuple)) and _is_point(part) for part in value):
         value = [number for point in value for number in point]
     elif len(value) % 2:
-        raise AnnotationError(f'has a polygon of {len(value)} numbers, not x, y, x, y, ...')
+        raise AnnotationError(f'has a polygon of {counted(len(value), "number")}, not x, y, x, y, ...')
     return read_numbers(value, 'has a polygon in which a coordinate')
 
 

@@ -17,6 +17,7 @@ from mask_rcnn.datasets.coco_annotations import COCOObject, clean_object
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.packed_annotations import PackedAnnotations
 from mask_rcnn.io.omissions import Omissions
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_io import load_image, read_image_size, to_chw
 
 _logger = logging.getLogger(__name__)
@@ -192,7 +193,10 @@ class UserDataset(chainer.dataset.DatasetMixin):
         elif not isinstance(outlines, (list, tuple)):
             raise ValueError(f'image {i}: outlines must be an array of masks or a list, not {shorten(outlines)}')
         if len(outlines) != len(labels):
-            raise ValueError(f'image {i}: objects() returned {len(outlines)} outlines, but {len(labels)} labels')
+            raise ValueError(
+                f'image {i}: objects() returned {counted(len(outlines), "outline")}, but '
+                f'{counted(len(labels), "label")}'
+            )
         return [_to_outline(i, outline, size) for outline in outlines], labels
 
     def _check_labels(self, i: int, labels: Any) -> np.ndarray:

@@ -21,6 +21,7 @@ from mask_rcnn.evaluation.metrics import BOXES, KEYPOINTS, KINDS, MASKS, Kind, M
 from mask_rcnn.evaluation.quiet_pycocotools import COCO, COCOeval
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import FileError, open_for_writing
+from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.runtime.cache import cache_weights
 
@@ -374,7 +375,7 @@ def _match_categories(
     if n_model_classes not in (None, len(class_names)):
         missing = sorted(set(class_names) - set(model_class_names)) if model_class_names is not None else []
         raise ValueError(
-            f'the model has {n_model_classes} classes, the dataset {len(class_names)}'
+            f'the model has {counted(n_model_classes, "class", "classes")}, the dataset {len(class_names)}'
             + (f'; the model has no class {missing[0]!r}' if missing else '')
         )
     if model_class_names is not None:
@@ -388,7 +389,7 @@ def _check_keypoints(image_id: int | str, detections: Detections) -> None:
     n_keypoints = detections.keypoints.shape[1]
     if n_keypoints != len(COCO_KEYPOINT_NAMES):
         raise ValueError(
-            f"the detections of image {image_id!r} have {n_keypoints} keypoints; COCO's metrics need "
+            f"the detections of image {image_id!r} have {n_keypoints} of {len(COCO_KEYPOINT_NAMES)} keypoints; COCO's "
             f'{len(COCO_KEYPOINT_NAMES)}'
         )
 

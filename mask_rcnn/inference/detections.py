@@ -10,6 +10,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, Dialect
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.masks.crop import crop_mask
 from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_masks
 from mask_rcnn.ops.masks.polygons import trace_crop
@@ -108,7 +109,7 @@ class Detections:
     def __getitem__(self, index: int | slice | np.ndarray | Sequence) -> Detections:
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
-                raise IndexError(f'index {index} is out of range for {len(self)} detections')
+                raise IndexError(f'index {index} is out of range for {counted(len(self), "detection")}')
             index = [index]
         elif not isinstance(index, slice):
             index = np.asarray(index)

@@ -24,6 +24,7 @@ from mask_rcnn.inference.resize import resize_detections
 from mask_rcnn.inspect.network_input import viewable_input
 from mask_rcnn.inspect.reasons import Rejection, Step, best_classes, check_detection, why, why_not
 from mask_rcnn.inspect.tables import Fate, Trace
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.boxes.boxes import outer_corners
 from mask_rcnn.visualization import anchor_figures, detection_figures, feature_figures, reason_figures
 from mask_rcnn.visualization.class_names import plot_name
@@ -79,7 +80,7 @@ def draw_channels(trace: Trace, level: int = 0, *, n: int = 16) -> Figure:
     """
     features = trace.features[level]
     title = (
-        f'{trace.level_names[level]}: the {min(n, len(features))} of {len(features)} channels with the most contrast'
+        f'{trace.level_names[level]}: {min(n, len(features))} of {counted(len(features), "channel")}, highest contrast'
     )
     return feature_figures.draw_channels(features, n=n, title=title)
 

@@ -62,10 +62,9 @@ def _add_summary(report: Report, trace: Trace) -> None:
     n_drawn = int(np.count_nonzero(detections.scores > VISUALIZE_SCORE_THRESHOLD))
     # A network that is unsure of everything still has a picture.
     threshold = VISUALIZE_SCORE_THRESHOLD if n_drawn else 0.0
-    total = f'All {len(detections)} detections' if len(detections) > 1 else 'The detection'
-    caption = f'{total}: {listed}.' if listed else 'There are no detections.'
+    caption = f'{counted(len(detections), "detection")}: {listed}.' if listed else 'There are no detections.'
     if 0 < n_drawn < len(detections):
-        caption = f'The {n_drawn} detections with scores above {threshold:g}. {caption}'
+        caption = f'{counted(n_drawn, "detection")} with a score above {threshold:g}. All {caption}'
     report.add_figure(figures.draw_detections(trace, min_score=threshold), caption)
     kept = int(np.count_nonzero(trace.proposals.fates == Fate.KEPT))
     n_classes = counted(config.n_fg_class, 'class', 'classes')
@@ -220,7 +219,7 @@ def _add_classification(report: Report, trace: Trace) -> None:
     rows = counts.most_common(_MAX_ROWS)
     report.add_table(['class with the highest probability', 'RoIs'], rows)
     if len(counts) > len(rows):
-        report.add_text(f'The other {len(counts) - len(rows)} classes are not listed.')
+        report.add_text(f'Not listed: {counted(len(counts) - len(rows), "other class", "other classes")}.')
     if len(trace.rois):
         report.add_figure(
             figures.draw_class_scores(trace),
@@ -247,7 +246,7 @@ def _add_refinement(report: Report, trace: Trace) -> None:
 def _add_nms(report: Report, trace: Trace) -> None:
     config, table = trace.config, trace.candidates
     report.add_heading('Detections')
-    limit = f'At most {config.max_detections} detections remain.' if config.max_detections else ''
+    limit = f'The limit is {counted(config.max_detections, "detection")}.' if config.max_detections else ''
     report.add_text(
         'Several RoIs usually contain the same object. NMS, now within each class, keeps the box with the highest '
         f'score and drops those whose IoU with it is {_at_threshold(trace, config.nms_threshold)}. {limit}'
@@ -282,16 +281,16 @@ def _add_masks(report: Report, trace: Trace) -> None:
         return
     report.add_figure(
         figures.draw_masks(trace),
-        f'The best of {len(trace.detections)} masks: probabilities with the contour at the threshold (white), and the '
-        'mask in the image. Crops of dark images are brightened.',
+        f'The best of {counted(len(trace.detections), "mask")}: probabilities with the contour at the threshold '
+        '(white), and the mask in the image. Crops of dark images are brightened.',
     )
 
 
 def _add_keypoints(report: Report, trace: Trace) -> None:
     report.add_heading('Keypoints')
     report.add_text(
-        f'For each detection, the keypoint head computes {trace.config.n_keypoint} heat maps over the box. The place '
-        'with the highest value is the keypoint.'
+        f'For each detection, the keypoint head computes {counted(trace.config.n_keypoint, "heat map")} over the box. '
+        'The place with the highest value is the keypoint.'
     )
     if not _has_detections(report, trace):
         return
@@ -361,4 +360,4 @@ def _has_detections(report: Report, trace: Trace) -> bool:
 def _add_rest(report: Report, n_shown: int, n: int) -> None:
     """Add a sentence on what is left out."""
     if n > n_shown:
-        report.add_text(f'The other {n - n_shown} detections are not shown.')
+        report.add_text(f'Not shown: {counted(n - n_shown, "other detection")}.')

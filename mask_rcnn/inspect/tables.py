@@ -16,6 +16,7 @@ import numpy as np
 from mask_rcnn.config import Config
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inspect.names import level_names, names_of_classes
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 
@@ -169,8 +170,9 @@ class Trace:
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
         return (
-            f'Trace({width} x {height} pixels: {len(self.anchors)} anchors, {len(self.proposals)} proposals before '
-            f'NMS, {len(self.rois)} RoIs, {len(self.detections)} detections)'
+            f'Trace({width} x {height} pixels: {counted(len(self.anchors), "anchor")}, '
+            f'{counted(len(self.proposals), "proposal")} before NMS, {counted(len(self.rois), "RoI")}, '
+            f'{counted(len(self.detections), "detection")})'
         )
 
     @property

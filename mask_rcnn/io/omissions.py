@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 
 from mask_rcnn.io.console import escape
+from mask_rcnn.io.wording import counted
 
 #: Number of names in a summary of one reason.
 _N_NAMES = 3
@@ -25,20 +26,25 @@ class Omissions:
     def __init__(self, noun: str, *, action: str = 'left out'):
         self.noun, self.action = noun, action
         self._names: dict[str, list[str]] = {}
+        self._singulars: dict[str, str] = {}
 
-    def add(self, reason: str, name: str | PurePath) -> None:
+    def add(self, reason: str, name: str | PurePath, *, one: str | None = None) -> None:
         """Add an item.
 
         Args:
-            reason: The end of a phrase that begins with a number: ``'without area'``.
+            reason: The end of a phrase that begins with a number: ``'without area'`` or ``'shapes without area'``.
             name: The name of the item.
+            one: The end of the phrase that begins with 1, such as ``'shape without area'``; ``None`` if it is the same.
         """
         self._names.setdefault(reason, []).append(str(name))
+        if one is not None:
+            self._singulars[reason] = one
 
     def extend(self, other: Omissions) -> None:
         """Add all items of another summary."""
         for reason, names in other._names.items():
             self._names.setdefault(reason, []).extend(names)
+        self._singulars.update(other._singulars)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -49,9 +55,11 @@ class Omissions:
         return sum(self.counts.values())
 
     def __str__(self) -> str:
-        reasons = (f'{len(names)} {reason} ({_shorten(names)})' for reason, names in self._names.items())
-        noun = self.noun.removesuffix('s') if len(self) == 1 else self.noun
-        return escape(f'{self.action} {len(self)} {noun}: {", ".join(reasons)}')
+        reasons = (
+            f'{counted(len(names), self._singulars.get(reason, reason), reason)} ({_shorten(names)})'
+            for reason, names in self._names.items()
+        )
+        return escape(f'{self.action} {counted(len(self), self.noun.removesuffix("s"))}: {", ".join(reasons)}')
 
 
 def _shorten(names: Iterable[str]) -> str:

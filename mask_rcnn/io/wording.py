@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 
-def counted(n: int, noun: str, plural: str | None = None) -> str:
+def counted(n: float, noun: str, plural: str | None = None, *, spec: str = '') -> str:
     """Return a number with its noun, such as ``'1 box'`` or ``'2 boxes'``.
 
     Args:
         n: The number.
         noun: The singular.
         plural: The plural; ``None`` for the singular with an s.
+        spec: The format of the number, such as ``','`` for ``'2,000 boxes'``.
     """
-    return f'{n} {noun}' if n == 1 else f'{n} {plural or noun + "s"}'
+    return f'{n:{spec}} {noun if n == 1 else plural or noun + "s"}'

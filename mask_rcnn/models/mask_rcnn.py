@@ -9,6 +9,7 @@ import chainer
 
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inference.predictor import Predictor, RawDetections
+from mask_rcnn.io.wording import counted
 
 
 class MaskRCNN(chainer.Chain):
@@ -42,7 +43,7 @@ class MaskRCNN(chainer.Chain):
         super().__init__()
         for name, values in (('class_names', class_names), ('category_ids', category_ids)):
             if values is not None and len(values) != config.n_fg_class:
-                raise ValueError(f'{len(values)} {name} for {config.n_fg_class} classes')
+                raise ValueError(f'{len(values)} {name} for {counted(config.n_fg_class, "class", "classes")}')
         with self.init_scope():
             self.extractor = extractor
             self.rpn = rpn

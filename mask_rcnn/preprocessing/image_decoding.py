@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing import tiff_directory as tiff
 from mask_rcnn.preprocessing.image_errors import UnsupportedImageError
 from mask_rcnn.preprocessing.image_formats import TOO_DEEP, open_with_pillow
@@ -129,8 +130,8 @@ def _decode_tiff(data: bytes, directory: tiff.TiffDirectory) -> np.ndarray:
     except SyntaxError as error:  # Pillow does not know this combination of tags
         samples, compression = directory.integer(tiff.SAMPLES, 1), directory.integer(tiff.COMPRESSION, 1)
         raise UnsupportedImageError(
-            f'TIFF images with {samples} samples of {depth} bits, photometric interpretation {photometric} and '
-            f'compression {compression} are not supported ({error}); convert the file to 8-bit RGB'
+            f'TIFF images with {counted(samples, "sample")} of {counted(depth, "bit")}, photometric interpretation '
+            f'{photometric} and compression {compression} are not supported ({error}); convert the file to 8-bit RGB'
         ) from error
     if is_ycbcr:
         return np.asarray(Image.merge('YCbCr', Image.fromarray(pixels).split()).convert('RGB'))

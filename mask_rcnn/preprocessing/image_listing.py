@@ -104,7 +104,7 @@ def _reason_to_omit(path: Path) -> str | None:
     """Return the reason to omit a folder's entry: ``None`` for an image, and '' if the omission needs no report."""
     suffix = path.suffix.lower()
     if path.is_dir():
-        return 'in the form of subfolders'
+        return 'in the form of a subfolder'
     if not path.exists():
         return 'with a dangling link'
     if not path.is_file():

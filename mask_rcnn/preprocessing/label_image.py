@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing import tiff_directory as tiff
 from mask_rcnn.preprocessing.image_decoding import silence_libtiff
 from mask_rcnn.preprocessing.image_errors import UnsupportedImageError, image_file_errors
@@ -89,7 +90,9 @@ def _decode_tiff(data: bytes, directory: tiff.TiffDirectory) -> tuple[np.ndarray
     if directory.integer(tiff.COMPRESSION, 1) in _TIFF_JPEG or photometric == tiff.YCBCR:
         raise UnsupportedImageError('is compressed as JPEG, which changes values; use another compression')
     if samples > 1 and (depth > 8 or directory.has_planes):
-        raise UnsupportedImageError(f'has {samples} channels of {depth} bits; save one integer for each pixel')
+        raise UnsupportedImageError(
+            f'has {counted(samples, "channel")} of {counted(depth, "bit")}; save one integer for each pixel'
+        )
     tiff.check_strips(directory)
     silence_libtiff()
     # Pillow inverts the values of this interpretation.
@@ -99,8 +102,8 @@ def _decode_tiff(data: bytes, directory: tiff.TiffDirectory) -> tuple[np.ndarray
         return _read_pixels(file, 'TIFF', depth)
     except SyntaxError as error:  # Pillow does not know this combination of tags
         raise UnsupportedImageError(
-            f'TIFF images with {samples} samples of {depth} bits of this kind are not supported ({error}); save the '
-            'label image as 16-bit PNG'
+            f'TIFF images with {counted(samples, "sample")} of {counted(depth, "bit")} of this kind are not '
+            f'supported ({error}); save the label image as 16-bit PNG'
         ) from error
 
 

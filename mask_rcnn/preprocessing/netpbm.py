@@ -6,6 +6,8 @@ import re
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
+
 #: Magic number, width, height and largest value, with white space and comments in between.
 _HEADER = re.compile(rb'P([56])' + rb'(?:\s|#[^\n\r]*[\n\r])+(\d{1,9})' * 3 + rb'\s')
 _MAX_VALUE = 65535
@@ -36,6 +38,6 @@ def decode_netpbm(data: bytes) -> tuple[np.ndarray, int] | None:
     n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     content = data[match.end() : match.end() + n_bytes]
     if len(content) < n_bytes:
-        raise ValueError(f'the file ends after {len(content)} of {n_bytes} bytes of pixels')
+        raise ValueError(f'the file ends after {len(content)} of {counted(n_bytes, "byte")} of pixels')
     samples = np.frombuffer(content, dtype).reshape(shape)
     return samples.astype(dtype.newbyteorder('=')), largest

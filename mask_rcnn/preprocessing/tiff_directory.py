@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.orientation import ORIENTATION_TAG, choose_orientation
 from mask_rcnn.preprocessing.xmp import MAX_XMP_SIZE
 
@@ -129,7 +130,7 @@ def _read_value(file: BinaryIO, order: str, entry: tuple[int, int, int], place: 
     """Return the values of an entry (tag, type and count), of which ``place`` has the first bytes or the offset."""
     tag, kind, count = entry
     if kind not in _TYPE_SIZES or not count:
-        raise ValueError(f'tag {tag} has type {kind} and {count} values')
+        raise ValueError(f'tag {tag} has type {kind} and {counted(count, "value")}')
     n_bytes = _TYPE_SIZES[kind] * count
     if tag == _XMP:
         n_bytes = min(n_bytes, MAX_XMP_SIZE)
@@ -156,7 +157,7 @@ def check_strips(directory: TiffDirectory) -> None:
     if directory.integer(PLANAR, 1) == _PLANES:
         needed *= directory.integer(SAMPLES, 1)
     if len(directory.integers(offsets)) < needed:
-        raise ValueError(f'{len(directory.integers(offsets))} of {needed} strips or tiles')
+        raise ValueError(f'{len(directory.integers(offsets))} of {counted(needed, "strip or tile", "strips or tiles")}')
 
 
 def strip_tiff(data: bytes, directory: TiffDirectory, photometric: int) -> list[bytes]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from chainer import training
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.training.extensions import TrainingLog
 
 #: Number of iterations over which losses are averaged: single batches differ by more than the factor.
@@ -44,7 +45,7 @@ class DivergenceWarning(training.Extension):
             self._has_warned = True
             self._warn(
                 f'the loss grows: it was {growth[0]:.3g}, and is {growth[1]:.3g} after '
-                f'{self._log.log[-1]["iteration"]} iterations; a lower --lr or --clip-gradient 10 may help'
+                f'{counted(self._log.log[-1]["iteration"], "iteration")}; a lower --lr or --clip-gradient 10 may help'
             )
 
 

@@ -14,6 +14,7 @@ from chainer import training
 from chainer.training import extensions
 
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.io.wording import counted
 from mask_rcnn.training import plots
 from mask_rcnn.training.distributed import Communicator, ProcessError
 from mask_rcnn.training.early_stopping import selection_score
@@ -300,11 +301,13 @@ class Evaluation(training.Extension):
             if self._communicator.size > 1 and not isinstance(error, ProcessError):
                 raise  # the other processes do not know of it
             if self._communicator.is_main:
-                self._warn(f'the evaluation after {iteration} iterations has failed: {describe_error(error)}')
+                self._warn(
+                    f'the evaluation after {counted(iteration, "iteration")} has failed: {describe_error(error)}'
+                )
             return
         trainer.observation.update((f'validation/{name}', value) for name, value in summary.items())
         if self._communicator.is_main:
-            self._print_line(f'evaluation after {iteration} iterations: {results.stem}.*.json')
+            self._print_line(f'evaluation after {counted(iteration, "iteration")}: {results.stem}.*.json')
             self._print_line(table)
             score = selection_score(summary)
             self._snapshots.save_if_best(trainer, -1 if score is None else score)

@@ -16,6 +16,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.datasets.example import ExampleDataset, TrainingExample
+from mask_rcnn.io.wording import counted
 from mask_rcnn.training.worker_pool import ExampleMaker, Transform, WorkerPool
 
 # Second words of the seeds of the random streams that are derived from the run's seed.
@@ -139,7 +140,7 @@ class ExampleIterator(chainer.dataset.Iterator):
         """
         length = int(serializer('dataset_length', len(self.dataset)))
         if length != len(self.dataset):
-            raise ValueError(f'the saved run had {length} training images, this one has {len(self.dataset)}')
+            raise ValueError(f'the saved run had {counted(length, "training image")}, this one has {len(self.dataset)}')
         self._seed = int(serializer('seed', self._seed))
         start = int(serializer('start', self._start))
         previous = int(serializer('previous_start', -1 if self._previous_start is None else self._previous_start))

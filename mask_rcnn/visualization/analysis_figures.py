@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.visualization.class_names import plot_name
 from mask_rcnn.visualization.error_pictures import MARKS
 from mask_rcnn.visualization.figures import BLUE, GREY, INK, ORANGE, VERMILION, default_style, new_figure, style_plot
@@ -95,7 +96,7 @@ def plot_size_ap(aps: Mapping[str, Mapping[str, float]], counts: Mapping[str, in
                 x = i + (k - (len(aps) - 1) / 2) * step
                 axes.bar(x, 100 * values[size], 0.9 * step, color=_KINDS[kind], label=kind)
                 axes.text(x, 100 * values[size] + 1, _percent(values[size]), ha='center', fontsize=8)
-    axes.set_xticks(range(len(counts)), [f'{size}\n{n} objects' for size, n in counts.items()])
+    axes.set_xticks(range(len(counts)), [f'{size}\n{counted(n, "object")}' for size, n in counts.items()])
     axes.set_xlim(-0.6, len(counts) - 0.4)
     axes.set_ylim(0, 106)
     axes.set_yticks(range(0, 101, 20))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.visualization.box_artists import draw_boxes
 from mask_rcnn.visualization.figures import ORANGE, PURPLE, SKY, YELLOW, default_style, shrink, style_plot
 from mask_rcnn.visualization.panels import (
@@ -194,7 +195,7 @@ def draw_roi_levels(
     margin = margin_for(np.concatenate(drawn), picture.shape[:2])
     for i, (axes, name) in enumerate(zip(panels[1:], names, strict=True)):
         best = f'the best {n} of ' if len(rows[i]) > n else ''
-        show_backdrop(axes, picture, f'{name}: {best}{len(rows[i])} RoIs', margin=margin)
+        show_backdrop(axes, picture, f'{name}: {best}{counted(len(rows[i]), "RoI")}', margin=margin)
         draw_boxes(axes, drawn[i], LEVEL_COLORS[i % len(LEVEL_COLORS)])
     _draw_sizes(panels[0], names, boxes, levels)
     return figure
@@ -212,7 +213,7 @@ def _draw_sizes(axes: Axes, names: Sequence[str], boxes: np.ndarray, levels: np.
     axes.hist(groups, edges.tolist(), stacked=True, color=colors, label=list(names))
     axes.set_xscale('log')
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_title(f'Sizes of {len(boxes)} RoIs', fontsize='medium')
+    axes.set_title(f'Sizes of {counted(len(boxes), "RoI")}', fontsize='medium')
     axes.set_ylabel('RoIs', fontsize='small')
     axes.locator_params(axis='y', integer=True)
     axes.set_xlabel('square root of the area, pixels of the image', fontsize='small')

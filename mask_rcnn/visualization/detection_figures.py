@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.visualization.box_artists import draw_boxes, draw_frame, draw_moves, label_boxes, settle_layout
 from mask_rcnn.visualization.colors import instance_colors
 from mask_rcnn.visualization.figures import default_style, new_figure
@@ -72,9 +73,11 @@ def draw_refinement(
         total: The number of all boxes, if it is larger than R.
     """
     figure, (axes,) = new_panels(1, picture.shape[:2], width=9.0)
-    of_all = f' of {total}' if total is not None and total > len(after) else ''
+    drawn = counted(len(after), 'RoI')
+    if total is not None and total > len(after):
+        drawn = f'{len(after)} of {counted(total, "RoI")}'
     margin = margin_for(np.concatenate([before, after]), picture.shape[:2])
-    show_backdrop(axes, picture, f'Refinement of {len(after)}{of_all} RoIs', margin=margin)
+    show_backdrop(axes, picture, f'Refinement of {drawn}', margin=margin)
     colors = instance_colors(after, picture.shape[:2]) / 255
     draw_boxes(axes, before, colors, 'dotted')
     draw_boxes(axes, after, colors)
@@ -110,10 +113,10 @@ def draw_suppression(
     figure, panels = new_panels(2, picture.shape[:2], columns=2)
     colors = instance_colors(kept, picture.shape[:2]).reshape(-1, 3) / 255
     of_all = f' (the best of {total})' if total is not None and total > len(kept) else ''
-    show_backdrop(panels[0], picture, f'Before NMS: {len(kept) + len(suppressed)} boxes{of_all}')
+    show_backdrop(panels[0], picture, f'Before NMS: {counted(len(kept) + len(suppressed), "box", "boxes")}{of_all}')
     draw_boxes(panels[0], suppressed, colors[owners], 'thin')
     draw_boxes(panels[0], kept, colors, 'thin')
-    show_backdrop(panels[1], picture, f'After NMS: {len(kept)} boxes{of_all}')
+    show_backdrop(panels[1], picture, f'After NMS: {counted(len(kept), "box", "boxes")}{of_all}')
     draw_boxes(panels[1], kept, colors)
     add_legend(
         figure, [('before NMS, in the colour of the box that suppresses it', PALE, 'thin'), ('kept', PALE, 'solid')]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.visualization.labels import Text, blend_plate, draw_text, font_size_for, measure, shorten_name
 
 _MAX_COLORS = 4  # of the swatch of a class whose instances have different colours
@@ -70,7 +71,7 @@ def make_legend(
     max_rows = int(_MAX_HEIGHT * size[0]) // rows[0].text.height
     if len(rows) > max_rows > 0:
         n_left = len(rows) - max_rows + 1
-        rest = measure(f'{n_left} more classes', font, font_size)
+        rest = measure(counted(n_left, 'more class', 'more classes'), font, font_size)
         rows = [*rows[: max_rows - 1], LegendRow(rest, _NO_COLORS)]
     height = sum(row.text.height for row in rows)
     indent = rows[0].text.height if any(len(row.colors) for row in rows) else 0

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mask_rcnn.io.console import ConsoleStream, print_error
 from mask_rcnn.io.errors import OneLineError
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import to_printable_ascii
 
 #: Detectron's model zoo, "R-50-C4 Mask, 1x" (model 35858791, December 2017).
@@ -102,7 +103,7 @@ def _fetch_rest(url: str, part: pathlib.Path, timeout: float) -> None:
             file.seek(start)
             size = start + _copy(response, file, start, total, label=part.stem)
     if size != total:
-        raise _Interrupted(f'the connection ended after {size} of {total} bytes; run again to continue')
+        raise _Interrupted(f'the connection ended after {size} of {counted(total, "byte")}; run again to continue')
 
 
 def _open(url: str, start: int, timeout: float) -> _Response:

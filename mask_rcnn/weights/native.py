@@ -21,6 +21,7 @@ import chainer
 import numpy as np
 
 from mask_rcnn.config import Config, fields
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, create_weight_file, open_stored_zip, open_weight_file
@@ -106,7 +107,7 @@ class ModelMeta:
         n_classes = self.config.n_fg_class if self.kind == 'model' else 0
         for name in ('class_names', 'category_ids'):
             if len(getattr(self, name)) != n_classes:
-                raise ValueError(f'{len(getattr(self, name))} {name} for {n_classes} classes')
+                raise ValueError(f'{len(getattr(self, name))} {name} for {counted(n_classes, "class", "classes")}')
 
     def to_json(self) -> str:
         """Return the metadata as JSON text.

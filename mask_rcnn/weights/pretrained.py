@@ -16,6 +16,7 @@ import numpy as np
 
 from mask_rcnn.config import EXTRACTORS, PRESETS, Config
 from mask_rcnn.io.console import escape
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights import formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
@@ -58,7 +59,7 @@ class PretrainedReport:
 
     def __str__(self) -> str:
         """Return the report as lines for the user."""
-        lines = [f'{escape(self.path)}: {self.title}, {self.n_taken} arrays loaded']
+        lines = [f'{escape(self.path)}: {self.title}, {counted(self.n_taken, "array")} loaded']
         if self.reinitialized:
             lines.append(f'randomly initialised (another shape in the file): {", ".join(self.reinitialized)}')
         if self.missing:

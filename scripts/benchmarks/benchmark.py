@@ -45,6 +45,7 @@ from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.options import add_precision, check_precision
 from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.cudnn_frontend import current_precision, frontend, using_precision
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.device import get_device
@@ -274,10 +275,10 @@ def table(result: dict) -> str:
     config = result['network']
     lines = [
         f'{config["extractor"]}, {result["precision"]}, image {image["height"]} x {image["width"]}, '
-        f'network input at {config["min_size"]}/{config["max_size"]}, {result["proposals"]} proposals, '
-        f'{result["detections"]} detections',
-        f'{facts.get("gpu", facts["processor"])}, {facts["cpus"]} CPUs, Python {facts["python"]}, '
-        f'NumPy {facts["numpy"]}, {facts["date"]}; {result["runs"]} runs after {result["warmup"]}',
+        f'network input at {config["min_size"]}/{config["max_size"]}, {counted(result["proposals"], "proposal")}, '
+        f'{counted(result["detections"], "detection")}',
+        f'{facts.get("gpu", facts["processor"])}, {counted(facts["cpus"], "CPU")}, Python {facts["python"]}, '
+        f'NumPy {facts["numpy"]}, {facts["date"]}; {counted(result["runs"], "run")} after {result["warmup"]}',
         *gpu_lines(facts),
         '',
         f'{"stage":<12}{"median s":>10}{"min":>10}{"max":>10}{"CPU s":>10}{"share":>8}{"of ceiling":>12}',
@@ -320,7 +321,7 @@ def peer_lines(peer: dict, total: dict) -> list[str]:
     ratio = peer['ratio']
     taken = ', '.join(f'{name} {value}' for name, value in sizes(peer['memory']).items())
     return [
-        f'in turns with PyTorch {peer["torch"]} {vision} ({peer["detections"]} detections, {taken})',
+        f'in turns with PyTorch {peer["torch"]} {vision} ({counted(peer["detections"], "detection")}, {taken})',
         *rows,
         f'the peer takes {ratio["median"]:.2f} times as long ({ratio["min"]:.2f} to {ratio["max"]:.2f})',
     ]

@@ -34,6 +34,7 @@ from benchmark import random_model, write_json
 from mask_rcnn.cli.options import capability, check_precision, gpu_number
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.datasets.transforms import TrainingTransform
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, precision_error, using_precision
 from mask_rcnn.ops.runtime.device import get_device
@@ -97,7 +98,7 @@ def detect_line(result: dict) -> str:
     """Describe the result of :func:`detect`."""
     first, second = result['seconds']
     n = len(result['detections'])
-    return f'{n} detections, first call {first:.2f} s, second {1e3 * second:.1f} ms'
+    return f'{counted(n, "detection")}, first call {first:.2f} s, second {1e3 * second:.1f} ms'
 
 
 def compare_detections(expected: dict, result: dict, precision: str) -> dict:

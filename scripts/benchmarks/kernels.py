@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import mask_rcnn  # makes Chainer importable
+from mask_rcnn.io.wording import counted
 
 # isort: split
 import chainer
@@ -216,7 +217,7 @@ def table(result: dict) -> str:
     """Format the result as a table."""
     facts = result['machine']
     lines = [
-        f'{facts.get("gpu", facts["processor"])}, {facts["cpus"]} CPUs, {facts["date"]}; copy '
+        f'{facts.get("gpu", facts["processor"])}, {counted(facts["cpus"], "CPU")}, {facts["date"]}; copy '
         f'{result["copy"] / 1e9:.1f} GB/s (read and written)',
         '',
         f'{"operation":<34}{"ms":>10}{"MB":>9}{"GB/s":>9}{"of copy":>9}',

@@ -24,6 +24,7 @@ import numpy as np
 from benchmark import STAGES, StageClock, detect_by_stages, machine, random_image, random_model, write_json
 
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.ops.runtime.device import get_device
 
@@ -108,7 +109,7 @@ def draw(result: dict):
     figure.legend(handles[::-1], labels[::-1], loc='outside right center', frameon=False, fontsize=9)
     facts = result['machine']
     figure.suptitle(
-        f'{facts.get("gpu", facts["processor"])}, {facts["cpus"]} CPUs, {facts["date"]}',
+        f'{facts.get("gpu", facts["processor"])}, {counted(facts["cpus"], "CPU")}, {facts["date"]}',
         x=0.01,
         ha='left',
         fontsize=9,

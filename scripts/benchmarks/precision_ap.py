@@ -26,6 +26,7 @@ from mask_rcnn.cli.evaluate import check_classes
 from mask_rcnn.cli.options import check_precision, choose_device, gpu_number
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation import COCOEvaluator, Metrics, evaluate_model
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, using_precision
 from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.weights import WeightFileError
@@ -123,7 +124,7 @@ def table(result: dict) -> str:
     kinds = [name.removesuffix('/AP') for row in rows.values() for name in row['ap'] if name.endswith('/AP')]
     kinds = list(dict.fromkeys(kinds))
     lines = [
-        f'{result["network"]["extractor"]}, {result["images"]} images',
+        f'{result["network"]["extractor"]}, {counted(result["images"], "image")}',
         f'{"precision":<10}'
         + ''.join(f'{f"{kind} AP":>14}{"change":>9}{"as fp32":>9}' for kind in kinds)
         + f'{"detections":>12}',

@@ -30,6 +30,7 @@ from benchmark import random_image, random_model
 
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.options import add_precision, check_precision, gpu_number
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.ops.runtime.device import get_device
@@ -69,7 +70,7 @@ def profile_host(args: argparse.Namespace) -> str:
         detect()
     profile.disable()
     pstats.Stats(profile).strip_dirs().sort_stats('tottime').print_stats(N_FUNCTIONS)
-    return f'{1e3 * seconds:.1f} ms per prediction without the profiler, {args.runs} runs'
+    return f'{1e3 * seconds:.1f} ms per prediction without the profiler, {counted(args.runs, "run")}'
 
 
 def detect_once(args: argparse.Namespace) -> str:
@@ -94,12 +95,13 @@ def profile_kernels(args: argparse.Namespace) -> str:
     total, n_launches = sum(map(sum, launches.values())), sum(map(len, launches.values()))
     for name, times in rows[:N_KERNELS]:
         share = sum(times) / total
-        print(f'{sum(times) / 1e3:>10.1f} us{len(times):>6} launches{share:>8.1%}  {name[:100]}', flush=True)
+        n_times = counted(len(times), 'launch', 'launches', spec='>6')
+        print(f'{sum(times) / 1e3:>10.1f} us{n_times:<15}{share:>8.1%}  {name[:100]}', flush=True)
     for name, _ in rows[:N_DETAILED]:
         options = [word for section in SECTIONS for word in ('--section', section)]
         options += ['-k', f'regex:^{re.escape(name)}$', '--launch-count', str(N_LAUNCHES)]
         print(f'\n{name}\n{run_ncu(args, options)}', flush=True)
-    return f'{n_launches} launches, {total / 1e6:.2f} ms in kernels'
+    return f'{counted(n_launches, "launch", "launches")}, {total / 1e6:.2f} ms in kernels'
 
 
 def run_ncu(args: argparse.Namespace, options: list[str]) -> str:

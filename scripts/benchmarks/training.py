@@ -44,6 +44,7 @@ from mask_rcnn.cli.options import add_precision, check_precision, positive_int
 from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.example import Annotations, Example
 from mask_rcnn.datasets.transforms import TrainingTransform
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.targets.sampling import Sampling
@@ -186,8 +187,8 @@ def header(result: dict) -> str:
     lines = [
         f'{config["extractor"]}, {result["precision"]}, images {image["height"]} x {image["width"]}, '
         f'{result["sampling"]["roi_batch"]} RoIs of {result["sampling"]["train_post_nms"]} proposals',
-        f'{facts.get("gpu", facts["processor"])}, {facts["cpus"]} CPUs, Python {facts["python"]}, '
-        f'NumPy {facts["numpy"]}, {facts["date"]}; {result["runs"]} iterations after {result["warmup"]}',
+        f'{facts.get("gpu", facts["processor"])}, {counted(facts["cpus"], "CPU")}, Python {facts["python"]}, '
+        f'NumPy {facts["numpy"]}, {facts["date"]}; {counted(result["runs"], "iteration")} after {result["warmup"]}',
         *gpu_lines(facts),
         '',
         f'{"images":<8}{"program":<14}{"median s":>10}{"min":>10}{"max":>10}{"CPU s":>10}{"images/s":>10}  memory',

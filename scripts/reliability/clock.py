@@ -19,6 +19,8 @@ from pathlib import Path
 
 import harness
 
+from mask_rcnn.io.wording import counted
+
 #: Iterations of the interrupted and of the whole run.
 HALF, ALL = 4, 8
 
@@ -145,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         findings = [line for case in cases for line in check(case, folder, folder / 'interrupted', expected)]
     report = harness.Report(
         check='clock, time zone and damaged snapshots',
-        done=f'{len(cases)} changes between the two halves of a run',
-        outcome=f'{len(findings)} findings; every resumed model equal to the bit'
+        done=f'{counted(len(cases), "change")} between the two halves of a run',
+        outcome=f'{counted(len(findings), "finding")}; every resumed model equal to the bit'
         if not findings
         else 'see the findings',
         findings=findings,

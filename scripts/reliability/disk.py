@@ -26,6 +26,7 @@ import data_samples
 import harness
 from PIL import Image
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.training.snapshot import read_snapshot
 from mask_rcnn.weights import read_weights
 
@@ -248,8 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 findings += check(case, state, Disk(folder / 'disk', mounted=mounted))
     report = harness.Report(
         check='full and read-only disk',
-        done=f'{len(cases)} outputs x {len(states)} ({"a tmpfs" if mounted else "limits, not a disk"})',
-        outcome=f'{len(findings)} findings',
+        done=f'{counted(len(cases), "output")} x {len(states)} ({"a tmpfs" if mounted else "limits, not a disk"})',
+        outcome=counted(len(findings), 'finding'),
         findings=findings,
         skipped=skipped,
     )

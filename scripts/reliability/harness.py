@@ -99,9 +99,13 @@ def machine() -> str:
     import numpy
     import PIL
 
+    from mask_rcnn.io.wording import counted
+
     versions = {'NumPy': numpy, 'Chainer': chainer, 'OpenCV': cv2, 'Pillow': PIL, 'Numba': numba}
     listed = ', '.join(f'{name} {module.__version__}' for name, module in versions.items())
-    return f'{platform.system()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}, {listed}'
+    return (
+        f'{platform.system()}, {counted(os.cpu_count() or 1, "CPU core")}, Python {platform.python_version()}, {listed}'
+    )
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ import data_samples
 import harness
 from PIL import Image
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.training.snapshot import list_snapshots, read_snapshot
 from mask_rcnn.weights import WeightFileError, read_weights
 
@@ -195,7 +196,7 @@ def kill_command(killer: Killer, n_kills: int, words: Sequence[str], names: Sequ
         for name in names:
             content = (out / name).read_bytes() if (out / name).exists() else None
             if content not in (None, old, (reference / name).read_bytes()):
-                killer.findings.append(f'{name} is not whole after a kill ({len(content or b"")} bytes)')
+                killer.findings.append(f'{name} is not whole after a kill ({counted(len(content or b""), "byte")})')
         killer.finish(command(out))
         for name in names:
             killer.compare(out / name, reference / name)
@@ -229,8 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     report = harness.Report(
         check='kill -9',
-        done=f'{killer.n_kills} kills of training, conversion and evaluation, {killer.n_writing} during a write',
-        outcome=f'{len(killer.findings)} differences or half files',
+        done=f'{counted(killer.n_kills, "kill")} of training, conversion and evaluation, '
+        f'{killer.n_writing} during a write',
+        outcome=counted(len(killer.findings), 'difference or half file', 'differences or half files'),
         findings=sorted(set(killer.findings)),
     )
     return harness.finish(report, args.json, started)

@@ -30,6 +30,8 @@ from mutations import Mutation, mutate, mutate_zip
 from readers import EXPECTED_ERRORS, READERS
 from workers import FINDING, Outcome, run_cases
 
+from mask_rcnn.io.wording import counted
+
 #: Number of files of each kind among 20,000.
 SHARES = {'weights': 7000, 'snapshots': 2000, 'images': 6000, 'annotations': 3000, 'settings': 2000}
 
@@ -191,12 +193,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if (folder / CANARY).exists():
                 results.lines.append(f'{kind}: code in a file has run')
     counts = results.counts
-    found = [f'{cause} ({n} files)' for (_, cause), n in results.causes.most_common()]
+    found = [f'{cause} ({counted(n, "file")})' for (_, cause), n in results.causes.most_common()]
     report = harness.Report(
         check='mutated files',
-        done=f'{counts.total():,} files: {", ".join(args.kind)}',
+        done=f'{counted(counts.total(), "file", spec=",")}: {", ".join(args.kind)}',
         outcome=f'{counts["accepted"]:,} accepted, {counts["refused"]:,} refused with one line, '
-        f'{counts[FINDING]} findings, {len(found)} causes',
+        f'{counted(counts[FINDING], "finding")}, {counted(len(found), "cause")}',
         findings=found,
     )
     return harness.finish(report, args.json, started)

@@ -26,6 +26,7 @@ import mask_rcnn
 from mask_rcnn.config import Config
 from mask_rcnn.datasets import ShapesDataset
 from mask_rcnn.inference.detections import Detections
+from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training.schedule import step_schedule
@@ -179,8 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         n, findings = predict_in_threads(args.threads, 60 * args.minutes)
         report = harness.Report(
             check='threads',
-            done=f'{args.threads} threads on one model for {args.minutes:g} minutes, switch interval 1 us',
-            outcome=f'{n:,} predictions, {"not " * bool(findings)}all equal to the serial ones to the bit',
+            done=f'{counted(args.threads, "thread")} on one model for {counted(args.minutes, "minute", spec="g")}, '
+            'switch interval 1 us',
+            outcome=f'{counted(n, "prediction", spec=",")}, {"not " * bool(findings)}all equal to the serial '
+            'ones to the bit',
             findings=findings,
         )
         return harness.finish(report, args.json, started)
@@ -188,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         memories = {'predictions': predict(args.predictions), 'updates': update(args.updates, folder / 'run')}
     report = harness.Report(
         check='memory',
-        done=f'{args.predictions:,} predictions, {args.updates:,} updates with 10 snapshots',
+        done=f'{counted(args.predictions, "prediction", spec=",")}, '
+        f'{counted(args.updates, "update", spec=",")} with 10 snapshots',
         outcome='; '.join(f'{name}: {memory}' for name, memory in memories.items()),
         findings=[f'{name}: {memory}' for name, memory in memories.items() if memory.growth() > MAX_GROWTH],
     )

@@ -143,7 +143,7 @@ def test_class_names(source, tmp_path, capsys):
     meta = read_weights(output).meta
     assert (meta.class_names, meta.category_ids) == (('Katze', 'gro\xdfer Hund'), (1, 2))
     capsys.readouterr()
-    for content, reason in ((b'one\n', 'has 1 class names, but the weights are for 2'), (b'\xff', 'not UTF-8')):
+    for content, reason in ((b'one\n', 'has 1 class name, but the weights are for 2 classes'), (b'\xff', 'not UTF-8')):
         names.write_bytes(content)
         assert convert.main([*arguments, '--class-names', str(names)]) == 1
         assert reason in capsys.readouterr().err

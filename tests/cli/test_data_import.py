@@ -43,7 +43,7 @@ def test_the_summary_and_the_options_for_training(run, source, tmp_path):
     status, lines, errors = run(source)
     assert status == 0
     assert lines[:2] == ['VIA 2: 2 images (1 without objects), 2 objects', 'classes: cat (1), dog (1)']
-    assert errors == ['warning: left out 1 item: 1 points (region 2 of a.png)']
+    assert errors == ['warning: left out 1 item: 1 point (region 2 of a.png)']
     _, annotations, _, images = shlex.split(lines[-1])
     assert shlex.split(lines[-1])[::2] == ['--train-annotations', '--train-images']
     dataset = COCODataset(annotations, images)
@@ -84,7 +84,7 @@ def test_the_standard_output(source, capfd):
 @pytest.mark.parametrize(
     ('options', 'status', 'message'),
     [
-        (['--strict'], 1, 'via.json: left out 1 item: 1 points (region 2 of a.png) (--strict)'),
+        (['--strict'], 1, 'via.json: left out 1 item: 1 point (region 2 of a.png) (--strict)'),
         (['--attribute', 'kind'], 1, "no region has the attribute 'kind'"),
         (['--format', 'labelme'], 1, 'not a file of labelme'),
         (['--format', 'coco'], 1, 'a project of the VGG Image Annotator'),
@@ -114,7 +114,7 @@ def test_crowds(run, tmp_path):
     files.write_image(tmp_path / 'a.png')
     path = files.write_json(tmp_path / 'a.json', files.coco_file([files.coco_object(iscrowd=1)]))
     _, _, errors = run(path)
-    assert "1 crowds, as all of 'cat' (--crowds objects makes them objects)" in errors[0]
+    assert "1 crowd, as all of 'cat' (--crowds objects makes it an object)" in errors[0]
     _, _, errors = run(path, '--crowds', 'objects')
     assert errors == []
     assert json.loads((tmp_path / 'out.json').read_text())['annotations'][0]['iscrowd'] == 0

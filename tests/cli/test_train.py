@@ -443,7 +443,7 @@ def test_training_images_without_an_object_are_counted(fake_runs, capsys, tmp_pa
     content['annotations'].pop()
     data[1].write_text(json.dumps(content))
     assert train.main([*map(str, data), '--pretrained', 'none', '--gpu', '-1']) == 0
-    assert 'training: 2 images, 1 classes (1 without an object left out)\n' in capsys.readouterr().out
+    assert 'training: 2 images, 1 class (1 without an object left out)\n' in capsys.readouterr().out
 
 
 def test_your_own_data(fake_runs, capsys, tmp_path):
@@ -452,7 +452,7 @@ def test_your_own_data(fake_runs, capsys, tmp_path):
     run = fake_runs[-1]
     assert len(run.train_set) == 3 and run.model.class_names == ('thing',) and run.options.eval_interval == 0
     assert (run.model.config.min_size, run.model.config.max_size) == (800, 1333)
-    assert '3 images, 1 classes' in capsys.readouterr().out
+    assert '3 images, 1 class' in capsys.readouterr().out
     evaluation = [word.replace('--train', '--val') for word in training]
     assert train.main([*training, *evaluation, '--pretrained', 'none', '--gpu', '-1']) == 0
     assert fake_runs[-1].options.eval_interval == 30000
@@ -463,7 +463,7 @@ def test_broken_images_stop_the_run_or_are_skipped(fake_runs, capsys, tmp_path):
     assert '2.png' in failed(capsys, *data, '--pretrained', 'none')
     assert train.main([*map(str, data), '--pretrained', 'none', '--gpu', '-1', '--skip-broken']) == 0
     assert len(fake_runs[-1].train_set) == 2
-    assert '(1 broken images and annotations skipped)' in capsys.readouterr().out
+    assert '(1 broken image or annotation skipped)' in capsys.readouterr().out
 
 
 #: Fields that make a network small; a C4 network ignores those of the FPN.
@@ -636,7 +636,7 @@ def test_a_model_of_generated_data_is_evaluated_on_them(monkeypatch, capsys):
         assert main([*words, '--gpu', '-1']) == 0
         printed = capsys.readouterr().out
         assert 'the model has the classes of shapes: this dataset is evaluated' in printed
-        assert 'shapes (val), 1 images' in printed
+        assert 'shapes (val), 1 image' in printed
 
 
 def test_missing_files_of_coco_have_a_hint(capsys):
@@ -778,7 +778,7 @@ def test_a_batch_larger_than_the_dataset_is_a_warning_and_workers_are_limited(fa
     assert train.main([*data, '--pretrained', 'none', '--gpu', '-1', '--batchsize', '5', '--workers', '99']) == 0
     assert fake_runs[-1].options.workers == 3
     assert capsys.readouterr().err == (
-        'warning: a batch of 5 images contains some of the 3 training images several times\n'
+        'warning: a batch of 5 images contains some of 3 training images several times\n'
     )
 
 

@@ -257,7 +257,7 @@ def test_a_missing_image_is_reported_or_skipped(make, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         dataset = make(objects, images=['a.png'], skip_broken=True)
     assert dataset.image_ids == (7,) and dataset.n_skipped == 1 and 'b.png' in caplog.text
-    assert dataset.omissions.counts == {'unusable image': 1} and 'b.png' in str(dataset.omissions)
+    assert dataset.omissions.counts == {'unusable images': 1} and 'b.png' in str(dataset.omissions)
     (tmp_path / 'a.png').unlink()
     with pytest.raises(ImageFileError, match=r'a\.png: .*\(2 unusable images in total\)'):
         make(objects, images=[])

@@ -138,7 +138,7 @@ def test_the_flip_can_be_disabled(example):
 
 
 def test_annotations_must_have_equal_lengths():
-    with pytest.raises(ValueError, match='1 segmentations'):
+    with pytest.raises(ValueError, match='1 segmentation,'):
         Annotations(np.zeros((2, 4), np.float32), np.zeros(1, np.int32), np.zeros(1, bool), ((),))
 
 

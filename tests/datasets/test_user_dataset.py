@@ -64,7 +64,7 @@ def test_images_of_files(tmp_path):
         ({'objects': (MASKS, [-1])}, 'image 1: label -1'),
         ({'objects': (MASKS, [0.0])}, 'image 1: labels must be a list of integers, not float64'),
         ({'objects': (MASKS, [[0]])}, 'image 1: labels must be a list of integers, not int64 of shape (1, 1)'),
-        ({'objects': (MASKS, [0, 1])}, 'image 1: objects() returned 1 outlines, but 2 labels'),
+        ({'objects': (MASKS, [0, 1])}, 'image 1: objects() returned 1 outline, but 2 labels'),
         ({'objects': (MASKS.astype(np.uint8), [0])}, 'image 1: masks must be bool, not uint8; convert them'),
         ({'objects': (MASKS[0], [0])}, 'image 1: masks must have the shape (G, 8, 10), not (8, 10)'),
         ({'objects': (MASKS[:, :, 1:], [0])}, 'image 1: masks must have the shape (G, 8, 10), not (1, 8, 9)'),

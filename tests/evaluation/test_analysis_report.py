@@ -89,14 +89,14 @@ def test_sections_and_numbers(shapes_evaluator, tmp_path):
     assert len(captions) == 9 and all(len(caption.split()) >= 8 for caption in captions)
     worst = analysis.worst_images[0]
     assert captions[7].startswith(f'1. {worst.image_id}.png: costs {100 * worst.loss:.2f} points of AP50')
-    assert f'{worst.n_detected} of {worst.n_objects} objects detected' in captions[7]
+    assert f'{worst.n_detected} of {worst.n_objects} object' in captions[7]
 
 
 def test_hidden_false_positives_are_counted():
     box, first, second = (0, 0, 100, 100), (300, 200, 50, 50), (300, 0, 50, 50)
     detections = [(1, 0, first, 0.9), (1, 0, second, 0.4), (1, 0, box, 0.3)]
     document = describe_images(box_evaluator([(1, 0, box)], detections))
-    assert '1 of 1 objects detected; false positives: 2 background (1 of them with a score of at most 0.5)' in document
+    assert '1 of 1 object detected; false positives: 2 background (1 of them with a score of at most 0.5)' in document
     # Before the last true positive there is none.
     assert 'No image has an error that lowers AP50.' in describe_images(
         box_evaluator([(1, 0, box)], [(1, 0, box, 0.9), *detections[1:2]])
@@ -117,7 +117,7 @@ def test_objects_that_were_not_found_are_listed_with_their_boxes():
 def test_the_list_of_lost_objects_is_limited():
     objects = [(1, 0, (10 * i, 0, 8, 8)) for i in range(13)]
     document = describe_images(box_evaluator(objects, []))
-    assert len(rows(document)) == 1 + 10 and 'The other 3 objects are not listed.' in document
+    assert len(rows(document)) == 1 + 10 and 'Not listed: 3 other objects.' in document
 
 
 @pytest.mark.parametrize('error', [ImageFileError('1.png', 'is gone'), FileNotFoundError(2, 'is gone', '1.png')])
@@ -148,7 +148,7 @@ def test_many_classes_are_limited(monkeypatch):
     ).to_html()
     assert 'Of 40 classes with objects, the 15 with the lowest and the 15 with the highest AP.' in document
     assert 'Of 40 classes with objects, the 12 with the lowest and the 12 with the highest AP.' in document
-    assert 'The 24 classes that are confused most.' in document
+    assert 'Shown: 24 classes, those that are confused most.' in document
     names = [row[0] for row in rows(document) if row[0].startswith('class ')]
     assert len(names) == 30 and names[:5] == [f'class {k}' for k in range(35, 40)]
 

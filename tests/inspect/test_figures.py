@@ -251,7 +251,7 @@ def test_the_report_has_every_section(steps, without_rendering):
     for value in (len(steps.anchors), len(steps.proposals), len(steps.rois), len(steps.candidates)):
         assert f' {value} ' in ' '.join(text.split())
     assert sum(tag == 'h3' for tag, _ in elements.tags) == 2
-    assert f'The other {len(steps.detections) - 2} detections are not shown.' in text
+    assert f'Not shown: {len(steps.detections) - 2} other detections.' in text
     assert 'A map that differs only at its border contains little information' in text
 
 
@@ -271,7 +271,7 @@ def test_reports_of_all_networks(name, detects, keypoint_model, without_renderin
         title if name != 'keypoints' or title != 'Masks' else 'Keypoints' for title in SECTIONS
     ]
     assert ('There are no detections.' in document) != detects
-    assert (f'All {len(steps.detections)} detections: ' in document) == detects
+    assert (f'{len(steps.detections)} detections: ' in document) == detects
     n_classes = model.config.n_fg_class
     assert f', {n_classes} {"class" if n_classes == 1 else "classes"}<' in document
 

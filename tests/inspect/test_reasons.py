@@ -35,7 +35,7 @@ def test_a_detected_object():
 def test_a_trace_has_a_short_text():
     """A notebook shows it at the end of a cell."""
     steps = trace(scripted_network({CELL: 5}, scores={0: CAT}, rpn_pre_nms=9, rpn_post_nms=1), IMAGE[:, :64])
-    text = f'{len(steps.anchors)} anchors, 9 proposals before NMS, 1 RoIs, {len(steps.detections)} detections'
+    text = f'{len(steps.anchors)} anchors, 9 proposals before NMS, 1 RoI, {len(steps.detections)} detections'
     assert repr(steps) == f'Trace(64 x 128 pixels: {text})'
 
 

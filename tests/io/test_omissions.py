@@ -21,6 +21,16 @@ def test_a_summary_of_one_item_is_singular():
     assert str(omissions) == 'left out 1 file: 1 with an unknown suffix (a.heic)'
 
 
+def test_a_reason_with_a_noun_is_singular_for_one_item():
+    first, second = Omissions('items'), Omissions('items')
+    second.add('shapes without area', 'shape 1', one='shape without area')
+    first.extend(second)
+    assert str(first) == 'left out 1 item: 1 shape without area (shape 1)'
+    first.add('shapes without area', 'shape 2', one='shape without area')
+    assert str(first) == 'left out 2 items: 2 shapes without area (shape 1, shape 2)'
+    assert first.counts == {'shapes without area': 2}
+
+
 def test_a_summary_states_what_was_done():
     kept = Omissions('doubtful objects', action='kept')
     kept.add('outside its image', 'annotation 2')

@@ -50,7 +50,7 @@ def test_what_is_left_out_is_reported_by_kind(tmp_path, caplog):
         'in an unsupported format': 5,
         'with an unknown suffix': 1,
         'with a dangling link': 1,
-        'in the form of subfolders': 1,
+        'in the form of a subfolder': 1,
         'without content (pipes, sockets or devices)': 1,
     }
     assert '5 in an unsupported format (b.heic, c.HEIF, d.cr2, ...)' in str(omissions)

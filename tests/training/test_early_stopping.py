@@ -79,7 +79,7 @@ def test_a_run_stops_early_and_goes_on_with_more_patience(run, tmp_path):
     status, output = run('--iteration', 400, '--early-stop', 2)
     assert status == 0
     last_line = output.out.splitlines()[-1]
-    assert 'the last 2 evaluations were not better than that after iteration 2 (AP 0.300), whose model is' in last_line
+    assert '2 evaluations not better than that after iteration 2 (AP 0.300), whose model is' in last_line
     assert f'{tmp_path}/model_best.npz; done after 4 iterations; the model is {tmp_path}/model_iter_4.npz' in last_line
     assert (tmp_path / 'model_iter_4.npz').exists() and not (tmp_path / 'snapshot_iter_5.npz').exists()
     log = json.loads((tmp_path / 'log').read_text())

@@ -23,6 +23,7 @@ from mask_rcnn.datasets.inspection.checks import (
     check_pair,
 )
 from mask_rcnn.io.console import print_line
+from mask_rcnn.io.wording import counted
 
 _DESCRIPTION = f"""\
 List everything that is missing, broken or doubtful in a dataset, with file and annotation, and count it by kind.
@@ -133,7 +134,8 @@ def _print(datasets: Iterable[CheckedDataset], findings: Sequence[Finding], limi
         if len(listed) < len(members):
             print_line(f'{kind}: ... and {len(members) - len(listed)} more (--limit 0 lists all)')
     for dataset in datasets:
-        print_line(f'{dataset.annotation_file}: {len(dataset.images)} images, {dataset.n_annotations} annotations')
+        n_images, n_annotations = counted(len(dataset.images), 'image'), counted(dataset.n_annotations, 'annotation')
+        print_line(f'{dataset.annotation_file}: {n_images}, {n_annotations}')
     for kind, members in by_kind.items():
         if members:
             print_line(f'  {len(members):>7}  {kind}: {KINDS[kind]}')

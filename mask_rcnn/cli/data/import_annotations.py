@@ -26,6 +26,7 @@ from mask_rcnn.datasets.importers.image_copies import common_folder, copy_images
 from mask_rcnn.datasets.importers.source_files import json_or_none
 from mask_rcnn.io.atomic_file import is_replaced, is_same_file, is_standard_output
 from mask_rcnn.io.console import print_line, print_note, print_warning
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 _DESCRIPTION = f"""\
@@ -159,7 +160,8 @@ def _print_summary(output: Path, dataset: ImportedDataset, dropped: Counter[str]
     counts = Counter(obj.class_name for image in dataset.images for obj in image.objects)
     n_empty = sum(not image.objects for image in dataset.images)
     empty = f' ({n_empty} without objects)' if n_empty else ''
-    print_result(f'{dataset.format_name}: {len(dataset.images)} images{empty}, {counts.total()} objects')
+    n_images, n_objects = counted(len(dataset.images), 'image'), counted(counts.total(), 'object')
+    print_result(f'{dataset.format_name}: {n_images}{empty}, {n_objects}')
     print_result('classes: ' + ', '.join(f'{name} ({counts[name]})' for name in dataset.class_names))
     if dropped:
         print_result('dropped: ' + ', '.join(f'{name} ({n})' for name, n in dropped.items()))

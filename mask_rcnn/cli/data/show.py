@@ -62,7 +62,10 @@ def _show(args: argparse.Namespace) -> int:
         progress=show_progress,
     )
     if dataset.n_skipped:
-        print_warning(f'{dataset.n_skipped} images or annotations are broken; mask-rcnn data check lists them')
+        print_warning(
+            f'{counted(dataset.n_skipped, "broken image or annotation", "broken images or annotations")}; '
+            'mask-rcnn data check lists what is wrong'
+        )
     indices = _choose_images(dataset, args)
     if not indices:
         raise AnnotationFileError(args.annotations, f'no image has an object of the class {args.class_name!r}')

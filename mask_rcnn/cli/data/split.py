@@ -20,6 +20,7 @@ from mask_rcnn.datasets.inspection.image_scan import group_equal_files
 from mask_rcnn.datasets.inspection.split import group_images, select_images, split_groups
 from mask_rcnn.io.atomic_file import check_writable_folder, open_for_writing
 from mask_rcnn.io.console import print_line
+from mask_rcnn.io.wording import counted
 
 _DESCRIPTION = """\
 Divide a dataset into training and validation data: NAME.json becomes NAME_train.json and NAME_val.json. Each class that
@@ -87,7 +88,7 @@ def _write(path: Path, content: dict, file: COCOFile, indices: Sequence[int]) ->
     with open_for_writing(path) as output:
         output.write(json.dumps(selected, ensure_ascii=False).encode('utf-8', 'surrogatepass'))
     n_images, n_annotations = len(selected['images']), len(selected['annotations'])
-    print_line(f'{path}: {n_images} images, {n_annotations} annotations')
+    print_line(f'{path}: {counted(n_images, "image")}, {counted(n_annotations, "annotation")}')
 
 
 def _fraction(text: str) -> float:

@@ -24,6 +24,7 @@ from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.inspect.training.report import MAX_IMAGES, TrainingReport
 from mask_rcnn.inspect.training.trace import trace_training
 from mask_rcnn.io.console import print_line, print_lines
+from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.preprocessing.image_io import ImageFileError
@@ -192,8 +193,8 @@ def _notes(args: argparse.Namespace, model: MaskRCNN, dataset: Dataset, n_images
             'random weights: its proposals are close to the anchors, and its losses are those of the first iteration'
         )
     return [
-        f'{n_images} of {len(dataset)} images with {len(dataset.class_names)} classes, as in the first epoch of a '
-        f'training with the seed {run_seed}',
+        f'{n_images} of {counted(len(dataset), "image")} with {counted(len(dataset.class_names), "class", "classes")}, '
+        f'as in the first epoch of a training with the seed {run_seed}',
         f'The network is {model.config.extractor} with {weights}',
     ]
 

@@ -23,6 +23,7 @@ from mask_rcnn.inspect.weights.findings import (
 from mask_rcnn.inspect.weights.report import build_comparison_report, build_weight_report
 from mask_rcnn.inspect.weights.source import read_network_weights
 from mask_rcnn.io.console import escape, print_line, print_lines, print_note
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights import WeightFileError
 
 _DESCRIPTION = """\
@@ -95,7 +96,7 @@ def _write_report(path: Path, inspections: Sequence[WeightInspection], compariso
 
 def _format_inspection(inspection: WeightInspection, *, with_parts: bool) -> str:
     lines = [
-        f'{inspection.name}: {inspection.weights.title}, {len(inspection.arrays)} arrays, '
+        f'{inspection.name}: {inspection.weights.title}, {counted(len(inspection.arrays), "array")}, '
         f'{inspection.n_values / 1e6:.3g} million values, {inspection.zero_fraction:.2%} of them zero'
     ]
     doubts = list(describe_doubts(inspection))
@@ -150,7 +151,7 @@ def _describe_kind(change: ArrayChange) -> str:
     if change.dtypes[0] != change.dtypes[1]:
         parts.append(f'{change.dtypes[0]}, then {change.dtypes[1]}')
     if change.n_not_finite_changes:
-        parts.append(f'{change.n_not_finite_changes} NaN or infinite values changed')
+        parts.append(f'{counted(change.n_not_finite_changes, "change")} of NaN or infinite values')
     return '; '.join(parts)
 
 

@@ -118,7 +118,7 @@ def join_images(images: Iterable[ImportedImage], omissions: Omissions) -> list[I
         for obj in image.objects:
             identity = (obj.class_name, obj.is_crowd, obj.box, _identity(obj.segmentation))
             if identity in keys:
-                omissions.add('repeated objects', f'{obj.place} of {image.path.name}')
+                omissions.add('repeated objects', f'{obj.place} of {image.path.name}', one='repeated object')
             else:
                 keys.add(identity)
                 objects.append(obj)

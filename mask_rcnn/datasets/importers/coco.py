@@ -18,6 +18,7 @@ from mask_rcnn.datasets.importers.parts import choose_part, refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import ImportReport
 from mask_rcnn.datasets.importers.source_files import json_or_none, read_json_source
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 NAME = 'COCO'
@@ -99,7 +100,9 @@ def _choose_file(source: Path, part: str | None) -> Path:
         return files[0]
     if files:
         names = ', '.join(str(file.relative_to(source)) for file in files)
-        raise AnnotationFileError(source, f"{len(files)} files in COCO's format in the folder ({names}); name the file")
+        raise AnnotationFileError(
+            source, f"{counted(len(files), 'file')} in COCO's format in the folder ({names}); name the file"
+        )
     parts = {folder.name: folder for folder in _find_parts(source)}
     if not parts:
         raise AnnotationFileError(source, "no file in COCO's format in the folder")
@@ -191,11 +194,13 @@ def _read_objects(
         )
     for class_name, members in crowds.items():
         if class_name not in has_objects:
+            reason = f'crowds, as all of {class_name!r} (--crowds objects makes them objects)'
+            one = f'crowd, as all of {class_name!r} (--crowds objects makes it an object)'
             for name in members:
-                report.doubts.add(f'crowds, as all of {class_name!r} (--crowds objects makes them objects)', name)
+                report.doubts.add(reason, name, one=one)
     for annotation in content.annotations:
         if isinstance(annotation, dict) and annotation.get('keypoints'):
-            report.omissions.add('sets of keypoints', f'annotation {annotation.get("id")}')
+            report.omissions.add('sets of keypoints', f'annotation {annotation.get("id")}', one='set of keypoints')
 
 
 def _reason_to_omit(record: AnnotationRecord) -> str:

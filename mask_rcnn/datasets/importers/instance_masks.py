@@ -24,6 +24,7 @@ from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import read_images
 from mask_rcnn.io.omissions import Omissions
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.masks.rle import encode_labels
 from mask_rcnn.preprocessing.image_io import read_image_size
 from mask_rcnn.preprocessing.label_image import read_label_image
@@ -71,7 +72,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
 
     read_in = read_images(pairs, read_image, options, omissions)
     for path in _other_images(source, options, pairs):
-        omissions.add('images without a folder of masks', path.name)
+        omissions.add('images without a folder of masks', path.name, one='image without a folder of masks')
     classes = {item.class_name for image in read_in for item in image.objects}
     return ImportedDataset(NAME, read_in, tuple(sorted(classes)) or (options.default_class,), omissions)
 
@@ -110,7 +111,7 @@ def _find_image(source: Path, name: str, masks: Path, images: dict[str, Path]) -
     if masks.name != _MASKS:
         files = [path for path in files if path.stem == name]
     if len(files) != 1:
-        raise AnnotationFileError(masks, f'has {len(files)} images in {folder}; one is expected')
+        raise AnnotationFileError(masks, f'has {counted(len(files), "image")} in {folder}; one is expected')
     return files[0]
 
 
@@ -137,7 +138,7 @@ def _read_image(path: Path, folder: Path, default_class: str, omissions: Omissio
         check_size(mask.path, is_object.shape, path, size)
         rle = encode_labels(is_object).get(1)
         if rle is None:
-            omissions.add('empty masks', mask.path.name)
+            omissions.add('empty masks', mask.path.name, one='empty mask')
         else:
             objects.append(ImportedObject(mask.class_name or default_class, rle, f'mask {mask.path.name}'))
     return ImportedImage(path, size, tuple(objects))

@@ -31,6 +31,7 @@ from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
 from mask_rcnn.datasets.importers.report import read_images
 from mask_rcnn.io.omissions import Omissions
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.masks.rle import encode_labels
 from mask_rcnn.preprocessing.image_io import read_image_size
 from mask_rcnn.preprocessing.label_image import LabelImage, read_label_image
@@ -76,7 +77,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
     read_in = read_images(labels.values(), read_image, options, omissions)
     for name, path in images.items():
         if name not in labels:
-            omissions.add('images without a label image', path.name)
+            omissions.add('images without a label image', path.name, one='image without a label image')
     return ImportedDataset(NAME, read_in, (options.default_class,), omissions)
 
 
@@ -126,13 +127,13 @@ def _check_values(label: LabelImage, path: Path) -> None:
     values = values[values > 0]
     if len(values) > _MAX_INSTANCES:
         raise AnnotationFileError(
-            path, f'contains {len(values)} values; it is not a label image, but a photo or a drawing'
+            path, f'contains {counted(len(values), "value")}; it is not a label image, but a photo or a drawing'
         )
     if len(values) == 1:
         n_areas = cv2.connectedComponents((label.values > 0).astype(np.uint8), connectivity=8)[0] - 1
         if n_areas > 1:
             raise AnnotationFileError(
                 path,
-                f'contains the single {label.describe(int(values[0]))} in {n_areas} separate areas: it is a mask of '
-                'foreground and background; give each object its own value',
+                f'contains the single {label.describe(int(values[0]))} in {counted(n_areas, "separate area")}: it is '
+                'a mask of foreground and background; give each object its own value',
             )

@@ -56,7 +56,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
             content = read_json(file)
             if not is_labelme(content):
                 if source.is_dir():
-                    report.omissions.add('JSON files of another kind', file.name)
+                    report.omissions.add('JSON files of another kind', file.name, one='JSON file of another kind')
                     continue
                 raise AnnotationFileError(file, "not a file of labelme: it has no 'shapes' and 'imagePath'")
             folders = [options.image_folder] if options.image_folder else [file.parent]
@@ -127,7 +127,7 @@ def _read_objects(
                 raise AnnotationError(f'is {shorten(shape)}, not an object')
             kind = 'polygon' if shape.get('shape_type') is None else shape['shape_type']
             if isinstance(kind, str) and kind in LEFT_OUT_SHAPES:
-                report.omissions.add('lines and points', f'{name} of {file.name}')
+                report.omissions.add('lines and points', f'{name} of {file.name}', one='line or point')
                 continue
             label, group = _read_label(shape), _read_group(shape)
             outline = read_shape(kind, shape, size)
@@ -135,7 +135,7 @@ def _read_objects(
             report.reject_object(file, name, problem)
             continue
         if not outline:
-            report.omissions.add('shapes without area', f'{name} of {file.name}')
+            report.omissions.add('shapes without area', f'{name} of {file.name}', one='shape without area')
             continue
         if not label:
             report.doubts.add(f'without a label, as {default_class!r} (--default-class)', f'{name} of {file.name}')

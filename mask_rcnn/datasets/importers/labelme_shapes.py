@@ -13,6 +13,7 @@ from PIL import Image
 from mask_rcnn.datasets.annotation_values import AnnotationError, shorten
 from mask_rcnn.datasets.example import Segmentation
 from mask_rcnn.datasets.importers.outlines import checked, ellipse, paste_bitmap, read_points, rectangle
+from mask_rcnn.io.wording import counted
 
 #: Shapes without an inside.
 LEFT_OUT_SHAPES = ('point', 'points', 'line', 'linestrip')
@@ -50,7 +51,7 @@ def _as_segmentation(polygon: np.ndarray) -> Segmentation:
 
 def _two_points(kind: str, points: np.ndarray) -> list[list[float]]:
     if len(points) != 2:
-        raise AnnotationError(f'is a {kind} of {len(points)} points, not of two')
+        raise AnnotationError(f'is a {kind} of {counted(len(points), "point")}, not of two')
     return points.tolist()
 
 

@@ -107,7 +107,7 @@ def _read_objects(
             report.reject(error)
             continue
         if not segmentation:
-            report.omissions.add('shapes without area', name)
+            report.omissions.add('shapes without area', name, one='shape without area')
             continue
         class_name = clean_name(_text(element, 'name'))
         if not class_name:

@@ -12,6 +12,7 @@ from xml.parsers import expat
 from mask_rcnn.datasets.coco_json import AnnotationFileError, read_json
 from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.io.file_kinds import N_KIND_BYTES, describe_kind
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_errors import os_reason
 
 #: Text files are lists of names or of coordinates; a file that is larger is another one.
@@ -118,7 +119,9 @@ def read_text(path: Path, *, max_bytes: int = _MAX_TEXT_BYTES) -> str:
     try:
         with open_for_reading(path) as (file, n_bytes):
             if n_bytes > max_bytes:
-                raise AnnotationFileError(path, f'has {n_bytes} bytes, too many for a text file of annotations')
+                raise AnnotationFileError(
+                    path, f'has {counted(n_bytes, "byte")}, too many for a text file of annotations'
+                )
             data = file.read()
     except AnnotationFileError:
         raise

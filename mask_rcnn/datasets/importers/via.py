@@ -25,6 +25,7 @@ from mask_rcnn.datasets.importers.report import ImportReport
 from mask_rcnn.datasets.importers.source_files import json_or_none, read_json_source
 from mask_rcnn.datasets.importers.via_attributes import ClassAttribute, find_attribute
 from mask_rcnn.datasets.importers.via_csv import is_via_csv, read_via_csv
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 NAME = 'VIA'
@@ -72,7 +73,9 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
         files = _find_files(source)
         if len(files) != 1:
             names = ', '.join(file.name for file in files) or 'none'
-            raise AnnotationFileError(source, f'{len(files)} files of VIA in the folder ({names}); name the file')
+            raise AnnotationFileError(
+                source, f'{counted(len(files), "file")} of VIA in the folder ({names}); name the file'
+            )
         (source,) = files
     is_table = is_via_csv(source)
     content = read_via_csv(source) if is_table else read_json_source(source)
@@ -163,7 +166,7 @@ def _read_objects(
                 raise AnnotationError(f"has the 'shape_attributes' {shorten(shape)}, not an object")
             kind = shape.get('name')
             if kind == 'point':
-                report.omissions.add('points', name)
+                report.omissions.add('points', name, one='point')
                 continue
             polygon = _read_shape(kind, shape, size)
             class_name = attribute.read(region, name, report)
@@ -171,10 +174,10 @@ def _read_objects(
             report.reject_object(source, name, problem)
             continue
         if not len(polygon):
-            report.omissions.add('shapes without area', name)
+            report.omissions.add('shapes without area', name, one='shape without area')
             continue
         if kind == 'polyline':
-            report.doubts.add('polylines, as closed outlines', name)
+            report.doubts.add('polylines, as closed outlines', name, one='polyline, as a closed outline')
         yield ImportedObject(class_name, (polygon,), place)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers.source_files import read_lines
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.label_image import LabelImage
 
 #: Names of the classes 1 to 20 (development kit of VOC 2012, section 2).
@@ -88,7 +89,9 @@ def _number(names: list[str], source: Path | None) -> VOCClasses:
     if not names or names[0] not in _BACKGROUND_NAMES:
         names = ['background', *names]
     if len(names) > VOID:
-        raise AnnotationFileError(source or '', f'has {len(names)} names; at most {VOID - 1} classes have values')
+        raise AnnotationFileError(
+            source or '', f'has {counted(len(names), "name")}; at most {VOID - 1} classes have values'
+        )
     by_index = {index: '' if index == 0 else name for index, name in enumerate(names)} | {VOID: ''}
     return VOCClasses(by_index, {voc_color(index): name for index, name in by_index.items()}, source=source)
 

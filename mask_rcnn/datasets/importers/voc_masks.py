@@ -63,7 +63,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
         name = os.fspath(path)
         mask = _find_file(objects, name)
         if mask is None:
-            omissions.add('images without masks', name)
+            omissions.add('images without masks', name, one='image without masks')
             return None
         reader = _Reader(mask, None if classes is None else _existing(classes, name), table, options.default_class)
         return reader.read(_existing(images, name), omissions)
@@ -152,7 +152,8 @@ class _Reader:
         for value, rle in encode_labels(values).items():
             name = self.default_class if names is None else names.get(value)
             if name is None:
-                omissions.add('instances without a class', f'{self.path.name}, {label.describe(value)}')
+                place = f'{self.path.name}, {label.describe(value)}'
+                omissions.add('instances without a class', place, one='instance without a class')
             else:
                 objects.append(ImportedObject(name, rle, label.describe(value)))
         return ImportedImage(image, size, tuple(objects))

@@ -16,6 +16,7 @@ from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage,
 from mask_rcnn.datasets.importers.report import ImportReport, read_images
 from mask_rcnn.datasets.importers.source_files import read_lines
 from mask_rcnn.datasets.importers.yolo_layout import PARTS, YOLOFiles, find_files, find_yaml, first_label_files
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_io import read_image_size
 
 NAME = 'YOLO'
@@ -71,10 +72,10 @@ def _read_image(path: Path, files: YOLOFiles, default_class: str, report: Import
         except AnnotationError as error:
             raise AnnotationFileError(label_path or path, f'{place}: {error}') from error
         if item is None:
-            report.omissions.add('outlines without area', f'{path.name}, {place}')
+            report.omissions.add('outlines without area', f'{path.name}, {place}', one='outline without area')
             continue
         if not item.segmentation:
-            report.doubts.add('boxes without an outline', f'{path.name}, {place}')
+            report.doubts.add('boxes without an outline', f'{path.name}, {place}', one='box without an outline')
         objects.append(item)
     return ImportedImage(path, size, tuple(objects))
 
@@ -98,7 +99,8 @@ def _read_object(
         return ImportedObject(name, (), place, (left, top, right - left, bottom - top))
     if len(numbers) < _MIN_POLYGON_NUMBERS or len(numbers) % 2:
         raise AnnotationError(
-            f'has {len(numbers)} numbers after the class; a polygon has x y of at least 3 points, a box 4 numbers'
+            f'has {counted(len(numbers), "number")} after the class; a polygon has x y of at least 3 points, a box 4 '
+            'numbers'
         )
     points = _to_pixels(numbers, size)
     if not np.ptp(points, axis=0).all():
@@ -119,7 +121,7 @@ def _class_name(index: float, files: YOLOFiles, default_class: str) -> str:
     if index >= len(names):
         origin = files.names_file.name if files.names_file else 'the dataset'
         raise AnnotationError(
-            f'the class is {index:g}, but {origin} declares {len(names)} names (0 to {len(names) - 1})'
+            f'the class is {index:g}, but {origin} declares {counted(len(names), "name")} (0 to {len(names) - 1})'
         )
     return names[int(index)]
 

@@ -18,6 +18,7 @@ from mask_rcnn.datasets.importers.folders import images_in, list_folder, list_im
 from mask_rcnn.datasets.importers.parts import choose_part, refuse_part
 from mask_rcnn.datasets.importers.records import ImportOptions
 from mask_rcnn.datasets.importers.source_files import read_lines, read_text
+from mask_rcnn.io.wording import counted
 
 #: Keys of the parts in a YAML file.
 PARTS = ('train', 'val', 'test')
@@ -135,7 +136,9 @@ def _read_yaml(path: Path) -> dict:
     """
     text = read_text(path)
     if len(text) > _MAX_YAML_CHARACTERS:
-        raise AnnotationFileError(path, f'has {len(text)} characters, too many for the description of a dataset')
+        raise AnnotationFileError(
+            path, f'has {counted(len(text), "character")}, too many for the description of a dataset'
+        )
     if text.count('[') + text.count('{') > _MAX_YAML_BRACKETS:
         raise AnnotationFileError(path, 'has too many brackets for the description of a dataset')
     try:
@@ -247,7 +250,7 @@ def _pair(images: Iterable[Path], source: Path, options: ImportOptions) -> dict[
         raise AnnotationFileError(source, 'has no images; the folder needs images/ and labels/')
     if not any(labels.values()):
         expected = _sibling(next(iter(labels)), _IMAGES, _LABELS).with_suffix('.txt')
-        raise AnnotationFileError(source, f'has no label file for any of its {len(labels)} images, such as {expected}')
+        raise AnnotationFileError(source, f'has no label file for any of its images, such as {expected}')
     return labels
 
 

@@ -24,6 +24,7 @@ from mask_rcnn.datasets.inspection.statistics import (
 )
 from mask_rcnn.datasets.inspection.suggestions import Settings
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.io.wording import counted
 
 #: Number of image sizes and of classes that the text lists.
 _N_IMAGE_SIZES, _N_CLASSES = 5, 100
@@ -70,10 +71,9 @@ def format_statistics(statistics: Statistics, config: Config) -> str:
     lines = [
         f'images   {len(statistics.image_sizes)} with objects, {statistics.n_without_objects} without (not used for '
         'training)',
-        f'objects  {len(statistics.labels)} in {len(statistics.class_names)} class'
-        + 'es' * (len(statistics.class_names) > 1)
-        + f', {statistics.n_crowds} crowds (not counted below)',
-        'per image  min {:g}, median {:g}, mean {:.1f}, max {:g} objects'.format(*counts),
+        f'objects  {len(statistics.labels)} in {counted(len(statistics.class_names), "class", "classes")}, '
+        f'{counted(statistics.n_crowds, "crowd")} (not counted below)',
+        'objects per image  min {:g}, median {:g}, mean {:.1f}, max {:g}'.format(*counts),
         '',
         *_format_image_sizes(statistics),
         '',
@@ -179,7 +179,7 @@ def _format_classes(summaries: Sequence[ClassStatistics]) -> list[str]:
         cells = [f'{cell:>{width}}' for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append('  ' + '  '.join([f'{row[0]:<{widths[0]}}', *cells]))
     n_others = len(summaries) - len(listed[:_N_CLASSES])
-    return lines + ([f'  ... and {n_others} more classes, see --json'] if n_others else [])
+    return lines + ([f'  ... and {counted(n_others, "more class", "more classes")}, see --json'] if n_others else [])
 
 
 def _class_row(summary: ClassStatistics) -> tuple[str, ...]:
@@ -261,4 +261,8 @@ def _plot_classes(axes: Any, classes: Sequence[ClassStatistics], *, n_classes: i
     axes.set_yticks(range(len(classes)), names, fontsize=9 if len(classes) < 15 else 7)
     axes.set_ylim(max(len(classes), 6) - 0.5, -0.5)  # from top to bottom; few bars are not thick
     axes.grid(False, axis='y')
-    axes.set_xlabel('objects' if len(classes) == n_classes else f'objects of the {len(classes)} most frequent classes')
+    axes.set_xlabel(
+        'objects'
+        if len(classes) == n_classes
+        else f'objects of {counted(len(classes), "class", "classes")}, the most frequent'
+    )

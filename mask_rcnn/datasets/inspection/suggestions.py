@@ -15,6 +15,7 @@ import numpy as np
 
 from mask_rcnn.config import FPN_STRIDES, PRESETS, Config
 from mask_rcnn.datasets.inspection.statistics import Statistics
+from mask_rcnn.io.wording import counted
 
 #: Target size of small objects (10th percentile) in pixels of the network input.  RoIAlign pools from a stride of 4 in
 #: a feature pyramid: 16 pixels are four samples of the features along each side.
@@ -175,11 +176,12 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
     config, size_reason = _suggest_size(statistics, extractor, rois, machine)
     anchors = _suggest_anchors(statistics.input_object_sizes(config), config)
     n_pixels = _max_pixels(statistics, config)
-    batch, subdivisions = _suggest_batch(len(statistics.image_sizes), n_pixels, extractor, rois, machine)
-    iterations, interval = _suggest_iterations(len(statistics.image_sizes), batch, has_gpu=machine.has_gpu)
+    n_images = len(statistics.image_sizes)
+    batch, subdivisions = _suggest_batch(n_images, n_pixels, extractor, rois, machine)
+    iterations, interval = _suggest_iterations(n_images, batch, has_gpu=machine.has_gpu)
     lr = round(_RATE_PER_IMAGE * batch, 8)
     warmup = min(_WARMUP, int(iterations * _WARMUP_FRACTION))
-    n_epochs = iterations * batch / len(statistics.image_sizes)
+    n_epochs = iterations * batch / n_images
     crowded = np.percentile(statistics.objects_per_image, 90)
     place = 'a GPU' if machine.has_gpu else 'a CPU'
     fits = _fits(batch // subdivisions, n_pixels, extractor, rois, machine)
@@ -189,14 +191,14 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
         'batch_size': f'images per iteration on {place} with {machine.memory / 2**30:.0f} GiB',
         'subdivisions': 'passes per iteration, so that the memory '
         + ('is enough' if fits else 'is used least; it may still not be enough'),
-        'rois_per_image': f'16 for each of {crowded:.0f} objects (90th percentile of the images), from 128 to 512',
+        'rois_per_image': f'16 for each object of an image with {crowded:.0f} (90th percentile), from 128 to 512',
         'lr': f'{_RATE_PER_IMAGE:g} for each image of the batch, a tenth of it in the warm-up',
         'warmup': 'iterations of the warm-up',
         'steps': 'decay after 2/3 and 8/9 of the iterations',
-        'iterations': f'about {n_epochs:.3g} epochs of {len(statistics.image_sizes)} images',
-        'validation_interval': f'{iterations // interval} evaluations',
+        'iterations': f'about {counted(n_epochs, "epoch", spec=".3g")} of {counted(n_images, "image")}',
+        'validation_interval': counted(iterations // interval, 'evaluation'),
         'clip_gradient': 'limits the effect of single batches',
-        'max_detections': f'detections per image: an image has {statistics.objects_per_image.max()} objects',
+        'max_detections': f'detections per image: an image has {counted(statistics.objects_per_image.max(), "object")}',
     }
     return Settings(
         min_size=config.min_size,

@@ -9,6 +9,7 @@ import numpy as np
 from mask_rcnn.evaluation.analysis.analysis import Analysis, KindAnalysis
 from mask_rcnn.evaluation.analysis.report_images import ImageReader, add_worst_images
 from mask_rcnn.evaluation.metrics import format_percent
+from mask_rcnn.io.wording import counted
 from mask_rcnn.visualization.analysis_figures import (
     plot_class_ap,
     plot_class_curves,
@@ -137,8 +138,8 @@ def _add_confusion(report: Report, analysis: Analysis) -> None:
     names, matrix = analysis.metrics.class_names, analysis.confusion
     labels, counts = matrix.reduce(_MAX_CONFUSED)
     shown = [names[k] for k in labels]
-    rest = [f'{len(names) - len(labels)} other classes'] if len(labels) < len(names) else []
-    note = f' The {len(labels)} classes that are confused most.' if rest else ''
+    rest = [counted(len(names) - len(labels), 'other class', 'other classes')] if len(labels) < len(names) else []
+    note = f' Shown: {counted(len(labels), "class", "classes")}, those that are confused most.' if rest else ''
     report.add_figure(
         plot_confusion(counts, [*shown, *rest, 'background'], [*shown, *rest, 'not detected']),
         'Each row contains the objects of one class by the class of their detections '
@@ -212,6 +213,5 @@ def _explain_ends(classes: Sequence[int], n_worst: int | None) -> str:
     """Return a sentence about classes that are left out."""
     if n_worst is None:
         return ''
-    return (
-        f' Of {len(classes)} classes with objects, the {n_worst} with the lowest and the {n_worst} with the highest AP.'
-    )
+    n_classes = counted(len(classes), 'class', 'classes')
+    return f' Of {n_classes} with objects, the {n_worst} with the lowest and the {n_worst} with the highest AP.'

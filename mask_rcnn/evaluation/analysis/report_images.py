@@ -8,6 +8,7 @@ import numpy as np
 
 from mask_rcnn.evaluation.analysis.analysis import Analysis
 from mask_rcnn.evaluation.analysis.image_losses import ImageErrors
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.boxes.boxes import format_box
 from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.visualization.error_pictures import MARKS, MarkedShapes, draw_errors, mark_title
@@ -32,9 +33,9 @@ def add_worst_images(report: Report, analysis: Analysis, read_image: ImageReader
         report.add_text('No image has an error that lowers AP50.')
         return
     report.add_text(
-        f'The {len(analysis.worst_images)} of {analysis.n_images_with_loss} images with errors that cost most: by how '
-        'much AP50 of all images would rise if the false positives of this image were removed, and the objects that '
-        'are not detected were not counted. First the objects, then the detections '
+        f'{len(analysis.worst_images)} of {counted(analysis.n_images_with_loss, "image")} with errors, those that cost '
+        'most: by how much AP50 of all images would rise if the false positives of this image were removed, and the '
+        'objects that are not detected were not counted. First the objects, then the detections '
         f'({analysis.main_kind.plural}), without the false positives with a score of at most '
         f'{analysis.confusion.score_threshold:g}.'
     )
@@ -85,7 +86,7 @@ def _describe(errors: ImageErrors, n_hidden: int, threshold: float) -> str:
     parts = [f'{n} {mark_title(kind)}' for kind, n in counts.items() if kind not in ('correct', 'ignored')]
     hidden = f' ({n_hidden} of them with a score of at most {threshold:g})' if n_hidden else ''
     false = f'; false positives: {", ".join(parts)}{hidden}' if parts else ''
-    detected = f'{errors.n_detected} of {errors.n_objects} objects detected'
+    detected = f'{errors.n_detected} of {counted(errors.n_objects, "object")} detected'
     return f'costs {100 * errors.loss:.2f} points of AP50; {detected}{false}'
 
 
@@ -101,4 +102,4 @@ def _add_lost_objects(report: Report, errors: ImageErrors, class_names: Sequence
     if rows:
         report.add_table(['class', 'box x0,y0,x1,y1', 'error'], rows[:_MAX_LOST])
     if len(rows) > _MAX_LOST:
-        report.add_text(f'The other {len(rows) - _MAX_LOST} objects are not listed.')
+        report.add_text(f'Not listed: {counted(len(rows) - _MAX_LOST, "other object")}.')

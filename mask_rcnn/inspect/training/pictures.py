@@ -10,6 +10,7 @@ import numpy as np
 from mask_rcnn.inspect.names import level_names
 from mask_rcnn.inspect.training.anchor_roles import ANCHOR_ROLES
 from mask_rcnn.inspect.training.trace import TrainingTrace
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.boxes.boxes import outer_corners
 from mask_rcnn.visualization.class_names import plot_name
 from mask_rcnn.visualization.contact_sheet import draw_tile_picture
@@ -65,7 +66,7 @@ def draw_rois(trace: TrainingTrace) -> Figure:
     drawn = _spread(owners, np.arange(len(owners)), _MAX_DRAWN, _MAX_PER_OBJECT)
     background = np.flatnonzero(rois.labels == 0)
     limited = f' ({len(drawn)} drawn)' if len(drawn) < len(owners) else ''
-    titles = f'{len(owners)} foreground RoIs{limited}', f'{len(background)} background RoIs'
+    titles = f'{counted(len(owners), "foreground RoI")}{limited}', counted(len(background), 'background RoI')
     if len(background) > _MAX_DRAWN:
         titles = titles[0], f'{titles[1]} ({_MAX_DRAWN} drawn, those with the highest IoU)'
         background = background[np.argsort(-rois.iou[background], kind='stable')[:_MAX_DRAWN]]
@@ -152,7 +153,7 @@ def draw_roi_costs(trace: TrainingTrace) -> Figure:
         other = f', {names[predicted]} {rois.probabilities[i, predicted]:.2f}' if predicted != label else ''
         probability = rois.probabilities[i, max(label, 0)]
         texts.append(f'{title} (IoU {rois.iou[i]:.2f}): p = {probability:.2f}{other}')
-    title = f'{len(shown)} of {len(rois.labels)} RoIs {_describe_share(parts, shown)} of the {heads}'
+    title = f'{len(shown)} of {counted(len(rois.labels), "RoI")} {_describe_share(parts, shown)} of the {heads}'
     values = {name: part[shown] for name, part in parts.items()}
     return plot_costs(trace.picture, _corners(trace, rois.boxes[shown]), texts, values, title)
 
@@ -172,7 +173,7 @@ def draw_anchor_costs(trace: TrainingTrace) -> Figure | None:
         + f' (IoU {anchors.best_iou[i]:.2f}): p = {probability:.2f}'
         for i, label, probability in zip(indices, anchors.labels[shown], probabilities, strict=True)
     ]
-    title = f'{len(shown)} of {len(anchors.indices)} anchors {_describe_share(parts, shown)} of the RPN'
+    title = f'{len(shown)} of {counted(len(anchors.indices), "anchor")} {_describe_share(parts, shown)} of the RPN'
     values = {name: part[shown] for name, part in parts.items()}
     return plot_costs(trace.picture, _corners(trace, anchors.boxes[indices]), texts, values, title)
 

@@ -120,7 +120,8 @@ class TrainingReport:
             sheet = compose_sheet(self._tiles, columns=_SHEET_COLUMNS, side=_SHEET_SIDE)
             drawn, n_images = len(self._tiles), len(self._losses)
             report.add_figure(
-                sheet, f'The first {drawn} of {n_images} inputs' if drawn < n_images else 'All network inputs'
+                sheet,
+                f'The first {drawn} of {counted(n_images, "input")}' if drawn < n_images else 'All network inputs',
             )
         for section in self._sections:
             section.add_to(report)
@@ -134,7 +135,9 @@ class TrainingReport:
         for line in (*self.notes, *self.summary()):
             report.add_text(_as_sentence(line))
         if len(self._losses) > len(self._sections):
-            report.add_text(f'Of {len(self._losses)} images, the first {len(self._sections)} are drawn below.')
+            report.add_text(
+                f'Of {counted(len(self._losses), "image")}, the first {len(self._sections)} are drawn below.'
+            )
         if not self.objects:
             return
         _add_limited_table(
@@ -214,8 +217,8 @@ def _make_section(trace: TrainingTrace, objects: Sequence[TrainedObject]) -> _Se
         f'{transform.scale:.3g}; the network input has {_describe_size(trace.picture.shape)}{padding}. '
         f'{counted(len(objects), "object")}'
         + (f' and {counted(n_crowds, "crowd region")}.' if n_crowds else '.')
-        + f' {trace.rois.n_proposals} proposals, {trace.rois.n_foreground} foreground RoIs, '
-        f'{int((trace.rois.labels == 0).sum())} background RoIs.'
+        + f' {counted(trace.rois.n_proposals, "proposal")}, {counted(trace.rois.n_foreground, "foreground RoI")}, '
+        f'{counted(int((trace.rois.labels == 0).sum()), "background RoI")}.'
     ]
     figures = [
         ('Anchors', draw_anchors(trace), _ANCHOR_CAPTION),
@@ -245,7 +248,7 @@ def _make_section(trace: TrainingTrace, objects: Sequence[TrainedObject]) -> _Se
 def _add_limited_table(report: Report, header: list[str], rows: list[list], *, limit: int) -> None:
     report.add_table(header, rows[:limit])
     if len(rows) > limit:
-        report.add_text(f'The first {limit} of {len(rows)} rows.')
+        report.add_text(f'The first {limit} of {counted(len(rows), "row")}.')
 
 
 def _plot_overlaps(report: TrainingReport) -> Figure:

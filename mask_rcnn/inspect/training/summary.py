@@ -183,7 +183,8 @@ def _count_classes(some: Sequence[TrainedObject], objects: Sequence[TrainedObjec
     totals = Counter(obj.label for obj in objects)
     counts = Counter(obj.label for obj in some).most_common()
     listed = ', '.join(f'{class_names[label]} {n} of {totals[label]}' for label, n in counts[:_MAX_CLASSES])
-    return listed + (f' and {len(counts) - _MAX_CLASSES} more classes' if len(counts) > _MAX_CLASSES else '')
+    n_left = len(counts) - _MAX_CLASSES
+    return listed + (f' and {counted(n_left, "more class", "more classes")}' if n_left > 0 else '')
 
 
 def _describe_sizes(objects: Sequence[TrainedObject]) -> str:

@@ -16,6 +16,7 @@ from mask_rcnn.inspect.weights.findings import (
     summarize_parts,
 )
 from mask_rcnn.inspect.weights.statistics import ArrayStatistics
+from mask_rcnn.io.wording import counted
 from mask_rcnn.visualization.html_report import Report
 from mask_rcnn.visualization.weight_figures import (
     HistogramPanel,
@@ -47,7 +48,8 @@ def build_weight_report(inspection: WeightInspection) -> Report:
     """Return the report of one network."""
     report = Report(f'Weights of {inspection.name}')
     report.add_text(
-        f'{inspection.weights.title}: {len(inspection.arrays)} arrays, {inspection.n_values:,} values, '
+        f'{inspection.weights.title}: {counted(len(inspection.arrays), "array")}, '
+        f'{counted(inspection.n_values, "value", spec=",")}, '
         f'{inspection.zero_fraction:.2%} of them exactly zero.'
     )
     _add_doubts(report, [inspection])
@@ -79,8 +81,8 @@ def build_comparison_report(first: WeightInspection, second: WeightInspection, c
     report = Report(f'Weights of {first.name} and {second.name}')
     report.add_text(f'{first.name}: {first.weights.title}. {second.name}: {second.weights.title}.')
     report.add_text(
-        f'{len(comparison.changes)} arrays have the same name and shape; {comparison.n_identical} of them are equal '
-        'in type and bits.'
+        f'{counted(len(comparison.changes), "array")} of the same name and shape, {comparison.n_identical} of them '
+        'equal in type and bits.'
     )
     _add_doubts(report, [first, second])
     _add_mismatches(report, comparison)
@@ -148,8 +150,9 @@ def _add_filters(report: Report, inspection: WeightInspection, of: str = '') -> 
     report.add_heading(f'Filters of the first layer{of}')
     report.add_figure(
         draw_filters(weight, channel_order=order),
-        f'{name}, {len(weight)} of {len(arrays[name])} filters. The input channels are {order}, the pictures are RGB. '
-        'Grey is the weight 0; each filter is scaled by its largest weight, and filters without weights are grey.',
+        f'{name}, {len(weight)} of {counted(len(arrays[name]), "filter")}. The input channels are {order}, the '
+        'pictures are RGB. Grey is the weight 0; each filter is scaled by its largest weight, and filters without '
+        'weights are grey.',
     )
 
 
@@ -199,7 +202,7 @@ def _add_changes(report: Report, comparison: WeightComparison) -> None:
     bars = changes[:_MAX_BARS]
     report.add_figure(
         draw_changes([change.name for change in bars], [change.relative_change for change in bars]),
-        f'The {len(bars)} arrays that changed most' if len(bars) < len(changes) else 'All arrays',
+        f'{counted(len(bars), "array")}, those that changed most' if len(bars) < len(changes) else 'All arrays',
     )
 
 

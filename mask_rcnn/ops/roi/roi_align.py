@@ -127,8 +127,8 @@ def roi_align_pyramid(
     """
     if not 0 < len(features) == len(spatial_scales) <= MAX_LEVELS:
         raise ValueError(
-            f'features must be 1 to {MAX_LEVELS} maps with one scale each, not {len(features)} maps and '
-            f'{len(spatial_scales)} scales'
+            f'features must be 1 to {MAX_LEVELS} maps with one scale each (maps: {len(features)}, '
+            f'scales: {len(spatial_scales)})'
         )
     for x in features[1:]:
         if x.ndim != 4 or x.shape[:2] != features[0].shape[:2] or x.dtype != features[0].dtype or 0 in x.shape[1:]:

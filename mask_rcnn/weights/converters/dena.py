@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from mask_rcnn.config import DENA, PRESETS, RESNET_BLOCKS, Config
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.converters.mapping import (
     ConversionReport,
     ConvertedWeights,
@@ -165,7 +166,7 @@ def _detect_network(path: _Path, arrays: _Arrays, *, norm: str) -> Config:
     )
     if backbone is None:
         supported = ' or '.join(str(stages[2]) for stages in RESNET_BLOCKS.values())
-        raise WeightFileError(path, f'has {len(blocks)} blocks in extractor/res4, expected {supported}')
+        raise WeightFileError(path, f'has {counted(len(blocks), "block")} in extractor/res4, expected {supported}')
     if 'head/score/W' not in arrays:
         raise WeightFileError(path, 'missing arrays: head/score/W')
     shape = arrays['head/score/W'].shape

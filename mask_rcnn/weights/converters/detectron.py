@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, PRESETS, RESNET_BLOCKS, Config
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.converters import detectron_cfg
 from mask_rcnn.weights.converters.mapping import (
     CAFFE_BRANCHES,
@@ -194,7 +195,9 @@ def _detect_network(path: _Path, blobs: _Blobs) -> Config:
     backbone = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
     if backbone is None:
         raise WeightFileError(
-            path, f'has a ResNet with {count} blocks in res4, which is not supported yet (supported: {_SUPPORTED})'
+            path,
+            f'has a ResNet with {counted(count, "block")} in res4, which is not supported yet '
+            f'(supported: {_SUPPORTED})',
         )
     config = PRESETS[f'{backbone}_fpn' if _has_fpn(blobs) else backbone]
     if 'cls_score_w' not in blobs:

@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from mask_rcnn.config import DETECTRON, FPN_STRIDES, Config
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.converters.settings import is_integer, is_number, not_supported
 from mask_rcnn.weights.errors import to_printable_ascii
 
@@ -42,7 +43,7 @@ def parse(text: str) -> dict[str, Any]:
         ValueError: The text is not a YAML mapping, or is larger or nested more deeply than any configuration.
     """
     if len(text) > _MAX_TEXT:
-        raise ValueError(f'{len(text)} characters are too many for a configuration (at most {_MAX_TEXT})')
+        raise ValueError(f'{counted(len(text), "character")}, too many for a configuration (at most {_MAX_TEXT})')
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = _NodeConverter().convert(root, 0) if root is not None else None

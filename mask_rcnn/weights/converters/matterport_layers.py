@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.config import MATTERPORT, RESNET_BLOCKS, Config
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights import folding
 from mask_rcnn.weights.converters import matterport_cfg
 from mask_rcnn.weights.converters.mapping import (
@@ -114,7 +115,9 @@ def detect_network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], na
     backbone = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
     if backbone is None:
         raise WeightFileError(
-            path, f'has a ResNet with {count} blocks in its fourth stage, supported are {", ".join(RESNET_BLOCKS)}'
+            path,
+            f'has a ResNet with {counted(count, "block")} in its fourth stage, supported are '
+            f'{", ".join(RESNET_BLOCKS)}',
         )
 
     def shape(layer: str, n_axes: int) -> tuple[int, ...]:
@@ -133,7 +136,8 @@ def detect_network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], na
     n_anchors = shape('rpn_class_raw', 4)[0] // 2
     if n_anchors != len(base.anchor_ratios):
         raise WeightFileError(
-            path, f'has {n_anchors} anchors per location, which does not match the ratios {base.anchor_ratios}'
+            path,
+            f'has {counted(n_anchors, "anchor")} per location, which does not match the ratios {base.anchor_ratios}',
         )
     try:
         return base.replace(

@@ -41,6 +41,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from mask_rcnn.config import MINDSPORE, PRESETS, Config
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.converters.mapping import (
     ConversionReport,
     ConvertedWeights,
@@ -218,7 +219,7 @@ def _tensor(name: str, data: memoryview, budget: Budget) -> np.ndarray:
     ):
         shape = tuple(dims[:_MAX_DIMENSIONS])
         raise CorruptMessageError(
-            f'{to_printable_ascii(name)} has {len(content)} bytes, which does not match its shape {shape}'
+            f'{to_printable_ascii(name)} has {counted(len(content), "byte")}, which does not match its shape {shape}'
         )
     return np.frombuffer(content, dtype).reshape(dims)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_weight_file
 from mask_rcnn.weights.readers.protobuf import (
@@ -108,7 +109,7 @@ def _convolution(name: str, layers: Mapping[str, _Layer], budget: Budget) -> dic
     mean, var, factor = _blobs(bn, layers, budget, (3,))
     gamma, beta = _blobs(f'scale{suffix}', layers, budget, (2,))
     if factor.size != 1:
-        raise CorruptMessageError(f'{bn} has {factor.size} scale factors')
+        raise CorruptMessageError(f'{bn} has {counted(factor.size, "scale factor")}')
     # BatchNormLayer::Forward_cpu: the blobs are sums; a factor of 0 means that they are empty sums.
     count = np.float64(factor.item())
     scale = 1 / count if count else 0.0
@@ -125,7 +126,7 @@ def _blobs(name: str, layers: Mapping[str, _Layer], budget: Budget, counts: tupl
         raise CorruptMessageError(f'the layer {name} is missing')
     blobs = layers[name].blobs
     if len(blobs) not in counts:
-        raise CorruptMessageError(f'{name} has {len(blobs)} blobs, not {" or ".join(map(str, counts))}')
+        raise CorruptMessageError(f'{name} has {counted(len(blobs), "blob")}, not {" or ".join(map(str, counts))}')
     return [_blob(name, blob, budget) for blob in blobs]
 
 
@@ -194,7 +195,9 @@ def _blob(name: str, data: memoryview, budget: Budget) -> np.ndarray:
     # A dimension of 0 makes the product 0 whatever the others are, even if NumPy cannot represent them.
     if len(shape) > _MAX_DIMENSIONS or any(n >= _MAX_SIZE for n in shape) or math.prod(shape) != array.size:
         shown = shape[:_MAX_DIMENSIONS]
-        raise CorruptMessageError(f'a blob of {name} has {array.size} values, which does not match its shape {shown}')
+        raise CorruptMessageError(
+            f'a blob of {name} has {counted(array.size, "value")}, which does not match its shape {shown}'
+        )
     return array.reshape(shape)
 
 

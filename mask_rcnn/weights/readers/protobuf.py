@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
+
 #: Wire types.
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
@@ -86,7 +88,7 @@ def fields(data: memoryview, budget: Budget) -> Iterator[Field]:
         elif wire_type == _LENGTH:
             length, at = varint(data, at)
             if length > len(data) - at:
-                raise CorruptMessageError(f'a field of {length} bytes where {len(data) - at} are left')
+                raise CorruptMessageError(f'a field of {counted(length, "byte")}, only {len(data) - at} left')
             at += length
             yield BytesField(number, data[at - length : at])
         elif wire_type in (_FIXED32, _FIXED64):

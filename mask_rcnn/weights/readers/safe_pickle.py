@@ -29,6 +29,7 @@ from typing import Any, BinaryIO, ClassVar, Literal, cast
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_weight_file
 
@@ -214,7 +215,7 @@ class SafeUnpickler:
             raise UnpicklingError('is damaged: values are left over at its end')
         rest = self._size - self._position
         if rest and must_end:
-            raise UnpicklingError(f'is damaged: {rest} bytes follow the end of the pickle')
+            raise UnpicklingError(f'is damaged: {counted(rest, "byte")} after the end of the pickle')
         self.check_result(result)
         return result
 
@@ -233,7 +234,9 @@ class SafeUnpickler:
 
     def _take(self, count: int) -> bytes:
         if not 0 <= count <= self._size - self._position:
-            raise UnpicklingError(f'is truncated or damaged: {count} bytes expected at byte {self._position}')
+            raise UnpicklingError(
+                f'is truncated or damaged: {counted(count, "byte")} expected at byte {self._position}'
+            )
         data = self._file.read(count)
         self._position += len(data)
         if len(data) != count:
@@ -310,7 +313,7 @@ class SafeUnpickler:
     def long_bytes(self, layout: str) -> None:
         count = self._number(layout)
         if not 0 <= count <= _MAX_LINE:
-            raise UnpicklingError(f'is damaged: an integer of {count} bytes')
+            raise UnpicklingError(f'is damaged: an integer of {counted(count, "byte")}')
         self._push(int.from_bytes(self._take(count), 'little', signed=True))
 
     def float_line(self) -> None:
@@ -527,7 +530,7 @@ class SafeUnpickler:
             expected *= n
         if expected != len(data):
             raise UnpicklingError(
-                f'is damaged: an array of shape {to_printable_ascii(str(shape))} needs {expected} bytes, '
+                f'is damaged: an array of shape {to_printable_ascii(str(shape))} needs {counted(expected, "byte")}, '
                 f'not {len(data)}'
             )
         return np.ndarray(shape, dtype.value, buffer=data, order=order)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import to_printable_ascii
 from mask_rcnn.weights.readers.inert_pickle import Inert
 
@@ -52,7 +53,7 @@ class _Candidate:
     @property
     def title(self) -> str:
         """The path for messages."""
-        return f"'{'.'.join(map(to_printable_ascii, self.path))}' ({len(self.tensors)} tensors)"
+        return f"'{'.'.join(map(to_printable_ascii, self.path))}' ({counted(len(self.tensors), 'tensor')})"
 
     @property
     def is_average(self) -> bool:

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_deflated_zip, open_weight_file
 from mask_rcnn.weights.readers import safe_pickle
@@ -328,7 +329,7 @@ class _Storages:
         if count and (end > storage.length or count > storage.length):
             raise safe_pickle.UnpicklingError(
                 f'is damaged: a tensor of shape {tensor.shape} does not fit into its '
-                f'storage of {storage.length} elements'
+                f'storage of {counted(storage.length, "element")}'
             )
         items = self._items(storage)
         if not count:
@@ -402,5 +403,5 @@ def _legacy_starts(file: BinaryIO, size: int, keys: list[str], storages: Mapping
         if file.seek(storage.length * storage.itemsize, os.SEEK_CUR) > size:
             raise ValueError('it is truncated')
     if file.tell() != size:
-        raise ValueError(f'{size - file.tell()} bytes follow its end')
+        raise ValueError(f'{counted(size - file.tell(), "byte")} after its end')
     return starts
