@@ -1,0 +1,107 @@
+"""constraints.txt: one version of every package that the extras install, for each Python."""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.compat.test_matrix import NO_NETWORK, VERSIONS, find_python
+
+#: The extras without the GPU libraries, whose CUDA packages follow from CuPy.
+EXTRAS = ('demo', 'lint', 'mpi', 'notebooks', 'tensorboard', 'test')
+
+
+def read_constraints(root) -> list[Requirement]:
+    lines = (line.split('#')[0].strip() for line in (root / 'constraints.txt').read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def applies(requirement: Requirement, version: str, extra: str = '') -> bool:
+    """Return whether a requirement is one of a version of Python."""
+    return requirement.marker is None or requirement.marker.evaluate({'python_version': version, 'extra': extra})
+
+
+def pins(root, version: str) -> dict[str, str]:
+    """Return name -> version for a version of Python."""
+    chosen = [line for line in read_constraints(root) if applies(line, version)]
+    return {canonicalize_name(line.name): str(line.specifier).removeprefix('==') for line in chosen}
+
+
+def requirements(root, *names: str) -> list[Requirement]:
+    """Return the requirements of the package and of extras, as pyproject.toml declares them."""
+    text = (root / 'pyproject.toml').read_text()
+    base = re.search(r'^dependencies = \[\n(.*?)^\]', text, re.MULTILINE | re.DOTALL)[1]
+    lines = [base, *(re.search(rf'^{name} = \[(.*)\]', text, re.MULTILINE)[1] for name in names)]
+    return [Requirement(word) for line in lines for word in re.findall(r'"([^"]+)"', re.sub(r'(?m)#.*$', '', line))]
+
+
+def test_every_line_pins_one_version(root):
+    lines = read_constraints(root)
+    assert len(lines) > 100
+    assert [str(line) for line in lines if not re.fullmatch(r'==[\w.]+', str(line.specifier))] == []
+
+
+@pytest.mark.parametrize('version', VERSIONS)
+def test_a_package_has_one_version_for_each_python(root, version):
+    names = [canonicalize_name(line.name) for line in read_constraints(root) if applies(line, version)]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize('version', VERSIONS)
+def test_the_versions_are_those_that_the_extras_allow(root, version):
+    # The exact versions of Chainer and ChainerCV are in pyproject.toml itself.
+    found = pins(root, version) | {'chainer': '7.8.1', 'chainercv': '0.13.1'}
+    declared = requirements(root, *EXTRAS, 'cuda12', 'cuda13')
+    assert {'jupyterlab', 'ruff', 'h5py', 'nvidia-nccl-cu13'} <= {line.name for line in declared}
+    assert [str(line) for line in declared if not line.specifier.contains(found[canonicalize_name(line.name)])] == []
+
+
+def _installed(line: Requirement, version: str, seen: set[tuple]) -> Iterator[str]:
+    """Yield the names of a requirement and of all that it requires, as far as they are installed."""
+    key = canonicalize_name(line.name), frozenset(line.extras)
+    if key in seen:
+        return
+    seen.add(key)
+    yield key[0]
+    try:
+        distribution = importlib.metadata.distribution(line.name)
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for word in distribution.requires or ():
+        required = Requirement(word)
+        if any(applies(required, version, extra) for extra in ('', *line.extras)):
+            yield from _installed(required, version, seen)
+
+
+def test_the_installed_packages_are_pinned(root):
+    version = '.'.join(map(str, sys.version_info[:2]))
+    names = {name for line in requirements(root, *EXTRAS) for name in _installed(line, version, set())}
+    assert len(names) > 60
+    assert names - pins(root, version).keys() <= {'chainer', 'chainercv'}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('version', VERSIONS)
+def test_pip_installs_no_other_package(root, version, tmp_path):
+    """Chainer and ChainerCV are left out: pip would compile them."""
+    python = find_python(version)
+    if python is None:
+        pytest.skip(f'no Python {version}')
+    lines = [str(line) for line in requirements(root, *EXTRAS) if not line.name.startswith('chainer')]
+    report = tmp_path / 'report.json'
+    command = [python, '-m', 'pip', '--disable-pip-version-check', 'install', '-q', '--dry-run', '--ignore-installed']
+    command += ['-c', str(root / 'constraints.txt'), '--report', str(report), *lines]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode and any(words in result.stderr for words in NO_NETWORK):
+        pytest.skip('pip cannot reach a package index')
+    assert result.returncode == 0, result.stderr[-3000:]
+    items = [item['metadata'] for item in json.loads(report.read_text())['install']]
+    found = {canonicalize_name(item['name']): item['version'] for item in items}
+    assert {'jupyterlab', 'nbconvert', 'pytest', 'mypy'} <= found.keys()
+    assert found.items() <= pins(root, version).items()
