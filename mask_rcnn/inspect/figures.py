@@ -162,7 +162,7 @@ def draw_proposals(trace: Trace, *, n: int = 40) -> Figure:
         trace.image,
         _input_corners(trace, table.boxes),
         trace.probabilities(table.scores),
-        [FATE_NAMES[Fate(fate)] for fate in table.fates.tolist()],
+        [FATE_NAMES[fate] for fate in table.fates.tolist()],
         [trace.level_names[level] for level in table.levels.tolist()],
         n=n,
     )

@@ -173,10 +173,10 @@ def _add_proposals(report: Report, trace: Trace) -> None:
     rows = []
     for level, name in enumerate(trace.level_names):
         counts = Counter(table.fates[table.levels == level].tolist())
-        rows.append((name, sum(counts.values()), *(counts[fate] for fate in Fate)))
+        rows.append((name, sum(counts.values()), *(counts[fate] for fate in figures.FATE_NAMES)))
     total = Counter(table.fates.tolist())
-    rows.append(('all', len(table), *(total[fate] for fate in Fate)))
-    report.add_table(['level', 'before NMS', *(figures.FATE_NAMES[fate] for fate in Fate)], rows)
+    rows.append(('all', len(table), *(total[fate] for fate in figures.FATE_NAMES)))
+    report.add_table(['level', 'before NMS', *figures.FATE_NAMES.values()], rows)
     report.add_figure(
         figures.draw_proposals(trace),
         'Proposals before NMS (dotted) and after it (solid), and their outcomes: invalid boxes are too small or '
@@ -253,7 +253,7 @@ def _add_nms(report: Report, trace: Trace) -> None:
     )
     counts = Counter(table.fates.tolist())
     report.add_table(
-        ['boxes', *(figures.FATE_NAMES[fate] for fate in Fate)], [(len(table), *(counts[f] for f in Fate))]
+        ['boxes', *figures.FATE_NAMES.values()], [(len(table), *(counts[fate] for fate in figures.FATE_NAMES))]
     )
     if not _has_detections(report, trace):
         return

@@ -6,7 +6,6 @@ a proposal to its anchor.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,8 +19,11 @@ from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 
-class Fate(enum.IntEnum):
-    """The outcome of a candidate in a selection of boxes."""
+class Fate:
+    """The outcomes of a candidate in a selection of boxes: the values of the arrays ``fates``."""
+
+    # Plain integers: arrays are compared with them, and help() of an enumeration of integers lists all methods of int.
+    __slots__ = ()
 
     KEPT = 0
     #: The box is too small, its centre is outside the image, or it is empty after rounding.
@@ -64,7 +66,7 @@ class ProposalCandidates:
         boxes: ``(C, 4)`` float32, decoded and clipped, in the network input.
         scores: ``(C,)`` float32; see :class:`Anchors`.
         levels: ``(C,)`` int32 index of the feature map.
-        fates: ``(C,)`` int8, values of :class:`Fate`.
+        fates: ``(C,)`` int8, constants of :class:`Fate`.
         suppressed_by: ``(C,)`` index of the candidate that suppresses each one, or -1.
         rois: ``(C,)`` index of the RoI that the candidate becomes, or -1.
     """
@@ -113,7 +115,7 @@ class DetectionCandidates:
         boxes: ``(D, 4)`` float32 in pixels of the image, before they are rounded to integers
             (``dialect.detections.integer_boxes``).
         scores: ``(D,)`` float32.
-        fates: ``(D,)`` int8, values of :class:`Fate`.
+        fates: ``(D,)`` int8, constants of :class:`Fate`.
         suppressed_by: ``(D,)`` index of the candidate that suppresses each one, or -1.
         detections: ``(D,)`` index of the detection that the candidate becomes, or -1.
     """

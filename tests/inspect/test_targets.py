@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pydoc
 
 import chainer
 import numpy as np
@@ -225,3 +226,11 @@ def test_public_names():
     assert set(mask_rcnn.inspect.__all__) <= set(dir(mask_rcnn.inspect))
     with pytest.raises(AttributeError, match='no_such_name'):
         mask_rcnn.inspect.no_such_name  # noqa: B018  (the access is the test)
+
+
+def test_help_lists_the_outcomes_of_boxes_without_the_methods_of_integers():
+    text = pydoc.render_doc(mask_rcnn.inspect, renderer=pydoc.plaintext)
+    constants = {name: value for name, value in vars(mask_rcnn.inspect.Fate).items() if name.isupper()}
+    assert constants == {'KEPT': 0, 'INVALID': 1, 'SUPPRESSED': 2, 'BEYOND_LIMIT': 3}
+    assert all(f'{name} = {value}\n' in text for name, value in constants.items())
+    assert [name for name in ('bit_length', 'to_bytes', '__rdivmod__', '__index__') if name in text] == []
