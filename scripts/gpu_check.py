@@ -4,7 +4,7 @@
 
 Every part is a command with its own time limit; a part that fails or runs out of time does not stop the others.  A line
 is printed as each part ends, and a table at the end.  The folder --out contains the output of every part.  The exit
-status is 0 if no part failed or ran out of time, else 1.
+status is 0 if no part failed or ran out of time, else 1.  Without a GPU that works, no part runs: one line states why.
 
 - tests: the tests that need a GPU, by folder
 - golden: the reference outputs of the original programs (skipped if they are absent)
@@ -322,6 +322,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def gpu_error(gpu: int) -> str | None:
+    """Return the reason why a GPU cannot be used, or ``None`` if it can."""
+    # In another process: this one would keep a part of the GPU's memory during the measurements.
+    code = f'from mask_rcnn.cli.options import gpu_error; print(gpu_error({gpu}) or "")'
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
+    if done.returncode:
+        return last_line(done.stderr) or f'the process that looks for it ended with status {done.returncode}'
+    return done.stdout.strip() or None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the check; returns the exit status."""
     args = parse_arguments(argv)
@@ -332,6 +343,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         print('\n'.join(f'{part.name:<36}{part.seconds:>5.0f} s' for part in parts))
         return 0
+    reason = None if args.gpu < 0 else gpu_error(args.gpu)
+    if reason is not None:
+        advice = (
+            'run this on a machine with an NVIDIA GPU, after "make setup", or use --gpu -1 for a dry run on the CPU'
+        )
+        print(f'gpu_check.py: --gpu {args.gpu}: {reason}; {advice}', file=sys.stderr)
+        return 1
     started = time.monotonic()
     runner = PartRunner(
         args.out, ROOT, lambda result: print(line(result), flush=True), jobs=args.jobs, limit=args.limit

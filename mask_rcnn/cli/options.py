@@ -226,12 +226,15 @@ def gpu_error(gpu: int) -> str | None:
     """Return the reason why a GPU cannot be used, or ``None`` if it can."""
     try:
         import cupy
-    except Exception:  # a CuPy that does not fit the driver raises errors of many types
-        return 'CuPy is not installed or does not work here'
+    except ModuleNotFoundError as error:
+        return 'CuPy is not installed' if error.name == 'cupy' else f'CuPy cannot be imported ({error})'
+    except Exception as error:  # a CuPy that does not fit the driver raises errors of many types
+        return f'CuPy cannot be imported ({" ".join(str(error).split())[:100]})'
     try:
         n_gpus = cupy.cuda.runtime.getDeviceCount()
         if gpu >= n_gpus:
-            return f'there {"is" if n_gpus == 1 else "are"} only {counted(n_gpus, "CUDA device")}'
+            only = f'{"is" if n_gpus == 1 else "are"} only {counted(n_gpus, "CUDA device")}'
+            return f'there {only if n_gpus else "is no CUDA device"}'
         with cupy.cuda.Device(gpu):
             int((cupy.arange(2) + 1).sum())  # compiles and runs a kernel
     except Exception as error:

@@ -165,6 +165,7 @@ def test_table(runner):
 def test_json_and_exit_status(bad, status, check, parts, monkeypatch, tmp_path, capsys):
     chosen = [part for part in parts if part.name in ('tests/good', 'absent') or (bad and part.name == 'tests/bad')]
     monkeypatch.setattr(check, 'make_parts', lambda args: chosen)
+    monkeypatch.setattr(check, 'gpu_error', lambda gpu: None)
     path = tmp_path / 'results.json'
     assert check.main(['--out', str(tmp_path / 'logs'), '--json', str(path)]) == status
     content = json.loads(path.read_text())
@@ -178,6 +179,30 @@ def test_json_and_exit_status(bad, status, check, parts, monkeypatch, tmp_path, 
         'log': str(tmp_path / 'logs' / 'tests-good.log'),
     }
     assert 'tests/good' in capsys.readouterr().out
+
+
+#: Content of a module cupy -> the reason in the line.
+BROKEN_CUPY = {
+    "raise ModuleNotFoundError('No module named cupy', name='cupy')": 'CuPy is not installed',
+    "raise ImportError('libcudart.so.12: cannot open\\nshared object file')": (
+        'CuPy cannot be imported (libcudart.so.12: cannot open shared object file)'
+    ),
+    'import types; cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=lambda: 0))': (
+        'there is no CUDA device'
+    ),
+}
+
+
+@pytest.mark.parametrize(('source', 'reason'), BROKEN_CUPY.items(), ids=['absent', 'broken', 'no device'])
+def test_without_a_gpu_one_line_states_why_and_nothing_runs(source, reason, check, monkeypatch, tmp_path, capsys):
+    (tmp_path / 'cupy.py').write_text(source)
+    monkeypatch.setitem(check.ENVIRONMENT, 'PYTHONPATH', f'{tmp_path}{os.pathsep}{check.ROOT}')
+    monkeypatch.setattr(check, 'PartRunner', None)
+    out = tmp_path / 'logs'
+    assert check.main(['--out', str(out), '--json', str(tmp_path / 'results.json')]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith(f'gpu_check.py: --gpu 0: {reason}; run this on ') and line.count('\n') == 1
+    assert '--gpu -1' in line and not out.exists() and not (tmp_path / 'results.json').exists()
 
 
 def names(check, *words):
