@@ -9,6 +9,8 @@ tries=${COCO_TRIES:-5}
 pause=${COCO_PAUSE:-5}
 keep=no
 unpacking=
+part_file=
+n_created=0
 
 usage() {
     cat <<END
@@ -94,19 +96,39 @@ check_disk() {  # PART ...: check the free space for all missing parts
         fail "$folder needs $((needed / 1024)) MB of disk space, but only $((free / 1024)) MB are free"
 }
 
-fetch() {  # URL FILE: download, resuming FILE if it exists
+# Download, resuming FILE if it exists.  Set status, and cause for the case that bytes are missing.
+fetch() {  # URL FILE
+    status=0
     if command -v curl > /dev/null; then
         if [ -t 2 ]; then show=--progress-bar; else show=--silent; fi
-        status=0
         curl --fail --location --connect-timeout 30 --speed-limit 1 --speed-time 60 $show \
             --continue-at - --output "$2" "$1" || status=$?
         if [ $status -eq 33 ]; then  # the server does not support resuming: start again next time
             rm -f "$2"
         fi
-        return $status
+        tool=curl
+    else
+        if [ -t 2 ]; then show=; else show=--quiet; fi
+        wget $show --continue --tries=1 --timeout=60 --output-document="$2" "$1" || status=$?
+        tool=wget
     fi
-    if [ -t 2 ]; then show=; else show=--quiet; fi
-    wget $show --continue --tries=1 --timeout=60 --output-document="$2" "$1"
+    host=${1#*://}
+    host=${host%%/*}
+    host=${host##*@}
+    case $tool-$status in
+        *-0 | curl-18 | curl-52 | curl-56) cause="the connection to $host ended early" ;;
+        curl-5) cause="the proxy for $host is not found" ;;
+        curl-6) cause="the host $host is not found (no network?)" ;;
+        curl-7) cause="$host cannot be reached (no network, or a firewall?)" ;;
+        curl-22 | wget-8) cause="$host refuses the file" ;;
+        curl-23 | wget-3) cause="$2 cannot be written (is the disk full?)" ;;
+        curl-28) cause="$host does not answer in time" ;;
+        curl-33) cause="$host cannot resume downloads" ;;
+        curl-35 | curl-51 | curl-53 | curl-54 | curl-58 | curl-59 | curl-60 | curl-77 | wget-5)
+            cause="no secure connection to $host (TLS)" ;;
+        wget-4) cause="the host $host is not found or cannot be reached (no network?)" ;;
+        *) cause="$tool to $host ended with status $status" ;;
+    esac
 }
 
 # Download the described zip; it gets its final name when it is complete.
@@ -118,14 +140,14 @@ download() {
     fi
     part_file=$folder/$zip.part
     size=$(size_of "$part_file")
-    try=1
+    try=1 cause=
     while [ "$size" -ne "$zip_size" ]; do
         [ "$try" -le "$tries" ] ||
-            fail "$url: $size of $zip_size bytes arrived in $tries tries; run this again to resume"
+            fail "$url: $size of $zip_size bytes arrived in $tries tries: $cause; run this again to resume"
         if [ "$try" -gt 1 ]; then sleep "$pause"; fi
         if [ "$size" -gt "$zip_size" ]; then rm -f "$part_file"; size=0; fi
         say "downloading $url ($((zip_size / 1000000)) MB, $((size / 1000000)) MB already downloaded)"
-        fetch "$url" "$part_file" || true
+        fetch "$url" "$part_file"
         size=$(size_of "$part_file")
         try=$((try + 1))
     done
@@ -177,8 +199,14 @@ unpack() {
     if [ "$keep" = no ]; then rm -f "$folder/$zip"; fi
 }
 
+# Remove what is half done: the unpacked files, an empty download, and folders that this run created and left empty.
 clean() {
     if [ -n "$unpacking" ]; then rm -rf "$unpacking"; fi
+    if [ -n "$part_file" ] && [ ! -s "$part_file" ]; then rm -f "$part_file"; fi
+    while [ "$n_created" -gt 0 ] && rmdir "$folder" 2> /dev/null; do
+        folder=$(dirname -- "$folder")
+        n_created=$((n_created - 1))
+    done
 }
 
 parts=
@@ -199,6 +227,11 @@ done
 
 command -v curl > /dev/null || command -v wget > /dev/null || fail 'needs curl or wget'
 command -v unzip > /dev/null || command -v python3 > /dev/null || fail 'needs unzip or python3'
+parent=$folder
+while [ ! -d "$parent" ]; do
+    parent=$(dirname -- "$parent")
+    n_created=$((n_created + 1))
+done
 mkdir -p -- "$folder" 2> /dev/null || fail "cannot create the folder $folder"
 folder=$(CDPATH='' cd -- "$folder" && pwd)
 [ -w "$folder" ] || fail "cannot write in the folder $folder"

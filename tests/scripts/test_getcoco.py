@@ -179,7 +179,7 @@ def test_a_damaged_zip_is_deleted_and_leaves_no_folder(coco, tmp_path, site):
     data[len(data) // 2] ^= 255
     site.files['/zips/val2017.zip'] = bytes(data)
     assert 'damaged' in one_line(coco('val'))
-    assert os.listdir(tmp_path / 'COCO') == []
+    assert not (tmp_path / 'COCO').exists()
 
 
 def test_a_tool_that_fails_does_not_cost_the_download(coco, tmp_path):
@@ -212,42 +212,84 @@ def test_a_zip_of_another_size_is_not_touched(coco, tmp_path):
 
 def test_a_missing_file_and_a_missing_server(coco, site, tmp_path):
     del site.files['/zips/val2017.zip']
-    assert 'zips/val2017.zip: 0 of ' in one_line(coco('val'))
-    assert '0 of ' in one_line(coco('val', COCO_URL='http://127.0.0.1:1'))
-    assert not (tmp_path / 'COCO/val2017').exists()
+    line = one_line(coco('val'))
+    assert 'zips/val2017.zip: 0 of ' in line and f'tries: {site.url.removeprefix("http://")} refuses the file;' in line
+    line = one_line(coco('val', COCO_URL='http://127.0.0.1:1'))
+    assert '0 of ' in line and 'tries: 127.0.0.1:1 cannot be reached (' in line
+    assert not (tmp_path / 'COCO').exists()
 
 
-def test_a_full_disk_is_noticed_before_the_download(coco, site):
+#: What the script needs in addition to curl or wget, and unzip or python3.
+TOOLS = (
+    'sh',
+    'basename',
+    'dirname',
+    'cat',
+    'find',
+    'wc',
+    'tr',
+    'df',
+    'awk',
+    'mkdir',
+    'rmdir',
+    'rm',
+    'mv',
+    'sleep',
+    'env',
+)
+
+
+def make_path(folder, *programs, **scripts):
+    """Return a folder for PATH with the tools, other programs, if they are installed, and shell scripts."""
+    folder.mkdir()
+    for name in filter(shutil.which, (*TOOLS, *programs)):
+        (folder / name).symlink_to(shutil.which(name))
+    for name, text in scripts.items():
+        (folder / name).write_text(f'#!/bin/sh\n{text}\n')
+        (folder / name).chmod(0o755)
+    return str(folder)
+
+
+PYTHON = f'exec {shlex.quote(sys.executable)} "$@"'
+
+
+@pytest.mark.parametrize(
+    ('tool', 'status', 'cause'),
+    [
+        ('curl', 6, 'the host images.example.org is not found (no network?)'),
+        ('curl', 28, 'images.example.org does not answer in time'),
+        ('curl', 60, 'no secure connection to images.example.org (TLS)'),
+        ('curl', 99, 'curl to images.example.org ended with status 99'),
+        ('wget', 4, 'the host images.example.org is not found or cannot be reached (no network?)'),
+        ('wget', 8, 'images.example.org refuses the file'),
+    ],
+)
+@pytest.mark.parametrize('folder', ['data', 'new/data'])
+def test_the_last_line_names_the_host_and_the_cause_and_nothing_is_left(tool, status, cause, folder, coco, tmp_path):
+    # wget creates its output before it connects.
+    write = 'for word; do case $word in --output-document=*) : > "${word#*=}" ;; esac; done; '
+    path = make_path(tmp_path / 'tools', python3=PYTHON, **{tool: f'{write}exit {status}'})
+    url = 'https://someone@images.example.org/mirror'
+    line = one_line(coco('val', '--dir', folder, cwd=tmp_path, PATH=path, COCO_URL=url))
+    assert f'bytes arrived in 3 tries: {cause}; run this again to resume' in line
+    assert sorted(os.listdir(tmp_path)) == ['getcoco.sh', 'tools']
+
+
+def test_a_folder_that_existed_is_kept(coco, tmp_path):
+    (tmp_path / 'data').mkdir()
+    path = make_path(tmp_path / 'tools', python3=PYTHON, curl='exit 6')
+    one_line(coco('val', '--dir', 'data', cwd=tmp_path, PATH=path))
+    assert os.listdir(tmp_path / 'data') == []
+
+
+def test_a_full_disk_is_noticed_before_the_download(coco, site, tmp_path):
     assert 'disk space' in one_line(coco('train', COCO_TRAIN_SIZE=str(10**16)))
-    assert site.requests == []
+    assert site.requests == [] and not (tmp_path / 'COCO').exists()
 
 
 def test_without_unzip_python_unpacks(coco, tmp_path, site):
     tools = tmp_path / 'tools'
-    tools.mkdir()
-    for name in (
-        'sh',
-        'curl',
-        'wget',
-        'basename',
-        'dirname',
-        'cat',
-        'find',
-        'wc',
-        'tr',
-        'df',
-        'awk',
-        'mkdir',
-        'rm',
-        'mv',
-        'sleep',
-        'env',
-    ):
-        if shutil.which(name):
-            (tools / name).symlink_to(shutil.which(name))
-    python = tools / 'python3'
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-    python.chmod(0o755)
+    make_path(tools, 'curl', 'wget', python3=PYTHON)
     done = coco('val', PATH=str(tools))
     assert done.returncode == 0, done.stderr
     data = bytearray(site.files['/zips/train2017.zip'])
