@@ -113,7 +113,7 @@ def test_broken_mask(bowl):
         instance_masks.read(bowl, NUCLEUS)
     dataset = instance_masks.read(bowl, ImportOptions(skip_broken=True))
     assert [image.path.name for image in dataset.images] == ['cd.png']
-    assert dataset.omissions.counts == {'images that cannot be read': 1}
+    assert dataset.omissions.counts == {'unusable images': 1}
 
 
 def test_other_folders_are_not_recognised(tmp_path):

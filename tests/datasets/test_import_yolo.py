@@ -118,7 +118,7 @@ def test_broken_lines(folders, line, reason):
     assert caught.value.path == path
     save_photo(folders / 'images' / 'b.png')
     dataset = yolo.read(folders, ImportOptions(skip_broken=True))
-    assert names_of(dataset) == ['b.png'] and dataset.omissions.counts == {'images that cannot be read': 1}
+    assert names_of(dataset) == ['b.png'] and dataset.omissions.counts == {'malformed': 1}
 
 
 def test_images_without_objects(folders):

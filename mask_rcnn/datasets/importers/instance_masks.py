@@ -22,7 +22,7 @@ from mask_rcnn.datasets.importers.mask_files import (
 )
 from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
-from mask_rcnn.datasets.importers.report import read_images
+from mask_rcnn.datasets.importers.report import ImportReport
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.masks.rle import encode_labels
@@ -63,18 +63,18 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
         raise AnnotationFileError(
             source, 'has neither folders ID/images and ID/masks nor folders images and masks/NAME'
         )
-    omissions = Omissions('items')
+    report = ImportReport(skip_broken=options.skip_broken)
     images = {} if options.image_folder is None else index_by_stem(list_images(options.image_folder))
     pairs = {_find_image(source, name, folder, images): folder for name, folder in folders.items()}
 
     def read_image(path: Path) -> ImportedImage:
-        return _read_image(path, pairs[path], options.default_class, omissions)
+        return _read_image(path, pairs[path], options.default_class, report.omissions)
 
-    read_in = read_images(pairs, read_image, options, omissions)
+    read_in = report.read_images(pairs, read_image)
     for path in _other_images(source, options, pairs):
-        omissions.add('images without a folder of masks', path.name, one='image without a folder of masks')
+        report.omissions.add('images without a folder of masks', path.name, one='image without a folder of masks')
     classes = {item.class_name for image in read_in for item in image.objects}
-    return ImportedDataset(NAME, read_in, tuple(sorted(classes)) or (options.default_class,), omissions)
+    return ImportedDataset(NAME, read_in, tuple(sorted(classes)) or (options.default_class,), report.omissions)
 
 
 def _mask_folders(source: Path) -> dict[str, Path]:

@@ -29,8 +29,7 @@ from mask_rcnn.datasets.importers.mask_files import (
 )
 from mask_rcnn.datasets.importers.parts import refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
-from mask_rcnn.datasets.importers.report import read_images
-from mask_rcnn.io.omissions import Omissions
+from mask_rcnn.datasets.importers.report import ImportReport
 from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.masks.rle import encode_labels
 from mask_rcnn.preprocessing.image_io import read_image_size
@@ -66,7 +65,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
     labels, images, folder = _find_files(source, options.image_folder)
     if not labels:
         raise AnnotationFileError(source, 'has neither folders images and labels (or masks) nor files NAME_masks.png')
-    omissions = Omissions('items')
+    report = ImportReport(skip_broken=options.skip_broken)
     names = {path: name for name, path in labels.items()}
 
     def read_image(path: Path) -> ImportedImage:
@@ -74,11 +73,11 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
             raise AnnotationFileError(path, f'its image {names[path]} does not exist in {folder}')
         return _read_image(images[names[path]], path, options.default_class)
 
-    read_in = read_images(labels.values(), read_image, options, omissions)
+    read_in = report.read_images(labels.values(), read_image)
     for name, path in images.items():
         if name not in labels:
-            omissions.add('images without a label image', path.name, one='image without a label image')
-    return ImportedDataset(NAME, read_in, (options.default_class,), omissions)
+            report.omissions.add('images without a label image', path.name, one='image without a label image')
+    return ImportedDataset(NAME, read_in, (options.default_class,), report.omissions)
 
 
 def _find_files(source: Path, image_folder: Path | None) -> _Files:

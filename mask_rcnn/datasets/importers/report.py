@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mask_rcnn.datasets.coco_json import AnnotationFileError
-from mask_rcnn.datasets.importers.records import ImportedImage, ImportOptions
+from mask_rcnn.datasets.importers.records import ImportedImage
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
@@ -27,8 +27,11 @@ class ImportReport:
         """Raise an error about something that cannot be read, or count it."""
         if not self._skip_broken:
             raise error
-        reason = 'unusable images' if isinstance(error, ImageFileError) else 'malformed'
-        self.omissions.add(reason, ' '.join(str(error).split()))
+        name = ' '.join(str(error).split())
+        if isinstance(error, ImageFileError):
+            self.omissions.add('unusable images', name, one='unusable image')
+        else:
+            self.omissions.add('malformed', name)
 
     def reject_object(self, source: Path, place: str, problem: ValueError) -> None:
         """Reject an object.
@@ -42,30 +45,22 @@ class ImportReport:
         error.__cause__ = problem
         self.reject(error)
 
+    def read_images(
+        self, paths: Iterable[Path], read: Callable[[Path], ImportedImage | None]
+    ) -> tuple[ImportedImage, ...]:
+        """Read images one by one, and reject those that cannot be read.
 
-def read_images(
-    paths: Iterable[Path], read: Callable[[Path], ImportedImage | None], options: ImportOptions, omissions: Omissions
-) -> tuple[ImportedImage, ...]:
-    """Read images one by one; leave out and count broken ones if ``options.skip_broken`` is set.
+        Args:
+            paths: The images or annotation files.
+            read: Reads one of them; returns ``None`` for an image that it has left out itself.
 
-    Args:
-        paths: The images or annotation files.
-        read: Reads one of them; returns ``None`` for an image that it has left out itself.
-        options: The settings of the import.
-        omissions: Receives the images that are left out.
-
-    Raises:
-        AnnotationFileError, ImageFileError: A file is broken.
-    """
-    images = []
-    for path in paths:
-        try:
-            image = read(path)
-        except (AnnotationFileError, ImageFileError) as error:
-            if not options.skip_broken:
-                raise
-            omissions.add('images that cannot be read', str(error))
-            continue
-        if image is not None:
-            images.append(image)
-    return tuple(images)
+        Raises:
+            AnnotationFileError, ImageFileError: A file is broken, and ``skip_broken`` is not set.
+        """
+        images = []
+        for path in paths:
+            try:
+                images.append(read(path))
+            except (AnnotationFileError, ImageFileError) as error:
+                self.reject(error)
+        return tuple(image for image in images if image is not None)

@@ -17,7 +17,7 @@ from mask_rcnn.datasets.importers.folders import images_in, list_folder
 from mask_rcnn.datasets.importers.mask_files import check_size, is_label_file
 from mask_rcnn.datasets.importers.parts import choose_part, refuse_part
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
-from mask_rcnn.datasets.importers.report import read_images
+from mask_rcnn.datasets.importers.report import ImportReport
 from mask_rcnn.datasets.importers.source_files import read_lines
 from mask_rcnn.datasets.importers.voc_classes import VOID, VOCClasses, read_voc_classes, voc_color
 from mask_rcnn.io.omissions import Omissions
@@ -57,20 +57,20 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
     if images is None:
         raise AnnotationFileError(root, f'has no folder {_IMAGE_FOLDERS[0]}; --images names the folder of the images')
     names = _image_names(root, objects, chosen, options)
-    table, omissions = read_voc_classes(root), Omissions('items')
+    table, report = read_voc_classes(root), ImportReport(skip_broken=options.skip_broken)
 
     def read_image(path: Path) -> ImportedImage | None:
         name = os.fspath(path)
         mask = _find_file(objects, name)
         if mask is None:
-            omissions.add('images without masks', name, one='image without masks')
+            report.omissions.add('images without masks', name, one='image without masks')
             return None
         reader = _Reader(mask, None if classes is None else _existing(classes, name), table, options.default_class)
-        return reader.read(_existing(images, name), omissions)
+        return reader.read(_existing(images, name), report.omissions)
 
-    read_in = read_images(names, read_image, options, omissions)
+    read_in = report.read_images(names, read_image)
     class_names = (options.default_class,) if classes is None else table.names
-    return ImportedDataset(NAME, read_in, class_names, omissions)
+    return ImportedDataset(NAME, read_in, class_names, report.omissions)
 
 
 def _find_root(source: Path) -> tuple[Path, Path | None]:

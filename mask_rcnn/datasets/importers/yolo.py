@@ -13,7 +13,7 @@ import numpy as np
 from mask_rcnn.datasets.annotation_values import AnnotationError, read_number
 from mask_rcnn.datasets.coco_json import AnnotationFileError
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedImage, ImportedObject, ImportOptions
-from mask_rcnn.datasets.importers.report import ImportReport, read_images
+from mask_rcnn.datasets.importers.report import ImportReport
 from mask_rcnn.datasets.importers.source_files import read_lines
 from mask_rcnn.datasets.importers.yolo_layout import PARTS, YOLOFiles, find_files, find_yaml, first_label_files
 from mask_rcnn.io.wording import counted
@@ -57,7 +57,7 @@ def read(source: Path, options: ImportOptions) -> ImportedDataset:
     def read_image(path: Path) -> ImportedImage:
         return _read_image(path, files, options.default_class, report)
 
-    images = read_images(files.labels, read_image, options, report.omissions)
+    images = report.read_images(files.labels, read_image)
     names = files.names or (options.default_class,)
     return ImportedDataset(NAME, images, names, report.omissions, report.doubts)
 
