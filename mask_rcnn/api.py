@@ -10,6 +10,7 @@ from typing import Any
 
 import chainer
 
+from mask_rcnn.config.schedules import RATE_PER_IMAGE
 from mask_rcnn.datasets.user_dataset import ObjectData, UserDataset
 from mask_rcnn.evaluation import Metrics
 from mask_rcnn.evaluation.coco import evaluate_model
@@ -24,9 +25,6 @@ from mask_rcnn.training.earlier_run import set_aside_run
 from mask_rcnn.training.schedule import Schedule, run_schedule
 from mask_rcnn.training.snapshot import BEST_MODEL
 from mask_rcnn.training.trainer import TrainingOptions, TrainingRun, build_training_run
-
-#: Detectron's learning rate for each image of the batch.
-_RATE_PER_IMAGE = 0.02 / 16
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def train(
             f'{", ".join(train_set.class_names)}'
         )
     if schedule is None:
-        schedule = run_schedule(_RATE_PER_IMAGE * batch_size if lr is None else lr, iterations)
+        schedule = run_schedule(RATE_PER_IMAGE * batch_size if lr is None else lr, iterations)
     elif lr is not None:
         raise ValueError('lr and schedule contradict each other')
     if val_set is None and eval_interval:

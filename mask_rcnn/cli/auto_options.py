@@ -17,6 +17,7 @@ from mask_rcnn.cli.command import UsageError, flag
 from mask_rcnn.cli.initial_model import data_options, selected_extractor
 from mask_rcnn.cli.options import choose_device
 from mask_rcnn.cli.train_arguments import SCHEDULE_OPTIONS, TrainArguments
+from mask_rcnn.config.schedules import MIN_EVALUATION_INTERVAL, N_EVALUATIONS, decay_steps, warmup_length
 from mask_rcnn.datasets.coco import COCODataset
 from mask_rcnn.datasets.inspection.machine import find_machine
 from mask_rcnn.datasets.inspection.statistics import collect_statistics
@@ -25,9 +26,6 @@ from mask_rcnn.io.console import print_line
 from mask_rcnn.io.wording import counted
 from mask_rcnn.training.schedule import detectron_schedule
 from mask_rcnn.training.snapshot import is_snapshot
-
-#: Number of evaluations of a run, and minimum number of iterations between them; limit of the warm-up in iterations.
-_N_EVALUATIONS, _MIN_INTERVAL, _MAX_WARMUP = 15, 10, 500
 
 
 def print_and_return_arguments(
@@ -124,12 +122,13 @@ def choose_options(
     if not iterations and batch != settings.batch_size:
         iterations = max(round(settings.iterations * settings.batch_size / batch), 1)
     if iterations:
+        first, second = decay_steps(iterations)
         chosen |= {
             'iteration': iterations,
-            'lr_initialchange': min(_MAX_WARMUP, iterations // 4),
-            'step_size': max(iterations * 2 // 3, 1),
-            'lr_step': max(iterations * 8 // 9, 1),
-            'validation': max(iterations // _N_EVALUATIONS, min(_MIN_INTERVAL, iterations)),
+            'lr_initialchange': warmup_length(iterations),
+            'step_size': max(first, 1),
+            'lr_step': max(second, 1),
+            'validation': max(iterations // N_EVALUATIONS, min(MIN_EVALUATION_INTERVAL, iterations)),
         }
     chosen['step_size'] = min(chosen['step_size'], given['lr_step'] or math.inf)
     chosen['lr_step'] = max(chosen['lr_step'], given['step_size'] or 0)

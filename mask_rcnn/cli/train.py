@@ -33,6 +33,7 @@ from mask_rcnn.cli.options import check_precision, choose_device
 from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.cli.train_options import configure
 from mask_rcnn.config import Config
+from mask_rcnn.config.schedules import DEFAULT_ITERATIONS
 from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import Metrics, ResultsFileError, evaluate_model
@@ -58,9 +59,6 @@ from mask_rcnn.training.worker_pool import ExampleError, WorkerError
 from mask_rcnn.weights import WeightFileError
 
 _logger = logging.getLogger(__name__)
-
-#: Iterations without ``--iteration`` and ``--schedule``.
-_DEFAULT_ITERATIONS = 800000
 
 #: Errors whose message is a complete line.
 _ERRORS = (
@@ -245,7 +243,7 @@ def _options(args: TrainArguments, communicator: Communicator, config: Config, *
         schedule = step_schedule(
             args.lr, warmup=args.lr_initialchange, first_decay=args.step_size, second_decay=args.lr_step
         )
-        iterations = _DEFAULT_ITERATIONS
+        iterations = DEFAULT_ITERATIONS
     iterations = args.iteration or iterations
     return TrainingOptions(
         out=os.fspath(args.out),

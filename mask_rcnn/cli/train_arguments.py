@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from mask_rcnn.cli.command import UsageError, flag
 from mask_rcnn.cli.dataset_options import DatasetArguments
 from mask_rcnn.cli.train_options import LAST
+from mask_rcnn.config.schedules import DEFAULT_DECAYS, DEFAULT_RATE, DEFAULT_WARMUP
 from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.io.console import print_warning
 from mask_rcnn.training.snapshot import check_snapshot, find_newest_snapshot, is_snapshot, read_options
@@ -53,10 +54,10 @@ class TrainArguments:
     model_folder: Path
     resume: Path | None
 
-    lr: float = 1e-4
-    lr_initialchange: int = 800
-    step_size: int = 400000
-    lr_step: int = 480000
+    lr: float = DEFAULT_RATE
+    lr_initialchange: int = DEFAULT_WARMUP
+    step_size: int = DEFAULT_DECAYS[0]
+    lr_step: int = DEFAULT_DECAYS[1]
     schedule: str | None
     iteration: int | None
     batchsize: int

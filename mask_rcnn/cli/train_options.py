@@ -23,6 +23,7 @@ from mask_rcnn.cli.options import (
 )
 from mask_rcnn.config import EXTRACTORS, Config
 from mask_rcnn.config.fields import describe_value
+from mask_rcnn.config.schedules import DEFAULT_DECAYS, DEFAULT_ITERATIONS, DEFAULT_RATE, DEFAULT_WARMUP
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
 from mask_rcnn.training.schedule import DETECTRON_SCHEDULES
@@ -210,16 +211,18 @@ def _add_initial_weights(add: AddArgument) -> None:
 
 
 def _add_optimization(add: AddArgument) -> None:
-    add('--lr', '-l', type=non_negative_float, metavar='RATE', help='learning rate; 0 only evaluates (default: 1e-4)')
+    first, second = DEFAULT_DECAYS
+    rate = f'learning rate; 0 only evaluates (default: {DEFAULT_RATE:g})'
+    add('--lr', '-l', type=non_negative_float, metavar='RATE', help=rate)
     add(
         '--lr-initialchange',
         '-li',
         type=non_negative_int,
         metavar='N',
-        help='iteration at which the learning rate is multiplied by 10 (default: 800)',
+        help=f'iteration at which the learning rate is multiplied by 10 (default: {DEFAULT_WARMUP})',
     )
-    add('--step-size', '-ss', type=positive_int, metavar='N', help='iteration of the first decay (default: 400000)')
-    add('--lr-step', '-ls', type=positive_int, metavar='N', help='iteration of the second decay (default: 480000)')
+    add('--step-size', '-ss', type=positive_int, metavar='N', help=f'iteration of the first decay (default: {first})')
+    add('--lr-step', '-ls', type=positive_int, metavar='N', help=f'iteration of the second decay (default: {second})')
     add(
         '--schedule',
         choices=DETECTRON_SCHEDULES,
@@ -230,7 +233,7 @@ def _add_optimization(add: AddArgument) -> None:
         '-i',
         type=positive_int,
         metavar='N',
-        help="number of iterations (default: 800000, or the schedule's)",
+        help=f"number of iterations (default: {DEFAULT_ITERATIONS}, or the schedule's)",
     )
     add(
         '--batchsize',

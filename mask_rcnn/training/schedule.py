@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mask_rcnn.config import fields
+from mask_rcnn.config.schedules import RATE_PER_IMAGE, WARMUP, decay_steps, warmup_length
 
 #: Iterations and decay steps of Detectron's schedules for 8 images per batch (R-50-C4: 8 GPUs with one image each):
 #: ``configs/12_2017_baselines/e2e_mask_rcnn_R-50-C4_{1x,2x}.yaml``.
@@ -13,9 +14,6 @@ DETECTRON_SCHEDULES = {
     'detectron-2x': (360000, (240000, 320000)),
 }
 _DETECTRON_BATCH = 8
-#: Detectron's learning rate for a batch of 16 images; it is proportional to the batch size (Goyal et al. 2017,
-#: section 2.1).
-_DETECTRON_RATE = 0.02
 
 #: The ranges of the numbers of :class:`Schedule`.
 _CHECKS = {
@@ -79,13 +77,13 @@ def detectron_schedule(name: str, batch_size: int) -> tuple[Schedule, int]:
         batch_size: Images per update, over all processes.
     """
     iterations, steps = DETECTRON_SCHEDULES[name]
-    peak = _DETECTRON_RATE * batch_size / 16
+    peak = RATE_PER_IMAGE * batch_size
 
     def rescale_iterations(n: int) -> int:
         return max(round(n * _DETECTRON_BATCH / batch_size), 1)
 
     return Schedule(
-        peak=peak, start=peak / 3, warmup=500, linear=True, steps=tuple(map(rescale_iterations, steps))
+        peak=peak, start=peak / 3, warmup=WARMUP, linear=True, steps=tuple(map(rescale_iterations, steps))
     ), rescale_iterations(iterations)
 
 
@@ -95,5 +93,4 @@ def run_schedule(lr: float, iterations: int) -> Schedule:
     The learning rate rises linearly from a third of ``lr`` over 500 iterations, or over a quarter of a short run, and
     is multiplied by 0.1 after 2/3 and 8/9 of the iterations.
     """
-    warmup = min(500, iterations // 4)
-    return Schedule(peak=lr, start=lr / 3, warmup=warmup, linear=True, steps=(iterations * 2 // 3, iterations * 8 // 9))
+    return Schedule(peak=lr, start=lr / 3, warmup=warmup_length(iterations), linear=True, steps=decay_steps(iterations))

@@ -1,8 +1,13 @@
 """Learning rate schedules."""
 
+import dataclasses
+
 import pytest
 
-from mask_rcnn.training.schedule import Schedule, detectron_schedule, step_schedule
+from mask_rcnn.cli.train_arguments import TrainArguments
+from mask_rcnn.config.schedules import RATE_PER_IMAGE, decay_steps, warmup_length
+from mask_rcnn.training.schedule import Schedule, detectron_schedule, run_schedule, step_schedule
+from tests.support.contracts import parser_of
 
 
 def test_the_schedule_of_the_command_line():
@@ -38,6 +43,21 @@ def test_the_linear_warm_up_equals_detectron():
     for iteration in (0, 1, 250, 499):
         alpha = iteration / 500  # detectron/utils/lr_policy.py
         assert schedule.rate(iteration) == pytest.approx(0.02 * (1 / 3 * (1 - alpha) + alpha), rel=1e-12)
+
+
+def test_runs_of_any_length_have_the_proportions_of_detectron():
+    assert RATE_PER_IMAGE == 0.00125 and detectron_schedule('detectron-1x', 8)[0].peak == 8 * RATE_PER_IMAGE
+    assert decay_steps(90000) == detectron_schedule('detectron-1x', 16)[0].steps
+    assert [warmup_length(n) for n in (0, 3, 90, 1999, 2000, 90000)] == [0, 0, 22, 499, 500, 500]
+    assert run_schedule(0.3, 90) == Schedule(peak=0.3, start=0.3 / 3, warmup=22, linear=True, steps=(60, 80))
+
+
+def test_the_help_states_the_defaults_of_the_schedule():
+    options = {action.dest: action.help for action in parser_of('train')._actions}
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainArguments)}
+    for name, value in {'lr': 0.0001, 'lr_initialchange': 800, 'step_size': 400000, 'lr_step': 480000}.items():
+        assert defaults[name] == value and options[name].endswith(f'(default: {value})')
+    assert "(default: 800000, or the schedule's)" in options['iteration']
 
 
 def test_a_decay_within_the_warm_up_takes_effect_after_it():

@@ -14,6 +14,13 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.config import FPN_STRIDES, PRESETS, Config
+from mask_rcnn.config.schedules import (
+    MIN_EVALUATION_INTERVAL,
+    N_EVALUATIONS,
+    RATE_PER_IMAGE,
+    decay_steps,
+    warmup_length,
+)
 from mask_rcnn.datasets.inspection.statistics import Statistics
 from mask_rcnn.io.wording import counted
 
@@ -39,10 +46,6 @@ _MIN_ANCHOR_RANGE = 4
 #: The smallest anchor of a single feature map is at least as large as its stride: others miss objects between them.
 _C4_STRIDE = 16
 
-#: Detectron's rate: 0.02 for 16 images, proportional to the batch size (Goyal et al. 2017, section 2.1).
-_RATE_PER_IMAGE = 0.02 / 16
-#: Length of the warm-up in iterations, and its maximum fraction of a short run.
-_WARMUP, _WARMUP_FRACTION = 500, 1 / 4
 #: Limit of the gradient's L2 norm, several times the usual one.
 _CLIP_GRADIENT = 10.0
 
@@ -53,7 +56,6 @@ _CPU_PIXELS = 2e6
 _GPU_ITERATIONS, _CPU_ITERATIONS = (1000, 90000), (500, 5000)
 #: Detectron's schedule 1x has 12 epochs of about 118,000 images.  Smaller datasets need more epochs, fewer images.
 _EPOCHS, _FULL_DATASET, _MAX_EPOCHS = 12, 20000, 100
-_N_EVALUATIONS = 15
 #: Limits of the detections per image: Detectron's, and more for crowds; the network has up to 1000 proposals.
 _DETECTION_LIMITS = 100, 300, 1000
 
@@ -179,8 +181,7 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
     n_images = len(statistics.image_sizes)
     batch, subdivisions = _suggest_batch(n_images, n_pixels, extractor, rois, machine)
     iterations, interval = _suggest_iterations(n_images, batch, has_gpu=machine.has_gpu)
-    lr = round(_RATE_PER_IMAGE * batch, 8)
-    warmup = min(_WARMUP, int(iterations * _WARMUP_FRACTION))
+    lr = round(RATE_PER_IMAGE * batch, 8)
     n_epochs = iterations * batch / n_images
     crowded = np.percentile(statistics.objects_per_image, 90)
     place = 'a GPU' if machine.has_gpu else 'a CPU'
@@ -192,7 +193,7 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
         'subdivisions': 'passes per iteration, so that the memory '
         + ('is enough' if fits else 'is used least; it may still not be enough'),
         'rois_per_image': f'16 for each object of an image with {crowded:.0f} (90th percentile), from 128 to 512',
-        'lr': f'{_RATE_PER_IMAGE:g} for each image of the batch, a tenth of it in the warm-up',
+        'lr': f'{RATE_PER_IMAGE:g} for each image of the batch, a tenth of it in the warm-up',
         'warmup': 'iterations of the warm-up',
         'steps': 'decay after 2/3 and 8/9 of the iterations',
         'iterations': f'about {counted(n_epochs, "epoch", spec=".3g")} of {counted(n_images, "image")}',
@@ -208,8 +209,8 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
         subdivisions=subdivisions,
         rois_per_image=rois,
         lr=lr,
-        warmup=warmup,
-        steps=(iterations * 2 // 3, iterations * 8 // 9),
+        warmup=warmup_length(iterations),
+        steps=decay_steps(iterations),
         iterations=iterations,
         validation_interval=interval,
         clip_gradient=_CLIP_GRADIENT,
@@ -307,5 +308,6 @@ def _suggest_iterations(n_images: int, batch: int, *, has_gpu: bool) -> tuple[in
     n_epochs = min(max(_EPOCHS * math.sqrt(_FULL_DATASET / n_images), _EPOCHS), _MAX_EPOCHS)
     low, high = _GPU_ITERATIONS if has_gpu else _CPU_ITERATIONS
     wanted = min(max(n_epochs * n_images / batch, low), high)
-    interval = max(10, round(wanted / _N_EVALUATIONS / 10) * 10)
-    return interval * _N_EVALUATIONS, interval
+    step = MIN_EVALUATION_INTERVAL
+    interval = max(step, round(wanted / N_EVALUATIONS / step) * step)
+    return interval * N_EVALUATIONS, interval
