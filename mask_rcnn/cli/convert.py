@@ -24,7 +24,7 @@ from mask_rcnn.cli.options import (
 from mask_rcnn.cli.outputs import check_output, output_path, refuse_inputs
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.config import DIALECTS
-from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output
+from mask_rcnn.io.atomic_file import created_folders, is_standard_output
 from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
 from mask_rcnn.weights.converters import matterport_cfg
@@ -115,6 +115,11 @@ def run(args: argparse.Namespace) -> int:
         ('the file of --class-names', args.class_names),
     ]
     _check_output(args, inputs)
+    with created_folders([args.folder] if args.output is None else []):
+        return _convert(path, args, inputs)
+
+
+def _convert(path: Path, args: argparse.Namespace, inputs: Sequence[tuple[str, Path | None]]) -> int:
     file = _read(path, args)
     meta = make_meta(path, file, args.class_names)
     output = args.output
@@ -169,13 +174,12 @@ def _input_path(args: argparse.Namespace) -> Path:
 
 def _check_output(args: argparse.Namespace, inputs: Sequence[tuple[str, Path | None]]) -> None:
     if args.output is None:
-        check_writable_folder(args.folder)
-    elif args.output.is_dir():
+        return
+    if args.output.is_dir():
         raise UsageError(f'--output {args.output} is a folder; name a file in it')
-    elif is_standard_output(args.output) and sys.stdout.isatty():
+    if is_standard_output(args.output) and sys.stdout.isatty():
         raise UsageError(f'--output {args.output} is the terminal; redirect the weights to a file or a pipe')
-    else:
-        check_output('--output', args.output, inputs)
+    check_output('--output', args.output, inputs)
 
 
 def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:

@@ -23,7 +23,7 @@ from mask_rcnn.cli.outputs import check_can_write, output_path, paths_of_images,
 from mask_rcnn.cli.pictures import can_write_picture, write_picture
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.io.atomic_file import check_writable_folder, is_standard_output
+from mask_rcnn.io.atomic_file import created_folders, is_standard_output
 from mask_rcnn.io.console import print_error, print_line, print_note, print_warning, progress_bar
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.io.wording import counted
@@ -56,16 +56,16 @@ def run(args: argparse.Namespace) -> int:
     results = _Results(args.json, _open_annotations(images, pictures, args))
     if not images:
         return 1
-    for folder in {picture.parent for picture in pictures}:
-        check_writable_folder(folder)
-    model = _load(args)
-    try:
-        n_failed += _process(model, list(zip(images, pictures, strict=True)), args, results)
-    except BaseException:  # an interrupt leaves the results of the finished images
-        if results.n_images or results.n_annotated:
-            results.write(len(images))
-        raise
-    results.write(len(images))
+    written = [*pictures, *(results.annotations.paths if results.annotations and is_folder(args.annotations) else ())]
+    with created_folders({path.parent for path in written}):
+        model = _load(args)
+        try:
+            n_failed += _process(model, list(zip(images, pictures, strict=True)), args, results)
+        except BaseException:  # an interrupt leaves the results of the finished images
+            if results.n_images or results.n_annotated:
+                results.write(len(images))
+            raise
+        results.write(len(images))
     return 1 if n_failed else 0
 
 

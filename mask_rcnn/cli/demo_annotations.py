@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.inference.detections import Detections
-from mask_rcnn.io.atomic_file import check_writable_folder, open_for_writing
+from mask_rcnn.io.atomic_file import open_for_writing
 
 #: labelme compares the major version with its own and reads all fields of older files.
 _LABELME_VERSION = '5.0.0'
@@ -82,17 +82,14 @@ class LabelmeWriter:
         self._path_of = dict(zip(images, paths, strict=True))
 
     def check(self) -> None:
-        """Refuse files that exist, because people correct them in place, and create the folder.
+        """Refuse files that exist, because people correct them in place.
 
         Raises:
             UsageError: A file exists.
-            mask_rcnn.io.atomic_file.FileError: The folder cannot be written.
         """
         for path in self.paths:
             if os.path.lexists(path):
                 raise UsageError(f'--annotations {path.parent}{os.sep}: {path} exists and may have been corrected')
-        for folder in {path.parent for path in self.paths}:
-            check_writable_folder(folder)
 
     def add(self, image: Path, detections: Detections) -> None:
         """Write the file of an image."""

@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from mask_rcnn.io.console import escape
@@ -124,9 +124,23 @@ def removing_empty_folder(folder: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # a folder that is not empty stays
-            for path in missing:
+        for path in missing:
+            with contextlib.suppress(OSError):  # a folder that is not empty stays, and a name may be too long for one
                 path.rmdir()
+
+
+@contextlib.contextmanager
+def created_folders(folders: Iterable[str | os.PathLike]) -> Iterator[None]:
+    """Create folders within the context, and remove those that it leaves empty; see the two functions above.
+
+    Raises:
+        FileError: A folder cannot be created or written.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in sorted(map(pathlib.Path, folders)):  # a folder is removed after those that it contains
+            stack.enter_context(removing_empty_folder(folder))
+            check_writable_folder(folder)
+        yield
 
 
 def is_same_file(first: str | os.PathLike, second: str | os.PathLike) -> bool:

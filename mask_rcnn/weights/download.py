@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from tqdm import tqdm
 
+from mask_rcnn.io.atomic_file import removing_empty_folder
 from mask_rcnn.io.console import ConsoleStream, print_error
 from mask_rcnn.io.errors import OneLineError
 from mask_rcnn.io.wording import counted
@@ -67,16 +68,17 @@ def fetch(
         return path
     part = path.with_name(path.name + '.part')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(attempts):
-            try:
-                _fetch_rest(url, part, timeout)
-                break
-            except _Interrupted as error:
-                if attempt == attempts - 1:
-                    raise DownloadError(f'{url}: {error}') from error
-                time.sleep(pause)
-        os.replace(part, path)
+        with removing_empty_folder(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for attempt in range(attempts):
+                try:
+                    _fetch_rest(url, part, timeout)
+                    break
+                except _Interrupted as error:
+                    if attempt == attempts - 1:
+                        raise DownloadError(f'{url}: {error}') from error
+                    time.sleep(pause)
+            os.replace(part, path)
     except OSError as error:
         raise DownloadError(f'{error.filename or path}: cannot be written: {error.strerror}') from error
     return path

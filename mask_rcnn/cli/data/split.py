@@ -18,7 +18,7 @@ from mask_rcnn.datasets.coco_json import COCOFile, check_coco_json, read_json
 from mask_rcnn.datasets.image_files import find_image_file
 from mask_rcnn.datasets.inspection.image_scan import group_equal_files
 from mask_rcnn.datasets.inspection.split import group_images, select_images, split_groups
-from mask_rcnn.io.atomic_file import check_writable_folder, open_for_writing
+from mask_rcnn.io.atomic_file import created_folders, open_for_writing
 from mask_rcnn.io.console import print_line
 from mask_rcnn.io.wording import counted
 
@@ -59,6 +59,12 @@ def run(args: argparse.Namespace) -> int:
 def _split(args: argparse.Namespace) -> int:
     content = read_json(args.annotations)
     file = check_coco_json(args.annotations, content)
+    with created_folders([] if args.out is None else [args.out]):
+        _divide(args, content, file)
+    return 0
+
+
+def _divide(args: argparse.Namespace, content: dict, file: COCOFile) -> None:
     outputs = _prepare_outputs(args)
     paths = [os.path.join(args.images, find_image_file(args.images, image.file_name)) for image in file.images]
     groups = group_images(file, group_equal_files(paths), args.by)
@@ -69,14 +75,11 @@ def _split(args: argparse.Namespace) -> int:
     for part, side in (('train', False), ('val', True)):
         chosen = [group for group, group_is_val in zip(groups, is_val, strict=True) if group_is_val == side]
         _write(outputs[part], content, file, [i for group in chosen for i in group.images])
-    return 0
 
 
 def _prepare_outputs(args: argparse.Namespace) -> dict[str, Path]:
     """Return the files to write, which can be written and are not the input."""
     folder = args.annotations.parent if args.out is None else args.out
-    if args.out is not None:
-        check_writable_folder(folder)
     outputs = {part: folder / f'{args.annotations.stem}_{part}.json' for part in ('train', 'val')}
     for output in outputs.values():
         check_output('--out', output, [('the annotation file', args.annotations)])

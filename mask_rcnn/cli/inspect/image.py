@@ -14,7 +14,7 @@ from mask_rcnn.cli.network_options import check_modelfile
 from mask_rcnn.cli.outputs import check_can_write, paths_of_images, refuse_inputs
 from mask_rcnn.inspect.report import make_report
 from mask_rcnn.inspect.tables import Trace
-from mask_rcnn.io.atomic_file import check_writable_folder
+from mask_rcnn.io.atomic_file import created_folders
 from mask_rcnn.io.console import print_error, print_line, print_lines, progress_bar
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.preprocessing.image_io import ImageFileError
@@ -72,10 +72,9 @@ def _inspect(args: argparse.Namespace) -> int:
     _check_reports(reports, args)
     model = load_model(args)
     check_layers(model, args.layers)
-    for folder in {report.parent for report in reports}:
-        check_writable_folder(folder)
     n_failed = 0
-    with progress_bar(len(reports), unit='photo') as bar:
+    folders = {report.parent for report in reports}
+    with created_folders(folders), progress_bar(len(reports), unit='photo') as bar:
         for photo, report in zip(args.photos, reports, strict=True):
             try:
                 _write_report(model, photo, report, args.layers)
