@@ -58,7 +58,7 @@ def test_the_host_profile_lists_functions(profile, root, capsys):
     words = ['--gpu', '-1', '--modelfile', str(model), '--size', '64', '96', '--runs', '1', '--warmup', '0']
     assert profile.main(['host', *words]) == 0
     out = capsys.readouterr().out
-    assert 'tottime' in out and 'per prediction without the profiler, 1 runs' in out
+    assert 'tottime' in out and 'per prediction without the profiler, 1 run\n' in out
 
 
 def test_kernels_need_a_gpu(profile, capsys):
