@@ -389,8 +389,8 @@ def _check_keypoints(image_id: int | str, detections: Detections) -> None:
     n_keypoints = detections.keypoints.shape[1]
     if n_keypoints != len(COCO_KEYPOINT_NAMES):
         raise ValueError(
-            f"the detections of image {image_id!r} have {n_keypoints} of {len(COCO_KEYPOINT_NAMES)} keypoints; COCO's "
-            f'{len(COCO_KEYPOINT_NAMES)}'
+            f'the detections of image {image_id!r} have {counted(n_keypoints, "keypoint")}; '
+            f"COCO's metrics need {len(COCO_KEYPOINT_NAMES)}"
         )
 
 

@@ -86,8 +86,8 @@ def test_a_run_stops_early_and_goes_on_with_more_patience(run, tmp_path):
     assert [entry['validation/segm/AP'] for entry in log] == [pytest.approx(s) for s in (0.2, 0.25)]
     status, output = run('--iteration', 400, '--early-stop', 2, '--resume', 'last')
     assert status == 2 and output.err.endswith(
-        f'error: --resume {tmp_path}/snapshot_iter_4.npz and --early-stop 2 contradict each other: 2 evaluations are '
-        'done since the best one, after iteration 2\n'
+        f'error: --resume {tmp_path}/snapshot_iter_4.npz and --early-stop 2 contradict each other: 2 evaluations '
+        'since the best one, after iteration 2\n'
     )
     status, output = run('--iteration', 400, '--early-stop', 3, '--resume', 'last')
     assert status == 0 and 'after iteration 5 (AP 0.400)' in output.out and 'done after 8 iterations' in output.out

@@ -238,7 +238,7 @@ def test_a_snapshot_must_match_the_options(tmp_path, uninterrupted, capsys):
         return status, error
 
     status, error = resume_error()
-    assert status == 2 and '3 iterations are done' in error
+    assert status == 2 and 'written after 3 iterations' in error
     status, error = resume_error('--roi_size', '14', iteration=9)
     assert status == 2 and 'its roi_size is 7, not 14' in error
     status, error = resume_error('--seed', '1', iteration=9)
