@@ -229,7 +229,8 @@ def gpu_error(gpu: int) -> str | None:
     except ModuleNotFoundError as error:
         return 'CuPy is not installed' if error.name == 'cupy' else f'CuPy cannot be imported ({error})'
     except Exception as error:  # a CuPy that does not fit the driver raises errors of many types
-        return f'CuPy cannot be imported ({" ".join(str(error).split())[:100]})'
+        cause = error.__cause__ or error  # CuPy wraps it in a long text about its installation
+        return f'CuPy cannot be imported ({" ".join(str(cause).split())[:100]})'
     try:
         n_gpus = cupy.cuda.runtime.getDeviceCount()
         if gpu >= n_gpus:

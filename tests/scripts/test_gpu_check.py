@@ -187,13 +187,16 @@ BROKEN_CUPY = {
     "raise ImportError('libcudart.so.12: cannot open\\nshared object file')": (
         'CuPy cannot be imported (libcudart.so.12: cannot open shared object file)'
     ),
+    "try:\n    import no_such_module\nexcept ImportError as error:\n    raise ImportError('=' * 99) from error": (
+        "CuPy cannot be imported (No module named 'no_such_module')"
+    ),
     'import types; cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=lambda: 0))': (
         'there is no CUDA device'
     ),
 }
 
 
-@pytest.mark.parametrize(('source', 'reason'), BROKEN_CUPY.items(), ids=['absent', 'broken', 'no device'])
+@pytest.mark.parametrize(('source', 'reason'), BROKEN_CUPY.items(), ids=['absent', 'broken', 'wrapped', 'no device'])
 def test_without_a_gpu_one_line_states_why_and_nothing_runs(source, reason, check, monkeypatch, tmp_path, capsys):
     (tmp_path / 'cupy.py').write_text(source)
     monkeypatch.setitem(check.ENVIRONMENT, 'PYTHONPATH', f'{tmp_path}{os.pathsep}{check.ROOT}')
