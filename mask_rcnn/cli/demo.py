@@ -230,7 +230,7 @@ def _check_outputs(images: Sequence[Path], pictures: Sequence[Path], args: argpa
         _check_file('--json', args.json, images, pictures, others)
         for number, count in Counter(map(image_id, images)).most_common(1):
             if count > 1:
-                raise UsageError(f'--json {args.json}: {counted(count, "image")} with the image_id {number!r}')
+                raise UsageError(f'--json {args.json}: {counted(count, "image")} have the image_id {number!r}')
         check_can_write(args.json)
 
 

@@ -232,7 +232,8 @@ def _print_datasets(datasets: Mapping[str, Dataset | None]) -> None:
 def _warn_of_large_batch(n_images: int, batch_size: int) -> None:
     if batch_size > n_images:
         print_warning(
-            f'a batch of {batch_size} images contains some of {counted(n_images, "training image")} several times'
+            f'a batch of {batch_size} images contains some images several times: the dataset has only '
+            f'{counted(n_images, "training image")}'
         )
 
 
@@ -306,7 +307,8 @@ def _restore(training: TrainingRun, snapshot: Snapshot, communicator: Communicat
     if early is not None and early.is_exhausted:
         raise UsageError(
             f'--resume {snapshot.path} and --early-stop {early.patience} contradict each other: '
-            f'{counted(early.n_worse, "evaluation")} since the best one, after iteration {early.best_iteration}'
+            f'{counted(early.n_worse, "evaluation is", "evaluations are")} done since the best one, after iteration '
+            f'{early.best_iteration}'
         )
     if not communicator.is_main:
         return
@@ -351,7 +353,8 @@ def _describe_early_stop(training: TrainingRun) -> str:
     if early is None or not early.is_exhausted:
         return ''
     return (
-        f'{counted(early.n_worse, "evaluation")} not better than that after iteration {early.best_iteration} '
+        f'the last {counted(early.n_worse, "evaluation was", "evaluations were")} not better than that after iteration '
+        f'{early.best_iteration} '
         f'(AP {early.best_score:.3f}), whose model is {Path(training.options.out) / BEST_MODEL}; '
     )
 

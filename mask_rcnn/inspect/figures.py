@@ -79,9 +79,8 @@ def draw_channels(trace: Trace, level: int = 0, *, n: int = 16) -> Figure:
         n: Maximum number of channels.
     """
     features = trace.features[level]
-    title = (
-        f'{trace.level_names[level]}: {min(n, len(features))} of {counted(len(features), "channel")}, highest contrast'
-    )
+    chosen = f'{min(n, len(features))} of {counted(len(features), "channel")}'
+    title = f'{trace.level_names[level]}: the {chosen} with the most contrast'
     return feature_figures.draw_channels(features, n=n, title=title)
 
 

@@ -219,7 +219,8 @@ def _add_classification(report: Report, trace: Trace) -> None:
     rows = counts.most_common(_MAX_ROWS)
     report.add_table(['class with the highest probability', 'RoIs'], rows)
     if len(counts) > len(rows):
-        report.add_text(f'Not listed: {counted(len(counts) - len(rows), "other class", "other classes")}.')
+        n_left = counted(len(counts) - len(rows), 'other class is', 'other classes are')
+        report.add_text(f'{n_left} not listed.')
     if len(trace.rois):
         report.add_figure(
             figures.draw_class_scores(trace),
@@ -246,7 +247,8 @@ def _add_refinement(report: Report, trace: Trace) -> None:
 def _add_nms(report: Report, trace: Trace) -> None:
     config, table = trace.config, trace.candidates
     report.add_heading('Detections')
-    limit = f'The limit is {counted(config.max_detections, "detection")}.' if config.max_detections else ''
+    remain = counted(config.max_detections, 'detection remains', 'detections remain')
+    limit = f'At most {remain}.' if config.max_detections else ''
     report.add_text(
         'Several RoIs usually contain the same object. NMS, now within each class, keeps the box with the highest '
         f'score and drops those whose IoU with it is {_at_threshold(trace, config.nms_threshold)}. {limit}'
@@ -360,4 +362,4 @@ def _has_detections(report: Report, trace: Trace) -> bool:
 def _add_rest(report: Report, n_shown: int, n: int) -> None:
     """Add a sentence on what is left out."""
     if n > n_shown:
-        report.add_text(f'Not shown: {counted(n - n_shown, "other detection")}.')
+        report.add_text(f'{counted(n - n_shown, "other detection is", "other detections are")} not shown.')

@@ -8,8 +8,9 @@ def counted(n: float, noun: str, plural: str | None = None, *, spec: str = '') -
 
     Args:
         n: The number.
-        noun: The singular.
-        plural: The plural; ``None`` for the singular with an s.
+        noun: The singular; with its verb, if the number is the subject: ``'box is'``.
+        plural: The plural, such as ``'boxes are'``; ``None`` for the singular with an s.
         spec: The format of the number, such as ``','`` for ``'2,000 boxes'``.
     """
-    return f'{n:{spec}} {noun if n == 1 else plural or noun + "s"}'
+    number = f'{n:{spec}}'
+    return f'{number} {noun if number.strip() == "1" else plural or noun + "s"}'

@@ -422,7 +422,7 @@ def test_impossible_outputs_are_refused_before_the_model_is_loaded(calls, tmp_pa
     assert 'existing folder' in refused('--image', image, '--json', 'no/where.json', capsys=capsys)
     assert 'existing folder' in refused('--image', image, '--json', 'other', capsys=capsys)
     assert 'is an image' in refused('--image', image, '--json', 'output.png', capsys=capsys)
-    assert "2 images with the image_id 'a'" in refused('--image', image, twin, '--json', 'found.json', capsys=capsys)
+    assert "2 images have the image_id 'a'" in refused('--image', image, twin, '--json', 'found.json', capsys=capsys)
     assert 'be read as a font' in refused('--image', image, '--font', 'model.npz', capsys=capsys)
     assert not calls and not (tmp_path / 'output.png').exists()
 

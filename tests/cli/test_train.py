@@ -778,7 +778,7 @@ def test_a_batch_larger_than_the_dataset_is_a_warning_and_workers_are_limited(fa
     assert train.main([*data, '--pretrained', 'none', '--gpu', '-1', '--batchsize', '5', '--workers', '99']) == 0
     assert fake_runs[-1].options.workers == 3
     assert capsys.readouterr().err == (
-        'warning: a batch of 5 images contains some of 3 training images several times\n'
+        'warning: a batch of 5 images contains some images several times: the dataset has only 3 training images\n'
     )
 
 

@@ -10,6 +10,7 @@ from mask_rcnn.evaluation import COCOEvaluator
 from mask_rcnn.evaluation.analysis import analyse
 from mask_rcnn.evaluation.analysis.report import make_report
 from mask_rcnn.evaluation.analysis.report_images import add_worst_images
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_io import ImageFileError
 from mask_rcnn.visualization import html_report
 from mask_rcnn.visualization.html_report import Report
@@ -89,7 +90,7 @@ def test_sections_and_numbers(shapes_evaluator, tmp_path):
     assert len(captions) == 9 and all(len(caption.split()) >= 8 for caption in captions)
     worst = analysis.worst_images[0]
     assert captions[7].startswith(f'1. {worst.image_id}.png: costs {100 * worst.loss:.2f} points of AP50')
-    assert f'{worst.n_detected} of {worst.n_objects} object' in captions[7]
+    assert f'{worst.n_detected} of {counted(worst.n_objects, "object")} detected' in captions[7]
 
 
 def test_hidden_false_positives_are_counted():
@@ -117,7 +118,7 @@ def test_objects_that_were_not_found_are_listed_with_their_boxes():
 def test_the_list_of_lost_objects_is_limited():
     objects = [(1, 0, (10 * i, 0, 8, 8)) for i in range(13)]
     document = describe_images(box_evaluator(objects, []))
-    assert len(rows(document)) == 1 + 10 and 'Not listed: 3 other objects.' in document
+    assert len(rows(document)) == 1 + 10 and '3 other objects are not listed.' in document
 
 
 @pytest.mark.parametrize('error', [ImageFileError('1.png', 'is gone'), FileNotFoundError(2, 'is gone', '1.png')])
@@ -148,7 +149,7 @@ def test_many_classes_are_limited(monkeypatch):
     ).to_html()
     assert 'Of 40 classes with objects, the 15 with the lowest and the 15 with the highest AP.' in document
     assert 'Of 40 classes with objects, the 12 with the lowest and the 12 with the highest AP.' in document
-    assert 'Shown: 24 classes, those that are confused most.' in document
+    assert 'The 24 classes that are confused most.' in document
     names = [row[0] for row in rows(document) if row[0].startswith('class ')]
     assert len(names) == 30 and names[:5] == [f'class {k}' for k in range(35, 40)]
 

@@ -251,7 +251,7 @@ def test_the_report_has_every_section(steps, without_rendering):
     for value in (len(steps.anchors), len(steps.proposals), len(steps.rois), len(steps.candidates)):
         assert f' {value} ' in ' '.join(text.split())
     assert sum(tag == 'h3' for tag, _ in elements.tags) == 2
-    assert f'Not shown: {len(steps.detections) - 2} other detections.' in text
+    assert f'{len(steps.detections) - 2} other detections are not shown.' in text
     assert 'A map that differs only at its border contains little information' in text
 
 

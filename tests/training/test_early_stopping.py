@@ -79,15 +79,15 @@ def test_a_run_stops_early_and_goes_on_with_more_patience(run, tmp_path):
     status, output = run('--iteration', 400, '--early-stop', 2)
     assert status == 0
     last_line = output.out.splitlines()[-1]
-    assert '2 evaluations not better than that after iteration 2 (AP 0.300), whose model is' in last_line
+    assert 'the last 2 evaluations were not better than that after iteration 2 (AP 0.300), whose model is' in last_line
     assert f'{tmp_path}/model_best.npz; done after 4 iterations; the model is {tmp_path}/model_iter_4.npz' in last_line
     assert (tmp_path / 'model_iter_4.npz').exists() and not (tmp_path / 'snapshot_iter_5.npz').exists()
     log = json.loads((tmp_path / 'log').read_text())
     assert [entry['validation/segm/AP'] for entry in log] == [pytest.approx(s) for s in (0.2, 0.25)]
     status, output = run('--iteration', 400, '--early-stop', 2, '--resume', 'last')
     assert status == 2 and output.err.endswith(
-        f'error: --resume {tmp_path}/snapshot_iter_4.npz and --early-stop 2 contradict each other: 2 evaluations '
-        'since the best one, after iteration 2\n'
+        f'error: --resume {tmp_path}/snapshot_iter_4.npz and --early-stop 2 contradict each other: 2 evaluations are '
+        'done since the best one, after iteration 2\n'
     )
     status, output = run('--iteration', 400, '--early-stop', 3, '--resume', 'last')
     assert status == 0 and 'after iteration 5 (AP 0.400)' in output.out and 'done after 8 iterations' in output.out

@@ -205,7 +205,7 @@ DAMAGED = {
     ),
     'broken float': (layer('conv1', bytes_field(5, b'abc')), 'ends within a value'),
     'group': (b'\x0b', 'unknown wire type 3'),
-    'length past the end': (b'\xa2\x06\xff\xff\xff\xff\x0f', '4294967295 bytes, only 0 left'),
+    'length past the end': (b'\xa2\x06\xff\xff\xff\xff\x0f', '4294967295 bytes where 0 are left'),
     'endless number': (b'\x80' * 20, 'more than 64 bits'),
     'truncated fixed number': (b'\x0d\x00', 'ends within a field'),
     'name that is not text': (bytes_field(100, bytes_field(1, b'\xff') + bytes_field(7, ONE)), 'damaged'),

@@ -304,7 +304,7 @@ def broken_files():
         'no mark': (b'e.', 'mark is missing'),
         'nothing': (b'.', 'value is missing'),
         'left over': (b'NN.', 'left over'),
-        'after the end': (b'N.N.', '2 bytes after the end'),
+        'after the end': (b'N.N.', '2 bytes follow the end'),
         'bad float': (b'Fabc\n.', 'damaged at byte 0'),
         'bad utf-8': (b'X\x01\x00\x00\x00\xff.', 'damaged at byte 0'),
         'bad escape': (b"S'\\xZZ'\n.", 'damaged at byte 0'),

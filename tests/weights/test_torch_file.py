@@ -252,7 +252,7 @@ HOSTILE = {
     'legacy, other length': (legacy_tensor(length=5), 'not have the length'),
     'legacy, other key': (legacy_tensor(key='1'), 'storage 1 does not have the length'),
     'legacy, truncated': (legacy_tensor()[:-1], 'is truncated'),
-    'legacy, more follows': (legacy_tensor() + b'x', '1 byte after its end'),
+    'legacy, more follows': (legacy_tensor() + b'x', '1 byte follows its end'),
     'empty': (b'', 'is not a PyTorch file'),
 }
 

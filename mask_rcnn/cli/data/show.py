@@ -63,7 +63,7 @@ def _show(args: argparse.Namespace) -> int:
     )
     if dataset.n_skipped:
         print_warning(
-            f'{counted(dataset.n_skipped, "broken image or annotation", "broken images or annotations")}; '
+            f'{counted(dataset.n_skipped, "image or annotation is", "images or annotations are")} broken; '
             'mask-rcnn data check lists what is wrong'
         )
     indices = _choose_images(dataset, args)

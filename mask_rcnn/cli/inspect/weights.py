@@ -151,7 +151,7 @@ def _describe_kind(change: ArrayChange) -> str:
     if change.dtypes[0] != change.dtypes[1]:
         parts.append(f'{change.dtypes[0]}, then {change.dtypes[1]}')
     if change.n_not_finite_changes:
-        parts.append(f'{counted(change.n_not_finite_changes, "change")} of NaN or infinite values')
+        parts.append(f'{counted(change.n_not_finite_changes, "NaN or infinite value")} changed')
     return '; '.join(parts)
 
 

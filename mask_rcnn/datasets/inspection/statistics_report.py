@@ -264,5 +264,5 @@ def _plot_classes(axes: Any, classes: Sequence[ClassStatistics], *, n_classes: i
     axes.set_xlabel(
         'objects'
         if len(classes) == n_classes
-        else f'objects of {counted(len(classes), "class", "classes")}, the most frequent'
+        else f'objects of the {counted(len(classes), "most frequent class", "most frequent classes")}'
     )

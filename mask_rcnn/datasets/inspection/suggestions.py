@@ -192,7 +192,8 @@ def suggest_settings(statistics: Statistics, *, extractor: str, machine: Machine
         'batch_size': f'images per iteration on {place} with {machine.memory / 2**30:.0f} GiB',
         'subdivisions': 'passes per iteration, so that the memory '
         + ('is enough' if fits else 'is used least; it may still not be enough'),
-        'rois_per_image': f'16 for each object of an image with {crowded:.0f} (90th percentile), from 128 to 512',
+        'rois_per_image': f'16 for each of {counted(crowded, "object", spec=".0f")} (90th percentile of the images), '
+        'from 128 to 512',
         'lr': f'{RATE_PER_IMAGE:g} for each image of the batch, a tenth of it in the warm-up',
         'warmup': 'iterations of the warm-up',
         'steps': 'decay after 2/3 and 8/9 of the iterations',

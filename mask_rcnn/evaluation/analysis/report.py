@@ -139,7 +139,7 @@ def _add_confusion(report: Report, analysis: Analysis) -> None:
     labels, counts = matrix.reduce(_MAX_CONFUSED)
     shown = [names[k] for k in labels]
     rest = [counted(len(names) - len(labels), 'other class', 'other classes')] if len(labels) < len(names) else []
-    note = f' Shown: {counted(len(labels), "class", "classes")}, those that are confused most.' if rest else ''
+    note = f' The {counted(len(labels), "class", "classes")} that are confused most.' if rest else ''
     report.add_figure(
         plot_confusion(counts, [*shown, *rest, 'background'], [*shown, *rest, 'not detected']),
         'Each row contains the objects of one class by the class of their detections '

@@ -33,7 +33,7 @@ def add_worst_images(report: Report, analysis: Analysis, read_image: ImageReader
         report.add_text('No image has an error that lowers AP50.')
         return
     report.add_text(
-        f'{len(analysis.worst_images)} of {counted(analysis.n_images_with_loss, "image")} with errors, those that cost '
+        f'The {len(analysis.worst_images)} of {counted(analysis.n_images_with_loss, "image")} with errors that cost '
         'most: by how much AP50 of all images would rise if the false positives of this image were removed, and the '
         'objects that are not detected were not counted. First the objects, then the detections '
         f'({analysis.main_kind.plural}), without the false positives with a score of at most '
@@ -102,4 +102,4 @@ def _add_lost_objects(report: Report, errors: ImageErrors, class_names: Sequence
     if rows:
         report.add_table(['class', 'box x0,y0,x1,y1', 'error'], rows[:_MAX_LOST])
     if len(rows) > _MAX_LOST:
-        report.add_text(f'Not listed: {counted(len(rows) - _MAX_LOST, "other object")}.')
+        report.add_text(f'{counted(len(rows) - _MAX_LOST, "other object is", "other objects are")} not listed.')

@@ -81,8 +81,8 @@ def build_comparison_report(first: WeightInspection, second: WeightInspection, c
     report = Report(f'Weights of {first.name} and {second.name}')
     report.add_text(f'{first.name}: {first.weights.title}. {second.name}: {second.weights.title}.')
     report.add_text(
-        f'{counted(len(comparison.changes), "array")} of the same name and shape, {comparison.n_identical} of them '
-        'equal in type and bits.'
+        f'{counted(len(comparison.changes), "array has", "arrays have")} the same name and shape; '
+        f'{counted(comparison.n_identical, "of them is", "of them are")} equal in type and bits.'
     )
     _add_doubts(report, [first, second])
     _add_mismatches(report, comparison)
@@ -202,7 +202,7 @@ def _add_changes(report: Report, comparison: WeightComparison) -> None:
     bars = changes[:_MAX_BARS]
     report.add_figure(
         draw_changes([change.name for change in bars], [change.relative_change for change in bars]),
-        f'{counted(len(bars), "array")}, those that changed most' if len(bars) < len(changes) else 'All arrays',
+        f'The {counted(len(bars), "array")} that changed most' if len(bars) < len(changes) else 'All arrays',
     )
 
 

@@ -43,7 +43,7 @@ def parse(text: str) -> dict[str, Any]:
         ValueError: The text is not a YAML mapping, or is larger or nested more deeply than any configuration.
     """
     if len(text) > _MAX_TEXT:
-        raise ValueError(f'{counted(len(text), "character")}, too many for a configuration (at most {_MAX_TEXT})')
+        raise ValueError(f'{counted(len(text), "character")} are too many for a configuration (at most {_MAX_TEXT})')
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = _NodeConverter().convert(root, 0) if root is not None else None

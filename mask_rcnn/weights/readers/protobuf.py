@@ -88,7 +88,9 @@ def fields(data: memoryview, budget: Budget) -> Iterator[Field]:
         elif wire_type == _LENGTH:
             length, at = varint(data, at)
             if length > len(data) - at:
-                raise CorruptMessageError(f'a field of {counted(length, "byte")}, only {len(data) - at} left')
+                raise CorruptMessageError(
+                    f'a field of {counted(length, "byte")} where {counted(len(data) - at, "is", "are")} left'
+                )
             at += length
             yield BytesField(number, data[at - length : at])
         elif wire_type in (_FIXED32, _FIXED64):

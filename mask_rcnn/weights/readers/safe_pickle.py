@@ -215,7 +215,7 @@ class SafeUnpickler:
             raise UnpicklingError('is damaged: values are left over at its end')
         rest = self._size - self._position
         if rest and must_end:
-            raise UnpicklingError(f'is damaged: {counted(rest, "byte")} after the end of the pickle')
+            raise UnpicklingError(f'is damaged: {counted(rest, "byte follows", "bytes follow")} the end of the pickle')
         self.check_result(result)
         return result
 

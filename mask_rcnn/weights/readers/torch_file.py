@@ -403,5 +403,5 @@ def _legacy_starts(file: BinaryIO, size: int, keys: list[str], storages: Mapping
         if file.seek(storage.length * storage.itemsize, os.SEEK_CUR) > size:
             raise ValueError('it is truncated')
     if file.tell() != size:
-        raise ValueError(f'{counted(size - file.tell(), "byte")} after its end')
+        raise ValueError(f'{counted(size - file.tell(), "byte follows", "bytes follow")} its end')
     return starts
