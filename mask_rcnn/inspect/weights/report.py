@@ -40,7 +40,8 @@ _REASONS_TEXT = (
     'A channel is dead if its output does not depend on the input. Zero weights: all weights of the channel are at '
     'most 1e-6 of the largest one of the layer. Zero scale: so is the scale of its normalisation. Zero variance: the '
     'running variance of its batch normalisation is at most 1e-6 of epsilon. Closed ReLU: the batch normalisation '
-    'before a ReLU has beta + 5 |gamma| <= 0.'
+    'before a ReLU has beta + 5 |gamma| <= 0. Only the weights are examined: channels that are constant because of '
+    'their inputs, or because ReLU6 limits them to 6, are not listed; "mask-rcnn inspect image" shows the feature maps.'
 )
 
 
