@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEATURE_COLORS = 'viridis'
+_MIN_RATIO = 0.35  # width by height of a panel
+_MIN_TICK_SIDE = 0.2  # fraction of the longer side
 _MAX_MAP_SIDE = 400  # pixels of a drawn feature map
 
 
@@ -49,15 +51,19 @@ def draw_input(image: np.ndarray, network_input: np.ndarray, window: np.ndarray)
         network_input: ``(h, w, 3)`` uint8, RGB.
         window: ``(4,)`` the edges of the resized image in the network input; what is outside is padding.
     """
-    ratios = [picture.shape[1] / picture.shape[0] for picture in (image, network_input)]
+    # A narrow panel has no room for its title, and a short side none for its ticks.
+    ratios = [max(picture.shape[1] / picture.shape[0], _MIN_RATIO) for picture in (image, network_input)]
     height = min(10 / (sum(ratios) + 0.1), 5.0)
     figure, grid = new_figure(max(height * (sum(ratios) + 0.1), 4.0), height + 0.6, 1, 2, width_ratios=ratios)
     titles = ('Image', 'Network input')
     for axes, picture, title in zip(grid[0], (image, network_input), titles, strict=True):
         sides = picture.shape[:2]
         axes.imshow(shrink(picture, 1000), extent=(0, sides[1], sides[0], 0), interpolation='antialiased')
-        axes.set_title(f'{title}: {sides[1]} x {sides[0]} pixels', fontsize='medium')
+        axes.set_title(f'{title}\n{sides[1]} x {sides[0]} pixels', fontsize='medium')
         axes.tick_params(labelsize='x-small')
+        for axis, length in ((axes.yaxis, sides[0]), (axes.xaxis, sides[1])):
+            if length < _MIN_TICK_SIDE * max(sides):
+                axis.set_ticks([])
     if tuple(window) != (0, 0, *network_input.shape[:2]):
         draw_boxes(grid[0, 1], window[None], SKY, 'dashed')
     return figure

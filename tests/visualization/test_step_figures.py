@@ -290,6 +290,18 @@ def test_the_input_has_a_frame_around_the_resized_image():
     np.testing.assert_allclose(drawn_boxes(right), [[32, 0, 96, 128]])
 
 
+@pytest.mark.parametrize('turned', [False, True])
+def test_the_titles_and_ticks_of_narrow_inputs_have_room(turned):
+    sizes = [size[::-1] if turned else size for size in ((2000, 30), (384, 32))]
+    figure = feature_figures.draw_input(*map(picture_of, sizes), np.array([0, 0, *sizes[1]]))
+    figure.draw_without_rendering()
+    extents = [axes.title.get_window_extent() for axes in figure.axes]
+    assert extents[0].x0 >= 0 and extents[0].x1 < extents[1].x0 and extents[1].x1 <= figure.bbox.x1
+    for axes in figure.axes:
+        short, long = (axes.yaxis, axes.xaxis) if turned else (axes.xaxis, axes.yaxis)
+        assert len(long.get_ticklabels()) >= 2 and not len(short.get_ticklabels())
+
+
 def test_the_channels_with_the_highest_variance_are_drawn():
     array = np.random.RandomState(0).rand(30, 6, 8).astype(np.float32)
     array *= 0.1
