@@ -41,6 +41,11 @@ def make_report(
     """
     report = Report(title)
     _add_summary(report, analysis, details)
+    if not _evaluated_classes(_main(analysis)):
+        report.add_text(
+            'The ground truth has no objects, except crowds: no metric is defined, and every figure would be empty.'
+        )
+        return report
     _add_curves(report, analysis)
     _add_sizes(report, analysis)
     _add_classes(report, analysis)
@@ -114,9 +119,6 @@ def _add_classes(report: Report, analysis: Analysis) -> None:
     report.add_heading('Classes')
     main = _main(analysis)
     classes = _evaluated_classes(main)
-    if not classes:
-        report.add_text('The ground truth has no objects.')
-        return
     shown, n_worst = _ends(classes, _MAX_BARS)
     names, aps = analysis.metrics.class_names, main.curves.ap_per_class
     rows = [(names[k], int(main.objects_per_class[k]), aps[k, 2], aps[k, 0]) for k in shown]

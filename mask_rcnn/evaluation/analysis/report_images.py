@@ -40,8 +40,8 @@ def add_worst_images(report: Report, analysis: Analysis, read_image: ImageReader
         f'{analysis.confusion.score_threshold:g}.'
     )
     report.add_text(
-        'A table lists the objects that are not detected. "mask-rcnn inspect why IMAGE --box BOX --class CLASS" shows '
-        'the step of the network at which an object was lost.'
+        'A table lists the objects that are not detected. For an image file, "mask-rcnn inspect why FILE --modelfile '
+        'WEIGHTS --box BOX --class CLASS" shows the step of the network at which an object was lost.'
     )
     for number, errors in enumerate(analysis.worst_images, 1):
         try:
