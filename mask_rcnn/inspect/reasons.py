@@ -68,20 +68,28 @@ class Origin:
     suppressed: np.ndarray
     suppressed_scores: np.ndarray
 
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str:
+        """The detection in one line."""
+        return f'detection {self.detection}: {self.name} {self.score:.3f} at {format_box(self.box)}'
+
+    @property
+    def steps(self) -> dict[str, str]:
+        """Name -> description of each step that led to the detection."""
         row, column = self.anchor_cell
-        classes = ', '.join(f'{name} {score:.3f}' for name, score in self.class_scores)
-        lines = [
-            f'detection {self.detection}: {self.name} {self.score:.3f} at {format_box(self.box)}',
-            f'  anchor    {self.anchor_level}, row {row}, column {column}, at {format_box(self.anchor_box)}: '
+        steps = {
+            'anchor': f'{self.anchor_level}, row {row}, column {column}, at {format_box(self.anchor_box)}: '
             f'objectness {self.objectness:.3f}, rank {self.anchor_rank} of {self.n_anchors}',
-            f'  proposal  RoI {self.roi}, pooled from {self.roi_level}, at {format_box(self.roi_box)}',
-            f'  classes   {classes}',
-        ]
+            'proposal': f'RoI {self.roi}, pooled from {self.roi_level}, at {format_box(self.roi_box)}',
+            'classes': ', '.join(f'{name} {score:.3f}' for name, score in self.class_scores),
+        }
         if len(self.suppressed):
             boxes, best = counted(len(self.suppressed), 'box', 'boxes'), self.suppressed_scores[0]
-            lines.append(f'  NMS       suppresses {boxes} of the class with scores up to {best:.3f}')
-        return '\n'.join(lines)
+            steps['NMS'] = f'suppresses {boxes} of the class with scores up to {best:.3f}'
+        return steps
+
+    def __str__(self) -> str:
+        return '\n'.join([self.title, *(f'  {name:8}  {text}' for name, text in self.steps.items())])
 
 
 class Step(enum.Enum):
@@ -131,9 +139,14 @@ class Rejection:
     index: int
     others: np.ndarray
 
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str:
+        """The result in one line: the object, the step and the reason."""
         status = 'is detected' if self.step is Step.DETECTED else f'is lost at the {self.step.value}'
-        lines = [f'{self.name} at {format_box(self.box)} {status}: {self.reason}']
+        return f'{self.name} at {format_box(self.box)} {status}: {self.reason}'
+
+    def __str__(self) -> str:
+        lines = [self.title]
         width = max(34, *(len(title) for title, _, _ in self.counts))
         lines += [
             f'  {title:{width}}{count:7} with IoU >= {self.min_iou:g}, best {best:.2f}'

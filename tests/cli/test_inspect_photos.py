@@ -173,7 +173,13 @@ def test_a_detection_and_its_figures(inspect, steps, tmp_path, capsys):
     assert inspect('why', 'scene.png', '--detection', '1', '--out', 'why.html') == 0
     assert capsys.readouterr().out == f'{why(steps, 1)}\n'
     text = (tmp_path / 'why.html').read_text(encoding='utf-8')
-    assert 'The origin of detection 1' in text and '<p>proposal' in text
+    assert '<h1>Detection 1 in scene.png</h1>' in text and f'<p>{why(steps, 1).title}</p>' in text
+    assert all(f'<td>{name}</td><td>{result}</td>' in text for name, result in why(steps, 1).steps.items())
+    assert inspect('why', 'scene.png', '--box', '5,120,60,180', '--class', 'heart', '--out', 'not.html') == 0
+    text = (tmp_path / 'not.html').read_text(encoding='utf-8')
+    rejection = why_not(steps, (120, 5, 180, 60), 'heart')
+    for title, count, best in rejection.counts:
+        assert re.search(rf'<td>{re.escape(title)}</td><td[^>]*>{count}</td><td[^>]*>{best:.2f}</td>', text)
     assert inspect('why', 'scene.png', '--box', '5,120,60,180', '--class', 'heart', '--out', 'not.png') == 0
     assert cv2.imread(str(tmp_path / 'not.png')).shape[1] == 1200
 

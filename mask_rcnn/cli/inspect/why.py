@@ -14,7 +14,7 @@ from mask_rcnn.cli.outputs import check_output
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.config.fields import describe_value
 from mask_rcnn.inspect import figures
-from mask_rcnn.inspect.reasons import Rejection, Step, why, why_not
+from mask_rcnn.inspect.reasons import Origin, Rejection, Step, why, why_not
 from mask_rcnn.inspect.tables import Trace
 from mask_rcnn.io.atomic_file import open_for_writing
 from mask_rcnn.io.console import print_lines, print_note
@@ -27,6 +27,17 @@ _DESCRIPTION = """\
 Print at which step of the network an expected object was lost: --box and --class name the object. If it was detected,
 or with --detection, print where the detection comes from: its anchor, its proposal, its class scores, and the boxes
 that it suppresses."""
+
+_REJECTION_CAPTION = (
+    'The expected object, the best box of the step at which it was lost, and the number of boxes that fit at each step.'
+)
+_ORIGIN_CAPTION = 'The anchor, the proposal and the box of the detection, and the class scores of its RoI.'
+_TERMS = (
+    'The IoU (intersection over union) of two boxes is 1 if they are equal, and 0 if they do not overlap. The region '
+    'proposal network (RPN) moves anchors, boxes of fixed sizes, to objects: the proposals. Non-maximum suppression '
+    '(NMS) keeps the best of those that overlap, the regions of interest (RoIs), which are classified and moved once '
+    'more. "mask-rcnn inspect image" shows every step.'
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -90,24 +101,24 @@ def _explain(args: argparse.Namespace) -> int:
     _check(args)
     model = load_model(args)
     steps = trace_photo(model, args.photo)
-    rejection = None
+    rejection = origin = None
     if args.detection is not None:
         _check_detection(args.detection, steps)
-        detection, texts = args.detection, []
+        detection = args.detection
     else:
         rejection = _search(steps, args)
-        detection, texts = rejection.index if rejection.step is Step.DETECTED else -1, [str(rejection)]
+        detection = rejection.index if rejection.step is Step.DETECTED else -1
+        print_lines(str(rejection))
     if detection >= 0:
-        texts.append(str(why(steps, detection)))
-    text = '\n'.join(texts)
-    print_lines(text)
+        origin = why(steps, detection)
+        print_lines(str(origin))
     if detection >= 0 and steps.detections.scores[detection] <= VISUALIZE_SCORE_THRESHOLD:
         print_note(
             f'mask-rcnn demo does not draw detection {detection} by default: its score '
             f'{steps.detections.scores[detection]:.3f} is not above {VISUALIZE_SCORE_THRESHOLD}'
         )
     if args.out is not None:
-        _write(steps, args, text, rejection, detection)
+        _write(steps, args, rejection, origin)
         print_note(f'wrote {args.out}')
     return 0
 
@@ -147,21 +158,27 @@ def _format(box: tuple[float, ...]) -> str:
     return ','.join(f'{value:g}' for value in box)
 
 
-def _write(steps: Trace, args: argparse.Namespace, text: str, rejection: Rejection | None, detection: int) -> None:
-    """Write the figure or figures of the object."""
-    drawn = []
-    if rejection is not None:
-        figure = figures.draw_rejection(steps, rejection)
-        drawn.append((figure, f'{args.class_name} at {_format(args.box)}'))
-    if detection >= 0:
-        drawn.append((figures.draw_why(steps, detection), f'The origin of detection {detection}'))
+def _write(steps: Trace, args: argparse.Namespace, rejection: Rejection | None, origin: Origin | None) -> None:
+    """Write the figures of the object, of which a picture contains the last one."""
     if args.out.suffix.lower() == '.png':
+        if origin is not None:
+            figure = figures.draw_why(steps, origin.detection)
+        else:
+            assert rejection is not None
+            figure = figures.draw_rejection(steps, rejection)
         with open_for_writing(args.out) as file:
-            file.write(encode_figure(drawn[-1][0]))
+            file.write(encode_figure(figure))
         return
-    report = Report(f'{drawn[0][1]} in {args.photo.name}')
-    for line in text.splitlines():
-        report.add_text(line.strip())
-    for figure, caption in drawn:
-        report.add_figure(figure, caption)
+    title = f'Detection {args.detection}' if rejection is None else f'{args.class_name} at {_format(args.box)}'
+    report = Report(f'{title} in {args.photo.name}')
+    if rejection is not None:
+        report.add_text(rejection.title)
+        rows = [(title, count, f'{best:.2f}') for title, count, best in rejection.counts]
+        report.add_table(('boxes', f'IoU >= {rejection.min_iou:g}', 'best IoU'), rows)
+        report.add_figure(figures.draw_rejection(steps, rejection), _REJECTION_CAPTION)
+    if origin is not None:
+        report.add_text(origin.title)
+        report.add_table(('step', 'result'), list(origin.steps.items()))
+        report.add_figure(figures.draw_why(steps, origin.detection), _ORIGIN_CAPTION)
+    report.add_text(_TERMS)
     report.write(args.out)
