@@ -193,9 +193,8 @@ def _add_rois(report: Report, trace: Trace) -> None:
     )
     if config.has_fpn:
         text += (
-            'Large RoIs are pooled from coarse levels, small ones from fine levels: those of about '
-            f'{config.roi_canonical_size:g} x {config.roi_canonical_size:g} input pixels from P4, those of half this '
-            'size from P3.'
+            'Large RoIs are pooled from coarse levels, small ones from fine levels: each level is for RoIs that are '
+            'twice as large as those of the level before.'
         )
     report.add_text(text)
     names = figures.pooled_level_names(trace)

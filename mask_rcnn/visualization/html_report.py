@@ -36,7 +36,7 @@ _HEAD = """\
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 72rem; margin: 0 auto;
   padding: 1rem 1.5rem 4rem; }}
-h1, h2, h3 {{ line-height: 1.25; }}
+h1, h2, h3 {{ line-height: 1.25; overflow-wrap: anywhere; }}
 h2 {{ margin-top: 2.5rem; padding-top: 0.5rem; border-top: 1px solid #ccc; }}
 nav ul {{ columns: 18rem; padding-left: 1.2rem; }}
 a {{ color: #0060a0; }}
