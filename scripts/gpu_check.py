@@ -325,12 +325,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def gpu_error(gpu: int) -> str | None:
     """Return the reason why a GPU cannot be used, or ``None`` if it can."""
     # In another process: this one would keep a part of the GPU's memory during the measurements.
-    code = f'from mask_rcnn.cli.options import gpu_error; print(gpu_error({gpu}) or "")'
+    code = f'import sys; from mask_rcnn.cli.options import gpu_error; sys.exit(gpu_error({gpu}))'
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
-    if done.returncode:
-        return last_line(done.stderr) or f'the process that looks for it ended with status {done.returncode}'
-    return done.stdout.strip() or None
+    if done.returncode == 0:
+        return None
+    return last_line(done.stderr) or f'the test of the GPU ended with status {done.returncode}'
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -233,9 +233,10 @@ def gpu_error(gpu: int) -> str | None:
         return f'CuPy cannot be imported ({" ".join(str(cause).split())[:100]})'
     try:
         n_gpus = cupy.cuda.runtime.getDeviceCount()
+        if n_gpus == 0:
+            return 'there is no CUDA device'
         if gpu >= n_gpus:
-            only = f'{"is" if n_gpus == 1 else "are"} only {counted(n_gpus, "CUDA device")}'
-            return f'there {only if n_gpus else "is no CUDA device"}'
+            return f'there {"is" if n_gpus == 1 else "are"} only {counted(n_gpus, "CUDA device")}'
         with cupy.cuda.Device(gpu):
             int((cupy.arange(2) + 1).sum())  # compiles and runs a kernel
     except Exception as error:
