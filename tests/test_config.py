@@ -10,7 +10,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mask_rcnn.config import DENA, DETECTRON, DIALECTS, MATTERPORT, MINDSPORE, PRESETS, Config
+from mask_rcnn.config import DENA, DETECTRON, DIALECTS, MATTERPORT, MINDSPORE, PRESETS, TORCHVISION, Config
 
 
 def test_from_dict_inverts_to_dict_through_json():
@@ -30,7 +30,8 @@ def test_defaults_are_those_of_detectron():
     ('change', 'message'),
     [
         ({'extractor': 'vgg16'}, 'extractor must be one of resnet50, resnet101'),
-        ({'norm': 'gn'}, 'norm must be'),
+        ({'norm': 'ln'}, "^norm must be 'affine', 'bn' or 'gn', not 'ln'"),
+        ({'head_norm': 'ln'}, 'head_norm must be'),
         ({'roi_size': 8}, 'roi_size must be 7 or 14'),
         ({'n_fg_class': 0}, 'n_fg_class must be an integer of at least 1, not 0'),
         ({'fpn_channels': -1}, 'fpn_channels must be an integer of at least 1, not -1'),
@@ -270,11 +271,33 @@ def test_invalid_conventions_are_rejected(change, message):
         DETECTRON.replace(**change)
 
 
-@pytest.mark.parametrize('change', [{'name': 'other'}, {'boxes': {'offset': 0.0}}])
-def test_a_dialect_that_its_name_does_not_determine_is_not_stored(change):
-    """A file would be read with the named dialect, or not at all."""
-    config = Config(dialect=DETECTRON.replace(**change))
+def test_a_dialect_without_a_known_name_is_not_stored():
+    """A reader would not know the conventions that the file does not contain."""
+    config = Config(dialect=DETECTRON.replace(name='other'))
     with pytest.raises(ValueError, match='cannot be stored'):
         config.to_dict()
     with pytest.raises(ValueError, match='unknown dialect'):
         Config.from_dict({'dialect': ['detectron']})
+
+
+def test_conventions_that_differ_from_the_named_dialect_are_stored():
+    dialect = TORCHVISION.replace(backbone={'bn_eps': 0.0}, input={'pixel_std': (1.0, 2.0, 3.0)})
+    stored = json.loads(json.dumps(Config(dialect=dialect).to_dict()))
+    assert stored['dialect'] == {'name': 'torchvision', 'input': {'pixel_std': [1, 2, 3]}, 'backbone': {'bn_eps': 0}}
+    assert Config.from_dict(stored).dialect == dialect
+    assert Config(dialect=TORCHVISION).to_dict()['dialect'] == 'torchvision'
+
+
+@pytest.mark.parametrize(
+    ('dialect', 'message'),
+    [
+        ({'backbone': {'bn_eps': 0}}, 'unknown dialect None'),
+        ({'name': 'detectron', 'neck': {}}, "unknown convention 'neck' of the dialect detectron"),
+        ({'name': 'detectron', 'input': 3}, "unknown convention 'input' of the dialect detectron"),
+        ({'name': 'detectron', 'input': {'size': 3}}, "unknown convention 'size' of the dialect detectron"),
+        ({'name': 'detectron', 'backbone': {'bn_eps': 'x'}}, "bn_eps must be a number from 0 to 1, not 'x'"),
+    ],
+)
+def test_stored_conventions_are_checked(dialect, message):
+    with pytest.raises(ValueError, match=f'^{message}'):
+        Config.from_dict({'dialect': dialect})

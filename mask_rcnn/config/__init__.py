@@ -1,28 +1,33 @@
 """Configuration of networks: frozen dataclasses, named dialects and named presets.
 
 A :class:`Dialect` holds the conventions of one original program: Detectron, DeNA's Chainer_Mask_R-CNN, Matterport's
-Mask R-CNN, MindSpore, or TensorFlow's MobileNets.  A :class:`Config` holds the architecture, the sizes and the dialect
-of one network.  Weight files store the fields of the configuration, with the dialect by its name
-(:mod:`mask_rcnn.weights.native`).
+Mask R-CNN, MindSpore, TensorFlow's MobileNets, torchvision or detectron2.  A :class:`Config` holds the architecture,
+the sizes and the dialect of one network.  Weight files store the fields of the configuration, with the dialect by its
+name and the conventions that differ from it (:mod:`mask_rcnn.weights.native`).
 """
 
-from mask_rcnn.config.dialects import (
-    DENA,
-    DETECTRON,
-    DIALECTS,
-    MATTERPORT,
-    MINDSPORE,
-    MOBILENET,
+from mask_rcnn.config.conventions import (
     BackboneConventions,
     BoxConventions,
     DetectionConventions,
-    Dialect,
     InputConventions,
+    KeypointConventions,
     LossConventions,
     MaskConventions,
     RoIConventions,
     RPNConventions,
     TrainingConventions,
+)
+from mask_rcnn.config.dialects import (
+    DENA,
+    DETECTRON,
+    DETECTRON2,
+    DIALECTS,
+    MATTERPORT,
+    MINDSPORE,
+    MOBILENET,
+    TORCHVISION,
+    Dialect,
 )
 from mask_rcnn.config.network import (
     C4_DIALECTS,
@@ -30,6 +35,7 @@ from mask_rcnn.config.network import (
     FPN_STRIDES,
     PRESETS,
     RESNET_BLOCKS,
+    RESNET_GROUPS,
     VISUALIZE_SCORE_THRESHOLD,
     Config,
 )
@@ -38,6 +44,7 @@ __all__ = [
     'C4_DIALECTS',
     'DENA',
     'DETECTRON',
+    'DETECTRON2',
     'DIALECTS',
     'EXTRACTORS',
     'FPN_STRIDES',
@@ -46,6 +53,8 @@ __all__ = [
     'MOBILENET',
     'PRESETS',
     'RESNET_BLOCKS',
+    'RESNET_GROUPS',
+    'TORCHVISION',
     'VISUALIZE_SCORE_THRESHOLD',
     'BackboneConventions',
     'BoxConventions',
@@ -53,6 +62,7 @@ __all__ = [
     'DetectionConventions',
     'Dialect',
     'InputConventions',
+    'KeypointConventions',
     'LossConventions',
     'MaskConventions',
     'RPNConventions',

@@ -1,4 +1,4 @@
-"""The ranges of the conventions in :mod:`mask_rcnn.config.dialects`."""
+"""The ranges of the conventions in :mod:`mask_rcnn.config.conventions`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _SMALL_INTEGER = fields.integer(0, 1024)
 #: The range of each field that is narrower than its type.
 _RANGES: dict[str, fields.Check] = {
     'pixel_std': fields.sequence(_POSITIVE, 'three positive numbers', min_length=3, max_length=3),
-    'bn_eps': fields.number(0, 1, 'a number from 0 to 1'),
+    'bn_eps': _FRACTION,
+    'gn_groups': fields.integer(1, 1024),
+    'gn_eps': _FRACTION,
     'stem_pool_pad': fields.integer(0, 1),
     'offset': _NON_NEGATIVE,
     'clip_offset': _NON_NEGATIVE,
@@ -24,6 +26,8 @@ _RANGES: dict[str, fields.Check] = {
     'rpn_delta_weights': fields.sequence(_POSITIVE, 'four positive numbers', min_length=4, max_length=4),
     'box_delta_weights': fields.sequence(_POSITIVE, 'four positive numbers', min_length=4, max_length=4),
     'level_epsilon': _FRACTION,
+    'level_bias': _FRACTION,
+    'min_box_size': _NON_NEGATIVE,
     'visualize_nms_threshold': fields.optional(_FRACTION),
     'padding': _SMALL_INTEGER,
     'margin': fields.integer(0, 1),

@@ -10,251 +10,22 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from mask_rcnn.config import fields
+from mask_rcnn.config.conventions import (
+    BackboneConventions,
+    BoxConventions,
+    DetectionConventions,
+    InputConventions,
+    KeypointConventions,
+    LossConventions,
+    MaskConventions,
+    RoIConventions,
+    RPNConventions,
+    TrainingConventions,
+)
 from mask_rcnn.config.dialect_checks import CheckedConventions
-
-
-@dataclass(frozen=True)
-class InputConventions(CheckedConventions):
-    """Conversion of an image into the network input (:func:`mask_rcnn.preprocessing.image_transform.prepare_image`).
-
-    Args:
-        channel_order: Order of the colour channels: ``'BGR'`` (Detectron, DeNA) or ``'RGB'`` (all other programs).
-        pixel_mean: Mean of each channel, subtracted from the pixels; in ``channel_order``.
-        pixel_std: Standard deviation of each channel, by which pixels are divided; in ``channel_order``.
-        resize: Resampling of the image.  ``'opencv_float32'`` resizes float32 pixels like OpenCV (Detectron).
-            ``'skimage_uint8'`` resizes like scikit-image and truncates the result to integers (Matterport).
-        subtract_mean_first: Whether the mean is subtracted before the resize (Detectron), or after it.
-        round_long_side: Whether the length of the resized image's longer side is rounded before it is compared with
-            ``Config.max_size`` (Detectron), or not (DeNA): an image of 600 x 1000 pixels, whose sides become 800 and
-            1333.3, is resized by a smaller factor if it is not.
-        upscale_only: Whether images are only upscaled to ``Config.min_size`` (Matterport), or also downscaled
-            (Detectron).  ``Config.max_size`` limits the size in both cases.
-        letterbox: Whether the image is centred in a zero-padded square of ``Config.max_size`` pixels (Matterport), or
-            placed in the upper left corner of an input of its size (Detectron).
-        use_width_ratio: Whether the factor of box coordinates is the ratio of the widths of the resized image and the
-            image, both in whole pixels (DeNA), or the factor of the resize (Detectron).  In a letterbox, the factors
-            are ratios of distances between corner pixels in any case.
-        apply_orientation: Whether the orientation of image files is applied (Detectron, where OpenCV reads that of EXIF
-            only), or ignored (DeNA, with Pillow).
-    """
-
-    channel_order: Literal['RGB', 'BGR']
-    pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[float, float, float]
-    resize: Literal['opencv_float32', 'skimage_uint8']
-    subtract_mean_first: bool
-    round_long_side: bool
-    upscale_only: bool
-    letterbox: bool
-    use_width_ratio: bool
-    apply_orientation: bool
-
-
-@dataclass(frozen=True)
-class BackboneConventions(CheckedConventions):
-    """Layers of the backbone.
-
-    Args:
-        bn_eps: Epsilon of batch normalisation, added to the variance: 1e-5 (Detectron, MindSpore), 2e-5 (Chainer) or
-            1e-3 (Keras, TensorFlow).
-        stem_pool_pad: Padding of the max pooling after conv1.  1 pads every border by one pixel (Detectron).  0 pads
-            only the bottom and the right border, if the last window needs it (TensorFlow's ``SAME``).
-        stride_in_3x3: Whether the stride of a bottleneck block is in its 3x3 convolution (MindSpore, torchvision), or
-            in its first 1x1 convolution (Detectron, Matterport).  C4 networks always have it in the 1x1 convolution.
-    """
-
-    bn_eps: float
-    stem_pool_pad: int
-    stride_in_3x3: bool
-
-
-@dataclass(frozen=True)
-class BoxConventions(CheckedConventions):
-    """Box arithmetic (:mod:`mask_rcnn.ops.boxes.boxes`, :mod:`mask_rcnn.ops.boxes.nms`).
-
-    Args:
-        offset: Value added to ``x2 - x1`` to get the width of a box: 1 if both corners are pixels of the box
-            (Detectron), 0 if the corners are coordinates (Matterport, DeNA).
-        clip_offset: Boxes are clipped to ``[0, height - clip_offset]`` and ``[0, width - clip_offset]``: 0 (DeNA) or
-            1.  With ``detections.postprocess_in_input_space``, detections are clipped to the centres of the
-            image's corner pixels instead.
-        max_log_scale: Upper limit of the predicted ``dh`` and ``dw``, the logarithms of the scale factors:
-            Detectron's ``BBOX_XFORM_CLIP``, or infinity (Matterport, DeNA).
-        rpn_delta_weights: Weights of ``(dy, dx, dh, dw)`` in the RPN's regression targets.  Matterport calls the
-            reciprocals ``RPN_BBOX_STD_DEV``.
-        box_delta_weights: Weights of ``(dy, dx, dh, dw)`` in the box head's regression targets: Detectron's
-            ``MODEL.BBOX_REG_WEIGHTS``.  Matterport calls the reciprocals ``BBOX_STD_DEV``.
-        nms_suppress_equal: Whether NMS suppresses boxes with IoU >= threshold (Detectron) or IoU > threshold
-            (Matterport).
-        last_of_ties_first: Which of several boxes with equal scores takes precedence in top-k selection and NMS: the
-            last anchor or RoI (DeNA, which reverses an ascending sort), or the first one (Detectron).
-    """
-
-    offset: float
-    clip_offset: float
-    max_log_scale: float
-    rpn_delta_weights: tuple[float, float, float, float]
-    box_delta_weights: tuple[float, float, float, float]
-    nms_suppress_equal: bool
-    last_of_ties_first: bool
-
-
-@dataclass(frozen=True)
-class RPNConventions(CheckedConventions):
-    """Anchors and proposals.
-
-    Args:
-        anchors: Shape and position of the anchors: ``'detectron'``, ``'matterport'`` or ``'dena'``; see
-            :func:`mask_rcnn.ops.boxes.anchors.cell_anchors`.
-        rank_by_logits: Whether anchors are ranked by their logits (DeNA) or by their probabilities (Detectron), which
-            are equal where the sigmoid saturates.
-        drop_small_first: Whether proposals smaller than ``Config.rpn_min_size`` are dropped before the top-k selection
-            (DeNA) or after it (Detectron).
-        require_centre_inside: Whether proposals whose centre is outside the image are dropped (Detectron).
-        proposals_per_level: Whether top-k selection and NMS are applied to each level of the feature pyramid
-            (Detectron), or to all levels together (Matterport).
-    """
-
-    anchors: Literal['detectron', 'matterport', 'dena']
-    rank_by_logits: bool
-    drop_small_first: bool
-    require_centre_inside: bool
-    proposals_per_level: bool
-
-
-@dataclass(frozen=True)
-class RoIConventions(CheckedConventions):
-    """Pooling of RoI features (:mod:`mask_rcnn.models.roi_pooling`).
-
-    Args:
-        op: Pooling operator.  ``'roi_align'`` averages the samples in each bin (Detectron); ``Config.roi_align`` can
-            replace it with RoI max pooling.  ``'crop_and_resize'`` samples the points of a grid that extends from
-            border to border (Matterport, with TensorFlow's operator); it ignores ``Config.roi_align`` and
-            ``Config.sampling_ratio``.
-        level_rounding: Rounding of the pyramid level of a RoI: ``'floor'`` (Detectron), or ``'nearest'`` with halves
-            to even (Matterport).
-        level_epsilon: Value added to the relative size of a RoI before the logarithm of the level: 1e-6 (Detectron)
-            or 0 (Matterport).
-        average_half_window: Whether the box head of a C4 network averages only the upper left ``roi_size // 2`` x
-            ``roi_size // 2`` bins of the 7 x 7 that res5 returns (DeNA), or all of them (Detectron).  Both are the same
-            for ``Config.roi_size`` 14.
-    """
-
-    op: Literal['roi_align', 'crop_and_resize']
-    level_rounding: Literal['floor', 'nearest']
-    level_epsilon: float
-    average_half_window: bool
-
-
-@dataclass(frozen=True)
-class DetectionConventions(CheckedConventions):
-    """Postprocessing of the box head's output (:func:`mask_rcnn.ops.boxes.proposals.select_detections`).
-
-    Args:
-        postprocess_in_input_space: Whether boxes are decoded, clipped and suppressed in pixels of the network input
-            (Matterport), or in pixels of the original image (Detectron).
-        integer_boxes: Whether the corners of detections are rounded to whole pixels and empty boxes are dropped
-            (Matterport).  The second corner is then the first pixel after the box.
-        best_class_only: Whether a RoI can be a detection of its highest-scoring class only (Matterport), or of every
-            class (Detectron).
-        score_threshold_inclusive: Whether detections need a score >= threshold (Matterport) or > threshold
-            (Detectron).
-        keep_ties: Whether detections beyond the limit are kept if their score equals that of the last detection within
-            the limit (Detectron), or dropped (Matterport).
-        visualize_nms_threshold: IoU threshold of NMS in the program's demo; ``None`` for ``Config.nms_threshold``.  See
-            :meth:`mask_rcnn.models.mask_rcnn.MaskRCNN.use_preset`.
-    """
-
-    postprocess_in_input_space: bool
-    integer_boxes: bool
-    best_class_only: bool
-    score_threshold_inclusive: bool
-    keep_ties: bool
-    visualize_nms_threshold: float | None
-
-
-@dataclass(frozen=True)
-class MaskConventions(CheckedConventions):
-    """Pasting of predicted masks into the image (:func:`mask_rcnn.ops.masks.paste_masks.paste_masks`).
-
-    Args:
-        padding: Width of the zero padding of a predicted mask in mask pixels: 1 (Detectron) or 0 (Matterport).  The
-            box is extended in proportion before the mask is resized to it.
-        margin: Border handling of the resize.  1 interpolates between the mask and zeros outside the box (Matterport,
-            with scikit-image); 0 repeats the border of the mask (Detectron, with OpenCV).
-        box_offset: Value added to the difference of a box's truncated corners to get the number of pixels that the mask
-            is resized to: 1 (Detectron, DeNA) or 0 (Matterport).
-        squeeze_at_border: Whether the extended box is clipped to the image before the mask is resized to it, which
-            distorts masks at the border (DeNA), or the resized mask is cropped (Detectron).
-        threshold: Probability threshold of mask pixels; see ``threshold_inclusive``.
-        threshold_inclusive: Whether pixels of a mask need a probability >= threshold (Matterport) or > threshold
-            (Detectron).
-    """
-
-    padding: int
-    margin: int
-    box_offset: int
-    squeeze_at_border: bool
-    threshold: float
-    threshold_inclusive: bool
-
-
-@dataclass(frozen=True)
-class LossConventions(CheckedConventions):
-    """Losses of training (:mod:`mask_rcnn.training.train_chain`).
-
-    Args:
-        rpn_smooth_l1_beta: Error at which the smooth L1 loss of the RPN changes from quadratic to linear: 1/9
-            (Detectron) or 1 (Matterport).
-        box_smooth_l1_beta: Error at which the smooth L1 loss of the box head changes from quadratic to linear: 1.
-        box_loss_normalizer: Divisor of both smooth L1 losses.  ``'sampled'`` is the number of sampled anchors or RoIs
-            (Detectron).  ``'positive'`` is the number of coordinates of the positive anchors or RoIs, four for each
-            (Matterport).
-        rpn_loss_divides_by_batch_size: Whether the objectness loss of an FPN is divided by the requested number of
-            anchors, which may exceed the number of sampled anchors (Detectron), or by the number of sampled anchors
-            (Matterport).
-    """
-
-    rpn_smooth_l1_beta: float
-    box_smooth_l1_beta: float
-    box_loss_normalizer: Literal['sampled', 'positive']
-    rpn_loss_divides_by_batch_size: bool
-
-
-@dataclass(frozen=True)
-class TrainingConventions(CheckedConventions):
-    """Data, frozen layers, sampling and optimisation of training (:mod:`mask_rcnn.training`, :mod:`mask_rcnn.targets`).
-
-    Args:
-        frozen_stages: Number of frozen backbone stages (conv1, res2, ...): 2 (Detectron) or 0 (DeNA).
-        fix_statistics: Whether batch normalisation uses its running statistics, which stay constant, while its scale
-            and offset, and those of affine channels, are trained (DeNA).
-        min_object_size: Objects whose box has a side of at most this many pixels are not used: 10 (DeNA) or 0.
-        use_crowds: Whether crowd regions are matched with RoIs (Detectron), or dropped (DeNA).
-        redraw_negatives: Whether negative anchors are drawn with replacement and overwrite the best anchors of objects
-            (Detectron), or are drawn without replacement and spare them (DeNA).
-        roi_batch: Number of RoIs sampled per image, by default: 512 (Detectron) or 128 (DeNA).
-        mask_targets: ``'polygons'`` rasterises the object's polygons in the grid of the RoI (Detectron).  ``'bitmap'``
-            crops the object's bitmap in the network input at the RoI's truncated corners and resizes it (DeNA).
-        decay_all: Whether all parameters have the same learning rate and weight decay (DeNA), or biases have twice the
-            learning rate and neither biases nor normalisations have weight decay (Detectron).
-        correct_momentum: Whether the momentum is scaled with the learning rate when that jumps (Detectron), or not
-            (DeNA).
-        sum_images: Whether the gradients of the images of a batch are added (DeNA) or averaged (Detectron).
-    """
-
-    frozen_stages: int
-    fix_statistics: bool
-    min_object_size: float
-    use_crowds: bool
-    redraw_negatives: bool
-    roi_batch: int
-    mask_targets: Literal['polygons', 'bitmap']
-    decay_all: bool
-    correct_momentum: bool
-    sum_images: bool
 
 
 @dataclass(frozen=True)
@@ -270,6 +41,7 @@ class Dialect(CheckedConventions):
         rois: Pooling of RoI features.
         detections: Postprocessing of the box head's output.
         masks: Pasting of predicted masks into the image.
+        keypoints: Heat maps of keypoints and their decoding.
         losses: Losses of training.
         training: Data, frozen layers, sampling and optimisation of training.
     """
@@ -282,6 +54,7 @@ class Dialect(CheckedConventions):
     rois: RoIConventions
     detections: DetectionConventions
     masks: MaskConventions
+    keypoints: KeypointConventions
     losses: LossConventions
     training: TrainingConventions
 
@@ -306,6 +79,49 @@ class Dialect(CheckedConventions):
         }
         return dataclasses.replace(self, **{**changes, **groups})
 
+    def to_plain(self) -> str | dict[str, Any]:
+        """Return JSON-compatible data: the name, or the name and the conventions that differ from its dialect.
+
+        Raises:
+            ValueError: No dialect of :data:`DIALECTS` has the name.
+        """
+        base = DIALECTS.get(self.name)
+        if base is None:
+            raise ValueError(
+                f'the dialect {self.name!r} cannot be stored: it is not the name of a dialect in DIALECTS '
+                f'({", ".join(DIALECTS)})'
+            )
+        changes: dict[str, Any] = {}
+        for group in _GROUPS:
+            before, after = vars(getattr(base, group)), vars(getattr(self, group))
+            changed = {name: value for name, value in after.items() if value != before[name]}
+            if changed:
+                changes[group] = {n: list(v) if isinstance(v, tuple) else v for n, v in changed.items()}
+        return {'name': self.name, **changes} if changes else self.name
+
+    @classmethod
+    def from_plain(cls, data: Any) -> Dialect:
+        """Return the dialect of plain data: the inverse of :meth:`to_plain`.
+
+        Raises:
+            ValueError: A dialect or a convention does not exist, or a value is not allowed.
+        """
+        changes = dict(data) if isinstance(data, dict) else {'name': data}
+        name = changes.pop('name', None)
+        if not isinstance(name, str) or name not in DIALECTS:
+            raise ValueError(f'unknown dialect {fields.describe_value(name)}; expected one of {", ".join(DIALECTS)}')
+        for group, values in changes.items():
+            known = vars(getattr(DIALECTS[name], group)) if group in _GROUPS else {}
+            names = list(values) if known and isinstance(values, dict) else [group]
+            unknown = [convention for convention in names if convention not in known]
+            if unknown:
+                shown = fields.describe_value(unknown[0])
+                raise ValueError(f'unknown convention {shown} of the dialect {name}')
+        return DIALECTS[name].replace(**changes)
+
+
+#: The groups of conventions.
+_GROUPS = tuple(field.name for field in dataclasses.fields(Dialect) if field.name != 'name')
 
 #: Detectron (Caffe2): ``detectron/core/config.py`` and ``detectron/utils/boxes.py``.
 DETECTRON = Dialect(
@@ -316,13 +132,14 @@ DETECTRON = Dialect(
         pixel_std=(1.0, 1.0, 1.0),
         resize='opencv_float32',
         subtract_mean_first=True,
+        side_rounding='half_even',
         round_long_side=True,
         upscale_only=False,
         letterbox=False,
-        use_width_ratio=False,
+        box_factors='scale',
         apply_orientation=True,
     ),
-    backbone=BackboneConventions(bn_eps=1e-5, stem_pool_pad=1, stride_in_3x3=False),
+    backbone=BackboneConventions(bn_eps=1e-5, gn_groups=32, gn_eps=1e-5, stem_pool_pad=1, stride_in_3x3=False),
     boxes=BoxConventions(
         offset=1.0,
         clip_offset=1.0,
@@ -330,18 +147,32 @@ DETECTRON = Dialect(
         rpn_delta_weights=(1.0, 1.0, 1.0, 1.0),
         box_delta_weights=(10.0, 10.0, 5.0, 5.0),
         nms_suppress_equal=True,
+        nms_shift_limit=0,
         last_of_ties_first=False,
     ),
     rpn=RPNConventions(
         anchors='detectron',
+        strides_from_sizes=False,
         rank_by_logits=False,
+        clip_to_image=False,
+        min_size_in_input=False,
+        min_size_inclusive=True,
         drop_small_first=False,
         require_centre_inside=True,
         proposals_per_level=True,
     ),
-    rois=RoIConventions(op='roi_align', level_rounding='floor', level_epsilon=1e-6, average_half_window=False),
+    rois=RoIConventions(
+        op='roi_align',
+        aligned=False,
+        level_rounding='floor',
+        level_epsilon=1e-6,
+        level_bias=0.0,
+        average_half_window=False,
+    ),
     detections=DetectionConventions(
         postprocess_in_input_space=False,
+        min_box_size=0.0,
+        clip_to_original=False,
         integer_boxes=False,
         best_class_only=False,
         score_threshold_inclusive=False,
@@ -349,8 +180,15 @@ DETECTRON = Dialect(
         visualize_nms_threshold=None,
     ),
     masks=MaskConventions(
-        padding=1, margin=0, box_offset=1, squeeze_at_border=False, threshold=0.5, threshold_inclusive=False
+        padding=1,
+        margin=0,
+        box_offset=1,
+        continuous_box=False,
+        squeeze_at_border=False,
+        threshold=0.5,
+        threshold_inclusive=False,
     ),
+    keypoints=KeypointConventions(decode_in_input=False, upsample_border='zero', softmax_grid='resized'),
     losses=LossConventions(
         rpn_smooth_l1_beta=1 / 9,
         box_smooth_l1_beta=1.0,
@@ -362,6 +200,7 @@ DETECTRON = Dialect(
         fix_statistics=False,
         min_object_size=0.0,
         use_crowds=True,
+        anchors_inside_only=True,
         redraw_negatives=True,
         roi_batch=512,
         mask_targets='polygons',
@@ -381,13 +220,14 @@ MATTERPORT = Dialect(
         pixel_std=(1.0, 1.0, 1.0),
         resize='skimage_uint8',
         subtract_mean_first=False,
+        side_rounding='half_even',
         round_long_side=True,
         upscale_only=True,
         letterbox=True,
-        use_width_ratio=False,
+        box_factors='scale',
         apply_orientation=True,
     ),
-    backbone=BackboneConventions(bn_eps=1e-3, stem_pool_pad=0, stride_in_3x3=False),
+    backbone=BackboneConventions(bn_eps=1e-3, gn_groups=32, gn_eps=1e-5, stem_pool_pad=0, stride_in_3x3=False),
     boxes=BoxConventions(
         offset=0.0,
         clip_offset=1.0,
@@ -395,18 +235,32 @@ MATTERPORT = Dialect(
         rpn_delta_weights=(10.0, 10.0, 5.0, 5.0),
         box_delta_weights=(10.0, 10.0, 5.0, 5.0),
         nms_suppress_equal=False,
+        nms_shift_limit=0,
         last_of_ties_first=False,
     ),
     rpn=RPNConventions(
         anchors='matterport',
+        strides_from_sizes=False,
         rank_by_logits=False,
+        clip_to_image=False,
+        min_size_in_input=False,
+        min_size_inclusive=True,
         drop_small_first=False,
         require_centre_inside=True,
         proposals_per_level=False,
     ),
-    rois=RoIConventions(op='crop_and_resize', level_rounding='nearest', level_epsilon=0.0, average_half_window=False),
+    rois=RoIConventions(
+        op='crop_and_resize',
+        aligned=False,
+        level_rounding='nearest',
+        level_epsilon=0.0,
+        level_bias=0.0,
+        average_half_window=False,
+    ),
     detections=DetectionConventions(
         postprocess_in_input_space=True,
+        min_box_size=0.0,
+        clip_to_original=False,
         integer_boxes=True,
         best_class_only=True,
         score_threshold_inclusive=True,
@@ -414,8 +268,15 @@ MATTERPORT = Dialect(
         visualize_nms_threshold=None,
     ),
     masks=MaskConventions(
-        padding=0, margin=1, box_offset=0, squeeze_at_border=False, threshold=0.5, threshold_inclusive=True
+        padding=0,
+        margin=1,
+        box_offset=0,
+        continuous_box=False,
+        squeeze_at_border=False,
+        threshold=0.5,
+        threshold_inclusive=True,
     ),
+    keypoints=DETECTRON.keypoints,
     losses=LossConventions(
         rpn_smooth_l1_beta=1.0,
         box_smooth_l1_beta=1.0,
@@ -432,7 +293,7 @@ DENA = DETECTRON.replace(
     input={
         'subtract_mean_first': False,
         'round_long_side': False,
-        'use_width_ratio': True,
+        'box_factors': 'width_ratio',
         'apply_orientation': False,
     },
     backbone={'bn_eps': 2e-5},
@@ -470,5 +331,66 @@ MINDSPORE = DETECTRON.replace(
     backbone={'stem_pool_pad': 0, 'stride_in_3x3': True},
 )
 
+#: torchvision's detection models: ``torchvision/models/detection`` and ``torchvision/ops``.
+TORCHVISION = DETECTRON.replace(
+    name='torchvision',
+    input={
+        'channel_order': 'RGB',
+        'pixel_mean': (123.675, 116.28, 103.53),
+        'pixel_std': (58.395, 57.12, 57.375),
+        'resize': 'torch_float32',
+        'side_rounding': 'down',
+        'round_long_side': False,
+        'box_factors': 'side_ratios',
+        'apply_orientation': False,
+    },
+    backbone={'stride_in_3x3': True},
+    boxes={'offset': 0.0, 'clip_offset': 0.0, 'nms_suppress_equal': False, 'nms_shift_limit': 1000},
+    rpn={
+        'anchors': 'torchvision',
+        'strides_from_sizes': True,
+        'rank_by_logits': True,
+        'clip_to_image': True,
+        'min_size_in_input': True,
+        'require_centre_inside': False,
+    },
+    rois={'level_epsilon': 0.0, 'level_bias': 1e-6},
+    detections={'postprocess_in_input_space': True, 'min_box_size': 0.01, 'keep_ties': False},
+    keypoints={'decode_in_input': True, 'upsample_border': 'repeat'},
+    losses={'box_smooth_l1_beta': 1 / 9, 'rpn_loss_divides_by_batch_size': False},
+    training={
+        'use_crowds': False,
+        'anchors_inside_only': False,
+        'redraw_negatives': False,
+        'mask_targets': 'roi_align',
+        'decay_all': True,
+        'correct_momentum': False,
+    },
+)
+
+#: detectron2's Mask R-CNN: ``detectron2/modeling``, ``detectron2/layers`` and the defaults of ``detectron2/config``.
+DETECTRON2 = TORCHVISION.replace(
+    name='detectron2',
+    input={
+        'channel_order': 'BGR',
+        'pixel_mean': (103.53, 116.28, 123.675),
+        'pixel_std': (1.0, 1.0, 1.0),
+        'resize': 'pillow_uint8',
+        'subtract_mean_first': False,
+        'side_rounding': 'half_up',
+        'apply_orientation': True,
+    },
+    backbone={'stride_in_3x3': False},
+    rpn={'anchors': 'detectron2', 'strides_from_sizes': False, 'min_size_inclusive': False},
+    rois={'aligned': True, 'level_epsilon': 1e-8, 'level_bias': 0.0},
+    detections={'min_box_size': 0.0, 'clip_to_original': True},
+    masks={'padding': 0, 'continuous_box': True, 'threshold_inclusive': True},
+    keypoints={'softmax_grid': 'predicted'},
+    losses={'rpn_smooth_l1_beta': 0.0, 'box_smooth_l1_beta': 0.0, 'rpn_loss_divides_by_batch_size': True},
+    training={'mask_targets': 'polygons_in_input'},
+)
+
 #: All dialects by name.
-DIALECTS = {dialect.name: dialect for dialect in (DETECTRON, DENA, MATTERPORT, MINDSPORE, MOBILENET)}
+DIALECTS = {
+    dialect.name: dialect for dialect in (DETECTRON, DENA, MATTERPORT, MINDSPORE, MOBILENET, TORCHVISION, DETECTRON2)
+}

@@ -7,13 +7,36 @@ from dataclasses import dataclass
 from typing import Any
 
 from mask_rcnn.config import fields
-from mask_rcnn.config.dialects import DENA, DETECTRON, DIALECTS, MOBILENET, Dialect
+from mask_rcnn.config.dialects import DENA, DETECTRON, MOBILENET, Dialect
 
 #: Minimum score of the detections in a picture.
 VISUALIZE_SCORE_THRESHOLD = 0.7
 
+#: Number of bottleneck blocks in the stages res2 to res5 of each ResNet and ResNeXt.
+RESNET_BLOCKS = {
+    'resnet50': (3, 4, 6, 3),
+    'resnet101': (3, 4, 23, 3),
+    'resnet152': (3, 8, 36, 3),
+    'resnext50_32x4d': (3, 4, 6, 3),
+    'resnext101_32x8d': (3, 4, 23, 3),
+    'resnext101_64x4d': (3, 4, 23, 3),
+    'resnext152_32x8d': (3, 8, 36, 3),
+}
+
+#: Number of groups of the 3x3 convolutions, and channels of each group in res2; each stage doubles them
+#: (Xie et al. 2017, section 4.1).
+RESNET_GROUPS = {
+    'resnet50': (1, 64),
+    'resnet101': (1, 64),
+    'resnet152': (1, 64),
+    'resnext50_32x4d': (32, 4),
+    'resnext101_32x8d': (32, 8),
+    'resnext101_64x4d': (64, 4),
+    'resnext152_32x8d': (32, 8),
+}
+
 #: Names of the extractors: a backbone alone (C4 network), or with a feature pyramid (``_fpn``).
-EXTRACTORS = ('resnet50', 'resnet101', 'resnet50_fpn', 'resnet101_fpn', 'mobilenet_v1_fpn')
+EXTRACTORS = (*RESNET_BLOCKS, *(f'{name}_fpn' for name in RESNET_BLOCKS), 'mobilenet_v1_fpn')
 
 #: Strides of the feature pyramid's levels P2 to P6.
 FPN_STRIDES = (4, 8, 16, 32, 64)
@@ -48,16 +71,22 @@ _SIZES = fields.sequence(_POSITIVE, 'one or more positive numbers', max_length=6
 
 #: The type and the range of each field.
 _CHECKS: dict[str, fields.Check] = {
-    'extractor': fields.choice(EXTRACTORS, f'one of {", ".join(EXTRACTORS)}'),
+    'extractor': fields.choice(
+        EXTRACTORS, f'one of {", ".join(RESNET_BLOCKS)} (each also with _fpn), mobilenet_v1_fpn'
+    ),
     'n_fg_class': fields.integer(1, _MAX_CLASSES),
     'dialect': fields.instance_of(Dialect, 'a Dialect such as mask_rcnn.config.DETECTRON'),
-    'norm': fields.choice(('affine', 'bn'), "'affine' or 'bn'"),
+    'norm': fields.choice(('affine', 'bn', 'gn'), "'affine', 'bn' or 'gn'"),
+    'head_norm': fields.choice(('none', 'affine', 'bn', 'gn'), "'none', 'affine', 'bn' or 'gn'"),
     'masks': fields.boolean,
     'n_keypoint': fields.integer(0, 1024),
     'width': fields.number(1e-3, 16, 'a positive number'),
     'fpn_channels': fields.integer(1, _MAX_CHANNELS),
     'rpn_channels': fields.integer(0, _MAX_CHANNELS),
+    'rpn_convs': fields.integer(1, 64),
     'head_channels': fields.integer(1, _MAX_CHANNELS),
+    'box_convs': fields.integer(0, 64),
+    'box_fcs': fields.integer(1, 64),
     'mask_channels': fields.integer(1, _MAX_CHANNELS),
     'mask_convs': fields.integer(0, 64),
     'roi_size': _roi_size,
@@ -90,14 +119,20 @@ class Config(fields.CheckedUnpickling):
             pyramid (``'resnet50_fpn'``).
         n_fg_class: Number of classes without the background.
         dialect: Conventions of the program that trained the weights.
-        norm: Normalisation layers: ``'affine'`` for a frozen scale and bias per channel, ``'bn'`` for batch
-            normalisation.
+        norm: Normalisation layers of the backbone: ``'affine'`` for a frozen scale and bias per channel, ``'bn'`` for
+            batch normalisation, ``'gn'`` for group normalisation (Wu and He 2018).
+        head_norm: Normalisation layers after the convolutions of an FPN, its box head and its mask head, which then
+            have no bias; ``'none'`` for none.
         masks: Whether the network has a mask head.
         n_keypoint: Number of keypoints per instance; 0 for a network without a keypoint head.
         width: Width multiplier of a MobileNet, which scales all channel counts (Howard et al. 2017, section 3.3).
         fpn_channels: Number of channels of each level of the feature pyramid.
         rpn_channels: Number of output channels of the RPN's 3x3 convolution; 0 for the number of its input channels.
-        head_channels: Number of units in each of the two fully connected layers of an FPN's box head.
+        rpn_convs: Number of the RPN's 3x3 convolutions.
+        head_channels: Number of units in each of the fully connected layers of an FPN's box head.
+        box_convs: Number of 3x3 convolutions, with ``fpn_channels`` channels, in an FPN's box head before the fully
+            connected layers.
+        box_fcs: Number of fully connected layers in an FPN's box head.
         mask_channels: Number of channels of the mask head.
         mask_convs: Number of 3x3 convolutions in an FPN's mask head.
         roi_size: Height and width of pooled RoI features in bins: 14 or 7.  The box head of a C4 network processes
@@ -130,12 +165,16 @@ class Config(fields.CheckedUnpickling):
     n_fg_class: int = 80
     dialect: Dialect = DETECTRON
     norm: str = 'affine'
+    head_norm: str = 'none'
     masks: bool = True
     n_keypoint: int = 0
     width: float = 1.0
     fpn_channels: int = 256
     rpn_channels: int = 0
+    rpn_convs: int = 1
     head_channels: int = 1024
+    box_convs: int = 0
+    box_fcs: int = 2
     mask_channels: int = 256
     mask_convs: int = 4
     roi_size: int = 14
@@ -194,7 +233,8 @@ class Config(fields.CheckedUnpickling):
         if self.backbone != 'mobilenet_v1':
             unused |= {'width'}
         if not self.has_fpn:
-            unused |= {'fpn_channels', 'head_channels', 'mask_convs', 'mask_roi_size', 'roi_canonical_size'}
+            unused |= {'fpn_channels', 'head_channels', 'head_norm', 'box_convs', 'box_fcs'}
+            unused |= {'mask_convs', 'mask_roi_size', 'roi_canonical_size'}
         if not self.masks:
             unused |= {'mask_channels', 'mask_convs'} | (set() if self.n_keypoint else {'mask_roi_size'})
         return frozenset(unused)
@@ -260,19 +300,13 @@ class Config(fields.CheckedUnpickling):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-compatible values; the dialect is stored by its name.
+        """Return the fields as JSON-compatible values; see :meth:`Dialect.to_plain` for that of the dialect.
 
         Raises:
-            ValueError: The dialect is not one of :data:`~mask_rcnn.config.DIALECTS`, so that its name does not
-                determine it.
+            ValueError: The dialect does not have the name of one of :data:`~mask_rcnn.config.DIALECTS`.
         """
-        if DIALECTS.get(self.dialect.name) != self.dialect:
-            raise ValueError(
-                f'the dialect {self.dialect.name!r} cannot be stored: its conventions are not those of a dialect in '
-                f'DIALECTS ({", ".join(DIALECTS)})'
-            )
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values['dialect'] = self.dialect.name
+        values['dialect'] = self.dialect.to_plain()
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
@@ -293,28 +327,25 @@ class Config(fields.CheckedUnpickling):
         unknown = sorted(map(fields.describe_value, set(data) - set(_CHECKS)))
         if unknown:
             raise ValueError(f'unknown configuration fields: {", ".join(unknown)}')
-        name = data.get('dialect', DETECTRON.name)
-        if not isinstance(name, str) or name not in DIALECTS:
-            raise ValueError(f'unknown dialect {fields.describe_value(name)}; expected one of {", ".join(DIALECTS)}')
-        return cls(**{**data, 'dialect': DIALECTS[name]})
+        return cls(**{**data, 'dialect': Dialect.from_plain(data.get('dialect', DETECTRON.name))})
 
-
-#: Number of bottleneck blocks in the stages res2 to res5 of each ResNet.
-RESNET_BLOCKS = {
-    'resnet50': (3, 4, 6, 3),
-    'resnet101': (3, 4, 23, 3),
-}
 
 #: Detectron's ``e2e_mask_rcnn_R-50-FPN_*.yaml``; the defaults of the fields are those of C4 networks.
 _RESNET50_FPN = Config(extractor='resnet50_fpn', rpn_channels=256, roi_size=7, sampling_ratio=2, rpn_pre_nms=1000)
+#: Detectron's ``e2e_mask_rcnn_X-101-*.yaml`` and ``..._gn.yaml``: ``RESNETS.STRIDE_1X1`` is false.
+_RESNEXT_FPN = _RESNET50_FPN.replace(dialect=DETECTRON.replace(backbone={'stride_in_3x3': True}))
+_RESNET50_FPN_GN = _RESNEXT_FPN.replace(norm='gn', head_norm='gn', box_convs=4, box_fcs=1)
 _KEYPOINT_RESNET50_FPN = _RESNET50_FPN.replace(n_fg_class=1, masks=False, n_keypoint=17)
 
 #: Configurations that :func:`mask_rcnn.build` accepts by name.
 PRESETS = {
-    'resnet50': Config(),
-    'resnet101': Config(extractor='resnet101'),
-    'resnet50_fpn': _RESNET50_FPN,
-    'resnet101_fpn': _RESNET50_FPN.replace(extractor='resnet101_fpn'),
+    **{name: Config(extractor=name) for name in RESNET_BLOCKS},
+    **{
+        f'{name}_fpn': (_RESNET50_FPN if groups == 1 else _RESNEXT_FPN).replace(extractor=f'{name}_fpn')
+        for name, (groups, _) in RESNET_GROUPS.items()
+    },
+    'resnet50_fpn_gn': _RESNET50_FPN_GN,
+    'resnet101_fpn_gn': _RESNET50_FPN_GN.replace(extractor='resnet101_fpn'),
     'mobilenet_v1_fpn': _RESNET50_FPN.replace(extractor='mobilenet_v1_fpn', dialect=MOBILENET, norm='bn'),
     'keypoint_resnet50_fpn': _KEYPOINT_RESNET50_FPN,
     'keypoint_resnet101_fpn': _KEYPOINT_RESNET50_FPN.replace(extractor='resnet101_fpn'),

@@ -230,7 +230,7 @@ def _image_transform(size: tuple[int, int], config: Config, scale: float | None 
         longer = max(resized_size(size, scale))
         side = config.max_size if longer <= config.max_size else longer + -longer % config.size_divisor
         return ImageTransform.letterbox(size, scale, side)
-    return ImageTransform.top_left(size, scale, use_width_ratio=config.dialect.input.use_width_ratio)
+    return ImageTransform.top_left(size, scale, use_width_ratio=config.dialect.input.box_factors == 'width_ratio')
 
 
 def _padded_size(image_transform: ImageTransform, divisor: int) -> tuple[int, int]:

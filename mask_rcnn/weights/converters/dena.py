@@ -48,6 +48,9 @@ FORMAT = 'dena-npz'
 #: Beginnings of the names that only this program uses.
 _SIGNATURE = ('head/res5/', 'head/deconvm1/', 'head/convm2/')
 
+#: The backbones of the program.
+_BACKBONES = ('resnet50', 'resnet101')
+
 #: Numbers of the convolutions in a block.
 _NUMBERS = {'conv1': 1, 'conv2': 2, 'conv3': 3, 'shortcut': 4}
 
@@ -160,12 +163,12 @@ def _detect_network(path: _Path, arrays: _Arrays, *, norm: str) -> Config:
     blocks = {match[1] for name in arrays if (match := re.match(r'extractor/res4/(\w+)/', name))}
     # If blocks are missing, the smallest network that has all the others: its missing arrays are reported.
     backbone = min(
-        (name for name, stages in RESNET_BLOCKS.items() if stages[2] >= len(blocks)),
+        (name for name in _BACKBONES if RESNET_BLOCKS[name][2] >= len(blocks)),
         key=lambda name: RESNET_BLOCKS[name][2],
         default=None,
     )
     if backbone is None:
-        supported = ' or '.join(str(stages[2]) for stages in RESNET_BLOCKS.values())
+        supported = ' or '.join(str(RESNET_BLOCKS[name][2]) for name in _BACKBONES)
         raise WeightFileError(path, f'has {counted(len(blocks), "block")} in extractor/res4, expected {supported}')
     if 'head/score/W' not in arrays:
         raise WeightFileError(path, 'missing arrays: head/score/W')

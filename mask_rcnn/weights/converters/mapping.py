@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mask_rcnn.config import RESNET_BLOCKS, Config
+from mask_rcnn.config import RESNET_BLOCKS, RESNET_GROUPS, Config
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 
 
@@ -232,18 +232,29 @@ def resnet_convolutions(backbone: str) -> Iterator[ResNetConv]:
         backbone: A key of :data:`mask_rcnn.config.RESNET_BLOCKS`.
     """
     width_in = 64
+    groups, group_width = RESNET_GROUPS[backbone]
     for stage, n_blocks in enumerate(RESNET_BLOCKS[backbone], start=2):
-        width = 64 << stage - 2
+        group_channels, width_out = group_width << stage - 2, 64 << stage
+        width = groups * group_channels
         for block in range(n_blocks):
             yield ResNetConv(stage, block, 'conv1', (width, width_in, 1, 1))
-            yield ResNetConv(stage, block, 'conv2', (width, width, 3, 3))
-            yield ResNetConv(stage, block, 'conv3', (4 * width, width, 1, 1))
+            yield ResNetConv(stage, block, 'conv2', (width, group_channels, 3, 3))
+            yield ResNetConv(stage, block, 'conv3', (width_out, width, 1, 1))
             if block == 0:
-                yield ResNetConv(stage, block, 'shortcut', (4 * width, width_in, 1, 1))
-            width_in = 4 * width
+                yield ResNetConv(stage, block, 'shortcut', (width_out, width_in, 1, 1))
+            width_in = width_out
 
 
-_BACKBONE_NAMES = {'resnet50': 'R-50', 'resnet101': 'R-101', 'mobilenet_v1': 'MobileNetV1'}
+_BACKBONE_NAMES = {
+    'resnet50': 'R-50',
+    'resnet101': 'R-101',
+    'resnet152': 'R-152',
+    'resnext50_32x4d': 'X-50-32x4d',
+    'resnext101_32x8d': 'X-101-32x8d',
+    'resnext101_64x4d': 'X-101-64x4d',
+    'resnext152_32x8d': 'X-152-32x8d',
+    'mobilenet_v1': 'MobileNetV1',
+}
 
 
 def backbone_name(config: Config) -> str:

@@ -43,6 +43,9 @@ from mask_rcnn.weights.files import sha256
 #: ``'var'`` to the name of the array in a file.
 NameOf = Callable[[str, str], str]
 
+#: The backbones of the program (``mrcnn/config.py``, ``BACKBONE``).
+_BACKBONES = ('resnet50', 'resnet101')
+
 #: The settings of ``mrcnn/config.py`` that no array determines.
 _BASE = Config(
     extractor='resnet50_fpn',
@@ -112,12 +115,11 @@ def detect_network(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], na
         WeightFileError: Layers that determine sizes are missing, or the backbone is not supported.
     """
     count = sum(name_of(f'res4{letter}_branch2a', 'kernel') in arrays for letter in string.ascii_lowercase)
-    backbone = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
+    backbone = next((name for name in _BACKBONES if RESNET_BLOCKS[name][2] == count), None)
     if backbone is None:
         raise WeightFileError(
             path,
-            f'has a ResNet with {counted(count, "block")} in its fourth stage, supported are '
-            f'{", ".join(RESNET_BLOCKS)}',
+            f'has a ResNet with {counted(count, "block")} in its fourth stage, supported are {", ".join(_BACKBONES)}',
         )
 
     def shape(layer: str, n_axes: int) -> tuple[int, ...]:
