@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import DETECTRON
-from mask_rcnn.preprocessing.image_transform import resize_opencv, resize_uint8_skimage
+from mask_rcnn.preprocessing.resize import resize_opencv, resize_uint8_skimage
 
 
 @pytest.mark.parametrize('scale', [0.37, 0.75, 1.0, 1.19, 2.6])

@@ -1,5 +1,5 @@
 // Preparation of the network input; see mask_rcnn/ops/images/network_input.py.  The operations and their order are
-// those of resize_opencv and resize_uint8_skimage in mask_rcnn/preprocessing/image_transform.py.
+// those of mask_rcnn/preprocessing/resize.py.
 
 // An image of three channels, (height, width, 3) or (3, height, width).
 template <typename pixel>
