@@ -41,14 +41,17 @@ class TrainingTransform:
         example = dataclasses.replace(example, annotations=select_objects(example.annotations, conventions))
         if conventions.mask_targets == 'bitmap':  # a flipped polygon is rasterised one pixel beside the flipped bitmap
             example = rasterize(example)
-        scale = input_scale(example.image.shape[1:], self.config) * self.augmentation.draw_scale(seed)
+        size, factor = example.image.shape[1:], self.augmentation.draw_scale(seed)
+        scale = input_scale(size, self.config) * factor
         changed = self.augmentation.change_pixels_and_geometry(example, scale, seed)
         if changed.annotations is not example.annotations:  # a crop may cut objects
             changed = dataclasses.replace(changed, annotations=select_objects(changed.annotations, conventions))
         example = changed
         if self.augmentation.flip and np.random.RandomState([seed, _FLIP_STREAM]).rand() < 0.5:
             example = flip_horizontal(example)
-        x, image_transform = prepare_image(example.image, self.config, scale=scale)
+        # Without a factor, the sizes are exactly those of inference; a quarter turn exchanges them.
+        is_whole = factor == 1 and example.image.shape[1:] in (size, size[::-1])
+        x, image_transform = prepare_image(example.image, self.config, scale=None if is_whole else scale)
         return TrainingExample(
             x=x,
             image_transform=image_transform,

@@ -17,7 +17,6 @@ from mask_rcnn.ops.runtime.cuda_graph import graph_settings, run_as_graph
 from mask_rcnn.ops.runtime.device import uses_padding
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, PackedArrays, pack_arrays
 from mask_rcnn.ops.runtime.weight_cache import keep_weight_cache
-from mask_rcnn.preprocessing.image_io import to_chw
 from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image, prepare_image_gpu
 
 #: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
@@ -165,7 +164,7 @@ class Predictor:
         if uses_padding(self.network.device):
             with chainer.using_device(self.network.device):  # a new thread has the first GPU as its current one
                 return prepare_image_gpu(image, self.network.config, self.network.xp)
-        x, transform = prepare_image(to_chw(image), self.network.config)
+        x, transform = prepare_image(image, self.network.config)
         return x[None], transform
 
     def _iter_batches(self, images: Iterable, batch_size: int) -> Iterator[tuple[list, list[ImageTransform]]]:

@@ -11,7 +11,12 @@ from mask_rcnn.ops.runtime.parallel import jit, parallel_for
 
 
 def resize_opencv(
-    image: np.ndarray, mean: Sequence[float], scale: float, *, subtract_mean_first: bool = True
+    image: np.ndarray,
+    mean: Sequence[float],
+    scale: float,
+    *,
+    size: tuple[int, int] | None = None,
+    subtract_mean_first: bool = True,
 ) -> np.ndarray:
     """Subtract the mean from an image and resize the image bilinearly (Detectron, DeNA).
 
@@ -23,15 +28,17 @@ def resize_opencv(
     Args:
         image: ``(C, H, W)`` real array.
         mean: Mean of each of the ``C`` channels.
-        scale: Factor of height and width, which are rounded to whole pixels (halves to even), at least 1.
+        scale: Factor of height and width.
+        size: Height and width of the result; ``None`` for those of OpenCV, which are rounded to whole pixels (halves to
+            even), at least 1.
         subtract_mean_first: Whether the mean is subtracted before the resize, in double precision (Detectron), or after
             it, in single precision (DeNA).
 
     Returns:
-        ``(C, round(H * scale), round(W * scale))`` float32.
+        ``(C, *size)`` float32.
     """
     n_channels, height, width = image.shape
-    out_height, out_width = (max(int(np.rint(side * scale)), 1) for side in (height, width))
+    out_height, out_width = size or (max(int(np.rint(side * scale)), 1) for side in (height, width))
     left, x_weights = _split(_opencv_positions(out_width, scale))
     # OpenCV moves positions beyond the first or the last column onto that column.  It clips the two row indices
     # instead and keeps their weights, which may round differently.
@@ -86,6 +93,46 @@ def resize_uint8_skimage(image: np.ndarray, size: tuple[int, int]) -> np.ndarray
     return out
 
 
+def resize_torch(
+    image: np.ndarray,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    normalize_first: bool = True,
+) -> np.ndarray:
+    """Normalise an image and resize it bilinearly, without antialiasing (torchvision).
+
+    The resize is that of ``torch.nn.functional.interpolate`` on a CPU (``mode='bilinear'``, ``align_corners=False``,
+    the factors of height and width recomputed from the sizes), in single precision.
+
+    Args:
+        image: ``(C, H, W)`` real array.
+        size: Height and width of the result.
+        mean: Mean of each of the ``C`` channels.
+        std: Standard deviation of each of the ``C`` channels.
+        normalize_first: Whether the image is normalised before the resize (torchvision), or after it (detectron2, for
+            arrays of floats).
+
+    Returns:
+        ``(C, *size)`` float32.
+    """
+    means, stds = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    left, x_weights = _split(_torch_positions(image.shape[2], size[1]))
+    top, y_weights = _split(_torch_positions(image.shape[1], size[0]))
+    before = (means, stds) if normalize_first else (np.zeros_like(means), np.ones_like(stds))
+    out = np.empty((len(image), *size), np.float32)
+
+    def resize_rows(start: int, stop: int) -> None:
+        _resize_line_by_line(image, *before, left, x_weights, top, y_weights, out, start, stop)
+
+    parallel_for(resize_rows, size[0])
+    if not normalize_first:
+        out -= means[:, None, None]
+        out /= stds[:, None, None]
+    return out
+
+
 def _opencv_positions(n_out: int, scale: float) -> np.ndarray:
     """Return the positions of output pixel centres in the image, rounded to float32 as in OpenCV."""
     return ((np.arange(n_out) + 0.5) * (1 / scale) - 0.5).astype(np.float32)
@@ -95,6 +142,15 @@ def _centre_positions(n_in: int, n_out: int) -> np.ndarray:
     """Return the positions of output pixel centres in the image, in double precision."""
     factor = n_in / n_out
     return factor * np.arange(n_out) + (factor / 2 - 1 / 2)
+
+
+def _torch_positions(n_in: int, n_out: int) -> np.ndarray:
+    """Return the positions of output pixel centres in the image, rounded to float32 as in PyTorch.
+
+    PyTorch's float32 product is part of a fused multiply-add; it is exact in double precision.
+    """
+    factor = np.float32(n_in) / np.float32(n_out)
+    return np.maximum(np.float64(factor) * (np.arange(n_out) + 0.5) - 0.5, 0).astype(np.float32)
 
 
 def _split(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,3 +212,47 @@ def _resize_uint8_rows(
                 u = (1 - a) * upper[x0] + a * upper[x0 + 1]
                 v = (1 - a) * lower[x0] + a * lower[x0 + 1]
                 out[c, i, j] = math.floor(min(max((1 - b) * u + b * v, min_value), max_value))
+
+
+@jit
+def _resize_line_by_line(
+    image: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray,
+    left: np.ndarray,
+    x_weights: np.ndarray,
+    top: np.ndarray,
+    y_weights: np.ndarray,
+    out: np.ndarray,
+    start: int,
+    stop: int,
+) -> None:
+    height, n_columns = image.shape[1], len(left)
+    one = np.float32(1)
+    for c in range(image.shape[0]):
+        upper, lower = np.empty(n_columns, np.float32), np.empty(n_columns, np.float32)
+        row = -2  # the row of the image in `upper`; `lower` contains the next one
+        for i in range(start, stop):
+            if top[i] != row:
+                if top[i] == row + 1:
+                    upper, lower = lower, upper
+                else:
+                    _resize_line(image[c, top[i]], mean[c], std[c], left, x_weights, upper)
+                row = top[i]
+                _resize_line(image[c, min(row + 1, height - 1)], mean[c], std[c], left, x_weights, lower)
+            b = y_weights[i]
+            for j in range(n_columns):
+                out[c, i, j] = upper[j] * (one - b) + lower[j] * b
+
+
+@jit
+def _resize_line(
+    line: np.ndarray, mean: float, std: float, left: np.ndarray, x_weights: np.ndarray, out: np.ndarray
+) -> None:
+    one = np.float32(1)
+    for j in range(len(left)):
+        x0 = left[j]
+        a = x_weights[j]
+        u0 = (np.float32(line[x0]) - mean) / std
+        u1 = (np.float32(line[min(x0 + 1, len(line) - 1)]) - mean) / std
+        out[j] = u0 * (one - a) + u1 * a

@@ -80,7 +80,7 @@ def test_sizes_of_the_input(ops):
     """The length of the longer side is not rounded before the comparison with the limit."""
     for height, width, input_height, input_width, scale in ops['prepare/sizes'].tolist():
         size = int(height), int(width)
-        transform = ImageTransform.top_left(size, input_scale(size, CONFIG), use_width_ratio=True)
+        transform = ImageTransform.top_left(size, input_scale(size, CONFIG), box_factors='width_ratio')
         assert transform.input_size == (input_height, input_width) and transform.factors == (scale, scale)
 
 

@@ -1,5 +1,5 @@
 // Preparation of the network input; see mask_rcnn/ops/images/network_input.py.  The operations and their order are
-// those of mask_rcnn/preprocessing/resize.py.
+// those of mask_rcnn/preprocessing/resize.py and resize_pillow.py.
 
 // An image of three channels, (height, width, 3) or (3, height, width).
 template <typename pixel>
@@ -121,6 +121,86 @@ __device__ void prepare_skimage(
     }
 }
 
+// `factor` is the distance of the output pixels in the image.
+__device__ source_position torch_source(int pixel, float factor, int last)
+{
+    // The product is exact in double precision, as in a fused multiply-add.
+    const float position = (float)fmax((double)factor * (pixel + 0.5) - 0.5, 0.0);
+    const int before = clamp_index((int)position, last);
+    return {before, position - before};
+}
+
+// The value at a pixel of the resized image, as in resize_torch.
+template <typename pixel>
+__device__ float torch_value(
+    const image_view<pixel>& image, int c, float mean, float std, int normalize_first, source_position y,
+    source_position x)
+{
+    const float mean_before = normalize_first ? mean : 0.0f, std_before = normalize_first ? std : 1.0f;
+    const int right = clamp_index(x.before + 1, image.width - 1);
+    float lines[2];
+    for (int k = 0; k < 2; ++k) {
+        const int row = clamp_index(y.before + k, image.height - 1);
+        lines[k] = ((float)image.at(c, row, x.before) - mean_before) / std_before * (1.0f - x.fraction)
+            + ((float)image.at(c, row, right) - mean_before) / std_before * x.fraction;
+    }
+    const float value = lines[0] * (1.0f - y.fraction) + lines[1] * y.fraction;
+    return normalize_first ? value : (value - mean) / std;
+}
+
+template <typename pixel>
+__device__ void prepare_torch(
+    const image_view<pixel>& image, float y_factor, float x_factor, int normalize_first, const statistics& channels,
+    const window& area, float* out)
+{
+    const int j = blockIdx.x * blockDim.x + threadIdx.x;
+    if (j >= area.width)
+        return;
+    const source_position x = torch_source(j - area.left, x_factor, image.width - 1);
+    for (int i = blockIdx.y; i < area.height; i += gridDim.y) {
+        const source_position y = torch_source(i - area.top, y_factor, image.height - 1);
+        for (int c = 0; c < 3; ++c) {
+            const float mean = (float)channels.mean[c], std = channels.std[c];
+            out[((long long)c * area.height + i) * area.width + j] =
+                area.contains(i, j) ? torch_value(image, c, mean, std, normalize_first, y, x) : 0.0f;
+        }
+    }
+}
+
+// The bits of the fractional part of a weight; see mask_rcnn/ops/images/triangle_filter.py.
+#define WEIGHT_BITS 22
+
+// The weights of the input pixels of each output pixel of one axis.
+struct triangle_filter { const int* first; const int* n_taps; const int* weights; int max_taps; };
+
+// The byte of output pixel `pixel`: the weighted sum of the input pixels, which are `stride` bytes apart.
+__device__ unsigned char filter_bytes(const triangle_filter& filter, int pixel, const unsigned char* values, int stride)
+{
+    const int* weights = filter.weights + (long long)pixel * filter.max_taps;
+    values += (long long)filter.first[pixel] * stride;
+    int sum = 1 << (WEIGHT_BITS - 1);
+    for (int k = 0; k < filter.n_taps[pixel]; ++k)
+        sum += values[(long long)k * stride] * weights[k];
+    const int value = sum >> WEIGHT_BITS;
+    return value > 255 ? 255 : value;
+}
+
+// Resize the width of bytes (height, width, 3) to `columns`.  A thread computes a column of the rows blockIdx.y,
+// blockIdx.y + gridDim.y, ...
+extern "C" __global__ void pillow_width(
+    const unsigned char* image, const int* first, const int* n_taps, const int* weights, int max_taps, int height,
+    int width, int columns, unsigned char* out)
+{
+    const triangle_filter filter = {first, n_taps, weights, max_taps};
+    const int j = blockIdx.x * blockDim.x + threadIdx.x;
+    if (j >= columns)
+        return;
+    for (int i = blockIdx.y; i < height; i += gridDim.y)
+        for (int c = 0; c < 3; ++c)
+            out[((long long)i * columns + j) * 3 + c] =
+                filter_bytes(filter, j, image + (long long)i * width * 3 + c, 3);
+}
+
 // Compute a network input (3, out_height, out_width).  A thread computes a column of the rows blockIdx.y,
 // blockIdx.y + gridDim.y, ...
 extern "C" __global__ void opencv_uint8(
@@ -169,4 +249,53 @@ extern "C" __global__ void skimage_float32(
     const statistics channels = {{mean_0, mean_1, mean_2}, {std_0, std_1, std_2}};
     const window area = {top, left, rows, columns, out_height, out_width};
     prepare_skimage(view, limits, y_factor, x_factor, channels, area, out);
+}
+
+extern "C" __global__ void torch_uint8(
+    const unsigned char* image, float y_factor, float x_factor, int normalize_first,
+    int height, int width, int channels_last, int reverse_channels, int top, int left, int rows, int columns,
+    double mean_0, double mean_1, double mean_2, float std_0, float std_1, float std_2,
+    int out_height, int out_width, float* out)
+{
+    const image_view<unsigned char> view = {image, height, width, channels_last, reverse_channels};
+    const statistics channels = {{mean_0, mean_1, mean_2}, {std_0, std_1, std_2}};
+    const window area = {top, left, rows, columns, out_height, out_width};
+    prepare_torch(view, y_factor, x_factor, normalize_first, channels, area, out);
+}
+
+extern "C" __global__ void torch_float32(
+    const float* image, float y_factor, float x_factor, int normalize_first,
+    int height, int width, int channels_last, int reverse_channels, int top, int left, int rows, int columns,
+    double mean_0, double mean_1, double mean_2, float std_0, float std_1, float std_2,
+    int out_height, int out_width, float* out)
+{
+    const image_view<float> view = {image, height, width, channels_last, reverse_channels};
+    const statistics channels = {{mean_0, mean_1, mean_2}, {std_0, std_1, std_2}};
+    const window area = {top, left, rows, columns, out_height, out_width};
+    prepare_torch(view, y_factor, x_factor, normalize_first, channels, area, out);
+}
+
+// The image (height, columns, 3) has the width of the resized image: see pillow_width.
+extern "C" __global__ void pillow_uint8(
+    const unsigned char* image, const int* first, const int* n_taps, const int* weights, int max_taps,
+    int height, int width, int channels_last, int reverse_channels, int top, int left, int rows, int columns,
+    double mean_0, double mean_1, double mean_2, float std_0, float std_1, float std_2,
+    int out_height, int out_width, float* out)
+{
+    const triangle_filter filter = {first, n_taps, weights, max_taps};
+    const statistics channels = {{mean_0, mean_1, mean_2}, {std_0, std_1, std_2}};
+    const window area = {top, left, rows, columns, out_height, out_width};
+    const int j = blockIdx.x * blockDim.x + threadIdx.x;
+    if (j >= out_width)
+        return;
+    for (int i = blockIdx.y; i < out_height; i += gridDim.y)
+        for (int c = 0; c < 3; ++c) {
+            float value = 0.0f;
+            if (area.contains(i, j)) {
+                const unsigned char* column = image + (j - left) * 3 + (reverse_channels ? 2 - c : c);
+                const float byte = filter_bytes(filter, i - top, column, width * 3);
+                value = (byte - (float)channels.mean[c]) / channels.std[c];
+            }
+            out[((long long)c * out_height + i) * out_width + j] = value;
+        }
 }

@@ -1,8 +1,8 @@
 """Preparation of the network input on a GPU.
 
-The kernels subtract the mean, resize, reorder the channels and pad in one pass.  The results have the bits of
-:func:`mask_rcnn.preprocessing.image_transform.prepare_image`, the CPU implementation, which contains the sources of the
-arithmetic.
+The kernels subtract the mean, resize, reorder the channels and pad in one pass, which a resize of the width precedes in
+Pillow's method.  The results have the bits of :func:`mask_rcnn.preprocessing.image_transform.prepare_image`, the CPU
+implementation; the modules of its resizing functions contain the sources of the arithmetic.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from mask_rcnn.ops.images.triangle_filter import triangle_filter
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
+from mask_rcnn.ops.runtime.transfer import upload_together
 
 #: Threads of a block, and CUDA's limit on the height of a grid.
 _THREADS, _MAX_BLOCKS_Y = 256, 65535
@@ -31,7 +33,8 @@ class InputLayout:
         reverse_channels: Whether the network input has the channels in the reverse order of the image.
         mean: Mean of each channel of the network input.
         std: Standard deviation of each channel of the network input.
-        subtract_mean_first: Whether :func:`resize_opencv_gpu` subtracts the mean before the resize or after it.
+        subtract_mean_first: Whether :func:`resize_opencv_gpu` subtracts the mean, and :func:`resize_torch_gpu`
+            normalises the image, before the resize or after it.
     """
 
     size: tuple[int, int]
@@ -71,6 +74,45 @@ def resize_uint8_skimage_gpu(image: Array, layout: InputLayout) -> Array:
     limits[0], limits[1] = image.min(), image.max()  # stay on the GPU
     factors = [np.float64(n_in / n_out) for n_in, n_out in zip(_image_size(image), layout.resized, strict=True)]
     return _launch('skimage', image, [limits, *factors], layout)
+
+
+def resize_torch_gpu(image: Array, layout: InputLayout) -> Array:
+    """Normalise an image, resize it bilinearly and pad it with zeros (torchvision).
+
+    Args:
+        image: ``(H, W, 3)`` uint8 or ``(3, H, W)`` float32, contiguous.
+        layout: The place of the result in the network input.
+
+    Returns:
+        ``(1, 3, *layout.size)`` float32.
+    """
+    sizes = zip(_image_size(image), layout.resized, strict=True)
+    factors = [np.float32(n_in) / np.float32(n_out) for n_in, n_out in sizes]
+    return _launch('torch', image, [*factors, np.int32(layout.subtract_mean_first)], layout)
+
+
+def resize_pillow_gpu(image: Array, layout: InputLayout) -> Array:
+    """Resize bytes bilinearly with antialiasing, subtract the mean and zero-pad the result (detectron2).
+
+    Args:
+        image: ``(H, W, 3)`` uint8, contiguous.
+        layout: The place of the result in the network input.
+
+    Returns:
+        ``(1, 3, *layout.size)`` float32.
+    """
+    xp, (height, width), (rows, columns) = get_array_module(image), _image_size(image), layout.resized
+    arrays = upload_together([*triangle_filter(width, columns), *triangle_filter(height, rows)], xp)
+    across, down = ([*arrays[start : start + 3], np.int32(arrays[start + 2].shape[1])] for start in (0, 3))
+    if width != columns:
+        resized = xp.empty((height, columns, 3), np.uint8)
+        cuda_kernels.kernel('images/network_input.cu', 'pillow_width')(
+            (-(-columns // _THREADS), min(height, _MAX_BLOCKS_Y)),
+            (_THREADS,),
+            (image, *across, *map(np.int32, (height, width, columns)), resized),
+        )
+        image = resized
+    return _launch('pillow', image, down, layout)
 
 
 def _launch(resize: str, image: Array, parameters: list[Any], layout: InputLayout) -> Array:
