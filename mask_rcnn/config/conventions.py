@@ -80,9 +80,9 @@ class BoxConventions(CheckedConventions):
     Args:
         offset: Value added to ``x2 - x1`` to get the width of a box: 1 if both corners are pixels of the box
             (Detectron), 0 if the corners are coordinates (Matterport, DeNA).
-        clip_offset: Boxes are clipped to ``[0, height - clip_offset]`` and ``[0, width - clip_offset]``: 0 (DeNA) or
-            1.  With ``detections.postprocess_in_input_space``, detections are clipped to the centres of the
-            image's corner pixels instead.
+        clip_offset: Boxes are clipped to ``[0, height - clip_offset]`` and ``[0, width - clip_offset]``: 0 (DeNA,
+            torchvision) or 1.  With ``detections.postprocess_in_input_space``, height and width of detections are those
+            of the resized image, and 0 is its first row or column.
         max_log_scale: Upper limit of the predicted ``dh`` and ``dw``, the logarithms of the scale factors:
             Detectron's ``BBOX_XFORM_CLIP``, or infinity (Matterport, DeNA).
         rpn_delta_weights: Weights of ``(dy, dx, dh, dw)`` in the RPN's regression targets.  Matterport calls the
@@ -179,6 +179,9 @@ class DetectionConventions(CheckedConventions):
     Args:
         postprocess_in_input_space: Whether boxes are decoded, clipped and suppressed in pixels of the network input
             (Matterport), or in pixels of the original image (Detectron).
+        shift_counts_background: Whether the class by which a box is shifted in NMS (``boxes.nms_shift_limit``) counts
+            from the background, so that boxes of the first foreground class are shifted (torchvision), or from the
+            first foreground class (detectron2).
         min_box_size: Minimum height and width of a candidate in the coordinates of its NMS; smaller ones are dropped
             before it: 0.01 (torchvision) or 0.
         clip_to_original: Whether boxes that were mapped to the original image are clipped to ``[0, height]`` and
@@ -196,6 +199,7 @@ class DetectionConventions(CheckedConventions):
     """
 
     postprocess_in_input_space: bool
+    shift_counts_background: bool
     min_box_size: float
     clip_to_original: bool
     integer_boxes: bool

@@ -171,6 +171,7 @@ DETECTRON = Dialect(
     ),
     detections=DetectionConventions(
         postprocess_in_input_space=False,
+        shift_counts_background=False,
         min_box_size=0.0,
         clip_to_original=False,
         integer_boxes=False,
@@ -259,6 +260,7 @@ MATTERPORT = Dialect(
     ),
     detections=DetectionConventions(
         postprocess_in_input_space=True,
+        shift_counts_background=False,
         min_box_size=0.0,
         clip_to_original=False,
         integer_boxes=True,
@@ -355,7 +357,12 @@ TORCHVISION = DETECTRON.replace(
         'require_centre_inside': False,
     },
     rois={'level_epsilon': 0.0, 'level_bias': 1e-6},
-    detections={'postprocess_in_input_space': True, 'min_box_size': 0.01, 'keep_ties': False},
+    detections={
+        'postprocess_in_input_space': True,
+        'shift_counts_background': True,
+        'min_box_size': 0.01,
+        'keep_ties': False,
+    },
     keypoints={'decode_in_input': True, 'upsample_border': 'repeat'},
     losses={'box_smooth_l1_beta': 1 / 9, 'rpn_loss_divides_by_batch_size': False},
     training={
@@ -383,7 +390,7 @@ DETECTRON2 = TORCHVISION.replace(
     backbone={'stride_in_3x3': False},
     rpn={'anchors': 'detectron2', 'strides_from_sizes': False, 'min_size_inclusive': False},
     rois={'aligned': True, 'level_epsilon': 1e-8, 'level_bias': 0.0},
-    detections={'min_box_size': 0.0, 'clip_to_original': True},
+    detections={'shift_counts_background': False, 'min_box_size': 0.0, 'clip_to_original': True},
     masks={'padding': 0, 'continuous_box': True, 'threshold_inclusive': True},
     keypoints={'softmax_grid': 'predicted'},
     losses={'rpn_smooth_l1_beta': 0.0, 'box_smooth_l1_beta': 0.0, 'rpn_loss_divides_by_batch_size': True},

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, Protocol
 import chainer
 import numpy as np
 
-from mask_rcnn.config import Config
+from mask_rcnn.config import Config, Dialect
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inference.image_lists import check_images, load_listed_image
+from mask_rcnn.ops.boxes.boxes import clip_boxes
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.cuda_graph import graph_settings, run_as_graph
 from mask_rcnn.ops.runtime.device import uses_padding
@@ -262,11 +263,7 @@ class Predictor:
             is_detection = np.isfinite(arrays['scores'])
             arrays = {name: array[is_detection] for name, array in arrays.items()}
         dialect = network.config.dialect
-        boxes = arrays.pop('boxes')
-        if dialect.detections.postprocess_in_input_space:
-            boxes = transform.invert_boxes(boxes)
-        if dialect.detections.integer_boxes:
-            boxes = round_boxes(boxes)
+        boxes = finish_boxes(map_to_image(arrays.pop('boxes'), transform, dialect), dialect)
         detections = Detections(
             boxes=boxes,
             **arrays,
@@ -276,17 +273,42 @@ class Predictor:
             dialect=dialect,
             paste_device=network.device if padded else None,
         )
-        if dialect.detections.integer_boxes:
-            detections = detections[has_area(boxes)]
-        return detections
+        return detections[has_area(boxes)] if drops_empty_boxes(dialect) else detections
 
 
-def round_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Round boxes ``(R, 4)`` float32, whose corners are pixels, to whole pixels; the second corner is after the box.
+def map_to_image(boxes: np.ndarray, transform: ImageTransform, dialect: Dialect) -> np.ndarray:
+    """Return the boxes of a network's detections in pixels of the image, clipped to it if the dialect does so.
 
-    Source: Matterport's ``utils.denorm_boxes``.
+    Source of ``detections.clip_to_original``: detectron2's ``modeling/postprocessing.py``.
+
+    Args:
+        boxes: ``(R, 4)`` float32; see :class:`RawDetections`.
+        transform: The image's transform.
+        dialect: Provides ``detections.postprocess_in_input_space`` and ``detections.clip_to_original``.
     """
+    if dialect.detections.postprocess_in_input_space:
+        boxes = transform.invert_boxes(boxes)
+    return clip_boxes(boxes, transform.size, offset=0.0) if dialect.detections.clip_to_original else boxes
+
+
+def finish_boxes(boxes: np.ndarray, dialect: Dialect) -> np.ndarray:
+    """Return boxes of detections with integer corners if the dialect has ``detections.integer_boxes``.
+
+    Corners are pixels before, and the second corner is the first pixel after the box then.  Source: Matterport's
+    ``utils.denorm_boxes``.
+
+    Args:
+        boxes: ``(R, 4)`` float32 in pixels of the image.
+        dialect: Provides ``detections.integer_boxes``.
+    """
+    if not dialect.detections.integer_boxes:
+        return boxes
     return np.rint(boxes + np.array([0, 0, 1, 1], np.float32))
+
+
+def drops_empty_boxes(dialect: Dialect) -> bool:
+    """Return whether detections are dropped whose boxes are empty after :func:`finish_boxes`."""
+    return dialect.detections.integer_boxes or dialect.detections.clip_to_original
 
 
 def has_area(boxes: np.ndarray) -> np.ndarray:

@@ -52,6 +52,7 @@ _LOST_TABLE = {
     Step.PROPOSAL_LIMIT: 3,
     Step.REFINEMENT: 5,
     Step.CLASSIFICATION: 5,
+    Step.BOX_SIZE: 6,
     Step.DETECTION_NMS: 6,
     Step.DETECTION_LIMIT: 6,
     Step.ROUNDING: 6,

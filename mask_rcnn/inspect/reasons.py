@@ -102,6 +102,7 @@ class Step(enum.Enum):
     PROPOSAL_LIMIT = 'limit of proposals'
     REFINEMENT = 'box regression'
     CLASSIFICATION = 'classification'
+    BOX_SIZE = 'filter of detections'
     DETECTION_NMS = 'NMS of detections'
     DETECTION_LIMIT = 'limit of detections'
     ROUNDING = 'rounding of boxes'
@@ -319,6 +320,11 @@ class _Search:
                 i,
                 text + f'that box has IoU {self.ious["candidates"][j]:.2f} with the expected one',
             )
+        detections = config.dialect.detections
+        if table.fates[i] == Fate.INVALID and not detections.integer_boxes:
+            space = 'network input' if detections.postprocess_in_input_space else 'image'
+            text = f'{subject}, but it has a side of less than {detections.min_box_size:g} pixels of the {space}'
+            return Step.BOX_SIZE, i, text
         if table.fates[i] != Fate.BEYOND_LIMIT:
             return Step.ROUNDING, i, f'{subject}, but it does not fit after rounding to whole pixels'
         text = f'{subject}, but max_detections is {config.max_detections}, and the last detection has '
@@ -357,7 +363,7 @@ class _Search:
         objectness = float(self.trace.probabilities(table.scores[i]))
         subject = f'a proposal of {level} with IoU {self.ious["proposals"][i]:.2f} has the objectness {objectness:.3f}'
         if table.fates[i] == Fate.INVALID:
-            return Step.SIZE, i, f'{subject}, but it is too small, or its centre is outside the image'
+            return Step.SIZE, i, f'{subject}, but {self._describe_invalid()}'
         if table.fates[i] == Fate.SUPPRESSED:
             j = int(table.suppressed_by[i])
             text = f'{subject}, but a proposal with IoU {self._overlap(table.boxes, i, j):.2f} suppresses it '
@@ -385,8 +391,13 @@ class _Search:
             f'the best anchor that fits (of {name}) has the objectness {objectness:.3f}, rank {rank} of {len(rivals)}'
         )
         if rank <= config.rpn_pre_nms:
-            return Step.SIZE, i, f'{subject}, but it is too small, or its centre is outside the image'
+            return Step.SIZE, i, f'{subject}, but {self._describe_invalid()}'
         return Step.OBJECTNESS, i, f'{subject}; rpn_pre_nms keeps {config.rpn_pre_nms}'
+
+    def _describe_invalid(self) -> str:
+        """Return the reason for which a proposal is invalid, as a clause."""
+        has_centre_rule = self.trace.config.dialect.rpn.require_centre_inside
+        return 'it is too small' + (', or its centre is outside the image' if has_centre_rule else '')
 
     def _overlap(self, boxes: np.ndarray, i: int, j: int) -> float:
         return float(self._iou(boxes[[i]], boxes[j])[0])

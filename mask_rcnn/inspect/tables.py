@@ -26,7 +26,7 @@ class Fate:
     __slots__ = ()
 
     KEPT = 0
-    #: The box is too small, its centre is outside the image, or it is empty after rounding.
+    #: The box is too small, its centre is outside the image, or it is empty after clipping or rounding.
     INVALID = 1
     #: NMS suppresses it because of a box with a higher score.
     SUPPRESSED = 2

@@ -17,13 +17,12 @@ import numpy as np
 
 from mask_rcnn.config import Dialect
 from mask_rcnn.inference.image_lists import load_listed_image
-from mask_rcnn.inference.predictor import Predictor, has_area, round_boxes
+from mask_rcnn.inference.predictor import Predictor, drops_empty_boxes, finish_boxes, has_area, map_to_image
 from mask_rcnn.inspect.layers import LayerRecorder, check_layers, on_cpu
 from mask_rcnn.inspect.tables import Anchors, DetectionCandidates, Fate, ProposalCandidates, RoIs, Trace
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.boxes.nms import find_suppressors
 from mask_rcnn.ops.boxes.proposals import NMSRecord, ProposalDecoding, as_rows, generate_proposals, select_detections
-from mask_rcnn.ops.boxes.top_k import top_k_indices
 from mask_rcnn.preprocessing.image_io import to_pixels
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 
@@ -64,7 +63,7 @@ def trace(model: MaskRCNN, image: str | os.PathLike | np.ndarray, *, layers: Ite
         anchors=anchors,
         proposals=proposals,
         rois=rois,
-        candidates=_drop_empty(candidates, transform, config.dialect),
+        candidates=_drop_empty(candidates, config.dialect),
         detections=detections,
         heatmaps=np.concatenate(recorder.output('keypoint_head')) if config.n_keypoint else None,
         layer_shapes=recorder.shapes,
@@ -85,27 +84,27 @@ def _trace_rpn(
     """Repeat the selection of proposals with the recorded outputs of the RPN, and list its candidates."""
     n_levels = len(network.rpn.strides)
     logits, deltas = [a[0] for a in outputs[:n_levels]], [a[0] for a in outputs[n_levels:]]
-    inputs = network.rpn.selection_inputs(logits, deltas, size, transform.factors[0])
+    inputs = network.rpn.selection_inputs(logits, deltas, size, transform)
     records: list[NMSRecord] = []
     generate_proposals(**inputs, record=records)
     anchors = _list_anchors(inputs)
-    counts = [len(record.boxes) for record in records]
-    starts = np.cumsum([0, *counts[:-1]])
-    keep = np.concatenate([start + record.keep for start, record in zip(starts, records, strict=True)])
-    scores = np.concatenate([record.scores for record in records])
-    keep = keep[top_k_indices(scores[keep], inputs['post_nms'])]
-    indices = np.concatenate([record.indices for record in records])
-    suppressed_by = np.concatenate(
-        [_suppressors(record, inputs, start) for start, record in zip(starts.tolist(), records, strict=True)]
+    (record,) = records
+    levels = anchors.levels[record.indices]
+    suppressed_by = _suppressors(
+        record,
+        inputs['nms_threshold'],
+        offset=inputs['offset'],
+        groups=levels if inputs['per_level'] else None,
+        suppress_equal=inputs['suppress_equal'],
+        shift=inputs['shift'],
     )
-    is_valid = np.concatenate([record.is_valid for record in records])
-    rois = _invert(keep, len(indices))
+    rois = _invert(record.keep, len(levels))
     candidates = ProposalCandidates(
-        anchors=indices,
-        boxes=np.concatenate([record.boxes for record in records]),
-        scores=scores,
-        levels=anchors.levels[indices],
-        fates=_fates(rois >= 0, is_valid, suppressed_by),
+        anchors=record.indices,
+        boxes=record.boxes,
+        scores=record.scores,
+        levels=levels,
+        fates=_fates(rois >= 0, record.is_valid, suppressed_by),
         suppressed_by=suppressed_by,
         rois=rois,
     )
@@ -149,22 +148,20 @@ def _trace_box_head(
     rois, classes = np.divmod(record.indices, probs.shape[1])
     labels = (classes - 1).astype(np.int32)
     kept = record.keep[: len(selected[0])]  # beyond the limit there are only lower scores
-    suppressed_by = find_suppressors(
-        record.boxes,
-        record.scores,
-        record.keep,
+    suppressed_by = _suppressors(
+        record,
         options['nms_threshold'],
         offset=options['offset'],
         groups=labels,
         suppress_equal=options['suppress_equal'],
+        shift=options['shift'],
     )
     detections = _invert(kept, len(labels))
-    in_input = network.config.dialect.detections.postprocess_in_input_space
-    to_image = transform.invert_boxes if in_input else np.asarray
+    dialect = network.config.dialect
     candidates = DetectionCandidates(
         rois=rois,
         labels=labels,
-        boxes=to_image(record.boxes),
+        boxes=map_to_image(record.boxes, transform, dialect),
         scores=record.scores,
         fates=_fates(detections >= 0, record.is_valid, suppressed_by),
         suppressed_by=suppressed_by,
@@ -175,44 +172,44 @@ def _trace_box_head(
         candidates=order,
         levels=head.pool.levels(features, boxes),
         probs=probs,
-        class_boxes=to_image(class_boxes.reshape(-1, 4)).reshape(*probs.shape, 4),
+        class_boxes=map_to_image(class_boxes.reshape(-1, 4), transform, dialect).reshape(*probs.shape, 4),
     )
     return table, candidates
 
 
-def _drop_empty(candidates: DetectionCandidates, transform: ImageTransform, dialect: Dialect) -> DetectionCandidates:
-    """Mark the candidates that the postprocessing drops because their boxes are empty after rounding."""
-    if not dialect.detections.integer_boxes:
+def _drop_empty(candidates: DetectionCandidates, dialect: Dialect) -> DetectionCandidates:
+    """Mark the candidates that the postprocessing drops because their boxes are empty after clipping or rounding."""
+    if not drops_empty_boxes(dialect):
         return candidates
     rows = np.flatnonzero(candidates.detections >= 0)
     rows = rows[np.argsort(candidates.detections[rows])]
-    has_pixels = has_area(round_boxes(candidates.boxes[rows]))
+    has_pixels = has_area(finish_boxes(candidates.boxes[rows], dialect))
     fates = candidates.fates.copy()
     fates[rows[~has_pixels]] = Fate.INVALID
     return dataclasses.replace(candidates, fates=fates, detections=_invert(rows[has_pixels], len(candidates)))
 
 
-def _suppressors(record: NMSRecord, inputs: Mapping[str, Any], start: int) -> np.ndarray:
-    """Return the index of the candidate that suppresses each one in a selection of proposals; -1 for none.
+def _suppressors(record: NMSRecord, threshold: float, *, groups: np.ndarray | None, **options: Any) -> np.ndarray:
+    """Return the index of the candidate that suppresses each candidate of a run of NMS, ``(C,)`` int64; -1 for none.
 
     Args:
-        record: A run of NMS.
-        inputs: The arguments of the selection.
-        start: Index of the first candidate of the run among all candidates.
+        record: The run of NMS.
+        threshold: IoU threshold of suppression.
+        groups: ``(C,)`` group of each candidate, or ``None``.
+        **options: Options of :func:`mask_rcnn.ops.boxes.nms.find_suppressors`.
     """
     suppressed_by = np.full(len(record.boxes), -1, np.int64)
     rows = np.flatnonzero(record.is_valid)
-    positions = _invert(rows, len(record.boxes))
     found = find_suppressors(
         record.boxes[rows],
         record.scores[rows],
-        positions[record.keep],
-        inputs['nms_threshold'],
-        offset=inputs['offset'],
-        suppress_equal=inputs['suppress_equal'],
+        _invert(rows, len(record.boxes))[record.keep],
+        threshold,
+        groups=None if groups is None else groups[rows],
+        **options,
     )
     is_suppressed = found >= 0
-    suppressed_by[rows[is_suppressed]] = start + rows[found[is_suppressed]]
+    suppressed_by[rows[is_suppressed]] = rows[found[is_suppressed]]
     return suppressed_by
 
 

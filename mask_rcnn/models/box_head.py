@@ -14,6 +14,7 @@ from mask_rcnn.models.layers import Linear, as_float32, output_layers
 from mask_rcnn.models.roi_pooling import RoIPooling, run_in_chunks, split_by_image
 from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
+from mask_rcnn.ops.boxes.nms import GroupShift
 from mask_rcnn.ops.boxes.proposals import select_detections
 from mask_rcnn.ops.conv.average_pooling import global_average_pooling_2d
 from mask_rcnn.ops.runtime.device import uses_padding
@@ -125,6 +126,8 @@ class BoxHead(chainer.Chain):
             'nms_threshold': config.nms_threshold,
             'max_detections': config.max_detections,
             'suppress_equal': dialect.boxes.nms_suppress_equal,
+            'shift': GroupShift(dialect.boxes.nms_shift_limit, int(dialect.detections.shift_counts_background)),
+            'min_box_size': dialect.detections.min_box_size,
             'best_class_only': dialect.detections.best_class_only,
             'score_threshold_inclusive': dialect.detections.score_threshold_inclusive,
             'keep_ties': dialect.detections.keep_ties,
@@ -134,13 +137,19 @@ class BoxHead(chainer.Chain):
 
 def _box_decoding(transform, dialect) -> padded_selection.BoxDecoding:
     """Return the decoding of RoIs, which includes :func:`clip_to_image`."""
-    boxes, (top, left, bottom, right) = dialect.boxes, transform.window
+    boxes, origin = dialect.boxes, transform.window[:2]
     options = boxes.box_delta_weights, boxes.offset, boxes.max_log_scale
     if dialect.detections.postprocess_in_input_space:
-        return padded_selection.BoxDecoding(*options, (bottom - top, right - left), 0.0, origin=(top, left))
+        return padded_selection.BoxDecoding(*options, _window_size(transform), boxes.clip_offset, origin=origin)
     return padded_selection.BoxDecoding(
-        *options, transform.size, boxes.clip_offset, factors=transform.factors, shift=(top, left)
+        *options, transform.size, boxes.clip_offset, factors=transform.factors, shift=origin
     )
+
+
+def _window_size(transform):
+    """Return height and width of the resized image, which lies in a window of the network input."""
+    top, left, bottom, right = transform.window
+    return bottom - top + 1, right - left + 1
 
 
 def clip_to_image(boxes, transform, dialect):
@@ -155,10 +164,10 @@ def clip_to_image(boxes, transform, dialect):
     Returns:
         array: ``(R, 4 * K)`` of the same dtype.
     """
+    offset = dialect.boxes.clip_offset
     if not dialect.detections.postprocess_in_input_space:
-        return clip_boxes(boxes, transform.size, offset=dialect.boxes.clip_offset)
-    low, high = transform.window[:2], transform.window[2:]
-    return clip_boxes(boxes, [end - start for start, end in zip(low, high, strict=True)], offset=0.0, origin=low)
+        return clip_boxes(boxes, transform.size, offset=offset)
+    return clip_boxes(boxes, _window_size(transform), offset=offset, origin=transform.window[:2])
 
 
 class Res5BoxHead(BoxHead):

@@ -69,7 +69,7 @@ class MaskRCNN(chainer.Chain):
             RawDetections: Lists with an array for each image.
         """
         features = self.extractor(x)
-        proposals = self.rpn.propose(features, x.shape[2:], [transform.factors[0] for transform in transforms])
+        proposals = self.rpn.propose(features, x.shape[2:], transforms)
         boxes, labels, scores = self.box_head.detect(features, proposals, transforms)
         masks = keypoints = None
         if self.config.masks:

@@ -64,7 +64,8 @@ class RoIPooling:
         return chainer.as_variable(apply_epilogue(pooled.array, bias, relu=relu))
 
     def _align(self, features, rois, roi_indices, **epilogue):
-        options = {'sampling_ratio': self.config.sampling_ratio, **self._grid, **epilogue}
+        aligned = self.config.dialect.rois.aligned
+        options = {'sampling_ratio': self.config.sampling_ratio, 'aligned': aligned, **self._grid, **epilogue}
         if len(self.strides) == 1:
             return roi_align(features[0], rois, roi_indices, spatial_scale=1 / self.strides[0], **options)
         return roi_align_pyramid(
@@ -143,7 +144,7 @@ def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
         rois: ``(R, 4)`` float32 boxes in the network input.
         strides: Strides of the levels, each twice the one before.
         canonical_size: Size (square root of the area, pixels) of a RoI that belongs to the map of stride 16.
-        dialect: Provides ``boxes.offset``, ``rois.level_rounding`` and ``rois.level_epsilon``.
+        dialect: Provides ``boxes.offset``, ``rois.level_rounding``, ``rois.level_epsilon`` and ``rois.level_bias``.
 
     Returns:
         array: ``(R,)`` int32 indices of levels.
@@ -158,12 +159,14 @@ def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
             first_level=math.log2(strides[0]),
             offset=dialect.boxes.offset,
             epsilon=dialect.rois.level_epsilon,
+            bias=dialect.rois.level_bias,
             round_to_nearest=dialect.rois.level_rounding == 'nearest',
         )
     sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(dialect.boxes.offset)
     with np.errstate(divide='ignore', invalid='ignore'):  # degenerate and padding RoIs may get any level
         sizes = xp.sqrt(sides[:, 0] * sides[:, 1])
         levels = _CANONICAL_LEVEL + xp.log2(sizes / canonical_size + dialect.rois.level_epsilon)
+        levels += rois.dtype.type(dialect.rois.level_bias)
         levels = xp.rint(levels) if dialect.rois.level_rounding == 'nearest' else xp.floor(levels)
         levels = xp.fmax(levels - math.log2(strides[0]), 0)  # 0 for NaN
         return xp.minimum(levels, len(strides) - 1).astype(np.int32)

@@ -135,23 +135,32 @@ class MaskRCNNTrainChain(chainer.Chain):
         def trunk(x):
             features = model.extractor(x)
             logits, deltas = model.rpn(features)
-            proposals = self.propose([level.array for level in logits], [level.array for level in deltas], transforms)
+            level_logits, level_deltas = ([level.array for level in levels] for levels in (logits, deltas))
+            proposals = self.propose(level_logits, level_deltas, x.shape[2:], transforms)
             return [*features, flatten_anchors(logits, 1), flatten_anchors(deltas, 4), *proposals]
 
         # The scale of an image only matters to the minimum size of proposals.
-        scales = [transform.factors[0] if model.rpn.config.rpn_min_size else None for transform in transforms]
+        uses_scale = model.rpn.config.rpn_min_size and not model.rpn.config.dialect.rpn.min_size_in_input
+        scales = [transform.factors[0] if uses_scale else None for transform in transforms]
         sizes = [transform.input_size for transform in transforms]
         key = (*sizes, *scales, self.sampling, *graph_settings(model))
         outputs = self._trunk_graphs.run(trunk, [x], [model.extractor, model.rpn], key)
         n = len(examples)
         return tuple(outputs[: -n - 2]), outputs[-n - 2], outputs[-n - 1], outputs[-n:]
 
-    def propose(self, logits: Sequence, deltas: Sequence, transforms: Sequence[ImageTransform]) -> list:
+    def propose(
+        self,
+        logits: Sequence,
+        deltas: Sequence,
+        input_size: Sequence[int],
+        transforms: Sequence[ImageTransform],
+    ) -> list:
         """Return the RPN's proposals of each image; no gradient flows through them.
 
         Args:
             logits: For each level, ``(N, A, h, w)`` array.
             deltas: For each level, ``(N, 4 * A, h, w)`` array.
+            input_size: Height and width of the network input, with its padding.
             transforms: For each image.
 
         Returns:
@@ -162,8 +171,9 @@ class MaskRCNNTrainChain(chainer.Chain):
             self.model.rpn.decode(
                 [level_logits[i] for level_logits in logits],
                 [level_deltas[i] for level_deltas in deltas],
-                transform.input_size,
-                transform.factors[0],
+                input_size,
+                transform,
+                clip_to_image=True,
                 pre_nms=self.sampling.train_pre_nms,
                 post_nms=self.sampling.train_post_nms,
                 padded=uses_padding(self.device),
@@ -194,7 +204,7 @@ class MaskRCNNTrainChain(chainer.Chain):
             feature_sizes: Height and width of each level of the features.
             rngs: One random number generator per image.
         """
-        anchors = self.model.rpn.host_anchors(feature_sizes)
+        anchors = self.model.rpn.host_anchors(feature_sizes, examples[0].x.shape[1:])
         targets = []
         for example, rng in zip(examples, rngs, strict=True):
             objects = example.annotations.boxes[~example.annotations.crowd]

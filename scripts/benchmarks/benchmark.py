@@ -91,7 +91,7 @@ def detect_by_stages(model, image, clock: StageClock):
         with clock.stage('extractor'):
             features = model.extractor(x)
         with clock.stage('RPN'):
-            proposals = model.rpn.propose(features, x.shape[2:], [transform.scale])
+            proposals = model.rpn.propose(features, x.shape[2:], [transform])
         with clock.stage('box head'):
             boxes, labels, scores = model.box_head.detect(features, proposals, [transform])
         with clock.stage('mask head'):

@@ -239,7 +239,7 @@ def test_rpn(stages):
 def test_rois(stages):
     """Each proposal has a partner; nearly equal scores may change places."""
     model, case, x, transform, maps = stages
-    (found,) = model.rpn.propose(maps, x.shape[2:], transform.factors[:1])
+    (found,) = model.rpn.propose(maps, x.shape[2:], [transform])
     found, expected = without_padding(found), case.arrays['rois']
     assert found.shape == expected.shape
     iou = box_iou(expected, found, offset=0.0)

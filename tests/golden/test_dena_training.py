@@ -199,7 +199,7 @@ def test_box_targets(step, ops):
 def test_sampled_anchors(step, backward):
     """The program's samples are among the anchors that we would sample, and have our targets."""
     chain, _ = backward
-    anchors = chain.model.rpn.host_anchors([tuple(-(-step['img_size'] // 16))])
+    anchors = chain.model.rpn.host_anchors([tuple(-(-step['img_size'] // 16))], step['img_size'])
     best_iou, best_object, is_best = match_anchors(
         anchors, step['in_bbox'], step['img_size'], straddle=0, offset=0, include_border=True
     )

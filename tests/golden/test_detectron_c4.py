@@ -75,7 +75,7 @@ def test_rpn(small):
 
 def test_proposals(small):
     model, case, x, maps = small
-    (rois,) = model.rpn.propose(maps, x.shape[2:], [float(case.arrays['im_scale'])])
+    (rois,) = model.rpn.propose(maps, x.shape[2:], [case.transform])
     rois = without_padding(rois)
     np.testing.assert_allclose(rois[:, XY], case.arrays['rois'][:, 1:], rtol=0, atol=0.01)
 

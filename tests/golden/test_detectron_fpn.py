@@ -129,7 +129,7 @@ def test_rpn(look):
 def test_proposals(look):
     """All but two: the last bits decide the order of some, and on which side of the NMS threshold others are."""
     arrays = look.case.arrays
-    (rois,) = look.model.rpn.propose(look.maps, look.x.shape[2:], [float(arrays['im_scale'])])
+    (rois,) = look.model.rpn.propose(look.maps, look.x.shape[2:], [look.case.transform])
     rois = without_padding(rois)[:, XY]
     assert rois.shape == (1000, 4)
     nearest = np.abs(rois[:, None] - arrays['rois'][None, :, 1:]).max(axis=2).min(axis=0)

@@ -148,8 +148,9 @@ def test_proposals(step, backward):
     proposals, _ = chain.model.rpn.decode(
         [logits.array[0]],
         [deltas.array[0]],
-        step.image_transform.input_size,
-        step.scale,
+        step.example.x.shape[1:],
+        step.image_transform,
+        clip_to_image=True,
         pre_nms=step.sampling.train_pre_nms,
         post_nms=step.sampling.train_post_nms,
     )

@@ -154,7 +154,7 @@ def test_rpn(seen):
 def test_proposals(seen):
     """Each proposal has a partner; nearly equal scores may change places."""
     model, case, x, transform, maps = seen
-    (found,) = model.rpn.propose(maps, x.shape[2:], [transform.scale])
+    (found,) = model.rpn.propose(maps, x.shape[2:], [transform])
     found = without_padding(found)
     expected = case.in_pixels(case.arrays['proposals'])
     assert found.shape == expected.shape

@@ -47,13 +47,13 @@ def test_anchors_of_changing_sizes(frequent_switches):
     """Before, a thread could evict the anchors of another one between their computation and their use."""
     rpn = RPN(2, strides=(4, 8, 16, 32, 64), config=PRESETS['resnet50_fpn'].replace(rpn_channels=2))
     sizes = [[(2 + i, 3), (1, 2), (1, 1), (1, 1), (1, 1)] for i in range(3)]
-    expected = [[level.copy() for level in rpn.anchors(size)] for size in sizes]
+    expected = [[level.copy() for level in rpn.anchors(size, (64, 64))] for size in sizes]
 
     def call(thread):
         for i in range(800):
             k = (i + thread) % len(sizes)
-            found = rpn.anchors(sizes[k])
-            assert len(rpn.host_anchors(sizes[k])) == sum(map(len, found))
+            found = rpn.anchors(sizes[k], (64, 64))
+            assert len(rpn.host_anchors(sizes[k], (64, 64))) == sum(map(len, found))
             if i % 50 == 0:
                 assert all(map(np.array_equal, found, expected[k]))
 

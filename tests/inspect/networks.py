@@ -77,7 +77,7 @@ def scripted_network(logits, deltas=None, scores=None, box_deltas=None, **change
 
 def anchor_box(model, row, column):
     """Return the box of an anchor of a :func:`scripted_network`."""
-    return model.rpn.host_anchors([(8, 8)])[8 * row + column]
+    return model.rpn.host_anchors([(8, 8)], (128, 128))[8 * row + column]
 
 
 def bundled_model(root):

@@ -77,7 +77,7 @@ def test_proposals_are_those_of_the_rpn(model, image, steps):
     x, transform = Predictor(model).prepare(image)
     np.testing.assert_array_equal(steps.input, x[0])
     with chainer.using_config('train', False), chainer.no_backprop_mode():
-        (expected,) = model.rpn.propose(model.extractor(x), x.shape[2:], [transform.factors[0]])
+        (expected,) = model.rpn.propose(model.extractor(x), x.shape[2:], [transform])
     np.testing.assert_array_equal(steps.rois.boxes, expected)
     table = steps.proposals
     np.testing.assert_array_equal(table.boxes[steps.rois.candidates], steps.rois.boxes)
@@ -89,7 +89,7 @@ def test_proposals_are_those_of_the_rpn(model, image, steps):
 
 def test_anchors_are_listed_level_after_level(model, steps):
     sizes = [feature_map.shape[1:] for feature_map in steps.features]
-    np.testing.assert_array_equal(steps.anchors.boxes, model.rpn.host_anchors(sizes))
+    np.testing.assert_array_equal(steps.anchors.boxes, model.rpn.host_anchors(sizes, steps.input.shape[1:]))
     n_anchors = len(model.rpn.cell_anchors[0])
     expected = np.repeat(np.arange(len(sizes)), [height * width * n_anchors for height, width in sizes])
     np.testing.assert_array_equal(steps.anchors.levels, expected)

@@ -49,7 +49,7 @@ def test_stem_pooling_pads_below_and_to_the_right(rng):
 
 
 def test_anchors_are_centred_on_the_first_pixels(model):
-    finest, *_ = model.rpn.anchors([(2, 3)] * 5)
+    finest, *_ = model.rpn.anchors([(2, 3)] * 5, (128, 192))
     height, width = 32 * np.sqrt(0.5), 32 / np.sqrt(0.5)  # ratio 0.5: the width is twice the height
     np.testing.assert_allclose(finest[0], [-height / 2, -width / 2, height / 2 - 1, width / 2 - 1], rtol=1e-6)
     np.testing.assert_array_equal(finest[4 * 3] - finest[0], [4, 4, 4, 4])
@@ -132,7 +132,7 @@ def test_targets_decode_to_the_objects(model):
     (targets,) = chain.anchor_targets([one], sizes, random)
     positive = targets.labels == 1
     decoded = decode_boxes(
-        np.concatenate(model.rpn.anchors(sizes))[targets.indices[positive]],
+        np.concatenate(model.rpn.anchors(sizes, (64, 64)))[targets.indices[positive]],
         targets.deltas[positive],
         weights=MATTERPORT.boxes.rpn_delta_weights,
         offset=0,

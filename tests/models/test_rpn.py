@@ -7,6 +7,7 @@ import pytest
 from mask_rcnn.config import Config
 from mask_rcnn.models.rpn import RPN
 from mask_rcnn.ops.boxes.anchors import shift_anchors
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 STRIDE, SIDE = 16, 32
 
@@ -22,8 +23,8 @@ def proposals(n_rows, n_columns, *, logits=None, deltas=None, scale=1.0, **chang
         logits = np.zeros((n_rows, n_columns))
     if deltas is None:
         deltas = np.zeros((4, n_rows, n_columns))
-    size = 64, 64
-    boxes, _ = rpn.decode([np.float32(logits)[None]], [np.float32(deltas)], size, scale)
+    transform = ImageTransform.top_left((round(64 / scale), round(64 / scale)), scale)
+    boxes, _ = rpn.decode([np.float32(logits)[None]], [np.float32(deltas)], (64, 64), transform)
     return boxes
 
 
@@ -65,7 +66,7 @@ def test_anchors_follow_the_sizes_of_the_maps():
     """The anchors of the last sizes are kept, and replaced for other sizes."""
     rpn = RPN(4, strides=(STRIDE,), config=Config(anchor_sizes=(SIDE,), anchor_ratios=(1,)))
     for height, width in ((2, 3), (3, 2), (3, 2), (1, 6)):
-        (anchors,) = rpn.anchors([(height, width)])
+        (anchors,) = rpn.anchors([(height, width)], (96, 96))
         rows, columns = np.divmod(np.arange(6), width)
         corner = np.stack([rows, columns], axis=1) * STRIDE + 8 - SIDE / 2
         np.testing.assert_array_equal(anchors, np.concatenate([corner, corner + SIDE - 1], axis=1))
@@ -74,11 +75,11 @@ def test_anchors_follow_the_sizes_of_the_maps():
 def test_host_anchors_are_those_of_all_maps():
     rpn = RPN(4, strides=(8, 16), config=Config(anchor_sizes=(32, 64), anchor_ratios=(0.5, 1)))
     for sizes in (((4, 6), (2, 3)), ((2, 4), (1, 2))):
-        fine, coarse = rpn.anchors(sizes)
+        fine, coarse = rpn.anchors(sizes, (32, 48))
         assert len(fine) == 2 * sizes[0][0] * sizes[0][1] and len(coarse) == 2 * sizes[1][0] * sizes[1][1]
         np.testing.assert_array_equal(fine, shift_anchors(rpn.cell_anchors[0], 8, *sizes[0]))
         np.testing.assert_array_equal(coarse, shift_anchors(rpn.cell_anchors[1], 16, *sizes[1]))
-        anchors = rpn.host_anchors(sizes)
+        anchors = rpn.host_anchors(sizes, (32, 48))
         assert isinstance(anchors, np.ndarray)
         np.testing.assert_array_equal(anchors, np.concatenate([fine, coarse]))
 
@@ -90,6 +91,7 @@ def test_all_images_of_a_batch_have_their_own_scale():
     for layer in (rpn.objectness, rpn.delta):
         layer.W.array[...] = 0
     with chainer.using_config('train', False), chainer.no_backprop_mode():
-        first, second = rpn.propose([np.zeros((2, 4, 2, 2), np.float32)], (64, 64), [1.0, 2.0])
+        transforms = [ImageTransform.top_left((64, 64), 1.0), ImageTransform.top_left((32, 32), 2.0)]
+        first, second = rpn.propose([np.zeros((2, 4, 2, 2), np.float32)], (64, 64), transforms)
     assert len(first) == 4
     np.testing.assert_array_equal(second, [[8, 8, 39, 39]])

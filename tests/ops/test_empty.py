@@ -181,6 +181,7 @@ def test_levels_and_selection_kernels_of_no_rois(emulated_kernels):
         first_level=2,
         offset=1,
         epsilon=1e-6,
+        bias=0.0,
         round_to_nearest=False,
     )
     assert levels.shape == (0,)

@@ -128,7 +128,7 @@ def test_random_weights_give_as_many_proposals_as_asked_for(benchmark, rng):
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         x, transform = Predictor(model).prepare(rng.uniform(0, 255, (3, 64, 96)).astype(np.float32))
         features = model.extractor(x)
-        assert len(model.rpn.propose(features, x.shape[2:], [transform.scale])[0]) == 50
+        assert len(model.rpn.propose(features, x.shape[2:], [transform])[0]) == 50
     assert 0.1 < features[0].array.std() < 100
 
 

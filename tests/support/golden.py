@@ -16,6 +16,7 @@ import numpy as np
 from mask_rcnn import Detections
 from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 XY = [1, 0, 3, 2]  # (x1, y1, x2, y2) <-> (y1, x1, y2, x2)
 
@@ -156,6 +157,12 @@ class Case(GoldenCase):
     def photo(self) -> Path:
         """The file of the photo."""
         return self.golden / 'photos' / self.settings['image']
+
+    @property
+    def transform(self) -> ImageTransform:
+        """The mapping from the photo to the network input."""
+        height, width = self.arrays['im_shape'][:2].tolist()
+        return ImageTransform.top_left((height, width), float(self.arrays['im_scale']))
 
     @property
     def config_changes(self) -> dict:

@@ -137,7 +137,7 @@ def test_gradients_equal_numerical_differences():
     with chainer.no_backprop_mode():
         features = [level.array for level in model.extractor(image.x[None])]
         logits, deltas = ([level.array for level in outputs] for outputs in model.rpn(features))
-    proposals = chain.propose(logits, deltas, [image.image_transform])
+    proposals = chain.propose(logits, deltas, image.x.shape[1:], [image.image_transform])
     _, keypoint_rois = chain.roi_targets([image], proposals, [np.random.RandomState(0)])
     features = [level.astype(np.float64) for level in features]
     for param in model.params():

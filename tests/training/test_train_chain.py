@@ -198,7 +198,7 @@ def test_gradients_equal_numerical_differences(chain, path):
     logits, deltas = ([level.array for level in outputs] for outputs in model.rpn(features))
     rngs = [np.random.RandomState(0)]
     anchors = chain.anchor_targets(batch, [logits[0].shape[2:]], rngs)
-    proposals = chain.propose(logits, deltas, [batch[0].image_transform])
+    proposals = chain.propose(logits, deltas, batch[0].x.shape[1:], [batch[0].image_transform])
     rois, _ = chain.roi_targets(batch, proposals, rngs)
 
     def loss():
@@ -226,9 +226,9 @@ def proposals(chain, monkeypatch):
     """Record the arguments and the boxes of every call of the RPN's decode()."""
     calls, decode = [], type(chain.model.rpn).decode
 
-    def recorded(self, logits, deltas, size, scale, **options):
-        boxes, scores = decode(self, logits, deltas, size, scale, **options)
-        calls.append((size, scale, options, boxes))
+    def recorded(self, logits, deltas, size, transform, **options):
+        boxes, scores = decode(self, logits, deltas, size, transform, **options)
+        calls.append((size, transform, options, boxes))
         return boxes, scores
 
     monkeypatch.setattr(type(chain.model.rpn), 'decode', recorded)
@@ -241,9 +241,9 @@ def test_the_chain_uses_the_proposal_limits_of_training(chain, proposals):
     assert few.train_post_nms < chain.model.config.rpn_post_nms
     images = [example(seed=1), example(seed=2, scale=1.0)]
     MaskRCNNTrainChain(chain.model, sampling=few)(images)
-    for image, (size, scale, options, boxes) in zip(images, proposals, strict=True):
-        assert size == (64, 80) and scale == image.image_transform.scale
-        assert options == {'pre_nms': 30, 'post_nms': 7, 'padded': False}
+    for image, (size, transform, options, boxes) in zip(images, proposals, strict=True):
+        assert size == (64, 80) and transform == image.image_transform
+        assert options == {'clip_to_image': True, 'pre_nms': 30, 'post_nms': 7, 'padded': False}
         assert len(boxes) == 7
         assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [63, 79]).all()
 
@@ -312,7 +312,7 @@ def test_float16_outputs_have_float32_losses_and_proposals(chain):
     found['rpn_cls_loss'].backward()
     assert halves[0][0].grad.dtype == np.float16 and halves[0][0].grad.any()
     logits, deltas = ([level.array for level in outputs] for outputs in halves)
-    proposals = chain.propose(logits, deltas, [image.image_transform])
+    proposals = chain.propose(logits, deltas, image.x.shape[1:], [image.image_transform])
     (rois,), _ = chain.roi_targets([image], proposals, [np.random.RandomState(0)])
     assert rois.rois.dtype == np.float32
 

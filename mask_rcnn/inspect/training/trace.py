@@ -139,7 +139,7 @@ def _trace(chain: RecordingTrainChain, example: TrainingExample) -> TrainingTrac
         anchors=anchor_roles(
             record,
             example,
-            rpn.host_anchors(record.feature_sizes),
+            rpn.host_anchors(record.feature_sizes, example.x.shape[1:]),
             rpn.strides,
             sampling=chain.sampling,
             dialect=config.dialect,

@@ -19,6 +19,49 @@ __device__ float area_of(const box_corners& box, float offset)
     return (box.y_max - box.y_min + offset) * (box.x_max - box.x_min + offset);
 }
 
+// Shift the boxes of group g by (first_group + g) * (largest coordinate + 1) if at most max_boxes are not padding.
+//
+// One block of 256 threads: each counts its boxes, and the block adds up the counts.
+extern "C" __global__ void shift_groups(
+    const float* boxes, const float* scores, const int* groups, int n, int max_boxes, int first_group, float* shifted)
+{
+    __shared__ int counts[256];
+    __shared__ float largest[256];
+    const int thread = threadIdx.x;
+    int count = 0;
+    float maximum = -1.f / 0.f;
+    for (int i = thread; i < n; i += 256) {
+        if (is_padding(scores[i]))
+            continue;
+        const box_corners box = ((const box_corners*)boxes)[i];
+        maximum = fmaxf(maximum, fmaxf(fmaxf(box.y_min, box.x_min), fmaxf(box.y_max, box.x_max)));
+        ++count;
+    }
+    counts[thread] = count;
+    largest[thread] = maximum;
+    __syncthreads();
+    for (int half = 128; half > 0; half /= 2) {
+        if (thread < half) {
+            counts[thread] += counts[thread + half];
+            largest[thread] = fmaxf(largest[thread], largest[thread + half]);
+        }
+        __syncthreads();
+    }
+    const bool is_shifted = counts[0] > 0 && counts[0] <= max_boxes;
+    const float distance = largest[0] + 1.f;
+    for (int i = thread; i < n; i += 256) {
+        box_corners box = ((const box_corners*)boxes)[i];
+        if (is_shifted) {
+            const float shift = (float)(groups[i] + first_group) * distance;
+            box.y_min += shift;
+            box.x_min += shift;
+            box.y_max += shift;
+            box.x_max += shift;
+        }
+        ((box_corners*)shifted)[i] = box;
+    }
+}
+
 // Set bit j of overlaps[i][w] if box i, when kept, suppresses box 64 w + j.
 //
 // A box suppresses only boxes after it; a padding box suppresses itself.  A block of 64 threads computes one word of 64

@@ -6,6 +6,8 @@ Source: Detectron ``detectron/utils/cython_nms.pyx``.  The bit mask of the GPU i
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from mask_rcnn.ops.boxes.top_k import top_k_indices
@@ -15,10 +17,32 @@ from mask_rcnn.ops.runtime.array import Array, get_array_module
 #: Boxes per 64-bit mask word; also the number of threads per block.
 _WORD_BITS = 64
 _REDUCE_THREADS = 256
+#: Threads of the block that shifts the boxes, a power of two (nms.cu).
+_SHIFT_THREADS = 256
 #: Maximum number of boxes on a GPU: one bit per box fits into shared memory.  Their overlaps take 8 GiB.
 _MAX_BOXES = 4096 * _WORD_BITS
 
 _ZERO = np.float32(0)
+
+
+class GroupShift(NamedTuple):
+    """The shift by which the NMS of several groups becomes one NMS of boxes that do not overlap (torchvision).
+
+    Boxes are shifted by the number of their group times (largest coordinate + 1).  The rounding of the shifted corners
+    changes the overlaps: at a shift of 10,000 pixels, corners are multiples of 1/1024.  Source:
+    ``_batched_nms_coordinate_trick`` of ``torchvision/ops/boxes.py``.
+
+    Attributes:
+        max_boxes: Maximum number of boxes that are shifted; more boxes, and padding, are not shifted.  0 for no shift.
+        first_group: The number of group 0.
+    """
+
+    max_boxes: int = 0
+    first_group: int = 0
+
+
+#: No shift.
+NO_SHIFT = GroupShift()
 
 
 def nms(
@@ -30,6 +54,7 @@ def nms(
     groups: Array | None = None,
     limit: int | None = None,
     suppress_equal: bool = True,
+    shift: GroupShift = NO_SHIFT,
 ) -> Array:
     """Suppress every box whose IoU with a kept box of higher score is at or above a threshold.
 
@@ -47,6 +72,7 @@ def nms(
         groups: (R,) ints, the class or level of each box; boxes of different groups do not suppress each other.
         limit: Maximum number of kept boxes, or ``None``; the boxes with the highest scores are kept.
         suppress_equal: Whether a box is suppressed at an IoU equal to the threshold (Detectron), or only above it.
+        shift: The shift of the boxes of each group before their IoUs are computed.
 
     Returns:
         Indices of the kept boxes, (K,) int32, in descending order of score.
@@ -55,7 +81,14 @@ def nms(
         ValueError: A shape is wrong, ``limit`` is negative, or a GPU gets more than 262,144 boxes.
     """
     kept = nms_padded(
-        boxes, scores, threshold, offset=offset, groups=groups, limit=limit, suppress_equal=suppress_equal
+        boxes,
+        scores,
+        threshold,
+        offset=offset,
+        groups=groups,
+        limit=limit,
+        suppress_equal=suppress_equal,
+        shift=shift,
     )
     return kept[kept >= 0]
 
@@ -69,6 +102,7 @@ def nms_padded(
     groups: Array | None = None,
     limit: int | None = None,
     suppress_equal: bool = True,
+    shift: GroupShift = NO_SHIFT,
 ) -> Array:
     """Suppress boxes as :func:`nms` does, and return a padded result.
 
@@ -98,6 +132,7 @@ def nms_padded(
         groups,
         limit,
         bool(suppress_equal),
+        shift,
     )
 
 
@@ -109,6 +144,7 @@ def nms_gpu(
     groups: Array | None,
     limit: int,
     suppress_equal: bool,
+    shift: GroupShift = NO_SHIFT,
 ) -> Array:
     """Suppress boxes on a GPU; takes the arguments of :func:`nms_padded` in their final types, and at least one box."""
     xp = get_array_module(boxes)
@@ -120,13 +156,16 @@ def nms_gpu(
     order = top_k_indices(scores, n).astype(np.int32, copy=False)
     has_groups = groups is not None
     groups = xp.ascontiguousarray(groups, np.int32) if has_groups else order
+    boxes = xp.ascontiguousarray(boxes)
+    if has_groups and shift.max_boxes:
+        boxes = _shift_groups_gpu(boxes, scores, groups, shift)
 
     overlaps = xp.empty((n_words * _WORD_BITS, n_words), np.uint64)
     cuda_kernels.kernel('boxes/nms.cu', 'nms_overlaps')(
         (n_words, n_words),
         (_WORD_BITS,),
         (
-            xp.ascontiguousarray(boxes),
+            boxes,
             scores,
             groups,
             np.int32(has_groups),
@@ -145,6 +184,31 @@ def nms_gpu(
     return kept
 
 
+def _shift_groups_gpu(boxes: Array, scores: Array, groups: Array, shift: GroupShift) -> Array:
+    """Return the boxes of :func:`shift_groups`; the host does not wait for the number of boxes."""
+    shifted = get_array_module(boxes).empty_like(boxes)
+    cuda_kernels.kernel('boxes/nms.cu', 'shift_groups')(
+        (1,), (_SHIFT_THREADS,), (boxes, scores, groups, *map(np.int32, (len(boxes), *shift)), shifted)
+    )
+    return shifted
+
+
+def shift_groups(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray | None, shift: GroupShift) -> np.ndarray:
+    """Return the boxes whose overlaps decide in :func:`nms`, on the CPU.
+
+    Args:
+        boxes: ``(R, 4)`` float32.
+        scores: ``(R,)`` float32; minus infinity or NaN for padding.
+        groups: ``(R,)`` ints, or ``None`` for no shift.
+        shift: The shift.
+    """
+    is_box = scores > -np.inf
+    if groups is None or not 0 < np.count_nonzero(is_box) <= shift.max_boxes:
+        return boxes
+    distance = boxes[is_box].max() + np.float32(1)
+    return boxes + ((groups + shift.first_group).astype(np.float32) * distance)[:, None]
+
+
 def nms_cpu(
     boxes: np.ndarray,
     scores: np.ndarray,
@@ -153,11 +217,13 @@ def nms_cpu(
     groups: np.ndarray | None,
     limit: int,
     suppress_equal: bool,
+    shift: GroupShift = NO_SHIFT,
 ) -> np.ndarray:
     """Suppress boxes on the CPU; takes the arguments of :func:`nms_padded` in their final types.
 
     The boxes are sorted by group, so that a box is compared only with boxes of its group.
     """
+    boxes = shift_groups(boxes, scores, groups, shift)
     order = np.argsort(-scores, kind='stable')
     order = order[scores[order] > -np.inf]
     starts = np.zeros(1, np.int64)
@@ -191,6 +257,7 @@ def find_suppressors(
     offset: float = 1.0,
     groups: np.ndarray | None = None,
     suppress_equal: bool = True,
+    shift: GroupShift = NO_SHIFT,
 ) -> np.ndarray:
     """Return the index of the kept box that suppresses each box, on the CPU; the one with the highest score of several.
 
@@ -202,6 +269,7 @@ def find_suppressors(
         offset: 1 or 0.
         groups: ``(R,)`` ints, or ``None``.
         suppress_equal: Whether a box is suppressed at an IoU equal to the threshold.
+        shift: The shift of the boxes of each group.
 
     Returns:
         numpy.ndarray: ``(R,)`` int64 index of the suppressing box; -1 for kept boxes, padding, and the boxes that
@@ -211,6 +279,7 @@ def find_suppressors(
     order = order[scores[order] > -np.inf]
     rank = np.full(len(boxes), -1, np.int64)
     rank[order] = np.arange(len(order))
+    boxes = shift_groups(boxes, scores, groups, shift)
     groups = np.zeros(len(boxes), np.int64) if groups is None else np.asarray(groups)
     corners = np.ascontiguousarray(boxes[order].T.astype(np.float32, copy=False))
     offset = np.float32(offset)

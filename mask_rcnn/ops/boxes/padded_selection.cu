@@ -144,12 +144,13 @@ extern "C" __global__ void candidate_scores(
     scores[index] = is_candidate ? score : PAD_SCORE;
 }
 
-// Row i is the detection of the candidate best[i], an index of candidate_scores; padding if a coordinate is NaN.
+// Row i is the detection of the candidate best[i], an index of candidate_scores; its score is that of padding if a
+// coordinate is NaN or a side is below min_size.
 extern "C" __global__ void decode_detections(
     const float* rois, const float* deltas, const float* scores, const int* best, int n, int n_rois, int n_classes,
     float shift_y, float shift_x, float factor_y, float factor_x, float weight_y, float weight_x, float weight_h,
     float weight_w, float offset, float max_log_scale, float low_y, float low_x, float high_y, float high_x,
-    float* boxes, float* best_scores, int* labels)
+    float min_size, float* boxes, float* best_scores, int* labels)
 {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= n)
@@ -163,9 +164,11 @@ extern "C" __global__ void decode_detections(
     deltas += ((long long)roi * n_classes + label + 1) * 4;
     decode_axis(source, deltas, 0, weight_y, weight_h, offset, max_log_scale, low_y, high_y, detection);
     decode_axis(source, deltas, 1, weight_x, weight_w, offset, max_log_scale, low_x, high_x, detection);
-    bool has_box = true;  // no coordinate is NaN
+    bool has_box = true;
     for (int corner = 0; corner < 4; ++corner)
         has_box = has_box && detection.value[corner] == detection.value[corner];
+    for (int axis = 0; axis < 2; ++axis)
+        has_box = has_box && detection.value[axis + 2] - detection.value[axis] >= min_size;
     ((box*)boxes)[row] = detection;
     best_scores[row] = has_box ? scores[index] : PAD_SCORE;
     labels[row] = label;

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_rcnn.ops.boxes.nms import nms_padded
+from mask_rcnn.ops.boxes.nms import GroupShift, nms_padded
 from mask_rcnn.ops.boxes.top_k import top_k_indices
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
@@ -104,6 +104,7 @@ def propose_gpu(
     post_nms: int,
     nms_threshold: float,
     suppress_equal: bool,
+    shift: GroupShift,
     last_of_ties_first: bool,
     drop_small_first: bool,
     require_centre_inside: bool,
@@ -117,12 +118,13 @@ def propose_gpu(
         levels: For each level, scores ``(R,)`` float32, anchors ``(R, 4)`` float32 and deltas ``(R, 4)`` float32 or
             float16.
         decoding: The decoding and clipping.
-        scale: Network input pixels per pixel of the original image.
-        min_size: Minimum height and width of a proposal in pixels of the original image.
+        scale: Divisor of the sides that are compared with ``min_size``.
+        min_size: Minimum height and width of a proposal.
         pre_nms: Maximum number of anchors of a level.
         post_nms: Maximum number of proposals.
         nms_threshold: IoU threshold of NMS.
         suppress_equal: Whether NMS suppresses at an IoU equal to the threshold.
+        shift: The shift of the boxes of each level in NMS.
         last_of_ties_first: Whether the last anchor or the first one takes precedence among anchors with equal scores.
         drop_small_first: Whether small proposals are dropped before the selection of ``pre_nms`` anchors or after it.
         require_centre_inside: Whether proposals with a centre outside the image are dropped.
@@ -148,6 +150,7 @@ def propose_gpu(
         groups=groups if len(levels) > 1 else None,
         limit=post_nms,
         suppress_equal=suppress_equal,
+        shift=shift,
     )
     boxes, _, scores = _take_kept(keep, -1, boxes, scores, groups)
     return boxes, scores
@@ -220,6 +223,8 @@ def detect_gpu(
     keep_ties: bool,
     nms_threshold: float,
     suppress_equal: bool,
+    shift: GroupShift,
+    min_box_size: float,
     last_of_ties_first: bool,
 ) -> tuple[Array, Array, Array]:
     """Decode and select detections; see :func:`mask_rcnn.ops.boxes.proposals.select_detections`.
@@ -236,6 +241,8 @@ def detect_gpu(
         keep_ties: Whether the result has rows for ties with the last detection within the limit.
         nms_threshold: IoU threshold of NMS.
         suppress_equal: Whether NMS suppresses at an IoU equal to the threshold.
+        shift: The shift of the boxes of each class in NMS.
+        min_box_size: Minimum height and width of a candidate; 0 admits all sides.
         last_of_ties_first: Whether the last RoI or the first one takes precedence in the NMS of RoIs with equal scores.
     """
     xp = get_array_module(probs)
@@ -243,7 +250,7 @@ def detect_gpu(
     class_scores = _candidate_scores(rois, probs, score_threshold, score_threshold_inclusive, best_class_only)
     limit = n_candidates(class_scores, max_detections)
     best = top_k_indices(class_scores, limit, last_of_ties_first=last_of_ties_first)
-    boxes, scores, labels = _decode_candidates(rois, probs.shape[1], deltas, class_scores, best, decoding)
+    boxes, scores, labels = _decode_candidates(rois, probs.shape[1], deltas, class_scores, best, decoding, min_box_size)
     keep = nms_padded(
         boxes,
         scores,
@@ -252,6 +259,7 @@ def detect_gpu(
         groups=labels,
         limit=n_rows(max_detections, keep_ties),
         suppress_equal=suppress_equal,
+        shift=shift,
     )
     last = max_detections - 1 if 0 < max_detections <= len(keep) else -1
     return _take_kept(keep, last, boxes, scores, labels)
@@ -279,9 +287,18 @@ def _candidate_scores(rois: Array, probs: Array, threshold: float, inclusive: bo
 
 
 def _decode_candidates(
-    rois: Array, n_classes: int, deltas: Array, class_scores: Array, best: Array, decoding: BoxDecoding
+    rois: Array,
+    n_classes: int,
+    deltas: Array,
+    class_scores: Array,
+    best: Array,
+    decoding: BoxDecoding,
+    min_box_size: float,
 ) -> tuple[Array, Array, Array]:
-    """Return boxes, scores and labels of the candidates ``best``, indices of ``class_scores``."""
+    """Return boxes, scores and labels of the candidates ``best``, indices of ``class_scores``.
+
+    The score of a box that is smaller than ``min_box_size`` is that of padding; ``min_box_size`` 0 admits all sides.
+    """
     xp = get_array_module(rois)
     best = best.astype(np.int32, copy=False)
     n = len(best)
@@ -299,6 +316,7 @@ def _decode_candidates(
             *decoding.decoding_arguments(),
             *decoding.low(),
             *decoding.high(),
+            np.float32(min_box_size if min_box_size else -math.inf),
             boxes,
             scores,
             labels,

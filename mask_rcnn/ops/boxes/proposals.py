@@ -17,7 +17,7 @@ import numpy as np
 
 from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
-from mask_rcnn.ops.boxes.nms import nms, nms_padded
+from mask_rcnn.ops.boxes.nms import NO_SHIFT, GroupShift, nms, nms_padded
 from mask_rcnn.ops.boxes.top_k import top_k_indices
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 
@@ -41,6 +41,7 @@ def generate_proposals(
     clip_offset: float = 1.0,
     max_log_scale: float | None = None,
     suppress_equal: bool = True,
+    shift: GroupShift = NO_SHIFT,
     per_level: bool = True,
     last_of_ties_first: bool = False,
     drop_small_first: bool = False,
@@ -62,16 +63,19 @@ def generate_proposals(
         anchors: For each level, ``(H * W * A, 4)`` float32 boxes (:func:`mask_rcnn.ops.boxes.anchors.shift_anchors`).
         size: Height and width in network input pixels, to which proposals are clipped; the feature maps may extend
             further.
-        scale: Network input pixels per pixel of the original image.
+        scale: Network input pixels per pixel of the original image (Detectron), or 1 if ``min_size`` is in pixels of
+            the network input.
         pre_nms: Maximum number of anchors before NMS, per level or in total.
         post_nms: Maximum number of proposals.
         nms_threshold: IoU threshold of NMS.
-        min_size: Minimum height and width of a proposal in pixels of the original image; smaller proposals are dropped.
+        min_size: Minimum height and width of a proposal, after its division by ``scale``; smaller proposals are
+            dropped.
         weights: Weights of the deltas; see :func:`mask_rcnn.ops.boxes.boxes.decode_boxes`.
         offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes.boxes`.
         clip_offset: ``offset`` of :func:`mask_rcnn.ops.boxes.boxes.clip_boxes`.
         max_log_scale: Upper limit of ``dh`` and ``dw``; see :func:`mask_rcnn.ops.boxes.boxes.decode_boxes`.
         suppress_equal: Whether NMS suppresses at an IoU equal to the threshold (Detectron), or only above it.
+        shift: The shift of the boxes of each level in NMS per level.
         per_level: Whether the selection before NMS, and NMS, run per level (Detectron) or on all levels together
             (Matterport).
         last_of_ties_first: Whether the last anchor or the first one takes precedence among anchors with equal scores.
@@ -79,7 +83,7 @@ def generate_proposals(
             after it (Detectron).
         require_centre_inside: Whether proposals with a centre outside ``size`` are dropped (Detectron).
         padded: Whether the result is padded; see the module.
-        record: A list to which each run of NMS is appended: one per level or one in total; none if ``padded``.
+        record: A list to which the run of NMS is appended, unless ``padded``.
 
     Returns:
         tuple: Boxes ``(K, 4)`` float32 in the network input and their scores ``(K,)`` in descending order.
@@ -96,38 +100,41 @@ def generate_proposals(
             post_nms=post_nms,
             nms_threshold=nms_threshold,
             suppress_equal=suppress_equal,
+            shift=shift,
             last_of_ties_first=last_of_ties_first,
             drop_small_first=drop_small_first,
             require_centre_inside=require_centre_inside,
         )
 
     decode = ProposalDecoding(size, scale, weights, offset, clip_offset, max_log_scale, min_size, require_centre_inside)
-    groups = _select_candidates(
+    levels_of_nms = _select_candidates(
         levels,
         pre_nms,
         per_level=per_level,
         last_of_ties_first=last_of_ties_first,
         decode_first=decode if drop_small_first else None,
     )
-    options: dict[str, Any] = {'offset': offset, 'limit': post_nms, 'suppress_equal': suppress_equal}
-    proposals = []
-    for group in groups:
-        boxes, is_valid = decode(group.anchors, group.deltas)
-        if padded:
-            group_scores = xp.where(is_valid, group.scores, _PAD_SCORE)
-            keep = nms_padded(boxes, group_scores, nms_threshold, **options)
-            proposals.append(_take_padded(keep, boxes, group_scores))
-        else:
-            rows = xp.flatnonzero(is_valid)
-            keep = rows[nms(boxes[rows], group.scores[rows], nms_threshold, **options)]
-            proposals.append((boxes[keep], group.scores[keep]))
-            if record is not None:
-                record.append(NMSRecord(group.indices, boxes, group.scores, is_valid, keep))
-    return _merge_levels(proposals, post_nms)
+    counts = [len(level.indices) for level in levels_of_nms]
+    candidates = _Candidates(*map(xp.concatenate, zip(*levels_of_nms, strict=True)))
+    boxes, is_valid = decode(candidates.anchors, candidates.deltas)
+    # One NMS with the level as the group of a box: among the `post_nms` best proposals of all levels are only proposals
+    # that are among the `post_nms` best of their level.
+    groups = xp.concatenate([xp.full(n, level, np.int32) for level, n in enumerate(counts)]) if per_level else None
+    options: dict[str, Any] = {'offset': offset, 'limit': post_nms, 'suppress_equal': suppress_equal, 'shift': shift}
+    if padded:
+        valid_scores = xp.where(is_valid, candidates.scores, _PAD_SCORE)
+        keep = nms_padded(boxes, valid_scores, nms_threshold, groups=groups, **options)
+        return _take_padded(keep, boxes, valid_scores)
+    rows = xp.flatnonzero(is_valid)
+    groups = None if groups is None else groups[rows]
+    keep = rows[nms(boxes[rows], candidates.scores[rows], nms_threshold, groups=groups, **options)]
+    if record is not None:
+        record.append(NMSRecord(candidates.indices, boxes, candidates.scores, is_valid, keep))
+    return boxes[keep], candidates.scores[keep]
 
 
 class NMSRecord(NamedTuple):
-    """One run of NMS: its candidates in descending order of score, and those that it keeps.
+    """One run of NMS: its candidates and those that it keeps.
 
     Attributes:
         indices: ``(C,)`` index of each candidate: of the anchor, in the order of :func:`generate_proposals`; or of the
@@ -255,6 +262,8 @@ def select_detections(
     max_detections: int,
     offset: float = 1.0,
     suppress_equal: bool = True,
+    shift: GroupShift = NO_SHIFT,
+    min_box_size: float = 0.0,
     best_class_only: bool = False,
     score_threshold_inclusive: bool = False,
     keep_ties: bool = True,
@@ -277,6 +286,8 @@ def select_detections(
         max_detections: Maximum number of detections, which ``keep_ties`` may exceed; 0 for no limit.
         offset: 1 or 0, a term of the box width; see :mod:`mask_rcnn.ops.boxes.boxes`.
         suppress_equal: Whether NMS suppresses at an IoU equal to the threshold (Detectron), or only above it.
+        shift: The shift of the boxes of each class in NMS.
+        min_box_size: Minimum height and width of a candidate; smaller ones are dropped before NMS.
         best_class_only: Whether a RoI is a candidate only for its highest-scoring class, and not at all if that is
             the background.
         score_threshold_inclusive: Whether a score equal to the threshold passes, or only a score above it.
@@ -285,7 +296,7 @@ def select_detections(
         last_of_ties_first: Whether the last RoI or the first one takes precedence in the NMS of RoIs with equal scores.
         padded: Whether the result is padded; see the module.  It has ``max_detections`` rows, and four more with
             ``keep_ties``; without a limit, it has a row for each candidate.
-        record: A list to which the run of NMS is appended, unless ``padded``; all its candidates are valid.
+        record: A list to which the run of NMS is appended, unless ``padded``.
 
     Returns:
         tuple: Boxes ``(K, 4)`` float32, labels ``(K,)`` int32 (0 is the first foreground class) and scores ``(K,)``
@@ -297,9 +308,14 @@ def select_detections(
     if best_class_only:
         candidates &= xp.arange(probs.shape[1]) == probs.argmax(axis=1)[:, None]
     boxes = boxes.reshape(*probs.shape, 4)
-    nms_options: dict[str, Any] = {'threshold': nms_threshold, 'offset': offset, 'suppress_equal': suppress_equal}
+    nms_options: dict[str, Any] = {
+        'threshold': nms_threshold,
+        'offset': offset,
+        'suppress_equal': suppress_equal,
+        'shift': shift,
+    }
     if padded:
-        scores = xp.where(candidates & ~xp.isnan(boxes).any(axis=2), probs, _PAD_SCORE)
+        scores = xp.where(candidates & _is_valid_candidate(boxes, min_box_size), probs, _PAD_SCORE)
         return _select_padded(scores, boxes, max_detections, keep_ties, last_of_ties_first, nms_options)
     labels, rois = xp.nonzero(candidates[:, 1:].T)
     if last_of_ties_first:
@@ -308,15 +324,26 @@ def select_detections(
     has_box = ~xp.isnan(boxes).any(axis=1)
     labels, rois, boxes = labels[has_box], rois[has_box], boxes[has_box]
     scores = probs[rois, labels + 1]
-    keep = nms(boxes, scores, groups=labels, **nms_options)
+    is_valid = _is_valid_candidate(boxes, min_box_size)
+    rows = xp.flatnonzero(is_valid)
+    keep = rows[nms(boxes[rows], scores[rows], groups=labels[rows], **nms_options)]
     if record is not None:
-        indices = rois * probs.shape[1] + labels + 1
-        record.append(NMSRecord(indices, boxes, scores, xp.ones(len(scores), bool), keep))
+        record.append(NMSRecord(rois * probs.shape[1] + labels + 1, boxes, scores, is_valid, keep))
     if 0 < max_detections < len(keep):
         kept_scores = scores[keep]  # in descending order
         within = kept_scores >= kept_scores[max_detections - 1]
         keep = keep[within] if keep_ties else keep[:max_detections]
     return boxes[keep], labels[keep].astype(xp.int32), scores[keep]
+
+
+def _is_valid_candidate(boxes: Array, min_size: float) -> Array:
+    """Return a mask of the boxes ``(..., 4)`` without NaN whose sides are at least ``min_size``; 0 admits all sides.
+
+    Source: ``remove_small_boxes`` of ``torchvision/ops/boxes.py``.
+    """
+    xp = get_array_module(boxes)
+    is_valid = ~xp.isnan(boxes).any(axis=-1)
+    return is_valid & (boxes[..., 2:] - boxes[..., :2] >= np.float32(min_size)).all(axis=-1) if min_size else is_valid
 
 
 def _select_padded(

@@ -17,9 +17,10 @@ def assign_levels_gpu(
     first_level: float,
     offset: float,
     epsilon: float,
+    bias: float,
     round_to_nearest: bool,
 ) -> Array:
-    """Return ``canonical_level + log2(size / canonical_size + epsilon) - first_level``, rounded and clipped.
+    """Return ``canonical_level + log2(size / canonical_size + epsilon) + bias``, rounded, counted from ``first_level``.
 
     Args:
         rois: CuPy array ``(R, 4)`` float32; NaN for padding, whose level is 0.
@@ -29,6 +30,7 @@ def assign_levels_gpu(
         first_level: The logarithm of the stride of the first level.
         offset: 1 or 0; see :mod:`mask_rcnn.ops.boxes.boxes`.
         epsilon: A term of the logarithm's argument.
+        bias: A term of the level before it is rounded.
         round_to_nearest: Whether to round to the nearest integer or down.
 
     Returns:
@@ -42,7 +44,7 @@ def assign_levels_gpu(
         (
             xp.ascontiguousarray(rois, np.float32),
             np.int32(len(rois)),
-            *map(np.float32, (offset, canonical_size, epsilon, canonical_level, first_level)),
+            *map(np.float32, (offset, canonical_size, epsilon, bias, canonical_level, first_level)),
             np.int32(round_to_nearest),
             np.int32(n_levels),
             levels,
