@@ -187,6 +187,7 @@ class Detections:
             'offset': conventions.box_offset,
             'padding': conventions.padding,
             'margin': conventions.margin,
+            'continuous_box': conventions.continuous_box,
             'squeeze_at_border': conventions.squeeze_at_border,
             'threshold': conventions.threshold,
             'threshold_inclusive': conventions.threshold_inclusive,

@@ -3,17 +3,17 @@
 // The position of a pixel's centre in a mask: the mask pixel at or before it, and the weight of the mask pixel after it.
 struct source_position { int before; float fraction; };
 
-__device__ source_position source_of(int pixel, double scale, int margin)
+__device__ source_position source_of(int pixel, double shift, double scale, int margin)
 {
-    const float position = (float)((pixel + 0.5) * scale - 0.5);
+    const float position = (float)((pixel + 0.5 - shift) * scale - 0.5);
     const int before = (int)floorf(position);
     return {before + margin, position - (float)before};
 }
 
 // The position of a column.  OpenCV treats columns, but not rows, separately at the borders.
-__device__ source_position column_source_of(int pixel, double scale, int margin, int last)
+__device__ source_position column_source_of(int pixel, double shift, double scale, int margin, int last)
 {
-    const source_position source = source_of(pixel, scale, margin);
+    const source_position source = source_of(pixel, shift, scale, margin);
     if (source.before < 0)
         return {0, 0.0f};
     return source.before < last ? source : source_position{last, 0.0f};
@@ -57,8 +57,8 @@ __device__ bool covers(const framed_mask& mask, source_position y, source_positi
 
 // Paste masks into images.  A block computes row blockIdx.x of the masks blockIdx.y, blockIdx.y + gridDim.y, ...
 extern "C" __global__ void paste_masks(
-    const float* probs, const int* top, const int* height, const double* y_scale,
-    const int* left, const int* width, const double* x_scale,
+    const float* probs, const int* top, const int* height, const double* y_shift, const double* y_scale,
+    const int* left, const int* width, const double* x_shift, const double* x_scale,
     int n, int out_height, int out_width, int rows, int columns, int padding, int margin,
     const float* min_prob, float threshold, int threshold_inclusive, bool* out)
 {
@@ -68,12 +68,12 @@ extern "C" __global__ void paste_masks(
                                   threshold_inclusive};
         const int y = (int)blockIdx.x - top[r];
         const bool is_in_box = y >= 0 && y < height[r];
-        const source_position row = source_of(y, y_scale[r], margin);
+        const source_position row = source_of(y, y_shift[r], y_scale[r], margin);
         bool* line = out + ((long long)r * out_height + blockIdx.x) * out_width;
         for (int i = threadIdx.x; i < out_width; i += blockDim.x) {
             const int x = i - left[r];
             line[i] = is_in_box && x >= 0 && x < width[r]
-                && covers(mask, row, column_source_of(x, x_scale[r], margin, columns + 2 * frame - 1));
+                && covers(mask, row, column_source_of(x, x_shift[r], x_scale[r], margin, columns + 2 * frame - 1));
         }
     }
 }
@@ -83,8 +83,8 @@ extern "C" __global__ void paste_masks(
 // `write`, it writes the first pixel of each run and the first pixel after it; ends[i] is the inclusive prefix sum of
 // the numbers of runs over the columns of all masks.
 extern "C" __global__ void mask_runs(
-    const float* probs, const int* top, const int* height, const double* y_scale,
-    const int* left, const int* width, const double* x_scale,
+    const float* probs, const int* top, const int* height, const double* y_shift, const double* y_scale,
+    const int* left, const int* width, const double* x_shift, const double* x_scale,
     int n, int out_height, int out_width, int rows, int columns, int padding, int margin,
     const float* min_prob, float threshold, int threshold_inclusive, int write, const int* ends, int* out)
 {
@@ -96,7 +96,8 @@ extern "C" __global__ void mask_runs(
         const long long index = (long long)r * out_width + i;
         const int x = i - left[r];
         const bool is_in_box = x >= 0 && x < width[r];
-        const source_position column = column_source_of(x, x_scale[r], margin, columns + 2 * frame - 1);
+        const source_position column
+            = column_source_of(x, x_shift[r], x_scale[r], margin, columns + 2 * frame - 1);
         const framed_mask mask = {probs + (long long)r * rows * columns, rows, columns, frame, min_prob[r], threshold,
                                   threshold_inclusive};
         const int first = top[r] < 0 ? 0 : top[r];
@@ -105,7 +106,8 @@ extern "C" __global__ void mask_runs(
         int count = 0;
         bool inside = false;
         for (int y = first; is_in_box && y <= bottom; ++y) {
-            const bool is_set = y < bottom && covers(mask, source_of(y - top[r], y_scale[r], margin), column);
+            const bool is_set
+                = y < bottom && covers(mask, source_of(y - top[r], y_shift[r], y_scale[r], margin), column);
             if (is_set != inside) {
                 if (write)
                     runs[2 * count + inside] = i * out_height + y;

@@ -2,7 +2,9 @@
 
 Source: Detectron ``detectron/core/test.py`` (``segm_results``), ``detectron/utils/boxes.py``
 (``expand_boxes``); OpenCV ``modules/imgproc/src/resize.cpp`` (bilinear, float); with a margin: Matterport's
-``utils.unmold_mask`` and scikit-image's ``transform.resize`` (order 1, mode ``'constant'``, clip).
+``utils.unmold_mask`` and scikit-image's ``transform.resize`` (order 1, mode ``'constant'``, clip); with continuous
+boxes: detectron2's ``layers/mask_ops.py`` (``_do_paste_mask``) and PyTorch's ``grid_sample`` (bilinear, padding mode
+``'zeros'``, ``align_corners=False``).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ def paste_masks(
     offset: float = 1.0,
     padding: int = 1,
     margin: int = 0,
+    continuous_box: bool = False,
     squeeze_at_border: bool = False,
     threshold: float = 0.5,
     threshold_inclusive: bool = False,
@@ -42,6 +45,10 @@ def paste_masks(
     A mask of M x M pixels is padded with zeros, and its box is extended by the factor (M + 2 padding) / M.  The
     corners of the box are truncated to integers.  The padded mask is resized to the box with OpenCV's bilinear
     interpolation, and the threshold is applied.
+
+    With ``continuous_box``, the corners are not truncated.  The probability of a pixel is interpolated bilinearly at
+    the position of its centre in the mask, which has zeros on all sides.  Only pixels up to one pixel outside of the
+    box, rounded outwards, can belong to the mask.
 
     The result has R H W bytes.  To save memory, paste slices of the masks, reuse an array with :func:`paste_into`, or
     take the runs from :func:`mask_runs`.
@@ -55,6 +62,9 @@ def paste_masks(
         padding: Width of the zero border around a mask in mask pixels: 1 (Detectron) or 0.
         margin: Width of the zero border outside the box, 0 or 1.  1 interpolates between the mask and the zeros, but
             not below the minimum of the mask (scikit-image); 0 repeats the border (OpenCV).
+        continuous_box: Whether the mask is interpolated at the centres of pixels in the box (detectron2), or resized to
+            whole pixels (Detectron).  If it is set, ``offset``, ``padding``, ``margin`` and ``squeeze_at_border`` have
+            no effect.
         squeeze_at_border: Whether the extended box is clipped to the image before the mask is resized to it (DeNA), so
             that the whole mask is squeezed into the visible part, or the resized mask is cropped (Detectron).
         threshold: Pixels with a higher probability belong to the mask.
@@ -73,6 +83,7 @@ def paste_masks(
         offset=offset,
         padding=padding,
         margin=margin,
+        continuous_box=continuous_box,
         squeeze_at_border=squeeze_at_border,
         threshold=threshold,
         threshold_inclusive=threshold_inclusive,
@@ -142,11 +153,13 @@ class _BoxAxis(NamedTuple):
     Args:
         first: First pixel (R,) int32.
         n_pixels: Number of pixels (R,) int32.
+        shift: Distance from the left border of the first pixel to that of the padded mask (R,) float64.
         scale: Mask pixels per image pixel (R,) float64.
     """
 
     first: Array
     n_pixels: Array
+    shift: Array
     scale: Array
 
 
@@ -182,6 +195,7 @@ def _paste_spec(
     offset: float = 1.0,
     padding: int = 1,
     margin: int = 0,
+    continuous_box: bool = False,
     squeeze_at_border: bool = False,
     threshold: float = 0.5,
     threshold_inclusive: bool = False,
@@ -192,13 +206,17 @@ def _paste_spec(
     if boxes.shape != (len(probs), 4):
         raise ValueError(f'boxes must have the shape ({len(probs)}, 4), not {boxes.shape}')
     xp = get_array_module(probs)
-    limits = size if squeeze_at_border else (None, None)
-    rows, columns = (
-        _box_axis(xp, boxes[:, axis], boxes[:, axis + 2], probs.shape[1 + axis], offset, padding, limits[axis])
-        for axis in (0, 1)
-    )
+    # Clip to values that int32 can represent; a box beyond them covers the same pixels of any image.
+    corners = xp.clip(xp.nan_to_num(boxes.astype(np.float32)), -(2.0**27), 2.0**27)
+    low, high, sides = corners[:, :2].T, corners[:, 2:].T, probs.shape[1:]
+    if continuous_box:
+        rows, columns = (_continuous_axis(xp, low[i], high[i], sides[i]) for i in (0, 1))
+        padding, margin = 0, 1
+    else:
+        limits = size if squeeze_at_border else (None, None)
+        rows, columns = (_box_axis(xp, low[i], high[i], sides[i], offset, padding, limits[i]) for i in (0, 1))
     probs = xp.ascontiguousarray(probs, np.float32)
-    has_min_prob = margin and len(probs)
+    has_min_prob = margin and not continuous_box and len(probs)
     min_prob = probs.min(axis=(1, 2)) if has_min_prob else xp.full((len(probs),), -np.inf, np.float32)
     return _PasteSpec(
         probs, rows, columns, int(padding), int(margin), min_prob, np.float32(threshold), bool(threshold_inclusive)
@@ -212,8 +230,6 @@ def _box_axis(
 
     ``limit`` is the size of the image to which extended boxes are clipped, or ``None``.
     """
-    # Clip to values that int32 can represent; a box beyond them covers the same pixels of any image.
-    low, high = (xp.clip(xp.nan_to_num(edge.astype(np.float32)), -(2.0**27), 2.0**27) for edge in (low, high))
     padded = mask_size + 2 * padding
     # expand_boxes of detectron/utils/boxes.py, then ref_box.astype(np.int32) of segm_results.
     half = (high - low) * np.float32(0.5) * np.float32(padded / mask_size)
@@ -223,7 +239,16 @@ def _box_axis(
         first, last = xp.maximum(first, 0), xp.minimum(last, np.int32(limit) - np.int32(offset))
     n_pixels = xp.maximum(last - first + np.int32(offset), 0).astype(np.int32)
     # OpenCV's inverse scale: 1 / (pixels / mask pixels).
-    return _BoxAxis(first, n_pixels, 1.0 / (xp.maximum(n_pixels, 1) / float(padded)))
+    return _BoxAxis(first, n_pixels, xp.zeros(len(low)), 1.0 / (xp.maximum(n_pixels, 1) / float(padded)))
+
+
+def _continuous_axis(xp: Any, low: Array, high: Array, mask_size: int) -> _BoxAxis:
+    """Return the pixels of one axis that masks cover, for boxes (R,) whose corners are not truncated."""
+    first, end = (xp.floor(low) - 1).astype(np.int32), (xp.ceil(high) + 1).astype(np.int32)
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    is_empty = high <= low
+    scale = mask_size / xp.where(is_empty, 1.0, high - low)
+    return _BoxAxis(first, xp.where(is_empty, np.int32(0), end - first).astype(np.int32), low - first, scale)
 
 
 def paste_gpu(spec: _PasteSpec, out: Array) -> None:
@@ -347,10 +372,10 @@ def _paste_region(spec, r, y_begin, x_begin, out):
     padded = np.zeros((prob.shape[0] + 2 * frame, prob.shape[1] + 2 * frame), np.float32)
     padded[frame : frame + prob.shape[0], frame : frame + prob.shape[1]] = prob
     lines = np.empty((padded.shape[0], out.shape[1]), np.float32)
-    _resize_columns(padded, x_begin - spec.columns.first[r], spec.columns.scale[r], spec.margin, lines)
-    y_first, y_scale, min_prob = y_begin - spec.rows.first[r], spec.rows.scale[r], spec.min_prob[r]
+    _resize_columns(padded, spec.columns, r, x_begin, spec.margin, lines)
+    min_prob = spec.min_prob[r]
     for i in range(out.shape[0]):
-        row, fraction = _source(y_first + i, y_scale, spec.margin)
+        row, fraction = _source(spec.rows, r, y_begin + i, spec.margin)
         upper = min(max(row, 0), padded.shape[0] - 1)
         lower = min(max(row + 1, 0), padded.shape[0] - 1)
         for j in range(out.shape[1]):
@@ -360,11 +385,11 @@ def _paste_region(spec, r, y_begin, x_begin, out):
 
 
 @parallel.jit
-def _resize_columns(padded, first, scale, margin, lines):
-    """Resize the rows of a padded mask horizontally to the pixels ``first``, ``first + 1``, ... of its box."""
+def _resize_columns(padded, axis, r, x_begin, margin, lines):
+    """Resize the rows of padded mask ``r`` horizontally to the pixels ``x_begin``, ``x_begin + 1``, ... of the image."""
     last = padded.shape[1] - 1
     for j in range(lines.shape[1]):
-        column, fraction = _source(first + j, scale, margin)
+        column, fraction = _source(axis, r, x_begin + j, margin)
         # OpenCV treats columns, but not rows, separately at the borders.
         if column < 0:
             column, fraction = 0, np.float32(0)
@@ -376,8 +401,8 @@ def _resize_columns(padded, first, scale, margin, lines):
 
 
 @parallel.jit
-def _source(pixel, scale, margin):
-    """Return the mask pixel at or before a pixel's centre, and the weight of the mask pixel after it."""
-    position = np.float32((pixel + 0.5) * scale - 0.5)
+def _source(axis, r, pixel, margin):
+    """Return the pixel of mask ``r`` at or before the centre of a pixel, and the weight of the mask pixel after it."""
+    position = np.float32((pixel - axis.first[r] + 0.5 - axis.shift[r]) * axis.scale[r] - 0.5)
     source = math.floor(position)
     return source + margin, position - np.float32(source)
