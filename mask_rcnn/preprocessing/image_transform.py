@@ -80,19 +80,23 @@ class ImageTransform:
         """Map boxes from the network input to the image: the inverse of :meth:`apply_boxes`.
 
         Args:
-            boxes: ``(R, 4)`` floats, NumPy or CuPy, in pixels of the network input.
+            boxes: ``(R, 4)`` floats, NumPy or CuPy, in pixels of the network input; or points ``(R, 2)``.
             reciprocal: Whether to multiply by the reciprocals of the factors, as Detectron does in training
                 (``roi_data/fast_rcnn.py``), or to divide by the factors, as it does in inference
                 (``core/test.py``).  The results are rounded differently.
 
         Returns:
-            ``(R, 4)`` of the same type, in pixels of the image.
+            An array of the same type and shape, in pixels of the image.
         """
         scalar_type, mapped = boxes.dtype.type, get_array_module(boxes).empty_like(boxes)
         for axis, (factor, offset) in enumerate(zip(self.factors, self.window[:2], strict=True)):
             moved, factor = boxes[:, axis::2] - scalar_type(offset), scalar_type(factor)
             mapped[:, axis::2] = moved * scalar_type(1 / float(factor)) if reciprocal else moved / factor
         return mapped
+
+    def invert_points(self, points: np.ndarray) -> np.ndarray:
+        """Map points ``(..., 2)``, ``(y, x)``, from the network input to the image; see :meth:`invert_boxes`."""
+        return self.invert_boxes(points.reshape(-1, 2)).reshape(points.shape)
 
     @classmethod
     def top_left(

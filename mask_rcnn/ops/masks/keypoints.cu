@@ -40,9 +40,10 @@ __device__ float resized_at(const float* heatmap, int rows, int columns, int i, 
 // Find the maximum of each heat map: (row, column, logit, probability).
 //
 // A block of 256 threads decodes one heat map: each thread reduces every 256th pixel, then the block reduces the
-// threads' results.  `sum` is the sum of exp(logit - highest) over the pixels so far.
+// threads' results.  `sum` is the sum of exp(logit - highest) over the pixels so far; with `sum_predicted`, it is
+// replaced by that over the heat map before the resize.
 extern "C" __global__ void decode_heatmaps(
-    const float* heatmaps, const int* sizes, int n_keypoints, int rows, int columns, float* out)
+    const float* heatmaps, const int* sizes, int n_keypoints, int rows, int columns, int sum_predicted, float* out)
 {
     __shared__ float highest[256];
     __shared__ long long position[256];
@@ -64,7 +65,8 @@ extern "C" __global__ void decode_heatmaps(
             thread_highest = logit;
             thread_position = pixel;
         }
-        thread_sum += expf(logit - thread_highest);
+        if (!sum_predicted)
+            thread_sum += expf(logit - thread_highest);
     }
     highest[thread] = thread_highest;
     position[thread] = thread_position;
@@ -82,6 +84,18 @@ extern "C" __global__ void decode_heatmaps(
             highest[thread] = highest[high];
         }
         __syncthreads();
+    }
+    if (sum_predicted) {
+        double predicted_sum = 0.0;
+        for (int cell = thread; cell < rows * columns; cell += 256)
+            predicted_sum += expf(heatmap[cell] - highest[0]);
+        sum[thread] = predicted_sum;
+        __syncthreads();
+        for (int half = 128; half > 0; half /= 2) {
+            if (thread < half)
+                sum[thread] += sum[thread + half];
+            __syncthreads();
+        }
     }
     if (thread == 0) {
         float* point = out + 4 * (long long)blockIdx.x;

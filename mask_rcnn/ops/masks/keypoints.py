@@ -1,12 +1,14 @@
 """Decoding of a keypoint head's heat maps to keypoints in the image.
 
 Source: Detectron ``detectron/utils/keypoints.py`` (``heatmaps_to_keypoints``, ``scores_to_probs``); OpenCV
-``modules/imgproc/src/resize.cpp`` (bicubic, float: Keys 1981 with a = -0.75, borders repeated).
+``modules/imgproc/src/resize.cpp`` (bicubic, float: Keys 1981 with a = -0.75, borders repeated).  PyTorch's
+``interpolate(mode='bicubic')``, which torchvision and detectron2 use, is the same up to the rounding of float32.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 
@@ -23,7 +25,9 @@ _A4, _A5, _A8 = np.float32(4 * _A), np.float32(5 * _A), np.float32(8 * _A)
 _ONE = np.float32(1)
 
 
-def decode_heatmaps(heatmaps: Array, boxes: Array) -> Array:
+def decode_heatmaps(
+    heatmaps: Array, boxes: Array, *, softmax_grid: Literal['resized', 'predicted'] = 'resized'
+) -> Array:
     """Find the maximum of each heat map after it is resized to its box.
 
     A heat map is resized bicubically to the box's height and width in pixels, rounded up.  The keypoint is the centre
@@ -32,11 +36,14 @@ def decode_heatmaps(heatmaps: Array, boxes: Array) -> Array:
 
     Args:
         heatmaps: (R, K, M, M) float32, the logits of each keypoint over the box.
-        boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)`` in pixels of the image.
+        boxes: (R, 4) float32 ``(y_min, x_min, y_max, x_max)`` in pixels of the image or of the network input.
+        softmax_grid: Pixels whose exponentials the softmax adds: ``'resized'``, those of the resized heat map
+            (Detectron), or ``'predicted'``, those of ``heatmaps`` (detectron2), which makes the probabilities of small
+            and of large boxes comparable, but does not limit them to 1.
 
     Returns:
-        (R, K, 4) float32 ``(y, x, logit, probability)``; ``y`` and ``x`` are in pixels of the image, in which the
-        first pixel has its centre at 0.5.
+        (R, K, 4) float32 ``(y, x, logit, probability)``; ``y`` and ``x`` are in pixels of the boxes' image, in which
+        the first pixel has its centre at 0.5.
 
     Raises:
         ValueError: A shape is wrong.
@@ -51,32 +58,41 @@ def decode_heatmaps(heatmaps: Array, boxes: Array) -> Array:
     sizes = xp.ceil(sides)
     out = xp.empty((*heatmaps.shape[:2], 4), np.float32)
     implementation = decode_cpu if xp is np else decode_gpu
-    implementation(xp.ascontiguousarray(heatmaps, np.float32), xp.ascontiguousarray(sizes, np.int32), out)
+    heatmaps, sizes_int32 = xp.ascontiguousarray(heatmaps, np.float32), xp.ascontiguousarray(sizes, np.int32)
+    implementation(heatmaps, sizes_int32, softmax_grid == 'predicted', out)
     points = (out[:, :, :2].astype(np.float64) + 0.5) * (sides / sizes)[:, None] + origins[:, None]
     out[:, :, :2] = points.astype(np.float32)
     return out
 
 
-def decode_gpu(heatmaps: Array, sizes: Array, out: Array) -> None:
-    """The GPU implementation: fills ``out`` with (row, column, logit, probability); ``sizes`` is (R, 2) int32."""
+def decode_gpu(heatmaps: Array, sizes: Array, sum_predicted: bool, out: Array) -> None:
+    """The GPU implementation: fills ``out`` with (row, column, logit, probability).
+
+    Args:
+        heatmaps: (R, K, M, M) float32, contiguous.
+        sizes: (R, 2) int32, height and width to which the heat maps are resized.
+        sum_predicted: Whether the softmax adds the exponentials of ``heatmaps``, or those of the resized heat maps.
+        out: (R, K, 4) float32, contiguous.
+    """
     n_rois, n_keypoints, rows, columns = heatmaps.shape
     if n_rois:
         cuda_kernels.kernel('masks/keypoints.cu', 'decode_heatmaps')(
             (n_rois * n_keypoints,),
             (_THREADS,),
-            (heatmaps, sizes, np.int32(n_keypoints), np.int32(rows), np.int32(columns), out),
+            (heatmaps, sizes, *map(np.int32, (n_keypoints, rows, columns, sum_predicted)), out),
         )
 
 
-def decode_cpu(heatmaps: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> None:
+def decode_cpu(heatmaps: np.ndarray, sizes: np.ndarray, sum_predicted: bool, out: np.ndarray) -> None:
     """The CPU implementation; takes the arguments of :func:`decode_gpu`."""
     parallel.parallel_for(
-        lambda start, stop: _decode_range(heatmaps, sizes, out, start, stop), out.shape[0] * out.shape[1]
+        lambda start, stop: _decode_range(heatmaps, sizes, sum_predicted, out, start, stop),
+        out.shape[0] * out.shape[1],
     )
 
 
 @parallel.jit
-def _decode_range(heatmaps, sizes, out, start, stop):
+def _decode_range(heatmaps, sizes, sum_predicted, out, start, stop):
     """Decode heat maps ``start`` to ``stop``; keypoint ``k`` of RoI ``r`` has the index ``r * K + k``."""
     for index in range(start, stop):
         r, k = index // heatmaps.shape[1], index % heatmaps.shape[1]
@@ -96,8 +112,12 @@ def _decode_range(heatmaps, sizes, out, start, stop):
                 total *= math.exp(highest - row[best])
                 highest = row[best]
                 out[r, k, 0], out[r, k, 1], out[r, k, 2] = i, best, highest
-            for j in range(width):
-                total += math.exp(row[j] - highest)
+            if not sum_predicted:
+                for j in range(width):
+                    total += math.exp(row[j] - highest)
+        if sum_predicted:
+            for logit in heatmap.flat:
+                total += math.exp(logit - highest)
         out[r, k, 3] = 1 / total
 
 
