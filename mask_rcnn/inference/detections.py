@@ -40,7 +40,8 @@ class Detections:
             for a model without masks.
         keypoints: ``(R, K, 4)`` float32, ``(y, x, logit, probability)`` of each keypoint, ``y`` and ``x`` in pixels of
             the image.  The logit measures the confidence that the keypoint is visible; the probability is that of its
-            position among all pixels of the box.  COCO's 17 keypoints are listed in
+            position among all pixels of the box, or relative to the predicted heat map
+            (``dialect.keypoints.softmax_grid``).  COCO's 17 keypoints are listed in
             :data:`mask_rcnn.datasets.coco_keypoints.COCO_KEYPOINT_NAMES`.  ``None`` for a model without keypoints.
         class_names: Name of each label.
         category_ids: Category id of each label in the dataset (COCO's 80 classes have ids up to 90); by default

@@ -7,7 +7,7 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.config import DENA, PRESETS
+from mask_rcnn.config import DENA, DETECTRON, DETECTRON2, PRESETS
 from mask_rcnn.inference import predictor
 from mask_rcnn.models import layers
 from mask_rcnn.models.backbones import resnet
@@ -92,8 +92,11 @@ def test_batches_equal_those_of_the_cpu(model, rng, request, monkeypatch):
 
 
 @pytest.mark.slow
-def test_keypoints_equal_those_of_the_cpu(rng, request):
-    model = shallow_model('keypoint_resnet50_fpn', n_fg_class=1, **FEW)
+@pytest.mark.parametrize('in_input', [False, True])
+def test_keypoints_equal_those_of_the_cpu(rng, request, in_input):
+    changes = {'keypoints': DETECTRON2.keypoints, 'detections': {'postprocess_in_input_space': True}}
+    dialect = DETECTRON.replace(**changes) if in_input else DETECTRON
+    model = shallow_model('keypoint_resnet50_fpn', n_fg_class=1, dialect=dialect, **FEW)
     images = [rng.uniform(0, 255, (3, 64, 90)).astype('f') for _ in range(2)]
     expected = model.detect(images)
     request.getfixturevalue('on_gpu')

@@ -8,9 +8,10 @@ import pytest
 from chainercv.utils import assert_is_detection_link
 
 import mask_rcnn
-from mask_rcnn.config import PRESETS
+from mask_rcnn.config import DETECTRON, DIALECTS, PRESETS
 from mask_rcnn.models import keypoint_head
 from mask_rcnn.models.keypoint_head import KeypointHead, upsample_bilinear_2x
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 from tests.support.models import small_model
 from tests.support.small_resnet import use_narrow_resnet
 
@@ -64,15 +65,32 @@ def test_upsampling_equals_detectrons_deconvolution(rng, monkeypatch):
         np.testing.assert_allclose(upsample_bilinear_2x(x).array, expected, rtol=0, atol=1e-6)
 
 
-def test_gradient_of_upsampling(rng):
+@pytest.mark.parametrize('shape', [(2, 3, 5, 7), (1, 1, 1, 2)])
+def test_upsampling_repeats_the_border(rng, monkeypatch, shape):
+    """The maps are read at ``(i + 0.5) / 2 - 0.5``, positions outside are moved to the border (PyTorch)."""
+    x = rng.randn(*shape).astype(np.float32)
+    rows, columns = (
+        np.maximum(1 - np.abs(np.clip(np.arange(2 * n) / 2 - 0.25, 0, n - 1)[:, None] - np.arange(n)), 0)
+        for n in shape[2:]
+    )
+    expected = rows @ x @ columns.T
+    for path in ('cpu', 'graph', 'cudnn'):
+        monkeypatch.setattr(keypoint_head, 'select_path', lambda x, path=path: path)
+        found = upsample_bilinear_2x(x, border='repeat').array
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('border', ['zero', 'repeat'])
+def test_gradient_of_upsampling(rng, border):
     x = chainer.Variable(rng.randn(1, 2, 3, 3))
     dy = rng.randn(1, 2, 6, 6)
-    F.sum(upsample_bilinear_2x(x) * dy).backward()
+    F.sum(upsample_bilinear_2x(x, border=border) * dy).backward()
     numeric = np.zeros(x.shape)
     for index in np.ndindex(*x.shape):  # linear: the gradient is the response to unit vectors
         unit = np.zeros(x.shape)
         unit[index] = 1
-        numeric[index] = (upsample_bilinear_2x(unit).array * dy).sum()
+        numeric[index] = (upsample_bilinear_2x(unit, border=border).array * dy).sum()
     np.testing.assert_allclose(x.grad, numeric, rtol=1e-10)
 
 
@@ -116,6 +134,52 @@ def test_keypoints_are_the_maxima_of_the_heat_maps(model, image, monkeypatch):
         y, x = point * sides / (height, width) + found.boxes[r, :2]
         expected = y, x, resized.max(), 1 / np.exp(resized.astype(np.float64) - resized.max()).sum()
         np.testing.assert_allclose(found.keypoints[r, k], expected, rtol=2e-5)  # measured: 8e-6
+
+
+@pytest.mark.parametrize('softmax_grid', ['resized', 'predicted'])
+@pytest.mark.parametrize('decode_in_input', [False, True])
+@pytest.mark.parametrize('in_input', [False, True])
+def test_boxes_in_which_heat_maps_are_decoded(rng, monkeypatch, in_input, decode_in_input, softmax_grid):
+    """The input has 2 x 1.5 times the size of the image, at (3, 4); the first box is lower than a pixel."""
+    conventions = {'decode_in_input': decode_in_input, 'softmax_grid': softmax_grid}
+    dialect = DETECTRON.replace(detections={'postprocess_in_input_space': in_input}, keypoints=conventions)
+    head = KeypointHead(8, pool=None, config=PRESETS['keypoint_resnet50_fpn'].replace(dialect=dialect))
+    transform = ImageTransform((50, 60), 2.0, (2.0, 1.5), (3.0, 4.0, 102.0, 93.0), (110, 100))
+    in_image = np.float32([[10, 20, 10.25, 41], [5.5, 7.25, 40, 31]])
+    input_boxes = in_image * np.float32([2, 1.5, 2, 1.5]) + np.float32([3, 4, 3, 4])
+    heatmaps = rng.normal(0, 3, (4, 2, 28, 28)).astype(np.float32)
+
+    def predict(features, rois, roi_indices):
+        np.testing.assert_array_equal(rois, np.tile(input_boxes, (2, 1)))
+        return (heatmaps,)
+
+    monkeypatch.setattr(head, '_predict_heatmaps', predict)
+    boxes = input_boxes if in_input else in_image
+    features = [np.zeros((2, 8, 4, 4), np.float32)]
+    keypoints = np.concatenate(head.predict(features, [boxes, boxes], [transform, transform]))
+    for r, k in np.ndindex(4, 2):
+        box = (input_boxes if decode_in_input else in_image)[r % 2]
+        sides = np.maximum(box[2:] - box[:2], 1)
+        height, width = map(int, np.ceil(sides))
+        resized = cv2.resize(heatmaps[r, k], (width, height), interpolation=cv2.INTER_CUBIC)
+        y, x = (np.array(np.unravel_index(resized.argmax(), resized.shape)) + 0.5) * sides / (height, width) + box[:2]
+        if decode_in_input:
+            y, x = (y - 3) / 2, (x - 4) / 1.5
+        grid = resized if softmax_grid == 'resized' else heatmaps[r, k]
+        expected = y, x, resized.max(), 1 / np.exp(grid.astype(np.float64) - resized.max()).sum()
+        np.testing.assert_allclose(keypoints[r, k], expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize('dialect', DIALECTS)
+def test_heat_maps_are_upsampled_by_the_dialect(dialect, small_head, rng):
+    config = PRESETS['keypoint_resnet50_fpn'].replace(dialect=DIALECTS[dialect], max_size=1344)
+    head = KeypointHead(8, pool=None, config=config)
+    head.deconv.W.array[...], head.deconv.b.array[...] = 0, 1
+    heatmaps = head(rng.randn(1, 8, 14, 14).astype(np.float32)).array
+    border = 1 if config.dialect.keypoints.upsample_border == 'repeat' else 0.75
+    np.testing.assert_allclose(heatmaps[0, 0, [0, -1, 20], [20, 20, -1]], border, rtol=1e-6)
+    np.testing.assert_allclose(heatmaps[0, 0, [0, -1, 0], [0, -1, -1]], border**2, rtol=1e-6)
+    np.testing.assert_allclose(heatmaps[:, :, 1:-1, 1:-1], 1, rtol=1e-6)
 
 
 def test_chunks_of_rois_do_not_change_keypoints(model, image, monkeypatch):

@@ -386,7 +386,7 @@ def _paste_region(spec, r, y_begin, x_begin, out):
 
 @parallel.jit
 def _resize_columns(padded, axis, r, x_begin, margin, lines):
-    """Resize the rows of padded mask ``r`` horizontally to the pixels ``x_begin``, ``x_begin + 1``, ... of the image."""
+    """Resize the rows of padded mask ``r`` horizontally to the pixels of the image, starting at ``x_begin``."""
     last = padded.shape[1] - 1
     for j in range(lines.shape[1]):
         column, fraction = _source(axis, r, x_begin + j, margin)
