@@ -74,7 +74,7 @@ def test_upsampling_repeats_the_border(rng, monkeypatch, shape):
         for n in shape[2:]
     )
     expected = rows @ x @ columns.T
-    for path in ('cpu', 'graph', 'cudnn'):
+    for path in ('cpu', 'graph', 'cudnn_graph', 'cudnn'):
         monkeypatch.setattr(keypoint_head, 'select_path', lambda x, path=path: path)
         found = upsample_bilinear_2x(x, border='repeat').array
         assert found.dtype == np.float32
@@ -139,7 +139,7 @@ def test_keypoints_are_the_maxima_of_the_heat_maps(model, image, monkeypatch):
 @pytest.mark.parametrize('softmax_grid', ['resized', 'predicted'])
 @pytest.mark.parametrize('decode_in_input', [False, True])
 @pytest.mark.parametrize('in_input', [False, True])
-def test_boxes_in_which_heat_maps_are_decoded(rng, monkeypatch, in_input, decode_in_input, softmax_grid):
+def test_boxes_in_which_heat_maps_are_decoded(small_head, rng, monkeypatch, in_input, decode_in_input, softmax_grid):
     """The input has 2 x 1.5 times the size of the image, at (3, 4); the first box is lower than a pixel."""
     conventions = {'decode_in_input': decode_in_input, 'softmax_grid': softmax_grid}
     dialect = DETECTRON.replace(detections={'postprocess_in_input_space': in_input}, keypoints=conventions)
