@@ -17,6 +17,7 @@ from mask_rcnn.cli.options import (
     add_dialect,
     add_roi_options,
     fraction,
+    non_negative_float,
     positive_float,
     positive_int,
     roi_changes,
@@ -27,7 +28,6 @@ from mask_rcnn.config import DIALECTS
 from mask_rcnn.io.atomic_file import created_folders, is_standard_output
 from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
-from mask_rcnn.weights.converters import matterport_cfg
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
 from mask_rcnn.weights.files import sha256
 
@@ -35,16 +35,12 @@ DEFAULT_INPUT = 'model_final.pkl'
 
 _DESCRIPTION = """\
 Convert weights of other programs to this program's format (.npz): Detectron's Mask and Keypoint R-CNN models and
-ImageNet files (.pkl), Matterport's models (.h5) and those of its PyTorch ports (.pth), MindSpore's checkpoints (.ckpt)
-and models of Chainer_Mask_R-CNN (.npz). Files are recognised by their contents, and nothing in them is executed."""
+ImageNet files (.pkl), models of detectron2 (.pkl, .pth) and torchvision (.pth), Matterport's models (.h5) and those of
+its PyTorch ports (.pth), MindSpore's checkpoints (.ckpt) and models of Chainer_Mask_R-CNN (.npz). Files are recognised
+by their contents, and nothing in them is executed."""
 
-#: Options for settings that weight files do not contain: the field of ``Config`` -> Matterport's name of it.
-_SETTINGS = {
-    'min_size': 'IMAGE_MIN_DIM',
-    'max_size': 'IMAGE_MAX_DIM',
-    'anchor_sizes': 'RPN_ANCHOR_SCALES',
-    'score_threshold': 'DETECTION_MIN_CONFIDENCE',
-}
+#: Options for settings that weight files may not contain; all but the last are fields of ``Config``.
+_SETTINGS = ('min_size', 'max_size', 'anchor_sizes', 'score_threshold', 'bn_eps')
 
 
 def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles'), default: str = DEFAULT_INPUT) -> None:
@@ -79,12 +75,20 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
         '--config',
         type=Path,
         metavar='FILE',
-        help="for Matterport's network: a JSON file with the settings of its Config class that weight files do not "
-        'contain, by their names there: {"IMAGE_MAX_DIM": 512, ...}',
+        help="settings that weight files do not contain, by their names in the original program: for Matterport's "
+        'network a JSON file of its Config class, {"IMAGE_MAX_DIM": 512, ...}; for torchvision a JSON file of the '
+        'model\'s arguments, {"min_size": 512, ...}; for detectron2 its YAML file',
     )
     add('--min-size', type=positive_int, metavar='N', help='size of the shorter side of the network input in pixels')
     add('--max-size', type=positive_int, metavar='N', help='maximum size of its longer side in pixels')
     add('--anchor-sizes', type=positive_float, nargs='+', metavar='N', help='sizes of the anchors in pixels')
+    add(
+        '--bn-eps',
+        type=non_negative_float,
+        metavar='E',
+        help="for torchvision's files: epsilon of the normalisations (default: 0 for published models and those "
+        'trained from them, 1e-5 for models with BatchNorm2d)',
+    )
     add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
     add_dialect(add)
     add_roi_options(add)
@@ -185,8 +189,8 @@ def _check_output(args: argparse.Namespace, inputs: Sequence[tuple[str, Path | N
 def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
     """Read the input and apply the settings of the command line."""
     changes = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
-    settings = matterport_cfg.read_settings(args.config) if args.config is not None else {}
     format = formats.detect_format(path)
+    settings = _read_settings(path, format, args.config)
     options = {'bn2affine': args.bn2affine, 'dialect': DIALECTS[args.dialect] if args.dialect else None}
     if format.suffix is None:
         if format.name != formats.NATIVE or not (any(options.values()) or roi_changes(args)):
@@ -194,15 +198,26 @@ def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
         if args.output is None:
             raise UsageError(f'{path} is {format.title}: name the file to write with --output')
     try:
-        if format.takes_settings:
-            settings |= {_SETTINGS[name]: value for name, value in changes.items()}
-            changes = {}
+        if format.settings is not None:
+            names = format.settings.options
+            settings |= {names[name]: changes.pop(name) for name in tuple(changes) if name in names}
+        if 'bn_eps' in changes:
+            raise ValueError(f'--bn-eps is for the files of torchvision; {path} is {format.title}')
         file = formats.read(path, settings, **options)
         return _replace_settings(file, changes | _roi_changes(args, file))
     except WeightFileError:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _read_settings(path: Path, format: formats.Format, settings_file: Path | None) -> dict[str, Any]:
+    """Return the settings in the file of ``--config``."""
+    if settings_file is None:
+        return {}
+    if format.settings is None:
+        raise WeightFileError(path, f'takes no settings (--config): it is {format.title}')
+    return format.settings.read(settings_file)
 
 
 def _roi_changes(args: argparse.Namespace, file: ConvertedWeights) -> dict[str, Any]:

@@ -86,3 +86,8 @@ COCO_CLASS_NAMES = (
 
 #: Category ids in COCO's files (``category_id``) in the order of the labels: 1 to 90 without ten unused ids.
 COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+
+#: Names of the category ids 1 to 90 for networks with one output for each id; those of unused ids are placeholders.
+COCO_SPARSE_CLASS_NAMES = tuple(
+    dict(zip(COCO_CATEGORY_IDS, COCO_CLASS_NAMES, strict=True)).get(i, f'unused_{i}') for i in range(1, 91)
+)

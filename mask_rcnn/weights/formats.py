@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +19,21 @@ from mask_rcnn.config import DENA, DETECTRON, Dialect
 from mask_rcnn.io.atomic_file import is_replaced
 from mask_rcnn.io.console import escape
 from mask_rcnn.weights import snapshot_model, unsupported
-from mask_rcnn.weights.converters import dena, detectron, imagenet, matterport, mindspore, pytorch
+from mask_rcnn.weights.converters import (
+    dena,
+    detectron,
+    detectron2,
+    detectron2_cfg,
+    imagenet,
+    matterport,
+    matterport_cfg,
+    mindspore,
+    pytorch,
+    torchvision,
+    torchvision_cfg,
+)
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
+from mask_rcnn.weights.converters.settings import FileSettings
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_weight_file, zip_member_names
 from mask_rcnn.weights.native import read_weights
@@ -42,23 +56,57 @@ class Format:
     Args:
         name: Identifier, such as ``'detectron-pickle'``.
         title: Name for messages.
-        matches: Returns True if a file may have this format, given its first bytes and, for a zip archive, the names of
-            its members.
+        matches: Returns True if a file may have this format.
         read: Reads and converts a file of this format.
         suffix: Last part of the default name of a converted file; ``None`` for the native format.
-        takes_settings: True if the second argument of ``read`` is a mapping of settings that the file does not contain,
-            under the names of Matterport's ``Config`` (:mod:`mask_rcnn.weights.converters.matterport_cfg`).
+        settings: The settings that the files do not contain, which are the second argument of ``read``; ``None`` if
+            there are none.
         takes_bn2affine: True if ``read`` has the argument ``bn2affine``, because batch normalisations in such files may
             be affine channels (:mod:`mask_rcnn.weights.converters.dena`).
     """
 
     name: str
     title: str
-    matches: Callable[[bytes, frozenset[str]], bool]
+    matches: Callable[[_Contents], bool]
     read: Callable[..., ConvertedWeights]
     suffix: str | None = None
-    takes_settings: bool = False
+    settings: FileSettings | None = None
     takes_bn2affine: bool = False
+
+    @property
+    def takes_settings(self) -> bool:
+        """True if the second argument of ``read`` is a mapping of settings that the file does not contain."""
+        return self.settings is not None
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What determines the format of a file.
+
+    Args:
+        path: The file.
+        start: Its first bytes.
+        members: The names of its members if it is a zip archive.
+    """
+
+    path: _Path
+    start: bytes
+    members: frozenset[str]
+
+    @property
+    def is_torch(self) -> bool:
+        """True for a file of PyTorch."""
+        return torch_file.is_legacy(self.start) or bool(torch_file.find_pickles(self.members))
+
+    @functools.cached_property
+    def tensors(self) -> tuple[str, ...]:
+        """The names in the state dict of a file of PyTorch; empty if it is damaged."""
+        if not self.is_torch:
+            return ()
+        try:
+            return torch_file.read_names(self.path)
+        except (WeightFileError, MemoryError):
+            return ()
 
 
 def detect_format(path: _Path) -> Format:
@@ -81,8 +129,9 @@ def detect_format(path: _Path) -> Format:
     known_problem = unsupported.describe_unsupported(path, start, names)
     if known_problem is not None:
         raise WeightFileError(path, known_problem)
+    contents = _Contents(path, start, names)
     for format in FORMATS:
-        if format.matches(start, names):
+        if format.matches(contents):
             return format
     known_problem = None if names else safe_pickle.other_format(start)
     if known_problem is not None:
@@ -105,7 +154,8 @@ def read(
 
     Args:
         path: The file.
-        settings: Settings that files of Matterport's network do not contain; ``None`` or empty for other formats.
+        settings: Settings that the file does not contain, by their names in the original program (``Format.settings``);
+            ``None`` or empty for formats without such settings.
         bn2affine: Return affine channels instead of batch normalisations: for files of DeNA's program ``gamma`` and
             ``beta``, for others the affine channels with the same output.
         dialect: Dialect in which to run the network, with the same arrays
@@ -134,20 +184,26 @@ def read(
         raise WeightFileError(path, f'its network is not supported: {to_printable_ascii(str(error), 200)}') from None
     except MemoryError:
         raise WeightFileError(path, 'does not fit into memory') from None
-    norm = 'affine' if bn2affine else file.config.norm
-    return _convert(path, file, norm, dialect or file.config.dialect)
+    return _convert(path, file, bn2affine=bn2affine, dialect=dialect or file.config.dialect)
 
 
-def _convert(path: _Path, file: ConvertedWeights, norm: str, dialect: Dialect) -> ConvertedWeights:
-    """Return a file's network with another normalisation and in another dialect."""
+def _convert(path: _Path, file: ConvertedWeights, *, bn2affine: bool, dialect: Dialect) -> ConvertedWeights:
+    """Return a file's network with affine channels instead of batch normalisations, or in another dialect."""
     before = file.config
-    if (norm, dialect) == (before.norm, before.dialect):
-        return file
+    norms = {'norm': before.norm, 'head_norm': before.head_norm}
+    if bn2affine:
+        if before.norm == 'gn':
+            raise ValueError(f'{escape(path)}: group normalisation cannot be converted to affine channels')
+        norms = {'norm': 'affine', 'head_norm': before.head_norm.replace('bn', 'affine')}
     try:
-        config = before.in_dialect(dialect).replace(norm=norm)
+        config = before.in_dialect(dialect).replace(**norms)
     except ValueError as error:
         raise ValueError(f'{escape(path)}: {error}') from None
-    arrays = convert_norm_arrays(path, file.arrays, norm, before.dialect.backbone.bn_eps, dialect.backbone.bn_eps)
+    if config == before:
+        return file
+    arrays = convert_norm_arrays(
+        path, file.arrays, config.norm, before.dialect.backbone.bn_eps, dialect.backbone.bn_eps
+    )
     return dataclasses.replace(file, config=config, arrays=arrays)
 
 
@@ -174,7 +230,7 @@ def _suffix(file: ConvertedWeights) -> str:
     parts = [format.suffix]
     if format.takes_bn2affine and config.norm == 'affine':
         parts.append('affine')
-    if config.dialect != original:
+    if config.dialect.name != original.name:
         parts.append(config.dialect.name)
     return '_'.join(map(str, parts))
 
@@ -228,34 +284,42 @@ def _read_native(path: _Path) -> ConvertedWeights:
 # Detection by content
 
 
-def _has_member(name: str) -> Callable[[bytes, frozenset[str]], bool]:
-    return lambda start, members: name in members
+def _has_member(name: str) -> Callable[[_Contents], bool]:
+    return lambda contents: name in contents.members
 
 
-def _is_dena(start: bytes, members: frozenset[str]) -> bool:
-    return dena.matches(members)
+def _is_dena(contents: _Contents) -> bool:
+    return dena.matches(contents.members)
 
 
-def _is_torch(start: bytes, members: frozenset[str]) -> bool:
-    return torch_file.is_legacy(start) or bool(torch_file.find_pickles(members))
+def _is_torchvision(contents: _Contents) -> bool:
+    return torchvision.matches(contents.tensors)
 
 
-def _is_hdf5(start: bytes, members: frozenset[str]) -> bool:
-    return start.startswith(matterport.SIGNATURE)
+def _is_detectron2(contents: _Contents) -> bool:
+    return detectron2.matches(contents.tensors) or detectron2.is_pickle(contents.start)
 
 
-def _is_mindspore(start: bytes, members: frozenset[str]) -> bool:
-    return mindspore.is_checkpoint(start)
+def _is_torch(contents: _Contents) -> bool:
+    return contents.is_torch
 
 
-def _is_pickle(start: bytes, members: frozenset[str]) -> bool:
+def _is_hdf5(contents: _Contents) -> bool:
+    return contents.start.startswith(matterport.SIGNATURE)
+
+
+def _is_mindspore(contents: _Contents) -> bool:
+    return mindspore.is_checkpoint(contents.start)
+
+
+def _is_pickle(contents: _Contents) -> bool:
     """Return True for protocol 2 or later, and for a dictionary or a global in older protocols."""
-    return re.match(rb'\x80[\x02-\x05]|\(d|\(l|\}q|c[\w.]+\n', start) is not None
+    return re.match(rb'\x80[\x02-\x05]|\(d|\(l|\}q|c[\w.]+\n', contents.start) is not None
 
 
-def _is_caffe(start: bytes, members: frozenset[str]) -> bool:
+def _is_caffe(contents: _Contents) -> bool:
     """Return True if the file begins like ``NetParameter``: with a name or a layer (fields 1, 2 and 100)."""
-    return re.match(rb'\n[\x01-\x7f][ -~]|\x12[\x80-\xff]|\xa2\x06', start) is not None
+    return re.match(rb'\n[\x01-\x7f][ -~]|\x12[\x80-\xff]|\xa2\x06', contents.start) is not None
 
 
 #: All formats; the most specific ones first.
@@ -276,8 +340,24 @@ FORMATS = (
         imagenet.MOBILENET_NPZ, "a MobileNetV1's .npz", _has_member('Conv2d_0/weights.npy'), imagenet.read_mobilenet_npz
     ),
     Format(dena.FORMAT, "Chainer_Mask_R-CNN's .npz", _is_dena, dena.read, 'dena2c', takes_bn2affine=True),
-    Format(pytorch.FORMAT, "PyTorch's .pth", _is_torch, pytorch.read, 'p2c', takes_settings=True),
-    Format(matterport.FORMAT, "Matterport's .h5", _is_hdf5, matterport.read, 'm2c', takes_settings=True),
+    Format(
+        torchvision.FORMAT,
+        "torchvision's .pth",
+        _is_torchvision,
+        torchvision.read,
+        'tv2c',
+        torchvision_cfg.FILE_SETTINGS,
+    ),
+    Format(
+        detectron2.FORMAT,
+        "detectron2's .pkl or .pth",
+        _is_detectron2,
+        detectron2.read,
+        'd22c',
+        detectron2_cfg.FILE_SETTINGS,
+    ),
+    Format(pytorch.FORMAT, "PyTorch's .pth", _is_torch, pytorch.read, 'p2c', matterport_cfg.FILE_SETTINGS),
+    Format(matterport.FORMAT, "Matterport's .h5", _is_hdf5, matterport.read, 'm2c', matterport_cfg.FILE_SETTINGS),
     Format(mindspore.FORMAT, "MindSpore's .ckpt", _is_mindspore, mindspore.read, 'ms2c'),
     Format(imagenet.CAFFEMODEL, "Caffe's .caffemodel", _is_caffe, imagenet.read_caffemodel),
     Format(detectron.FORMAT, "Detectron's .pkl", _is_pickle, detectron.read, 'd2c'),

@@ -34,6 +34,7 @@ from mask_rcnn.training.trainer import TrainingOptions, build_training_run
 from mask_rcnn.weights import WeightFileError, formats
 from mask_rcnn.weights.converters import detectron_cfg, matterport_cfg
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
+from mask_rcnn.weights.converters.settings import read_json
 from mask_rcnn.weights.pretrained import load_pretrained
 
 #: Largest values with which an accepted configuration is run.
@@ -171,7 +172,7 @@ def read_settings(path: Path) -> None:
 
 def _read_matterport(path: Path) -> None:
     config = PRESETS['resnet50_fpn'].replace(dialect=MATTERPORT, norm='bn', max_size=1024)
-    settings = matterport_cfg.read_settings(path)
+    settings = read_json(path)
     config, _ = matterport_cfg.apply(settings, config)
     matterport_cfg.check(path, settings, config)
 

@@ -10,7 +10,8 @@ import pytest
 
 from mask_rcnn.config import MATTERPORT, RESNET_BLOCKS
 from mask_rcnn.weights import WeightFileError
-from mask_rcnn.weights.converters import matterport, matterport_cfg
+from mask_rcnn.weights.converters import matterport
+from mask_rcnn.weights.converters.settings import read_json
 
 N_CLASS, FPN, RPN, HEAD, MASK = 4, 8, 6, 10, 8
 SETTINGS = {
@@ -286,15 +287,15 @@ def test_unsupported_settings_are_warnings(read):
 def test_settings_from_json(tmp_path):
     path = tmp_path / 'config.json'
     path.write_text(json.dumps(SETTINGS))
-    assert matterport_cfg.read_settings(path) == SETTINGS
+    assert read_json(path) == SETTINGS
     path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())  # of Windows' Notepad
-    assert matterport_cfg.read_settings(path) == SETTINGS
+    assert read_json(path) == SETTINGS
     for text, message in (('[1]', 'names and values'), ('{', 'not JSON'), ('[' * 10**5, 'not JSON')):
         path.write_text(text)
         with pytest.raises(WeightFileError, match=message):
-            matterport_cfg.read_settings(path)
+            read_json(path)
     with pytest.raises(WeightFileError, match='No such file'):
-        matterport_cfg.read_settings(tmp_path / 'none.json')
+        read_json(tmp_path / 'none.json')
 
 
 # Damaged and hostile files

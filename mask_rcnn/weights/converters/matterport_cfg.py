@@ -6,7 +6,6 @@ native :class:`~mask_rcnn.config.Config`.  Settings that concern only training a
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,12 +14,16 @@ import numpy as np
 
 from mask_rcnn.config import MATTERPORT, Config
 from mask_rcnn.weights.converters.mapping import scale_outputs
-from mask_rcnn.weights.converters.settings import is_integer, is_number, not_supported
+from mask_rcnn.weights.converters.settings import (
+    FileSettings,
+    convert_setting,
+    fraction,
+    not_supported,
+    positive_integer,
+    positive_numbers,
+    read_json,
+)
 from mask_rcnn.weights.errors import WeightFileError, format_value
-from mask_rcnn.weights.files import read_text_file
-
-#: Range of sizes, ratios and deviations whose products neither overflow nor vanish.
-_MIN_NUMBER, _MAX_NUMBER = 1e-6, 1e6
 
 #: ``RPN_ANCHOR_RATIOS`` of Matterport's released models, as heights divided by widths.
 RATIOS = (2.0, 1.0, 0.5)
@@ -29,61 +32,34 @@ RATIOS = (2.0, 1.0, 0.5)
 _WARN_IF_MISSING = ('IMAGE_MIN_DIM', 'IMAGE_MAX_DIM', 'RPN_ANCHOR_SCALES', 'DETECTION_MIN_CONFIDENCE')
 
 
-def read_settings(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON file of settings by name, such as ``{"IMAGE_MAX_DIM": 512}``.
-
-    Raises:
-        WeightFileError: The file cannot be read or does not contain a JSON object.
-    """
-    text = read_text_file(path)
-    try:
-        settings = json.loads(text)
-    except (ValueError, RecursionError):
-        raise WeightFileError(path, 'is not JSON text') from None
-    if not isinstance(settings, dict):
-        raise WeightFileError(path, 'is not a JSON object of names and values')
-    return settings
-
-
-def _integer(value: Any) -> int:
-    if not is_integer(value) or value == 0:
-        raise ValueError('a positive integer')
-    return value
-
-
-def _fraction(value: Any) -> float:
-    if not is_number(value) or not 0 <= value <= 1:
-        raise ValueError('a number from 0 to 1')
-    return float(value)
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    if not isinstance(value, (list, tuple)) or not value or not all(map(_is_usable, value)):
-        raise ValueError(f'a list of positive numbers between {_MIN_NUMBER:g} and {_MAX_NUMBER:g}')
-    return tuple(value)
-
-
-def _is_usable(value: Any) -> bool:
-    return is_number(value) and _MIN_NUMBER < value < _MAX_NUMBER
-
-
 def _inverses(value: Any) -> tuple[float, ...]:
-    return tuple(1 / ratio for ratio in _numbers(value))
+    return tuple(1 / ratio for ratio in positive_numbers(value))
 
+
+#: The file and the options of the settings.
+FILE_SETTINGS = FileSettings(
+    read_json,
+    {
+        'min_size': 'IMAGE_MIN_DIM',
+        'max_size': 'IMAGE_MAX_DIM',
+        'anchor_sizes': 'RPN_ANCHOR_SCALES',
+        'score_threshold': 'DETECTION_MIN_CONFIDENCE',
+    },
+)
 
 #: Name, field of the native ``Config``, and a function that checks and converts the value.
 _MAPPED: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
-    ('IMAGE_MIN_DIM', 'min_size', _integer),
-    ('IMAGE_MAX_DIM', 'max_size', _integer),
-    ('RPN_ANCHOR_SCALES', 'anchor_sizes', _numbers),
+    ('IMAGE_MIN_DIM', 'min_size', positive_integer),
+    ('IMAGE_MAX_DIM', 'max_size', positive_integer),
+    ('RPN_ANCHOR_SCALES', 'anchor_sizes', positive_numbers),
     ('RPN_ANCHOR_RATIOS', 'anchor_ratios', _inverses),
-    ('PRE_NMS_LIMIT', 'rpn_pre_nms', _integer),
-    ('POST_NMS_ROIS_INFERENCE', 'rpn_post_nms', _integer),
-    ('RPN_NMS_THRESHOLD', 'rpn_nms_threshold', _fraction),
-    ('MASK_POOL_SIZE', 'mask_roi_size', _integer),
-    ('DETECTION_MIN_CONFIDENCE', 'score_threshold', _fraction),
-    ('DETECTION_NMS_THRESHOLD', 'nms_threshold', _fraction),
-    ('DETECTION_MAX_INSTANCES', 'max_detections', _integer),
+    ('PRE_NMS_LIMIT', 'rpn_pre_nms', positive_integer),
+    ('POST_NMS_ROIS_INFERENCE', 'rpn_post_nms', positive_integer),
+    ('RPN_NMS_THRESHOLD', 'rpn_nms_threshold', fraction),
+    ('MASK_POOL_SIZE', 'mask_roi_size', positive_integer),
+    ('DETECTION_MIN_CONFIDENCE', 'score_threshold', fraction),
+    ('DETECTION_NMS_THRESHOLD', 'nms_threshold', fraction),
+    ('DETECTION_MAX_INSTANCES', 'max_detections', positive_integer),
 )
 
 #: The only supported values of settings that the native network does not have.
@@ -129,9 +105,9 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
     changes = {}
     for name, field, convert in _MAPPED:
         if settings.get(name) is not None:
-            changes[field] = _convert(name, settings[name], convert)
+            changes[field] = convert_setting(name, settings[name], convert)
     for name, _, _ in _DELTA_STD_DEVS:
-        if settings.get(name) is not None and len(_convert(name, settings[name], _numbers)) != 4:
+        if settings.get(name) is not None and len(convert_setting(name, settings[name], positive_numbers)) != 4:
             raise ValueError(f'{name} must be four numbers, not {format_value(settings[name])}')
     if 'min_size' not in changes and 'max_size' in changes:
         changes['min_size'] = min(config.min_size, changes['max_size'])
@@ -188,10 +164,3 @@ def rescale_delta_layers(settings: Mapping[str, Any], arrays: Mapping[str, np.nd
 def missing_settings(settings: Mapping[str, Any]) -> list[str]:
     """Return the names of the important settings that are not given."""
     return [name for name in _WARN_IF_MISSING if settings.get(name) is None]
-
-
-def _convert(name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
-    try:
-        return convert(value)
-    except ValueError as error:
-        raise ValueError(f'{name} must be {error}, not {format_value(value)}') from None

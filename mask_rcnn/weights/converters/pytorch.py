@@ -31,7 +31,7 @@ from mask_rcnn.weights.readers import torch_file
 #: Name of the format in the metadata of converted files.
 FORMAT = 'pytorch'
 
-_SUPPORTED = 'multimodallearning/pytorch-mask-rcnn (mask_rcnn_coco.pth) and Pytorch_Mask_RCNN (mrcnn.pth)'
+_SUPPORTED = 'multimodallearning/pytorch-mask-rcnn (mask_rcnn_coco.pth), Pytorch_Mask_RCNN (mrcnn.pth), torchvision and detectron2'
 
 _KINDS = {
     'kernel': 'weight',
@@ -67,9 +67,7 @@ _MULTIMODAL = {
 
 #: Prefixes in the state dicts of unsupported programs.
 _OTHER_PROGRAMS = (
-    ('backbone.bottom_up.', 'detectron2'),
     ('backbone.body.stem.', 'maskrcnn-benchmark'),
-    ('backbone.body.', 'torchvision'),
     ('neck.lateral_convs.', 'MMDetection'),
     ('layer4.', 'a ResNet classifier'),
     ('backbone.0.body.', 'DETR'),

@@ -1,11 +1,51 @@
-"""Checks of the values in other programs' settings, and the warning about unsupported ones."""
+"""Settings that weight files do not contain: their sources, checks of their values, and warnings about them."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from mask_rcnn.weights.errors import format_value
+from mask_rcnn.weights.errors import WeightFileError, format_value
+from mask_rcnn.weights.files import read_text_file
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """The settings that the files of a format do not contain.
+
+    Args:
+        read: Reads the settings in the file of ``--config``, by their names in the original program.
+        options: The names of the settings that have an option of their own: option (``'min_size'`` for ``--min-size``)
+            -> name in the original program.
+    """
+
+    read: Callable[[str | os.PathLike], dict[str, Any]]
+    options: Mapping[str, str]
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a JSON file of settings by name, such as ``{"IMAGE_MAX_DIM": 512}``.
+
+    Raises:
+        WeightFileError: The file cannot be read or does not contain a JSON object.
+    """
+    text = read_text_file(path)
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError):
+        raise WeightFileError(path, 'is not JSON text') from None
+    if not isinstance(settings, dict):
+        raise WeightFileError(path, 'is not a JSON object of names and values')
+    return settings
+
+
+#: Range of sizes, ratios and deviations whose products neither overflow nor vanish, and maximum length of a list.
+_MIN_NUMBER, _MAX_NUMBER, _MAX_NUMBERS = 1e-6, 1e6, 64
 
 
 def is_integer(value: Any) -> bool:
@@ -23,3 +63,46 @@ def is_number(value: Any) -> bool:
 def not_supported(name: str, value: Any, used: Any) -> str:
     """Return the warning that a setting has an unsupported value and that another one is used."""
     return f'{name} is {format_value(value)}, which is not supported; {format_value(used)} is used'
+
+
+def positive_integer(value: Any) -> int:
+    """Return a positive integer; raise an error that names what is right for any other value."""
+    if not is_integer(value) or value == 0:
+        raise ValueError('a positive integer')
+    return value
+
+
+def fraction(value: Any) -> float:
+    """Return a number from 0 to 1; see :func:`positive_integer`."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError('a number from 0 to 1')
+    return float(value)
+
+
+def positive_numbers(value: Any, count: int | None = None) -> tuple[float, ...]:
+    """Return a list of ``count`` (``None``: any number of) positive numbers; see :func:`positive_integer`."""
+    is_list = isinstance(value, (list, tuple)) and 0 < len(value) <= _MAX_NUMBERS
+    if not is_list or len(value) != (count or len(value)) or not all(map(_is_usable, value)):
+        raise ValueError(f'{count or "a list of"} positive numbers between {_MIN_NUMBER:g} and {_MAX_NUMBER:g}')
+    return tuple(value)
+
+
+def _is_usable(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value) and _MIN_NUMBER < value < _MAX_NUMBER
+
+
+def convert_setting(name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+    """Return the converted value of a setting.
+
+    Args:
+        name: Name of the setting, for the error.
+        value: Its value.
+        convert: A function such as :func:`positive_integer`.
+
+    Raises:
+        ValueError: The value is not valid; the message names the setting and what is right.
+    """
+    try:
+        return convert(value)
+    except ValueError as error:
+        raise ValueError(f'{name} must be {error}, not {format_value(value)}') from None

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import to_printable_ascii
 from mask_rcnn.weights.readers.inert_pickle import Inert
@@ -146,6 +148,11 @@ def _extend(path: tuple[str, ...], key: Any) -> tuple[str, ...]:
     """Return a path with one more key; a deep one keeps its beginning and its end."""
     name = str(key) if isinstance(key, (str, int)) else type(key).__name__
     return (*path[: _MAX_PATH - 1], name)
+
+
+def array_shape(value: Any) -> tuple[int, ...] | None:
+    """Return the shape of a NumPy array, ``None`` for any other value."""
+    return value.shape if isinstance(value, np.ndarray) else None
 
 
 def find_module(data: Any) -> str | None:

@@ -16,11 +16,12 @@ dict.  A file of a whole saved model has none and is refused.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -31,7 +32,7 @@ from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_deflated_zip, open_weight_file
 from mask_rcnn.weights.readers import safe_pickle
 from mask_rcnn.weights.readers.inert_pickle import Inert, InertUnpickler
-from mask_rcnn.weights.readers.state_dicts import USUAL_KEYS, find_module, find_state_dict
+from mask_rcnn.weights.readers.state_dicts import USUAL_KEYS, array_shape, find_module, find_state_dict
 
 #: The magic number in the first pickle of a legacy file.
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -118,31 +119,49 @@ def read(path: str | os.PathLike) -> StateDict:
     Raises:
         WeightFileError: The file cannot be read, is damaged, or contains no state dict.
     """
-    with open_weight_file(path) as (file, size):
-        try:
-            start = file.read(_N_START)
-            file.seek(0)
-            if is_legacy(start):
-                unpickler, data, storages = _read_legacy(file, size)
-            elif start.startswith(b'PK'):
-                unpickler, data, storages = _read_zip(file, size)
-            else:
-                raise safe_pickle.UnpicklingError(
-                    'is not a PyTorch file: it is neither in the zip format nor in the legacy format '
-                    '(files from before PyTorch 0.1.10 are not supported)'
-                )
-            tensors, notes = find_state_dict(data, _shape_of)
-            if not tensors:  # some programs convert the tensors to NumPy's arrays first
-                tensors, notes = find_state_dict(data, _array_shape)
-            if not tensors:
-                raise _no_state_dict(data, unpickler.refusal)
-            arrays = {name: storages.array(x) if isinstance(x, _Tensor) else x for name, x in tensors.items()}
-            return StateDict(arrays, notes)
-        except safe_pickle.UnpicklingError as error:
-            raise WeightFileError(path, str(error)) from None
-        except CORRUPT_FILE_ERRORS as error:
-            reason = to_printable_ascii(str(error), 200) or type(error).__name__
-            raise WeightFileError(path, f'is not a PyTorch file, or damaged: {reason}') from None
+    with open_weight_file(path) as (file, size), _one_line_errors(path):
+        tensors, notes, storages = _read_tensors(file, size)
+        arrays = {name: storages.array(x) if isinstance(x, _Tensor) else x for name, x in tensors.items()}
+        return StateDict(arrays, notes)
+
+
+def read_names(path: str | os.PathLike) -> tuple[str, ...]:
+    """Return the names in the state dict of a PyTorch file, without reading its arrays; see :func:`read`."""
+    with open_weight_file(path) as (file, size), _one_line_errors(path):
+        return tuple(_read_tensors(file, size)[0])
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Replace the errors of a damaged file by one line."""
+    try:
+        yield
+    except safe_pickle.UnpicklingError as error:
+        raise WeightFileError(path, str(error)) from None
+    except CORRUPT_FILE_ERRORS as error:
+        reason = to_printable_ascii(str(error), 200) or type(error).__name__
+        raise WeightFileError(path, f'is not a PyTorch file, or damaged: {reason}') from None
+
+
+def _read_tensors(file: BinaryIO, size: int) -> tuple[dict[str, Any], tuple[str, ...], _Storages]:
+    """Return the state dict of a file, notes about its choice, and the storages of its tensors."""
+    start = file.read(_N_START)
+    file.seek(0)
+    if is_legacy(start):
+        unpickler, data, storages = _read_legacy(file, size)
+    elif start.startswith(b'PK'):
+        unpickler, data, storages = _read_zip(file, size)
+    else:
+        raise safe_pickle.UnpicklingError(
+            'is not a PyTorch file: it is neither in the zip format nor in the legacy format '
+            '(files from before PyTorch 0.1.10 are not supported)'
+        )
+    tensors, notes = find_state_dict(data, _shape_of)
+    if not tensors:  # some programs convert the tensors to NumPy's arrays first
+        tensors, notes = find_state_dict(data, array_shape)
+    if not tensors:
+        raise _no_state_dict(data, unpickler.refusal)
+    return tensors, notes, storages
 
 
 def _no_state_dict(data: Any, refusal: str | None) -> safe_pickle.UnpicklingError:
@@ -298,10 +317,6 @@ def _are_sizes(value: Any) -> bool:
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:
     return value.shape if isinstance(value, _Tensor) else None
-
-
-def _array_shape(value: Any) -> tuple[int, ...] | None:
-    return value.shape if isinstance(value, np.ndarray) else None
 
 
 # Storages

@@ -1,0 +1,269 @@
+"""Settings that detectron2's weight files do not contain: its configuration (``detectron2/config/defaults.py``).
+
+The settings are read from a YAML file such as those of the model zoo or the ``config.yaml`` that training writes, and
+have dotted names (``MODEL.RPN.NMS_THRESH``).  A file may name another one that it changes (``_BASE_``).  If that does
+not exist, the settings of the zoo's ``Base-RCNN-FPN.yaml`` or ``Base-RCNN-C4.yaml`` are used, as they are without any
+file.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mask_rcnn.config import Config
+from mask_rcnn.weights.converters import detectron_cfg
+from mask_rcnn.weights.converters.settings import (
+    FileSettings,
+    convert_setting,
+    fraction,
+    is_integer,
+    is_number,
+    not_supported,
+    positive_integer,
+    positive_numbers,
+)
+from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.files import read_text_file
+
+#: Maximum number of files that a file names one after another with ``_BASE_``; the zoo has two.
+_MAX_BASES = 8
+
+#: Maximum length of text that is read as a number, a tuple or a list.
+_MAX_LITERAL = 1000
+
+_BASE = '_BASE_'
+
+#: A setting under this name is the ``_BASE_`` that does not exist.
+_MISSING_BASE = '_MISSING_BASE_'
+
+
+def read_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a YAML file and the files that it is based on.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The settings by dotted name.
+
+    Raises:
+        WeightFileError: A file cannot be read or is not such a YAML file, or files are based on each other.
+    """
+    merged: dict[str, Any] = {}
+    current = pathlib.Path(path)
+    for _ in range(_MAX_BASES):
+        try:
+            values = detectron_cfg.parse(read_text_file(current))
+        except ValueError as error:
+            raise WeightFileError(current, f'is not a configuration of detectron2: {error}') from None
+        base = values.pop(_BASE, None)
+        merged = _flatten(values) | merged
+        if base is None:
+            return merged
+        found = _find_base(current, base)
+        if found is None:
+            return merged | {_MISSING_BASE: base}
+        current = found
+    raise WeightFileError(path, f'is based on more than {_MAX_BASES} files ({_BASE})')
+
+
+def _find_base(path: pathlib.Path, name: Any) -> pathlib.Path | None:
+    """Return the file that ``_BASE_`` names relative to another, or ``None`` if it does not exist."""
+    if not isinstance(name, str) or '\0' in name or not name.endswith(('.yaml', '.yml')) or os.path.isabs(name):
+        return None
+    base = path.parent / name
+    return base if base.is_file() else None
+
+
+def _flatten(values: Mapping[Any, Any], prefix: str = '') -> dict[str, Any]:
+    """Return nested settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f'{prefix}{key}'
+        flat |= _flatten(value, f'{name}.') if isinstance(value, dict) else {name: _literal(value)}
+    return flat
+
+
+def _literal(value: Any) -> Any:
+    """Return the value of text such as ``'(800,)'`` or ``'1e-3'``, which detectron2 evaluates as Python literals."""
+    if not isinstance(value, str) or len(value) > _MAX_LITERAL:
+        return value
+    try:
+        literal = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+    return list(literal) if isinstance(literal, tuple) else literal
+
+
+def _integer(value: Any) -> int:
+    if not is_integer(value):
+        raise ValueError('an integer that is not negative')
+    return value
+
+
+def _resolution(value: Any) -> int:
+    if value not in (7, 14):
+        raise ValueError('7 or 14')
+    return int(value)
+
+
+def _three(value: Any) -> tuple[float, ...]:
+    return positive_numbers(value, 3)
+
+
+def _yxhw(value: Any) -> tuple[float, ...]:
+    """Return the weights of ``(y, x, h, w)``, given those of ``(x, y, w, h)``."""
+    x, y, w, h = positive_numbers(value, 4)
+    return (y, x, h, w)
+
+
+def _beta(value: Any) -> float:
+    if not is_number(value) or not 0 <= value <= 1e6:
+        raise ValueError('a number of at least 0')
+    return float(value)
+
+
+def _channel_order(value: Any) -> str:
+    if value not in ('BGR', 'RGB'):
+        raise ValueError('BGR or RGB')
+    return value
+
+
+def _stride_in_3x3(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError('True or False')
+    return not value
+
+
+def _levels(value: Any) -> tuple[float, ...]:
+    """Return the numbers of all levels together; each level may have a list of its own."""
+    if isinstance(value, list) and value and all(isinstance(level, list) for level in value):
+        value = [number for level in value for number in level]
+    return positive_numbers(value)
+
+
+def _ratios(value: Any) -> tuple[float, ...]:
+    """Return the ratios, which are those of all levels."""
+    if isinstance(value, list) and value and all(level == value[0] for level in value):
+        value = value[0]
+    return positive_numbers(value)
+
+
+_Setting = tuple[str, str, Callable[[Any], Any]]
+
+#: Name, field of :class:`~mask_rcnn.config.Config` (or group and convention of its dialect), and a function that checks
+#: and converts the value.
+_MAPPED: tuple[_Setting, ...] = (
+    ('INPUT.MIN_SIZE_TEST', 'min_size', positive_integer),
+    ('INPUT.MAX_SIZE_TEST', 'max_size', positive_integer),
+    ('INPUT.FORMAT', 'input.channel_order', _channel_order),
+    ('MODEL.PIXEL_MEAN', 'input.pixel_mean', _three),
+    ('MODEL.PIXEL_STD', 'input.pixel_std', _three),
+    ('MODEL.ANCHOR_GENERATOR.SIZES', 'anchor_sizes', _levels),
+    ('MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS', 'anchor_ratios', _ratios),
+    ('MODEL.RPN.PRE_NMS_TOPK_TEST', 'rpn_pre_nms', positive_integer),
+    ('MODEL.RPN.POST_NMS_TOPK_TEST', 'rpn_post_nms', positive_integer),
+    ('MODEL.RPN.NMS_THRESH', 'rpn_nms_threshold', fraction),
+    ('MODEL.RPN.SMOOTH_L1_BETA', 'losses.rpn_smooth_l1_beta', _beta),
+    ('MODEL.ROI_HEADS.SCORE_THRESH_TEST', 'score_threshold', fraction),
+    ('MODEL.ROI_HEADS.NMS_THRESH_TEST', 'nms_threshold', fraction),
+    ('MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION', 'roi_size', _resolution),
+    ('MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO', 'sampling_ratio', _integer),
+    ('MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS', 'boxes.box_delta_weights', _yxhw),
+    ('MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA', 'losses.box_smooth_l1_beta', _beta),
+    ('TEST.DETECTIONS_PER_IMAGE', 'max_detections', positive_integer),
+)
+
+_MAPPED_FPN: tuple[_Setting, ...] = (('MODEL.RESNETS.STRIDE_IN_1X1', 'backbone.stride_in_3x3', _stride_in_3x3),)
+
+#: The only supported values of settings that the native network does not have.
+_SUPPORTED_VALUES: tuple[tuple[str, Any], ...] = (
+    ('MODEL.META_ARCHITECTURE', 'GeneralizedRCNN'),
+    ('MODEL.RESNETS.RES5_DILATION', 1),
+    ('MODEL.RESNETS.DEFORM_ON_PER_STAGE', [False] * 4),
+    ('MODEL.ANCHOR_GENERATOR.NAME', 'DefaultAnchorGenerator'),
+    ('MODEL.ANCHOR_GENERATOR.OFFSET', 0.0),
+    ('MODEL.RPN.BBOX_REG_WEIGHTS', [1.0] * 4),
+    ('MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG', False),
+    ('MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK', False),
+    ('INPUT.MASK_FORMAT', 'polygon'),
+    ('TEST.AUG.ENABLED', False),
+)
+
+_SUPPORTED_VALUES_FPN: tuple[tuple[str, Any], ...] = (
+    ('MODEL.FPN.FUSE_TYPE', 'sum'),
+    ('MODEL.RPN.IN_FEATURES', ['p2', 'p3', 'p4', 'p5', 'p6']),
+    ('MODEL.ROI_HEADS.IN_FEATURES', ['p2', 'p3', 'p4', 'p5']),
+)
+
+_SUPPORTED_VALUES_C4: tuple[tuple[str, Any], ...] = (
+    ('MODEL.RESNETS.STRIDE_IN_1X1', True),
+    ('MODEL.RPN.IN_FEATURES', ['res4']),
+    ('MODEL.ROI_HEADS.IN_FEATURES', ['res4']),
+)
+
+#: Settings that the arrays determine: name, and a function that returns the value for a network.
+_DETERMINED_BY_ARRAYS: tuple[tuple[str, Callable[[Config], Any]], ...] = (
+    ('MODEL.MASK_ON', lambda config: config.masks),
+    ('MODEL.KEYPOINT_ON', lambda config: config.n_keypoint > 0),
+    ('MODEL.ROI_HEADS.NUM_CLASSES', lambda config: config.n_fg_class),
+)
+
+#: The file and the options of the settings.
+FILE_SETTINGS = FileSettings(
+    read_settings,
+    {
+        'min_size': 'INPUT.MIN_SIZE_TEST',
+        'max_size': 'INPUT.MAX_SIZE_TEST',
+        'anchor_sizes': 'MODEL.ANCHOR_GENERATOR.SIZES',
+        'score_threshold': 'MODEL.ROI_HEADS.SCORE_THRESH_TEST',
+    },
+)
+
+
+def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str]]:
+    """Apply settings to a configuration.
+
+    Args:
+        settings: Values by dotted name.
+        config: The network, with the values of the settings that are not given.
+
+    Returns:
+        The configuration, and one warning for every setting that has an unsupported value or contradicts the arrays.
+
+    Raises:
+        ValueError: A setting is not valid, or settings contradict each other.
+    """
+    changes: dict[str, Any] = {}
+    conventions: dict[str, dict[str, Any]] = {}
+    for name, field, convert in _MAPPED + (_MAPPED_FPN if config.has_fpn else ()):
+        if settings.get(name) is None:
+            continue
+        value = convert_setting(name, settings[name], convert)
+        group, _, convention = field.rpartition('.')
+        target = conventions.setdefault(group, {}) if group else changes
+        target[convention] = value
+    warnings = [
+        not_supported(name, settings[name], used)
+        for name, used in _supported_values(config)
+        if settings.get(name) is not None and settings[name] != used
+    ]
+    if _MISSING_BASE in settings:
+        base = to_printable_ascii(str(settings[_MISSING_BASE]), 200)
+        warnings.append(f'_BASE_ {base} does not exist beside the configuration; the settings of the zoo are used')
+    return config.replace(dialect=config.dialect.replace(**conventions), **changes), warnings
+
+
+def _supported_values(config: Config) -> list[tuple[str, Any]]:
+    """Return the names of the settings that are not free, and the values that are used."""
+    poolers = ['ROI_BOX_HEAD', *['ROI_MASK_HEAD'] * config.masks, *['ROI_KEYPOINT_HEAD'] * bool(config.n_keypoint)]
+    return [
+        *_SUPPORTED_VALUES,
+        *(_SUPPORTED_VALUES_FPN if config.has_fpn else _SUPPORTED_VALUES_C4),
+        *((name, value_of(config)) for name, value_of in _DETERMINED_BY_ARRAYS),
+        *((f'MODEL.{head}.POOLER_TYPE', 'ROIAlignV2') for head in poolers),
+    ]

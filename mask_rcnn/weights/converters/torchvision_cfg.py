@@ -1,0 +1,151 @@
+"""Settings that torchvision's state dicts do not contain: arguments with which a model was built.
+
+They have the names of the arguments of ``torchvision.models.detection.MaskRCNN`` (``mask_rcnn.py``,
+``faster_rcnn.py``), except ``anchor_sizes`` and ``aspect_ratios`` (``AnchorGenerator``) and ``bn_eps`` (the ``eps`` of
+the backbone's normalisations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mask_rcnn.config import Config
+from mask_rcnn.weights.converters.settings import (
+    FileSettings,
+    convert_setting,
+    fraction,
+    is_number,
+    not_supported,
+    positive_integer,
+    positive_numbers,
+    read_json,
+)
+from mask_rcnn.weights.errors import to_printable_ascii
+
+#: The file and the options of the settings.
+FILE_SETTINGS = FileSettings(
+    read_json,
+    {
+        'min_size': 'min_size',
+        'max_size': 'max_size',
+        'anchor_sizes': 'anchor_sizes',
+        'score_threshold': 'box_score_thresh',
+        'bn_eps': 'bn_eps',
+    },
+)
+
+
+def _last_integer(value: Any) -> int:
+    """Return the shorter side at test time: the last of the sizes with which keypoint models are trained."""
+    return positive_integer(value[-1] if isinstance(value, list) and value else value)
+
+
+def _epsilon(value: Any) -> float:
+    if not is_number(value) or not 0 <= value < 1:
+        raise ValueError('a number from 0 to below 1')
+    return float(value)
+
+
+def _anchors(value: Any) -> tuple[float, ...]:
+    """Return one number for each level; ``AnchorGenerator`` takes a tuple of numbers for each."""
+    if isinstance(value, list) and all(isinstance(level, list) and len(level) == 1 for level in value):
+        value = [level[0] for level in value]
+    return positive_numbers(value)
+
+
+def _ratios(value: Any) -> tuple[float, ...]:
+    """Return the aspect ratios, which are those of all levels."""
+    if isinstance(value, list) and value and all(level == value[0] for level in value):
+        value = value[0]
+    return positive_numbers(value)
+
+
+def _pixels(value: Any) -> tuple[float, ...]:
+    """Return the mean or standard deviation of pixels from 0 to 255, given those of pixels from 0 to 1."""
+    return tuple(255 * x for x in positive_numbers(value, 3))
+
+
+def _yxhw(value: Any) -> tuple[float, ...]:
+    x, y, w, h = positive_numbers(value, 4)
+    return (y, x, h, w)
+
+
+_Setting = tuple[str, str, Callable[[Any], Any]]
+
+#: Name, field of :class:`~mask_rcnn.config.Config` (or group and convention of its dialect), and a function that checks
+#: and converts the value.
+_MAPPED: tuple[_Setting, ...] = (
+    ('min_size', 'min_size', _last_integer),
+    ('max_size', 'max_size', positive_integer),
+    ('anchor_sizes', 'anchor_sizes', _anchors),
+    ('aspect_ratios', 'anchor_ratios', _ratios),
+    ('rpn_pre_nms_top_n_test', 'rpn_pre_nms', positive_integer),
+    ('rpn_post_nms_top_n_test', 'rpn_post_nms', positive_integer),
+    ('rpn_nms_thresh', 'rpn_nms_threshold', fraction),
+    ('box_score_thresh', 'score_threshold', fraction),
+    ('box_nms_thresh', 'nms_threshold', fraction),
+    ('box_detections_per_img', 'max_detections', positive_integer),
+    ('image_mean', 'input.pixel_mean', _pixels),
+    ('image_std', 'input.pixel_std', _pixels),
+    ('bbox_reg_weights', 'boxes.box_delta_weights', _yxhw),
+    ('bn_eps', 'backbone.bn_eps', _epsilon),
+)
+
+#: The only supported values of settings that the native network does not have.
+_SUPPORTED_VALUES: tuple[tuple[str, Any], ...] = (('rpn_score_thresh', 0.0), ('fixed_size', None))
+
+#: Settings of training, which are not used.
+_TRAINING = (
+    'rpn_pre_nms_top_n_train',
+    'rpn_post_nms_top_n_train',
+    'rpn_fg_iou_thresh',
+    'rpn_bg_iou_thresh',
+    'rpn_batch_size_per_image',
+    'rpn_positive_fraction',
+    'box_fg_iou_thresh',
+    'box_bg_iou_thresh',
+    'box_batch_size_per_image',
+    'box_positive_fraction',
+    'trainable_backbone_layers',
+)
+
+
+def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str]]:
+    """Apply settings to a configuration.
+
+    Args:
+        settings: Values by name.
+        config: The network, with the values of the settings that are not given.
+
+    Returns:
+        The configuration, and one warning for every setting that is not supported.
+
+    Raises:
+        ValueError: A setting is not valid, or settings contradict each other.
+    """
+    changes: dict[str, Any] = {}
+    conventions: dict[str, dict[str, Any]] = {}
+    for name, field, convert in _MAPPED:
+        if settings.get(name) is None:
+            continue
+        value = convert_setting(name, settings[name], convert)
+        group, _, convention = field.rpartition('.')
+        target = conventions.setdefault(group, {}) if group else changes
+        target[convention] = value
+    if 'min_size' not in changes and 'max_size' in changes:
+        changes['min_size'] = min(config.min_size, changes['max_size'])
+    if 'max_size' not in changes and 'min_size' in changes:
+        changes['max_size'] = max(config.max_size, changes['min_size'])
+    warnings = [
+        not_supported(name, settings[name], used)
+        for name, used in _SUPPORTED_VALUES
+        if settings.get(name) is not None and settings[name] != used
+    ]
+    known = {name for name, *_ in (*_MAPPED, *_SUPPORTED_VALUES)} | set(_TRAINING)
+    warnings += [
+        f'{to_printable_ascii(name)} is not a setting of detections and is not used'
+        for name in settings
+        if name not in known
+    ]
+    return config.replace(dialect=config.dialect.replace(**conventions), **changes), warnings
