@@ -5,7 +5,8 @@ orders the columns image by image and transposes the result, which costs as much
 or feature maps are small.  Here activations have their channels outermost in memory, ``(C, N, H, W)``, under the usual
 shape ``(N, C, H, W)``: the columns of all images are adjacent, the matmul already has the layout of the result, and a
 1x1 convolution needs no im2col at all (it reaches 85 to 95 % of the rate of the bare matmul).  3x3 convolutions need a
-quarter of the multiplications (:mod:`mask_rcnn.ops.conv.winograd`).
+quarter of the multiplications (:mod:`mask_rcnn.ops.conv.winograd`).  Groups are too small for matmuls
+(:mod:`mask_rcnn.ops.conv.grouped`).
 
 On a GPU cuDNN computes the convolution (:mod:`mask_rcnn.ops.cudnn_frontend`), or Chainer if cuDNN is missing.
 """
@@ -19,7 +20,7 @@ import chainer.functions as F
 import numpy as np
 
 from mask_rcnn.ops import cudnn_frontend
-from mask_rcnn.ops.conv import im2col, winograd
+from mask_rcnn.ops.conv import grouped, im2col, winograd
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
 from mask_rcnn.ops.runtime.parallel import parallel_for
@@ -39,7 +40,8 @@ def choose_backend(*arrays: Array | None) -> Backend:
     ========================================= =========== ==============================================================
     arrays                                    backend     implementation
     ========================================= =========== ==============================================================
-    NumPy, all float32 or all float64         ``CPU``     3x3 of stride 1: :mod:`~mask_rcnn.ops.conv.winograd`
+    NumPy, all float32 or all float64         ``CPU``     several groups: :mod:`~mask_rcnn.ops.conv.grouped`;
+                                                          3x3 of stride 1: :mod:`~mask_rcnn.ops.conv.winograd`
                                                           if its ``should_use`` is true,
                                                           otherwise :mod:`~mask_rcnn.ops.conv.im2col`
     CuPy, float32 or float16, and cuDNN works ``CUDNN``   :mod:`mask_rcnn.ops.cudnn_frontend`
@@ -59,26 +61,31 @@ def choose_backend(*arrays: Array | None) -> Backend:
     return Backend.CPU if is_fast else Backend.CHAINER
 
 
-def convolution_2d(x: Array, W: Array, b: Array | None = None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
+def convolution_2d(
+    x: Array, W: Array, b: Array | None = None, *, stride: int = 1, pad: int = 0, groups: int = 1
+) -> chainer.Variable:
     """Convolve images; differentiable with respect to all arrays any number of times.
 
     Args:
         x: ``(N, C, H, W)`` floats.
-        W: ``(O, C, kh, kw)`` weights.
+        W: ``(O, C / groups, kh, kw)`` weights.
         b: ``(O,)`` bias, or ``None``.
         stride: Step of the windows in both directions.
         pad: Zeros around the images.
+        groups: Number of groups: each ``O / groups`` output channels read ``C / groups`` input channels.
 
     Returns:
         chainer.Variable: ``(N, O, (H + 2 pad - kh) // stride + 1, ...)``.
 
     Raises:
+        ValueError: The channels do not form ``groups`` groups.
         chainer.utils.type_check.InvalidType: Shapes or types do not match.
     """
+    _check_groups(x, W, groups)
     if choose_backend(x, W, b) is Backend.CHAINER:
-        return F.convolution_2d(x, W, b, stride, pad)
+        return F.convolution_2d(x, W, b, stride, pad, groups=groups)
     arrays = [array for array in (x, W, b) if array is not None]
-    return Convolution2DFunction(stride, pad).apply(arrays)[0]
+    return Convolution2DFunction(stride, pad, groups).apply(arrays)[0]
 
 
 def deconvolution_2d(x: Array, W: Array, b: Array | None = None, *, stride: int = 1, pad: int = 0) -> chainer.Variable:
@@ -109,19 +116,19 @@ class Convolution2DFunction(chainer.FunctionNode):
     On a GPU images may be float16 and parameters float32; each gradient has the type of its input.
     """
 
-    def __init__(self, stride: int, pad: int):
-        self.stride, self.pad = stride, pad
+    def __init__(self, stride: int, pad: int, groups: int = 1):
+        self.stride, self.pad, self.groups = stride, pad, groups
 
     def check_type_forward(self, in_types):
         expect, x, W = chainer.utils.type_check.expect, in_types[0], in_types[1]
-        expect(x.ndim == 4, W.ndim == 4, x.shape[1] == W.shape[1])
+        expect(x.ndim == 4, W.ndim == 4, x.shape[1] == W.shape[1] * self.groups)
         if len(in_types) == 3:
             expect(in_types[2].ndim == 1, in_types[2].shape[0] == W.shape[0])
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
         self.bias_dtype = inputs[-1].dtype
-        return (convolve(*inputs, stride=self.stride, pad=self.pad),)
+        return (convolve(*inputs, stride=self.stride, pad=self.pad, groups=self.groups),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
@@ -134,9 +141,9 @@ class Convolution2DFunction(chainer.FunctionNode):
         (gy,) = grad_outputs
         gradients = []
         if 0 in indexes:
-            gradients.append(ConvolutionGradX(self.stride, self.pad, x.shape).apply((gy, W))[0])
+            gradients.append(ConvolutionGradX(self.stride, self.pad, x.shape, self.groups).apply((gy, W))[0])
         if 1 in indexes:
-            gradients.append(ConvolutionGradW(self.stride, self.pad, W).apply((x, gy))[0])
+            gradients.append(ConvolutionGradW(self.stride, self.pad, W, self.groups).apply((x, gy))[0])
         if 2 in indexes:
             gradients.append(F.cast(F.sum(gy, axis=(0, 2, 3)), self.bias_dtype))
         return gradients
@@ -145,8 +152,8 @@ class Convolution2DFunction(chainer.FunctionNode):
 class ConvolutionGradX(chainer.FunctionNode):
     """The gradient with respect to the images: the transposed convolution of the output's gradient."""
 
-    def __init__(self, stride: int, pad: int, shape):
-        self.stride, self.pad, self.shape = stride, pad, shape
+    def __init__(self, stride: int, pad: int, shape, groups: int = 1):
+        self.stride, self.pad, self.shape, self.groups = stride, pad, shape, groups
 
     def check_type_forward(self, in_types):
         expect, gy, W = chainer.utils.type_check.expect, in_types[0], in_types[1]
@@ -155,7 +162,7 @@ class ConvolutionGradX(chainer.FunctionNode):
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
         gy, W = inputs
-        return (_convolve_transposed(gy, W, self.stride, self.pad, self.shape),)
+        return (_convolve_transposed(gy, W, self.stride, self.pad, self.shape, self.groups),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
@@ -167,22 +174,22 @@ class ConvolutionGradX(chainer.FunctionNode):
         (ggx,) = grad_outputs
         gradients = []
         if 0 in indexes:
-            gradients.append(convolution_2d(ggx, W, stride=self.stride, pad=self.pad))
+            gradients.append(convolution_2d(ggx, W, stride=self.stride, pad=self.pad, groups=self.groups))
         if 1 in indexes:
-            gradients.append(ConvolutionGradW(self.stride, self.pad, W).apply((ggx, gy))[0])
+            gradients.append(ConvolutionGradW(self.stride, self.pad, W, self.groups).apply((ggx, gy))[0])
         return gradients
 
 
 class ConvolutionGradW(chainer.FunctionNode):
     """The gradient with respect to the weights, with their shape and type."""
 
-    def __init__(self, stride: int, pad: int, W):
-        self.stride, self.pad, self.shape, self.dtype = stride, pad, W.shape, W.dtype
+    def __init__(self, stride: int, pad: int, W, groups: int = 1):
+        self.stride, self.pad, self.shape, self.dtype, self.groups = stride, pad, W.shape, W.dtype, groups
 
     def forward_cpu(self, inputs):
         self.retain_inputs((0, 1))
         x, gy = inputs
-        return (_correlate(x, gy, self.stride, self.pad, self.shape),)
+        return (_correlate(x, gy, self.stride, self.pad, self.shape, self.groups),)
 
     def forward_gpu(self, inputs):
         self.retain_inputs((0, 1))
@@ -195,9 +202,9 @@ class ConvolutionGradW(chainer.FunctionNode):
         (ggW,) = grad_outputs
         gradients = []
         if 0 in indexes:
-            gradients.append(ConvolutionGradX(self.stride, self.pad, x.shape).apply((gy, ggW))[0])
+            gradients.append(ConvolutionGradX(self.stride, self.pad, x.shape, self.groups).apply((gy, ggW))[0])
         if 1 in indexes:
-            gradients.append(convolution_2d(x, ggW, stride=self.stride, pad=self.pad))
+            gradients.append(convolution_2d(x, ggW, stride=self.stride, pad=self.pad, groups=self.groups))
         return gradients
 
 
@@ -208,6 +215,7 @@ def convolve(
     *,
     stride: int = 1,
     pad: int = 0,
+    groups: int = 1,
     relu: bool = False,
     residual: Array | None = None,
     overwrite_residual: bool = False,
@@ -217,10 +225,11 @@ def convolve(
     Args:
         x: ``(N, C, H, W)``: a float32 or float64 NumPy array, fastest with the channels outermost in memory, or a CuPy
             array that :func:`mask_rcnn.ops.cudnn_frontend.supports` accepts.
-        W: ``(O, C, kh, kw)`` of the same type.
+        W: ``(O, C / groups, kh, kw)`` of the same type.
         b: ``(O,)``, or ``None``.
         stride: Step of the windows in both directions.
         pad: Zeros around the images.
+        groups: Number of groups.
         relu: Whether to apply ReLU.
         residual: ``(N, O, oh, ow)`` to add, or ``None``.
         overwrite_residual: Whether the result may overwrite ``residual`` (this saves 0.6 of 10 CPU seconds and 200 MB
@@ -228,11 +237,17 @@ def convolve(
 
     Returns:
         NumPy or CuPy array: ``(N, O, oh, ow)``, in memory with the channels outermost; on a GPU innermost.
+
+    Raises:
+        ValueError: The channels do not form ``groups`` groups.
     """
+    _check_groups(x, W, groups)
     if get_array_module(x) is not np:
         return cudnn_frontend.convolve(x, W, b, stride=stride, pad=pad, relu=relu, residual=residual)
     images = channels_first(x)
     residual = None if residual is None else channels_first(residual)
+    if groups > 1:
+        return as_images(grouped.convolve(images, W, groups, stride, pad, b, residual, relu))
     if winograd.should_use(images.shape, W.shape, stride, pad):
         return as_images(winograd.convolve(images, W, pad, b, residual, relu))
     return as_images(im2col.convolve(images, W, stride, pad, b, residual, relu, overwrite_residual))
@@ -288,25 +303,37 @@ def apply_epilogue(x: Array, b: Array | None = None, *, relu: bool = False, resi
     return as_images(y)
 
 
+def _check_groups(x: Array, W: Array, groups: int) -> None:
+    if groups != 1 and (groups < 1 or x.shape[1] != groups * W.shape[1] or W.shape[0] % groups):
+        raise ValueError(
+            f'weights of shape {W.shape} do not convolve {x.shape[1]} channels in {groups} groups; expected '
+            f'{x.shape[1]} / {groups} input channels and a multiple of {groups} output channels'
+        )
+
+
 def _deconvolved_shape(x: Array, W: Array, stride: int, pad: int) -> tuple[int, ...]:
     sides = zip(x.shape[2:], W.shape[2:], strict=False)  # the type check reports arrays that are not 4-D
     size = (stride * (side - 1) + window - 2 * pad for side, window in sides)
     return len(x), W.shape[1], *size
 
 
-def _convolve_transposed(gy: np.ndarray, W: np.ndarray, stride: int, pad: int, shape) -> np.ndarray:
+def _convolve_transposed(gy: np.ndarray, W: np.ndarray, stride: int, pad: int, shape, groups: int = 1) -> np.ndarray:
     """Return the gradient with respect to images of a ``shape`` ``(N, C, H, W)``."""
+    channels_first_shape = shape[1], shape[0], *shape[2:]
+    if groups > 1:
+        return as_images(grouped.convolve_transposed(channels_first(gy), W, groups, stride, pad, channels_first_shape))
     full_pad = W.shape[2] - 1 - pad
     if stride == 1 and W.shape[2] == W.shape[3] and full_pad >= 0:
         # The transposed convolution of stride 1 is a convolution with the weights rotated by 180 degrees.
         return convolve(gy, np.ascontiguousarray(W[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)), pad=full_pad)
-    channels_first_shape = shape[1], shape[0], *shape[2:]
     return as_images(im2col.convolve_transposed(channels_first(gy), W, stride, pad, channels_first_shape))
 
 
-def _correlate(x: np.ndarray, gy: np.ndarray, stride: int, pad: int, w_shape) -> np.ndarray:
+def _correlate(x: np.ndarray, gy: np.ndarray, stride: int, pad: int, w_shape, groups: int = 1) -> np.ndarray:
     """Return the gradient with respect to weights of a ``w_shape``."""
     images, gradients = channels_first(x), channels_first(gy)
+    if groups > 1:
+        return grouped.correlate(images, gradients, groups, stride, pad, w_shape)
     if winograd.should_use(images.shape, w_shape, stride, pad):
         return winograd.correlate(images, gradients, pad)
     return im2col.correlate(images, gradients, stride, pad, w_shape)

@@ -32,6 +32,10 @@ class ConvTuning:
         min_images_by_image, max_tiles_by_image: Tiles are ordered by image if the batch has at least this number of
             images with at most this number of tiles each (14 x 14 pixels, 16 tiles, take 0.17 s by image and 0.13 s by
             row).
+        grouped_tile_bytes: Size of the pixels and sums of a tile of a group of a grouped convolution.
+        min_grouped_winograd_channels: Minimum number of input channels per group.  With fewer, the transforms cost more
+            than the multiplications that they save (4 channels: 44 instead of 42 GFLOP/s of one CPU; 8 channels: 57
+            instead of 67; 32 channels: 86 instead of 110).
     """
 
     tile_bytes: int = 1 << 20
@@ -48,6 +52,9 @@ class ConvTuning:
     min_winograd_channels: int = 16
     min_images_by_image: int = 32
     max_tiles_by_image: int = 9
+
+    grouped_tile_bytes: int = 512 << 10
+    min_grouped_winograd_channels: int = 8
 
 
 _current = ConvTuning()

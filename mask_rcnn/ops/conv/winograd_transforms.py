@@ -22,9 +22,12 @@ OUT_TILE, IN_TILE = 4, 6
 TILES_PER_BUFFER = 64
 _ROW = IN_TILE * TILES_PER_BUFFER
 
-_A, _B = 5 / 8, 3 / 2  # the points; the others are their negatives, 0 and infinity
+#: The points; the others are their negatives, 0 and infinity.
+POINT_A, POINT_B = 5 / 8, 3 / 2
+_A, _B = POINT_A, POINT_B
 _A2, _B2 = _A**2, _B**2
-_G = np.array(
+#: Maps the 3 weights of a column of a filter to the 6 values of its transform.
+COLUMN_TRANSFORM = np.array(
     [
         [1 / (_A2 * _B2), 0, 0],
         *(np.array([1, point, point**2]) / (2 * _A2 * (_A2 - _B2)) for point in (_A, -_A)),
@@ -33,7 +36,7 @@ _G = np.array(
     ]
 )
 #: Maps the 9 weights of a filter to the 36 values of its transform.
-WEIGHT_TRANSFORM = np.kron(_G, _G)
+WEIGHT_TRANSFORM = np.kron(COLUMN_TRANSFORM, COLUMN_TRANSFORM)
 
 #: The elements of A and B, in float32 so that products keep the type of the other factor.
 _F_A, _F_A2, _F_A3, _F_B, _F_B2, _F_B3, _F_PRODUCT, _F_SUM = map(
