@@ -11,7 +11,7 @@ from chainer.backends import cuda
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.boxes import nms, padded_selection, top_k
-from mask_rcnn.ops.conv import depthwise
+from mask_rcnn.ops.conv import depthwise, group_norm
 from mask_rcnn.ops.losses import elementwise, softmax
 from mask_rcnn.ops.masks import keypoints, paste_masks
 from mask_rcnn.ops.roi import crop_and_resize, roi_align, roi_max_pooling
@@ -69,6 +69,8 @@ def backend(request, monkeypatch) -> Backend:
             depthwise.DepthwiseGradX,
             depthwise.DepthwiseGradW,
             elementwise._SelectedLoss,
+            group_norm.GroupNormFunction,
+            group_norm.GroupNormGradient,
             roi_align._RoIAlign,
             roi_align._RoIAlignGrad,
             roi_max_pooling._RoIMaxPooling,

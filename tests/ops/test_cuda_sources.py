@@ -17,6 +17,7 @@ KERNELS = {
     'boxes/top_k.cu': 'top_k_count',
     'conv/average_pooling.cu': 'average_pooling_half_8',
     'conv/depthwise.cu': 'depthwise_forward',
+    'conv/group_norm.cu': 'group_norm_sums_half_8',
     'conv/max_pooling.cu': 'max_pooling_4',
     'conv/upsample_add.cu': 'upsample_add_half_8',
     'cudnn_frontend/bfloat16.cu': 'float_to_bfloat16',

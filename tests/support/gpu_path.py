@@ -9,6 +9,7 @@ from mask_rcnn.models import box_head, keypoint_head, layers, roi_pooling, rpn
 from mask_rcnn.models.backbones import mobilenet_v1, resnet
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.boxes import nms, padded_selection, top_k
+from mask_rcnn.ops.conv import group_norm
 from mask_rcnn.ops.losses import elementwise, softmax
 from mask_rcnn.ops.masks import class_masks
 from mask_rcnn.ops.roi import roi_align
@@ -57,6 +58,8 @@ def on_gpu(monkeypatch, emulator):
             lambda x, rois, indices, step: (np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')),
         )
         monkeypatch.setattr(roi_align._RoIAlign, 'forward_cpu', roi_align._RoIAlign.forward_gpu)
+        for function in (group_norm.GroupNormFunction, group_norm.GroupNormGradient):
+            monkeypatch.setattr(function, 'forward_cpu', function.forward_gpu)
         for loss in (elementwise._SelectedLoss, softmax._SoftmaxCrossEntropy):
             monkeypatch.setattr(loss, 'forward_cpu', loss.forward_gpu)
         monkeypatch.setattr(elementwise._SelectedLoss, 'gradient_cpu', elementwise._SelectedLoss.gradient_gpu)
