@@ -20,6 +20,7 @@ from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
 from mask_rcnn.weights import WeightFileError, formats, load_arrays
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
+from mask_rcnn.weights.norm_arrays import CONVERTIBLE
 from mask_rcnn.weights.pretrained import load_pretrained
 from mask_rcnn.weights.pretrained_files import IMAGENET, find_pretrained
 
@@ -154,12 +155,9 @@ def _new_config(args: TrainArguments, file: ConvertedWeights | None, n_fg_class:
     if args.min_size is not None and args.max_size is None:  # keep the ratio of the two
         default = base.replace(**changes)
         changes['max_size'] = round(args.min_size * default.max_size / default.min_size)
-    # Affine channels need pretrained statistics, and are frozen in dialects that do not fix statistics in training.
-    uses_bn = args.freeze_bn or args.pretrained == 'none' or base.dialect.training.fix_statistics
-    norm = args.norm or ('bn' if uses_bn else 'affine')
     changes |= _overrides(args)
+    changes |= _norm_changes(args, base)
     changes |= {
-        'norm': 'affine' if args.bn2affine else norm,
         'n_fg_class': n_fg_class,
         'masks': not args.keypoints,
         'n_keypoint': len(COCO_KEYPOINT_NAMES) if args.keypoints else 0,
@@ -174,6 +172,23 @@ def _new_config(args: TrainArguments, file: ConvertedWeights | None, n_fg_class:
             heads = '' if config.masks else ' without masks'
             raise UsageError(f'--set {name}: the network {config.extractor}{heads} does not use this field')
     return config
+
+
+def _norm_changes(args: TrainArguments, base: Config) -> dict[str, Any]:
+    """Return the fields of a new network that its normalisation determines."""
+    # Affine channels need pretrained statistics, and are frozen in dialects that do not fix statistics in training.
+    uses_bn = args.freeze_bn or args.pretrained == 'none' or base.dialect.training.fix_statistics
+    norm = args.norm or ('gn' if base.norm == 'gn' else 'bn' if uses_bn else 'affine')
+    if args.bn2affine:
+        norm = 'affine'
+    if norm in CONVERTIBLE and base.head_norm in CONVERTIBLE:
+        return {'norm': norm, 'head_norm': norm}
+    if norm != 'gn' or base.norm == 'gn' or not base.has_fpn:
+        return {'norm': norm}
+    preset = PRESETS['resnet50_fpn_gn']
+    conventions = {'stride_in_3x3': preset.dialect.backbone.stride_in_3x3}
+    heads = {name: getattr(preset, name) for name in ('norm', 'head_norm', 'box_convs', 'box_fcs')}
+    return {**heads, 'dialect': base.dialect.replace(backbone=conventions)}
 
 
 def _dataset_changes(args: TrainArguments) -> dict[str, Any]:

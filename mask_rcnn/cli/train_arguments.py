@@ -197,6 +197,10 @@ def _read_augmentation(args: argparse.Namespace) -> Augmentation:
 def _check_norm(args: argparse.Namespace) -> None:
     if args.norm == 'bn' and args.bn2affine:
         _contradict('--norm', '--bn2affine', 'choose batch normalisation or affine channels')
+    if args.norm == 'gn' and args.bn2affine:
+        _contradict('--norm', '--bn2affine', 'choose group normalisation or affine channels')
+    if args.norm == 'gn' and args.freeze_bn:
+        _contradict('--norm', '--freeze-bn', 'group normalisation has no statistics to freeze')
     if args.norm == 'affine' and args.freeze_bn:
         _contradict('--norm', '--freeze-bn', 'affine channels are always frozen')
     if args.unfreeze_bn:

@@ -177,9 +177,10 @@ def add_network_fields(add: AddArgument) -> None:
 def _add_normalization(add: AddArgument) -> None:
     add(
         '--norm',
-        choices=('affine', 'bn'),
-        help='frozen affine channels, or batch normalisation (default: affine, as in Detectron; bn with --freeze-bn '
-        'or --pretrained none; with --resume, the normalisation of the file)',
+        choices=('affine', 'bn', 'gn'),
+        help='frozen affine channels, batch normalisation, or group normalisation, also in the pyramid and the heads, '
+        "which are then those of Detectron's GN networks (default: affine, as in Detectron; bn with --freeze-bn or "
+        '--pretrained none; with --resume or a pretrained GN network, the normalisation of the file)',
     )
     add('--freeze-bn', action='store_true', help='freeze the statistics and parameters of batch normalisation')
     add(

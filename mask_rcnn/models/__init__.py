@@ -9,10 +9,10 @@ from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.models.box_head import LinearBoxHead, Res5BoxHead
 from mask_rcnn.models.builder import build, load
 from mask_rcnn.models.keypoint_head import KeypointHead
-from mask_rcnn.models.layers import AffineChannel2D
 from mask_rcnn.models.mask_head import MaskHead
 from mask_rcnn.models.mask_rcnn import MaskRCNN
 from mask_rcnn.models.norm_conversion import affine_to_bn, bn_to_affine
+from mask_rcnn.models.norms import AffineChannel2D
 from mask_rcnn.models.rpn import RPN
 
 __all__ = [

@@ -9,8 +9,8 @@ import numpy as np
 
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.models.backbones.resnet import PoolAfterConv, ResNetStage
-from mask_rcnn.models.initializers import glorot_uniform, normal
-from mask_rcnn.models.layers import Linear, as_float32, output_layers
+from mask_rcnn.models.initializers import glorot_uniform, he_normal, normal
+from mask_rcnn.models.layers import Linear, as_float32, make_convolution, output_layers
 from mask_rcnn.models.roi_pooling import RoIPooling, run_in_chunks, split_by_image
 from mask_rcnn.ops.boxes import padded_selection
 from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
@@ -234,28 +234,33 @@ class Res5BoxHead(BoxHead):
 
 
 class LinearBoxHead(BoxHead):
-    """RoI pooling, two hidden linear layers and two output layers: the head of the FPN networks.
+    """RoI pooling, 3x3 convolutions, hidden linear layers and two output layers: the head of the FPN networks.
 
-    Lin et al. 2017, section 4.2; ``detectron/modeling/fast_rcnn_heads.py`` ``add_roi_2mlp_head``.
+    Without convolutions and with two hidden layers: Lin et al. 2017, section 4.2, and ``add_roi_2mlp_head`` of
+    ``detectron/modeling/fast_rcnn_heads.py``.  With four convolutions and one hidden layer: Wu and He 2018, section
+    4.2, and ``add_roi_Xconv1fc_gn_head``.
 
     Args:
         in_channels (int): Channels of the feature maps.
         strides: Input pixels per location of each feature map.
-        config (mask_rcnn.config.Config): ``n_fg_class``, ``head_channels``, ``roi_*``, ``sampling_ratio``, thresholds
-            and the dialect.
+        config (mask_rcnn.config.Config): ``n_fg_class``, ``head_channels``, ``head_norm``, ``box_*``, ``roi_*``,
+            ``sampling_ratio``, thresholds and the dialect.
     """
-
-    #: The weights of the linear layers are read once per chunk.
-    cpu_chunk_size = 1024
 
     def __init__(self, in_channels, *, strides, config):
         super().__init__(config)
         self.pool = RoIPooling(strides, config.roi_size, config=config)
+        # The weights of the linear layers are read once per chunk; the activations of a convolution need 50 kB per RoI.
+        self.cpu_chunk_size = 256 if config.box_convs else 1024
         n_class, channels = config.n_fg_class + 1, config.head_channels
-        init = glorot_uniform()
+        conv_options = {'norm': config.head_norm, 'initialW': he_normal(fan_option='fan_out')}
         with self.init_scope():
-            self.fc6 = Linear(in_channels * config.roi_size**2, channels, initialW=init)
-            self.fc7 = Linear(channels, channels, initialW=init)
+            for i in range(1, config.box_convs + 1):
+                setattr(self, f'conv{i}', make_convolution(in_channels, in_channels, 3, pad=1, **conv_options))
+            n_inputs = in_channels * config.roi_size**2
+            for i in range(6, 6 + config.box_fcs):
+                setattr(self, f'fc{i}', Linear(n_inputs, channels, initialW=glorot_uniform()))
+                n_inputs = channels
             self.score = L.Linear(channels, n_class, initialW=normal(0.01))
             self.delta = L.Linear(channels, 4 * n_class, initialW=normal(0.001))
 
@@ -265,5 +270,9 @@ class LinearBoxHead(BoxHead):
 
     def forward(self, roi_features):
         """Classify RoIs and regress their boxes; see :meth:`Res5BoxHead.forward`."""
-        h = as_float32(self.fc7(self.fc6(roi_features, relu=True), relu=True))
-        return output_layers(h, self.score, self.delta)
+        h = roi_features
+        for i in range(1, self.config.box_convs + 1):
+            h = self[f'conv{i}'](h, relu=True)
+        for i in range(6, 6 + self.config.box_fcs):
+            h = self[f'fc{i}'](h, relu=True)
+        return output_layers(as_float32(h), self.score, self.delta)

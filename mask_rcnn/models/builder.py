@@ -19,12 +19,14 @@ from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.models.mask_head import MaskHead
 from mask_rcnn.models.mask_rcnn import MaskRCNN
-from mask_rcnn.models.norm_conversion import affine_to_bn, bn_to_affine, set_epsilon
+from mask_rcnn.models.norm_conversion import affine_to_bn, bn_to_affine
+from mask_rcnn.models.norms import set_conventions
 from mask_rcnn.models.roi_pooling import RoIPooling
 from mask_rcnn.models.rpn import RPN
 from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.weights import WeightFileError, formats, load_arrays
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
+from mask_rcnn.weights.norm_arrays import config_with_norm
 
 #: Fields of the configuration that the arrays of a weight file determine.
 _DETERMINED_BY_ARRAYS = ('extractor', 'n_fg_class')
@@ -59,8 +61,7 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
     rpn = RPN(extractor.out_channels[0], strides=extractor.strides, config=config)
     heads = (_build_fpn_heads if config.has_fpn else _build_c4_heads)(extractor, config)
     model = MaskRCNN(extractor, rpn, *heads, config=config, class_names=class_names, category_ids=category_ids)
-    if config.norm == 'bn':
-        set_epsilon(model, config.dialect.backbone.bn_eps)
+    set_conventions(model, config.dialect.backbone)
     model_meta(model)  # an error in the classes is raised here, not when the model is saved
     return model
 
@@ -79,7 +80,7 @@ def _build_extractor(config: Config):
             pool_pad=conventions.stem_pool_pad,
             stride_in_3x3=conventions.stride_in_3x3,
         )
-    return FPN(backbone, config.fpn_channels)
+    return FPN(backbone, config.fpn_channels, norm=config.head_norm)
 
 
 def _build_c4_heads(extractor, config: Config) -> tuple[chainer.Link | None, ...]:
@@ -150,11 +151,15 @@ def load(
             raise ValueError(f'{escape(path)}: its {name} is {getattr(file.config, name)!r}, not {changes[name]!r}')
     norm = changes.pop('norm', file.config.norm)
     config = file.config.replace(**changes)
+    try:
+        converts_norm = not bn2affine and config_with_norm(config, norm) != config
+    except ValueError as error:
+        raise ValueError(f'{escape(path)}: {error}') from None
     class_names, category_ids = default_classes(file)
     with no_initial_weights():
         model = build(config, class_names=class_names, category_ids=category_ids)
     load_arrays(model, file.arrays, source=path)
-    if norm != config.norm and not bn2affine:
+    if converts_norm:
         convert_norm(model, norm)
     model.to_device(device)
     for line in file.report.warnings + file.report.assumptions:
@@ -195,17 +200,17 @@ def default_classes(file: ConvertedWeights) -> tuple[tuple[str, ...], tuple[int,
 
 
 def convert_norm(model: MaskRCNN, norm: str) -> None:
-    """Convert all normalisation links of a model to ``'affine'`` or ``'bn'`` without changing its output.
+    """Convert all affine channels and batch normalisations of a model to one of the two without changing its output.
 
     Args:
         model: Changed in place.
-        norm: ``'affine'`` or ``'bn'``.
+        norm: ``'affine'`` or ``'bn'``; or that of the model.
 
     Raises:
-        ValueError: ``norm`` has another value.
+        ValueError: ``norm`` has another value, or the model has group normalisation.
     """
-    model.config = model.config.replace(norm=norm)  # checks the value
+    model.config = config_with_norm(model.config, norm)
     if norm == 'affine':
         bn_to_affine(model)
-    else:
+    elif norm == 'bn':
         affine_to_bn(model, eps=model.config.dialect.backbone.bn_eps)

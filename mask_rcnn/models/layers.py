@@ -1,4 +1,4 @@
-"""Layers shared by the backbones and heads: convolutions, normalisations and the base class of backbones."""
+"""Layers shared by the backbones and heads: convolutions, also normalised ones, and the base class of backbones."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ import chainer.links as L
 import numpy as np
 
 from mask_rcnn.models.initializers import he_normal
+from mask_rcnn.models.norms import AffineChannel2D, GroupNormalization, apply_frozen_bn, make_norm, scale_and_bias
 from mask_rcnn.ops import cudnn_frontend
-from mask_rcnn.ops.conv.affine_channel import affine_channel_2d
 from mask_rcnn.ops.conv.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve
 from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.ops.runtime.cache import cached
-from mask_rcnn.weights.folding import norm_to_affine
 
 #: Output channels that all engines of cuDNN accept are a multiple of this.
 _CHANNEL_ALIGNMENT = 8
-#: Epsilon of the Caffe ResNets' batch normalisation.
-BN_EPS = 1e-5
 
 
 def select_path(x) -> str:
@@ -202,50 +199,12 @@ def _as_1x1_weight(W, chw_shape):
     return _as_rows(W if chw_shape is None else W.reshape(len(W), *chw_shape), chw_shape)
 
 
-class AffineChannel2D(chainer.Link):
-    """``y = x * scale + bias`` with one scale and one bias per channel: a frozen batch normalisation.
-
-    Caffe2's ``AffineChannel``.
-
-    Args:
-        n_channels: Channels of the ``(N, C, H, W)`` input.
-
-    Attributes:
-        scale, bias (chainer.Parameter): ``(C,)`` float32; initially 1 and 0.
-    """
-
-    def __init__(self, n_channels: int):
-        super().__init__()
-        with self.init_scope():
-            self.scale = chainer.Parameter(np.float32(1), (n_channels,))
-            self.bias = chainer.Parameter(np.float32(0), (n_channels,))
-
-    def forward(self, x):
-        return affine_channel_2d(x, self.scale, self.bias)
-
-
-def make_norm(norm: str, n_channels: int) -> chainer.Link:
-    """Return a new normalisation link, ``'affine'`` or ``'bn'``."""
-    if norm == 'affine':
-        return AffineChannel2D(n_channels)
-    return L.BatchNormalization(n_channels, eps=BN_EPS)
-
-
-def scale_and_bias(norm: Any) -> tuple[Any, Any]:
-    """Return the scale and the bias that a link of :func:`make_norm` applies in test mode, ``(C,)`` float32."""
-    if isinstance(norm, AffineChannel2D):
-        return norm.scale.array, norm.bias.array
-    gamma: Any = 1 if norm.gamma is None else norm.gamma.array
-    beta: Any = 0 if norm.beta is None else norm.beta.array
-    return norm_to_affine(gamma, beta, norm.avg_mean, norm.avg_var, norm.eps)
-
-
 class ConvNorm(chainer.Chain):
     """A convolution without bias, followed by its normalisation.
 
     Args:
         in_channels, out_channels, ksize, stride, pad: As for :class:`chainer.links.Convolution2D`.
-        norm (str): ``'affine'`` or ``'bn'``.
+        norm (str): ``'affine'``, ``'bn'`` or ``'gn'``.
 
     Attributes:
         bn_frozen (bool): Whether a batch normalisation uses its running statistics even in training, with a trained
@@ -288,12 +247,14 @@ class ConvNorm(chainer.Chain):
 
     @property
     def has_fixed_norm(self) -> bool:
-        """True if the normalisation does not depend on the batch in the current mode."""
+        """True if the normalisation does not depend on the features in the current mode."""
+        if isinstance(self.norm, GroupNormalization):
+            return False
         return self.bn_frozen or isinstance(self.norm, AffineChannel2D) or not chainer.config.train
 
     @property
     def has_constant_norm(self) -> bool:
-        """True if the normalisation neither depends on the batch nor is trained."""
+        """True if the normalisation neither depends on the features nor is trained."""
         return self.has_fixed_norm and not any(parameter.requires_grad for parameter in self.norm.params())
 
     def fold(self) -> tuple[Any, Any]:
@@ -301,52 +262,39 @@ class ConvNorm(chainer.Chain):
         return cached(_fold_norm, self.conv.W.array, self.norm)
 
     def normalize(self, h, *, relu=False, residual=None) -> chainer.Variable:
-        """Normalise ``(N, O, oh, ow)``, then optionally add ``residual`` and apply ReLU."""
-        h = _apply_frozen_bn(self.norm, h) if self.bn_frozen else self.norm(h)
+        """Normalise ``(N, O, oh, ow)``, then optionally add ``residual`` and apply ReLU.
+
+        ``h`` must be the result of the convolution, whose memory is reused if backprop is disabled.
+        """
+        if isinstance(self.norm, GroupNormalization):
+            return self.norm(h, residual=residual, relu=relu, overwrite=True)
+        h = apply_frozen_bn(self.norm, h) if self.bn_frozen else self.norm(h)
         if residual is not None:
             h = h + residual
         return F.relu(h) if relu else h
 
 
+def make_convolution(
+    in_channels: int, out_channels: int, ksize: int, *, pad: int = 0, norm: str, initialW: Any
+) -> Convolution2D | ConvNorm:
+    """Return a convolution of stride 1 with a bias, or with a normalisation instead of the bias.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        ksize: Height and width of the windows.
+        pad: Zeros around the images.
+        norm: ``'none'``, or the normalisation of a :class:`ConvNorm`.
+        initialW: Initialiser of the weight of a convolution without normalisation.
+    """
+    if norm == 'none':
+        return Convolution2D(in_channels, out_channels, ksize, pad=pad, initialW=initialW)
+    return ConvNorm(in_channels, out_channels, ksize, pad=pad, norm=norm)
+
+
 def _fold_norm(weight, norm):
     scale, bias = scale_and_bias(norm)
     return weight * scale[:, None, None, None], bias
-
-
-def _apply_frozen_bn(bn: L.BatchNormalization, x) -> chainer.Variable:
-    """Normalise with the running statistics regardless of ``chainer.config.train``; these do not change.
-
-    Computed as the equivalent affine channel.  If gamma and beta are frozen, its backward pass needs no activations,
-    and only ``x`` gets a gradient.
-    """
-    scale, bias = scale_and_bias(bn)
-    if any(parameter.requires_grad for parameter in bn.params()):
-        trained_scale, trained_bias = _TrainedAffine(bn, scale, bias).apply((bn.gamma, bn.beta))
-        return affine_channel_2d(x, trained_scale, trained_bias)
-    return affine_channel_2d(x, scale.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False))
-
-
-class _TrainedAffine(chainer.FunctionNode):
-    """The affine channel of a batch normalisation as a function of its gamma and beta.
-
-    Args:
-        bn: The normalisation, with running statistics.
-        scale, bias: The result of :func:`scale_and_bias`, which computes it in float64.
-    """
-
-    def __init__(self, bn: L.BatchNormalization, scale: Any, bias: Any):
-        self._affine = scale, bias
-        mean: Any = bn.avg_mean
-        variance: Any = bn.avg_var
-        self._mean = mean
-        self._unit_scale = norm_to_affine(mean.dtype.type(1), mean, mean, variance, bn.eps)[0]
-
-    def forward(self, inputs):
-        return self._affine
-
-    def backward(self, indexes, grad_outputs):
-        grad_scale, grad_bias = grad_outputs
-        return (grad_scale - grad_bias * self._mean) * self._unit_scale, grad_bias
 
 
 class Backbone(chainer.Chain):

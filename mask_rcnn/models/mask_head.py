@@ -7,7 +7,7 @@ from collections.abc import Callable
 import chainer
 
 from mask_rcnn.models.initializers import he_normal, normal
-from mask_rcnn.models.layers import Convolution2D, Deconvolution2D
+from mask_rcnn.models.layers import Convolution2D, Deconvolution2D, make_convolution
 from mask_rcnn.models.roi_pooling import run_in_chunks, split_by_image
 from mask_rcnn.ops.masks.class_masks import class_mask_probs
 
@@ -22,7 +22,7 @@ class MaskHead(chainer.Chain):
             :class:`~mask_rcnn.models.roi_pooling.RoIPooling`, or the box head's ``roi_features``, which C4 networks
             share.
         shares_box_features (bool): Whether ``pool`` is the box head's ``roi_features``.
-        config (mask_rcnn.config.Config): ``n_fg_class``, ``mask_channels`` and the dialect.
+        config (mask_rcnn.config.Config): ``n_fg_class``, ``mask_channels``, ``head_norm`` and the dialect.
     """
 
     #: Chunk size for CPU inference; usually all detections of an image are one chunk.
@@ -40,7 +40,8 @@ class MaskHead(chainer.Chain):
         # initialisation, made for COCO's 81 classes, a few classes would start with a mask loss near 10.
         with self.init_scope():
             for i in range(1, n_conv + 1):
-                setattr(self, f'conv{i}', Convolution2D(in_channels, channels, 3, pad=1, initialW=init))
+                conv = make_convolution(in_channels, channels, 3, pad=1, norm=config.head_norm, initialW=init)
+                setattr(self, f'conv{i}', conv)
                 in_channels = channels
             self.deconv = Deconvolution2D(in_channels, channels, 2, stride=2, initialW=init)
             self.score = Convolution2D(channels, config.n_fg_class, 1, initialW=normal(0.001))

@@ -9,7 +9,7 @@ from typing import Any
 import chainer
 import chainer.links as L
 
-from mask_rcnn.models.layers import BN_EPS, AffineChannel2D, scale_and_bias
+from mask_rcnn.models.norms import BN_EPS, AffineChannel2D, scale_and_bias
 from mask_rcnn.weights.folding import affine_to_norm
 
 
@@ -38,13 +38,6 @@ def affine_to_bn(chain: chainer.Chain, *, eps: float = BN_EPS) -> int:
         int: Number of replaced links.
     """
     return _replace(chain, AffineChannel2D, functools.partial(_to_bn, eps=eps))
-
-
-def set_epsilon(chain: chainer.Chain, eps: float) -> None:
-    """Set the epsilon of every batch normalisation in a chain."""
-    for link in chain.links():
-        if isinstance(link, L.BatchNormalization):
-            link.eps = eps
 
 
 def _to_affine(bn: Any) -> AffineChannel2D:

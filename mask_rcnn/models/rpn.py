@@ -42,6 +42,8 @@ class RPN(chainer.Chain):
         init = normal(0.01)
         with self.init_scope():
             self.conv = Convolution2D(in_channels, channels, 3, pad=1, initialW=init)
+            for i in range(2, config.rpn_convs + 1):
+                setattr(self, f'conv{i}', Convolution2D(channels, channels, 3, pad=1, initialW=init))
             self.objectness = Convolution2D(channels, n_anchors, 1, initialW=init)
             self.delta = Convolution2D(channels, 4 * n_anchors, 1, initialW=init)
 
@@ -79,8 +81,14 @@ class RPN(chainer.Chain):
             and deltas ``(N, 4 * A, H, W)``, whose channels ``4 * a`` to ``4 * a + 3`` are the ``(dy, dx, dh, dw)`` of
             anchor ``a``.
         """
-        hidden = [self.conv(x, relu=True) for x in features]
+        hidden = [self._convolve(x) for x in features]
         return [self.objectness(h) for h in hidden], [self.delta(h) for h in hidden]
+
+    def _convolve(self, x):
+        h = self.conv(x, relu=True)
+        for i in range(2, self.config.rpn_convs + 1):
+            h = self[f'conv{i}'](h, relu=True)
+        return h
 
     def anchors(self, sizes, input_size):
         """Return the anchors of each feature map, ``(H * W * A, 4)`` float32, on the link's device.

@@ -9,7 +9,8 @@ import chainer.links as L
 
 from mask_rcnn.config import Config
 from mask_rcnn.models import MaskRCNN
-from mask_rcnn.models.layers import AffineChannel2D, ConvNorm
+from mask_rcnn.models.layers import ConvNorm
+from mask_rcnn.models.norms import AffineChannel2D
 
 
 class FrozenParameter(chainer.Parameter):

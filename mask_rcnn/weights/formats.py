@@ -37,7 +37,7 @@ from mask_rcnn.weights.converters.settings import FileSettings
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_weight_file, zip_member_names
 from mask_rcnn.weights.native import read_weights
-from mask_rcnn.weights.norm_arrays import convert_norm_arrays
+from mask_rcnn.weights.norm_arrays import config_with_norm, convert_norm_arrays
 from mask_rcnn.weights.readers import safe_pickle, torch_file
 
 #: Name of the native format.
@@ -184,26 +184,21 @@ def read(
         raise WeightFileError(path, f'its network is not supported: {to_printable_ascii(str(error), 200)}') from None
     except MemoryError:
         raise WeightFileError(path, 'does not fit into memory') from None
-    return _convert(path, file, bn2affine=bn2affine, dialect=dialect or file.config.dialect)
+    return _convert(path, file, 'affine' if bn2affine else None, dialect or file.config.dialect)
 
 
-def _convert(path: _Path, file: ConvertedWeights, *, bn2affine: bool, dialect: Dialect) -> ConvertedWeights:
-    """Return a file's network with affine channels instead of batch normalisations, or in another dialect."""
+def _convert(path: _Path, file: ConvertedWeights, norm: str | None, dialect: Dialect) -> ConvertedWeights:
+    """Return a file's network with another normalisation, unless ``None``, and in another dialect."""
     before = file.config
-    norms = {'norm': before.norm, 'head_norm': before.head_norm}
-    if bn2affine:
-        if before.norm == 'gn':
-            raise ValueError(f'{escape(path)}: group normalisation cannot be converted to affine channels')
-        norms = {'norm': 'affine', 'head_norm': before.head_norm.replace('bn', 'affine')}
     try:
-        config = before.in_dialect(dialect).replace(**norms)
+        config = before.in_dialect(dialect)
+        config = config if norm is None else config_with_norm(config, norm)
     except ValueError as error:
         raise ValueError(f'{escape(path)}: {error}') from None
     if config == before:
         return file
-    arrays = convert_norm_arrays(
-        path, file.arrays, config.norm, before.dialect.backbone.bn_eps, dialect.backbone.bn_eps
-    )
+    epsilons = before.dialect.backbone.bn_eps, dialect.backbone.bn_eps
+    arrays = convert_norm_arrays(path, file.arrays, config.norm, *epsilons, head_norm=config.head_norm)
     return dataclasses.replace(file, config=config, arrays=arrays)
 
 

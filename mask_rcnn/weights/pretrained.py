@@ -21,7 +21,7 @@ from mask_rcnn.weights import formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError, summarize_names, to_printable_ascii
 from mask_rcnn.weights.native import load_arrays
-from mask_rcnn.weights.norm_arrays import convert_norm_arrays
+from mask_rcnn.weights.norm_arrays import CONVERTIBLE, convert_norm_arrays
 
 #: Parameters whose shape depends on the number of classes or anchors; all others must fit.
 _OUTPUT_LAYERS = re.compile(r'(rpn/(objectness|delta)|box_head/(score|delta)|mask_head/score)/[Wb]')
@@ -121,12 +121,25 @@ def _arrays_for(config: Config, path: _Path, file: ConvertedWeights) -> dict[str
             f'contains a {file.config.backbone}, but the model has a {config.extractor}; choose the network with '
             f'--extractor {" or ".join(fitting)}',
         )
+    _check_norm(path, 'norm', file.config, config)
     arrays = file.arrays
     if file.config.extractor != config.extractor:
         arrays = _move_backbone(arrays, to_fpn=config.has_fpn)
-    return convert_norm_arrays(
-        path, arrays, config.norm, file.config.dialect.backbone.bn_eps, config.dialect.backbone.bn_eps
-    )
+    elif file.kind == 'model' and config.has_fpn:
+        _check_norm(path, 'head_norm', file.config, config)
+    epsilons = file.config.dialect.backbone.bn_eps, config.dialect.backbone.bn_eps
+    return convert_norm_arrays(path, arrays, config.norm, *epsilons, head_norm=config.head_norm)
+
+
+def _check_norm(path: _Path, field: str, source: Config, target: Config) -> None:
+    """Refuse a file whose normalisation has no equivalent in the model."""
+    found, expected = getattr(source, field), getattr(target, field)
+    if found != expected and not {found, expected} <= set(CONVERTIBLE):
+        raise WeightFileError(
+            path,
+            f'has {field}={found!r}, but the model has {field}={expected!r}; weights with another normalisation do not '
+            'fit (--pretrained none needs no weights)',
+        )
 
 
 def _has_head(names: Iterable[str], head: str) -> bool:

@@ -95,7 +95,8 @@ def test_load_accepts_changes_that_the_arrays_allow(weight_file):
         ({'extractor': 'resnet101'}, "small.npz: its extractor is 'resnet50', not 'resnet101'"),
         ({'n_fg_class': 80}, 'small.npz: its n_fg_class is 3, not 80'),
         ({'roi_size': 9}, 'roi_size must be 7 or 14'),
-        ({'norm': 'group'}, "norm must be 'affine' or 'bn'"),
+        ({'norm': 'group'}, "small.npz: norm must be 'affine', 'bn' or 'gn'"),
+        ({'norm': 'gn'}, "small.npz: norm='affine' cannot be converted to 'gn'"),
         ({'min_size': 2000}, 'need 0 < min_size <= max_size'),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from chainer import gradient_check
 
 from mask_rcnn.models import layers
-from mask_rcnn.models.layers import AffineChannel2D
+from mask_rcnn.models.norms import AffineChannel2D
 
 FUNCTIONS = {
     'relu': (F.relu, (2, 3, 5, 4)),

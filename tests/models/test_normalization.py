@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mask_rcnn.models.backbones.resnet import ResNetStage
-from mask_rcnn.models.layers import AffineChannel2D, make_norm
 from mask_rcnn.models.norm_conversion import affine_to_bn, bn_to_affine
+from mask_rcnn.models.norms import AffineChannel2D, make_norm
 
 
 @pytest.fixture

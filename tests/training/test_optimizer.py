@@ -7,7 +7,7 @@ import chainer.links as L
 import numpy as np
 import pytest
 
-from mask_rcnn.models.layers import AffineChannel2D
+from mask_rcnn.models.norms import AffineChannel2D
 from mask_rcnn.training.freezing import FrozenParameter
 from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 

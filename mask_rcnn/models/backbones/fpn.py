@@ -8,7 +8,7 @@ import chainer
 
 from mask_rcnn.config import FPN_STRIDES
 from mask_rcnn.models.initializers import glorot_uniform
-from mask_rcnn.models.layers import Convolution2D
+from mask_rcnn.models.layers import make_convolution
 from mask_rcnn.ops.conv.upsample_add import upsample_add
 
 
@@ -22,6 +22,7 @@ class FPN(chainer.Chain):
     Args:
         backbone (mask_rcnn.models.layers.Backbone): Returns feature maps with strides 4, 8, 16 and 32.
         n_channels (int): Channels of the pyramid's feature maps.
+        norm (str): ``'none'``, or the normalisation after each convolution: ``'affine'``, ``'bn'`` or ``'gn'``.
 
     It is called with ``(N, 3, H, W)`` floats, ``H`` and ``W`` multiples of 32, and returns P2 ... P6, a tuple of
     feature maps ``(N, n_channels, ceil(H / s), ceil(W / s))`` with ``s`` as in ``strides``.
@@ -29,15 +30,15 @@ class FPN(chainer.Chain):
 
     strides = FPN_STRIDES
 
-    def __init__(self, backbone, n_channels):
+    def __init__(self, backbone, n_channels, *, norm='none'):
         super().__init__()
         self.out_channels = (n_channels,) * len(self.strides)
-        init = glorot_uniform()
+        options = {'norm': norm, 'initialW': glorot_uniform()}
         with self.init_scope():
             self.body = backbone
             for level, in_channels in enumerate(backbone.out_channels, start=2):
-                setattr(self, f'lateral{level}', Convolution2D(in_channels, n_channels, 1, initialW=init))
-                setattr(self, f'output{level}', Convolution2D(n_channels, n_channels, 3, pad=1, initialW=init))
+                setattr(self, f'lateral{level}', make_convolution(in_channels, n_channels, 1, **options))
+                setattr(self, f'output{level}', make_convolution(n_channels, n_channels, 3, pad=1, **options))
 
     @property
     def stages(self) -> tuple[Callable, ...]:

@@ -46,7 +46,7 @@ class MobileNetV1(Backbone):
 
     Args:
         width (float): Multiplier of all channel counts ("depth multiplier"), such as 0.25, 0.5 or 1.
-        norm (str): ``'affine'`` or ``'bn'``.
+        norm (str): ``'affine'``, ``'bn'`` or ``'gn'``.
     """
 
     outputs = tuple(1 + block for block in _LAST_BLOCKS)
@@ -81,7 +81,7 @@ class SeparableBlock(chainer.Chain):
     Args:
         in_channels, out_channels (int): Channels of input and output.
         stride (int): Stride of the depthwise convolution.
-        norm (str): ``'affine'`` or ``'bn'``.
+        norm (str): ``'affine'``, ``'bn'`` or ``'gn'``.
     """
 
     def __init__(self, in_channels, out_channels, *, stride, norm):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import chainer
 
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.models.layers import Backbone, ConvNorm, scale_and_bias, select_path
+from mask_rcnn.models.layers import Backbone, ConvNorm, select_path
+from mask_rcnn.models.norms import scale_and_bias
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv.convolution import convolve
 from mask_rcnn.ops.conv.max_pooling import max_pooling_2d
@@ -74,7 +75,7 @@ class Bottleneck(chainer.Chain):
         mid_channels (int): Channels of the 3x3 convolution, a quarter of the output channels.
         stride (int): Stride of the block: of the shortcut and, unless ``stride_in_3x3``, the first convolution.
         project (bool): Whether the shortcut has a convolution.
-        norm (str): ``'affine'`` or ``'bn'``.
+        norm (str): ``'affine'``, ``'bn'`` or ``'gn'``.
         stride_in_3x3 (bool): The dialect's ``backbone.stride_in_3x3``.
     """
 
@@ -141,7 +142,7 @@ class Stem(ConvNorm):
     Args:
         channels (int): Number of output channels.
         pool_pad (int): The dialect's ``backbone.stem_pool_pad``.
-        norm (str): ``'affine'`` or ``'bn'``.
+        norm (str): ``'affine'``, ``'bn'`` or ``'gn'``.
     """
 
     def __init__(self, channels, *, pool_pad, norm):
@@ -161,7 +162,7 @@ class ResNet(Backbone):
 
     Args:
         name (str): ``'resnet50'`` or ``'resnet101'``.
-        norm (str): ``'affine'`` or ``'bn'``.
+        norm (str): ``'affine'``, ``'bn'`` or ``'gn'``.
         outputs: Numbers of the stages whose outputs are returned: ``(4,)`` for a C4 network, ``(2, 3, 4, 5)``
             for a feature pyramid.
         pool_pad (int): The dialect's ``backbone.stem_pool_pad``.
