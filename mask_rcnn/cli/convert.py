@@ -190,13 +190,13 @@ def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
     """Read the input and apply the settings of the command line."""
     changes = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
     format = formats.detect_format(path)
-    settings = _read_settings(path, format, args.config)
     options = {'bn2affine': args.bn2affine, 'dialect': DIALECTS[args.dialect] if args.dialect else None}
     if format.suffix is None:
         if format.name != formats.NATIVE or not (any(options.values()) or roi_changes(args)):
             raise WeightFileError(path, f'is {format.title}, which needs no conversion')
         if args.output is None:
             raise UsageError(f'{path} is {format.title}: name the file to write with --output')
+    settings = _read_settings(path, format, args.config)
     try:
         if format.settings is not None:
             names = format.settings.options

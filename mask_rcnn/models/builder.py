@@ -7,8 +7,8 @@ import os
 
 import chainer
 
-from mask_rcnn.config import DIALECTS, PRESETS, Config, Dialect, fields
-from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from mask_rcnn.config import DIALECTS, PRESETS, TORCHVISION, Config, Dialect, fields
+from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, COCO_SPARSE_CLASS_NAMES
 from mask_rcnn.inference.save import model_meta
 from mask_rcnn.io.console import escape
 from mask_rcnn.models.backbones.fpn import FPN
@@ -184,16 +184,18 @@ def default_classes(file: ConvertedWeights) -> tuple[tuple[str, ...], tuple[int,
     """Return the names of a file's classes and their category ids in the dataset, both empty for a backbone.
 
     Args:
-        file: The weights.  If they have no names, those of COCO are used for 80 classes, otherwise ``class_1``,
-            ``class_2``, ...
+        file: The weights.  If they have no names, those of COCO are used for 80 classes and for the 90 of torchvision
+            (one for each category id up to 90), otherwise ``class_1``, ``class_2``, ...
     """
     if file.kind == 'backbone':
         return (), ()
     n_classes = file.config.n_fg_class
     names = tuple(file.class_names)
     if not names:
-        is_coco = n_classes == len(COCO_CLASS_NAMES)
-        names = COCO_CLASS_NAMES if is_coco else placeholder_names(n_classes)
+        known: dict[int, tuple[str, ...]] = {len(COCO_CLASS_NAMES): COCO_CLASS_NAMES}
+        if file.config.dialect.name == TORCHVISION.name:
+            known[len(COCO_SPARSE_CLASS_NAMES)] = COCO_SPARSE_CLASS_NAMES
+        names = known.get(n_classes) or placeholder_names(n_classes)
     if file.category_ids:
         return names, tuple(file.category_ids)
     return names, COCO_CATEGORY_IDS if names == COCO_CLASS_NAMES else tuple(range(1, n_classes + 1))

@@ -81,7 +81,7 @@ class Format:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What determines the format of a file.
+    """The properties of a file that determine its format.
 
     Args:
         path: The file.

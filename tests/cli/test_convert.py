@@ -16,7 +16,7 @@ from mask_rcnn.cli import convert
 from mask_rcnn.config import DENA, DIALECTS, Config
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, read_weights, write_weights
-from mask_rcnn.weights.converters import detectron
+from mask_rcnn.weights.converters import detectron, matterport_cfg
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
 
 
@@ -197,14 +197,14 @@ def test_settings_that_matterports_files_lack(source, monkeypatch, tmp_path, cap
         given.append(settings)
         return file
 
-    read_as(monkeypatch, read, takes_settings=True)
+    read_as(monkeypatch, read, settings=matterport_cfg.FILE_SETTINGS)
     settings.write_text(json.dumps({'IMAGE_MAX_DIM': 512, 'IMAGE_MIN_DIM': 256}))
     arguments = [str(path), '--output', str(output)]
     assert convert.main([*arguments, '--config', str(settings), '--min-size', '300']) == 0
     assert given == [{'IMAGE_MAX_DIM': 512, 'IMAGE_MIN_DIM': 300}]
     source()
     assert convert.main([*arguments, '--config', str(settings)]) == 1
-    assert 'takes no settings (IMAGE_MAX_DIM, IMAGE_MIN_DIM)' in capsys.readouterr().err
+    assert 'takes no settings (--config)' in capsys.readouterr().err
 
 
 def test_native_files_need_no_conversion(source, monkeypatch, tmp_path, capsys):
@@ -337,7 +337,7 @@ def test_native_files_change_their_normalisation_and_dialect(tmp_path, capsys):
     [
         ({}, [], 1, "is this program's .npz, which needs no conversion"),
         ({}, ['--min-size', '300'], 1, 'which needs no conversion'),
-        ({}, ['--dialect', 'dena', '--config', 'c.json'], 1, 'takes no settings (IMAGE_MAX_DIM)'),
+        ({}, ['--dialect', 'dena', '--config', 'c.json'], 1, 'takes no settings (--config)'),
         ({'extractor': 'resnet50_fpn'}, ['--dialect', 'dena'], 2, "in.npz: resnet50_fpn of the dialect 'detectron'"),
         ({'extractor': 'resnet50_fpn'}, ['--dialect=dena'], 2, 'only C4 networks can change between'),
         ({'dialect': 'matterport'}, ['--dialect', 'detectron'], 2, "of the dialect 'matterport' cannot run in"),

@@ -189,9 +189,7 @@ def test_settings_reach_the_configuration(read):
 @pytest.mark.parametrize(
     ('state', 'reason'),
     [
-        ({'backbone.bottom_up.res2.0.conv1.weight': (1,)}, 'is a state dict of detectron2'),
         ({'backbone.body.stem.conv1.weight': (1,)}, 'of maskrcnn-benchmark'),
-        ({'backbone.body.conv1.weight': (1,)}, 'of torchvision'),
         ({'neck.lateral_convs.0.conv.weight': (1,)}, 'of MMDetection'),
         ({'conv1.weight': (1,), 'layer4.0.conv1.weight': (1,)}, 'of a ResNet classifier'),
         ({'a\x1b': (1,)}, r'not of a supported Mask R-CNN .*begins with a\\x1b'),

@@ -21,7 +21,6 @@ Detectron's conventions, and the native ones where they differ:
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import re
@@ -41,6 +40,7 @@ from mask_rcnn.weights.converters.mapping import (
     apply_mappings,
     drop_background,
     group_names,
+    person_class,
     resnet_convolutions,
     scale_outputs,
     swap_xy,
@@ -91,11 +91,7 @@ def read(path: _Path) -> ConvertedWeights:
     arrays, taken, broken = apply_mappings(path, blobs, mappings, noun='blobs')
     warnings += broken + _upsampling_warnings(blobs)
     report = ConversionReport(taken, group_names(set(blobs) - set(taken), _group_of), tuple(notes), tuple(warnings))
-    converted = ConvertedWeights(kind, FORMAT, config, arrays, report, sha256(path))
-    if kind == 'model' and config.n_keypoint and config.n_fg_class == 1:
-        # Detectron's keypoint models have one class (NUM_CLASSES: 2), the first one of COCO.
-        return dataclasses.replace(converted, class_names=('person',), category_ids=(1,))
-    return converted
+    return ConvertedWeights(kind, FORMAT, config, arrays, report, sha256(path), *person_class(config))
 
 
 # Contents of the file

@@ -35,6 +35,7 @@ from mask_rcnn.weights.converters.mapping import (
     ParamMapping,
     apply_mappings,
     group_names,
+    person_class,
     resnet_convolutions,
     swap_xy,
 )
@@ -79,7 +80,7 @@ _RESNEXT_STD = (57.375, 57.12, 58.395)
 #: ``SMOOTH_L1_BETA`` of the box head in the zoo's keypoint models.
 _KEYPOINT_BETA = 0.5
 
-#: Input of networks that began with torchvision's ImageNet weights, of which ``pixel_mean`` in the file tells.
+#: Input of networks that began with torchvision's ImageNet weights; ``pixel_mean`` in a file determines it.
 _RGB_INPUT = {'channel_order': 'RGB'}
 
 _PICKLE = re.compile(rb'\x80[\x02-\x05]')
@@ -119,10 +120,7 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeig
     report = ConversionReport(
         taken, group_names(set(arrays) - set(taken), _group_of), notes, (*warnings, *broken), tuple(assumptions)
     )
-    is_person = config.n_keypoint and config.n_fg_class == 1
-    return ConvertedWeights(
-        'model', FORMAT, config, native, report, sha256(path), *((('person',), (1,)) if is_person else ((), ()))
-    )
+    return ConvertedWeights('model', FORMAT, config, native, report, sha256(path), *person_class(config))
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -296,12 +294,12 @@ class _Layers:
 
     def _check_class_specific(self, fields: Mapping[str, Any]) -> None:
         """Raise an error if a head predicts one box or mask for all classes together."""
-        n_classes = fields['n_fg_class']
-        outputs = {'boxes': ('roi_heads.box_predictor.bbox_pred.weight', 4, 2)}
+        outputs = [('boxes', 4 * fields['n_fg_class'], 'roi_heads.box_predictor.bbox_pred.weight')]
         if fields['masks']:
-            outputs['masks'] = ('roi_heads.mask_head.predictor.weight', 1, 4)
-        for title, (name, per_class, n_axes) in outputs.items():
-            if n_classes > 1 and self._size(name, n_axes=n_axes) == per_class:
+            outputs.append(('masks', fields['n_fg_class'], 'roi_heads.mask_head.predictor.weight'))
+        for title, n_outputs, name in outputs:
+            shape = self._arrays[name].shape if name in self._arrays else (n_outputs,)
+            if fields['n_fg_class'] > 1 and shape[:1] == (n_outputs // fields['n_fg_class'],):
                 raise WeightFileError(self._path, f'has class-agnostic {title}, which are not supported')
 
     def _check_anchors(self, config: Config, settings: Mapping[str, Any]) -> None:
@@ -399,8 +397,8 @@ class _Layers:
         for i in range(1, 9):
             shape = (512, 512 if i > 1 else config.fpn_channels, 3, 3)
             mappings += self._mapper.plain(f'{head}.conv_fcn{i}', f'keypoint_head/conv{i}', shape)
-        shape = (512, config.n_keypoint, 4, 4)
-        return mappings + self._mapper.plain(f'{head}.score_lowres', 'keypoint_head/deconv', shape, out=1)
+        deconv = (512, config.n_keypoint, 4, 4)
+        return mappings + self._mapper.plain(f'{head}.score_lowres', 'keypoint_head/deconv', deconv, out=1)
 
 
 def _background_first(array: np.ndarray) -> np.ndarray:

@@ -245,6 +245,11 @@ def resnet_convolutions(backbone: str) -> Iterator[ResNetConv]:
             width_in = width_out
 
 
+def person_class(config: Config) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the name and the category id of the only class of a keypoint model, COCO's first; empty for others."""
+    return (('person',), (1,)) if config.n_keypoint and config.n_fg_class == 1 else ((), ())
+
+
 _BACKBONE_NAMES = {
     'resnet50': 'R-50',
     'resnet101': 'R-101',

@@ -31,7 +31,10 @@ from mask_rcnn.weights.readers import torch_file
 #: Name of the format in the metadata of converted files.
 FORMAT = 'pytorch'
 
-_SUPPORTED = 'multimodallearning/pytorch-mask-rcnn (mask_rcnn_coco.pth), Pytorch_Mask_RCNN (mrcnn.pth), torchvision and detectron2'
+_SUPPORTED = (
+    'torchvision, detectron2, multimodallearning/pytorch-mask-rcnn (mask_rcnn_coco.pth) and Pytorch_Mask_RCNN '
+    '(mrcnn.pth)'
+)
 
 _KINDS = {
     'kernel': 'weight',

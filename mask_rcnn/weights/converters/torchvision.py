@@ -24,7 +24,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mask_rcnn.config import PRESETS, TORCHVISION, Config
-from mask_rcnn.datasets.coco_categories import COCO_SPARSE_CLASS_NAMES
 from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.converters import torchvision_cfg
 from mask_rcnn.weights.converters.mapping import (
@@ -34,6 +33,7 @@ from mask_rcnn.weights.converters.mapping import (
     apply_mappings,
     drop_background,
     group_names,
+    person_class,
     resnet_convolutions,
     swap_xy,
 )
@@ -121,8 +121,7 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeig
         (*warnings, *broken),
         tuple(_assumptions(settings, config)),
     )
-    names, ids = _classes(config)
-    return ConvertedWeights('model', FORMAT, config, native, report, sha256(path), names, ids)
+    return ConvertedWeights('model', FORMAT, config, native, report, sha256(path), *person_class(config))
 
 
 def _assumptions(settings: Mapping[str, Any], config: Config) -> Iterable[str]:
@@ -137,15 +136,6 @@ def _assumptions(settings: Mapping[str, Any], config: Config) -> Iterable[str]:
             f'the shorter side of the input is {config.min_size} and the longer at most {config.max_size} pixels '
             '(convert --min-size, --max-size)'
         )
-
-
-def _classes(config: Config) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the names and category ids of COCO's classes if the model may be one of COCO's."""
-    if config.n_keypoint and config.n_fg_class == 1:
-        return ('person',), (1,)
-    if config.n_fg_class == len(COCO_SPARSE_CLASS_NAMES):
-        return COCO_SPARSE_CLASS_NAMES, tuple(range(1, config.n_fg_class + 1))
-    return (), ()
 
 
 class _Layers:
