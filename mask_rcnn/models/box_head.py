@@ -8,7 +8,7 @@ import chainer.links as L
 import numpy as np
 
 from mask_rcnn.config import RESNET_BLOCKS
-from mask_rcnn.models.backbones.resnet import PoolAfterConv, ResNetStage
+from mask_rcnn.models.backbones.resnet import PoolAfterConv, ResNetStage, grouped_width
 from mask_rcnn.models.initializers import glorot_uniform, he_normal, normal
 from mask_rcnn.models.layers import Linear, as_float32, make_convolution, output_layers
 from mask_rcnn.models.roi_pooling import RoIPooling, run_in_chunks, split_by_image
@@ -196,8 +196,8 @@ class Res5BoxHead(BoxHead):
         n_class = config.n_fg_class + 1
         self._average_size = config.roi_size // 2 if config.dialect.rois.average_half_window else 7
         with self.init_scope():
-            n_blocks, mid_channels = RESNET_BLOCKS[config.backbone][3], self.out_channels // 4
-            self.res5 = ResNetStage(n_blocks, in_channels, mid_channels, stride=1, norm=config.norm)
+            width = grouped_width(config.backbone, self.out_channels)
+            self.res5 = ResNetStage(RESNET_BLOCKS[config.backbone][3], in_channels, **width, stride=1, norm=config.norm)
             self.score = L.Linear(self.out_channels, n_class, initialW=normal(0.01))
             self.delta = L.Linear(self.out_channels, 4 * n_class, initialW=normal(0.001))
 

@@ -28,15 +28,26 @@ def no_initial_weights() -> Iterator[None]:
 
 
 class _Random(chainer.Initializer):
-    """An initializer of Chainer's that does nothing in :func:`no_initial_weights`."""
+    """An initializer of Chainer's that does nothing in :func:`no_initial_weights`.
 
-    def __init__(self, fill: Callable) -> None:
+    Args:
+        fill: Writes random values to an array.
+        groups: Number of groups of output channels that are filled one after the other.
+    """
+
+    def __init__(self, fill: Callable, groups: int = 1) -> None:
         super().__init__()
-        self._fill = fill
+        self._fill, self._groups = fill, groups
 
     def __call__(self, array) -> None:
-        if not _left_out.get():
+        if _left_out.get():
+            return
+        if self._groups == 1:
             self._fill(array)
+            return
+        n = len(array) // self._groups
+        for start in range(0, len(array), n):
+            self._fill(array[start : start + n])
 
 
 def normal(scale: float) -> chainer.Initializer:
@@ -48,15 +59,16 @@ def normal(scale: float) -> chainer.Initializer:
     return _Random(I.Normal(scale))
 
 
-def he_normal(fan_option: str = 'fan_in') -> chainer.Initializer:
+def he_normal(fan_option: str = 'fan_in', groups: int = 1) -> chainer.Initializer:
     """Return an initializer of normally distributed weights that keeps the variance of activations or of gradients.
 
     He et al., "Delving Deep into Rectifiers", 2015, equations 10 and 14.
 
     Args:
         fan_option: ``'fan_in'`` for activations, ``'fan_out'`` for gradients.
+        groups: Number of groups of a grouped convolution, each of which has its own fan.
     """
-    return _Random(I.HeNormal(fan_option=fan_option))
+    return _Random(I.HeNormal(fan_option=fan_option), groups)
 
 
 def glorot_uniform() -> chainer.Initializer:

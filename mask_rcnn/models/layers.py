@@ -73,7 +73,7 @@ class _WithoutInitialGradient:
 
 
 class Convolution2D(_WithoutInitialGradient, L.Convolution2D):
-    """:class:`chainer.links.Convolution2D` (square stride and padding, no dilation, no groups) with optional ReLU.
+    """:class:`chainer.links.Convolution2D` (square stride and padding, no dilation) with optional ReLU.
 
     The parameters are Chainer's.  :func:`select_path` selects the implementation.
     """
@@ -83,11 +83,11 @@ class Convolution2D(_WithoutInitialGradient, L.Convolution2D):
         options = {'stride': self.stride[0], 'pad': self.pad[0]}
         path = select_path(x)
         if path in ('cpu', 'cudnn'):
-            y = convolve(chainer.as_array(x), self.W.array, _array_of(self.b), relu=relu, **options)
+            y = convolve(chainer.as_array(x), self.W.array, _array_of(self.b), relu=relu, groups=self.groups, **options)
             return chainer.as_variable(y)
-        if path == 'cudnn_graph':
+        if path == 'cudnn_graph':  # the shape of the weight determines the groups
             return cudnn_frontend.convolution_2d(x, self.W, self.b, relu=relu, **options)
-        y = convolution_2d(x, self.W, self.b, **options)
+        y = convolution_2d(x, self.W, self.b, groups=self.groups, **options)
         return F.relu(y) if relu else y
 
 
@@ -203,7 +203,7 @@ class ConvNorm(chainer.Chain):
     """A convolution without bias, followed by its normalisation.
 
     Args:
-        in_channels, out_channels, ksize, stride, pad: As for :class:`chainer.links.Convolution2D`.
+        in_channels, out_channels, ksize, stride, pad, groups: As for :class:`chainer.links.Convolution2D`.
         norm (str): ``'affine'``, ``'bn'`` or ``'gn'``.
 
     Attributes:
@@ -213,11 +213,13 @@ class ConvNorm(chainer.Chain):
 
     bn_frozen = False
 
-    def __init__(self, in_channels, out_channels, ksize, *, stride=1, pad=0, norm):
+    def __init__(self, in_channels, out_channels, ksize, *, stride=1, pad=0, groups=1, norm):
         super().__init__()
-        init = he_normal(fan_option='fan_out')
+        init = he_normal(fan_option='fan_out', groups=groups)
         with self.init_scope():
-            self.conv = Convolution2D(in_channels, out_channels, ksize, stride, pad, nobias=True, initialW=init)
+            self.conv = Convolution2D(
+                in_channels, out_channels, ksize, stride, pad, nobias=True, initialW=init, groups=groups
+            )
             self.norm = make_norm(norm, out_channels)
 
     def forward(self, x, *, relu=False, residual=None, overwrite_residual=False):
@@ -237,10 +239,8 @@ class ConvNorm(chainer.Chain):
         if path in ('cpu', 'cudnn') and self.has_fixed_norm:
             weight, bias = self.fold()
             residual = None if residual is None else chainer.as_array(residual)
-            y = convolve(
-                chainer.as_array(x), weight, bias, residual=residual, overwrite_residual=overwrite_residual, **options
-            )
-            return chainer.as_variable(y)
+            options.update(groups=self.conv.groups, residual=residual, overwrite_residual=overwrite_residual)
+            return chainer.as_variable(convolve(chainer.as_array(x), weight, bias, **options))
         if path == 'cudnn_graph' and self.has_constant_norm:
             return cudnn_frontend.convolution_affine(x, self.conv.W, *scale_and_bias(self.norm), residual, **options)
         return self.normalize(self.conv(x), relu=relu, residual=residual)
@@ -258,7 +258,7 @@ class ConvNorm(chainer.Chain):
         return self.has_fixed_norm and not any(parameter.requires_grad for parameter in self.norm.params())
 
     def fold(self) -> tuple[Any, Any]:
-        """Fold the normalisation into the convolution: return a weight ``(O, I, kh, kw)`` and a bias ``(O,)``."""
+        """Return the weight ``(O, I / groups, kh, kw)`` and the bias ``(O,)`` of convolution and normalisation."""
         return cached(_fold_norm, self.conv.W.array, self.norm)
 
     def normalize(self, h, *, relu=False, residual=None) -> chainer.Variable:

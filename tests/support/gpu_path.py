@@ -23,7 +23,7 @@ class ArrayModule:
         return getattr(np, name)
 
 
-def convolve(*args, overwrite_residual=False, **options):
+def convolve(*args, overwrite_residual=False, groups=1, **options):
     return cudnn_frontend.convolve(*args, **options)
 
 

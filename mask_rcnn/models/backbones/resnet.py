@@ -1,4 +1,6 @@
-"""ResNet with bottleneck blocks (He et al. 2016) in the variants of Caffe, Detectron and MindSpore.
+"""ResNet with bottleneck blocks (He et al. 2016) in the variants of Caffe, Detectron and MindSpore, and ResNeXt.
+
+The 3x3 convolutions of a ResNeXt are wider and have groups (Xie et al. 2017, figure 3c).
 
 A stage's stride is in the first 1x1 convolution of its first block and in the parallel shortcut, or in the 3x3
 convolution if ``stride_in_3x3`` is set.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import chainer
 
-from mask_rcnn.config import RESNET_BLOCKS
+from mask_rcnn.config import RESNET_BLOCKS, RESNET_GROUPS
 from mask_rcnn.models.layers import Backbone, ConvNorm, select_path
 from mask_rcnn.models.norms import scale_and_bias
 from mask_rcnn.ops import cudnn_frontend
@@ -72,22 +74,36 @@ class Bottleneck(chainer.Chain):
 
     Args:
         in_channels (int): Channels of the input.
-        mid_channels (int): Channels of the 3x3 convolution, a quarter of the output channels.
+        mid_channels (int): Channels of the 3x3 convolution.
+        out_channels (int): Channels of the output; by default ``4 * mid_channels``.
+        groups (int): Number of groups of the 3x3 convolution.
         stride (int): Stride of the block: of the shortcut and, unless ``stride_in_3x3``, the first convolution.
         project (bool): Whether the shortcut has a convolution.
         norm (str): ``'affine'``, ``'bn'`` or ``'gn'``.
         stride_in_3x3 (bool): The dialect's ``backbone.stride_in_3x3``.
     """
 
-    def __init__(self, in_channels, mid_channels, *, stride=1, project=False, norm, stride_in_3x3=False):
+    def __init__(
+        self,
+        in_channels,
+        mid_channels,
+        *,
+        out_channels=None,
+        groups=1,
+        stride=1,
+        project=False,
+        norm,
+        stride_in_3x3=False,
+    ):
         super().__init__()
+        out_channels = 4 * mid_channels if out_channels is None else out_channels
         strides = (1, stride) if stride_in_3x3 else (stride, 1)
         with self.init_scope():
             self.conv1 = ConvNorm(in_channels, mid_channels, 1, stride=strides[0], norm=norm)
-            self.conv2 = ConvNorm(mid_channels, mid_channels, 3, stride=strides[1], pad=1, norm=norm)
-            self.conv3 = ConvNorm(mid_channels, 4 * mid_channels, 1, norm=norm)
+            self.conv2 = ConvNorm(mid_channels, mid_channels, 3, stride=strides[1], pad=1, groups=groups, norm=norm)
+            self.conv3 = ConvNorm(mid_channels, out_channels, 1, norm=norm)
             if project:
-                self.shortcut = ConvNorm(in_channels, 4 * mid_channels, 1, stride=stride, norm=norm)
+                self.shortcut = ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm)
         self.project = project
 
     def forward(self, x, pool_after_conv: PoolAfterConv | None = None, *, overwrite=False):
@@ -99,7 +115,7 @@ class Bottleneck(chainer.Chain):
             overwrite (bool): Whether the output may reuse the memory of ``x`` if backprop is disabled.
 
         Returns:
-            chainer.Variable: ``(N, 4 * mid_channels, h, w)``, or one row per RoI with ``pool_after_conv``.
+            chainer.Variable: ``(N, out_channels, h, w)``, or one row per RoI with ``pool_after_conv``.
         """
         if pool_after_conv is not None:
             h = self.conv2(pool_after_conv(self.conv1, x, relu=True), relu=True)
@@ -115,18 +131,23 @@ class ResNetStage(chainer.Chain):
 
     Args:
         n_blocks (int): Number of blocks.
-        in_channels, mid_channels, stride, norm, stride_in_3x3: Arguments of the first :class:`Bottleneck`.
+        in_channels, mid_channels, out_channels, groups, stride, norm, stride_in_3x3: Arguments of the first
+            :class:`Bottleneck`.
     """
 
-    def __init__(self, n_blocks, in_channels, mid_channels, *, stride, norm, stride_in_3x3=False):
+    def __init__(
+        self, n_blocks, in_channels, mid_channels, *, out_channels=None, groups=1, stride, norm, stride_in_3x3=False
+    ):
         super().__init__()
         self.n_blocks = n_blocks
+        out_channels = 4 * mid_channels if out_channels is None else out_channels
+        options = {'out_channels': out_channels, 'groups': groups, 'norm': norm}
         with self.init_scope():
             self.block0 = Bottleneck(
-                in_channels, mid_channels, stride=stride, project=True, norm=norm, stride_in_3x3=stride_in_3x3
+                in_channels, mid_channels, stride=stride, project=True, stride_in_3x3=stride_in_3x3, **options
             )
             for i in range(1, n_blocks):
-                setattr(self, f'block{i}', Bottleneck(4 * mid_channels, mid_channels, norm=norm))
+                setattr(self, f'block{i}', Bottleneck(out_channels, mid_channels, **options))
 
     def forward(self, x, pool_after_conv: PoolAfterConv | None = None):
         """Return the output of the last block; ``pool_after_conv`` is for the first block."""
@@ -134,6 +155,17 @@ class ResNetStage(chainer.Chain):
         for i in range(1, self.n_blocks):
             x = self[f'block{i}'](x, overwrite=True)
         return x
+
+
+def grouped_width(name: str, out_channels: int) -> dict[str, int]:
+    """Return the arguments of a :class:`ResNetStage` that determine its width.
+
+    Args:
+        name: A key of :data:`mask_rcnn.config.RESNET_GROUPS`.
+        out_channels: Channels of the stage's output, 256 in res2.
+    """
+    groups, width = RESNET_GROUPS[name]
+    return {'mid_channels': groups * (width * out_channels // 256), 'out_channels': out_channels, 'groups': groups}
 
 
 class Stem(ConvNorm):
@@ -161,7 +193,7 @@ class ResNet(Backbone):
     """``conv1`` (the stem) and the stages ``res2``, ``res3`` ... up to the last one that is returned.
 
     Args:
-        name (str): ``'resnet50'`` or ``'resnet101'``.
+        name (str): A key of :data:`mask_rcnn.config.RESNET_BLOCKS`, such as ``'resnet50'``.
         norm (str): ``'affine'``, ``'bn'`` or ``'gn'``.
         outputs: Numbers of the stages whose outputs are returned: ``(4,)`` for a C4 network, ``(2, 3, 4, 5)``
             for a feature pyramid.
@@ -183,14 +215,14 @@ class ResNet(Backbone):
             self.conv1 = Stem(self.stem_channels, pool_pad=pool_pad, norm=norm)
             in_channels = self.stem_channels
             for number in range(2, max(outputs) + 1):
-                mid_channels = self.stem_channels * 2**number // 4
+                out_channels = self.stem_channels * 2**number
                 stage = ResNetStage(
                     RESNET_BLOCKS[name][number - 2],
                     in_channels,
-                    mid_channels,
+                    **grouped_width(name, out_channels),
                     stride=1 if number == 2 else 2,
                     norm=norm,
                     stride_in_3x3=stride_in_3x3,
                 )
                 setattr(self, f'res{number}', stage)
-                in_channels = 4 * mid_channels
+                in_channels = out_channels
