@@ -49,6 +49,8 @@ class TrainingTransform:
         example = changed
         if self.augmentation.flip and np.random.RandomState([seed, _FLIP_STREAM]).rand() < 0.5:
             example = flip_horizontal(example)
+        if self.augmentation.color_jitter and self.config.dialect.input.resize == 'pillow_uint8':
+            example = dataclasses.replace(example, image=np.rint(example.image))  # Pillow resizes bytes only
         # Without a factor, the sizes are exactly those of inference; a quarter turn exchanges them.
         is_whole = factor == 1 and example.image.shape[1:] in (size, size[::-1])
         x, image_transform = prepare_image(example.image, self.config, scale=None if is_whole else scale)

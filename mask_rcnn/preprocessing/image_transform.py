@@ -24,7 +24,6 @@ from mask_rcnn.ops.images.network_input import (
 )
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.transfer import upload
-from mask_rcnn.preprocessing.image_io import to_chw
 from mask_rcnn.preprocessing.resize import resize_opencv, resize_torch, resize_uint8_skimage
 from mask_rcnn.preprocessing.resize_pillow import normalize_pixels, resize_pillow, to_bytes
 
@@ -213,6 +212,27 @@ def input_scale(size: tuple[int, int], config: Config) -> float:
     return float(scale)
 
 
+def input_transform(size: tuple[int, int], config: Config, scale: float | None = None) -> ImageTransform:
+    """Return the transform from an image to its network input.
+
+    Args:
+        size: Height and width of the image.
+        config: Limits ``min_size`` and ``max_size``, and the dialect.
+        scale: Factor by which the image is resized; ``None`` for that of :func:`input_scale`.
+    """
+    conventions = config.dialect.input
+    if scale is None and conventions.side_rounding == 'half_up':
+        resized = _limited_size(size, config)
+    else:
+        resized = resized_size(size, input_scale(size, config) if scale is None else scale, conventions.side_rounding)
+    scale = input_scale(size, config) if scale is None else scale
+    if conventions.letterbox:
+        longer = max(resized)
+        side = config.max_size if longer <= config.max_size else longer + -longer % config.size_divisor
+        return ImageTransform.letterbox(size, scale, side, resized=resized)
+    return ImageTransform.top_left(size, scale, resized=resized, box_factors=conventions.box_factors)
+
+
 def prepare_image(
     image: np.ndarray, config: Config, *, scale: float | None = None
 ) -> tuple[np.ndarray, ImageTransform]:
@@ -237,20 +257,21 @@ def prepare_image(
         tuple: The network input, ``(3, h, w)`` float32, and the transform from the image to it.
     """
     conventions = config.dialect.input
-    image_transform = _image_transform(_image_size(image), config, scale)
+    image_transform = input_transform(_image_size(image), config, scale)
     pixels = to_bytes(image) if conventions.resize == 'pillow_uint8' else None
     if pixels is not None:
         x = resize_pillow(pixels, image_transform.resized)
         reverse = conventions.channel_order == 'BGR'
         x = normalize_pixels(x, conventions.pixel_mean, conventions.pixel_std, reverse=reverse)
         return _pad(x, image_transform, config.size_divisor), image_transform
-    image = to_chw(image)
-    channels = image[::-1] if conventions.channel_order == 'BGR' else image
+    channels = image.transpose(2, 0, 1) if image.dtype == np.uint8 else image  # the resize reads few of many bytes
+    if conventions.channel_order == 'BGR':
+        channels = channels[::-1]
     return _resize_channels(channels, config, image_transform), image_transform
 
 
 def _resize_channels(channels: np.ndarray, config: Config, image_transform: ImageTransform) -> np.ndarray:
-    """Return the network input of channels of floats in the order of the network input."""
+    """Return the network input of ``(3, H, W)`` channels in the order of the network input."""
     conventions = config.dialect.input
     mean, std, mean_first = conventions.pixel_mean, conventions.pixel_std, conventions.subtract_mean_first
     if conventions.resize in ('torch_float32', 'pillow_uint8'):
@@ -288,7 +309,7 @@ def prepare_image_gpu(image: np.ndarray, config: Config, xp: Any) -> tuple[Array
         ValueError: The image contains values that are not finite.
     """
     conventions = config.dialect.input
-    image_transform = _image_transform(_image_size(image), config)
+    image_transform = input_transform(_image_size(image), config)
     top, left = (int(corner) for corner in image_transform.window[:2])
     layout = InputLayout(
         size=_padded_size(image_transform, config.size_divisor),
@@ -314,21 +335,6 @@ def _image_size(image: np.ndarray) -> tuple[int, int]:
     """Return the height and width of ``(H, W, 3)`` uint8 or ``(3, H, W)`` float32."""
     height, width = image.shape[:2] if image.dtype == np.uint8 else image.shape[1:]
     return height, width
-
-
-def _image_transform(size: tuple[int, int], config: Config, scale: float | None = None) -> ImageTransform:
-    """Return the transform of an image of the given height and width."""
-    conventions = config.dialect.input
-    if scale is None and conventions.side_rounding == 'half_up':
-        resized = _limited_size(size, config)
-    else:
-        resized = resized_size(size, input_scale(size, config) if scale is None else scale, conventions.side_rounding)
-    scale = input_scale(size, config) if scale is None else scale
-    if conventions.letterbox:
-        longer = max(resized)
-        side = config.max_size if longer <= config.max_size else longer + -longer % config.size_divisor
-        return ImageTransform.letterbox(size, scale, side, resized=resized)
-    return ImageTransform.top_left(size, scale, resized=resized, box_factors=conventions.box_factors)
 
 
 def _padded_size(image_transform: ImageTransform, divisor: int) -> tuple[int, int]:

@@ -42,6 +42,7 @@ def random_image(rng, size, dtype):
 def assert_equal_to_the_cpu(image, config, xp):
     chw = image.transpose(2, 0, 1).astype(np.float32) if image.dtype == np.uint8 else image
     expected, expected_transform = prepare_image(chw, config)
+    np.testing.assert_array_equal(prepare_image(image, config)[0], expected)
     x, transform = prepare_image_gpu(image, config, xp)
     assert transform == expected_transform and isinstance(x, xp.ndarray) and x.dtype == np.float32
     assert x.flags.c_contiguous
