@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import DENA, MATTERPORT
+from mask_rcnn.config import DENA, DETECTRON2, MATTERPORT, TORCHVISION
 from mask_rcnn.models.keypoint_head import KeypointHead
 from tests.support.models import NARROW, small_model
 from tests.support.small_resnet import use_narrow_resnet
@@ -19,6 +19,8 @@ NETWORKS = {
         'resnet50_fpn',
         {'dialect': MATTERPORT, 'norm': 'bn', 'max_size': 128, 'rpn_post_nms': 60, 'nms_threshold': 0.3},
     ),
+    'torchvision': ('resnet50_fpn', {'dialect': TORCHVISION}),
+    'detectron2': ('resnet50', {'dialect': DETECTRON2, 'rpn_min_size': 0.0, 'sampling_ratio': 0}),
     'mobilenet': ('mobilenet_v1_fpn', {'width': 0.25}),
     'keypoints': ('keypoint_resnet50_fpn', {'n_fg_class': 1, 'fpn_channels': 8, 'rpn_channels': 8, 'head_channels': 8}),
 }

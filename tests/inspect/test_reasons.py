@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.inspect import Step, trace, why, why_not
+from mask_rcnn.config import DETECTRON2, TORCHVISION
+from mask_rcnn.inspect import Fate, Step, trace, why, why_not
 from tests.inspect.networks import anchor_box, make_network, scripted_network
 
 IMAGE = np.zeros((128, 128, 3), np.uint8)
@@ -106,6 +107,39 @@ def test_too_many_detections_have_a_higher_score():
 @pytest.fixture(scope='module')
 def matterport_steps():
     return trace(make_network('matterport'), np.random.RandomState(0).randint(0, 256, (60, 80, 3)).astype(np.uint8))
+
+
+def test_a_proposal_is_too_small_without_a_rule_for_its_centre():
+    rejection = lose(scripted_network({CELL: 5}, rpn_min_size=40.0, dialect=TORCHVISION))
+    assert rejection.step is Step.SIZE and rejection.reason.endswith('but it is too small')
+
+
+def test_a_detection_is_too_small_in_torchvision():
+    """Its sides are 0.005 pixels of the input; the box of another class has its place."""
+    shrink = 5 * np.log(0.005 / 32)
+    model = scripted_network(
+        {CELL: 5},
+        scores={0: CAT},
+        box_deltas={0: [(0, 0, 0, 0), (0, 0, shrink, shrink), (0, 0, 0, 0)]},
+        dialect=TORCHVISION,
+    )
+    steps = trace(model, IMAGE)
+    (row,) = np.flatnonzero(steps.candidates.labels == 0)
+    assert steps.candidates.fates[row] == Fate.INVALID and (steps.detections.labels == 1).all()
+    rejection = why_not(steps, steps.candidates.boxes[row], 'cat')
+    assert rejection.step is Step.BOX_SIZE and (rejection.table, rejection.index) == ('candidates', row)
+    assert 'but it has a side of less than 0.01 pixels of the network input' in rejection.reason
+
+
+def test_an_empty_detection_is_dropped_in_detectron2():
+    """The RoI moves out of the image, whose border clips it."""
+    model = scripted_network({CELL: 5}, scores={0: CAT}, box_deltas={0: (90, 0, 0, 0)}, dialect=DETECTRON2)
+    steps = trace(model, IMAGE)
+    is_cat = steps.candidates.labels == 0
+    assert len(steps.detections) == 0 and is_cat.any()
+    np.testing.assert_array_equal(steps.candidates.boxes[is_cat][:, 0], 128)
+    np.testing.assert_array_equal(steps.candidates.fates[is_cat], Fate.INVALID)
+    np.testing.assert_array_equal(steps.candidates.detections, -1)
 
 
 def areas(boxes):

@@ -75,7 +75,8 @@ def proposal_inputs(rng):
 
 
 def proposals(inputs, **options):
-    return generate_proposals(*inputs, (64, 80), 1.0, pre_nms=100, nms_threshold=0.5, min_size=8.0, **options)
+    options = {'pre_nms': 100, 'nms_threshold': 0.5, 'min_size': 8.0, **options}
+    return generate_proposals(*inputs, (64, 80), 1.0, **options)
 
 
 @pytest.mark.parametrize('per_level', [True, False])
@@ -175,6 +176,7 @@ def test_padded_detections_do_not_synchronise(on_device, rng):
     [
         {},
         {'offset': 0.0, 'clip_offset': 0.0, 'weights': (5, 5, 2, 3)},
+        {'offset': 0.0, 'clip_offset': 0.0, 'require_centre_inside': False, 'min_size': np.nextafter(np.float32(0), 1)},
         {'last_of_ties_first': True, 'drop_small_first': True, 'require_centre_inside': False, 'offset': 0.0},
     ],
 )

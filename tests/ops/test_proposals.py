@@ -256,3 +256,47 @@ def test_ties_beyond_the_limit_are_dropped_without_keep_ties():
     options = {'score_threshold': 0.5, 'nms_threshold': 0.5, 'max_detections': 2}
     assert len(select_detections(probs, boxes, **options)[0]) == 3
     assert len(select_detections(probs, boxes, keep_ties=False, **options)[0]) == 2
+
+
+#: Two boxes with an IoU of 0.5002.  Shifted by 8109 pixels, where float32 has multiples of 1/2048, it is 0.5.
+NEARLY_HALF = np.float32([[0, 0, 4, 1.9998], [0, 0, 4, 1.0002]])
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_the_levels_of_an_image_are_shifted_together(padded):
+    """Their number of boxes, and their largest coordinate, are those of all levels."""
+    large = np.float32([[0, 0, 900, 900], [900, 900, 900, 900]])
+    scores = [np.float32([[[0.9, 0.8]]]), np.float32([[[0.7, 0.6]]])]
+    options = {'offset': 0.0, 'clip_offset': 0.0, 'min_size': 0.5, 'nms_threshold': 0.5, 'suppress_equal': False}
+    deltas = [np.zeros((4, 1, 2), np.float32)] * 2
+    for max_boxes, expected in ((0, [0.9, 0.7]), (2, [0.9, 0.7]), (3, [0.9, 0.8, 0.7])):
+        _, found = generate_proposals(
+            scores,
+            deltas,
+            [NEARLY_HALF, large],  # the last one is too small
+            (900, 900),
+            1.0,
+            shift=GroupShift(max_boxes, 9),
+            padded=padded,
+            **{**NMS, **options, 'require_centre_inside': False},
+        )
+        np.testing.assert_array_equal(found[found > 0], np.float32(expected))
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_small_candidates_are_neither_detected_nor_counted(padded):
+    """The second class has a box that is too thin; without it, three candidates are shifted."""
+    probs = np.float32([[0.1, 0.9, 0.8], [0.1, 0.7, 0.05], [0.1, 0.05, 0.6]])
+    boxes = np.zeros((3, 3, 4), np.float32)
+    boxes[:2, 1], boxes[2, 2] = NEARLY_HALF, [0, 0, 900, 900]
+    boxes[0, 2] = [3, 3, 9, 3.0078125]
+    options = {'score_threshold': 0.5, 'nms_threshold': 0.5, 'max_detections': 9, 'keep_ties': False}
+    options |= {'offset': 0.0, 'suppress_equal': False, 'shift': GroupShift(3, 9), 'padded': padded}
+    for min_box_size, expected in (
+        (0.0, [0.9, 0.8, 0.6]),
+        (0.0078125, [0.9, 0.8, 0.6]),
+        (0.01, [0.9, 0.7, 0.6]),
+        (5.0, [0.6]),
+    ):
+        _, _, scores = select_detections(probs, boxes.reshape(3, 12), min_box_size=min_box_size, **options)
+        np.testing.assert_array_equal(scores[scores > 0], np.float32(expected))

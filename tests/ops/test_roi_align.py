@@ -89,6 +89,24 @@ def test_roi_align_equals_matrix_products(backend, rng, output_size, ratio, alig
     np.testing.assert_allclose(backend.numpy(y), reference(x, rois, indices, **kwargs), rtol=0, atol=1e-5)
 
 
+def test_aligned_rois_without_area_have_no_samples(backend, rng):
+    """A side of 0 or less has ceil(side / bins) <= 0 samples; a side of less than a pixel has one per bin."""
+    x = rng.uniform(1, 2, (1, 3, 9, 9)).astype(np.float32)
+    rois = np.float32([[2, 2, 2, 7], [2, 2, 7, 2], [7, 2, 2, 7], [7, 7, 2, 2], [3, 4, 3.4, 4.2]])
+    options = dict(output_size=2, spatial_scale=1.0, sampling_ratio=0, aligned=True)
+    indices = np.zeros(5, np.int32)
+    y = backend.numpy(pool(backend, roi_align, x, rois, indices, **options))
+    assert not y[:4].any()
+    np.testing.assert_allclose(
+        y[4:], reference(x, rois[4:], indices[4:], **{**options, 'output_size': (2, 2)}), rtol=1e-6
+    )
+    gy = rng.uniform(1, 2, y.shape).astype(np.float32)
+    gx = pool_gradient(backend, roi_align, x, rois, indices, gy, **options)
+    only = pool_gradient(backend, roi_align, x, rois[4:], indices[4:], gy[4:], **options)
+    np.testing.assert_array_equal(gx, only)
+    np.testing.assert_allclose(gx.sum(axis=(2, 3))[0], gy[4].sum(axis=(1, 2)), rtol=1e-6)
+
+
 @pytest.mark.parametrize(('ratio', 'aligned', 'bin_step'), [(0, False, 1), (2, False, 2), (0, True, 2), (3, True, 1)])
 def test_gradients_equal_numerical_ones(backend, rng, ratio, aligned, bin_step):
     x, rois, indices = random_problem(rng, n=5, channels=2, size=(6, 7), dtype=np.float64)

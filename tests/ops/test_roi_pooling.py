@@ -4,7 +4,7 @@ import chainer
 import numpy as np
 import pytest
 
-from mask_rcnn.config import DETECTRON, MATTERPORT
+from mask_rcnn.config import DETECTRON, DETECTRON2, MATTERPORT, TORCHVISION
 from mask_rcnn.models import roi_pooling
 from mask_rcnn.models.roi_pooling import assign_levels
 from tests.support.roi_pooling import POOLINGS, SIZE, STRIDE, pool, pool_gradient, random_problem
@@ -193,7 +193,7 @@ def test_an_output_size_below_1_is_an_error(pooling, output_size):
         )
 
 
-@pytest.mark.parametrize('dialect', [DETECTRON, MATTERPORT])
+@pytest.mark.parametrize('dialect', [DETECTRON, MATTERPORT, TORCHVISION, DETECTRON2])
 @pytest.mark.parametrize('backend', ['emulated', pytest.param('cuda', marks=pytest.mark.gpu)], indirect=True)
 def test_levels_on_a_gpu_equal_those_of_the_cpu(backend, rng, monkeypatch, dialect):
     """Also at the borders between levels, and with RoIs that are padding, empty or inverted."""
