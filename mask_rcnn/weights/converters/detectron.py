@@ -1,9 +1,10 @@
 """Convert Detectron's ``.pkl`` weight files: names, shapes and the order of axes and channels.
 
-Two kinds of files are supported: Mask R-CNN and Keypoint R-CNN models with a ResNet-50 or ResNet-101 backbone, C4
-(masks only) or FPN (``model_final.pkl``), and the ImageNet files that Detectron's training starts from (``R-50.pkl``,
-``R-101.pkl``).  Blob names are those of ``detectron/modeling/ResNet.py``, ``FPN.py``, ``rpn_heads.py``,
-``fast_rcnn_heads.py``, ``mask_rcnn_heads.py`` and ``keypoint_rcnn_heads.py``.
+Two kinds of files are supported: Faster, Mask and Keypoint R-CNN models with a ResNet or ResNeXt backbone, C4 (no
+keypoints) or FPN, with or without group normalisation (``model_final.pkl``), and the ImageNet files that Detectron's
+training starts from (``R-50.pkl``, ``X-101-32x8d.pkl``, ``R-50-GN.pkl``).  Blob names are those of
+``detectron/modeling/ResNet.py``, ``FPN.py``, ``rpn_heads.py``, ``fast_rcnn_heads.py``, ``mask_rcnn_heads.py`` and
+``keypoint_rcnn_heads.py``.
 
 Detectron's conventions, and the native ones where they differ:
 
@@ -16,6 +17,8 @@ Detectron's conventions, and the native ones where they differ:
 ``conv1_w``                             expects BGR, as the input of the Detectron dialect
 ``.._fpn2``                             RPN weights, shared by all levels under the finest level's name
 ``kps_score_w``                         fixed bilinear upsampling; native: no weight
+``.._gn_s``, ``.._gn_b``                group normalisation after a convolution, which then has no bias;
+                                        ``_mask_fcn1`` is then the name of ``_[mask]_fcn1``
 ======================================  ===============================================================
 """
 
@@ -30,7 +33,6 @@ from typing import Any
 import numpy as np
 
 from mask_rcnn.config import DETECTRON, PRESETS, RESNET_BLOCKS, Config
-from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.converters import detectron_cfg
 from mask_rcnn.weights.converters.mapping import (
     CAFFE_BRANCHES,
@@ -39,6 +41,7 @@ from mask_rcnn.weights.converters.mapping import (
     ParamMapping,
     apply_mappings,
     drop_background,
+    find_resnet,
     group_names,
     person_class,
     resnet_convolutions,
@@ -52,7 +55,7 @@ from mask_rcnn.weights.readers import inert_pickle, safe_pickle
 #: Name of the format in the metadata of converted files.
 FORMAT = 'detectron-pickle'
 
-_SUPPORTED = 'Mask R-CNN with R-50 or R-101, C4 or FPN; Keypoint R-CNN with FPN; their ImageNet files'
+_SUPPORTED = 'Faster and Mask R-CNN with C4 or FPN; Keypoint R-CNN with FPN; their ImageNet files'
 
 _Path = str | os.PathLike
 _Blobs = Mapping[str, np.ndarray]
@@ -117,10 +120,7 @@ def _parse_contents(path: _Path, data: Any) -> tuple[dict[str, np.ndarray], dict
     if not isinstance(data, dict):
         raise WeightFileError(path, f'is not a Detectron weight file: it is a {type(data).__name__}, not a dictionary')
     if '__author__' in data or (isinstance(data.get('model'), dict) and 'blobs' not in data):
-        raise WeightFileError(
-            path,
-            f'is a detectron2 checkpoint, which is not supported yet (supported of Detectron: {_SUPPORTED})',
-        )
+        raise WeightFileError(path, 'is a detectron2 file, but not of a supported network: it has no RPN and RoI heads')
     blobs = data.get('blobs', data)  # ImageNet files are the dictionary of blobs itself
     if not isinstance(blobs, dict):
         raise WeightFileError(path, "is not a Detectron weight file: its 'blobs' are not a dictionary")
@@ -154,22 +154,20 @@ def _detect_kind(path: _Path, blobs: _Blobs) -> str:
 
 def _unsupported_parts(blobs: _Blobs) -> list[str]:
     """Return descriptions of unsupported parts of the network and of required parts that are missing."""
-    conv = blobs.get('res2_0_branch2b_w')
     keypoints, fpn = _has_keypoints(blobs), _has_fpn(blobs)
     parts = {
         'a VGG backbone': _has(blobs, 'conv1_1_w'),
-        'a ResNeXt backbone': conv is not None and conv.ndim == 4 and conv.shape[0] != conv.shape[1],
-        'group normalisation': _has(blobs, r'.*_gn_[sb]$'),
         'a RetinaNet head': _has(blobs, 'retnet_'),
         'a keypoint head but no FPN': keypoints and not fpn,
         'a separate res5 for masks': _has(blobs, r'_\[mask\]_res5'),
     }
     found = [name for name, present in parts.items() if present]
     if not found and _has(blobs, 'conv_rpn|cls_score_w|mask_fcn_logits_w|kps_score|fpn_'):
-        required = {'box head': 'cls_score_w', 'RPN': 'conv_rpn_fpn2_w' if fpn else 'conv_rpn_w'}
-        if not keypoints:
-            required['mask or keypoint head' if fpn else 'mask head'] = 'mask_fcn_logits_w'
-        found = [f'no {name}' for name, blob in required.items() if blob not in blobs]
+        required = {
+            'no box head (a network of proposals only)': 'cls_score_w',
+            'no RPN (Fast R-CNN, which needs a file of proposals)': 'conv_rpn_fpn2_w' if fpn else 'conv_rpn_w',
+        }
+        found = [part for part, blob in required.items() if blob not in blobs]
     return found
 
 
@@ -185,22 +183,38 @@ def _has_keypoints(blobs: _Blobs) -> bool:
     return _has(blobs, r'kps_score|conv_fcn\d')
 
 
+def _has_masks(blobs: _Blobs) -> bool:
+    return _has(blobs, r'mask_fcn_logits|conv5_mask|_\[?mask\]?_fcn')
+
+
 def _detect_network(path: _Path, blobs: _Blobs) -> Config:
-    """Determine the network from its blobs: the backbone from its res4 blocks, the other parts from their presence."""
-    count = len({match[1] for name in blobs if (match := re.fullmatch(r'res4_(\d+)_branch2a_w', name))})
-    backbone = next((name for name, blocks in RESNET_BLOCKS.items() if blocks[2] == count), None)
-    if backbone is None:
-        raise WeightFileError(
-            path,
-            f'has a ResNet with {counted(count, "block")} in res4, which is not supported yet '
-            f'(supported: {_SUPPORTED})',
-        )
+    """Determine the network from its blobs: the backbone from res2 and res4, the other parts from their presence."""
+    blocks = {int(match[1]) for name in blobs if (match := re.fullmatch(r'res4_(\d+)_branch2a_w', name))}
+    width, group_width = (_size(path, blobs, 'res2_0_branch2b_w', axis) for axis in (0, 1))
+    backbone = find_resnet(path, len(blocks), width, group_width)
     config = PRESETS[f'{backbone}_fpn' if _has_fpn(blobs) else backbone]
+    if 'conv1_gn_s' in blobs:
+        config = config.replace(norm='gn')
     if 'cls_score_w' not in blobs:
         return config
-    n_keypoint = _size(path, blobs, 'kps_score_lowres_w', 1) if _has_keypoints(blobs) else 0
+    if config.has_fpn:
+        config = _fpn_network(blobs, config)
     return config.replace(
-        n_fg_class=_size(path, blobs, 'cls_score_w', 0) - 1, masks='mask_fcn_logits_w' in blobs, n_keypoint=n_keypoint
+        n_fg_class=_size(path, blobs, 'cls_score_w', 0) - 1,
+        masks=_has_masks(blobs),
+        n_keypoint=_size(path, blobs, 'kps_score_lowres_w', 1) if _has_keypoints(blobs) else 0,
+    )
+
+
+def _fpn_network(blobs: _Blobs, config: Config) -> Config:
+    """Return the configuration with the layers of the heads of a network with a feature pyramid."""
+    head_norm = 'gn' if _has(blobs, r'fpn_res\d_\d+_sum_gn_s') else 'none'
+    if 'gn' in (config.norm, head_norm):  # as in all such models of the zoo
+        config = config.replace(dialect=config.dialect.replace(backbone={'stride_in_3x3': True}))
+    return config.replace(
+        head_norm=head_norm,
+        box_convs=len([name for name in blobs if re.fullmatch(r'head_conv\d+_w', name)]),
+        box_fcs=2 if 'fc7_w' in blobs or not _has(blobs, r'head_conv\d') else 1,
     )
 
 
@@ -209,7 +223,7 @@ def _size(path: _Path, blobs: _Blobs, name: str, axis: int) -> int:
     if name not in blobs:
         raise WeightFileError(path, f'missing blobs: {name}')
     shape = blobs[name].shape
-    if len(shape) < 2 or shape[axis] < 2 - axis:
+    if len(shape) < 2 or 0 in shape or shape[axis] < 2 - axis:
         raise WeightFileError(path, f'{name} has the shape {shape}, which is not valid for such a layer')
     return shape[axis]
 
@@ -239,23 +253,26 @@ def _rescale_box_deltas(array: np.ndarray, weights: tuple[float, ...]) -> np.nda
     return array if (factors == 1).all() else scale_outputs(array, factors)
 
 
-def _affine_conv(blob: str, norm: str, path: str, shape: tuple[int, ...]) -> list[ParamMapping]:
-    """Map a convolution without bias and its AffineChannel."""
+def _norm_conv(blob: str, path: str, shape: tuple[int, ...], norm: str, norm_blob: str = '') -> list[ParamMapping]:
+    """Map a convolution without bias and its AffineChannel or GroupNorm."""
+    scale, bias = ('gamma', 'beta') if norm == 'gn' else ('scale', 'bias')
+    norm_blob = norm_blob or f'{blob}_{"gn" if norm == "gn" else "bn"}'
     return [
         ParamMapping(f'{path}/conv/W', {f'{blob}_w': shape}),
-        ParamMapping(f'{path}/norm/scale', {f'{norm}_s': shape[:1]}),
-        ParamMapping(f'{path}/norm/bias', {f'{norm}_b': shape[:1]}),
+        ParamMapping(f'{path}/norm/{scale}', {f'{norm_blob}_s': shape[:1]}),
+        ParamMapping(f'{path}/norm/{bias}', {f'{norm_blob}_b': shape[:1]}),
     ]
 
 
 def _backbone(config: Config) -> list[ParamMapping]:
     """Map conv1 to res5; in a C4 network, ``res5_*`` belong to the native box head."""
     backbone = 'extractor/body' if config.has_fpn else 'extractor'
-    mappings = _affine_conv('conv1', 'res_conv1_bn', f'{backbone}/conv1', (64, 3, 7, 7))
+    stem_norm = 'conv1_gn' if config.norm == 'gn' else 'res_conv1_bn'
+    mappings = _norm_conv('conv1', f'{backbone}/conv1', (64, 3, 7, 7), config.norm, stem_norm)
     for stage, block, name, shape in resnet_convolutions(config.backbone):
         prefix = 'box_head' if stage == 5 and not config.has_fpn else backbone
         blob = f'res{stage}_{block}_{CAFFE_BRANCHES[name]}'
-        mappings += _affine_conv(blob, f'{blob}_bn', f'{prefix}/res{stage}/block{block}/{name}', shape)
+        mappings += _norm_conv(blob, f'{prefix}/res{stage}/block{block}/{name}', shape, config.norm)
     return mappings
 
 
@@ -269,13 +286,20 @@ def _weight_and_bias(
     ]
 
 
+def _head_conv(blob: str, path: str, shape: tuple[int, ...], config: Config) -> list[ParamMapping]:
+    """Map a convolution of the feature pyramid or a head, with a bias or the normalisation of the heads."""
+    if config.head_norm == 'none':
+        return _weight_and_bias(blob, path, shape)
+    return _norm_conv(blob, path, shape, config.head_norm)
+
+
 def _c4_heads(config: Config, box_weights: tuple[float, ...]) -> list[ParamMapping]:
     """Map RPN, box head and mask head on res4 and res5."""
     n_anchors = len(config.anchor_sizes) * len(config.anchor_ratios)
     return [
         *_rpn(n_anchors, 1024, 1024, ''),
         *_box_outputs(config, 2048, box_weights),
-        *_mask_outputs(config, 2048),
+        *(_mask_outputs(config, 2048) if config.masks else ()),
     ]
 
 
@@ -285,8 +309,7 @@ def _fpn_heads(config: Config, box_weights: tuple[float, ...]) -> list[ParamMapp
     return [
         *_pyramid(config),
         *_rpn(len(config.anchor_ratios), dim, config.rpn_channels, '_fpn2'),
-        *_weight_and_bias('fc6', 'box_head/fc6', (hidden, dim * config.roi_size**2)),
-        *_weight_and_bias('fc7', 'box_head/fc7', (hidden, hidden)),
+        *_box_layers(config),
         *_box_outputs(config, hidden, box_weights),
         *(_fpn_mask_head(config) if config.masks else ()),
         *(_keypoint_head(config) if config.n_keypoint else ()),
@@ -300,8 +323,19 @@ def _pyramid(config: Config) -> list[ParamMapping]:
         name = f'res{stage}_{n_blocks - 1}_sum'
         lateral = f'fpn_inner_{name}' if stage == 5 else f'fpn_inner_{name}_lateral'
         dim = config.fpn_channels
-        mappings += _weight_and_bias(lateral, f'extractor/lateral{stage}', (dim, 64 << stage, 1, 1))
-        mappings += _weight_and_bias(f'fpn_{name}', f'extractor/output{stage}', (dim, dim, 3, 3))
+        mappings += _head_conv(lateral, f'extractor/lateral{stage}', (dim, 64 << stage, 1, 1), config)
+        mappings += _head_conv(f'fpn_{name}', f'extractor/output{stage}', (dim, dim, 3, 3), config)
+    return mappings
+
+
+def _box_layers(config: Config) -> list[ParamMapping]:
+    """Map the hidden layers of the box head: convolutions (``add_roi_Xconv1fc_head``) and linear layers."""
+    dim, hidden, mappings = config.fpn_channels, config.head_channels, []
+    for i in range(1, config.box_convs + 1):
+        mappings += _head_conv(f'head_conv{i}', f'box_head/conv{i}', (dim, dim, 3, 3), config)
+    for i in range(config.box_fcs):
+        shape = (hidden, hidden if i else dim * config.roi_size**2)
+        mappings += _weight_and_bias(f'fc{6 + i}', f'box_head/fc{6 + i}', shape)
     return mappings
 
 
@@ -333,10 +367,11 @@ def _mask_outputs(config: Config, width: int) -> list[ParamMapping]:
 def _fpn_mask_head(config: Config) -> list[ParamMapping]:
     """Map four convolutions (``mask_rcnn_fcn_head_v1up4convs``) and the layers that C4 networks also have."""
     widths = [config.fpn_channels] + 4 * [config.mask_channels]
+    prefix = '_mask_fcn' if config.head_norm == 'gn' else '_[mask]_fcn'
     convs = [
         mapping
         for i in range(1, 5)
-        for mapping in _weight_and_bias(f'_[mask]_fcn{i}', f'mask_head/conv{i}', (widths[i], widths[i - 1], 3, 3))
+        for mapping in _head_conv(f'{prefix}{i}', f'mask_head/conv{i}', (widths[i], widths[i - 1], 3, 3), config)
     ]
     return convs + _mask_outputs(config, config.mask_channels)
 

@@ -361,8 +361,8 @@ class _Layers:
         for i in range(1, config.box_convs + 1):
             mappings += self._conv(f'roi_heads.box_head.conv{i}', f'box_head/conv{i}', dim, 3, config)
         for i in range(config.box_fcs):
-            shape = (hidden, hidden if i else dim * config.roi_size**2)
-            mappings += self._mapper.plain(f'roi_heads.box_head.fc{i + 1}', f'box_head/fc{6 + i}', shape)
+            width_in = hidden if i else dim * config.roi_size**2
+            mappings += self._mapper.plain(f'roi_heads.box_head.fc{i + 1}', f'box_head/fc{6 + i}', (hidden, width_in))
         mappings += self._map_box_outputs(config, hidden)
         if config.masks:
             for i in range(1, config.mask_convs + 1):

@@ -25,6 +25,7 @@ from mask_rcnn.weights.converters.settings import (
     not_supported,
     positive_integer,
     positive_numbers,
+    replace_fields,
 )
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import read_text_file
@@ -239,14 +240,10 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
         ValueError: A setting is not valid, or settings contradict each other.
     """
     changes: dict[str, Any] = {}
-    conventions: dict[str, dict[str, Any]] = {}
     for name, field, convert in _MAPPED + (_MAPPED_FPN if config.has_fpn else ()):
         if settings.get(name) is None:
             continue
-        value = convert_setting(name, settings[name], convert)
-        group, _, convention = field.rpartition('.')
-        target = conventions.setdefault(group, {}) if group else changes
-        target[convention] = value
+        changes[field] = convert_setting(name, settings[name], convert)
     warnings = [
         not_supported(name, settings[name], used)
         for name, used in _supported_values(config)
@@ -255,7 +252,7 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
     if _MISSING_BASE in settings:
         base = to_printable_ascii(str(settings[_MISSING_BASE]), 200)
         warnings.append(f'_BASE_ {base} does not exist beside the configuration; the settings of the zoo are used')
-    return config.replace(dialect=config.dialect.replace(**conventions), **changes), warnings
+    return replace_fields(config, changes), warnings
 
 
 def _supported_values(config: Config) -> list[tuple[str, Any]]:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mask_rcnn.config import DETECTRON, FPN_STRIDES, Config
+from mask_rcnn.config import DETECTRON, FPN_STRIDES, RESNET_GROUPS, Config
 from mask_rcnn.io.wording import counted
-from mask_rcnn.weights.converters.settings import is_integer, is_number, not_supported
+from mask_rcnn.weights.converters.settings import get_field, is_integer, is_number, not_supported, replace_fields
 from mask_rcnn.weights.errors import to_printable_ascii
 
 #: Maximum length of the text in characters; Detectron's have about 12 kB.
@@ -183,11 +183,17 @@ def _start_size(value: Any) -> tuple[int, ...]:
     return tuple(_positive(value) << level for level in range(len(FPN_STRIDES)))
 
 
+def _is_false(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return not value
+
+
 _MappedSetting = tuple[str, str, Callable[[Any], Any]]
 _SupportedValue = tuple[str, Any]
 
-#: Name in ``cfg``, field of :class:`~mask_rcnn.config.Config`, and a function that checks and converts the value.  If a
-#: field has two names, the last one that exists is used.
+#: Name in ``cfg``, field of :class:`~mask_rcnn.config.Config` (or group and convention of its dialect), and a function
+#: that checks and converts the value.  If a field has two names, the last one that exists is used.
 _MAPPED: tuple[_MappedSetting, ...] = (
     ('TEST.SCALES', 'min_size', _positive),
     ('TEST.SCALE', 'min_size', _positive),
@@ -212,19 +218,20 @@ _MAPPED_C4: tuple[_MappedSetting, ...] = (
 _MAPPED_FPN: tuple[_MappedSetting, ...] = (
     ('FPN.RPN_ANCHOR_START_SIZE', 'anchor_sizes', _start_size),
     ('FPN.RPN_ASPECT_RATIOS', 'anchor_ratios', _numbers),
+    ('RESNETS.STRIDE_1X1', 'backbone.stride_in_3x3', _is_false),
+)
+
+_MAPPED_GN: tuple[_MappedSetting, ...] = (
+    ('GROUP_NORM.NUM_GROUPS', 'backbone.gn_groups', _positive),
+    ('GROUP_NORM.EPSILON', 'backbone.gn_eps', _number),
 )
 
 #: The only supported values of settings that the native network does not have.
 _SUPPORTED_VALUES: tuple[_SupportedValue, ...] = (
     ('PIXEL_MEANS', list(DETECTRON.input.pixel_mean)),
     ('BBOX_XFORM_CLIP', DETECTRON.boxes.max_log_scale),
-    ('RESNETS.NUM_GROUPS', 1),
-    ('RESNETS.WIDTH_PER_GROUP', 64),
-    ('RESNETS.STRIDE_1X1', True),
     ('RESNETS.RES5_DILATION', 1),
-    ('RESNETS.TRANS_FUNC', 'bottleneck_transformation'),
-    ('RESNETS.STEM_FUNC', 'basic_bn_stem'),
-    ('RESNETS.SHORTCUT_FUNC', 'basic_bn_shortcut'),
+    ('GROUP_NORM.DIM_PER_GP', -1),
     ('MODEL.CLS_AGNOSTIC_BBOX_REG', False),
     ('TEST.BBOX_REG', True),
     ('TEST.BBOX_AUG.ENABLED', False),
@@ -232,7 +239,15 @@ _SUPPORTED_VALUES: tuple[_SupportedValue, ...] = (
     ('TEST.SOFT_NMS.ENABLED', False),
 )
 
-_SUPPORTED_VALUES_C4: tuple[_SupportedValue, ...] = (('RPN.STRIDE', FPN_STRIDES[2]),)
+_SUPPORTED_VALUES_C4: tuple[_SupportedValue, ...] = (('RPN.STRIDE', FPN_STRIDES[2]), ('RESNETS.STRIDE_1X1', True))
+
+#: The functions of ``modeling/ResNet.py`` that build a backbone, by ``RESNETS.x``: without group normalisation, and
+#: with it.
+_BACKBONE_FUNCTIONS = {
+    'TRANS_FUNC': ('bottleneck_transformation', 'bottleneck_gn_transformation'),
+    'STEM_FUNC': ('basic_bn_stem', 'basic_gn_stem'),
+    'SHORTCUT_FUNC': ('basic_bn_shortcut', 'basic_gn_shortcut'),
+}
 
 _SUPPORTED_VALUES_FPN: tuple[_SupportedValue, ...] = (
     ('FPN.COARSEST_STRIDE', FPN_STRIDES[3]),
@@ -288,9 +303,9 @@ def apply(cfg: dict[str, Any], config: Config) -> tuple[Config, list[str]]:
         try:
             changes[field] = convert(value)
         except ValueError:
-            warnings.append(not_supported(name, value, getattr(config, field)))
+            warnings.append(not_supported(name, value, get_field(config, field)))
     try:
-        config = config.replace(**changes)
+        config = replace_fields(config, changes)
     except ValueError as error:
         warnings.append(f'its sizes and thresholds contradict each other and are not used: {error}')
     warnings.extend(_unsupported_settings(cfg, config))
@@ -299,10 +314,11 @@ def apply(cfg: dict[str, Any], config: Config) -> tuple[Config, list[str]]:
 
 def _mapped_settings(config: Config) -> tuple[_MappedSetting, ...]:
     """Return the settings that apply to a network."""
+    group_norm = _MAPPED_GN if 'gn' in (config.norm, config.head_norm) else ()
     if not config.has_fpn:
-        return _MAPPED + _MAPPED_C4
+        return _MAPPED + _MAPPED_C4 + group_norm
     sizes = tuple((f'{head}.ROI_XFORM_RESOLUTION', 'mask_roi_size', _resolution) for head in _heads(config))
-    return _MAPPED + _MAPPED_FPN + sizes
+    return _MAPPED + _MAPPED_FPN + group_norm + sizes
 
 
 def _heads(config: Config) -> tuple[str, ...]:
@@ -318,9 +334,18 @@ def _supported_values(config: Config) -> tuple[_SupportedValue, ...]:
         ('KRCNN.HEATMAP_SIZE', 2 * mask_size),
         ('KRCNN.NUM_KEYPOINTS', config.n_keypoint),
     )
+    is_gn = config.norm == 'gn'
+    groups, width = RESNET_GROUPS[config.backbone]
+    backbone = (
+        ('RESNETS.NUM_GROUPS', groups),
+        ('RESNETS.WIDTH_PER_GROUP', width),
+        *((f'RESNETS.{name}', functions[is_gn]) for name, functions in _BACKBONE_FUNCTIONS.items()),
+    )
+    pyramid = (*_SUPPORTED_VALUES_FPN, ('FPN.USE_GN', config.head_norm == 'gn'))
     return (
         _SUPPORTED_VALUES
-        + (_SUPPORTED_VALUES_FPN if config.has_fpn else _SUPPORTED_VALUES_C4)
+        + backbone
+        + (pyramid if config.has_fpn else _SUPPORTED_VALUES_C4)
         + masks * config.masks
         + keypoints * bool(config.n_keypoint)
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mask_rcnn.config import RESNET_BLOCKS, RESNET_GROUPS, Config
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 
 
@@ -245,6 +246,30 @@ def resnet_convolutions(backbone: str) -> Iterator[ResNetConv]:
             width_in = width_out
 
 
+def find_resnet(path: str | os.PathLike, n_blocks: int, width: int, group_width: int) -> str:
+    """Return the ResNet or ResNeXt, a key of :data:`mask_rcnn.config.RESNET_BLOCKS`.
+
+    Args:
+        path: The file, for errors.
+        n_blocks: Number of blocks in res4.
+        width: Number of output channels of the 3x3 convolutions in res2.
+        group_width: Number of input channels of each of their groups.
+
+    Raises:
+        WeightFileError: The backbone is not supported; the message describes it.
+    """
+    groups = width // group_width
+    for name, blocks in RESNET_BLOCKS.items():
+        if (blocks[2], RESNET_GROUPS[name], width) == (n_blocks, (groups, group_width), groups * group_width):
+            return name
+    kind = f'a ResNeXt {groups}x{group_width}d' if groups > 1 else f'a ResNet with {counted(width, "channel")} in res2'
+    raise WeightFileError(
+        path,
+        f'has {kind} and {counted(n_blocks, "block")} in res4, which is not supported '
+        f'(supported: {", ".join(RESNET_BLOCKS)})',
+    )
+
+
 def person_class(config: Config) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return the name and the category id of the only class of a keypoint model, COCO's first; empty for others."""
     return (('person',), (1,)) if config.n_keypoint and config.n_fg_class == 1 else ((), ())
@@ -262,12 +287,21 @@ _BACKBONE_NAMES = {
 }
 
 
+#: Suffixes of the names of networks whose FPN and heads have normalisations.
+_HEAD_NORM_SUFFIXES = {'none': '', 'gn': '-GN', 'bn': '-BN', 'affine': '-BN'}
+
+
 def backbone_name(config: Config) -> str:
-    """Return the usual name of a network's backbone, such as ``'R-50'``."""
+    """Return the usual name of a network's backbone, such as ``'R-50'`` or ``'R-50-GN'``."""
+    return _plain_name(config) + ('-GN' if config.norm == 'gn' else '')
+
+
+def _plain_name(config: Config) -> str:
     return _BACKBONE_NAMES[config.backbone] + (f' x{config.width:g}' if config.width != 1 else '')
 
 
 def network_name(config: Config) -> str:
-    """Return the usual name of a network, such as ``'R-50-FPN Mask R-CNN'``."""
+    """Return the usual name of a network, such as ``'R-50-FPN Mask R-CNN'`` or ``'R-50-FPN-GN Mask R-CNN'``."""
     heads = [name for name, present in (('Mask', config.masks), ('Keypoint', config.n_keypoint)) if present]
-    return f'{backbone_name(config)}-{"FPN" if config.has_fpn else "C4"} {" and ".join(heads) or "Faster"} R-CNN'
+    neck = f'FPN{_HEAD_NORM_SUFFIXES[config.head_norm]}' if config.has_fpn else 'C4'
+    return f'{_plain_name(config)}-{neck} {" and ".join(heads) or "Faster"} R-CNN'

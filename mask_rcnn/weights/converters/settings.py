@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mask_rcnn.config import Config
 from mask_rcnn.weights.errors import WeightFileError, format_value
 from mask_rcnn.weights.files import read_text_file
 
@@ -106,3 +107,29 @@ def convert_setting(name: str, value: Any, convert: Callable[[Any], Any]) -> Any
         return convert(value)
     except ValueError as error:
         raise ValueError(f'{name} must be {error}, not {format_value(value)}') from None
+
+
+def get_field(config: Config, field: str) -> Any:
+    """Return a field of a configuration, or of its dialect for the name of a group and a convention.
+
+    Args:
+        config: The configuration.
+        field: Such as ``'min_size'`` or ``'backbone.bn_eps'``.
+    """
+    group, _, name = field.rpartition('.')
+    return getattr(getattr(config.dialect, group) if group else config, name)
+
+
+def replace_fields(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return a configuration with other values of the fields that :func:`get_field` returns.
+
+    Raises:
+        ValueError: A value is not allowed, or values contradict each other.
+    """
+    fields = {name: value for name, value in changes.items() if '.' not in name}
+    groups: dict[str, dict[str, Any]] = {}
+    for field, value in changes.items():
+        group, _, name = field.rpartition('.')
+        if group:
+            groups.setdefault(group, {})[name] = value
+    return config.replace(dialect=config.dialect.replace(**groups), **fields)

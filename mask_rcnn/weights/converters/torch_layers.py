@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from mask_rcnn.config import RESNET_BLOCKS, RESNET_GROUPS
-from mask_rcnn.io.wording import counted
+from mask_rcnn.weights.converters import mapping
 from mask_rcnn.weights.converters.mapping import ParamMapping, batch_counter
 from mask_rcnn.weights.errors import WeightFileError
 
@@ -119,16 +118,5 @@ def find_resnet(path: Path, arrays: Arrays, stage4: str, conv2: str) -> str:
     Raises:
         WeightFileError: The backbone is not supported; the message describes it.
     """
-    n_blocks = count_layers(arrays, stage4)
-    width = layer_size(path, arrays, conv2)
-    group_width = layer_size(path, arrays, conv2, axis=1)
-    groups = width // group_width
-    for name, blocks in RESNET_BLOCKS.items():
-        if (blocks[2], RESNET_GROUPS[name]) == (n_blocks, (groups, group_width)):
-            return name
-    kind = f'a ResNeXt {groups}x{group_width}d' if groups > 1 else f'a ResNet with {counted(width, "channel")} in res2'
-    raise WeightFileError(
-        path,
-        f'has {kind} and {counted(n_blocks, "block")} in res4, which is not supported '
-        f'(supported: {", ".join(RESNET_BLOCKS)})',
-    )
+    width, group_width = (layer_size(path, arrays, conv2, axis) for axis in (0, 1))
+    return mapping.find_resnet(path, count_layers(arrays, stage4), width, group_width)

@@ -20,6 +20,7 @@ from mask_rcnn.weights.converters.settings import (
     positive_integer,
     positive_numbers,
     read_json,
+    replace_fields,
 )
 from mask_rcnn.weights.errors import to_printable_ascii
 
@@ -125,14 +126,10 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
         ValueError: A setting is not valid, or settings contradict each other.
     """
     changes: dict[str, Any] = {}
-    conventions: dict[str, dict[str, Any]] = {}
     for name, field, convert in _MAPPED:
         if settings.get(name) is None:
             continue
-        value = convert_setting(name, settings[name], convert)
-        group, _, convention = field.rpartition('.')
-        target = conventions.setdefault(group, {}) if group else changes
-        target[convention] = value
+        changes[field] = convert_setting(name, settings[name], convert)
     if 'min_size' not in changes and 'max_size' in changes:
         changes['min_size'] = min(config.min_size, changes['max_size'])
     if 'max_size' not in changes and 'min_size' in changes:
@@ -148,4 +145,4 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
         for name in settings
         if name not in known
     ]
-    return config.replace(dialect=config.dialect.replace(**conventions), **changes), warnings
+    return replace_fields(config, changes), warnings
