@@ -287,7 +287,12 @@ def map_to_image(boxes: np.ndarray, transform: ImageTransform, dialect: Dialect)
         dialect: Provides ``detections.postprocess_in_input_space`` and ``detections.clip_to_original``.
     """
     if dialect.detections.postprocess_in_input_space:
-        boxes = transform.invert_boxes(boxes)
+        if dialect.input.box_factors == 'side_ratios':
+            # Both programs multiply by the inverse ratio, which is rounded differently from a division.
+            inverse = np.array([1 / factor for factor in transform.factors * 2], np.float32)
+            boxes = (boxes - np.array(transform.window[:2] * 2, np.float32)) * inverse
+        else:
+            boxes = transform.invert_boxes(boxes)
     return clip_boxes(boxes, transform.size, offset=0.0) if dialect.detections.clip_to_original else boxes
 
 
