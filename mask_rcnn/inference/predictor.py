@@ -18,6 +18,7 @@ from mask_rcnn.ops.runtime.cuda_graph import graph_settings, run_as_graph
 from mask_rcnn.ops.runtime.device import uses_padding
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, PackedArrays, pack_arrays
 from mask_rcnn.ops.runtime.weight_cache import keep_weight_cache
+from mask_rcnn.preprocessing.image_io import to_chw
 from mask_rcnn.preprocessing.image_transform import ImageTransform, prepare_image, prepare_image_gpu
 
 #: Default batch size on a GPU.  1000 RoIs of a C4 network take about 2 GB in float32.
@@ -165,7 +166,7 @@ class Predictor:
         if uses_padding(self.network.device):
             with chainer.using_device(self.network.device):  # a new thread has the first GPU as its current one
                 return prepare_image_gpu(image, self.network.config, self.network.xp)
-        x, transform = prepare_image(image, self.network.config)
+        x, transform = prepare_image(to_chw(image), self.network.config)
         return x[None], transform
 
     def _iter_batches(self, images: Iterable, batch_size: int) -> Iterator[tuple[list, list[ImageTransform]]]:
@@ -279,12 +280,14 @@ class Predictor:
 def map_to_image(boxes: np.ndarray, transform: ImageTransform, dialect: Dialect) -> np.ndarray:
     """Return the boxes of a network's detections in pixels of the image, clipped to it if the dialect does so.
 
-    Source of ``detections.clip_to_original``: detectron2's ``modeling/postprocessing.py``.
+    Sources: ``resize_boxes`` of ``torchvision/models/detection/transform.py``; detectron2's
+    ``modeling/postprocessing.py``.
 
     Args:
         boxes: ``(R, 4)`` float32; see :class:`RawDetections`.
         transform: The image's transform.
-        dialect: Provides ``detections.postprocess_in_input_space`` and ``detections.clip_to_original``.
+        dialect: Provides ``detections.postprocess_in_input_space``, ``detections.clip_to_original`` and
+            ``input.box_factors``.
     """
     if dialect.detections.postprocess_in_input_space:
         if dialect.input.box_factors == 'side_ratios':

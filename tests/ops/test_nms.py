@@ -5,13 +5,22 @@ import pytest
 
 from mask_rcnn.ops.boxes import nms as nms_module
 from mask_rcnn.ops.boxes.boxes import box_iou
-from mask_rcnn.ops.boxes.nms import find_suppressors, nms
+from mask_rcnn.ops.boxes.nms import GroupShift, find_suppressors, nms
 from tests.support.arrays import SWAP_XY, random_boxes
 
 
 @pytest.fixture(scope='module')
 def golden(data):
     return np.load(data / 'ops_boxes.npz')
+
+
+def shifted(boxes, scores, groups, first_group, max_boxes):
+    """Return the boxes that torchvision's ``batched_nms`` compares, in float32."""
+    is_box = scores > -np.inf
+    if is_box.sum() > max_boxes:
+        return boxes
+    distances = np.float32(groups + first_group) * (boxes[is_box].max() + np.float32(1))
+    return np.stack([boxes[:, i] + distances for i in range(4)], axis=1)
 
 
 def reference_nms(boxes, scores, threshold, offset=1, groups=None, limit=None, suppress_equal=True):
@@ -196,3 +205,46 @@ def test_suppressors_are_the_best_kept_boxes_that_overlap(rng, suppress_equal, l
         rivals = kept[overlaps & is_before & (groups[kept] == groups[i]) & (scores[i] > -np.inf)]
         assert found[i] == (rivals[0] if len(rivals) and i not in kept else -1)
     assert (found >= 0).any() and (limit is None or ((found < 0) & (scores > -np.inf)).sum() > len(kept))
+
+
+@pytest.mark.parametrize('max_boxes', [0, 149, 150, 1000])
+@pytest.mark.parametrize('first_group', [0, 100_000])
+@pytest.mark.parametrize('offset', [0, 1])
+def test_few_boxes_are_shifted_apart(backend, rng, max_boxes, first_group, offset):
+    """One NMS of all boxes whose corners are rounded; 150 of the 200 boxes are not padding."""
+    boxes, scores = random_inputs(rng, 200)
+    boxes, groups = boxes * np.float32(0.01), 50_000 * rng.randint(0, 3, 200)
+    scores[rng.permutation(200)[:50]] = -np.inf
+    real = np.flatnonzero(scores > -np.inf)
+    inputs = boxes[real], scores[real]
+    options = {'threshold': 0.4, 'offset': offset, 'suppress_equal': False}
+    exact = reference_nms(*inputs, groups=groups[real], **options)
+    expected = exact
+    if max_boxes >= 150:
+        corners = shifted(*inputs, groups[real], first_group, max_boxes)
+        expected = reference_nms(corners, scores[real], **options)
+    shift = GroupShift(max_boxes, first_group)
+    assert run(backend, boxes, scores, groups=groups, shift=shift, **options) == real[expected].tolist()
+    assert (expected != exact) == (max_boxes >= 150)  # corners of the last group are multiples of 1/32
+
+
+def test_boxes_without_groups_are_not_shifted(backend, rng):
+    boxes, scores = random_inputs(rng, 100)
+    assert run(backend, boxes, scores, 0.5, shift=GroupShift(1000, 1)) == reference_nms(boxes, scores, 0.5)
+
+
+def test_padding_alone_is_not_shifted(backend):
+    boxes, scores = np.full((5, 4), np.nan, 'f'), np.full(5, -np.inf, 'f')
+    assert run(backend, boxes, scores, 0.5, groups=np.arange(5), shift=GroupShift(1000)) == []
+
+
+def test_suppressors_of_shifted_boxes(rng):
+    """The IoU of two boxes of a class is 0.5002, and that of the rounded corners is not above the threshold."""
+    boxes = np.float32([[0, 0, 4, 1.9998], [0, 0, 4, 1.0002], [0, 0, 900, 900]])
+    scores, groups = np.float32([0.9, 0.8, 0.7]), np.array([9, 9, 0])
+    options = {'offset': 0.0, 'groups': groups, 'suppress_equal': False}
+    kept = nms(boxes, scores, 0.5, **options)
+    assert kept.tolist() == [0, 2] and find_suppressors(boxes, scores, kept, 0.5, **options).tolist() == [-1, 0, -1]
+    options['shift'] = GroupShift(3)
+    kept = nms(boxes, scores, 0.5, **options)
+    assert kept.tolist() == [0, 1, 2] and find_suppressors(boxes, scores, kept, 0.5, **options).tolist() == [-1] * 3

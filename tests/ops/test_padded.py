@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from mask_rcnn.config import DENA, DETECTRON, MATTERPORT, Config
+from mask_rcnn.config import DENA, DETECTRON, DETECTRON2, MATTERPORT, TORCHVISION, Config
 from mask_rcnn.models import box_head
 from mask_rcnn.ops.boxes import nms as nms_module
 from mask_rcnn.ops.boxes import padded_selection, top_k
-from mask_rcnn.ops.boxes.nms import nms, nms_padded
+from mask_rcnn.ops.boxes.nms import GroupShift, nms, nms_padded
 from mask_rcnn.ops.boxes.proposals import generate_proposals, select_detections
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from tests.support.arrays import random_boxes
@@ -81,11 +81,13 @@ def proposals(inputs, **options):
 
 @pytest.mark.parametrize('per_level', [True, False])
 @pytest.mark.parametrize('post_nms', [10, 500])
-def test_padded_proposals(backend, rng, per_level, post_nms):
+@pytest.mark.parametrize('shift', [GroupShift(), GroupShift(1000, 100_000)])
+def test_padded_proposals(backend, rng, per_level, post_nms, shift):
     inputs = proposal_inputs(rng)
     device_inputs = [[backend.array(values) for values in arrays] for arrays in inputs]
-    expected_boxes, expected_scores = proposals(inputs, post_nms=post_nms, per_level=per_level)
-    padded = proposals(device_inputs, post_nms=post_nms, per_level=per_level, padded=True)
+    options = {'post_nms': post_nms, 'per_level': per_level, 'shift': shift}
+    expected_boxes, expected_scores = proposals(inputs, **options)
+    padded = proposals(device_inputs, **options, padded=True)
     boxes, scores = map(backend.numpy, padded)
     n = len(expected_boxes)
     assert len(boxes) == (10 if post_nms == 10 else 136 if per_level else 100) >= n
@@ -106,7 +108,8 @@ def detection_inputs(rng, n_rois=40, n_classes=4):
     [(True, False, False), (False, True, False), (True, False, True)],
 )
 @pytest.mark.parametrize('max_detections', [0, 1, 12, 100])
-def test_padded_detections(backend, rng, keep_ties, best_class_only, last_of_ties_first, max_detections):
+@pytest.mark.parametrize('torch_options', [{}, {'shift': GroupShift(1000, 100_000), 'min_box_size': 14.0}])
+def test_padded_detections(backend, rng, keep_ties, best_class_only, last_of_ties_first, max_detections, torch_options):
     inputs = detection_inputs(rng)
     options = dict(
         score_threshold=0.05,
@@ -115,6 +118,7 @@ def test_padded_detections(backend, rng, keep_ties, best_class_only, last_of_tie
         keep_ties=keep_ties,
         best_class_only=best_class_only,
         last_of_ties_first=last_of_ties_first,
+        **torch_options,
     )
     expected = select_detections(*inputs, **options)
     padded = [backend.numpy(array) for array in select_detections(*map(backend.array, inputs), **options, padded=True)]
@@ -122,6 +126,8 @@ def test_padded_detections(backend, rng, keep_ties, best_class_only, last_of_tie
     candidates = inputs[0] > 0.05
     if best_class_only:
         candidates &= np.arange(5) == inputs[0].argmax(axis=1)[:, None]
+    sides = inputs[1].reshape(40, 5, 4)[:, :, 2:] - inputs[1].reshape(40, 5, 4)[:, :, :2]
+    candidates &= sides.min(axis=2) >= torch_options.get('min_box_size', 0)
     n_candidates = np.count_nonzero(candidates[:, 1:])
     assert len(padded[0]) == (max_detections + 4 * keep_ties if max_detections else n_candidates) >= n
     for array, expected_array in zip(padded, expected, strict=True):
@@ -155,7 +161,7 @@ def test_detections_without_candidates_are_padding(backend):
 
 def test_padded_proposals_do_not_synchronise(on_device, rng):
     inputs = [[on_device(values) for values in arrays] for arrays in proposal_inputs(rng)]
-    boxes, scores = proposals(inputs, post_nms=50, padded=True)
+    boxes, scores = proposals(inputs, post_nms=50, shift=GroupShift(1000), padded=True)
     assert boxes.shape == (50, 4) and isinstance(boxes, OnDevice) and isinstance(scores, OnDevice)
     with pytest.raises(AssertionError, match='the host reads a value'):
         proposals(inputs, post_nms=50)
@@ -163,7 +169,7 @@ def test_padded_proposals_do_not_synchronise(on_device, rng):
 
 def test_padded_detections_do_not_synchronise(on_device, rng):
     inputs = list(map(on_device, detection_inputs(rng)))
-    options = dict(score_threshold=0.05, nms_threshold=0.3, max_detections=10)
+    options = dict(score_threshold=0.05, nms_threshold=0.3, max_detections=10, shift=GroupShift(1000), min_box_size=9.0)
     assert all(isinstance(array, OnDevice) for array in select_detections(*inputs, **options, padded=True))
     with pytest.raises(AssertionError, match='the host reads a value'):
         select_detections(*inputs, **options)
@@ -196,7 +202,7 @@ def test_padded_proposals_of_any_layout_and_dialect(backend, rng, dtype, channel
     assert (found[n:] == -np.inf).all()
 
 
-@pytest.mark.parametrize('dialect', [DETECTRON, MATTERPORT, DENA])
+@pytest.mark.parametrize('dialect', [DETECTRON, MATTERPORT, DENA, TORCHVISION, DETECTRON2])
 @pytest.mark.parametrize('max_detections', [0, 3, 200])
 def test_the_box_head_decodes_on_a_gpu(backend, rng, monkeypatch, dialect, max_detections):
     """The kernels against the arithmetic of arrays, with a padding RoI and with ties."""

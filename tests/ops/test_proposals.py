@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.boxes.anchors import shift_anchors
+from mask_rcnn.ops.boxes.nms import GroupShift
 from mask_rcnn.ops.boxes.proposals import generate_proposals, select_detections
 from tests.support.arrays import SWAP_XY, swap_xy
 
