@@ -8,6 +8,7 @@ import mask_rcnn
 from mask_rcnn.cli import convert
 from tests.support.dena import FILE_NAMES, build_arrays
 from tests.support.golden import Case, rebuild_pickle
+from tests.support.golden_torch import PROGRAMS
 
 
 @pytest.fixture(scope='session', params=[pytest.param(-1, id='cpu'), pytest.param(0, id='cuda', marks=pytest.mark.gpu)])
@@ -59,3 +60,20 @@ def load_model(golden, weight_file, gpu):
         return mask_rcnn.load(path, gpu=gpu, **{**case.config_changes, **changes}), case
 
     return load
+
+
+@pytest.fixture(scope='session')
+def program_file(golden, tmp_path_factory):
+    """A function from a program and a recipe to an .npz file, converted from the program's file by the command."""
+    folder = tmp_path_factory.mktemp('programs')
+    written = {}
+
+    def get(program, recipe):
+        if (program, recipe) not in written:
+            source = PROGRAMS[program].rebuild(golden, recipe, folder)
+            written[program, recipe] = source.with_suffix('.npz')
+            assert convert.main(['--input', str(source), '--output', str(written[program, recipe])]) == 0
+            source.unlink()
+        return written[program, recipe]
+
+    return get
