@@ -69,7 +69,8 @@ def normalize_pixels(pixels: np.ndarray, mean: Sequence[float], std: Sequence[fl
     pixels = np.ascontiguousarray(pixels)
     out = np.empty((3, *pixels.shape[:2]), np.float32)
     # The result of each byte, for each channel of the result.
-    table = (np.arange(256, dtype=np.float32) - np.float32(mean)[:, None]) / np.float32(std)[:, None]
+    means, stds = (np.array(values, np.float32)[:, None] for values in (mean, std))
+    table = (np.arange(256, dtype=np.float32) - means) / stds
     channels = np.array([2, 1, 0] if reverse else [0, 1, 2])
     parallel_for(lambda start, stop: _look_up_rows(pixels, table, channels, out, start, stop), len(pixels))
     return out
