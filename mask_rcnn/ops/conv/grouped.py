@@ -70,17 +70,17 @@ def convolve_transposed(
         pad: Zeros around the images.
         shape: Shape of the images, ``(C, N, H, W)``.
     """
-    images = np.empty(shape, gradients.dtype)
+    images = np.zeros(shape, gradients.dtype)
     weights = _split(W, groups).swapaxes(1, 2)
     for i, j in np.ndindex(stride, stride):
         # A pixel at the padded row p is in the window of output row r at the weights' row p - r * stride.
-        pixels = images[:, :, i::stride, j::stride]
         (top, first_row), (left, first_column) = divmod(i + pad, stride), divmod(j + pad, stride)
         taps = weights[..., first_row::stride, first_column::stride][..., ::-1, ::-1]
-        if taps.size == 0:
-            pixels[...] = 0
-        else:
+        pixels = images if stride == 1 else np.empty_like(images[:, :, i::stride, j::stride], order='C')
+        if taps.size > 0:
             _convolve(gradients, taps, 1, (taps.shape[3] - 1 - top, taps.shape[4] - 1 - left), pixels)
+            if stride > 1:
+                images[:, :, i::stride, j::stride] = pixels
     return images
 
 
@@ -115,20 +115,21 @@ def _split(W: np.ndarray, groups: int) -> np.ndarray:
 
 
 def _convolve(source, weights, stride, pad, y, bias=None, residual=None, relu=False) -> None:
-    """Write the convolution to ``y`` ``(O, N, oh, ow)``, which need not be contiguous.
+    """Write the convolution to ``y`` ``(O, N, oh, ow)``.
 
     Args:
         source: ``(S, N, H, W)``.
         weights: ``(groups, O / groups, S / groups, kh, kw)``.
         stride: Step of the windows in both directions.
         pad: Zeros above and on the left of ``source``.
-        y: Written.
+        y: Contiguous, written.
         bias: ``(O,)``, or ``None``.
         residual: ``(O, N, oh, ow)`` contiguous, or ``None``.
         relu: Whether to apply ReLU.
     """
     bias = np.zeros(len(y), y.dtype) if bias is None else np.ascontiguousarray(bias, y.dtype)
     residual = np.empty((*y.shape[:3], 0), y.dtype) if residual is None else residual
+    weights = np.ascontiguousarray(weights)
     groups, _, n_in, *kernel = weights.shape
     by_winograd = _should_use_winograd(kernel[0], stride, n_in, y.shape[2])
     if by_winograd:
@@ -159,7 +160,7 @@ def _pack(weights: np.ndarray) -> np.ndarray:
     groups, n_out, *shape = weights.shape
     if n_out % CHANNELS:
         weights = np.concatenate([weights, np.zeros((groups, -n_out % CHANNELS, *shape), weights.dtype)], axis=1)
-    return np.ascontiguousarray(weights.reshape(*weights.shape[:2], -1))
+    return weights.reshape(*weights.shape[:2], -1)
 
 
 def _transform_weights(weights: np.ndarray) -> np.ndarray:

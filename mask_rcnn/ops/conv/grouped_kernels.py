@@ -111,20 +111,18 @@ def store_row(sums, start, bias, residual, relu, lanes, y):
         y: 1-D, written.
     """
     lowest = y.dtype.type(0 if relu else -np.inf)
-    n_vectors = 0
-    if y.size >= lanes and y.strides[0] == y.itemsize:
-        n_vectors = (y.size + lanes - 1) // lanes
-    for k in range(n_vectors):
-        i = min(k * lanes, y.size - lanes)  # the last two vectors overlap
-        value = add(load(sums, start + i), fill(bias))
-        if residual.size > 0:
-            value = add(value, load(residual, i))
-        store(y, i, maximum(value, fill(lowest)))
-    if n_vectors == 0:
+    if y.size < lanes:
         for i in range(y.size):
             value = sums[start + i] + bias
             value = value + residual[i] if residual.size > 0 else value
             y[i] = lowest if value < lowest else value
+        return
+    for k in range(0, y.size, lanes):
+        i = min(k, y.size - lanes)  # the last two vectors overlap
+        vector = add(load(sums, start + i), fill(bias))
+        if residual.size > 0:
+            vector = add(vector, load(residual, i))
+        store(y, i, maximum(vector, fill(lowest)))
 
 
 @jit

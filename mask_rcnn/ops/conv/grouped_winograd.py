@@ -21,7 +21,7 @@ def transform_weights(weights, matrix, points, start, stop):
     """Write the transform of the columns of the filters of the groups ``start`` to ``stop``.
 
     Args:
-        weights: ``(groups, O, S, 3, kw)`` of any strides.
+        weights: ``(groups, O, S, 3, kw)``.
         matrix: :data:`~mask_rcnn.ops.conv.winograd_transforms.COLUMN_TRANSFORM`, of the type of the weights.
         points: ``(groups, 6, O or more, S, kw)``, written.
         start: First group.
@@ -135,22 +135,20 @@ def _store_output(m, start, bias, residual, relu, lanes, lines, y, top):
         top: First row.
     """
     width, rows = y.shape[1], min(OUT_TILE, y.shape[0] - top)
-    if rows == OUT_TILE and width >= lanes and y.strides[1] == y.itemsize:
+    if rows == OUT_TILE and width >= lanes:
         added, lowest = fill(bias), fill(y.dtype.type(0 if relu else -np.inf))
-        step = y.strides[0] // y.itemsize
         for k in range(0, width, lanes):
             k = min(k, width - lanes)  # the last two vectors overlap
             v0, v1, v2, v3 = _transform_output(m, start + k)
             v0, v1, v2, v3 = add(v0, added), add(v1, added), add(v2, added), add(v3, added)
+            i = top * width + k
             if residual.size > 0:
-                i = top * width + k
                 v0, v1 = add(v0, load(residual, i)), add(v1, load(residual, i + width))
                 v2, v3 = add(v2, load(residual, i + 2 * width)), add(v3, load(residual, i + 3 * width))
-            i = top * step + k
             store(y, i, maximum(v0, lowest))
-            store(y, i + step, maximum(v1, lowest))
-            store(y, i + 2 * step, maximum(v2, lowest))
-            store(y, i + 3 * step, maximum(v3, lowest))
+            store(y, i + width, maximum(v1, lowest))
+            store(y, i + 2 * width, maximum(v2, lowest))
+            store(y, i + 3 * width, maximum(v3, lowest))
         return
     step = lines.shape[1]
     for k in range(0, width, lanes):

@@ -1,0 +1,45 @@
+"""Vectors in compiled functions against NumPy."""
+
+import numpy as np
+import pytest
+
+from mask_rcnn.ops.runtime import vectors
+from mask_rcnn.ops.runtime.parallel import jit
+
+
+@jit
+def compute(values, factors, n, out):
+    a, b = vectors.load(values, 1), vectors.load(values, 1 + n)
+    vectors.store(out, 0, vectors.multiply_add(vectors.load(factors, 0), a, b))
+    vectors.store(out, n, vectors.add(a, b))
+    vectors.store(out, 2 * n, vectors.maximum(a, vectors.fill(values[0])))
+    vectors.store(out, 3 * n, vectors.even_lanes(a, b))
+    return vectors.sum_lanes(a)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_vectors_equal_numpy(rng, dtype):
+    n = vectors.lanes(dtype)
+    assert n * np.dtype(dtype).itemsize == vectors.VECTOR_BYTES
+    values, factors = rng.uniform(-1, 1, 1 + 2 * n).astype(dtype), rng.uniform(-1, 1, n).astype(dtype)
+    out = np.zeros((5, n), dtype)
+    total = compute(values, factors, n, out)
+    a, b = values[1 : n + 1], values[n + 1 :]
+    epsilon = np.finfo(dtype).eps
+    np.testing.assert_allclose(out[0], factors * a + b, rtol=0, atol=2 * epsilon)
+    np.testing.assert_array_equal(out[1], a + b)
+    np.testing.assert_array_equal(out[2], np.maximum(a, values[0]))
+    np.testing.assert_array_equal(out[3], values[1::2][:n])
+    assert not out[4].any()
+    halves = a
+    while len(halves) > 1:
+        halves = halves[: len(halves) // 2] + halves[len(halves) // 2 :]
+    assert dtype(total) == halves[0]
+
+
+def test_the_maximum_of_nan_is_nan():
+    values = np.full(1 + 2 * vectors.lanes('f'), np.nan, np.float32)
+    values[0] = 0
+    out = np.zeros((5, vectors.lanes('f')), np.float32)
+    compute(values, np.ones(vectors.lanes('f'), np.float32), vectors.lanes('f'), out)
+    assert np.isnan(out[2]).all()
