@@ -19,7 +19,7 @@ IMAGENET, COCO = 'imagenet', 'coco'
 #: The folder of the converters, in which the files are also searched.
 MODEL_FOLDER = pathlib.Path('modelfiles')
 
-#: Names of ResNet weights in order of preference; ``{depth}`` is 50 or 101.
+#: Names of ResNet weights in order of preference; ``{depth}`` is 50, 101 or 152.
 _IMAGENET_FILES = (
     'ResNet-{depth}-model.caffemodel',
     'R-{depth}.pkl',
@@ -33,6 +33,17 @@ _MOBILENET_FILES = ('mobilenet_v1_imagenet.npz',)
 _MOBILENET_SOURCE = 'https://github.com/tensorflow/models/blob/master/research/slim/nets/mobilenet_v1.md'
 _CAFFE_SOURCE = 'https://github.com/KaimingHe/deep-residual-networks'
 _DETECTRON_SOURCE = 'https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-{depth}.pkl'
+
+#: Detectron's ImageNet files of other backbones, and their addresses.
+_OTHER_IMAGENET_FILES = {
+    name: f'https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/{folder}/{name}.pkl'
+    for name, folder in (
+        ('X-101-32x8d', '20171220'),
+        ('X-101-64x4d', 'FBResNeXt'),
+        ('R-50-GN', '47261647'),
+        ('R-101-GN', '47592356'),
+    )
+}
 
 #: A model of Detectron's zoo (``MODEL_ZOO.md``, end-to-end Mask and Keypoint R-CNN): run, and prefix of the datasets.
 _ZOO_URL = (
@@ -72,7 +83,23 @@ def _zoo_model(kind: str, backbone: str, run: str, *more_names: str) -> _CocoMod
     return _CocoModel((f'{name}_d2c.npz', *more_names), url)
 
 
-#: Extractor and whether the network predicts keypoints -> its weights.
+#: The address of ``e2e_mask_rcnn_R-50-FPN_2x_gn``, which has another form than those of December 2017.
+_GN_URL = (
+    'https://dl.fbaipublicfiles.com/detectron/GN/48616381/04_2018_gn_baselines/'
+    'e2e_mask_rcnn_R-50-FPN_2x_gn_0416.13_23_38.bTlTI97Q/output/train/'
+    'coco_2014_train%3Acoco_2014_valminusminival/generalized_rcnn/model_final.pkl'
+)
+
+#: ResNeXt backbones, and their names in the zoo.
+_RESNEXTS = {
+    'resnext50_32x4d': 'X-50-32x4d',
+    'resnext101_32x8d': 'X-101-32x8d',
+    'resnext101_64x4d': 'X-101-64x4d',
+    'resnext152_32x8d': 'X-152-32x8d',
+}
+
+#: Extractor (or the name of a preset with group normalisation) and whether the network predicts keypoints -> its
+#: weights.
 _COCO_MODELS = {
     ('resnet50', False): _CocoModel(('e2e_mask_rcnn_R-50-C4_1x_d2c.npz', 'model_final.pkl'), DETECTRON_R50_C4_MASK),
     ('resnet101', False): _CocoModel(('e2e_mask_rcnn_R-101-C4_1x_d2c.npz',)),  # the zoo has no such model
@@ -80,6 +107,17 @@ _COCO_MODELS = {
     ('resnet101_fpn', False): _zoo_model(
         'mask', 'R-101-FPN', '35861795/02_31_37.KqyEK4tT', 'mask_rcnn_R-101-FPN_m2c.npz', _MATTERPORT_FILE
     ),
+    ('resnet152', False): _CocoModel(('e2e_mask_rcnn_R-152-C4_1x_d2c.npz',)),
+    ('resnet152_fpn', False): _CocoModel(('e2e_mask_rcnn_R-152-FPN_1x_d2c.npz',)),
+    **{
+        (f'{extractor}{suffix}', False): _CocoModel((f'e2e_mask_rcnn_{backbone}-{neck}_1x_d2c.npz',))
+        for extractor, backbone in _RESNEXTS.items()
+        for suffix, neck in (('', 'C4'), ('_fpn', 'FPN'))
+    },
+    ('resnext101_32x8d_fpn', False): _zoo_model('mask', 'X-101-32x8d-FPN', '36761843/06_35_59.RZotkLKI'),
+    ('resnext101_64x4d_fpn', False): _zoo_model('mask', 'X-101-64x4d-FPN', '36494496/07_50_11.fkwVtEvg'),
+    ('resnet50_fpn_gn', False): _CocoModel(('e2e_mask_rcnn_R-50-FPN-GN_1x_d2c.npz',), _GN_URL),
+    ('resnet101_fpn_gn', False): _CocoModel(('e2e_mask_rcnn_R-101-FPN-GN_1x_d2c.npz',)),
     ('resnet50_fpn', True): _zoo_model('keypoint', 'R-50-FPN', '37697547/08_42_54.kdzV35ao'),
     ('resnet101_fpn', True): _zoo_model('keypoint', 'R-101-FPN', '37697946/08_45_06.Y14KqbST'),
     ('mobilenet_v1_fpn', False): _CocoModel(
@@ -104,7 +142,7 @@ def find_pretrained(
             network trained on COCO, or a path.  The named weights are searched in
             ``~/.chainer/dataset/pfnet/chainer/models/``, where Chainer keeps its models (``$CHAINER_DATASET_ROOT``
             replaces ``~/.chainer/dataset`` if it is set), and in ``model_folder``.
-        extractor: One of :data:`mask_rcnn.config.EXTRACTORS`.
+        extractor: One of :data:`mask_rcnn.config.EXTRACTORS`, or such a name with ``_gn``.
         keypoints: Whether the network predicts keypoints; for ``'coco'``.
         model_folder: The folder of the converters.
 
@@ -144,7 +182,13 @@ def _imagenet_files(extractor: str) -> tuple[list[str], str]:
         return list(_MOBILENET_FILES), (
             f'put {_MOBILENET_FILES[0]} (the arrays of the checkpoint from {_MOBILENET_SOURCE}) there'
         )
-    depth = extractor.removeprefix('resnet').removesuffix('_fpn')
+    name = extractor.removesuffix('_gn').removesuffix('_fpn')
+    if name in _RESNEXTS or extractor.endswith('_gn'):
+        source = f'R-{name.removeprefix("resnet")}-GN' if extractor.endswith('_gn') else _RESNEXTS[name]
+        url = _OTHER_IMAGENET_FILES.get(source)
+        advice = f'put {source}.pkl (from {url}) there' if url else 'no such weights are published'
+        return [f'{source}.pkl', f'{source}_d2c.npz'], advice
+    depth = name.removeprefix('resnet')
     names = [name.format(depth=depth) for name in _IMAGENET_FILES]
     detectron = _DETECTRON_SOURCE.format(depth=depth)
     return names, f'put {names[0]} (from {_CAFFE_SOURCE}) or {names[1]} (from {detectron}) there'

@@ -2,13 +2,14 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from mask_rcnn.config import PRESETS, RESNET_BLOCKS, Config
+from mask_rcnn.config import DETECTRON, PRESETS, RESNET_BLOCKS, Config
 from mask_rcnn.weights import WeightFileError, formats, load_arrays
 from mask_rcnn.weights.converters import detectron, detectron_cfg
 from mask_rcnn.weights.readers import safe_pickle
@@ -18,18 +19,36 @@ from tests.support.weight_arrays import import_file, zeros
 # Networks of zeros: the shapes follow Detectron's definitions, and the small heads have values that identify each row.
 
 
-def resnet_shapes(n_res4):
-    shapes = {'conv1_w': (64, 3, 7, 7), 'res_conv1_bn_s': (64,), 'res_conv1_bn_b': (64,)}
+#: Blocks in res4, groups and channels of a group in res2, by Xie et al. 2017, table 1, and He et al. 2016, table 1.
+BACKBONES = {
+    'resnet50': (6, 1, 64),
+    'resnet101': (23, 1, 64),
+    'resnet152': (36, 1, 64),
+    'resnext50_32x4d': (6, 32, 4),
+    'resnext101_32x8d': (23, 32, 8),
+    'resnext101_64x4d': (23, 64, 4),
+    'resnext152_32x8d': (36, 32, 8),
+}
+
+
+def resnet_shapes(n_res4, groups=1, group_width=64, norm='bn'):
+    stem = 'conv1_gn' if norm == 'gn' else 'res_conv1_bn'
+    shapes = {'conv1_w': (64, 3, 7, 7), f'{stem}_s': (64,), f'{stem}_b': (64,)}
     width_in = 64
-    for stage, (count, width) in {2: (3, 64), 3: (4, 128), 4: (n_res4, 256), 5: (3, 512)}.items():
+    for stage, (count, factor) in {2: (3, 1), 3: (8 if n_res4 == 36 else 4, 2), 4: (n_res4, 4), 5: (3, 8)}.items():
+        width, out = groups * group_width * factor, 256 * factor
         for i in range(count):
-            convs = {'2a': (width, width_in, 1, 1), '2b': (width, width, 3, 3), '2c': (4 * width, width, 1, 1)}
+            convs = {
+                '2a': (width, width_in, 1, 1),
+                '2b': (width, group_width * factor, 3, 3),
+                '2c': (out, width, 1, 1),
+            }
             if i == 0:
-                convs['1'] = (4 * width, width_in, 1, 1)
+                convs['1'] = (out, width_in, 1, 1)
             for branch, shape in convs.items():
                 name = f'res{stage}_{i}_branch{branch}'
-                shapes |= {f'{name}_w': shape, f'{name}_bn_s': shape[:1], f'{name}_bn_b': shape[:1]}
-            width_in = 4 * width
+                shapes |= {f'{name}_w': shape, f'{name}_{norm}_s': shape[:1], f'{name}_{norm}_b': shape[:1]}
+            width_in = out
     return shapes
 
 
@@ -53,7 +72,11 @@ def fpn_shapes(n_classes, n_res4=6, heads=('mask',)):
     Layouts are (out, in, kh, kw) or (in, out, kh, kw).
     """
     layers = {'fpn_inner_res5_2_sum': (256, 2048, 1, 1), 'fpn_res5_2_sum': (256, 256, 3, 3)}
-    for name, width in ('res2_2', 256), ('res3_3', 512), (f'res4_{n_res4 - 1}', 1024):
+    for name, width in (
+        ('res2_2', 256),
+        ('res3_7' if n_res4 == 36 else 'res3_3', 512),
+        (f'res4_{n_res4 - 1}', 1024),
+    ):
         layers |= {f'fpn_inner_{name}_sum_lateral': (256, width, 1, 1), f'fpn_{name}_sum': (256, 256, 3, 3)}
     layers |= {
         'conv_rpn_fpn2': (256, 256, 3, 3),
@@ -79,13 +102,25 @@ def fpn_shapes(n_classes, n_res4=6, heads=('mask',)):
     )
 
 
-def model_blobs(n_classes=3, n_res4=6, **changes):
-    blobs = zeros(resnet_shapes(n_res4) | head_shapes(n_classes)) | changes
+def group_norm_shapes(n_classes):
+    """Return the shapes of R-50-FPN with group normalisation (``e2e_mask_rcnn_R-50-FPN_2x_gn.yaml``)."""
+    shapes = fpn_shapes(n_classes)
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith(('fpn_', '_[mask]', 'fc7'))}
+    normalised = {name: shape for name, shape in fpn_shapes(n_classes).items() if re.match(r'fpn_\w+_w$', name)}
+    normalised |= {f'{head}{i}_w': (256, 256, 3, 3) for i in range(1, 5) for head in ('head_conv', '_mask_fcn')}
+    for name, shape in normalised.items():
+        stem = name.removesuffix('_w')
+        shapes |= {name: shape, f'{stem}_gn_s': shape[:1], f'{stem}_gn_b': shape[:1]}
+    return resnet_shapes(6, norm='gn') | shapes
+
+
+def model_blobs(n_classes=3, n_res4=6, groups=1, group_width=64, **changes):
+    blobs = zeros(resnet_shapes(n_res4, groups, group_width) | head_shapes(n_classes)) | changes
     return {name: blob for name, blob in blobs.items() if blob is not None}
 
 
-def fpn_blobs(n_classes=3, n_res4=6, heads=('mask',), **changes):
-    blobs = zeros(resnet_shapes(n_res4) | fpn_shapes(n_classes, n_res4, heads)) | changes
+def fpn_blobs(n_classes=3, n_res4=6, heads=('mask',), groups=1, group_width=64, **changes):
+    blobs = zeros(resnet_shapes(n_res4, groups, group_width) | fpn_shapes(n_classes, n_res4, heads)) | changes
     return {name: blob for name, blob in blobs.items() if blob is not None}
 
 
@@ -136,12 +171,96 @@ def test_the_order_of_the_rows_of_the_heads(read):
     assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays.values())
 
 
-@pytest.mark.parametrize('extractor', RESNET_BLOCKS)
+@pytest.mark.parametrize('extractor', BACKBONES)
 def test_c4_models_fit_the_native_network(read, extractor):
-    n_res4 = RESNET_BLOCKS[extractor][2]
-    file = read({'blobs': model_blobs(4, n_res4)})
+    file = read({'blobs': model_blobs(4, *BACKBONES[extractor])})
     assert file.config == Config(extractor=extractor, n_fg_class=3)
+    assert set(file.report.taken) == set(model_blobs(4, *BACKBONES[extractor]))
+    if not extractor.startswith('resnext'):
+        load_arrays(constant_model(file.config), file.arrays, source='file')
+
+
+def test_every_backbone_has_a_test():
+    assert set(BACKBONES) == set(RESNET_BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ('extractor', 'cfg', 'in_3x3'),
+    [
+        ('resnext101_32x8d', None, True),
+        ('resnext101_64x4d', 'RESNETS: {NUM_GROUPS: 64, WIDTH_PER_GROUP: 4, STRIDE_1X1: false}', True),
+        ('resnext152_32x8d', 'RESNETS: {NUM_GROUPS: 32, WIDTH_PER_GROUP: 8, STRIDE_1X1: true}', False),
+        ('resnet152', 'RESNETS: {STRIDE_1X1: false}', True),
+        ('resnet101', 'RESNETS: {STRIDE_1X1: true}', False),
+    ],
+)
+def test_the_stride_of_fpn_models(read, extractor, cfg, in_3x3):
+    """The weights do not contain the place of the stride, but ``cfg`` does."""
+    n_res4, groups, width = BACKBONES[extractor]
+    blobs = fpn_blobs(4, n_res4, groups=groups, group_width=width)
+    file = read({'blobs': blobs} | ({} if cfg is None else {'cfg': cfg}))
+    assert file.config.extractor == f'{extractor}_fpn'
+    assert file.config.dialect == DETECTRON.replace(backbone={'stride_in_3x3': in_3x3})
+    assert set(file.report.taken) == set(blobs)
+    assert file.report.warnings == (() if cfg else ("the file has no 'cfg'; Detectron's defaults are used",))
+
+
+@pytest.mark.parametrize('fpn', [False, True])
+def test_faster_rcnn_has_no_masks(read, fpn):
+    blobs = fpn_blobs(4, heads=()) if fpn else model_blobs(4, mask_fcn_logits_w=None, mask_fcn_logits_b=None)
+    blobs = {name: blob for name, blob in blobs.items() if not name.startswith('conv5_mask')}
+    file = read({'blobs': blobs})
+    assert file.config == PRESETS['resnet50_fpn' if fpn else 'resnet50'].replace(n_fg_class=3, masks=False)
+    assert set(file.report.taken) == set(blobs) and not any(name.startswith('mask') for name in file.arrays)
+    name = 'R-50-FPN' if fpn else 'R-50-C4'
+    assert formats.default_name(file) == f'e2e_faster_rcnn_{name}_1x_d2c.npz'
     load_arrays(constant_model(file.config), file.arrays, source='file')
+
+
+def test_a_keypoint_model_with_a_resnext(read):
+    n_res4, groups, width = BACKBONES['resnext101_64x4d']
+    file = read({'blobs': fpn_blobs(2, n_res4, ('keypoint',), groups=groups, group_width=width)})
+    assert (file.config.n_keypoint, file.config.masks, file.class_names) == (17, False, ('person',))
+    assert formats.default_name(file) == 'e2e_keypoint_rcnn_X-101-64x4d-FPN_1x_d2c.npz'
+
+
+def test_group_normalisation(read):
+    """Each blob is filled with its index, which identifies it in the network."""
+    shapes = group_norm_shapes(4)
+    numbered = {name: np.broadcast_to(np.float32(i), shape) for i, (name, shape) in enumerate(shapes.items())}
+    file = read({'blobs': numbered, 'cfg': 'GROUP_NORM: {EPSILON: 2.0e-05, NUM_GROUPS: 16, DIM_PER_GP: -1}'})
+    expected = PRESETS['resnet50_fpn_gn']
+    assert file.config == expected.replace(
+        n_fg_class=3, dialect=expected.dialect.replace(backbone={'gn_groups': 16, 'gn_eps': 2e-5})
+    )
+    assert set(file.report.taken) == set(shapes)
+    for native, source in {
+        'extractor/body/conv1/norm/gamma': 'conv1_gn_s',
+        'extractor/body/res3/block0/shortcut/norm/beta': 'res3_0_branch1_gn_b',
+        'extractor/body/res5/block2/conv2/conv/W': 'res5_2_branch2b_w',
+        'extractor/lateral5/conv/W': 'fpn_inner_res5_2_sum_w',
+        'extractor/lateral3/norm/gamma': 'fpn_inner_res3_3_sum_lateral_gn_s',
+        'extractor/output2/norm/beta': 'fpn_res2_2_sum_gn_b',
+        'box_head/conv4/conv/W': 'head_conv4_w',
+        'box_head/conv1/norm/beta': 'head_conv1_gn_b',
+        'box_head/fc6/b': 'fc6_b',
+        'mask_head/conv2/conv/W': '_mask_fcn2_w',
+        'mask_head/conv3/norm/gamma': '_mask_fcn3_gn_s',
+        'mask_head/deconv/b': 'conv5_mask_b',
+    }.items():
+        np.testing.assert_array_equal(file.arrays[native], numbered[source], err_msg=native, strict=True)
+    assert not {'box_head/fc7/W', 'extractor/lateral2/conv/b', 'extractor/body/conv1/norm/avg_mean'} & set(file.arrays)
+    assert formats.default_name(file) == 'e2e_mask_rcnn_R-50-FPN-GN_1x_d2c.npz'
+
+
+def test_imagenet_files_of_other_backbones(read):
+    file = read({'blobs': zeros(resnet_shapes(*BACKBONES['resnext101_32x8d']))})
+    assert (file.kind, file.config.extractor) == ('backbone', 'resnext101_32x8d')
+    assert formats.default_name(file) == 'X-101-32x8d_d2c.npz'
+    file = read(zeros(resnet_shapes(6, norm='gn')))
+    assert (file.kind, file.config.norm) == ('backbone', 'gn')
+    assert formats.default_name(file) == 'R-50-GN_d2c.npz'
+    assert file.arrays['box_head/res5/block0/shortcut/norm/gamma'].shape == (2048,)
 
 
 def test_the_order_of_the_rows_of_the_heads_of_an_fpn_model(read):
@@ -249,20 +368,21 @@ def test_report(read):
     [
         (model_blobs(kps_score_w=np.zeros(1)), 'with a keypoint head but no FPN, which is not supported yet'),
         (fpn_blobs(retnet_cls_pred_fpn3_w=np.zeros(1)), 'with a RetinaNet head'),
-        (fpn_blobs(conv_rpn_fpn2_w=None), 'with no RPN'),
+        (fpn_blobs(conv_rpn_fpn2_w=None), r'with no RPN \(Fast R-CNN, which needs a file of proposals\)'),
         (fpn_blobs(cls_score_w=None), 'with no box head'),
-        (fpn_blobs(mask_fcn_logits_w=None), 'with no mask or keypoint head'),
+        (fpn_blobs(mask_fcn_logits_w=None), 'missing blobs: mask_fcn_logits_w'),
         (fpn_blobs(heads=('keypoint',), kps_score_lowres_w=None), 'missing blobs: kps_score_lowres_w'),
         (fpn_blobs(fc6_w=np.zeros((1024, 256 * 14 * 14), np.float32)), r'fc6_w is float32 \(1024, 50176\)'),
         (fpn_blobs(fpn_inner_res5_2_sum_w=None), 'missing blobs: fpn_inner_res5_2_sum_w'),
-        (model_blobs(res2_0_branch2b_w=np.zeros((256, 8, 3, 3))), 'with a ResNeXt backbone'),
-        (model_blobs(conv1_gn_s=np.zeros(64)), 'with group normalisation'),
+        (model_blobs(res2_0_branch2b_w=np.zeros((256, 8, 3, 3))), 'has a ResNeXt 32x8d and 6 blocks in res4'),
+        (model_blobs(res2_0_branch2b_w=np.zeros((128, 128, 3, 3))), 'has a ResNet with 128 channels in res2'),
+        (model_blobs(conv1_gn_s=np.zeros(64)), 'missing blobs: conv1_gn_b'),
         ({'_[mask]_res5_0_branch2a_w': np.zeros(1)} | model_blobs(), 'with a separate res5 for masks'),
         ({'conv1_1_w': np.zeros((64, 3, 3, 3))}, 'with a VGG backbone'),
-        (model_blobs(mask_fcn_logits_w=None), 'with no mask head'),
-        (model_blobs(cls_score_w=None, mask_fcn_logits_w=None), 'with no box head and no mask head'),
+        (model_blobs(mask_fcn_logits_w=None), 'missing blobs: mask_fcn_logits_w'),
+        (model_blobs(cls_score_w=None), r'with no box head \(a network of proposals only\)'),
         (model_blobs(conv_rpn_w=None), 'with no RPN'),
-        (model_blobs(n_res4=36), 'ResNet with 36 blocks in res4'),
+        (model_blobs(n_res4=35), 'ResNet with 64 channels in res2 and 35 blocks in res4'),
         ({}, 'not a Detectron weight file: the blobs of a ResNet'),
         (model_blobs(conv1_w=None), 'not a Detectron weight file'),
         (model_blobs(cls_score_w=np.zeros(3, np.float32)), r'cls_score_w has the shape \(3,\)'),
@@ -413,6 +533,11 @@ def test_unsupported_settings_are_warnings(text, warning):
     ('preset', 'text', 'warning'),
     [
         ('resnet50_fpn', 'FPN: {EXTRA_CONV_LEVELS: true}', 'FPN.EXTRA_CONV_LEVELS is True'),
+        ('resnet50_fpn', 'FPN: {USE_GN: true}', 'FPN.USE_GN is True, which is not supported; False is used'),
+        ('resnet50_fpn', 'RESNETS: {STRIDE_1X1: 1}', 'RESNETS.STRIDE_1X1 is 1'),
+        ('resnext101_32x8d_fpn', 'RESNETS: {NUM_GROUPS: 64}', 'RESNETS.NUM_GROUPS is 64, which is not supported; 32'),
+        ('resnet50_fpn_gn', 'RESNETS: {STEM_FUNC: basic_bn_stem}', 'RESNETS.STEM_FUNC is basic_bn_stem'),
+        ('resnet50_fpn_gn', 'GROUP_NORM: {DIM_PER_GP: 16}', 'GROUP_NORM.DIM_PER_GP is 16'),
         ('resnet50_fpn', 'FPN: {RPN_ANCHOR_START_SIZE: -1}', 'FPN.RPN_ANCHOR_START_SIZE is -1'),
         ('resnet50_fpn', 'MRCNN: {RESOLUTION: 14}', 'MRCNN.RESOLUTION is 14, which is not supported; 28 is used'),
         ('keypoint_resnet50_fpn', 'KRCNN: {HEATMAP_SIZE: 28}', 'KRCNN.HEATMAP_SIZE is 28'),
@@ -550,3 +675,23 @@ def test_a_small_file_through_the_unpickler(tmp_path):
     path.write_bytes(pickle.dumps({'blobs': {'conv1_1_w': np.zeros(3, np.float32)}, 'cfg': 'MODEL: {}'}, 4))
     with pytest.raises(WeightFileError, match='a VGG backbone'):
         detectron.read(path)
+
+
+@pytest.mark.parametrize(
+    ('name', 'preset', 'n_used'),
+    [
+        ('faster_R-50-FPN', 'resnet50_fpn', 189),
+        ('R-50-FPN_GN', 'resnet50_fpn_gn', 223),
+        pytest.param('X-101-32x8d-FPN', 'resnext101_32x8d_fpn', 354, marks=pytest.mark.slow),
+    ],
+)
+def test_golden_models_of_the_rest_of_the_zoo(read, golden, name, preset, n_used):
+    folder = golden / 'detectron_zoo'
+    recipe = folder / f'recipe_{name}_seed0.npz'
+    if not recipe.exists():
+        pytest.skip('the reference data have no such model')
+    blobs, meta = import_file(folder / 'detectron_zoo_weights.py').load(str(recipe), momentum=False)
+    file = read({'blobs': blobs, 'cfg': meta['cfg']})
+    assert file.config == PRESETS[preset].replace(masks=not name.startswith('faster'))
+    assert file.report.warnings == () and file.report.notes == () and file.report.assumptions == ()
+    assert len(file.report.taken) == n_used and set(file.report.taken) == {name for name, _ in meta['params']}

@@ -497,11 +497,39 @@ def test_imagenet_weights_are_found_in_order_of_preference(zoo):
     assert find_pretrained('imagenet', 'resnet101') == zoo / 'R-101.pkl'
 
 
+@pytest.mark.parametrize(
+    ('extractor', 'name', 'folder'),
+    [
+        ('resnext101_32x8d_fpn', 'X-101-32x8d', '20171220'),
+        ('resnext101_64x4d', 'X-101-64x4d', 'FBResNeXt'),
+        ('resnet50_fpn_gn', 'R-50-GN', '47261647'),
+        ('resnet101_fpn_gn', 'R-101-GN', '47592356'),
+    ],
+)
+def test_imagenet_weights_of_other_backbones(tmp_path, zoo, extractor, name, folder):
+    with pytest.raises(WeightFileError, match=f'/ImageNetPretrained/{folder}/{name}.pkl'):
+        find_pretrained('imagenet', extractor, model_folder=tmp_path)
+    (tmp_path / f'{name}_d2c.npz').touch()
+    assert find_pretrained('imagenet', extractor, model_folder=tmp_path) == tmp_path / f'{name}_d2c.npz'
+
+
+def test_no_imagenet_weights_of_a_backbone_are_published(tmp_path, zoo):
+    with pytest.raises(WeightFileError, match='resnext50_32x4d.*no such weights are published'):
+        find_pretrained('imagenet', 'resnext50_32x4d', model_folder=tmp_path)
+
+
 def test_a_path_is_returned_unchanged(tmp_path):
     (tmp_path / 'w.npz').touch()
     assert find_pretrained(str(tmp_path / 'w.npz')) == tmp_path / 'w.npz'
     with pytest.raises(WeightFileError, match='no.npz: No such file'):
         find_pretrained(tmp_path / 'no.npz')
+
+
+#: Presets of networks that Detectron's zoo does not have (or only with another ImageNet training).
+NOT_IN_THE_ZOO = {
+    *('resnet101', 'resnet152', 'resnet152_fpn', 'resnet101_fpn_gn', 'resnext50_32x4d', 'resnext50_32x4d_fpn'),
+    *('resnext101_32x8d', 'resnext101_64x4d', 'resnext152_32x8d', 'resnext152_32x8d_fpn'),
+}
 
 
 @pytest.mark.parametrize('preset', PRESETS)
@@ -510,22 +538,23 @@ def test_coco_weights_are_those_that_the_converter_writes(tmp_path, zoo, preset)
     config = PRESETS[preset]
     source = mindspore.FORMAT if preset.startswith('mobilenet') else detectron.FORMAT
     name = formats.default_name(SimpleNamespace(kind='model', config=config, format=source))
-    keypoints = config.n_keypoint > 0
+    keypoints, extractor = config.n_keypoint > 0, preset.removeprefix('keypoint_')
     with pytest.raises(WeightFileError, match=name.replace('.', r'\.')) as caught:
-        find_pretrained('coco', config.extractor, keypoints=keypoints, model_folder=tmp_path)
+        find_pretrained('coco', extractor, keypoints=keypoints, model_folder=tmp_path)
     message = str(caught.value)
     assert message.startswith(f'{tmp_path}: has no COCO weights for {config.extractor}') and '\n' not in message
     assert str(zoo) in message and '--pretrained FILE' in message
-    if preset == 'resnet101':  # not in the zoo
+    if preset in NOT_IN_THE_ZOO:
         assert 'https' not in message
     else:
         (url,) = re.findall(r'https://\S+', message)
         assert url.endswith('.ckpt' if source == mindspore.FORMAT else '/generalized_rcnn/model_final.pkl')
-        assert source == mindspore.FORMAT or name.removesuffix('_d2c.npz') in url
+        zoo_name = name.removesuffix('_d2c.npz').replace('-GN_1x', '_2x_gn')
+        assert source == mindspore.FORMAT or zoo_name in url
     (zoo / name).touch()
-    assert find_pretrained('coco', config.extractor, keypoints=keypoints, model_folder=tmp_path) == zoo / name
+    assert find_pretrained('coco', extractor, keypoints=keypoints, model_folder=tmp_path) == zoo / name
     (tmp_path / name).touch()
-    assert find_pretrained('coco', config.extractor, keypoints=keypoints, model_folder=tmp_path) == tmp_path / name
+    assert find_pretrained('coco', extractor, keypoints=keypoints, model_folder=tmp_path) == tmp_path / name
 
 
 def test_the_script_downloads_the_coco_weights_of_the_default_network(tmp_path, zoo):
