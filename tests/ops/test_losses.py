@@ -38,9 +38,9 @@ def run(backend, function, x, *arguments, layout='contiguous', factor=1.0, **opt
     return float(loss.array), backend.numpy(variable.grad).astype('f8')
 
 
-def assert_losses(found, expected, dtype, factor=1.0):
+def assert_losses(found, expected, dtype, factor=1.0, atol=1e-7):
     np.testing.assert_allclose(found[0], expected[0], rtol=5e-7)
-    np.testing.assert_allclose(found[1], factor * expected[1], rtol=1e-3 if dtype == np.float16 else 5e-6, atol=1e-7)
+    np.testing.assert_allclose(found[1], factor * expected[1], rtol=1e-3 if dtype == np.float16 else 5e-6, atol=atol)
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
@@ -62,7 +62,36 @@ def test_sigmoid_cross_entropy_of_selected_elements(backend, rng, dtype, shape, 
 
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('shape', SHAPES)
-@pytest.mark.parametrize('beta', [1 / 9, 1.0])
+def test_sigmoid_cross_entropy_of_soft_labels(backend, rng, dtype, shape):
+    """Labels from 0 to 1, both ends included; some are ignored."""
+    x = rng.normal(0, 4, shape).astype(dtype)
+    indices = some_pairs(rng, shape, 30)
+    labels = rng.uniform(0, 1, (30, *shape[2:])).astype('f')
+    labels[:3], labels[3:6], labels[6:9] = 0, 1, -1
+    weights = rng.uniform(0.5, 1.5, 30).astype('f')
+    found = run(backend, sigmoid_cross_entropy, x, indices, labels, weights, factor=8.0)
+    logits, soft = x[tuple(indices)].astype('f8'), labels.astype('f8')
+    counted = (labels >= 0) * weights.astype('f8').reshape(30, *[1] * (len(shape) - 2))
+    gradient = np.zeros(shape)
+    gradient[tuple(indices)] = counted * (1 / (1 + np.exp(-logits)) - soft)
+    loss = (counted * (soft * np.log1p(np.exp(-logits)) + (1 - soft) * np.log1p(np.exp(logits)))).sum()
+    assert_losses(found, (loss, gradient), dtype, 8.0, atol=2e-6)  # differences of almost equal probabilities
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_soft_labels_of_0_and_1_have_the_loss_of_hard_labels(backend, rng, dtype):
+    x = np.concatenate([rng.normal(0, 40, (3, 50)), [[-30000, -100, 100, 30000, 0] * 10]]).astype(dtype)
+    indices, weights = np.indices(x.shape, np.int32).reshape(2, -1), np.ones(x.size, 'f')
+    labels = rng.randint(-1, 2, x.size).astype('i')
+    hard = run(backend, sigmoid_cross_entropy, x, indices, labels, weights)
+    soft = run(backend, sigmoid_cross_entropy, x, indices, labels.astype('f'), weights)
+    np.testing.assert_allclose(soft[0], hard[0], rtol=2e-7)
+    np.testing.assert_allclose(soft[1], hard[1], rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('beta', [0.0, 1 / 9, 1.0])
 def test_smooth_l1_of_selected_elements(backend, rng, dtype, shape, beta):
     x = rng.normal(0, 1, shape).astype(dtype)
     indices = some_pairs(rng, shape, 30)
@@ -73,8 +102,9 @@ def test_smooth_l1_of_selected_elements(backend, rng, dtype, shape, beta):
     d = x[tuple(indices)].astype('f8') - targets
     factors = weights.astype('f8').reshape(30, *[1] * (len(shape) - 2))
     gradient = np.zeros(shape)
-    gradient[tuple(indices)] = factors * np.where(np.abs(d) < beta, d / beta, np.sign(d))
-    loss = (factors * np.where(np.abs(d) < beta, d * d / (2 * beta), np.abs(d) - beta / 2)).sum()
+    quotient = d / (beta or np.inf)  # no difference is less than 0
+    gradient[tuple(indices)] = factors * np.where(np.abs(d) < beta, quotient, np.sign(d))
+    loss = (factors * np.where(np.abs(d) < beta, d * quotient / 2, np.abs(d) - beta / 2)).sum()
     assert_losses(found, (loss, gradient), dtype, 8.0)
 
 
@@ -136,7 +166,9 @@ def test_nan_and_infinity_make_the_loss_non_finite(backend, dtype, value):
     indices, labels = np.array([[0, 1], [1, 2]], 'i'), np.array([0, 1], 'i')
     for loss, gradient in (
         run(backend, sigmoid_cross_entropy, x, indices, labels, weights),
+        run(backend, sigmoid_cross_entropy, x, indices, labels.astype('f'), weights),
         run(backend, smooth_l1, x, indices, weights, weights, beta=0.5),
+        run(backend, smooth_l1, x, indices, weights, weights, beta=0.0),
         run(backend, softmax_cross_entropy, x, labels, weights),
     ):
         assert not np.isfinite(loss)

@@ -28,18 +28,19 @@ def sigmoid_cross_entropy(
 ) -> chainer.Variable:
     """Return the weighted sum of the binary cross entropies of ``logits[indices[0], indices[1]]``.
 
-    This is Detectron's ``SigmoidCrossEntropyLoss``.  It has no second derivatives.
+    This is Detectron's ``SigmoidCrossEntropyLoss``, with soft labels that of PyTorch
+    (``binary_cross_entropy_with_logits``).  It has no second derivatives.
 
     Args:
         logits: ``(A, B, ...)`` floats; on a GPU float16 or float32.
         indices: ``(2, S)`` int32: the indices along the first two axes.  No two columns are equal.
-        labels: ``(S, ...)`` int32: 1, 0, or -1 for ignored elements.
+        labels: ``(S, ...)``: int32, 1 or 0; or float32 soft labels from 0 to 1.  Elements with -1 are ignored.
         weights: ``(S,)`` float32.
 
     Returns:
         chainer.Variable: A float32 scalar; on the CPU float64 for float64.
     """
-    return _SelectedLoss('sigmoid_cross_entropy', indices, labels, weights).apply((logits,))[0]
+    return _SelectedLoss(_cross_entropy_name(labels), indices, labels, weights).apply((logits,))[0]
 
 
 def smooth_l1(
@@ -48,14 +49,15 @@ def smooth_l1(
     """Return the weighted sum of smooth L1 losses of ``predicted[indices[0], indices[1]]``.
 
     The loss of an element is ``d * d / (2 * beta)`` where ``d < beta``, else ``d - beta / 2``; ``d`` is the absolute
-    difference from the target (Girshick 2015, equation 3; ``SmoothL1Loss``).  It has no second derivatives.
+    difference from the target (Girshick 2015, equation 3; ``SmoothL1Loss``).  Where ``beta`` and ``d`` are 0, so is the
+    gradient.  It has no second derivatives.
 
     Args:
         predicted: ``(A, B, ...)`` floats; on a GPU float16 or float32.
         indices: ``(2, S)`` int32: the indices along the first two axes.  No two columns are equal.
         targets: ``(S, ...)`` float32.
         weights: ``(S,)`` float32.
-        beta: Difference at which the loss becomes linear.
+        beta: Difference at which the loss becomes linear; 0 for the L1 loss.
 
     Returns:
         chainer.Variable: A float32 scalar; on the CPU float64 for float64.
@@ -74,7 +76,7 @@ def sigmoid_cross_entropies(logits: np.ndarray, indices: np.ndarray, labels: np.
     Returns:
         numpy.ndarray: ``(S, ...)`` floats; 0 for ignored elements.
     """
-    return _select_losses('sigmoid_cross_entropy', logits, indices, labels, 1.0)[0]
+    return _select_losses(_cross_entropy_name(labels), logits, indices, labels, 1.0)[0]
 
 
 def smooth_l1_losses(predicted: np.ndarray, indices: np.ndarray, targets: np.ndarray, *, beta: float) -> np.ndarray:
@@ -92,6 +94,11 @@ def smooth_l1_losses(predicted: np.ndarray, indices: np.ndarray, targets: np.nda
     return _select_losses('smooth_l1', predicted, indices, targets, beta)[0]
 
 
+def _cross_entropy_name(labels: Array) -> str:
+    """Return the name of the cross entropy of some labels."""
+    return 'soft_sigmoid_cross_entropy' if labels.dtype.kind == 'f' else 'sigmoid_cross_entropy'
+
+
 def _select_losses(
     name: str, x: np.ndarray, indices: np.ndarray, targets: np.ndarray, beta: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +113,7 @@ class _SelectedLoss(chainer.FunctionNode):
     The forward pass computes the gradient of each element as well, so that it retains neither input nor output.
 
     Args:
-        name: The name of the function of this module.
+        name: A name of :data:`_FUNCTIONS`, which is also that of the kernel.
         indices: ``(2, S)`` int32.
         targets: ``(S, ...)``: labels or targets.
         weights: ``(S,)`` float32.
@@ -185,15 +192,30 @@ def _binary_cross_entropies(x: np.ndarray, labels: np.ndarray, _: np.floating) -
     return losses, np.negative(gradients, out=gradients, where=labels == 1)
 
 
+def _soft_cross_entropies(x: np.ndarray, labels: np.ndarray, _: np.floating) -> tuple[np.ndarray, np.ndarray]:
+    """Return the loss and the gradient of each element; small ones of labels 0 and 1 suffer from no cancellation."""
+    labels = labels.astype(x.dtype, copy=False)
+    predicted, counted, e = x >= 0, (labels >= 0).astype(x.dtype), np.exp(-np.abs(x))
+    losses = (np.log1p(e) - x * (labels - predicted.astype(x.dtype))) * counted
+    gradients = np.where(predicted, (1 - labels) - labels * e, (1 - labels) * e - labels)
+    return losses, gradients * counted / (1 + e)
+
+
 def _smooth_l1_losses(x: np.ndarray, targets: np.ndarray, beta: np.floating) -> tuple[np.ndarray, np.ndarray]:
     """Return the loss and the gradient of each element."""
     differences = x - targets
     distances = np.abs(differences)
+    if beta == 0:
+        return distances, np.sign(differences)
     clipped = np.minimum(distances, beta)
     return clipped * (distances - clipped / 2) / beta, np.copysign(clipped, differences) / beta
 
 
-_FUNCTIONS = {'sigmoid_cross_entropy': _binary_cross_entropies, 'smooth_l1': _smooth_l1_losses}
+_FUNCTIONS = {
+    'sigmoid_cross_entropy': _binary_cross_entropies,
+    'soft_sigmoid_cross_entropy': _soft_cross_entropies,
+    'smooth_l1': _smooth_l1_losses,
+}
 
 
 def _as_dense(x: Array) -> tuple[Array, list[int]]:

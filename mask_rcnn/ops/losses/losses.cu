@@ -21,22 +21,44 @@ __device__ void store_sum(double value, double* partials, float* loss)
 }
 
 // Binary cross entropy; elements with a negative label are ignored.
-__device__ void evaluate(float x, int label, float, float& loss, float& gradient)
-{
-    const int predicted = x >= 0;
-    const float counted = label >= 0 ? 1.0f : 0.0f, e = expf(-fabsf(x));
-    loss = counted * (log1pf(e) - x * (label - predicted));
-    gradient = (predicted == label ? e : counted) / (1.0f + e) * (label == 1 ? -1.0f : 1.0f);
-}
+struct cross_entropy {
+    __device__ void operator()(float x, int label, float& loss, float& gradient) const
+    {
+        const int predicted = x >= 0;
+        const float counted = label >= 0 ? 1.0f : 0.0f, e = expf(-fabsf(x));
+        loss = counted * (log1pf(e) - x * (label - predicted));
+        gradient = (predicted == label ? e : counted) / (1.0f + e) * (label == 1 ? -1.0f : 1.0f);
+    }
+};
 
-// Smooth L1.  The comparisons keep NaN, which fminf and fmaxf would drop.
-__device__ void evaluate(float x, float target, float beta, float& loss, float& gradient)
-{
-    const float difference = x - target, distance = fabsf(difference);
-    const float clipped = distance > beta ? beta : distance;
-    loss = clipped * (distance - 0.5f * clipped) / beta;
-    gradient = (difference < 0 ? -clipped : clipped) / beta;
-}
+// The same with labels from 0 to 1; small gradients of labels 0 and 1 do not suffer from cancellation.
+struct soft_cross_entropy {
+    __device__ void operator()(float x, float label, float& loss, float& gradient) const
+    {
+        const bool predicted = x >= 0;
+        const float counted = label >= 0 ? 1.0f : 0.0f, e = expf(-fabsf(x));
+        loss = counted * (log1pf(e) - x * (label - (predicted ? 1.0f : 0.0f)));
+        gradient = counted * (predicted ? (1.0f - label) - label * e : (1.0f - label) * e - label) / (1.0f + e);
+    }
+};
+
+// Smooth L1, or L1 if beta is 0.  The comparisons keep NaN, which fminf and fmaxf would drop.
+struct smooth_l1_loss {
+    float beta;
+
+    __device__ void operator()(float x, float target, float& loss, float& gradient) const
+    {
+        const float difference = x - target, distance = fabsf(difference);
+        if (beta == 0) {
+            loss = distance;
+            gradient = difference > 0 ? 1.0f : difference < 0 ? -1.0f : difference;
+            return;
+        }
+        const float clipped = distance > beta ? beta : distance;
+        loss = clipped * (distance - 0.5f * clipped) / beta;
+        gradient = (difference < 0 ? -clipped : clipped) / beta;
+    }
+};
 
 // The n elements of vectors x[i][j] of n_values elements each.  "indices" are the indices i of all vectors, then j.
 struct selection {
@@ -51,15 +73,15 @@ struct selection {
     }
 };
 
-template <typename element, typename target>
-__device__ void sum_losses(const element* x, selection selected, const target* targets, const float* weights,
-                           float beta, float* gradients, double* partials, float* loss)
+template <typename function, typename element, typename target>
+__device__ void sum_losses(function evaluate, const element* x, selection selected, const target* targets,
+                           const float* weights, float* gradients, double* partials, float* loss)
 {
     double sum = 0;
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < selected.n; i += gridDim.x * THREADS) {
         const float weight = weights[i / selected.n_values];
         float value, gradient;
-        evaluate(load(x[selected.position(i)]), targets[i], beta, value, gradient);
+        evaluate(load(x[selected.position(i)]), targets[i], value, gradient);
         sum += weight * value;
         gradients[i] = weight * gradient;
     }
@@ -71,8 +93,8 @@ extern "C" __global__ void sigmoid_cross_entropy(
     long long stride, const int* targets, const float* weights, float beta, float* gradients, double* partials,
     float* loss)
 {
-    sum_losses(x, selection{indices, n, n_values, stride_0, stride_1, stride}, targets, weights, beta,
-               gradients, partials, loss);
+    sum_losses(cross_entropy(), x, selection{indices, n, n_values, stride_0, stride_1, stride}, targets,
+               weights, gradients, partials, loss);
 }
 
 extern "C" __global__ void sigmoid_cross_entropy_half(
@@ -80,8 +102,26 @@ extern "C" __global__ void sigmoid_cross_entropy_half(
     long long stride, const int* targets, const float* weights, float beta, float* gradients, double* partials,
     float* loss)
 {
-    sum_losses((const half_bits*)x, selection{indices, n, n_values, stride_0, stride_1, stride}, targets, weights, beta,
-               gradients, partials, loss);
+    sum_losses(cross_entropy(), (const half_bits*)x, selection{indices, n, n_values, stride_0, stride_1, stride}, targets,
+               weights, gradients, partials, loss);
+}
+
+extern "C" __global__ void soft_sigmoid_cross_entropy(
+    const float* x, const int* indices, int n, int n_values, long long stride_0, long long stride_1,
+    long long stride, const float* targets, const float* weights, float beta, float* gradients, double* partials,
+    float* loss)
+{
+    sum_losses(soft_cross_entropy(), x, selection{indices, n, n_values, stride_0, stride_1, stride}, targets,
+               weights, gradients, partials, loss);
+}
+
+extern "C" __global__ void soft_sigmoid_cross_entropy_half(
+    const unsigned short* x, const int* indices, int n, int n_values, long long stride_0, long long stride_1,
+    long long stride, const float* targets, const float* weights, float beta, float* gradients, double* partials,
+    float* loss)
+{
+    sum_losses(soft_cross_entropy(), (const half_bits*)x, selection{indices, n, n_values, stride_0, stride_1, stride}, targets,
+               weights, gradients, partials, loss);
 }
 
 extern "C" __global__ void smooth_l1(
@@ -89,8 +129,8 @@ extern "C" __global__ void smooth_l1(
     long long stride, const float* targets, const float* weights, float beta, float* gradients, double* partials,
     float* loss)
 {
-    sum_losses(x, selection{indices, n, n_values, stride_0, stride_1, stride}, targets, weights, beta,
-               gradients, partials, loss);
+    sum_losses(smooth_l1_loss{beta}, x, selection{indices, n, n_values, stride_0, stride_1, stride}, targets,
+               weights, gradients, partials, loss);
 }
 
 extern "C" __global__ void smooth_l1_half(
@@ -98,8 +138,8 @@ extern "C" __global__ void smooth_l1_half(
     long long stride, const float* targets, const float* weights, float beta, float* gradients, double* partials,
     float* loss)
 {
-    sum_losses((const half_bits*)x, selection{indices, n, n_values, stride_0, stride_1, stride}, targets, weights, beta,
-               gradients, partials, loss);
+    sum_losses(smooth_l1_loss{beta}, (const half_bits*)x, selection{indices, n, n_values, stride_0, stride_1, stride}, targets,
+               weights, gradients, partials, loss);
 }
 
 // Write the gradients, multiplied by that of the loss, to the selected elements.
